@@ -1,0 +1,70 @@
+# The stages' targets call the command's verbs and nothing else; `make help` lists them.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+MANIFEST ?=
+CACHE    ?= caches/default
+RUNS     ?= runs
+RECIPE   ?=
+DEMO     ?= demo
+KIND     ?= folder
+ARGS     ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo manifest extract graphs verify train evaluate test test-slow lint format bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv with everything the project needs (done by the other targets when missing)
+
+$(READY): setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "vidgraph needs Python 3.10 or newer, this is " + sys.version.split()[0] + "; say make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(READY) ## all stages on generated digit videos: DEMO=folder ARGS=...
+	$(BIN)/vidgraph demo --out $(DEMO) $(ARGS)
+
+manifest: $(READY) ## KIND=folder MANIFEST=out.csv ARGS="FOLDER ..."
+	$(BIN)/vidgraph manifest $(KIND) --out $(MANIFEST) $(ARGS)
+
+extract: $(READY) ## stage one: MANIFEST=... CACHE=... ARGS=...
+	$(BIN)/vidgraph extract --manifest $(MANIFEST) --cache $(CACHE) $(ARGS)
+
+graphs: $(READY) ## stage two: CACHE=... ARGS=...
+	$(BIN)/vidgraph graphs --cache $(CACHE) $(ARGS)
+
+verify: $(READY) ## check a cache: CACHE=... ARGS=...
+	$(BIN)/vidgraph verify --cache $(CACHE) $(ARGS)
+
+train: $(READY) ## stage three: RECIPE=... CACHE=... RUNS=... ARGS=...
+	$(BIN)/vidgraph train $(RECIPE) --cache $(CACHE) --runs $(RUNS) $(ARGS)
+
+evaluate: $(READY) ## RUN=run folder CACHE=... ARGS=...
+	$(BIN)/vidgraph evaluate $(RUN) --cache $(CACHE) $(ARGS)
+
+test: $(READY) ## the tests that every change must pass
+	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+test-slow: $(READY) ## all tests, the slow ones too
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(READY) ## ruff, as linter and as formatter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY) ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## every benchmark, each a table and a JSON file
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
+
+clean: ## remove what the targets made, but neither .venv nor caches
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Stage three: relational heads, trained from the cache."""

@@ -1,0 +1,1 @@
+"""Recipes: TOML files found by name."""

@@ -1,0 +1,1 @@
+"""Stages one and two: videos become cached tensors, cached boxes become graphs."""
