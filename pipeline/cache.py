@@ -1,0 +1,328 @@
+"""Opens a cache, joins the files of its stages, and serves single views and batches.
+
+What exists, and in which shape, is read from the shards' statistics files; an HDF5 file is opened when a row of it is asked
+for, once per process. A view that is not compressed is read straight from its place in the file, which HDF5 is asked for once.
+"""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from pipeline.folder import CacheError, Shards, check_manifest_copy, create_cache, read_cache_json
+from pipeline.manifest import Manifest, read_manifest
+from pipeline.sealed import Damaged, read_json
+from pipeline.shards import done_marker
+from pipeline.tensors import FIELDS, GROUPS
+
+__all__ = ["Cache", "CacheError", "Damaged", "Group", "ShardFile", "create_cache", "made_from"]
+
+STAGES = ("features", "graphs")
+OPEN_FILES = 256  # shards that a process keeps open; the usual limit of a process is 1,024 files
+
+
+class ShardFile:
+    """One HDF5 file, open for reading in one process; record: its statistics. OSError if it cannot be opened."""
+
+    def __init__(self, path: Path, record: dict):
+        if record["compression"] == "zstd":
+            import hdf5plugin  # noqa: F401  (registers the filter)
+        self.path, self.record = path, record
+        self._fd = os.open(path, os.O_RDONLY)
+        self._packed: h5py.File | None = None
+        self._places: dict[tuple[str, str], tuple[np.ndarray | None, int]] = {}
+
+    def __del__(self) -> None:
+        if hasattr(self, "_fd"):
+            os.close(self._fd)
+
+    def places(self, group: str, field: str) -> tuple[np.ndarray | None, int]:
+        """Where the rows of a field lie: int64 [R] offsets in bytes (-1: never written), and a row's size in bytes.
+
+        None instead of offsets where a filter other than the checksum has to run.
+        """
+        key = group, field
+        if key not in self._places:
+            with h5py.File(self.path, "r", locking=False) as file:
+                self._places[key] = _places(file[group][field])
+        return self._places[key]
+
+    def read(self, group: str, field: str, row: int, out: np.ndarray) -> None:
+        """Reads a row into `out` (C-contiguous, of the stored dtype and size); NaN or 0 if it was never written.
+
+        Damaged if the file ends early; the checksum is looked at only where a compression filter runs (`verify` checks all).
+        """
+        places, size = self.places(group, field)
+        if places is None:
+            if self._packed is None:
+                self._packed = h5py.File(self.path, "r", locking=False)
+            out[...] = self._packed[group][field][row]
+        elif places[row] < 0:
+            out[...] = np.nan if out.dtype.kind == "f" else 0
+        elif os.preadv(self._fd, [out.reshape(-1).view(np.uint8)], places[row]) != size:
+            raise Damaged(f"{self.path}: ends within {group} row {row} of {field}; run `vidgraph verify`")
+
+    def announce(self, group: str, field: str, rows: Iterable[int]) -> None:
+        """Tells the system that these rows are about to be read, so that the disk works on all of them at once."""
+        places, size = self.places(group, field)
+        if places is not None:
+            for place in places[list(rows)].tolist():
+                if place >= 0:
+                    os.posix_fadvise(self._fd, place, size, os.POSIX_FADV_WILLNEED)
+
+
+def _places(dataset: h5py.Dataset) -> tuple[np.ndarray | None, int]:
+    size = int(np.prod(dataset.shape[1:], dtype=np.int64)) * dataset.dtype.itemsize
+    filters = dataset.id.get_create_plist()
+    if filters.get_nfilters() != 1 or filters.get_filter(0)[0] != h5py.h5z.FILTER_FLETCHER32:
+        return None, size
+    places = np.full(len(dataset), -1, np.int64)
+
+    def note(chunk: h5py.h5d.StoreInfo) -> None:
+        places[chunk.chunk_offset[0]] = chunk.byte_offset
+
+    dataset.id.chunk_iter(note)
+    return places, size
+
+
+class _Files:
+    """The files that this process has open, the least recently used closed first; none after a fork, or in a copy."""
+
+    def __init__(self) -> None:
+        self._pid, self._lock, self._open = os.getpid(), threading.Lock(), OrderedDict()
+
+    def __getstate__(self) -> dict:
+        return {}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__()
+
+    def get(self, path: Path, record: dict) -> ShardFile:
+        if self._pid != os.getpid():
+            self.__init__()
+        with self._lock:
+            file = self._open.get(path) or ShardFile(path, record)
+            self._open[path] = file
+            self._open.move_to_end(path)
+            if len(self._open) > OPEN_FILES:  # who still reads from the oldest holds a reference, which keeps it open
+                self._open.popitem(last=False)
+            return file
+
+
+class Cache:
+    """A cache folder, read-only; cheap to open, picklable, and usable in forked and spawned workers.
+
+    `config` and `fingerprint` say what was extracted, `shards` is the plan; `cache["train"]` is a Group. It knows the shards
+    that were complete when it was first asked about them. CacheError if there is no cache, or its FORMAT is another; Damaged if
+    cache.json or the copy of the manifest has changed.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.record = read_cache_json(self.path)
+        check_manifest_copy(self.path, self.record)
+        self.config: dict = self.record["config"]
+        self.fingerprint: str = self.record["fingerprint"]
+        self.files = _Files()
+        self._groups: dict[str, Group] = {}
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The manifest as it was when the cache was made; the labels of another one may be newer."""
+        return read_manifest(self.path / "manifest.csv", self.record["manifest"]["root"])
+
+    @cached_property
+    def shards(self) -> Shards:
+        """Which shard holds which clips, and where its files lie."""
+        return Shards(self.path, self.fingerprint, self.manifest, self.record["per_shard"])
+
+    @cached_property
+    def records(self) -> dict[str, dict[int, dict]]:
+        """stage -> shard -> statistics, of complete shards; without graphs whose features were written again since."""
+        features, graphs = (self._read_records(stage) for stage in STAGES)
+        fresh = {shard: graph for shard, graph in graphs.items() if shard in features and made_from(graph, features[shard])}
+        return {"features": features, "graphs": fresh}
+
+    def _read_records(self, stage: str) -> dict[int, dict]:
+        done = (shard for shard in range(len(self.shards)) if self.shards.done(shard, stage))
+        return {shard: read_json(done_marker(self.shards.path(shard, stage))) for shard in done}
+
+    @property
+    def missing(self) -> list[int]:
+        """The shards whose features are not complete."""
+        return [shard for shard in range(len(self.shards)) if shard not in self.records["features"]]
+
+    @property
+    def failures(self) -> list[dict]:
+        """The failed clips' records (clip, error, message, seconds) of every complete shard."""
+        return [failure for record in self.records["features"].values() for failure in record.get("failures", ())]
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups that the complete shards hold: train, test, or both."""
+        return tuple(g for g in GROUPS if any(g in record["groups"] for record in self.records["features"].values()))
+
+    @property
+    def stages(self) -> dict[str, tuple[str, ...]]:
+        """Which stage holds which fields, in any group of any shard."""
+        held = {}
+        for stage, records in self.records.items():
+            groups = [group for record in records.values() for group in record["groups"].values()]
+            held[stage] = _in_order({name for group in groups for name in group["fields"]})
+        return held
+
+    def __getitem__(self, group: str) -> "Group":
+        if group not in self.groups:
+            there = ", ".join(self.groups) or "nothing yet"
+            raise CacheError(
+                f"{self.path}: no group {group!r} (it holds {there}); extract with --train-views or --test-clips from 1"
+            )
+        if group not in self._groups:
+            self._groups[group] = Group(self, group)
+        return self._groups[group]
+
+
+class Group:
+    """The views of one group, over all shards; row r is the same view in every stage, and a clip's views are neighbours.
+
+    `clips` (ids) and `views` (numbers) by row; `present` bool [R]: its shard is complete; `ok` bool [R]: it was extracted;
+    `fields`: the names that every complete shard holds.
+    """
+
+    def __init__(self, cache: Cache, name: str):
+        self.cache, self.name = cache, name
+        self.per_clip = self._views_per_clip()
+        clips = cache.manifest.clips
+        self.clips = [clip.clip for clip in clips for _ in range(self.per_clip)]
+        self.views = np.tile(np.arange(self.per_clip, dtype=np.int32), len(clips))
+        self._starts = np.array([r.start * self.per_clip for r in cache.shards.ranges], np.int64)
+        self.present, self.ok = np.zeros(len(self), bool), np.zeros(len(self), bool)
+        for shard, record in cache.records["features"].items():
+            here = self._starts[shard] + np.arange(record["groups"][name]["rows"])
+            self.present[here] = self.ok[here] = True
+            self.ok[here[record["groups"][name]["absent"]]] = False
+        self._described = self._describe()
+        self.fields = _in_order(self._described)
+
+    def _views_per_clip(self) -> int:
+        counts = set()
+        for shard, record in self.cache.records["features"].items():
+            rows = record["groups"][self.name]["rows"] if self.name in record["groups"] else 0
+            counts.add(rows / len(self.cache.shards.ranges[shard]))
+        if len(counts) != 1 or not (count := counts.pop()).is_integer():
+            raise Damaged(f"{self.cache.path} {self.name}: shards differ in views per clip; run `vidgraph verify`")
+        return int(count)
+
+    def _describe(self) -> dict[str, tuple[str, tuple[int, ...], np.dtype]]:
+        """field -> (stage, shape of a view padded to the widest shard, dtype), of what every complete shard holds."""
+        described = {}
+        for stage, records in self.cache.records.items():
+            tables = [record["groups"][self.name]["fields"] for record in records.values()]
+            if len(tables) < len(self.cache.records["features"]):
+                continue
+            for name in set(tables[0]).intersection(*tables[1:]):
+                shapes = {tuple(table[name]["shape"]) for table in tables}
+                dtypes = {table[name]["dtype"] for table in tables}
+                fixed = {shape[:2] if len(shape) == 4 else shape for shape in shapes}  # only a map's h and w may vary
+                if len(dtypes) > 1 or len(fixed) > 1:
+                    raise Damaged(f"{self.cache.path} {self.name}: shards differ in the size of {name}; run `vidgraph verify`")
+                widest = tuple(map(max, zip(*shapes, strict=True)))
+                described[name] = stage, widest, np.dtype(dtypes.pop()).newbyteorder("<")
+        return described
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def shape(self, field: str) -> tuple[int, ...]:
+        """The shape of a view's tensor, without R. Maps are padded to the widest shard with zeros; `grid` has the true size."""
+        return self._field(field)[1]
+
+    def dtype(self, field: str) -> np.dtype:
+        """The dtype, as stored."""
+        return self._field(field)[2]
+
+    def rows_of(self, clip: str) -> range:
+        """The rows of a clip's views. CacheError for an id that the manifest does not have."""
+        if clip not in self._positions:
+            raise CacheError(f"{self.cache.path}: no clip {clip!r} in its manifest")
+        first = self._positions[clip] * self.per_clip
+        return range(first, first + self.per_clip)
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {clip.clip: clip.position for clip in self.cache.manifest.clips}
+
+    def _field(self, name: str) -> tuple[str, tuple[int, ...], np.dtype]:
+        if name not in self._described:
+            where = f"{self.cache.path} {self.name}: no {name} (it holds {', '.join(self.fields)})"
+            if name in FIELDS and FIELDS[name].stage == "graphs":
+                raise CacheError(f"{where} for all its shards as they are now; run `vidgraph graphs --cache {self.cache.path}`")
+            raise CacheError(f"{where}; extract into another folder with --keep {name}")
+        return self._described[name]
+
+    def view(self, row: int) -> dict[str, np.ndarray]:
+        """Every field of one view, in the shape that `shape` gives. Errors as for `batch`."""
+        return {name: values[0] for name, values in self.batch([row]).items()}
+
+    def batch(self, rows: Sequence[int], fields: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """field -> [B, *shape(field)] of the rows, in the order asked; a row may be asked for more than once.
+
+        Reads in the order of the files. IndexError for a row out of range; CacheError for a field that is not there, or a row
+        that was not extracted.
+        """
+        rows = np.asarray(rows, np.int64).reshape(-1)
+        self._require_ok(rows)
+        names = self.fields if fields is None else fields
+        out = {name: np.empty((len(rows), *self.shape(name)), self.dtype(name)) for name in names}
+        order = np.argsort(rows, kind="stable")
+        shards = np.searchsorted(self._starts, rows[order], side="right") - 1
+        for shard in np.unique(shards).tolist():
+            targets = order[shards == shard]
+            for name, values in out.items():
+                self._read(shard, name, rows[targets] - self._starts[shard], targets, values)
+        return out
+
+    def _read(self, shard: int, name: str, local: np.ndarray, targets: np.ndarray, out: np.ndarray) -> None:
+        """Rows `local` (ascending) of a shard into out[targets]."""
+        stage = self._described[name][0]
+        record = self.cache.records[stage][shard]
+        file = self.cache.files.get(self.cache.shards.path(shard, stage), record)
+        stored = tuple(record["groups"][self.name]["fields"][name]["shape"])
+        file.announce(self.name, name, local)
+        for k, (row, target) in enumerate(zip(local.tolist(), targets.tolist(), strict=True)):
+            if k and row == local[k - 1]:
+                out[target] = out[targets[k - 1]]
+            elif stored == out.shape[1:]:
+                file.read(self.name, name, row, out[target : target + 1])
+            else:
+                narrow = np.empty(stored, out.dtype)
+                file.read(self.name, name, row, narrow)
+                out[target] = 0
+                out[target][tuple(map(slice, stored))] = narrow
+
+    def _require_ok(self, rows: np.ndarray) -> None:
+        if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"{self.cache.path} {self.name}: rows {rows.min()} to {rows.max()}, expected 0 to {len(self) - 1}")
+        if self.ok[rows].all():
+            return
+        row = rows[~self.ok[rows]][0]
+        verb, why = (
+            ("repair", "failed in extraction") if self.present[row] else ("extract", "lies in a shard that is not there")
+        )
+        clip = f"{self.cache.path} {self.name}: row {row} (clip {self.clips[row]}, view {self.views[row]})"
+        raise CacheError(f"{clip} {why}; ask for rows where `ok`, or run `vidgraph {verb} --cache {self.cache.path}`")
+
+
+def made_from(graphs: dict, features: dict) -> bool:
+    """Whether a shard's graphs were computed from its features as they are now, by the two statistics."""
+    return graphs["attrs"].get("source_sha256") == features["sha256"]
+
+
+def _in_order(names: Iterable[str]) -> tuple[str, ...]:
+    known = list(FIELDS)
+    return tuple(sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name)))

@@ -1,0 +1,144 @@
+"""The cache folder before any shard: cache.json, the copy of the manifest, and which shard holds which clips."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from pipeline.manifest import Clip, Manifest, read_manifest, shard_ranges
+from pipeline.sealed import Damaged, complete, part_of, read_json, sha256_of, write_json
+from pipeline.shards import done_marker
+from pipeline.tensors import FORMAT
+
+
+class CacheError(ValueError):
+    """A cache is not there, is not what was asked for, or lacks what was asked of it."""
+
+
+class Shards:
+    """The shards of a cache: `len`, the clips of each, and where each stage's file lies."""
+
+    def __init__(self, folder: Path, fingerprint: str, manifest: Manifest, per_shard: int):
+        self.folder, self.fingerprint, self.manifest = folder, fingerprint, manifest
+        self.ranges = shard_ranges(len(manifest.clips), per_shard)
+
+    def __len__(self) -> int:
+        return len(self.ranges)
+
+    def clips(self, shard: int) -> tuple[Clip, ...]:
+        """The clips of a shard, in the order of its rows."""
+        return self.manifest.clips[self.ranges[shard].start : self.ranges[shard].stop]
+
+    def path(self, shard: int, stage: str = "features") -> Path:
+        """The HDF5 file of a shard."""
+        return self.folder / stage / f"{shard:05d}.h5"
+
+    def done(self, shard: int, stage: str = "features") -> bool:
+        """Whether a shard is complete."""
+        return done_marker(self.path(shard, stage)).exists()
+
+    def attrs(self, shard: int) -> dict[str, str | int]:
+        """What every file of a shard carries to say where it belongs."""
+        return {"fingerprint": self.fingerprint, "shard": shard}
+
+
+def create_cache(path: str | Path, config: dict, manifest: Manifest, per_shard: int) -> Shards:
+    """Makes the cache folder, or checks that the one there was made with the same config and clips; returns its plan.
+
+    config: all that determines the stored values, as JSON can hold it. A cache that is there keeps its `per_shard` and its copy
+    of the manifest: labels, splits and the videos' folder may differ. CacheError names the keys that differ, or the first clip.
+    """
+    folder = Path(path)
+    config = json.loads(_canonical(config))
+    fingerprint = hashlib.sha256(_canonical({"format": FORMAT, "config": config, "clips": _identity(manifest)})).hexdigest()
+    if (folder / "cache.json").exists():
+        _require_same(folder, config, manifest, fingerprint)
+        return Shards(folder, fingerprint, manifest, read_cache_json(folder)["per_shard"])
+    claim = str(os.getpid())
+    plan = Shards(folder, fingerprint, manifest, per_shard)
+    folder.mkdir(parents=True, exist_ok=True)
+    part = part_of(folder / "manifest.csv", claim)
+    try:
+        shutil.copyfile(manifest.path, part)
+        if sha256_of(part) != manifest.sha256:
+            raise CacheError(f"{manifest.path}: changed since it was read; start again")
+        complete(part, folder / "manifest.csv")
+    finally:
+        part.unlink(missing_ok=True)
+    record = {
+        "format": FORMAT,
+        "config": config,
+        "fingerprint": fingerprint,
+        "manifest": {"sha256": manifest.sha256, "root": _root_as_spelled(manifest)},
+        "per_shard": per_shard,
+    }
+    write_json(folder / "cache.json", record, claim)
+    return plan
+
+
+def read_cache_json(folder: Path) -> dict:
+    """cache.json as written by `create_cache`. CacheError if there is none, or its FORMAT is another; Damaged if it changed."""
+    if not (folder / "cache.json").is_file():
+        raise CacheError(f"{folder}: no cache here (no cache.json); expected a folder that `vidgraph extract --cache` made")
+    record = read_json(folder / "cache.json")
+    if record["format"] != FORMAT:
+        raise CacheError(
+            f"{folder}: format {record['format']}, this version reads {FORMAT}; extract again, or use that version"
+        )
+    return record
+
+
+def read_manifest_copy(folder: Path, record: dict) -> Manifest:
+    """The cache's own manifest; record: its cache.json. CacheError if it is not there, Damaged if it has changed."""
+    path = folder / "manifest.csv"
+    check_manifest_copy(folder, record)
+    return read_manifest(path, record["manifest"]["root"])
+
+
+def check_manifest_copy(folder: Path, record: dict) -> None:
+    """Compares the copy's sha256 alone, without reading its rows."""
+    path = folder / "manifest.csv"
+    if not path.is_file():
+        raise CacheError(f"{path}: missing; put the manifest there that the cache was made from")
+    if sha256_of(path) != record["manifest"]["sha256"]:
+        raise Damaged(f"{path}: changed since the cache was made; put the manifest there that it was made from")
+
+
+def _require_same(folder: Path, config: dict, manifest: Manifest, fingerprint: str) -> None:
+    record = read_cache_json(folder)
+    if record["fingerprint"] == fingerprint:
+        return check_manifest_copy(folder, record)
+    made, asked = _flat(record["config"]), _flat(config)
+    if differ := [key for key in sorted({*made, *asked}) if made.get(key) != asked.get(key)]:
+        was, now = (", ".join(f"{key}={flat.get(key, 'none')}" for key in differ) for flat in (made, asked))
+        advice = "Point --cache at another folder, or pass the same options"
+        raise CacheError(f"{folder}: written with {was}; asked for {now}. {advice}")
+    rows = _identity(read_manifest_copy(folder, record)), _identity(manifest)
+    k = next((k for k, (a, b) in enumerate(zip(*rows, strict=False)) if a != b), min(map(len, rows)))
+    was, now = (f"clip {row[k][0]}, seconds {row[k][1]} to {row[k][2]}" if k < len(row) else "no clip" for row in rows)
+    advice = "Point --cache at another folder, or pass the same manifest"
+    raise CacheError(f"{folder}: row {k + 1} of its manifest is {was}; of {manifest.path} it is {now}. {advice}")
+
+
+def _root_as_spelled(manifest: Manifest) -> str:
+    """The root with the links that absolute paths in the manifest may go through, where they can be known."""
+    given = manifest.path.parent
+    return os.path.abspath(given) if given.resolve() == manifest.root else str(manifest.root)
+
+
+def _identity(manifest: Manifest) -> list[list]:
+    """What of a manifest decides which row is what."""
+    return [[clip.clip, clip.start, clip.end] for clip in manifest.clips]
+
+
+def _canonical(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _flat(config: dict, prefix: str = "") -> dict[str, object]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, object] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+    return flat

@@ -1,0 +1,105 @@
+"""Files that appear whole or not at all, and checksums by which a change of one bit is found."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+
+class Damaged(ValueError):
+    """A file of the cache does not hold what was written to it."""
+
+
+def part_of(path: Path, claim: str) -> Path:
+    """The name under which a file is written before it is complete; `claim` is the writer's own."""
+    return path.with_name(f"{path.name}.{claim}.part")
+
+
+def complete(part: Path, path: Path) -> None:
+    """Gives a complete, synced file its name, durably: the name is in the folder's own data."""
+    os.replace(part, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's bytes, as `sha256sum` prints it."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(4 << 20))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def sync_and_hash(path: Path) -> str:
+    """Makes a file's content durable and returns its sha256: the hash reads from memory what the disk is still writing."""
+    with open(path, "rb") as file, ThreadPoolExecutor(1) as other:
+        synced = other.submit(os.fsync, file.fileno())
+        digest = sha256_of(path)
+        synced.result()
+    return digest
+
+
+_SEAL = b'"seal": "%s"\n}\n'
+_ZEROS = _SEAL % (b"0" * 64)
+
+
+def write_json(path: Path, record: Mapping[str, object], claim: str) -> None:
+    """Writes a JSON file that appears whole or not at all.
+
+    Its last key, `seal`, is the sha256 of the file as it is with 64 zeros in that place. ValueError for a NaN.
+    """
+    if "seal" in record:
+        raise ValueError(f"{path}: 'seal' is the file's own checksum; name that value otherwise")
+    text = json.dumps({**record, "seal": "0" * 64}, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    text = text.replace(_ZEROS, _SEAL % hashlib.sha256(text).hexdigest().encode())
+    part = part_of(path, claim)
+    try:
+        with open(part, "wb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        complete(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict:
+    """Reads a file of `write_json`. Damaged if a single bit of it has changed; OSError if it cannot be read."""
+    text = path.read_bytes()
+    body, end = text[: -len(_ZEROS)], text[-len(_ZEROS) :]
+    if end != _SEAL % hashlib.sha256(body + _ZEROS).hexdigest().encode():
+        raise Damaged(f"{path}: changed since it was written (its seal does not fit); run `vidgraph verify`")
+    return json.loads(text)
+
+
+def fletcher32(data: np.ndarray) -> int:
+    """HDF5's checksum of bytes (uint8, one axis): sums modulo 65535 of big-endian 16-bit words w_i, sum2 << 16 | sum1.
+
+    sum1 = Σ w_i and sum2 = Σ (n-i) w_i. Modulo 65535 a word's bytes swap by multiplying it by 256, and a 32-bit word counts as
+    the sum of its halves: so little-endian words are summed along the rows and columns of a table, without a loop over words.
+    """
+    columns, most = 1024, 64 << 20  # 64 MiB are 32 Ki rows, whose column sums fit 32 bits
+    words, place, total, weighted = (data.size + 1) // 2, 0, 0, 0
+    for start in range(0, data.size, most):
+        part = data[start : start + most]
+        if part.size % (2 * columns):
+            part = np.concatenate([part, np.zeros(-part.size % (2 * columns), np.uint8)])
+        rows = part.view("<u4").reshape(-1, columns // 2).sum(1, dtype=np.uint64)
+        down = part.view("<u2").reshape(-1, columns).sum(0, dtype=np.uint32)
+        weights = (words - place - np.arange(len(rows)) * columns) % 65535
+        weighted += int((weights * (rows % 65535).astype(np.int64)).sum())
+        weighted -= int((np.arange(columns) * (down % 65535).astype(np.int64)).sum())
+        total += int(rows.sum())
+        place += part.size // 2
+    if total == 0:
+        return 0
+    # A multiple of 65535 that is not 0 ends as 65535 where carries are folded back in, as HDF5 does.
+    return (weighted * 256 % 65535 or 65535) << 16 | (total * 256 % 65535 or 65535)
