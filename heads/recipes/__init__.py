@@ -1,1 +1,1 @@
-"""Recipes: TOML files found by name."""
+"""Recipes: one TOML file per result that a paper reports, and the demo's."""

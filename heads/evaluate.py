@@ -1,0 +1,181 @@
+"""From a head to the figures of a split: the logits of every test view, then one score per video.
+
+evaluate("runs/strg-0", Cache("cache"), "test")["top1"]
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from heads import runs
+from heads.batch import Dims, MissingFields, dims_from
+from heads.data import Part, Store, cache_dims, fields_for, how_to_add, part_of
+from heads.learner import LossNotFinite, autocast, loss_of, pick_device
+from heads.metrics import aggregate, confusion, scores_of, summarise
+from heads.recipe import Recipe, recipe_from
+from heads.zoo import build_head
+
+if TYPE_CHECKING:
+    from pipeline.cache import Cache
+    from pipeline.manifest import Manifest
+
+# What may differ between the cache of a run and one that it is evaluated on: which views and fields there are and how they were
+# stored, but not what computed them.
+VIEWS_ONLY = {"keep", "sampling", "seed", "decoder", "allow_truncated", "precision", "dtype"}
+
+
+@dataclass
+class Predictions:
+    """Every test view of a part: logits [R,K] float32, the view's row in the cache's group [R], its video [R] in 0..V-1, and
+    the mean loss over views (NaN without labels)."""
+
+    logits: np.ndarray
+    rows: np.ndarray
+    video: np.ndarray
+    loss: float
+
+
+@torch.inference_mode()
+def predict(head: nn.Module, part: Part, store: Store, recipe: Recipe, precision: str) -> Predictions:
+    """The logits of every view of `part`, the head in eval mode. LossNotFinite when one is not finite."""
+    head.eval()
+    device = next(head.parameters()).device
+    loss_fn, loss = loss_of(recipe.data.target), 0.0
+    rows, video = part.all_rows()
+    logits: list[np.ndarray] = []
+    for clips, place in store.batches(rows, recipe.evaluate.batch or recipe.train.batch, device):
+        with autocast(device, precision):
+            out = head(clips).logits
+        out = out.float()
+        if part.targets is not None:
+            loss += loss_fn(out, torch.from_numpy(part.targets[video[place]]).to(device)).item() * clips.size
+        logits.append(out.cpu().numpy())
+    table = np.concatenate(logits)
+    if not np.isfinite(table).all():
+        raise LossNotFinite(f"the head's logits on split {part.split} are not finite: its weights diverged; lower train.lr")
+    return Predictions(table, rows, video, loss / len(rows) if part.targets is not None else math.nan)
+
+
+def figures(predictions: Predictions, part: Part, recipe: Recipe) -> tuple[dict[str, float], np.ndarray]:
+    """The figures of a split ({} without labels) and its videos' scores [V,K], aggregated over views as the recipe says."""
+    scores = scores_of(predictions.logits, recipe.scores)
+    scores = aggregate(scores, predictions.video, len(part), recipe.evaluate.aggregate)
+    if part.targets is None:
+        return {}, scores
+    return {**summarise(scores, part.targets), "loss": predictions.loss}, scores
+
+
+def write_predictions(
+    folder: Path, tag: str, predictions: Predictions, part: Part, recipe: Recipe, classes: tuple[str, ...]
+) -> dict[str, float]:
+    """Writes predictions_TAG.npz and, for one label per video, confusion_TAG.csv; returns the figures."""
+    found, scores = figures(predictions, part, recipe)
+    arrays = {
+        "clip": np.array([part.group.clips[row] for row in predictions.rows]),
+        "view": np.array([part.group.views[row] for row in predictions.rows]),
+        "logits": predictions.logits,
+        "video": predictions.video,
+        "clips": np.array(part.clips),
+        "classes": np.array(classes),
+    }
+    if part.targets is not None:
+        arrays["targets"] = part.targets
+    runs.save_predictions(folder / f"predictions_{tag}.npz", arrays)
+    if part.targets is not None and part.targets.ndim == 1:
+        runs.save_confusion(folder / f"confusion_{tag}.csv", confusion(scores, part.targets), classes)
+    return found
+
+
+def evaluate(
+    folder: Path | str,
+    cache: "Cache",
+    split: str,
+    *,
+    checkpoint: str = "",
+    settings: Mapping[str, str] | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+    manifest: "Manifest | None" = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, float]:
+    """Evaluates a run's checkpoint on a split of a cache; returns the figures, {} where the split has no labels.
+
+    `checkpoint`: "best", "last", or "" for the best where there is one. `settings`: values for the recipe's `evaluate` table
+    (aggregate, scores, batch). The cache may be another one than the run's if it has the same features (e.g. more test
+    views); the files written to the run folder are then named after its fingerprint.
+
+    ValueError for a cache of another backbone, a head of other sizes, labels that the run does not know, an empty split.
+    """
+    folder, device = Path(folder), pick_device(device, precision)
+    name = checkpoint or ("best" if (folder / "best.pt").exists() else "last")
+    saved = runs.load_checkpoint(folder / f"{name}.pt")
+    about = saved["about"]
+    table = about["recipe"]
+    recipe = recipe_from({**table, "evaluate": {**table["evaluate"], **(settings or {})}}, str(folder))
+    classes, dims = tuple(about["classes"]), dims_from(about["dims"])
+    tag = split
+    if cache.fingerprint != about["fingerprint"]:
+        _same_features(about["config"], dims, cache)
+        say(f"{cache.path} is not the cache of this run; it has the same features, of other views or clips")
+        tag = f"{split}_{cache.fingerprint[:8]}"
+    manifest = manifest or cache.manifest
+    part = part_of(cache, "test", split, manifest, classes, recipe.data)
+    if part is None:
+        raise ValueError(f"{manifest.path}: no clip in split {split!r}; its splits: {', '.join(splits_of(manifest))}")
+    say_excluded(part, say)
+    head = build_head(recipe.head.name, dims, len(classes), **recipe.head.options)
+    try:
+        head.load_state_dict(saved["state"])
+    except RuntimeError as error:
+        raise ValueError(f"{folder}/{name}.pt: weights of another head: {str(error).splitlines()[-1].strip()}") from None
+    store = open_store(head.to(device), cache, part, recipe, "disk")
+    found = write_predictions(folder, tag, predict(head, part, store, recipe, precision), part, recipe, classes)
+    runs.write_json(folder / f"metrics_{tag}.json", {"checkpoint": name, "fingerprint": cache.fingerprint, **found})
+    return found
+
+
+def open_store(head: nn.Module, cache: "Cache", part: Part, recipe: Recipe, resident: str) -> Store:
+    """The fields that `head` reads for a part; ValueError with the command that would add what is missing."""
+    try:
+        fields = fields_for(head, part.group)
+    except MissingFields as error:
+        raise ValueError(how_to_add(cache, recipe.head.name, error.names)) from None
+    if part.split == "train" and recipe.data.swap_on_flip:
+        fields = (*fields, "flip")
+    return Store(part.group, fields, part.all_rows()[0], resident, str(cache.path))
+
+
+def say_excluded(part: Part, say: Callable[[str], None]) -> None:
+    """Says which clips of a part are left out, if any."""
+    for why, clips in (("failed at extraction", part.failed), ("are not in the cache", part.absent)):
+        if clips:
+            shown = ", ".join(clips[:5]) + (", …" if len(clips) > 5 else "")
+            total = len(part) + len(part.failed) + len(part.absent)
+            say(f"split {part.split}: {len(clips):,} of {total:,} clips {why} and are left out: {shown}")
+
+
+def splits_of(manifest: "Manifest") -> list[str]:
+    """The splits that a manifest has clips in."""
+    return sorted({clip.split for clip in manifest.clips})
+
+
+def _same_features(config: Mapping, dims: Dims, cache: "Cache") -> None:
+    """ValueError unless the cache's features were computed as those of `config`, in the channels of `dims`."""
+    keys = sorted((config.keys() | cache.config.keys()) - VIEWS_ONLY)
+    if differing := [key for key in keys if config.get(key) != cache.config.get(key)]:
+        shown = "; ".join(f"{key} {config.get(key)!r} there, {cache.config.get(key)!r} here" for key in differing)
+        raise ValueError(f"{cache.path}: its features are not those that the run was trained on: {shown}")
+    here = cache_dims(cache)
+    channels = {cut: size[0] for cut, size in dims.maps.items()}
+    for name, wanted, found in [
+        ("nodes and pooled", dims.C, here.C),
+        *((k, n, here.maps.get(k, (n,))[0]) for k, n in channels.items()),
+    ]:
+        if wanted != found:
+            raise ValueError(f"{cache.path}: {name} have {found} channels, the run's checkpoint {wanted}")

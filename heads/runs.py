@@ -1,0 +1,124 @@
+"""The run folder: what a training run leaves behind, and reading it back.
+
+recipe.toml              the recipe as it was run, overrides included
+run.json                 seed, classes, dims, precision, versions, the cache's path, fingerprint and configuration
+log.jsonl, tensorboard/  one line per epoch
+last.pt, best.pt         checkpoints: dictionaries of tensors and plain values, loadable with weights_only=True
+predictions_SPLIT.npz    logits of every test view: clip and view [R], logits [R,K], video [R], clips [V], targets
+confusion_SPLIT.csv      one label per video only: rows are labels, columns predictions
+metrics.json             the figures of every split that was evaluated: written last, the mark of a finished run
+"""
+
+import csv
+import io
+import json
+import os
+import platform
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+CHECKPOINT_FORMAT = 1
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Calls `write` with an open file that becomes `path` only once it is whole and on the disk."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, whole or not at all."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, record: Any) -> None:
+    """A JSON file, whole or not at all."""
+    write_text(path, json.dumps(record, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of a run folder; ValueError when it is not one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON ({error}); the run folder is damaged, train it again") from None
+
+
+def versions() -> dict[str, str]:
+    """What computed the run: Python, the packages that matter, the machine's kind."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in ("vidgraph", "torch", "numpy", "h5py"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def save_checkpoint(path: Path, payload: dict[str, Any]) -> None:
+    """A checkpoint, whole or not at all; `payload` holds tensors and plain values only."""
+    write_atomically(path, lambda file: torch.save({"format": CHECKPOINT_FORMAT, **payload}, file))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint on the CPU. ValueError when it is missing, damaged, or of another format."""
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such checkpoint; expected the folder of a run that `vidgraph train` made") from None
+    except Exception as error:  # torch.load raises whatever the unpickler met
+        raise ValueError(f"{path}: not a checkpoint of vidgraph ({str(error).splitlines()[0]})") from None
+    if not isinstance(payload, dict) or payload.get("format") != CHECKPOINT_FORMAT:
+        found = payload.get("format") if isinstance(payload, dict) else type(payload).__name__
+        raise ValueError(f"{path}: expected a checkpoint of format {CHECKPOINT_FORMAT}, got {found}")
+    return payload
+
+
+def start_log(path: Path, epochs_done: int) -> None:
+    """Leaves in the log only the lines of epochs that the checkpoint has, so that a resumed run repeats none."""
+    kept = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["epoch"] <= epochs_done:
+                    kept.append(line)
+            except (json.JSONDecodeError, KeyError):
+                break  # the line that a killed run was writing
+    write_text(path, "".join(line + "\n" for line in kept))
+
+
+def append_log(path: Path, record: dict[str, Any]) -> None:
+    """One more line of the log."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def save_predictions(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """An .npz file of arrays, whole or not at all; no array of objects, so that it loads without pickle."""
+    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+
+
+def save_confusion(path: Path, table: np.ndarray, classes: tuple[str, ...]) -> None:
+    """The confusion matrix as CSV with the class names along both sides."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["label \\ predicted", *classes])
+    writer.writerows([name, *row] for name, row in zip(classes, table.tolist(), strict=True))
+    write_text(path, text.getvalue())

@@ -1,0 +1,36 @@
+"""Mean + LSTM: RSTG's weakest baseline, which sees time but no space (NeurIPS 2019, Table 1, "Mean+LSTM").
+
+h_t = LSTM(p_t, h_{t-1}), y = W drop(h_T) + b, with p [B,T,C] the spatial mean of the map at each step (`pooled`) -> logits
+[B,K].
+
+Differs from the paper: the convolutional network below is frozen; the LSTM's width (512, the paper's node width) and depth
+(1) are not stated for this row and are options.
+"""
+
+from torch import nn
+
+from heads.batch import Clips, Dims, HeadOutput
+
+
+class MeanLSTM(nn.Module):
+    needs = ("pooled",)
+    uses = ()
+
+    def __init__(self, channels: int, num_classes: int, hidden: int, layers: int, dropout: float):
+        super().__init__()
+        self.lstm = nn.LSTM(channels, hidden, layers, batch_first=True)
+        self.drop = nn.Dropout(dropout)
+        self.fc = nn.Linear(hidden, num_classes)
+
+    def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
+        """pooled [B,T,C] -> logits [B,K] from the last step's state; no maps."""
+        states, _ = self.lstm(clips.get("pooled"))  # [B,T,hidden]
+        return HeadOutput(self.fc(self.drop(states[:, -1])))
+
+
+def build(dims: Dims, num_classes: int, *, hidden: int = 512, layers: int = 1, dropout: float = 0.0) -> MeanLSTM:
+    """`hidden` units per layer, `layers` stacked, `dropout` on the last state (none of them stated in the paper)."""
+    dims.require("mean_lstm", "pooled")
+    if hidden < 1 or layers < 1:
+        raise ValueError(f"head mean_lstm: expected hidden and layers of at least 1, got {hidden} and {layers}")
+    return MeanLSTM(dims.C, num_classes, hidden, layers, dropout)

@@ -1,0 +1,32 @@
+"""Average pooling over regions: the baseline that sees objects but not how they relate.
+
+y = W drop(mean of x_i over the valid nodes) + b, with x [B,T,N,C] the RoIAlign features (`nodes`) -> logits [B,K].
+
+GOS (CVPR 2020), Table 2, "pooling over RoIs" (no dropout, the default). Differs from the paper: only the classifier learns, and
+the nodes are aligned on the cached cut, not on a reduced map learned beside it.
+"""
+
+from torch import nn
+
+from heads.batch import Clips, Dims, HeadOutput
+from heads.layers import masked_mean
+
+
+class RoiPool(nn.Module):
+    needs = ("nodes", "valid")
+    uses = ()
+
+    def __init__(self, channels: int, num_classes: int, dropout: float):
+        super().__init__()
+        self.drop = nn.Dropout(dropout)
+        self.fc = nn.Linear(channels, num_classes)
+
+    def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
+        """nodes [B,T,N,C], valid [B,T,N] -> logits [B,K]; a view without boxes gets W 0 + b; no maps."""
+        return HeadOutput(self.fc(self.drop(masked_mean(clips.get("nodes"), clips.get("valid")))))
+
+
+def build(dims: Dims, num_classes: int, *, dropout: float = 0.0) -> RoiPool:
+    """`dropout`: on the pooled feature (not stated in the paper; its released classifier has none)."""
+    dims.require("roi_pool", "nodes", "valid")
+    return RoiPool(dims.C, num_classes, dropout)
