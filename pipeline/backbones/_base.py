@@ -54,8 +54,8 @@ class Backbone(nn.Module):
 
     A cut is the output of a stage ("res4") or of a block of it counted from 0 ("res4.3"); "res4.5" and "res4" are the same
     point of a stage with six blocks. `stages` are the names of the stages in order, `last` the last of them. `mean` and
-    `std` normalise RGB in [0,1]. `name` and `options` say how it was built; `weights_sha256` is the SHA-256 of the weights
-    that were loaded, "" if none were.
+    `std` normalise RGB in [0,1]; they are saved with the parameters, because weights are worth nothing with other ones.
+    `name` and `options` say how it was built; `weights_sha256` is the SHA-256 of the weights that were loaded, "" if none.
 
     A subclass gives `units()`: the modules in the order in which they run. A unit has `channels` (those of its output) and
     `path` (see `size_after`) unless it is itself a `Conv` or a pool.
@@ -63,8 +63,17 @@ class Backbone(nn.Module):
 
     def __init__(self, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD):
         super().__init__()
-        self.mean, self.std = mean, std
+        self.register_buffer("pixel_mean", torch.tensor(mean))
+        self.register_buffer("pixel_std", torch.tensor(std))
         self.name, self.options, self.weights_sha256 = "", {}, ""
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        return tuple(self.pixel_mean.tolist())
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return tuple(self.pixel_std.tolist())
 
     def units(self) -> list[tuple[tuple[str, ...], nn.Module]]:
         """(names, module) in the order in which they run; names are the cuts that the module's output is, maybe none."""
@@ -119,9 +128,8 @@ class Backbone(nn.Module):
         if frames.dtype != torch.uint8 or frames.dim() != 5 or frames.shape[-1] != 3:
             raise ValueError(f"prepare expects uint8 [B,F,H,W,3], got {frames.dtype} {list(frames.shape)}")
         parameter = next(self.parameters())
-        scale = torch.tensor([1 / (255 * std) for std in self.std], device=parameter.device)
-        shift = torch.tensor([-mean / std for mean, std in zip(self.mean, self.std, strict=True)], device=parameter.device)
-        pixels = frames.to(parameter.device).float().mul_(scale).add_(shift)
+        pixels = frames.to(parameter.device).float()
+        pixels.mul_(1 / (255 * self.pixel_std)).sub_(self.pixel_mean / self.pixel_std)
         return pixels.to(parameter.dtype).permute(0, 4, 1, 2, 3)
 
     def forward(self, x: Tensor, upto: str | None = None, start: str | None = None) -> Tensor:
@@ -144,14 +152,14 @@ class Backbone(nn.Module):
         if x.dim() != 5 or x.shape[1] != expected:
             raise ValueError(f"expected [B,{expected},T,h,w] at {start or 'the input'}, got {list(x.shape)}")
         parameter = next(self.parameters())
-        # Every convolution is fastest, and folding time into the batch free, when channels lie together in memory.
-        x = x.to(parameter.device, parameter.dtype).contiguous(memory_format=torch.channels_last_3d)
+        x = x.to(parameter.device, parameter.dtype)
         found = {}
         for position, (_, module) in enumerate(self.units(), 1):
             if position > max(wanted.values(), default=0):
                 break
             if position > first:
-                x = module(x)
+                # Every convolution is fastest, and folding time into the batch free, when channels lie together in memory.
+                x = module(x.contiguous(memory_format=torch.channels_last_3d))
             found.update((cut, x) for cut, at in wanted.items() if at == position)
         return {cut: found[cut] for cut in wanted}
 

@@ -1,0 +1,26 @@
+"""ResNet-18 on every frame by itself: T = F."""
+
+from pipeline.backbones._base import Backbone, MaxPool
+from pipeline.backbones._resnet import BasicBlock, ResNet
+
+
+def build(stages: int = 4, grey: bool = False, reduce: int = 0, width: int = 64) -> Backbone:
+    """stages: how many of res2 .. res5 there are. grey: one input channel, the mean over colours.
+
+    DyReg's MultiSyncMNIST trunk (spec 3.6) is stages=3, grey=True. reduce, width: see `ResNet`.
+    ValueError if stages is not 1 to 4.
+    """
+    if stages not in (1, 2, 3, 4):
+        raise ValueError(f"stages={stages!r}: expected 1 to 4, the number of stages after the stem")
+    return ResNet(
+        BasicBlock,
+        [[1, 1]] * stages,
+        width=width,
+        conv1_taps=1,
+        conv1_stride=1,
+        pool1=MaxPool((1, 3, 3), (1, 2, 2), (0, 1, 1)),
+        pool2=None,
+        res5_stride=2,
+        reduce=reduce,
+        grey=grey,
+    )
