@@ -1,0 +1,386 @@
+"""The manifest: what is accepted is exact, what is refused says where and what to write instead."""
+
+import os
+import pickle
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline.manifest import ManifestError, inside, label_ids, read_manifest, shard_ranges, write_manifest
+from pipeline.scan import scan_folder
+
+HEADER = "clip,path,split,label\n"
+GOOD = "a,a.mp4,train,x\n"
+
+
+def save(tmp_path: Path, content: str | bytes, name: str = "m.csv") -> Path:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def row(clip="a", path="a.mp4", split="train", label="x") -> dict[str, str]:
+    return {"clip": clip, "path": path, "split": split, "label": label}
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def test_a_row_becomes_a_clip(tmp_path):
+    text = 'label,clip,split,path,start,end,note\nc1; c2,ä b,val,sub/a.mp4,1.5,2,"x, ""y""\nz"\n\n,b,test,b.mp4,,,\n'
+    path = save(tmp_path, text)
+    manifest = read_manifest(path)
+    first, second = manifest.clips
+    assert (first.clip, first.split, first.labels, first.start, first.end) == ("ä b", "val", ("c1", "c2"), 1.5, 2.0)
+    assert first.path == tmp_path.resolve() / "sub/a.mp4"
+    assert first.extra == {"note": 'x, "y"\nz'}
+    assert (second.labels, second.start, second.end, second.position) == ((), None, None, 1)
+    assert manifest.columns == ("label", "clip", "split", "path", "start", "end", "note")
+    assert manifest.root == tmp_path.resolve()
+
+
+def test_the_spreadsheet_mark_and_its_line_ends_change_nothing_but_the_checksum(tmp_path):
+    plain = read_manifest(save(tmp_path, HEADER + GOOD))
+    marked = read_manifest(save(tmp_path, ("\ufeff" + HEADER + GOOD).replace("\n", "\r\n"), "other.csv"))
+    assert plain.clips == marked.clips
+    assert plain.sha256 != marked.sha256
+
+
+def test_the_checksum_is_the_files(tmp_path):
+    import hashlib
+
+    path = save(tmp_path, "\ufeff" + HEADER + GOOD)
+    assert read_manifest(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+REFUSED = {
+    "empty": ("", 1, "", "write the header"),
+    "no rows": (HEADER, 2, "", "one row per clip"),
+    "only blank lines": ("\n\n", 1, "", "write the header"),
+    "missing column": ("clip,path,split\na,a.mp4,train\n", 1, "label", "expected clip,path,split,label"),
+    "other separator": ("clip;path;split;label\na;a.mp4;train;x\n", 1, "clip", "expected clip,path,split,label"),
+    "column twice": ("clip,path,split,label,path\na,a,train,x,b\n", 1, "'path'", "its own name"),
+    "unnamed column": ("clip,path,split,label,\na,a,train,x,b\n", 1, "''", "its own name"),
+    "duplicate id": (HEADER + GOOD + "\n" + "b,b.mp4,train,x\n" + GOOD, 5, "clip", "on line 2 too"),
+    "empty id": (HEADER + ",a.mp4,train,x\n", 2, "clip", "write"),
+    "blank at an end": (HEADER + "a ,a.mp4,train,x\n", 2, "clip", "'a '"),
+    "line break in id": (HEADER + '"a\nb",a.mp4,train,x\n', 2, "clip", "one line"),
+    "control in id": (HEADER + GOOD + "a\x1b[31m,a.mp4,train,x\n", 3, "clip", "one line"),
+    "line separator in id": (HEADER + "a\u2028b,a.mp4,train,x\n", 2, "clip", "one line"),
+    "long id": (HEADER + "é" * 101 + ",a.mp4,train,x\n", 2, "clip", "202 bytes, expected at most 200"),
+    "unknown split": (HEADER + GOOD + "b,b.mp4,validation,x\n", 3, "split", "write val"),
+    "no split": (HEADER + "a,a.mp4,,x\n", 2, "split", "expected train, val, test"),
+    "ragged short": (HEADER + "a,a.mp4,train\n", 2, "label", "3 cells, expected 4"),
+    "ragged long": (HEADER + "a,a,b.mp4,train,x\n", 2, "label", "in quotes"),
+    "empty path": (HEADER + "a,,train,x\n", 2, "path", "expected a video"),
+    "path above": (HEADER + "a,../a.mp4,train,x\n", 2, "path", "--root"),
+    "path up and down": (HEADER + "a,b/../../c.mp4,train,x\n", 2, "path", "--root"),
+    "absolute path": (HEADER + "a,/elsewhere/a.mp4,train,x\n", 2, "path", "--root"),
+    "control in path": (HEADER + '"a","a\n.mp4",train,x\n', 2, "path", "expected a video"),
+    "empty class": (HEADER + "a,a.mp4,train,x;\n", 2, "label", "once"),
+    "repeated class": (HEADER + "a,a.mp4,train,x; x\n", 2, "label", "once"),
+    "control in label": (HEADER + 'a,a.mp4,train,"x\ny"\n', 2, "label", "one line"),
+    "not UTF-8": (HEADER.encode() + b"a,a.mp4,train,x\nb,b\xe9.mp4,train,x\n", 3, "", "save the file as UTF-8"),
+    "UTF-16": ((HEADER + GOOD).encode("utf-16"), 1, "", "UTF-16"),
+    "NUL": (HEADER + "a\0,a.mp4,train,x\n", 2, "", "NUL"),
+    "open quote": (HEADER + GOOD + 'b,"b.mp4,train,x\nc,c.mp4,train,x\n', 3, "", "not CSV"),
+    "old line ends": ((HEADER + GOOD).replace("\n", "\r"), 1, "", "end lines with LF"),
+} | {
+    f"{column} {value}": (HEADER.strip() + ",start,end\na,a.mp4,train,x," + cells + "\n", 2, column, "expected seconds")
+    for column, value, cells in (
+        ("start", "text", "now,"),
+        ("start", "nan", "nan,"),
+        ("start", "negative", "-1,2"),
+        ("start", "underscore", "1_0,20"),
+        ("end", "infinite", "1,inf"),
+        ("end", "before start", "2,1"),
+        ("end", "equal to start", "2,2"),
+        ("end", "zero", ",0"),
+    )
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_breaks_a_rule_is_refused_with_file_line_column_and_advice(tmp_path, case):
+    content, line, column, advice = REFUSED[case]
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(save(tmp_path, content))
+    said = str(caught.value)
+    where = f"{tmp_path / 'm.csv'}, line {line}" + (f", column {column}:" if column else ":")
+    assert said.startswith(where)
+    assert advice in said
+    assert "\n" not in said
+    assert isinstance(caught.value, ValueError)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    for path in (tmp_path / "none.csv", tmp_path):
+        with pytest.raises(ManifestError, match="vidgraph manifest folder"):
+            read_manifest(path)
+
+
+def test_ids_up_to_the_limit_and_in_any_script_are_accepted(tmp_path):
+    names = ["x" * 200, "é" * 100, "日本語", "नमस्ते\u200d", "a b", 'quo"te', "semi;colon"]
+    manifest = write_manifest(tmp_path / "m.csv", [row(clip=name) for name in names])
+    assert [clip.clip for clip in manifest.clips] == names
+
+
+def test_root_is_where_paths_start_and_what_they_may_not_leave(tmp_path):
+    videos = tmp_path / "videos"
+    (tmp_path / "lists").mkdir()
+    path = save(tmp_path, f"{HEADER}a,x/../a.mp4,train,x\nb,{videos}/b.mp4,train,x\n", "lists/m.csv")
+    assert [clip.path for clip in read_manifest(path, videos).clips] == [videos.resolve() / "a.mp4", videos.resolve() / "b.mp4"]
+    with pytest.raises(ManifestError, match="column path"):
+        read_manifest(path)
+    with pytest.raises(ManifestError, match="leaves"):  # a name that only begins like the root's
+        read_manifest(save(tmp_path, f"{HEADER}a,../videos2/a.mp4,train,x\n"), videos)
+
+
+def test_an_absolute_path_may_spell_the_root_through_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    path = save(tmp_path, f"{HEADER}a,{tmp_path}/link/a.mp4,train,x\n", "real/m.csv")
+    assert read_manifest(path, tmp_path / "link").clips[0].path == tmp_path.resolve() / "real/a.mp4"
+
+
+def test_a_link_out_of_root_is_seen_when_the_clip_is_opened(tmp_path):
+    root, out = tmp_path / "root", tmp_path / "out"
+    touch(root, "inner.mp4")
+    touch(out, "a.mp4")
+    (root / "file.mp4").symlink_to(out / "a.mp4")
+    (root / "folder").symlink_to(out)
+    (root / "fine.mp4").symlink_to(root / "inner.mp4")
+    text = HEADER + "a,file.mp4,train,x\nb,folder/a.mp4,train,x\nc,fine.mp4,train,x\n"
+    manifest = read_manifest(save(root, text))
+    for clip in manifest.clips[:2]:
+        with pytest.raises(ManifestError, match=f"clip {clip.clip}: .*link .*outside"):
+            inside(manifest.root, clip)
+    assert inside(manifest.root, manifest.clips[2]) == root.resolve() / "inner.mp4"
+
+
+def test_reading_looks_at_no_video(tmp_path, monkeypatch):
+    """A million rows on a network disk must not be a million accesses: the count does not grow with the rows."""
+    path = save(tmp_path, HEADER + "".join(f"c{k},d{k}/../v{k}.mp4,train,x\n" for k in range(500)))
+    calls = []
+    for name in ("stat", "lstat", "readlink", "scandir"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, real=real, **k: calls.append(a) or real(*a, **k))
+    assert len(read_manifest(path).clips) == 500
+    assert len(calls) < 50
+
+
+def test_clips_travel_between_processes(tmp_path):
+    manifest = read_manifest(save(tmp_path, HEADER + GOOD))
+    assert pickle.loads(pickle.dumps(manifest)) == manifest
+    assert len(set(manifest.clips)) == 1
+
+
+@pytest.mark.slow
+def test_a_million_rows_are_read_in_a_minute_and_a_gigabyte(tmp_path):
+    """Wide limits: here it takes 10 s of processor time and 0.7 GB."""
+    import resource
+
+    path = save(
+        tmp_path, HEADER + "".join(f"something_{k},videos/{k % 174}/something_{k}.webm,train,{k % 174}\n" for k in range(10**6))
+    )
+    begun = time.process_time()
+    manifest = read_manifest(path)
+    assert len(manifest.clips) == 10**6
+    assert time.process_time() - begun < 60
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 1.2e6
+
+
+def test_what_is_written_reads_back(tmp_path):
+    rows = [
+        {
+            "note": 'a "b", c\nd',
+            "clip": "a",
+            "path": "x/a.mp4",
+            "split": "test",
+            "label": ["p", "q"],
+            "start": None,
+            "end": 2.5,
+        },
+        {"note": "", "clip": "b", "path": "b.mp4", "split": "val", "label": "r", "start": 1, "end": None},
+    ]
+    manifest = write_manifest(tmp_path / "deep/m.csv", iter(rows))
+    assert manifest == read_manifest(tmp_path / "deep/m.csv")
+    assert manifest.columns == ("clip", "path", "split", "label", "start", "end", "note")
+    assert [clip.labels for clip in manifest.clips] == [("p", "q"), ("r",)]
+    assert [(clip.start, clip.end) for clip in manifest.clips] == [(None, 2.5), (1.0, None)]
+    assert manifest.clips[0].extra == {"note": 'a "b", c\nd'}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [row(), row()],
+        [row(split="dev")],
+        [row(path="../a.mp4")],
+        [row(label=["a;b"])],
+        [row(), {**row("b"), "more": "1"}],
+        [{"clip": "a", "path": "a.mp4"}],
+    ],
+)
+def test_what_could_not_be_read_is_not_written(tmp_path, rows):
+    path = save(tmp_path, HEADER + GOOD)
+    before = path.read_bytes()
+    with pytest.raises(ManifestError, match=r"m\.csv|class"):
+        write_manifest(path, rows)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["m.csv"]
+
+
+def test_a_writer_that_stops_halfway_leaves_nothing(tmp_path):
+    def rows():
+        yield row()
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        write_manifest(tmp_path / "m.csv", rows())
+    assert os.listdir(tmp_path) == []
+
+
+def test_shards_cover_every_clip_once_in_order():
+    for clips, per_shard in ((0, 3), (1, 3), (3, 3), (10, 3), (10, 1), (5, 100)):
+        ranges = shard_ranges(clips, per_shard)
+        assert [k for shard in ranges for k in shard] == list(range(clips))
+        assert all(len(shard) == per_shard for shard in ranges[:-1])
+        assert all(len(shard) > 0 for shard in ranges)
+    for bad in ((5, 0), (-1, 3)):
+        with pytest.raises(ValueError, match="at least 1 clip"):
+            shard_ranges(*bad)
+
+
+def test_number_labels_keep_their_numbers_and_names_are_alphabetical():
+    assert label_ids(["10", "2", "10"]) == {"2": 2, "10": 10}
+    assert list(label_ids(["10", "2"])) == ["2", "10"]
+    assert label_ids(["b", "a", "10", "b"]) == {"10": 0, "a": 1, "b": 2}
+    assert label_ids([]) == {}
+    assert label_ids(["²", "1"]) == {"1": 0, "²": 1}  # a digit to str.isdigit, no number to int
+    with pytest.raises(ManifestError, match="'07'"):
+        label_ids(["7", "07"])
+
+
+def test_classes_come_from_folders_and_ids_from_paths(tmp_path):
+    touch(tmp_path, "cat/one.mp4", "cat/deep/two.MKV", "dog/x.v1.webm", "loose.avi")
+    found = {r["clip"]: (r["path"], r["label"]) for r in scan_folder(tmp_path).rows}
+    assert found == {
+        "cat/one": ("cat/one.mp4", "cat"),
+        "cat/deep/two": ("cat/deep/two.MKV", "cat"),
+        "dog/x.v1": ("dog/x.v1.webm", "dog"),
+        "loose": ("loose.avi", ""),
+    }
+
+
+def test_files_of_one_stem_keep_their_suffix(tmp_path):
+    touch(tmp_path, "c/a.mp4", "c/a.mkv", "c/b.mp4", "c/d.mp4", "c/d/1.jpg")
+    assert sorted(r["clip"] for r in scan_folder(tmp_path).rows) == ["c/a.mkv", "c/a.mp4", "c/b", "c/d", "c/d.mp4"]
+
+
+def test_a_folder_of_images_is_one_clip_and_pictures_beside_videos_are_none(tmp_path):
+    touch(tmp_path, "c/walk/00001.jpg", "c/walk/00002.jpg", "c/walk/notes.txt", "c/thumb.png", "c/b.mp4")
+    scan = scan_folder(tmp_path)
+    assert [(r["clip"], r["path"], r["label"]) for r in scan.rows] == [("c/b", "c/b.mp4", "c"), ("c/walk", "c/walk", "c")]
+    assert sorted(scan.ignored) == ["c/thumb.png", "c/walk/notes.txt"]
+    with pytest.raises(ManifestError, match="folder above"):
+        scan_folder(tmp_path / "c/walk")
+
+
+def test_split_folders_are_recognised(tmp_path):
+    touch(tmp_path, "train/cat/a.mp4", "Validation/cat/a.mp4", "test/dog/a.mp4")
+    found = {r["clip"]: (r["split"], r["label"]) for r in scan_folder(tmp_path).rows}
+    assert found == {"train/cat/a": ("train", "cat"), "Validation/cat/a": ("val", "cat"), "test/dog/a": ("test", "dog")}
+    by_hash = scan_folder(tmp_path, split_by="hash", val=0, test=0).rows
+    assert {(r["split"], r["label"]) for r in by_hash} == {("train", "train"), ("train", "Validation"), ("train", "test")}
+
+
+def test_half_of_the_folders_named_after_splits_is_refused(tmp_path):
+    touch(tmp_path, "train/a.mp4", "bus/b.mp4")
+    with pytest.raises(ManifestError, match=r"'bus' is beside them.*--split-by hash"):
+        scan_folder(tmp_path)
+    touch(tmp_path / "plain", "bus/b.mp4")
+    with pytest.raises(ManifestError, match="'bus'"):
+        scan_folder(tmp_path / "plain", split_by="folders")
+    assert len(scan_folder(tmp_path, split_by="hash").rows) == 3
+
+
+def test_drawn_splits_have_their_shares_and_do_not_move_when_clips_are_added(tmp_path):
+    touch(tmp_path, *(f"c/{k}.mp4" for k in range(1000)))
+    before = {r["clip"]: r["split"] for r in scan_folder(tmp_path, val=0.2, test=0.1).rows}
+    shares = [list(before.values()).count(split) for split in ("train", "val", "test")]
+    assert all(abs(share - want) < 50 for share, want in zip(shares, (700, 200, 100), strict=True))
+    touch(tmp_path, "c/0000.mp4", "b/new.mp4")
+    after = {r["clip"]: r["split"] for r in scan_folder(tmp_path, val=0.2, test=0.1).rows}
+    assert before.items() <= after.items()
+    assert before != {r["clip"]: r["split"] for r in scan_folder(tmp_path, val=0.2, test=0.1, seed=1).rows}
+    # Written down once: caches and results depend on who is in which split.
+    assert [before[f"c/{k}"] for k in range(8)] == ["val", "train", "test", "val", "train", "train", "train", "train"]
+
+
+def test_what_no_manifest_can_hold_is_reported_or_refused(tmp_path):
+    touch(tmp_path, "c/a.mp4", "c/.hidden.mp4", "c/tab\there.mp4", "c/" + "x" * 220 + ".mp4", ".git/b.mp4")
+    os.makedirs(os.path.join(os.fsencode(tmp_path), b"c"), exist_ok=True)
+    open(os.path.join(os.fsencode(tmp_path), b"c", b"caf\xe9.mp4"), "wb").close()
+    (tmp_path / "c/round").symlink_to(tmp_path)
+    (tmp_path / "c/out.mp4").symlink_to(os.__file__)
+    scan = scan_folder(tmp_path)
+    assert [r["clip"] for r in scan.rows] == ["c/a"]
+    assert len(scan.ignored) == 7
+    write_manifest(tmp_path / "m.csv", scan.rows)
+    touch(tmp_path, "a;b/c.mp4")
+    with pytest.raises(ManifestError, match="rename the folder 'a;b'"):
+        scan_folder(tmp_path)
+
+
+def test_a_folder_without_clips_is_refused(tmp_path):
+    with pytest.raises(ManifestError, match="which is empty"):
+        scan_folder(tmp_path)
+    touch(tmp_path, *(f"{k}.txt" for k in range(5)))
+    with pytest.raises(ManifestError, match=r"0\.txt, 1\.txt, 2\.txt and 2 more"):
+        scan_folder(tmp_path)
+    with pytest.raises(ManifestError, match="expected a folder"):
+        scan_folder(tmp_path / "none")
+    for shares in ((-0.1, 0), (0.6, 0.6), (float("nan"), 0)):
+        with pytest.raises(ValueError, match="together at most 1"):
+            scan_folder(tmp_path, "hash", *shares)
+
+
+def run(*args: object):
+    from cli.manifest import command
+
+    return CliRunner().invoke(command, [str(arg) for arg in args], catch_exceptions=False)
+
+
+def test_the_folder_verb_writes_a_manifest_that_reads_and_says_what_it_left_out(tmp_path):
+    touch(tmp_path, "data/cat/a.mp4", "data/cat/b.mp4", "data/dog/c.mp4", "data/notes.txt")
+    result = run("folder", tmp_path / "data", "--out", tmp_path / "m.csv", "--val", 0, "--test", 0)
+    assert result.exit_code == 0
+    assert "3 clips (train 3, val 0, test 0), 2 classes" in result.output
+    assert "1 ignored" in result.output
+    assert "notes.txt" in result.output
+    assert [str(clip.path) for clip in read_manifest(tmp_path / "m.csv").clips] == [
+        str(tmp_path.resolve() / "data" / name) for name in ("cat/a.mp4", "cat/b.mp4", "dog/c.mp4")
+    ]
+
+
+def test_a_manifest_elsewhere_names_the_root_to_use(tmp_path):
+    touch(tmp_path, "data/cat/a.mp4")
+    result = run("folder", tmp_path / "data", "--out", tmp_path / "lists/m.csv")
+    assert f"--root {tmp_path.resolve() / 'data'}" in result.output
+    assert read_manifest(tmp_path / "lists/m.csv", tmp_path / "data").clips[0].path == tmp_path.resolve() / "data/cat/a.mp4"
+
+
+def test_the_example_in_the_documentation_is_a_manifest(tmp_path):
+    text = (Path(__file__).parent.parent / "data_manifests/README.md").read_text()
+    example = text.split("```csv\n")[1].split("```")[0]
+    manifest = read_manifest(save(tmp_path, example))
+    assert manifest.clips[2].labels == ("c092", "c147")
+    assert manifest.clips[2].end == 21.2
