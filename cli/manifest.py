@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from cli._options import set_option
+
 
 @click.group("manifest")
 def command() -> None:
@@ -36,11 +38,47 @@ def from_folder(folder: Path, out: Path, split_by: str, val: float, test: float,
     below = folder.is_relative_to(beside)
     start = folder.relative_to(beside) if below else Path()
     rows = ({**row, "path": (start / row["path"]).as_posix()} for row in scan.rows)
-    _say(write_manifest(out, rows, root=None if below else folder))
+    _say(write_manifest(out, rows))
     if scan.ignored:
         click.echo(scan.about_ignored(), err=True)
     if not below:
         click.echo(f"its paths start from {folder}: say --root {folder} wherever you use it", err=True)
+
+
+@command.command("digits")
+@click.option(
+    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the videos and manifest.csv."
+)
+@click.option("--task", default="meet", help="What the digits do: a task of pipeline/digits.py.")
+@click.option("--train", default=2000, type=click.IntRange(min=0), help="Videos in train.")
+@click.option("--val", default=300, type=click.IntRange(min=0), help="Videos in val.")
+@click.option("--test", default=500, type=click.IntRange(min=0), help="Videos in test.")
+@click.option("--seed", default=0, help="Another seed, other videos.")
+@click.option(
+    "--images", default="sklearn", type=click.Choice(["sklearn", "mnist"]), help="Handwritten digits; mnist is downloaded once."
+)
+@click.option("--workers", type=int, help="Processes that write; 0: this one.  [default: one per core]")
+@set_option
+def digits(
+    out: Path, task: str, train: int, val: int, test: int, seed: int, images: str, workers: int | None, settings: dict
+) -> None:
+    """Generated videos of moving handwritten digits, with their boxes in OUT/boxes.csv.
+
+    `--set canvas=96` changes an option of the task. The same command run again finds its videos and does nothing.
+    """
+    from dataclasses import fields
+
+    from pipeline.digits import TASKS, load_images, write_dataset
+    from pipeline.manifest import read_manifest
+
+    if task not in TASKS:
+        raise click.BadParameter(f"expected one of {', '.join(TASKS)}, got {task!r}", param_hint="--task")
+    known = [f.name for f in fields(TASKS[task])]
+    if unknown := [key for key in settings if key not in known]:
+        raise click.BadParameter(f"{unknown[0]}: task {task} has {', '.join(known)}", param_hint="--set")
+    splits = {split: count for split, count in (("train", train), ("val", val), ("test", test)) if count}
+    made = write_dataset(out, TASKS[task](**settings), splits, seed, workers, load_images(images))
+    _say(read_manifest(made))
 
 
 def _say(manifest) -> None:

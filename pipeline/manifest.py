@@ -274,11 +274,11 @@ def inside(root: str | Path, clip: Clip) -> Path:
     return target
 
 
-def write_manifest(path: str | Path, rows: Iterable[Mapping[str, object]], root: str | Path | None = None) -> Manifest:
+def write_manifest(path: str | Path, rows: Iterable[Mapping[str, object]]) -> Manifest:
     """Writes rows (clip, path, split, label and whatever else all of them have) and returns them as read back.
 
     `label` is text or a list of classes; None is an empty cell. The file appears whole or not at all, and only if read_manifest
-    (with this `root`) accepts it: ManifestError otherwise.
+    accepts it: ManifestError otherwise.
     """
     path = Path(path)
     rows = iter(rows)
@@ -300,7 +300,7 @@ def write_manifest(path: str | Path, rows: Iterable[Mapping[str, object]], root:
                 writer.writerow([_cell(row[name]) for name in columns])
             file.flush()
             os.fsync(file.fileno())
-        manifest = _read(part, path.parent if root is None else Path(root), shown=path)
+        manifest = _read(part, path.parent, shown=path)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -313,7 +313,7 @@ def _cell(value: object) -> object:
         if broken := [label for label in value if ";" in label]:
             raise ManifestError(f"class {broken[0]!r}: ';' separates classes in a manifest; rename the class")
         return ";".join(value)
-    return "" if value is None else value
+    return value
 
 
 def _sync_folder(folder: Path) -> None:

@@ -173,7 +173,10 @@ def views_of(sampling: Sampling, info: "VideoInfo", clip_id: str, labels: tuple[
             f"clip {clip_id}: expected at least one frame of at least one pixel, got {got}; leave it out of the manifest"
         )
     if sampling.sampling == "stride" and not (_known(info.fps) or sampling.source_fps):
-        raise ValueError(f"clip {clip_id}: its frame rate is unknown; set sampling.source_fps, or another sampling than stride")
+        raise ValueError(
+            f"clip {clip_id}: stride needs a frame rate and the clip tells none; set sampling.source_fps, "
+            f"or add a column fps to the manifest for folders of frames"
+        )
     protected = not set(labels).isdisjoint(sampling.flip_protect)
     views = []
     for number in range(sampling.train_views):

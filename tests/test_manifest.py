@@ -378,6 +378,23 @@ def test_a_manifest_elsewhere_names_the_root_to_use(tmp_path):
     assert read_manifest(tmp_path / "lists/m.csv", tmp_path / "data").clips[0].path == tmp_path.resolve() / "data/cat/a.mp4"
 
 
+def test_the_digits_verb_writes_videos_that_its_manifest_lists(tmp_path):
+    asked = ("digits", "--out", tmp_path / "d", "--train", 3, "--val", 0, "--test", 2, "--workers", 0, "--set", "frames=4")
+    result = run(*asked)
+    assert result.exit_code == 0
+    assert "5 clips (train 3, val 0, test 2)" in result.output
+    assert all(clip.path.stat().st_size > 0 for clip in read_manifest(tmp_path / "d/manifest.csv").clips)
+    assert run(*asked).output == result.output
+
+
+@pytest.mark.parametrize(("option", "value"), [("--task", "sing"), ("--set", "canvs=3"), ("--train", -1)])
+def test_the_digits_verb_refuses_what_it_does_not_know(tmp_path, option, value):
+    result = run("digits", "--out", tmp_path / "d", option, value)
+    assert result.exit_code == 2
+    assert option in result.output
+    assert not (tmp_path / "d").exists()
+
+
 def test_the_example_in_the_documentation_is_a_manifest(tmp_path):
     text = (Path(__file__).parent.parent / "data_manifests/README.md").read_text()
     example = text.split("```csv\n")[1].split("```")[0]

@@ -332,6 +332,7 @@ def test_the_last_position_of_a_crop_is_as_likely_as_the_others():
     counts = Counter(square_crop(12, 10, 1.0, draws(key))[0] for key in range(3000))
     assert sorted(counts) == [0, 1, 2]
     assert all(abs(count - 1000) < 120 for count in counts.values())
+    assert square_crop(1, 9, 0.2, draws(0))[2:] == (1, 1)  # never nothing
 
 
 def test_random_short_sides_crop_the_right_share():
@@ -392,7 +393,7 @@ def test_full_views_keep_the_aspect_within_half_a_multiple():
     assert full_size(340, 256, 256, 1) == (256, 340)
     assert full_size(1920, 1080, 256, 1) == (256, 455)
     assert full_size(1080, 1920, 256, 32) == (448, 256)
-    assert full_size(3, 2000, 20, 32)[1] == 32
+    assert full_size(3, 2000, 10, 32)[1] == 32
     rng = np.random.default_rng(2)
     for width, height in rng.integers(16, 2000, (200, 2)).tolist():
         h, w = full_size(width, height, 256, 32)
