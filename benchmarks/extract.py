@@ -1,0 +1,146 @@
+"""Extraction against what it cannot beat and against how it is commonly done.
+
+bare    the same frozen networks on pixels that lie in memory: no video, no disk, no processes. Ours/bare is what decoding,
+        moving and writing cost.
+eager   one video at a time: decord in the same process, resize with torch, the plain network in fp32, one .npy per clip.
+        The network is pytorchvideo's I3D-R50 where that package is installed, else our own before it is frozen.
+
+Both are run in this process, in turn with ours, on the same generated videos; ratios are of the medians of the rounds. What is
+timed is the steady state: loading the networks and starting the workers, once per run, is shown apart.
+"""
+
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import decord
+import numpy as np
+import torch
+from _report import arguments, report
+
+from pipeline.backbones import build_backbone
+from pipeline.cache import Cache
+from pipeline.config import ExtractConfig
+from pipeline.decode import write_video
+from pipeline.extract import RunOptions, extract
+from pipeline.forward import Models
+from pipeline.manifest import read_manifest, write_manifest
+from pipeline.memory import keep_freed_memory
+from pipeline.pixels import DecodeViews, Opening
+from pipeline.sample import Sampling
+
+SAMPLING = Sampling(frames=32, size=224, train_views=0, test_clips=1, test_crops=1)
+
+
+def make_videos(folder: Path, count: int) -> Path:
+    """Videos of 240×320 and 64 frames in which a noisy texture moves, so that neither codec nor network sees nothing."""
+    rng = np.random.default_rng(0)
+    texture = rng.integers(0, 256, (60, 80, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    for k in range(count):
+        frames = np.stack([np.roll(texture, (2 * t, 3 * t + 5 * k), (0, 1))[:240, :320] for t in range(64)])
+        write_video(folder / f"{k}.mp4", frames, fps=12)
+    rows = [{"clip": str(k), "path": f"{k}.mp4", "split": "train", "label": "0"} for k in range(count)]
+    write_manifest(folder / "manifest.csv", rows)
+    return folder / "manifest.csv"
+
+
+def bare(config: ExtractConfig, manifest_path: Path, batch: int) -> float:
+    """Seconds per clip of the networks alone."""
+    models, manifest = Models(config), read_manifest(manifest_path)
+    opening = Opening(manifest.root)
+    pixels = [DecodeViews(clip, opening, SAMPLING, 0, models.steps, models.frame_size).run() for clip in manifest.clips]
+    models.tensors(pixels[0].pixels[0][None], *(part[None] for part in models.boxes(manifest.clips[0], pixels[0])[0][::2]))
+    begun = time.perf_counter()
+    for start in range(0, len(pixels), batch):
+        some = range(start, min(start + batch, len(pixels)))
+        boxes = [models.boxes(manifest.clips[k], pixels[k])[0] for k in some]
+        frames = np.stack([pixels[k].pixels[0] for k in some])
+        models.tensors(frames, np.stack([b[0] for b in boxes]), np.stack([b[2] for b in boxes]))
+    return (time.perf_counter() - begun) / len(pixels)
+
+
+def ours(config: ExtractConfig, manifest_path: Path, batch: int) -> tuple[float, float]:
+    """Seconds per clip of an extraction, and the seconds before the first clip was under way."""
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.perf_counter()
+        extract(config, read_manifest(manifest_path), folder, RunOptions(workers=1, batch=batch))
+        total = time.perf_counter() - begun
+        records = Cache(folder).records["features"].values()
+        wall = sum(record["seconds"]["wall"] for record in records)
+        return wall / sum(record["clips"] for record in records), total - wall
+
+
+def eager_network() -> tuple[torch.nn.Module, str]:
+    """The network as feature extractors run it: not frozen, not folded, plain memory order."""
+    try:
+        from pytorchvideo.models.hub.resnet import i3d_r50
+    except ImportError:
+        return build_backbone("i3d_r50").eval(), "our i3d_r50 before freezing (pytorchvideo is not installed)"
+    network = i3d_r50(pretrained=False).eval()
+    network.blocks = network.blocks[:-1]  # without its head
+    return network, "pytorchvideo i3d_r50"
+
+
+@torch.inference_mode()
+def eager(network: torch.nn.Module, manifest_path: Path) -> float:
+    """Seconds per clip, one video at a time."""
+    manifest = read_manifest(manifest_path)
+    mean, std = (torch.tensor(v)[:, None, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.perf_counter()
+        for clip in manifest.clips:
+            reader = decord.VideoReader(str(clip.path))
+            frames = torch.from_numpy(reader.get_batch(np.linspace(0, len(reader) - 1, 32).astype(int)).asnumpy())
+            x = frames.permute(0, 3, 1, 2).float() / 255
+            x = torch.nn.functional.interpolate(x, size=(224, 299), mode="bilinear")[..., 37:261]
+            y = network(((x.transpose(0, 1) - mean) / std)[None])
+            np.save(f"{folder}/{clip.clip}.npy", y.mean((-2, -1))[0].numpy())
+        return (time.perf_counter() - begun) / len(manifest.clips)
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--clips", type=int, default=6, help="generated videos per run (default 6)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of every row, in turn (default 3)")
+    parser.add_argument("--batch", type=int, default=2, help="views per forward pass (default 2)")
+    parser.add_argument("--proposal-size", type=int, default=240, help="short side for the RPN, pixels (default 240)")
+    given = parser.parse_args()
+    keep_freed_memory()
+    pooled = ExtractConfig(sampling=SAMPLING, keep=("pooled",), backbone_options={"temporal": "alternating"})
+    options = {"weights": "none", "size": given.proposal_size}
+    nodes = replace(pooled, keep=("pooled", "nodes", "boxes"), proposal_options=options)
+    network, name = eager_network()
+    seconds: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = make_videos(Path(folder), given.clips)
+        for _ in range(given.rounds):
+            for precision in ("fp32", "bf16"):
+                for what, config in (("pooled", pooled), ("pooled, nodes, boxes", nodes)):
+                    config = replace(config, precision=precision)
+                    per_clip, start = ours(config, manifest, given.batch)
+                    seconds.setdefault(f"ours {precision}: {what}", []).append(per_clip)
+                    seconds.setdefault("start-up of a run (once)", []).append(start)
+                    seconds.setdefault(f"bare {precision}: {what}", []).append(bare(config, manifest, given.batch))
+            seconds.setdefault("eager", []).append(eager(network, manifest))
+    middle = {key: statistics.median(values) for key, values in seconds.items()}
+    rows = []
+    for key, value in middle.items():
+        if key.startswith("ours"):
+            rows.append(
+                {
+                    "run": key.removeprefix("ours "),
+                    "ours s/clip": value,
+                    "bare s/clip": middle[key.replace("ours", "bare")],
+                    "ours/bare": value / middle[key.replace("ours", "bare")],
+                    "eager s/clip": middle["eager"] if "nodes" not in key else "-",
+                    "eager/ours": middle["eager"] / value if "nodes" not in key else "-",
+                }
+            )
+    once = middle["start-up of a run (once)"]
+    report(f"Extraction, 32 x 224 x 224; eager is {name}; start-up {once:.1f} s once per run", rows, given.json)
+
+
+if __name__ == "__main__":
+    main()

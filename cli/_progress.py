@@ -1,0 +1,70 @@
+"""Progress of long work: a bar on a terminal, a line every 30 seconds elsewhere (a batch job's log)."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+LINE_EVERY = 30.0  # seconds between lines where there is no terminal
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows how far a long job is; yields `advance(done, failed)`, which adds `done` units, `failed` of them failures.
+
+    On a terminal it is a bar with units per second and the time left; without one it is a line every 30 s and one at the end.
+    """
+    if sys.stderr.isatty():
+        with _bar(what, total, unit) as advance:
+            yield advance
+    else:
+        yield from _lines(what, total, unit)
+
+
+@contextmanager
+def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int, int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[failed]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total, rate="", failed="")
+        begun, count, failures = time.monotonic(), 0, 0
+
+        def advance(done: int = 1, failed: int = 0) -> None:
+            nonlocal count, failures
+            count, failures = count + done, failures + failed
+            rate = count / max(time.monotonic() - begun, 1e-9)
+            bar.update(task, advance=done, rate=f"{rate:.1f} {unit}/s", failed=f"{failures} failed" if failures else "")
+
+        yield advance
+
+
+def _lines(what: str, total: int, unit: str) -> Iterator[Callable[[int, int], None]]:
+    begun = last = time.monotonic()
+    count = failures = 0
+
+    def line() -> None:
+        rate = count / max(time.monotonic() - begun, 1e-9)
+        left = f"{(total - count) / rate:,.0f} s left" if count else "time left unknown"
+        text = f"{what}: {count:,}/{total:,} {unit}, {rate:.1f} {unit}/s, {failures} failed, {left}"
+        print(text, file=sys.stderr, flush=True)
+
+    def advance(done: int = 1, failed: int = 0) -> None:
+        nonlocal count, failures, last
+        count, failures = count + done, failures + failed
+        if time.monotonic() - last >= LINE_EVERY:
+            last = time.monotonic()
+            line()
+
+    yield advance
+    line()

@@ -1,0 +1,351 @@
+"""Stage one's composer: sample -> decode -> backbone and proposals -> RoIAlign -> Extracted -> writer, one shard at a time.
+
+Batches are made of consecutive rows of a shard, never of what happens to be ready, and a failed row takes its place in its
+batch as a black view: so what is stored depends neither on the number of workers nor on when a run was stopped and resumed.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.cache import Shards, create_cache
+from pipeline.config import ExtractConfig
+from pipeline.decode import DecodeError, DecoderDied, DecodeTimeout, VideoInfo
+from pipeline.forward import Boxes, Models
+from pipeline.manifest import Clip, Manifest
+from pipeline.pixels import ClipPixels, DecodeViews, Opening, Probe, work
+from pipeline.pool import Pool, WorkerDied
+from pipeline.proposals import BoxesError
+from pipeline.sample import View, count_views, views_of
+from pipeline.shards import GroupPlan, NotFinite, ShardWriter
+from pipeline.tensors import GROUPS, Extracted, field_of
+
+NOMINAL_ASPECT = 16 / 9  # of whole-frame views, when a shard's length is worked out before any video is opened
+PENDING_WRITES = 2  # batches that may wait for the disk while the device goes on
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run does its work; none of it changes what is stored, beyond the rounding that a batch size brings.
+
+    `batch` is views per forward pass; `workers` decode processes (0: in this process, without a time limit); `time_limit`
+    seconds a clip may take to decode; `shard_size` clips per shard, or 0 to derive it from `shard_bytes`.
+    """
+
+    device: str = "cpu"
+    batch: int = 4
+    workers: int = 1
+    time_limit: float = 120.0
+    compile: bool = False
+    compression: str = "none"
+    shard_bytes: int = 2 << 30
+    shard_size: int = 0
+
+
+@dataclass
+class Summary:
+    """What a run did: shards written and shards found complete, clips and views of the former, the failed clips' records."""
+
+    cache: Path
+    shards: int = 0
+    already: int = 0
+    clips: int = 0
+    views: int = 0
+    failures: list[dict] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass
+class Row:
+    """A view on its way through the networks; `pixels` is None where its clip failed."""
+
+    number: int
+    clip: str
+    view: View | None = None
+    info: VideoInfo | None = None
+    pixels: np.ndarray | None = None
+    boxes: Boxes | None = None
+
+
+Advance = Callable[[int, int], None]
+
+
+def extract(
+    config: ExtractConfig,
+    manifest: Manifest,
+    cache: str | Path,
+    options: RunOptions | None = None,
+    shards: Iterable[int] | None = None,
+    redo: bool = False,
+    announce: Callable[[int, int], Advance] | None = None,
+) -> Summary:
+    """Extracts the shards of `manifest` that `cache` lacks, or of `shards` only; with `redo` also those that are complete.
+
+    `announce(clips to do, clips done before)` is called once and returns `advance(done, failed)`, called after every clip.
+    ValueError if the cache was made with another configuration, or a shard's number is not in the plan.
+    """
+    options, begun = options or RunOptions(), time.monotonic()
+    models = Models(config, options.device, options.compile)
+    plan = create_cache(cache, models.record(), manifest, _clips_per_shard(models, options))
+    wanted = range(len(plan)) if shards is None else sorted(set(shards))
+    if wanted and not 0 <= min(wanted) <= max(wanted) < len(plan):
+        raise ValueError(f"shard {max(wanted)}: this cache has {len(plan)} shards, numbered from 0 to {len(plan) - 1}")
+    todo = [s for s in wanted if redo or not plan.done(s)]
+    summary = Summary(Path(cache), already=len(wanted) - len(todo))
+    sizes = {s: len(plan.clips(s)) for s in wanted}
+    advance = announce(sum(sizes[s] for s in todo), sum(sizes.values())) if announce else (lambda done, failed: None)
+    if not todo:
+        return summary
+    tasks = _tasks(models, manifest, (plan.clips(s) for s in todo))
+    with (
+        ThreadPoolExecutor(1, "finish") as finisher,
+        ThreadPoolExecutor(1, "write") as disk,
+        Pool(work, workers=options.workers, timeout=options.time_limit) as pool,
+    ):
+        results = pool.imap(tasks, ahead=2 * max(1, options.workers))
+        finishing: list[Future] = []
+        for shard in todo:
+            job = _ShardJob(shard, plan, models, options, disk)
+            complete = job.run(results, advance)
+            _collect(finishing, summary)  # at most one shard is being hashed while the next is computed
+            finishing.append(finisher.submit(complete))
+        _collect(finishing, summary)
+    summary.seconds = time.monotonic() - begun
+    return summary
+
+
+def _collect(finishing: list[Future], summary: Summary) -> None:
+    while finishing:
+        record = finishing.pop(0).result()
+        summary.shards += 1
+        summary.clips += record["clips"]
+        summary.views += record["views"]
+        summary.failures += record["failures"]
+
+
+def _tasks(models: Models, manifest: Manifest, shards: Iterable[tuple[Clip, ...]]) -> Iterator[Probe | DecodeViews]:
+    """What the workers are asked, shard by shard: each clip's size, where that of its views follows from it, and its pixels."""
+    config = models.config
+    opening = Opening(manifest.root, config.decoder, config.allow_truncated)
+    for clips in shards:
+        if config.sampling.test_clips and config.sampling.size_of("test") is None:
+            yield from (Probe(clip, opening) for clip in clips)
+        for clip in clips:
+            yield DecodeViews(clip, opening, config.sampling, config.seed, models.steps, models.frame_size)
+
+
+class _ShardJob:
+    """Everything between the decode workers' results and one finished file."""
+
+    def __init__(self, shard: int, plan: Shards, models: Models, options: RunOptions, disk: ThreadPoolExecutor):
+        self.shard, self.plan, self.clips = shard, plan, plan.clips(shard)
+        self.models, self.options, self.disk = models, options, disk
+        self.sampling = models.config.sampling
+        self.counts = {group: count for group, count in count_views(self.sampling).items() if count}
+        self.waiting: dict[str, list[Row]] = {group: [] for group in self.counts}
+        self.pending: list[Future] = []
+        self.failures: dict[str, dict] = {}
+        self.seconds = {"decode": 0.0, "write": 0.0}
+        models.seconds.clear()
+
+    def run(self, results: Iterator, advance: Advance) -> Callable[[], dict]:
+        """Writes every row; returns what is left to do: hash the file, give it its name, and return its statistics."""
+        begun = time.monotonic()
+        path, attrs = self.plan.path(self.shard), self.plan.attrs(self.shard)
+        with ExitStack() as stack:
+            writer = ShardWriter(path, self._plans(results), attrs=attrs, compression=self.options.compression)
+            stack.enter_context(writer)
+            for place, clip in enumerate(self.clips):
+                _, result = next(results)
+                failed = self._take(place, clip, result, writer)
+                advance(1, int(failed))
+            for group in self.waiting:
+                self._flush(group, writer)
+            self._drain(0)
+            statistics, open_writer = self._statistics(time.monotonic() - begun), stack.pop_all()
+
+        def complete() -> dict:
+            with open_writer:
+                return writer.finish(statistics)
+
+        return complete
+
+    def _plans(self, results: Iterator) -> dict[str, GroupPlan]:
+        """The groups of the file: which rows, and each tensor's shape, padded to the widest view where sizes differ."""
+        sizes = {group: [self.sampling.size_of(group)] for group in self.counts}
+        if sizes.get("test") == [None]:
+            infos = [next(results)[1] for _ in self.clips]
+            views = [views_of(self.sampling, i, "", (), 0) for i in infos if isinstance(i, VideoInfo)]
+            sizes["test"] = [v.size for vs in views for v in vs if v.group == "test"] or [(self.sampling.resized,) * 2]
+        plans = {}
+        for group, count in self.counts.items():
+            widest = max(h for h, _ in sizes[group]), max(w for _, w in sizes[group])
+            dtypes = {name: field_of(name).dtype for name in self.models.shapes(widest)}
+            fields = {
+                name: (shape, self.models.config.dtype if dtypes[name] == "feature" else dtypes[name])
+                for name, shape in self.models.shapes(widest).items()
+            }
+            names = [clip.clip for clip in self.clips for _ in range(count)]
+            plans[group] = GroupPlan(names, list(range(count)) * len(self.clips), fields)
+        return plans
+
+    def _take(self, place: int, clip: Clip, result, writer: ShardWriter) -> bool:
+        """Puts a clip's views into the queues, in row order; True if it failed. Only what the data caused is caught."""
+        pixels, boxes = None, []
+        if isinstance(result, ClipPixels):
+            self.seconds["decode"] += result.seconds
+            try:
+                boxes = self.models.boxes(clip, result)
+                pixels = result
+            except BoxesError as error:
+                self._fail(clip.clip, error, result.seconds)
+        else:
+            self._fail(clip.clip, _as_decode_error(clip, result, self.options.time_limit))
+        rows = {group: [Row(place * count + v, clip.clip) for v in range(count)] for group, count in self.counts.items()}
+        if pixels:
+            for view, frames, places in zip(pixels.views, pixels.pixels, boxes, strict=True):
+                row = rows[view.group][view.number]
+                row.view, row.info, row.pixels, row.boxes = view, pixels.info, frames, places
+        for group, new in rows.items():
+            for row in new:
+                self.waiting[group].append(row)
+                if len(self.waiting[group]) == self.options.batch:
+                    self._flush(group, writer)
+        return pixels is None
+
+    def _fail(self, clip: str, error: Exception, seconds: float = 0.0) -> None:
+        reason = " ".join(str(getattr(error, "reason", None) or error).split())
+        record = {"clip": clip, "error": type(error).__name__, "message": reason, "seconds": round(seconds, 3)}
+        self.failures.setdefault(clip, record)
+
+    def _flush(self, group: str, writer: ShardWriter) -> None:
+        """Runs the waiting rows of a group, one forward pass for each size among them, and hands them to the disk."""
+        rows, self.waiting[group] = self.waiting[group], []
+        fixed = self.sampling.size_of(group) is not None
+        sizes = dict.fromkeys(row.pixels.shape[1:3] for row in rows if row.pixels is not None)
+        for size in sizes:
+            mates = [r for r in rows if (fixed if r.pixels is None else r.pixels.shape[1:3] == size)]
+            batch = self._forward(mates, size)
+            self.pending.append(self.disk.submit(self._write, group, batch, writer))
+        self._drain(PENDING_WRITES)
+
+    def _forward(self, rows: list[Row], size: tuple[int, int]) -> list[tuple[int, Extracted]]:
+        frames = np.zeros((len(rows), self.sampling.frames, *size, 3), np.uint8)
+        boxes = np.zeros((len(rows), self.models.steps, self.models.num_boxes, 4), np.float32)
+        scores, valid = boxes[..., 0].copy(), np.zeros(boxes.shape[:-1], bool)
+        for at, row in enumerate(rows):
+            if row.pixels is not None:
+                frames[at] = row.pixels
+                boxes[at], scores[at], valid[at] = row.boxes
+        computed = self.models.tensors(frames, boxes, valid) | {"boxes": boxes, "scores": scores, "valid": valid}
+        grid = np.array(self.models.grid(size), np.int16)
+        batch = []
+        for at, row in enumerate(rows):
+            if row.view is not None:
+                tensors = {name: computed[name][at] for name in self.models.config.keep}
+                batch.append((row.number, Extracted(row.clip, row.view.number, _placement(row, grid) | tensors)))
+        return batch
+
+    def _write(self, group: str, batch: list[tuple[int, Extracted]], writer: ShardWriter) -> list[tuple[str, NotFinite]]:
+        """Runs in the writer's thread; returns the views that hold a value which cannot be stored."""
+        begun, refused = time.perf_counter(), []
+        shapes = {name: shape for name, (shape, _) in writer.plans[group].fields.items()}
+        for number, view in batch:
+            try:
+                writer.write(group, number, {name: _padded(array, shapes[name]) for name, array in view.tensors.items()})
+            except NotFinite as error:
+                refused.append((view.clip, error))
+        self.seconds["write"] += time.perf_counter() - begun
+        return refused
+
+    def _drain(self, most: int) -> None:
+        """Waits until at most `most` batches are unwritten, which bounds memory, and takes note of what was refused."""
+        while len(self.pending) > most:
+            for clip, error in self.pending.pop(0).result():
+                self._fail(clip, error)
+
+    def _statistics(self, wall: float) -> dict:
+        failures = [self.failures[clip.clip] for clip in self.clips if clip.clip in self.failures]
+        seconds = {**self.seconds, **{part: self.models.seconds[part] for part in ("backbone", "proposals")}, "wall": wall}
+        return {
+            "stage": "features",
+            "shard": self.shard,
+            "first": self.clips[0].position,
+            "clips": len(self.clips),
+            "views": len(self.clips) * sum(self.counts.values()),
+            "failures": failures,
+            "seconds": {part: round(value, 3) for part, value in seconds.items()},
+            "device": device_name(self.models.device.type),
+            "versions": versions(),
+            "batch": self.options.batch,
+            "asked": asdict(self.models.config),  # with paths, which the fingerprint leaves out: `repair` needs them
+        }
+
+
+def _padded(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A map of a narrow view, with zeros up to the size of the shard's widest."""
+    if array.shape == shape:
+        return array
+    wide = np.zeros(shape, array.dtype)
+    wide[tuple(map(slice, array.shape))] = array
+    return wide
+
+
+def _placement(row: Row, grid: np.ndarray) -> dict[str, np.ndarray]:
+    view, info = row.view, row.info
+    return {
+        "frames": np.array(view.frames, np.int32) + info.first,
+        "crop": np.array((*view.crop, info.width, info.height), np.float32),
+        "flip": np.bool_(view.flip),
+        "grid": grid,
+    }
+
+
+def _as_decode_error(clip: Clip, error: Exception, limit: float) -> Exception:
+    """A worker's failure as a decode error of the clip; anything that is not the data's fault is raised."""
+    if isinstance(error, DecodeError):
+        return error
+    if isinstance(error, TimeoutError):
+        return DecodeTimeout(clip.clip, clip.path, f"took longer than {limit:g} s to decode (--time-limit)")
+    if isinstance(error, WorkerDied):
+        return DecoderDied(clip.clip, clip.path, str(error))
+    raise error
+
+
+def _clips_per_shard(models: Models, options: RunOptions) -> int:
+    """Clips whose tensors fill about `shard_bytes`, from the shapes alone, so that it is the same on every machine."""
+    if options.shard_size:
+        return options.shard_size
+    sampling, total = models.config.sampling, 0
+    for group in GROUPS:
+        size = sampling.size_of(group) or (sampling.resized, round(sampling.resized * NOMINAL_ASPECT))
+        width = np.dtype(models.config.dtype).itemsize
+        view = sum(int(np.prod(shape)) * (width if len(shape) > 1 else 4) for shape in models.shapes(size).values())
+        total += view * count_views(sampling)[group]
+    return max(1, options.shard_bytes // total)
+
+
+def device_name(kind: str) -> str:
+    """The device in words: the GPU's name, or the number of threads that torch uses on the CPU."""
+    import torch
+
+    return torch.cuda.get_device_name() if kind == "cuda" else f"cpu, {torch.get_num_threads()} of {os.cpu_count()} cores"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a stored value depends on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("vidgraph", "torch", "torchvision", "decord", "av", "pillow", "numpy", "h5py"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from its folder without having been installed
+            found[name] = "not installed"
+    return found

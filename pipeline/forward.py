@@ -1,0 +1,122 @@
+"""The frozen networks of stage one: pixels of views in, the tensors that are stored out."""
+
+import time
+from collections import defaultdict
+
+import numpy as np
+import torch
+
+from pipeline import boxes as geometry
+from pipeline.backbones import build_backbone, freeze
+from pipeline.config import ExtractConfig
+from pipeline.manifest import Clip
+from pipeline.pixels import ClipPixels, step_frames
+from pipeline.proposals import build_proposals
+from pipeline.roi import roi_align
+
+Boxes = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes [T,N,4], scores [T,N], valid [T,N]
+
+
+class Models:
+    """The backbone and the source of boxes that a configuration names, frozen, on one device.
+
+    `cut` is the last cut; `steps` is T; `num_boxes` is N (0 when no boxes are wanted); `seconds` sums what each part took.
+    """
+
+    def __init__(self, config: ExtractConfig, device: str = "cpu", compile: bool = False):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)  # without weights the network is random, and a resumed run needs the same one
+            backbone = build_backbone(config.backbone, weights=config.weights, **config.backbone_options)
+        self.config = config
+        self.device = torch.device(device)
+        self.cut = config.cut or backbone.last
+        self.steps = backbone.steps(config.sampling.frames, self.cut)
+        self.weights_sha256 = backbone.weights_sha256
+        self.backbone = freeze(backbone, precision=config.precision, device=device, compile=compile)
+        self.source = None
+        if config.wants_boxes:
+            self.source = build_proposals(config.proposals, **config.proposal_options).to(device, config.precision)
+        self.num_boxes = self.source.num_boxes if self.source else 0
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @property
+    def frame_size(self) -> int | None:
+        """Short side in pixels of the whole frames that the source of boxes looks at; None if it needs none."""
+        return self.source.frame_size if self.source else None
+
+    def record(self) -> dict:
+        """The configuration for the cache's fingerprint, with the checksums of the weights that were loaded."""
+        return self.config.computed(self.weights_sha256, self.source.weights_sha256 if self.source else "")
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) of the last cut's map for a view of `size` (height, width) in pixels."""
+        return self.backbone.grid(self.cut, size)
+
+    def shapes(self, size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+        """The shape of every stored tensor of a view whose pixels measure `size` (height, width), without the R axis."""
+        frames, steps, boxes = self.config.sampling.frames, self.steps, self.num_boxes
+        channels = self.backbone.channels(self.cut)
+        known = {
+            "pooled": (steps, channels),
+            "boxes": (steps, boxes, 4),
+            "scores": (steps, boxes),
+            "valid": (steps, boxes),
+            "nodes": (steps, boxes, channels),
+        }
+        shapes = {"frames": (frames,), "crop": (6,), "flip": (), "grid": (2,)}
+        for name in self.config.keep:
+            if name in known:
+                shapes[name] = known[name]
+            else:
+                step = self.backbone.steps(frames, name)
+                shapes[name] = (step, self.backbone.channels(name), *self.backbone.grid(name, size))
+        return shapes
+
+    @torch.inference_mode()
+    def boxes(self, clip: Clip, pixels: ClipPixels) -> list[Boxes]:
+        """Boxes of every view of a clip, in the view's own [0,1]; each frame of the video passes the source once."""
+        if self.source is None:
+            return [_no_boxes(self.steps)] * len(pixels.views)
+        begun = time.perf_counter()
+        frames = None if pixels.frames is None else torch.from_numpy(pixels.frames)
+        found, scores = self.source.propose(frames, clip, pixels.info, pixels.numbers)
+        row_of = {number: row for row, number in enumerate(pixels.numbers)}
+        source_size = (pixels.info.width, pixels.info.height)
+        views = []
+        for view in pixels.views:
+            rows = [row_of[pixels.info.first + k] for k in step_frames(view, self.steps)]
+            there, keep = found[rows], scores[rows] >= 0
+            if not self.source.in_view:
+                there, inside = geometry.to_view(there, view.crop, source_size, view.flip)
+                keep &= inside
+            views.append(geometry.pack(there, scores[rows], keep, self.num_boxes))
+        self.seconds["proposals"] += time.perf_counter() - begun
+        return views
+
+    @torch.inference_mode()
+    def tensors(self, frames: np.ndarray, boxes: np.ndarray, valid: np.ndarray) -> dict[str, np.ndarray]:
+        """The computed fields of a batch of views of one size.
+
+        frames uint8 [B,F,h,w,3]; boxes [B,T,N,4] xyxy in [0,1] of the view; valid [B,T,N]. Returns arrays of the stored dtype
+        with the batch first: `pooled` [B,T,C], `nodes` [B,T,N,C] and a map [B,T,C,h,w] for each cut that is kept.
+        """
+        begun = time.perf_counter()
+        keep = self.config.keep
+        batch = self.backbone.prepare(torch.from_numpy(frames).to(self.device))
+        maps = self.backbone.maps(batch, cuts=tuple(dict.fromkeys((*self.config.cuts, self.cut))))
+        last = maps[self.cut]
+        out = {cut: maps[cut].permute(0, 2, 1, 3, 4) for cut in self.config.cuts}
+        if "pooled" in keep:
+            out["pooled"] = last.float().mean((-2, -1)).transpose(1, 2)
+        if "nodes" in keep:
+            places = torch.from_numpy(boxes).to(self.device), torch.from_numpy(valid).to(self.device)
+            out["nodes"] = roi_align(last, *places, pool=self.config.roi_pool)
+        # Cast on the device: half the bytes cross to the host; a value that overflows becomes inf, which the writer refuses.
+        dtype = getattr(torch, self.config.dtype)
+        arrays = {name: tensor.to(dtype).cpu().numpy() for name, tensor in out.items()}
+        self.seconds["backbone"] += time.perf_counter() - begun
+        return arrays
+
+
+def _no_boxes(steps: int) -> Boxes:
+    return np.zeros((steps, 0, 4), np.float32), np.zeros((steps, 0), np.float32), np.zeros((steps, 0), bool)

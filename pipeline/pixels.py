@@ -1,0 +1,122 @@
+"""One clip's pixels, made in a decode worker: sample the views, decode their frames once, crop and resize.
+
+Imports no torch, so that a worker process starts in a fraction of a second and stays small.
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.decode import DecodeError, VideoInfo, open_clip
+from pipeline.manifest import Clip, ManifestError, inside
+from pipeline.sample import Sampling, View, views_of
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a clip's file is opened: the decoder, whether a file cut short is taken as it is, the folder it may not leave."""
+
+    root: Path
+    decoder: str = "decord"
+    allow_truncated: bool = False
+
+    def open(self, clip: Clip):
+        """A reader of `clip`; DecodeError if it cannot be read, or a link takes its path out of the root."""
+        try:
+            inside(self.root, clip)
+        except ManifestError as error:
+            raise DecodeError(clip.clip, clip.path, str(error)) from None
+        return open_clip(clip, decoder=self.decoder, allow_truncated=self.allow_truncated)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Asks a worker for a clip's VideoInfo only."""
+
+    clip: Clip
+    opening: Opening
+
+    def run(self) -> VideoInfo:
+        with self.opening.open(self.clip) as reader:
+            return reader.info
+
+
+@dataclass
+class ClipPixels:
+    """What a worker returns for one clip.
+
+    `pixels[v]` [F,h,w,3] uint8 RGB is view v cropped, resized and mirrored where it says so. `numbers` are the frames of the
+    file, counted from 0 and ascending, that some view's feature step looks at; `frames` [K,h',w',3] uint8 are these, whole, or
+    None when no source of boxes asked for pixels. `seconds` is the time that decoding and resizing took.
+    """
+
+    info: VideoInfo
+    views: list[View]
+    pixels: list[np.ndarray]
+    numbers: tuple[int, ...] = ()
+    frames: np.ndarray | None = None
+    seconds: float = field(default=0.0, compare=False)
+
+
+@dataclass(frozen=True)
+class DecodeViews:
+    """Asks a worker for the pixels of all views of a clip.
+
+    `steps` is T, the number of feature steps; the whole frames are wanted at these only. `frame_size` is their short side in
+    pixels, None when nobody looks at whole frames.
+    """
+
+    clip: Clip
+    opening: Opening
+    sampling: Sampling
+    seed: int
+    steps: int
+    frame_size: int | None = None
+
+    def run(self) -> ClipPixels:
+        begun = time.perf_counter()
+        with self.opening.open(self.clip) as reader:
+            info = reader.info
+            views = views_of(self.sampling, info, self.clip.clip, self.clip.labels, self.seed)
+            wanted = sorted({number for view in views for number in view.frames})
+            images = dict(zip(wanted, map(Image.fromarray, reader.read(wanted)), strict=True))
+        pixels = [_crop(images, view) for view in views]
+        steps = sorted({number for view in views for number in step_frames(view, self.steps)})
+        frames = None
+        if self.frame_size is not None:
+            height, width = short_side(info.height, info.width, self.frame_size)
+            frames = np.stack([np.asarray(images[k].resize((width, height), Image.Resampling.BILINEAR)) for k in steps])
+        numbers = tuple(info.first + k for k in steps)
+        return ClipPixels(info, views, pixels, numbers, frames, time.perf_counter() - begun)
+
+
+def work(task: "Probe | DecodeViews"):
+    """What a worker process does with a task; exceptions travel back as results."""
+    return task.run()
+
+
+def step_frames(view: View, steps: int) -> tuple[int, ...]:
+    """The frame at each of the T feature steps: every (F/T)-th of the view's, from the first (0, 2, …, 30; GOS supp. 2)."""
+    count = len(view.frames)
+    return tuple(view.frames[t * count // steps] for t in range(steps))
+
+
+def short_side(height: int, width: int, size: int) -> tuple[int, int]:
+    """(height, width) in whole pixels after scaling the shorter side to `size`, the aspect kept."""
+    scale = size / min(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _crop(images: dict[int, Image.Image], view: View) -> np.ndarray:
+    """The view's crop of each of its frames [F,h,w,3]; a frame that repeats is resized once."""
+    x, y, width, height = view.crop
+    out_height, out_width = view.size
+    box = (x, y, x + width, y + height)
+    resized = {
+        k: np.asarray(images[k].resize((out_width, out_height), Image.Resampling.BILINEAR, box=box)) for k in set(view.frames)
+    }
+    stack = np.stack([resized[k] for k in view.frames])
+    return np.ascontiguousarray(stack[:, :, ::-1]) if view.flip else stack

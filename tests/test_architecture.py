@@ -1,0 +1,131 @@
+"""The arrows between the rooms point down only, and each heavy or delicate library has one place."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("cli", "heads", "pipeline")
+
+# What a file of the pipeline may import from the others, beyond these three, which are words rather than stages.
+WORDS = {"tensors", "boxes", "manifest"}
+PIPELINE = {
+    "decode": set(),
+    "sample": {"decode"},  # the VideoInfo that it samples from
+    "pool": set(),
+    "memory": set(),
+    "pixels": {"decode", "sample"},
+    "config": {"sample"},
+    "backbones": set(),
+    "proposals": {"decode"},
+    "roi": set(),
+    "shards": set(),
+    "cache": {"shards"},
+    "graphs": {"cache", "shards", "pool"},
+    "verify": {"cache", "shards"},
+    "digits": {"decode"},
+    "forward": {"backbones", "proposals", "roi", "config", "pixels", "decode"},
+    "extract": {"forward", "config", "pixels", "pool", "decode", "sample", "shards", "cache", "proposals"},
+}
+HEADS_MAY_USE = {"cache", "tensors", "boxes", "roi", "graphs", "backbones", "digits", "cluster", "memory", "manifest"}
+ONE_PLACE = {
+    "h5py": {"pipeline/shards.py", "pipeline/cache.py"},
+    "hdf5plugin": {"pipeline/shards.py", "pipeline/cache.py"},
+    "decord": {"pipeline/decode.py"},
+    "av": {"pipeline/decode.py"},
+    "torchcodec": {"pipeline/decode.py"},
+    "detectron2": {"pipeline/proposals/detectron2.py"},
+}
+
+
+def files(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py"))
+
+
+def imports(path: Path, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room_of_pipeline(path: Path) -> str:
+    return path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")
+
+
+def test_arrows_point_down_only():
+    above = {"pipeline": {"heads", "cli"}, "heads": {"cli"}, "cli": set()}
+    for room in ROOMS:
+        for path in files(room):
+            wrong = {name for name in imports(path) if name.split(".")[0] in above[room]}
+            assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_stages_of_the_pipeline_meet_only_in_the_composer():
+    for path in files("pipeline"):
+        me = room_of_pipeline(path)
+        if me == "__init__":
+            continue
+        assert me in PIPELINE or me in WORDS, f"{path.relative_to(ROOT)}: add its row to the table of this test"
+        used = {name.split(".")[1] for name in imports(path) if name.startswith("pipeline.")} - {me} - WORDS
+        assert used <= PIPELINE.get(me, set()), f"{path.relative_to(ROOT)} imports {used - PIPELINE.get(me, set())}"
+
+
+def test_heads_import_only_what_loads_no_decoder():
+    for path in files("heads"):
+        used = {name.split(".")[1] for name in imports(path) if name.startswith("pipeline.")}
+        if path.stem not in ("finetune", "draw"):
+            assert used <= HEADS_MAY_USE, f"{path.relative_to(ROOT)} imports {used - HEADS_MAY_USE}"
+
+
+@pytest.mark.parametrize("library", ONE_PLACE)
+def test_a_delicate_library_is_imported_in_one_place(library):
+    users = {
+        str(p.relative_to(ROOT)) for room in ROOMS for p in files(room) if library in {n.split(".")[0] for n in imports(p)}
+    }
+    users.discard("pipeline/proposals/__init__.py")  # its own folder is named after it
+    assert users <= ONE_PLACE[library]
+
+
+def loaded_after(code: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return {name.split(".")[0] for name in done.stdout.split()}
+
+
+def test_heads_load_neither_a_decoder_nor_detectron2():
+    modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files("heads")]
+    light = [m for m in modules if m.split(".")[-1] not in ("finetune", "draw", "__init__")]
+    assert not loaded_after("\n".join(f"import {m}" for m in light)) & {"decord", "av", "torchcodec", "detectron2"}
+
+
+def test_the_command_line_answers_without_heavy_imports():
+    """Every verb's file is imported for `vidgraph --help`; numpy alone would take a third of its half second."""
+    verbs = [f"import cli.{p.stem}" for p in files("cli") if p.stem != "__init__"]
+    assert not loaded_after("\n".join(verbs)) & {"torch", "numpy", "dask", "matplotlib", "h5py", "rich", "pydantic"}
+
+
+def test_nothing_that_is_read_can_run_code():
+    """Checkpoints load as tensors only; no pickle, no eval, no YAML."""
+    for room in ROOMS:
+        for path in files(room):
+            where = path.relative_to(ROOT)
+            assert not {n.split(".")[0] for n in imports(path)} & {"dill", "joblib", "yaml", "marshal", "shelve"}, where
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call):
+                    name = ast.unparse(node.func)
+                    assert name not in ("eval", "exec", "pickle.load"), where
+                    if name == "torch.load":
+                        assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords), where
+                    if name == "np.load":
+                        assert not any(k.arg == "allow_pickle" for k in node.keywords), where

@@ -1,0 +1,127 @@
+"""The command line as a person meets it: help, mistakes, exit codes, and the real videos."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cli.__main__ import _verbs, main, vidgraph
+from cli._options import shard_numbers, toml_value
+from pipeline.cache import Cache
+
+ROOT = Path(__file__).parent.parent
+REAL = ("arm_wrestling.mp4", "people_indoors.mp4", "flipping_a_pancake.mkv", "corrupted.mp4", "unordered.mov")
+ROTATED = tuple(f"video_{angle}.mov" for angle in (0, 90, 180, 270))
+
+
+def code_of(capsys, *args: str) -> tuple[int, str]:
+    """Exit code and what went to standard error."""
+    with pytest.raises(SystemExit) as left:
+        main(list(map(str, args)))
+    return left.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", _verbs())
+def test_every_verb_explains_itself(verb):
+    result = CliRunner().invoke(vidgraph, [verb, "--help"])
+    assert result.exit_code == 0, result.output
+    assert "Usage:" in result.output
+
+
+def test_every_option_has_a_line_of_help():
+    import click
+
+    def commands(command, name):
+        yield name, command
+        if isinstance(command, click.Group):
+            for sub in command.list_commands(click.Context(command)):
+                yield from commands(command.get_command(click.Context(command), sub), f"{name} {sub}")
+
+    for name, command in commands(vidgraph, "vidgraph"):
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.help, f"{name} {parameter.opts[0]}"
+
+
+def test_a_mistyped_verb_is_answered_with_the_nearest(capsys):
+    code, said = code_of(capsys, "extrct")
+    assert code == 2
+    assert "extract" in said
+
+
+def test_bad_input_is_one_line_and_code_2(capsys, tmp_path):
+    code, said = code_of(capsys, "extract", "--manifest", tmp_path / "no.csv", "--cache", tmp_path / "cache")
+    assert code == 2
+    assert len(said.strip().splitlines()) == 1
+    assert "no.csv" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--keep", "pooled,noddes"), "noddes"),
+        (("--backbone", "i3d_r51"), "i3d_r50"),
+        (("--set", "sampling.fsp=3"), "sampling.fps"),
+        (("--set", "backbone_options.temporl=every"), "temporal"),
+        (("--frames", "0"), "frames"),
+        (("--cut", "res9"), "res9"),
+        (("--shard", "5-3"), "5-3"),
+    ],
+)
+def test_a_wrong_option_names_itself_or_the_right_one(options, named, capsys, tmp_path):
+    (tmp_path / "m.csv").write_text("clip,path,split,label\na,a.mp4,train,0\n")
+    base = ("extract", "--manifest", tmp_path / "m.csv", "--cache", tmp_path / "cache", "--weights", "none")
+    code, said = code_of(capsys, *base, "--proposals", "grid", *options)
+    assert code == 2
+    assert named in said
+    assert not (tmp_path / "cache").exists()
+
+
+def test_values_of_set_are_toml_where_they_are_toml():
+    assert [toml_value(t) for t in ("3", "2.5", "true", "[1, 2]", '"x"', "alternating")] == [
+        3,
+        2.5,
+        True,
+        [1, 2],
+        "x",
+        "alternating",
+    ]
+
+
+def test_shards_are_numbers_and_ranges_with_both_ends():
+    assert shard_numbers(None, None, "3,10-12") == [3, 10, 11, 12]
+
+
+def test_the_command_runs_as_a_program():
+    done = subprocess.run([sys.executable, "-m", "cli", "--version"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "vidgraph" in done.stdout
+
+
+def test_of_the_nine_real_videos_eight_are_extracted_and_one_fails_with_its_reason(capsys, tmp_path):
+    videos = Path(os.environ.get("VIDGRAPH_VIDEOS", ROOT.parent / "shared" / "videos"))
+    if not videos.is_dir():
+        pytest.skip(f"no real videos at {videos}; set VIDGRAPH_VIDEOS to their folder")
+    names = REAL + ROTATED
+    lines = [f"{name.partition('.')[0]},{name},test,{k % 2}" for k, name in enumerate(names)]
+    (tmp_path / "nine.csv").write_text("\n".join(["clip,path,split,label", *lines]) + "\n")
+    cache = tmp_path / "cache"
+    code, said = code_of(
+        capsys, "extract", "--manifest", tmp_path / "nine.csv", "--root", videos, "--cache", cache, "--backbone", "resnet18",
+        "--weights", "none", "--frames", 8, "--size", 64, "--proposals", "torchvision", "--proposal-weights", "none",
+        "--proposal-size", 64, "--shard-size", 4, "--device", "cpu",
+    )  # fmt: skip
+    assert code == 3
+    assert "1 of 9 clips failed" in said
+    (failure,) = Cache(cache).failures
+    assert failure["clip"] == "corrupted"
+    assert failure["message"]
+    assert Cache(cache)["test"].ok.sum() == 8
+
+    code, _ = code_of(capsys, "graphs", "--cache", cache, "--neighbours", 4)
+    assert code == 0
+    code, _ = code_of(capsys, "verify", "--cache", cache)
+    assert code == 3

@@ -1,0 +1,299 @@
+"""Stage one as a whole: small videos through a small network, onto the disk and back."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import boxes as geometry
+from pipeline.backbones import build_backbone
+from pipeline.cache import Cache
+from pipeline.config import ExtractConfig, with_settings
+from pipeline.decode import open_clip, write_video
+from pipeline.extract import RunOptions, extract
+from pipeline.forward import Models
+from pipeline.manifest import read_manifest
+from pipeline.pixels import DecodeViews, Opening, step_frames
+from pipeline.sample import Sampling
+
+ROOT = Path(__file__).parent.parent
+SIDE, LENGTH, CLIPS, BROKEN = 96, 12, 7, 3  # pixels, frames, clips, the clip that cannot be decoded
+SAMPLING = Sampling(frames=4, size=64, train_views=2, train_crop="multiscale", flip=0.5, test_clips=1, test_crops=1)
+INLINE = RunOptions(workers=0, batch=3, shard_size=3)
+
+
+def place(clip: int, frame: int) -> tuple[int, int, int, int]:
+    """x, y, width, height of the bright rectangle that moves over the black frames of a clip, pixels."""
+    return 16 + 2 * frame + clip, 20 + 3 * clip, 28, 24
+
+
+def painted(clip: int) -> np.ndarray:
+    frames = np.zeros((LENGTH, SIDE, SIDE, 3), np.uint8)
+    for k in range(LENGTH):
+        x, y, w, h = place(clip, k)
+        frames[k, y : y + h, x : x + w] = 200
+    return frames
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A manifest of seven videos, one of them a text file, with a box around each rectangle."""
+    folder = tmp_path_factory.mktemp("world")
+    rows, boxes = [], []
+    for clip in range(CLIPS):
+        name = f"clip{clip}"
+        rows.append((name, f"{name}.mp4", "train", clip % 2))
+        if clip == BROKEN:
+            (folder / f"{name}.mp4").write_text("not a video")
+        else:
+            write_video(folder / f"{name}.mp4", painted(clip), fps=8)
+        for k in range(LENGTH):
+            x, y, w, h = place(clip, k)
+            boxes.append((name, k, x, y, x + w, y + h))
+    write_csv(folder / "manifest.csv", ("clip", "path", "split", "label"), rows)
+    write_csv(folder / "boxes.csv", ("clip", "frame", "x1", "y1", "x2", "y2"), boxes)
+    return folder
+
+
+def write_csv(path: Path, header, rows) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows((header, *rows))
+
+
+def config_of(world: Path, **changes) -> ExtractConfig:
+    base = ExtractConfig(
+        backbone="digit_cnn",
+        backbone_options={"width": 8},
+        keep=("pooled", "nodes", "conv2"),
+        sampling=SAMPLING,
+        proposals="annotations",
+        proposal_options={"file": str(world / "boxes.csv"), "num_boxes": 2},
+        dtype="float32",
+    )
+    return replace(base, **changes)
+
+
+def run(world: Path, cache: Path, config: ExtractConfig | None = None, options: RunOptions = INLINE, **more):
+    return extract(config or config_of(world), read_manifest(world / "manifest.csv"), cache, options, **more)
+
+
+def everything(cache: Path) -> dict[str, bytes]:
+    """Every stored byte of a cache's tensors, by group and field."""
+    opened = Cache(cache)
+    found = {}
+    for group in ("train", "test"):
+        rows = opened[group]
+        for name, array in rows.batch(np.flatnonzero(rows.ok)).items():
+            found[f"{group}/{name}"] = array.tobytes()
+        found[f"{group}/ok"] = np.asarray(rows.ok).tobytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world, tmp_path_factory) -> Path:
+    cache = tmp_path_factory.mktemp("undisturbed") / "cache"
+    summary = run(world, cache)
+    assert [f["clip"] for f in summary.failures] == [f"clip{BROKEN}"]
+    return cache
+
+
+def test_a_failed_clip_keeps_its_rows_and_its_reason(undisturbed):
+    cache = Cache(undisturbed)
+    train = cache["train"]
+    assert len(train) == 2 * CLIPS
+    bad = [r for r in range(len(train)) if not train.ok[r]]
+    assert bad == [2 * BROKEN, 2 * BROKEN + 1]
+    with pytest.raises(ValueError, match=f"clip{BROKEN}.*failed"):
+        train.view(bad[0])
+    (failure,) = cache.failures
+    assert failure["clip"] == f"clip{BROKEN}"
+    assert failure["error"] == "DecodeError"
+    assert failure["message"]
+
+
+def test_nothing_depends_on_the_number_of_workers(world, undisturbed, tmp_path):
+    run(world, tmp_path / "cache", options=replace(INLINE, workers=2))
+    assert everything(tmp_path / "cache") == everything(undisturbed)
+
+
+def test_shards_done_alone_and_out_of_order_equal_one_run(world, undisturbed, tmp_path):
+    for shard in (2, 0, 1):
+        run(world, tmp_path / "cache", shards=[shard])
+    assert everything(tmp_path / "cache") == everything(undisturbed)
+
+
+def test_finished_shards_are_not_done_again(world, undisturbed):
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*.h5")}
+    summary = run(world, undisturbed)
+    assert (summary.shards, summary.already) == (0, 3)
+    assert {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*.h5")} == before
+
+
+def test_batch_size_changes_only_rounding(world, undisturbed, tmp_path):
+    run(world, tmp_path / "cache", options=replace(INLINE, batch=5))
+    ours, theirs = Cache(tmp_path / "cache")["train"], Cache(undisturbed)["train"]
+    good = np.flatnonzero(ours.ok)
+    for name in ("pooled", "nodes", "conv2"):
+        a, b = ours.batch(good, (name,))[name], theirs.batch(good, (name,))[name]
+        assert np.abs(a - b).max() <= 1e-4 * np.abs(b).max()
+
+
+def test_cached_tensors_equal_a_live_forward(world, undisturbed):
+    """Decode, crop, normalise and run the network by hand: the cache holds the same numbers."""
+    models = Models(config_of(world))
+    manifest = read_manifest(world / "manifest.csv")
+    clip = manifest.clips[1]
+    pixels = DecodeViews(clip, Opening(manifest.root), SAMPLING, 0, models.steps).run()
+    cached = Cache(undisturbed)["train"]
+    for row in (2, 3):
+        view = cached.view(row)
+        frames = torch.from_numpy(pixels.pixels[row - 2][None])
+        with torch.inference_mode():
+            live = models.backbone(models.backbone.prepare(frames))[0]
+        np.testing.assert_allclose(view["pooled"], live.mean((-2, -1)).T, rtol=1e-5, atol=1e-5)
+
+
+def test_a_box_is_followed_by_its_node_through_crop_and_flip(world, tmp_path):
+    """With weights that average brightness, a node inside the rectangle is bright and the rest of the view is dark."""
+    config = config_of(world)
+    state = build_backbone("digit_cnn", width=8).state_dict()
+    state = {k: torch.full_like(v, 0.0 if k.endswith("bias") else 1 / v[0].numel()) for k, v in state.items()}
+    torch.save(state, tmp_path / "brightness.pth")
+    flipping = replace(SAMPLING, flip=1.0, train_crop="gos")
+    config = replace(config, weights=str(tmp_path / "brightness.pth"), sampling=flipping, keep=("nodes", "pooled"))
+    run(world, tmp_path / "cache", config)
+    train = Cache(tmp_path / "cache")["train"]
+    for row in np.flatnonzero(train.ok):
+        view = train.view(row)
+        assert view["flip"]
+        assert view["valid"][:, 0].all()
+        assert (view["nodes"][:, 0] > 1.5 * view["pooled"]).all()  # the node is bright, the view as a whole is not
+        x, y, w, h = view["crop"][:4]
+        clip = int(train.clips[row].removeprefix("clip"))
+        left, top, width, _ = place(clip, int(view["frames"][0]))
+        inside = np.clip([(left - x) / w, (left + width - x) / w], 0, 1)
+        assert np.allclose(view["boxes"][0, 0, [2, 0]], 1 - inside, atol=1e-3)  # mirrored in x
+        assert np.allclose(view["boxes"][0, 0, 1], np.clip((top - y) / h, 0, 1), atol=1e-3)  # and only in x
+
+
+def test_rows_hold_the_frames_that_were_decoded(world, undisturbed):
+    manifest = read_manifest(world / "manifest.csv")
+    train = Cache(undisturbed)["train"]
+    with open_clip(manifest.clips[0]) as reader:
+        frames = reader.read(range(LENGTH))
+    view = train.view(0)
+    assert ((view["frames"] >= 0) & (view["frames"] < LENGTH)).all()
+    assert len(frames) == LENGTH
+
+
+def test_maps_of_whole_frames_are_padded_to_the_widest_and_say_their_true_size(world, tmp_path):
+    folder = tmp_path / "wide"
+    folder.mkdir()
+    shapes = [(64, 64), (64, 96), (96, 64)]
+    for k, (h, w) in enumerate(shapes):
+        write_video(folder / f"{k}.mp4", np.full((LENGTH, h, w, 3), 90, np.uint8), fps=8)
+    write_csv(folder / "manifest.csv", ("clip", "path", "split", "label"), [(k, f"{k}.mp4", "test", 0) for k in range(3)])
+    sampling = Sampling(frames=4, size=64, train_views=0, test_clips=1, test_crops="full", test_short_side=64)
+    config = replace(config_of(world), sampling=sampling, keep=("conv3", "pooled"))
+    extract(config, read_manifest(folder / "manifest.csv"), tmp_path / "cache", INLINE)
+    test = Cache(tmp_path / "cache")["test"]
+    grids = [tuple(test.view(r)["grid"]) for r in range(3)]
+    assert grids[0][0] == grids[0][1] < grids[1][1]
+    assert grids[1] == grids[2][::-1]
+    for row, (h, w) in enumerate(grids):
+        fmap = test.view(row)["conv3"]
+        assert fmap.shape[-2:] == (grids[2][0], grids[1][1])
+        assert not fmap[..., h:, :].any()
+        assert not fmap[..., w:].any()
+        assert fmap[..., :h, :w].any()
+
+
+def test_a_value_that_overflows_float16_fails_its_clip_by_name(world, tmp_path):
+    state = {k: torch.full_like(v, 50.0) for k, v in build_backbone("digit_cnn", width=8).state_dict().items()}
+    torch.save(state, tmp_path / "huge.pth")
+    config = replace(config_of(world), weights=str(tmp_path / "huge.pth"), dtype="float16", keep=("pooled",))
+    summary = run(world, tmp_path / "cache", config)
+    errors = {f["clip"]: f["error"] for f in summary.failures}
+    assert errors[f"clip{BROKEN}"] == "DecodeError"
+    assert errors["clip0"] == "NotFinite"
+    assert "float32" in next(f["message"] for f in summary.failures if f["clip"] == "clip0")
+
+
+def test_another_configuration_is_refused_with_the_differing_keys(world, undisturbed):
+    with pytest.raises(ValueError, match="roi_pool"):
+        run(world, undisturbed, replace(config_of(world), roi_pool="mean"))
+
+
+def test_frozen_networks_run_in_evaluation_without_gradients(world):
+    models = Models(config_of(world))
+    assert not models.backbone.training
+    assert not any(p.requires_grad for p in models.backbone.parameters())
+
+
+def test_dotted_settings_reach_their_place_and_unknown_ones_are_named(world):
+    config = with_settings(
+        ExtractConfig(), {"sampling.fps": 3.0, "backbone_options.temporal": "alternating", "roi_pool": "mean"}
+    )
+    assert (config.sampling.fps, config.backbone_options, config.roi_pool) == (3.0, {"temporal": "alternating"}, "mean")
+    with pytest.raises(ValueError, match=r"sampling\.fsp"):
+        with_settings(config, {"sampling.fsp": 3.0})
+
+
+def command_line(world: Path, cache: Path, weights: Path) -> list[str]:
+    text = (
+        f"extract --manifest {world}/manifest.csv --cache {cache} --backbone digit_cnn --weights {weights} "
+        f"--keep pooled,nodes,conv2 --proposals annotations --annotations {world}/boxes.csv --boxes 2 "
+        "--frames 4 --size 64 --train-views 2 --dtype float32 --shard-size 1 --workers 1 --set backbone_options.width=8 --device cpu"
+    )
+    return [sys.executable, "-m", "cli", *text.split()]
+
+
+def test_killed_at_any_moment_and_resumed_a_run_gives_the_same_bytes(world, tmp_path):
+    torch.save(build_backbone("digit_cnn", width=8).state_dict(), tmp_path / "weights.pth")
+    calm = command_line(world, tmp_path / "calm", tmp_path / "weights.pth")
+    assert subprocess.run(calm, cwd=ROOT, capture_output=True).returncode == 3
+    rng = np.random.default_rng(0)
+    command = command_line(world, tmp_path / "killed", tmp_path / "weights.pth")
+    kills = 0
+    for _ in range(3):
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        features = tmp_path / "killed" / "features"
+        target = len(list(features.glob("*.json"))) + 1
+        while process.poll() is None and len(list(features.glob("*.json"))) < target:
+            time.sleep(0.005)  # past the start-up, which writes nothing worth killing
+        time.sleep(rng.uniform(0, 0.05))
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 3
+    assert everything(tmp_path / "killed") == everything(tmp_path / "calm")
+    assert not list((tmp_path / "killed").rglob("*.part"))
+
+
+def test_step_frames_are_every_second_frame_of_a_clip_with_half_as_many_steps():
+    class View:
+        frames = tuple(range(100, 132))
+
+    assert step_frames(View, 16) == tuple(range(100, 132, 2))
+    assert step_frames(View, 32) == View.frames
+
+
+def test_boxes_outside_the_crop_are_dropped_and_valid_rows_come_first(undisturbed):
+    train = Cache(undisturbed)["train"]
+    for row in np.flatnonzero(train.ok):
+        view = train.view(row)
+        valid = view["valid"]
+        assert (np.sort(~valid, axis=-1) == ~valid).all()
+        assert not view["boxes"][~valid].any()
+        assert not view["nodes"][~valid].any()
+        assert (geometry.iou(view["boxes"], view["boxes"])[valid][:, 0] >= 0).all()
