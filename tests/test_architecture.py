@@ -13,7 +13,8 @@ ROOMS = ("cli", "heads", "pipeline")
 # What a file of the pipeline may import from the others, beyond these three, which are words rather than stages.
 WORDS = {"tensors", "boxes", "manifest"}
 PIPELINE = {
-    "decode": set(),
+    "container": set(),
+    "decode": {"container"},
     "sample": {"decode"},  # the VideoInfo that it samples from
     "pool": set(),
     "memory": set(),

@@ -1,0 +1,380 @@
+"""Worker processes that may hang, crash or be killed without taking the run down.
+
+`multiprocessing.Pool` and `ProcessPoolExecutor` break, or wait for ever, when a worker dies, and neither ends a task that
+hangs. Native decoders do all three. A thread of the parent feeds the workers, watches their clocks and replaces the dead, so
+that they stay busy while the caller computes.
+"""
+
+import ctypes
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class WorkerDied(RuntimeError):
+    """The process that ran a task ended without an answer; says the signal or the exit status."""
+
+
+class RemoteTraceback(Exception):
+    """Where in the worker an exception was raised; it is the `__cause__` of the exception that came back."""
+
+
+class Pool:
+    """Runs `function(task)` in `workers` processes; each task may take `timeout` seconds (None: for ever).
+
+    `function` is a picklable callable of an importable module. 0 workers: tasks run in this process, without a time limit.
+    Workers are started by spawn, so nothing is inherited from a parent that holds a GPU or threads; they import what `function`
+    needs and no more, ignore Ctrl-C (closing the pool ends them) and end when the parent dies, however it dies.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], workers: int, timeout: float | None = None):
+        if workers < 0:
+            raise ValueError(f"workers: expected 0 (in this process) or more, got {workers}")
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"timeout: expected seconds above 0, or None for no limit, got {timeout}")
+        self.workers = workers
+        self._function = function
+        self._feeder = _Feeder(function, workers, timeout) if workers else None
+        if self._feeder:
+            self._feeder.start()
+
+    def imap(self, tasks: Iterable[Any], ahead: int) -> Iterator[tuple[Any, Any]]:
+        """Yields (task, result) in the order of `tasks`, whatever the order of completion.
+
+        `tasks` is iterated lazily, at most `ahead` tasks beyond the last one yielded. In place of a result comes the exception
+        that `function` raised, a TimeoutError when the task took too long, or WorkerDied when its process ended. RuntimeError
+        if workers cannot start at all; whatever pickling raises if a task cannot be sent.
+        """
+        if ahead < 1:
+            raise ValueError(f"ahead: expected 1 or more, got {ahead}")
+        return self._imap(iter(tasks), ahead) if self._feeder else self._inline(tasks)
+
+    def _inline(self, tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        for task in tasks:
+            try:
+                result = self._function(task)
+            except Exception as error:
+                result = error
+            yield task, result
+
+    def _imap(self, tasks: Iterator[Any], ahead: int) -> Iterator[tuple[Any, Any]]:
+        pending: deque[_Ticket] = deque()
+        try:
+            while True:
+                while len(pending) < ahead:
+                    try:
+                        task = next(tasks)
+                    except StopIteration:
+                        break
+                    pending.append(self._feeder.submit(task))
+                if not pending:
+                    return
+                pending[0].done.wait()
+                if pending[0].broken:
+                    raise RuntimeError(pending[0].broken)
+                ticket = pending.popleft()
+                yield ticket.task, ticket.result
+        finally:
+            for ticket in pending:  # the caller stopped early, or something broke: nobody wants these
+                ticket.abandoned = True
+
+    def close(self) -> None:
+        """Ends the workers at once, whatever they are doing, and waits until they are gone."""
+        if self._feeder:
+            self._feeder.close()
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class _Ticket:
+    """One submitted task: its pickled form on the way in, its result on the way out."""
+
+    def __init__(self, task: Any):
+        self.task = task
+        self.payload = pickle.dumps(task, protocol=5)
+        self.done = threading.Event()
+        self.result: Any = None
+        self.broken = ""  # why no worker can ever run it
+        self.abandoned = False
+
+    def finish(self, result: Any) -> None:
+        self.result = result
+        self.done.set()
+
+
+class _Worker:
+    """One process, the parent's end of its pipe, and the task it has."""
+
+    def __init__(self, function: bytes):
+        ours, theirs = _SPAWN.Pipe()
+        self.process = _SPAWN.Process(target=_serve, args=(theirs, function, os.getpid()), daemon=True)
+        self.process.start()
+        theirs.close()  # else the worker's death would not end the pipe
+        self.pipe = ours
+        self.ready = False
+        self.ticket: _Ticket | None = None
+        self.deadline = float("inf")
+
+    def give(self, ticket: _Ticket, limit: float | None) -> None:
+        """Sends a task; its clock starts here, because the worker is waiting for it."""
+        self.ticket = ticket
+        self.deadline = time.monotonic() + limit if limit else float("inf")
+        self.pipe.send_bytes(ticket.payload)
+
+    def end(self) -> str:
+        """Kills the process if it still runs; says how it ended."""
+        self.process.kill()
+        self.process.join()
+        code = self.process.exitcode
+        self.pipe.close()
+        self.process.close()
+        if code >= 0:
+            return f"exit status {code}"
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else "unknown"
+        return f"signal {-code}, {name}" + ("; the machine may be out of memory" if -code == signal.SIGKILL else "")
+
+
+class _Feeder(threading.Thread):
+    """The parent's thread that owns the workers.
+
+    It lives as long as the pool: Linux ends a child when the thread that started it ends (PR_SET_PDEATHSIG), so workers must
+    not be started by a caller's short-lived thread.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], workers: int, timeout: float | None):
+        super().__init__(name="pool-feeder", daemon=True)
+        self._function = pickle.dumps(function, protocol=5)
+        self._count, self._timeout = workers, timeout
+        self._workers: list[_Worker] = []
+        self._queue: deque[_Ticket] = deque()
+        self._wake_out, self._wake_in = os.pipe()
+        self._lock = threading.Lock()  # guards _queue against _broken, so that no ticket is left behind
+        self._closing = False
+        self._broken = ""
+
+    def submit(self, task: Any) -> _Ticket:
+        ticket = _Ticket(task)
+        with self._lock:
+            if self._broken or self._closing:
+                raise RuntimeError(self._broken or "the pool is closed: make a new one")
+            self._queue.append(ticket)
+        os.write(self._wake_in, b"w")
+        return ticket
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+        os.write(self._wake_in, b"w")
+        self.join()
+        os.close(self._wake_in)
+        os.close(self._wake_out)
+
+    def run(self) -> None:
+        # The mask is inherited: a worker must not die of Ctrl-C before it could ask to ignore it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        reason = "the pool was closed before this task was done"
+        try:
+            while not self._closing:
+                self._step()
+        except _Closed:
+            pass
+        except Exception as error:
+            reason = f"worker processes failed: {error}"
+        finally:
+            self._shut(reason)
+
+    def _shut(self, reason: str) -> None:
+        with self._lock:
+            self._broken = reason
+        for worker in self._workers:
+            worker.end()
+        for ticket in (*(w.ticket for w in self._workers if w.ticket), *self._queue):
+            ticket.broken = reason
+            ticket.done.set()
+        self._workers = []
+
+    def _step(self) -> None:
+        """Starts and feeds what is idle, then handles whatever happens next."""
+        while len(self._workers) < self._count:
+            self._workers.append(_Worker(self._function))
+        for worker in self._workers:
+            if worker.ready and worker.ticket is None:
+                self._feed(worker)
+        nearest = min(worker.deadline for worker in self._workers)
+        happened = self._wait([w.pipe for w in self._workers] + [w.process.sentinel for w in self._workers], nearest)
+        for worker in tuple(self._workers):
+            if worker.pipe in happened or worker.process.sentinel in happened:
+                self._hear(worker)
+            elif time.monotonic() > worker.deadline:
+                self._replace(worker, timed_out=True)
+
+    def _wait(self, for_what: list, deadline: float) -> list:
+        """What of `for_what` is ready; empty after a wake-up or at `deadline`. _Closed if the pool is closing."""
+        left = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
+        happened = wait([*for_what, self._wake_out], left)
+        if self._wake_out in happened:
+            os.read(self._wake_out, 4096)
+        if self._closing:
+            raise _Closed
+        return happened
+
+    def _feed(self, worker: _Worker) -> None:
+        while self._queue:
+            ticket = self._queue.popleft()
+            if ticket.abandoned:
+                continue
+            try:
+                worker.give(ticket, self._timeout)
+            except OSError:  # it died while idle, which is heard next; the task is another worker's
+                worker.ticket = None
+                self._queue.appendleft(ticket)
+            return
+
+    def _hear(self, worker: _Worker) -> None:
+        """Takes a message, or the end of the worker: an answer sent before it died still counts."""
+        try:
+            if not worker.pipe.poll():
+                raise EOFError
+            answer = _receive(worker.pipe, lambda: self._more(worker))
+        except (EOFError, OSError):
+            self._replace(worker)
+            return
+        if worker.ready:
+            worker.ticket.finish(answer)
+            worker.ticket, worker.deadline = None, float("inf")
+        elif answer is None:
+            worker.ready = True
+        else:
+            raise RuntimeError(f"cannot load the pool's function ({answer!r})") from answer
+
+    def _more(self, worker: _Worker) -> None:
+        """Waits for more of a message; EOFError past the task's time limit, so that half an answer cannot block for ever."""
+        while worker.pipe not in self._wait([worker.pipe], worker.deadline):
+            if time.monotonic() > worker.deadline:
+                raise EOFError
+
+    def _replace(self, worker: _Worker, timed_out: bool = False) -> None:
+        self._workers.remove(worker)
+        ticket, ready = worker.ticket, worker.ready
+        timed_out = timed_out or time.monotonic() > worker.deadline
+        how = worker.end()
+        if not ready:
+            raise RuntimeError(f"a worker ended while it started ({how}); its own message is above")
+        if ticket and timed_out:
+            ticket.finish(TimeoutError(f"took longer than {self._timeout:g} s"))
+        elif ticket:
+            ticket.finish(WorkerDied(f"the worker process ended without an answer ({how})"))
+
+
+class _Closed(Exception):
+    """The pool closes while its thread waits."""
+
+
+_SPAWN = get_context("spawn")
+
+
+def _serve(pipe: Connection, function: bytes, parent: int) -> None:
+    """A worker's life: load the function, answer None for ready (or the error), then one answer for each task."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with(parent)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores; read when `function` imports numpy
+    try:
+        function = pickle.loads(function)
+    except Exception as error:
+        _send(pipe, _portable(error))
+        return
+    _send(pipe, None)
+    while True:
+        try:
+            payload = pipe.recv_bytes()
+        except EOFError:
+            return
+        try:
+            answer = function(pickle.loads(payload))
+        except Exception as error:
+            answer = error
+        _send(pipe, answer)
+        answer = None  # a worker that waits must not hold the last result
+
+
+def _die_with(parent: int) -> None:
+    """Ends this process when the parent does, even inside a task: by a signal on Linux, by a watching thread elsewhere."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the line above
+            os._exit(1)
+
+    def watch() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _send(pipe: Connection, answer: Any) -> None:
+    """Pickles with protocol 5: arrays follow the message as they are, without a copy in this process."""
+    buffers: list[pickle.PickleBuffer] = []
+    try:
+        if isinstance(answer, Exception):
+            raise answer
+        head, where = pickle.dumps(answer, protocol=5, buffer_callback=buffers.append), ""
+    except Exception as error:
+        buffers.clear()
+        where = traceback.format_exc() if error is answer else ""
+        head = pickle.dumps(_portable(error), protocol=5)
+    views = [buffer.raw() for buffer in buffers]
+    pipe.send_bytes(pickle.dumps((head, [view.nbytes for view in views], where), protocol=5))
+    for view in views:
+        while view.nbytes:
+            view = view[os.write(pipe.fileno(), view) :]
+
+
+def _portable(error: Exception) -> Exception:
+    """`error` if it survives pickling (a class may ask for more arguments than it keeps), else a RuntimeError of its words."""
+    try:
+        pickle.loads(pickle.dumps(error, protocol=5))
+        return error
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _receive(pipe: Connection, more: Callable[[], None]) -> Any:
+    """What `_send` sent. `more()` waits until the pipe has data. EOFError if the other end is gone."""
+    import numpy  # here, and not in workers, which would pay for it before they know that they need it
+
+    head, sizes, where = pickle.loads(pipe.recv_bytes())
+    buffers = [numpy.empty(size, numpy.uint8) for size in sizes]
+    os.set_blocking(pipe.fileno(), False)
+    for buffer in buffers:
+        view = memoryview(buffer)
+        while view.nbytes:
+            try:
+                count = os.readv(pipe.fileno(), [view])
+            except BlockingIOError:
+                more()
+                continue
+            if not count:
+                raise EOFError
+            view = view[count:]
+    os.set_blocking(pipe.fileno(), True)
+    answer = pickle.loads(head, buffers=buffers)
+    if where:
+        answer.__cause__ = RemoteTraceback(f"\n{where}")
+    return answer

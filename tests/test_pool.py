@@ -1,0 +1,277 @@
+"""The worker pool: order, bounds, time limits, and every way in which a worker can end."""
+
+import ctypes
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.pool import Pool, RemoteTraceback, WorkerDied
+
+ROOT = Path(__file__).parent.parent
+
+
+def double_after(task: tuple[int, float]) -> int:
+    number, seconds = task
+    time.sleep(seconds)
+    return 2 * number
+
+
+def misbehave(task: str | int):
+    """Does what the task says; a number comes back doubled."""
+    if task == "hang":
+        time.sleep(600)
+    if task == "hang, holding the interpreter":
+        ctypes.PyDLL(None).sleep(600)
+    if task == "exit":
+        os._exit(7)
+    if task == "segfault":
+        ctypes.string_at(0)
+    if task == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if task == "raise":
+        raise KeyError("this clip")
+    if task == "raise what cannot be sent":
+        raise Unsendable("a", "b")
+    if task == "return what cannot be sent":
+        return lambda: None
+    if task in ("half an answer", "half an answer, then nothing"):
+        after = (lambda: os._exit(9)) if task == "half an answer" else (lambda: time.sleep(600))
+        write = os.write
+        os.write = lambda file, data: (write(file, data[:1000]), after())
+        return np.zeros(1 << 20, np.uint8)
+    return 2 * task
+
+
+class Unsendable(Exception):
+    """Pickles, but does not unpickle: it keeps one of its two arguments."""
+
+    def __init__(self, first: str, second: str):
+        super().__init__(first)
+
+
+def process_id(_task) -> int:
+    return os.getpid()
+
+
+def array_of(count: int) -> dict[str, np.ndarray]:
+    return {"bytes": np.arange(count, dtype=np.uint8), "transposed": np.arange(12.0).reshape(3, 4).T, "none": np.zeros((0, 3))}
+
+
+def modules_with(names: tuple[str, ...]) -> set[str]:
+    for name in names:
+        __import__(name)
+    return {name.split(".")[0] for name in sys.modules}
+
+
+class RefusesToLoad:
+    """A function whose module is broken in the worker."""
+
+    def __reduce__(self):
+        return __import__, ("no_such_module",)
+
+    def __call__(self, task):
+        return task
+
+
+def gone(pid: int, within: float = 5.0) -> bool:
+    """Whether the process ends (a zombie has ended) within that many seconds."""
+    end = time.monotonic() + within
+    while time.monotonic() < end:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except FileNotFoundError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_results_come_in_submission_order_whatever_the_order_of_completion():
+    tasks = [(0, 0.4), (1, 0.0), (2, 0.0), (3, 0.2), (4, 0.0)]
+    with Pool(double_after, workers=2, timeout=30) as pool:
+        assert list(pool.imap(tasks, ahead=4)) == [(task, 2 * task[0]) for task in tasks]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_results_do_not_depend_on_the_number_of_workers(workers):
+    with Pool(misbehave, workers=workers, timeout=30) as pool:
+        answers = dict(pool.imap([3, "raise", 4], ahead=2))
+    assert answers[3] == 6
+    assert answers[4] == 8
+    assert isinstance(answers["raise"], KeyError)
+    assert answers["raise"].args == ("this clip",)
+
+
+def test_tasks_are_taken_lazily_and_at_most_ahead_of_what_was_yielded():
+    taken = []
+
+    def endless():
+        number = 0
+        while True:
+            taken.append(number)
+            yield (number, 0.0)
+            number += 1
+
+    with Pool(double_after, workers=2, timeout=30) as pool:
+        for yielded, (task, _result) in enumerate(pool.imap(endless(), ahead=3)):
+            assert task[0] == yielded
+            assert len(taken) <= yielded + 3
+            if yielded == 20:
+                break
+
+
+def test_a_task_over_its_time_limit_fails_alone():
+    tasks = [1, "hang", 2, "hang, holding the interpreter", 3, "half an answer, then nothing"]
+    with Pool(misbehave, workers=2, timeout=0.7) as pool:
+        answers = [answer for _task, answer in pool.imap(tasks, ahead=6)]
+    assert answers[::2] == [2, 4, 6]
+    assert all(isinstance(answer, TimeoutError) and "0.7 s" in str(answer) for answer in answers[1::2])
+
+
+def test_the_clock_of_a_task_starts_when_its_worker_does():
+    """Five tasks of 0.3 s are handed over at once; the last waits 1.2 s for its turn, which is over the limit."""
+    with Pool(double_after, workers=1, timeout=1.0) as pool:
+        assert [answer for _task, answer in pool.imap([(k, 0.3) for k in range(5)], ahead=5)] == [0, 2, 4, 6, 8]
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [("exit", "exit status 7"), ("segfault", "SIGSEGV"), ("killed", "SIGKILL"), ("half an answer", "exit status 9")],
+)
+def test_a_worker_that_dies_fails_only_its_task_and_is_replaced(task, words):
+    with Pool(misbehave, workers=1, timeout=30) as pool:
+        answers = [answer for _task, answer in pool.imap([1, task, 2], ahead=3)]
+    assert [answers[0], answers[2]] == [2, 4]
+    assert isinstance(answers[1], WorkerDied)
+    assert words in str(answers[1])
+
+
+def test_a_worker_that_dies_between_tasks_costs_no_task():
+    with Pool(process_id, workers=1, timeout=30) as pool:
+        ((_task, pid),) = pool.imap([0], ahead=1)
+        os.kill(pid, signal.SIGKILL)
+        assert gone(pid)
+        ((_task, other),) = pool.imap([0], ahead=1)
+    assert isinstance(other, int)
+    assert other != pid
+
+
+def test_exceptions_come_back_with_the_place_in_the_worker():
+    with Pool(misbehave, workers=1, timeout=30) as pool:
+        ((_task, error),) = pool.imap(["raise"], ahead=1)
+    assert isinstance(error, KeyError)
+    assert isinstance(error.__cause__, RemoteTraceback)
+    assert "in misbehave" in str(error.__cause__)
+
+
+def test_what_cannot_be_pickled_comes_back_as_an_exception_with_its_words():
+    tasks = ["raise what cannot be sent", "return what cannot be sent", 5]
+    with Pool(misbehave, workers=1, timeout=30) as pool:
+        raised, returned, fine = (answer for _task, answer in pool.imap(tasks, ahead=1))
+    assert str(raised) == "Unsendable: a"
+    assert isinstance(returned, Exception)
+    assert "lambda" in str(returned)
+    assert fine == 10
+
+
+def test_a_task_that_cannot_be_sent_is_the_callers_error():
+    with Pool(misbehave, workers=1, timeout=30) as pool, pytest.raises((pickle.PicklingError, AttributeError)):
+        list(pool.imap([lambda: None], ahead=1))
+
+
+def test_arrays_come_back_whole_and_writable():
+    with Pool(array_of, workers=1, timeout=30) as pool:
+        ((_task, answer),) = pool.imap([3_000_001], ahead=1)
+    expected = array_of(3_000_001)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(answer[name], array)
+    answer["bytes"][0] = 1
+
+
+def test_a_caller_that_stops_early_can_go_on_with_other_tasks():
+    with Pool(double_after, workers=2, timeout=30) as pool:
+        for _task, _answer in pool.imap([(k, 0.05) for k in range(8)], ahead=8):
+            break
+        assert [answer for _task, answer in pool.imap([(20, 0.0), (21, 0.0)], ahead=2)] == [40, 42]
+
+
+def test_closing_ends_busy_workers_at_once():
+    pool = Pool(misbehave, workers=2, timeout=None)
+    answers = pool.imap([1, 2, "hang", "hang"], ahead=4)
+    next(answers)
+    pids = [worker.process.pid for worker in pool._feeder._workers]
+    pool.close()
+    assert all(gone(pid, within=0.1) for pid in pids)
+    with pytest.raises(RuntimeError, match="closed"):
+        list(answers)
+
+
+def test_a_function_that_does_not_load_is_an_error_and_not_an_endless_restart():
+    with Pool(RefusesToLoad(), workers=2, timeout=30) as pool, pytest.raises(RuntimeError, match="no_such_module"):
+        list(pool.imap([1, 2, 3], ahead=3))
+
+
+def test_decode_workers_import_neither_torch_nor_another_heavy_library():
+    with Pool(modules_with, workers=1, timeout=30) as pool:
+        ((_task, modules),) = pool.imap([("pipeline.pool", "pipeline.decode", "pipeline.sample", "decord", "av")], ahead=1)
+    assert isinstance(modules, set), modules
+    assert not modules & {"torch", "torchvision", "h5py", "sklearn", "scipy", "pydantic", "rich"}
+
+
+PARENT = """
+import time
+from pipeline.pool import Pool
+from test_pool import misbehave
+if __name__ == "__main__":
+    with Pool(misbehave, workers=3, timeout=None) as pool:
+        answers = pool.imap([1, "hang", "hang, holding the interpreter"], ahead=3)
+        next(answers)
+        while sum(w.ready for w in pool._feeder._workers) < 3:
+            time.sleep(0.01)
+        try:
+            print(*[w.process.pid for w in pool._feeder._workers], flush=True)
+            next(answers)
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_worker_outlives_a_parent_that_is_killed(tmp_path, sent):
+    """Idle, asleep, and blocked in native code that holds the interpreter. Ctrl-C reaches the whole group, as in a terminal."""
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    parent = subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        start_new_session=True,
+    )
+    pids = [int(word) for word in parent.stdout.readline().split()]
+    assert len(pids) == 3, parent.stderr.read()
+    if sent == signal.SIGINT:
+        os.killpg(parent.pid, sent)
+    else:
+        parent.send_signal(sent)
+    assert all(gone(pid) for pid in pids)
+    out, err = parent.communicate(timeout=20)
+    if sent == signal.SIGINT:
+        assert "interrupted" in out
+        assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("workers", "timeout"), [(-1, 1.0), (1, 0.0), (1, -2.0)])
+def test_bad_numbers_are_refused(workers, timeout):
+    with pytest.raises(ValueError, match="expected"):
+        Pool(misbehave, workers=workers, timeout=timeout)
