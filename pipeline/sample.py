@@ -108,6 +108,11 @@ class Sampling:
         labels = isinstance(self.flip_protect, tuple) and all(isinstance(label, str) for label in self.flip_protect)
         self._check("flip_protect", labels, "a list of label names")
         self._check_together()
+        for name in ("fps", "source_fps", "flip"):  # 6 and 6.0 are one configuration: its fingerprint must not tell them apart
+            if isinstance(value := getattr(self, name), int):
+                object.__setattr__(self, name, float(value))
+        if self.scales:
+            object.__setattr__(self, "scales", tuple(map(float, self.scales)))
 
     def _check_together(self) -> None:
         """The options that have to fit one another."""

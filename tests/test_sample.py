@@ -486,6 +486,14 @@ def test_an_unknown_option_names_the_nearest():
         Sampling.from_dict({"train_view": 3})
 
 
+def test_whole_and_real_spellings_are_one_configuration():
+    whole, real = (
+        Sampling(fps=6, source_fps=12, flip=1, scales=[1]),
+        Sampling(fps=6.0, source_fps=12.0, flip=1.0, scales=(1.0,)),
+    )
+    assert json.dumps(asdict(whole)) == json.dumps(asdict(real))
+
+
 def test_options_survive_json():
     options = Sampling(scales=(1.0, 0.5), flip_protect=("a", "b"), test_crops="full", source_fps=12.0)
     assert Sampling.from_dict(json.loads(json.dumps(asdict(options)))) == options
