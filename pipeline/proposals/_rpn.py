@@ -1,0 +1,115 @@
+"""What the two region proposal networks share: weights files, batch norm folded away, precision, frames in batches."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def file_sha256(path: str | Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal. ValueError if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); expected a file") from error
+    return digest.hexdigest()
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a torch file, alone or under "model" or "state_dict". Tensors only: no code in it is ever run.
+
+    ValueError if the file is missing, is no torch file, holds anything but tensors, or holds no state dict.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such weights file; expected a state dict written by torch.save, or weights=coco")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        Exception
+    ) as error:  # torch raises what the damage happens to trip: EOFError, KeyError, RuntimeError, UnpicklingError
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: not a file of tensors written by torch.save ({first[:120]})") from error
+    for key in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path}: expected a state dict (names -> tensors), alone or under the key 'model' or 'state_dict'")
+    return state
+
+
+def load_exactly(module: nn.Module, state: dict[str, Tensor], where: str | Path) -> None:
+    """Load `state`, whose keys and shapes must be the module's own; ValueError names those that differ, three of each kind."""
+    own = module.state_dict()
+    shared = [key for key in own if key in state]
+    differing = {
+        "missing": [key for key in own if key not in state],
+        "unexpected": [key for key in state if key not in own],
+        "of another shape": [
+            f"{k} {tuple(state[k].shape)} != {tuple(own[k].shape)}" for k in shared if state[k].shape != own[k].shape
+        ],
+    }
+    told = [f"{len(keys)} {kind}: {', '.join(keys[:3])}{' ...' * (len(keys) > 3)}" for kind, keys in differing.items() if keys]
+    if told:
+        raise ValueError(f"{where}: these are not the weights of this network: {'; '.join(told)}")
+    module.load_state_dict(state)
+
+
+@torch.no_grad()
+def fold(conv: nn.Conv2d, norm: nn.Module) -> None:
+    """Put a frozen batch norm (weight, bias, running_mean, running_var, eps; eval only) into the convolution before it."""
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    bias = torch.zeros_like(norm.bias) if conv.bias is None else conv.bias
+    conv.weight.mul_(scale.view(-1, 1, 1, 1))
+    conv.bias = nn.Parameter((bias - norm.running_mean) * scale + norm.bias, requires_grad=False)
+
+
+def place(module: nn.Module, device, precision: str) -> None:
+    """Move a network, in place, to its device, dtype and the channels-last layout. ValueError for an unknown precision, or if
+    its weights were already rounded to fewer bits than now asked for."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+    dtype, now = PRECISIONS[precision], next(module.parameters()).dtype
+    if now not in (torch.float32, dtype):
+        raise ValueError(f"precision {precision}: these weights were rounded to {now} before; build the source again")
+    module.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+
+
+def padded(frames: Tensor, mean: Tensor, std: Tensor, multiple: int, dtype: torch.dtype) -> Tensor:
+    """frames uint8 [B,H,W,3] -> [B,3,H',W'] of `dtype`, channels last: normalised, then zeros up to a multiple at the right
+    and bottom. mean and std [3] are in units of 0..255, on the device of the frames."""
+    batch, height, width, _ = frames.shape
+    below, beside = -height % multiple, -width % multiple
+    images = torch.zeros((batch, height + below, width + beside, 3), dtype=dtype, device=frames.device)
+    images[:, :height, :width] = ((frames.float() - mean) / std).to(dtype)
+    return images.permute(0, 3, 1, 2)
+
+
+@torch.inference_mode()
+def in_batches(
+    frames: Tensor, batch: int, device, num_boxes: int, propose: Callable[[Tensor], Iterable[tuple[Tensor, Tensor]]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run `propose` over frames uint8 [K,H,W,3], `batch` at a time on `device`.
+
+    It gives, for every frame, boxes [n,4] in pixels and objectness logits [n], best first. Returns numpy float32 boxes
+    [K,N,4] in [0,1] of the frame and scores [K,N] (the sigmoid), with score -1 and zero boxes after a frame's last.
+    """
+    count, height, width, _ = frames.shape
+    boxes = np.zeros((count, num_boxes, 4), dtype=np.float32)
+    scores = np.full((count, num_boxes), -1, dtype=np.float32)
+    size = torch.tensor([width, height, width, height], dtype=torch.float32)
+    row = 0
+    for some in frames.split(batch):
+        for found, logits in propose(some.to(device)):
+            found, logits = found[:num_boxes].float().cpu(), logits[:num_boxes].float().cpu()
+            boxes[row, : len(found)] = (found / size).clamp(0, 1)
+            scores[row, : len(logits)] = logits.sigmoid()
+            row += 1
+    return boxes, scores

@@ -1,0 +1,195 @@
+"""The region proposal network of torchvision's `fasterrcnn_resnet50_fpn`: ResNet-50, feature pyramid and the RPN's head. What
+comes after it in the detector, classes and refined boxes, is not built."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import FrozenBatchNorm2d
+
+from pipeline.proposals._rpn import PRECISIONS, file_sha256, fold, in_batches, load_exactly, padded, place, read_state
+
+ANCHORS = ((32,), (64,), (128,), (256,), (512,))  # side in pixels, one per pyramid level
+RATIOS = (0.5, 1.0, 2.0)  # height / width
+MULTIPLE = 32  # the coarsest stride of the ResNet
+PRE_NMS = 1000  # boxes per level that reach the suppression
+MIN_SIDE = 1e-3  # pixels; smaller boxes are dropped
+MAX_LOG = math.log(1000 / 16)  # no box grows to more than 62.5 times its anchor
+
+IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+
+
+class TorchvisionRPN:
+    """Class-agnostic boxes of whole frames: the best N by objectness after suppression within each pyramid level.
+
+    Convolutions run in the precision of `to`, the rest (logits, boxes, suppression) in float32. Frames are taken at the size
+    they come in: the caller has resized their short side to `frame_size`.
+    """
+
+    in_view = False
+
+    def __init__(self, body: nn.Module, head: RPNHead, size: int, num_boxes: int, nms: float, batch: int, sha256: str):
+        self.frame_size, self.num_boxes, self.nms, self.batch, self.weights_sha256 = size, num_boxes, nms, batch, sha256
+        self.body, self.head = body, head
+        self.anchors = AnchorGenerator(ANCHORS, (RATIOS,) * len(ANCHORS))
+        self.to("cpu", "fp32")
+
+    def to(self, device, precision: str = "fp32") -> "TorchvisionRPN":
+        """Moves the network there, in place, and returns itself. ValueError for an unknown precision."""
+        place(self.body, device, precision)
+        place(self.head.conv, device, precision)
+        # The last two layers are 1 % of the work and decide the order of the boxes: with bf16 logits hundreds of them tie.
+        place(self.head.cls_logits, device, "fp32")
+        place(self.head.bbox_pred, device, "fp32")
+        self.dtype, self.device = PRECISIONS[precision], torch.device(device)
+        self.mean, self.std = (torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        return self
+
+    def propose(self, frames: Tensor, clip, info, numbers) -> tuple[np.ndarray, np.ndarray]:
+        """frames uint8 [K,H,W,3] RGB -> boxes [K,N,4] in [0,1] of the frame, scores [K,N]; -1 where there are fewer than N."""
+        return in_batches(frames, self.batch, self.device, self.num_boxes, self._propose)
+
+    def _propose(self, frames: Tensor) -> list[tuple[Tensor, Tensor]]:
+        images = padded(frames, self.mean, self.std, MULTIPLE, self.dtype)
+        maps = list(self.body(images).values())
+        hidden = [self.head.conv(level).float() for level in maps]
+        logits = [self.head.cls_logits(level).permute(0, 2, 3, 1).flatten(1) for level in hidden]
+        deltas = [self.head.bbox_pred(level).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)) for level in hidden]
+        sizes = [tuple(frames.shape[1:3])]
+        # One image stands for the batch: every frame of a clip has the same anchors.
+        anchors = self.anchors(ImageList(images[:1], sizes), hidden)[0].split([level.shape[1] for level in logits])
+        chosen = [best_of_level(*level) for level in zip(logits, deltas, anchors, strict=True)]
+        scores, boxes = (torch.cat(part, 1) for part in zip(*chosen, strict=True))
+        levels = torch.cat([torch.full_like(level[0][0], k) for k, level in enumerate(chosen)])
+        return suppress(clip_to(boxes, *sizes[0]), scores, levels, self.num_boxes, self.nms)
+
+
+def best_of_level(logits: Tensor, deltas: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+    """The best `PRE_NMS` of a level: logits [B,A], deltas [B,A,4], anchors [A,4] -> logits [B,P], boxes [B,P,4] in pixels.
+
+    A delta moves an anchor's centre by (dx, dy) times its size, and multiplies its size by exp(dw, dh) (Faster R-CNN, eq. 2).
+    """
+    scores, index = logits.topk(min(PRE_NMS, logits.shape[1]), dim=1)
+    deltas = deltas.gather(1, index[..., None].expand(-1, -1, 4))
+    anchors = anchors[index]
+    size = anchors[..., 2:] - anchors[..., :2]
+    centre = anchors[..., :2] + 0.5 * size + deltas[..., :2] * size
+    half = 0.5 * size * deltas[..., 2:].clamp(max=MAX_LOG).exp()
+    return scores, torch.cat([centre - half, centre + half], -1)
+
+
+def clip_to(boxes: Tensor, height: int, width: int) -> Tensor:
+    """boxes [...,4] in pixels, clipped to the frame (not to its padding)."""
+    return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+
+
+def suppress(boxes: Tensor, scores: Tensor, levels: Tensor, num_boxes: int, threshold: float) -> list[tuple[Tensor, Tensor]]:
+    """Greedy suppression for all frames at once, stopped after the best N: boxes [B,P,4], scores [B,P], levels [P].
+
+    A kept box removes those of its own level whose overlap (IoU) is above `threshold`. Gives for each frame boxes [n,4] and
+    scores [n], n <= N, best first: the first N of what full suppression keeps. N steps over all frames cost less than sorting
+    out thousands of boxes frame by frame, and have the same length on any input.
+    """
+    batch, rows = len(boxes), torch.arange(len(boxes), device=boxes.device)
+    size = boxes[..., 2:] - boxes[..., :2]
+    areas = size.prod(-1)
+    alive = (size >= MIN_SIDE).all(-1) & scores.isfinite()
+    kept, valid = [], []
+    for _ in range(min(num_boxes, scores.shape[1])):
+        best = torch.where(alive, scores, -torch.inf).argmax(1)
+        kept.append(best)
+        valid.append(alive[rows, best])
+        box = boxes[rows, best][:, None]
+        shared = (boxes[..., 2:].minimum(box[..., 2:]) - boxes[..., :2].maximum(box[..., :2])).clamp(min=0).prod(-1)
+        overlap = shared / (areas + areas[rows, best][:, None] - shared)
+        alive &= (overlap <= threshold) | (levels != levels[best][:, None])
+        alive[rows, best] = False
+    kept, valid = torch.stack(kept, 1), torch.stack(valid, 1)
+    return [(boxes[b, kept[b][valid[b]]], scores[b, kept[b][valid[b]]]) for b in range(batch)]
+
+
+def build(
+    weights: str = "coco",
+    size: int = 480,
+    num_boxes: int = 10,
+    nms: float = 0.7,
+    batch: int = 8,
+    bn_eps: float = 0.0,
+    seed: int = 0,
+) -> TorchvisionRPN:
+    """The source "torchvision".
+
+    weights: "coco" (torchvision's, downloaded once into torch's cache), a file (a state dict of fasterrcnn_resnet50_fpn), or
+    "none" (random, from `seed`; for tests). size: short side in pixels of the frames it is given (detectron2's default is 800,
+    at 2.8 times the cost). num_boxes: N. nms: overlap above which the weaker box is dropped. batch: frames per pass.
+    bn_eps: of the frozen batch norms; torchvision's COCO weights go with 0, a network trained from scratch with 1e-5.
+    ValueError for a bad value, or a file whose keys are not this network's.
+    """
+    for name, value in (("size", size), ("num_boxes", num_boxes), ("batch", batch)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"proposals 'torchvision': {name}={value!r}; expected a whole number from 1")
+    if not 0 < nms <= 1:
+        raise ValueError(f"proposals 'torchvision': nms={nms!r}; expected an overlap above 0, at most 1")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        body = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d)
+        head = RPNHead(body.out_channels, len(RATIOS))
+    sha256 = ""
+    if weights == "none":
+        for name, norm in body.named_modules():
+            if name.endswith("bn3"):  # identity norms would double the variance in each of 16 blocks, and saturate the scores
+                norm.weight.fill_(0.2)
+    else:
+        path = _coco_file() if weights == "coco" else Path(weights)
+        load_exactly(nn.ModuleDict({"backbone": body, "rpn": nn.ModuleDict({"head": head})}), _rpn_state(path), path)
+        sha256 = file_sha256(path)
+    _fold_all(body, bn_eps)
+    return TorchvisionRPN(
+        body.eval().requires_grad_(False), head.eval().requires_grad_(False), size, num_boxes, nms, batch, sha256
+    )
+
+
+def _coco_file() -> Path:
+    """Where torch keeps torchvision's COCO weights, downloaded on first use and checked by the hash in their name."""
+    entry = FasterRCNN_ResNet50_FPN_Weights.COCO_V1
+    path = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rsplit("/", 1)[-1]
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(entry.url, str(path), path.stem.rsplit("-", 1)[-1])
+        except OSError as error:
+            raise ValueError(
+                f"proposals 'torchvision': cannot download {entry.url} ({error}); fetch it elsewhere and pass weights=FILE"
+            ) from error
+    return path
+
+
+def _rpn_state(path: Path) -> dict[str, Tensor]:
+    """What the file holds for backbone and RPN: no box head, no batch counters, and names as torchvision writes them today."""
+    state = {}
+    for key, value in read_state(path).items():
+        if key in ("rpn.head.conv.weight", "rpn.head.conv.bias"):  # written before torchvision 0.14
+            key = key.replace("conv.", "conv.0.0.")
+        if not key.startswith("roi_heads.") and not key.endswith(".num_batches_tracked"):
+            state[key] = value
+    return state
+
+
+def _fold_all(body: nn.Module, eps: float) -> None:
+    """Fold every batch norm of a torchvision ResNet (bn1 after conv1, and so on; the shortcut's is a Sequential's second)."""
+    for parent in list(body.modules()):
+        names = dict(parent.named_children())
+        pairs = [(f"conv{k}", f"bn{k}") for k in (1, 2, 3)] + [("0", "1")]
+        for conv, norm in pairs:
+            if isinstance(names.get(norm), FrozenBatchNorm2d):
+                names[norm].eps = eps
+                fold(names[conv], names[norm])
+                setattr(parent, norm, nn.Identity())
