@@ -10,12 +10,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = ("cli", "heads", "pipeline")
 
-# What a file of the pipeline may import from the others, beyond these three, which are words rather than stages.
-WORDS = {"tensors", "boxes", "manifest"}
+# What a file of the pipeline may import from the others, beyond these, which are words and arithmetic rather than stages.
+WORDS = {"tensors", "boxes", "manifest", "sealed", "draws"}
 PIPELINE = {
     "container": set(),
     "decode": {"container"},
-    "sample": {"decode"},  # the VideoInfo that it samples from
+    "scan": set(),
+    "crops": set(),
+    "sample": {"decode", "crops"},  # decode: the VideoInfo that it samples from
     "pool": set(),
     "memory": set(),
     "pixels": {"decode", "sample"},
@@ -24,17 +26,20 @@ PIPELINE = {
     "proposals": {"decode"},
     "roi": set(),
     "shards": set(),
-    "cache": {"shards"},
-    "graphs": {"cache", "shards", "pool"},
-    "verify": {"cache", "shards"},
+    "shardfile": {"shards"},
+    "folder": set(),
+    "cache": {"shards", "shardfile", "folder"},
+    "graphs": {"cache", "folder", "shards", "pool"},
+    "verify": {"cache", "folder", "shardfile", "shards", "pool"},
     "digits": {"decode"},
     "forward": {"backbones", "proposals", "roi", "config", "pixels", "decode"},
-    "extract": {"forward", "config", "pixels", "pool", "decode", "sample", "shards", "cache", "proposals"},
+    "extract": {"forward", "config", "pixels", "pool", "decode", "sample", "shards", "cache", "folder", "proposals"},
+    "repair": {"extract", "config", "cache"},
 }
 HEADS_MAY_USE = {"cache", "tensors", "boxes", "roi", "graphs", "backbones", "digits", "cluster", "memory", "manifest"}
 ONE_PLACE = {
-    "h5py": {"pipeline/shards.py", "pipeline/cache.py"},
-    "hdf5plugin": {"pipeline/shards.py", "pipeline/cache.py"},
+    "h5py": {"pipeline/shards.py", "pipeline/shardfile.py"},
+    "hdf5plugin": {"pipeline/shards.py", "pipeline/shardfile.py"},
     "decord": {"pipeline/decode.py"},
     "av": {"pipeline/decode.py"},
     "torchcodec": {"pipeline/decode.py"},
