@@ -106,14 +106,14 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluates a run's checkpoint on a split of a cache; returns the figures, {} where the split has no labels.
 
-    `checkpoint`: "best", "last", or "" for the best where there is one. `settings`: values for the recipe's `evaluate` table
-    (aggregate, scores, batch). The cache may be another one than the run's if it has the same features (e.g. more test
+    `checkpoint`: "best", "last", or "" for what the run's own figures come from. `settings`: values for the recipe's `evaluate`
+    table (aggregate, scores, batch). The cache may be another one than the run's if it has the same features (e.g. more test
     views); the files written to the run folder are then named after its fingerprint.
 
     ValueError for a cache of another backbone, a head of other sizes, labels that the run does not know, an empty split.
     """
     folder, device = Path(folder), pick_device(device, precision)
-    name = checkpoint or ("best" if (folder / "best.pt").exists() else "last")
+    name = checkpoint or default_checkpoint(folder)
     saved = runs.load_checkpoint(folder / f"{name}.pt")
     about = saved["about"]
     table = about["recipe"]
@@ -121,9 +121,10 @@ def evaluate(
     classes, dims = tuple(about["classes"]), dims_from(about["dims"])
     tag = split
     if cache.fingerprint != about["fingerprint"]:
-        _same_features(about["config"], dims, cache)
+        _same_features(about["config"], cache)
         say(f"{cache.path} is not the cache of this run; it has the same features, of other views or clips")
         tag = f"{split}_{cache.fingerprint[:8]}"
+    _same_channels(dims, cache)
     manifest = manifest or cache.manifest
     part = part_of(cache, "test", split, manifest, classes, recipe.data)
     if part is None:
@@ -138,6 +139,12 @@ def evaluate(
     found = write_predictions(folder, tag, predict(head, part, store, recipe, precision), part, recipe, classes)
     runs.write_json(folder / f"metrics_{tag}.json", {"checkpoint": name, "fingerprint": cache.fingerprint, **found})
     return found
+
+
+def default_checkpoint(folder: Path) -> str:
+    """ "best" where the recipe asks for it and validation found one, else "last"."""
+    wanted = runs.read_json(folder / "run.json")["recipe"]["evaluate"]["checkpoint"]
+    return "best" if wanted == "best" and (folder / "best.pt").exists() else "last"
 
 
 def open_store(head: nn.Module, cache: "Cache", part: Part, recipe: Recipe, resident: str) -> Store:
@@ -165,17 +172,19 @@ def splits_of(manifest: "Manifest") -> list[str]:
     return sorted({clip.split for clip in manifest.clips})
 
 
-def _same_features(config: Mapping, dims: Dims, cache: "Cache") -> None:
-    """ValueError unless the cache's features were computed as those of `config`, in the channels of `dims`."""
+def _same_features(config: Mapping, cache: "Cache") -> None:
+    """ValueError unless the cache's features were computed as `config` says."""
     keys = sorted((config.keys() | cache.config.keys()) - VIEWS_ONLY)
     if differing := [key for key in keys if config.get(key) != cache.config.get(key)]:
         shown = "; ".join(f"{key} {config.get(key)!r} there, {cache.config.get(key)!r} here" for key in differing)
         raise ValueError(f"{cache.path}: its features are not those that the run was trained on: {shown}")
+
+
+def _same_channels(dims: Dims, cache: "Cache") -> None:
+    """ValueError unless the cache's features have the channels that a head was built for."""
     here = cache_dims(cache)
-    channels = {cut: size[0] for cut, size in dims.maps.items()}
-    for name, wanted, found in [
-        ("nodes and pooled", dims.C, here.C),
-        *((k, n, here.maps.get(k, (n,))[0]) for k, n in channels.items()),
-    ]:
-        if wanted != found:
+    pairs = [("nodes and pooled features", dims.C, here.C)]
+    pairs += [(cut, size[0], here.maps[cut][0]) for cut, size in dims.maps.items() if cut in here.maps]
+    for name, wanted, found in pairs:
+        if wanted and found and wanted != found:
             raise ValueError(f"{cache.path}: {name} have {found} channels, the run's checkpoint {wanted}")

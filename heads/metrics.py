@@ -78,7 +78,7 @@ def summarise(scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     For one label per video, `class_mean` is the mean over classes of the recall, which class balance does not move.
     """
     if targets.ndim == 2:
-        return {"map": mean_average_precision(scores, targets)}
+        return {"map": mean_average_precision(scores, targets)} if targets.any() else {}
     figures = {"top1": top_k(scores, targets, 1)}
     if scores.shape[1] > 5:
         figures["top5"] = top_k(scores, targets, 5)

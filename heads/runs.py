@@ -54,17 +54,19 @@ def write_json(path: Path, record: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file of a run folder; ValueError when it is not one."""
+    """A JSON file of a run folder; ValueError when it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; expected the folder of a run that `vidgraph train` made") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not JSON ({error}); the run folder is damaged, train it again") from None
 
 
 def versions() -> dict[str, str]:
     """What computed the run: Python, the packages that matter, the machine's kind."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in ("vidgraph", "torch", "numpy", "h5py"):
+    found = {"python": platform.python_version(), "machine": platform.machine(), "torch": torch.__version__}
+    for name in ("vidgraph", "numpy", "h5py"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

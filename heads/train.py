@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from heads import runs
 from heads.batch import Dims, MissingFields
 from heads.data import Part, Store, cache_dims, find_classes, how_to_add, part_of, swap_table
-from heads.evaluate import figures, open_store, predict, say_excluded, splits_of, write_predictions
+from heads.evaluate import default_checkpoint, figures, open_store, predict, say_excluded, splits_of, write_predictions
 from heads.learner import INIT, Learner, pick_device, reseed
 from heads.recipe import Recipe, to_toml
 from heads.zoo import build_head
@@ -113,8 +113,8 @@ def train(
     run = _Run(folder, recipe, about, learner, parts, stores, swap_table(classes, recipe.data), say)
     begun = time.monotonic()
     waiting = run.fit(tensorboard)
-    best = recipe.evaluate.checkpoint == "best" and learner.progress.best_epoch > 0
-    head.load_state_dict(runs.load_checkpoint(folder / ("best.pt" if best else "last.pt"))["state"])
+    chosen = default_checkpoint(folder)
+    head.load_state_dict(runs.load_checkpoint(folder / f"{chosen}.pt")["state"])
     metrics = {}
     for name in [name for name in ("val", "test") if name in parts]:
         store = stores.get(name) or open_store(head, cache, parts[name], recipe, "disk")
@@ -124,7 +124,7 @@ def train(
         folder,
         metrics,
         epochs=learner.progress.epoch,
-        best_epoch=learner.progress.best_epoch if best else learner.progress.epoch,
+        best_epoch=learner.progress.best_epoch if chosen == "best" else learner.progress.epoch,
         parameters=sum(p.numel() for p in head.parameters()),
         seconds=time.monotonic() - begun,
         waiting=waiting,
@@ -262,7 +262,8 @@ def _open(folder: Path, recipe: Recipe, cache: "Cache", about: dict, learner: Le
     runs.start_log(folder / "log.jsonl", learner.progress.epoch)
     runs.write_text(folder / "recipe.toml", to_toml(recipe))
     runs.write_json(
-        folder / "run.json", {**about, "cache": str(cache.path), "device": str(learner.device), "versions": runs.versions()}
+        folder / "run.json",
+        {**about, "cache": str(cache.path.resolve()), "device": str(learner.device), "versions": runs.versions()},
     )
 
 

@@ -2,7 +2,7 @@
 
 y = W drop(mean_t p_t) + b, with p [B,T,C] the per-frame features (`pooled`) -> logits [B,K].
 
-It is the classifier of the I3D baseline (STRG, ECCV 2018, sec. 4: average pooling, dropout 0.3, one linear layer) and of GOS's
+It is the classifier of the I3D baseline (STRG, ECCV 2018: average pooling, dropout 0.3, one linear layer) and of GOS's
 "global pooling" row (CVPR 2020, Table 1). Differs from the papers: only the classifier learns, the backbone is frozen.
 """
 

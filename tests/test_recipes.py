@@ -1,0 +1,108 @@
+"""Recipes: every one that ships is valid and builds; what is wrong in one is said in one line."""
+
+import math
+
+import pytest
+
+from heads.batch import Dims
+from heads.recipe import FOLDER, Training, read_recipe, recipe_from, recipe_names, to_toml
+from heads.zoo import build_head
+
+MINIMAL = '[head]\nname = "pool"\n[train]\nepochs = 3\n'
+DIMS = Dims(T=4, N=3, C=8, maps={"res5": (16, 4, 4)})
+
+
+def table(**train):
+    return {"name": "x", "source": "a test", "head": {"name": "pool"}, "train": train or {"epochs": 1}}
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_that_ships_builds_its_head_and_says_where_it_comes_from(name):
+    recipe = read_recipe(name)
+    assert recipe.name == name
+    assert len(recipe.source) > 10
+    assert recipe.ours
+    build_head(recipe.head.name, DIMS, 5, **recipe.head.options)
+    assert (FOLDER / f"{name}.toml").read_text().startswith("#")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_written_out_reads_back_the_same(name, tmp_path):
+    recipe = read_recipe(name)
+    (tmp_path / "copy.toml").write_text(to_toml(recipe))
+    assert read_recipe(tmp_path / "copy.toml") == recipe
+    assert recipe_from(recipe.as_dict()) == recipe
+
+
+def test_the_demo_has_its_four_recipes():
+    assert {"demo_pool", "demo_roi_pool", "demo_mean_lstm", "demo_strg"} <= set(recipe_names())
+
+
+def test_settings_replace_keys_and_are_checked_like_the_file(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text('source = "a test"\n' + MINIMAL)
+    changed = read_recipe(path, {"train.lr": 0.5, "head.dropout": 0.1, "name": "other"})
+    assert (changed.train.lr, changed.head.options, changed.name) == (0.5, {"dropout": 0.1}, "other")
+    assert read_recipe(path).name == "r"
+    assert read_recipe(path, {"train.lr": 1}).train.lr == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"train.lrr": 1}, r"no key train\.lrr; did you mean lr\?"),
+        ({"trian.lr": 1}, r"no key trian; did you mean train\?"),
+        ({"train.lr": "fast"}, r"train\.lr: input should be a valid number"),
+        ({"train.lr": math.inf}, r"train\.lr"),
+        ({"train.batch": 2.5}, r"train\.batch"),
+        ({"train.batch": True}, r"train\.batch"),
+        ({"train.momentum": 1.5}, r"train\.momentum: input should be less than 1"),
+        ({"train.optimiser": "sdg"}, r"'sgd', 'adam' or 'adamw'"),
+        ({"train.iterations": 5}, "either epochs or iterations"),
+        ({"train.schedule": "steps"}, "drop_at belongs to schedule 'steps'"),
+        ({"train.nesterov": True, "train.momentum": 0.0}, "nesterov needs"),
+        ({"head.name": "strgg"}, r"no head 'strgg': did you mean strg\?"),
+        ({"head.dropuot": 0.1}, r"no option 'dropuot': did you mean dropout\?"),
+        ({"train": 3}, "train is a table"),
+        ({"train.lr.x": 3}, "lr is a value, expected a table"),
+        ({"name": "../up"}, "since it names a folder"),
+        ({"evaluate.aggregate": "median"}, r"evaluate\.aggregate: input should be 'mean' or 'max'"),
+    ],
+)
+def test_what_is_wrong_is_named_in_one_line(settings, match, tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text('source = "a test"\n[head]\nname = "pool"\n[train]\nepochs = 3\nlr = 0.1\n')
+    with pytest.raises(ValueError, match=match) as error:
+        read_recipe(path, settings)
+    assert "\n" not in str(error.value)
+    assert "r.toml" in str(error.value) or "--set" in str(error.value)
+
+
+def test_a_missing_key_file_or_name_is_named(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text(MINIMAL)
+    with pytest.raises(ValueError, match="source is missing"):
+        read_recipe(path)
+    path.write_text("[head\n")
+    with pytest.raises(ValueError, match="not TOML"):
+        read_recipe(path)
+    with pytest.raises(ValueError, match=r"did you mean .*demo_strg"):
+        read_recipe("demo_strgg")
+    with pytest.raises(ValueError, match="no such file"):
+        read_recipe(tmp_path / "demo_strg.toml")
+
+
+def test_schedules():
+    steps = recipe_from(table(epochs=30, schedule="steps", drop_at=[10, 20], lr=1.0, factor=0.1)).train
+    assert [round(steps.lr_at(e * 7, 7), 6) for e in (0, 9, 10, 19, 20, 29)] == [1, 1, 0.1, 0.1, 0.01, 0.01]
+    assert steps.lr_at(10 * 7 - 1, 7) == 1
+    cosine = Training(epochs=10, schedule="cosine", lr=2.0)
+    assert cosine.lr_at(0, 5) == 2
+    assert cosine.lr_at(25, 5) == pytest.approx(1)
+    assert 0 < cosine.lr_at(49, 5) < 0.01
+
+
+def test_a_length_in_iterations_may_end_inside_an_epoch():
+    training = Training(iterations=100, schedule="steps", drop_at=(90,), lr=1.0)
+    assert (training.total_steps(30), training.total_epochs(30)) == (100, 4)
+    assert (training.lr_at(89, 30), training.lr_at(90, 30)) == (1, 0.1)

@@ -1,0 +1,295 @@
+"""STRG against its equations: the graphs, the branches, the sizes, and what holds without any trained weights."""
+
+import pytest
+import torch
+from torch import nn
+
+from heads.batch import Clips, Dims, clips_of
+from heads.layers import dense_graph, front_back, next_frame_iou
+from heads.zoo import build_head
+from heads.zoo.strg import LAYERS, Branch
+
+T, N, C, K, B = 4, 3, 6, 5, 2
+DIMS = Dims(T, N, C, {"res5": (10, 5, 6)})
+
+
+def views(seed: int = 0, T: int = T, valid: torch.Tensor | None = None) -> Clips:
+    """float64 views of distinct, overlapping boxes."""
+    g = torch.Generator().manual_seed(seed)
+    corner = torch.rand(B, T, N, 2, generator=g, dtype=torch.float64) * 0.5
+    valid = torch.ones(B, T, N, dtype=torch.bool) if valid is None else valid
+    fields = {
+        "boxes": torch.cat([corner, corner + 0.4], -1) * valid[..., None],
+        "valid": valid,
+        "nodes": torch.randn(B, T, N, C, generator=g, dtype=torch.float64) * valid[..., None],
+        "pooled": torch.randn(B, T, C, generator=g, dtype=torch.float64),
+        "res5": torch.randn(B, T, 10, 5, 6, generator=g, dtype=torch.float64),
+    }
+    return clips_of(fields, dtype=None)
+
+
+def strg(seed: int = 0, random: bool = True, dims: Dims = DIMS, **options) -> nn.Module:
+    """The head in float64 and eval mode; `random` draws every weight, so that nothing hides behind a layer of zeros."""
+    torch.manual_seed(seed)
+    head = build_head("strg", dims, K, **options).double().eval()
+    if random:
+        with torch.no_grad():
+            for parameter in head.parameters():
+                parameter.copy_(torch.randn_like(parameter) * 0.5)
+    return head
+
+
+def by_hand(head: nn.Module, clips: Clips) -> torch.Tensor:
+    """Logits by the paper's equations, view by view, with n x n matrices over the valid nodes and nothing else."""
+    rows = []
+    for b in range(B):
+        keep = clips.valid[b].flatten()
+        x = clips.nodes[b].reshape(-1, C)[keep]
+        f = (x @ head.similarity.w.weight.T) @ (x @ head.similarity.w2.weight.T).T
+        overlap = torch.zeros(T * N, T * N, dtype=torch.float64)
+        iou = next_frame_iou(clips.boxes[b : b + 1])[0]
+        for t in range(T - 1):
+            overlap[t * N : (t + 1) * N, (t + 1) * N : (t + 2) * N] = iou[t]
+        overlap = overlap[keep][:, keep]
+        front, back = (torch.nan_to_num(s / s.sum(1, keepdim=True)) for s in (overlap, overlap.T))
+        total = 0
+        for branch, graphs in ((head.branch_s, [f.softmax(1)]), (head.branch_st, [front, back])):
+            z = x
+            for k in range(LAYERS):
+                z = sum(graph @ z @ linear.weight.T for graph, linear in zip(graphs, branch.weights[k], strict=True))
+                if k < LAYERS - 1:
+                    z = branch.norms[k](z).relu()
+            total = total + z.mean(0)
+        rows.append(head.fc(torch.cat([clips.pooled[b].mean(0), total])))
+    return torch.stack(rows)
+
+
+def test_logits_follow_the_equations():
+    torch.testing.assert_close(strg()(views()).logits, by_hand(strg(), views()), rtol=1e-10, atol=1e-10)
+
+
+def test_logits_follow_the_equations_when_boxes_are_missing():
+    valid = torch.rand(B, T, N, generator=torch.Generator().manual_seed(3)) < 0.6
+    valid[0, 2] = False  # a frame without boxes
+    clips = views(valid=valid)
+    torch.testing.assert_close(strg()(clips).logits, by_hand(strg(), clips), rtol=1e-10, atol=1e-10)
+
+
+def test_similarity_rows_are_a_distribution_over_valid_nodes():
+    valid = torch.ones(B, T, N, dtype=torch.bool)
+    valid[:, 1, 2] = False
+    graph = strg()(views(valid=valid), want_maps=True).maps["similarity"]
+    flat = valid.flatten(1)
+    assert (graph >= 0).all()
+    torch.testing.assert_close(graph.sum(-1), flat.double())
+    assert (graph[:, :, ~flat[0]] == 0).all()
+
+
+def test_zero_projections_make_similarity_uniform():
+    head = strg()
+    nn.init.zeros_(head.similarity.w.weight)
+    nn.init.zeros_(head.similarity.w2.weight)
+    graph = head(views(), want_maps=True).maps["similarity"]
+    torch.testing.assert_close(graph, torch.full_like(graph, 1 / (T * N)))
+
+
+def test_front_is_nilpotent_and_ends_have_no_edges():
+    maps = strg()(views(), want_maps=True).maps
+    front, back = dense_graph(maps["front"], 1), dense_graph(maps["back"], -1)
+    assert (torch.linalg.matrix_power(front, T) == 0).all()
+    assert (torch.linalg.matrix_power(back, T) == 0).all()
+    assert (torch.linalg.matrix_power(front, T - 1) != 0).any()
+    assert (front[:, -N:] == 0).all()
+    assert (back[:, :N] == 0).all()
+    for graph in (front, back):
+        sums = graph.sum(-1)
+        assert torch.all((sums == 0) | ((sums - 1).abs() < 1e-12))
+    steps = torch.arange(T * N) // N
+    assert (front[:, (steps[None] - steps[:, None]) != 1] == 0).all()
+
+
+def test_back_is_the_transpose_of_front_only_before_the_division():
+    clips = views()
+    front, back = front_back(next_frame_iou(clips.boxes), clips.valid)
+    assert not torch.allclose(back, front.mT)
+    overlap = next_frame_iou(clips.boxes)
+    torch.testing.assert_close(back * overlap.mT.sum(-1, keepdim=True), (front * overlap.sum(-1, keepdim=True)).mT)
+
+
+def test_reversing_time_swaps_front_and_back():
+    clips = views()
+    maps = strg()(clips, want_maps=True).maps
+    backwards = strg()(clips_of({name: x.flip(1) for name, x in clips.tensors().items()}, None), want_maps=True).maps
+    torch.testing.assert_close(backwards["front"], maps["back"].flip(1))
+    torch.testing.assert_close(backwards["back"], maps["front"].flip(1))
+
+
+def test_boxes_that_stay_in_place_make_front_a_shift():
+    clips = views()
+    still = torch.tensor([[0, 0, 0.1, 0.1], [0.3, 0.3, 0.4, 0.4], [0.7, 0.7, 0.9, 0.9]], dtype=torch.float64)
+    clips.boxes = still.expand(B, T, N, 4).clone()
+    front = dense_graph(strg()(clips, want_maps=True).maps["front"], 1)[0]
+    torch.testing.assert_close(front, torch.diag(torch.ones((T - 1) * N, dtype=torch.float64), N))
+
+
+def test_boxes_that_never_overlap_give_no_nan():
+    clips = views()
+    clips.boxes = torch.rand(B, T, N, 4).double() * 0
+    out = strg()(clips, want_maps=True)
+    assert torch.isfinite(out.logits).all()
+    assert (out.maps["front"] == 0).all()
+
+
+def test_logits_do_not_depend_on_the_order_of_nodes_in_a_frame():
+    clips, g = views(), torch.Generator().manual_seed(5)
+    before = strg()(clips).logits
+    for b in range(B):
+        for t in range(T):
+            order = torch.randperm(N, generator=g)
+            for x in (clips.nodes, clips.boxes):
+                x[b, t] = x[b, t, order]
+    torch.testing.assert_close(strg()(clips).logits, before, rtol=1e-10, atol=1e-10)
+
+
+def test_logits_depend_on_which_frame_a_node_is_in():
+    """Moving nodes between frames must change the space-time branch: it is not a bag of regions."""
+    clips = views()
+    before = strg(form="spatial_temporal")(clips).logits
+    order = torch.tensor([2, 0, 3, 1])
+    clips.nodes, clips.boxes = clips.nodes[:, order], clips.boxes[:, order]
+    assert (strg(form="spatial_temporal")(clips).logits - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("form", ["similarity", "spatial_temporal", "joint"])
+def test_at_first_the_logits_are_those_of_the_baseline(form):
+    head, base = strg(random=False, form=form), build_head("pool", DIMS, K).double().eval()
+    with torch.no_grad():
+        base.fc.weight.copy_(head.fc.weight[:, :C])
+        base.fc.bias.copy_(head.fc.bias)
+    clips = views()
+    torch.testing.assert_close(head(clips).logits, base(clips).logits, rtol=0, atol=1e-15)
+
+
+def test_branches_meet_only_at_the_end():
+    head = strg()
+    similar, spatial = strg(form="similarity"), strg(form="spatial_temporal")
+    similar.similarity, similar.branch_s, spatial.branch_st = head.similarity, head.branch_s, head.branch_st
+    similar.fc = spatial.fc = head.fc
+    clips = views()
+    bias_and_global = head.fc(torch.cat([clips.pooled.mean(1), torch.zeros(B, C).double()], 1))
+    torch.testing.assert_close(
+        head(clips).logits - bias_and_global, similar(clips).logits + spatial(clips).logits - 2 * bias_and_global
+    )
+
+
+def test_one_frame_leaves_the_space_time_branch_empty():
+    clips = views(T=1)
+    head = strg(form="spatial_temporal")
+    expected = head.fc(torch.cat([clips.pooled.mean(1), torch.zeros(B, C).double()], 1))
+    for norm in head.branch_st.norms:  # LN of a zero vector is its bias
+        nn.init.zeros_(norm.bias)
+    torch.testing.assert_close(head(clips).logits, expected)
+
+
+def test_similarity_is_computed_once():
+    head, calls = strg(), []
+    head.similarity.register_forward_hook(lambda *_: calls.append(1))
+    head(views())
+    assert len(calls) == 1
+
+
+def test_dropout_touches_the_global_half_alone():
+    head, clips = strg(dropout=0.9).train(), views()
+    several = torch.stack([head(clips).logits for _ in range(4)])
+    assert several.std(0).max() > 0
+    clips.pooled = torch.zeros_like(clips.pooled)
+    torch.testing.assert_close(head(clips).logits, head(clips).logits, rtol=0, atol=0)
+
+
+def test_cached_overlaps_give_what_boxes_give():
+    clips = views()
+    expected = strg()(clips).logits
+    clips.iou = next_frame_iou(clips.boxes)
+    clips.boxes = None
+    torch.testing.assert_close(strg()(clips).logits, expected)
+
+
+# 512 channels: 9 matrices of the layers, w and w', 4 LayerNorms, the convolution, the classifier.
+@pytest.mark.parametrize(
+    ("form", "reduce", "graph"),
+    [
+        ("joint", "cached", 2_883_584 + 4_096),
+        ("similarity", "cached", 3 * 262_144 + 524_288 + 2_048),
+        ("spatial_temporal", "cached", 6 * 262_144 + 2_048),
+        ("joint", "conv", 2_883_584 + 4_096 + 1_048_576 + 512),
+    ],
+)
+def test_parameters_are_the_papers(form, reduce, graph):
+    head = build_head("strg", Dims(16, 10, 512, {"res5": (2048, 14, 14)}), 174, form=form, reduce=reduce)
+    assert sum(p.numel() for p in head.parameters()) == graph + 2 * 512 * 174 + 174
+
+
+def test_layer_norm_is_over_channels():
+    assert all(norm.normalized_shape == (C,) for branch in (strg().branch_s, strg().branch_st) for norm in branch.norms)
+
+
+@pytest.mark.parametrize("options", [{}, {"reduce": "conv", "width": C}, {"last": "norm_relu", "last_init": "xavier"}])
+def test_after_three_steps_every_parameter_has_moved(options):
+    head = strg(random=False, **options).train()
+    before = {name: p.detach().clone() for name, p in head.named_parameters()}
+    optimiser, clips = torch.optim.SGD(head.parameters(), 0.1), views()
+    for _ in range(3):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(head(clips).logits, torch.tensor([0, 1])).backward()
+        optimiser.step()
+    assert [name for name, p in head.named_parameters() if p.equal(before[name])] == []
+
+
+def test_the_dead_initialisation_is_refused_and_is_dead():
+    with pytest.raises(ValueError, match="can never learn"):
+        build_head("strg", DIMS, K, last="norm_relu")
+    branch = Branch(C, 1, "norm_relu", "zero")
+    branch(torch.randn(B, T, N, C), (lambda x: x,), torch.ones(B, T, N, dtype=torch.bool)).sum().backward()
+    assert all((p.grad == 0).all() for p in branch.parameters())
+
+
+def test_layer_three_starts_at_zero_and_the_others_do_not():
+    head = strg(random=False)
+    for branch in (head.branch_s, head.branch_st):
+        assert all((w.weight == 0).all() for w in branch.weights[-1])
+        assert all((w.weight != 0).all() for layer in branch.weights[:-1] for w in layer)
+
+
+def test_a_fresh_reduction_equals_the_cached_one():
+    """Nodes and the pooled feature made by the head from the map are those that the cache would hold for `reduced`."""
+    from pipeline.roi import roi_align
+
+    head, clips = strg(reduce="conv", width=C), views(valid=torch.rand(B, T, N) < 0.7)
+    v = head.reduction.conv(clips.maps["res5"].flatten(0, 1)).view(B, T, C, 5, 6)
+    clips.nodes = roi_align(v.movedim(2, 1), clips.boxes, clips.valid, 7, "max").double()
+    clips.pooled = v.mean((-1, -2))
+    cached = strg()
+    cached.load_state_dict({k: p for k, p in head.state_dict().items() if not k.startswith("reduction")})
+    torch.testing.assert_close(head(clips).logits, cached(clips).logits)
+    assert head.needs == ("res5", "boxes", "valid")
+
+
+def test_padding_of_a_map_never_changes_logits():
+    head, clips = strg(reduce="conv", width=C), views()
+    expected = head(clips).logits
+    clips.maps["res5"] = nn.functional.pad(clips.maps["res5"], (0, 3, 0, 2), value=7.0)
+    clips.grid = torch.tensor([[5, 6]] * B)
+    torch.testing.assert_close(head(clips).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"form": "both"}, "option form: expected one of similarity, spatial_temporal, joint"),
+        ({"reduce": "conv", "cut": "res4"}, "needs res4"),
+        ({"similarity_init": "big"}, "option similarity_init"),
+    ],
+)
+def test_wrong_options_are_refused(options, match):
+    with pytest.raises(ValueError, match=match):
+        build_head("strg", DIMS, K, **options)
