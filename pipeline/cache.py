@@ -1,7 +1,7 @@
 """Opens a cache, joins the files of its stages, and serves single views and batches.
 
 What exists, and in which shape, is read from the shards' statistics files; an HDF5 file is opened when a row of it is asked
-for, once per process. A view that is not compressed is read straight from its place in the file, which HDF5 is asked for once.
+for, once per process.
 """
 
 import os
@@ -11,83 +11,19 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from pipeline.folder import CacheError, Shards, check_manifest_copy, create_cache, read_cache_json
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.sealed import Damaged, read_json
+from pipeline.shardfile import ShardFile
 from pipeline.shards import done_marker
 from pipeline.tensors import FIELDS, GROUPS
 
-__all__ = ["Cache", "CacheError", "Damaged", "Group", "ShardFile", "create_cache", "made_from"]
+__all__ = ["Cache", "CacheError", "Damaged", "Group", "create_cache", "made_from"]
 
 STAGES = ("features", "graphs")
 OPEN_FILES = 256  # shards that a process keeps open; the usual limit of a process is 1,024 files
-
-
-class ShardFile:
-    """One HDF5 file, open for reading in one process; record: its statistics. OSError if it cannot be opened."""
-
-    def __init__(self, path: Path, record: dict):
-        if record["compression"] == "zstd":
-            import hdf5plugin  # noqa: F401  (registers the filter)
-        self.path, self.record = path, record
-        self._fd = os.open(path, os.O_RDONLY)
-        self._packed: h5py.File | None = None
-        self._places: dict[tuple[str, str], tuple[np.ndarray | None, int]] = {}
-
-    def __del__(self) -> None:
-        if hasattr(self, "_fd"):
-            os.close(self._fd)
-
-    def places(self, group: str, field: str) -> tuple[np.ndarray | None, int]:
-        """Where the rows of a field lie: int64 [R] offsets in bytes (-1: never written), and a row's size in bytes.
-
-        None instead of offsets where a filter other than the checksum has to run.
-        """
-        key = group, field
-        if key not in self._places:
-            with h5py.File(self.path, "r", locking=False) as file:
-                self._places[key] = _places(file[group][field])
-        return self._places[key]
-
-    def read(self, group: str, field: str, row: int, out: np.ndarray) -> None:
-        """Reads a row into `out` (C-contiguous, of the stored dtype and size); NaN or 0 if it was never written.
-
-        Damaged if the file ends early; the checksum is looked at only where a compression filter runs (`verify` checks all).
-        """
-        places, size = self.places(group, field)
-        if places is None:
-            if self._packed is None:
-                self._packed = h5py.File(self.path, "r", locking=False)
-            out[...] = self._packed[group][field][row]
-        elif places[row] < 0:
-            out[...] = np.nan if out.dtype.kind == "f" else 0
-        elif os.preadv(self._fd, [out.reshape(-1).view(np.uint8)], places[row]) != size:
-            raise Damaged(f"{self.path}: ends within {group} row {row} of {field}; run `vidgraph verify`")
-
-    def announce(self, group: str, field: str, rows: Iterable[int]) -> None:
-        """Tells the system that these rows are about to be read, so that the disk works on all of them at once."""
-        places, size = self.places(group, field)
-        if places is not None:
-            for place in places[list(rows)].tolist():
-                if place >= 0:
-                    os.posix_fadvise(self._fd, place, size, os.POSIX_FADV_WILLNEED)
-
-
-def _places(dataset: h5py.Dataset) -> tuple[np.ndarray | None, int]:
-    size = int(np.prod(dataset.shape[1:], dtype=np.int64)) * dataset.dtype.itemsize
-    filters = dataset.id.get_create_plist()
-    if filters.get_nfilters() != 1 or filters.get_filter(0)[0] != h5py.h5z.FILTER_FLETCHER32:
-        return None, size
-    places = np.full(len(dataset), -1, np.int64)
-
-    def note(chunk: h5py.h5d.StoreInfo) -> None:
-        places[chunk.chunk_offset[0]] = chunk.byte_offset
-
-    dataset.id.chunk_iter(note)
-    return places, size
 
 
 class _Files:
@@ -203,7 +139,7 @@ class Group:
         self._starts = np.array([r.start * self.per_clip for r in cache.shards.ranges], np.int64)
         self.present, self.ok = np.zeros(len(self), bool), np.zeros(len(self), bool)
         for shard, record in cache.records["features"].items():
-            here = self._starts[shard] + np.arange(record["groups"][name]["rows"])
+            here = np.array(self.rows_in(shard))
             self.present[here] = self.ok[here] = True
             self.ok[here[record["groups"][name]["absent"]]] = False
         self._described = self._describe()
@@ -230,6 +166,8 @@ class Group:
                 dtypes = {table[name]["dtype"] for table in tables}
                 fixed = {shape[:2] if len(shape) == 4 else shape for shape in shapes}  # only a map's h and w may vary
                 if len(dtypes) > 1 or len(fixed) > 1:
+                    if stage == "graphs":  # a run with other options was stopped half way
+                        continue
                     raise Damaged(f"{self.cache.path} {self.name}: shards differ in the size of {name}; run `vidgraph verify`")
                 widest = tuple(map(max, zip(*shapes, strict=True)))
                 described[name] = stage, widest, np.dtype(dtypes.pop()).newbyteorder("<")
@@ -252,6 +190,11 @@ class Group:
             raise CacheError(f"{self.cache.path}: no clip {clip!r} in its manifest")
         first = self._positions[clip] * self.per_clip
         return range(first, first + self.per_clip)
+
+    def rows_in(self, shard: int) -> range:
+        """The rows of a shard."""
+        first = int(self._starts[shard])
+        return range(first, first + len(self.cache.shards.ranges[shard]) * self.per_clip)
 
     @cached_property
     def _positions(self) -> dict[str, int]:
@@ -293,17 +236,16 @@ class Group:
         record = self.cache.records[stage][shard]
         file = self.cache.files.get(self.cache.shards.path(shard, stage), record)
         stored = tuple(record["groups"][self.name]["fields"][name]["shape"])
-        file.announce(self.name, name, local)
-        for k, (row, target) in enumerate(zip(local.tolist(), targets.tolist(), strict=True)):
-            if k and row == local[k - 1]:
-                out[target] = out[targets[k - 1]]
-            elif stored == out.shape[1:]:
-                file.read(self.name, name, row, out[target : target + 1])
-            else:
-                narrow = np.empty(stored, out.dtype)
-                file.read(self.name, name, row, narrow)
-                out[target] = 0
-                out[target][tuple(map(slice, stored))] = narrow
+        rows, first = np.unique(local, return_index=True)
+        if stored == out.shape[1:]:
+            file.read(self.name, name, rows, [out[target : target + 1] for target in targets[first]])
+        else:
+            narrow = np.empty((len(rows), *stored), out.dtype)
+            file.read(self.name, name, rows, narrow)
+            out[targets] = 0
+            out[(targets[first], *map(slice, stored))] = narrow
+        for again in np.setdiff1d(np.arange(len(local)), first):
+            out[targets[again]] = out[targets[again - 1]]
 
     def _require_ok(self, rows: np.ndarray) -> None:
         if rows.size and not 0 <= rows.min() <= rows.max() < len(self):

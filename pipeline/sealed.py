@@ -80,16 +80,19 @@ def read_json(path: Path) -> dict:
     return json.loads(text)
 
 
+PIECE = 64 << 20  # bytes summed at once: 32 Ki rows of 1024 words, whose column sums fit 32 bits
+
+
 def fletcher32(data: np.ndarray) -> int:
     """HDF5's checksum of bytes (uint8, one axis): sums modulo 65535 of big-endian 16-bit words w_i, sum2 << 16 | sum1.
 
     sum1 = Σ w_i and sum2 = Σ (n-i) w_i. Modulo 65535 a word's bytes swap by multiplying it by 256, and a 32-bit word counts as
     the sum of its halves: so little-endian words are summed along the rows and columns of a table, without a loop over words.
     """
-    columns, most = 1024, 64 << 20  # 64 MiB are 32 Ki rows, whose column sums fit 32 bits
+    columns = 1024
     words, place, total, weighted = (data.size + 1) // 2, 0, 0, 0
-    for start in range(0, data.size, most):
-        part = data[start : start + most]
+    for start in range(0, data.size, PIECE):
+        part = data[start : start + PIECE]
         if part.size % (2 * columns):
             part = np.concatenate([part, np.zeros(-part.size % (2 * columns), np.uint8)])
         rows = part.view("<u4").reshape(-1, columns // 2).sum(1, dtype=np.uint64)

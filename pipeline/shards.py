@@ -23,7 +23,7 @@ COMPRESSIONS = ("none", "lzf", "zstd")
 FEATURE_DTYPES = ("float16", "float32")
 CHECKSUM_BYTES = 4  # fletcher32, which HDF5 appends to a chunk
 SMALL = 4096  # bytes of a view below which compression costs more than it saves
-MAX_CHUNK = 4 << 30  # bytes: HDF5's limit
+MAX_VIEW = 0x7FFFF000  # bytes that one system call reads on Linux; HDF5's limit is 4 GiB
 # What HDF5 1.10 (2016) and later read: all of its metadata has checksums, which that of older formats lacks.
 LIBVER = ("v110", "v110")
 
@@ -58,8 +58,8 @@ class GroupPlan:
             known = FEATURE_DTYPES if row.dtype == "feature" else (row.dtype,)
             if np.dtype(dtype).name not in known:
                 raise ValueError(f"field {name}: expected dtype {' or '.join(known)}, got {np.dtype(dtype).name}")
-            if (size := _bytes_of(shape, dtype)) + CHECKSUM_BYTES >= MAX_CHUNK:
-                raise ValueError(f"field {name}: a view of {size:,} bytes; HDF5 stores at most 4 GiB as one piece")
+            if (size := _bytes_of(shape, dtype)) > MAX_VIEW:
+                raise ValueError(f"field {name}: a view has {size:,} bytes, expected at most {MAX_VIEW:,}; keep a smaller cut")
 
 
 class ShardWriter:
@@ -204,7 +204,7 @@ class _Column:
             raise ValueError(f"{where}: {self.name} is {came}, expected {want}")
         with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused below
             np.copyto(self.values, array, casting="same_kind")
-        if self.dtype.kind == "f" and not _all_finite(self.values):
+        if self.dtype.kind == "f" and not all_finite(self.values):
             raise NotFinite(f"{where}: {self._complaint(array)}")
 
     def _complaint(self, array: np.ndarray) -> str:
@@ -247,7 +247,7 @@ def _filter(compression: str) -> object:
     return hdf5plugin.Zstd(clevel=1)
 
 
-def _all_finite(values: np.ndarray) -> bool:
+def all_finite(values: np.ndarray) -> bool:
     """numpy's isfinite is slow on float16, whose exponent bits are all set where a value is not finite."""
     if values.dtype.itemsize != 2:
         return bool(np.isfinite(values).all())

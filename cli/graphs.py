@@ -1,0 +1,40 @@
+"""`vidgraph graphs`: stage two, relations between the cached nodes."""
+
+from pathlib import Path
+
+import click
+
+from cli._options import commas, device_option, pick_device
+from cli._progress import progress
+
+
+@click.command("graphs")
+@click.option("--cache", required=True, type=click.Path(path_type=Path), help="The cache, after `vidgraph extract`.")
+@click.option("--which", default="iou,nearest,similar", callback=commas, help="Graphs to compute, comma-separated.")
+@click.option("--neighbours", default=10, help="M, most similar other nodes kept per node (graph similar).")
+@click.option("--workers", default=0, help="Processes, each with one thread; 0: this one, with all its threads.")
+@click.option(
+    "--compression", default="none", type=click.Choice(["none", "lzf", "zstd"]), help="Compression of the graphs' files."
+)
+@device_option
+def command(cache: Path, which: tuple[str, ...], neighbours: int, workers: int, compression: str, device: str) -> int:
+    """Compute IoU, nearest-node and similarity graphs of every cached view.
+
+    Shards whose graphs are up to date, with the same options, are left alone: so the same command resumes a run that was
+    stopped, and follows a repaired cache.
+    """
+    from contextlib import ExitStack
+
+    from pipeline.graphs import build_graphs
+
+    with ExitStack() as stack:
+
+        def announce(todo: int, total: int):
+            if todo < total:
+                click.echo(f"{total - todo:,} of {total:,} views lie in shards whose graphs are up to date", err=True)
+            return stack.enter_context(progress("graphs", todo, "views"))
+
+        written = build_graphs(cache, which, neighbours, workers, pick_device(device), compression, announce)
+    views, size = sum(record["views"] for record in written), sum(record["bytes"] for record in written)
+    click.echo(f"{cache}: graphs of {views:,} views in {len(written):,} shards written, {size / 1e6:,.1f} MB")
+    return 0

@@ -1,0 +1,63 @@
+"""`vidgraph verify`: reads a whole cache and says what is wrong with it."""
+
+from pathlib import Path
+
+import click
+
+from cli._progress import progress
+
+
+@click.command("verify")
+@click.option("--cache", required=True, type=click.Path(path_type=Path), help="The cache to check.")
+@click.option("--workers", default=1, help="Processes that read; 0: this one, which a damaged file might crash.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead.")
+def command(cache: Path, workers: int, as_json: bool) -> int:
+    """Check every byte of a cache.
+
+    Hashes, checksums, shapes, row order, NaN, ranges, failed clips, missing shards, stale graphs, leftovers of stopped runs.
+
+    Exit code 0: all is well; 3: there are findings, each printed with what to do.
+    """
+    from contextlib import ExitStack
+
+    from pipeline.verify import inspect
+
+    with ExitStack() as stack:
+
+        def announce(total: int):
+            advance = stack.enter_context(progress("verify", round(total / 1e6), "MB"))
+            return lambda done, found: advance(round(done / 1e6), found)
+
+        report = inspect(cache, workers, announce)
+    if as_json:
+        _print_json(cache, report)
+    else:
+        _print_table(cache, report)
+    return 3 if report.findings else 0
+
+
+def _print_json(cache: Path, report) -> None:
+    import json
+    from dataclasses import asdict
+
+    click.echo(json.dumps({"cache": str(cache), **asdict(report)}, indent=1, ensure_ascii=False))
+
+
+def _print_table(cache: Path, report) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("stage", "shards", "views", "GB", "findings", box=box.SIMPLE, title=str(cache), title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for stage, shards in report.shards.items():
+        found = sum(finding.stage == stage for finding in report.findings)
+        cells = f"{shards:,}", f"{report.views[stage]:,}", f"{report.bytes[stage] / 1e9:,.2f}", f"{found:,}"
+        table.add_row(stage, *cells)
+    Console().print(table)
+    for finding in report.findings:
+        click.echo(f"{finding.where}: {finding.what}; {finding.fix}")
+    rate = sum(report.bytes.values()) / 1e6 / max(report.seconds, 1e-9)
+    ending = f"{len(report.findings):,} findings" if report.findings else "nothing wrong"
+    click.echo(f"{ending}; {report.seconds:,.1f} s, {rate:,.0f} MB/s")

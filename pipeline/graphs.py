@@ -1,0 +1,219 @@
+"""Stage two: graphs over the nodes of a view, computed from cached boxes and nodes and stored beside them.
+
+Node (t,i) is box i of step t; its flat index is t*N+i. Nothing here is learned, and nothing is normalised: heads do that.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import boxes as box_geometry
+from pipeline.cache import Cache, CacheError, Group
+from pipeline.pool import Pool
+from pipeline.shards import GroupPlan, ShardWriter
+from pipeline.tensors import FIELDS
+
+GRAPHS = {"iou": ("iou",), "nearest": ("nearest",), "similar": ("similar", "similarity")}  # what is asked for -> fields stored
+NEEDS = {"iou": ("boxes", "valid"), "nearest": ("nodes", "valid"), "similar": ("nodes", "valid")}
+BATCH_BYTES = 64 << 20  # of nodes and inner products at a time: more gains nothing and costs memory
+
+
+def iou_graph(boxes: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """IoU of every box with every box of the next step (STRG eq. 3 before normalisation).
+
+    boxes [...,T,N,4] xyxy, continuous coordinates; valid [...,T,N] bool. Returns float32 [...,T-1,N,N]; rows and columns of
+    invalid boxes are 0. T = 1 gives an empty result.
+    """
+    both = valid[..., :-1, :, None] & valid[..., 1:, None, :]
+    return np.where(both, box_geometry.iou(boxes[..., :-1, :, :], boxes[..., 1:, :, :]), 0).astype(np.float32)
+
+
+def inner_products(nodes: Tensor, valid: Tensor) -> Tensor:
+    """nodes [B,T,N,C], valid [B,T,N] -> float32 [B,T*N,T*N] of x_i·x_j; columns of invalid nodes are -inf."""
+    flat = nodes.flatten(1, 2).float()
+    products = flat @ flat.mT
+    return products.masked_fill_(~valid.flatten(1)[:, None, :], -torch.inf)
+
+
+def nearest_nodes(products: Tensor, valid: Tensor) -> Tensor:
+    """For every node the one of each step with the largest inner product, itself included (GOS eq. 4).
+
+    products [B,T*N,T*N] of `inner_products`; valid [B,T,N]. Returns int32 [B,T,N,T] of box numbers, the lowest among equals.
+    Rows of invalid nodes are 0, and so is the entry of a step without any valid box: `valid` tells it from box 0.
+    """
+    steps, count = valid.shape[1:]
+    best = products.unflatten(2, (steps, count)).argmax(-1)  # the first of equals; 0 where all are -inf
+    return torch.where(valid[..., None], best.unflatten(1, (steps, count)), 0).int()
+
+
+def similar_nodes(products: Tensor, valid: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+    """For every node the `neighbours` other nodes of the view with the largest inner products, best first (GOS eq. 9).
+
+    products [B,T*N,T*N] of `inner_products`, which are changed; valid [B,T,N]. Returns (int32 [B,T,N,M] flat indices, float32
+    [B,T,N,M] inner products); equals in the order of their indices. A view with V valid nodes fills the first min(M, V-1)
+    entries of their rows; the other entries, and rows of invalid nodes, are 0 in both. ValueError if M > T*N-1.
+    """
+    total = products.shape[1]
+    require_neighbours(neighbours, total)
+    products.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+    # Key: the float's bits, made to order as integers do, then the index backwards. No two are equal, so top-k has one answer.
+    bits = (products + 0.0).view(torch.int32)
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    order = torch.arange(total - 1, -1, -1, device=products.device)
+    best = torch.topk((bits.long() << 32) | order, neighbours).values
+    index = total - 1 - (best & 0xFFFFFFFF)
+    value = products.gather(2, index)
+    real = torch.isfinite(value) & valid.flatten(1)[..., None]
+    shape = (*valid.shape[1:], neighbours)
+    return torch.where(real, index, 0).int().unflatten(1, shape[:2]), torch.where(real, value, 0.0).unflatten(1, shape[:2])
+
+
+def require_neighbours(neighbours: int, nodes: int) -> None:
+    """ValueError unless a view of `nodes` nodes has `neighbours` others."""
+    if not 1 <= neighbours < nodes:
+        raise ValueError(
+            f"neighbours: expected 1 to {nodes - 1} (a view has {nodes} nodes), got {neighbours}; lower --neighbours"
+        )
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """Which graphs, and how many neighbours per node of `similar`. ValueError for a name that is not in GRAPHS."""
+
+    which: tuple[str, ...] = tuple(GRAPHS)
+    neighbours: int = 10
+
+    def __post_init__(self) -> None:
+        if not self.which or not set(self.which) <= set(GRAPHS):
+            raise ValueError(f"graphs: expected some of {', '.join(GRAPHS)}, got {', '.join(self.which) or 'none'}")
+        object.__setattr__(self, "which", tuple(name for name in GRAPHS if name in self.which))
+
+    @property
+    def record(self) -> dict:
+        """As a shard's statistics hold it; `neighbours` says nothing where `similar` is not computed."""
+        return {"which": list(self.which), "neighbours": self.neighbours if "similar" in self.which else 0}
+
+
+def graphs_of(tensors: Mapping[str, np.ndarray], options: GraphOptions, device: str = "cpu") -> dict[str, np.ndarray]:
+    """The graphs of a batch of views: boxes [B,T,N,4], valid [B,T,N] and nodes [B,T,N,C], as far as `options` needs them."""
+    graphs = {}
+    if "iou" in options.which:
+        graphs["iou"] = iou_graph(tensors["boxes"], tensors["valid"])
+    if set(options.which) != {"iou"}:
+        valid = torch.from_numpy(tensors["valid"]).to(device)
+        products = inner_products(torch.from_numpy(tensors["nodes"]).to(device), valid)
+        if "nearest" in options.which:
+            graphs["nearest"] = nearest_nodes(products, valid).cpu().numpy()
+        if "similar" in options.which:
+            index, value = similar_nodes(products, valid, options.neighbours)
+            graphs |= {"similar": index.cpu().numpy(), "similarity": value.cpu().numpy()}
+    return graphs
+
+
+def build_graphs(
+    path: str | Path,
+    which: Sequence[str] = tuple(GRAPHS),
+    neighbours: int = 10,
+    workers: int = 0,
+    device: str = "cpu",
+    compression: str = "none",
+    announce: Callable[[int, int], Callable[[int, int], None]] | None = None,
+) -> list[dict]:
+    """Computes the graphs of every complete shard that lacks them, or whose features were written again since.
+
+    Returns the statistics of the shards that it wrote; those that are up to date, with the same options, are left alone.
+    `workers` processes; 0: in this one. `announce(views to do, views there are)` is called once and returns
+    `advance(done, failed)`. CacheError if a field that the graphs need is not stored; ValueError for options that do not fit.
+    """
+    maker = ShardGraphs(Path(path), GraphOptions(tuple(which), neighbours), device, compression)
+    maker.check()
+    features, graphs = maker.cache.records["features"], maker.cache.records["graphs"]
+    sizes = {shard: sum(group["rows"] for group in record["groups"].values()) for shard, record in features.items()}
+    todo = [shard for shard in features if shard not in graphs or graphs[shard]["options"] != maker.options.record]
+    advance = announce(sum(sizes[s] for s in todo), sum(sizes.values())) if announce else lambda done, failed: None
+    written = []
+    with Pool(maker, min(workers, len(todo))) as pool:
+        for shard, result in pool.imap(todo, ahead=2 * max(1, workers)):
+            if isinstance(result, Exception):
+                raise result
+            written.append(result)
+            advance(sizes[shard], 0)
+    return written
+
+
+class ShardGraphs:
+    """Computes one shard's graphs; each process that it is sent to opens the cache once."""
+
+    def __init__(self, path: Path, options: GraphOptions, device: str, compression: str):
+        self.path, self.options, self.device, self.compression = path, options, device, compression
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in vars(self).items() if key != "cache"}
+
+    @cached_property
+    def cache(self) -> Cache:
+        return Cache(self.path)
+
+    def check(self) -> None:
+        """CacheError or ValueError if the cache holds no views, or they do not allow these graphs."""
+        if not self.cache.groups:
+            raise CacheError(f"{self.path}: no shard is complete yet; run `vidgraph extract` first")
+        for name in self.cache.groups:
+            group = self.cache[name]
+            for field in self._needs():
+                if field not in group.fields:
+                    graphs = ", ".join(graph for graph in self.options.which if field in NEEDS[graph])
+                    advice = f"extract with --keep {'nodes' if field == 'nodes' else 'boxes'}, or leave {graphs} out of --which"
+                    raise CacheError(f"{self.path} {name}: {graphs} need {field}, which is not stored; {advice}")
+            steps, count = group.shape("valid")
+            if "iou" in self.options.which and steps < 2:
+                raise CacheError(f"{self.path} {name}: iou needs 2 steps, the views have {steps}; leave it out of --which")
+            if "similar" in self.options.which:
+                require_neighbours(self.options.neighbours, steps * count)
+
+    def _needs(self) -> list[str]:
+        return sorted({field for graph in self.options.which for field in NEEDS[graph]})
+
+    def __call__(self, shard: int) -> dict:
+        """Writes the graphs of a shard and returns its statistics."""
+        features, shards = self.cache.records["features"][shard], self.cache.shards
+        attrs = {**shards.attrs(shard), "source_sha256": features["sha256"]}
+        plans = {name: self._plan(self.cache[name], shard) for name in features["groups"]}
+        begun = time.monotonic()
+        with ShardWriter(shards.path(shard, "graphs"), plans, attrs=attrs, compression=self.compression) as writer:
+            for name in plans:
+                self._write(self.cache[name], shard, writer)
+            views = sum(int(ok.sum()) for ok in writer.ok.values())
+            stats = {"stage": "graphs", "shard": shard, "options": self.options.record, "views": views}
+            return writer.finish({**stats, "seconds": round(time.monotonic() - begun, 3)})
+
+    def _plan(self, group: Group, shard: int) -> GroupPlan:
+        rows = group.rows_in(shard)
+        steps, count = group.shape("valid")
+        most = self.options.neighbours
+        shapes = {
+            "iou": (steps - 1, count, count),
+            "nearest": (steps, count, steps),
+            "similar": (steps, count, most),
+            "similarity": (steps, count, most),
+        }
+        fields = {name: (shapes[name], FIELDS[name].dtype) for graph in self.options.which for name in GRAPHS[graph]}
+        return GroupPlan(group.clips[rows.start : rows.stop], group.views[rows.start : rows.stop].tolist(), fields)
+
+    def _write(self, group: Group, shard: int, writer: ShardWriter) -> None:
+        rows, needs = group.rows_in(shard), self._needs()
+        steps, count = group.shape("valid")
+        channels = group.shape("nodes")[-1] if "nodes" in needs else 0
+        size = max(1, BATCH_BYTES // (4 * steps * count * (steps * count + channels)))
+        ok = [row for row in rows if group.ok[row]]
+        for start in range(0, len(ok), size):
+            batch = ok[start : start + size]
+            graphs = graphs_of(group.batch(batch, needs), self.options, self.device)
+            for k, row in enumerate(batch):
+                writer.write(group.name, row - rows.start, {field: values[k] for field, values in graphs.items()})
