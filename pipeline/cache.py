@@ -15,9 +15,8 @@ import numpy as np
 
 from pipeline.folder import CacheError, Shards, check_manifest_copy, create_cache, read_cache_json
 from pipeline.manifest import Manifest, read_manifest
-from pipeline.sealed import Damaged, read_json
+from pipeline.sealed import Damaged, done_marker, read_json
 from pipeline.shardfile import ShardFile
-from pipeline.shards import done_marker
 from pipeline.tensors import FIELDS, GROUPS
 
 __all__ = ["Cache", "CacheError", "Damaged", "Group", "create_cache", "made_from"]

@@ -7,8 +7,7 @@ import shutil
 from pathlib import Path
 
 from pipeline.manifest import Clip, Manifest, read_manifest, shard_ranges
-from pipeline.sealed import Damaged, complete, part_of, read_json, sha256_of, write_json
-from pipeline.shards import done_marker
+from pipeline.sealed import Damaged, complete, done_marker, part_of, read_json, sha256_of, write_json
 from pipeline.tensors import FORMAT
 
 

@@ -19,6 +19,11 @@ def part_of(path: Path, claim: str) -> Path:
     return path.with_name(f"{path.name}.{claim}.part")
 
 
+def done_marker(path: Path) -> Path:
+    """The statistics file of a shard's HDF5 file; that it exists says that the shard is complete."""
+    return path.with_suffix(".json")
+
+
 def complete(part: Path, path: Path) -> None:
     """Gives a complete, synced file its name, durably: the name is in the folder's own data."""
     os.replace(part, path)

@@ -16,7 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from pipeline.sealed import complete, fletcher32, part_of, sync_and_hash, write_json
+from pipeline.sealed import complete, done_marker, fletcher32, part_of, sync_and_hash, write_json
 from pipeline.tensors import FORMAT, GROUPS, field_of
 
 COMPRESSIONS = ("none", "lzf", "zstd")
@@ -228,11 +228,6 @@ class _Column:
             fletcher32(self.chunk[: self.size]).to_bytes(CHECKSUM_BYTES, "little"), np.uint8
         )
         self.dataset.id.write_direct_chunk((row,) + (0,) * self.values.ndim, self.chunk)
-
-
-def done_marker(path: Path) -> Path:
-    """The statistics file of a shard's HDF5 file; that it exists says that the shard is complete."""
-    return path.with_suffix(".json")
 
 
 def _bytes_of(shape: Sequence[int], dtype: str) -> int:

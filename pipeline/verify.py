@@ -13,9 +13,9 @@ from pipeline.cache import STAGES, made_from
 from pipeline.folder import Shards, read_cache_json, read_manifest_copy
 from pipeline.manifest import ManifestError
 from pipeline.pool import Pool, WorkerDied
-from pipeline.sealed import Damaged, read_json, sha256_of
+from pipeline.sealed import Damaged, done_marker, read_json, sha256_of
 from pipeline.shardfile import ShardFile, Stored
-from pipeline.shards import all_finite, done_marker
+from pipeline.shards import all_finite
 from pipeline.tensors import FORMAT, ROW_KEYS
 
 REDO = {"features": "run `vidgraph repair --cache {cache}`", "graphs": "run `vidgraph graphs --cache {cache}`"}

@@ -12,8 +12,8 @@ from small_cache import FIELDS, VIEWS, manifest_of, tensors_of, write_shard
 
 from pipeline import sealed, shards
 from pipeline.cache import create_cache
-from pipeline.sealed import Damaged, fletcher32, read_json, write_json
-from pipeline.shards import COMPRESSIONS, GroupPlan, NotFinite, ShardWriter, done_marker
+from pipeline.sealed import Damaged, done_marker, fletcher32, read_json, write_json
+from pipeline.shards import COMPRESSIONS, GroupPlan, NotFinite, ShardWriter
 
 ATTRS = {"fingerprint": "f", "shard": 0}
 
