@@ -187,13 +187,11 @@ def how_to_add(cache: "Cache", head: str, missing: Sequence[str]) -> str:
     if len(graphs) == len(missing):
         return f"{what}: run `vidgraph graphs --cache {cache.path}`"
     stored = [name for name in cache[cache.groups[0]].fields if is_cut(name) or name in ("pooled", "nodes", "boxes")]
-    keep = dict.fromkeys(
-        [*stored, *("boxes" if name in ("valid", "scores") else name for name in missing if name not in graphs)]
-    )
-    command = (
-        f"vidgraph extract --manifest {cache.manifest.path} --root {cache.manifest.root} --cache NEW --keep {','.join(keep)}"
-    )
-    return f"{what}: run `{command}`, NEW being another folder, with the other options that {cache.path}/cache.json lists"
+    added = ["boxes" if name in ("valid", "scores") else name for name in missing if name not in graphs]
+    where = f"--manifest {cache.manifest.path} --root {cache.manifest.root} --cache NEW"
+    command = f"vidgraph extract {where} --keep {','.join(dict.fromkeys([*stored, *added]))}"
+    then = ", then `vidgraph graphs --cache NEW`" if graphs else ""
+    return f"{what}: run `{command}`, NEW being another folder, with the other options that {cache.path}/cache.json lists{then}"
 
 
 class Store:

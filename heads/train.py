@@ -110,7 +110,8 @@ def train(
     steps = math.ceil(len(parts["train"]) / recipe.train.batch)
     learner = Learner(head, recipe.train, recipe.data.target, steps, seed, precision)
     _open(folder, recipe, cache, about, learner, resume, say)
-    run = _Run(folder, recipe, about, learner, parts, stores, swap_table(classes, recipe.data), say)
+    swap = torch.from_numpy(swap_table(classes, recipe.data)).to(where)
+    run = _Run(folder, recipe, about, learner, parts, stores, swap, say)
     begun = time.monotonic()
     waiting = run.fit(tensorboard)
     chosen = default_checkpoint(folder)
@@ -187,27 +188,26 @@ class _Run:
     learner: Learner
     parts: dict[str, Part]
     stores: dict[str, Store]
-    swap: Any
+    swap: Tensor
     say: Say
 
     def fit(self, tensorboard: bool) -> float:
         """Trains to the end, with a checkpoint and a line of the log per epoch; returns the seconds spent waiting for data."""
         learner, progress, waiting = self.learner, self.learner.progress, 0.0
-        swap = torch.from_numpy(self.swap).to(learner.device)
         epochs = self.recipe.train.total_epochs(learner.steps_per_epoch)
         writer = _board(self.folder, progress.step) if tensorboard else None
         while not learner.done:
             lr = learner.lr
-            stats = train_one_epoch(learner, self.parts["train"], self.stores["train"], swap, self.about["order_seed"])
+            stats = train_one_epoch(learner, self.parts["train"], self.stores["train"], self.swap, self.about["order_seed"])
             found = self.validate()
             better = learner.end_epoch(found.get("map", found.get("top1", math.nan)), found.get("loss", math.nan))
-            if better:  # before last.pt: a run killed between the two repeats the epoch
-                runs.save_checkpoint(
-                    self.folder / "best.pt", {"about": self.about, "epoch": progress.epoch, **_weights(learner)}
-                )
-            runs.save_checkpoint(self.folder / "last.pt", {"about": self.about, **learner.state()})
             line = {"epoch": progress.epoch, "step": progress.step, "lr": lr, **asdict(stats), "val": found}
             runs.append_log(self.folder / "log.jsonl", line)
+            if better:
+                best = {"about": self.about, "epoch": progress.epoch, "state": learner.head.state_dict()}
+                runs.save_checkpoint(self.folder / "best.pt", best)
+            # Last of all: a run killed before this repeats the epoch, log line and best.pt included.
+            runs.save_checkpoint(self.folder / "last.pt", {"about": self.about, **learner.state()})
             if writer is not None:
                 _write_board(writer, line)
             self.say(_line(line, epochs, better))
@@ -224,10 +224,6 @@ class _Run:
         return figures(
             predict(self.learner.head, part, self.stores["val"], self.recipe, self.learner.precision), part, self.recipe
         )[0]
-
-
-def _weights(learner: Learner) -> dict[str, Any]:
-    return {"state": learner.head.state_dict()}
 
 
 def _parts(cache: "Cache", manifest: "Manifest", classes: tuple[str, ...], recipe: Recipe, say: Say) -> dict[str, Part]:

@@ -16,7 +16,8 @@ def test_top_k_counts_labels_among_the_k_highest():
 
 def test_equal_scores_are_no_hit_for_everybody():
     """A head that says the same for every class must score chance, not 100 %."""
-    assert top_k(np.zeros((10, 10)), np.arange(10), 1) == 0.1
+    assert top_k(np.zeros((200, 200)), np.arange(200), 1) == 1 / 200
+    assert top_k(np.zeros((200, 200)), np.arange(200), 5) == 5 / 200
 
 
 def test_average_precision_by_hand():

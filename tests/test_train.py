@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -120,13 +121,24 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(training, cache, tmp_path
     ]
 
 
-def test_a_run_that_dies_between_its_checkpoint_and_its_log_repeats_no_line(cache, tmp_path):
-    run(recipe(), cache, tmp_path)
-    (tmp_path / "metrics.json").unlink()
-    with open(tmp_path / "log.jsonl", "a") as log:
-        log.write('{"epoch": 4, "st')
-    run(recipe(), cache, tmp_path)
-    assert [json.loads(line)["epoch"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2, 3]
+def test_a_run_that_dies_between_its_log_and_its_checkpoint_repeats_no_line(cache, tmp_path, monkeypatch):
+    whole = run(recipe(), cache, tmp_path / "whole")
+    save = runs.save_checkpoint
+
+    def dies(path, payload):
+        if path.name == "last.pt" and payload["progress"]["epoch"] == 2:
+            raise Stop
+        save(path, payload)
+
+    monkeypatch.setattr(runs, "save_checkpoint", dies)
+    with pytest.raises(Stop):
+        run(recipe(), cache, tmp_path / "parts")
+    monkeypatch.setattr(runs, "save_checkpoint", save)
+    with open(tmp_path / "parts" / "log.jsonl", "a") as log:
+        log.write('{"epoch": 3, "st')  # and a line cut short
+    assert run(recipe(), cache, tmp_path / "parts").metrics == whole.metrics
+    lines = (tmp_path / "parts" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
 
 
 def test_a_finished_run_is_read_back_and_another_one_is_refused(cache, tmp_path):
@@ -353,9 +365,11 @@ def poison(cache: Cache, group: str, row: int, field: str) -> None:
     """Puts a NaN into a stored view, past every check of the writer."""
     shard, local = divmod(row, cache[group].per_clip * len(cache.shards.ranges[0]))
     path = cache.shards.path(shard)
-    places, _ = cache.files.get(path, cache.records["features"][shard]).places(group, field)
+    with h5py.File(path) as file:
+        dataset = file[group][field]
+        place = dataset.id.get_chunk_info_by_coord((local, *[0] * (dataset.ndim - 1))).byte_offset
     with open(path, "r+b") as file:
-        file.seek(places[local])
+        file.seek(place)
         file.write(np.array([np.nan], cache[group].dtype(field)).tobytes())
 
 

@@ -1,0 +1,56 @@
+"""`vidgraph train`: one head from a recipe on a cache."""
+
+from pathlib import Path
+
+import click
+
+from cli._options import device_option, set_option
+
+
+@click.command("train")
+@click.argument("recipe")
+@click.option("--cache", required=True, type=click.Path(path_type=Path), help="The cache to train on.")
+@click.option("--manifest", type=click.Path(path_type=Path), help="Labels and splits.  [default: the cache's copy]")
+@click.option("--runs", default="runs", type=click.Path(path_type=Path), help="Folder of run folders.")
+@click.option("--name", help="The run's folder in it.  [default: RECIPE-seedSEED]")
+@click.option("--seed", default=0, type=click.IntRange(min=0), help="Initialisation, dropout and the order of the views.")
+@device_option
+@click.option("--precision", default="fp32", type=click.Choice(["fp32", "bf16", "fp16"]), help="Arithmetic of the head.")
+@click.option(
+    "--resident",
+    default="auto",
+    type=click.Choice(["auto", "ram", "disk"]),
+    help="Features in memory, or read per batch; auto: in memory if they take less than half of what is free.",
+)
+@click.option("--resume/--no-resume", default=True, help="Continue what is in the run folder, or start over.")
+@set_option
+def command(recipe, cache, manifest, runs, name, seed, device, precision, resident, resume, settings) -> int:
+    """Train the head of RECIPE (a TOML file, or the name of a recipe of the package) and evaluate it on val and test.
+
+    A run that was stopped continues after its last epoch; one that is finished is read back.
+    """
+    from cli._figures import print_figures
+    from heads.recipe import read_recipe
+    from heads.train import train
+    from pipeline.cache import Cache
+    from pipeline.manifest import read_manifest
+    from pipeline.memory import keep_freed_memory
+
+    keep_freed_memory()
+    chosen = read_recipe(recipe, settings)
+    result = train(
+        chosen,
+        Cache(cache),
+        runs / (name or f"{chosen.name}-seed{seed}"),
+        seed=seed,
+        device=device,
+        precision=precision,
+        manifest=read_manifest(manifest) if manifest else None,
+        resume=resume,
+        resident=resident,
+        say=click.echo,
+    )
+    print_figures(f"{chosen.name}, seed {seed}: {result.parameters:,} parameters, epoch {result.best_epoch}", result.metrics)
+    share = 100 * result.waiting / max(result.seconds, 1e-9)
+    click.echo(f"{result.epochs} epochs in {result.seconds:.1f} s, of which {share:.1f} % waiting for data; {result.folder}")
+    return 0
