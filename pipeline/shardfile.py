@@ -118,9 +118,9 @@ class ShardFile:
         return chunk[:size].view(stored["dtype"]).reshape(stored["shape"])
 
     def describe(self) -> dict[str, dict[str, Stored]]:
-        """Every dataset, as HDF5 sees it. OSError, KeyError or RuntimeError if the file's own tables are damaged."""
+        """Every dataset, as HDF5 sees it. OSError, KeyError, RuntimeError or ValueError if the file is damaged."""
         with self._open() as file:
-            return {name: {key: _stored(dataset) for key, dataset in group.items()} for name, group in file.items()}
+            return {name: {key: _stored(file[name][key]) for key in file[name]} for name in file}
 
     def attrs(self) -> dict[str, str | int]:
         """The file's attributes. Errors as for `describe`."""

@@ -166,45 +166,40 @@ class _Check:
         self.findings: list[Finding] = []
         self.views = 0
 
-    def say(self, what: str, where: str = "", fix: str = "") -> None:
-        self.findings.append(
-            Finding(f"{self.path}{where}", what, fix or _redo(self.plan, self.stage), self.stage, (self.shard,))
-        )
+    def say(self, what: str, where: str = "", path: Path | None = None) -> None:
+        fix = _redo(self.plan, self.stage)
+        self.findings.append(Finding(f"{path or self.path}{where}", what, fix, self.stage, (self.shard,)))
 
     def run(self) -> None:
-        """Statistics, then the file as a whole, then its tables, then every view."""
+        """Statistics, then the file as a whole, then what is in it."""
         record = self._record()
         self._bytes(record)
-        file = ShardFile(self.path, record)
         try:
-            described, attrs, keys = file.describe(), file.attrs(), {group: file.keys(group) for group in record["groups"]}
-        except (OSError, KeyError, RuntimeError, ValueError) as error:
-            self.say(f"HDF5 cannot read its tables ({' '.join(str(error).split())})")
-            raise _Hopeless from None
+            self._contents(record)
+        except (OSError, KeyError, RuntimeError, ValueError) as error:  # HDF5 raises any of these over a damaged table
+            self.say(f"HDF5 cannot read all of it ({' '.join(str(error).split())})")
+
+    def _contents(self, record: dict) -> None:
+        file = ShardFile(self.path, record)
+        described, attrs = file.describe(), file.attrs()
         if attrs != record["attrs"]:
             self.say(f"its attributes are {attrs}, its statistics say {record['attrs']}")
         if set(described) != set(record["groups"]):
             self.say(f"holds the groups {', '.join(described)}, its statistics say {', '.join(record['groups'])}")
-            raise _Hopeless
+            return
+        keys = {group: file.keys(group) for group in record["groups"]}
         for group, table in record["groups"].items():
             self._keys(group, table, *keys[group])
             if self._tables(group, table, described[group]):
                 self._rows(file, group, table, keys[group][0])
-        self._failures(record, keys)
+        if self.stage == "features":
+            self._failures(record, keys)
 
     def _record(self) -> dict:
         try:
             record = read_json(done_marker(self.path))
         except Damaged:
-            self.findings.append(
-                Finding(
-                    str(done_marker(self.path)),
-                    "changed since it was written",
-                    _redo(self.plan, self.stage),
-                    self.stage,
-                    (self.shard,),
-                )
-            )
+            self.say("changed since it was written", path=done_marker(self.path))
             raise _Hopeless from None
         want = {"format": FORMAT, **self.plan.attrs(self.shard)}
         for key in (key for key in want if record["attrs"].get(key) != want[key]):
@@ -273,9 +268,7 @@ class _Check:
             self.say(said, f" {group} row {rows[0]} (clip {clips[rows[0]]}){more}")
 
     def _failures(self, record: dict, keys: Mapping[str, tuple]) -> None:
-        """Clips with rows that are not ok, and why; of graphs only what their features have."""
-        if self.stage != "features":
-            return
+        """Clips with rows that are not ok, and why."""
         reasons = {failure["clip"]: f"{failure['error']}: {failure['message']}" for failure in record.get("failures", ())}
         failed = {
             clips[row]: None

@@ -28,7 +28,7 @@ VIEWS = {"train": 2, "test": 1}
 def tensors_of(group: str, clip: str, view: int, width: int = 3) -> dict[str, np.ndarray]:
     """What a view holds; `width` of its map."""
     rng = np.random.default_rng(zlib.crc32(f"{group} {clip} {view}".encode()))
-    valid = np.sort(rng.random((T, N)) < 0.7, axis=-1)[..., ::-1]
+    valid = np.sort(rng.random((T, N)) < 0.7, axis=-1)[..., ::-1].copy()
     corners = np.sort(rng.random((T, N, 2, 2)), axis=-2).reshape(T, N, 4)
     return {
         "frames": np.sort(rng.integers(0, 90, F)).astype(np.int32),
