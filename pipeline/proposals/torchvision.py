@@ -1,7 +1,6 @@
 """The region proposal network of torchvision's `fasterrcnn_resnet50_fpn`: ResNet-50, feature pyramid and the RPN's head. What
 comes after it in the detector, classes and refined boxes, is not built."""
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +13,23 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d
 
-from pipeline.proposals._rpn import PRECISIONS, file_sha256, fold, in_batches, load_exactly, padded, place, read_state
+from pipeline.proposals._rpn import (
+    PRECISIONS,
+    best_of_level,
+    clip_to,
+    file_sha256,
+    fold,
+    in_batches,
+    load_exactly,
+    padded,
+    place,
+    read_state,
+    suppress,
+)
 
 ANCHORS = ((32,), (64,), (128,), (256,), (512,))  # side in pixels, one per pyramid level
 RATIOS = (0.5, 1.0, 2.0)  # height / width
 MULTIPLE = 32  # the coarsest stride of the ResNet
-PRE_NMS = 1000  # boxes per level that reach the suppression
-MIN_SIDE = 1e-3  # pixels; smaller boxes are dropped
-MAX_LOG = math.log(1000 / 16)  # no box grows to more than 62.5 times its anchor
 
 IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
@@ -70,50 +78,6 @@ class TorchvisionRPN:
         scores, boxes = (torch.cat(part, 1) for part in zip(*chosen, strict=True))
         levels = torch.cat([torch.full_like(level[0][0], k) for k, level in enumerate(chosen)])
         return suppress(clip_to(boxes, *sizes[0]), scores, levels, self.num_boxes, self.nms)
-
-
-def best_of_level(logits: Tensor, deltas: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-    """The best `PRE_NMS` of a level: logits [B,A], deltas [B,A,4], anchors [A,4] -> logits [B,P], boxes [B,P,4] in pixels.
-
-    A delta moves an anchor's centre by (dx, dy) times its size, and multiplies its size by exp(dw, dh) (Faster R-CNN, eq. 2).
-    """
-    scores, index = logits.topk(min(PRE_NMS, logits.shape[1]), dim=1)
-    deltas = deltas.gather(1, index[..., None].expand(-1, -1, 4))
-    anchors = anchors[index]
-    size = anchors[..., 2:] - anchors[..., :2]
-    centre = anchors[..., :2] + 0.5 * size + deltas[..., :2] * size
-    half = 0.5 * size * deltas[..., 2:].clamp(max=MAX_LOG).exp()
-    return scores, torch.cat([centre - half, centre + half], -1)
-
-
-def clip_to(boxes: Tensor, height: int, width: int) -> Tensor:
-    """boxes [...,4] in pixels, clipped to the frame (not to its padding)."""
-    return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
-
-
-def suppress(boxes: Tensor, scores: Tensor, levels: Tensor, num_boxes: int, threshold: float) -> list[tuple[Tensor, Tensor]]:
-    """Greedy suppression for all frames at once, stopped after the best N: boxes [B,P,4], scores [B,P], levels [P].
-
-    A kept box removes those of its own level whose overlap (IoU) is above `threshold`. Gives for each frame boxes [n,4] and
-    scores [n], n <= N, best first: the first N of what full suppression keeps. N steps over all frames cost less than sorting
-    out thousands of boxes frame by frame, and have the same length on any input.
-    """
-    batch, rows = len(boxes), torch.arange(len(boxes), device=boxes.device)
-    size = boxes[..., 2:] - boxes[..., :2]
-    areas = size.prod(-1)
-    alive = (size >= MIN_SIDE).all(-1) & scores.isfinite()
-    kept, valid = [], []
-    for _ in range(min(num_boxes, scores.shape[1])):
-        best = torch.where(alive, scores, -torch.inf).argmax(1)
-        kept.append(best)
-        valid.append(alive[rows, best])
-        box = boxes[rows, best][:, None]
-        shared = (boxes[..., 2:].minimum(box[..., 2:]) - boxes[..., :2].maximum(box[..., :2])).clamp(min=0).prod(-1)
-        overlap = shared / (areas + areas[rows, best][:, None] - shared)
-        alive &= (overlap <= threshold) | (levels != levels[best][:, None])
-        alive[rows, best] = False
-    kept, valid = torch.stack(kept, 1), torch.stack(valid, 1)
-    return [(boxes[b, kept[b][valid[b]]], scores[b, kept[b][valid[b]]]) for b in range(batch)]
 
 
 def build(
