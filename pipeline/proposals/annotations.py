@@ -214,9 +214,8 @@ def _compact(entries) -> "ClipBoxes | str":
 
 def _labelled(entry: dict) -> list[list[float]]:
     """The boxes of a frame of Something-Else, objects by category first, hands last."""
-    labels = [(str(label.get("standard_category", "")), label["box2d"]) for label in entry["labels"]]
-    labels.sort(key=lambda label: (label[0] == "hand", label[0]))
-    return [[box[corner] for corner in CORNERS] for _, box in labels]
+    labels = sorted(entry["labels"], key=lambda label: str(label.get("standard_category", "")))  # "0000" < "0001" < "hand"
+    return [[label["box2d"][corner] for corner in CORNERS] for label in labels]
 
 
 def _numbers(rows: list) -> np.ndarray | None:
