@@ -1,6 +1,7 @@
 """What every backbone shares: the walk from cut to cut, the arithmetic of its shapes, and the folded convolution."""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -13,18 +14,22 @@ Triple = tuple[int, int, int]
 
 
 class Conv(nn.Conv3d):
-    """A convolution over [B,C,T,h,w]. One that does not look across time runs as a 2-D convolution on B·T frames.
+    """A convolution over [B,C,T,h,w]. One that looks only across space or only across time runs as a 2-D convolution.
 
-    In channels_last_3d the folding is a view, and 2-D kernels are better tuned than 3-D ones with a tap of one; the
-    parameters are those of `nn.Conv3d` either way.
+    In channels_last_3d both foldings are views: B·T frames of h×w, or B maps of T×(h·w). The 2-D kernels are the better
+    tuned ones: with one thread PyTorch sends a k×1×1 convolution in 3-D to a routine that takes twice as long. The parameters
+    are those of `nn.Conv3d` either way.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kernel_size[0] > 1 or self.stride[0] > 1:
-            return super().forward(x)
-        frames = x.transpose(1, 2).flatten(0, 1)  # [B·T,C,h,w]
-        y = F.conv2d(frames, self.weight.squeeze(2), self.bias, self.stride[1:], self.padding[1:])
-        return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+        if self.kernel_size[0] == 1 and self.stride[0] == 1:
+            frames = x.transpose(1, 2).flatten(0, 1)  # [B·T,C,h,w]
+            y = F.conv2d(frames, self.weight.squeeze(2), self.bias, self.stride[1:], self.padding[1:])
+            return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+        if self.kernel_size[1:] == (1, 1) and self.stride[1:] == (1, 1):
+            y = F.conv2d(x.flatten(3), self.weight.squeeze(4), self.bias, (self.stride[0], 1), (self.padding[0], 0))
+            return y.unflatten(3, x.shape[3:])
+        return super().forward(x)
 
 
 class MaxPool(nn.MaxPool3d):
@@ -56,6 +61,7 @@ class Backbone(nn.Module):
     point of a stage with six blocks. `stages` are the names of the stages in order, `last` the last of them. `mean` and
     `std` normalise RGB in [0,1]; they are saved with the parameters, because weights are worth nothing with other ones.
     `name` and `options` say how it was built; `weights_sha256` is the SHA-256 of the weights that were loaded, "" if none.
+    `imagenet` is the name of torchvision's image network with the same kernels, "" if there is none. `frozen`: see `freeze`.
 
     A subclass gives `units()`: the modules in the order in which they run. A unit has `channels` (those of its output) and
     `path` (see `size_after`) unless it is itself a `Conv` or a pool.
@@ -66,6 +72,8 @@ class Backbone(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(mean))
         self.register_buffer("pixel_std", torch.tensor(std))
         self.name, self.options, self.weights_sha256 = "", {}, ""
+        self.imagenet = ""
+        self.frozen = False
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -120,6 +128,9 @@ class Backbone(nn.Module):
             size = size_after(module, size)
         return size
 
+    def train(self, mode: bool = True) -> "Backbone":
+        return super().train(mode and not self.frozen)
+
     def prepare(self, frames: Tensor) -> Tensor:
         """RGB frames uint8 [B,F,H,W,3] to the normalised input [B,3,F,H,W], in this backbone's dtype and on its device.
 
@@ -143,6 +154,10 @@ class Backbone(nn.Module):
 
     def maps(self, x: Tensor, cuts: Iterable[str], start: str | None = None) -> dict[str, Tensor]:
         """The maps at all of `cuts` in one pass, by name; otherwise as `forward`. Runs no further than the last of them."""
+        with torch.inference_mode() if self.frozen else nullcontext():
+            return self._maps(x, tuple(cuts), start)
+
+    def _maps(self, x: Tensor, cuts: tuple[str, ...], start: str | None) -> dict[str, Tensor]:
         wanted = {cut: self._position(cut) for cut in cuts}
         first = self._position(start) if start else 0
         for cut, position in wanted.items():

@@ -65,4 +65,5 @@ def resnet3d(
         pool2=MaxPool((pool2_time, 1, 1), (2, 1, 1), ((pool2_time - 1) // 2, 0, 0)) if pool2_time > 1 else None,
         res5_stride=res5_stride,
         reduce=reduce,
+        imagenet=f"ResNet{depth}",
     )

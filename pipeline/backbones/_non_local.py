@@ -26,6 +26,9 @@ class NonLocal(nn.Module):
         self.bn = nn.BatchNorm3d(channels)
         self.pool = MaxPool((1, 2, 2), (1, 2, 2), (0, 0, 0)) if pool else None
         nn.init.zeros_(self.bn.weight)
+        for convolution in (self.theta, self.phi, self.g, self.out):
+            nn.init.normal_(convolution.weight, std=0.01)
+            nn.init.zeros_(convolution.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = x if self.pool is None else self.pool(x)

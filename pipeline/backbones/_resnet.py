@@ -98,7 +98,7 @@ class ResNet(Backbone):
     of the first convolution. pool1: the stem's maximum. pool2: the maximum before res3, None for none; it is no part of the
     cut "res2", which still has all frames. res5_stride: spatial stride of res5, 1 or 2; nothing is dilated. reduce: channels
     of the stage "reduced", a 1×1×1 convolution with bias and without BN or ReLU (STRG sec. 2.1), 0 for no such stage.
-    grey: colours are averaged and conv1 has one input channel.
+    imagenet: see `Backbone`. grey: colours are averaged and conv1 has one input channel.
     """
 
     def __init__(
@@ -113,9 +113,11 @@ class ResNet(Backbone):
         pool2: MaxPool | None,
         res5_stride: int,
         reduce: int,
+        imagenet: str,
         grey: bool = False,
     ):
         super().__init__(IMAGENET_MEAN, IMAGENET_STD)
+        self.imagenet = imagenet
         self.grey = Grey() if grey else None
         self.stem = Stem(1 if grey else 3, width, conv1_taps, conv1_stride, pool1)
         self.pool2 = pool2

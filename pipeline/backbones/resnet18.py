@@ -22,5 +22,6 @@ def build(stages: int = 4, grey: bool = False, reduce: int = 0, width: int = 64)
         pool2=None,
         res5_stride=2,
         reduce=reduce,
+        imagenet="ResNet18",
         grey=grey,
     )

@@ -1,0 +1,49 @@
+"""Frozen backbones: the fastest form of a trained network whose features are to be computed once."""
+
+import copy
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from pipeline.backbones._base import Backbone, Conv
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def freeze(backbone: Backbone, precision: str = "fp32", device: str | torch.device = "cpu", compile: bool = False) -> Backbone:
+    """A copy of `backbone` for inference, with the same `maps`, `prepare` and cuts; the original is left as it is.
+
+    The copy is in evaluation mode for good (`train()` does not change it), needs no gradient, runs in inference mode, has
+    its batch norms folded into the convolutions before them, and its kernels in channels_last_3d. It computes in `precision`
+    ("fp32", "bf16", "fp16") on `device`: `prepare` returns that dtype, `maps` takes any and returns that one. What it
+    returns are inference tensors; clone them before autograd has to save them. compile: `torch.compile` block by block, on
+    the first call for every new shape. ValueError for an unknown precision, and for fp16 on a CPU.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+    if precision == "fp16" and torch.device(device).type == "cpu":
+        raise ValueError("precision fp16 on a CPU is a hundred times slower than fp32: use bf16 or fp32, or a GPU")
+    frozen = copy.deepcopy(backbone).eval().requires_grad_(False)
+    for module in list(frozen.modules()):
+        _fold(module)
+    pixels = frozen.pixel_mean, frozen.pixel_std
+    frozen.to(device, PRECISIONS[precision], memory_format=torch.channels_last_3d)
+    frozen.pixel_mean, frozen.pixel_std = (buffer.to(device) for buffer in pixels)  # pixels are normalised in float32
+    frozen.frozen = True
+    if compile:
+        for _, module in frozen.units():
+            module.compile()
+    return frozen
+
+
+def _fold(module: nn.Module) -> None:
+    """Folds every batch norm that `module` registers right after a convolution into it: blocks list them in that order.
+
+    A convolution that something was put behind is no `Conv` any more, and then its batch norm stays.
+    """
+    for (name, layer), (norm_name, norm) in pairwise(list(module.named_children())):
+        if isinstance(layer, Conv) and isinstance(norm, nn.BatchNorm3d):
+            setattr(module, name, fuse_conv_bn_eval(layer, norm))
+            setattr(module, norm_name, nn.Identity())
