@@ -61,7 +61,7 @@ def test_a_second_call_reads_the_run_back_and_settings_make_another_run(place, c
     [
         (("--set", "train.lrr=1"), "no key train.lrr; did you mean lr?"),
         (("--set", "head.form=all"), "option form: expected one of similarity, spatial_temporal, joint"),
-        (("--set", "head.reduce=conv"), "--keep pooled,nodes,boxes,res5`"),
+        (("--set", "head.reduce=conv"), "--keep pooled,boxes,nodes,res5`"),
         (("--precision", "fp16"), "fp16 needs a GPU"),
         (("--seed", "-1"), "--seed"),
         (("--manifest", "no.csv"), "no.csv"),
