@@ -1,5 +1,5 @@
 """RoIAlign: the feature of every box on its own step's map. The same values as torchvision's aligned `roi_align`, which takes
-300 ms on a CPU for what takes 10 ms here (16 steps of 10 boxes on 2048 channels)."""
+155 ms of a CPU core for what takes 13 ms here (max over the bins; mean 2 ms; 16 steps of 10 boxes, 2048 channels at 7 x 7)."""
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +62,7 @@ def _max_of_bins(rows: Tensor, iy: Tensor, wy: Tensor, ix: Tensor, wx: Tensor, c
 
 
 def _mean_of_bins(rows: Tensor, iy: Tensor, wy: Tensor, ix: Tensor, wx: Tensor, cells: Tensor) -> Tensor:
-    """As `_max_of_bins`, the mean: linear and separable, so one matrix [N, h*w] per step; 300 times faster to train through."""
+    """As `_max_of_bins`, the mean: linear and separable, so one matrix [N, h*w] per step; 60 times faster to train through."""
     steps, height, width, channels = rows.shape
     size = iy.shape[2]
     along_y = iy.new_zeros((*iy.shape[:2], height), dtype=torch.float32).scatter_add_(2, iy.flatten(2), wy.flatten(2) / size)
