@@ -123,12 +123,10 @@ def run(config, manifest, cache: Path, options, shards=None, redo: bool = False)
         except KeyboardInterrupt:
             click.echo("stopped; finished shards are kept, the same command resumes", err=True)
             raise
-    if not summary.shards:
-        click.echo(f"{cache}: all {summary.already:,} shards were complete already; nothing to do")
-        return 3 if _failed_before(cache) else 0
     rate = summary.clips / max(summary.seconds, 1e-9)
-    click.echo(f"{cache}: {summary.clips:,} clips, {summary.views:,} views in {summary.seconds:,.1f} s ({rate:.2f} clips/s)")
-    return _report_failures(summary.failures, summary.clips, cache)
+    done = f"{summary.clips:,} clips, {summary.views:,} views in {summary.seconds:,.1f} s ({rate:.2f} clips/s)"
+    click.echo(f"{cache}: {done if summary.shards else 'every shard was complete already'}")
+    return _report_failures(summary.failures, summary.asked, cache)
 
 
 def _report_failures(failures: list[dict], clips: int, cache: Path) -> int:
@@ -182,9 +180,3 @@ def default_workers(device: str) -> int:
     import os
 
     return 1 if device == "cpu" else max(1, min(16, (os.cpu_count() or 2) - 1))
-
-
-def _failed_before(cache: Path) -> bool:
-    from pipeline.cache import Cache
-
-    return bool(Cache(cache).failures)

@@ -23,6 +23,7 @@ from pipeline.pixels import ClipPixels, DecodeViews, Opening, Probe, work
 from pipeline.pool import Pool, WorkerDied
 from pipeline.proposals import BoxesError
 from pipeline.sample import View, count_views, views_of
+from pipeline.sealed import done_marker, read_json
 from pipeline.shards import GroupPlan, NotFinite, ShardWriter
 from pipeline.tensors import GROUPS, Extracted, field_of
 
@@ -50,13 +51,17 @@ class RunOptions:
 
 @dataclass
 class Summary:
-    """What a run did: shards written and shards found complete, clips and views of the former, the failed clips' records."""
+    """What a run did: shards written and shards found complete, and clips and views of the former.
+
+    `failures` are the failed clips' records of all shards that were asked for, whoever wrote them, out of `asked` clips.
+    """
 
     cache: Path
     shards: int = 0
     already: int = 0
     clips: int = 0
     views: int = 0
+    asked: int = 0
     failures: list[dict] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -97,9 +102,11 @@ def extract(
     if wanted and not 0 <= min(wanted) <= max(wanted) < len(plan):
         raise ValueError(f"shard {max(wanted)}: this cache has {len(plan)} shards, numbered from 0 to {len(plan) - 1}")
     todo = [s for s in wanted if redo or not plan.done(s)]
-    summary = Summary(Path(cache), already=len(wanted) - len(todo))
-    sizes = {s: len(plan.clips(s)) for s in wanted}
-    advance = announce(sum(sizes[s] for s in todo), sum(sizes.values())) if announce else (lambda done, failed: None)
+    summary = Summary(Path(cache), already=len(wanted) - len(todo), asked=sum(len(plan.clips(s)) for s in wanted))
+    summary.failures = [
+        failure for s in wanted if s not in todo for failure in read_json(done_marker(plan.path(s)))["failures"]
+    ]
+    advance = announce(sum(len(plan.clips(s)) for s in todo), summary.asked) if announce else (lambda done, failed: None)
     if not todo:
         return summary
     tasks = _tasks(models, manifest, (plan.clips(s) for s in todo))

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from pipeline.manifest import Clip, Manifest, read_manifest, shard_ranges
-from pipeline.sealed import Damaged, complete, done_marker, part_of, read_json, sha256_of, write_json
+from pipeline.sealed import Damaged, complete, done_marker, own_claim, part_of, read_json, sha256_of, write_json
 from pipeline.tensors import FORMAT
 
 
@@ -54,7 +54,7 @@ def create_cache(path: str | Path, config: dict, manifest: Manifest, per_shard: 
     if (folder / "cache.json").exists():
         _require_same(folder, config, manifest, fingerprint)
         return Shards(folder, fingerprint, manifest, read_cache_json(folder)["per_shard"])
-    claim = str(os.getpid())
+    claim = own_claim()
     plan = Shards(folder, fingerprint, manifest, per_shard)
     folder.mkdir(parents=True, exist_ok=True)
     part = part_of(folder / "manifest.csv", claim)

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import socket
+import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +24,29 @@ def part_of(path: Path, claim: str) -> Path:
 def done_marker(path: Path) -> Path:
     """The statistics file of a shard's HDF5 file; that it exists says that the shard is complete."""
     return path.with_suffix(".json")
+
+
+def own_claim() -> str:
+    """A claim that no other writer has, from which `remove_abandoned` can tell whether its writer still lives."""
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def remove_abandoned(path: Path) -> None:
+    """Removes the part files of `path` and of its done marker whose writers died on this machine; others' are left alone."""
+    for part in path.parent.glob(f"{path.stem}.*.part"):
+        host, pid, _ = ("", *part.name.split(".", 2)[-1].removesuffix(".part").rsplit("-", 2))[-3:]
+        if host == socket.gethostname() and pid.isdigit() and not _alive(int(pid)):
+            part.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def complete(part: Path, path: Path) -> None:

@@ -5,9 +5,6 @@ HDF5's fletcher32 checksum on every chunk; NaN where a float was never written. 
 checksums do not cover HDF5's heap of variable-length strings.
 """
 
-import os
-import socket
-import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from pipeline.sealed import complete, done_marker, fletcher32, part_of, sync_and_hash, write_json
+from pipeline.sealed import complete, done_marker, fletcher32, own_claim, part_of, remove_abandoned, sync_and_hash, write_json
 from pipeline.tensors import FORMAT, GROUPS, field_of
 
 COMPRESSIONS = ("none", "lzf", "zstd")
@@ -86,10 +83,11 @@ class ShardWriter:
             raise ValueError(f"groups of a shard: expected {' and/or '.join(GROUPS)}, got {', '.join(plans) or 'none'}")
         self.path, self.plans, self.compression = Path(path), dict(plans), compression
         self.attrs = {"format": FORMAT, **attrs}
-        self.claim = claim or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.claim = claim or own_claim()
         self.ok = {group: np.zeros(len(plan.clips), bool) for group, plan in plans.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._part = part_of(self.path, self.claim)
+        remove_abandoned(self.path)
         # No locks: network file systems without a lock daemon refuse them, and nobody else knows this name.
         self._file = h5py.File(self._part, "x", libver=LIBVER, locking=False)
         try:

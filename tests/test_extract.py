@@ -164,9 +164,10 @@ def test_cached_tensors_equal_a_live_forward(world, undisturbed):
 def test_a_box_is_followed_by_its_node_through_crop_and_flip(world, tmp_path):
     """With weights that average brightness, a node inside the rectangle is bright and the rest of the view is dark."""
     config = config_of(world)
-    state = build_backbone("digit_cnn", width=8).state_dict()
-    state = {k: torch.full_like(v, 0.0 if k.endswith("bias") else 1 / v[0].numel()) for k, v in state.items()}
-    torch.save(state, tmp_path / "brightness.pth")
+    backbone = build_backbone("digit_cnn", width=8)
+    for name, parameter in backbone.named_parameters():
+        torch.nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1 / parameter[0].numel())
+    torch.save(backbone.state_dict(), tmp_path / "brightness.pth")
     flipping = replace(SAMPLING, flip=1.0, train_crop="gos")
     config = replace(config, weights=str(tmp_path / "brightness.pth"), sampling=flipping, keep=("nodes", "pooled"))
     run(world, tmp_path / "cache", config)
@@ -217,8 +218,10 @@ def test_maps_of_whole_frames_are_padded_to_the_widest_and_say_their_true_size(w
 
 
 def test_a_value_that_overflows_float16_fails_its_clip_by_name(world, tmp_path):
-    state = {k: torch.full_like(v, 50.0) for k, v in build_backbone("digit_cnn", width=8).state_dict().items()}
-    torch.save(state, tmp_path / "huge.pth")
+    backbone = build_backbone("digit_cnn", width=8)
+    for parameter in backbone.parameters():
+        torch.nn.init.constant_(parameter, 50.0)
+    torch.save(backbone.state_dict(), tmp_path / "huge.pth")
     config = replace(config_of(world), weights=str(tmp_path / "huge.pth"), dtype="float16", keep=("pooled",))
     summary = run(world, tmp_path / "cache", config)
     errors = {f["clip"]: f["error"] for f in summary.failures}
@@ -251,7 +254,8 @@ def command_line(world: Path, cache: Path, weights: Path) -> list[str]:
     text = (
         f"extract --manifest {world}/manifest.csv --cache {cache} --backbone digit_cnn --weights {weights} "
         f"--keep pooled,nodes,conv2 --proposals annotations --annotations {world}/boxes.csv --boxes 2 "
-        "--frames 4 --size 64 --train-views 2 --dtype float32 --shard-size 1 --workers 1 --set backbone_options.width=8 --device cpu"
+        "--frames 4 --size 64 --train-views 2 --dtype float32 --shard-size 1 --workers 1 --device cpu "
+        "--set backbone_options.width=8"
     )
     return [sys.executable, "-m", "cli", *text.split()]
 
