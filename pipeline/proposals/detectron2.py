@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.proposals._rpn import PRECISIONS, file_sha256, fold, in_batches, load_exactly, padded, place, read_state
 
-INSTALL = "python -m pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2.git"
+INSTALL = "the command in INSTALL.md of the repository facebookresearch/detectron2 (it is on no package index)"
 
 # What an array needs in order to come out of a pickle; everything else that one could call is refused.
 HARMLESS = {
@@ -95,7 +95,7 @@ def build(
     try:
         from detectron2.modeling import build_backbone, build_proposal_generator
     except ImportError as error:
-        raise ValueError(f"proposals 'detectron2' needs detectron2 ({error}). Install it with: {INSTALL}") from error
+        raise ValueError(f"proposals 'detectron2' needs detectron2 ({error}). Install it with {INSTALL}") from error
     cfg = _config(config, num_boxes, nms)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
