@@ -245,19 +245,19 @@ class Store:
     def batches(self, rows: np.ndarray, size: int, device: torch.device | str) -> Iterator[tuple[Clips, slice]]:
         """Consecutive batches of `rows` as float32 Clips on `device`, each with its place in `rows`; the last may be smaller.
 
-        What is not resident is read one batch ahead, in a thread.
+        A thread prepares the next batch while the caller works on this one.
         """
         places = [slice(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
-        if self.tensors is not None:
-            for place in places:
-                yield clips_of(self.batch(rows[place]), dtype=None).to(device, torch.float32), place
-            return
+
+        def ready(place: slice) -> Clips:
+            return clips_of(self.batch(rows[place]), dtype=None).to(device, torch.float32)
+
         with ThreadPoolExecutor(1) as reader:
-            ahead = [reader.submit(self._read, rows[place]) for place in places[:1]]
+            ahead = [reader.submit(ready, place) for place in places[:1]]
             for k, place in enumerate(places):
                 if k + 1 < len(places):
-                    ahead.append(reader.submit(self._read, rows[places[k + 1]]))
-                yield clips_of(ahead.pop(0).result(), dtype=None).to(device, torch.float32), place
+                    ahead.append(reader.submit(ready, places[k + 1]))
+                yield ahead.pop(0).result(), place
 
 
 def free_memory() -> int:
