@@ -15,10 +15,15 @@ STAMPED = ("mov,mp4,m4a,3gp,3g2,mj2", MATROSKA)
 
 
 class Packet(NamedTuple):
-    """One packet of the video stream: its time stamp, and whether it is a key frame, never shown (an edit list), cut off."""
+    """One packet of the video stream: its time stamp, and whether it is
+
+    a key frame by the container's mark; `fresh`, a key frame that needs nothing before it; `hidden`, never shown, by an edit
+    list; `cut_off`, longer than what is left of the file.
+    """
 
     stamp: int | None
     key: bool
+    fresh: bool
     hidden: bool
     cut_off: bool
 
@@ -29,7 +34,7 @@ class Contents:
 
     `times[k]` is when frame k is shown, in seconds from the start of the file, ascending; `until` when the last one ends. `fps`
     is 0 where it is unknown. `number` maps a time stamp to its frame and is empty where stamps cannot name frames; `keys` are
-    (frame number, time stamp) of the key frames, ascending. `steady`: the k-th packet is frame k for every key frame, so that
+    (frame number, time stamp) of the key frames, ascending. `steady`: every key frame k is fresh and the k-th packet, so that
     even a decoder which counts packets finds its way. `missing` says in words what the container promises and does not hold.
     """
 
@@ -55,6 +60,22 @@ def between(times: list[float], until: float, start: float | None, end: float | 
     return first, max(1, int(np.searchsorted(times, end - slack)) - first)
 
 
+def starts_afresh(data: memoryview, extradata: bytes | None) -> bool:
+    """Whether an H.264 key frame, as MP4 and Matroska store it, is an IDR picture.
+
+    Containers also mark recovery points, after which a decoder may need many frames until its picture is right.
+    """
+    if not extradata or len(extradata) < 5 or extradata[0] != 1:
+        return False
+    size, at = (extradata[4] & 3) + 1, 0  # bytes of each unit's length
+    while at + size < len(data):
+        kind = data[at + size] & 31
+        if kind in (1, 5):  # a slice of another picture, of an IDR picture
+            return kind == 5
+        at += size + int.from_bytes(data[at : at + size], "big")
+    return False
+
+
 def contents(container, stream, packets: list[Packet], ends: dict[int, float], stopped: str) -> Contents:
     """The `packets` of PyAV's `stream` in the file's order, and the second at which each stream ends -> Contents.
 
@@ -63,7 +84,7 @@ def contents(container, stream, packets: list[Packet], ends: dict[int, float], s
     total = len(packets)
     cut_off = bool(packets) and packets[-1].cut_off
     whole = packets[:-1] if cut_off else packets
-    begins = next((k for k, packet in enumerate(whole) if packet.key), len(whole))
+    begins = next((k for k, packet in enumerate(whole) if packet.key), len(whole))  # nothing before it can be decoded
     shown = [packet for packet in whole[begins:] if not packet.hidden]
     stamps = {packet.stamp for packet in shown}
     named = container.format.name in STAMPED and None not in stamps and len(stamps) == len(shown)
@@ -85,7 +106,7 @@ def contents(container, stream, packets: list[Packet], ends: dict[int, float], s
         missing = f"the last of {total} frames is cut off"
     else:
         missing = stopped or _shortfall(container, stream, total, times, step, ends)
-    in_order = all(number[packet.stamp] == k for k, packet in enumerate(shown) if packet.key) if named else False
+    in_order = named and all(packet.fresh and number[packet.stamp] == k for k, packet in enumerate(shown) if packet.key)
     steady = in_order and len(shown) == total and not missing
     return Contents(fps, times, times[-1] + step if times else 0.0, number, keys, steady, missing)
 

@@ -2,11 +2,11 @@
 
 Frame k of a file is the k-th that a player would show, in order of time. One pass over the container's packets (read, not
 decoded) says how many there are, when each is shown, and whether the container holds what it promises: decord plays a file cut
-short as a shorter one. The same pass says whether decord can be trusted to find a frame. It can if every key frame has the same
-number in the file's order as in time; else (open groups of pictures, as x265 makes by default; B-frames in AVI, WMV, MPEG;
-edit lists) decord 0.6 returns neighbours or repeats frames, without a word, and PyAV decodes instead. So it does when decord's
-FFmpeg logs an error: decord returns what the codec made up for damaged data, while PyAV shows the codec's mark on such a frame.
-Where both decode, their frames are equal bit by bit.
+short as a shorter one. The same pass says whether decord can be trusted to find a frame. It can if every key frame needs none
+before it and has the same number in the file's order as in time. Else (open groups of pictures, as x265 makes by default; intra
+refresh; B-frames in AVI, WMV, MPEG; edit lists) decord 0.6 returns neighbours or repeats frames, without a word, and PyAV
+decodes instead. So it does when decord's FFmpeg logs an error: decord returns what the codec made up for damaged data, while
+PyAV shows the codec's mark on such a frame. Where both decode, their frames are equal bit by bit (PyAV 18).
 """
 
 import atexit
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.container import Contents, Packet, between, contents
+from pipeline.container import Contents, Packet, between, contents, starts_afresh
 from pipeline.manifest import Clip
 
 MAX_PIXELS = 64_000_000  # of one frame; a header may claim any size, and decoders allocate what it claims
@@ -141,7 +141,8 @@ def _open(clip: Clip):
 
     try:
         # Titles in an unknown encoding are no reason to refuse a video; a playlist named like a video must not reach a network.
-        container = av.open(str(clip.path), metadata_errors="replace", options={"protocol_whitelist": "file"})
+        # (`options` instead of `container_options` crashes PyAV 14 and 15 on FLV.)
+        container = av.open(str(clip.path), metadata_errors="replace", container_options={"protocol_whitelist": "file"})
     except av.FFmpegError as error:
         raise _failed(clip, f"FFmpeg cannot open it: not a video, or cut short ({error.strerror})") from None
     stream = container.streams.best("video")
@@ -160,9 +161,11 @@ def _scan(clip: Clip) -> Contents:
 
     container, stream = _open(clip)
     with container:
-        width, height = stream.codec_context.width, stream.codec_context.height
-        if not 0 < width * height <= MAX_PIXELS:
-            raise _failed(clip, f"claims frames of {width}x{height} pixels; expected 1 to {MAX_PIXELS:,} pixels")
+        codec = stream.codec_context
+        if not codec.width * codec.height:  # FFmpeg itself takes back sizes beyond its arithmetic
+            raise _failed(clip, "it tells no frame size, or an impossible one")
+        if codec.width * codec.height > MAX_PIXELS:
+            raise _failed(clip, f"claims frames of {codec.width}x{codec.height} pixels; expected {MAX_PIXELS:,} pixels at most")
         packets, ends, stopped = [], {}, ""
         try:
             for packet in container.demux():
@@ -172,7 +175,9 @@ def _scan(clip: Clip) -> Contents:
                     end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                     ends[packet.stream_index] = max(ends.get(packet.stream_index, end), end)
                 if packet.stream_index == stream.index:
-                    packets.append(Packet(packet.pts, packet.is_keyframe, packet.is_discard, packet.is_corrupt))
+                    key = packet.is_keyframe
+                    fresh = key and (codec.name != "h264" or starts_afresh(memoryview(packet), codec.extradata))
+                    packets.append(Packet(packet.pts, key, fresh, packet.is_discard, packet.is_corrupt))
         except av.FFmpegError as error:
             stopped = f"reading stopped after {len(packets)} frames ({error.strerror})"
         return contents(container, stream, packets, ends, stopped)
@@ -285,7 +290,7 @@ class _DecordReader(Reader):
             frames = self._video.get_batch(numbers).asnumpy()
             if not heard:
                 return frames
-        except decord.DECORDError:
+        except (decord.DECORDError, decord.DECORDLimitReachedError):
             pass
         return _PyavReader(self.clip, self._held)._decode(numbers)
 
@@ -423,7 +428,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264" if h264 else "mpeg4", rate=Fraction(fps).limit_denominator(60_000))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.options = {"preset": "ultrafast", "crf": "12"} if h264 else {"qscale": "2"}
+        stream.options = {"preset": "ultrafast", "crf": "12"} if h264 else {"qmin": "2", "qmax": "2"}
         stream.codec_context.thread_count = 1  # starting threads takes longer than encoding a small video
         for pixels in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
