@@ -194,9 +194,7 @@ def _fetch_imagenet(backbone: Backbone) -> dict[str, Tensor]:
     try:
         return dict(weights.get_state_dict(progress=True, check_hash=True))
     except OSError as error:
-        raise OSError(
-            f"weights imagenet: {weights.url} could not be fetched ({error}); download it and give its path"
-        ) from error
+        raise OSError(f"weights imagenet: could not fetch {weights.url} ({error}); download it and give its path") from error
 
 
 def _file_sha256(path: Path) -> str:
