@@ -88,6 +88,17 @@ def test_what_the_disk_has_to_be_waited_for_reads_the_same(shared, monkeypatch):
         np.testing.assert_array_equal(values, warm[name])
 
 
+def test_a_view_of_which_only_the_beginning_is_in_memory_is_read_whole(shared, monkeypatch):
+    whole, preadv = Cache(shared)["train"].view(7), os.preadv
+
+    def half_at_once(fd, buffers, offset, flags=0):
+        return preadv(fd, [buffers[0][: buffers[0].size // 2]] if flags else buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", half_at_once)
+    for name, values in Cache(shared)["train"].view(7).items():
+        np.testing.assert_array_equal(values, whole[name])
+
+
 class Rows(Dataset):
     """The nodes of every view that was extracted, as a DataLoader asks for them."""
 
@@ -122,16 +133,19 @@ def test_data_loader_workers_read_what_was_written(tmp_path, method, compression
 def test_a_forked_process_opens_its_own_files(shared):
     cache = Cache(shared)
     cache["train"].view(0)
-    mine = set(map(id, cache.files._open.values()))
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        theirs = pool.apply(_opened_in_a_fork, (cache,))
-    assert mine
-    assert theirs == 2  # features and graphs of one shard, none of them inherited
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_in_a_fork, args=(cache, queue, set(cache.files._open.values())))
+    child.start()
+    opened, inherited = queue.get(timeout=60)
+    child.join()
+    assert opened == 2  # features and graphs of one shard
+    assert inherited == 0
 
 
-def _opened_in_a_fork(cache: Cache) -> int:
+def _in_a_fork(cache: Cache, queue, parents: set) -> None:
     cache["train"].view(0)
-    return len(cache.files._open)
+    queue.put((len(cache.files._open), len(parents & set(cache.files._open.values()))))
 
 
 def test_a_pickled_cache_reads_the_same(shared):

@@ -125,9 +125,8 @@ def test_equals_are_taken_by_the_lowest_index():
 
 
 def test_zero_of_either_sign_counts_as_equal():
-    nodes = torch.tensor([[1.0], [-0.0], [0.0], [-0.0]]).reshape(1, 1, 4, 1)
-    valid = torch.ones(1, 1, 4, dtype=torch.bool)
-    index, _ = similar_nodes(inner_products(nodes, valid), valid, 3)
+    products = torch.tensor([[1.0, -0.0, 0.0, -0.0]]).expand(4, 4)[None].clone()
+    index, _ = similar_nodes(products, torch.ones(1, 1, 4, dtype=torch.bool), 3)
     assert index[0, 0, 0].tolist() == [1, 2, 3]
 
 

@@ -175,6 +175,7 @@ def test_killed_at_any_moment_leaves_no_shard_that_counts(tmp_path, moment):
     plan = create_cache(tmp_path / "cache", {"a": 1}, manifest_of(tmp_path), 3)
     assert not plan.done(0)
     again = write_shard(plan, 0)
+    assert names(plan.path(0).parent) == ["00000.h5", "00000.json"]
     undisturbed = write_shard(create_cache(tmp_path / "other", {"a": 1}, manifest_of(tmp_path), 3), 0)
     assert again["sha256"] == undisturbed["sha256"]
 
@@ -228,6 +229,16 @@ def test_a_value_that_cannot_be_stored_is_named_and_its_row_stays_empty(tmp_path
     with h5py.File(tmp_path / "00000.h5") as file:
         assert not file["train/ok"][:].any()
         assert np.isnan(file["train/pooled"][:]).all()
+
+
+def test_nothing_of_a_refused_row_is_stored(tmp_path):
+    fields = {"pooled": ((1, 4), "float16"), "crop": ((6,), "float32")}
+    with ShardWriter(tmp_path / "00000.h5", {"test": GroupPlan(["a"], [0], fields)}, attrs=ATTRS) as writer:
+        with pytest.raises(NotFinite, match="crop has 6 of 6 values"):
+            writer.write("test", 0, {"pooled": np.ones((1, 4)), "crop": np.full(6, np.nan)})
+        writer.finish({})
+    with h5py.File(tmp_path / "00000.h5") as file:
+        assert np.isnan(file["test/pooled"][:]).all()
 
 
 def test_float32_holds_what_float16_cannot(tmp_path):
