@@ -314,6 +314,9 @@ def test_a_run_folder_holds_what_any_metric_needs_later(cache, tmp_path):
     ]
     scores = aggregate(scores_of(saved["logits"], "softmax"), saved["video"], len(saved["clips"]), "mean")
     assert summarise(scores, saved["targets"]).items() <= result.metrics["test"].items()
+    targets = torch.from_numpy(saved["targets"][saved["video"]])
+    loss = torch.nn.functional.cross_entropy(torch.from_numpy(saved["logits"]), targets).item()
+    assert result.metrics["test"]["loss"] == pytest.approx(loss)
     about = runs.read_json(tmp_path / "run.json")
     assert about["fingerprint"] == cache.fingerprint
     assert about["versions"]["torch"] == torch.__version__
@@ -330,6 +333,24 @@ def test_a_checkpoint_loads_as_tensors_and_plain_values_only(cache, tmp_path):
     run(recipe(epochs=1), cache, tmp_path)
     for name in ("last", "best"):
         assert torch.load(tmp_path / f"{name}.pt", weights_only=True)["about"]["classes"] == ["class 0", "class 1", "class 2"]
+
+
+def test_the_best_checkpoint_is_that_of_the_best_epoch(cache, tmp_path):
+    result = run(recipe(epochs=6, lr=0.5), cache, tmp_path)
+    log = [json.loads(line)["val"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    best = max(range(6), key=lambda k: (log[k]["top1"], -log[k]["loss"]))
+    assert runs.load_checkpoint(tmp_path / "best.pt")["epoch"] == result.best_epoch == best + 1
+    assert result.best_epoch < 6  # or this test would show nothing
+    assert result.metrics["val"] == log[best]
+
+
+def test_a_file_is_replaced_not_rewritten(tmp_path):
+    """Whoever has the old file open keeps a whole one."""
+    runs.write_text(tmp_path / "file", "old")
+    with open(tmp_path / "file") as old:
+        runs.write_text(tmp_path / "file", "new")
+        assert old.read() == "old"
+    assert (tmp_path / "file").read_text() == "new"
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
@@ -456,10 +477,12 @@ def test_the_plateau_schedule_waits_for_its_patience():
     head = torch.nn.Linear(2, 2)
     learner = Learner(head, Training(epochs=9, schedule="plateau", patience=2, factor=0.1), "single", 4, 0, "fp32")
     factors = []
+    assert learner.lr == 0.01
     for loss in (1.0, 0.9, 0.95, 0.93, 0.92, 0.91, 0.5):
         learner.end_epoch(0.0, loss)
         factors.append(round(learner.progress.factor, 6))
     assert factors == [1, 1, 1, 0.1, 0.1, 0.01, 0.01]
+    assert learner.lr == pytest.approx(0.01 * 0.01)
 
 
 def test_of_equal_figures_the_lower_loss_is_best():
