@@ -9,20 +9,20 @@ LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Shows how far a long job is; yields `advance(done, failed)`, which adds `done` units, `failed` of them failures.
+def progress(what: str, total: int, unit: str, bad: str = "failed") -> Iterator[Callable[[int, int], None]]:
+    """Shows how far a long job is; yields `advance(done, failed)`, which adds `done` units and `failed` of what `bad` names.
 
     On a terminal it is a bar with units per second and the time left; without one it is a line every 30 s and one at the end.
     """
     if sys.stderr.isatty():
-        with _bar(what, total, unit) as advance:
+        with _bar(what, total, unit, bad) as advance:
             yield advance
     else:
-        yield from _lines(what, total, unit)
+        yield from _lines(what, total, unit, bad)
 
 
 @contextmanager
-def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int, int], None]]:
+def _bar(what: str, total: int, unit: str, bad: str) -> Iterator[Callable[[int, int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -44,19 +44,19 @@ def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int, int], None
             nonlocal count, failures
             count, failures = count + done, failures + failed
             rate = count / max(time.monotonic() - begun, 1e-9)
-            bar.update(task, advance=done, rate=f"{rate:.1f} {unit}/s", failed=f"{failures} failed" if failures else "")
+            bar.update(task, advance=done, rate=f"{_short(rate)} {unit}/s", failed=f"{failures} {bad}" if failures else "")
 
         yield advance
 
 
-def _lines(what: str, total: int, unit: str) -> Iterator[Callable[[int, int], None]]:
+def _lines(what: str, total: int, unit: str, bad: str) -> Iterator[Callable[[int, int], None]]:
     begun = last = time.monotonic()
     count = failures = 0
 
     def line() -> None:
         rate = count / max(time.monotonic() - begun, 1e-9)
         left = f"{(total - count) / rate:,.0f} s left" if count else "time left unknown"
-        text = f"{what}: {count:,}/{total:,} {unit}, {rate:.1f} {unit}/s, {failures} failed, {left}"
+        text = f"{what}: {count:,}/{total:,} {unit}, {_short(rate)} {unit}/s, {failures} {bad}, {left}"
         print(text, file=sys.stderr, flush=True)
 
     def advance(done: int = 1, failed: int = 0) -> None:
@@ -68,3 +68,8 @@ def _lines(what: str, total: int, unit: str) -> Iterator[Callable[[int, int], No
 
     yield advance
     line()
+
+
+def _short(rate: float) -> str:
+    """Three digits at least: a clip may take a minute, or a thousandth of a second."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"

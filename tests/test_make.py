@@ -1,0 +1,51 @@
+"""The make targets run the stages, one after the other, on a handful of generated videos."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+VENV = Path(sys.prefix)
+
+pytestmark = pytest.mark.skipif(
+    not (VENV / "bin" / "vidgraph").exists(), reason="vidgraph is not installed in this environment"
+)
+
+
+def make(target: str, **variables: object) -> subprocess.CompletedProcess:
+    """`make target NAME=value …` in this environment; the set-up is taken as done (`-o`), since the tests are running in it."""
+    given = [f"{name}={value}" for name, value in variables.items()]
+    command = ["make", "-o", f"{VENV}/.ready", target, f"VENV={VENV}", *given]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
+
+
+def test_help_lists_every_target():
+    listed = make("help").stdout
+    targets = [line.split(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if ": " in line and "##" in line]
+    assert "demo" in targets
+    for target in targets:
+        assert f"make {target} " in listed
+
+
+def test_the_stages_run_one_after_the_other(tmp_path):
+    videos, cache, runs = tmp_path / "videos", tmp_path / "cache", tmp_path / "runs"
+    manifest = videos / "manifest.csv"
+    boxes = "--proposals annotations --annotations " + str(videos / "boxes.csv")
+    network = (
+        "--backbone digit_cnn --weights none --set backbone_options.width=8 --frames 4 --size 64 --sampling linspace --flip 0"
+    )
+    steps = [
+        ("manifest", {"KIND": "digits", "MANIFEST": videos, "ARGS": "--task meet --train 16 --val 4 --test 4"}),
+        ("extract", {"MANIFEST": manifest, "CACHE": cache, "ARGS": f"{network} {boxes}"}),
+        ("graphs", {"CACHE": cache, "ARGS": "--neighbours 3"}),
+        ("verify", {"CACHE": cache}),
+        ("train", {"RECIPE": "demo_pool", "CACHE": cache, "RUNS": runs, "ARGS": "--set train.epochs=1"}),
+        ("evaluate", {"RUN": runs / "demo_pool-seed0", "CACHE": cache, "ARGS": "--split test"}),
+    ]
+    for target, variables in steps:
+        done = make(target, **variables)
+        assert done.returncode == 0, f"{target}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+    assert (runs / "demo_pool-seed0" / "metrics.json").exists()
