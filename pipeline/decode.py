@@ -140,9 +140,8 @@ def _open(clip: Clip):
     import av
 
     try:
-        # Titles in an unknown encoding are no reason to refuse a video; a playlist named like a video must not reach a network.
-        # (`options` instead of `container_options` crashes PyAV 14 and 15 on FLV.)
-        container = av.open(str(clip.path), metadata_errors="replace", container_options={"protocol_whitelist": "file"})
+        # Titles in an unknown encoding are no reason to refuse a video.
+        container = av.open(str(clip.path), metadata_errors="replace")
     except av.FFmpegError as error:
         raise _failed(clip, f"FFmpeg cannot open it: not a video, or cut short ({error.strerror})") from None
     stream = container.streams.best("video")

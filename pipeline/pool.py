@@ -187,7 +187,7 @@ class _Feeder(threading.Thread):
         os.close(self._wake_out)
 
     def run(self) -> None:
-        # The mask is inherited: a worker must not die of Ctrl-C before it could ask to ignore it.
+        # Workers inherit the mask, and so ignore Ctrl-C from their first moment on.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         reason = "the pool was closed before this task was done"
         try:
@@ -292,7 +292,6 @@ _SPAWN = get_context("spawn")
 
 def _serve(pipe: Connection, function: bytes, parent: int) -> None:
     """A worker's life: load the function, answer None for ready (or the error), then one answer for each task."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with(parent)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores; read when `function` imports numpy
     try:

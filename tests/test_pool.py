@@ -70,11 +70,14 @@ def modules_with(names: tuple[str, ...]) -> set[str]:
     return {name.split(".")[0] for name in sys.modules}
 
 
-class RefusesToLoad:
-    """A function whose module is broken in the worker."""
+class LoadsBadly:
+    """A function that does something else when a worker loads it."""
+
+    def __init__(self, instead, *arguments):
+        self.instead = instead, arguments
 
     def __reduce__(self):
-        return __import__, ("no_such_module",)
+        return self.instead
 
     def __call__(self, task):
         return task
@@ -92,6 +95,13 @@ def gone(pid: int, within: float = 5.0) -> bool:
             return True
         time.sleep(0.02)
     return False
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """One worker that misbehaves on demand, shared because starting a process costs half a second."""
+    with Pool(misbehave, workers=1, timeout=30) as pool:
+        yield pool
 
 
 def test_results_come_in_submission_order_whatever_the_order_of_completion():
@@ -130,10 +140,10 @@ def test_tasks_are_taken_lazily_and_at_most_ahead_of_what_was_yielded():
 
 def test_a_task_over_its_time_limit_fails_alone():
     tasks = [1, "hang", 2, "hang, holding the interpreter", 3, "half an answer, then nothing"]
-    with Pool(misbehave, workers=2, timeout=0.7) as pool:
+    with Pool(misbehave, workers=2, timeout=1.0) as pool:
         answers = [answer for _task, answer in pool.imap(tasks, ahead=6)]
     assert answers[::2] == [2, 4, 6]
-    assert all(isinstance(answer, TimeoutError) and "0.7 s" in str(answer) for answer in answers[1::2])
+    assert all(isinstance(answer, TimeoutError) and "1 s" in str(answer) for answer in answers[1::2])
 
 
 def test_the_clock_of_a_task_starts_when_its_worker_does():
@@ -146,9 +156,8 @@ def test_the_clock_of_a_task_starts_when_its_worker_does():
     ("task", "words"),
     [("exit", "exit status 7"), ("segfault", "SIGSEGV"), ("killed", "SIGKILL"), ("half an answer", "exit status 9")],
 )
-def test_a_worker_that_dies_fails_only_its_task_and_is_replaced(task, words):
-    with Pool(misbehave, workers=1, timeout=30) as pool:
-        answers = [answer for _task, answer in pool.imap([1, task, 2], ahead=3)]
+def test_a_worker_that_dies_fails_only_its_task_and_is_replaced(pool, task, words):
+    answers = [answer for _task, answer in pool.imap([1, task, 2], ahead=3)]
     assert [answers[0], answers[2]] == [2, 4]
     assert isinstance(answers[1], WorkerDied)
     assert words in str(answers[1])
@@ -164,26 +173,24 @@ def test_a_worker_that_dies_between_tasks_costs_no_task():
     assert other != pid
 
 
-def test_exceptions_come_back_with_the_place_in_the_worker():
-    with Pool(misbehave, workers=1, timeout=30) as pool:
-        ((_task, error),) = pool.imap(["raise"], ahead=1)
+def test_exceptions_come_back_with_the_place_in_the_worker(pool):
+    ((_task, error),) = pool.imap(["raise"], ahead=1)
     assert isinstance(error, KeyError)
     assert isinstance(error.__cause__, RemoteTraceback)
     assert "in misbehave" in str(error.__cause__)
 
 
-def test_what_cannot_be_pickled_comes_back_as_an_exception_with_its_words():
+def test_what_cannot_be_pickled_comes_back_as_an_exception_with_its_words(pool):
     tasks = ["raise what cannot be sent", "return what cannot be sent", 5]
-    with Pool(misbehave, workers=1, timeout=30) as pool:
-        raised, returned, fine = (answer for _task, answer in pool.imap(tasks, ahead=1))
+    raised, returned, fine = (answer for _task, answer in pool.imap(tasks, ahead=1))
     assert str(raised) == "Unsendable: a"
     assert isinstance(returned, Exception)
     assert "lambda" in str(returned)
     assert fine == 10
 
 
-def test_a_task_that_cannot_be_sent_is_the_callers_error():
-    with Pool(misbehave, workers=1, timeout=30) as pool, pytest.raises((pickle.PicklingError, AttributeError)):
+def test_a_task_that_cannot_be_sent_is_the_callers_error(pool):
+    with pytest.raises((pickle.PicklingError, AttributeError)):
         list(pool.imap([lambda: None], ahead=1))
 
 
@@ -214,8 +221,15 @@ def test_closing_ends_busy_workers_at_once():
         list(answers)
 
 
-def test_a_function_that_does_not_load_is_an_error_and_not_an_endless_restart():
-    with Pool(RefusesToLoad(), workers=2, timeout=30) as pool, pytest.raises(RuntimeError, match="no_such_module"):
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (LoadsBadly(__import__, "no_such_module"), "no_such_module"),
+        (LoadsBadly(os._exit, 3), "while it started.*exit status 3"),
+    ],
+)
+def test_a_function_that_does_not_load_is_an_error_and_not_an_endless_restart(function, words):
+    with Pool(function, workers=2, timeout=30) as pool, pytest.raises(RuntimeError, match=words):
         list(pool.imap([1, 2, 3], ahead=3))
 
 
