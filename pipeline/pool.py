@@ -15,7 +15,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -187,7 +187,9 @@ class _Feeder(threading.Thread):
         os.close(self._wake_out)
 
     def run(self) -> None:
-        # Workers inherit the mask, and so ignore Ctrl-C from their first moment on.
+        # Workers inherit the mask: Ctrl-C must not end one before it can ask to ignore it. Spawning the first one starts the
+        # resource tracker, which would take the mask off again.
+        resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         reason = "the pool was closed before this task was done"
         try:
@@ -292,6 +294,7 @@ _SPAWN = get_context("spawn")
 
 def _serve(pipe: Connection, function: bytes, parent: int) -> None:
     """A worker's life: load the function, answer None for ready (or the error), then one answer for each task."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with(parent)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores; read when `function` imports numpy
     try:
