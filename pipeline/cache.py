@@ -26,10 +26,12 @@ OPEN_FILES = 256  # shards that a process keeps open; the usual limit of a proce
 
 
 class _Files:
-    """The files that this process has open, the least recently used closed first; none after a fork, or in a copy."""
+    """The files that this process has read, of which the last ones used are open; none after a fork, or in a copy."""
 
     def __init__(self) -> None:
-        self._pid, self._lock, self._open = os.getpid(), threading.Lock(), OrderedDict()
+        self._pid, self._lock = os.getpid(), threading.Lock()
+        self._known: dict[Path, ShardFile] = {}
+        self._open: OrderedDict[Path, ShardFile] = OrderedDict()
 
     def __getstate__(self) -> dict:
         return {}
@@ -41,11 +43,10 @@ class _Files:
         if self._pid != os.getpid():
             self.__init__()
         with self._lock:
-            file = self._open.get(path) or ShardFile(path, record)
-            self._open[path] = file
+            file = self._open[path] = self._known.setdefault(path, ShardFile(path, record))
             self._open.move_to_end(path)
-            if len(self._open) > OPEN_FILES:  # who still reads from the oldest holds a reference, which keeps it open
-                self._open.popitem(last=False)
+            if len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)[1].release()
             return file
 
 
@@ -221,30 +222,30 @@ class Group:
         self._require_ok(rows)
         names = self.fields if fields is None else fields
         out = {name: np.empty((len(rows), *self.shape(name)), self.dtype(name)) for name in names}
-        order = np.argsort(rows, kind="stable")
-        shards = np.searchsorted(self._starts, rows[order], side="right") - 1
-        for shard in np.unique(shards).tolist():
-            targets = order[shards == shard]
+        distinct, places, again = np.unique(rows, return_index=True, return_inverse=True)
+        shards = np.searchsorted(self._starts, distinct, side="right") - 1
+        for shard in dict.fromkeys(shards.tolist()):
+            start, stop = np.searchsorted(shards, (shard, shard + 1))
             for name, values in out.items():
-                self._read(shard, name, rows[targets] - self._starts[shard], targets, values)
+                self._read(shard, name, distinct[start:stop] - self._starts[shard], places[start:stop], values)
+        repeated = np.flatnonzero(places[again] != np.arange(len(rows)))
+        for values in out.values():
+            values[repeated] = values[places[again[repeated]]]
         return out
 
-    def _read(self, shard: int, name: str, local: np.ndarray, targets: np.ndarray, out: np.ndarray) -> None:
-        """Rows `local` (ascending) of a shard into out[targets]."""
+    def _read(self, shard: int, name: str, rows: np.ndarray, places: np.ndarray, out: np.ndarray) -> None:
+        """Rows of a shard, counted in it, each once and ascending, into out[places]."""
         stage = self._described[name][0]
         record = self.cache.records[stage][shard]
         file = self.cache.files.get(self.cache.shards.path(shard, stage), record)
         stored = tuple(record["groups"][self.name]["fields"][name]["shape"])
-        rows, first = np.unique(local, return_index=True)
         if stored == out.shape[1:]:
-            file.read(self.name, name, rows, [out[target : target + 1] for target in targets[first]])
+            file.read(self.name, name, rows, [out[place : place + 1] for place in places.tolist()])
         else:
             narrow = np.empty((len(rows), *stored), out.dtype)
             file.read(self.name, name, rows, narrow)
-            out[targets] = 0
-            out[(targets[first], *map(slice, stored))] = narrow
-        for again in np.setdiff1d(np.arange(len(local)), first):
-            out[targets[again]] = out[targets[again - 1]]
+            out[places] = 0
+            out[(places, *map(slice, stored))] = narrow
 
     def _require_ok(self, rows: np.ndarray) -> None:
         if rows.size and not 0 <= rows.min() <= rows.max() < len(self):

@@ -38,20 +38,44 @@ class Stored(NamedTuple):
     checked: bool
 
 
+class _Descriptor:
+    """A file's descriptor, closed when nobody holds this object any more."""
+
+    def __init__(self, path: Path):
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
 class ShardFile:
-    """One HDF5 file, open for reading in one process; record: its statistics. OSError if it cannot be opened."""
+    """One HDF5 file, read in one process; record: its statistics. OSError from any method if it cannot be opened.
+
+    It is opened when it is first read, and again after `release`, which may happen while another thread reads.
+    """
 
     def __init__(self, path: Path, record: dict):
         if record["compression"] == "zstd":
             import hdf5plugin  # noqa: F401  (registers the filter)
         self.path, self.record = path, record
-        self._fd = os.open(path, os.O_RDONLY)
-        self._file: h5py.File | None = None  # kept open only where HDF5 has to decompress
         self._layouts: dict[tuple[str, str], Layout] = {}
+        self.release()
 
-    def __del__(self) -> None:
-        if hasattr(self, "_fd"):
-            os.close(self._fd)
+    def release(self) -> None:
+        """Closes the file as soon as no thread reads from it; where its rows lie stays known."""
+        self._descriptor: _Descriptor | None = None
+        self._file: h5py.File | None = None  # open only where HDF5 has to decompress
+
+    def _opened(self) -> _Descriptor:
+        """The descriptor; whoever reads from it holds on to it. Damaged if the file is not the one of the statistics."""
+        if (descriptor := self._descriptor) is None:
+            descriptor = _Descriptor(self.path)
+            if (size := os.fstat(descriptor.number).st_size) != self.record["bytes"]:
+                came = f"{size:,} bytes, expected {self.record['bytes']:,}"
+                raise Damaged(f"{self.path}: {came}; open the cache anew if it was repaired since, else run `vidgraph verify`")
+            self._descriptor = descriptor
+        return descriptor
 
     def _open(self) -> h5py.File:
         return h5py.File(self.path, "r", locking=False)  # a finished file never changes, and some file systems refuse locks
@@ -72,30 +96,22 @@ class ShardFile:
         offsets, size, packed = self.layout(group, field)
         if packed:
             return self._unpack(group, field, rows, outs)
-        waiting = []
+        opened, waiting = self._opened(), []
         for offset, out in zip(offsets[rows].tolist(), outs, strict=True):
             data = out.reshape(-1).view(np.uint8)
             if offset < 0:
                 out[...] = np.nan if out.dtype.kind == "f" else 0
-            elif not self._read_at_once(data, offset):
+            elif not _read_at_once(opened.number, data, offset):
                 waiting.append((offset, data))
         for offset, _ in waiting:  # what is not in memory: the disk works on all of it at the same time
-            os.posix_fadvise(self._fd, offset, size, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(opened.number, offset, size, os.POSIX_FADV_WILLNEED)
         for offset, data in waiting:
-            if os.preadv(self._fd, [data], offset) != size:
+            if os.preadv(opened.number, [data], offset) != size:
                 raise Damaged(f"{self.path}: ends within {field} of {group}; run `vidgraph verify`")
 
-    def _read_at_once(self, data: np.ndarray, offset: int) -> bool:
-        """Reads if no disk has to be waited for; some file systems cannot tell, and refuse."""
-        try:
-            return os.preadv(self._fd, [data], offset, os.RWF_NOWAIT) == data.size
-        except OSError:
-            return False
-
     def _unpack(self, group: str, field: str, rows: Sequence[int], outs: Sequence[np.ndarray]) -> None:
-        if self._file is None:
-            self._file = self._open()
-        dataset = self._file[group][field]
+        self._file = file = self._file or self._open()
+        dataset = file[group][field]
         for row, out in zip(rows, outs, strict=True):
             out[...] = dataset[row]
 
@@ -112,7 +128,7 @@ class ShardFile:
             except OSError:  # HDF5 tests the checksum before it decompresses
                 raise Damaged("damaged") from None
             return out[0]
-        chunk = np.frombuffer(os.pread(self._fd, size + CHECKSUM_BYTES, int(offsets[row])), np.uint8)
+        chunk = np.frombuffer(os.pread(self._opened().number, size + CHECKSUM_BYTES, int(offsets[row])), np.uint8)
         if chunk.size < size + CHECKSUM_BYTES or fletcher32(chunk[:size]) != int.from_bytes(chunk[size:].tobytes(), "little"):
             raise Damaged("damaged")
         return chunk[:size].view(stored["dtype"]).reshape(stored["shape"])
@@ -132,6 +148,14 @@ class ShardFile:
         with self._open() as file:
             clips, views, ok = (file[group][key][...] for key in ROW_KEYS)
         return [clip.decode() for clip in clips.tolist()], views.tolist(), ok
+
+
+def _read_at_once(number: int, data: np.ndarray, offset: int) -> bool:
+    """Reads if no disk has to be waited for; some file systems cannot tell, and refuse."""
+    try:
+        return os.preadv(number, [data], offset, os.RWF_NOWAIT) == data.size
+    except OSError:
+        return False
 
 
 def _layout(dataset: h5py.Dataset) -> Layout:

@@ -222,7 +222,8 @@ class _Check:
             raise _Hopeless
         if (size := self.path.stat().st_size) != record["bytes"]:
             self.say(f"has {size:,} bytes, was written with {record['bytes']:,}")
-        elif sha256_of(self.path) != record["sha256"]:
+            raise _Hopeless
+        if sha256_of(self.path) != record["sha256"]:
             self.say("changed since it was written (its sha256 differs)")
 
     def _keys(self, group: str, table: dict, clips: list[str], views: list[int], ok: np.ndarray) -> None:

@@ -83,7 +83,7 @@ def test_maps_are_padded_with_zeros_to_the_widest_shard(shared):
 def test_what_the_disk_has_to_be_waited_for_reads_the_same(shared, monkeypatch):
     group = Cache(shared)["train"]
     warm = group.batch([8, 3, 8])
-    monkeypatch.setattr(pipeline.shardfile.ShardFile, "_read_at_once", lambda *_: False)
+    monkeypatch.setattr(pipeline.shardfile, "_read_at_once", lambda *_: False)
     for name, values in group.batch([8, 3, 8]).items():
         np.testing.assert_array_equal(values, warm[name])
 
@@ -330,6 +330,16 @@ def test_a_file_cut_short_is_noticed_when_read(tmp_path):
     os.truncate(path / "features/00000.h5", size // 3)
     with pytest.raises(Damaged, match="ends within"):
         cache["train"].batch([0, 1, 2])
+
+
+def test_a_file_that_was_exchanged_is_not_read_with_the_old_places(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline.cache, "OPEN_FILES", 1)
+    group = Cache(make_cache(tmp_path))["train"]
+    group.view(0)
+    group.view(7)  # closes the first
+    write_shard(group.cache.shards, 0, width=4)
+    with pytest.raises(Damaged, match="open the cache anew"):
+        group.view(0)
 
 
 def test_cache_json_says_what_it_is_in_plain_json(tmp_path):

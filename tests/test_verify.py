@@ -116,9 +116,9 @@ def test_damage_is_traced_to_the_view(tmp_path, compression, monkeypatch):
 def test_a_file_cut_short_is_found(cache):
     shard = cache / "features/00001.h5"
     shard.write_bytes(shard.read_bytes()[:-100])
-    first, *_ = verify(cache)
-    assert "bytes, was written with" in first.what
-    assert first.shards == (1,)
+    (finding,) = verify(cache)
+    assert "bytes, was written with" in finding.what
+    assert finding.shards == (1,)
 
 
 def test_missing_shards_are_found(cache):
