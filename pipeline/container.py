@@ -97,7 +97,8 @@ def contents(container, stream, packets: list[Packet], ends: dict[int, float], s
     if None in stamps:
         times = [k / (fps or 1) for k in range(len(shown))]
     else:
-        times = [float(stamp * stream.time_base) - zero for stamp in sorted(packet.stamp for packet in shown)]
+        tick = float(stream.time_base)
+        times = [stamp * tick - zero for stamp in sorted(packet.stamp for packet in shown)]
     step = float(np.median(np.diff(times))) if len(times) > 1 else 1 / (fps or 1)
 
     number = {stamp: k for k, stamp in enumerate(sorted(packet.stamp for packet in shown))} if named else {}

@@ -123,7 +123,7 @@ def open_clip(clip: Clip, decoder: str = "decord", allow_truncated: bool = False
             raise _failed(clip, "there is no such file")
     except OSError as error:
         raise _failed(clip, f"it cannot be read ({error.strerror})") from None
-    held = _scan(clip)
+    held = scan(clip)
     if held.missing and not allow_truncated:
         raise TruncatedVideo(clip.clip, path, held.missing)
     if not held.times:
@@ -154,7 +154,7 @@ def _open(clip: Clip):
     return container, stream
 
 
-def _scan(clip: Clip) -> Contents:
+def scan(clip: Clip) -> Contents:
     """Reads every packet once. DecodeError if the file does not open, or claims frames larger than MAX_PIXELS."""
     import av
 
@@ -170,15 +170,17 @@ def _scan(clip: Clip) -> Contents:
             for packet in container.demux():
                 if packet.size == 0:  # the end of a stream
                     continue
-                if packet.pts is not None:
-                    end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-                    ends[packet.stream_index] = max(ends.get(packet.stream_index, end), end)
-                if packet.stream_index == stream.index:
+                which, stamp = packet.stream_index, packet.pts
+                if stamp is not None:
+                    end = stamp + (packet.duration or 0)
+                    ends[which] = max(ends.get(which, end), end)
+                if which == stream.index:
                     key = packet.is_keyframe
                     fresh = key and (codec.name != "h264" or starts_afresh(memoryview(packet), codec.extradata))
-                    packets.append(Packet(packet.pts, key, fresh, packet.is_discard, packet.is_corrupt))
+                    packets.append(Packet(stamp, key, fresh, packet.is_discard, packet.is_corrupt))
         except av.FFmpegError as error:
             stopped = f"reading stopped after {len(packets)} frames ({error.strerror})"
+        ends = {which: end * float(container.streams[which].time_base) for which, end in ends.items()}
         return contents(container, stream, packets, ends, stopped)
 
 
