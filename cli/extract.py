@@ -55,7 +55,7 @@ def _networks(function):
         click.option("--roi-pool", default="max", type=_one_of("max mean"), help="Pooling of the 7x7 RoIAlign."),
         click.option("--precision", default="fp32", type=_one_of("fp32 bf16 fp16"), help="Arithmetic; no fp16 on a CPU."),
         click.option("--dtype", default="float16", type=_one_of("float16 float32"), help="Stored dtype of features."),
-        click.option("--decoder", default="decord", type=_one_of("decord torchcodec"), help="Video decoder."),
+        click.option("--decoder", default="decord", type=_one_of("decord pyav torchcodec"), help="Video decoder."),
         click.option("--allow-truncated", is_flag=True, help="Take videos that end before their container says."),
         click.option("--seed", default=0, help="Seed of the training views."),
     )
