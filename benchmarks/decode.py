@@ -7,7 +7,8 @@ move    arrays from a worker to this process: pickled through a pipe, and by our
 write   videos of 10 frames of 64x64: PyAV with x264's default settings, and write_video. Ratio is to the defaults.
 start   a pool from nothing to its first answer.
 
-Rates are medians over rounds in which all ways take turns, each with one decoding thread. Real videos are taken from VIDGRAPH_VIDEOS.
+Rates are medians over rounds in which all ways take turns, each with one decoding thread. Real videos come from the folder
+VIDGRAPH_VIDEOS.
 """
 
 import os
