@@ -1,0 +1,56 @@
+"""GOS's difference propagation as a head: Li et al., CVPR 2020, Table 2 (Something-Something V1 49.5 %, V2 61.8 %).
+
+    P = softmax_(j != i)(5 x^_i^T U x^_j),  z_i = act( sum_j P_ij (W (x_i - x_j) + b) )          eq. (3)
+    logits = K [ mean over valid nodes of z ; mean of y ] + k          no dropout
+
+x [B,T,N,C] and y come from the stem (heads/scene.py); the operation is in heads/operations.py, its two variants are in
+heads/affinity.py. 131 840 parameters at C = 256.
+
+Differs from the paper: the backbone is frozen; padded boxes are masked; the n x n differences are never formed.
+Not stated in the paper, and chosen: the mean over nodes is concatenated with the global feature of C before the classifier.
+"""
+
+from torch import nn
+
+from heads.affinity import FURTHER, VARIANTS, Choices
+from heads.batch import Dims
+from heads.variants import resolve
+from heads.zoo._single import SingleOperation
+
+
+def build(
+    dims: Dims,
+    num_classes: int,
+    *,
+    variant: str = "paper",
+    dropout: float = 0.0,
+    regions: str = "map",
+    cut: str = "res5",
+    width: int = 256,
+    roi_size: int = 7,
+    roi: str = "",
+    affinity: str = "",
+    scale: float = 5.0,
+    normalise: bool = True,
+) -> nn.Module:
+    """`variant`: "paper" or "released"; it decides `affinity` ("full", "diagonal") and `roi` ("aligned", "old").
+
+    `regions`: "map", as the paper, or "nodes", from the cached nodes and pooled features (approximate, heads/scene.py).
+    `cut`: the map; `width`: C; `roi_size`: bins per side; `dropout` before the classifier.
+    Not stated in the paper: `scale`, the factor 5 before the softmax; `normalise`, whether the affinity sees x/|x|.
+    """
+    options = resolve("gos_diff_prop", VARIANTS, variant, {"roi": roi, "affinity": affinity}, FURTHER)
+    choices = Choices("gos_diff_prop", affinity=options["affinity"], scale=scale, normalise=normalise)
+    return SingleOperation(
+        "gos_diff_prop",
+        "diff_prop",
+        dims,
+        num_classes,
+        choices,
+        cut=cut,
+        width=width,
+        roi=options["roi"],
+        roi_size=roi_size,
+        regions=regions,
+        dropout=dropout,
+    )
