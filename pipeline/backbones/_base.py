@@ -139,9 +139,10 @@ class Backbone(nn.Module):
         if frames.dtype != torch.uint8 or frames.dim() != 5 or frames.shape[-1] != 3:
             raise ValueError(f"prepare expects uint8 [B,F,H,W,3], got {frames.dtype} {list(frames.shape)}")
         parameter = next(self.parameters())
-        pixels = frames.to(parameter.device).float()
-        pixels.mul_(1 / (255 * self.pixel_std)).sub_(self.pixel_mean / self.pixel_std)
-        return pixels.to(parameter.dtype).permute(0, 4, 1, 2, 3)
+        scale, shift = 1 / (255 * self.pixel_std), self.pixel_mean / self.pixel_std
+        rows = frames.to(parameter.device).flatten(3).float()  # [B,F,H,W·3]: a last axis of three would run in scalar code
+        rows.mul_(scale.repeat(frames.shape[3])).sub_(shift.repeat(frames.shape[3]))
+        return rows.to(parameter.dtype).unflatten(3, (-1, 3)).permute(0, 4, 1, 2, 3)
 
     def forward(self, x: Tensor, upto: str | None = None, start: str | None = None) -> Tensor:
         """The map at `upto` (the last stage unless given), [B,C,T,h,w].
