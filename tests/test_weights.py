@@ -306,7 +306,8 @@ def test_a_new_part_is_left_fresh_only_when_asked(part, name, options, tmp_path)
     state = as_pyslowfast(tiny("i3d_r50", temporal="alternating").state_dict())
     options = {"temporal": "alternating", **options}
     assert f"fresh={part} leaves those at their start" in refused(state, tmp_path, name, **options)
-    assert build_backbone(name, tmp_path / "weights.pth", width=8, fresh=(part,), **options).weights_sha256
+    for fresh in ((part,), part, "reduced,non_local"):
+        assert build_backbone(name, tmp_path / "weights.pth", width=8, fresh=fresh, **options).weights_sha256
 
 
 def test_unknown_words_for_inflation_and_fresh_parts_are_refused(tmp_path):

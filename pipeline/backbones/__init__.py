@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pipeline.backbones._base import Backbone
     from pipeline.backbones.frozen import freeze
 
-__all__ = ["Backbone", "backbone_names", "build_backbone", "freeze"]
+__all__ = ["Backbone", "backbone_names", "backbone_options", "build_backbone", "freeze"]
 
 _NOT_BACKBONES = ("weights", "frozen")
 _HOMES = {"Backbone": "_base", "freeze": "frozen"}
@@ -49,7 +49,7 @@ def _build_of(name: str):
 
 
 def build_backbone(
-    name: str, weights: str | None = None, *, inflate: str = "mean", fresh: tuple[str, ...] = (), **options
+    name: str, weights: str | None = None, *, inflate: str = "mean", fresh: str | tuple[str, ...] = (), **options
 ) -> "Backbone":
     """Builds the backbone `name` with the options of its file's `build`, in training mode, in float32 on the CPU.
 

@@ -37,18 +37,18 @@ _CLASSIFIER = re.compile(r"^(fc|classifier|head|blocks\.\d+\.(proj|output_pool))
 _ABC = {"a": "1", "b": "2", "c": "3"}
 
 
-def load(backbone: Backbone, source: str | Path, *, inflate: str = "mean", fresh: Iterable[str] = ()) -> None:
+def load(backbone: Backbone, source: str | Path, *, inflate: str = "mean", fresh: str | Iterable[str] = ()) -> None:
     """Loads `source` into `backbone`, and sets its pixel normalisation and `weights_sha256`.
 
     source: "imagenet" (torchvision's IMAGENET1K_V1 weights, fetched through torchvision) or the path of a checkpoint.
     inflate: what a 2-D kernel becomes in a t×h×w one: "mean" repeats it t times divided by t, so that a still clip gives what
     the image gave (STRG); "centre" puts it into the middle tap, zeros elsewhere, so that each frame gives what it gave as an
-    image (GOS's release). fresh: parts that the checkpoint may lack, of "reduced" and "non_local"; ImageNet weights may
-    always lack the non-local blocks, which start as the identity.
+    image (GOS's release). fresh: parts that the checkpoint may lack, of "reduced" and "non_local", a comma between
+    them in a string; ImageNet weights may always lack the non-local blocks, which start as the identity.
     ValueError if the file cannot be read, holds anything that is not plain data, or does not fit: the classifier may be
     there or not, and stages after the backbone's last are left out; nothing else may differ. OSError if there is no network.
     """
-    fresh = tuple(fresh)
+    fresh = tuple(filter(None, fresh.split(","))) if isinstance(fresh, str) else tuple(fresh)
     if inflate not in INFLATIONS:
         raise ValueError(f"inflate={inflate!r}: expected one of {', '.join(INFLATIONS)}")
     for part in fresh:
