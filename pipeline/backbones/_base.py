@@ -1,6 +1,6 @@
 """What every backbone shares: the walk from cut to cut, the arithmetic of its shapes, and the folded convolution."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 
 import torch
@@ -13,15 +13,57 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 Triple = tuple[int, int, int]
 
 
+class Inserted(nn.Module):
+    """The modules that were put into a backbone, by their points: `inserted["res4.4"]`.
+
+    They are registered, and so saved, under the point with its dots as underscores, because a module's name has no dots.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.points: tuple[str, ...] = ()
+
+    def put(self, point: str, module: nn.Module) -> None:
+        self.add_module(point.replace(".", "_"), module)
+        self.points += (point,)
+
+    def __getitem__(self, point: str) -> nn.Module:
+        if point not in self.points:
+            raise KeyError(point)
+        return getattr(self, point.replace(".", "_"))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.points)
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def run(self, point: str, x: Tensor) -> Tensor:
+        """What the module at `point` makes of x. ValueError if that has another shape."""
+        y = self[point](x)
+        if y.shape != x.shape:
+            raise ValueError(f"the module at {point} must keep the shape of its input: {list(x.shape)} became {list(y.shape)}")
+        return y
+
+
 class Conv(nn.Conv3d):
     """A convolution over [B,C,T,h,w]. One that looks only across space or only across time runs as a 2-D convolution.
 
     In channels_last_3d both foldings are views: B·T frames of h×w, or B maps of T×(h·w). The 2-D kernels are the better
     tuned ones: with one thread PyTorch sends a k×1×1 convolution in 3-D to a routine that takes twice as long. The parameters
-    are those of `nn.Conv3d` either way.
+    are those of `nn.Conv3d` either way. `after` is where a module was put right behind it (`Backbone.insert`).
     """
 
+    after: "tuple[Inserted, str] | None" = None  # in a tuple, so that the module is registered once, by the backbone
+
     def forward(self, x: Tensor) -> Tensor:
+        y = self._convolved(x)
+        if self.after is None:
+            return y
+        inserted, point = self.after
+        return inserted.run(point, y)
+
+    def _convolved(self, x: Tensor) -> Tensor:
         if self.kernel_size[0] == 1 and self.stride[0] == 1:
             frames = x.transpose(1, 2).flatten(0, 1)  # [B·T,C,h,w]
             y = F.conv2d(frames, self.weight.squeeze(2), self.bias, self.stride[1:], self.padding[1:])
@@ -63,6 +105,9 @@ class Backbone(nn.Module):
     `name` and `options` say how it was built; `weights_sha256` is the SHA-256 of the weights that were loaded, "" if none.
     `imagenet` is the name of torchvision's image network with the same kernels, "" if there is none. `frozen`: see `freeze`.
 
+    A point is where `insert` puts a module that maps [B,C,T,h,w] to the same shape: after a cut ("res3", "res4.4") or right
+    after a convolution inside a block, before its batch norm ("res4.4.conv2"). `inserted` holds the modules by their points.
+
     A subclass gives `units()`: the modules in the order in which they run. A unit has `channels` (those of its output) and
     `path` (see `size_after`) unless it is itself a `Conv` or a pool.
     """
@@ -74,6 +119,8 @@ class Backbone(nn.Module):
         self.name, self.options, self.weights_sha256 = "", {}, ""
         self.imagenet = ""
         self.frozen = False
+        self.inserted = Inserted()
+        self._above = 0  # how many units `keep_above` has emptied
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -110,21 +157,79 @@ class Backbone(nn.Module):
             f"cut {cut!r} is not one of {self.name or 'this backbone'}: expected {', '.join(self.stages)}{example}"
         )
 
-    def channels(self, cut: str | None = None) -> int:
-        """Channels of the map at `cut` (the last stage unless given)."""
-        units = self.units()[: self._position(cut or self.last)]
-        return next(size for size in (_channels(module) for _, module in reversed(units)) if size)
+    def _point(self, point: str) -> tuple[int, Conv | None]:
+        """The position of the unit that ends at `point` or holds it, and the convolution where the point lies inside."""
+        block, _, name = point.rpartition(".")
+        for position, (names, module) in enumerate(self.units(), 1):
+            convolution = getattr(module, name, None)
+            if block in names[:1] and isinstance(convolution, Conv):
+                return position, convolution
+        return self._position(point), None
 
-    def steps(self, frames: int, cut: str | None = None) -> int:
-        """T, the time steps of the map at `cut` (the last stage unless given) for a clip of `frames` frames."""
-        return self._size(cut or self.last, (frames, 64, 64))[0]
+    def insert(self, point: str, module: nn.Module) -> None:
+        """Puts `module`, [B,C,T,h,w] -> the same shape, at `point`: whatever passes there goes through it from now on.
 
-    def grid(self, cut: str, size: tuple[int, int]) -> tuple[int, int]:
-        """(h, w) of the map at `cut` for frames of `size` = (H, W) pixels."""
-        return self._size(cut, (64, *size))[1:]
+        Its parameters join those of the backbone, in its state dict under "inserted." and the point with its dots as
+        underscores. Load weights before. ValueError for an unknown point, a point that has a module, a frozen copy.
+        """
+        if self.frozen:
+            raise ValueError(f"a frozen copy takes no module at {point}: insert it into the original, then freeze")
+        position, convolution = self._point(point)
+        if any(self._point(other) == (position, convolution) for other in self.inserted):
+            raise ValueError(f"{point} has a module already: a point takes one, so join the two in an nn.Sequential")
+        self.inserted.put(point, module)
+        if convolution is not None:
+            convolution.after = (self.inserted, point)
 
-    def _size(self, cut: str, size: Triple) -> Triple:
-        for _, module in self.units()[: self._position(cut)]:
+    def before(self, point: str) -> str | None:
+        """The last cut that is reached before a module at `point` runs; None where that is the input.
+
+        A cached map at this cut, from the backbone without modules, is the `start` that runs the module at `point` and all
+        that follows. For a point after a block that is the block itself.
+        """
+        position, convolution = self._point(point)
+        if convolution is None:
+            return point
+        return next((names[-1] for names, _ in reversed(self.units()[: position - 1]) if names), None)
+
+    def keep_above(self, cut: str) -> None:
+        """Frees the parameters of everything up to `cut`: from now on only a `start` at or after it can be run.
+
+        ValueError if a module was inserted into what would be freed.
+        """
+        position = self._position(cut)
+        for point in self.inserted:
+            at, convolution = self._point(point)
+            if at < position or (at == position and convolution is not None):
+                raise ValueError(f"a module at {point} runs before {cut}: keep what is above {self.before(point)}")
+        for _, unit in self.units()[:position]:
+            for module in unit.modules():
+                for name in dict([*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]):
+                    setattr(module, name, None)
+        self._above = position
+
+    def channels(self, point: str | None = None) -> int:
+        """Channels of the map at a cut or point (the last stage unless given)."""
+        position, convolution = self._point(point or self.last)
+        if convolution is not None:
+            return convolution.out_channels
+        return next(size for size in (_channels(module) for _, module in reversed(self.units()[:position])) if size)
+
+    def steps(self, frames: int, point: str | None = None) -> int:
+        """T, the time steps of the map at a cut or point (the last stage unless given) for a clip of `frames` frames."""
+        return self._size(point or self.last, (frames, 64, 64))[0]
+
+    def grid(self, point: str, size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) of the map at a cut or point for frames of `size` = (H, W) pixels."""
+        return self._size(point, (64, *size))[1:]
+
+    def _size(self, point: str, size: Triple) -> Triple:
+        position, convolution = self._point(point)
+        units = [module for _, module in self.units()[:position]]
+        if convolution is not None:
+            path = units.pop().path
+            units += path[: path.index(convolution) + 1]
+        for module in units:
             size = size_after(module, size)
         return size
 
@@ -147,8 +252,10 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor, upto: str | None = None, start: str | None = None) -> Tensor:
         """The map at `upto` (the last stage unless given), [B,C,T,h,w].
 
-        x: frames from `prepare`, or with `start` the map at that cut, of which only what comes after is run.
-        ValueError for an unknown cut, one that lies before `start`, or an x whose channels are not those at `start`.
+        x: frames from `prepare`, or with `start` the map at that cut, of which only what comes after is run. A module inserted
+        at a cut comes after it as far as `start` is concerned, which takes a map that was cached without it, and belongs to
+        the cut as far as the result is. ValueError for an unknown cut, one that lies before `start`, or an x whose channels
+        are not those at `start`.
         """
         upto = upto or self.last
         return self.maps(x, (upto,), start)[upto]
@@ -167,6 +274,10 @@ class Backbone(nn.Module):
         expected = self.channels(start) if start else 3
         if x.dim() != 5 or x.shape[1] != expected:
             raise ValueError(f"expected [B,{expected},T,h,w] at {start or 'the input'}, got {list(x.shape)}")
+        if first < self._above:
+            kept = self.units()[self._above - 1][0][-1]
+            raise ValueError(f"only what is above {kept} was kept: pass its map and start={kept}, or a later one")
+        after = {position: point for point in self.inserted for position, inside in [self._point(point)] if inside is None}
         parameter = next(self.parameters())
         x = x.to(parameter.device, parameter.dtype)
         found = {}
@@ -176,6 +287,8 @@ class Backbone(nn.Module):
             if position > first:
                 # Every convolution is fastest, and folding time into the batch free, when channels lie together in memory.
                 x = module(x.contiguous(memory_format=torch.channels_last_3d))
+            if position >= first and position in after:
+                x = self.inserted.run(after[position], x)
             found.update((cut, x) for cut, at in wanted.items() if at == position)
         return {cut: found[cut] for cut in wanted}
 

@@ -41,9 +41,9 @@ def freeze(backbone: Backbone, precision: str = "fp32", device: str | torch.devi
 def _fold(module: nn.Module) -> None:
     """Folds every batch norm that `module` registers right after a convolution into it: blocks list them in that order.
 
-    A convolution that something was put behind is no `Conv` any more, and then its batch norm stays.
+    Where something was put between the two (`Backbone.insert`, or a convolution that is no `Conv` any more) the norm stays.
     """
     for (name, layer), (norm_name, norm) in pairwise(list(module.named_children())):
-        if isinstance(layer, Conv) and isinstance(norm, nn.BatchNorm3d):
+        if isinstance(layer, Conv) and layer.after is None and isinstance(norm, nn.BatchNorm3d):
             setattr(module, name, fuse_conv_bn_eval(layer, norm))
             setattr(module, norm_name, nn.Identity())
