@@ -46,6 +46,7 @@ class Bottleneck(nn.Module):
         self.conv3 = conv(width, self.channels, (1, 1, 1))
         self.bn3 = nn.BatchNorm3d(self.channels)
         self.downsample = _downsample(channels_in, self.channels, stride)
+        self.enter = None  # a module [B,C,T,h,w] -> the same, on the way into conv1 and not on the shortcut
         self.non_local = None  # a module [B,C,T,h,w] -> the same, run after the block
 
     @property
@@ -53,7 +54,8 @@ class Bottleneck(nn.Module):
         return self.conv1, self.conv2, self.conv3
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = x if self.enter is None else self.enter(x)
+        y = F.relu(self.bn1(self.conv1(y)), inplace=True)
         y = F.relu(self.bn2(self.conv2(y)), inplace=True)
         y = self.bn3(self.conv3(y))
         y = F.relu(y.add_(x if self.downsample is None else self.downsample(x)), inplace=True)
@@ -73,13 +75,15 @@ class BasicBlock(nn.Module):
         self.conv2 = conv(width, width, (1, 3, 3))
         self.bn2 = nn.BatchNorm3d(width)
         self.downsample = _downsample(channels_in, width, stride)
+        self.enter = None  # as in `Bottleneck`
 
     @property
     def path(self) -> tuple[nn.Module, ...]:
         return self.conv1, self.conv2
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = x if self.enter is None else self.enter(x)
+        y = F.relu(self.bn1(self.conv1(y)), inplace=True)
         y = self.bn2(self.conv2(y))
         return F.relu(y.add_(x if self.downsample is None else self.downsample(x)), inplace=True)
 
