@@ -96,16 +96,16 @@ class ShardFile:
         offsets, size, packed = self.layout(group, field)
         if packed:
             return self._unpack(group, field, rows, outs)
-        opened, waiting = self._opened(), []
+        opened, views = self._opened(), []
         for offset, out in zip(offsets[rows].tolist(), outs, strict=True):
-            data = out.reshape(-1).view(np.uint8)
             if offset < 0:
                 out[...] = np.nan if out.dtype.kind == "f" else 0
-            elif not _read_at_once(opened.number, data, offset):
-                waiting.append((offset, data))
-        for offset, _ in waiting:  # what is not in memory: the disk works on all of it at the same time
-            os.posix_fadvise(opened.number, offset, size, os.POSIX_FADV_WILLNEED)
-        for offset, data in waiting:
+            else:
+                views.append((offset, out.reshape(-1).view(np.uint8)))
+        for offset, _ in views:  # so that the disk works on all of them at the same time
+            if not _in_memory(opened.number, offset + size - 1):
+                os.posix_fadvise(opened.number, offset, size, os.POSIX_FADV_WILLNEED)
+        for offset, data in views:
             if os.preadv(opened.number, [data], offset) != size:
                 raise Damaged(f"{self.path}: ends within {field} of {group}; run `vidgraph verify`")
 
@@ -150,10 +150,10 @@ class ShardFile:
         return [clip.decode() for clip in clips.tolist()], views.tolist(), ok
 
 
-def _read_at_once(number: int, data: np.ndarray, offset: int) -> bool:
-    """Reads if no disk has to be waited for; some file systems cannot tell, and refuse."""
+def _in_memory(number: int, offset: int) -> bool:
+    """Whether a byte of a file can be read without waiting for a disk; some file systems cannot tell, and refuse."""
     try:
-        return os.preadv(number, [data], offset, os.RWF_NOWAIT) == data.size
+        return os.preadv(number, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
     except OSError:
         return False
 

@@ -83,20 +83,9 @@ def test_maps_are_padded_with_zeros_to_the_widest_shard(shared):
 def test_what_the_disk_has_to_be_waited_for_reads_the_same(shared, monkeypatch):
     group = Cache(shared)["train"]
     warm = group.batch([8, 3, 8])
-    monkeypatch.setattr(pipeline.shardfile, "_read_at_once", lambda *_: False)
+    monkeypatch.setattr(pipeline.shardfile, "_in_memory", lambda *_: False)
     for name, values in group.batch([8, 3, 8]).items():
         np.testing.assert_array_equal(values, warm[name])
-
-
-def test_a_view_of_which_only_the_beginning_is_in_memory_is_read_whole(shared, monkeypatch):
-    whole, preadv = Cache(shared)["train"].view(7), os.preadv
-
-    def half_at_once(fd, buffers, offset, flags=0):
-        return preadv(fd, [buffers[0][: buffers[0].size // 2]] if flags else buffers, offset)
-
-    monkeypatch.setattr(os, "preadv", half_at_once)
-    for name, values in Cache(shared)["train"].view(7).items():
-        np.testing.assert_array_equal(values, whole[name])
 
 
 class Rows(Dataset):

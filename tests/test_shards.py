@@ -13,6 +13,7 @@ from small_cache import FIELDS, VIEWS, manifest_of, tensors_of, write_shard
 from pipeline import sealed, shards
 from pipeline.cache import create_cache
 from pipeline.sealed import Damaged, done_marker, fletcher32, read_json, write_json
+from pipeline.shardfile import ShardFile
 from pipeline.shards import COMPRESSIONS, GroupPlan, NotFinite, ShardWriter
 
 ATTRS = {"fingerprint": "f", "shard": 0}
@@ -69,6 +70,15 @@ def test_large_views_are_compressed_by_choice(tmp_path):
             writer.write("train", 0, {"pooled": np.ones((16, 512), np.float16)})
             sizes[compression] = writer.finish({})["bytes"]
     assert max(sizes["lzf"], sizes["zstd"]) < sizes["none"] / 2
+
+
+def test_large_views_start_on_a_page(tmp_path):
+    with ShardWriter(tmp_path / "00000.h5", one_field(shape=(16, 2049)), attrs=ATTRS) as writer:
+        for row in range(3):
+            writer.write("train", row, {"pooled": np.ones((16, 2049), np.float16)})
+        record = writer.finish({})
+    offsets = ShardFile(tmp_path / "00000.h5", record).layout("train", "pooled").offsets
+    assert not (offsets % 4096).any()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 720, 2047, 2048, 2049, 4096, 5000, 100_001])
