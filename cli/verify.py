@@ -25,7 +25,7 @@ def command(cache: Path, workers: int, as_json: bool) -> int:
     with ExitStack() as stack:
 
         def announce(total: int):
-            advance = stack.enter_context(progress("verify", round(total / 1e6), "MB"))
+            advance = stack.enter_context(progress("verify", round(total / 1e6), "MB", "found"))
             return lambda done, found: advance(round(done / 1e6), found)
 
         report = inspect(cache, workers, announce)
@@ -59,5 +59,6 @@ def _print_table(cache: Path, report) -> None:
     for finding in report.findings:
         click.echo(f"{finding.where}: {finding.what}; {finding.fix}")
     rate = sum(report.bytes.values()) / 1e6 / max(report.seconds, 1e-9)
-    ending = f"{len(report.findings):,} findings" if report.findings else "nothing wrong"
+    count = len(report.findings)
+    ending = f"{count:,} finding{'s' if count > 1 else ''}" if count else "nothing wrong"
     click.echo(f"{ending}; {report.seconds:,.1f} s, {rate:,.0f} MB/s")
