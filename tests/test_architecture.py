@@ -31,7 +31,7 @@ PIPELINE = {
     "cache": {"shards", "shardfile", "folder"},
     "graphs": {"cache", "folder", "shards", "pool"},
     "verify": {"cache", "folder", "shardfile", "shards", "pool"},
-    "digits": {"decode"},
+    "digits": {"decode", "pool"},
     "forward": {"backbones", "proposals", "roi", "config", "pixels", "decode"},
     "extract": {"forward", "config", "pixels", "pool", "decode", "sample", "shards", "cache", "folder", "proposals"},
     "repair": {"extract", "config", "cache"},

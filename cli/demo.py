@@ -1,0 +1,323 @@
+"""`vidgraph demo`: all stages on generated digit videos, on this machine, in minutes."""
+
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli._options import device_option, pick_device
+
+if TYPE_CHECKING:
+    from heads.train import Result
+    from pipeline.config import ExtractConfig
+    from pipeline.digits import Images
+
+RECIPES = ("demo_pool", "demo_roi_pool", "demo_mean_lstm", "demo_strg")
+BOXES = 6  # N: the four digits of a frame, and two to spare
+WIDTH = 64  # channels of the digit network
+VIEWS = 16  # per forward pass
+RPN_VIDEOS = 200  # training videos whose frames the RPN is fitted to
+STEPS = 6
+NEXT = """
+{minutes} min {seconds:.0f} s. Everything is in {out}:
+  videos/       mp4 files, manifest.csv, boxes.csv       digit_cnn.pt, digit_rpn.pt   the networks
+  cache/        features and graphs                      runs/                        checkpoints, logs, predictions
+  results.json  the table                                steps.json                   what each step took
+Try next:
+  vidgraph train demo_strg --cache {out}/cache --runs {out}/runs --name similarity --set head.form=similarity
+  vidgraph verify --cache {out}/cache
+  vidgraph manifest folder YOUR_VIDEOS --out mine.csv && vidgraph extract --manifest mine.csv --cache mine"""
+
+
+@dataclass
+class Steps:
+    """The demo's steps, what came out of each and how long it took, kept in `file` so that a rerun does none of them twice.
+
+    `done` also has the options of the demo, under "asked".
+    """
+
+    file: Path
+    done: dict[str, dict]
+    number: int = 0
+
+    def run(self, name: str, made: Path, work: Callable[[], dict]) -> dict:
+        """Does a step unless it is done and `made`, what it leaves on the disk, is there; returns what `work` returned."""
+        title = self.title(name)
+        if name in self.done and made.exists():
+            found = self.done[name]
+            click.echo(f"{title}: done before, in {found['seconds']:.1f} s: {made}")
+            return found
+        click.echo(f"{title} …")
+        begun = time.monotonic()
+        found = work()
+        self.done[name] = {**found, "seconds": round(time.monotonic() - begun, 1)}
+        self.save()
+        click.echo(f"    {self.done[name]['seconds']:.1f} s: {made}")
+        return self.done[name]
+
+    def title(self, name: str) -> str:
+        """The next step's heading."""
+        self.number += 1
+        return f"[{self.number}/{STEPS}] {name}"
+
+    def save(self) -> None:
+        """Keeps the record; a run killed in between repeats a step, which is harmless."""
+        part = self.file.with_suffix(".part")
+        part.write_text(json.dumps(self.done, indent=1) + "\n", encoding="utf-8")
+        part.replace(self.file)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The demo's options; two runs with other ones do not share a folder."""
+
+    task: str
+    train: int
+    val: int
+    test: int
+    seed: int
+    images: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One head's runs, one per seed."""
+
+    head: str
+    results: "list[Result]"
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Top-1 on the test videos, in percent."""
+        return [100 * result.metrics["test"]["top1"] for result in self.results]
+
+    @property
+    def accuracy(self) -> str:
+        """Mean and standard deviation over seeds."""
+        spread = f" ± {statistics.stdev(self.accuracies):.1f}" if len(self.results) > 1 else ""
+        return f"{statistics.mean(self.accuracies):.1f}{spread}"
+
+    @property
+    def seconds(self) -> float:
+        """Training time of one run, on average."""
+        return statistics.mean(result.seconds for result in self.results)
+
+
+@click.command("demo")
+@click.option("--out", default="demo", type=click.Path(file_okay=False, path_type=Path), help="Folder for everything.")
+@click.option("--task", default="meet", help="What the digits do: a task of pipeline/digits.py.")
+@click.option("--videos", default=2000, type=click.IntRange(min=1), help="Training videos.")
+@click.option("--val-videos", default=200, type=click.IntRange(min=1), help="Validation videos.")
+@click.option("--test-videos", default=600, type=click.IntRange(min=1), help="Test videos, of digits never trained on.")
+@click.option("--seeds", default=3, type=click.IntRange(min=1), help="Training runs per head.")
+@click.option("--seed", default=0, type=click.IntRange(min=0), help="Another seed: other videos, other weights.")
+@click.option(
+    "--images", default="sklearn", type=click.Choice(["sklearn", "mnist"]), help="Handwritten digits; mnist is downloaded once."
+)
+@click.option("--workers", type=click.IntRange(min=0), help="Processes that write videos.  [default: one per core]")
+@device_option
+def command(out, task, videos, val_videos, test_videos, seeds, seed, images, workers, device) -> int:
+    """Generate digit videos, train on them from end to end, and print how far each head gets.
+
+    Digits bounce about and one pair of them meets: which two? Pooled features see which digits are there; the graph of
+    overlapping boxes joins those that meet. A rerun continues where the last one stopped.
+    """
+    from pipeline.digits import TASKS, load_images
+    from pipeline.memory import keep_freed_memory
+
+    if task not in TASKS:
+        raise click.BadParameter(f"expected one of {', '.join(TASKS)}, got {task!r}", param_hint="--task")
+    keep_freed_memory()
+    begun = time.monotonic()
+    asked, device = Demo(task, videos, val_videos, test_videos, seed, images), pick_device(device)
+    steps = _open(out, asked)
+    found = load_images(images)
+    _videos(steps, out, asked, found, workers)
+    _cache(steps, out, _config(asked, *_networks(steps, out, asked, found)), device)
+    rows = _train(steps, out, seeds, device)
+    _report(out, asked, rows, time.monotonic() - begun)
+    return 0
+
+
+def _open(out: Path, asked: Demo) -> Steps:
+    """The record of the steps in OUT; ValueError if the demo that is there was another one."""
+    out.mkdir(parents=True, exist_ok=True)
+    file, mine = out / "steps.json", {"asked": asdict(asked)}
+    there = json.loads(file.read_text(encoding="utf-8")) if file.exists() else mine
+    if there["asked"] != mine["asked"]:
+        keys = [key for key, value in mine["asked"].items() if there["asked"].get(key) != value]
+        shown = "; ".join(f"{key} {there['asked'].get(key)!r} there, {mine['asked'][key]!r} asked for" for key in keys)
+        raise ValueError(f"{out}: holds another demo ({shown}); choose another --out, or delete it")
+    return Steps(file, there)
+
+
+def _videos(steps: Steps, out: Path, asked: Demo, images: "dict[str, Images]", workers: int | None) -> None:
+    from pipeline.digits import TASKS, write_dataset
+
+    splits = {"train": asked.train, "val": asked.val, "test": asked.test}
+
+    def work() -> dict:
+        write_dataset(out / "videos", TASKS[asked.task](), splits, asked.seed, workers, images)
+        return {}
+
+    steps.run(f"write {sum(splits.values()):,} videos of handwritten digits", out / "videos", work)
+
+
+def _networks(steps: Steps, out: Path, asked: Demo, images: "dict[str, Images]") -> tuple[Path, Path]:
+    """Pre-trains the digit network and fits the RPN; returns their weights."""
+    import numpy as np
+
+    from heads.pretrain import Pretraining, pretrain
+    from pipeline.digits import TASKS, videos
+    from pipeline.proposals import digit_rpn
+
+    task = TASKS[asked.task]()
+    backbone, rpn = out / "digit_cnn.pt", out / "digit_rpn.pt"
+
+    def train_backbone() -> dict:
+        how = Pretraining(width=WIDTH, tile=task.tile, canvas=task.canvas)
+        with digit_rpn.one_thread():
+            made = pretrain(backbone, images, how, asked.seed, say=lambda line: click.echo(f"    {line}"))
+        return {"accuracy": made.accuracy, "steps": made.steps}
+
+    def frames(split: str, count: int):
+        some = list(videos(task, images[split], asked.seed, split, range(count)))
+        return np.concatenate([one.frames for one in some]), np.concatenate([one.boxes for one in some])
+
+    def fit_rpn() -> dict:
+        digit_rpn.fit(rpn, *frames("train", RPN_VIDEOS), seed=asked.seed)
+        source = digit_rpn.build(str(rpn), task.canvas, BOXES)
+        found, per_digit = digit_rpn.recall(source, *frames("val", RPN_VIDEOS // 4))
+        click.echo(f"    finds {100 * found:.1f} % of unseen digits (IoU 0.5), with {per_digit:.2f} boxes per digit")
+        return {"recall": found, "boxes_per_digit": per_digit}
+
+    steps.run("pre-train digit_cnn on single digits", backbone, train_backbone)
+    steps.run("fit the small RPN", rpn, fit_rpn)
+    return backbone, rpn
+
+
+def _config(asked: Demo, backbone: Path, rpn: Path) -> "ExtractConfig":
+    """What stage one computes: every frame of a video, whole, and its boxes by the RPN."""
+    from pipeline.config import ExtractConfig
+    from pipeline.digits import TASKS
+    from pipeline.sample import Sampling
+
+    task = TASKS[asked.task]()
+    return ExtractConfig(
+        backbone="digit_cnn",
+        backbone_options={"width": WIDTH, "pixels": "unit"},
+        weights=str(backbone),
+        sampling=Sampling(frames=task.frames, sampling="linspace", size=task.canvas, train_crop="centre", flip=0.0),
+        proposals="digit_rpn",
+        proposal_options={"weights": str(rpn), "size": task.canvas, "num_boxes": BOXES},
+        seed=asked.seed,
+    )
+
+
+def _cache(steps: Steps, out: Path, config: "ExtractConfig", device: str) -> None:
+    """Stages one and two, as `vidgraph extract` and `vidgraph graphs` run them."""
+    from cli.extract import default_workers
+    from cli.extract import run as run_extract
+    from pipeline.extract import RunOptions
+    from pipeline.graphs import build_graphs
+    from pipeline.manifest import read_manifest
+
+    cache = out / "cache"
+
+    def extract() -> dict:
+        options = RunOptions(device=device, batch=VIEWS, workers=default_workers(device))
+        if code := run_extract(config, read_manifest(out / "videos" / "manifest.csv"), cache, options):
+            raise RuntimeError(f"{cache}: the demo's own videos failed to extract (exit code {code}); see above")
+        return {}
+
+    def graphs() -> dict:
+        build_graphs(cache, ("iou",), device=device)
+        return {}
+
+    steps.run("extract: decode, digit_cnn, RPN, RoIAlign", cache / "features", extract)
+    steps.run("graphs: which boxes overlap from frame to frame", cache / "graphs", graphs)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, as a worker process gets it."""
+
+    recipe: str
+    seed: int
+    folder: Path
+    cache: Path
+    device: str
+
+
+def train_one(run: Run) -> "Result":
+    """What a worker process does with a run."""
+    from heads.recipe import read_recipe
+    from heads.train import train
+    from pipeline.cache import Cache
+
+    return train(read_recipe(run.recipe), Cache(run.cache), run.folder, seed=run.seed, device=run.device, say=_quiet)
+
+
+def _quiet(line: str) -> None:
+    """The demo says one line per head; each run's own lines are in its log."""
+
+
+def _train(steps: Steps, out: Path, seeds: int, device: str) -> list[Row]:
+    """Trains every head with every seed: on a CPU one run per core, since heads this small gain nothing from a second one."""
+    from heads.recipe import read_recipe
+    from pipeline.pool import Pool
+
+    click.echo(f"{steps.title(f'train {len(RECIPES)} heads with {seeds} seeds each')} …")
+    todo = [
+        Run(name, seed, out / "runs" / f"{name}-seed{seed}", out / "cache", device) for name in RECIPES for seed in range(seeds)
+    ]
+    before = {run.folder for run in todo if (run.folder / "metrics.json").exists()}
+    workers = min(os.cpu_count() or 1, len(todo) - len(before)) if device == "cpu" else 0
+    rows = [Row(read_recipe(name).head.name, []) for name in RECIPES]
+    with Pool(train_one, workers if workers > 1 else 0) as pool:
+        for k, (_, result) in enumerate(pool.imap(todo, ahead=len(todo))):
+            if isinstance(result, Exception):
+                raise result
+            row = rows[k // seeds]
+            row.results.append(result)
+            if len(row.results) == seeds:
+                known = sum(one.folder in before for one in todo[k + 1 - seeds : k + 1])
+                again = f"; {known} of {seeds} runs were trained before" if known else ""
+                click.echo(f"    {row.head}: {row.accuracy} % of test videos right, {row.seconds:.1f} s a run{again}")
+    return rows
+
+
+def _report(out: Path, asked: Demo, rows: list[Row], seconds: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.digits import TASKS
+
+    task = TASKS[asked.task]()
+    seeds = len(rows[0].results)
+    title = f"{asked.task}: {asked.test:,} test videos" + (f", mean ± standard deviation over {seeds} seeds" * (seeds > 1))
+    table = Table(title=title, title_justify="left")
+    for name in ("head", "top-1 %", "parameters", "s per run"):
+        table.add_column(name, justify="left" if name == "head" else "right")
+    table.add_row("chance", f"{100 / len(task.labels):.1f}", "", "")
+    table.add_row("knowing only which digits are there", f"{100 * task.guess:.1f}", "", "")
+    for row in rows:
+        table.add_row(row.head, row.accuracy, f"{row.results[0].parameters:,}", f"{row.seconds:.1f}")
+    Console().print(table)
+    record = {
+        row.head: {
+            "top1": row.accuracies,
+            "parameters": row.results[0].parameters,
+            "seconds": [round(result.seconds, 1) for result in row.results],
+        }
+        for row in rows
+    }
+    (out / "results.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    click.echo(NEXT.format(out=out, minutes=math.floor(seconds / 60), seconds=seconds % 60))

@@ -1,0 +1,178 @@
+"""A region proposal network small enough to be fitted on a CPU in half a minute: torchvision's on four narrow convolutions.
+
+For videos whose objects have about one size, as generated digits have: every place has one square anchor, of the median size of
+the boxes that it was fitted to. `fit` writes the weights that `build` reads.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+
+from pipeline.boxes import iou
+from pipeline.proposals._rpn import PRECISIONS, file_sha256, in_batches, load_exactly, padded, place, read_state
+from pipeline.proposals.torchvision import best_of_level, clip_to, suppress
+
+STRIDE = 4  # pixels per cell of the map
+WIDTH = 16  # channels
+MEAN, STD = 0.0, 255.0  # of a pixel in 0..255: the network sees [0,1]
+
+
+class Net(nn.Module):
+    """Frames [B,3,H,W] in [0,1], sides a multiple of STRIDE -> objectness and box deltas of the anchor at every cell."""
+
+    def __init__(self):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width_in, width, stride in ((3, WIDTH // 2, 2), (WIDTH // 2, WIDTH, 2), (WIDTH, WIDTH, 1), (WIDTH, WIDTH, 1)):
+            layers += [nn.Conv2d(width_in, width, 3, stride, padding=1), nn.ReLU(inplace=True)]
+        self.body = nn.Sequential(*layers)
+        self.head = RPNHead(WIDTH, 1)
+        self.register_buffer("anchor", torch.tensor(0.0))  # side in pixels, stored with the weights
+
+    def anchors(self) -> AnchorGenerator:
+        return AnchorGenerator(((self.anchor.item(),),), ((1.0,),))
+
+
+class DigitRPN:
+    """Class-agnostic boxes of whole frames: the best N by objectness after suppression, those below `min_score` left out."""
+
+    in_view = False
+
+    def __init__(self, net: Net, size: int, num_boxes: int, min_score: float, nms: float, batch: int, sha256: str):
+        self.frame_size, self.num_boxes, self.weights_sha256 = size, num_boxes, sha256
+        self.min_score, self.nms, self.batch = min_score, nms, batch
+        self.net, self.anchors = net, net.anchors()
+        self.to("cpu", "fp32")
+
+    def to(self, device, precision: str = "fp32") -> "DigitRPN":
+        """Moves the network there, in place, and returns itself. ValueError for an unknown precision."""
+        place(self.net, device, precision)
+        self.dtype, self.device = PRECISIONS[precision], torch.device(device)
+        self.mean, self.std = (torch.full((3,), value, device=device) for value in (MEAN, STD))
+        return self
+
+    def propose(self, frames: Tensor, clip, info, numbers) -> tuple[np.ndarray, np.ndarray]:
+        """frames uint8 [K,H,W,3] RGB -> boxes [K,N,4] in [0,1] of the frame, scores [K,N]; -1 where there are fewer than N."""
+        with one_thread():
+            boxes, scores = in_batches(frames, self.batch, self.device, self.num_boxes, self._propose)
+        weak = scores < self.min_score
+        boxes[weak], scores[weak] = 0, -1
+        return boxes, scores
+
+    def _propose(self, frames: Tensor) -> list[tuple[Tensor, Tensor]]:
+        images = padded(frames, self.mean, self.std, STRIDE, self.dtype)
+        features = self.net.body(images)
+        logits, deltas = (part[0].float() for part in self.net.head([features]))  # [B,1,h,w], [B,4,h,w]
+        size = tuple(frames.shape[1:3])
+        anchors = self.anchors(ImageList(images[:1], [size]), [features])[0].float()
+        scores, boxes = best_of_level(logits.flatten(1), deltas.flatten(2).mT, anchors)
+        best = scores[:, : 8 * self.num_boxes], clip_to(boxes[:, : 8 * self.num_boxes], *size)
+        return suppress(best[1], best[0], torch.zeros(best[0].shape[1]), self.num_boxes, self.nms)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Arithmetic on one core: the maps are so small that handing halves of them to a second costs more than it saves, and
+    ten times more where that core is busy (3,400 against 200 to 400 frames a second, measured on a loaded machine)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def fit(
+    path: str | Path,
+    frames: np.ndarray,
+    boxes: np.ndarray,
+    steps: int = 300,
+    batch: int = 32,
+    lr: float = 3e-3,
+    seed: int = 0,
+    say: Callable[[str], None] | None = None,
+) -> Path:
+    """Fits the network and writes its weights to `path`, which it returns.
+
+    frames uint8 [M,H,W,3] RGB with boxes [M,n,4], xyxy in pixels: an area of 0 is no box. The same arguments give the same
+    weights on the same machine. ValueError for frames without boxes, or counts that differ.
+    """
+    if frames.ndim != 4 or boxes.shape[::2] != (len(frames), 4) or not len(frames):
+        raise ValueError(f"fit: expected frames [M,H,W,3] and boxes [M,n,4], got {list(frames.shape)} and {list(boxes.shape)}")
+    sides = boxes[..., 2:] - boxes[..., :2]
+    there = (sides > 0).all(-1)
+    if not there.any():
+        raise ValueError("fit: expected boxes with an area, got none")
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = Net()
+        net.anchor.fill_(float(np.median(np.sqrt(sides[there].prod(-1)))))
+        _descend(net, frames, boxes, there, steps, batch, lr, np.random.default_rng(seed), say)
+    torch.save(net.state_dict(), path)
+    return Path(path)
+
+
+def _descend(net, frames, boxes, there, steps, batch, lr, rng, say) -> None:
+    few = {"training": 1, "testing": 1}  # boxes that it would return while it learns: nobody reads them
+    rpn = RegionProposalNetwork(net.anchors(), net.head, 0.6, 0.3, 64, 0.5, few, few, 0.7)
+    net.to(memory_format=torch.channels_last).train()
+    mean, std = (torch.full((3,), value) for value in (MEAN, STD))
+    optimiser = torch.optim.AdamW(net.parameters(), lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.2)
+    for step in range(steps):
+        rows = rng.integers(len(frames), size=batch)
+        images = padded(torch.from_numpy(frames[rows]), mean, std, STRIDE, torch.float32)
+        targets = [{"boxes": torch.from_numpy(boxes[row][there[row]]).float()} for row in rows]
+        sizes = [frames.shape[1:3]] * batch
+        _, losses = rpn(ImageList(images, sizes), {"0": net.body(images)}, targets)
+        loss = losses["loss_objectness"] + losses["loss_rpn_box_reg"]
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        if say and (step + 1) % 100 == 0:
+            say(f"step {step + 1}/{steps}: loss {loss.item():.4f}")
+
+
+def recall(source, frames: np.ndarray, boxes: np.ndarray, threshold: float = 0.5) -> tuple[float, float]:
+    """Of the true boxes, the share that some box of `source` covers (IoU from `threshold`); and boxes proposed per true box.
+
+    frames uint8 [M,H,W,3]; boxes [M,n,4] xyxy in pixels, an area of 0 is no box.
+    """
+    found, scores = source.propose(torch.from_numpy(frames), None, None, ())
+    height, width = frames.shape[1:3]
+    overlap = iou(boxes / np.array([width, height, width, height]), np.where(scores[..., None] < 0, 0, found))
+    true = (boxes[..., 2:] > boxes[..., :2]).all(-1)
+    return float((overlap.max(-1) >= threshold)[true].mean()), float((scores >= 0).sum() / true.sum())
+
+
+def build(
+    weights: str,
+    size: int = 64,
+    num_boxes: int = 6,
+    min_score: float = 0.5,
+    nms: float = 0.5,
+    batch: int = 64,
+) -> DigitRPN:
+    """The source "digit_rpn".
+
+    weights: a file that `fit` wrote. size: short side in pixels of the frames it is given, that of those it was fitted on.
+    num_boxes: N. min_score: objectness in [0,1] below which a box is left out. nms: overlap (IoU) above which the weaker of
+    two boxes is left out. batch: frames per pass. ValueError for a bad value, or a file that `fit` did not write.
+    """
+    for name, value in (("size", size), ("num_boxes", num_boxes), ("batch", batch)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"proposals 'digit_rpn': {name}={value!r}; expected a whole number from 1")
+    for name, value in (("min_score", min_score), ("nms", nms)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"proposals 'digit_rpn': {name}={value!r}; expected a number from 0 to 1")
+    net = Net()
+    load_exactly(net, read_state(weights), weights)
+    return DigitRPN(net.eval().requires_grad_(False), size, num_boxes, min_score, nms, batch, file_sha256(weights))
