@@ -19,7 +19,9 @@ def make(target: str, **variables: object) -> subprocess.CompletedProcess:
     """`make target NAME=value …` in this environment; the set-up is taken as done (`-o`), since the tests are running in it."""
     given = [f"{name}={value}" for name, value in variables.items()]
     command = ["make", "-o", f"{VENV}/.ready", target, f"VENV={VENV}", *given]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
+    # `make test ARGS=…` hands its own variables down to every make below it.
+    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "ARGS")}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
 
 
 def test_help_lists_every_target():
