@@ -76,13 +76,14 @@ class TempConv(Operation):
         there = scene.valid.any(-1)[:, None, None, :, None].expand(B, T, N, T, 1)
         pick = pick.scatter_(-1, self.attention(x, scene)[..., None], there.to(x.dtype)).flatten(1, 2)  # [B,n,T,N]
         weights = self.conv.weight.permute(2, 1, 0).unbind()  # a tap [C,C] or [1,C]
-        values = (T + 2 * self.pad - self.taps + 1) * T * N * C
-        chunk = max(1, (_CPU_BYTES if x.device.type == "cpu" else _DEVICE_BYTES) // (x.element_size() * values))
+        positions = T + 2 * self.pad - self.taps + 1
+        budget = _CPU_BYTES if x.device.type == "cpu" else _DEVICE_BYTES
+        chunk = max(1, budget // (x.element_size() * positions * T * N * C))
         parts = [
-            activated(self.norm, self.convolved(x[s : s + chunk], pick[s : s + chunk], weights)).mean(1)
+            activated(self.norm, self.convolved(x[s : s + chunk], pick[s : s + chunk], weights)).sum(1)
             for s in range(0, B, chunk)
         ]
-        return torch.cat(parts).view_as(x)
+        return (torch.cat(parts) / positions).view_as(x)  # not mean(1), whose gradient would be written out for every position
 
     def convolved(self, x: Tensor, pick: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
         """x [b,T,N,C], pick [b,n,T,N], one weight per tap -> [b,P,n,C], P positions: sum_k pick_(p+k) (x_(p+k) W_k) + bias."""
@@ -91,9 +92,10 @@ class TempConv(Operation):
         if self.pad:
             tapped = [F.pad(t, (0, 0, 0, 0, self.pad, self.pad)) for t in tapped]
             pick = F.pad(pick, (0, 0, self.pad, self.pad))
-        tapped = torch.stack([t[:, k : k + positions] for k, t in enumerate(tapped)], 2).flatten(2, 3)  # [b,P,taps N,C]
+        bias = self.conv.bias.to(tapped[0].dtype).expand(len(x), positions, 1, -1)  # one more node, which everybody picks
+        tapped = torch.cat([*(t[:, k : k + positions] for k, t in enumerate(tapped)), bias], 2)  # [b,P,taps N + 1,C]
         windows = pick.flatten(2).unfold(2, self.taps * N, N).transpose(1, 2)  # [b,P,n,taps N]
-        return windows @ tapped + self.conv.bias
+        return F.pad(windows, (0, 1), value=1.0) @ tapped
 
 
 class NodeAtt(Operation):

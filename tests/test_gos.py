@@ -104,7 +104,9 @@ def test_multiplications_are_our_count():
     products = {
         "feat_aggr": 3 * 2 * n * n * C,
         "diff_prop": 2 * n * n * C,
-        "temp_conv": n * C + n * n * C + positions * n * taps * boxes * C,  # mean, nearest nodes, taps by the one-hot matrix
+        "temp_conv": n * C
+        + n * n * C
+        + positions * n * (taps * boxes + 1) * C,  # mean, nearest nodes, taps by the one-hot matrix
         "back_incor": 2 * n * G * C,
         "node_att": 3 * 2 * n * C,
     }
