@@ -3,13 +3,17 @@
 bare    the same frozen networks on pixels that lie in memory: no video, no disk, no processes. Ours/bare is what decoding,
         moving and writing cost.
 eager   one video at a time: decord in the same process, resize with torch, the plain network in fp32, one .npy per clip.
-        The network is pytorchvideo's I3D-R50 where that package is installed, else our own before it is frozen.
+        The network is pytorchvideo's I3D-R50 where that package is installed, else our own before it is frozen. It runs in a
+        process of its own, since ours changes how this one keeps memory, from which eager would gain too.
 
-Both are run in this process, in turn with ours, on the same generated videos; ratios are of the medians of the rounds. What is
-timed is the steady state: loading the networks and starting the workers, once per run, is shown apart.
+Both are run in turn with ours, on the same generated videos; ratios are of the medians of the rounds. What is
+timed of ours is the steady state, the second of two shards: loading the networks and starting the workers, once per run, is
+shown apart.
 """
 
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -26,7 +30,7 @@ from pipeline.config import ExtractConfig
 from pipeline.decode import write_video
 from pipeline.extract import RunOptions, extract
 from pipeline.forward import Models
-from pipeline.manifest import read_manifest, write_manifest
+from pipeline.manifest import Clip, read_manifest, write_manifest
 from pipeline.memory import keep_freed_memory
 from pipeline.pixels import DecodeViews, Opening
 from pipeline.sample import Sampling
@@ -46,30 +50,37 @@ def make_videos(folder: Path, count: int) -> Path:
     return folder / "manifest.csv"
 
 
+def half(manifest_path: Path) -> tuple[Clip, ...]:
+    """As many clips as the shard of ours that is timed."""
+    clips = read_manifest(manifest_path).clips
+    return clips[: len(clips) // 2]
+
+
 def bare(config: ExtractConfig, manifest_path: Path, batch: int) -> float:
     """Seconds per clip of the networks alone."""
-    models, manifest = Models(config), read_manifest(manifest_path)
-    opening = Opening(manifest.root)
-    pixels = [DecodeViews(clip, opening, SAMPLING, 0, models.steps, models.frame_size).run() for clip in manifest.clips]
-    models.tensors(pixels[0].pixels[0][None], *(part[None] for part in models.boxes(manifest.clips[0], pixels[0])[0][::2]))
+    models, clips = Models(config), half(manifest_path)
+    opening = Opening(manifest_path.parent)
+    pixels = [DecodeViews(clip, opening, SAMPLING, 0, models.steps, models.frame_size).run() for clip in clips]
+    models.tensors(pixels[0].pixels[0][None], *(part[None] for part in models.boxes(clips[0], pixels[0])[0][::2]))
     begun = time.perf_counter()
     for start in range(0, len(pixels), batch):
         some = range(start, min(start + batch, len(pixels)))
-        boxes = [models.boxes(manifest.clips[k], pixels[k])[0] for k in some]
+        boxes = [models.boxes(clips[k], pixels[k])[0] for k in some]
         frames = np.stack([pixels[k].pixels[0] for k in some])
         models.tensors(frames, np.stack([b[0] for b in boxes]), np.stack([b[2] for b in boxes]))
     return (time.perf_counter() - begun) / len(pixels)
 
 
 def ours(config: ExtractConfig, manifest_path: Path, batch: int) -> tuple[float, float]:
-    """Seconds per clip of an extraction, and the seconds before the first clip was under way."""
+    """Seconds per clip of an extraction's second shard, and what the run took beyond that for each of its clips."""
+    manifest = read_manifest(manifest_path)
+    clips = len(manifest.clips) // 2
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
-        extract(config, read_manifest(manifest_path), folder, RunOptions(workers=1, batch=batch))
+        extract(config, manifest, folder, RunOptions(workers=1, batch=batch, shard_size=clips))
         total = time.perf_counter() - begun
-        records = Cache(folder).records["features"].values()
-        wall = sum(record["seconds"]["wall"] for record in records)
-        return wall / sum(record["clips"] for record in records), total - wall
+        steady = Cache(folder).records["features"][1]["seconds"]["wall"] / clips
+        return steady, total - steady * 2 * clips
 
 
 def eager_network() -> tuple[torch.nn.Module, str]:
@@ -83,47 +94,62 @@ def eager_network() -> tuple[torch.nn.Module, str]:
     return network, "pytorchvideo i3d_r50"
 
 
+def eager(manifest_path: Path) -> tuple[float, str]:
+    """Seconds per clip, one video at a time, in a new process; and which network."""
+    done = subprocess.run([sys.executable, __file__, "--eager", str(manifest_path)], capture_output=True, text=True, check=True)
+    seconds, name = done.stdout.splitlines()[-1].split(maxsplit=1)
+    return float(seconds), name
+
+
 @torch.inference_mode()
-def eager(network: torch.nn.Module, manifest_path: Path) -> float:
-    """Seconds per clip, one video at a time."""
-    manifest = read_manifest(manifest_path)
+def run_eager(network: torch.nn.Module, manifest_path: Path) -> float:
+    """What that process does."""
+    clips = half(manifest_path)
+    network(torch.zeros(1, 3, 32, 224, 224))
     mean, std = (torch.tensor(v)[:, None, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
-        for clip in manifest.clips:
+        for clip in clips:
             reader = decord.VideoReader(str(clip.path))
             frames = torch.from_numpy(reader.get_batch(np.linspace(0, len(reader) - 1, 32).astype(int)).asnumpy())
             x = frames.permute(0, 3, 1, 2).float() / 255
             x = torch.nn.functional.interpolate(x, size=(224, 299), mode="bilinear")[..., 37:261]
             y = network(((x.transpose(0, 1) - mean) / std)[None])
             np.save(f"{folder}/{clip.clip}.npy", y.mean((-2, -1))[0].numpy())
-        return (time.perf_counter() - begun) / len(manifest.clips)
+        return (time.perf_counter() - begun) / len(clips)
 
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--clips", type=int, default=6, help="generated videos per run (default 6)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of every row, in turn (default 3)")
+    parser.add_argument("--clips", type=int, default=4, help="generated videos per row and round (default 4)")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of every row, in turn (default 2)")
     parser.add_argument("--batch", type=int, default=2, help="views per forward pass (default 2)")
     parser.add_argument("--proposal-size", type=int, default=240, help="short side for the RPN, pixels (default 240)")
+    parser.add_argument("--no-boxes", action="store_true", help="leave out the rows with boxes, which take most of the time")
+    parser.add_argument("--eager", type=Path, metavar="MANIFEST", help="only time the eager network on these videos")
     given = parser.parse_args()
+    if given.eager:
+        network, name = eager_network()
+        print(run_eager(network, given.eager), name)
+        return
     keep_freed_memory()
     pooled = ExtractConfig(sampling=SAMPLING, keep=("pooled",), backbone_options={"temporal": "alternating"})
     options = {"weights": "none", "size": given.proposal_size}
     nodes = replace(pooled, keep=("pooled", "nodes", "boxes"), proposal_options=options)
-    network, name = eager_network()
+    kinds = (("pooled", pooled),) if given.no_boxes else (("pooled", pooled), ("pooled, nodes, boxes", nodes))
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        manifest = make_videos(Path(folder), given.clips)
+        manifest = make_videos(Path(folder), 2 * given.clips)
         for _ in range(given.rounds):
             for precision in ("fp32", "bf16"):
-                for what, config in (("pooled", pooled), ("pooled, nodes, boxes", nodes)):
+                for what, config in kinds:
                     config = replace(config, precision=precision)
                     per_clip, start = ours(config, manifest, given.batch)
                     seconds.setdefault(f"ours {precision}: {what}", []).append(per_clip)
                     seconds.setdefault("start-up of a run (once)", []).append(start)
                     seconds.setdefault(f"bare {precision}: {what}", []).append(bare(config, manifest, given.batch))
-            seconds.setdefault("eager", []).append(eager(network, manifest))
+            per_clip, name = eager(manifest)
+            seconds.setdefault("eager", []).append(per_clip)
     middle = {key: statistics.median(values) for key, values in seconds.items()}
     rows = []
     for key, value in middle.items():
