@@ -1,0 +1,119 @@
+"""The graph of DyReg-GNN: Duta, Nicolicioiu and Leordeanu, Discovering Dynamic Salient Regions for Spatio-Temporal Graph
+Neural Networks, NeurIPS 2021, sec. 3.2 (a recurrent space-time graph, RSTG, without positions).
+
+    nodes v_{i,t} [B,T,N,C], N = 9; no edges between frames: time is left to GRUs, each shared by all nodes, from a zero state
+    p_ij = softmax_j( (W_q v_i + b_q) . (W_k v_j + b_k) )          [B,T,N,N]     over all j, i itself included, not scaled
+
+    variant "paper", K = 3 times                                                  eq. (8), (9)
+        v_i <- sum_j p_ij MLP([v_j ; v_i])                         [B,T,N,C]     MLP: 2C -> C -> C, ReLU after both
+        v_{i,1..T} <- GRU(v_{i,1..T})
+    variant "released", after v <- LN_(N,C)(v), K = 3 times
+        v_{i,1..T} <- GRU(v_{i,1..T})
+        m_ij = LN_(N,N,C)( ReLU(W (v_i + v_j) + b) )               [B,T,N,N,C]   symmetric in i, j
+        v_i <- LN_(N,C)( v_i + ReLU(sum_j p_ij m_ij + beta) )                    beta = 0 at first
+      and v_{i,1..T} <- GRU'(v_{i,1..T}) with weights of its own at the end
+
+Output [B,T,N,C]. The K iterations share all weights. Parameters: paper 11 C^2 + 10 C (3 C^2 + 2 C of the MLP), released
+15 C^2 + 22 C.
+
+Differs from the paper: the first linear layer of a message is applied to the N nodes, not to the N^2 pairs, and its results
+are added pair by pair, which is the same and takes 1/N of the products.
+Not stated in the paper, and chosen: two layers in the MLP, weights shared by the iterations, no norms in variant "paper".
+"""
+
+import torch
+from torch import Tensor, nn
+
+from heads.joint_norm import JointNorm
+
+ITERATIONS = 3  # K
+VARIANTS = ("paper", "released")
+
+
+class OverTime(nn.GRU):
+    """A GRU along T of [B,T,N,C], the nodes of a batch in parallel, from a zero state; output t sees inputs up to t."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, N, C = x.shape
+        y, _ = super().forward(x.transpose(1, 2).reshape(B * N, T, C))
+        return y.view(B, N, T, C).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """p [..,N,N] from nodes [..,N,C]; rows sum to 1."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.query = nn.Linear(channels, channels)
+        self.key = nn.Linear(channels, channels)
+
+    def forward(self, v: Tensor) -> Tensor:
+        return (self.query(v) @ self.key(v).mT).softmax(-1)
+
+
+class ConcatMessages(nn.Module):
+    """m_ij = MLP([v_j ; v_i]), eq. (8): nodes [..,N,C] -> [..,N,N,C]."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.sender = nn.Linear(channels, channels, bias=False)
+        self.receiver = nn.Linear(channels, channels)
+        self.second = nn.Linear(channels, channels)
+
+    def forward(self, v: Tensor) -> Tensor:
+        pairs = self.receiver(v)[..., :, None, :] + self.sender(v)[..., None, :, :]  # one layer on [v_j ; v_i]
+        return self.second(pairs.relu()).relu()
+
+
+class SumMessages(nn.Module):
+    """m_ij = LN(ReLU(W (v_i + v_j) + b)) over (N,N,C), the release's: nodes [..,N,C] -> [..,N,N,C]."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.linear = nn.Linear(channels, channels)
+        self.norm = JointNorm(channels, axes=3)
+
+    def forward(self, v: Tensor) -> Tensor:
+        u = self.linear(v) - self.linear.bias / 2  # W v + b/2: two of them add up to W (v_i + v_j) + b
+        return self.norm((u[..., :, None, :] + u[..., None, :, :]).relu())
+
+
+class PaperGraph(nn.Module):
+    """Variant "paper"; see the top of this file. Nodes [B,T,N,C] -> [B,T,N,C]."""
+
+    def __init__(self, channels: int, iterations: int = ITERATIONS):
+        super().__init__()
+        self.iterations = iterations
+        self.attention, self.messages = Attention(channels), ConcatMessages(channels)
+        self.time = OverTime(channels)
+
+    def forward(self, v: Tensor) -> Tensor:
+        for _ in range(self.iterations):
+            v = torch.einsum("...ij,...ijc->...ic", self.attention(v), self.messages(v))
+            v = self.time(v)
+        return v
+
+
+class ReleasedGraph(nn.Module):
+    """Variant "released"; see the top of this file. Nodes [B,T,N,C] -> [B,T,N,C]."""
+
+    def __init__(self, channels: int, iterations: int = ITERATIONS):
+        super().__init__()
+        self.iterations = iterations
+        self.norm_in = JointNorm(channels, axes=2)
+        self.time = OverTime(channels)
+        self.attention, self.messages = Attention(channels), SumMessages(channels)
+        self.beta = nn.Parameter(torch.zeros(channels))
+        self.norm = JointNorm(channels, axes=2)
+        self.time_out = OverTime(channels)
+
+    def forward(self, v: Tensor) -> Tensor:
+        v = self.norm_in(v)
+        for _ in range(self.iterations):
+            v = self.time(v)
+            gathered = torch.einsum("...ij,...ijc->...ic", self.attention(v), self.messages(v))
+            v = self.norm(v + (gathered + self.beta).relu())
+        return self.time_out(v)
