@@ -11,16 +11,26 @@ from heads.batch import Clips, Dims, HeadOutput, MissingFields, clips_of
 from heads.zoo import build_head, head_names, head_options
 from pipeline.tensors import field_of
 
-DIMS = Dims(T=4, N=3, C=8, maps={"res5": (8, 5, 5)})
+DIMS = Dims(T=4, N=3, C=8, maps={"res5": (8, 5, 5), "res4.0": (32, 5, 5)})
 CLASSES = 6
 B = 3
 
+# Heads whose own channels do not follow the input's are narrow here: weights of 0.3 in 512 channels make any rounding large.
+NARROW = {"rstg": {"width": 8}, "rstg_map": {"width": 8}, "conv_lstm": {"width": 8, "hidden": 8}}
+INSIDE = {"backbone": "resnet18", "backbone_options": {"width": 8}, "at": "res4.0"}
+# What is tested: every head by its name, and heads that live inside a backbone there too.
+CASES = {name: (name, NARROW.get(name, {})) for name in head_names()} | {
+    f"{name} inside a backbone": (name, NARROW.get(name, {}) | INSIDE) for name in ("rstg_map",)
+}
+
 heads = pytest.mark.parametrize("name", head_names())
+cases = pytest.mark.parametrize("case", CASES)
 
 
-def make(name: str, seed: int = 0, **options):
+def make(case: str, seed: int = 0):
     """The head with every weight drawn anew: a layer that starts at zero would hide what flows through it."""
     torch.manual_seed(seed)
+    name, options = CASES[case]
     head = build_head(name, DIMS, CLASSES, **options).eval()
     with torch.no_grad():
         for parameter in head.parameters():
@@ -43,7 +53,7 @@ def some_clips(size: int = B, T: int = DIMS.T, seed: int = 1) -> Clips:
             "valid": valid,
             "nodes": torch.randn(size, T, N, C, generator=g) * valid[..., None],
             "pooled": torch.randn(size, T, C, generator=g),
-            "res5": torch.randn(size, T, C, 5, 5, generator=g),
+            **{cut: torch.randn(size, T, *shape, generator=g) for cut, shape in DIMS.maps.items()},
             "grid": torch.full((size, 2), 5),
             "nearest": torch.randint(0, N, (size, T, N, T), generator=g),
             "similar": torch.randint(0, T * N, (size, T, N, 3), generator=g),
@@ -52,22 +62,31 @@ def some_clips(size: int = B, T: int = DIMS.T, seed: int = 1) -> Clips:
     )
 
 
+def wider(clips: Clips) -> Clips:
+    """The same views with maps of one row and two columns more."""
+    tensors = clips.tensors()
+    for cut in clips.maps:
+        tensors[cut] = torch.cat([tensors[cut], tensors[cut][..., :2]], -1)
+        tensors[cut] = torch.cat([tensors[cut], tensors[cut][..., :1, :]], -2)
+    return clips_of(tensors | {"grid": clips.grid + torch.tensor([1, 2])})
+
+
 def part_of(clips: Clips, rows: slice) -> Clips:
     return clips_of({name: tensor[rows] for name, tensor in clips.tensors().items()})
 
 
-@heads
-def test_logits_have_one_column_per_class_and_maps_only_when_asked(name):
-    out = make(name)(some_clips())
+@cases
+def test_logits_have_one_column_per_class_and_maps_only_when_asked(case):
+    out = make(case)(some_clips())
     assert isinstance(out, HeadOutput)
     assert out.logits.shape == (B, CLASSES)
     assert out.maps == {}
-    assert make(name)(some_clips(), want_maps=True).logits.equal(out.logits)
+    assert make(case)(some_clips(), want_maps=True).logits.equal(out.logits)
 
 
-@heads
-def test_needs_are_fields_and_all_that_is_read(name):
-    head = make(name)
+@cases
+def test_needs_are_fields_and_all_that_is_read(case):
+    head = make(case)
     for field in (*head.needs, *head.uses):
         field_of(field)
     clips = some_clips()
@@ -78,18 +97,18 @@ def test_needs_are_fields_and_all_that_is_read(name):
             head(least.without(field))
 
 
-@heads
-def test_a_view_alone_gives_what_it_gives_in_a_batch(name):
-    head, clips = make(name), some_clips()
+@cases
+def test_a_view_alone_gives_what_it_gives_in_a_batch(case):
+    head, clips = make(case), some_clips()
     together = head(clips).logits
     for k in range(B):
         torch.testing.assert_close(head(part_of(clips, slice(k, k + 1))).logits, together[k : k + 1], rtol=1e-4, atol=1e-5)
 
 
-@heads
-def test_padded_nodes_never_change_logits(name):
+@cases
+def test_padded_nodes_never_change_logits(case):
     """Whatever lies in the rows that `valid` rules out."""
-    head, clips = make(name), some_clips()
+    head, clips = make(case), some_clips()
     before = head(clips).logits
     padded = ~clips.valid
     clips.nodes[padded] = 1e3
@@ -98,9 +117,9 @@ def test_padded_nodes_never_change_logits(name):
     torch.testing.assert_close(head(clips).logits, before)
 
 
-@heads
-def test_more_padding_never_changes_logits(name):
-    head, clips = make(name), some_clips()
+@cases
+def test_more_padding_never_changes_logits(case):
+    head, clips = make(case), some_clips()
     before = head(clips).logits
     wide = {n: t for n, t in clips.tensors().items() if n not in ("nearest", "similar", "similarity")}
     for field in ("boxes", "scores", "valid", "nodes"):
@@ -108,9 +127,9 @@ def test_more_padding_never_changes_logits(name):
     torch.testing.assert_close(head(clips_of(wide)).logits, before, rtol=1e-4, atol=1e-5)
 
 
-@heads
-def test_a_frame_and_a_view_without_boxes_give_finite_logits_and_gradients(name):
-    head, clips = make(name), some_clips()
+@cases
+def test_a_frame_and_a_view_without_boxes_give_finite_logits_and_gradients(case):
+    head, clips = make(case), some_clips()
     clips.valid[0, 1] = False
     clips.valid[1] = False
     clips.nodes[~clips.valid] = 0
@@ -121,26 +140,44 @@ def test_a_frame_and_a_view_without_boxes_give_finite_logits_and_gradients(name)
     assert all(torch.isfinite(p.grad).all() for p in head.parameters() if p.grad is not None)
 
 
-@heads
-def test_one_step_is_enough(name):
-    assert torch.isfinite(make(name)(some_clips(T=1)).logits).all()
+@cases
+def test_one_step_is_enough(case):
+    assert torch.isfinite(make(case)(some_clips(T=1)).logits).all()
 
 
-@heads
-def test_bfloat16_arithmetic_stays_close(name):
-    head, clips = make(name), some_clips()
+@cases
+@pytest.mark.parametrize("change", ["steps", "grid"])
+def test_another_step_count_or_grid_works_or_is_refused_in_words(case, change):
+    """Views of two more steps than the head was built for, or of a wider map (a larger test crop)."""
+    head = make(case)
+    clips = some_clips(T=DIMS.T + 2) if change == "steps" else wider(some_clips())
+    refusal = None
+    try:
+        logits = head(clips).logits
+    except ValueError as error:
+        refusal = str(error)
+    if refusal is None:
+        assert logits.shape == (B, CLASSES)
+        assert torch.isfinite(logits).all()
+    else:
+        assert re.search(r"\d", refusal), "it says which sizes were expected and came"
+
+
+@cases
+def test_bfloat16_arithmetic_stays_close(case):
+    head, clips = make(case), some_clips()
     with torch.autocast("cpu", torch.bfloat16):
         rough = head(clips).logits.float()
     exact = head(clips).logits
     assert (rough - exact).abs().max() < 0.1 * exact.abs().max()
 
 
-@heads
-def test_saved_weights_give_the_same_logits(name):
-    head, file = make(name), io.BytesIO()
+@cases
+def test_saved_weights_give_the_same_logits(case):
+    head, file = make(case), io.BytesIO()
     torch.save(head.state_dict(), file)
     file.seek(0)
-    other = make(name, seed=5)
+    other = make(case, seed=5)
     other.load_state_dict(torch.load(file, weights_only=True))
     assert other(some_clips()).logits.equal(head(some_clips()).logits)
 

@@ -1,0 +1,57 @@
+"""The upper part of a backbone inside a head: a map from the cache goes in at a cut, and what comes after the cut is learned.
+
+Whoever extracts the cache runs the lower part, frozen; a head that puts modules into the backbone continues from there.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from heads.batch import Dims
+from pipeline.backbones import Backbone, build_backbone
+
+
+def points_of(at: str) -> tuple[str, ...]:
+    """Points of a backbone from one string with commas between them."""
+    return tuple(point.strip() for point in at.split(",") if point.strip())
+
+
+def upper(head: str, dims: Dims, backbone: str, options: dict, weights: str, points: tuple[str, ...]) -> tuple[str, Backbone]:
+    """(cut, backbone): the whole backbone for modules at `points`, and the last cut that no module comes before.
+
+    Insert the modules, then call `keep_above(cut)`. ValueError for a point without a cut before it, and for a cached map whose
+    channels are not those of this backbone; MissingFields where the cut is not in `dims`.
+    """
+    network = build_backbone(backbone, weights, **options)
+    cuts = [network.before(point) for point in points]
+    if None in cuts:
+        raise ValueError(f"head {head}: no cut of {backbone} lies before {points[cuts.index(None)]}: choose a later point")
+    cut = min(cuts, key=network.cuts().index)
+    dims.require(head, cut)
+    if dims.maps[cut][0] != network.channels(cut):
+        raise ValueError(
+            f"head {head}: the cached {cut} has {dims.maps[cut][0]} channels, that of {backbone} {network.channels(cut)}; pass "
+            "the backbone and backbone_options of the extraction"
+        )
+    return cut, network
+
+
+def unpadded(head: str, fmap: Tensor, grid: Tensor | None) -> Tensor:
+    """fmap [B,T,C,h,w] without its padding; grid [B,2] or None. ValueError where views of one batch have different grids:
+    a convolution would see the padding."""
+    if grid is None:
+        return fmap
+    sizes = torch.unique(grid, dim=0)
+    if len(sizes) > 1:
+        raise ValueError(
+            f"head {head} runs a network on maps of one size, got {len(sizes)} sizes in a batch; evaluate with batches of 1, "
+            "or extract test views of one square size"
+        )
+    h, w = sizes[0].tolist()
+    return fmap[..., :h, :w]
+
+
+def norms_in_evaluation(network: nn.Module) -> None:
+    """Every batch norm of `network` uses its running statistics from now on, until `train()` is called."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()

@@ -1,0 +1,69 @@
+"""Conv + LSTM: RSTG's baseline that sees where things are (NeurIPS 2019, Table 1, "Conv+LSTM").
+
+    y_t = ReLU(conv(ReLU(conv(x_t))))       [B,T,width,h-4,w-4]   two 3x3 convolutions without padding on the map at `cut`
+    h_t = LSTM(flatten(y_t), h_{t-1}),  logits = W drop(h_T) + b  [B,K]
+
+Differs from the paper: the convolutional network below is frozen. Not stated in the paper: the number of convolutions and
+their width (512, the paper's node width), the LSTM's width (512) and depth (1).
+"""
+
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import nn
+
+from heads.batch import Clips, Dims, HeadOutput
+from heads.variants import at_least
+
+
+class ConvLSTM(nn.Module):
+    uses = ()
+
+    def __init__(
+        self, cut: str, size: tuple[int, int, int], num_classes: int, width: int, convs: int, hidden: int, dropout: float
+    ):
+        super().__init__()
+        channels, h, w = size
+        self.cut, self.grid = cut, (h, w)
+        sizes = [channels] + [width] * convs
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3) for a, b in pairwise(sizes))
+        self.lstm = nn.LSTM(sizes[-1] * (h - 2 * convs) * (w - 2 * convs), hidden, batch_first=True)
+        self.drop = nn.Dropout(dropout)
+        self.fc = nn.Linear(hidden, num_classes)
+        self.needs = (cut,)
+
+    def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
+        """The map at `cut` [B,T,C,h,w] -> logits [B,K] from the last step's state; no maps. ValueError for another grid."""
+        fmap = clips.get(self.cut)
+        if tuple(fmap.shape[-2:]) != self.grid:
+            raise ValueError(
+                f"head conv_lstm reads a {self.grid[0]} x {self.grid[1]} map of {self.cut}, got {fmap.shape[-2]} x "
+                f"{fmap.shape[-1]}; extract test views of the training views' size (one square crop)"
+            )
+        y = fmap.flatten(0, 1)
+        for conv in self.convs:
+            y = F.relu(conv(y))
+        states, _ = self.lstm(y.flatten(1).unflatten(0, fmap.shape[:2]))  # [B,T,hidden]
+        return HeadOutput(self.fc(self.drop(states[:, -1])))
+
+
+def build(
+    dims: Dims,
+    num_classes: int,
+    *,
+    cut: str = "res5",
+    width: int = 512,
+    convs: int = 2,
+    hidden: int = 512,
+    dropout: float = 0.0,
+) -> ConvLSTM:
+    """`convs` convolutions to `width` channels on the map at `cut`, an LSTM of `hidden` units, `dropout` on its last state.
+
+    ValueError for a map with fewer than 2 convs + 1 cells a side.
+    """
+    at_least("conv_lstm", 1, width=width, convs=convs, hidden=hidden)
+    dims.require("conv_lstm", cut)
+    _, h, w = dims.maps[cut]
+    if min(h, w) <= 2 * convs:
+        raise ValueError(f"head conv_lstm: {convs} convolutions need {2 * convs + 1} cells a side, {cut} has {h} x {w}")
+    return ConvLSTM(cut, dims.maps[cut], num_classes, width, convs, hidden, dropout)
