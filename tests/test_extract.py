@@ -161,6 +161,16 @@ def test_cached_tensors_equal_a_live_forward(world, undisturbed):
         np.testing.assert_allclose(view["pooled"], live.mean((-2, -1)).T, rtol=1e-5, atol=1e-5)
 
 
+def test_a_cached_map_finishes_the_network(world, undisturbed):
+    train, backbone = Cache(undisturbed)["train"], Models(config_of(world)).backbone
+    rows = np.flatnonzero(train.ok)
+    cached = train.batch(rows, ("conv2", "pooled"))
+    with torch.inference_mode():
+        finished = backbone(torch.from_numpy(cached["conv2"]).movedim(2, 1), start="conv2")  # [R,C,T,h,w]
+    pooled = finished.mean((-2, -1)).movedim(1, 2)
+    np.testing.assert_allclose(pooled, cached["pooled"], rtol=1e-5, atol=1e-5)
+
+
 def test_a_box_is_followed_by_its_node_through_crop_and_flip(world, tmp_path):
     """With weights that average brightness, a node inside the rectangle is bright and the rest of the view is dark."""
     config = config_of(world)
