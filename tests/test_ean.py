@@ -1,0 +1,652 @@
+"""EAN against its equations and the sizes that the paper reports: trunk, Event Adaptive Blocks, motion code, transformer."""
+
+from functools import cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_backbone import frames, lively, relative, tiny
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from heads.batch import Clips, Dims
+from heads.layers import masked_mean
+from heads.zoo import build_head
+from heads.zoo.ean import RowNorm, coverage, ensemble, tiles
+from pipeline.backbones import build_backbone
+from pipeline.backbones._ean import Design, EventAdaptiveBlock, MotionExcitation, Shift, fuse, shuffled, thirds
+
+VARIANTS = ("paper", "released")
+variants = pytest.mark.parametrize("variant", VARIANTS)
+
+
+# Sizes. MACs are those of convolutions and matrix products, which `flop_counter` sees: no BN, activation, pool or shift
+# by indexing. The paper's parameters leave E out, so the rows are without it (position="none").
+
+
+def counted(module, run):
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return sum(p.numel() for p in module.parameters()), counter.get_total_flops() // 2
+
+
+@cache
+def trunk(variant, options, segments=8):
+    """(parameters, MACs) of the backbone at 224²."""
+    options = dict(options)
+    with torch.device("meta"):
+        backbone = build_backbone("ean_r50", variant=variant, segments=segments, **options).eval()
+        x = torch.empty(1, 3, segments * (5 if options.get("lmc") else 1), 224, 224)
+        return counted(backbone, lambda: backbone(x))
+
+
+@cache
+def classifier(variant, regions, position="none", segments=8):
+    """(parameters, MACs) of the head with 174 classes."""
+    with torch.device("meta"):
+        dims = Dims(segments, maps={"res5": (2048, 7, 7)})
+        head = build_head("ean", dims, 174, variant=variant, regions=regions, position=position).eval()
+        clips = Clips(maps={"res5": torch.empty(1, segments, 2048, 7, 7)})
+        return counted(head, lambda: head(clips))
+
+
+FIVE = "stem,res2,res3,res4,res5"
+FUSED = "the paper counts fusions alike; ours has the product with M, 0.31 G, only where there is an M to multiply by"
+# table, what, backbone's options, regions; paper's M and G parameters and MACs; ours; why not within 1 %
+REPORTED = [
+    ("T5", "baseline", {"eab": "none"}, "none", 24.0, 33.1, 24_043_218, 32_911_906_432, ""),
+    ("T5", "+EABs", {}, "none", 29.5, 35.3, 29_594_573, 35_186_613_718, ""),
+    ("T5", "+SOI", {"eab": "none"}, "saliency", 30.3, 33.8, 30_487_894, 33_703_061_120, ""),
+    ("T5, T1", "both", {}, "saliency", 36.0, 36.1, 36_039_249, 35_977_768_406, ""),
+    ("T6", "stages 1-5", {"eab": FIVE}, "none", 65.8, 36.2, 65_471_005, 35_983_133_014, ""),
+    ("T7", "fixed", {}, "fixed", None, 35.8, 35_378_125, 35_719_060_950, ""),
+    ("T7", "all", {}, "all", None, 36.4, 35_378_125, 37_352_254_934, "392 tokens cost 2.2 G with the head's own widths"),
+    ("T8", "S-Block", {"scales": "small", "fusion": "identity"}, "saliency", 30.9, 36.1, 31_092_782, 35_906_602_880, ""),
+    ("T8", "L-Block", {"scales": "large", "fusion": "identity"}, "saliency", 30.9, 36.1, 31_092_782, 35_906_602_880, ""),
+    ("T8, T9", "Incep-Block", {"fusion": "identity"}, "saliency", 30.9, 36.0, 30_979_322, 35_497_599_488, FUSED),
+    ("T9", "shuffle", {"fusion": "shuffle"}, "saliency", 30.9, 35.9, 30_979_322, 35_497_599_488, FUSED),
+    ("T9", "static", {"fusion": "static"}, "saliency", 30.9, 36.0, 31_065_594, 35_812_303_360, ""),
+    ("T10", "no pool", {"pool": "none"}, "saliency", 36.0, 36.1, 35_952_977, 35_663_064_534, "the paper has its 1×1×1 still"),
+    ("T10", "average", {"pool": "avg"}, "saliency", 36.0, 36.1, 36_039_249, 35_977_768_406, ""),
+    ("T10", "no ReLU", {"inter_relu": False}, "saliency", 36.0, 36.1, 36_039_249, 35_977_768_406, ""),
+    ("T10", "no dilation", {"dilation": False}, "saliency", 37.2, 37.5, 36_216_585, 36_639_903_446, "more than that changed"),
+    ("T10", "(1+1+1)D", {"factorised": True}, "saliency", 35.7, 35.7, 35_981_328, 35_765_161_718, ""),
+    ("T1", "8F with LMC", {"lmc": True}, "saliency", None, 37.0, 36_786_257, 37_146_668_502, ""),
+]
+
+
+@pytest.mark.parametrize("row", REPORTED, ids=[f"{row[0]} {row[1]}" for row in REPORTED])
+def test_the_released_network_has_the_parameters_and_macs_of_the_tables(row):
+    _, _, options, regions, paper_m, paper_g, parameters, macs, why = row
+    found = [sum(pair) for pair in zip(trunk("released", tuple(options.items())), classifier("released", regions), strict=True)]
+    assert found == [parameters, macs]
+    off = [abs(ours / (paper * 1e6) - 1) for ours, paper in ((parameters, paper_m), (macs / 1e3, paper_g)) if paper]
+    assert (max(off) > 0.01) == bool(why), off
+
+
+def test_sixteen_segments_cost_twice_and_the_ensemble_both():
+    """Table 1: 36, 72 and 108 G; with LMC 37, 74, 111, where the release's second motion branch, not in the paper, adds 0.6."""
+    eight, sixteen = (trunk("released", (), s)[1] + classifier("released", "saliency", segments=s)[1] for s in (8, 16))
+    assert sixteen == 71_935_557_326
+    assert abs(sixteen / 72e9 - 1) < 0.01
+    assert abs((eight + sixteen) / 108e9 - 1) < 0.01
+    with_code = trunk("released", (("lmc", True),), 16)[1]
+    assert with_code - trunk("released", (), 16)[1] == 2 * 1_168_900_096 + 624_590_848
+    assert trunk("paper", (("lmc", True), ("eab", "none")))[1] - trunk("paper", (("eab", "none"),))[1] == 908_787_712
+
+
+@pytest.mark.parametrize(
+    ("variant", "blocks", "matrices", "soi", "positions", "total"),
+    [
+        ("released", 5_551_355, 5_059_927, 6_444_676, 8 * 49 * 512, 36_239_953),
+        ("paper", 7_334_362, 6_306_392, 5_835_396, 49 * 512, 37_238_064),
+    ],
+)
+def test_parts_have_the_parameters_that_their_equations_give(variant, blocks, matrices, soi, positions, total):
+    """Released: spec 5.7, less its unused BNs of 3 712. The paper's variant has 3 % more than Table 5: 1×1×1 without groups."""
+    plain, full = trunk(variant, (("eab", "none"),))[0], trunk(variant, ())[0]
+    assert plain == 23_686_692
+    assert full - plain == blocks
+    assert full - trunk(variant, (("fusion", "identity"),))[0] == matrices
+    fc = 2048 * 174 + 174
+    assert classifier(variant, "saliency")[0] - fc == soi
+    assert classifier(variant, "saliency", "auto")[0] - fc == soi + positions
+    assert full + classifier(variant, "saliency", "auto")[0] == total
+
+
+# The trunk.
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def shift_by_index(x):
+    fold, y = x.shape[1] // 8, torch.zeros_like(x)
+    y[:, :fold, :-1] = x[:, :fold, 1:]
+    y[:, fold : 2 * fold, 1:] = x[:, fold : 2 * fold, :-1]
+    y[:, 2 * fold :] = x[:, 2 * fold :]
+    return y
+
+
+def test_the_trainable_shift_starts_as_tsms_shift_in_every_block():
+    x = noise(2, 16, 5, 3, 4)
+    assert torch.equal(Shift(16).double()(x), shift_by_index(x))
+    backbone = build_backbone("ean_r50", width=16)
+    shifts = [module for module in backbone.modules() if isinstance(module, Shift)]
+    assert len(shifts) == 16
+    assert all(torch.equal(shift.weight, Shift(len(shift.weight)).weight) for shift in shifts)
+
+
+@torch.no_grad()
+def test_motion_excitation_is_its_formula_and_the_last_frame_has_no_motion():
+    module = lively(MotionExcitation(32)).double().eval()
+    x = noise(2, 32, 4, 5, 3)
+    u = module.bn1(torch.einsum("oc,bcthw->bothw", module.conv1.weight[:, :, 0, 0, 0], x))
+    after = torch.stack([F.conv2d(u[:, :, t], module.depthwise.weight[:, :, 0], padding=1, groups=2) for t in range(4)], 2)
+    d = torch.zeros_like(u)
+    for t in range(3):
+        d[:, :, t] = after[:, :, t + 1] - u[:, :, t]
+    pooled = d.mean((3, 4), keepdim=True)
+    assert torch.allclose(module.difference(x), pooled)
+    assert not module.difference(x)[:, :, -1].any()
+    s = module.bn2(torch.einsum("oc,bcthw->bothw", module.conv2.weight[:, :, 0, 0, 0], pooled)).sigmoid() - 0.5
+    assert torch.allclose(module(x), x + x * s)
+    assert torch.isfinite(module(x[:, :, :1])).all()
+
+
+@torch.no_grad()
+def test_a_bottleneck_excites_then_shifts_between_its_first_relu_and_its_second_convolution():
+    block = tiny("ean_r50", width=16).res2[1].double()
+    nn.init.normal_(block.shift.weight)
+    x = noise(1, 64, 4, 5, 6)
+    y = block.shift(block.me(F.relu(block.bn1(block.conv1(x)))))
+    y = block.bn3(block.conv3(F.relu(block.bn2(block.conv2(y)))))
+    assert torch.allclose(block(x), F.relu(y + x))
+
+
+# Event Adaptive Blocks.
+
+
+def block(variant="paper", channels=32, seed=0, **options):
+    """A block in float64 and eval mode whose last convolution is as large as the others."""
+    torch.manual_seed(seed)
+    made = lively(EventAdaptiveBlock(channels, Design(variant, **options))).double().eval()
+    if options.get("expand") != "zero":
+        nn.init.normal_(made.expand.weight, std=0.3)
+    return made
+
+
+def with_matrix(made, matrix):
+    """The block with its ESP-Net answering `matrix` for every sample."""
+    nn.init.zeros_(made.matrix.fc.weight)
+    made.matrix.fc.bias.data.copy_(matrix.flatten())
+    return made
+
+
+@variants
+@torch.no_grad()
+def test_identity_matrix_reduces_the_block_to_the_incep_block_and_a_permutation_to_channel_shuffle(variant):
+    x, dynamic = noise(2, 32, 4, 6, 5), block(variant)
+    for fusion, matrix in (("identity", torch.eye(8)), ("shuffle", torch.eye(8)[shuffled(8)])):
+        other = block(variant, fusion=fusion)
+        other.load_state_dict({k: v for k, v in dynamic.state_dict().items() if not k.startswith("matrix")})
+        assert torch.allclose(with_matrix(dynamic, matrix)(x), other(x), rtol=1e-10, atol=1e-10)
+    assert shuffled(8).tolist() == [0, 2, 4, 1, 3, 5, 6, 7]
+
+
+def test_the_matrix_maps_columns_to_rows_at_every_position():
+    matrix, z = noise(2, 3, 3), noise(2, 3, 2, 4, 5, seed=1)
+    assert torch.allclose(fuse(matrix, z), torch.einsum("boi,bithw->bothw", matrix, z))
+    made = with_matrix(block(), torch.arange(64.0).view(8, 8))
+    assert made.matrix(noise(2, 32, 4, 6, 5)).tolist() == [torch.arange(64.0).view(8, 8).tolist()] * 2
+
+
+@variants
+@torch.no_grad()
+def test_a_block_whose_last_convolution_starts_at_zero_is_the_identity_and_a_small_one_nearly(variant):
+    x = noise(2, 32, 4, 6, 5)
+    assert torch.equal(block(variant, expand="zero")(x), x)
+    torch.manual_seed(0)
+    small = EventAdaptiveBlock(32, Design(variant)).double().eval()
+    assert 0 < (small(x) - x).abs().max() < 0.1 * x.abs().max()
+    fan_in = small.expand.weight[0].numel()
+    assert 0.5 < small.expand.weight.abs().max() * fan_in**0.5 / 0.01 <= 1
+
+
+@variants
+@pytest.mark.parametrize("dilation", [True, False])
+@pytest.mark.parametrize("factorised", [True, False])
+@torch.no_grad()
+def test_the_three_groups_reach_one_three_and_five_along_their_axes_in_the_order_of_the_variant(variant, dilation, factorised):
+    made = block(variant, 48, dilation=dilation, factorised=factorised)  # 12 channels inside, 4 in each group
+    for layer, along_time in ((made.first, variant == "released"), (made.second, variant == "paper")):
+        impulse = torch.zeros(1, 12, 9, 9, 9, dtype=torch.float64)
+        impulse[..., 4, 4, 4] = 1
+        response = (layer(impulse) - layer(torch.zeros_like(impulse))).abs() > 1e-12
+        for group, reach in enumerate((1, 3, 5)):
+            seen = response[0, 4 * group : 4 * group + 4].any(0).nonzero()
+            extent = (seen.amax(0) - seen.amin(0) + 1).tolist()
+            assert extent == ([reach, 1, 1] if along_time else [1, reach, reach])
+
+
+def test_channel_groups_take_the_remainder_last_and_none_where_there_are_too_few():
+    assert [thirds(u) for u in (16, 64, 2)] == [[5, 5, 6], [21, 21, 22], [0, 0, 2]]
+    x = noise(1, 8, 2, 3, 3)
+    assert block("released", 8)(x).shape == x.shape
+
+
+@variants
+@pytest.mark.parametrize("pool", ["max", "avg", "none"])
+@pytest.mark.parametrize("inter_relu", [True, False])
+@torch.no_grad()
+def test_a_block_is_its_formula(variant, pool, inter_relu):
+    made, x = block(variant, pool=pool, inter_relu=inter_relu), noise(2, 32, 4, 6, 5)
+    groups = 4 if variant == "released" else 1
+    assert made.compress.groups == made.expand.groups == groups
+    z = F.conv3d(x, made.compress.weight, groups=groups)
+    y = made.first(z)
+    y = y.relu() if inter_relu else y
+    y = torch.einsum("boi,bithw->bothw", made.matrix(z if variant == "released" else x), y)
+    y = made.second(y)
+    if pool == "max":
+        y = y + F.conv3d(F.max_pool3d(z, 3, 1, 1), made.pooled.weight)
+    if pool == "avg":
+        cells = F.avg_pool3d(torch.ones_like(z), 3, 1, 1)
+        y = y + F.conv3d(F.avg_pool3d(z, 3, 1, 1) / cells, made.pooled.weight)
+    assert torch.allclose(made(x), x + F.conv3d(y, made.expand.weight, groups=groups))
+
+
+@variants
+@torch.no_grad()
+def test_the_matrix_is_that_of_its_own_sample_and_follows_it(variant):
+    made, x = block(variant), noise(3, 32, 4, 6, 5)
+    together = made(x)
+    for b in range(3):
+        assert torch.allclose(made(x[b : b + 1]), together[b : b + 1], rtol=1e-10, atol=1e-10)
+    source = made.compress(x) if variant == "released" else x
+    assert (made.matrix(source)[0] - made.matrix(source)[1]).abs().max() > 1e-4
+
+
+@variants
+@torch.no_grad()
+def test_blocks_move_with_their_input_except_near_the_border(variant):
+    made = block(variant, fusion="identity")
+    x = noise(1, 32, 9, 14, 14)
+    moved = x.roll((1, 1), (3, 4))
+    y, z = made(x).roll((1, 1), (3, 4)), made(moved)
+    assert torch.allclose(y[..., 4:-4, 4:-4], z[..., 4:-4, 4:-4], rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(y, z)
+
+
+@torch.no_grad()
+def test_the_maximum_branch_is_monotone():
+    made, z = block(), noise(1, 8, 4, 5, 5)
+    assert (made.pool(z + noise(1, 8, 4, 5, 5, seed=1).abs()) >= made.pool(z)).all()
+
+
+def test_the_static_matrix_starts_near_the_identity_and_is_learned():
+    made = block(fusion="static")
+    off = made.matrix.matrix - torch.eye(8)
+    assert 0.003 < off.std() < 0.03
+    made(noise(1, 32, 2, 4, 4)).square().sum().backward()
+    assert made.matrix.matrix.grad.abs().max() > 0
+
+
+@torch.no_grad()
+def test_a_stage_is_the_map_behind_its_block_and_its_last_block_the_map_before():
+    backbone = tiny("ean_r50", width=16, eab="res4,res5")
+    nn.init.normal_(backbone.eab["res4"].expand.weight)
+    maps = backbone.maps(backbone.prepare(frames()), ("res4.5", "res4"))
+    assert list(backbone.eab) == ["res4", "res5"]
+    assert relative(backbone.eab["res4"](maps["res4.5"]), maps["res4"]) < 1e-6
+    assert relative(maps["res4.5"], maps["res4"]) > 1e-2
+    assert backbone.stages == ("stem", "res2", "res3", "res4", "res5")
+    assert len(tiny("ean_r50", eab="none").eab) == 0
+
+
+@torch.no_grad()
+def test_a_block_can_be_inserted_into_any_backbone():
+    backbone = tiny("resnet18")
+    plain = backbone(backbone.prepare(frames()))
+    backbone.insert("res3", EventAdaptiveBlock(backbone.channels("res3"), Design(expand="zero")).eval())
+    assert torch.equal(backbone(backbone.prepare(frames())), plain)
+
+
+# Latent Motion Code.
+
+
+def with_code(variant="paper", segments=8, **options):
+    torch.manual_seed(0)
+    options = {"eab": "none", "lmc": True, "segments": segments, "width": 16} | options
+    return build_backbone("ean_r50", variant=variant, **options).double().eval()
+
+
+@variants
+@pytest.mark.parametrize("segments", [8, 16])
+@torch.no_grad()
+def test_a_still_clip_has_no_motion_and_a_moving_one_has(variant, segments):
+    backbone = with_code(variant, segments)
+    still = noise(1, 3, 1, 32, 64).expand(-1, -1, 5 * segments, -1, -1)
+    assert not backbone.stem.lmc(still).any()
+    plain = build_backbone("ean_r50", eab="none", width=16).double().eval()
+    plain.load_state_dict(backbone.state_dict(), strict=False)
+    rgb, stem = plain(still[:, :, :segments], upto="stem"), backbone(still, upto="stem")
+    assert torch.allclose(stem, rgb * (0.6 if backbone.stem.stack is not None else 1))
+    assert (backbone.stem.stack is not None) == (variant == "released" and segments == 16)
+    assert backbone.stem.lmc(noise(1, 3, 5 * segments, 32, 64)).abs().max() > 0
+    assert backbone.steps(5 * segments) == segments
+    assert stem.shape == (1, 16, segments, 8, 16)
+
+
+@pytest.mark.parametrize(("variant", "picked"), [("paper", 0), ("released", 2)])
+@torch.no_grad()
+def test_the_trunk_sees_the_variants_frame_of_each_segment_and_the_code_all_of_them(variant, picked):
+    backbone = with_code(variant)
+    x = noise(1, 3, 40, 32, 32)
+    before = backbone(x, upto="stem")
+    backbone.stem.lmc.back.weight.zero_()
+    rgb = backbone(x, upto="stem")
+    for frame in range(5):
+        changed = x.clone()
+        changed[:, :, 15 + frame] += noise(1, 3, 32, 32, seed=1)
+        difference = (backbone(changed, upto="stem") - rgb).abs().amax((0, 1, 3, 4))
+        assert (difference > 0).tolist() == [frame == picked and t == 3 for t in range(8)]
+        assert with_code(variant).stem.lmc(changed).sub(before - rgb)[:, :, 3].abs().max() > 1e-9
+
+
+@variants
+@torch.no_grad()
+def test_a_difference_lands_in_its_own_cells_and_channels(variant):
+    code = with_code(variant).stem.lmc
+    for part in (code.first, code.second):
+        nn.init.zeros_(part[-1].weight)  # nothing is mixed
+    x = torch.zeros(1, 3, 40, 64, 96, dtype=torch.float64)
+    x[:, :, 10, 40, 70] = 1  # the first frame of segment 2: only its first difference sees it
+    touched = code(x).nonzero()
+    assert set(touched[:, 1].tolist()) == {0, 4, 8, 12}  # four channels of each difference, the differences side by side
+    assert set(touched[:, 2].tolist()) == {2}
+    assert (touched[:, 3] // 8).unique().tolist() == [1]
+    assert (touched[:, 4] // 8).unique().tolist() == [2]
+    patch = 16 if variant == "released" else 32
+    assert code.project.weight.shape == (64 if variant == "released" else 32, 3, 1, patch, patch)
+    kernel = code.project.weight[:, :, 0].sum(1)
+    pixel = (20 % 16, 35 % 16) if variant == "released" else (40 % 32, 70 % 32)
+    cells = torch.einsum("oi,i->o", code.back.weight[:, :, 0, 0, 0], -kernel[:, pixel[0], pixel[1]]).view(4, 8, 8)
+    assert torch.allclose(code(x)[0, [0, 4, 8, 12], 2, 8:16, 16:24], cells)
+
+
+@torch.no_grad()
+def test_motion_of_one_segment_stays_in_it():
+    code = lively(with_code().stem.lmc).eval()
+    for module in code.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            nn.init.zeros_(module.running_mean)
+            nn.init.zeros_(module.bias)
+    x = torch.zeros(1, 3, 40, 32, 32, dtype=torch.float64)
+    x[:, :, 16] = 1
+    assert code(x).abs().amax((0, 1, 3, 4)).gt(0).tolist() == [t == 3 for t in range(8)]
+
+
+def test_clips_that_do_not_fit_the_code_are_refused():
+    backbone = with_code()
+    for shape in ((1, 3, 8, 32, 32), (1, 3, 40, 48, 32)):
+        with pytest.raises(ValueError, match=r"expects 40 frames, 5 adjacent ones for each of 8 segments, .* got"):
+            backbone(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eab": "res6"}, "eab='res6': expected none, or names among stem, res2"),
+        ({"eab": "res2,res2"}, "each once"),
+        ({"segments": 12}, "segments=12: expected 8 or 16"),
+        ({"variant": "code"}, "variant='code': expected one of paper, released"),
+        ({"fusion": "learned"}, "fusion='learned': expected one of dynamic, static, shuffle, identity"),
+        ({"lmc": True, "width": 6}, "with lmc a multiple of 4"),
+    ],
+)
+def test_options_of_the_trunk_that_do_not_exist_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        build_backbone("ean_r50", **options)
+
+
+@pytest.mark.parametrize(("options", "segments"), [({"variant": "released"}, 16), ({"fusion": "static"}, 8)])
+def test_motion_code_learns_in_every_parameter(options, segments):
+    backbone = with_code(segments=segments, eab="res4", **options).train()
+    backbone(noise(1, 3, 5 * segments, 32, 32)).square().sum().backward()
+    dead = [name for name, p in backbone.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-12]
+    assert [name for name in dead if ".matrix.convs." not in name or not name.endswith(".bias")] == []
+
+
+# The transformer.
+
+B, T, C, H, W, K = 3, 4, 12, 3, 5, 6
+SIZES = Dims(T, N=2, C=0, maps={"res5": (C, H, W)})
+
+
+def head(seed=0, random=True, **options):
+    """The head in float64 and eval mode; `random` draws every weight and statistic."""
+    torch.manual_seed(seed)
+    made = build_head("ean", SIZES, K, width=16, **options).double().eval()
+    if random:
+        for parameter in made.parameters():
+            nn.init.normal_(parameter, std=0.5)
+        for module in made.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm3d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2)
+    return made
+
+
+def clips(size=B, seed=1, **more):
+    return Clips(maps={"res5": noise(size, T, C, H, W, seed=seed)}, **more)
+
+
+def norm_by_hand(norm, x, channel):
+    shape = [-1 if axis == channel % x.dim() else 1 for axis in range(x.dim())]
+    mean, variance, gain, offset = (v.view(shape) for v in (norm.running_mean, norm.running_var, norm.weight, norm.bias))
+    return (x - mean) / (variance + norm.eps).sqrt() * gain + offset
+
+
+def logits_by_hand(made, fmap, variant):
+    """View by view, object by object."""
+    soi, rows = made.objects, []
+    for view in fmap:
+        x = torch.einsum("oc,tchw->othw", soi.squeeze.weight, view)  # [16,T,h,w]
+        o, layers = x[None], list(soi.saliency.layers)
+        for layer in layers:
+            if isinstance(layer, nn.Conv3d):
+                o = F.conv3d(o, layer.weight, layer.bias, padding=tuple(k // 2 for k in layer.kernel_size))
+            else:
+                o = o.relu() if isinstance(layer, nn.ReLU) else norm_by_hand(layer, o, 1)
+        o = o[0].flatten(2).softmax(-1)  # [M,T,P]
+        cells = x.flatten(2).permute(1, 2, 0) + soi.position  # [T,P,16]
+        f = torch.stack([o[m, t] @ cells[t] for t in range(T) for m in range(len(o))])
+        for layer in soi.layers:
+            n = norm_by_hand(layer.norm1, f, 1)
+            q, k, v = (n @ w.T for w in layer.attention.qkv.weight.chunk(3))
+            each = [slice(64 * i, 64 * i + 64) for i in range(8)]
+            heads = [(q[:, s] @ k[:, s].T / 8).softmax(-1) @ v[:, s] for s in each]
+            f = f + layer.attention.out(torch.cat(heads, 1))
+            y = norm_by_hand(layer.norm2, f, 1)
+            for i in range(2):
+                y = norm_by_hand(layer.norms[i], layer.linears[i](y), 1).relu()
+            f = f + layer.linears[2](y)
+        out = norm_by_hand(soi.norm, (f.mean(0) @ soi.out.weight.T)[None], 1)[0]
+        rows.append(made.fc(view.mean((0, 2, 3)) + out))
+    return torch.stack(rows)
+
+
+@variants
+@torch.no_grad()
+def test_the_head_is_its_equations(variant):
+    made, views = head(variant=variant), clips()
+    expected = logits_by_hand(made, views.maps["res5"], variant)
+    torch.testing.assert_close(made(views).logits, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_saliency_nets_have_the_kernels_and_order_of_their_variants():
+    def order(variant):
+        layers = head(variant=variant).objects.saliency.layers
+        return [layer.kernel_size if isinstance(layer, nn.Conv3d) else type(layer).__name__ for layer in layers]
+
+    norm, relu = "BatchNorm3d", "ReLU"
+    assert order("paper") == [(1, 1, 1), norm, relu, (3, 1, 1), norm, relu, (1, 5, 5)]
+    assert order("released") == [(1, 1, 1), relu, norm, (3, 3, 3), relu, norm, (1, 3, 3), relu, norm, (1, 3, 3)]
+
+
+@variants
+@torch.no_grad()
+def test_a_fresh_head_classifies_the_mean_of_the_map_bit_for_bit(variant):
+    made, plain = head(random=False, variant=variant), head(random=False, regions="none")
+    plain.fc.load_state_dict(made.fc.state_dict())
+    assert torch.equal(made(clips()).logits, plain(clips()).logits)
+    assert torch.allclose(plain(clips()).logits, plain.fc(clips().maps["res5"].mean((1, 3, 4))))
+    assert 0.0003 < made.fc.weight.std() < 0.003
+    assert not made.fc.bias.any()
+
+
+@variants
+@torch.no_grad()
+def test_saliency_sums_to_one_over_the_cells_and_attention_over_the_tokens(variant):
+    maps = head(variant=variant, objects=3)(clips(), want_maps=True).maps
+    assert maps["regions"].shape == (B, T, 3, H * W)
+    assert maps["attention"].shape == (B, 2, 8, 3 * T, 3 * T)
+    for name in maps:
+        assert torch.allclose(maps[name].sum(-1), torch.ones_like(maps[name].sum(-1)))
+
+
+@torch.no_grad()
+def test_uniform_saliency_makes_every_token_the_mean_of_its_step():
+    made, seen = head(), []
+    nn.init.zeros_(made.objects.saliency.layers[-1].weight)
+    made.objects.layers[0].register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    views = clips()
+    made(views)
+    x = made.objects.squeeze(views.maps["res5"].flatten(3).mT) + made.objects.position
+    assert torch.allclose(seen[0], x.mean(2).repeat_interleave(4, 1))
+
+
+@torch.no_grad()
+def test_the_order_of_the_tokens_changes_nothing_but_that_of_the_steps_matters():
+    made = head(variant="released")
+    tokens, valid = noise(B, 16, 16), torch.ones(B, 16, dtype=torch.bool)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+
+    def pooled(x):
+        for layer in made.objects.layers:
+            x, _ = layer(x, valid, None)
+        return masked_mean(x, valid)
+
+    assert torch.allclose(pooled(tokens[:, order]), pooled(tokens))
+    views = clips()
+    backwards = Clips(maps={"res5": views.maps["res5"].flip(1)})
+    assert relative(made(backwards).logits, made(views).logits) > 1e-3  # E differs between the steps
+
+
+@torch.no_grad()
+def test_regions_are_tiles_boxes_or_every_cell():
+    assert tiles(4).tolist() == [[0, 0, 0.5, 0.5], [0.5, 0, 1, 0.5], [0, 0.5, 0.5, 1], [0.5, 0.5, 1, 1]]
+    assert tiles(3)[:, 0].tolist() == pytest.approx([0, 1 / 3, 2 / 3])
+    whole, cell, half, empty = coverage(
+        torch.tensor([[0, 0, 1, 1], [1 / 4, 1 / 2, 1 / 2, 1], [0, 0, 3 / 8, 1 / 2], [0.3, 0.3, 0.3, 0.3]]), (2, 4)
+    )
+    assert whole.tolist() == pytest.approx([1 / 8] * 8)
+    assert cell.tolist() == pytest.approx([0, 0, 0, 0, 0, 1, 0, 0])
+    assert half.tolist() == pytest.approx([2 / 3, 1 / 3, 0, 0, 0, 0, 0, 0])
+    assert not empty.any()
+    assert head(regions="all")(clips(), want_maps=True).maps["attention"].shape[-1] == T * H * W
+    fixed = head(regions="fixed", objects=4)(clips(), want_maps=True).maps["regions"]
+    assert torch.equal(fixed, coverage(tiles(4).double(), (H, W)).expand(B, T, -1, -1))
+
+
+def boxed(size=B):
+    corner = noise(size, T, 2, 2, seed=4).sigmoid() * 0.5
+    valid = torch.ones(size, T, 2, dtype=torch.bool)
+    valid[:, 1, 1] = False
+    return clips(size, boxes=torch.cat([corner, corner + 0.4], -1) * valid[..., None], valid=valid)
+
+
+def test_padded_boxes_change_neither_logits_nor_statistics():
+    results = []
+    for fill in (0.0, 0.7):
+        made, views = head(regions="boxes").train(), boxed()
+        made.drop.eval()
+        views.boxes[~views.valid] = torch.tensor([0, 0, fill, fill], dtype=torch.float64)
+        logits = made(views).logits
+        results.append((logits, [module.running_var.clone() for module in made.modules() if isinstance(module, RowNorm)]))
+    assert torch.equal(results[0][0], results[1][0])
+    assert all(map(torch.equal, results[0][1], results[1][1]))
+    views.valid[:] = False
+    assert torch.isfinite(head(regions="boxes")(views).logits).all()
+    assert torch.isfinite(head(regions="boxes").train()(views).logits).all()
+    with pytest.raises(ValueError, match="no boxes"):
+        head(regions="boxes")(boxed().without("boxes"))
+
+
+@variants
+def test_a_batch_of_one_view_can_be_learned_from(variant):
+    made = head(variant=variant).train()
+    made(clips(1)).logits.square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in made.parameters())
+    backbone = build_backbone("ean_r50", variant=variant, width=8).train()
+    assert torch.isfinite(backbone(backbone.prepare(frames(1, 8, 64, 64)))).all()
+
+
+def test_another_grid_or_number_of_steps_is_refused_where_positions_are_learned():
+    wide, short = Clips(maps={"res5": noise(B, T, C, H, W + 1)}), Clips(maps={"res5": noise(B, T - 1, C, H, W)})
+    with pytest.raises(ValueError, match=r"one position vector for each of 3×5 cells, got a map of 3×6 cells"):
+        head()(wide)
+    with pytest.raises(ValueError, match=r"3×5 cells and 4 steps, got a map of 3×5 cells and 3 steps"):
+        head(variant="released")(short)
+    assert head()(short).logits.shape == (B, K)
+    assert head(position="none")(wide).logits.shape == (B, K)
+
+
+def test_padding_of_the_map_is_left_out_of_its_mean_and_refused_by_the_transformer():
+    grid = torch.tensor([[H, W]] * (B - 1) + [[H, W - 1]])
+    narrow = clips().maps["res5"][-1:, ..., :-1]
+    plain = head(regions="none")
+    assert torch.allclose(plain(clips(grid=grid)).logits[-1], plain(Clips(maps={"res5": narrow})).logits[0])
+    with pytest.raises(ValueError, match=r"maps of 3×5 cells of which some are padding"):
+        head()(clips(grid=grid))
+    assert torch.equal(head()(clips(grid=torch.tensor([[H, W]] * B))).logits, head()(clips()).logits)
+
+
+@variants
+def test_every_parameter_moves_within_three_steps_but_the_biases_that_a_norm_removes(variant):
+    made = head(random=False, variant=variant).train()
+    start = {name: p.detach().clone() for name, p in made.named_parameters()}
+    optimiser = torch.optim.SGD(made.parameters(), lr=1.0)
+    for step in range(3):
+        optimiser.zero_grad()
+        F.cross_entropy(made(clips(4, seed=step)).logits, torch.arange(4)).backward()
+        optimiser.step()
+    still = {name for name, p in made.named_parameters() if (p - start[name]).abs().max() < 1e-12}
+    biases = [
+        f"layers.{i}.{name}.bias" for i in (0, 1) for name in ("norm2", "attention.out", "linears.0", "linears.1", "linears.2")
+    ]
+    biases += {"paper": [f"saliency.layers.{i}.bias" for i in (0, 3, 6)], "released": ["saliency.layers.9.bias"]}[variant]
+    assert still == {f"objects.{name}" for name in biases}
+
+
+def test_the_ensemble_is_the_sum_of_the_scores():
+    a, b = noise(2, 5), noise(2, 5, seed=1)
+    assert torch.equal(ensemble(a, b), a + b)
+    with pytest.raises(ValueError, match="of one shape from each model"):
+        ensemble(a, b[:1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variant": "code"}, "option variant: expected one of paper, released"),
+        ({"regions": "detector"}, "option regions: expected one of saliency, fixed, all, boxes, none"),
+        ({"position": "learned"}, "option position: expected one of auto"),
+        ({"objects": 0}, "at least 1, got objects=0"),
+    ],
+)
+def test_options_of_the_head_that_do_not_exist_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        build_head("ean", SIZES, K, **options)
