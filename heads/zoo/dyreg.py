@@ -1,0 +1,144 @@
+"""DyReg-GNN: Duta, Nicolicioiu and Leordeanu, Discovering Dynamic Salient Regions for Spatio-Temporal Graph Neural Networks,
+NeurIPS 2021.
+
+    X at `cut`                                                    [B,T,C,h,w]    cached
+    what comes after the cut, learned here, with a module         [B,C',T,h',w']
+      out = X + LN(remap(graph(nodes(X, regions(X))))) s + b      heads/dyreg_module.py: equations, shapes, sizes
+      at every point of `at`, e.g. right after a 3x3 convolution of a bottleneck, before its batch norm
+    logits = mean over T of W drop(mean over the grid of X_t) + b [B,K]          fc N(0, 0.001)
+
+What is before the first point is frozen: `cut` is the last cut before it. On Something-Something (TSM-R50) the paper has
+`backbone="tsm_r50"`, at = res3.2.conv2, res4.4.conv2, res5.1.conv2 (r3-4-5), or res4.4.conv2 alone (r4). Exact from the cache
+for a frozen lower part only: res5.1.conv2 alone needs the cut res5.0 (2048 x 16 x 7 x 7, 3.2 MB per view in float16),
+res4.4.conv2 the cut res4.3 (1024 x 16 x 14 x 14, 6.4 MB), all three res3.1 (512 x 16 x 28 x 28, 12.8 MB). MultiSyncMNIST:
+`backbone="resnet18"`, 3 stages, grey, at = res3, width=32, offset_width=32.
+
+Differs from the paper: the network below the first module is frozen; see also heads/dyreg_regions.py and heads/dyreg_graph.py.
+Without a `backbone`, the default, there is one module on the map at `cut` and only the mean and the classifier follow: no
+placement of the paper's, but it needs nothing besides the cache. The release's placement in networks without bottlenecks,
+where the module replaces the block, is not reproduced.
+"""
+
+from itertools import count
+
+from torch import Tensor, nn
+
+from heads.batch import Clips, Dims, HeadOutput
+from heads.dyreg_kernels import Pair
+from heads.dyreg_module import DyReg, recorded
+from heads.upper import points_of, unpadded, upper
+from heads.variants import at_least
+from pipeline.backbones import Backbone
+
+NO_OPTIONS: dict = {}
+
+
+class DyRegHead(nn.Module):
+    """The upper part of a network with its modules, and the classifier; see the top of this file.
+
+    modules: DyReg by point. network: the backbone that they were inserted into, whose part above `cut` is run; None: the one
+    module is all. channels: those of the last map.
+    """
+
+    def __init__(
+        self, cut: str, modules: dict[str, DyReg], network: Backbone | None, channels: int, num_classes: int, dropout: float
+    ):
+        super().__init__()
+        self.cut, self.points = cut, tuple(modules)
+        self.alone = next(iter(modules.values())) if network is None else None
+        self.network = network
+        self.drop = nn.Dropout(dropout)
+        self.fc = nn.Linear(channels, num_classes)
+        nn.init.normal_(self.fc.weight, std=0.001)
+        nn.init.zeros_(self.fc.bias)
+        self.detector = any(module.reads_boxes for module in modules.values())
+        self.needs = (cut, "boxes", "valid") if self.detector else (cut,)
+        self.uses = ("grid",)
+
+    @property
+    def dyregs(self) -> tuple[DyReg, ...]:
+        """The modules in the order of `points`; `recorded(head.dyregs)` gives their regions with gradients (distillation)."""
+        return (self.alone,) if self.network is None else tuple(self.network.inserted[point] for point in self.points)
+
+    def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
+        """Clips with `needs` -> logits [B,K]; maps: for every point "kernels.POINT" [B,T,9,h,w], and where regions are
+        predicted "offsets.POINT" [B,T,9,4] (T is 1 where all frames share them)."""
+        x = unpadded("dyreg", clips.get(self.cut), clips.grid).transpose(1, 2)  # [B,C,T,h,w]
+        for module in self.dyregs if self.detector else ():
+            module.boxes, module.valid = clips.get("boxes"), clips.get("valid")
+        with recorded(self.dyregs if want_maps else ()) as records:
+            x = self.alone(x) if self.network is None else self.network(x, start=self.cut)
+        for module in self.dyregs:
+            module.boxes = module.valid = None
+        logits = self.fc(self.drop(x.mean((-1, -2)).transpose(1, 2))).mean(1)
+        maps: dict[str, Tensor] = {}
+        for point, (regions,) in zip(self.points, records, strict=False):
+            maps[f"kernels.{point}"] = regions.kernels.detach()
+            if regions.offsets is not None:
+                maps[f"offsets.{point}"] = regions.offsets.detach()
+        return HeadOutput(logits, maps=maps)
+
+
+def _frames_of(network: Backbone, cut: str, grid: Pair) -> Pair:
+    """The smallest frames (H, W) whose map at `cut` has the size `grid`: what comes after the cut depends on no more."""
+    h, w = grid  # a side longer by a pixel gives as many cells or one more, so that every number of cells has a side
+    H = next(side for side in count(h) if network.grid(cut, (side, side))[0] == h)
+    W = next(side for side in count(w) if network.grid(cut, (side, side))[1] == w)
+    return H, W
+
+
+def build(
+    dims: Dims,
+    num_classes: int,
+    *,
+    variant: str = "paper",
+    backbone: str = "",
+    backbone_options: dict = NO_OPTIONS,
+    weights: str = "none",
+    at: str = "",
+    cut: str = "res5",
+    regions: str = "dynamic",
+    width: int = 256,
+    offset_width: int = 128,
+    anchors: str = "centre",
+    normalise: bool = True,
+    iterations: int = 3,
+    dropout: float = 0.5,
+) -> DyRegHead:
+    """`variant`: the graph, "paper" or "released" (heads/dyreg_graph.py).
+
+    `backbone`: the network that continues the cached map, with `backbone_options` and `weights` as at the extraction; the
+    modules are put `at` these points of it, separated by commas. "" for both: one module on the map at `cut`, and nothing
+    after it. `regions`: "dynamic" or a variant of heads/dyreg_regions.py; `width`: C of a module, where its map has more
+    channels; `offset_width`: d_o; `anchors`: "centre" or "grid"; `normalise`: kernels of sum 1 (the paper: no; see there);
+    `iterations`: K; `dropout` before the classifier.
+    """
+    at_least("dyreg", 1, width=width, offset_width=offset_width, iterations=iterations)
+    points = points_of(at)
+    if bool(backbone) != bool(points):
+        raise ValueError(f"head dyreg: backbone and at go together, got backbone={backbone!r} and at={at!r}")
+
+    def module(channels: int, grid: Pair) -> DyReg:
+        return DyReg(
+            channels,
+            grid,
+            width,
+            variant=variant,
+            regions=regions,
+            offset_width=offset_width,
+            anchors=anchors,
+            normalise=normalise,
+            iterations=iterations,
+        )
+
+    if not backbone:
+        dims.require("dyreg", cut)
+        channels, h, w = dims.maps[cut]
+        return DyRegHead(cut, {cut: module(channels, (h, w))}, None, channels, num_classes, dropout)
+    cut, network = upper("dyreg", dims, backbone, backbone_options, weights, points)
+    frames = _frames_of(network, cut, dims.maps[cut][1:])
+    modules = {point: module(network.channels(point), network.grid(point, frames)) for point in points}
+    for point, inserted in modules.items():
+        network.insert(point, inserted)
+    network.keep_above(cut)
+    return DyRegHead(cut, modules, network, network.channels(), num_classes, dropout)
