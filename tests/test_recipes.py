@@ -61,7 +61,7 @@ def test_settings_replace_keys_and_are_checked_like_the_file(tmp_path):
         ({"train.iterations": 5}, "either epochs or iterations"),
         ({"train.schedule": "steps"}, "drop_at belongs to schedule 'steps'"),
         ({"train.nesterov": True, "train.momentum": 0.0}, "nesterov needs"),
-        ({"head.name": "strgg"}, r"no head 'strgg': did you mean strg\?"),
+        ({"head.name": "strgg"}, r"no head 'strgg': did you mean strg or rstg\?"),
         ({"head.dropuot": 0.1}, r"no option 'dropuot': did you mean dropout\?"),
         ({"train": 3}, "train is a table"),
         ({"train.lr.x": 3}, "lr is a value, expected a table"),

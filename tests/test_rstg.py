@@ -202,6 +202,7 @@ def test_inner_norms_are_over_all_messages_and_over_all_nodes_of_a_step():
     y, _ = g(v)
     assert seen["given"].shape == (2, 4, NODES * NODES, C)
     for normed in (y, seen["y"]):
+        assert normed.mean(3).abs().max() > 0.01, "not node by node"
         torch.testing.assert_close(normed.mean((2, 3)), torch.zeros(2, 4, dtype=torch.float64), rtol=0, atol=1e-10)
         torch.testing.assert_close(normed.var((2, 3), correction=0), torch.ones(2, 4, dtype=torch.float64), rtol=1e-3, atol=0)
 
