@@ -578,6 +578,9 @@ def test_padded_boxes_change_neither_logits_nor_statistics():
         results.append((logits, [module.running_var.clone() for module in made.modules() if isinstance(module, RowNorm)]))
     assert torch.equal(results[0][0], results[1][0])
     assert all(map(torch.equal, results[0][1], results[1][1]))
+    more = boxed()
+    more.boxes, more.valid = (torch.cat([x, torch.zeros_like(x)], 2) for x in (more.boxes, more.valid))
+    assert torch.allclose(head(regions="boxes")(more).logits, head(regions="boxes")(boxed()).logits)
     views.valid[:] = False
     assert torch.isfinite(head(regions="boxes")(views).logits).all()
     assert torch.isfinite(head(regions="boxes").train()(views).logits).all()
