@@ -16,11 +16,16 @@ CLASSES = 6
 B = 3
 
 # Heads whose own channels do not follow the input's are narrow here: weights of 0.3 in 512 channels make any rounding large.
-NARROW = {"rstg": {"width": 8}, "rstg_map": {"width": 8}, "conv_lstm": {"width": 8, "hidden": 8}}
+NARROW = {
+    "rstg": {"width": 8},
+    "rstg_map": {"width": 8},
+    "conv_lstm": {"width": 8, "hidden": 8},
+    "dyreg": {"width": 6, "offset_width": 5},
+}
 INSIDE = {"backbone": "resnet18", "backbone_options": {"width": 8}, "at": "res4.0"}
 # What is tested: every head by its name, and heads that live inside a backbone there too.
 CASES = {name: (name, NARROW.get(name, {})) for name in head_names()} | {
-    f"{name} inside a backbone": (name, NARROW.get(name, {}) | INSIDE) for name in ("rstg_map",)
+    f"{name} inside a backbone": (name, NARROW.get(name, {}) | INSIDE) for name in ("rstg_map", "dyreg")
 }
 
 heads = pytest.mark.parametrize("name", head_names())
