@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_cache import Tiny
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -9,8 +10,10 @@ from heads.affinity import VARIANTS
 from heads.batch import Clips, Dims, clips_of
 from heads.layers import masked_mean
 from heads.operations import KINDS, SPACES, Skip, Zero
-from heads.runs import save_checkpoint
+from heads.recipe import recipe_from
+from heads.runs import load_checkpoint, save_checkpoint
 from heads.scene import layout_of, old_roi_mean
+from heads.train import train
 from heads.zoo import build_head
 from heads.zoo.gos import diversity_of, edges_of
 
@@ -282,6 +285,23 @@ def test_a_transferred_structure_is_the_other_runs_and_fixed(tmp_path):
         assert out.losses == {}
         out.logits.square().sum().backward()
         optimiser.step()
+
+
+def test_a_run_is_trained_and_its_structure_used_by_another(tmp_path):
+    cache = Tiny(fields=("boxes", "valid", "res5")).write(tmp_path / "tiny")
+    runs = {}
+    for name, options in (("search", {}), ("discrete", {"mode": "discrete", "transfer": str(tmp_path / "search/last.pt")})):
+        table = {
+            "name": name,
+            "source": "a test",
+            "head": {"name": "gos", "width": W, "supernodes": 2, **options},
+            "train": {"epochs": 2, "batch": 5, "lr": 0.01},
+        }
+        train(recipe_from(table), cache, tmp_path / name, device="cpu", tensorboard=False, say=lambda line: None)
+        runs[name] = load_checkpoint(tmp_path / name / "last.pt")["state"]
+    for key in ("structure.alpha.weight", "structure.alpha.bias"):
+        assert runs["discrete"][key].equal(runs["search"][key])
+    assert runs["search"]["structure.alpha.weight"].any()
 
 
 def test_a_transferred_mean_stays_what_it_was(tmp_path):
