@@ -92,6 +92,14 @@ def test_resnet18_with_image_weights_equals_torchvision_frame_by_frame(tmp_path)
     assert torch.equal(shorter(x), backbone(x, upto="res4"))
 
 
+@pytest.mark.parametrize("name", ["tsm_r50", "ean_r50"])
+def test_image_weights_reach_every_convolution_that_image_networks_have(name, imagenet):
+    backbone = build_backbone(name, "imagenet")
+    assert torch.equal(backbone.stem.conv1.weight[:, :, 0], imagenet.conv1.weight)
+    assert torch.equal(backbone.res4[5].conv2.weight[:, :, 0], imagenet.layer3[5].conv2.weight)
+    assert torch.equal(backbone.res5[2].bn3.running_var, imagenet.layer4[2].bn3.running_var)
+
+
 def test_imagenet_weights_are_identified_by_their_values(imagenet):
     first = build_backbone("i3d_r50", "imagenet")
     assert first.mean == pytest.approx((0.485, 0.456, 0.406))

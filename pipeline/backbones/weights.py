@@ -27,7 +27,9 @@ KINETICS_STD = (0.225, 0.225, 0.225)
 INFLATIONS = ("mean", "centre")
 
 # Parts that a checkpoint may lack if the caller says so: they then keep their random start.
-FRESH = ("reduced", "non_local")
+FRESH = ("reduced", "non_local", "me", "shift", "eab", "lmc", "stack")
+# Those that image networks never have, and that start as the identity or near it.
+NOT_IN_IMAGES = FRESH[1:]
 
 # Where training scripts keep the state dict in what they save.
 _HOLDERS = ("backbone", "model_state", "state_dict", "model")
@@ -43,8 +45,8 @@ def load(backbone: Backbone, source: str | Path, *, inflate: str = "mean", fresh
     source: "imagenet" (torchvision's IMAGENET1K_V1 weights, fetched through torchvision) or the path of a checkpoint.
     inflate: what a 2-D kernel becomes in a t×h×w one: "mean" repeats it t times divided by t, so that a still clip gives what
     the image gave (STRG); "centre" puts it into the middle tap, zeros elsewhere, so that each frame gives what it gave as an
-    image (GOS's release). fresh: parts that the checkpoint may lack, of "reduced" and "non_local", a comma between
-    them in a string; ImageNet weights may always lack the non-local blocks, which start as the identity.
+    image (GOS's release). fresh: parts that the checkpoint may lack, of `FRESH`, a comma between them in a
+    string; ImageNet weights may always lack those of `NOT_IN_IMAGES` (non-local blocks; EAN's parts).
     ValueError if the file cannot be read, holds anything that is not plain data, or does not fit: the classifier may be
     there or not, and stages after the backbone's last are left out; nothing else may differ. OSError if there is no network.
     """
@@ -57,7 +59,7 @@ def load(backbone: Backbone, source: str | Path, *, inflate: str = "mean", fresh
     if source == "imagenet":
         state = _fetch_imagenet(backbone)
         digest = _state_sha256(state)
-        fresh = (*fresh, "non_local")
+        fresh = (*fresh, *NOT_IN_IMAGES)
     else:
         state = _state_dict(read(source), source)
         digest = _file_sha256(Path(source))
