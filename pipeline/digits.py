@@ -133,6 +133,9 @@ class Meet:
     margin: int = 3
 
     def __post_init__(self) -> None:
+        numbers = [*self.speed, *self.depth, *(v for name, v in vars(self).items() if name not in ("speed", "depth"))]
+        if not all(type(v) in (int, float) for v in numbers) or len(self.speed) != 2 or len(self.depth) != 2:
+            raise ValueError(f"meet: expected numbers, and two of them for speed and depth; got {self}")
         if not 2 <= self.digits <= self.classes <= 10:
             raise ValueError(f"meet: expected 2 <= digits <= classes <= 10, got {self.digits} digits of {self.classes} classes")
         if not (0 < self.tile < self.canvas and 1 <= self.together <= self.frames and 0 < self.depth[0] <= self.depth[1]):

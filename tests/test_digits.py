@@ -122,6 +122,12 @@ def test_who_meets_does_not_follow_from_the_order_of_painting():
         assert abs(places.count(pair) / 600 - 1 / 3) < 4 * np.sqrt(2 / 9 / 600)
 
 
+def test_either_class_of_the_pair_may_be_painted_first():
+    firsts = [SMALL.scene(0, np.random.default_rng([6, k])).classes for k in range(400)]
+    smaller = sum(list(classes).index(0) < list(classes).index(1) for classes in firsts)
+    assert abs(smaller / 400 - 1 / 2) < 4 * np.sqrt(1 / 4 / 400)
+
+
 def _meets(task: Meet, k: int) -> np.ndarray:
     """Which digits of scene k are in the pair, [n] bool."""
     scene = task.scene(k % 6, np.random.default_rng([2, k]))
@@ -188,7 +194,10 @@ def test_impossible_rules_are_refused_rather_than_tried_for_ever():
         crowded.scene(0, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("wrong", [{"digits": 6}, {"digits": 1}, {"tile": 64}, {"together": 9}, {"depth": (0, 3)}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"digits": 6}, {"digits": 1}, {"tile": 64}, {"together": 9}, {"depth": (0, 3)}, {"speed": (1, 2, 3)}, {"canvas": "64"}],
+)
 def test_options_that_do_not_fit_are_refused(wrong):
     with pytest.raises(ValueError, match="meet: expected"):
         replace(Meet(), **wrong)
@@ -232,7 +241,8 @@ def test_the_boxes_file_is_a_source_of_boxes(dataset, images):
     np.testing.assert_allclose(boxes * 48, video(SMALL, images["test"], 1, "test", 3).boxes, atol=1e-4)
 
 
-def test_what_is_written_does_not_depend_on_the_number_of_processes(dataset, images, tmp_path):
+def test_what_is_written_does_not_depend_on_who_writes_how_many(dataset, images, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.digits.PER_MESSAGE", 3)
     write_dataset(tmp_path, SMALL, {"train": 7, "test": 5}, seed=1, workers=0, images=images)
     for path in dataset.parent.rglob("*.*"):
         assert path.read_bytes() == (tmp_path / path.relative_to(dataset.parent)).read_bytes(), path.name

@@ -32,6 +32,7 @@ class Net(nn.Module):
         layers: list[nn.Module] = []
         for width_in, width, stride in ((3, WIDTH // 2, 2), (WIDTH // 2, WIDTH, 2), (WIDTH, WIDTH, 1), (WIDTH, WIDTH, 1)):
             layers += [nn.Conv2d(width_in, width, 3, stride, padding=1), nn.ReLU(inplace=True)]
+            nn.init.kaiming_normal_(layers[-2].weight, nonlinearity="relu")
         self.body = nn.Sequential(*layers)
         self.head = RPNHead(WIDTH, 1)
         self.register_buffer("anchor", torch.tensor(0.0))  # side in pixels, stored with the weights
@@ -110,18 +111,26 @@ def fit(
     there = (sides > 0).all(-1)
     if not there.any():
         raise ValueError("fit: expected boxes with an area, got none")
+    net = _fresh(seed)
     with one_thread(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = Net()
+        torch.manual_seed(seed)  # torchvision draws the anchors that it learns from
         net.anchor.fill_(float(np.median(np.sqrt(sides[there].prod(-1)))))
         _descend(net, frames, boxes, there, steps, batch, lr, np.random.default_rng(seed), say)
     torch.save(net.state_dict(), path)
     return Path(path)
 
 
+def _fresh(seed: int) -> Net:
+    """A new network from `seed` alone; torch's own generator is left where it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Net()
+
+
 def _descend(net, frames, boxes, there, steps, batch, lr, rng, say) -> None:
     few = {"training": 1, "testing": 1}  # boxes that it would return while it learns: nobody reads them
-    rpn = RegionProposalNetwork(net.anchors(), net.head, 0.6, 0.3, 64, 0.5, few, few, 0.7)
+    # Of a frame's anchors a handful touch an object: 16 drawn per frame, half of them such, keep the two kinds in balance.
+    rpn = RegionProposalNetwork(net.anchors(), net.head, 0.6, 0.3, 16, 0.5, few, few, 0.7)
     net.to(memory_format=torch.channels_last).train()
     mean, std = (torch.full((3,), value) for value in (MEAN, STD))
     optimiser = torch.optim.AdamW(net.parameters(), lr)
@@ -173,6 +182,6 @@ def build(
     for name, value in (("min_score", min_score), ("nms", nms)):
         if not 0 <= value <= 1:
             raise ValueError(f"proposals 'digit_rpn': {name}={value!r}; expected a number from 0 to 1")
-    net = Net()
+    net = _fresh(0)
     load_exactly(net, read_state(weights), weights)
     return DigitRPN(net.eval().requires_grad_(False), size, num_boxes, min_score, nms, batch, file_sha256(weights))
