@@ -13,7 +13,7 @@ KIND     ?= folder
 ARGS     ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo manifest extract graphs verify train evaluate test test-slow lint format bench clean
+.PHONY: help setup demo manifest extract graphs verify repair train evaluate test test-slow lint format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ graphs: $(READY) ## stage two: CACHE=... ARGS=...
 
 verify: $(READY) ## check a cache: CACHE=... ARGS=...
 	$(BIN)/vidgraph verify --cache $(CACHE) $(ARGS)
+
+repair: $(READY) ## extract bad shards and failed clips again: CACHE=... ARGS=...
+	$(BIN)/vidgraph repair --cache $(CACHE) $(ARGS)
 
 train: $(READY) ## stage three: RECIPE=... CACHE=... RUNS=... ARGS=...
 	$(BIN)/vidgraph train $(RECIPE) --cache $(CACHE) --runs $(RUNS) $(ARGS)

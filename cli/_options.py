@@ -40,7 +40,7 @@ def shard_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
     numbers: list[int] = []
     for part in value.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
             raise click.BadParameter(f"expected a number, a range such as 10-20, or a list of these, got {value!r}", ctx, param)
         numbers += range(int(first), int(last or first) + 1)
     return numbers

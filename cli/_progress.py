@@ -1,6 +1,7 @@
 """Progress of long work: a bar on a terminal, a line every 30 seconds elsewhere (a batch job's log)."""
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,8 +51,9 @@ def _bar(what: str, total: int, unit: str, bad: str) -> Iterator[Callable[[int, 
 
 
 def _lines(what: str, total: int, unit: str, bad: str) -> Iterator[Callable[[int, int], None]]:
-    begun = last = time.monotonic()
+    begun = time.monotonic()
     count = failures = 0
+    ended = threading.Event()
 
     def line() -> None:
         rate = count / max(time.monotonic() - begun, 1e-9)
@@ -59,14 +61,19 @@ def _lines(what: str, total: int, unit: str, bad: str) -> Iterator[Callable[[int
         text = f"{what}: {count:,}/{total:,} {unit}, {_short(rate)} {unit}/s, {failures} {bad}, {left}"
         print(text, file=sys.stderr, flush=True)
 
-    def advance(done: int = 1, failed: int = 0) -> None:
-        nonlocal count, failures, last
-        count, failures = count + done, failures + failed
-        if time.monotonic() - last >= LINE_EVERY:
-            last = time.monotonic()
+    def lines() -> None:
+        while not ended.wait(LINE_EVERY):
             line()
 
-    yield advance
+    def advance(done: int = 1, failed: int = 0) -> None:
+        nonlocal count, failures
+        count, failures = count + done, failures + failed
+
+    threading.Thread(target=lines, daemon=True).start()  # speaks also while nothing is finished
+    try:
+        yield advance
+    finally:
+        ended.set()
     line()
 
 

@@ -320,4 +320,7 @@ def _report(out: Path, asked: Demo, rows: list[Row], seconds: float) -> None:
         for row in rows
     }
     (out / "results.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    click.echo(NEXT.format(out=out, minutes=math.floor(seconds / 60), seconds=seconds % 60))
+    command = (
+        "vidgraph" if shutil.which("vidgraph") else sys.argv[0]
+    )  # a make target runs it from an environment that is not active
+    click.echo(NEXT.replace("vidgraph ", f"{command} ").format(out=out, minutes=math.floor(seconds / 60), seconds=seconds % 60))

@@ -68,10 +68,19 @@ def _running(function):
     """The options that say how the work is done."""
     options = (
         click.option("--shard", "shards", callback=shard_numbers, help="Only these: 3, 10-20, or a list.  [default: all]"),
-        click.option("--shard-bytes", default=2 << 30, help="Target size of a shard, bytes."),
-        click.option("--shard-size", default=0, help="Clips per shard instead; 0 derives it from --shard-bytes."),
-        click.option("--batch", default=4, help="Views per forward pass."),
-        click.option("--workers", type=int, help="Decode processes.  [default: 1 on a CPU, one per spare core beside a GPU]"),
+        click.option("--shard-bytes", default=2 << 30, type=click.IntRange(min=1), help="Target size of a shard, bytes."),
+        click.option(
+            "--shard-size",
+            default=0,
+            type=click.IntRange(min=0),
+            help="Clips per shard instead; 0 derives it from --shard-bytes.",
+        ),
+        click.option("--batch", default=4, type=click.IntRange(min=1), help="Views per forward pass."),
+        click.option(
+            "--workers",
+            type=click.IntRange(min=0),
+            help="Decode processes.  [default: 1 on a CPU, one per spare core beside a GPU]",
+        ),
         click.option("--time-limit", default=120.0, help="Seconds a clip may take to decode."),
         click.option("--compile", is_flag=True, help="torch.compile the backbone (slow start)."),
         click.option("--compression", default="none", type=_one_of("none lzf zstd"), help="Compression of the shards."),

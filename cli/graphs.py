@@ -10,7 +10,9 @@ from cli._progress import progress
 
 @click.command("graphs")
 @click.option("--cache", required=True, type=click.Path(path_type=Path), help="The cache, after `vidgraph extract`.")
-@click.option("--which", default="iou,nearest,similar", callback=commas, help="Graphs to compute, comma-separated.")
+@click.option(
+    "--which", default="iou,nearest,similar", callback=commas, help="Graphs to have, comma-separated; others that are there go."
+)
 @click.option("--neighbours", default=10, help="M, most similar other nodes kept per node (graph similar).")
 @click.option("--workers", default=0, help="Processes, each with one thread; 0: this one, with all its threads.")
 @click.option(

@@ -83,7 +83,8 @@ class Training:
     def __post_init__(self) -> None:
         if (self.epochs > 0) == (self.iterations > 0):
             raise ValueError(
-                f"expected either epochs or iterations, got epochs = {self.epochs}, iterations = {self.iterations}"
+                f"expected either epochs or iterations, got epochs = {self.epochs}, iterations = {self.iterations}; "
+                "set the other to 0 (--set train.iterations=0)"
             )
         if (self.schedule == "steps") != bool(self.drop_at):
             raise ValueError(

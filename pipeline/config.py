@@ -14,6 +14,9 @@ DTYPES = ("float16", "float32")
 POOLS = ("max", "mean")
 NESTED = ("backbone_options", "proposal_options")  # of the named file's build()
 
+TEXTS = ("backbone", "weights", "cut", "proposals", "roi_pool", "precision", "dtype", "decoder")
+KINDS = dict.fromkeys(TEXTS, str) | {"keep": tuple, "seed": int, "allow_truncated": bool}
+
 
 @dataclass(frozen=True)
 class ExtractConfig:
@@ -41,6 +44,13 @@ class ExtractConfig:
     allow_truncated: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.keep, str):
+            object.__setattr__(self, "keep", tuple(filter(None, (name.strip() for name in self.keep.split(",")))))
+        for name, kind in KINDS.items():
+            if type(getattr(self, name)) is not kind:
+                raise ValueError(f"{name}: expected {kind.__name__}, got {getattr(self, name)!r}")
+        if not all(isinstance(name, str) for name in self.keep):
+            raise ValueError(f"keep: expected names of fields, got {self.keep!r}")
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("roi_pool", self.roi_pool, POOLS)

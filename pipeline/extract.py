@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -23,11 +23,12 @@ from pipeline.pixels import ClipPixels, DecodeViews, Opening, Probe, work
 from pipeline.pool import Pool, WorkerDied
 from pipeline.proposals import BoxesError
 from pipeline.sample import View, count_views, views_of
-from pipeline.sealed import done_marker, read_json
+from pipeline.sealed import Damaged, done_marker, read_json
 from pipeline.shards import GroupPlan, NotFinite, ShardWriter
 from pipeline.tensors import GROUPS, Extracted, field_of
 
 NOMINAL_ASPECT = 16 / 9  # of whole-frame views, when a shard's length is worked out before any video is opened
+VIEWS_AHEAD = 64  # decoded views that may wait for the device, where that leaves a clip per worker
 PENDING_WRITES = 2  # batches that may wait for the disk while the device goes on
 
 
@@ -47,6 +48,11 @@ class RunOptions:
     compression: str = "none"
     shard_bytes: int = 2 << 30
     shard_size: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low in (("batch", 1), ("workers", 0), ("shard_bytes", 1), ("shard_size", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name}: expected a whole number from {low}, got {getattr(self, name)}")
 
 
 @dataclass
@@ -115,7 +121,9 @@ def extract(
         ThreadPoolExecutor(1, "write") as disk,
         Pool(work, workers=options.workers, timeout=options.time_limit) as pool,
     ):
-        results = pool.imap(tasks, ahead=2 * max(1, options.workers))
+        # Every worker has a task and one waits for each, unless clips have so many views that a few of them fill the memory.
+        views = sum(count_views(config.sampling).values())
+        results = pool.imap(tasks, ahead=max(1, options.workers, min(2 * options.workers, VIEWS_AHEAD // views)))
         finishing: list[Future] = []
         for shard in todo:
             job = _ShardJob(shard, plan, models, options, disk)
@@ -158,6 +166,7 @@ class _ShardJob:
         self.waiting: dict[str, list[Row]] = {group: [] for group in self.counts}
         self.pending: list[Future] = []
         self.failures: dict[str, dict] = {}
+        self.expected: dict[int, tuple[int, int]] = {}  # sizes of test rows, where they differ between clips
         self.seconds = {"decode": 0.0, "write": 0.0}
         models.seconds.clear()
 
@@ -175,6 +184,7 @@ class _ShardJob:
             for group in self.waiting:
                 self._flush(group, writer)
             self._drain(0)
+            self._refuse_to_lose()
             statistics, open_writer = self._statistics(time.monotonic() - begun), stack.pop_all()
 
         def complete() -> dict:
@@ -183,13 +193,25 @@ class _ShardJob:
 
         return complete
 
+    def _refuse_to_lose(self) -> None:
+        """ValueError if clips that the shard there holds have failed now: it stays as it is."""
+        try:
+            before = read_json(done_marker(self.plan.path(self.shard)))["failures"]
+        except (OSError, Damaged):
+            return  # no shard there, or one that says nothing
+        if lost := sorted(set(self.failures) - {failure["clip"] for failure in before}):
+            why = self.failures[lost[0]]["message"]
+            path = self.plan.path(self.shard)
+            raise ValueError(
+                f"{path}: left as it was, for {len(lost)} of its clips fail now ({lost[0]}: {why}); look at the videos"
+            )
+
     def _plans(self, results: Iterator) -> dict[str, GroupPlan]:
         """The groups of the file: which rows, and each tensor's shape, padded to the widest view where sizes differ."""
         sizes = {group: [self.sampling.size_of(group)] for group in self.counts}
         if sizes.get("test") == [None]:
-            infos = [next(results)[1] for _ in self.clips]
-            views = [views_of(self.sampling, i, "", (), 0) for i in infos if isinstance(i, VideoInfo)]
-            sizes["test"] = [v.size for vs in views for v in vs if v.group == "test"] or [(self.sampling.resized,) * 2]
+            self.expected = self._expected(results)
+            sizes["test"] = list(self.expected.values()) or [(self.sampling.resized,) * 2]
         plans = {}
         for group, count in self.counts.items():
             widest = max(h for h, _ in sizes[group]), max(w for _, w in sizes[group])
@@ -202,6 +224,17 @@ class _ShardJob:
             plans[group] = GroupPlan(names, list(range(count)) * len(self.clips), fields)
         return plans
 
+    def _expected(self, results: Iterator) -> dict[int, tuple[int, int]]:
+        """row -> (height, width) of the test views of every clip that opens."""
+        found = {}
+        for place in range(len(self.clips)):
+            _, info = next(results)
+            if isinstance(info, VideoInfo):
+                with suppress(ValueError):  # a clip that has no views fails when its pixels are asked for
+                    views = [view for view in views_of(self.sampling, info, "", (), 0) if view.group == "test"]
+                    found |= {place * len(views) + view.number: view.size for view in views}
+        return found
+
     def _take(self, place: int, clip: Clip, result, writer: ShardWriter) -> bool:
         """Puts a clip's views into the queues, in row order; True if it failed. Only what the data caused is caught."""
         pixels, boxes = None, []
@@ -213,7 +246,9 @@ class _ShardJob:
             except BoxesError as error:
                 self._fail(clip.clip, error, result.seconds)
         else:
-            self._fail(clip.clip, _as_decode_error(clip, result, self.options.time_limit))
+            seconds = self.options.time_limit if isinstance(result, TimeoutError) else getattr(result, "seconds", 0.0)
+            self.seconds["decode"] += seconds
+            self._fail(clip.clip, _as_decode_error(clip, result, self.options.time_limit), seconds)
         rows = {group: [Row(place * count + v, clip.clip) for v in range(count)] for group, count in self.counts.items()}
         if pixels:
             for view, frames, places in zip(pixels.views, pixels.pixels, boxes, strict=True):
@@ -228,16 +263,16 @@ class _ShardJob:
 
     def _fail(self, clip: str, error: Exception, seconds: float = 0.0) -> None:
         reason = " ".join(str(getattr(error, "reason", None) or error).split())
-        record = {"clip": clip, "error": type(error).__name__, "message": reason, "seconds": round(seconds, 3)}
+        record = {"clip": clip, "error": type(error).__name__, "message": reason, "seconds": round(seconds, 6)}
         self.failures.setdefault(clip, record)
 
     def _flush(self, group: str, writer: ShardWriter) -> None:
         """Runs the waiting rows of a group, one forward pass for each size among them, and hands them to the disk."""
         rows, self.waiting[group] = self.waiting[group], []
-        fixed = self.sampling.size_of(group) is not None
-        sizes = dict.fromkeys(row.pixels.shape[1:3] for row in rows if row.pixels is not None)
-        for size in sizes:
-            mates = [r for r in rows if (fixed if r.pixels is None else r.pixels.shape[1:3] == size)]
+        fixed = self.sampling.size_of(group)
+        size_of = {row.number: fixed or self.expected.get(row.number) for row in rows}
+        for size in dict.fromkeys(size_of[row.number] for row in rows if row.pixels is not None):
+            mates = [row for row in rows if size_of[row.number] == size]
             batch = self._forward(mates, size)
             self.pending.append(self.disk.submit(self._write, group, batch, writer))
         self._drain(PENDING_WRITES)
@@ -291,8 +326,18 @@ class _ShardJob:
             "device": device_name(self.models.device.type),
             "versions": versions(),
             "batch": self.options.batch,
-            "asked": asdict(self.models.config),  # with paths, which the fingerprint leaves out: `repair` needs them
+            "asked": _with_absolute_paths(
+                asdict(self.models.config)
+            ),  # with paths, which the fingerprint leaves out: `repair` needs them
         }
+
+
+def _with_absolute_paths(asked: dict) -> dict:
+    """The configuration as another working directory would have to spell it."""
+    options = asked["proposal_options"]
+    found = {key: os.path.abspath(value) if os.path.isfile(str(value)) else value for key, value in options.items()}
+    weights = os.path.abspath(asked["weights"]) if os.path.isfile(asked["weights"]) else asked["weights"]
+    return {**asked, "weights": weights, "proposal_options": found}
 
 
 def _padded(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

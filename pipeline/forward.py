@@ -2,6 +2,8 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -24,7 +26,7 @@ class Models:
     """
 
     def __init__(self, config: ExtractConfig, device: str = "cpu", compile: bool = False):
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _wrong_types("backbone_options"):
             torch.manual_seed(config.seed)  # without weights the network is random, and a resumed run needs the same one
             backbone = build_backbone(config.backbone, weights=config.weights, **config.backbone_options)
         self.config = config
@@ -35,7 +37,8 @@ class Models:
         self.backbone = freeze(backbone, precision=config.precision, device=device, compile=compile)
         self.source = None
         if config.wants_boxes:
-            self.source = build_proposals(config.proposals, **config.proposal_options).to(device, config.precision)
+            with _wrong_types("proposal_options"):
+                self.source = build_proposals(config.proposals, **config.proposal_options).to(device, config.precision)
         self.num_boxes = self.source.num_boxes if self.source else 0
         self.seconds: dict[str, float] = defaultdict(float)
 
@@ -116,6 +119,15 @@ class Models:
         arrays = {name: tensor.to(dtype).cpu().numpy() for name, tensor in out.items()}
         self.seconds["backbone"] += time.perf_counter() - begun
         return arrays
+
+
+@contextmanager
+def _wrong_types(options: str) -> Iterator[None]:
+    """A text where an option takes a number is the user's slip, not ours."""
+    try:
+        yield
+    except TypeError as error:
+        raise ValueError(f"{options}: an option has a value of another type than it takes ({error})") from error
 
 
 def _no_boxes(steps: int) -> Boxes:

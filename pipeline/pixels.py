@@ -80,7 +80,10 @@ class DecodeViews:
         begun = time.perf_counter()
         with self.opening.open(self.clip) as reader:
             info = reader.info
-            views = views_of(self.sampling, info, self.clip.clip, self.clip.labels, self.seed)
+            try:
+                views = views_of(self.sampling, info, self.clip.clip, self.clip.labels, self.seed)
+            except ValueError as error:  # no frame, or no frame rate where one is needed: this clip's failure, not the run's
+                raise DecodeError(self.clip.clip, self.clip.path, str(error)) from None
             wanted = sorted({number for view in views for number in view.frames})
             images = dict(zip(wanted, map(Image.fromarray, reader.read(wanted)), strict=True))
         pixels = [_crop(images, view) for view in views]
@@ -94,8 +97,13 @@ class DecodeViews:
 
 
 def work(task: "Probe | DecodeViews"):
-    """What a worker process does with a task; exceptions travel back as results."""
-    return task.run()
+    """What a worker process does with a task; exceptions travel back as results, with the `seconds` that they took."""
+    begun = time.perf_counter()
+    try:
+        return task.run()
+    except DecodeError as error:
+        error.seconds = time.perf_counter() - begun
+        raise
 
 
 def step_frames(view: View, steps: int) -> tuple[int, ...]:

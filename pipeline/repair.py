@@ -28,6 +28,8 @@ def as_extracted(
     if weights is not None:
         config = replace(config, weights=weights)
     manifest = cache.manifest if root is None else read_manifest(cache.path / "manifest.csv", root)
+    if not manifest.root.is_dir():
+        raise ValueError(f"{manifest.root}: no such folder, expected the videos there; pass --root with where they are now")
     return config, manifest, replace(options, batch=record["batch"], compression=record["compression"])
 
 

@@ -49,8 +49,14 @@ def verify(path: str | Path, workers: int = 0) -> list[Finding]:
 
 
 def shards_to_repair(path: str | Path, workers: int = 0) -> list[int]:
-    """The shards whose features are damaged, missing, or hold failed clips."""
-    return sorted({shard for finding in verify(path, workers) if finding.stage == "features" for shard in finding.shards})
+    """The shards whose features are damaged, missing, or hold failed clips.
+
+    Damaged if the cache's own description is, so that nobody can say which shards there should be.
+    """
+    report = inspect(path, workers)
+    if not any(report.shards.values()) and (hopeless := [f for f in report.findings if f.where == str(path) and not f.stage]):
+        raise Damaged(f"{hopeless[0].where}: {hopeless[0].what}; {hopeless[0].fix}")
+    return sorted({shard for finding in report.findings if finding.stage == "features" for shard in finding.shards})
 
 
 Advance = Callable[[int, int], None]

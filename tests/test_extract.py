@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,9 @@ from pipeline.extract import RunOptions, extract
 from pipeline.forward import Models
 from pipeline.manifest import read_manifest
 from pipeline.pixels import DecodeViews, Opening, step_frames
+from pipeline.repair import as_extracted
 from pipeline.sample import Sampling
+from pipeline.verify import shards_to_repair
 
 ROOT = Path(__file__).parent.parent
 SIDE, LENGTH, CLIPS, BROKEN = 96, 12, 7, 3  # pixels, frames, clips, the clip that cannot be decoded
@@ -311,3 +314,70 @@ def test_boxes_outside_the_crop_are_dropped_and_valid_rows_come_first(undisturbe
         assert not view["boxes"][~valid].any()
         assert not view["nodes"][~valid].any()
         assert (geometry.iou(view["boxes"], view["boxes"])[valid][:, 0] >= 0).all()
+
+
+@pytest.fixture
+def breakable(world, tmp_path) -> tuple[Path, Path]:
+    """A copy of the videos, where the broken one can be mended, and a cache of it."""
+    videos = tmp_path / "videos"
+    shutil.copytree(world, videos)
+    extract(config_of(videos), read_manifest(videos / "manifest.csv"), tmp_path / "cache", INLINE)
+    return videos, tmp_path / "cache"
+
+
+def test_a_repaired_clip_gives_the_cache_that_a_healthy_one_would_have_given(breakable, tmp_path):
+    videos, cache = breakable
+    write_video(videos / f"clip{BROKEN}.mp4", painted(BROKEN), fps=8)
+    before = {p: p.stat().st_mtime_ns for p in cache.rglob("*.h5")}
+    config, manifest, options = as_extracted(cache, RunOptions(workers=0))
+    assert (config, options.batch) == (config_of(videos), INLINE.batch)
+    summary = extract(config, manifest, cache, options, shards_to_repair(cache), redo=True)
+    assert not summary.failures
+    assert {p.name for p in before if p.stat().st_mtime_ns != before[p]} == {f"{BROKEN // INLINE.shard_size:05d}.h5"}
+    extract(config, manifest, tmp_path / "healthy", INLINE)
+    assert everything(cache) == everything(tmp_path / "healthy")
+
+
+def test_a_repair_that_would_lose_good_clips_leaves_the_shard_as_it_was(breakable):
+    videos, cache = breakable
+    kept = everything(cache)
+    (videos / "clip4.mp4").unlink()
+    config, manifest, options = as_extracted(cache, RunOptions(workers=0))
+    with pytest.raises(ValueError, match=r"left as it was, for 1 of its clips fail now \(clip4"):
+        extract(config, manifest, cache, options, shards_to_repair(cache), redo=True)
+    assert everything(cache) == kept
+    shutil.rmtree(videos)
+    with pytest.raises(ValueError, match="pass --root"):
+        as_extracted(cache, options)
+
+
+def test_nobody_repairs_a_cache_whose_description_is_damaged(breakable):
+    _, cache = breakable
+    (cache / "cache.json").write_text((cache / "cache.json").read_text() + "x")
+    with pytest.raises(ValueError, match=r"cache\.json"):
+        shards_to_repair(cache)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"keep": 3}, {"cut": 3}, {"weights": 3}, {"backbone": 3}, {"seed": "abc"}, {"seed": 1.5}, {"allow_truncated": "maybe"}],
+)
+def test_an_option_of_the_wrong_type_is_named(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        with_settings(ExtractConfig(), wrong)
+
+
+def test_a_text_for_a_number_in_a_networks_options_is_the_users_slip(world):
+    with pytest.raises(ValueError, match="backbone_options"):
+        Models(replace(config_of(world), backbone_options={"width": "abc"}))
+
+
+@pytest.mark.parametrize("wrong", [{"batch": 0}, {"workers": -1}, {"shard_bytes": 0}, {"shard_size": -1}])
+def test_a_run_refuses_numbers_it_cannot_work_with(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        RunOptions(**wrong)
+
+
+def test_a_failed_clip_has_the_seconds_it_took(undisturbed):
+    (failure,) = Cache(undisturbed).failures
+    assert failure["seconds"] > 0
