@@ -2,8 +2,10 @@
 
 import json
 import math
+import shutil
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
