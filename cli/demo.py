@@ -2,8 +2,8 @@
 
 import json
 import math
-import shutil
 import os
+import shutil
 import statistics
 import sys
 import time
@@ -322,7 +322,5 @@ def _report(out: Path, asked: Demo, rows: list[Row], seconds: float) -> None:
         for row in rows
     }
     (out / "results.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    command = (
-        "vidgraph" if shutil.which("vidgraph") else sys.argv[0]
-    )  # a make target runs it from an environment that is not active
+    command = "vidgraph" if shutil.which("vidgraph") else sys.argv[0]  # make runs it from an environment that is not active
     click.echo(NEXT.replace("vidgraph ", f"{command} ").format(out=out, minutes=math.floor(seconds / 60), seconds=seconds % 60))
