@@ -21,6 +21,7 @@ NARROW = {
     "rstg_map": {"width": 8},
     "conv_lstm": {"width": 8, "hidden": 8},
     "dyreg": {"width": 6, "offset_width": 5},
+    "ean": {"width": 16},
 }
 INSIDE = {"backbone": "resnet18", "backbone_options": {"width": 8}, "at": "res4.0"}
 # What is tested: every head by its name, and heads that live inside a backbone there too.
