@@ -3,10 +3,13 @@
 Whoever extracts the cache runs the lower part, frozen; a head that puts modules into the backbone continues from there.
 """
 
+from dataclasses import replace
+from itertools import count
+
 import torch
 from torch import Tensor, nn
 
-from heads.batch import Dims
+from heads.batch import Clips, Dims, HeadOutput
 from pipeline.backbones import Backbone, build_backbone
 
 
@@ -35,6 +38,14 @@ def upper(head: str, dims: Dims, backbone: str, options: dict, weights: str, poi
     return cut, network
 
 
+def frames_of(network: Backbone, cut: str, grid: tuple[int, int]) -> tuple[int, int]:
+    """The smallest frames (H, W) whose map at `cut` has the size `grid`: what comes after the cut depends on no more."""
+    h, w = grid  # a side longer by a pixel gives as many cells or one more, so that every number of cells has a side
+    H = next(side for side in count(h) if network.grid(cut, (side, side))[0] == h)
+    W = next(side for side in count(w) if network.grid(cut, (side, side))[1] == w)
+    return H, W
+
+
 def unpadded(head: str, fmap: Tensor, grid: Tensor | None) -> Tensor:
     """fmap [B,T,C,h,w] without its padding; grid [B,2] or None. ValueError where views of one batch have different grids:
     a convolution would see the padding."""
@@ -55,3 +66,32 @@ def norms_in_evaluation(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
+
+
+class Continued(nn.Module):
+    """A head that reads the last map of `network`, fed from the cached map at `cut`: what lies between them is learned too."""
+
+    def __init__(self, name: str, cut: str, network: Backbone, head: nn.Module):
+        super().__init__()
+        self.name, self.cut, self.network, self.head = name, cut, network, head
+        self.needs = (cut, *(field for field in head.needs if field != network.last))
+        self.uses = ("grid",)
+
+    def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
+        """The map at `cut`, and what else `needs` names -> what the head returns. ValueError for several grids in a batch."""
+        x = unpadded(self.name, clips.get(self.cut), clips.grid).transpose(1, 2)  # [B,C,T,h,w]
+        x = self.network(x, start=self.cut).transpose(1, 2)
+        return self.head(replace(clips, maps={self.network.last: x}, grid=None), want_maps)
+
+
+def continued(head: str, dims: Dims, backbone: str, options: dict, weights: str, cut: str) -> tuple[Backbone, Dims]:
+    """(network, dims) for `Continued`: the part of the backbone above `cut`, and the sizes of what the head behind it reads.
+
+    ValueError for a cut with nothing after it, and as `upper`.
+    """
+    start, network = upper(head, dims, backbone, options, weights, (cut,))
+    if start in network.units()[-1][0]:
+        raise ValueError(f"head {head}: nothing of {backbone} comes after {start}: choose an earlier cut, or no backbone")
+    size = network.grid(network.last, frames_of(network, start, dims.maps[start][1:]))
+    network.keep_above(start)
+    return network, replace(dims, maps={network.last: (network.channels(), *size)})

@@ -19,14 +19,12 @@ placement of the paper's, but it needs nothing besides the cache. The release's 
 where the module replaces the block, is not reproduced.
 """
 
-from itertools import count
-
 from torch import Tensor, nn
 
 from heads.batch import Clips, Dims, HeadOutput
 from heads.dyreg_kernels import Pair
 from heads.dyreg_module import DyReg, recorded
-from heads.upper import points_of, unpadded, upper
+from heads.upper import frames_of, points_of, unpadded, upper
 from heads.variants import at_least
 from pipeline.backbones import Backbone
 
@@ -79,14 +77,6 @@ class DyRegHead(nn.Module):
         return HeadOutput(logits, maps=maps)
 
 
-def _frames_of(network: Backbone, cut: str, grid: Pair) -> Pair:
-    """The smallest frames (H, W) whose map at `cut` has the size `grid`: what comes after the cut depends on no more."""
-    h, w = grid  # a side longer by a pixel gives as many cells or one more, so that every number of cells has a side
-    H = next(side for side in count(h) if network.grid(cut, (side, side))[0] == h)
-    W = next(side for side in count(w) if network.grid(cut, (side, side))[1] == w)
-    return H, W
-
-
 def build(
     dims: Dims,
     num_classes: int,
@@ -136,7 +126,7 @@ def build(
         channels, h, w = dims.maps[cut]
         return DyRegHead(cut, {cut: module(channels, (h, w))}, None, channels, num_classes, dropout)
     cut, network = upper("dyreg", dims, backbone, backbone_options, weights, points)
-    frames = _frames_of(network, cut, dims.maps[cut][1:])
+    frames = frames_of(network, cut, dims.maps[cut][1:])
     modules = {point: module(network.channels(point), network.grid(point, frames)) for point in points}
     for point, inserted in modules.items():
         network.insert(point, inserted)

@@ -14,7 +14,11 @@ Parameters at 2048×8×7×7, released: 6 645 380, of which E is 200 704; paper: 
 
 variant="released" differs from "paper" in Saliency-Net and in E, as above.
 
+The last Event Adaptive Block and res5 are learned with it from the map before that block, the cut res4.5 of ean_r50 (1024 x 8 x
+14 x 14, 3.2 MB a view in float16): backbone="ean_r50", cut="res4.5".
+
 Differs from the paper:
+- what is below `cut` is frozen;
 - `regions="boxes"` masks padded boxes: they attend to nothing, count in no mean and in no batch statistics;
 - a batch norm that would see a single row in training (a batch of one view) uses its running statistics.
 
@@ -30,7 +34,9 @@ from torch import Tensor, nn
 
 from heads.batch import Clips, Dims, HeadOutput
 from heads.layers import grid_mean, masked_mean, masked_softmax, row_normalise
+from heads.upper import Continued, continued
 
+NO_OPTIONS: dict = {}
 REGIONS = ("saliency", "fixed", "all", "boxes", "none")
 POSITIONS = ("auto", "spatial", "spatio_temporal", "none")
 HEADS, HEAD_WIDTH, DEPTH = 8, 64, 2
@@ -221,10 +227,15 @@ def build(
     objects: int = 4,
     position: str = "auto",
     cut: str = "res5",
+    backbone: str = "",
+    backbone_options: dict = NO_OPTIONS,
+    weights: str = "none",
     width: int = 512,
     dropout: float = 0.5,
-) -> EAN:
-    """EAN's head on the map at `cut`.
+) -> EAN | Continued:
+    """EAN's head on the map at `cut`, or with a `backbone` on its last map, which is run from the one at `cut` and learned:
+    `backbone="ean_r50"`, `cut="res4.5"` learns the last EAB and res5 too. `backbone_options` (the trunk's own variant is among
+    them) and `weights` as at the extraction.
 
     `variant`: "paper" or "released", see the top of this file. `regions` (Table 7): "saliency" learns `objects` maps per step,
     "fixed" takes as many equal tiles, "all" makes every cell a token, "boxes" every valid box, "none" leaves the transformer
@@ -241,10 +252,29 @@ def build(
     if objects < 1 or width < 1:
         raise ValueError(f"head ean: expected objects and width of at least 1, got objects={objects}, width={width}")
     dims.require("ean", cut, *(("boxes", "valid") if regions == "boxes" else ()))
+    sizes = {"regions": regions, "objects": objects, "position": position, "width": width, "dropout": dropout}
+    if not backbone:
+        return _head(dims, cut, num_classes, variant == "released", **sizes)
+    network, inner = continued("ean", dims, backbone, backbone_options, weights, cut)
+    return Continued("ean", cut, network, _head(inner, network.last, num_classes, variant == "released", **sizes))
+
+
+def _head(
+    dims: Dims,
+    cut: str,
+    num_classes: int,
+    released: bool,
+    *,
+    regions: str,
+    objects: int,
+    position: str,
+    width: int,
+    dropout: float,
+) -> EAN:
+    """The head on the map at `cut`; the options are those of `build`."""
     channels, h, w = dims.maps[cut]
     if regions == "none":
         return EAN(cut, channels, num_classes, None, dropout)
-    released = variant == "released"
     if position == "auto":
         position = "spatio_temporal" if released else "spatial"
     soi = SparseObjects(channels, (h, w), dims.T, width, objects, regions, position)
