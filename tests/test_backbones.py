@@ -187,10 +187,13 @@ def test_reduction_adds_a_last_stage_of_one_convolution_with_bias():
     assert torch.allclose(backbone(x), by_hand + backbone.reduced.bias[:, None, None, None], atol=1e-4)
 
 
-def test_resnet101_turns_128_frames_of_288_into_16_steps_of_18x18():
+@pytest.mark.parametrize("name", ["i3d_r101", "i3d_r101_nl"])
+def test_resnet101_turns_128_frames_of_288_into_16_steps_of_18x18(name):
     with torch.device("meta"):
-        backbone = build_backbone("i3d_r101")
-    assert (backbone.steps(128), backbone.grid("res5", (288, 288)), backbone.channels()) == (16, (18, 18), 2048)
+        backbone = build_backbone(name, reduce=512)
+        y = backbone(torch.empty(1, 3, 128, 288, 288))
+    assert tuple(y.shape) == (1, 512, 16, 18, 18)
+    assert (backbone.steps(128), backbone.grid("res5", (288, 288)), backbone.channels("res5")) == (16, (18, 18), 2048)
 
 
 def test_resnet18_grey_with_three_stages_has_dyregs_parameters():
@@ -304,10 +307,17 @@ def test_non_local_block_is_its_formula(kind, pool):
     assert torch.allclose(block(x), x + y, rtol=1e-4, atol=1e-4)
 
 
-def test_non_local_blocks_follow_every_other_block_of_res3_and_res4():
-    backbone = tiny("i3d_r50_nl")
-    places = [cut for cut in backbone.cuts() if "." in cut and backbone.get_submodule(cut).non_local is not None]
-    assert places == ["res3.1", "res3.3", "res4.1", "res4.3", "res4.5"]
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        ("i3d_r50_nl", ["res3.1", "res3.3", "res4.1", "res4.3", "res4.5"]),
+        ("i3d_r101_nl", ["res3.1", "res3.3", "res4.6", "res4.13", "res4.20"]),
+    ],
+)
+def test_five_non_local_blocks_are_spread_evenly_over_res3_and_res4(name, places):
+    with torch.device("meta"):
+        backbone = build_backbone(name)
+    assert [cut for cut in backbone.cuts() if "." in cut and backbone.get_submodule(cut).non_local is not None] == places
 
 
 def test_listing_backbones_loads_no_torch():

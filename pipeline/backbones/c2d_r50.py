@@ -16,8 +16,7 @@ def build(
     """Options as in `_i3d.resnet3d`. RSTG: res5_stride=1, pool1_pad=0, pool2_time=2. Per frame, T = F: pool2_time=1."""
     return resnet3d(
         50,
-        "none",
-        conv1_stride=1,
+        temporal="none",
         pool1_time=pool1_time,
         pool1_stride=pool1_stride,
         pool1_pad=pool1_pad,
