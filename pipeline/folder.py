@@ -4,10 +4,13 @@ import hashlib
 import json
 import os
 import shutil
+import time
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
+from pipeline.claims import Watch, take
 from pipeline.manifest import Clip, Manifest, read_manifest, shard_ranges
-from pipeline.sealed import Damaged, complete, done_marker, own_claim, part_of, read_json, sha256_of, write_json
+from pipeline.sealed import Damaged, complete, done_marker, part_of, read_json, sha256_of, write_json
 from pipeline.tensors import FORMAT
 
 
@@ -51,12 +54,23 @@ def create_cache(path: str | Path, config: dict, manifest: Manifest, per_shard: 
     folder = Path(path)
     config = json.loads(_canonical(config))
     fingerprint = hashlib.sha256(_canonical({"format": FORMAT, "config": config, "clips": _identity(manifest)})).hexdigest()
-    if (folder / "cache.json").exists():
-        _require_same(folder, config, manifest, fingerprint)
-        return Shards(folder, fingerprint, manifest, read_cache_json(folder)["per_shard"])
-    claim = own_claim()
-    plan = Shards(folder, fingerprint, manifest, per_shard)
     folder.mkdir(parents=True, exist_ok=True)
+    watch = Watch()
+    while not (folder / "cache.json").exists():
+        with take(folder / "cache.json", watch) or nullcontext() as claim:  # two runs that start at once agree on one plan
+            if claim and not (folder / "cache.json").exists():
+                _create(folder, config, manifest, fingerprint, per_shard, claim.name)
+                return Shards(folder, fingerprint, manifest, per_shard)
+        time.sleep(0 if claim else 0.1)
+    with suppress(OSError):  # a cache that may only be read is none the worse for what a killed run left in it
+        if watch.free(folder / "cache.json"):
+            for part in folder.glob("*.part"):
+                part.unlink(missing_ok=True)
+    _require_same(folder, config, manifest, fingerprint)
+    return Shards(folder, fingerprint, manifest, read_cache_json(folder)["per_shard"])
+
+
+def _create(folder: Path, config: dict, manifest: Manifest, fingerprint: str, per_shard: int, claim: str) -> None:
     part = part_of(folder / "manifest.csv", claim)
     try:
         shutil.copyfile(manifest.path, part)
@@ -73,7 +87,6 @@ def create_cache(path: str | Path, config: dict, manifest: Manifest, per_shard: 
         "per_shard": per_shard,
     }
     write_json(folder / "cache.json", record, claim)
-    return plan
 
 
 def read_cache_json(folder: Path) -> dict:

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and checksums by which a change of one bit is found."""
 
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+
+# What a file system without hard links says: FAT, some that run in user space.
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 class Damaged(ValueError):
@@ -27,36 +31,80 @@ def done_marker(path: Path) -> Path:
 
 
 def own_claim() -> str:
-    """A claim that no other writer has, from which `remove_abandoned` can tell whether its writer still lives."""
-    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    """A claim that no other writer has; its part files say whether their writer still lives (`writer_lives`)."""
+    pid = os.getpid()
+    return f"{socket.gethostname()}-{pid}-{started(pid) or 0}-{uuid.uuid4().hex[:8]}"
+
+
+def writer_lives(part: Path) -> bool | None:
+    """Whether the writer of a part file is a living process of this machine; None if it is another machine's."""
+    claim = part.name.split(".", 2)[-1].removesuffix(".part")
+    host, pid, start, _ = ("", "", "", *claim.rsplit("-", 3))[-4:]
+    if host != socket.gethostname() or not pid.isdigit():
+        return None
+    return started(int(pid)) in (start, "")
 
 
 def remove_abandoned(path: Path) -> None:
     """Removes the part files of `path` and of its done marker whose writers died on this machine; others' are left alone."""
     for part in path.parent.glob(f"{path.stem}.*.part"):
-        host, pid, _ = ("", *part.name.split(".", 2)[-1].removesuffix(".part").rsplit("-", 2))[-3:]
-        if host == socket.gethostname() and pid.isdigit() and not _alive(int(pid)):
+        if writer_lives(part) is False:
             part.unlink(missing_ok=True)
 
 
-def _alive(pid: int) -> bool:
+def started(pid: int) -> str | None:
+    """When a process of this machine began, in ticks since its boot; "" if the system does not tell; None if it has ended.
+
+    With the process number it names a process for as long as the machine runs: numbers are used again, pairs are not.
+    """
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return None if state in "ZX" else fields[18]
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return None
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        return False
+        return None
     except PermissionError:  # another user's
-        return True
-    return True
+        pass
+    return ""
 
 
-def complete(part: Path, path: Path) -> None:
-    """Gives a complete, synced file its name, durably: the name is in the folder's own data."""
-    os.replace(part, path)
+def complete(part: Path, path: Path, replace: bool = True) -> None:
+    """Gives a complete, synced file its name, durably: the name is in the folder's own data.
+
+    Without `replace`, FileExistsError if the name is taken.
+    """
+    if replace:
+        os.replace(part, path)
+    else:
+        publish(part, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def publish(part: Path, path: Path) -> None:
+    """Gives a complete file its name unless that is taken: FileExistsError then.
+
+    A link that a network file system reports as failed may have been made, where the answer was lost: the number of the
+    file's names tells.
+    """
+    try:
+        os.link(part, path)
+    except OSError as error:
+        if error.errno in _NO_LINKS:  # not atomic then, yet never over a file that is there
+            if path.exists():
+                raise FileExistsError(errno.EEXIST, "there already", str(path)) from None
+            os.rename(part, path)
+            return
+        if os.stat(part).st_nlink < 2:
+            raise
+    os.unlink(part)
 
 
 def sha256_of(path: Path) -> str:
@@ -81,8 +129,8 @@ _SEAL = b'"seal": "%s"\n}\n'
 _ZEROS = _SEAL % (b"0" * 64)
 
 
-def write_json(path: Path, record: Mapping[str, object], claim: str) -> None:
-    """Writes a JSON file that appears whole or not at all.
+def write_json(path: Path, record: Mapping[str, object], claim: str, replace: bool = True) -> None:
+    """Writes a JSON file that appears whole or not at all; without `replace`, FileExistsError if there is one.
 
     Its last key, `seal`, is the sha256 of the file as it is with 64 zeros in that place. ValueError for a NaN.
     """
@@ -96,7 +144,7 @@ def write_json(path: Path, record: Mapping[str, object], claim: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        complete(part, path)
+        complete(part, path, replace)
     finally:
         part.unlink(missing_ok=True)
 

@@ -128,11 +128,12 @@ class ShardWriter:
             column.store(row)
         self.ok[group][row] = True
 
-    def finish(self, stats: Mapping[str, object]) -> dict:
-        """Completes the shard, replacing one that is there, and returns its statistics: `stats` and what describes the file.
+    def finish(self, stats: Mapping[str, object], replace: bool = True) -> dict:
+        """Completes the shard and returns its statistics: `stats` and what describes the file.
 
-        `stats["failures"]` (rows of clip, error, message, seconds) says why rows are not ok. While an old shard is being
-        replaced it counts as not done. OSError if the disk is full, for example: nothing is left behind then.
+        `stats["failures"]` (rows of clip, error, message, seconds) says why rows are not ok. A shard that is there is replaced,
+        and counts as not done while it is; without `replace` it stays: FileExistsError. OSError if the disk is full, for
+        example. Nothing is left behind in any of these cases.
         """
         record = {
             **stats,
@@ -145,14 +146,31 @@ class ShardWriter:
                 self._file[group]["ok"][...] = ok
             self._file.close()
             record |= {"bytes": self._part.stat().st_size, "sha256": sync_and_hash(self._part)}
-            done = done_marker(self.path)
-            done.unlink(missing_ok=True)
-            complete(self._part, self.path)
-            write_json(done, record, self.claim)
+            if replace:
+                done_marker(self.path).unlink(missing_ok=True)
+                complete(self._part, self.path)
+                write_json(done_marker(self.path), record, self.claim)
+            else:
+                self._publish(record)
         except BaseException:
             self._abandon()
             raise
         return record
+
+    def _publish(self, record: dict) -> None:
+        """Gives both files their names if they are free.
+
+        A writer that is stopped between the two and taken for dead may find another shard there when it goes on, or leave
+        statistics for the one that is being written now: so the statistics follow the file whose name was given last.
+        """
+        mine = self._part.stat().st_ino
+        complete(self._part, self.path, replace=False)
+        try:
+            write_json(done_marker(self.path), record, self.claim, replace=False)
+        except FileExistsError:
+            if self.path.stat().st_ino != mine:
+                raise
+            write_json(done_marker(self.path), record, self.claim)
 
     def _describe(self, group: str) -> dict:
         fields = self.plans[group].fields.items()

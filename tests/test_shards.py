@@ -142,7 +142,7 @@ def test_nothing_is_seen_before_it_is_complete(tmp_path):
 def test_the_done_marker_comes_last_and_goes_first(tmp_path, monkeypatch):
     path, seen = tmp_path / "00000.h5", []
 
-    def spy(part, target):
+    def spy(part, target, replace=True):
         seen.append((target.name, names(tmp_path)))
         os.replace(part, target)
 

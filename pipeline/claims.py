@@ -1,0 +1,246 @@
+"""Who works on what: several runs, on one machine or on many that share a file system, divide the shards of one cache.
+
+A writer claims the file `NAME.h5` by a claim file `NAME.claim` beside it, which appears whole (a hard link), names its owner
+and holds a number that the owner raises every few seconds. No lock is asked of the file system. A claim is abandoned when
+its owner is known to be dead (only a process of the same machine can tell) or when somebody has watched it stand still for
+SILENCE seconds of his own monotonic clock: no two machines' clocks, and no file times, are ever compared.
+
+Claims divide the work, they do not guard the data: an owner that was stalled and wakes up goes on writing its own part file,
+and whoever completes the shard first wins (`ShardWriter.finish`).
+"""
+
+import json
+import os
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from pipeline.sealed import own_claim, part_of, publish, started, writer_lives
+
+BEAT = 5.0  # seconds between an owner's signs of life
+SILENCE = 60.0  # seconds without one after which a claim is taken over
+COUNT = 20  # digits of the number at the end of a claim file, so that it is overwritten in place
+
+
+def claim_file(path: Path) -> Path:
+    """The claim file of a shard's HDF5 file."""
+    return path.with_suffix(".claim")
+
+
+@cache
+def machine() -> str:
+    """This boot of this machine, and its table of processes (a container has its own); "" where the system does not tell."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A claim file as it was read: its bytes, and the owner's name, machine, process number and start."""
+
+    content: bytes
+    name: str = ""
+    machine: str = ""
+    pid: int = 0
+    start: str = ""
+
+    @property
+    def dead(self) -> bool:
+        """Whether the owner is known to have ended."""
+        return bool(self.machine) and self.machine == machine() and started(self.pid) != self.start
+
+
+def look(path: Path) -> Seen | None:
+    """The claim on a shard's HDF5 file as it is now; None if there is none.
+
+    Opening a file is what makes a network file system ask its server for the present content.
+    """
+    try:
+        content = claim_file(path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    with suppress(ValueError, KeyError, TypeError):
+        owner = json.loads(content.partition(b"\n")[0])
+        return Seen(content, str(owner["claim"]), str(owner["machine"]), int(owner["pid"]), str(owner["start"]))
+    return Seen(content)  # by another version, or written half: judged by its silence
+
+
+class Watch:
+    """One process' memory of claims that it has looked at: since when each has stood still, by the monotonic clock."""
+
+    def __init__(self, silence: float = SILENCE):
+        self.silence = silence
+        self._since: dict[Path, tuple[bytes, float]] = {}
+
+    def abandoned(self, path: Path, seen: Seen) -> bool:
+        """Whether the owner of a claim that was just looked at is dead, or has been silent for as long as this one looks."""
+        now = time.monotonic()
+        content, since = self._since.get(path, (b"", now))
+        if content != seen.content:
+            since = now
+        self._since[path] = seen.content, since
+        return seen.dead or now - since > self.silence
+
+    def free(self, path: Path) -> bool:
+        """Whether a shard has no claim any more; one that is abandoned is removed, with what its owner left half written."""
+        seen = look(path)
+        if seen is None:
+            self._since.pop(path, None)
+            return True
+        return self.abandoned(path, seen) and _remove(path, seen)
+
+
+def _remove(path: Path, seen: Seen) -> bool:
+    """Removes an abandoned claim; False if somebody else was faster. Part files go only where the owner is surely dead."""
+    grave = part_of(claim_file(path), own_claim())
+    try:
+        os.rename(claim_file(path), grave)
+    except FileNotFoundError:
+        return False
+    try:
+        if grave.read_bytes() != seen.content:  # it is another's by now, or gave a sign of life: give it back
+            with suppress(OSError):
+                os.link(grave, claim_file(path))
+            return False
+        if seen.dead and seen.name:
+            for part in path.parent.glob(f"{path.stem}.*.{seen.name}.part"):
+                part.unlink(missing_ok=True)
+        return True
+    finally:
+        grave.unlink(missing_ok=True)
+
+
+class Claim:
+    """A claim that this process holds on a shard's HDF5 file; `name` is its own among all claims ever made."""
+
+    def __init__(self, path: Path, name: str, file: int):
+        self.path, self.name, self._file = path, name, file
+        self._count, self._lock = 0, threading.Lock()
+
+    def beat(self) -> None:
+        """A sign of life. In place, through the descriptor: if the claim was taken over, this file is nobody's any more."""
+        with self._lock:
+            if self._file >= 0:
+                self._count += 1
+                with suppress(OSError):  # others see its silence, and take it over
+                    os.pwrite(self._file, _digits(self._count), os.fstat(self._file).st_size - COUNT)
+                    os.fsync(self._file)
+
+    def held(self) -> bool:
+        """Whether it is still ours: not if another took us for dead."""
+        seen = look(self.path)
+        return seen is not None and seen.name == self.name
+
+    def release(self) -> None:
+        """Gives it up; may be called again."""
+        with self._lock:
+            if self._file < 0:
+                return
+            os.close(self._file)
+            self._file = -1
+        _HEART.drop(self)
+        if self.held():
+            claim_file(self.path).unlink(missing_ok=True)
+
+    def __enter__(self) -> "Claim":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+
+def take(path: Path, watch: Watch | None = None) -> Claim | None:
+    """Claims a shard's HDF5 file, taking over from an owner that is gone; None if another's claim stands."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not (watch or Watch()).free(path):
+        return None
+    name = own_claim()
+    owner = {"claim": name, "machine": machine(), "pid": os.getpid(), "start": started(os.getpid()) or ""}
+    part = part_of(claim_file(path), name)
+    file = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        os.write(file, json.dumps(owner).encode() + b"\n" + _digits(0))
+        os.fsync(file)
+        publish(part, claim_file(path))
+    except FileExistsError:
+        os.close(file)
+        return None
+    except BaseException:
+        os.close(file)
+        raise
+    finally:
+        part.unlink(missing_ok=True)
+    claim = Claim(path, name, file)
+    _HEART.add(claim)
+    return claim
+
+
+def sweep(folder: Path, watch: Watch) -> None:
+    """Removes what dead runs left in a stage's folder: their claims, and part files that no claim stands for any more."""
+    with suppress(OSError):  # a cache that may only be read is none the worse for them
+        for claim in folder.glob("*.claim"):
+            watch.free(claim.with_suffix(".h5"))
+        for part in folder.glob("*.part"):
+            seen = look(folder / f"{part.name.split('.')[0]}.h5")
+            if (seen is None or not part.name.endswith(f".{seen.name}.part")) and not writer_lives(part):
+                part.unlink(missing_ok=True)
+
+
+def remove_parts(path: Path) -> None:
+    """Removes every part file of a shard that is complete: whoever still writes one has lost."""
+    for part in path.parent.glob(f"{path.stem}.*.part"):
+        part.unlink(missing_ok=True)
+
+
+def _digits(count: int) -> bytes:
+    return str(count).zfill(COUNT).encode()
+
+
+class _Heart:
+    """One thread that beats for all claims of this process, for as long as there are any."""
+
+    def __init__(self):
+        self._claims: set[Claim] = set()
+        self._lock = threading.Lock()
+        self._beating = False
+
+    def held(self) -> tuple[Claim, ...]:
+        with self._lock:
+            return tuple(self._claims)
+
+    def add(self, claim: Claim) -> None:
+        with self._lock:
+            self._claims.add(claim)
+            if not self._beating:
+                self._beating = True
+                threading.Thread(target=self._run, name="claims-heart", daemon=True).start()
+
+    def drop(self, claim: Claim) -> None:
+        with self._lock:
+            self._claims.discard(claim)
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(BEAT)
+            with self._lock:
+                if not self._claims:
+                    self._beating = False
+                    return
+            for claim in self.held():
+                claim.beat()
+
+
+_HEART = _Heart()
+
+
+def give_up() -> None:
+    """Releases every claim of this process and removes what was written under it: for one that has to end at once."""
+    for claim in _HEART.held():
+        for part in claim.path.parent.glob(f"{claim.path.stem}.*.{claim.name}.part"):
+            part.unlink(missing_ok=True)
+        claim.release()
