@@ -114,7 +114,7 @@ class Row:
 
 @click.command("demo")
 @click.option("--out", default="demo", type=click.Path(file_okay=False, path_type=Path), help="Folder for everything.")
-@click.option("--task", default="meet", help="What the digits do: a task of pipeline/digits.py.")
+@click.option("--task", default="meet", help="What the digits do: meet, sync3, sync5 or multisync.")
 @click.option("--videos", default=2000, type=click.IntRange(min=1), help="Training videos.")
 @click.option("--val-videos", default=200, type=click.IntRange(min=1), help="Validation videos.")
 @click.option("--test-videos", default=600, type=click.IntRange(min=1), help="Test videos, of digits never trained on.")
@@ -184,7 +184,7 @@ def _networks(steps: Steps, out: Path, asked: Demo, images: "dict[str, Images]")
     backbone, rpn = out / "digit_cnn.pt", out / "digit_rpn.pt"
 
     def train_backbone() -> dict:
-        how = Pretraining(width=WIDTH, tile=task.tile, canvas=task.canvas)
+        how = Pretraining(width=WIDTH, tile=task.shown, canvas=task.size)
         with digit_rpn.one_thread():
             made = pretrain(backbone, images, how, asked.seed, say=lambda line: click.echo(f"    {line}"))
         return {"accuracy": made.accuracy, "steps": made.steps}
@@ -195,7 +195,7 @@ def _networks(steps: Steps, out: Path, asked: Demo, images: "dict[str, Images]")
 
     def fit_rpn() -> dict:
         digit_rpn.fit(rpn, *frames("train", RPN_VIDEOS), seed=asked.seed)
-        source = digit_rpn.build(str(rpn), task.canvas, BOXES)
+        source = digit_rpn.build(str(rpn), task.size, BOXES)
         found, per_digit = digit_rpn.recall(source, *frames("val", RPN_VIDEOS // 4))
         click.echo(f"    finds {100 * found:.1f} % of unseen digits (IoU 0.5), with {per_digit:.2f} boxes per digit")
         return {"recall": found, "boxes_per_digit": per_digit}
@@ -216,9 +216,9 @@ def _config(asked: Demo, backbone: Path, rpn: Path) -> "ExtractConfig":
         backbone="digit_cnn",
         backbone_options={"width": WIDTH, "pixels": "unit"},
         weights=str(backbone),
-        sampling=Sampling(frames=task.frames, sampling="linspace", size=task.canvas, train_crop="centre", flip=0.0),
+        sampling=Sampling(frames=task.frames, sampling="linspace", size=task.size, train_crop="centre", flip=0.0),
         proposals="digit_rpn",
-        proposal_options={"weights": str(rpn), "size": task.canvas, "num_boxes": BOXES},
+        proposal_options={"weights": str(rpn), "size": task.size, "num_boxes": BOXES},
         seed=asked.seed,
     )
 

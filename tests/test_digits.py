@@ -137,9 +137,9 @@ def _meets(task: Meet, k: int) -> np.ndarray:
 def test_later_digits_hide_earlier_ones_only_where_they_have_ink():
     lower, upper = np.full((4, 4), 100, np.uint8), np.full((4, 4), 200, np.uint8)
     upper[:, 2:] = INK - 1
-    frame = draw(np.array([[[0, 0], [2, 0]]]), np.stack([lower, upper]), 8)[0, :4, :, 0]
+    frame = draw(np.array([[[0, 0], [2, 0]]]), np.stack([lower, upper]), 8)[0, :4]
     assert frame[0].tolist() == [100, 100, 200, 200, 0, 0, 0, 0]
-    swapped = draw(np.array([[[2, 0], [0, 0]]]), np.stack([upper, lower]), 8)[0, :4, :, 0]
+    swapped = draw(np.array([[[2, 0], [0, 0]]]), np.stack([upper, lower]), 8)[0, :4]
     assert swapped[0].tolist() == [100, 100, 100, 100, 0, 0, 0, 0]
 
 
@@ -242,7 +242,7 @@ def test_the_boxes_file_is_a_source_of_boxes(dataset, images):
 
 
 def test_what_is_written_does_not_depend_on_who_writes_how_many(dataset, images, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.digits.PER_MESSAGE", 3)
+    monkeypatch.setattr("pipeline.digits.files.PER_MESSAGE", 3)
     write_dataset(tmp_path, SMALL, {"train": 7, "test": 5}, seed=1, workers=0, images=images)
     for path in dataset.parent.rglob("*.*"):
         assert path.read_bytes() == (tmp_path / path.relative_to(dataset.parent)).read_bytes(), path.name
