@@ -15,11 +15,13 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import get_context, parent_process, resource_tracker
+from contextlib import contextmanager
+from multiprocessing import current_process, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+MOST_LOSSES = 3  # workers that may die between being given a task and beginning with it, before it is to blame
 
 
 class WorkerDied(RuntimeError):
@@ -35,17 +37,18 @@ class Pool:
 
     `function` is a picklable callable of an importable module. 0 workers: tasks run in this process, without a time limit.
     Workers are started by spawn, so nothing is inherited from a parent that holds a GPU or threads; they import what `function`
-    needs and no more, ignore Ctrl-C (closing the pool ends them) and end when the parent dies, however it dies.
+    needs and no more, ignore Ctrl-C and SIGTERM (closing the pool ends them) and end when the parent dies, however it dies.
+    A task whose worker dies is given to another one `again` times, because what killed it may have nothing to do with it.
     """
 
-    def __init__(self, function: Callable[[Any], Any], workers: int, timeout: float | None = None):
+    def __init__(self, function: Callable[[Any], Any], workers: int, timeout: float | None = None, again: int = 0):
         if workers < 0:
             raise ValueError(f"workers: expected 0 (in this process) or more, got {workers}")
         if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout: expected seconds above 0, or None for no limit, got {timeout}")
         self.workers = workers
         self._function = function
-        self._feeder = _Feeder(function, workers, timeout) if workers else None
+        self._feeder = _Feeder(function, workers, timeout, again) if workers else None
         if self._feeder:
             self._feeder.start()
 
@@ -111,6 +114,8 @@ class _Ticket:
         self.result: Any = None
         self.broken = ""  # why no worker can ever run it
         self.abandoned = False
+        self.deaths = 0  # of workers that had begun with it
+        self.losses = 0  # of workers that had not
 
     def finish(self, result: Any) -> None:
         self.result = result
@@ -123,16 +128,18 @@ class _Worker:
     def __init__(self, function: bytes):
         ours, theirs = _SPAWN.Pipe()
         self.process = _SPAWN.Process(target=_serve, args=(theirs, function, os.getpid()), daemon=True)
-        self.process.start()
+        with _as_no_daemon():
+            self.process.start()
         theirs.close()  # else the worker's death would not end the pipe
         self.pipe = ours
         self.ready = False
+        self.begun = False  # with its ticket
         self.ticket: _Ticket | None = None
         self.deadline = float("inf")
 
     def give(self, ticket: _Ticket, limit: float | None) -> None:
         """Sends a task; its clock starts here, because the worker is waiting for it."""
-        self.ticket = ticket
+        self.ticket, self.begun = ticket, False
         self.deadline = time.monotonic() + limit if limit else float("inf")
         self.pipe.send_bytes(ticket.payload)
 
@@ -156,10 +163,10 @@ class _Feeder(threading.Thread):
     not be started by a caller's short-lived thread.
     """
 
-    def __init__(self, function: Callable[[Any], Any], workers: int, timeout: float | None):
+    def __init__(self, function: Callable[[Any], Any], workers: int, timeout: float | None, again: int):
         super().__init__(name="pool-feeder", daemon=True)
         self._function = pickle.dumps(function, protocol=5)
-        self._count, self._timeout = workers, timeout
+        self._count, self._timeout, self._again = workers, timeout, again
         self._workers: list[_Worker] = []
         self._queue: deque[_Ticket] = deque()
         self._wake_out, self._wake_in = os.pipe()
@@ -190,7 +197,7 @@ class _Feeder(threading.Thread):
         # Workers inherit the mask: Ctrl-C must not end one before it can ask to ignore it. Spawning the first one starts the
         # resource tracker, which would take the mask off again.
         resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         reason = "the pool was closed before this task was done"
         try:
             while not self._closing:
@@ -258,7 +265,9 @@ class _Feeder(threading.Thread):
         except (EOFError, OSError):
             self._replace(worker)
             return
-        if worker.ready:
+        if worker.ready and not worker.begun:
+            worker.begun = True
+        elif worker.ready:
             worker.ticket.finish(answer)
             worker.ticket, worker.deadline = None, float("inf")
         elif answer is None:
@@ -282,7 +291,12 @@ class _Feeder(threading.Thread):
         if ticket and timed_out:
             ticket.finish(TimeoutError(f"took longer than {self._timeout:g} s"))
         elif ticket:
-            ticket.finish(WorkerDied(f"the worker process ended without an answer ({how})"))
+            ticket.deaths += worker.begun
+            ticket.losses += not worker.begun
+            if ticket.deaths <= self._again and ticket.losses <= MOST_LOSSES:
+                self._queue.appendleft(ticket)
+            else:
+                ticket.finish(WorkerDied(f"the worker process ended without an answer ({how})"))
 
 
 class _Closed(Exception):
@@ -292,9 +306,22 @@ class _Closed(Exception):
 _SPAWN = get_context("spawn")
 
 
+@contextmanager
+def _as_no_daemon() -> Iterator[None]:
+    """Lets a process that multiprocessing calls a daemon (a Dask worker) have children: ours end with it, however it ends."""
+    mine = current_process()._config
+    daemon = mine.pop("daemon", None)
+    try:
+        yield
+    finally:
+        if daemon is not None:
+            mine["daemon"] = daemon
+
+
 def _serve(pipe: Connection, function: bytes, parent: int) -> None:
-    """A worker's life: load the function, answer None for ready (or the error), then one answer for each task."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A worker's life: load the function, answer None for ready (or the error); for each task None, then the answer."""
+    for ignored in (signal.SIGINT, signal.SIGTERM):  # a batch system sends it to the whole job: the parent decides
+        signal.signal(ignored, signal.SIG_IGN)
     _die_with(parent)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores; read when `function` imports numpy
     try:
@@ -308,6 +335,7 @@ def _serve(pipe: Connection, function: bytes, parent: int) -> None:
             payload = pipe.recv_bytes()
         except EOFError:
             return
+        _send(pipe, None)
         try:
             answer = function(pickle.loads(payload))
         except Exception as error:

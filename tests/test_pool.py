@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import current_process
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.pool import Pool, RemoteTraceback, WorkerDied
+from pipeline.pool import Pool, RemoteTraceback, WorkerDied, _Worker
 
 ROOT = Path(__file__).parent.parent
 
@@ -174,6 +175,71 @@ def test_a_worker_that_dies_between_tasks_costs_no_task():
         ((_task, other),) = pool.imap([0], ahead=1)
     assert isinstance(other, int)
     assert other != pid
+
+
+class DiesOnce:
+    """Kills its worker at its first call, and works from then on."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __call__(self, task):
+        if not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return task
+
+
+def test_a_task_whose_worker_died_by_chance_is_given_to_another_one(tmp_path):
+    with Pool(DiesOnce(tmp_path / "died"), workers=1, timeout=30, again=1) as pool:
+        assert list(pool.imap([5], ahead=1)) == [(5, 5)]
+
+
+def test_a_task_that_kills_every_worker_fails_in_the_end():
+    with Pool(misbehave, workers=1, timeout=30, again=1) as pool:
+        answers = [answer for _task, answer in pool.imap(["killed", 2], ahead=2)]
+    assert isinstance(answers[0], WorkerDied)
+    assert answers[1] == 4
+
+
+def test_a_task_that_no_worker_had_begun_is_not_lost(monkeypatch):
+    """The worker dies in the instant in which it is handed the task."""
+    give, killed = _Worker.give, []
+
+    def give_to_the_dying(worker, ticket, limit):
+        if not killed:
+            killed.append(worker.process.pid)
+            os.kill(worker.process.pid, signal.SIGSTOP)
+            give(worker, ticket, limit)
+            os.kill(worker.process.pid, signal.SIGKILL)
+        else:
+            give(worker, ticket, limit)
+
+    monkeypatch.setattr(_Worker, "give", give_to_the_dying)
+    with Pool(process_id, workers=1, timeout=30) as pool:
+        ((_task, answer),) = pool.imap([0], ahead=1)
+    assert isinstance(answer, int)
+    assert answer not in killed
+
+
+def pool_of_a_daemon(_task) -> list:
+    with Pool(double_after, workers=1, timeout=30) as pool:
+        return [answer for _task, answer in pool.imap([(3, 0.0)], ahead=1)] + [current_process().daemon]
+
+
+def test_a_worker_that_may_have_no_children_has_a_pool_all_the_same():
+    """As within a Dask worker, which multiprocessing takes for a daemon."""
+    with Pool(pool_of_a_daemon, workers=1, timeout=30) as pool:
+        ((_task, answer),) = pool.imap([0], ahead=1)
+    assert answer == [6, True]
+
+
+def test_workers_leave_sigterm_to_their_parent():
+    with Pool(process_id, workers=1, timeout=30) as pool:
+        ((_task, pid),) = pool.imap([0], ahead=1)
+        os.kill(pid, signal.SIGTERM)
+        time.sleep(0.1)
+        assert list(pool.imap([0], ahead=1)) == [(0, pid)]
 
 
 def test_exceptions_come_back_with_the_place_in_the_worker(pool):
