@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.tensors import FIELDS, field_of, is_cut
+from pipeline.tensors import FIELDS, field_of, grid_at, is_cut
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Clips:
     """A batch of B views, as far as they were read: a field that was not asked for is None, a cut is missing from `maps`.
 
     boxes [B,T,N,4] xyxy in [0,1] of the view's crop, padded rows 0; scores [B,T,N]; valid [B,T,N] bool; nodes [B,T,N,C],
-    invalid rows 0; pooled [B,T,C]; maps[cut] [B,T,C,h,w]; grid [B,2] true height and width of the maps in cells; flip [B]
+    invalid rows 0; pooled [B,T,C]; maps[cut] [B,T,C,h,w]; grid [B,2] true height and width in cells of the one map; flip [B]
     bool; iou [B,T-1,N,N]; nearest [B,T,N,T]; similar and similarity [B,T,N,M]; frames, whatever pixels a fine-tuning run
     adds. Features are float32 unless `to` was asked for another dtype, whatever the cache stores.
     """
@@ -74,10 +74,16 @@ class Clips:
 def clips_of(arrays: Mapping[str, np.ndarray | Tensor], dtype: torch.dtype | None = torch.float32) -> Clips:
     """Clips from arrays by field name, as `cache[group].batch()` returns them; floats are cast to `dtype` (None: left alone).
 
-    Integer fields become int64 where they index. ValueError for a name that is neither a field nor a cut.
+    Integer fields become int64 where they index. The `grid` of a single map is its own where that was read. ValueError for a
+    name that is neither a field nor a cut.
     """
     known, maps = {f.name for f in fields(Clips)} - {"maps"}, {}
     plain: dict[str, Tensor] = {}
+    grids = {name: array for name, array in arrays.items() if name.startswith(grid_at(""))}
+    cuts = [name for name in arrays if is_cut(name)]
+    arrays = {name: array for name, array in arrays.items() if name not in grids}
+    if len(cuts) == 1 and grid_at(cuts[0]) in grids:
+        arrays["grid"] = grids[grid_at(cuts[0])]
     for name, array in arrays.items():
         tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.ascontiguousarray(array))
         if dtype is not None and tensor.is_floating_point():

@@ -19,7 +19,7 @@ from heads.batch import Clips, Dims, MissingFields, clips_of, dims_of
 from heads.recipe import Data
 from heads.zoo import nearest
 from pipeline.manifest import Manifest, label_ids
-from pipeline.tensors import FIELDS, is_cut
+from pipeline.tensors import FIELDS, grid_at, is_cut
 
 if TYPE_CHECKING:
     from pipeline.cache import Cache, Group
@@ -173,11 +173,14 @@ def cache_dims(cache: "Cache") -> Dims:
 
 
 def fields_for(head: torch.nn.Module, group: "Group") -> tuple[str, ...]:
-    """What to read for `head`: its needs, and of its uses what the cache has. MissingFields names the needs that are not
-    there."""
+    """What to read for `head`: its needs, and of its uses what the cache has; for `grid`, the one of the cut that it reads.
+
+    MissingFields names the needs that are not there."""
     if missing := [name for name in head.needs if name not in group.fields]:
         raise MissingFields(type(head).__name__, missing)
-    return (*head.needs, *(name for name in head.uses if name in group.fields))
+    own = [grid_at(name) for name in head.needs if is_cut(name) and grid_at(name) in group.fields]
+    uses = [name for use in head.uses for name in (own if use == "grid" and own else [use])]
+    return (*head.needs, *(name for name in uses if name in group.fields))
 
 
 def how_to_add(cache: "Cache", head: str, missing: Sequence[str]) -> str:

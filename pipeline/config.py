@@ -58,7 +58,7 @@ class ExtractConfig:
             raise ValueError("keep: expected at least one field, such as pooled,nodes,boxes")
         for name in self.keep:
             row = field_of(name)
-            if row.stage != "features" or name in ("frames", "crop", "flip", "grid"):
+            if row.stage != "features" or row.name.split(".")[0] in ("frames", "crop", "flip", "grid"):
                 raise ValueError(
                     f"keep: expected pooled, boxes, nodes or a cut such as res5, got {name}, which is always written, or "
                     "made by `vidgraph graphs`; leave it out"

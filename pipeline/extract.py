@@ -286,12 +286,12 @@ class _ShardJob:
                 frames[at] = row.pixels
                 boxes[at], scores[at], valid[at] = row.boxes
         computed = self.models.tensors(frames, boxes, valid) | {"boxes": boxes, "scores": scores, "valid": valid}
-        grid = np.array(self.models.grid(size), np.int16)
+        grids = {name: np.array(grid, np.int16) for name, grid in self.models.grids(size).items()}
         batch = []
         for at, row in enumerate(rows):
             if row.view is not None:
                 tensors = {name: computed[name][at] for name in self.models.config.keep}
-                batch.append((row.number, Extracted(row.clip, row.view.number, _placement(row, grid) | tensors)))
+                batch.append((row.number, Extracted(row.clip, row.view.number, _placement(row) | grids | tensors)))
         return batch
 
     def _write(self, group: str, batch: list[tuple[int, Extracted]], writer: ShardWriter) -> list[tuple[str, NotFinite]]:
@@ -349,13 +349,12 @@ def _padded(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return wide
 
 
-def _placement(row: Row, grid: np.ndarray) -> dict[str, np.ndarray]:
+def _placement(row: Row) -> dict[str, np.ndarray]:
     view, info = row.view, row.info
     return {
         "frames": np.array(view.frames, np.int32) + info.first,
         "crop": np.array((*view.crop, info.width, info.height), np.float32),
         "flip": np.bool_(view.flip),
-        "grid": grid,
     }
 
 

@@ -15,6 +15,7 @@ from pipeline.manifest import Clip
 from pipeline.pixels import ClipPixels, step_frames
 from pipeline.proposals import build_proposals
 from pipeline.roi import roi_align
+from pipeline.tensors import grid_at
 
 Boxes = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes [T,N,4], scores [T,N], valid [T,N]
 
@@ -51,9 +52,10 @@ class Models:
         """The configuration for the cache's fingerprint, with the checksums of the weights that were loaded."""
         return self.config.computed(self.weights_sha256, self.source.weights_sha256 if self.source else "")
 
-    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(h, w) of the last cut's map for a view of `size` (height, width) in pixels."""
-        return self.backbone.grid(self.cut, size)
+    def grids(self, size: tuple[int, int]) -> dict[str, tuple[int, int]]:
+        """(h, w) of the last cut's map, as `grid`, and of each stored one, for a view of `size` (height, width) in pixels."""
+        stored = {grid_at(cut): self.backbone.grid(cut, size) for cut in self.config.cuts if cut != self.cut}
+        return {"grid": self.backbone.grid(self.cut, size), **stored}
 
     def shapes(self, size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
         """The shape of every stored tensor of a view whose pixels measure `size` (height, width), without the R axis."""
@@ -66,7 +68,7 @@ class Models:
             "valid": (steps, boxes),
             "nodes": (steps, boxes, channels),
         }
-        shapes = {"frames": (frames,), "crop": (6,), "flip": (), "grid": (2,)}
+        shapes = {"frames": (frames,), "crop": (6,), "flip": (), **dict.fromkeys(self.grids(size), (2,))}
         for name in self.config.keep:
             if name in known:
                 shapes[name] = known[name]

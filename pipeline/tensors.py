@@ -34,7 +34,7 @@ FIELDS = {
         Field("frames", ("F",), "int32", "frame numbers in the file, from 0"),
         Field("crop", ("6",), "float32", "x, y, width, height of the crop, then source width, height; source pixels"),
         Field("flip", (), "bool", "whether the crop was mirrored left to right"),
-        Field("grid", ("2",), "int16", "true height and width of the maps, in cells; the rest is padding"),
+        Field("grid", ("2",), "int16", "true height and width of the last cut's map, in cells; the rest is padding"),
         Field("pooled", ("T", "C"), "feature", "mean over the grid of the last cut"),
         Field("boxes", ("T", "N", "4"), "float32", "x1 y1 x2 y2 in [0,1] of the view's crop; padded rows are 0"),
         Field("scores", ("T", "N"), "float32", "objectness; padded rows are 0"),
@@ -59,12 +59,20 @@ def is_cut(name: str) -> bool:
     return bool(_CUT.match(name))
 
 
+def grid_at(cut: str) -> str:
+    """The field with the true size of the map at a cut that is not the extraction's last, whose own is in `grid`."""
+    return f"grid.{cut}"
+
+
 def field_of(name: str) -> Field:
-    """The row of `FIELDS` for `name`; a cut (`res4`, `res4.3`, `reduced`) gives a map field. ValueError for anything else."""
+    """The row of `FIELDS` for `name`; a cut (`res4`, `res4.3`, `reduced`) gives a map field, and `grid_at(cut)` its true size.
+    ValueError for anything else."""
     if name in FIELDS:
         return FIELDS[name]
     if is_cut(name):
         return Field(name, ("T", "C", "h", "w"), "feature", "the backbone's map at this cut")
+    if name.startswith(grid_at("")) and is_cut(name.removeprefix(grid_at(""))):
+        return Field(name, ("2",), "int16", "true height and width of the map at this cut, where it is not the last one")
     raise ValueError(f"field {name!r}: expected one of {', '.join(FIELDS)}, or a cut such as res5, res4.3, reduced")
 
 
