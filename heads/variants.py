@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
+SAME = ("paper", "released")  # the variants of a head of which no release differs from the paper
+
 
 def resolve(
     head: str,
@@ -29,7 +31,7 @@ def one_of(head: str, option: str, value: str, known: Iterable[str]) -> None:
         raise ValueError(f"head {head}, option {option}: expected one of {', '.join(known)}, got {value!r}")
 
 
-def at_least(head: str, least: int, **options: int) -> None:
+def at_least(head: str, least: int, **options: float) -> None:
     """ValueError unless each of these options is at least `least`."""
     for option, value in options.items():
         if value < least:

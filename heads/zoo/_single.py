@@ -1,47 +1,33 @@
 """One operation of GOS on top of the backbone (CVPR 2020, Table 2): what the files gos_feat_aggr, gos_diff_prop, ... build.
 
-logits = K [ mean over valid nodes of o(x) ; mean of y ] + k        x, y: heads/scene.py, o: heads/operations.py
+    o(x)                                                        [B,T,N,C]    heads/operations.py; x and y: heads/scene.py
+    logits = K [ mean over valid nodes of o(x) ; mean of y ] + k    [B,K]
+
+Differs from the paper: as the files that build it say.
 """
+
+from typing import Any
 
 import torch
 from torch import nn
 
-from heads.affinity import Choices, Sizes, linear
+from heads.affinity import FURTHER, VARIANTS, Choices, Operation, Sizes, linear
 from heads.batch import Clips, Dims, HeadOutput
 from heads.layers import masked_mean
 from heads.operations import new_operation
 from heads.scene import REGIONS, Stem
-from heads.variants import at_least, one_of
+from heads.variants import at_least, one_of, resolve
 
 
 class SingleOperation(nn.Module):
-    """`operation` by name; `regions`, `roi`, `roi_size`, `cut` and `width` are the stem's (heads/scene.py)."""
+    """An operation between the stem and a classifier of `classes`; see the top of this file."""
 
-    def __init__(
-        self,
-        head: str,
-        operation: str,
-        dims: Dims,
-        num_classes: int,
-        choices: Choices,
-        *,
-        cut: str,
-        width: int,
-        roi: str,
-        roi_size: int,
-        regions: str,
-        dropout: float,
-    ):
+    def __init__(self, stem: Stem, operation: Operation, width: int, classes: int, dropout: float):
         super().__init__()
-        one_of(head, "regions", regions, REGIONS)
-        at_least(head, 1, width=width, roi_size=roi_size)
-        dims.require(head, *((cut, "boxes", "valid") if regions == "map" else ("pooled", "nodes", "boxes", "valid")))
-        cells = dims.maps[cut][1] * dims.maps[cut][2] if regions == "map" else 0
-        self.operation = new_operation(operation, Sizes(width, dims.T, dims.N, cells), choices)
-        self.stem = Stem(dims, cut, width, roi, roi_size, regions, self.operation.reads)
+        self.stem, self.operation = stem, operation
         self.drop = nn.Dropout(dropout)
-        self.fc = linear(2 * width, num_classes)
-        self.needs, self.uses = self.stem.needs, self.stem.uses
+        self.fc = linear(2 * width, classes)
+        self.needs, self.uses = stem.needs, stem.uses
 
     def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
         """Clips with `needs` -> logits [B,K]; maps: attention, as the operation has it (heads/operations.py)."""
@@ -50,3 +36,34 @@ class SingleOperation(nn.Module):
         logits = self.fc(self.drop(torch.cat([pooled, mean], 1)))
         maps = {"attention": self.operation.attention(x, scene).detach()} if want_maps else {}
         return HeadOutput(logits, maps=maps)
+
+
+def single_operation(
+    head: str,
+    dims: Dims,
+    num_classes: int,
+    variant: str,
+    decided: dict[str, str],
+    chosen: dict[str, Any],
+    *,
+    cut: str,
+    width: int,
+    roi_size: int,
+    regions: str,
+    dropout: float,
+) -> SingleOperation:
+    """The head gos_OPERATION for views of `dims`.
+
+    `decided`: `roi` of the stem and the options of the operation that `variant` decides where they are ""; `chosen`: its other
+    options, by their names in `Choices`. The rest is the stem's (heads/scene.py) and the classifier's.
+    """
+    one_of(head, "regions", regions, REGIONS)
+    at_least(head, 1, width=width, roi_size=roi_size)
+    decided = resolve(head, VARIANTS, variant, decided, FURTHER)
+    roi = decided.pop("roi")
+    choices = Choices(head, **decided, **chosen)
+    dims.require(head, *((cut, "boxes", "valid") if regions == "map" else ("pooled", "nodes", "boxes", "valid")))
+    cells = dims.maps[cut][1] * dims.maps[cut][2] if regions == "map" else 0
+    operation = new_operation(head.removeprefix("gos_"), Sizes(width, dims.T, dims.N, cells), choices)
+    stem = Stem(dims, cut, width, roi, roi_size, regions, operation.reads)
+    return SingleOperation(stem, operation, width, num_classes, dropout)

@@ -3,6 +3,8 @@
     y_t = ReLU(conv(ReLU(conv(x_t))))       [B,T,width,h-4,w-4]   two 3x3 convolutions without padding on the map at `cut`
     h_t = LSTM(flatten(y_t), h_{t-1}),  logits = W drop(h_T) + b  [B,K]
 
+RSTG's release differs in the graph, not in this row: both variants are the paper.
+
 Differs from the paper: the convolutional network below is frozen. Not stated in the paper: the number of convolutions and
 their width (512, the paper's node width), the LSTM's width (512) and depth (1).
 """
@@ -13,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from heads.batch import Clips, Dims, HeadOutput
-from heads.variants import at_least
+from heads.variants import SAME, at_least, one_of
 
 
 class ConvLSTM(nn.Module):
@@ -51,16 +53,20 @@ def build(
     dims: Dims,
     num_classes: int,
     *,
+    variant: str = "paper",
     cut: str = "res5",
     width: int = 512,
     convs: int = 2,
     hidden: int = 512,
     dropout: float = 0.0,
 ) -> ConvLSTM:
-    """`convs` convolutions to `width` channels on the map at `cut`, an LSTM of `hidden` units, `dropout` on its last state.
+    """`variant`: "paper" or "released", which are the same here.
+
+    `convs` convolutions to `width` channels on the map at `cut`, an LSTM of `hidden` units, `dropout` on its last state.
 
     ValueError for a map with fewer than 2 convs + 1 cells a side.
     """
+    one_of("conv_lstm", "variant", variant, SAME)
     at_least("conv_lstm", 1, width=width, convs=convs, hidden=hidden)
     dims.require("conv_lstm", cut)
     _, h, w = dims.maps[cut]

@@ -3,8 +3,10 @@
 y = W [drop(mean_t p_t) ; mean of x_i over the valid nodes] + b, with p [B,T,C] (`pooled`), x [B,T,N,C] (`nodes`) -> logits
 [B,K].
 
-STRG (ECCV 2018), Table 2a, "Proposal + AvgPool". Global half first, dropout on it alone, as in `strg`. Differs from the
-paper: the backbone is frozen, so this is the classifier's part of that row.
+STRG (ECCV 2018), Table 2a, "Proposal + AvgPool". Global half first, dropout on it alone, as in `strg`. No release differs from
+that: both variants are the paper.
+
+Differs from the paper: the backbone is frozen, so this is the classifier's part of that row.
 """
 
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 
 from heads.batch import Clips, Dims, HeadOutput
 from heads.layers import masked_mean
+from heads.variants import SAME, one_of
 
 
 class GlobalRoiPool(nn.Module):
@@ -29,7 +32,8 @@ class GlobalRoiPool(nn.Module):
         return HeadOutput(self.fc(torch.cat([self.drop(clips.get("pooled").mean(1)), regions], dim=1)))
 
 
-def build(dims: Dims, num_classes: int, *, dropout: float = 0.3) -> GlobalRoiPool:
-    """`dropout`: on the global half (STRG's 0.3)."""
+def build(dims: Dims, num_classes: int, *, variant: str = "paper", dropout: float = 0.3) -> GlobalRoiPool:
+    """`variant`: "paper" or "released", which are the same here. `dropout`: on the global half (STRG's 0.3)."""
+    one_of("global_roi_pool", "variant", variant, SAME)
     dims.require("global_roi_pool", "pooled", "nodes", "valid")
     return GlobalRoiPool(dims.C, num_classes, dropout)

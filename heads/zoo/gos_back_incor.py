@@ -10,12 +10,8 @@ Differs from the paper: the backbone is frozen; padded boxes are masked.
 Not stated in the paper, and chosen: the mean over nodes is concatenated with the global feature of C before the classifier.
 """
 
-from torch import nn
-
-from heads.affinity import FURTHER, VARIANTS, Choices
 from heads.batch import Dims
-from heads.variants import resolve
-from heads.zoo._single import SingleOperation
+from heads.zoo._single import SingleOperation, single_operation
 
 
 def build(
@@ -32,7 +28,7 @@ def build(
     background: str = "",
     scale: float = 5.0,
     normalise: bool = True,
-) -> nn.Module:
+) -> SingleOperation:
     """`variant`: "paper" or "released"; it decides `affinity` ("full", "diagonal"), `background` ("raw", "softmax") and
     `roi` ("aligned", "old").
 
@@ -40,21 +36,15 @@ def build(
     `cut`: the map; `width`: C; `roi_size`: bins per side; `dropout` before the classifier.
     Not stated in the paper: `scale`, the factor 5 before the softmax; `normalise`, whether the affinity sees x/|x|.
     """
-    options = resolve(
-        "gos_back_incor", VARIANTS, variant, {"roi": roi, "affinity": affinity, "background": background}, FURTHER
-    )
-    choices = Choices(
-        "gos_back_incor", affinity=options["affinity"], background=options["background"], scale=scale, normalise=normalise
-    )
-    return SingleOperation(
+    return single_operation(
         "gos_back_incor",
-        "back_incor",
         dims,
         num_classes,
-        choices,
+        variant,
+        {"roi": roi, "affinity": affinity, "background": background},
+        {"scale": scale, "normalise": normalise},
         cut=cut,
         width=width,
-        roi=options["roi"],
         roi_size=roi_size,
         regions="map",
         dropout=dropout,

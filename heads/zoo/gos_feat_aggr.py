@@ -10,12 +10,8 @@ Differs from the paper: the backbone is frozen; padded boxes are masked.
 Not stated in the paper, and chosen: the mean over nodes is concatenated with the global feature of C before the classifier.
 """
 
-from torch import nn
-
-from heads.affinity import FURTHER, VARIANTS, Choices
 from heads.batch import Dims
-from heads.variants import resolve
-from heads.zoo._single import SingleOperation
+from heads.zoo._single import SingleOperation, single_operation
 
 
 def build(
@@ -32,24 +28,22 @@ def build(
     affinity: str = "",
     scale: float = 5.0,
     normalise: bool = True,
-) -> nn.Module:
+) -> SingleOperation:
     """`variant`: "paper" or "released"; it decides `affinity` ("full", "diagonal") and `roi` ("aligned", "old").
 
     `regions`: "map", as the paper, or "nodes", from the cached nodes and pooled features (approximate, heads/scene.py).
     `cut`: the map; `width`: C; `roi_size`: bins per side; `dropout` before the classifier.
     Not stated in the paper: `scale`, the factor 5 before the softmax; `normalise`, whether the affinity sees x/|x|.
     """
-    options = resolve("gos_feat_aggr", VARIANTS, variant, {"roi": roi, "affinity": affinity}, FURTHER)
-    choices = Choices("gos_feat_aggr", affinity=options["affinity"], scale=scale, normalise=normalise)
-    return SingleOperation(
+    return single_operation(
         "gos_feat_aggr",
-        "feat_aggr",
         dims,
         num_classes,
-        choices,
+        variant,
+        {"roi": roi, "affinity": affinity},
+        {"scale": scale, "normalise": normalise},
         cut=cut,
         width=width,
-        roi=options["roi"],
         roi_size=roi_size,
         regions=regions,
         dropout=dropout,

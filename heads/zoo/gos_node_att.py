@@ -11,12 +11,8 @@ are those among the backbone's features.
 Not stated in the paper, and chosen: the mean over nodes is concatenated with the global feature of C before the classifier.
 """
 
-from torch import nn
-
-from heads.affinity import FURTHER, VARIANTS, Choices
 from heads.batch import Dims
-from heads.variants import resolve
-from heads.zoo._single import SingleOperation
+from heads.zoo._single import SingleOperation, single_operation
 
 
 def build(
@@ -34,7 +30,7 @@ def build(
     attention: str = "",
     top: int = 10,
     normalise: bool = True,
-) -> nn.Module:
+) -> SingleOperation:
     """`variant`: "paper" or "released"; it decides `attention` ("top", "all") and `roi` ("aligned", "old").
 
     `regions`: "map", as the paper, or "nodes", from the cached nodes and pooled features (approximate, heads/scene.py).
@@ -42,17 +38,15 @@ def build(
     `neighbours`: "live", or "cached", stage two's `similar` (approximate).
     Not stated in the paper: `top`, M; `normalise`, whether similarities are cosines.
     """
-    options = resolve("gos_node_att", VARIANTS, variant, {"roi": roi, "attention": attention}, FURTHER)
-    choices = Choices("gos_node_att", neighbours=neighbours, attention=options["attention"], top=top, normalise=normalise)
-    return SingleOperation(
+    return single_operation(
         "gos_node_att",
-        "node_att",
         dims,
         num_classes,
-        choices,
+        variant,
+        {"roi": roi, "attention": attention},
+        {"neighbours": neighbours, "top": top, "normalise": normalise},
         cut=cut,
         width=width,
-        roi=options["roi"],
         roi_size=roi_size,
         regions=regions,
         dropout=dropout,

@@ -11,12 +11,8 @@ are those among the backbone's features.
 Not stated in the paper, and chosen: the mean over nodes is concatenated with the global feature of C before the classifier.
 """
 
-from torch import nn
-
-from heads.affinity import FURTHER, VARIANTS, Choices
 from heads.batch import Dims
-from heads.variants import resolve
-from heads.zoo._single import SingleOperation
+from heads.zoo._single import SingleOperation, single_operation
 
 
 def build(
@@ -37,7 +33,7 @@ def build(
     affinity: str = "",
     taps: int = 7,
     normalise: bool = True,
-) -> nn.Module:
+) -> SingleOperation:
     """`variant`: "paper" or "released"; it decides `kernel` ("full", "depthwise"), `padding` ("same", "valid"),
     `nearest` ("inner", "affinity"), `affinity` ("full", "diagonal") and `roi` ("aligned", "old").
 
@@ -46,32 +42,15 @@ def build(
     `neighbours`: "live", or "cached", stage two's `nearest` (approximate). `taps`: length of the kernel.
     Not stated in the paper: `normalise`, whether the affinity sees x/|x|.
     """
-    options = resolve(
+    return single_operation(
         "gos_temp_conv",
-        VARIANTS,
-        variant,
-        {"roi": roi, "kernel": kernel, "padding": padding, "nearest": nearest, "affinity": affinity},
-        FURTHER,
-    )
-    choices = Choices(
-        "gos_temp_conv",
-        neighbours=neighbours,
-        kernel=options["kernel"],
-        padding=options["padding"],
-        nearest=options["nearest"],
-        affinity=options["affinity"],
-        taps=taps,
-        normalise=normalise,
-    )
-    return SingleOperation(
-        "gos_temp_conv",
-        "temp_conv",
         dims,
         num_classes,
-        choices,
+        variant,
+        {"roi": roi, "kernel": kernel, "padding": padding, "nearest": nearest, "affinity": affinity},
+        {"neighbours": neighbours, "taps": taps, "normalise": normalise},
         cut=cut,
         width=width,
-        roi=options["roi"],
         roi_size=roi_size,
         regions=regions,
         dropout=dropout,

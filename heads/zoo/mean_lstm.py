@@ -1,15 +1,16 @@
 """Mean + LSTM: RSTG's weakest baseline, which sees time but no space (NeurIPS 2019, Table 1, "Mean+LSTM").
 
 h_t = LSTM(p_t, h_{t-1}), y = W drop(h_T) + b, with p [B,T,C] the spatial mean of the map at each step (`pooled`) -> logits
-[B,K].
+[B,K]. RSTG's release differs in the graph, not in this row: both variants are the paper.
 
-Differs from the paper: the convolutional network below is frozen; the LSTM's width (512, the paper's node width) and depth
-(1) are not stated for this row and are options.
+Differs from the paper: the convolutional network below is frozen. Not stated in the paper for this row: the LSTM's width (512,
+the paper's node width) and depth (1).
 """
 
 from torch import nn
 
 from heads.batch import Clips, Dims, HeadOutput
+from heads.variants import SAME, at_least, one_of
 
 
 class MeanLSTM(nn.Module):
@@ -28,9 +29,14 @@ class MeanLSTM(nn.Module):
         return HeadOutput(self.fc(self.drop(states[:, -1])))
 
 
-def build(dims: Dims, num_classes: int, *, hidden: int = 512, layers: int = 1, dropout: float = 0.0) -> MeanLSTM:
-    """`hidden` units per layer, `layers` stacked, `dropout` on the last state (none of them stated in the paper)."""
+def build(
+    dims: Dims, num_classes: int, *, variant: str = "paper", hidden: int = 512, layers: int = 1, dropout: float = 0.0
+) -> MeanLSTM:
+    """`variant`: "paper" or "released", which are the same here.
+
+    Not stated in the paper: `hidden` units per layer, `layers` stacked, `dropout` on the last state.
+    """
+    one_of("mean_lstm", "variant", variant, SAME)
+    at_least("mean_lstm", 1, hidden=hidden, layers=layers)
     dims.require("mean_lstm", "pooled")
-    if hidden < 1 or layers < 1:
-        raise ValueError(f"head mean_lstm: expected hidden and layers of at least 1, got {hidden} and {layers}")
     return MeanLSTM(dims.C, num_classes, hidden, layers, dropout)

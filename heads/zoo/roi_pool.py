@@ -2,14 +2,18 @@
 
 y = W drop(mean of x_i over the valid nodes) + b, with x [B,T,N,C] the RoIAlign features (`nodes`) -> logits [B,K].
 
-GOS (CVPR 2020), Table 2, "pooling over RoIs" (no dropout, the default). Differs from the paper: only the classifier learns, and
-the nodes are aligned on the cached cut, not on a reduced map learned beside it.
+GOS (CVPR 2020), Table 2, "pooling over RoIs" (no dropout, the default). No release differs from that: both variants are the
+paper.
+
+Differs from the paper: only the classifier learns, and the nodes are aligned on the cached cut, not on a reduced map learned
+beside it.
 """
 
 from torch import nn
 
 from heads.batch import Clips, Dims, HeadOutput
 from heads.layers import masked_mean
+from heads.variants import SAME, one_of
 
 
 class RoiPool(nn.Module):
@@ -26,7 +30,8 @@ class RoiPool(nn.Module):
         return HeadOutput(self.fc(self.drop(masked_mean(clips.get("nodes"), clips.get("valid")))))
 
 
-def build(dims: Dims, num_classes: int, *, dropout: float = 0.0) -> RoiPool:
-    """`dropout`: on the pooled feature (not stated in the paper; its released classifier has none)."""
+def build(dims: Dims, num_classes: int, *, variant: str = "paper", dropout: float = 0.0) -> RoiPool:
+    """`variant`: "paper" or "released", which are the same here. `dropout`: on the pooled feature (not stated in the paper)."""
+    one_of("roi_pool", "variant", variant, SAME)
     dims.require("roi_pool", "nodes", "valid")
     return RoiPool(dims.C, num_classes, dropout)
