@@ -6,33 +6,55 @@ import click
 
 from cli._options import device_option
 
+_FILE = click.Path(path_type=Path)
+
 
 @click.command("repair")
-@click.option("--cache", required=True, type=click.Path(path_type=Path), help="The cache to repair.")
-@click.option("--root", type=click.Path(path_type=Path), help="Folder of the videos.  [default: where they were]")
+@click.option("--cache", required=True, type=_FILE, help="The cache to repair.")
+@click.option("--root", type=_FILE, help="Folder of the videos.  [default: where they were]")
 @click.option("--weights", help="Checkpoint of the backbone.  [default: where it was]")
-@click.option("--workers", type=int, help="Decode processes.  [default: 1 on a CPU, one per spare core beside a GPU]")
+@click.option("--annotations", type=_FILE, help="File of boxes.  [default: where it was]")
+@click.option("--proposal-weights", help="Checkpoint of the source of boxes.  [default: where it was]")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="Processes that read and decode.  [default: 1 on a CPU, one per spare core beside a GPU]",
+)
 @click.option("--time-limit", default=120.0, help="Seconds a clip may take to decode.")
 @device_option
-def command(cache: Path, root: Path | None, weights: str | None, workers: int | None, time_limit: float, device: str) -> int:
-    """Extract again exactly the shards that are damaged, missing, or hold failed clips.
+def command(
+    cache: Path,
+    root: Path | None,
+    weights: str | None,
+    annotations: Path | None,
+    proposal_weights: str | None,
+    workers: int | None,
+    time_limit: float,
+    device: str,
+) -> int:
+    """Write again exactly the shards that are damaged, missing, or hold failed clips, and their graphs.
 
-    Configuration and batch size are those the cache was made with. The graphs of a shard that was redone are stale: run
-    `vidgraph graphs` afterwards.
+    Views that are whole are taken over as they are; only the others are decoded and computed, with the configuration and the
+    batch size that the cache was made with. A shard stays as it was if clips that it holds cannot be read now.
     """
     from cli._options import pick_device
     from cli.extract import default_workers, run
     from pipeline.extract import RunOptions
-    from pipeline.repair import as_extracted
-    from pipeline.verify import shards_to_repair
+    from pipeline.repair import Moved, as_extracted, redo_graphs
+    from pipeline.verify import bad_shards
 
     device = pick_device(device)
-    found = shards_to_repair(cache)
-    if not found:
+    workers = default_workers(device) if workers is None else workers
+    found, code = bad_shards(cache, workers), 0
+    if not any(found.values()):
         click.echo(f"{cache}: nothing to repair")
         return 0
-    click.echo(f"{cache}: redoing {len(found)} shards: {', '.join(map(str, found))}", err=True)
-    workers = default_workers(device) if workers is None else workers
-    options = RunOptions(device=device, workers=workers, time_limit=time_limit)
-    config, manifest, options = as_extracted(cache, options, root, weights)
-    return run(config, manifest, cache, options, found, redo=True)
+    if features := found["features"]:
+        click.echo(f"{cache}: redoing {len(features)} shards: {', '.join(map(str, features))}", err=True)
+        options = RunOptions(device=device, workers=workers, time_limit=time_limit)
+        config, manifest, options = as_extracted(cache, options, Moved(root, weights, annotations, proposal_weights))
+        code = run(config, manifest, cache, options, features, redo=True)
+    if any((cache / "graphs").glob("*.h5")):
+        written = redo_graphs(cache, found["graphs"], device=device)
+        click.echo(f"{cache}: graphs of {len(written)} shards computed again")
+    return code

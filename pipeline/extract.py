@@ -2,14 +2,16 @@
 
 Batches are made of consecutive rows of a shard, never of what happens to be ready, and a failed row takes its place in its
 batch as a black view: so what is stored depends neither on the number of workers nor on when a run was stopped and resumed.
+A shard that is written again takes its good rows over from the old file; in a batch with others, they too are black views.
 """
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
+from functools import cache as cache_results
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +24,10 @@ from pipeline.manifest import Clip, Manifest
 from pipeline.pixels import ClipPixels, DecodeViews, Opening, Probe, work
 from pipeline.pool import Pool, WorkerDied
 from pipeline.proposals import BoxesError
-from pipeline.sample import View, count_views, views_of
+from pipeline.sample import Sampling, View, count_views, views_of
 from pipeline.sealed import Damaged, done_marker, read_json
 from pipeline.shards import GroupPlan, NotFinite, ShardWriter
+from pipeline.takeover import GoodViews
 from pipeline.tensors import GROUPS, Extracted, field_of
 
 NOMINAL_ASPECT = 16 / 9  # of whole-frame views, when a shard's length is worked out before any video is opened
@@ -74,7 +77,7 @@ class Summary:
 
 @dataclass
 class Row:
-    """A view on its way through the networks; `pixels` is None where its clip failed."""
+    """A view on its way through the networks; `pixels` is None where its clip failed, or it is `kept`: taken over."""
 
     number: int
     clip: str
@@ -82,6 +85,7 @@ class Row:
     info: VideoInfo | None = None
     pixels: np.ndarray | None = None
     boxes: Boxes | None = None
+    kept: bool = False
 
 
 Advance = Callable[[int, int], None]
@@ -96,7 +100,8 @@ def extract(
     redo: bool = False,
     announce: Callable[[int, int], Advance] | None = None,
 ) -> Summary:
-    """Extracts the shards of `manifest` that `cache` lacks, or of `shards` only; with `redo` also those that are complete.
+    """Extracts the shards of `manifest` that `cache` lacks, or of `shards` only; with `redo` also those that are complete,
+    whose good rows are taken over.
 
     `announce(clips to do, clips done before)` is called once and returns `advance(done, failed)`, called after every clip.
     ValueError if the cache was made with another configuration, or a shard's number is not in the plan.
@@ -115,7 +120,13 @@ def extract(
     advance = announce(sum(len(plan.clips(s)) for s in todo), summary.asked) if announce else (lambda done, failed: None)
     if not todo:
         return summary
-    tasks = _tasks(models, manifest, (plan.clips(s) for s in todo))
+
+    @cache_results  # asked for once by the tasks, which run ahead, and once by the job
+    def good_views(shard: int) -> GoodViews | None:
+        plans = _group_plans(models, plan.clips(shard), {})
+        return GoodViews(plan.path(shard), plan.attrs(shard), plans) if redo else None
+
+    tasks = _tasks(models, manifest, ((plan.clips(s), good_views(s)) for s in todo))
     with (
         ThreadPoolExecutor(1, "finish") as finisher,
         ThreadPoolExecutor(1, "write") as disk,
@@ -126,7 +137,7 @@ def extract(
         results = pool.imap(tasks, ahead=max(1, options.workers, min(2 * options.workers, VIEWS_AHEAD // views)))
         finishing: list[Future] = []
         for shard in todo:
-            job = _ShardJob(shard, plan, models, options, disk)
+            job = _ShardJob(shard, plan, models, options, disk, good_views(shard))
             complete = job.run(results, advance)
             _collect(finishing, summary)  # at most one shard is being hashed while the next is computed
             finishing.append(finisher.submit(complete))
@@ -144,23 +155,66 @@ def _collect(finishing: list[Future], summary: Summary) -> None:
         summary.failures += record["failures"]
 
 
-def _tasks(models: Models, manifest: Manifest, shards: Iterable[tuple[Clip, ...]]) -> Iterator[Probe | DecodeViews]:
-    """What the workers are asked, shard by shard: each clip's size, where that of its views follows from it, and its pixels."""
+def _tasks(
+    models: Models, manifest: Manifest, shards: Iterable[tuple[tuple[Clip, ...], GoodViews | None]]
+) -> Iterator[Probe | DecodeViews]:
+    """What the workers are asked, shard by shard: each clip's size, where that of its views follows from it, and its pixels.
+
+    Nothing is asked about clips whose views are all taken over.
+    """
     config = models.config
     opening = Opening(manifest.root, config.decoder, config.allow_truncated)
-    for clips in shards:
+    for clips, good in shards:
+        clips = [clip for place, clip in enumerate(clips) if not _all_good(good, config.sampling, place)]
         if config.sampling.test_clips and config.sampling.size_of("test") is None:
             yield from (Probe(clip, opening) for clip in clips)
         for clip in clips:
             yield DecodeViews(clip, opening, config.sampling, config.seed, models.steps, models.frame_size)
 
 
+def _rows_of(sampling: Sampling, place: int) -> dict[str, range]:
+    """group -> the rows of a shard's clip number `place`."""
+    counts = ((group, count) for group, count in count_views(sampling).items() if count)
+    return {group: range(place * count, (place + 1) * count) for group, count in counts}
+
+
+def _all_good(good: GoodViews | None, sampling: Sampling, place: int) -> bool:
+    """Whether every view of a shard's clip number `place` is taken over."""
+    return good is not None and good.has_all(_rows_of(sampling, place))
+
+
+def _group_plans(models: Models, clips: Sequence[Clip], sizes: Mapping[str, list[tuple[int, int]]]) -> dict[str, GroupPlan]:
+    """The groups of a shard's file: which rows, and each tensor's shape, padded to the widest view where sizes differ.
+
+    sizes: (height, width) of the views of groups where it is not the same for all.
+    """
+    sampling, config, plans = models.config.sampling, models.config, {}
+    for group, count in count_views(sampling).items():
+        if not count:
+            continue
+        here = [sampling.size_of(group)] if sampling.size_of(group) else sizes.get(group) or [(sampling.resized,) * 2]
+        shapes = models.shapes((max(h for h, _ in here), max(w for _, w in here)))
+        dtypes = {name: field_of(name).dtype for name in shapes}
+        fields = {name: (shape, config.dtype if dtypes[name] == "feature" else dtypes[name]) for name, shape in shapes.items()}
+        names = [clip.clip for clip in clips for _ in range(count)]
+        plans[group] = GroupPlan(names, list(range(count)) * len(clips), fields)
+    return plans
+
+
 class _ShardJob:
     """Everything between the decode workers' results and one finished file."""
 
-    def __init__(self, shard: int, plan: Shards, models: Models, options: RunOptions, disk: ThreadPoolExecutor):
+    def __init__(
+        self,
+        shard: int,
+        plan: Shards,
+        models: Models,
+        options: RunOptions,
+        disk: ThreadPoolExecutor,
+        good: GoodViews | None = None,
+    ):
         self.shard, self.plan, self.clips = shard, plan, plan.clips(shard)
-        self.models, self.options, self.disk = models, options, disk
+        self.models, self.options, self.disk, self.good = models, options, disk, good
         self.sampling = models.config.sampling
         self.counts = {group: count for group, count in count_views(self.sampling).items() if count}
         self.waiting: dict[str, list[Row]] = {group: [] for group in self.counts}
@@ -178,7 +232,7 @@ class _ShardJob:
             writer = ShardWriter(path, self._plans(results), attrs=attrs, compression=self.options.compression)
             stack.enter_context(writer)
             for place, clip in enumerate(self.clips):
-                _, result = next(results)
+                result = None if _all_good(self.good, self.sampling, place) else next(results)[1]
                 failed = self._take(place, clip, result, writer)
                 advance(1, int(failed))
             for group in self.waiting:
@@ -207,28 +261,20 @@ class _ShardJob:
             )
 
     def _plans(self, results: Iterator) -> dict[str, GroupPlan]:
-        """The groups of the file: which rows, and each tensor's shape, padded to the widest view where sizes differ."""
-        sizes = {group: [self.sampling.size_of(group)] for group in self.counts}
-        if sizes.get("test") == [None]:
+        """The groups of the file, once the sizes of their views are known."""
+        if "test" in self.counts and self.sampling.size_of("test") is None:
             self.expected = self._expected(results)
-            sizes["test"] = list(self.expected.values()) or [(self.sampling.resized,) * 2]
-        plans = {}
-        for group, count in self.counts.items():
-            widest = max(h for h, _ in sizes[group]), max(w for _, w in sizes[group])
-            dtypes = {name: field_of(name).dtype for name in self.models.shapes(widest)}
-            fields = {
-                name: (shape, self.models.config.dtype if dtypes[name] == "feature" else dtypes[name])
-                for name, shape in self.models.shapes(widest).items()
-            }
-            names = [clip.clip for clip in self.clips for _ in range(count)]
-            plans[group] = GroupPlan(names, list(range(count)) * len(self.clips), fields)
-        return plans
+        return _group_plans(self.models, self.clips, {"test": list(self.expected.values())})
 
     def _expected(self, results: Iterator) -> dict[int, tuple[int, int]]:
         """row -> (height, width) of the test views of every clip that opens."""
         found = {}
         for place in range(len(self.clips)):
-            _, info = next(results)
+            if _all_good(self.good, self.sampling, place):
+                width, height = self.good.source_size("test", place * self.counts["test"])
+                info = VideoInfo(1, 1.0, width, height)  # of which the size alone counts here
+            else:
+                _, info = next(results)
             if isinstance(info, VideoInfo):
                 with suppress(ValueError):  # a clip that has no views fails when its pixels are asked for
                     views = [view for view in views_of(self.sampling, info, "", (), 0) if view.group == "test"]
@@ -236,7 +282,10 @@ class _ShardJob:
         return found
 
     def _take(self, place: int, clip: Clip, result, writer: ShardWriter) -> bool:
-        """Puts a clip's views into the queues, in row order; True if it failed. Only what the data caused is caught."""
+        """Puts a clip's views into the queues, in row order; True if it failed. Only what the data caused is caught.
+
+        `result` is None for a clip that nobody was asked for, whose views are all taken over.
+        """
         pixels, boxes = None, []
         if isinstance(result, ClipPixels):
             self.seconds["decode"] += result.seconds
@@ -245,21 +294,26 @@ class _ShardJob:
                 pixels = result
             except BoxesError as error:
                 self._fail(clip.clip, error, result.seconds)
-        else:
+        elif result is not None:
             seconds = self.options.time_limit if isinstance(result, TimeoutError) else getattr(result, "seconds", 0.0)
             self.seconds["decode"] += seconds
             self._fail(clip.clip, _as_decode_error(clip, result, self.options.time_limit), seconds)
-        rows = {group: [Row(place * count + v, clip.clip) for v in range(count)] for group, count in self.counts.items()}
+        kept = self.good.rows if self.good else dict.fromkeys(self.counts, ())
+        rows = {
+            group: [Row(number, clip.clip, kept=number in kept[group]) for number in numbers]
+            for group, numbers in _rows_of(self.sampling, place).items()
+        }
         if pixels:
             for view, frames, places in zip(pixels.views, pixels.pixels, boxes, strict=True):
                 row = rows[view.group][view.number]
-                row.view, row.info, row.pixels, row.boxes = view, pixels.info, frames, places
+                if not row.kept:
+                    row.view, row.info, row.pixels, row.boxes = view, pixels.info, frames, places
         for group, new in rows.items():
             for row in new:
                 self.waiting[group].append(row)
                 if len(self.waiting[group]) == self.options.batch:
                     self._flush(group, writer)
-        return pixels is None
+        return clip.clip in self.failures
 
     def _fail(self, clip: str, error: Exception, seconds: float = 0.0) -> None:
         reason = " ".join(str(getattr(error, "reason", None) or error).split())
@@ -269,6 +323,8 @@ class _ShardJob:
     def _flush(self, group: str, writer: ShardWriter) -> None:
         """Runs the waiting rows of a group, one forward pass for each size among them, and hands them to the disk."""
         rows, self.waiting[group] = self.waiting[group], []
+        if kept := [row.number for row in rows if row.kept]:
+            self.pending.append(self.disk.submit(self._take_over, group, kept, writer))
         fixed = self.sampling.size_of(group)
         size_of = {row.number: fixed or self.expected.get(row.number) for row in rows}
         for size in dict.fromkeys(size_of[row.number] for row in rows if row.pixels is not None):
@@ -306,6 +362,12 @@ class _ShardJob:
         self.seconds["write"] += time.perf_counter() - begun
         return refused
 
+    def _take_over(self, group: str, rows: list[int], writer: ShardWriter) -> list[tuple[str, NotFinite]]:
+        """Runs in the writer's thread; nothing is refused, since it was stored before."""
+        for row in rows:
+            writer.write(group, row, self.good.read(group, row, writer.plans[group].fields))
+        return []
+
     def _drain(self, most: int) -> None:
         """Waits until at most `most` batches are unwritten, which bounds memory, and takes note of what was refused."""
         while len(self.pending) > most:
@@ -321,6 +383,7 @@ class _ShardJob:
             "first": self.clips[0].position,
             "clips": len(self.clips),
             "views": len(self.clips) * sum(self.counts.values()),
+            "taken_over": sum(map(len, self.good.rows.values())) if self.good else 0,
             "failures": failures,
             "seconds": {part: round(value, 3) for part, value in seconds.items()},
             "device": device_name(self.models.device.type),
@@ -335,7 +398,9 @@ class _ShardJob:
 def _with_absolute_paths(asked: dict) -> dict:
     """The configuration as another working directory would have to spell it."""
     options = asked["proposal_options"]
-    found = {key: os.path.abspath(value) if os.path.isfile(str(value)) else value for key, value in options.items()}
+    found = {
+        key: os.path.abspath(value) if key == "file" or os.path.isfile(str(value)) else value for key, value in options.items()
+    }
     weights = os.path.abspath(asked["weights"]) if os.path.isfile(asked["weights"]) else asked["weights"]
     return {**asked, "weights": weights, "proposal_options": found}
 

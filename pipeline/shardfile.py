@@ -15,6 +15,10 @@ from pipeline.sealed import Damaged, fletcher32
 from pipeline.shards import CHECKSUM_BYTES
 from pipeline.tensors import ROW_KEYS
 
+# What HDF5 raises over a damaged table; a ValueError, Damaged among them, over what cannot be made sense of.
+UNREADABLE = (OSError, KeyError, RuntimeError, ValueError)
+ZSTD = 32015  # HDF5's number of the filter that hdf5plugin brings
+
 
 class Layout(NamedTuple):
     """Where the rows of a dataset lie.
@@ -115,8 +119,11 @@ class ShardFile:
         for row, out in zip(rows, outs, strict=True):
             out[...] = dataset[row]
 
-    def read_checked(self, group: str, field: str, row: int) -> np.ndarray:
-        """A view's tensor, its checksum tested. Damaged (a few words alone) if it does not fit, or nothing was written."""
+    def read_checked(self, group: str, field: str, row: int, space: np.ndarray | None = None) -> np.ndarray:
+        """A view's tensor, its checksum tested. Damaged (a few words alone) if it does not fit, or nothing was written.
+
+        space: uint8 [size + CHECKSUM_BYTES] into which it is read, and where the tensor then lies; new memory unless given.
+        """
         stored = self.record["groups"][group]["fields"][field]
         offsets, size, packed = self.layout(group, field)
         if offsets[row] < 0:
@@ -128,10 +135,18 @@ class ShardFile:
             except OSError:  # HDF5 tests the checksum before it decompresses
                 raise Damaged("damaged") from None
             return out[0]
-        chunk = np.frombuffer(os.pread(self._opened().number, size + CHECKSUM_BYTES, int(offsets[row])), np.uint8)
-        if chunk.size < size + CHECKSUM_BYTES or fletcher32(chunk[:size]) != int.from_bytes(chunk[size:].tobytes(), "little"):
+        chunk = self.space(group, field) if space is None else space
+        try:
+            count = os.preadv(self._opened().number, [chunk], int(offsets[row]))
+        except OSError as error:
+            raise Damaged(f"unreadable ({error.strerror})") from None
+        if count < chunk.size or fletcher32(chunk[:size]) != int.from_bytes(chunk[size:].tobytes(), "little"):
             raise Damaged("damaged")
         return chunk[:size].view(stored["dtype"]).reshape(stored["shape"])
+
+    def space(self, group: str, field: str) -> np.ndarray:
+        """Memory for `read_checked`; its content is undefined."""
+        return np.empty(self.layout(group, field).size + CHECKSUM_BYTES, np.uint8)
 
     def describe(self) -> dict[str, dict[str, Stored]]:
         """Every dataset, as HDF5 sees it. OSError, KeyError, RuntimeError or ValueError if the file is damaged."""
@@ -150,6 +165,19 @@ class ShardFile:
         return [clip.decode() for clip in clips.tolist()], views.tolist(), ok
 
 
+def record_of(path: Path) -> dict:
+    """As much of a shard's statistics as `ShardFile` needs, from its HDF5 file alone. One of UNREADABLE if that is damaged."""
+    groups, zstd = {}, False
+    with h5py.File(path, "r", locking=False) as file:
+        for name, group in file.items():
+            tables = {key: _stored(group[key]) for key in group if key not in ROW_KEYS}
+            groups[name] = {
+                "fields": {key: {"shape": list(table.shape), "dtype": table.dtype} for key, table in tables.items()}
+            }
+            zstd |= any(ZSTD in _filters(group[key]) for key in tables)
+    return {"groups": groups, "bytes": path.stat().st_size, "compression": "zstd" if zstd else "none"}
+
+
 def _in_memory(number: int, offset: int) -> bool:
     """Whether a byte of a file can be read without waiting for a disk; some file systems cannot tell, and refuse."""
     try:
@@ -160,8 +188,7 @@ def _in_memory(number: int, offset: int) -> bool:
 
 def _layout(dataset: h5py.Dataset) -> Layout:
     size = int(np.prod(dataset.shape[1:], dtype=np.int64)) * dataset.dtype.itemsize
-    filters = dataset.id.get_create_plist()
-    packed = [filters.get_filter(k)[0] for k in range(filters.get_nfilters())] != [h5py.h5z.FILTER_FLETCHER32]
+    packed = _filters(dataset) != [h5py.h5z.FILTER_FLETCHER32]
     offsets = np.full(len(dataset), -1, np.int64)
 
     def note(chunk: h5py.h5d.StoreInfo) -> None:
@@ -169,6 +196,12 @@ def _layout(dataset: h5py.Dataset) -> Layout:
 
     dataset.id.chunk_iter(note)
     return Layout(offsets, size, packed)
+
+
+def _filters(dataset: h5py.Dataset) -> list[int]:
+    """HDF5's numbers of the filters that a chunk passes when it is written, in their order."""
+    steps = dataset.id.get_create_plist()
+    return [steps.get_filter(k)[0] for k in range(steps.get_nfilters())]
 
 
 def _stored(dataset: h5py.Dataset) -> Stored:

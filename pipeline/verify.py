@@ -1,7 +1,8 @@
 """Reads every byte of a cache and says what is wrong with it, where, and what to do about it."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,9 +15,9 @@ from pipeline.folder import Shards, read_cache_json, read_manifest_copy
 from pipeline.manifest import ManifestError
 from pipeline.pool import Pool, WorkerDied
 from pipeline.sealed import Damaged, done_marker, read_json, sha256_of
-from pipeline.shardfile import ShardFile, Stored
-from pipeline.shards import all_finite
+from pipeline.shardfile import UNREADABLE, ShardFile, Stored
 from pipeline.tensors import FORMAT, ROW_KEYS
+from pipeline.values import wrong_values
 
 REDO = {"features": "run `vidgraph repair --cache {cache}`", "graphs": "run `vidgraph graphs --cache {cache}`"}
 
@@ -48,15 +49,23 @@ def verify(path: str | Path, workers: int = 0) -> list[Finding]:
     return inspect(path, workers).findings
 
 
-def shards_to_repair(path: str | Path, workers: int = 0) -> list[int]:
-    """The shards whose features are damaged, missing, or hold failed clips.
+def bad_shards(path: str | Path, workers: int = 0) -> dict[str, list[int]]:
+    """stage -> its shards that are damaged, missing, stale, or hold failed clips.
 
     Damaged if the cache's own description is, so that nobody can say which shards there should be.
     """
     report = inspect(path, workers)
     if not any(report.shards.values()) and (hopeless := [f for f in report.findings if f.where == str(path) and not f.stage]):
         raise Damaged(f"{hopeless[0].where}: {hopeless[0].what}; {hopeless[0].fix}")
-    return sorted({shard for finding in report.findings if finding.stage == "features" for shard in finding.shards})
+    found: dict[str, set[int]] = {stage: set() for stage in STAGES}
+    for finding in report.findings:
+        found.get(finding.stage, set()).update(finding.shards)
+    return {stage: sorted(shards) for stage, shards in found.items()}
+
+
+def shards_to_repair(path: str | Path, workers: int = 0) -> list[int]:
+    """The shards whose features are damaged, missing, or hold failed clips. Damaged as for `bad_shards`."""
+    return bad_shards(path, workers)["features"]
 
 
 Advance = Callable[[int, int], None]
@@ -177,13 +186,20 @@ class _Check:
         self.findings.append(Finding(f"{path or self.path}{where}", what, fix, self.stage, (self.shard,)))
 
     def run(self) -> None:
-        """Statistics, then the file as a whole, then what is in it."""
+        """Statistics, then the file as a whole, and at the same time what is in it: each reads what the other has read."""
         record = self._record()
-        self._bytes(record)
-        try:
-            self._contents(record)
-        except (OSError, KeyError, RuntimeError, ValueError) as error:  # HDF5 raises any of these over a damaged table
-            self.say(f"HDF5 cannot read all of it ({' '.join(str(error).split())})")
+        self._size(record)
+        before = len(self.findings)
+        with ThreadPoolExecutor(1) as other:
+            digest = other.submit(sha256_of, self.path)
+            try:
+                self._contents(record)
+            except UNREADABLE as error:
+                self.say(f"HDF5 cannot read all of it ({' '.join(str(error).split())})")
+            inside = self.findings[before:]
+            del self.findings[before:]
+            self._digest(digest, record)
+            self.findings += inside
 
     def _contents(self, record: dict) -> None:
         file = ShardFile(self.path, record)
@@ -202,10 +218,16 @@ class _Check:
             self._failures(record, keys)
 
     def _record(self) -> dict:
+        marker = done_marker(self.path)
         try:
-            record = read_json(done_marker(self.path))
+            if not marker.is_file():
+                raise OSError(0, "not a file")
+            record = read_json(marker)
         except Damaged:
-            self.say("changed since it was written", path=done_marker(self.path))
+            self.say("changed since it was written", path=marker)
+            raise _Hopeless from None
+        except OSError as error:
+            self.say(f"cannot be read ({error.strerror})", path=marker)
             raise _Hopeless from None
         want = {"format": FORMAT, **self.plan.attrs(self.shard)}
         for key in (key for key in want if record["attrs"].get(key) != want[key]):
@@ -217,20 +239,25 @@ class _Check:
     def _freshness(self, record: dict) -> None:
         try:
             features = read_json(done_marker(self.plan.path(self.shard)))
-        except (Damaged, FileNotFoundError):
+        except (Damaged, OSError):
             return  # said of the features
         if not made_from(record, features):
             self.say("stale: its features were written again since")
 
-    def _bytes(self, record: dict) -> None:
+    def _size(self, record: dict) -> None:
         if not self.path.is_file():
             self.say("missing, although its statistics are there")
             raise _Hopeless
         if (size := self.path.stat().st_size) != record["bytes"]:
             self.say(f"has {size:,} bytes, was written with {record['bytes']:,}")
             raise _Hopeless
-        if sha256_of(self.path) != record["sha256"]:
-            self.say("changed since it was written (its sha256 differs)")
+
+    def _digest(self, digest: Future, record: dict) -> None:
+        try:
+            if digest.result() != record["sha256"]:
+                self.say("changed since it was written (its sha256 differs)")
+        except OSError as error:
+            self.say(f"cannot be read ({error.strerror})")
 
     def _keys(self, group: str, table: dict, clips: list[str], views: list[int], ok: np.ndarray) -> None:
         planned = [clip.clip for clip in self.plan.clips(self.shard)]
@@ -266,8 +293,9 @@ class _Check:
         """Reads every view that should be there; what is wrong in the same way is said once, with the number of views."""
         wrong: dict[str, list[int]] = {}
         absent = set(table["absent"])
+        space = {name: file.space(group, name) for name in table["fields"]}  # memory that every row uses again
         for row in (row for row in range(table["rows"]) if row not in absent):
-            for said in _wrong_in_row(file, group, table["fields"], row):
+            for said in _wrong_in_row(file, group, space, row):
                 wrong.setdefault(said, []).append(row)
             self.views += 1
         for said, rows in wrong.items():
@@ -287,43 +315,11 @@ class _Check:
             self.say(f"failed: {reasons.get(clip, 'no reason recorded')}", f" clip {clip}")
 
 
-def _wrong_in_row(file: ShardFile, group: str, fields: Iterable[str], row: int) -> Iterator[str]:
+def _wrong_in_row(file: ShardFile, group: str, space: Mapping[str, np.ndarray], row: int) -> Iterator[str]:
     tensors = {}
-    for name in fields:
+    for name, memory in space.items():
         try:
-            tensors[name] = file.read_checked(group, name, row)
+            tensors[name] = file.read_checked(group, name, row, memory)
         except Damaged as error:
             yield f"{name} is {error}"
     yield from wrong_values(tensors)
-
-
-def wrong_values(tensors: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """What is wrong with a view's tensors by their values alone: NaN, numbers out of range, boxes out of order."""
-    for name, values in tensors.items():
-        if values.dtype.kind == "f" and not all_finite(values):
-            yield f"{name} has NaN or infinite values"
-    for name, most in _limits(tensors).items():
-        values = tensors[name]
-        if values.size and not (values.min() >= 0 and values.max() <= most):
-            yield f"{name} has values outside 0 to {most:.0f}"
-    if "boxes" in tensors:
-        boxes = tensors["boxes"]
-        if (boxes[..., :2] > boxes[..., 2:]).any():
-            yield "boxes has x1 > x2 or y1 > y2"
-    if "valid" in tensors:
-        valid = tensors["valid"]
-        if (valid[..., 1:] & ~valid[..., :-1]).any():
-            yield "valid has a box after a row that is none"
-        for name in ("boxes", "scores", "nodes"):
-            if name in tensors and tensors[name][~valid].any():
-                yield f"{name} is not 0 where there is no box"
-
-
-def _limits(tensors: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The largest value of each field that has one; the smallest is 0."""
-    limits: dict[str, float] = {"boxes": 1, "iou": 1 + 1e-6, "scores": np.inf, "frames": np.inf, "grid": np.inf}
-    if "nearest" in tensors:
-        limits["nearest"] = tensors["nearest"].shape[1] - 1
-    if "similar" in tensors:
-        limits["similar"] = tensors["similar"].shape[0] * tensors["similar"].shape[1] - 1
-    return {name: most for name, most in limits.items() if name in tensors}

@@ -16,6 +16,7 @@ PIPELINE = {
     "container": set(),
     "decode": {"container"},
     "scan": set(),
+    "datasets": {"scan"},
     "crops": set(),
     "sample": {"decode", "crops"},  # decode: the VideoInfo that it samples from
     "pool": set(),
@@ -27,14 +28,17 @@ PIPELINE = {
     "roi": set(),
     "shards": set(),
     "shardfile": {"shards"},
-    "folder": set(),
+    "claims": set(),
+    "folder": {"claims"},
     "cache": {"shards", "shardfile", "folder"},
     "graphs": {"cache", "folder", "shards", "pool"},
-    "verify": {"cache", "folder", "shardfile", "shards", "pool"},
+    "values": {"shards"},
+    "verify": {"cache", "folder", "shardfile", "shards", "pool", "values"},
+    "takeover": {"shards", "shardfile", "values"},
     "digits": {"decode", "pool"},
     "forward": {"backbones", "proposals", "roi", "config", "pixels", "decode"},
-    "extract": {"forward", "config", "pixels", "pool", "decode", "sample", "shards", "cache", "folder", "proposals"},
-    "repair": {"extract", "config", "cache"},
+    "extract": {"forward", "config", "pixels", "pool", "decode", "sample", "shards", "cache", "folder", "proposals", "takeover"},
+    "repair": {"extract", "config", "cache", "graphs"},
 }
 HEADS_MAY_USE = {"cache", "tensors", "boxes", "roi", "graphs", "backbones", "digits", "cluster", "memory", "manifest"}
 ONE_PLACE = {

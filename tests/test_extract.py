@@ -23,7 +23,7 @@ from pipeline.extract import RunOptions, extract
 from pipeline.forward import Models
 from pipeline.manifest import read_manifest
 from pipeline.pixels import DecodeViews, Opening, step_frames
-from pipeline.repair import as_extracted
+from pipeline.repair import Moved, as_extracted
 from pipeline.sample import Sampling
 from pipeline.verify import shards_to_repair
 
@@ -338,17 +338,13 @@ def test_a_repaired_clip_gives_the_cache_that_a_healthy_one_would_have_given(bre
     assert everything(cache) == everything(tmp_path / "healthy")
 
 
-def test_a_repair_that_would_lose_good_clips_leaves_the_shard_as_it_was(breakable):
+def test_nobody_repairs_a_cache_whose_videos_are_gone(breakable):
     videos, cache = breakable
-    kept = everything(cache)
-    (videos / "clip4.mp4").unlink()
-    config, manifest, options = as_extracted(cache, RunOptions(workers=0))
-    with pytest.raises(ValueError, match=r"left as it was, for 1 of its clips fail now \(clip4"):
-        extract(config, manifest, cache, options, shards_to_repair(cache), redo=True)
-    assert everything(cache) == kept
     shutil.rmtree(videos)
+    with pytest.raises(ValueError, match="pass --annotations"):
+        as_extracted(cache, RunOptions())
     with pytest.raises(ValueError, match="pass --root"):
-        as_extracted(cache, options)
+        as_extracted(cache, RunOptions(), Moved(annotations=__file__))
 
 
 def test_nobody_repairs_a_cache_whose_description_is_damaged(breakable):

@@ -11,7 +11,8 @@ from pipeline.cache import Cache, CacheError
 from pipeline.graphs import build_graphs
 from pipeline.sealed import read_json, sha256_of, write_json
 from pipeline.shardfile import ShardFile
-from pipeline.verify import shards_to_repair, verify, wrong_values
+from pipeline.values import wrong_values
+from pipeline.verify import shards_to_repair, verify
 
 
 @pytest.fixture(scope="module")

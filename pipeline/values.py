@@ -1,0 +1,39 @@
+"""What is wrong with a view's tensors by their values alone."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from pipeline.shards import all_finite
+
+
+def wrong_values(tensors: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """What is wrong with a view's tensors by their values alone: NaN, numbers out of range, boxes out of order."""
+    for name, values in tensors.items():
+        if values.dtype.kind == "f" and not all_finite(values):
+            yield f"{name} has NaN or infinite values"
+    for name, most in _limits(tensors).items():
+        values = tensors[name]
+        if values.size and not (values.min() >= 0 and values.max() <= most):
+            yield f"{name} has values outside 0 to {most:.0f}"
+    if "boxes" in tensors:
+        boxes = tensors["boxes"]
+        if (boxes[..., :2] > boxes[..., 2:]).any():
+            yield "boxes has x1 > x2 or y1 > y2"
+    if "valid" in tensors:
+        valid = tensors["valid"]
+        if (valid[..., 1:] & ~valid[..., :-1]).any():
+            yield "valid has a box after a row that is none"
+        for name in ("boxes", "scores", "nodes"):
+            if name in tensors and tensors[name][~valid].any():
+                yield f"{name} is not 0 where there is no box"
+
+
+def _limits(tensors: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The largest value of each field that has one; the smallest is 0."""
+    limits: dict[str, float] = {"boxes": 1, "iou": 1 + 1e-6, "scores": np.inf, "frames": np.inf, "grid": np.inf}
+    if "nearest" in tensors:
+        limits["nearest"] = tensors["nearest"].shape[1] - 1
+    if "similar" in tensors:
+        limits["similar"] = tensors["similar"].shape[0] * tensors["similar"].shape[1] - 1
+    return {name: most for name, most in limits.items() if name in tensors}
