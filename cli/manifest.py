@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from cli._datasets import dataset_commands
 from cli._options import set_option
 
 
@@ -92,3 +93,7 @@ def _say(manifest) -> None:
         click.echo(f"  clips per class: {few:,} ({least}) to {many:,} ({most})")
     if unlabelled := sum(not clip.labels for clip in manifest.clips):
         click.echo(f"  without a label: {unlabelled:,}")
+
+
+for _kind in dataset_commands(_say):
+    command.add_command(_kind)
