@@ -1,5 +1,8 @@
 """STRG against its equations: the graphs, the branches, the sizes, and what holds without any trained weights."""
 
+import re
+import shlex
+
 import pytest
 import torch
 from torch import nn
@@ -7,8 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from heads.batch import Clips, Dims, clips_of
 from heads.layers import dense_graph, front_back, next_frame_iou
+from heads.recipe import FOLDER, read_recipe
 from heads.strg_graph import LAYERS, Branch
 from heads.zoo import build_head
+from pipeline.backbones import build_backbone
+from pipeline.backbones._non_local import NonLocal
 
 T, N, C, K, B = 4, 3, 6, 5, 2
 DIMS = Dims(T, N, C, {"res5": (10, 5, 6)})
@@ -376,3 +382,57 @@ def test_biases_start_at_zero_and_say_nothing_about_a_view_without_boxes():
 def test_no_release_differs():
     paper, released = strg(), strg(variant="released")
     torch.testing.assert_close(paper(views()).logits, released(views()).logits, rtol=0, atol=0)
+
+
+# The settings of the papers' tables: the command in a recipe's comment makes the cache that its head reads.
+SETTINGS = {  # recipe: frames per second, F, size, N, steps and side of the grid
+    "strg_table2a_charades_i3d": (6, 32, 224, 50, 16, 14),
+    "strg_table2a_charades_avgpool": (6, 32, 224, 50, 16, 14),
+    "strg_table2a_charades_joint": (6, 32, 224, 50, 16, 14),
+    "strg_table2b_charades_nl": (6, 32, 224, 50, 16, 14),
+    "strg_table2b_charades_nl_joint": (6, 32, 224, 50, 16, 14),
+    "strg_table3_charades_r101": (24, 128, 288, 50, 16, 18),
+    "strg_table3_charades_r101_gcn": (24, 128, 288, 50, 16, 18),
+    "strg_table3_charades_r101_nl": (24, 128, 288, 50, 16, 18),
+    "strg_table3_charades_r101_nl_gcn": (24, 128, 288, 50, 16, 18),
+    "strg_table4_sth_i3d": (6, 32, 224, 10, 16, 14),
+    "strg_table4_sth_nl": (6, 32, 224, 10, 16, 14),
+    "strg_table4_sth_gcn": (6, 32, 224, 10, 16, 14),
+    "strg_table4_sth_nl_gcn": (6, 32, 224, 10, 16, 14),
+    "strg_table4_sth_gcn_res5": (6, 32, 224, 10, 16, 14),
+}
+
+
+def test_every_row_has_its_recipe():
+    assert set(SETTINGS) == {path.stem for path in FOLDER.glob("strg_*.toml")}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_command_of_a_recipe_makes_the_cache_that_its_head_reads(name):
+    from cli.extract import _config, command
+
+    comment = " ".join(line.lstrip("# ") for line in (FOLDER / f"{name}.toml").read_text().splitlines() if line.startswith("#"))
+    words = shlex.split(re.search(r"vidgraph extract (.*?) +(?:\(I3D|vidgraph)", comment).group(1))
+    config = _config(command.make_context("extract", words).params)
+    fps, frames, size, boxes, steps, side = SETTINGS[name]
+    charades = "charades" in name
+    sampling = config.sampling
+    assert (sampling.sampling, sampling.fps, sampling.frames, sampling.size) == ("stride", fps, frames, size)
+    assert (sampling.train_crop, sampling.test_crops, sampling.test_clips) == ("short_side", "full", 10 if charades else 2)
+    assert (config.proposal_options["num_boxes"], config.roi_pool) == (boxes, "max")
+    with torch.device("meta"):
+        backbone = build_backbone(config.backbone, **config.backbone_options)
+    cut = config.cut or backbone.last
+    T, (h, w), C = backbone.steps(frames, cut), backbone.grid(cut, (size, size)), backbone.channels(cut)
+    assert (T, h, w) == (steps, side, side)
+    taps = [block.conv1.kernel_size[0] for block in backbone.res4]
+    assert taps == [3 - 2 * (k % 2) for k in range(len(taps))]
+    assert len(taps) == (23 if "r101" in name else 6)
+    assert any(isinstance(module, NonLocal) for module in backbone.modules()) == ("_nl" in name)
+    recipe = read_recipe(name)
+    assert (recipe.data.target, recipe.evaluate.aggregate) == ("multi" if charades else "single", "max")
+    maps = {cut: (C, h, w)} if cut in config.keep else {}
+    dims = Dims(T, boxes, C if "nodes" in config.keep else 0, maps)
+    head = build_head(recipe.head.name, dims, 157 if charades else 174, **recipe.head.options)
+    assert head.fc.in_features == (512 if recipe.head.name == "pool" else 1024)
+    assert set(head.needs) <= set(config.keep)
