@@ -1,0 +1,23 @@
+"""`vidgraph completion`: the script that makes a shell complete verbs, options and choices."""
+
+import click
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def command(shell: str) -> int:
+    """Print the completion script of SHELL.
+
+    \b
+    bash:  eval "$(vidgraph completion bash)"       in ~/.bashrc
+    zsh:   eval "$(vidgraph completion zsh)"        in ~/.zshrc
+    fish:  vidgraph completion fish | source        in ~/.config/fish/config.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    from cli.__main__ import vidgraph
+
+    script = get_completion_class(shell)(vidgraph, {}, "vidgraph", "_VIDGRAPH_COMPLETE")
+    # click's own bash script starts by asking bash for its version, which a shell that evaluates it has answered already.
+    click.echo(script.source_template % script.source_vars())
+    return 0
