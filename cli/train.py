@@ -19,14 +19,22 @@ from cli._options import device_option, set_option
 @click.option(
     "--resident",
     default="auto",
-    type=click.Choice(["auto", "ram", "disk"]),
-    help="Features in memory, or read per batch; auto: in memory if they take less than half of what is free.",
+    type=click.Choice(["auto", "gpu", "ram", "disk"]),
+    help="Features in the GPU's memory, in the machine's, or read per batch; auto: the first with twice the room.",
+)
+@click.option("--phase", default="", help="Train this phase of the recipe alone.  [default: the first that read the cache]")
+@click.option(
+    "--start",
+    type=click.Path(path_type=Path, exists=True),
+    help="Run folder or checkpoint that the first phase starts from, if it does not start fresh.",
 )
 @click.option("--resume/--no-resume", default=True, help="Continue what is in the run folder, or start over.")
 @set_option
-def command(recipe, cache, manifest, runs, name, seed, device, precision, resident, resume, settings) -> int:
+def command(recipe, cache, manifest, runs, name, seed, device, precision, resident, phase, start, resume, settings) -> int:
     """Train the head of RECIPE (a TOML file, or the name of a recipe of the package) and evaluate it on val and test.
 
+    Of a recipe with several phases, those that read the cache are trained one after the other; `--set phases.NAME.train.lr=0.1`
+    sets a key of one of them.
     A run that was stopped continues after its last epoch; one that is finished is read back.
     """
     from cli._figures import print_figures
@@ -49,6 +57,8 @@ def command(recipe, cache, manifest, runs, name, seed, device, precision, reside
         resume=resume,
         resident=resident,
         say=click.echo,
+        phase=phase,
+        start=start,
     )
     print_figures(f"{chosen.name}, seed {seed}: {result.parameters:,} parameters, epoch {result.best_epoch}", result.metrics)
     share = 100 * result.waiting / max(result.seconds, 1e-9)

@@ -1,21 +1,18 @@
-"""Cached views with labels, as batches: which rows a split has, what their classes are, and the reading itself.
+"""Cached views with labels: which rows a split has, what their classes are, and in which order an epoch visits them.
 
-Rows that were not extracted (`ok` False) are never read; they are counted in `Part.failed`, so that a run can say so.
+Rows that were not extracted (`ok` False) are never read; they are counted in `Part.failed`, so that a run can say so. The
+reading itself is in heads/store.py.
 """
 
-import math
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from heads.batch import Clips, Dims, MissingFields, clips_of, dims_of
+from heads.batch import Dims, MissingFields, dims_of
 from heads.recipe import Data
 from heads.zoo import nearest
 from pipeline.manifest import Manifest, label_ids
@@ -24,15 +21,13 @@ from pipeline.tensors import FIELDS, grid_at, is_cut
 if TYPE_CHECKING:
     from pipeline.cache import Cache, Group
 
-RESIDENT = ("auto", "ram", "disk")
-BLOCK = 256  # rows per read while a field is loaded: bounds the memory beside the destination
-
 
 def find_classes(manifest: Manifest, data: Data) -> tuple[str, ...]:
     """Class names in the order of their ids: those of `data.class_list`, else the manifest's labels over all its splits.
 
-    Labels that are whole numbers keep them, and the classes reach to the largest, or to `data.num_classes`. ValueError for a
-    label outside the classes, for no label at all, and for fewer than 2 classes.
+    Labels that are whole numbers keep them, and the classes reach to the largest, or to `data.num_classes`. With
+    `data.labels` or `data.first_labels` only those, renumbered from 0. ValueError for a label outside the classes, for no
+    label at all, and for fewer than 2 classes.
     """
     labels = {label for clip in manifest.clips for label in clip.labels}
     if data.class_list:
@@ -51,12 +46,29 @@ def find_classes(manifest: Manifest, data: Data) -> tuple[str, ...]:
             raise ValueError(f"{manifest.path}: label {highest!r} is class {ids[highest]}, expected {limit}")
         names = {number: name for name, number in ids.items()}
         classes = tuple(names.get(k, str(k)) for k in range(max(ids[highest] + 1, data.num_classes)))
-    if len(classes) < 2:
-        raise ValueError(f"{manifest.path}: expected at least 2 classes, got {list(classes)}")
     for pair in data.swap_on_flip:
         if absent := [name for name in pair if name not in classes]:
             raise ValueError(f"data.swap_on_flip: {absent[0]!r} is no class; {nearest(absent[0], classes)}")
+    classes = _subset(classes, data)
+    for pair in data.swap_on_flip:
+        if len(set(pair) & set(classes)) == 1:
+            raise ValueError(f"data.labels: {pair[0]!r} and {pair[1]!r} are exchanged by a flip: keep both, or none of them")
+    if len(classes) < 2:
+        raise ValueError(f"{manifest.path}: expected at least 2 classes, got {list(classes)}")
     return classes
+
+
+def _subset(classes: tuple[str, ...], data: Data) -> tuple[str, ...]:
+    """The classes that `data` keeps, in the order of their ids."""
+    if data.first_labels > len(classes):
+        raise ValueError(
+            f"data.first_labels: expected at most the {len(classes)} classes that there are, got {data.first_labels}"
+        )
+    if unknown := [name for name in data.labels if name not in classes]:
+        raise ValueError(f"data.labels: {unknown[0]!r} is no class; {nearest(unknown[0], classes)}")
+    if data.labels:
+        return tuple(name for name in classes if name in data.labels)
+    return classes[: data.first_labels or None]
 
 
 def _read_classes(path: Path) -> tuple[str, ...]:
@@ -78,7 +90,11 @@ class Part:
 
     clips: V ids, in the manifest's order; rows [V,k] row numbers, padded with -1; counts [V] views of each; targets [V] int64
     class ids or [V,K] float32 of 0 and 1, None where the split carries no labels; failed: ids left out because none of their
-    views was extracted; absent: ids of the split that the cache does not have.
+    views was extracted; absent: ids of the split that the cache does not have; others: ids left out because their label is
+    not among those that are trained.
+
+    An order of the videos belongs to the whole split, of `whole` videos, where these have the numbers `place` [V]: whoever
+    keeps fewer labels sees the same videos in the same order, with gaps. `balanced`: classes alike often, see heads.recipe.
     """
 
     split: str
@@ -89,6 +105,10 @@ class Part:
     targets: np.ndarray | None
     failed: tuple[str, ...]
     absent: tuple[str, ...]
+    others: tuple[str, ...]
+    whole: int
+    place: np.ndarray
+    balanced: bool = False
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -98,12 +118,27 @@ class Part:
         video, column = np.nonzero(self.rows >= 0)
         return self.rows[video, column], video
 
-    def draw(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """One view of every video in random order, as (row, video), both [V]; a function of (seed, epoch) and nothing else."""
+    def draw(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One view of every video in random order, as (row, video, turn), all [V]; a function of (seed, epoch) and nothing
+        else. `turn`, ascending, is the position in the order of the whole split."""
         rng = np.random.default_rng([seed, epoch])
-        video = rng.permutation(len(self))
-        choice = (rng.random(len(self)) * self.counts[video]).astype(int)
-        return self.rows[video, choice], video
+        if self.balanced:
+            weights = 1 / np.bincount(self.targets)[self.targets]
+            turn, video = np.arange(len(self)), rng.choice(len(self), len(self), p=weights / weights.sum())
+            chance = rng.random(len(self))
+        else:
+            order, chance = rng.permutation(self.whole), rng.random(self.whole)
+            mine = np.full(self.whole, -1)
+            mine[self.place] = np.arange(len(self))
+            turn = np.flatnonzero(mine[order] >= 0)
+            video, chance = mine[order[turn]], chance[turn]
+        choice = (chance * self.counts[video]).astype(int)
+        return self.rows[video, choice], video, turn
+
+    def class_weights(self, classes: int) -> np.ndarray:
+        """[K] float32 of so many classes: what makes rare ones as heavy as frequent ones, 1 on average over the videos."""
+        count = np.bincount(self.targets, minlength=classes)
+        return (len(self) / (np.count_nonzero(count) * np.maximum(count, 1))).astype(np.float32)
 
 
 def part_of(cache: "Cache", group: str, split: str, manifest: Manifest, classes: Sequence[str], data: Data) -> Part | None:
@@ -121,34 +156,53 @@ def part_of(cache: "Cache", group: str, split: str, manifest: Manifest, classes:
     for row, (clip, view, ok) in enumerate(zip(rows.clips, rows.views, rows.ok, strict=True)):
         if ok and (limit is None or view < limit):
             good.setdefault(clip, []).append(row)
-    kept = [clip for clip in wanted if clip.clip in good]
+    whole = [clip for clip in wanted if clip.clip in good]
     failed = tuple(clip.clip for clip in wanted if clip.clip in there and clip.clip not in good)
     absent = tuple(clip.clip for clip in wanted if clip.clip not in there)
-    if not kept:
+    if not whole:
         why = f"{len(failed)} failed, {len(absent)} are not in the cache"
         raise ValueError(f"{cache.path}: no {group} view of the {len(wanted)} clips of split {split!r} ({why})")
+    subset = set(classes) if data.labels or data.first_labels else None
+    place = [k for k, clip in enumerate(whole) if subset is None or not clip.labels or subset & set(clip.labels)]
+    kept, chosen = [whole[k] for k in place], set(place)
+    others = tuple(clip.clip for k, clip in enumerate(whole) if k not in chosen)
+    if not kept:
+        raise ValueError(f"{manifest.path}: no clip of split {split!r} has one of the {len(classes)} labels that are kept")
     table = np.full((len(kept), max(len(good[clip.clip]) for clip in kept)), -1)
     for k, clip in enumerate(kept):
         table[k, : len(good[clip.clip])] = good[clip.clip]
-    targets = _targets(kept, classes, data.target)
-    return Part(split, rows, tuple(clip.clip for clip in kept), table, (table >= 0).sum(1), targets, failed, absent)
+    targets = _targets(kept, classes, data.target, subset is not None)
+    return Part(
+        split,
+        rows,
+        tuple(clip.clip for clip in kept),
+        table,
+        (table >= 0).sum(1),
+        targets,
+        failed,
+        absent,
+        others,
+        len(whole),
+        np.array(place),
+        group == "train" and data.balance == "sampling" and targets is not None,
+    )
 
 
-def _targets(clips: Sequence, classes: Sequence[str], target: str) -> np.ndarray | None:
+def _targets(clips: Sequence, classes: Sequence[str], target: str, subset: bool) -> np.ndarray | None:
     """Class ids [V], or [V,K] of 0 and 1 for `target` "multi"; None when no clip of the split has a label (a withheld test
-    set)."""
+    set). `subset`: the classes are not all there are, other labels of a clip are not looked at."""
     ids = {name: k for k, name in enumerate(classes)}
     unlabelled = [clip.clip for clip in clips if not clip.labels]
     if len(unlabelled) == len(clips):
         return None
-    for clip in clips:
+    for clip in [] if subset else clips:
         for label in clip.labels:
             if label not in ids:
                 raise ValueError(f"clip {clip.clip}: label {label!r} is none of the {len(ids)} classes; {nearest(label, ids)}")
     if target == "multi":
         table = np.zeros((len(clips), len(classes)), dtype=np.float32)
         for k, clip in enumerate(clips):
-            table[k, [ids[label] for label in clip.labels]] = 1
+            table[k, [ids[label] for label in clip.labels if label in ids]] = 1
         return table
     if unlabelled:
         raise ValueError(f"clip {unlabelled[0]}: no label, expected one (data.target = 'single'); label or remove it")
@@ -161,6 +215,8 @@ def swap_table(classes: Sequence[str], data: Data) -> np.ndarray:
     """[K]: the class that a mirrored view of class k shows; k itself but for the pairs of `data.swap_on_flip`."""
     table = np.arange(len(classes))
     for one, other in data.swap_on_flip:
+        if one not in classes:  # a subset of the labels, without this pair
+            continue
         a, b = classes.index(one), classes.index(other)
         table[a], table[b] = b, a
     return table
@@ -195,84 +251,3 @@ def how_to_add(cache: "Cache", head: str, missing: Sequence[str]) -> str:
     command = f"vidgraph extract {where} --keep {','.join(dict.fromkeys([*stored, *added]))}"
     then = ", then `vidgraph graphs --cache NEW`" if graphs else ""
     return f"{what}: run `{command}`, NEW being another folder, with the other options that {cache.path}/cache.json lists{then}"
-
-
-class Store:
-    """The fields of some rows of a group, in memory or read as they are asked for.
-
-    `resident`: "ram" loads them once, in the dtype of the cache; "disk" reads every batch; "auto" loads them when they take
-    less than half of the free memory. ValueError when a value that is read is not finite.
-    """
-
-    def __init__(self, group: "Group", fields: Sequence[str], rows: np.ndarray, resident: str, where: str):
-        if resident not in RESIDENT:
-            raise ValueError(f"resident: expected one of {', '.join(RESIDENT)}, got {resident!r}")
-        self.group, self.fields, self.where = group, tuple(fields), where
-        self.position = {int(row): k for k, row in enumerate(rows)}
-        self.bytes = len(rows) * sum(math.prod(group.shape(name)) * group.dtype(name).itemsize for name in fields)
-        self.tensors: dict[str, Tensor] | None = None
-        if resident == "ram" or (resident == "auto" and self.bytes < free_memory() / 2):
-            self.tensors = self._load(rows)
-
-    def _load(self, rows: np.ndarray) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {}
-        for start in range(0, len(rows), BLOCK):
-            for name, block in self._read(rows[start : start + BLOCK]).items():
-                if name not in tensors:
-                    tensors[name] = block.new_empty((len(rows), *block.shape[1:]))
-                tensors[name][start : start + len(block)] = block
-        return tensors
-
-    def _read(self, rows: np.ndarray) -> dict[str, Tensor]:
-        arrays = self.group.batch([int(row) for row in rows], fields=self.fields)
-        tensors = {name: torch.from_numpy(arrays[name]) for name in self.fields}
-        for name, tensor in tensors.items():
-            # A sum is finite unless a term is not, or it overflows: only then is every value looked at.
-            if tensor.is_floating_point() and not torch.isfinite(tensor.sum(dtype=torch.float64)):
-                bad = ~torch.isfinite(tensor).flatten(1).all(1)
-                if bad.any():
-                    row = int(rows[int(bad.nonzero()[0])])
-                    view = f"clip {self.group.clips[row]}, view {self.group.views[row]}"
-                    raise ValueError(
-                        f"{self.where}, {view}: {name} holds NaN or infinity; run `vidgraph verify --cache {self.where}`"
-                    )
-        return tensors
-
-    def batch(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """The fields of these rows, in this order, in the dtype of the cache."""
-        if self.tensors is None:
-            return self._read(rows)
-        at = torch.tensor([self.position[int(row)] for row in rows])
-        return {name: tensor.index_select(0, at) for name, tensor in self.tensors.items()}
-
-    def batches(self, rows: np.ndarray, size: int, device: torch.device | str) -> Iterator[tuple[Clips, slice]]:
-        """Consecutive batches of `rows` as float32 Clips on `device`, each with its place in `rows`; the last may be smaller.
-
-        A thread prepares the next batch while the caller works on this one.
-        """
-        places = [slice(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
-
-        def ready(place: slice) -> Clips:
-            return clips_of(self.batch(rows[place]), dtype=None).to(device, torch.float32)
-
-        with ThreadPoolExecutor(1) as reader:
-            ahead = [reader.submit(ready, place) for place in places[:1]]
-            for k, place in enumerate(places):
-                if k + 1 < len(places):
-                    ahead.append(reader.submit(ready, places[k + 1]))
-                yield ahead.pop(0).result(), place
-
-
-def free_memory() -> int:
-    """Bytes that this process may still take: what the machine has free, or less where its control group allows less."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):  # counts the page cache, which gives way
-                free = int(line.split()[1]) * 1024
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            free = min(free, int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except (OSError, ValueError):
-        return free  # no such files on this system: the first figure stands
-    return free

@@ -4,7 +4,8 @@ evaluate("runs/strg-0", Cache("cache"), "test")["top1"]
 """
 
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +16,12 @@ from torch import nn
 
 from heads import runs
 from heads.batch import Dims, MissingFields, dims_from
-from heads.data import Part, Store, cache_dims, fields_for, how_to_add, part_of
+from heads.data import Part, cache_dims, fields_for, how_to_add, part_of
 from heads.learner import LossNotFinite, autocast, loss_of, pick_device
 from heads.metrics import aggregate, confusion, scores_of, summarise
-from heads.recipe import Recipe, recipe_from
+from heads.recipe import PLAIN, Recipe, recipe_from
+from heads.store import Share, Store, shared_pass
+from heads.transfer import default_checkpoint
 from heads.zoo import build_head
 
 if TYPE_CHECKING:
@@ -32,34 +35,76 @@ VIEWS_ONLY = {"keep", "sampling", "seed", "decoder", "allow_truncated", "precisi
 
 @dataclass
 class Predictions:
-    """Every test view of a part: logits [R,K] float32, the view's row in the cache's group [R], its video [R] in 0..V-1, and
-    the mean loss over views (NaN without labels)."""
+    """Every test view of a part: logits [R,K] float32, the view's row in the cache's group [R], its video [R] in 0..V-1, the
+    mean loss over views (NaN without labels), and the seconds of the head's own computing and of waiting for data."""
 
     logits: np.ndarray
     rows: np.ndarray
     video: np.ndarray
     loss: float
+    seconds: float
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Reader:
+    """A head (on its device) that predicts the views of a part, as its recipe of one phase says."""
+
+    head: nn.Module
+    part: Part
+    recipe: Recipe
+    precision: str
+
+    def share(self) -> Share:
+        """What it wants from a pass."""
+        rows, video = self.part.all_rows()
+        turns = self.part.place[video] * self.part.group.per_clip + np.nonzero(self.part.rows >= 0)[1]
+        return Share(rows, turns, fields_for(self.head, self.part.group), self.recipe.evaluate.batch or self.recipe.train.batch)
+
+
 def predict(head: nn.Module, part: Part, store: Store, recipe: Recipe, precision: str) -> Predictions:
     """The logits of every view of `part`, the head in eval mode. LossNotFinite when one is not finite."""
-    head.eval()
-    device = next(head.parameters()).device
-    loss_fn, loss = loss_of(recipe.data.target), 0.0
+    found = predict_all([Reader(head, part, recipe, precision)], store)[0]
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def predict_all(readers: Sequence[Reader], store: Store) -> list[Predictions | Exception]:
+    """What each reader predicts, in one pass over `store`; of one that failed, the exception, which leaves the others going."""
+    logits: list[list[np.ndarray]] = [[] for _ in readers]
+    failed: list[Exception | None] = [None for _ in readers]
+    seconds, waiting, asked = [0.0 for _ in readers], 0.0, time.monotonic()
+    for reader in readers:
+        reader.head.eval()
+    views = shared_pass(store, [reader.share() for reader in readers])
+    with torch.inference_mode():
+        for k, clips, _ in views:
+            begun = time.monotonic()
+            waiting += begun - asked
+            try:
+                if failed[k] is None:
+                    with autocast(store.device, readers[k].precision):
+                        out = readers[k].head(clips).logits
+                    logits[k].append(out.float().cpu().numpy())
+            except Exception as error:  # whatever a head raises is that head's alone
+                failed[k] = error
+            asked = time.monotonic()
+            seconds[k] += asked - begun
+    return [
+        failed[k] or _predictions(reader, logits[k], seconds[k] + waiting)  # an exception is never false
+        for k, reader in enumerate(readers)
+    ]
+
+
+def _predictions(reader: Reader, logits: list[np.ndarray], seconds: float) -> "Predictions | LossNotFinite":
+    table, part = np.concatenate(logits), reader.part
     rows, video = part.all_rows()
-    logits: list[np.ndarray] = []
-    for clips, place in store.batches(rows, recipe.evaluate.batch or recipe.train.batch, device):
-        with autocast(device, precision):
-            out = head(clips).logits
-        out = out.float()
-        if part.targets is not None:
-            loss += loss_fn(out, torch.from_numpy(part.targets[video[place]]).to(device)).item() * clips.size
-        logits.append(out.cpu().numpy())
-    table = np.concatenate(logits)
     if not np.isfinite(table).all():
-        raise LossNotFinite(f"the head's logits on split {part.split} are not finite: its weights diverged; lower train.lr")
-    return Predictions(table, rows, video, loss / len(rows) if part.targets is not None else math.nan)
+        return LossNotFinite(f"the head's logits on split {part.split} are not finite: its weights diverged; lower train.lr")
+    loss = math.nan
+    if part.targets is not None:
+        loss = loss_of(reader.recipe.data.target)(torch.from_numpy(table), torch.from_numpy(part.targets[video])).item()
+    return Predictions(table, rows, video, loss, seconds)
 
 
 def figures(predictions: Predictions, part: Part, recipe: Recipe) -> tuple[dict[str, float], np.ndarray]:
@@ -118,6 +163,7 @@ def evaluate(
     about = saved["about"]
     table = about["recipe"]
     recipe = recipe_from({**table, "evaluate": {**table["evaluate"], **(settings or {})}}, str(folder))
+    recipe = recipe.of(saved.get("phase", PLAIN))
     classes, dims = tuple(about["classes"]), dims_from(about["dims"])
     tag = split
     if cache.fingerprint != about["fingerprint"]:
@@ -135,35 +181,47 @@ def evaluate(
         head.load_state_dict(saved["state"])
     except RuntimeError as error:
         raise ValueError(f"{folder}/{name}.pt: weights of another head: {str(error).splitlines()[-1].strip()}") from None
-    store = open_store(head.to(device), cache, part, recipe, "disk")
+    store = open_store([head.to(device)], cache, [part], recipe, "disk", device)
     found = write_predictions(folder, tag, predict(head, part, store, recipe, precision), part, recipe, classes)
     runs.write_json(folder / f"metrics_{tag}.json", {"checkpoint": name, "fingerprint": cache.fingerprint, **found})
     return found
 
 
-def default_checkpoint(folder: Path) -> str:
-    """ "best" where the recipe asks for it and validation found one, else "last"."""
-    wanted = runs.read_json(folder / "run.json")["recipe"]["evaluate"]["checkpoint"]
-    return "best" if wanted == "best" and (folder / "best.pt").exists() else "last"
+def open_store(
+    heads: Sequence[nn.Module], cache: "Cache", parts: Sequence[Part], recipe: Recipe, resident: str, device: torch.device
+) -> Store:
+    """The fields that any of the `heads` reads, for the views of the `parts` (of one split); ValueError with the command that
+    would add what is missing."""
+    fields: list[str] = []
+    for head in heads:
+        fields += fields_of(head, cache, parts[0], recipe)
+    rows = np.concatenate([part.all_rows()[0] for part in parts])
+    return Store(parts[0].group, tuple(dict.fromkeys(fields)), rows, resident, str(cache.path), device)
 
 
-def open_store(head: nn.Module, cache: "Cache", part: Part, recipe: Recipe, resident: str) -> Store:
-    """The fields that `head` reads for a part; ValueError with the command that would add what is missing."""
+def fields_of(head: nn.Module, cache: "Cache", part: Part, recipe: Recipe) -> tuple[str, ...]:
+    """The fields that training or evaluating `head` on `part` reads; ValueError with the command that would add what is
+    missing."""
     try:
         fields = fields_for(head, part.group)
     except MissingFields as error:
         raise ValueError(how_to_add(cache, recipe.head.name, error.names)) from None
     if part.split == "train" and recipe.data.swap_on_flip:
         fields = (*fields, "flip")
-    return Store(part.group, fields, part.all_rows()[0], resident, str(cache.path))
+    return tuple(dict.fromkeys(fields))
 
 
 def say_excluded(part: Part, say: Callable[[str], None]) -> None:
     """Says which clips of a part are left out, if any."""
-    for why, clips in (("failed at extraction", part.failed), ("are not in the cache", part.absent)):
+    left = (
+        ("failed at extraction", part.failed),
+        ("are not in the cache", part.absent),
+        ("have other labels than those that are kept", part.others),
+    )
+    total = len(part) + sum(len(clips) for _, clips in left)
+    for why, clips in left:
         if clips:
             shown = ", ".join(clips[:5]) + (", …" if len(clips) > 5 else "")
-            total = len(part) + len(part.failed) + len(part.absent)
             say(f"split {part.split}: {len(clips):,} of {total:,} clips {why} and are left out: {shown}")
 
 

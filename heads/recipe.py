@@ -1,18 +1,37 @@
 """Recipes: a TOML file -> small frozen dataclasses; an unknown key or a wrong type is refused with the nearest names.
 
-A recipe says which head is trained how; the cache, the seed, the device and the precision are the run's.
+A recipe says which head is trained how; the cache, the seed, the device and the precision are the run's. One with a table
+[train] is trained in one go; one with tables [[phases]] in several, each with its own [phases.train]:
+
+    [[phases]]
+    name = "search"             [phases.train] ...
+    [[phases]]
+    name = "discrete"
+    start = "previous"          # its weights are those that "search" ended with
+    [phases.head]
+    mode = "discrete"           # options of the head that differ from the table [head]
+    [phases.train] ...
+    [[phases]]
+    name = "joint"
+    reads = "frames"            # run by `vidgraph finetune`; the others by `vidgraph train`
+    start = "previous"
+    [phases.frames]
+    train_from = "stem"
+    [phases.train] ...
+
+Everything that trains or evaluates works on a recipe of one phase: `recipe.of(phase)`.
 """
 
 import json
-import math
 import sys
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from heads.training import Count, Real, Training
 from heads.zoo import check_options, nearest
 
 if sys.version_info >= (3, 11):
@@ -21,11 +40,7 @@ else:
     import tomli as tomllib
 
 FOLDER = Path(__file__).parent / "recipes"
-
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
-Real = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(gt=0, le=1)]
+PLAIN = "train"  # the name of the one phase of a recipe without [[phases]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +62,10 @@ class Data:
     `num_classes`: 0 takes the manifest's classes; more leaves room for classes it does not have. `class_list`: a text file
     with one class name per line, in the order of their ids ("": whole numbers keep theirs, names count up alphabetically);
     relative to the recipe. `train_views`: how many of the cached training views of a clip an epoch draws from (0: all).
-    `swap_on_flip`: pairs of classes that a mirrored view exchanges.
+    `swap_on_flip`: pairs of classes that a mirrored view exchanges. `labels` or `first_labels`: only these classes, by name or
+    the first so many by id, in the order of their ids; videos of others are left out and counted. `balance`: rare classes as
+    heavy as frequent ones, by "sampling" (an epoch draws as many clips as there are, with replacement, every class alike
+    often) or by the "loss" (a clip's weighs as much as its class is rare, 1 on average).
     """
 
     target: Literal["single", "multi"] = "single"
@@ -55,64 +73,15 @@ class Data:
     class_list: str = ""
     train_views: Count = 0
     swap_on_flip: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class Training:
-    """How the weights move. Exactly one of `epochs` and `iterations` (mini-batches) is the length, and the unit of `drop_at`.
-
-    `schedule`: "constant"; "steps", `lr` times `factor` from each point of `drop_at` on; "cosine" to 0 at the end; "plateau",
-    times `factor` when the validation loss has not declined for `patience` epochs. `momentum` and `nesterov` are SGD's.
-    `clip_norm`: limit of the gradient's norm (0: none).
-    """
-
-    epochs: Count = 0
-    iterations: Count = 0
-    batch: Positive = 64
-    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    nesterov: bool = False
-    weight_decay: Real = 1e-4
-    schedule: Literal["constant", "steps", "cosine", "plateau"] = "constant"
-    drop_at: tuple[Positive, ...] = ()
-    factor: Share = 0.1
-    patience: Positive = 5
-    clip_norm: Real = 0.0
+    labels: tuple[str, ...] = ()
+    first_labels: Count = 0
+    balance: Literal["none", "sampling", "loss"] = "none"
 
     def __post_init__(self) -> None:
-        if (self.epochs > 0) == (self.iterations > 0):
-            raise ValueError(
-                f"expected either epochs or iterations, got epochs = {self.epochs}, iterations = {self.iterations}; "
-                "set the other to 0 (--set train.iterations=0)"
-            )
-        if (self.schedule == "steps") != bool(self.drop_at):
-            raise ValueError(
-                f"drop_at belongs to schedule 'steps', got schedule {self.schedule!r} with drop_at = {list(self.drop_at)}"
-            )
-        if self.nesterov and (self.optimiser != "sgd" or self.momentum == 0):
-            raise ValueError("nesterov needs optimiser 'sgd' and a momentum above 0")
-
-    @property
-    def length(self) -> int:
-        """Epochs or iterations, whichever was given."""
-        return self.epochs or self.iterations
-
-    def total_steps(self, steps_per_epoch: int) -> int:
-        """Mini-batches in the whole training."""
-        return self.iterations or self.epochs * steps_per_epoch
-
-    def total_epochs(self, steps_per_epoch: int) -> int:
-        """Epochs, the last one possibly cut short by `iterations`."""
-        return math.ceil(self.total_steps(steps_per_epoch) / steps_per_epoch)
-
-    def lr_at(self, step: int, steps_per_epoch: int) -> float:
-        """Learning rate of mini-batch `step`, from 0; "plateau" multiplies this constant by what the validation loss did so
-        far."""
-        if self.schedule == "cosine":
-            return self.lr * 0.5 * (1 + math.cos(math.pi * step / self.total_steps(steps_per_epoch)))
-        unit = 1 if self.iterations else steps_per_epoch
-        return self.lr * self.factor ** sum(step >= point * unit for point in self.drop_at)
+        if self.labels and self.first_labels:
+            raise ValueError(f"expected labels or first_labels, got both: {list(self.labels)} and {self.first_labels}")
+        if self.target == "multi" and self.balance != "none":
+            raise ValueError(f"balance {self.balance!r} needs target 'single': a clip of several classes is not of one rarity")
 
 
 @dataclass(frozen=True)
@@ -128,29 +97,139 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Frames:
+    """What a phase that reads frames trains beside the head (`vidgraph finetune`).
+
+    `train_from`: the first stage or block of the backbone that is unfrozen; "stem": all of it, "none": nothing. `frozen_bn`:
+    its batch norms keep their statistics and their affine weights. `backbone_lr`: the factor of the learning rate for the
+    backbone's weights.
+    """
+
+    train_from: str = "none"
+    frozen_bn: bool = True
+    backbone_lr: Real = 1.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a training.
+
+    `reads`: "cache" (`vidgraph train`) or "frames" (`vidgraph finetune`, with the table `frames`). `head`: options that differ
+    from the recipe's head; with a `name` it is another head, with these options alone. `start`: "fresh" weights, or those that
+    the "previous" phase ended with, of every parameter whose name both heads have; `take`: only those whose names start so.
+    """
+
+    name: str
+    train: Training
+    reads: Literal["cache", "frames"] = "cache"
+    start: Literal["fresh", "previous"] = "fresh"
+    take: tuple[str, ...] = ()
+    head: dict[str, Any] = field(default_factory=dict)
+    frames: Frames = Frames()
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        if self.take and self.start != "previous":
+            raise ValueError(f"phase {self.name}: take names weights of the previous phase, but start is {self.start!r}")
+        if self.reads == "cache" and self.frames != Frames():
+            raise ValueError(f"phase {self.name}: the table frames belongs to a phase with reads = 'frames'")
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """One training run. `source`: the paper, section and table that it follows; `ours`: what of it is this project's choice."""
+    """One training run. `source`: the paper, section and table that it follows; `ours`: what of it is this project's choice.
+    Either `train` or `phases`."""
 
     name: str
     source: str
     head: HeadChoice
-    train: Training
+    train: Training | None = None
     ours: str = ""
     data: Data = Data()
     evaluate: Evaluation = Evaluation()
+    phases: tuple[Phase, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.name or not all(c.isalnum() or c in "_-." for c in self.name):
-            raise ValueError(f"name: expected letters, digits, '_', '-' or '.', since it names a folder; got {self.name!r}")
+        _check_name(self.name)
+        if (self.train is None) == (not self.phases):
+            both = "both" if self.phases else "neither"
+            raise ValueError(f"expected a table [train] or tables [[phases]], got {both}")
+        names = [phase.name for phase in self.phases]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"two phases are called {twice[0]!r}")
+        if self.phases and self.phases[0].start == "previous":
+            raise ValueError(f"phase {names[0]}: it is the first, start = 'previous' has nothing to start from")
+        for k, phase in enumerate(self.phases):
+            check_options(*_head_of(self.head, phase))
+            if self.of(phase).train.distil.teachers and (late := set(phase.train.distil.teachers) & set(names[k:])):
+                raise ValueError(f"phase {phase.name}: its teacher {min(late)!r} is not an earlier phase")
 
     @property
     def scores(self) -> str:
         """What is aggregated over views."""
         return self.evaluate.scores or {"single": "softmax", "multi": "sigmoid"}[self.data.target]
 
+    @property
+    def all_phases(self) -> tuple[Phase, ...]:
+        """The phases, of which a recipe with a table [train] has one."""
+        return self.phases or (Phase(PLAIN, self.train),)
+
+    def phase(self, name: str) -> Phase:
+        """A phase by its name; ValueError with the nearest ones."""
+        for phase in self.all_phases:
+            if phase.name == name:
+                return phase
+        raise ValueError(f"recipe {self.name} has no phase {name!r}: {nearest(name, [p.name for p in self.all_phases])}")
+
+    def of(self, phase: Phase | str) -> "Recipe":
+        """The recipe of one phase: its head and options, its [train], and no phases."""
+        phase = self.phase(phase) if isinstance(phase, str) else phase
+        return replace(self, head=HeadChoice(*_head_of(self.head, phase)), train=phase.train, phases=())
+
+    def cached(self, name: str = "") -> tuple[Phase, ...]:
+        """What `vidgraph train` runs: the phase `name`, or the first consecutive ones that read the cache.
+
+        ValueError for a phase that reads frames, and where no phase reads the cache: with the command that runs them.
+        """
+        if name:
+            found: list[Phase] = [self.phase(name)]
+        else:
+            found = []
+            for phase in self.all_phases:
+                if phase.reads == "cache":
+                    found.append(phase)
+                elif found:
+                    break
+        if not found or found[0].reads == "frames":
+            phase = (found or list(self.all_phases))[0]
+            raise ValueError(f"phase {phase.name} of recipe {self.name} reads frames: run `{finetune_command(self, phase)}`")
+        return tuple(found)
+
     def as_dict(self) -> dict[str, Any]:
-        """Plain tables, lists, strings and numbers; `recipe_from` reads them back."""
-        return json.loads(json.dumps(asdict(self)))
+        """Plain tables, lists, strings and numbers, without a `train` or `phases` that is not there; `recipe_from` reads them
+        back."""
+        table = json.loads(json.dumps(asdict(self)))
+        return {key: value for key, value in table.items() if key not in ("train", "phases") or value}
+
+
+def finetune_command(recipe: Recipe, phase: Phase) -> str:
+    """The command that runs a phase which reads frames."""
+    return f"vidgraph finetune {recipe.name} --phase {phase.name}"
+
+
+def _head_of(head: HeadChoice, phase: Phase) -> tuple[str, dict[str, Any]]:
+    """The name and options of a phase's head."""
+    own = {key: value for key, value in phase.head.items() if key != "name"}
+    if "name" not in phase.head:
+        return head.name, {**head.options, **own}
+    if not isinstance(phase.head["name"], str):
+        raise ValueError(f"phase {phase.name}: head.name is the name of a head, got {phase.head['name']!r}")
+    return phase.head["name"], own
+
+
+def _check_name(name: str) -> None:
+    if not name or not all(c.isalnum() or c in "_-." for c in name) or not name[0].isalnum():
+        raise ValueError(f"name: expected letters, digits, '_', '-' or '.', since it names a folder or file; got {name!r}")
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -203,40 +282,83 @@ def recipe_from(table: Mapping[str, Any], where: str = "recipe") -> Recipe:
 def to_toml(recipe: Recipe) -> str:
     """The recipe as TOML, every key written out, defaults included."""
     table = recipe.as_dict()
-    head = table.pop("head")
+    head, phases = table.pop("head"), table.pop("phases", [])
     table["head"] = {"name": head["name"], **head["options"]}
+    lines = _rows(table, "")
+    for phase in phases:
+        lines += ["", "[[phases]]", *_rows(phase, "phases.")]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(table: Mapping[str, Any], prefix: str) -> list[str]:
+    """The lines of a table: its values, then its tables. Options of a head are values, whatever they hold."""
     tables = {key: value for key, value in table.items() if isinstance(value, dict)}
     lines = [f"{key} = {_toml(value)}" for key, value in table.items() if key not in tables]
     for name, rows in tables.items():
-        lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in rows.items())]
-    return "\n".join(lines) + "\n"
+        lines += ["", f"[{prefix}{name}]"]
+        lines += [f"{key} = {_toml(value)}" for key, value in rows.items()]
+    return lines
 
 
 def _toml(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(one)}" for key, one in value.items()) + "}"
     return json.dumps(value)  # TOML's strings, numbers and booleans are written as JSON's
 
 
 def _put(table: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
+    if parents[:1] == ["train"] and "phases" in table:
+        raise ValueError(f"--set {key}: the recipe has phases, each with its own train: phases.NAME.{key}")
     for parent in parents:
-        table = table.setdefault(parent, {})
-        if not isinstance(table, dict):
+        if isinstance(table, list):
+            names = [str(row.get("name")) for row in table if isinstance(row, dict)]
+            if parent not in names:
+                raise ValueError(f"--set {key}: no phase {parent!r}; {nearest(parent, names)}")
+            table = table[names.index(parent)]
+        else:
+            table = table.setdefault(parent, {})
+        if not isinstance(table, (dict, list)):
             raise ValueError(f"--set {key}: {parent} is a value, expected a table")
+    if isinstance(table, list):
+        raise ValueError(f"--set {key}: expected phases.NAME.KEY, e.g. phases.{table[0].get('name')}.train.lr")
     table[last] = value
 
 
 def _refuse_unknown(cls: type, table: Mapping[str, Any], where: str, prefix: str) -> None:
-    """ValueError for a key that is no field of `cls`, or of the dataclass that a field holds."""
+    """ValueError for a key that is no field of `cls`, or of the dataclasses that its fields hold."""
     hints = get_type_hints(cls)
     for key, value in table.items():
         if key not in hints:
             raise ValueError(f"{where}: no key {prefix}{key}; {nearest(key, hints)}")
-        if is_dataclass(hints[key]):
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{where}: {prefix}{key} is a table, got {value!r}")
-            _refuse_unknown(hints[key], value, where, f"{prefix}{key}.")
+        held = _held(hints[key])
+        if held is None:
+            continue
+        inner, container = held
+        if container is tuple:
+            if not isinstance(value, list) or not all(isinstance(row, Mapping) for row in value):
+                raise ValueError(f"{where}: {prefix}{key} are tables [[{key}]], got {value!r}")
+            rows = {str(row.get("name", k)): row for k, row in enumerate(value)}
+        elif not isinstance(value, Mapping):
+            raise ValueError(f"{where}: {prefix}{key} is a table, got {value!r}")
+        else:
+            rows = {"": value} if container is None else dict(value)
+        for name, row in rows.items():
+            if not isinstance(row, Mapping):
+                raise ValueError(f"{where}: {prefix}{key}.{name} is a table, got {row!r}")
+            _refuse_unknown(inner, row, where, f"{prefix}{key}.{name}." if name else f"{prefix}{key}.")
     for f in fields(cls):
         if f.name not in table and f.default is MISSING and f.default_factory is MISSING:
             raise ValueError(f"{where}: {prefix}{f.name} is missing")
+
+
+def _held(hint: Any) -> tuple[type, type | None] | None:
+    """The dataclass that a field of this type holds, and whether in a tuple or a dict; None for plain values."""
+    for one in (hint, *(arg for arg in get_args(hint) if get_origin(hint) not in (tuple, dict))):
+        if is_dataclass(one):
+            return one, None
+    if get_origin(hint) in (tuple, dict):
+        return next(((arg, get_origin(hint)) for arg in get_args(hint) if is_dataclass(arg)), None)
+    return None

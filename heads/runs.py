@@ -4,6 +4,7 @@ recipe.toml              the recipe as it was run, overrides included
 run.json                 seed, classes, dims, precision, versions, the cache's path, fingerprint and configuration
 log.jsonl, tensorboard/  one line per epoch
 last.pt, best.pt         checkpoints: dictionaries of tensors and plain values, loadable with weights_only=True
+PHASE.pt                 the weights that a phase ended with, where the recipe has phases
 predictions_SPLIT.npz    logits of every test view: clip and view [R], logits [R,K], video [R], clips [V], targets
 confusion_SPLIT.csv      one label per video only: rows are labels, columns predictions
 metrics.json             the figures of every split that was evaluated: written last, the mark of a finished run
@@ -124,3 +125,42 @@ def save_confusion(path: Path, table: np.ndarray, classes: tuple[str, ...]) -> N
     writer.writerow(["label \\ predicted", *classes])
     writer.writerows([name, *row] for name, row in zip(classes, table.tolist(), strict=True))
     write_text(path, text.getvalue())
+
+
+def same_run(folder: Path, there: dict, asked: dict) -> None:
+    """ValueError naming what differs unless the run in `folder` is the one that is asked for."""
+    old, new = _flat(there), _flat(asked)
+    keys = [key for key in new if old.get(key) != new[key]]
+    keys += [key for key in old if key not in new and key.split(".")[0] in asked]
+    if keys:
+        shown = "; ".join(f"{key} is {old.get(key)!r} there, {new.get(key)!r} here" for key in keys[:3])
+        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+        raise ValueError(f"{folder} holds another run ({shown}{more}): choose another folder, or start over with --no-resume")
+
+
+def _flat(record: dict, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, (list, tuple)) and value and all(isinstance(row, dict) and "name" in row for row in value):
+            value = {row["name"]: row for row in value}  # the phases of a recipe
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def board(folder: Path, step: int) -> Any:
+    """A tensorboard writer in the run folder, without what it holds from after mini-batch `step`."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+
+def write_board(writer: Any, line: dict[str, Any]) -> None:
+    """A line of the log as curves."""
+    for name, value in {"train/loss": line["loss"], "train/lr": line["lr"]}.items():
+        writer.add_scalar(name, value, line["step"])
+    for name, value in line["val"].items():
+        writer.add_scalar(f"val/{name}", value, line["step"])
+    writer.flush()

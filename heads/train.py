@@ -1,4 +1,4 @@
-"""Training a head on a cache: the plain loop.
+"""Training heads on a cache: the plain loop, for one head or for many that share the reading.
 
     result = train(read_recipe("demo_strg"), Cache("cache"), "runs/strg-0", seed=0)
     result.metrics["test"]["top1"]
@@ -6,61 +6,39 @@
 What a run computes depends on (recipe, cache, seed) and the arithmetic of the device alone. The initialisation follows from
 (seed), the order of the views from (order seed, epoch), dropout from (seed, mini-batch), so that a run that was stopped and
 resumed gives the weights of one that was not, bit for bit on a CPU in fp32 with the same number of threads.
+
+    members = [Member(recipe, Path("study") / f"{recipe.name}-{seed}", seed) for recipe in recipes for seed in range(3)]
+    for outcome in run_members(members, Cache("cache"), order_seed=0):     # in the order of the members
+        outcome                                                             # a Result, or a Failure: its error and epochs
+
+`run_members` trains many in one process: every batch is read once and given to each member whose head needs it. A member's
+weights and figures are those of `train(..., order_seed=order_seed)` alone: it has its own folder, checkpoints and log, takes
+its random numbers from its own seed, and sees the views in the study's order. Members may differ in head, options, seed,
+schedule, batch size, label subset and phases; those with other `data.train_views`, or with balanced sampling of other labels,
+see other views, and have a pass of their own over the same store. One that raises is a Failure and leaves the others going. All
+members have one device, with room for all their weights.
 """
 
-import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
-from heads import runs
-from heads.batch import Dims, MissingFields
-from heads.data import Part, Store, cache_dims, find_classes, how_to_add, part_of, swap_table
-from heads.evaluate import default_checkpoint, figures, open_store, predict, say_excluded, splits_of, write_predictions
-from heads.learner import INIT, Learner, pick_device, reseed
-from heads.recipe import Recipe, to_toml
-from heads.zoo import build_head
+from heads.data import cache_dims
+from heads.evaluate import Predictions, predict_all, say_excluded
+from heads.learner import pick_device
+from heads.members import Failure, Member, Result, Study
+from heads.recipe import Recipe, finetune_command
+from heads.running import Run, Say
+from heads.store import Store, shared_pass
 
 if TYPE_CHECKING:
     from pipeline.cache import Cache
     from pipeline.manifest import Manifest
-
-Say = Callable[[str], None]
-
-
-@dataclass
-class EpochStats:
-    """One epoch: the mean loss over its clips, and the seconds it took, of which `waiting` were spent waiting for data."""
-
-    loss: float
-    seconds: float
-    waiting: float
-
-
-@dataclass
-class Result:
-    """A finished run. `metrics`: split -> figure -> value, fractions in [0,1] but for `loss`; `excluded`: split -> how many
-    clips were left out because their extraction `failed` or the cache does not have them (`absent`); seconds are
-    wall-clock."""
-
-    folder: Path
-    metrics: dict[str, dict[str, float]]
-    epochs: int
-    best_epoch: int
-    parameters: int
-    seconds: float
-    waiting: float
-    excluded: dict[str, dict[str, int]] = field(default_factory=dict)
-
-    @property
-    def split(self) -> str:
-        """The split that a table reports: test where it has labels, else val ("" without either)."""
-        return next((name for name in ("test", "val") if self.metrics.get(name)), "")
 
 
 def train(
@@ -77,243 +55,174 @@ def train(
     resident: str = "auto",
     say: Say = print,
     tensorboard: bool = True,
+    phase: str = "",
+    start: Path | None = None,
 ) -> Result:
     """Trains `recipe`'s head on the split `train` of a cache and evaluates the chosen checkpoint on `val` and `test`.
 
     Labels and splits come from `manifest`, by default the cache's copy. The run's files go to `folder` (heads/runs.py lists
     them); with `resume` a run that is there is continued, or only read back if it is finished. `order_seed` (default: `seed`)
-    fixes the order of the views, `seed` the initialisation and dropout. `resident`: see `heads.data.Store`. `say` gets lines
-    for a person. Torch's global generators are reseeded.
+    fixes the order of the views, `seed` the initialisation and dropout. `resident`: see `heads.store.Store`. `say` gets lines
+    for a person. `phase`, `start`: see `heads.members.Member`. Torch's global generators are reseeded.
 
     ValueError, before the first step, for whatever the recipe, the manifest and the cache do not agree on; LossNotFinite.
     """
-    folder, where = Path(folder), pick_device(device, precision)
-    manifest = manifest or cache.manifest
-    classes = find_classes(manifest, recipe.data)
-    parts = _parts(cache, manifest, classes, recipe, say)
-    dims = cache_dims(cache)
-    head = new_head(recipe, cache, dims, len(classes), seed, where)
-    about = {
-        "recipe": recipe.as_dict(),
-        "seed": seed,
-        "order_seed": seed if order_seed is None else order_seed,
-        "precision": precision,
-        "classes": list(classes),
-        "dims": dims.as_dict(),
-        "fingerprint": cache.fingerprint,
-        "config": cache.config,
-    }
-    if resume and (finished := _finished(folder, about)):
-        say(f"{folder}: finished before, read back")
-        return finished
-    stores = {name: open_store(head, cache, parts[name], recipe, resident) for name in ("train", "val") if name in parts}
-    steps = math.ceil(len(parts["train"]) / recipe.train.batch)
-    learner = Learner(head, recipe.train, recipe.data.target, steps, seed, precision)
-    _open(folder, recipe, cache, about, learner, resume, say)
-    swap = torch.from_numpy(swap_table(classes, recipe.data)).to(where)
-    run = _Run(folder, recipe, about, learner, parts, stores, swap, say)
-    begun = time.monotonic()
-    waiting = run.fit(tensorboard)
-    chosen = default_checkpoint(folder)
-    head.load_state_dict(runs.load_checkpoint(folder / f"{chosen}.pt")["state"])
-    metrics = {}
-    for name in [name for name in ("val", "test") if name in parts]:
-        store = stores.get(name) or open_store(head, cache, parts[name], recipe, "disk")
-        predictions = predict(head, parts[name], store, recipe, precision)
-        metrics[name] = write_predictions(folder, name, predictions, parts[name], recipe, classes)
-    result = Result(
-        folder,
-        metrics,
-        epochs=learner.progress.epoch,
-        best_epoch=learner.progress.best_epoch if chosen == "best" else learner.progress.epoch,
-        parameters=sum(p.numel() for p in head.parameters()),
-        seconds=time.monotonic() - begun,
-        waiting=waiting,
-        excluded={name: {"failed": len(part.failed), "absent": len(part.absent)} for name, part in parts.items()},
-    )
-    runs.write_json(folder / "metrics.json", {**asdict(result), "folder": folder.name})
-    return result
+    member = Member(recipe, Path(folder), seed, phase, start)
+    outcome = run_members(
+        [member],
+        cache,
+        order_seed=order_seed,
+        device=device,
+        precision=precision,
+        manifest=manifest,
+        resume=resume,
+        resident=resident,
+        say=say,
+        tensorboard=tensorboard,
+    )[0]
+    if isinstance(outcome, Failure):
+        raise outcome.error
+    names = [one.name for one in recipe.all_phases]
+    for one in recipe.all_phases[names.index(outcome.phase) + 1 :][:1]:
+        command = finetune_command(recipe, one) if one.reads == "frames" else f"vidgraph train {recipe.name} --phase {one.name}"
+        say(f"next phase: {one.name}; run `{command}`")
+    return outcome
 
 
-def train_one_epoch(learner: Learner, part: Part, store: Store, swap: Tensor, order_seed: int) -> EpochStats:
-    """One pass over the clips of `part`, one view of each; swap [K] is the class that a mirrored view of each class shows.
+def run_members(
+    members: Sequence[Member],
+    cache: "Cache",
+    *,
+    order_seed: int | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+    manifest: "Manifest | None" = None,
+    resume: bool = True,
+    resident: str = "auto",
+    say: Say = print,
+    tensorboard: bool = False,
+) -> list[Result | Failure]:
+    """Trains all members in shared passes over the cache; see the top of this file. Options as for `train`; `order_seed` None:
+    each member's own seed, which shares nothing between different ones.
 
-    Stops early at the last mini-batch of the training. LossNotFinite.
+    ValueError for what is wrong with all of them: a device, two members in one folder, features that are not finite.
     """
-    learner.head.train()
-    rows, video = part.draw(order_seed, learner.progress.epoch)
-    targets = torch.from_numpy(part.targets[video])
-    begun = time.monotonic()
-    waiting = total = 0.0
-    seen = 0
-    batches = store.batches(rows, learner.training.batch, learner.device)
-    while not learner.done:
+    folders = [Path(member.folder).resolve() for member in members]
+    if twice := [str(folder) for folder in folders if folders.count(folder) > 1]:
+        raise ValueError(f"two members would write to {twice[0]}: give each a folder of its own")
+    where = pick_device(device, precision)
+    study = Study(cache, manifest or cache.manifest, cache_dims(cache), where, precision, order_seed)
+    outcomes: dict[int, Result | Failure] = {}
+    live: dict[int, Run] = {}
+    for k, member in enumerate(members):
+        mine = say if len(members) == 1 else _named(say, member)
+        try:
+            run = Run(member, study, mine)
+            if resume and (finished := run.finished()):
+                mine(f"{member.folder}: finished before, read back")
+                outcomes[k] = finished
+            else:
+                live[k] = run
+        except Exception as error:  # whatever it is, the other members can be trained
+            outcomes[k] = Failure(member.folder, error, 0)
+    said = set()
+    for part in (part for run in live.values() for part in run.parts.values()):
+        if (key := (part.split, part.failed, part.absent, part.others)) not in said:
+            said.add(key)
+            say_excluded(part, say)
+    going = list(live.values())
+    stores = _stores(going, study, resident)
+    for run in going:
+        run.attempt(run.open, resume, tensorboard)
+    _fit(going, stores)
+    outcomes |= dict(zip(live, _finish(going, stores), strict=True))
+    return [outcomes[k] for k in range(len(members))]
+
+
+def _stores(live: Sequence[Run], study: Study, resident: str) -> dict[str, Store]:
+    """One store per split, for all that read it: every field that one of them needs."""
+    stores = {}
+    for split in ("train", "val", "test"):
+        theirs = [run for run in live if split in run.parts]
+        if not theirs:
+            continue
+        parts = {id(run.parts[split]): run.parts[split] for run in theirs}.values()
+        rows = np.concatenate([part.all_rows()[0] for part in parts])
+        fields = tuple(dict.fromkeys(name for run in theirs for name in run.fields[split]))
+        how = "disk" if split == "test" else resident  # the test views are read once
+        group = theirs[0].parts[split].group
+        stores[split] = Store(group, fields, rows, how, str(study.cache.path), study.device)
+    return stores
+
+
+def _fit(live: Sequence[Run], stores: dict[str, Store]) -> None:
+    """Trains to the end, epoch by epoch, those that are behind first: a stopped study may have left some an epoch ahead."""
+    while going := [run for run in live if run.going]:
+        now = [run for run in going if run.epochs == min(run.epochs for run in going)]
+        waiting: dict[int, float] = {}
+        for _, group in groupby(sorted(now, key=lambda run: repr(run.order)), key=lambda run: run.order):
+            together = list(group)
+            waited = train_one_epoch(together, stores["train"])
+            waiting |= {id(run): waited for run in together}
+        now = [run for run in now if run.going]
+        with ExitStack() as stack:
+            for run in now:
+                stack.enter_context(run.learner.averaged())
+            labelled = [run for run in now if "val" in run.parts and run.parts["val"].targets is not None]
+            found = _predict(labelled, "val", stores)
+        for run in now:
+            if run.going:
+                run.attempt(run.end_epoch, waiting[id(run)], found.get(id(run)))
+
+
+def train_one_epoch(live: Sequence[Run], store: Store) -> float:
+    """One pass over the views that these runs draw, each given every batch of its own; returns the seconds of waiting for
+    data. A run ends early at the last mini-batch of its training; one that raises is out."""
+    waiting = 0.0
+    batches = shared_pass(store, [run.draw() for run in live])
+    while any(run.going and not run.learner.done for run in live):
         asked = time.monotonic()
-        clips, place = next(batches, (None, None))
-        waiting += time.monotonic() - asked
-        if clips is None:
+        k, clips, place = next(batches, (-1, None, None))
+        begun = time.monotonic()
+        waiting += begun - asked
+        if k < 0:
             break
-        target = targets[place].to(learner.device)
-        if clips.flip is not None:
-            target = mirrored(target, clips.flip, swap)
-        total += learner.step(clips, target) * clips.size
-        seen += clips.size
+        run = live[k]
+        if run.going and not run.learner.done:
+            run.attempt(run.learn, clips, place)
+            run.stats.seconds += time.monotonic() - begun
     batches.close()
-    return EpochStats(total / max(seen, 1), time.monotonic() - begun, waiting)
+    return waiting
 
 
-def mirrored(target: Tensor, flip: Tensor, swap: Tensor) -> Tensor:
-    """Targets [B] or [B,K] with the classes exchanged by swap [K] where flip [B] holds."""
-    if target.dim() == 1:
-        return torch.where(flip, swap[target], target)
-    return torch.where(flip[:, None], target[:, swap], target)
-
-
-def new_head(recipe: Recipe, cache: "Cache", dims: Dims, classes: int, seed: int, device: torch.device) -> nn.Module:
-    """The recipe's head on `device`, initialised by `seed` alone; ValueError with the command that adds fields it lacks."""
-    reseed(device, seed, INIT)
-    try:
-        return build_head(recipe.head.name, dims, classes, **recipe.head.options).to(device)
-    except MissingFields as error:
-        raise ValueError(how_to_add(cache, recipe.head.name, error.names)) from None
-
-
-@dataclass
-class _Run:
-    """A run between its opening and its last epoch."""
-
-    folder: Path
-    recipe: Recipe
-    about: dict[str, Any]
-    learner: Learner
-    parts: dict[str, Part]
-    stores: dict[str, Store]
-    swap: Tensor
-    say: Say
-
-    def fit(self, tensorboard: bool) -> float:
-        """Trains to the end, with a checkpoint and a line of the log per epoch; returns the seconds spent waiting for data."""
-        learner, progress, waiting = self.learner, self.learner.progress, 0.0
-        epochs = self.recipe.train.total_epochs(learner.steps_per_epoch)
-        writer = _board(self.folder, progress.step) if tensorboard else None
-        while not learner.done:
-            lr = learner.lr
-            stats = train_one_epoch(learner, self.parts["train"], self.stores["train"], self.swap, self.about["order_seed"])
-            found = self.validate()
-            better = learner.end_epoch(found.get("map", found.get("top1", math.nan)), found.get("loss", math.nan))
-            line = {"epoch": progress.epoch, "step": progress.step, "lr": lr, **asdict(stats), "val": found}
-            runs.append_log(self.folder / "log.jsonl", line)
-            if better:
-                best = {"about": self.about, "epoch": progress.epoch, "state": learner.head.state_dict()}
-                runs.save_checkpoint(self.folder / "best.pt", best)
-            # Last of all: a run killed before this repeats the epoch, log line and best.pt included.
-            runs.save_checkpoint(self.folder / "last.pt", {"about": self.about, **learner.state()})
-            if writer is not None:
-                _write_board(writer, line)
-            self.say(_line(line, epochs, better))
-            waiting += stats.waiting
-        if writer is not None:
-            writer.close()
-        return waiting
-
-    def validate(self) -> dict[str, float]:
-        """The figures of the validation split; {} where there is none, or it has no labels."""
-        part = self.parts.get("val")
-        if part is None or part.targets is None:
-            return {}
-        return figures(
-            predict(self.learner.head, part, self.stores["val"], self.recipe, self.learner.precision), part, self.recipe
-        )[0]
-
-
-def _parts(cache: "Cache", manifest: "Manifest", classes: tuple[str, ...], recipe: Recipe, say: Say) -> dict[str, Part]:
-    """The splits of the manifest with their views: train from the training views, val and test from the test views."""
-    found = {
-        name: part_of(cache, "train" if name == "train" else "test", name, manifest, classes, recipe.data)
-        for name in ("train", "val", "test")
-    }
-    parts = {name: part for name, part in found.items() if part is not None}
-    for name, why in (("train", "train on"), ("val or test", "evaluate on")):
-        if not any(choice in parts for choice in name.split(" or ")):
-            raise ValueError(f"{manifest.path}: no clip in split {name} to {why}; its splits: {', '.join(splits_of(manifest))}")
-    if parts["train"].targets is None:
-        raise ValueError(f"{manifest.path}: the clips of split train have no labels; write them in the column `label`")
-    for part in parts.values():
-        say_excluded(part, say)
-    return parts
-
-
-def _open(folder: Path, recipe: Recipe, cache: "Cache", about: dict, learner: Learner, resume: bool, say: Say) -> None:
-    """Makes the run folder, or continues the run that is in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    last = folder / "last.pt"
-    if resume and last.exists():
-        saved = runs.load_checkpoint(last)
-        _same_run(folder, saved["about"], about)
-        learner.load(saved)
-        say(f"{folder}: continued after epoch {learner.progress.epoch}")
-    else:
-        for name in ("last.pt", "best.pt", "metrics.json"):
-            (folder / name).unlink(missing_ok=True)
-    runs.start_log(folder / "log.jsonl", learner.progress.epoch)
-    runs.write_text(folder / "recipe.toml", to_toml(recipe))
-    runs.write_json(
-        folder / "run.json",
-        {**about, "cache": str(cache.path.resolve()), "device": str(learner.device), "versions": runs.versions()},
-    )
-
-
-def _finished(folder: Path, about: dict) -> Result | None:
-    """The result of a run that was finished in `folder`, if it is this one; ValueError if it is another."""
-    done = folder / "metrics.json"
-    if not done.exists() or not (folder / "run.json").exists():
-        return None
-    _same_run(folder, runs.read_json(folder / "run.json"), about)
-    return Result(**{**runs.read_json(done), "folder": folder})
-
-
-def _same_run(folder: Path, there: dict, asked: dict) -> None:
-    """ValueError naming what differs unless the run in `folder` is the one that is asked for."""
-    old, new = _flat(there), _flat(asked)
-    keys = [key for key in new if old.get(key) != new[key]]
-    keys += [key for key in old if key not in new and key.split(".")[0] in asked]
-    if keys:
-        shown = "; ".join(f"{key} is {old.get(key)!r} there, {new.get(key)!r} here" for key in keys[:3])
-        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-        raise ValueError(f"{folder} holds another run ({shown}{more}): choose another folder, or start over with --no-resume")
-
-
-def _flat(record: dict, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in record.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
+def _predict(live: Sequence[Run], split: str, stores: dict[str, Store]) -> dict[int, Predictions]:
+    """What each run that has the split predicts for it, by the run's id; one that raises is out."""
+    live = [run for run in live if run.error is None and split in run.parts]
+    if not live:
+        return {}
+    found = {}
+    for run, one in zip(live, predict_all([run.reader(split) for run in live], stores[split]), strict=True):
+        if isinstance(one, Exception):
+            run.fail(one)
         else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat
+            found[id(run)] = one
+    return found
 
 
-def _board(folder: Path, step: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
+def _finish(live: Sequence[Run], stores: dict[str, Store]) -> list[Result | Failure]:
+    """Evaluates the weights that were chosen on val and test and closes every run."""
+    for run in live:
+        if run.error is None:
+            run.attempt(run.restore)
+    found = {split: _predict(live, split, stores) for split in ("val", "test")}
+    outcomes: list[Result | Failure] = []
+    for run in live:
+        mine = {split: by_run[id(run)] for split, by_run in found.items() if id(run) in by_run}
+        result = run.attempt(run.finish, mine) if run.error is None else None
+        outcomes.append(result or Failure(run.folder, run.error, run.failed_after))
+    return outcomes
 
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
-
-def _write_board(writer: Any, line: dict[str, Any]) -> None:
-    for name, value in {"train/loss": line["loss"], "train/lr": line["lr"]}.items():
-        writer.add_scalar(name, value, line["step"])
-    for name, value in line["val"].items():
-        writer.add_scalar(f"val/{name}", value, line["step"])
-    writer.flush()
-
-
-def _line(line: dict[str, Any], epochs: int, better: bool) -> str:
-    """One epoch for a person."""
-    val = ", ".join(
-        f"{name} {value:.3f}" if name == "loss" else f"{name} {100 * value:.1f} %" for name, value in line["val"].items()
-    )
-    return (
-        f"epoch {line['epoch']}/{epochs}: loss {line['loss']:.4f}, lr {line['lr']:.2g}"
-        f"{', val ' + val if val else ''}{' (best)' if better else ''}; "
-        f"{line['seconds']:.1f} s, waited {line['waiting']:.1f} s for data"
-    )
+def _named(say: Say, member: Member) -> Say:
+    """Lines that begin with whose they are."""
+    return lambda line: say(f"{Path(member.folder).name}: {line}")

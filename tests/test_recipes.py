@@ -5,7 +5,8 @@ import math
 import pytest
 
 from heads.batch import Dims
-from heads.recipe import FOLDER, Training, read_recipe, recipe_from, recipe_names, to_toml
+from heads.recipe import FOLDER, read_recipe, recipe_from, recipe_names, to_toml
+from heads.training import Training
 from heads.zoo import build_head
 
 MINIMAL = '[head]\nname = "pool"\n[train]\nepochs = 3\n'

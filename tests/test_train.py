@@ -11,12 +11,15 @@ import torch
 from tiny_cache import SPLITS, Tiny
 
 from heads import runs
-from heads.data import Store, find_classes, free_memory, part_of
+from heads.data import find_classes, part_of
 from heads.evaluate import evaluate
 from heads.learner import Learner, LossNotFinite, pick_device
 from heads.metrics import aggregate, scores_of, summarise
-from heads.recipe import Data, Training, recipe_from
-from heads.train import mirrored, train
+from heads.recipe import Data, recipe_from
+from heads.running import mirrored
+from heads.store import Store, free_memory
+from heads.train import train
+from heads.training import Training
 from pipeline.cache import Cache
 from pipeline.manifest import write_manifest
 
@@ -219,8 +222,8 @@ def test_the_number_of_training_views_is_one_option(cache):
 def test_failed_clips_are_left_out_and_said(cache, tmp_path):
     lines = []
     result = run(recipe(epochs=1), cache, tmp_path, say=lines.append)
-    assert result.excluded["train"] == {"failed": 1, "absent": 0}
-    assert result.excluded["val"] == {"failed": 1, "absent": 0}
+    assert result.excluded["train"] == {"failed": 1, "absent": 0, "other": 0}
+    assert result.excluded["val"] == {"failed": 1, "absent": 0, "other": 0}
     assert "split train: 1 of 12 clips failed at extraction and are left out: clip-1" in lines
     rows = a_part(cache).all_rows()[0]
     assert cache["train"].ok[rows].all()
@@ -501,7 +504,7 @@ def test_a_store_gives_rows_in_the_order_asked(cache):
     expected = group.batch(asked.tolist(), ("nodes",))["nodes"].astype(np.float32)
     for resident in ("ram", "disk"):
         store = Store(group, ("nodes",), rows, resident, "here")
-        batches = [clips.nodes for clips, _ in store.batches(asked, 3, "cpu")]
+        batches = [tensors["nodes"] for tensors, _ in store.batches(asked, 3)]
         assert [len(batch) for batch in batches] == [3, 1]
         np.testing.assert_array_equal(torch.cat(batches).numpy(), expected)
 

@@ -1,0 +1,96 @@
+"""What goes into the runs of a study and what comes out: members, what they have in common, results and failures."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from heads.batch import Dims
+from heads.data import Part, part_of
+from heads.evaluate import splits_of
+from heads.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pipeline.cache import Cache
+    from pipeline.manifest import Manifest
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a study: what is trained, with which seed, and into which folder. `phase`: only this phase of the recipe
+    ("": the first consecutive ones that read the cache). `start`: a run's folder or checkpoint whose weights the first phase
+    starts from, if it starts from a previous one."""
+
+    recipe: Recipe
+    folder: Path
+    seed: int = 0
+    phase: str = ""
+    start: Path | None = None
+
+
+@dataclass
+class Result:
+    """A finished run. `metrics`: split -> figure -> value, fractions in [0,1] but for `loss`; `excluded`: split -> how many
+    clips were left out because their extraction `failed`, the cache does not have them (`absent`) or their label is an
+    `other` one than those that are kept. seconds: of this run's own computing and of waiting for data, `waiting` of them for
+    data, over all calls that it took."""
+
+    folder: Path
+    metrics: dict[str, dict[str, float]]
+    epochs: int
+    best_epoch: int
+    parameters: int
+    seconds: float
+    waiting: float
+    excluded: dict[str, dict[str, int]] = field(default_factory=dict)
+    phase: str = "train"
+
+    @property
+    def split(self) -> str:
+        """The split that a table reports: test where it has labels, else val ("" without either)."""
+        return next((name for name in ("test", "val") if self.metrics.get(name)), "")
+
+
+@dataclass
+class Failure:
+    """A run that ended with an error, after so many whole epochs; its folder holds its last checkpoint, if it had one."""
+
+    folder: Path
+    error: Exception
+    epochs: int
+
+
+@dataclass
+class Study:
+    """What the runs of a study have in common. `parts` remembers the splits by what of a recipe decides them."""
+
+    cache: "Cache"
+    manifest: "Manifest"
+    dims: Dims
+    device: torch.device
+    precision: str
+    order_seed: int | None
+    parts: dict[str, dict[str, Part]] = field(default_factory=dict)
+
+    def split(self, recipe: Recipe, classes: tuple[str, ...]) -> dict[str, Part]:
+        """The splits of the manifest with their views: train from the training views, val and test from the test views."""
+        key = repr(recipe.data)
+        if key not in self.parts:
+            self.parts[key] = self._split(recipe, classes)
+        return self.parts[key]
+
+    def _split(self, recipe: Recipe, classes: tuple[str, ...]) -> dict[str, Part]:
+        path = self.manifest.path
+        groups = {"train": "train", "val": "test", "test": "test"}
+        found = {name: part_of(self.cache, groups[name], name, self.manifest, classes, recipe.data) for name in SPLITS}
+        parts = {name: part for name, part in found.items() if part is not None}
+        for name, why in (("train", "train on"), ("val or test", "evaluate on")):
+            if not any(choice in parts for choice in name.split(" or ")):
+                there = ", ".join(splits_of(self.manifest))
+                raise ValueError(f"{path}: no clip in split {name} to {why}; its splits: {there}")
+        if parts["train"].targets is None:
+            raise ValueError(f"{path}: the clips of split train have no labels; write them in the column `label`")
+        return parts

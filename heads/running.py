@@ -1,0 +1,365 @@
+"""One run of a study at work: its folder, its phases, its learner, and what it leaves behind (heads/runs.py lists the files).
+
+A recipe of several phases is trained in one folder. last.pt and best.pt are those of the phase that is being trained; what a
+phase ends with is PHASE.pt, which the next one and its students read. The epochs of all phases are counted through.
+"""
+
+import math
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from heads import runs
+from heads.batch import Clips, MissingFields
+from heads.data import find_classes, how_to_add, swap_table
+from heads.distil import Teachers
+from heads.evaluate import Predictions, Reader, fields_of, figures, write_predictions
+from heads.learner import INIT, Learner, reseed
+from heads.members import Member, Result, Study
+from heads.optimisers import Optimisers
+from heads.recipe import Recipe, finetune_command, to_toml
+from heads.store import Share
+from heads.transfer import checkpoint_of, default_checkpoint, recipe_of, take_weights
+from heads.zoo import build_head
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class EpochStats:
+    """One epoch of one run: the mean loss over its clips, the seconds of its own steps and of waiting for data, and of these
+    those of waiting."""
+
+    loss: float
+    seconds: float
+    waiting: float
+
+
+class Run:
+    """A member at work; `error` is what ended it. ValueError for whatever the recipe, the manifest and the cache do not agree
+    on, before anything is written."""
+
+    def __init__(self, member: Member, study: Study, say: Say):
+        self.member, self.study, self.say = member, study, say
+        self.folder, self.recipe, self.seed = Path(member.folder), member.recipe, member.seed
+        self.phases = self.recipe.cached(member.phase)
+        self.order_seed = self.seed if study.order_seed is None else study.order_seed
+        self.classes = find_classes(study.manifest, self.recipe.data)
+        self.parts = study.split(self.recipe, self.classes)
+        self.swap = torch.from_numpy(swap_table(self.classes, self.recipe.data)).to(study.device)
+        self.fields = self._fields()
+        self.about = self._about()
+        self.number = self.epochs_before = self.steps_before = 0
+        self.seconds = self.waiting = 0.0
+        self.learner: Learner | None = None
+        self.stats = EpochStats(0.0, 0.0, 0.0)
+        self.error: Exception | None = None
+        self.over = False
+        self.writer: Any = None
+
+    def _about(self) -> dict[str, Any]:
+        """What makes this run another than others: a folder that holds another is not continued."""
+        about = {
+            "recipe": self.recipe.as_dict(),
+            "seed": self.seed,
+            "order_seed": self.order_seed,
+            "precision": self.study.precision,
+            "classes": list(self.classes),
+            "dims": self.study.dims.as_dict(),
+            "fingerprint": self.study.cache.fingerprint,
+            "config": self.study.cache.config,
+        }
+        return about if self.member.start is None else {**about, "start": str(self.member.start)}
+
+    def _fields(self) -> dict[str, tuple[str, ...]]:
+        """What this run reads of each split, over all its phases; builds every head once, which checks its options."""
+        names: dict[str, list[str]] = {split: [] for split in self.parts}
+        for phase in self.phases:
+            recipe = self.recipe.of(phase)
+            heads = [self.new_head(recipe), *(head for head, _ in self._teachers(recipe))]
+            Optimisers(heads[0], recipe.train)
+            for split, part in self.parts.items():
+                for head in heads if split == "train" else heads[:1]:
+                    names[split] += fields_of(head, self.study.cache, part, recipe)
+        return {split: tuple(dict.fromkeys(those)) for split, those in names.items()}
+
+    def new_head(self, recipe: Recipe) -> nn.Module:
+        """The head of a recipe of one phase on the device, initialised by the seed alone."""
+        study = self.study
+        reseed(study.device, self.seed, INIT)
+        try:
+            head = build_head(recipe.head.name, study.dims, len(self.classes), **recipe.head.options)
+        except MissingFields as error:
+            raise ValueError(how_to_add(study.cache, recipe.head.name, error.names)) from None
+        return head.to(study.device)
+
+    def _teachers(self, recipe: Recipe) -> list[tuple[nn.Module, Path]]:
+        """The heads that teach a phase, as they are built, and where their weights are, or will be."""
+        found = []
+        for name in recipe.train.distil.teachers:
+            if name in {phase.name for phase in self.recipe.all_phases}:
+                found.append((self.new_head(self.recipe.of(name)), self.folder / f"{name}.pt"))
+            else:
+                path = checkpoint_of(Path(name))
+                found.append((self.new_head(recipe_of(path)), path))
+        return found
+
+    # --- opening
+
+    def finished(self) -> Result | None:
+        """The result of a run that was finished in the folder, if it is this one; ValueError if it is another."""
+        done = self.folder / "metrics.json"
+        if not done.exists() or not (self.folder / "run.json").exists():
+            return None
+        runs.same_run(self.folder, runs.read_json(self.folder / "run.json"), self.about)
+        record = runs.read_json(done)
+        if self._after(record["phase"]) < 0:
+            return None
+        return Result(**{**record, "folder": self.folder})
+
+    def _after(self, phase: str) -> int:
+        """How many phases after the last one of this run `phase` comes; ValueError for one after."""
+        names = [one.name for one in self.recipe.all_phases]
+        after = names.index(phase) - names.index(self.phases[-1].name)
+        if after > 0:
+            raise ValueError(
+                f"{self.folder} has trained phase {phase}, which comes after {self.phases[-1].name}: choose another folder, or "
+                "start over with --no-resume"
+            )
+        return after
+
+    def open(self, resume: bool, tensorboard: bool) -> None:
+        """Makes the run folder, or continues the run that is in it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        last = self.folder / "last.pt"
+        saved = runs.load_checkpoint(last) if resume and last.exists() else None
+        names = [phase.name for phase in self.phases]
+        if saved is None:
+            for name in ("last", "best", *(phase.name for phase in self.recipe.phases)):
+                (self.folder / f"{name}.pt").unlink(missing_ok=True)
+        else:
+            runs.same_run(self.folder, saved["about"], self.about)
+            self._after(saved["phase"])
+            self.epochs_before, self.steps_before = saved["epochs_before"], saved["steps_before"]
+            self.seconds, self.waiting = saved["seconds"], saved["waiting"]
+            if saved["phase"] not in names:  # --phase: the one before was trained by another call
+                self.epochs_before += saved["progress"]["epoch"]
+                self.steps_before += saved["progress"]["step"]
+                (self.folder / "best.pt").unlink(missing_ok=True)
+        (self.folder / "metrics.json").unlink(missing_ok=True)
+        continued = saved is not None and saved["phase"] in names
+        self._begin(names.index(saved["phase"]) if continued else 0, saved if continued else None)
+        if saved is not None:
+            self.say(f"{self.folder}: continued after epoch {self.epochs}")
+        runs.start_log(self.folder / "log.jsonl", self.epochs)
+        runs.write_text(self.folder / "recipe.toml", to_toml(self.recipe))
+        machine = {"device": str(self.study.device), "versions": runs.versions()}
+        runs.write_json(self.folder / "run.json", {**self.about, "cache": str(self.study.cache.path.resolve()), **machine})
+        if tensorboard:
+            self.writer = runs.board(self.folder, self.steps)
+        self._advance()
+
+    def _begin(self, number: int, saved: Mapping[str, Any] | None) -> None:
+        """Starts a phase, or continues it from what was saved in it."""
+        self.number, self.phase = number, self.phases[number]
+        self.now = recipe = self.recipe.of(self.phase)
+        head, part = self.new_head(recipe), self.parts["train"]
+        if self.phase.start == "previous" and saved is None:
+            self.say(take_weights(head, self._before(), self.phase))
+        steps = math.ceil(len(part) / recipe.train.batch)
+        weights = torch.from_numpy(part.class_weights(len(self.classes))) if recipe.data.balance == "loss" else None
+        teachers = None
+        if recipe.train.distil.teachers:
+            taught = self._teachers(recipe)
+            for teacher, path in taught:
+                teacher.load_state_dict(runs.load_checkpoint(path)["state"])
+            teachers = Teachers(head, [teacher for teacher, _ in taught])
+        data = recipe.data
+        self.learner = Learner(head, recipe.train, data.target, steps, self.seed, self.study.precision, weights, teachers)
+        own = fields_of(head, self.study.cache, part, recipe)
+        more = [fields_of(one, self.study.cache, part, recipe) for one in (teachers.heads.values() if teachers else ())]
+        self.reads = tuple(dict.fromkeys(name for names in (own, *more) for name in names))
+        if saved is not None:
+            self.learner.load(saved)
+
+    def _before(self) -> Path:
+        """The checkpoint that the present phase starts from."""
+        if self.number == 0 and self.member.start is not None:
+            return checkpoint_of(self.member.start)
+        names = [phase.name for phase in self.recipe.all_phases]
+        previous = self.recipe.phase(names[names.index(self.phase.name) - 1])
+        path = self.folder / f"{previous.name}.pt"
+        if not path.exists():
+            how = finetune_command(self.recipe, previous) if previous.reads == "frames" else f"--phase {previous.name}"
+            raise ValueError(
+                f"phase {self.phase.name} starts from phase {previous.name}, which {self.folder} does not hold: run it first "
+                f"({how}), or name a run with --start"
+            )
+        return path
+
+    # --- one epoch
+
+    @property
+    def epochs(self) -> int:
+        """Whole epochs that were trained, over all phases."""
+        return self.epochs_before + (self.learner.progress.epoch if self.learner else 0)
+
+    @property
+    def steps(self) -> int:
+        """Mini-batches that were taken, over all phases."""
+        return self.steps_before + (self.learner.progress.step if self.learner else 0)
+
+    @property
+    def going(self) -> bool:
+        """Whether there is more to train."""
+        return self.error is None and not self.over
+
+    @property
+    def order(self) -> tuple:
+        """Runs with the same one can follow the same order of views."""
+        data = self.recipe.data
+        own = (data.labels, data.first_labels) if data.balance == "sampling" else ()
+        return self.order_seed, data.train_views, data.balance == "sampling", own
+
+    def draw(self) -> Share:
+        """The views of the next epoch."""
+        rows, self.video, turns = self.parts["train"].draw(self.order_seed, self.epochs)
+        self.stats, self.seen = EpochStats(0.0, 0.0, 0.0), 0
+        self.lr = self.learner.lr
+        self.learner.head.train()
+        return Share(rows, turns, self.reads, self.now.train.batch)
+
+    def learn(self, clips: Clips, place: slice) -> None:
+        """One mini-batch of the views that were drawn."""
+        target = torch.from_numpy(self.parts["train"].targets[self.video[place]]).to(self.study.device)
+        if clips.flip is not None:
+            target = mirrored(target, clips.flip, self.swap)
+        self.stats.loss += self.learner.step(clips, target) * len(target)
+        self.seen += len(target)
+
+    def reader(self, split: str) -> Reader:
+        """Whoever predicts a split with the present weights."""
+        return Reader(self.learner.head, self.parts[split], self.now, self.study.precision)
+
+    def end_epoch(self, waiting: float, predictions: Predictions | None) -> None:
+        """Counts the epoch: log, checkpoints, and the next phase where this one is done."""
+        learner, stats = self.learner, self.stats
+        stats.loss, stats.seconds, stats.waiting = stats.loss / max(self.seen, 1), stats.seconds + waiting, waiting
+        found = figures(predictions, self.parts["val"], self.now)[0] if predictions else {}
+        self.seconds += stats.seconds + (predictions.seconds if predictions else 0)
+        self.waiting += waiting
+        better = learner.end_epoch(found.get("map", found.get("top1", math.nan)), found.get("loss", math.nan))
+        line = {"epoch": self.epochs, "step": self.steps, "lr": self.lr, **asdict(stats), "val": found}
+        if self.recipe.phases:
+            line["phase"] = self.phase.name
+        runs.append_log(self.folder / "log.jsonl", line)
+        mine = {"about": self.about, "phase": self.phase.name}
+        if better:
+            best = {**mine, "epoch": self.epochs, "state": learner.weights()}
+            runs.save_checkpoint(self.folder / "best.pt", best)
+        # Last of all: a run killed before this repeats the epoch, log line and best.pt included.
+        spent = {name: getattr(self, name) for name in ("epochs_before", "steps_before", "seconds", "waiting")}
+        runs.save_checkpoint(self.folder / "last.pt", {**mine, **spent, **learner.state()})
+        if self.writer is not None:
+            runs.write_board(self.writer, line)
+        self.say(self._line(line, better))
+        self._advance()
+
+    def _line(self, line: Mapping[str, Any], better: bool) -> str:
+        """One epoch for a person."""
+        of, name = self.now.train.total_epochs(self.learner.steps_per_epoch), f"{self.phase.name} " * bool(self.recipe.phases)
+        val = ", ".join(f"{k} {v:.3f}" if k == "loss" else f"{k} {100 * v:.1f} %" for k, v in line["val"].items())
+        share = 100 * line["waiting"] / max(line["seconds"], 1e-9)
+        return (
+            f"{name}epoch {self.learner.progress.epoch}/{of}: loss {line['loss']:.4f}, lr {line['lr']:.2g}"
+            f"{', val ' + val if val else ''}{' (best)' if better else ''}; "
+            f"{line['seconds']:.1f} s, waited {line['waiting']:.1f} s ({share:.0f} %) for data"
+        )
+
+    def _advance(self) -> None:
+        """Ends the present phase if it is done, and starts the next one."""
+        while self.learner.done and not self.over:
+            if self.recipe.phases:
+                self._keep()
+            if self.number + 1 == len(self.phases):
+                self.over = True
+                return
+            self.epochs_before, self.steps_before = self.epochs, self.steps
+            self.learner = None  # its memory, before the next one takes some
+            (self.folder / "best.pt").unlink(missing_ok=True)
+            self._begin(self.number + 1, None)
+
+    def _keep(self) -> None:
+        """Writes what the phase ended with to PHASE.pt, once: best.pt may be the next phase's when this is called again."""
+        path = self.folder / f"{self.phase.name}.pt"
+        if not path.exists():
+            saved = runs.load_checkpoint(self.folder / f"{default_checkpoint(self.folder)}.pt")
+            kept = {key: saved[key] for key in ("about", "phase", "state")}
+            runs.save_checkpoint(path, kept)
+
+    # --- the end
+
+    def restore(self) -> None:
+        """Puts the weights that are evaluated into the head."""
+        self.chosen = default_checkpoint(self.folder)
+        self.learner.head.load_state_dict(runs.load_checkpoint(self.folder / f"{self.chosen}.pt")["state"])
+
+    def finish(self, predictions: Mapping[str, Predictions]) -> Result:
+        """Writes the predictions and figures of val and test; metrics.json last, the mark of a finished run."""
+        metrics = {
+            name: write_predictions(self.folder, name, one, self.parts[name], self.now, self.classes)
+            for name, one in predictions.items()
+        }
+        progress = self.learner.progress
+        left = {
+            name: {"failed": len(part.failed), "absent": len(part.absent), "other": len(part.others)}
+            for name, part in self.parts.items()
+        }
+        result = Result(
+            self.folder,
+            metrics,
+            epochs=self.epochs,
+            best_epoch=self.epochs_before + (progress.best_epoch if self.chosen == "best" else progress.epoch),
+            parameters=sum(p.numel() for p in self.learner.head.parameters()),
+            seconds=self.seconds + sum(one.seconds for one in predictions.values()),
+            waiting=self.waiting,
+            excluded=left,
+            phase=self.phase.name,
+        )
+        runs.write_json(self.folder / "metrics.json", {**asdict(result), "folder": self.folder.name})
+        self.close()
+        return result
+
+    def attempt(self, work: Callable, *args: Any) -> Any:
+        """work(*args), a step of this run; whatever it raises ends this run alone."""
+        try:
+            return work(*args)
+        except Exception as error:
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Ends the run with an error and gives its memory back."""
+        self.error, self.failed_after = error, self.epochs
+        traceback.clear_frames(error.__traceback__)  # they hold the mini-batch and its graph
+        self.learner = None
+        if self.study.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.close()
+
+    def close(self) -> None:
+        """Closes the log for tensorboard."""
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
+
+
+def mirrored(target: Tensor, flip: Tensor, swap: Tensor) -> Tensor:
+    """Targets [B] or [B,K] with the classes exchanged by swap [K] where flip [B] holds."""
+    if target.dim() == 1:
+        return torch.where(flip, swap[target], target)
+    return torch.where(flip[:, None], target[:, swap], target)
