@@ -52,7 +52,7 @@ def _networks(function):
         click.option("--proposal-size", type=int, help="Short side at which it sees whole frames, pixels.  [default: 480]"),
         click.option("--boxes", type=int, help="N, boxes kept per feature step.  [default: 10]"),
         click.option("--annotations", type=click.Path(path_type=Path), help="File of boxes, for --proposals annotations."),
-        click.option("--roi-pool", default="max", type=_one_of("max mean"), help="Pooling of the 7x7 RoIAlign."),
+        click.option("--roi-pool", default="max", type=_one_of("max mean area"), help="Over 7x7 bins; area: over the box."),
         click.option("--precision", default="fp32", type=_one_of("fp32 bf16 fp16"), help="Arithmetic; no fp16 on a CPU."),
         click.option("--dtype", default="float16", type=_one_of("float16 float32"), help="Stored dtype of features."),
         click.option("--decoder", default="decord", type=_one_of("decord pyav torchcodec"), help="Video decoder."),

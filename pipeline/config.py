@@ -11,7 +11,7 @@ from pipeline.tensors import FIELDS, field_of, is_cut
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 DTYPES = ("float16", "float32")
-POOLS = ("max", "mean")
+POOLS = ("max", "mean", "area")
 NESTED = ("backbone_options", "proposal_options")  # of the named file's build()
 
 TEXTS = ("backbone", "weights", "cut", "proposals", "roi_pool", "precision", "dtype", "decoder")

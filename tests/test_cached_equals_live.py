@@ -45,6 +45,7 @@ class World:
     size: int
     keep: tuple[str, ...]
     frames: int = 4
+    cells: bool = False  # nodes are RSTG's, of `--proposals grid --roi-pool area`
     sampling: dict = field(default_factory=dict)
 
 
@@ -56,10 +57,13 @@ WORLDS = {
         96,
         ("res5", "res4.4", "res3.2"),
         8,
-        {"test_crops": "full", "test_short_side": 96},
+        sampling={"test_crops": "full", "test_short_side": 96},
+    ),
+    "cells": World(
+        "i3d_r50", {"width": 4}, 96, ("res5",), 8, cells=True, sampling={"test_crops": "full", "test_short_side": 96}
     ),
     "tsm": World("tsm_r50", {"width": 4}, 96, ("res5.0", "res4.3")),
-    "ean": World("ean_r50", {"width": 4, "lmc": True}, 64, ("res5", "res4.5", "res4"), 40, {"consecutive": 5}),
+    "ean": World("ean_r50", {"width": 4, "lmc": True}, 64, ("res5", "res4.5", "res4"), 40, sampling={"consecutive": 5}),
     "digits": World("digit_cnn", {"width": 16}, 64, ("conv3",)),
 }
 
@@ -88,6 +92,7 @@ ROWS = {
     "STRG, frozen reduction": Row("i3d", "strg"),
     "STRG, new reduction": Row("i3d", "strg", {"reduce": "conv", "width": 8}),
     "RSTG to vec, from the map": Row("i3d", "rstg", {"width": 8}),
+    "RSTG to vec, from area-pooled nodes": Row("cells", "rstg", {"width": 8, "regions": "nodes"}),
     "RSTG, SyncMNIST": Row("digits", "rstg", SYNC_MNIST, gain=2.0),
     "RSTG, res4": Row("i3d", "rstg_map", {"at": "res4.4", "width": 8}, inside=True),
     "RSTG, res3 and res4": Row("i3d", "rstg_map", {"at": "res3.2,res4.4", "width": 8}, inside=True),
@@ -170,8 +175,9 @@ def make(videos, tmp_path_factory):
                 sampling=Sampling(
                     frames=world.frames, size=world.size, train_views=2, train_crop="multiscale", flip=0.5, **world.sampling
                 ),
-                proposals="annotations",
-                proposal_options={"file": str(videos / "boxes.csv"), "num_boxes": BOXES},
+                proposals="grid" if world.cells else "annotations",
+                proposal_options={} if world.cells else {"file": str(videos / "boxes.csv"), "num_boxes": BOXES},
+                roi_pool="area" if world.cells else "max",
                 dtype=dtype,
             )
             manifest = read_manifest(videos / "manifest.csv")
@@ -243,7 +249,8 @@ def live_logits(head, row: Row, made: Made, group: str, number: int, **wrong) ->
             made.maps[key] = made.network.maps(made.network.prepare(frames), made.network.cuts())
         fields = {cut: fmap.transpose(1, 2) for cut, fmap in made.maps[key].items()} | {"boxes": boxes, "valid": valid}
         last = made.maps[key][made.network.last]
-        fields |= {"pooled": last.mean((3, 4)).transpose(1, 2), "nodes": nodes_of(last, boxes, valid)}
+        nodes = cells_of(last) if made.world.cells else nodes_of(last, boxes, valid)
+        fields |= {"pooled": last.mean((3, 4)).transpose(1, 2), "nodes": nodes}
         return head(clips_of({name: fields[name] for name in head.needs})).logits
     network = copy.deepcopy(made.network)
     for point in head.network.inserted:
@@ -254,6 +261,15 @@ def live_logits(head, row: Row, made: Made, group: str, number: int, **wrong) ->
     if isinstance(head, Continued):
         return head.head(clips_of({network.last: x.transpose(1, 2)})).logits
     return head.fc(x.mean((2, 3, 4)))
+
+
+def cells_of(fmap: torch.Tensor) -> torch.Tensor:
+    """Means of fmap [1,C,T,h,w] over the cells of a 3x3, a 2x2 and a 1x1 grid -> [1,T,14,C]: each cell cut into s x s."""
+    frames, means = fmap[0].transpose(0, 1), []
+    for s in (3, 2, 1):
+        fine = frames.repeat_interleave(s, -1).repeat_interleave(s, -2)
+        means.append(nn.functional.avg_pool2d(fine, tuple(fmap.shape[-2:])).flatten(2))
+    return torch.cat(means, -1).mT[None]
 
 
 def nodes_of(fmap: torch.Tensor, boxes: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -298,7 +314,9 @@ def test_a_mirrored_view_needs_its_frames_mirrored_and_its_boxes_with_them(name,
     head, rows = head_of(row, made), made.cache["train"]
     mirrored = [number for number in range(len(rows)) if rows.view(number)["flip"]]
     assert 0 < len(mirrored) < len(rows)
-    wrong = {"mirror_frames": False} | ({"mirror_boxes": False} if {"boxes", "nodes"} & set(head.needs) else {})
+    wrong = {"mirror_frames": False} | (
+        {"mirror_boxes": False} if {"boxes", "nodes"} & set(head.needs) and not made.world.cells else {}
+    )
     for fault in wrong:
         off = [
             relative(live_logits(head, row, made, "train", n, **{fault: False}), cached_logits(head, made, "train", n))

@@ -55,7 +55,27 @@ def test_a_map_of_ones_gives_one_for_every_box_inside(pool):
     torch.testing.assert_close(nodes, torch.ones_like(nodes))
 
 
-@pytest.mark.parametrize("pool", ["max", "mean"])
+@pytest.mark.parametrize("box", [(0, 0, 12, 12), (4, 0, 8, 6), (5, 5, 6, 7), (-6, 1, 7, 18)])
+def test_area_is_the_mean_over_the_box_of_a_map_that_is_constant_in_each_cell(box):
+    """Boxes in twelfths of the frame, whose borders are those of pixels of a map four times as fine."""
+    fmap, _, valid = random_input(boxes=1)
+    fine = fmap.repeat_interleave(4, -2).repeat_interleave(4, -1)  # 24 x 36
+    (x1, y1, x2, y2) = (max(0, side) * scale for side, scale in zip(box, (3, 2, 3, 2), strict=True))
+    expected = fine[..., y1:y2, x1:x2].mean((-1, -2)).transpose(1, 2)[:, :, None]
+    boxes = (torch.tensor(box) / 12).expand(2, 3, 1, 4)
+    torch.testing.assert_close(roi_align(fmap, boxes, valid, pool="area"), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_area_of_ones_is_one_and_of_no_area_zero():
+    _, boxes, valid = random_input(boxes=30)
+    boxes[0, 0, :2] = torch.tensor([[1, 1, 1, 1], [0.2, 0.2, 0.2, 0.9]], dtype=torch.float32)
+    nodes = roi_align(torch.ones(2, 5, 3, 7, 7), boxes, valid, pool="area")
+    assert not nodes[0, 0, :2].any()
+    nodes[0, 0, :2] = 1
+    torch.testing.assert_close(nodes, torch.ones_like(nodes))
+
+
+@pytest.mark.parametrize("pool", ["max", "mean", "area"])
 def test_each_box_sees_only_its_own_step_and_sample(pool):
     _, boxes, valid = random_input()
     steps = torch.arange(6, dtype=torch.float32).view(2, 1, 3, 1, 1)
@@ -63,7 +83,7 @@ def test_each_box_sees_only_its_own_step_and_sample(pool):
     torch.testing.assert_close(nodes, steps.view(2, 3, 1, 1).expand(2, 3, 4, 5))
 
 
-@pytest.mark.parametrize("pool", ["max", "mean"])
+@pytest.mark.parametrize("pool", ["max", "mean", "area"])
 def test_invalid_boxes_give_zeros_whatever_they_hold(pool):
     fmap, boxes, valid = random_input()
     expected = roi_align(fmap, boxes, valid, pool=pool)
@@ -75,7 +95,7 @@ def test_invalid_boxes_give_zeros_whatever_they_hold(pool):
     assert torch.equal(nodes[:, :, :2], expected[:, :, :2])
 
 
-@pytest.mark.parametrize("pool", ["max", "mean"])
+@pytest.mark.parametrize("pool", ["max", "mean", "area"])
 def test_padding_of_the_map_is_never_looked_at(pool):
     fmap, boxes, valid = random_input()
     grid = [(6, 9), (4, 5)]
@@ -89,7 +109,7 @@ def test_padding_of_the_map_is_never_looked_at(pool):
         torch.testing.assert_close(nodes[alone], expected)
 
 
-@pytest.mark.parametrize("pool", ["max", "mean"])
+@pytest.mark.parametrize("pool", ["max", "mean", "area"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_maps_are_aligned_in_float32(pool, dtype):
     fmap, boxes, valid = random_input()
@@ -99,7 +119,7 @@ def test_half_precision_maps_are_aligned_in_float32(pool, dtype):
     assert torch.equal(nodes, roi_align(half.float(), boxes, valid, pool=pool))
 
 
-@pytest.mark.parametrize("pool", ["max", "mean"])
+@pytest.mark.parametrize("pool", ["max", "mean", "area"])
 def test_neither_memory_layout_nor_chunks_change_the_nodes(pool, monkeypatch):
     fmap, boxes, valid = random_input()
     expected = roi_align(fmap, boxes, valid, pool=pool)

@@ -497,7 +497,7 @@ def test_what_does_not_fit_is_refused():
         ({"norm": "group"}, "norm: expected one of layer, batch, none"),
         ({"iterations": 0}, "iterations: expected at least 1"),
         ({"regions": "boxes"}, "option regions: expected one of map, nodes"),
-        ({"regions": "nodes"}, "expected 14 boxes per step, got 10; extract with proposals grid"),
+        ({"regions": "nodes"}, "expected 14 boxes per step, got 10; extract with --proposals grid --roi-pool area"),
     ):
         with pytest.raises(ValueError, match=message):
             build_head("rstg", dims, 5, **options)

@@ -7,8 +7,9 @@
     logits = W drop(u) + b                                            [B,K]
 
 Nodes are means of the map over the cells of three grids, exact from a cached map at `cut`: 3.2 MB a view of 16 x 2048 x 7 x 7
-in float16. regions="nodes" reads the nodes of `--proposals grid` instead, 0.9 MB: approximate, because RoIAlign takes samples
-where area pooling takes means. The graph as modules inside the backbone, to maps, is the head rstg_map.
+in float16. regions="nodes" reads the nodes of `--proposals grid --roi-pool area` instead, 0.9 MB, which are the same means
+(with another --roi-pool they are RoIAlign's samples: approximate). The graph as modules inside the backbone, to maps, is the
+head rstg_map.
 
 SyncMNIST's network (backbone digit_cnn): cut="conv3", residual=False, norm="batch", dropout=0, and for the released one
 variant="released", attention="simple", update="shared": 10 565 168 parameters with those of the backbone.
@@ -96,9 +97,9 @@ def build(
 ) -> RSTGVector:
     """RSTG for views of `dims`. `variant`: "paper" or "released" decides every option whose default is "".
 
-    `regions`: "map" pools the nodes from the map at `cut`, "nodes" reads cached ones. `width`: C of the graph. `scheduler`
-    (Table 1): "all_temporal", "one_temporal", "homogeneous", "space_only", "time_only"; `iterations`: K. `neighbourhood`:
-    "edges" or "all" nodes send; `attention`: "raw", "dot" (softmax) or "simple"; `positions`: "none", those of the "sender",
+    `regions`: "map" pools the nodes from the map at `cut`, "nodes" reads those of the last cut as they were cached. `width`:
+    C of the graph. `scheduler` (Table 1): "all_temporal", "one_temporal", "homogeneous", "space_only", "time_only";
+    `iterations`: K. `neighbourhood`: "edges" or "all" nodes send; `attention`: "raw", "dot" (softmax) or "simple"; `positions`: "none", those of the "sender",
     or "both"; `position_map`: "filtered" or "window"; `update`: "shared" or one per "scale"; `readout`: the "last" step or
     the "mean"; `residual`, `dropout`: as above. Not stated in the paper: `norm` before the graph ("layer", "batch", "none")
     and `inner_norm` after messages and updates.
@@ -119,7 +120,8 @@ def build(
     dims.require("rstg", *((cut,) if regions == "map" else ("pooled", "nodes")))
     if regions == "nodes" and dims.N != NODES:
         raise ValueError(
-            f"head rstg, regions nodes: expected {NODES} boxes per step, got {dims.N}; extract with proposals grid"
+            f"head rstg, regions nodes: expected {NODES} boxes per step, got {dims.N}; extract with --proposals grid "
+            "--roi-pool area"
         )
     cut, channels = (cut, dims.maps[cut][0]) if regions == "map" else ("", dims.C)
     return RSTGVector(cut, channels, num_classes, width, choices, readout, residual, dropout)
