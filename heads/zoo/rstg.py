@@ -99,10 +99,10 @@ def build(
 
     `regions`: "map" pools the nodes from the map at `cut`, "nodes" reads those of the last cut as they were cached. `width`:
     C of the graph. `scheduler` (Table 1): "all_temporal", "one_temporal", "homogeneous", "space_only", "time_only";
-    `iterations`: K. `neighbourhood`: "edges" or "all" nodes send; `attention`: "raw", "dot" (softmax) or "simple"; `positions`: "none", those of the "sender",
-    or "both"; `position_map`: "filtered" or "window"; `update`: "shared" or one per "scale"; `readout`: the "last" step or
-    the "mean"; `residual`, `dropout`: as above. Not stated in the paper: `norm` before the graph ("layer", "batch", "none")
-    and `inner_norm` after messages and updates.
+    `iterations`: K. `neighbourhood`: "edges" or "all" nodes send; `attention`: "raw", "dot" (softmax) or "simple";
+    `positions`: "none", those of the "sender", or "both"; `position_map`: "filtered" or "window"; `update`: "shared" or one
+    per "scale"; `readout`: the "last" step or the "mean"; `residual`, `dropout`: as above. Not stated in the paper: `norm`
+    before the graph ("layer", "batch", "none") and `inner_norm` after messages and updates.
     """
     at_least("rstg", 1, width=width, iterations=iterations)
     one_of("rstg", "regions", regions, ("map", "nodes"))
