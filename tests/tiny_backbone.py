@@ -6,8 +6,8 @@ from torch import nn
 from pipeline.backbones import build_backbone
 
 NAMES = (
-    *("c2d_r50", "digit_cnn", "ean_r50", "i3d_r101", "i3d_r101_nl", "i3d_r50", "i3d_r50_nl", "resnet18"),
-    *("tsm_r18", "tsm_r50"),
+    *("c2d_r50", "digit_cnn", "digit_i3d", "digit_nl", "ean_r50", "i3d_r101", "i3d_r101_nl", "i3d_r50", "i3d_r50_nl"),
+    *("resnet18", "tsm_r18", "tsm_r50"),
 )
 
 
