@@ -50,7 +50,7 @@ def from_folder(folder: Path, out: Path, split_by: str, val: float, test: float,
 @click.option(
     "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the videos and manifest.csv."
 )
-@click.option("--task", default="meet", help="What the digits do: a task of pipeline/digits.py.")
+@click.option("--task", default="meet", help="What the digits do: meet, sync3, sync5 or multisync.")
 @click.option("--train", default=2000, type=click.IntRange(min=0), help="Videos in train.")
 @click.option("--val", default=300, type=click.IntRange(min=0), help="Videos in val.")
 @click.option("--test", default=500, type=click.IntRange(min=0), help="Videos in test.")
@@ -65,7 +65,9 @@ def digits(
 ) -> None:
     """Generated videos of moving handwritten digits, with their boxes in OUT/boxes.csv.
 
-    `--set canvas=96` changes an option of the task. The same command run again finds its videos and does nothing.
+    meet: two of four digits touch. sync3, sync5: two of 3 or 5 take the same steps (SyncMNIST). multisync: two or more of 5
+    do (MultiSyncMNIST). The label says which, by their classes. `--set canvas=96` changes an option of the task. The same
+    command run again finds its videos and does nothing.
     """
     from dataclasses import fields
 
