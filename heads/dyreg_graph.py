@@ -38,7 +38,7 @@ class OverTime(nn.GRU):
 
     def forward(self, x: Tensor) -> Tensor:
         B, T, N, C = x.shape
-        y, _ = super().forward(x.transpose(1, 2).reshape(B * N, T, C))
+        y, _ = nn.GRU.forward(self, x.transpose(1, 2).reshape(B * N, T, C))  # super() is what torch.compile cannot follow here
         return y.view(B, N, T, C).transpose(1, 2)
 
 

@@ -90,7 +90,7 @@ class OverTime(nn.LSTM):
 
     def forward(self, v: Tensor) -> Tensor:
         B, T, N, C = v.shape
-        y, _ = super().forward(v.transpose(1, 2).reshape(B * N, T, C))
+        y, _ = nn.LSTM.forward(self, v.transpose(1, 2).reshape(B * N, T, C))  # super() is what torch.compile cannot follow here
         return y.view(B, N, T, C).transpose(1, 2)
 
 
