@@ -5,7 +5,7 @@ evaluate("runs/strg-0", Cache("cache"), "test")["top1"]
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -230,9 +230,14 @@ def splits_of(manifest: "Manifest") -> list[str]:
     return sorted({clip.split for clip in manifest.clips})
 
 
-def _same_features(config: Mapping, cache: "Cache") -> None:
-    """ValueError unless the cache's features were computed as `config` says."""
-    keys = sorted((config.keys() | cache.config.keys()) - VIEWS_ONLY)
+def same_backbone(config: Mapping, cache: "Cache") -> None:
+    """ValueError unless the cache's features are of the network that `config` names, whatever its weights were."""
+    _same_features(config, cache, ("backbone", "backbone_options"))
+
+
+def _same_features(config: Mapping, cache: "Cache", keys: Iterable[str] = ()) -> None:
+    """ValueError unless the cache's features were computed as `config` says, as far as `keys` tell (() for all)."""
+    keys = keys or sorted((config.keys() | cache.config.keys()) - VIEWS_ONLY)
     if differing := [key for key in keys if config.get(key) != cache.config.get(key)]:
         shown = "; ".join(f"{key} {config.get(key)!r} there, {cache.config.get(key)!r} here" for key in differing)
         raise ValueError(f"{cache.path}: its features are not those that the run was trained on: {shown}")

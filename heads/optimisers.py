@@ -129,6 +129,4 @@ def _within(name: str, prefix: str) -> bool:
 def _require(head: nn.Module, key: str, name: str, there: bool) -> None:
     if name and not there:
         modules = ", ".join(child for child, _ in head.named_children())
-        raise ValueError(
-            f"{key}: no trained parameter of head {type(head).__name__} starts with {name!r}; its parts: {modules}"
-        )
+        raise ValueError(f"{key}: no trained parameter of {type(head).__name__} starts with {name!r}; its parts: {modules}")

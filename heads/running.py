@@ -18,7 +18,7 @@ from heads import runs
 from heads.batch import Clips, MissingFields
 from heads.data import find_classes, how_to_add, swap_table
 from heads.distil import Teachers
-from heads.evaluate import Predictions, Reader, fields_of, figures, write_predictions
+from heads.evaluate import Predictions, Reader, fields_of, figures, same_backbone, write_predictions
 from heads.learner import INIT, Learner, reseed
 from heads.members import Member, Result, Study
 from heads.optimisers import Optimisers
@@ -53,6 +53,8 @@ class Run:
         self.parts = study.split(self.recipe, self.classes)
         self.swap = torch.from_numpy(swap_table(self.classes, self.recipe.data)).to(study.device)
         self.fields = self._fields()
+        if member.start is not None:
+            same_backbone(runs.load_checkpoint(checkpoint_of(member.start))["about"]["config"], study.cache)
         self.about = self._about()
         self.number = self.epochs_before = self.steps_before = 0
         self.seconds = self.waiting = 0.0

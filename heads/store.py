@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pipeline.cache import Group
 
 RESIDENT = ("auto", "gpu", "ram", "disk")
-BLOCK = 256  # rows per read while a field is loaded: bounds the memory beside the destination
-SAMPLE = 512  # rows that are looked at before training starts where they are not loaded
+BLOCK = 1 << 28  # bytes per read while fields are loaded: bounds the memory beside the destination
+SAMPLE = 1 << 30  # bytes that are looked at before training starts where rows are not loaded
 AHEAD = 2  # batches that are prepared while one is used
 
 Tensors = dict[str, Tensor]
@@ -51,11 +51,13 @@ class Store:
         rows = np.unique(rows)
         self.position = np.full(len(group), -1)
         self.position[rows] = np.arange(len(rows))
-        self.bytes = len(rows) * sum(math.prod(group.shape(name)) * group.dtype(name).itemsize for name in fields)
+        self.row_bytes = sum(math.prod(group.shape(name)) * group.dtype(name).itemsize for name in fields)
+        self.bytes = len(rows) * self.row_bytes
         self.resident = self._choose(resident)
         self.tensors: Tensors | None = None
         if self.resident == "disk":
-            self._read(rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE])
+            for some in self._blocks(rows[:: max(1, math.ceil(self.bytes / SAMPLE))]):
+                self._read(some)
         else:
             self.tensors = self._load(rows)
 
@@ -68,13 +70,20 @@ class Store:
 
     def _load(self, rows: np.ndarray) -> Tensors:
         tensors: Tensors = {}
-        for start in range(0, len(rows), BLOCK):
-            for name, block in self._read(rows[start : start + BLOCK]).items():
+        done = 0
+        for some in self._blocks(rows):
+            for name, block in self._read(some).items():
                 if name not in tensors:
                     place = self.device if self.resident == "gpu" else None
                     tensors[name] = block.new_empty((len(rows), *block.shape[1:]), device=place)
-                tensors[name][start : start + len(block)] = block
+                tensors[name][done : done + len(some)] = block
+            done += len(some)
         return tensors
+
+    def _blocks(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The rows in portions that are read at once."""
+        size = max(1, BLOCK // max(1, self.row_bytes))
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def _read(self, rows: np.ndarray) -> Tensors:
         arrays = self.group.batch([int(row) for row in rows], fields=self.fields)

@@ -260,6 +260,25 @@ def test_weights_of_another_shape_are_refused(cache, tmp_path):
         run(recipe("strg", phases=phases), cache, tmp_path)
 
 
+def test_phases_teach_a_later_one_and_a_run_in_another_folder_can(tmp_path):
+    cache = Tiny(fields=("pooled", "res5"), side=7).write(tmp_path)
+    small = {"width": 4, "offset_width": 4}
+    teach = {"teachers": ["teacher"], "weight": 10.0, "until": 0.5}
+    phases = [phase("teacher", 1), phase("student", 2, distil=teach)]
+    chosen = recipe("dyreg", options=small, phases=phases)
+    with pytest.raises(Stop):
+        run(chosen, cache, tmp_path / "runs", say=lambda line: stop_after(1)(line.removeprefix("student ")))
+    run(chosen, cache, tmp_path / "runs")
+    phases[1]["train"]["distil"] = {**teach, "teachers": [str(tmp_path / "runs" / "teacher.pt")]}
+    run(recipe("dyreg", options=small, phases=phases), cache, tmp_path / "file")
+    assert same(weights(tmp_path / "file"), weights(tmp_path / "runs"))
+    phases[1]["train"]["distil"] = {}
+    run(recipe("dyreg", options=small, phases=phases), cache, tmp_path / "alone")
+    assert not same(weights(tmp_path / "alone"), weights(tmp_path / "runs"))
+    with pytest.raises(ValueError, match="its teacher 'student' is not an earlier phase"):
+        recipe("dyreg", options=small, phases=[phases[0], phase("student", 2, distil={"teachers": ["student"]})])
+
+
 def test_a_run_folder_says_which_option_of_which_phase_differs(cache, tmp_path):
     chosen = recipe("pool", phases=[phase("one"), phase("two")])
     with pytest.raises(Stop):

@@ -257,6 +257,55 @@ def test_a_class_list_fixes_the_order(cache, tmp_path):
         find_classes(cache.manifest, Data(class_list=str(tmp_path / "list.txt")))
 
 
+def test_a_subset_of_the_labels_leaves_the_other_videos_out_and_counts_them(cache, tmp_path):
+    lines = []
+    chosen = recipe("pool", epochs=1, data={"labels": ["class 2", "class 0"]})
+    result = run(chosen, cache, tmp_path, say=lines.append)
+    assert runs.read_json(tmp_path / "run.json")["classes"] == ["class 0", "class 2"]
+    assert result.excluded["train"] == {"failed": 1, "absent": 0, "other": 3}
+    assert any(line.startswith("split train: 3 of 12 clips have other labels than those that are kept") for line in lines)
+    assert np.load(tmp_path / "predictions_test.npz")["logits"].shape == (8, 2)
+    assert evaluate(tmp_path, cache, "test", device="cpu", say=str) == result.metrics["test"]
+    assert find_classes(cache.manifest, Data(first_labels=2)) == ("class 0", "class 1")
+    for data, match in [
+        (Data(labels=("class 7",)), r"data.labels: 'class 7' is no class; did you mean class"),
+        (Data(first_labels=9), "data.first_labels: expected at most the 3 classes"),
+        (Data(labels=("class 1",)), "expected at least 2 classes"),
+        (Data(labels=("class 0", "class 1"), swap_on_flip=(("class 1", "class 2"),)), "exchanged by a flip: keep both"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            find_classes(cache.manifest, data)
+
+
+def test_a_subset_sees_its_videos_in_the_order_of_the_whole_split(cache):
+    whole, part = a_part(cache), a_part(cache, data=Data(labels=("class 0", "class 2")))
+    assert set(part.clips) < set(whole.clips)
+    for epoch in range(3):
+        rows, video, turn = whole.draw(7, epoch)
+        mine = [k for k, v in enumerate(video) if whole.clips[v] in part.clips]
+        assert part.draw(7, epoch)[0].tolist() == rows[mine].tolist()
+        assert part.draw(7, epoch)[2].tolist() == turn[mine].tolist()
+
+
+def test_balanced_classes_are_drawn_or_weighed_alike(tmp_path):
+    labels = ["a"] * 9 + ["b"] * 3 + ["a", "b"]
+    cache = Tiny(splits=("train",) * 12 + ("val",) * 2, labels=labels, fields=("pooled",)).write(tmp_path)
+    part = a_part(cache, data=Data(balance="sampling"))
+    drawn = np.concatenate([part.targets[part.draw(0, epoch)[1]] for epoch in range(200)])
+    assert len(drawn) == 200 * 12
+    assert abs((drawn == 0).mean() - 0.5) < 0.03
+    plain = a_part(cache)
+    assert plain.class_weights(3).tolist() == pytest.approx([12 / 18, 12 / 6, 6])
+    assert plain.class_weights(2)[plain.targets].mean() == pytest.approx(1)
+    metrics = [
+        run(recipe("pool", data={"balance": how}), cache, tmp_path / how).metrics["val"]["loss"]
+        for how in ("none", "sampling", "loss")
+    ]
+    assert len(set(metrics)) == 3
+    with pytest.raises(ValueError, match="needs target 'single'"):
+        recipe(data={"balance": "loss", "target": "multi"})
+
+
 def test_mirrored_views_exchange_protected_classes(tmp_path):
     swap = torch.tensor([1, 0, 2])
     assert mirrored(torch.tensor([0, 0, 2]), torch.tensor([True, False, True]), swap).tolist() == [1, 0, 2]

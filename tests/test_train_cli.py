@@ -1,11 +1,14 @@
 """`vidgraph train` and `vidgraph evaluate`: what they print, and their exit codes."""
 
 import pytest
+from test_train import poison
 from tiny_cache import Tiny
 
 from cli.__main__ import main
 from pipeline.cache import Cache
+from pipeline.manifest import write_manifest
 
+PHASES = '[[phases]]\nname = "{name}"\n{more}[phases.train]\nepochs = 1\nbatch = 5\n'
 RECIPE = 'source = "a test"\n[head]\nname = "strg"\n[train]\nepochs = 2\nbatch = 5\nlr = 0.1\n'
 
 
@@ -63,6 +66,11 @@ def test_a_second_call_reads_the_run_back_and_settings_make_another_run(place, c
         (("--set", "head.form=all"), "option form: expected one of similarity, spatial_temporal, joint"),
         (("--set", "head.reduce=conv"), "--keep pooled,boxes,nodes,res5`"),
         (("--precision", "fp16"), "fp16 needs a GPU"),
+        (("--set", "head.name=strgg"), "no head 'strgg': did you mean strg"),
+        (("--set", "head.dropuot=0.1"), "head strg has no option 'dropuot': did you mean dropout?"),
+        (("--set", "data.num_classes=2"), "label 'class 2' is class 2, expected classes 0 to 1"),
+        (("--resident", "gpu"), "resident gpu: the run computes on the CPU"),
+        (("--phase", "serach"), "no phase 'serach'"),
         (("--seed", "-1"), "--seed"),
         (("--manifest", "no.csv"), "no.csv"),
     ],
@@ -72,6 +80,62 @@ def test_bad_input_is_one_line_and_exit_code_2(place, capsys, more, message):
     assert code == 2
     assert message in err
     assert not (place / "runs" / "bad").exists()
+
+
+def test_a_split_without_clips_is_bad_input(place, capsys):
+    for splits, message in ((("val", "test"), "no clip in split train"), (("train", "train"), "no clip in split val or test")):
+        rows = [{"clip": f"clip-{k}", "path": "x", "split": splits[k % 2], "label": "ab"[k % 2]} for k in range(20)]
+        write_manifest(place / "other.csv", rows)
+        code, _, err = train(capsys, place, "--name", "bad", "--manifest", place / "other.csv")
+        assert (code, err.count("\n")) == (2, 1)
+        assert message in err
+    assert not (place / "runs" / "bad").exists()
+
+
+@pytest.mark.parametrize("resident", ["ram", "disk", "auto"])
+@pytest.mark.parametrize("group", ["train", "test"])
+def test_features_that_are_not_finite_are_bad_input_before_training_starts(tmp_path, capsys, resident, group):
+    poison(Tiny().write(tmp_path), group, 2 * (5 if group == "train" else 20), "nodes")
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    code, out, err = train(capsys, tmp_path, "--resident", resident)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "nodes holds NaN or infinity; run `vidgraph verify" in err
+    assert "epoch 1" not in out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_cache_of_another_backbone_is_bad_input(place, tmp_path, capsys):
+    Tiny(config={"backbone": "i3d_r50"}).write(tmp_path)
+    train(capsys, place, "--name", "first")
+    folder = place / "runs" / "first"
+    code, _, err = vidgraph(capsys, "evaluate", folder, "--cache", tmp_path / "cache", "--device", "cpu")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "backbone 'digit_cnn' there, 'i3d_r50' here" in err
+    how = ("--runs", tmp_path / "runs", "--device", "cpu", "--start", folder)
+    code, _, err = vidgraph(capsys, "train", place / "tiny.toml", "--cache", tmp_path / "cache", *how)
+    assert code == 2
+    assert "backbone 'digit_cnn' there, 'i3d_r50' here" in err
+
+
+def test_phases_are_trained_in_one_call_or_one_by_one(place, capsys):
+    phases = PHASES.format(name="one", more="") + PHASES.format(name="two", more='start = "previous"\n')
+    (place / "phased.toml").write_text('source = "a test"\n[head]\nname = "strg"\n' + phases)
+
+    def trained(*more):
+        how = ("--cache", place / "cache", "--runs", place / "runs", "--device", "cpu")
+        return vidgraph(capsys, "train", place / "phased.toml", *how, *more)
+
+    code, out, _ = trained()
+    assert code == 0
+    assert "two epoch 1/1" in out
+    code, out, _ = trained("--name", "apart", "--phase", "one")
+    assert "next phase: two; run `vidgraph train phased --phase two`" in out
+    assert trained("--name", "apart", "--phase", "two")[0] == 0
+    assert trained("--name", "set", "--set", "phases.two.train.lr=0.5")[0] == 0
+    assert "lr = 0.5" in (place / "runs" / "set" / "recipe.toml").read_text()
+    code, _, err = trained("--name", "set", "--set", "train.lr=0.5")
+    assert (code, "phases.NAME.train.lr" in err) == (2, True)
+    assert trained("--name", "started", "--phase", "two", "--start", place / "runs" / "apart" / "one.pt")[0] == 0
 
 
 def test_a_recipe_or_cache_that_is_not_there_is_bad_input(place, capsys):

@@ -24,6 +24,7 @@ class Tiny:
     T: int = 3
     N: int = 2
     C: int = 4
+    side: int = 4
     train_views: int = 2
     test_views: int = 2
     fields: tuple[str, ...] = ("pooled", "nodes", "boxes", "scores", "valid", "flip", "grid")
@@ -49,8 +50,8 @@ class Tiny:
             "scores": rng.random((T, N)).astype(np.float32) * valid,
             "valid": valid,
             "flip": np.array(bool(clip % 2)),
-            "grid": np.array([4, 4], np.int16),
-            "res5": rng.normal(size=(T, C, 4, 4)).astype(np.float32),
+            "grid": np.array([self.side, self.side], np.int16),
+            "res5": rng.normal(size=(T, C, self.side, self.side)).astype(np.float32),
         }
         return {name: tensors[name] for name in self.fields}
 
