@@ -13,12 +13,14 @@ import json
 import os
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Protocol
 
-from pipeline.sealed import own_claim, part_of, publish, started, writer_lives
+from pipeline.sealed import done_marker, own_claim, part_of, publish, started, writer_lives
 
 BEAT = 5.0  # seconds between an owner's signs of life
 SILENCE = 60.0  # seconds without one after which a claim is taken over
@@ -68,6 +70,12 @@ def look(path: Path) -> Seen | None:
         owner = json.loads(content.partition(b"\n")[0])
         return Seen(content, str(owner["claim"]), str(owner["machine"]), int(owner["pid"]), str(owner["start"]))
     return Seen(content)  # by another version, or written half: judged by its silence
+
+
+class Writer(Protocol):
+    """What writes a shard: `pipeline.shards.ShardWriter`."""
+
+    def finish(self, stats: Mapping[str, object], replace: bool) -> dict: ...
 
 
 class Watch:
@@ -189,6 +197,45 @@ def sweep(folder: Path, watch: Watch) -> None:
             seen = look(folder / f"{part.name.split('.')[0]}.h5")
             if (seen is None or not part.name.endswith(f".{seen.name}.part")) and not writer_lives(part):
                 part.unlink(missing_ok=True)
+
+
+Mark = tuple[int, int, int] | None
+
+
+def mark_of(path: Path) -> Mark:
+    """What tells a shard's done marker from one that is written later; None if the shard is not complete."""
+    try:
+        found = os.stat(done_marker(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def begin(path: Path) -> Mark:
+    """Under a claim, before writing: a shard's mark; removes a file without statistics, of a writer killed between the two."""
+    mark = mark_of(path)
+    if mark is None:
+        path.unlink(missing_ok=True)
+    return mark
+
+
+def finish(writer: Writer, stats: Mapping[str, object], claim: Claim, mark: Mark, replace: bool = False) -> dict | None:
+    """Completes a shard that was begun at `mark`, and returns its statistics; None if another was faster, whose shard stays.
+
+    A shard that had a mark is replaced; with `replace` a file that had none, too.
+    """
+    try:
+        if mark_of(claim.path) != mark:
+            return None
+        record = writer.finish(stats, replace=replace or mark is not None)
+    except FileExistsError:
+        return None
+    except OSError:  # the part file of one who was taken for dead may be gone
+        if claim.held():
+            raise
+        return None
+    remove_parts(claim.path)
+    return record
 
 
 def remove_parts(path: Path) -> None:

@@ -1,61 +1,42 @@
-"""Stage one's composer: sample -> decode -> backbone and proposals -> RoIAlign -> Extracted -> writer, one shard at a time.
+"""Stage one's composer: sample -> decode -> backbone and proposals -> RoIAlign -> Extracted -> writer, shard after shard.
 
-Batches are made of consecutive rows of a shard, never of what happens to be ready, and a failed row takes its place in its
-batch as a black view: so what is stored depends neither on the number of workers nor on when a run was stopped and resumed.
-A shard that is written again takes its good rows over from the old file; in a batch with others, they too are black views.
+A shard is claimed when its first clip is about to be decoded, by whichever process does it (`pipeline.claims`): so several
+runs on one cache share the work, and the workers decode the next shard while the device is at this one.
 """
 
+import json
 import os
+import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
-from functools import cache as cache_results
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.cache import Shards, create_cache
+from pipeline.cache import create_cache
+from pipeline.claims import Claim, Mark, Watch, begin, mark_of, sweep, take
+from pipeline.cluster import Engine, Here, pick_device, share_jobs
+from pipeline.compose import Advance, RunOptions, ShardComposer, ShardJob, decode_tasks, group_plans
 from pipeline.config import ExtractConfig
-from pipeline.decode import DecodeError, DecoderDied, DecodeTimeout, VideoInfo
-from pipeline.forward import Boxes, Models
-from pipeline.manifest import Clip, Manifest
-from pipeline.pixels import ClipPixels, DecodeViews, Opening, Probe, work
-from pipeline.pool import Pool, WorkerDied
-from pipeline.proposals import BoxesError
-from pipeline.sample import Sampling, View, count_views, views_of
-from pipeline.sealed import Damaged, done_marker, read_json
-from pipeline.shards import GroupPlan, NotFinite, ShardWriter
+from pipeline.forward import Models
+from pipeline.manifest import Manifest
+from pipeline.memory import keep_freed_memory
+from pipeline.pixels import work
+from pipeline.pool import Pool
+from pipeline.sample import count_views
+from pipeline.sealed import done_marker, read_json
 from pipeline.takeover import GoodViews
-from pipeline.tensors import GROUPS, Extracted, field_of
+from pipeline.tensors import GROUPS
 
 NOMINAL_ASPECT = 16 / 9  # of whole-frame views, when a shard's length is worked out before any video is opened
 VIEWS_AHEAD = 64  # decoded views that may wait for the device, where that leaves a clip per worker
-PENDING_WRITES = 2  # batches that may wait for the disk while the device goes on
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How a run does its work; none of it changes what is stored, beyond the rounding that a batch size brings.
-
-    `batch` is views per forward pass; `workers` decode processes (0: in this process, without a time limit); `time_limit`
-    seconds a clip may take to decode; `shard_size` clips per shard, or 0 to derive it from `shard_bytes`.
-    """
-
-    device: str = "cpu"
-    batch: int = 4
-    workers: int = 1
-    time_limit: float = 120.0
-    compile: bool = False
-    compression: str = "none"
-    shard_bytes: int = 2 << 30
-    shard_size: int = 0
-
-    def __post_init__(self) -> None:
-        for name, low in (("batch", 1), ("workers", 0), ("shard_bytes", 1), ("shard_size", 0)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name}: expected a whole number from {low}, got {getattr(self, name)}")
+MOST_DECODERS = 16  # processes, where their number is not given
+AGAIN = 1  # times that a clip is given to another decode process when its own died
 
 
 @dataclass
@@ -75,22 +56,6 @@ class Summary:
     seconds: float = 0.0
 
 
-@dataclass
-class Row:
-    """A view on its way through the networks; `pixels` is None where its clip failed, or it is `kept`: taken over."""
-
-    number: int
-    clip: str
-    view: View | None = None
-    info: VideoInfo | None = None
-    pixels: np.ndarray | None = None
-    boxes: Boxes | None = None
-    kept: bool = False
-
-
-Advance = Callable[[int, int], None]
-
-
 def extract(
     config: ExtractConfig,
     manifest: Manifest,
@@ -99,342 +64,214 @@ def extract(
     shards: Iterable[int] | None = None,
     redo: bool = False,
     announce: Callable[[int, int], Advance] | None = None,
+    engine: Engine | None = None,
 ) -> Summary:
     """Extracts the shards of `manifest` that `cache` lacks, or of `shards` only; with `redo` also those that are complete,
-    whose good rows are taken over.
+    whose good rows are taken over. Other runs on the same cache share the work.
 
-    `announce(clips to do, clips done before)` is called once and returns `advance(done, failed)`, called after every clip.
-    ValueError if the cache was made with another configuration, or a shard's number is not in the plan.
+    `announce(clips to do, clips done before)` is called once and returns `advance(done, failed)`, called after every clip, or
+    every shard of other processes. `engine` says where shards are worked on, by default in this process; elsewhere the paths
+    must lead to the same files. ValueError if the cache was made with another configuration, or a shard is not in the plan.
     """
     options, begun = options or RunOptions(), time.monotonic()
-    models = Models(config, options.device, options.compile)
-    plan = create_cache(cache, models.record(), manifest, _clips_per_shard(models, options))
+    extractor = ExtractShards(config, manifest.root, options, redo)
+    models = Models(config) if engine else extractor.models
+    plan = create_cache(cache, models.record(), manifest, clips_per_shard(models, options))
     wanted = range(len(plan)) if shards is None else sorted(set(shards))
     if wanted and not 0 <= min(wanted) <= max(wanted) < len(plan):
         raise ValueError(f"shard {max(wanted)}: this cache has {len(plan)} shards, numbered from 0 to {len(plan) - 1}")
-    todo = [s for s in wanted if redo or not plan.done(s)]
-    summary = Summary(Path(cache), already=len(wanted) - len(todo), asked=sum(len(plan.clips(s)) for s in wanted))
-    summary.failures = [
-        failure for s in wanted if s not in todo for failure in read_json(done_marker(plan.path(s)))["failures"]
-    ]
-    advance = announce(sum(len(plan.clips(s)) for s in todo), summary.asked) if announce else (lambda done, failed: None)
-    if not todo:
+    watch = Watch()
+    sweep(plan.folder / "features", watch)
+    jobs, summary = [], Summary(Path(cache))
+    for shard in wanted:
+        clips, path = plan.clips(shard), Path(os.path.abspath(plan.path(shard)))
+        summary.asked += len(clips)
+        if redo or not plan.done(shard):
+            jobs.append(ShardJob(shard, path, plan.attrs(shard), clips, mark_of(path)))
+        else:
+            summary.already += 1
+            summary.failures += read_json(done_marker(path))["failures"]
+    advance = announce(sum(len(job.clips) for job in jobs), summary.asked) if announce else (lambda done, failed: None)
+    if not jobs:
         return summary
-
-    @cache_results  # asked for once by the tasks, which run ahead, and once by the job
-    def good_views(shard: int) -> GoodViews | None:
-        plans = _group_plans(models, plan.clips(shard), {})
-        return GoodViews(plan.path(shard), plan.attrs(shard), plans) if redo else None
-
-    tasks = _tasks(models, manifest, ((plan.clips(s), good_views(s)) for s in todo))
-    with (
-        ThreadPoolExecutor(1, "finish") as finisher,
-        ThreadPoolExecutor(1, "write") as disk,
-        Pool(work, workers=options.workers, timeout=options.time_limit) as pool,
-    ):
-        # Every worker has a task and one waits for each, unless clips have so many views that a few of them fill the memory.
-        views = sum(count_views(config.sampling).values())
-        results = pool.imap(tasks, ahead=max(1, options.workers, min(2 * options.workers, VIEWS_AHEAD // views)))
-        finishing: list[Future] = []
-        for shard in todo:
-            job = _ShardJob(shard, plan, models, options, disk, good_views(shard))
-            complete = job.run(results, advance)
-            _collect(finishing, summary)  # at most one shard is being hashed while the next is computed
-            finishing.append(finisher.submit(complete))
-        _collect(finishing, summary)
+    extractor.advance, extractor.record = advance, _as_json(models.record())
+    try:
+        for job, record in share_jobs(extractor, jobs, engine or Here(), extractor.finished):
+            failures = record["failures"] if record else read_json(done_marker(job.path))["failures"]
+            summary.failures += failures
+            if job.shard not in extractor.told:
+                advance(len(job.clips), len(failures))
+            if record:
+                summary.shards += 1
+                summary.clips += record["clips"]
+                summary.views += record["views"]
+            else:
+                summary.already += 1
+    finally:
+        extractor.close()
+    sweep(plan.folder / "features", watch)
     summary.seconds = time.monotonic() - begun
     return summary
 
 
-def _collect(finishing: list[Future], summary: Summary) -> None:
-    while finishing:
-        record = finishing.pop(0).result()
-        summary.shards += 1
-        summary.clips += record["clips"]
-        summary.views += record["views"]
-        summary.failures += record["failures"]
+@dataclass
+class Turn:
+    """A shard that this process has claimed: what its decode tasks are, and what is taken over from the file that is there."""
+
+    job: ShardJob
+    claim: Claim
+    mark: Mark
+    good: GoodViews | None = None
+    tasks: int = 0
 
 
-def _tasks(
-    models: Models, manifest: Manifest, shards: Iterable[tuple[tuple[Clip, ...], GoodViews | None]]
-) -> Iterator[Probe | DecodeViews]:
-    """What the workers are asked, shard by shard: each clip's size, where that of its views follows from it, and its pixels.
+class ExtractShards:
+    """Stage one in one process: networks and decode workers are loaded once and serve one shard after another.
 
-    Nothing is asked about clips whose views are all taken over.
+    root: folder that no clip may leave. `advance(done, failed)` is called after every clip of a shard in `told`. `record`, if
+    given, is the configuration that the cache was made with: another machine may hold other weights under the same path.
     """
-    config = models.config
-    opening = Opening(manifest.root, config.decoder, config.allow_truncated)
-    for clips, good in shards:
-        clips = [clip for place, clip in enumerate(clips) if not _all_good(good, config.sampling, place)]
-        if config.sampling.test_clips and config.sampling.size_of("test") is None:
-            yield from (Probe(clip, opening) for clip in clips)
-        for clip in clips:
-            yield DecodeViews(clip, opening, config.sampling, config.seed, models.steps, models.frame_size)
 
+    def __init__(self, config: ExtractConfig, root: Path, options: RunOptions, redo: bool):
+        self.config, self.root, self.options, self.redo = config, root, options, redo
+        self.record: dict | None = None
+        self.advance: Advance = lambda done, failed: None
+        self.told: set[int] = set()
+        self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-def _rows_of(sampling: Sampling, place: int) -> dict[str, range]:
-    """group -> the rows of a shard's clip number `place`."""
-    counts = ((group, count) for group, count in count_views(sampling).items() if count)
-    return {group: range(place * count, (place + 1) * count) for group, count in counts}
+    def __getstate__(self) -> dict:
+        return {name: getattr(self, name) for name in ("config", "root", "options", "redo", "record")}
 
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(*(state[name] for name in ("config", "root", "options", "redo")))
+        self.record = state["record"]
+        self.cores = int(os.environ.get("OMP_NUM_THREADS") or self.cores)  # it has arrived in a worker: that is its share
+        keep_freed_memory()
 
-def _all_good(good: GoodViews | None, sampling: Sampling, place: int) -> bool:
-    """Whether every view of a shard's clip number `place` is taken over."""
-    return good is not None and good.has_all(_rows_of(sampling, place))
+    @cached_property
+    def models(self) -> Models:
+        """The networks. ValueError if they are not those that the cache was made with."""
+        models = Models(self.config, pick_device(self.options.device), self.options.compile)
+        if self.record is not None and _as_json(models.record()) != self.record:
+            here = socket.gethostname()
+            raise ValueError(f"{here}: other weights than those that this run began with; let all machines read the same")
+        return models
 
+    @cached_property
+    def pool(self) -> Pool:
+        """The decode workers."""
+        workers = self.options.workers
+        workers = decoders_for(self.models.device.type, self.cores) if workers is None else workers
+        return Pool(work, workers=workers, timeout=self.options.time_limit, again=AGAIN)
 
-def _group_plans(models: Models, clips: Sequence[Clip], sizes: Mapping[str, list[tuple[int, int]]]) -> dict[str, GroupPlan]:
-    """The groups of a shard's file: which rows, and each tensor's shape, padded to the widest view where sizes differ.
+    def close(self) -> None:
+        """Ends the decode workers, if there are any."""
+        if "pool" in vars(self):
+            self.pool.close()
 
-    sizes: (height, width) of the views of groups where it is not the same for all.
-    """
-    sampling, config, plans = models.config.sampling, models.config, {}
-    for group, count in count_views(sampling).items():
-        if not count:
-            continue
-        here = [sampling.size_of(group)] if sampling.size_of(group) else sizes.get(group) or [(sampling.resized,) * 2]
-        shapes = models.shapes((max(h for h, _ in here), max(w for _, w in here)))
-        dtypes = {name: field_of(name).dtype for name in shapes}
-        fields = {name: (shape, config.dtype if dtypes[name] == "feature" else dtypes[name]) for name, shape in shapes.items()}
-        names = [clip.clip for clip in clips for _ in range(count)]
-        plans[group] = GroupPlan(names, list(range(count)) * len(clips), fields)
-    return plans
+    def finished(self, job: ShardJob) -> bool:
+        """Whether a shard is complete; to do it again, whether that has been done since this run began."""
+        mark = mark_of(job.path)
+        return mark is not None and (not self.redo or mark != job.mark)
 
+    def __call__(self, job: ShardJob) -> dict | None:
+        """The statistics of a shard; None if another run is at it, or was."""
+        ((_, record),) = self.stream([job])
+        return record
 
-class _ShardJob:
-    """Everything between the decode workers' results and one finished file."""
+    def stream(self, jobs: Iterable[ShardJob]) -> Iterator[tuple[ShardJob, dict | None]]:
+        """(job, statistics) of one shard after the other, whose clips are decoded ahead; None as for a call."""
+        turns: deque[Turn] = deque()
+        others: deque[ShardJob] = deque()
+        held: set[Claim] = set()
 
-    def __init__(
-        self,
-        shard: int,
-        plan: Shards,
-        models: Models,
-        options: RunOptions,
-        disk: ThreadPoolExecutor,
-        good: GoodViews | None = None,
-    ):
-        self.shard, self.plan, self.clips = shard, plan, plan.clips(shard)
-        self.models, self.options, self.disk, self.good = models, options, disk, good
-        self.sampling = models.config.sampling
-        self.counts = {group: count for group, count in count_views(self.sampling).items() if count}
-        self.waiting: dict[str, list[Row]] = {group: [] for group in self.counts}
-        self.pending: list[Future] = []
-        self.failures: dict[str, dict] = {}
-        self.expected: dict[int, tuple[int, int]] = {}  # sizes of test rows, where they differ between clips
-        self.seconds = {"decode": 0.0, "write": 0.0}
-        models.seconds.clear()
+        def tasks() -> Iterator:
+            for job in jobs:
+                if (turn := self._claim(job)) is None:
+                    others.append(job)
+                    continue
+                held.add(turn.claim)
+                tasks = decode_tasks(self.models, self.root, job.clips, turn.good)
+                turn.tasks = len(tasks)
+                turns.append(turn)
+                yield from tasks
 
-    def run(self, results: Iterator, advance: Advance) -> Callable[[], dict]:
-        """Writes every row; returns what is left to do: hash the file, give it its name, and return its statistics."""
-        begun = time.monotonic()
-        path, attrs = self.plan.path(self.shard), self.plan.attrs(self.shard)
-        with ExitStack() as stack:
-            writer = ShardWriter(path, self._plans(results), attrs=attrs, compression=self.options.compression)
-            stack.enter_context(writer)
-            for place, clip in enumerate(self.clips):
-                result = None if _all_good(self.good, self.sampling, place) else next(results)[1]
-                failed = self._take(place, clip, result, writer)
-                advance(1, int(failed))
-            for group in self.waiting:
-                self._flush(group, writer)
-            self._drain(0)
-            self._refuse_to_lose()
-            statistics, open_writer = self._statistics(time.monotonic() - begun), stack.pop_all()
+        finishing: deque[tuple[ShardJob, Future]] = deque()
 
-        def complete() -> dict:
-            with open_writer:
-                return writer.finish(statistics)
+        def settled(most: int) -> Iterator[tuple[ShardJob, dict | None]]:
+            while others:
+                yield others.popleft(), None
+            while len(finishing) > most:
+                job, future = finishing.popleft()
+                yield job, future.result()
 
-        return complete
-
-    def _refuse_to_lose(self) -> None:
-        """ValueError if clips that the shard there holds have failed now: it stays as it is."""
+        results = self.pool.imap(tasks(), ahead=self._ahead())
         try:
-            before = read_json(done_marker(self.plan.path(self.shard)))["failures"]
-        except (OSError, Damaged):
-            return  # no shard there, or one that says nothing
-        if lost := sorted(set(self.failures) - {failure["clip"] for failure in before}):
-            why = self.failures[lost[0]]["message"]
-            path = self.plan.path(self.shard)
-            raise ValueError(
-                f"{path}: left as it was, for {len(lost)} of its clips fail now ({lost[0]}: {why}); look at the videos"
-            )
+            with ThreadPoolExecutor(1, "finish") as finisher, ThreadPoolExecutor(1, "write") as disk:
+                while True:
+                    first = [] if turns else list(islice(results, 1))  # the next shard is claimed before its first result
+                    if not turns:
+                        break
+                    turn = turns.popleft()
+                    if complete := self._compose(turn, islice(chain(first, results), turn.tasks), disk):
+                        yield from settled(0)  # at most one shard is being hashed while the next is computed
+                        finishing.append((turn.job, finisher.submit(_finish, complete, turn.claim)))
+                    else:
+                        others.append(turn.job)
+                yield from settled(0)
+        finally:
+            for claim in held:
+                claim.release()
 
-    def _plans(self, results: Iterator) -> dict[str, GroupPlan]:
-        """The groups of the file, once the sizes of their views are known."""
-        if "test" in self.counts and self.sampling.size_of("test") is None:
-            self.expected = self._expected(results)
-        return _group_plans(self.models, self.clips, {"test": list(self.expected.values())})
+    def _compose(self, turn: Turn, results: Iterator, disk: ThreadPoolExecutor) -> Callable[[], dict | None] | None:
+        """Writes a shard up to what is left to do; None if its part file was taken away because we seemed to be dead."""
+        composer = ShardComposer(turn.job, turn.claim, turn.mark, self.models, self.options, disk, turn.good)
+        self.told.add(turn.job.shard)
+        try:
+            return composer.run(results, self.advance)
+        except OSError:
+            if turn.claim.held():
+                raise
+            deque(results, maxlen=0)
+            return None
 
-    def _expected(self, results: Iterator) -> dict[int, tuple[int, int]]:
-        """row -> (height, width) of the test views of every clip that opens."""
-        found = {}
-        for place in range(len(self.clips)):
-            if _all_good(self.good, self.sampling, place):
-                width, height = self.good.source_size("test", place * self.counts["test"])
-                info = VideoInfo(1, 1.0, width, height)  # of which the size alone counts here
-            else:
-                _, info = next(results)
-            if isinstance(info, VideoInfo):
-                with suppress(ValueError):  # a clip that has no views fails when its pixels are asked for
-                    views = [view for view in views_of(self.sampling, info, "", (), 0) if view.group == "test"]
-                    found |= {place * len(views) + view.number: view.size for view in views}
-        return found
+    def _claim(self, job: ShardJob) -> Turn | None:
+        claim = take(job.path)
+        if claim is None:
+            return None
+        try:
+            if self.finished(job):
+                claim.release()
+                return None
+            if not self.redo:
+                return Turn(job, claim, begin(job.path))
+            good = GoodViews(job.path, job.attrs, group_plans(self.models, job.clips, {}))
+            return Turn(job, claim, mark_of(job.path), good)
+        except BaseException:
+            claim.release()
+            raise
 
-    def _take(self, place: int, clip: Clip, result, writer: ShardWriter) -> bool:
-        """Puts a clip's views into the queues, in row order; True if it failed. Only what the data caused is caught.
-
-        `result` is None for a clip that nobody was asked for, whose views are all taken over.
-        """
-        pixels, boxes = None, []
-        if isinstance(result, ClipPixels):
-            self.seconds["decode"] += result.seconds
-            try:
-                boxes = self.models.boxes(clip, result)
-                pixels = result
-            except BoxesError as error:
-                self._fail(clip.clip, error, result.seconds)
-        elif result is not None:
-            seconds = self.options.time_limit if isinstance(result, TimeoutError) else getattr(result, "seconds", 0.0)
-            self.seconds["decode"] += seconds
-            self._fail(clip.clip, _as_decode_error(clip, result, self.options.time_limit), seconds)
-        kept = self.good.rows if self.good else dict.fromkeys(self.counts, ())
-        rows = {
-            group: [Row(number, clip.clip, kept=number in kept[group]) for number in numbers]
-            for group, numbers in _rows_of(self.sampling, place).items()
-        }
-        if pixels:
-            for view, frames, places in zip(pixels.views, pixels.pixels, boxes, strict=True):
-                row = rows[view.group][view.number]
-                if not row.kept:
-                    row.view, row.info, row.pixels, row.boxes = view, pixels.info, frames, places
-        for group, new in rows.items():
-            for row in new:
-                self.waiting[group].append(row)
-                if len(self.waiting[group]) == self.options.batch:
-                    self._flush(group, writer)
-        return clip.clip in self.failures
-
-    def _fail(self, clip: str, error: Exception, seconds: float = 0.0) -> None:
-        reason = " ".join(str(getattr(error, "reason", None) or error).split())
-        record = {"clip": clip, "error": type(error).__name__, "message": reason, "seconds": round(seconds, 6)}
-        self.failures.setdefault(clip, record)
-
-    def _flush(self, group: str, writer: ShardWriter) -> None:
-        """Runs the waiting rows of a group, one forward pass for each size among them, and hands them to the disk."""
-        rows, self.waiting[group] = self.waiting[group], []
-        if kept := [row.number for row in rows if row.kept]:
-            self.pending.append(self.disk.submit(self._take_over, group, kept, writer))
-        fixed = self.sampling.size_of(group)
-        size_of = {row.number: fixed or self.expected.get(row.number) for row in rows}
-        for size in dict.fromkeys(size_of[row.number] for row in rows if row.pixels is not None):
-            mates = [row for row in rows if size_of[row.number] == size]
-            batch = self._forward(mates, size)
-            self.pending.append(self.disk.submit(self._write, group, batch, writer))
-        self._drain(PENDING_WRITES)
-
-    def _forward(self, rows: list[Row], size: tuple[int, int]) -> list[tuple[int, Extracted]]:
-        frames = np.zeros((len(rows), self.sampling.frames, *size, 3), np.uint8)
-        boxes = np.zeros((len(rows), self.models.steps, self.models.num_boxes, 4), np.float32)
-        scores, valid = boxes[..., 0].copy(), np.zeros(boxes.shape[:-1], bool)
-        for at, row in enumerate(rows):
-            if row.pixels is not None:
-                frames[at] = row.pixels
-                boxes[at], scores[at], valid[at] = row.boxes
-        computed = self.models.tensors(frames, boxes, valid) | {"boxes": boxes, "scores": scores, "valid": valid}
-        grids = {name: np.array(grid, np.int16) for name, grid in self.models.grids(size).items()}
-        batch = []
-        for at, row in enumerate(rows):
-            if row.view is not None:
-                tensors = {name: computed[name][at] for name in self.models.config.keep}
-                batch.append((row.number, Extracted(row.clip, row.view.number, _placement(row) | grids | tensors)))
-        return batch
-
-    def _write(self, group: str, batch: list[tuple[int, Extracted]], writer: ShardWriter) -> list[tuple[str, NotFinite]]:
-        """Runs in the writer's thread; returns the views that hold a value which cannot be stored."""
-        begun, refused = time.perf_counter(), []
-        shapes = {name: shape for name, (shape, _) in writer.plans[group].fields.items()}
-        for number, view in batch:
-            try:
-                writer.write(group, number, {name: _padded(array, shapes[name]) for name, array in view.tensors.items()})
-            except NotFinite as error:
-                refused.append((view.clip, error))
-        self.seconds["write"] += time.perf_counter() - begun
-        return refused
-
-    def _take_over(self, group: str, rows: list[int], writer: ShardWriter) -> list[tuple[str, NotFinite]]:
-        """Runs in the writer's thread; nothing is refused, since it was stored before."""
-        for row in rows:
-            writer.write(group, row, self.good.read(group, row, writer.plans[group].fields))
-        return []
-
-    def _drain(self, most: int) -> None:
-        """Waits until at most `most` batches are unwritten, which bounds memory, and takes note of what was refused."""
-        while len(self.pending) > most:
-            for clip, error in self.pending.pop(0).result():
-                self._fail(clip, error)
-
-    def _statistics(self, wall: float) -> dict:
-        failures = [self.failures[clip.clip] for clip in self.clips if clip.clip in self.failures]
-        seconds = {**self.seconds, **{part: self.models.seconds[part] for part in ("backbone", "proposals")}, "wall": wall}
-        return {
-            "stage": "features",
-            "shard": self.shard,
-            "first": self.clips[0].position,
-            "clips": len(self.clips),
-            "views": len(self.clips) * sum(self.counts.values()),
-            "taken_over": sum(map(len, self.good.rows.values())) if self.good else 0,
-            "failures": failures,
-            "seconds": {part: round(value, 3) for part, value in seconds.items()},
-            "device": device_name(self.models.device.type),
-            "versions": versions(),
-            "batch": self.options.batch,
-            "asked": _with_absolute_paths(
-                asdict(self.models.config)
-            ),  # with paths, which the fingerprint leaves out: `repair` needs them
-        }
+    def _ahead(self) -> int:
+        """Every worker has a task and one waits for each, unless clips have so many views that a few fill the memory."""
+        views, workers = sum(count_views(self.config.sampling).values()), self.pool.workers
+        return max(1, workers, min(2 * workers, VIEWS_AHEAD // views))
 
 
-def _with_absolute_paths(asked: dict) -> dict:
-    """The configuration as another working directory would have to spell it."""
-    options = asked["proposal_options"]
-    found = {
-        key: os.path.abspath(value) if key == "file" or os.path.isfile(str(value)) else value for key, value in options.items()
-    }
-    weights = os.path.abspath(asked["weights"]) if os.path.isfile(asked["weights"]) else asked["weights"]
-    return {**asked, "weights": weights, "proposal_options": found}
+def _finish(complete: Callable[[], dict | None], claim: Claim) -> dict | None:
+    with claim:
+        return complete()
 
 
-def _padded(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A map of a narrow view, with zeros up to the size of the shard's widest."""
-    if array.shape == shape:
-        return array
-    wide = np.zeros(shape, array.dtype)
-    wide[tuple(map(slice, array.shape))] = array
-    return wide
+def _as_json(record: dict) -> dict:
+    return json.loads(json.dumps(record))
 
 
-def _placement(row: Row) -> dict[str, np.ndarray]:
-    view, info = row.view, row.info
-    return {
-        "frames": np.array(view.frames, np.int32) + info.first,
-        "crop": np.array((*view.crop, info.width, info.height), np.float32),
-        "flip": np.bool_(view.flip),
-    }
+def decoders_for(device: str, cores: int) -> int:
+    """On a CPU the networks want every core and one process decodes faster than they run; beside a GPU the cores are free."""
+    return 1 if device == "cpu" else max(1, min(MOST_DECODERS, cores - 1))
 
 
-def _as_decode_error(clip: Clip, error: Exception, limit: float) -> Exception:
-    """A worker's failure as a decode error of the clip; anything that is not the data's fault is raised."""
-    if isinstance(error, DecodeError):
-        return error
-    if isinstance(error, TimeoutError):
-        return DecodeTimeout(clip.clip, clip.path, f"took longer than {limit:g} s to decode (--time-limit)")
-    if isinstance(error, WorkerDied):
-        return DecoderDied(clip.clip, clip.path, str(error))
-    raise error
-
-
-def _clips_per_shard(models: Models, options: RunOptions) -> int:
+def clips_per_shard(models: Models, options: RunOptions) -> int:
     """Clips whose tensors fill about `shard_bytes`, from the shapes alone, so that it is the same on every machine."""
     if options.shard_size:
         return options.shard_size
@@ -445,23 +282,3 @@ def _clips_per_shard(models: Models, options: RunOptions) -> int:
         view = sum(int(np.prod(shape)) * (width if len(shape) > 1 else 4) for shape in models.shapes(size).values())
         total += view * count_views(sampling)[group]
     return max(1, options.shard_bytes // total)
-
-
-def device_name(kind: str) -> str:
-    """The device in words: the GPU's name, or the number of threads that torch uses on the CPU."""
-    import torch
-
-    return torch.cuda.get_device_name() if kind == "cuda" else f"cpu, {torch.get_num_threads()} of {os.cpu_count()} cores"
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a stored value depends on."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for name in ("vidgraph", "torch", "torchvision", "decord", "av", "pillow", "numpy", "h5py"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # run from its folder without having been installed
-            found[name] = "not installed"
-    return found

@@ -8,14 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline import boxes as box_geometry
-from pipeline.cache import Cache, CacheError, Group
-from pipeline.pool import Pool
+from pipeline.cache import Cache, CacheError, Group, made_from
+from pipeline.claims import Claim, Watch, begin, finish, sweep, take
+from pipeline.cluster import Engine, Here, pick_device, share_jobs
+from pipeline.sealed import Damaged, done_marker, read_json
 from pipeline.shards import GroupPlan, ShardWriter
 from pipeline.tensors import FIELDS
 
@@ -124,12 +127,14 @@ def build_graphs(
     device: str = "cpu",
     compression: str = "none",
     announce: Callable[[int, int], Callable[[int, int], None]] | None = None,
+    engine: Engine | None = None,
 ) -> list[dict]:
     """Computes the graphs of every complete shard that lacks them, or whose features were written again since.
 
-    Returns the statistics of the shards that it wrote; those that are up to date, with the same options, are left alone.
-    `workers` processes; 0: in this one. `announce(views to do, views there are)` is called once and returns
-    `advance(done, failed)`. CacheError if a field that the graphs need is not stored; ValueError for options that do not fit.
+    Returns the statistics of the shards that it wrote; those that are up to date, with the same options, are left alone, and
+    other runs on the cache share the work. `workers` processes of this machine (0: this one), unless an `engine` says where.
+    `announce(views to do, views there are)` is called once and returns `advance(done, failed)`. CacheError if a field that the
+    graphs need is not stored; ValueError for options that do not fit.
     """
     maker = ShardGraphs(Path(path), GraphOptions(tuple(which), neighbours), device, compression)
     maker.check()
@@ -137,18 +142,29 @@ def build_graphs(
     sizes = {shard: sum(group["rows"] for group in record["groups"].values()) for shard, record in features.items()}
     todo = [shard for shard in features if shard not in graphs or graphs[shard]["options"] != maker.options.record]
     advance = announce(sum(sizes[s] for s in todo), sum(sizes.values())) if announce else lambda done, failed: None
-    written = []
-    with Pool(maker, min(workers, len(todo))) as pool:
-        for shard, result in pool.imap(todo, ahead=2 * max(1, workers)):
-            if isinstance(result, Exception):
-                raise result
-            written.append(result)
-            advance(sizes[shard], 0)
-    return written
+    written, watch = [], Watch()
+    sweep(maker.path / "graphs", watch)
+    jobs = [GraphJob(shard, maker.cache.shards.path(shard, "graphs")) for shard in todo]
+    if jobs:
+        for job, record in share_jobs(maker, jobs, engine or Here(min(workers, len(jobs))), maker.finished):
+            written += [record] if record else []
+            advance(sizes[job.shard], 0)
+    sweep(maker.path / "graphs", watch)
+    return sorted(written, key=lambda record: record["shard"])
+
+
+class GraphJob(NamedTuple):
+    """A shard whose graphs are to be made, and their file."""
+
+    shard: int
+    path: Path
 
 
 class ShardGraphs:
-    """Computes one shard's graphs; each process that it is sent to opens the cache once."""
+    """Computes the graphs of one shard after another; each process that it is sent to opens the cache once.
+
+    `device` is `auto`, `cpu` or `cuda`, of the process that computes.
+    """
 
     def __init__(self, path: Path, options: GraphOptions, device: str, compression: str):
         self.path, self.options, self.device, self.compression = path, options, device, compression
@@ -180,18 +196,34 @@ class ShardGraphs:
     def _needs(self) -> list[str]:
         return sorted({field for graph in self.options.which for field in NEEDS[graph]})
 
-    def __call__(self, shard: int) -> dict:
-        """Writes the graphs of a shard and returns its statistics."""
+    def finished(self, job: GraphJob) -> bool:
+        """Whether a shard's graphs are there as asked for, by what the disk says now."""
+        try:
+            graphs = read_json(done_marker(job.path))
+            features = read_json(done_marker(self.cache.shards.path(job.shard)))
+        except (OSError, Damaged):
+            return False
+        return graphs["options"] == self.options.record and made_from(graphs, features)
+
+    def __call__(self, job: GraphJob) -> dict | None:
+        """Writes the graphs of a shard and returns its statistics; None if another run is at it, or was."""
+        claim = take(job.path)
+        if claim is None:
+            return None
+        with claim:
+            return None if self.finished(job) else self._make(job.shard, claim)
+
+    def _make(self, shard: int, claim: Claim) -> dict | None:
         features, shards = self.cache.records["features"][shard], self.cache.shards
         attrs = {**shards.attrs(shard), "source_sha256": features["sha256"]}
         plans = {name: self._plan(self.cache[name], shard) for name in features["groups"]}
-        begun = time.monotonic()
-        with ShardWriter(shards.path(shard, "graphs"), plans, attrs=attrs, compression=self.compression) as writer:
+        begun, mark = time.monotonic(), begin(claim.path)
+        with ShardWriter(claim.path, plans, attrs=attrs, compression=self.compression, claim=claim.name) as writer:
             for name in plans:
                 self._write(self.cache[name], shard, writer)
             views = sum(int(ok.sum()) for ok in writer.ok.values())
             stats = {"stage": "graphs", "shard": shard, "options": self.options.record, "views": views}
-            return writer.finish({**stats, "seconds": round(time.monotonic() - begun, 3)})
+            return finish(writer, {**stats, "seconds": round(time.monotonic() - begun, 3)}, claim, mark)
 
     def _plan(self, group: Group, shard: int) -> GroupPlan:
         rows = group.rows_in(shard)
@@ -214,6 +246,6 @@ class ShardGraphs:
         ok = [row for row in rows if group.ok[row]]
         for start in range(0, len(ok), size):
             batch = ok[start : start + size]
-            graphs = graphs_of(group.batch(batch, needs), self.options, self.device)
+            graphs = graphs_of(group.batch(batch, needs), self.options, pick_device(self.device))
             for k, row in enumerate(batch):
                 writer.write(group.name, row - rows.start, {field: values[k] for field, values in graphs.items()})

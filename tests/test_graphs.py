@@ -224,7 +224,7 @@ def test_a_run_with_other_options_that_was_stopped_half_way_resumes(tmp_path):
     path = make_cache(tmp_path)
     build_graphs(path, neighbours=3)
     maker = pipeline.graphs.ShardGraphs(path, GraphOptions(neighbours=4), "cpu", "none")
-    maker(1)
+    maker(pipeline.graphs.GraphJob(1, path / "graphs/00001.h5"))
     assert "similar" not in Cache(path)["train"].fields
     assert [record["shard"] for record in build_graphs(path, neighbours=4)] == [0, 2]
     assert Cache(path)["train"].shape("similar") == (T, N, 4)

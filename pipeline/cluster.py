@@ -1,0 +1,350 @@
+"""Runs jobs: in this process, in processes of this machine, on Dask workers, or on Slurm; and divides them with other runs.
+
+A job function is a picklable callable of an importable module. A process keeps it from one job to the next, so what it loads
+(networks, an open cache) is loaded once per process. It returns statistics: tensors go from the worker to the disk.
+"""
+
+import hashlib
+import logging
+import os
+import pickle
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from pipeline import slurm
+from pipeline.claims import Watch
+from pipeline.pool import Pool
+
+POLL = 0.5  # seconds between two looks at shards that other runs work on
+ALLOWED_DEATHS = 3  # workers that a job may take with it
+LOOPBACK = "127.0.0.1:8787"
+CLOSING = 5.0  # seconds that workers which we started have to end
+
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[Any, Any]]]
+
+
+class WorkersLost(RuntimeError):
+    """Jobs took worker after worker with them, or the scheduler is gone."""
+
+
+class Engine(Protocol):
+    """Where jobs run: `open()` yields run(function, jobs) -> (job, result) in the order of completion.
+
+    In place of a result comes the exception that the function raised, or WorkersLost.
+    """
+
+    def open(self) -> AbstractContextManager[Run]: ...
+
+
+@dataclass(frozen=True)
+class Here:
+    """`workers` processes of this machine; 0: this one, where a function that has `stream(jobs)` may look ahead."""
+
+    workers: int = 0
+
+    @contextmanager
+    def open(self) -> Iterator[Run]:
+        pools: list[Pool] = []
+
+        def run(function: Callable, jobs: Iterable) -> Iterator[tuple[Any, Any]]:
+            if not self.workers and hasattr(function, "stream"):
+                yield from function.stream(jobs)
+                return
+            if not pools:
+                pools.append(Pool(function, self.workers))
+            yield from pools[0].imap(jobs, ahead=2 * max(1, self.workers))
+
+        try:
+            yield run
+        finally:
+            for pool in pools:
+                pool.close()
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Files (PEM) for connections that are encrypted and known by their certificates: authority, certificate, key."""
+
+    ca: Path
+    cert: Path
+    key: Path
+
+    def security(self):
+        """As Dask wants it, the same for scheduler, workers and client. ValueError if a file is not there."""
+        from distributed.security import Security
+
+        for name in ("ca", "cert", "key"):
+            if not getattr(self, name).is_file():
+                raise ValueError(f"--tls-{name}: expected a PEM file, there is none at {getattr(self, name)}")
+        roles = {
+            f"tls_{role}_{part}": str(getattr(self, part))
+            for role in ("client", "worker", "scheduler")
+            for part in ("cert", "key")
+        }
+        return Security(tls_ca_file=str(self.ca), require_encryption=True, **roles)
+
+
+@dataclass(frozen=True)
+class Dask:
+    """Dask workers, one job at a time each: of the cluster at `scheduler`, else of Slurm jobs if `slurm` says which, else
+    `workers` processes of this machine, of which each has a GPU of its own where there are GPUs.
+
+    `workers` is the number of processes, or of Slurm jobs at most. `interface` names the network that Slurm's nodes reach this
+    machine by; `logs` a folder for what Slurm jobs print; `say` gets lines for a person.
+    """
+
+    workers: int = 1
+    scheduler: str = ""
+    slurm: dict[str, str] | None = None
+    dashboard: str = LOOPBACK
+    interface: str = ""
+    tls: Tls | None = None
+    logs: str = "."
+    say: Callable[[str], None] = field(default=lambda line: None, compare=False)
+
+    @contextmanager
+    def open(self) -> Iterator[Run]:
+        import dask
+        from distributed import Client
+
+        security = self.tls.security() if self.tls else None
+        settings = {
+            "distributed.worker.daemon": False,  # decode processes are its children
+            "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
+            "distributed.scheduler.default-task-durations": {"job": "1h"},  # else adaptive scaling waits to see one end
+            "distributed.scheduler.worker-saturation": 1.0,
+            "distributed.comm.timeouts.connect": "20s",
+        }
+        with (
+            dask.config.set(settings),
+            self._cluster(security) as where,
+            Client(where, security=security, set_as_default=False, name="vidgraph") as client,
+        ):
+            self.say(f"{self._described(client)}; dashboard: {client.dashboard_link}")
+            flight = _Flight(client, self.workers)
+            try:
+                yield flight.run
+            finally:
+                flight.cancel()
+
+    @contextmanager
+    def _cluster(self, security):
+        """The address of a scheduler, or a cluster that ends with the run."""
+        if self.scheduler:
+            yield self.scheduler
+            return
+        if self.slurm is not None:
+            more = {"interface": self.interface, "dashboard": self.dashboard, "logs": self.logs}
+            cluster = slurm.start_workers(self.slurm, self.workers, security=security, **more)
+            if not self.tls:
+                self.say(
+                    f"{cluster.scheduler_address} trusts whoever reaches it; on an open network use --tls-ca, -cert and -key"
+                )
+        else:
+            cluster = _pinned_cluster(self.workers, self.dashboard, security)
+        try:
+            yield cluster
+        finally:
+            with suppress(TimeoutError):
+                cluster.close(timeout=CLOSING)
+
+    def _described(self, client) -> str:
+        if self.slurm is not None:
+            return f"up to {self.workers} Slurm jobs, scheduler {client.scheduler.address}"
+        threads = client.nthreads()
+        if not self.scheduler:
+            return f"{self.workers} processes, scheduler {client.scheduler.address}"
+        if any(count > 1 for count in threads.values()):
+            self.say("workers with several threads work on one shard at a time all the same; start them with --nthreads 1")
+        return f"{len(threads)} workers at {self.scheduler}" + ("" if threads else "; waiting for workers")
+
+
+def run_jobs(function: Callable[[Any], Any], jobs: Iterable[Any], engine: Engine) -> Iterator[tuple[Any, Any]]:
+    """(job, result) of every job, in the order of completion; in place of a result its exception. See `Engine`."""
+    with engine.open() as run:
+        yield from run(function, jobs)
+
+
+class Claimed(Protocol):
+    """A job that writes the file `path`, under its claim (`pipeline.claims`)."""
+
+    path: Path
+
+
+Job = TypeVar("Job", bound=Claimed)
+
+
+def share_jobs(
+    function: Callable[[Job], Any], jobs: Sequence[Job], engine: Engine, finished: Callable[[Job], bool]
+) -> Iterator[tuple[Job, Any]]:
+    """run_jobs for several runs on one cache: yields (job, result), and (job, None) for what another run has finished.
+
+    `function` returns None for a job that is another's: claimed, or finished meanwhile. Such jobs are waited for, and taken
+    over when their owner is gone. The first exception ends it, but for WorkersLost, which is raised when all else is done.
+    """
+    watch, lost = Watch(), []
+    with engine.open() as run:
+        left: list[Job] = list(jobs)
+        while left:
+            elsewhere = []
+            for job, result in run(function, left):
+                if isinstance(result, WorkersLost):
+                    lost.append(result)
+                elif isinstance(result, Exception):
+                    raise result
+                elif result is None and not finished(job):
+                    elsewhere.append(job)
+                else:
+                    yield job, result
+            done, left = _wait(elsewhere, finished, watch)
+            yield from ((job, None) for job in done)
+    if lost:
+        raise lost[0]
+
+
+def _wait(jobs: list[Job], finished: Callable[[Job], bool], watch: Watch) -> tuple[list[Job], list[Job]]:
+    """Waits for other runs until one of their jobs is finished or free: (the finished ones, the rest)."""
+    while jobs:
+        free = [watch.free(job.path) for job in jobs]  # each is watched from the start
+        done = [finished(job) for job in jobs]
+        if any(free) or any(done):
+            pairs = list(zip(jobs, done, strict=True))
+            return [job for job, is_done in pairs if is_done], [job for job, is_done in pairs if not is_done]
+        time.sleep(POLL)
+    return [], []
+
+
+class _Flight:
+    """The jobs that a Dask scheduler has: a few more than there are workers, so that neither side's memory grows."""
+
+    def __init__(self, client, workers: int):
+        self.client, self.workers = client, workers
+        self.id = uuid.uuid4().hex  # a later run loads its functions anew: the files that they opened may have changed
+        self.seen = 0.0
+        self.futures: dict[str, tuple[Any, Any]] = {}
+
+    def room(self) -> int:
+        """How many more jobs the scheduler is to have; it is asked for its workers every few seconds."""
+        if time.monotonic() - self.seen > 5:
+            self.workers = max(self.workers, len(self.client.nthreads()))
+            self.seen = time.monotonic()
+        return 2 * self.workers + 2 - len(self.futures)
+
+    def run(self, function: Callable, jobs: Iterable) -> Iterator[tuple[Any, Any]]:
+        from distributed import as_completed
+
+        payload = pickle.dumps(function, protocol=5)
+        name, completed, jobs = (
+            f"{self.id} {hashlib.sha256(payload).hexdigest()}",
+            as_completed(loop=self.client.loop),
+            iter(jobs),
+        )
+
+        def submit() -> None:
+            for _ in range(self.room()):
+                try:
+                    job = next(jobs)
+                except StopIteration:
+                    return
+                future = self.client.submit(_work, name, payload, job, key=f"job-{uuid.uuid4().hex}", pure=False)
+                self.futures[future.key] = job, future
+                completed.add(future)
+
+        submit()
+        for future in completed:
+            job, _ = self.futures.pop(future.key)
+            yield job, _outcome(future)
+            submit()
+
+    def cancel(self) -> None:
+        """Takes back what has not begun."""
+        with suppress(Exception):  # a scheduler that is gone has forgotten them anyway
+            self.client.cancel([future for _, future in self.futures.values()], force=True)
+
+
+def _outcome(future) -> Any:
+    """A finished future's result, or its exception."""
+    from asyncio import CancelledError
+
+    from distributed import KilledWorker
+
+    try:
+        return future.result()
+    except KilledWorker as error:
+        return WorkersLost(
+            f"a job ended {ALLOWED_DEATHS + 1} workers, the last at {error.last_worker.address}; see its log for why"
+        )
+    except CancelledError:
+        raise WorkersLost("the Dask scheduler is gone; finished shards are kept, the same command resumes") from None
+    except Exception as error:
+        return error
+
+
+_FUNCTIONS: dict[str, Callable] = {}  # of this worker process: the last job function, with what it has loaded
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def _work(name: str, payload: bytes, job: Any) -> Any:
+    """In a Dask worker: the job function, unpickled where it is new here, on one job."""
+    with _ONE_AT_A_TIME:
+        if name not in _FUNCTIONS:
+            _FUNCTIONS.clear()
+            _FUNCTIONS[name] = pickle.loads(payload)
+        return _FUNCTIONS[name](job)
+
+
+def _pinned_cluster(workers: int, dashboard: str, security):
+    """Processes of this machine that only it can reach; each sees one GPU, in turn, where there are any."""
+    from distributed import LocalCluster
+
+    gpus = visible_gpus()
+    threads = max(1, (os.cpu_count() or 1) // workers)
+
+    class Pinned(LocalCluster):
+        """Gives every worker, and every one that replaces it, the GPU of its number."""
+
+        def new_worker_spec(self) -> dict:
+            ((number, spec),) = super().new_worker_spec().items()
+            env = {"OMP_NUM_THREADS": str(threads)}
+            if gpus:
+                env["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+            return {number: {**spec, "options": {**spec["options"], "env": env}}}
+
+    cluster = Pinned(
+        n_workers=0,
+        threads_per_worker=1,
+        memory_limit=0,  # networks are not Dask's to spill
+        host="127.0.0.1",
+        dashboard_address=dashboard,
+        security=security,
+        protocol="tls://" if security else "tcp://",
+        silence_logs=logging.ERROR,
+    )
+    cluster.scale(workers)
+    return cluster
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs of this machine as CUDA_VISIBLE_DEVICES names them; those that it names already, if it is set."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    import torch
+
+    return [str(k) for k in range(torch.cuda.device_count())]
+
+
+def pick_device(name: str) -> str:
+    """The device that `auto`, `cpu` or `cuda` means in this process. ValueError if it asks for a GPU that is not there."""
+    import torch
+
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise ValueError("--device cuda: expected a GPU that torch can use, found none; say --device cpu")
+    return ("cuda" if there else "cpu") if name == "auto" else name
