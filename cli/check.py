@@ -1,0 +1,85 @@
+"""`vidgraph check`: looks at every clip of a manifest before a run."""
+
+from pathlib import Path
+
+import click
+
+from cli._progress import progress
+
+SHOWN = 10  # findings printed; all of them are in the file
+
+
+@click.command("check")
+@click.option("--manifest", required=True, type=click.Path(path_type=Path), help="The clips (see `vidgraph manifest`).")
+@click.option("--root", type=click.Path(path_type=Path), help="Folder that its paths start from.  [default: its own]")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File of findings, .csv or .json.  [default: the manifest's name with .check.csv]",
+)
+@click.option("--class-list", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Classes, one per line.")
+@click.option("--num-classes", type=click.IntRange(min=1), help="Labels are whole numbers below this one.")
+@click.option("--workers", type=click.IntRange(min=0), help="Decode processes; 0: this one.  [default: one per core]")
+@click.option(
+    "--time-limit", default=60.0, type=click.FloatRange(min=0, min_open=True), help="Seconds a clip may take to decode."
+)
+@click.option("--decoder", default="decord", type=click.Choice(["decord", "pyav", "torchcodec"]), help="Video decoder.")
+@click.option("--allow-truncated", is_flag=True, help="Take videos that end before their container says.")
+def command(manifest, root, out, class_list, num_classes, workers, time_limit, decoder, allow_truncated) -> int:
+    """Decode the first, the last and three frames between of every clip, and list what is wrong or looks so.
+
+    unreadable: cut short, damaged, missing, too slow, without a frame. blank, still: all frames one colour, or all the same.
+    duplicate: shows what another clip shows, with both splits and labels. label: not one of the classes, or none, or never in
+    train.
+
+    Exit code 0: all is well; 3: there are findings.
+    """
+    import os
+    from contextlib import ExitStack
+
+    from pipeline.check import check_clips, write_findings
+    from pipeline.manifest import read_manifest
+    from pipeline.pixels import Opening
+
+    classes = _classes(class_list, num_classes)
+    out = out or manifest.with_suffix(".check.csv")
+    if out.suffix.lower() not in (".csv", ".json"):
+        raise click.BadParameter(f"expected a name that ends in .csv or .json, got {out}", param_hint="--out")
+    clips = read_manifest(manifest, root)
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    with ExitStack() as stack:
+
+        def announce(total: int):
+            return stack.enter_context(progress("check", total, "clips", "found"))
+
+        try:
+            checked = check_clips(clips, Opening(clips.root, decoder, allow_truncated), workers, time_limit, classes, announce)
+        except KeyboardInterrupt:
+            click.echo("stopped; nothing was written, the same command starts over", err=True)
+            raise
+    write_findings(out, checked)
+    return _say(checked, out)
+
+
+def _classes(class_list: Path | None, num_classes: int | None) -> list[str] | None:
+    """The labels that there may be, None for any."""
+    if class_list and num_classes:
+        raise click.UsageError("--class-list and --num-classes: expected one of them, got both")
+    if num_classes:
+        return [str(k) for k in range(num_classes)]
+    return [line.strip() for line in class_list.read_text("utf-8").splitlines() if line.strip()] if class_list else None
+
+
+def _say(checked, out: Path) -> int:
+    """Counts by kind, the first few findings, and where all of them are; the exit code."""
+    from collections import Counter
+
+    for finding in checked.findings[:SHOWN]:
+        click.echo(f"{finding.clip or finding.path}: {finding.kind}: {finding.message}")
+    if len(checked.findings) > SHOWN:
+        click.echo(f"… and {len(checked.findings) - SHOWN:,} more")
+    kinds = Counter(finding.kind for finding in checked.findings)
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()) or "nothing wrong"
+    rate = checked.clips / max(checked.seconds, 1e-9)
+    click.echo(f"{checked.clips:,} clips in {checked.seconds:,.1f} s ({rate:,.1f} clips/s): {counts}; listed in {out}")
+    return 3 if checked.findings else 0
