@@ -98,6 +98,31 @@ def test_the_plain_map_at_the_cut_before_a_point_starts_a_run_through_the_module
     assert not torch.equal(found, plain(x))
 
 
+@torch.no_grad()
+def test_non_local_blocks_inserted_into_a_plain_trunk_make_the_trunk_that_has_them():
+    whole, plain = tiny("i3d_r50_nl"), tiny("i3d_r50", temporal="alternating")
+    state = whole.state_dict()
+    plain.load_state_dict({key: value for key, value in state.items() if ".non_local." not in key})
+    for point in ("res3.1", "res3.3", "res4.1", "res4.3", "res4.5"):
+        plain.insert(point, whole.get_submodule(point).non_local)
+    x = whole.prepare(frames())
+    for cut in ("res3.1", "res5"):  # up to the rounding that another memory layout brings
+        assert relative(plain(x, upto=cut), whole(x, upto=cut)) < 1e-5
+
+
+@torch.no_grad()
+def test_event_adaptive_blocks_inserted_into_a_plain_trunk_make_the_trunk_that_has_them():
+    whole, plain = tiny("ean_r50"), tiny("ean_r50", eab="none")
+    state = whole.state_dict()
+    plain.load_state_dict({key: value for key, value in state.items() if not key.startswith("eab.")})
+    for stage, block in whole.eab.items():
+        plain.insert(stage, block)
+    x = whole.prepare(frames())
+    assert relative(plain(x), whole(x)) < 1e-5
+    at = whole(x, upto="res4.5")  # before the last block, in both
+    assert relative(plain(at, start="res4"), whole(at, start="res4.5")) < 1e-5
+
+
 def test_a_point_in_the_first_block_has_no_cut_before_it():
     assert tiny("i3d_r50").before("stem.conv1") is None
 

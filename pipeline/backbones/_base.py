@@ -107,6 +107,10 @@ class Backbone(nn.Module):
 
     A point is where `insert` puts a module that maps [B,C,T,h,w] to the same shape: after a cut ("res3", "res4.4") or right
     after a convolution inside a block, before its batch norm ("res4.4.conv2"). `inserted` holds the modules by their points.
+    RSTG's and DyReg's modules come that way, and a `NonLocal` or `EventAdaptiveBlock` can, at any point of any backbone. In
+    i3d_r50_nl and ean_r50 these two are parts of the trunk instead, because they are frozen and cached with it: a map at
+    res3.1 is the one behind its non-local block, and `start` must not run that again, whereas an inserted module is what a
+    cached map has not passed yet. So too their weights keep the names that published checkpoints are read by.
 
     A subclass gives `units()`: the modules in the order in which they run. A unit has `channels` (those of its output) and
     `path` (see `size_after`) unless it is itself a `Conv` or a pool.
