@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from tiny_backbone import frames, lively, relative, tiny
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from heads.batch import Clips, Dims
 from heads.layers import masked_mean
@@ -20,79 +19,25 @@ VARIANTS = ("paper", "released")
 variants = pytest.mark.parametrize("variant", VARIANTS)
 
 
-# Sizes. MACs are those of convolutions and matrix products, which `flop_counter` sees: no BN, activation, pool or shift
-# by indexing. The paper's parameters leave E out, so the rows are without it (position="none").
+# Sizes; those that the paper reports are in published.py. Its parameters leave E out (position="none").
 
 
-def counted(module, run):
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return sum(p.numel() for p in module.parameters()), counter.get_total_flops() // 2
+def parameters(module):
+    return sum(p.numel() for p in module.parameters())
 
 
 @cache
-def trunk(variant, options, segments=8):
-    """(parameters, MACs) of the backbone at 224²."""
-    options = dict(options)
+def trunk(variant, **options):
+    """Parameters of the backbone."""
     with torch.device("meta"):
-        backbone = build_backbone("ean_r50", variant=variant, segments=segments, **options).eval()
-        x = torch.empty(1, 3, segments * (5 if options.get("lmc") else 1), 224, 224)
-        return counted(backbone, lambda: backbone(x))
+        return parameters(build_backbone("ean_r50", variant=variant, **options))
 
 
-@cache
-def classifier(variant, regions, position="none", segments=8):
-    """(parameters, MACs) of the head with 174 classes."""
+def classifier(variant, position):
+    """Parameters of the head with 174 classes."""
     with torch.device("meta"):
-        dims = Dims(segments, maps={"res5": (2048, 7, 7)})
-        head = build_head("ean", dims, 174, variant=variant, regions=regions, position=position).eval()
-        clips = Clips(maps={"res5": torch.empty(1, segments, 2048, 7, 7)})
-        return counted(head, lambda: head(clips))
-
-
-FIVE = "stem,res2,res3,res4,res5"
-FUSED = "the paper counts fusions alike; ours has the product with M, 0.31 G, only where there is an M to multiply by"
-# table, what, backbone's options, regions; paper's M and G parameters and MACs; ours; why not within 1 %
-REPORTED = [
-    ("T5", "baseline", {"eab": "none"}, "none", 24.0, 33.1, 24_043_218, 32_911_906_432, ""),
-    ("T5", "+EABs", {}, "none", 29.5, 35.3, 29_594_573, 35_186_613_718, ""),
-    ("T5", "+SOI", {"eab": "none"}, "saliency", 30.3, 33.8, 30_487_894, 33_703_061_120, ""),
-    ("T5, T1", "both", {}, "saliency", 36.0, 36.1, 36_039_249, 35_977_768_406, ""),
-    ("T6", "stages 1-5", {"eab": FIVE}, "none", 65.8, 36.2, 65_471_005, 35_983_133_014, ""),
-    ("T7", "fixed", {}, "fixed", None, 35.8, 35_378_125, 35_719_060_950, ""),
-    ("T7", "all", {}, "all", None, 36.4, 35_378_125, 37_352_254_934, "392 tokens cost 2.2 G with the head's own widths"),
-    ("T8", "S-Block", {"scales": "small", "fusion": "identity"}, "saliency", 30.9, 36.1, 31_092_782, 35_906_602_880, ""),
-    ("T8", "L-Block", {"scales": "large", "fusion": "identity"}, "saliency", 30.9, 36.1, 31_092_782, 35_906_602_880, ""),
-    ("T8, T9", "Incep-Block", {"fusion": "identity"}, "saliency", 30.9, 36.0, 30_979_322, 35_497_599_488, FUSED),
-    ("T9", "shuffle", {"fusion": "shuffle"}, "saliency", 30.9, 35.9, 30_979_322, 35_497_599_488, FUSED),
-    ("T9", "static", {"fusion": "static"}, "saliency", 30.9, 36.0, 31_065_594, 35_812_303_360, ""),
-    ("T10", "no pool", {"pool": "none"}, "saliency", 36.0, 36.1, 35_952_977, 35_663_064_534, "the paper has its 1×1×1 still"),
-    ("T10", "average", {"pool": "avg"}, "saliency", 36.0, 36.1, 36_039_249, 35_977_768_406, ""),
-    ("T10", "no ReLU", {"inter_relu": False}, "saliency", 36.0, 36.1, 36_039_249, 35_977_768_406, ""),
-    ("T10", "no dilation", {"dilation": False}, "saliency", 37.2, 37.5, 36_216_585, 36_639_903_446, "more than that changed"),
-    ("T10", "(1+1+1)D", {"factorised": True}, "saliency", 35.7, 35.7, 35_981_328, 35_765_161_718, ""),
-    ("T1", "8F with LMC", {"lmc": True}, "saliency", None, 37.0, 36_786_257, 37_146_668_502, ""),
-]
-
-
-@pytest.mark.parametrize("row", REPORTED, ids=[f"{row[0]} {row[1]}" for row in REPORTED])
-def test_the_released_network_has_the_parameters_and_macs_of_the_tables(row):
-    _, _, options, regions, paper_m, paper_g, parameters, macs, why = row
-    found = [sum(pair) for pair in zip(trunk("released", tuple(options.items())), classifier("released", regions), strict=True)]
-    assert found == [parameters, macs]
-    off = [abs(ours / (paper * 1e6) - 1) for ours, paper in ((parameters, paper_m), (macs / 1e3, paper_g)) if paper]
-    assert (max(off) > 0.01) == bool(why), off
-
-
-def test_sixteen_segments_cost_twice_and_the_ensemble_both():
-    """Table 1: 36, 72 and 108 G; with LMC 37, 74, 111, where the release's second motion branch, not in the paper, adds 0.6."""
-    eight, sixteen = (trunk("released", (), s)[1] + classifier("released", "saliency", segments=s)[1] for s in (8, 16))
-    assert sixteen == 71_935_557_326
-    assert abs(sixteen / 72e9 - 1) < 0.01
-    assert abs((eight + sixteen) / 108e9 - 1) < 0.01
-    with_code = trunk("released", (("lmc", True),), 16)[1]
-    assert with_code - trunk("released", (), 16)[1] == 2 * 1_168_900_096 + 624_590_848
-    assert trunk("paper", (("lmc", True), ("eab", "none")))[1] - trunk("paper", (("eab", "none"),))[1] == 908_787_712
+        dims = Dims(8, maps={"res5": (2048, 7, 7)})
+        return parameters(build_head("ean", dims, 174, variant=variant, position=position))
 
 
 @pytest.mark.parametrize(
@@ -104,14 +49,14 @@ def test_sixteen_segments_cost_twice_and_the_ensemble_both():
 )
 def test_parts_have_the_parameters_that_their_equations_give(variant, blocks, matrices, soi, positions, total):
     """Released: spec 5.7, less its unused BNs of 3 712. The paper's variant has 3 % more than Table 5: 1×1×1 without groups."""
-    plain, full = trunk(variant, (("eab", "none"),))[0], trunk(variant, ())[0]
+    plain, full = trunk(variant, eab="none"), trunk(variant)
     assert plain == 23_686_692
     assert full - plain == blocks
-    assert full - trunk(variant, (("fusion", "identity"),))[0] == matrices
+    assert full - trunk(variant, fusion="identity") == matrices
     fc = 2048 * 174 + 174
-    assert classifier(variant, "saliency")[0] - fc == soi
-    assert classifier(variant, "saliency", "auto")[0] - fc == soi + positions
-    assert full + classifier(variant, "saliency", "auto")[0] == total
+    assert classifier(variant, "none") - fc == soi
+    assert classifier(variant, "auto") - fc == soi + positions
+    assert full + classifier(variant, "auto") == total
 
 
 # The trunk.

@@ -348,17 +348,6 @@ def test_every_parameter_gets_a_gradient_and_one_step_is_enough(scheduler):
             assert still == spared, (scheduler, T)
 
 
-def test_the_networks_of_the_paper_have_their_parameters():
-    """SyncMNIST: 10 565 168 with the three convolutions (4 724 736), two LSTMs and the classifier; exact."""
-    dims = Dims(T=10, maps={"conv3": (512, 6, 6)})
-    options = {"variant": "released", "attention": "simple", "update": "shared", "norm": "batch", "residual": False}
-    with torch.device("meta"):
-        head = build_head("rstg", dims, 46, cut="conv3", **options).to("meta")
-        backbone = build_backbone("digit_cnn")
-        assert head(clips_of({"conv3": torch.empty(2, 10, 512, 6, 6)})).logits.shape == (2, 46)
-    assert sum(p.numel() for p in head.parameters()) + sum(p.numel() for p in backbone.parameters()) == 10_565_168
-
-
 # To a map.
 
 
