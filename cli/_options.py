@@ -59,9 +59,6 @@ device_option = click.option(
 
 def pick_device(name: str) -> str:
     """The device that `--device` names. ValueError if it asks for a GPU that is not there."""
-    import torch
+    from pipeline import cluster
 
-    there = torch.cuda.is_available()
-    if name == "cuda" and not there:
-        raise ValueError("--device cuda: expected a GPU that torch can use, found none; say --device cpu")
-    return ("cuda" if there else "cpu") if name == "auto" else name
+    return cluster.pick_device(name)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from cli._cluster import cluster_options, engine_of, sbatch_script
+from cli._interrupt import stoppable
 from cli._options import commas, device_option, pick_device, set_option, shard_numbers
 from cli._progress import progress
 
@@ -99,39 +101,56 @@ def _running(function):
 @_views
 @_networks
 @_running
+@cluster_options
+@click.option("--print-sbatch", is_flag=True, help="Print a job-array script for sbatch that does this (see --slurm, --jobs).")
 def command(**given) -> int:
     """Decode, run the frozen backbone and the source of boxes, and store the results in sharded HDF5.
 
-    Shards that are complete are left alone, so the same command resumes a run that was stopped. Clips that cannot be read are
-    recorded in their shard's statistics and the exit code is 3.
+    Shards that are complete are left alone, so the same command resumes a run that was stopped; several runs at the same time
+    share the work. Clips that cannot be read are recorded in their shard's statistics and the exit code is 3.
     """
     from pipeline.manifest import read_manifest
 
+    if given["print_sbatch"]:
+        return _print_sbatch(given)
+    engine = engine_of(given, given["cache"] / "logs")
     manifest = read_manifest(given["manifest"], given["root"])
-    config = _config(given)
-    return run(config, manifest, given["cache"], _run_options(given), given["shards"])
+    options = _run_options(given, elsewhere=engine is not None)
+    return run(_config(given), manifest, given["cache"], options, given["shards"], engine=engine)
 
 
-def run(config, manifest, cache: Path, options, shards=None, redo: bool = False) -> int:
+def _print_sbatch(given: dict) -> int:
+    from pipeline.extract import count_shards
+    from pipeline.manifest import read_manifest
+
+    for name in ("dask", "scheduler", "shards"):
+        if given[name] is not None:
+            raise click.UsageError(f"--print-sbatch and --{name.removesuffix('s')}: expected one of them; leave one out")
+    manifest = read_manifest(given["manifest"], given["root"])
+    shards = count_shards(_config(given), manifest, given["cache"], _run_options(given, elsewhere=True))
+    logs = given["cache"] / "logs"
+    logs.mkdir(parents=True, exist_ok=True)  # Slurm makes no folders, and tasks whose output has none fail without a word
+    click.echo(sbatch_script(given, shards, logs), nl=False)
+    return 0
+
+
+def run(config, manifest, cache: Path, options, shards=None, redo: bool = False, engine=None) -> int:
     """Extracts with a progress display, prints what came out and returns the exit code."""
     from contextlib import ExitStack
 
     from pipeline.extract import extract
     from pipeline.memory import keep_freed_memory
 
-    keep_freed_memory()
-    with ExitStack() as stack:
+    if engine is None:
+        keep_freed_memory()
+    with stoppable("stopped; finished shards are kept, the same command resumes"), ExitStack() as stack:
 
         def announce(todo: int, total: int):
             if todo < total:
                 click.echo(f"resuming: {total - todo:,} of {total:,} clips lie in finished shards", err=True)
             return stack.enter_context(progress("extract", todo, "clips"))
 
-        try:
-            summary = extract(config, manifest, cache, options, shards, redo, announce)
-        except KeyboardInterrupt:
-            click.echo("stopped; finished shards are kept, the same command resumes", err=True)
-            raise
+        summary = extract(config, manifest, cache, options, shards, redo, announce, engine)
     rate = summary.clips / max(summary.seconds, 1e-9)
     done = f"{summary.clips:,} clips, {summary.views:,} views in {summary.seconds:,.1f} s ({rate:.2f} clips/s)"
     click.echo(f"{cache}: {done if summary.shards else 'every shard was complete already'}")
@@ -173,19 +192,22 @@ def _config(given: dict):
     return with_settings(config, given["settings"])
 
 
-def _run_options(given: dict):
+def _run_options(given: dict, elsewhere: bool):
+    """How the work is done; `elsewhere`, each worker finds out what its machine has."""
     from pipeline.extract import RunOptions
 
-    device = pick_device(given["device"])
     return RunOptions(
-        device=device,
-        workers=default_workers(device) if given["workers"] is None else given["workers"],
-        **{key: given[key] for key in ("batch", "time_limit", "compile", "compression", "shard_bytes", "shard_size")},
+        device=given["device"] if elsewhere else pick_device(given["device"]),
+        **{
+            key: given[key] for key in ("batch", "workers", "time_limit", "compile", "compression", "shard_bytes", "shard_size")
+        },
     )
 
 
 def default_workers(device: str) -> int:
-    """On a CPU the networks want every core and one process decodes faster than they run; beside a GPU the cores are free."""
+    """Decode processes where nobody says how many; see `pipeline.extract.decoders_for`."""
     import os
 
-    return 1 if device == "cpu" else max(1, min(16, (os.cpu_count() or 2) - 1))
+    from pipeline.extract import decoders_for
+
+    return decoders_for(device, os.cpu_count() or 1)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from cli._cluster import cluster_options, engine_of
+from cli._interrupt import stoppable
 from cli._options import commas, device_option, pick_device
 from cli._progress import progress
 
@@ -19,24 +21,29 @@ from cli._progress import progress
     "--compression", default="none", type=click.Choice(["none", "lzf", "zstd"]), help="Compression of the graphs' files."
 )
 @device_option
-def command(cache: Path, which: tuple[str, ...], neighbours: int, workers: int, compression: str, device: str) -> int:
+@cluster_options
+def command(
+    cache: Path, which: tuple[str, ...], neighbours: int, workers: int, compression: str, device: str, **cluster
+) -> int:
     """Compute IoU, nearest-node and similarity graphs of every cached view.
 
     Shards whose graphs are up to date, with the same options, are left alone: so the same command resumes a run that was
-    stopped, and follows a repaired cache.
+    stopped, and follows a repaired cache. Several runs at the same time share the work.
     """
     from contextlib import ExitStack
 
     from pipeline.graphs import build_graphs
 
-    with ExitStack() as stack:
+    engine = engine_of(cluster, cache / "logs")
+    device = device if engine else pick_device(device)
+    with stoppable("stopped; finished graphs are kept, the same command resumes"), ExitStack() as stack:
 
         def announce(todo: int, total: int):
             if todo < total:
                 click.echo(f"{total - todo:,} of {total:,} views lie in shards whose graphs are up to date", err=True)
             return stack.enter_context(progress("graphs", todo, "views"))
 
-        written = build_graphs(cache, which, neighbours, workers, pick_device(device), compression, announce)
+        written = build_graphs(cache, which, neighbours, workers, device, compression, announce, engine)
     views, size = sum(record["views"] for record in written), sum(record["bytes"] for record in written)
     click.echo(f"{cache}: graphs of {views:,} views in {len(written):,} shards written, {size / 1e6:,.1f} MB")
     return 0

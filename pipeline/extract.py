@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, islice
@@ -18,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.cache import create_cache
+from pipeline.cache import create_cache, read_cache_json
 from pipeline.claims import Claim, Mark, Watch, begin, mark_of, sweep, take
 from pipeline.cluster import Engine, Here, pick_device, share_jobs
 from pipeline.compose import Advance, RunOptions, ShardComposer, ShardJob, decode_tasks, group_plans
 from pipeline.config import ExtractConfig
 from pipeline.forward import Models
-from pipeline.manifest import Manifest
+from pipeline.manifest import Manifest, shard_ranges
 from pipeline.memory import keep_freed_memory
 from pipeline.pixels import work
 from pipeline.pool import Pool
@@ -95,8 +96,11 @@ def extract(
     if not jobs:
         return summary
     extractor.advance, extractor.record = advance, _as_json(models.record())
-    try:
-        for job, record in share_jobs(extractor, jobs, engine or Here(), extractor.finished):
+    with (
+        closing(extractor),
+        closing(share_jobs(extractor, jobs, engine or Here(), extractor.finished)) as results,
+    ):
+        for job, record in results:
             failures = record["failures"] if record else read_json(done_marker(job.path))["failures"]
             summary.failures += failures
             if job.shard not in extractor.told:
@@ -107,11 +111,16 @@ def extract(
                 summary.views += record["views"]
             else:
                 summary.already += 1
-    finally:
-        extractor.close()
     sweep(plan.folder / "features", watch)
     summary.seconds = time.monotonic() - begun
     return summary
+
+
+def count_shards(config: ExtractConfig, manifest: Manifest, cache: str | Path, options: RunOptions) -> int:
+    """How many shards `extract` would make, or has planned; writes nothing."""
+    made = Path(cache) / "cache.json"
+    each = read_cache_json(made.parent)["per_shard"] if made.exists() else clips_per_shard(Models(config), options)
+    return len(shard_ranges(len(manifest.clips), each))
 
 
 @dataclass

@@ -5,6 +5,7 @@ Node (t,i) is box i of step t; its flat index is t*N+i. Nothing here is learned,
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -146,9 +147,10 @@ def build_graphs(
     sweep(maker.path / "graphs", watch)
     jobs = [GraphJob(shard, maker.cache.shards.path(shard, "graphs")) for shard in todo]
     if jobs:
-        for job, record in share_jobs(maker, jobs, engine or Here(min(workers, len(jobs))), maker.finished):
-            written += [record] if record else []
-            advance(sizes[job.shard], 0)
+        with closing(share_jobs(maker, jobs, engine or Here(min(workers, len(jobs))), maker.finished)) as results:
+            for job, record in results:
+                written += [record] if record else []
+                advance(sizes[job.shard], 0)
     sweep(maker.path / "graphs", watch)
     return sorted(written, key=lambda record: record["shard"])
 

@@ -1,0 +1,98 @@
+"""Options that say on which machines a stage runs, and what they mean."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+_FILE = click.Path(path_type=Path)
+_NOT_IN_JOBS = ("--slurm", "--jobs", "--print-sbatch")
+
+
+def cluster_options(function):
+    """--dask, --scheduler or --slurm, and what belongs to them."""
+    options = (
+        click.option("--dask", type=click.IntRange(min=1), help="Work in this many processes here, one per GPU (Dask)."),
+        click.option("--scheduler", metavar="ADDRESS", help="Work on the Dask cluster there, such as tcp://node1:8786."),
+        click.option(
+            "--slurm",
+            metavar="KEY=VALUE,…",
+            help="Work in Slurm jobs: options of sbatch, partition=gpu,gres=gpu:1,time=04:00:00.",
+        ),
+        click.option("--jobs", type=click.IntRange(min=1), help="Slurm jobs at the same time, at most.  [default: 1]"),
+        click.option("--interface", default="", help="Network by which Slurm's nodes reach this machine, such as ib0."),
+        click.option("--dashboard", default="127.0.0.1:8787", help="Where Dask's dashboard listens; :8787 is every network."),
+        click.option(
+            "--tls-ca", type=_FILE, help="Certificate authority (PEM) of all connections; with --tls-cert, --tls-key."
+        ),
+        click.option("--tls-cert", type=_FILE, help="Certificate (PEM) of scheduler, workers and this client."),
+        click.option("--tls-key", type=_FILE, help="Its private key (PEM)."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def engine_of(given: dict, logs: Path):
+    """The engine that the options name, or None for this process; logs: folder for what Slurm jobs print."""
+    named = [name for name in ("dask", "scheduler", "slurm") if given[name] is not None]
+    if len(named) > 1:
+        raise click.UsageError(f"--{named[0]} and --{named[1]}: expected one place to work at; leave one out")
+    tls = _tls(given, named)
+    if given["jobs"] and named != ["slurm"]:
+        raise click.UsageError("--jobs: expected it with --slurm; --dask says how many processes work here")
+    if not named:
+        return None
+    from pipeline.cluster import Dask
+    from pipeline.slurm import parse_options
+
+    return Dask(
+        workers=given["dask"] or given["jobs"] or 1,
+        scheduler=given["scheduler"] or "",
+        slurm=None if given["slurm"] is None else parse_options(given["slurm"]),
+        dashboard=given["dashboard"],
+        interface=given["interface"],
+        tls=tls,
+        logs=str(logs),
+        say=lambda line: click.echo(line, err=True),
+    )
+
+
+def _tls(given: dict, named: list[str]):
+    files = [given[f"tls_{part}"] for part in ("ca", "cert", "key")]
+    if not any(files):
+        return None
+    if not all(files) or not named:
+        raise click.UsageError("--tls-ca, --tls-cert, --tls-key: expected all three, with --dask, --scheduler or --slurm")
+    from pipeline.cluster import Tls
+
+    return Tls(*files)
+
+
+def sbatch_script(given: dict, shards: int, logs: Path) -> str:
+    """The job array that does what this command line would do; see `pipeline.slurm.array_script`."""
+    import os
+
+    from pipeline.slurm import array_script, parse_options
+
+    program = Path(sys.executable).with_name("vidgraph")
+    command = [str(program)] if program.exists() else [sys.executable, "-m", "cli"]
+    options = parse_options(given["slurm"] or "")
+    return array_script(
+        [*command, *without(sys.argv[1:], _NOT_IN_JOBS)], shards, options, given["jobs"] or 0, os.getcwd(), str(logs)
+    )
+
+
+def without(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
+    """A command line without some of its options and their values; --print-sbatch has none."""
+    kept, skip = [], False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if skip:
+            skip = False
+        elif name in names:
+            skip = not equals and name != "--print-sbatch"
+        else:
+            kept.append(argument)
+    return kept

@@ -1,0 +1,65 @@
+"""Ctrl-C and SIGTERM (a batch system's, at the end of a job's time) end a run within seconds, whatever it is doing."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+GRACE = 7.0  # seconds for what is under way to end by itself; a batch system kills after 30, a person loses patience earlier
+
+
+@contextmanager
+def stoppable(resume: str) -> Iterator[None]:
+    """Within it both signals raise KeyboardInterrupt; `resume` says to a person what is kept and how to go on.
+
+    Python only hears of a signal between two of its own instructions, and a forward pass or a full disk may take long: so a
+    thread hears of it too, and ends the process after GRACE seconds, or at the second Ctrl-C. Only for the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ended, (out, into) = threading.Event(), os.pipe()
+    os.set_blocking(into, False)
+
+    def watch() -> None:
+        heard = 0
+        while os.read(out, 1):
+            heard += 1
+            timer = threading.Timer(GRACE if heard == 1 else 0, _end, (ended, resume))
+            timer.daemon = True
+            timer.start()
+        os.close(out)
+
+    def interrupt(_number, _frame) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    wakeup = signal.set_wakeup_fd(into, warn_on_full_buffer=False)
+    threading.Thread(target=watch, name="interrupt", daemon=True).start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(resume, err=True)
+        raise
+    finally:
+        ended.set()
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(into)  # ends the thread
+
+
+def _end(ended: threading.Event, resume: str) -> None:
+    """Ends the process without waiting for anything; nothing that was half written stays."""
+    if ended.is_set():
+        return
+    from pipeline.claims import give_up
+
+    giving_up = threading.Thread(target=give_up, daemon=True)  # a file system that hangs must not keep us
+    giving_up.start()
+    giving_up.join(1)
+    os.write(2, f"{resume}\ninterrupted\n".encode())
+    os._exit(130)
