@@ -9,9 +9,15 @@ from cli._progress import progress
 
 @click.command("verify")
 @click.option("--cache", required=True, type=click.Path(path_type=Path), help="The cache to check.")
-@click.option("--workers", default=1, help="Processes that read; 0: this one, which a damaged file might crash.")
+@click.option(
+    "--workers",
+    default=1,
+    type=click.IntRange(min=0),
+    help="Processes that read; 0: this one, which a damaged file might crash.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead.")
-def command(cache: Path, workers: int, as_json: bool) -> int:
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the report as JSON to this file, too.")
+def command(cache: Path, workers: int, as_json: bool, report: Path | None) -> int:
     """Check every byte of a cache.
 
     Hashes, checksums, shapes, row order, NaN, ranges, failed clips, missing shards, stale graphs, leftovers of stopped runs.
@@ -28,19 +34,21 @@ def command(cache: Path, workers: int, as_json: bool) -> int:
             advance = stack.enter_context(progress("verify", round(total / 1e6), "MB", "found"))
             return lambda done, found: advance(round(done / 1e6), found)
 
-        report = inspect(cache, workers, announce)
+        found = inspect(cache, workers, announce)
+    if report:
+        report.write_text(_as_json(cache, found) + "\n", encoding="utf-8")
     if as_json:
-        _print_json(cache, report)
+        click.echo(_as_json(cache, found))
     else:
-        _print_table(cache, report)
-    return 3 if report.findings else 0
+        _print_table(cache, found)
+    return 3 if found.findings else 0
 
 
-def _print_json(cache: Path, report) -> None:
+def _as_json(cache: Path, report) -> str:
     import json
     from dataclasses import asdict
 
-    click.echo(json.dumps({"cache": str(cache), **asdict(report)}, indent=1, ensure_ascii=False))
+    return json.dumps({"cache": str(cache), **asdict(report)}, indent=1, ensure_ascii=False)
 
 
 def _print_table(cache: Path, report) -> None:

@@ -4,7 +4,8 @@ Read through HDF5 a view would be copied twice and take its global lock; this wa
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,6 +64,7 @@ class ShardFile:
         if record["compression"] == "zstd":
             import hdf5plugin  # noqa: F401  (registers the filter)
         self.path, self.record = path, record
+        self._held: h5py.File | None = None
         self._layouts: dict[tuple[str, str], Layout] = {}
         self.release()
 
@@ -81,8 +83,20 @@ class ShardFile:
             self._descriptor = descriptor
         return descriptor
 
-    def _open(self) -> h5py.File:
+    def _open_anew(self) -> h5py.File:
         return h5py.File(self.path, "r", locking=False)  # a finished file never changes, and some file systems refuse locks
+
+    def _open(self) -> AbstractContextManager[h5py.File]:
+        return nullcontext(self._held) if self._held else self._open_anew()
+
+    @contextmanager
+    def kept_open(self) -> Iterator[None]:
+        """For one that asks for most of the tables: HDF5 opens the file once, not for every answer. OSError if it cannot."""
+        with self._open_anew() as self._held:
+            try:
+                yield
+            finally:
+                self._held = None
 
     def layout(self, group: str, field: str) -> Layout:
         """Where the rows of a field lie."""
@@ -114,8 +128,8 @@ class ShardFile:
                 raise Damaged(f"{self.path}: ends within {field} of {group}; run `vidgraph verify`")
 
     def _unpack(self, group: str, field: str, rows: Sequence[int], outs: Sequence[np.ndarray]) -> None:
-        self._file = file = self._file or self._open()
-        dataset = file[group][field]
+        self._file = self._file or self._open_anew()
+        dataset = self._file[group][field]
         for row, out in zip(rows, outs, strict=True):
             out[...] = dataset[row]
 

@@ -28,12 +28,15 @@ class GoodViews:
         self.rows: dict[str, set[int]] = {group: set() for group in plans}
         with suppress(*UNREADABLE):
             self._file = ShardFile(path, record_of(path))
-            if self._file.attrs() == {"format": FORMAT, **attrs}:
-                absent = _absent(path)
-                for group, plan in plans.items():
-                    with suppress(*UNREADABLE):  # what is wrong with one group says nothing of the other
-                        self.rows[group] = self._good_rows(group, plan) - absent.get(group, set())
+            with self._file.kept_open():
+                self._look(attrs, plans, _absent(path))
             self._file.release()
+
+    def _look(self, attrs: Mapping, plans: Mapping[str, GroupPlan], absent: Mapping[str, set[int]]) -> None:
+        if self._file.attrs() == {"format": FORMAT, **attrs}:
+            for group, plan in plans.items():
+                with suppress(*UNREADABLE):  # what is wrong with one group says nothing of the other
+                    self.rows[group] = self._good_rows(group, plan) - absent.get(group, set())
 
     def _good_rows(self, group: str, plan: GroupPlan) -> set[int]:
         clips, views, ok = self._file.keys(group)

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,15 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.cache import STAGES, made_from
+from pipeline.claims import look
 from pipeline.folder import Shards, read_cache_json, read_manifest_copy
 from pipeline.manifest import ManifestError
 from pipeline.pool import Pool, WorkerDied
-from pipeline.sealed import Damaged, done_marker, read_json, sha256_of
+from pipeline.sealed import Damaged, done_marker, read_json, sha256_of, writer_lives
 from pipeline.shardfile import UNREADABLE, ShardFile, Stored
 from pipeline.tensors import FORMAT, ROW_KEYS
 from pipeline.values import wrong_values
 
-REDO = {"features": "run `vidgraph repair --cache {cache}`", "graphs": "run `vidgraph graphs --cache {cache}`"}
+REPAIR, GRAPHS = "run `vidgraph repair --cache {cache}`", "run `vidgraph graphs --cache {cache}`"
+SUFFIXES = (".h5", ".json")  # of a shard's two files
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def inspect(path: str | Path, workers: int = 0, announce: Callable[[int], Advanc
 def _or_died(result: object, plan: Shards, stage: str, shard: int) -> tuple[list[Finding], int]:
     if isinstance(result, WorkerDied):
         what = f"reading it ended the process ({result})"
-        return [Finding(str(plan.path(shard, stage)), what, _redo(plan, stage), stage, (shard,))], 0
+        return [Finding(str(plan.path(shard, stage)), what, REPAIR.format(cache=plan.folder), stage, (shard,))], 0
     if isinstance(result, Exception):
         raise result
     return result
@@ -113,10 +114,6 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _redo(plan: Shards, stage: str) -> str:
-    return REDO[stage].format(cache=plan.folder)
-
-
 def _missing(plan: Shards, jobs: Sequence[tuple[str, int]]) -> Iterator[Finding]:
     """Shards that are not complete; graphs only where some were made."""
     done = {stage: {shard for s, shard in jobs if s == stage} for stage in STAGES}
@@ -124,16 +121,30 @@ def _missing(plan: Shards, jobs: Sequence[tuple[str, int]]) -> Iterator[Finding]
     for stage, shards in expected.items():
         if lost := sorted(shards - done[stage]):
             what = f"{len(lost):,} of {len(shards):,} shards are missing: {_ranges(lost)}"
-            yield Finding(str(plan.folder / stage), what, _redo(plan, stage), stage, tuple(lost))
+            fix = (GRAPHS if stage == "graphs" else REPAIR).format(cache=plan.folder)
+            yield Finding(str(plan.folder / stage), what, fix, stage, tuple(lost))
 
 
 def _strangers(plan: Shards) -> Iterator[Finding]:
-    """Files that belong to no complete shard: what a stopped run left, and shards beyond the plan."""
-    for path in sorted(p for folder in (".", *STAGES) for p in (plan.folder / folder).glob("*") if p.is_file()):
-        if path.name.endswith(".part"):
-            yield Finding(str(path), "left by a run that was stopped", "delete it, if no run is writing to this cache")
-        elif path.parent != plan.folder and (not path.stem.isdigit() or int(path.stem) >= len(plan)):
+    """Files that belong to no complete shard: what a stopped run left, and shards beyond the plan. Not those of a live run."""
+    for path in sorted(p for folder in (".", *STAGES) for p in (plan.folder / folder).glob("*")):
+        if path.suffix in (".part", ".claim"):
+            if not _in_use(path):
+                yield Finding(str(path), "left by a run that was stopped", "delete it, if no run is writing to this cache")
+        elif path.parent != plan.folder and not _planned(path, len(plan)):
             yield Finding(str(path), "not part of this cache's plan", "move it elsewhere")
+
+
+def _in_use(path: Path) -> bool:
+    """Whether a claim or a part file is, or may be, a live run's."""
+    if path.suffix == ".part":
+        return writer_lives(path) is True
+    seen = look(path)
+    return seen is not None and not seen.dead
+
+
+def _planned(path: Path, shards: int) -> bool:
+    return path.stem.isdecimal() and int(path.stem) < shards and path.name in (f"{int(path.stem):05d}{s}" for s in SUFFIXES)
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -164,8 +175,12 @@ class ShardChecker:
 
     def __call__(self, job: tuple[str, int]) -> tuple[list[Finding], int]:
         check = _Check(self.plan, *job)
-        with suppress(_Hopeless):
+        try:
             check.run()
+        except _Hopeless:
+            pass
+        except (KeyError, TypeError, IndexError, AttributeError) as error:  # sealed, yet not by our writer
+            check.say(f"its statistics are not what they should be ({type(error).__name__}: {error})")
         return check.findings, check.views
 
 
@@ -181,8 +196,8 @@ class _Check:
         self.findings: list[Finding] = []
         self.views = 0
 
-    def say(self, what: str, where: str = "", path: Path | None = None) -> None:
-        fix = _redo(self.plan, self.stage)
+    def say(self, what: str, where: str = "", path: Path | None = None, fix: str = REPAIR) -> None:
+        fix = fix.format(cache=self.plan.folder)
         self.findings.append(Finding(f"{path or self.path}{where}", what, fix, self.stage, (self.shard,)))
 
     def run(self) -> None:
@@ -192,8 +207,10 @@ class _Check:
         before = len(self.findings)
         with ThreadPoolExecutor(1) as other:
             digest = other.submit(sha256_of, self.path)
+            file = ShardFile(self.path, record)
             try:
-                self._contents(record)
+                with file.kept_open():
+                    self._contents(file, record)
             except UNREADABLE as error:
                 self.say(f"HDF5 cannot read all of it ({' '.join(str(error).split())})")
             inside = self.findings[before:]
@@ -201,8 +218,7 @@ class _Check:
             self._digest(digest, record)
             self.findings += inside
 
-    def _contents(self, record: dict) -> None:
-        file = ShardFile(self.path, record)
+    def _contents(self, file: ShardFile, record: dict) -> None:
         described, attrs = file.describe(), file.attrs()
         if attrs != record["attrs"]:
             self.say(f"its attributes are {attrs}, its statistics say {record['attrs']}")
@@ -242,7 +258,7 @@ class _Check:
         except (Damaged, OSError):
             return  # said of the features
         if not made_from(record, features):
-            self.say("stale: its features were written again since")
+            self.say("stale: its features were written again since", fix=GRAPHS)
 
     def _size(self, record: dict) -> None:
         if not self.path.is_file():

@@ -1,5 +1,8 @@
+import errno
 import json
+import os
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -8,11 +11,12 @@ from click.testing import CliRunner
 from small_cache import make_cache, tensors_of, write_shard
 
 from pipeline.cache import Cache, CacheError
+from pipeline.claims import machine, take
 from pipeline.graphs import build_graphs
-from pipeline.sealed import read_json, sha256_of, write_json
+from pipeline.sealed import part_of, read_json, sha256_of, write_json
 from pipeline.shardfile import ShardFile
 from pipeline.values import wrong_values
-from pipeline.verify import shards_to_repair, verify
+from pipeline.verify import ShardChecker, shards_to_repair, verify
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +88,7 @@ FILES = (
 def test_any_flipped_bit_is_found(cache, name):
     whole = (cache / name).read_bytes()
     rng = np.random.default_rng(len(whole))
-    for bit in rng.integers(0, len(whole) * 8, 8).tolist():
+    for bit in rng.integers(0, len(whole) * 8, 5).tolist():
         wrong = bytearray(whole)
         wrong[bit // 8] ^= 1 << bit % 8
         (cache / name).write_bytes(wrong)
@@ -96,6 +100,30 @@ def test_any_flipped_bit_is_found(cache, name):
             assert {shard for finding in findings for shard in finding.shards} == {int(stem[-1])}
     (cache / name).write_bytes(whole)
     assert verify(cache) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compression", ["none", "lzf", "zstd"])
+def test_a_thousand_random_flips_are_found(tmp_path, compression, monkeypatch):
+    """Anywhere in the files of all shards, a file as often as it is large; 334 for each way of packing them."""
+    monkeypatch.setattr("pipeline.shards.SMALL", 16)
+    path = make_cache(tmp_path, compression=compression)
+    build_graphs(path, neighbours=3, compression=compression)
+    files = [file for stage in ("features", "graphs") for file in sorted((path / stage).iterdir())]
+    sizes = np.array([file.stat().st_size for file in files])
+    check, rng = ShardChecker(path), np.random.default_rng(0)
+    for place in rng.integers(0, 8 * sizes.sum(), 334).tolist():
+        at = int(np.searchsorted(8 * sizes.cumsum(), place, side="right"))
+        whole, bit = files[at].read_bytes(), place - 8 * int(sizes[:at].sum())
+        wrong = bytearray(whole)
+        wrong[bit // 8] ^= 1 << bit % 8
+        files[at].write_bytes(wrong)
+        stage, shard = files[at].parent.name, int(files[at].stem)
+        findings, _ = check((stage, shard))
+        assert findings, f"{files[at]} bit {bit}"
+        assert {(finding.stage, finding.shards) for finding in findings} == {(stage, (shard,))}
+        files[at].write_bytes(whole)
+    assert verify(path) == []
 
 
 @pytest.mark.parametrize("compression", ["none", "lzf"])
@@ -141,11 +169,67 @@ def test_a_cache_without_graphs_lacks_nothing(cache):
 def test_what_a_stopped_run_left_is_found(cache):
     (cache / "features/00001.h5.host-17.part").touch()
     (cache / "features/00099.h5").touch()
+    (cache / "graphs/0.h5").touch()
     assert said(verify(cache)) == [
         f"{cache}/features/00001.h5.host-17.part: left by a run that was stopped",
         f"{cache}/features/00099.h5: not part of this cache's plan",
+        f"{cache}/graphs/0.h5: not part of this cache's plan",
     ]
     assert shards_to_repair(cache) == []
+
+
+def test_what_a_live_run_is_writing_is_no_finding(cache):
+    plan = Cache(cache).shards
+    with take(plan.path(1)) as claim:
+        part_of(plan.path(1), claim.name).touch()
+        assert verify(cache) == []
+    (cache / "features/00001.claim").write_text(dead_claim())
+    assert f"{cache}/features/00001.claim: left by a run that was stopped" in said(verify(cache))
+
+
+def dead_claim() -> str:
+    """A claim of a process of this machine that has ended."""
+    owner = {"claim": "a", "machine": machine(), "pid": os.getpid(), "start": "before this one"}
+    return json.dumps(owner) + "\n" + "0" * 20
+
+
+@pytest.mark.parametrize("name", ["features/00001.h5", "features/00001.json", "graphs/00001.h5", "graphs/00001.json"])
+def test_a_file_that_cannot_be_read_is_found(cache, name, monkeypatch):
+    """As a disk says it of a bad sector: an error from `read`, for this file alone."""
+    bad = (cache / name).stat().st_ino
+    real = {call: getattr(os, call) for call in ("preadv", "open")}
+
+    def reading(file, *rest):
+        if isinstance(file, int) and os.fstat(file).st_ino == bad:
+            raise OSError(errno.EIO, "Input/output error")
+        return real["preadv"](file, *rest)
+
+    def opening(path, *rest, **more):
+        if Path(path).exists() and os.stat(path).st_ino == bad:
+            raise OSError(errno.EIO, "Input/output error")
+        return open(path, *rest, **more)
+
+    monkeypatch.setattr(os, "preadv", reading)
+    monkeypatch.setattr("pipeline.sealed.open", opening, raising=False)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opening(path, "rb").read())
+    findings = verify(cache)
+    assert any("Input/output error" in finding.what for finding in findings)
+    assert {shard for finding in findings for shard in finding.shards} == {1}
+    assert {finding.stage for finding in findings} <= {name.split("/")[0]}
+
+
+@pytest.mark.parametrize("name", ["features/00001.h5", "features/00001.json"])
+def test_a_folder_in_the_place_of_a_file_is_found(cache, name):
+    (cache / name).unlink()
+    (cache / name).mkdir()
+    assert shards_to_repair(cache) == [1]
+
+
+@pytest.mark.parametrize("key", ["attrs", "bytes", "sha256", "groups"])
+def test_statistics_that_another_program_wrote_are_found(cache, key):
+    reseal(cache / "features/00001.h5", lambda record: record.pop(key))
+    assert any(key in finding.what for finding in verify(cache))
+    assert shards_to_repair(cache) == [1]
 
 
 def test_stale_graphs_are_found(cache):
@@ -289,6 +373,9 @@ def test_the_command_tells_what_to_do_and_exits_with_3(tmp_path):
     assert read["findings"][0]["shards"] == [0]
     assert read["shards"] == {"features": 3, "graphs": 0}
     assert read["views"] == {"features": 18, "graphs": 0}
+    file = tmp_path / "report.json"
+    CliRunner().invoke(command, ["--cache", str(path), "--workers", "0", "--report", str(file)], standalone_mode=False)
+    assert json.loads(file.read_text())["findings"] == read["findings"]
 
 
 def test_the_command_exits_with_0_when_nothing_is_wrong(cache):
