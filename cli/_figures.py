@@ -5,14 +5,17 @@ from collections.abc import Mapping
 NAMES = {"top1": "top-1 %", "top5": "top-5 %", "map": "mAP %", "class_mean": "class mean %", "loss": "loss"}
 
 
-def print_figures(title: str, metrics: Mapping[str, Mapping[str, float]]) -> None:
-    """One row per split; fractions are shown in percent, the loss as it is, a split without labels as such."""
+def print_figures(title: str, metrics: Mapping[str, Mapping[str, float]], rows: str = "split") -> None:
+    """One row per split, or whatever `rows` names.
+
+    Fractions are shown in percent, the loss as it is, a split without labels as such.
+    """
     from rich.console import Console
     from rich.table import Table
 
     columns = [name for name in NAMES if any(name in found for found in metrics.values())]
     table = Table(title=title, title_justify="left")
-    table.add_column("split")
+    table.add_column(rows)
     for name in columns:
         table.add_column(NAMES[name], justify="right")
     for split, found in metrics.items():

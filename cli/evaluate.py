@@ -8,7 +8,7 @@ from cli._options import device_option
 
 
 @click.command("evaluate")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
 @click.option("--cache", type=click.Path(path_type=Path), help="The cache to evaluate on.  [default: the run's]")
 @click.option("--manifest", type=click.Path(path_type=Path), help="Labels and splits.  [default: the cache's copy]")
 @click.option("--split", default="test", type=click.Choice(["train", "val", "test"]), help="Which clips, by their test views.")
@@ -23,8 +23,40 @@ from cli._options import device_option
 )
 @device_option
 @click.option("--precision", default="fp32", type=click.Choice(["fp32", "bf16", "fp16"]), help="Arithmetic of the head.")
-def command(run, cache, manifest, split, checkpoint, aggregate, scores, device, precision) -> int:
-    """Evaluate the checkpoint in the folder RUN; predictions and figures are written there."""
+@click.option("--ensemble", is_flag=True, help="Sum the scores that the RUNs predicted before, in place of evaluating them.")
+@click.option("--into", type=click.Path(path_type=Path), help="With --ensemble: a folder for the sums and their figures.")
+def command(runs, cache, manifest, split, checkpoint, aggregate, scores, device, precision, ensemble, into) -> int:
+    """Evaluate the checkpoint in the folder RUN, or in each of several; predictions and figures are written there.
+
+    With --ensemble the runs count as one: for every video their scores are summed, from the predictions that evaluating
+    each has left in its folder. `vidgraph evaluate runs/ean8 runs/ean16 --ensemble` is EAN's of 8 and 16 frames.
+    """
+    settings = {name: value for name, value in (("aggregate", aggregate), ("scores", scores)) if value}
+    if ensemble:
+        given = {"--cache": cache, "--manifest": manifest, "--checkpoint": checkpoint}
+        if wrong := next((option for option, value in given.items() if value), None):
+            raise click.UsageError(f"{wrong} says nothing about an ensemble: it sums stored predictions")
+        return _ensemble(runs, split, settings, into)
+    if into is not None:
+        raise click.UsageError("--into belongs to --ensemble; an evaluation writes to the run's folder")
+    for run in runs:
+        _evaluate(run, cache, manifest, split, checkpoint, settings, device, precision)
+    return 0
+
+
+def _ensemble(runs, split, settings, into) -> int:
+    from cli._figures import print_figures
+    from heads.ensemble import ensemble, scores_of_run
+
+    total = ensemble(runs, split, settings)
+    if into is not None:
+        total.save(into, split)
+    rows = {str(run): scores_of_run(run, split, settings).figures for run in runs}
+    print_figures(f"split {split}, sum of scores", {**rows, "ensemble": total.figures}, "run")
+    return 0
+
+
+def _evaluate(run, cache, manifest, split, checkpoint, settings, device, precision) -> None:
     from cli._figures import print_figures
     from heads.evaluate import evaluate
     from heads.runs import read_json
@@ -38,11 +70,10 @@ def command(run, cache, manifest, split, checkpoint, aggregate, scores, device, 
         Cache(cache or read_json(run / "run.json")["cache"]),
         split,
         checkpoint=checkpoint or "",
-        settings={name: value for name, value in (("aggregate", aggregate), ("scores", scores)) if value},
+        settings=settings,
         device=device,
         precision=precision,
         manifest=read_manifest(manifest) if manifest else None,
         say=click.echo,
     )
     print_figures(str(run), {split: found})
-    return 0

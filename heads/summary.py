@@ -11,7 +11,7 @@ from heads import runs
 from heads.batch import Dims, dims_from
 from heads.counting import Counted, count_backbone, count_head, dims_on
 from heads.data import cache_dims, find_classes
-from heads.recipe import Data, read_recipe, recipe_from, recipe_names
+from heads.recipe import Data, HeadChoice, Recipe, read_recipe, recipe_from, recipe_names
 from heads.zoo import head_names, head_options, nearest
 from pipeline.backbones import backbone_names
 from pipeline.cache import Cache
@@ -25,11 +25,11 @@ OF_CACHES = {"classes"}
 
 def count_named(name: str, settings: Mapping[str, Any], *, cache: Path | None = None, **given: Any) -> Counted:
     """Counts what `name` stands for: a backbone, else a head, else a run folder, else a recipe.
-
-    `settings`: options of the backbone or head, keys of a recipe; "backbone_options.KEY" are those of the backbone that a head
-    reads, and of the part of it that a head continues. `given`: frames (32), size ((224, 224)), upto, backbone ("i3d_r50"),
-    nodes (10), classes (174, or those of the cache's manifest); not all of them belong to everything, and one that does not is
-    refused. ValueError for it, and for a name that stands for nothing.
+    A recipe's head is that of its last phase. `settings`: options of the backbone or head, keys of a recipe;
+    "backbone_options.KEY" are those of the backbone that a head reads, and of the part of it that a head continues. `given`:
+    frames (32), size ((224, 224)), upto, backbone ("i3d_r50"), nodes (10), classes (174, or those of the cache's manifest); not
+    all of them belong to everything, and one that does not is refused. ValueError for it, and for a name that stands for
+    nothing.
     """
     if name in backbone_names():
         _refuse(name, "a backbone", given, OF_BACKBONES, cache)
@@ -37,7 +37,7 @@ def count_named(name: str, settings: Mapping[str, Any], *, cache: Path | None = 
     if name not in head_names() and Path(name).is_dir():
         _refuse(name, "a run folder, whose sizes are known", given | dict.fromkeys(settings), set(), cache)
         about = runs.read_json(Path(name) / "run.json")
-        head = recipe_from(about["recipe"], name).head
+        head = _last_phase(recipe_from(about["recipe"], name))
         return count_head(head.name, dims_from(about["dims"]), len(about["classes"]), head.options)
     lower = {key.removeprefix(LOWER): value for key, value in settings.items() if key.startswith(LOWER)}
     own = {key: value for key, value in settings.items() if not key.startswith(LOWER)}
@@ -48,11 +48,17 @@ def count_named(name: str, settings: Mapping[str, Any], *, cache: Path | None = 
             known = {*backbone_names(), *head_names(), *recipe_names()}
             raise ValueError(f"{name!r} is no backbone, head, run folder or recipe: {nearest(name, known)}")
         recipe = read_recipe(name, own)
-        head, options, data = recipe.head.name, recipe.head.options, recipe.data
+        choice = _last_phase(recipe)
+        head, options, data = choice.name, choice.options, recipe.data
     if options.get("backbone") and lower:
         options = {**options, "backbone_options": {**options.get("backbone_options", {}), **lower}}
     dims, classes = _views(head, options, lower, data, cache, given)
     return count_head(head, dims, classes, options)
+
+
+def _last_phase(recipe: Recipe) -> HeadChoice:
+    """The head that a recipe ends with."""
+    return recipe.of(recipe.all_phases[-1]).head
 
 
 def _views(head: str, options: dict, lower: dict, data: Data, cache: Path | None, given: dict) -> tuple[Dims, int]:

@@ -11,7 +11,7 @@ from torch import nn
 from heads.batch import Clips, Dims
 from heads.layers import masked_mean
 from heads.zoo import build_head
-from heads.zoo.ean import RowNorm, coverage, ensemble, tiles
+from heads.zoo.ean import RowNorm, coverage, tiles
 from pipeline.backbones import build_backbone
 from pipeline.backbones._ean import Design, EventAdaptiveBlock, MotionExcitation, Shift, fuse, shuffled, thirds
 
@@ -577,13 +577,6 @@ def test_every_parameter_moves_within_three_steps_but_the_biases_that_a_norm_rem
     ]
     biases += {"paper": [f"saliency.layers.{i}.bias" for i in (0, 3, 6)], "released": ["saliency.layers.9.bias"]}[variant]
     assert still == {f"objects.{name}" for name in biases}
-
-
-def test_the_ensemble_is_the_sum_of_the_scores():
-    a, b = noise(2, 5), noise(2, 5, seed=1)
-    assert torch.equal(ensemble(a, b), a + b)
-    with pytest.raises(ValueError, match="of one shape from each model"):
-        ensemble(a, b[:1])
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from heads.batch import Clips, Dims, HeadOutput
 from heads.layers import grid_mean, masked_mean, masked_softmax, row_normalise
 from heads.upper import Continued, continued
+from heads.variants import one_of
 
 NO_OPTIONS: dict = {}
 REGIONS = ("saliency", "fixed", "all", "boxes", "none")
@@ -211,13 +212,6 @@ class EAN(nn.Module):
         return HeadOutput(self.fc(self.drop(v)), maps={k: m.detach() for k, m in maps.items()} if want_maps else {})
 
 
-def ensemble(*scores: Tensor) -> Tensor:
-    """The paper's 8+16 ensemble: the sum of the score vectors [B,K] of models that saw the same views. ValueError if none."""
-    if not scores or any(other.shape != scores[0].shape for other in scores):
-        raise ValueError(f"expected scores [B,K] of one shape from each model, got {[list(other.shape) for other in scores]}")
-    return torch.stack(scores).sum(0)
-
-
 def build(
     dims: Dims,
     num_classes: int,
@@ -247,8 +241,7 @@ def build(
         ("regions", regions, REGIONS),
         ("position", position, POSITIONS),
     ):
-        if value not in choices:
-            raise ValueError(f"head ean, option {option}: expected one of {', '.join(choices)}, got {value!r}")
+        one_of("ean", option, value, choices)
     if objects < 1 or width < 1:
         raise ValueError(f"head ean: expected objects and width of at least 1, got objects={objects}, width={width}")
     dims.require("ean", cut, *(("boxes", "valid") if regions == "boxes" else ()))
