@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 RESIDENT = ("auto", "gpu", "ram", "disk")
 BLOCK = 1 << 28  # bytes per read while fields are loaded: bounds the memory beside the destination
 SAMPLE = 1 << 30  # bytes that are looked at before training starts where rows are not loaded
+SMALL = 1 << 22  # bytes of a batch in memory that is gathered sooner than a thread would be woken
 AHEAD = 2  # batches that are prepared while one is used
 
 Tensors = dict[str, Tensor]
@@ -109,13 +110,13 @@ class Store:
 
     def batches(self, rows: np.ndarray, size: int) -> Iterator[tuple[Tensors, slice]]:
         """Consecutive batches of `rows` on the device, floats as float32, each with its place in `rows`; the last may be
-        smaller. A thread prepares the next ones while the caller works, unless they are on the device."""
+        smaller. A thread prepares the next ones while the caller works, unless they are small, or on the device."""
         places = [slice(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
 
         def ready(place: slice) -> Tensors:
             return {name: _moved(tensor, self.device) for name, tensor in self.batch(rows[place]).items()}
 
-        if self.resident == "gpu":
+        if self.resident == "gpu" or (self.resident == "ram" and size * self.row_bytes < SMALL):
             yield from ((ready(place), place) for place in places)
             return
         with ThreadPoolExecutor(1) as reader:
