@@ -13,7 +13,7 @@ from heads import runs
 from heads.evaluate import evaluate
 from heads.learner import Learner, LossNotFinite
 from heads.members import Failure, Member, Result
-from heads.recipe import recipe_from
+from heads.recipe import read_recipe, recipe_from
 from heads.store import Share, Store, shared_pass
 from heads.train import run_members
 from pipeline.cache import Cache
@@ -258,6 +258,27 @@ def test_weights_of_another_shape_are_refused(cache, tmp_path):
     phases = [phase("one", 1, {"name": "roi_pool"}), phase("two", 1, None, "previous")]
     with pytest.raises(ValueError, match=r"fc.weight has the shape \[3, 8\], in .*one.pt \[3, 4\]"):
         run(recipe("strg", phases=phases), cache, tmp_path)
+
+
+def test_the_structures_that_gos_searched_are_what_it_ends_with(tmp_path):
+    """The recipe of its Table 1, smaller: the discrete phase trains the operations and leaves the structure alone."""
+    cache = Tiny(fields=("res5", "boxes", "scores", "valid", "grid")).write(tmp_path)
+    small = {"phases.search.train.epochs": 2, "phases.discrete.train.epochs": 2, "head.width": 8, "head.roi_size": 2}
+    rates = {f"phases.{name}.train.batch": 3 for name in ("search", "discrete")}
+    chosen = read_recipe("gos_table1", {**small, **rates, "phases.search.train.alternate.lr": 0.1})
+    result = run(chosen, cache, tmp_path / "runs")
+    assert (result.phase, result.epochs) == ("discrete", 4)
+    search, discrete = (weights(tmp_path / "runs", name) for name in ("search", "discrete"))
+    assert {name for name in search if search[name].equal(discrete[name])} >= {"structure.alpha.weight", "structure.alpha.bias"}
+    assert search["structure.alpha.weight"].abs().max() > 0  # at first they are 0
+    assert not search["fc.weight"].equal(discrete["fc.weight"])
+    transfer = read_recipe("gos_supp_table6_transfer", {k: v for k, v in {**small, **rates}.items() if "search" not in k})
+    with pytest.raises(ValueError, match=r"starts from phase backbone, .*vidgraph finetune .*--start"):
+        run(transfer, cache, tmp_path / "none")
+    run(transfer, cache, tmp_path / "other", start=tmp_path / "runs" / "search.pt")
+    other = weights(tmp_path / "other", "discrete")
+    assert other["structure.alpha.weight"].equal(search["structure.alpha.weight"])
+    assert not other["fc.weight"].equal(discrete["fc.weight"])
 
 
 def test_phases_teach_a_later_one_and_a_run_in_another_folder_can(tmp_path):

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 from heads.batch import Dims
 from heads.recipe import FOLDER, read_recipe, recipe_from, recipe_names, to_toml
@@ -10,7 +11,10 @@ from heads.training import Training
 from heads.zoo import build_head
 
 MINIMAL = '[head]\nname = "pool"\n[train]\nepochs = 3\n'
-DIMS = Dims(T=4, N=3, C=8, maps={"res5": (16, 4, 4)})
+MAPS = {"res2.0": 256, "res3.1": 512, "res4.3": 1024, "res5.0": 2048, "res5": 2048}
+MAPS |= {"res2.1": 256, "res3.2": 512, "res4.4": 1024}  # of a ResNet-50, at the sizes of 224 x 224 frames
+GRIDS = {"res2": 56, "res3": 28, "res4": 14, "res5": 7}
+DIMS = Dims(T=16, N=10, C=2048, maps={cut: (C, GRIDS[cut[:4]], GRIDS[cut[:4]]) for cut, C in MAPS.items()})
 
 
 def table(**train):
@@ -23,7 +27,10 @@ def test_a_recipe_that_ships_builds_its_head_and_says_where_it_comes_from(name):
     assert recipe.name == name
     assert len(recipe.source) > 10
     assert recipe.ours
-    build_head(recipe.head.name, DIMS, 5, **recipe.head.options)
+    for phase in recipe.all_phases:
+        head = recipe.of(phase).head
+        with torch.device("meta"):  # the sizes of the papers' networks, without their memory
+            build_head(head.name, DIMS, 5, **head.options)
     assert (FOLDER / f"{name}.toml").read_text().startswith("#")
 
 
