@@ -1,5 +1,7 @@
 """One file per head, found by its file name; each has `build(dims, num_classes, *, named options) -> nn.Module`.
 
+Every build takes `variant`, "paper" (the default) or "released" (heads/variants.py); docs/heads.md lists all options.
+
 A head is an nn.Module with
   needs   the fields it reads, as `pipeline.tensors.FIELDS` and the cuts name them;
   uses    fields that it reads where the cache has them, and works without;
