@@ -25,6 +25,7 @@ OF_CACHES = {"classes"}
 
 def count_named(name: str, settings: Mapping[str, Any], *, cache: Path | None = None, **given: Any) -> Counted:
     """Counts what `name` stands for: a backbone, else a head, else a run folder, else a recipe.
+
     A recipe's head is that of its last phase. `settings`: options of the backbone or head, keys of a recipe;
     "backbone_options.KEY" are those of the backbone that a head reads, and of the part of it that a head continues. `given`:
     frames (32), size ((224, 224)), upto, backbone ("i3d_r50"), nodes (10), classes (174, or those of the cache's manifest); not

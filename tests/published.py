@@ -16,6 +16,7 @@ import torch
 from heads.batch import Dims
 from heads.counting import Counted, count, count_backbone, count_head
 from heads.dyreg_module import DyReg
+from heads.zoo.ean import ObjectsAdded, new_objects
 from pipeline.backbones import build_backbone
 
 CLASSES = 174
@@ -265,6 +266,7 @@ NO_POSITIONS = "without the positions E"
 FIVE = "stem,res2,res3,res4,res5"
 FUSED = "the paper counts fusions alike; ours has the product with M, 0.31 G, only where there is an M to multiply by"
 DEEPER = "the released 16-frame network has a second motion branch, 0.62 G, that the paper has not"
+EARLY = "the paper does not say how its transformers at earlier stages are made"
 UNGROUPED = "1×1×1 convolutions without groups, two 5³ convolutions in ESP-Net; the paper counts the released layers"
 
 
@@ -273,6 +275,19 @@ def ean(regions: str = "saliency", segments: int = 8, variant: str = "released",
     trunk = backbone("ean_r50", frames=frames, variant=variant, segments=segments, **options)
     boxes = 8 if regions == "boxes" else 0
     return trunk + head("ean", (segments, boxes, 0), variant=variant, regions=regions, position=position)
+
+
+@cache
+def ean_objects_at(points: tuple[str, ...], eab: str) -> Cost:
+    """EAN with blocks at `eab`, transformers at `points` and at the end."""
+    with torch.device("meta"):
+        network = build_backbone("ean_r50", variant="released", eab=eab)
+        for point in points:
+            channels, grid = network.channels(point), network.grid(point, (224, 224))
+            network.insert(point, ObjectsAdded(new_objects(channels, grid, 8, channels // 4, True, position="none")))
+        x = torch.empty(1, 3, 8, 224, 224)
+    trunk = cost_of(count(network.to("meta"), lambda: network(x), ""))
+    return trunk + head("ean", (8, 0, 0), variant="released", regions="saliency", position="none")
 
 
 def motion_code(variant: str) -> Cost:
@@ -345,6 +360,14 @@ def ean_rows() -> list[Figure]:
         rows.append(Figure("EAN", where, what, "G", paper_g, macs, cost, "released", "", None, why_g))
     both = lambda **options: lambda: ean(**options) + ean(segments=16, **options)  # noqa: E731
     paper = lambda: ean(variant="paper")  # noqa: E731
+    early = [
+        ("stages 1-2", ("res3", "res4"), "stem,res2", 35.6, 33_534_661, 35.8, 35_911_751_894),
+        ("stages 1-3", ("res4",), "stem,res2,res3", 34.8, 33_404_873, 35.9, 35_953_343_062),
+    ]
+    for what, points, eab, paper_m, parameters, paper_g, macs in early:
+        cost = lambda points=points, eab=eab: ean_objects_at(points, eab)  # noqa: E731
+        rows.append(Figure("EAN", "Table 6", what, "M", paper_m, parameters, cost, "released", NO_POSITIONS, None, EARLY))
+        rows.append(Figure("EAN", "Table 6", what, "G", paper_g, macs, cost))
     between = "between the two variants: 1.17 G released, 0.91 G with the paper's sizes"
     return [
         *rows,

@@ -591,3 +591,56 @@ def test_every_parameter_moves_within_three_steps_but_the_biases_that_a_norm_rem
 def test_options_of_the_head_that_do_not_exist_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         build_head("ean", SIZES, K, **options)
+
+
+# Transformers at earlier stages, as the rows 1-2 and 1-3 of Table 6 have them.
+
+ABOVE = {"backbone": "ean_r50", "backbone_options": {"eab": "stem,res2", "width": 8}, "cut": "res3", "width": 64}
+
+
+def at_stages(soi_at, **options):
+    torch.manual_seed(0)
+    maps = {"res3": (64, 6, 6)}
+    made = build_head("ean", Dims(4, maps=maps), 5, **ABOVE | {"soi_at": soi_at} | options).double()
+    return made.eval(), Clips(maps={"res3": noise(2, 4, 64, 6, 6)})
+
+
+@torch.no_grad()
+def test_transformers_at_earlier_stages_are_the_identity_at_first_and_their_formula_then():
+    (made, clips), (plain, _) = at_stages("res3,res4"), at_stages("")
+    plain.load_state_dict(made.state_dict(), strict=False)
+    assert torch.equal(made(clips).logits, plain(clips).logits)
+    assert list(made.network.inserted) == ["res3", "res4"]
+    added = made.network.inserted["res4"]
+    nn.init.normal_(added.objects.norm.weight)
+    assert not torch.allclose(made(clips).logits, plain(clips).logits)
+    x = noise(2, 128, 4, 3, 3)
+    v, _ = added.objects(x.transpose(1, 2).flatten(3).mT, (3, 3), Clips())
+    assert torch.equal(added(x) - x, (x + v[:, :, None, None, None]) - x)
+    assert v.shape == (2, 128)
+    assert added.objects.squeeze.weight.shape == (32, 128)  # a quarter, as 64 of the last stage's 256
+
+
+def test_transformers_at_earlier_stages_learn():
+    made, clips = at_stages("res3,res4")
+    made.train()
+    for module in made.modules():
+        if isinstance(module, RowNorm):
+            nn.init.ones_(module.weight)
+    made(clips).logits.square().sum().backward()
+    for point in ("res3", "res4"):
+        assert made.network.inserted[point].objects.squeeze.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"soi_at": "res2"}, "expected cuts from res3 on and before res5, got 'res2'"),
+        ({"soi_at": "res5"}, "before res5, got 'res5'"),
+        ({"soi_at": "res4", "regions": "none"}, "regions of the map alone"),
+        ({"soi_at": "res4", "backbone": ""}, "expected a backbone"),
+    ],
+)
+def test_places_that_take_no_transformer_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        at_stages(**options)

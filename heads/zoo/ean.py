@@ -15,7 +15,8 @@ Parameters at 2048×8×7×7, released: 6 645 380, of which E is 200 704; paper: 
 variant="released" differs from "paper" in Saliency-Net and in E, as above.
 
 The last Event Adaptive Block and res5 are learned with it from the map before that block, the cut res4.5 of ean_r50 (1024 x 8 x
-14 x 14, 3.2 MB a view in float16): backbone="ean_r50", cut="res4.5".
+14 x 14, 3.2 MB a view in float16): backbone="ean_r50", cut="res4.5". Table 6 has transformers at the stages without a block
+too: `soi_at="res4"` with cut="res4" and a trunk of eab="stem,res2,res3" is its row 1-3.
 
 Differs from the paper:
 - what is below `cut` is frozen;
@@ -25,7 +26,8 @@ Differs from the paper:
 Dead in training in both variants, as in the release: biases in front of a batch norm or of the softmax over cells.
 
 The grid is fixed by E, and in the released variant the number of steps; another one is refused. Not stated in the paper, and
-chosen: fixed regions are a grid of equal tiles (2×2 for 4); a box weighs each cell by the part of it that the box covers.
+chosen: fixed regions are a grid of equal tiles (2×2 for 4); a box weighs each cell by the part of it that the box covers; a
+transformer before the last stage has a quarter of its channels, as the last, and adds its vector at every position.
 """
 
 import torch
@@ -34,8 +36,9 @@ from torch import Tensor, nn
 
 from heads.batch import Clips, Dims, HeadOutput
 from heads.layers import grid_mean, masked_mean, masked_softmax, row_normalise
-from heads.upper import Continued, continued
+from heads.upper import Continued, continued, frames_of, points_of
 from heads.variants import one_of
+from pipeline.backbones import Backbone
 
 NO_OPTIONS: dict = {}
 REGIONS = ("saliency", "fixed", "all", "boxes", "none")
@@ -212,6 +215,18 @@ class EAN(nn.Module):
         return HeadOutput(self.fc(self.drop(v)), maps={k: m.detach() for k, m in maps.items()} if want_maps else {})
 
 
+class ObjectsAdded(nn.Module):
+    """What `SparseObjects` makes of a map, added at every position of it: [B,C,T,h,w] -> the same, the identity at first."""
+
+    def __init__(self, objects: SparseObjects):
+        super().__init__()
+        self.objects = objects
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, _ = self.objects(x.transpose(1, 2).flatten(3).mT, tuple(x.shape[-2:]), Clips())
+        return x + v[:, :, None, None, None]
+
+
 def build(
     dims: Dims,
     num_classes: int,
@@ -224,12 +239,14 @@ def build(
     backbone: str = "",
     backbone_options: dict = NO_OPTIONS,
     weights: str = "none",
+    soi_at: str = "",
     width: int = 512,
     dropout: float = 0.5,
 ) -> EAN | Continued:
     """EAN's head on the map at `cut`, or with a `backbone` on its last map, which is run from the one at `cut` and learned:
     `backbone="ean_r50"`, `cut="res4.5"` learns the last EAB and res5 too. `backbone_options` (the trunk's own variant is among
-    them) and `weights` as at the extraction.
+    them) and `weights` as at the extraction. `soi_at` (Table 6): earlier cuts of it, a comma between them, that have a
+    transformer too.
 
     `variant`: "paper" or "released", see the top of this file. `regions` (Table 7): "saliency" learns `objects` maps per step,
     "fixed" takes as many equal tiles, "all" makes every cell a token, "boxes" every valid box, "none" leaves the transformer
@@ -245,32 +262,51 @@ def build(
     if objects < 1 or width < 1:
         raise ValueError(f"head ean: expected objects and width of at least 1, got objects={objects}, width={width}")
     dims.require("ean", cut, *(("boxes", "valid") if regions == "boxes" else ()))
-    sizes = {"regions": regions, "objects": objects, "position": position, "width": width, "dropout": dropout}
-    if not backbone:
-        return _head(dims, cut, num_classes, variant == "released", **sizes)
-    network, inner = continued("ean", dims, backbone, backbone_options, weights, cut)
-    return Continued("ean", cut, network, _head(inner, network.last, num_classes, variant == "released", **sizes))
+    if soi_at and (not backbone or regions in ("boxes", "none")):
+        raise ValueError(
+            f"head ean, option soi_at: expected a backbone and regions of the map alone, got backbone={backbone!r}, "
+            f"regions={regions!r}"
+        )
+    how = {"regions": regions, "objects": objects, "position": position}
+    last, network = cut, None
+    if backbone:
+        lower = dims
+        network, dims = continued("ean", dims, backbone, backbone_options, weights, cut)
+        last = network.last
+        for point in points_of(soi_at):
+            _insert(network, cut, point, lower, variant == "released", width, how)
+    channels, *grid = dims.maps[last]
+    soi = None if regions == "none" else new_objects(channels, tuple(grid), dims.T, width, variant == "released", **how)
+    head = EAN(last, channels, num_classes, soi, dropout)
+    return head if network is None else Continued("ean", cut, network, head)
 
 
-def _head(
-    dims: Dims,
-    cut: str,
-    num_classes: int,
+def new_objects(
+    channels: int,
+    grid: tuple[int, int],
+    steps: int,
+    width: int,
     released: bool,
     *,
-    regions: str,
-    objects: int,
-    position: str,
-    width: int,
-    dropout: float,
-) -> EAN:
-    """The head on the map at `cut`; the options are those of `build`."""
-    channels, h, w = dims.maps[cut]
-    if regions == "none":
-        return EAN(cut, channels, num_classes, None, dropout)
+    regions: str = "saliency",
+    objects: int = 4,
+    position: str = "auto",
+) -> SparseObjects:
+    """The transformer on maps of `channels` and `grid`; the options are those of `build`."""
     if position == "auto":
         position = "spatio_temporal" if released else "spatial"
-    soi = SparseObjects(channels, (h, w), dims.T, width, objects, regions, position)
+    soi = SparseObjects(channels, grid, steps, width, objects, regions, position)
     if regions == "saliency":
         soi.saliency = SaliencyNet(width, objects, released)
-    return EAN(cut, channels, num_classes, soi, dropout)
+    return soi
+
+
+def _insert(network: Backbone, cut: str, point: str, dims: Dims, released: bool, width: int, how: dict) -> None:
+    """Puts a transformer at `point`, its width in proportion to the channels there; `dims` has the map at `cut`."""
+    cuts = network.cuts()
+    if point not in cuts[cuts.index(cut) :] or point in network.units()[-1][0]:
+        raise ValueError(f"head ean, option soi_at: expected cuts from {cut} on and before {network.last}, got {point!r}")
+    channels = network.channels(point)
+    grid = network.grid(point, frames_of(network, cut, dims.maps[cut][1:]))
+    width = max(1, width * channels // network.channels())
+    network.insert(point, ObjectsAdded(new_objects(channels, grid, dims.T, width, released, **how)))
