@@ -1,6 +1,7 @@
 """Many heads in one pass over a cache, and one head in several phases."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from heads.evaluate import evaluate
 from heads.learner import Learner, LossNotFinite
 from heads.members import Failure, Member, Result
 from heads.recipe import read_recipe, recipe_from
+from heads.running import Run
 from heads.store import Share, Store, shared_pass
 from heads.train import run_members
 from pipeline.cache import Cache
@@ -118,6 +120,27 @@ def test_a_member_that_fails_leaves_the_others_going(cache, tmp_path):
     assert again.epochs == 4
 
 
+class Broken(torch.nn.Module):
+    needs, uses = ("nodes",), ()
+
+    def forward(self, clips):
+        raise RuntimeError("no")
+
+
+def test_a_member_whose_validation_fails_leaves_the_others_going(cache, tmp_path, monkeypatch):
+    good, original = recipe("roi_pool"), Run.reader
+
+    def reader(self, split):
+        found = original(self, split)
+        return replace(found, head=Broken()) if self.seed == 9 and self.epochs == 1 else found
+
+    monkeypatch.setattr(Run, "reader", reader)
+    outcomes = study([Member(good, tmp_path / "bad", 9), Member(good, tmp_path / "good")], cache)
+    assert [type(one) for one in outcomes] == [Failure, Result]
+    assert outcomes[0].epochs == 1
+    assert outcomes[1].metrics == run(good, cache, tmp_path / "alone", order_seed=5).metrics
+
+
 def test_a_study_that_was_stopped_goes_on_as_if_it_was_not(cache, tmp_path):
     def members(where):
         return [Member(one, tmp_path / where / name, seed) for seed, (name, one) in enumerate(RECIPES.items())]
@@ -194,6 +217,25 @@ def test_a_run_of_phases_stops_anywhere_and_goes_on_the_same(cache, tmp_path):
     ]
     assert evaluate(tmp_path / "parts", cache, "test", device="cpu", say=str) == whole.metrics["test"]
     assert "finished before" in _said(lambda say: run(chosen, cache, tmp_path / "parts", say=say))[0]
+
+
+def test_a_run_that_dies_between_the_checkpoints_of_a_phases_first_epoch_keeps_the_phase_before(cache, tmp_path, monkeypatch):
+    chosen = recipe("strg", phases=TWO)
+    run(chosen, cache, tmp_path / "whole")
+    save = runs.save_checkpoint
+
+    def dies(path, payload):
+        if path.name == "last.pt" and payload["phase"] == "two":
+            raise Stop  # best.pt is that of phase two already, last.pt that of phase one
+        save(path, payload)
+
+    monkeypatch.setattr(runs, "save_checkpoint", dies)
+    with pytest.raises(Stop):
+        run(chosen, cache, tmp_path / "parts")
+    monkeypatch.setattr(runs, "save_checkpoint", save)
+    run(chosen, cache, tmp_path / "parts")
+    for name in ("one", "two", "last", "best"):
+        assert same(weights(tmp_path / "parts", name), weights(tmp_path / "whole", name))
 
 
 def _said(work) -> list[str]:
