@@ -108,7 +108,8 @@ def contents(container, stream, packets: list[Packet], ends: dict[int, float], s
     else:
         missing = stopped or _shortfall(container, stream, total, times, step, ends)
     in_order = named and all(packet.fresh and number[packet.stamp] == k for k, packet in enumerate(shown) if packet.key)
-    steady = in_order and len(shown) == total and not missing
+    # decord makes room for as many frames as the container claims, and ends the process if that cannot be had.
+    steady = in_order and len(shown) == total >= stream.frames and not missing
     return Contents(fps, times, times[-1] + step if times else 0.0, number, keys, steady, missing)
 
 

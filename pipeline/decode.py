@@ -30,6 +30,12 @@ from pipeline.manifest import Clip
 
 MAX_PIXELS = 64_000_000  # of one frame; a header may claim any size, and decoders allocate what it claims
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+# FFmpeg's names of what a clip's file may be. Among the others are lists of files (HLS, DASH, ffconcat) that it would follow
+# anywhere, cameras, screens and text.
+CONTAINERS = (
+    "3g2,3gp,apng,asf,av1,avi,dirac,dv,flv,gif,gxf,h261,h263,h264,hevc,ivf,live_flv,m4v,matroska,mjpeg,mov,mp4,mpeg,mpegts,"
+    "mpegvideo,mxf,nsv,nut,obu,ogg,rm,vc1,vvc,wav,webm,wtv,yuv4mpegpipe"
+)
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,7 @@ def _open(clip: Clip):
 
     try:
         # Titles in an unknown encoding are no reason to refuse a video.
-        container = av.open(str(clip.path), metadata_errors="replace")
+        container = av.open(str(clip.path), metadata_errors="replace", container_options={"format_whitelist": CONTAINERS})
     except av.FFmpegError as error:
         raise _failed(clip, f"FFmpeg cannot open it: not a video, or cut short ({error.strerror})") from None
     stream = container.streams.best("video")
@@ -151,6 +157,7 @@ def _open(clip: Clip):
             clip, "no video stream in it" if stream is None else "no decoder for its video stream, or its header is cut short"
         )
     stream.codec_context.thread_count = 1
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # a frame may claim more than the container does
     return container, stream
 
 
@@ -375,6 +382,8 @@ class _FolderReader(Reader):
         from PIL import Image, ImageOps
 
         try:
+            if not path.is_file():  # a pipe would be waited for
+                raise ValueError("not a file")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is below it
                 image = Image.open(path)

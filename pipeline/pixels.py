@@ -3,8 +3,10 @@
 Imports no torch, so that a worker process starts in a fraction of a second and stays small.
 """
 
+import os
 import time
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +29,18 @@ class Opening:
         """A reader of `clip`; DecodeError if it cannot be read, or a link takes its path out of the root."""
         try:
             inside(self.root, clip)
+            _pictures_inside(self.root, clip)
         except ManifestError as error:
             raise DecodeError(clip.clip, clip.path, str(error)) from None
         return open_clip(clip, decoder=self.decoder, allow_truncated=self.allow_truncated)
+
+
+def _pictures_inside(root: Path, clip: Clip) -> None:
+    """ManifestError if a link in a folder of frames leads out of the root."""
+    with suppress(OSError):  # whoever opens it says so
+        for entry in os.scandir(clip.path) if clip.path.is_dir() else ():
+            if entry.is_symlink():
+                inside(root, replace(clip, path=Path(entry.path)))
 
 
 @dataclass(frozen=True)
