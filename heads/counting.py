@@ -7,8 +7,9 @@ leaves out what some papers count: norms, activations, pools, softmax, arithmeti
 `Counted.left_out` with their elements, so that a paper's convention can be applied to them (`tool_macs`).
 
 Everything runs on the meta device, where tensors have a shape and no values: no memory, no time. A head that asks for values
-(RoIAlign checks its grid, a discrete structure its choice) is run on zeros on the CPU instead; `Counted.device` says which. What a head computes only where its values say so, GOS's
-discrete structure, is then that of a fresh network, and another one with another seed.
+(RoIAlign checks its grid, a discrete structure its choice) is run on zeros on the CPU instead; `Counted.device` says which.
+What a head computes only where its values say so, GOS's discrete structure, is then that of a fresh network, and another one
+with another seed.
 """
 
 from collections import Counter
