@@ -133,27 +133,34 @@ class Learner:
     def step(self, clips: Clips, targets: Tensor) -> float:
         """One mini-batch: forward, backward, update. Returns the loss; LossNotFinite, before any update, when it is not
         finite."""
-        progress, training = self.progress, self.training
-        reseed(self.device, self.seed, DROPOUT, progress.step)
-        self.optimisers.set_lr(self.lr)
-        optimiser = self.optimisers.turn(progress.step % self.steps_per_epoch)
-        moved = parameters_of(optimiser)
-        for one in self.optimisers.both:
-            one.zero_grad(set_to_none=True)
+        optimiser, moved = self.begin_step()
         value = 0.0
-        for part, wanted in _parts(clips, targets, training.accumulate):
-            value += self._backward(part, wanted, part.size / len(targets), moved)
-        if training.clip_norm:
-            self.scaler.unscale_(optimiser)
-            nn.utils.clip_grad_norm_(moved, training.clip_norm)
-        self.scaler.step(optimiser)
-        self.scaler.update()
-        progress.step += 1
-        if self.average is not None:
-            self.average.update()
+        for part, wanted in in_parts(clips, targets, self.training.accumulate):
+            value += self.backward(part, wanted, part.size / len(targets), moved)
+        self.end_step(optimiser, moved)
         return value
 
-    def _backward(self, clips: Clips, targets: Tensor, share: float, moved: list[Tensor]) -> float:
+    def begin_step(self) -> tuple[torch.optim.Optimizer, list[Tensor]]:
+        """Makes ready for a mini-batch: whose turn it is, and the weights that are its own, without gradients."""
+        reseed(self.device, self.seed, DROPOUT, self.progress.step)
+        self.optimisers.set_lr(self.lr)
+        for one in self.optimisers.both:
+            one.zero_grad(set_to_none=True)
+        optimiser = self.optimisers.turn(self.progress.step % self.steps_per_epoch)
+        return optimiser, parameters_of(optimiser)
+
+    def end_step(self, optimiser: torch.optim.Optimizer, moved: list[Tensor]) -> None:
+        """Moves the weights by their gradients and counts the mini-batch."""
+        if self.training.clip_norm:
+            self.scaler.unscale_(optimiser)
+            nn.utils.clip_grad_norm_(moved, self.training.clip_norm)
+        self.scaler.step(optimiser)
+        self.scaler.update()
+        self.progress.step += 1
+        if self.average is not None:
+            self.average.update()
+
+    def backward(self, clips: Clips, targets: Tensor, share: float, moved: list[Tensor]) -> float:
         """Adds the gradients of `share` times the loss of these clips to the weights that are `moved`; returns that loss."""
         with self.autocast():
             out = self._forward(clips)
@@ -277,7 +284,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=precision != "fp32")
 
 
-def _parts(clips: Clips, targets: Tensor, count: int) -> Iterator[tuple[Clips, Tensor]]:
+def in_parts(clips: Clips, targets: Tensor, count: int) -> Iterator[tuple[Clips, Tensor]]:
     """A mini-batch in `count` parts of nearly equal size, at most one per clip."""
     if count == 1:
         yield clips, targets
