@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import shlex
 from dataclasses import replace
 from functools import cache
 
@@ -13,6 +15,7 @@ from heads.recipe import FOLDER, read_recipe, recipe_from, recipe_names, to_toml
 from heads.training import Training
 from heads.zoo import build_head
 from pipeline.backbones import build_backbone
+from pipeline.tensors import is_cut
 
 MINIMAL = '[head]\nname = "pool"\n[train]\nepochs = 3\n'
 MAPS = {"res2.0": 256, "res3.1": 512, "res4.3": 1024, "res4.1": 1024, "res5.0": 2048, "res5": 2048}
@@ -33,6 +36,11 @@ def built(name: str, options: str):
                 DIMS, maps={cut: (network.channels(cut), *DIMS.maps[cut][1:]) for cut in DIMS.maps.keys() & network.cuts()}
             )
         return build_head(name, dims, 5, **chosen)
+
+
+def cached_phases(name: str):
+    """The phases of a recipe that read a cache."""
+    return [phase for phase in read_recipe(name).all_phases if phase.reads == "cache"]
 
 
 def table(**train):
@@ -57,6 +65,37 @@ def test_a_recipe_written_out_reads_back_the_same(name, tmp_path):
     (tmp_path / "copy.toml").write_text(to_toml(recipe))
     assert read_recipe(tmp_path / "copy.toml") == recipe
     assert recipe_from(recipe.as_dict()) == recipe
+
+
+EXTRACTED = [name for name in recipe_names() if name.split("_")[0] in ("gos", "dyreg", "rstg") and cached_phases(name)]
+
+
+@pytest.mark.parametrize("name", EXTRACTED)
+def test_the_command_in_a_recipe_makes_the_cache_that_its_heads_read(name):
+    """Steps, channels and grids of every map that is kept are those of the backbone in the command; nothing that a phase
+    reads is missing."""
+    from cli.extract import _config, command
+
+    comment = " ".join(line.lstrip("# ") for line in (FOLDER / f"{name}.toml").read_text().splitlines() if line.startswith("#"))
+    words = re.search(r"vidgraph extract (.*?)(?: +\([A-Z]| +vidgraph|$)", comment).group(1)
+    words = words.replace("(the six classes of left and right)", "x")
+    config = _config(command.make_context("extract", shlex.split(words)).params)
+    with torch.device("meta"):
+        network = build_backbone(config.backbone, "none", **config.backbone_options)
+    size, boxes = (config.sampling.size,) * 2, "boxes" in config.keep
+    maps = {cut: (network.channels(cut), *network.grid(cut, size)) for cut in config.keep if is_cut(cut)}
+    steps = {network.steps(config.sampling.frames, cut) for cut in maps} or {16}
+    assert steps == {16}
+    pooled = network.channels(network.last) if "pooled" in config.keep else 0
+    dims = Dims(16, config.proposal_options["num_boxes"] if boxes else 0, pooled, maps)
+    recipe = read_recipe(name)
+    for phase in cached_phases(name):
+        chosen = recipe.of(phase).head
+        if backbone := chosen.options.get("backbone"):
+            assert (backbone, chosen.options.get("backbone_options", {})) == (config.backbone, config.backbone_options)
+        with torch.device("meta"):
+            head = build_head(chosen.name, dims, 174, **chosen.options)
+        assert set(head.needs) <= {*config.keep, *(("valid", "scores") if boxes else ())}
 
 
 def test_the_demo_has_its_four_recipes():
