@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pipeline import boxes as geometry
-from pipeline.backbones import build_backbone, freeze
+from pipeline.backbones import Backbone, build_backbone, freeze
 from pipeline.config import ExtractConfig
 from pipeline.manifest import Clip
 from pipeline.pixels import ClipPixels, step_frames
@@ -27,19 +27,14 @@ class Models:
     """
 
     def __init__(self, config: ExtractConfig, device: str = "cpu", compile: bool = False):
-        with torch.random.fork_rng(devices=[]), _wrong_types("backbone_options"):
-            torch.manual_seed(config.seed)  # without weights the network is random, and a resumed run needs the same one
-            backbone = build_backbone(config.backbone, weights=config.weights, **config.backbone_options)
+        backbone = backbone_of(config)
         self.config = config
         self.device = torch.device(device)
         self.cut = config.cut or backbone.last
         self.steps = backbone.steps(config.sampling.frames, self.cut)
         self.weights_sha256 = backbone.weights_sha256
         self.backbone = freeze(backbone, precision=config.precision, device=device, compile=compile)
-        self.source = None
-        if config.wants_boxes:
-            with _wrong_types("proposal_options"):
-                self.source = build_proposals(config.proposals, **config.proposal_options).to(device, config.precision)
+        self.source = source_of(config, device)
         self.num_boxes = self.source.num_boxes if self.source else 0
         self.seconds: dict[str, float] = defaultdict(float)
 
@@ -83,18 +78,7 @@ class Models:
         if self.source is None:
             return [_no_boxes(self.steps)] * len(pixels.views)
         begun = time.perf_counter()
-        frames = None if pixels.frames is None else torch.from_numpy(pixels.frames)
-        found, scores = self.source.propose(frames, clip, pixels.info, pixels.numbers)
-        row_of = {number: row for row, number in enumerate(pixels.numbers)}
-        source_size = (pixels.info.width, pixels.info.height)
-        views = []
-        for view in pixels.views:
-            rows = [row_of[pixels.info.first + k] for k in step_frames(view, self.steps)]
-            there, keep = found[rows], scores[rows] >= 0
-            if not self.source.in_view:
-                there, inside = geometry.to_view(there, view.crop, source_size, view.flip)
-                keep &= inside
-            views.append(geometry.pack(there, scores[rows], keep, self.num_boxes))
+        views = boxes_of(self.source, clip, pixels, self.steps)
         self.seconds["proposals"] += time.perf_counter() - begun
         return views
 
@@ -121,6 +105,38 @@ class Models:
         arrays = {name: tensor.to(dtype).cpu().numpy() for name, tensor in out.items()}
         self.seconds["backbone"] += time.perf_counter() - begun
         return arrays
+
+
+def backbone_of(config: ExtractConfig) -> Backbone:
+    """The backbone that a configuration names, with its weights, in training mode on the CPU."""
+    with torch.random.fork_rng(devices=[]), _wrong_types("backbone_options"):
+        torch.manual_seed(config.seed)  # without weights the network is random, and a resumed run needs the same one
+        return build_backbone(config.backbone, weights=config.weights, **config.backbone_options)
+
+
+def source_of(config: ExtractConfig, device: str | torch.device):
+    """The source of boxes that a configuration names, on its device; None where no boxes are wanted."""
+    if not config.wants_boxes:
+        return None
+    with _wrong_types("proposal_options"):
+        return build_proposals(config.proposals, **config.proposal_options).to(device, config.precision)
+
+
+def boxes_of(source, clip: Clip, pixels: ClipPixels, steps: int) -> list[Boxes]:
+    """The boxes of `source` for every view of a clip at its `steps` feature steps, in the view's own [0,1]."""
+    frames = None if pixels.frames is None else torch.from_numpy(pixels.frames)
+    found, scores = source.propose(frames, clip, pixels.info, pixels.numbers)
+    row_of = {number: row for row, number in enumerate(pixels.numbers)}
+    source_size = (pixels.info.width, pixels.info.height)
+    views = []
+    for view in pixels.views:
+        rows = [row_of[pixels.info.first + k] for k in step_frames(view, steps)]
+        there, keep = found[rows], scores[rows] >= 0
+        if not source.in_view:
+            there, inside = geometry.to_view(there, view.crop, source_size, view.flip)
+            keep &= inside
+        views.append(geometry.pack(there, scores[rows], keep, source.num_boxes))
+    return views
 
 
 @contextmanager

@@ -77,7 +77,7 @@ class DecodeViews:
     """Asks a worker for the pixels of all views of a clip.
 
     `steps` is T, the number of feature steps; the whole frames are wanted at these only. `frame_size` is their short side in
-    pixels, None when nobody looks at whole frames.
+    pixels, None when nobody looks at whole frames. `only`: groups and numbers of the views that are wanted, () for all.
     """
 
     clip: Clip
@@ -86,6 +86,7 @@ class DecodeViews:
     seed: int
     steps: int
     frame_size: int | None = None
+    only: tuple[tuple[str, int], ...] = ()
 
     def run(self) -> ClipPixels:
         begun = time.perf_counter()
@@ -95,6 +96,7 @@ class DecodeViews:
                 views = views_of(self.sampling, info, self.clip.clip, self.clip.labels, self.seed)
             except ValueError as error:  # no frame, or no frame rate where one is needed: this clip's failure, not the run's
                 raise DecodeError(self.clip.clip, self.clip.path, str(error)) from None
+            views = [view for view in views if not self.only or (view.group, view.number) in self.only]
             wanted = sorted({number for view in views for number in view.frames})
             images = dict(zip(wanted, map(Image.fromarray, reader.read(wanted)), strict=True))
         pixels = [_crop(images, view) for view in views]
