@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from heads.batch import Dims, MissingFields, dims_of
-from heads.recipe import Data
+from heads.tables import Data
 from heads.zoo import nearest
 from pipeline.manifest import Manifest, label_ids
 from pipeline.tensors import FIELDS, grid_at, is_cut

@@ -27,11 +27,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from heads.training import Count, Real, Training
+from heads.tables import Data, Evaluation, HeadChoice, Phase, check_name
+from heads.training import Training
 from heads.zoo import check_options, nearest
 
 if sys.version_info >= (3, 11):
@@ -44,98 +45,6 @@ PLAIN = "train"  # the name of the one phase of a recipe without [[phases]]
 
 
 @dataclass(frozen=True)
-class HeadChoice:
-    """Which head: its name in heads/zoo, and its options by name."""
-
-    name: str
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_options(self.name, self.options)
-
-
-@dataclass(frozen=True)
-class Data:
-    """What is learned from the cached views.
-
-    `target`: "single" (softmax, cross-entropy; one label per clip) or "multi" (a sigmoid per class; any number of labels).
-    `num_classes`: 0 takes the manifest's classes; more leaves room for classes it does not have. `class_list`: a text file
-    with one class name per line, in the order of their ids ("": whole numbers keep theirs, names count up alphabetically);
-    relative to the recipe. `train_views`: how many of the cached training views of a clip an epoch draws from (0: all).
-    `swap_on_flip`: pairs of classes that a mirrored view exchanges. `labels` or `first_labels`: only these classes, by name or
-    the first so many by id, in the order of their ids; videos of others are left out and counted. `balance`: rare classes as
-    heavy as frequent ones, by "sampling" (an epoch draws as many clips as there are, with replacement, every class alike
-    often) or by the "loss" (a clip's weighs as much as its class is rare, 1 on average).
-    """
-
-    target: Literal["single", "multi"] = "single"
-    num_classes: Count = 0
-    class_list: str = ""
-    train_views: Count = 0
-    swap_on_flip: tuple[tuple[str, str], ...] = ()
-    labels: tuple[str, ...] = ()
-    first_labels: Count = 0
-    balance: Literal["none", "sampling", "loss"] = "none"
-
-    def __post_init__(self) -> None:
-        if self.labels and self.first_labels:
-            raise ValueError(f"expected labels or first_labels, got both: {list(self.labels)} and {self.first_labels}")
-        if self.target == "multi" and self.balance != "none":
-            raise ValueError(f"balance {self.balance!r} needs target 'single': a clip of several classes is not of one rarity")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How a video's test views become one score: `aggregate` ("mean", "max") over the views of `scores` ("softmax",
-    "sigmoid", "logits"; "": the softmax, or the sigmoid where `data.target` is "multi"). `checkpoint`: "best" on the
-    validation split by top-1 or mAP, or the "last". `batch`: views per batch (0: the training's)."""
-
-    aggregate: Literal["mean", "max"] = "mean"
-    scores: Literal["", "softmax", "sigmoid", "logits"] = ""
-    checkpoint: Literal["best", "last"] = "best"
-    batch: Count = 0
-
-
-@dataclass(frozen=True)
-class Frames:
-    """What a phase that reads frames trains beside the head (`vidgraph finetune`).
-
-    `train_from`: the first stage or block of the backbone that is unfrozen; "stem": all of it, "none": nothing. `frozen_bn`:
-    its batch norms keep their statistics and their affine weights. `backbone_lr`: the factor of the learning rate for the
-    backbone's weights.
-    """
-
-    train_from: str = "none"
-    frozen_bn: bool = True
-    backbone_lr: Real = 1.0
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One phase of a training.
-
-    `reads`: "cache" (`vidgraph train`) or "frames" (`vidgraph finetune`, with the table `frames`). `head`: options that differ
-    from the recipe's head; with a `name` it is another head, with these options alone. `start`: "fresh" weights, or those that
-    the "previous" phase ended with, of every parameter whose name both heads have; `take`: only those whose names start so.
-    """
-
-    name: str
-    train: Training
-    reads: Literal["cache", "frames"] = "cache"
-    start: Literal["fresh", "previous"] = "fresh"
-    take: tuple[str, ...] = ()
-    head: dict[str, Any] = field(default_factory=dict)
-    frames: Frames = Frames()
-
-    def __post_init__(self) -> None:
-        _check_name(self.name)
-        if self.take and self.start != "previous":
-            raise ValueError(f"phase {self.name}: take names weights of the previous phase, but start is {self.start!r}")
-        if self.reads == "cache" and self.frames != Frames():
-            raise ValueError(f"phase {self.name}: the table frames belongs to a phase with reads = 'frames'")
-
-
-@dataclass(frozen=True)
 class Recipe:
     """One training run. `source`: the paper, section and table that it follows; `ours`: what of it is this project's choice.
     Either `train` or `phases`."""
@@ -145,12 +54,12 @@ class Recipe:
     head: HeadChoice
     train: Training | None = None
     ours: str = ""
-    data: Data = Data()
-    evaluate: Evaluation = Evaluation()
+    data: Data = field(default_factory=Data)
+    evaluate: Evaluation = field(default_factory=Evaluation)
     phases: tuple[Phase, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
+        check_name(self.name)
         if (self.train is None) == (not self.phases):
             both = "both" if self.phases else "neither"
             raise ValueError(f"expected a table [train] or tables [[phases]], got {both}")
@@ -227,11 +136,6 @@ def _head_of(head: HeadChoice, phase: Phase) -> tuple[str, dict[str, Any]]:
     return phase.head["name"], own
 
 
-def _check_name(name: str) -> None:
-    if not name or not all(c.isalnum() or c in "_-." for c in name) or not name[0].isalnum():
-        raise ValueError(f"name: expected letters, digits, '_', '-' or '.', since it names a folder or file; got {name!r}")
-
-
 def recipe_names() -> tuple[str, ...]:
     """The recipes that come with the package."""
     return tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
@@ -249,17 +153,27 @@ def read_recipe(name: str | Path, settings: Mapping[str, Any] | None = None) -> 
             raise ValueError(
                 f"recipe {str(name)!r}: no such file, nor a recipe of the package: {nearest(str(name), recipe_names())}"
             )
+    return recipe_with(read_toml(path), settings or {}, path)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; ValueError if it is none."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not TOML: {error}") from None
-    for key, value in (settings or {}).items():
+
+
+def recipe_with(table: dict[str, Any], settings: Mapping[str, Any], path: Path, where: str = "") -> Recipe:
+    """The tables of the file `path` with overrides by dotted key, in their order, as a Recipe; `table` is changed. ValueError
+    names `where`, by default the file."""
+    for key, value in settings.items():
         _put(table, key, value)
     listed = table.get("data", {}).get("class_list") if isinstance(table.get("data"), dict) else None
     if isinstance(listed, str) and listed:
         table["data"]["class_list"] = str(path.parent / listed)
     table.setdefault("name", path.stem)
-    return recipe_from(table, str(path))
+    return recipe_from(table, where or str(path))
 
 
 def recipe_from(table: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -268,9 +182,17 @@ def recipe_from(table: Mapping[str, Any], where: str = "recipe") -> Recipe:
     head = table.get("head")
     if isinstance(head, Mapping) and "options" not in head:  # in a file the options stand beside the name
         table["head"] = {"name": head.get("name"), "options": {key: value for key, value in head.items() if key != "name"}}
-    _refuse_unknown(Recipe, table, where, "")
+    return validated(Recipe, table, where)
+
+
+Checked = TypeVar("Checked")
+
+
+def validated(cls: type[Checked], table: Mapping[str, Any], where: str) -> Checked:
+    """The dataclass `cls` from plain tables; ValueError with the first thing that is wrong and `where` it is."""
+    _refuse_unknown(cls, table, where, "")
     try:
-        return TypeAdapter(Recipe).validate_json(json.dumps(table, default=str), strict=True)
+        return TypeAdapter(cls).validate_json(json.dumps(table, default=str), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

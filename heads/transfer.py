@@ -8,7 +8,8 @@ from pathlib import Path
 from torch import nn
 
 from heads import runs
-from heads.recipe import PLAIN, Phase, Recipe, recipe_from
+from heads.recipe import PLAIN, Recipe, recipe_from
+from heads.tables import Phase
 
 
 def default_checkpoint(folder: Path) -> str:

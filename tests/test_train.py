@@ -15,9 +15,10 @@ from heads.data import find_classes, part_of
 from heads.evaluate import evaluate
 from heads.learner import Learner, LossNotFinite, pick_device
 from heads.metrics import aggregate, scores_of, summarise
-from heads.recipe import Data, recipe_from
+from heads.recipe import recipe_from
 from heads.running import mirrored
 from heads.store import Store, free_memory
+from heads.tables import Data
 from heads.train import train
 from heads.training import Training
 from pipeline.cache import Cache
