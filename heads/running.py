@@ -41,8 +41,8 @@ class EpochStats:
 
 
 class Run:
-    """A member at work; `error` is what ended it. ValueError for whatever the recipe, the manifest and the cache do not agree
-    on, before anything is written."""
+    """A member at work, `prepare`d, then `open`ed; `error` is what ended it. ValueError for whatever the recipe, the manifest
+    and the cache do not agree on, before anything is written."""
 
     def __init__(self, member: Member, study: Study, say: Say):
         self.member, self.study, self.say = member, study, say
@@ -50,11 +50,6 @@ class Run:
         self.phases = self.recipe.cached(member.phase)
         self.order_seed = self.seed if study.order_seed is None else study.order_seed
         self.classes = find_classes(study.manifest, self.recipe.data)
-        self.parts = study.split(self.recipe, self.classes)
-        self.swap = torch.from_numpy(swap_table(self.classes, self.recipe.data)).to(study.device)
-        self.fields = self._fields()
-        if member.start is not None:
-            same_backbone(runs.load_checkpoint(checkpoint_of(member.start))["about"]["config"], study.cache)
         self.about = self._about()
         self.number = self.epochs_before = self.steps_before = 0
         self.seconds = self.waiting = 0.0
@@ -63,6 +58,15 @@ class Run:
         self.error: Exception | None = None
         self.over = False
         self.writer: Any = None
+
+    def prepare(self) -> None:
+        """Finds the splits and what is read of them; builds every head once."""
+        study = self.study
+        self.parts = study.split(self.recipe, self.classes)
+        self.swap = torch.from_numpy(swap_table(self.classes, self.recipe.data)).to(study.device)
+        self.fields = self._fields()
+        if self.member.start is not None:
+            same_backbone(runs.load_checkpoint(checkpoint_of(self.member.start))["about"]["config"], study.cache)
 
     def _about(self) -> dict[str, Any]:
         """What makes this run another than others: a folder that holds another is not continued."""

@@ -122,6 +122,7 @@ def run_members(
                 mine(f"{member.folder}: finished before, read back")
                 outcomes[k] = finished
             else:
+                run.prepare()
                 live[k] = run
         except Exception as error:  # whatever it is, the other members can be trained
             outcomes[k] = Failure(member.folder, error, 0)
