@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from cli._interrupt import stoppable
 from cli._progress import progress
 
 SHOWN = 10  # findings printed; all of them are in the file
@@ -47,16 +48,12 @@ def command(manifest, root, out, class_list, num_classes, workers, time_limit, d
         raise click.BadParameter(f"expected a name that ends in .csv or .json, got {out}", param_hint="--out")
     clips = read_manifest(manifest, root)
     workers = (os.cpu_count() or 1) if workers is None else workers
-    with ExitStack() as stack:
+    with stoppable("stopped; nothing was written, the same command starts over"), ExitStack() as stack:
 
         def announce(total: int):
             return stack.enter_context(progress("check", total, "clips", "found"))
 
-        try:
-            checked = check_clips(clips, Opening(clips.root, decoder, allow_truncated), workers, time_limit, classes, announce)
-        except KeyboardInterrupt:
-            click.echo("stopped; nothing was written, the same command starts over", err=True)
-            raise
+        checked = check_clips(clips, Opening(clips.root, decoder, allow_truncated), workers, time_limit, classes, announce)
     write_findings(out, checked)
     return _say(checked, out)
 

@@ -42,6 +42,7 @@ PIPELINE = {
     "forward": {"backbones", "proposals", "roi", "config", "pixels", "decode"},
     "compose": {"claims", "forward", "pixels", "pool", "decode", "sample", "shards", "proposals", "takeover"},
     "extract": {"compose", "claims", "cluster", "forward", "config", "pixels", "pool", "sample", "cache", "takeover", "memory"},
+    "plan": {"cache", "cluster", "compose", "config", "extract", "forward"},
     "repair": {"extract", "config", "cache", "graphs"},
 }
 HEADS_MAY_USE = {"cache", "tensors", "boxes", "roi", "graphs", "backbones", "digits", "cluster", "memory", "manifest"}

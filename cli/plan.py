@@ -1,0 +1,101 @@
+"""`vidgraph plan`: what an extraction will take, from a few clips."""
+
+from pathlib import Path
+
+import click
+
+from cli._interrupt import stoppable
+from cli._options import pick_device
+from cli._progress import progress
+from cli.extract import _config, _networks, _running, _views
+
+
+@click.command("plan")
+@click.option("--manifest", required=True, type=click.Path(path_type=Path), help="The clips (see `vidgraph manifest`).")
+@click.option("--root", type=click.Path(path_type=Path), help="Folder that its paths start from.  [default: its own]")
+@click.option("--cache", required=True, type=click.Path(path_type=Path), help="Folder that `extract` would write to.")
+@click.option("--clips", default=8, type=click.IntRange(min=1), help="Clips of a measured shard; nine quarters of it are extracted.")
+@_views
+@_networks
+@_running
+def command(**given) -> int:
+    """Measure a few clips and say what `extract`, with the same options, would take for all.
+
+    Prints bytes per field, shards, seconds, hours of the device with 1, 8 and 64 workers on machines like this one, and whether
+    the disk has room. Nothing stays on the disk.
+
+    Exit code 3: there is no room, or some of the clips failed.
+    """
+    from contextlib import ExitStack
+
+    from pipeline.compose import RunOptions
+    from pipeline.manifest import read_manifest
+    from pipeline.memory import keep_freed_memory
+    from pipeline.plan import make_plan
+
+    keep_freed_memory()
+    manifest = read_manifest(given["manifest"], given["root"])
+    names = ("batch", "workers", "time_limit", "compile", "compression", "shard_bytes", "shard_size")
+    options = RunOptions(device=pick_device(given["device"]), **{name: given[name] for name in names})
+    with stoppable("stopped; nothing was kept"), ExitStack() as stack:
+
+        def announce(todo: int, total: int):
+            return stack.enter_context(progress("plan", todo, "clips"))
+
+        plan = make_plan(_config(given), manifest, given["cache"], options, given["clips"], announce)
+    return _say(plan, given["cache"])
+
+
+command.params = [parameter for parameter in command.params if parameter.name != "shards"]  # clips come from all of them
+
+
+def _say(plan, cache: Path) -> int:
+    """The tables and the lines below them; the exit code."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.plan import WORKERS
+
+    fields = Table("group", "field", "shape", "dtype", "a view", "all", box=box.SIMPLE, title="bytes", title_justify="left")
+    for field in plan.fields:
+        size = " ".join(map(str, field.shape)) or "1"
+        fields.add_row(field.group, field.name, size, field.dtype, _bytes(field.view_bytes), _bytes(field.bytes))
+    workers = Table("workers", "busy", "wall time", "device hours", box=box.SIMPLE, title="time", title_justify="left")
+    for row in map(plan.with_workers, WORKERS):
+        workers.add_row(f"{row.workers}", f"{row.busy}", _time(row.seconds), f"{row.device_hours:,.2f}")
+    for table, first in ((fields, 4), (workers, 0)):
+        for column in table.columns[first:]:
+            column.justify = "right"
+    console = Console()
+    console.print(fields)
+    console.print(workers)
+    parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in plan.parts.items() if seconds)
+    click.echo(
+        f"measured {plan.measured:,} of {plan.clips:,} clips on {plan.device}: {plan.clip_seconds:.3g} s a clip "
+        f"({parts}; they overlap), {plan.start_seconds:.1f} s to start"
+    )
+    room = f"{_bytes(plan.bytes)} on the disk, in {plan.shards:,} shards of {plan.per_shard:,} clips"
+    room += f", {_bytes(plan.there)} of it there already" if plan.there else ""
+    verdict = "it fits" if plan.fits else f"{_bytes(plan.bytes - plan.there - plan.free)} are missing"
+    click.echo(f"{room}; {_bytes(plan.free)} free for {cache}: {verdict}")
+    if plan.failed:
+        click.echo(
+            f"{len(plan.failed)} of the measured clips failed ({', '.join(plan.failed[:3])}): `vidgraph check`", err=True
+        )
+    return 0 if plan.fits and not plan.failed else 3
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count} B"
+
+
+def _time(seconds: float) -> str:
+    if seconds >= 48 * 3600:
+        return f"{seconds / 86400:,.1f} days"
+    if seconds >= 2 * 3600:
+        return f"{seconds / 3600:,.1f} h"
+    return f"{seconds / 60:,.1f} min" if seconds >= 120 else f"{seconds:,.0f} s"
