@@ -15,7 +15,7 @@ import io
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -23,25 +23,22 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from pipeline import sealed
+
 CHECKPOINT_FORMAT = 1
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Calls `write` with an open file that becomes `path` only once it is whole and on the disk."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = sealed.part_of(path, sealed.own_claim())
     try:
         with open(part, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        sealed.complete(part, path)
     finally:
         part.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -49,19 +46,21 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def write_json(path: Path, record: Any) -> None:
-    """A JSON file, whole or not at all."""
-    write_text(path, json.dumps(record, indent=1) + "\n")
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """A JSON file, whole or not at all, with its own checksum as its last key; a NaN is written as such."""
+    sealed.write_json(path, record, sealed.own_claim(), allow_nan=True)
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file of a run folder; ValueError when it is missing or damaged."""
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of `write_json`; ValueError when it is missing, or a single bit of it has changed."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = sealed.read_json(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; expected the folder of a run that `vidgraph train` made") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON ({error}); the run folder is damaged, train it again") from None
+    except sealed.Damaged:
+        raise ValueError(f"{path}: changed since it was written; the run folder is damaged, train it again") from None
+    del record["seal"]
+    return record
 
 
 def versions() -> dict[str, str]:
@@ -87,7 +86,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ValueError(f"{path}: no such checkpoint; expected the folder of a run that `vidgraph train` made") from None
     except Exception as error:  # torch.load raises whatever the unpickler met
-        raise ValueError(f"{path}: not a checkpoint of vidgraph ({str(error).splitlines()[0]})") from None
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: not a checkpoint of vidgraph ({said[:120]})") from None
     if not isinstance(payload, dict) or payload.get("format") != CHECKPOINT_FORMAT:
         found = payload.get("format") if isinstance(payload, dict) else type(payload).__name__
         raise ValueError(f"{path}: expected a checkpoint of format {CHECKPOINT_FORMAT}, got {found}")

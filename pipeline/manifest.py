@@ -227,7 +227,7 @@ class _Rows:
 def _header(shown: Path, line: int, cells: list[str]) -> list[str]:
     columns = [cell.strip() for cell in cells]
     if missing := [name for name in COLUMNS if name not in columns]:
-        found = ",".join(columns)
+        found = ",".join(columns)[:200]
         _fail(
             shown,
             line,

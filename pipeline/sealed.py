@@ -129,14 +129,15 @@ _SEAL = b'"seal": "%s"\n}\n'
 _ZEROS = _SEAL % (b"0" * 64)
 
 
-def write_json(path: Path, record: Mapping[str, object], claim: str, replace: bool = True) -> None:
+def write_json(path: Path, record: Mapping[str, object], claim: str, replace: bool = True, allow_nan: bool = False) -> None:
     """Writes a JSON file that appears whole or not at all; without `replace`, FileExistsError if there is one.
 
-    Its last key, `seal`, is the sha256 of the file as it is with 64 zeros in that place. ValueError for a NaN.
+    Its last key, `seal`, is the sha256 of the file as it is with 64 zeros in that place. ValueError for a NaN or infinity, for
+    which JSON has no word, unless `allow_nan`: then Python's.
     """
     if "seal" in record:
         raise ValueError(f"{path}: 'seal' is the file's own checksum; name that value otherwise")
-    text = json.dumps({**record, "seal": "0" * 64}, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    text = json.dumps({**record, "seal": "0" * 64}, indent=1, ensure_ascii=False, allow_nan=allow_nan).encode() + b"\n"
     text = text.replace(_ZEROS, _SEAL % hashlib.sha256(text).hexdigest().encode())
     part = part_of(path, claim)
     try:

@@ -45,7 +45,7 @@ PIPELINE = {
     "plan": {"cache", "cluster", "compose", "config", "extract", "forward"},
     "repair": {"extract", "config", "cache", "graphs"},
 }
-HEADS_MAY_USE = {"cache", "tensors", "boxes", "roi", "graphs", "backbones", "digits", "cluster", "memory", "manifest"}
+HEADS_MAY_USE = {"cache", "tensors", "boxes", "roi", "graphs", "backbones", "digits", "cluster", "memory", "manifest", "sealed"}
 ONE_PLACE = {
     "h5py": {"pipeline/shards.py", "pipeline/shardfile.py"},
     "hdf5plugin": {"pipeline/shards.py", "pipeline/shardfile.py"},

@@ -1,7 +1,5 @@
 """Ensembles: the sum of the scores of runs that predicted the same videos, and what is refused."""
 
-import json
-
 import numpy as np
 import pytest
 from tiny_cache import Tiny
@@ -10,6 +8,7 @@ from cli.__main__ import main
 from heads.ensemble import ensemble, scores_of_run
 from heads.metrics import summarise
 from heads.recipe import recipe_from
+from heads.runs import read_json
 from heads.train import train
 from pipeline.cache import Cache
 
@@ -81,7 +80,7 @@ def test_evaluate_shows_every_run_and_their_sum_and_writes_it(place, capsys, tmp
     assert code == 0
     assert "ensemble" in out
     total = ensemble([place / "8", place / "16"], "test")
-    assert json.loads((tmp_path / "sum" / "metrics_test.json").read_text()) == total.figures
+    assert read_json(tmp_path / "sum" / "metrics_test.json") == total.figures
     assert np.array_equal(np.load(tmp_path / "sum" / "scores_test.npz")["scores"], total.scores)
 
 

@@ -11,6 +11,7 @@ A checkpoint also decides how pixels are normalised: by mean 0.45 and standard d
 by ImageNet's for torchvision's, by what was saved for ours. All of them take RGB.
 """
 
+import errno
 import hashlib
 import re
 from collections.abc import Iterable
@@ -77,9 +78,9 @@ def read(path: str | Path) -> object:
         raise ValueError(f"weights {path}: no such file; expected none, imagenet, or the path of a checkpoint")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # a damaged or foreign file fails in whichever operation it happens to reach
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: its table points before the file's start
+            raise
         reason = " ".join(str(error).split())[:120]
         raise ValueError(
             f"weights {path}: not a checkpoint of plain tensors that torch.load(weights_only=True) accepts "
