@@ -16,9 +16,10 @@ def stoppable(resume: str) -> Iterator[None]:
     """Within it both signals raise KeyboardInterrupt; `resume` says to a person what is kept and how to go on.
 
     Python only hears of a signal between two of its own instructions, and a forward pass or a full disk may take long: so a
-    thread hears of it too, and ends the process after GRACE seconds, or at the second Ctrl-C. Only for the main thread.
+    thread hears of it too, and ends the process after GRACE seconds, or at the second Ctrl-C. Only for the main thread; the
+    outermost counts.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is _interrupt:
         yield
         return
     ended, (out, into) = threading.Event(), os.pipe()
@@ -33,10 +34,7 @@ def stoppable(resume: str) -> Iterator[None]:
             timer.start()
         os.close(out)
 
-    def interrupt(_number, _frame) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     wakeup = signal.set_wakeup_fd(into, warn_on_full_buffer=False)
     threading.Thread(target=watch, name="interrupt", daemon=True).start()
     try:
@@ -50,6 +48,10 @@ def stoppable(resume: str) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         os.close(into)  # ends the thread
+
+
+def _interrupt(_number, _frame) -> None:
+    raise KeyboardInterrupt
 
 
 def _end(ended: threading.Event, resume: str) -> None:

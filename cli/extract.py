@@ -9,6 +9,8 @@ from cli._interrupt import stoppable
 from cli._options import commas, device_option, pick_device, set_option, shard_numbers
 from cli._progress import progress
 
+RESUME = "stopped; finished shards are kept, the same command resumes"
+
 
 def _one_of(names: str) -> click.Choice:
     return click.Choice(names.split())
@@ -109,14 +111,15 @@ def command(**given) -> int:
     Shards that are complete are left alone, so the same command resumes a run that was stopped; several runs at the same time
     share the work. Clips that cannot be read are recorded in their shard's statistics and the exit code is 3.
     """
-    from pipeline.manifest import read_manifest
-
     if given["print_sbatch"]:
         return _print_sbatch(given)
-    engine = engine_of(given, given["cache"] / "logs")
-    manifest = read_manifest(given["manifest"], given["root"])
-    options = _run_options(given, elsewhere=engine is not None)
-    return run(_config(given), manifest, given["cache"], options, given["shards"], engine=engine)
+    with stoppable(RESUME):
+        from pipeline.manifest import read_manifest
+
+        engine = engine_of(given, given["cache"] / "logs")
+        manifest = read_manifest(given["manifest"], given["root"])
+        options = _run_options(given, elsewhere=engine is not None)
+        return run(_config(given), manifest, given["cache"], options, given["shards"], engine=engine)
 
 
 def _print_sbatch(given: dict) -> int:
@@ -143,7 +146,7 @@ def run(config, manifest, cache: Path, options, shards=None, redo: bool = False,
 
     if engine is None:
         keep_freed_memory()
-    with stoppable("stopped; finished shards are kept, the same command resumes"), ExitStack() as stack:
+    with stoppable(RESUME), ExitStack() as stack:
 
         def announce(todo: int, total: int):
             if todo < total:

@@ -32,11 +32,11 @@ def command(
     """
     from contextlib import ExitStack
 
-    from pipeline.graphs import build_graphs
-
-    engine = engine_of(cluster, cache / "logs")
-    device = device if engine else pick_device(device)
     with stoppable("stopped; finished graphs are kept, the same command resumes"), ExitStack() as stack:
+        from pipeline.graphs import build_graphs
+
+        engine = engine_of(cluster, cache / "logs")
+        device = device if engine else pick_device(device)
 
         def announce(todo: int, total: int):
             if todo < total:

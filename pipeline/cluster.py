@@ -24,7 +24,7 @@ from pipeline.pool import Pool
 POLL = 0.5  # seconds between two looks at shards that other runs work on
 ALLOWED_DEATHS = 3  # workers that a job may take with it
 LOOPBACK = "127.0.0.1:8787"
-CLOSING = 5.0  # seconds that workers which we started have to end
+CLOSING = 3.0  # seconds that workers which we started have to end
 
 Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[Any, Any]]]
 
@@ -151,6 +151,7 @@ class Dask:
         try:
             yield cluster
         finally:
+            logging.getLogger("distributed").setLevel(logging.CRITICAL)  # workers that are ended complain
             with suppress(TimeoutError):
                 cluster.close(timeout=CLOSING)
 

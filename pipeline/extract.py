@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -214,15 +214,21 @@ class ExtractShards:
                 job, future = finishing.popleft()
                 yield job, future.result()
 
-        results = self.pool.imap(tasks(), ahead=self._ahead())
+        results, peeked = self.pool.imap(tasks(), ahead=self._ahead()), deque()
+
+        def results_of(turn: Turn) -> Iterator:
+            for _ in range(turn.tasks):
+                yield peeked.popleft() if peeked else next(results)
+
         try:
             with ThreadPoolExecutor(1, "finish") as finisher, ThreadPoolExecutor(1, "write") as disk:
                 while True:
-                    first = [] if turns else list(islice(results, 1))  # the next shard is claimed before its first result
+                    if not turns:
+                        peeked.extend(islice(results, 1))  # makes the tasks, whose shard is claimed then
                     if not turns:
                         break
                     turn = turns.popleft()
-                    if complete := self._compose(turn, islice(chain(first, results), turn.tasks), disk):
+                    if complete := self._compose(turn, results_of(turn), disk):
                         yield from settled(0)  # at most one shard is being hashed while the next is computed
                         finishing.append((turn.job, finisher.submit(_finish, complete, turn.claim)))
                     else:

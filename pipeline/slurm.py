@@ -51,8 +51,8 @@ def lifetime(walltime: int) -> tuple[int, int]:
 
 
 def worker_arguments(options: Mapping[str, str]) -> list[str]:
-    """Of `dask worker`: no memory limit beside the job's own, and a lifetime below the job's walltime."""
-    arguments = ["--memory-limit", "0"]
+    """Of `dask worker`: no memory limit beside the job's own, no dashboard of its own, a lifetime below the job's walltime."""
+    arguments = ["--memory-limit", "0", "--no-dashboard"]
     if "time" in options:
         life, varies = lifetime(seconds(options["time"]))
         arguments += ["--lifetime", f"{life}s", "--lifetime-stagger", f"{varies}s"]

@@ -1,0 +1,126 @@
+"""A Slurm of one node, this machine: munged, slurmctld and slurmd on loopback, with their files in a folder of their own."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "squeue", "sinfo", "runuser")
+CONF = """
+ClusterName=vidgraph
+SlurmctldHost=localhost(127.0.0.1)
+SlurmctldPort={ctld}
+SlurmdPort={node}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket
+CredType=cred/munge
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/pgid
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MpiDefault=none
+ReturnToService=2
+KillWait=10
+SlurmdParameters=config_overrides
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerParameters=batch_sched_delay=0,sched_min_interval=0
+NodeName=localhost NodeAddr=127.0.0.1 NodeHostname={host} CPUs=4 State=UNKNOWN
+PartitionName=main Nodes=localhost Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def why_not() -> str:
+    """Why no Slurm can be started here; "" if one can."""
+    if missing := [name for name in NEEDED if not shutil.which(name, path=_path())]:
+        return f"{', '.join(missing)} not found: apt-get install slurm-wlm munge"
+    if os.geteuid() != 0:
+        return "not root, whom Slurm's daemons have to run as"
+    if subprocess.run(["id", "munge"], capture_output=True).returncode:
+        return "no user munge, whom munged has to run as"
+    return ""
+
+
+def _path() -> str:
+    return os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin"))
+
+
+@contextmanager
+def running() -> Iterator[dict[str, str]]:
+    """Starts it and yields the environment in which sbatch and its kin find it; RuntimeError with its logs if it cannot."""
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+    folder.chmod(0o755)  # munged is another user
+    env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
+    for name in ("munge", "state", "spool"):
+        (folder / name).mkdir()
+    conf = CONF.format(folder=folder, ctld=_free_port(), node=_free_port(), host=socket.gethostname().split(".")[0])
+    (folder / "slurm.conf").write_text(conf)
+    processes: list[subprocess.Popen] = []
+    try:
+        processes.append(_munged(folder / "munge"))
+        for daemon in (["slurmctld", "-D"], ["slurmd", "-D", "-N", "localhost"]):
+            with open(folder / f"{daemon[0]}.out", "wb") as log:
+                processes.append(subprocess.Popen(daemon, env=env, stdout=log, stderr=log, start_new_session=True))
+        _wait_for_node(folder, env, processes)
+        yield env
+    finally:
+        subprocess.run(["scancel", "--user=root"], env=env, capture_output=True)
+        for process in reversed(processes):
+            process.send_signal(signal.SIGTERM)
+        for process in processes:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _munged(folder: Path) -> subprocess.Popen:
+    (folder / "key").write_bytes(os.urandom(128))
+    for path in (folder, folder / "key"):
+        shutil.chown(path, "munge", "munge")
+    (folder / "key").chmod(0o400)
+    files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+    options = [f"--{option}={folder / name}" for option, name in files.items()]
+    command = ["runuser", "-u", "munge", "--", "munged", "--foreground", *options]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 20
+    while not (folder / "socket").exists():
+        if time.monotonic() > end or process.poll() is not None:
+            log = folder / "log"
+            raise RuntimeError(f"munged did not start: {log.read_text() if log.exists() else process.poll()}")
+        time.sleep(0.05)
+    return process
+
+
+def _wait_for_node(folder: Path, env: dict[str, str], processes: list[subprocess.Popen]) -> None:
+    end = time.monotonic() + 60
+    while True:
+        state = subprocess.run(["sinfo", "--noheader", "--format=%T"], env=env, capture_output=True, text=True).stdout.strip()
+        if state in ("idle", "mixed"):
+            return
+        if time.monotonic() > end or any(process.poll() is not None for process in processes):
+            logs = "\n".join(f"{path.name}: {path.read_text()[-2000:]}" for path in folder.glob("slurm*.[lo]*"))
+            raise RuntimeError(f"Slurm did not start (node {state or 'unknown'})\n{logs}")
+        time.sleep(0.2)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,160 @@
+"""Extraction on a real Slurm, both ways: a job array for plain sbatch, and Dask workers as jobs. Jobs are cancelled half way.
+
+Needs Debian's slurm-wlm and munge, and root; `.ci/run` installs them where it may.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import slurm
+import torch
+from test_extract import LENGTH, everything, painted, place, write_csv
+
+from pipeline.backbones import build_backbone
+from pipeline.decode import write_video
+
+ROOT = Path(__file__).parents[2]
+CLIPS = 6
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(slurm.why_not()), reason=f"no Slurm here: {slurm.why_not()}")]
+
+
+@pytest.fixture(scope="module")
+def env():
+    """The environment of a Slurm that runs as long as the tests of this file."""
+    with slurm.running() as env:
+        yield env | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """Six videos, one per shard, with boxes and weights."""
+    folder = tmp_path_factory.mktemp("world")
+    rows, boxes = [], []
+    for clip in range(CLIPS):
+        write_video(folder / f"clip{clip}.mp4", painted(clip), fps=8)
+        rows.append((f"clip{clip}", f"clip{clip}.mp4", "train", clip % 2))
+        for frame in range(LENGTH):
+            x, y, w, h = place(clip, frame)
+            boxes.append((f"clip{clip}", frame, x, y, x + w, y + h))
+    write_csv(folder / "manifest.csv", ("clip", "path", "split", "label"), rows)
+    write_csv(folder / "boxes.csv", ("clip", "frame", "x1", "y1", "x2", "y2"), boxes)
+    torch.save(build_backbone("digit_cnn", width=8).state_dict(), folder / "weights.pth")
+    return folder
+
+
+def command(world: Path, cache: Path, *more: str) -> list[str]:
+    text = (
+        f"extract --manifest {world}/manifest.csv --cache {cache} --backbone digit_cnn --weights {world}/weights.pth "
+        f"--keep pooled,nodes,conv2 --proposals annotations --annotations {world}/boxes.csv --boxes 2 "
+        "--frames 4 --size 64 --train-views 60 --dtype float32 --shard-size 1 --workers 1 --set backbone_options.width=8"
+    )
+    return [sys.executable, "-m", "cli", *text.split(), *more]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world, env, tmp_path_factory) -> dict[str, bytes]:
+    cache = tmp_path_factory.mktemp("undisturbed") / "cache"
+    subprocess.run(command(world, cache), cwd=ROOT, env=env, check=True, capture_output=True)
+    return everything(cache)
+
+
+def done(cache: Path) -> set[str]:
+    return {path.stem for path in (cache / "features").glob("*.json")}
+
+
+def jobs(env) -> list[str]:
+    found = subprocess.run(
+        ["squeue", "--noheader", "--array", "--format=%A"], env=env, capture_output=True, text=True, check=True
+    )
+    return found.stdout.split()
+
+
+def until(true, what: str, seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        time.sleep(0.05)
+
+
+def said(cache: Path) -> str:
+    return "\n".join(path.read_text() for path in sorted((cache / "logs").glob("*")))
+
+
+def leftovers(cache: Path) -> list[str]:
+    return [path.name for path in cache.rglob("*") if path.suffix in (".part", ".claim")]
+
+
+def test_a_job_array_that_was_cancelled_and_submitted_again_gives_the_undisturbed_cache(world, env, undisturbed, tmp_path):
+    cache = tmp_path / "cache"
+    asked = command(world, cache, "--print-sbatch", "--slurm", "time=00:10:00", "--jobs", "2")
+    script = subprocess.run(asked, cwd=ROOT, env=env, check=True, capture_output=True, text=True).stdout
+    assert "#SBATCH --array=0-5%2\n" in script
+    assert "#SBATCH --time=00:10:00\n" in script
+
+    def submit() -> str:
+        told = subprocess.run(
+            ["sbatch", "--parsable"], input=script, cwd=ROOT, env=env, check=True, capture_output=True, text=True
+        )
+        return told.stdout.strip()
+
+    job = submit()
+    until(lambda: done(cache), "the first shard")
+    subprocess.run(["scancel", job], env=env, check=True)
+    until(lambda: not jobs(env), "the end of what was cancelled")
+    before = {path: path.stat().st_mtime_ns for path in (cache / "features").glob("*.h5") if path.with_suffix(".json").exists()}
+    assert 0 < len(before) < CLIPS, said(cache)
+    submit()
+    until(lambda: not jobs(env), "the end of the array")
+    assert len(done(cache)) == CLIPS, said(cache)
+    assert everything(cache) == undisturbed
+    assert not leftovers(cache)
+    assert before == {path: path.stat().st_mtime_ns for path in before}, "finished shards were done again"
+
+
+def test_dask_workers_in_slurm_jobs_lose_nothing_when_a_job_is_cancelled(world, env, undisturbed, tmp_path):
+    cache = tmp_path / "cache"
+    asked = command(world, cache, "--slurm", "time=00:10:00", "--jobs", "2", "--interface", "lo", "--dashboard", "127.0.0.1:0")
+    with open(tmp_path / "log", "w+") as log:
+        run = subprocess.Popen(asked, cwd=ROOT, env=env, stdout=log, stderr=log)
+        try:
+            until(lambda: done(cache) or run.poll() is not None, "the first shard")
+            subprocess.run(["scancel", *jobs(env)[:1]], env=env, check=True)
+            assert len(done(cache)) < CLIPS
+            code = run.wait(240)
+        finally:
+            run.kill()
+            run.wait()
+        log.seek(0)
+        words = log.read()
+    assert code == 0, words + said(cache)
+    assert everything(cache) == undisturbed
+    assert not leftovers(cache)
+    assert "dashboard: http://127.0.0.1:" in words
+    until(lambda: not jobs(env), "the end of all jobs")
+
+
+def test_a_run_that_is_interrupted_takes_its_slurm_jobs_with_it(world, env, undisturbed, tmp_path):
+    cache = tmp_path / "cache"
+    asked = command(world, cache, "--slurm", "time=00:10:00", "--jobs", "2", "--interface", "lo", "--dashboard", "127.0.0.1:0")
+    run = subprocess.Popen(asked, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+    until(lambda: done(cache) or run.poll() is not None, "the first shard")
+    asked_at = time.monotonic()
+    os.kill(run.pid, signal.SIGTERM)
+    _, words = run.communicate(timeout=60)
+    assert time.monotonic() - asked_at < 10
+    assert run.returncode == 130
+    assert "the same command resumes" in words
+    until(lambda: not jobs(env), "the end of all jobs")
+    subprocess.run(command(world, cache), cwd=ROOT, env=env, check=True, capture_output=True)
+    assert everything(cache) == undisturbed
+    assert not leftovers(cache)
+
+
+def test_the_whole_cache_was_read(undisturbed):
+    assert np.frombuffer(undisturbed["train/ok"], bool).sum() == 60 * CLIPS

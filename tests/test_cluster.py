@@ -1,0 +1,372 @@
+"""Engines: the same cache whoever computes it; runs that share the work; workers and schedulers that are lost."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from small_cache import make_cache
+from test_claims import elsewhere, until
+from test_extract import INLINE, config_of, everything, run, undisturbed, world  # noqa: F401  (fixtures)
+
+import pipeline.extract
+from cli._cluster import without
+from pipeline import claims, slurm
+from pipeline.cache import Cache
+from pipeline.claims import claim_file, take
+from pipeline.cluster import Dask, Here, Tls, WorkersLost, run_jobs, share_jobs
+from pipeline.graphs import build_graphs
+from pipeline.repair import as_extracted
+
+ROOT = Path(__file__).parent.parent
+LOCAL = {"dashboard": "127.0.0.1:0"}
+
+
+def leftovers(cache: Path) -> list[str]:
+    return [path.name for path in cache.rglob("*") if path.suffix in (".part", ".claim")]
+
+
+# Runs that share the work.
+
+
+def test_a_shard_that_another_run_works_on_is_left_to_it_and_taken_when_it_gives_up(world, undisturbed, tmp_path):  # noqa: F811
+    cache, features = tmp_path / "cache", tmp_path / "cache/features"
+    claim = take(features / "00001.h5")
+    ours = threading.Thread(target=run, args=(world, cache))
+    ours.start()
+    until(lambda: {p.name for p in features.glob("*.json")} == {"00000.json", "00002.json"})
+    time.sleep(0.1)
+    assert not (features / "00001.json").exists()
+    claim.release()
+    ours.join(20)
+    assert everything(cache) == everything(undisturbed)
+    assert not leftovers(cache)
+
+
+def test_two_runs_at_once_do_every_shard_once(world, undisturbed, tmp_path):  # noqa: F811
+    cache, summaries = tmp_path / "cache", []
+    threads = [threading.Thread(target=lambda: summaries.append(run(world, cache))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sum(summary.shards for summary in summaries) == 3
+    assert [summary.shards + summary.already for summary in summaries] == [3, 3]
+    assert [len(summary.failures) for summary in summaries] == [1, 1]
+    assert everything(cache) == everything(undisturbed)
+    assert not leftovers(cache)
+
+
+def test_a_silent_owner_is_replaced_and_its_part_removed(world, undisturbed, tmp_path, monkeypatch):  # noqa: F811
+    cache = tmp_path / "cache"
+    elsewhere(cache / "features" / "00001.h5")
+    (cache / "features" / "00001.h5.other-1-1-00000000.part").write_text("half")
+    monkeypatch.setattr("pipeline.cluster.POLL", 0.01)
+    monkeypatch.setattr("pipeline.claims.Watch.__init__", lambda watch, silence=0.1: _init(watch, silence))
+    assert run(world, cache).shards == 3
+    assert everything(cache) == everything(undisturbed)
+    assert not leftovers(cache)
+
+
+_init = claims.Watch.__init__
+
+
+@pytest.mark.parametrize("redo", [False, True])
+def test_a_stalled_owner_that_wakes_up_does_no_harm(world, undisturbed, tmp_path, monkeypatch, redo):  # noqa: F811
+    """It stands still when its file is ready for its name; meanwhile it is taken for dead and another run does the shard."""
+    cache, finish, stalled = tmp_path / "cache", pipeline.extract._finish, []
+    if redo:
+        shutil.copytree(undisturbed, cache)
+
+    def stall(complete, claim):
+        if not stalled:
+            stalled.append(claim)
+            claim_file(claim.path).unlink()
+            run(world, cache, redo=redo, shards=[int(claim.path.stem)])
+        return finish(complete, claim)
+
+    monkeypatch.setattr(pipeline.extract, "_finish", stall)
+    summary = run(world, cache, redo=redo)
+    assert summary.shards + summary.already == 3
+    assert summary.already > 0
+    assert len(summary.failures) == 1
+    assert everything(cache) == everything(undisturbed)
+    assert not leftovers(cache)
+
+
+def test_graphs_are_shared_too(tmp_path):
+    path = make_cache(tmp_path)
+    with take(path / "graphs" / "00001.h5"):
+        both = [threading.Thread(target=build_graphs, args=(path,)) for _ in range(2)]
+        for thread in both:
+            thread.start()
+        until(lambda: len(list((path / "graphs").glob("*.json"))) == 2)
+    for thread in both:
+        thread.join(20)
+    assert len(Cache(path).records["graphs"]) == 3
+    assert not leftovers(path)
+
+
+def test_a_file_whose_statistics_were_never_written_is_done_again(world, undisturbed, tmp_path):  # noqa: F811
+    """A writer was killed between the two."""
+    cache = tmp_path / "cache"
+    shutil.copytree(undisturbed, cache)
+    (cache / "features" / "00001.json").unlink()
+    assert run(world, cache).shards == 1
+    assert everything(cache) == everything(undisturbed)
+
+
+# Engines.
+
+
+class Numbered(NamedTuple):
+    """A job of these tests."""
+
+    number: int
+    path: Path
+
+
+@contextmanager
+def scripted(answers):
+    def run_them(function, jobs):
+        for job in jobs:
+            yield job, answers[job.number].pop(0)
+
+    yield run_them
+
+
+class Scripted:
+    """An engine that answers as it is told."""
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def open(self):
+        return scripted(self.answers)
+
+
+def jobs_in(folder: Path, count: int) -> list[Numbered]:
+    return [Numbered(k, folder / f"{k:05d}.h5") for k in range(count)]
+
+
+def test_jobs_of_other_runs_are_asked_for_again_until_they_are_finished(tmp_path):
+    answers = {0: ["a"], 1: [None, None, "b"], 2: [None]}
+    found = dict(share_jobs(None, jobs_in(tmp_path, 3), Scripted(answers), finished=lambda job: job.number == 2))
+    assert {job.number: result for job, result in found.items()} == {0: "a", 1: "b", 2: None}
+
+
+def test_a_job_that_ends_its_workers_is_told_when_the_others_are_done(tmp_path):
+    answers, seen = {0: [WorkersLost("three of them")], 1: ["b"]}, []
+    results = share_jobs(None, jobs_in(tmp_path, 2), Scripted(answers), finished=lambda job: False)
+    with pytest.raises(WorkersLost, match="three of them"):
+        seen.extend(results)
+    assert [(job.number, result) for job, result in seen] == [(1, "b")]
+
+
+def test_any_other_error_ends_the_run(tmp_path):
+    answers = {0: [OSError("disk full")], 1: ["b"]}
+    with pytest.raises(OSError, match="disk full"):
+        list(share_jobs(None, jobs_in(tmp_path, 2), Scripted(answers), finished=lambda job: False))
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+def where_am_i(_job) -> tuple[int, str, str]:
+    time.sleep(0.05)
+    return os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_NUM_THREADS"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_jobs_run_here_with_any_number_of_processes(workers):
+    assert list(run_jobs(double, range(5), Here(workers))) == [(k, 2 * k) for k in range(5)]
+
+
+def test_on_dask_the_cache_is_the_same_and_every_process_has_a_gpu_of_its_own(world, undisturbed, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")  # names only: nobody asks for the GPUs themselves
+    lines = []
+    with Dask(workers=2, say=lines.append, **LOCAL).open() as run_on:
+        until(lambda: len({pid for _, (pid, _, _) in run_on(where_am_i, range(8))}) == 2, 60)
+        places = {result for _, result in run_on(where_am_i, range(16))}
+        assert {gpu for _, gpu, _ in places} == {"3", "5"}
+        assert {threads for _, _, threads in places} == {str(max(1, (os.cpu_count() or 1) // 2))}
+
+        class Open:
+            """The cluster that is there: starting another takes seconds."""
+
+            @contextmanager
+            def open(self):
+                yield run_on
+
+        options = replace(INLINE, workers=1, device="cpu")  # with a decode process: a child of Dask's worker
+        summary = run(world, tmp_path / "cache", options=options, engine=Open())
+    assert (summary.shards, summary.clips) == (3, 7)
+    assert everything(tmp_path / "cache") == everything(undisturbed)
+    assert not leftovers(tmp_path / "cache")
+    assert re.search(r"dashboard: http://127\.0\.0\.1:\d+", lines[0])
+
+
+def fragile(job: Numbered) -> int:
+    """Ends its process at the first attempt of an odd job, and at every one of job 7."""
+    job.path.parent.mkdir(exist_ok=True)
+    attempts = len(list(job.path.parent.glob(f"{job.number}.*")))
+    (job.path.parent / f"{job.number}.{attempts}").touch()
+    if job.number == 7 or (job.number % 2 and not attempts):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return job.number
+
+
+@pytest.mark.slow
+def test_dask_workers_that_are_lost_are_replaced_and_their_jobs_done_by_others(tmp_path):
+    jobs = jobs_in(tmp_path / "jobs", 8)
+    found = {job.number: result for job, result in run_jobs(fragile, jobs, Dask(workers=2, **LOCAL))}
+    assert [found[k] for k in range(7)] == list(range(7))
+    assert isinstance(found[7], WorkersLost)
+
+
+@pytest.fixture
+def scheduler(tmp_path):
+    """A Dask cluster of somebody else's, with daemonic workers as by default: (address, process of its scheduler)."""
+    command = Path(sys.executable).with_name("dask")
+    processes = []
+
+    def start(*arguments: str) -> subprocess.Popen:
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))), "OMP_NUM_THREADS": "1"}
+        with open(tmp_path / f"{arguments[0]}.log", "w") as log:
+            processes.append(subprocess.Popen([command, *arguments], env=env, stdout=log, stderr=log, cwd=tmp_path))
+        return processes[-1]
+
+    file = tmp_path / "scheduler.json"
+    first = start(
+        "scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(file)
+    )
+    until(file.exists, 60)
+    start("worker", "--scheduler-file", str(file), "--nthreads", "1", "--no-dashboard")
+    import json
+
+    until(file.read_text, 10)
+    yield json.loads(file.read_text())["address"], first
+    for process in reversed(processes):
+        process.terminate()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_an_existing_cluster_works_too_and_graphs_as_features(world, undisturbed, tmp_path, scheduler):  # noqa: F811
+    address, _ = scheduler
+    cache = tmp_path / "cache"
+    run(world, cache, options=replace(INLINE, workers=1, device="auto"), engine=Dask(scheduler=address))
+    assert everything(cache) == everything(undisturbed)
+    graphs = build_graphs(cache, ("iou",), engine=Dask(scheduler=address))
+    assert [record["shard"] for record in graphs] == [0, 1, 2]
+
+
+def slow_double(number: int) -> int:
+    time.sleep(0.5)
+    return 2 * number
+
+
+@pytest.mark.slow
+def test_the_loss_of_the_scheduler_ends_the_run_with_a_word(scheduler):
+    address, process = scheduler
+    results = run_jobs(slow_double, range(100), Dask(scheduler=address))
+    next(results)
+    begun = time.monotonic()
+    process.kill()
+    with pytest.raises(WorkersLost, match=r"scheduler is gone.*the same command resumes"):
+        list(results)
+    assert time.monotonic() - begun < 60
+
+
+@pytest.mark.slow
+def test_tls_keeps_out_who_has_no_certificate(tmp_path):
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl to make a certificate with")
+    request = "openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 2 -subj /CN=localhost"
+    subprocess.run(shlex.split(request), cwd=tmp_path, check=True, capture_output=True)
+    tls = Tls(tmp_path / "cert.pem", tmp_path / "cert.pem", tmp_path / "key.pem")
+    lines = []
+    with Dask(workers=1, tls=tls, say=lines.append, **LOCAL).open() as run_on:
+        assert "tls://127.0.0.1" in lines[0]
+        assert dict(run_on(double, [4])) == {4: 8}
+        address = re.search(r"tls://\S+?(?=;)", lines[0])[0].replace("tls://", "tcp://")
+        with pytest.raises(OSError, match="connect"):
+            dict(run_jobs(double, [4], Dask(scheduler=address)))
+
+
+def test_a_missing_certificate_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"--tls-ca: expected a PEM file.*nothing\.pem"):
+        Tls(*[tmp_path / "nothing.pem"] * 3).security()
+
+
+def test_a_worker_whose_weights_are_others_is_refused(world, undisturbed):  # noqa: F811
+    config, manifest, options = as_extracted(undisturbed, INLINE)
+    extractor = pipeline.extract.ExtractShards(config, manifest.root, options, redo=False)
+    extractor.record = {"weights": "another checksum"}
+    with pytest.raises(ValueError, match="other weights"):
+        _ = extractor.models
+
+
+# Slurm's words.
+
+
+def test_slurms_options_are_those_of_sbatch():
+    assert slurm.parse_options("partition=gpu,gpu2,gres=gpu:a100:1, time=04:00:00") == {
+        "partition": "gpu,gpu2",
+        "gres": "gpu:a100:1",
+        "time": "04:00:00",
+    }
+    assert slurm.parse_options("") == {}
+    for wrong in ("gpu", "Partition=gpu", "time=4h", "partition="):
+        with pytest.raises(ValueError, match="--slurm"):
+            slurm.parse_options(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30", 1800), ("30:05", 1805), ("04:00:00", 14400), ("2-3", 183600), ("1-00:30", 88200), ("1-00:00:09", 86409)],
+)
+def test_slurms_times_are_read_as_slurm_reads_them(text, seconds):
+    assert slurm.seconds(text) == seconds
+
+
+@pytest.mark.parametrize("walltime", [60, 600, 4 * 3600, 7 * 86400])
+def test_workers_end_before_their_job_does(walltime):
+    life, varies = slurm.lifetime(walltime)
+    assert life > varies
+    assert life + varies < walltime
+
+
+@pytest.mark.parametrize("shards", [1, 24, 1000, 1001, 4321])
+def test_a_job_array_does_every_shard_once(shards, tmp_path):
+    """The script's tasks are run in turn, with a program that notes what it is asked for."""
+    (tmp_path / "note").write_text(f'#!/bin/sh\nfor last; do :; done\necho "$last" >> {tmp_path}/asked\n')
+    (tmp_path / "note").chmod(0o755)
+    script = slurm.array_script([str(tmp_path / "note"), "a b"], shards, {"time": "10"}, 16, str(tmp_path), "logs")
+    tasks = int(re.search(r"#SBATCH --array=0-(\d+)%16\n", script)[1]) + 1
+    assert tasks <= 1000
+    assert "#SBATCH --time=10\n" in script
+    for task in dict.fromkeys((0, 1 % tasks, tasks - 1)):
+        subprocess.run(["bash", "-c", script], env={**os.environ, "SLURM_ARRAY_TASK_ID": str(task)}, check=True)
+    asked = [tuple(map(int, line.split("-"))) for line in (tmp_path / "asked").read_text().split()]
+    each = -(-shards // 1000)
+    assert asked[0] == ((0, each - 1) if each > 1 else (0,))
+    assert asked[-1][-1] == shards - 1
+    if tasks > 1:
+        assert asked[1][0] == each
+
+
+def test_what_only_concerns_slurm_is_left_out_of_the_jobs_own_command():
+    line = "extract --manifest m.csv --slurm time=10 --jobs=4 --print-sbatch --cache c"
+    assert without(line.split(), ("--slurm", "--jobs", "--print-sbatch")) == ["extract", "--manifest", "m.csv", "--cache", "c"]
