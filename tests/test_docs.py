@@ -1,0 +1,83 @@
+"""The pages in docs/: their code runs as written, and their tables are those of the code."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_cache import Tiny
+
+import heads.zoo
+from heads.recipe import read_recipe
+from heads.train import train
+from heads.zoo import build_head, head_names
+from pipeline.tensors import FIELDS
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of a language in a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(), flags=re.M | re.S)
+
+
+@pytest.fixture
+def pairs(tmp_path, monkeypatch):
+    """The head of the page on adding one, saved beside the others."""
+    (source,) = blocks("adding_a_head.md", "python")
+    assert len(source.splitlines()) <= 45
+    (tmp_path / "pairs.py").write_text(source)
+    monkeypatch.setattr(heads.zoo, "__path__", [*heads.zoo.__path__, str(tmp_path)])
+    return source
+
+
+def test_the_head_that_the_page_adds_trains_by_the_page_s_recipe(pairs, tmp_path):
+    assert "pairs" in head_names()
+    (recipe,) = blocks("adding_a_head.md", "toml")
+    (tmp_path / "pairs.toml").write_text(recipe)
+    cache = Tiny().write(tmp_path)
+    result = train(
+        read_recipe(tmp_path / "pairs.toml", {"train.epochs": 3}), cache, tmp_path / "run", say=lambda line: None, device="cpu"
+    )
+    assert result.metrics["test"]["top1"] > 1 / 3
+
+
+def test_the_head_that_the_page_adds_ignores_padded_regions(pairs, tmp_path):
+    cache = Tiny().write(tmp_path)
+    from heads.batch import clips_of
+    from heads.data import cache_dims
+
+    head = build_head("pairs", cache_dims(cache), 3)
+    batch = cache["train"].batch([0, 1], fields=head.needs)
+    clips, noisy = clips_of(batch), clips_of(batch)
+    noisy.nodes[~noisy.valid] = 7.0
+    assert torch.equal(head(clips).logits, head(noisy).logits)
+
+
+@pytest.mark.parametrize("block", range(2))
+def test_the_code_that_reads_a_cache_runs_as_written(block, tmp_path, monkeypatch, capsys):
+    Tiny(failed=(2,)).write(tmp_path)
+    (tmp_path / "cache").rename(tmp_path / "CACHE")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(blocks("file_format.md", "python")[block], "file_format.md", "exec"), {})
+    if block == 0:
+        said = capsys.readouterr().out.splitlines()
+        assert len(said) == (24 - 1) * 2  # two training views of every clip that was read
+        assert said[0].startswith("clip-0 class 0 (3, 2, 4)")
+
+
+def test_the_table_of_datasets_is_that_of_the_code():
+    table = (DOCS / "file_format.md").read_text().split("<!-- fields -->")[1].split("<!-- /fields -->")[0]
+    for field in FIELDS.values():
+        row = next(line for line in table.splitlines() if line.startswith(f"| `{field.name}` |"))
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[1:3] == [" ".join(("R", *field.dims)), field.dtype]
+        assert field.unit in cells[3]
+
+
+def test_links_between_the_pages_lead_somewhere():
+    for page in (*DOCS.glob("*.md"), ROOT / "README.md", *(ROOT / "data_manifests").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
