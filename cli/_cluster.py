@@ -10,8 +10,12 @@ _FILE = click.Path(path_type=Path)
 _NOT_IN_JOBS = ("--slurm", "--jobs", "--print-sbatch")
 
 
-def cluster_options(function):
-    """--dask, --scheduler or --slurm, and what belongs to them."""
+def place_options(jobs: str):
+    """Decorator: --dask, --scheduler or --slurm, and what belongs to them; `jobs` is the help of --jobs."""
+    return lambda function: _with_options(function, jobs)
+
+
+def _with_options(function, jobs: str):
     options = (
         click.option("--dask", type=click.IntRange(min=1), help="Work in this many processes here, one per GPU (Dask)."),
         click.option("--scheduler", metavar="ADDRESS", help="Work on the Dask cluster there, such as tcp://node1:8786."),
@@ -20,7 +24,7 @@ def cluster_options(function):
             metavar="KEY=VALUE,…",
             help="Work in Slurm jobs: options of sbatch, partition=gpu,gres=gpu:1,time=04:00:00.",
         ),
-        click.option("--jobs", type=click.IntRange(min=1), help="Slurm jobs at the same time, at most.  [default: 1]"),
+        click.option("--jobs", type=click.IntRange(min=1), help=jobs),
         click.option("--interface", default="", help="Network by which Slurm's nodes reach this machine, such as ib0."),
         click.option("--dashboard", default="127.0.0.1:8787", help="Where Dask's dashboard listens; :8787 is every network."),
         click.option(
@@ -32,6 +36,9 @@ def cluster_options(function):
     for option in reversed(options):
         function = option(function)
     return function
+
+
+cluster_options = place_options("Slurm jobs at the same time, at most.  [default: 1]")
 
 
 def engine_of(given: dict, logs: Path):

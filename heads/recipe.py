@@ -146,14 +146,21 @@ def read_recipe(name: str | Path, settings: Mapping[str, Any] | None = None) -> 
 
     {"train.lr": 0.1} replaces `lr` in the table `train`. ValueError names the file, the key and what was expected.
     """
-    path = Path(name)
-    if not path.is_file():
-        path = FOLDER / f"{Path(name).name}.toml"
-        if len(Path(name).parts) > 1 or Path(name).suffix == ".toml" or not path.is_file():
-            raise ValueError(
-                f"recipe {str(name)!r}: no such file, nor a recipe of the package: {nearest(str(name), recipe_names())}"
-            )
+    path = recipe_path(name)
     return recipe_with(read_toml(path), settings or {}, path)
+
+
+def recipe_path(name: str | Path, beside: Path = Path()) -> Path:
+    """A recipe's file: `name`, relative to the folder `beside`, or the package's own of this name; ValueError without one."""
+    path = beside / name
+    if path.is_file():
+        return path
+    path = FOLDER / f"{Path(name).name}.toml"
+    if len(Path(name).parts) > 1 or Path(name).suffix == ".toml" or not path.is_file():
+        raise ValueError(
+            f"recipe {str(name)!r}: no such file, nor a recipe of the package: {nearest(str(name), recipe_names())}"
+        )
+    return path
 
 
 def read_toml(path: Path) -> dict[str, Any]:
