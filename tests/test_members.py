@@ -143,7 +143,7 @@ def test_a_member_whose_validation_fails_leaves_the_others_going(cache, tmp_path
 
 def test_a_study_that_was_stopped_goes_on_as_if_it_was_not(cache, tmp_path):
     def members(where):
-        return [Member(one, tmp_path / where / name, seed) for seed, (name, one) in enumerate(RECIPES.items())]
+        return [Member(RECIPES[name], tmp_path / where / name, k) for k, name in enumerate(("pool", "lstm", "phases"))]
 
     def stop(line):
         if line.startswith("lstm: epoch 2/"):  # some members are an epoch ahead of the others now
@@ -306,6 +306,7 @@ def test_the_structures_that_gos_searched_are_what_it_ends_with(tmp_path):
     """The recipe of its Table 1, smaller: the discrete phase trains the operations and leaves the structure alone."""
     cache = Tiny(fields=("res5", "boxes", "scores", "valid", "grid")).write(tmp_path)
     small = {"phases.search.train.epochs": 2, "phases.discrete.train.epochs": 2, "head.width": 8, "head.roi_size": 2}
+    small |= {"head.supernodes": 2, "head.taps": 3}
     rates = {f"phases.{name}.train.batch": 3 for name in ("search", "discrete")}
     chosen = read_recipe("gos_table1", {**small, **rates, "phases.search.train.alternate.lr": 0.1})
     result = run(chosen, cache, tmp_path / "runs")
