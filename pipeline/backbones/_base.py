@@ -210,6 +210,8 @@ class Backbone(nn.Module):
             for module in unit.modules():
                 for name in dict([*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]):
                     setattr(module, name, None)
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.track_running_stats = False  # else it would miss its counter in a state dict, and add one
         self._above = position
 
     def channels(self, point: str | None = None) -> int:

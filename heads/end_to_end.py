@@ -1,0 +1,505 @@
+"""Training from frames: one phase of one run, with any source of frames.
+
+    network = new_network(recipe, backbone, dims, classes=5, seed=0, frames=Frames(train_from="stem", frozen_bn=False))
+    result = train_frames(recipe, "runs/digits-0", network, source, classes, seed=0)
+
+A `Source` says which videos each split has and hands out their frames; heads/footage.py decodes them, a test or a generator may
+make them. The run folder is that of heads/train.py (heads/runs.py lists the files), and what a run computes depends on the same
+things. Its checkpoints hold the weights of the backbone too, under "backbone", as `vidgraph extract --weights` reads them; they
+are written every `checkpoint_every` mini-batches, and a run that was killed goes on from the last one, inside an epoch too.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from heads import runs
+from heads.batch import Clips, Dims
+from heads.data import Part, swap_table
+from heads.evaluate import Predictions, figures, write_predictions
+from heads.learner import INIT, Learner, LossNotFinite, in_parts, loss_of, reseed
+from heads.live import Live
+from heads.members import SPLITS, Result
+from heads.parallel import World
+from heads.recipe import PLAIN, Recipe, to_toml
+from heads.running import Say, mirrored
+from heads.tables import Frames, Phase
+from heads.training import Training
+from heads.transfer import default_checkpoint
+from heads.zoo import build_head
+from pipeline.backbones import Backbone
+
+Piece = tuple[Clips, np.ndarray]
+
+
+class Source(Protocol):
+    """Views as frames. `parts`: the splits train, val and test as far as there are, whose rows number the views."""
+
+    parts: Mapping[str, Part]
+
+    def batches(self, split: str, batches: Sequence[np.ndarray], epoch: int) -> Iterator[list[Piece]]:
+        """For each array of rows of a split: their views as (Clips with frames, and boxes where it has them, on the device;
+        their places in the array), in several pieces where sizes differ. A row in no piece could not be had."""
+
+
+@dataclass
+class Rows:
+    """The views of a split that is in no cache, as `Part.group`: view number r % per_clip of clip r // per_clip."""
+
+    clips: list[str]
+    views: np.ndarray
+    per_clip: int
+
+
+def part_of_clips(split: str, clips: Sequence[str], targets: np.ndarray | None, per_clip: int = 1) -> Part:
+    """A split of clips with so many views each; targets [V] class ids or [V,K], None without labels."""
+    ids, count = tuple(clips), len(clips)
+    rows = np.arange(count * per_clip).reshape(count, per_clip)
+    group = Rows([clip for clip in ids for _ in range(per_clip)], np.tile(np.arange(per_clip), count), per_clip)
+    return Part(split, group, ids, rows, np.full(count, per_clip), targets, (), (), (), count, np.arange(count))
+
+
+@dataclass(frozen=True)
+class How:
+    """How a run works, of which only `seed`, `order_seed` (None: `seed`), `precision` and, by rounding, `accumulate` and the
+    number of processes change what it computes.
+
+    `accumulate`: parts of a mini-batch, per process (0: the recipe's). `checkpointing`: activations of the backbone are
+    computed twice in place of being kept. `checkpoint_every` mini-batches, and after every epoch, last.pt is written.
+    """
+
+    seed: int = 0
+    order_seed: int | None = None
+    precision: str = "fp32"
+    accumulate: int = 0
+    checkpointing: bool = False
+    checkpoint_every: int = 500
+    resume: bool = True
+    tensorboard: bool = True
+
+
+class FramesLearner(Learner):
+    """A Learner of a `Live` network, one of several in as many processes: each takes its share of every mini-batch."""
+
+    def __init__(self, network: Live, training: Training, data, steps: int, how: How, world: World, weights: Tensor | None):
+        seed = how.seed if world.first else int(np.random.SeedSequence([how.seed, world.rank]).generate_state(1)[0])
+        super().__init__(network, training, data.target, steps, seed, how.precision, weights)
+        self.world = world
+
+    def step_share(self, pieces: Sequence[tuple[Clips, Tensor]], whole: int) -> float:
+        """One mini-batch of `whole` clips, of which these pieces (maybe none) are this process's; returns the loss of all."""
+        optimiser, moved = self.begin_step()
+        value = 0.0
+        for clips, targets in pieces:
+            for part, wanted in in_parts(clips, targets, self.training.accumulate):
+                value += self.backward(part, wanted, part.size / whole, moved)
+        value = self.world.add_up(value, moved)
+        self.end_step(optimiser, moved)
+        self.world.average_statistics(self.head)
+        return value
+
+
+def new_network(
+    recipe: Recipe,
+    backbone: Backbone,
+    dims: Dims,
+    classes: int,
+    seed: int,
+    frames: Frames,
+    **live: Any,
+) -> Live:
+    """The head of a recipe of one phase behind `backbone`, initialised by the seed alone; `live` are options of `Live`.
+
+    The part of a backbone that the head holds starts with the weights of `backbone`, unless the head's option `weights` names
+    others.
+    """
+    reseed(torch.device("cpu"), seed, INIT)
+    network = Live(backbone, build_head(recipe.head.name, dims, classes, **recipe.head.options), frames, **live)
+    if network.upper is not None and recipe.head.options.get("weights", "none") == "none":
+        own = network.upper.state_dict()
+        network.upper.load_state_dict({name: t for name, t in backbone.state_dict().items() if name in own}, strict=False)
+    return network
+
+
+def for_whole(training: Training, frames: Frames) -> Training:
+    """`training` with the names of the head's parameters as `Live` has them, and the backbone's factor."""
+    groups, other = training.groups, training.alternate
+    groups = replace(groups, last=f"head.{groups.last}", first=f"head.{groups.first}" if groups.first else "")
+    if frames.backbone_lr != 1 and not groups.first and frames.train_from != "none":
+        groups = replace(groups, first="backbone", first_lr=frames.backbone_lr)
+    if other.parameters:
+        other = replace(other, parameters=f"head.{other.parameters}")
+    return replace(training, groups=groups, alternate=other)
+
+
+class FramesRun:
+    """One phase of a run that reads frames. `network` is on its device; `about` tells runs apart (see heads/running.py), and
+    `reading` what else the phase's result depends on. ValueError for what the recipe and the splits do not agree on."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        phase: Phase,
+        folder: Path,
+        network: Live,
+        source: Source,
+        classes: tuple[str, ...],
+        how: How,
+        world: World,
+        say: Say,
+        about: Mapping[str, Any] | None = None,
+        reading: Mapping[str, Any] | None = None,
+        noted: Mapping[str, Any] | None = None,
+    ):
+        self.whole, self.phase, self.recipe = recipe, phase, recipe.of(phase)
+        self.folder, self.network, self.source, self.classes = Path(folder), network, source, classes
+        self.how, self.world, self.say = how, world, say if world.first else lambda line: None
+        self.order_seed = how.seed if how.order_seed is None else how.order_seed
+        shared = {"recipe": recipe.as_dict(), "seed": how.seed, "order_seed": self.order_seed, "precision": how.precision}
+        self.about = {**shared, "classes": list(classes), **(about or {})}
+        self.reading, self.noted = dict(reading or {}), dict(noted or {})
+        part = source.parts["train"]
+        self.batch = self.recipe.train.batch
+        training = for_whole(self.recipe.train, phase.frames)
+        if how.accumulate:
+            training = replace(training, accumulate=how.accumulate)
+        if training.distil.teachers:
+            raise ValueError(f"phase {phase.name}: train.distil needs a phase that reads the cache; distil there first")
+        data = self.recipe.data
+        weights = torch.from_numpy(part.class_weights(len(classes))) if data.balance == "loss" else None
+        network.train()
+        steps = math.ceil(len(part) / self.batch)
+        self.learner = FramesLearner(network, training, data, steps, how, world, weights)
+        self.device = self.learner.device
+        self.swap = torch.from_numpy(swap_table(classes, data)).to(self.device)
+        self.epochs_before = self.steps_before = 0
+        self.seconds = self.waiting = 0.0
+        self.partial = _nothing()
+        self.missing: dict[str, set[str]] = {split: set() for split in SPLITS}
+        self.writer: Any = None
+
+    # --- the folder
+
+    def finished(self) -> Result | None:
+        """The result of this phase or a later one, if the folder has it; ValueError if it holds another run."""
+        done = self.folder / "metrics.json"
+        if not done.exists() or not (self.folder / "run.json").exists():
+            return None
+        record, there = runs.read_json(done), runs.read_json(self.folder / "run.json")
+        if self._after(record["phase"]) != 0:
+            return None
+        runs.same_run(self.folder, there, {**self.about, "frames": self.reading})
+        return Result(**{**record, "folder": self.folder})
+
+    def _after(self, phase: str) -> int:
+        """How many phases after this one `phase` comes; ValueError for a later one."""
+        names = [one.name for one in self.whole.all_phases]
+        after = (names.index(phase) if phase in names else -1) - names.index(self.phase.name)
+        if after > 0:
+            raise ValueError(
+                f"{self.folder} has trained phase {phase}, which comes after {self.phase.name}: choose another folder "
+                "(--name), or start over with --no-resume"
+            )
+        return after
+
+    def open(self) -> bool:
+        """Makes the run folder, or continues what is in it; whether this phase was begun before."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        last = self.folder / "last.pt"
+        saved = runs.load_checkpoint(last) if self.how.resume and last.exists() else None
+        continued = saved is not None and saved["phase"] == self.phase.name
+        if saved is not None:
+            self._after(saved["phase"])
+            asked = self.about if continued else {**self.about, "precision": saved["about"]["precision"]}
+            runs.same_run(self.folder, saved["about"], asked)
+            for name in ("epochs_before", "steps_before", "seconds", "waiting"):
+                setattr(self, name, saved[name])
+        if continued:
+            runs.same_run(self.folder, saved["frames"], self.reading)
+            self.partial = saved["partial"]
+            self.learner.load({**saved, "state": Live.join(saved["state"], saved["backbone"])})
+            self.say(f"{self.folder}: continued after epoch {self.epochs}, mini-batch {self._inside}")
+        elif saved is not None:
+            self.epochs_before += saved["progress"]["epoch"]
+            self.steps_before += saved["progress"]["step"]
+        self.world.wait()  # everybody has read what is now changed
+        if self.world.first:
+            self._write_beginnings(saved is None, continued)
+        self.world.wait()
+        return continued
+
+    def _write_beginnings(self, anew: bool, continued: bool) -> None:
+        if anew:
+            for name in ("last", *(phase.name for phase in self.whole.all_phases)):
+                (self.folder / f"{name}.pt").unlink(missing_ok=True)
+        if not continued:
+            (self.folder / "best.pt").unlink(missing_ok=True)
+        (self.folder / "metrics.json").unlink(missing_ok=True)
+        runs.start_log(self.folder / "log.jsonl", self.epochs)
+        runs.write_text(self.folder / "recipe.toml", to_toml(self.whole))
+        machine = {"device": str(self.device), "processes": self.world.size, "versions": runs.versions()}
+        runs.write_json(self.folder / "run.json", {**self.about, "frames": self.reading, **self.noted, **machine})
+        if self.how.tensorboard:
+            self.writer = runs.board(self.folder, self.steps_before + self.learner.progress.step)
+
+    @property
+    def epochs(self) -> int:
+        """Whole epochs that were trained, over all phases."""
+        return self.epochs_before + self.learner.progress.epoch
+
+    @property
+    def _inside(self) -> int:
+        """Mini-batches of the present epoch that were taken."""
+        progress = self.learner.progress
+        return progress.step - progress.epoch * self.learner.steps_per_epoch
+
+    def save(self) -> None:
+        """Writes last.pt: all that continuing needs."""
+        if not self.world.first:
+            return
+        state = self.learner.state()
+        head, backbone = self.network.split(state["state"])
+        spent = {name: getattr(self, name) for name in ("epochs_before", "steps_before", "seconds", "waiting", "partial")}
+        mine = {"about": self.about, "frames": self.reading, "phase": self.phase.name}
+        runs.save_checkpoint(self.folder / "last.pt", {**mine, **spent, **state, "state": head, "backbone": backbone})
+
+    # --- training
+
+    def fit(self) -> None:
+        """Trains to the end of the phase."""
+        while not self.learner.done:
+            self._epoch()
+            with self.learner.averaged():
+                part = self.source.parts.get("val")
+                found = {}
+                if part is not None and part.targets is not None:
+                    predictions, part = self.predict("val")
+                    found = figures(predictions, part, self.recipe)[0]
+                    self.seconds += predictions.seconds
+            self._end_epoch(found)
+        if self.world.first:
+            self._keep()
+        self.world.wait()
+
+    def _epoch(self) -> None:
+        """What is left of an epoch."""
+        part, learner = self.source.parts["train"], self.learner
+        rows, video, _ = part.draw(self.order_seed, self.epochs)
+        places = [np.arange(start, min(start + self.batch, len(rows))) for start in range(0, len(rows), self.batch)]
+        places = places[self._inside :]
+        mine = [self.world.share(place) for place in places]
+        self.network.train()
+        asked = time.monotonic()
+        batches = self.source.batches("train", [rows[place] for place in mine], self.epochs)
+        for place, own, pieces in zip(places, mine, batches, strict=False):
+            begun = time.monotonic()
+            missing = set(range(len(own))) - {int(k) for _, at in pieces for k in at}
+            self._lost("train", (part.clips[video[own[k]]] for k in missing))
+            given = [(clips, self._targets(video[own[at]], clips)) for clips, at in pieces]
+            loss = learner.step_share(given, len(place))
+            ended = time.monotonic()
+            partial = self.partial
+            partial["loss"] += loss * len(place)
+            partial["seen"] += len(place)
+            partial["waiting"] += begun - asked
+            partial["seconds"] += ended - asked
+            if learner.done:
+                break
+            if self._inside % self.how.checkpoint_every == 0 and self._inside < learner.steps_per_epoch:
+                self.save()
+            asked = time.monotonic()
+        batches.close()
+
+    def _targets(self, videos: np.ndarray, clips: Clips) -> Tensor:
+        target = torch.from_numpy(self.source.parts["train"].targets[videos]).to(self.device)
+        return target if clips.flip is None else mirrored(target, clips.flip, self.swap)
+
+    def _lost(self, split: str, clips: Iterator[str]) -> None:
+        """Says once of each clip that it could not be had."""
+        for clip in sorted(set(clips) - self.missing[split]):
+            self.missing[split].add(clip)
+            self.say(f"split {split}: clip {clip} cannot be decoded and is left out; `vidgraph check` says why")
+
+    def _end_epoch(self, found: Mapping[str, float]) -> None:
+        """Counts the epoch: log and checkpoints."""
+        learner, partial = self.learner, self.partial
+        begun = learner.progress.epoch * learner.steps_per_epoch
+        lr = learner.training.lr_at(begun, learner.steps_per_epoch) * learner.progress.factor
+        better = learner.end_epoch(found.get("map", found.get("top1", math.nan)), found.get("loss", math.nan))
+        self.seconds += partial["seconds"]
+        self.waiting += partial["waiting"]
+        step = self.steps_before + learner.progress.step
+        line = {"epoch": self.epochs, "step": step, "lr": lr, "loss": partial["loss"] / max(partial["seen"], 1)}
+        line |= {"seconds": partial["seconds"], "waiting": partial["waiting"], "val": dict(found), "phase": self.phase.name}
+        self.partial = _nothing()
+        if self.world.first:
+            runs.append_log(self.folder / "log.jsonl", line)
+            if better:
+                self._write_weights("best", self.epochs)
+            self.save()  # last of all: a run killed before this repeats what came since the checkpoint before
+            if self.writer is not None:
+                runs.write_board(self.writer, line)
+        self.say(self._line(line, better))
+
+    def _line(self, line: Mapping[str, Any], better: bool) -> str:
+        of = self.recipe.train.total_epochs(self.learner.steps_per_epoch)
+        val = ", ".join(f"{k} {v:.3f}" if k == "loss" else f"{k} {100 * v:.1f} %" for k, v in line["val"].items())
+        share = 100 * line["waiting"] / max(line["seconds"], 1e-9)
+        return (
+            f"{self.phase.name} epoch {self.learner.progress.epoch}/{of}: loss {line['loss']:.4f}, lr {line['lr']:.2g}"
+            f"{', val ' + val if val else ''}{' (best)' if better else ''}; "
+            f"{line['seconds']:.1f} s, waited {line['waiting']:.1f} s ({share:.0f} %) for data"
+        )
+
+    def _write_weights(self, name: str, epoch: int) -> None:
+        head, backbone = self.network.split(self.learner.weights())
+        kept = {"about": self.about, "phase": self.phase.name, "epoch": epoch, "state": head, "backbone": backbone}
+        runs.save_checkpoint(self.folder / f"{name}.pt", kept)
+
+    def _keep(self) -> None:
+        """Writes what the phase ended with to PHASE.pt."""
+        saved = runs.load_checkpoint(self.folder / f"{default_checkpoint(self.folder)}.pt")
+        kept = {key: saved[key] for key in ("about", "phase", "state", "backbone")}
+        runs.save_checkpoint(self.folder / f"{self.phase.name}.pt", kept)
+
+    # --- evaluation
+
+    def predict(self, split: str) -> tuple[Predictions, Part]:
+        """The logits of every view of a split that could be had, and the split without the videos that could not.
+
+        LossNotFinite where a logit is not finite; ValueError where no view could be had.
+        """
+        begun = time.monotonic()
+        part = self.source.parts[split]
+        rows, video = part.all_rows()
+        mine, size = self.world.share(np.arange(len(rows))), self.recipe.evaluate.batch or self.batch
+        places = [mine[start : start + size] for start in range(0, len(mine), size)]
+        table, seen = np.zeros((len(rows), len(self.classes)), np.float32), np.zeros(len(rows), np.float32)
+        self.network.eval()
+        with torch.inference_mode(), self.learner.autocast():
+            for place, pieces in zip(places, self.source.batches(split, [rows[p] for p in places], 0), strict=True):
+                for clips, at in pieces:
+                    table[place[at]] = self.network(clips).logits.float().cpu().numpy()
+                    seen[place[at]] = 1
+        table, seen = self.world.sum(table, self.device), self.world.sum(seen, self.device) > 0
+        if not np.isfinite(table).all():
+            raise LossNotFinite(f"the logits on split {split} are not finite: the weights diverged; lower train.lr")
+        self._lost(split, (part.clips[k] for k in video[~seen]))
+        if not seen.any():
+            raise ValueError(f"split {split}: none of its {len(part)} clips can be decoded; run `vidgraph check`")
+        part, kept = _without(part, video[~seen]), ~np.isin(video, video[~seen])
+        table, (rows, video), loss = table[kept], part.all_rows(), math.nan
+        if part.targets is not None:
+            loss = loss_of(self.recipe.data.target)(torch.from_numpy(table), torch.from_numpy(part.targets[video])).item()
+        return Predictions(table, rows, video, loss, time.monotonic() - begun), part
+
+    def finish(self) -> Result:
+        """Evaluates the chosen weights on val and test; metrics.json last, the mark of a finished phase."""
+        chosen = default_checkpoint(self.folder)
+        saved = runs.load_checkpoint(self.folder / f"{chosen}.pt")
+        self.network.load_state_dict(Live.join(saved["state"], saved["backbone"]))
+        metrics, excluded, spent = {}, {}, self.seconds
+        for split in ("val", "test"):
+            if split in self.source.parts:
+                predictions, part = self.predict(split)
+                spent += predictions.seconds
+                metrics[split] = figures(predictions, part, self.recipe)[0]
+                if self.world.first:
+                    write_predictions(self.folder, split, predictions, part, self.recipe, self.classes)
+        for split, part in self.source.parts.items():
+            failed = len(part.failed) + len(self.missing[split])
+            excluded[split] = {"failed": failed, "absent": len(part.absent), "other": len(part.others)}
+        progress = self.learner.progress
+        best = progress.best_epoch if chosen == "best" else progress.epoch
+        result = Result(
+            self.folder,
+            metrics,
+            epochs=self.epochs,
+            best_epoch=self.epochs_before + best,
+            parameters=self.network.size,
+            seconds=spent,
+            waiting=self.waiting,
+            excluded=excluded,
+            phase=self.phase.name,
+        )
+        if self.world.first:
+            runs.write_json(self.folder / "metrics.json", {**asdict(result), "folder": self.folder.name})
+        self.world.wait()
+        return result
+
+    def close(self) -> None:
+        """Closes the log for tensorboard."""
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
+
+
+def train_frames(
+    recipe: Recipe,
+    folder: Path | str,
+    network: Live,
+    source: Source,
+    classes: tuple[str, ...],
+    how: How | None = None,
+    *,
+    phase: str = "",
+    world: World | None = None,
+    say: Say = print,
+    about: Mapping[str, Any] | None = None,
+    reading: Mapping[str, Any] | None = None,
+    noted: Mapping[str, Any] | None = None,
+    begin: Callable[[Live], None] = lambda network: None,
+) -> Result:
+    """Trains one phase of a recipe (by default its first) from frames and evaluates it on val and test; see the top of this
+    file. `noted` goes into run.json.
+
+    `begin(network)` is called before the first mini-batch of a phase, not where one is continued.
+    """
+    run = FramesRun(
+        recipe,
+        recipe.phase(phase or recipe.all_phases[0].name or PLAIN),
+        Path(folder),
+        network,
+        source,
+        classes,
+        how or How(),
+        world or World(),
+        say,
+        about,
+        reading,
+        noted,
+    )
+    if run.how.resume and (finished := run.finished()):
+        run.say(f"{folder}: finished before, read back")
+        return finished
+    try:
+        if not run.open():
+            begin(network)
+        if run.how.checkpointing:
+            network.checkpointed()
+        run.fit()
+        return run.finish()
+    finally:
+        run.close()
+
+
+def _nothing() -> dict[str, float]:
+    """The sums over an epoch, at its start."""
+    return {"loss": 0.0, "seen": 0, "seconds": 0.0, "waiting": 0.0}
+
+
+def _without(part: Part, videos: np.ndarray) -> Part:
+    """A split without these videos."""
+    if not len(videos):
+        return part
+    kept = np.setdiff1d(np.arange(len(part)), videos)
+    targets = None if part.targets is None else part.targets[kept]
+    clips = tuple(part.clips[k] for k in kept)
+    return replace(part, clips=clips, rows=part.rows[kept], counts=part.counts[kept], targets=targets, place=part.place[kept])

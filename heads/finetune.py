@@ -1,0 +1,342 @@
+"""End to end: frames -> backbone -> RoIAlign -> head, from where a head and its frozen backbone stopped, or from scratch.
+
+    recipe, phase = frames_phase(read_recipe("gos_table1"), "joint")
+    finetune(recipe, "runs/gos_table1-seed0", phase, cache=Cache("cache"))
+
+With a cache the backbone, its weights, the views and the boxes are the cache's, and before the first mini-batch the logits from
+the frames are compared with those from the cache. Without one an `ExtractConfig` says what they are: the phase that trains a
+backbone comes before any cache. The loop and the run folder: heads/end_to_end.py. The frames: heads/footage.py.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from heads import runs
+from heads.batch import Dims, MissingFields, clips_of
+from heads.data import Part, cache_dims, find_classes
+from heads.end_to_end import How, new_network, train_frames
+from heads.evaluate import same_backbone, say_excluded
+from heads.footage import Footage, Planned
+from heads.learner import pick_device
+from heads.live import Live, live_dims
+from heads.members import Result, Study
+from heads.parallel import World, joined
+from heads.recipe import PLAIN, Phase, Recipe
+from heads.running import Say
+from heads.transfer import checkpoint_of, take_weights
+from pipeline.backbones import Backbone
+from pipeline.compose import RunOptions
+from pipeline.config import ExtractConfig
+from pipeline.extract import decoders_for
+from pipeline.forward import backbone_of, source_of
+from pipeline.manifest import Manifest
+from pipeline.pixels import Opening
+from pipeline.repair import Moved, as_extracted
+from pipeline.tensors import FIELDS, is_cut
+
+if TYPE_CHECKING:
+    from pipeline.cache import Cache
+
+CHECKED = 4  # views whose logits are compared
+# The largest difference that rounding explains, as a share of the largest value: what is stored, and what computed it.
+STORED = {"float32": 1e-3, "float16": 1e-2}
+COMPUTED = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Where frames and views come from. `fresh`: every epoch draws new training views, in place of those of the cache. `moved`:
+    where the files of the cache's extraction are now. `workers`: decode processes (None: what suits the device); `time_limit`:
+    seconds for a clip. `check`: compare live and cached logits first."""
+
+    fresh: bool = False
+    moved: Moved = field(default_factory=Moved)
+    workers: int | None = None
+    time_limit: float = 120.0
+    check: bool = True
+
+
+def frames_phase(recipe: Recipe, name: str = "", **frames: Any) -> tuple[Recipe, Phase]:
+    """(the recipe, its phase `name` or first phase that reads frames), with fields of `Frames` replaced by those in `frames`.
+
+    A recipe without phases becomes one of a single phase that reads frames. ValueError for a phase that reads the cache.
+    """
+    if not recipe.phases:
+        if name not in ("", PLAIN):
+            recipe.phase(name)
+        recipe = replace(recipe, train=None, phases=(Phase(PLAIN, recipe.train, reads="frames"),))
+    there = [phase for phase in recipe.phases if phase.reads == "frames"]
+    phase = recipe.phase(name) if name else next(iter(there), None)
+    if phase is None or phase.reads != "frames":
+        which = f"phase {phase.name} of recipe {recipe.name} reads" if phase else f"the phases of recipe {recipe.name} read"
+        command = f"vidgraph train {recipe.name}" + (f" --phase {phase.name}" if phase else "")
+        raise ValueError(f"{which} the cache: run `{command}`")
+    changed = replace(phase, frames=replace(phase.frames, **frames))
+    phases = tuple(changed if one.name == phase.name else one for one in recipe.phases)
+    return replace(recipe, phases=phases), changed
+
+
+def finetune(
+    recipe: Recipe,
+    folder: Path | str,
+    phase: Phase,
+    *,
+    cache: "Cache | None" = None,
+    config: ExtractConfig | None = None,
+    manifest: Manifest | None = None,
+    start: Path | None = None,
+    reading: Reading | None = None,
+    how: How | None = None,
+    device: str = "auto",
+    say: Say = print,
+) -> Result:
+    """Trains a phase of `recipe` that reads frames (see `frames_phase`) and evaluates it on val and test.
+
+    Either `cache`, or `config` and `manifest`. Labels and splits come from `manifest`, by default the cache's copy. `start`: a
+    run's folder or checkpoint whose weights the head starts with (and the backbone, where the run trained it); by default the
+    phase before in `folder`, if the phase starts from one. ValueError, before the first step, for whatever does not agree.
+    """
+    how, reading = how or How(), reading or Reading()
+    if (cache is None) == (config is None) or (cache is None and manifest is None):
+        raise ValueError("expected either a cache, or a configuration of an extraction and a manifest")
+    with joined(pick_device(device, how.precision)) as (world, where):
+        made = _Made(recipe, phase, cache, config, manifest, reading, how, where)
+        say = say if world.first else _silent
+        for part in made.parts.values():
+            say_excluded(part, say)
+        with made.footage(world) as source:
+            return train_frames(
+                recipe,
+                folder,
+                made.network,
+                source,
+                made.classes,
+                how,
+                phase=phase.name,
+                world=world,
+                say=say,
+                about=made.about(start),
+                reading={"fresh": reading.fresh},
+                noted={} if cache is None else {"cache": str(cache.path.resolve())},
+                begin=lambda network: made.begin(network, start, Path(folder), source, say),
+            )
+
+
+class _Made:
+    """What a call of `finetune` is about, put together: configuration, splits, network."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        phase: Phase,
+        cache: "Cache | None",
+        config: ExtractConfig | None,
+        manifest: Manifest | None,
+        reading: Reading,
+        how: How,
+        device: torch.device,
+    ):
+        self.whole, self.phase, self.recipe = recipe, phase, recipe.of(phase)
+        self.cache, self.reading, self.how, self.device = cache, reading, how, device
+        own = manifest
+        if cache is not None:
+            config, own, _ = as_extracted(cache.path, RunOptions(), reading.moved)
+        self.config, self.manifest = config, manifest or own
+        self.clips = {clip.clip: clip for clip in own.clips}
+        self.root = own.root
+        self.classes = find_classes(self.manifest, self.recipe.data)
+        self.backbone = self._backbone()
+        self.dims, self.live = self._dims()
+        place = cache or Planned(str(self.manifest.path), self.manifest, config.sampling)
+        study = Study(place, self.manifest, self.dims, device, how.precision, how.order_seed)
+        self.parts = study.split(self.recipe, self.classes)
+        self.network = self._network()
+
+    def _backbone(self) -> Backbone:
+        """The backbone with the weights that the cache was extracted with."""
+        backbone = backbone_of(self.config)
+        found = backbone.weights_sha256 or "none"
+        if self.cache is not None and found != (wanted := self.cache.config["weights"]):
+            raise ValueError(
+                f"weights {self.config.weights}: not those that {self.cache.path} was extracted with (SHA-256 {found[:12]}, "
+                f"there {wanted[:12]}); pass --weights with that file"
+            )
+        return backbone
+
+    def _dims(self) -> tuple[Dims, Dims]:
+        """The sizes that the run remembers, which are the cache's where it has all that the head needs, and those of frames."""
+        sampling, boxes = self.config.sampling, 0
+        stored = None if self.cache is None else cache_dims(self.cache)
+        if self.config.wants_boxes:
+            boxes = stored.N if stored is not None else source_of(self.config, "cpu").num_boxes
+        live = live_dims(self.backbone, sampling.frames, sampling.size, self.config.cut, boxes)
+        return (stored or live), live
+
+    def _network(self) -> Live:
+        options = {"cut": self.config.cut, "roi_pool": self.config.roi_pool, "neighbours": _neighbours(self.cache)}
+        try:
+            build = (self.backbone, self.live, len(self.classes), self.how.seed, self.phase.frames)
+            network = new_network(self.recipe, *build, **options)
+        except MissingFields as error:
+            raise ValueError(
+                f"head {self.recipe.head.name} needs {', '.join(error.names)}, which are not computed from the frames: the "
+                "configuration keeps no boxes (--keep nodes), or the backbone has no such cut"
+            ) from None
+        if self.cache is not None:
+            group = self.cache["train"]
+            if not all(name in group.fields for name in network.head.needs if is_cut(name) or name in FIELDS):
+                self.dims = self.live
+        network.backbone.to(memory_format=torch.channels_last_3d)
+        return network.to(self.device)
+
+    def footage(self, world: World) -> Footage:
+        """The frames; its decode processes start with the first view."""
+        workers = self.reading.workers
+        if workers is None:
+            workers = max(1, decoders_for(self.device.type, os.cpu_count() or 1) // world.size)
+        return Footage(
+            self.config,
+            self.parts,
+            self.clips,
+            Opening(self.root, self.config.decoder, self.config.allow_truncated),
+            self.backbone.steps(self.config.sampling.frames, self.config.cut or self.backbone.last),
+            cache=self.cache,
+            fresh=self.reading.fresh,
+            device=self.device,
+            workers=workers,
+            time_limit=self.reading.time_limit,
+        )
+
+    def about(self, start: Path | None) -> dict[str, Any]:
+        """What makes this run another than others, beside the recipe and the seeds; as heads/running.py has it."""
+        if self.cache is not None:
+            about = {"fingerprint": self.cache.fingerprint, "config": self.cache.config}
+        else:
+            config = json.loads(json.dumps(self.config.computed(self.backbone.weights_sha256, "")))
+            text = json.dumps([config, self.manifest.sha256], sort_keys=True)
+            about = {"fingerprint": hashlib.sha256(text.encode()).hexdigest(), "config": config}
+        about = {"dims": self.dims.as_dict(), **about}
+        return about if start is None else {**about, "start": str(start)}
+
+    def begin(self, network: Live, start: Path | None, folder: Path, source: Footage, say: Say) -> None:
+        """Before the first mini-batch: the weights to start with, and whether the frames give what the cache gives."""
+        moved = False
+        if (path := self._start(start, folder)) is not None:
+            saved = runs.load_checkpoint(path)
+            if self.cache is not None:
+                same_backbone(saved["about"]["config"], self.cache)
+            say(take_weights(network.head, path, self.phase))
+            if "backbone" in saved:
+                moved = self._take_backbone(network, path, saved["backbone"], say)
+        if self.cache is None:
+            say("no cache: no logits to compare with")
+        elif not self.reading.check:
+            say("live and cached logits are not compared (--no-check)")
+        elif moved:
+            say(f"{self.cache.path} was extracted before the backbone of {path} was trained: no logits to compare with")
+        else:
+            say(compare(network, self.cache, source, self.parts["train"], self.config))
+
+    def _take_backbone(self, network: Live, path: Path, state: Mapping[str, torch.Tensor], say: Say) -> bool:
+        """Takes a trained backbone over; whether it is another one than the cache's."""
+        before = {name: tensor.clone() for name, tensor in network.backbone.state_dict().items()}
+        try:
+            network.backbone.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"{path}: a backbone of other options: {str(error).splitlines()[-1].strip()}") from None
+        if all(tensor.equal(before[name]) for name, tensor in network.backbone.state_dict().items()):
+            return False
+        say(f"the backbone starts with the weights of {path}")
+        return self.cache is not None
+
+    def _start(self, start: Path | None, folder: Path) -> Path | None:
+        """The checkpoint that the phase starts from, if any."""
+        if start is not None:
+            return checkpoint_of(start)
+        if self.phase.start != "previous":
+            return None
+        names = [one.name for one in self.whole.phases]
+        previous = self.whole.phases[names.index(self.phase.name) - 1]
+        path = folder / f"{previous.name}.pt"
+        if not path.exists():
+            raise ValueError(
+                f"phase {self.phase.name} starts from phase {previous.name}, which {folder} does not hold: train it there "
+                "first, or name a run with --start"
+            )
+        return path
+
+
+@torch.no_grad()
+def compare(network: Live, cache: "Cache", source: Footage, part: Part, config: ExtractConfig) -> str:
+    """Compares what `network` makes of some training views from their frames with what its head makes of the cache, in words.
+
+    ValueError if they differ by more than rounding explains, with what differs and the likely cause.
+    """
+    rows = part.all_rows()[0]
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, CHECKED).astype(int))]
+    network.eval()
+    device = next(network.parameters()).device
+    limit = max(STORED[config.dtype], COMPUTED[config.precision], 1e-2 if device.type == "cuda" else 0)
+    pieces = next(iter(source.views(part, [rows], None)))
+    places = np.concatenate([at for _, at in pieces]) if pieces else []
+    if len(places) < len(rows):
+        lost = sorted({part.group.clips[rows[k]] for k in set(range(len(rows))) - set(map(int, places))})
+        raise ValueError(f"{cache.path}: clip {lost[0]} cannot be decoded now; pass --root with the videos of the extraction")
+    clips, at = pieces[0]
+    own = _own_fields(network.head, cache["train"].fields)
+    cached = clips_of(part.group.batch(rows[at], fields=own)).to(device)
+    live = network.fields(clips)
+    for name in own:
+        here, there = live.get(name), cached.get(name)
+        if here.is_floating_point() and (found := _apart(here, there)) > limit:
+            cause = (
+                "boxes that are not those of the cache, or another --roi-pool"
+                if name == "nodes" and not any(is_cut(other) for other in own) and "pooled" not in own
+                else "other videos, another decoder, or other weights than at the extraction"
+            )
+            raise ValueError(
+                f"the live {name} differ from those of {cache.path} by {found:.2g} of the largest (rounding explains "
+                f"{limit:g}): {cause}; --no-check trains all the same"
+            )
+    if missing := [name for name in network.head.needs if name not in own]:
+        if not own:
+            return f"{cache.path} holds nothing that the head reads ({', '.join(missing)}): nothing to compare with"
+        lacking = f"{', '.join(missing)} are not in the cache, so logits are not compared"
+        return f"live {', '.join(own)} equal the cached ones; {lacking}"
+    found = _apart(network(clips).logits, network.head(cached).logits)
+    if found > limit:
+        raise ValueError(
+            f"the live logits differ from those of {cache.path} by {found:.2g} of the largest (rounding explains "
+            f"{limit:g}), though what the head reads is equal: the head depends on more than that; --no-check trains "
+            "all the same"
+        )
+    return f"live logits equal the cached ones: {len(rows)} views differ by at most {found:.1e} of the largest"
+
+
+def _own_fields(head: nn.Module, there: tuple[str, ...]) -> tuple[str, ...]:
+    """What the head needs and the cache has."""
+    return tuple(name for name in head.needs if name in there)
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest difference over the largest value."""
+    return float((one.float() - other.float()).abs().max() / other.float().abs().max().clamp(min=1e-12))
+
+
+def _neighbours(cache: "Cache | None") -> int:
+    """M of the cache's similarity graph; what stage two takes by default where there is none."""
+    group = None if cache is None else cache["train"]
+    return group.shape("similar")[-1] if group is not None and "similar" in group.fields else 10
+
+
+def _silent(line: str) -> None:
+    """Says nothing."""

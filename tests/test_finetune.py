@@ -1,0 +1,245 @@
+"""Training from frames: what moves, that live equals cached, that a run may be killed anywhere, and several processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_backbone import lively, relative
+from torch import nn
+
+from heads import runs
+from heads.batch import Clips
+from heads.end_to_end import How, new_network, part_of_clips, train_frames
+from heads.live import live_dims
+from heads.parallel import joined
+from heads.recipe import recipe_from
+from pipeline.backbones import build_backbone
+
+CLASSES = ("a", "b", "c")
+LENGTH, SIDE = 4, 32
+
+
+class Videos:
+    """A source in memory: noise whose brightness tells the label. `gone`: clips that cannot be had; `stop_at`: raises before
+    it gives out so many training mini-batches."""
+
+    def __init__(self, clips: int = 10, gone: tuple[str, ...] = (), stop_at: int | None = None):
+        self.parts, self.gone, self.left = {}, gone, stop_at
+        for split, count in (("train", clips), ("val", 4), ("test", 4)):
+            targets = np.arange(count) % len(CLASSES)
+            self.parts[split] = part_of_clips(
+                split, [f"{split}{k}" for k in range(count)], targets, 2 if split == "test" else 1
+            )
+
+    def batches(self, split, batches, epoch):
+        part = self.parts[split]
+        for rows in batches:
+            if split == "train" and self.left is not None:
+                self.left -= 1
+                if self.left < 0:
+                    raise KeyboardInterrupt
+            at = [k for k, row in enumerate(rows) if part.group.clips[row] not in self.gone]
+            yield [(Clips(frames=torch.stack([self._frames(split, int(rows[k])) for k in at])), np.array(at))] if at else []
+
+    def _frames(self, split, row):
+        rng = np.random.default_rng([len(split), row])
+        bright = 60 * (row // self.parts[split].group.per_clip % len(CLASSES))
+        return torch.from_numpy(rng.integers(bright, bright + 60, (LENGTH, SIDE, SIDE, 3)).astype(np.uint8))
+
+
+def recipe(head="pool", options=None, frames=None, **training):
+    training = {"epochs": 2, "batch": 4, "lr": 0.05, **training}
+    phase = {
+        "name": "joint",
+        "reads": "frames",
+        "frames": frames or {"train_from": "stem", "frozen_bn": False},
+        "train": training,
+    }
+    return recipe_from(
+        {"name": "tiny", "source": "a test", "head": {"name": head, **(options or {"dropout": 0.5})}, "phases": [phase]}
+    )
+
+
+def network(recipe_, name="tsm_r18", **options):
+    torch.manual_seed(5)
+    backbone = lively(build_backbone(name, **{"width": 4, **options}))
+    phase = recipe_.phases[0]
+    dims = live_dims(backbone, LENGTH, SIDE)
+    return new_network(recipe_.of(phase), backbone, dims, len(CLASSES), 0, phase.frames)
+
+
+def run(recipe_, folder, source=None, how=None, net=None, **more):
+    how = replace(how or How(), tensorboard=False)
+    net = net or network(recipe_)
+    return train_frames(recipe_, folder, net, source or Videos(), CLASSES, how, **{"say": lambda line: None, **more})
+
+
+def weights(folder, name="last"):
+    saved = runs.load_checkpoint(folder / f"{name}.pt")
+    return {f"{part}.{key}": tensor for part in ("state", "backbone") for key, tensor in saved[part].items()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(one[key].equal(other[key]) for key in one)
+
+
+# --- what is trained
+
+
+def test_a_network_learns_from_frames(tmp_path):
+    asked = recipe(epochs=6, optimiser="adam", lr=0.003, frames={"train_from": "res4", "frozen_bn": False})
+    result = run(asked, tmp_path, Videos(clips=12))
+    assert result.metrics["test"]["top1"] >= 0.75
+    assert result.metrics["test"]["loss"] < 0.6
+    assert result.split == "test"
+
+
+@pytest.mark.parametrize("start", ["none", "stem", "res3", "res4.1"])
+def test_what_lies_before_train_from_keeps_weights_and_statistics(start, tmp_path):
+    asked = recipe(epochs=1, frames={"train_from": start, "frozen_bn": False})
+    net = network(asked)
+    before = {name: tensor.clone() for name, tensor in net.backbone.state_dict().items()}
+    run(asked, tmp_path, net=net)
+    moved = {name for name, tensor in net.backbone.state_dict().items() if not tensor.equal(before[name])}
+    order = [unit for _, unit in net.backbone.units()]
+    first = {"none": len(order), "stem": 0}.get(start)
+    if first is None:
+        first = next(k for k, (names, _) in enumerate(net.backbone.units()) if any(n.split(".")[0] == start[:4] for n in names))
+        first += int(start.partition(".")[2] or 0)
+    names = {id(p): name for name, p in [*net.backbone.named_parameters(), *net.backbone.named_buffers()]}
+    expected = {names[id(p)] for unit in order[first:] for p in (*unit.parameters(), *unit.buffers())}
+    assert moved == expected
+    assert start == "none" or moved
+
+
+def test_frozen_batch_norms_keep_statistics_and_affine_weights(tmp_path):
+    asked = recipe(epochs=1, frames={"train_from": "stem", "frozen_bn": True})
+    net = network(asked)
+    norms = [m for m in net.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    before = [{name: tensor.clone() for name, tensor in norm.state_dict().items()} for norm in norms]
+    run(asked, tmp_path, net=net)
+    assert len(norms) > 10
+    for norm, old in zip(norms, before, strict=True):
+        assert same(norm.state_dict(), old)
+
+
+def test_a_head_that_continues_a_map_and_the_part_below_are_the_whole_network(tmp_path):
+    """With a module that is the identity at first the logits are those of the plain backbone; weights below its cut move."""
+    options = {"backbone": "tsm_r18", "backbone_options": {"width": 4}, "at": "res3.0", "width": 4, "dropout": 0.0}
+    asked = recipe("rstg_map", options, epochs=1)
+    net = network(asked).eval()
+    frames = next(iter(Videos().batches("test", [np.arange(3)], 0)))[0][0]
+    with torch.no_grad():
+        plain = net.backbone(net.backbone.prepare(frames.frames)).mean((2, 3, 4))
+        assert relative(net(frames).logits, net.head.fc(plain)) < 1e-5
+    old = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    run(asked, tmp_path, net=net)
+    moved = {name for name, tensor in net.state_dict().items() if not tensor.equal(old[name])}
+    assert {name.split(".")[0] for name, p in net.backbone.named_parameters() if p.requires_grad} == {"stem", "res2", "res3"}
+    assert {"backbone.stem.conv1.weight", "backbone.res3.0.conv1.weight", "head.network.res3.1.conv1.weight"} <= moved
+    assert any(name.startswith("head.network.res5") for name in moved)
+    kept = runs.load_checkpoint(tmp_path / "last.pt")
+    assert kept["backbone"]["res5.1.conv2.weight"].equal(kept["state"]["network.res5.1.conv2.weight"])
+
+
+def test_activations_that_are_computed_twice_change_nothing(tmp_path):
+    """Weights and batch norms' statistics, which must not count a mini-batch twice."""
+    for name, checkpointing in (("kept", False), ("twice", True)):
+        run(recipe(), tmp_path / name, how=How(checkpointing=checkpointing))
+    assert same(weights(tmp_path / "kept"), weights(tmp_path / "twice"))
+
+
+def test_a_clip_that_cannot_be_had_is_left_out_and_said(tmp_path):
+    lines = []
+    result = run(recipe(), tmp_path, Videos(gone=("train3", "test1")), say=lines.append)
+    assert sum("train3 cannot be decoded" in line for line in lines) == 1
+    assert (result.excluded["train"]["failed"], result.excluded["test"]["failed"]) == (1, 1)
+    assert list(np.load(tmp_path / "predictions_test.npz")["clips"]) == ["test0", "test2", "test3"]
+
+
+# --- stopping and continuing
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 5])
+def test_a_run_that_was_killed_and_resumed_gives_the_weights_of_one_that_was_not(stop_at, tmp_path):
+    """Inside an epoch too: three mini-batches an epoch, a checkpoint after every second one; dropout, momentum, batch norms."""
+    how = How(checkpoint_every=2)
+    run(recipe(), tmp_path / "whole", how=how)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe(), tmp_path / "killed", Videos(stop_at=stop_at), how)
+    lines = []
+    run(recipe(), tmp_path / "killed", how=how, say=lines.append)
+    assert stop_at == 1 or "continued after epoch" in lines[0]
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+    whole, killed = ((tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "killed"))
+    for one, other in zip(map(json.loads, whole), map(json.loads, killed), strict=True):
+        assert [one[key] for key in ("epoch", "loss", "lr", "val")] == [other[key] for key in ("epoch", "loss", "lr", "val")]
+
+
+def test_a_finished_run_is_read_back(tmp_path):
+    first = run(recipe(), tmp_path)
+    again = run(recipe(), tmp_path, Videos(stop_at=0))
+    assert again == first
+    with pytest.raises(ValueError, match="holds another run"):
+        run(recipe(lr=0.1), tmp_path)
+
+
+# --- several processes
+
+WORKER = """
+import sys
+sys.path[:0] = sys.argv[2:]
+from pathlib import Path
+from test_finetune import train_in_two
+print("ready", flush=True)
+train_in_two(Path(sys.argv[1]))
+"""
+FIXED = {"options": {"dropout": 0.0}, "frames": {"train_from": "stem", "frozen_bn": True}, "clip_norm": 1.0}
+
+
+def train_in_two(folder):
+    """One of two processes; the last mini-batch of an epoch has one clip, so that one of them has none."""
+    with joined(torch.device("cpu")) as (world, _):
+        return run(recipe(**FIXED), folder, Videos(clips=9, gone=("test1",)), How(accumulate=2), world=world)
+
+
+def test_two_processes_train_as_one_does_on_the_same_mini_batches(tmp_path, monkeypatch):
+    tests = Path(__file__).parent
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-c", WORKER, str(tmp_path / "two"), str(tests), str(tests.parent)]
+    other = subprocess.Popen(command, env={**os.environ, **shared, "RANK": "1", "LOCAL_RANK": "1"}, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"ready\n"
+    for name, value in {**shared, "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    result = train_in_two(tmp_path / "two")
+    assert other.wait(60) == 0
+    alone = run(recipe(**FIXED), tmp_path / "one", Videos(clips=9, gone=("test1",)))
+    one, two, start = weights(tmp_path / "one"), weights(tmp_path / "two"), weights_of(network(recipe(**FIXED)))
+    moved = [key for key in one if not one[key].equal(start[key])]
+    assert len(moved) > 20
+    for key in moved:
+        assert relative(two[key] - start[key], one[key] - start[key]) < 1e-3
+    assert result.metrics["test"] == pytest.approx(alone.metrics["test"], rel=1e-4)
+
+
+def weights_of(net):
+    head, backbone = net.split(net.state_dict())
+    return {f"state.{k}": t for k, t in head.items()} | {f"backbone.{k}": t for k, t in backbone.items()}
+
+
+def test_a_frame_phase_that_does_not_fit_the_backbone_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"train_from 'res7': expected one of none, stem, .* such as res2\.0"):
+        network(recipe(frames={"train_from": "res7"}))
+    options = {"backbone": "tsm_r18", "backbone_options": {"width": 4, "shift": 4}, "at": "res3.0", "width": 4}
+    with pytest.raises(ValueError, match=r"the head continues tsm_r18 .*'shift': 4"):
+        network(recipe("rstg_map", options))
