@@ -16,22 +16,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import nn
 
 from heads import runs
-from heads.batch import Dims, MissingFields, clips_of
-from heads.data import Part, cache_dims, find_classes
-from heads.end_to_end import How, new_network, train_frames
+from heads.agreement import compare
+from heads.batch import Dims, MissingFields
+from heads.data import cache_dims, find_classes
+from heads.end_to_end import train_frames
 from heads.evaluate import same_backbone, say_excluded
 from heads.footage import Footage, Planned
+from heads.frames import How, new_network
 from heads.learner import pick_device
 from heads.live import Live, live_dims
 from heads.members import Result, Study
 from heads.parallel import World, joined
-from heads.recipe import PLAIN, Phase, Recipe
+from heads.recipe import PLAIN, Recipe
 from heads.running import Say
+from heads.tables import Phase
 from heads.transfer import checkpoint_of, take_weights
 from pipeline.backbones import Backbone
 from pipeline.compose import RunOptions
@@ -45,11 +46,6 @@ from pipeline.tensors import FIELDS, is_cut
 
 if TYPE_CHECKING:
     from pipeline.cache import Cache
-
-CHECKED = 4  # views whose logits are compared
-# The largest difference that rounding explains, as a share of the largest value: what is stored, and what computed it.
-STORED = {"float32": 1e-3, "float16": 1e-2}
-COMPUTED = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
 
 
 @dataclass(frozen=True)
@@ -273,63 +269,6 @@ class _Made:
                 "first, or name a run with --start"
             )
         return path
-
-
-@torch.no_grad()
-def compare(network: Live, cache: "Cache", source: Footage, part: Part, config: ExtractConfig) -> str:
-    """Compares what `network` makes of some training views from their frames with what its head makes of the cache, in words.
-
-    ValueError if they differ by more than rounding explains, with what differs and the likely cause.
-    """
-    rows = part.all_rows()[0]
-    rows = rows[np.unique(np.linspace(0, len(rows) - 1, CHECKED).astype(int))]
-    network.eval()
-    device = next(network.parameters()).device
-    limit = max(STORED[config.dtype], COMPUTED[config.precision], 1e-2 if device.type == "cuda" else 0)
-    pieces = next(iter(source.views(part, [rows], None)))
-    places = np.concatenate([at for _, at in pieces]) if pieces else []
-    if len(places) < len(rows):
-        lost = sorted({part.group.clips[rows[k]] for k in set(range(len(rows))) - set(map(int, places))})
-        raise ValueError(f"{cache.path}: clip {lost[0]} cannot be decoded now; pass --root with the videos of the extraction")
-    clips, at = pieces[0]
-    own = _own_fields(network.head, cache["train"].fields)
-    cached = clips_of(part.group.batch(rows[at], fields=own)).to(device)
-    live = network.fields(clips)
-    for name in own:
-        here, there = live.get(name), cached.get(name)
-        if here.is_floating_point() and (found := _apart(here, there)) > limit:
-            cause = (
-                "boxes that are not those of the cache, or another --roi-pool"
-                if name == "nodes" and not any(is_cut(other) for other in own) and "pooled" not in own
-                else "other videos, another decoder, or other weights than at the extraction"
-            )
-            raise ValueError(
-                f"the live {name} differ from those of {cache.path} by {found:.2g} of the largest (rounding explains "
-                f"{limit:g}): {cause}; --no-check trains all the same"
-            )
-    if missing := [name for name in network.head.needs if name not in own]:
-        if not own:
-            return f"{cache.path} holds nothing that the head reads ({', '.join(missing)}): nothing to compare with"
-        lacking = f"{', '.join(missing)} are not in the cache, so logits are not compared"
-        return f"live {', '.join(own)} equal the cached ones; {lacking}"
-    found = _apart(network(clips).logits, network.head(cached).logits)
-    if found > limit:
-        raise ValueError(
-            f"the live logits differ from those of {cache.path} by {found:.2g} of the largest (rounding explains "
-            f"{limit:g}), though what the head reads is equal: the head depends on more than that; --no-check trains "
-            "all the same"
-        )
-    return f"live logits equal the cached ones: {len(rows)} views differ by at most {found:.1e} of the largest"
-
-
-def _own_fields(head: nn.Module, there: tuple[str, ...]) -> tuple[str, ...]:
-    """What the head needs and the cache has."""
-    return tuple(name for name in head.needs if name in there)
-
-
-def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest difference over the largest value."""
-    return float((one.float() - other.float()).abs().max() / other.float().abs().max().clamp(min=1e-12))
 
 
 def _neighbours(cache: "Cache | None") -> int:

@@ -15,7 +15,7 @@ import torch
 
 from heads.batch import Clips
 from heads.data import Part
-from heads.end_to_end import Piece
+from heads.frames import Piece
 from pipeline.config import ExtractConfig
 from pipeline.decode import DecodeError
 from pipeline.forward import boxes_of, source_of
@@ -69,7 +69,7 @@ class PlannedGroup:
 
 
 class Footage:
-    """A `heads.end_to_end.Source`. Close it: it owns decode processes.
+    """A `heads.frames.Source`. Close it: it owns decode processes.
 
     clips: by id, with paths as `root` has them and labels as the extraction had them. `cache`: where the boxes of its own views
     are; None: they are computed. `steps`: T. `workers` 0 decodes in this process; `time_limit`: seconds for a clip.
@@ -106,7 +106,7 @@ class Footage:
         self.close()
 
     def batches(self, split: str, batches: Sequence[np.ndarray], epoch: int) -> Iterator[list[Piece]]:
-        """See `heads.end_to_end.Source`."""
+        """See `heads.frames.Source`."""
         return self.views(self.parts[split], batches, epoch if self.fresh and split == "train" else None)
 
     def views(self, part: Part, batches: Sequence[np.ndarray], epoch: int | None) -> Iterator[list[Piece]]:

@@ -16,7 +16,8 @@ from torch import nn
 
 from heads import runs
 from heads.batch import Clips
-from heads.end_to_end import How, new_network, part_of_clips, train_frames
+from heads.end_to_end import train_frames
+from heads.frames import How, new_network, part_of_clips
 from heads.live import live_dims
 from heads.parallel import joined
 from heads.recipe import recipe_from
