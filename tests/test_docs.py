@@ -81,3 +81,11 @@ def test_links_between_the_pages_lead_somewhere():
         for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_messages_that_troubleshooting_explains_are_those_of_the_code():
+    source = "".join(path.read_text() for room in ("pipeline", "heads", "cli") for path in (ROOT / room).rglob("*.py"))
+    headings = re.findall(r"^### `+(.*?)`+$", (DOCS / "troubleshooting.md").read_text(), flags=re.M)
+    assert len(headings) > 15
+    for heading in headings:
+        assert heading.rstrip() in source, heading
