@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from heads.batch import Dims
-from heads.data import Part, part_of
+from heads.data import Part, find_classes, part_of
 from heads.evaluate import splits_of
 from heads.recipe import Recipe
 
@@ -65,7 +65,7 @@ class Failure:
 
 @dataclass
 class Study:
-    """What the runs of a study have in common. `parts` remembers the splits by what of a recipe decides them."""
+    """What the runs of a study have in common; `known` remembers classes and splits by what of a recipe decides them."""
 
     cache: "Cache"
     manifest: "Manifest"
@@ -73,14 +73,21 @@ class Study:
     device: torch.device
     precision: str
     order_seed: int | None
-    parts: dict[str, dict[str, Part]] = field(default_factory=dict)
+    known: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+    def classes(self, recipe: Recipe) -> tuple[str, ...]:
+        """The names of the classes, in the order of their ids."""
+        key = ("classes", repr(recipe.data))
+        if key not in self.known:
+            self.known[key] = find_classes(self.manifest, recipe.data)
+        return self.known[key]
 
     def split(self, recipe: Recipe, classes: tuple[str, ...]) -> dict[str, Part]:
         """The splits of the manifest with their views: train from the training views, val and test from the test views."""
-        key = repr(recipe.data)
-        if key not in self.parts:
-            self.parts[key] = self._split(recipe, classes)
-        return self.parts[key]
+        key = ("splits", repr(recipe.data))
+        if key not in self.known:
+            self.known[key] = self._split(recipe, classes)
+        return self.known[key]
 
     def _split(self, recipe: Recipe, classes: tuple[str, ...]) -> dict[str, Part]:
         path = self.manifest.path

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from heads import runs
 from heads.batch import Clips, MissingFields
-from heads.data import find_classes, how_to_add, swap_table
+from heads.data import how_to_add, swap_table
 from heads.distil import Teachers
 from heads.evaluate import Predictions, Reader, fields_of, figures, same_backbone, write_predictions
 from heads.learner import INIT, Learner, reseed
@@ -49,7 +49,7 @@ class Run:
         self.folder, self.recipe, self.seed = Path(member.folder), member.recipe, member.seed
         self.phases = self.recipe.cached(member.phase)
         self.order_seed = self.seed if study.order_seed is None else study.order_seed
-        self.classes = find_classes(study.manifest, self.recipe.data)
+        self.classes = study.classes(self.recipe)
         self.about = self._about()
         self.number = self.epochs_before = self.steps_before = 0
         self.seconds = self.waiting = 0.0
@@ -67,6 +67,9 @@ class Run:
         self.fields = self._fields()
         if self.member.start is not None:
             same_backbone(runs.load_checkpoint(checkpoint_of(self.member.start))["about"]["config"], study.cache)
+        elif self.phases[0].start == "previous" and not (self.folder / "last.pt").exists():
+            self.phase = self.phases[0]
+            self._before()  # refused before there is a folder
 
     def _about(self) -> dict[str, Any]:
         """What makes this run another than others: a folder that holds another is not continued."""
@@ -157,9 +160,9 @@ class Run:
                 self.epochs_before += saved["progress"]["epoch"]
                 self.steps_before += saved["progress"]["step"]
                 (self.folder / "best.pt").unlink(missing_ok=True)
-        (self.folder / "metrics.json").unlink(missing_ok=True)
         continued = saved is not None and saved["phase"] in names
         self._begin(names.index(saved["phase"]) if continued else 0, saved if continued else None)
+        (self.folder / "metrics.json").unlink(missing_ok=True)
         if saved is not None:
             self.say(f"{self.folder}: continued after epoch {self.epochs}")
         runs.start_log(self.folder / "log.jsonl", self.epochs)

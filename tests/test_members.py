@@ -249,6 +249,7 @@ def test_phases_run_one_by_one_are_those_of_one_call(cache, tmp_path):
     run(chosen, cache, tmp_path / "whole")
     with pytest.raises(ValueError, match=r"phase two starts from phase one, which .* does not hold: run it first"):
         run(chosen, cache, tmp_path / "none", phase="two")
+    assert not (tmp_path / "none").exists()
     first = run(chosen, cache, tmp_path / "parts", phase="one")
     assert (first.phase, first.epochs) == ("one", 1)
     lines = _said(lambda say: run(chosen, cache, tmp_path / "parts", phase="one", say=say))
