@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -107,11 +107,13 @@ def publish(part: Path, path: Path) -> None:
     os.unlink(part)
 
 
-def sha256_of(path: Path) -> str:
-    """sha256 of a file's bytes, as `sha256sum` prints it."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(4 << 20))
+def sha256_of(path: Path, passed: Callable[[int], object] = lambda count: None) -> str:
+    """sha256 of a file's bytes, as `sha256sum` prints it. `passed` is told how many have been read, again and again."""
+    digest, buffer, total = hashlib.sha256(), memoryview(bytearray(4 << 20)), 0
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):
+            total += count
+            passed(total)
             digest.update(buffer[:count])
     return digest.hexdigest()
 

@@ -261,7 +261,7 @@ def _filter(compression: str) -> object:
 
 
 def all_finite(values: np.ndarray) -> bool:
-    """numpy's isfinite is slow on float16, whose exponent bits are all set where a value is not finite."""
+    """numpy's isfinite is slow on float16, where +inf and NaN are the largest bits with a sign, -inf and -NaN without."""
     if values.dtype.itemsize != 2:
         return bool(np.isfinite(values).all())
-    return bool((values.view(np.uint16) & 0x7C00).max() < 0x7C00)
+    return not values.size or bool(values.view(np.int16).max() < 0x7C00 and values.view(np.uint16).max() < 0xFC00)

@@ -14,9 +14,10 @@ from pipeline.cache import Cache, CacheError
 from pipeline.claims import machine, take
 from pipeline.graphs import build_graphs
 from pipeline.sealed import part_of, read_json, sha256_of, write_json
+from pipeline.shardcheck import ShardChecker
 from pipeline.shardfile import ShardFile
 from pipeline.values import wrong_values
-from pipeline.verify import ShardChecker, shards_to_repair, verify
+from pipeline.verify import shards_to_repair, verify
 
 
 @pytest.fixture(scope="module")
