@@ -170,19 +170,17 @@ def take(path: Path, watch: Watch | None = None) -> Claim | None:
     name = own_claim()
     owner = {"claim": name, "machine": machine(), "pid": os.getpid(), "start": started(os.getpid()) or ""}
     part = part_of(claim_file(path), name)
-    file = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        os.write(file, json.dumps(owner).encode() + b"\n" + _digits(0))
-        os.fsync(file)
+        part.write_bytes(json.dumps(owner).encode() + b"\n" + _digits(0))  # closing it is what sends it to a network's server
         publish(part, claim_file(path))
-    except FileExistsError:
-        os.close(file)
+        file = os.open(claim_file(path), os.O_RDWR)
+    except (FileExistsError, FileNotFoundError):
         return None
-    except BaseException:
-        os.close(file)
-        raise
     finally:
         part.unlink(missing_ok=True)
+    if os.pread(file, 1 << 16, 0).find(name.encode()) < 0:  # taken over in this instant
+        os.close(file)
+        return None
     claim = Claim(path, name, file)
     _HEART.add(claim)
     return claim

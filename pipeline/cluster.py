@@ -24,6 +24,7 @@ from pipeline.pool import Pool
 POLL = 0.5  # seconds between two looks at shards that other runs work on
 ALLOWED_DEATHS = 3  # workers that a job may take with it
 LOOPBACK = "127.0.0.1:8787"
+GONE = "the Dask scheduler is gone; finished shards are kept, the same command resumes"
 CLOSING = 3.0  # seconds that workers which we started have to end
 
 Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[Any, Any]]]
@@ -233,7 +234,10 @@ class _Flight:
     def room(self) -> int:
         """How many more jobs the scheduler is to have; it is asked for its workers every few seconds."""
         if time.monotonic() - self.seen > 5:
-            self.workers = max(self.workers, len(self.client.nthreads()))
+            try:
+                self.workers = max(self.workers, len(self.client.nthreads()))
+            except OSError as error:
+                raise WorkersLost(GONE) from error
             self.seen = time.monotonic()
         return 2 * self.workers + 2 - len(self.futures)
 
@@ -282,7 +286,7 @@ def _outcome(future) -> Any:
             f"a job ended {ALLOWED_DEATHS + 1} workers, the last at {error.last_worker.address}; see its log for why"
         )
     except CancelledError:
-        raise WorkersLost("the Dask scheduler is gone; finished shards are kept, the same command resumes") from None
+        raise WorkersLost(GONE) from None
     except Exception as error:
         return error
 

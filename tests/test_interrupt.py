@@ -43,6 +43,7 @@ def busy(tmp_path):
         command = [sys.executable, "-c", code, tmp_path / "00000.h5"]
         processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT))
         assert processes[-1].stdout.readline() == "ready\n"
+        time.sleep(0.3)  # until it is busy
         return processes[-1]
 
     yield start
