@@ -21,7 +21,7 @@ import torch
 from heads import runs
 from heads.agreement import compare
 from heads.batch import Dims, MissingFields
-from heads.data import cache_dims, find_classes
+from heads.data import cache_dims
 from heads.end_to_end import train_frames
 from heads.evaluate import same_backbone, say_excluded
 from heads.footage import Footage, Planned
@@ -149,11 +149,11 @@ class _Made:
         self.config, self.manifest = config, manifest or own
         self.clips = {clip.clip: clip for clip in own.clips}
         self.root = own.root
-        self.classes = find_classes(self.manifest, self.recipe.data)
         self.backbone = self._backbone()
         self.dims, self.live = self._dims()
         place = cache or Planned(str(self.manifest.path), self.manifest, config.sampling)
         study = Study(place, self.manifest, self.dims, device, how.precision, how.order_seed)
+        self.classes = study.classes(self.recipe)
         self.parts = study.split(self.recipe, self.classes)
         self.network = self._network()
 
