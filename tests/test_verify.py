@@ -333,6 +333,14 @@ def test_a_dataset_without_checksums_is_found(cache):
     assert f"{shard} test: pooled has no checksums" in said(verify(cache))
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_every_value_that_is_no_number_is_told_from_those_that_are(dtype):
+    numbers = np.array([0, -0.0, 1, -1, np.finfo(dtype).max, np.finfo(dtype).min, np.finfo(dtype).tiny], dtype)
+    assert list(wrong_values({"pooled": numbers})) == []
+    for bad in (np.inf, -np.inf, np.nan, np.copysign(np.nan, -1)):
+        assert list(wrong_values({"pooled": np.append(numbers, dtype(bad))})) == ["pooled has NaN or infinite values"]
+
+
 def test_values_of_a_whole_view_are_not_wrong():
     assert list(wrong_values(tensors_of("train", "a", 0))) == []
 
