@@ -1,0 +1,274 @@
+"""Trains all members of a study, in as few passes over the cache as they allow, and gathers what came out.
+
+    plan = read_study("demo")
+    outcome = ablate(plan, Cache("demo/cache"), "runs/demo")
+    print(outcome.table.text())
+
+What a member computes does not depend on the others, nor on how they are spread over processes, as long as these compute with
+the same number of threads: it is what `train(recipe, cache, folder, seed=seed, order_seed=plan.order_seed)` computes.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from heads import runs
+from heads.counting import count_head
+from heads.data import cache_dims
+from heads.evaluate import say_excluded
+from heads.learner import pick_device
+from heads.members import Failure, Member, Result, Study
+from heads.running import Run, Say
+from heads.study import Plan, Row
+from heads.study_table import Failed, Table, TableRow
+from heads.train import run_members
+from pipeline.cluster import Engine, Here, run_jobs
+from pipeline.memory import keep_freed_memory
+
+if TYPE_CHECKING:
+    from pipeline.cache import Cache
+    from pipeline.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class How:
+    """How members are trained, the same for all; picklable. See `heads.train.train` for each."""
+
+    device: str = "auto"
+    precision: str = "fp32"
+    manifest: "Manifest | None" = None
+    resume: bool = True
+    resident: str = "auto"
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """A member before its training: `macs` of its head for one view, its `result` if it was finished before, else `epochs` at
+    most, of so many `clips`; `order`: members with the same one share a pass; `reads`: the fields of its training views."""
+
+    member: Member
+    macs: int
+    result: Result | None = None
+    epochs: int = 0
+    clips: int = 0
+    order: str = ""
+    reads: tuple[str, ...] = ()
+
+    @property
+    def cost(self) -> float:
+        """What its training takes, in units that only members of one study share."""
+        return self.epochs * self.clips * (self.macs + 1e6)  # a step costs something whatever its head
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a study came to: its table, the members that failed, how many were trained before, and the seconds of this call."""
+
+    table: Table
+    failed: tuple[Failed, ...]
+    before: int
+    seconds: float
+
+
+def prospects(plan: Plan, cache: "Cache", folder: Path, how: How = How(), say: Say = print) -> list[Prospect]:
+    """Every member of a study, in its order, each as it will be trained in `folder`; says which clips are left out.
+
+    ValueError, with the first of them, if there are members that cannot be trained: a head that reads what the cache lacks,
+    labels that are not there, a folder that holds another run.
+    """
+    study = Study(cache, how.manifest or cache.manifest, cache_dims(cache), torch.device("cpu"), how.precision, plan.order_seed)
+    found, wrong, parts = [], [], []
+    macs: dict[str, int] = {}
+    members = plan.members(folder)
+    for member in members:
+        try:
+            run = Run(member, study, say)
+            found.append(_prospect(run, how.resume, macs))
+            parts += [] if found[-1].result else run.parts.values()
+        except ValueError as error:
+            wrong.append(f"member {member.folder.name}: {error}")
+    if wrong:
+        more = f" ({len(wrong) - 1} more of {len(members)} members cannot be trained)" if len(wrong) > 1 else ""
+        raise ValueError(wrong[0] + more)
+    said = set()
+    for part in parts:
+        if (key := (part.split, part.failed, part.absent, part.others)) not in said:
+            said.add(key)
+            say_excluded(part, say)
+    return found
+
+
+def _prospect(run: Run, resume: bool, macs: dict[str, int]) -> Prospect:
+    """`macs` remembers what heads cost."""
+    head = run.recipe.of(run.phases[-1]).head
+    key = repr((head, len(run.classes)))
+    result = run.finished() if resume else None
+    if result is None:
+        run.prepare()
+    if key not in macs:  # after prepare, which has the better error for a head that lacks something
+        macs[key] = count_head(head.name, run.study.dims, len(run.classes), head.options).total.macs
+    if result is not None:
+        return Prospect(run.member, macs[key], result)
+    if resume and (run.folder / "last.pt").exists():
+        runs.same_run(run.folder, runs.read_json(run.folder / "run.json"), run.about)
+    clips = len(run.parts["train"])
+    epochs = sum(phase.train.total_epochs(-(-clips // phase.train.batch)) for phase in run.phases)
+    return Prospect(run.member, macs[key], None, epochs, clips, repr(run.order), run.fields["train"])
+
+
+def passes(some: Sequence[Prospect]) -> int:
+    """How many times an epoch of these members reads the cache."""
+    return len({one.order for one in some})
+
+
+def epochs_done(some: Sequence[Prospect]) -> int:
+    """Epochs that are over, of all members' together; those that an early stop saved count too."""
+    done = 0
+    for one in some:
+        folder = one.member.folder
+        if (folder / "metrics.json").exists():
+            done += one.epochs
+        elif (log := folder / "log.jsonl").exists():
+            done += min(one.epochs, log.read_bytes().count(b"\n"))
+    return done
+
+
+def ablate(
+    plan: Plan,
+    cache: "Cache",
+    folder: Path | str,
+    how: How = How(),
+    *,
+    engine: Engine | None = None,
+    jobs: int = 1,
+    at_once: int = 0,
+    say: Say = print,
+    before: Callable[[list[Prospect]], None] = lambda some: None,
+) -> Outcome:
+    """Trains what of a study is not finished in `folder`, and writes results.txt, .csv and .json there.
+
+    Members go in `jobs` groups of about equal cost to `engine`, by default one after the other to this process; those of a
+    group share their passes, at most `at_once` of them (0: all). One that fails leaves the others going, one whose process
+    ends is tried again alone; the next call tries both again. `before` gets all members when they are known to be right.
+
+    ValueError, before the first step, for whatever is wrong with a member (see `prospects`).
+    """
+    begun, folder = time.monotonic(), Path(folder).resolve()
+    if engine is None:
+        pick_device(how.device, how.precision)
+    some = prospects(plan, cache, folder, how, say)
+    before(some)
+    todo = [one for one in some if one.result is None]
+    folder.mkdir(parents=True, exist_ok=True)
+    found: dict[Path, Result | Failed] = {one.member.folder: one.result for one in some if one.result}
+    found |= _train(_Group(cache.path.resolve(), plan.order_seed, how), groups_of(todo, jobs, at_once), engine or Here())
+    macs = {one.member.folder: one.macs for one in some}
+    rows = [_row(row, plan.seeds, folder, macs, found) for row in plan.rows]
+    about = {
+        "study": plan.name,
+        "source": plan.source,
+        "order_seed": plan.order_seed,
+        "settings": plan.settings,
+        "cache": str(cache.path.resolve()),
+        "fingerprint": cache.fingerprint,
+        "precision": how.precision,
+        "passes": passes(some),
+        "versions": runs.versions(),
+    }
+    table = Table(plan.name, plan.columns, tuple(rows), about)
+    table.write(folder)
+    failed = tuple(one for row in rows for one in row.failed)
+    return Outcome(table, failed, len(some) - len(todo), time.monotonic() - begun)
+
+
+def _row(row: Row, seeds: Sequence[int], folder: Path, macs: dict[Path, int], found: dict[Path, "Result | Failed"]) -> TableRow:
+    folders = {seed: folder / f"{row.name}-seed{seed}" for seed in seeds}
+    outcomes = {seed: found[path] for seed, path in folders.items()}
+    results = {seed: one for seed, one in outcomes.items() if isinstance(one, Result)}
+    failed = tuple(one for one in outcomes.values() if isinstance(one, Failed))
+    return TableRow(row.name, row.cells, results, failed, macs[folders[seeds[0]]])
+
+
+def groups_of(some: Sequence[Prospect], jobs: int, at_once: int = 0) -> list[list[Member]]:
+    """Members in at most `jobs` groups of about equal cost, or more, of at most `at_once` (0: any number) each; members that
+    see the same views, and of these such as read the same fields, are neighbours."""
+    ordered = sorted(some, key=lambda one: (one.order, one.reads))
+    total, before = sum(one.cost for one in ordered), 0.0
+    groups: list[list[Member]] = [[] for _ in range(jobs)]
+    for one in ordered:
+        groups[int(jobs * (before + one.cost / 2) / total)].append(one.member)
+        before += one.cost
+    size = at_once or max(1, len(ordered))
+    return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
+
+
+def _train(function: "_Group", groups: list[list[Member]], engine: Engine) -> dict[Path, "Result | Failed"]:
+    """What came of each member, by its folder. A group whose process was lost is tried again, member by member."""
+    found: dict[Path, Result | Failed] = {}
+    alone: list[list[Member]] = []
+    for group, outcomes in run_jobs(function, groups, engine):
+        if isinstance(outcomes, RuntimeError) and len(group) > 1:
+            alone += [[member] for member in group]
+        else:
+            found |= _outcomes(group, outcomes)
+    again = replace(function, how=replace(function.how, resume=True))  # what the lost process left is continued
+    for group, outcomes in run_jobs(again, alone, engine) if alone else ():
+        found |= _outcomes(group, outcomes)
+    return found
+
+
+def _outcomes(group: list[Member], outcomes: "list[Result | Failed] | Exception") -> dict[Path, "Result | Failed"]:
+    """By folder; raises what is wrong with all members."""
+    if isinstance(outcomes, RuntimeError):
+        log = group[0].folder / "log.jsonl"
+        epochs = log.read_bytes().count(b"\n") if log.exists() else 0
+        return {group[0].folder: Failed(str(group[0].folder), group[0].seed, _one_line(outcomes), epochs)}
+    if isinstance(outcomes, Exception):
+        raise outcomes
+    return {Path(one.folder): one for one in outcomes}
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Trains a group of members in the process that it is called in."""
+
+    cache: Path
+    order_seed: int
+    how: How
+
+    def __call__(self, members: list[Member]) -> list["Result | Failed"]:
+        from pipeline.cache import Cache
+
+        keep_freed_memory()
+        how = self.how
+        outcomes = run_members(
+            members,
+            Cache(self.cache),
+            order_seed=self.order_seed,
+            device=how.device,
+            precision=how.precision,
+            manifest=how.manifest,
+            resume=how.resume,
+            resident=how.resident,
+            say=_quiet,
+        )
+        return [_plain(one, member) for one, member in zip(outcomes, members, strict=True)]
+
+
+def _plain(outcome: Result | Failure, member: Member) -> "Result | Failed":
+    """What can be sent from process to process: an error as its text."""
+    if isinstance(outcome, Failure):
+        return Failed(str(outcome.folder), member.seed, _one_line(outcome.error), outcome.epochs)
+    return outcome
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _quiet(line: str) -> None:
+    """Every member's own lines are in its log."""

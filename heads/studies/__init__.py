@@ -1,0 +1,1 @@
+"""Studies: grids of trainings for `vidgraph ablate`; the demo's."""
