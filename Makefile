@@ -10,6 +10,7 @@ RUNS     ?= runs
 RECIPE   ?=
 DEMO     ?= demo
 KIND     ?= folder
+CLUSTER  :=
 ARGS     ?=
 
 .DEFAULT_GOAL := help
@@ -33,11 +34,11 @@ demo: $(READY) ## all stages on generated digit videos: DEMO=folder ARGS=...
 manifest: $(READY) ## KIND=folder MANIFEST=out.csv ARGS="FOLDER ..."
 	$(BIN)/vidgraph manifest $(KIND) --out $(MANIFEST) $(ARGS)
 
-extract: $(READY) ## stage one: MANIFEST=... CACHE=... ARGS=...
-	$(BIN)/vidgraph extract --manifest $(MANIFEST) --cache $(CACHE) $(ARGS)
+extract: $(READY) ## stage one: MANIFEST=... CACHE=... CLUSTER="--dask 4" ARGS=...
+	$(BIN)/vidgraph extract --manifest $(MANIFEST) --cache $(CACHE) $(CLUSTER) $(ARGS)
 
-graphs: $(READY) ## stage two: CACHE=... ARGS=...
-	$(BIN)/vidgraph graphs --cache $(CACHE) $(ARGS)
+graphs: $(READY) ## stage two: CACHE=... CLUSTER="--dask 4" ARGS=...
+	$(BIN)/vidgraph graphs --cache $(CACHE) $(CLUSTER) $(ARGS)
 
 verify: $(READY) ## check a cache: CACHE=... ARGS=...
 	$(BIN)/vidgraph verify --cache $(CACHE) $(ARGS)

@@ -12,13 +12,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.claims import Claim, Mark, finish
 from pipeline.decode import DecodeError, DecoderDied, DecodeTimeout, VideoInfo
 from pipeline.forward import Boxes, Models
+from pipeline.jobs import Advance, RunOptions, ShardJob
 from pipeline.manifest import Clip
 from pipeline.pixels import ClipPixels, DecodeViews, Opening, Probe
 from pipeline.pool import WorkerDied
@@ -32,40 +32,6 @@ from pipeline.tensors import Extracted, field_of
 PENDING_WRITES = 2  # batches that may wait for the disk while the device goes on
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """How a run does its work; none of it changes what is stored, beyond the rounding that a batch size brings.
-
-    `device` is `auto`, `cpu` or `cuda`, where the work is done; `batch` is views per forward pass; `workers` decode processes
-    (0: in this process, without a time limit; None: what suits the device); `time_limit` seconds a clip may take to decode;
-    `shard_size` clips per shard, or 0 to derive it from `shard_bytes`.
-    """
-
-    device: str = "cpu"
-    batch: int = 4
-    workers: int | None = 1
-    time_limit: float = 120.0
-    compile: bool = False
-    compression: str = "none"
-    shard_bytes: int = 2 << 30
-    shard_size: int = 0
-
-    def __post_init__(self) -> None:
-        for name, low in (("batch", 1), ("workers", 0), ("shard_bytes", 1), ("shard_size", 0)):
-            if getattr(self, name) is not None and getattr(self, name) < low:
-                raise ValueError(f"{name}: expected a whole number from {low}, got {getattr(self, name)}")
-
-
-class ShardJob(NamedTuple):
-    """A shard to be written: its number, file, attributes and clips; `mark` of the shard that was there when the run began."""
-
-    shard: int
-    path: Path
-    attrs: dict[str, str | int]
-    clips: tuple[Clip, ...]
-    mark: Mark
-
-
 @dataclass
 class Row:
     """A view on its way through the networks; `pixels` is None where its clip failed, or it is `kept`: taken over."""
@@ -77,9 +43,6 @@ class Row:
     pixels: np.ndarray | None = None
     boxes: Boxes | None = None
     kept: bool = False
-
-
-Advance = Callable[[int, int], None]
 
 
 def decode_tasks(models: Models, root: Path, clips: Sequence[Clip], good: GoodViews | None) -> list[Probe | DecodeViews]:

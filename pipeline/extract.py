@@ -2,6 +2,8 @@
 
 A shard is claimed when its first clip is about to be decoded, by whichever process does it (`pipeline.claims`): so several
 runs on one cache share the work, and the workers decode the next shard while the device is at this one.
+
+The networks (torch) are imported where they run: a client that only hands out shards does without.
 """
 
 import json
@@ -16,15 +18,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.cache import create_cache, read_cache_json
 from pipeline.claims import Claim, Mark, Watch, begin, mark_of, sweep, take
 from pipeline.cluster import Engine, Here, pick_device, share_jobs
-from pipeline.compose import Advance, RunOptions, ShardComposer, ShardJob, decode_tasks, group_plans
 from pipeline.config import ExtractConfig
-from pipeline.forward import Models
+from pipeline.jobs import Advance, RunOptions, ShardJob
 from pipeline.manifest import Manifest, shard_ranges
 from pipeline.memory import keep_freed_memory
 from pipeline.pixels import work
@@ -33,6 +35,9 @@ from pipeline.sample import count_views
 from pipeline.sealed import done_marker, read_json
 from pipeline.takeover import GoodViews
 from pipeline.tensors import GROUPS
+
+if TYPE_CHECKING:
+    from pipeline.forward import Models
 
 NOMINAL_ASPECT = 16 / 9  # of whole-frame views, when a shard's length is worked out before any video is opened
 VIEWS_AHEAD = 64  # decoded views that may wait for the device, where that leaves a clip per worker
@@ -76,8 +81,15 @@ def extract(
     """
     options, begun = options or RunOptions(), time.monotonic()
     extractor = ExtractShards(config, manifest.root, options, redo)
-    models = Models(config) if engine else extractor.models
-    plan = create_cache(cache, models.record(), manifest, clips_per_shard(models, options))
+    if engine:
+        with Pool(describe, workers=1) as other:
+            ((_, described),) = other.imap([(config, options)], ahead=1)
+        if isinstance(described, Exception):
+            raise described
+    else:
+        described = extractor.models.record(), clips_per_shard(extractor.models, options)
+    extractor.record, per_shard = _as_json(described[0]), described[1]
+    plan = create_cache(cache, extractor.record, manifest, per_shard)
     wanted = range(len(plan)) if shards is None else sorted(set(shards))
     if wanted and not 0 <= min(wanted) <= max(wanted) < len(plan):
         raise ValueError(f"shard {max(wanted)}: this cache has {len(plan)} shards, numbered from 0 to {len(plan) - 1}")
@@ -95,7 +107,7 @@ def extract(
     advance = announce(sum(len(job.clips) for job in jobs), summary.asked) if announce else (lambda done, failed: None)
     if not jobs:
         return summary
-    extractor.advance, extractor.record = advance, _as_json(models.record())
+    extractor.advance = advance
     with (
         closing(extractor),
         closing(share_jobs(extractor, jobs, engine or Here(), extractor.finished)) as results,
@@ -119,7 +131,7 @@ def extract(
 def count_shards(config: ExtractConfig, manifest: Manifest, cache: str | Path, options: RunOptions) -> int:
     """How many shards `extract` would make, or has planned; writes nothing."""
     made = Path(cache) / "cache.json"
-    each = read_cache_json(made.parent)["per_shard"] if made.exists() else clips_per_shard(Models(config), options)
+    each = read_cache_json(made.parent)["per_shard"] if made.exists() else describe((config, options))[1]
     return len(shard_ranges(len(manifest.clips), each))
 
 
@@ -158,8 +170,10 @@ class ExtractShards:
         keep_freed_memory()
 
     @cached_property
-    def models(self) -> Models:
+    def models(self) -> "Models":
         """The networks. ValueError if they are not those that the cache was made with."""
+        from pipeline.forward import Models
+
         models = Models(self.config, pick_device(self.options.device), self.options.compile)
         if self.record is not None and _as_json(models.record()) != self.record:
             here = socket.gethostname()
@@ -190,6 +204,8 @@ class ExtractShards:
 
     def stream(self, jobs: Iterable[ShardJob]) -> Iterator[tuple[ShardJob, dict | None]]:
         """(job, statistics) of one shard after the other, whose clips are decoded ahead; None as for a call."""
+        from pipeline.compose import decode_tasks
+
         turns: deque[Turn] = deque()
         others: deque[ShardJob] = deque()
         held: set[Claim] = set()
@@ -240,6 +256,8 @@ class ExtractShards:
 
     def _compose(self, turn: Turn, results: Iterator, disk: ThreadPoolExecutor) -> Callable[[], dict | None] | None:
         """Writes a shard up to what is left to do; None if its part file was taken away because we seemed to be dead."""
+        from pipeline.compose import ShardComposer
+
         composer = ShardComposer(turn.job, turn.claim, turn.mark, self.models, self.options, disk, turn.good)
         self.told.add(turn.job.shard)
         try:
@@ -260,6 +278,8 @@ class ExtractShards:
                 return None
             if not self.redo:
                 return Turn(job, claim, begin(job.path))
+            from pipeline.compose import group_plans
+
             good = GoodViews(job.path, job.attrs, group_plans(self.models, job.clips, {}))
             return Turn(job, claim, mark_of(job.path), good)
         except BaseException:
@@ -286,7 +306,15 @@ def decoders_for(device: str, cores: int) -> int:
     return 1 if device == "cpu" else max(1, min(MOST_DECODERS, cores - 1))
 
 
-def clips_per_shard(models: Models, options: RunOptions) -> int:
+def describe(asked: tuple[ExtractConfig, RunOptions]) -> tuple[dict, int]:
+    """The configuration as a cache records it, and clips per shard: loads the networks, on the CPU."""
+    from pipeline.forward import Models
+
+    models = Models(asked[0])
+    return models.record(), clips_per_shard(models, asked[1])
+
+
+def clips_per_shard(models: "Models", options: RunOptions) -> int:
     """Clips whose tensors fill about `shard_bytes`, from the shapes alone, so that it is the same on every machine."""
     if options.shard_size:
         return options.shard_size

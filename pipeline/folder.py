@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from pipeline.claims import Watch, take
 from pipeline.manifest import Clip, Manifest, read_manifest, shard_ranges
 from pipeline.sealed import Damaged, complete, done_marker, part_of, read_json, sha256_of, write_json
 from pipeline.tensors import FORMAT
+
+PIECE = 10_000  # clips that are hashed at a time
 
 
 class CacheError(ValueError):
@@ -53,7 +56,7 @@ def create_cache(path: str | Path, config: dict, manifest: Manifest, per_shard: 
     """
     folder = Path(path)
     config = json.loads(_canonical(config))
-    fingerprint = hashlib.sha256(_canonical({"format": FORMAT, "config": config, "clips": _identity(manifest)})).hexdigest()
+    fingerprint = _fingerprint(config, manifest)
     folder.mkdir(parents=True, exist_ok=True)
     watch = Watch()
     while not (folder / "cache.json").exists():
@@ -126,7 +129,7 @@ def _require_same(folder: Path, config: dict, manifest: Manifest, fingerprint: s
         was, now = (", ".join(f"{key}={flat.get(key, 'none')}" for key in differ) for flat in (made, asked))
         advice = "Point --cache at another folder, or pass the same options"
         raise CacheError(f"{folder}: written with {was}; asked for {now}. {advice}")
-    rows = _identity(read_manifest_copy(folder, record)), _identity(manifest)
+    rows = _identity(read_manifest_copy(folder, record).clips), _identity(manifest.clips)
     k = next((k for k, (a, b) in enumerate(zip(*rows, strict=False)) if a != b), min(map(len, rows)))
     was, now = (f"clip {row[k][0]}, seconds {row[k][1]} to {row[k][2]}" if k < len(row) else "no clip" for row in rows)
     advice = "Point --cache at another folder, or pass the same manifest"
@@ -139,9 +142,19 @@ def _root_as_spelled(manifest: Manifest) -> str:
     return os.path.abspath(given) if given.resolve() == manifest.root else str(manifest.root)
 
 
-def _identity(manifest: Manifest) -> list[list]:
+def _identity(clips: Sequence[Clip]) -> list[list]:
     """What of a manifest decides which row is what."""
-    return [[clip.clip, clip.start, clip.end] for clip in manifest.clips]
+    return [[clip.clip, clip.start, clip.end] for clip in clips]
+
+
+def _fingerprint(config: dict, manifest: Manifest) -> str:
+    """sha256 of {"clips": …, "config": …, "format": …} as canonical JSON, of which a million clips never exist at once."""
+    digest = hashlib.sha256(b'{"clips":[')
+    for first in range(0, len(manifest.clips), PIECE):
+        some = _canonical(_identity(manifest.clips[first : first + PIECE]))
+        digest.update((b"," if first else b"") + some[1:-1])
+    digest.update(b'],"config":' + _canonical(config) + b',"format":' + _canonical(FORMAT) + b"}")
+    return digest.hexdigest()
 
 
 def _canonical(value: object) -> bytes:

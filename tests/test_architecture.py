@@ -41,8 +41,22 @@ PIPELINE = {
     "takeover": {"shards", "shardfile", "values"},
     "digits": {"decode", "pool"},
     "forward": {"backbones", "proposals", "roi", "config", "pixels", "decode"},
-    "compose": {"claims", "forward", "pixels", "pool", "decode", "sample", "shards", "proposals", "takeover"},
-    "extract": {"compose", "claims", "cluster", "forward", "config", "pixels", "pool", "sample", "cache", "takeover", "memory"},
+    "jobs": {"claims"},
+    "compose": {"jobs", "claims", "forward", "pixels", "pool", "decode", "sample", "shards", "proposals", "takeover"},
+    "extract": {
+        "compose",
+        "jobs",
+        "claims",
+        "cluster",
+        "forward",
+        "config",
+        "pixels",
+        "pool",
+        "sample",
+        "cache",
+        "takeover",
+        "memory",
+    },
     "plan": {"cache", "cluster", "compose", "config", "extract", "forward"},
     "repair": {"extract", "config", "cache", "graphs"},
 }
@@ -123,6 +137,11 @@ def test_heads_load_neither_a_decoder_nor_detectron2():
     modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files("heads")]
     light = [m for m in modules if m.split(".")[-1] not in ("finetune", "footage", "draw", "__init__")]
     assert not loaded_after("\n".join(f"import {m}" for m in light)) & {"decord", "av", "torchcodec", "detectron2"}
+
+
+def test_a_client_that_hands_out_shards_does_without_torch():
+    """It holds a manifest of a million clips, and runs on login nodes."""
+    assert not loaded_after("import pipeline.extract, pipeline.cluster, dask, distributed") & {"torch", "torchvision"}
 
 
 def test_the_command_line_answers_without_heavy_imports():

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ import pipeline.shardfile
 from pipeline.cache import Cache, CacheError, Damaged, create_cache
 from pipeline.graphs import build_graphs
 from pipeline.sealed import read_json, write_json
+from pipeline.tensors import FORMAT
 
 CONFIG = {"backbone": {"name": "tiny", "depth": 3}}
 
@@ -337,3 +339,14 @@ def test_cache_json_says_what_it_is_in_plain_json(tmp_path):
     assert record["config"] == CONFIG
     assert record["per_shard"] == 3
     assert (path / "manifest.csv").read_bytes() == (tmp_path / "clips.csv").read_bytes()
+
+
+def test_a_fingerprint_is_the_hash_of_canonical_json_however_many_clips(tmp_path, monkeypatch):
+    manifest = manifest_of(tmp_path, 7)
+    clips = [[clip.clip, clip.start, clip.end] for clip in manifest.clips]
+    record = {"format": FORMAT, "config": {"a": [1, "é"]}, "clips": clips}
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    for piece in (1, 3, 7, 100):
+        monkeypatch.setattr("pipeline.folder.PIECE", piece)
+        plan = create_cache(tmp_path / str(piece), record["config"], manifest, 3)
+        assert plan.fingerprint == hashlib.sha256(text.encode()).hexdigest()
