@@ -9,7 +9,6 @@ from torch import nn
 from heads.batch import clips_of
 from heads.data import Part
 from heads.live import Live
-from pipeline.tensors import is_cut
 
 if TYPE_CHECKING:
     from heads.footage import Footage
@@ -45,14 +44,9 @@ def compare(network: Live, cache: "Cache", source: "Footage", part: Part, config
     for name in own:
         here, there = live.get(name), cached.get(name)
         if here.is_floating_point() and (found := _apart(here, there)) > limit:
-            cause = (
-                "boxes that are not those of the cache, or another --roi-pool"
-                if name == "nodes" and not any(is_cut(other) for other in own) and "pooled" not in own
-                else "other videos, another decoder, or other weights than at the extraction"
-            )
             raise ValueError(
                 f"the live {name} differ from those of {cache.path} by {found:.2g} of the largest (rounding explains "
-                f"{limit:g}): {cause}; --no-check trains all the same"
+                f"{limit:g}): the videos or the decoder are not those of the extraction; --no-check trains all the same"
             )
     if missing := [name for name in network.head.needs if name not in own]:
         if not own:

@@ -150,6 +150,7 @@ class _Made:
         self.clips = {clip.clip: clip for clip in own.clips}
         self.root = own.root
         self.backbone = self._backbone()
+        self.source = source_of(config, device) if reading.fresh or cache is None else None
         self.dims, self.live = self._dims()
         place = cache or Planned(str(self.manifest.path), self.manifest, config.sampling)
         study = Study(place, self.manifest, self.dims, device, how.precision, how.order_seed)
@@ -173,7 +174,7 @@ class _Made:
         sampling, boxes = self.config.sampling, 0
         stored = None if self.cache is None else cache_dims(self.cache)
         if self.config.wants_boxes:
-            boxes = stored.N if stored is not None else source_of(self.config, "cpu").num_boxes
+            boxes = stored.N if stored is not None else self.source.num_boxes
         live = live_dims(self.backbone, sampling.frames, sampling.size, self.config.cut, boxes)
         return (stored or live), live
 
@@ -206,6 +207,7 @@ class _Made:
             Opening(self.root, self.config.decoder, self.config.allow_truncated),
             self.backbone.steps(self.config.sampling.frames, self.config.cut or self.backbone.last),
             cache=self.cache,
+            source=self.source,
             fresh=self.reading.fresh,
             device=self.device,
             workers=workers,
@@ -217,7 +219,8 @@ class _Made:
         if self.cache is not None:
             about = {"fingerprint": self.cache.fingerprint, "config": self.cache.config}
         else:
-            config = json.loads(json.dumps(self.config.computed(self.backbone.weights_sha256, "")))
+            boxes = self.source.weights_sha256 if self.source else ""
+            config = json.loads(json.dumps(self.config.computed(self.backbone.weights_sha256, boxes)))
             text = json.dumps([config, self.manifest.sha256], sort_keys=True)
             about = {"fingerprint": hashlib.sha256(text.encode()).hexdigest(), "config": config}
         about = {"dims": self.dims.as_dict(), **about}

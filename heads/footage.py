@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from heads.data import Part
 from heads.frames import Piece
 from pipeline.config import ExtractConfig
 from pipeline.decode import DecodeError
-from pipeline.forward import boxes_of, source_of
+from pipeline.forward import boxes_of
 from pipeline.manifest import Clip, Manifest
 from pipeline.pixels import ClipPixels, DecodeViews, Opening, work
 from pipeline.pool import Pool, WorkerDied
@@ -72,7 +72,8 @@ class Footage:
     """A `heads.frames.Source`. Close it: it owns decode processes.
 
     clips: by id, with paths as `root` has them and labels as the extraction had them. `cache`: where the boxes of its own views
-    are; None: they are computed. `steps`: T. `workers` 0 decodes in this process; `time_limit`: seconds for a clip.
+    are; `source` (see pipeline/proposals) finds those of other views; without either a view has none. `steps`: T. `workers` 0
+    decodes in this process; `time_limit`: seconds for a clip.
     """
 
     def __init__(
@@ -84,14 +85,14 @@ class Footage:
         steps: int,
         *,
         cache: "Cache | None" = None,
+        source: Any = None,
         fresh: bool = False,
         device: torch.device | str = "cpu",
         workers: int = 1,
         time_limit: float = 120.0,
     ):
         self.config, self.parts, self.clips, self.opening, self.steps = config, parts, clips, opening, steps
-        self.cache, self.fresh, self.device = cache, fresh, torch.device(device)
-        self.source = source_of(config, device) if fresh or cache is None else None
+        self.cache, self.source, self.fresh, self.device = cache, source, fresh, torch.device(device)
         self.pool = Pool(work, workers, timeout=time_limit, again=AGAIN)
         self.ahead = max(1, 2 * workers)
 

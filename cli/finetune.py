@@ -1,0 +1,157 @@
+"""`vidgraph finetune`: end to end, from frames through the backbone to the head."""
+
+from pathlib import Path
+
+import click
+
+from cli import extract
+from cli._interrupt import stoppable
+from cli._options import device_option, set_option
+
+# Options of `vidgraph extract` that say what the frames and the networks are: a cache knows them, a run without one is told.
+OF_EXTRACTION = (
+    *("frames", "sampling", "fps", "size", "train_views", "train_crop", "flip", "flip_protect"),
+    *("test_clips", "test_crops", "test_short_side", "keep", "backbone", "cut", "proposals", "proposal_size"),
+    *("boxes", "roi_pool", "decoder", "allow_truncated"),
+)
+MOVED = ("weights", "annotations", "proposal_weights")  # files: of the extraction, or where they are now
+CONFIG = ("backbone_options", "proposal_options", "sampling")  # tables that --set changes without a cache
+RESUME = "stopped; the last checkpoint is kept, the same command continues from it"
+
+
+def _running(function):
+    """The options that say how the work is done."""
+    options = (
+        click.option("--precision", default="fp32", type=click.Choice(["fp32", "bf16", "fp16"]), help="Mixed precision."),
+        click.option("--accumulate", default=0, help="Parts of a mini-batch, one after the other.  [default: the recipe's]"),
+        click.option("--checkpointing", is_flag=True, help="Compute the backbone's activations twice, not keep them."),
+        click.option(
+            "--checkpoint-every",
+            default=500,
+            type=click.IntRange(min=1),
+            help="Mini-batches between checkpoints, beside one per epoch.",
+        ),
+        click.option(
+            "--workers",
+            type=click.IntRange(min=0),
+            help="Decode processes.  [default: 1; beside a GPU, one per spare core]",
+        ),
+        click.option("--time-limit", default=120.0, help="Seconds a clip may take to decode."),
+        click.option("--check/--no-check", default=True, help="Compare live with cached logits before the first step."),
+        click.option("--resume/--no-resume", default=True, help="Continue what is in the run folder, or start over."),
+        device_option,
+        set_option,
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def _trained(function):
+    """The options that say what is trained from what."""
+    options = (
+        click.option("--phase", default="", help="Phase of the recipe.  [default: the first that reads frames]"),
+        click.option(
+            "--start",
+            type=click.Path(path_type=Path, exists=True),
+            help="Run folder or checkpoint that the weights come from.  [default: the phase before, in the run folder]",
+        ),
+        click.option("--train-from", help="First stage or block that is trained; stem: all, none.  [default: the recipe's]"),
+        click.option("--frozen-bn/--train-bn", default=None, help="Batch norms of the backbone.  [default: the recipe's]"),
+        click.option("--backbone-lr", type=float, help="Factor of the backbone's learning rate.  [default: the recipe's]"),
+        click.option(
+            "--views",
+            type=click.Choice(["cached", "fresh"]),
+            default="cached",
+            help="Training views: those of the cache, or new ones in every epoch.",
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@click.command("finetune")
+@click.argument("recipe")
+@click.option("--cache", type=click.Path(path_type=Path), help="The cache of the head: its views, boxes and backbone.")
+@click.option("--manifest", type=click.Path(path_type=Path), help="Labels and splits.  [default: the cache's copy]")
+@click.option("--root", type=click.Path(path_type=Path), help="Folder of the videos.  [default: as at the extraction]")
+@click.option("--runs", default="runs", type=click.Path(path_type=Path), help="Folder of run folders.")
+@click.option("--name", help="The run's folder in it.  [default: RECIPE-seedSEED, RECIPE-PHASE-seedSEED without a cache]")
+@click.option("--seed", default=0, type=click.IntRange(min=0), help="Initialisation, dropout, order and draws of the views.")
+@_trained
+@_running
+@click.pass_context
+def command(ctx, **given) -> int:
+    """Train a phase of RECIPE from frames: the head with its backbone, and evaluate it on val and test.
+
+    With --cache everything is as in the extraction, and live logits must equal cached ones before the first step. Without
+    one, the options of `vidgraph extract` say which frames and networks: so a backbone is trained before its cache. The
+    checkpoints are weights for `vidgraph extract --weights RUN/best.pt`. Several GPUs:
+    `torchrun --nproc-per-node 8 -m cli finetune ...`.
+
+    A recipe without phases is trained as it stands, with --train-from.
+    """
+    if given["cache"] is None and given["manifest"] is None:
+        raise click.UsageError("expected --cache, or --manifest and the options of `vidgraph extract`")
+    told = [p for p in ctx.command.params if p.name in OF_EXTRACTION and _is_told(ctx, p.name)]
+    if given["cache"] is not None and told:
+        raise click.UsageError(f"{told[0].opts[0]}: --cache knows it; leave it out, or train without a cache")
+    with stoppable(RESUME):
+        return _run(ctx, given)
+
+
+command.params += [p for p in extract.command.params if p.name in (*OF_EXTRACTION, *MOVED)]
+
+
+def _is_told(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
+def _run(ctx: click.Context, given: dict) -> int:
+    from cli._figures import print_figures
+    from heads.finetune import Reading, finetune, frames_phase
+    from heads.frames import How
+    from heads.recipe import read_recipe
+    from pipeline.cache import Cache
+    from pipeline.manifest import read_manifest
+    from pipeline.memory import keep_freed_memory
+    from pipeline.repair import Moved
+
+    keep_freed_memory()
+    cache = None if given["cache"] is None else Cache(given["cache"])
+    settings = given.pop("settings")
+    own = {key: value for key, value in settings.items() if cache is not None or key.partition(".")[0] not in CONFIG}
+    keys = ("train_from", "frozen_bn", "backbone_lr")
+    plain = read_recipe(given["recipe"], own)
+    recipe, phase = frames_phase(plain, given["phase"], **{key: given[key] for key in keys if given[key] is not None})
+    weights, annotations, of_boxes = (given[key] if _is_told(ctx, key) else None for key in MOVED)
+    moved = Moved(given["root"], weights, annotations, of_boxes)
+    reading = Reading(given["views"] == "fresh", moved, given["workers"], given["time_limit"], given["check"])
+    how = How(
+        given["seed"],
+        **{key: given[key] for key in ("precision", "accumulate", "checkpointing", "checkpoint_every", "resume")},
+    )
+    name = recipe.name if plain.phases and cache is not None else f"{recipe.name}-{phase.name if plain.phases else 'frames'}"
+    config = None
+    if cache is None:
+        extraction = {key: value for key, value in settings.items() if key not in own}
+        config = extract._config({**given, "precision": "fp32", "dtype": "float32", "settings": extraction})
+    result = finetune(
+        recipe,
+        given["runs"] / (given["name"] or f"{name}-seed{given['seed']}"),
+        phase,
+        cache=cache,
+        config=config,
+        manifest=read_manifest(given["manifest"], given["root"]) if given["manifest"] else None,
+        start=given["start"],
+        reading=reading,
+        how=how,
+        device=given["device"],
+        say=click.echo,
+    )
+    title = f"{recipe.name}, {phase.name}, seed {given['seed']}: {result.parameters:,} parameters, epoch {result.best_epoch}"
+    print_figures(title, result.metrics)
+    share = 100 * result.waiting / max(result.seconds, 1e-9)
+    click.echo(f"{result.epochs} epochs in {result.seconds:.1f} s, of which {share:.1f} % waiting for data; {result.folder}")
+    return 0

@@ -1,0 +1,252 @@
+"""Fine-tuning on videos: live equals cached, what does not is refused, a trained backbone is what a cache is made with."""
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_backbone import tiny
+from tiny_videos import config_of, make_videos, picture, write_csv
+from tiny_videos import run as extract_run
+
+from cli.__main__ import main
+from heads import runs
+from heads.data import part_of
+from heads.evaluate import evaluate
+from heads.finetune import Reading, finetune, frames_phase
+from heads.footage import Footage
+from heads.frames import How
+from heads.recipe import recipe_from
+from heads.tables import Data
+from heads.train import train
+from pipeline.cache import Cache
+from pipeline.decode import write_video
+from pipeline.forward import source_of
+from pipeline.graphs import build_graphs
+from pipeline.manifest import read_manifest
+from pipeline.pixels import Opening
+from pipeline.repair import Moved
+
+SPLITS = ("train",) * 6 + ("val",) * 2 + ("test",) * 2
+OPTIONS = {"width": 4, "reduce": 6}
+QUIET = {"say": lambda line: None, "device": "cpu"}
+HERE = Reading(workers=0)
+HEADS = {
+    "roi_pool": {},
+    "strg": {"width": 4},
+    "rstg_map": {"backbone": "tsm_r18", "backbone_options": OPTIONS, "at": "res3.0", "width": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Ten videos with boxes, their manifest with splits, the weights of a tiny network, and a cache in float16."""
+    folder = make_videos(tmp_path_factory.mktemp("videos"), len(SPLITS))
+    rows = list(csv.DictReader((folder / "manifest.csv").open()))
+    rows = [(row["clip"], row["path"], split, row["label"]) for row, split in zip(rows, SPLITS, strict=True)]
+    write_csv(folder / "manifest.csv", ("clip", "path", "split", "label"), rows)
+    torch.save(tiny("tsm_r18", **OPTIONS).state_dict(), folder / "weights.pth")
+    extract_run(folder, folder / "cache", config(folder))
+    build_graphs(folder / "cache", ("iou",))
+    return folder
+
+
+def config(folder: Path, **changes):
+    network = {"backbone": "tsm_r18", "backbone_options": OPTIONS, "weights": str(folder / "weights.pth")}
+    keep = ("pooled", "nodes", "res3.0")
+    return config_of(folder, **{**network, "keep": keep, "dtype": "float16", **changes})
+
+
+def recipe(head="roi_pool", phases=None, **training):
+    training = {"epochs": 1, "batch": 4, "lr": 0.01, **training}
+    table = {"name": "tiny", "source": "a test", "head": {"name": head, **HEADS.get(head, {})}}
+    if phases is None:
+        return recipe_from({**table, "train": training})
+    return recipe_from({**table, "phases": [{"train": training, **phase} for phase in phases]})
+
+
+def tune(recipe_, folder, phase="", frames=None, **how):
+    whole, chosen = frames_phase(recipe_, phase, **(frames or {}))
+    given = {"reading": HERE, "how": How(tensorboard=False), **QUIET, **how}
+    return finetune(whole, folder, chosen, **given)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_trained_head_goes_on_where_it_stopped_and_live_logits_equal_cached_ones(head, place, tmp_path):
+    cache, lines = Cache(place / "cache"), []
+    train(recipe(head), cache, tmp_path / "head", tensorboard=False, **QUIET)
+    result = tune(
+        recipe(head), tmp_path / "whole", frames={"train_from": "res3"}, cache=cache, start=tmp_path / "head", say=lines.append
+    )
+    assert "starts from" in lines[0]
+    said = next(line for line in lines if line.startswith("live logits equal the cached ones: 4 views differ by at most"))
+    assert 0 < float(said.split("at most ")[1].split()[0]) < 1e-2
+    assert "for data" in lines[-1]
+    assert result.metrics.keys() == {"val", "test"}
+    here = tmp_path / "whole"
+    assert {"recipe.toml", "run.json", "log.jsonl", "metrics.json", "predictions_test.npz", "confusion_test.csv"} <= {
+        path.name for path in here.iterdir()
+    }
+    assert runs.read_json(here / "run.json")["cache"] == str(cache.path.resolve())
+
+
+def test_without_a_step_the_predictions_are_those_of_the_cached_head(place, tmp_path):
+    """A learning rate so small that nothing moves: every test view, through evaluation from frames and from the cache."""
+    cache = Cache(place / "cache")
+    train(recipe("strg"), cache, tmp_path / "head", tensorboard=False, **QUIET)
+    tune(recipe("strg", lr=1e-30), tmp_path / "whole", cache=cache, start=tmp_path / "head")
+    cached, live = (np.load(tmp_path / name / "predictions_test.npz") for name in ("head", "whole"))
+    assert list(cached["clip"]) == list(live["clip"])
+    np.testing.assert_allclose(live["logits"], cached["logits"], atol=1e-2 * np.abs(cached["logits"]).max())
+
+
+def test_the_phase_that_reads_frames_follows_those_that_read_the_cache_in_one_folder(place, tmp_path):
+    phases = [{"name": "alone"}, {"name": "joint", "reads": "frames", "start": "previous", "frames": {"train_from": "stem"}}]
+    cache, asked = Cache(place / "cache"), recipe("roi_pool", phases)
+    with pytest.raises(ValueError, match=r"phase joint starts from phase alone.*train it there first, or .*--start"):
+        tune(asked, tmp_path, cache=cache)
+    train(asked, cache, tmp_path, tensorboard=False, **QUIET)
+    result = tune(asked, tmp_path, cache=cache, how=How(precision="bf16", tensorboard=False))
+    assert (result.epochs, result.phase) == (2, "joint")
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["phase"]) for line in log] == [(1, "alone"), (2, "joint")]
+    assert {"alone.pt", "joint.pt"} <= {path.name for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="has trained phase joint, which comes after"):
+        train(asked, cache, tmp_path, tensorboard=False, phase="alone", precision="bf16", **QUIET)
+
+
+@pytest.mark.parametrize("fault", ["pixels", "length", "weights", "gone"])
+def test_what_is_not_as_at_the_extraction_is_refused_in_one_line(fault, place, tmp_path):
+    shutil.copytree(place, tmp_path / "videos")
+    root, weights, cache = tmp_path / "videos", None, Cache(place / "cache")
+    if fault == "weights":
+        weights, match = tmp_path / "other.pth", r"other\.pth: not those that .* was extracted with .*pass --weights"
+        torch.save(tiny("tsm_r18", seed=1, **OPTIONS).state_dict(), weights)
+    else:
+        match = {"pixels": "the live nodes differ from those of .* the videos or the decoder", "length": "is another file"}.get(
+            fault, "cannot"
+        )
+        for clip in range(len(SPLITS)):
+            video = root / f"clip{clip}.mp4"
+            video.unlink()
+            if fault != "gone":
+                write_video(video, picture(clip + 50)[: 8 if fault == "pixels" else 6], fps=8)
+    moved = Moved(root, weights)
+    with pytest.raises(ValueError, match=match) as error:
+        tune(recipe(), tmp_path / "run", cache=cache, reading=replace(HERE, moved=moved))
+    assert "\n" not in str(error.value)
+    if fault == "pixels":
+        tune(recipe(), tmp_path / "run", cache=cache, reading=replace(HERE, moved=moved, check=False))
+
+
+def test_a_backbone_that_was_trained_from_scratch_is_what_the_next_cache_is_made_with(place, tmp_path):
+    """Its learned 1x1x1 convolution too; the head then predicts from the cache what it predicted from the frames."""
+    phases = [{"name": "backbone", "reads": "frames", "frames": {"train_from": "stem", "frozen_bn": False}}]
+    scratch = config(place, weights="none", cut="reduced", keep=("pooled", "nodes"), dtype="float32")
+    manifest, lines = read_manifest(place / "manifest.csv"), []
+    tune(recipe("roi_pool", phases, lr=0.02), tmp_path / "run", config=scratch, manifest=manifest, say=lines.append)
+    assert "no cache: no logits to compare with" in lines
+    saved = runs.load_checkpoint(tmp_path / "run" / "best.pt")
+    assert "reduced.weight" in saved["backbone"]
+    trained = replace(scratch, weights=str(tmp_path / "run" / "best.pt"))
+    extract_run(place, tmp_path / "cache", trained)
+    evaluate(tmp_path / "run", Cache(tmp_path / "cache"), "test", **QUIET)
+    live = np.load(tmp_path / "run" / "predictions_test.npz")["logits"]
+    (again,) = (path for path in (tmp_path / "run").glob("predictions_test_*.npz"))
+    np.testing.assert_allclose(np.load(again)["logits"], live, rtol=1e-3, atol=1e-4 * np.abs(live).max())
+    extract_run(place, tmp_path / "stale", scratch)
+    with pytest.raises(ValueError, match=r"trained its backbone too.*--weights .*best\.pt"):
+        evaluate(tmp_path / "run", Cache(tmp_path / "stale"), "test", **QUIET)
+
+
+def test_fresh_views_are_those_of_a_cache_with_another_seed_and_change_every_epoch(place, tmp_path):
+    """Frames, mirroring and boxes: the live nodes of epoch 3 are the cached ones of an extraction with that epoch's seed."""
+    cache = Cache(place / "cache")
+    asked = config(place, dtype="float32")
+    manifest = read_manifest(place / "manifest.csv")
+    parts = {"train": part_of(cache, "train", "train", manifest, ("0", "1"), Data())}
+    clips = {clip.clip: clip for clip in manifest.clips}
+    rows = [parts["train"].rows[:, 0]]
+    seed = int(np.random.SeedSequence([asked.seed, 4]).generate_state(1)[0])
+    sampling = replace(asked.sampling, train_views=1, test_clips=0)
+    extract_run(place, tmp_path / "other", replace(asked, sampling=sampling, seed=seed, weights=asked.weights))
+    stored = Cache(tmp_path / "other")["train"].batch(range(6), fields=("boxes", "valid", "flip"))
+    found = source_of(asked, "cpu")
+    with Footage(
+        asked, parts, clips, Opening(manifest.root), steps=4, cache=cache, source=found, fresh=True, workers=0
+    ) as source:
+        ((drawn, at),) = next(iter(source.batches("train", rows, 3)))
+        ((later, _),) = next(iter(source.batches("train", rows, 4)))
+        ((own, _),) = next(iter(source.views(parts["train"], rows, None)))
+    assert list(at) == list(range(6))
+    for name in ("boxes", "valid", "flip"):
+        np.testing.assert_array_equal(getattr(drawn, name).numpy(), stored[name])
+    assert not drawn.frames.equal(later.frames)
+    assert not drawn.frames.equal(own.frames)
+
+
+def test_a_video_that_cannot_be_decoded_is_left_out(place, tmp_path):
+    shutil.copytree(place, tmp_path / "videos")
+    for clip in (1, 8):
+        (tmp_path / "videos" / f"clip{clip}.mp4").write_text("not a video")
+    lines = []
+    scratch = config(place, keep=("pooled",), proposals="grid", proposal_options={})
+    manifest = read_manifest(tmp_path / "videos" / "manifest.csv")
+    result = tune(recipe("pool"), tmp_path / "run", config=scratch, manifest=manifest, say=lines.append)
+    assert (result.excluded["train"]["failed"], result.excluded["test"]["failed"]) == (1, 1)
+    assert any("clip clip1 cannot be decoded and is left out" in line for line in lines)
+
+
+# --- the command
+
+
+def vidgraph(capsys, *args):
+    with pytest.raises(SystemExit) as left:
+        main([str(arg) for arg in args])
+    said = capsys.readouterr()
+    return left.value.code, said.out, said.err
+
+
+def test_the_command_trains_from_frames_with_a_cache_and_without(place, tmp_path, capsys):
+    (tmp_path / "tiny.toml").write_text('source = "a test"\n[head]\nname = "pool"\n[train]\nepochs = 1\nbatch = 4\n')
+    run = (tmp_path / "tiny.toml", "--runs", tmp_path / "runs", "--device", "cpu", "--workers", 0)
+    code, out, _ = vidgraph(capsys, "finetune", *run, "--cache", place / "cache", "--train-from", "res4", "--checkpointing")
+    assert code == 0
+    assert "live logits equal the cached ones" in out
+    assert "waiting for data; " in out
+    assert (tmp_path / "runs" / "tiny-frames-seed0" / "best.pt").exists()
+    frames = ("--manifest", place / "manifest.csv", "--backbone", "tsm_r18", "--weights", "none", "--frames", 4, "--size", 32)
+    network = ("--set", "backbone_options.width=4", "--keep", "pooled", "--proposals", "grid", "--name", "scratch")
+    code, out, err = vidgraph(capsys, "finetune", *run, *frames, *network, "--train-from", "stem", "--train-bn")
+    assert (code, err) == (0, "")
+    assert runs.read_json(tmp_path / "runs" / "scratch" / "run.json")["config"]["backbone_options"] == {"width": 4}
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ((), "expected --cache, or --manifest"),
+        (("--cache", "CACHE", "--backbone", "i3d_r50"), "--backbone: --cache knows it"),
+        (("--cache", "CACHE", "--train-from", "res9"), "train_from 'res9'"),
+        (("--cache", "CACHE", "--phase", "joint"), "has no phase 'joint'"),
+        (("--cache", "CACHE", "--root", "/nowhere"), "no such folder"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(options, match, place, tmp_path, capsys):
+    (tmp_path / "tiny.toml").write_text('source = "a test"\n[head]\nname = "pool"\n[train]\nepochs = 1\nbatch = 4\n')
+    options = [str(place / "cache") if option == "CACHE" else option for option in options]
+    code, _, err = vidgraph(
+        capsys, "finetune", tmp_path / "tiny.toml", "--runs", tmp_path / "runs", "--device", "cpu", *options
+    )
+    assert code == 2
+    assert match in err
+
+
+def test_a_phase_that_reads_the_cache_is_sent_to_train(capsys):
+    code, _, err = vidgraph(capsys, "finetune", "gos_table1", "--phase", "search", "--manifest", "none.csv")
+    assert code == 2
+    assert "phase search of recipe gos_table1 reads the cache: run `vidgraph train gos_table1 --phase search`" in err
