@@ -140,6 +140,11 @@ def hurt_json(shard) -> None:
     shard.with_suffix(".json").write_text(text.replace('"clips": 3', '"clips": 2'))
 
 
+def hurt_list(shard) -> None:
+    """A row is listed as never extracted, although it is there."""
+    reseal(shard, lambda record: record["groups"]["train"]["absent"].append(3))
+
+
 def hurt_table(shard) -> None:
     """The row keys of one group."""
     data = shard.read_bytes()
@@ -160,6 +165,7 @@ DAMAGES = {
     hurt_views: (["clip4", "clip5"], 2),
     hurt_value: (["clip4", "clip5"], 2),
     hurt_json: ([], 0),
+    hurt_list: (["clip4"], 1),
     hurt_table: (["clip3", "clip4", "clip5"], None),
     cut: (["clip3", "clip4", "clip5"], 9),
     other_shard: (["clip3", "clip4", "clip5"], 9),
