@@ -3,7 +3,8 @@
 read     every file of the cache from its start to its end, 4 MiB at a time, into the same memory: what the disk gives.
 sha256   the same, with the hash of each file.
 verify   everything: hash, checksums, shapes, values. `N workers` processes, each of which hashes in one thread and looks at
-         what is in the file in another.
+         what is in the file in another, behind it; 0: in this process. The start of the processes is counted: some tenths of
+         a second, which is why the cache should not be small.
 
 Before every turn the files' pages are dropped from memory (`cold`). All ways take turns; figures are medians over the rounds,
 `ratio` is to plain reading.
@@ -87,8 +88,8 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--shape", default="16,2048,7,7", help="of a view's map, float16")
     parser.add_argument("--views", type=int, default=128, help="per shard")
-    parser.add_argument("--shards", type=int, default=8)
-    parser.add_argument("--workers", default="1,2,4")
+    parser.add_argument("--shards", type=int, default=16)
+    parser.add_argument("--workers", default="0,2,4", help="numbers of processes")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="on the disk to be measured (default: the system's temporary folder)")
     given = parser.parse_args()
