@@ -11,7 +11,7 @@ from cli._options import device_option, set_option
 # Options of `vidgraph extract` that say what the frames and the networks are: a cache knows them, a run without one is told.
 OF_EXTRACTION = (
     *("frames", "sampling", "fps", "size", "train_views", "train_crop", "flip", "flip_protect"),
-    *("test_clips", "test_crops", "test_short_side", "keep", "backbone", "cut", "proposals", "proposal_size"),
+    *("test_clips", "test_crops", "test_short_side", "backbone", "cut", "proposals", "proposal_size"),
     *("boxes", "roi_pool", "decoder", "allow_truncated"),
 )
 MOVED = ("weights", "annotations", "proposal_weights")  # files: of the extraction, or where they are now
@@ -23,7 +23,12 @@ def _running(function):
     """The options that say how the work is done."""
     options = (
         click.option("--precision", default="fp32", type=click.Choice(["fp32", "bf16", "fp16"]), help="Mixed precision."),
-        click.option("--accumulate", default=0, help="Parts of a mini-batch, one after the other.  [default: the recipe's]"),
+        click.option(
+            "--accumulate",
+            default=0,
+            show_default=False,
+            help="Parts of a mini-batch, one after the other.  [default: the recipe's]",
+        ),
         click.option("--checkpointing", is_flag=True, help="Compute the backbone's activations twice, not keep them."),
         click.option(
             "--checkpoint-every",
@@ -50,7 +55,9 @@ def _running(function):
 def _trained(function):
     """The options that say what is trained from what."""
     options = (
-        click.option("--phase", default="", help="Phase of the recipe.  [default: the first that reads frames]"),
+        click.option(
+            "--phase", default="", show_default=False, help="Phase of the recipe.  [default: the first that reads frames]"
+        ),
         click.option(
             "--start",
             type=click.Path(path_type=Path, exists=True),
@@ -136,7 +143,9 @@ def _run(ctx: click.Context, given: dict) -> int:
     config = None
     if cache is None:
         extraction = {key: value for key, value in settings.items() if key not in own}
-        config = extract._config({**given, "precision": "fp32", "dtype": "float32", "settings": extraction})
+        config = extract._config(
+            {**given, "keep": ("pooled",), "precision": "fp32", "dtype": "float32", "settings": extraction}
+        )
     result = finetune(
         recipe,
         given["runs"] / (given["name"] or f"{name}-seed{given['seed']}"),

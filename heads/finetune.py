@@ -24,7 +24,7 @@ from heads.batch import Dims, MissingFields
 from heads.data import cache_dims
 from heads.end_to_end import train_frames
 from heads.evaluate import same_backbone, say_excluded
-from heads.footage import Footage, Planned
+from heads.footage import BOXES, Footage, Planned
 from heads.frames import How, new_network
 from heads.learner import pick_device
 from heads.live import Live, live_dims
@@ -34,7 +34,8 @@ from heads.recipe import PLAIN, Recipe
 from heads.running import Say
 from heads.tables import Phase
 from heads.transfer import checkpoint_of, take_weights
-from pipeline.backbones import Backbone
+from heads.zoo import build_head
+from pipeline.backbones import Backbone, build_backbone
 from pipeline.compose import RunOptions
 from pipeline.config import ExtractConfig
 from pipeline.extract import decoders_for
@@ -146,11 +147,12 @@ class _Made:
         own = manifest
         if cache is not None:
             config, own, _ = as_extracted(cache.path, RunOptions(), reading.moved)
-        self.config, self.manifest = config, manifest or own
+        self.config = _with_boxes(config, _needs_boxes(self.recipe, config), cache is None)
+        self.manifest = manifest or own
         self.clips = {clip.clip: clip for clip in own.clips}
         self.root = own.root
         self.backbone = self._backbone()
-        self.source = source_of(config, device) if reading.fresh or cache is None else None
+        self.source = source_of(self.config, device) if reading.fresh or cache is None else None
         self.dims, self.live = self._dims()
         place = cache or Planned(str(self.manifest.path), self.manifest, config.sampling)
         study = Study(place, self.manifest, self.dims, device, how.precision, how.order_seed)
@@ -185,8 +187,8 @@ class _Made:
             network = new_network(self.recipe, *build, **options)
         except MissingFields as error:
             raise ValueError(
-                f"head {self.recipe.head.name} needs {', '.join(error.names)}, which are not computed from the frames: the "
-                "configuration keeps no boxes (--keep nodes), or the backbone has no such cut"
+                f"head {self.recipe.head.name} needs {', '.join(error.names)}: the cache has no boxes, or {self.backbone.name} "
+                "no such cut"
             ) from None
         if self.cache is not None:
             group = self.cache["train"]
@@ -272,6 +274,24 @@ class _Made:
                 "first, or name a run with --start"
             )
         return path
+
+
+def _needs_boxes(recipe: Recipe, config: ExtractConfig) -> bool:
+    """Whether the head of a recipe of one phase reads boxes, or what is computed from them."""
+    sampling, boxes = config.sampling, config.proposal_options.get("num_boxes", 10)
+    with torch.device("meta"):  # no memory, no random numbers
+        backbone = build_backbone(config.backbone, **config.backbone_options)
+        dims = live_dims(backbone, sampling.frames, sampling.size, config.cut, boxes)
+        needs = build_head(recipe.head.name, dims, 2, **recipe.head.options).needs
+    return any({"N", "M"} & set(FIELDS[name].dims) for name in needs if name in FIELDS)
+
+
+def _with_boxes(config: ExtractConfig, needed: bool, planned: bool) -> ExtractConfig:
+    """The configuration as far as it is worked through: without boxes where none are needed, with them where they are and no
+    cache has decided against them (it is only `planned`)."""
+    if needed:
+        return replace(config, keep=("nodes",)) if planned else config
+    return replace(config, keep=tuple(name for name in config.keep if name not in (*BOXES, "nodes")) or ("pooled",))
 
 
 def _neighbours(cache: "Cache | None") -> int:

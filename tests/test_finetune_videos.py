@@ -194,7 +194,7 @@ def test_a_video_that_cannot_be_decoded_is_left_out(place, tmp_path):
     for clip in (1, 8):
         (tmp_path / "videos" / f"clip{clip}.mp4").write_text("not a video")
     lines = []
-    scratch = config(place, keep=("pooled",), proposals="grid", proposal_options={})
+    scratch = config(place, keep=("pooled",))
     manifest = read_manifest(tmp_path / "videos" / "manifest.csv")
     result = tune(recipe("pool"), tmp_path / "run", config=scratch, manifest=manifest, say=lines.append)
     assert (result.excluded["train"]["failed"], result.excluded["test"]["failed"]) == (1, 1)
@@ -220,7 +220,7 @@ def test_the_command_trains_from_frames_with_a_cache_and_without(place, tmp_path
     assert "waiting for data; " in out
     assert (tmp_path / "runs" / "tiny-frames-seed0" / "best.pt").exists()
     frames = ("--manifest", place / "manifest.csv", "--backbone", "tsm_r18", "--weights", "none", "--frames", 4, "--size", 32)
-    network = ("--set", "backbone_options.width=4", "--keep", "pooled", "--proposals", "grid", "--name", "scratch")
+    network = ("--set", "backbone_options.width=4", "--name", "scratch")
     code, out, err = vidgraph(capsys, "finetune", *run, *frames, *network, "--train-from", "stem", "--train-bn")
     assert (code, err) == (0, "")
     assert runs.read_json(tmp_path / "runs" / "scratch" / "run.json")["config"]["backbone_options"] == {"width": 4}
