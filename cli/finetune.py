@@ -1,5 +1,6 @@
 """`vidgraph finetune`: end to end, from frames through the backbone to the head."""
 
+import os
 from pathlib import Path
 
 import click
@@ -69,8 +70,7 @@ def _trained(function):
         click.option(
             "--views",
             type=click.Choice(["cached", "fresh"]),
-            default="cached",
-            help="Training views: those of the cache, or new ones in every epoch.",
+            help="Training views: those of the cache, or new ones in every epoch.  [default: cached, if there is a cache]",
         ),
     )
     for option in reversed(options):
@@ -134,7 +134,8 @@ def _run(ctx: click.Context, given: dict) -> int:
     recipe, phase = frames_phase(plain, given["phase"], **{key: given[key] for key in keys if given[key] is not None})
     weights, annotations, of_boxes = (given[key] if _is_told(ctx, key) else None for key in MOVED)
     moved = Moved(given["root"], weights, annotations, of_boxes)
-    reading = Reading(given["views"] == "fresh", moved, given["workers"], given["time_limit"], given["check"])
+    fresh = given["views"] and given["views"] == "fresh"
+    reading = Reading(fresh, moved, given["workers"], given["time_limit"], given["check"])
     how = How(
         given["seed"],
         **{key: given[key] for key in ("precision", "accumulate", "checkpointing", "checkpoint_every", "resume")},
@@ -159,6 +160,8 @@ def _run(ctx: click.Context, given: dict) -> int:
         device=given["device"],
         say=click.echo,
     )
+    if os.environ.get("RANK", "0") != "0":  # one of torchrun's processes; the first one says it
+        return 0
     title = f"{recipe.name}, {phase.name}, seed {given['seed']}: {result.parameters:,} parameters, epoch {result.best_epoch}"
     print_figures(title, result.metrics)
     share = 100 * result.waiting / max(result.seconds, 1e-9)

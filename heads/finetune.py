@@ -51,11 +51,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reading:
-    """Where frames and views come from. `fresh`: every epoch draws new training views, in place of those of the cache. `moved`:
-    where the files of the cache's extraction are now. `workers`: decode processes (None: what suits the device); `time_limit`:
-    seconds for a clip. `check`: compare live and cached logits first."""
+    """Where frames and views come from.
 
-    fresh: bool = False
+    `fresh`: every epoch draws new training views, in place of those of the cache (None: where there is no cache). `moved`:
+    where the files of the cache's extraction are now. `workers`: decode processes (None: what suits the device); `time_limit`:
+    seconds for a clip. `check`: compare live and cached logits first.
+    """
+
+    fresh: bool | None = None
     moved: Moved = field(default_factory=Moved)
     workers: int | None = None
     time_limit: float = 120.0
@@ -103,6 +106,8 @@ def finetune(
     phase before in `folder`, if the phase starts from one. ValueError, before the first step, for whatever does not agree.
     """
     how, reading = how or How(), reading or Reading()
+    if reading.fresh is None:
+        reading = replace(reading, fresh=cache is None)
     if (cache is None) == (config is None) or (cache is None and manifest is None):
         raise ValueError("expected either a cache, or a configuration of an extraction and a manifest")
     with joined(pick_device(device, how.precision)) as (world, where):
@@ -282,7 +287,8 @@ def _needs_boxes(recipe: Recipe, config: ExtractConfig) -> bool:
     with torch.device("meta"):  # no memory, no random numbers
         backbone = build_backbone(config.backbone, **config.backbone_options)
         dims = live_dims(backbone, sampling.frames, sampling.size, config.cut, boxes)
-        needs = build_head(recipe.head.name, dims, 2, **recipe.head.options).needs
+        options = {key: value for key, value in recipe.head.options.items() if key != "weights"}
+        needs = build_head(recipe.head.name, dims, 2, **options).needs
     return any({"N", "M"} & set(FIELDS[name].dims) for name in needs if name in FIELDS)
 
 

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +34,7 @@ from pipeline.manifest import read_manifest
 from pipeline.pixels import Opening
 from pipeline.repair import Moved
 
+ROOT = Path(__file__).parent.parent
 SPLITS = ("train",) * 6 + ("val",) * 2 + ("test",) * 2
 OPTIONS = {"width": 4, "reduce": 6}
 QUIET = {"say": lambda line: None, "device": "cpu"}
@@ -250,3 +254,26 @@ def test_a_phase_that_reads_the_cache_is_sent_to_train(capsys):
     code, _, err = vidgraph(capsys, "finetune", "gos_table1", "--phase", "search", "--manifest", "none.csv")
     assert code == 2
     assert "phase search of recipe gos_table1 reads the cache: run `vidgraph train gos_table1 --phase search`" in err
+
+
+@pytest.mark.slow
+def test_torchrun_trains_as_one_process_does(place, tmp_path):
+    """The command itself, from a cache and its head, through decode processes; only the first process talks and writes."""
+    (tmp_path / "tiny.toml").write_text(
+        'source = "a test"\n[head]\nname = "roi_pool"\ndropout = 0.0\n[train]\nepochs = 2\nbatch = 4\n[evaluate]\nbatch = 2\n'
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    rest = ("finetune", tmp_path / "tiny.toml", "--cache", place / "cache", "--train-from", "res2", "--device", "cpu")
+    many = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cli")
+    for name, start in (("one", ("cli",)), ("two", many)):
+        command = [sys.executable, "-m", *start, *rest, "--workers", "1", "--runs", tmp_path, "--name", name]
+        done = subprocess.run(list(map(str, command)), env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("epoch 2/2") == 1
+        assert done.stdout.count("waiting for data; ") == 1
+    one, two = (runs.load_checkpoint(tmp_path / name / "last.pt") for name in ("one", "two"))
+    for part in ("state", "backbone"):
+        for name, tensor in one[part].items():
+            torch.testing.assert_close(two[part][name], tensor, rtol=1e-3, atol=1e-5)
+    logits = [np.load(tmp_path / name / "predictions_test.npz")["logits"] for name in ("one", "two")]
+    np.testing.assert_allclose(*logits, rtol=1e-3, atol=1e-4)
