@@ -1,0 +1,191 @@
+"""Run folders -> report.html, report.md and CSV files: what was run, what came out, and how to get it again.
+
+    outcome = report(["runs"], "report")
+    outcome.problems          # what is unfinished or damaged: it is listed, never hidden
+
+The runs' files are read; a cache is asked where it is there (boxes of each clip, extraction statistics), and videos for a few
+pictures. The same runs give the same bytes.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from heads import runs
+from heads.reporting.cached import KnownCache, known_caches
+from heads.reporting.classes import by_class, confusions, predicting, structures
+from heads.reporting.conditions import conditions
+from heads.reporting.document import Block, Document, Notice, Text, tables_of
+from heads.reporting.examples import examples
+from heads.reporting.found import FoundRun, failed_members, find_runs, read_predictions, read_run
+from heads.reporting.markdown import to_markdown
+from heads.reporting.page import to_html
+from heads.reporting.predicted import predicted_of
+from heads.reporting.results import costs, learning, results
+from heads.reporting.sheets import to_csv
+from heads.reporting.sources import extraction, reproduce
+from heads.reporting.study import Group, groups_of
+from heads.zoo import nearest
+
+Say = Callable[[str], None]
+MARK = "report.html"  # of a folder that may be written over
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was written: the page's path, how many runs and rows of the study it is about, and what is wrong with which run."""
+
+    page: Path
+    runs: int
+    rows: int
+    problems: tuple[str, ...]
+
+
+def report(
+    paths: Sequence[str | Path],
+    out: Path | str,
+    *,
+    title: str = "",
+    split: str = "",
+    compare: tuple[str, str] | None = None,
+    caches: Sequence[Path] = (),
+    pictures: int = 6,
+    macs: bool = True,
+    say: Say = print,
+) -> Outcome:
+    """Writes a report of the runs at `paths` (run folders, folders that hold some, patterns) to the folder `out`.
+
+    `split`: whose figures ("": test, or val where no run has figures of test). `compare`: two rows of the study by name, the
+    first against the second ("None": the best two). `caches`: where caches lie now, if they were moved. `pictures`: of
+    examples each way. `macs`: count them, which may take seconds for a large head.
+
+    ValueError for a path without a run, a row that there is none of, a cache of none of the runs, and a folder `out` that
+    holds something else.
+    """
+    folders, out = find_runs(paths), Path(out)
+    if (out.exists() and not out.is_dir()) or (out.is_dir() and any(out.iterdir()) and not (out / MARK).exists()):
+        raise ValueError(f"{out}: is there and is no report; expected a new folder, or one of an earlier report")
+    found = [read_run(folder) for folder in folders]
+    split = split or _split(found)
+    groups = groups_of(found, split)
+    known = known_caches(found, caches)
+    for group in groups:
+        _read_predictions(group, split)
+    pair = _pair(groups, compare)
+    if macs:
+        _count(groups, say)
+    failed = [f"{folder}: {why}" for folder, why in failed_members(folders)]
+    problems = (*(f"{run.folder}: {problem}" for run in found for problem in run.problems), *failed)
+    document = _document(title, groups, found, known, pair, split, pictures, problems)
+    _write(document, out)
+    return Outcome(out / MARK, len(found), len(groups), problems)
+
+
+def _split(found: Sequence[FoundRun]) -> str:
+    """test where a run has figures of it, else val."""
+    return "test" if any(run.figures("test") for run in found) or not any(run.figures("val") for run in found) else "val"
+
+
+def _read_predictions(group: Group, split: str) -> None:
+    """Fills `group.predicted`; predictions that are not those of the run's figures are a problem of the run."""
+    for run in group.runs:
+        arrays = read_predictions(run, split) if run.figures(split) else None
+        predicted = predicted_of(arrays, run.recipe) if arrays else None
+        if predicted is None:
+            continue
+        said = run.figures(split)
+        if any(
+            not np.isclose(value, said.get(name, value), atol=1e-6, equal_nan=True) for name, value in predicted.figures.items()
+        ):
+            run.problems.append(
+                f"predictions_{split}.npz gives other figures than metrics.json: it is of another evaluation; "
+                f"run `vidgraph evaluate {run.folder} --split {split}`"
+            )
+        group.predicted.append(predicted)
+
+
+def _pair(groups: Sequence[Group], compare: tuple[str, str] | None) -> tuple[Group, Group] | None:
+    """The rows that are compared: those asked for, else the best two that have predictions."""
+    if compare is None:
+        best = predicting(groups)[:2]
+        return (best[0], best[1]) if len(best) == 2 else None
+    by_name = {group.name: group for group in groups}
+    for name in compare:
+        if name not in by_name:
+            raise ValueError(f"no row {name!r} to compare: {nearest(name, by_name)}")
+    one, other = (by_name[name] for name in compare)
+    if one is other:
+        raise ValueError(f"compare: expected two different rows, got {one.name!r} twice")
+    return one, other
+
+
+def _count(groups: Sequence[Group], say: Say) -> None:
+    """The MACs of each group's head; one that cannot be built here, for whatever reason, has none."""
+    from heads.batch import dims_from
+    from heads.counting import count_head
+    from heads.recipe import recipe_from
+
+    known: dict[str, int | None] = {}
+    for group in groups:
+        about = group.runs[0].about
+        try:
+            recipe = recipe_from(about["recipe"], str(group.runs[0].folder))
+            head = recipe.of(group.runs[0].result.get("phase", recipe.all_phases[-1].name)).head
+            key = repr((head, about["dims"], len(about["classes"])))
+            if key not in known:
+                known[key] = count_head(head.name, dims_from(about["dims"]), len(about["classes"]), head.options).total.macs
+            group.macs = known[key]
+        except Exception as error:  # whatever a head raises: its figures are there all the same
+            said = (str(error) or type(error).__name__).splitlines()[0]
+            say(f"{group.name}: MACs are not counted: {said}")
+
+
+def _document(
+    title: str,
+    groups: Sequence[Group],
+    found: Sequence[FoundRun],
+    known: Sequence[KnownCache],
+    pair: tuple[Group, Group] | None,
+    split: str,
+    pictures: int,
+    problems: Sequence[str],
+) -> Document:
+    """All sections that have something to say."""
+    done = sum(run.finished for run in found)
+    heads = ", ".join(sorted({group.head for group in groups})) or "none"
+    blocks: list[Block] = [Text(f"Finished runs: {done}, in {len(groups)} rows. Heads: {heads}. Figures of split {split}.")]
+    if problems:
+        left = f"Not in the tables: {len(found) - done} of {len(found)} runs. " if done < len(found) else ""
+        blocks.append(Notice((f"{left}Not as it should be:", *problems)))
+    sections = (
+        results(groups, found, split),
+        learning(groups),
+        costs(groups, split),
+        by_class(groups, pair, split),
+        confusions(groups, split),
+        structures(groups),
+        conditions(groups, known, split),
+        examples(pair, known, pictures),
+        extraction(known),
+        reproduce(groups, found, known),
+    )
+    return Document(title or "Report", tuple(blocks), tuple(section for section in sections if section is not None))
+
+
+def _write(document: Document, out: Path) -> None:
+    """Every file, whole or not at all; the page last. What an earlier report left is removed."""
+    markdown, files = to_markdown(document)
+    out.mkdir(parents=True, exist_ok=True)
+    for folder in ("plots", "pictures", "tables"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+    for table in tables_of(document):
+        files[f"tables/{table.name}.csv"] = to_csv(table).encode()
+    for name, data in files.items():
+        path = out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    runs.write_text(out / "report.md", markdown)
+    runs.write_text(out / MARK, to_html(document))

@@ -1,0 +1,159 @@
+"""Where the numbers come from: the extraction's statistics, and the commands, fingerprints and versions to get them again."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from heads.reporting.cached import KnownCache
+from heads.reporting.document import Block, Cell, Code, Column, Fold, Notice, Section, Table, Text
+from heads.reporting.found import FoundRun
+from heads.reporting.results import LONG
+from heads.reporting.study import Group, flat, text
+
+
+def extraction(caches: Sequence[KnownCache]) -> Section | None:
+    """The section of every cache's statistics; None without runs that name one."""
+    if not caches:
+        return None
+    gone = tuple(f"{known.path}: {known.problem}" for known in caches if known.cache is None)
+    blocks: list[Block] = [Notice(gone)] if gone else []
+    rows: list[tuple[Cell, ...]] = []
+    for known in caches:
+        for stage, found in known.statistics.items():
+            shards = f"{found.shards} of {known.shards}"
+            failed = sum(found.failures.values()) if stage == "features" else None
+            device = ", ".join(found.devices)
+            rows.append((str(known.path), stage, shards, found.clips, found.views, failed, found.rate, found.bytes, device))
+    if rows:
+        names = (("cache", "text"), ("stage", "text"), ("shards", "text"), ("clips", "count"), ("views", "count"))
+        more = (("failed", "count"), ("clips/s", "percent"), ("bytes", "short"), ("device", "text"))
+        columns = tuple(Column(*pair) for pair in (*names, *more))
+        caption = "clips/s: of one process, by the seconds of the shards; several may have worked at the same time."
+        blocks.append(Table("extraction", caption, columns, tuple(rows)))
+    for known in caches:
+        blocks += _details(known)
+    return Section("Extraction", "extraction", tuple(blocks))
+
+
+def _details(known: KnownCache) -> list[Block]:
+    """Seconds by part, failures by reason and one by one, the configuration, of a cache that is there."""
+    found = known.statistics.get("features")
+    if known.cache is None or found is None:
+        return []
+    blocks: list[Block] = []
+    name = known.fingerprint[:8]
+    if found.failures:
+        columns = (Column("reason"), Column("clips", "count"), Column("of all %", "percent"))
+        rows = tuple((reason, n, 100 * n / max(found.clips, 1)) for reason, n in found.failures.items())
+        blocks.append(Table(f"failures-{name}", f"Failures of {known.path} by reason.", columns, rows))
+        columns = (Column("clip"), Column("reason"), Column("message"))
+        rows = tuple((str(one["clip"]), str(one["error"]), str(one["message"])) for one in known.failed)
+        table = Table(f"failed-clips-{name}", "Every clip that failed.", columns, rows, long=len(rows) >= LONG)
+        blocks.append(Fold(f"Clips that failed in {known.path}", (table,)))
+    inside: list[Block] = []
+    if found.seconds:
+        wall = found.seconds.get("wall") or 0.0
+        rows = tuple(
+            (part, float(seconds), 100 * seconds / wall if wall else None) for part, seconds in sorted(found.seconds.items())
+        )
+        columns = (Column("part"), Column("seconds", "seconds"), Column("of wall %", "percent"))
+        inside.append(Table(f"seconds-{name}", "Parts overlap: decoding runs beside the networks.", columns, rows))
+    rows = tuple((key, text(value)) for key, value in flat(known.cache.config).items())
+    columns = (Column("key"), Column("value"))
+    inside.append(Table(f"config-{name}", f"Fingerprint {known.fingerprint}", columns, rows, long=len(rows) >= LONG))
+    return [*blocks, Fold(f"Seconds and configuration of {known.path}", tuple(inside))]
+
+
+def reproduce(groups: Sequence[Group], found: Sequence[FoundRun], caches: Sequence[KnownCache]) -> Section:
+    """The section of commands, recipes and versions."""
+    blocks: list[Block] = []
+    if made := [command for known in caches if (command := _extract_command(known))]:
+        blocks += [Text("The caches, from the same videos and weights:"), Code("\n\n".join(made))]
+    if groups:
+        blocks.append(Text("The runs, each from the recipe that its folder keeps:"))
+        blocks.append(Code("\n".join(_train_command(run, caches) for group in groups for run in group.runs)))
+    blocks.append(_versions(found))
+    for group in groups:
+        recipe = group.runs[0].folder / "recipe.toml"
+        if recipe.is_file():
+            said = recipe.read_text(encoding="utf-8", errors="replace")
+            blocks.append(Fold(f"Recipe of {group.name}", (Code(said),)))
+    return Section("How to reproduce", "reproduce", tuple(blocks))
+
+
+def _train_command(run: FoundRun, caches: Sequence[KnownCache]) -> str:
+    """The call of `vidgraph train` that gives this run, and what it cannot say."""
+    about = run.about
+    known = next((one for one in caches if one.fingerprint == about["fingerprint"]), None)
+    cache = known.path if known else about.get("cache", "CACHE")
+    words = ["vidgraph", "train", run.folder / "recipe.toml", "--cache", cache, "--name", run.folder.name]
+    words += ["--seed", about["seed"]]
+    if about.get("precision", "fp32") != "fp32":
+        words += ["--precision", about["precision"]]
+    if run.result and run.result.get("phase", "train") != "train":
+        words += ["--phase", run.result["phase"]]
+    if "start" in about:
+        words += ["--start", about["start"]]
+    command = _joined(words)
+    if about.get("order_seed", about["seed"]) != about["seed"]:
+        command += f"  # as a member of a study, its views came in the order of seed {about['order_seed']}"
+    return command
+
+
+def _extract_command(known: KnownCache) -> str:
+    """The call of `vidgraph extract` with every option as it was asked for; "" where the cache does not tell."""
+    if known.cache is None or not known.asked:
+        return ""
+    record = known.cache.record["manifest"]
+    words: list[Any] = [
+        "vidgraph",
+        "extract",
+        "--manifest",
+        known.path / "manifest.csv",
+        "--root",
+        record["root"],
+        "--cache",
+        "NEW",
+    ]
+    for key, value in flat(known.asked).items():
+        if value is not None and value != {}:
+            words += ["--set", f"{key}={_toml(value)}"]
+    return _joined(words)
+
+
+def _toml(value: Any) -> str:
+    """A value of JSON as `--set` reads it."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _joined(words: Sequence[Any]) -> str:
+    """For a shell; an option and its value stay on one line."""
+    parts = [shlex.quote(str(word)) for word in words]
+    lines, line = [], ""
+    for part in parts:
+        if line and part.startswith("--") and len(line) + len(part) > 90:
+            lines.append(line)
+            line = f"  {part}"
+        else:
+            line = f"{line} {part}" if line else part
+    return " \\\n".join([*lines, line])
+
+
+def _versions(found: Sequence[FoundRun]) -> Table:
+    """What computed the runs: one row for each combination that occurs."""
+    rows: dict[tuple, list[str]] = {}
+    for run in found:
+        if run.about is not None:
+            versions = run.about.get("versions") or {}
+            said = ", ".join(f"{name} {version}" for name, version in versions.items())
+            key = said, str(run.about.get("device", "")), str(run.about.get("precision", "")), str(run.about["fingerprint"])
+            rows.setdefault(key, []).append(run.folder.name)
+    columns = (
+        Column("versions"),
+        Column("device"),
+        Column("precision"),
+        Column("cache's fingerprint"),
+        Column("runs", "count"),
+    )
+    return Table("versions", "What computed the runs.", columns, tuple((*key, len(names)) for key, names in rows.items()))
