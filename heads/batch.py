@@ -168,8 +168,10 @@ def dims_of(shapes: Mapping[str, Iterable[int]]) -> Dims:
 @dataclass
 class HeadOutput:
     """logits [B,K]; losses: auxiliary losses by name, scalars already weighted, added to the main loss; maps: what a person may
-    want to look at (graphs, attention), filled only by `head(clips, want_maps=True)`."""
+    want to look at (graphs, attention), filled only by `head(clips, want_maps=True)`; stored: what the head decided for each
+    view, a few numbers [B,...] by name, which evaluation writes beside its logits."""
 
     logits: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
     maps: dict[str, Tensor] = field(default_factory=dict)
+    stored: dict[str, Tensor] = field(default_factory=dict)

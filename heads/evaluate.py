@@ -6,7 +6,7 @@ evaluate("runs/strg-0", Cache("cache"), "test")["top1"]
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,13 +36,15 @@ VIEWS_ONLY = {"keep", "sampling", "seed", "decoder", "allow_truncated", "precisi
 @dataclass
 class Predictions:
     """Every test view of a part: logits [R,K] float32, the view's row in the cache's group [R], its video [R] in 0..V-1, the
-    mean loss over views (NaN without labels), and the seconds of the head's own computing and of waiting for data."""
+    mean loss over views (NaN without labels), and the seconds of the head's own computing and of waiting for data; `stored`
+    [R,...] what the head's output has under that name."""
 
     logits: np.ndarray
     rows: np.ndarray
     video: np.ndarray
     loss: float
     seconds: float
+    stored: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def predict(head: nn.Module, part: Part, store: Store, recipe: Recipe, precision
 def predict_all(readers: Sequence[Reader], store: Store) -> list[Predictions | Exception]:
     """What each reader predicts, in one pass over `store`; of one that failed, the exception, which leaves the others going."""
     logits: list[list[np.ndarray]] = [[] for _ in readers]
+    stored: list[dict[str, list[np.ndarray]]] = [{} for _ in readers]
     failed: list[Exception | None] = [None for _ in readers]
     seconds, waiting, asked = [0.0 for _ in readers], 0.0, time.monotonic()
     for reader in readers:
@@ -84,19 +87,23 @@ def predict_all(readers: Sequence[Reader], store: Store) -> list[Predictions | E
             try:
                 if failed[k] is None:
                     with autocast(store.device, readers[k].precision):
-                        out = readers[k].head(clips).logits
-                    logits[k].append(out.float().cpu().numpy())
+                        out = readers[k].head(clips)
+                    logits[k].append(out.logits.float().cpu().numpy())
+                    for name, tensor in out.stored.items():
+                        stored[k].setdefault(name, []).append(tensor.cpu().numpy())
             except Exception as error:  # whatever a head raises is that head's alone
                 failed[k] = error
             asked = time.monotonic()
             seconds[k] += asked - begun
     return [
-        failed[k] or _predictions(reader, logits[k], seconds[k] + waiting)  # an exception is never false
+        failed[k] or _predictions(reader, logits[k], stored[k], seconds[k] + waiting)  # an exception is never false
         for k, reader in enumerate(readers)
     ]
 
 
-def _predictions(reader: Reader, logits: list[np.ndarray], seconds: float) -> "Predictions | LossNotFinite":
+def _predictions(
+    reader: Reader, logits: list[np.ndarray], stored: dict[str, list[np.ndarray]], seconds: float
+) -> "Predictions | LossNotFinite":
     table, part = np.concatenate(logits), reader.part
     rows, video = part.all_rows()
     if not np.isfinite(table).all():
@@ -104,7 +111,7 @@ def _predictions(reader: Reader, logits: list[np.ndarray], seconds: float) -> "P
     loss = math.nan
     if part.targets is not None:
         loss = loss_of(reader.recipe.data.target)(torch.from_numpy(table), torch.from_numpy(part.targets[video])).item()
-    return Predictions(table, rows, video, loss, seconds)
+    return Predictions(table, rows, video, loss, seconds, {name: np.concatenate(parts) for name, parts in stored.items()})
 
 
 def figures(predictions: Predictions, part: Part, recipe: Recipe) -> tuple[dict[str, float], np.ndarray]:
@@ -128,6 +135,7 @@ def write_predictions(
         "video": predictions.video,
         "clips": np.array(part.clips),
         "classes": np.array(classes),
+        **predictions.stored,
     }
     if part.targets is not None:
         arrays["targets"] = part.targets

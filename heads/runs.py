@@ -6,6 +6,7 @@ log.jsonl, tensorboard/  one line per epoch
 last.pt, best.pt         checkpoints: dictionaries of tensors and plain values, loadable with weights_only=True
 PHASE.pt                 the weights that a phase ended with, where the recipe has phases
 predictions_SPLIT.npz    logits of every test view: clip and view [R], logits [R,K], video [R], clips [V], targets
+                         and what a head's output has under `stored`, such as GOS's structure [R,cells,E]
 confusion_SPLIT.csv      one label per video only: rows are labels, columns predictions
 metrics.json             the figures of every split that was evaluated: written last, the mark of a finished run
 """

@@ -17,10 +17,12 @@ from tiny_cache import Tiny
 from cli.__main__ import vidgraph
 from cli._options import toml_value
 from heads import runs
+from heads.recipe import recipe_with
 from heads.report import report
 from heads.reporting.cached import boxes_per_clip
 from heads.reporting.found import read_run
 from heads.reporting.predicted import predicted_of
+from heads.train import train
 from pipeline.cache import Cache
 from pipeline.config import ExtractConfig, with_settings
 
@@ -190,6 +192,18 @@ def test_structures_are_counted_by_class(tmp_path):
         "turn": ("10", "4-0", "100"),
     }
     assert "0 none, 1 skip" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_trained_head_leaves_the_structure_of_every_view(tmp_path):
+    cache = Tiny(T=8, test_views=1, fields=("boxes", "scores", "valid", "grid", "res5")).write(tmp_path)
+    tables = {"source": "a test", "head": {"name": "gos", "width": 4, "supernodes": 1}, "train": {"epochs": 1, "batch": 12}}
+    recipe = recipe_with(tables, {}, Path("gos.toml"))
+    train(recipe, cache, tmp_path / "runs" / "gos", device="cpu", say=quiet, tensorboard=False)
+    found = predictions(tmp_path / "runs" / "gos").structures
+    assert found.shape == (6, 1, 1)
+    assert set(np.unique(found)) <= set(range(5))
+    write(tmp_path / "runs", tmp_path / "out")
+    assert sum(int(row["views"]) for row in table(tmp_path / "out", "structures-0")) == 6
 
 
 # --- views and boxes

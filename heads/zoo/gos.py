@@ -175,7 +175,7 @@ class GOS(nn.Module):
         if self.searching:
             losses["diversity"] = self.diversity * diversity_of(alpha if self.diversity_on == "raw" else weights)
         maps = {"structure": alpha.argmax(-1), "weights": weights.detach()} if want_maps else {}
-        return HeadOutput(logits, losses, maps)
+        return HeadOutput(logits, losses, maps, {"structure": alpha.argmax(-1)})
 
 
 def build(
