@@ -65,9 +65,12 @@ def _evaluate(run, cache, manifest, split, checkpoint, settings, device, precisi
     from pipeline.memory import keep_freed_memory
 
     keep_freed_memory()
+    cache = cache or read_json(run / "run.json").get("cache")
+    if cache is None:
+        raise click.UsageError(f"{run} was trained from frames, without a cache: pass --cache")
     found = evaluate(
         run,
-        Cache(cache or read_json(run / "run.json")["cache"]),
+        Cache(cache),
         split,
         checkpoint=checkpoint or "",
         settings=settings,

@@ -228,6 +228,8 @@ class _Made:
         else:
             boxes = self.source.weights_sha256 if self.source else ""
             config = json.loads(json.dumps(self.config.computed(self.backbone.weights_sha256, boxes)))
+            for name in ("fresh", "inflate"):  # say how weights were loaded; the network is the same without them
+                config["backbone_options"].pop(name, None)
             text = json.dumps([config, self.manifest.sha256], sort_keys=True)
             about = {"fingerprint": hashlib.sha256(text.encode()).hexdigest(), "config": config}
         about = {"dims": self.dims.as_dict(), **about}

@@ -202,7 +202,7 @@ from test_finetune import train_in_two
 print("ready", flush=True)
 train_in_two(Path(sys.argv[1]))
 """
-FIXED = {"options": {"dropout": 0.0}, "frames": {"train_from": "stem", "frozen_bn": True}, "clip_norm": 1.0}
+FIXED = {"options": {"dropout": 0.0}, "frames": {"train_from": "stem", "frozen_bn": True}}
 
 
 def train_in_two(folder):

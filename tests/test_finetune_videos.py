@@ -150,9 +150,12 @@ def test_what_is_not_as_at_the_extraction_is_refused_in_one_line(fault, place, t
 def test_a_backbone_that_was_trained_from_scratch_is_what_the_next_cache_is_made_with(place, tmp_path):
     """Its learned 1x1x1 convolution too; the head then predicts from the cache what it predicted from the frames."""
     phases = [{"name": "backbone", "reads": "frames", "frames": {"train_from": "stem", "frozen_bn": False}}]
-    scratch = config(place, weights="none", cut="reduced", keep=("pooled", "nodes"), dtype="float32")
+    scratch = config(place, cut="reduced", keep=("pooled", "nodes"), dtype="float32")
+    image = {name: tensor for name, tensor in tiny("tsm_r18", **OPTIONS).state_dict().items() if "reduced" not in name}
+    torch.save(image, tmp_path / "image.pth")
+    begun = replace(scratch, weights=str(tmp_path / "image.pth"), backbone_options={**OPTIONS, "fresh": "reduced"})
     manifest, lines = read_manifest(place / "manifest.csv"), []
-    tune(recipe("roi_pool", phases, lr=0.02), tmp_path / "run", config=scratch, manifest=manifest, say=lines.append)
+    tune(recipe("roi_pool", phases, lr=0.02), tmp_path / "run", config=begun, manifest=manifest, say=lines.append)
     assert "no cache: no logits to compare with" in lines
     saved = runs.load_checkpoint(tmp_path / "run" / "best.pt")
     assert "reduced.weight" in saved["backbone"]
