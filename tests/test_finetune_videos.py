@@ -41,7 +41,8 @@ QUIET = {"say": lambda line: None, "device": "cpu"}
 HERE = Reading(workers=0)
 HEADS = {
     "roi_pool": {},
-    "strg": {"width": 4},
+    "strg": {},
+    "gos_temp_conv": {"regions": "nodes", "neighbours": "cached", "width": 4},
     "rstg_map": {"backbone": "tsm_r18", "backbone_options": OPTIONS, "at": "res3.0", "width": 4},
 }
 
@@ -55,7 +56,7 @@ def place(tmp_path_factory):
     write_csv(folder / "manifest.csv", ("clip", "path", "split", "label"), rows)
     torch.save(tiny("tsm_r18", **OPTIONS).state_dict(), folder / "weights.pth")
     extract_run(folder, folder / "cache", config(folder))
-    build_graphs(folder / "cache", ("iou",))
+    build_graphs(folder / "cache", ("iou", "nearest"))
     return folder
 
 
