@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import html
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,11 +72,16 @@ def _table(table: Table) -> Iterator[str]:
             f'<div class="filter" data-table="{name}"><input type="search" placeholder="Filter rows" '
             f'aria-label="Filter rows of: {as_html(table.caption)}"><output></output></div>'
         )
-    heads = "".join(f'<th scope="col"{_kind(column)}>{as_html(column.name)}</th>' for column in table.columns)
+    heads = "".join(f'<th scope="col"{_kind(column)}>{_head(column.name)}</th>' for column in table.columns)
     yield f'<div class="scroll" tabindex="0"><table id="{name}"><thead><tr>{heads}</tr></thead><tbody>'
     for row in table.rows:
         yield f"<tr>{''.join(_cell(cell, column) for cell, column in zip(row, table.columns, strict=True))}</tr>"
     yield "</tbody></table></div>"
+
+
+def _head(name: str) -> str:
+    """A column's name, its unit never alone on a line."""
+    return re.sub(" (%|s)$", r"&nbsp;\1", as_html(name))
 
 
 def _kind(column: Column) -> str:

@@ -70,9 +70,10 @@ def _settings_table(groups: Sequence[Group]) -> Table | None:
     keys = differences(groups) if len(groups) > 1 else []
     if not keys:
         return None
-    columns = tuple(Column(name) for name in ("setting", *(group.name for group in groups)))
-    rows = tuple((key, *(text(group.settings.get(key)) for group in groups)) for key in keys)
-    return Table("settings", "Keys of the recipe and of the cache's configuration.", columns, rows, long=len(rows) >= LONG)
+    columns = (Column("name"), *(Column(key.removeprefix("recipe.")) for key in keys))
+    rows = tuple((group.name, *(text(group.settings.get(key)) for key in keys)) for group in groups)
+    caption = "Keys of the recipe and, as config, of the cache's configuration."
+    return Table("settings", caption, columns, rows, long=len(rows) >= LONG)
 
 
 def _runs_table(found: Sequence[FoundRun], split: str) -> Table:
