@@ -183,9 +183,12 @@ class Lost:
         return nullcontext(run)
 
 
-def test_members_whose_process_is_lost_are_tried_again_alone(cache, tmp_path, whole):
-    engine = Lost("pool-seed1")
-    outcome = study(plan_of(tmp_path), cache, tmp_path / "runs", engine=engine, jobs=2)
+def test_members_whose_process_is_lost_are_tried_again_alone(cache, tmp_path, whole, monkeypatch):
+    engine, written, original = Lost("pool-seed1"), [], runs.append_log
+    monkeypatch.setattr(runs, "append_log", lambda path, line: written.append(path) or original(path, line))
+    how = How(device="cpu", resume=False)  # starts over, but not a second time
+    outcome = study(plan_of(tmp_path), cache, tmp_path / "runs", how, engine=engine, jobs=2)
+    assert {written.count(path) for path in written} == {2}
     assert engine.groups[2:] == [1] * 6
     assert [(Path(one.folder).name, one.error) for one in outcome.failed] == [
         ("pool-seed1", "RuntimeError: the process ended, signal 9")

@@ -148,3 +148,13 @@ def test_every_study_of_the_package_can_be_read():
         assert read_study(name).rows
     with pytest.raises(ValueError, match="study 'dem': no such file, nor a study of the package: did you mean demo"):
         read_study("dem")
+
+
+def test_the_study_of_the_page_is_one(write):
+    page = (Path(__file__).parent.parent / "docs" / "ablate.md").read_text()
+    path = write(page.split("```toml\n")[1].split("```")[0])
+    (path.parent / "mine.toml").write_text(RECIPE)
+    plan = read_study(path)
+    assert plan.name == "regions"
+    assert len(plan.rows) == 2 * (1 + 2) * 2 * 2 * 3  # recipes, roi_pool and two forms of strg, rates, views, subsets
+    assert len({row.name for row in plan.rows}) == len(plan.rows)
