@@ -23,6 +23,7 @@ from heads.recipe import PLAIN, Recipe, recipe_from
 from heads.store import Share, Store, shared_pass
 from heads.transfer import default_checkpoint
 from heads.zoo import build_head
+from pipeline.sealed import sha256_of
 
 if TYPE_CHECKING:
     from pipeline.cache import Cache
@@ -174,8 +175,9 @@ def evaluate(
     recipe = recipe.of(saved.get("phase", PLAIN))
     classes, dims = tuple(about["classes"]), dims_from(about["dims"])
     tag = split
-    if cache.fingerprint != about["fingerprint"]:
-        _same_features(about["config"], cache)
+    config = _config_of(saved, cache, folder / f"{name}.pt")
+    if cache.fingerprint != about["fingerprint"] or config != about["config"]:
+        _same_features(config, cache)
         say(f"{cache.path} is not the cache of this run; it has the same features, of other views or clips")
         tag = f"{split}_{cache.fingerprint[:8]}"
     _same_channels(dims, cache)
@@ -241,6 +243,23 @@ def splits_of(manifest: "Manifest") -> list[str]:
 def same_backbone(config: Mapping, cache: "Cache") -> None:
     """ValueError unless the cache's features are of the network that `config` names, whatever its weights were."""
     _same_features(config, cache, ("backbone", "backbone_options"))
+
+
+def _config_of(saved: Mapping, cache: "Cache", path: Path) -> Mapping:
+    """What a cache's features must have been computed with; where the run trained the backbone too, by the one in `path`.
+
+    ValueError for a cache of the backbone as it was before.
+    """
+    config, phase = saved["about"]["config"], saved.get("phase", PLAIN)
+    if "backbone" not in saved or recipe_from(saved["about"]["recipe"]).phase(phase).frames.train_from == "none":
+        return config
+    same = [file for file in (path, path.with_name(f"{phase}.pt")) if file.exists()]
+    if cache.config["weights"] not in map(sha256_of, same):
+        raise ValueError(
+            f"{path.parent} trained its backbone too, {cache.path} has features of another: extract one with --weights {path}; "
+            "what the run predicted from frames is in its predictions_SPLIT.npz"
+        )
+    return {**config, "weights": cache.config["weights"]}
 
 
 def _same_features(config: Mapping, cache: "Cache", keys: Iterable[str] = ()) -> None:
