@@ -10,7 +10,7 @@ import click
 @click.option(
     "--out", default="report", type=click.Path(path_type=Path), help="Folder to write to; an earlier report is replaced."
 )
-@click.option("--title", default="", help="Of the report.  [default: the names of RUNS]")
+@click.option("--title", help="Of the report.  [default: the names of RUNS]")
 @click.option("--split", type=click.Choice(["val", "test"]), help="Whose figures.  [default: test where there are any]")
 @click.option(
     "--compare",

@@ -123,7 +123,8 @@ def _pair(groups: Sequence[Group], compare: tuple[str, str] | None) -> tuple[Gro
 
 
 def _count(groups: Sequence[Group], say: Say) -> None:
-    """The MACs of each group's head; one that cannot be built here, for whatever reason, has none."""
+    """The MACs of each group's head; one that cannot be built here, for whatever reason, has none, nor one that was trained
+    with its backbone, of which it would be a part."""
     from heads.batch import dims_from
     from heads.counting import count_head
     from heads.recipe import recipe_from
@@ -131,6 +132,8 @@ def _count(groups: Sequence[Group], say: Say) -> None:
     known: dict[str, int | None] = {}
     for group in groups:
         about = group.runs[0].about
+        if "frames" in about:
+            continue
         try:
             recipe = recipe_from(about["recipe"], str(group.runs[0].folder))
             head = recipe.of(group.runs[0].result.get("phase", recipe.all_phases[-1].name)).head

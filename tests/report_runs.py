@@ -32,6 +32,8 @@ class Made:
     cache: str = "nowhere/cache"
     targets: np.ndarray | None = None
     more: dict = field(default_factory=dict)  # arrays beside the predictions
+    about: dict = field(default_factory=dict)  # further keys of run.json
+    phase: str = "train"
 
     def write(self, parent: Path) -> Path:
         """The folder NAME-seedSEED in `parent`, finished."""
@@ -47,13 +49,14 @@ class Made:
         runs.write_text(folder / "recipe.toml", to_toml(recipe))
         about = {"recipe": recipe.as_dict(), "seed": self.seed, "order_seed": self.seed, "precision": "fp32"}
         about |= {"classes": list(self.classes), "dims": self.dims, "fingerprint": self.fingerprint, "config": self.config}
-        runs.write_json(folder / "run.json", {**about, "cache": self.cache, "device": "cpu", "versions": {"torch": "2"}})
+        about |= {"cache": self.cache, "device": "cpu", "versions": {"torch": "2"}, **self.about}
+        runs.write_json(folder / "run.json", about)
         figures = self._predict(folder, recipe)
         for epoch in range(1, self.epochs + 1):
             line = {"epoch": epoch, "step": epoch, "lr": 0.1, "loss": 2.0 / epoch, "seconds": 1.0, "waiting": 0.1}
             runs.append_log(folder / "log.jsonl", {**line, "val": {key: value / 2 for key, value in figures.items()}})
         result = {"folder": folder.name, "metrics": {"test": figures}, "epochs": self.epochs, "best_epoch": 2}
-        result |= {"parameters": 1234, "seconds": 5.0 + self.seed, "waiting": 1.0, "excluded": {}, "phase": "train"}
+        result |= {"parameters": 1234, "seconds": 5.0 + self.seed, "waiting": 1.0, "excluded": {}, "phase": self.phase}
         runs.write_json(folder / "metrics.json", result)
         return folder
 

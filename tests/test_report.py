@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,9 +66,13 @@ def written(study, tmp_path_factory) -> Path:
 def videos(tmp_path_factory) -> Path:
     """Five videos, one of them no video, and a cache of them with boxes."""
     folder = tiny_videos.make_videos(tmp_path_factory.mktemp("videos"), clips=5, broken=(3,))
-    config = tiny_videos.config_of(folder, keep=("pooled", "boxes"))
-    tiny_videos.run(folder, folder / "cache", config)
+    tiny_videos.run(folder, folder / "cache", extraction_of(folder))
     return folder
+
+
+def extraction_of(folder: Path) -> ExtractConfig:
+    """Never mirrored, which is not the default."""
+    return tiny_videos.config_of(folder, keep=("pooled", "boxes"), sampling=replace(tiny_videos.SAMPLING, flip=0.0))
 
 
 @pytest.fixture(scope="module")
@@ -315,13 +320,32 @@ def test_the_command_for_a_cache_gives_the_configuration_that_it_was_made_with(o
     command = shlex.split(next(block for block in text.split("```") if block.strip().startswith("vidgraph extract")))
     given = [command[k + 1].split("=", 1) for k, word in enumerate(command) if word == "--set"]
     asked = with_settings(ExtractConfig(), {key: toml_value(value) for key, value in given})
-    assert asked == tiny_videos.config_of(videos, keep=("pooled", "boxes"))
+    assert asked == extraction_of(videos)
 
 
 def test_the_command_for_a_run_names_its_recipe_cache_and_seed(study, written):
     text = (written / "report.md").read_text()
     assert f"vidgraph train {study}/weak-seed1/recipe.toml --cache nowhere/cache" in text
     assert "--seed 1" in text
+
+
+def test_a_run_from_frames_is_a_row_of_its_own_with_the_command_that_trains_it(tmp_path):
+    Made("head").write(tmp_path / "runs")
+    Made("whole", about={"frames": {"fresh": True}}, cache="", fingerprint="e" * 64, phase="joint").write(tmp_path / "runs")
+    report([tmp_path / "runs"], tmp_path / "out", say=quiet)
+    rows = {row["name"]: row for row in table(tmp_path / "out", "study")}
+    assert rows["whole"]["MACs"] == "" != rows["head"]["MACs"]
+    text = re.sub(r" \\\n +", " ", (tmp_path / "out" / "report.md").read_text())
+    assert f"vidgraph finetune {tmp_path}/runs/whole-seed0/recipe.toml --name whole-seed0" in text
+    assert "--phase joint" in text
+    assert "whole network's" in text
+
+
+def test_phases_of_one_recipe_are_rows_of_their_own(tmp_path):
+    for phase in ("search", "discrete"):
+        Made("gos", phase=phase).write(tmp_path / phase)
+    write(tmp_path, tmp_path / "out")
+    assert {row["name"] for row in table(tmp_path / "out", "study")} == {"gos, phase=search", "gos, phase=discrete"}
 
 
 # --- runs that are not as they should be

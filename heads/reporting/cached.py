@@ -56,8 +56,8 @@ def known_caches(found: Iterable[FoundRun], given: Sequence[Path]) -> list[Known
     """
     wanted: dict[str, Path] = {}
     for run in found:
-        if run.about is not None:
-            wanted.setdefault(str(run.about["fingerprint"]), Path(str(run.about.get("cache", ""))))
+        if run.about is not None and run.about.get("cache"):  # a run from frames may have none
+            wanted.setdefault(str(run.about["fingerprint"]), Path(str(run.about["cache"])))
     moved = {}
     for path in given:
         cache = Cache(path)

@@ -61,7 +61,8 @@ def _study_table(groups: Sequence[Group], split: str) -> Table:
         row += [group.figure(other, name, 100.0) for name in more]
         rows.append((*row, group.runs[0].result["parameters"], group.macs, group.spread(lambda run: run.result["seconds"])))
     seeds = "Mean ± standard deviation over seeds. " if any(len(group.runs) > 1 for group in groups) else ""
-    caption = f"{seeds}Parameters and MACs (one view) are the head's; seconds are its own computing and its waiting for data."
+    whole = " Trained from frames, they are the whole network's." if any("frames" in g.runs[0].about for g in groups) else ""
+    caption = f"{seeds}Parameters and MACs (one view) are the head's.{whole} Seconds: its own computing and waiting for data."
     return Table("study", caption, tuple(columns), tuple(rows), long=len(rows) >= LONG)
 
 

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from heads.recipe import PLAIN
 from heads.reporting.cached import KnownCache
 from heads.reporting.document import Block, Cell, Code, Column, Fold, Notice, Section, Table, Text
 from heads.reporting.found import FoundRun
@@ -83,22 +84,25 @@ def reproduce(groups: Sequence[Group], found: Sequence[FoundRun], caches: Sequen
 
 
 def _train_command(run: FoundRun, caches: Sequence[KnownCache]) -> str:
-    """The call of `vidgraph train` that gives this run, and what it cannot say."""
-    about = run.about
+    """The call of `vidgraph train`, or `finetune`, that gives this run, and what it cannot say."""
+    about, phase, notes = run.about, run.result.get("phase", PLAIN), []
     known = next((one for one in caches if one.fingerprint == about["fingerprint"]), None)
-    cache = known.path if known else about.get("cache", "CACHE")
-    words = ["vidgraph", "train", run.folder / "recipe.toml", "--cache", cache, "--name", run.folder.name]
-    words += ["--seed", about["seed"]]
+    words = ["vidgraph", "finetune" if "frames" in about else "train", run.folder / "recipe.toml"]
+    if known is not None:
+        words += ["--cache", known.path]
+    words += ["--name", run.folder.name, "--seed", about["seed"]]
     if about.get("precision", "fp32") != "fp32":
         words += ["--precision", about["precision"]]
-    if run.result and run.result.get("phase", "train") != "train":
-        words += ["--phase", run.result["phase"]]
     if "start" in about:
         words += ["--start", about["start"]]
-    command = _joined(words)
+    if "frames" in about:
+        words += ["--phase", phase] if phase != PLAIN else []
+        words += ["--views", "fresh"] if about["frames"].get("fresh") and known is not None else []
+        if known is None:
+            notes.append("without a cache: add --manifest, and the options of vidgraph extract that run.json has as config")
     if about.get("order_seed", about["seed"]) != about["seed"]:
-        command += f"  # as a member of a study, its views came in the order of seed {about['order_seed']}"
-    return command
+        notes.append(f"as a member of a study, its views came in the order of seed {about['order_seed']}")
+    return _joined(words) + "".join(f"  # {note}" for note in notes)
 
 
 def _extract_command(known: KnownCache) -> str:

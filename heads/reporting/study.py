@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from heads.recipe import PLAIN
 from heads.reporting.document import Spread
 from heads.reporting.found import FoundRun
 from heads.reporting.plots import COLOURS, REST
 from heads.reporting.predicted import Predicted, main_figure
 
 # What of run.json tells one group from another. A start is the weights of one run, and seeds start from different ones.
-PARTS = ("recipe", "config", "dims", "fingerprint", "precision")
+PARTS = ("recipe", "config", "dims", "fingerprint", "precision", "frames")
 UNSAID = {"recipe.name", "recipe.source", "recipe.ours"}
 
 
@@ -66,8 +67,7 @@ def groups_of(found: Iterable[FoundRun], split: str) -> list[Group]:
     by_key: dict[str, list[FoundRun]] = {}
     for run in found:
         if run.finished:
-            key = json.dumps([run.about.get(part) for part in PARTS], sort_keys=True, default=str)
-            by_key.setdefault(key, []).append(run)
+            by_key.setdefault(json.dumps(settings_of(run), sort_keys=True, default=str), []).append(run)
     groups = []
     for members in (part for some in by_key.values() for part in _once_per_seed(some)):
         members.sort(key=lambda run: (run.about["seed"], str(run.folder)))
@@ -111,9 +111,9 @@ def _main(group: Group, split: str) -> float:
 
 
 def settings_of(run: FoundRun) -> dict[str, Any]:
-    """Every setting of a run by its dotted key: recipe.train.lr, config.sampling.frames, …"""
-    record = {part: run.about.get(part) for part in PARTS}
-    return flat(record)
+    """Every setting of a finished run by its dotted key: recipe.train.lr, config.sampling.frames, …; and its last phase."""
+    record = {part: run.about[part] for part in PARTS if part in run.about}
+    return flat({**record, "phase": run.result.get("phase", PLAIN)})
 
 
 def flat(record: dict, prefix: str = "") -> dict[str, Any]:
