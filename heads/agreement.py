@@ -13,7 +13,6 @@ from heads.live import Live
 if TYPE_CHECKING:
     from heads.footage import Footage
     from pipeline.cache import Cache
-    from pipeline.config import ExtractConfig
 
 CHECKED = 4  # views whose logits are compared
 # The largest difference that rounding explains, as a share of the largest value: what is stored, and what computed it.
@@ -22,7 +21,7 @@ COMPUTED = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
 
 
 @torch.no_grad()
-def compare(network: Live, cache: "Cache", source: "Footage", part: Part, config: "ExtractConfig") -> str:
+def compare(network: Live, cache: "Cache", source: "Footage", part: Part) -> str:
     """Compares what `network` makes of some training views from their frames with what its head makes of the cache, in words.
 
     ValueError if they differ by more than rounding explains, with what differs and the likely cause.
@@ -31,7 +30,7 @@ def compare(network: Live, cache: "Cache", source: "Footage", part: Part, config
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, CHECKED).astype(int))]
     network.eval()
     device = next(network.parameters()).device
-    limit = max(STORED[config.dtype], COMPUTED[config.precision], 1e-2 if device.type == "cuda" else 0)
+    limit = max(STORED[cache.config["dtype"]], COMPUTED[cache.config["precision"]], 1e-2 if device.type == "cuda" else 0)
     pieces = next(iter(source.views(part, [rows], None)))
     places = np.concatenate([at for _, at in pieces]) if pieces else []
     if len(places) < len(rows):
@@ -57,8 +56,8 @@ def compare(network: Live, cache: "Cache", source: "Footage", part: Part, config
     if found > limit:
         raise ValueError(
             f"the live logits differ from those of {cache.path} by {found:.2g} of the largest (rounding explains "
-            f"{limit:g}), though what the head reads is equal: the head depends on more than that; --no-check trains "
-            "all the same"
+            f"{limit:g}), though what the head reads is equal: a choice in it, such as a nearest node, may hinge on "
+            "rounding; --no-check trains all the same"
         )
     return f"live logits equal the cached ones: {len(rows)} views differ by at most {found:.1e} of the largest"
 

@@ -252,7 +252,7 @@ class _Made:
         elif moved:
             say(f"{self.cache.path} was extracted before the backbone of {path} was trained: no logits to compare with")
         else:
-            say(compare(network, self.cache, source, self.parts["train"], self.config))
+            say(compare(network, self.cache, source, self.parts["train"]))
 
     def _take_backbone(self, network: Live, path: Path, state: Mapping[str, torch.Tensor], say: Say) -> bool:
         """Takes a trained backbone over; whether it is another one than the cache's."""

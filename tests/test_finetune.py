@@ -131,6 +131,15 @@ def test_frozen_batch_norms_keep_statistics_and_affine_weights(tmp_path):
         assert same(norm.state_dict(), old)
 
 
+def test_rates_of_the_backbone_and_of_the_classifier_are_their_own(tmp_path):
+    """By the names that a recipe uses for a head alone: a factor of 0 holds still what it is for."""
+    groups = {"last_lr": 0.0, "last_bias_lr": 1.0}
+    asked = recipe(epochs=1, frames={"train_from": "stem", "frozen_bn": True, "backbone_lr": 0.0}, groups=groups)
+    start = weights_of(network(asked))
+    run(asked, tmp_path)
+    assert {name for name, tensor in weights(tmp_path).items() if not tensor.equal(start[name])} == {"state.fc.bias"}
+
+
 def test_a_head_that_continues_a_map_and_the_part_below_are_the_whole_network(tmp_path):
     """With a module that is the identity at first the logits are those of the plain backbone; weights below its cut move."""
     options = {"backbone": "tsm_r18", "backbone_options": {"width": 4}, "at": "res3.0", "width": 4, "dropout": 0.0}
