@@ -15,13 +15,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from _report import arguments, report
 from torch import Tensor
 
 from heads.affinity import VARIANTS, Choices, Sizes
 from heads.operations import new_operation
 from heads.scene import Scene, layout_of
-from pipeline.memory import keep_freed_memory
 
 STEPS, CHANNELS, CELLS, TOP = 16, 256, 49, 10
 NAMES = ("feat_aggr", "diff_prop", "temp_conv", "back_incor", "node_att")
@@ -185,26 +183,16 @@ def compare(name: str, variant: str, views: int, rounds: int, memory: bool) -> d
     }
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--views", type=int, default=64)
-    parser.add_argument("--no-memory", action="store_true", help="leave out the processes that measure memory")
-    given = parser.parse_args()
-    keep_freed_memory()
+def rows_of(views: int, rounds: int, memory: bool) -> list[dict[str, object]]:
+    """The table: every operation in every variant that differs, then a large one."""
     rows = []
     for name in NAMES:
         for variant in VARIANTS:
             if (name, variant) != ("diff_prop", "released"):  # differs from the paper's in U alone, as feat_aggr does
-                rows.append(compare(name, variant, given.views, given.rounds, not given.no_memory))
-    large, views = step("diff_prop", "paper", 50, 8, False)[0], 8
-    used = None if given.no_memory else share("diff_prop", "paper", 50, views, False)
-    time_of_large = milliseconds({"ours": large}, given.rounds)["ours"]
+                rows.append(compare(name, variant, views, rounds, memory))
+    large, few = step("diff_prop", "paper", 50, 8, False)[0], 8
+    used = share("diff_prop", "paper", 50, few, False) if memory else None
+    time_of_large = milliseconds({"ours": large}, rounds)["ours"]
     nothing = {"naive views": 0, "naive, ms": None, "times": None}
-    last = {"operation": "diff_prop", "variant": "paper", "nodes": 800, "views": views, "ours, ms": time_of_large, **nothing}
-    rows.append({**last, "ours, MB a view": used, "naive, MB a view": None})
-    report("GOS's operations, forward and backward", rows, given.json)
-
-
-if __name__ == "__main__":
-    main()
+    last = {"operation": "diff_prop", "variant": "paper", "nodes": 800, "views": few, "ours, ms": time_of_large, **nothing}
+    return [*rows, {**last, "ours, MB a view": used, "naive, MB a view": None}]
