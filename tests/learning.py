@@ -1,0 +1,77 @@
+"""A real cache of digit videos, for the tests that train: what stage one stores of them, with the digits' true boxes.
+
+The network is `digit_cnn`, pre-trained on single digits. Frames go from the generator to it in memory, and its map, the mean of
+it and RoIAlign's nodes through ShardWriter to the disk: no video is encoded and no RPN fitted, as `vidgraph demo` does.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from heads.pretrain import Pretraining, pretrain
+from pipeline.backbones import Backbone, build_backbone, freeze
+from pipeline.cache import Cache, create_cache
+from pipeline.digits import DigitVideos, Task, load_images
+from pipeline.graphs import build_graphs
+from pipeline.manifest import write_manifest
+from pipeline.roi import roi_align
+from pipeline.shards import GroupPlan, ShardWriter
+
+CUT = "conv3"
+AT_ONCE = 20  # videos in a forward pass
+
+View = dict[str, np.ndarray]
+
+
+def write_digit_cache(folder: Path, task: Task, videos: Mapping[str, int], width: int, seed: int = 0) -> Cache:
+    """The cache in `folder` of so many videos of each split: the map of a network of `width` channels, float16, and IoU graphs.
+
+    Every video has one training and one test view, which are the same: the whole video.
+    """
+    images, weights = load_images(), folder / "digit_cnn.pt"
+    how = Pretraining(width=width, tile=task.shown, canvas=task.size)
+    pretrain(weights, images, how, seed, say=lambda line: None)
+    backbone = freeze(build_backbone("digit_cnn", weights=str(weights), width=width, pixels="unit"))
+    rows, views = [], []
+    for split, count in videos.items():
+        made = views_of(backbone, task, DigitVideos(task, images[split], seed, split), count)
+        for k, (label, view) in enumerate(made):
+            rows.append({"clip": f"{split}-{k}", "path": f"{split}-{k}.mp4", "split": split, "label": task.labels[label]})
+            views.append(view)
+    manifest = write_manifest(folder / "clips.csv", rows)
+    plan = create_cache(folder / "cache", {"backbone": "digit_cnn"}, manifest, len(rows))
+    fields = {name: (value.shape, value.dtype.name) for name, value in views[0].items()}
+    table = GroupPlan([row["clip"] for row in rows], [0] * len(rows), fields)
+    with ShardWriter(plan.path(0), {"train": table, "test": table}, attrs=plan.attrs(0)) as writer:
+        for row, view in enumerate(views):
+            for group in ("train", "test"):
+                writer.write(group, row, view)
+        writer.finish({"failures": [], "clips": len(rows)})
+    build_graphs(folder / "cache", ("iou",), device="cpu")
+    return Cache(folder / "cache")
+
+
+def views_of(backbone: Backbone, task: Task, videos: DigitVideos, count: int) -> Iterator[tuple[int, View]]:
+    """The number of the label and the stored fields of each of the first `count` videos of a split."""
+    for first in range(0, count, AT_ONCE):
+        batch = videos[np.arange(first, min(first + AT_ONCE, count))]
+        size = len(batch.labels)
+        with torch.inference_mode():
+            fmap = backbone.maps(backbone.prepare(batch.rgb), cuts=(CUT,))[CUT]  # [B,C,T,h,w]
+            boxes = batch.boxes / task.size
+            valid = torch.ones(boxes.shape[:3], dtype=torch.bool)
+            found = {
+                "pooled": fmap.mean((-2, -1)).transpose(1, 2).half(),
+                "nodes": roi_align(fmap, boxes, valid).half(),
+                CUT: fmap.transpose(1, 2).half(),
+                "boxes": boxes,
+                "scores": valid.float(),
+                "valid": valid,
+                "flip": torch.zeros(size, dtype=torch.bool),
+                "grid": torch.tensor(fmap.shape[-2:], dtype=torch.int16).expand(size, 2),
+            }
+        arrays = {name: tensor.numpy() for name, tensor in found.items()}
+        for k, label in enumerate(batch.labels.tolist()):
+            yield label, {name: array[k] for name, array in arrays.items()}
