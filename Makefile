@@ -8,13 +8,14 @@ MANIFEST ?=
 CACHE    ?= caches/default
 RUNS     ?= runs
 RECIPE   ?=
+STUDY    ?=
 DEMO     ?= demo
 KIND     ?= folder
 CLUSTER  :=
 ARGS     ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo manifest extract graphs verify repair train evaluate test test-slow lint format bench clean
+.PHONY: help setup demo manifest check plan extract graphs verify repair train evaluate ablate finetune report test test-slow lint format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +35,12 @@ demo: $(READY) ## all stages on generated digit videos: DEMO=folder ARGS=...
 manifest: $(READY) ## KIND=folder MANIFEST=out.csv ARGS="FOLDER ..."
 	$(BIN)/vidgraph manifest $(KIND) --out $(MANIFEST) $(ARGS)
 
+check: $(READY) ## decode a few frames of every clip: MANIFEST=... ARGS=...
+	$(BIN)/vidgraph check --manifest $(MANIFEST) $(ARGS)
+
+plan: $(READY) ## what an extraction will take: MANIFEST=... CACHE=... ARGS="extract's options"
+	$(BIN)/vidgraph plan --manifest $(MANIFEST) --cache $(CACHE) $(ARGS)
+
 extract: $(READY) ## stage one: MANIFEST=... CACHE=... CLUSTER="--dask 4" ARGS=...
 	$(BIN)/vidgraph extract --manifest $(MANIFEST) --cache $(CACHE) $(CLUSTER) $(ARGS)
 
@@ -51,6 +58,15 @@ train: $(READY) ## stage three: RECIPE=... CACHE=... RUNS=... ARGS=...
 
 evaluate: $(READY) ## RUN=run folder CACHE=... ARGS=...
 	$(BIN)/vidgraph evaluate $(RUN) --cache $(CACHE) $(ARGS)
+
+ablate: $(READY) ## a grid of heads and options: STUDY=... CACHE=... RUNS=... CLUSTER="--dask 4" ARGS=...
+	$(BIN)/vidgraph ablate $(STUDY) --cache $(CACHE) --runs $(RUNS) $(CLUSTER) $(ARGS)
+
+finetune: $(READY) ## end to end: RECIPE=... CACHE=... RUNS=... ARGS=...
+	$(BIN)/vidgraph finetune $(RECIPE) --cache $(CACHE) --runs $(RUNS) $(ARGS)
+
+report: $(READY) ## run folders as one page: RUNS="runs/*" ARGS=...
+	$(BIN)/vidgraph report $(RUNS) $(ARGS)
 
 test: $(READY) ## the tests that every change must pass
 	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
