@@ -146,12 +146,10 @@ def test_gos_searches_and_its_discrete_structures_go_on_from_there(cache, accura
     result = run(recipe_of("gos", options, phases=phases), cache, tmp_path)
     searched, ended = (torch.load(tmp_path / f"{name}.pt", weights_only=True)["state"] for name in ("search", "discrete"))
     structure = [key for key in searched if key.startswith("structure.")]
-    assert structure
+    assert searched["structure.alpha.weight"].any()  # 0 in a new head, which "discrete" leaves as it is
     assert all(searched[key].equal(ended[key]) for key in structure)
     assert not all(searched[key].equal(ended[key]) for key in searched)
     head = build_head("gos", cache_dims(cache), len(TASK.labels), **options, mode="discrete").eval()
-    fresh = {key: tensor.clone() for key, tensor in head.state_dict().items()}
-    assert not all(fresh[key].equal(searched[key]) for key in structure)  # the search moved it
     head.load_state_dict(searched)
     start = right(head, cache)
     pooling = max(accuracy("pool"), accuracy("roi_pool"))
