@@ -155,6 +155,13 @@ class Claim:
         if self.held():
             claim_file(self.path).unlink(missing_ok=True)
 
+    def abandon(self) -> None:
+        """Gives it up before its shard is complete: what was written under it goes, too. Nothing if it was released before."""
+        if self._file >= 0:
+            for part in self.path.parent.glob(f"{self.path.stem}.*.{self.name}.part"):
+                part.unlink(missing_ok=True)
+            self.release()
+
     def __enter__(self) -> "Claim":
         return self
 
@@ -286,6 +293,4 @@ _HEART = _Heart()
 def give_up() -> None:
     """Releases every claim of this process and removes what was written under it: for one that has to end at once."""
     for claim in _HEART.held():
-        for part in claim.path.parent.glob(f"{claim.path.stem}.*.{claim.name}.part"):
-            part.unlink(missing_ok=True)
-        claim.release()
+        claim.abandon()

@@ -115,6 +115,7 @@ class Dask:
         import dask
         from distributed import Client
 
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what it has to say, our errors say in one line
         security = self.tls.security() if self.tls else None
         settings = {
             "distributed.worker.daemon": False,  # decode processes are its children
@@ -276,7 +277,8 @@ class _Flight:
 
 def _outcome(future) -> Any:
     """A finished future's result, or its exception."""
-    from asyncio import CancelledError
+    import asyncio
+    from concurrent import futures
 
     from distributed import KilledWorker
 
@@ -286,7 +288,7 @@ def _outcome(future) -> Any:
         return WorkersLost(
             f"a job ended {ALLOWED_DEATHS + 1} workers, the last at {error.last_worker.address}; see its log for why"
         )
-    except CancelledError:
+    except (asyncio.CancelledError, futures.CancelledError):  # which of the two, Dask's versions disagree
         raise WorkersLost(GONE) from None
     except Exception as error:
         return error

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -323,6 +324,8 @@ def _as_decode_error(clip: Clip, error: Exception, limit: float) -> Exception:
         return DecodeTimeout(clip.clip, clip.path, f"took longer than {limit:g} s to decode (--time-limit)")
     if isinstance(error, WorkerDied):
         return DecoderDied(clip.clip, clip.path, str(error))
+    if isinstance(error, MemoryError):
+        return DecodeError(clip.clip, clip.path, f"not enough memory to decode it ({error}); try fewer --workers")
     raise error
 
 
@@ -333,6 +336,7 @@ def device_name(kind: str) -> str:
     return torch.cuda.get_device_name() if kind == "cuda" else f"cpu, {torch.get_num_threads()} of {os.cpu_count()} cores"
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of what a stored value depends on."""
     from importlib.metadata import PackageNotFoundError, version

@@ -252,7 +252,7 @@ class ExtractShards:
                 yield from settled(0)
         finally:
             for claim in held:
-                claim.release()
+                claim.abandon()  # a shard that waited for its turn to be hashed, where an earlier one's failed
 
     def _compose(self, turn: Turn, results: Iterator, disk: ThreadPoolExecutor) -> Callable[[], dict | None] | None:
         """Writes a shard up to what is left to do; None if its part file was taken away because we seemed to be dead."""

@@ -90,8 +90,12 @@ class ShardWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._part = part_of(self.path, self.claim)
         remove_abandoned(self.path)
-        # No locks: network file systems without a lock daemon refuse them, and nobody else knows this name.
-        self._file = h5py.File(self._part, "x", libver=LIBVER, locking=False, **ALIGNED)
+        try:
+            # No locks: network file systems without a lock daemon refuse them, and nobody else knows this name.
+            self._file = h5py.File(self._part, "x", libver=LIBVER, locking=False, **ALIGNED)
+        except BaseException:  # on a full disk the file is there all the same
+            self._part.unlink(missing_ok=True)
+            raise
         try:
             self._file.attrs.update(self.attrs)
             self._columns = {group: self._create(group, plan) for group, plan in plans.items()}
