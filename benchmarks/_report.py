@@ -4,8 +4,14 @@ import argparse
 import json
 import os
 import platform
+import sys
 from importlib.metadata import version
 from pathlib import Path
+
+# benchmarks/heads.py is called like the package `heads`: this folder must not be looked at first, neither here nor in processes
+# that are spawned. Every script imports this file before `heads`.
+HERE = Path(__file__).resolve().parent
+sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path).resolve() != HERE), str(HERE)]
 
 
 def arguments(text: str) -> argparse.ArgumentParser:

@@ -12,27 +12,22 @@ epoch       STRG (joint form, 16 steps of 10 boxes: 160 nodes, 512 channels, 174
 
 import json
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 
-# This file is called like the package `heads`: its folder must not come first, neither here nor in processes that are spawned.
-HERE = Path(__file__).resolve().parent
-sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE), str(HERE)]
+import _report
+from _caches import node_fields, random_cache
+from _operations import rows_of
+from extract import make_videos
 
-from _caches import node_fields, random_cache  # noqa: E402
-from _operations import rows_of  # noqa: E402
-from _report import arguments, report  # noqa: E402
-from extract import make_videos  # noqa: E402
-
-from heads.finetune import Reading, finetune, frames_phase  # noqa: E402
-from heads.frames import How  # noqa: E402
-from heads.recipe import Recipe, recipe_from  # noqa: E402
-from heads.train import train  # noqa: E402
-from pipeline.config import ExtractConfig  # noqa: E402
-from pipeline.manifest import read_manifest, write_manifest  # noqa: E402
-from pipeline.memory import keep_freed_memory  # noqa: E402
-from pipeline.sample import Sampling  # noqa: E402
+from heads.finetune import Reading, finetune, frames_phase
+from heads.frames import How
+from heads.recipe import Recipe, recipe_from
+from heads.train import train
+from pipeline.config import ExtractConfig
+from pipeline.manifest import read_manifest, write_manifest
+from pipeline.memory import keep_freed_memory
+from pipeline.sample import Sampling
 
 WIDTH = 512
 INCLUDES = {
@@ -131,7 +126,7 @@ def epochs_table(batch: int, clips: int, batches: int, rounds: int, accumulate: 
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = _report.arguments(__doc__)
     parser.add_argument("--part", choices=("operations", "epoch", "all"), default="all")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, or epochs, that are timed")
     parser.add_argument("--views", type=int, default=64, help="operations: views in a batch")
@@ -145,10 +140,10 @@ def main() -> None:
     keep_freed_memory()
     if given.part != "epoch":
         rows = rows_of(given.views, given.rounds, not given.no_memory)
-        report("GOS's operations, forward and backward", rows, _file(given.json, "operations"))
+        _report.report("GOS's operations, forward and backward", rows, _file(given.json, "operations"))
     if given.part != "operations":
         rows = epochs_table(given.batch, given.clips, given.batches, given.rounds, given.accumulate, given.size)
-        report("an epoch of strg with 160 nodes, from the cache and from frames", rows, _file(given.json, "epoch"))
+        _report.report("an epoch of strg with 160 nodes, from the cache and from frames", rows, _file(given.json, "epoch"))
 
 
 def _file(path: Path | None, part: str) -> Path | None:
