@@ -167,6 +167,39 @@ def evaluate(
     ValueError for a cache of another backbone, a head of other sizes, labels that the run does not know, an empty split.
     """
     folder, device = Path(folder), pick_device(device, precision)
+    trained = load_trained(folder, cache, checkpoint, settings)
+    name, head, recipe, classes, tag = trained.checkpoint, trained.head, trained.recipe, trained.classes, split
+    if not trained.own_cache:
+        say(f"{cache.path} is not the cache of this run; it has the same features, of other views or clips")
+        tag = f"{split}_{cache.fingerprint[:8]}"
+    manifest = manifest or cache.manifest
+    part = part_of(cache, "test", split, manifest, classes, recipe.data)
+    if part is None:
+        raise ValueError(f"{manifest.path}: no clip in split {split!r}; its splits: {', '.join(splits_of(manifest))}")
+    say_excluded(part, say)
+    store = open_store([head.to(device)], cache, [part], recipe, "disk", device)
+    found = write_predictions(folder, tag, predict(head, part, store, recipe, precision), part, recipe, classes)
+    runs.write_json(folder / f"metrics_{tag}.json", {"checkpoint": name, "fingerprint": cache.fingerprint, **found})
+    return found
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run's head with the weights of its `checkpoint`, on the CPU; its recipe of one phase and its classes in the order of
+    their ids. `own_cache`: whether the cache is the one that it was trained on."""
+
+    checkpoint: str
+    head: nn.Module
+    recipe: Recipe
+    classes: tuple[str, ...]
+    own_cache: bool
+
+
+def load_trained(folder: Path, cache: "Cache", checkpoint: str = "", settings: Mapping[str, str] | None = None) -> Trained:
+    """The head of the run in `folder`, for views of `cache`; `checkpoint` and `settings` as for `evaluate`.
+
+    ValueError for a folder without a run, a cache of other features, weights of another head.
+    """
     name = checkpoint or default_checkpoint(folder)
     saved = runs.load_checkpoint(folder / f"{name}.pt")
     about = saved["about"]
@@ -174,27 +207,17 @@ def evaluate(
     recipe = recipe_from({**table, "evaluate": {**table["evaluate"], **(settings or {})}}, str(folder))
     recipe = recipe.of(saved.get("phase", PLAIN))
     classes, dims = tuple(about["classes"]), dims_from(about["dims"])
-    tag = split
     config = _config_of(saved, cache, folder / f"{name}.pt")
-    if cache.fingerprint != about["fingerprint"] or config != about["config"]:
+    own = cache.fingerprint == about["fingerprint"] and config == about["config"]
+    if not own:
         _same_features(config, cache)
-        say(f"{cache.path} is not the cache of this run; it has the same features, of other views or clips")
-        tag = f"{split}_{cache.fingerprint[:8]}"
     _same_channels(dims, cache)
-    manifest = manifest or cache.manifest
-    part = part_of(cache, "test", split, manifest, classes, recipe.data)
-    if part is None:
-        raise ValueError(f"{manifest.path}: no clip in split {split!r}; its splits: {', '.join(splits_of(manifest))}")
-    say_excluded(part, say)
     head = build_head(recipe.head.name, dims, len(classes), **recipe.head.options)
     try:
         head.load_state_dict(saved["state"])
     except RuntimeError as error:
         raise ValueError(f"{folder}/{name}.pt: weights of another head: {str(error).splitlines()[-1].strip()}") from None
-    store = open_store([head.to(device)], cache, [part], recipe, "disk", device)
-    found = write_predictions(folder, tag, predict(head, part, store, recipe, precision), part, recipe, classes)
-    runs.write_json(folder / f"metrics_{tag}.json", {"checkpoint": name, "fingerprint": cache.fingerprint, **found})
-    return found
+    return Trained(name, head, recipe, classes, own)
 
 
 def open_store(

@@ -160,3 +160,13 @@ def new_operation(name: str, sizes: Sizes, choices: Choices) -> Operation:
     if name in COMBINATIONS:
         return Chain([new_operation(part, sizes, choices) for part in COMBINATIONS[name]])
     return KINDS[name](sizes, choices)
+
+
+def node_weights(operation: Operation, x: Tensor, scene: Scene) -> Tensor | None:
+    """w [B,T,N] of the node attention that `operation` is, or ends with, on nodes x; None where there is none."""
+    *before, last = operation.operations if isinstance(operation, Chain) else [operation]
+    if not isinstance(last, NodeAtt):
+        return None
+    for part in before:
+        x = part(x, scene)
+    return last.attention(x, scene)[..., 0]

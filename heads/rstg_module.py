@@ -23,7 +23,8 @@ from heads.rstg_grid import pool_weights, remap_weights
 @lru_cache(maxsize=32)
 def _constants(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """(pooling [h*w,N], remapping [N,h*w]) of maps without padding, on the CPU."""
-    return pool_weights(torch.tensor(size, device="cpu"), size).mT.contiguous(), remap_weights(size).mT.contiguous()
+    with torch.inference_mode(False):  # made during an evaluation, they must still serve training
+        return pool_weights(torch.tensor(size, device="cpu"), size).mT.contiguous(), remap_weights(size).mT.contiguous()
 
 
 def pool_nodes(fmap: Tensor, grid: Tensor | None = None) -> Tensor:
@@ -68,15 +69,21 @@ class Projected(nn.Module):
 
 
 class RSTG(nn.Module):
-    """Maps [B,C_b,T,h,w] to the same shape, as the top of this file says: a module for `Backbone.insert`."""
+    """Maps [B,C_b,T,h,w] to the same shape, as the top of this file says: a module for `Backbone.insert`.
+
+    While `record` is a list, every forward pass appends the graph's weights [B,T,14,14] to it (None without messages).
+    """
 
     def __init__(self, channels: int, width: int, choices: Choices):
         super().__init__()
+        self.record: list[Tensor | None] | None = None
         self.nodes = Projected(channels, width, choices)
         self.residual = Residual(channels, axes=4, channel=-3)
 
     def forward(self, x: Tensor) -> Tensor:
         frames = x.transpose(1, 2)  # [B,T,C_b,h,w]
-        v, _ = self.nodes(pool_nodes(frames))
+        v, weights = self.nodes(pool_nodes(frames))
+        if self.record is not None:
+            self.record.append(weights)
         y = remap(self.nodes.leave(v), (x.shape[3], x.shape[4]))
         return self.residual(frames, y).transpose(1, 2)

@@ -286,11 +286,11 @@ def test_a_cached_map_gives_what_frames_give():
 
 def test_maps_hold_the_regions_of_every_module():
     found = head(at="res4.4.conv2,res5.1.conv2", **TSM)(views(), want_maps=True).maps
+    sizes = {"offsets": (4,), "centres": (2,), "radii": (2,)}
     assert {name: tuple(m.shape) for name, m in found.items()} == {
-        "kernels.res4.4.conv2": (B, T, NODES, 6, 5),
-        "offsets.res4.4.conv2": (B, T, NODES, 4),
-        "kernels.res5.1.conv2": (B, T, NODES, 3, 3),
-        "offsets.res5.1.conv2": (B, T, NODES, 4),
+        f"{name}.{point}": (B, T, NODES, *size)
+        for point, grid in (("res4.4.conv2", (6, 5)), ("res5.1.conv2", (3, 3)))
+        for name, size in {"kernels": grid, **sizes}.items()
     }
 
 

@@ -59,8 +59,9 @@ class DyRegHead(nn.Module):
         return (self.alone,) if self.network is None else tuple(self.network.inserted[point] for point in self.points)
 
     def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
-        """Clips with `needs` -> logits [B,K]; maps: for every point "kernels.POINT" [B,T,9,h,w], and where regions are
-        predicted "offsets.POINT" [B,T,9,4] (T is 1 where all frames share them)."""
+        """Clips with `needs` -> logits [B,K]; maps: for every point "kernels.POINT" [B,T,9,h,w], where they have a box
+        "centres.POINT" and "radii.POINT" [B,T,9,2] (y, x) in cells, and where regions are predicted "offsets.POINT" [B,T,9,4]
+        (T is 1 where all frames share them)."""
         x = unpadded("dyreg", clips.get(self.cut), clips.grid).transpose(1, 2)  # [B,C,T,h,w]
         for module in self.dyregs if self.detector else ():
             module.boxes, module.valid = clips.get("boxes"), clips.get("valid")
@@ -71,9 +72,9 @@ class DyRegHead(nn.Module):
         logits = self.fc(self.drop(x.mean((-1, -2)).transpose(1, 2))).mean(1)
         maps: dict[str, Tensor] = {}
         for point, (regions,) in zip(self.points, records, strict=False):
-            maps[f"kernels.{point}"] = regions.kernels.detach()
-            if regions.offsets is not None:
-                maps[f"offsets.{point}"] = regions.offsets.detach()
+            for name in ("kernels", "offsets", "centres", "radii"):
+                if (tensor := getattr(regions, name)) is not None:
+                    maps[f"{name}.{point}"] = tensor.detach()
         return HeadOutput(logits, maps=maps)
 
 

@@ -9,8 +9,9 @@
     logits = K [ mean over valid nodes of (s_1, .., s_S) ] + k        [B,K]
 
 Edges are ordered (0,1), (0,2), (1,2), (0,3), (1,3), (2,3), `head.edges`. `maps["structure"]` [B,cells,E] is the heaviest
-operation of each edge, a number in `head.space`; `maps["weights"]` [B,cells,E,O] the softmax. heads/affinity.py has the table
-of what `variant` decides.
+operation of each edge, a number in `head.space`; `maps["weights"]` [B,cells,E,O] the softmax; `maps["node_attention"]`
+[B,cells,E,T,N] what node_att, in that operation, gives each node (NaN where it has none). heads/affinity.py has the table of
+what `variant` decides.
 
 Parameters of the released variant at 2048 -> 256, 3 supernodes, 174 classes, with whole matrices U, as the paper counts: six
 edges of 740 350, reducer 524 544, alpha 7 710, classifier 178 350, together 5 152 704; with the backbone's 32.1 M they are the
@@ -39,7 +40,7 @@ from torch import Tensor, nn
 from heads.affinity import FURTHER, VARIANTS, Choices, Sizes, linear
 from heads.batch import Clips, Dims, HeadOutput
 from heads.layers import masked_mean
-from heads.operations import SPACES, new_operation
+from heads.operations import SPACES, new_operation, node_weights
 from heads.runs import load_checkpoint
 from heads.scene import Scene, Stem
 from heads.variants import at_least, one_of, resolve
@@ -70,6 +71,19 @@ class Cell(nn.Module):
             part = self._chosen if discrete else self._mixed
             states[j] = states[j] + part(operations, states[i], scene, w)
         return states[1:]
+
+    def node_attention(self, states: list[Tensor], scene: Scene, weights: Tensor) -> Tensor:
+        """[B,E,T,N] from all states s_0 .. s_S: the weights of node_att in each edge's heaviest operation, NaN without."""
+        found = []
+        for (i, _), operations, w in zip(edges_of(self.supernodes), self.edges, weights.unbind(1), strict=True):
+            choice, seen = w.argmax(-1), torch.full_like(states[i][..., 0], math.nan)
+            for o in choice.unique().tolist():
+                rows = (choice == o).nonzero()[:, 0]
+                attended = node_weights(operations[self.space[o]], states[i][rows], scene.take(rows))
+                if attended is not None:
+                    seen[rows] = attended.to(seen.dtype)
+            found.append(seen)
+        return torch.stack(found, 1)
 
     def _mixed(self, operations: nn.ModuleDict, x: Tensor, scene: Scene, w: Tensor) -> Tensor:
         """sum_o w_o o(x), eq. (10): w [B,O]; `none` adds nothing."""
@@ -161,20 +175,25 @@ class GOS(nn.Module):
         self.needs, self.uses = stem.needs, stem.uses
 
     def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
-        """Clips with `needs` -> logits [B,K]; losses: diversity, while alpha is learned; maps: structure, weights."""
+        """Clips with `needs` -> logits [B,K]; losses: diversity, while alpha is learned; maps: structure, weights,
+        node_attention."""
         x, scene, mean, g = self.stem(clips)
         alpha = self.structure(g if self.alpha_input == "backbone" else mean)
-        weights = alpha.softmax(-1)
-        states = self.cells[0](x, scene, weights[:, 0], self.discrete)
-        for k, join in enumerate(self.joins, start=1):
-            x = F.leaky_relu(join(torch.cat(states, -1)), 0.01).to(x.dtype)
-            states = self.cells[k](x, scene, weights[:, k], self.discrete)
+        weights, states, attention = alpha.softmax(-1), [x], []
+        for k, cell in enumerate(self.cells):
+            if k:
+                x = F.leaky_relu(self.joins[k - 1](torch.cat(states, -1)), 0.01).to(x.dtype)
+            states = cell(x, scene, weights[:, k], self.discrete)
+            if want_maps:
+                attention.append(cell.node_attention([x, *states], scene, weights[:, k]).detach())
         pooled = [masked_mean(s, scene.valid) for s in states] + ([mean] if self.with_global else [])
         logits = self.fc(self.drop(torch.cat(pooled, 1)))
         losses = {}
         if self.searching:
             losses["diversity"] = self.diversity * diversity_of(alpha if self.diversity_on == "raw" else weights)
-        maps = {"structure": alpha.argmax(-1), "weights": weights.detach()} if want_maps else {}
+        maps = {}
+        if want_maps:
+            maps = {"structure": alpha.argmax(-1), "weights": weights.detach(), "node_attention": torch.stack(attention, 1)}
         return HeadOutput(logits, losses, maps, {"structure": alpha.argmax(-1)})
 
 

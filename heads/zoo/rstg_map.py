@@ -47,10 +47,24 @@ class RSTGMap(nn.Module):
         return self
 
     def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
-        """The map at `cut` -> logits [B,K]; no maps. ValueError for views of different grids in a batch."""
+        """The map at `cut` -> logits [B,K]; maps: "attention.POINT" [B,T,14,14] of every module, rows receive (none with
+        "time_only"). ValueError for views of different grids in a batch."""
         x = unpadded("rstg_map", clips.get(self.cut), clips.grid).transpose(1, 2)  # [B,C,T,h,w]
+        modules = self._modules_by_point() if want_maps else {}
+        for module in modules.values():
+            module.record = []
         x = self.network(x, start=self.cut) if isinstance(self.network, Backbone) else self.network(x)
-        return HeadOutput(self.fc(self.drop(x.mean((2, 3, 4)))))
+        maps = {}
+        for point, module in modules.items():
+            (weights,), module.record = module.record, None
+            if weights is not None:
+                maps[f"attention.{point}"] = weights.detach()
+        return HeadOutput(self.fc(self.drop(x.mean((2, 3, 4)))), maps=maps)
+
+    def _modules_by_point(self) -> dict[str, RSTG]:
+        if isinstance(self.network, Backbone):
+            return {point: self.network.inserted[point] for point in self.network.inserted}
+        return {self.cut: self.network}
 
 
 def build(
