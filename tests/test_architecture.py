@@ -113,7 +113,7 @@ def test_stages_of_the_pipeline_meet_only_in_the_composer():
 def test_heads_import_only_what_loads_no_decoder():
     for path in files("heads"):
         used = {name.split(".")[1] for name in imports(path) if name.startswith("pipeline.")}
-        if path.stem not in ("finetune", "footage", "draw", "pictures"):
+        if path.stem not in ("finetune", "footage", "draw", "draw_source", "pictures"):
             assert used <= HEADS_MAY_USE, f"{path.relative_to(ROOT)} imports {used - HEADS_MAY_USE}"
 
 
@@ -135,7 +135,7 @@ def loaded_after(code: str) -> set[str]:
 
 def test_heads_load_neither_a_decoder_nor_detectron2():
     modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files("heads")]
-    light = [m for m in modules if m.split(".")[-1] not in ("finetune", "footage", "draw", "__init__")]
+    light = [m for m in modules if m.split(".")[-1] not in ("finetune", "footage", "draw", "draw_source", "__init__")]
     assert not loaded_after("\n".join(f"import {m}" for m in light)) & {"decord", "av", "torchcodec", "detectron2"}
 
 

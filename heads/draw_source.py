@@ -1,0 +1,133 @@
+"""What a picture of a view is made of: its fields in the cache, and its frames, cut out of the source video.
+
+Frames are those that the cache says were decoded, its crop of them and its mirroring, in the video's own resolution.
+"""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.cache import Cache, CacheError, Group
+from pipeline.decode import DecodeError
+from pipeline.manifest import Clip, read_manifest
+from pipeline.pixels import Opening
+from pipeline.tensors import is_cut
+
+LONGEST = 1024  # pixels of the longer side of a frame that is kept: no picture shows more
+BLANK = (205, 205, 210)
+
+
+@dataclass
+class Shown:
+    """One view. `row` of `group`; `fields` from the cache, without maps; `images`: F frames, cropped and mirrored, those of one
+    step apart equal; `steps` [T]: which of them belongs to a feature step; `missing`: why they are blank, or "".
+
+    boxes [T,N,4] and valid [T,N] are empty (N = 0) where the cache has none.
+    """
+
+    cache: Cache
+    clip: Clip
+    group: Group
+    row: int
+    fields: dict[str, np.ndarray]
+    images: list[Image.Image]
+    steps: list[int]
+    missing: str
+
+    @property
+    def view(self) -> int:
+        """The view's number in its group."""
+        return int(self.group.views[self.row])
+
+    @property
+    def numbers(self) -> list[int]:
+        """Each image's frame number in the file; empty where the cache does not say."""
+        return self.fields["frames"].tolist() if "frames" in self.fields else []
+
+    @property
+    def boxes(self) -> np.ndarray:
+        return self.fields.get("boxes", np.zeros((len(self.steps), 0, 4), np.float32))
+
+    @property
+    def valid(self) -> np.ndarray:
+        return self.fields.get("valid", np.zeros(self.boxes.shape[:2], bool))
+
+    @property
+    def flip(self) -> bool:
+        return bool(self.fields.get("flip", False))
+
+
+def find_row(cache: Cache, clip: str, group: str, view: int) -> tuple[Group, int]:
+    """The row of a clip's view. CacheError naming the nearest for a clip or view that is not there."""
+    rows = cache[group]
+    known = [c.clip for c in cache.manifest.clips]
+    if clip not in known:
+        near = difflib.get_close_matches(clip, known, n=3, cutoff=0.3) or known[:3]
+        raise CacheError(f"{cache.path}: no clip {clip!r} among its {len(known):,}; did you mean {' or '.join(near)}?")
+    if not 0 <= view < rows.per_clip:
+        there = "view 0 alone" if rows.per_clip == 1 else f"views 0 to {rows.per_clip - 1}"
+        raise CacheError(f"{cache.path}: no view {view} of clip {clip} in group {group}: it has {there}")
+    return rows, rows.rows_of(clip)[view]
+
+
+def load_view(cache: Cache, clip: str, group: str, view: int, root: str | Path | None = None) -> Shown:
+    """A view with its frames; `root`: the videos' folder, where it is not that of the extraction. Errors as `find_row`."""
+    rows, row = find_row(cache, clip, group, view)
+    wanted = [name for name in rows.fields if not is_cut(name)]
+    fields = {name: values[0] for name, values in rows.batch([row], wanted).items()}
+    manifest = cache.manifest if root is None else read_manifest(cache.path / "manifest.csv", root)
+    found = manifest.clips[row // rows.per_clip]
+    steps = _step_count(rows)
+    count = len(fields["frames"]) if "frames" in fields else steps
+    try:
+        images = _frames(cache, found, manifest.root, fields)
+        missing = ""
+    except (DecodeError, ValueError) as error:
+        images, missing = [_blank(fields)] * count, str(error)
+    return Shown(cache, found, rows, row, fields, images, [t * count // steps for t in range(steps)], missing)
+
+
+def _step_count(group: Group) -> int:
+    """T, by whatever field has it."""
+    for name in group.fields:
+        if is_cut(name) or name in ("pooled", "boxes", "valid", "nodes"):
+            return group.shape(name)[0]
+    raise CacheError(f"{group.cache.path} {group.name}: nothing to draw; it holds {', '.join(group.fields)} only")
+
+
+def _frames(cache: Cache, clip: Clip, root: Path, fields: dict[str, np.ndarray]) -> list[Image.Image]:
+    """The view's frames. DecodeError, or ValueError where the video is not the one that was extracted."""
+    if not {"frames", "crop"} <= fields.keys():
+        raise ValueError("the cache does not say which frames and which crop its views are of")
+    opening = Opening(root, cache.config.get("decoder", "decord"), cache.config.get("allow_truncated", False))
+    x, y, width, height, source_width, source_height = fields["crop"].tolist()
+    with opening.open(clip) as reader:
+        info = reader.info
+        if (info.width, info.height) != (source_width, source_height):
+            was, now = f"{source_width:.0f}x{source_height:.0f}", f"{info.width}x{info.height}"
+            raise ValueError(f"{clip.path} is another video now: frames of {now} pixels, {was} when it was extracted")
+        numbers = fields["frames"].astype(int) - info.first
+        distinct = sorted(set(numbers.tolist()))
+        images = dict(zip(distinct, map(Image.fromarray, reader.read(distinct)), strict=True))
+    size = _size(width, height)
+    cut = {
+        k: image.resize(size, Image.Resampling.BICUBIC, box=(x, y, x + width, y + height), reducing_gap=3)
+        for k, image in images.items()
+    }
+    if bool(fields.get("flip", False)):
+        cut = {k: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for k, image in cut.items()}
+    return [cut[k] for k in numbers.tolist()]
+
+
+def _blank(fields: dict[str, np.ndarray]) -> Image.Image:
+    """Grey in the shape of the view's crop, square where that is not known."""
+    width, height = fields["crop"][2:4].tolist() if "crop" in fields else (64, 64)
+    return Image.new("RGB", _size(width, height), BLANK)
+
+
+def _size(width: float, height: float) -> tuple[int, int]:
+    scale = min(1.0, LONGEST / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))

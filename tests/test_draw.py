@@ -1,0 +1,348 @@
+"""Pictures of views: what is drawn lies where the things are, and any text can be drawn. A red square moves in each video."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from tiny_cache import Tiny
+from tiny_videos import run, write_csv
+
+from cli.__main__ import vidgraph
+from heads import draw_sections as sections
+from heads.draw import WHAT, Style, draw_view
+from heads.draw_canvas import BACK, FRONT, PAPER, Canvas, Place, colour_of, heated, legible, shortened, text_width
+from heads.draw_head import Told
+from heads.draw_panels import structure
+from heads.dyreg_kernels import kernels_of
+from heads.layers import front_back
+from pipeline.cache import Cache
+from pipeline.config import ExtractConfig
+from pipeline.decode import open_clip, write_video
+from pipeline.graphs import build_graphs
+from pipeline.manifest import Clip
+from pipeline.sample import Sampling
+
+HEIGHT, WIDTH, LENGTH, SIDE = 64, 96, 8, 24  # pixels, frames, pixels
+RED = (250, 40, 40)
+PLACE = Place(20, 10, 200, 100)
+LABEL = "手を 振る, \u202eabc\u202c 'é'"
+
+
+def left_of(frame: int) -> int:
+    """Where the square is in a frame."""
+    return 10 + 5 * frame
+
+
+def frames() -> np.ndarray:
+    """Dark frames with the square, which moves right."""
+    video = np.full((LENGTH, HEIGHT, WIDTH, 3), 30, np.uint8)
+    for k, frame in enumerate(video):
+        frame[20 : 20 + SIDE, left_of(k) : left_of(k) + SIDE] = RED
+    return video
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three videos; a cache of them with graphs, whose boxes are the square and one that rests; a copy without graphs."""
+    folder = tmp_path_factory.mktemp("squares")
+    names = ("one", "two", "three")
+    for name in names:
+        write_video(folder / f"{name}.mp4", frames(), 8)
+    boxes = []
+    for name in names:
+        for k in range(LENGTH):
+            boxes += [(name, k, left_of(k), 20, left_of(k) + SIDE, 20 + SIDE), (name, k, 60, 46, 76, 60)]
+    write_csv(folder / "boxes.csv", ("clip", "frame", "x1", "y1", "x2", "y2"), boxes)
+    rows = [(name, f"{name}.mp4", "train", LABEL if name == "two" else "a") for name in names]
+    write_csv(folder / "manifest.csv", ("clip", "path", "split", "label"), rows)
+    config = ExtractConfig(
+        backbone="digit_cnn",
+        backbone_options={"width": 8},
+        sampling=Sampling(frames=8, sampling="linspace", size=48, train_views=6, train_crop="multiscale", flip=0.5),
+        proposals="annotations",
+        proposal_options={"file": str(folder / "boxes.csv"), "num_boxes": 3},
+        dtype="float32",
+    )
+    run(folder, folder / "cache", config)
+    run(folder, folder / "plain", config)
+    build_graphs(folder / "cache", neighbours=3)
+    return folder
+
+
+def red_part(picture: Image.Image) -> tuple[float, ...]:
+    """x1 y1 x2 y2 of what is red, in [0,1] of the picture."""
+    rgb = np.asarray(picture).astype(int)
+    rows, columns = np.nonzero((rgb[..., 0] > 150) & (rgb[..., 1] < 120))
+    height, width = rgb.shape[:2]
+    return columns.min() / width, rows.min() / height, (columns.max() + 1) / width, (rows.max() + 1) / height
+
+
+def painted(canvas: Canvas, colour) -> np.ndarray:
+    """(y, x) of the pixels of a colour."""
+    return np.argwhere((np.abs(np.asarray(canvas.finished()).astype(int) - colour) < 12).all(-1))
+
+
+def on_paper(section, t: int) -> Canvas:
+    canvas = Canvas(300, 130)
+    section.paint(canvas, PLACE, t)
+    return canvas
+
+
+def test_boxes_lie_on_the_object_in_every_view_mirrored_or_not(folder):
+    cache, seen = Cache(folder / "cache"), []
+    for clip in ("one", "two", "three"):
+        for group, view in (*(("train", view) for view in range(6)), ("test", 0)):
+            shown = draw_view(cache, clip, group=group, view=view).shown
+            assert not shown.missing
+            for t, at in enumerate(shown.steps):
+                if shown.valid[t].sum() == 2 and shown.boxes[t, 0].min() > 0.02 and shown.boxes[t, 0].max() < 0.98:
+                    np.testing.assert_allclose(red_part(shown.images[at]), shown.boxes[t, 0], atol=0.04)
+                    seen.append(shown.flip)
+    assert min(seen.count(False), seen.count(True)) > 4
+
+
+def test_an_outline_is_drawn_at_its_box(folder):
+    drawing = draw_view(folder / "cache", "one", group="test", what=["boxes"])
+    shown, canvas = drawing.shown, on_paper(drawing.sections[0], 2)
+    for i in (0, 1):
+        x1, _, x2, y2 = PLACE.rectangle(shown.boxes[2, i])
+        at = painted(canvas, colour_of(i))
+        np.testing.assert_allclose(at.max(0), (y2, x2), atol=2)
+        np.testing.assert_allclose(at[:, 1].min(), x1, atol=2)
+    assert not len(painted(canvas, colour_of(2)))  # a padded box
+
+
+def test_edges_join_the_centres_of_boxes_that_overlap(folder):
+    drawing = draw_view(folder / "cache", "one", group="test", what=["edges"])
+    shown, (section,) = drawing.shown, drawing.sections
+    here, there = Place(0, 0, 100, 100), Place(200, 0, 100, 100)
+    canvas = Canvas(300, 100)
+    section.join(canvas, here, there, 3, False)
+    front, _ = front_back(torch.from_numpy(shown.fields["iou"])[None], torch.from_numpy(shown.valid)[None])
+    joined = {tuple(pair) for pair in np.argwhere(front[0, 3].numpy() > 0.25).tolist()}
+    assert joined == {(0, 0), (1, 1)}
+    for colour in (FRONT, BACK):
+        at = painted(canvas, colour)
+        rows = [y for y, x in at if 140 < x < 160]
+        middles = [(here.centre(shown.boxes[3, i])[1] + there.centre(shown.boxes[4, i])[1]) / 2 for i in (0, 1)]
+        assert all(min(abs(y - middle) for middle in middles) < 4 for y in rows)
+        assert {int(np.argmin([abs(y - middle) for middle in middles])) for y in rows} == {0, 1}
+        ends = [min(here.centre(shown.boxes[3, i])[0] for i in (0, 1)), max(there.centre(shown.boxes[4, i])[0] for i in (0, 1))]
+        np.testing.assert_allclose((at[:, 1].min(), at[:, 1].max()), ends, atol=4)
+
+
+def test_only_edges_of_some_weight_are_drawn(folder):
+    graphs = tuple(np.full((7, 3, 3), 0.5, np.float32) for _ in range(2))
+    shown = draw_view(folder / "cache", "one", group="test").shown
+    for least, drawn in ((0.4, True), (0.6, False)):
+        canvas = Canvas(300, 100)
+        sections.edges(shown, graphs, least, True).join(canvas, Place(0, 0, 100, 100), Place(200, 0, 100, 100), 0, True)
+        assert bool(len(painted(canvas, FRONT))) == drawn
+
+
+def labels_of(monkeypatch, draw) -> list[str]:
+    """What is written on labels while `draw` runs."""
+    written: list[str] = []
+    real = Canvas.tag
+    monkeypatch.setattr(
+        Canvas, "tag", lambda self, at, text, *more, **named: (written.append(text), real(self, at, text, *more, **named))
+    )
+    draw()
+    monkeypatch.undo()
+    return written
+
+
+def test_weights_are_written_beside_edges(folder, monkeypatch):
+    drawing = draw_view(folder / "cache", "one", group="test", what=["edges"])
+    join = drawing.sections[0].join
+    written = labels_of(monkeypatch, lambda: join(Canvas(300, 100), Place(0, 0, 100, 100), Place(200, 0, 100, 100), 0, True))
+    assert sorted(written) == ["0>0: 1.0", "0>0: 1.0", "1>1: 1.0", "1>1: 1.0"]
+
+
+def test_many_weights_stay_beside_their_frame():
+    canvas = Canvas(300, 140)
+    sections._weights(canvas, Place(0, 20, 100, 100), 110, [(110, k / 20, "0>1") for k in range(20)], FRONT)
+    rows = painted(canvas, FRONT)[:, 0]
+    assert rows.min() >= 20 - 1
+    assert rows.max() <= 120 + 1
+
+
+def test_graphs_that_are_not_stored_are_computed(folder):
+    how = {"what": ["nearest", "similar", "edges"], "node": (2, 0), "style": Style(neighbours=3, height=60)}
+    stored, computed = (draw_view(folder / name, "one", **how) for name in ("cache", "plain"))
+    assert "similar" in stored.shown.fields
+    assert "similar" not in computed.shown.fields
+    assert stored.picture().tobytes() == computed.picture().tobytes()
+
+
+def test_the_chosen_node_is_marked_in_its_step_alone(folder, monkeypatch):
+    section = draw_view(folder / "cache", "one", what=["similar"], node=(2, 1)).sections[0]
+    for t in range(4):
+        assert ("chosen (2,1)" in labels_of(monkeypatch, lambda t=t: on_paper(section, t))) == (t == 2)
+
+
+def test_heat_is_hottest_where_the_map_is_largest():
+    maps = np.zeros((2, 4, 6), np.float32)
+    maps[0, 1, 4], maps[1, 3, 0] = 1, 0.5
+    frame = Image.new("RGB", (120, 80), (90, 90, 90))
+    section = sections.heat(maps, "heat")
+    for t, (y, x) in enumerate(((1.5, 4.5), (3.5, 0.5))):
+        bright = np.asarray(section.backdrop(t, frame)).astype(int).sum(-1)
+        peak = np.argwhere(bright == bright.max()).mean(0)
+        np.testing.assert_allclose(peak, (y * 20, x * 20), atol=10)
+    assert np.asarray(heated(frame, np.zeros((2, 2)))).std() == pytest.approx(
+        np.asarray(heated(frame, np.zeros((2, 2))))[0, 0].std()
+    )
+
+
+def test_a_region_is_outlined_around_its_kernel():
+    kernels = np.zeros((1, 9, 5, 10), np.float32)
+    kernels[0, 3, 1:4, 6:9] = [[0.2, 0.4, 0.2], [0.4, 1, 0.4], [0.2, 0.4, 0.2]]
+    at = painted(on_paper(sections.regions(kernels, "regions"), 7), colour_of(3))
+    np.testing.assert_allclose(at.mean(0), PLACE.at(7.5 / 10, 2.5 / 5)[::-1], atol=5)
+
+
+def test_a_region_s_box_is_where_its_kernel_has_half_its_height():
+    grid = (9, 12)
+    centres, radii = torch.tensor([[[4.0, 7.0]]]), torch.tensor([[[3.0, 4.0]]])
+    kernels = kernels_of(centres, radii, grid).numpy()
+    box, outline = (
+        painted(on_paper(sections.regions(kernels, "regions", *more), 0), colour_of(0))
+        for more in ((centres.numpy(), radii.numpy()), ())
+    )
+    for of in (np.min, np.max):
+        np.testing.assert_allclose(of(box, 0), of(outline, 0), atol=5)
+
+
+def test_a_grid_node_that_sends_more_has_a_larger_disc():
+    weights = np.zeros((2, 14, 14), np.float32)
+    weights[:, 3, 0], weights[:, 3, 8], weights[:, 5, 4] = 1, 0.2, 1
+    at = painted(on_paper(sections.grid(weights, 3, "grid"), 0), colour_of(1))
+    first, last, middle = (((np.abs(at - np.array(PLACE.at(u, u)[::-1])) < 14).all(1)).sum() for u in (1 / 6, 5 / 6, 1 / 2))
+    assert first > last > middle
+
+
+def test_without_the_video_the_boxes_are_on_grey_and_it_is_said(folder, tmp_path):
+    drawing = draw_view(folder / "cache", "one", root=tmp_path)
+    assert "no such file" in drawing.missing
+    assert drawing.shown.images[0].getextrema() == ((205, 205),) * 2 + ((210, 210),)
+    same = draw_view(folder / "cache", "one")
+    assert np.array_equal(drawing.shown.boxes, same.shown.boxes)
+    assert drawing.shown.images[0].size == same.shown.images[0].size
+    assert drawing.picture().size[0] == same.picture().size[0]
+
+
+def test_another_video_under_the_same_name_is_not_shown(folder, tmp_path):
+    write_video(tmp_path / "one.mp4", np.zeros((8, 32, 32, 3), np.uint8), 8)
+    assert "another video now: frames of 32x32 pixels, 96x64 when" in draw_view(folder / "cache", "one", root=tmp_path).missing
+    write_video(tmp_path / "one.mp4", frames()[:3], 8)
+    assert "one" in draw_view(folder / "cache", "one", root=tmp_path).missing
+
+
+def test_a_cache_that_does_not_know_its_frames_is_drawn_on_grey(tmp_path):
+    drawing = draw_view(Tiny().write(tmp_path), "clip-3", group="train", view=1)
+    assert "does not say" in drawing.missing
+    assert drawing.picture().size[0] > 100
+
+
+def test_rows_wrap_within_the_page_and_hold_every_step(folder, monkeypatch):
+    drawing = draw_view(folder / "cache", "one", what=["boxes"], style=Style(width=700, height=100))
+    feet: list[str] = []
+    real = Canvas.text
+    monkeypatch.setattr(Canvas, "text", lambda self, at, text, *more: (feet.append(text), real(self, at, text, *more))[1])
+    picture = drawing.picture()
+    assert picture.width <= 700
+    assert [text for text in feet if text.startswith("step ")] == [f"step {t}, frame {t}" for t in range(8)]
+    narrow = draw_view(folder / "cache", "one", what=["boxes"], style=Style(width=700, height=100, steps=(1, 2)))
+    assert narrow.picture().height < picture.height
+
+
+def test_an_edge_to_the_next_row_goes_on_there(folder):
+    def marks(picture: Image.Image) -> int:
+        return int((np.abs(np.asarray(picture).astype(int) - FRONT) < 12).all(-1)[:, :19].sum())
+
+    one, two = (
+        draw_view(folder / "cache", "one", what=["edges"], style=Style(width=w, height=100)).picture() for w in (3000, 800)
+    )
+    assert marks(one) == 0
+    assert marks(two) > 0
+
+
+def test_the_video_has_every_frame_of_the_view(folder, tmp_path):
+    path = draw_view(folder / "cache", "one", what=["boxes", "similar"], style=Style(height=65)).save(
+        tmp_path / "x" / "one.mp4"
+    )
+    clip = Clip("one", path, "train", ())
+    with open_clip(clip) as reader:
+        assert reader.info.frames == 8
+        assert reader.info.width % 2 == reader.info.height % 2 == 0
+    assert [p.name for p in path.parent.iterdir()] == ["one.mp4"]
+
+
+@pytest.mark.parametrize("name", ["one.png", "one.jpg", "one.webp"])
+def test_pictures_have_the_format_of_their_name(name, folder, tmp_path):
+    drawing = draw_view(folder / "cache", "one", what=["boxes"])
+    with Image.open(drawing.save(tmp_path / name)) as image:
+        assert image.format.lower() == name.split(".")[1].replace("jpg", "jpeg")
+    with pytest.raises(ValueError, match=r"ends in \.png"):
+        drawing.save(tmp_path / "one.tiff")
+
+
+@pytest.mark.parametrize(
+    "text", ["plain", "é·→", "手を振る", "\u202eevil", "a\nb\tc", "\U0001f600", "\x00", "क्षि", "", "\ud800"]
+)
+def test_any_text_can_be_drawn(text):
+    drawn, _ = legible(text)
+    assert drawn.isprintable()
+    canvas = Canvas(200, 40)
+    canvas.text((2, 2), text, 12)
+    assert (np.asarray(canvas.finished()) != PAPER).any() == bool(text)
+    assert text_width(shortened(text * 30, 12, 60), 12) <= 60
+
+
+def test_what_no_font_has_is_written_as_its_code():
+    assert legible("a\U000f0000")[0] == "a\\U000f0000"
+    assert legible("a\nb")[0] == "a\\x0ab"
+
+
+def test_labels_in_any_script_are_drawn(folder):
+    drawing = draw_view(folder / "cache", "two")
+    assert drawing.shown.clip.labels == (LABEL,)
+    assert drawing.picture().width > 100
+
+
+def test_every_operation_of_a_structure_is_named_with_its_weight(monkeypatch):
+    space, edges = ("none", "skip", "comb1"), ((0, 1), (0, 2), (1, 2))
+    weights = np.array([[[0.1, 0.2, 0.7], [0.8, 0.1, 0.1], [0.2, 0.6, 0.2]]], np.float32)
+    maps = {"structure": weights.argmax(-1), "weights": weights}
+    told = Told("run", "gos", "best", ("a", "b"), np.array([0.2, 0.8]), "softmax", maps, None, space, edges)
+    assert labels_of(monkeypatch, lambda: structure(told)) == ["comb1 0.70", "none 0.80", "skip 0.60"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"clip": "thre"}, "no clip 'thre' among its 3; did you mean three"),
+        ({"clip": "zzzzz"}, "did you mean one or two or three"),
+        ({"view": 9}, "view 9 of clip one in group test: it has view 0 alone"),
+        ({"group": "train", "view": 6}, "views 0 to 5"),
+        ({"what": ["box"]}, "'box': did you mean boxes"),
+        ({"what": ["structure"]}, "needs a trained head: pass --run"),
+        ({"node": (3, 2)}, "node 3,2: there is no such box; boxes of step 3: 0, 1"),
+        ({"node": (8, 0)}, "steps 0 to 7"),
+        ({"style": Style(steps=(7, 8))}, "expected 0 to 7, got 8"),
+        ({"run": "nowhere"}, "nowhere"),
+    ],
+)
+def test_what_is_not_there_is_named_with_what_is(asked, said, folder):
+    with pytest.raises(ValueError, match=said):
+        draw_view(folder / "cache", **{"clip": "one", **asked})
+
+
+def test_every_name_of_what_is_explained_by_the_command():
+    said = CliRunner().invoke(vidgraph, ["show", "--help"]).output
+    for name, meaning in WHAT.items():
+        assert re.search(rf"^ +{name} +\S", said, flags=re.M), meaning
