@@ -200,7 +200,7 @@ class _Sections:
         return f"head {self.told.head} gives {', '.join(self.told.maps) or 'no maps'}"
 
     def strips(self, chosen: Iterable[str]) -> list[Section]:
-        """The sections of `chosen` that are drawn over frames."""
+        """The sections of `chosen` that are drawn over frames; the frames alone where there is none."""
         chosen, shown, told, found = set(chosen), self.shown, self.told, []
         if "edges" in chosen:
             graphs = tuple(told.maps[name] for name in ("front", "back")) if told and "front" in told.maps else None
@@ -219,7 +219,7 @@ class _Sections:
                 found.append(sections.regions(kernels, f"regions at {point}", *more))
         if "saliency" in chosen:
             found += self._saliency(told.points("regions")[""])
-        return found
+        return found or [Section("frames")]
 
     def panels(self, chosen: Iterable[str]) -> list[Canvas]:
         """The panels of `chosen`."""

@@ -248,6 +248,14 @@ def test_a_cache_that_does_not_know_its_frames_is_drawn_on_grey(tmp_path):
     assert drawing.picture().size[0] > 100
 
 
+def test_a_cache_without_boxes_shows_its_frames(tmp_path):
+    drawing = draw_view(Tiny(fields=("pooled",)).write(tmp_path), "clip-3")
+    assert drawing.what == ()
+    assert [section.title for section in drawing.sections] == ["frames"]
+    with pytest.raises(ValueError, match="no boxes; extract with --keep boxes"):
+        draw_view(tmp_path / "cache", "clip-3", what=["edges"])
+
+
 def test_rows_wrap_within_the_page_and_hold_every_step(folder, monkeypatch):
     drawing = draw_view(folder / "cache", "one", what=["boxes"], style=Style(width=700, height=100))
     feet: list[str] = []
