@@ -245,8 +245,8 @@ class ExtractShards:
                         break
                     turn = turns.popleft()
                     if complete := self._compose(turn, results_of(turn), disk):
-                        yield from settled(0)  # at most one shard is being hashed while the next is computed
                         finishing.append((turn.job, finisher.submit(_finish, complete, turn.claim)))
+                        yield from settled(1)  # at most one shard is being hashed while the next is computed
                     else:
                         others.append(turn.job)
                 yield from settled(0)

@@ -5,6 +5,8 @@ HDF5's fletcher32 checksum on every chunk; NaN where a float was never written. 
 checksums do not cover HDF5's heap of variable-length strings.
 """
 
+import errno
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ SMALL = 4096  # bytes of a view below which compression costs more than it saves
 MAX_VIEW = 0x7FFFF000  # bytes that one system call reads on Linux; HDF5's limit is 4 GiB
 # What HDF5 1.10 (2016) and later read: all of its metadata has checksums, which that of older formats lacks.
 LIBVER = ("v110", "v110")
+PER_DATASET = 4096  # bytes that describe a dataset, at most
 # Bytes: what starts on a page is copied out of memory a fifth faster; views so large that it costs little space.
 ALIGNED = {"alignment_threshold": 64 << 10, "alignment_interval": 4096}
 
@@ -90,6 +93,7 @@ class ShardWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._part = part_of(self.path, self.claim)
         remove_abandoned(self.path)
+        self._refuse_without_room()
         try:
             # No locks: network file systems without a lock daemon refuse them, and nobody else knows this name.
             self._file = h5py.File(self._part, "x", libver=LIBVER, locking=False, **ALIGNED)
@@ -102,6 +106,16 @@ class ShardWriter:
         except BaseException:
             self._abandon()
             raise
+
+    def _refuse_without_room(self) -> None:
+        """OSError if the disk has not the room for this shard: HDF5 may crash where it cannot write what describes a file."""
+        columns = [(len(plan.clips), shape, dtype) for plan in self.plans.values() for shape, dtype in plan.fields.values()]
+        stored = sum(rows * _bytes_of(shape, dtype) for rows, shape, dtype in columns) if self.compression == "none" else 0
+        needed = stored + PER_DATASET * (len(columns) + 3 * len(self.plans))
+        disk = os.statvfs(self.path.parent)
+        if disk.f_blocks and disk.f_bavail * disk.f_frsize < needed:  # some file systems tell nothing
+            free = f"{needed:,} bytes for the next shard, {disk.f_bavail * disk.f_frsize:,} are free"
+            raise OSError(errno.ENOSPC, f"No space left on device: expected {free}; make room", str(self.path.parent))
 
     def _create(self, name: str, plan: GroupPlan) -> dict[str, "_Column"]:
         group = self._file.create_group(name)
@@ -148,6 +162,7 @@ class ShardWriter:
         try:
             for group, ok in self.ok.items():
                 self._file[group]["ok"][...] = ok
+            self._file.flush()  # a file that cannot be written is still open then, and can be abandoned
             self._file.close()
             record |= {"bytes": self._part.stat().st_size, "sha256": sync_and_hash(self._part)}
             if replace:
@@ -185,7 +200,13 @@ class ShardWriter:
         }
 
     def _abandon(self) -> None:
-        with suppress(OSError, RuntimeError):  # a full disk fails here once more, and would hide the error that matters
+        with suppress(OSError, RuntimeError, ValueError):
+            if self._file and hasattr(os, "memfd_create"):
+                # What HDF5 has not written yet goes into memory that is thrown away: on a full disk it would try, and
+                # complain, for each of its objects, and could not close the file.
+                memory = os.memfd_create("abandoned")
+                os.dup2(memory, self._file.id.get_vfd_handle())
+                os.close(memory)
             self._file.close()
         self._part.unlink(missing_ok=True)
 
