@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -239,3 +240,18 @@ def test_the_notebook_runs_in_jupyter(like_the_demo):
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(like_the_demo)}}).execute()
     shown = [out.data for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
     assert ["image/png" in data for data in shown] == [False, True, True, True]
+
+
+def test_the_page_s_commands_run_as_written(tmp_path, monkeypatch):
+    made = Tiny(T=5, N=3, C=8, train_views=4).write(tmp_path)
+    run_of(tmp_path / "runs" / "strg-0", made, "strg")
+    monkeypatch.chdir(tmp_path)
+    page = DOCS.read_text(encoding="utf-8")
+    (commands,) = re.findall(r"^```bash\n(.*?)^```", page, flags=re.M | re.S)
+    for line in commands.splitlines():
+        asked = shlex.split(line, comments=True)[1:]
+        done = CliRunner().invoke(vidgraph, [*asked, "--height", "32"])
+        assert done.exit_code == 0, done.output
+        assert Path(done.stdout.strip()).exists()
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S)
+    exec(code, {})
