@@ -89,3 +89,9 @@ def test_the_messages_that_troubleshooting_explains_are_those_of_the_code():
     assert len(headings) > 15
     for heading in headings:
         assert heading.rstrip() in source, heading
+
+
+def test_the_page_of_recipes_is_what_the_recipes_say():
+    from recipes_page import page
+
+    assert (DOCS / "recipes.md").read_text() == page()
