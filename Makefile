@@ -12,6 +12,7 @@ STUDY    ?=
 DEMO     ?= demo
 KIND     ?= folder
 CLUSTER  :=
+BUDGET   ?= 15
 ARGS     ?=
 
 .DEFAULT_GOAL := help
@@ -67,6 +68,12 @@ finetune: $(READY) ## end to end: RECIPE=... CACHE=... RUNS=... ARGS=...
 
 report: $(READY) ## run folders as one page: RUNS="runs/*" ARGS=...
 	$(BIN)/vidgraph report $(RUNS) $(ARGS)
+
+reproduce-rstg: $(READY) ## RSTG's Table 1 on generated digits, beside the paper's: BUDGET=minutes ARGS=...
+	$(BIN)/vidgraph reproduce rstg --budget $(BUDGET) $(ARGS)
+
+reproduce-dyreg: $(READY) ## DyReg-GNN's Tables 5 and 6 likewise: BUDGET=minutes ARGS=...
+	$(BIN)/vidgraph reproduce dyreg --budget $(BUDGET) $(ARGS)
 
 test: $(READY) ## the tests that every change must pass
 	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)

@@ -40,6 +40,7 @@ PIPELINE = {
     "verify": {"cache", "folder", "pool", "claims", "shardcheck"},
     "takeover": {"shards", "shardfile", "values"},
     "digits": {"decode", "pool"},
+    "digit_cache": {"digits", "backbones", "cache", "shards"},
     "forward": {"backbones", "proposals", "roi", "config", "pixels", "decode"},
     "jobs": {"claims"},
     "compose": {"jobs", "claims", "forward", "pixels", "pool", "decode", "sample", "shards", "proposals", "takeover"},
@@ -60,7 +61,8 @@ PIPELINE = {
     "plan": {"cache", "cluster", "compose", "config", "extract", "forward"},
     "repair": {"extract", "config", "cache", "graphs"},
 }
-HEADS_MAY_USE = {"cache", "tensors", "boxes", "roi", "graphs", "backbones", "digits", "cluster", "memory", "manifest", "sealed"}
+HEADS_MAY_USE = {"cache", "tensors", "boxes", "roi", "graphs", "backbones", "cluster", "memory", "manifest", "sealed"}
+HEADS_MAY_USE |= {"digits", "digit_cache"}
 ONE_PLACE = {
     "h5py": {"pipeline/shards.py", "pipeline/shardfile.py"},
     "hdf5plugin": {"pipeline/shards.py", "pipeline/shardfile.py"},

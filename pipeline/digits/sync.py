@@ -17,8 +17,6 @@ from pipeline.digits.images import Images
 from pipeline.digits.scenes import Scenes
 
 CLASSES = 10
-PAIRS = tuple((j, i) for i in range(CLASSES) for j in range(i))  # by number: i(i-1)/2 + j for i > j
-NONE = len(PAIRS)  # the number of the label "none"
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,8 @@ class SyncDigits:
     below the others.
 
     `digits` in a video, `frames`, `canvas` and `tile` (sides, pixels), `size` of a frame. `stretch`: frames are stretched in
-    contrast before they are shrunk, as the released generator's `imresize` did; MNIST's frames hardly change by it.
+    contrast before they are shrunk, as the released generator's `imresize` did; MNIST's frames hardly change by it. `classes`:
+    only digits below this number, an easier task with fewer labels.
     """
 
     digits: int = 5
@@ -43,6 +42,7 @@ class SyncDigits:
     reach: int = 10
     none_in: int = 92
     stretch: bool = True
+    classes: int = CLASSES
 
     name: ClassVar[str] = "sync5"
     most_digits: ClassVar[int] = CLASSES
@@ -54,6 +54,9 @@ class SyncDigits:
         if not (2 <= self.digits <= self.most_digits and min(self.frames, self.reach, self.size) >= 1 and self.none_in >= 2):
             most = f"2 to {self.most_digits} digits"
             raise ValueError(f"{self.name}: expected {most}, frames, reach and size from 1, none_in from 2; got {self}")
+        distinct = min(self.digits, self.most_digits) if self.most_digits == CLASSES else 2
+        if not distinct <= self.classes <= CLASSES:
+            raise ValueError(f"{self.name}: expected classes from {distinct} to {CLASSES}, got {self}")
         if not (1 <= self.tile <= self.canvas - 2 and self.size <= self.canvas):
             raise ValueError(f"{self.name}: expected a canvas 2 pixels wider than a tile, and no smaller than size; got {self}")
 
@@ -65,7 +68,7 @@ class SyncDigits:
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels in the order of their numbers: "0-1", "0-2", "1-2", "0-3", … "8-9", "none"."""
-        return (*(f"{j}-{i}" for j, i in PAIRS), "none")
+        return (*(f"{j}-{i}" for i in range(self.classes) for j in range(i)), "none")  # number i(i-1)/2 + j for i > j
 
     @property
     def guess(self) -> float:
@@ -77,16 +80,19 @@ class SyncDigits:
         draws = Counter(("digits", seed, split), indices)
         classes, rows = self._who(images, np.asarray(indices, np.int64), draws)
         chosen = self._chosen(draws) & (draws.below(self.none_in, 1) != 0)
-        return Scenes(self._paths(chosen, draws), classes, rows, chosen, label_numbers(classes, chosen))
+        return Scenes(self._paths(chosen, draws), classes, rows, chosen, label_numbers(classes, chosen, self.classes))
 
     def _who(self, images: Images, indices: np.ndarray, draws: Counter) -> tuple[np.ndarray, np.ndarray]:
         """Classes and rows, int [B,n] each."""
-        row = indices % len(images.classes)
+        usable = np.flatnonzero(images.classes < self.classes)
+        if not len(usable):
+            raise ValueError(f"images {images.name}: none of a class below {self.classes}")
+        row = usable[indices % len(usable)]
         first = images.classes[row].astype(np.int64)
-        keys = draws.bits(CLASSES) | np.uint64(1)
+        keys = draws.bits(self.classes) | np.uint64(1)
         keys[np.arange(len(row)), first] = 0  # sorts it to the front, and the other nine at random behind
         classes = keys.argsort(axis=1)[:, : self.digits]
-        rows = random_rows(images, classes, draws)
+        rows = random_rows(images, classes, draws, self.classes)
         rows[:, 0] = row
         return classes, rows
 
@@ -140,24 +146,24 @@ class MultiSyncDigits(SyncDigits):
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels in the order of their numbers: those of `SyncDigits`, then "0-0", "1-1", … "9-9"."""
-        return (*super().labels, *(f"{c}-{c}" for c in range(CLASSES)))
+        return (*super().labels, *(f"{c}-{c}" for c in range(self.classes)))
 
     @property
     def guess(self) -> float:
         """The accuracy of one who knows which digits are there, and no more."""
         sizes = range(2, self.digits + 1)
         total = 0.0
-        for classes in combinations_with_replacement(range(CLASSES), self.digits):
+        for classes in combinations_with_replacement(range(self.classes), self.digits):
             labels = Tally[tuple[int, int]]()
             for (low, high), share in _ends(classes, sizes):
                 labels[low, high] += share
-            likely = factorial(self.digits) / prod(factorial(m) for m in Tally(classes).values()) / CLASSES**self.digits
+            likely = factorial(self.digits) / prod(factorial(m) for m in Tally(classes).values()) / self.classes**self.digits
             total += likely * max((1 - 1 / self.none_in) * max(labels.values()), 1 / self.none_in)
         return total
 
     def _who(self, images: Images, indices: np.ndarray, draws: Counter) -> tuple[np.ndarray, np.ndarray]:
-        classes = draws.below(CLASSES, self.digits)
-        return classes, random_rows(images, classes, draws)
+        classes = draws.below(self.classes, self.digits)
+        return classes, random_rows(images, classes, draws, self.classes)
 
     def _chosen(self, draws: Counter) -> np.ndarray:
         count = 2 + draws.below(self.digits - 1, 1)
@@ -172,19 +178,22 @@ def _ends(classes: tuple[int, ...], sizes: range) -> Iterator[tuple[tuple[int, i
             yield (classes[a], classes[b]), comb(b - a - 1, size - 2) / comb(len(classes), size) / len(sizes)
 
 
-def label_numbers(classes: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Labels int [B] of the digits `chosen` among `classes`, both [B,n] (spec 6.1, 6.2).
+def label_numbers(classes: np.ndarray, chosen: np.ndarray, count: int = CLASSES) -> np.ndarray:
+    """Labels int [B] of the digits `chosen` among `classes`, both [B,n], of which there are `count` (spec 6.1, 6.2).
 
-    i(i-1)/2 + j for the largest class i and the smallest j below it, 45 for no digits, 46 + i for i = j.
+    i(i-1)/2 + j for the largest class i and the smallest j below it, 45 for no digits, 46 + i for i = j: 45 is the number of
+    pairs of 10 classes.
     """
+    none = comb(count, 2)
     high = np.where(chosen, classes, -1).max(1)
-    low = np.where(chosen, classes, CLASSES).min(1)
-    return np.where(high < 0, NONE, np.where(high == low, NONE + 1 + high, high * (high - 1) // 2 + low))
+    low = np.where(chosen, classes, count).min(1)
+    return np.where(high < 0, none, np.where(high == low, none + 1 + high, high * (high - 1) // 2 + low))
 
 
-def random_rows(images: Images, classes: np.ndarray, draws: Counter) -> np.ndarray:
-    """A random image of each class: classes [B,n] -> rows int [B,n]. ValueError for a class without images."""
-    rows = images.rows_of(np.arange(CLASSES))
+def random_rows(images: Images, classes: np.ndarray, draws: Counter, count: int = CLASSES) -> np.ndarray:
+    """A random image of each class: classes [B,n], of which there are `count` -> rows int [B,n]. ValueError for a class
+    without images."""
+    rows = images.rows_of(np.arange(count))
     counts = np.array([len(some) for some in rows])
     starts = counts.cumsum() - counts
     return np.concatenate(rows)[starts[classes] + draws.below(counts[classes], classes.shape[1])]

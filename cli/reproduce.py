@@ -1,0 +1,66 @@
+"""`vidgraph reproduce`: the papers' experiments on digits again, sized by a budget."""
+
+from pathlib import Path
+
+import click
+
+from cli._interrupt import stoppable
+from cli._options import commas, device_option, pick_device
+
+RESUME = "stopped; finished epochs are kept, the same command resumes"
+
+
+@click.command("reproduce")
+@click.argument("table", type=click.Choice(["rstg", "dyreg"]))
+@click.option("--budget", default=15.0, type=click.FloatRange(min=0), help="Minutes; the largest size that fits is taken.")
+@click.option("--size", "size_name", help="Take this size, whatever it costs: tiny, small, middle, large, paper.")
+@click.option("--seeds", type=click.IntRange(min=1), help="Training runs per row.  [default: the size's]")
+@click.option("--rows", callback=commas, help="Only these rows, separated by commas.  [default: all]")
+@click.option("--tasks", callback=commas, help="Only these: sync3, sync5 (rstg), multisync (dyreg).  [default: all]")
+@click.option("--folder", default="reproduce", type=click.Path(file_okay=False, path_type=Path), help="For caches and runs.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="For the results.  [default: FOLDER/TABLE-SIZE]")
+@click.option(
+    "--images", default="sklearn", type=click.Choice(["sklearn", "mnist"]), help="Handwritten digits; mnist is downloaded once."
+)
+@click.option("--resume/--no-resume", default=True, help="Continue what is in the folder, or train these rows again.")
+@device_option
+def command(table, budget, size_name, seeds, rows, tasks, folder, out, images, resume, device) -> int:
+    """Train the rows of TABLE on generated digit videos, and write a table beside the paper's.
+
+    rstg: RSTG, Table 1, on 3 and 5 synchronous digits. dyreg: DyReg-GNN, Tables 5 and 6. Small budgets have fewer digit
+    classes and videos, larger steps and narrower networks than the papers; the table says which. A run that was stopped
+    continues with the same command; several commands with different --rows may share a folder.
+    """
+    from heads.reproduce import Work, train_rows
+    from heads.reproduce_report import write
+    from heads.reproduce_tables import TABLES, size_for
+    from heads.zoo import nearest
+    from pipeline.memory import keep_freed_memory
+
+    keep_freed_memory()
+    plan, where = TABLES[table], pick_device(device)
+    sizes = {size.name: size for size in plan.sizes}
+    if size_name is not None and size_name not in sizes:
+        raise ValueError(f"size {size_name!r}: {nearest(size_name, sizes)}")
+    size = sizes[size_name] if size_name else size_for(plan, budget, where)
+    chosen = _chosen("--rows", rows, {row.name: row for row in plan.rows})
+    names = _chosen("--tasks", tasks, {task: task for task in plan.tasks})
+    work = Work(plan, size, folder / f"{table}-{size.name}", where, images, click.echo)
+    click.echo(f"{plan.title}: size {size.name} of {', '.join(sizes)}, in {work.folder}")
+    with stoppable(RESUME):
+        for seed in range(seeds or size.seeds):
+            for task in names:
+                train_rows(work, task, chosen, [seed], resume)
+    paths = write(work, out or work.folder)
+    click.echo(f"\n{paths[1].read_text(encoding='utf-8')}\n{paths[0]}, {paths[1]}")
+    return 0
+
+
+def _chosen(option: str, names, known: dict) -> list:
+    """What the names say; all without names. ValueError for one that is not known, with the nearest ones."""
+    from heads.zoo import nearest
+
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"{option} {name!r}: {nearest(name, known)}")
+    return [known[name] for name in names or known]

@@ -1,0 +1,178 @@
+"""The digit experiments of RSTG and DyReg-GNN again, at a size that fits a budget of minutes.
+
+    work = Work(TABLES["rstg"], size_for(TABLES["rstg"], 12, "cpu"), Path("reproduce/rstg-small"))
+    for task in work.table.tasks:
+        train_rows(work, task, work.table.rows, seeds=range(2))
+    record(work)                                            # heads/reproduce_report.py: what there is, beside the paper's
+
+Rows whose head alone is trained share a cache of the frozen digit network's maps (pipeline/digit_cache.py); the others are
+trained from frames that are generated as they are needed. Every row and seed has a run folder (heads/runs.py) and continues
+where it was stopped: after its last epoch, or inside one where it reads frames.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from heads.batch import Clips
+from heads.data import Part
+from heads.end_to_end import train_frames
+from heads.frames import How, Piece, new_network, part_of_clips
+from heads.learner import INIT, reseed
+from heads.live import live_dims
+from heads.members import Result
+from heads.pretrain import Pretraining, pretrain
+from heads.reproduce_tables import Row, Size, Table, backbone_options, recipe_of
+from heads.train import train
+from pipeline.backbones import build_backbone, freeze
+from pipeline.cache import Cache
+from pipeline.digit_cache import cache_digits
+from pipeline.digits import TASKS, DigitVideos, Images, Task, load_images
+from pipeline.manifest import SPLITS
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A table at a size, and where it is done. Everything in `folder` follows from (table, size, images, seeds); `device` is
+    where the networks run. `images`: "sklearn" or "mnist" (`pipeline.digits.load_images`)."""
+
+    table: Table
+    size: Size
+    folder: Path
+    device: str = "cpu"
+    images: str = "sklearn"
+    say: Say = print
+
+    def task(self, name: str) -> Task:
+        """A task of the table with the options of the size."""
+        kind = TASKS[name]
+        plain = kind(**self.size.task)
+        least = plain.digits if kind.name != "multisync" else 2
+        return replace(plain, classes=max(self.size.classes, least))
+
+    def videos(self, row: Row | None = None) -> dict[str, int]:
+        """How many videos each split has; a row that is trained from frames may get fewer for training."""
+        train, val, test = self.size.videos
+        share = self.size.end_to_end if row is not None and row.backbone else 1.0
+        return {"train": max(self.size.batch, round(train * share)), "val": val, "test": test}
+
+    def run_folder(self, task: str, row: Row, seed: int) -> Path:
+        """Where a row's run is."""
+        return self.folder / task / f"{row.name}-seed{seed}"
+
+    def pictures(self, task: Task) -> dict[str, Images]:
+        """The handwritten digits of each split, of the classes that the task uses."""
+        found = self._pictures
+        return {split: one.only(np.flatnonzero(one.classes < task.classes)) for split, one in found.items()}
+
+    @cached_property
+    def _pictures(self) -> dict[str, Images]:
+        return load_images(self.images)
+
+    def cache(self, task: str) -> Cache:
+        """The maps of a task's videos; the digit network is trained and the videos go through it where that is not done."""
+        made = self.task(task)
+        images, weights = self.pictures(made), self.folder / task / "digit_cnn.pt"
+        if not weights.exists():
+            self.say(f"{task}: the digit network learns {made.classes} digits")
+            how = Pretraining(width=self.size.cnn, tile=made.shown, canvas=made.size, steps=STEPS)
+            weights.parent.mkdir(parents=True, exist_ok=True)
+            pretrain(weights, images, how, say=self.say)
+        network = build_backbone("digit_cnn", weights=str(weights), width=self.size.cnn, pixels="unit")
+        self.say(f"{task}: {sum(self.videos().values()):,} videos through the digit network")
+        frozen = freeze(network, device=self.device)
+        return cache_digits(
+            self.folder / task / "cache", made, images, self.videos(), frozen, weights, SEED, device=self.device
+        )
+
+
+STEPS = 400  # of the digit network's training, at most
+SEED = 0  # of the videos: one set for all rows and seeds
+
+
+class Generated:
+    """Digit videos as a `heads.frames.Source`: view k of a split is its video k, made when it is asked for."""
+
+    def __init__(self, task: Task, images: Mapping[str, Images], videos: Mapping[str, int], device: str, seed: int = SEED):
+        self.videos = {split: DigitVideos(task, images[split], seed, split, device) for split in SPLITS}
+        self.parts: dict[str, Part] = {}
+        for split, count in videos.items():
+            labels = task.scenes(self.videos[split].images, seed, split, np.arange(count)).labels
+            self.parts[split] = part_of_clips(split, [f"{split}-{k:06d}" for k in range(count)], labels)
+
+    def batches(self, split: str, batches: Sequence[np.ndarray], epoch: int) -> Iterator[list[Piece]]:
+        """See `Source.batches`; the videos are the same in every epoch."""
+        for rows in batches:
+            yield [(Clips(frames=self.videos[split][rows].rgb), np.arange(len(rows)))] if len(rows) else []
+
+
+def train_rows(work: Work, task: str, rows: Iterable[Row], seeds: Iterable[int], resume: bool = True) -> list[Result]:
+    """Trains rows of a task with these seeds, all rows with the first seed first; what is finished is read back.
+
+    KeyboardInterrupt leaves every run as it was after its last epoch.
+    """
+    rows, seeds, found = list(rows), list(seeds), []
+    frozen = [row for row in rows if not row.backbone]
+    begun = [row for row in frozen for seed in seeds if not resume or not finished(work, task, row, seed)]
+    cache = work.cache(task) if begun else None
+    for seed in seeds:
+        for row in rows:
+            if resume and finished(work, task, row, seed):
+                work.say(f"{task}, {row.title}, seed {seed}: finished before")
+                continue
+            work.say(f"{task}, {row.title}, seed {seed}")
+            found.append(
+                _from_frames(work, task, row, seed, resume)
+                if row.backbone
+                else _from_maps(work, cache, task, row, seed, resume)
+            )
+    return found
+
+
+def finished(work: Work, task: str, row: Row, seed: int) -> bool:
+    """Whether this run has its figures."""
+    return (work.run_folder(task, row, seed) / "metrics.json").exists()
+
+
+def _from_maps(work: Work, cache: Cache, task: str, row: Row, seed: int, resume: bool) -> Result:
+    return train(
+        recipe_of(row, work.size),
+        cache,
+        work.run_folder(task, row, seed),
+        seed=seed,
+        order_seed=0,
+        device=work.device,
+        resume=resume,
+        say=work.say,
+        tensorboard=False,
+    )
+
+
+def _from_frames(work: Work, task: str, row: Row, seed: int, resume: bool) -> Result:
+    made, recipe = work.task(task), recipe_of(row, work.size)
+    source = Generated(made, work.pictures(made), work.videos(row), work.device)
+    phase = recipe.all_phases[0]
+    reseed(torch.device("cpu"), seed, INIT, 1)
+    backbone = build_backbone(row.backbone, **backbone_options(row, work.size))
+    dims = live_dims(backbone, made.frames, made.size)
+    network = new_network(recipe.of(phase), backbone, dims, len(made.labels), seed, phase.frames)
+    network = network.to(work.device)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv3d):  # a quarter less time on a CPU
+            layer.to(memory_format=torch.channels_last_3d)
+    return train_frames(
+        recipe,
+        work.run_folder(task, row, seed),
+        network,
+        source,
+        made.labels,
+        How(seed=seed, order_seed=0, resume=resume, tensorboard=False, checkpoint_every=50),
+        say=work.say,
+        about={"task": {"name": task, **asdict(made)}, "videos": work.videos(row), "backbone": backbone.options},
+    )

@@ -1,0 +1,188 @@
+"""What `vidgraph reproduce` trains: the rows of RSTG's Table 1 and DyReg-GNN's Tables 5 and 6, and sizes for any budget.
+
+A row is a recipe of the package with some options; its figures are the paper's, in percent, by task. A size says how much of
+the papers' experiment fits a budget: how many classes, videos and channels, how long, and how hard the videos are. What a size
+changes beside the recipes is stated in every table that comes out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from heads.recipe import Recipe, read_recipe
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a paper's table. `name`: of its folder; `title`: the paper's; `recipe` with the options `head` on top; `paper`:
+    accuracy in percent by task, where the paper has one. `backbone`: the network that is trained from frames, with its options
+    ("": the head alone is trained, on maps of the pre-trained digit network)."""
+
+    name: str
+    title: str
+    recipe: str
+    paper: Mapping[str, float]
+    head: Mapping[str, Any] = field(default_factory=dict)
+    backbone: str = ""
+    backbone_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a reproduction is. `minutes` of one seed of all its rows: about what it takes on one CPU core.
+
+    `classes` of digits, at least (a task whose digits differ needs as many); `videos` of the splits train, val, test;
+    `end_to_end`: the share of the training videos that rows which train from frames get. `cnn`: channels of the digit network,
+    `width`: of heads, `trunk`: of the first stage of networks that are trained from frames. `epochs`; `batch`; `seeds` where
+    the command names none. `task`: options of the task (`pipeline.digits`) that differ from the paper's.
+    """
+
+    name: str
+    minutes: float
+    classes: int
+    videos: tuple[int, int, int]
+    cnn: int
+    width: int
+    trunk: int
+    epochs: int
+    batch: int = 32
+    seeds: int = 2
+    end_to_end: float = 1.0
+    task: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One paper's experiment: `tasks` of pipeline.digits, the rows that each is trained with, and sizes, smallest first.
+
+    When a size is chosen, a minute on a GPU counts as `gpu` minutes of a core: a guess, which nobody has measured.
+    """
+
+    name: str
+    title: str
+    tasks: tuple[str, ...]
+    rows: tuple[Row, ...]
+    sizes: tuple[Size, ...]
+    gpu: float = 200.0
+
+
+def _graph(name: str, title: str, scheduler: str, three: float | None, five: float | None, positions: str = "none") -> Row:
+    figures = {task: figure for task, figure in (("sync3", three), ("sync5", five)) if figure is not None}
+    return Row(name, title, "rstg_table1_rstg", figures, {"scheduler": scheduler, "positions": positions})
+
+
+RSTG = Table(
+    "rstg",
+    "RSTG (NeurIPS 2019), Table 1",
+    ("sync3", "sync5"),
+    (
+        Row("mean_lstm", "Mean + LSTM", "rstg_table1_mean_lstm", {"sync3": 77.0}),
+        Row("conv_lstm", "Conv + LSTM", "rstg_table1_conv_lstm", {"sync3": 95.0, "sync5": 39.7}),
+        Row("i3d", "I3D", "rstg_table1_i3d", {"sync5": 90.6}, backbone="digit_i3d"),
+        Row("nl", "Non-Local", "rstg_table1_nl", {"sync5": 93.5}, backbone="digit_nl"),
+        _graph("space_only", "RSTG: Space-Only", "space_only", 61.3, None),
+        _graph("time_only", "RSTG: Time-Only", "time_only", 89.7, None),
+        _graph("homogeneous", "RSTG: Homogeneous", "homogeneous", 95.7, 58.3),
+        _graph("one_temporal", "RSTG: 1-temp", "one_temporal", 97.0, 74.1),
+        _graph("all_temporal", "RSTG: All-temp", "all_temporal", 98.9, 94.5),
+        _graph("positional", "RSTG: Positional All-temp", "all_temporal", None, 97.2, "sender"),
+    ),
+    (
+        Size("tiny", 0, 3, (24, 12, 12), cnn=4, width=4, trunk=2, epochs=1, batch=12, task={"reach": 30}),
+        Size("small", 6, 3, (6000, 300, 600), cnn=16, width=24, trunk=4, epochs=4, end_to_end=0.1, task={"reach": 30}),
+        Size("middle", 60, 5, (20000, 1000, 2000), cnn=32, width=48, trunk=8, epochs=8, end_to_end=0.2, task={"reach": 20}),
+        Size("large", 900, 10, (60000, 2000, 5000), cnn=64, width=128, trunk=16, epochs=10),
+        Size("paper", 50000, 10, (600000, 10000, 10000), cnn=512, width=512, trunk=64, epochs=5),
+    ),
+)
+
+R18 = {"stages": 3, "grey": True}
+
+
+def _dyreg(name: str, title: str, regions: str, figure: float, table: int = 5) -> Row:
+    recipe = "dyreg_table5_multisync" if table == 5 else "dyreg_table6_multisync"
+    return Row(name, title, recipe, {"multisync": figure}, {"regions": regions}, "resnet18", R18)
+
+
+DYREG = Table(
+    "dyreg",
+    "DyReg-GNN (NeurIPS 2021), Tables 5 and 6",
+    ("multisync",),
+    (
+        Row("r18", "ResNet-18", "dyreg_table6_multisync_r18", {"multisync": 52.29}, {}, "resnet18", R18),
+        _dyreg("fixed", "+ GNN, Fixed", "fixed", 78.85),
+        _dyreg("static", "Static", "static", 81.48),
+        _dyreg("semantic", "DyReg-Semantic", "semantic", 82.41, table=6),
+        _dyreg("constant_time", "Ct-Time", "constant_time", 86.77),
+        _dyreg("lite", "DyReg-Lite", "lite", 91.43, table=6),
+        _dyreg("position_only", "Pos-Only", "position_only", 93.41),
+        _dyreg("dyreg", "DyReg", "dynamic", 95.09),
+    ),
+    (
+        Size(
+            "tiny", 0, 3, (12, 6, 6), cnn=0, width=4, trunk=4, epochs=1, batch=6, task={"digits": 3, "canvas": 128, "size": 64}
+        ),
+        Size(
+            "small",
+            8,
+            3,
+            (1000, 250, 500),
+            cnn=0,
+            width=16,
+            trunk=16,
+            epochs=4,
+            task={"digits": 3, "canvas": 128, "size": 64, "reach": 30},
+        ),
+        Size("middle", 120, 3, (6000, 500, 1000), cnn=0, width=32, trunk=16, epochs=8, task={"digits": 3, "reach": 40}),
+        Size("large", 1500, 5, (20000, 1000, 2000), cnn=0, width=32, trunk=32, epochs=8),
+        Size("paper", 100000, 10, (600000, 10000, 10000), cnn=0, width=32, trunk=64, epochs=5),
+    ),
+)
+
+TABLES = {table.name: table for table in (RSTG, DYREG)}
+
+
+def size_for(table: Table, budget: float, device: str) -> Size:
+    """The largest size of a table that fits `budget` minutes with its seeds, on "cpu" or "cuda". ValueError for a budget below
+    0."""
+    if not budget >= 0:
+        raise ValueError(f"budget: expected minutes from 0, got {budget:g}")
+    minutes = budget * (table.gpu if device == "cuda" else 1.0)
+    return [size for size in table.sizes if size.minutes * size.seeds <= minutes][-1]
+
+
+def recipe_of(row: Row, size: Size) -> Recipe:
+    """A row's recipe at a size: its widths, length and batch; Adam on a cosine in place of the papers' plain SGD, whose rates
+    suit trainings of hundreds of thousands of videos."""
+    recipe = read_recipe(row.recipe)
+    phase = recipe.all_phases[0].name
+    options: dict[str, Any] = dict(row.head)
+    if recipe.head.name == "mean_lstm":
+        options["hidden"] = max(64, size.width)
+    elif recipe.head.name == "conv_lstm":
+        options |= {"width": size.width, "hidden": max(64, size.width)}
+    elif recipe.head.name == "rstg":
+        options["width"] = size.width
+    elif recipe.head.name == "dyreg":
+        options |= {"width": size.width, "offset_width": size.width, "backbone_options": backbone_options(row, size)}
+    training = {
+        "epochs": size.epochs,
+        "batch": size.batch,
+        "optimiser": "adam",
+        "lr": LR,
+        "nesterov": False,
+        "schedule": "cosine",
+        "stop_below": 0.0,
+        "clip_norm": 1.0,
+    }
+    settings = {f"head.{key}": value for key, value in options.items()}
+    settings |= {f"phases.{phase}.train.{key}": value for key, value in training.items()}
+    return read_recipe(row.recipe, settings)
+
+
+LR = 3e-3  # of Adam, for every row: at 0.001 the graphs need twice as many videos
+
+
+def backbone_options(row: Row, size: Size) -> dict[str, Any]:
+    """The options of a row's backbone at a size."""
+    return {**row.backbone_options, "width": size.trunk}

@@ -1,0 +1,207 @@
+"""The papers' digit experiments at a tiny size: every row trains, resumes, and stands beside the paper's figure."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from cli.reproduce import command
+from heads import reproduce
+from heads.reproduce import Generated, Work, train_rows
+from heads.reproduce_report import accuracy, beyond_spread, markdown, order, record
+from heads.reproduce_tables import DYREG, RSTG, TABLES, recipe_of, size_for
+from heads.study_table import Spread
+from pipeline import digit_cache
+from pipeline.backbones import build_backbone, freeze
+from pipeline.digit_cache import cache_digits
+from pipeline.digits import DigitVideos, MultiSyncDigits, Sync3, SyncDigits, load_images
+
+ROWS = [(table, row) for table in TABLES.values() for row in table.rows]
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    monkeypatch.setattr(reproduce, "STEPS", 2)  # of the digit network's training
+
+
+def work(folder: Path, table=RSTG, said: list | None = None, stop: str = "never") -> Work:
+    def say(line: str) -> None:
+        if said is not None:
+            said.append(line)
+        if stop in line:
+            raise KeyboardInterrupt
+
+    return Work(table, table.sizes[0], folder, say=say)
+
+
+def curves(found: dict) -> dict:
+    """Loss and validation of the first task by row, without the clock."""
+    rows = next(iter(found["tasks"].values()))["rows"]
+    return {row["name"]: [(line["loss"], line["val"]) for run in row["runs"] for line in run["curve"]] for row in rows}
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
+def test_every_row_is_trained_resumed_and_written_beside_the_papers(table, tmp_path):
+    task, said = table.tasks[0], []
+    train_rows(work(tmp_path, table), task, table.rows, [0])
+    first = record(work(tmp_path, table))
+    assert all(len(row["runs"]) == 1 for row in first["tasks"][task]["rows"])
+    assert all(np.isfinite(line["loss"]) for row in first["tasks"][task]["rows"] for line in row["runs"][0]["curve"])
+    assert train_rows(work(tmp_path, table, said), task, table.rows, [0]) == []
+    assert len(said) == len(table.rows)
+    assert all("finished before" in line for line in said)
+    assert record(work(tmp_path, table)) == first
+    page = markdown(first)
+    for row in table.rows:
+        assert f"| {row.title} | " + (f"{row.paper[task]:g} |" if task in row.paper else "– |") in page
+
+
+@pytest.mark.parametrize("stop", ["epoch 1/1", "I3D, seed 1"])
+def test_a_table_that_was_stopped_anywhere_ends_with_the_same_curves(stop, tmp_path):
+    rows = [row for row in RSTG.rows if row.name in ("mean_lstm", "i3d")]
+    train_rows(work(tmp_path / "whole"), "sync3", rows, [0, 1])
+    with pytest.raises(KeyboardInterrupt):
+        train_rows(work(tmp_path / "stopped", stop=stop), "sync3", rows, [0, 1])
+    train_rows(work(tmp_path / "stopped"), "sync3", rows, [0, 1])
+    whole, stopped = (curves(record(work(tmp_path / name))) for name in ("whole", "stopped"))
+    assert whole == stopped
+    assert len(whole["i3d"]) == 2
+    assert whole["i3d"][0] != whole["i3d"][1]
+
+
+def test_the_command_writes_the_table_of_what_is_done(tmp_path):
+    asked = ["rstg", "--budget", "0", "--rows", "mean_lstm", "--tasks", "sync3", "--seeds", "1", "--device", "cpu"]
+    done = CliRunner().invoke(command, [*asked, "--folder", str(tmp_path)], standalone_mode=False)
+    assert done.exception is None
+    found = json.loads((tmp_path / "rstg-tiny" / "rstg-tiny.json").read_text())
+    assert [row["name"] for row in found["tasks"]["sync3"]["rows"] if row["runs"]] == ["mean_lstm"]
+    assert "| Conv + LSTM | 95 | not run |" in (tmp_path / "rstg-tiny" / "rstg-tiny.md").read_text()
+
+
+@pytest.mark.parametrize(("option", "value"), [("--rows", "mean_lst"), ("--size", "tny"), ("--tasks", "sync4")])
+def test_a_name_that_is_not_known_is_refused_with_the_nearest(option, value, tmp_path):
+    done = CliRunner().invoke(command, ["rstg", option, value, "--folder", str(tmp_path)], standalone_mode=False)
+    assert isinstance(done.exception, ValueError)
+    assert "did you mean" in str(done.exception)
+    assert not list(tmp_path.iterdir())
+
+
+# --- sizes, recipes
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
+def test_a_larger_budget_never_takes_a_smaller_size(table):
+    order = [table.sizes.index(size_for(table, minutes, "cpu")) for minutes in (0, 1, 5, 20, 300, 1e4, 1e6)]
+    assert order == sorted(order)
+    assert order[0] == 0
+    assert order[-1] == len(table.sizes) - 1
+    with pytest.raises(ValueError, match="budget"):
+        size_for(table, -1, "cpu")
+
+
+@pytest.mark.parametrize(("table", "row"), ROWS, ids=lambda one: one.name)
+def test_a_rows_recipe_has_the_widths_of_the_size_and_the_rows_options(table, row):
+    for size in table.sizes:
+        recipe = recipe_of(row, size)
+        assert row.head.items() <= recipe.head.options.items()
+        assert recipe.all_phases[0].train.epochs == size.epochs
+        assert recipe.all_phases[0].reads == ("frames" if row.backbone else "cache")
+        assert recipe.head.name not in ("rstg", "conv_lstm", "dyreg") or recipe.head.options["width"] == size.width
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
+def test_the_largest_size_is_the_papers_task(table):
+    for name in table.tasks:
+        assert Work(table, table.sizes[-1], Path()).task(name) == type(Work(table, table.sizes[-1], Path()).task(name))()
+
+
+# --- digits of fewer classes
+
+
+@pytest.mark.parametrize("kind", [Sync3, SyncDigits, MultiSyncDigits])
+def test_fewer_classes_give_only_their_digits_and_labels(kind):
+    task, images = kind(classes=6), load_images()["val"]
+    scenes = task.scenes(images, 0, "val", np.arange(300))
+    assert set(np.unique(scenes.classes)) == set(range(6))
+    assert (images.classes[scenes.rows] == scenes.classes).all()
+    assert len(task.labels) == 16 + 6 * (kind is MultiSyncDigits)
+    for classes, chosen, label in zip(scenes.classes, scenes.chosen, scenes.labels, strict=True):
+        some = classes[chosen]
+        assert task.labels[label] == (f"{some.min()}-{some.max()}" if len(some) else "none")
+
+
+def test_too_few_classes_for_digits_that_differ_are_refused():
+    with pytest.raises(ValueError, match="classes from 5 to 10"):
+        SyncDigits(classes=4)
+    with pytest.raises(ValueError, match="classes from 2 to 10"):
+        MultiSyncDigits(classes=1)
+
+
+# --- where the videos come from
+
+
+def test_the_cache_holds_the_maps_of_the_generated_videos(tmp_path, monkeypatch):
+    monkeypatch.setattr(digit_cache, "PER_SHARD", 4)
+    torch.manual_seed(0)
+    backbone, weights = build_backbone("digit_cnn", width=4, pixels="unit"), tmp_path / "w.pt"
+    torch.save(backbone.state_dict(), weights)
+    task, images, frozen = Sync3(classes=3), load_images(), freeze(backbone)
+    images = {split: one.only(np.flatnonzero(one.classes < 3)) for split, one in images.items()}
+    counts = {"train": 6, "val": 3, "test": 3}
+    cache = cache_digits(tmp_path / "cache", task, images, counts, frozen, weights)
+    for split, group, first in (("train", "train", 0), ("val", "test", 6), ("test", "test", 9)):
+        videos = DigitVideos(task, images[split], 0, split)[np.arange(counts[split])]
+        for k in range(counts[split]):
+            with torch.inference_mode():
+                wanted = frozen(frozen.prepare(videos.rgb[k : k + 1]))[0].transpose(0, 1)
+            view = cache[group].view(first + k)
+            assert np.allclose(view["conv3"], wanted.numpy(), rtol=2e-3, atol=2e-3)
+            assert np.allclose(view["pooled"], wanted.mean((-1, -2)).numpy(), rtol=2e-3, atol=2e-3)
+            assert cache.manifest.clips[first + k].labels == (task.labels[videos.labels[k]],)
+    assert cache["train"].ok.tolist() == [True] * 6 + [False] * 6
+    assert not (cache["train"].ok & cache["test"].ok).any()
+    before = cache.shards.path(0).stat().st_mtime_ns
+    cache_digits(tmp_path / "cache", task, images, counts, frozen, weights)
+    assert cache.shards.path(0).stat().st_mtime_ns == before
+
+
+def test_generated_frames_are_the_videos_of_their_numbers():
+    task = Work(DYREG, DYREG.sizes[0], Path()).task("multisync")
+    images = Work(DYREG, DYREG.sizes[0], Path()).pictures(task)
+    source = Generated(task, images, {"train": 5, "val": 2, "test": 2}, "cpu")
+    ((clips, places),) = next(source.batches("train", [np.array([4, 1])], 0))
+    alone = DigitVideos(task, images["train"], 0, "train")[[4, 1]]
+    assert clips.frames.equal(alone.rgb)
+    assert places.tolist() == [0, 1]
+    assert source.parts["train"].targets[[4, 1]].tolist() == alone.labels.tolist()
+
+
+# --- the table
+
+
+def rows(*given):
+    """(title, paper, accuracies by seed)"""
+    return [
+        {"title": title, "paper": paper, "runs": [{"test": {"top1": value}} for value in values]}
+        for title, paper, values in given
+    ]
+
+
+def test_a_row_is_the_mean_and_spread_of_its_seeds():
+    assert accuracy(rows(("a", 50, (0.4, 0.6)))[0]).text(1) == "50.0 ± 14.1"
+    assert accuracy(rows(("a", 50, ()))[0]) is None
+
+
+def test_pairs_in_the_papers_order_are_counted_and_the_others_named():
+    table = rows(("a", 50, (0.4,)), ("b", 60, (0.3,)), ("c", 70, (0.9,)), ("no figure", None, (0.1,)), ("not run", 1, ()))
+    assert order(table) == (2, 3, ["a is not below b"])
+    assert order(rows(("a", 50, (0.4,)), ("b", 60, (0.4,))))[2] == ["a is not below b"]  # equal is not the paper's order
+
+
+@pytest.mark.parametrize(("gap", "beyond"), [(2.9, False), (3.1, True)])
+def test_a_margin_beyond_the_spread_exceeds_both_deviations(gap, beyond):
+    assert beyond_spread(Spread(30, 1), Spread(30 + gap, 2)) is beyond
+    assert not beyond_spread(Spread(30, None), Spread(90, 2))
