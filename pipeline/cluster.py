@@ -281,6 +281,7 @@ def _outcome(future) -> Any:
     from concurrent import futures
 
     from distributed import KilledWorker
+    from distributed.comm import CommClosedError
 
     try:
         return future.result()
@@ -288,7 +289,7 @@ def _outcome(future) -> Any:
         return WorkersLost(
             f"a job ended {ALLOWED_DEATHS + 1} workers, the last at {error.last_worker.address}; see its log for why"
         )
-    except (asyncio.CancelledError, futures.CancelledError):  # which of the two, Dask's versions disagree
+    except (asyncio.CancelledError, futures.CancelledError, CommClosedError):  # of two Cancelled, Dask's versions disagree
         raise WorkersLost(GONE) from None
     except Exception as error:
         return error
