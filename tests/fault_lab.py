@@ -1,0 +1,305 @@
+"""A laboratory for faults: runs of the command that can be hit at any moment, and what a cache has to be like afterwards.
+
+A server process loads the networks' libraries once and forks for every run, which then is a process of its own, in a session
+of its own, and does what `python -m cli` does: a run takes a second, not ten, and nearly all of it is worth hitting. Needs
+Linux (/proc, fork).
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+
+from tiny_videos import make_videos
+
+ROOT = Path(__file__).parent.parent
+CLIPS, BROKEN = 12, 5  # one shard each; the clip that is no video, so that every cache has a failure in its statistics
+OPTIONS = (
+    "--backbone digit_cnn --weights none --set backbone_options.width=8 --keep pooled,nodes --proposals annotations "
+    "--boxes 2 --frames 4 --size 32 --train-views 1 --dtype float32 --shard-size 1 --device cpu"
+)
+NEVER_THE_SAME = ("seconds", "seal", "device", "taken_over")  # keys of a shard's statistics: times, and how it came to be
+HOPELESS = 180.0  # seconds after which a run counts as hanging
+FAT, FAT_SIDE = 2, 2048  # of `memory_world`: the clip of large frames, pixels
+
+# The server, and what it forks.
+
+JUMPS = (0.0, 3e4, -3e4, 4e8, -4e8)  # seconds by which a clock that jumps is wrong
+
+
+def serve() -> None:
+    """Forks a run for every line (JSON) of the standard input; returns, in each run, when that has ended."""
+    import av  # noqa: F401  (loaded here so that no run has to)
+    import decord  # noqa: F401
+
+    import cli.__main__
+    import cli.extract
+    import cli.repair  # noqa: F401
+    import pipeline.backbones.digit_cnn
+    import pipeline.compose
+    import pipeline.extract
+    import pipeline.forward
+    import pipeline.proposals.annotations
+    import pipeline.repair
+    import pipeline.verify  # noqa: F401
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whom nobody waits for leaves no zombie
+    for line in sys.stdin:
+        order = json.loads(line)
+        if order["program"] != "vidgraph":
+            import distributed  # noqa: F401
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _attend(order)
+            return
+
+
+def _attend(order: dict) -> None:
+    """Forks the run itself, writes its process number and, in the end, its exit code."""
+    folder = Path(order["folder"])
+    pid = os.fork()
+    if pid:
+        _whole(folder / "pid", pid)
+        _whole(folder / "code", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        os._exit(0)
+    os.setsid()
+    out = os.open(folder / "out", os.O_WRONLY | os.O_CREAT)
+    for source, target in ((os.open(os.devnull, os.O_RDONLY), 0), (out, 1), (out, 2)):
+        os.dup2(source, target)
+    if order["clock"]:
+        now, drawn = time.time, random.Random(pid or os.getpid())
+        time.time = lambda: now() + drawn.choice(JUMPS)
+        time.time_ns = lambda: int(time.time() * 1e9)
+    if order["program"] == "vidgraph":
+        from cli.__main__ import main
+    elif order["program"] == "scheduler":
+        from distributed.cli.dask_scheduler import main
+    else:
+        from distributed.cli.dask_worker import main
+    main(order["args"])
+
+
+def _whole(path: Path, number: int) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(str(number))
+    part.rename(path)
+
+
+# What a test sees of it.
+
+
+class Run:
+    """One process that the server forked; `pid`, and what it leaves in its folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        until((folder / "pid").exists, "the run begins")
+        self.pid = int((folder / "pid").read_text())
+
+    def code(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        path = self.folder / "code"
+        return int(path.read_text()) if path.exists() else None
+
+    def wait(self, seconds: float = HOPELESS) -> int:
+        until(lambda: self.code() is not None, "the run ends", seconds)
+        return self.code()
+
+    def said(self) -> str:
+        """What it printed; AssertionError if a traceback is in it."""
+        text = (self.folder / "out").read_text(errors="replace")
+        assert "Traceback" not in text, text
+        return text
+
+    def kill(self, number: int, all_of_it: bool = False) -> None:
+        """Sends a signal to it, or to its decode workers too, as a terminal or a batch system does."""
+        with suppress(ProcessLookupError):
+            (os.killpg if all_of_it else os.kill)(self.pid, number)
+
+    def members(self) -> list[int]:
+        """The living processes of its session."""
+        return [pid for pid, session in _sessions() if session == self.pid]
+
+    def decoders(self) -> list[int]:
+        """Its decode workers."""
+        return [pid for pid in self.members() if pid != self.pid and b"spawn_main" in _read(pid, "cmdline")]
+
+
+def _read(pid: int, what: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{what}").read_bytes()
+    except OSError:
+        return b""
+
+
+def _sessions():
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        state, *fields = _read(int(pid), "stat").rpartition(b")")[2].split() or [b"X"]
+        if state not in b"ZX":
+            yield int(pid), int(fields[2])
+
+
+def until(true: Callable[[], object], what: str, seconds: float = HOPELESS) -> None:
+    """Waits; AssertionError after `seconds`."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"waited {seconds:g} s until {what}"
+        time.sleep(0.002)
+
+
+class Lab:
+    """Small videos, what an undisturbed run makes of them, and the server; `folder` is its own. Close it."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.world = folder, make_videos(folder / "world", CLIPS, broken=(BROKEN,))
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+        code = "import fault_lab; fault_lab.serve()"  # without a file: decode workers would load it
+        how = {"cwd": ROOT, "env": env, "stdin": subprocess.PIPE, "text": True, "start_new_session": True}
+        self._server = subprocess.Popen([sys.executable, "-c", code], **how)
+        self.runs: list[Run] = []
+
+    def close(self) -> None:
+        """Ends the server and every run."""
+        for run in self.runs:
+            if run.code() is None:
+                run.kill(signal.SIGCONT, True)
+                run.kill(signal.SIGKILL, True)
+        self._server.stdin.close()
+        self._server.kill()
+        self._server.wait()
+
+    def __enter__(self) -> "Lab":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def fresh(self) -> Path:
+        """A folder for a cache that is not there yet."""
+        return self.folder / f"cache-{uuid.uuid4().hex[:8]}"
+
+    def start(self, args: Sequence[object], program: str = "vidgraph", clock: bool = False) -> Run:
+        """Starts the command; with `clock`, its wall clock jumps by years."""
+        folder = self.folder / f"run-{uuid.uuid4().hex[:8]}"
+        folder.mkdir()
+        order = {"program": program, "folder": str(folder), "args": list(map(str, args)), "clock": clock}
+        self._server.stdin.write(json.dumps(order) + "\n")
+        self._server.stdin.flush()
+        self.runs.append(Run(folder))
+        return self.runs[-1]
+
+    def extract(self, cache: Path, *more: object, world: Path | None = None, workers: int = 1, clock: bool = False) -> Run:
+        """`vidgraph extract`, under way."""
+        world = world or self.world
+        files = ("--manifest", world / "manifest.csv", "--annotations", world / "boxes.csv", "--cache", cache)
+        return self.start(("extract", *files, *OPTIONS.split(), "--workers", workers, *more), clock=clock)
+
+    def asked(self, *args: object) -> tuple[int, str]:
+        """(exit code, what it said) of another verb."""
+        run = self.start(args)
+        return run.wait(), run.said()
+
+    @cached_property
+    def calm(self) -> Path:
+        """The undisturbed cache."""
+        return self._undisturbed("calm", self.world, 3)
+
+    def _undisturbed(self, name: str, world: Path, code: int) -> Path:
+        run = self.extract(self.folder / name, world=world)
+        assert run.wait() == code, run.said()
+        return self.folder / name
+
+    @cached_property
+    def memory_world(self) -> Path:
+        """Four clips, of which FAT has frames that need hundreds of megabytes."""
+        return make_videos(self.folder / "memory", 4, sizes={FAT: (FAT_SIDE, FAT_SIDE)})
+
+    @cached_property
+    def memory_calm(self) -> Path:
+        """The undisturbed cache of it."""
+        return self._undisturbed("memory-calm", self.memory_world, 0)
+
+    @cached_property
+    def changed_world(self) -> Path:
+        """The same clips, where the last one, and its boxes, are others."""
+        world = make_videos(self.folder / "changed", CLIPS + 1, broken=(BROKEN,))
+        (world / f"clip{CLIPS}.mp4").rename(world / f"clip{CLIPS - 1}.mp4")
+        for name in ("manifest.csv", "boxes.csv"):
+            (world / name).write_bytes((self.world / name).read_bytes())
+        return world
+
+    @cached_property
+    def pace(self) -> float:
+        """Seconds from one finished shard to the next, undisturbed."""
+        times = sorted(path.stat().st_mtime for path in (self.calm / "features").glob("*.json"))
+        return (times[-1] - times[0]) / (len(times) - 1)
+
+    def moment(self, run: Run, cache: Path, drawn: random.Random, first: int = 0) -> bool:
+        """Waits for a random moment: some shards, `first` at least, and a part of the next; False if the run was over."""
+        pace, count = self.pace, drawn.randrange(first, CLIPS)
+
+        def there() -> bool:
+            return run.code() is not None or ((cache / "features").exists() and len(done(cache)) >= count)
+
+        until(there, "shards appear")
+        time.sleep(drawn.uniform(0, pace))
+        return run.code() is None
+
+    def complete(self, cache: Path, before: dict[str, tuple], calm: Path | None = None, world: Path | None = None) -> str:
+        """Runs the same command again: the cache is the undisturbed one then, and the shards of `before` were left alone."""
+        run = self.extract(cache, world=world, workers=0)
+        assert run.wait() == (0 if world else 3), run.said()
+        assert before.items() <= done(cache).items(), "a finished shard was done again"
+        assert not (wrong := differences(cache, calm or self.calm)), wrong
+        return run.said()
+
+
+def done(cache: Path) -> dict[str, tuple]:
+    """shard -> what tells its two files from others of the same content, of the shards that are complete."""
+    found = {}
+    for marker in (cache / "features").glob("*.json"):
+        both = [os.stat(path) for path in (marker, marker.with_suffix(".h5")) if path.exists()]
+        found[marker.stem] = tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in both)
+    return found
+
+
+def half_written(cache: Path) -> list[str]:
+    """Claims and part files."""
+    return sorted(path.name for path in cache.rglob("*") if path.suffix in (".part", ".claim"))
+
+
+def differences(cache: Path, calm: Path, but: Sequence[str] = ()) -> list[str]:
+    """Files that are in one of two caches, or differ: by a byte, for statistics by more than times. `but`: shards left out."""
+    names = [{str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} for folder in (cache, calm)]
+    found = sorted(names[0] ^ names[1])
+    for name in sorted(names[0] & names[1]):
+        if Path(name).stem in but:
+            continue
+        ours, theirs = (folder / name for folder in (cache, calm))
+        if name.startswith("features/") and name.endswith(".json"):
+            same = _statistics(ours) == _statistics(theirs)
+        else:
+            same = ours.read_bytes() == theirs.read_bytes()
+        found += [] if same else [name]
+    return found
+
+
+def _statistics(path: Path) -> dict:
+    """What a shard's statistics say, but for times."""
+    record = json.loads(path.read_text())
+    record["failures"] = [{**failure, "seconds": 0} for failure in record["failures"]]
+    return {key: value for key, value in record.items() if key not in NEVER_THE_SAME}
+
+
+def failures(cache: Path) -> dict[str, str]:
+    """clip -> kind of error, of the clips that the finished shards say have failed."""
+    records = [json.loads(path.read_text()) for path in sorted((cache / "features").glob("*.json"))]
+    return {failure["clip"]: failure["error"] for record in records for failure in record["failures"]}

@@ -1,0 +1,446 @@
+"""Faults that are injected into running extractions, and what has to be true of the cache afterwards.
+
+Each fault is a function of the laboratory (`fault_lab.Lab`) and a generator of random numbers; it injects itself once and
+returns what happened in a few words, None if the run was over before it could. AssertionError if a promise was broken. `python
+tests/faults.py` injects all of them, as often as `make test-slow` does, and prints the table of docs/faults.md.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fault_lab import BROKEN, CLIPS, FAT, Lab, Run, differences, done, failures, half_written, until
+
+Fault = Callable[[Lab, random.Random], str | None]
+RESUMES = "the same command resumes"
+SOON = 10.0  # seconds that an interrupted run has to end
+
+
+class CannotBeMade(Exception):
+    """This machine does not let the fault be injected; says why."""
+
+
+# A process is killed.
+
+
+def main_process_killed(lab: Lab, drawn: random.Random) -> str | None:
+    cache = lab.fresh()
+    run = lab.extract(cache)
+    lab.moment(run, cache, drawn)
+    run.kill(signal.SIGKILL)
+    if run.wait() != -signal.SIGKILL:
+        return None
+    before, left = done(cache), half_written(cache)
+    lab.complete(cache, before)
+    until(lambda: not run.members(), "its decode workers have ended with it", SOON)
+    return f"claims or part files were left, and are gone after the rerun: {'yes' if left else 'no'}"
+
+
+def decode_worker_killed(lab: Lab, drawn: random.Random) -> str | None:
+    cache = lab.fresh()
+    run = lab.extract(cache, "--workers", 2)
+    lab.moment(run, cache, drawn)
+    if not (workers := run.decoders()):
+        return None
+    os.kill(drawn.choice(workers), signal.SIGKILL)
+    code, before = run.wait(), done(cache)
+    assert code in (1, 3), run.said()
+    if code == 3:
+        assert not differences(cache, lab.calm)
+    else:
+        assert "a worker ended while it started" in run.said()
+    lab.complete(cache, before)
+    return "the run went on, nothing failed" if code == 3 else "it was just starting: the run ended with one line"
+
+
+# Somebody stops the run.
+
+
+def ctrl_c(lab: Lab, drawn: random.Random) -> str | None:
+    return _interrupted(lab, drawn, signal.SIGINT, all_of_it=True)
+
+
+def sigterm(lab: Lab, drawn: random.Random) -> str | None:
+    return _interrupted(lab, drawn, signal.SIGTERM, all_of_it=drawn.random() < 0.5)
+
+
+def _interrupted(lab: Lab, drawn: random.Random, number: int, all_of_it: bool) -> str | None:
+    cache = lab.fresh()
+    run = lab.extract(cache)
+    lab.moment(run, cache, drawn)
+    if len(done(cache)) == CLIPS or run.code() is not None:
+        return None
+    run.kill(number, all_of_it)
+    code = run.wait(SOON)
+    if code == 3 and len(done(cache)) == CLIPS:
+        return None
+    assert code == 130, (code, run.said())
+    assert RESUMES in run.said()
+    assert not half_written(cache), half_written(cache)
+    lab.complete(cache, done(cache))
+    return f"ended within {SOON:.0f} s with exit code 130, nothing half-written"
+
+
+# The disk.
+
+
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[Path]:
+    """A file system in memory of `size` bytes, for as long as it is needed; CannotBeMade where nobody may mount one."""
+    folder.mkdir(exist_ok=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True).returncode:
+        raise CannotBeMade("this user may not mount a small file system (tmpfs)")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def _remount(folder: Path, option: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{option}", folder], check=True)
+
+
+def disk_full(lab: Lab, drawn: random.Random) -> str:
+    whole = sum(-(-path.stat().st_size // 4096) * 4096 for path in lab.calm.rglob("*") if path.is_file())
+    with small_disk(lab.fresh(), drawn.randrange(8192, int(0.95 * whole))) as disk:
+        run = lab.extract(disk / "cache", workers=0)
+        assert run.wait() == 1, run.said()
+        assert "No space left" in run.said(), run.said()
+        assert not half_written(disk), half_written(disk)
+        before = done(disk / "cache")
+        _remount(disk, "size=64m")
+        lab.complete(disk / "cache", before)
+    return "ended with one line and exit code 1, nothing half-written"
+
+
+def cache_read_only(lab: Lab, drawn: random.Random) -> str:
+    state = drawn.choice(("not begun", "half done", "complete"))
+    with small_disk(lab.fresh(), 64 << 20) as disk:
+        cache = disk / "cache"
+        if state == "half done":
+            assert lab.extract(cache, "--shard", f"0-{drawn.randrange(BROKEN, CLIPS - 1)}", workers=0).wait() == 3
+        elif state == "complete":
+            shutil.copytree(lab.calm, cache)
+        before = done(cache)
+        _remount(disk, "ro")
+        run = lab.extract(cache, workers=0)
+        code = run.wait()
+        if state == "complete":
+            assert (code, "every shard was complete" in run.said()) == (3, True), run.said()
+        else:
+            assert code == 1, (code, run.said())
+            assert "Read-only file system" in run.said(), run.said()
+        assert done(cache) == before
+        _remount(disk, "rw")
+        lab.complete(cache, before)
+    return f"{state}: " + ("all is well" if state == "complete" else "ended with one line and exit code 1")
+
+
+# Decode workers in trouble.
+
+
+def decoder_hangs(lab: Lab, drawn: random.Random) -> str | None:
+    """A worker is stopped where it is: it neither ends nor answers any more."""
+    cache = lab.fresh()
+    run = lab.extract(cache, "--time-limit", 4)
+    lab.moment(run, cache, drawn, first=1)
+    if run.code() is not None or not (workers := run.decoders()):
+        return None
+    os.kill(workers[0], signal.SIGSTOP)
+    assert run.wait() == 3, run.said()
+    return _failed_and_mended(lab, cache, lab.calm, "DecodeTimeout", (f"clip{BROKEN}",))
+
+
+def _failed_and_mended(lab: Lab, cache: Path, calm: Path, error: str, always: tuple[str, ...] = ()) -> str | None:
+    """The clips that failed are named as such, the others are unharmed, and `repair` makes the cache the undisturbed one."""
+    failed = {clip: kind for clip, kind in failures(cache).items() if clip not in always}
+    if not failed:
+        assert not differences(cache, calm)
+        return None
+    assert set(failed.values()) == {error}, failed
+    shards = [f"{int(clip.removeprefix('clip')):05d}" for clip in failed]
+    assert not (wrong := differences(cache, calm, but=shards)), wrong
+    before = {shard: mark for shard, mark in done(cache).items() if shard not in (*shards, f"{BROKEN:05d}")}
+    code, said = lab.asked("repair", "--cache", cache, "--device", "cpu", "--workers", 0)
+    assert code == (3 if always else 0), said
+    assert before.items() <= done(cache).items(), "a finished shard was done again"
+    assert not (wrong := differences(cache, calm)), wrong
+    return f"the clip was recorded as failed ({error}), the others went on, repair brought it"
+
+
+def worker_out_of_memory(lab: Lab, drawn: random.Random) -> str | None:
+    """Its address space is limited, so that allocations for a clip of large frames fail."""
+    cache, room = lab.fresh(), drawn.randrange(60, 200) << 20
+
+    def limit(worker: int) -> bool:
+        loaded = "libdecord" in _read(worker, "maps")  # else its libraries would not load, which is another fault
+        if loaded:
+            most = int(_read(worker, "statm").split()[0]) * resource.getpagesize() + room
+            resource.prlimit(worker, resource.RLIMIT_AS, (most, most))
+        return loaded
+
+    return _at_the_fat_clip(lab, cache, limit)
+
+
+def worker_killed_by_the_kernel(lab: Lab, drawn: random.Random) -> str | None:
+    """As by the kernel where memory is short: with SIGKILL, whenever it has the clip of large frames open."""
+    cache, wait = lab.fresh(), drawn.uniform(0, 0.05)
+
+    def kill(worker: int) -> bool:
+        time.sleep(wait)
+        os.kill(worker, signal.SIGKILL)
+        return True
+
+    return _at_the_fat_clip(lab, cache, kill)
+
+
+def _at_the_fat_clip(lab: Lab, cache: Path, act: Callable[[int], bool]) -> str | None:
+    """Calls `act(worker)` on every worker that has the clip open, until it returns True."""
+    calm, fat = lab.memory_calm, str(lab.memory_world / f"clip{FAT}.mp4")
+    run = lab.extract(cache, world=lab.memory_world)
+    harmed: set[int] = set()
+    while run.code() is None:
+        for worker in set(run.decoders()) - harmed:
+            with suppress(ProcessLookupError, IndexError):  # it has just ended
+                if _has_open(worker, fat) and act(worker):
+                    harmed.add(worker)
+        time.sleep(0.001)
+    if not harmed:
+        return None
+    assert run.wait() == (3 if failures(cache) else 0), run.said()
+    kinds = set(failures(cache).values())
+    if not kinds:
+        assert not differences(cache, calm)
+        return None
+    return _failed_and_mended(lab, cache, calm, kinds.pop())
+
+
+def _has_open(pid: int, path: str) -> bool:
+    try:
+        return any(os.readlink(f"/proc/{pid}/fd/{number}") == path for number in os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return False
+
+
+def _read(pid: int, what: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{what}").read_text()
+    except OSError:
+        return ""
+
+
+# The cluster.
+
+
+def dask_scheduler_lost(lab: Lab, drawn: random.Random) -> str | None:
+    cache, file = lab.fresh(), lab.folder / "scheduler.json"
+    file.unlink(missing_ok=True)
+    loopback = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
+    scheduler = lab.start((*loopback, "--port", 0, "--scheduler-file", file), "scheduler")
+    until(file.exists, "the scheduler is there")
+    worker = lab.start(("--scheduler-file", file, "--nthreads", 1, "--no-nanny", "--no-dashboard"), "worker")
+    until(lambda: "tcp://" in file.read_text(), "it says where")
+    run = lab.extract(cache, "--scheduler", json.loads(file.read_text())["address"])
+    lab.moment(run, cache, drawn)
+    over = len(done(cache)) == CLIPS
+    scheduler.kill(signal.SIGKILL)
+    code = run.wait()
+    try:
+        if over and code == 3:
+            return None
+        assert code == 1, (code, run.said())
+        assert "scheduler is gone" in run.said(), run.said()
+        assert RESUMES in run.said(), run.said()
+        lab.complete(cache, done(cache))  # its worker may still be at a shard
+    finally:
+        worker.kill(signal.SIGKILL, True)
+    return "ended with one line and exit code 1; a rerun beside its workers completed it"
+
+
+# Files that change.
+
+
+def video_changed(lab: Lab, drawn: random.Random) -> str:
+    """A video is replaced between two runs: a shard is of the one or of the other, and what is finished is not done again."""
+    world, cache, count = lab.folder / f"world-{drawn.getrandbits(32):x}", lab.fresh(), drawn.choice((CLIPS - 2, CLIPS - 1))
+    shutil.copytree(lab.world, world)
+    changed = f"{drawn.randrange(BROKEN + 1, CLIPS):05d}"
+    assert lab.extract(cache, "--shard", f"0-{count}", world=world, workers=0).wait() == 3
+    before = done(cache)
+    shutil.copy(lab.changed_world / f"clip{CLIPS - 1}.mp4", world / f"clip{int(changed)}.mp4")
+    assert lab.extract(cache, world=world, workers=0).wait() == 3
+    assert before.items() <= done(cache).items(), "a finished shard was done again"
+    assert not [name for name in differences(cache, lab.calm, but=[changed]) if name.endswith(".h5")]
+    was = (cache / f"features/{changed}.h5").read_bytes() == (lab.calm / f"features/{changed}.h5").read_bytes()
+    assert was == (changed in before)
+    code, said = lab.asked("verify", "--cache", cache, "--workers", 0)
+    assert code == 3, said
+    assert said.count("failed") == 1, said  # the one that is no video
+    shutil.rmtree(world)
+    return "a video: its shard stays as it was if it was finished, else has the new one; the others are unharmed"
+
+
+def input_changed(lab: Lab, drawn: random.Random) -> str:
+    """The manifest or the file of boxes has changed: the rerun is refused, for its rows would not fit those that are there."""
+    world, cache = lab.folder / f"world-{drawn.getrandbits(32):x}", lab.fresh()
+    shutil.copytree(lab.world, world)
+    name = drawn.choice(("manifest.csv", "boxes.csv"))
+    shards = f"0-{drawn.randrange(BROKEN, CLIPS - 1)}"
+    assert lab.extract(cache, "--shard", shards, world=world, workers=0).wait() == 3
+    before, lines = done(cache), (world / name).read_bytes().splitlines(keepends=True)
+    del lines[drawn.randrange(1, len(lines))]
+    (world / name).write_bytes(b"".join(lines))
+    run = lab.extract(cache, world=world, workers=0)
+    assert run.wait() == 2, run.said()
+    assert ("manifest" if name == "manifest.csv" else "proposal_options.file") in run.said(), run.said()
+    assert done(cache) == before
+    shutil.copy(lab.world / name, world / name)
+    assert lab.extract(cache, world=world, workers=0).wait() == 3
+    assert before.items() <= done(cache).items(), "a finished shard was done again"
+    assert not [found for found in differences(cache, lab.calm) if found.endswith(".h5")]
+    shutil.rmtree(world)
+    return f"{name}: refused with one line and exit code 2; with the old one, the rerun completed it"
+
+
+def shard_changed(lab: Lab, drawn: random.Random) -> str:
+    """A bit of a shard's files is flipped, or a file is gone."""
+    cache = lab.fresh()
+    shutil.copytree(lab.calm, cache)
+    shard, how = drawn.choice([k for k in range(CLIPS) if k != BROKEN]), drawn.choice(("flipped bit", "cut short", "gone"))
+    path = cache / f"features/{shard:05d}{drawn.choice(('.h5', '.json'))}"
+    data = bytearray(path.read_bytes())
+    if how == "gone":
+        path.unlink()
+    else:
+        place = drawn.randrange(len(data))
+        data[place] ^= 1 << drawn.randrange(8)
+        path.write_bytes(data if how == "flipped bit" else data[:place])
+    before = {name: mark for name, mark in done(cache).items() if int(name) not in (shard, BROKEN)}
+    code, said = lab.asked("verify", "--cache", cache, "--workers", 0)
+    assert code == 3, said
+    assert f"{shard:05d}" in said or f"missing: {shard}" in said, said
+    code, said = lab.asked("repair", "--cache", cache, "--device", "cpu", "--workers", 0)
+    assert code == 3, said
+    assert before.items() <= done(cache).items(), "a finished shard was done again"
+    assert not (wrong := differences(cache, lab.calm)), wrong
+    return f"{path.suffix}, {how}: verify found it, repair mended it"
+
+
+# Clocks.
+
+
+def clocks_jump(lab: Lab, drawn: random.Random) -> str:
+    """Two runs at once, whose clocks jump by years; the times of their files, too. No shard is done twice for it."""
+    cache = lab.fresh()
+    runs = [lab.extract(cache, clock=True, workers=0) for _ in range(2)]
+    while any(run.code() is None for run in runs):
+        _shake(cache, drawn)
+        time.sleep(0.002)
+    assert [run.code() for run in runs] == [3, 3], [run.said() for run in runs]
+    assert sum(map(_clips, runs)) == CLIPS, [run.said() for run in runs]
+    lab.complete(cache, done(cache))
+    return "two runs at once: every shard was done once"
+
+
+def clocks_jump_after_a_kill(lab: Lab, drawn: random.Random) -> str | None:
+    """What a killed run left is dated years off; the next run takes over at once all the same."""
+    cache = lab.fresh()
+    run = lab.extract(cache, clock=True, workers=0)
+    lab.moment(run, cache, drawn)
+    run.kill(signal.SIGKILL)
+    if run.wait() != -signal.SIGKILL:
+        return None
+    _shake(cache, drawn)
+    before = done(cache)
+    again = lab.extract(cache, clock=True, workers=0)
+    assert again.wait() == 3, again.said()
+    assert before.items() <= done(cache).items(), "a finished shard was done again"
+    assert not (wrong := differences(cache, lab.calm)), wrong
+    return "a killed run's claims and part files: taken over at once"
+
+
+def _shake(cache: Path, drawn: random.Random) -> None:
+    for name in half_written(cache):
+        when = drawn.choice((0, 10**9, time.time() + 10**9))
+        with suppress(FileNotFoundError):
+            os.utime(cache / "features" / name, (when, when))
+
+
+def _clips(run: Run) -> int:
+    """How many clips a run says that it has done."""
+    found = re.search(r": (\d+) clips, \d+ views in ", run.said())
+    return int(found[1]) if found else 0
+
+
+# (fault, how often in `make test`, where others of its kind are, how often in `make test-slow`)
+FAULTS: dict[str, tuple[Fault, int, int]] = {
+    "the main process is killed (SIGKILL)": (main_process_killed, 1, 50),
+    "a decode worker is killed (SIGKILL)": (decode_worker_killed, 1, 50),
+    "Ctrl-C": (ctrl_c, 1, 25),
+    "SIGTERM": (sigterm, 0, 25),
+    "the disk is full": (disk_full, 1, 25),
+    "the cache is read-only": (cache_read_only, 1, 9),
+    "a decoder hangs": (decoder_hangs, 1, 5),
+    "a worker runs out of memory": (worker_out_of_memory, 1, 10),
+    "the kernel kills a worker that needs memory": (worker_killed_by_the_kernel, 0, 10),
+    "the Dask scheduler is lost": (dask_scheduler_lost, 1, 5),
+    "a video changes between runs": (video_changed, 1, 5),
+    "the manifest or the boxes change between runs": (input_changed, 0, 5),
+    "a shard changes after it was finished": (shard_changed, 1, 25),
+    "clocks jump": (clocks_jump, 1, 10),
+    "clocks jump after a kill": (clocks_jump_after_a_kill, 0, 10),
+}
+
+
+def inject(lab: Lab, fault: Fault, count: int, seed: int = 0) -> Counter:
+    """Injects a fault `count` times at moments of its own: what happened -> how often."""
+    found: Counter = Counter()
+    for number in itertools.count():
+        if (outcome := fault(lab, random.Random(f"{fault.__name__} {seed} {number}"))) is not None:
+            found[outcome] += 1
+        assert number < 20 + 5 * count, "the fault rarely met a run"
+        if found.total() == count:
+            return found
+
+
+def main() -> None:
+    """Prints a table: the fault, how often, what happened, how long it took."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--count", type=int, help="times that each fault is injected, instead of its own number")
+    parser.add_argument("--only", default="", help="faults whose functions have one of these in their names, comma-separated")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, Lab(Path(folder)) as lab:
+        print("| fault | injected | what happened | seconds |\n|---|---|---|---|", flush=True)
+        for name, (fault, _, count) in FAULTS.items():
+            if not any(part in fault.__name__ for part in given.only.split(",")):
+                continue
+            begun, _ = time.monotonic(), lab.calm
+            try:
+                found = inject(lab, fault, given.count or count, given.seed)
+                told = "; ".join(f"{count} × {outcome}" for outcome, count in found.most_common())
+            except CannotBeMade as error:
+                found, told = Counter(), f"skipped: {error}"
+            except AssertionError as error:
+                traceback.print_exc()
+                found, told = Counter(), f"A PROMISE WAS BROKEN: {' '.join(str(error).split())}"
+            print(f"| {name} | {found.total()} | {told} | {time.monotonic() - begun:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""After any fault (tests/faults.py injects them) and a rerun, the cache is the undisturbed one, byte for byte."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny_videos
+from fault_lab import BROKEN, CLIPS, OPTIONS, ROOT, Lab, differences, half_written
+from faults import FAULTS, CannotBeMade, inject
+from test_claims import writer_of
+
+import pipeline.extract
+from pipeline import shards
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the laboratory of faults needs Linux's /proc")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with Lab(tmp_path_factory.mktemp("lab")) as lab:
+        yield lab
+
+
+def _inject(lab: Lab, name: str, count: int, seed: int) -> None:
+    fault = FAULTS[name][0]
+    try:
+        assert inject(lab, fault, count, seed).total() == count
+    except CannotBeMade as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("name", [name for name, (_, few, _) in FAULTS.items() if few])
+def test_after_a_fault_a_rerun_gives_the_undisturbed_cache(lab, name):
+    _inject(lab, name, FAULTS[name][1], seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTS)
+def test_after_many_faults_too(lab, name):
+    _inject(lab, name, FAULTS[name][2], seed=0)
+
+
+@pytest.mark.slow
+def test_a_run_of_the_laboratory_does_what_the_command_does(lab, tmp_path):
+    files = ["--manifest", lab.world / "manifest.csv", "--annotations", lab.world / "boxes.csv", "--cache", tmp_path / "cache"]
+    command = [sys.executable, "-m", "cli", "extract", *files, *OPTIONS.split()]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 3
+    assert not differences(tmp_path / "cache", lab.calm)
+
+
+def test_the_comparison_sees_what_is_missing_left_or_other(lab, tmp_path):
+    cache = tmp_path / "cache"
+    shutil.copytree(lab.calm, cache)
+    assert not differences(cache, lab.calm)
+    assert len(list((cache / "features").glob("*.h5"))) == CLIPS
+    data = bytearray((cache / "features/00001.h5").read_bytes())
+    data[-1] ^= 1
+    (cache / "features/00001.h5").write_bytes(data)
+    marker = cache / f"features/{BROKEN:05d}.json"
+    record = json.loads(marker.read_text())
+    record["failures"] = []
+    marker.write_text(json.dumps(record))
+    (cache / "features/00002.json").unlink()
+    (cache / "features/00003.claim").touch()
+    expected = {"features/00001.h5", f"features/{BROKEN:05d}.json", "features/00002.json", "features/00003.claim"}
+    assert set(differences(cache, lab.calm)) == expected
+    assert half_written(cache) == ["00003.claim"]
+
+
+def test_a_disk_that_is_full_when_a_shard_begins_leaves_no_part_file(tmp_path, monkeypatch):
+    def full(path, *_how, **_more):
+        Path(path).touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shards.h5py, "File", full)
+    with pytest.raises(OSError, match="No space left"):
+        writer_of(tmp_path / "00000.h5")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shard_that_waits_for_one_that_fails_leaves_no_part_file(tmp_path, monkeypatch):
+    """The second shard is written while the first is hashed; the error of the first ends the run."""
+
+    def full(_complete, _claim):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    world = tiny_videos.make_videos(tmp_path / "world", 3)
+    monkeypatch.setattr(pipeline.extract, "_finish", full)
+    with pytest.raises(OSError, match="No space left"):
+        tiny_videos.run(world, tmp_path / "cache", options=replace(tiny_videos.INLINE, shard_size=1))
+    assert not list((tmp_path / "cache" / "features").iterdir())
+
+
+def test_a_shard_that_has_no_room_is_not_begun(tmp_path, monkeypatch):
+    """HDF5 crashes the process (SIGSEGV) where a disk has one page left when a file is made; so it is asked before."""
+    found = os.statvfs(tmp_path)
+    monkeypatch.setattr(shards.os, "statvfs", lambda path: SimpleNamespace(f_blocks=9, f_bavail=1, f_frsize=found.f_frsize))
+    with pytest.raises(OSError, match=r"No space left on device: expected [\d,]+ bytes for the next shard, [\d,]+ are free"):
+        writer_of(tmp_path / "00000.h5")
+    assert not list(tmp_path.iterdir())
