@@ -12,7 +12,7 @@ STUDY    ?=
 DEMO     ?= demo
 KIND     ?= folder
 CLUSTER  :=
-BUDGET   ?= 15
+BUDGET   ?= 40
 ARGS     ?=
 
 .DEFAULT_GOAL := help

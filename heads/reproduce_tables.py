@@ -29,7 +29,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Size:
-    """How large a reproduction is. `minutes` of one seed of all its rows: about what it takes on one CPU core.
+    """How large a reproduction is. `minutes` of one seed of all rows and tasks on one CPU core, as estimated from the time of
+    a mini-batch.
 
     `classes` of digits, at least (a task whose digits differ needs as many); `videos` of the splits train, val, test;
     `end_to_end`: the share of the training videos that rows which train from frames get. `cnn`: channels of the digit network,
@@ -89,8 +90,8 @@ RSTG = Table(
     ),
     (
         Size("tiny", 0, 3, (24, 12, 12), cnn=4, width=4, trunk=2, epochs=1, batch=12, task={"reach": 30}),
-        Size("small", 6, 3, (6000, 300, 600), cnn=16, width=24, trunk=4, epochs=4, end_to_end=0.1, task={"reach": 30}),
-        Size("middle", 60, 5, (20000, 1000, 2000), cnn=32, width=48, trunk=8, epochs=8, end_to_end=0.2, task={"reach": 20}),
+        Size("small", 20, 3, (6000, 300, 600), cnn=16, width=24, trunk=4, epochs=4, end_to_end=0.1, task={"reach": 30}),
+        Size("middle", 200, 5, (20000, 1000, 2000), cnn=32, width=48, trunk=8, epochs=8, end_to_end=0.2, task={"reach": 20}),
         Size("large", 900, 10, (60000, 2000, 5000), cnn=64, width=128, trunk=16, epochs=10),
         Size("paper", 50000, 10, (600000, 10000, 10000), cnn=512, width=512, trunk=64, epochs=5),
     ),
@@ -124,7 +125,7 @@ DYREG = Table(
         ),
         Size(
             "small",
-            8,
+            10,
             3,
             (1000, 250, 500),
             cnn=0,
