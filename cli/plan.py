@@ -14,7 +14,7 @@ from cli.extract import _config, _networks, _running, _views
 @click.option("--manifest", required=True, type=click.Path(path_type=Path), help="The clips (see `vidgraph manifest`).")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder that its paths start from.  [default: its own]")
 @click.option("--cache", required=True, type=click.Path(path_type=Path), help="Folder that `extract` would write to.")
-@click.option("--clips", default=8, type=click.IntRange(min=1), help="Clips of a measured shard; nine quarters of it are extracted.")
+@click.option("--clips", default=8, type=click.IntRange(min=1), help="Clips of a measured shard; 9/4 of them are extracted.")
 @_views
 @_networks
 @_running
