@@ -75,7 +75,7 @@ def _attend(order: dict) -> None:
     for source, target in ((os.open(os.devnull, os.O_RDONLY), 0), (out, 1), (out, 2)):
         os.dup2(source, target)
     if order["clock"]:
-        now, drawn = time.time, random.Random(pid or os.getpid())
+        now, drawn = time.time, random.Random(os.getpid())
         time.time = lambda: now() + drawn.choice(JUMPS)
         time.time_ns = lambda: int(time.time() * 1e9)
     if order["program"] == "vidgraph":
