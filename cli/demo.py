@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli._interrupt import stoppable
 from cli._options import device_option, pick_device
 
 if TYPE_CHECKING:
@@ -139,11 +140,12 @@ def command(out, task, videos, val_videos, test_videos, seeds, seed, images, wor
     keep_freed_memory()
     begun = time.monotonic()
     asked, device = Demo(task, videos, val_videos, test_videos, seed, images), pick_device(device)
-    steps = _open(out, asked)
-    found = load_images(images)
-    _videos(steps, out, asked, found, workers)
-    _cache(steps, out, _config(asked, *_networks(steps, out, asked, found)), device)
-    rows = _train(steps, out, seeds, device)
+    with stoppable("stopped; finished steps, shards and epochs are kept, the same command resumes"):
+        steps = _open(out, asked)
+        found = load_images(images)
+        _videos(steps, out, asked, found, workers)
+        _cache(steps, out, _config(asked, *_networks(steps, out, asked, found)), device)
+        rows = _train(steps, out, seeds, device)
     _report(out, asked, rows, time.monotonic() - begun)
     return 0
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from cli._interrupt import stoppable
 from cli._options import device_option
 
 _FILE = click.Path(path_type=Path)
@@ -43,18 +44,19 @@ def command(
     from pipeline.repair import Moved, as_extracted, redo_graphs
     from pipeline.verify import bad_shards
 
-    device = pick_device(device)
-    workers = default_workers(device) if workers is None else workers
-    found, code = bad_shards(cache, workers), 0
-    if not any(found.values()):
-        click.echo(f"{cache}: nothing to repair")
-        return 0
-    if features := found["features"]:
-        click.echo(f"{cache}: redoing {len(features)} shards: {', '.join(map(str, features))}", err=True)
-        options = RunOptions(device=device, workers=workers, time_limit=time_limit)
-        config, manifest, options = as_extracted(cache, options, Moved(root, weights, annotations, proposal_weights))
-        code = run(config, manifest, cache, options, features, redo=True)
-    if any((cache / "graphs").glob("*.h5")):
-        written = redo_graphs(cache, found["graphs"], device=device)
-        click.echo(f"{cache}: graphs of {len(written)} shards computed again")
+    with stoppable("stopped; finished shards are kept, the same command goes on"):
+        device = pick_device(device)
+        workers = default_workers(device) if workers is None else workers
+        found, code = bad_shards(cache, workers), 0
+        if not any(found.values()):
+            click.echo(f"{cache}: nothing to repair")
+            return 0
+        if features := found["features"]:
+            click.echo(f"{cache}: redoing {len(features)} shards: {', '.join(map(str, features))}", err=True)
+            options = RunOptions(device=device, workers=workers, time_limit=time_limit)
+            config, manifest, options = as_extracted(cache, options, Moved(root, weights, annotations, proposal_weights))
+            code = run(config, manifest, cache, options, features, redo=True)
+        if any((cache / "graphs").glob("*.h5")):
+            written = redo_graphs(cache, found["graphs"], device=device)
+            click.echo(f"{cache}: graphs of {len(written)} shards computed again")
     return code

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from cli._interrupt import stoppable
 from cli._options import device_option, set_option
 
 
@@ -46,20 +47,21 @@ def command(recipe, cache, manifest, runs, name, seed, device, precision, reside
 
     keep_freed_memory()
     chosen = read_recipe(recipe, settings)
-    result = train(
-        chosen,
-        Cache(cache),
-        runs / (name or f"{chosen.name}-seed{seed}"),
-        seed=seed,
-        device=device,
-        precision=precision,
-        manifest=read_manifest(manifest) if manifest else None,
-        resume=resume,
-        resident=resident,
-        say=click.echo,
-        phase=phase,
-        start=start,
-    )
+    with stoppable("stopped; finished epochs are kept, the same command resumes"):
+        result = train(
+            chosen,
+            Cache(cache),
+            runs / (name or f"{chosen.name}-seed{seed}"),
+            seed=seed,
+            device=device,
+            precision=precision,
+            manifest=read_manifest(manifest) if manifest else None,
+            resume=resume,
+            resident=resident,
+            say=click.echo,
+            phase=phase,
+            start=start,
+        )
     print_figures(f"{chosen.name}, seed {seed}: {result.parameters:,} parameters, epoch {result.best_epoch}", result.metrics)
     share = 100 * result.waiting / max(result.seconds, 1e-9)
     click.echo(f"{result.epochs} epochs in {result.seconds:.1f} s, of which {share:.1f} % waiting for data; {result.folder}")

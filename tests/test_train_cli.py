@@ -152,3 +152,15 @@ def test_a_loss_that_is_not_finite_is_exit_code_1(place, capsys):
     assert code == 1
     assert err.count("\n") == 1
     assert "lower train.lr" in err
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_resume(place, capsys, monkeypatch):
+    import heads.train
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(heads.train, "train", interrupted)
+    code, _, said = train(capsys, place)
+    assert code == 130
+    assert "the same command resumes" in said
