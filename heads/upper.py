@@ -18,6 +18,14 @@ def points_of(at: str) -> tuple[str, ...]:
     return tuple(point.strip() for point in at.split(",") if point.strip())
 
 
+def points_in(head: str, backbone: str, at: str) -> tuple[str, ...]:
+    """The points `at` which modules stand in `backbone`; ValueError unless both are given or neither is ("")."""
+    points = points_of(at)
+    if bool(backbone) != bool(points):
+        raise ValueError(f"head {head}: backbone and at go together, got backbone={backbone!r} and at={at!r}")
+    return points
+
+
 def upper(head: str, dims: Dims, backbone: str, options: dict, weights: str, points: tuple[str, ...]) -> tuple[str, Backbone]:
     """(cut, backbone): the whole backbone for modules at `points`, and the last cut that no module comes before.
 

@@ -1,6 +1,5 @@
 """Stage one as a whole: small videos through a small network, onto the disk and back."""
 
-import csv
 import os
 import shutil
 import signal
@@ -12,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_videos
 import torch
+from tiny_videos import write_csv
 
 from pipeline import boxes as geometry
 from pipeline.backbones import build_backbone
@@ -66,22 +67,8 @@ def world(tmp_path_factory) -> Path:
     return folder
 
 
-def write_csv(path: Path, header, rows) -> None:
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows((header, *rows))
-
-
 def config_of(world: Path, **changes) -> ExtractConfig:
-    base = ExtractConfig(
-        backbone="digit_cnn",
-        backbone_options={"width": 8},
-        keep=("pooled", "nodes", "conv2"),
-        sampling=SAMPLING,
-        proposals="annotations",
-        proposal_options={"file": str(world / "boxes.csv"), "num_boxes": 2},
-        dtype="float32",
-    )
-    return replace(base, **changes)
+    return tiny_videos.config_of(world, **{"sampling": SAMPLING, **changes})
 
 
 def run(world: Path, cache: Path, config: ExtractConfig | None = None, options: RunOptions = INLINE, **more):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from heads.batch import Clips, Dims, HeadOutput
 from heads.dyreg_kernels import Pair
 from heads.dyreg_module import DyReg, recorded
-from heads.upper import frames_of, points_of, unpadded, upper
+from heads.upper import frames_of, points_in, unpadded, upper
 from heads.variants import at_least
 from pipeline.backbones import Backbone
 
@@ -105,9 +105,7 @@ def build(
     `iterations`: K; `dropout` before the classifier.
     """
     at_least("dyreg", 1, width=width, offset_width=offset_width, iterations=iterations)
-    points = points_of(at)
-    if bool(backbone) != bool(points):
-        raise ValueError(f"head dyreg: backbone and at go together, got backbone={backbone!r} and at={at!r}")
+    points = points_in("dyreg", backbone, at)
 
     def module(channels: int, grid: Pair) -> DyReg:
         return DyReg(

@@ -21,7 +21,7 @@ from torch import nn
 from heads.batch import Clips, Dims, HeadOutput
 from heads.rstg_graph import FURTHER, VARIANTS, Choices
 from heads.rstg_module import RSTG
-from heads.upper import norms_in_evaluation, points_of, unpadded, upper
+from heads.upper import norms_in_evaluation, points_in, unpadded, upper
 from heads.variants import at_least, resolve
 from pipeline.backbones import Backbone
 
@@ -97,9 +97,7 @@ def build(
     `dropout`. ValueError for a point that has no cut before it.
     """
     at_least("rstg_map", 1, width=width, iterations=iterations)
-    points = points_of(at)
-    if bool(backbone) != bool(points):
-        raise ValueError(f"head rstg_map: backbone and at go together, got backbone={backbone!r} and at={at!r}")
+    points = points_in("rstg_map", backbone, at)
     given = {
         "neighbourhood": neighbourhood,
         "attention": attention,
