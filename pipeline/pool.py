@@ -22,6 +22,7 @@ from typing import Any
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MOST_LOSSES = 3  # workers that may die between being given a task and beginning with it, before it is to blame
+MOST_STARTS = 3  # per worker: starts in a row that a signal may end before none of them comes up any more
 
 
 class WorkerDied(RuntimeError):
@@ -57,7 +58,8 @@ class Pool:
 
         `tasks` is iterated lazily, at most `ahead` tasks beyond the last one yielded. In place of a result comes the exception
         that `function` raised, a TimeoutError when the task took too long, or WorkerDied when its process ended. RuntimeError
-        if workers cannot start at all; whatever pickling raises if a task cannot be sent.
+        if workers cannot start at all (one that a signal ends while it starts is started again, MOST_STARTS times in a row for
+        each worker); whatever pickling raises if a task cannot be sent.
         """
         if ahead < 1:
             raise ValueError(f"ahead: expected 1 or more, got {ahead}")
@@ -133,6 +135,7 @@ class _Worker:
         theirs.close()  # else the worker's death would not end the pipe
         self.pipe = ours
         self.ready = False
+        self.signalled = False  # ended by a signal
         self.begun = False  # with its ticket
         self.ticket: _Ticket | None = None
         self.deadline = float("inf")
@@ -150,7 +153,8 @@ class _Worker:
         code = self.process.exitcode
         self.pipe.close()
         self.process.close()
-        if code >= 0:
+        self.signalled = code < 0
+        if not self.signalled:
             return f"exit status {code}"
         name = signal.Signals(-code).name if -code in set(signal.Signals) else "unknown"
         return f"signal {-code}, {name}" + ("; the machine may be out of memory" if -code == signal.SIGKILL else "")
@@ -173,6 +177,7 @@ class _Feeder(threading.Thread):
         self._lock = threading.Lock()  # guards _queue against _broken, so that no ticket is left behind
         self._closing = False
         self._broken = ""
+        self._vain = 0  # starts in a row that a signal ended
 
     def submit(self, task: Any) -> _Ticket:
         ticket = _Ticket(task)
@@ -271,7 +276,7 @@ class _Feeder(threading.Thread):
             worker.ticket.finish(answer)
             worker.ticket, worker.deadline = None, float("inf")
         elif answer is None:
-            worker.ready = True
+            worker.ready, self._vain = True, 0
         else:
             raise RuntimeError(f"cannot load the pool's function ({answer!r})") from answer
 
@@ -287,7 +292,11 @@ class _Feeder(threading.Thread):
         timed_out = timed_out or time.monotonic() > worker.deadline
         how = worker.end()
         if not ready:
-            raise RuntimeError(f"a worker ended while it started ({how}); its own message is above")
+            self._vain += 1
+            if not worker.signalled:
+                raise RuntimeError(f"a worker ended while it started ({how}); its own message is above")
+            if self._vain > MOST_STARTS * self._count:
+                raise RuntimeError(f"{self._vain} workers in a row ended while they started (the last: {how})")
         if ticket and timed_out:
             ticket.finish(TimeoutError(f"took longer than {self._timeout:g} s"))
         elif ticket:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.pool import Pool, RemoteTraceback, WorkerDied, _Worker
+from pipeline.pool import MOST_STARTS, Pool, RemoteTraceback, WorkerDied, _Worker
 
 ROOT = Path(__file__).parent.parent
 
@@ -82,6 +82,14 @@ class LoadsBadly:
 
     def __call__(self, task):
         return task
+
+
+def starts_after(folder: Path, deaths: int, goes_on) -> object:
+    """Loading it kills the process, `deaths` times in all; then it is `goes_on`. Every start leaves a file in `folder`."""
+    (folder / str(os.getpid())).touch()
+    if len(os.listdir(folder)) <= deaths:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return goes_on
 
 
 def gone(pid: int, within: float = 5.0) -> bool:
@@ -220,6 +228,29 @@ def test_a_task_that_no_worker_had_begun_is_not_lost(monkeypatch):
         ((_task, answer),) = pool.imap([0], ahead=1)
     assert isinstance(answer, int)
     assert answer not in killed
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_started_again(tmp_path):
+    """Both workers are; the last one as often as may be."""
+    with Pool(LoadsBadly(starts_after, tmp_path, 2 * MOST_STARTS, misbehave), workers=2, timeout=30) as pool:
+        assert list(pool.imap([1, 2, 3], ahead=3)) == [(1, 2), (2, 4), (3, 6)]
+
+
+def test_workers_that_are_always_killed_while_they_start_end_the_run_after_so_many(tmp_path):
+    with Pool(LoadsBadly(starts_after, tmp_path, 1000, misbehave), workers=1, timeout=30) as pool:
+        with pytest.raises(RuntimeError, match=f"{MOST_STARTS + 1} workers in a row .*SIGKILL"):
+            list(pool.imap([1], ahead=1))
+    assert len(os.listdir(tmp_path)) == MOST_STARTS + 1
+
+
+def test_a_worker_that_comes_up_makes_up_for_those_that_were_killed_before(tmp_path):
+    """Kills at the start do not add up over the days that a run takes."""
+    unlucky = LoadsBadly(starts_after, tmp_path, MOST_STARTS, misbehave)
+    with Pool(unlucky, workers=1, timeout=30, again=1) as pool:
+        assert list(pool.imap([1], ahead=1)) == [(1, 2)]
+        for start in tmp_path.iterdir():
+            start.unlink()
+        assert isinstance(next(pool.imap(["killed"], ahead=1))[1], WorkerDied)
 
 
 def pool_of_a_daemon(_task) -> list:
