@@ -97,7 +97,7 @@ def command(ctx, **given) -> int:
     checkpoints are weights for `vidgraph extract --weights RUN/best.pt`. Several GPUs:
     `torchrun --nproc-per-node 8 --no-python vidgraph finetune ...`.
 
-    A recipe without phases is trained as it stands, with --train-from.
+    A recipe without phases is trained as it stands, with --train-from. Exit code 3: some clips could not be decoded.
     """
     if given["cache"] is None and given["manifest"] is None:
         raise click.UsageError("expected --cache, or --manifest and the options of `vidgraph extract`")
@@ -166,4 +166,5 @@ def _run(ctx: click.Context, given: dict) -> int:
     print_figures(title, result.metrics)
     share = 100 * result.waiting / max(result.seconds, 1e-9)
     click.echo(f"{result.epochs} epochs in {result.seconds:.1f} s, of which {share:.1f} % waiting for data; {result.folder}")
-    return 0
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1  # torchrun takes any other code than 0 for a crash
+    return 3 if result.undecoded and alone else 0

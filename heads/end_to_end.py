@@ -25,11 +25,12 @@ from heads.batch import Clips
 from heads.data import Part, swap_table
 from heads.evaluate import Predictions, figures, write_predictions
 from heads.frames import FramesLearner, How, Source, for_whole
-from heads.learner import LossNotFinite, loss_of
+from heads.frames_reader import FramesReader
 from heads.live import Live
 from heads.members import SPLITS, Result
 from heads.parallel import World
-from heads.recipe import PLAIN, Recipe, to_toml
+from heads.recipe import PLAIN, Recipe
+from heads.run_folder import RunFolder, epoch_line
 from heads.running import Say, mirrored
 from heads.tables import Phase
 from heads.transfer import default_checkpoint
@@ -79,44 +80,33 @@ class FramesRun:
         self.seconds = self.waiting = 0.0
         self.partial = _nothing()
         self.missing: dict[str, set[str]] = {split: set() for split in SPLITS}
-        self.writer: Any = None
+        self.files = RunFolder(self.folder, recipe)
 
     # --- the folder
 
     def finished(self) -> Result | None:
         """The result of this phase or a later one, if the folder has it; ValueError if it holds another run."""
-        done = self.folder / "metrics.json"
-        if not done.exists() or not (self.folder / "run.json").exists():
+        if (there := self.files.finished()) is None:
             return None
-        record, there = runs.read_json(done), runs.read_json(self.folder / "run.json")
-        if self._after(record["phase"]) != 0:
+        metrics, record = there
+        if self.files.after(metrics["phase"], self.phase.name) < 0:
             return None
-        runs.same_run(self.folder, there, {**self.about, "frames": self.reading})
-        return Result(**{**record, "folder": self.folder})
-
-    def _after(self, phase: str) -> int:
-        """How many phases after this one `phase` comes; ValueError for a later one."""
-        names = [one.name for one in self.whole.all_phases]
-        after = (names.index(phase) if phase in names else -1) - names.index(self.phase.name)
-        if after > 0:
-            raise ValueError(
-                f"{self.folder} has trained phase {phase}, which comes after {self.phase.name}: choose another folder "
-                "(--name), or start over with --no-resume"
-            )
-        return after
+        runs.same_run(self.folder, record, {**self.about, "frames": self.reading})
+        return Result(**{**metrics, "folder": self.folder})
 
     def open(self) -> bool:
         """Makes the run folder, or continues what is in it; whether this phase was begun before."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        last = self.folder / "last.pt"
-        saved = runs.load_checkpoint(last) if self.how.resume and last.exists() else None
+        saved = self.files.last() if self.how.resume else None
         continued = saved is not None and saved["phase"] == self.phase.name
         if saved is not None:
-            self._after(saved["phase"])
+            self.files.after(saved["phase"], self.phase.name)
             asked = self.about if continued else {**self.about, "precision": saved["about"]["precision"]}
             runs.same_run(self.folder, saved["about"], asked)
             for name in ("epochs_before", "steps_before", "seconds", "waiting"):
                 setattr(self, name, saved[name])
+            for split, clips in saved.get("missing", {}).items():
+                self.missing[split] |= set(clips)
         if continued:
             runs.same_run(self.folder, saved["frames"], self.reading)
             self.partial = saved["partial"]
@@ -133,22 +123,22 @@ class FramesRun:
 
     def _write_beginnings(self, anew: bool, continued: bool) -> None:
         if anew:
-            for name in ("last", *(phase.name for phase in self.whole.all_phases)):
-                (self.folder / f"{name}.pt").unlink(missing_ok=True)
+            self.files.remove("last", *(phase.name for phase in self.whole.all_phases))
         if not continued:
-            (self.folder / "best.pt").unlink(missing_ok=True)
-        (self.folder / "metrics.json").unlink(missing_ok=True)
-        runs.start_log(self.folder / "log.jsonl", self.epochs)
-        runs.write_text(self.folder / "recipe.toml", to_toml(self.whole))
+            self.files.remove("best")
         machine = {"device": str(self.device), "processes": self.world.size, "versions": runs.versions()}
-        runs.write_json(self.folder / "run.json", {**self.about, "frames": self.reading, **self.noted, **machine})
-        if self.how.tensorboard:
-            self.writer = runs.board(self.folder, self.steps_before + self.learner.progress.step)
+        record = {**self.about, "frames": self.reading, **self.noted, **machine}
+        self.files.begin(record, self.epochs, self.steps, self.how.tensorboard)
 
     @property
     def epochs(self) -> int:
         """Whole epochs that were trained, over all phases."""
         return self.epochs_before + self.learner.progress.epoch
+
+    @property
+    def steps(self) -> int:
+        """Mini-batches that were taken, over all phases."""
+        return self.steps_before + self.learner.progress.step
 
     @property
     def _inside(self) -> int:
@@ -163,7 +153,8 @@ class FramesRun:
         state = self.learner.state()
         head, backbone = self.network.split(state["state"])
         spent = {name: getattr(self, name) for name in ("epochs_before", "steps_before", "seconds", "waiting", "partial")}
-        mine = {"about": self.about, "frames": self.reading, "phase": self.phase.name}
+        missing = {split: sorted(clips) for split, clips in self.missing.items()}
+        mine = {"about": self.about, "frames": self.reading, "phase": self.phase.name, "missing": missing}
         runs.save_checkpoint(self.folder / "last.pt", {**mine, **spent, **state, "state": head, "backbone": backbone})
 
     # --- training
@@ -181,7 +172,7 @@ class FramesRun:
                     self.seconds += predictions.seconds
             self._end_epoch(found)
         if self.world.first:
-            self._keep()
+            self.files.keep(self.phase.name)
         self.world.wait()
 
     def _epoch(self) -> None:
@@ -225,76 +216,38 @@ class FramesRun:
 
     def _end_epoch(self, found: Mapping[str, float]) -> None:
         """Counts the epoch: log and checkpoints."""
+        self._lost("train", self.world.union(dict.fromkeys(self.missing["train"])))
         learner, partial = self.learner, self.partial
         begun = learner.progress.epoch * learner.steps_per_epoch
         lr = learner.training.lr_at(begun, learner.steps_per_epoch) * learner.progress.factor
         better = learner.end_epoch(found.get("map", found.get("top1", math.nan)), found.get("loss", math.nan))
         self.seconds += partial["seconds"]
         self.waiting += partial["waiting"]
-        step = self.steps_before + learner.progress.step
-        line = {"epoch": self.epochs, "step": step, "lr": lr, "loss": partial["loss"] / max(partial["seen"], 1)}
+        line = {"epoch": self.epochs, "step": self.steps, "lr": lr, "loss": partial["loss"] / max(partial["seen"], 1)}
         line |= {"seconds": partial["seconds"], "waiting": partial["waiting"], "val": dict(found), "phase": self.phase.name}
         self.partial = _nothing()
         if self.world.first:
-            runs.append_log(self.folder / "log.jsonl", line)
+            self.files.log(line)
             if better:
                 self._write_weights("best", self.epochs)
             self.save()  # last of all: a run killed before this repeats what came since the checkpoint before
-            if self.writer is not None:
-                runs.write_board(self.writer, line)
-        self.say(self._line(line, better))
-
-    def _line(self, line: Mapping[str, Any], better: bool) -> str:
-        of = self.recipe.train.total_epochs(self.learner.steps_per_epoch)
-        val = ", ".join(f"{k} {v:.3f}" if k == "loss" else f"{k} {100 * v:.1f} %" for k, v in line["val"].items())
-        share = 100 * line["waiting"] / max(line["seconds"], 1e-9)
-        return (
-            f"{self.phase.name} epoch {self.learner.progress.epoch}/{of}: loss {line['loss']:.4f}, lr {line['lr']:.2g}"
-            f"{', val ' + val if val else ''}{' (best)' if better else ''}; "
-            f"{line['seconds']:.1f} s, waited {line['waiting']:.1f} s ({share:.0f} %) for data"
-        )
+            self.files.show(line)
+        of = self.recipe.train.total_epochs(learner.steps_per_epoch)
+        self.say(epoch_line(line, self.phase.name, learner.progress.epoch, of, better))
 
     def _write_weights(self, name: str, epoch: int) -> None:
         head, backbone = self.network.split(self.learner.weights())
         kept = {"about": self.about, "phase": self.phase.name, "epoch": epoch, "state": head, "backbone": backbone}
         runs.save_checkpoint(self.folder / f"{name}.pt", kept)
 
-    def _keep(self) -> None:
-        """Writes what the phase ended with to PHASE.pt."""
-        saved = runs.load_checkpoint(self.folder / f"{default_checkpoint(self.folder)}.pt")
-        kept = {key: saved[key] for key in ("about", "phase", "state", "backbone")}
-        runs.save_checkpoint(self.folder / f"{self.phase.name}.pt", kept)
-
     # --- evaluation
 
     def predict(self, split: str) -> tuple[Predictions, Part]:
-        """The logits of every view of a split that could be had, and the split without the videos that could not.
-
-        LossNotFinite where a logit is not finite; ValueError where no view could be had.
-        """
-        begun = time.monotonic()
-        part = self.source.parts[split]
-        rows, video = part.all_rows()
-        mine, size = self.world.share(np.arange(len(rows))), self.recipe.evaluate.batch or self.batch
-        places = [mine[start : start + size] for start in range(0, len(mine), size)]
-        table, seen = np.zeros((len(rows), len(self.classes)), np.float32), np.zeros(len(rows), np.float32)
-        self.network.eval()
-        with torch.inference_mode(), self.learner.autocast():
-            for place, pieces in zip(places, self.source.batches(split, [rows[p] for p in places], 0), strict=True):
-                for clips, at in pieces:
-                    table[place[at]] = self.network(clips).logits.float().cpu().numpy()
-                    seen[place[at]] = 1
-        table, seen = self.world.sum(table, self.device), self.world.sum(seen, self.device) > 0
-        if not np.isfinite(table).all():
-            raise LossNotFinite(f"the logits on split {split} are not finite: the weights diverged; lower train.lr")
-        self._lost(split, (part.clips[k] for k in video[~seen]))
-        if not seen.any():
-            raise ValueError(f"split {split}: none of its {len(part)} clips can be decoded; run `vidgraph check`")
-        part, kept = _without(part, video[~seen]), ~np.isin(video, video[~seen])
-        table, (rows, video), loss = table[kept], part.all_rows(), math.nan
-        if part.targets is not None:
-            loss = loss_of(self.recipe.data.target)(torch.from_numpy(table), torch.from_numpy(part.targets[video])).item()
-        return Predictions(table, rows, video, loss, time.monotonic() - begun), part
+        """What the present weights predict for a split, and the split without the videos that could not be had."""
+        reader = FramesReader(self.network, self.source, self.recipe, len(self.classes), self.how.precision, self.world)
+        predictions, part, lost = reader.predict(split)
+        self._lost(split, lost)
+        return predictions, part
 
     def finish(self) -> Result:
         """Evaluates the chosen weights on val and test; metrics.json last, the mark of a finished phase."""
@@ -310,8 +263,8 @@ class FramesRun:
                 if self.world.first:
                     write_predictions(self.folder, split, predictions, part, self.recipe, self.classes)
         for split, part in self.source.parts.items():
-            failed = len(part.failed) + len(self.missing[split])
-            excluded[split] = {"failed": failed, "absent": len(part.absent), "other": len(part.others)}
+            left = {"failed": len(part.failed), "absent": len(part.absent), "other": len(part.others)}
+            excluded[split] = {**left, "undecoded": len(self.missing[split])}
         progress = self.learner.progress
         best = progress.best_epoch if chosen == "best" else progress.epoch
         result = Result(
@@ -331,10 +284,8 @@ class FramesRun:
         return result
 
     def close(self) -> None:
-        """Closes the log for tensorboard."""
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None
+        """Leaves the folder."""
+        self.files.close()
 
 
 def train_frames(
@@ -389,13 +340,3 @@ def train_frames(
 def _nothing() -> dict[str, float]:
     """The sums over an epoch, at its start."""
     return {"loss": 0.0, "seen": 0, "seconds": 0.0, "waiting": 0.0}
-
-
-def _without(part: Part, videos: np.ndarray) -> Part:
-    """A split without these videos."""
-    if not len(videos):
-        return part
-    kept = np.setdiff1d(np.arange(len(part)), videos)
-    targets = None if part.targets is None else part.targets[kept]
-    clips = tuple(part.clips[k] for k in kept)
-    return replace(part, clips=clips, rows=part.rows[kept], counts=part.counts[kept], targets=targets, place=part.place[kept])

@@ -34,9 +34,9 @@ class Member:
 @dataclass
 class Result:
     """A finished run. `metrics`: split -> figure -> value, fractions in [0,1] but for `loss`; `excluded`: split -> how many
-    clips were left out because their extraction `failed`, the cache does not have them (`absent`) or their label is an
-    `other` one than those that are kept. seconds: of this run's own computing and of waiting for data, `waiting` of them for
-    data, over all calls that it took."""
+    clips were left out because their extraction `failed`, the cache does not have them (`absent`), their label is an `other`
+    one than those that are kept or, of a run from frames, they could not be decoded now (`undecoded`). seconds: of this run's
+    own computing and of waiting for data, `waiting` of them for data, over all calls that it took."""
 
     folder: Path
     metrics: dict[str, dict[str, float]]
@@ -47,6 +47,11 @@ class Result:
     waiting: float
     excluded: dict[str, dict[str, int]] = field(default_factory=dict)
     phase: str = "train"
+
+    @property
+    def undecoded(self) -> int:
+        """How many clips could not be decoded while it was trained and evaluated."""
+        return sum(counts.get("undecoded", 0) for counts in self.excluded.values())
 
     @property
     def split(self) -> str:

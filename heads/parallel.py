@@ -7,9 +7,10 @@ there are, beyond the rounding of its order.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,12 +65,20 @@ class World:
             buffer.copy_(piece)
 
     def sum(self, table: np.ndarray, device: torch.device) -> np.ndarray:
-        """The sum of all processes' arrays."""
+        """The sum of all processes' arrays, in their dtype."""
         if self.size == 1:
             return table
-        tensor = torch.from_numpy(table).to(device)
+        wide = table if table.dtype.kind == "f" else table.astype(np.int64)  # not every back end adds every integer
+        tensor = torch.from_numpy(wide).to(device)
         distributed.all_reduce(tensor)
-        return tensor.cpu().numpy()
+        return tensor.cpu().numpy().astype(table.dtype)
+
+    def union(self, known: Mapping[str, Any]) -> dict[str, Any]:
+        """What any process knows by name, plain values; where several know a name, it is the same value."""
+        found: list[Mapping[str, Any]] = [known] * self.size
+        if self.size > 1:
+            distributed.all_gather_object(found, dict(known))
+        return {name: value for one in found for name, value in one.items()}
 
     def wait(self) -> None:
         """Returns once every process has come here."""

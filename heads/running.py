@@ -22,7 +22,8 @@ from heads.evaluate import Predictions, Reader, fields_of, figures, same_backbon
 from heads.learner import INIT, Learner, reseed
 from heads.members import Member, Result, Study
 from heads.optimisers import Optimisers
-from heads.recipe import Recipe, finetune_command, to_toml
+from heads.recipe import Recipe, finetune_command
+from heads.run_folder import RunFolder, epoch_line
 from heads.store import Share
 from heads.transfer import checkpoint_of, default_checkpoint, recipe_of, take_weights
 from heads.zoo import build_head
@@ -53,11 +54,11 @@ class Run:
         self.about = self._about()
         self.number = self.epochs_before = self.steps_before = 0
         self.seconds = self.waiting = 0.0
+        self.files = RunFolder(self.folder, self.recipe)
         self.learner: Learner | None = None
         self.stats = EpochStats(0.0, 0.0, 0.0)
         self.error: Exception | None = None
         self.over = False
-        self.writer: Any = None
 
     def prepare(self) -> None:
         """Finds the splits and what is read of them; builds every head once."""
@@ -122,55 +123,37 @@ class Run:
 
     def finished(self) -> Result | None:
         """The result of a run that was finished in the folder, if it is this one; ValueError if it is another."""
-        done = self.folder / "metrics.json"
-        if not done.exists() or not (self.folder / "run.json").exists():
+        if (there := self.files.finished()) is None:
             return None
-        runs.same_run(self.folder, runs.read_json(self.folder / "run.json"), self.about)
-        record = runs.read_json(done)
-        if self._after(record["phase"]) < 0:
+        metrics, record = there
+        runs.same_run(self.folder, record, self.about)
+        if self.files.after(metrics["phase"], self.phases[-1].name) < 0:
             return None
-        return Result(**{**record, "folder": self.folder})
-
-    def _after(self, phase: str) -> int:
-        """How many phases after the last one of this run `phase` comes; ValueError for one after."""
-        names = [one.name for one in self.recipe.all_phases]
-        after = names.index(phase) - names.index(self.phases[-1].name)
-        if after > 0:
-            raise ValueError(
-                f"{self.folder} has trained phase {phase}, which comes after {self.phases[-1].name}: choose another folder, or "
-                "start over with --no-resume"
-            )
-        return after
+        return Result(**{**metrics, "folder": self.folder})
 
     def open(self, resume: bool, tensorboard: bool) -> None:
         """Makes the run folder, or continues the run that is in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        last = self.folder / "last.pt"
-        saved = runs.load_checkpoint(last) if resume and last.exists() else None
+        saved = self.files.last() if resume else None
         names = [phase.name for phase in self.phases]
         if saved is None:
-            for name in ("last", "best", *(phase.name for phase in self.recipe.phases)):
-                (self.folder / f"{name}.pt").unlink(missing_ok=True)
+            self.files.remove("last", "best", *(phase.name for phase in self.recipe.phases))
         else:
             runs.same_run(self.folder, saved["about"], self.about)
-            self._after(saved["phase"])
+            self.files.after(saved["phase"], self.phases[-1].name)
             self.epochs_before, self.steps_before = saved["epochs_before"], saved["steps_before"]
             self.seconds, self.waiting = saved["seconds"], saved["waiting"]
             if saved["phase"] not in names:  # --phase: the one before was trained by another call
                 self.epochs_before += saved["progress"]["epoch"]
                 self.steps_before += saved["progress"]["step"]
-                (self.folder / "best.pt").unlink(missing_ok=True)
+                self.files.remove("best")
         continued = saved is not None and saved["phase"] in names
         self._begin(names.index(saved["phase"]) if continued else 0, saved if continued else None)
-        (self.folder / "metrics.json").unlink(missing_ok=True)
         if saved is not None:
             self.say(f"{self.folder}: continued after epoch {self.epochs}")
-        runs.start_log(self.folder / "log.jsonl", self.epochs)
-        runs.write_text(self.folder / "recipe.toml", to_toml(self.recipe))
         machine = {"device": str(self.study.device), "versions": runs.versions()}
-        runs.write_json(self.folder / "run.json", {**self.about, "cache": str(self.study.cache.path.resolve()), **machine})
-        if tensorboard:
-            self.writer = runs.board(self.folder, self.steps)
+        record = {**self.about, "cache": str(self.study.cache.path.resolve()), **machine}
+        self.files.begin(record, self.epochs, self.steps, tensorboard)
         self._advance()
 
     def _begin(self, number: int, saved: Mapping[str, Any] | None) -> None:
@@ -266,7 +249,7 @@ class Run:
         line = {"epoch": self.epochs, "step": self.steps, "lr": self.lr, **asdict(stats), "val": found}
         if self.recipe.phases:
             line["phase"] = self.phase.name
-        runs.append_log(self.folder / "log.jsonl", line)
+        self.files.log(line)
         mine = {"about": self.about, "phase": self.phase.name}
         if better:
             best = {**mine, "epoch": self.epochs, "state": learner.weights()}
@@ -274,42 +257,23 @@ class Run:
         # Last of all: a run killed before this repeats the epoch, log line and best.pt included.
         spent = {name: getattr(self, name) for name in ("epochs_before", "steps_before", "seconds", "waiting")}
         runs.save_checkpoint(self.folder / "last.pt", {**mine, **spent, **learner.state()})
-        if self.writer is not None:
-            runs.write_board(self.writer, line)
-        self.say(self._line(line, better))
+        self.files.show(line)
+        of = self.now.train.total_epochs(learner.steps_per_epoch)
+        self.say(epoch_line(line, line.get("phase", ""), learner.progress.epoch, of, better))
         self._advance()
-
-    def _line(self, line: Mapping[str, Any], better: bool) -> str:
-        """One epoch for a person."""
-        of, name = self.now.train.total_epochs(self.learner.steps_per_epoch), f"{self.phase.name} " * bool(self.recipe.phases)
-        val = ", ".join(f"{k} {v:.3f}" if k == "loss" else f"{k} {100 * v:.1f} %" for k, v in line["val"].items())
-        share = 100 * line["waiting"] / max(line["seconds"], 1e-9)
-        return (
-            f"{name}epoch {self.learner.progress.epoch}/{of}: loss {line['loss']:.4f}, lr {line['lr']:.2g}"
-            f"{', val ' + val if val else ''}{' (best)' if better else ''}; "
-            f"{line['seconds']:.1f} s, waited {line['waiting']:.1f} s ({share:.0f} %) for data"
-        )
 
     def _advance(self) -> None:
         """Ends the present phase if it is done, and starts the next one."""
         while self.learner.done and not self.over:
             if self.recipe.phases:
-                self._keep()
+                self.files.keep(self.phase.name)
             if self.number + 1 == len(self.phases):
                 self.over = True
                 return
             self.epochs_before, self.steps_before = self.epochs, self.steps
             self.learner = None  # its memory, before the next one takes some
-            (self.folder / "best.pt").unlink(missing_ok=True)
+            self.files.remove("best")
             self._begin(self.number + 1, None)
-
-    def _keep(self) -> None:
-        """Writes what the phase ended with to PHASE.pt, once: best.pt may be the next phase's when this is called again."""
-        path = self.folder / f"{self.phase.name}.pt"
-        if not path.exists():
-            saved = runs.load_checkpoint(self.folder / f"{default_checkpoint(self.folder)}.pt")
-            kept = {key: saved[key] for key in ("about", "phase", "state")}
-            runs.save_checkpoint(path, kept)
 
     # --- the end
 
@@ -361,10 +325,8 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Closes the log for tensorboard."""
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None
+        """Leaves the folder."""
+        self.files.close()
 
 
 def mirrored(target: Tensor, flip: Tensor, swap: Tensor) -> Tensor:

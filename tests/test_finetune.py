@@ -170,8 +170,28 @@ def test_a_clip_that_cannot_be_had_is_left_out_and_said(tmp_path):
     lines = []
     result = run(recipe(), tmp_path, Videos(gone=("train3", "test1")), say=lines.append)
     assert sum("train3 cannot be decoded" in line for line in lines) == 1
-    assert (result.excluded["train"]["failed"], result.excluded["test"]["failed"]) == (1, 1)
+    assert (result.excluded["train"]["undecoded"], result.excluded["test"]["undecoded"], result.undecoded) == (1, 1, 2)
     assert list(np.load(tmp_path / "predictions_test.npz")["clips"]) == ["test0", "test2", "test3"]
+
+
+def deciding(recipe_):
+    """A network whose head also says which class it decided for, under `stored`."""
+    net = network(recipe_)
+    plain = net.head.forward
+
+    def forward(clips, want_maps=False):
+        out = plain(clips, want_maps)
+        return replace(out, stored={"structure": out.logits.argmax(-1)[:, None, None]})
+
+    net.head.forward = forward
+    return net
+
+
+def test_what_a_head_decided_for_each_view_is_stored_as_from_a_cache(tmp_path):
+    run(recipe(), tmp_path, Videos(gone=("test1",)), net=deciding(recipe()))
+    found = np.load(tmp_path / "predictions_test.npz")
+    assert found["structure"].shape == (6, 1, 1)
+    np.testing.assert_array_equal(found["structure"][:, 0, 0], found["logits"].argmax(-1))
 
 
 # --- stopping and continuing
@@ -217,7 +237,8 @@ FIXED = {"options": {"dropout": 0.0}, "frames": {"train_from": "stem", "frozen_b
 def train_in_two(folder):
     """One of two processes; the last mini-batch of an epoch has one clip, so that one of them has none."""
     with joined(torch.device("cpu")) as (world, _):
-        return run(recipe(**FIXED), folder, Videos(clips=9, gone=("test1",)), How(accumulate=2), world=world)
+        source = Videos(clips=9, gone=("test1", "train8"))
+        return run(recipe(**FIXED), folder, source, How(accumulate=2), deciding(recipe(**FIXED)), world=world)
 
 
 def test_two_processes_train_as_one_does_on_the_same_mini_batches(tmp_path, monkeypatch):
@@ -233,13 +254,17 @@ def test_two_processes_train_as_one_does_on_the_same_mini_batches(tmp_path, monk
         monkeypatch.setenv(name, value)
     result = train_in_two(tmp_path / "two")
     assert other.wait(60) == 0
-    alone = run(recipe(**FIXED), tmp_path / "one", Videos(clips=9, gone=("test1",)))
+    alone = run(recipe(**FIXED), tmp_path / "one", Videos(clips=9, gone=("test1", "train8")), net=deciding(recipe(**FIXED)))
     one, two, start = weights(tmp_path / "one"), weights(tmp_path / "two"), weights_of(network(recipe(**FIXED)))
     moved = [key for key in one if not one[key].equal(start[key])]
     assert len(moved) > 20
     for key in moved:
         assert relative(two[key] - start[key], one[key] - start[key]) < 1e-3
     assert result.metrics["test"] == pytest.approx(alone.metrics["test"], rel=1e-4)
+    assert result.excluded == alone.excluded
+    assert (result.excluded["train"]["undecoded"], result.excluded["test"]["undecoded"]) == (1, 1)
+    one, two = (np.load(tmp_path / name / "predictions_test.npz")["structure"] for name in ("one", "two"))
+    np.testing.assert_array_equal(two, one)
 
 
 def weights_of(net):

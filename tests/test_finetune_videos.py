@@ -197,18 +197,6 @@ def test_fresh_views_are_those_of_a_cache_with_another_seed_and_change_every_epo
     assert not drawn.frames.equal(own.frames)
 
 
-def test_a_video_that_cannot_be_decoded_is_left_out(place, tmp_path):
-    shutil.copytree(place, tmp_path / "videos")
-    for clip in (1, 8):
-        (tmp_path / "videos" / f"clip{clip}.mp4").write_text("not a video")
-    lines = []
-    scratch = config(place, keep=("pooled",))
-    manifest = read_manifest(tmp_path / "videos" / "manifest.csv")
-    result = tune(recipe("pool"), tmp_path / "run", config=scratch, manifest=manifest, say=lines.append)
-    assert (result.excluded["train"]["failed"], result.excluded["test"]["failed"]) == (1, 1)
-    assert any("clip clip1 cannot be decoded and is left out" in line for line in lines)
-
-
 # --- the command
 
 
@@ -232,6 +220,24 @@ def test_the_command_trains_from_frames_with_a_cache_and_without(place, tmp_path
     code, out, err = vidgraph(capsys, "finetune", *run, *frames, *network, "--train-from", "stem", "--train-bn")
     assert (code, err) == (0, "")
     assert runs.read_json(tmp_path / "runs" / "scratch" / "run.json")["config"]["backbone_options"] == {"width": 4}
+
+
+def test_videos_that_cannot_be_decoded_are_left_out_and_exit_code_3_says_so(place, tmp_path, capsys):
+    """The second time, too, when the run is read back."""
+    shutil.copytree(place, tmp_path / "videos", ignore=shutil.ignore_patterns("cache"))
+    for clip in (1, 8):
+        (tmp_path / "videos" / f"clip{clip}.mp4").write_text("not a video")
+    (tmp_path / "tiny.toml").write_text('source = "a test"\n[head]\nname = "pool"\n[train]\nepochs = 1\nbatch = 4\n')
+    frames = ("--manifest", tmp_path / "videos" / "manifest.csv", "--frames", 4, "--size", 32, "--workers", 0, "--device", "cpu")
+    network = ("--backbone", "tsm_r18", "--weights", "none", "--set", "backbone_options.width=4")
+    run = ("finetune", tmp_path / "tiny.toml", "--runs", tmp_path, "--name", "run", *frames, *network)
+    code, out, _ = vidgraph(capsys, *run)
+    assert code == 3
+    assert "split train: clip clip1 cannot be decoded and is left out; `vidgraph check` says why" in out
+    excluded = runs.read_json(tmp_path / "run" / "metrics.json")["excluded"]
+    assert (excluded["train"]["undecoded"], excluded["test"]["undecoded"]) == (1, 1)
+    code, out, _ = vidgraph(capsys, *run)
+    assert (code, "read back" in out) == (3, True)
 
 
 @pytest.mark.parametrize(

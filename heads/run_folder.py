@@ -1,0 +1,91 @@
+"""The folder of a run at work, whichever loop trains it: its log, its checkpoints by name, and what a phase leaves behind.
+
+heads/runs.py lists the files. heads/running.py trains on a cache, heads/end_to_end.py on frames; a recipe's phases may do one
+after the other in one folder.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from heads import runs
+from heads.recipe import Recipe, to_toml
+from heads.transfer import default_checkpoint
+
+
+class RunFolder:
+    """`path`, which need not exist yet, of a run of the whole `recipe`."""
+
+    def __init__(self, path: Path, recipe: Recipe):
+        self.path, self.recipe = Path(path), recipe
+        self._board: Any = None
+
+    def finished(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """(metrics.json, run.json) where a phase was finished last."""
+        done = self.path / "metrics.json"
+        if not done.exists() or not (self.path / "run.json").exists():
+            return None
+        return runs.read_json(done), runs.read_json(self.path / "run.json")
+
+    def after(self, there: str, mine: str) -> int:
+        """How many phases after `mine` the phase `there` comes, which the folder has; ValueError for a later one."""
+        names = [phase.name for phase in self.recipe.all_phases]
+        after = (names.index(there) if there in names else -1) - names.index(mine)
+        if after > 0:
+            raise ValueError(
+                f"{self.path} has trained phase {there}, which comes after {mine}: choose another folder (--name), or start "
+                "over with --no-resume"
+            )
+        return after
+
+    def last(self) -> dict[str, Any] | None:
+        """last.pt, if there is one."""
+        path = self.path / "last.pt"
+        return runs.load_checkpoint(path) if path.exists() else None
+
+    def remove(self, *names: str) -> None:
+        """Removes checkpoints."""
+        for name in names:
+            (self.path / f"{name}.pt").unlink(missing_ok=True)
+
+    def begin(self, record: Mapping[str, Any], epochs: int, steps: int, tensorboard: bool) -> None:
+        """Makes the folder that of a run with `record`, of which so many epochs and mini-batches over all phases are kept."""
+        (self.path / "metrics.json").unlink(missing_ok=True)
+        runs.start_log(self.path / "log.jsonl", epochs)
+        runs.write_text(self.path / "recipe.toml", to_toml(self.recipe))
+        runs.write_json(self.path / "run.json", record)
+        if tensorboard:
+            self._board = runs.board(self.path, steps)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """One epoch more in the log."""
+        runs.append_log(self.path / "log.jsonl", dict(line))
+
+    def show(self, line: Mapping[str, Any]) -> None:
+        """The same as curves, where tensorboard is written."""
+        if self._board is not None:
+            runs.write_board(self._board, dict(line))
+
+    def keep(self, phase: str) -> None:
+        """Writes what the phase ended with to PHASE.pt, once: best.pt may be the next phase's when this is called again."""
+        path = self.path / f"{phase}.pt"
+        if not path.exists():
+            saved = runs.load_checkpoint(self.path / f"{default_checkpoint(self.path)}.pt")
+            runs.save_checkpoint(path, {key: saved[key] for key in ("about", "phase", "state", "backbone") if key in saved})
+
+    def close(self) -> None:
+        """Closes the curves; may be called again."""
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+
+def epoch_line(line: Mapping[str, Any], name: str, epoch: int, of: int, better: bool) -> str:
+    """One epoch for a person: `line` of the log, the phase's `name` ("" for the only one), epochs done `of` all."""
+    val = ", ".join(f"{k} {v:.3f}" if k == "loss" else f"{k} {100 * v:.1f} %" for k, v in line["val"].items())
+    share = 100 * line["waiting"] / max(line["seconds"], 1e-9)
+    return (
+        f"{name + ' ' if name else ''}epoch {epoch}/{of}: loss {line['loss']:.4f}, lr {line['lr']:.2g}"
+        f"{', val ' + val if val else ''}{' (best)' if better else ''}; "
+        f"{line['seconds']:.1f} s, waited {line['waiting']:.1f} s ({share:.0f} %) for data"
+    )
