@@ -73,7 +73,7 @@ def with_torchcodec(path: Path) -> np.ndarray:
 
 def with_ours(decoder: str) -> Callable[[Path], np.ndarray]:
     def read(path: Path) -> np.ndarray:
-        with open_clip(Clip(path.stem, path, "train", ()), decoder) as reader:
+        with open_clip(Clip(path.stem, str(path), "train", ()), decoder) as reader:
             return reader.read(spread(reader.info.frames))
 
     return read
@@ -106,7 +106,7 @@ def reading(path: Path, rounds: int) -> Iterator[dict[str, object]]:
     ways |= {
         f"ours, {name}": with_ours(name) for name in ("decord", "pyav", *(("torchcodec",) if "torchcodec" in ways else ()))
     }
-    clip = Clip(path.stem, path, "train", ())
+    clip = Clip(path.stem, str(path), "train", ())
     calls = {name: (lambda way=way: way(path)) for name, way in ways.items()} | {"check": lambda: scan(clip)}
     seconds = in_turns(calls, rounds)
     for name in ways:

@@ -117,7 +117,7 @@ def frame_numbers(length: int) -> list[int]:
 
 def _of_pictures(clip: Clip, result: object, seen: dict[bytes, int], clips: Sequence[Clip], limit: float) -> Iterator[Finding]:
     """Findings about one clip, from what its worker sent; `seen` has the digests of the clips before it."""
-    say = partial(Finding, clip.clip, str(clip.path))
+    say = partial(Finding, clip.clip, clip.place)
     if isinstance(result, Look):
         if result.blank:
             yield say("blank", "every frame that was looked at is of one colour")
@@ -154,7 +154,7 @@ def _of_labels(manifest: Manifest, classes: Sequence[str] | None) -> Iterator[Fi
     one_each = all(len(clip.labels) < 2 for clip in manifest.clips)
     told: set[str] = set()
     for clip in manifest.clips:
-        say = partial(Finding, clip.clip, str(clip.path), "label")
+        say = partial(Finding, clip.clip, clip.place, "label")
         if not clip.labels and labelled[clip.split] and one_each:  # clips with several labels may have none
             yield say(f"no label, while other clips of {clip.split} have one")
         for label in clip.labels:

@@ -4,48 +4,39 @@ data_manifests/README.md says what the columns mean. Every rule is checked when 
 """
 
 import csv
+import gc
 import hashlib
-import math
+import io
 import os
-import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import chain
-from operator import itemgetter
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import NoReturn
 
-SPLITS = ("train", "val", "test")
-SPLIT_ALIASES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "eval": "val", "testing": "test"}
-COLUMNS = ("clip", "path", "split", "label")
-TIMES = ("start", "end")
-ID_BYTES = 200  # shards store clip ids as UTF-8 of this length, so that a row's id is found without a variable-length heap
+from pipeline.rows import COLUMNS, ID_BYTES, SPLIT_ALIASES, SPLITS, TIMES, Clip, ManifestError, Rows, wrong_id
 
-# What would break a one-line message, a fixed-length id or a terminal. Format characters (joiners) belong to some scripts.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+__all__ = [
+    "COLUMNS",
+    "ID_BYTES",
+    "SPLITS",
+    "SPLIT_ALIASES",
+    "TIMES",
+    "Clip",
+    "Manifest",
+    "ManifestError",
+    "inside",
+    "label_ids",
+    "read_manifest",
+    "shard_ranges",
+    "write_manifest",
+    "wrong_id",
+]
 
-
-class ManifestError(ValueError):
-    """A manifest, or a folder to make one from, breaks a rule; says where, what was expected, what came and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """One row of a manifest.
-
-    `path` is absolute, normalised without looking at the disk (see `inside`). `labels` is empty where none is given. `start`
-    and `end` are seconds in the file, None for the file's own. `extra` has the further columns. `position` is the row, from 0.
-    """
-
-    clip: str
-    path: Path
-    split: str
-    labels: tuple[str, ...]
-    start: float | None = None
-    end: float | None = None
-    extra: Mapping[str, str] = field(default_factory=dict, hash=False)
-    position: int = 0
+BATCH = 4096  # rows that are checked together
+BLOCK = 1 << 20  # bytes that are read and decoded together
+_MARK = b"\xef\xbb\xbf"  # that spreadsheets put before UTF-8
 
 
 @dataclass(frozen=True)
@@ -70,28 +61,31 @@ def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
 
 def _read(path: Path, root: Path, shown: Path) -> Manifest:
     """read_manifest for a file that errors call `shown`."""
-    digest = hashlib.sha256()
-    clips: list[Clip] = []
-    lines = array("q")  # the line of each clip, for a message about a duplicate
-    seen: set[str] = set()
-    rows = None
-    with _open(path, shown) as file:
-        for line, cells in _records(file, shown, digest):
+    digest, rows = hashlib.sha256(), None
+    with _open(path, shown) as file, _no_search_for_garbage():
+        for lines, records in _records(file, shown, digest):
             if rows is None:
-                rows = _Rows(shown, root, line, cells)
-                continue
-            clip = rows.clip(cells, line, len(clips))
-            if clip.clip in seen:
-                first = lines[next(c.position for c in clips if c.clip == clip.clip)]
-                _fail(shown, line, "clip", f"{clip.clip!r} is on line {first} too; give each row an id of its own")
-            seen.add(clip.clip)
-            clips.append(clip)
-            lines.append(line)
+                rows = Rows(shown, root, lines[0], records[0])
+                lines, records = lines[1:], records[1:]
+            if records:
+                rows.take(lines, records)
     if rows is None:
         raise ManifestError(f"{shown}, line 1: the file is empty; write the header {','.join(COLUMNS)} and one row per clip")
-    if not clips:
+    if not rows.clips:
         raise ManifestError(f"{shown}, line 2: no clips below the header; write one row per clip")
-    return Manifest(shown, rows.root, tuple(clips), digest.hexdigest(), rows.columns)
+    return Manifest(shown, rows.root, tuple(rows.clips), digest.hexdigest(), rows.columns)
+
+
+@contextmanager
+def _no_search_for_garbage() -> Iterator[None]:
+    """A million new objects make Python look through all of them several times, for cycles that there are none of."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _open(path: Path, shown: Path):
@@ -103,161 +97,65 @@ def _open(path: Path, shown: Path):
         raise ManifestError(f"{shown}: a folder, expected a CSV file; `vidgraph manifest folder` makes one") from None
 
 
-def _records(file, shown: Path, digest) -> Iterator[tuple[int, list[str]]]:
-    """(line on which it starts, cells) of every record of a CSV file; blank lines are left out."""
-    reader = csv.reader(_lines(file, shown, digest), strict=True)
+def _records(file, shown: Path, digest) -> Iterator[tuple[array, list[list[str]]]]:
+    """(lines on which they begin, cells) of the records of a CSV file, up to BATCH together; blank lines are left out.
+
+    ManifestError for what is not CSV, after the records before it.
+    """
+    reader = csv.reader(chain.from_iterable(_blocks(file, shown, digest)), strict=True)
+    line = 1
     while True:
-        line = reader.line_num + 1
+        lines, records, begun, wrong = array("q"), [], line, None
         try:
-            cells = next(reader)
-        except StopIteration:
-            return
+            for cells in islice(reader, BATCH):
+                if cells:
+                    lines.append(line)
+                    records.append(cells)
+                line = reader.line_num + 1
         except csv.Error as error:
-            raise ManifestError(
-                f'{shown}, line {line}: not CSV ({error}); put "…" around a cell that holds a comma, quote or line break, '
-                f"double the quotes inside, end lines with LF"
-            ) from None
-        if cells:
-            yield line, cells
+            advice = (
+                'put "…" around a cell that holds a comma, quote or line break, double the quotes inside, end lines with LF'
+            )
+            wrong = ManifestError(f"{shown}, line {line}: not CSV ({error}); {advice}")
+        except ManifestError as error:
+            wrong = error
+        if records:
+            yield lines, records
+        if wrong:
+            raise wrong from None
+        if line == begun:
+            return
 
 
-def _lines(file, shown: Path, digest) -> Iterator[str]:
-    """The lines of a binary file, decoded one by one so that a bad byte has a line number; `digest` sees every byte."""
-    for number, raw in enumerate(file, 1):
-        digest.update(raw)
-        if number == 1:
-            if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+def _blocks(file, shown: Path, digest) -> Iterator[Iterable[str]]:
+    """The lines of a binary file, decoded, some thousands together; `digest` sees every byte."""
+    number = 0
+    while block := file.readlines(BLOCK):
+        whole = b"".join(block)
+        digest.update(whole)
+        if number == 0:
+            if whole.startswith((b"\xff\xfe", b"\xfe\xff")):
                 raise ManifestError(f"{shown}, line 1: UTF-16 text; save the file as UTF-8 (in a spreadsheet: CSV UTF-8)")
-            raw = raw.removeprefix(b"\xef\xbb\xbf")  # the mark that spreadsheets put before UTF-8
+            whole = whole.removeprefix(_MARK)
+            block[0] = block[0].removeprefix(_MARK)
+        try:
+            text = whole.decode()
+        except UnicodeDecodeError:
+            text = "\0"
+        yield _lines(block, number, shown) if "\0" in text else io.StringIO(text, newline="\n")
+        number += len(block)
+
+
+def _lines(block: list[bytes], number: int, shown: Path) -> Iterator[str]:
+    """Decodes lines one by one, so that a bad byte has a line number, after `number` lines; ManifestError for the first."""
+    for at, raw in enumerate(block, number + 1):
         if b"\0" in raw:
-            raise ManifestError(f"{shown}, line {number}: a NUL byte, expected text; save the file as UTF-8 CSV")
+            raise ManifestError(f"{shown}, line {at}: a NUL byte, expected text; save the file as UTF-8 CSV")
         try:
             yield raw.decode()
         except UnicodeDecodeError as error:
             wrong = f"byte {error.start + 1} of the line (0x{raw[error.start]:02x}) is not UTF-8"
-            raise ManifestError(f"{shown}, line {number}: {wrong}; save the file as UTF-8") from None
-
-
-class _Rows:
-    """Turns the cells of a row into a Clip, by the header's columns."""
-
-    def __init__(self, shown: Path, root: Path, line: int, header: list[str]):
-        self.shown = shown
-        self.columns = tuple(_header(shown, line, header))
-        self.index = {name: k for k, name in enumerate(self.columns)}
-        self.further = [(k, name) for k, name in enumerate(self.columns) if name not in COLUMNS + TIMES]
-        self.times = any(name in self.index for name in TIMES)
-        self.root = root.resolve()
-        self.spelled = os.path.join(os.path.abspath(root), "")  # the root as the person spells it, perhaps through a link
-        self.prefix = os.path.join(self.root, "")
-        self.cells = itemgetter(*(self.index[column] for column in COLUMNS))
-        self.labels: dict[str, tuple[str, ...]] = {}  # rows share their tuples: at a million rows this is memory
-        self.no_extra: dict[str, str] = {}
-
-    def clip(self, cells: list[str], line: int, position: int) -> Clip:
-        """The Clip of a row that starts at `line`; ManifestError if it breaks a rule."""
-        if len(cells) != len(self.columns):
-            came = f"{len(cells)} cells, expected {len(self.columns)} ({','.join(self.columns)})"
-            where = self.columns[len(cells)] if len(cells) < len(self.columns) else self.columns[-1]
-            _fail(self.shown, line, where, f'{came}; put a cell that holds a comma in quotes, as "…"')
-        name, path, split, label = self.cells(cells)
-        if wrong := wrong_id(name):
-            _fail(self.shown, line, "clip", wrong)
-        if split not in SPLITS:
-            meant = SPLIT_ALIASES.get(split.strip().lower(), split.strip().lower())
-            write = f"write {meant}" if meant in SPLITS else "write one of these"
-            _fail(self.shown, line, "split", f"expected {', '.join(SPLITS)}, got {split!r}; {write}")
-        if label not in self.labels:
-            self.labels[label] = self._labels(label, line)
-        start, end = self._times(cells, line) if self.times else (None, None)
-        extra = {column: cells[k] for k, column in self.further} if self.further else self.no_extra
-        return Clip(name, Path(self._path(path, line)), split, self.labels[label], start, end, extra, position)
-
-    def _path(self, text: str, line: int) -> str:
-        """The absolute path, "." and ".." worked out in the text alone; where links lead is seen when the file is opened."""
-        if not text or (not text.isprintable() and _CONTROL.search(text)):
-            _fail(self.shown, line, "path", f"expected a video or a folder of frames below {self.root}, got {text!r}")
-        path = os.path.normpath(text if text.startswith("/") else self.prefix + text)
-        if path.startswith(self.prefix) or path == str(self.root):
-            return path
-        if path.startswith(self.spelled):
-            return self.prefix + path[len(self.spelled) :]
-        _fail(
-            self.shown,
-            line,
-            "path",
-            f"{text!r} leaves {self.root}; write a path below it, or pass --root with a folder above both",
-        )
-
-    def _labels(self, text: str, line: int) -> tuple[str, ...]:
-        """The classes of a cell: none if it is blank, else what stands between the semicolons."""
-        if not text.strip():
-            return ()
-        labels = tuple(part.strip() for part in text.split(";"))
-        if "" in labels or len(set(labels)) < len(labels):
-            _fail(self.shown, line, "label", f"an empty or repeated class in {text!r}; write each class once, separated by ;")
-        if _CONTROL.search(text):
-            _fail(self.shown, line, "label", f"a control character in {text!r}; write the class in one line of text")
-        return labels
-
-    def _times(self, cells: list[str], line: int) -> tuple[float | None, float | None]:
-        start, end = (self._seconds(cells, column, line) for column in TIMES)
-        if end is not None and end <= (start or 0.0):
-            _fail(
-                self.shown,
-                line,
-                "end",
-                f"expected seconds after the start ({start or 0.0:g}), got {end:g}; leave it empty for the file's end",
-            )
-        return start, end
-
-    def _seconds(self, cells: list[str], column: str, line: int) -> float | None:
-        text = cells[self.index[column]].strip() if column in self.index else ""
-        if not text:
-            return None
-        try:
-            seconds = math.nan if "_" in text else float(text)  # float() reads 1_0 as ten
-        except ValueError:
-            seconds = math.nan
-        if not (math.isfinite(seconds) and seconds >= 0.0):
-            _fail(self.shown, line, column, f"expected seconds from 0, such as 12.5, or nothing, got {text!r}")
-        return seconds
-
-
-def _header(shown: Path, line: int, cells: list[str]) -> list[str]:
-    columns = [cell.strip() for cell in cells]
-    if missing := [name for name in COLUMNS if name not in columns]:
-        found = ",".join(columns)[:200]
-        _fail(
-            shown,
-            line,
-            missing[0],
-            f"missing from the header {found!r}; expected {','.join(COLUMNS)} (further columns are kept)",
-        )
-    for k, name in enumerate(columns):
-        if not name or name in columns[:k] or _CONTROL.search(name):
-            _fail(
-                shown,
-                line,
-                repr(name),
-                f"column {k + 1} of the header is empty, repeated or unprintable; give every column its own name",
-            )
-    return columns
-
-
-def _fail(shown: Path, line: int, column: str, said: str) -> NoReturn:
-    raise ManifestError(f"{shown}, line {line}, column {column}: {said}")
-
-
-def wrong_id(name: str) -> str:
-    """What is wrong with a clip id and what to write instead; "" if nothing is."""
-    if not name or name != name.strip():
-        return f"expected an id without blanks at its ends, got {name!r}; write the file's name, for example"
-    if not name.isprintable() and _CONTROL.search(name):
-        return f"a control character or line break in {name!r}; write an id in one line of text"
-    if len(name) * 4 > ID_BYTES and len(name.encode()) > ID_BYTES:
-        return f"the id {name[:40]!r}… has {len(name.encode())} bytes, expected at most {ID_BYTES}; write a shorter one"
-    return ""
+            raise ManifestError(f"{shown}, line {at}: {wrong}; save the file as UTF-8") from None
 
 
 def inside(root: str | Path, clip: Clip) -> Path:

@@ -40,7 +40,7 @@ def _pictures_inside(root: Path, clip: Clip) -> None:
     with suppress(OSError):  # whoever opens it says so
         for entry in os.scandir(clip.path) if clip.path.is_dir() else ():
             if entry.is_symlink():
-                inside(root, replace(clip, path=Path(entry.path)))
+                inside(root, replace(clip, place=entry.path))
 
 
 @dataclass(frozen=True)

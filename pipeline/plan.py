@@ -238,7 +238,7 @@ def _write_sample(path: Path, clips: Sequence[Clip]) -> None:
         writer.writerow((*COLUMNS, *TIMES, *extra))
         for clip in clips:
             times = ("" if second is None else repr(second) for second in (clip.start, clip.end))
-            row = (clip.clip, clip.path, clip.split, ";".join(clip.labels), *times)
+            row = (clip.clip, clip.place, clip.split, ";".join(clip.labels), *times)
             writer.writerow((*row, *(clip.extra[name] for name in extra)))
 
 

@@ -102,7 +102,7 @@ def clip_of():
     """clip_of(path, start=None, end=None, **columns): the clip that a manifest's row for this file would give."""
 
     def make(path, start=None, end=None, **columns) -> Clip:
-        return Clip(Path(path).stem, Path(path), "train", (), start, end, columns)
+        return Clip(Path(path).stem, str(path), "train", (), start, end, columns)
 
     return make
 

@@ -13,6 +13,8 @@ ROOMS = ("cli", "heads", "pipeline")
 # What a file of the pipeline may import from the others, beyond these, which are words and arithmetic rather than stages.
 WORDS = {"tensors", "boxes", "manifest", "sealed", "draws"}
 PIPELINE = {
+    "rows": set(),
+    "manifest": {"rows"},
     "container": set(),
     "decode": {"container"},
     "scan": set(),

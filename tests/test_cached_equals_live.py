@@ -227,7 +227,7 @@ def seen(made: Made, group: str, row: int, mirror_frames: bool = True, mirror_bo
     view, name = made.cache[group].view(row), made.cache[group].clips[row]
     clip = next(c for c in made.manifest.clips if c.clip == name)
     x, y, width, height = map(float, view["crop"][:4])
-    with open_clip(replace(clip, path=made.manifest.root / clip.path)) as reader:
+    with open_clip(replace(clip, place=str(made.manifest.root / clip.path))) as reader:
         images = [Image.fromarray(frame) for frame in reader.read(view["frames"].tolist())]
     size, crop = frame_size(made, group, name), (x, y, x + width, y + height)
     frames = np.stack([np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=crop)) for image in images])

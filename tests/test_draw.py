@@ -281,7 +281,7 @@ def test_the_video_has_every_frame_of_the_view(folder, tmp_path):
     path = draw_view(folder / "cache", "one", what=["boxes", "similar"], style=Style(height=65)).save(
         tmp_path / "x" / "one.mp4"
     )
-    clip = Clip("one", path, "train", ())
+    clip = Clip("one", str(path), "train", ())
     with open_clip(clip) as reader:
         assert reader.info.frames == 8
         assert reader.info.width % 2 == reader.info.height % 2 == 0
