@@ -6,8 +6,9 @@ import json
 import os
 import socket
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -131,8 +132,15 @@ _SEAL = b'"seal": "%s"\n}\n'
 _ZEROS = _SEAL % (b"0" * 64)
 
 
-def write_json(path: Path, record: Mapping[str, object], claim: str, replace: bool = True, allow_nan: bool = False) -> None:
-    """Writes a JSON file that appears whole or not at all; without `replace`, FileExistsError if there is one.
+def write_json(path: Path, record: Mapping[str, object], claim: str, allow_nan: bool = False) -> None:
+    """Writes a JSON file that appears whole or not at all. ValueError as for `json_part`."""
+    with json_part(path, record, claim, allow_nan) as part:
+        complete(part, path)
+
+
+@contextmanager
+def json_part(path: Path, record: Mapping[str, object], claim: str, allow_nan: bool = False) -> Iterator[Path]:
+    """The part file of a JSON file, synced, so that no full disk keeps it from its name (`complete`); removed in the end.
 
     Its last key, `seal`, is the sha256 of the file as it is with 64 zeros in that place. ValueError for a NaN or infinity, for
     which JSON has no word, unless `allow_nan`: then Python's.
@@ -147,7 +155,7 @@ def write_json(path: Path, record: Mapping[str, object], claim: str, replace: bo
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        complete(part, path, replace)
+        yield part
     finally:
         part.unlink(missing_ok=True)
 

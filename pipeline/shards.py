@@ -15,7 +15,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from pipeline.sealed import complete, done_marker, fletcher32, own_claim, part_of, remove_abandoned, sync_and_hash, write_json
+from pipeline.partfile import PartFile
+from pipeline.sealed import complete, done_marker, fletcher32, json_part, own_claim, part_of, remove_abandoned, sync_and_hash
 from pipeline.tensors import FORMAT, GROUPS, field_of
 
 COMPRESSIONS = ("none", "lzf", "zstd")
@@ -92,23 +93,22 @@ class ShardWriter:
         self.ok = {group: np.zeros(len(plan.clips), bool) for group, plan in plans.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._part = part_of(self.path, self.claim)
+        self._file: h5py.File | None = None
         remove_abandoned(self.path)
         self._refuse_without_room()
+        self._out = PartFile(self._part)
         try:
             # No locks: network file systems without a lock daemon refuse them, and nobody else knows this name.
-            self._file = h5py.File(self._part, "x", libver=LIBVER, locking=False, **ALIGNED)
-        except BaseException:  # on a full disk the file is there all the same
-            self._part.unlink(missing_ok=True)
-            raise
-        try:
+            self._file = h5py.File(self._out, "w", libver=LIBVER, locking=False, **ALIGNED)
             self._file.attrs.update(self.attrs)
             self._columns = {group: self._create(group, plan) for group, plan in plans.items()}
+            self._out.check()
         except BaseException:
             self._abandon()
             raise
 
     def _refuse_without_room(self) -> None:
-        """OSError if the disk has not the room for this shard: HDF5 may crash where it cannot write what describes a file."""
+        """OSError if the disk has not the room for this shard: better now than after most of its work."""
         columns = [(len(plan.clips), shape, dtype) for plan in self.plans.values() for shape, dtype in plan.fields.values()]
         stored = sum(rows * _bytes_of(shape, dtype) for rows, shape, dtype in columns) if self.compression == "none" else 0
         needed = stored + PER_DATASET * (len(columns) + 3 * len(self.plans))
@@ -128,9 +128,9 @@ class ShardWriter:
     def write(self, group: str, row: int, tensors: Mapping[str, np.ndarray]) -> None:
         """Stores one view and marks its row ok: every field of the plan, without the R axis, cast to its stored dtype.
 
-        NotFinite if a float is NaN or infinite once cast (nothing of the row is stored then); ValueError for a row outside the
-        plan or written before, a missing or unplanned field, or another shape. Cast large tensors beforehand, on their device:
-        numpy's float16 is slow.
+        NotFinite if a float is NaN or infinite once cast (nothing of the row is stored then); OSError if the disk is full, for
+        example; ValueError for a row outside the plan or written before, a missing or unplanned field, or another shape. Cast
+        large tensors beforehand, on their device: numpy's float16 is slow.
         """
         columns, plan = self._columns[group], self.plans[group]
         if not 0 <= row < len(plan.clips):
@@ -144,6 +144,7 @@ class ShardWriter:
             column.take(np.asarray(tensors[name]), where)
         for column in columns.values():
             column.store(row)
+        self._out.check()
         self.ok[group][row] = True
 
     def finish(self, stats: Mapping[str, object], replace: bool = True) -> dict:
@@ -162,34 +163,33 @@ class ShardWriter:
         try:
             for group, ok in self.ok.items():
                 self._file[group]["ok"][...] = ok
-            self._file.flush()  # a file that cannot be written is still open then, and can be abandoned
             self._file.close()
+            self._out.close()
+            self._out.check()
             record |= {"bytes": self._part.stat().st_size, "sha256": sync_and_hash(self._part)}
-            if replace:
-                done_marker(self.path).unlink(missing_ok=True)
-                complete(self._part, self.path)
-                write_json(done_marker(self.path), record, self.claim)
-            else:
-                self._publish(record)
+            with json_part(done_marker(self.path), record, self.claim) as statistics:
+                self._publish(statistics, replace)
         except BaseException:
             self._abandon()
             raise
         return record
 
-    def _publish(self, record: dict) -> None:
-        """Gives both files their names if they are free.
+    def _publish(self, statistics: Path, replace: bool) -> None:
+        """Gives both files their names; without `replace`, if they are free.
 
         A writer that is stopped between the two and taken for dead may find another shard there when it goes on, or leave
         statistics for the one that is being written now: so the statistics follow the file whose name was given last.
         """
-        mine = self._part.stat().st_ino
-        complete(self._part, self.path, replace=False)
+        marker, mine = done_marker(self.path), self._part.stat().st_ino
+        if replace:
+            marker.unlink(missing_ok=True)
+        complete(self._part, self.path, replace)
         try:
-            write_json(done_marker(self.path), record, self.claim, replace=False)
+            complete(statistics, marker, replace)
         except FileExistsError:
             if self.path.stat().st_ino != mine:
                 raise
-            write_json(done_marker(self.path), record, self.claim)
+            complete(statistics, marker)
 
     def _describe(self, group: str) -> dict:
         fields = self.plans[group].fields.items()
@@ -200,14 +200,11 @@ class ShardWriter:
         }
 
     def _abandon(self) -> None:
+        self._out.drop()
         with suppress(OSError, RuntimeError, ValueError):
-            if self._file and hasattr(os, "memfd_create"):
-                # What HDF5 has not written yet goes into memory that is thrown away: on a full disk it would try, and
-                # complain, for each of its objects, and could not close the file.
-                memory = os.memfd_create("abandoned")
-                os.dup2(memory, self._file.id.get_vfd_handle())
-                os.close(memory)
-            self._file.close()
+            if self._file:
+                self._file.close()
+        self._out.close()
         self._part.unlink(missing_ok=True)
 
     def __enter__(self) -> "ShardWriter":

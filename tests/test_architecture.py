@@ -29,7 +29,8 @@ PIPELINE = {
     "backbones": set(),
     "proposals": {"decode"},
     "roi": set(),
-    "shards": set(),
+    "partfile": set(),
+    "shards": {"partfile"},
     "shardfile": {"shards"},
     "claims": set(),
     "folder": {"claims"},
@@ -64,7 +65,7 @@ PIPELINE = {
     "repair": {"extract", "config", "cache", "graphs"},
 }
 HEADS_MAY_USE = {"cache", "tensors", "boxes", "roi", "graphs", "backbones", "cluster", "memory", "manifest", "sealed"}
-HEADS_MAY_USE |= {"digits", "digit_cache"}
+HEADS_MAY_USE |= {"digits", "digit_cache", "claims"}
 ONE_PLACE = {
     "h5py": {"pipeline/shards.py", "pipeline/shardfile.py"},
     "hdf5plugin": {"pipeline/shards.py", "pipeline/shardfile.py"},

@@ -269,18 +269,20 @@ def test_the_first_complete_shard_wins_and_the_other_leaves_nothing(shard):
 @pytest.mark.parametrize("wakes", ["before the other is done", "after the other is done"])
 def test_a_writer_stalled_between_its_two_files_does_no_harm(shard, monkeypatch, wakes):
     """Whoever takes over removes the file without statistics; the first one then goes on to write them."""
-    write = shards.write_json
+    complete = shards.complete
 
-    def stalled(path, record, claim, replace=True):
-        monkeypatch.setattr(shards, "write_json", write)
+    def stalled(part, path, replace=True):
+        if path == shard:
+            return complete(part, path, replace)
+        monkeypatch.setattr(shards, "complete", complete)
         shard.unlink()
         if wakes.startswith("after"):
             other.finish({"who": "other"}, replace=False)
-        write(path, record, claim, replace)
+        complete(part, path, replace)
         if wakes.startswith("before"):
             other.finish({"who": "other"}, replace=False)
 
-    monkeypatch.setattr(shards, "write_json", stalled)
+    monkeypatch.setattr(shards, "complete", stalled)
     with writer_of(shard) as first, writer_of(shard) as other, suppress(FileExistsError):
         first.finish({"who": "first"}, replace=False)
     assert names(shard) == {"00003.h5", "00003.json"}

@@ -74,17 +74,6 @@ def test_the_comparison_sees_what_is_missing_left_or_other(lab, tmp_path):
     assert half_written(cache) == ["00003.claim"]
 
 
-def test_a_disk_that_is_full_when_a_shard_begins_leaves_no_part_file(tmp_path, monkeypatch):
-    def full(path, *_how, **_more):
-        Path(path).touch()
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(shards.h5py, "File", full)
-    with pytest.raises(OSError, match="No space left"):
-        writer_of(tmp_path / "00000.h5")
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_shard_that_waits_for_one_that_fails_leaves_no_part_file(tmp_path, monkeypatch):
     """The second shard is written while the first is hashed; the error of the first ends the run."""
 
@@ -99,7 +88,6 @@ def test_a_shard_that_waits_for_one_that_fails_leaves_no_part_file(tmp_path, mon
 
 
 def test_a_shard_that_has_no_room_is_not_begun(tmp_path, monkeypatch):
-    """HDF5 crashes the process (SIGSEGV) where a disk has one page left when a file is made; so it is asked before."""
     found = os.statvfs(tmp_path)
     monkeypatch.setattr(shards.os, "statvfs", lambda path: SimpleNamespace(f_blocks=9, f_bavail=1, f_frsize=found.f_frsize))
     with pytest.raises(OSError, match=r"No space left on device: expected [\d,]+ bytes for the next shard, [\d,]+ are free"):

@@ -237,9 +237,9 @@ def test_a_worker_that_is_killed_while_it_starts_is_started_again(tmp_path):
 
 
 def test_workers_that_are_always_killed_while_they_start_end_the_run_after_so_many(tmp_path):
-    with Pool(LoadsBadly(starts_after, tmp_path, 1000, misbehave), workers=1, timeout=30) as pool:
-        with pytest.raises(RuntimeError, match=f"{MOST_STARTS + 1} workers in a row .*SIGKILL"):
-            list(pool.imap([1], ahead=1))
+    never, words = LoadsBadly(starts_after, tmp_path, 1000, misbehave), f"{MOST_STARTS + 1} workers in a row .*SIGKILL"
+    with Pool(never, workers=1, timeout=30) as pool, pytest.raises(RuntimeError, match=words):
+        list(pool.imap([1], ahead=1))
     assert len(os.listdir(tmp_path)) == MOST_STARTS + 1
 
 

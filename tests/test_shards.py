@@ -151,9 +151,9 @@ def test_the_done_marker_comes_last_and_goes_first(tmp_path, monkeypatch):
     for _ in range(2):
         with ShardWriter(path, one_field(), attrs=ATTRS, claim="me") as writer:
             writer.finish({})
-    assert seen[0] == ("00000.h5", ["00000.h5.me.part"])
+    assert seen[0] == ("00000.h5", ["00000.h5.me.part", "00000.json.me.part"])
     assert seen[1] == ("00000.json", ["00000.h5", "00000.json.me.part"])
-    assert seen[2] == ("00000.h5", ["00000.h5", "00000.h5.me.part"])  # the old one no longer counts as done
+    assert seen[2] == ("00000.h5", ["00000.h5", "00000.h5.me.part", "00000.json.me.part"])  # the old one is not done any more
 
 
 KILLED = """
@@ -172,8 +172,11 @@ WOUNDS = {
     "while writing": "shards._Column.store = lambda self, row: die() if row == 3 else None",
     "before the hash": "shards.sync_and_hash = die",
     "before the rename": "shards.complete = die",
-    "before the statistics": "shards.write_json = die",
-    "before the statistics' rename": "sealed.complete = die",
+    "before the statistics": "shards.json_part = die",
+    "between the renames": """
+complete = shards.complete
+shards.complete = lambda part, path, *how: (die if path.suffix == ".json" else complete)(part, path, *how)
+""",
 }
 
 
