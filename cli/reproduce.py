@@ -29,7 +29,7 @@ def command(table, budget, size_name, seeds, rows, tasks, folder, out, images, r
 
     rstg: RSTG, Table 1, on 3 and 5 synchronous digits. dyreg: DyReg-GNN, Tables 5 and 6. Small budgets have fewer digit
     classes and videos, larger steps and narrower networks than the papers; the table says which. A run that was stopped
-    continues with the same command; several commands with different --rows may share a folder.
+    continues with the same command; several commands may share a folder: each leaves rows that another trains to it.
     """
     from heads.reproduce import Work, train_rows
     from heads.reproduce_report import write

@@ -26,6 +26,7 @@ from heads.data import Part, swap_table
 from heads.evaluate import Predictions, figures, write_predictions
 from heads.frames import FramesLearner, How, Source, for_whole
 from heads.frames_reader import FramesReader
+from heads.held import Busy, hold
 from heads.live import Live
 from heads.members import SPLITS, Result
 from heads.parallel import World
@@ -93,6 +94,15 @@ class FramesRun:
             return None
         runs.same_run(self.folder, record, {**self.about, "frames": self.reading})
         return Result(**{**metrics, "folder": self.folder})
+
+    def enter(self) -> None:
+        """Takes the folder, for all processes of this run; Busy in each of them where another run is at work there."""
+        held = hold([self.folder], self.say)[0] if self.world.first else None
+        against = self.world.union({"": str(held)} if isinstance(held, Exception) else {})
+        if held is not None:
+            self.files.enter(held)
+        elif against:
+            raise Busy(against[""])
 
     def open(self) -> bool:
         """Makes the run folder, or continues what is in it; whether this phase was begun before."""
@@ -307,7 +317,8 @@ def train_frames(
     """Trains one phase of a recipe (by default its first) from frames and evaluates it on val and test; see the top of this
     file. `noted` goes into run.json.
 
-    `begin(network)` is called before the first mini-batch of a phase, not where one is continued.
+    `begin(network)` is called before the first mini-batch of a phase, not where one is continued. Busy where another process
+    trains in the folder.
     """
     run = FramesRun(
         recipe,
@@ -327,6 +338,7 @@ def train_frames(
         run.say(f"{folder}: finished before, read back")
         return finished
     try:
+        run.enter()
         if not run.open():
             begin(network)
         if run.how.checkpointing:

@@ -22,6 +22,7 @@ from heads.batch import Clips
 from heads.data import Part
 from heads.end_to_end import train_frames
 from heads.frames import How, Piece, new_network, part_of_clips
+from heads.held import Busy, alone
 from heads.learner import INIT, reseed
 from heads.live import live_dims
 from heads.members import Result
@@ -113,25 +114,32 @@ class Generated:
 
 
 def train_rows(work: Work, task: str, rows: Iterable[Row], seeds: Iterable[int], resume: bool = True) -> list[Result]:
-    """Trains rows of a task with these seeds, all rows with the first seed first; what is finished is read back.
+    """Trains rows of a task with these seeds, all rows with the first seed first; what is finished is read back, what another
+    process trains at the moment is left to it.
 
     KeyboardInterrupt leaves every run as it was after its last epoch.
     """
     rows, seeds, found = list(rows), list(seeds), []
     frozen = [row for row in rows if not row.backbone]
     begun = [row for row in frozen for seed in seeds if not resume or not finished(work, task, row, seed)]
-    cache = work.cache(task) if begun else None
+    cache = None
+    if begun:
+        with alone(work.folder / task, work.say):
+            cache = work.cache(task)
     for seed in seeds:
         for row in rows:
             if resume and finished(work, task, row, seed):
                 work.say(f"{task}, {row.title}, seed {seed}: finished before")
                 continue
             work.say(f"{task}, {row.title}, seed {seed}")
-            found.append(
-                _from_frames(work, task, row, seed, resume)
-                if row.backbone
-                else _from_maps(work, cache, task, row, seed, resume)
-            )
+            try:
+                found.append(
+                    _from_frames(work, task, row, seed, resume)
+                    if row.backbone
+                    else _from_maps(work, cache, task, row, seed, resume)
+                )
+            except Busy as error:  # another command has it
+                work.say(str(error))
     return found
 
 

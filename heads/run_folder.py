@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from heads import runs
+from heads.held import Busy, Held
 from heads.recipe import Recipe, to_toml
 from heads.transfer import default_checkpoint
 
@@ -19,6 +20,13 @@ class RunFolder:
     def __init__(self, path: Path, recipe: Recipe):
         self.path, self.recipe = Path(path), recipe
         self._board: Any = None
+        self._held: Held | None = None
+
+    def enter(self, held: Held | Busy | OSError) -> None:
+        """From now on this process alone writes there, until `close`; raises what stands against it (see `heads.held.hold`)."""
+        if isinstance(held, Exception):
+            raise held
+        self._held = held
 
     def finished(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """(metrics.json, run.json) where a phase was finished last."""
@@ -74,10 +82,13 @@ class RunFolder:
             runs.save_checkpoint(path, {key: saved[key] for key in ("about", "phase", "state", "backbone") if key in saved})
 
     def close(self) -> None:
-        """Closes the curves; may be called again."""
+        """Closes the curves and gives the folder up; may be called again."""
         if self._board is not None:
             self._board.close()
             self._board = None
+        if self._held is not None:
+            self._held.leave()
+            self._held = None
 
 
 def epoch_line(line: Mapping[str, Any], name: str, epoch: int, of: int, better: bool) -> str:

@@ -9,6 +9,7 @@ predictions_SPLIT.npz    logits of every test view: clip and view [R], logits [R
                          and what a head's output has under `stored`, such as GOS's structure [R,cells,E]
 confusion_SPLIT.csv      one label per video only: rows are labels, columns predictions
 metrics.json             the figures of every split that was evaluated: written last, the mark of a finished run
+run.claim                while a process trains here (heads/held.py)
 """
 
 import csv

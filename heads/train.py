@@ -15,8 +15,9 @@ resumed gives the weights of one that was not, bit for bit on a CPU in fp32 with
 weights and figures are those of `train(..., order_seed=order_seed)` alone: it has its own folder, checkpoints and log, takes
 its random numbers from its own seed, and sees the views in the study's order. Members may differ in head, options, seed,
 schedule, batch size, label subset and phases; those with other `data.train_views`, or with balanced sampling of other labels,
-see other views, and have a pass of their own over the same store. One that raises is a Failure and leaves the others going. All
-members have one device, with room for all their weights.
+see other views, and have a pass of their own over the same store. One that raises is a Failure and leaves the others going; so
+is one whose folder another process works in (`heads.held.Busy`), unless that has finished it by the end. All members have one
+device, with room for all their weights.
 """
 
 import time
@@ -30,6 +31,7 @@ import numpy as np
 
 from heads.data import cache_dims
 from heads.evaluate import Predictions, predict_all, say_excluded
+from heads.held import Busy, hold
 from heads.learner import pick_device
 from heads.members import Failure, Member, Result, Study
 from heads.recipe import Recipe, finetune_command
@@ -65,7 +67,8 @@ def train(
     fixes the order of the views, `seed` the initialisation and dropout. `resident`: see `heads.store.Store`. `say` gets lines
     for a person. `phase`, `start`: see `heads.members.Member`. Torch's global generators are reseeded.
 
-    ValueError, before the first step, for whatever the recipe, the manifest and the cache do not agree on; LossNotFinite.
+    ValueError, before the first step, for whatever the recipe, the manifest and the cache do not agree on; Busy where another
+    process trains in the folder; LossNotFinite.
     """
     member = Member(recipe, Path(folder), seed, phase, start)
     outcome = run_members(
@@ -131,12 +134,16 @@ def run_members(
         if (key := (part.split, part.failed, part.absent, part.others)) not in said:
             said.add(key)
             say_excluded(part, say)
-    going = list(live.values())
-    stores = _stores(going, study, resident)
-    for run in going:
-        run.attempt(run.open, resume, tensorboard)
-    _fit(going, stores)
-    outcomes |= dict(zip(live, _finish(going, stores), strict=True))
+    with ExitStack() as stack:
+        for run, held in zip(live.values(), hold([run.folder for run in live.values()], say), strict=True):
+            stack.callback(run.close)
+            run.attempt(run.files.enter, held)
+        going = [run for run in live.values() if run.error is None]
+        stores = _stores(going, study, resident)
+        for run in going:
+            run.attempt(run.open, resume, tensorboard)
+        _fit(going, stores)
+        outcomes |= dict(zip(live, _finish(list(live.values()), stores), strict=True))
     return [outcomes[k] for k in range(len(members))]
 
 
@@ -220,6 +227,8 @@ def _finish(live: Sequence[Run], stores: dict[str, Store]) -> list[Result | Fail
     for run in live:
         mine = {split: by_run[id(run)] for split, by_run in found.items() if id(run) in by_run}
         result = run.attempt(run.finish, mine) if run.error is None else None
+        if isinstance(run.error, Busy):
+            result = run.finished()  # by the other, in the meantime
         outcomes.append(result or Failure(run.folder, run.error, run.failed_after))
     return outcomes
 

@@ -1,0 +1,94 @@
+"""Who works in a folder of runs: one process at a time, so that two commands that are given the same folder do not mix.
+
+The claim on a folder is the file run.claim in it (pipeline/claims.py). One of a process that ended, on this machine, is taken
+over at once; one of another machine once it has stood still for as long as a living owner never lets it.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.claims import SILENCE, Claim, Seen, Watch, look, machine, take
+
+Say = Callable[[str], None]
+LOOK = 1.0  # seconds between two looks at a claim
+
+
+class Busy(RuntimeError):
+    """Another process works in the folder."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A folder that this process works in, by its `claim`, and those that were `made` for it, the innermost first."""
+
+    claim: Claim
+    made: tuple[Path, ...]
+
+    def leave(self) -> None:
+        """Gives the folder up; where nothing was written, it goes too, as if it had never been made."""
+        self.claim.release()
+        with suppress(OSError):
+            for folder in self.made:
+                folder.rmdir()
+
+
+def hold(folders: Sequence[Path], say: Say, silence: float = SILENCE) -> list[Held | Busy | OSError]:
+    """For each folder, which is made, that it is held, or what stands against it.
+
+    Waits only for claims of other machines, until their owner gives a sign of life (every few seconds) or has been silent for
+    `silence` seconds; all of them at the same time.
+    """
+    watch, first = Watch(silence), {}
+    found: dict[Path, Held | Busy | OSError] = {}
+    while True:
+        for folder in (folder for folder in folders if folder not in found):
+            try:
+                if (outcome := _try(folder, watch, first)) is not None:
+                    found[folder] = outcome
+            except OSError as error:
+                found[folder] = error
+        left = [folder for folder in folders if folder not in found]
+        if not left:
+            return [found[folder] for folder in folders]
+        say(f"{left[0]}: a process of another machine was at work here; waiting up to {silence:.0f} s for a sign of it")
+        say = _silent  # once
+        time.sleep(LOOK)
+
+
+def _try(folder: Path, watch: Watch, first: dict[Path, Seen]) -> Held | Busy | None:
+    """Held, or Busy where its owner lives; None where that is not known yet. `first` has claims as they were first seen."""
+    path, made = folder / "run", tuple(one for one in (folder, *folder.parents) if not one.exists())
+    if (claim := take(path, watch)) is not None:
+        return Held(claim, made)
+    if (seen := look(path)) is None:  # given up in this instant
+        return None
+    here = bool(seen.machine) and seen.machine == machine()
+    if not here and first.setdefault(folder, seen).content == seen.content:
+        return None
+    who = f"process {seen.pid} on this machine" if here else "a process of another machine"
+    return Busy(f"{folder}: {who} is at work here: wait until it has ended, or choose another folder")
+
+
+@contextmanager
+def alone(folder: Path, say: Say, silence: float = SILENCE) -> Iterator[None]:
+    """Within it no other process is within it with the same folder: waits until the others are done."""
+    (outcome,), said = hold([folder], say, silence), False
+    while isinstance(outcome, Busy):
+        if not said:
+            say(f"{folder}: another process is at work here; waiting for it")
+        said = True
+        time.sleep(LOOK)
+        (outcome,) = hold([folder], _silent, silence)
+    if isinstance(outcome, OSError):
+        raise outcome
+    try:
+        yield
+    finally:
+        outcome.leave()
+
+
+def _silent(line: str) -> None:
+    """Says nothing."""

@@ -1,0 +1,187 @@
+"""One process at a time in a run folder: the second ends with one line, a dead owner's folder is free, nothing stays behind."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from test_finetune import recipe as frames_recipe
+from test_finetune import run as run_frames
+from test_train import recipe
+from test_train_cli import RECIPE, vidgraph
+from tiny_cache import Tiny
+
+from heads import held, reproduce
+from heads.held import Busy, Held, alone, hold
+from heads.members import Failure, Member, Result
+from heads.reproduce_tables import TABLES
+from heads.train import run_members, train
+from pipeline import claims
+
+ROOT = Path(__file__).parent.parent
+OWNER = """
+import sys, time
+from pathlib import Path
+from heads.held import hold
+hold([Path(sys.argv[1])], print)
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return Tiny().write(tmp_path_factory.mktemp("held"))
+
+
+@pytest.fixture
+def owner(tmp_path):
+    """Another process that works in the folder run."""
+    process = subprocess.Popen([sys.executable, "-c", OWNER, tmp_path / "run"], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def quiet(line):
+    pass
+
+
+def elsewhere(folder: Path, count: int = 0) -> None:
+    """A claim by a process of another machine, or its sign of life number `count`."""
+    folder.mkdir(exist_ok=True)
+    who = {"claim": "other-1-1-00000000", "machine": "another", "pid": 1, "start": "1"}
+    (folder / "run.claim").write_bytes(json.dumps(who).encode() + b"\n" + str(count).zfill(claims.COUNT).encode())
+
+
+def test_the_folder_of_a_living_process_is_busy_and_that_of_a_dead_one_free(owner, tmp_path):
+    free, busy = hold([tmp_path / "free", tmp_path / "run"], quiet)
+    assert isinstance(free, Held)
+    assert isinstance(busy, Busy)
+    assert f"process {owner.pid} on this machine is at work here" in str(busy)
+    owner.kill()
+    owner.wait()
+    (taken,) = hold([tmp_path / "run"], quiet)
+    assert isinstance(taken, Held)
+    for one in (free, taken):
+        one.leave()
+    assert not (tmp_path / "free").exists()
+    assert not (tmp_path / "run" / "run.claim").exists()
+
+
+def test_only_folders_that_were_made_for_it_and_are_empty_go(tmp_path):
+    (tmp_path / "there").mkdir()
+    outcomes = hold([tmp_path / "there" / "deep" / "run", tmp_path / "there" / "kept"], quiet)
+    (tmp_path / "there" / "kept" / "file").touch()
+    for one in outcomes:
+        one.leave()
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["there", "kept", "file"]
+
+
+def test_another_machines_claim_is_watched_until_it_moves_or_is_silent(tmp_path, monkeypatch):
+    looks, lines = iter(range(1, 100)), []
+    monkeypatch.setattr(held, "time", SimpleNamespace(sleep=lambda seconds: elsewhere(tmp_path / "alive", next(looks))))
+    for name in ("alive", "silent"):
+        elsewhere(tmp_path / name)
+    alive, silent = hold([tmp_path / "alive", tmp_path / "silent"], lines.append, silence=0.05)
+    assert isinstance(alive, Busy)
+    assert "a process of another machine is at work here" in str(alive)
+    assert isinstance(silent, Held)
+    silent.leave()
+    assert len(lines) == 1
+
+
+def test_the_second_command_ends_with_one_line_and_leaves_the_folder_as_it_is(owner, cache, tmp_path, capsys):
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    before = sorted((tmp_path / "run").iterdir())
+    run = ("train", tmp_path / "tiny.toml", "--cache", cache.path, "--runs", tmp_path, "--name", "run", "--device", "cpu")
+    for more in ((), ("--no-resume",)):
+        code, _, err = vidgraph(capsys, *run, *more)
+        assert (code, err.count("\n")) == (1, 1)
+        assert "is at work here: wait until it has ended, or choose another folder" in err
+    assert sorted((tmp_path / "run").iterdir()) == before
+    owner.kill()
+    owner.wait()
+    assert vidgraph(capsys, *run)[0] == 0
+    assert not (tmp_path / "run" / "run.claim").exists()
+
+
+def test_a_busy_member_leaves_the_others_going(owner, cache, tmp_path):
+    members = [Member(recipe(epochs=1), tmp_path / name, 0) for name in ("run", "mine")]
+    busy, mine = run_members(members, cache, order_seed=0, device="cpu", say=quiet)
+    assert isinstance(busy, Failure)
+    assert isinstance(busy.error, Busy)
+    assert isinstance(mine, Result)
+
+
+def test_a_member_that_another_command_finished_in_the_meantime_counts(owner, cache, tmp_path):
+    """Two studies in one folder: the one that ends last has all results."""
+    chosen = recipe(epochs=1)
+    train(chosen, cache, tmp_path / "other", order_seed=0, device="cpu", say=quiet, tensorboard=False)
+
+    def finish(line):
+        if "epoch 1/1" in line:
+            for path in (tmp_path / "other").iterdir():
+                path.rename(tmp_path / "run" / path.name)
+
+    members = [Member(chosen, tmp_path / name, 0) for name in ("run", "mine")]
+    there, mine = run_members(members, cache, order_seed=0, device="cpu", say=finish)
+    assert there.metrics == mine.metrics
+
+
+def test_training_from_frames_holds_its_folder_too(owner, tmp_path):
+    with pytest.raises(Busy, match="is at work here"):
+        run_frames(frames_recipe(), tmp_path / "run")
+    run_frames(frames_recipe(), tmp_path / "mine")
+    assert not (tmp_path / "mine" / "run.claim").exists()
+
+
+def test_a_reproduction_leaves_a_row_that_another_command_trains_to_it(tmp_path, monkeypatch):
+    def train_row(work, task, row, seed, resume):
+        if row is rows[0]:
+            raise Busy("the first is taken")
+        return row.name
+
+    table, lines = TABLES["dyreg"], []
+    rows = [row for row in table.rows if row.backbone][:2]
+    monkeypatch.setattr(reproduce, "_from_frames", train_row)
+    monkeypatch.setattr(reproduce.Work, "cache", lambda work, task: None)
+    work = reproduce.Work(table, table.sizes[0], tmp_path, say=lines.append)
+    assert reproduce.train_rows(work, table.tasks[0], rows, [0]) == [rows[1].name]
+    assert "the first is taken" in lines
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, ValueError])
+def test_a_run_that_is_stopped_gives_its_folder_up(raised, cache, tmp_path, monkeypatch):
+    def stop(*args):
+        assert (tmp_path / "run" / "run.claim").exists()
+        raise raised
+
+    monkeypatch.setattr("heads.learner.Learner.step", stop)
+    with pytest.raises(raised):
+        train(recipe(), cache, tmp_path / "run", device="cpu", say=quiet)
+    assert not (tmp_path / "run" / "run.claim").exists()
+
+
+def test_work_that_must_be_done_once_is_waited_for(tmp_path, monkeypatch):
+    order, lines, inside = [], [], threading.Event()
+
+    def second():
+        with alone(tmp_path / "work", lines.append):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with alone(tmp_path / "work", lines.append):
+        monkeypatch.setattr(held, "time", SimpleNamespace(sleep=lambda seconds: inside.set() or time.sleep(0.01)))
+        thread.start()
+        assert inside.wait(30)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    assert len(lines) == 1
+    assert not (tmp_path / "work").exists()
