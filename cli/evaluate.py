@@ -16,6 +16,9 @@ from cli._options import device_option
     "--checkpoint", type=click.Choice(["best", "last"]), help="Which weights.  [default: what the run's own figures use]"
 )
 @click.option(
+    "--phase", default="", show_default=False, help="What this phase of the recipe ended with, in place of a checkpoint."
+)
+@click.option(
     "--aggregate", type=click.Choice(["mean", "max"]), help="Over the test views of a video.  [default: the recipe's]"
 )
 @click.option(
@@ -25,22 +28,25 @@ from cli._options import device_option
 @click.option("--precision", default="fp32", type=click.Choice(["fp32", "bf16", "fp16"]), help="Arithmetic of the head.")
 @click.option("--ensemble", is_flag=True, help="Sum the scores that the RUNs predicted before, in place of evaluating them.")
 @click.option("--into", type=click.Path(path_type=Path), help="With --ensemble: a folder for the sums and their figures.")
-def command(runs, cache, manifest, split, checkpoint, aggregate, scores, device, precision, ensemble, into) -> int:
-    """Evaluate the checkpoint in the folder RUN, or in each of several; predictions and figures are written there.
+def command(runs, cache, manifest, split, checkpoint, phase, aggregate, scores, device, precision, ensemble, into) -> int:
+    """Evaluate the checkpoint in the folder RUN, or in each of several; predictions and figures are written there, those of
+    another phase (--phase) beside those of the run.
 
     With --ensemble the runs count as one: for every video their scores are summed, from the predictions that evaluating
     each has left in its folder. `vidgraph evaluate runs/ean8 runs/ean16 --ensemble` is EAN's of 8 and 16 frames.
     """
     settings = {name: value for name, value in (("aggregate", aggregate), ("scores", scores)) if value}
+    if phase and checkpoint:
+        raise click.UsageError("--phase and --checkpoint: expected one; a phase has one checkpoint, what it ended with")
     if ensemble:
-        given = {"--cache": cache, "--manifest": manifest, "--checkpoint": checkpoint}
+        given = {"--cache": cache, "--manifest": manifest, "--checkpoint": checkpoint, "--phase": phase}
         if wrong := next((option for option, value in given.items() if value), None):
             raise click.UsageError(f"{wrong} says nothing about an ensemble: it sums stored predictions")
         return _ensemble(runs, split, settings, into)
     if into is not None:
         raise click.UsageError("--into belongs to --ensemble; an evaluation writes to the run's folder")
     for run in runs:
-        _evaluate(run, cache, manifest, split, checkpoint, settings, device, precision)
+        _evaluate(run, cache, manifest, split, checkpoint, phase, settings, device, precision)
     return 0
 
 
@@ -56,7 +62,7 @@ def _ensemble(runs, split, settings, into) -> int:
     return 0
 
 
-def _evaluate(run, cache, manifest, split, checkpoint, settings, device, precision) -> None:
+def _evaluate(run, cache, manifest, split, checkpoint, phase, settings, device, precision) -> None:
     from cli._figures import print_figures
     from heads.evaluate import evaluate
     from heads.runs import read_json
@@ -73,6 +79,7 @@ def _evaluate(run, cache, manifest, split, checkpoint, settings, device, precisi
         Cache(cache),
         split,
         checkpoint=checkpoint or "",
+        phase=phase,
         settings=settings,
         device=device,
         precision=precision,

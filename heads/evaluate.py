@@ -21,7 +21,7 @@ from heads.learner import LossNotFinite, autocast, loss_of, pick_device
 from heads.metrics import aggregate, confusion, scores_of, summarise
 from heads.recipe import PLAIN, Recipe, recipe_from
 from heads.store import Share, Store, shared_pass
-from heads.transfer import default_checkpoint
+from heads.transfer import default_checkpoint, phase_checkpoint
 from heads.zoo import build_head
 from pipeline.sealed import sha256_of
 
@@ -152,6 +152,7 @@ def evaluate(
     split: str,
     *,
     checkpoint: str = "",
+    phase: str = "",
     settings: Mapping[str, str] | None = None,
     device: str = "auto",
     precision: str = "fp32",
@@ -160,18 +161,20 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluates a run's checkpoint on a split of a cache; returns the figures, {} where the split has no labels.
 
-    `checkpoint`: "best", "last", or "" for what the run's own figures come from. `settings`: values for the recipe's `evaluate`
-    table (aggregate, scores, batch). The cache may be another one than the run's if it has the same features (e.g. more test
-    views); the files written to the run folder are then named after its fingerprint.
+    `checkpoint`: "best", "last", or "" for what the run's own figures come from; in its place `phase`: what that phase of the
+    recipe ended with. `settings`: values for the recipe's `evaluate` table (aggregate, scores, batch). The cache may be another
+    one than the run's if it has the same features (e.g. more test views). The files written to the run folder are named after
+    the split, the phase if one was named, and the fingerprint of a cache that is not the run's.
 
     ValueError for a cache of another backbone, a head of other sizes, labels that the run does not know, an empty split.
     """
     folder, device = Path(folder), pick_device(device, precision)
-    trained = load_trained(folder, cache, checkpoint, settings)
-    name, head, recipe, classes, tag = trained.checkpoint, trained.head, trained.recipe, trained.classes, split
+    trained = load_trained(folder, cache, phase_checkpoint(folder, phase) if phase else checkpoint, settings)
+    name, head, recipe, classes = trained.checkpoint, trained.head, trained.recipe, trained.classes
+    tag = f"{split}_{phase}" if phase else split
     if not trained.own_cache:
         say(f"{cache.path} is not the cache of this run; it has the same features, of other views or clips")
-        tag = f"{split}_{cache.fingerprint[:8]}"
+        tag += f"_{cache.fingerprint[:8]}"
     manifest = manifest or cache.manifest
     part = part_of(cache, "test", split, manifest, classes, recipe.data)
     if part is None:

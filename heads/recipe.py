@@ -171,14 +171,18 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not TOML: {error}") from None
 
 
-def recipe_with(table: dict[str, Any], settings: Mapping[str, Any], path: Path, where: str = "") -> Recipe:
-    """The tables of the file `path` with overrides by dotted key, in their order, as a Recipe; `table` is changed. ValueError
-    names `where`, by default the file."""
+def recipe_with(
+    table: dict[str, Any], settings: Mapping[str, Any], path: Path, where: str = "", beside: Path | None = None
+) -> Recipe:
+    """The tables of the file `path` with overrides by dotted key, in their order, as a Recipe; `table` is changed. A file of
+    classes is looked up beside the recipe or, where `settings` name it, in the folder `beside`, by default the working
+    directory. ValueError names `where`, by default the file."""
     for key, value in settings.items():
         _put(table, key, value)
     listed = table.get("data", {}).get("class_list") if isinstance(table.get("data"), dict) else None
     if isinstance(listed, str) and listed:
-        table["data"]["class_list"] = str(path.parent / listed)
+        given = not {"data", "data.class_list"}.isdisjoint(settings)
+        table["data"]["class_list"] = str(((beside or Path.cwd()) if given else path.parent) / listed)
     table.setdefault("name", path.stem)
     return recipe_from(table, where or str(path))
 

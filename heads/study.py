@@ -160,7 +160,8 @@ def _expand(file: StudyFile, path: Path, given: dict[str, Any]) -> Plan:
             for cells, varied in _cells(file, head):
                 cells = {"recipe": where.stem, "head": _shown(choice), **cells}
                 name = _name(cells, bool(file.recipes), "head" in file.grid)
-                recipe = recipe_with(deepcopy(base), {**wanted, **varied}, where, f"member {name}")
+                beside = Path.cwd() if any(key.endswith("data.class_list") for key in given) else path.parent
+                recipe = recipe_with(deepcopy(base), {**wanted, **varied}, where, f"member {name}", beside)
                 rows.append(Row(name, cells, recipe))
     for key in (*file.grid, *fixed):
         if (first := key.partition(".")[0]) not in KEYS and first not in heads:

@@ -23,13 +23,14 @@ class Data:
     """What is learned from the cached views.
 
     `target`: "single" (softmax, cross-entropy; one label per clip) or "multi" (a sigmoid per class; any number of labels).
-    `num_classes`: 0 takes the manifest's classes; more leaves room for classes it does not have. `class_list`: a text file
-    with one class name per line, in the order of their ids ("": whole numbers keep theirs, names count up alphabetically);
-    relative to the recipe. `train_views`: how many of the cached training views of a clip an epoch draws from (0: all).
-    `swap_on_flip`: pairs of classes that a mirrored view exchanges. `labels` or `first_labels`: only these classes, by name or
-    the first so many by id, in the order of their ids; videos of others are left out and counted. `balance`: rare classes as
-    heavy as frequent ones, by "sampling" (an epoch draws as many clips as there are, with replacement, every class alike
-    often) or by the "loss" (a clip's weighs as much as its class is rare, 1 on average).
+    `num_classes`: 0 takes the manifest's classes; more leaves room for classes it does not have. `class_list`: a text file with
+    one class name per line, in the order of their ids ("": whole numbers keep theirs, names count up alphabetically); beside
+    the recipe, or where `--set` names it in the working directory. `train_views`: how many of the cached training views of a
+    clip an epoch draws from (0: all). `swap_on_flip`: pairs of classes that a mirrored view exchanges. `labels` or
+    `first_labels`: only these classes, by name or the first so many by id, in the order of their ids; videos of others are left
+    out and counted. `balance`: rare classes as heavy as frequent ones, by "sampling" (an epoch draws as many clips as there
+    are, with replacement, every class alike often) or by the "loss" (a clip's weighs as much as its class is rare, 1 on
+    average).
     """
 
     target: Literal["single", "multi"] = "single"

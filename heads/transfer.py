@@ -18,6 +18,20 @@ def default_checkpoint(folder: Path) -> str:
     return "best" if wanted == "best" and (folder / "best.pt").exists() else "last"
 
 
+def phase_checkpoint(folder: Path, phase: str) -> str:
+    """The name of the checkpoint that a phase of the run in `folder` ended with; ValueError, with the nearest names, for a
+    phase that its recipe does not have, and for one that was not trained to its end."""
+    recipe = recipe_from(runs.read_json(folder / "run.json")["recipe"], str(folder))
+    if not recipe.phases:
+        raise ValueError(f"{folder}: recipe {recipe.name} has no phases to choose phase {phase!r} from; leave it out")
+    if not (folder / f"{recipe.phase(phase).name}.pt").exists():
+        there = [one.name for one in recipe.phases if (folder / f"{one.name}.pt").exists()]
+        raise ValueError(
+            f"{folder}: phase {phase} was not trained to its end there; those that were: {', '.join(there) or 'none'}"
+        )
+    return phase
+
+
 def checkpoint_of(path: Path) -> Path:
     """The checkpoint that a run's folder stands for, which is the one its figures come from; a file is itself."""
     return path if path.is_file() else path / f"{default_checkpoint(path)}.pt"

@@ -142,6 +142,14 @@ def test_settings_may_not_hide_what_the_grid_varies(write):
         read_study(path, {"train.lr": 1.0})
 
 
+def test_a_list_of_classes_is_beside_the_study_or_with_settings_in_the_working_directory(write, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    path = write('[head]\nname = "pool"\n[train]\nepochs = 1\nbatch = 2\n[set]\n"data.class_list" = "list.txt"\n')
+    for settings, folder in (({}, path.parent), ({"data.class_list": "list.txt"}, Path.cwd())):
+        assert read_study(path, settings).rows[0].recipe.data.class_list == str(folder.resolve() / "list.txt")
+
+
 def test_every_study_of_the_package_can_be_read():
     assert "demo" in study_names()
     for name in study_names():

@@ -1,10 +1,12 @@
 """`vidgraph train` and `vidgraph evaluate`: what they print, and their exit codes."""
 
+import numpy as np
 import pytest
 from test_train import poison
 from tiny_cache import Tiny
 
 from cli.__main__ import main
+from heads.runs import read_json
 from pipeline.cache import Cache
 from pipeline.manifest import write_manifest
 
@@ -136,6 +138,42 @@ def test_phases_are_trained_in_one_call_or_one_by_one(place, capsys):
     code, _, err = trained("--name", "set", "--set", "train.lr=0.5")
     assert (code, "phases.NAME.train.lr" in err) == (2, True)
     assert trained("--name", "started", "--phase", "two", "--start", place / "runs" / "apart" / "one.pt")[0] == 0
+
+
+def test_each_phase_can_be_evaluated_beside_the_run_s_own_figures(place, capsys):
+    phases = PHASES.format(name="one", more="") + PHASES.format(name="two", more='start = "previous"\n')
+    phases += PHASES.format(name="three", more='reads = "frames"\nstart = "previous"\n')
+    (place / "graded.toml").write_text('source = "a test"\n[head]\nname = "strg"\n' + phases)
+    folder = place / "runs" / "graded"
+    how = ("--cache", place / "cache", "--runs", place / "runs", "--name", "graded", "--device", "cpu")
+    assert vidgraph(capsys, "train", place / "graded.toml", *how)[0] == 0
+    logits = {}
+    for phase in ("one", "two"):
+        assert vidgraph(capsys, "evaluate", folder, "--phase", phase, "--device", "cpu")[0] == 0
+        assert read_json(folder / f"metrics_test_{phase}.json")["checkpoint"] == phase
+        logits[phase] = np.load(folder / f"predictions_test_{phase}.npz")["logits"]
+    np.testing.assert_array_equal(logits["two"], np.load(folder / "predictions_test.npz")["logits"])
+    assert not np.array_equal(logits["one"], logits["two"])
+    for name, message in (("tow", "no phase 'tow': did you mean two"), ("three", "those that were: one, two")):
+        code, _, err = vidgraph(capsys, "evaluate", folder, "--phase", name, "--device", "cpu")
+        assert (code, err.count("\n"), message in err) == (2, 1, True)
+    assert vidgraph(capsys, "evaluate", folder, "--phase", "one", "--checkpoint", "last")[0] == 2
+    train(capsys, place, "--name", "plain")
+    assert "has no phases" in vidgraph(capsys, "evaluate", place / "runs" / "plain", "--phase", "one", "--device", "cpu")[2]
+
+
+def test_a_list_of_classes_is_looked_up_where_it_was_named(place, tmp_path, capsys, monkeypatch):
+    """Beside the recipe that names it; with --set, in the working directory."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "tiny.toml").write_text(RECIPE + '[data]\nclass_list = "list.txt"\n')
+    (tmp_path / "recipes" / "list.txt").write_text("class 2\nclass 1\nclass 0\n")
+    (tmp_path / "here.txt").write_text("class 1\nclass 0\nclass 2\n")
+    monkeypatch.chdir(tmp_path)
+    how = ("recipes/tiny.toml", "--cache", place / "cache", "--runs", "runs", "--device", "cpu", "--set", "train.epochs=1")
+    for name, more in (("own", ()), ("set", ("--set", "data.class_list=here.txt"))):
+        assert vidgraph(capsys, "train", *how, "--name", name, *more)[0] == 0
+    found = {name: read_json(tmp_path / "runs" / name / "run.json")["classes"] for name in ("own", "set")}
+    assert found == {"own": ["class 2", "class 1", "class 0"], "set": ["class 1", "class 0", "class 2"]}
 
 
 def test_a_recipe_or_cache_that_is_not_there_is_bad_input(place, capsys):
