@@ -13,6 +13,7 @@ DEMO     ?= demo
 KIND     ?= folder
 CLUSTER  :=
 BUDGET   ?= 40
+TESTERS  ?= auto
 ARGS     ?=
 
 .DEFAULT_GOAL := help
@@ -75,11 +76,15 @@ reproduce-rstg: $(READY) ## RSTG's Table 1 on generated digits, beside the paper
 reproduce-dyreg: $(READY) ## DyReg-GNN's Tables 5 and 6 likewise: BUDGET=minutes ARGS=...
 	$(BIN)/vidgraph reproduce dyreg --budget $(BUDGET) $(ARGS)
 
-test: $(READY) ## the tests that every change must pass
-	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+# One process per core, each with one thread; the tests of a file stay together, with what they share. TESTERS=0: in one process.
+test test-slow: export OMP_NUM_THREADS ?= 1
+PYTEST := $(BIN)/python -m pytest -q -n $(TESTERS) --maxprocesses 8 --dist loadfile
+
+test: $(READY) ## the tests that every change must pass: TESTERS=processes ARGS=...
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(READY) ## all tests, the slow ones too
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: $(READY) ## ruff, as linter and as formatter
 	$(BIN)/ruff check .
