@@ -228,20 +228,9 @@ def test_videos_that_cannot_be_decoded_are_left_out_and_exit_code_3_says_so(plac
     for clip in (1, 8):
         (tmp_path / "videos" / f"clip{clip}.mp4").write_text("not a video")
     (tmp_path / "tiny.toml").write_text('source = "a test"\n[head]\nname = "pool"\n[train]\nepochs = 1\nbatch = 4\n')
-    frames = (
-        "--manifest",
-        tmp_path / "videos" / "manifest.csv",
-        "--frames",
-        4,
-        "--size",
-        32,
-        "--workers",
-        0,
-        "--device",
-        "cpu",
-    )
+    frames = ("--manifest", tmp_path / "videos" / "manifest.csv", "--frames", 4, "--size", 32, "--workers", 0)
     network = ("--backbone", "tsm_r18", "--weights", "none", "--set", "backbone_options.width=4")
-    run = ("finetune", tmp_path / "tiny.toml", "--runs", tmp_path, "--name", "run", *frames, *network)
+    run = ("finetune", tmp_path / "tiny.toml", "--runs", tmp_path, "--name", "run", "--device", "cpu", *frames, *network)
     code, out, _ = vidgraph(capsys, *run)
     assert code == 3
     assert "split train: clip clip1 cannot be decoded and is left out; `vidgraph check` says why" in out

@@ -223,8 +223,9 @@ def test_shared_at_test_is_adaptive_in_training_and_the_training_mean_in_evaluat
     adaptive.load_state_dict({k: v for k, v in head.state_dict().items() if k != "structure.mean"})
     g = head.stem(clips)[3].detach()
     alpha = head.structure.alpha(g).detach()
+    head.train()
     for _ in range(1500):
-        head.train().structure(g)
+        head.structure(g)
     assert head.train()(clips, want_maps=True).maps["weights"].equal(adaptive(clips, want_maps=True).maps["weights"])
     found = head.eval()(clips, want_maps=True).maps["weights"]
     torch.testing.assert_close(found, alpha.mean(0).view(1, 6, 5).softmax(-1).expand(B, 1, 6, 5))
