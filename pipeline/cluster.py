@@ -15,6 +15,8 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -247,27 +249,39 @@ class _Flight:
         from distributed import as_completed
 
         payload = pickle.dumps(function, protocol=5)
-        name, completed, jobs = (
-            f"{self.id} {hashlib.sha256(payload).hexdigest()}",
-            as_completed(loop=self.client.loop),
-            iter(jobs),
-        )
+        name = f"{self.id} {hashlib.sha256(payload).hexdigest()}"
+        completed, jobs = as_completed(loop=self.client.loop), iter(jobs)
 
         def submit() -> None:
-            for _ in range(self.room()):
-                try:
-                    job = next(jobs)
-                except StopIteration:
-                    return
-                future = self.client.submit(_work, name, payload, job, key=f"job-{uuid.uuid4().hex}", pure=False)
+            """As many as there is room for, in one message; a job travels as bytes, into which Dask does not look."""
+            some = list(islice(jobs, self.room()))
+            if not some:
+                return
+            sent = [pickle.dumps(job, protocol=5) for job in some]
+            keys = [f"job-{uuid.uuid4().hex}" for _ in some]
+            futures = self.client.map(partial(_work, name, payload), sent, key=keys, pure=False)
+            for job, future in zip(some, futures, strict=True):
                 self.futures[future.key] = job, future
-                completed.add(future)
+            completed.update(futures)
 
         submit()
-        for future in completed:
-            job, _ = self.futures.pop(future.key)
-            yield job, _outcome(future)
-            submit()
+        for futures in completed.batches():
+            done = [self.futures.pop(future.key)[0] for future in futures]
+            if not any(future.cancelled() for future in futures):  # else the scheduler is gone, as its outcome will say
+                submit()
+            yield from zip(done, self._outcomes(futures), strict=True)
+
+    def _outcomes(self, futures: list) -> Iterator[Any]:
+        """Their results, asked for together, since each question is a journey of its own; or exceptions."""
+        import asyncio
+
+        whole = [future for future in futures if future.status == "finished"]
+        try:
+            results = dict(zip((future.key for future in whole), self.client.gather(whole), strict=True))
+        except (Exception, asyncio.CancelledError):  # one was lost after it was finished: each is asked for by itself
+            results = {}
+        for future in futures:
+            yield results[future.key] if future.key in results else _outcome(future)
 
     def cancel(self) -> None:
         """Takes back what has not begun."""
@@ -299,13 +313,13 @@ _FUNCTIONS: dict[str, Callable] = {}  # of this worker process: the last job fun
 _ONE_AT_A_TIME = threading.Lock()
 
 
-def _work(name: str, payload: bytes, job: Any) -> Any:
+def _work(name: str, payload: bytes, job: bytes) -> Any:
     """In a Dask worker: the job function, unpickled where it is new here, on one job."""
     with _ONE_AT_A_TIME:
         if name not in _FUNCTIONS:
             _FUNCTIONS.clear()
             _FUNCTIONS[name] = pickle.loads(payload)
-        return _FUNCTIONS[name](job)
+        return _FUNCTIONS[name](pickle.loads(job))
 
 
 def _pinned_cluster(workers: int, dashboard: str, security):
