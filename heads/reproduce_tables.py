@@ -35,7 +35,8 @@ class Size:
     `classes` of digits, at least (a task whose digits differ needs as many); `videos` of the splits train, val, test;
     `end_to_end`: the share of the training videos that rows which train from frames get. `cnn`: channels of the digit network,
     `width`: of heads, `trunk`: of the first stage of networks that are trained from frames. `epochs`; `batch`; `seeds` where
-    the command names none. `task`: options of the task (`pipeline.digits`) that differ from the paper's.
+    the command names none. `task`: options of the task (`pipeline.digits`) that differ from the paper's. `graph`: options of
+    RSTG's graph that differ from the recipe's: what trains on few videos.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Size:
     seeds: int = 2
     end_to_end: float = 1.0
     task: Mapping[str, int] = field(default_factory=dict)
+    graph: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,32 @@ RSTG = Table(
     ),
     (
         Size("tiny", 0, 3, (24, 12, 12), cnn=4, width=4, trunk=2, epochs=1, batch=12, task={"reach": 30}),
-        Size("small", 20, 3, (6000, 300, 600), cnn=16, width=24, trunk=4, epochs=4, end_to_end=0.1, task={"reach": 30}),
-        Size("middle", 200, 5, (20000, 1000, 2000), cnn=32, width=48, trunk=8, epochs=8, end_to_end=0.2, task={"reach": 20}),
+        Size(
+            "small",
+            25,
+            3,
+            (20000, 500, 1000),
+            cnn=16,
+            width=24,
+            trunk=4,
+            epochs=4,
+            end_to_end=0.1,
+            task={"reach": 30},
+            graph={"iterations": 1, "inner_norm": True},
+        ),
+        Size(
+            "middle",
+            200,
+            5,
+            (20000, 1000, 2000),
+            cnn=32,
+            width=48,
+            trunk=8,
+            epochs=8,
+            end_to_end=0.2,
+            task={"reach": 20},
+            graph={"inner_norm": True},
+        ),
         Size("large", 900, 10, (60000, 2000, 5000), cnn=64, width=128, trunk=16, epochs=10),
         Size("paper", 50000, 10, (600000, 10000, 10000), cnn=512, width=512, trunk=64, epochs=5),
     ),
@@ -163,7 +189,7 @@ def recipe_of(row: Row, size: Size) -> Recipe:
     elif recipe.head.name == "conv_lstm":
         options |= {"width": size.width, "hidden": max(64, size.width)}
     elif recipe.head.name == "rstg":
-        options["width"] = size.width
+        options |= {"width": size.width, **size.graph}
     elif recipe.head.name == "dyreg":
         options |= {"width": size.width, "offset_width": size.width, "backbone_options": backbone_options(row, size)}
     training = {

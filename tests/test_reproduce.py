@@ -110,6 +110,7 @@ def test_a_rows_recipe_has_the_widths_of_the_size_and_the_rows_options(table, ro
         assert recipe.all_phases[0].train.epochs == size.epochs
         assert recipe.all_phases[0].reads == ("frames" if row.backbone else "cache")
         assert recipe.head.name not in ("rstg", "conv_lstm", "dyreg") or recipe.head.options["width"] == size.width
+        assert recipe.head.name != "rstg" or size.graph.items() <= recipe.head.options.items()
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
