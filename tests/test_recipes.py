@@ -99,6 +99,32 @@ def test_the_command_in_a_recipe_makes_the_cache_that_its_heads_read(name):
         assert set(head.needs) <= {*config.keep, *(("valid", "scores") if boxes else ())}
 
 
+@pytest.mark.parametrize("name", [name for name in recipe_names() if re.match("gos_|strg_", name)])
+def test_the_phases_are_the_papers(name):
+    """GOS: the backbone, then what is on it above its fixed features, then both; STRG likewise, but for the rows that are a
+    backbone alone, which end with a head anew on the cache. Only a backbone's phase and the joint one read frames."""
+    recipe = read_recipe(name)
+    first, *middle, last = recipe.phases
+    assert (first.name, first.reads, first.frames.train_from) == ("backbone", "frames", "stem")
+    assert recipe.of(first).head.name == "pool"
+    if recipe.head.name == "pool":
+        assert (middle, last.name, last.reads, last.start) == ([], "classifier", "cache", "fresh")
+        return
+    assert (last.name, last.reads, last.start) == ("joint", "frames", "previous")
+    assert all(phase.reads == "cache" for phase in middle)
+    if name.startswith("strg"):
+        assert first.frames.frozen_bn
+        assert last.frames.frozen_bn
+        assert [phase.train.iterations for phase in recipe.phases] == [100_000, 100_000, 30_000]
+        assert [phase.train.lr for phase in recipe.phases] == [0.00125, 0.00125, 0.000125]
+        return
+    assert last.train.lr == 1e-4
+    discrete = [phase for phase in middle if phase.name == "discrete"]
+    assert bool(discrete) == (recipe.head.name == "gos")
+    for phase in discrete:
+        assert (phase.train.lr, phase.train.factor, phase.train.patience, phase.train.stop_below) == (1e-3, 0.1, 5, 1e-4)
+
+
 def test_the_demo_has_its_four_recipes():
     assert {"demo_pool", "demo_roi_pool", "demo_mean_lstm", "demo_strg"} <= set(recipe_names())
 

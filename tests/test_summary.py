@@ -101,7 +101,8 @@ def test_a_recipe_a_head_and_a_run_of_it_count_the_same(tmp_path):
     from heads.train import train
 
     cache = Tiny().write(tmp_path)
-    settings = {"train.iterations": 0, "train.epochs": 1, "train.schedule": "constant", "train.drop_at": []}
+    settings = {"iterations": 0, "epochs": 1, "schedule": "constant", "drop_at": []}
+    settings = {f"phases.classifier.train.{key}": value for key, value in settings.items()}
     recipe = read_recipe("strg_table4_sth_i3d", settings)
     run = train(recipe, cache, tmp_path / "run", device="cpu", say=lambda line: None)
     of_run = count_named(str(run.folder), {})
