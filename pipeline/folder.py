@@ -15,6 +15,7 @@ from pipeline.sealed import Damaged, complete, done_marker, part_of, read_json, 
 from pipeline.tensors import FORMAT
 
 PIECE = 10_000  # clips that are hashed at a time
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 class CacheError(ValueError):
@@ -148,17 +149,24 @@ def _identity(clips: Sequence[Clip]) -> list[list]:
 
 
 def _fingerprint(config: dict, manifest: Manifest) -> str:
-    """sha256 of {"clips": …, "config": …, "format": …} as canonical JSON, of which a million clips never exist at once."""
-    digest = hashlib.sha256(b'{"clips":[')
+    """sha256 of {"clips": [[id, start, end], …], "config": …, "format": …} as canonical JSON, of which a million clips never
+    exist at once, nor as lists of their own.
+    """
+    digest, of = hashlib.sha256(b'{"clips":['), _ENCODER.encode
     for first in range(0, len(manifest.clips), PIECE):
-        some = _canonical(_identity(manifest.clips[first : first + PIECE]))
-        digest.update((b"," if first else b"") + some[1:-1])
+        some = manifest.clips[first : first + PIECE]
+        rows = ",".join([f"[{of(clip.clip)},{_seconds(clip.start)},{_seconds(clip.end)}]" for clip in some])
+        digest.update((b"," if first else b"") + rows.encode())
     digest.update(b'],"config":' + _canonical(config) + b',"format":' + _canonical(FORMAT) + b"}")
     return digest.hexdigest()
 
 
+def _seconds(value: float | None) -> str:
+    return "null" if value is None else repr(value)
+
+
 def _canonical(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def _flat(config: dict, prefix: str = "") -> dict[str, object]:

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import pickle
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -343,6 +344,8 @@ def test_cache_json_says_what_it_is_in_plain_json(tmp_path):
 
 def test_a_fingerprint_is_the_hash_of_canonical_json_however_many_clips(tmp_path, monkeypatch):
     manifest = manifest_of(tmp_path, 7)
+    odd = ({"clip": 'é"\\ 日\u200d'}, {"start": 1 / 3}, {"end": 1e-7}, {"start": 0.0, "end": 1e22})
+    manifest = replace(manifest, clips=tuple(map(lambda clip, k: replace(clip, **odd[k % 4]), manifest.clips, range(7))))
     clips = [[clip.clip, clip.start, clip.end] for clip in manifest.clips]
     record = {"format": FORMAT, "config": {"a": [1, "é"]}, "clips": clips}
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
