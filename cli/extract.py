@@ -157,7 +157,7 @@ def run(config, manifest, cache: Path, options, shards=None, redo: bool = False,
     rate = summary.clips / max(summary.seconds, 1e-9)
     done = f"{summary.clips:,} clips, {summary.views:,} views in {summary.seconds:,.1f} s ({rate:.2f} clips/s)"
     click.echo(f"{cache}: {done if summary.shards else 'every shard was complete already'}")
-    return _report_failures(summary.failures, summary.asked, cache)
+    return max(_report_failures(summary.failures, summary.asked, cache), _report_changed(summary.changed, cache))
 
 
 def _report_failures(failures: list[dict], clips: int, cache: Path) -> int:
@@ -168,6 +168,17 @@ def _report_failures(failures: list[dict], clips: int, cache: Path) -> int:
     if failures:
         click.echo(f"{len(failures):,} of {clips:,} clips failed; to retry them: vidgraph repair --cache {cache}", err=True)
     return 3 if failures else 0
+
+
+def _report_changed(changed: list[str], cache: Path) -> int:
+    if len(changed) == 1:
+        found = f"1 clip in finished shards ({changed[0]}) has another video now; to redo it"
+    else:
+        some = ", ".join(changed[:3]) + ", …" * (len(changed) > 3)
+        found = f"{len(changed):,} clips in finished shards ({some}) have other videos now; to redo them"
+    if changed:
+        click.echo(f"{found}: vidgraph repair --cache {cache} --changed", err=True)
+    return 3 if changed else 0
 
 
 def _config(given: dict):

@@ -21,6 +21,7 @@ _FILE = click.Path(path_type=Path)
     type=click.IntRange(min=0),
     help="Processes that read and decode.  [default: 1 on a CPU, one per spare core beside a GPU]",
 )
+@click.option("--changed", is_flag=True, help="Also the clips whose videos have changed since they were extracted.")
 @click.option("--time-limit", default=120.0, help="Seconds a clip may take to decode.")
 @device_option
 def command(
@@ -30,24 +31,28 @@ def command(
     annotations: Path | None,
     proposal_weights: str | None,
     workers: int | None,
+    changed: bool,
     time_limit: float,
     device: str,
 ) -> int:
     """Write again exactly the shards that are damaged, missing, or hold failed clips, and their graphs.
 
-    Views that are whole are taken over as they are; only the others are decoded and computed, with the configuration and the
-    batch size that the cache was made with. A shard stays as it was if clips that it holds cannot be read now.
+    Views that are whole are taken over as they are, where their videos are still the same; only the others are decoded and
+    computed, with the configuration and the batch size that the cache was made with. A shard stays as it was if clips that it
+    holds cannot be read now.
     """
     from cli._options import pick_device
     from cli.extract import default_workers, run
     from pipeline.extract import RunOptions
-    from pipeline.repair import Moved, as_extracted, redo_graphs
+    from pipeline.repair import Moved, as_extracted, changed_shards, redo_graphs
     from pipeline.verify import bad_shards
 
     with stoppable("stopped; finished shards are kept, the same command goes on"):
         device = pick_device(device)
         workers = default_workers(device) if workers is None else workers
         found, code = bad_shards(cache, workers), 0
+        if changed:
+            found["features"] = sorted({*found["features"], *changed_shards(cache, root)})
         if not any(found.values()):
             click.echo(f"{cache}: nothing to repair")
             return 0

@@ -60,7 +60,7 @@ def decode_tasks(models: Models, root: Path, clips: Sequence[Clip], good: GoodVi
     return probes + [DecodeViews(clip, opening, *views) for clip in clips]
 
 
-def _rows_of(sampling: Sampling, place: int) -> dict[str, range]:
+def rows_of(sampling: Sampling, place: int) -> dict[str, range]:
     """group -> the rows of a shard's clip number `place`."""
     counts = ((group, count) for group, count in count_views(sampling).items() if count)
     return {group: range(place * count, (place + 1) * count) for group, count in counts}
@@ -68,7 +68,7 @@ def _rows_of(sampling: Sampling, place: int) -> dict[str, range]:
 
 def _all_good(good: GoodViews | None, sampling: Sampling, place: int) -> bool:
     """Whether every view of a shard's clip number `place` is taken over."""
-    return good is not None and good.has_all(_rows_of(sampling, place))
+    return good is not None and good.has_all(rows_of(sampling, place))
 
 
 def group_plans(models: Models, clips: Sequence[Clip], sizes: Mapping[str, list[tuple[int, int]]]) -> dict[str, GroupPlan]:
@@ -112,6 +112,7 @@ class ShardComposer:
         self.waiting: dict[str, list[Row]] = {group: [] for group in self.counts}
         self.pending: list[Future] = []
         self.failures: dict[str, dict] = {}
+        self.videos = _recorded(job.path, len(job.clips)) if good else [""] * len(job.clips)
         self.expected: dict[int, tuple[int, int]] = {}  # sizes of test rows, where they differ between clips
         self.seconds = {"decode": 0.0, "write": 0.0}
         models.seconds.clear()
@@ -182,6 +183,7 @@ class ShardComposer:
         pixels, boxes = None, []
         if isinstance(result, ClipPixels):
             self.seconds["decode"] += result.seconds
+            self.videos[place] = result.video
             try:
                 boxes = self.models.boxes(clip, result)
                 pixels = result
@@ -194,7 +196,7 @@ class ShardComposer:
         kept = self.good.rows if self.good else dict.fromkeys(self.counts, ())
         rows = {
             group: [Row(number, clip.clip, kept=number in kept[group]) for number in numbers]
-            for group, numbers in _rows_of(self.sampling, place).items()
+            for group, numbers in rows_of(self.sampling, place).items()
         }
         if pixels:
             for view, frames, places in zip(pixels.views, pixels.pixels, boxes, strict=True):
@@ -278,6 +280,7 @@ class ShardComposer:
             "views": len(self.clips) * sum(self.counts.values()),
             "taken_over": sum(map(len, self.good.rows.values())) if self.good else 0,
             "failures": failures,
+            "videos": self.videos,
             "seconds": {part: round(value, 3) for part, value in seconds.items()},
             "device": device_name(self.models.device.type),
             "versions": versions(),
@@ -286,6 +289,14 @@ class ShardComposer:
                 asdict(self.models.config)
             ),  # with paths, which the fingerprint leaves out: `repair` needs them
         }
+
+
+def _recorded(path: Path, clips: int) -> list[str]:
+    """The marks of the videos of a shard that is there; "" where it has none."""
+    try:
+        return list(read_json(done_marker(path))["videos"])
+    except (OSError, Damaged, KeyError):
+        return [""] * clips
 
 
 def _with_absolute_paths(asked: dict) -> dict:

@@ -32,9 +32,10 @@ from pipeline.memory import keep_freed_memory
 from pipeline.pixels import work
 from pipeline.pool import Pool
 from pipeline.sample import count_views
-from pipeline.sealed import done_marker, read_json
+from pipeline.sealed import Damaged, done_marker, read_json
 from pipeline.takeover import GoodViews
 from pipeline.tensors import GROUPS
+from pipeline.videos import changed_videos
 
 if TYPE_CHECKING:
     from pipeline.forward import Models
@@ -49,7 +50,8 @@ AGAIN = 1  # times that a clip is given to another decode process when its own d
 class Summary:
     """What a run did: shards written and shards found complete, and clips and views of the former.
 
-    `failures` are the failed clips' records of all shards that were asked for, whoever wrote them, out of `asked` clips.
+    `failures` are the failed clips' records of all shards that were asked for, whoever wrote them, out of `asked` clips;
+    `changed` are the clips of shards found complete whose videos have changed since.
     """
 
     cache: Path
@@ -59,6 +61,7 @@ class Summary:
     views: int = 0
     asked: int = 0
     failures: list[dict] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -73,7 +76,7 @@ def extract(
     engine: Engine | None = None,
 ) -> Summary:
     """Extracts the shards of `manifest` that `cache` lacks, or of `shards` only; with `redo` also those that are complete,
-    whose good rows are taken over. Other runs on the same cache share the work.
+    whose good rows are taken over where their videos are the same. Other runs on the same cache share the work.
 
     `announce(clips to do, clips done before)` is called once and returns `advance(done, failed)`, called after every clip, or
     every shard of other processes. `engine` says where shards are worked on, by default in this process; elsewhere the paths
@@ -103,7 +106,9 @@ def extract(
             jobs.append(ShardJob(shard, path, plan.attrs(shard), clips, mark_of(path)))
         else:
             summary.already += 1
-            summary.failures += read_json(done_marker(path))["failures"]
+            record = read_json(done_marker(path))
+            summary.failures += record["failures"]
+            summary.changed += [clips[place].clip for place in changed_videos(record, clips)]
     advance = announce(sum(len(job.clips) for job in jobs), summary.asked) if announce else (lambda done, failed: None)
     if not jobs:
         return summary
@@ -278,13 +283,22 @@ class ExtractShards:
                 return None
             if not self.redo:
                 return Turn(job, claim, begin(job.path))
-            from pipeline.compose import group_plans
+            from pipeline.compose import group_plans, rows_of
 
             good = GoodViews(job.path, job.attrs, group_plans(self.models, job.clips, {}))
+            for place in self._changed(job):
+                good.forget(rows_of(self.config.sampling, place))
             return Turn(job, claim, mark_of(job.path), good)
         except BaseException:
             claim.release()
             raise
+
+    def _changed(self, job: ShardJob) -> list[int]:
+        """Which clips of a shard that is there have other videos now."""
+        try:
+            return changed_videos(read_json(done_marker(job.path)), job.clips)
+        except (OSError, Damaged):  # what it was made from, nobody knows any more
+            return []
 
     def _ahead(self) -> int:
         """Every worker has a task and one waits for each, unless clips have so many views that a few fill the memory."""

@@ -15,6 +15,7 @@ from PIL import Image
 from pipeline.decode import DecodeError, VideoInfo, open_clip
 from pipeline.manifest import Clip, ManifestError, inside
 from pipeline.sample import Sampling, View, views_of
+from pipeline.videos import mark_video
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class ClipPixels:
 
     `pixels[v]` [F,h,w,3] uint8 RGB is view v cropped, resized and mirrored where it says so. `numbers` are the frames of the
     file, counted from 0 and ascending, that some view's feature step looks at; `frames` [K,h',w',3] uint8 are these, whole, or
-    None when no source of boxes asked for pixels. `seconds` is the time that decoding and resizing took.
+    None when no source of boxes asked for pixels. `seconds` is the time that decoding and resizing took, `video` the mark of
+    the file (`pipeline.videos`).
     """
 
     info: VideoInfo
@@ -70,6 +72,7 @@ class ClipPixels:
     numbers: tuple[int, ...] = ()
     frames: np.ndarray | None = None
     seconds: float = field(default=0.0, compare=False)
+    video: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class DecodeViews:
     def run(self) -> ClipPixels:
         begun = time.perf_counter()
         with self.opening.open(self.clip) as reader:
-            info = reader.info
+            info, video = reader.info, mark_video(self.clip.path)
             try:
                 views = views_of(self.sampling, info, self.clip.clip, self.clip.labels, self.seed)
             except ValueError as error:  # no frame, or no frame rate where one is needed: this clip's failure, not the run's
@@ -106,7 +109,7 @@ class DecodeViews:
             height, width = short_side(info.height, info.width, self.frame_size)
             frames = np.stack([np.asarray(images[k].resize((width, height), Image.Resampling.BILINEAR)) for k in steps])
         numbers = tuple(info.first + k for k in steps)
-        return ClipPixels(info, views, pixels, numbers, frames, time.perf_counter() - begun)
+        return ClipPixels(info, views, pixels, numbers, frames, time.perf_counter() - begun, video)
 
 
 def work(task: "Probe | DecodeViews"):

@@ -3,15 +3,18 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.cache import Cache, CacheError
 from pipeline.config import ExtractConfig
 from pipeline.extract import RunOptions
+from pipeline.folder import Shards
 from pipeline.graphs import build_graphs
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.sealed import Damaged, done_marker, read_json
+from pipeline.videos import changed_videos
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,19 @@ def as_extracted(
     if not manifest.root.is_dir():
         raise ValueError(f"{manifest.root}: no such folder, expected the videos there; pass --root with where they are now")
     return config, manifest, replace(options, batch=record["batch"], compression=record["compression"])
+
+
+def changed_shards(path: str | Path, root: str | Path | None = None) -> list[int]:
+    """The shards some of whose videos have changed since they were extracted; `root` of the videos: None, where they were."""
+    cache = Cache(path)
+    manifest = cache.manifest if root is None else read_manifest(cache.path / "manifest.csv", root)
+    plan = Shards(cache.path, cache.fingerprint, manifest, cache.record["per_shard"])
+    found = []
+    for shard in range(len(plan)):
+        with suppress(Damaged, OSError):  # it is not complete, or about to be redone anyway
+            if changed_videos(read_json(done_marker(plan.path(shard))), plan.clips(shard)):
+                found.append(shard)
+    return found
 
 
 def redo_graphs(path: str | Path, shards: Iterable[int], workers: int = 0, device: str = "cpu") -> list[dict]:

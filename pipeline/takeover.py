@@ -53,6 +53,11 @@ class GoodViews:
         except (Damaged, OSError):
             return False
 
+    def forget(self, rows: Mapping[str, range]) -> None:
+        """Takes these rows (group -> range) for bad."""
+        for group, numbers in rows.items():
+            self.rows[group].difference_update(numbers)
+
     def has_all(self, rows: Mapping[str, range]) -> bool:
         """Whether every one of the rows (group -> range) is good."""
         return all(self.rows[group].issuperset(numbers) for group, numbers in rows.items())

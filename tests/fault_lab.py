@@ -5,18 +5,22 @@ of its own, and does what `python -m cli` does: a run takes a second, not ten, a
 Linux (/proc, fork).
 """
 
+import atexit
+import gc
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from typing import NoReturn
 
 from tiny_videos import make_videos
 
@@ -26,7 +30,9 @@ OPTIONS = (
     "--backbone digit_cnn --weights none --set backbone_options.width=8 --keep pooled,nodes --proposals annotations "
     "--boxes 2 --frames 4 --size 32 --train-views 1 --dtype float32 --shard-size 1 --device cpu"
 )
-NEVER_THE_SAME = ("seconds", "seal", "device", "taken_over")  # keys of a shard's statistics: times, and how it came to be
+# Keys of a shard's statistics: times, of the videos too, and how it came to be.
+NEVER_THE_SAME = ("seconds", "seal", "device", "taken_over", "videos")
+COARSE = ("--shard-size", CLIPS // 2)
 HOPELESS = 180.0  # seconds after which a run counts as hanging
 FAT, FAT_SIDE = 2, 2048  # of `memory_world`: the clip of large frames, pixels
 
@@ -51,6 +57,7 @@ def serve() -> None:
     import pipeline.repair
     import pipeline.verify  # noqa: F401
 
+    gc.freeze()  # else each run would copy all of it
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whom nobody waits for leaves no zombie
     for line in sys.stdin:
         order = json.loads(line)
@@ -84,7 +91,21 @@ def _attend(order: dict) -> None:
         from distributed.cli.dask_scheduler import main
     else:
         from distributed.cli.dask_worker import main
-    main(order["args"])
+    code = 0
+    try:
+        main(order["args"])
+    except SystemExit as error:
+        code = error.code
+    _leave(code)
+
+
+def _leave(code: int | None) -> NoReturn:
+    """Ends as an interpreter does, without taking every module apart, which takes longer than a small extraction."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
 
 
 def _whole(path: Path, number: int) -> None:
@@ -218,6 +239,13 @@ class Lab:
         return self.folder / name
 
     @cached_property
+    def coarse_calm(self) -> Path:
+        """The undisturbed cache where half of the clips make a shard."""
+        run = self.extract(self.folder / "coarse", *COARSE)
+        assert run.wait() == 3, run.said()
+        return self.folder / "coarse"
+
+    @cached_property
     def memory_world(self) -> Path:
         """Four clips, of which FAT has frames that need hundreds of megabytes."""
         return make_videos(self.folder / "memory", 4, sizes={FAT: (FAT_SIDE, FAT_SIDE)})
@@ -242,9 +270,9 @@ class Lab:
         times = sorted(path.stat().st_mtime for path in (self.calm / "features").glob("*.json"))
         return (times[-1] - times[0]) / (len(times) - 1)
 
-    def moment(self, run: Run, cache: Path, drawn: random.Random, first: int = 0) -> bool:
-        """Waits for a random moment: some shards, `first` at least, and a part of the next; False if the run was over."""
-        pace, count = self.pace, drawn.randrange(first, CLIPS)
+    def moment(self, run: Run, cache: Path, drawn: random.Random, first: int = 0, last: int = CLIPS - 1) -> bool:
+        """Waits for a random moment: `first` to `last` shards, and a part of the next; False if the run was over."""
+        pace, count = self.pace, drawn.randint(first, last)
 
         def there() -> bool:
             return run.code() is not None or ((cache / "features").exists() and len(done(cache)) >= count)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("cli", "heads", "pipeline")
 
 # What a file of the pipeline may import from the others, beyond these, which are words and arithmetic rather than stages.
-WORDS = {"tensors", "boxes", "manifest", "sealed", "draws"}
+WORDS = {"names", "tensors", "boxes", "manifest", "sealed", "draws"}
 PIPELINE = {
     "rows": set(),
     "manifest": {"rows"},
@@ -23,7 +23,8 @@ PIPELINE = {
     "sample": {"decode", "crops"},  # decode: the VideoInfo that it samples from
     "pool": set(),
     "memory": set(),
-    "pixels": {"decode", "sample"},
+    "videos": set(),
+    "pixels": {"decode", "sample", "videos"},
     "check": {"decode", "pixels", "pool"},
     "config": {"sample"},
     "backbones": set(),
@@ -60,12 +61,13 @@ PIPELINE = {
         "cache",
         "takeover",
         "memory",
+        "videos",
     },
     "plan": {"cache", "cluster", "compose", "config", "extract", "forward"},
-    "repair": {"extract", "config", "cache", "graphs"},
+    "repair": {"extract", "config", "cache", "folder", "graphs", "videos"},
 }
 HEADS_MAY_USE = {"cache", "tensors", "boxes", "roi", "graphs", "backbones", "cluster", "memory", "manifest", "sealed"}
-HEADS_MAY_USE |= {"digits", "digit_cache", "claims"}
+HEADS_MAY_USE |= {"digits", "digit_cache", "claims", "names"}
 ONE_PLACE = {
     "h5py": {"pipeline/shards.py", "pipeline/shardfile.py"},
     "hdf5plugin": {"pipeline/shards.py", "pipeline/shardfile.py"},
