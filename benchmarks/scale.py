@@ -1,4 +1,4 @@
-"""What many clips cost the client.
+"""What many clips cost the client, and what a second worker brings.
 
 dry run   `extract` as it is, with a manifest of a million rows, 100 clips to a shard and workers that claim a shard and return
           statistics without computing anything: memory of the client, which is also the scheduler; seconds from the start of
@@ -8,6 +8,8 @@ dry run   `extract` as it is, with a manifest of a million rows, 100 clips to a 
 """
 
 import json
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,7 +23,7 @@ from _report import arguments, report
 from pipeline.claims import take
 from pipeline.cluster import Dask, Here
 from pipeline.config import ExtractConfig
-from pipeline.extract import RunOptions, ShardJob, extract
+from pipeline.extract import RunOptions, ShardJob, Summary, extract
 from pipeline.manifest import read_manifest, write_manifest
 from pipeline.sample import Sampling
 
@@ -30,6 +32,13 @@ SMALL = ExtractConfig(
     backbone="digit_cnn",
     keep=("pooled",),
     sampling=Sampling(frames=16, size=96, train_views=4, train_crop="multiscale", test_clips=0),
+)
+
+TIMED = ExtractConfig(
+    backbone="i3d_r50",
+    weights="none",
+    keep=("pooled",),
+    sampling=Sampling(frames=16, size=112, train_views=0, test_clips=1, test_crops=1),
 )
 
 
@@ -109,7 +118,70 @@ def measure_dry_runs(rows: int, rounds: int) -> list[dict[str, object]]:
     return table
 
 
+class Warm:
+    """Dask workers that stay for several extractions; `handed` is when the last one had its shards handed out."""
+
+    def __init__(self, run):
+        self.run, self.handed = run, 0.0
+
+    @contextmanager
+    def open(self) -> Iterator:
+        self.handed = time.perf_counter()
+        yield self.run
+
+
+def timed_run(manifest: Path, cache: Path, workers: int, per_shard: int) -> dict[str, float]:
+    """In a process of its own: the first shards start the workers, then all are extracted into another cache."""
+    options = RunOptions(device="cpu", workers=0, shard_size=per_shard)
+    begun, clips = time.perf_counter(), read_manifest(manifest)
+
+    def run_all(engine: Warm, name: str, shards: range | None) -> Summary:
+        return extract(TIMED, clips, cache / name, options, shards=shards, engine=engine)
+
+    with Dask(workers=workers, dashboard="127.0.0.1:0").open() as run:
+        engine = Warm(run)
+        run_all(engine, "warm", range(2 * workers))
+        start = time.perf_counter() - begun
+        summary = run_all(engine, "timed", None)
+        seconds = time.perf_counter() - engine.handed
+    return {"clips": summary.clips, "shards": summary.shards, "seconds": seconds, "start": start}
+
+
+def measure_workers(clips: int, per_shard: int, rounds: int) -> list[dict[str, object]]:
+    from extract import make_videos  # loads torch, which the client of the dry run does without
+
+    found: dict[int, list[dict[str, float]]] = {1: [], 2: []}
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = make_videos(Path(folder), clips)
+        for number in range(rounds):
+            for workers, runs in found.items():
+                cache = Path(folder) / f"{workers} workers, {number}"
+                asked = [sys.executable, __file__, "--timed", str(manifest), str(cache), str(workers), str(per_shard)]
+                done = subprocess.run(
+                    asked, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+                )
+                runs.append(json.loads(done.stdout.splitlines()[-1]))
+    rates = {workers: [run["clips"] / run["seconds"] for run in runs] for workers, runs in found.items()}
+    return [
+        {
+            "workers": workers,
+            "clips": runs[0]["clips"],
+            "shards": runs[0]["shards"],
+            "start, s": statistics.median(run["start"] for run in runs),
+            "s": statistics.median(run["seconds"] for run in runs),
+            "clips/s": statistics.median(rates[workers]),
+            "slowest and fastest": f"{min(rates[workers]):.2f}, {max(rates[workers]):.2f}",
+            "times one worker": statistics.median(rates[workers]) / statistics.median(rates[1]),
+        }
+        for workers, runs in found.items()
+    ]
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["--timed"]:
+        manifest, cache, *numbers = sys.argv[2:]
+        print(json.dumps(timed_run(Path(manifest), Path(cache), *map(int, numbers))))
+        return
     if sys.argv[1:2] == ["--dry"]:
         manifest, cache, workers, begun = sys.argv[2:]
         print(json.dumps(dry_run(Path(manifest), Path(cache), int(workers), float(begun))))
@@ -117,8 +189,15 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the manifest of the dry run (default 1,000,000)")
     parser.add_argument("--rounds", type=int, default=2, help="of each measurement (default 2)")
+    parser.add_argument("--clips", type=int, default=96, help="generated videos for the workers (default 96)")
+    parser.add_argument("--per-shard", type=int, default=4, help="clips of their shards (default 4)")
+    parser.add_argument("--only", choices=("dry", "workers"), help="one of the two parts")
     given = parser.parse_args()
-    report("dry run", measure_dry_runs(given.rows, given.rounds), given.json)
+    if given.only != "workers":
+        report("dry run", measure_dry_runs(given.rows, given.rounds), given.json)
+    if given.only != "dry":
+        beside = given.json and given.json.with_name(f"{given.json.stem}-workers.json")
+        report("workers of one thread each", measure_workers(given.clips, given.per_shard, given.rounds), beside)
 
 
 if __name__ == "__main__":

@@ -323,18 +323,20 @@ def _work(name: str, payload: bytes, job: bytes) -> Any:
 
 
 def _pinned_cluster(workers: int, dashboard: str, security):
-    """Processes of this machine that only it can reach; each sees one GPU, in turn, where there are any."""
+    """Processes of this machine that only it can reach; each sees one GPU, in turn, where there are any, and computes with its
+    share of the cores, or with as many threads as OMP_NUM_THREADS says.
+    """
     from distributed import LocalCluster
 
     gpus = visible_gpus()
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // workers))
 
     class Pinned(LocalCluster):
         """Gives every worker, and every one that replaces it, the GPU of its number."""
 
         def new_worker_spec(self) -> dict:
             ((number, spec),) = super().new_worker_spec().items()
-            env = {"OMP_NUM_THREADS": str(threads)}
+            env = {"OMP_NUM_THREADS": threads}
             if gpus:
                 env["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
             return {number: {**spec, "options": {**spec["options"], "env": env}}}

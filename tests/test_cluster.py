@@ -195,6 +195,7 @@ def test_jobs_run_here_with_any_number_of_processes(workers):
 
 def test_on_dask_the_cache_is_the_same_and_every_process_has_a_gpu_of_its_own(world, undisturbed, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")  # names only: nobody asks for the GPUs themselves
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     lines = []
     with Dask(workers=2, say=lines.append, **LOCAL).open() as run_on:
         until(lambda: len({pid for _, (pid, _, _) in run_on(where_am_i, range(8))}) == 2, 60)
@@ -260,6 +261,14 @@ def scheduler(tmp_path):
     for process in reversed(processes):
         process.terminate()
         process.wait()
+
+
+@pytest.mark.slow
+def test_threads_that_were_asked_for_are_what_each_process_has(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setattr("pipeline.cluster.visible_gpus", lambda: ["3"])
+    assert {threads for _, (_, _, threads) in run_jobs(where_am_i, range(2), Dask(workers=1, **LOCAL))} == {"7"}
 
 
 @pytest.mark.slow
