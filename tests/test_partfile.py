@@ -13,6 +13,7 @@ from pipeline.partfile import PartFile
 from pipeline.sealed import sha256_of
 from pipeline.shards import GroupPlan, ShardWriter
 
+PWRITE = os.pwrite
 ROWS = 40  # so many that HDF5 writes some of what describes them before the end
 FIELDS = {"pooled": ((2, 1500), "float32"), "boxes": ((2, 2, 4), "float32"), "valid": ((2, 2), "bool")}
 
@@ -21,13 +22,13 @@ class Disk:
     """Stands for `os.pwrite`: takes `piece` bytes at once, and fails from the call number `full` on."""
 
     def __init__(self, full: float = float("inf"), piece: int = 1 << 30):
-        self.full, self.piece, self.calls, self.pwrite = full, piece, 0, os.pwrite
+        self.full, self.piece, self.calls = full, piece, 0
 
     def __call__(self, number, data, place):
         self.calls += 1
         if self.calls > self.full:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return self.pwrite(number, data[: self.piece], place)
+        return PWRITE(number, data[: self.piece], place)
 
 
 def write_shard(path, compression="none") -> dict:
@@ -44,7 +45,7 @@ def test_wherever_the_disk_fills_up_the_shard_ends_with_that_error_and_leaves_no
     monkeypatch.setattr(partfile.os, "pwrite", roomy := Disk())
     write_shard(tmp_path / "00000.h5", compression)
     assert roomy.calls > 20
-    for full in range(roomy.calls):
+    for full in (*range(0, roomy.calls - 5, 10), *range(roomy.calls - 5, roomy.calls)):
         monkeypatch.setattr(partfile.os, "pwrite", Disk(full))
         path = tmp_path / f"after-{full}" / "00000.h5"
         with pytest.raises(OSError, match=r"No space left on device: '.*00000\.h5\.test\.part'"):
@@ -84,15 +85,18 @@ def test_hdf5_finds_again_what_did_not_reach_the_disk(tmp_path, monkeypatch, ful
         broken.check()
 
 
-def test_nothing_is_written_to_a_file_that_is_dropped_or_closed(tmp_path):
-    """Its number may be another file's by then."""
+@pytest.mark.parametrize("ended", [PartFile.drop, PartFile.close])
+def test_nothing_is_written_to_a_file_that_is_dropped_or_closed(tmp_path, ended):
+    """Its number is another file's by then."""
     file = PartFile(tmp_path / "part")
     file.write(b"before")
-    file.drop()
-    file.write(b", after")
-    file.close()
-    file.write(b" and later")
-    file.truncate(0)
+    ended(file)
+    with open(tmp_path / "other", "w+b") as other:
+        other.write(b"theirs, which is longer")
+        other.flush()
+        file.write(b", after")
+        file.truncate(0)
     assert (tmp_path / "part").read_bytes() == b"before"
+    assert (tmp_path / "other").read_bytes() == b"theirs, which is longer"
     with pytest.raises(FileExistsError):
         PartFile(tmp_path / "part")
