@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="side of a view, pixels")
     parser.add_argument("--keep", default="pooled,res5", help="fields, comma-separated")
     parser.add_argument("--compression", default="none", choices=("none", "lzf", "zstd"))
+    parser.add_argument("--workers", type=int, default=1, help="decode processes (default 1; 0: in this process)")
     given = parser.parse_args()
     keep_freed_memory()
     config = ExtractConfig(
@@ -37,7 +38,7 @@ def main() -> None:
         sampling=replace(SAMPLING, size=given.size),
         proposals="grid",
     )
-    options = RunOptions(shard_size=20, compression=given.compression)
+    options = RunOptions(shard_size=20, compression=given.compression, workers=given.workers)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         manifest = read_manifest(make_videos(Path(folder), given.videos))
@@ -55,7 +56,8 @@ def main() -> None:
         rows[-1] | {"round": "median"} | middle | dict(zip(("planned / took", "planned / weighs"), ratios, strict=True))
     )
     rows = [{**row, "round": str(row["round"])} for row in rows]
-    report(f"plan against the run: {given.videos} clips, {given.backbone} at {given.size}, {given.keep}", rows, given.json)
+    how = f"{given.keep}, {given.workers} decode processes, compression {given.compression}"
+    report(f"plan against the run: {given.videos} clips, {given.backbone} at {given.size}, {how}", rows, given.json)
 
 
 if __name__ == "__main__":

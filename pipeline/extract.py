@@ -163,7 +163,7 @@ class ExtractShards:
         self.record: dict | None = None
         self.advance: Advance = lambda done, failed: None
         self.told: set[int] = set()
-        self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.cores = cores_here()
 
     def __getstate__(self) -> dict:
         return {name: getattr(self, name) for name in ("config", "root", "options", "redo", "record")}
@@ -313,6 +313,11 @@ def _finish(complete: Callable[[], dict | None], claim: Claim) -> dict | None:
 
 def _as_json(record: dict) -> dict:
     return json.loads(json.dumps(record))
+
+
+def cores_here() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def decoders_for(device: str, cores: int) -> int:

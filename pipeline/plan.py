@@ -21,7 +21,7 @@ from pipeline.cluster import pick_device
 from pipeline.compose import RunOptions
 from pipeline.config import ExtractConfig
 from pipeline.draws import Draws
-from pipeline.extract import Summary, clips_per_shard, decoders_for, extract
+from pipeline.extract import Summary, clips_per_shard, cores_here, decoders_for, extract
 from pipeline.forward import Models
 from pipeline.manifest import COLUMNS, TIMES, Clip, Manifest, read_manifest
 
@@ -197,7 +197,7 @@ def _decoders(options: RunOptions) -> int:
     """The decode processes of a run."""
     if options.workers is not None:
         return options.workers
-    return decoders_for(pick_device(options.device), os.cpu_count() or 1)
+    return decoders_for(pick_device(options.device), cores_here())
 
 
 def _fields(measured: Cache, clips: int) -> Iterator[FieldPlan]:

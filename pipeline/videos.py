@@ -32,19 +32,19 @@ def changed_videos(record: Mapping, clips: Sequence[Clip]) -> list[int]:
     size and date do not tell, a look into the file.
     """
     marks = record.get("videos", ())
-    return [place for place, (mark, clip) in enumerate(zip(marks, clips, strict=False)) if mark and _changed(clip.path, mark)]
+    return [place for place, (mark, clip) in enumerate(zip(marks, clips, strict=False)) if mark and _changed(clip.place, mark)]
 
 
-def _changed(path: Path, mark: str) -> bool:
+def _changed(path: str, mark: str) -> bool:
     size, modified, digest = mark.split()
     try:
         now = _size_and_date(path)
-        return now != (int(size), int(modified)) and (now[0] != int(size) or _digest(path) != digest)
+        return now != (int(size), int(modified)) and (now[0] != int(size) or _digest(Path(path)) != digest)
     except OSError:
         return False
 
 
-def _size_and_date(path: Path) -> tuple[int, int]:
+def _size_and_date(path: str | Path) -> tuple[int, int]:
     found = os.stat(path)
     return 0 if stat.S_ISDIR(found.st_mode) else found.st_size, found.st_mtime_ns
 

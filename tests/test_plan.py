@@ -169,6 +169,13 @@ def test_decoders_that_ran_ahead_count_where_they_are_the_slowest(manifest, tmp_
     assert plan.clip_seconds == 40.0 / 4 / 2
 
 
+def test_decoders_are_as_many_as_the_run_starts_on_the_cores_that_it_may_use(monkeypatch):
+    monkeypatch.setattr(planning, "pick_device", lambda name: "cuda")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3, 4, 9}, raising=False)  # three of many, as in a Slurm job
+    assert planning._decoders(replace(INLINE, workers=None)) == 2
+    assert planning._decoders(replace(INLINE, workers=5)) == 5
+
+
 def test_more_workers_share_shards_and_each_pays_for_its_start():
     plan = made()
     one, eight, many = (plan.with_workers(workers) for workers in (1, 8, 64))
