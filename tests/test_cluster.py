@@ -183,6 +183,12 @@ def double(number: int) -> int:
     return 2 * number
 
 
+def halve(number: int) -> int:
+    if number % 2:
+        raise ValueError(f"{number} is odd")
+    return number // 2
+
+
 def where_am_i(_job) -> tuple[int, str, str]:
     time.sleep(0.05)
     return os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_NUM_THREADS"]
@@ -202,6 +208,8 @@ def test_on_dask_the_cache_is_the_same_and_every_process_has_a_gpu_of_its_own(wo
         places = {result for _, result in run_on(where_am_i, range(16))}
         assert {gpu for _, gpu, _ in places} == {"3", "5"}
         assert {threads for _, _, threads in places} == {str(max(1, (os.cpu_count() or 1) // 2))}
+        halves = dict(run_on(halve, range(30)))  # several are done at once: each result, or error, is its own job's
+        assert {k: str(half) for k, half in halves.items()} == {k: f"{k} is odd" if k % 2 else str(k // 2) for k in range(30)}
 
         class Open:
             """The cluster that is there: starting another takes seconds."""
