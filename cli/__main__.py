@@ -4,7 +4,6 @@ Exit codes: 0 done; 1 an error that is ours or the machine's; 2 bad usage or bad
 data; 130 interrupted.
 """
 
-import difflib
 import importlib
 import os
 import pkgutil
@@ -13,6 +12,7 @@ import sys
 import click
 
 import cli
+from pipeline.names import nearest
 
 
 def _verbs() -> list[str]:
@@ -33,9 +33,7 @@ class Verbs(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]):
         name = args[0] if args else ""
         if name and not name.startswith("-") and name not in _verbs():
-            near = difflib.get_close_matches(name, _verbs(), n=2)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(_verbs())}."
-            raise click.UsageError(f"no verb {name!r}: {hint}", ctx)
+            raise click.UsageError(f"no verb {name!r}: {nearest(name, _verbs())}", ctx)
         return super().resolve_command(ctx, args)
 
 

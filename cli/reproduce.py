@@ -34,8 +34,8 @@ def command(table, budget, size_name, seeds, rows, tasks, folder, out, images, r
     from heads.reproduce import Work, train_rows
     from heads.reproduce_report import write
     from heads.reproduce_tables import TABLES, size_for
-    from heads.zoo import nearest
     from pipeline.memory import keep_freed_memory
+    from pipeline.names import nearest
 
     keep_freed_memory()
     plan, where = TABLES[table], pick_device(device)
@@ -58,7 +58,7 @@ def command(table, budget, size_name, seeds, rows, tasks, folder, out, images, r
 
 def _chosen(option: str, names, known: dict) -> list:
     """What the names say; all without names. ValueError for one that is not known, with the nearest ones."""
-    from heads.zoo import nearest
+    from pipeline.names import nearest
 
     for name in names or ():
         if name not in known:

@@ -20,7 +20,7 @@ from heads import runs
 from heads.counting import count_head
 from heads.data import cache_dims
 from heads.evaluate import say_excluded
-from heads.learner import pick_device
+from heads.learner import device_for
 from heads.members import Failure, Member, Result, Study
 from heads.running import Run, Say
 from heads.study import Plan, Row
@@ -159,7 +159,7 @@ def ablate(
     """
     begun, folder = time.monotonic(), Path(folder).resolve()
     if engine is None:
-        pick_device(how.device, how.precision)
+        device_for(how.device, how.precision)
     some = prospects(plan, cache, folder, how, say)
     before(some)
     todo = [one for one in some if one.result is None]

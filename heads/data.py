@@ -14,8 +14,8 @@ import torch
 
 from heads.batch import Dims, MissingFields, dims_of
 from heads.tables import Data
-from heads.zoo import nearest
 from pipeline.manifest import Manifest, label_ids
+from pipeline.names import nearest
 from pipeline.tensors import FIELDS, grid_at, is_cut
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 Frames are those that the cache says were decoded, its crop of them and its mirroring, in the video's own resolution.
 """
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from PIL import Image
 from pipeline.cache import Cache, CacheError, Group
 from pipeline.decode import DecodeError
 from pipeline.manifest import Clip, read_manifest
+from pipeline.names import nearest
 from pipeline.pixels import Opening
 from pipeline.tensors import is_cut
 
@@ -65,8 +65,7 @@ def find_row(cache: Cache, clip: str, group: str, view: int) -> tuple[Group, int
     rows = cache[group]
     known = [c.clip for c in cache.manifest.clips]
     if clip not in known:
-        near = difflib.get_close_matches(clip, known, n=3, cutoff=0.3) or known[:3]
-        raise CacheError(f"{cache.path}: no clip {clip!r} among its {len(known):,}; did you mean {' or '.join(near)}?")
+        raise CacheError(f"{cache.path}: no clip {clip!r} among its {len(known):,}; {nearest(clip, known)}")
     if not 0 <= view < rows.per_clip:
         there = "view 0 alone" if rows.per_clip == 1 else f"views 0 to {rows.per_clip - 1}"
         raise CacheError(f"{cache.path}: no view {view} of clip {clip} in group {group}: it has {there}")

@@ -17,7 +17,7 @@ from torch import nn
 from heads import runs
 from heads.batch import Dims, MissingFields, dims_from
 from heads.data import Part, cache_dims, fields_for, how_to_add, part_of
-from heads.learner import LossNotFinite, autocast, loss_of, pick_device
+from heads.learner import LossNotFinite, autocast, device_for, loss_of
 from heads.metrics import aggregate, confusion, scores_of, summarise
 from heads.recipe import PLAIN, Recipe, recipe_from
 from heads.store import Share, Store, shared_pass
@@ -168,7 +168,7 @@ def evaluate(
 
     ValueError for a cache of another backbone, a head of other sizes, labels that the run does not know, an empty split.
     """
-    folder, device = Path(folder), pick_device(device, precision)
+    folder, device = Path(folder), device_for(device, precision)
     trained = load_trained(folder, cache, phase_checkpoint(folder, phase) if phase else checkpoint, settings)
     name, head, recipe, classes = trained.checkpoint, trained.head, trained.recipe, trained.classes
     tag = f"{split}_{phase}" if phase else split

@@ -26,7 +26,7 @@ from heads.end_to_end import train_frames
 from heads.evaluate import same_backbone, say_excluded
 from heads.footage import BOXES, Footage, Planned
 from heads.frames import How, new_network
-from heads.learner import pick_device
+from heads.learner import device_for
 from heads.live import Live, live_dims
 from heads.members import Result, Study
 from heads.parallel import World, joined
@@ -110,7 +110,7 @@ def finetune(
         reading = replace(reading, fresh=cache is None)
     if (cache is None) == (config is None) or (cache is None and manifest is None):
         raise ValueError("expected either a cache, or a configuration of an extraction and a manifest")
-    with joined(pick_device(device, how.precision)) as (world, where):
+    with joined(device_for(device, how.precision)) as (world, where):
         made = _Made(recipe, phase, cache, config, manifest, reading, how, where)
         say = say if world.first else _silent
         for part in made.parts.values():

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from heads.batch import Clips, HeadOutput, clips_of
 from heads.optimisers import Average, Optimisers, parameters_of
 from heads.training import Training
+from pipeline.cluster import pick_device
 
 if TYPE_CHECKING:
     from heads.distil import Teachers
@@ -32,15 +33,11 @@ class LossNotFinite(RuntimeError):
     """The loss became NaN or infinite: these weights are lost, the last checkpoint is not."""
 
 
-def pick_device(name: str, precision: str) -> torch.device:
+def device_for(name: str, precision: str) -> torch.device:
     """A device from "auto", "cpu" or "cuda"; ValueError when it is not there, or cannot compute in `precision`."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name}: torch sees no GPU here; pass --device cpu")
+    device = torch.device(pick_device(name))
     if precision == "fp16" and device.type == "cpu":
         raise ValueError(
             "precision fp16 needs a GPU (a CPU computes it 100 times slower than fp32); pass --precision bf16 or fp32"

@@ -33,7 +33,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from heads.tables import Data, Evaluation, HeadChoice, Phase, check_name
 from heads.training import Training
-from heads.zoo import check_options, nearest
+from heads.zoo import check_options
+from pipeline.names import nearest
 
 if sys.version_info >= (3, 11):
     import tomllib

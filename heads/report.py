@@ -28,7 +28,7 @@ from heads.reporting.results import costs, learning, results
 from heads.reporting.sheets import to_csv
 from heads.reporting.sources import extraction, reproduce
 from heads.reporting.study import Group, groups_of
-from heads.zoo import nearest
+from pipeline.names import nearest
 
 Say = Callable[[str], None]
 MARK = "report.html"  # of a folder that may be written over

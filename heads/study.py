@@ -34,7 +34,8 @@ from heads.members import Member
 from heads.recipe import Recipe, read_toml, recipe_path, recipe_with, validated
 from heads.tables import check_name
 from heads.training import Count
-from heads.zoo import head_names, nearest
+from heads.zoo import head_names
+from pipeline.names import nearest
 
 FOLDER = Path(__file__).parent / "studies"
 TABLES = ("head", "train", "data", "evaluate")  # of a recipe that is written out in the study

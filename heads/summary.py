@@ -12,9 +12,10 @@ from heads.batch import Dims, dims_from
 from heads.counting import Counted, count_backbone, count_head, dims_on
 from heads.data import cache_dims, find_classes
 from heads.recipe import Data, HeadChoice, Recipe, read_recipe, recipe_from, recipe_names
-from heads.zoo import head_names, head_options, nearest
+from heads.zoo import head_names, head_options
 from pipeline.backbones import backbone_names
 from pipeline.cache import Cache
+from pipeline.names import nearest
 
 CLASSES = 174  # Something-Something
 LOWER = "backbone_options."  # prefix of settings for the backbone that a head reads

@@ -32,7 +32,7 @@ import numpy as np
 from heads.data import cache_dims
 from heads.evaluate import Predictions, predict_all, say_excluded
 from heads.held import Busy, hold
-from heads.learner import pick_device
+from heads.learner import device_for
 from heads.members import Failure, Member, Result, Study
 from heads.recipe import Recipe, finetune_command
 from heads.running import Run, Say
@@ -113,7 +113,7 @@ def run_members(
     folders = [Path(member.folder).resolve() for member in members]
     if twice := [str(folder) for folder in folders if folders.count(folder) > 1]:
         raise ValueError(f"two members would write to {twice[0]}: give each a folder of its own")
-    where = pick_device(device, precision)
+    where = device_for(device, precision)
     study = Study(cache, manifest or cache.manifest, cache_dims(cache), where, precision, order_seed)
     outcomes: dict[int, Result | Failure] = {}
     live: dict[int, Run] = {}

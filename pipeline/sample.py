@@ -5,12 +5,12 @@ was cut out. A training view depends only on (seed, clip id, view number), not o
 version of numpy. Test views draw nothing; they are a fixed grid of clips in time by crops in space.
 """
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from pipeline import names
 from pipeline.crops import Crop, even_crops, full_size, multiscale_crop, nearest, square_crop
 from pipeline.draws import Draws
 
@@ -141,8 +141,7 @@ class Sampling:
         known = [f.name for f in fields(cls)]
         for name in options:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=2) or known
-                raise ValueError(f"sampling.{name}: no such option; expected {' or '.join(near)}")
+                raise ValueError(f"sampling.{name}: no such option; {names.nearest(name, known)}")
         return cls(**options)
 
     @property

@@ -64,7 +64,7 @@ def test_bad_input_is_one_line_and_code_2(capsys, tmp_path):
     [
         (("--keep", "pooled,noddes"), "noddes"),
         (("--backbone", "i3d_r51"), "i3d_r50"),
-        (("--set", "sampling.fsp=3"), "expected fps"),
+        (("--set", "sampling.fsp=3"), "did you mean fps"),
         (("--set", "backbone_options.temporl=every"), "temporal"),
         (("--frames", "0"), "frames"),
         (("--cut", "res9"), "res9"),

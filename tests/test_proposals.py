@@ -112,9 +112,9 @@ def test_sources_are_the_files_of_the_folder():
 
 
 def test_an_unknown_source_or_option_names_the_nearest():
-    with pytest.raises(ValueError, match="Did you mean torchvision"):
+    with pytest.raises(ValueError, match="did you mean torchvision"):
         build_proposals("torchvison")
-    with pytest.raises(ValueError, match="Did you mean num_boxes"):
+    with pytest.raises(ValueError, match="did you mean num_boxes"):
         build_proposals("torchvision", num_box=3)
     with pytest.raises(ValueError, match="needs the option 'file'"):
         build_proposals("annotations")

@@ -482,7 +482,7 @@ def test_an_option_outside_its_range_is_named(options, named):
 
 
 def test_an_unknown_option_names_the_nearest():
-    with pytest.raises(ValueError, match=r"sampling\.train_view: no such option; expected train_views"):
+    with pytest.raises(ValueError, match=r"sampling\.train_view: no such option; did you mean train_views"):
         Sampling.from_dict({"train_view": 3})
 
 

@@ -13,7 +13,7 @@ from tiny_cache import SPLITS, Tiny
 from heads import runs
 from heads.data import find_classes, part_of
 from heads.evaluate import evaluate
-from heads.learner import Learner, LossNotFinite, pick_device
+from heads.learner import Learner, LossNotFinite, device_for
 from heads.metrics import aggregate, scores_of, summarise
 from heads.recipe import recipe_from
 from heads.running import mirrored
@@ -518,9 +518,9 @@ def test_a_damaged_or_missing_checkpoint_is_said(cache, tmp_path):
 
 def test_devices_and_precisions_that_are_not_there_are_refused():
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
-        pick_device("cpu", "fp16")
+        device_for("cpu", "fp16")
     with pytest.raises(ValueError, match="precision: expected one of"):
-        pick_device("cpu", "fp8")
+        device_for("cpu", "fp8")
 
 
 # --- parts

@@ -8,12 +8,12 @@ A head is an nn.Module with
   forward(clips: heads.batch.Clips, want_maps=False) -> heads.batch.HeadOutput.
 """
 
-import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+
+from pipeline.names import nearest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,12 +56,3 @@ def check_options(name: str, options: dict[str, Any]) -> None:
         fits = type(value) is wanted or (wanted is float and type(value) is int)
         if not fits:
             raise ValueError(f"head {name}, option {key}: expected {wanted.__name__} like {defaults[key]!r}, got {value!r}")
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The second half of an error about an unknown name: the names that look like it, else all of them."""
-    known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=3)
-    if close:
-        return f"did you mean {' or '.join(close)}?"
-    return f"expected one of {', '.join(known)}" if known else "there are none"

@@ -3,11 +3,12 @@
 A backbone file has `build(*, named options) -> Backbone`. Its file name is its name, so a new file is a new backbone.
 """
 
-import difflib
 import importlib
 import inspect
 import pkgutil
 from typing import TYPE_CHECKING
+
+from pipeline.names import nearest
 
 if TYPE_CHECKING:
     from pipeline.backbones._base import Backbone
@@ -32,11 +33,6 @@ def backbone_names() -> list[str]:
     return sorted(name for name in names if not name.startswith("_") and name not in _NOT_BACKBONES)
 
 
-def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.4)
-    return f"did you mean {' or '.join(close)}?" if close else f"choose one of {', '.join(known) or 'none'}"
-
-
 def backbone_options(name: str) -> dict[str, object]:
     """The options of the backbone `name` with their defaults. ValueError for an unknown name."""
     return {option: parameter.default for option, parameter in inspect.signature(_build_of(name)).parameters.items()}
@@ -44,7 +40,7 @@ def backbone_options(name: str) -> dict[str, object]:
 
 def _build_of(name: str):
     if name not in backbone_names():
-        raise ValueError(f"backbone {name!r} is not known: {_nearest(name, backbone_names())}")
+        raise ValueError(f"backbone {name!r} is not known: {nearest(name, backbone_names())}")
     return importlib.import_module(f"{__name__}.{name}").build
 
 
@@ -61,7 +57,7 @@ def build_backbone(
     known = backbone_options(name)
     for option in options:
         if option not in known:
-            raise ValueError(f"backbone {name} has no option {option!r}: {_nearest(option, list(known))}")
+            raise ValueError(f"backbone {name} has no option {option!r}: {nearest(option, known)}")
     backbone = build(**options)
     backbone.name, backbone.options = name, {**known, **options}
     if weights not in (None, "none"):

@@ -15,10 +15,11 @@ A source has
 A new source is one new file here with build(named options); a name that starts with "_" is not a source.
 """
 
-import difflib
 import importlib
 import inspect
 import pkgutil
+
+from pipeline.names import nearest
 
 
 class BoxesError(ValueError):
@@ -51,20 +52,13 @@ def build_proposals(name: str, **options):
     """
     names = proposal_names()
     if name not in names:
-        raise ValueError(f"proposals {name!r}: no such source of boxes.{_nearest(name, names)} Sources: {', '.join(names)}")
+        raise ValueError(f"proposals {name!r}: no such source of boxes; {nearest(name, names)}")
     build = importlib.import_module(f"{__name__}.{name}").build
     known = inspect.signature(build).parameters
     for option in options:
         if option not in known:
-            raise ValueError(
-                f"proposals {name!r} has no option {option!r}.{_nearest(option, known)} Options: {', '.join(known) or 'none'}"
-            )
+            raise ValueError(f"proposals {name!r} has no option {option!r}: {nearest(option, known)}")
     for option, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and option not in options:
             raise ValueError(f"proposals {name!r} needs the option {option!r}, which was not given")
     return build(**options)
-
-
-def _nearest(wrong: str, names) -> str:
-    near = difflib.get_close_matches(wrong, list(names), n=2, cutoff=0.5)
-    return f" Did you mean {' or '.join(near)}?" if near else ""
