@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from cli import extract
+from cli._extraction import config_of, network_options, views_options
 from cli._interrupt import stoppable
 from cli._options import device_option, set_option
 
@@ -108,7 +108,14 @@ def command(ctx, **given) -> int:
         return _run(ctx, given)
 
 
-command.params += [p for p in extract.command.params if p.name in (*OF_EXTRACTION, *MOVED)]
+@click.command()
+@views_options
+@network_options
+def _of_extraction(**given) -> None:
+    """Only for its options."""
+
+
+command.params += [p for p in _of_extraction.params if p.name in (*OF_EXTRACTION, *MOVED)]
 
 
 def _is_told(ctx: click.Context, name: str) -> bool:
@@ -144,9 +151,7 @@ def _run(ctx: click.Context, given: dict) -> int:
     config = None
     if cache is None:
         extraction = {key: value for key, value in settings.items() if key not in own}
-        config = extract._config(
-            {**given, "keep": ("pooled",), "precision": "fp32", "dtype": "float32", "settings": extraction}
-        )
+        config = config_of({**given, "keep": ("pooled",), "precision": "fp32", "dtype": "float32", "settings": extraction})
     result = finetune(
         recipe,
         given["runs"] / (given["name"] or f"{name}-seed{given['seed']}"),

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
+from cli._extraction import config_of, network_options, running_options, views_options
 from cli._interrupt import stoppable
 from cli._options import pick_device
 from cli._progress import progress
-from cli.extract import _config, _networks, _running, _views
 
 
 @click.command("plan")
@@ -15,9 +15,9 @@ from cli.extract import _config, _networks, _running, _views
 @click.option("--root", type=click.Path(path_type=Path), help="Folder that its paths start from.  [default: its own]")
 @click.option("--cache", required=True, type=click.Path(path_type=Path), help="Folder that `extract` would write to.")
 @click.option("--clips", default=8, type=click.IntRange(min=1), help="Clips of a measured shard; 9/4 of them are extracted.")
-@_views
-@_networks
-@_running
+@views_options
+@network_options
+@running_options
 def command(**given) -> int:
     """Measure a few clips and say what `extract`, with the same options, would take for all.
 
@@ -42,7 +42,7 @@ def command(**given) -> int:
         def announce(todo: int, total: int):
             return stack.enter_context(progress("plan", todo, "clips"))
 
-        plan = make_plan(_config(given), manifest, given["cache"], options, given["clips"], announce)
+        plan = make_plan(config_of(given), manifest, given["cache"], options, given["clips"], announce)
     return _say(plan, given["cache"])
 
 

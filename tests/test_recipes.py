@@ -77,12 +77,13 @@ def test_a_recipe_written_out_reads_back_the_same(name, tmp_path):
 def test_the_command_in_a_recipe_makes_the_cache_that_its_heads_read(name):
     """Steps, channels and grids of every map that is kept are those of the backbone in the command; nothing that a phase
     reads is missing."""
-    from cli.extract import _config, command
+    from cli._extraction import config_of
+    from cli.extract import command
 
     comment = " ".join(line.lstrip("# ") for line in (FOLDER / f"{name}.toml").read_text().splitlines() if line.startswith("#"))
     words = re.search(r"vidgraph extract (.*?)(?: +\((?:[A-Z]|digit)| +vidgraph|$)", comment).group(1)
     words = words.replace("(the six classes of left and right)", "x")
-    config = _config(command.make_context("extract", shlex.split(words)).params)
+    config = config_of(command.make_context("extract", shlex.split(words)).params)
     network = network_of(config.backbone, json.dumps(config.backbone_options))
     size, boxes = (config.sampling.size,) * 2, "boxes" in config.keep
     maps = {cut: (network.channels(cut), *network.grid(cut, size)) for cut in config.keep if is_cut(cut)}

@@ -409,11 +409,12 @@ def test_every_row_has_its_recipe():
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_command_of_a_recipe_makes_the_cache_that_its_head_reads(name):
-    from cli.extract import _config, command
+    from cli._extraction import config_of
+    from cli.extract import command
 
     comment = " ".join(line.lstrip("# ") for line in (FOLDER / f"{name}.toml").read_text().splitlines() if line.startswith("#"))
     words = shlex.split(re.search(r"vidgraph extract (.*?) +(?:\(I3D|vidgraph)", comment).group(1))
-    config = _config(command.make_context("extract", words).params)
+    config = config_of(command.make_context("extract", words).params)
     fps, frames, size, boxes, steps, side = SETTINGS[name]
     charades = "charades" in name
     sampling = config.sampling
