@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from heads import draw_sections as sections
+from heads import draw_maps, draw_nodes, draw_sections
 from heads.draw_canvas import Canvas
 from heads.draw_head import Told, ask
 from heads.draw_page import page, screen
@@ -19,10 +19,10 @@ from heads.draw_panels import predictions, structure
 from heads.draw_sections import Node, Section
 from heads.draw_source import Shown, load_view
 from heads.runs import write_atomically
-from heads.zoo import nearest
 from pipeline import sealed
 from pipeline.cache import Cache
 from pipeline.decode import write_video
+from pipeline.names import nearest
 
 WHAT = {
     "boxes": "boxes with slot and score",
@@ -204,19 +204,19 @@ class _Sections:
         chosen, shown, told, found = set(chosen), self.shown, self.told, []
         if "edges" in chosen:
             graphs = tuple(told.maps[name] for name in ("front", "back")) if told and "front" in told.maps else None
-            found.append(sections.edges(shown, graphs, self.style.least, "boxes" in chosen))
+            found.append(draw_sections.edges(shown, graphs, self.style.least, "boxes" in chosen))
         elif "boxes" in chosen:
-            found.append(sections.boxes(shown))
+            found.append(draw_sections.boxes(shown))
         if "nearest" in chosen:
-            found.append(sections.nearest(shown, self.node))
+            found.append(draw_nodes.nearest(shown, self.node))
         if "similar" in chosen:
-            found.append(sections.similar(shown, self.node, self.style.neighbours))
+            found.append(draw_nodes.similar(shown, self.node, self.style.neighbours))
         if "attention" in chosen:
             found += self._attention()
         if "regions" in chosen:
             for point, kernels in told.points("kernels").items():
                 more = (told.maps.get(f"{name}.{point}") for name in ("centres", "radii"))
-                found.append(sections.regions(kernels, f"regions at {point}", *more))
+                found.append(draw_maps.regions(kernels, f"regions at {point}", *more))
         if "saliency" in chosen:
             found += self._saliency(told.points("regions")[""])
         return found or [Section("frames")]
@@ -240,7 +240,7 @@ class _Sections:
             if receiver is not None and not 0 <= receiver < 14:
                 raise ValueError(f"node {self.asked[0]},{receiver}: RSTG's grids have nodes 0 to 13")
             return [
-                sections.grid(m, receiver, f"the grid's messages{f' at {point}' if point else ''}")
+                draw_maps.grid(m, receiver, f"the grid's messages{f' at {point}' if point else ''}")
                 for point, m in told.points("attention").items()
             ]
         if node is None:
@@ -248,17 +248,17 @@ class _Sections:
         if "node_attention" in told.maps:
             return self._gos_attention(told.maps["node_attention"])
         if "similarity" in told.maps:
-            return [sections.listening(shown, node, told.maps["similarity"], most, "similarity graph")]
+            return [draw_nodes.listening(shown, node, told.maps["similarity"], most, "similarity graph")]
         m = told.maps.get("attention")
         if m is None or not told.head.startswith("gos_"):
             return []
         if m.ndim == 2:
-            return [sections.listening(shown, node, m, most, f"{told.head}: whom the head makes listen")]
+            return [draw_nodes.listening(shown, node, m, most, f"{told.head}: whom the head makes listen")]
         if m.shape[-1] == 1:
-            return [sections.node_attention(shown, m[..., 0], "node attention", told.head)]
+            return [draw_nodes.node_attention(shown, m[..., 0], "node attention", told.head)]
         if told.head == "gos_temp_conv":
-            return [sections.told_nearest(shown, node, m)]
-        return [sections.background(shown, node, m, told.cells, "background")]
+            return [draw_nodes.told_nearest(shown, node, m)]
+        return [draw_maps.background(shown, node, m, told.cells, "background")]
 
     def _gos_attention(self, weights: np.ndarray) -> list[Section]:
         """weights [cells,E,T,N]: the mean over the edges that have node attention."""
@@ -267,14 +267,14 @@ class _Sections:
         if not len(have):
             return []
         note = f"mean over the {len(have)} of {len(edges)} edges whose operation ends with it"
-        return [sections.node_attention(self.shown, have.mean(0), "node attention", note)]
+        return [draw_nodes.node_attention(self.shown, have.mean(0), "node attention", note)]
 
     def _saliency(self, maps: np.ndarray) -> list[Section]:
         """maps [T,M,P], a strip per object; the mean of them where there are many."""
         maps = maps.reshape(*maps.shape[:2], *self.told.cells)
         if maps.shape[1] > 8:
-            return [sections.heat(maps.mean(1), f"saliency, mean over {maps.shape[1]} objects")]
+            return [draw_maps.heat(maps.mean(1), f"saliency, mean over {maps.shape[1]} objects")]
         return [
-            sections.heat(maps[:, k], f"saliency of object {k + 1} of {maps.shape[1]}", "weights of the cells", 0.7)
+            draw_maps.heat(maps[:, k], f"saliency of object {k + 1} of {maps.shape[1]}", "weights of the cells", 0.7)
             for k in range(maps.shape[1])
         ]

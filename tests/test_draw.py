@@ -11,7 +11,7 @@ from tiny_cache import Tiny
 from tiny_videos import run, write_csv
 
 from cli.__main__ import vidgraph
-from heads import draw_sections as sections
+from heads import draw_maps, draw_sections
 from heads.draw import WHAT, Style, draw_view
 from heads.draw_canvas import BACK, FRONT, PAPER, Canvas, Place, colour_of, heated, legible, shortened, text_width
 from heads.draw_head import Told
@@ -137,7 +137,7 @@ def test_only_edges_of_some_weight_are_drawn(folder):
     shown = draw_view(folder / "cache", "one", group="test").shown
     for least, drawn in ((0.4, True), (0.6, False)):
         canvas = Canvas(300, 100)
-        sections.edges(shown, graphs, least, True).join(canvas, Place(0, 0, 100, 100), Place(200, 0, 100, 100), 0, True)
+        draw_sections.edges(shown, graphs, least, True).join(canvas, Place(0, 0, 100, 100), Place(200, 0, 100, 100), 0, True)
         assert bool(len(painted(canvas, FRONT))) == drawn
 
 
@@ -162,7 +162,7 @@ def test_weights_are_written_beside_edges(folder, monkeypatch):
 
 def test_many_weights_stay_beside_their_frame():
     canvas = Canvas(300, 140)
-    sections._weights(canvas, Place(0, 20, 100, 100), 110, [(110, k / 20, "0>1") for k in range(20)], FRONT)
+    draw_sections._weights(canvas, Place(0, 20, 100, 100), 110, [(110, k / 20, "0>1") for k in range(20)], FRONT)
     rows = painted(canvas, FRONT)[:, 0]
     assert rows.min() >= 20 - 1
     assert rows.max() <= 120 + 1
@@ -186,7 +186,7 @@ def test_heat_is_hottest_where_the_map_is_largest():
     maps = np.zeros((2, 4, 6), np.float32)
     maps[0, 1, 4], maps[1, 3, 0] = 1, 0.5
     frame = Image.new("RGB", (120, 80), (90, 90, 90))
-    section = sections.heat(maps, "heat")
+    section = draw_maps.heat(maps, "heat")
     for t, (y, x) in enumerate(((1.5, 4.5), (3.5, 0.5))):
         bright = np.asarray(section.backdrop(t, frame)).astype(int).sum(-1)
         peak = np.argwhere(bright == bright.max()).mean(0)
@@ -199,7 +199,7 @@ def test_heat_is_hottest_where_the_map_is_largest():
 def test_a_region_is_outlined_around_its_kernel():
     kernels = np.zeros((1, 9, 5, 10), np.float32)
     kernels[0, 3, 1:4, 6:9] = [[0.2, 0.4, 0.2], [0.4, 1, 0.4], [0.2, 0.4, 0.2]]
-    at = painted(on_paper(sections.regions(kernels, "regions"), 7), colour_of(3))
+    at = painted(on_paper(draw_maps.regions(kernels, "regions"), 7), colour_of(3))
     np.testing.assert_allclose(at.mean(0), PLACE.at(7.5 / 10, 2.5 / 5)[::-1], atol=5)
 
 
@@ -208,7 +208,7 @@ def test_a_region_s_box_is_where_its_kernel_has_half_its_height():
     centres, radii = torch.tensor([[[4.0, 7.0]]]), torch.tensor([[[3.0, 4.0]]])
     kernels = kernels_of(centres, radii, grid).numpy()
     box, outline = (
-        painted(on_paper(sections.regions(kernels, "regions", *more), 0), colour_of(0))
+        painted(on_paper(draw_maps.regions(kernels, "regions", *more), 0), colour_of(0))
         for more in ((centres.numpy(), radii.numpy()), ())
     )
     for of in (np.min, np.max):
@@ -218,7 +218,7 @@ def test_a_region_s_box_is_where_its_kernel_has_half_its_height():
 def test_a_grid_node_that_sends_more_has_a_larger_disc():
     weights = np.zeros((2, 14, 14), np.float32)
     weights[:, 3, 0], weights[:, 3, 8], weights[:, 5, 4] = 1, 0.2, 1
-    at = painted(on_paper(sections.grid(weights, 3, "grid"), 0), colour_of(1))
+    at = painted(on_paper(draw_maps.grid(weights, 3, "grid"), 0), colour_of(1))
     first, last, middle = (((np.abs(at - np.array(PLACE.at(u, u)[::-1])) < 14).all(1)).sum() for u in (1 / 6, 5 / 6, 1 / 2))
     assert first > last > middle
 
@@ -332,7 +332,7 @@ def test_every_operation_of_a_structure_is_named_with_its_weight(monkeypatch):
     ("asked", "said"),
     [
         ({"clip": "thre"}, "no clip 'thre' among its 3; did you mean three"),
-        ({"clip": "zzzzz"}, "did you mean one or two or three"),
+        ({"clip": "zzzzz"}, "expected one of one, three, two"),
         ({"view": 9}, "view 9 of clip one in group test: it has view 0 alone"),
         ({"group": "train", "view": 6}, "views 0 to 5"),
         ({"what": ["box"]}, "'box': did you mean boxes"),
