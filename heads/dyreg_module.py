@@ -6,7 +6,7 @@ Graph Neural Networks, NeurIPS 2021, sec. 3.
     v_i = sum_p K_i(p) x'_p + E vec(K_i) + e                   [B,T,N,C]     eq. (7) and the embedding of the place, h w -> C
     v = graph(v)                                               [B,T,N,C]     heads/dyreg_graph.py, `variant`
     y_p = sum_i K_i(p) v_i, then conv_1x1 C -> C_b             [B,T,C_b,h,w] eq. (10); the convolution where X was projected
-    out = X + LN_(C_b,h,w)(y) s + b                            [B,C_b,T,h,w] s = b = 0 at first: the identity
+    out = X + LN_(C_b,h,w)(y) s + b                            [B,C_b,T,h,w] s = `start` = 0 and b = 0 at first: the identity
 
 Every frame is treated alone but for the GRUs, so that the output at t depends on no later frame (constant_time regions
 excepted: they average over time). On a map of another grid than the built one, K is averaged to that one before E. Two
@@ -35,7 +35,8 @@ class DyReg(nn.Module):
 
     channels: C_b. grid: (h, w) of the training maps. width: C, where C_b is larger (256 in the paper, 32 on MultiSyncMNIST).
     variant: the graph, "paper" or "released". regions, offset_width (d_o), anchors, normalise: see `build_regions`.
-    iterations: K of the graph. ValueError for unknown names and for a grid that the regions cannot take.
+    iterations: K of the graph. start: s at first, the same for all channels. ValueError for unknown names and for a grid that
+    the regions cannot take.
 
     `boxes` [B,T,n,4] xyxy in [0,1] and `valid` [B,T,n] are read with regions="detector" and set before the forward pass.
     """
@@ -52,6 +53,7 @@ class DyReg(nn.Module):
         anchors: str = "centre",
         normalise: bool = True,
         iterations: int = ITERATIONS,
+        start: float = 0.0,
     ):
         super().__init__()
         if variant not in VARIANTS:
@@ -65,7 +67,7 @@ class DyReg(nn.Module):
         self.regions = build_regions(regions, inner, self.grid, offset_width, anchors, normalise)
         self.place = nn.Linear(grid[0] * grid[1], inner)
         self.graph = (PaperGraph if variant == "paper" else ReleasedGraph)(inner, iterations)
-        self.norm = JointNorm(channels, axes=3, channel=-3, start=0.0)  # s and b
+        self.norm = JointNorm(channels, axes=3, channel=-3, start=start)  # s and b
         self.reads_boxes = regions == "detector"
         self.boxes: Tensor | None = None
         self.valid: Tensor | None = None

@@ -1,4 +1,4 @@
-"""Pre-training of the digit network on single digits, before it is frozen (RSTG sec. 5; its recipe is in no source, spec 10).
+"""Pre-training of a digit network on single digits, before it is frozen (RSTG sec. 5; its recipe is in no source, spec 10).
 
 The classifier looks at the maximum over places, so that the network learns features of a digit wherever it is, the ones that
 RoIAlign with max pooling will read out of a frame with several.
@@ -6,7 +6,7 @@ RoIAlign with max pooling will read out of a frame with several.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +26,14 @@ CHECK_EVERY = 25  # steps
 
 @dataclass(frozen=True)
 class Pretraining:
-    """How the digit network is pre-trained: `width` and `pixels` are `digit_cnn`'s; digits of `tile` × `tile` pixels at random
-    places of frames of `canvas` pixels (`train_canvas` while it learns: a smaller frame is cheaper and teaches the same, since
-    the network is convolutional and the classifier takes a maximum); Adam, its rate rising to `lr` and falling to 0 in one
-    cycle of `steps`, ended as soon as the validation accuracy reaches `target`."""
+    """How the digit network is pre-trained: `backbone` of `width` with these `options`; digits of `tile` × `tile` pixels at
+    random places of frames of `canvas` pixels (`train_canvas` while it learns: a smaller frame is cheaper and teaches the same,
+    since the network is convolutional and the classifier takes a maximum); Adam, its rate rising to `lr` and falling to 0 in
+    one cycle of `steps`, ended as soon as the validation accuracy reaches `target`."""
 
+    backbone: str = "digit_cnn"
     width: int = 64
-    pixels: str = "unit"
+    options: Mapping[str, object] = field(default_factory=lambda: {"pixels": "unit"})
     tile: int = 16
     canvas: int = 64
     train_canvas: int = 40
@@ -59,21 +60,21 @@ def pretrain(
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> Pretrained:
-    """Trains `digit_cnn` to tell ten digits apart, on the split train of `images`, until the split val says it can.
+    """Trains the backbone to tell ten digits apart, on the split train of `images`, until the split val says it can.
 
-    Writes the backbone's state dict to `path`, for build_backbone("digit_cnn", weights=path, width=…, pixels=…). A result
+    Writes the backbone's state dict to `path`, for build_backbone(BACKBONE, weights=path, width=…, …). A result
     below the target is still written, and said. ValueError for digits that do not fit the canvas.
     """
     how, begun = how or Pretraining(), time.monotonic()
     tiles = {split: images[split].resized(how.tile) for split in ("train", "val")}
     device = torch.device("cpu")
     reseed(device, seed, INIT)
-    backbone = build_backbone("digit_cnn", width=how.width, pixels=how.pixels).to(memory_format=torch.channels_last_3d)
+    backbone = build_backbone(how.backbone, width=how.width, **how.options).to(memory_format=torch.channels_last_3d)
     for module in backbone.modules():
-        if isinstance(module, nn.Conv3d):  # PyTorch's default, a gain of 1/3, takes more than twice the steps
+        if isinstance(module, nn.Conv3d) and module.bias is not None:  # PyTorch's default, a gain of 1/3, takes twice the steps
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             nn.init.zeros_(module.bias)
-    classifier = nn.Linear(how.width, CLASSES)
+    classifier = nn.Linear(backbone.channels(), CLASSES)
     optimiser = torch.optim.Adam([*backbone.parameters(), *classifier.parameters()], how.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, how.lr, total_steps=how.steps)
     rng = np.random.default_rng([seed, 1])
@@ -103,8 +104,10 @@ def _features(backbone: Backbone, frames: np.ndarray) -> Tensor:
 
 @torch.inference_mode()
 def _accuracy(backbone: Backbone, classifier: nn.Module, frames: np.ndarray, classes: np.ndarray) -> float:
+    backbone.eval()
     right = [
         (classifier(_features(backbone, frames[k : k + 100])).argmax(1).numpy() == classes[k : k + 100]).sum()
         for k in range(0, len(frames), 100)
     ]
+    backbone.train()
     return float(sum(right) / len(frames))

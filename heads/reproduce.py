@@ -27,7 +27,7 @@ from heads.learner import INIT, reseed
 from heads.live import live_dims
 from heads.members import Result
 from heads.pretrain import Pretraining, pretrain
-from heads.reproduce_tables import Row, Size, Table, backbone_options, recipe_of
+from heads.reproduce_tables import Row, Size, Table, backbone_options, lower_width, reads_frames, recipe_of
 from heads.train import train
 from pipeline.backbones import build_backbone, freeze
 from pipeline.cache import Cache
@@ -60,7 +60,7 @@ class Work:
     def videos(self, row: Row | None = None) -> dict[str, int]:
         """How many videos each split has; a row that is trained from frames may get fewer for training."""
         train, val, test = self.size.videos
-        share = self.size.end_to_end if row is not None and row.backbone else 1.0
+        share = self.size.end_to_end if row is not None and reads_frames(row, self.size) else 1.0
         return {"train": max(self.size.batch, round(train * share)), "val": val, "test": test}
 
     def run_folder(self, task: str, row: Row, seed: int) -> Path:
@@ -77,15 +77,17 @@ class Work:
         return load_images(self.images)
 
     def cache(self, task: str) -> Cache:
-        """The maps of a task's videos; the digit network is trained and the videos go through it where that is not done."""
+        """The maps of a task's videos; the table's `lower` network is trained and the videos go through it where that is not
+        done."""
         made = self.task(task)
-        images, weights = self.pictures(made), self.folder / task / "digit_cnn.pt"
+        lower, width, options = self.table.lower, lower_width(self.table, self.size), self.table.lower_options
+        images, weights = self.pictures(made), self.folder / task / f"{lower}.pt"
         if not weights.exists():
             self.say(f"{task}: the digit network learns {made.classes} digits")
-            how = Pretraining(width=self.size.cnn, tile=made.shown, canvas=made.size, steps=STEPS)
+            how = Pretraining(lower, width, options, made.shown, made.size, steps=STEPS)
             weights.parent.mkdir(parents=True, exist_ok=True)
             pretrain(weights, images, how, say=self.say)
-        network = build_backbone("digit_cnn", weights=str(weights), width=self.size.cnn, pixels="unit")
+        network = build_backbone(lower, weights=str(weights), width=width, **options)
         self.say(f"{task}: {sum(self.videos().values()):,} videos through the digit network")
         frozen = freeze(network, device=self.device)
         return cache_digits(
@@ -120,7 +122,7 @@ def train_rows(work: Work, task: str, rows: Iterable[Row], seeds: Iterable[int],
     KeyboardInterrupt leaves every run as it was after its last epoch.
     """
     rows, seeds, found = list(rows), list(seeds), []
-    frozen = [row for row in rows if not row.backbone]
+    frozen = [row for row in rows if not reads_frames(row, work.size)]
     begun = [row for row in frozen for seed in seeds if not resume or not finished(work, task, row, seed)]
     cache = None
     if begun:
@@ -135,7 +137,7 @@ def train_rows(work: Work, task: str, rows: Iterable[Row], seeds: Iterable[int],
             try:
                 found.append(
                     _from_frames(work, task, row, seed, resume)
-                    if row.backbone
+                    if reads_frames(row, work.size)
                     else _from_maps(work, cache, task, row, seed, resume)
                 )
             except Busy as error:  # another command has it

@@ -116,7 +116,7 @@ def markdown(found: dict[str, Any]) -> str:
 
 def _section(name: str, task: dict[str, Any]) -> list[str]:
     options = task["options"]
-    shown = ", ".join(f"{key} {options[key]}" for key in ("digits", "classes", "reach", "frames", "canvas", "size"))
+    shown = ", ".join(f"{key} {options[key]}" for key in ("digits", "classes", "reach", "frames", "canvas", "size", "none_in"))
     lines = [f"## {name}", "", f"{task['labels']} labels; {shown}. Who knows which digits are there, and no more, is right in"]
     lines += [f"{100 * task['guess']:.1f} % of the videos.", ""]
     lines += [

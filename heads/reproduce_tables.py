@@ -16,7 +16,8 @@ from heads.recipe import Recipe, read_recipe
 class Row:
     """A row of a paper's table. `name`: of its folder; `title`: the paper's; `recipe` with the options `head` on top; `paper`:
     accuracy in percent by task, where the paper has one. `backbone`: the network that is trained from frames, with its options
-    ("": the head alone is trained, on maps of the pre-trained digit network)."""
+    ("": the head alone is trained, on maps of the table's pre-trained digit network); `upper`: its lower part is that digit
+    network, so that a size may freeze it, and train the upper part with the head on its maps."""
 
     name: str
     title: str
@@ -25,6 +26,7 @@ class Row:
     head: Mapping[str, Any] = field(default_factory=dict)
     backbone: str = ""
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
+    upper: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Size:
     `end_to_end`: the share of the training videos that rows which train from frames get. `cnn`: channels of the digit network,
     `width`: of heads, `trunk`: of the first stage of networks that are trained from frames. `epochs`; `batch`; `seeds` where
     the command names none. `task`: options of the task (`pipeline.digits`) that differ from the paper's. `graph`: options of
-    RSTG's graph that differ from the recipe's: what trains on few videos.
+    the head rstg or dyreg that differ from the recipe's: what trains on few videos. `frozen`: rows whose `upper` part can be
+    trained alone are, on maps of the pre-trained lower part.
     """
 
     name: str
@@ -52,11 +55,14 @@ class Size:
     end_to_end: float = 1.0
     task: Mapping[str, int] = field(default_factory=dict)
     graph: Mapping[str, Any] = field(default_factory=dict)
+    frozen: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
     """One paper's experiment: `tasks` of pipeline.digits, the rows that each is trained with, and sizes, smallest first.
+    `lower`: the backbone, with options beside its width, that is pre-trained on single digits and frozen; rows that are not
+    trained from frames share a cache of its last map.
 
     When a size is chosen, a minute on a GPU counts as `gpu` minutes of a core: a guess, which nobody has measured.
     """
@@ -66,6 +72,8 @@ class Table:
     tasks: tuple[str, ...]
     rows: tuple[Row, ...]
     sizes: tuple[Size, ...]
+    lower: str = "digit_cnn"
+    lower_options: Mapping[str, Any] = field(default_factory=lambda: {"pixels": "unit"})
     gpu: float = 200.0
 
 
@@ -124,11 +132,13 @@ RSTG = Table(
 )
 
 R18 = {"stages": 3, "grey": True}
+EASY = {"digits": 2, "canvas": 96, "size": 48, "reach": 68, "frames": 4, "none_in": 2}  # do the two move together?
+EAGER = {"variant": "released", "iterations": 1, "anchors": "grid", "start": 1.0}  # gets going on few videos
 
 
 def _dyreg(name: str, title: str, regions: str, figure: float, table: int = 5) -> Row:
     recipe = "dyreg_table5_multisync" if table == 5 else "dyreg_table6_multisync"
-    return Row(name, title, recipe, {"multisync": figure}, {"regions": regions}, "resnet18", R18)
+    return Row(name, title, recipe, {"multisync": figure}, {"regions": regions}, "resnet18", R18, upper=True)
 
 
 DYREG = Table(
@@ -136,7 +146,7 @@ DYREG = Table(
     "DyReg-GNN (NeurIPS 2021), Tables 5 and 6",
     ("multisync",),
     (
-        Row("r18", "ResNet-18", "dyreg_table6_multisync_r18", {"multisync": 52.29}, {}, "resnet18", R18),
+        _dyreg("r18", "ResNet-18", "none", 52.29, table=6),
         _dyreg("fixed", "+ GNN, Fixed", "fixed", 78.85),
         _dyreg("static", "Static", "static", 81.48),
         _dyreg("semantic", "DyReg-Semantic", "semantic", 82.41, table=6),
@@ -146,24 +156,26 @@ DYREG = Table(
         _dyreg("dyreg", "DyReg", "dynamic", 95.09),
     ),
     (
-        Size(
-            "tiny", 0, 3, (12, 6, 6), cnn=0, width=4, trunk=4, epochs=1, batch=6, task={"digits": 3, "canvas": 128, "size": 64}
-        ),
+        Size("tiny", 0, 3, (12, 6, 6), cnn=0, width=4, trunk=4, epochs=1, batch=6, task=EASY, graph=EAGER, frozen=True),
         Size(
             "small",
-            10,
+            20,
             3,
-            (1000, 250, 500),
+            (10000, 500, 1000),
             cnn=0,
-            width=16,
+            width=32,
             trunk=16,
-            epochs=4,
-            task={"digits": 3, "canvas": 128, "size": 64, "reach": 30},
+            epochs=3,
+            task=EASY,
+            graph=EAGER,
+            frozen=True,
         ),
         Size("middle", 120, 3, (6000, 500, 1000), cnn=0, width=32, trunk=16, epochs=8, task={"digits": 3, "reach": 40}),
         Size("large", 1500, 5, (20000, 1000, 2000), cnn=0, width=32, trunk=32, epochs=8),
         Size("paper", 100000, 10, (600000, 10000, 10000), cnn=0, width=32, trunk=64, epochs=5),
     ),
+    lower="resnet18",
+    lower_options={**R18, "stages": 2},
 )
 
 TABLES = {table.name: table for table in (RSTG, DYREG)}
@@ -192,6 +204,7 @@ def recipe_of(row: Row, size: Size) -> Recipe:
         options |= {"width": size.width, **size.graph}
     elif recipe.head.name == "dyreg":
         options |= {"width": size.width, "offset_width": size.width, "backbone_options": backbone_options(row, size)}
+        options |= size.graph
     training = {
         "epochs": size.epochs,
         "batch": size.batch,
@@ -204,10 +217,22 @@ def recipe_of(row: Row, size: Size) -> Recipe:
     }
     settings = {f"head.{key}": value for key, value in options.items()}
     settings |= {f"phases.{phase}.train.{key}": value for key, value in training.items()}
+    if row.backbone and not reads_frames(row, size):
+        settings |= {f"phases.{phase}.reads": "cache", f"phases.{phase}.frames": {}}
     return read_recipe(row.recipe, settings)
 
 
 LR = 3e-3  # of Adam, for every row: at 0.001 the graphs need twice as many videos
+
+
+def reads_frames(row: Row, size: Size) -> bool:
+    """Whether a row is trained from frames at a size, rather than on the cached maps of the table's `lower` network."""
+    return bool(row.backbone) and not (row.upper and size.frozen)
+
+
+def lower_width(table: Table, size: Size) -> int:
+    """The width of the table's `lower` network at a size."""
+    return size.cnn if table.lower == "digit_cnn" else size.trunk
 
 
 def backbone_options(row: Row, size: Size) -> dict[str, Any]:

@@ -254,6 +254,26 @@ def test_the_head_is_the_plain_network_at_first_bit_for_bit(at):
     assert made.points == tuple(at.split(", "))
 
 
+def test_without_regions_the_head_is_the_plain_network_for_good():
+    made, clips = head(at="res4.4.conv2", regions="none", **TSM), views()
+    torch.manual_seed(0)
+    plain = build_backbone("tsm_r50", width=8).double().eval()
+    plain.load_state_dict(made.network.state_dict(), strict=False)
+    y = plain(clips.get("res4.3").transpose(1, 2), start="res4.3")
+    assert made.needs == ("res4.3",)
+    assert made(clips).logits.equal(made.fc(y.mean((-1, -2)).transpose(1, 2)).mean(1))
+    assert made(clips, want_maps=True).maps == {}
+    assert not [name for name, _ in made.named_parameters() if "inserted" in name]
+
+
+def test_a_module_that_starts_above_zero_changes_the_map_and_learns_at_the_first_step():
+    module, x = dyreg(random=False, start=0.5), maps()
+    change = module(x) - x
+    assert torch.allclose(change.std(), torch.tensor(0.5).double(), rtol=1e-3)  # LN's variance is 1
+    change.square().sum().backward()
+    assert module.graph.time.weight_ih_l0.grad.abs().max() > 0
+
+
 def test_the_head_reads_the_last_cut_before_its_first_module():
     assert head(at="res4.4.conv2,res5.1.conv2", **TSM).needs == ("res4.3",)
     assert head(at="res5.1.conv2", **TSM).needs == ("res5.0",)
@@ -339,6 +359,7 @@ def test_in_a_network_every_parameter_learns(variant):
         ({"at": "res3.2.conv2", **TSM}, "needs res3.1"),
         ({"at": "res4.4.conv9", **TSM}, "res4.4.conv9"),
         ({"width": 0}, "width: expected at least 1"),
+        ({"regions": "none"}, "'none' leaves nothing to learn without a backbone"),
     ],
 )
 def test_heads_that_cannot_be_are_refused(options, match):

@@ -34,8 +34,8 @@ NO_OPTIONS: dict = {}
 class DyRegHead(nn.Module):
     """The upper part of a network with its modules, and the classifier; see the top of this file.
 
-    modules: DyReg by point. network: the backbone that they were inserted into, whose part above `cut` is run; None: the one
-    module is all. channels: those of the last map.
+    modules: DyReg by point, or none. network: the backbone that they were inserted into, whose part above `cut` is run; None:
+    the one module is all. channels: those of the last map.
     """
 
     def __init__(
@@ -94,18 +94,22 @@ def build(
     anchors: str = "centre",
     normalise: bool = True,
     iterations: int = 3,
+    start: float = 0.0,
     dropout: float = 0.5,
 ) -> DyRegHead:
     """`variant`: the graph, "paper" or "released" (heads/dyreg_graph.py).
 
     `backbone`: the network that continues the cached map, with `backbone_options` and `weights` as at the extraction; the
     modules are put `at` these points of it, separated by commas. "" for both: one module on the map at `cut`, and nothing
-    after it. `regions`: "dynamic" or a variant of heads/dyreg_regions.py; `width`: C of a module, where its map has more
-    channels; `offset_width`: d_o; `anchors`: "centre" or "grid"; `normalise`: kernels of sum 1 (the paper: no; see there);
-    `iterations`: K; `dropout` before the classifier.
+    after it. `regions`: "dynamic", a variant of heads/dyreg_regions.py, or "none": the network without its modules, Table 6's
+    ResNet-18; `width`: C of a module, where its map has more channels; `offset_width`: d_o; `anchors`: "centre" or "grid";
+    `normalise`: kernels of sum 1 (the paper: no; see there); `iterations`: K; `start`: the scale s of a module at first (0 in
+    the paper: the plain network); `dropout` before the classifier.
     """
     at_least("dyreg", 1, width=width, offset_width=offset_width, iterations=iterations)
     points = points_in("dyreg", backbone, at)
+    if regions == "none" and not backbone:
+        raise ValueError("head dyreg, option regions: 'none' leaves nothing to learn without a backbone: give backbone and at")
 
     def module(channels: int, grid: Pair) -> DyReg:
         return DyReg(
@@ -118,6 +122,7 @@ def build(
             anchors=anchors,
             normalise=normalise,
             iterations=iterations,
+            start=start,
         )
 
     if not backbone:
@@ -126,7 +131,8 @@ def build(
         return DyRegHead(cut, {cut: module(channels, (h, w))}, None, channels, num_classes, dropout)
     cut, network = upper("dyreg", dims, backbone, backbone_options, weights, points)
     frames = frames_of(network, cut, dims.maps[cut][1:])
-    modules = {point: module(network.channels(point), network.grid(point, frames)) for point in points}
+    inserted_at = () if regions == "none" else points
+    modules = {point: module(network.channels(point), network.grid(point, frames)) for point in inserted_at}
     for point, inserted in modules.items():
         network.insert(point, inserted)
     network.keep_above(cut)
