@@ -84,6 +84,8 @@ REFUSED = {
     "path up and down": (HEADER + "a,b/../../c.mp4,train,x\n", 2, "path", "--root"),
     "absolute path": (HEADER + "a,/elsewhere/a.mp4,train,x\n", 2, "path", "--root"),
     "control in path": (HEADER + '"a","a\n.mp4",train,x\n', 2, "path", "expected a video"),
+    "escape in path": (HEADER + GOOD + "b,b\x1b[31m.mp4,train,x\n", 3, "path", "expected a video"),
+    "after a cell of two lines": (HEADER.strip() + ',note\na,a,val,x,"p\nq"\nb,b,dev,x,\n', 4, "split", "write val"),
     "empty class": (HEADER + "a,a.mp4,train,x;\n", 2, "label", "once"),
     "repeated class": (HEADER + "a,a.mp4,train,x; x\n", 2, "label", "once"),
     "control in label": (HEADER + 'a,a.mp4,train,"x\ny"\n', 2, "label", "one line"),
