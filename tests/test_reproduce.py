@@ -1,6 +1,7 @@
 """The papers' digit experiments at a tiny size: every row trains, resumes, and stands beside the paper's figure."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 
 from cli.reproduce import command
 from heads import reproduce
+from heads.pretrain import Pretraining, pretrain
 from heads.reproduce import Generated, Work, train_rows
 from heads.reproduce_report import accuracy, beyond_spread, markdown, order, record
 from heads.reproduce_tables import DYREG, RSTG, TABLES, reads_frames, recipe_of, size_for
@@ -89,6 +91,39 @@ def test_a_name_that_is_not_known_is_refused_with_the_nearest(option, value, tmp
     assert not list(tmp_path.iterdir())
 
 
+def test_a_row_whose_lower_part_is_not_frozen_is_trained_from_frames(tmp_path):
+    size = replace(DYREG.sizes[0], videos=(60, 6, 6), batch=60)  # every label occurs
+    whole = Work(DYREG, replace(size, frozen=False), tmp_path, say=str)
+    rows = [row for row in DYREG.rows if row.name in ("r18", "dyreg")]
+    found = train_rows(whole, "multisync", rows, [0])
+    assert not (tmp_path / "multisync" / "cache").exists()
+    frozen = train_rows(Work(DYREG, size, tmp_path / "frozen", say=str), "multisync", rows, [0])
+    assert (tmp_path / "frozen" / "multisync" / "cache").exists()
+    lower = build_backbone("resnet18", width=size.trunk, **DYREG.lower_options)
+    more = sum(p.numel() for p in lower.parameters())
+    assert [one.parameters - other.parameters for one, other in zip(found, frozen, strict=True)] == [more, more]
+
+
+def test_the_small_size_of_dyreg_is_half_guessed_by_who_knows_the_digits_alone():
+    task = Work(DYREG, DYREG.sizes[1], Path()).task("multisync")
+    scenes = task.scenes(load_images()["val"], 0, "val", np.arange(2000))
+    assert task.guess == 0.5
+    assert abs((scenes.labels == task.labels.index("none")).mean() - 0.5) < 0.04  # four standard deviations
+    room = task.canvas - task.tile - 1
+    assert task.reach > room  # a digit on its own may be anywhere in the next frame
+
+
+# --- pre-training
+
+
+def test_the_statistics_of_norms_come_from_the_training_digits_alone(tmp_path):
+    how = Pretraining("resnet18", 4, {"stages": 2, "grey": True}, tile=14, canvas=48, steps=3, batch=4)
+    made = pretrain(tmp_path / "w.pt", load_images(), how, say=str)
+    state = torch.load(made.path, weights_only=True)
+    counts = {int(value) for name, value in state.items() if name.endswith("num_batches_tracked")}
+    assert counts == {made.steps}
+
+
 # --- sizes, recipes
 
 
@@ -105,9 +140,9 @@ def test_a_larger_budget_never_takes_a_smaller_size(table):
 @pytest.mark.parametrize(("table", "row"), ROWS, ids=lambda one: one.name)
 def test_a_rows_recipe_has_the_widths_of_the_size_and_the_rows_options(table, row):
     for size in table.sizes:
-        recipe = recipe_of(row, size)
+        recipe = recipe_of(row, size, table.tasks[-1])
         assert row.head.items() <= recipe.head.options.items()
-        assert recipe.all_phases[0].train.epochs == size.epochs
+        assert recipe.all_phases[0].train.epochs == size.epochs_of(table.tasks[-1])
         assert recipe.all_phases[0].reads == ("frames" if reads_frames(row, size) else "cache")
         assert recipe.head.name not in ("rstg", "conv_lstm", "dyreg") or recipe.head.options["width"] == size.width
         assert recipe.head.name not in ("rstg", "dyreg") or size.graph.items() <= recipe.head.options.items()
