@@ -152,7 +152,7 @@ def finished(work: Work, task: str, row: Row, seed: int) -> bool:
 
 def _from_maps(work: Work, cache: Cache, task: str, row: Row, seed: int, resume: bool) -> Result:
     return train(
-        recipe_of(row, work.size),
+        recipe_of(row, work.size, task),
         cache,
         work.run_folder(task, row, seed),
         seed=seed,
@@ -165,7 +165,7 @@ def _from_maps(work: Work, cache: Cache, task: str, row: Row, seed: int, resume:
 
 
 def _from_frames(work: Work, task: str, row: Row, seed: int, resume: bool) -> Result:
-    made, recipe = work.task(task), recipe_of(row, work.size)
+    made, recipe = work.task(task), recipe_of(row, work.size, task)
     source = Generated(made, work.pictures(made), work.videos(row), work.device)
     phase = recipe.all_phases[0]
     reseed(torch.device("cpu"), seed, INIT, 1)

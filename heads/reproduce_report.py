@@ -99,11 +99,17 @@ def order(rows: list[dict[str, Any]]) -> tuple[int, int, list[str]]:
     return same, same + len(other), other
 
 
+def _epochs(count: int | dict[str, int]) -> str:
+    if isinstance(count, int):
+        return f"{count} epochs"
+    return " and ".join(f"{some} epochs on {task}" for task, some in count.items())
+
+
 def markdown(found: dict[str, Any]) -> str:
     """The page: what was run, a table per task beside the paper's, and where the orders differ."""
     size, made = found["size"], found["machine"]
     lines = [f"# {found['title']}, size `{size['name']}`", ""]
-    lines += [f"Digits: {found['images']}. {size['epochs']} epochs, mini-batches of {size['batch']}.", ""]
+    lines += [f"Digits: {found['images']}. {_epochs(size['epochs'])}, mini-batches of {size['batch']}.", ""]
     lines += ["Machine: " + ", ".join(f"{key} {value}" for key, value in made.items()) + ".", ""]
     for name, task in found["tasks"].items():
         lines += _section(name, task)

@@ -36,10 +36,10 @@ class Size:
 
     `classes` of digits, at least (a task whose digits differ needs as many); `videos` of the splits train, val, test;
     `end_to_end`: the share of the training videos that rows which train from frames get. `cnn`: channels of the digit network,
-    `width`: of heads, `trunk`: of the first stage of networks that are trained from frames. `epochs`; `batch`; `seeds` where
-    the command names none. `task`: options of the task (`pipeline.digits`) that differ from the paper's. `graph`: options of
-    the head rstg or dyreg that differ from the recipe's: what trains on few videos. `frozen`: rows whose `upper` part can be
-    trained alone are, on maps of the pre-trained lower part.
+    `width`: of heads, `trunk`: of the first stage of networks that are trained from frames. `epochs`, perhaps by task; `batch`;
+    `seeds` where the command names none. `task`: options of the task (`pipeline.digits`) that differ from the paper's. `graph`:
+    options of the head rstg or dyreg that differ from the recipe's: what trains on few videos. `frozen`: rows whose `upper` part
+    can be trained alone are, on maps of the pre-trained lower part.
     """
 
     name: str
@@ -49,13 +49,17 @@ class Size:
     cnn: int
     width: int
     trunk: int
-    epochs: int
+    epochs: int | Mapping[str, int]
     batch: int = 32
     seeds: int = 2
     end_to_end: float = 1.0
     task: Mapping[str, int] = field(default_factory=dict)
     graph: Mapping[str, Any] = field(default_factory=dict)
     frozen: bool = False
+
+    def epochs_of(self, task: str) -> int:
+        """How many epochs a task is trained for."""
+        return self.epochs if isinstance(self.epochs, int) else self.epochs[task]
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ RSTG = Table(
             cnn=16,
             width=24,
             trunk=4,
-            epochs=4,
+            epochs={"sync3": 4, "sync5": 6},
             end_to_end=0.1,
             task={"reach": 30},
             graph={"iterations": 1, "inner_norm": True},
@@ -190,8 +194,8 @@ def size_for(table: Table, budget: float, device: str) -> Size:
     return [size for size in table.sizes if size.minutes * size.seeds <= minutes][-1]
 
 
-def recipe_of(row: Row, size: Size) -> Recipe:
-    """A row's recipe at a size: its widths, length and batch; Adam on a cosine in place of the papers' plain SGD, whose rates
+def recipe_of(row: Row, size: Size, task: str) -> Recipe:
+    """A row's recipe at a size, for a task: its widths, length and batch; Adam on a cosine in place of the papers' plain SGD, whose rates
     suit trainings of hundreds of thousands of videos."""
     recipe = read_recipe(row.recipe)
     phase = recipe.all_phases[0].name
@@ -206,7 +210,7 @@ def recipe_of(row: Row, size: Size) -> Recipe:
         options |= {"width": size.width, "offset_width": size.width, "backbone_options": backbone_options(row, size)}
         options |= size.graph
     training = {
-        "epochs": size.epochs,
+        "epochs": size.epochs_of(task),
         "batch": size.batch,
         "optimiser": "adam",
         "lr": LR,
