@@ -136,7 +136,7 @@ RSTG = Table(
 )
 
 R18 = {"stages": 3, "grey": True}
-EASY = {"digits": 2, "canvas": 96, "size": 48, "reach": 68, "frames": 4, "none_in": 2}  # do the two move together?
+EASY = {"digits": 2, "canvas": 128, "size": 64, "reach": 100, "frames": 4, "none_in": 2}  # do the two move together?
 EAGER = {"variant": "released", "iterations": 1, "anchors": "grid", "start": 1.0}  # gets going on few videos
 
 
@@ -165,7 +165,7 @@ DYREG = Table(
             "small",
             20,
             3,
-            (10000, 500, 1000),
+            (8000, 500, 1000),
             cnn=0,
             width=32,
             trunk=16,
