@@ -38,8 +38,8 @@ class Size:
     `end_to_end`: the share of the training videos that rows which train from frames get. `cnn`: channels of the digit network,
     `width`: of heads, `trunk`: of the first stage of networks that are trained from frames. `epochs`, perhaps by task; `batch`;
     `seeds` where the command names none. `task`: options of the task (`pipeline.digits`) that differ from the paper's. `graph`:
-    options of the head rstg or dyreg that differ from the recipe's: what trains on few videos. `frozen`: rows whose `upper` part
-    can be trained alone are, on maps of the pre-trained lower part.
+    options of the head rstg or dyreg that differ from the recipe's: what trains on few videos. `frozen`: rows whose `upper`
+    part can be trained alone are, on maps of the pre-trained lower part.
     """
 
     name: str
@@ -195,8 +195,8 @@ def size_for(table: Table, budget: float, device: str) -> Size:
 
 
 def recipe_of(row: Row, size: Size, task: str) -> Recipe:
-    """A row's recipe at a size, for a task: its widths, length and batch; Adam on a cosine in place of the papers' plain SGD, whose rates
-    suit trainings of hundreds of thousands of videos."""
+    """A row's recipe at a size, for a task: its widths, length and batch; Adam on a cosine in place of the papers' plain SGD,
+    whose rates suit trainings of hundreds of thousands of videos."""
     recipe = read_recipe(row.recipe)
     phase = recipe.all_phases[0].name
     options: dict[str, Any] = dict(row.head)
