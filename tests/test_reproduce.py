@@ -113,6 +113,18 @@ def test_the_small_size_of_dyreg_is_half_guessed_by_who_knows_the_digits_alone()
     assert task.reach > room  # a digit on its own may be anywhere in the next frame
 
 
+@pytest.mark.slow
+def test_dyregs_graph_sees_that_digits_move_together_and_resnet_18_alone_does_not(tmp_path, monkeypatch):
+    """The size `small` with two of its three epochs: about three minutes of one core."""
+    monkeypatch.setattr(reproduce, "STEPS", 400)
+    small = Work(DYREG, replace(DYREG.sizes[1], epochs=2), tmp_path, say=str)
+    train_rows(small, "multisync", [row for row in DYREG.rows if row.name in ("r18", "dyreg")], [0, 1])
+    found = {row["name"]: accuracy(row) for row in record(small)["tasks"]["multisync"]["rows"]}
+    assert found["r18"].mean < 60  # who knows the digits and no more: 50
+    assert found["dyreg"].mean > 70
+    assert beyond_spread(found["r18"], found["dyreg"])
+
+
 # --- pre-training
 
 
