@@ -250,7 +250,7 @@ print(clips, time.process_time() - begun, status["VmHWM"].split()[0])
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc tells what this process has taken")
 def test_a_million_rows_are_read_in_seconds_and_half_a_gigabyte(tmp_path):
-    """Wide limits: here it takes 3 s of processor time and 0.4 GB. In a process of its own, which has loaded nothing else."""
+    """Wide limits: here it takes 4 s of processor time and 0.4 GB. In a process of its own, which has loaded nothing else."""
     path = save(
         tmp_path, HEADER + "".join(f"something_{k},videos/{k % 174}/something_{k}.webm,train,{k % 174}\n" for k in range(10**6))
     )
