@@ -228,7 +228,10 @@ def _finish(live: Sequence[Run], stores: dict[str, Store]) -> list[Result | Fail
         mine = {split: by_run[id(run)] for split, by_run in found.items() if id(run) in by_run}
         result = run.attempt(run.finish, mine) if run.error is None else None
         if isinstance(run.error, Busy):
-            result = run.finished()  # by the other, in the meantime
+            try:
+                result = run.finished()  # by the other, in the meantime
+            except ValueError as error:  # it was another run
+                run.error = error
         outcomes.append(result or Failure(run.folder, run.error, run.failed_after))
     return outcomes
 

@@ -121,17 +121,28 @@ def test_a_busy_member_leaves_the_others_going(owner, cache, tmp_path):
 
 def test_a_member_that_another_command_finished_in_the_meantime_counts(owner, cache, tmp_path):
     """Two studies in one folder: the one that ends last has all results."""
-    chosen = recipe(epochs=1)
-    train(chosen, cache, tmp_path / "other", order_seed=0, device="cpu", say=quiet, tensorboard=False)
+    there, mine = run_while_another_finishes(recipe(epochs=1), cache, tmp_path)
+    assert there.metrics == mine.metrics
+
+
+def test_a_member_whose_folder_another_run_finished_in_leaves_the_others_going(owner, cache, tmp_path):
+    there, mine = run_while_another_finishes(recipe(epochs=1, lr=0.2), cache, tmp_path)
+    assert isinstance(there, Failure)
+    assert "holds another run" in str(there.error)
+    assert isinstance(mine, Result)
+
+
+def run_while_another_finishes(theirs, cache, place):
+    """Two members, while the owner of the first one's folder finishes `theirs` there."""
+    train(theirs, cache, place / "other", order_seed=0, device="cpu", say=quiet, tensorboard=False)
 
     def finish(line):
         if "epoch 1/1" in line:
-            for path in (tmp_path / "other").iterdir():
-                path.rename(tmp_path / "run" / path.name)
+            for path in (place / "other").iterdir():
+                path.rename(place / "run" / path.name)
 
-    members = [Member(chosen, tmp_path / name, 0) for name in ("run", "mine")]
-    there, mine = run_members(members, cache, order_seed=0, device="cpu", say=finish)
-    assert there.metrics == mine.metrics
+    members = [Member(recipe(epochs=1), place / name, 0) for name in ("run", "mine")]
+    return run_members(members, cache, order_seed=0, device="cpu", say=finish)
 
 
 def test_training_from_frames_holds_its_folder_too(owner, tmp_path):
