@@ -125,6 +125,8 @@ class FramesRun:
         elif saved is not None:
             self.epochs_before += saved["progress"]["epoch"]
             self.steps_before += saved["progress"]["step"]
+        else:
+            self.files.refuse_to_lose([self.phase], "start" in self.about)
         self.world.wait()  # everybody has read what is now changed
         if self.world.first:
             self._write_beginnings(saved is None, continued)

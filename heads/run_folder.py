@@ -4,13 +4,14 @@ heads/runs.py lists the files. heads/running.py trains on a cache, heads/end_to_
 after the other in one folder.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from heads import runs
 from heads.held import Busy, Held
 from heads.recipe import Recipe, to_toml
+from heads.tables import Phase
 from heads.transfer import default_checkpoint
 
 
@@ -50,6 +51,21 @@ class RunFolder:
         """last.pt, if there is one."""
         path = self.path / "last.pt"
         return runs.load_checkpoint(path) if path.exists() else None
+
+    def refuse_to_lose(self, phases: Sequence[Phase], started: bool) -> None:
+        """Before a run of these `phases` starts over: ValueError where one needs what an earlier phase left in this folder,
+        which would be gone. `started`: the first of them has its weights from elsewhere."""
+        names = [phase.name for phase in self.recipe.all_phases]
+        earlier = names[: names.index(phases[0].name)]
+        needed = {name for phase in phases for name in phase.train.distil.teachers}
+        if phases[0].start == "previous" and not started:
+            needed.update(earlier[-1:])
+        for path in (self.path / f"{name}.pt" for name in earlier if name in needed):
+            if path.exists():
+                raise ValueError(
+                    f"{path}: starting over would remove it, and phase {phases[0].name} needs it; choose another folder "
+                    f"(--name) with --start {path}"
+                )
 
     def remove(self, *names: str) -> None:
         """Removes checkpoints."""

@@ -137,6 +137,7 @@ class Run:
         saved = self.files.last() if resume else None
         names = [phase.name for phase in self.phases]
         if saved is None:
+            self.files.refuse_to_lose(self.phases, self.member.start is not None)
             self.files.remove("last", "best", *(phase.name for phase in self.recipe.phases))
         else:
             runs.same_run(self.folder, saved["about"], self.about)

@@ -221,6 +221,20 @@ def test_a_finished_run_is_read_back(tmp_path):
         run(recipe(lr=0.1), tmp_path)
 
 
+def test_starting_a_phase_over_never_removes_what_it_starts_from(tmp_path):
+    whole = recipe()
+    first = replace(whole.phases[0], name="backbone")
+    whole = replace(whole, phases=(first, replace(whole.phases[0], start="previous")))
+    for phase in ("backbone", "joint"):
+        run(whole, tmp_path, phase=phase)
+    for again in (How(resume=False), How(resume=True)):
+        (tmp_path / "last.pt").unlink(missing_ok=again.resume)
+        (tmp_path / "metrics.json").unlink(missing_ok=True)
+        with pytest.raises(ValueError, match="starting over would remove it, and phase joint needs it"):
+            run(whole, tmp_path, how=again, phase="joint")
+        assert (tmp_path / "backbone.pt").exists()
+
+
 # --- several processes
 
 WORKER = """

@@ -140,6 +140,22 @@ def test_phases_are_trained_in_one_call_or_one_by_one(place, capsys):
     assert trained("--name", "started", "--phase", "two", "--start", place / "runs" / "apart" / "one.pt")[0] == 0
 
 
+def test_starting_a_phase_over_never_removes_what_it_starts_from(place, capsys):
+    phases = PHASES.format(name="one", more="") + PHASES.format(name="two", more='start = "previous"\n')
+    (place / "over.toml").write_text('source = "a test"\n[head]\nname = "strg"\n' + phases)
+    folder = place / "runs" / "over"
+    how = ("--cache", place / "cache", "--runs", place / "runs", "--device", "cpu")
+    assert vidgraph(capsys, "train", place / "over.toml", *how, "--name", "over")[0] == 0
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    two = ("train", place / "over.toml", *how, "--phase", "two", "--no-resume")
+    code, _, err = vidgraph(capsys, *two, "--name", "over")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"another folder (--name) with --start {folder / 'one.pt'}" in err
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert vidgraph(capsys, *two, "--name", "over-again", "--start", folder / "one.pt")[0] == 0
+    assert vidgraph(capsys, "train", place / "over.toml", *how, "--name", "over", "--no-resume")[0] == 0
+
+
 def test_each_phase_can_be_evaluated_beside_the_run_s_own_figures(place, capsys):
     phases = PHASES.format(name="one", more="") + PHASES.format(name="two", more='start = "previous"\n')
     phases += PHASES.format(name="three", more='reads = "frames"\nstart = "previous"\n')
