@@ -112,8 +112,6 @@ def _run_options(given: dict, elsewhere: bool):
 
 def default_workers(device: str) -> int:
     """Decode processes where nobody says how many; see `pipeline.extract.decoders_for`."""
-    import os
+    from pipeline.extract import cores_here, decoders_for
 
-    from pipeline.extract import decoders_for
-
-    return decoders_for(device, os.cpu_count() or 1)
+    return decoders_for(device, cores_here())

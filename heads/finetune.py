@@ -10,7 +10,6 @@ backbone comes before any cache. The loop and the run folder: heads/end_to_end.p
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,7 +37,7 @@ from heads.zoo import build_head
 from pipeline.backbones import Backbone, build_backbone
 from pipeline.compose import RunOptions
 from pipeline.config import ExtractConfig
-from pipeline.extract import decoders_for
+from pipeline.extract import cores_here, decoders_for
 from pipeline.forward import backbone_of, source_of
 from pipeline.manifest import Manifest
 from pipeline.pixels import Opening
@@ -206,7 +205,7 @@ class _Made:
         """The frames; its decode processes start with the first view."""
         workers = self.reading.workers
         if workers is None:
-            workers = max(1, decoders_for(self.device.type, os.cpu_count() or 1) // world.size)
+            workers = max(1, decoders_for(self.device.type, cores_here()) // world.size)
         return Footage(
             self.config,
             self.parts,

@@ -125,3 +125,11 @@ def test_of_the_nine_real_videos_eight_are_extracted_and_one_fails_with_its_reas
     assert code == 0
     code, _ = code_of(capsys, "verify", "--cache", cache)
     assert code == 3
+
+
+def test_decode_processes_are_as_many_as_the_cores_that_may_be_used(monkeypatch):
+    """A batch system gives a job some of a machine's cores."""
+    from cli.extract import default_workers
+
+    monkeypatch.setattr("pipeline.extract.cores_here", lambda: 7)
+    assert (default_workers("cuda"), default_workers("cpu")) == (6, 1)
