@@ -42,7 +42,7 @@ def command(table, budget, size_name, seeds, rows, tasks, folder, out, images, r
     sizes = {size.name: size for size in plan.sizes}
     if size_name is not None and size_name not in sizes:
         raise ValueError(f"size {size_name!r}: {nearest(size_name, sizes)}")
-    size = sizes[size_name] if size_name else size_for(plan, budget, where)
+    size = sizes[size_name] if size_name else size_for(plan, budget, where, seeds)
     chosen = _chosen("--rows", rows, {row.name: row for row in plan.rows})
     names = _chosen("--tasks", tasks, {task: task for task in plan.tasks})
     work = Work(plan, size, folder / f"{table}-{size.name}", where, images, click.echo)

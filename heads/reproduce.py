@@ -1,6 +1,6 @@
 """The digit experiments of RSTG and DyReg-GNN again, at a size that fits a budget of minutes.
 
-    work = Work(TABLES["rstg"], size_for(TABLES["rstg"], 12, "cpu"), Path("reproduce/rstg-small"))
+    work = Work(TABLES["rstg"], size_for(TABLES["rstg"], 60, "cpu"), Path("reproduce/rstg-small"))
     for task in work.table.tasks:
         train_rows(work, task, work.table.rows, seeds=range(2))
     record(work)                                            # heads/reproduce_report.py: what there is, beside the paper's

@@ -185,13 +185,13 @@ DYREG = Table(
 TABLES = {table.name: table for table in (RSTG, DYREG)}
 
 
-def size_for(table: Table, budget: float, device: str) -> Size:
-    """The largest size of a table that fits `budget` minutes with its seeds, on "cpu" or "cuda". ValueError for a budget below
-    0."""
+def size_for(table: Table, budget: float, device: str, seeds: int | None = None) -> Size:
+    """The largest size of a table that fits `budget` minutes with so many `seeds` (None: its own), on "cpu" or "cuda".
+    ValueError for a budget below 0."""
     if not budget >= 0:
         raise ValueError(f"budget: expected minutes from 0, got {budget:g}")
     minutes = budget * (table.gpu if device == "cuda" else 1.0)
-    return [size for size in table.sizes if size.minutes * size.seeds <= minutes][-1]
+    return [size for size in table.sizes if size.minutes * (seeds or size.seeds) <= minutes][-1]
 
 
 def recipe_of(row: Row, size: Size, task: str) -> Recipe:

@@ -147,6 +147,8 @@ def test_a_larger_budget_never_takes_a_smaller_size(table):
     assert order[-1] == len(table.sizes) - 1
     with pytest.raises(ValueError, match="budget"):
         size_for(table, -1, "cpu")
+    small = table.sizes[1]
+    assert [size_for(table, 3 * small.minutes, "cpu", seeds).name for seeds in (3, 4)] == ["small", "tiny"]
 
 
 @pytest.mark.parametrize(("table", "row"), ROWS, ids=lambda one: one.name)
