@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from heads import runs
 from heads.batch import Clips
 from heads.data import Part
 from heads.end_to_end import train_frames
@@ -146,8 +147,16 @@ def train_rows(work: Work, task: str, rows: Iterable[Row], seeds: Iterable[int],
 
 
 def finished(work: Work, task: str, row: Row, seed: int) -> bool:
-    """Whether this run has its figures."""
-    return (work.run_folder(task, row, seed) / "metrics.json").exists()
+    """Whether this run has its figures; those of a size that was another one, under the same name, do not count."""
+    folder = work.run_folder(task, row, seed)
+    if not (folder / "metrics.json").exists():
+        return False
+    there = runs.read_json(folder / "run.json")
+    trained_on = there["task"] if "task" in there else there["config"]["task"]
+    return (there["recipe"], trained_on) == (
+        recipe_of(row, work.size, task).as_dict(),
+        {"name": task, **asdict(work.task(task))},
+    )
 
 
 def _from_maps(work: Work, cache: Cache, task: str, row: Row, seed: int, resume: bool) -> Result:

@@ -61,6 +61,17 @@ def test_every_row_is_trained_resumed_and_written_beside_the_papers(table, tmp_p
         assert f"| {row.title} | " + (f"{row.paper[task]:g} |" if task in row.paper else "– |") in page
 
 
+@pytest.mark.parametrize("change", [{"epochs": 2}, {"task": {"reach": 20}}])
+def test_runs_of_a_size_that_was_another_one_are_no_figures_of_this_one(change, tmp_path):
+    rows = [row for row in RSTG.rows if row.name in ("mean_lstm", "i3d")]
+    train_rows(work(tmp_path), "sync3", rows, [0])
+    changed = replace(work(tmp_path), size=replace(RSTG.sizes[0], **change))
+    assert not [row for row in record(changed)["tasks"]["sync3"]["rows"] if row["runs"]]
+    for row in rows:
+        with pytest.raises(ValueError, match="another"):
+            train_rows(changed, "sync3", [row], [0])
+
+
 @pytest.mark.parametrize("stop", ["epoch 1/1", "I3D, seed 1"])
 def test_a_table_that_was_stopped_anywhere_ends_with_the_same_curves(stop, tmp_path):
     rows = [row for row in RSTG.rows if row.name in ("mean_lstm", "i3d")]
