@@ -279,13 +279,19 @@ def _config_of(saved: Mapping, cache: "Cache", path: Path) -> Mapping:
     config, phase = saved["about"]["config"], saved.get("phase", PLAIN)
     if "backbone" not in saved or recipe_from(saved["about"]["recipe"]).phase(phase).frames.train_from == "none":
         return config
-    same = [file for file in (path, path.with_name(f"{phase}.pt")) if file.exists()]
-    if cache.config["weights"] not in map(sha256_of, same):
+    files = dict.fromkeys((path, *(path.with_name(f"{name}.pt") for name in ("best", "last", phase))))
+    if not any(file.exists() and cache.config["weights"] == sha256_of(file) and _holds(file, saved) for file in files):
         raise ValueError(
             f"{path.parent} trained its backbone too, {cache.path} has features of another: extract one with --weights {path}; "
             "what the run predicted from frames is in its predictions_SPLIT.npz"
         )
     return {**config, "weights": cache.config["weights"]}
+
+
+def _holds(file: Path, saved: Mapping) -> bool:
+    """Whether a checkpoint has the backbone of another, `saved`: several files of a run may."""
+    own, theirs = saved["backbone"], runs.load_checkpoint(file).get("backbone", {})
+    return own.keys() == theirs.keys() and all(tensor.equal(theirs[name]) for name, tensor in own.items())
 
 
 def _same_features(config: Mapping, cache: "Cache", keys: Iterable[str] = ()) -> None:

@@ -166,9 +166,12 @@ def test_a_backbone_that_was_trained_from_scratch_is_what_the_next_cache_is_made
     live = np.load(tmp_path / "run" / "predictions_test.npz")["logits"]
     (again,) = (path for path in (tmp_path / "run").glob("predictions_test_*.npz"))
     np.testing.assert_allclose(np.load(again)["logits"], live, rtol=1e-3, atol=1e-4 * np.abs(live).max())
+    assert evaluate(tmp_path / "run", Cache(tmp_path / "cache"), "test", phase="backbone", **QUIET)  # the same weights
     extract_run(place, tmp_path / "stale", scratch)
     with pytest.raises(ValueError, match=r"trained its backbone too.*--weights .*best\.pt"):
         evaluate(tmp_path / "run", Cache(tmp_path / "stale"), "test", **QUIET)
+    with pytest.raises(ValueError, match=r"trained its backbone too.*--weights .*backbone\.pt"):
+        evaluate(tmp_path / "run", Cache(tmp_path / "stale"), "test", phase="backbone", **QUIET)
 
 
 def test_fresh_views_are_those_of_a_cache_with_another_seed_and_change_every_epoch(place, tmp_path):
