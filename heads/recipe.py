@@ -67,6 +67,8 @@ class Recipe:
         names = [phase.name for phase in self.phases]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"two phases are called {twice[0]!r}")
+        if taken := {"best", "last"}.intersection(names):
+            raise ValueError(f"phase {min(taken)}: best.pt and last.pt are checkpoints of any run; choose another name")
         if self.phases and self.phases[0].start == "previous":
             raise ValueError(f"phase {names[0]}: it is the first, start = 'previous' has nothing to start from")
         for k, phase in enumerate(self.phases):

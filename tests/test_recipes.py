@@ -198,3 +198,11 @@ def test_a_length_in_iterations_may_end_inside_an_epoch():
     training = Training(iterations=100, schedule="steps", drop_at=(90,), lr=1.0)
     assert (training.total_steps(30), training.total_epochs(30)) == (100, 4)
     assert (training.lr_at(89, 30), training.lr_at(90, 30)) == (1, 0.1)
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_no_phase_is_called_as_a_checkpoint_of_every_run(name):
+    """What it ended with would be written over them, or not at all."""
+    phases = [{"name": name, "train": {"epochs": 1}}]
+    with pytest.raises(ValueError, match=rf"phase {name}: .* choose another name"):
+        recipe_from({"name": "r", "source": "a test", "head": {"name": "pool"}, "phases": phases})
