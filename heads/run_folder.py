@@ -13,6 +13,7 @@ from heads.held import Busy, Held
 from heads.recipe import Recipe, to_toml
 from heads.tables import Phase
 from heads.transfer import default_checkpoint
+from pipeline.sealed import writer_lives
 
 
 class RunFolder:
@@ -28,6 +29,9 @@ class RunFolder:
         if isinstance(held, Exception):
             raise held
         self._held = held
+        for part in self.path.glob("*.part"):
+            if writer_lives(part) is False:  # what a process was writing when it was killed
+                part.unlink(missing_ok=True)
 
     def finished(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """(metrics.json, run.json) where a phase was finished last."""

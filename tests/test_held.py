@@ -1,6 +1,7 @@
 """One process at a time in a run folder: the second ends with one line, a dead owner's folder is free, nothing stays behind."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from heads.members import Failure, Member, Result
 from heads.reproduce_tables import TABLES
 from heads.train import run_members, train
 from pipeline import claims
+from pipeline.sealed import own_claim, part_of
 
 ROOT = Path(__file__).parent.parent
 OWNER = """
@@ -109,6 +111,16 @@ def test_the_second_command_ends_with_one_line_and_leaves_the_folder_as_it_is(ow
     owner.wait()
     assert vidgraph(capsys, *run)[0] == 0
     assert not (tmp_path / "run" / "run.claim").exists()
+
+
+def test_what_a_killed_run_was_writing_goes_and_what_a_living_one_writes_stays(cache, tmp_path):
+    dead = part_of(tmp_path / "mine" / "last.pt", own_claim().replace(f"-{os.getpid()}-", "-0-"))
+    alive = part_of(tmp_path / "mine" / "metrics_test.json", own_claim())
+    (tmp_path / "mine").mkdir()
+    for part in (dead, alive):
+        part.touch()
+    train(recipe(epochs=1), cache, tmp_path / "mine", device="cpu", say=quiet, tensorboard=False)
+    assert list((tmp_path / "mine").glob("*.part")) == [alive]
 
 
 def test_a_busy_member_leaves_the_others_going(owner, cache, tmp_path):
