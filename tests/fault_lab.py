@@ -11,6 +11,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -268,7 +270,7 @@ class Lab:
     def pace(self) -> float:
         """Seconds from one finished shard to the next, undisturbed."""
         times = sorted(path.stat().st_mtime for path in (self.calm / "features").glob("*.json"))
-        return (times[-1] - times[0]) / (len(times) - 1)
+        return statistics.median(after - before for before, after in pairwise(times))  # whatever else the machine does
 
     def moment(self, run: Run, cache: Path, drawn: random.Random, first: int = 0, last: int = CLIPS - 1) -> bool:
         """Waits for a random moment: `first` to `last` shards, and a part of the next; False if the run was over."""
