@@ -163,7 +163,7 @@ DYREG = Table(
         Size("tiny", 0, 3, (12, 6, 6), cnn=0, width=4, trunk=4, epochs=1, batch=6, task=EASY, graph=EAGER, frozen=True),
         Size(
             "small",
-            20,
+            12,
             3,
             (8000, 500, 1000),
             cnn=0,
