@@ -12,7 +12,7 @@ STUDY    ?=
 DEMO     ?= demo
 KIND     ?= folder
 CLUSTER  :=
-BUDGET   ?= 40
+BUDGET   ?= 120
 TESTERS  ?= auto
 ARGS     ?=
 

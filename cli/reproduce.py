@@ -12,7 +12,7 @@ RESUME = "stopped; finished epochs are kept, the same command resumes"
 
 @click.command("reproduce")
 @click.argument("table", type=click.Choice(["rstg", "dyreg"]))
-@click.option("--budget", default=40.0, type=click.FloatRange(min=0), help="Minutes; the largest size that fits is taken.")
+@click.option("--budget", default=120.0, type=click.FloatRange(min=0), help="Minutes; the largest size that fits is taken.")
 @click.option("--size", "size_name", help="Take this size, whatever it costs: tiny, small, middle, large, paper.")
 @click.option("--seeds", type=click.IntRange(min=1), help="Training runs per row.  [default: the size's]")
 @click.option("--rows", callback=commas, help="Only these rows, separated by commas.  [default: all]")
