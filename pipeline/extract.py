@@ -26,6 +26,7 @@ from pipeline.cache import create_cache, read_cache_json
 from pipeline.claims import Claim, Mark, Watch, begin, mark_of, sweep, take
 from pipeline.cluster import Engine, Here, pick_device, share_jobs
 from pipeline.config import ExtractConfig
+from pipeline.folder import Shards
 from pipeline.jobs import Advance, RunOptions, ShardJob
 from pipeline.manifest import Manifest, shard_ranges
 from pipeline.memory import keep_freed_memory
@@ -98,7 +99,7 @@ def extract(
         raise ValueError(f"shard {max(wanted)}: this cache has {len(plan)} shards, numbered from 0 to {len(plan) - 1}")
     watch = Watch()
     sweep(plan.folder / "features", watch)
-    jobs, summary = [], Summary(Path(cache))
+    jobs, there, summary = [], [], Summary(Path(cache))
     for shard in wanted:
         clips, path = plan.clips(shard), Path(os.path.abspath(plan.path(shard)))
         summary.asked += len(clips)
@@ -106,11 +107,11 @@ def extract(
             jobs.append(ShardJob(shard, path, plan.attrs(shard), clips, mark_of(path)))
         else:
             summary.already += 1
-            record = read_json(done_marker(path))
-            summary.failures += record["failures"]
-            summary.changed += [clips[place].clip for place in changed_videos(record, clips)]
+            summary.failures += read_json(done_marker(path))["failures"]
+            there.append(shard)
     advance = announce(sum(len(job.clips) for job in jobs), summary.asked) if announce else (lambda done, failed: None)
     if not jobs:
+        summary.changed = _changed_clips(plan, there)
         return summary
     extractor.advance = advance
     with (
@@ -130,7 +131,18 @@ def extract(
                 summary.already += 1
     sweep(plan.folder / "features", watch)
     summary.seconds = time.monotonic() - begun
+    summary.changed = _changed_clips(plan, there)
     return summary
+
+
+def _changed_clips(plan: Shards, shards: list[int]) -> list[str]:
+    """The clips of shards that are there whose videos have changed since. Last of all: on a network's disk, a million looks at
+    files would keep workers waiting."""
+    found = []
+    for shard in shards:
+        clips = plan.clips(shard)
+        found += [clips[place].clip for place in changed_videos(read_json(done_marker(plan.path(shard))), clips)]
+    return found
 
 
 def count_shards(config: ExtractConfig, manifest: Manifest, cache: str | Path, options: RunOptions) -> int:

@@ -55,6 +55,7 @@ PIPELINE = {
         "cluster",
         "forward",
         "config",
+        "folder",
         "pixels",
         "pool",
         "sample",
