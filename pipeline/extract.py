@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -26,9 +26,8 @@ from pipeline.cache import create_cache, read_cache_json
 from pipeline.claims import Claim, Mark, Watch, begin, mark_of, sweep, take
 from pipeline.cluster import Engine, Here, pick_device, share_jobs
 from pipeline.config import ExtractConfig
-from pipeline.folder import Shards
 from pipeline.jobs import Advance, RunOptions, ShardJob
-from pipeline.manifest import Manifest, shard_ranges
+from pipeline.manifest import Clip, Manifest, shard_ranges
 from pipeline.memory import keep_freed_memory
 from pipeline.pixels import work
 from pipeline.pool import Pool
@@ -107,11 +106,11 @@ def extract(
             jobs.append(ShardJob(shard, path, plan.attrs(shard), clips, mark_of(path)))
         else:
             summary.already += 1
-            summary.failures += read_json(done_marker(path))["failures"]
-            there.append(shard)
+            there.append((clips, read_json(done_marker(path))))
+            summary.failures += there[-1][1]["failures"]
     advance = announce(sum(len(job.clips) for job in jobs), summary.asked) if announce else (lambda done, failed: None)
     if not jobs:
-        summary.changed = _changed_clips(plan, there)
+        summary.changed = _changed_clips(there)
         return summary
     extractor.advance = advance
     with (
@@ -131,18 +130,14 @@ def extract(
                 summary.already += 1
     sweep(plan.folder / "features", watch)
     summary.seconds = time.monotonic() - begun
-    summary.changed = _changed_clips(plan, there)
+    summary.changed = _changed_clips(there)
     return summary
 
 
-def _changed_clips(plan: Shards, shards: list[int]) -> list[str]:
-    """The clips of shards that are there whose videos have changed since. Last of all: on a network's disk, a million looks at
-    files would keep workers waiting."""
-    found = []
-    for shard in shards:
-        clips = plan.clips(shard)
-        found += [clips[place].clip for place in changed_videos(read_json(done_marker(plan.path(shard))), clips)]
-    return found
+def _changed_clips(there: list[tuple[Sequence[Clip], Mapping]]) -> list[str]:
+    """The clips of shards that were there, with their statistics, whose videos have changed since. Last of all: on a network's
+    disk, a million looks at files would keep workers waiting."""
+    return [clips[place].clip for clips, record in there for place in changed_videos(record, clips)]
 
 
 def count_shards(config: ExtractConfig, manifest: Manifest, cache: str | Path, options: RunOptions) -> int:

@@ -55,7 +55,6 @@ PIPELINE = {
         "cluster",
         "forward",
         "config",
-        "folder",
         "pixels",
         "pool",
         "sample",
