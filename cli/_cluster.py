@@ -6,16 +6,14 @@ from pathlib import Path
 
 import click
 
+from cli._options import together
+
 _FILE = click.Path(path_type=Path)
 _NOT_IN_JOBS = ("--slurm", "--jobs", "--print-sbatch")
 
 
 def place_options(jobs: str):
     """Decorator: --dask, --scheduler or --slurm, and what belongs to them; `jobs` is the help of --jobs."""
-    return lambda function: _with_options(function, jobs)
-
-
-def _with_options(function, jobs: str):
     options = (
         click.option("--dask", type=click.IntRange(min=1), help="Work in this many processes here, one per GPU (Dask)."),
         click.option("--scheduler", metavar="ADDRESS", help="Work on the Dask cluster there, such as tcp://node1:8786."),
@@ -33,9 +31,7 @@ def _with_options(function, jobs: str):
         click.option("--tls-cert", type=_FILE, help="Certificate (PEM) of scheduler, workers and this client."),
         click.option("--tls-key", type=_FILE, help="Its private key (PEM)."),
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return together(options)
 
 
 cluster_options = place_options("Slurm jobs at the same time, at most.  [default: 1]")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from cli._options import together
+
 
 def _common(name: str, order: bool = False, fps: float | None = None):
     """What every dataset has: ANNOTATIONS, the videos, the file to write, what may be missing."""
@@ -31,13 +33,7 @@ def _common(name: str, order: bool = False, fps: float | None = None):
     if order:
         choice = click.Choice(["official", "alphabetical"])
         options.append(click.option("--order", default="official", type=choice, help="Order of the class list, hence the ids."))
-
-    def add(function):
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return add
+    return together(options)
 
 
 def dataset_commands(say: Callable) -> list[click.Command]:

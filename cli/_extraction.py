@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cli._options import commas, device_option, set_option, shard_numbers
+from cli._options import commas, device_option, set_option, shard_numbers, together
 
 
 def _one_of(names: str) -> click.Choice:
@@ -32,9 +32,7 @@ def views_options(function):
             "--test-short-side", type=int, help="Short side at test, pixels.  [default: --size; 8/7 of it for 3, 11, full]"
         ),
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return together(options)(function)
 
 
 def network_options(function):
@@ -58,9 +56,7 @@ def network_options(function):
         click.option("--allow-truncated", is_flag=True, help="Take videos that end before their container says."),
         click.option("--seed", default=0, help="Seed of the training views."),
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return together(options)(function)
 
 
 def running_options(function):
@@ -86,9 +82,7 @@ def running_options(function):
         device_option,
         set_option,
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return together(options)(function)
 
 
 def config_of(given: dict):

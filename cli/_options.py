@@ -1,8 +1,20 @@
 """Options that several verbs share, and values given as `--set key=value`."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
+
+
+def together(options: Sequence[Callable]) -> Callable:
+    """One decorator of several options, which --help lists in this order."""
+
+    def add(function):
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
 
 
 def settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:

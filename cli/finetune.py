@@ -7,7 +7,7 @@ import click
 
 from cli._extraction import config_of, network_options, views_options
 from cli._interrupt import stoppable
-from cli._options import device_option, set_option
+from cli._options import device_option, set_option, together
 
 # Options of `vidgraph extract` that say what the frames and the networks are: a cache knows them, a run without one is told.
 OF_EXTRACTION = (
@@ -48,9 +48,7 @@ def _running(function):
         device_option,
         set_option,
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return together(options)(function)
 
 
 def _trained(function):
@@ -73,9 +71,7 @@ def _trained(function):
             help="Training views: those of the cache, or new ones in every epoch.  [default: cached, if there is a cache]",
         ),
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return together(options)(function)
 
 
 @click.command("finetune")
