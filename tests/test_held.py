@@ -86,16 +86,23 @@ def test_only_folders_that_were_made_for_it_and_are_empty_go(tmp_path):
 
 
 def test_another_machines_claim_is_watched_until_it_moves_or_is_silent(tmp_path, monkeypatch):
-    looks, lines = iter(range(1, 100)), []
-    monkeypatch.setattr(held, "time", SimpleNamespace(sleep=lambda seconds: elsewhere(tmp_path / "alive", next(looks))))
+    waits, lines = [], []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        elsewhere(tmp_path / "alive", len(waits))
+
+    monkeypatch.setattr(held, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(claims, "time", SimpleNamespace(sleep=time.sleep, monotonic=lambda: sum(waits)))
     for name in ("alive", "silent"):
         elsewhere(tmp_path / name)
-    alive, silent = hold([tmp_path / "alive", tmp_path / "silent"], lines.append, silence=0.05)
+    alive, silent = hold([tmp_path / "alive", tmp_path / "silent"], lines.append, silence=60)
     assert isinstance(alive, Busy)
     assert "a process of another machine is at work here" in str(alive)
     assert isinstance(silent, Held)
     silent.leave()
     assert len(lines) == 1
+    assert 60 < sum(waits) < 63
 
 
 def test_the_second_command_ends_with_one_line_and_leaves_the_folder_as_it_is(owner, cache, tmp_path, capsys):
