@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import click
 
 GRACE = 7.0  # seconds for what is under way to end by itself; a batch system kills after 30, a person loses patience earlier
+PARTING = 1.0  # seconds to give claims up in; a file system that hangs must not keep us
 
 
 @contextmanager
@@ -60,8 +61,8 @@ def _end(ended: threading.Event, resume: str) -> None:
         return
     from pipeline.claims import give_up
 
-    giving_up = threading.Thread(target=give_up, daemon=True)  # a file system that hangs must not keep us
+    giving_up = threading.Thread(target=give_up, daemon=True)
     giving_up.start()
-    giving_up.join(1)
+    giving_up.join(PARTING)
     os.write(2, f"{resume}\ninterrupted\n".encode())
     os._exit(130)

@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -108,7 +109,7 @@ def test_silence_is_measured_by_watching_and_not_by_clocks(shard, monkeypatch):
     """File times and the wall clock may say anything: 60 seconds of one's own, without a change, are what counts."""
     elsewhere(shard)
     now = [1000.0]
-    monkeypatch.setattr(claims.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(claims, "time", SimpleNamespace(sleep=time.sleep, monotonic=lambda: now[0]))
     watch = Watch(silence=60)
     for age in (0, 10**9, -(10**9)):
         os.utime(claim_file(shard), (time.time() - age,) * 2)
@@ -156,14 +157,16 @@ def test_a_sign_of_life_at_the_last_moment_keeps_the_claim(shard, monkeypatch):
     assert names(shard) == {"00003.claim"}
 
 
-def test_an_unreadable_claim_is_judged_by_its_silence(shard):
+def test_an_unreadable_claim_is_judged_by_its_silence(shard, monkeypatch):
     shard.parent.mkdir()
     claim_file(shard).write_bytes(b"")
     assert take(shard) is None
-    watch = Watch(silence=0)
-    assert not watch.free(shard)
-    time.sleep(0.01)
-    assert watch.free(shard)
+    now = [1000.0]
+    monkeypatch.setattr(claims, "time", SimpleNamespace(sleep=time.sleep, monotonic=lambda: now[0]))
+    watch = Watch(silence=60)
+    for later, free in ((0, False), (59, False), (2, True)):
+        now[0] += later
+        assert watch.free(shard) == free
 
 
 def test_publishing_never_replaces_a_file(tmp_path, monkeypatch):
@@ -240,7 +243,8 @@ def test_giving_up_leaves_nothing(shard):
     assert names(shard) == set()
 
 
-def until(true, seconds: float = 10.0) -> None:
+def until(true, seconds: float = 300.0) -> None:
+    """Waits; AssertionError after `seconds`, which no working machine needs."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end

@@ -211,7 +211,7 @@ def test_work_that_must_be_done_once_is_waited_for(tmp_path, monkeypatch):
     with alone(tmp_path / "work", lines.append):
         monkeypatch.setattr(held, "time", SimpleNamespace(sleep=lambda seconds: inside.set() or time.sleep(0.01)))
         thread.start()
-        assert inside.wait(30)
+        assert inside.wait(300)
         order.append("first")
     thread.join()
     assert order == ["first", "second"]

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM: a word on how to go on, exit code 130, within seconds whatever the process is doing."""
+"""Ctrl-C and SIGTERM: a word on how to go on, exit code 130, whatever the process is doing.
+
+That it ends within 10 seconds depends on the machine: the slow tests of faults (tests/faults.py, SOON) hold real runs to it.
+"""
 
 import signal
 import subprocess
@@ -11,26 +14,37 @@ import pytest
 from cli._interrupt import stoppable
 
 ROOT = Path(__file__).parent.parent
+NET = 300.0  # seconds: a limit that no working machine reaches, so that a process which does not end is a failure
 SCRIPT = """
-import ctypes, sys, time
+import ctypes, sys, threading, time
 from pathlib import Path
 from cli import _interrupt
 from pipeline.claims import take
 from pipeline.sealed import part_of
-_interrupt.GRACE = {grace}
+_interrupt.GRACE, _interrupt.PARTING = {grace}, {net}
 claim = take(Path(sys.argv[1]))
 part_of(claim.path, claim.name).write_text("half")
+
+def native():
+    # Waiting frees the mutex: whoever has it afterwards knows that this thread is inside, where Python hears of no signal.
+    libc, mutex, condition = ctypes.CDLL(None), bytes(64), bytes(64)
+    def tell():
+        libc.pthread_mutex_lock(mutex)
+        print("busy", flush=True)
+    libc.pthread_mutex_lock(mutex)
+    threading.Thread(target=tell, daemon=True).start()
+    libc.pthread_cond_wait(condition, mutex)
+
 try:
     with _interrupt.stoppable("go on so"):
-        print("ready", flush=True)
         {busy}
 except KeyboardInterrupt:
     sys.exit(130)
 """
 BUSY = {
-    "between two instructions": "time.sleep(600)",
-    "in native code": "mutex = bytes(64); [ctypes.CDLL(None).pthread_mutex_lock(mutex) for _ in range(2)]",
-    "in a lock that is never free": "import threading; lock = threading.Lock(); lock.acquire(); lock.acquire()",
+    "between two instructions": "print('busy', flush=True); time.sleep(600)",
+    "in native code": "native()",
+    "in a lock that is never free": "lock = threading.Lock(); lock.acquire(); print('busy', flush=True); lock.acquire()",
 }
 
 
@@ -39,11 +53,10 @@ def busy(tmp_path):
     processes = []
 
     def start(doing: str, grace: float = 0.3) -> subprocess.Popen:
-        code = SCRIPT.format(grace=grace, busy=doing)
+        code = SCRIPT.format(grace=grace, net=NET, busy=doing)
         command = [sys.executable, "-c", code, tmp_path / "00000.h5"]
         processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT))
-        assert processes[-1].stdout.readline() == "ready\n"
-        time.sleep(0.3)  # until it is busy
+        assert processes[-1].stdout.readline() == "busy\n"
         return processes[-1]
 
     yield start
@@ -57,26 +70,27 @@ def busy(tmp_path):
 def test_a_signal_ends_it_with_130_and_says_how_to_resume(busy, doing, sent):
     process = busy(BUSY[doing])
     process.send_signal(sent)
-    _, said = process.communicate(timeout=10)
+    _, said = process.communicate(timeout=NET)
     assert process.returncode == 130
     assert "go on so" in said
     assert "Traceback" not in said
 
 
 def test_one_that_has_to_be_ended_leaves_neither_claim_nor_part(busy, tmp_path):
-    busy(BUSY["in native code"]).send_signal(signal.SIGTERM)
-    end = time.monotonic() + 10
-    while list(tmp_path.iterdir()):
-        assert time.monotonic() < end, list(tmp_path.iterdir())
-        time.sleep(0.02)
+    process = busy(BUSY["in native code"])
+    assert len(list(tmp_path.iterdir())) == 2
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=NET)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_second_ctrl_c_ends_it_at_once(busy):
-    process = busy(BUSY["in native code"], grace=600)
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=10)
+    process = busy(BUSY["in native code"], grace=2 * NET)
+    end = time.monotonic() + NET
+    while process.poll() is None:  # two that are sent before the first one has arrived are one
+        assert time.monotonic() < end
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
     assert process.returncode == 130
 
 
