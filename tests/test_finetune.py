@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -257,17 +256,16 @@ def train_in_two(folder):
 
 def test_two_processes_train_as_one_does_on_the_same_mini_batches(tmp_path, monkeypatch):
     tests = Path(__file__).parent
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    store = torch.distributed.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)  # at a port of its own
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    shared["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # so torchrun says that a store is there
     command = [sys.executable, "-c", WORKER, str(tmp_path / "two"), str(tests), str(tests.parent)]
     other = subprocess.Popen(command, env={**os.environ, **shared, "RANK": "1", "LOCAL_RANK": "1"}, stdout=subprocess.PIPE)
     assert other.stdout.readline() == b"ready\n"
     for name, value in {**shared, "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     result = train_in_two(tmp_path / "two")
-    assert other.wait(60) == 0
+    assert other.wait(300) == 0
     alone = run(recipe(**FIXED), tmp_path / "one", Videos(clips=9, gone=("test1", "train8")), net=deciding(recipe(**FIXED)))
     one, two, start = weights(tmp_path / "one"), weights(tmp_path / "two"), weights_of(network(recipe(**FIXED)))
     moved = [key for key in one if not one[key].equal(start[key])]

@@ -22,7 +22,7 @@ from pipeline.pixels import Opening
 from pipeline.verify import verify
 
 EVERY = 10  # a whole video after as many damaged ones
-OPTIONS = RunOptions(workers=2, batch=8, shard_size=100, time_limit=30)
+OPTIONS = RunOptions(workers=2, batch=8, shard_size=100, time_limit=300)
 CONFIG = ExtractConfig(
     backbone="digit_cnn",
     backbone_options={"width": 4},

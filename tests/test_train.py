@@ -150,13 +150,13 @@ def test_a_run_that_dies_between_its_log_and_its_checkpoint_repeats_no_line(cach
 
 def test_a_finished_run_is_read_back_and_another_one_is_refused(cache, tmp_path):
     first = run(recipe(), cache, tmp_path)
-    before = (tmp_path / "last.pt").stat().st_mtime_ns
+    os.utime(tmp_path / "last.pt", (1, 1))
     assert run(recipe(), cache, tmp_path) == first
-    assert (tmp_path / "last.pt").stat().st_mtime_ns == before
+    assert (tmp_path / "last.pt").stat().st_mtime == 1
     with pytest.raises(ValueError, match=r"another run \(recipe.train.lr is 0.1 there, 0.2 here\)"):
         run(recipe(lr=0.2), cache, tmp_path)
     run(recipe(lr=0.2), cache, tmp_path, resume=False)
-    assert (tmp_path / "last.pt").stat().st_mtime_ns != before
+    assert (tmp_path / "last.pt").stat().st_mtime > 1
 
 
 def test_an_unfinished_run_of_other_options_is_not_continued(cache, tmp_path):
