@@ -35,7 +35,8 @@ OPTIONS = (
 # Keys of a shard's statistics: times, of the videos too, and how it came to be.
 NEVER_THE_SAME = ("seconds", "seal", "device", "taken_over", "videos")
 COARSE = ("--shard-size", CLIPS // 2)
-HOPELESS = 180.0  # seconds after which a run counts as hanging
+HOPELESS = 600.0  # seconds after which a run counts as hanging, on however busy a machine
+SOON = 10.0  # seconds that an interrupted run has to end
 FAT, FAT_SIDE = 2, 2048  # of `memory_world`: the clip of large frames, pixels
 
 # The server, and what it forks.
@@ -179,9 +180,13 @@ def until(true: Callable[[], object], what: str, seconds: float = HOPELESS) -> N
 
 
 class Lab:
-    """Small videos, what an undisturbed run makes of them, and the server; `folder` is its own. Close it."""
+    """Small videos, what an undisturbed run makes of them, and the server; `folder` is its own. Close it.
+
+    `soon`: seconds that an interrupted run has to end; to be raised where the machine may be busy with other things.
+    """
 
     def __init__(self, folder: Path):
+        self.soon = SOON
         self.folder, self.world = folder, make_videos(folder / "world", CLIPS, broken=(BROKEN,))
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
         code = "import fault_lab; fault_lab.serve()"  # without a file: decode workers would load it

@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM: a word on how to go on, exit code 130, whatever the process is doing.
 
-That it ends within 10 seconds depends on the machine: the slow tests of faults (tests/faults.py, SOON) hold real runs to it.
+That it ends within 10 seconds depends on the machine: the slow tests of faults (tests/fault_lab.py, SOON) hold real runs to it.
 """
 
 import signal
