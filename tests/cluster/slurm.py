@@ -1,6 +1,7 @@
 """A Slurm of one node, this machine: munged, slurmctld and slurmd on loopback, with their files in a folder of their own."""
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -8,10 +9,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "squeue", "sinfo", "runuser")
+START = 300.0  # seconds that a daemon may take to be there, on however busy a machine
 CONF = """
 ClusterName=vidgraph
 SlurmctldHost=localhost(127.0.0.1)
@@ -67,7 +69,8 @@ def running() -> Iterator[dict[str, str]]:
     env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
     for name in ("munge", "state", "spool"):
         (folder / name).mkdir()
-    conf = CONF.format(folder=folder, ctld=_free_port(), node=_free_port(), host=socket.gethostname().split(".")[0])
+    ctld, node = _free_ports(2)
+    conf = CONF.format(folder=folder, ctld=ctld, node=node, host=socket.gethostname().split(".")[0])
     (folder / "slurm.conf").write_text(conf)
     processes: list[subprocess.Popen] = []
     try:
@@ -83,7 +86,7 @@ def running() -> Iterator[dict[str, str]]:
             process.send_signal(signal.SIGTERM)
         for process in processes:
             try:
-                process.wait(10)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -99,7 +102,7 @@ def _munged(folder: Path) -> subprocess.Popen:
     options = [f"--{option}={folder / name}" for option, name in files.items()]
     command = ["runuser", "-u", "munge", "--", "munged", "--foreground", *options]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 20
+    end = time.monotonic() + START
     while not (folder / "socket").exists():
         if time.monotonic() > end or process.poll() is not None:
             log = folder / "log"
@@ -109,7 +112,7 @@ def _munged(folder: Path) -> subprocess.Popen:
 
 
 def _wait_for_node(folder: Path, env: dict[str, str], processes: list[subprocess.Popen]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + START
     while True:
         state = subprocess.run(["sinfo", "--noheader", "--format=%T"], env=env, capture_output=True, text=True).stdout.strip()
         if state in ("idle", "mixed"):
@@ -120,7 +123,13 @@ def _wait_for_node(folder: Path, env: dict[str, str], processes: list[subprocess
         time.sleep(0.2)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody has, below those that the kernel gives to whoever asks for any."""
+    found: list[int] = []
+    for port in random.sample(range(20_000, 32_000), 1000):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise RuntimeError(f"{count} free ports below 32000 are needed, found {len(found)}")
