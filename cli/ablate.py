@@ -66,8 +66,8 @@ def command(
             some = prospects(plan, opened, folder.resolve(), how, click.echo)
             announce(some)
             for one in some:
-                state = "finished" if one.result else f"{one.epochs} epochs"
-                click.echo(f"  {one.member.folder.name}: {state}, reads {', '.join(one.reads)}")
+                state = "finished" if one.result else one.why or f"{one.epochs} epochs, reads {', '.join(one.reads)}"
+                click.echo(f"  {one.member.folder.name}: {state}")
             return 0
         outcome = ablate(
             plan, opened, folder, how, engine=engine, jobs=groups, at_once=at_once, say=click.echo, before=announce

@@ -48,20 +48,22 @@ class How:
 @dataclass(frozen=True)
 class Prospect:
     """A member before its training: `macs` of its head for one view, its `result` if it was finished before, else `epochs` at
-    most, of so many `clips`; `order`: members with the same one share a pass; `reads`: the fields of its training views."""
+    most, of so many `clips`; `order`: members with the same one share a pass; `reads`: the fields of its training views. Of one
+    that cannot be built on this machine (no memory for its head) nothing is known but `why`, the error."""
 
     member: Member
-    macs: int
+    macs: int | None = None
     result: Result | None = None
     epochs: int = 0
     clips: int = 0
     order: str = ""
     reads: tuple[str, ...] = ()
+    why: str = ""
 
     @property
     def cost(self) -> float:
         """What its training takes, in units that only members of one study share."""
-        return self.epochs * self.clips * (self.macs + 1e6)  # a step costs something whatever its head
+        return self.epochs * self.clips * ((self.macs or 0) + 1e6)  # a step costs something whatever its head
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def prospects(plan: Plan, cache: "Cache", folder: Path, how: How = How(), say: S
     """Every member of a study, in its order, each as it will be trained in `folder`; says which clips are left out.
 
     ValueError, with the first of them, if there are members that cannot be trained: a head that reads what the cache lacks,
-    labels that are not there, a folder that holds another run.
+    labels that are not there, a folder that holds another run. Any other error is that member's own: training it is tried, and
+    records it.
     """
     study = Study(cache, how.manifest or cache.manifest, cache_dims(cache), torch.device("cpu"), how.precision, plan.order_seed)
     found, wrong, parts = [], [], []
@@ -91,6 +94,8 @@ def prospects(plan: Plan, cache: "Cache", folder: Path, how: How = How(), say: S
             parts += [] if found[-1].result else run.parts.values()
         except ValueError as error:
             wrong.append(f"member {member.folder.name}: {error}")
+        except Exception as error:
+            found.append(Prospect(member, why=_one_line(error)))
     if wrong:
         more = f" ({len(wrong) - 1} more of {len(members)} members cannot be trained)" if len(wrong) > 1 else ""
         raise ValueError(wrong[0] + more)
@@ -122,7 +127,7 @@ def _prospect(run: Run, resume: bool, macs: dict[str, int]) -> Prospect:
 
 def passes(some: Sequence[Prospect]) -> int:
     """How many times an epoch of these members reads the cache."""
-    return len({one.order for one in some})
+    return len({one.order for one in some if not one.why})
 
 
 def epochs_done(some: Sequence[Prospect]) -> int:
@@ -185,7 +190,9 @@ def ablate(
     return Outcome(table, failed, len(some) - len(todo), time.monotonic() - begun)
 
 
-def _row(row: Row, seeds: Sequence[int], folder: Path, macs: dict[Path, int], found: dict[Path, "Result | Failed"]) -> TableRow:
+def _row(
+    row: Row, seeds: Sequence[int], folder: Path, macs: dict[Path, int | None], found: dict[Path, "Result | Failed"]
+) -> TableRow:
     folders = {seed: folder / f"{row.name}-seed{seed}" for seed in seeds}
     outcomes = {seed: found[path] for seed, path in folders.items()}
     results = {seed: one for seed, one in outcomes.items() if isinstance(one, Result)}
@@ -200,7 +207,7 @@ def groups_of(some: Sequence[Prospect], jobs: int, at_once: int = 0) -> list[lis
     total, before = sum(one.cost for one in ordered), 0.0
     groups: list[list[Member]] = [[] for _ in range(jobs)]
     for one in ordered:
-        groups[int(jobs * (before + one.cost / 2) / total)].append(one.member)
+        groups[int(jobs * (before + one.cost / 2) / max(total, 1.0))].append(one.member)
         before += one.cost
     size = at_once or max(1, len(ordered))
     return [group[start : start + size] for group in groups for start in range(0, len(group), size)]

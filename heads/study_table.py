@@ -51,13 +51,13 @@ def spread(values: Iterable[float]) -> Spread | None:
 @dataclass(frozen=True)
 class TableRow:
     """Members that differ in their seed alone: what each came to, by its seed, or how it failed; MACs of the head for one
-    view."""
+    view (None of one that could not be built)."""
 
     name: str
     cells: dict[str, Any]
     results: dict[int, Result]
     failed: tuple[Failed, ...]
-    macs: int
+    macs: int | None
 
     def figure(self, split: str, name: str) -> Spread | None:
         """A figure of a split over the seeds."""
@@ -98,7 +98,7 @@ class Table:
             count = len(row.results)
             cells.append(f"{count} of {count + len(row.failed)}" if row.failed else str(count))
             cells += [_or_dash(row.figure(*key), 1, 100) for key in main]
-            cells += [_or_dash(row.other("parameters"), 0), _short(row.macs)]
+            cells += [_or_dash(row.other("parameters"), 0), "-" if row.macs is None else _short(row.macs)]
             lines.append([*cells, _or_dash(row.other("seconds"), 1), _or_dash(row.other("best_epoch"), 1)])
         failed = [one.line() for row in self.rows for one in row.failed]
         what = "mean ± standard deviation over seeds; MACs of the head for one view; seconds of one member, waiting included"

@@ -162,6 +162,23 @@ def test_a_member_that_fails_is_recorded_leaves_the_others_going_and_is_tried_ag
     assert equal(tmp_path / "runs", whole)
 
 
+def test_a_member_whose_head_has_no_room_in_memory_leaves_the_others_going(cache, tmp_path):
+    """It cannot even be built: more than any machine can address."""
+    text = SMALL[: SMALL.index("[grid]")] + '[grid]\nhead = ["mean_lstm", "pool"]\n"mean_lstm.hidden" = [4, 100_000_000]\n'
+    some = prospects(plan_of(tmp_path, text), cache, tmp_path / "runs", CPU, lambda line: None)
+    assert [bool(one.why) for one in some] == [False, False, True, True, False, False]
+    assert (passes(some), passes(some[2:4])) == (1, 0)
+    assert groups_of(some[2:4], 2)[0] == [one.member for one in some[2:4]]  # of nothing, no shares
+    outcome = study(plan_of(tmp_path, text), cache, tmp_path / "runs")
+    assert {Path(one.folder).name for one in outcome.failed} == {
+        f"mean_lstm,mean_lstm.hidden=100000000-seed{k}" for k in (0, 1)
+    }
+    assert all("RuntimeError" in one.error and one.epochs == 0 for one in outcome.failed)
+    assert [len(row.results) for row in outcome.table.rows] == [2, 0, 2]
+    assert [row["macs"] == "" for row in csv.DictReader(outcome.table.csv().splitlines())] == [False, True, False]
+    assert "| 0 of 2 |" in outcome.table.text()
+
+
 class Lost:
     """An engine that loses the process of every group of several members, and of one member."""
 
