@@ -35,10 +35,10 @@ def command(manifest, root, out, class_list, num_classes, workers, time_limit, d
 
     Exit code 0: all is well; 3: there are findings.
     """
-    import os
     from contextlib import ExitStack
 
     from pipeline.check import check_clips, write_findings
+    from pipeline.cores import cores_here
     from pipeline.manifest import read_manifest
     from pipeline.pixels import Opening
 
@@ -47,7 +47,7 @@ def command(manifest, root, out, class_list, num_classes, workers, time_limit, d
     if out.suffix.lower() not in (".csv", ".json"):
         raise click.BadParameter(f"expected a name that ends in .csv or .json, got {out}", param_hint="--out")
     clips = read_manifest(manifest, root)
-    workers = (os.cpu_count() or 1) if workers is None else workers
+    workers = cores_here() if workers is None else workers
     with stoppable("stopped; nothing was written, the same command starts over"), ExitStack() as stack:
 
         def announce(total: int):

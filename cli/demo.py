@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import statistics
 import sys
@@ -276,6 +275,7 @@ def _quiet(line: str) -> None:
 def _train(steps: Steps, out: Path, seeds: int, device: str) -> list[Row]:
     """Trains every head with every seed: on a CPU one run per core, since heads this small gain nothing from a second one."""
     from heads.recipe import read_recipe
+    from pipeline.cores import cores_here
     from pipeline.pool import Pool
 
     click.echo(f"{steps.title(f'train {len(RECIPES)} heads with {seeds} seeds each')} …")
@@ -283,7 +283,7 @@ def _train(steps: Steps, out: Path, seeds: int, device: str) -> list[Row]:
         Run(name, seed, out / "runs" / f"{name}-seed{seed}", out / "cache", device) for name in RECIPES for seed in range(seeds)
     ]
     before = {run.folder for run in todo if (run.folder / "metrics.json").exists()}
-    workers = min(os.cpu_count() or 1, len(todo) - len(before)) if device == "cpu" else 0
+    workers = min(cores_here(), len(todo) - len(before)) if device == "cpu" else 0
     rows = [Row(read_recipe(name).head.name, []) for name in RECIPES]
     with Pool(train_one, workers if workers > 1 else 0) as pool:
         for k, (_, result) in enumerate(pool.imap(todo, ahead=len(todo))):

@@ -36,14 +36,15 @@ def command(as_json: bool) -> int:
 
 def environment() -> dict[str, dict[str, str]]:
     """Sections of name -> what was found, all as text."""
-    import os
     import platform
     from importlib import metadata
+
+    from pipeline.cores import cores_here
 
     machine = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "cores": str(cores_here()),
     }
     packages = {"vidgraph": metadata.version("vidgraph"), **{name: _loads(name) for name in NEEDED}}
     optional = {}

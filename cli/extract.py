@@ -112,6 +112,7 @@ def _run_options(given: dict, elsewhere: bool):
 
 def default_workers(device: str) -> int:
     """Decode processes where nobody says how many; see `pipeline.extract.decoders_for`."""
-    from pipeline.extract import cores_here, decoders_for
+    from pipeline.cores import cores_here
+    from pipeline.extract import decoders_for
 
     return decoders_for(device, cores_here())

@@ -37,7 +37,8 @@ from heads.zoo import build_head
 from pipeline.backbones import Backbone, build_backbone
 from pipeline.compose import RunOptions
 from pipeline.config import ExtractConfig
-from pipeline.extract import cores_here, decoders_for
+from pipeline.cores import cores_here
+from pipeline.extract import decoders_for
 from pipeline.forward import backbone_of, source_of
 from pipeline.manifest import Manifest
 from pipeline.pixels import Opening

@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 
 from pipeline import slurm
 from pipeline.claims import Watch
+from pipeline.cores import cores_here
 from pipeline.pool import Pool
 
 POLL = 0.5  # seconds between two looks at shards that other runs work on
@@ -329,7 +330,7 @@ def _pinned_cluster(workers: int, dashboard: str, security):
     from distributed import LocalCluster
 
     gpus = visible_gpus()
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // workers))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores_here() // workers))
 
     class Pinned(LocalCluster):
         """Gives every worker, and every one that replaces it, the GPU of its number."""

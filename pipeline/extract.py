@@ -26,6 +26,7 @@ from pipeline.cache import create_cache, read_cache_json
 from pipeline.claims import Claim, Mark, Watch, begin, mark_of, sweep, take
 from pipeline.cluster import Engine, Here, pick_device, share_jobs
 from pipeline.config import ExtractConfig
+from pipeline.cores import cores_here
 from pipeline.jobs import Advance, RunOptions, ShardJob
 from pipeline.manifest import Clip, Manifest, shard_ranges
 from pipeline.memory import keep_freed_memory
@@ -320,11 +321,6 @@ def _finish(complete: Callable[[], dict | None], claim: Claim) -> dict | None:
 
 def _as_json(record: dict) -> dict:
     return json.loads(json.dumps(record))
-
-
-def cores_here() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def decoders_for(device: str, cores: int) -> int:

@@ -20,8 +20,9 @@ from pipeline.cache import Cache
 from pipeline.cluster import pick_device
 from pipeline.compose import RunOptions
 from pipeline.config import ExtractConfig
+from pipeline.cores import cores_here
 from pipeline.draws import Draws
-from pipeline.extract import Summary, clips_per_shard, cores_here, decoders_for, extract
+from pipeline.extract import Summary, clips_per_shard, decoders_for, extract
 from pipeline.forward import Models
 from pipeline.manifest import COLUMNS, TIMES, Clip, Manifest, read_manifest
 

@@ -131,5 +131,5 @@ def test_decode_processes_are_as_many_as_the_cores_that_may_be_used(monkeypatch)
     """A batch system gives a job some of a machine's cores."""
     from cli.extract import default_workers
 
-    monkeypatch.setattr("pipeline.extract.cores_here", lambda: 7)
+    monkeypatch.setattr("pipeline.cores.cores_here", lambda: 7)
     assert (default_workers("cuda"), default_workers("cpu")) == (6, 1)

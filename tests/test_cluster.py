@@ -30,6 +30,7 @@ from pipeline.repair import as_extracted
 
 ROOT = Path(__file__).parent.parent
 LOCAL = {"dashboard": "127.0.0.1:0"}
+NET = 300.0  # seconds: a limit that no working machine reaches, so that a thread which does not end is a failure
 
 
 def leftovers(cache: Path) -> list[str]:
@@ -48,7 +49,7 @@ def test_a_shard_that_another_run_works_on_is_left_to_it_and_taken_when_it_gives
     time.sleep(0.1)
     assert not (features / "00001.json").exists()
     claim.release()
-    ours.join(20)
+    ours.join(NET)
     assert everything(cache) == everything(undisturbed)
     assert not leftovers(cache)
 
@@ -59,7 +60,7 @@ def test_two_runs_at_once_do_every_shard_once(world, undisturbed, tmp_path):  # 
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(NET)
     assert sum(summary.shards for summary in summaries) == 3
     assert [summary.shards + summary.already for summary in summaries] == [3, 3]
     assert [len(summary.failures) for summary in summaries] == [1, 1]
@@ -112,7 +113,7 @@ def test_graphs_are_shared_too(tmp_path):
             thread.start()
         until(lambda: len(list((path / "graphs").glob("*.json"))) == 2)
     for thread in both:
-        thread.join(20)
+        thread.join(NET)
     assert len(Cache(path).records["graphs"]) == 3
     assert not leftovers(path)
 
@@ -202,12 +203,14 @@ def test_jobs_run_here_with_any_number_of_processes(workers):
 def test_on_dask_the_cache_is_the_same_and_every_process_has_a_gpu_of_its_own(world, undisturbed, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")  # names only: nobody asks for the GPUs themselves
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("pipeline.cluster.cores_here", lambda: 6)
     lines = []
     with Dask(workers=2, say=lines.append, **LOCAL).open() as run_on:
-        until(lambda: len({pid for _, (pid, _, _) in run_on(where_am_i, range(8))}) == 2, 60)
-        places = {result for _, result in run_on(where_am_i, range(16))}
+        places = set()  # of both: the second one starts in its own time
+        until(lambda: places.update(result for _, result in run_on(where_am_i, range(8))) or len(places) == 2)
+        assert len({pid for pid, _, _ in places}) == 2
         assert {gpu for _, gpu, _ in places} == {"3", "5"}
-        assert {threads for _, _, threads in places} == {str(max(1, (os.cpu_count() or 1) // 2))}
+        assert {threads for _, _, threads in places} == {"3"}
         halves = dict(run_on(halve, range(30)))  # several are done at once: each result, or error, is its own job's
         assert {k: str(half) for k, half in halves.items()} == {k: f"{k} is odd" if k % 2 else str(k // 2) for k in range(30)}
 
@@ -260,11 +263,11 @@ def scheduler(tmp_path):
     first = start(
         "scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(file)
     )
-    until(file.exists, 60)
+    until(file.exists)
     start("worker", "--scheduler-file", str(file), "--nthreads", "1", "--no-dashboard")
     import json
 
-    until(file.read_text, 10)
+    until(file.read_text)
     yield json.loads(file.read_text())["address"], first
     for process in reversed(processes):
         process.terminate()

@@ -28,7 +28,7 @@ def run(out, *more: str):
         patch.setattr(cli.demo, "RPN_VIDEOS", 8)
         patch.setattr(pretrain, "Pretraining", partial(Pretraining, steps=3, batch=4))
         patch.setattr(digit_rpn, "fit", partial(digit_rpn.fit, steps=60, batch=8))
-        patch.setattr("os.cpu_count", lambda: 1)  # train in this process: a new one takes seconds to import torch
+        patch.setattr("pipeline.cores.cores_here", lambda: 1)  # train in this process: a new one takes seconds to import torch
         return CliRunner().invoke(cli.demo.command, ["--out", str(out), *TINY, *more])
 
 

@@ -2,11 +2,11 @@
 
 import csv
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from pipeline.cores import cores_here
 from pipeline.digits.images import Images, load_images
 from pipeline.digits.scenes import Task, Video, videos
 from pipeline.manifest import SPLITS, write_manifest
@@ -96,7 +96,7 @@ def _path_of(split: str, index: int) -> str:
 
 def _write_all(job: _Job, splits: Mapping[str, int], workers: int | None) -> Iterator[tuple[str, int, Video]]:
     """(split, index, video without frames) of every video, in order, as they are written."""
-    workers = (os.cpu_count() or 1) if workers is None else workers
+    workers = cores_here() if workers is None else workers
     parts = [
         (split, range(first, min(first + PER_MESSAGE, count)))
         for split, count in splits.items()

@@ -1,0 +1,87 @@
+"""Whoever counts cores counts its own share: by affinity, by control groups of both versions, by Slurm."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from pipeline import cores
+
+ROOT = Path(__file__).parent.parent
+RECORDS = {"pipeline/compose.py", "heads/reproduce_report.py"}  # say what machine it was
+
+
+@pytest.fixture
+def groups(tmp_path, monkeypatch):
+    """A machine of 16 cores whose control groups are in the returned folder; this process' are what is written to `own`."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    monkeypatch.setattr(cores, "CGROUPS", tmp_path / "groups")
+    monkeypatch.setattr(cores, "OWN_CGROUPS", tmp_path / "own")
+    for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "groups"
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_without_limits_it_is_the_affinity(groups, monkeypatch):
+    assert cores.cores_here() == 16
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3, 4, 9}, raising=False)
+    assert cores.cores_here() == 3
+
+
+def test_a_system_without_affinities_counts_its_cores(groups, monkeypatch):
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 5)
+    assert cores.cores_here() == 5
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [("max 100000", 16), ("400000 100000", 4), ("250000 100000", 2), ("50000 100000", 1), ("6400000 100000", 16), ("", 16)],
+)
+def test_a_control_group_grants_whole_cores_and_at_least_one(groups, limit, expected):
+    write(groups.parent / "own", "0::/job/step\n")
+    write(groups / "job/step/cpu.max", f"{limit}\n")
+    assert cores.cores_here() == expected
+
+
+def test_the_tightest_of_the_groups_above_counts(groups):
+    write(groups.parent / "own", "0::/job/step\n")
+    write(groups / "job/step/cpu.max", "800000 100000\n")
+    write(groups / "job/cpu.max", "300000 100000\n")
+    assert cores.cores_here() == 3
+
+
+def test_in_a_container_the_root_is_its_own(groups):
+    write(groups.parent / "own", "0::/../host/path\n")
+    write(groups / "cpu.max", "200000 100000\n")
+    assert cores.cores_here() == 2
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("-1", 16), ("500000", 5)])
+def test_groups_of_the_first_version_too(groups, quota, expected):
+    write(groups.parent / "own", "9:memory:/box\n4:cpu,cpuacct:/box\n0::/\n")
+    write(groups / "cpu/box/cpu.cfs_quota_us", f"{quota}\n")
+    write(groups / "cpu/box/cpu.cfs_period_us", "100000\n")
+    assert cores.cores_here() == expected
+
+
+def test_slurms_share_counts_where_it_does_not_confine(groups, monkeypatch):
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "6")
+    assert cores.cores_here() == 6
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "2")
+    assert cores.cores_here() == 2
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "64")
+    assert cores.cores_here() == 16
+
+
+def test_who_starts_processes_or_threads_asks_here():
+    asking = set()
+    for path in (path for room in ("cli", "heads", "pipeline") for path in (ROOT / room).rglob("*.py")):
+        names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+        asking |= {str(path.relative_to(ROOT))} if names & {"cpu_count", "sched_getaffinity", "process_cpu_count"} else set()
+    assert asking - RECORDS == {"pipeline/cores.py"}
