@@ -28,7 +28,9 @@ def stoppable(resume: str) -> Iterator[None]:
 
     def watch() -> None:
         heard = 0
-        while os.read(out, 1):
+        while number := os.read(out, 1):
+            if number[0] not in before:  # the end of a child, where a library (torch's DataLoader) listens for that
+                continue
             heard += 1
             timer = threading.Timer(GRACE if heard == 1 else 0, _end, (ended, resume))
             timer.daemon = True

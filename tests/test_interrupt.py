@@ -94,6 +94,25 @@ def test_the_second_ctrl_c_ends_it_at_once(busy):
     assert process.returncode == 130
 
 
+OTHER = """
+import signal, time
+from cli import _interrupt
+_interrupt.GRACE = 0
+signal.signal(signal.SIGCHLD, lambda *given: None)
+with _interrupt.stoppable("go on so"):
+    for _ in range(2):
+        signal.raise_signal(signal.SIGCHLD)
+        time.sleep(0.3)
+print("alive")
+"""
+
+
+def test_the_end_of_a_child_is_no_reason_to_end():
+    """Where a library listens for it, as torch's DataLoader does."""
+    done = subprocess.run([sys.executable, "-c", OTHER], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "alive\n", "")
+
+
 def test_afterwards_signals_do_what_they_did_before():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), stoppable("go on so"), stoppable("inner"):

@@ -358,10 +358,11 @@ def test_decode_workers_import_neither_torch_nor_another_heavy_library():
 
 
 PARENT = """
-import time
+import signal, time
 from pipeline.pool import Pool
 from test_pool import misbehave
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
     with Pool(misbehave, workers=3, timeout=None) as pool:
         answers = pool.imap([1, "hang", "hang, holding the interpreter"], ahead=3)
         next(answers)
