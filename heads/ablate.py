@@ -25,7 +25,7 @@ from heads.members import Failure, Member, Result, Study
 from heads.running import Run, Say
 from heads.study import Plan, Row
 from heads.study_table import Failed, Table, TableRow
-from heads.train import run_members
+from heads.train import run_members, stores_for
 from pipeline.cluster import Engine, Here, run_jobs
 from pipeline.memory import keep_freed_memory
 
@@ -76,22 +76,25 @@ class Outcome:
     seconds: float
 
 
-def prospects(plan: Plan, cache: "Cache", folder: Path, how: How = How(), say: Say = print) -> list[Prospect]:
-    """Every member of a study, in its order, each as it will be trained in `folder`; says which clips are left out.
+def prospects(
+    plan: Plan, cache: "Cache", folder: Path, how: How = How(), say: Say = print, look: bool = True
+) -> list[Prospect]:
+    """Every member of a study, in its order, each as it will be trained in `folder`; says which clips are left out. `look`: at
+    the features that they will read too, up to a sample of a large cache.
 
     ValueError, with the first of them, if there are members that cannot be trained: a head that reads what the cache lacks,
-    labels that are not there, a folder that holds another run. Any other error is that member's own: training it is tried, and
-    records it.
+    labels that are not there, a folder that holds another run; and for features that are not finite. Any other error is that
+    member's own: training it is tried, and records it.
     """
     study = Study(cache, how.manifest or cache.manifest, cache_dims(cache), torch.device("cpu"), how.precision, plan.order_seed)
-    found, wrong, parts = [], [], []
+    found, wrong, live = [], [], []
     macs: dict[str, int] = {}
     members = plan.members(folder)
     for member in members:
         try:
             run = Run(member, study, say)
             found.append(_prospect(run, how.resume, macs))
-            parts += [] if found[-1].result else run.parts.values()
+            live += [] if found[-1].result else [run]
         except ValueError as error:
             wrong.append(f"member {member.folder.name}: {error}")
         except Exception as error:
@@ -99,8 +102,10 @@ def prospects(plan: Plan, cache: "Cache", folder: Path, how: How = How(), say: S
     if wrong:
         more = f" ({len(wrong) - 1} more of {len(members)} members cannot be trained)" if len(wrong) > 1 else ""
         raise ValueError(wrong[0] + more)
+    if look:
+        stores_for(live, study, "disk")
     said = set()
-    for part in parts:
+    for part in (part for run in live for part in run.parts.values()):
         if (key := (part.split, part.failed, part.absent, part.others)) not in said:
             said.add(key)
             say_excluded(part, say)
@@ -165,7 +170,7 @@ def ablate(
     begun, folder = time.monotonic(), Path(folder).resolve()
     if engine is None:
         device_for(how.device, how.precision)
-    some = prospects(plan, cache, folder, how, say)
+    some = prospects(plan, cache, folder, how, say, look=jobs > 1 or at_once > 0)  # a single group looks before it trains
     before(some)
     todo = [one for one in some if one.result is None]
     folder.mkdir(parents=True, exist_ok=True)
@@ -241,28 +246,32 @@ def _outcomes(group: list[Member], outcomes: "list[Result | Failed] | Exception"
 
 @dataclass(frozen=True)
 class _Group:
-    """Trains a group of members in the process that it is called in."""
+    """Trains a group of members in the process that it is called in; returns the ValueError for what is wrong with all of them,
+    of which a Dask worker would print a traceback if it was raised."""
 
     cache: Path
     order_seed: int
     how: How
 
-    def __call__(self, members: list[Member]) -> list["Result | Failed"]:
+    def __call__(self, members: list[Member]) -> "list[Result | Failed] | ValueError":
         from pipeline.cache import Cache
 
         keep_freed_memory()
         how = self.how
-        outcomes = run_members(
-            members,
-            Cache(self.cache),
-            order_seed=self.order_seed,
-            device=how.device,
-            precision=how.precision,
-            manifest=how.manifest,
-            resume=how.resume,
-            resident=how.resident,
-            say=_quiet,
-        )
+        try:
+            outcomes = run_members(
+                members,
+                Cache(self.cache),
+                order_seed=self.order_seed,
+                device=how.device,
+                precision=how.precision,
+                manifest=how.manifest,
+                resume=how.resume,
+                resident=how.resident,
+                say=_quiet,
+            )
+        except ValueError as error:
+            return error
         return [_plain(one, member) for one, member in zip(outcomes, members, strict=True)]
 
 

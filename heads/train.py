@@ -139,7 +139,7 @@ def run_members(
             stack.callback(run.close)
             run.attempt(run.files.enter, held)
         going = [run for run in live.values() if run.error is None]
-        stores = _stores(going, study, resident)
+        stores = stores_for(going, study, resident)
         for run in going:
             run.attempt(run.open, resume, tensorboard)
         _fit(going, stores)
@@ -147,8 +147,9 @@ def run_members(
     return [outcomes[k] for k in range(len(members))]
 
 
-def _stores(live: Sequence[Run], study: Study, resident: str) -> dict[str, Store]:
-    """One store per split, for all that read it: every field that one of them needs."""
+def stores_for(live: Sequence[Run], study: Study, resident: str) -> dict[str, Store]:
+    """One store per split, for all that read it: every field that one of them needs. ValueError for features that are not
+    finite (see `heads.store.Store`)."""
     stores = {}
     for split in ("train", "val", "test"):
         theirs = [run for run in live if split in run.parts]

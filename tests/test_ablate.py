@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train import same, weights
+from test_train import poison, same, weights
 from tiny_cache import Tiny
 
 from heads import ablate as ablation
@@ -229,6 +229,27 @@ def test_what_is_wrong_with_a_member_is_said_before_any_is_trained(cache, tmp_pa
     with pytest.raises(ValueError, match=re.escape(message)):
         study(plan, cache, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("how", [{}, {"at_once": 1}, {"jobs": 2}])
+def test_features_that_are_not_finite_are_said_before_any_member_is_trained(tmp_path, how):
+    """Also where a group that reads other features would be trained before, or at the same time."""
+    poisoned = Tiny().write(tmp_path / "poisoned")
+    poison(poisoned, "train", 2 * 5, "nodes")
+    before = []
+    with pytest.raises(ValueError, match="nodes holds NaN or infinity"):
+        study(plan_of(tmp_path), poisoned, tmp_path / "runs", engine=Here(), before=before.append, **how)
+    assert not list(tmp_path.glob("runs/*/log.jsonl"))
+    assert len(before) == (not how)
+
+
+def test_what_is_wrong_with_a_group_comes_back_as_it_is(cache, tmp_path):
+    """A Dask worker prints the traceback of an error that is raised in it."""
+    members = plan_of(tmp_path).members(tmp_path / "runs")[:1]
+    wrong = ablation._Group(cache.path, 5, replace(CPU, resident="ra"))(members)
+    assert isinstance(wrong, ValueError)
+    with pytest.raises(ValueError, match="resident: expected one of"):
+        ablation._outcomes(members, wrong)
 
 
 def test_a_folder_of_another_study_is_refused(cache, tmp_path, whole):
