@@ -22,7 +22,8 @@ from typing import Any
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MOST_LOSSES = 3  # workers that may die between being given a task and beginning with it, before it is to blame
-MOST_STARTS = 3  # per worker: starts in a row that a signal may end before none of them comes up any more
+MOST_STARTS = 3  # per worker: starts in a row that a signal or START_LIMIT may end before none of them comes up any more
+START_LIMIT = 300.0  # seconds that a worker may take to start: imports from a cold network disk take one or two hundred
 
 
 class WorkerDied(RuntimeError):
@@ -40,16 +41,26 @@ class Pool:
     Workers are started by spawn, so nothing is inherited from a parent that holds a GPU or threads; they import what `function`
     needs and no more, ignore Ctrl-C and SIGTERM (closing the pool ends them) and end when the parent dies, however it dies.
     A task whose worker dies is given to another one `again` times, because what killed it may have nothing to do with it.
+    A worker that takes longer than `start_limit` seconds until it has loaded `function` is ended and started again.
     """
 
-    def __init__(self, function: Callable[[Any], Any], workers: int, timeout: float | None = None, again: int = 0):
+    def __init__(
+        self,
+        function: Callable[[Any], Any],
+        workers: int,
+        timeout: float | None = None,
+        again: int = 0,
+        start_limit: float = START_LIMIT,
+    ):
         if workers < 0:
             raise ValueError(f"workers: expected 0 (in this process) or more, got {workers}")
         if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout: expected seconds above 0, or None for no limit, got {timeout}")
+        if not start_limit > 0:
+            raise ValueError(f"start_limit: expected seconds above 0, got {start_limit}")
         self.workers = workers
         self._function = function
-        self._feeder = _Feeder(function, workers, timeout, again) if workers else None
+        self._feeder = _Feeder(function, workers, timeout, again, start_limit) if workers else None
         if self._feeder:
             self._feeder.start()
 
@@ -58,8 +69,8 @@ class Pool:
 
         `tasks` is iterated lazily, at most `ahead` tasks beyond the last one yielded. In place of a result comes the exception
         that `function` raised, a TimeoutError when the task took too long, or WorkerDied when its process ended. RuntimeError
-        if workers cannot start at all (one that a signal ends while it starts is started again, MOST_STARTS times in a row for
-        each worker); whatever pickling raises if a task cannot be sent.
+        if workers cannot start at all (one that a signal or its time limit ends while it starts is started again, MOST_STARTS
+        times in a row for each worker); whatever pickling raises if a task cannot be sent.
         """
         if ahead < 1:
             raise ValueError(f"ahead: expected 1 or more, got {ahead}")
@@ -127,7 +138,7 @@ class _Ticket:
 class _Worker:
     """One process, the parent's end of its pipe, and the task it has."""
 
-    def __init__(self, function: bytes):
+    def __init__(self, function: bytes, limit: float):
         ours, theirs = _SPAWN.Pipe()
         self.process = _SPAWN.Process(target=_serve, args=(theirs, function, os.getpid()), daemon=True)
         with _as_no_daemon():
@@ -138,7 +149,7 @@ class _Worker:
         self.signalled = False  # ended by a signal
         self.begun = False  # with its ticket
         self.ticket: _Ticket | None = None
-        self.deadline = float("inf")
+        self.deadline = time.monotonic() + limit  # until it is ready, then of its task
 
     def give(self, ticket: _Ticket, limit: float | None) -> None:
         """Sends a task; its clock starts here, because the worker is waiting for it."""
@@ -167,17 +178,17 @@ class _Feeder(threading.Thread):
     not be started by a caller's short-lived thread.
     """
 
-    def __init__(self, function: Callable[[Any], Any], workers: int, timeout: float | None, again: int):
+    def __init__(self, function: Callable[[Any], Any], workers: int, timeout: float | None, again: int, start_limit: float):
         super().__init__(name="pool-feeder", daemon=True)
         self._function = pickle.dumps(function, protocol=5)
-        self._count, self._timeout, self._again = workers, timeout, again
+        self._count, self._timeout, self._again, self._start_limit = workers, timeout, again, start_limit
         self._workers: list[_Worker] = []
         self._queue: deque[_Ticket] = deque()
         self._wake_out, self._wake_in = os.pipe()
         self._lock = threading.Lock()  # guards _queue against _broken, so that no ticket is left behind
         self._closing = False
         self._broken = ""
-        self._vain = 0  # starts in a row that a signal ended
+        self._vain = 0  # starts in a row that a signal or their time limit ended
 
     def submit(self, task: Any) -> _Ticket:
         ticket = _Ticket(task)
@@ -227,7 +238,7 @@ class _Feeder(threading.Thread):
     def _step(self) -> None:
         """Starts and feeds what is idle, then handles whatever happens next."""
         while len(self._workers) < self._count:
-            self._workers.append(_Worker(self._function))
+            self._workers.append(_Worker(self._function, self._start_limit))
         for worker in self._workers:
             if worker.ready and worker.ticket is None:
                 self._feed(worker)
@@ -276,12 +287,12 @@ class _Feeder(threading.Thread):
             worker.ticket.finish(answer)
             worker.ticket, worker.deadline = None, float("inf")
         elif answer is None:
-            worker.ready, self._vain = True, 0
+            worker.deadline, worker.ready, self._vain = float("inf"), True, 0
         else:
             raise RuntimeError(f"cannot load the pool's function ({answer!r})") from answer
 
     def _more(self, worker: _Worker) -> None:
-        """Waits for more of a message; EOFError past the task's time limit, so that half an answer cannot block for ever."""
+        """Waits for more of a message; EOFError past the worker's time limit, so that half an answer cannot block for ever."""
         while worker.pipe not in self._wait([worker.pipe], worker.deadline):
             if time.monotonic() > worker.deadline:
                 raise EOFError
@@ -293,7 +304,9 @@ class _Feeder(threading.Thread):
         how = worker.end()
         if not ready:
             self._vain += 1
-            if not worker.signalled:
+            if timed_out:
+                how = f"took longer than {self._start_limit:g} s"
+            elif not worker.signalled:
                 raise RuntimeError(f"a worker ended while it started ({how}); its own message is above")
             if self._vain > MOST_STARTS * self._count:
                 raise RuntimeError(f"{self._vain} workers in a row ended while they started (the last: {how})")

@@ -270,6 +270,43 @@ def test_a_worker_that_comes_up_makes_up_for_those_that_were_killed_before(tmp_p
         assert isinstance(next(pool.imap(["killed"], ahead=1))[1], WorkerDied)
 
 
+def test_workers_that_hang_while_they_start_end_the_run_after_so_many():
+    never, words = LoadsBadly(time.sleep, 600), rf"{MOST_STARTS + 1} workers in a row .*took longer than 0\.2 s"
+    with Pool(never, workers=1, start_limit=0.2) as pool, pytest.raises(RuntimeError, match=words):
+        list(pool.imap([1], ahead=1))
+
+
+def loads_where(there: Path, goes_on) -> object:
+    """Loading it hangs unless the file is there; then it is `goes_on`."""
+    if not there.exists():
+        time.sleep(600)
+    return goes_on
+
+
+def test_a_worker_that_hangs_while_it_starts_is_replaced(tmp_path, monkeypatch):
+    """The first one has a short limit and nothing to go on with; the second one has all the time it needs."""
+    begin, limits = _Worker.__init__, [0.2, 600.0]
+
+    def begin_worker(worker, function, limit):
+        assert limit == 7.0
+        if len(limits) == 1:
+            (tmp_path / "there").touch()
+        begin(worker, function, limits.pop(0))
+
+    monkeypatch.setattr(_Worker, "__init__", begin_worker)
+    with Pool(LoadsBadly(loads_where, tmp_path / "there", misbehave), workers=1, start_limit=7.0) as pool:
+        assert list(pool.imap([1, 2], ahead=2)) == [(1, 2), (2, 4)]
+
+
+def test_a_worker_that_has_started_may_wait_for_ever():
+    with Pool(double_after, workers=1) as pool:
+        end = time.monotonic() + 60
+        while not any(worker.ready for worker in pool._feeder._workers):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert pool._feeder._workers[0].deadline == float("inf")
+
+
 def pool_of_a_daemon(_task) -> list:
     with Pool(double_after, workers=1, timeout=NET) as pool:
         return [answer for _task, answer in pool.imap([(3, 0.0)], ahead=1)] + [current_process().daemon]
@@ -403,7 +440,7 @@ def test_no_worker_outlives_a_parent_that_is_killed(tmp_path, sent):
         assert "Traceback" not in err
 
 
-@pytest.mark.parametrize(("workers", "timeout"), [(-1, 1.0), (1, 0.0), (1, -2.0)])
-def test_bad_numbers_are_refused(workers, timeout):
+@pytest.mark.parametrize(("workers", "timeout", "start"), [(-1, 1.0, 1.0), (1, 0.0, 1.0), (1, -2.0, 1.0), (1, 1.0, 0.0)])
+def test_bad_numbers_are_refused(workers, timeout, start):
     with pytest.raises(ValueError, match="expected"):
-        Pool(misbehave, workers=workers, timeout=timeout)
+        Pool(misbehave, workers=workers, timeout=timeout, start_limit=start)
