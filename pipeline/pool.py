@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import current_process, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.util import Finalize
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -39,7 +40,8 @@ class Pool:
 
     `function` is a picklable callable of an importable module. 0 workers: tasks run in this process, without a time limit.
     Workers are started by spawn, so nothing is inherited from a parent that holds a GPU or threads; they import what `function`
-    needs and no more, ignore Ctrl-C and SIGTERM (closing the pool ends them) and end when the parent dies, however it dies.
+    needs and no more, ignore Ctrl-C and SIGTERM (closing the pool ends them, as the program's own end does) and end when the
+    parent dies, however it dies.
     A task whose worker dies is given to another one `again` times, because what killed it may have nothing to do with it.
     A worker that takes longer than `start_limit` seconds until it has loaded `function` is ended and started again.
     """
@@ -63,6 +65,8 @@ class Pool:
         self._feeder = _Feeder(function, workers, timeout, again, start_limit) if workers else None
         if self._feeder:
             self._feeder.start()
+            # Python waits for its children when it ends: a Dask worker that is closed does not know that it has some.
+            self._close = Finalize(None, self._feeder.close, exitpriority=0)
 
     def imap(self, tasks: Iterable[Any], ahead: int) -> Iterator[tuple[Any, Any]]:
         """Yields (task, result) in the order of `tasks`, whatever the order of completion.
@@ -108,7 +112,7 @@ class Pool:
     def close(self) -> None:
         """Ends the workers at once, whatever they are doing, and waits until they are gone."""
         if self._feeder:
-            self._feeder.close()
+            self._close()
 
     def __enter__(self) -> "Pool":
         return self

@@ -413,6 +413,25 @@ if __name__ == "__main__":
 """
 
 
+FORGETFUL = """
+from pipeline.pool import Pool
+from test_pool import process_id
+if __name__ == "__main__":
+    pool = Pool(process_id, workers=1)
+    for _task, pid in pool.imap([1], ahead=1):
+        print(pid)
+"""
+
+
+def test_a_program_that_forgets_to_close_its_pool_ends_all_the_same(tmp_path):
+    """Python waits for its children at the end, and these leave SIGTERM to it. A Dask worker ends like that."""
+    (tmp_path / "forgetful.py").write_text(FORGETFUL)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+    done = subprocess.run([sys.executable, tmp_path / "forgetful.py"], env=env, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert gone(int(done.stdout))
+
+
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_worker_outlives_a_parent_that_is_killed(tmp_path, sent):
     """Idle, asleep, and blocked in native code that holds the interpreter. Ctrl-C reaches the whole group, as in a terminal."""
