@@ -1,6 +1,8 @@
 """Fixtures that several tests share. A numbered video says itself which frame is which: frame k has brightness 4k."""
 
 import os
+import random
+import sys
 import wave
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +15,25 @@ from pipeline.manifest import Clip
 
 BRIGHTER = 4  # grey levels from one frame to the next, more than any codec here blurs
 FPS = 25
+
+
+def _seed() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def same_numbers_in_every_file():
+    """What is drawn without a seed does not depend on the tests that this process has run before."""
+    _seed()
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_in_every_test(same_numbers_in_every_file):
+    """Nor on those of the same file."""
+    _seed()
 
 
 @pytest.fixture(scope="session")

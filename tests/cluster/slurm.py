@@ -126,7 +126,7 @@ def _wait_for_node(folder: Path, env: dict[str, str], processes: list[subprocess
 def _free_ports(count: int) -> list[int]:
     """Ports that nobody has, below those that the kernel gives to whoever asks for any."""
     found: list[int] = []
-    for port in random.sample(range(20_000, 32_000), 1000):
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             found.append(port)
