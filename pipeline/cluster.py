@@ -30,6 +30,9 @@ ALLOWED_DEATHS = 3  # workers that a job may take with it
 LOOPBACK = "127.0.0.1:8787"
 GONE = "the Dask scheduler is gone; finished shards are kept, the same command resumes"
 CLOSING = 3.0  # seconds that workers which we started have to end
+CONNECTING = 20.0  # seconds within which a scheduler has to be there at the start
+AGAIN = 0.1  # seconds before a question that failed is asked again
+NOBODY = 3.0  # seconds in which nobody takes a connection, later on, before we look whether the scheduler is gone
 
 Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[Any, Any]]]
 
@@ -100,6 +103,10 @@ class Dask:
     """Dask workers, one job at a time each: of the cluster at `scheduler`, else of Slurm jobs if `slurm` says which, else
     `workers` processes of this machine, of which each has a GPU of its own where there are GPUs.
 
+    The scheduler is gone, and the run ends, when the connection to it is closed: its process has ended, or has closed it. (That
+    its machine has vanished, the system notices in half a minute: `distributed.comm.timeouts.tcp`.) One that is only slow,
+    however slow, keeps its connection and is waited for: a question that it does not answer in time is asked again.
+
     `workers` is the number of processes, or of Slurm jobs at most. `interface` names the network that Slurm's nodes reach this
     machine by; `logs` a folder for what Slurm jobs print; `say` gets lines for a person.
     """
@@ -125,7 +132,7 @@ class Dask:
             "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
             "distributed.scheduler.default-task-durations": {"job": "1h"},  # else adaptive scaling waits to see one end
             "distributed.scheduler.worker-saturation": 1.0,
-            "distributed.comm.timeouts.connect": "20s",
+            "distributed.comm.timeouts.connect": f"{CONNECTING}s",
         }
         with (
             dask.config.set(settings),
@@ -231,7 +238,11 @@ class _Flight:
     """The jobs that a Dask scheduler has: a few more than there are workers, so that neither side's memory grows."""
 
     def __init__(self, client, workers: int):
+        from distributed import Future
+
         self.client, self.workers = client, workers
+        client.rpc.timeout = NOBODY
+        self.bond = Future(f"bond-{uuid.uuid4().hex}", client)  # of no task: cancelled, as all are, when the connection closes
         self.id = uuid.uuid4().hex  # a later run loads its functions anew: the files that they opened may have changed
         self.seen = 0.0
         self.futures: dict[str, tuple[Any, Any]] = {}
@@ -239,10 +250,8 @@ class _Flight:
     def room(self) -> int:
         """How many more jobs the scheduler is to have; it is asked for its workers every few seconds."""
         if time.monotonic() - self.seen > 5:
-            try:
+            with suppress(OSError):  # it is asked again; if it is gone, that is noticed elsewhere
                 self.workers = max(self.workers, len(self.client.nthreads()))
-            except OSError as error:
-                raise WorkersLost(GONE) from error
             self.seen = time.monotonic()
         return 2 * self.workers + 2 - len(self.futures)
 
@@ -264,50 +273,58 @@ class _Flight:
             for job, future in zip(some, futures, strict=True):
                 self.futures[future.key] = job, future
             completed.update(futures)
+            self.check()  # what was sent after the connection was closed would never come back
 
         submit()
         for futures in completed.batches():
             done = [self.futures.pop(future.key)[0] for future in futures]
-            if not any(future.cancelled() for future in futures):  # else the scheduler is gone, as its outcome will say
-                submit()
+            if any(future.cancelled() for future in futures):
+                raise WorkersLost(GONE)
+            submit()
             yield from zip(done, self._outcomes(futures), strict=True)
+
+    def check(self) -> None:
+        """WorkersLost if the connection to the scheduler has been closed since the beginning."""
+        if self.bond.cancelled():
+            raise WorkersLost(GONE)
 
     def _outcomes(self, futures: list) -> Iterator[Any]:
         """Their results, asked for together, since each question is a journey of its own; or exceptions."""
         import asyncio
 
-        whole = [future for future in futures if future.status == "finished"]
-        try:
-            results = dict(zip((future.key for future in whole), self.client.gather(whole), strict=True))
-        except (Exception, asyncio.CancelledError):  # one was lost after it was finished: each is asked for by itself
-            results = {}
+        whole, results = [future for future in futures if future.status == "finished"], {}
+        if whole:
+            with suppress(Exception, asyncio.CancelledError):  # one was lost after it was finished: each is asked for by itself
+                results = dict(zip((future.key for future in whole), self.client.gather(whole), strict=True))
         for future in futures:
-            yield results[future.key] if future.key in results else _outcome(future)
+            yield results[future.key] if future.key in results else self._outcome(future)
+
+    def _outcome(self, future) -> Any:
+        """A finished future's result, or its exception; asked for until the scheduler answers or is gone."""
+        import asyncio
+        from concurrent import futures
+
+        from distributed import KilledWorker
+
+        while True:
+            self.check()
+            try:
+                return future.result()
+            except KilledWorker as error:
+                return WorkersLost(
+                    f"a job ended {ALLOWED_DEATHS + 1} workers, the last at {error.last_worker.address}; see its log for why"
+                )
+            except (asyncio.CancelledError, futures.CancelledError):  # of these two, Dask's versions disagree
+                raise WorkersLost(GONE) from None
+            except Exception as error:
+                if future.status == "error" or not isinstance(error, OSError):  # else it was the question that failed
+                    return error
+            time.sleep(AGAIN)
 
     def cancel(self) -> None:
         """Takes back what has not begun."""
         with suppress(Exception):  # a scheduler that is gone has forgotten them anyway
             self.client.cancel([future for _, future in self.futures.values()], force=True)
-
-
-def _outcome(future) -> Any:
-    """A finished future's result, or its exception."""
-    import asyncio
-    from concurrent import futures
-
-    from distributed import KilledWorker
-    from distributed.comm import CommClosedError
-
-    try:
-        return future.result()
-    except KilledWorker as error:
-        return WorkersLost(
-            f"a job ended {ALLOWED_DEATHS + 1} workers, the last at {error.last_worker.address}; see its log for why"
-        )
-    except (asyncio.CancelledError, futures.CancelledError, CommClosedError):  # of two Cancelled, Dask's versions disagree
-        raise WorkersLost(GONE) from None
-    except Exception as error:
-        return error
 
 
 _FUNCTIONS: dict[str, Callable] = {}  # of this worker process: the last job function, with what it has loaded

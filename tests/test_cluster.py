@@ -9,9 +9,11 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -24,7 +26,7 @@ from cli._cluster import without
 from pipeline import claims, slurm
 from pipeline.cache import Cache
 from pipeline.claims import claim_file, take
-from pipeline.cluster import Dask, Here, Tls, WorkersLost, run_jobs, share_jobs
+from pipeline.cluster import Dask, Here, Tls, WorkersLost, _Flight, run_jobs, share_jobs
 from pipeline.graphs import build_graphs
 from pipeline.repair import as_extracted
 
@@ -298,15 +300,69 @@ def slow_double(number: int) -> int:
 
 
 @pytest.mark.slow
-def test_the_loss_of_the_scheduler_ends_the_run_with_a_word(scheduler):
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_the_loss_of_the_scheduler_ends_the_run_with_a_word(scheduler, monkeypatch, sent):
     address, process = scheduler
+    monkeypatch.setattr("pipeline.cluster.CONNECTING", 3600.0)  # it does not try to connect again for as long as at the start
     results = run_jobs(slow_double, range(100), Dask(scheduler=address))
     next(results)
     begun = time.monotonic()
-    process.kill()
+    process.send_signal(sent)
     with pytest.raises(WorkersLost, match=r"scheduler is gone.*the same command resumes"):
         list(results)
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 300
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_only_slow_is_waited_for(scheduler, monkeypatch):
+    """It stands still for longer than a question waits for somebody who takes it."""
+    address, process = scheduler
+    monkeypatch.setattr("pipeline.cluster.NOBODY", 0.2)
+    results = run_jobs(slow_double, range(6), Dask(scheduler=address))
+    first = next(results)
+    process.send_signal(signal.SIGSTOP)
+    threading.Timer(3.0, process.send_signal, (signal.SIGCONT,)).start()
+    assert dict([first, *results]) == {k: 2 * k for k in range(6)}
+
+
+class Answers:
+    """Dask's future of a job that is done: what asking for its result brings, question after question."""
+
+    def __init__(self, *answers, status: str = "finished", key: str = "job"):
+        self.answers, self.status, self.key = list(answers), status, key
+
+    def cancelled(self) -> bool:
+        return self.status == "cancelled"
+
+    def result(self):
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def outcomes(bond: Answers, *futures: Answers) -> list:
+    """As a flight tells them whose questions for several results at once all fail."""
+
+    def gather(some):
+        raise OSError("nobody takes the connection")
+
+    flight = object.__new__(_Flight)
+    flight.client, flight.bond = SimpleNamespace(gather=gather), bond
+    return list(flight._outcomes(list(futures)))
+
+
+def test_a_question_that_fails_is_asked_again_while_the_connection_stands(monkeypatch):
+    monkeypatch.setattr("pipeline.cluster.AGAIN", 0.0)
+    slow, full = Answers(OSError("timed out"), OSError("closed"), 8), OSError("disk full")
+    assert outcomes(Answers(), slow, Answers(full, status="error")) == [8, full]
+
+
+def test_a_scheduler_whose_connection_is_closed_is_asked_nothing():
+    with pytest.raises(WorkersLost, match=r"scheduler is gone.*the same command resumes"):
+        outcomes(Answers(status="cancelled"), Answers())
+    with pytest.raises(WorkersLost, match="scheduler is gone"):  # where it closes in this instant
+        outcomes(Answers(), Answers(CancelledError()))
 
 
 @pytest.mark.slow
