@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import pickle
+import re
 import subprocess
 import threading
 import time
@@ -139,7 +140,7 @@ class Dask:
             self._cluster(security) as where,
             Client(where, security=security, set_as_default=False, name="vidgraph") as client,
         ):
-            self.say(f"{self._described(client)}; dashboard: {client.dashboard_link}")
+            self.say(f"{self._described(client)}; dashboard: {self._shown_at(client.dashboard_link)}")
             flight = _Flight(client, self.workers)
             try:
                 yield flight.run
@@ -153,7 +154,7 @@ class Dask:
             yield self.scheduler
             return
         if self.slurm is not None:
-            more = {"interface": self.interface, "dashboard": self.dashboard, "logs": self.logs}
+            more = {"interface": self.interface, "dashboard": self.dashboard, "logs": self.logs, "say": self.say}
             cluster = slurm.start_workers(self.slurm, self.workers, security=security, **more)
             if not self.tls:
                 self.say(
@@ -167,6 +168,11 @@ class Dask:
             logging.getLogger("distributed").setLevel(logging.CRITICAL)  # workers that are ended complain
             with suppress(TimeoutError):
                 cluster.close(timeout=CLOSING)
+
+    def _shown_at(self, link: str) -> str:
+        """The dashboard's address as it can be opened: Dask puts the scheduler's host in, where it need not listen."""
+        host = self.dashboard.rpartition(":")[0]
+        return link if self.scheduler or host in ("", "0.0.0.0") else re.sub(r"//[^/]*:", f"//{host}:", link)
 
     def _described(self, client) -> str:
         if self.slurm is not None:

@@ -1,10 +1,14 @@
 """Slurm: what `--slurm` says, Dask workers as Slurm jobs, and a script for plain sbatch."""
 
+import asyncio
+import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil
 
+RETRY = 60.0  # seconds until a job that sbatch refused is submitted again
 MOST_TASKS = 1000  # of a job array; Slurm's own limit (MaxArraySize) is 1001 unless the site has raised it
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
 
@@ -18,7 +22,7 @@ def parse_options(text: str) -> dict[str, str]:
     last = ""
     for piece in filter(None, (piece.strip() for piece in text.split(","))):
         key, equals, value = piece.partition("=")
-        if equals and re.fullmatch(r"[a-z][a-z-]*", key) and value:
+        if equals and re.fullmatch(r"[a-z][a-z-]*", key) and value and not re.search(r'[\n\r"\\]', value):
             found[key], last = value, key
         elif not equals and last:
             found[last] += f",{piece}"
@@ -59,29 +63,107 @@ def worker_arguments(options: Mapping[str, str]) -> list[str]:
     return arguments
 
 
-def start_workers(options: Mapping[str, str], jobs: int, *, security, interface: str, dashboard: str, logs: str):
-    """A dask_jobqueue cluster of up to `jobs` jobs of one worker each, as there is work. RuntimeError without sbatch."""
+def start_workers(
+    options: Mapping[str, str], jobs: int, *, security, interface: str, dashboard: str, logs: str, say: Callable[[str], None]
+):
+    """A dask_jobqueue cluster of up to `jobs` jobs of one worker each, as there is work.
+
+    RuntimeError without sbatch, ValueError with its words if it refuses the first job; that it refuses a later one is said.
+    """
     import shutil
 
     from dask_jobqueue import SLURMCluster
 
     if not shutil.which("sbatch"):
         raise RuntimeError("--slurm: no sbatch on this machine; run it where jobs are submitted from")
+    os.makedirs(logs, exist_ok=True)  # Slurm makes no folders
+    submissions = _Submissions(say)
     cluster = SLURMCluster(
+        job_cls=_job_class(submissions),
         cores=1,  # threads of a worker: it works on one shard at a time
         processes=1,
         memory="1GB",  # asked for and not used: see worker_arguments
         job_name="vidgraph",
         job_directives_skip=["#SBATCH --mem", "#SBATCH --cpus-per-task", "#SBATCH -t"],
-        job_extra_directives=[f"--{key}={value}" for key, value in options.items()],
+        job_extra_directives=[directive(*pair) for pair in {"output": _printed(logs, "vidgraph-%J"), **options}.items()],
         worker_extra_args=worker_arguments(options),
         interface=interface or None,
         scheduler_options={"dashboard_address": dashboard},
         security=security,
-        log_directory=logs,
     )
+    cluster.worker_spec.update(cluster.new_worker_spec())  # the first job, to be waited for: adapt() submits the others
+    cluster.sync(_started, cluster)
+    if not submissions.taken:
+        cluster.close()
+        raise ValueError(f"--slurm: expected a job that sbatch takes; it says: {submissions.said}; mend these options")
     cluster.adapt(minimum=1, maximum=jobs)
     return cluster
+
+
+async def _started(cluster) -> None:
+    await cluster
+
+
+@dataclass
+class _Submissions:
+    """How many jobs sbatch took, and what it said of the last one that it refused."""
+
+    say: Callable[[str], None]
+    taken: int = 0
+    said: str = ""
+
+    def refused(self, said: str) -> None:
+        if self.taken and said != self.said:
+            self.say(f"Slurm takes no further job for now, the run goes on with what it has: {said}")
+        self.said = said
+
+
+def _job_class(submissions: _Submissions):
+    """The class of jobs that are tried again when sbatch refused them: a site's limit, or a controller that restarts.
+
+    Dask would log a traceback, count the job as there for ever, and fail to end.
+    """
+    from dask_jobqueue.slurm import SLURMJob
+    from distributed.core import Status
+    from distributed.deploy.spec import ProcessInterface
+
+    class Job(SLURMJob):
+        async def start(self) -> None:
+            try:
+                await super().start()
+                submissions.taken += 1
+            except RuntimeError as error:
+                submissions.refused(refusal(str(error)))
+                await ProcessInterface.start(self)  # there, without a number
+                asyncio.get_running_loop().call_later(RETRY, self.forget)
+
+        async def close(self) -> None:
+            await super().close()
+            self.status = Status.closed  # which the cluster asserts of what is not yet collected
+
+        def forget(self) -> None:
+            """The cluster no longer has it, and submits another if there is work."""
+            if cluster := self._cluster and self._cluster():
+                cluster.worker_spec.pop(self.name, None)
+                cluster.workers.pop(self.name, None)
+
+    return Job
+
+
+def refusal(text: str) -> str:
+    """What sbatch itself said, in dask_jobqueue's account of a command that failed; the whole account where it said nothing."""
+    said = filter(None, map(str.strip, text.partition("stderr:")[2].splitlines()))
+    return ", ".join(said) or " ".join(text.split())
+
+
+def _printed(folder: str, name: str) -> str:
+    """The file for what a job prints; in `name`, % stands for what Slurm puts in."""
+    return f"{folder.replace('%', '%%')}/{name}.out"
+
+
+def directive(key: str, value: str) -> str:
+    """An option as sbatch reads it in a script, where a blank would end the value and # the line."""
+    return f"--{key}={value}" if re.fullmatch(r"[^\s\"'#\\]+", value) else f'--{key}="{value}"'
 
 
 def array_script(command: Sequence[str], shards: int, options: Mapping[str, str], jobs: int, folder: str, logs: str) -> str:
@@ -93,9 +175,8 @@ def array_script(command: Sequence[str], shards: int, options: Mapping[str, str]
     tasks = ceil(shards / each)
     at_once = f"%{jobs}" if jobs else ""
     lines = ["#!/bin/bash", "#SBATCH --job-name=vidgraph", f"#SBATCH --array=0-{tasks - 1}{at_once}"]
-    lines += [f"#SBATCH --{key}={value}" for key, value in options.items()]
-    if "output" not in options:
-        lines.append(f"#SBATCH --output={logs}/%A_%a.out")
+    printed = _printed(os.path.join(folder, logs), "%A_%a")  # wherever it is submitted from
+    lines += [f"#SBATCH {directive(*pair)}" for pair in {"output": printed, **options}.items()]
     lines += [
         f"# {shards} shards, {each} per task. A task that is ended early loses the shard it is at: submit this script again,",
         "# finished shards are skipped. Exit code 3: clips failed; `vidgraph repair` tries them again.",

@@ -443,6 +443,71 @@ def test_a_job_array_does_every_shard_once(shards, tmp_path):
         assert asked[1][0] == each
 
 
+def test_blanks_and_signs_in_paths_and_options_reach_slurm_as_they_are():
+    """sbatch takes quotes around a value, and %% for %; what ends a line or a quote is refused before."""
+    script = slurm.array_script(["x"], 1, slurm.parse_options("comment=a # b,time=10"), 1, "/my data", "c%1/logs")
+    assert '#SBATCH --output="/my data/c%%1/logs/%A_%a.out"\n' in script
+    assert '#SBATCH --comment="a # b"\n' in script
+    assert "#SBATCH --time=10\n" in script
+    for wrong in ('comment="a"', "comment=a\nb", "comment=a\\"):
+        with pytest.raises(ValueError, match="--slurm"):
+            slurm.parse_options(wrong)
+
+
+@pytest.fixture
+def sbatch(tmp_path, monkeypatch) -> Path:
+    """A folder in PATH with an sbatch that takes jobs, of which none ever runs, until there is a file `full` beside it."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    refuse = 'echo "sbatch: error: invalid partition specified: nope" >&2; exit 1'
+    (folder / "sbatch").write_text(
+        f"#!/bin/sh\nif [ -e {folder}/full ]; then echo >> {folder}/refused; {refuse}; fi\n"
+        f'echo >> {folder}/taken; echo "Submitted batch job 7"\n'
+    )
+    (folder / "scancel").write_text("#!/bin/sh\n")
+    for program in folder.iterdir():
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder
+
+
+def slurm_workers(tmp_path: Path, said: list[str]):
+    more = {"security": None, "interface": "lo", "dashboard": "127.0.0.1:0", "logs": str(tmp_path / "logs")}
+    return slurm.start_workers({"partition": "nope"}, 2, say=said.append, **more)
+
+
+def test_a_job_that_sbatch_refuses_ends_the_run_with_its_words(sbatch, tmp_path):
+    (sbatch / "full").touch()
+    said = []
+    with pytest.raises(ValueError, match=r"--slurm: .* it says: sbatch: error: invalid partition specified: nope; mend"):
+        slurm_workers(tmp_path, said)
+    assert not said
+
+
+def test_a_further_job_that_sbatch_refuses_is_said_once_and_submitted_again(sbatch, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(slurm, "RETRY", 0.05)
+    said = []
+    cluster = slurm_workers(tmp_path, said)
+    try:
+        (sbatch / "full").touch()
+        cluster.adapt(minimum=2, maximum=2, interval="20ms")
+        until(lambda: (sbatch / "refused").exists() and len((sbatch / "refused").read_text()) > 2)
+        (sbatch / "full").unlink()
+        until(lambda: len((sbatch / "taken").read_text()) == 2)
+    finally:
+        cluster.close()
+    assert len(said) == 1
+    assert "invalid partition specified: nope" in said[0]
+    assert "Traceback" not in caplog.text
+
+
+def test_the_dashboard_is_shown_where_it_listens():
+    link = "http://192.0.2.2:8787/status"
+    assert Dask(slurm={})._shown_at(link) == "http://127.0.0.1:8787/status"
+    assert Dask(slurm={}, dashboard=":8787")._shown_at(link) == link
+    assert Dask(scheduler="tcp://192.0.2.2:8786")._shown_at(link) == link
+
+
 def test_what_only_concerns_slurm_is_left_out_of_the_jobs_own_command():
     line = "extract --manifest m.csv --slurm time=10 --jobs=4 --print-sbatch --cache c"
     assert without(line.split(), ("--slurm", "--jobs", "--print-sbatch")) == ["extract", "--manifest", "m.csv", "--cache", "c"]
