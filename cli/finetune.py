@@ -91,7 +91,7 @@ def command(ctx, **given) -> int:
     With --cache everything is as in the extraction, and live logits must equal cached ones before the first step. Without
     one, the options of `vidgraph extract` say which frames and networks: so a backbone is trained before its cache. The
     checkpoints are weights for `vidgraph extract --weights RUN/best.pt`. Several GPUs:
-    `torchrun --nproc-per-node 8 --no-python vidgraph finetune ...`.
+    `torchrun --nproc-per-node 8 --no-python -- vidgraph finetune ...`.
 
     A recipe without phases is trained as it stands, with --train-from. Exit code 3: some clips could not be decoded.
     """

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from heads.evaluate import evaluate
 from heads.finetune import Reading, finetune, frames_phase
 from heads.footage import Footage
 from heads.frames import How
-from heads.recipe import recipe_from
+from heads.recipe import FOLDER, read_recipe, recipe_from
 from heads.tables import Data
 from heads.train import train
 from pipeline.cache import Cache
@@ -269,6 +270,24 @@ def test_a_phase_that_reads_the_cache_is_sent_to_train(capsys):
     assert "phase search of recipe gos_table1 reads the cache: run `vidgraph train gos_table1 --phase search`" in err
 
 
+def test_torchrun_as_the_pages_have_it_leaves_every_option_to_finetune():
+    """Without the `--` it takes `--start` for a start of its own."""
+    from torch.distributed.run import get_args_parser
+
+    from cli.finetune import command
+
+    texts = [command.help, (ROOT / "docs" / "finetune.md").read_text(), (FOLDER / "ean_table1_sth.toml").read_text()]
+    options = [word for option in command.params for word in (*option.opts, *option.secondary_opts) if word[0] == "-"]
+    assert {"--start", "--cache", "--frozen-bn", "--train-bn"} <= set(options)
+    for text in texts:
+        words = re.search(r"torchrun (.*? finetune)", text).group(1).split()
+        for option in options:
+            given = get_args_parser().parse_args([*words, "strg", option, "x"])
+            assert (given.training_script, given.training_script_args[-2:]) == ("vidgraph", [option, "x"])
+            assert given.nproc_per_node == "8"
+            assert given.no_python
+
+
 @pytest.mark.slow
 def test_torchrun_trains_as_one_process_does(place, tmp_path):
     """The command itself, from a cache and its head, through decode processes; only the first process talks and writes."""
@@ -277,7 +296,9 @@ def test_torchrun_trains_as_one_process_does(place, tmp_path):
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     rest = ("finetune", tmp_path / "tiny.toml", "--cache", place / "cache", "--train-from", "res2", "--device", "cpu")
-    many = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cli")
+    many = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", "--", sys.executable, "-m", "cli")
+    train(read_recipe(tmp_path / "tiny.toml"), Cache(place / "cache"), tmp_path / "head", tensorboard=False, **QUIET)
+    rest += ("--start", tmp_path / "head")
     for name, start in (("one", ("cli",)), ("two", many)):
         command = [sys.executable, "-m", *start, *rest, "--workers", "1", "--runs", tmp_path, "--name", name]
         done = subprocess.run(list(map(str, command)), env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
