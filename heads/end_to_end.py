@@ -112,12 +112,12 @@ class FramesRun:
         if saved is not None:
             self.files.after(saved["phase"], self.phase.name)
             asked = self.about if continued else {**self.about, "precision": saved["about"]["precision"]}
-            runs.same_run(self.folder, saved["about"], asked)
+            runs.same_run(self.folder, saved["about"], asked, "" if continued else f"--start {self.folder}")
             for name in ("epochs_before", "steps_before", "seconds", "waiting"):
                 setattr(self, name, saved[name])
-            for split, clips in saved.get("missing", {}).items():
-                self.missing[split] |= set(clips)
         if continued:
+            for split, clips in saved.get("missing", {}).items():  # not a phase before's: videos may have been mended since
+                self.missing[split] |= set(clips)
             runs.same_run(self.folder, saved["frames"], self.reading)
             self.partial = saved["partial"]
             self.learner.load({**saved, "state": Live.join(saved["state"], saved["backbone"])})

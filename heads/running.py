@@ -140,7 +140,8 @@ class Run:
             self.files.refuse_to_lose(self.phases, self.member.start is not None)
             self.files.remove("last", "best", *(phase.name for phase in self.recipe.phases))
         else:
-            runs.same_run(self.folder, saved["about"], self.about)
+            start = "" if saved["phase"] in names else f"--start {self.folder}"
+            runs.same_run(self.folder, saved["about"], self.about, start)
             self.files.after(saved["phase"], self.phases[-1].name)
             self.epochs_before, self.steps_before = saved["epochs_before"], saved["steps_before"]
             self.seconds, self.waiting = saved["seconds"], saved["waiting"]

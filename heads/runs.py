@@ -129,15 +129,19 @@ def save_confusion(path: Path, table: np.ndarray, classes: tuple[str, ...]) -> N
     write_text(path, text.getvalue())
 
 
-def same_run(folder: Path, there: dict, asked: dict) -> None:
-    """ValueError naming what differs unless the run in `folder` is the one that is asked for."""
+def same_run(folder: Path, there: dict, asked: dict, start: str = "") -> None:
+    """ValueError naming what differs unless the run in `folder` is the one that is asked for. `start`: what another folder
+    would be given to start from what is in this one."""
     old, new = _flat(there), _flat(asked)
     keys = [key for key in new if old.get(key) != new[key]]
     keys += [key for key in old if key not in new and key.split(".")[0] in asked]
     if keys:
         shown = "; ".join(f"{key} is {old.get(key)!r} there, {new.get(key)!r} here" for key in keys[:3])
         more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-        raise ValueError(f"{folder} holds another run ({shown}{more}): choose another folder, or start over with --no-resume")
+        how = (
+            f"choose another folder (--name) with {start}" if start else "choose another folder, or start over with --no-resume"
+        )
+        raise ValueError(f"{folder} holds another run ({shown}{more}): {how}")
 
 
 def _flat(record: dict, prefix: str = "") -> dict[str, Any]:

@@ -173,6 +173,30 @@ def test_a_clip_that_cannot_be_had_is_left_out_and_said(tmp_path):
     assert list(np.load(tmp_path / "predictions_test.npz")["clips"]) == ["test0", "test2", "test3"]
 
 
+def test_a_phase_counts_only_the_clips_that_it_could_not_have_itself(tmp_path):
+    """The videos that were broken in the phase before were mended; within a phase they count, however often it is stopped."""
+    whole = recipe()
+    whole = replace(whole, phases=(replace(whole.phases[0], name="backbone"), replace(whole.phases[0], start="previous")))
+    first = run(whole, tmp_path, Videos(gone=("train3", "test1")), phase="backbone")
+    with pytest.raises(KeyboardInterrupt):
+        run(whole, tmp_path, Videos(gone=("train4",), stop_at=4), phase="joint")
+    second = run(whole, tmp_path, Videos(), phase="joint")
+    assert (first.undecoded, second.undecoded) == (2, 1)
+    assert second.excluded["train"]["undecoded"] == 1
+
+
+def test_a_phase_of_other_options_than_its_run_is_told_where_to_start_from(tmp_path):
+    whole = recipe()
+    whole = replace(whole, phases=(replace(whole.phases[0], name="backbone"), replace(whole.phases[0], start="previous")))
+    run(whole, tmp_path, phase="backbone")
+    other = replace(whole, phases=(whole.phases[0], replace(recipe(lr=0.1).phases[0], start="previous")))
+    with pytest.raises(
+        ValueError, match=r"lr is 0.05 there, 0.1 here\): choose another folder \(--name\) with --start "
+    ) as error:
+        run(other, tmp_path, phase="joint")
+    assert "--no-resume" not in str(error.value)  # which would be refused, since the phase starts from what is there
+
+
 def deciding(recipe_):
     """A network whose head also says which class it decided for, under `stored`."""
     net = network(recipe_)
