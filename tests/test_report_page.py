@@ -35,6 +35,10 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         self.server.asked.append(self.path)
         super().do_GET()
 
+    def end_headers(self):
+        self.send_header("Cache-Control", "no-store")  # the page is asked for in every test, not in the first one only
+        super().end_headers()
+
     def log_message(self, *words):
         """Quiet."""
 
