@@ -4,6 +4,7 @@ evaluate("runs/strg-0", Cache("cache"), "test")["top1"]
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from torch import nn
 from heads import runs
 from heads.batch import Dims, MissingFields, dims_from
 from heads.data import Part, cache_dims, fields_for, how_to_add, part_of
+from heads.held import Busy, refuse_beside
 from heads.learner import LossNotFinite, autocast, device_for, loss_of
 from heads.metrics import aggregate, confusion, scores_of, summarise
 from heads.recipe import PLAIN, Recipe, recipe_from
@@ -166,9 +168,12 @@ def evaluate(
     one than the run's if it has the same features (e.g. more test views). The files written to the run folder are named after
     the split, the phase if one was named, and the fingerprint of a cache that is not the run's.
 
-    ValueError for a cache of another backbone, a head of other sizes, labels that the run does not know, an empty split.
+    ValueError for a cache of another backbone, a head of other sizes, labels that the run does not know, an empty split. Busy
+    where a process trains in the folder, which would write files of the same names in the end.
     """
     folder, device = Path(folder), device_for(device, precision)
+    refuse_beside(folder, say)
+    there = {path.name: _version(path) for path in folder.glob("*.pt")}
     trained = load_trained(folder, cache, phase_checkpoint(folder, phase) if phase else checkpoint, settings)
     name, head, recipe, classes = trained.checkpoint, trained.head, trained.recipe, trained.classes
     tag = f"{split}_{phase}" if phase else split
@@ -181,9 +186,22 @@ def evaluate(
         raise ValueError(f"{manifest.path}: no clip in split {split!r}; its splits: {', '.join(splits_of(manifest))}")
     say_excluded(part, say)
     store = open_store([head.to(device)], cache, [part], recipe, "disk", device)
-    found = write_predictions(folder, tag, predict(head, part, store, recipe, precision), part, recipe, classes)
+    predictions = predict(head, part, store, recipe, precision)
+    refuse_beside(folder, say)
+    if _version(folder / f"{name}.pt") != there.get(f"{name}.pt"):
+        raise Busy(f"{folder}: {name}.pt was trained further while it was evaluated; nothing was written, evaluate it again")
+    found = write_predictions(folder, tag, predictions, part, recipe, classes)
     runs.write_json(folder / f"metrics_{tag}.json", {"checkpoint": name, "fingerprint": cache.fingerprint, **found})
     return found
+
+
+def _version(path: Path) -> tuple[int, int, int] | None:
+    """What tells a file from one that is written in its place; None where there is none."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Who works in a folder of runs: one process at a time, so that two commands that are given the same folder do not mix.
 
 The claim on a folder is the file run.claim in it (pipeline/claims.py). One of a process that ended, on this machine, is taken
-over at once; one of another machine once it has stood still for as long as a living owner never lets it.
+over at once; one of another machine once it has stood still for as long as a living owner never lets it. Such an owner may wake
+up: it is stopped at the next file that it would write (`refuse_if_lost`).
 """
 
 import time
@@ -14,6 +15,7 @@ from pipeline.claims import SILENCE, Claim, Seen, Watch, look, machine, take
 
 Say = Callable[[str], None]
 LOOK = 1.0  # seconds between two looks at a claim
+_OURS: dict[Path, Claim] = {}  # by which this process works in folders
 
 
 class Busy(RuntimeError):
@@ -29,6 +31,7 @@ class Held:
 
     def leave(self) -> None:
         """Gives the folder up; where nothing was written, it goes too, as if it had never been made."""
+        _OURS.pop(self.claim.path.parent, None)
         self.claim.release()
         with suppress(OSError):
             for folder in self.made:
@@ -60,16 +63,52 @@ def hold(folders: Sequence[Path], say: Say, silence: float = SILENCE) -> list[He
 
 def _try(folder: Path, watch: Watch, first: dict[Path, Seen]) -> Held | Busy | None:
     """Held, or Busy where its owner lives; None where that is not known yet. `first` has claims as they were first seen."""
-    path, made = folder / "run", tuple(one for one in (folder, *folder.parents) if not one.exists())
+    path, made = _claimed(folder), tuple(one for one in (folder, *folder.parents) if not one.exists())
     if (claim := take(path, watch)) is not None:
+        _OURS[path.parent] = claim
         return Held(claim, made)
     if (seen := look(path)) is None:  # given up in this instant
         return None
-    here = bool(seen.machine) and seen.machine == machine()
-    if not here and first.setdefault(folder, seen).content == seen.content:
+    if not _lives(seen, first.setdefault(folder, seen)):
         return None
-    who = f"process {seen.pid} on this machine" if here else "a process of another machine"
-    return Busy(f"{folder}: {who} is at work here: wait until it has ended, or choose another folder")
+    return Busy(f"{folder}: {_who(seen)} is at work here: wait until it has ended, or choose another folder")
+
+
+def _claimed(folder: Path) -> Path:
+    """What is claimed of a folder, under whatever name it is reached."""
+    return folder.resolve() / "run"
+
+
+def _lives(seen: Seen, first: Seen) -> bool:
+    """Whether the owner of a claim that is not abandoned surely lives: it is of this machine, or has moved since `first`."""
+    return seen.machine == machine() != "" or seen.content != first.content
+
+
+def _who(seen: Seen) -> str:
+    return f"process {seen.pid} on this machine" if seen.machine == machine() != "" else "a process of another machine"
+
+
+def refuse_if_lost(path: Path) -> None:
+    """Before a file of a run folder gets its name: Busy if this process worked in the folder and another has taken over.
+
+    Its claim is looked at: it may have stood still (a machine suspended, a network away) so long that it was taken for dead.
+    Nothing for a folder that this process does not hold.
+    """
+    claim = _OURS.get(path.parent.resolve()) if _OURS else None
+    if claim is not None and not claim.held():
+        raise Busy(f"{path.parent}: another process has taken over, as this one gave no sign of life for long: this one ends")
+
+
+def refuse_beside(folder: Path, say: Say, silence: float = SILENCE) -> None:
+    """Busy if another process, or this one, works in `folder`. Takes nothing; waits for claims of other machines, as `hold`."""
+    watch, first, path = Watch(silence), None, _claimed(folder)
+    while (seen := look(path)) is not None and not watch.abandoned(path, seen):
+        first = first or seen
+        if _lives(seen, first):
+            raise Busy(f"{folder}: {_who(seen)} is at work here: wait until it has ended")
+        if seen is first:
+            say(f"{folder}: a process of another machine was at work here; waiting up to {silence:.0f} s for a sign of it")
+        time.sleep(LOOK)
 
 
 @contextmanager

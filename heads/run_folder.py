@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from heads import runs
-from heads.held import Busy, Held
+from heads.held import Busy, Held, refuse_if_lost
 from heads.recipe import Recipe, to_toml
 from heads.tables import Phase
 from heads.transfer import default_checkpoint
@@ -72,12 +72,14 @@ class RunFolder:
                 )
 
     def remove(self, *names: str) -> None:
-        """Removes checkpoints."""
+        """Removes checkpoints. Busy if another process has taken the folder over."""
+        refuse_if_lost(self.path / "last.pt")
         for name in names:
             (self.path / f"{name}.pt").unlink(missing_ok=True)
 
     def begin(self, record: Mapping[str, Any], epochs: int, steps: int, tensorboard: bool) -> None:
         """Makes the folder that of a run with `record`, of which so many epochs and mini-batches over all phases are kept."""
+        refuse_if_lost(self.path / "metrics.json")
         (self.path / "metrics.json").unlink(missing_ok=True)
         runs.start_log(self.path / "log.jsonl", epochs)
         runs.write_text(self.path / "recipe.toml", to_toml(self.recipe))

@@ -25,19 +25,24 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from heads.held import refuse_if_lost
 from pipeline import sealed
 
 CHECKPOINT_FORMAT = 1
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Calls `write` with an open file that becomes `path` only once it is whole and on the disk."""
+    """Calls `write` with an open file that becomes `path` only once it is whole and on the disk.
+
+    Busy, and nothing of it stays, if this process worked in the folder and has lost it to another (see `heads.held`).
+    """
     part = sealed.part_of(path, sealed.own_claim())
     try:
         with open(part, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        refuse_if_lost(path)
         sealed.complete(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -49,8 +54,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """A JSON file, whole or not at all, with its own checksum as its last key; a NaN is written as such."""
-    sealed.write_json(path, record, sealed.own_claim(), allow_nan=True)
+    """A JSON file, whole or not at all, with its own checksum as its last key; a NaN is written as such. Busy as above."""
+    with sealed.json_part(path, record, sealed.own_claim(), allow_nan=True) as part:
+        refuse_if_lost(path)
+        sealed.complete(part, path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -110,7 +117,8 @@ def start_log(path: Path, epochs_done: int) -> None:
 
 
 def append_log(path: Path, record: dict[str, Any]) -> None:
-    """One more line of the log."""
+    """One more line of the log. Busy as above."""
+    refuse_if_lost(path)
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 

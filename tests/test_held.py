@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from test_finetune import recipe as frames_recipe
 from test_finetune import run as run_frames
@@ -16,10 +17,13 @@ from test_train import recipe
 from test_train_cli import RECIPE, vidgraph
 from tiny_cache import Tiny
 
-from heads import held, reproduce
+from heads import evaluate as evaluation
+from heads import held, reproduce, runs
 from heads.held import Busy, Held, alone, hold
+from heads.learner import Learner
 from heads.members import Failure, Member, Result
 from heads.reproduce_tables import TABLES
+from heads.run_folder import RunFolder
 from heads.train import run_members, train
 from pipeline import claims
 from pipeline.sealed import own_claim, part_of
@@ -118,6 +122,109 @@ def test_the_second_command_ends_with_one_line_and_leaves_the_folder_as_it_is(ow
     owner.wait()
     assert vidgraph(capsys, *run)[0] == 0
     assert not (tmp_path / "run" / "run.claim").exists()
+
+
+def take_over(folder: Path) -> dict[str, bytes]:
+    """Another machine, which took the owner for dead, now trains in the folder; what it has there."""
+    elsewhere(folder)
+    for name in ("last.pt", "log.jsonl", "predictions_test.npz"):
+        (folder / name).write_bytes(b"the new owner's")
+    return contents(folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+WRITES = {
+    "a checkpoint": lambda folder: runs.save_checkpoint(folder / "last.pt", {"epoch": 3}),
+    "figures": lambda folder: runs.write_json(folder / "metrics.json", {"top1": 0.5}),
+    "a line of the log": lambda folder: runs.append_log(folder / "log.jsonl", {"epoch": 3}),
+    "predictions": lambda folder: runs.save_predictions(folder / "predictions_test.npz", {"logits": np.zeros(3)}),
+    "a removal": lambda folder: RunFolder(folder, recipe()).remove("last"),
+    "a beginning": lambda folder: RunFolder(folder, recipe()).begin({}, 0, 0, tensorboard=False),
+}
+
+
+@pytest.mark.parametrize("what", WRITES)
+def test_an_owner_that_was_taken_for_dead_writes_nothing_more(tmp_path, what):
+    (mine,) = hold([tmp_path / "run"], quiet)
+    runs.write_text(tmp_path / "run" / "recipe.toml", "mine")
+    there = take_over(tmp_path / "run")
+    with pytest.raises(Busy, match="another process has taken over"):
+        WRITES[what](tmp_path / "run")
+    mine.leave()
+    assert contents(tmp_path / "run") == there
+
+
+def test_a_training_run_that_was_taken_for_dead_ends_with_one_line(cache, tmp_path, capsys, monkeypatch):
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    step, there = Learner.step, []
+
+    def wake_up(*args):
+        if not there:
+            there.append(take_over(tmp_path / "run"))
+        return step(*args)
+
+    monkeypatch.setattr(Learner, "step", wake_up)
+    code, _, err = vidgraph(
+        capsys, "train", tmp_path / "tiny.toml", "--cache", cache.path, "--runs", tmp_path, "--name", "run", "--device", "cpu"
+    )
+    assert (code, err.count("\n")) == (1, 1)
+    assert "another process has taken over" in err
+    assert contents(tmp_path / "run") == there[0]
+
+
+def test_evaluation_beside_a_training_run_is_refused(owner, cache, tmp_path, capsys):
+    train(recipe(epochs=1), cache, tmp_path / "mine", device="cpu", say=quiet, tensorboard=False)
+    for path in (tmp_path / "mine").iterdir():
+        path.rename(tmp_path / "run" / path.name)
+    there = sorted((tmp_path / "run").iterdir())
+    code, _, err = vidgraph(capsys, "evaluate", tmp_path / "run", "--split", "val", "--device", "cpu")
+    assert (code, err.count("\n")) == (1, 1)
+    assert f"process {owner.pid} on this machine is at work here: wait until it has ended" in err
+    assert sorted((tmp_path / "run").iterdir()) == there
+    owner.kill()
+    owner.wait()
+    assert vidgraph(capsys, "evaluate", tmp_path / "run", "--split", "val", "--device", "cpu")[0] == 0
+
+
+def test_evaluation_of_weights_that_are_trained_again_meanwhile_leaves_what_is_there(cache, tmp_path, monkeypatch):
+    predict, there = evaluation.predict, []
+
+    def trained(resume: bool) -> None:
+        train(recipe(epochs=1), cache, tmp_path / "run", device="cpu", say=quiet, tensorboard=False, resume=resume)
+
+    def predict_while_another_trains(*args):
+        trained(resume=False)
+        there.append(contents(tmp_path / "run"))
+        return predict(*args)
+
+    trained(resume=True)
+    monkeypatch.setattr(evaluation, "predict", predict_while_another_trains)
+    with pytest.raises(Busy, match="trained further while it was evaluated"):
+        evaluation.evaluate(tmp_path / "run", cache, "test", device="cpu", say=quiet)
+    assert contents(tmp_path / "run") == there[0]
+
+
+def test_evaluation_watches_another_machines_claim_until_it_moves_or_is_silent(tmp_path, monkeypatch):
+    waits, lines = [], []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 5:
+            elsewhere(tmp_path / "alive", 1)
+
+    monkeypatch.setattr(held, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(claims, "time", SimpleNamespace(sleep=time.sleep, monotonic=lambda: sum(waits)))
+    for name in ("alive", "silent"):
+        elsewhere(tmp_path / name)
+    with pytest.raises(Busy, match="a process of another machine is at work here"):
+        held.refuse_beside(tmp_path / "alive", lines.append, silence=60)
+    assert len(waits) == 5
+    held.refuse_beside(tmp_path / "silent", lines.append, silence=60)
+    assert 65 < sum(waits) < 68
+    assert len(lines) == 2
 
 
 def test_what_a_killed_run_was_writing_goes_and_what_a_living_one_writes_stays(cache, tmp_path):
