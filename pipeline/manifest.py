@@ -163,7 +163,7 @@ def inside(root: str | Path, clip: Clip) -> Path:
 
     read_manifest works paths out in the text alone, so this is for whoever opens the file, once per clip.
     """
-    target, root = clip.path.resolve(), Path(root).resolve()
+    target, root = Path(os.path.realpath(clip.place)), Path(root).resolve()  # Path.resolve raises where a link leads to itself
     if not target.is_relative_to(root):
         raise ManifestError(
             f"clip {clip.clip}: {clip.path} is a link to {target}, outside {root}; "

@@ -94,7 +94,7 @@ def _clips(top: Path, base: str, ignored: list[str]) -> Iterator[str]:
 
 def _link_stays(top: Path, entry: os.DirEntry) -> bool:
     """Whether a link leads to a file below `top`: one out of it could not be opened, one to a folder could lead in a circle."""
-    target = Path(entry.path).resolve()
+    target = Path(os.path.realpath(entry.path))  # Path.resolve raises where a link leads to itself
     return target.is_file() and target.is_relative_to(top)
 
 

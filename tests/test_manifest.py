@@ -220,6 +220,13 @@ def test_a_link_out_of_root_is_seen_when_the_clip_is_opened(tmp_path):
     assert inside(manifest.root, manifest.clips[2]) == root.resolve() / "inner.mp4"
 
 
+def test_a_link_to_itself_is_a_file_that_is_not_there(tmp_path):
+    """It is one clip's failure and no end of a run, which Path.resolve would make of it."""
+    (tmp_path / "round.mp4").symlink_to("round.mp4")
+    manifest = read_manifest(save(tmp_path, HEADER + "a,round.mp4,train,x\n"))
+    assert not inside(manifest.root, manifest.clips[0]).exists()
+
+
 def test_reading_looks_at_no_video(tmp_path, monkeypatch):
     """A million rows on a network disk must not be a million accesses: the count does not grow with the rows."""
     path = save(tmp_path, HEADER + "".join(f"c{k},d{k}/../v{k}.mp4,train,x\n" for k in range(500)))
@@ -397,9 +404,10 @@ def test_what_no_manifest_can_hold_is_reported_or_refused(tmp_path):
     open(os.path.join(os.fsencode(tmp_path), b"c", b"caf\xe9.mp4"), "wb").close()
     (tmp_path / "c/round").symlink_to(tmp_path)
     (tmp_path / "c/out.mp4").symlink_to(os.__file__)
+    (tmp_path / "c/self.mp4").symlink_to("self.mp4")
     scan = scan_folder(tmp_path)
     assert [r["clip"] for r in scan.rows] == ["c/a"]
-    assert len(scan.ignored) == 7
+    assert len(scan.ignored) == 8
     write_manifest(tmp_path / "m.csv", scan.rows)
     touch(tmp_path, "a;b/c.mp4")
     with pytest.raises(ManifestError, match="rename the folder 'a;b'"):
