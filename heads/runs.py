@@ -96,7 +96,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: no such checkpoint; expected the folder of a run that `vidgraph train` made") from None
     except Exception as error:  # torch.load raises whatever the unpickler met
         said = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: not a checkpoint of vidgraph ({said[:120]})") from None
+        raise ValueError(f"{path}: not a checkpoint of vidgraph ({said.split('. ')[0][:120]})") from None
     if not isinstance(payload, dict) or payload.get("format") != CHECKPOINT_FORMAT:
         found = payload.get("format") if isinstance(payload, dict) else type(payload).__name__
         raise ValueError(f"{path}: expected a checkpoint of format {CHECKPOINT_FORMAT}, got {found}")

@@ -356,6 +356,7 @@ def test_a_file_that_is_absent_or_holds_something_else_says_so(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         build_backbone("digit_cnn", tmp_path)
     assert "got dict with keys epoch" in refused({"epoch": 3}, tmp_path, "digit_cnn")
+    assert "got dict with keys 1" in refused({1: torch.zeros(2)}, tmp_path, "digit_cnn")
     assert "got list" in refused([torch.zeros(2)], tmp_path, "digit_cnn")
     torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
     with pytest.raises(ValueError, match="not a checkpoint of plain tensors"):

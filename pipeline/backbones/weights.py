@@ -81,7 +81,7 @@ def read(path: str | Path) -> object:
     except Exception as error:  # a damaged or foreign file fails in whichever operation it happens to reach
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: its table points before the file's start
             raise
-        reason = " ".join(str(error).split())[:120]
+        reason = " ".join(str(error).split()).split(". ")[0][:120]  # what follows is advice about loading code
         raise ValueError(
             f"weights {path}: not a checkpoint of plain tensors that torch.load(weights_only=True) accepts "
             f"({type(error).__name__}: {reason}); save a state dict with torch.save"
@@ -154,10 +154,10 @@ def _inflated(value: Tensor, shape: torch.Size, how: str) -> Tensor:
 
 
 def _state_dict(saved: object, source: str | Path) -> dict[str, Tensor]:
-    """The dict of tensors in what was saved: itself, or what one of the usual keys holds."""
+    """The dict of named tensors in what was saved: itself, or what one of the usual keys holds."""
     candidates = [saved, *(saved[key] for key in _HOLDERS if key in saved)] if isinstance(saved, dict) else []
     for state in candidates:
-        if isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values()):
+        if isinstance(state, dict) and state and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
             return state
     raise ValueError(
         f"weights {source}: expected a state dict, or one under {', '.join(_HOLDERS)}; got {type(saved).__name__}"

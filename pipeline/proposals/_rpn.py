@@ -42,11 +42,15 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         Exception
     ) as error:  # torch raises what the damage happens to trip: EOFError, KeyError, RuntimeError, UnpicklingError
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: not a file of tensors written by torch.save ({first[:120]})") from error
+        raise ValueError(f"{path}: not a file of tensors written by torch.save ({first.split('. ')[0][:120]})") from error
     for key in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    ):
         raise ValueError(f"{path}: expected a state dict (names -> tensors), alone or under the key 'model' or 'state_dict'")
     return state
 
