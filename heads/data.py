@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from pipeline.cache import Cache, Group
 
 
+MOST_CLASSES = 1_000_000  # ids beyond are no classes: they would be listed until the memory is full
+
+
 def find_classes(manifest: Manifest, data: Data) -> tuple[str, ...]:
     """Class names in the order of their ids: those of `data.class_list`, else the manifest's labels over all its splits.
 
@@ -44,6 +47,9 @@ def find_classes(manifest: Manifest, data: Data) -> tuple[str, ...]:
         if data.num_classes and ids[highest] >= data.num_classes:
             limit = f"classes 0 to {data.num_classes - 1} (data.num_classes = {data.num_classes})"
             raise ValueError(f"{manifest.path}: label {highest!r} is class {ids[highest]}, expected {limit}")
+        if max(ids[highest], data.num_classes) > MOST_CLASSES:
+            asked = f"data.num_classes = {data.num_classes}" if data.num_classes > ids[highest] else f"label {highest!r}"
+            raise ValueError(f"{manifest.path}: {asked}: expected class ids up to {MOST_CLASSES:,}; count the classes from 0")
         names = {number: name for name, number in ids.items()}
         classes = tuple(names.get(k, str(k)) for k in range(max(ids[highest] + 1, data.num_classes)))
     for pair in data.swap_on_flip:

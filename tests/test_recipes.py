@@ -178,6 +178,9 @@ def test_a_missing_key_file_or_name_is_named(tmp_path):
     path.write_text("[head\n")
     with pytest.raises(ValueError, match="not TOML"):
         read_recipe(path)
+    path.write_text("a = " + "[" * 20_000)
+    with pytest.raises(ValueError, match="lists without end"):
+        read_recipe(path)
     with pytest.raises(ValueError, match=r"did you mean .*demo_strg"):
         read_recipe("demo_strgg")
     with pytest.raises(ValueError, match="no such file"):

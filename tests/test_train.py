@@ -250,6 +250,13 @@ def test_whole_numbers_keep_their_class(tmp_path):
         find_classes(cache.manifest, Data(num_classes=5))
 
 
+@pytest.mark.parametrize(("label", "number"), [("99999999999999999999", 0), ("1", 10**12)])
+def test_numbers_that_are_no_classes_are_refused_before_they_are_counted_out(tmp_path, label, number):
+    cache = Tiny(splits=("train", "train", "val"), labels=["0", label, label]).write(tmp_path)
+    with pytest.raises(ValueError, match=f"{number or label}'?: expected class ids up to 1,000,000"):
+        find_classes(cache.manifest, Data(num_classes=number))
+
+
 def test_a_class_list_fixes_the_order(cache, tmp_path):
     (tmp_path / "list.txt").write_text("class 2\nclass 0\nclass 1\nunused\n")
     assert find_classes(cache.manifest, Data(class_list=str(tmp_path / "list.txt")))[0] == "class 2"
