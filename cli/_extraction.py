@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cli._options import commas, device_option, set_option, shard_numbers, together
+from cli._options import commas, device_option, set_option, shard_numbers, time_limit_option, together
 
 
 def _one_of(names: str) -> click.Choice:
@@ -25,7 +25,9 @@ def views_options(function):
             "--train-crop", default="gos", type=_one_of("gos short_side multiscale centre"), help="Crop of train views."
         ),
         click.option("--flip", default=0.5, help="Probability that a training view is mirrored."),
-        click.option("--flip-protect", default="", callback=commas, help="Labels never mirrored, comma-separated."),
+        click.option(
+            "--flip-protect", default="", show_default=False, callback=commas, help="Labels never mirrored, comma-separated."
+        ),
         click.option("--test-clips", default=1, help="Test views in time per clip; 0 for none."),
         click.option("--test-crops", default="1", type=_one_of("1 3 11 full"), help="Crops per time; full: the whole frame."),
         click.option(
@@ -43,7 +45,7 @@ def network_options(function):
         ),
         click.option("--backbone", default="i3d_r50", help="A file of pipeline/backbones."),
         click.option("--weights", default="imagenet", help="Backbone weights: imagenet, none, or a checkpoint file."),
-        click.option("--cut", default="", help="Last cut, pooled and aligned; the last stage unless given."),
+        click.option("--cut", default="", show_default=False, help="Last cut, pooled and aligned.  [default: the last stage]"),
         click.option("--proposals", default="torchvision", help="Source of boxes: a file of pipeline/proposals."),
         click.option("--proposal-weights", help="Weights of the source of boxes: coco, none, or a file."),
         click.option("--proposal-size", type=int, help="Short side at which it sees whole frames, pixels.  [default: 480]"),
@@ -76,7 +78,7 @@ def running_options(function):
             type=click.IntRange(min=0),
             help="Decode processes.  [default: 1 on a CPU, one per spare core beside a GPU]",
         ),
-        click.option("--time-limit", default=120.0, help="Seconds a clip may take to decode."),
+        time_limit_option(120.0),
         click.option("--compile", is_flag=True, help="torch.compile the backbone (slow start)."),
         click.option("--compression", default="none", type=_one_of("none lzf zstd"), help="Compression of the shards."),
         device_option,

@@ -1,9 +1,14 @@
 """Options that several verbs share, and values given as `--set key=value`."""
 
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
+
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+MOST_SHARDS = 10_000_000  # of a cache; a range that goes on is a slip of the keys
 
 
 def together(options: Sequence[Callable]) -> Callable:
@@ -36,7 +41,7 @@ def toml_value(text: str) -> Any:
         import tomli as tomllib
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
 
 
@@ -52,10 +57,25 @@ def shard_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
     numbers: list[int] = []
     for part in value.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise click.BadParameter(f"expected a number, a range such as 10-20, or a list of these, got {value!r}", ctx, param)
-        numbers += range(int(first), int(last or first) + 1)
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) < MOST_SHARDS):
+            expected = f"a number below {MOST_SHARDS:,}, a range such as 10-20, or a list of these"
+            raise click.BadParameter(f"expected {expected}, got {value!r}", ctx, param)
+        numbers += range(int(first), int(last) + 1)
     return numbers
+
+
+def require_writable(path: Path) -> None:
+    """ValueError if a file could not be written there: to be known before hours of work, not after them."""
+    folder = next(place for place in path.absolute().parents if place.exists())
+    if not os.access(folder, os.W_OK | os.X_OK) or not folder.is_dir():
+        raise ValueError(f"{path}: expected a place to write to, {folder} cannot be written; give another name")
+
+
+def time_limit_option(seconds: float) -> Callable:
+    """--time-limit with its default."""
+    positive = click.FloatRange(min=0, min_open=True)
+    return click.option("--time-limit", default=seconds, type=positive, help="Seconds a clip may take to decode.")
 
 
 set_option = click.option(

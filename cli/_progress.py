@@ -74,7 +74,8 @@ def _lines(what: str, total: int, unit: str, bad: str) -> Iterator[Callable[[int
         yield advance
     finally:
         ended.set()
-    line()
+    if total:
+        line()
 
 
 def _short(rate: float) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from cli._interrupt import stoppable
+from cli._options import FOLDER, require_writable, time_limit_option
 from cli._progress import progress
 
 SHOWN = 10  # findings printed; all of them are in the file
@@ -12,7 +13,7 @@ SHOWN = 10  # findings printed; all of them are in the file
 
 @click.command("check")
 @click.option("--manifest", required=True, type=click.Path(path_type=Path), help="The clips (see `vidgraph manifest`).")
-@click.option("--root", type=click.Path(path_type=Path), help="Folder that its paths start from.  [default: its own]")
+@click.option("--root", type=FOLDER, help="Folder that its paths start from.  [default: its own]")
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -21,9 +22,7 @@ SHOWN = 10  # findings printed; all of them are in the file
 @click.option("--class-list", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Classes, one per line.")
 @click.option("--num-classes", type=click.IntRange(min=1), help="Labels are whole numbers below this one.")
 @click.option("--workers", type=click.IntRange(min=0), help="Decode processes; 0: this one.  [default: one per core]")
-@click.option(
-    "--time-limit", default=60.0, type=click.FloatRange(min=0, min_open=True), help="Seconds a clip may take to decode."
-)
+@time_limit_option(60.0)
 @click.option("--decoder", default="decord", type=click.Choice(["decord", "pyav", "torchcodec"]), help="Video decoder.")
 @click.option("--allow-truncated", is_flag=True, help="Take videos that end before their container says.")
 def command(manifest, root, out, class_list, num_classes, workers, time_limit, decoder, allow_truncated) -> int:
@@ -46,6 +45,7 @@ def command(manifest, root, out, class_list, num_classes, workers, time_limit, d
     out = out or manifest.with_suffix(".check.csv")
     if out.suffix.lower() not in (".csv", ".json"):
         raise click.BadParameter(f"expected a name that ends in .csv or .json, got {out}", param_hint="--out")
+    require_writable(out)
     clips = read_manifest(manifest, root)
     workers = cores_here() if workers is None else workers
     with stoppable("stopped; nothing was written, the same command starts over"), ExitStack() as stack:

@@ -34,6 +34,8 @@ def command(**given) -> int:
         from pipeline.manifest import read_manifest
 
         engine = engine_of(given, given["cache"] / "logs")
+        if engine is None and given["root"] and not given["root"].is_dir():  # elsewhere, workers see it
+            raise ValueError(f"--root: expected the folder of the videos, there is none at {given['root']}")
         manifest = read_manifest(given["manifest"], given["root"])
         options = _run_options(given, elsewhere=engine is not None)
         return run(config_of(given), manifest, given["cache"], options, given["shards"], engine=engine)

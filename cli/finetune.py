@@ -7,7 +7,7 @@ import click
 
 from cli._extraction import config_of, network_options, views_options
 from cli._interrupt import stoppable
-from cli._options import device_option, set_option, together
+from cli._options import device_option, set_option, time_limit_option, together
 
 # Options of `vidgraph extract` that say what the frames and the networks are: a cache knows them, a run without one is told.
 OF_EXTRACTION = (
@@ -42,7 +42,7 @@ def _running(function):
             type=click.IntRange(min=0),
             help="Decode processes.  [default: 1; beside a GPU, one per spare core]",
         ),
-        click.option("--time-limit", default=120.0, help="Seconds a clip may take to decode."),
+        time_limit_option(120.0),
         click.option("--check/--no-check", default=True, help="Compare live with cached logits before the first step."),
         click.option("--resume/--no-resume", default=True, help="Continue what is in the run folder, or start over."),
         device_option,

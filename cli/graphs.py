@@ -16,7 +16,12 @@ from cli._progress import progress
     "--which", default="iou,nearest,similar", callback=commas, help="Graphs to have, comma-separated; others that are there go."
 )
 @click.option("--neighbours", default=10, help="M, most similar other nodes kept per node (graph similar).")
-@click.option("--workers", default=0, help="Processes, each with one thread; 0: this one, with all its threads.")
+@click.option(
+    "--workers",
+    default=0,
+    type=click.IntRange(min=0),
+    help="Processes, each with one thread; 0: this one, with all its threads.",
+)
 @click.option(
     "--compression", default="none", type=click.Choice(["none", "lzf", "zstd"]), help="Compression of the graphs' files."
 )

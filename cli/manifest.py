@@ -58,7 +58,7 @@ def from_folder(folder: Path, out: Path, split_by: str, val: float, test: float,
 @click.option(
     "--images", default="sklearn", type=click.Choice(["sklearn", "mnist"]), help="Handwritten digits; mnist is downloaded once."
 )
-@click.option("--workers", type=int, help="Processes that write; 0: this one.  [default: one per core]")
+@click.option("--workers", type=click.IntRange(min=0), help="Processes that write; 0: this one.  [default: one per core]")
 @set_option
 def digits(
     out: Path, task: str, train: int, val: int, test: int, seed: int, images: str, workers: int | None, settings: dict
@@ -80,6 +80,8 @@ def digits(
     if unknown := [key for key in settings if key not in known]:
         raise click.BadParameter(f"{unknown[0]}: task {task} has {', '.join(known)}", param_hint="--set")
     splits = {split: count for split, count in (("train", train), ("val", val), ("test", test)) if count}
+    if not splits:
+        raise click.UsageError("--train, --val, --test: expected at least one video, got none")
     made = write_dataset(out, TASKS[task](**settings), splits, seed, workers, load_images(images))
     _say(read_manifest(made))
 

@@ -6,13 +6,13 @@ import click
 
 from cli._extraction import config_of, network_options, running_options, views_options
 from cli._interrupt import stoppable
-from cli._options import pick_device
+from cli._options import FOLDER, pick_device
 from cli._progress import progress
 
 
 @click.command("plan")
 @click.option("--manifest", required=True, type=click.Path(path_type=Path), help="The clips (see `vidgraph manifest`).")
-@click.option("--root", type=click.Path(path_type=Path), help="Folder that its paths start from.  [default: its own]")
+@click.option("--root", type=FOLDER, help="Folder that its paths start from.  [default: its own]")
 @click.option("--cache", required=True, type=click.Path(path_type=Path), help="Folder that `extract` would write to.")
 @click.option("--clips", default=8, type=click.IntRange(min=1), help="Clips of a measured shard; 9/4 of them are extracted.")
 @views_options

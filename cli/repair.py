@@ -5,14 +5,14 @@ from pathlib import Path
 import click
 
 from cli._interrupt import stoppable
-from cli._options import device_option
+from cli._options import FOLDER, device_option, time_limit_option
 
 _FILE = click.Path(path_type=Path)
 
 
 @click.command("repair")
 @click.option("--cache", required=True, type=_FILE, help="The cache to repair.")
-@click.option("--root", type=_FILE, help="Folder of the videos.  [default: where they were]")
+@click.option("--root", type=FOLDER, help="Folder of the videos.  [default: where they were]")
 @click.option("--weights", help="Checkpoint of the backbone.  [default: where it was]")
 @click.option("--annotations", type=_FILE, help="File of boxes.  [default: where it was]")
 @click.option("--proposal-weights", help="Checkpoint of the source of boxes.  [default: where it was]")
@@ -22,7 +22,7 @@ _FILE = click.Path(path_type=Path)
     help="Processes that read and decode.  [default: 1 on a CPU, one per spare core beside a GPU]",
 )
 @click.option("--changed", is_flag=True, help="Also the clips whose videos have changed since they were extracted.")
-@click.option("--time-limit", default=120.0, help="Seconds a clip may take to decode.")
+@time_limit_option(120.0)
 @device_option
 def command(
     cache: Path,

@@ -23,7 +23,12 @@ from cli._options import device_option, set_option
     type=click.Choice(["auto", "gpu", "ram", "disk"]),
     help="Features in the GPU's memory, in the machine's, or read per batch; auto: the first with twice the room.",
 )
-@click.option("--phase", default="", help="Train this phase of the recipe alone.  [default: the first that read the cache]")
+@click.option(
+    "--phase",
+    default="",
+    show_default=False,
+    help="Train this phase of the recipe alone.  [default: the first that read the cache]",
+)
 @click.option(
     "--start",
     type=click.Path(path_type=Path, exists=True),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from cli._options import require_writable
 from cli._progress import progress
 
 
@@ -28,20 +29,34 @@ def command(cache: Path, workers: int, as_json: bool, report: Path | None) -> in
 
     from pipeline.verify import inspect
 
+    if report:
+        require_writable(report)
     with ExitStack() as stack:
 
         def announce(total: int):
-            advance = stack.enter_context(progress("verify", round(total / 1e6), "MB", "found"))
-            return lambda done, found: advance(round(done / 1e6), found)
+            show, read = stack.enter_context(progress("verify", _megabytes(total), "MB", "found")), 0
+
+            def advance(done: int, found: int) -> None:
+                nonlocal read
+                before, read = read, read + done
+                show(_megabytes(read) - _megabytes(before), found)
+
+            return advance
 
         found = inspect(cache, workers, announce)
     if report:
+        report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(_as_json(cache, found) + "\n", encoding="utf-8")
     if as_json:
         click.echo(_as_json(cache, found))
     else:
         _print_table(cache, found)
     return 3 if found.findings else 0
+
+
+def _megabytes(size: int) -> int:
+    """Rounded up, so that a small cache has one."""
+    return -(-size // 1_000_000)
 
 
 def _as_json(cache: Path, report) -> str:

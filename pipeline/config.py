@@ -49,6 +49,8 @@ class ExtractConfig:
         for name, kind in KINDS.items():
             if type(getattr(self, name)) is not kind:
                 raise ValueError(f"{name}: expected {kind.__name__}, got {getattr(self, name)!r}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed: expected a whole number of 64 bits, got {self.seed}")
         if not all(isinstance(name, str) for name in self.keep):
             raise ValueError(f"keep: expected names of fields, got {self.keep!r}")
         _one_of("precision", self.precision, PRECISIONS)

@@ -58,6 +58,7 @@ def create_cache(path: str | Path, config: dict, manifest: Manifest, per_shard: 
     folder = Path(path)
     config = json.loads(_canonical(config))
     fingerprint = _fingerprint(config, manifest)
+    check_place(folder)
     folder.mkdir(parents=True, exist_ok=True)
     watch = Watch()
     while not (folder / "cache.json").exists():
@@ -72,6 +73,13 @@ def create_cache(path: str | Path, config: dict, manifest: Manifest, per_shard: 
                 part.unlink(missing_ok=True)
     _require_same(folder, config, manifest, fingerprint)
     return Shards(folder, fingerprint, manifest, read_cache_json(folder)["per_shard"])
+
+
+def check_place(folder: Path) -> None:
+    """CacheError where a file is in the way of a folder for a cache."""
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise CacheError(f"{folder}: expected a folder for the cache, {place} is a file; give --cache another name")
 
 
 def _create(folder: Path, config: dict, manifest: Manifest, fingerprint: str, per_shard: int, claim: str) -> None:

@@ -82,7 +82,7 @@ def require_neighbours(neighbours: int, nodes: int) -> None:
     """ValueError unless a view of `nodes` nodes has `neighbours` others."""
     if not 1 <= neighbours < nodes:
         raise ValueError(
-            f"neighbours: expected 1 to {nodes - 1} (a view has {nodes} nodes), got {neighbours}; lower --neighbours"
+            f"neighbours: expected 1 to {nodes - 1} (a view has {nodes} nodes), got {neighbours}; change --neighbours"
         )
 
 

@@ -23,6 +23,7 @@ from pipeline.config import ExtractConfig
 from pipeline.cores import cores_here
 from pipeline.draws import Draws
 from pipeline.extract import Summary, clips_per_shard, decoders_for, extract
+from pipeline.folder import check_place
 from pipeline.forward import Models
 from pipeline.manifest import COLUMNS, TIMES, Clip, Manifest, read_manifest
 
@@ -102,6 +103,7 @@ def make_plan(
     The clips are drawn from equal parts of the manifest, always the same. `clips` is rounded up to whole batches. Nothing
     stays on the disk. ValueError if every clip fails, or what `extract` raises.
     """
+    check_place(Path(cache))
     options = options or RunOptions()
     timed = math.ceil(max(1, clips) / options.batch) * options.batch
     chosen = _sample(manifest.clips, 2 * timed + max(1, timed // 4))

@@ -63,7 +63,7 @@ PIPELINE = {
         "memory",
         "videos",
     },
-    "plan": {"cache", "cluster", "compose", "config", "extract", "forward"},
+    "plan": {"cache", "cluster", "compose", "config", "extract", "folder", "forward"},
     "repair": {"extract", "config", "cache", "folder", "graphs", "videos"},
 }
 HEADS_MAY_USE = {"cache", "tensors", "boxes", "roi", "graphs", "backbones", "cluster", "memory", "manifest", "sealed"}

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -32,7 +33,6 @@ def test_every_verb_explains_itself(verb):
 
 
 def test_every_option_has_a_line_of_help():
-    import click
 
     def commands(command, name):
         yield name, command
@@ -93,6 +93,34 @@ def test_values_of_set_are_toml_where_they_are_toml():
 
 def test_shards_are_numbers_and_ranges_with_both_ends():
     assert shard_numbers(None, None, "3,10-12") == [3, 10, 11, 12]
+
+
+@pytest.mark.parametrize("text", ["", "-1", "2-1", "99/4", "1-99999999999", "99999999999"])
+def test_what_is_no_list_of_shards_is_refused_before_it_is_counted_out(text):
+    with pytest.raises(click.BadParameter, match="a range such as 10-20"):
+        shard_numbers(None, None, text)
+
+
+def test_what_cannot_be_is_said_before_the_work(capsys, tmp_path):
+    """Each is one line and code 2, and leaves no cache behind."""
+    (tmp_path / "file").touch()
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "m.csv").write_text("clip,path,split,label\na,a.mp4,train,x\n")
+    manifest, cache = ("--manifest", tmp_path / "m.csv"), ("--cache", tmp_path / "cache")
+    plain = ("--weights", "none", "--proposals", "grid", "--backbone", "digit_cnn", "--frames", "4", "--size", "32")
+    for asked, reason in (
+        (("extract", *manifest, *plain, "--cache", tmp_path / "file" / "cache"), "file is a file"),
+        (("plan", *manifest, *plain, "--cache", tmp_path / "file"), "expected a folder for the cache"),
+        (("extract", *manifest, *plain, *cache, "--root", tmp_path / "no"), "--root: expected the folder of the videos"),
+        (("extract", *manifest, *plain, *cache, "--seed", "9" * 20), "seed: expected a whole number of 64 bits"),
+        (("extract", *manifest, *plain, *cache, "--time-limit", "0"), "'--time-limit': 0.0 is not in the range"),
+        (("check", *manifest, "--out", tmp_path / "file" / "found.csv"), "file cannot be written"),
+        (("check", *manifest, "--root", tmp_path / "no"), "'--root': Directory"),
+    ):
+        code, said = code_of(capsys, *asked)
+        assert (code, reason in said) == (2, True), said
+        assert "Traceback" not in said
+    assert not (tmp_path / "cache").exists()
 
 
 def test_the_command_runs_as_a_program():

@@ -21,6 +21,14 @@ import pkgutil
 
 from pipeline.names import nearest
 
+# Options that the command line calls otherwise.
+_FLAGS = {
+    "num_boxes": "--boxes",
+    "size": "--proposal-size",
+    "file": "--annotations",
+    "weights": "--proposal-weights",
+}
+
 
 class BoxesError(ValueError):
     """One clip's boxes cannot be given; the run records it as that clip's failure and goes on. Picklable.
@@ -57,8 +65,13 @@ def build_proposals(name: str, **options):
     known = inspect.signature(build).parameters
     for option in options:
         if option not in known:
-            raise ValueError(f"proposals {name!r} has no option {option!r}: {nearest(option, known)}")
+            raise ValueError(f"proposals {name!r} has no option {_called(option)}: {nearest(option, known)}")
     for option, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and option not in options:
-            raise ValueError(f"proposals {name!r} needs the option {option!r}, which was not given")
+            raise ValueError(f"proposals {name!r} needs the option {_called(option)}, which was not given")
     return build(**options)
+
+
+def _called(option: str) -> str:
+    """An option, with its name on the command line where that is another."""
+    return f"{option!r} ({_FLAGS[option]})" if option in _FLAGS else repr(option)
