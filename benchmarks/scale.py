@@ -5,10 +5,15 @@ dry run   `extract` as it is, with a manifest of a million rows, 100 clips to a 
           its process until the first shard is back (and until Dask is started); and seconds per shard from then on, which is
           what claiming, sending, collecting and counting cost, and how much of that is the client's own time on a core. On
           Dask, and in one process without it.
+workers   two Dask workers of one thread each beside one, in turn, on generated videos: clips/s, the median of the rounds'
+          ratios, and the cores that the workers, the client and everybody else kept busy. A second worker can bring no more
+          than the machine's cores divided by what the first one takes; a round in which others took more than a twentieth of
+          a core measures them, and is repeated.
 """
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -28,6 +33,8 @@ from pipeline.manifest import read_manifest, write_manifest
 from pipeline.sample import Sampling
 
 PER_SHARD = 100
+QUIET = 0.05  # cores that others may keep busy while workers are measured
+TRIES = 3  # per round, until it is quiet; the last ones count as they are
 SMALL = ExtractConfig(
     backbone="digit_cnn",
     keep=("pooled",),
@@ -119,14 +126,14 @@ def measure_dry_runs(rows: int, rounds: int) -> list[dict[str, object]]:
 
 
 class Warm:
-    """Dask workers that stay for several extractions; `handed` is when the last one had its shards handed out."""
+    """Dask workers that stay for several extractions; `handed` are the clocks when the last one had its shards handed out."""
 
     def __init__(self, run):
-        self.run, self.handed = run, 0.0
+        self.run, self.handed = run, (0.0, 0.0, 0.0, 0.0)
 
     @contextmanager
     def open(self) -> Iterator:
-        self.handed = time.perf_counter()
+        self.handed = clocks()
         yield self.run
 
 
@@ -143,8 +150,19 @@ def timed_run(manifest: Path, cache: Path, workers: int, per_shard: int) -> dict
         run_all(engine, "warm", range(2 * workers))
         start = time.perf_counter() - begun
         summary = run_all(engine, "timed", None)
-        seconds = time.perf_counter() - engine.handed
-    return {"clips": summary.clips, "shards": summary.shards, "seconds": seconds, "start": start}
+        seconds, client, theirs, all_of_it = (now - then for now, then in zip(clocks(), engine.handed, strict=True))
+    found = {"clips": summary.clips, "shards": summary.shards, "seconds": seconds, "start": start}
+    cores = {"workers": theirs, "client": client, "others": max(0.0, all_of_it - theirs - client)}
+    return {**found, **{f"{who}' cores": busy / seconds for who, busy in cores.items()}}
+
+
+def clocks() -> tuple[float, float, float, float]:
+    """Seconds that pass, and on a core: of this process, of those that it has started (and theirs), and of everybody."""
+    import psutil  # comes with distributed
+
+    theirs = sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children(recursive=True))
+    everybody = psutil.cpu_times()
+    return time.perf_counter(), time.process_time(), theirs, everybody.user + everybody.nice + everybody.system
 
 
 def measure_workers(clips: int, per_shard: int, rounds: int) -> list[dict[str, object]]:
@@ -153,15 +171,23 @@ def measure_workers(clips: int, per_shard: int, rounds: int) -> list[dict[str, o
     found: dict[int, list[dict[str, float]]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:
         manifest = make_videos(Path(folder), clips)
-        for number in range(rounds):
-            for workers, runs in found.items():
+        for number in range(TRIES * rounds):
+            pair = {}
+            for workers in found:
                 cache = Path(folder) / f"{workers} workers, {number}"
                 asked = [sys.executable, __file__, "--timed", str(manifest), str(cache), str(workers), str(per_shard)]
                 done = subprocess.run(
                     asked, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
                 )
-                runs.append(json.loads(done.stdout.splitlines()[-1]))
+                pair[workers] = json.loads(done.stdout.splitlines()[-1])
+                shutil.rmtree(cache)
+            if max(run["others' cores"] for run in pair.values()) < QUIET or number >= (TRIES - 1) * rounds:
+                for workers, run in pair.items():
+                    found[workers].append(run)
+            if len(found[1]) == rounds:
+                break
     rates = {workers: [run["clips"] / run["seconds"] for run in runs] for workers, runs in found.items()}
+    ratios = {workers: [rate / one for rate, one in zip(those, rates[1], strict=True)] for workers, those in rates.items()}
     return [
         {
             "workers": workers,
@@ -171,7 +197,9 @@ def measure_workers(clips: int, per_shard: int, rounds: int) -> list[dict[str, o
             "s": statistics.median(run["seconds"] for run in runs),
             "clips/s": statistics.median(rates[workers]),
             "slowest and fastest": f"{min(rates[workers]):.2f}, {max(rates[workers]):.2f}",
-            "times one worker": statistics.median(rates[workers]) / statistics.median(rates[1]),
+            "times one worker": statistics.median(ratios[workers]),
+            "of the rounds": ", ".join(f"{ratio:.2f}" for ratio in sorted(ratios[workers])),
+            **{name: statistics.median(run[name] for run in runs) for name in runs[0] if name.endswith("' cores")},
         }
         for workers, runs in found.items()
     ]
@@ -188,7 +216,7 @@ def main() -> None:
         return
     parser = arguments(__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the manifest of the dry run (default 1,000,000)")
-    parser.add_argument("--rounds", type=int, default=2, help="of each measurement (default 2)")
+    parser.add_argument("--rounds", type=int, default=3, help="of each measurement (default 3)")
     parser.add_argument("--clips", type=int, default=96, help="generated videos for the workers (default 96)")
     parser.add_argument("--per-shard", type=int, default=4, help="clips of their shards (default 4)")
     parser.add_argument("--only", choices=("dry", "workers"), help="one of the two parts")

@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -127,12 +128,14 @@ class Dask:
         from distributed import Client
 
         logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what it has to say, our errors say in one line
+        warnings.filterwarnings("ignore", "Port .* is already in use")  # it takes another, which is printed
         security = self.tls.security() if self.tls else None
         settings = {
             "distributed.worker.daemon": False,  # decode processes are its children
             "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
             "distributed.scheduler.default-task-durations": {"job": "1h"},  # else adaptive scaling waits to see one end
             "distributed.scheduler.worker-saturation": 1.0,
+            "distributed.worker.profile.enabled": False,  # it looks at the threads 100 times a second: 6 % of a core
             "distributed.comm.timeouts.connect": f"{CONNECTING}s",
         }
         with (
@@ -168,6 +171,7 @@ class Dask:
             logging.getLogger("distributed").setLevel(logging.CRITICAL)  # workers that are ended complain
             with suppress(TimeoutError):
                 cluster.close(timeout=CLOSING)
+            cluster.shutdown_on_close = False  # at exit Dask would wait another ten seconds for what did not end in time
 
     def _shown_at(self, link: str) -> str:
         """The dashboard's address as it can be opened: Dask puts the scheduler's host in, where it need not listen."""

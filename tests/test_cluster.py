@@ -17,11 +17,13 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
+from click.testing import CliRunner
 from small_cache import make_cache
 from test_claims import elsewhere, until
 from test_extract import INLINE, config_of, everything, run, undisturbed, world  # noqa: F401  (fixtures)
 
 import pipeline.extract
+from cli.__main__ import vidgraph
 from cli._cluster import without
 from pipeline import claims, slurm
 from pipeline.cache import Cache
@@ -197,6 +199,12 @@ def where_am_i(_job) -> tuple[int, str, str]:
     return os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_NUM_THREADS"]
 
 
+def is_profiled(_job) -> bool:
+    import dask
+
+    return dask.config.get("distributed.worker.profile.enabled")
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_jobs_run_here_with_any_number_of_processes(workers):
     assert list(run_jobs(double, range(5), Here(workers))) == [(k, 2 * k) for k in range(5)]
@@ -213,6 +221,7 @@ def test_on_dask_the_cache_is_the_same_and_every_process_has_a_gpu_of_its_own(wo
         assert len({pid for pid, _, _ in places}) == 2
         assert {gpu for _, gpu, _ in places} == {"3", "5"}
         assert {threads for _, _, threads in places} == {"3"}
+        assert dict(run_on(is_profiled, [0])) == {0: False}  # it would cost each worker 6 % of a core
         halves = dict(run_on(halve, range(30)))  # several are done at once: each result, or error, is its own job's
         assert {k: str(half) for k, half in halves.items()} == {k: f"{k} is odd" if k % 2 else str(k // 2) for k in range(30)}
 
@@ -499,6 +508,33 @@ def test_a_further_job_that_sbatch_refuses_is_said_once_and_submitted_again(sbat
     assert len(said) == 1
     assert "invalid partition specified: nope" in said[0]
     assert "Traceback" not in caplog.text
+
+
+def test_a_cluster_that_does_not_end_in_time_is_not_waited_for_again_at_exit(monkeypatch):
+    class Slow:
+        shutdown_on_close = True
+
+        def close(self, timeout: float) -> None:
+            raise TimeoutError
+
+    monkeypatch.setattr("pipeline.cluster._pinned_cluster", lambda *given: Slow())
+    with Dask()._cluster(None) as cluster:
+        pass
+    assert not cluster.shutdown_on_close
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        (("--scheduler", ""), "--scheduler: expected an address"),
+        (("--dask", "1", "--dashboard", "abc"), "--dashboard: expected HOST:PORT"),
+        (("--dask", "1", "--dashboard", ":99999"), "--dashboard: expected HOST:PORT"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_before_anything_starts(asked, reason):
+    result = CliRunner().invoke(vidgraph, ["extract", "--manifest", "m.csv", "--cache", "c", *asked])
+    assert result.exit_code == 2
+    assert reason in result.output
 
 
 def test_the_dashboard_is_shown_where_it_listens():
