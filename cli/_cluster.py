@@ -1,5 +1,6 @@
 """Options that say on which machines a stage runs, and what they mean."""
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import click
 from cli._options import together
 
 _FILE = click.Path(path_type=Path)
+_LISTENS = re.compile(r"[^\s/]*:[0-9]{1,5}")
 _NOT_IN_JOBS = ("--slurm", "--jobs", "--print-sbatch")
 
 
@@ -42,6 +44,10 @@ def engine_of(given: dict, logs: Path):
     named = [name for name in ("dask", "scheduler", "slurm") if given[name] is not None]
     if len(named) > 1:
         raise click.UsageError(f"--{named[0]} and --{named[1]}: expected one place to work at; leave one out")
+    if given["scheduler"] == "":
+        raise click.UsageError("--scheduler: expected an address such as tcp://node1:8786, got nothing")
+    if not _LISTENS.fullmatch(given["dashboard"]) or int(given["dashboard"].rpartition(":")[2]) > 65535:
+        raise click.UsageError(f"--dashboard: expected HOST:PORT or :PORT, such as 127.0.0.1:8787, got {given['dashboard']!r}")
     tls = _tls(given, named)
     if given["jobs"] and named != ["slurm"]:
         raise click.UsageError("--jobs: expected it with --slurm; --dask says how many processes work here")
