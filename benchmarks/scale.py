@@ -152,8 +152,8 @@ def timed_run(manifest: Path, cache: Path, workers: int, per_shard: int) -> dict
         summary = run_all(engine, "timed", None)
         seconds, client, theirs, all_of_it = (now - then for now, then in zip(clocks(), engine.handed, strict=True))
     found = {"clips": summary.clips, "shards": summary.shards, "seconds": seconds, "start": start}
-    cores = {"workers": theirs, "client": client, "others": max(0.0, all_of_it - theirs - client)}
-    return {**found, **{f"{who}' cores": busy / seconds for who, busy in cores.items()}}
+    cores = {"workers'": theirs, "client's": client, "others'": max(0.0, all_of_it - theirs - client)}
+    return {**found, **{f"{who} cores": busy / seconds for who, busy in cores.items()}}
 
 
 def clocks() -> tuple[float, float, float, float]:
@@ -199,7 +199,7 @@ def measure_workers(clips: int, per_shard: int, rounds: int) -> list[dict[str, o
             "slowest and fastest": f"{min(rates[workers]):.2f}, {max(rates[workers]):.2f}",
             "times one worker": statistics.median(ratios[workers]),
             "of the rounds": ", ".join(f"{ratio:.2f}" for ratio in sorted(ratios[workers])),
-            **{name: statistics.median(run[name] for run in runs) for name in runs[0] if name.endswith("' cores")},
+            **{name: statistics.median(run[name] for run in runs) for name in runs[0] if name.endswith(" cores")},
         }
         for workers, runs in found.items()
     ]

@@ -32,6 +32,8 @@ ALLOWED_DEATHS = 3  # workers that a job may take with it
 LOOPBACK = "127.0.0.1:8787"
 GONE = "the Dask scheduler is gone; finished shards are kept, the same command resumes"
 CLOSING = 3.0  # seconds that workers which we started have to end
+COMING_BACK = 120.0  # seconds in which a worker that was lost has to be replaced; it imports torch on a busy machine
+KEEPING = 5.0  # seconds between two looks whether there are as many workers as there should be
 CONNECTING = 20.0  # seconds within which a scheduler has to be there at the start
 AGAIN = 0.1  # seconds before a question that failed is asked again
 NOBODY = 3.0  # seconds in which nobody takes a connection, later on, before we look whether the scheduler is gone
@@ -135,6 +137,7 @@ class Dask:
             "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
             "distributed.scheduler.default-task-durations": {"job": "1h"},  # else adaptive scaling waits to see one end
             "distributed.scheduler.worker-saturation": 1.0,
+            "distributed.deploy.lost-worker-timeout": f"{COMING_BACK}s",
             "distributed.worker.profile.enabled": False,  # it looks at the threads 100 times a second: 6 % of a core
             "distributed.comm.timeouts.connect": f"{CONNECTING}s",
         }
@@ -355,6 +358,7 @@ def _pinned_cluster(workers: int, dashboard: str, security):
     share of the cores, or with as many threads as OMP_NUM_THREADS says.
     """
     from distributed import LocalCluster
+    from tornado.ioloop import PeriodicCallback
 
     gpus = visible_gpus()
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores_here() // workers))
@@ -380,6 +384,9 @@ def _pinned_cluster(workers: int, dashboard: str, security):
         silence_logs=logging.ERROR,
     )
     cluster.scale(workers)
+    # Dask gives up on a worker that is not back within the time that it is given, and on one that dies while it starts.
+    keeper = PeriodicCallback(lambda: cluster.scale(workers), 1000 * KEEPING)
+    cluster.loop.add_callback(keeper.start)
     return cluster
 
 

@@ -258,6 +258,18 @@ def test_dask_workers_that_are_lost_are_replaced_and_their_jobs_done_by_others(t
     assert isinstance(found[7], WorkersLost)
 
 
+@pytest.mark.slow
+def test_a_worker_that_is_not_back_in_time_is_replaced_all_the_same(tmp_path, monkeypatch):
+    """Dask then gives up on it; without any worker the run would wait for ever."""
+    monkeypatch.setattr("pipeline.cluster.COMING_BACK", 0.1)
+    monkeypatch.setattr("pipeline.cluster.KEEPING", 0.5)
+    found, jobs = [], [Numbered(k, tmp_path / "jobs" / f"{k}.h5") for k in (1, 2)]
+    run = threading.Thread(target=lambda: found.extend(run_jobs(fragile, jobs, Dask(workers=1, **LOCAL))), daemon=True)
+    run.start()
+    run.join(300)
+    assert {job.number: result for job, result in found} == {1: 1, 2: 2}
+
+
 @pytest.fixture
 def scheduler(tmp_path):
     """A Dask cluster of somebody else's, with daemonic workers as by default: (address, process of its scheduler)."""
