@@ -32,8 +32,18 @@ def test_help_lists_every_target():
         assert f"make {target} " in listed
 
 
+@pytest.mark.parametrize(
+    ("target", "variable"),
+    [("extract", "MANIFEST"), ("check", "MANIFEST"), ("train", "RECIPE"), ("ablate", "STUDY"), ("evaluate", "RUN")],
+)
+def test_a_variable_that_is_not_given_is_named(target, variable):
+    done = make(target)
+    assert done.returncode == 2
+    assert f"expected {variable}, for example: make {target} {variable}=..." in done.stderr
+
+
 def test_the_stages_run_one_after_the_other(tmp_path):
-    videos, cache, runs = tmp_path / "videos", tmp_path / "cache", tmp_path / "runs"
+    videos, cache, runs = tmp_path / "videos", tmp_path / "my cache", tmp_path / "my runs"
     manifest = videos / "manifest.csv"
     boxes = "--proposals annotations --annotations " + str(videos / "boxes.csv")
     network = (
