@@ -4,45 +4,32 @@ A job function is a picklable callable of an importable module. A process keeps 
 (networks, an open cache) is loaded once per process. It returns statistics: tensors go from the worker to the disk.
 """
 
-import hashlib
 import logging
 import os
-import pickle
 import re
 import subprocess
-import threading
 import time
-import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from pipeline import slurm
 from pipeline.claims import Watch
 from pipeline.cores import cores_here
+from pipeline.flight import ALLOWED_DEATHS, Flight, WorkersLost
 from pipeline.pool import Pool
 
 POLL = 0.5  # seconds between two looks at shards that other runs work on
-ALLOWED_DEATHS = 3  # workers that a job may take with it
 LOOPBACK = "127.0.0.1:8787"
-GONE = "the Dask scheduler is gone; finished shards are kept, the same command resumes"
 CLOSING = 3.0  # seconds that workers which we started have to end
 COMING_BACK = 120.0  # seconds in which a worker that was lost has to be replaced; it imports torch on a busy machine
 KEEPING = 5.0  # seconds between two looks whether there are as many workers as there should be
 CONNECTING = 20.0  # seconds within which a scheduler has to be there at the start
-AGAIN = 0.1  # seconds before a question that failed is asked again
-NOBODY = 3.0  # seconds in which nobody takes a connection, later on, before we look whether the scheduler is gone
 
 Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[Any, Any]]]
-
-
-class WorkersLost(RuntimeError):
-    """Jobs took worker after worker with them, or the scheduler is gone."""
 
 
 class Engine(Protocol):
@@ -147,7 +134,7 @@ class Dask:
             Client(where, security=security, set_as_default=False, name="vidgraph") as client,
         ):
             self.say(f"{self._described(client)}; dashboard: {self._shown_at(client.dashboard_link)}")
-            flight = _Flight(client, self.workers)
+            flight = Flight(client, self.workers)
             try:
                 yield flight.run
             finally:
@@ -245,112 +232,6 @@ def _wait(jobs: list[Job], finished: Callable[[Job], bool], watch: Watch) -> tup
             return [job for job, is_done in pairs if is_done], [job for job, is_done in pairs if not is_done]
         time.sleep(POLL)
     return [], []
-
-
-class _Flight:
-    """The jobs that a Dask scheduler has: a few more than there are workers, so that neither side's memory grows."""
-
-    def __init__(self, client, workers: int):
-        from distributed import Future
-
-        self.client, self.workers = client, workers
-        client.rpc.timeout = NOBODY
-        self.bond = Future(f"bond-{uuid.uuid4().hex}", client)  # of no task: cancelled, as all are, when the connection closes
-        self.id = uuid.uuid4().hex  # a later run loads its functions anew: the files that they opened may have changed
-        self.seen = 0.0
-        self.futures: dict[str, tuple[Any, Any]] = {}
-
-    def room(self) -> int:
-        """How many more jobs the scheduler is to have; it is asked for its workers every few seconds."""
-        if time.monotonic() - self.seen > 5:
-            with suppress(OSError):  # it is asked again; if it is gone, that is noticed elsewhere
-                self.workers = max(self.workers, len(self.client.nthreads()))
-            self.seen = time.monotonic()
-        return 2 * self.workers + 2 - len(self.futures)
-
-    def run(self, function: Callable, jobs: Iterable) -> Iterator[tuple[Any, Any]]:
-        from distributed import as_completed
-
-        payload = pickle.dumps(function, protocol=5)
-        name = f"{self.id} {hashlib.sha256(payload).hexdigest()}"
-        completed, jobs = as_completed(loop=self.client.loop), iter(jobs)
-
-        def submit() -> None:
-            """As many as there is room for, in one message; a job travels as bytes, into which Dask does not look."""
-            some = list(islice(jobs, self.room()))
-            if not some:
-                return
-            sent = [pickle.dumps(job, protocol=5) for job in some]
-            keys = [f"job-{uuid.uuid4().hex}" for _ in some]
-            futures = self.client.map(partial(_work, name, payload), sent, key=keys, pure=False)
-            for job, future in zip(some, futures, strict=True):
-                self.futures[future.key] = job, future
-            completed.update(futures)
-            self.check()  # what was sent after the connection was closed would never come back
-
-        submit()
-        for futures in completed.batches():
-            done = [self.futures.pop(future.key)[0] for future in futures]
-            if any(future.cancelled() for future in futures):
-                raise WorkersLost(GONE)
-            submit()
-            yield from zip(done, self._outcomes(futures), strict=True)
-
-    def check(self) -> None:
-        """WorkersLost if the connection to the scheduler has been closed since the beginning."""
-        if self.bond.cancelled():
-            raise WorkersLost(GONE)
-
-    def _outcomes(self, futures: list) -> Iterator[Any]:
-        """Their results, asked for together, since each question is a journey of its own; or exceptions."""
-        import asyncio
-
-        whole, results = [future for future in futures if future.status == "finished"], {}
-        if whole:
-            with suppress(Exception, asyncio.CancelledError):  # one was lost after it was finished: each is asked for by itself
-                results = dict(zip((future.key for future in whole), self.client.gather(whole), strict=True))
-        for future in futures:
-            yield results[future.key] if future.key in results else self._outcome(future)
-
-    def _outcome(self, future) -> Any:
-        """A finished future's result, or its exception; asked for until the scheduler answers or is gone."""
-        import asyncio
-        from concurrent import futures
-
-        from distributed import KilledWorker
-
-        while True:
-            self.check()
-            try:
-                return future.result()
-            except KilledWorker as error:
-                return WorkersLost(
-                    f"a job ended {ALLOWED_DEATHS + 1} workers, the last at {error.last_worker.address}; see its log for why"
-                )
-            except (asyncio.CancelledError, futures.CancelledError):  # of these two, Dask's versions disagree
-                raise WorkersLost(GONE) from None
-            except Exception as error:
-                if future.status == "error" or not isinstance(error, OSError):  # else it was the question that failed
-                    return error
-            time.sleep(AGAIN)
-
-    def cancel(self) -> None:
-        """Takes back what has not begun."""
-        with suppress(Exception):  # a scheduler that is gone has forgotten them anyway
-            self.client.cancel([future for _, future in self.futures.values()], force=True)
-
-
-_FUNCTIONS: dict[str, Callable] = {}  # of this worker process: the last job function, with what it has loaded
-_ONE_AT_A_TIME = threading.Lock()
-
-
-def _work(name: str, payload: bytes, job: bytes) -> Any:
-    """In a Dask worker: the job function, unpickled where it is new here, on one job."""
-    with _ONE_AT_A_TIME:
-        if name not in _FUNCTIONS:
-            _FUNCTIONS.clear()
-            _FUNCTIONS[name] = pickle.loads(payload)
-        return _FUNCTIONS[name](pickle.loads(job))
 
 
 def _pinned_cluster(workers: int, dashboard: str, security):

@@ -5,23 +5,21 @@ hangs. Native decoders do all three. A thread of the parent feeds the workers, w
 that they stay busy while the caller computes.
 """
 
-import ctypes
 import os
 import pickle
 import signal
-import sys
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from multiprocessing import current_process, get_context, parent_process, resource_tracker
-from multiprocessing.connection import Connection, wait
+from multiprocessing import current_process, get_context, resource_tracker
+from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
 from typing import Any
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from pipeline.worker import receive, serve
+
 MOST_LOSSES = 3  # workers that may die between being given a task and beginning with it, before it is to blame
 MOST_STARTS = 3  # per worker: starts in a row that a signal or START_LIMIT may end before none of them comes up any more
 START_LIMIT = 300.0  # seconds that a worker may take to start: imports from a cold network disk take one or two hundred
@@ -29,10 +27,6 @@ START_LIMIT = 300.0  # seconds that a worker may take to start: imports from a c
 
 class WorkerDied(RuntimeError):
     """The process that ran a task ended without an answer; says the signal or the exit status."""
-
-
-class RemoteTraceback(Exception):
-    """Where in the worker an exception was raised; it is the `__cause__` of the exception that came back."""
 
 
 class Pool:
@@ -144,7 +138,7 @@ class _Worker:
 
     def __init__(self, function: bytes, limit: float):
         ours, theirs = _SPAWN.Pipe()
-        self.process = _SPAWN.Process(target=_serve, args=(theirs, function, os.getpid()), daemon=True)
+        self.process = _SPAWN.Process(target=serve, args=(theirs, function, os.getpid()), daemon=True)
         with _as_no_daemon():
             self.process.start()
         theirs.close()  # else the worker's death would not end the pipe
@@ -281,7 +275,7 @@ class _Feeder(threading.Thread):
         try:
             if not worker.pipe.poll():
                 raise EOFError
-            answer = _receive(worker.pipe, lambda: self._more(worker))
+            answer = receive(worker.pipe, lambda: self._more(worker))
         except (EOFError, OSError):
             self._replace(worker)
             return
@@ -342,95 +336,3 @@ def _as_no_daemon() -> Iterator[None]:
     finally:
         if daemon is not None:
             mine["daemon"] = daemon
-
-
-def _serve(pipe: Connection, function: bytes, parent: int) -> None:
-    """A worker's life: load the function, answer None for ready (or the error); for each task None, then the answer."""
-    for ignored in (signal.SIGINT, signal.SIGTERM):  # a batch system sends it to the whole job: the parent decides
-        signal.signal(ignored, signal.SIG_IGN)
-    _die_with(parent)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores; read when `function` imports numpy
-    try:
-        function = pickle.loads(function)
-    except Exception as error:
-        _send(pipe, _portable(error))
-        return
-    _send(pipe, None)
-    while True:
-        try:
-            payload = pipe.recv_bytes()
-        except EOFError:
-            return
-        _send(pipe, None)
-        try:
-            answer = function(pickle.loads(payload))
-        except Exception as error:
-            answer = error
-        _send(pipe, answer)
-        answer = None  # a worker that waits must not hold the last result
-
-
-def _die_with(parent: int) -> None:
-    """Ends this process when the parent does, even inside a task: by a signal on Linux, by a watching thread elsewhere."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the line above
-            os._exit(1)
-
-    def watch() -> None:
-        parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _send(pipe: Connection, answer: Any) -> None:
-    """Pickles with protocol 5: arrays follow the message as they are, without a copy in this process."""
-    buffers: list[pickle.PickleBuffer] = []
-    try:
-        if isinstance(answer, Exception):
-            raise answer
-        head, where = pickle.dumps(answer, protocol=5, buffer_callback=buffers.append), ""
-    except Exception as error:
-        buffers.clear()
-        where = traceback.format_exc() if error is answer else ""
-        head = pickle.dumps(_portable(error), protocol=5)
-    views = [buffer.raw() for buffer in buffers]
-    pipe.send_bytes(pickle.dumps((head, [view.nbytes for view in views], where), protocol=5))
-    for view in views:
-        while view.nbytes:
-            view = view[os.write(pipe.fileno(), view) :]
-
-
-def _portable(error: Exception) -> Exception:
-    """`error` if it survives pickling (a class may ask for more arguments than it keeps), else a RuntimeError of its words."""
-    try:
-        pickle.loads(pickle.dumps(error, protocol=5))
-        return error
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-
-
-def _receive(pipe: Connection, more: Callable[[], None]) -> Any:
-    """What `_send` sent. `more()` waits until the pipe has data. EOFError if the other end is gone."""
-    import numpy  # here, and not in workers, which would pay for it before they know that they need it
-
-    head, sizes, where = pickle.loads(pipe.recv_bytes())
-    buffers = [numpy.empty(size, numpy.uint8) for size in sizes]
-    os.set_blocking(pipe.fileno(), False)
-    for buffer in buffers:
-        view = memoryview(buffer)
-        while view.nbytes:
-            try:
-                count = os.readv(pipe.fileno(), [view])
-            except BlockingIOError:
-                more()
-                continue
-            if not count:
-                raise EOFError
-            view = view[count:]
-    os.set_blocking(pipe.fileno(), True)
-    answer = pickle.loads(head, buffers=buffers)
-    if where:
-        answer.__cause__ = RemoteTraceback(f"\n{where}")
-    return answer

@@ -28,7 +28,8 @@ from cli._cluster import without
 from pipeline import claims, slurm
 from pipeline.cache import Cache
 from pipeline.claims import claim_file, take
-from pipeline.cluster import Dask, Here, Tls, WorkersLost, _Flight, run_jobs, share_jobs
+from pipeline.cluster import Dask, Here, Tls, WorkersLost, run_jobs, share_jobs
+from pipeline.flight import Flight
 from pipeline.graphs import build_graphs
 from pipeline.repair import as_extracted
 
@@ -338,7 +339,7 @@ def test_the_loss_of_the_scheduler_ends_the_run_with_a_word(scheduler, monkeypat
 def test_a_scheduler_that_is_only_slow_is_waited_for(scheduler, monkeypatch):
     """It stands still for longer than a question waits for somebody who takes it."""
     address, process = scheduler
-    monkeypatch.setattr("pipeline.cluster.NOBODY", 0.2)
+    monkeypatch.setattr("pipeline.flight.NOBODY", 0.2)
     results = run_jobs(slow_double, range(6), Dask(scheduler=address))
     first = next(results)
     process.send_signal(signal.SIGSTOP)
@@ -368,13 +369,13 @@ def outcomes(bond: Answers, *futures: Answers) -> list:
     def gather(some):
         raise OSError("nobody takes the connection")
 
-    flight = object.__new__(_Flight)
+    flight = object.__new__(Flight)
     flight.client, flight.bond = SimpleNamespace(gather=gather), bond
     return list(flight._outcomes(list(futures)))
 
 
 def test_a_question_that_fails_is_asked_again_while_the_connection_stands(monkeypatch):
-    monkeypatch.setattr("pipeline.cluster.AGAIN", 0.0)
+    monkeypatch.setattr("pipeline.flight.AGAIN", 0.0)
     slow, full = Answers(OSError("timed out"), OSError("closed"), 8), OSError("disk full")
     assert outcomes(Answers(), slow, Answers(full, status="error")) == [8, full]
 

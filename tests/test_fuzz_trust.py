@@ -26,7 +26,8 @@ SOURCES = sorted(path for room in ("cli", "heads", "pipeline") for path in (ROOT
 RUNS_CODE = {"cloudpickle", "cPickle", "dill", "jinja2", "joblib", "marshal", "pandas", "pickle", "runpy", "shelve", "yaml"}
 PICKLES = {
     "pipeline/pool.py",  # between a process and its own children, over a pipe that nobody else has
-    "pipeline/cluster.py",  # between a run and its own Dask workers
+    "pipeline/worker.py",  # the children's end of it
+    "pipeline/flight.py",  # between a run and its own Dask workers
     "pipeline/proposals/detectron2.py",  # the model zoo's files, by a reader that makes arrays and nothing else
 }
 CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.hub.load", "torch.jit.load", "builtins.eval"}

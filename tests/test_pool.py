@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline.pool import MOST_STARTS, Pool, RemoteTraceback, WorkerDied, _Ticket, _Worker
+from pipeline.pool import MOST_STARTS, Pool, WorkerDied, _Ticket, _Worker
+from pipeline.worker import RemoteTraceback
 
 ROOT = Path(__file__).parent.parent
 NET = 300.0  # seconds: a limit that no working machine reaches, so that a test which would wait for ever fails instead

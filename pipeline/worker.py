@@ -1,0 +1,111 @@
+"""A worker process of `pipeline.pool`: its life, and how its answers reach the parent."""
+
+import ctypes
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class RemoteTraceback(Exception):
+    """Where in the worker an exception was raised; it is the `__cause__` of the exception that came back."""
+
+
+def serve(pipe: Connection, function: bytes, parent: int) -> None:
+    """A worker's life: load the function, answer None for ready (or the error); for each task None, then the answer."""
+    for ignored in (signal.SIGINT, signal.SIGTERM):  # a batch system sends it to the whole job: the parent decides
+        signal.signal(ignored, signal.SIG_IGN)
+    _die_with(parent)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores; read when `function` imports numpy
+    try:
+        function = pickle.loads(function)
+    except Exception as error:
+        _send(pipe, _portable(error))
+        return
+    _send(pipe, None)
+    while True:
+        try:
+            payload = pipe.recv_bytes()
+        except EOFError:
+            return
+        _send(pipe, None)
+        try:
+            answer = function(pickle.loads(payload))
+        except Exception as error:
+            answer = error
+        _send(pipe, answer)
+        answer = None  # a worker that waits must not hold the last result
+
+
+def _die_with(parent: int) -> None:
+    """Ends this process when the parent does, even inside a task: by a signal on Linux, by a watching thread elsewhere."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the line above
+            os._exit(1)
+
+    def watch() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _send(pipe: Connection, answer: Any) -> None:
+    """Pickles with protocol 5: arrays follow the message as they are, without a copy in this process."""
+    buffers: list[pickle.PickleBuffer] = []
+    try:
+        if isinstance(answer, Exception):
+            raise answer
+        head, where = pickle.dumps(answer, protocol=5, buffer_callback=buffers.append), ""
+    except Exception as error:
+        buffers.clear()
+        where = traceback.format_exc() if error is answer else ""
+        head = pickle.dumps(_portable(error), protocol=5)
+    views = [buffer.raw() for buffer in buffers]
+    pipe.send_bytes(pickle.dumps((head, [view.nbytes for view in views], where), protocol=5))
+    for view in views:
+        while view.nbytes:
+            view = view[os.write(pipe.fileno(), view) :]
+
+
+def _portable(error: Exception) -> Exception:
+    """`error` if it survives pickling (a class may ask for more arguments than it keeps), else a RuntimeError of its words."""
+    try:
+        pickle.loads(pickle.dumps(error, protocol=5))
+        return error
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def receive(pipe: Connection, more: Callable[[], None]) -> Any:
+    """What a worker's `_send` sent. `more()` waits until the pipe has data. EOFError if the other end is gone."""
+    import numpy  # here, and not in workers, which would pay for it before they know that they need it
+
+    head, sizes, where = pickle.loads(pipe.recv_bytes())
+    buffers = [numpy.empty(size, numpy.uint8) for size in sizes]
+    os.set_blocking(pipe.fileno(), False)
+    for buffer in buffers:
+        view = memoryview(buffer)
+        while view.nbytes:
+            try:
+                count = os.readv(pipe.fileno(), [view])
+            except BlockingIOError:
+                more()
+                continue
+            if not count:
+                raise EOFError
+            view = view[count:]
+    os.set_blocking(pipe.fileno(), True)
+    answer = pickle.loads(head, buffers=buffers)
+    if where:
+        answer.__cause__ = RemoteTraceback(f"\n{where}")
+    return answer
