@@ -74,9 +74,17 @@ def _report(error: BaseException, code: int) -> int:
     """One line for a person; the traceback only when VIDGRAPH_TRACEBACK is set."""
     if os.environ.get("VIDGRAPH_TRACEBACK"):
         raise error
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(_words(error).split()) or type(error).__name__
     print(f"vidgraph: {text}", file=sys.stderr)
     return code
+
+
+def _words(error: BaseException) -> str:
+    """What an error says; where it is the system's, the file, what it said, and what was expected of a file's rights."""
+    if not isinstance(error, OSError) or error.filename is None or not error.strerror:
+        return str(error)
+    right = "; expected a place that this user may use" if isinstance(error, PermissionError) else ""
+    return f"{error.filename}: {error.strerror}{right}"
 
 
 if __name__ == "__main__":

@@ -123,6 +123,16 @@ def test_what_cannot_be_is_said_before_the_work(capsys, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+def test_what_the_system_refuses_is_said_with_its_file_and_without_numbers(capsys, tmp_path, monkeypatch):
+    def refuse(*given):
+        raise PermissionError(13, "Permission denied", str(tmp_path / "m.csv"))
+
+    monkeypatch.setattr("pipeline.manifest.read_manifest", refuse)
+    code, said = code_of(capsys, "extract", "--manifest", tmp_path / "m.csv", "--cache", tmp_path / "cache")
+    assert code == 2
+    assert said == f"vidgraph: {tmp_path}/m.csv: Permission denied; expected a place that this user may use\n"
+
+
 def test_the_command_runs_as_a_program():
     done = subprocess.run([sys.executable, "-m", "cli", "--version"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
