@@ -29,7 +29,7 @@ from heads.learner import device_for
 from heads.live import Live, live_dims
 from heads.members import Result, Study
 from heads.parallel import World, joined
-from heads.recipe import PLAIN, Recipe
+from heads.recipe import PLAIN, Recipe, command_of
 from heads.running import Say
 from heads.tables import Phase
 from heads.transfer import checkpoint_of, take_weights
@@ -78,8 +78,7 @@ def frames_phase(recipe: Recipe, name: str = "", **frames: Any) -> tuple[Recipe,
     phase = recipe.phase(name) if name else next(iter(there), None)
     if phase is None or phase.reads != "frames":
         which = f"phase {phase.name} of recipe {recipe.name} reads" if phase else f"the phases of recipe {recipe.name} read"
-        command = f"vidgraph train {recipe.name}" + (f" --phase {phase.name}" if phase else "")
-        raise ValueError(f"{which} the cache: run `{command}`")
+        raise ValueError(f"{which} the cache: run `{command_of(recipe, phase)}`")
     changed = replace(phase, frames=replace(phase.frames, **frames))
     phases = tuple(changed if one.name == phase.name else one for one in recipe.phases)
     return replace(recipe, phases=phases), changed

@@ -114,7 +114,7 @@ class Recipe:
                     break
         if not found or found[0].reads == "frames":
             phase = (found or list(self.all_phases))[0]
-            raise ValueError(f"phase {phase.name} of recipe {self.name} reads frames: run `{finetune_command(self, phase)}`")
+            raise ValueError(f"phase {phase.name} of recipe {self.name} reads frames: run `{command_of(self, phase)}`")
         return tuple(found)
 
     def as_dict(self) -> dict[str, Any]:
@@ -124,9 +124,12 @@ class Recipe:
         return {key: value for key, value in table.items() if key not in ("train", "phases") or value}
 
 
-def finetune_command(recipe: Recipe, phase: Phase) -> str:
-    """The command that runs a phase which reads frames."""
-    return f"vidgraph finetune {recipe.name} --phase {phase.name}"
+def command_of(recipe: Recipe, phase: Phase | None = None) -> str:
+    """The command that runs a phase, or the first ones that read the cache. A recipe that is none of the package's is RECIPE in
+    it: its file may lie anywhere."""
+    verb = "finetune" if phase is not None and phase.reads == "frames" else "train"
+    name = recipe.name if recipe.name in recipe_names() else "RECIPE"
+    return f"vidgraph {verb} {name}" + (f" --phase {phase.name}" if phase is not None else "")
 
 
 def _head_of(head: HeadChoice, phase: Phase) -> tuple[str, dict[str, Any]]:

@@ -22,7 +22,7 @@ from heads.evaluate import Predictions, Reader, fields_of, figures, same_backbon
 from heads.learner import INIT, Learner, reseed
 from heads.members import Member, Result, Study
 from heads.optimisers import Optimisers
-from heads.recipe import Recipe, finetune_command
+from heads.recipe import Recipe, command_of
 from heads.run_folder import RunFolder, epoch_line
 from heads.store import Share
 from heads.transfer import checkpoint_of, default_checkpoint, recipe_of, take_weights
@@ -189,7 +189,7 @@ class Run:
         previous = self.recipe.phase(names[names.index(self.phase.name) - 1])
         path = self.folder / f"{previous.name}.pt"
         if not path.exists():
-            how = finetune_command(self.recipe, previous) if previous.reads == "frames" else f"--phase {previous.name}"
+            how = command_of(self.recipe, previous) if previous.reads == "frames" else f"--phase {previous.name}"
             raise ValueError(
                 f"phase {self.phase.name} starts from phase {previous.name}, which {self.folder} does not hold: run it first "
                 f"({how}), or name a run with --start"

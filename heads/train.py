@@ -34,7 +34,7 @@ from heads.evaluate import Predictions, predict_all, say_excluded
 from heads.held import Busy, hold
 from heads.learner import device_for
 from heads.members import Failure, Member, Result, Study
-from heads.recipe import Recipe, finetune_command
+from heads.recipe import Recipe, command_of
 from heads.running import Run, Say
 from heads.store import Store, shared_pass
 
@@ -87,8 +87,7 @@ def train(
         raise outcome.error
     names = [one.name for one in recipe.all_phases]
     for one in recipe.all_phases[names.index(outcome.phase) + 1 :][:1]:
-        command = finetune_command(recipe, one) if one.reads == "frames" else f"vidgraph train {recipe.name} --phase {one.name}"
-        say(f"next phase: {one.name}; run `{command}`")
+        say(f"next phase: {one.name}; run `{command_of(recipe, one)}`")
     return outcome
 
 

@@ -131,7 +131,7 @@ def test_phases_are_trained_in_one_call_or_one_by_one(place, capsys):
     assert code == 0
     assert "two epoch 1/1" in out
     code, out, _ = trained("--name", "apart", "--phase", "one")
-    assert "next phase: two; run `vidgraph train phased --phase two`" in out
+    assert "next phase: two; run `vidgraph train RECIPE --phase two`" in out
     assert trained("--name", "apart", "--phase", "two")[0] == 0
     assert trained("--name", "set", "--set", "phases.two.train.lr=0.5")[0] == 0
     assert "lr = 0.5" in (place / "runs" / "set" / "recipe.toml").read_text()
