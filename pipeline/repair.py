@@ -45,6 +45,11 @@ def as_extracted(
         raise CacheError(
             f"{cache.path}: no shard's statistics can be read; run `vidgraph extract` with the first run's options"
         )
+    if "asked" not in record:
+        raise CacheError(
+            f"{cache.path}: expected a cache of `vidgraph extract`, this one was filled by something else, such as `vidgraph "
+            "reproduce`, which alone can fill it again"
+        )
     config = _with_moved(ExtractConfig.from_dict(record["asked"]), moved)
     manifest = cache.manifest if moved.root is None else read_manifest(cache.path / "manifest.csv", moved.root)
     if not manifest.root.is_dir():

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_backbone import tiny
+from tiny_cache import Tiny
 from tiny_videos import config_of, make_videos, picture, write_csv
 from tiny_videos import run as extract_run
 
@@ -262,6 +263,17 @@ def test_bad_usage_is_one_line_and_exit_code_2(options, match, place, tmp_path, 
     )
     assert code == 2
     assert match in err
+
+
+def test_a_cache_that_no_extraction_made_is_refused_in_one_line(tmp_path, capsys):
+    """Such as those of generated digits: nothing says where its frames come from."""
+    Tiny().write(tmp_path)
+    (tmp_path / "tiny.toml").write_text('source = "a test"\n[head]\nname = "pool"\n[train]\nepochs = 1\nbatch = 4\n')
+    how = ("--cache", tmp_path / "cache", "--runs", tmp_path / "runs", "--device", "cpu")
+    code, _, err = vidgraph(capsys, "finetune", tmp_path / "tiny.toml", *how)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "expected a cache of `vidgraph extract`" in err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_phase_that_reads_the_cache_is_sent_to_train(capsys):
