@@ -112,6 +112,8 @@ def finetune(
     with joined(device_for(device, how.precision)) as (world, where):
         made = _Made(recipe, phase, cache, config, manifest, reading, how, where)
         say = say if world.first else _silent
+        if not (Path(folder) / "last.pt").exists():
+            made.check_start(start, Path(folder))  # before there is a folder
         for part in made.parts.values():
             say_excluded(part, say)
         with made.footage(world) as source:
@@ -237,10 +239,8 @@ class _Made:
     def begin(self, network: Live, start: Path | None, folder: Path, source: Footage, say: Say) -> None:
         """Before the first mini-batch: the weights to start with, and whether the frames give what the cache gives."""
         moved = False
-        if (path := self._start(start, folder)) is not None:
+        if (path := self.check_start(start, folder)) is not None:
             saved = runs.load_checkpoint(path)
-            if self.cache is not None:
-                same_backbone(saved["about"]["config"], self.cache)
             say(take_weights(network.head, path, self.phase))
             if "backbone" in saved:
                 moved = self._take_backbone(network, path, saved["backbone"], say)
@@ -264,6 +264,16 @@ class _Made:
             return False
         say(f"the backbone starts with the weights of {path}")
         return self.cache is not None
+
+    def check_start(self, start: Path | None, folder: Path) -> Path | None:
+        """The checkpoint that the phase starts from, if any; ValueError where it is not there, or of another backbone than the
+        cache."""
+        path = self._start(start, folder)
+        if path is not None:
+            saved = runs.load_checkpoint(path)
+            if self.cache is not None:
+                same_backbone(saved["about"]["config"], self.cache)
+        return path
 
     def _start(self, start: Path | None, folder: Path) -> Path | None:
         """The checkpoint that the phase starts from, if any."""
