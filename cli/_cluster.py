@@ -36,7 +36,7 @@ def place_options(jobs: str):
     return together(options)
 
 
-cluster_options = place_options("Slurm jobs at the same time, at most.  [default: 1]")
+cluster_options = place_options("Slurm jobs at the same time, at most.  [default: 1; of a job array, all]")
 
 
 def engine_of(given: dict, logs: Path):

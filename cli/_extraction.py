@@ -47,7 +47,7 @@ def network_options(function):
         click.option("--weights", default="imagenet", help="Backbone weights: imagenet, none, or a checkpoint file."),
         click.option("--cut", default="", show_default=False, help="Last cut, pooled and aligned.  [default: the last stage]"),
         click.option("--proposals", default="torchvision", help="Source of boxes: a file of pipeline/proposals."),
-        click.option("--proposal-weights", help="Weights of the source of boxes: coco, none, or a file."),
+        click.option("--proposal-weights", help="Weights of the source of boxes: coco, none, or a file.  [default: coco]"),
         click.option("--proposal-size", type=int, help="Short side at which it sees whole frames, pixels.  [default: 480]"),
         click.option("--boxes", type=int, help="N, boxes kept per feature step.  [default: 10]"),
         click.option("--annotations", type=click.Path(path_type=Path), help="File of boxes, for --proposals annotations."),

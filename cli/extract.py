@@ -1,5 +1,6 @@
 """`vidgraph extract`: stage one, videos to cached tensors."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -85,7 +86,7 @@ def _report_failures(failures: list[dict], clips: int, cache: Path) -> int:
     if len(failures) > 10:
         click.echo(f"  … and {len(failures) - 10:,} more, in {cache}/features/*.json", err=True)
     if failures:
-        click.echo(f"{len(failures):,} of {clips:,} clips failed; to retry them: vidgraph repair --cache {cache}", err=True)
+        click.echo(f"{len(failures):,} of {clips:,} clips failed; to retry them: {_repair(cache)}", err=True)
     return 3 if failures else 0
 
 
@@ -96,8 +97,13 @@ def _report_changed(changed: list[str], cache: Path) -> int:
         some = ", ".join(changed[:3]) + ", …" * (len(changed) > 3)
         found = f"{len(changed):,} clips in finished shards ({some}) have other videos now; to redo them"
     if changed:
-        click.echo(f"{found}: vidgraph repair --cache {cache} --changed", err=True)
+        click.echo(f"{found}: {_repair(cache)} --changed", err=True)
     return 3 if changed else 0
+
+
+def _repair(cache: Path) -> str:
+    """The command, to be copied."""
+    return f"vidgraph repair --cache {shlex.quote(str(cache))}"
 
 
 def _run_options(given: dict, elsewhere: bool):

@@ -140,7 +140,7 @@ def _require_same(folder: Path, config: dict, manifest: Manifest, fingerprint: s
         raise CacheError(f"{folder}: written with {was}; asked for {now}. {advice}")
     rows = _identity(read_manifest_copy(folder, record).clips), _identity(manifest.clips)
     k = next((k for k, (a, b) in enumerate(zip(*rows, strict=False)) if a != b), min(map(len, rows)))
-    was, now = (f"clip {row[k][0]}, seconds {row[k][1]} to {row[k][2]}" if k < len(row) else "no clip" for row in rows)
+    was, now = (_clip_in_words(*row[k]) if k < len(row) else "no clip" for row in rows)
     advice = "Point --cache at another folder, or pass the same manifest"
     raise CacheError(f"{folder}: row {k + 1} of its manifest is {was}; of {manifest.path} it is {now}. {advice}")
 
@@ -149,6 +149,12 @@ def _root_as_spelled(manifest: Manifest) -> str:
     """The root with the links that absolute paths in the manifest may go through, where they can be known."""
     given = manifest.path.parent
     return os.path.abspath(given) if given.resolve() == manifest.root else str(manifest.root)
+
+
+def _clip_in_words(clip: str, start: float | None, end: float | None) -> str:
+    """A clip, with the part of its file that it is, where it is a part."""
+    part = "" if start is None and end is None else f", from {start or 0:g} s to {'the end' if end is None else f'{end:g} s'}"
+    return f"clip {clip}{part}"
 
 
 def _identity(clips: Sequence[Clip]) -> list[list]:

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
@@ -86,7 +87,7 @@ class _Check:
         self.views, self.hashed = 0, _Place()
 
     def say(self, what: str, where: str = "", path: Path | None = None, fix: str = REPAIR) -> None:
-        fix = fix.format(cache=self.plan.folder)
+        fix = fix.format(cache=quote(str(self.plan.folder)))
         self.findings.append(Finding(f"{path or self.path}{where}", what, fix, self.stage, (self.shard,)))
 
     def run(self) -> None:

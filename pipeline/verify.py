@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 
 from pipeline.cache import STAGES
 from pipeline.claims import look
@@ -86,7 +87,7 @@ def inspect(path: str | Path, workers: int = 0, announce: Callable[[int], Advanc
 def _or_died(result: object, plan: Shards, stage: str, shard: int) -> tuple[list[Finding], int]:
     if isinstance(result, WorkerDied):
         what = f"reading it ended the process ({result})"
-        return [Finding(str(plan.path(shard, stage)), what, REPAIR.format(cache=plan.folder), stage, (shard,))], 0
+        return [Finding(str(plan.path(shard, stage)), what, REPAIR.format(cache=quote(str(plan.folder))), stage, (shard,))], 0
     if isinstance(result, Exception):
         raise result
     return result
@@ -103,7 +104,7 @@ def _missing(plan: Shards, jobs: Sequence[tuple[str, int]]) -> Iterator[Finding]
     for stage, shards in expected.items():
         if lost := sorted(shards - done[stage]):
             what = f"{len(lost):,} of {len(shards):,} shards are missing: {_ranges(lost)}"
-            fix = (GRAPHS if stage == "graphs" else REPAIR).format(cache=plan.folder)
+            fix = (GRAPHS if stage == "graphs" else REPAIR).format(cache=quote(str(plan.folder)))
             yield Finding(str(plan.folder / stage), what, fix, stage, tuple(lost))
 
 
