@@ -336,7 +336,10 @@ def _as_decode_error(clip: Clip, error: Exception, limit: float) -> Exception:
     if isinstance(error, WorkerDied):
         return DecoderDied(clip.clip, clip.path, str(error))
     if isinstance(error, MemoryError):
-        return DecodeError(clip.clip, clip.path, f"not enough memory to decode it ({error}); try fewer --workers")
+        asked = f" ({error})" if str(error) else ""
+        return DecodeError(
+            clip.clip, clip.path, f"not enough memory to decode it{asked}; try fewer --workers, or smaller views"
+        )
     raise error
 
 

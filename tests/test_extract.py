@@ -19,11 +19,12 @@ from pipeline import boxes as geometry
 from pipeline.backbones import build_backbone
 from pipeline.cache import Cache
 from pipeline.claims import take
+from pipeline.compose import _as_decode_error
 from pipeline.config import ExtractConfig, with_settings
 from pipeline.decode import open_clip, write_video
 from pipeline.extract import RunOptions, extract
 from pipeline.forward import Models
-from pipeline.manifest import read_manifest
+from pipeline.manifest import Clip, read_manifest
 from pipeline.pixels import DecodeViews, Opening, step_frames
 from pipeline.repair import Moved, as_extracted
 from pipeline.sample import Sampling
@@ -363,3 +364,11 @@ def test_a_run_refuses_numbers_it_cannot_work_with(wrong):
 def test_a_failed_clip_has_the_seconds_it_took(undisturbed):
     (failure,) = Cache(undisturbed).failures
     assert failure["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"), [("", "decode it; try fewer"), ("Unable to allocate 3 GiB", "it (Unable to allocate 3 GiB); try")]
+)
+def test_a_clip_that_memory_is_too_small_for_is_a_failure_that_says_what_to_do(said, shown):
+    clip = Clip("a", "/videos/a.mp4", "train", (), None, None, {}, 0)
+    assert shown in _as_decode_error(clip, MemoryError(said), 1.0).reason
