@@ -87,6 +87,19 @@ def running_options(function):
     return together(options)(function)
 
 
+def config_for(given: dict, manifest):
+    """As `config_of`. ValueError for a label that is never to be mirrored and that no clip of the manifest has."""
+    from pipeline.names import nearest
+
+    config = config_of(given)
+    if protected := set(config.sampling.flip_protect):
+        known = {label for clip in manifest.clips for label in clip.labels}
+        if unknown := protected - known:
+            label = min(unknown)
+            raise ValueError(f"--flip-protect: no clip has the label {label!r}: {nearest(label, known)}")
+    return config
+
+
 def config_of(given: dict):
     """The `ExtractConfig` that these options, by name, say."""
     from pipeline.config import ExtractConfig, with_settings

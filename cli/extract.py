@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from cli._cluster import cluster_options, engine_of, sbatch_script
-from cli._extraction import config_of, network_options, running_options, views_options
+from cli._extraction import config_for, network_options, running_options, views_options
 from cli._interrupt import stoppable
 from cli._options import pick_device
 from cli._progress import progress
@@ -39,7 +39,7 @@ def command(**given) -> int:
             raise ValueError(f"--root: expected the folder of the videos, there is none at {given['root']}")
         manifest = read_manifest(given["manifest"], given["root"])
         options = _run_options(given, elsewhere=engine is not None)
-        return run(config_of(given), manifest, given["cache"], options, given["shards"], engine=engine)
+        return run(config_for(given, manifest), manifest, given["cache"], options, given["shards"], engine=engine)
 
 
 def _print_sbatch(given: dict) -> int:
@@ -50,7 +50,7 @@ def _print_sbatch(given: dict) -> int:
         if given[name] is not None:
             raise click.UsageError(f"--print-sbatch and --{name.removesuffix('s')}: expected one of them; leave one out")
     manifest = read_manifest(given["manifest"], given["root"])
-    shards = count_shards(config_of(given), manifest, given["cache"], _run_options(given, elsewhere=True))
+    shards = count_shards(config_for(given, manifest), manifest, given["cache"], _run_options(given, elsewhere=True))
     logs = given["cache"] / "logs"
     logs.mkdir(parents=True, exist_ok=True)  # Slurm makes no folders, and tasks whose output has none fail without a word
     click.echo(sbatch_script(given, shards, logs), nl=False)

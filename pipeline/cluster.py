@@ -7,6 +7,7 @@ A job function is a picklable callable of an importable module. A process keeps 
 import logging
 import os
 import re
+import ssl
 import subprocess
 import time
 import warnings
@@ -75,18 +76,30 @@ class Tls:
     key: Path
 
     def security(self):
-        """As Dask wants it, the same for scheduler, workers and client. ValueError if a file is not there."""
+        """As Dask wants it, the same for scheduler, workers and client. ValueError if a file is missing or is another."""
         from distributed.security import Security
 
         for name in ("ca", "cert", "key"):
             if not getattr(self, name).is_file():
                 raise ValueError(f"--tls-{name}: expected a PEM file, there is none at {getattr(self, name)}")
+        context = ssl.create_default_context()
+        _loads(f"--tls-ca: {self.ca}: expected a certificate (PEM)", lambda: context.load_verify_locations(self.ca))
+        pair = f"--tls-cert, --tls-key: expected {self.cert} to be a certificate, {self.key} its key without a password (PEM)"
+        _loads(pair, lambda: context.load_cert_chain(self.cert, self.key, password=""))  # else it would be asked for
         roles = {
             f"tls_{role}_{part}": str(getattr(self, part))
             for role in ("client", "worker", "scheduler")
             for part in ("cert", "key")
         }
         return Security(tls_ca_file=str(self.ca), require_encryption=True, **roles)
+
+
+def _loads(expected: str, load: Callable[[], None]) -> None:
+    """ValueError where `load` finds other than what is expected in a file."""
+    try:
+        load()
+    except ssl.SSLError as error:
+        raise ValueError(f"{expected}, got other ({error.reason or error})") from None
 
 
 @dataclass(frozen=True)
@@ -114,7 +127,6 @@ class Dask:
     @contextmanager
     def open(self) -> Iterator[Run]:
         import dask
-        from distributed import Client
 
         logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what it has to say, our errors say in one line
         warnings.filterwarnings("ignore", "Port .* is already in use")  # it takes another, which is printed
@@ -131,7 +143,7 @@ class Dask:
         with (
             dask.config.set(settings),
             self._cluster(security) as where,
-            Client(where, security=security, set_as_default=False, name="vidgraph") as client,
+            self._client(where, security) as client,
         ):
             self.say(f"{self._described(client)}; dashboard: {self._shown_at(client.dashboard_link)}")
             flight = Flight(client, self.workers)
@@ -139,6 +151,18 @@ class Dask:
                 yield flight.run
             finally:
                 flight.cancel()
+
+    def _client(self, where, security):
+        """A connection to the scheduler. OSError if there is none that takes it."""
+        from distributed import Client
+
+        try:
+            return Client(where, security=security, set_as_default=False, name="vidgraph")
+        except OSError as error:
+            if not self.scheduler:
+                raise
+            expected = f"--scheduler: expected a running Dask scheduler at {where}, cannot connect ({error})"
+            raise OSError(f"{expected}; look whether it runs, and whether both sides use TLS") from None
 
     @contextmanager
     def _cluster(self, security):

@@ -69,10 +69,11 @@ def test_bad_input_is_one_line_and_code_2(capsys, tmp_path):
         (("--frames", "0"), "frames"),
         (("--cut", "res9"), "res9"),
         (("--shard", "5-3"), "5-3"),
+        (("--flip-protect", "lfet"), "'lfet': did you mean left?"),
     ],
 )
 def test_a_wrong_option_names_itself_or_the_right_one(options, named, capsys, tmp_path):
-    (tmp_path / "m.csv").write_text("clip,path,split,label\na,a.mp4,train,0\n")
+    (tmp_path / "m.csv").write_text("clip,path,split,label\na,a.mp4,train,left\n")
     base = ("extract", "--manifest", tmp_path / "m.csv", "--cache", tmp_path / "cache", "--weights", "none")
     code, said = code_of(capsys, *base, "--proposals", "grid", *options)
     assert code == 2

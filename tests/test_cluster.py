@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -403,9 +404,37 @@ def test_tls_keeps_out_who_has_no_certificate(tmp_path):
             dict(run_jobs(double, [4], Dask(scheduler=address)))
 
 
+def test_a_scheduler_that_is_not_there_is_named_with_what_to_look_at(monkeypatch):
+    monkeypatch.setattr("pipeline.cluster.CONNECTING", 0.1)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # taken, so that nobody else listens there
+        where = f"tcp://127.0.0.1:{nobody.getsockname()[1]}"
+        with pytest.raises(
+            OSError, match=rf"expected a running Dask scheduler at {where}, cannot connect.*look whether it runs"
+        ):
+            dict(run_jobs(double, [4], Dask(scheduler=where)))
+
+
 def test_a_missing_certificate_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"--tls-ca: expected a PEM file.*nothing\.pem"):
         Tls(*[tmp_path / "nothing.pem"] * 3).security()
+
+
+def test_files_that_are_no_certificate_or_another_key_are_refused_before_anything_starts(tmp_path):
+    (tmp_path / "words.pem").write_text("words\n")
+    with pytest.raises(ValueError, match=r"--tls-ca: .*words\.pem: expected a certificate"):
+        Tls(*[tmp_path / "words.pem"] * 3).security()
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl to make a certificate with")
+    for name, password in (("a", "-nodes"), ("b", "-nodes"), ("locked", "-passout pass:secret")):
+        files = f"-keyout {name}.key -out {name}.crt"
+        request = f"openssl req -x509 -newkey rsa:2048 {files} {password} -days 2 -subj /CN=localhost"
+        subprocess.run(shlex.split(request), cwd=tmp_path, check=True, capture_output=True)
+    for pair in (("a", "b"), ("locked", "locked")):
+        cert, key = (tmp_path / f"{name}.{end}" for name, end in zip(pair, ("crt", "key"), strict=True))
+        with pytest.raises(ValueError, match=r"--tls-cert, --tls-key: expected .*without a password"):
+            Tls(tmp_path / "a.crt", cert, key).security()
+    assert Tls(tmp_path / "a.crt", tmp_path / "a.crt", tmp_path / "a.key").security().require_encryption
 
 
 def test_a_worker_whose_weights_are_others_is_refused(world, undisturbed):  # noqa: F811
