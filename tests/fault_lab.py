@@ -157,6 +157,14 @@ class Run:
         return [pid for pid in self.members() if pid != self.pid and b"spawn_main" in _read(pid, "cmdline")]
 
 
+def signalled(pid: int, number: int) -> bool:
+    """Sends a signal to a process of a run; False if it has just ended."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+        return True
+    return False
+
+
 def _read(pid: int, what: str) -> bytes:
     try:
         return Path(f"/proc/{pid}/{what}").read_bytes()

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fault_lab import BROKEN, CLIPS, COARSE, FAT, Lab, Run, differences, done, failures, half_written, until
+from fault_lab import BROKEN, CLIPS, COARSE, FAT, Lab, Run, differences, done, failures, half_written, signalled, until
 
 Fault = Callable[[Lab, random.Random], str | None]
 RESUMES = "the same command resumes"
@@ -58,10 +58,10 @@ def decode_worker_killed(lab: Lab, drawn: random.Random) -> str | None:
         return None
     worker = drawn.choice(workers)
     at_work = "libdecord" in _read(worker, "maps")
-    os.kill(worker, signal.SIGKILL)
+    met = signalled(worker, signal.SIGKILL)
     assert run.wait() == 3, run.said()
     assert not (wrong := differences(cache, lab.calm)), wrong
-    return f"it was {'at work' if at_work else 'starting'}: the run went on, nothing failed"
+    return f"it was {'at work' if at_work else 'starting'}: the run went on, nothing failed" if met else None
 
 
 # Somebody stops the run.
@@ -196,8 +196,8 @@ def decoder_hangs(lab: Lab, drawn: random.Random) -> str | None:
     run = lab.extract(cache, "--time-limit", 3)
     lab.moment(run, cache, drawn, first=1, last=CLIPS - 4)  # the last clips are decoded well before their shards are done
     if run.code() is not None or not (workers := run.decoders()) or "libdecord" not in _read(workers[0], "maps"):
-        return None  # one that still starts has no time limit
-    os.kill(workers[0], signal.SIGSTOP)
+        return None  # one that still starts has five minutes
+    signalled(workers[0], signal.SIGSTOP)
     assert run.wait() == 3, run.said()
     return _failed_and_mended(lab, cache, lab.calm, "DecodeTimeout")
 
