@@ -88,7 +88,8 @@ def running_options(function):
 
 
 def config_for(given: dict, manifest):
-    """As `config_of`. ValueError for a label that is never to be mirrored and that no clip of the manifest has."""
+    """As `config_of`. Labels that are never to be mirrored and that no clip of the manifest has are said: the list of a dataset
+    has more than a part of it. ValueError if no clip has any of them."""
     from pipeline.names import nearest
 
     config = config_of(given)
@@ -96,7 +97,11 @@ def config_for(given: dict, manifest):
         known = {label for clip in manifest.clips for label in clip.labels}
         if unknown := protected - known:
             label = min(unknown)
-            raise ValueError(f"--flip-protect: no clip has the label {label!r}: {nearest(label, known)}")
+            if unknown == protected:
+                what = f"no clip has the label {label!r}" + (" or another of these" if len(unknown) > 1 else "")
+                raise ValueError(f"--flip-protect: {what}: {nearest(label, known)}; name labels of clips, or leave it out")
+            some = f"{len(unknown)} of these {len(protected)} labels"
+            click.echo(f"--flip-protect: no clip has {some}, such as {label!r}; it goes on with the others", err=True)
     return config
 
 

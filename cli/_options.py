@@ -65,8 +65,11 @@ def shard_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
     return numbers
 
 
-def require_writable(path: Path) -> None:
-    """ValueError if a file could not be written there: to be known before hours of work, not after them."""
+def require_writable(path: Path, as_it_is: bool = False) -> None:
+    """ValueError if a file could not be written there: to be known before hours of work, not after them. `as_it_is`: what is
+    there already is written to, such as /dev/stdout, and not replaced."""
+    if as_it_is and path.exists() and not path.is_dir() and os.access(path, os.W_OK):
+        return
     folder = next(place for place in path.absolute().parents if place.exists())
     if not os.access(folder, os.W_OK | os.X_OK) or not folder.is_dir():
         raise ValueError(f"{path}: expected a place to write to, {folder} cannot be written; give another name")

@@ -30,7 +30,7 @@ def command(cache: Path, workers: int, as_json: bool, report: Path | None) -> in
     from pipeline.verify import inspect
 
     if report:
-        require_writable(report)
+        require_writable(report, as_it_is=True)
     with ExitStack() as stack:
 
         def announce(total: int):

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli.__main__ import _verbs, main, vidgraph
-from cli._options import shard_numbers, toml_value
+from cli._options import require_writable, shard_numbers, toml_value
 from pipeline.cache import Cache
 
 ROOT = Path(__file__).parent.parent
@@ -122,6 +122,27 @@ def test_what_cannot_be_is_said_before_the_work(capsys, tmp_path):
         assert (code, reason in said) == (2, True), said
         assert "Traceback" not in said
     assert not (tmp_path / "cache").exists()
+
+
+def test_protected_labels_of_a_whole_dataset_do_for_a_part_of_it(capsys, tmp_path):
+    """Such as NAME.flip-protect.txt, which a manifest's verb makes of all classes."""
+    (tmp_path / "m.csv").write_text("clip,path,split,label\na,a.mp4,train,to the left\n")
+    base = ("extract", "--manifest", tmp_path / "m.csv", "--cache", tmp_path / "cache", "--weights", "none")
+    code, said = code_of(
+        capsys, *base, "--proposals", "grid", "--flip-protect", "to the left,to the right", "--backbone", "nothing"
+    )
+    assert "no clip has 1 of these 2 labels, such as 'to the right'; it goes on" in said
+    assert (code, "backbone 'nothing'" in said) == (2, True), said
+
+
+def test_a_report_may_go_to_what_is_there_in_a_folder_that_may_only_be_read(tmp_path, monkeypatch):
+    """As /dev/stdout and /dev/null."""
+    (tmp_path / "there").touch()
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) == tmp_path / "there")
+    require_writable(tmp_path / "there", as_it_is=True)
+    for path, as_it_is in ((tmp_path / "there", False), (tmp_path / "new", True)):
+        with pytest.raises(ValueError, match="cannot be written"):
+            require_writable(path, as_it_is)
 
 
 def test_what_the_system_refuses_is_said_with_its_file_and_without_numbers(capsys, tmp_path, monkeypatch):
