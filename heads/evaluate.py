@@ -172,7 +172,7 @@ def evaluate(
     where a process trains in the folder, which would write files of the same names in the end.
     """
     folder, device = Path(folder), device_for(device, precision)
-    refuse_beside(folder, say)
+    watch = refuse_beside(folder, say)
     there = {path.name: _version(path) for path in folder.glob("*.pt")}
     trained = load_trained(folder, cache, phase_checkpoint(folder, phase) if phase else checkpoint, settings)
     name, head, recipe, classes = trained.checkpoint, trained.head, trained.recipe, trained.classes
@@ -187,7 +187,7 @@ def evaluate(
     say_excluded(part, say)
     store = open_store([head.to(device)], cache, [part], recipe, "disk", device)
     predictions = predict(head, part, store, recipe, precision)
-    refuse_beside(folder, say)
+    refuse_beside(folder, say, watch)
     if _version(folder / f"{name}.pt") != there.get(f"{name}.pt"):
         raise Busy(f"{folder}: {name}.pt was trained further while it was evaluated; nothing was written, evaluate it again")
     found = write_predictions(folder, tag, predictions, part, recipe, classes)

@@ -99,16 +99,22 @@ def refuse_if_lost(path: Path) -> None:
         raise Busy(f"{path.parent}: another process has taken over, as this one gave no sign of life for long: this one ends")
 
 
-def refuse_beside(folder: Path, say: Say, silence: float = SILENCE) -> None:
-    """Busy if another process, or this one, works in `folder`. Takes nothing; waits for claims of other machines, as `hold`."""
-    watch, first, path = Watch(silence), None, _claimed(folder)
+def refuse_beside(folder: Path, say: Say, watch: Watch | None = None) -> Watch:
+    """Busy if another process, or this one, works in `folder`. Takes nothing; waits for claims of other machines, as `hold`.
+
+    Returns what it has seen: a later call that is given it as `watch` waits for no claim again that has not moved since.
+    """
+    watch, first, path = watch or Watch(), None, _claimed(folder)
     while (seen := look(path)) is not None and not watch.abandoned(path, seen):
         first = first or seen
         if _lives(seen, first):
             raise Busy(f"{folder}: {_who(seen)} is at work here: wait until it has ended")
         if seen is first:
-            say(f"{folder}: a process of another machine was at work here; waiting up to {silence:.0f} s for a sign of it")
+            say(
+                f"{folder}: a process of another machine was at work here; waiting up to {watch.silence:.0f} s for a sign of it"
+            )
         time.sleep(LOOK)
+    return watch
 
 
 @contextmanager

@@ -220,11 +220,24 @@ def test_evaluation_watches_another_machines_claim_until_it_moves_or_is_silent(t
     for name in ("alive", "silent"):
         elsewhere(tmp_path / name)
     with pytest.raises(Busy, match="a process of another machine is at work here"):
-        held.refuse_beside(tmp_path / "alive", lines.append, silence=60)
+        held.refuse_beside(tmp_path / "alive", lines.append, claims.Watch(60))
     assert len(waits) == 5
-    held.refuse_beside(tmp_path / "silent", lines.append, silence=60)
+    watch = held.refuse_beside(tmp_path / "silent", lines.append, claims.Watch(60))
+    assert 65 < sum(waits) < 68
+    held.refuse_beside(tmp_path / "silent", lines.append, watch)  # at the end of an evaluation: it is not waited for again
     assert 65 < sum(waits) < 68
     assert len(lines) == 2
+
+
+def test_a_claim_that_another_machine_left_behind_is_waited_for_once_in_an_evaluation(cache, tmp_path, monkeypatch):
+    train(recipe(epochs=1), cache, tmp_path / "run", device="cpu", say=quiet, tensorboard=False)
+    elsewhere(tmp_path / "run")
+    waits, lines = [], []
+    monkeypatch.setattr(held, "time", SimpleNamespace(sleep=waits.append))
+    monkeypatch.setattr(claims, "time", SimpleNamespace(sleep=time.sleep, monotonic=lambda: sum(waits)))
+    evaluation.evaluate(tmp_path / "run", cache, "test", device="cpu", say=lines.append)
+    assert claims.SILENCE < sum(waits) < claims.SILENCE + 3
+    assert len([line for line in lines if "was at work here" in line]) == 1
 
 
 def test_what_a_killed_run_was_writing_goes_and_what_a_living_one_writes_stays(cache, tmp_path):
