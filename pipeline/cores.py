@@ -21,7 +21,7 @@ def cores_here() -> int:
 def _slurms_share() -> int | None:
     """What Slurm says that a task of this job has on this node; None outside of one."""
     for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
-        if (given := os.environ.get(name, "")).isdigit():
+        if (given := os.environ.get(name, "")).isdecimal() and int(given):
             return int(given)
     return None
 

@@ -75,6 +75,9 @@ def test_slurms_share_counts_where_it_does_not_confine(groups, monkeypatch):
     assert cores.cores_here() == 6
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "2")
     assert cores.cores_here() == 2
+    for nothing in ("", "0", "²", "2(x3)"):
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", nothing)
+        assert cores.cores_here() == 6
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "64")
     assert cores.cores_here() == 16
 
