@@ -16,13 +16,14 @@ _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
 def parse_options(text: str) -> dict[str, str]:
     """`partition=gpu,gres=gpu:1,time=04:00:00` -> {"partition": "gpu", ...}: any of sbatch's long options.
 
-    A piece without `=` belongs to the value before it (`partition=gpu,gpu2`). ValueError for what is no option or no time.
+    A piece without `=` belongs to the value before it (`partition=gpu,gpu2`). A value may stand in quotes, as in a script.
+    ValueError for what is no option or no time.
     """
     found: dict[str, str] = {}
     last = ""
     for piece in filter(None, (piece.strip() for piece in text.split(","))):
         key, equals, value = piece.partition("=")
-        if equals and re.fullmatch(r"[a-z][a-z-]*", key) and value and not re.search(r'[\n\r"\\]', value):
+        if equals and re.fullmatch(r"[a-z][a-z-]*", key) and value:
             found[key], last = value, key
         elif not equals and last:
             found[last] += f",{piece}"
@@ -30,6 +31,10 @@ def parse_options(text: str) -> dict[str, str]:
             raise ValueError(
                 f"--slurm: expected options of sbatch such as partition=gpu,gres=gpu:1,time=04:00:00, got {piece!r}"
             )
+    for key, value in found.items():
+        found[key] = (re.fullmatch(r'"([^"]+)"', value) or (value, value))[1]
+        if re.search(r'[\n\r"\\]', found[key]):
+            raise ValueError(f"--slurm: expected {key} without line ends, backslashes and quotes in it, got {value!r}")
     if "time" in found:
         seconds(found["time"])
     return found

@@ -500,7 +500,21 @@ def test_blanks_and_signs_in_paths_and_options_reach_slurm_as_they_are():
     assert '#SBATCH --output="/my data/c%%1/logs/%A_%a.out"\n' in script
     assert '#SBATCH --comment="a # b"\n' in script
     assert "#SBATCH --time=10\n" in script
-    for wrong in ('comment="a"', "comment=a\nb", "comment=a\\"):
+    assert slurm.parse_options('constraint="a&b",comment="two words, or more",time="10"') == {
+        "constraint": "a&b",
+        "comment": "two words,or more",
+        "time": "10",
+    }
+    for wrong in (
+        'comment=a"',
+        'comment="a"b"',
+        'comment="',
+        'comment=""',
+        'a=b,c"',
+        "a=b,c\nd",
+        "comment=a\nb",
+        "comment=a\\",
+    ):
         with pytest.raises(ValueError, match="--slurm"):
             slurm.parse_options(wrong)
 
