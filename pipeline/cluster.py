@@ -127,6 +127,7 @@ class Dask:
     @contextmanager
     def open(self) -> Iterator[Run]:
         import dask
+        import distributed  # noqa: F401  (before its settings are set: else all that it has go with them in the end)
 
         logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what it has to say, our errors say in one line
         warnings.filterwarnings("ignore", "Port .* is already in use")  # it takes another, which is printed

@@ -415,6 +415,24 @@ def test_a_scheduler_that_is_not_there_is_named_with_what_to_look_at(monkeypatch
             dict(run_jobs(double, [4], Dask(scheduler=where)))
 
 
+TWICE = """
+import dask
+from pipeline import cluster
+cluster.CONNECTING = 0.1
+for _ in range(2):
+    try:
+        list(cluster.run_jobs(abs, [1], cluster.Dask(scheduler="tcp://127.0.0.1:1")))
+    except OSError as error:
+        print(dask.config.get("distributed.worker.daemon"))
+"""
+
+
+def test_an_engine_leaves_dasks_settings_as_they_were_and_can_be_opened_again():
+    """In a process of its own: here others have imported Dask. A study opens one again for members whose process was lost."""
+    done = subprocess.run([sys.executable, "-c", TWICE], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "True\nTrue\n"), done.stderr
+
+
 def test_a_missing_certificate_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"--tls-ca: expected a PEM file.*nothing\.pem"):
         Tls(*[tmp_path / "nothing.pem"] * 3).security()
