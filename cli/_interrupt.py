@@ -1,15 +1,20 @@
 """Ctrl-C and SIGTERM (a batch system's, at the end of a job's time) end a run within seconds, whatever it is doing."""
 
 import os
+import queue
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 import click
 
+from pipeline.partfile import in_hdf5
+
 GRACE = 7.0  # seconds for what is under way to end by itself; a batch system kills after 30, a person loses patience earlier
 PARTING = 1.0  # seconds to give claims up in; a file system that hangs must not keep us
+LATER = 0.005  # seconds until a signal that came at a bad moment comes again
 
 
 @contextmanager
@@ -18,7 +23,7 @@ def stoppable(resume: str) -> Iterator[None]:
 
     Python only hears of a signal between two of its own instructions, and a forward pass or a full disk may take long: so a
     thread hears of it too, and ends the process after GRACE seconds, or at the second Ctrl-C. Only for the main thread; the
-    outermost counts.
+    outermost counts. A signal that comes while HDF5 calls Python is put off until it does not.
     """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is _interrupt:
         yield
@@ -30,6 +35,8 @@ def stoppable(resume: str) -> Iterator[None]:
         heard = 0
         while number := os.read(out, 1):
             if number[0] not in before:  # the end of a child, where a library (torch's DataLoader) listens for that
+                continue
+            if _PUT_OFF.came_again():
                 continue
             heard += 1
             timer = threading.Timer(GRACE if heard == 1 else 0, _end, (ended, resume))
@@ -47,13 +54,50 @@ def stoppable(resume: str) -> Iterator[None]:
         raise
     finally:
         ended.set()
+        _PUT_OFF.forget()
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)
         os.close(into)  # ends the thread
 
 
-def _interrupt(_number, _frame) -> None:
+class _PutOff:
+    """Signals that are sent again, LATER; those that come then are no further ones."""
+
+    def __init__(self):
+        self._due = queue.SimpleQueue()  # which a signal handler may use at any moment
+        self._timers: list[threading.Timer] = []
+
+    def send(self, number: int) -> None:
+        self._due.put(number)
+        self._timers.append(threading.Timer(LATER, os.kill, (os.getpid(), number)))
+        self._timers[-1].daemon = True
+        self._timers[-1].start()
+
+    def came_again(self) -> bool:
+        """Called for every signal that is heard: whether it is one that was put off."""
+        with suppress(queue.Empty):
+            self._due.get_nowait()
+            return True
+        return False
+
+    def forget(self) -> None:
+        """What is over can no longer be stopped."""
+        for timer in self._timers:
+            timer.cancel()
+            timer.join()
+        self._timers = []
+        while self.came_again():
+            pass
+
+
+_PUT_OFF = _PutOff()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if in_hdf5(frame):
+        _PUT_OFF.send(number)
+        return
     raise KeyboardInterrupt
 
 

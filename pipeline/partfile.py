@@ -6,6 +6,15 @@ over a quota, on a network file system that goes away. So it is not told.
 
 import os
 from pathlib import Path
+from types import FrameType
+
+
+def in_hdf5(frame: FrameType | None) -> bool:
+    """Whether HDF5 may be waiting for one of a PartFile's methods: an exception that comes up in it now would be lost, or leave
+    HDF5 with half a file."""
+    while frame and frame.f_globals.get("__name__") != __name__:
+        frame = frame.f_back
+    return frame is not None
 
 
 class PartFile:

@@ -123,6 +123,7 @@ class ShardWriter:
         ids = np.array([clip.encode() for clip in plan.clips], h5py.string_dtype("utf-8", length))
         for key, values in (("clip", ids), ("view", np.array(plan.views, np.int32)), ("ok", self.ok[name])):
             group.create_dataset(key, data=values, chunks=values.shape, fletcher32=True, track_times=False)
+            self._file.flush()  # it has its place now, and not when its handle goes, which whoever looks at frames may hold
         return {field: _Column(group, field, len(ids), *plan.fields[field], self.compression) for field in plan.fields}
 
     def write(self, group: str, row: int, tensors: Mapping[str, np.ndarray]) -> None:

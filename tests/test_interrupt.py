@@ -3,15 +3,21 @@
 That it ends within 10 seconds depends on the machine: the slow tests of faults (tests/fault_lab.py, SOON) hold real runs to it.
 """
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
+from cli import _interrupt
 from cli._interrupt import stoppable
+from pipeline.partfile import PartFile
 
 ROOT = Path(__file__).parent.parent
 NET = 300.0  # seconds: a limit that no working machine reaches, so that a process which does not end is a failure
@@ -118,3 +124,42 @@ def test_afterwards_signals_do_what_they_did_before():
     with pytest.raises(KeyboardInterrupt), stoppable("go on so"), stoppable("inner"):
         signal.raise_signal(signal.SIGTERM)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_while_hdf5_calls_us_is_put_off_and_counts_once(tmp_path, monkeypatch, capsys, sent):
+    """It would be lost in HDF5, or leave half a file. Were it taken for a second one as it comes again, we would be ended."""
+    out, write, struck = PartFile(tmp_path / "file.part"), os.pwrite, []
+
+    def slow(*args) -> int:
+        if not struck:
+            struck.append(signal.raise_signal(sent))
+            time.sleep(20 * _interrupt.LATER)  # it comes again, and is put off again
+        return write(*args)
+
+    def work() -> None:
+        with h5py.File(out, "w") as file:
+            file.create_dataset("there", data=np.arange(1000), chunks=(1000,))
+            monkeypatch.setattr(os, "pwrite", slow)
+            file.flush()
+        while True:
+            time.sleep(0.01)
+
+    with pytest.raises(KeyboardInterrupt), stoppable("go on so"):
+        work()
+    out.close()
+    assert struck
+    assert "go on so" in capsys.readouterr().err
+    with h5py.File(tmp_path / "file.part") as file:
+        assert np.array_equal(file["there"], np.arange(1000))
+
+
+def test_a_signal_that_was_put_off_until_all_was_done_is_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr(_interrupt, "LATER", 3600.0)
+    monkeypatch.setattr(os, "pwrite", lambda *args, write=os.pwrite: signal.raise_signal(signal.SIGTERM) or write(*args))
+    before = threading.active_count()
+    with stoppable("go on so"):
+        out = PartFile(tmp_path / "file.part")
+        out.write(memoryview(b"all of it"))
+        out.close()
+    assert threading.active_count() <= before + 1  # the one that listens may take a moment
