@@ -23,8 +23,11 @@ def stoppable(resume: str) -> Iterator[None]:
 
     Python only hears of a signal between two of its own instructions, and a forward pass or a full disk may take long: so a
     thread hears of it too, and ends the process after GRACE seconds, or at the second Ctrl-C. Only for the main thread; the
-    outermost counts. A signal that comes while HDF5 calls Python is put off until it does not.
+    outermost counts. A signal that comes while HDF5 calls Python, or while a claim is made or given up, is put off until that
+    is over; claims that the exception left behind are given up.
     """
+    from pipeline.claims import give_up
+
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is _interrupt:
         yield
         return
@@ -50,6 +53,7 @@ def stoppable(resume: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        give_up()
         click.echo(resume, err=True)
         raise
     finally:
@@ -95,7 +99,9 @@ _PUT_OFF = _PutOff()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    if in_hdf5(frame):
+    from pipeline.claims import in_a_step  # loaded long before
+
+    if in_hdf5(frame) or in_a_step(frame):
         _PUT_OFF.send(number)
         return
     raise KeyboardInterrupt

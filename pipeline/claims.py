@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import Protocol
 
 from pipeline.sealed import done_marker, own_claim, part_of, publish, started, writer_lives
@@ -191,6 +192,16 @@ def take(path: Path, watch: Watch | None = None) -> Claim | None:
     claim = Claim(path, name, file)
     _HEART.add(claim)
     return claim
+
+
+_STEPS = frozenset(step.__code__ for step in (take, _remove, Claim.release, Claim.abandon))
+
+
+def in_a_step(frame: FrameType | None) -> bool:
+    """Whether a claim is just being made or given up: an exception that comes up now would leave one that nobody holds."""
+    while frame and frame.f_code not in _STEPS:
+        frame = frame.f_back
+    return frame is not None
 
 
 def sweep(folder: Path, watch: Watch) -> None:
