@@ -55,6 +55,12 @@ BUSY = {
 }
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """What is stopped in this process would end it, and all tests with it, where a machine takes longer than GRACE."""
+    monkeypatch.setattr(_interrupt, "GRACE", NET)
+
+
 @pytest.fixture
 def busy(tmp_path):
     processes = []
