@@ -10,8 +10,6 @@ from types import FrameType
 
 import click
 
-from pipeline.partfile import in_hdf5
-
 GRACE = 7.0  # seconds for what is under way to end by itself; a batch system kills after 30, a person loses patience earlier
 PARTING = 1.0  # seconds to give claims up in; a file system that hangs must not keep us
 LATER = 0.005  # seconds until a signal that came at a bad moment comes again
@@ -26,6 +24,7 @@ def stoppable(resume: str) -> Iterator[None]:
     outermost counts. A signal that comes while HDF5 calls Python, or while a claim is made or given up, is put off until that
     is over; claims that the exception left behind are given up.
     """
+    from pipeline import partfile  # noqa: F401  (with claims, what _interrupt looks at: no handler should have to load it)
     from pipeline.claims import give_up
 
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is _interrupt:
@@ -99,11 +98,13 @@ _PUT_OFF = _PutOff()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    from pipeline.claims import in_a_step  # loaded long before
+    from pipeline import claims, partfile  # loaded before this function was set
 
-    if in_hdf5(frame) or in_a_step(frame):
-        _PUT_OFF.send(number)
-        return
+    while frame:
+        if frame.f_code in claims.STEPS or frame.f_code in partfile.STEPS:
+            _PUT_OFF.send(number)
+            return
+        frame = frame.f_back
     raise KeyboardInterrupt
 
 

@@ -18,7 +18,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import FrameType
 from typing import Protocol
 
 from pipeline.sealed import done_marker, own_claim, part_of, publish, started, writer_lives
@@ -194,14 +193,8 @@ def take(path: Path, watch: Watch | None = None) -> Claim | None:
     return claim
 
 
-_STEPS = frozenset(step.__code__ for step in (take, _remove, Claim.release, Claim.abandon))
-
-
-def in_a_step(frame: FrameType | None) -> bool:
-    """Whether a claim is just being made or given up: an exception that comes up now would leave one that nobody holds."""
-    while frame and frame.f_code not in _STEPS:
-        frame = frame.f_back
-    return frame is not None
+# A claim is made or given up in them: an exception that came up in one would leave a claim that nobody holds.
+STEPS = frozenset(step.__code__ for step in (take, _remove, Claim.release, Claim.abandon))
 
 
 def sweep(folder: Path, watch: Watch) -> None:
