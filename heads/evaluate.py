@@ -4,7 +4,6 @@ evaluate("runs/strg-0", Cache("cache"), "test")["top1"]
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from heads.recipe import PLAIN, Recipe, recipe_from
 from heads.store import Share, Store, shared_pass
 from heads.transfer import default_checkpoint, phase_checkpoint
 from heads.zoo import build_head
+from pipeline.claims import version_of
 from pipeline.sealed import sha256_of
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def evaluate(
     """
     folder, device = Path(folder), device_for(device, precision)
     watch = refuse_beside(folder, say)
-    there = {path.name: _version(path) for path in folder.glob("*.pt")}
+    there = {path.name: version_of(path) for path in folder.glob("*.pt")}
     trained = load_trained(folder, cache, phase_checkpoint(folder, phase) if phase else checkpoint, settings)
     name, head, recipe, classes = trained.checkpoint, trained.head, trained.recipe, trained.classes
     tag = f"{split}_{phase}" if phase else split
@@ -188,20 +188,11 @@ def evaluate(
     store = open_store([head.to(device)], cache, [part], recipe, "disk", device)
     predictions = predict(head, part, store, recipe, precision)
     refuse_beside(folder, say, watch)
-    if _version(folder / f"{name}.pt") != there.get(f"{name}.pt"):
+    if version_of(folder / f"{name}.pt") != there.get(f"{name}.pt"):
         raise Busy(f"{folder}: {name}.pt was trained further while it was evaluated; nothing was written, evaluate it again")
     found = write_predictions(folder, tag, predictions, part, recipe, classes)
     runs.write_json(folder / f"metrics_{tag}.json", {"checkpoint": name, "fingerprint": cache.fingerprint, **found})
     return found
-
-
-def _version(path: Path) -> tuple[int, int, int] | None:
-    """What tells a file from one that is written in its place; None where there is none."""
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.claims import SILENCE, Claim, Seen, Watch, look, machine, take
+from pipeline.claims import SILENCE, Claim, Seen, Watch, look, take
 
 Say = Callable[[str], None]
 LOOK = 1.0  # seconds between two looks at a claim
@@ -56,7 +56,7 @@ def hold(folders: Sequence[Path], say: Say, silence: float = SILENCE) -> list[He
         left = [folder for folder in folders if folder not in found]
         if not left:
             return [found[folder] for folder in folders]
-        say(f"{left[0]}: a process of another machine was at work here; waiting up to {silence:.0f} s for a sign of it")
+        say(_waiting(left[0], silence))
         say = _silent  # once
         time.sleep(LOOK)
 
@@ -81,11 +81,15 @@ def _claimed(folder: Path) -> Path:
 
 def _lives(seen: Seen, first: Seen) -> bool:
     """Whether the owner of a claim that is not abandoned surely lives: it is of this machine, or has moved since `first`."""
-    return seen.machine == machine() != "" or seen.content != first.content
+    return seen.here or seen.content != first.content
 
 
 def _who(seen: Seen) -> str:
-    return f"process {seen.pid} on this machine" if seen.machine == machine() != "" else "a process of another machine"
+    return f"process {seen.pid} on this machine" if seen.here else "a process of another machine"
+
+
+def _waiting(folder: Path, silence: float) -> str:
+    return f"{folder}: a process of another machine was at work here; waiting up to {silence:.0f} s for a sign of it"
 
 
 def refuse_if_lost(path: Path) -> None:
@@ -110,9 +114,7 @@ def refuse_beside(folder: Path, say: Say, watch: Watch | None = None) -> Watch:
         if _lives(seen, first):
             raise Busy(f"{folder}: {_who(seen)} is at work here: wait until it has ended")
         if seen is first:
-            say(
-                f"{folder}: a process of another machine was at work here; waiting up to {watch.silence:.0f} s for a sign of it"
-            )
+            say(_waiting(folder, watch.silence))
         time.sleep(LOOK)
     return watch
 

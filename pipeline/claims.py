@@ -52,9 +52,14 @@ class Seen:
     start: str = ""
 
     @property
+    def here(self) -> bool:
+        """Whether the owner is, or was, a process of this machine."""
+        return self.machine == machine() != ""
+
+    @property
     def dead(self) -> bool:
         """Whether the owner is known to have ended."""
-        return bool(self.machine) and self.machine == machine() and started(self.pid) != self.start
+        return self.here and started(self.pid) != self.start
 
 
 def look(path: Path) -> Seen | None:
@@ -213,8 +218,13 @@ Mark = tuple[int, int, int] | None
 
 def mark_of(path: Path) -> Mark:
     """What tells a shard's done marker from one that is written later; None if the shard is not complete."""
+    return version_of(done_marker(path))
+
+
+def version_of(path: Path) -> Mark:
+    """What tells a file from one that is written in its place; None if there is none."""
     try:
-        found = os.stat(done_marker(path))
+        found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_ino, found.st_mtime_ns, found.st_size
