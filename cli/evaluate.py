@@ -10,7 +10,7 @@ from cli._options import device_option
 @click.command("evaluate")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
 @click.option("--cache", type=click.Path(path_type=Path), help="The cache to evaluate on.  [default: the run's]")
-@click.option("--manifest", type=click.Path(path_type=Path), help="Labels and splits.  [default: the cache's copy]")
+@click.option("--manifest", type=click.Path(path_type=Path), help="Labels and splits.  [default: the run's own]")
 @click.option("--split", default="test", type=click.Choice(["train", "val", "test"]), help="Which clips, by their test views.")
 @click.option(
     "--checkpoint", type=click.Choice(["best", "last"]), help="Which weights.  [default: what the run's own figures use]"

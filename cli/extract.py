@@ -77,6 +77,7 @@ def run(config, manifest, cache: Path, options, shards=None, redo: bool = False,
     rate = summary.clips / max(summary.seconds, 1e-9)
     done = f"{summary.clips:,} clips, {summary.views:,} views in {summary.seconds:,.1f} s ({rate:.2f} clips/s)"
     click.echo(f"{cache}: {done if summary.shards else 'every shard was complete already'}")
+    _report_relabelled(summary.relabelled, manifest.path, cache)
     return max(_report_failures(summary.failures, summary.asked, cache), _report_changed(summary.changed, cache))
 
 
@@ -99,6 +100,15 @@ def _report_changed(changed: list[str], cache: Path) -> int:
     if changed:
         click.echo(f"{found}: {_repair(cache)} --changed", err=True)
     return 3 if changed else 0
+
+
+def _report_relabelled(clips: list[str], manifest: Path, cache: Path) -> None:
+    if clips:
+        some = ", ".join(clips[:3]) + ", …" * (len(clips) > 3)
+        which = "1 clip has another label or split" if len(clips) == 1 else f"{len(clips):,} clips have other labels or splits"
+        use = f"--manifest {shlex.quote(str(manifest))}"
+        click.echo(f"{which} in {manifest} than in the copy in {cache} ({some})", err=True)
+        click.echo(f"train, ablate and finetune read the copy; give them {use} for the new ones", err=True)
 
 
 def _repair(cache: Path) -> str:

@@ -21,6 +21,7 @@ from heads.counting import count_head
 from heads.data import cache_dims
 from heads.evaluate import say_excluded
 from heads.learner import device_for
+from heads.manifest_record import manifest_record
 from heads.members import Failure, Member, Result, Study
 from heads.running import Run, Say
 from heads.study import Plan, Row
@@ -185,6 +186,7 @@ def ablate(
         "settings": plan.settings,
         "cache": str(cache.path.resolve()),
         "fingerprint": cache.fingerprint,
+        "manifest": manifest_record(how.manifest or cache.manifest),
         "precision": how.precision,
         "passes": passes(some),
         "versions": runs.versions(),

@@ -4,6 +4,7 @@ evaluate("runs/strg-0", Cache("cache"), "test")["top1"]
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from heads.batch import Dims, MissingFields, dims_from
 from heads.data import Part, cache_dims, fields_for, how_to_add, part_of
 from heads.held import Busy, refuse_beside
 from heads.learner import LossNotFinite, autocast, device_for, loss_of
+from heads.manifest_record import TAG, differences, manifest_record, own_manifest, split_sha256
 from heads.metrics import aggregate, confusion, scores_of, summarise
 from heads.recipe import PLAIN, Recipe, recipe_from
 from heads.store import Share, Store, shared_pass
@@ -165,11 +167,14 @@ def evaluate(
 
     `checkpoint`: "best", "last", or "" for what the run's own figures come from; in its place `phase`: what that phase of the
     recipe ended with. `settings`: values for the recipe's `evaluate` table (aggregate, scores, batch). The cache may be another
-    one than the run's if it has the same features (e.g. more test views). The files written to the run folder are named after
-    the split, the phase if one was named, and the fingerprint of a cache that is not the run's.
+    one than the run's if it has the same features (e.g. more test views). `manifest`: labels and splits, by default those of
+    the run: the cache's copy or, where that has others, the file that the run records. The files written to the run folder
+    are named after the split, the phase if one was named, the fingerprint of a cache that is not the run's, and the checksum
+    of a split that is not the run's: predictions of other clips are never overwritten.
 
-    ValueError for a cache of another backbone, a head of other sizes, labels that the run does not know, an empty split. Busy
-    where a process trains in the folder, which would write files of the same names in the end.
+    ValueError for a cache of another backbone, a head of other sizes, labels that the run does not know, an empty split, a
+    run whose own manifest is neither in the cache nor where it was. Busy where a process trains in the folder, which would
+    write files of the same names in the end.
     """
     folder, device = Path(folder), device_for(device, precision)
     watch = refuse_beside(folder, say)
@@ -180,7 +185,8 @@ def evaluate(
     if not trained.own_cache:
         say(f"{cache.path} is not the cache of this run; it has the same features, of other views or clips")
         tag += f"_{cache.fingerprint[:8]}"
-    manifest = manifest or cache.manifest
+    manifest, other = _manifest_for(folder, trained.manifest, cache, manifest, split, say)
+    tag += f"_{other}" if other else ""
     part = part_of(cache, "test", split, manifest, classes, recipe.data)
     if part is None:
         raise ValueError(f"{manifest.path}: no clip in split {split!r}; its splits: {', '.join(splits_of(manifest))}")
@@ -191,20 +197,56 @@ def evaluate(
     if version_of(folder / f"{name}.pt") != there.get(f"{name}.pt"):
         raise Busy(f"{folder}: {name}.pt was trained further while it was evaluated; nothing was written, evaluate it again")
     found = write_predictions(folder, tag, predictions, part, recipe, classes)
-    runs.write_json(folder / f"metrics_{tag}.json", {"checkpoint": name, "fingerprint": cache.fingerprint, **found})
+    about = {"checkpoint": name, "fingerprint": cache.fingerprint, "manifest": os.path.abspath(manifest.path)}
+    runs.write_json(folder / f"metrics_{tag}.json", {**about, **found})
     return found
+
+
+def _manifest_for(
+    folder: Path, record: Mapping | None, cache: "Cache", given: "Manifest | None", split: str, say: Callable[[str], None]
+) -> "tuple[Manifest, str]":
+    """Whose labels and splits a run is evaluated with, and what its files are called after: "" for the run's own split.
+
+    Args:
+        record: of the run's manifest; None for a run that an earlier version made, which is taken to be of any manifest.
+        given: the manifest that was asked for, if one was.
+    """
+    if record is None:
+        return given or cache.manifest, ""
+    own = own_manifest(record, given or cache.manifest)
+    if given is None:
+        if own is None:  # the file is gone: nobody knows which clips were the run's
+            what = differences(record, manifest_record(cache.manifest))
+            raise ValueError(
+                f"{folder} was trained with the labels and splits of {record['path']}, which is gone or has changed; those of "
+                f"{cache.path} are others ({what}): pass --manifest with the file to use"
+            )
+        there = set(cache["test"].clips) if "test" in cache.groups else set()
+        if any(clip.clip in there for clip in own.clips if clip.split == split):
+            return own, ""
+        given = cache.manifest  # a cache of other clips, with its own splits
+    here = manifest_record(given)
+    if what := differences(record, here):
+        say(f"{given.path} has other labels or splits than {record['path']}, which {folder} was trained with: {what}")
+        trained_on = {clip.clip for clip in own.clips if clip.split == "train"} if own is not None else set()
+        if seen := sum(clip.clip in trained_on for clip in given.clips if clip.split == split):
+            say(f"{seen:,} clips of split {split} are among those that the run was trained on: its figures flatter it")
+    same = split_sha256(record, split) == split_sha256(here, split)
+    return given, "" if same else split_sha256(here, split)[:TAG]
 
 
 @dataclass(frozen=True)
 class Trained:
     """A run's head with the weights of its `checkpoint`, on the CPU; its recipe of one phase and its classes in the order of
-    their ids. `own_cache`: whether the cache is the one that it was trained on."""
+    their ids. `own_cache`: whether the cache is the one that it was trained on. `manifest`: what it records of its own (see
+    `heads.manifest_record`), None if an earlier version made it."""
 
     checkpoint: str
     head: nn.Module
     recipe: Recipe
     classes: tuple[str, ...]
     own_cache: bool
+    manifest: Mapping | None = None
 
 
 def load_trained(folder: Path, cache: "Cache", checkpoint: str = "", settings: Mapping[str, str] | None = None) -> Trained:
@@ -229,7 +271,7 @@ def load_trained(folder: Path, cache: "Cache", checkpoint: str = "", settings: M
         head.load_state_dict(saved["state"])
     except RuntimeError as error:
         raise ValueError(f"{folder}/{name}.pt: weights of another head: {str(error).splitlines()[-1].strip()}") from None
-    return Trained(name, head, recipe, classes, own)
+    return Trained(name, head, recipe, classes, own, about.get("manifest"))
 
 
 def open_store(

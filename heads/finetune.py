@@ -161,7 +161,7 @@ class _Made:
         self.source = source_of(self.config, device) if reading.fresh or cache is None else None
         self.dims, self.live = self._dims()
         place = cache or Planned(str(self.manifest.path), self.manifest, config.sampling)
-        study = Study(place, self.manifest, self.dims, device, how.precision, how.order_seed)
+        self.study = study = Study(place, self.manifest, self.dims, device, how.precision, how.order_seed)
         self.classes = study.classes(self.recipe)
         self.parts = study.split(self.recipe, self.classes)
         self.network = self._network()
@@ -233,7 +233,7 @@ class _Made:
                 config["backbone_options"].pop(name, None)
             text = json.dumps([config, self.manifest.sha256], sort_keys=True)
             about = {"fingerprint": hashlib.sha256(text.encode()).hexdigest(), "config": config}
-        about = {"dims": self.dims.as_dict(), **about}
+        about = {"dims": self.dims.as_dict(), "manifest": self.study.manifest_record, **about}
         return about if start is None else {**about, "start": str(start)}
 
     def begin(self, network: Live, start: Path | None, folder: Path, source: Footage, say: Say) -> None:

@@ -1,6 +1,7 @@
 """What goes into the runs of a study and what comes out: members, what they have in common, results and failures."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import torch
 from heads.batch import Dims
 from heads.data import Part, find_classes, part_of
 from heads.evaluate import splits_of
+from heads.manifest_record import manifest_record
 from heads.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -79,6 +81,11 @@ class Study:
     precision: str
     order_seed: int | None
     known: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+    @cached_property
+    def manifest_record(self) -> dict[str, Any]:
+        """What every run records of the labels and splits."""
+        return manifest_record(self.manifest)
 
     def classes(self, recipe: Recipe) -> tuple[str, ...]:
         """The names of the classes, in the order of their ids."""

@@ -27,7 +27,7 @@ from heads.reporting.predicted import predicted_of
 from heads.reporting.results import costs, learning, results
 from heads.reporting.sheets import to_csv
 from heads.reporting.sources import extraction, reproduce
-from heads.reporting.study import Group, groups_of
+from heads.reporting.study import Group, by_test_set, groups_of
 from pipeline.names import nearest
 
 Say = Callable[[str], None]
@@ -62,7 +62,8 @@ def report(
     first against the second ("None": the best two). `caches`: where caches lie now, if they were moved. `pictures`: of
     examples each way. `macs`: count them, which may take seconds for a large head.
 
-    ValueError for a path without a run, a row that there is none of, a cache of none of the runs, and a folder `out` that
+    ValueError for a path without a run, a row that there is none of, two rows of different clips to compare, a cache of none
+    of the runs, and a folder `out` that
     holds something else.
     """
     folders, out = find_runs(paths), Path(out)
@@ -74,7 +75,7 @@ def report(
     known = known_caches(found, caches)
     for group in groups:
         _read_predictions(group, split)
-    pair = _pair(groups, compare)
+    pair = _pair(groups, compare, split)
     if macs:
         _count(groups, say)
     failed = [f"{folder}: {why}" for folder, why in failed_members(folders)]
@@ -107,10 +108,10 @@ def _read_predictions(group: Group, split: str) -> None:
         group.predicted.append(predicted)
 
 
-def _pair(groups: Sequence[Group], compare: tuple[str, str] | None) -> tuple[Group, Group] | None:
+def _pair(groups: Sequence[Group], compare: tuple[str, str] | None, split: str) -> tuple[Group, Group] | None:
     """The rows that are compared: those asked for, else the best two that have predictions."""
     if compare is None:
-        best = predicting(groups)[:2]
+        best = predicting(groups, split)[:2]
         return (best[0], best[1]) if len(best) == 2 else None
     by_name = {group.name: group for group in groups}
     for name in compare:
@@ -119,6 +120,11 @@ def _pair(groups: Sequence[Group], compare: tuple[str, str] | None) -> tuple[Gro
     one, other = (by_name[name] for name in compare)
     if one is other:
         raise ValueError(f"compare: expected two different rows, got {one.name!r} twice")
+    if one.test_set(split) != other.test_set(split):
+        raise ValueError(
+            f"compare: {one.name!r} and {other.name!r} were evaluated on other clips or labels of split {split}; expected two "
+            "rows of one manifest"
+        )
     return one, other
 
 
@@ -160,6 +166,17 @@ def _document(
     done = sum(run.finished for run in found)
     heads = ", ".join(sorted({group.head for group in groups})) or "none"
     blocks: list[Block] = [Text(f"Finished runs: {done}, in {len(groups)} rows. Heads: {heads}. Figures of split {split}.")]
+    sets = len(by_test_set(groups, split))
+    if sets > 1:
+        blocks.append(
+            Notice(
+                (
+                    f"The rows' figures are of {sets} different sets of clips or labels of split {split}, each with tables of "
+                    "its own: figures of different sets cannot be compared. Classes, confusions and examples are of the best "
+                    "row's set.",
+                )
+            )
+        )
     if problems:
         left = f"Not in the tables: {len(found) - done} of {len(found)} runs. " if done < len(found) else ""
         blocks.append(Notice((f"{left}Not as it should be:", *problems)))

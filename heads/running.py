@@ -83,6 +83,7 @@ class Run:
             "dims": self.study.dims.as_dict(),
             "fingerprint": self.study.cache.fingerprint,
             "config": self.study.cache.config,
+            "manifest": self.study.manifest_record,
         }
         return about if self.member.start is None else {**about, "start": str(self.member.start)}
 
@@ -127,9 +128,16 @@ class Run:
             return None
         metrics, record = there
         runs.same_run(self.folder, record, self.about)
+        self._say_without_manifest(record)
         if self.files.after(metrics["phase"], self.phases[-1].name) < 0:
             return None
         return Result(**{**metrics, "folder": self.folder})
+
+    def _say_without_manifest(self, record: Mapping[str, Any]) -> None:
+        """Says that nobody can tell with which labels a run of an earlier version was trained."""
+        if "manifest" not in record:
+            path = self.study.manifest.path
+            self.say(f"{self.folder}: an earlier version made it and recorded no manifest; taken to be of {path}")
 
     def open(self, resume: bool, tensorboard: bool) -> None:
         """Makes the run folder, or continues the run that is in it."""
@@ -142,6 +150,7 @@ class Run:
         else:
             start = "" if saved["phase"] in names else f"--start {self.folder}"
             runs.same_run(self.folder, saved["about"], self.about, start)
+            self._say_without_manifest(saved["about"])
             self.files.after(saved["phase"], self.phases[-1].name)
             self.epochs_before, self.steps_before = saved["epochs_before"], saved["steps_before"]
             self.seconds, self.waiting = saved["seconds"], saved["waiting"]

@@ -1,7 +1,8 @@
 """The run folder: what a training run leaves behind, and reading it back.
 
 recipe.toml              the recipe as it was run, overrides included
-run.json                 seed, classes, dims, precision, versions, the cache's path, fingerprint and configuration
+run.json                 seed, classes, dims, precision, versions, the cache's path, fingerprint and configuration, and the
+                         manifest: path, checksum of labels and splits, counts (heads/manifest_record.py)
 log.jsonl, tensorboard/  one line per epoch
 last.pt, best.pt         checkpoints: dictionaries of tensors and plain values, loadable with weights_only=True
 PHASE.pt                 the weights that a phase ended with, where the recipe has phases
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 
 from heads.held import refuse_if_lost
+from heads.manifest_record import refuse_other_labels
 from pipeline import sealed
 
 CHECKPOINT_FORMAT = 1
@@ -140,6 +142,9 @@ def save_confusion(path: Path, table: np.ndarray, classes: tuple[str, ...]) -> N
 def same_run(folder: Path, there: dict, asked: dict, start: str = "") -> None:
     """ValueError naming what differs unless the run in `folder` is the one that is asked for. `start`: what another folder
     would be given to start from what is in this one."""
+    if "manifest" in there and "manifest" in asked:  # runs of earlier versions have no record of theirs
+        refuse_other_labels(folder, there["manifest"], asked["manifest"])
+    there, asked = ({key: value for key, value in one.items() if key != "manifest"} for one in (there, asked))
     old, new = _flat(there), _flat(asked)
     keys = [key for key in new if old.get(key) != new[key]]
     keys += [key for key in old if key not in new and key.split(".")[0] in asked]

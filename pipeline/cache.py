@@ -13,13 +13,20 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.folder import CacheError, Shards, check_manifest_copy, create_cache, read_cache_json
+from pipeline.folder import (
+    CacheError,
+    Shards,
+    check_manifest_copy,
+    create_cache,
+    read_cache_json,
+    relabelled_clips,
+)
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.sealed import Damaged, done_marker, read_json
 from pipeline.shardfile import ShardFile
 from pipeline.tensors import FIELDS, GROUPS
 
-__all__ = ["Cache", "CacheError", "Damaged", "Group", "create_cache", "made_from"]
+__all__ = ["Cache", "CacheError", "Damaged", "Group", "create_cache", "made_from", "relabelled_clips"]
 
 STAGES = ("features", "graphs")
 OPEN_FILES = 256  # shards that a process keeps open; the usual limit of a process is 1,024 files

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.cache import create_cache, read_cache_json
+from pipeline.cache import create_cache, read_cache_json, relabelled_clips
 from pipeline.claims import Claim, Mark, Watch, begin, mark_of, sweep, take
 from pipeline.cluster import Engine, Here, pick_device, share_jobs
 from pipeline.config import ExtractConfig
@@ -52,7 +52,8 @@ class Summary:
     """What a run did: shards written and shards found complete, and clips and views of the former.
 
     `failures` are the failed clips' records of all shards that were asked for, whoever wrote them, out of `asked` clips;
-    `changed` are the clips of shards found complete whose videos have changed since.
+    `changed` are the clips of shards found complete whose videos have changed since; `relabelled` are the clips whose labels
+    or split differ from the cache's copy of the manifest, which is what training reads unless it is given another one.
     """
 
     cache: Path
@@ -63,6 +64,7 @@ class Summary:
     asked: int = 0
     failures: list[dict] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
+    relabelled: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -99,7 +101,7 @@ def extract(
         raise ValueError(f"shard {max(wanted)}: this cache has {len(plan)} shards, numbered from 0 to {len(plan) - 1}")
     watch = Watch()
     sweep(plan.folder / "features", watch)
-    jobs, there, summary = [], [], Summary(Path(cache))
+    jobs, there, summary = [], [], Summary(Path(cache), relabelled=relabelled_clips(plan.folder, manifest))
     for shard in wanted:
         clips, path = plan.clips(shard), Path(os.path.abspath(plan.path(shard)))
         summary.asked += len(clips)

@@ -120,6 +120,15 @@ def read_manifest_copy(folder: Path, record: dict) -> Manifest:
     return read_manifest(path, record["manifest"]["root"])
 
 
+def relabelled_clips(folder: Path, manifest: Manifest) -> list[str]:
+    """The ids of the clips whose labels or split in `manifest` are not those of the cache's copy, which has the same clips."""
+    record = read_cache_json(folder)
+    if record["manifest"]["sha256"] == manifest.sha256:
+        return []
+    pairs = zip(read_manifest_copy(folder, record).clips, manifest.clips, strict=True)
+    return [new.clip for old, new in pairs if (old.split, old.labels) != (new.split, new.labels)]
+
+
 def check_manifest_copy(folder: Path, record: dict) -> None:
     """Compares the copy's sha256 alone, without reading its rows."""
     path = folder / "manifest.csv"

@@ -3,11 +3,13 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from heads.manifest_record import manifest_record
 from heads.reporting.found import FoundRun
 from pipeline.cache import Cache
 
@@ -47,6 +49,11 @@ class KnownCache:
     statistics: dict[str, Statistics] = field(default_factory=dict)
     failed: list[dict[str, Any]] = field(default_factory=list)
     asked: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def labels_sha256(self) -> str:
+        """The checksum of the labels and splits of the cache's copy of the manifest; "" where it cannot be opened."""
+        return "" if self.cache is None else manifest_record(self.cache.manifest)["sha256"]
 
 
 def known_caches(found: Iterable[FoundRun], given: Sequence[Path]) -> list[KnownCache]:

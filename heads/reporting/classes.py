@@ -19,15 +19,21 @@ MOST_CONFUSIONS = 30
 MOST_CLASSES = 24  # with a bar of structures; the table has all
 
 
-def predicting(groups: Sequence[Group]) -> list[Group]:
-    """The groups whose predictions are there, with the classes of the first: others cannot be put beside them."""
+def predicting(groups: Sequence[Group], split: str) -> list[Group]:
+    """The groups whose predictions are there, with the classes and clips of the first: others cannot be put beside them."""
     with_some = [group for group in groups if group.predicted]
-    return [group for group in with_some if group.predicted[0].classes == with_some[0].predicted[0].classes]
+    return [group for group in with_some if comparable(group, with_some[0], split)]
+
+
+def comparable(one: Group, other: Group, split: str) -> bool:
+    """Whether the predictions of two groups have the same classes, and are of the same clips and labels."""
+    same_classes = one.predicted[0].classes == other.predicted[0].classes
+    return same_classes and one.test_set(split) == other.test_set(split)
 
 
 def by_class(groups: Sequence[Group], pair: tuple[Group, Group] | None, split: str) -> Section | None:
     """The section of gains and recalls; None without predictions."""
-    drawn = predicting(groups)
+    drawn = predicting(groups, split)
     if not drawn:
         return None
     classes = drawn[0].predicted[0].classes
@@ -78,7 +84,7 @@ def _class_table(groups: Sequence[Group], classes: Sequence[str], what: str, spl
 
 def confusions(groups: Sequence[Group], split: str) -> Section | None:
     """The section of the confusion matrices; None with several labels per video, or without predictions."""
-    drawn = [group for group in predicting(groups) if group.predicted[0].confusion is not None]
+    drawn = [group for group in predicting(groups, split) if group.predicted[0].confusion is not None]
     if not drawn:
         return None
     blocks: list[Block] = []

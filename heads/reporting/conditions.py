@@ -45,7 +45,7 @@ def _boxes(groups: Sequence[Group], caches: Sequence[KnownCache], split: str) ->
     """Accuracy by how many boxes the clips have, of the caches that are there; needs one label per video."""
     blocks: list[Block] = []
     for number, known in enumerate(caches):
-        mine = [group for group in predicting(groups) if group.runs[0].about["fingerprint"] == known.fingerprint]
+        mine = [group for group in predicting(groups, split) if group.runs[0].about["fingerprint"] == known.fingerprint]
         mine = [group for group in mine if group.predicted[0].right is not None]
         if known.cache is None or not mine:
             continue

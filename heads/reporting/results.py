@@ -8,7 +8,7 @@ from heads.reporting.document import Block, Cell, Column, Figure, Fold, Panel, S
 from heads.reporting.found import FoundRun
 from heads.reporting.plots import COLOURS, REST, Series, curves, points
 from heads.reporting.predicted import main_figure
-from heads.reporting.study import Group, differences, text
+from heads.reporting.study import MANIFEST, Group, by_test_set, differences, text
 
 NAMES = {"top1": "top-1 %", "top5": "top-5 %", "map": "mAP %", "class_mean": "class mean %", "loss": "loss"}
 LONG = 8  # rows from which on a table can be filtered
@@ -31,7 +31,9 @@ def results(groups: Sequence[Group], found: Sequence[FoundRun], split: str) -> S
     """The section of the study's table."""
     blocks: list[Block] = []
     if groups:
-        blocks.append(_study_table(groups, split))
+        sets = by_test_set(groups, split)
+        for number, together in enumerate(sets):
+            blocks.append(_study_table(together, split, number, _about_set(together[0], split) if len(sets) > 1 else ""))
         if settings := _settings_table(groups):
             blocks.append(Fold("Settings in which the rows differ", (settings,)))
     blocks.append(Fold("Every run", (_runs_table(found, split),)))
@@ -40,7 +42,17 @@ def results(groups: Sequence[Group], found: Sequence[FoundRun], split: str) -> S
     return Section("Results", "results", tuple(blocks))
 
 
-def _study_table(groups: Sequence[Group], split: str) -> Table:
+def _about_set(group: Group, split: str) -> str:
+    """Whose figures a table has, where there are several sets of clips: rows of different ones are not ranked together."""
+    record = (group.runs[0].about.get("manifest") or {}).get("splits", {}).get(split)
+    if record is None:
+        return f"Runs that do not record which clips are in {split}. "
+    manifest = text(group.settings.get(MANIFEST))
+    return f"The {record['clips']:,} clips of split {split} of {manifest}; other tables are of other clips or labels. "
+
+
+def _study_table(groups: Sequence[Group], split: str, number: int, about: str) -> Table:
+    """The rows of one set of clips, the best first; `number` from 0 tells the tables apart."""
     names = [name for name in figure_names(groups, split) if name != "loss"]
     other = "val" if split == "test" else "test"
     more = [name for name in figure_names(groups, other) if name == main_figure(dict.fromkeys(names))]
@@ -63,7 +75,8 @@ def _study_table(groups: Sequence[Group], split: str) -> Table:
     seeds = "Mean ± standard deviation over seeds. " if any(len(group.runs) > 1 for group in groups) else ""
     whole = " Trained from frames, they are the whole network's." if any("frames" in g.runs[0].about for g in groups) else ""
     caption = f"{seeds}Parameters and MACs (one view) are the head's.{whole} Seconds: its own computing and waiting for data."
-    return Table("study", caption, tuple(columns), tuple(rows), long=len(rows) >= LONG)
+    name = f"study-{number}" if number else "study"
+    return Table(name, about + caption, tuple(columns), tuple(rows), long=len(rows) >= LONG)
 
 
 def _settings_table(groups: Sequence[Group]) -> Table | None:
@@ -87,7 +100,7 @@ def _runs_table(found: Sequence[FoundRun], split: str) -> Table:
         Column("best epoch", "count"),
     ]
     columns += [Column(f"{split} {NAMES[name]}", "fixed" if name == "loss" else "percent") for name in names]
-    columns += [Column("training s", "seconds"), Column("device"), Column("cache")]
+    columns += [Column("training s", "seconds"), Column("device"), Column("cache"), Column("manifest")]
     rows = []
     for run in found:
         about, result = run.about or {}, run.result or {}
@@ -96,7 +109,8 @@ def _runs_table(found: Sequence[FoundRun], split: str) -> Table:
         for name in names:
             value = run.figures(split).get(name)
             row.append(value if value is None or name == "loss" else 100 * value)
-        rows.append((*row, result.get("seconds"), str(about.get("device", "")), str(about.get("fingerprint", ""))[:12]))
+        row += [result.get("seconds"), str(about.get("device", "")), str(about.get("fingerprint", ""))[:12]]
+        rows.append((*row, str((about.get("manifest") or {}).get("path", ""))))
     return Table("runs", "One row per run folder.", tuple(columns), tuple(rows), long=len(rows) >= LONG)
 
 
@@ -104,14 +118,16 @@ def _evaluations_table(found: Sequence[FoundRun]) -> Table | None:
     """What `vidgraph evaluate` has left; None without any."""
     records = [(run, name, record) for run in found for name, record in run.evaluations]
     names = [name for name in NAMES if any(name in record for _, _, record in records)]
-    columns = [Column("run"), Column("evaluation"), Column("checkpoint"), Column("cache")]
+    columns = [Column("run"), Column("evaluation"), Column("checkpoint"), Column("cache"), Column("manifest")]
     columns += [Column(NAMES[name], "fixed" if name == "loss" else "percent") for name in names]
     rows = []
     for run, tag, record in records:
         values = [value if (value := record.get(name)) is None or name == "loss" else 100 * value for name in names]
         cells = str(run.folder), tag, str(record.get("checkpoint", "")), str(record.get("fingerprint", ""))[:12]
-        rows.append((*cells, *values))
-    caption = "Named after the split, and after the cache's fingerprint where it is not the run's own."
+        rows.append((*cells, str(record.get("manifest", "")), *values))
+    caption = (
+        "Named after the split, the cache's fingerprint where it is not the run's own, and the checksum of a split that is not."
+    )
     return Table("evaluations", caption, tuple(columns), tuple(rows), long=len(rows) >= LONG) if rows else None
 
 
@@ -163,7 +179,25 @@ def costs(groups: Sequence[Group], split: str) -> Section | None:
     names = figure_names(groups, split)
     if not names or names[0] == "loss":
         return None
-    title, panels = f"{split} {NAMES[names[0]]}", []
+    sets = by_test_set(groups, split)
+    blocks: list[Block] = []
+    for number, together in enumerate(sets):
+        about = _about_set(together[0], split) if len(sets) > 1 else ""
+        if panels := _cost_panels(together, f"{split} {NAMES[names[0]]}", split, names[0], f"-{number}" if number else ""):
+            caption = "Of the head alone: what is cached was computed once for all. Bars are one standard deviation over seeds."
+            blocks.append(Figure(about + caption, tuple(panels), legend_of(together)))
+    if not blocks:
+        return None
+    if len(groups) > COLOURS:
+        blocks.append(
+            Text(f"The {COLOURS} best rows have a colour of their own; a point's name appears when it is pointed at.")
+        )
+    return Section("Accuracy and cost", "cost", tuple(blocks))
+
+
+def _cost_panels(groups: Sequence[Group], title: str, split: str, name: str, suffix: str) -> list[Panel]:
+    """The main figure against each cost; the panels' names end in `suffix`."""
+    panels = []
     of = {
         "parameters": lambda group: group.runs[0].result["parameters"],
         "MACs": lambda group: group.macs,
@@ -172,20 +206,12 @@ def costs(groups: Sequence[Group], split: str) -> Section | None:
     for cost, value in of.items():
         dots = []
         for group in groups:
-            x, y = value(group), group.figure(split, names[0], 100.0)
+            x, y = value(group), group.figure(split, name, 100.0)
             if x and y:
                 dots.append(Series(group.name, group.colour, [x], [y.mean], [y.deviation or 0.0]))
         if dots:
             xs = [dot.x[0] for dot in dots]
             alt = f"{title} against {cost}"
             drawing = points(list(reversed(dots)), cost, title, alt, log=max(xs) > 10 * min(xs))
-            panels.append(Panel(f"cost-{cost.split()[-1].lower()}", drawing, alt))
-    if not panels:
-        return None
-    caption = "Of the head alone: what is cached was computed once for all. Bars are one standard deviation over seeds."
-    blocks: list[Block] = [Figure(caption, tuple(panels), legend_of(groups))]
-    if len(groups) > COLOURS:
-        blocks.append(
-            Text(f"The {COLOURS} best rows have a colour of their own; a point's name appears when it is pointed at.")
-        )
-    return Section("Accuracy and cost", "cost", tuple(blocks))
+            panels.append(Panel(f"cost-{cost.split()[-1].lower()}{suffix}", drawing, alt))
+    return panels

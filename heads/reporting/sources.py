@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from heads.recipe import PLAIN
@@ -90,6 +90,7 @@ def _train_command(run: FoundRun, caches: Sequence[KnownCache]) -> str:
     words = ["vidgraph", "finetune" if "frames" in about else "train", run.folder / "recipe.toml"]
     if known is not None:
         words += ["--cache", known.path]
+    words += _manifest_options(about.get("manifest"), known)
     words += ["--name", run.folder.name, "--seed", about["seed"]]
     if about.get("precision", "fp32") != "fp32":
         words += ["--precision", about["precision"]]
@@ -99,10 +100,20 @@ def _train_command(run: FoundRun, caches: Sequence[KnownCache]) -> str:
         words += ["--phase", phase] if phase != PLAIN else []
         words += ["--views", "fresh"] if about["frames"].get("fresh") and known is not None else []
         if known is None:
-            notes.append("without a cache: add --manifest, and the options of vidgraph extract that run.json has as config")
+            more = "" if about.get("manifest") else "--manifest, and "
+            notes.append(f"without a cache: add {more}the options of vidgraph extract that run.json has as config")
     if about.get("order_seed", about["seed"]) != about["seed"]:
         notes.append(f"as a member of a study, its views came in the order of seed {about['order_seed']}")
     return _joined(words) + "".join(f"  # {note}" for note in notes)
+
+
+def _manifest_options(record: Mapping[str, Any] | None, known: KnownCache | None) -> list[Any]:
+    """--manifest, where the labels and splits are not those of the cache's copy; --root where there is no cache to tell it."""
+    if not record:
+        return []
+    if known is None:
+        return ["--manifest", record["path"], "--root", record["root"]]
+    return [] if known.labels_sha256 == record["sha256"] else ["--manifest", record["path"]]
 
 
 def _extract_command(known: KnownCache) -> str:

@@ -1,12 +1,14 @@
 """Runs that differ in nothing but the seed are one row of the study: a `Group`, with the spread over its runs."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from heads.manifest_record import TAG, split_sha256
 from heads.recipe import PLAIN
 from heads.reporting.document import Spread
 from heads.reporting.found import FoundRun
@@ -16,6 +18,7 @@ from heads.reporting.predicted import Predicted, main_figure
 # What of run.json tells one group from another. A start is the weights of one run, and seeds start from different ones.
 PARTS = ("recipe", "config", "dims", "fingerprint", "precision", "frames")
 UNSAID = {"recipe.name", "recipe.source", "recipe.ours"}
+MANIFEST = "manifest"  # the setting that says whose labels and splits a run has
 
 
 @dataclass
@@ -41,6 +44,10 @@ class Group:
     def head(self) -> str:
         return str(self.settings["recipe.head.name"])
 
+    def test_set(self, split: str) -> str:
+        """The checksum of the clips and labels of a split; "" where the run does not tell."""
+        return split_sha256(self.runs[0].about.get("manifest"), split)
+
     def spread(self, value: Callable[[FoundRun], float | None], times: float = 1.0) -> Spread | None:
         """Mean and deviation of a value over the runs that have it."""
         return spread_of([found * times for run in self.runs if (found := value(run)) is not None])
@@ -65,13 +72,14 @@ def spread_of(values: Sequence[float]) -> Spread | None:
 def groups_of(found: Iterable[FoundRun], split: str) -> list[Group]:
     """The finished runs by configuration, the best first; names are unique."""
     by_key: dict[str, list[FoundRun]] = {}
-    for run in found:
-        if run.finished:
-            by_key.setdefault(json.dumps(settings_of(run), sort_keys=True, default=str), []).append(run)
+    finished = [run for run in found if run.finished]
+    manifests = _manifest_names(finished)
+    for run in finished:
+        by_key.setdefault(json.dumps(settings_of(run, manifests), sort_keys=True, default=str), []).append(run)
     groups = []
     for members in (part for some in by_key.values() for part in _once_per_seed(some)):
         members.sort(key=lambda run: (run.about["seed"], str(run.folder)))
-        groups.append(Group(_name(members), members, settings_of(members[0])))
+        groups.append(Group(_name(members), members, settings_of(members[0], manifests)))
     for name in {group.name for group in groups}:
         _tell_apart([group for group in groups if group.name == name])
     groups.sort(key=lambda group: -_main(group, split))
@@ -110,10 +118,43 @@ def _main(group: Group, split: str) -> float:
     return found.mean if found else -1.0
 
 
-def settings_of(run: FoundRun) -> dict[str, Any]:
-    """Every setting of a finished run by its dotted key: recipe.train.lr, config.sampling.frames, …; and its last phase."""
+def settings_of(run: FoundRun, manifests: Mapping[str, str]) -> dict[str, Any]:
+    """Every setting of a finished run by its dotted key: recipe.train.lr, config.sampling.frames, …; and its last phase.
+
+    manifests: what each manifest is called, by the checksum of its labels and splits.
+    """
     record = {part: run.about[part] for part in PARTS if part in run.about}
+    if checksum := _manifest_of(run).get("sha256"):
+        record[MANIFEST] = manifests[checksum]
     return flat({**record, "phase": run.result.get("phase", PLAIN)})
+
+
+def _manifest_of(run: FoundRun) -> Mapping[str, Any]:
+    """What the run records of its manifest; {} of a run of an earlier version."""
+    return run.about.get("manifest") or {}
+
+
+def _manifest_names(found: Iterable[FoundRun]) -> dict[str, str]:
+    """Checksum of labels and splits -> the first file's name that has them, and as much of the checksum as tells it apart."""
+    names: dict[str, str] = {}
+    for run in found:
+        record = _manifest_of(run)
+        if record:
+            path = Path(record["path"])
+            name = f"{path.parent.name}/{path.name}" if path.name == "manifest.csv" else path.name
+            names.setdefault(record["sha256"], f"{name} ({record['sha256'][:TAG]})")
+    return names
+
+
+def by_test_set(groups: Sequence[Group], split: str) -> list[list[Group]]:
+    """Groups whose figures of a split can be compared, as they are of the same clips with the same labels, together.
+
+    The sets in the order of their first group. Runs of earlier versions, which do not tell, are taken to have one set.
+    """
+    sets: dict[str, list[Group]] = {}
+    for group in groups:
+        sets.setdefault(group.test_set(split), []).append(group)
+    return list(sets.values())
 
 
 def flat(record: dict, prefix: str = "") -> dict[str, Any]:
