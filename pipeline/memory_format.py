@@ -61,7 +61,7 @@ def lay_out(module: nn.Module, device: torch.device | str) -> nn.Module:
     for layer in _convolutions(module):
         last = FORMATS.get(layer.weight.dim())
         if last and channels_last_is_safe(device, layer.in_channels, layer.out_channels):
-            layer.weight.data = layer.weight.data.contiguous(memory_format=last)
+            layer.weight.data = layer.weight.data.to(memory_format=last)  # strides too, where `contiguous` keeps them
         if last and _is_narrow(layer) and layer.out_channels % LANES == 0:
             _hook_once(layer._forward_hooks, layer.register_forward_hook, _channels_last)
     return module
@@ -80,15 +80,19 @@ def guard(module: nn.Module) -> nn.Module:
     return module
 
 
-def _convolutions(module: nn.Module) -> list[_ConvNd]:
+def _convolutions(module: nn.Module) -> list[nn.Module]:
     """The convolutions in `module` that have weights: a backbone has freed those below its first cut."""
-    return [layer for layer in module.modules() if isinstance(layer, _ConvNd) and layer.weight is not None]
+    layers = (layer for layer in module.modules() if isinstance(layer, _ConvNd) or _calls_convolve(layer))
+    return [layer for layer in layers if layer.weight is not None]
 
 
-def _is_narrow(layer: _ConvNd) -> bool:
+def _calls_convolve(layer: nn.Module) -> bool:
+    return getattr(layer, "calls_convolve", False)
+
+
+def _is_narrow(layer: nn.Module) -> bool:
     """Whether a convolution needs help: channels last is not safe on a CPU, and it does not call `convolve`."""
-    calls_convolve = getattr(layer, "calls_convolve", False)
-    return not calls_convolve and not channels_last_is_safe("cpu", layer.in_channels, layer.out_channels)
+    return not _calls_convolve(layer) and not channels_last_is_safe("cpu", layer.in_channels, layer.out_channels)
 
 
 def _hook_once(there: dict, register: Callable, hook: Callable) -> None:

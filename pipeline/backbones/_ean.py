@@ -113,8 +113,11 @@ class Shift(nn.Module):
     y_t = x_{t+1} for the first eighth of the channels, x_{t-1} for the second, x_t for the rest; zeros beyond the ends.
     """
 
+    calls_convolve = True  # see `Conv`
+
     def __init__(self, channels: int):
         super().__init__()
+        self.in_channels = self.out_channels = channels
         kernel, fold = torch.zeros(channels, 1, 3, 1, 1), channels // 8
         kernel[:fold, 0, 2] = kernel[fold : 2 * fold, 0, 0] = kernel[2 * fold :, 0, 1] = 1
         self.weight = nn.Parameter(kernel)  # no `Conv`: whoever starts those anew must leave this one
