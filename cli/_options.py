@@ -92,6 +92,27 @@ device_option = click.option(
 )
 
 
+def say_cost(precision: str, device: str, elsewhere: bool = False) -> None:
+    """Says what `--precision` costs, where it is slower than fp32.
+
+    Args:
+        precision: "fp32", "bf16" or "fp16".
+        device: as `--device` names it.
+        elsewhere: the work is done on machines whose CPUs are not known here.
+    """
+    if precision != "bf16" or (elsewhere and device == "cuda"):
+        return  # nothing to say, nor to load
+    if elsewhere:
+        click.echo(
+            "precision bf16: workers whose CPU has no bf16 arithmetic take about 12 times as long as with fp32", err=True
+        )
+        return
+    from pipeline import precision as arithmetic
+
+    if line := arithmetic.cost(precision, pick_device(device)):
+        click.echo(line, err=True)
+
+
 def pick_device(name: str) -> str:
     """The device that `--device` names. ValueError if it asks for a GPU that is not there."""
     from pipeline import cluster

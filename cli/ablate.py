@@ -9,7 +9,7 @@ import click
 
 from cli._cluster import engine_of, place_options
 from cli._interrupt import stoppable
-from cli._options import device_option, set_option
+from cli._options import device_option, say_cost, set_option
 from cli._progress import progress
 
 LOOK = 1.0  # seconds between two looks at the members' logs
@@ -53,6 +53,8 @@ def command(
         folder = runs / (name or plan.name)
         how = How(device, precision, read_manifest(manifest) if manifest else None, resume, resident)
         engine, groups = _places(given, folder / "logs")
+        if not only_list:
+            say_cost(precision, device, elsewhere=given["scheduler"] is not None or given["slurm"] is not None)
 
         def announce(some) -> None:
             left = [one for one in some if one.result is None]

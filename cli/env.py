@@ -76,7 +76,9 @@ def _devices() -> dict[str, str]:
     except Exception as error:
         return {"gpu": f"unknown, torch does not load: {type(error).__name__}"}
     if not torch.cuda.is_available():
-        return {"gpu": "none that torch can use: networks run on the CPU; --precision bf16 is worth trying, fp16 is not"}
+        from pipeline.precision import words_for_cpu
+
+        return {"gpu": "none that torch can use: networks run on the CPU", "cpu": words_for_cpu()}
     found = {}
     for index in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(index)

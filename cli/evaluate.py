@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cli._options import device_option
+from cli._options import device_option, say_cost
 
 
 @click.command("evaluate")
@@ -45,6 +45,7 @@ def command(runs, cache, manifest, split, checkpoint, phase, aggregate, scores, 
         return _ensemble(runs, split, settings, into)
     if into is not None:
         raise click.UsageError("--into belongs to --ensemble; an evaluation writes to the run's folder")
+    say_cost(precision, device)
     for run in runs:
         _evaluate(run, cache, manifest, split, checkpoint, phase, settings, device, precision)
     return 0

@@ -8,7 +8,7 @@ import click
 from cli._cluster import cluster_options, engine_of, sbatch_script
 from cli._extraction import config_for, network_options, running_options, views_options
 from cli._interrupt import stoppable
-from cli._options import pick_device
+from cli._options import pick_device, say_cost
 from cli._progress import progress
 
 RESUME = "stopped; finished shards are kept, the same command resumes"
@@ -66,6 +66,8 @@ def run(config, manifest, cache: Path, options, shards=None, redo: bool = False,
 
     if engine is None:
         keep_freed_memory()
+    elsewhere = engine is not None and bool(engine.scheduler or engine.slurm is not None)
+    say_cost(config.precision, options.device, elsewhere)
     with stoppable(RESUME), ExitStack() as stack:
 
         def announce(todo: int, total: int):

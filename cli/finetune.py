@@ -7,7 +7,7 @@ import click
 
 from cli._extraction import config_of, network_options, views_options
 from cli._interrupt import stoppable
-from cli._options import device_option, set_option, time_limit_option, together
+from cli._options import device_option, say_cost, set_option, time_limit_option, together
 
 # Options of `vidgraph extract` that say what the frames and the networks are: a cache knows them, a run without one is told.
 OF_EXTRACTION = (
@@ -143,6 +143,8 @@ def _run(ctx: click.Context, given: dict) -> int:
         given["seed"],
         **{key: given[key] for key in ("precision", "accumulate", "checkpointing", "checkpoint_every", "resume")},
     )
+    if os.environ.get("RANK", "0") == "0":
+        say_cost(given["precision"], given["device"])
     name = recipe.name if plain.phases and cache is not None else f"{recipe.name}-{phase.name if plain.phases else 'frames'}"
     config = None
     if cache is None:

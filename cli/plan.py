@@ -6,7 +6,7 @@ import click
 
 from cli._extraction import config_for, network_options, running_options, views_options
 from cli._interrupt import stoppable
-from cli._options import FOLDER, pick_device
+from cli._options import FOLDER, pick_device, say_cost
 from cli._progress import progress
 
 
@@ -42,7 +42,9 @@ def command(**given) -> int:
         def announce(todo: int, total: int):
             return stack.enter_context(progress("plan", todo, "clips"))
 
-        plan = make_plan(config_for(given, manifest), manifest, given["cache"], options, given["clips"], announce)
+        config = config_for(given, manifest)
+        say_cost(config.precision, given["device"])
+        plan = make_plan(config, manifest, given["cache"], options, given["clips"], announce)
     return _say(plan, given["cache"])
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from cli._interrupt import stoppable
-from cli._options import device_option, set_option
+from cli._options import device_option, say_cost, set_option
 
 
 @click.command("train")
@@ -52,6 +52,7 @@ def command(recipe, cache, manifest, runs, name, seed, device, precision, reside
 
     keep_freed_memory()
     chosen = read_recipe(recipe, settings)
+    say_cost(precision, device)
     with stoppable("stopped; finished epochs are kept, the same command resumes"):
         result = train(
             chosen,

@@ -19,7 +19,7 @@ from heads import runs
 from heads.batch import Dims, MissingFields, dims_from
 from heads.data import Part, cache_dims, fields_for, how_to_add, part_of
 from heads.held import Busy, refuse_beside
-from heads.learner import LossNotFinite, autocast, device_for, loss_of
+from heads.learner import LossNotFinite, device_for, loss_of
 from heads.manifest_record import TAG, differences, manifest_record, own_manifest, split_sha256
 from heads.metrics import aggregate, confusion, scores_of, summarise
 from heads.recipe import PLAIN, Recipe, recipe_from
@@ -27,6 +27,7 @@ from heads.store import Share, Store, shared_pass
 from heads.transfer import default_checkpoint, phase_checkpoint
 from heads.zoo import build_head
 from pipeline.claims import version_of
+from pipeline.precision import autocast
 from pipeline.sealed import sha256_of
 
 if TYPE_CHECKING:

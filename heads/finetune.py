@@ -41,6 +41,7 @@ from pipeline.cores import cores_here
 from pipeline.extract import decoders_for
 from pipeline.forward import backbone_of, source_of
 from pipeline.manifest import Manifest
+from pipeline.memory_format import lay_out
 from pipeline.pixels import Opening
 from pipeline.repair import Moved, as_extracted
 from pipeline.tensors import FIELDS, is_cut
@@ -200,7 +201,7 @@ class _Made:
             group = self.cache["train"]
             if not all(name in group.fields for name in network.head.needs if is_cut(name) or name in FIELDS):
                 self.dims = self.live
-        network.backbone.to(memory_format=torch.channels_last_3d)
+        lay_out(network.backbone, self.device)
         return network.to(self.device)
 
     def footage(self, world: World) -> Footage:

@@ -10,10 +10,11 @@ import torch
 from heads.data import Part
 from heads.evaluate import Predictions
 from heads.frames import Source
-from heads.learner import LossNotFinite, autocast, loss_of
+from heads.learner import LossNotFinite, loss_of
 from heads.live import Live
 from heads.parallel import World
 from heads.recipe import Recipe
+from pipeline.precision import autocast
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ A Learner takes mini-batches from whoever reads them, so that several can be giv
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from heads.batch import Clips, HeadOutput, clips_of
 from heads.optimisers import Average, Optimisers, parameters_of
 from heads.training import Training
 from pipeline.cluster import pick_device
+from pipeline.precision import autocast
 
 if TYPE_CHECKING:
     from heads.distil import Teachers
@@ -123,7 +124,7 @@ class Learner:
         """The learning rate of the next mini-batch."""
         return self.training.lr_at(self.progress.step, self.steps_per_epoch) * self.progress.factor
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[None]:
         """The context in which the head computes."""
         return autocast(self.device, self.precision)
 
@@ -273,12 +274,6 @@ class Learner:
             self.optimisers.second.load_state_dict(state["alternate"])
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Mixed precision on `device`: nothing for fp32."""
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
 
 
 def in_parts(clips: Clips, targets: Tensor, count: int) -> Iterator[tuple[Clips, Tensor]]:

@@ -18,6 +18,7 @@ from heads.learner import INIT, reseed
 from heads.runs import write_atomically
 from pipeline.backbones import Backbone, build_backbone
 from pipeline.digits import Images, single_digits
+from pipeline.memory_format import lay_out
 
 CLASSES = 10
 CHECKED = 500  # validation pictures
@@ -69,7 +70,7 @@ def pretrain(
     tiles = {split: images[split].resized(how.tile) for split in ("train", "val")}
     device = torch.device("cpu")
     reseed(device, seed, INIT)
-    backbone = build_backbone(how.backbone, width=how.width, **how.options).to(memory_format=torch.channels_last_3d)
+    backbone = lay_out(build_backbone(how.backbone, width=how.width, **how.options), device)
     for module in backbone.modules():
         if isinstance(module, nn.Conv3d) and module.bias is not None:  # PyTorch's default, a gain of 1/3, takes twice the steps
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

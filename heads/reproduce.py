@@ -35,6 +35,7 @@ from pipeline.cache import Cache
 from pipeline.digit_cache import cache_digits
 from pipeline.digits import TASKS, DigitVideos, Images, Task, load_images
 from pipeline.manifest import SPLITS
+from pipeline.memory_format import lay_out
 
 Say = Callable[[str], None]
 
@@ -181,10 +182,7 @@ def _from_frames(work: Work, task: str, row: Row, seed: int, resume: bool) -> Re
     backbone = build_backbone(row.backbone, **backbone_options(row, work.size))
     dims = live_dims(backbone, made.frames, made.size)
     network = new_network(recipe.of(phase), backbone, dims, len(made.labels), seed, phase.frames)
-    network = network.to(work.device)
-    for layer in network.modules():
-        if isinstance(layer, torch.nn.Conv3d):  # a quarter less time on a CPU
-            layer.to(memory_format=torch.channels_last_3d)
+    network = lay_out(network, work.device)  # channels last: a quarter less time on a CPU
     return train_frames(
         recipe,
         work.run_folder(task, row, seed),

@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heads.layers import masked_softmax
+from heads.recurrent import LSTM
 from heads.rstg_grid import NODES, PLACES, SCALES, adjacency, positions
 
 SCHEDULERS = ("all_temporal", "one_temporal", "homogeneous", "space_only", "time_only")
@@ -76,7 +77,7 @@ class Choices:
     iterations: int = 3
 
 
-class OverTime(nn.LSTM):
+class OverTime(LSTM):
     """An LSTM along T of [B,T,N,C], the nodes of a batch in parallel, from a zero state; glorot-uniform, zero biases."""
 
     def __init__(self, channels: int):
@@ -90,7 +91,7 @@ class OverTime(nn.LSTM):
 
     def forward(self, v: Tensor) -> Tensor:
         B, T, N, C = v.shape
-        y, _ = nn.LSTM.forward(self, v.transpose(1, 2).reshape(B * N, T, C))  # super() is what torch.compile cannot follow here
+        y, _ = LSTM.forward(self, v.transpose(1, 2).reshape(B * N, T, C))  # super() is what torch.compile cannot follow here
         return y.view(B, N, T, C).transpose(1, 2)
 
 

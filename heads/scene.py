@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from heads.affinity import linear, unit
 from heads.batch import Clips, Dims
 from heads.layers import grid_mean, masked_mean
+from pipeline.memory_format import convolve
 from pipeline.roi import roi_align
 
 LAYOUT = 9  # numbers of a node's layout
@@ -146,7 +147,7 @@ class Stem(nn.Module):
                 f"back_incor weighs each cell of a {h} x {w} map of {self.cut}, got {H} x {W}; extract test views of the "
                 "training views' size (one square crop)"
             )
-        v = F.conv2d(
+        v = convolve(
             fmap.flatten(0, 1), self.reduce.weight[..., None, None], self.reduce.bias
         )  # faster than a linear layer here
         v = F.leaky_relu(v, 0.01, inplace=True).movedim(1, -1).contiguous().unflatten(0, fmap.shape[:2])

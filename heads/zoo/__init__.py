@@ -43,7 +43,9 @@ def build_head(name: str, dims: "Dims", num_classes: int, **options: Any) -> "nn
     check_options(name, options)
     if num_classes < 2:
         raise ValueError(f"head {name}: expected at least 2 classes, got {num_classes}")
-    return importlib.import_module(f"{__name__}.{name}").build(dims, num_classes, **options)
+    from pipeline.memory_format import guard
+
+    return guard(importlib.import_module(f"{__name__}.{name}").build(dims, num_classes, **options))
 
 
 def check_options(name: str, options: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from heads.batch import Clips, Dims, HeadOutput
+from heads.recurrent import LSTM
 from heads.variants import SAME, at_least, one_of
 
 
@@ -29,7 +30,7 @@ class ConvLSTM(nn.Module):
         self.cut, self.grid = cut, (h, w)
         sizes = [channels] + [width] * convs
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3) for a, b in pairwise(sizes))
-        self.lstm = nn.LSTM(sizes[-1] * (h - 2 * convs) * (w - 2 * convs), hidden, batch_first=True)
+        self.lstm = LSTM(sizes[-1] * (h - 2 * convs) * (w - 2 * convs), hidden, batch_first=True)
         self.drop = nn.Dropout(dropout)
         self.fc = nn.Linear(hidden, num_classes)
         self.needs = (cut,)

@@ -10,6 +10,7 @@ the paper's node width) and depth (1).
 from torch import nn
 
 from heads.batch import Clips, Dims, HeadOutput
+from heads.recurrent import LSTM
 from heads.variants import SAME, at_least, one_of
 
 
@@ -19,7 +20,7 @@ class MeanLSTM(nn.Module):
 
     def __init__(self, channels: int, num_classes: int, hidden: int, layers: int, dropout: float):
         super().__init__()
-        self.lstm = nn.LSTM(channels, hidden, layers, batch_first=True)
+        self.lstm = LSTM(channels, hidden, layers, batch_first=True)
         self.drop = nn.Dropout(dropout)
         self.fc = nn.Linear(hidden, num_classes)
 

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pipeline.memory_format import convolve, guard
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -54,6 +55,7 @@ class Conv(nn.Conv3d):
     are those of `nn.Conv3d` either way. `after` is where a module was put right behind it (`Backbone.insert`).
     """
 
+    calls_convolve = True  # which decides the memory format
     after: "tuple[Inserted, str] | None" = None  # in a tuple, so that the module is registered once, by the backbone
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,12 +68,12 @@ class Conv(nn.Conv3d):
     def _convolved(self, x: Tensor) -> Tensor:
         if self.kernel_size[0] == 1 and self.stride[0] == 1:
             frames = x.transpose(1, 2).flatten(0, 1)  # [B·T,C,h,w]
-            y = F.conv2d(frames, self.weight.squeeze(2), self.bias, self.stride[1:], self.padding[1:])
+            y = convolve(frames, self.weight.squeeze(2), self.bias, self.stride[1:], self.padding[1:])
             return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
         if self.kernel_size[1:] == (1, 1) and self.stride[1:] == (1, 1):
-            y = F.conv2d(x.flatten(3), self.weight.squeeze(4), self.bias, (self.stride[0], 1), (self.padding[0], 0))
+            y = convolve(x.flatten(3), self.weight.squeeze(4), self.bias, (self.stride[0], 1), (self.padding[0], 0))
             return y.unflatten(3, x.shape[3:])
-        return super().forward(x)
+        return convolve(x, self.weight, self.bias, self.stride, self.padding)
 
 
 class MaxPool(nn.MaxPool3d):
@@ -181,7 +183,7 @@ class Backbone(nn.Module):
         position, convolution = self._point(point)
         if any(self._point(other) == (position, convolution) for other in self.inserted):
             raise ValueError(f"{point} has a module already: a point takes one, so join the two in an nn.Sequential")
-        self.inserted.put(point, module)
+        self.inserted.put(point, guard(module))
         if convolution is not None:
             convolution.after = (self.inserted, point)
 

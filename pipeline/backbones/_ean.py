@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.backbones._base import Conv, MaxPool, Triple
 from pipeline.backbones._resnet import Bottleneck, conv
+from pipeline.memory_format import convolve
 
 VARIANTS = ("paper", "released")
 SMALL = 0.01  # factor on the default start of the last convolution of a branch that is added to the trunk
@@ -59,13 +60,13 @@ class Taps(Conv):
     def _convolved(self, x: Tensor) -> Tensor:
         if self.kernel_size[0] == 1 and self.stride[0] == 1:
             frames, weight = x.transpose(1, 2).flatten(0, 1), self.weight.squeeze(2)  # [B·T,C,h,w]
-            y = F.conv2d(frames, weight, self.bias, self.stride[1:], self.padding[1:], self.dilation[1:], self.groups)
+            y = convolve(frames, weight, self.bias, self.stride[1:], self.padding[1:], self.dilation[1:], self.groups)
             return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
         if self.kernel_size[1:] == (1, 1) and self.stride == (1, 1, 1):
             padding, dilation = (self.padding[0], 0), (self.dilation[0], 1)
-            y = F.conv2d(x.flatten(3), self.weight.squeeze(4), self.bias, 1, padding, dilation, self.groups)
+            y = convolve(x.flatten(3), self.weight.squeeze(4), self.bias, 1, padding, dilation, self.groups)
             return y.unflatten(3, x.shape[3:])
-        return nn.Conv3d.forward(self, x)
+        return convolve(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 def taps(channels_in: int, channels_out: int, kernel: Triple, *, dilation: int = 1, groups: int = 1, stride: int = 1) -> Taps:
@@ -112,14 +113,18 @@ class Shift(nn.Module):
     y_t = x_{t+1} for the first eighth of the channels, x_{t-1} for the second, x_t for the rest; zeros beyond the ends.
     """
 
+    calls_convolve = True  # see `Conv`
+
     def __init__(self, channels: int):
         super().__init__()
+        self.in_channels = self.out_channels = channels
         kernel, fold = torch.zeros(channels, 1, 3, 1, 1), channels // 8
         kernel[:fold, 0, 2] = kernel[fold : 2 * fold, 0, 0] = kernel[2 * fold :, 0, 1] = 1
         self.weight = nn.Parameter(kernel)  # no `Conv`: whoever starts those anew must leave this one
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x.flatten(3), self.weight.squeeze(4), padding=(1, 0), groups=x.shape[1]).unflatten(3, x.shape[3:])
+        y = convolve(x.flatten(3), self.weight.squeeze(4), padding=(1, 0), groups=x.shape[1])
+        return y.unflatten(3, x.shape[3:])
 
 
 class MotionBottleneck(Bottleneck):

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.backbones._base import Backbone, Conv
+from pipeline.memory_format import lay_out
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -16,7 +17,8 @@ def freeze(backbone: Backbone, precision: str = "fp32", device: str | torch.devi
     """A copy of `backbone` for inference, with the same `maps`, `prepare` and cuts; the original is left as it is.
 
     The copy is in evaluation mode for good (`train()` does not change it), needs no gradient, runs in inference mode, has
-    its batch norms folded into the convolutions before them, and its kernels in channels_last_3d. It computes in `precision`
+    its batch norms folded into the convolutions before them, and its kernels in the memory format that is
+    fastest and safe there (`pipeline.memory_format`). It computes in `precision`
     ("fp32", "bf16", "fp16") on `device`: `prepare` returns that dtype, `maps` takes any and returns that one. What it
     returns are inference tensors; clone them before autograd has to save them. compile: `torch.compile` block by block, on
     the first call for every new shape. ValueError for an unknown precision, and for fp16 on a CPU.
@@ -29,7 +31,7 @@ def freeze(backbone: Backbone, precision: str = "fp32", device: str | torch.devi
     for module in list(frozen.modules()):
         _fold(module)
     pixels = frozen.pixel_mean, frozen.pixel_std
-    frozen.to(device, PRECISIONS[precision], memory_format=torch.channels_last_3d)
+    lay_out(frozen.to(device, PRECISIONS[precision]), device)
     frozen.pixel_mean, frozen.pixel_std = (buffer.to(device) for buffer in pixels)  # pixels are normalised in float32
     frozen.frozen = True
     if compile:

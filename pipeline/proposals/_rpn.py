@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.memory_format import lay_out
+
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 PRE_NMS = 1000  # boxes per level that reach the suppression
@@ -82,14 +84,14 @@ def fold(conv: nn.Conv2d, norm: nn.Module) -> None:
 
 
 def place(module: nn.Module, device, precision: str) -> None:
-    """Move a network, in place, to its device, dtype and the channels-last layout. ValueError for an unknown precision, or if
+    """Move a network, in place, to its device, dtype and memory format. ValueError for an unknown precision, or if
     its weights were already rounded to fewer bits than now asked for."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
     dtype, now = PRECISIONS[precision], next(module.parameters()).dtype
     if now not in (torch.float32, dtype):
         raise ValueError(f"precision {precision}: these weights were rounded to {now} before; build the source again")
-    module.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    lay_out(module.to(device=device, dtype=dtype), device)
 
 
 def padded(frames: Tensor, mean: Tensor, std: Tensor, multiple: int, dtype: torch.dtype) -> Tensor:

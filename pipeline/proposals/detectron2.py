@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.memory_format import guard
 from pipeline.proposals._rpn import PRECISIONS, file_sha256, fold, in_batches, load_exactly, padded, place, read_state
 
 INSTALL = "the command in INSTALL.md of the repository facebookresearch/detectron2 (it is on no package index)"
@@ -51,8 +52,7 @@ class Detectron2RPN:
         place(self.backbone, device, precision)
         place(self.generator.rpn_head.conv, device, precision)
         # As in the torchvision source: bf16 logits would tie by the hundred, and anchors need their pixels exact.
-        self.generator.rpn_head.objectness_logits.to(device)
-        self.generator.rpn_head.anchor_deltas.to(device)
+        guard(self.generator.rpn_head.to(device))
         self.generator.anchor_generator.to(device)
         self.dtype, self.device = PRECISIONS[precision], torch.device(device)
         self.mean, self.std = (torch.tensor(v, device=device, dtype=torch.float32) for v in (self.pixel_mean, self.pixel_std))

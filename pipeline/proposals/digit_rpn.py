@@ -16,6 +16,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from pipeline.boxes import iou
+from pipeline.memory_format import lay_out
 from pipeline.proposals._rpn import PRECISIONS, file_sha256, in_batches, load_exactly, padded, place, read_state
 from pipeline.proposals.torchvision import best_of_level, clip_to, suppress
 
@@ -131,7 +132,7 @@ def _descend(net, frames, boxes, there, steps, batch, lr, rng, say) -> None:
     few = {"training": 1, "testing": 1}  # boxes that it would return while it learns: nobody reads them
     # Of a frame's anchors a handful touch an object: 16 drawn per frame, half of them such, keep the two kinds in balance.
     rpn = RegionProposalNetwork(net.anchors(), net.head, 0.6, 0.3, 16, 0.5, few, few, 0.7)
-    net.to(memory_format=torch.channels_last).train()
+    lay_out(net, "cpu").train()
     mean, std = (torch.full((3,), value) for value in (MEAN, STD))
     optimiser = torch.optim.AdamW(net.parameters(), lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.2)

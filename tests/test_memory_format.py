@@ -1,0 +1,183 @@
+"""Which memory format convolutions run in, seen from inside torch: what its operators are given, in training and frozen."""
+
+import numpy as np
+import pytest
+import torch
+from test_zoo import CASES, make, some_clips
+from tiny_backbone import NAMES, frames, relative, tiny
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from heads.batch import Clips
+from heads.frames import new_network
+from heads.live import live_dims
+from heads.recipe import recipe_from
+from heads.tables import Frames
+from pipeline.backbones import build_backbone, freeze
+from pipeline.memory_format import channels_last_is_safe, convolve, guard, lay_out, plain
+from pipeline.proposals import build_proposals
+from pipeline.proposals.digit_rpn import fit
+
+
+def suggests_channels_last(x: torch.Tensor) -> bool:
+    """What c10's `is_channels_last_strides` says, by which torch chooses: strides in the order C, w, h, T, B, none of them
+    smaller than what lies before it needs, and one channel with one place does not count."""
+    least = 0
+    sizes, strides = x.shape, x.stride()
+    for axis in (1, *range(x.dim() - 1, 1, -1), 0):
+        if sizes[axis] == 0 or strides[axis] < least or (axis == 0 and least == strides[1]):
+            return False
+        least = strides[axis] * max(sizes[axis], 1)
+    return strides[1] != 0
+
+
+class Convolutions(TorchDispatchMode):
+    """Every convolution that torch runs meanwhile: (operator, channels in, channels out, whether in channels last)."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[tuple[str, int, int, bool]] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.__name__.partition(".")[0]
+        if "conv" in name and name not in ("_convert_element_type", "convert_element_type"):
+            x, weight, *others = args[1:] if name == "convolution_backward" else args
+            transposed = any(value is True for value in others[:6])
+            sizes = weight.shape[:2] if transposed else (x.shape[1], weight.shape[0])
+            last = x.dim() > 3 and (suggests_channels_last(x) or suggests_channels_last(weight))
+            self.seen.append((name, int(x.shape[1]), int(weight.shape[1] if transposed else sizes[1]), last))
+        return function(*args, **(kwargs or {}))
+
+    def check(self) -> set[tuple[str, int, int, bool]]:
+        """The convolutions, of which there are some and none ran in channels last that must not."""
+        assert self.seen
+        wrong = {(n, a, b) for n, a, b, last in self.seen if last and (a % 8 or b % 8)}
+        assert not wrong, wrong
+        return set(self.seen)
+
+
+def last_and_backward(seen) -> tuple[bool, bool]:
+    return any(last for *_, last in seen), any("backward" in name for name, *_ in seen)
+
+
+def test_torch_sees_channels_last_where_the_strides_say_so():
+    """Ours is c10's rule: the output is in channels last exactly where an input is said to be."""
+    for sizes in ((2, 8, 5, 5), (2, 1, 5, 5), (1, 8, 1, 1), (3, 4, 1, 7)):
+        for x in (torch.zeros(sizes), torch.zeros(sizes).contiguous(memory_format=torch.channels_last)):
+            y = nn.Conv2d(sizes[1], 16, 1)(x)
+            if y.shape[2] * y.shape[3] > 1:
+                assert suggests_channels_last(x) == y.is_contiguous(memory_format=torch.channels_last), (sizes, x.stride())
+
+
+@pytest.mark.parametrize("sizes", [(2, 1, 5, 5), (2, 8, 1, 1), (2, 3, 4, 5), (1, 1, 1, 1), (2, 4, 3, 5, 6), (0, 4, 2, 2)])
+def test_plain_strides_are_those_of_a_new_tensor(sizes):
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}[len(sizes)]
+    x = torch.randn(sizes).contiguous(memory_format=last)
+    assert plain(x).stride() == torch.empty(sizes).stride()
+    assert torch.equal(plain(x), x)
+
+
+def test_only_a_cpu_and_only_narrow_layers_are_kept_from_channels_last():
+    assert channels_last_is_safe("cpu", 8, 64)
+    assert not channels_last_is_safe("cpu", 3, 64)
+    assert not channels_last_is_safe("cpu", 64, 12)
+    assert channels_last_is_safe("cuda", 3, 12)
+
+
+@pytest.mark.parametrize("sizes", [(4, 8, 1, 2), (3, 16, 3, 1), (16, 4, 1, 2), (1, 8, 3, 2), (8, 16, 1, 2)])
+@pytest.mark.parametrize("last", [False, True])
+def test_values_gradients_and_format_are_those_of_torch(sizes, last):
+    channels, width, kernel, stride = sizes
+    x = torch.randn(2, channels, 9, 7, dtype=torch.float64)
+    x = (x.contiguous(memory_format=torch.channels_last) if last else x).requires_grad_()
+    weight = torch.randn(width, channels, kernel, kernel, dtype=torch.float64, requires_grad=True)
+    found = convolve(x, weight, stride=stride, padding=kernel // 2)
+    expected = torch.nn.functional.conv2d(x, weight, stride=stride, padding=kernel // 2)
+    torch.testing.assert_close(found, expected)
+    assert not last or found.is_contiguous(memory_format=torch.channels_last)
+    for mine, theirs in zip(*(torch.autograd.grad(y.sin().sum(), (x, weight)) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("width", [4, 8])
+@pytest.mark.parametrize("name", NAMES)
+def test_backbones_in_training(name, width):
+    backbone = lay_out(tiny(name, width=width), "cpu").train()
+    with Convolutions() as convolutions:
+        backbone(backbone.prepare(frames(1, 8, 40, 40))).sum().backward()
+    assert last_and_backward(convolutions.check())[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_frozen_backbones_run_in_channels_last_where_they_may(name):
+    backbone = freeze(tiny(name, width=8))
+    with Convolutions() as convolutions:
+        y = backbone(backbone.prepare(frames(1, 8, 40, 40)))
+    seen = convolutions.check()
+    assert {last for _, a, b, last in seen if a % 8 == 0 and b % 8 == 0} == {True}
+    assert y.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_heads_on_maps_that_come_from_a_backbone(case):
+    """Its maps are in channels last, those of a cache are not."""
+    head, clips = make(case, dtype=torch.float32), some_clips(dtype=torch.float32)
+    for name, fmap in clips.maps.items():
+        last = fmap.transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)
+        clips.maps[name] = last.transpose(1, 2)
+    with Convolutions() as convolutions:
+        head.train()(clips).logits.sum().backward()
+    if convolutions.seen:
+        convolutions.check()
+
+
+@pytest.mark.parametrize("narrow", [3, 4])
+def test_a_network_of_somebody_elses_is_guarded(narrow):
+    """Layers of torch's own in a head: convolutions, transposed ones, in any number of axes."""
+    network = nn.Sequential(nn.Conv2d(16, narrow, 3), nn.ReLU(), nn.ConvTranspose2d(narrow, 8, 3), nn.Conv2d(8, 8, 1))
+    guard(guard(network))
+    assert sum(len(layer._forward_pre_hooks) for layer in network) == 2
+    x = torch.randn(2, 16, 9, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
+    with Convolutions() as convolutions:
+        network(x).sum().backward()
+    convolutions.check()
+
+
+def test_the_region_proposal_networks(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+    boxes = np.tile(np.array([8, 8, 24, 24], np.float32), (4, 2, 1))
+    with Convolutions() as convolutions:
+        fit(tmp_path / "digit.pt", pixels, boxes, steps=2, batch=4)
+    assert last_and_backward(convolutions.check()) == (True, True)
+    for name, options in (
+        ("torchvision", {"weights": "none", "size": 64}),
+        ("digit_rpn", {"weights": str(tmp_path / "digit.pt")}),
+    ):
+        source = build_proposals(name, num_boxes=3, **options)
+        with Convolutions() as convolutions:
+            source.propose(torch.from_numpy(pixels), None, None, (0,))
+        assert last_and_backward(convolutions.check()) == (True, False)
+
+
+def test_a_network_from_frames_to_logits():
+    """As `finetune` and `reproduce` train it: a narrow backbone, a head that reads its map through a convolution."""
+    head = {"name": "conv_lstm", "cut": "res3", "width": 5, "convs": 1}
+    recipe = recipe_from({"name": "a", "source": "a test", "head": head, "train": {"epochs": 1, "batch": 2}})
+    backbone = build_backbone("tsm_r18", width=4)
+    network = new_network(recipe, backbone, live_dims(backbone, 4, 48), 3, 0, Frames(train_from="stem"))
+    lay_out(network, "cpu")
+    with Convolutions() as convolutions:
+        network(Clips(frames=frames(2, 4, 48, 48))).logits.sum().backward()
+    assert last_and_backward(convolutions.check())[1]
+
+
+def test_a_frozen_stem_of_three_colours_gives_the_values_of_channels_last():
+    """Caches that were made before stay comparable: only the order of the sums may differ, by the kernel that a CPU has."""
+    backbone = tiny("i3d_r50", width=64)
+    x = backbone.prepare(frames(1, 4, 64, 64))
+    layer = backbone.stem.conv1
+    with torch.inference_mode():
+        found = lay_out(layer, "cpu")(x)
+        weight = layer.weight.contiguous(memory_format=torch.channels_last_3d)
+        before = nn.functional.conv3d(x, weight, layer.bias, layer.stride, layer.padding)
+    assert relative(found, before) < 1e-5
