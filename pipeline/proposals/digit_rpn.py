@@ -75,7 +75,8 @@ class DigitRPN:
         anchors = self.anchors(ImageList(images[:1], [size]), [features])[0].float()
         scores, boxes = best_of_level(logits.flatten(1), deltas.flatten(2).mT, anchors)
         best = scores[:, : 8 * self.num_boxes], clip_to(boxes[:, : 8 * self.num_boxes], *size)
-        return suppress(best[1], best[0], torch.zeros(best[0].shape[1]), self.num_boxes, self.nms)
+        levels = best[0].new_zeros(best[0].shape[1])  # there is one
+        return suppress(best[1], best[0], levels, self.num_boxes, self.nms)
 
 
 @contextmanager
