@@ -31,10 +31,11 @@ from typing import Any
 from unittest import mock
 
 import torch
-from support.cuda_autocast import Autocast
 from torch.optim.optimizer import _foreach_supported_types
 from torch.utils import _device
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_map_only
+
+from support.cuda_autocast import Autocast
 
 NAME = "Pretended GPU"
 HERE = torch.device("cuda", 0)
@@ -161,20 +162,25 @@ class Device:
     def run(self, func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """What `func` gives, on the device."""
         name = func.overloadpacket.__name__
-        tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
+        tensors = list(_tensors_in((*args, *kwargs.values())))
         refuse_mixture(func, name, args, tensors)
         if name == "copy_":
             return self.copy(*args, **kwargs)
         if kwargs.get("device") is not None:  # by C++, which copies where its argument says that it is; `.to` comes not here
             kwargs = {**kwargs, "device": torch.device("cpu")}
+        if torch.Tag.inplace_view in func.tags:  # shape and strides alone, which are the same in both worlds
+            with torch._C._DisableTorchDispatch():
+                return func(*args, **kwargs)
         own: dict[int, CudaTensor] = {}
 
         def unwrapped(x: torch.Tensor) -> torch.Tensor:
+            if not isinstance(x, CudaTensor):
+                return x
             data = memory_of(x)
             own[id(data)] = x
             return data
 
-        inside = tree_map_only(CudaTensor, unwrapped, (tuple(args), dict(kwargs)))
+        inside = _mapped(unwrapped, tuple(args)), {key: _mapped(unwrapped, value) for key, value in kwargs.items()}
         with self.drawing() if torch.Tag.nondeterministic_seeded in func.tags else nullcontext():
             out = _on_the_cpu(func, name, *inside)
         self.tell(_operation(func, name, args))
@@ -185,7 +191,7 @@ class Device:
                 return own[id(x)]
             return wrap(x)
 
-        return tree_map_only(torch.Tensor, wrapped, out)
+        return _mapped(wrapped, out)
 
     def tell(self, operation: Operation) -> None:
         """Tells the observers; where the host waits, no copy is on its way any longer."""
@@ -335,9 +341,8 @@ def _on_the_cpu(func: torch._ops.OpOverload, name: str, args: tuple, kwargs: dic
     except (RuntimeError, NotImplementedError) as error:
         if "not implemented for 'Half'" not in str(error) or func._schema.is_mutable:
             raise
-    widen = lambda x: x.float() if x.dtype == torch.float16 else x  # noqa: E731
-    out = func(*tree_map_only(torch.Tensor, widen, args), **tree_map_only(torch.Tensor, widen, kwargs))
-    return tree_map_only(torch.Tensor, lambda x: x.half() if x.dtype == torch.float32 else x, out)
+    out = func(*_mapped(_widened, args), **{key: _mapped(_widened, value) for key, value in kwargs.items()})
+    return _mapped(lambda x: x.half() if x.dtype == torch.float32 else x, out)
 
 
 def _convolution(func: torch._ops.OpOverload, args: tuple, kwargs: dict) -> Any:
@@ -350,8 +355,30 @@ def _convolution(func: torch._ops.OpOverload, args: tuple, kwargs: dict) -> Any:
         x = x.contiguous() if narrow else x
         return x.float() if half and x.dtype == torch.float16 else x
 
-    out = func(*tree_map_only(torch.Tensor, plain, args), **kwargs)
-    return tree_map_only(torch.Tensor, lambda x: x.half(), out) if half else out
+    out = func(*_mapped(plain, args), **kwargs)
+    return _mapped(torch.Tensor.half, out) if half else out
+
+
+def _widened(x: torch.Tensor) -> torch.Tensor:
+    return x.float() if x.dtype == torch.float16 else x
+
+
+def _tensors_in(values: Any) -> Iterator[torch.Tensor]:
+    """The tensors among an operator's arguments, which are nested in lists at most."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors_in(value)
+
+
+def _mapped(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
+    """`value` with the tensors in it changed."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(change, one) for one in value)
+    return value
 
 
 # --- what the product calls
@@ -389,6 +416,49 @@ class _Download(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return DEVICE.upload(grad), None
+
+
+class _Recurrent(torch.autograd.Function):
+    """An LSTM or GRU as one operator, as cuDNN computes it; in float32."""
+
+    @staticmethod
+    def forward(ctx, run, name, *tensors):
+        refuse_mixture(torch.ops.aten.addmm.default, name, (), tensors)
+        with torch.enable_grad(), DEVICE.drawing():
+            inside = [memory_of(x).detach().float().requires_grad_() for x in tensors]
+            outside = run(inside)
+        DEVICE.tell(Operation(name, "launch"))
+        ctx.inside, ctx.outside, ctx.name, ctx.dtypes = inside, outside, name, [x.dtype for x in tensors]
+        return tuple(wrap(x.detach().to(tensors[0].dtype)) for x in outside)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        grads = [memory_of(grad).to(x.dtype) for grad, x in zip(grads, ctx.outside, strict=True)]
+        found = torch.autograd.grad(ctx.outside, ctx.inside, grads)
+        DEVICE.tell(Operation(f"{ctx.name}_backward", "launch"))
+        return None, None, *(wrap(grad.to(dtype)) for grad, dtype in zip(found, ctx.dtypes, strict=True))
+
+
+def _recurrent(name: str, plain: Callable) -> Callable:
+    """`torch._VF.lstm` or one of its like, which the layers of torch.nn call."""
+
+    @functools.wraps(plain)
+    def call(x, hidden, weights, *options):
+        if not isinstance(x, CudaTensor) or isinstance(hidden, torch.Tensor) != (name != "lstm"):
+            return plain(x, hidden, weights, *options)
+        states = list(hidden) if name == "lstm" else [hidden]
+        tensors = [x, *states, *weights]
+        if torch.is_autocast_enabled("cuda"):
+            tensors = [one.to(torch.get_autocast_dtype("cuda")) for one in tensors]
+
+        def run(inside: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+            first, rest = inside[1 : 1 + len(states)], inside[1 + len(states) :]
+            return plain(inside[0], first if name == "lstm" else first[0], rest, *options)
+
+        with torch.autocast("cuda", enabled=False):
+            return _Recurrent.apply(run, f"_cudnn_rnn_{name}", *tensors)
+
+    return call
 
 
 def _to(self: torch.Tensor, *args, **kwargs) -> torch.Tensor:
@@ -584,7 +654,7 @@ def _torch_cuda() -> dict[str, Any]:
         "is_initialized": lambda: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
-        "set_device": lambda device: None if _is_cuda(device) else None,
+        "set_device": _is_cuda,
         "device_of": lambda tensor: nullcontext(),
         "is_current_stream_capturing": lambda: False,
         "device": lambda device: nullcontext(_is_cuda(device)),
@@ -661,6 +731,8 @@ def fake_cuda() -> Iterator[Device]:
             patch(torch.accelerator, name, getattr(torch.cuda, name.removesuffix("_index")))
         patch(torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("cuda"))
         patch(torch.backends.cudnn, "is_acceptable", lambda tensor: False)
+        for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+            patch(torch._VF, name, _recurrent(name, getattr(torch._VF, name)))
         patch(torch.nn.Module, "_apply", _apply)
         patch(torch, "Generator", _Generator)
         patch(torch, "save", _save)
