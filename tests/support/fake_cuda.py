@@ -139,7 +139,10 @@ def memory_of(x: torch.Tensor) -> torch.Tensor:
 
 
 def wrap(x: torch.Tensor) -> CudaTensor:
-    """The same memory as a tensor of the device."""
+    """The same memory as a tensor of the device; never an inference tensor, which cannot be of a subclass."""
+    if x.is_inference():
+        with torch.inference_mode(False):
+            x = memory_of(x)
     return torch.Tensor._make_subclass(CudaTensor, x, False, device_for_backend_keys=HERE)
 
 
