@@ -4,6 +4,7 @@ What the CPU gives for the same input is the right value: the pretended device c
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +44,9 @@ from pipeline.digits import TASKS, DigitVideos, load_images
 from pipeline.extract import RunOptions
 from pipeline.forward import Models
 from pipeline.graphs import GraphOptions, build_graphs, graphs_of
-from pipeline.manifest import Clip
+from pipeline.manifest import Clip, read_manifest
 from pipeline.pixels import ClipPixels
+from pipeline.plan import make_plan
 from pipeline.proposals import digit_rpn
 from pipeline.roi import roi_align
 from pipeline.sample import Sampling, views_of
@@ -373,6 +375,16 @@ def test_a_cache_that_was_made_there_says_so(videos):
     assert here.fingerprint == there.fingerprint
     for name in ("pooled", "nodes", "res3.0"):
         assert np.allclose(here["train"].batch([0, 3])[name], there["train"].batch([0, 3])[name], atol=1e-3)
+
+
+def test_a_plan_in_half_precision_is_measured_there(videos, tmp_path):
+    config = replace(live_config(videos), precision="fp16")
+    manifest = read_manifest(videos / "manifest.csv")
+    plan = make_plan(config, manifest, tmp_path / "cache", RunOptions(device="cuda", workers=0, batch=2), clips=2)
+    assert plan.device == torch.cuda.get_device_name()
+    with pytest.raises(ValueError, match="fp16 on a CPU"):
+        make_plan(config, manifest, tmp_path / "cache", RunOptions(workers=0, batch=2), clips=2)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
