@@ -122,7 +122,9 @@ class Models(Outline):
 def backbone_of(config: ExtractConfig) -> Backbone:
     """The backbone that a configuration names, with its weights, in training mode on the CPU."""
     with torch.random.fork_rng(devices=[]), _wrong_types("backbone_options"):
-        torch.manual_seed(config.seed)  # without weights the network is random, and a resumed run needs the same one
+        # Without weights the network is random, and a resumed run needs the same one. Not torch.manual_seed: it would also seed
+        # the generators of GPUs, which fork_rng does not put back.
+        torch.default_generator.manual_seed(config.seed)
         return build_backbone(config.backbone, weights=config.weights, **config.backbone_options)
 
 

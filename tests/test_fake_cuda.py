@@ -191,6 +191,15 @@ def test_an_lstm_and_attention_learn_as_on_the_cpu():
     assert torch.allclose(lstm.weight_hh_l0.grad.cpu(), weight, atol=1e-5)
 
 
+def test_what_cuda_lacks_is_refused():
+    whole = torch.ones(2, 2, dtype=torch.long, device="cuda")
+    with pytest.raises(RuntimeError, match="not implemented"):
+        whole @ whole
+    lstm = nn.LSTM(4, 4).to("cuda").eval()
+    with pytest.raises(RuntimeError, match="training mode"):
+        lstm(on_gpu(3, 2, 4))[0].sum().backward()
+
+
 def test_gradients_flow_between_the_devices():
     x = torch.ones(3, requires_grad=True)
     (x.to("cuda") * 2).cpu().sum().backward()

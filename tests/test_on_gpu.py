@@ -4,8 +4,10 @@ What the CPU gives for the same input is the right value: the pretended device c
 """
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,6 +50,7 @@ from pipeline.manifest import Clip, read_manifest
 from pipeline.pixels import ClipPixels
 from pipeline.plan import make_plan
 from pipeline.proposals import digit_rpn
+from pipeline.proposals.detectron2 import Detectron2RPN
 from pipeline.roi import roi_align
 from pipeline.sample import Sampling, views_of
 
@@ -174,13 +177,13 @@ def test_every_backbone_gives_there_what_it_gives_on_the_cpu(backbone, sources):
     assert {*keep, "boxes"} <= same_arrays(config).keys()
 
 
-@pytest.mark.parametrize("source", ["annotations", "grid", "torchvision", "digit_rpn", "detectron2"])
-@pytest.mark.parametrize("pool", ["max", "mean", "area"])
+POOLED = [(source, pool) for source in ("annotations", "grid", "digit_rpn") for pool in ("max", "mean", "area")]
+
+
+@pytest.mark.parametrize(("source", "pool"), [*POOLED, ("torchvision", "max"), ("detectron2", "max")])
 def test_every_source_of_boxes_feeds_the_nodes_there(source, pool, sources):
     if source == "detectron2":
-        pytest.importorskip("detectron2", reason="detectron2 is not installed")
-    if source == "torchvision" and pool != "max":
-        pytest.skip("the network of boxes takes seconds, and knows nothing of the pooling")
+        pytest.importorskip("detectron2", reason="detectron2 is not installed; what is ours of it is tested below")
     options = sources.get(source, {"weights": "none", "size": 48, "num_boxes": 3})
     small = {"backbone": "digit_cnn", "backbone_options": {"width": 8}}
     config = views_config(**small, keep=("nodes",), proposals=source, proposal_options=options, roi_pool=pool)
@@ -195,6 +198,41 @@ def test_stage_one_computes_there_in_half_precision(precision, sources):
     found = computed(views_config(**small, **options, precision=precision), "cuda")
     wide = computed(views_config(**small, **options), "cpu")
     assert relative(torch.from_numpy(found["res4"]), torch.from_numpy(wide["res4"])) < 0.1
+
+
+class StandIn(torch.nn.Module):
+    """As much of a proposal generator of detectron2 as our source of boxes looks at: one box per image, from its features."""
+
+    def __init__(self):
+        super().__init__()
+        self.rpn_head, self.anchor_generator = torch.nn.Module(), torch.nn.Module()
+        self.rpn_head.conv = torch.nn.Conv2d(8, 8, 1)
+        self.rpn_head.objectness_logits, self.rpn_head.anchor_deltas = torch.nn.Conv2d(8, 1, 1), torch.nn.Conv2d(8, 4, 1)
+        self.anchor_generator.register_buffer("cell", torch.tensor([4.0, 4.0, 30.0, 30.0]))
+
+    def forward(self, images, features, targets):
+        hidden = self.rpn_head.conv(features)
+        logits = self.rpn_head.objectness_logits(hidden).mean((1, 2, 3))
+        boxes = self.anchor_generator.cell + self.rpn_head.anchor_deltas(hidden).mean((2, 3)).sigmoid()
+        pairs = zip(boxes, logits, strict=True)
+        found = [SimpleNamespace(proposal_boxes=SimpleNamespace(tensor=b[None]), objectness_logits=v[None]) for b, v in pairs]
+        return found, {}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_our_part_of_detectron2s_boxes_works_there(precision, monkeypatch):
+    structures = SimpleNamespace(ImageList=lambda images, sizes: images)
+    monkeypatch.setitem(sys.modules, "detectron2", SimpleNamespace(structures=structures))
+    monkeypatch.setitem(sys.modules, "detectron2.structures", structures)
+    model = SimpleNamespace(RPN=SimpleNamespace(POST_NMS_TOPK_TEST=2), PIXEL_MEAN=[100.0] * 3, PIXEL_STD=[50.0] * 3)
+    cfg = SimpleNamespace(MODEL=model, INPUT=SimpleNamespace(FORMAT="BGR"))
+    backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 2))
+    backbone.size_divisibility = 32
+    source = Detectron2RPN(cfg, backbone, StandIn(), 48, 2, "").to("cuda", precision)
+    frames = torch.randint(0, 256, (3, 48, 64, 3), dtype=torch.uint8)
+    there, here = source.propose(frames, None, None, ()), source.to("cpu", precision).propose(frames, None, None, ())
+    assert (there[1] > 0).sum() == 3
+    assert all(np.allclose(a, b, atol=1e-2) for a, b in zip(here, there, strict=True))
 
 
 def test_padded_maps_and_gradients_go_through_roi_align_there():
@@ -347,6 +385,55 @@ def test_a_study_shares_its_passes_there(cache, tmp_path):
     outcome = ablate(read_study(tmp_path / "study.toml"), cache, tmp_path / "runs", AblateHow(device="cuda"), **QUIET)
     assert not outcome.failed
     assert len(list(tmp_path.glob("runs/*/metrics.json"))) == 16
+
+
+def test_a_checkpoint_that_was_written_there_opens_without_a_gpu(cache, tmp_path):
+    train(recipe_of("pool", optimiser="adam"), cache, tmp_path, device="cuda", tensorboard=False, **QUIET)
+    saved = torch.load(tmp_path / "last.pt", weights_only=True)  # without map_location
+    tensors = [t for one in saved["optimiser"]["state"].values() for t in one.values() if isinstance(t, torch.Tensor)]
+    assert {str(t.device) for t in (*saved["state"].values(), *tensors)} == {"cpu"}
+
+
+def test_clips_that_come_back_are_there_at_once(cache):
+    from heads.batch import clips_of
+
+    clips = clips_of(cache["train"].batch([0, 1], ("pooled",)))
+    assert clips.to("cuda").to("cpu").pooled.equal(clips.pooled)
+
+
+def test_a_phase_starts_there_from_the_one_before(cache, tmp_path):
+    phases = [{"name": name, "train": {"epochs": 1, "batch": 6, "lr": 0.01}} for name in ("search", "discrete")]
+    phases[1] |= {"start": "previous", "head": {"mode": "discrete"}}
+    head = {"name": "gos", "width": 8, "cells": 1}
+    asked = recipe_from({"name": "tiny", "source": "a test", "head": head, "phases": phases})
+    assert train(asked, cache, tmp_path, device="cuda", tensorboard=False, **QUIET).phase == "discrete"
+
+
+def test_building_networks_leaves_the_gpus_random_numbers_alone(sources):
+    before = torch.cuda.get_rng_state()
+    Models(views_config(backbone="digit_cnn", keep=("nodes",), proposals="digit_rpn", proposal_options=sources["digit_rpn"]))
+    Models(
+        views_config(backbone="digit_cnn", keep=("nodes",), proposals="torchvision", proposal_options=sources["torchvision"])
+    )
+    assert torch.cuda.get_rng_state().equal(before)
+
+
+def test_the_papers_digit_experiments_run_there(tmp_path, monkeypatch):
+    from heads import reproduce
+    from heads.reproduce_tables import RSTG, reads_frames
+
+    monkeypatch.setattr(reproduce, "STEPS", 2)
+    work = reproduce.Work(RSTG, RSTG.sizes[0], tmp_path, device="cuda", say=lambda line: None)
+    frozen = next(row for row in RSTG.rows if not reads_frames(row, work.size))
+    whole = next(row for row in RSTG.rows if reads_frames(row, work.size))
+    found = reproduce.train_rows(work, RSTG.tasks[0], [frozen, whole], [0])
+    assert [np.isfinite(result.metrics["test"]["loss"]) for result in found] == [True, True]
+
+
+def test_env_names_the_gpu():
+    result = CliRunner().invoke(vidgraph, ["env"])
+    assert result.exit_code == 0, result.output + str(result.exception)
+    assert torch.cuda.get_device_name() in result.output
 
 
 # --- from videos

@@ -114,7 +114,7 @@ def fit(
         raise ValueError("fit: expected boxes with an area, got none")
     net = _fresh(seed)
     with one_thread(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # torchvision draws the anchors that it learns from
+        torch.default_generator.manual_seed(seed)  # torchvision draws the anchors that it learns from
         net.anchor.fill_(float(np.median(np.sqrt(sides[there].prod(-1)))))
         _descend(net, frames, boxes, there, steps, batch, lr, np.random.default_rng(seed), say)
     torch.save(net.state_dict(), path)
@@ -124,7 +124,7 @@ def fit(
 def _fresh(seed: int) -> Net:
     """A new network from `seed` alone; torch's own generator is left where it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return Net()
 
 

@@ -46,6 +46,7 @@ DRAWS = ("uniform_", "normal_", "random_", "bernoulli_", "exponential_", "multin
 # Operators beside the elementwise ones that take one number from a 0-dimensional tensor of the CPU.
 SCALAR_TOO = {"fill", "fill_", "masked_fill", "masked_fill_", "index_fill", "index_fill_", "clamp", "clamp_", "pow"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
+PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "convolution"}  # CUDA has none of integers
 BETWEEN = {"copy_", "_to_copy", "_copy_from", "_has_compatible_shallow_copy_type"}
 
 _plain_to, _plain_save, _plain_load = torch.Tensor.to, torch.save, torch.load
@@ -167,6 +168,8 @@ class Device:
         name = func.overloadpacket.__name__
         tensors = list(_tensors_in((*args, *kwargs.values())))
         refuse_mixture(func, name, args, tensors)
+        if name in PRODUCTS and not (tensors[0].is_floating_point() or tensors[0].is_complex()):
+            raise RuntimeError(f"\"{name}_cuda\" not implemented for '{tensors[0].dtype}'")
         if name == "copy_":
             return self.copy(*args, **kwargs)
         if kwargs.get("device") is not None:  # by C++, which copies where its argument says that it is; `.to` comes not here
@@ -425,21 +428,24 @@ class _Recurrent(torch.autograd.Function):
     """An LSTM or GRU as one operator, as cuDNN computes it; in float32."""
 
     @staticmethod
-    def forward(ctx, run, name, *tensors):
+    def forward(ctx, run, name, training, *tensors):
         refuse_mixture(torch.ops.aten.addmm.default, name, (), tensors)
         with torch.enable_grad(), DEVICE.drawing():
             inside = [memory_of(x).detach().float().requires_grad_() for x in tensors]
             outside = run(inside)
         DEVICE.tell(Operation(name, "launch"))
         ctx.inside, ctx.outside, ctx.name, ctx.dtypes = inside, outside, name, [x.dtype for x in tensors]
+        ctx.training = training
         return tuple(wrap(x.detach().to(tensors[0].dtype)) for x in outside)
 
     @staticmethod
     def backward(ctx, *grads):
+        if not ctx.training:
+            raise RuntimeError("cudnn RNN backward can only be called in training mode")
         grads = [memory_of(grad).to(x.dtype) for grad, x in zip(grads, ctx.outside, strict=True)]
         found = torch.autograd.grad(ctx.outside, ctx.inside, grads)
         DEVICE.tell(Operation(f"{ctx.name}_backward", "launch"))
-        return None, None, *(wrap(grad.to(dtype)) for grad, dtype in zip(found, ctx.dtypes, strict=True))
+        return None, None, None, *(wrap(grad.to(dtype)) for grad, dtype in zip(found, ctx.dtypes, strict=True))
 
 
 def _recurrent(name: str, plain: Callable) -> Callable:
@@ -459,7 +465,7 @@ def _recurrent(name: str, plain: Callable) -> Callable:
             return plain(inside[0], first if name == "lstm" else first[0], rest, *options)
 
         with torch.autocast("cuda", enabled=False):
-            return _Recurrent.apply(run, f"_cudnn_rnn_{name}", *tensors)
+            return _Recurrent.apply(run, f"_cudnn_rnn_{name}", options[3], *tensors)
 
     return call
 
