@@ -58,9 +58,11 @@ class Clips:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Clips":
         """A copy on `device`, its floating tensors in `dtype`; float16 goes over the bus before it is widened."""
+        # Only on its way to a GPU may a copy still be under way when this returns: there, what reads it waits for it.
+        late = device is not None and torch.device(device).type != "cpu"
 
         def move(tensor: Tensor) -> Tensor:
-            tensor = tensor if device is None else tensor.to(device, non_blocking=True)
+            tensor = tensor if device is None else tensor.to(device, non_blocking=late)
             return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
         return clips_of({name: move(tensor) for name, tensor in self.tensors().items()}, dtype=None)

@@ -86,8 +86,25 @@ def versions() -> dict[str, str]:
 
 
 def save_checkpoint(path: Path, payload: dict[str, Any]) -> None:
-    """A checkpoint, whole or not at all; `payload` holds tensors and plain values only."""
-    write_atomically(path, lambda file: torch.save({"format": CHECKPOINT_FORMAT, **payload}, file))
+    """A checkpoint, whole or not at all; `payload` holds tensors and plain values only.
+
+    Its tensors are written as the CPU's, so that torch.load opens it on a machine without the GPU that it was made on.
+    """
+    payload = _on_cpu({"format": CHECKPOINT_FORMAT, **payload}, {})
+    write_atomically(path, lambda file: torch.save(payload, file))
+
+
+def _on_cpu(value: Any, moved: dict[int, torch.Tensor]) -> Any:
+    """`value` with the tensors in it on the CPU; one that is there twice stays one (`moved` has them by identity)."""
+    if isinstance(value, torch.Tensor):
+        if id(value) not in moved:
+            moved[id(value)] = value.cpu()
+        return moved[id(value)]
+    if isinstance(value, dict):
+        return {key: _on_cpu(one, moved) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_on_cpu(one, moved) for one in value)
+    return value
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from pipeline.tensors import GROUPS
 from pipeline.videos import changed_videos
 
 if TYPE_CHECKING:
-    from pipeline.forward import Models
+    from pipeline.forward import Models, Outline
 
 NOMINAL_ASPECT = 16 / 9  # of whole-frame views, when a shard's length is worked out before any video is opened
 VIEWS_AHEAD = 64  # decoded views that may wait for the device, where that leaves a clip per worker
@@ -331,21 +331,21 @@ def decoders_for(device: str, cores: int) -> int:
 
 
 def describe(asked: tuple[ExtractConfig, RunOptions]) -> tuple[dict, int]:
-    """The configuration as a cache records it, and clips per shard: loads the networks, on the CPU."""
-    from pipeline.forward import Models
+    """The configuration as a cache records it, and clips per shard: loads the networks' weights, and computes nothing."""
+    from pipeline.forward import Outline
 
-    models = Models(asked[0])
-    return models.record(), clips_per_shard(models, asked[1])
+    outline = Outline(asked[0])
+    return outline.record(), clips_per_shard(outline, asked[1])
 
 
-def clips_per_shard(models: "Models", options: RunOptions) -> int:
+def clips_per_shard(outline: "Outline", options: RunOptions) -> int:
     """Clips whose tensors fill about `shard_bytes`, from the shapes alone, so that it is the same on every machine."""
     if options.shard_size:
         return options.shard_size
-    sampling, total = models.config.sampling, 0
+    sampling, total = outline.config.sampling, 0
     for group in GROUPS:
         size = sampling.size_of(group) or (sampling.resized, round(sampling.resized * NOMINAL_ASPECT))
-        width = np.dtype(models.config.dtype).itemsize
-        view = sum(int(np.prod(shape)) * (width if len(shape) > 1 else 4) for shape in models.shapes(size).values())
+        width = np.dtype(outline.config.dtype).itemsize
+        view = sum(int(np.prod(shape)) * (width if len(shape) > 1 else 4) for shape in outline.shapes(size).values())
         total += view * count_views(sampling)[group]
     return max(1, options.shard_bytes // total)

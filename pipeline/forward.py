@@ -20,23 +20,20 @@ from pipeline.tensors import grid_at
 Boxes = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes [T,N,4], scores [T,N], valid [T,N]
 
 
-class Models:
-    """The backbone and the source of boxes that a configuration names, frozen, on one device.
+class Outline:
+    """What the networks of a configuration store, without computing anything: no device is needed.
 
-    `cut` is the last cut; `steps` is T; `num_boxes` is N (0 when no boxes are wanted); `seconds` sums what each part took.
+    `cut` is the last cut; `steps` is T; `num_boxes` is N (0 when no boxes are wanted). `backbone` and `source` are on the CPU.
     """
 
-    def __init__(self, config: ExtractConfig, device: str = "cpu", compile: bool = False):
-        backbone = backbone_of(config)
+    def __init__(self, config: ExtractConfig):
         self.config = config
-        self.device = torch.device(device)
-        self.cut = config.cut or backbone.last
-        self.steps = backbone.steps(config.sampling.frames, self.cut)
-        self.weights_sha256 = backbone.weights_sha256
-        self.backbone = freeze(backbone, precision=config.precision, device=device, compile=compile)
-        self.source = source_of(config, device)
+        self.backbone = backbone_of(config)
+        self.cut = config.cut or self.backbone.last
+        self.steps = self.backbone.steps(config.sampling.frames, self.cut)
+        self.weights_sha256 = self.backbone.weights_sha256
+        self.source = _built_source(config)
         self.num_boxes = self.source.num_boxes if self.source else 0
-        self.seconds: dict[str, float] = defaultdict(float)
 
     @property
     def frame_size(self) -> int | None:
@@ -71,6 +68,21 @@ class Models:
                 step = self.backbone.steps(frames, name)
                 shapes[name] = (step, self.backbone.channels(name), *self.backbone.grid(name, size))
         return shapes
+
+
+class Models(Outline):
+    """The backbone and the source of boxes that a configuration names, frozen, on one device.
+
+    `seconds` sums what each part took. ValueError for a precision that the device does not compute in.
+    """
+
+    def __init__(self, config: ExtractConfig, device: str = "cpu", compile: bool = False):
+        super().__init__(config)
+        self.device = torch.device(device)
+        self.backbone = freeze(self.backbone, precision=config.precision, device=device, compile=compile)
+        if self.source:
+            self.source = self.source.to(device, config.precision)
+        self.seconds: dict[str, float] = defaultdict(float)
 
     @torch.inference_mode()
     def boxes(self, clip: Clip, pixels: ClipPixels) -> list[Boxes]:
@@ -110,16 +122,28 @@ class Models:
 def backbone_of(config: ExtractConfig) -> Backbone:
     """The backbone that a configuration names, with its weights, in training mode on the CPU."""
     with torch.random.fork_rng(devices=[]), _wrong_types("backbone_options"):
-        torch.manual_seed(config.seed)  # without weights the network is random, and a resumed run needs the same one
+        # Without weights the network is random, and a resumed run needs the same one. Not torch.manual_seed: it would also seed
+        # the generators of GPUs, which fork_rng does not put back.
+        torch.default_generator.manual_seed(config.seed)
         return build_backbone(config.backbone, weights=config.weights, **config.backbone_options)
 
 
 def source_of(config: ExtractConfig, device: str | torch.device):
-    """The source of boxes that a configuration names, on its device; None where no boxes are wanted."""
+    """The source of boxes that a configuration names, on its device; None where no boxes are wanted.
+
+    What a GPU found in fp16 is found in fp32 on a CPU, which is a hundred times faster there and the same but for rounding.
+    """
+    source = _built_source(config)
+    slow = config.precision == "fp16" and torch.device(device).type == "cpu"
+    return source and source.to(device, "fp32" if slow else config.precision)
+
+
+def _built_source(config: ExtractConfig):
+    """The source of boxes that a configuration names, as it is built: on the CPU; None where no boxes are wanted."""
     if not config.wants_boxes:
         return None
     with _wrong_types("proposal_options"):
-        return build_proposals(config.proposals, **config.proposal_options).to(device, config.precision)
+        return build_proposals(config.proposals, **config.proposal_options)
 
 
 def boxes_of(source, clip: Clip, pixels: ClipPixels, steps: int) -> list[Boxes]:

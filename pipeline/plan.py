@@ -24,7 +24,7 @@ from pipeline.cores import cores_here
 from pipeline.draws import Draws
 from pipeline.extract import Summary, clips_per_shard, decoders_for, extract
 from pipeline.folder import check_place
-from pipeline.forward import Models
+from pipeline.forward import Outline
 from pipeline.manifest import COLUMNS, TIMES, Clip, Manifest, read_manifest
 
 WORKERS = (1, 8, 64)
@@ -193,7 +193,7 @@ def _clips_per_shard(config: ExtractConfig, options: RunOptions, cache: Path) ->
     """Of the real run, which goes on with a cache as it was begun."""
     if (cache / "cache.json").exists():
         return Cache(cache).record["per_shard"]
-    return options.shard_size or clips_per_shard(Models(config), options)
+    return options.shard_size or clips_per_shard(Outline(config), options)
 
 
 def _decoders(options: RunOptions) -> int:

@@ -22,8 +22,8 @@ from pipeline.claims import take
 from pipeline.compose import _as_decode_error
 from pipeline.config import ExtractConfig, with_settings
 from pipeline.decode import open_clip, write_video
-from pipeline.extract import RunOptions, extract
-from pipeline.forward import Models
+from pipeline.extract import RunOptions, count_shards, describe, extract
+from pipeline.forward import Models, Outline
 from pipeline.manifest import Clip, read_manifest
 from pipeline.pixels import DecodeViews, Opening, step_frames
 from pipeline.repair import Moved, as_extracted
@@ -353,6 +353,20 @@ def test_an_option_of_the_wrong_type_is_named(wrong):
 def test_a_text_for_a_number_in_a_networks_options_is_the_users_slip(world):
     with pytest.raises(ValueError, match="backbone_options"):
         Models(replace(config_of(world), backbone_options={"width": "abc"}))
+
+
+def test_a_machine_without_a_gpu_describes_what_one_with_a_gpu_will_store(world, tmp_path):
+    """Shapes and checksums follow from the configuration: only what computes in fp16 needs a GPU."""
+    wide, half = config_of(world), config_of(world, precision="fp16")
+    record, clips = describe((half, RunOptions()))
+    assert (record | {"precision": "fp32"}, clips) == describe((wide, RunOptions()))
+    assert count_shards(half, read_manifest(world / "manifest.csv"), tmp_path / "cache", INLINE) == 3
+    outline, models = Outline(wide), Models(wide)
+    assert outline.record() == models.record()
+    assert outline.shapes((64, 48)) == models.shapes((64, 48))
+    with pytest.raises(ValueError, match=r"fp16 on a CPU .*: pass --precision fp32 or bf16, or .*GPU"):
+        extract(half, read_manifest(world / "manifest.csv"), tmp_path / "cache", INLINE)
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("wrong", [{"batch": 0}, {"workers": -1}, {"shard_bytes": 0}, {"shard_size": -1}])

@@ -26,7 +26,10 @@ def freeze(backbone: Backbone, precision: str = "fp32", device: str | torch.devi
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
     if precision == "fp16" and torch.device(device).type == "cpu":
-        raise ValueError("precision fp16 on a CPU is a hundred times slower than fp32: use bf16 or fp32, or a GPU")
+        raise ValueError(
+            "precision fp16 on a CPU is a hundred times slower than fp32: pass --precision fp32 or bf16, or work on a machine "
+            "with a GPU (--device cuda)"
+        )
     frozen = copy.deepcopy(backbone).eval().requires_grad_(False)
     for module in list(frozen.modules()):
         _fold(module)

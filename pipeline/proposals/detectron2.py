@@ -98,7 +98,7 @@ def build(
         raise ValueError(f"proposals 'detectron2' needs detectron2 ({error}). Install it with {INSTALL}") from error
     cfg = _config(config, num_boxes, nms)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         backbone = build_backbone(cfg)
         generator = build_proposal_generator(cfg, backbone.output_shape())
     sha256 = ""

@@ -76,7 +76,8 @@ class DigitRPN:
         anchors = self.anchors(ImageList(images[:1], [size]), [features])[0].float()
         scores, boxes = best_of_level(logits.flatten(1), deltas.flatten(2).mT, anchors)
         best = scores[:, : 8 * self.num_boxes], clip_to(boxes[:, : 8 * self.num_boxes], *size)
-        return suppress(best[1], best[0], torch.zeros(best[0].shape[1]), self.num_boxes, self.nms)
+        levels = best[0].new_zeros(best[0].shape[1])  # there is one
+        return suppress(best[1], best[0], levels, self.num_boxes, self.nms)
 
 
 @contextmanager
@@ -114,7 +115,7 @@ def fit(
         raise ValueError("fit: expected boxes with an area, got none")
     net = _fresh(seed)
     with one_thread(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # torchvision draws the anchors that it learns from
+        torch.default_generator.manual_seed(seed)  # torchvision draws the anchors that it learns from
         net.anchor.fill_(float(np.median(np.sqrt(sides[there].prod(-1)))))
         _descend(net, frames, boxes, there, steps, batch, lr, np.random.default_rng(seed), say)
     torch.save(net.state_dict(), path)
@@ -124,7 +125,7 @@ def fit(
 def _fresh(seed: int) -> Net:
     """A new network from `seed` alone; torch's own generator is left where it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return Net()
 
 

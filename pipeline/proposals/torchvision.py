@@ -103,7 +103,7 @@ def build(
     if not 0 < nms <= 1:
         raise ValueError(f"proposals 'torchvision': nms={nms!r}; expected an overlap above 0, at most 1")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         body = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d)
         head = RPNHead(body.out_channels, len(RATIOS))
     sha256 = ""
