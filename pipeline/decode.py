@@ -121,8 +121,9 @@ def open_clip(clip: Clip, decoder: str = "decord", allow_truncated: bool = False
 
     `decoder` is decord (PyAV where decord is absent or not to be trusted), pyav or torchcodec. `clip.start` and `clip.end`
     (seconds, None for the file's own) cut it to the frames that a player shows within [start, end). TruncatedVideo if the
-    container promises more than it holds, unless `allow_truncated`; DecodeError for whatever else cannot be read; ValueError for a decoder that is unknown or not installed.
-    Containers that promise nothing (MPEG-TS, live WebM) cannot be found truncated. Pixels are taken as square.
+    container promises more than it holds, unless `allow_truncated`; DecodeError for whatever else cannot be read; ValueError
+    for a decoder that is unknown or not installed. Containers that promise nothing (MPEG-TS, live WebM) cannot be found
+    truncated. Pixels are taken as square.
     """
     if decoder not in DECODERS:
         raise ValueError(f"decoder: expected one of {', '.join(DECODERS)}, got {decoder!r}")
