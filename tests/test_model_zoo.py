@@ -1,4 +1,4 @@
-"""detectron2 as it is installed today: a stand-in that has its files, tiny networks, and a model_zoo that cannot be imported."""
+"""detectron2 as it is installed today: a stand-in with its files, tiny networks, and a model_zoo that cannot be imported."""
 
 import pickle
 import shutil
@@ -176,7 +176,7 @@ BROKEN = {
     "compiled too": ("import detectron2._C", r"compiled part, detectron2\._C, is missing"),
     "torch": (
         "raise ImportError('/x/_C.so: undefined symbol: _Z\\nmore')",
-        r"part does not load .*undefined symbol.*another torch",
+        r"does not load .*undefined symbol.*another torch",
     ),
     "old": ("import PIL.Image; PIL.Image.LINEARLY", r"does not load \(AttributeError: .*LINEARLY"),
 }
