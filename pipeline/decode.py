@@ -21,6 +21,7 @@ import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
@@ -306,6 +307,20 @@ def why_no_decord() -> str:
     return ""
 
 
+def ffmpeg_versions() -> dict[str, str]:
+    """The FFmpeg that each decoder which loads here brings with it: name -> version."""
+    found = {}
+    with suppress(Exception):  # whatever a broken build raises, it is named elsewhere
+        av = import_module("av")
+        parts = (
+            f"{name} {'.'.join(map(str, av.library_versions[name]))}" for name in ("libavcodec", "libavformat", "libswscale")
+        )
+        found["PyAV"] = f"{av.ffmpeg_version_info} ({', '.join(parts)})"
+    if not why_no_decord():
+        found["decord"] = _complaints().version
+    return found
+
+
 class _DecordReader(Reader):
     """decord; asks a _PyavReader for a second opinion when its FFmpeg complains."""
 
@@ -337,6 +352,8 @@ class _Complaints:
         # av_log's callback: source, level, format, its values. Kept here, for FFmpeg does not keep it alive.
         self._callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(self._hear)
         util.av_log_set_callback(self._callback)
+        util.av_version_info.restype = ctypes.c_char_p
+        self.version = util.av_version_info().decode(errors="replace")
         atexit.register(util.av_log_set_callback, util.av_log_default_callback)
 
     def _hear(self, _source: int, level: int, words: bytes, _values: int) -> None:

@@ -1,8 +1,8 @@
 """Can everything that setup.cfg asks for be installed on a kind of machine that is not here, without compiling anything?
 
-`python tests/wheels_elsewhere.py linux-arm` (or macos-arm, linux-x86; all without a name) asks pip to resolve the requirements of
-setup.cfg for such a machine from wheels alone. Nothing is installed, and of most wheels only the metadata are read. Exit code 0:
-all resolve; 1: pip's words say what does not; 4: no package index can be reached.
+`python tests/wheels_elsewhere.py linux-arm` (or macos-arm, linux-x86; all without a name) asks pip to resolve the requirements
+of setup.cfg for such a machine from wheels alone. Nothing is installed, and of most wheels only the metadata are read. Exit
+code 0: all resolve; 1: pip's words say what does not; 4: no package index can be reached.
 
 pip has an option for the tags of another platform, but reads the markers of requirements (`; platform_machine == "x86_64"`) as
 those of this machine; so it runs here with the other machine's.
