@@ -5,7 +5,8 @@ import json
 import os
 import platform
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 # benchmarks/heads.py is called like the package `heads`: this folder must not be looked at first, neither here nor in processes
@@ -27,7 +28,21 @@ def machine() -> dict[str, object]:
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     cores = {"cores": os.cpu_count(), "torch threads": torch.get_num_threads(), "gpu": gpu, "python": platform.python_version()}
-    return cores | {name: version(name) for name in ("torch", "torchvision", "numpy", "h5py", "decord")}
+    return cores | {name: _version(name) for name in ("torch", "torchvision", "numpy", "h5py", "decord", "av")}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def require_decord() -> None:
+    """Ends the program, with code 0, where there is no decord to compare with."""
+    if find_spec("decord") is None:
+        print("left out: this compares with plain decord, which is not installed here")
+        sys.exit(0)
 
 
 def report(title: str, rows: list[dict[str, object]], json_path: Path | None = None) -> None:

@@ -20,9 +20,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import av
-import decord
 import numpy as np
-from _report import arguments, report
+from _report import arguments, report, require_decord
 
 from pipeline.decode import open_clip, scan, write_video
 from pipeline.manifest import Clip
@@ -46,6 +45,8 @@ def spread(count: int) -> list[int]:
 
 
 def with_decord(path: Path) -> np.ndarray:
+    import decord
+
     video = decord.VideoReader(str(path), num_threads=1)
     return video.get_batch(spread(len(video))).asnumpy()
 
@@ -178,6 +179,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
+    require_decord()
     root = Path(__file__).parent.parent
     videos = Path(os.environ.get("VIDGRAPH_VIDEOS") or root.parent / "shared" / "videos")
     with tempfile.TemporaryDirectory() as folder:

@@ -19,10 +19,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import decord
 import numpy as np
 import torch
-from _report import arguments, report
+from _report import arguments, report, require_decord
 
 from pipeline.backbones import build_backbone
 from pipeline.cache import Cache
@@ -104,6 +103,8 @@ def eager(manifest_path: Path) -> tuple[float, str]:
 @torch.inference_mode()
 def run_eager(network: torch.nn.Module, manifest_path: Path) -> float:
     """What that process does."""
+    import decord
+
     clips = half(manifest_path)
     network(torch.zeros(1, 3, 32, 224, 224))
     mean, std = (torch.tensor(v)[:, None, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -128,6 +129,7 @@ def main() -> None:
     parser.add_argument("--no-boxes", action="store_true", help="leave out the rows with boxes, which take most of the time")
     parser.add_argument("--eager", type=Path, metavar="MANIFEST", help="only time the eager network on these videos")
     given = parser.parse_args()
+    require_decord()
     if given.eager:
         network, name = eager_network()
         print(run_eager(network, given.eager), name)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cli._options import commas, device_option, set_option, shard_numbers, time_limit_option, together
+from cli._options import commas, decoder_option, device_option, set_option, shard_numbers, time_limit_option, together
 
 
 def _one_of(names: str) -> click.Choice:
@@ -54,7 +54,7 @@ def network_options(function):
         click.option("--roi-pool", default="max", type=_one_of("max mean area"), help="Over 7x7 bins; area: over the box."),
         click.option("--precision", default="fp32", type=_one_of("fp32 bf16 fp16"), help="Arithmetic; no fp16 on a CPU."),
         click.option("--dtype", default="float16", type=_one_of("float16 float32"), help="Stored dtype of features."),
-        click.option("--decoder", default="decord", type=_one_of("decord pyav torchcodec"), help="Video decoder."),
+        decoder_option,
         click.option("--allow-truncated", is_flag=True, help="Take videos that end before their container says."),
         click.option("--seed", default=0, help="Seed of the training views."),
     )

@@ -81,6 +81,24 @@ def time_limit_option(seconds: float) -> Callable:
     return click.option("--time-limit", default=seconds, type=positive, help="Seconds a clip may take to decode.")
 
 
+def installed(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Click callback: decord, where a person asks for it, must be there; the default is content with PyAV in its place."""
+    if value == "decord" and ctx.get_parameter_source(param.name) is click.core.ParameterSource.COMMANDLINE:
+        from pipeline.decode import why_no_decord
+
+        if reason := why_no_decord():
+            advice = "leave --decoder out: PyAV decodes then, with the same frames"
+            raise click.BadParameter(f"expected decord to be installed here, it is {reason}; {advice}", ctx, param)
+    return value
+
+
+decoder_option = click.option(
+    "--decoder",
+    default="decord",
+    type=click.Choice(["decord", "pyav", "torchcodec"]),
+    callback=installed,
+    help="Video decoder; without decord here, its default is PyAV, whose frames are the same.",
+)
 set_option = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", callback=settings, help="Any configuration key; may be repeated."
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from cli._interrupt import stoppable
-from cli._options import FOLDER, require_writable, time_limit_option
+from cli._options import FOLDER, decoder_option, require_writable, time_limit_option
 from cli._progress import progress
 
 SHOWN = 10  # findings printed; all of them are in the file
@@ -23,7 +23,7 @@ SHOWN = 10  # findings printed; all of them are in the file
 @click.option("--num-classes", type=click.IntRange(min=1), help="Labels are whole numbers below this one.")
 @click.option("--workers", type=click.IntRange(min=0), help="Decode processes; 0: this one.  [default: one per core]")
 @time_limit_option(60.0)
-@click.option("--decoder", default="decord", type=click.Choice(["decord", "pyav", "torchcodec"]), help="Video decoder.")
+@decoder_option
 @click.option("--allow-truncated", is_flag=True, help="Take videos that end before their container says.")
 def command(manifest, root, out, class_list, num_classes, workers, time_limit, decoder, allow_truncated) -> int:
     """Decode the first, the last and three frames between of every clip, and list what is wrong or looks so.

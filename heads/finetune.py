@@ -208,7 +208,7 @@ class _Made:
         """The frames; its decode processes start with the first view."""
         workers = self.reading.workers
         if workers is None:
-            workers = max(1, decoders_for(self.device.type, cores_here()) // world.size)
+            workers = decoders_for(self.device.type, cores_here() // world.local)
         return Footage(
             self.config,
             self.parts,

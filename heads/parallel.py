@@ -19,10 +19,11 @@ from torch import Tensor, distributed, nn
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size` of them; process 0 writes and talks."""
+    """This process among `size` of them, `local` on its own machine; process 0 writes and talks."""
 
     rank: int = 0
     size: int = 1
+    local: int = 1
 
     @property
     def first(self) -> bool:
@@ -107,6 +108,6 @@ def joined(device: torch.device) -> Iterator[tuple[World, torch.device]]:
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield World(distributed.get_rank(), size), device
+        yield World(distributed.get_rank(), size, int(os.environ.get("LOCAL_WORLD_SIZE", size))), device
     finally:
         distributed.destroy_process_group()

@@ -147,7 +147,8 @@ class Dask:
             self._client(where, security) as client,
         ):
             self.say(f"{self._described(client)}; dashboard: {self._shown_at(client.dashboard_link)}")
-            flight = Flight(client, self.workers)
+            ours = not self.scheduler and self.slurm is None
+            flight = Flight(client, self.workers, sharing=self.workers if ours else 0)
             try:
                 yield flight.run
             finally:

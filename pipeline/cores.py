@@ -1,29 +1,74 @@
-"""How many cores this process may keep busy: of a machine that it shares, its share."""
+"""How many cores this process may keep busy: of a machine that it shares, its share.
+
+What OMP_NUM_THREADS says is another matter: how many threads one computation takes. Dask's nannies set it to 1 in every worker,
+torchrun in every process, and many people in their shell.
+"""
 
 import os
+import re
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")  # lines "number:controllers:/path", for version 2 "0::/path"
+
+_sharing = 1  # processes of ours that use the cores that this one may use, itself among them
 
 
 def cores_here() -> int:
     """The cores that this process may use, at least 1.
 
     No more than its affinity (taskset, a batch system that confines its jobs), than the time on cores that its control groups
-    grant (containers, systemd), and than Slurm gave its job, where it does not confine it.
+    grant (containers, systemd), and than Slurm gave its job, where it does not confine it; divided by the processes that
+    `share_with` says.
     """
-    affine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    shares = (affine, _slurms_share(), _cgroups_share())
-    return max(1, min(share for share in shares if share is not None))
+    shares = (len(_affinity()), _slurms_share(), _cgroups_share())
+    return max(1, min(share for share in shares if share is not None) // _sharing)
+
+
+def share_with(processes: int) -> None:
+    """From now on `cores_here` gives this process' part of the cores that so many processes, itself among them, use."""
+    global _sharing
+    _sharing = max(1, processes)
+
+
+def place() -> tuple[str, ...]:
+    """What two processes of a machine have in common if they share cores: affinity, control groups, and Slurm's task."""
+    try:
+        groups = OWN_CGROUPS.read_text() + os.readlink("/proc/self/ns/cgroup")  # a container calls its own group "/"
+    except OSError:
+        groups = ""
+    task = [os.environ.get(f"SLURM_{name}", "") for name in ("JOB_ID", "STEP_ID", "PROCID")]
+    return (repr(_affinity()), groups, *task)
+
+
+def _affinity() -> list[int]:
+    """The numbers of the cores that the system lets this process run on."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def _slurms_share() -> int | None:
     """What Slurm says that a task of this job has on this node; None outside of one."""
-    for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
-        if (given := os.environ.get(name, "")).isdecimal() and int(given):
-            return int(given)
+    if given := _number("SLURM_CPUS_PER_TASK"):
+        return given
+    if given := _number("SLURM_CPUS_ON_NODE"):
+        return max(1, given // _slurms_tasks())
     return None
+
+
+def _slurms_tasks() -> int:
+    """How many tasks srun started on this node, this process' among them; 1 for the script of a job."""
+    counts: list[int] = []
+    for piece in os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):  # "4(x2),1": four on two nodes, then one
+        if match := re.fullmatch(r"([0-9]+)(?:\(x([0-9]+)\))?", piece):
+            counts += [int(match[1])] * min(int(match[2] or 1), 1_000_000 - len(counts))
+    node = os.environ.get("SLURM_NODEID", "")
+    return max(1, counts[int(node)]) if node.isdecimal() and int(node) < len(counts) else 1
+
+
+def _number(name: str) -> int:
+    """A whole number of the environment, 0 where there is none."""
+    given = os.environ.get(name, "")
+    return int(given) if given.isdecimal() else 0
 
 
 def _cgroups_share() -> int | None:

@@ -6,7 +6,12 @@ short as a shorter one. The same pass says whether decord can be trusted to find
 before it and has the same number in the file's order as in time. Else (open groups of pictures, as x265 makes by default; intra
 refresh; B-frames in AVI, WMV, MPEG; edit lists) decord 0.6 returns neighbours or repeats frames, without a word, and PyAV
 decodes instead. So it does when decord's FFmpeg logs an error: decord returns what the codec made up for damaged data, while
-PyAV shows the codec's mark on such a frame. Where both decode, their frames are equal bit by bit (PyAV 18).
+PyAV shows the codec's mark on such a frame. And where decord's old FFmpeg places colours half a line off (`same_colours` in
+container.py), or decord is not installed: it has no wheels for ARM and for macOS.
+
+Where both decode, their frames are equal bit by bit (PyAV 17 and later; PyAV 14 to 16 overlook BT.709). So "decord" in a
+cache's configuration says which frames it holds, not which library read them. On another kind of CPU, FFmpeg itself rounds
+colours differently, by up to 3 of 255 levels, whichever library calls it.
 """
 
 import atexit
@@ -16,7 +21,8 @@ import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from importlib import import_module
@@ -25,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.container import Contents, Packet, between, contents, starts_afresh
+from pipeline.container import Contents, Packet, between, contents, same_colours, starts_afresh
 from pipeline.manifest import Clip
 
 MAX_PIXELS = 64_000_000  # of one frame; a header may claim any size, and decoders allocate what it claims
@@ -114,10 +120,11 @@ class Reader(ABC):
 def open_clip(clip: Clip, decoder: str = "decord", allow_truncated: bool = False) -> Reader:
     """A reader of the clip's file, or of its folder of frames (images in natural order: 2.jpg before 10.jpg).
 
-    `decoder` is decord, pyav or torchcodec. `clip.start` and `clip.end` (seconds, None for the file's own) cut it to the frames
-    that a player shows within [start, end). TruncatedVideo if the container promises more than it holds, unless
-    `allow_truncated`; DecodeError for whatever else cannot be read; ValueError for a decoder that is unknown or not installed.
-    Containers that promise nothing (MPEG-TS, live WebM) cannot be found truncated. Pixels are taken as square.
+    `decoder` is decord (PyAV where decord is absent or not to be trusted), pyav or torchcodec. `clip.start` and `clip.end`
+    (seconds, None for the file's own) cut it to the frames that a player shows within [start, end). TruncatedVideo if the
+    container promises more than it holds, unless `allow_truncated`; DecodeError for whatever else cannot be read; ValueError
+    for a decoder that is unknown or not installed. Containers that promise nothing (MPEG-TS, live WebM) cannot be found
+    truncated. Pixels are taken as square.
     """
     if decoder not in DECODERS:
         raise ValueError(f"decoder: expected one of {', '.join(DECODERS)}, got {decoder!r}")
@@ -188,7 +195,8 @@ def scan(clip: Clip) -> Contents:
         except av.FFmpegError as error:
             stopped = f"reading stopped after {len(packets)} frames ({error.strerror})"
         ends = {which: end * float(container.streams[which].time_base) for which, end in ends.items()}
-        return contents(container, stream, packets, ends, stopped)
+        held = contents(container, stream, packets, ends, stopped)
+        return replace(held, same_colours=same_colours(codec))
 
 
 def _within(clip: Clip, times: list[float], until: float) -> tuple[int, int]:
@@ -270,14 +278,47 @@ class _PyavReader(Reader):
 
 
 def _decord_where_it_can_be_trusted(clip: Clip, held: Contents) -> Reader:
-    """A _DecordReader, or a _PyavReader for what decord cannot open (AV1), cannot find its way in, or could not be heard on."""
-    decord = _module("decord")
-    if held.steady and _complaints() is not None:
+    """A _DecordReader; a _PyavReader, with the same frames, where decord is of no use.
+
+    That is where it is not installed, cannot open the file (AV1), cannot find its way in it, or has other colours.
+    """
+    if held.steady and held.same_colours and not why_no_decord():
+        decord = _module("decord")
         try:
             return _DecordReader(clip, held)
         except (decord.DECORDError, RuntimeError):
             pass
     return _PyavReader(clip, held)
+
+
+@cache
+def why_no_decord() -> str:
+    """Why this process decodes with PyAV what it would decode with decord, in words; "" where decord is of use."""
+    try:
+        import_module("decord")
+    except ModuleNotFoundError as error:
+        if error.name == "decord":
+            return "not installed"
+        return f"installed, but does not load: {_first_line(error)}"
+    except Exception as error:  # a library for another machine or of another FFmpeg raises whatever it likes
+        return f"installed, but does not load: {_first_line(error)}"
+    if _complaints() is None:
+        return "installed, but its FFmpeg is not beside it, so that its errors would not be heard"
+    return ""
+
+
+def ffmpeg_versions() -> dict[str, str]:
+    """The FFmpeg that each decoder which loads here brings with it: name -> version."""
+    found = {}
+    with suppress(Exception):  # whatever a broken build raises, it is named elsewhere
+        av = import_module("av")
+        parts = (
+            f"{name} {'.'.join(map(str, av.library_versions[name]))}" for name in ("libavcodec", "libavformat", "libswscale")
+        )
+        found["PyAV"] = f"{av.ffmpeg_version_info} ({', '.join(parts)})"
+    if not why_no_decord():
+        found["decord"] = _complaints().version
+    return found
 
 
 class _DecordReader(Reader):
@@ -311,6 +352,8 @@ class _Complaints:
         # av_log's callback: source, level, format, its values. Kept here, for FFmpeg does not keep it alive.
         self._callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(self._hear)
         util.av_log_set_callback(self._callback)
+        util.av_version_info.restype = ctypes.c_char_p
+        self.version = util.av_version_info().decode(errors="replace")
         atexit.register(util.av_log_set_callback, util.av_log_default_callback)
 
     def _hear(self, _source: int, level: int, words: bytes, _values: int) -> None:

@@ -181,7 +181,6 @@ class ExtractShards:
     def __setstate__(self, state: dict) -> None:
         self.__init__(*(state[name] for name in ("config", "root", "options", "redo")))
         self.record = state["record"]
-        self.cores = int(os.environ.get("OMP_NUM_THREADS") or self.cores)  # it has arrived in a worker: that is its share
         keep_freed_memory()
 
     @cached_property

@@ -14,9 +14,12 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from pipeline import cores
+
 ALLOWED_DEATHS = 3  # workers that a job may take with it
 GONE = "the Dask scheduler is gone; finished shards are kept, the same command resumes"
 AGAIN = 0.1  # seconds before a question that failed is asked again
+NEIGHBOURS = 10.0  # seconds that the other workers of a machine have to say which cores they use
 NOBODY = 3.0  # seconds in which nobody takes a connection, later on, before we look whether the scheduler is gone
 
 
@@ -25,12 +28,15 @@ class WorkersLost(RuntimeError):
 
 
 class Flight:
-    """The jobs that a Dask scheduler has: a few more than there are workers, so that neither side's memory grows."""
+    """The jobs that a Dask scheduler has: a few more than there are workers, so that neither side's memory grows.
 
-    def __init__(self, client, workers: int):
+    `sharing` workers use this machine's cores together; 0: workers of other machines, which find out who shares theirs.
+    """
+
+    def __init__(self, client, workers: int, sharing: int = 0):
         from distributed import Future
 
-        self.client, self.workers = client, workers
+        self.client, self.workers, self.sharing = client, workers, sharing
         client.rpc.timeout = NOBODY
         self.bond = Future(f"bond-{uuid.uuid4().hex}", client)  # of no task: cancelled, as all are, when the connection closes
         self.id = uuid.uuid4().hex  # a later run loads its functions anew: the files that they opened may have changed
@@ -59,7 +65,7 @@ class Flight:
                 return
             sent = [pickle.dumps(job, protocol=5) for job in some]
             keys = [f"job-{uuid.uuid4().hex}" for _ in some]
-            futures = self.client.map(partial(_work, name, payload), sent, key=keys, pure=False)
+            futures = self.client.map(partial(_work, name, payload, self.sharing), sent, key=keys, pure=False)
             for job, future in zip(some, futures, strict=True):
                 self.futures[future.key] = job, future
             completed.update(futures)
@@ -121,10 +127,37 @@ _FUNCTIONS: dict[str, Callable] = {}  # of this worker process: the last job fun
 _ONE_AT_A_TIME = threading.Lock()
 
 
-def _work(name: str, payload: bytes, job: bytes) -> Any:
+def _work(name: str, payload: bytes, sharing: int, job: bytes) -> Any:
     """In a Dask worker: the job function, unpickled where it is new here, on one job."""
     with _ONE_AT_A_TIME:
         if name not in _FUNCTIONS:
             _FUNCTIONS.clear()
+            cores.share_with(sharing or _neighbours())  # before the function is there, which may count its cores
             _FUNCTIONS[name] = pickle.loads(payload)
         return _FUNCTIONS[name](pickle.loads(job))
+
+
+def _neighbours() -> int:
+    """In a Dask worker: how many workers use the cores that it may use, itself among them.
+
+    All of its machine, where they do not say in time which theirs are.
+    """
+    from distributed import get_client, get_worker
+    from distributed.comm import get_address_host
+
+    mine = get_worker().address
+    try:
+        client = get_client()
+        there = [address for address in client.nthreads() if get_address_host(address) == get_address_host(mine)]
+    except (OSError, ValueError):  # the scheduler does not answer, which the run will notice too
+        return 1
+    places: dict[str, tuple[str, ...]] = {}
+
+    def ask() -> None:
+        with suppress(Exception):  # one that is just ending, or a scheduler that is
+            places.update(client.run(cores.place, workers=there, on_error="ignore"))
+
+    asking = threading.Thread(target=ask, name="neighbours", daemon=True)
+    asking.start()
+    asking.join(NEIGHBOURS)
+    return sum(place == cores.place() for place in list(places.values())) or len(there) or 1

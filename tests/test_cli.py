@@ -187,6 +187,17 @@ def test_of_the_nine_real_videos_eight_are_extracted_and_one_fails_with_its_reas
     assert code == 3
 
 
+@pytest.mark.parametrize("verb", ["check", "extract"])
+def test_who_asks_for_decord_where_it_is_not_learns_that_pyav_does_the_same(capsys, tmp_path, without_decord, verb):
+    asked = [verb, "--manifest", tmp_path / "m.csv"] + (["--cache", tmp_path / "c"] if verb == "extract" else [])
+    code, said = code_of(capsys, *asked, "--decoder", "decord")
+    assert code == 2
+    assert "decord to be installed here, it is not installed; leave --decoder out" in said
+    code, said = code_of(capsys, *asked)
+    assert code == 2
+    assert "m.csv" in said
+
+
 def test_decode_processes_are_as_many_as_the_cores_that_may_be_used(monkeypatch):
     """A batch system gives a job some of a machine's cores."""
     from cli.extract import default_workers

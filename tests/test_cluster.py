@@ -26,11 +26,11 @@ from test_extract import INLINE, config_of, everything, run, undisturbed, world 
 import pipeline.extract
 from cli.__main__ import vidgraph
 from cli._cluster import without
-from pipeline import claims, slurm
+from pipeline import claims, cores, slurm
 from pipeline.cache import Cache
 from pipeline.claims import claim_file, take
 from pipeline.cluster import Dask, Here, Tls, WorkersLost, run_jobs, share_jobs
-from pipeline.flight import Flight
+from pipeline.flight import Flight, _neighbours
 from pipeline.graphs import build_graphs
 from pipeline.repair import as_extracted
 
@@ -201,6 +201,12 @@ def where_am_i(_job) -> tuple[int, str, str]:
     return os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_NUM_THREADS"]
 
 
+def what_it_has(_job) -> tuple[int, int, str]:
+    """Of a worker: its process, with how many it shares its cores, and what Dask's nanny tells libraries of threads."""
+    time.sleep(0.05)
+    return os.getpid(), cores._sharing, os.environ["OMP_NUM_THREADS"]
+
+
 def is_profiled(_job) -> bool:
     import dask
 
@@ -273,30 +279,37 @@ def test_a_worker_that_is_not_back_in_time_is_replaced_all_the_same(tmp_path, mo
 
 
 @pytest.fixture
-def scheduler(tmp_path):
-    """A Dask cluster of somebody else's, with daemonic workers as by default: (address, process of its scheduler)."""
-    command = Path(sys.executable).with_name("dask")
+def start_dask(tmp_path):
+    """start_dask(*arguments): a process of the command `dask`, ended after the test."""
     processes = []
 
     def start(*arguments: str) -> subprocess.Popen:
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))), "OMP_NUM_THREADS": "1"}
-        with open(tmp_path / f"{arguments[0]}.log", "w") as log:
-            processes.append(subprocess.Popen([command, *arguments], env=env, stdout=log, stderr=log, cwd=tmp_path))
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+        with open(tmp_path / f"{arguments[0]}{len(processes)}.log", "w") as log:
+            processes.append(
+                subprocess.Popen([sys.executable, "-m", "dask", *arguments], env=env, stdout=log, stderr=log, cwd=tmp_path)
+            )
         return processes[-1]
 
-    file = tmp_path / "scheduler.json"
-    first = start(
-        "scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(file)
-    )
-    until(file.exists)
-    start("worker", "--scheduler-file", str(file), "--nthreads", "1", "--no-dashboard")
-    import json
-
-    until(file.read_text)
-    yield json.loads(file.read_text())["address"], first
+    yield start
     for process in reversed(processes):
         process.terminate()
         process.wait()
+
+
+@pytest.fixture
+def scheduler(tmp_path, start_dask):
+    """A Dask cluster of somebody else's, with daemonic workers as by default: (address, process of its scheduler)."""
+    file = tmp_path / "scheduler.json"
+    first = start_dask(
+        "scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(file)
+    )
+    until(file.exists)
+    start_dask("worker", "--scheduler-file", str(file), "--nthreads", "1", "--no-dashboard")
+    import json
+
+    until(file.read_text)
+    return json.loads(file.read_text())["address"], first
 
 
 @pytest.mark.slow
@@ -315,6 +328,45 @@ def test_an_existing_cluster_works_too_and_graphs_as_features(world, undisturbed
     assert everything(cache) == everything(undisturbed)
     graphs = build_graphs(cache, ("iou",), engine=Dask(scheduler=address))
     assert [record["shard"] for record in graphs] == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_workers_started_by_others_find_out_who_shares_their_cores(scheduler, start_dask, monkeypatch):
+    from distributed import Client
+
+    address, _ = scheduler
+    start_dask("worker", address, "--nworkers", "2", "--nthreads", "1", "--no-dashboard")
+    with Client(address) as client:
+        client.wait_for_workers(3, timeout=NET)
+    found = set()
+    with Dask(scheduler=address).open() as run_on:
+        until(lambda: found.update(result for _, result in run_on(what_it_has, range(12))) or len(found) == 3)
+    assert {sharing for _, sharing, _ in found} == {3}
+    assert {threads for _, _, threads in found} == {"1"}  # of which no number of cores follows
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ({"tcp://n1:1": "a", "tcp://n1:2": "a", "tcp://n1:3": "b"}, 2),  # a third of another job, on the same node
+        ({"tcp://n1:1": "a"}, 1),
+        ({}, 3),  # they do not say
+        (OSError("gone"), 3),
+    ],
+)
+def test_a_worker_shares_with_those_of_its_node_that_use_the_same_cores(monkeypatch, answers, expected):
+    def run(function, workers, on_error):
+        assert sorted(workers) == ["tcp://n1:1", "tcp://n1:2", "tcp://n1:3"]
+        assert function is cores.place
+        if isinstance(answers, Exception):
+            raise answers
+        return answers
+
+    everywhere = {f"tcp://n{node}:{port}": 1 for node in (1, 2) for port in (1, 2, 3)}
+    monkeypatch.setattr("distributed.get_worker", lambda: SimpleNamespace(address="tcp://n1:1"))
+    monkeypatch.setattr("distributed.get_client", lambda: SimpleNamespace(nthreads=lambda: everywhere, run=run))
+    monkeypatch.setattr(cores, "place", lambda: "a")
+    assert _neighbours() == expected
 
 
 def slow_double(number: int) -> int:

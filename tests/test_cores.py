@@ -17,8 +17,9 @@ def groups(tmp_path, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)), raising=False)
     monkeypatch.setattr(cores, "CGROUPS", tmp_path / "groups")
     monkeypatch.setattr(cores, "OWN_CGROUPS", tmp_path / "own")
-    for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("CPUS_PER_TASK", "CPUS_ON_NODE", "STEP_TASKS_PER_NODE", "NODEID", "JOB_ID", "STEP_ID", "PROCID"):
+        monkeypatch.delenv(f"SLURM_{name}", raising=False)
+    monkeypatch.setattr(cores, "_sharing", 1)
     return tmp_path / "groups"
 
 
@@ -80,6 +81,51 @@ def test_slurms_share_counts_where_it_does_not_confine(groups, monkeypatch):
         assert cores.cores_here() == 6
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "64")
     assert cores.cores_here() == 16
+
+
+@pytest.mark.parametrize(
+    ("tasks", "node", "expected"),
+    [
+        ("4", "0", 3),
+        ("2(x3),1", "2", 6),
+        ("2(x3),1", "3", 12),
+        ("2(x3),1", "4", 12),
+        ("", "0", 12),
+        ("many", "0", 12),
+        ("0", "0", 12),
+    ],
+)
+def test_tasks_that_srun_starts_share_what_the_job_has_on_their_node(groups, monkeypatch, tasks, node, expected):
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "12")
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", tasks)
+    monkeypatch.setenv("SLURM_NODEID", node)
+    assert cores.cores_here() == expected
+
+
+@pytest.mark.parametrize("variable", ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"])
+def test_threads_of_a_computation_are_not_cores(groups, monkeypatch, variable):
+    monkeypatch.setenv(variable, "1")
+    assert cores.cores_here() == 16
+
+
+@pytest.mark.parametrize(("processes", "expected"), [(1, 16), (3, 5), (16, 1), (100, 1), (0, 16)])
+def test_processes_that_use_the_same_cores_divide_them(groups, processes, expected):
+    cores.share_with(processes)
+    assert cores.cores_here() == expected
+
+
+def test_processes_have_the_same_place_only_where_they_share_cores(groups, monkeypatch):
+    write(groups.parent / "own", "0::/job/step\n")
+    here = cores.place()
+    assert here == cores.place()
+    write(groups.parent / "own", "0::/job/other\n")
+    assert cores.place() != here
+    write(groups.parent / "own", "0::/job/step\n")
+    monkeypatch.setenv("SLURM_PROCID", "3")  # tasks of a job that Slurm does not confine
+    assert cores.place() != here
+    monkeypatch.delenv("SLURM_PROCID")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3, 4, 9}, raising=False)
+    assert cores.place() != here
 
 
 def test_who_starts_processes_or_threads_asks_here():

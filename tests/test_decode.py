@@ -5,6 +5,7 @@ import pickle
 import random
 import socket
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -124,7 +125,7 @@ def test_frames_come_in_the_order_asked_and_repeats_are_equal(numbered_video, cl
 
 
 def test_each_distinct_frame_is_decoded_once(numbered_video, clip_of, monkeypatch):
-    import decord
+    decord = pytest.importorskip("decord", reason="decord is not installed")
 
     asked, turned = [], []
     batch, upright = decord.VideoReader.get_batch, decode._PyavReader._upright
@@ -318,8 +319,7 @@ def test_damage_that_the_codec_conceals_is_an_error(encode, clip_of, tmp_path, n
 
 
 def test_a_complaint_about_a_good_frame_costs_only_a_second_look(numbered_video, clip_of, numbers_in, monkeypatch):
-    import decord
-
+    decord = pytest.importorskip("decord", reason="decord is not installed")
     batch = decord.VideoReader.get_batch
 
     def complain(self, numbers):
@@ -479,6 +479,88 @@ def test_a_folder_without_images_is_an_error(clip_of, tmp_path):
 
 
 # choosing a decoder
+
+# Codec, how it stores colours, height, width, whether decord reads it, colour space. All of FFmpeg's ways to come to RGB: a
+# conversion made for the format, one that interpolates chroma, deep colours, and television's colour spaces.
+COLOURS = {
+    "the usual": ("ffv1", "yuv420p", 48, 64, True),
+    "an odd width": ("ffv1", "yuv420p", 48, 63, True),
+    "an odd height": ("ffv1", "yuv420p", 47, 64, False),
+    "4:2:2": ("ffv1", "yuv422p", 48, 64, True),
+    "4:4:4, odd": ("ffv1", "yuv444p", 47, 63, True),
+    "4:4:0": ("ffv1", "yuv440p", 48, 64, False),
+    "4:1:0": ("ffv1", "yuv410p", 48, 64, False),
+    "ten bits": ("libx264", "yuv420p10le", 48, 64, False),
+    "deep RGB": ("ffv1", "gbrp16le", 48, 64, False),
+    "grey": ("libx264", "gray", 48, 64, True),
+    "BT.709": ("libx264", "yuv420p", 48, 64, True, 1),
+    "BT.2020": ("libx264", "yuv420p", 48, 64, True, 9),
+    "full range": ("libx264", "yuvj420p", 48, 64, True),
+}
+
+
+@pytest.mark.parametrize("stored", COLOURS)
+def test_decord_is_taken_only_where_its_pixels_are_those_of_pyav(clip_of, tmp_path, stored):
+    import av
+
+    pytest.importorskip("decord", reason="decord is not installed")
+    codec, pixels, height, width, by_decord, *space = COLOURS[stored]
+    if codec not in av.codecs_available:
+        pytest.skip(f"PyAV was built without {codec}")
+    blocks = np.random.default_rng(0).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), np.uint8)
+    image = np.ascontiguousarray(blocks.repeat(4, 0).repeat(4, 1)[:height, :width])
+    path = tmp_path / "colours.mkv"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream(codec, rate=25)
+        video.width, video.height, video.pix_fmt = width, height, pixels
+        video.codec_context.colorspace = space[0] if space else 2
+        for k in range(3):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(np.roll(image, k, 1), format="rgb24")))
+        container.mux(video.encode())
+    with open_clip(clip_of(path), "decord") as first, open_clip(clip_of(path), "pyav") as second:
+        assert isinstance(first, decode._DecordReader) == by_decord
+        np.testing.assert_array_equal(first.read(range(3)), second.read(range(3)))
+
+
+def test_without_decord_the_default_reads_the_same_frames_by_pyav(numbered_video, clip_of, without_decord):
+    assert decode.why_no_decord() == "not installed"
+    with open_clip(clip_of(numbered_video)) as reader, open_clip(clip_of(numbered_video), "pyav") as pyav:
+        assert type(reader) is decode._PyavReader
+        np.testing.assert_array_equal(reader.read([0, 7, 39]), pyav.read([0, 7, 39]))
+
+
+@pytest.mark.parametrize(
+    ("raised", "reason"),
+    [
+        (OSError("libdecord.so: cannot open shared object file\nmore"), "does not load: libdecord.so: cannot open shared"),
+        (AttributeError("module 'numpy' has no attribute 'long'"), "does not load: module 'numpy'"),
+        (ModuleNotFoundError("No module named 'tvm'", name="tvm"), "does not load: No module named 'tvm'"),
+    ],
+)
+def test_a_decord_that_is_broken_stops_nothing_and_is_named(
+    numbered_video, clip_of, without_decord, monkeypatch, raised, reason
+):
+    real = decode.import_module
+
+    def fails(name):
+        if name == "decord":
+            raise raised
+        return real(name)
+
+    monkeypatch.setattr(decode, "import_module", fails)
+    assert decode.why_no_decord().startswith(f"installed, but {reason}")
+    assert "\n" not in decode.why_no_decord()
+    with open_clip(clip_of(numbered_video)) as reader:
+        assert reader.read([3]).shape == (1, 48, 64, 3)
+
+
+def test_a_decord_whose_errors_would_not_be_heard_is_not_taken(numbered_video, clip_of, without_decord, monkeypatch):
+    monkeypatch.delitem(sys.modules, "decord")
+    pytest.importorskip("decord", reason="decord is not installed")
+    monkeypatch.setattr(decode, "_complaints", lambda: None)
+    assert "would not be heard" in decode.why_no_decord()
+    with open_clip(clip_of(numbered_video)) as reader:
+        assert type(reader) is decode._PyavReader
 
 
 def test_an_unknown_decoder_is_refused(numbered_video, clip_of):

@@ -21,7 +21,7 @@ from pipeline.cache import Cache
 from pipeline.claims import take
 from pipeline.compose import _as_decode_error
 from pipeline.config import ExtractConfig, with_settings
-from pipeline.decode import open_clip, write_video
+from pipeline.decode import open_clip, why_no_decord, write_video
 from pipeline.extract import RunOptions, count_shards, describe, extract
 from pipeline.forward import Models, Outline
 from pipeline.manifest import Clip, read_manifest
@@ -127,6 +127,16 @@ def test_finished_shards_are_not_done_again(world, undisturbed):
     summary = run(world, undisturbed)
     assert (summary.shards, summary.already) == (0, 3)
     assert {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*.h5")} == before
+
+
+def test_a_machine_without_decord_goes_on_with_the_cache_of_one_that_has_it(world, undisturbed, tmp_path, without_decord):
+    there = tmp_path / "cache"
+    shutil.copytree(undisturbed, there)
+    for name in ("00001.h5", "00001.json"):
+        (there / "features" / name).unlink()
+    run(world, there)
+    assert why_no_decord()
+    assert everything(there) == everything(undisturbed)
 
 
 def test_batch_size_changes_only_rounding(world, undisturbed, tmp_path):

@@ -1,14 +1,18 @@
 """`vidgraph ls`, `vidgraph env` and `vidgraph completion`."""
 
+import importlib
 import json
+import re
 import shutil
 import subprocess
 
 import pytest
 from click.testing import CliRunner
 from tiny_cache import Tiny
+from wheels_elsewhere import requirements
 
 from cli.__main__ import vidgraph
+from cli.env import NEEDED, _has_kernels
 from cli.ls import age
 from heads.listing import entries_below
 from heads.recipe import read_recipe
@@ -80,23 +84,76 @@ def test_ages_are_in_the_largest_unit_that_fits():
     assert [age(s) for s in (-5, 59, 61, 3600, 90000)] == ["0 s", "59 s", "1 min", "1 h", "1 days"]
 
 
-def test_the_environment_names_what_is_missing_and_what_it_is_for(monkeypatch):
-    import importlib
+def seen_by_env(monkeypatch, broken: dict[str, Exception]) -> tuple[int, dict]:
+    """Exit code and JSON of `vidgraph env` where imports of these modules raise."""
+    from pipeline import decode
 
     real = importlib.import_module
 
-    def without(name, *more):
-        if name in ("decord", "detectron2"):
-            raise ImportError(f"No module named {name}")
+    def imports(name, *more):
+        if name in broken:
+            raise broken[name]
         return real(name, *more)
 
-    monkeypatch.setattr(importlib, "import_module", without)
-    result = CliRunner().invoke(vidgraph, ["env", "--json"], standalone_mode=False)
-    found = json.loads(result.output)
-    assert result.return_value == 1
-    assert found["packages"]["decord"].startswith("MISSING")
-    assert "--proposals detectron2" in found["optional"]["detectron2"]
+    monkeypatch.setattr(importlib, "import_module", imports)
+    monkeypatch.setattr(decode, "import_module", imports)
+    decode.why_no_decord.cache_clear()
+    try:
+        result = CliRunner().invoke(vidgraph, ["env", "--json"], standalone_mode=False)
+    finally:
+        decode.why_no_decord.cache_clear()
+    return result.return_value, json.loads(result.output)
+
+
+def test_the_environment_names_what_is_missing_and_what_it_is_for(monkeypatch):
+    absent = {
+        "bokeh": ModuleNotFoundError("No module named 'bokeh'", name="bokeh"),
+        "decord": ModuleNotFoundError("No module named 'decord'", name="decord"),
+        "torchcodec.decoders": RuntimeError("Could not load libtorchcodec.\nMore lines"),
+        "distributed": ImportError("cannot import name 'parse_bytes' from 'dask.utils'"),
+    }
+    code, found = seen_by_env(monkeypatch, absent)
+    assert code == 1
+    assert found["packages"]["bokeh"] == "MISSING: not installed"
+    assert found["packages"]["distributed"].startswith("MISSING: installed, but does not load: ImportError: cannot import")
     assert found["packages"]["torch"][0].isdigit()
+    assert found["optional"]["decord"] == "not installed; PyAV decodes in its place, the same frames"
+    assert found["optional"]["torchcodec"].startswith(
+        "installed, but does not load: RuntimeError: Could not load libtorchcodec.;"
+    )
+    assert "--proposals detectron2" in found["optional"]["detectron2"]
+    assert found["decoding"]["default"] == "pyav (decord is not installed)"
+
+
+def test_the_environment_without_decord_lacks_nothing(monkeypatch):
+    import av
+
+    code, found = seen_by_env(monkeypatch, {"decord": ModuleNotFoundError("No module named 'decord'", name="decord")})
+    assert code == 0
+    assert found["decoding"]["FFmpeg of PyAV"].startswith(av.ffmpeg_version_info)
+    assert "kernels; bf16:" in found["machine"]["cpu"]
+
+
+def test_the_environment_names_every_package_that_is_asked_for_and_no_other():
+    asked = {re.match(r"[\w-]+", line)[0] for line in requirements()} - {"tomli"}  # a part of Python from 3.11 on
+    assert {*NEEDED, "decord"} == asked
+
+
+@pytest.mark.parametrize(
+    ("built", "capability", "runs"),
+    [
+        (["sm_80", "sm_90"], (9, 0), True),
+        (["sm_80"], (8, 9), True),  # machine code of a smaller minor version
+        (["sm_90"], (8, 0), False),
+        (["sm_80", "sm_90a"], (10, 0), False),  # of another major version
+        (["sm_80", "compute_90"], (12, 0), True),  # PTX is compiled for newer ones
+        (["sm_70", "sm_100", "sm_120"], (6, 1), False),
+        ([], (9, 0), True),  # ROCm says nothing of the kind
+    ],
+)
+def test_a_gpu_that_torch_has_no_kernels_for_is_known(built, capability, runs):
+    """As NVIDIA's programming guide has it, "Binary Compatibility" and "PTX Compatibility"."""
+    assert _has_kernels(built, *capability) == runs
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -6,6 +6,7 @@ import inspect
 import json
 import pickle
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from pipeline.proposals import BoxesError, MissingBoxes, build_proposals, proposal_names
+from pipeline.proposals._model_zoo import why_no_detectron2
 
 INFO = SimpleNamespace(frames=8, fps=12.0, width=80, height=40, first=0)
 CLIP = SimpleNamespace(clip="17", path="videos/seventeen.mp4")
@@ -66,7 +68,7 @@ def make(name, weights, tmp_path):
     if name == "torchvision":
         return build_proposals(name, weights=str(folder / "torchvision.pth"), size=64, num_boxes=4, bn_eps=1e-5)
     if name == "detectron2":
-        pytest.importorskip("detectron2", reason="detectron2 is not installed")
+        require_detectron2()
         return build_proposals(name, weights="none", size=64, num_boxes=4)
     if name == "digit_rpn":
         from pipeline.proposals.digit_rpn import Net
@@ -76,6 +78,12 @@ def make(name, weights, tmp_path):
         torch.save(net.state_dict(), tmp_path / "digits.pth")
         return build_proposals(name, weights=str(tmp_path / "digits.pth"), num_boxes=4)
     return build_proposals(name)
+
+
+def require_detectron2():
+    """Skips where detectron2 is not installed or does not load, and says why."""
+    if reason := why_no_detectron2():
+        pytest.skip(f"detectron2: {reason}")
 
 
 @pytest.mark.parametrize("name", proposal_names())
@@ -302,11 +310,14 @@ def test_detectron2_is_asked_for_only_when_chosen_and_says_how_to_install_it(mon
 
 @pytest.mark.parametrize("ending", [".pth", ".pkl"])
 def test_detectron2_gives_what_its_own_model_gives(ending, tmp_path):
-    pytest.importorskip("detectron2", reason="detectron2 is not installed")
-    from detectron2 import model_zoo
+    require_detectron2()
+    import detectron2
+    from detectron2.config import get_cfg
     from detectron2.modeling import build_model
 
-    cfg = model_zoo.get_config("COCO-Detection/rpn_R_50_FPN_1x.yaml")
+    package, name = Path(detectron2.__file__).parent, "configs/COCO-Detection/rpn_R_50_FPN_1x.yaml"
+    cfg = get_cfg()
+    cfg.merge_from_file(next(str(path) for path in (package / "model_zoo" / name, package.parent / name) if path.exists()))
     cfg.MODEL.DEVICE, cfg.MODEL.RPN.POST_NMS_TOPK_TEST = "cpu", 40
     model = build_model(cfg).eval()
     with torch.no_grad():
@@ -332,7 +343,7 @@ def test_detectron2_gives_what_its_own_model_gives(ending, tmp_path):
 
 
 def test_a_model_zoo_file_that_would_run_code_is_refused(tmp_path):
-    pytest.importorskip("detectron2", reason="detectron2 is not installed")
+    require_detectron2()
     (tmp_path / "code.pkl").write_bytes(pickle.dumps({"model": print}))
     with pytest.raises(ValueError, match=r"it wants to run builtins\.print"):
         build_proposals("detectron2", weights=str(tmp_path / "code.pkl"))

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.memory_format import guard
+from pipeline.proposals._model_zoo import config_file, fetched, weights_url, why_no_detectron2
 from pipeline.proposals._rpn import PRECISIONS, file_sha256, fold, in_batches, load_exactly, padded, place, read_state
-
-INSTALL = "the command in INSTALL.md of the repository facebookresearch/detectron2 (it is on no package index)"
 
 # What an array needs in order to come out of a pickle; everything else that one could call is refused.
 HARMLESS = {
@@ -83,19 +82,19 @@ def build(
 ) -> Detectron2RPN:
     """The source "detectron2".
 
-    config: a name in detectron2's model zoo, or a YAML file. weights: "coco" (the model zoo's for that name, downloaded
-    once), a file (.pkl of the model zoo, or a .pth checkpoint), or "none" (random, from `seed`; for tests). size: short side in
-    pixels of the frames it is given (detectron2's own default is 800). num_boxes: N. nms: overlap above which the weaker box
-    is dropped. batch: frames per pass. ValueError if detectron2 is not installed, for a bad value, for a config without a
-    standard RPN, or for a file whose keys are not this network's.
+    config: a name in detectron2's model zoo, or a YAML file. weights: "coco" (the model zoo's for that name, or what the YAML
+    file calls MODEL.WEIGHTS; downloaded once), a file (.pkl of the model zoo, or a .pth checkpoint), or "none" (random, from
+    `seed`; for tests). size: short side in pixels of the frames it is given (detectron2's own default is 800). num_boxes: N.
+    nms: overlap above which the weaker box is dropped. batch: frames per pass. ValueError if detectron2 is not installed or
+    does not load, for a bad value, for a config without a standard RPN, or for a file whose keys are not this network's.
     """
     for name, value in (("size", size), ("num_boxes", num_boxes), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"proposals 'detectron2': {name}={value!r}; expected a whole number from 1")
-    try:
-        from detectron2.modeling import build_backbone, build_proposal_generator
-    except ImportError as error:
-        raise ValueError(f"proposals 'detectron2' needs detectron2 ({error}). Install it with {INSTALL}") from error
+    if reason := why_no_detectron2():
+        raise ValueError(f"proposals 'detectron2' needs detectron2: {reason}")
+    from detectron2.modeling import build_backbone, build_proposal_generator
+
     cfg = _config(config, num_boxes, nms)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -103,7 +102,7 @@ def build(
         generator = build_proposal_generator(cfg, backbone.output_shape())
     sha256 = ""
     if weights != "none":
-        path = _zoo_file(config) if weights == "coco" else Path(weights)
+        path = _weights_of(config, cfg) if weights == "coco" else Path(weights)
         network = nn.ModuleDict({"backbone": backbone, "proposal_generator": generator})
         load_exactly(network, _rpn_state(path), path)
         sha256 = file_sha256(path)
@@ -120,18 +119,15 @@ def _config(name: str, num_boxes: int, nms: float):
     """detectron2's config for a YAML file or a name in the model zoo. ValueError if there is none, or no standard RPN in it."""
     from detectron2.config import get_cfg
 
-    path, ours = Path(name), Path(name).suffix in (".yaml", ".yml")
     cfg = get_cfg()
     try:
-        if not ours:
-            from detectron2 import model_zoo
-
-            path = model_zoo.get_config_file(f"{name}.yaml")
+        ours = _is_file(name)
+        path = Path(name) if ours else config_file(name)
         cfg.merge_from_file(str(path), allow_unsafe=not ours)  # some of the model zoo's own files compute their anchors
     except Exception as error:  # an unknown name, a missing file, broken YAML and an unknown key each raise something else
         raise ValueError(
             f"proposals 'detectron2': config {name!r}: expected a detectron2 YAML file or a name in its model zoo"
-            f" ({str(error).splitlines()[0]})"
+            f" ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
         ) from error
     model, generator, head = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.PROPOSAL_GENERATOR.NAME, cfg.MODEL.RPN.HEAD_NAME
     if model not in ("ProposalNetwork", "GeneralizedRCNN") or (generator, head) != ("RPN", "StandardRPNHead"):
@@ -143,17 +139,21 @@ def _config(name: str, num_boxes: int, nms: float):
     return cfg
 
 
-def _zoo_file(name: str) -> Path:
-    """The model zoo's weights for a name, in detectron2's own cache of downloads."""
-    from detectron2 import model_zoo
-    from detectron2.utils.file_io import PathManager
+def _is_file(config: str) -> bool:
+    """Whether a config is a person's own YAML file; else it is a name in the model zoo, which may end in .yaml too."""
+    return Path(config).suffix in (".yaml", ".yml") and Path(config).is_file()
 
+
+def _weights_of(config: str, cfg) -> Path:
+    """The file of weights that belongs to a config. ValueError if there is none."""
     try:
-        return Path(PathManager.get_local_path(model_zoo.get_checkpoint_url(f"{name}.yaml")))
-    except (OSError, RuntimeError) as error:
-        raise ValueError(
-            f"proposals 'detectron2': no weights for {name!r} from the model zoo ({error}); pass weights=FILE"
-        ) from error
+        address = cfg.MODEL.WEIGHTS if _is_file(config) else weights_url(config)
+        if not address:
+            raise ValueError(f"{config} names no MODEL.WEIGHTS; pass weights=FILE, or weights=none for random ones")
+        beside = Path(config).parent / address
+        return beside if "://" not in address and not Path(address).exists() and beside.is_file() else fetched(address)
+    except ValueError as error:
+        raise ValueError(f"proposals 'detectron2': no weights for config {config!r}: {error}") from None
 
 
 class _Arrays(pickle.Unpickler):
@@ -170,15 +170,23 @@ def _rpn_state(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".pkl":
         try:
             with open(path, "rb") as file:
-                state = _Arrays(file, encoding="latin1").load()["model"]
+                loaded = _Arrays(file, encoding="latin1").load()
+            state = {key: torch.as_tensor(value) for key, value in loaded.get("model", {}).items()}
+        except FileNotFoundError:
+            raise ValueError(f"{path}: no such weights file; expected one of detectron2's model zoo, or weights=coco") from None
         except Exception as error:  # a damaged pickle raises whatever it happens to trip
             raise ValueError(f"{path}: not a file of weights of detectron2's model zoo ({error})") from error
-        state = {key: torch.as_tensor(value) for key, value in state.items()}
     else:
         state = read_state(path)
     wanted = ("backbone.", "proposal_generator.")
     derived = (".cell_anchors.", ".num_batches_tracked")
-    return {key: value for key, value in state.items() if key.startswith(wanted) and not any(part in key for part in derived)}
+    found = {key: value for key, value in state.items() if key.startswith(wanted) and not any(part in key for part in derived)}
+    if not found:
+        raise ValueError(
+            f"{path}: expected the weights of a whole network (backbone.*, proposal_generator.*), got others, such as those of "
+            "ImageNet that a training begins with; pass weights=FILE"
+        )
+    return found
 
 
 def _is_frozen_norm(norm) -> bool:

@@ -1,0 +1,105 @@
+"""What we need of a detectron2 that is installed, beside its networks: whether it works, its configs, where its weights lie.
+
+`detectron2.model_zoo` itself needs pkg_resources, which setuptools has not had since version 82. But its configs are files, and
+its list of weights is plain data in its source: neither needs the module to be imported.
+"""
+
+import ast
+import logging
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+from pipeline.names import nearest
+
+INSTALL = "the command in INSTALL.md of the repository facebookresearch/detectron2 (it is on no package index)"
+USED = ("detectron2", "detectron2.modeling", "detectron2.config", "detectron2.structures", "detectron2.utils.file_io")
+DISTRIBUTIONS = {"yaml": "pyyaml", "PIL": "pillow", "cv2": "opencv-python", "hydra": "hydra-core"}
+
+
+def why_no_detectron2() -> str:
+    """Why detectron2 is of no use here, and what to do about it, in one line; "" where it works."""
+    try:
+        for name in USED:
+            import_module(name)
+    except Exception as error:  # an old one on new libraries raises whatever it trips over
+        return _reason(error)
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    """What a failed import of detectron2 means."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    name = getattr(error, "name", None) or ""
+    if isinstance(error, ModuleNotFoundError) and name == "detectron2":
+        return f"it is not installed; install it with {INSTALL}"
+    if "_C" in said.replace("'", " ").replace(".", " ").split() and "undefined symbol" not in said:
+        return f"its compiled part, detectron2._C, is missing ({said}); install it with {INSTALL}"
+    if "undefined symbol" in said or ".so" in said:
+        return f"its compiled part does not load ({said}): it was built for another torch; install it again with {INSTALL}"
+    if isinstance(error, ModuleNotFoundError) and name.startswith("detectron2."):
+        where = ", ".join(find_spec("detectron2").submodule_search_locations)
+        return f"{where} has no {name}: it is another folder of that name; install detectron2 with {INSTALL}"
+    if isinstance(error, ModuleNotFoundError) and name:
+        package = name.partition(".")[0]
+        return f"it needs {package}, which is not installed; pip install {DISTRIBUTIONS.get(package, package)}"
+    return f"it does not load ({type(error).__name__}: {said}); install a newer one with {INSTALL}"
+
+
+def package_folder() -> Path:
+    """The folder of the installed package."""
+    return Path(import_module("detectron2").__file__).parent
+
+
+def config_file(name: str) -> Path:
+    """The YAML file of a name in the model zoo, with or without its ending. ValueError, with the nearest names, without one."""
+    package, known = package_folder(), {}
+    for folder in (package / "model_zoo" / "configs", package.parent / "configs"):  # installed; a checkout that was not built
+        known = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
+        if known:
+            break
+    else:
+        expected = f"expected them in {package / 'model_zoo' / 'configs'}"
+        raise ValueError(f"the detectron2 here has no configs ({expected}); install it again, or name a YAML file")
+    if (bare := _bare(name)) not in known:
+        if name.startswith((".", "~")) or Path(name).is_absolute():
+            raise ValueError("there is no such file")
+        raise ValueError(f"no such file, nor a name in the model zoo: {nearest(bare, known)}")
+    return known[bare]
+
+
+def weights_url(name: str) -> str:
+    """Where the model zoo's weights for one of its names lie. ValueError if it lists none."""
+    source = package_folder() / "model_zoo" / "model_zoo.py"
+    wanted = ("S3_PREFIX", "CONFIG_PATH_TO_URL_SUFFIX")
+    found = {}
+    try:
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in wanted:
+                found[node.targets[0].id] = ast.literal_eval(node.value)
+        prefix, suffixes = (found[key] for key in wanted)
+    except (OSError, SyntaxError, ValueError, KeyError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{source} does not list its weights as expected ({reason}); pass weights=FILE") from None
+    if (name := _bare(name)) not in suffixes:
+        raise ValueError(f"detectron2's model zoo has no weights for {name!r}: {nearest(name, suffixes)}, or pass weights=FILE")
+    return f"{prefix}{name}/{suffixes[name]}"
+
+
+def fetched(address: str) -> Path:
+    """The local file of a URL, or of what detectron2 calls detectron2:// or catalog://, in detectron2's cache of downloads.
+
+    ValueError if it cannot be had.
+    """
+    logging.getLogger("iopath").setLevel(logging.CRITICAL)  # what it has to say of a failure, our error says in one line
+    try:
+        if address.startswith("catalog://"):
+            import_module("detectron2.checkpoint")  # knows what these are
+        return Path(import_module("detectron2.utils.file_io").PathManager.get_local_path(address))
+    except Exception as error:  # no network, no such file there, no room, no such entry: each raises something else
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"could not fetch {address} ({reason}); fetch it elsewhere and pass weights=FILE") from None
+
+
+def _bare(name: str) -> str:
+    return name.removesuffix(".yaml")

@@ -1,0 +1,39 @@
+"""What setup.cfg asks for can be installed from wheels where decord has none: Linux on ARM and macOS."""
+
+import pytest
+from packaging.requirements import Requirement
+from wheels_elsewhere import MACHINES, reaches_an_index, requirements, resolve
+
+
+@pytest.mark.parametrize(("machine", "has_decord"), [("linux-x86", True), ("linux-arm", False), ("macos-arm", False)])
+def test_decord_is_asked_for_only_where_it_has_wheels(machine, has_decord):
+    """The newest release, 0.6.0, has them for manylinux2010_x86_64, for Windows, and for Python up to 3.8 on Intel's macOS."""
+    (decord,) = (one for one in map(Requirement, requirements()) if one.name == "decord")
+    assert decord.marker.evaluate(MACHINES[machine][0]) == has_decord
+
+
+def test_every_other_requirement_is_the_same_on_every_machine():
+    others = [one for one in map(Requirement, requirements()) if one.name != "decord"]
+    for machine in MACHINES:
+        assert all(one.marker is None or one.marker.evaluate(MACHINES[machine][0]) == one.marker.evaluate() for one in others)
+
+
+@pytest.fixture(scope="module")
+def index() -> None:
+    if not reaches_an_index():
+        pytest.skip("no package index can be reached")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", MACHINES)
+def test_every_requirement_resolves_from_wheels(index, machine):
+    done = resolve(machine, requirements())
+    assert done.returncode == 0, done.stderr
+    assert ("decord-" in done.stdout) == (machine == "linux-x86")
+
+
+@pytest.mark.slow
+def test_a_requirement_without_a_wheel_there_is_noticed(index):
+    done = resolve("linux-arm", ["decord"])
+    assert done.returncode != 0
+    assert "No matching distribution found for decord" in done.stderr
