@@ -153,10 +153,12 @@ def contents(
     """
     total, tick = len(packets), float(stream.time_base)
     cut_off = bool(packets) and packets[-1].cut_off
-    parts = parts_of(packets[:-1] if cut_off else packets, tick, container.format.name in BROADCAST)
+    kind = container.format.name
+    # AVI stamps the order of decoding. Elsewhere a decoder gives the frames of one recording in their order anyway.
+    parts = parts_of(packets[:-1] if cut_off else packets, tick, kind in BROADCAST, kind != "avi")
     shown = [packets[k] for k in parts.shown]
     stamps = {packet.stamp for packet in shown}
-    named = container.format.name in STAMPED and None not in stamps and len(stamps) == len(shown) and len(parts) == 1
+    named = kind in STAMPED and None not in stamps and len(stamps) == len(shown) and len(parts) == 1
 
     zero = (container.start_time or 0) / 1e6
     if len(parts) > 1:
@@ -172,8 +174,7 @@ def contents(
     last = _last_duration(shown, parts, tick, step)
     until = times[-1] + last if times else 0.0
 
-    # AVI stamps the order of decoding. Elsewhere a decoder gives the frames of one recording in their order anyway.
-    told = not named and (parts.unfed or parts.joints) and container.format.name != "avi"
+    told = not named and (kind in BROADCAST or parts.unfed or parts.joints)
     number = {stamp: k for k, stamp in enumerate(sorted(packet.stamp for packet in shown))} if named else {}
     keys = sorted((number[packet.stamp], packet.stamp) for packet in shown if packet.key) if named else []
     if cut_off:

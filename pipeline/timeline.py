@@ -53,10 +53,10 @@ class Parts:
         return found
 
 
-def parts_of(packets: "list[Packet]", tick: float, broadcast: bool) -> Parts:
+def parts_of(packets: "list[Packet]", tick: float, broadcast: bool, stamped: bool = True) -> Parts:
     """The recordings in `packets`, which are in the file's order. `tick`: seconds of one unit of their stamps.
 
-    broadcast: whether the stream may be silent for long, and whether a jump ahead is another clock.
+    broadcast: whether a jump ahead is another clock. stamped: whether stamps say when frames are shown.
     """
     starts = _starts(packets, tick, broadcast)
     ends = [*starts[1:], len(packets)]
@@ -65,7 +65,7 @@ def parts_of(packets: "list[Packet]", tick: float, broadcast: bool) -> Parts:
         some, lost = _decodable(packets, start, end)
         shown += some
         unfed |= lost
-    ordered = all(packets[k].stamp is not None for k in shown)
+    ordered = stamped and all(packets[k].stamp is not None for k in shown)
     if not ordered and any(packets[k].decoded is None for k in shown):
         return Parts(starts, shown, None, frozenset(unfed), 0, False)
 
