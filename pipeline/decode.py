@@ -31,7 +31,7 @@ import numpy as np
 
 from pipeline.container import Contents, Packet, between, contents, shows_nothing, starts_afresh, stated_size
 from pipeline.manifest import Clip
-from pipeline.upright import PIXEL_ASPECTS, Shape, fitted, turn_of, turned
+from pipeline.upright import PIXEL_ASPECTS, STRAIGHT, Shape, fitted, turn_of, turned
 
 MAX_PIXELS = 64_000_000  # of one frame; a header may claim any size, and decoders allocate what it claims
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -419,13 +419,22 @@ def _first_shape(clip: Clip) -> Shape:
 def _decord_where_it_can_be_trusted(clip: Clip, held: Held) -> Reader:
     """A _DecordReader, or a _PyavReader for what decord cannot open (AV1), cannot find its way in, or could not be heard on."""
     decord = _module("decord")
-    shape = held.shape
-    if held.contents.steady and held.alone and shape and not shape.mirrored and _complaints() is not None:
+    if held.contents.steady and held.alone and _decord_turns(held.shape) and _complaints() is not None:
         try:
             return _DecordReader(clip, held)
         except (decord.DECORDError, RuntimeError):
             pass
     return _PyavReader(clip, held)
+
+
+def _decord_turns(shape: Shape | None) -> bool:
+    """Whether decord shows pictures of this shape upright, or in a size that gives it away.
+
+    It knows the matrix of the container, not that of the stream (a message of H.264 and HEVC).
+    """
+    return shape is not None and (
+        shape.turn == STRAIGHT or (shape.turn[1] != 0 and shape.width != shape.height and not shape.mirrored)
+    )
 
 
 class _DecordReader(Reader):
@@ -486,12 +495,14 @@ def _torchcodec_where_it_can_be_trusted(clip: Clip, held: Held) -> Reader:
     decoders = _module("torchcodec.decoders")
     shape = held.shape
     if held.contents.plain and shape and not shape.mirrored:
-        return _TorchcodecReader(clip, held, decoders)
+        reader = _TorchcodecReader(clip, held, decoders)
+        if reader.turns == (shape.turn != STRAIGHT):
+            return reader
     return _PyavReader(clip, held)
 
 
 class _TorchcodecReader(Reader):
-    """torchcodec. Damage that its FFmpeg conceals stays unseen."""
+    """torchcodec; a _PyavReader takes over where it stops, as at a change of size. Damage that FFmpeg conceals stays unseen."""
 
     def __init__(self, clip: Clip, held: Held, decoders):
         options = {"dimension_order": "NHWC", "num_ffmpeg_threads": 1, "seek_mode": "exact", "stream_index": held.stream}
@@ -499,7 +510,9 @@ class _TorchcodecReader(Reader):
             self._video = decoders.VideoDecoder(str(clip.path), **options)
         except (RuntimeError, ValueError) as error:
             raise _failed(clip, f"torchcodec cannot open it ({_first_line(error)})") from None
+        self._held = held
         super().__init__(clip, _info(clip, held.contents, held.shape.shown))
+        self.turns = bool(self._video.metadata.rotation)  # by the container's matrix, the only one that it knows
         promised, missing = len(held.contents.times), held.contents.missing
         if len(self._video) < promised or (len(self._video) > promised and not missing):
             raise _failed(clip, f"torchcodec counts {len(self._video)} frames in it, FFmpeg {promised}; choose pyav")
@@ -507,8 +520,8 @@ class _TorchcodecReader(Reader):
     def _decode(self, numbers: list[int]) -> np.ndarray:
         try:
             frames = self._video.get_frames_at(numbers).data.numpy()
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise _failed(self.clip, f"torchcodec stopped ({_first_line(error)})") from None
+        except (RuntimeError, ValueError, IndexError):
+            return _PyavReader(self.clip, self._held)._decode(numbers)
         size = self.info.width, self.info.height
         return frames if frames.shape[2:0:-1] == size else np.stack([fitted(pixels, size, size) for pixels in frames])
 
