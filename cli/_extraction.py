@@ -19,6 +19,11 @@ def views_options(function):
             "--sampling", default="segments", type=_one_of("segments stride linspace gos"), help="How frames are picked."
         ),
         click.option("--fps", default=6.0, help="Frame rate of --sampling stride, frames per second."),
+        click.option(
+            "--source-fps",
+            type=click.FloatRange(min=0, min_open=True),
+            help="Frame rate of the clips, frames per second; the manifest's column fps wins.  [default: by their time stamps]",
+        ),
         click.option("--size", default=224, help="Side of a square view, pixels."),
         click.option("--train-views", default=1, help="Random views per clip in the group train; 0 for none."),
         click.option(
@@ -56,6 +61,12 @@ def network_options(function):
         click.option("--dtype", default="float16", type=_one_of("float16 float32"), help="Stored dtype of features."),
         decoder_option,
         click.option("--allow-truncated", is_flag=True, help="Take videos that end before their container says."),
+        click.option(
+            "--pixel-aspect",
+            default="displayed",
+            type=_one_of("displayed stored"),
+            help="Pixels that are not square: at the width that a player shows, or as stored (stretched).",
+        ),
         click.option("--seed", default=0, help="Seed of the training views."),
     )
     return together(options)(function)
@@ -113,7 +124,7 @@ def config_of(given: dict):
     crops = given["test_crops"]
     sampling = Sampling(
         test_crops=crops if crops == "full" else int(crops),
-        **{key: given[key] for key in ("frames", "sampling", "fps", "size", "train_views", "train_crop")},
+        **{key: given[key] for key in ("frames", "sampling", "fps", "source_fps", "size", "train_views", "train_crop")},
         **{key: given[key] for key in ("flip", "flip_protect", "test_clips", "test_short_side")},
     )
     boxes = {
@@ -126,6 +137,6 @@ def config_of(given: dict):
         sampling=sampling,
         proposal_options={key: value for key, value in boxes.items() if value is not None},
         **{key: given[key] for key in ("backbone", "weights", "cut", "keep", "proposals", "roi_pool", "precision")},
-        **{key: given[key] for key in ("dtype", "seed", "decoder", "allow_truncated")},
+        **{key: given[key] for key in ("dtype", "seed", "decoder", "allow_truncated", "pixel_aspect")},
     )
     return with_settings(config, given["settings"])

@@ -8,13 +8,14 @@ from typing import Any
 
 from pipeline.sample import Sampling
 from pipeline.tensors import FIELDS, field_of, is_cut
+from pipeline.upright import PIXEL_ASPECTS
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 DTYPES = ("float16", "float32")
 POOLS = ("max", "mean", "area")
 NESTED = ("backbone_options", "proposal_options")  # of the named file's build()
 
-TEXTS = ("backbone", "weights", "cut", "proposals", "roi_pool", "precision", "dtype", "decoder")
+TEXTS = ("backbone", "weights", "cut", "proposals", "roi_pool", "precision", "dtype", "decoder", "pixel_aspect")
 KINDS = dict.fromkeys(TEXTS, str) | {"keep": tuple, "seed": int, "allow_truncated": bool}
 
 
@@ -25,7 +26,8 @@ class ExtractConfig:
     `keep` names the fields to store: any of `pooled`, `boxes` (with `scores` and `valid`), `nodes` (which brings `boxes`), and
     maps by their cut (`res5`, `res4.3`). `cut` is the last cut, whose map is pooled and aligned ("": the backbone's last
     stage). `weights` is `none`, `imagenet` or a checkpoint's path; `backbone_options` and `proposal_options` are the keyword
-    arguments of the named file's build().
+    arguments of the named file's build(). `pixel_aspect`: pixels that are not square get the width that a player gives them
+    (displayed), or are taken as they are (stored).
     """
 
     backbone: str = "i3d_r50"
@@ -42,6 +44,7 @@ class ExtractConfig:
     seed: int = 0
     decoder: str = "decord"
     allow_truncated: bool = False
+    pixel_aspect: str = "displayed"
 
     def __post_init__(self) -> None:
         if isinstance(self.keep, str):
@@ -56,6 +59,7 @@ class ExtractConfig:
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("roi_pool", self.roi_pool, POOLS)
+        _one_of("pixel_aspect", self.pixel_aspect, PIXEL_ASPECTS)
         if not self.keep:
             raise ValueError("keep: expected at least one field, such as pooled,nodes,boxes")
         for name in self.keep:
@@ -88,6 +92,8 @@ class ExtractConfig:
             if key in options:
                 options[key] = proposal_sha256 or options[key]
         record["proposal_options"] = options
+        if self.pixel_aspect == "displayed":  # as it is for square pixels, of which caches are older than this option
+            record.pop("pixel_aspect")
         if not self.wants_boxes:  # nothing of the source of boxes reaches the disk
             for key in ("proposals", "proposal_options", "roi_pool"):
                 record.pop(key)

@@ -1,4 +1,4 @@
-"""Clip + frame numbers -> frames [K,H,W,3] uint8 RGB, upright. The only file that imports a video decoder.
+"""Clip + frame numbers -> frames [K,H,W,3] uint8 RGB, as a player shows them. The only file that imports a video decoder.
 
 Frame k of a file is the k-th that a player would show, in order of time. One pass over the container's packets (read, not
 decoded) says how many there are, when each is shown, and whether the container holds what it promises: decord plays a file cut
@@ -12,6 +12,9 @@ container.py), or decord is not installed: it has no wheels for ARM and for macO
 Where both decode, their frames are equal bit by bit (PyAV 17 and later; PyAV 14 to 16 overlook BT.709). So "decord" in a
 cache's configuration says which frames it holds, not which library read them. On another kind of CPU, FFmpeg itself rounds
 colours differently, by up to 3 of 255 levels, whichever library calls it.
+
+Frames are turned and mirrored as the display matrix says, and have square pixels (`pipeline.upright`). decord and torchcodec
+only turn: what is mirrored, has several video tracks, or changes its size on the way is decoded by PyAV.
 """
 
 import atexit
@@ -31,8 +34,18 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.container import Contents, Packet, between, contents, same_colours, starts_afresh
+from pipeline.container import (
+    Contents,
+    Packet,
+    between,
+    contents,
+    same_colours,
+    shows_nothing,
+    starts_afresh,
+    stated_size,
+)
 from pipeline.manifest import Clip
+from pipeline.upright import PIXEL_ASPECTS, STRAIGHT, Shape, fitted, turn_of, turned
 
 MAX_PIXELS = 64_000_000  # of one frame; a header may claim any size, and decoders allocate what it claims
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -42,13 +55,16 @@ CONTAINERS = (
     "3g2,3gp,apng,asf,av1,avi,dirac,dv,flv,gif,gxf,h261,h263,h264,hevc,ivf,live_flv,m4v,matroska,mjpeg,mov,mp4,mpeg,mpegts,"
     "mpegvideo,mxf,nsv,nut,obu,ogg,rm,vc1,vvc,wav,webm,wtv,yuv4mpegpipe"
 )
+FIRST_PACKETS = 64  # of a stream, among which its first picture is
+HEAD = 4096  # bytes at a file's begin that say how long it is
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """A clip as it will be read: `frames` it has, `fps` on average (0: unknown), `width` and `height` upright in pixels.
+    """A clip as it will be read: `frames` it has, `fps` on average (0: unknown), `width` and `height` as shown, in pixels.
 
-    `first` is the number in the file of the clip's frame 0; it is not 0 where the manifest's `start` cuts the clip.
+    `fps` is the manifest's where it has a column `fps`, else frames by the seconds for which they are shown. `first` is the
+    number in the file of the clip's frame 0; it is not 0 where the manifest's `start` cuts the clip.
     """
 
     frames: int
@@ -117,17 +133,34 @@ class Reader(ABC):
         self.close()
 
 
-def open_clip(clip: Clip, decoder: str = "decord", allow_truncated: bool = False) -> Reader:
+@dataclass(frozen=True)
+class Held:
+    """A video file as `scan` found it: what its packets say, which stream they are of, and how its pictures are shown.
+
+    `shape` is None where the first picture cannot be decoded. `alone`: the file has no other video stream.
+    """
+
+    contents: Contents
+    stream: int
+    shape: Shape | None
+    alone: bool
+
+
+def open_clip(clip: Clip, decoder: str = "decord", allow_truncated: bool = False, pixel_aspect: str = "displayed") -> Reader:
     """A reader of the clip's file, or of its folder of frames (images in natural order: 2.jpg before 10.jpg).
 
     `decoder` is decord (PyAV where decord is absent or not to be trusted), pyav or torchcodec. `clip.start` and `clip.end`
     (seconds, None for the file's own) cut it to the frames that a player shows within [start, end). TruncatedVideo if the
     container promises more than it holds, unless `allow_truncated`; DecodeError for whatever else cannot be read; ValueError
     for a decoder that is unknown or not installed. Containers that promise nothing (MPEG-TS, live WebM) cannot be found
-    truncated. Pixels are taken as square.
+    truncated. `pixel_aspect` "displayed" gives pixels that are not square the width that a player gives them; "stored" leaves
+    every stored pixel as it is.
     """
     if decoder not in DECODERS:
         raise ValueError(f"decoder: expected one of {', '.join(DECODERS)}, got {decoder!r}")
+    if pixel_aspect not in PIXEL_ASPECTS:
+        raise ValueError(f"pixel_aspect: expected one of {', '.join(PIXEL_ASPECTS)}, got {pixel_aspect!r}")
+    clip = _with_rate(clip)
     path = Path(clip.path)
     try:
         if path.is_dir():
@@ -137,11 +170,28 @@ def open_clip(clip: Clip, decoder: str = "decord", allow_truncated: bool = False
     except OSError as error:
         raise _failed(clip, f"it cannot be read ({error.strerror})") from None
     held = scan(clip)
-    if held.missing and not allow_truncated:
-        raise TruncatedVideo(clip.clip, path, held.missing)
-    if not held.times:
+    if held.contents.missing and not allow_truncated:
+        raise TruncatedVideo(clip.clip, path, held.contents.missing)
+    if not held.contents.times:
         raise _failed(clip, "no frame in it")
+    if held.shape and pixel_aspect == "stored":
+        held = replace(held, shape=replace(held.shape, aspect=1.0))
     return DECODERS[decoder](clip, held)
+
+
+def _with_rate(clip: Clip) -> Clip:
+    """The clip with its column `fps` as a decimal number. DecodeError where it is no rate."""
+    extra = getattr(clip, "extra", None) or {}
+    text = extra.get("fps", "").strip()
+    if not text:
+        return clip
+    try:
+        rate = float(Fraction(text.replace("_", " ")))  # Fraction reads 1_0 as ten
+    except (ValueError, ZeroDivisionError, OverflowError):
+        rate = 0.0
+    if not (math.isfinite(rate) and rate > 0):
+        raise _failed(clip, f"column fps: expected frames a second, such as 25 or 30000/1001, or nothing; got {text!r}")
+    return replace(clip, extra={**extra, "fps": f"{rate:.9f}"})
 
 
 def _failed(clip: Clip, reason: str) -> DecodeError:
@@ -157,18 +207,31 @@ def _open(clip: Clip):
         container = av.open(str(clip.path), metadata_errors="replace", container_options={"format_whitelist": CONTAINERS})
     except av.FFmpegError as error:
         raise _failed(clip, f"FFmpeg cannot open it: not a video, or cut short ({error.strerror})") from None
-    stream = container.streams.best("video")
+    stream, pictures = _video_stream(container)
     if stream is None or stream.codec_context is None:
         container.close()
-        raise _failed(
-            clip, "no video stream in it" if stream is None else "no decoder for its video stream, or its header is cut short"
-        )
+        if stream is None:
+            reason = "no video stream in it, only a cover picture" if pictures else "no video stream in it"
+        else:
+            reason = "no decoder for its video stream, or its header is cut short"
+        raise _failed(clip, reason)
     stream.codec_context.thread_count = 1
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # a frame may claim more than the container does
     return container, stream
 
 
-def scan(clip: Clip) -> Contents:
+def _video_stream(container) -> tuple:
+    """(the video stream that a player shows, or None; how many pictures are attached, such as a cover)."""
+    from av.stream import Disposition
+
+    films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    best = container.streams.best("video")
+    if best is not None and best.disposition & Disposition.attached_pic:
+        best = next((stream for stream in films if stream.disposition & Disposition.default), films[0] if films else None)
+    return best, len(container.streams.video) - len(films)
+
+
+def scan(clip: Clip) -> Held:
     """Reads every packet once. DecodeError if the file does not open, or claims frames larger than MAX_PIXELS."""
     import av
 
@@ -179,7 +242,7 @@ def scan(clip: Clip) -> Contents:
             raise _failed(clip, "it tells no frame size, or an impossible one")
         if codec.width * codec.height > MAX_PIXELS:
             raise _failed(clip, f"claims frames of {codec.width}x{codec.height} pixels; expected {MAX_PIXELS:,} pixels at most")
-        packets, ends, stopped = [], {}, ""
+        packets, begins, ends, stopped, first = [], {}, {}, "", _First(clip, stream)
         try:
             for packet in container.demux():
                 if packet.size == 0:  # the end of a stream
@@ -187,49 +250,101 @@ def scan(clip: Clip) -> Contents:
                 which, stamp = packet.stream_index, packet.pts
                 if stamp is not None:
                     end = stamp + (packet.duration or 0)
+                    begins.setdefault(which, stamp)
                     ends[which] = max(ends.get(which, end), end)
                 if which == stream.index:
-                    key = packet.is_keyframe
-                    fresh = key and (codec.name != "h264" or starts_afresh(memoryview(packet), codec.extradata))
-                    packets.append(Packet(stamp, key, fresh, packet.is_discard, packet.is_corrupt))
+                    packets.append(_described(packet, codec))
+                    first.look(packet)
         except av.FFmpegError as error:
             stopped = f"reading stopped after {len(packets)} frames ({error.strerror})"
-        ends = {which: end * float(container.streams[which].time_base) for which, end in ends.items()}
-        held = contents(container, stream, packets, ends, stopped)
-        return replace(held, same_colours=same_colours(codec))
+        seconds = {which: float(container.streams[which].time_base) for which in ends}
+        begins = {which: begin * seconds[which] for which, begin in begins.items()}
+        ends = {which: end * seconds[which] for which, end in ends.items()}
+        held = contents(container, stream, packets, ends, stopped, _is_whole(clip), begins)
+        held = replace(held, same_colours=same_colours(codec))
+        return Held(held, stream.index, first.shape, len(container.streams.video) == 1)
 
 
-def _within(clip: Clip, times: list[float], until: float) -> tuple[int, int]:
+def _described(packet, codec) -> Packet:
+    """What `contents` looks at of one of PyAV's packets."""
+    key, data = packet.is_keyframe, memoryview(packet)
+    fresh = key and (codec.name != "h264" or starts_afresh(data, codec.extradata))
+    hidden = packet.is_discard or shows_nothing(codec.name, data)
+    return Packet(packet.pts, key, fresh, hidden, packet.is_corrupt, packet.dts, packet.duration or 0)
+
+
+def _is_whole(clip: Clip) -> bool:
+    """Whether the file says how many bytes it has, and has them."""
+    with suppress(OSError), open(clip.path, "rb") as file:
+        size = stated_size(file.read(HEAD))
+        return size is not None and file.seek(0, 2) >= size
+    return False
+
+
+class _First:
+    """Decodes the first packets of a stream until there is a picture, for what it says about how it is shown."""
+
+    def __init__(self, clip: Clip, stream):
+        self.clip, self.stream, self.left, self.shape = clip, stream, FIRST_PACKETS, None
+
+    def look(self, packet) -> None:
+        """Takes the next packet of the stream."""
+        import av
+
+        if not self.left or not (packet.is_keyframe or self.left < FIRST_PACKETS):
+            return
+        self.left -= 1
+        try:
+            for frame in packet.decode():
+                self.shape, self.left = _shape(self.clip, frame, _aspect(self.stream)), 0
+                return
+        except av.FFmpegError:
+            self.left = 0  # whoever decodes says why
+
+
+def _shape(clip: Clip, frame, aspect: float) -> Shape:
+    """How one of PyAV's frames is shown. DecodeError for a matrix or an aspect that nothing can be shown by."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        shape = Shape(frame.width, frame.height, turn_of(bytes(matrix) if matrix is not None else None), aspect)
+    except ValueError as error:
+        raise _failed(clip, str(error)) from None
+    width, height = shape.shown
+    if not 1 <= width * height <= MAX_PIXELS:
+        raise _failed(clip, f"claims pixels {aspect:g} times as wide as high: {width}x{height} pixels on the screen")
+    return shape
+
+
+def _aspect(stream) -> float:
+    """Width by height of a stored pixel: the container's word, else the codec's; 1 where neither says anything."""
+    return float(stream.sample_aspect_ratio or 0) or 1.0
+
+
+def _within(clip: Clip, times: list[float], until: float, slack: float | None = None) -> tuple[int, int]:
     """(number of the first frame, how many) of the clip's part of the file; DecodeError if it has none there."""
     try:
-        return between(times, until, clip.start, clip.end)
+        return between(times, until, clip.start, clip.end, slack)
     except ValueError as error:
         raise _failed(clip, str(error)) from None
 
 
-def _info(clip: Clip, held: Contents, width: int, height: int) -> VideoInfo:
-    first, frames = _within(clip, held.times, held.until)
-    return VideoInfo(frames, held.fps, width, height, first)
+def _info(clip: Clip, held: Contents, size: tuple[int, int]) -> VideoInfo:
+    first, frames = _within(clip, held.times, held.until, held.slack)
+    rate = (getattr(clip, "extra", None) or {}).get("fps", "").strip()
+    return VideoInfo(frames, float(rate) if rate else held.fps, *size, first)
 
 
 class _PyavReader(Reader):
-    """Decodes forward from the last key frame before the first frame asked for, telling frames by their time stamps."""
+    """Decodes forward from the last key frame before the first frame asked for.
 
-    def __init__(self, clip: Clip, held: Contents):
-        import av
+    Frames are told by their time stamps, or by the packets that they come from where several recordings share one clock.
+    """
 
-        self._held = held
-        container, stream = _open(clip)
-        with container:
-            try:
-                frame = next(container.decode(stream))
-            except (av.FFmpegError, StopIteration) as error:
-                reason = f"its first frame cannot be decoded ({getattr(error, 'strerror', 'no data')})"
-                raise _failed(clip, reason) from None
-        self._size = frame.width, frame.height
-        self._turns = round(frame.rotation / 90) % 4  # quarter turns counter-clockwise
-        width, height = self._size if self._turns % 2 == 0 else self._size[::-1]
-        super().__init__(clip, _info(clip, held, width, height))
+    def __init__(self, clip: Clip, held: Held):
+        self._held = held.contents
+        self._shape = held.shape or _first_shape(clip)
+        self._size = self._shape.shown
+        super().__init__(clip, _info(clip, self._held, self._size))
 
     def _decode(self, numbers: list[int]) -> np.ndarray:
         before = [stamp for number, stamp in self._held.keys if 0 < number <= numbers[0]]
@@ -254,35 +369,77 @@ class _PyavReader(Reader):
             try:
                 if stamp is not None:
                     container.seek(stamp, stream=stream)
-                for count, frame in enumerate(self._frames(container, stream)):
-                    number = self._held.number.get(frame.pts) if self._held.number else count
-                    if frame.is_corrupt:
+                for count, (frame, aspect) in enumerate(self._frames(container, stream)):
+                    number = self._number(frame.pts, count)
+                    if frame.is_corrupt and (number is None or number >= 0):
                         raise _failed(self.clip, f"its data are damaged at frame {number}")
                     if number in place:
-                        frames[place.pop(number)] = self._upright(frame)
+                        frames[place.pop(number)] = self._upright(frame, aspect)
                         if not place:
                             return frames
             except av.FFmpegError as error:
                 raise _failed(self.clip, f"decoding stopped before frame {min(place)} ({error.strerror})") from None
         raise _failed(self.clip, f"frame {min(place)} cannot be decoded")
 
+    def _number(self, stamp: int | None, count: int) -> int | None:
+        """The number of the frame with this time stamp, which is the `count`-th to be decoded."""
+        if self._held.number:
+            return self._held.number.get(stamp)
+        if self._held.places:
+            return self._held.places[stamp] if stamp is not None and stamp < len(self._held.places) else -1
+        return count
+
     def _frames(self, container, stream):
-        for packet in container.demux(stream):
-            if not (packet.is_corrupt and self._held.missing):  # the end of a file cut short, which was allowed
-                yield from packet.decode()
+        """(frame, its aspect): decoded from one recording after the other, where there are several."""
+        held, codec, shown = self._held, stream.codec_context, _aspect(stream)
+        by_codec = abs(shown - float(codec.sample_aspect_ratio or 1)) < 1e-6  # else the container says it, for all frames
+        aspects: dict[int | None, float] = {}
+        for k, packet in enumerate(container.demux(stream)):
+            if packet.size and k in held.joints:
+                yield from ((frame, aspects.pop(frame.pts, shown)) for frame in codec.decode(None))
+                codec.flush_buffers()
+            # Of a file cut short, which was allowed, the last packet is not whole.
+            if packet.size and (k in held.unfed or (packet.is_corrupt and held.missing)):
+                continue
+            if packet.size and held.places:
+                packet.pts = k
+            pts = packet.pts if packet.size else None
+            decoded = packet.decode()
+            if by_codec and pts is not None:
+                aspects[pts] = float(codec.sample_aspect_ratio or 1)
+            yield from ((frame, aspects.pop(frame.pts, shown)) for frame in decoded)
 
-    def _upright(self, frame) -> np.ndarray:
-        """RGB [H,W,3] of the first frame's size, which a stream may change on its way."""
-        width, height = self._size
-        return np.rot90(frame.reformat(width=width, height=height, format="rgb24").to_ndarray(), self._turns)
+    def _upright(self, frame, aspect: float) -> np.ndarray:
+        """RGB [H,W,3] as it is shown, at the size of the clip's first picture, which a stream may change on its way."""
+        if self._shape.aspect == 1.0:
+            aspect = 1.0
+        shape = _shape(self.clip, frame, aspect)
+        pixels = turned(frame.reformat(format="rgb24").to_ndarray(), shape.turn)
+        return fitted(pixels, shape.shown, self._size)
 
 
-def _decord_where_it_can_be_trusted(clip: Clip, held: Contents) -> Reader:
+def _first_shape(clip: Clip) -> Shape:
+    """How the first picture of a file is shown. DecodeError if it cannot be decoded."""
+    import av
+
+    container, stream = _open(clip)
+    with container:
+        try:
+            frame = next(container.decode(stream))
+        except (av.FFmpegError, StopIteration) as error:
+            reason = f"its first frame cannot be decoded ({getattr(error, 'strerror', 'no data')})"
+            raise _failed(clip, reason) from None
+        return _shape(clip, frame, _aspect(stream))
+
+
+def _decord_where_it_can_be_trusted(clip: Clip, held: Held) -> Reader:
     """A _DecordReader; a _PyavReader, with the same frames, where decord is of no use.
 
-    That is where it is not installed, cannot open the file (AV1), cannot find its way in it, or has other colours.
+    That is where it is not installed, cannot open the file (AV1), cannot find its way in it, reads another track, does not
+    turn its pictures, or has other colours.
     """
-    if held.steady and held.same_colours and not why_no_decord():
+    told = held.contents
+    if told.steady and told.same_colours and held.alone and _decord_turns(held.shape) and not why_no_decord():
         decord = _module("decord")
         try:
             return _DecordReader(clip, held)
@@ -321,31 +478,46 @@ def ffmpeg_versions() -> dict[str, str]:
     return found
 
 
-class _DecordReader(Reader):
-    """decord; asks a _PyavReader for a second opinion when its FFmpeg complains."""
+def _decord_turns(shape: Shape | None) -> bool:
+    """Whether decord shows pictures of this shape upright, or in a size that gives it away.
 
-    def __init__(self, clip: Clip, held: Contents):
+    It knows the matrix of the container, not that of the stream (a message of H.264 and HEVC).
+    """
+    return shape is not None and (
+        shape.turn == STRAIGHT or (shape.turn[1] != 0 and shape.width != shape.height and not shape.mirrored)
+    )
+
+
+class _DecordReader(Reader):
+    """decord; a _PyavReader takes over when its FFmpeg complains, or gives pictures of another size than the first."""
+
+    def __init__(self, clip: Clip, held: Held):
         decord = _module("decord")
-        self._held = held
+        self._held, self._complaints = held, _complaints()
+        self._complaints.heard.clear()  # decord decodes ahead: what it says later may be about any frame of this file
         # The share of frames that decord may replace by an earlier one: none. It takes 0 itself for "any".
         self._video = decord.VideoReader(str(clip.path), num_threads=1, fault_tol=1e-6)
         height, width = self._video.get_batch([]).shape[1:3]
-        super().__init__(clip, _info(clip, held, width, height))
+        if (width, height) != held.shape.upright:
+            raise RuntimeError(f"decord gives {width}x{height} pixels")
+        super().__init__(clip, _info(clip, held.contents, held.shape.shown))
 
     def _decode(self, numbers: list[int]) -> np.ndarray:
-        decord, heard = _module("decord"), _complaints().heard
-        heard.clear()
+        decord = _module("decord")
         try:
             frames = self._video.get_batch(numbers).asnumpy()
-            if not heard:
-                return frames
+            if not self._complaints.heard:
+                size = self.info.width, self.info.height
+                if frames.shape[2:0:-1] == size:
+                    return frames
+                return np.stack([fitted(pixels, size, size) for pixels in frames])
         except (decord.DECORDError, decord.DECORDLimitReachedError):
             pass
         return _PyavReader(self.clip, self._held)._decode(numbers)
 
 
 class _Complaints:
-    """What decord's own FFmpeg logs about damaged data; decord passes none of it on. `util` is its libavutil."""
+    """What decord's own FFmpeg logs about damaged data and sizes; decord passes none of it on. `util` is its libavutil."""
 
     def __init__(self, util: ctypes.CDLL):
         self.heard: list[bytes] = []
@@ -357,8 +529,9 @@ class _Complaints:
         atexit.register(util.av_log_set_callback, util.av_log_default_callback)
 
     def _hear(self, _source: int, level: int, words: bytes, _values: int) -> None:
-        # Frames patched up by error concealment are announced at a level below errors.
-        if level <= 16 or words.startswith(b"concealing"):  # AV_LOG_ERROR
+        # Frames patched up by error concealment, and frames of another size, which decord stretches to that of the first, are
+        # announced at levels below errors. The latter is "Changing video frame properties on the fly" in other versions.
+        if level <= 16 or words.startswith((b"concealing", b"Changing frame prop", b"Changing video frame")):  # AV_LOG_ERROR
             self.heard.append(words)
 
 
@@ -370,25 +543,40 @@ def _complaints() -> _Complaints | None:
     return _Complaints(ctypes.CDLL(str(found[0]))) if found else None
 
 
-class _TorchcodecReader(Reader):
-    """torchcodec. Damage that its FFmpeg conceals stays unseen."""
+def _torchcodec_where_it_can_be_trusted(clip: Clip, held: Held) -> Reader:
+    """A _TorchcodecReader, or a _PyavReader for what torchcodec does not show as a player does: mirrored, or joined."""
+    decoders = _module("torchcodec.decoders")
+    shape = held.shape
+    if held.contents.plain and shape and not shape.mirrored:
+        reader = _TorchcodecReader(clip, held, decoders)
+        if reader.turns == (shape.turn != STRAIGHT):
+            return reader
+    return _PyavReader(clip, held)
 
-    def __init__(self, clip: Clip, held: Contents):
-        decoders = _module("torchcodec.decoders")
+
+class _TorchcodecReader(Reader):
+    """torchcodec; a _PyavReader takes over where it stops, as at a change of size. Damage that FFmpeg conceals stays unseen."""
+
+    def __init__(self, clip: Clip, held: Held, decoders):
+        options = {"dimension_order": "NHWC", "num_ffmpeg_threads": 1, "seek_mode": "exact", "stream_index": held.stream}
         try:
-            self._video = decoders.VideoDecoder(str(clip.path), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+            self._video = decoders.VideoDecoder(str(clip.path), **options)
         except (RuntimeError, ValueError) as error:
             raise _failed(clip, f"torchcodec cannot open it ({_first_line(error)})") from None
-        size = self._video.metadata
-        super().__init__(clip, _info(clip, held, size.width, size.height))
-        if len(self._video) < len(held.times) or (len(self._video) > len(held.times) and not held.missing):
-            raise _failed(clip, f"torchcodec counts {len(self._video)} frames in it, FFmpeg {len(held.times)}; choose pyav")
+        self._held = held
+        super().__init__(clip, _info(clip, held.contents, held.shape.shown))
+        self.turns = bool(self._video.metadata.rotation)  # by the container's matrix, the only one that it knows
+        promised, missing = len(held.contents.times), held.contents.missing
+        if len(self._video) < promised or (len(self._video) > promised and not missing):
+            raise _failed(clip, f"torchcodec counts {len(self._video)} frames in it, FFmpeg {promised}; choose pyav")
 
     def _decode(self, numbers: list[int]) -> np.ndarray:
         try:
-            return self._video.get_frames_at(numbers).data.numpy()
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise _failed(self.clip, f"torchcodec stopped ({_first_line(error)})") from None
+            frames = self._video.get_frames_at(numbers).data.numpy()
+        except (RuntimeError, ValueError, IndexError):
+            return _PyavReader(self.clip, self._held)._decode(numbers)
+        size = self.info.width, self.info.height
+        return frames if frames.shape[2:0:-1] == size else np.stack([fitted(pixels, size, size) for pixels in frames])
 
 
 class _FolderReader(Reader):
@@ -459,7 +647,7 @@ def _module(name: str):
         raise ValueError(f"decoder {package} does not load ({_first_line(error)}): {cure}") from None
 
 
-DECODERS = {"decord": _decord_where_it_can_be_trusted, "pyav": _PyavReader, "torchcodec": _TorchcodecReader}
+DECODERS = {"decord": _decord_where_it_can_be_trusted, "pyav": _PyavReader, "torchcodec": _torchcodec_where_it_can_be_trusted}
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:

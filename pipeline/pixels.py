@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -17,14 +18,28 @@ from pipeline.manifest import Clip, ManifestError, inside
 from pipeline.sample import Sampling, View, views_of
 from pipeline.videos import mark_video
 
+if TYPE_CHECKING:
+    from pipeline.config import ExtractConfig
+
 
 @dataclass(frozen=True)
 class Opening:
-    """How a clip's file is opened: the decoder, whether a file cut short is taken as it is, the folder it may not leave."""
+    """How a clip's file is opened: the folder it may not leave, the decoder, whether a file cut short is taken as it is.
+
+    `pixel_aspect`: "displayed" or "stored", see `decode.open_clip`. `source_fps`: the frame rate of every clip for which the
+    manifest has none in its column `fps`, whatever its file says; None: the file's own.
+    """
 
     root: Path
     decoder: str = "decord"
     allow_truncated: bool = False
+    pixel_aspect: str = "displayed"
+    source_fps: float | None = None
+
+    @classmethod
+    def of(cls, root: Path, config: "ExtractConfig") -> "Opening":
+        """How an extraction opens the files below `root`."""
+        return cls(root, config.decoder, config.allow_truncated, config.pixel_aspect, config.sampling.source_fps)
 
     def open(self, clip: Clip):
         """A reader of `clip`; DecodeError if it cannot be read, or a link takes its path out of the root."""
@@ -33,7 +48,9 @@ class Opening:
             _pictures_inside(self.root, clip)
         except ManifestError as error:
             raise DecodeError(clip.clip, clip.path, str(error)) from None
-        return open_clip(clip, decoder=self.decoder, allow_truncated=self.allow_truncated)
+        if self.source_fps and not clip.extra.get("fps", "").strip():
+            clip = replace(clip, extra={**clip.extra, "fps": f"{self.source_fps:.9f}"})
+        return open_clip(clip, self.decoder, self.allow_truncated, self.pixel_aspect)
 
 
 def _pictures_inside(root: Path, clip: Clip) -> None:

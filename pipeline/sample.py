@@ -49,7 +49,8 @@ class Sampling:
     Frames: `frames` is F, all that the backbone is fed. `sampling` is how they are found:
       segments  F/`consecutive` equal segments, a random (train) or the middle (test) moment of each, `consecutive` frames from
                 there (EAN: frames=40, consecutive=5). `offsets` tsn draws as TSN, DyReg and EAN did, see `segment_frames`.
-      stride    `fps` frames a second (STRG: 32 at 6). `source_fps` is the rate of clips whose file tells none.
+      stride    `fps` frames a second (STRG: 32 at 6) of a clip at its own rate: the manifest's column `fps`, else `source_fps`,
+                else the file's, by the times at which its frames are shown.
       linspace  F numbers from the first frame to the last (RSTG).
       gos       linspace plus the jitter of GOS's released code.
 
@@ -178,8 +179,8 @@ def views_of(sampling: Sampling, info: "VideoInfo", clip_id: str, labels: tuple[
         )
     if sampling.sampling == "stride" and not (_known(info.fps) or sampling.source_fps):
         raise ValueError(
-            f"clip {clip_id}: stride needs a frame rate and the clip tells none; set sampling.source_fps, "
-            f"or add a column fps to the manifest for folders of frames"
+            f"clip {clip_id}: stride needs a frame rate and the clip tells none; pass --source-fps (sampling.source_fps), "
+            f"or add a column fps to the manifest"
         )
     protected = not set(labels).isdisjoint(sampling.flip_protect)
     views = []

@@ -130,7 +130,9 @@ def test_each_distinct_frame_is_decoded_once(numbered_video, clip_of, monkeypatc
     asked, turned = [], []
     batch, upright = decord.VideoReader.get_batch, decode._PyavReader._upright
     monkeypatch.setattr(decord.VideoReader, "get_batch", lambda self, ids: asked.extend(ids) or batch(self, ids))
-    monkeypatch.setattr(decode._PyavReader, "_upright", lambda self, frame: turned.append(frame.pts) or upright(self, frame))
+    monkeypatch.setattr(
+        decode._PyavReader, "_upright", lambda self, frame, aspect: turned.append(frame.pts) or upright(self, frame, aspect)
+    )
     views = [5, 6, 7, 6, 7, 8, 7, 8, 9]
     for decoder in DECODERS:
         with open_clip(clip_of(numbered_video), decoder) as reader:
@@ -179,7 +181,7 @@ def test_real_rotated_videos_are_upright(videos_dir, clip_of, decoder, turn):
 
 
 REAL = {
-    "arm_wrestling.mp4": VideoInfo(280, 28.0, 340, 256),
+    "arm_wrestling.mp4": VideoInfo(280, 28.0, 427, 256),  # 340 stored pixels, 64:51 as wide as high by ffprobe
     "people_indoors.mp4": VideoInfo(57, 6.0, 340, 256),
     "flipping_a_pancake.mkv": VideoInfo(310, 30.0, 426, 240),
     "unordered.mov": VideoInfo(4, 32.0, 50, 50),
