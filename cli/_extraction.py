@@ -4,7 +4,15 @@ from pathlib import Path
 
 import click
 
-from cli._options import commas, device_option, set_option, shard_numbers, time_limit_option, together
+from cli._options import (
+    commas,
+    device_option,
+    frame_pattern_option,
+    set_option,
+    shard_numbers,
+    time_limit_option,
+    together,
+)
 
 
 def _one_of(names: str) -> click.Choice:
@@ -56,6 +64,7 @@ def network_options(function):
         click.option("--dtype", default="float16", type=_one_of("float16 float32"), help="Stored dtype of features."),
         click.option("--decoder", default="decord", type=_one_of("decord pyav torchcodec"), help="Video decoder."),
         click.option("--allow-truncated", is_flag=True, help="Take videos that end before their container says."),
+        frame_pattern_option,
         click.option("--seed", default=0, help="Seed of the training views."),
     )
     return together(options)(function)
@@ -126,6 +135,6 @@ def config_of(given: dict):
         sampling=sampling,
         proposal_options={key: value for key, value in boxes.items() if value is not None},
         **{key: given[key] for key in ("backbone", "weights", "cut", "keep", "proposals", "roi_pool", "precision")},
-        **{key: given[key] for key in ("dtype", "seed", "decoder", "allow_truncated")},
+        **{key: given[key] for key in ("dtype", "seed", "decoder", "allow_truncated", "frame_pattern")},
     )
     return with_settings(config, given["settings"])

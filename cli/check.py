@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from cli._interrupt import stoppable
-from cli._options import FOLDER, require_writable, time_limit_option
+from cli._options import FOLDER, frame_pattern_option, require_writable, time_limit_option
 from cli._progress import progress
 
 SHOWN = 10  # findings printed; all of them are in the file
@@ -25,7 +25,8 @@ SHOWN = 10  # findings printed; all of them are in the file
 @time_limit_option(60.0)
 @click.option("--decoder", default="decord", type=click.Choice(["decord", "pyav", "torchcodec"]), help="Video decoder.")
 @click.option("--allow-truncated", is_flag=True, help="Take videos that end before their container says.")
-def command(manifest, root, out, class_list, num_classes, workers, time_limit, decoder, allow_truncated) -> int:
+@frame_pattern_option
+def command(manifest, root, out, class_list, num_classes, workers, time_limit, decoder, allow_truncated, frame_pattern) -> int:
     """Decode the first, the last and three frames between of every clip, and list what is wrong or looks so.
 
     unreadable: cut short, damaged, missing, too slow, without a frame. blank, still: all frames one colour, or all the same.
@@ -53,7 +54,8 @@ def command(manifest, root, out, class_list, num_classes, workers, time_limit, d
         def announce(total: int):
             return stack.enter_context(progress("check", total, "clips", "found"))
 
-        checked = check_clips(clips, Opening(clips.root, decoder, allow_truncated), workers, time_limit, classes, announce)
+        opening = Opening(clips.root, decoder, allow_truncated, frame_pattern)
+        checked = check_clips(clips, opening, workers, time_limit, classes, announce)
     write_findings(out, checked)
     return _say(checked, out)
 

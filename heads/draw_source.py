@@ -101,7 +101,10 @@ def _frames(cache: Cache, clip: Clip, root: Path, fields: dict[str, np.ndarray])
     """The view's frames. DecodeError, or ValueError where the video is not the one that was extracted."""
     if not {"frames", "crop"} <= fields.keys():
         raise ValueError("the cache does not say which frames and which crop its views are of")
-    opening = Opening(root, cache.config.get("decoder", "decord"), cache.config.get("allow_truncated", False))
+    config = cache.config
+    opening = Opening(
+        root, config.get("decoder", "decord"), config.get("allow_truncated", False), config.get("frame_pattern", "")
+    )
     x, y, width, height, source_width, source_height = fields["crop"].tolist()
     with opening.open(clip) as reader:
         info = reader.info

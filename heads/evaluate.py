@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # What may differ between the cache of a run and one that it is evaluated on: which views and fields there are and how they were
 # stored, but not what computed them.
-VIEWS_ONLY = {"keep", "sampling", "seed", "decoder", "allow_truncated", "precision", "dtype"}
+VIEWS_ONLY = {"keep", "sampling", "seed", "decoder", "allow_truncated", "frame_pattern", "precision", "dtype"}
 
 
 @dataclass

@@ -212,7 +212,7 @@ class _Made:
             self.config,
             self.parts,
             self.clips,
-            Opening(self.root, self.config.decoder, self.config.allow_truncated),
+            Opening(self.root, self.config.decoder, self.config.allow_truncated, self.config.frame_pattern),
             self.backbone.steps(self.config.sampling.frames, self.config.cut or self.backbone.last),
             cache=self.cache,
             source=self.source,

@@ -52,7 +52,7 @@ def decode_tasks(models: Models, root: Path, clips: Sequence[Clip], good: GoodVi
     Nothing is asked about clips whose views are all taken over.
     """
     config = models.config
-    opening = Opening(root, config.decoder, config.allow_truncated)
+    opening = Opening(root, config.decoder, config.allow_truncated, config.frame_pattern)
     clips = [clip for place, clip in enumerate(clips) if not _all_good(good, config.sampling, place)]
     sizes_differ = config.sampling.test_clips and config.sampling.size_of("test") is None
     probes = [Probe(clip, opening) for clip in clips] if sizes_differ else []

@@ -14,7 +14,7 @@ DTYPES = ("float16", "float32")
 POOLS = ("max", "mean", "area")
 NESTED = ("backbone_options", "proposal_options")  # of the named file's build()
 
-TEXTS = ("backbone", "weights", "cut", "proposals", "roi_pool", "precision", "dtype", "decoder")
+TEXTS = ("backbone", "weights", "cut", "proposals", "roi_pool", "precision", "dtype", "decoder", "frame_pattern")
 KINDS = dict.fromkeys(TEXTS, str) | {"keep": tuple, "seed": int, "allow_truncated": bool}
 
 
@@ -24,7 +24,7 @@ class ExtractConfig:
 
     `keep` names the fields to store: any of `pooled`, `boxes` (with `scores` and `valid`), `nodes` (which brings `boxes`), and
     maps by their cut (`res5`, `res4.3`). `cut` is the last cut, whose map is pooled and aligned ("": the backbone's last
-    stage). `weights` is `none`, `imagenet` or a checkpoint's path; `backbone_options` and `proposal_options` are the keyword
+    stage). `frame_pattern` is a glob of the pictures that are frames, "" where a folder holds one series. `weights` is `none`, `imagenet` or a checkpoint's path; `backbone_options` and `proposal_options` are the keyword
     arguments of the named file's build().
     """
 
@@ -42,6 +42,7 @@ class ExtractConfig:
     seed: int = 0
     decoder: str = "decord"
     allow_truncated: bool = False
+    frame_pattern: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.keep, str):
@@ -88,6 +89,8 @@ class ExtractConfig:
             if key in options:
                 options[key] = proposal_sha256 or options[key]
         record["proposal_options"] = options
+        if not self.frame_pattern:  # so that caches of versions without this option stay the same
+            record.pop("frame_pattern")
         if not self.wants_boxes:  # nothing of the source of boxes reaches the disk
             for key in ("proposals", "proposal_options", "roi_pool"):
                 record.pop(key)

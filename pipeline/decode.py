@@ -13,10 +13,9 @@ import atexit
 import ctypes
 import math
 import re
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
 from importlib import import_module
@@ -26,10 +25,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.container import Contents, Packet, between, contents, starts_afresh
+from pipeline.images import ENDINGS, MAX_PIXELS, frame_files, read_picture
 from pipeline.manifest import Clip
 
-MAX_PIXELS = 64_000_000  # of one frame; a header may claim any size, and decoders allocate what it claims
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # FFmpeg's names of what a clip's file may be. Among the others are lists of files (HLS, DASH, ffconcat) that it would follow
 # anywhere, cameras, screens and text.
 CONTAINERS = (
@@ -42,7 +40,8 @@ CONTAINERS = (
 class VideoInfo:
     """A clip as it will be read: `frames` it has, `fps` on average (0: unknown), `width` and `height` upright in pixels.
 
-    `first` is the number in the file of the clip's frame 0; it is not 0 where the manifest's `start` cuts the clip.
+    `first` is the number in the file of the clip's frame 0; it is not 0 where the manifest's `start` cuts the clip. `until` is
+    the second at which the file's last frame ends, 0 where that is unknown.
     """
 
     frames: int
@@ -50,6 +49,7 @@ class VideoInfo:
     width: int
     height: int
     first: int = 0
+    until: float = field(default=0.0, compare=False)
 
 
 class DecodeError(Exception):
@@ -111,22 +111,24 @@ class Reader(ABC):
         self.close()
 
 
-def open_clip(clip: Clip, decoder: str = "decord", allow_truncated: bool = False) -> Reader:
+def open_clip(clip: Clip, decoder: str = "decord", allow_truncated: bool = False, frame_pattern: str = "") -> Reader:
     """A reader of the clip's file, or of its folder of frames (images in natural order: 2.jpg before 10.jpg).
 
     `decoder` is decord, pyav or torchcodec. `clip.start` and `clip.end` (seconds, None for the file's own) cut it to the frames
     that a player shows within [start, end). TruncatedVideo if the container promises more than it holds, unless
     `allow_truncated`; DecodeError for whatever else cannot be read; ValueError for a decoder that is unknown or not installed.
     Containers that promise nothing (MPEG-TS, live WebM) cannot be found truncated. Pixels are taken as square.
+    `frame_pattern` chooses the pictures of a folder by their names (`images.frame_files`).
     """
     if decoder not in DECODERS:
         raise ValueError(f"decoder: expected one of {', '.join(DECODERS)}, got {decoder!r}")
     path = Path(clip.path)
     try:
         if path.is_dir():
-            return _FolderReader(clip)
+            return _FolderReader(clip, frame_pattern)
         if not path.is_file():
-            raise _failed(clip, "there is no such file")
+            hint = r"; its path has backslashes: write / between folders" if "\\" in path.name else ""
+            raise _failed(clip, f"there is no such file{hint}")
     except OSError as error:
         raise _failed(clip, f"it cannot be read ({error.strerror})") from None
     held = scan(clip)
@@ -201,7 +203,7 @@ def _within(clip: Clip, times: list[float], until: float) -> tuple[int, int]:
 
 def _info(clip: Clip, held: Contents, width: int, height: int) -> VideoInfo:
     first, frames = _within(clip, held.times, held.until)
-    return VideoInfo(frames, held.fps, width, height, first)
+    return VideoInfo(frames, held.fps, width, height, first, held.until)
 
 
 class _PyavReader(Reader):
@@ -351,21 +353,24 @@ class _TorchcodecReader(Reader):
 class _FolderReader(Reader):
     """A folder of images of one size. Its frame rate is the manifest's column `fps`, and 0 without one."""
 
-    def __init__(self, clip: Clip):
-        names = (path for path in Path(clip.path).iterdir() if path.suffix.lower() in IMAGES and not path.name.startswith("."))
-        self._images = sorted(names, key=lambda path: _natural(path.name))
+    def __init__(self, clip: Clip, pattern: str = ""):
+        self.clip = clip
+        try:
+            self._images = frame_files(clip.path, pattern)
+        except ValueError as error:
+            raise _failed(clip, str(error)) from None
         rate = (getattr(clip, "extra", None) or {}).get("fps", "")
         fps = float(rate) if re.fullmatch(r"\d+(\.\d+)?", rate) else 0.0
-        self.clip = clip
         if not self._images:
-            raise _failed(self.clip, f"no image in the folder; expected frames such as 00001.jpg ({', '.join(IMAGES)})")
+            raise _failed(self.clip, f"no image in the folder; expected frames such as 00001.jpg ({', '.join(ENDINGS)})")
         first, frames = 0, len(self._images)
         if clip.start or clip.end is not None:
             if not fps:
                 raise _failed(self.clip, "start and end need the frame rate of the folder: add a column fps to the manifest")
             first, frames = _within(clip, [k / fps for k in range(frames)], frames / fps)
         height, width = self._pixels(self._images[0]).shape[:2]
-        super().__init__(clip, VideoInfo(frames, fps, width, height, first))
+        until = len(self._images) / fps if fps else 0.0
+        super().__init__(clip, VideoInfo(frames, fps, width, height, first, until))
 
     def _decode(self, numbers: list[int]) -> np.ndarray:
         frames = np.empty((len(numbers), self.info.height, self.info.width, 3), np.uint8)
@@ -379,25 +384,10 @@ class _FolderReader(Reader):
 
     def _pixels(self, path: Path) -> np.ndarray:
         """One image [H,W,3] RGB, upright."""
-        from PIL import Image, ImageOps
-
         try:
-            if not path.is_file():  # a pipe would be waited for
-                raise ValueError("not a file")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is below it
-                image = Image.open(path)
-            with image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"claims {image.width}x{image.height} pixels; expected {MAX_PIXELS:,} pixels at most")
-                return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL raises for broken files
+            return read_picture(path)
+        except (OSError, ValueError) as error:
             raise _failed(self.clip, f"{path.name}: {_first_line(error)}") from None
-
-
-def _natural(name: str) -> tuple:
-    """A sorting key by which 2.jpg comes before 10.jpg; the name itself decides between 2.jpg and 02.jpg."""
-    return [int(part) if k % 2 else part for k, part in enumerate(re.split(r"(\d+)", name.lower()))], name
 
 
 def _first_line(error: Exception) -> str:

@@ -20,11 +20,13 @@ from pipeline.videos import mark_video
 
 @dataclass(frozen=True)
 class Opening:
-    """How a clip's file is opened: the decoder, whether a file cut short is taken as it is, the folder it may not leave."""
+    """How a clip's file is opened: the decoder, whether a file cut short is taken as it is, the folder it may not leave, and
+    which pictures of a folder are its frames (a glob; "" where they are one series)."""
 
     root: Path
     decoder: str = "decord"
     allow_truncated: bool = False
+    frame_pattern: str = ""
 
     def open(self, clip: Clip):
         """A reader of `clip`; DecodeError if it cannot be read, or a link takes its path out of the root."""
@@ -33,7 +35,7 @@ class Opening:
             _pictures_inside(self.root, clip)
         except ManifestError as error:
             raise DecodeError(clip.clip, clip.path, str(error)) from None
-        return open_clip(clip, decoder=self.decoder, allow_truncated=self.allow_truncated)
+        return open_clip(clip, self.decoder, self.allow_truncated, self.frame_pattern)
 
 
 def _pictures_inside(root: Path, clip: Clip) -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.draws import Draws
+from pipeline.images import ENDINGS
 from pipeline.manifest import SPLIT_ALIASES, SPLITS, ManifestError, wrong_id
 
 VIDEOS = frozenset({".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv"})
-IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 SPLIT_BY = ("auto", "folders", "hash")
 
 
@@ -82,7 +82,7 @@ def _clips(top: Path, base: str, ignored: list[str]) -> Iterator[str]:
         elif suffix in VIDEOS:
             found = True
             yield path
-        elif suffix in IMAGES:
+        elif suffix in ENDINGS:
             images.append(path)
         else:
             ignored.append(path)

@@ -16,8 +16,9 @@ PIPELINE = {
     "rows": set(),
     "manifest": {"rows"},
     "container": set(),
-    "decode": {"container"},
-    "scan": set(),
+    "images": set(),
+    "decode": {"container", "images"},
+    "scan": {"images"},
     "datasets": {"scan"},
     "crops": set(),
     "sample": {"decode", "crops"},  # decode: the VideoInfo that it samples from

@@ -42,7 +42,8 @@ def _strip(known: KnownCache, clip: str) -> tuple[bytes | None, str]:
     if not inside(manifest.root, source).exists():
         return None, f"No picture: {source.path} is not there"
     try:
-        with open_clip(source, "pyav", allow_truncated=True) as reader:
+        pattern = known.cache.config.get("frame_pattern", "")
+        with open_clip(source, "pyav", allow_truncated=True, frame_pattern=pattern) as reader:
             frames = reader.read([int(numbers[k]) - reader.info.first for k in chosen])
     except DecodeError as error:
         return None, f"No picture: {error.reason}"
