@@ -62,11 +62,13 @@ def command(manifest, root, out, class_list, num_classes, workers, time_limit, d
 
 def _classes(class_list: Path | None, num_classes: int | None) -> list[str] | None:
     """The labels that there may be, None for any."""
+    from pipeline.texts import read_names
+
     if class_list and num_classes:
         raise click.UsageError("--class-list and --num-classes: expected one of them, got both")
     if num_classes:
         return [str(k) for k in range(num_classes)]
-    return [line.strip() for line in class_list.read_text("utf-8").splitlines() if line.strip()] if class_list else None
+    return list(read_names(class_list, "one class per line")) if class_list else None
 
 
 def _say(checked, out: Path) -> int:

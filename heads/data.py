@@ -14,6 +14,7 @@ import torch
 
 from heads.batch import Dims, MissingFields, dims_of
 from heads.tables import Data
+from pipeline import texts
 from pipeline.manifest import Manifest, label_ids
 from pipeline.names import nearest
 from pipeline.tensors import FIELDS, grid_at, is_cut
@@ -79,15 +80,9 @@ def _subset(classes: tuple[str, ...], data: Data) -> tuple[str, ...]:
 
 def _read_classes(path: Path) -> tuple[str, ...]:
     try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except OSError as error:
-        raise ValueError(
-            f"data.class_list: {path}: {error.strerror}; expected a text file with one class name per line"
-        ) from None
-    if len(set(names)) < len(names):
-        twice = next(name for k, name in enumerate(names) if name in names[:k])
-        raise ValueError(f"data.class_list: {path}: {twice!r} is there twice")
-    return names
+        return texts.read_names(path, "a text file with one class name per line")
+    except ValueError as error:
+        raise ValueError(f"data.class_list: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,11 @@ KINDS = dict.fromkeys(TEXTS, str) | {"keep": tuple, "seed": int, "allow_truncate
 class ExtractConfig:
     """The options of stage one. ValueError for a value outside what it names.
 
-    `keep` names the fields to store: any of `pooled`, `boxes` (with `scores` and `valid`), `nodes` (which brings `boxes`), and
-    maps by their cut (`res5`, `res4.3`). `cut` is the last cut, whose map is pooled and aligned ("": the backbone's last
-    stage). `frame_pattern` is a glob of the pictures that are frames, "" where a folder holds one series. `weights` is `none`, `imagenet` or a checkpoint's path; `backbone_options` and `proposal_options` are the keyword
-    arguments of the named file's build().
+    `keep` names the fields to store: any of `pooled`, `boxes` (with `scores` and `valid`), `nodes` (which brings `boxes`),
+    and maps by their cut (`res5`, `res4.3`). `cut` is the last cut, whose map is pooled and aligned ("": the backbone's last
+    stage). `frame_pattern` is a glob of the pictures that are frames, "" where a folder holds one series. `weights` is
+    `none`, `imagenet` or a checkpoint's path; `backbone_options` and `proposal_options` are the keyword arguments of the
+    named file's build().
     """
 
     backbone: str = "i3d_r50"

@@ -153,8 +153,8 @@ def series(names: Iterable[str]) -> dict[str, list[str]]:
     """
     by_text = _grouped(names, _text_of)
     found: dict[str, list[str]] = {}
-    for pattern, group in sorted(part for group in by_text for part in _series_of_one_text(group)):
-        found.setdefault(pattern, []).extend(group)
+    for pattern, of_it in sorted(part for group in by_text for part in _series_of_one_text(group)):
+        found.setdefault(pattern, []).extend(of_it)
     return found
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-from pipeline.rows import COLUMNS, ID_BYTES, SPLIT_ALIASES, SPLITS, TIMES, Clip, ManifestError, Rows, wrong_id
+from pipeline import texts
+from pipeline.rows import COLUMNS, ID_BYTES, SPLIT_ALIASES, SPLITS, TIMES, Clip, ManifestError, Rows, foreign_path, wrong_id
 
 __all__ = [
     "COLUMNS",
@@ -26,6 +27,7 @@ __all__ = [
     "Clip",
     "Manifest",
     "ManifestError",
+    "foreign_path",
     "inside",
     "label_ids",
     "read_manifest",
@@ -36,7 +38,6 @@ __all__ = [
 
 BATCH = 4096  # rows that are checked together
 BLOCK = 1 << 20  # bytes that are read and decoded together
-_MARK = b"\xef\xbb\xbf"  # that spreadsheets put before UTF-8
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,14 @@ def _blocks(file, shown: Path, digest) -> Iterator[Iterable[str]]:
         whole = b"".join(block)
         digest.update(whole)
         if number == 0:
-            if whole.startswith((b"\xff\xfe", b"\xfe\xff")):
+            if texts.utf16(whole):
                 raise ManifestError(f"{shown}, line 1: UTF-16 text; save the file as UTF-8 (in a spreadsheet: CSV UTF-8)")
-            whole = whole.removeprefix(_MARK)
-            block[0] = block[0].removeprefix(_MARK)
+            whole = whole.removeprefix(texts.MARK)
+            block[0] = block[0].removeprefix(texts.MARK)
+            first = block[0].decode("utf-8", "replace")
+            if words := texts.other_separator(first, COLUMNS):
+                header = f"missing from the header {first.strip()[:200]!r}; expected {','.join(COLUMNS)}"
+                raise ManifestError(f"{shown}, line 1, column clip: {header}: {texts.separator_advice(words)}")
         try:
             text = whole.decode()
         except UnicodeDecodeError:

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline import texts
 from pipeline.proposals import BoxesError, MissingBoxes
 
 UNITS = ("pixels", "fraction")
@@ -146,11 +147,9 @@ def _text_of(path: Path, digest) -> str:
     try:
         data = path.read_bytes()
         digest.update(data)
-        return data.decode("utf-8-sig")
+        return texts.decoded(data, path, "a text file of boxes")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); expected a file of boxes") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: byte {error.start} is not UTF-8; expected a text file of boxes") from error
 
 
 def _json_clips(path: Path, text: str) -> Iterator[tuple[str, "ClipBoxes | str"]]:
@@ -233,7 +232,11 @@ def _csv_clips(path: Path, text: str) -> Iterator[tuple[str, ClipBoxes]]:
     reader = csv.reader(io.StringIO(text, newline=""))
     header = [name.strip() for name in next(reader, [])]
     if missing := [name for name in COLUMNS if name not in header]:
-        raise ValueError(f"{path}: line 1: no column {', '.join(missing)}; expected {','.join(COLUMNS)} and, if wanted, score")
+        other = texts.other_separator(text.partition("\n")[0], COLUMNS)
+        advice = f" ({texts.separator_advice(other)})" if other else ""
+        raise ValueError(
+            f"{path}: line 1: no column {', '.join(missing)}{advice}; expected {','.join(COLUMNS)} and, if wanted, score"
+        )
     wanted = [(header.index(name), name) for name in (*COLUMNS[1:], "score") if name in header]
     clip_at, values = header.index("clip"), defaultdict(lambda: array("d"))
     try:
