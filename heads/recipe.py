@@ -119,9 +119,11 @@ class Recipe:
         return tuple(found)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain tables, lists, strings and numbers, without a `train` or `phases` that is not there; `recipe_from` reads them
-        back."""
+        """Plain tables, lists, strings and numbers, without a `train`, `phases` or `data.no_label` that is not there;
+        `recipe_from` reads them back."""
         table = json.loads(json.dumps(asdict(self)))
+        if not table["data"]["no_label"]:  # so that runs of versions without it are continued
+            del table["data"]["no_label"]
         return {key: value for key, value in table.items() if key not in ("train", "phases") or value}
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.decode import DecodeError
 from pipeline.draws import Draws
-from pipeline.manifest import SPLITS, Clip, Manifest
+from pipeline.manifest import SPLITS, Clip, Manifest, about_withheld, number_of, withheld
 from pipeline.pixels import Opening
 from pipeline.pool import Pool, WorkerDied
 
@@ -152,19 +152,24 @@ def _of_labels(manifest: Manifest, classes: Sequence[str] | None) -> Iterator[Fi
     labelled = {split: any(clip.labels for clip in manifest.clips if clip.split == split) for split in SPLITS}
     learned = {label for clip in manifest.clips if clip.split == "train" for label in clip.labels}
     one_each = all(len(clip.labels) < 2 for clip in manifest.clips)
-    told: set[str] = set()
+    no_labels = {label: clips for label, clips in withheld(manifest).items() if known is None or label not in known}
+    told: set[str] = set(no_labels)
+    for label, clips in no_labels.items():
+        yield Finding(clips[0].clip, clips[0].place, "label", about_withheld(label, clips))
     for clip in manifest.clips:
         say = partial(Finding, clip.clip, clip.place, "label")
         if not clip.labels and labelled[clip.split] and one_each:  # clips with several labels may have none
             yield say(f"no label, while other clips of {clip.split} have one")
         for label in clip.labels:
+            if label in no_labels:
+                continue
             if known is not None and label not in known:
                 yield say(f"label {label!r} is none of the {len(known):,} classes")
             elif learned and label not in learned and label not in told:
                 told.add(label)
                 yield say(f"class {label!r} is in {clip.split}, but no clip of train has it")
-    numbers = {int(label) for label in learned if label.isascii() and label.isdigit()}
-    if known is None and numbers and len(numbers) == len(learned) and min(numbers) > 0:
+    numbers = {number_of(label) for label in learned - no_labels.keys()}
+    if known is None and numbers and None not in numbers and min(numbers) > 0:
         yield Finding("", str(manifest.path), "label", f"labels are numbers from {min(numbers)}; class ids count from 0")
 
 

@@ -119,7 +119,7 @@ def _fits(path: str, ignored: list[str]) -> bool:
     try:
         path.encode()
     except UnicodeEncodeError:
-        ignored.append(f"{ascii(path)} ({_not_utf8(path)})")
+        ignored.append(f"{path!a} ({_not_utf8(path)})")
         return False
     if path and wrong_id(_id_of(path)):
         ignored.append(ascii(path[:60]) + " (its name is too long, or has control characters)")
