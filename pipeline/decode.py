@@ -34,6 +34,7 @@ CONTAINERS = (
     "3g2,3gp,apng,asf,av1,avi,dirac,dv,flv,gif,gxf,h261,h263,h264,hevc,ivf,live_flv,m4v,matroska,mjpeg,mov,mp4,mpeg,mpegts,"
     "mpegvideo,mxf,nsv,nut,obu,ogg,rm,vc1,vvc,wav,webm,wtv,yuv4mpegpipe"
 )
+END_SLACK = 0.5  # seconds by which a clip may end after its file: lists round
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,18 @@ class VideoInfo:
     height: int
     first: int = 0
     until: float = field(default=0.0, compare=False)
+
+
+def beyond_end(clip: Clip, info: VideoInfo) -> str:
+    """What looks wrong with a clip's `end` where it lies more than END_SLACK beyond the file's, in words; "" where nothing does."""
+    if clip.end is None or not info.until or clip.end <= info.until + END_SLACK:
+        return ""
+    said = f"ends at {clip.end:g} s, {clip.end - info.until:.2f} s beyond the end of the video ({info.until:.2f} s)"
+    if clip.end / 1000 <= info.until + END_SLACK:
+        return f"{said}; start and end are seconds: are these milliseconds?"
+    if info.fps and clip.end / info.fps <= info.until + END_SLACK:
+        return f"{said}; start and end are seconds: are these frame numbers?"
+    return f"{said}; start and end are seconds in the file"
 
 
 class DecodeError(Exception):

@@ -27,7 +27,7 @@ PIPELINE = {
     "memory": set(),
     "videos": set(),
     "pixels": {"decode", "sample", "videos"},
-    "check": {"decode", "pixels", "pool"},
+    "check": {"decode", "pixels", "pool", "proposals", "sample"},
     "config": {"sample"},
     "backbones": set(),
     "proposals": {"decode"},
