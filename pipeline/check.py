@@ -76,8 +76,8 @@ def check_clips(
 ) -> Checked:
     """Decodes five frames of every clip in `workers` processes (0: in this one, without a time limit) and reads the labels.
 
-    `classes`: those that labels may be; None accepts all. `boxes`: the source "annotations" (pipeline.proposals), whose boxes are
-    compared with every clip's size and frames. `announce(clips)` is called once and returns `advance(done, found)`.
+    `classes`: those that labels may be; None accepts all. `boxes`: the source "annotations", whose boxes are compared with
+    every clip's size and frames. `announce(clips)` is called once and returns `advance(done, found)`.
     Only what the data causes becomes a finding; anything else is raised.
     """
     begun, checked = time.monotonic(), Checked()

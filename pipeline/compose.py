@@ -276,9 +276,7 @@ class ShardComposer:
 
     def _statistics(self, wall: float) -> dict:
         failures = [self.failures[clip.clip] for clip in self.clips if clip.clip in self.failures]
-        warnings = [
-            {"clip": clip.clip, "message": words} for clip in self.clips for words in self.warnings.get(clip.clip, ())
-        ]
+        warnings = [{"clip": clip.clip, "message": words} for clip in self.clips for words in self.warnings.get(clip.clip, ())]
         seconds = {**self.seconds, **{part: self.models.seconds[part] for part in ("backbone", "proposals")}, "wall": wall}
         return {
             "stage": "features",

@@ -54,14 +54,14 @@ class VideoInfo:
 
 
 def beyond_end(clip: Clip, info: VideoInfo) -> str:
-    """What looks wrong with a clip's `end` where it lies more than END_SLACK beyond the file's, in words; "" where nothing does."""
+    """What looks wrong with a clip's `end` if it lies more than END_SLACK beyond the file's, in words; "" if nothing does."""
     if clip.end is None or not info.until or clip.end <= info.until + END_SLACK:
         return ""
     said = f"ends at {clip.end:g} s, {clip.end - info.until:.2f} s beyond the end of the video ({info.until:.2f} s)"
+    if info.fps and clip.end / info.fps <= info.until + END_SLACK:
+        return f"{said}; start and end are seconds: are these frame numbers, or milliseconds?"
     if clip.end / 1000 <= info.until + END_SLACK:
         return f"{said}; start and end are seconds: are these milliseconds?"
-    if info.fps and clip.end / info.fps <= info.until + END_SLACK:
-        return f"{said}; start and end are seconds: are these frame numbers?"
     return f"{said}; start and end are seconds in the file"
 
 

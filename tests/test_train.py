@@ -287,7 +287,7 @@ def test_a_label_that_reads_like_none_is_left_out_of_several(tmp_path):
     cache = Tiny(splits=("train",) * 3, fields=("pooled",)).write(tmp_path / "c")
     rows = [
         {"clip": c.clip, "path": "x", "split": "train", "label": text}
-        for c, text in zip(cache.manifest.clips, ("a;?", "b", "?"))
+        for c, text in zip(cache.manifest.clips, ("a;?", "b", "?"), strict=True)
     ]
     manifest = write_manifest(tmp_path / "other.csv", rows)
     with pytest.raises(ValueError, match=r"label '\?'"):

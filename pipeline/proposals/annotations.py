@@ -125,7 +125,9 @@ class Annotations:
             )
         held, last = info.first + info.frames, int(annotated[-1])
         if getattr(clip, "end", None) is None and last >= held + max(2, held // 20):
-            return f"has boxes up to frame {last}, the video only frames 0 to {held - 1}: were they drawn at another frame rate?"
+            return (
+                f"has boxes up to frame {last}, the video only frames 0 to {held - 1}: were they drawn at another frame rate?"
+            )
         return ""
 
     def _name_of(self, clip) -> str:
@@ -149,9 +151,8 @@ class Annotations:
             raise BoxesError(
                 clip,
                 self.where,
-                f"frame {frame}: box {box} ({unit}){measured} lies outside a frame of {size}; set unit, or annotated_height to "
-                "the height of the frames it was measured in (or overhang, if boxes may stick out so far: "
-                "--set proposal_options.annotated_height=HEIGHT)",
+                f"frame {frame}: box {box} ({unit}){measured} lies outside a frame of {size}; give the height of the frames it "
+                "was measured in (--set proposal_options.annotated_height=HEIGHT), or say unit, or overhang if boxes stick out",
             )
         return whole.clip(0, 1)
 
