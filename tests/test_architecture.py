@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("cli", "heads", "pipeline")
 
 # What a file of the pipeline may import from the others, beyond these, which are words and arithmetic rather than stages.
-WORDS = {"names", "tensors", "boxes", "manifest", "sealed", "draws", "cores", "texts"}
+WORDS = {"names", "tensors", "boxes", "manifest", "sealed", "draws", "cores", "texts", "wrappers"}
 PIPELINE = {
     "rows": set(),
     "manifest": {"rows"},

@@ -338,6 +338,28 @@ def test_a_model_zoo_file_that_would_run_code_is_refused(tmp_path):
         build_proposals("detectron2", weights=str(tmp_path / "code.pkl"))
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "model.", "module.detector._orig_mod."])
+def test_weights_of_a_wrapped_detector_load(weights, prefix, tmp_path):
+    folder, model = weights
+    torch.save(
+        {"state_dict": {prefix + key: value for key, value in model.state_dict().items()}, "epoch": 1}, tmp_path / "w.pth"
+    )
+    plain, wrapped = (
+        build_proposals("torchvision", weights=str(p), size=64) for p in (folder / "torchvision.pth", tmp_path / "w.pth")
+    )
+    for one, other in zip(plain.head.parameters(), wrapped.head.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_two_networks_in_one_file_of_weights_are_refused_by_their_prefixes(tmp_path):
+    from pipeline.proposals.digit_rpn import Net
+
+    state = Net().state_dict()
+    torch.save({f"{part}.{key}": value for part in ("model", "ema") for key, value in state.items()}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"several such networks, below 'model\.', 'ema\.'"):
+        build_proposals("digit_rpn", weights=str(tmp_path / "w.pth"))
+
+
 # ---- annotations -----------------------------------------------------------------------------------------------------------
 
 
