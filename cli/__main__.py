@@ -12,6 +12,7 @@ import sys
 import click
 
 import cli
+from cli._utf8 import ensure_utf8
 from pipeline.names import nearest
 
 
@@ -50,6 +51,8 @@ def vidgraph() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Entry point of the `vidgraph` command; leaves through SystemExit with one of the codes above."""
+    if args is None:  # a process of our own, not a function that somebody calls
+        ensure_utf8()
     try:
         code = vidgraph.main(args=args, prog_name="vidgraph", standalone_mode=False)
     except click.ClickException as error:

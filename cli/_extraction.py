@@ -4,7 +4,16 @@ from pathlib import Path
 
 import click
 
-from cli._options import commas, decoder_option, device_option, set_option, shard_numbers, time_limit_option, together
+from cli._options import (
+    commas,
+    decoder_option,
+    device_option,
+    frame_pattern_option,
+    set_option,
+    shard_numbers,
+    time_limit_option,
+    together,
+)
 
 
 def _one_of(names: str) -> click.Choice:
@@ -67,6 +76,7 @@ def network_options(function):
             type=_one_of("displayed stored"),
             help="Pixels that are not square: at the width that a player shows, or as stored (stretched).",
         ),
+        frame_pattern_option,
         click.option("--seed", default=0, help="Seed of the training views."),
     )
     return together(options)(function)
@@ -137,6 +147,6 @@ def config_of(given: dict):
         sampling=sampling,
         proposal_options={key: value for key, value in boxes.items() if value is not None},
         **{key: given[key] for key in ("backbone", "weights", "cut", "keep", "proposals", "roi_pool", "precision")},
-        **{key: given[key] for key in ("dtype", "seed", "decoder", "allow_truncated", "pixel_aspect")},
+        **{key: given[key] for key in ("dtype", "seed", "decoder", "allow_truncated", "pixel_aspect", "frame_pattern")},
     )
     return with_settings(config, given["settings"])

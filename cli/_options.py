@@ -102,6 +102,13 @@ decoder_option = click.option(
 set_option = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", callback=settings, help="Any configuration key; may be repeated."
 )
+frame_pattern_option = click.option(
+    "--frame-pattern",
+    default="",
+    show_default=False,
+    metavar="GLOB",
+    help="Names of a folder's frames, such as 'img_*.jpg'.  [default: all, if they count one series]",
+)
 device_option = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),

@@ -5,7 +5,14 @@ from pathlib import Path
 import click
 
 from cli._interrupt import stoppable
-from cli._options import FOLDER, decoder_option, require_writable, time_limit_option
+from cli._options import (
+    FOLDER,
+    decoder_option,
+    frame_pattern_option,
+    require_writable,
+    settings,
+    time_limit_option,
+)
 from cli._progress import progress
 
 SHOWN = 10  # findings printed; all of them are in the file
@@ -25,12 +32,31 @@ SHOWN = 10  # findings printed; all of them are in the file
 @time_limit_option(60.0)
 @decoder_option
 @click.option("--allow-truncated", is_flag=True, help="Take videos that end before their container says.")
-def command(manifest, root, out, class_list, num_classes, workers, time_limit, decoder, allow_truncated) -> int:
+@frame_pattern_option
+@click.option("--annotations", type=click.Path(path_type=Path), help="File of boxes to compare with the clips.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", callback=settings, help="proposal_options.KEY of --annotations."
+)
+def command(
+    manifest,
+    root,
+    out,
+    class_list,
+    num_classes,
+    workers,
+    time_limit,
+    decoder,
+    allow_truncated,
+    frame_pattern,
+    annotations,
+    settings,
+) -> int:
     """Decode the first, the last and three frames between of every clip, and list what is wrong or looks so.
 
     unreadable: cut short, damaged, missing, too slow, without a frame. blank, still: all frames one colour, or all the same.
-    duplicate: shows what another clip shows, with both splits and labels. label: not one of the classes, or none, or never in
-    train.
+    duplicate: shows what another clip shows, with both splits and labels. end: of the clip, beyond the video's (milliseconds?).
+    boxes: outside the frame (of another resolution?), or none at the frames that are looked at. label: not one of the classes,
+    or none, or never in train, or one that stands for none (-1).
 
     Exit code 0: all is well; 3: there are findings.
     """
@@ -46,6 +72,7 @@ def command(manifest, root, out, class_list, num_classes, workers, time_limit, d
     if out.suffix.lower() not in (".csv", ".json"):
         raise click.BadParameter(f"expected a name that ends in .csv or .json, got {out}", param_hint="--out")
     require_writable(out)
+    boxes = _boxes(annotations, settings)
     clips = read_manifest(manifest, root)
     workers = cores_here() if workers is None else workers
     with stoppable("stopped; nothing was written, the same command starts over"), ExitStack() as stack:
@@ -53,18 +80,34 @@ def command(manifest, root, out, class_list, num_classes, workers, time_limit, d
         def announce(total: int):
             return stack.enter_context(progress("check", total, "clips", "found"))
 
-        checked = check_clips(clips, Opening(clips.root, decoder, allow_truncated), workers, time_limit, classes, announce)
+        opening = Opening(clips.root, decoder, allow_truncated, frame_pattern=frame_pattern)
+        checked = check_clips(clips, opening, workers, time_limit, classes, announce, boxes)
     write_findings(out, checked)
     return _say(checked, out)
 
 
+def _boxes(annotations: Path | None, settings: dict):
+    """The source of the boxes in a file, with its options as `extract` takes them; None without a file."""
+    from pipeline.proposals import build_proposals
+
+    prefix = "proposal_options."
+    if other := [key for key in settings if not key.startswith(prefix) or annotations is None]:
+        raise click.BadParameter(f"expected {prefix}KEY=VALUE beside --annotations, got {other[0]}", param_hint="--set")
+    if annotations is None:
+        return None
+    options = {key.removeprefix(prefix): value for key, value in settings.items()}
+    return build_proposals("annotations", file=str(annotations), **options)
+
+
 def _classes(class_list: Path | None, num_classes: int | None) -> list[str] | None:
     """The labels that there may be, None for any."""
+    from pipeline.texts import read_names
+
     if class_list and num_classes:
         raise click.UsageError("--class-list and --num-classes: expected one of them, got both")
     if num_classes:
         return [str(k) for k in range(num_classes)]
-    return [line.strip() for line in class_list.read_text("utf-8").splitlines() if line.strip()] if class_list else None
+    return list(read_names(class_list, "one class per line")) if class_list else None
 
 
 def _say(checked, out: Path) -> int:

@@ -80,6 +80,7 @@ def run(config, manifest, cache: Path, options, shards=None, redo: bool = False,
     done = f"{summary.clips:,} clips, {summary.views:,} views in {summary.seconds:,.1f} s ({rate:.2f} clips/s)"
     click.echo(f"{cache}: {done if summary.shards else 'every shard was complete already'}")
     _report_relabelled(summary.relabelled, manifest.path, cache)
+    _report_warnings(summary.warnings, cache)
     return max(_report_failures(summary.failures, summary.asked, cache), _report_changed(summary.changed, cache))
 
 
@@ -91,6 +92,14 @@ def _report_failures(failures: list[dict], clips: int, cache: Path) -> int:
     if failures:
         click.echo(f"{len(failures):,} of {clips:,} clips failed; to retry them: {_repair(cache)}", err=True)
     return 3 if failures else 0
+
+
+def _report_warnings(warnings: list[dict], cache: Path) -> None:
+    """What looks wrong with clips that are stored all the same; no part of the exit code."""
+    for warning in warnings[:10]:
+        click.echo(f"  warning: {warning['clip']}: {warning['message']}", err=True)
+    if len(warnings) > 10:
+        click.echo(f"  … and {len(warnings) - 10:,} more, in {cache}/features/*.json", err=True)
 
 
 def _report_changed(changed: list[str], cache: Path) -> int:

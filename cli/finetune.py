@@ -13,7 +13,7 @@ from cli._options import device_option, say_cost, set_option, time_limit_option,
 OF_EXTRACTION = (
     *("frames", "sampling", "fps", "source_fps", "size", "train_views", "train_crop", "flip", "flip_protect"),
     *("test_clips", "test_crops", "test_short_side", "backbone", "cut", "proposals", "proposal_size"),
-    *("boxes", "roi_pool", "decoder", "allow_truncated", "pixel_aspect"),
+    *("boxes", "roi_pool", "decoder", "allow_truncated", "pixel_aspect", "frame_pattern"),
 )
 MOVED = ("weights", "annotations", "proposal_weights")  # files: of the extraction, or where they are now
 CONFIG = ("backbone_options", "proposal_options", "sampling")  # tables that --set changes without a cache

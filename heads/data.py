@@ -4,8 +4,8 @@ Rows that were not extracted (`ok` False) are never read; they are counted in `P
 reading itself is in heads/store.py.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,8 @@ import torch
 
 from heads.batch import Dims, MissingFields, dims_of
 from heads.tables import Data
-from pipeline.manifest import Manifest, label_ids
+from pipeline import texts
+from pipeline.manifest import Manifest, about_withheld, label_ids, withheld
 from pipeline.names import nearest
 from pipeline.tensors import FIELDS, grid_at, is_cut
 
@@ -29,12 +30,14 @@ def find_classes(manifest: Manifest, data: Data) -> tuple[str, ...]:
     """Class names in the order of their ids: those of `data.class_list`, else the manifest's labels over all its splits.
 
     Labels that are whole numbers keep them, and the classes reach to the largest, or to `data.num_classes`. With
-    `data.labels` or `data.first_labels` only those, renumbered from 0. ValueError for a label outside the classes, for no
-    label at all, and for fewer than 2 classes.
+    `data.labels` or `data.first_labels` only those, renumbered from 0. ValueError for a label outside the classes, for one
+    that reads like none at all (`-1`), for no label at all, and for fewer than 2 classes.
     """
-    labels = {label for clip in manifest.clips for label in clip.labels}
+    labels = {label for clip in manifest.clips for label in clip.labels} - set(data.no_label)
+    unknown_labels = {label: clips for label, clips in withheld(manifest).items() if label in labels}
     if data.class_list:
         classes = _read_classes(Path(data.class_list))
+        _refuse_withheld(manifest, unknown_labels, classes)
         if unknown := sorted(labels - set(classes)):
             raise ValueError(
                 f"{manifest.path}: label {unknown[0]!r} is not in {data.class_list}; {nearest(unknown[0], classes)}"
@@ -42,6 +45,7 @@ def find_classes(manifest: Manifest, data: Data) -> tuple[str, ...]:
     elif not labels:
         raise ValueError(f"{manifest.path}: no clip has a label; training needs them in the column `label`")
     else:
+        _refuse_withheld(manifest, unknown_labels)
         ids = label_ids(labels)
         highest = max(ids, key=lambda name: ids[name])
         if data.num_classes and ids[highest] >= data.num_classes:
@@ -64,6 +68,13 @@ def find_classes(manifest: Manifest, data: Data) -> tuple[str, ...]:
     return classes
 
 
+def _refuse_withheld(manifest: Manifest, found: Mapping[str, Sequence], classes: Collection[str] = ()) -> None:
+    """ValueError for the first of the labels that read like none and are none of the classes."""
+    for label, clips in found.items():
+        if label not in classes:
+            raise ValueError(f"{manifest.path}: {about_withheld(label, clips)}")
+
+
 def _subset(classes: tuple[str, ...], data: Data) -> tuple[str, ...]:
     """The classes that `data` keeps, in the order of their ids."""
     if data.first_labels > len(classes):
@@ -79,15 +90,9 @@ def _subset(classes: tuple[str, ...], data: Data) -> tuple[str, ...]:
 
 def _read_classes(path: Path) -> tuple[str, ...]:
     try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except OSError as error:
-        raise ValueError(
-            f"data.class_list: {path}: {error.strerror}; expected a text file with one class name per line"
-        ) from None
-    if len(set(names)) < len(names):
-        twice = next(name for k, name in enumerate(names) if name in names[:k])
-        raise ValueError(f"data.class_list: {path}: {twice!r} is there twice")
-    return names
+        return texts.read_names(path, "a text file with one class name per line")
+    except ValueError as error:
+        raise ValueError(f"data.class_list: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,9 @@ def part_of(cache: "Cache", group: str, split: str, manifest: Manifest, classes:
     ValueError when the cache has none of their views, when some but not all clips lack a label, or a label is out of place.
     """
     wanted = [clip for clip in manifest.clips if clip.split == split]
+    if data.no_label:
+        wanted = [replace(clip, labels=tuple(label for label in clip.labels if label not in data.no_label)) for clip in wanted]
+    _refuse_withheld(manifest, withheld(replace(manifest, clips=tuple(wanted))), classes)
     if not wanted:
         return None
     rows = cache[group]

@@ -101,7 +101,7 @@ def _frames(cache: Cache, clip: Clip, root: Path, fields: dict[str, np.ndarray])
     """The view's frames. DecodeError, or ValueError where the video is not the one that was extracted."""
     if not {"frames", "crop"} <= fields.keys():
         raise ValueError("the cache does not say which frames and which crop its views are of")
-    known = ("decoder", "allow_truncated", "pixel_aspect")
+    known = ("decoder", "allow_truncated", "pixel_aspect", "frame_pattern")
     opening = Opening(root, **{name: cache.config[name] for name in known if name in cache.config})
     x, y, width, height, source_width, source_height = fields["crop"].tolist()
     with opening.open(clip) as reader:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # What may differ between the cache of a run and one that it is evaluated on: which views and fields there are and how they were
 # stored, but not what computed them.
-VIEWS_ONLY = {"keep", "sampling", "seed", "decoder", "allow_truncated", "pixel_aspect", "precision", "dtype"}
+VIEWS_ONLY = {"keep", "sampling", "seed", "decoder", "allow_truncated", "pixel_aspect", "frame_pattern", "precision", "dtype"}
 
 
 @dataclass

@@ -34,6 +34,7 @@ from pydantic import TypeAdapter, ValidationError
 from heads.tables import Data, Evaluation, HeadChoice, Phase, check_name
 from heads.training import Training
 from heads.zoo import check_options
+from pipeline import texts
 from pipeline.names import nearest
 
 if sys.version_info >= (3, 11):
@@ -118,9 +119,11 @@ class Recipe:
         return tuple(found)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain tables, lists, strings and numbers, without a `train` or `phases` that is not there; `recipe_from` reads them
-        back."""
+        """Plain tables, lists, strings and numbers, without a `train`, `phases` or `data.no_label` that is not there;
+        `recipe_from` reads them back."""
         table = json.loads(json.dumps(asdict(self)))
+        if not table["data"]["no_label"]:  # so that runs of versions without it are continued
+            del table["data"]["no_label"]
         return {key: value for key, value in table.items() if key not in ("train", "phases") or value}
 
 
@@ -172,8 +175,8 @@ def recipe_path(name: str | Path, beside: Path = Path()) -> Path:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file; ValueError if it is none."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(texts.decoded(path.read_bytes(), path, "a TOML file"))
+    except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: not TOML: {error}") from None
     except RecursionError:
         raise ValueError(f"{path}: expected tables of values and lists, got lists without end in one another") from None

@@ -30,7 +30,7 @@ class Data:
     `first_labels`: only these classes, by name or the first so many by id, in the order of their ids; videos of others are left
     out and counted. `balance`: rare classes as heavy as frequent ones, by "sampling" (an epoch draws as many clips as there
     are, with replacement, every class alike often) or by the "loss" (a clip's weighs as much as its class is rare, 1 on
-    average).
+    average). `no_label`: labels that stand for none, such as "-1" in test splits whose labels are withheld.
     """
 
     target: Literal["single", "multi"] = "single"
@@ -41,6 +41,7 @@ class Data:
     labels: tuple[str, ...] = ()
     first_labels: Count = 0
     balance: Literal["none", "sampling", "loss"] = "none"
+    no_label: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.labels and self.first_labels:

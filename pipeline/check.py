@@ -14,14 +14,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pipeline.decode import DecodeError
+from pipeline.decode import DecodeError, VideoInfo, beyond_end
 from pipeline.draws import Draws
-from pipeline.manifest import SPLITS, Clip, Manifest
-from pipeline.pixels import Opening
+from pipeline.manifest import SPLITS, Clip, Manifest, about_withheld, number_of, withheld
+from pipeline.pixels import Opening, step_frames
 from pipeline.pool import Pool, WorkerDied
+from pipeline.proposals import BoxesError
+from pipeline.sample import Sampling, views_of
 
 BETWEEN = 3  # frames drawn between the first and the last
 FLAT = 8  # levels of 255 within a frame of one colour: coding leaves a few
@@ -33,7 +36,8 @@ class Finding:
     """One thing that is wrong with a clip, or looks so.
 
     `kind`: unreadable (no frame, cut short, damaged, too slow, missing, outside the root); blank (every frame of one colour);
-    still (the five frames are alike); duplicate (shows what an earlier clip shows); label (none, or not one of the classes).
+    still (the five frames are alike); duplicate (shows what an earlier clip shows); end (beyond the video's); boxes (none where
+    it is looked for them, or outside the frame); label (none, or not one of the classes).
     """
 
     clip: str
@@ -53,11 +57,12 @@ class Checked:
 
 @dataclass(frozen=True)
 class Look:
-    """What five frames of a clip show: a digest of them with the clip's size and length, and how they look."""
+    """What five frames of a clip show: a digest of them with the clip's size and length, how they look, and its length."""
 
     digest: bytes
     blank: bool
     still: bool
+    info: VideoInfo
 
 
 def check_clips(
@@ -67,10 +72,12 @@ def check_clips(
     time_limit: float = 60.0,
     classes: Sequence[str] | None = None,
     announce: Callable[[int], Callable[[int, int], None]] | None = None,
+    boxes: Any = None,
 ) -> Checked:
     """Decodes five frames of every clip in `workers` processes (0: in this one, without a time limit) and reads the labels.
 
-    `classes`: those that labels may be; None accepts all. `announce(clips)` is called once and returns `advance(done, found)`.
+    `classes`: those that labels may be; None accepts all. `boxes`: the source "annotations", whose boxes are compared with
+    every clip's size and frames. `announce(clips)` is called once and returns `advance(done, found)`.
     Only what the data causes becomes a finding; anything else is raised.
     """
     begun, checked = time.monotonic(), Checked()
@@ -79,6 +86,8 @@ def check_clips(
     with Pool(partial(look, opening), workers, time_limit if workers else None, again=1) as pool:
         for clip, result in pool.imap(manifest.clips, ahead=max(1, 4 * workers)):
             found = list(_of_pictures(clip, result, seen, manifest.clips, time_limit))
+            if isinstance(result, Look):
+                found += _of_units(clip, result.info, boxes)
             checked.findings += found
             checked.clips += 1
             advance(1, len(found))
@@ -96,7 +105,7 @@ def look(opening: Opening, clip: Clip) -> Look:
     digest.update(np.ascontiguousarray(frames))
     blank = all(int(np.ptp(frame[..., c])) <= FLAT for frame in frames for c in range(3))
     still = info.frames > 1 and not blank and all(_alike(frames[0], frame) for frame in frames[:0:-1])
-    return Look(digest.digest(), blank, still)
+    return Look(digest.digest(), blank, still, info)
 
 
 def _alike(one: np.ndarray, other: np.ndarray) -> bool:
@@ -136,6 +145,30 @@ def _of_pictures(clip: Clip, result: object, seen: dict[bytes, int], clips: Sequ
         raise result
 
 
+def _of_units(clip: Clip, info: VideoInfo, boxes: Any) -> Iterator[Finding]:
+    """Findings about a clip's times and boxes, which may have been measured in other units than the video's."""
+    say = partial(Finding, clip.clip, clip.place)
+    if words := beyond_end(clip, info):
+        yield say("end", words)
+    if boxes is None:
+        return
+    numbers = [info.first + k for k in _frames_looked_at(info)]
+    try:
+        boxes.propose(None, clip, info, numbers)
+    except BoxesError as error:
+        yield say("boxes", error.reason)
+    else:
+        if words := boxes.remark(clip, info, numbers):
+            yield say("boxes", words)
+
+
+def _frames_looked_at(info: VideoInfo) -> tuple[int, ...]:
+    """The frames of a clip at which an extraction with the usual options looks for boxes in its test view."""
+    sampling = Sampling(train_views=0)
+    (view,) = views_of(sampling, info, "", (), 0)
+    return step_frames(view, sampling.frames // 2)
+
+
 def _of_twins(clip: Clip, other: Clip) -> str:
     """What a clip has in common with one before it, and what that spoils."""
     text = f"shows the same frames as clip {other.clip}"
@@ -152,19 +185,24 @@ def _of_labels(manifest: Manifest, classes: Sequence[str] | None) -> Iterator[Fi
     labelled = {split: any(clip.labels for clip in manifest.clips if clip.split == split) for split in SPLITS}
     learned = {label for clip in manifest.clips if clip.split == "train" for label in clip.labels}
     one_each = all(len(clip.labels) < 2 for clip in manifest.clips)
-    told: set[str] = set()
+    no_labels = {label: clips for label, clips in withheld(manifest).items() if known is None or label not in known}
+    told: set[str] = set(no_labels)
+    for label, clips in no_labels.items():
+        yield Finding(clips[0].clip, clips[0].place, "label", about_withheld(label, clips))
     for clip in manifest.clips:
         say = partial(Finding, clip.clip, clip.place, "label")
         if not clip.labels and labelled[clip.split] and one_each:  # clips with several labels may have none
             yield say(f"no label, while other clips of {clip.split} have one")
         for label in clip.labels:
+            if label in no_labels:
+                continue
             if known is not None and label not in known:
                 yield say(f"label {label!r} is none of the {len(known):,} classes")
             elif learned and label not in learned and label not in told:
                 told.add(label)
                 yield say(f"class {label!r} is in {clip.split}, but no clip of train has it")
-    numbers = {int(label) for label in learned if label.isascii() and label.isdigit()}
-    if known is None and numbers and len(numbers) == len(learned) and min(numbers) > 0:
+    numbers = {number_of(label) for label in learned - no_labels.keys()}
+    if known is None and numbers and None not in numbers and min(numbers) > 0:
         yield Finding("", str(manifest.path), "label", f"labels are numbers from {min(numbers)}; class ids count from 0")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.claims import Claim, Mark, finish
-from pipeline.decode import DecodeError, DecoderDied, DecodeTimeout, VideoInfo
+from pipeline.decode import DecodeError, DecoderDied, DecodeTimeout, VideoInfo, beyond_end
 from pipeline.forward import Boxes, Models
 from pipeline.jobs import Advance, RunOptions, ShardJob
 from pipeline.manifest import Clip
@@ -112,7 +112,10 @@ class ShardComposer:
         self.waiting: dict[str, list[Row]] = {group: [] for group in self.counts}
         self.pending: list[Future] = []
         self.failures: dict[str, dict] = {}
+        self.warnings: dict[str, list[str]] = {}
         self.videos = _recorded(job.path, len(job.clips)) if good else [""] * len(job.clips)
+        for record in _recorded_warnings(job.path) if good else ():  # clips that are decoded again replace theirs
+            self.warnings.setdefault(record["clip"], []).append(record["message"])
         self.expected: dict[int, tuple[int, int]] = {}  # sizes of test rows, where they differ between clips
         self.seconds = {"decode": 0.0, "write": 0.0}
         models.seconds.clear()
@@ -187,6 +190,8 @@ class ShardComposer:
             try:
                 boxes = self.models.boxes(clip, result)
                 pixels = result
+                found = (beyond_end(clip, result.info), self.models.remark(clip, result))
+                self.warnings[clip.clip] = [words for words in found if words]
             except BoxesError as error:
                 self._fail(clip.clip, error, result.seconds)
         elif result is not None:
@@ -271,6 +276,7 @@ class ShardComposer:
 
     def _statistics(self, wall: float) -> dict:
         failures = [self.failures[clip.clip] for clip in self.clips if clip.clip in self.failures]
+        warnings = [{"clip": clip.clip, "message": words} for clip in self.clips for words in self.warnings.get(clip.clip, ())]
         seconds = {**self.seconds, **{part: self.models.seconds[part] for part in ("backbone", "proposals")}, "wall": wall}
         return {
             "stage": "features",
@@ -280,6 +286,7 @@ class ShardComposer:
             "views": len(self.clips) * sum(self.counts.values()),
             "taken_over": sum(map(len, self.good.rows.values())) if self.good else 0,
             "failures": failures,
+            **({"warnings": warnings} if warnings else {}),
             "videos": self.videos,
             "seconds": {part: round(value, 3) for part, value in seconds.items()},
             "device": device_name(self.models.device.type),
@@ -297,6 +304,14 @@ def _recorded(path: Path, clips: int) -> list[str]:
         return list(read_json(done_marker(path))["videos"])
     except (OSError, Damaged, KeyError):
         return [""] * clips
+
+
+def _recorded_warnings(path: Path) -> list[dict]:
+    """The warnings of a shard that is there."""
+    try:
+        return list(read_json(done_marker(path)).get("warnings", ()))
+    except (OSError, Damaged):
+        return []
 
 
 def _with_absolute_paths(asked: dict) -> dict:

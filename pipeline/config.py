@@ -15,7 +15,10 @@ DTYPES = ("float16", "float32")
 POOLS = ("max", "mean", "area")
 NESTED = ("backbone_options", "proposal_options")  # of the named file's build()
 
-TEXTS = ("backbone", "weights", "cut", "proposals", "roi_pool", "precision", "dtype", "decoder", "pixel_aspect")
+TEXTS = (
+    *("backbone", "weights", "cut", "proposals", "roi_pool", "precision", "dtype"),
+    *("decoder", "pixel_aspect", "frame_pattern"),
+)
 KINDS = dict.fromkeys(TEXTS, str) | {"keep": tuple, "seed": int, "allow_truncated": bool}
 
 
@@ -27,7 +30,8 @@ class ExtractConfig:
     maps by their cut (`res5`, `res4.3`). `cut` is the last cut, whose map is pooled and aligned ("": the backbone's last
     stage). `weights` is `none`, `imagenet` or a checkpoint's path; `backbone_options` and `proposal_options` are the keyword
     arguments of the named file's build(). `pixel_aspect`: pixels that are not square get the width that a player gives them
-    (displayed), or are taken as they are (stored).
+    (displayed), or are taken as they are (stored). `frame_pattern` is a glob of the pictures that are frames, "" where a
+    folder holds one series.
     """
 
     backbone: str = "i3d_r50"
@@ -45,6 +49,7 @@ class ExtractConfig:
     decoder: str = "decord"
     allow_truncated: bool = False
     pixel_aspect: str = "displayed"
+    frame_pattern: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.keep, str):
@@ -94,6 +99,8 @@ class ExtractConfig:
         record["proposal_options"] = options
         if self.pixel_aspect == "displayed":  # as it is for square pixels, of which caches are older than this option
             record.pop("pixel_aspect")
+        if not self.frame_pattern:  # so that caches of versions without this option stay the same
+            record.pop("frame_pattern")
         if not self.wants_boxes:  # nothing of the source of boxes reaches the disk
             for key in ("proposals", "proposal_options", "roi_pool"):
                 record.pop(key)

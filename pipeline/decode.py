@@ -21,11 +21,10 @@ import atexit
 import ctypes
 import math
 import re
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cache
 from importlib import import_module
@@ -44,11 +43,10 @@ from pipeline.container import (
     starts_afresh,
     stated_size,
 )
+from pipeline.images import ENDINGS, MAX_PIXELS, frame_files, read_picture
 from pipeline.manifest import Clip
 from pipeline.upright import PIXEL_ASPECTS, STRAIGHT, Shape, fitted, turn_of, turned
 
-MAX_PIXELS = 64_000_000  # of one frame; a header may claim any size, and decoders allocate what it claims
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # FFmpeg's names of what a clip's file may be. Among the others are lists of files (HLS, DASH, ffconcat) that it would follow
 # anywhere, cameras, screens and text.
 CONTAINERS = (
@@ -57,6 +55,7 @@ CONTAINERS = (
 )
 FIRST_PACKETS = 64  # of a stream, among which its first picture is
 HEAD = 4096  # bytes at a file's begin that say how long it is
+END_SLACK = 0.5  # seconds by which a clip may end after its file: lists round
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,8 @@ class VideoInfo:
     """A clip as it will be read: `frames` it has, `fps` on average (0: unknown), `width` and `height` as shown, in pixels.
 
     `fps` is the manifest's where it has a column `fps`, else frames by the seconds for which they are shown. `first` is the
-    number in the file of the clip's frame 0; it is not 0 where the manifest's `start` cuts the clip.
+    number in the file of the clip's frame 0; it is not 0 where the manifest's `start` cuts the clip. `until` is the second at
+    which the file's last frame ends, 0 where that is unknown.
     """
 
     frames: int
@@ -72,6 +72,19 @@ class VideoInfo:
     width: int
     height: int
     first: int = 0
+    until: float = field(default=0.0, compare=False)
+
+
+def beyond_end(clip: Clip, info: VideoInfo) -> str:
+    """What looks wrong with a clip's `end` if it lies more than END_SLACK beyond the file's, in words; "" if nothing does."""
+    if clip.end is None or not info.until or clip.end <= info.until + END_SLACK:
+        return ""
+    said = f"ends at {clip.end:g} s, {clip.end - info.until:.2f} s beyond the end of the video ({info.until:.2f} s)"
+    if info.fps and clip.end / info.fps <= info.until + END_SLACK:
+        return f"{said}; start and end are seconds: are these frame numbers, or milliseconds?"
+    if clip.end / 1000 <= info.until + END_SLACK:
+        return f"{said}; start and end are seconds: are these milliseconds?"
+    return f"{said}; start and end are seconds in the file"
 
 
 class DecodeError(Exception):
@@ -146,7 +159,13 @@ class Held:
     alone: bool
 
 
-def open_clip(clip: Clip, decoder: str = "decord", allow_truncated: bool = False, pixel_aspect: str = "displayed") -> Reader:
+def open_clip(
+    clip: Clip,
+    decoder: str = "decord",
+    allow_truncated: bool = False,
+    pixel_aspect: str = "displayed",
+    frame_pattern: str = "",
+) -> Reader:
     """A reader of the clip's file, or of its folder of frames (images in natural order: 2.jpg before 10.jpg).
 
     `decoder` is decord (PyAV where decord is absent or not to be trusted), pyav or torchcodec. `clip.start` and `clip.end`
@@ -155,6 +174,7 @@ def open_clip(clip: Clip, decoder: str = "decord", allow_truncated: bool = False
     for a decoder that is unknown or not installed. Containers that promise nothing (MPEG-TS, live WebM) cannot be found
     truncated. `pixel_aspect` "displayed" gives pixels that are not square the width that a player gives them; "stored" leaves
     every stored pixel as it is.
+    `frame_pattern` chooses the pictures of a folder by their names (`images.frame_files`).
     """
     if decoder not in DECODERS:
         raise ValueError(f"decoder: expected one of {', '.join(DECODERS)}, got {decoder!r}")
@@ -164,9 +184,10 @@ def open_clip(clip: Clip, decoder: str = "decord", allow_truncated: bool = False
     path = Path(clip.path)
     try:
         if path.is_dir():
-            return _FolderReader(clip)
+            return _FolderReader(clip, frame_pattern)
         if not path.is_file():
-            raise _failed(clip, "there is no such file")
+            hint = r"; its path has backslashes: write / between folders" if "\\" in path.name else ""
+            raise _failed(clip, f"there is no such file{hint}")
     except OSError as error:
         raise _failed(clip, f"it cannot be read ({error.strerror})") from None
     held = scan(clip)
@@ -331,7 +352,7 @@ def _within(clip: Clip, times: list[float], until: float, slack: float | None = 
 def _info(clip: Clip, held: Contents, size: tuple[int, int]) -> VideoInfo:
     first, frames = _within(clip, held.times, held.until, held.slack)
     rate = (getattr(clip, "extra", None) or {}).get("fps", "").strip()
-    return VideoInfo(frames, float(rate) if rate else held.fps, *size, first)
+    return VideoInfo(frames, float(rate) if rate else held.fps, *size, first, held.until)
 
 
 class _PyavReader(Reader):
@@ -582,21 +603,24 @@ class _TorchcodecReader(Reader):
 class _FolderReader(Reader):
     """A folder of images of one size. Its frame rate is the manifest's column `fps`, and 0 without one."""
 
-    def __init__(self, clip: Clip):
-        names = (path for path in Path(clip.path).iterdir() if path.suffix.lower() in IMAGES and not path.name.startswith("."))
-        self._images = sorted(names, key=lambda path: _natural(path.name))
+    def __init__(self, clip: Clip, pattern: str = ""):
+        self.clip = clip
+        try:
+            self._images = frame_files(clip.path, pattern)
+        except ValueError as error:
+            raise _failed(clip, str(error)) from None
         rate = (getattr(clip, "extra", None) or {}).get("fps", "")
         fps = float(rate) if re.fullmatch(r"\d+(\.\d+)?", rate) else 0.0
-        self.clip = clip
         if not self._images:
-            raise _failed(self.clip, f"no image in the folder; expected frames such as 00001.jpg ({', '.join(IMAGES)})")
+            raise _failed(self.clip, f"no image in the folder; expected frames such as 00001.jpg ({', '.join(ENDINGS)})")
         first, frames = 0, len(self._images)
         if clip.start or clip.end is not None:
             if not fps:
                 raise _failed(self.clip, "start and end need the frame rate of the folder: add a column fps to the manifest")
             first, frames = _within(clip, [k / fps for k in range(frames)], frames / fps)
         height, width = self._pixels(self._images[0]).shape[:2]
-        super().__init__(clip, VideoInfo(frames, fps, width, height, first))
+        until = len(self._images) / fps if fps else 0.0
+        super().__init__(clip, VideoInfo(frames, fps, width, height, first, until))
 
     def _decode(self, numbers: list[int]) -> np.ndarray:
         frames = np.empty((len(numbers), self.info.height, self.info.width, 3), np.uint8)
@@ -610,25 +634,10 @@ class _FolderReader(Reader):
 
     def _pixels(self, path: Path) -> np.ndarray:
         """One image [H,W,3] RGB, upright."""
-        from PIL import Image, ImageOps
-
         try:
-            if not path.is_file():  # a pipe would be waited for
-                raise ValueError("not a file")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is below it
-                image = Image.open(path)
-            with image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"claims {image.width}x{image.height} pixels; expected {MAX_PIXELS:,} pixels at most")
-                return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL raises for broken files
+            return read_picture(path)
+        except (OSError, ValueError) as error:
             raise _failed(self.clip, f"{path.name}: {_first_line(error)}") from None
-
-
-def _natural(name: str) -> tuple:
-    """A sorting key by which 2.jpg comes before 10.jpg; the name itself decides between 2.jpg and 02.jpg."""
-    return [int(part) if k % 2 else part for k, part in enumerate(re.split(r"(\d+)", name.lower()))], name
 
 
 def _first_line(error: Exception) -> str:

@@ -52,8 +52,9 @@ class Summary:
     """What a run did: shards written and shards found complete, and clips and views of the former.
 
     `failures` are the failed clips' records of all shards that were asked for, whoever wrote them, out of `asked` clips;
-    `changed` are the clips of shards found complete whose videos have changed since; `relabelled` are the clips whose labels
-    or split differ from the cache's copy of the manifest, which is what training reads unless it is given another one.
+    `warnings` (`clip`, `message`) say what looks wrong with clips that did not fail; `changed` are the clips of shards found
+    complete whose videos have changed since; `relabelled` are the clips whose labels or split differ from the cache's copy of
+    the manifest, which is what training reads unless it is given another one.
     """
 
     cache: Path
@@ -63,6 +64,7 @@ class Summary:
     views: int = 0
     asked: int = 0
     failures: list[dict] = field(default_factory=list)
+    warnings: list[dict] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     relabelled: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -111,6 +113,7 @@ def extract(
             summary.already += 1
             there.append((clips, read_json(done_marker(path))))
             summary.failures += there[-1][1]["failures"]
+            summary.warnings += there[-1][1].get("warnings", ())
     advance = announce(sum(len(job.clips) for job in jobs), summary.asked) if announce else (lambda done, failed: None)
     if not jobs:
         summary.changed = _changed_clips(there)
@@ -121,8 +124,10 @@ def extract(
         closing(share_jobs(extractor, jobs, engine or Here(), extractor.finished)) as results,
     ):
         for job, record in results:
-            failures = record["failures"] if record else read_json(done_marker(job.path))["failures"]
+            written = record or read_json(done_marker(job.path))
+            failures = written["failures"]
             summary.failures += failures
+            summary.warnings += written.get("warnings", ())
             if job.shard not in extractor.told:
                 advance(len(job.clips), len(failures))
             if record:

@@ -94,6 +94,12 @@ class Models(Outline):
         self.seconds["proposals"] += time.perf_counter() - begun
         return views
 
+    def remark(self, clip: Clip, pixels: ClipPixels) -> str:
+        """What looks wrong with a clip whose boxes can be used, in words; "" where nothing does, or nothing is known."""
+        if self.source is None or not hasattr(self.source, "remark"):
+            return ""
+        return self.source.remark(clip, pixels.info, pixels.numbers)
+
     @torch.inference_mode()
     def tensors(self, frames: np.ndarray, boxes: np.ndarray, valid: np.ndarray) -> dict[str, np.ndarray]:
         """The computed fields of a batch of views of one size.

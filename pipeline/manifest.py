@@ -8,14 +8,17 @@ import gc
 import hashlib
 import io
 import os
+import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
+from decimal import Decimal
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
-from pipeline.rows import COLUMNS, ID_BYTES, SPLIT_ALIASES, SPLITS, TIMES, Clip, ManifestError, Rows, wrong_id
+from pipeline import texts
+from pipeline.rows import COLUMNS, ID_BYTES, SPLIT_ALIASES, SPLITS, TIMES, Clip, ManifestError, Rows, foreign_path, wrong_id
 
 __all__ = [
     "COLUMNS",
@@ -26,17 +29,26 @@ __all__ = [
     "Clip",
     "Manifest",
     "ManifestError",
+    "about_withheld",
+    "foreign_path",
     "inside",
+    "is_no_label",
     "label_ids",
+    "number_of",
     "read_manifest",
     "shard_ranges",
+    "withheld",
     "write_manifest",
     "wrong_id",
 ]
 
+# What programs write where they have no label, in lower case.
+_NO_LABEL = {"?", "na", "n/a", "#n/a", "<na>", "nan", "none", "null"}
+_PERHAPS_NO_LABEL = {"-", "--", "hidden", "missing", "undefined", "unknown", "unlabeled", "unlabelled", "withheld"}
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)")
+
 BATCH = 4096  # rows that are checked together
 BLOCK = 1 << 20  # bytes that are read and decoded together
-_MARK = b"\xef\xbb\xbf"  # that spreadsheets put before UTF-8
 
 
 @dataclass(frozen=True)
@@ -134,10 +146,14 @@ def _blocks(file, shown: Path, digest) -> Iterator[Iterable[str]]:
         whole = b"".join(block)
         digest.update(whole)
         if number == 0:
-            if whole.startswith((b"\xff\xfe", b"\xfe\xff")):
+            if texts.utf16(whole):
                 raise ManifestError(f"{shown}, line 1: UTF-16 text; save the file as UTF-8 (in a spreadsheet: CSV UTF-8)")
-            whole = whole.removeprefix(_MARK)
-            block[0] = block[0].removeprefix(_MARK)
+            whole = whole.removeprefix(texts.MARK)
+            block[0] = block[0].removeprefix(texts.MARK)
+            first = block[0].decode("utf-8", "replace")
+            if words := texts.other_separator(first, COLUMNS):
+                header = f"missing from the header {first.strip()[:200]!r}; expected {','.join(COLUMNS)}"
+                raise ManifestError(f"{shown}, line 1, column clip: {header}: {texts.separator_advice(words)}")
         try:
             text = whole.decode()
         except UnicodeDecodeError:
@@ -233,12 +249,56 @@ def shard_ranges(num_clips: int, per_shard: int) -> list[range]:
 
 
 def label_ids(labels: Iterable[str]) -> dict[str, int]:
-    """Class name -> class id, in the order of ids. Labels that are all whole numbers keep them; others are numbered by name."""
-    names = set(labels)
-    if not names or not all(name.isascii() and name.isdigit() for name in names):
-        return {name: k for k, name in enumerate(sorted(names))}
-    ids = {name: int(name) for name in sorted(names, key=lambda name: (int(name), name))}
-    if len(set(ids.values())) < len(ids):
-        twice = next(name for name in ids if name != str(int(name)))
-        raise ManifestError(f"label {twice!r}: another label is the same number; write {int(twice)} in every row")
-    return ids
+    """Class name -> class id, in the order of ids.
+
+    Labels that are all whole numbers from 0 (`7`, `7.0`) keep them. Others count up: numbers by their value, then names in
+    alphabetical order. ManifestError where two labels are the same number.
+    """
+    numbers = {name: number_of(name) for name in set(labels)}
+    ordered = sorted((value, name) for name, value in numbers.items() if value is not None)
+    for (value, one), (again, other) in pairwise(ordered):
+        if value == again:
+            plain = f"{value.normalize():f}"
+            odd = one if other == plain else other
+            raise ManifestError(f"label {odd!r}: another label is the same number; write {plain} in every row")
+    names = sorted(name for name, value in numbers.items() if value is None)
+    if not names and all(value >= 0 and value == int(value) for value, _ in ordered):
+        return {name: int(value) for value, name in ordered}
+    return {name: k for k, name in enumerate([*(name for _, name in ordered), *names])}
+
+
+def number_of(label: str) -> Decimal | None:
+    """The number that a label is, as it is written (`10`, `-1`, `2.0`, `.5`); None for a name."""
+    return Decimal(label) if len(label) <= 40 and _NUMBER.fullmatch(label) else None
+
+
+def withheld(manifest: Manifest) -> dict[str, list[Clip]]:
+    """Labels that programs write for a label which they do not have, and the clips that have them.
+
+    -1, ?, NA, NaN, None and null always; words that may name a class (unknown, missing) and other numbers below 0 where no clip
+    of train has them.
+    """
+    labels = {label for clip in manifest.clips for label in clip.labels}
+    learned = {label for clip in manifest.clips if clip.split == "train" for label in clip.labels}
+    found = {label: [] for label in sorted(labels) if is_no_label(label, label in learned)}
+    for clip in manifest.clips if found else ():
+        for label in found.keys() & set(clip.labels):
+            found[label].append(clip)
+    return found
+
+
+def is_no_label(label: str, learned: bool = True) -> bool:
+    """Whether a label reads like none; words and numbers that may be a class only if no clip of train has it (`learned`)."""
+    number, word = number_of(label), label.lower()
+    if number == -1 or word in _NO_LABEL:
+        return True
+    return not learned and (word in _PERHAPS_NO_LABEL or (number is not None and number < 0))
+
+
+def about_withheld(label: str, clips: Sequence[Clip]) -> str:
+    """What to say of a label that `withheld` found, and what to do."""
+    splits = ", ".join(split for split in SPLITS if any(clip.split == split for clip in clips))
+    return (
+        f"label {label!r} ({len(clips):,} clips of {splits}) reads like a label that is not known, not like a class: leave the "
+        f"cell empty, or train with --set 'data.no_label=[\"{label}\"]'; if it is a class, name it in a class list"
+    )

@@ -26,20 +26,29 @@ if TYPE_CHECKING:
 class Opening:
     """How a clip's file is opened: the folder it may not leave, the decoder, whether a file cut short is taken as it is.
 
-    `pixel_aspect`: "displayed" or "stored", see `decode.open_clip`. `source_fps`: the frame rate of every clip for which the
-    manifest has none in its column `fps`, whatever its file says; None: the file's own.
+    `pixel_aspect`: "displayed" or "stored", see `decode.open_clip`. `frame_pattern`: which pictures of a folder are its frames
+    (a glob; "" where they are one series). `source_fps`: the frame rate of every clip for which the manifest has none in its
+    column `fps`, whatever its file says; None: the file's own.
     """
 
     root: Path
     decoder: str = "decord"
     allow_truncated: bool = False
     pixel_aspect: str = "displayed"
+    frame_pattern: str = ""
     source_fps: float | None = None
 
     @classmethod
     def of(cls, root: Path, config: "ExtractConfig") -> "Opening":
         """How an extraction opens the files below `root`."""
-        return cls(root, config.decoder, config.allow_truncated, config.pixel_aspect, config.sampling.source_fps)
+        return cls(
+            root,
+            config.decoder,
+            config.allow_truncated,
+            config.pixel_aspect,
+            config.frame_pattern,
+            config.sampling.source_fps,
+        )
 
     def open(self, clip: Clip):
         """A reader of `clip`; DecodeError if it cannot be read, or a link takes its path out of the root."""
@@ -50,7 +59,7 @@ class Opening:
             raise DecodeError(clip.clip, clip.path, str(error)) from None
         if self.source_fps and not clip.extra.get("fps", "").strip():
             clip = replace(clip, extra={**clip.extra, "fps": f"{self.source_fps:.9f}"})
-        return open_clip(clip, self.decoder, self.allow_truncated, self.pixel_aspect)
+        return open_clip(clip, self.decoder, self.allow_truncated, self.pixel_aspect, self.frame_pattern)
 
 
 def _pictures_inside(root: Path, clip: Clip) -> None:

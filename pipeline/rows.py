@@ -25,6 +25,8 @@ ID_BYTES = 200  # shards store clip ids as UTF-8 of this length, so that a row's
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # Among paths with a line break before and after each: what os.path.normpath may change, and what is absolute or empty.
 _UNTIDY = ("\n\n", "\n/", "\n.", "//", "/.", "/\n")
+# Among paths that are plain otherwise: what may be a path of another system, or an address.
+_FOREIGN = (":/", "\\", "\n~", ":\n")
 
 
 class ManifestError(ValueError):
@@ -146,6 +148,8 @@ class Rows:
         """The absolute path, "." and ".." worked out in the text alone; where links lead is seen when the file is opened."""
         if not text or (not text.isprintable() and _CONTROL.search(text)):
             _fail(self.shown, line, "path", f"expected a video or a folder of frames below {self.root}, got {text!r}")
+        if foreign := foreign_path(text):
+            _fail(self.shown, line, "path", f"{text!r} is {foreign}")
         path = os.path.normpath(text if text.startswith("/") else self.prefix + text)
         if path.startswith(self.prefix) or path == str(self.root):
             return path
@@ -226,6 +230,20 @@ def wrong_id(name: str) -> str:
     return ""
 
 
+def foreign_path(text: str) -> str:
+    """What a path is, and what to write instead, where it cannot be one below the manifest's folder; "" where it can."""
+    below = "write the path of a file below the manifest's folder, or below --root"
+    if re.match(r"[A-Za-z]:([\\/]|$)", text):
+        return f"a Windows path with a drive letter; {below}, with / between folders"
+    if text.startswith("\\\\"):
+        return f"a Windows path of a network share; mount it, and {below}, with / between folders"
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        return f"an address (URL), and nothing is read over the network; download the file, and {below}"
+    if re.match(r"~[^/]*/", text):
+        return f"a path that only a shell understands (~); {below}"
+    return ""
+
+
 def _plain_ids(names: Sequence[str]) -> bool:
     """Whether `wrong_id` is sure to find nothing."""
     return (
@@ -239,4 +257,4 @@ def _plain_ids(names: Sequence[str]) -> bool:
 def _plain_paths(paths: Sequence[str]) -> bool:
     """Whether all are relative, and as os.path.normpath would leave them."""
     joined = "\n".join(("", *paths, ""))
-    return "".join(paths).isprintable() and not any(part in joined for part in _UNTIDY)
+    return "".join(paths).isprintable() and not any(part in joined for part in _UNTIDY + _FOREIGN)

@@ -1,16 +1,21 @@
 """A folder of videos -> rows of a manifest: classes and splits from the sub-folders, or splits from a hash of the clip id."""
 
 import os
-from collections import Counter
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from pipeline.draws import Draws
-from pipeline.manifest import SPLIT_ALIASES, SPLITS, ManifestError, wrong_id
+from pipeline.images import ENDINGS
+from pipeline.manifest import SPLIT_ALIASES, SPLITS, ManifestError, foreign_path, wrong_id
 
 VIDEOS = frozenset({".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv"})
-IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
+LINKS = (
+    "links that lead out of the folder, to a folder or to nothing are not followed; copy the files or link them hard "
+    "(cp -rL, cp -rlL), or give a folder that holds the files themselves"
+)
 SPLIT_BY = ("auto", "folders", "hash")
 
 
@@ -19,26 +24,30 @@ class Scan:
     """What lies in a folder.
 
     `rows` are for write_manifest, with paths relative to the folder, in the order of their names. `ignored` is what is neither
-    a video nor a folder of frames, or cannot be named in a manifest.
+    a video nor a folder of frames, or cannot be named in a manifest; `links` are links that are not followed.
     """
 
     rows: list[dict[str, str]] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
 
     def about_ignored(self) -> str:
-        """One line about what gives no row; "" if everything does."""
-        if not self.ignored:
-            return ""
-        return f"{len(self.ignored):,} ignored, neither a video nor a folder of frames: {_some(self.ignored)}"
+        """One sentence each about what gives no row and about links; "" if everything does."""
+        said = []
+        if self.ignored:
+            said.append(f"{len(self.ignored):,} ignored, neither a video nor a folder of frames: {_some(self.ignored)}")
+        if self.links:
+            said.append(f"{len(self.links):,} links ignored ({_some(self.links)}): {LINKS}")
+        return "\n".join(said)
 
 
 def scan_folder(folder: str | Path, split_by: str = "auto", val: float = 0.1, test: float = 0.1, seed: int = 0) -> Scan:
     """Rows for every video and every folder of images below `folder`.
 
     FOLDER/CLASS/... or FOLDER/SPLIT/CLASS/...: the class is the first folder (below the split's), none for what lies beside the
-    classes. The clip id is the path without its suffix (with it, where two would be the same). `split_by`: "folders" demands
+    classes. The clip id is the path, with the file's ending, so that it hangs on no other file. `split_by`: "folders" demands
     split folders (train, val, test and the usual other spellings), "hash" sends shares `val` and `test` of the clips there by a
-    hash of (seed, clip id), so that clips added later move no other; "auto" takes folders where there are any.
+    hash of (seed, path without the ending), so that clips added later move no other; "auto" takes folders where there are any.
     ManifestError if nothing is found, or if only some of the folders are named after splits.
     """
     if split_by not in SPLIT_BY:
@@ -48,18 +57,23 @@ def scan_folder(folder: str | Path, split_by: str = "auto", val: float = 0.1, te
     folder, scan = Path(folder).resolve(), Scan()
     if not folder.is_dir():
         raise ManifestError(f"{folder}: expected a folder of videos; there is none of this name")
-    paths = [path for path in _clips(folder, "", scan.ignored) if _fits(path, scan.ignored)]
+    paths = [path for path in _clips(folder, "", scan) if _fits(path, scan.ignored)]
+    if not paths and scan.links:
+        raise ManifestError(f"{folder}: no video below it but {len(scan.links):,} links ({_some(scan.links)}): {LINKS}")
     if not paths:
         held = f", which holds {_some(scan.ignored)}" if scan.ignored else ", which is empty"
         raise ManifestError(f"{folder}: no video and no folder of images below it{held}; expected FOLDER/CLASS/VIDEO")
     if paths == [""]:
         raise ManifestError(f"{folder} is itself one folder of frames; give the folder above it")
     by_folder = split_by != "hash" and _has_split_folders(folder, paths, required=split_by == "folders")
-    short = Counter(os.path.splitext(path)[0] for path in paths)
+    ids: set[str] = set()
     for path in paths:
-        stem, suffix = os.path.splitext(path)
-        clip = stem if suffix.lower() in VIDEOS and short[stem] == 1 else path
-        split = _split_of(path) if by_folder else _drawn_split(clip, val, test, seed)
+        clip = _id_of(path)
+        if clip in ids:  # "%20a.mp4" beside " a.mp4"
+            scan.ignored.append(f"{path} (its id {clip!r} is that of another file)")
+            continue
+        ids.add(clip)
+        split = _split_of(path) if by_folder else _drawn_split(_without_ending(path), val, test, seed)
         classes = path.split("/")[1 if by_folder else 0 : -1]
         label = classes[0] if classes else ""
         if ";" in label:
@@ -68,26 +82,28 @@ def scan_folder(folder: str | Path, split_by: str = "auto", val: float = 0.1, te
     return scan
 
 
-def _clips(top: Path, base: str, ignored: list[str]) -> Iterator[str]:
+def _clips(top: Path, base: str, scan: Scan) -> Iterator[str]:
     """Paths, relative to `top`, of the clips in its sub-folder `base` ("" or ending in "/")."""
     found, images = False, []
     for entry in sorted(os.scandir(top / base), key=lambda entry: entry.name):
         path, suffix = base + entry.name, os.path.splitext(entry.name)[1].lower()
-        if entry.name.startswith(".") or (entry.is_symlink() and not _link_stays(top, entry)):
-            ignored.append(path)
+        if entry.name.startswith("."):
+            scan.ignored.append(path)
+        elif entry.is_symlink() and not _link_stays(top, entry):
+            scan.links.append(f"{path} -> {os.readlink(entry.path)}")
         elif entry.is_dir():
-            for clip in _clips(top, path + "/", ignored):
+            for clip in _clips(top, path + "/", scan):
                 found = True
                 yield clip
         elif suffix in VIDEOS:
             found = True
             yield path
-        elif suffix in IMAGES:
+        elif suffix in ENDINGS:
             images.append(path)
         else:
-            ignored.append(path)
+            scan.ignored.append(path)
     if found:
-        ignored += images
+        scan.ignored += images
     elif images:
         yield base.rstrip("/")
 
@@ -103,12 +119,37 @@ def _fits(path: str, ignored: list[str]) -> bool:
     try:
         path.encode()
     except UnicodeEncodeError:
-        ignored.append(ascii(path) + " (its name is not UTF-8)")
+        ignored.append(f"{path!a} ({_not_utf8(path)})")
         return False
-    if path and wrong_id(path):
-        ignored.append(ascii(path[:60]) + " (its name is too long, or has control characters or blanks at an end)")
+    if path and wrong_id(_id_of(path)):
+        ignored.append(ascii(path[:60]) + " (its name is too long, or has control characters)")
+        return False
+    if foreign_path(path):
+        ignored.append(f"{path[:60]} (its name reads like {foreign_path(path).partition(';')[0]})")
         return False
     return True
+
+
+def _id_of(path: str) -> str:
+    """The clip id of a path: the path itself, blanks at its ends written as %20, which no id may have there."""
+    inner = path.strip()
+    before, after = path[: len(path) - len(path.lstrip())], path[len(path.rstrip()) :]
+    return quote(before) + inner + quote(after) if inner != path else path
+
+
+def _not_utf8(path: str) -> str:
+    """Why a path is no text: its bytes are not UTF-8, or Python was told that names are not UTF-8."""
+    try:
+        os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        return "its name is not UTF-8"
+    return f"its name is UTF-8, but the locale says {sys.getfilesystemencoding()}: set PYTHONUTF8=1"
+
+
+def _without_ending(path: str) -> str:
+    """The path of a video without its ending; of a folder of frames, the path itself."""
+    stem, ending = os.path.splitext(path)
+    return stem if ending.lower() in VIDEOS else path
 
 
 def _split_of(path: str) -> str:
@@ -137,4 +178,5 @@ def _drawn_split(clip: str, val: float, test: float, seed: int) -> str:
 
 def _some(names: list[str], shown: int = 3) -> str:
     """The first few names and how many more there are."""
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown:,} more" if len(names) > shown else "")
+    plain = (name if name.isprintable() else ascii(name) for name in names[:shown])
+    return ", ".join(plain) + (f" and {len(names) - shown:,} more" if len(names) > shown else "")

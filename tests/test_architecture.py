@@ -11,15 +11,17 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("cli", "heads", "pipeline")
 
 # What a file of the pipeline may import from the others, beyond these, which are words and arithmetic rather than stages.
-WORDS = {"names", "tensors", "boxes", "manifest", "sealed", "draws", "cores", "memory_format", "precision"}
+WORDS = {"names", "tensors", "boxes", "manifest", "sealed", "draws", "cores"}
+WORDS |= {"memory_format", "precision", "texts", "wrappers"}
 PIPELINE = {
     "rows": set(),
     "manifest": {"rows"},
     "timeline": {"container"},  # for its types alone
     "container": {"timeline"},
     "upright": set(),
-    "decode": {"container", "upright"},
-    "scan": set(),
+    "images": set(),
+    "decode": {"container", "images", "upright"},
+    "scan": {"images"},
     "datasets": {"scan"},
     "crops": set(),
     "sample": {"decode", "crops"},  # decode: the VideoInfo that it samples from
@@ -28,7 +30,7 @@ PIPELINE = {
     "memory": set(),
     "videos": set(),
     "pixels": {"config", "decode", "sample", "videos"},
-    "check": {"decode", "pixels", "pool"},
+    "check": {"decode", "pixels", "pool", "proposals", "sample"},
     "config": {"sample", "upright"},
     "backbones": set(),
     "proposals": {"decode"},
@@ -71,7 +73,7 @@ PIPELINE = {
     "repair": {"extract", "config", "cache", "folder", "graphs", "videos"},
 }
 HEADS_MAY_USE = {"cache", "tensors", "boxes", "roi", "graphs", "backbones", "cluster", "memory", "manifest", "sealed"}
-HEADS_MAY_USE |= {"digits", "digit_cache", "claims", "names", "memory_format", "precision"}
+HEADS_MAY_USE |= {"digits", "digit_cache", "claims", "names", "memory_format", "precision", "texts"}
 ONE_PLACE = {
     "h5py": {"pipeline/shards.py", "pipeline/shardfile.py"},
     "hdf5plugin": {"pipeline/shards.py", "pipeline/shardfile.py"},

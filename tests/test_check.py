@@ -10,11 +10,13 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from pipeline import check
 from pipeline.check import Finding, check_clips, frame_numbers, look, write_findings
 from pipeline.decode import write_video
-from pipeline.manifest import Manifest, read_manifest, write_manifest
+from pipeline.manifest import Clip, Manifest, read_manifest, write_manifest
 from pipeline.pixels import Opening
 from pipeline.pool import _Worker
+from pipeline.proposals import build_proposals
 
 
 def moving(seed: int, frames: int = 12) -> np.ndarray:
@@ -102,6 +104,55 @@ def test_parts_of_one_file_are_no_duplicates_and_the_same_part_twice_is(videos):
     findings = check_clips(manifest, Opening(manifest.root), 0).findings
     assert [(f.clip, f.kind) for f in findings] == [("2", "duplicate")]
     assert "clip 0" in findings[0].message
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (1.0, ""),
+        (1.45, ""),
+        (1.55, "0.55 s beyond"),
+        (1000, "milliseconds"),
+        (12, "frame numbers"),
+        (100_000, "seconds in the file"),
+    ],
+)
+def test_an_end_beyond_the_video_is_a_finding_and_rounding_is_none(videos, end, words):
+    """a.mp4 has 12 frames, 12 a second."""
+    row = {"clip": "a", "path": "a.mp4", "split": "train", "label": "x", "start": 0, "end": end}
+    manifest = write_manifest(videos / "end.csv", [row])
+    findings = check_clips(manifest, Opening(manifest.root), 0).findings
+    assert [(f.clip, f.kind) for f in findings] == ([("a", "end")] if words else [])
+    assert all(words in f.message for f in findings)
+
+
+def test_an_end_beyond_a_folder_of_frames_is_a_finding_too(videos):
+    row = {"clip": "a", "path": "frames", "split": "train", "label": "x", "start": "", "end": 4000, "fps": 4}
+    manifest = write_manifest(videos / "end.csv", [row])
+    (finding,) = check_clips(manifest, Opening(manifest.root), 0).findings
+    assert finding.message.startswith("ends at 4000 s, 3999.00 s beyond the end of the video (1.00 s)")
+
+
+def test_boxes_are_compared_with_the_clips(videos, tmp_path):
+    """Of a larger picture, at frames that are not looked at, of no clip; good ones are no finding."""
+    boxes = [("a.mp4", k, 4, 4, 48, 32) for k in range(12)] + [("b.mp4", k, 4, 4, 72, 48) for k in range(12)]
+    boxes += [("frames", 1, 4, 4, 40, 30)]  # of 4 frames, 0 0 1 1 2 2 ... are looked at with the usual options
+    text = "clip,frame,x1,y1,x2,y2\n" + "".join(",".join(map(str, row)) + "\n" for row in boxes)
+    (tmp_path / "boxes.csv").write_text(text)
+    source = build_proposals("annotations", file=str(tmp_path / "boxes.csv"))
+    assert found(videos, "a.mp4", "b.mp4", "still.mp4", boxes=source) == {"b.mp4": {"boxes"}, "still.mp4": {"still", "boxes"}}
+
+
+def test_sparse_boxes_that_leave_a_clip_without_any_are_a_finding(tmp_path):
+    write_video(
+        tmp_path / "long.mp4", moving(5, 64), 12
+    )  # frames 1, 5, 9, ... are looked at: the middles of 32 segments, halved
+    looked = set(check._frames_looked_at(look(Opening(tmp_path), Clip("l", str(tmp_path / "long.mp4"), "test", ())).info))
+    assert len(looked) == 16
+    for frame in (min(looked), min(set(range(64)) - looked)):
+        (tmp_path / "boxes.csv").write_text(f"clip,frame,x1,y1,x2,y2\nlong.mp4,{frame},4,4,40,30\n")
+        source = build_proposals("annotations", file=str(tmp_path / "boxes.csv"))
+        assert found(tmp_path, "long.mp4", boxes=source) == ({} if frame in looked else {"long.mp4": {"boxes"}})
 
 
 def test_a_duplicate_says_which_splits_and_labels_disagree(videos):

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from cli.__main__ import _verbs, main, vidgraph
 from cli._options import require_writable, shard_numbers, toml_value
+from cli._utf8 import ensure_utf8
 from pipeline.cache import Cache
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +45,36 @@ def test_every_option_has_a_line_of_help():
         for parameter in command.params:
             if isinstance(parameter, click.Option):
                 assert parameter.help, f"{name} {parameter.opts[0]}"
+
+
+def test_names_beyond_ascii_do_not_hang_on_the_locale(tmp_path):
+    """As batch systems start programs: the names, the manifest and what is printed are those of any other day."""
+    (tmp_path / "s\u00e9t/\u7f51").mkdir(parents=True)
+    for name in ("na\u00efve.mp4", "plain.mp4"):
+        (tmp_path / "s\u00e9t/\u7f51" / name).touch()
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    asked = [sys.executable, "-m", "cli", "manifest", "folder", "s\u00e9t", "--out", "clips.csv", "--val", "0", "--test", "0"]
+    done = subprocess.run(asked, cwd=tmp_path, env=env, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "\u7f51" in done.stdout.decode("utf-8")
+    assert [line.split(",")[1] for line in (tmp_path / "clips.csv").read_text("utf-8").splitlines()[1:]] == [
+        "s\u00e9t/\u7f51/na\u00efve.mp4",
+        "s\u00e9t/\u7f51/plain.mp4",
+    ]
+
+
+def test_a_command_is_started_anew_once_and_only_where_names_are_not_utf8(monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda *asked: started.append(asked))
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-B", "/bin/vidgraph", "ls", "."])
+    monkeypatch.delenv("PYTHONUTF8", raising=False)
+    ensure_utf8()
+    assert not started
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    monkeypatch.setenv("PYTHONUTF8", "0")
+    ensure_utf8()
+    assert started == [(sys.executable, [sys.executable, "-X", "utf8", "-B", "/bin/vidgraph", "ls", "."])]
+    assert os.environ["PYTHONUTF8"] == "1"  # for child processes
 
 
 def test_a_mistyped_verb_is_answered_with_the_nearest(capsys):

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import tiny_videos
 import torch
-from tiny_videos import write_csv
+from tiny_videos import make_videos, write_csv
 
+from cli.extract import _report_warnings
 from pipeline import boxes as geometry
 from pipeline.backbones import build_backbone
 from pipeline.cache import Cache
@@ -28,6 +29,7 @@ from pipeline.manifest import Clip, read_manifest
 from pipeline.pixels import DecodeViews, Opening, step_frames
 from pipeline.repair import Moved, as_extracted
 from pipeline.sample import Sampling
+from pipeline.sealed import read_json
 from pipeline.verify import shards_to_repair
 
 ROOT = Path(__file__).parent.parent
@@ -383,6 +385,36 @@ def test_a_machine_without_a_gpu_describes_what_one_with_a_gpu_will_store(world,
 def test_a_run_refuses_numbers_it_cannot_work_with(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         RunOptions(**wrong)
+
+
+def test_what_looks_wrong_with_a_clip_is_said_and_kept_and_fails_nothing(tmp_path, capsys):
+    """An end in milliseconds, and boxes at frames that no view meets; the next run, which finds its shard, says it again."""
+    folder = make_videos(tmp_path / "videos", 3)
+    rows = [
+        ("clip0", "clip0.mp4", "test", 0, "", 1000),
+        ("clip1", "clip1.mp4", "test", 1, "", ""),
+        ("clip2", "clip2.mp4", "test", 0, 0, 1),
+    ]
+    write_csv(folder / "manifest.csv", ("clip", "path", "split", "label", "start", "end"), rows)
+    boxes = [("clip0", k, 0, 0, 9, 9) for k in range(8)] + [
+        ("clip1", 1, 0, 0, 9, 9),
+        ("clip2", 6, 0, 0, 9, 9),
+        ("clip2", 1, 0, 0, 9, 9),
+    ]
+    write_csv(folder / "boxes.csv", ("clip", "frame", "x1", "y1", "x2", "y2"), boxes)
+    config = config_of(folder, sampling=replace(SAMPLING, train_views=0, sampling="linspace"))  # not at 1 and 6
+    for _ in range(2):
+        summary = run(folder, tmp_path / "cache", config)
+        assert not summary.failures
+        assert [warning["clip"] for warning in summary.warnings] == ["clip0", "clip1", "clip2"]
+        assert "milliseconds" in summary.warnings[0]["message"]
+        assert all("no box: none of its" in warning["message"] for warning in summary.warnings[1:])
+    _report_warnings(summary.warnings, tmp_path)
+    assert "warning: clip0: ends at 1000 s" in capsys.readouterr().err
+
+
+def test_a_shard_without_warnings_is_recorded_as_before(undisturbed):
+    assert all("warnings" not in read_json(path) for path in (undisturbed / "features").glob("*.json"))
 
 
 def test_a_failed_clip_has_the_seconds_it_took(undisturbed):

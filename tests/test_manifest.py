@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pipeline.manifest import ManifestError, inside, label_ids, read_manifest, shard_ranges, write_manifest
+from pipeline.manifest import (
+    ManifestError,
+    about_withheld,
+    inside,
+    label_ids,
+    read_manifest,
+    shard_ranges,
+    withheld,
+    write_manifest,
+)
 from pipeline.scan import scan_folder
 
 HEADER = "clip,path,split,label\n"
@@ -53,6 +62,19 @@ def test_the_spreadsheet_mark_and_its_line_ends_change_nothing_but_the_checksum(
     assert plain.sha256 != marked.sha256
 
 
+def test_names_that_only_look_like_other_systems_are_paths(tmp_path):
+    names = ["a:b.mp4", "C:b.mp4", "a b/c\\d.mp4", "www.host/b.mp4", "a~/b.mp4", "s3:/b.mp4"]
+    text = HEADER + "".join(f"{k},{name},train,x\n" for k, name in enumerate(names))
+    root = tmp_path.resolve()
+    assert [clip.place for clip in read_manifest(save(tmp_path, text)).clips] == [str(root / name) for name in names]
+
+
+def test_a_cell_may_be_longer_than_the_csv_module_likes(tmp_path):
+    long = "x" * 300_000
+    text = HEADER.strip() + f",note\na,a.mp4,train,x,{long}\nb,b.mp4,train,y,\n"
+    assert [len(clip.extra["note"]) for clip in read_manifest(save(tmp_path, text)).clips] == [300_000, 0]
+
+
 def test_the_checksum_is_the_files(tmp_path):
     import hashlib
 
@@ -65,6 +87,20 @@ REFUSED = {
     "no rows": (HEADER, 2, "", "one row per clip"),
     "only blank lines": ("\n\n", 1, "", "write the header"),
     "missing column": ("clip,path,split\na,a.mp4,train\n", 1, "label", "expected clip,path,split,label"),
+    "tabs": ("clip\tpath\tsplit\tlabel\na\ta.mp4\ttrain\tx\n", 1, "clip", "separated by tabs, expected commas"),
+    "pipes": ("clip|path|split|label\n", 1, "clip", "separated by pipes"),
+    "quoted semicolons": ('"clip";"path";"split";"label"\n', 1, "clip", "separated by semicolons"),
+    "semicolons after a mark": ("\ufeffclip;path;label;split;start\r\n", 1, "clip", "separated by semicolons"),
+    "sep line": ("sep=;\nclip;path;split;label\n", 1, "clip", "delete that line"),
+    "sep line of commas": ("sep=,\n" + HEADER + GOOD, 1, "clip", "delete that line"),
+    "drive": (HEADER + GOOD + "b,C:\\data\\b.mp4,train,x\n", 3, "path", "drive letter"),
+    "drive with slashes": (HEADER + GOOD + "b,d:/data/b.mp4,train,x\n", 3, "path", "drive letter"),
+    "share": (HEADER + GOOD + "b,\\\\host\\data\\b.mp4,train,x\n", 3, "path", "network share"),
+    "address": (HEADER + GOOD + "b,https://host/b.mp4,train,x\n", 3, "path", "an address (URL)"),
+    "bucket": (HEADER + GOOD + "b,s3://bucket/b.mp4,train,x\n", 3, "path", "an address (URL)"),
+    "file address": (HEADER + GOOD + "b,file:///data/b.mp4,train,x\n", 3, "path", "an address (URL)"),
+    "home": (HEADER + GOOD + "b,~/b.mp4,train,x\n", 3, "path", "only a shell"),
+    "UTF-16 the other way": ("\ufeff".encode("utf-16-be") + HEADER.encode("utf-16-be"), 1, "", "UTF-16"),
     "other separator": ("clip;path;split;label\na;a.mp4;train;x\n", 1, "clip", "expected clip,path,split,label"),
     "column twice": ("clip,path,split,label,path\na,a,train,x,b\n", 1, "'path'", "its own name"),
     "unnamed column": ("clip,path,split,label,\na,a,train,x,b\n", 1, "''", "its own name"),
@@ -342,26 +378,105 @@ def test_number_labels_keep_their_numbers_and_names_are_alphabetical():
         label_ids(["7", "07"])
 
 
+def test_labels_that_are_numbers_are_in_the_order_of_numbers():
+    assert label_ids(["10.0", "2.0", "0.0"]) == {"0.0": 0, "2.0": 2, "10.0": 10}
+    assert label_ids(["10", "2.5", "-3"]) == {"-3": 0, "2.5": 1, "10": 2}
+    assert label_ids(["10", "2", "other"]) == {"2": 0, "10": 1, "other": 2}
+    assert list(label_ids(["1_0", "9", "1e1", "nan"])) == ["9", "1_0", "1e1", "nan"]  # float() takes all of them
+    assert label_ids(["9" * 30, "1" + "0" * 29]) == {"1" + "0" * 29: 10**29, "9" * 30: 10**30 - 1}
+    for one, other, plain in (("1", "1.0", "1"), ("2.50", "2.5", "2.5"), ("+7", "7", "7"), ("100", "100.0", "100")):
+        with pytest.raises(ManifestError, match=f"another label is the same number; write {plain} in every row"):
+            label_ids([one, other, "cat"])
+
+
+def manifest_of(tmp_path, *labels: str, split: str = "test"):
+    """A clip of train labelled cat, and one of `split` for each label."""
+    rows = "".join(f"{k},{k}.mp4,{split},{label}\n" for k, label in enumerate(labels))
+    return read_manifest(save(tmp_path, HEADER + "t,t.mp4,train,cat\n" + rows))
+
+
+@pytest.mark.parametrize(
+    "label", ["-1", "-1.0", "?", "NA", "n/a", "NaN", "nan", "None", "NULL", "<NA>", "-100", "unknown", "-"]
+)
+def test_what_programs_write_for_an_unknown_label_is_found(tmp_path, label):
+    manifest = manifest_of(tmp_path, label, label, "dog", f"dog;{label}", "")
+    ((found, clips),) = withheld(manifest).items()
+    assert (found, [clip.clip for clip in clips]) == (label, ["0", "1", "3"])
+    assert repr(label) in about_withheld(found, clips)
+
+
+def test_a_word_that_may_be_a_class_is_one_where_it_is_learned(tmp_path):
+    assert not withheld(manifest_of(tmp_path, "unknown", "missing", "-100", "-2", split="train"))
+    assert set(withheld(manifest_of(tmp_path, "-1", "None", "0", split="train"))) == {"-1", "None"}
+    assert not withheld(manifest_of(tmp_path, "1", "nano", "a-1", "Nonesuch", "no", "0"))
+
+
 def test_classes_come_from_folders_and_ids_from_paths(tmp_path):
     touch(tmp_path, "cat/one.mp4", "cat/deep/two.MKV", "dog/x.v1.webm", "loose.avi")
     found = {r["clip"]: (r["path"], r["label"]) for r in scan_folder(tmp_path).rows}
     assert found == {
-        "cat/one": ("cat/one.mp4", "cat"),
-        "cat/deep/two": ("cat/deep/two.MKV", "cat"),
-        "dog/x.v1": ("dog/x.v1.webm", "dog"),
-        "loose": ("loose.avi", ""),
+        "cat/one.mp4": ("cat/one.mp4", "cat"),
+        "cat/deep/two.MKV": ("cat/deep/two.MKV", "cat"),
+        "dog/x.v1.webm": ("dog/x.v1.webm", "dog"),
+        "loose.avi": ("loose.avi", ""),
     }
 
 
-def test_files_of_one_stem_keep_their_suffix(tmp_path):
-    touch(tmp_path, "c/a.mp4", "c/a.mkv", "c/b.mp4", "c/d.mp4", "c/d/1.jpg")
-    assert sorted(r["clip"] for r in scan_folder(tmp_path).rows) == ["c/a.mkv", "c/a.mp4", "c/b", "c/d", "c/d.mp4"]
+ADDED = ["c/a.avi", "c/a/1.jpg", "c/A.mp4", "c/a.MP4", "c/ a.mp4", "c/a .mp4", "b/a.mp4", "c/a.mp4.mp4", "a.mp4", "c/a/b.mp4"]
+
+
+@pytest.mark.parametrize("added", ADDED)
+def test_the_row_of_a_clip_hangs_on_no_other_file(tmp_path, added):
+    """Its id, split and label are the same whatever lies beside it, and all ids differ."""
+    touch(tmp_path, "c/a.mp4", "c/b.webm", "d/walk/1.jpg")
+    before = {row["path"]: row for row in scan_folder(tmp_path, val=0.3, test=0.3).rows}
+    touch(tmp_path, added)
+    after = {row["path"]: row for row in scan_folder(tmp_path, val=0.3, test=0.3).rows}
+    assert before.items() <= after.items()
+    assert len(after) == len(before) + 1 == len({row["clip"] for row in after.values()})
+
+
+def test_blanks_at_the_ends_of_names_cost_no_video(tmp_path):
+    touch(tmp_path, "jump/one.mp4", "jump/my clip .mp4", " run/three.mp4", "walk/four /1.jpg", "five. mp4/1.jpg")
+    scan = scan_folder(tmp_path)
+    manifest = write_manifest(tmp_path / "m.csv", scan.rows)
+    assert not scan.ignored
+    assert all(clip.path.exists() for clip in manifest.clips)
+    assert {clip.clip for clip in manifest.clips} == {
+        *("jump/one.mp4", "jump/my clip .mp4", "%20run/three.mp4", "walk/four%20", "five. mp4")
+    }
+
+
+@pytest.mark.parametrize(
+    "name", [r"C:\a.mp4", r"\\host\a.mp4", "~me/a.mp4", "...mp4", "a\nb.mp4", "a\x1b[31m.mp4", "x" * 230 + ".mp4"]
+)
+def test_a_name_that_no_manifest_takes_is_told_and_costs_no_other(tmp_path, name):
+    touch(tmp_path, "a.mp4", name)
+    scan = scan_folder(tmp_path)
+    assert [clip.clip for clip in write_manifest(tmp_path / "m.csv", scan.rows).clips] == ["a.mp4"]
+    assert len(scan.ignored) == 1
+    assert scan.about_ignored().isprintable()
+
+
+def test_links_that_are_not_followed_are_said_to_be_links(tmp_path):
+    touch(tmp_path, "store/0.mp4", "store/walk/1.jpg")
+    (tmp_path / "set/a").mkdir(parents=True)
+    for name, target in (("clip.mp4", "../../store/0.mp4"), ("walk", "../../store/walk"), ("gone.mp4", "nothing.mp4")):
+        (tmp_path / "set/a" / name).symlink_to(target)
+    with pytest.raises(ManifestError, match=r"3 links \(a/clip.mp4 -> \.\./\.\./store/0.mp4, .*copy the files"):
+        scan_folder(tmp_path / "set")
+    touch(tmp_path, "set/a/own.mp4")
+    scan = scan_folder(tmp_path / "set")
+    assert [row["path"] for row in scan.rows] == ["a/own.mp4"]
+    assert scan.about_ignored().startswith("3 links ignored (a/clip.mp4 -> ")
+    inside = {row["path"] for row in scan_folder(tmp_path).rows}  # from the folder above both, the links to files stay inside
+    assert {"set/a/clip.mp4", "store/0.mp4", "store/walk"} <= inside
 
 
 def test_a_folder_of_images_is_one_clip_and_pictures_beside_videos_are_none(tmp_path):
     touch(tmp_path, "c/walk/00001.jpg", "c/walk/00002.jpg", "c/walk/notes.txt", "c/thumb.png", "c/b.mp4")
     scan = scan_folder(tmp_path)
-    assert [(r["clip"], r["path"], r["label"]) for r in scan.rows] == [("c/b", "c/b.mp4", "c"), ("c/walk", "c/walk", "c")]
+    assert [(r["clip"], r["path"], r["label"]) for r in scan.rows] == [("c/b.mp4", "c/b.mp4", "c"), ("c/walk", "c/walk", "c")]
     assert sorted(scan.ignored) == ["c/thumb.png", "c/walk/notes.txt"]
     with pytest.raises(ManifestError, match="folder above"):
         scan_folder(tmp_path / "c/walk")
@@ -370,7 +485,11 @@ def test_a_folder_of_images_is_one_clip_and_pictures_beside_videos_are_none(tmp_
 def test_split_folders_are_recognised(tmp_path):
     touch(tmp_path, "train/cat/a.mp4", "Validation/cat/a.mp4", "test/dog/a.mp4")
     found = {r["clip"]: (r["split"], r["label"]) for r in scan_folder(tmp_path).rows}
-    assert found == {"train/cat/a": ("train", "cat"), "Validation/cat/a": ("val", "cat"), "test/dog/a": ("test", "dog")}
+    assert found == {
+        "train/cat/a.mp4": ("train", "cat"),
+        "Validation/cat/a.mp4": ("val", "cat"),
+        "test/dog/a.mp4": ("test", "dog"),
+    }
     by_hash = scan_folder(tmp_path, split_by="hash", val=0, test=0).rows
     assert {(r["split"], r["label"]) for r in by_hash} == {("train", "train"), ("train", "Validation"), ("train", "test")}
 
@@ -395,7 +514,7 @@ def test_drawn_splits_have_their_shares_and_do_not_move_when_clips_are_added(tmp
     assert before.items() <= after.items()
     assert before != {r["clip"]: r["split"] for r in scan_folder(tmp_path, val=0.2, test=0.1, seed=1).rows}
     # Written down once: caches and results depend on who is in which split.
-    assert [before[f"c/{k}"] for k in range(8)] == ["val", "train", "test", "val", "train", "train", "train", "train"]
+    assert [before[f"c/{k}.mp4"] for k in range(8)] == ["val", "train", "test", "val", "train", "train", "train", "train"]
 
 
 def test_what_no_manifest_can_hold_is_reported_or_refused(tmp_path):
@@ -406,8 +525,9 @@ def test_what_no_manifest_can_hold_is_reported_or_refused(tmp_path):
     (tmp_path / "c/out.mp4").symlink_to(os.__file__)
     (tmp_path / "c/self.mp4").symlink_to("self.mp4")
     scan = scan_folder(tmp_path)
-    assert [r["clip"] for r in scan.rows] == ["c/a"]
-    assert len(scan.ignored) == 8
+    assert [r["clip"] for r in scan.rows] == ["c/a.mp4"]
+    assert len(scan.ignored) == 5
+    assert len(scan.links) == 3
     write_manifest(tmp_path / "m.csv", scan.rows)
     touch(tmp_path, "a;b/c.mp4")
     with pytest.raises(ManifestError, match="rename the folder 'a;b'"):

@@ -349,6 +349,28 @@ def test_a_model_zoo_file_that_would_run_code_is_refused(tmp_path):
         build_proposals("detectron2", weights=str(tmp_path / "code.pkl"))
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "model.", "module.detector._orig_mod."])
+def test_weights_of_a_wrapped_detector_load(weights, prefix, tmp_path):
+    folder, model = weights
+    torch.save(
+        {"state_dict": {prefix + key: value for key, value in model.state_dict().items()}, "epoch": 1}, tmp_path / "w.pth"
+    )
+    plain, wrapped = (
+        build_proposals("torchvision", weights=str(p), size=64) for p in (folder / "torchvision.pth", tmp_path / "w.pth")
+    )
+    for one, other in zip(plain.head.parameters(), wrapped.head.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_two_networks_in_one_file_of_weights_are_refused_by_their_prefixes(tmp_path):
+    from pipeline.proposals.digit_rpn import Net
+
+    state = Net().state_dict()
+    torch.save({f"{part}.{key}": value for part in ("model", "ema") for key, value in state.items()}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"several such networks, below 'model\.', 'ema\.'"):
+        build_proposals("digit_rpn", weights=str(tmp_path / "w.pth"))
+
+
 # ---- annotations -----------------------------------------------------------------------------------------------------------
 
 
@@ -439,6 +461,78 @@ def test_boxes_far_outside_the_frame_were_measured_in_another(tmp_path):
     file = written(tmp_path / "boxes.json", {"17": [[[10, 10, 40, 20]]]})
     with pytest.raises(BoxesError, match="fraction"):
         build_proposals("annotations", file=file).propose(None, CLIP, INFO, (0,))
+
+
+def listed(kind, path, box, size=SIZE):
+    """A file in which clip 17 has one box, xyxy as a share of the frame, in frame 0; `size` of the frame in pixels, twice."""
+    pixels = [float(v) for v in np.multiply(box, size)]
+    if kind == "csv":
+        return csv_of(path / "boxes.csv", [["17", 0, *pixels, 1, ""]])
+    if kind == "fractions in csv":
+        return csv_of(path / "boxes.csv", [["17", 0, *box, 1, ""]])
+    content = {"17": [[list(box)]]} if kind == "gos" else {"17": something_else([("0000", pixels)])}
+    return written(path / "boxes.json", content)
+
+
+@pytest.mark.parametrize("kind", ["csv", "something else", "gos", "fractions in csv"])
+@pytest.mark.parametrize(
+    ("box", "kept"),
+    [
+        ((0.5, 0.5, 1.0, 1.0), True),
+        ((0.5, 0.5, 1.09, 1.09), True),  # a detector's overhang
+        ((-0.02, 0.5, 1.09, 1.0), True),
+        ((0.5, 0.5, 1.2, 1.0), False),  # of a picture 1.2 times as wide
+        ((0.75, 0.75, 1.5, 1.5), False),  # the lower right quarter of one 1.5 times as large
+        ((0.1, 0.1, 0.5, 1.3), False),
+        ((-0.1, 0.1, 1.2, 1.0), True),  # sticks out both ways: an object larger than the frame
+        ((-0.6, 0.1, 1.2, 1.0), False),
+    ],
+)
+def test_boxes_that_end_outside_were_measured_in_a_larger_picture(kind, box, kept, tmp_path):
+    """In every format: clipped where a picture of this size has such boxes, else the clip fails with the cure."""
+    source = build_proposals("annotations", file=listed(kind, tmp_path, box))
+    if kept:
+        boxes, _ = source.propose(None, CLIP, INFO, (0,))
+        np.testing.assert_allclose(boxes[0, 0], np.clip(box, 0, 1), rtol=1e-5)
+    else:
+        with pytest.raises(BoxesError, match=r"outside a frame of 80x40 pixels.*annotated_height"):
+            source.propose(None, CLIP, INFO, (0,))
+
+
+def test_the_cure_that_the_message_names_cures(tmp_path):
+    file = listed("csv", tmp_path, (0.5, 0.5, 1, 1), [120, 60] * 2)  # drawn in the original, 1.5 times as large
+    with pytest.raises(BoxesError, match="annotated_height"):
+        build_proposals("annotations", file=file).propose(None, CLIP, INFO, (0,))
+    boxes, _ = build_proposals("annotations", file=file, annotated_height=60).propose(None, CLIP, INFO, (0,))
+    np.testing.assert_allclose(boxes[0, 0], [0.5, 0.5, 1, 1], rtol=1e-6)
+    boxes, _ = build_proposals("annotations", file=file, overhang=0.5).propose(None, CLIP, INFO, (0,))
+    np.testing.assert_allclose(boxes[0, 0], [0.75, 0.75, 1, 1], rtol=1e-6)
+    for overhang in (-0.1, 0.6, True, "0.1"):
+        with pytest.raises(ValueError, match="overhang"):
+            build_proposals("annotations", file=file, overhang=overhang)
+
+
+def test_boxes_that_no_frame_meets_are_remarked_on(tmp_path):
+    rows = [["17", k, 0, 0, 40, 20, 1, ""] for k in (1, 3, 5)] + [["18", 0, 0, 0, 4, 4, 1, ""], ["19", 60, 0, 0, 4, 4, 1, ""]]
+    source = build_proposals("annotations", file=csv_of(tmp_path / "boxes.csv", rows))
+    assert "none of its 3 frames with boxes (1, 3, 5) is one of the 4" in source.remark(CLIP, INFO, (0, 2, 4, 6))
+    assert source.remark(CLIP, INFO, (0, 3)) == ""
+    other = SimpleNamespace(clip="18", path="x")
+    assert source.remark(other, INFO, (0, 2)) == ""
+    assert source.remark(SimpleNamespace(clip="none", path="x"), INFO, (0,)) == ""
+    long = SimpleNamespace(clip="19", path="x")
+    assert "boxes up to frame 60, the video only frames 0 to 7" in source.remark(long, INFO, (0, 60))
+
+
+def test_a_separator_other_than_the_comma_and_a_mark_are_told(tmp_path):
+    text = "clip;frame;x1;y1;x2;y2\n17;0;0;0;1;1\n"
+    with pytest.raises(ValueError, match=r"line 1: no column clip, .* separated by semicolons, expected commas"):
+        build_proposals("annotations", file=written(tmp_path / "boxes.csv", text))
+    marked = written(tmp_path / "boxes.csv", "\ufeff" + text.replace(";", ","))
+    assert build_proposals("annotations", file=marked).propose(None, CLIP, INFO, (0,))[1][0, 0] == 1
+    (tmp_path / "boxes.json").write_bytes('{"17": []}'.encode("utf-16"))
+    with pytest.raises(ValueError, match=r"UTF-16 text; save the file as UTF-8"):
+        build_proposals("annotations", file=str(tmp_path / "boxes.json"))
 
 
 def test_a_clip_that_is_not_listed_fails_alone_unless_allowed(tmp_path):

@@ -170,6 +170,19 @@ def test_what_is_wrong_is_named_in_one_line(settings, match, tmp_path):
     assert "r.toml" in str(error.value) or "--set" in str(error.value)
 
 
+def test_a_recipe_may_be_written_by_any_editor(tmp_path):
+    path = tmp_path / "r.toml"
+    text = 'source = "a test"\n[head]\nname = "pool"\n[train]\nepochs = 3\nlr = 0.1\n'
+    path.write_bytes(("\ufeff" + text).replace("\n", "\r\n").encode())
+    assert read_recipe(path).head.name == "pool"
+    path.write_bytes(text.encode("utf-16"))
+    with pytest.raises(ValueError, match=r"r\.toml: UTF-16 text; save the file as UTF-8"):
+        read_recipe(path)
+    path.write_bytes(text.encode() + b"# caf\xe9")
+    with pytest.raises(ValueError, match=r"r\.toml: byte \d+ \(0xe9\) is not UTF-8"):
+        read_recipe(path)
+
+
 def test_a_missing_key_file_or_name_is_named(tmp_path):
     path = tmp_path / "r.toml"
     path.write_text(MINIMAL)

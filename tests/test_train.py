@@ -265,6 +265,53 @@ def test_a_class_list_fixes_the_order(cache, tmp_path):
         find_classes(cache.manifest, Data(class_list=str(tmp_path / "list.txt")))
 
 
+def test_a_label_that_reads_like_none_is_no_class_in_silence(tmp_path):
+    """A test split whose labels are withheld as -1: refused, or read as no label; never scored as a class."""
+    labels = ["2", "10", "2", "10", "-1", "-1"]
+    cache = Tiny(splits=("train", "train", "val", "val", "test", "test"), labels=labels, fields=("pooled",)).write(
+        tmp_path / "c"
+    )
+    with pytest.raises(ValueError, match=r"label '-1' \(2 clips of test\) .*data\.no_label"):
+        find_classes(cache.manifest, Data())
+    data = Data(no_label=("-1",))
+    assert [name for name in find_classes(cache.manifest, data) if name in labels] == ["2", "10"]
+    assert a_part(cache, "test", data).targets is None
+    assert a_part(cache, "val", data).targets.tolist() == [2, 10]
+    with pytest.raises(ValueError, match="label '-1'"):  # a manifest that comes later, to a run that knows its classes
+        part_of(cache, "test", "test", cache.manifest, ("2", "10"), Data())
+    (tmp_path / "classes.txt").write_text("-1\n2\n10\n")
+    assert find_classes(cache.manifest, Data(class_list=str(tmp_path / "classes.txt"))) == ("-1", "2", "10")
+
+
+def test_a_label_that_reads_like_none_is_left_out_of_several(tmp_path):
+    cache = Tiny(splits=("train",) * 3, fields=("pooled",)).write(tmp_path / "c")
+    rows = [
+        {"clip": c.clip, "path": "x", "split": "train", "label": text}
+        for c, text in zip(cache.manifest.clips, ("a;?", "b", "?"), strict=True)
+    ]
+    manifest = write_manifest(tmp_path / "other.csv", rows)
+    with pytest.raises(ValueError, match=r"label '\?'"):
+        find_classes(manifest, Data(target="multi"))
+    data = Data(target="multi", no_label=("?",))
+    assert find_classes(manifest, data) == ("a", "b")
+    assert part_of(cache, "train", "train", manifest, ("a", "b"), data).targets.tolist() == [[1, 0], [0, 1], [0, 0]]
+
+
+def test_a_recipe_without_no_label_is_recorded_as_before():
+    assert "no_label" not in recipe("pool").as_dict()["data"]
+    assert recipe("pool", data={"no_label": ["-1"]}).as_dict()["data"]["no_label"] == ["-1"]
+
+
+@pytest.mark.parametrize("data", ["\ufeffb\r\na\r\n".encode(), b"b\na", b"\n b \n\na\n"])
+def test_a_class_list_may_be_written_by_any_editor(tmp_path, data):
+    cache = Tiny(splits=("train", "train"), labels=["a", "b"], fields=("pooled",)).write(tmp_path / "c")
+    (tmp_path / "classes.txt").write_bytes(data)
+    assert find_classes(cache.manifest, Data(class_list=str(tmp_path / "classes.txt"))) == ("b", "a")
+    (tmp_path / "classes.txt").write_bytes("b\na\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"data\.class_list: .*UTF-16 text; save the file as UTF-8"):
+        find_classes(cache.manifest, Data(class_list=str(tmp_path / "classes.txt")))
+
+
 def test_a_subset_of_the_labels_leaves_the_other_videos_out_and_counts_them(cache, tmp_path):
     lines = []
     chosen = recipe("pool", epochs=1, data={"labels": ["class 2", "class 0"]})

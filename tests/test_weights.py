@@ -361,3 +361,105 @@ def test_a_file_that_is_absent_or_holds_something_else_says_so(tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
     with pytest.raises(ValueError, match="not a checkpoint of plain tensors"):
         build_backbone("digit_cnn", tmp_path / "module.pth")
+
+
+# What wrappers put around the names.
+
+WRAPPED = {
+    "compiled": "_orig_mod.",
+    "data-parallel": "module.",
+    "twice": "module.module.",
+    "compiled and data-parallel": "module._orig_mod.",
+    "the other way": "_orig_mod.module.",
+    "a framework": "model.",
+    "part of a model": "backbone.",
+    "in any order": "module.encoder._orig_mod.",
+    "sharded": "_fsdp_wrapped_module.encoder.",
+    "any name": "student.net.",
+}
+
+
+@pytest.mark.parametrize("holder", [(), ("state_dict",), ("model",), ("state_dict", "model"), ("state_dict", "module")])
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_prefixes_that_all_names_share_are_taken_off(kind, holder, tmp_path):
+    trained = tiny("digit_cnn", seed=1)
+    saved = {WRAPPED[kind] + key: value for key, value in trained.state_dict().items()}
+    for key in reversed(holder):
+        saved = {key: saved, "epoch": 3, "optimizer": {"state": {}, "param_groups": []}}
+    torch.save(saved, tmp_path / "w.pth")
+    loaded = build_backbone("digit_cnn", tmp_path / "w.pth", width=8)
+    assert all(torch.equal(value, trained.state_dict()[key]) for key, value in loaded.state_dict().items())
+
+
+def test_what_torch_itself_saves_of_wrapped_modules_loads(tmp_path):
+    """torch.compile of the whole and of a part, an average over steps, and a Sequential; names as torch gives them."""
+    trained = tiny("digit_cnn", seed=1)
+    state = trained.state_dict()
+    part = tiny("digit_cnn", seed=1)
+    part.conv2 = torch.compile(part.conv2)
+    made = {
+        "compiled": torch.compile(trained),
+        "compiled part": part,
+        "average": torch.optim.swa_utils.AveragedModel(trained),
+        "in a sequence": nn.Sequential(nn.Identity(), trained),
+        "beside its head": nn.ModuleDict({"backbone": trained, "head": nn.Linear(8, 3)}),
+    }
+    for name, module in made.items():
+        torch.save(module.state_dict(), tmp_path / "w.pth")
+        loaded = build_backbone("digit_cnn", tmp_path / "w.pth", width=8).state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in loaded.items()), name
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "backbone.", "model.module."])
+def test_other_projects_names_load_below_prefixes_too(prefix, tmp_path):
+    trained = tiny("i3d_r50", seed=1)
+    for write in (as_pytorchvideo, as_pyslowfast, as_port):
+        state = {prefix + key: value for key, value in write(trained.state_dict()).items()}
+        torch.save({"state_dict": state}, tmp_path / "w.pth")
+        loaded = build_backbone("i3d_r50", tmp_path / "w.pth", width=8)
+        assert torch.equal(loaded.res5[2].conv3.weight, trained.res5[2].conv3.weight)
+        assert loaded.mean == pytest.approx((0.45,) * 3)
+
+
+def test_a_prefix_never_loads_a_half(tmp_path):
+    """A name missing below the prefix, one of another shape, or another network beside it: refused, and said what was tried."""
+    good = {f"module.net.{key}": value for key, value in tiny("digit_cnn", seed=1).state_dict().items()}
+    without = {key: value for key, value in good.items() if not key.endswith("conv2.conv.bias")}
+    shaped = {**good, "module.net.conv1.conv.bias": torch.zeros(9)}
+    for bad, fault in ((without, r"1 missing \(conv2.conv.bias\)"), (shaped, r"1 mis-shaped \(conv1.conv.bias \[9\]")):
+        torch.save(bad, tmp_path / "w.pth")
+        with pytest.raises(ValueError, match=rf"do not fit digit_cnn: {fault}.*tried without the prefixes module\., net\."):
+            build_backbone("digit_cnn", tmp_path / "w.pth", width=8)
+
+
+def test_two_networks_in_one_file_are_refused_with_both_prefixes(tmp_path):
+    states = {"encoder_q": tiny("digit_cnn", seed=1).state_dict(), "encoder_k": tiny("digit_cnn", seed=2).state_dict()}
+    flat = {f"module.{part}.{key}": value for part, state in states.items() for key, value in state.items()}
+    message = refused(flat | {"module.queue": torch.zeros(8, 4)}, tmp_path, "digit_cnn")
+    assert "the names below 'encoder_q.' or 'encoder_k.' would fit" in message
+
+
+@pytest.mark.parametrize(
+    ("saved", "asked", "advice"),
+    [
+        (("tsm_r50", {"width": 8}), ("i3d_r50", {"width": 8}), "or the backbone tsm_r50"),
+        (("resnet18", {"width": 8}), ("i3d_r50", {"width": 8}), "the backbone resnet18 or the backbone tsm_r18"),
+        (("digit_cnn", {"width": 16}), ("digit_cnn", {"width": 8}), "digit_cnn with --set backbone_options.width=16"),
+        (
+            ("i3d_r50", {"width": 8, "temporal": "alternating"}),
+            ("i3d_r50", {"width": 8}),
+            "backbone_options.temporal=alternating",
+        ),
+        (
+            ("i3d_r50", {"width": 8, "reduce": 4}),
+            ("i3d_r50", {"width": 8}),
+            "choose the options that the weights had (temporal, ",
+        ),
+    ],
+)
+def test_the_advice_of_a_refusal_fits_its_cause(saved, asked, advice, tmp_path):
+    torch.save(build_backbone(saved[0], **saved[1]).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="do not fit") as caught:
+        build_backbone(asked[0], tmp_path / "w.pth", **asked[1])
+    assert advice in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -42,8 +42,9 @@ def _strip(known: KnownCache, clip: str) -> tuple[bytes | None, str]:
     if not inside(manifest.root, source).exists():
         return None, f"No picture: {source.path} is not there"
     try:
-        aspect = known.cache.config.get("pixel_aspect", "displayed")
-        with open_clip(source, "pyav", allow_truncated=True, pixel_aspect=aspect) as reader:
+        config = known.cache.config
+        shown = {name: config[name] for name in ("pixel_aspect", "frame_pattern") if name in config}
+        with open_clip(source, "pyav", allow_truncated=True, **shown) as reader:
             frames = reader.read([int(numbers[k]) - reader.info.first for k in chosen])
     except DecodeError as error:
         return None, f"No picture: {error.reason}"

@@ -15,12 +15,14 @@ import errno
 import hashlib
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pipeline.backbones._base import IMAGENET_MEAN, IMAGENET_STD, Backbone
+from pipeline.wrappers import HOLDERS, states, tried, unwrapped
 
 KINETICS_MEAN = (0.45, 0.45, 0.45)
 KINETICS_STD = (0.225, 0.225, 0.225)
@@ -31,9 +33,6 @@ INFLATIONS = ("mean", "centre")
 FRESH = ("reduced", "non_local", "me", "shift", "eab", "lmc", "stack")
 # Those that image networks never have, and that start as the identity or near it.
 NOT_IN_IMAGES = FRESH[1:]
-
-# Where training scripts keep the state dict in what they save.
-_HOLDERS = ("backbone", "model_state", "state_dict", "model")
 
 _CLASSIFIER = re.compile(r"^(fc|classifier|head|blocks\.\d+\.(proj|output_pool))\.")
 
@@ -49,7 +48,8 @@ def load(backbone: Backbone, source: str | Path, *, inflate: str = "mean", fresh
     image (GOS's release). fresh: parts that the checkpoint may lack, of `FRESH`, a comma between them in a
     string; ImageNet weights may always lack those of `NOT_IN_IMAGES` (non-local blocks; EAN's parts).
     ValueError if the file cannot be read, holds anything that is not plain data, or does not fit: the classifier may be
-    there or not, and stages after the backbone's last are left out; nothing else may differ. OSError if there is no network.
+    there or not, stages after the backbone's last are left out, and what wrappers put before the names (`module.`,
+    `_orig_mod.`, `encoder.`) is taken off; nothing else may differ. OSError if there is no network.
     """
     fresh = tuple(filter(None, fresh.split(","))) if isinstance(fresh, str) else tuple(fresh)
     if inflate not in INFLATIONS:
@@ -61,15 +61,43 @@ def load(backbone: Backbone, source: str | Path, *, inflate: str = "mean", fresh
         state = _fetch_imagenet(backbone)
         digest = _state_sha256(state)
         fresh = (*fresh, *NOT_IN_IMAGES)
+        found = [state]
     else:
-        state = _state_dict(read(source), source)
+        found = _states(read(source), source)
         digest = _file_sha256(Path(source))
     own = backbone.state_dict()
-    state = rename(state, own)
-    state = {key: _inflated(value, own[key].shape, inflate) if key in own else value for key, value in state.items()}
-    _check_fit(state, own, f"weights {source}: do not fit {backbone.name or 'the backbone'}", fresh)
-    backbone.load_state_dict(state, strict=False)
+    readings = [reading for state in found for reading in _readings(state, own, inflate, fresh)]
+    fitting = [reading for reading in readings if reading.fits]
+    if not fitting:
+        raise ValueError(f"weights {source}: do not fit {_refusal(backbone, readings, found, fresh)}")
+    backbone.load_state_dict(fitting[0].state, strict=False)
     backbone.weights_sha256 = digest
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """One way to read a checkpoint: without `prefix`, in our names and shapes, with what is wrong then (`faults`, in words) and
+    the names `beside` the prefix that belong to something else."""
+
+    prefix: str
+    state: dict[str, Tensor]
+    faults: dict[str, list[str]]
+    beside: list[str]
+
+    @property
+    def fits(self) -> bool:
+        """Whether all of the network is there, and nothing else."""
+        return not self.faults and not self.beside
+
+
+def _readings(state: dict[str, Tensor], own: dict[str, Tensor], inflate: str, fresh: Iterable[str]) -> list[_Reading]:
+    """The ways to read a state dict, as it is and without each prefix that its names may have."""
+    found = []
+    for prefix, below, beside in unwrapped(state, own):
+        renamed = rename(below, own)
+        fitted = {key: _inflated(value, own[key].shape, inflate) if key in own else value for key, value in renamed.items()}
+        found.append(_Reading(prefix, fitted, _faults(fitted, own, fresh), beside))
+    return found
 
 
 def read(path: str | Path) -> object:
@@ -93,7 +121,6 @@ def rename(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor
 
     Foreign ones gain `pixel_mean` and `pixel_std`. Keys that follow no known pattern stay as they are.
     """
-    state = {key.removeprefix("module."): value for key, value in state.items()}
     if own.keys() & state.keys():
         renamed = dict(state)
     else:
@@ -153,19 +180,18 @@ def _inflated(value: Tensor, shape: torch.Size, how: str) -> Tensor:
     return kernel * (torch.arange(taps) == taps // 2).to(value.dtype)[:, None, None]
 
 
-def _state_dict(saved: object, source: str | Path) -> dict[str, Tensor]:
-    """The dict of named tensors in what was saved: itself, or what one of the usual keys holds."""
-    candidates = [saved, *(saved[key] for key in _HOLDERS if key in saved)] if isinstance(saved, dict) else []
-    for state in candidates:
-        if isinstance(state, dict) and state and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-            return state
+def _states(saved: object, source: str | Path) -> list[dict[str, Tensor]]:
+    """The tables of named tensors in what was saved: itself, or what the usual keys hold. ValueError if there is none."""
+    if found := list(states(saved)):
+        return found
     raise ValueError(
-        f"weights {source}: expected a state dict, or one under {', '.join(_HOLDERS)}; got {type(saved).__name__}"
+        f"weights {source}: expected a state dict, or one under {', '.join(HOLDERS[:6])}; got {type(saved).__name__}"
         + (f" with keys {', '.join(map(str, list(saved)[:5]))}" if isinstance(saved, dict) else "")
     )
 
 
-def _check_fit(state: dict[str, Tensor], own: dict[str, Tensor], headline: str, fresh: Iterable[str]) -> None:
+def _faults(state: dict[str, Tensor], own: dict[str, Tensor], fresh: Iterable[str]) -> dict[str, list[str]]:
+    """What keeps a state dict from fitting: the missing, unexpected and mis-shaped keys; empty if it fits."""
     # Ports of other frameworks' models have no batch counter, and nothing here reads it.
     missing = [key for key in own if key not in state and not key.endswith(".num_batches_tracked")]
     missing = [key for key in missing if not set(fresh) & set(key.split("."))]
@@ -175,13 +201,73 @@ def _check_fit(state: dict[str, Tensor], own: dict[str, Tensor], headline: str, 
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
-    groups = (("missing", missing), ("unexpected", unexpected), ("mis-shaped", shapes))
-    if not (missing or unexpected or shapes):
-        return
-    faults = "; ".join(f"{len(keys)} {what} ({_some(keys)})" for what, keys in groups if keys)
-    absent = [part for part in FRESH if any(part in key.split(".") for key in missing)]
-    advice = f"fresh={','.join(absent)} leaves those at their start" if absent else "choose the options that the weights had"
-    raise ValueError(f"{headline}: {faults}; {advice}")
+    groups = {"missing": missing, "unexpected": unexpected, "mis-shaped": shapes}
+    return {what: keys for what, keys in groups.items() if keys}
+
+
+def _refusal(backbone: Backbone, readings: list[_Reading], found: list[dict[str, Tensor]], fresh: Iterable[str]) -> str:
+    """The backbone, what does not fit it in the nearest reading of a checkpoint, what was tried, and what to do."""
+    own = backbone.state_dict()
+    nearest = min(readings, key=lambda one: (sum(map(len, one.faults.values())), len(one.beside)))
+    groups = {**nearest.faults, **({"beside it": nearest.beside} if nearest.beside else {})}
+    said = [f"{backbone.name or 'the backbone'}: "]
+    said += ["; ".join(f"{len(keys)} {what} ({_some(keys)})" for what, keys in groups.items())]
+    if words := tried([nearest.prefix], {key: None for state in found for key in state}, own):
+        said += [f"; {words}"]
+    return "".join(said) + f"; {_advice(backbone, nearest, readings, found, fresh)}"
+
+
+def _advice(
+    backbone: Backbone, nearest: _Reading, readings: list[_Reading], found: list[dict[str, Tensor]], fresh: Iterable[str]
+) -> str:
+    """What to do about a checkpoint that does not fit."""
+    if parts := [one.prefix for one in readings if not one.faults]:
+        return (
+            f"the names below {' or '.join(map(repr, parts))} would fit, but other names stand beside them: "
+            f"save a state dict of these alone"
+        )
+    absent = [part for part in FRESH if any(part in key.split(".") for key in nearest.faults.get("missing", ()))]
+    if not absent and (others := _others_that_fit(backbone, nearest, found, fresh)):
+        return f"they fit {' or '.join(others)}"
+    if absent:
+        return f"fresh={','.join(absent)} leaves those at their start"
+    names = ", ".join(getattr(backbone, "options", {}))
+    return f"choose the options that the weights had{f' ({names})' if names else ''}, or another backbone"
+
+
+def _others_that_fit(backbone: Backbone, nearest: _Reading, found: list[dict[str, Tensor]], fresh: Iterable[str]) -> list[str]:
+    """What a checkpoint fits instead: this backbone with another value of one option, or other backbones."""
+    from pipeline.backbones import backbone_names
+
+    given, shapes = getattr(backbone, "options", {}), [{key: value.to("meta") for key, value in one.items()} for one in found]
+    sides = sorted({value.shape[0] for state in shapes for value in state.values() if value.dim() and value.shape[0] > 1})
+    choices = {"temporal": ("alternating", "every", "none"), "reduce": (0, *sides[:4]), "width": sides[:4], "stages": (2, 3, 4)}
+    same = [
+        (backbone.name, {**given, option: value}, f"{backbone.name} with --set backbone_options.{option}={value}")
+        for option, values in choices.items()
+        for value in values
+        if option in given and value != given[option] and "mis-shaped" in nearest.faults
+    ]
+    kept = {option: given[option] for option in ("width", "reduce") if option in given}
+    fitting = [words for name, options, words in same if _fits(name, options, shapes, fresh)]
+    for name in backbone_names():
+        # By the names first: to build a network takes a good part of a second.
+        if name != backbone.name and _fits(name, {}, shapes, fresh, names_only=True):
+            fitting += [f"the backbone {name}"] * any(_fits(name, options, shapes, fresh) for options in (kept, {}))
+    return fitting[:3]
+
+
+def _fits(name: str, options: dict, shapes: list[dict[str, Tensor]], fresh: Iterable[str], names_only: bool = False) -> bool:
+    """Whether one of the state dicts fits a backbone, or (`names_only`) its names do."""
+    from pipeline.backbones import build_backbone
+
+    try:
+        with torch.device("meta"):  # shapes alone
+            own = build_backbone(name, **options).state_dict()
+    except ValueError:  # an option or a value that it does not take
+        return False
+    readings = (one for state in shapes for one in _readings(state, own, "mean", fresh))
+    return any(not one.beside and not one.faults.keys() - ({"mis-shaped"} if names_only else set()) for one in readings)
 
 
 def _some(keys: list[str]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline import texts
 from pipeline.manifest import ManifestError
 
 
@@ -39,9 +40,9 @@ def require(folder: str | Path, pattern: str, example: str) -> Path:
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, with or without the mark that spreadsheets put before it."""
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: byte {error.start} is not UTF-8; download the file again") from None
+        return texts.decoded(path.read_bytes(), path)
+    except ValueError as error:
+        raise ManifestError(f"{str(error).partition(';')[0]}; download the file again") from None
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read ({error.strerror}); expected an official annotation file") from None
 
@@ -55,12 +56,15 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """(line number, cells by column) of every row of a CSV file with a header, which must name `columns`."""
-    reader = csv.reader(io.StringIO(read_text(path), newline=""))
+    text = read_text(path)
+    reader = csv.reader(io.StringIO(text, newline=""))
     try:
         header = [name.strip() for name in next(reader, [])]
         if missing := [name for name in columns if name not in header]:
+            other = texts.other_separator(text.partition("\n")[0], columns)
+            advice = f" ({texts.separator_advice(other)})" if other else ""
             raise ManifestError(
-                f"{path}, line 1: no column {missing[0]}; expected the official header, with {','.join(columns)}"
+                f"{path}, line 1: no column {missing[0]}{advice}; expected the official header, with {','.join(columns)}"
             )
         for cells in reader:
             if not cells:

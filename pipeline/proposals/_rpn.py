@@ -3,7 +3,7 @@ network's numbers to the best boxes."""
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.memory_format import lay_out
+from pipeline.wrappers import states, unwrapped
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -31,10 +32,12 @@ def file_sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def read_state(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a torch file, alone or under "model" or "state_dict". Tensors only: no code in it is ever run.
+def read_state(path: str | Path, own: Collection[str]) -> dict[str, Tensor]:
+    """The state dict in a torch file, alone or in the tables that training programs keep it in, without what wrappers put
+    before its names. Tensors only: no code in it is ever run.
 
-    ValueError if the file is missing, is no torch file, holds anything but tensors, or holds no state dict.
+    own: the names that the network has. ValueError if the file is missing, is no torch file, holds anything but tensors, or
+    holds no state dict, or several such networks.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such weights file; expected a state dict written by torch.save, or weights=coco")
@@ -45,16 +48,14 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     ) as error:  # torch raises what the damage happens to trip: EOFError, KeyError, RuntimeError, UnpicklingError
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: not a file of tensors written by torch.save ({first.split('. ')[0][:120]})") from error
-    for key in ("model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
-    ):
+    readings = [(prefix, below) for table in states(state) for prefix, below, _ in unwrapped(table, own)]
+    if not readings:
         raise ValueError(f"{path}: expected a state dict (names -> tensors), alone or under the key 'model' or 'state_dict'")
-    return state
+    known = [len(below.keys() & set(own)) for _, below in readings]
+    best = [prefix for (prefix, _), count in zip(readings, known, strict=True) if count == max(known) == len(own)]
+    if len(set(best)) > 1:
+        raise ValueError(f"{path}: holds several such networks, below {', '.join(map(repr, best))}; save one of them alone")
+    return readings[known.index(max(known))][1]
 
 
 def load_exactly(module: nn.Module, state: dict[str, Tensor], where: str | Path) -> None:

@@ -4,11 +4,16 @@ Something-Else   {clip: [{"labels": [{"box2d": {"x1": .., "y1": .., "x2": .., "y
                  pixels; within a frame the objects by category, hands last (the order of STIN's slots)
 GOS              {clip: [[[x1, y1, x2, y2], ..], ..]}, in [0,1] of the frame; in the order of the file
 CSV              a header with clip, frame, x1, y1, x2, y2 and, if wanted, score and label, and one row per box; pixels of the
-                 upright frame, or in [0,1] of it if no number of the file is above 1; by falling score, else in the order of
-                 the file. Further columns are not looked at
+                 upright frame, or in [0,1] of it if no number of the file is above 1.5; by falling score, else in the order
+                 of the file. Further columns are not looked at
 
 Entry k of a clip's list, and frame k of the CSV, is frame k of the video file, counted from 0 (picture k+1 of a folder that
 counts from 1). A frame without an entry, or after the end of the list, has no boxes. A score that is not given is 1.
+
+A box that sticks out of the frame by up to a tenth of its side (rounding, a detector's overhang) is clipped. One that ends
+further right or below was measured in a larger picture, and fails its clip: nothing else tells a box of the original from one
+of the smaller video. Where boxes of the clip stick out to the left or above too, by half a tenth, they may stick out by half
+the side: a larger picture never has these.
 """
 
 import csv
@@ -25,12 +30,14 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline import texts
 from pipeline.proposals import BoxesError, MissingBoxes
 
 UNITS = ("pixels", "fraction")
 CORNERS = ("x1", "y1", "x2", "y2")
 COLUMNS = ("clip", "frame", *CORNERS)
-OUTSIDE = 0.5  # a corner further outside than this part of the frame's side was measured in another frame
+OUTSIDE = 0.5  # a corner further outside than this part of the frame's side was measured in another frame, whatever others say
+OVERHANG = 0.1  # the same to the right and below, where no box sticks out to the left or above
 
 _GAP = re.compile(r"[ \t\n\r]*")
 
@@ -51,9 +58,18 @@ class Annotations:
     frame_size = None
     in_view = False
 
-    def __init__(self, files: list[Path], num_boxes: int, key: str, unit: str, annotated_height: int, allow_missing: bool):
+    def __init__(
+        self,
+        files: list[Path],
+        num_boxes: int,
+        key: str,
+        unit: str,
+        annotated_height: int,
+        allow_missing: bool,
+        overhang: float = OVERHANG,
+    ):
         self.num_boxes, self.key, self.unit = num_boxes, key, unit
-        self.annotated_height, self.allow_missing = annotated_height, allow_missing
+        self.annotated_height, self.allow_missing, self.overhang = annotated_height, allow_missing, overhang
         self.where = files[0] if len(files) == 1 else files[0].parent
         self.clips: dict[str, ClipBoxes | str] = {}
         digest = hashlib.sha256()
@@ -76,7 +92,7 @@ class Annotations:
         """
         boxes = np.zeros((len(numbers), self.num_boxes, 4), dtype=np.float32)
         scores = np.full((len(numbers), self.num_boxes), -1, dtype=np.float32)
-        name = clip.clip if self.key == "clip" else Path(clip.path).stem
+        name = self._name_of(clip)
         there = self.clips.get(name)
         if there is None:
             if self.allow_missing:
@@ -92,6 +108,32 @@ class Annotations:
             boxes[row, : len(best)], scores[row, : len(best)] = whole[best], there.scores[best]
         return boxes, scores
 
+    def remark(self, clip, info, numbers) -> str:
+        """What looks wrong with a clip's boxes although they can be used, in words; "" where nothing does.
+
+        numbers: the frames in the file at which boxes are looked for.
+        """
+        there = self.clips.get(self._name_of(clip))
+        if not isinstance(there, ClipBoxes) or not len(there.frames):
+            return ""
+        annotated = np.unique(there.frames)
+        if not np.isin(annotated, np.asarray(numbers)).any():
+            some = ", ".join(map(str, annotated[:3].tolist())) + (", …" if len(annotated) > 3 else "")
+            return (
+                f"no box: none of its {len(annotated):,} frames with boxes ({some}) is one of the {len(numbers):,} that are "
+                "looked at; give boxes for every frame (interpolate them), or count frames as the video does, from 0"
+            )
+        held, last = info.first + info.frames, int(annotated[-1])
+        if getattr(clip, "end", None) is None and last >= held + max(2, held // 20):
+            return (
+                f"has boxes up to frame {last}, the video only frames 0 to {held - 1}: were they drawn at another frame rate?"
+            )
+        return ""
+
+    def _name_of(self, clip) -> str:
+        """The name under which the file lists a clip."""
+        return clip.clip if self.key == "clip" else Path(clip.path).stem
+
     def _fractions(self, there: ClipBoxes, clip: str, info) -> np.ndarray:
         """boxes [M,4] in [0,1] of the frame, clipped; BoxesError where a corner is far outside: another unit was meant."""
         unit = self.unit or there.unit
@@ -99,14 +141,18 @@ class Annotations:
         if unit == "pixels":
             scale = info.height / self.annotated_height if self.annotated_height else 1.0
             whole = whole * scale / [info.width, info.height, info.width, info.height]
-        far = np.flatnonzero(((whole < -OUTSIDE) | (whole > 1 + OUTSIDE)).any(1))
+        both_ways = len(whole) and whole.min() < -OVERHANG / 2
+        most = OUTSIDE if both_ways else self.overhang
+        far = np.flatnonzero(((whole < -OUTSIDE) | (whole > 1 + max(most, self.overhang))).any(1))
         if len(far):
-            box, frame = there.boxes[far[0]].tolist(), there.frames[far[0]]
+            box, frame = [round(value, 3) for value in there.boxes[far[0]].tolist()], there.frames[far[0]]
+            size = f"{info.width}x{info.height} pixels"
+            measured = f", scaled from the height {self.annotated_height}," if self.annotated_height else ""
             raise BoxesError(
                 clip,
                 self.where,
-                f"frame {frame}: box {box} ({unit}) lies far outside a frame of {info.width}x{info.height} pixels; "
-                "set unit, or annotated_height to the height of the frames it was measured in",
+                f"frame {frame}: box {box} ({unit}){measured} lies outside a frame of {size}; give the height of the frames it "
+                "was measured in (--set proposal_options.annotated_height=HEIGHT), or say unit, or overhang if boxes stick out",
             )
         return whole.clip(0, 1)
 
@@ -118,6 +164,7 @@ def build(
     unit: str = "",
     annotated_height: int = 0,
     allow_missing: bool = False,
+    overhang: float = OVERHANG,
 ) -> Annotations:
     """The source "annotations".
 
@@ -125,12 +172,15 @@ def build(
     frame. key: clips are listed by their id ("clip"), or by their file's or folder's name without its ending ("stem"). unit:
     "pixels" or "fraction" (of the frame); "": as the top of this file says. annotated_height: height in pixels of the frames
     in which pixels were measured, where that is not the video's (Something-Else: 240, while its frames are often extracted at
-    256); 0: the video's own. allow_missing: a clip that is not listed has no boxes, instead of failing.
+    256); 0: the video's own. allow_missing: a clip that is not listed has no boxes, instead of failing. overhang: by which part
+    of the frame's side a box may stick out to the right or below and be clipped, before it fails its clip.
     ValueError, with the place, for a file that cannot be read; one clip's malformed JSON entry fails that clip only.
     """
     for name, value, least in (("num_boxes", num_boxes, 1), ("annotated_height", annotated_height, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"proposals 'annotations': {name}={value!r}; expected a whole number from {least}")
+    if isinstance(overhang, bool) or not isinstance(overhang, (int, float)) or not 0 <= overhang <= OUTSIDE:
+        raise ValueError(f"proposals 'annotations': overhang={overhang!r}; expected a number from 0 to {OUTSIDE}")
     for name, value, choices in (("key", key, ("clip", "stem")), ("unit", unit, ("", *UNITS))):
         if value not in choices:
             raise ValueError(f"proposals 'annotations': {name}={value!r}; expected one of {', '.join(c for c in choices if c)}")
@@ -138,7 +188,7 @@ def build(
     files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".csv")) if path.is_dir() else [path]
     if not files or files[0].suffix not in (".json", ".csv"):
         raise ValueError(f"{path}: expected a .json or .csv file of boxes, or a folder of them")
-    return Annotations(files, num_boxes, key, unit, annotated_height, allow_missing)
+    return Annotations(files, num_boxes, key, unit, annotated_height, allow_missing, overhang)
 
 
 def _text_of(path: Path, digest) -> str:
@@ -146,11 +196,9 @@ def _text_of(path: Path, digest) -> str:
     try:
         data = path.read_bytes()
         digest.update(data)
-        return data.decode("utf-8-sig")
+        return texts.decoded(data, path, "a text file of boxes")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); expected a file of boxes") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: byte {error.start} is not UTF-8; expected a text file of boxes") from error
 
 
 def _json_clips(path: Path, text: str) -> Iterator[tuple[str, "ClipBoxes | str"]]:
@@ -233,7 +281,11 @@ def _csv_clips(path: Path, text: str) -> Iterator[tuple[str, ClipBoxes]]:
     reader = csv.reader(io.StringIO(text, newline=""))
     header = [name.strip() for name in next(reader, [])]
     if missing := [name for name in COLUMNS if name not in header]:
-        raise ValueError(f"{path}: line 1: no column {', '.join(missing)}; expected {','.join(COLUMNS)} and, if wanted, score")
+        other = texts.other_separator(text.partition("\n")[0], COLUMNS)
+        advice = f" ({texts.separator_advice(other)})" if other else ""
+        raise ValueError(
+            f"{path}: line 1: no column {', '.join(missing)}{advice}; expected {','.join(COLUMNS)} and, if wanted, score"
+        )
     wanted = [(header.index(name), name) for name in (*COLUMNS[1:], "score") if name in header]
     clip_at, values = header.index("clip"), defaultdict(lambda: array("d"))
     try:
@@ -244,7 +296,7 @@ def _csv_clips(path: Path, text: str) -> Iterator[tuple[str, ClipBoxes]]:
         reason = f"{len(row)} cells, expected {len(header)}" if isinstance(error, IndexError) else error
         raise ValueError(f"{path}: line {reader.line_num}: {reason}") from error
     tables = {clip: np.array(numbers).reshape(-1, 6) for clip, numbers in values.items()}
-    unit = "fraction" if all(table[:, 1:5].max() <= 1 for table in tables.values()) else "pixels"
+    unit = "fraction" if all(table[:, 1:5].max() <= 1 + OUTSIDE for table in tables.values()) else "pixels"
     for clip, table in tables.items():
         table = table[np.argsort(table[:, 0], kind="stable")]
         yield (

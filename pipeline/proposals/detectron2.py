@@ -4,6 +4,7 @@ detectron2 is imported only when this source is built; nothing else needs it.
 """
 
 import pickle
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,7 @@ def build(
     if weights != "none":
         path = _weights_of(config, cfg) if weights == "coco" else Path(weights)
         network = nn.ModuleDict({"backbone": backbone, "proposal_generator": generator})
-        load_exactly(network, _rpn_state(path), path)
+        load_exactly(network, _rpn_state(path, network.state_dict()), path)
         sha256 = file_sha256(path)
     for conv in backbone.modules():
         if _is_frozen_norm(getattr(conv, "norm", None)):
@@ -165,7 +166,7 @@ class _Arrays(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _rpn_state(path: Path) -> dict[str, Tensor]:
+def _rpn_state(path: Path, own: Collection[str]) -> dict[str, Tensor]:
     """What the file holds for backbone and RPN. Left out: heads; and anchors and pixel statistics, which the config gives."""
     if path.suffix == ".pkl":
         try:
@@ -177,7 +178,7 @@ def _rpn_state(path: Path) -> dict[str, Tensor]:
         except Exception as error:  # a damaged pickle raises whatever it happens to trip
             raise ValueError(f"{path}: not a file of weights of detectron2's model zoo ({error})") from error
     else:
-        state = read_state(path)
+        state = read_state(path, own)
     wanted = ("backbone.", "proposal_generator.")
     derived = (".cell_anchors.", ".num_batches_tracked")
     found = {key: value for key, value in state.items() if key.startswith(wanted) and not any(part in key for part in derived)}

@@ -185,5 +185,5 @@ def build(
         if not 0 <= value <= 1:
             raise ValueError(f"proposals 'digit_rpn': {name}={value!r}; expected a number from 0 to 1")
     net = _fresh(0)
-    load_exactly(net, read_state(weights), weights)
+    load_exactly(net, read_state(weights, net.state_dict()), weights)
     return DigitRPN(net.eval().requires_grad_(False), size, num_boxes, min_score, nms, batch, file_sha256(weights))

@@ -1,6 +1,7 @@
 """The region proposal network of torchvision's `fasterrcnn_resnet50_fpn`: ResNet-50, feature pyramid and the RPN's head. What
 comes after it in the detector, classes and refined boxes, is not built."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +114,8 @@ def build(
                 norm.weight.fill_(0.2)
     else:
         path = _coco_file() if weights == "coco" else Path(weights)
-        load_exactly(nn.ModuleDict({"backbone": body, "rpn": nn.ModuleDict({"head": head})}), _rpn_state(path), path)
+        network = nn.ModuleDict({"backbone": body, "rpn": nn.ModuleDict({"head": head})})
+        load_exactly(network, _rpn_state(path, network.state_dict()), path)
         sha256 = file_sha256(path)
     _fold_all(body, bn_eps)
     return TorchvisionRPN(
@@ -136,10 +138,10 @@ def _coco_file() -> Path:
     return path
 
 
-def _rpn_state(path: Path) -> dict[str, Tensor]:
+def _rpn_state(path: Path, own: Collection[str]) -> dict[str, Tensor]:
     """What the file holds for backbone and RPN: no box head, no batch counters, and names as torchvision writes them today."""
     state = {}
-    for key, value in read_state(path).items():
+    for key, value in read_state(path, own).items():
         if key in ("rpn.head.conv.weight", "rpn.head.conv.bias"):  # written before torchvision 0.14
             key = key.replace("conv.", "conv.0.0.")
         if not key.startswith("roi_heads.") and not key.endswith(".num_batches_tracked"):

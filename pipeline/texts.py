@@ -1,0 +1,78 @@
+"""Text files that people write: the marks of encodings, and the separator of a table.
+
+UTF-8 is read, with or without the mark (BOM) that some editors put before it. UTF-16 and other encodings are refused by name.
+"""
+
+import csv
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+MARK = b"\xef\xbb\xbf"  # before UTF-8
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "pipes (|)", " ": "blanks"}
+
+# The csv module refuses cells above 131,072 characters; a column of ours may hold more (a clip's boxes as JSON, for one).
+csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+
+
+def decoded(data: bytes, path: str | Path, what: str = "text") -> str:
+    """The text of a whole file; ValueError, with its name, if it is not UTF-8. `what` the file should hold, in words."""
+    if utf16(data):
+        raise ValueError(f"{path}: UTF-16 text; save the file as UTF-8")
+    try:
+        return data.removeprefix(MARK).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: byte {error.start} (0x{data[error.start]:02x}) is not UTF-8; expected {what}, saved as UTF-8"
+        ) from None
+
+
+def read_text(path: str | Path, what: str = "text") -> str:
+    """The text of a file; ValueError, with its name, if it cannot be read or is not UTF-8."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}; expected {what}") from None
+    return decoded(data, path, what)
+
+
+def read_names(path: str | Path, what: str) -> tuple[str, ...]:
+    """The lines of a list of names, without blanks at their ends and without empty lines; ValueError if one is there twice."""
+    names = tuple(line.strip() for line in read_text(path, what).splitlines() if line.strip())
+    if len(set(names)) < len(names):
+        twice = next(name for k, name in enumerate(names) if name in names[:k])
+        raise ValueError(f"{path}: {twice!r} is there twice")
+    return names
+
+
+def utf16(data: bytes) -> bool:
+    """Whether a file's first bytes are the mark of UTF-16 (or UTF-32)."""
+    return data.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"))
+
+
+def other_separator(line: str, columns: Collection[str]) -> str:
+    """What separates the cells of a table's first line, in words, where that is no comma; "" for a comma, or anything else.
+
+    line: the first line. columns: names that a header must have.
+    """
+    line = line.strip("\r\n")
+    if line.lower().startswith("sep="):
+        return f"the line {line!r}, which one spreadsheet reads,"
+    here = len(_cells(line, ",") & set(columns))
+    found = {words: len(_cells(line, mark) & set(columns)) for mark, words in SEPARATORS.items()}
+    best = max(found, key=lambda words: found[words])
+    return best if found[best] > max(here, 1) else ""
+
+
+def separator_advice(words: str) -> str:
+    """What to say of a table whose cells are separated by `words` (see `other_separator`)."""
+    if words.startswith("the line"):
+        return f"it begins with {words} expected the header there; delete that line, and separate cells by commas"
+    return f"its cells are separated by {words}, expected commas; save it as CSV with commas"
+
+
+def _cells(line: str, mark: str) -> set[str]:
+    try:
+        return {cell.strip() for cell in next(csv.reader([line], delimiter=mark, skipinitialspace=True), [])}
+    except csv.Error:
+        return set()
