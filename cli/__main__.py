@@ -12,6 +12,7 @@ import sys
 import click
 
 import cli
+from pipeline.module_path import guard_program
 from pipeline.names import nearest
 
 
@@ -50,6 +51,7 @@ def vidgraph() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Entry point of the `vidgraph` command; leaves through SystemExit with one of the codes above."""
+    guard_program()
     try:
         code = vidgraph.main(args=args, prog_name="vidgraph", standalone_mode=False)
     except click.ClickException as error:

@@ -22,7 +22,9 @@ PIPELINE = {
     "crops": set(),
     "sample": {"decode", "crops"},  # decode: the VideoInfo that it samples from
     "worker": set(),
-    "pool": {"worker"},
+    "module_path": set(),
+    "run_module": {"module_path"},
+    "pool": {"worker", "module_path"},
     "memory": set(),
     "videos": set(),
     "pixels": {"decode", "sample", "videos"},
