@@ -18,7 +18,7 @@ def place_options(jobs: str):
     """Decorator: --dask, --scheduler or --slurm, and what belongs to them; `jobs` is the help of --jobs."""
     options = (
         click.option("--dask", type=click.IntRange(min=1), help="Work in this many processes here, one per GPU (Dask)."),
-        click.option("--scheduler", metavar="ADDRESS", help="Work on the Dask cluster there, such as tcp://node1:8786."),
+        click.option("--scheduler", metavar="ADDRESS", help="Work on the Dask cluster there, such as tls://node1:8786."),
         click.option(
             "--slurm",
             metavar="KEY=VALUE,…",
@@ -26,9 +26,15 @@ def place_options(jobs: str):
         ),
         click.option("--jobs", type=click.IntRange(min=1), help=jobs),
         click.option("--interface", default="", help="Network by which Slurm's nodes reach this machine, such as ib0."),
-        click.option("--dashboard", default="127.0.0.1:8787", help="Where Dask's dashboard listens; :8787 is every network."),
         click.option(
-            "--tls-ca", type=_FILE, help="Certificate authority (PEM) of all connections; with --tls-cert, --tls-key."
+            "--dashboard",
+            default="",
+            help="Show Dask's dashboard at 127.0.0.1:8787, say, to every user of this machine; at :8787 to every network.",
+        ),
+        click.option(
+            "--tls-ca",
+            type=_FILE,
+            help="Certificate authority (PEM) of all connections; with --tls-cert, --tls-key.  [default: made for the run]",
         ),
         click.option("--tls-cert", type=_FILE, help="Certificate (PEM) of scheduler, workers and this client."),
         click.option("--tls-key", type=_FILE, help="Its private key (PEM)."),
@@ -45,8 +51,9 @@ def engine_of(given: dict, logs: Path):
     if len(named) > 1:
         raise click.UsageError(f"--{named[0]} and --{named[1]}: expected one place to work at; leave one out")
     if given["scheduler"] == "":
-        raise click.UsageError("--scheduler: expected an address such as tcp://node1:8786, got nothing")
-    if not _LISTENS.fullmatch(given["dashboard"]) or int(given["dashboard"].rpartition(":")[2]) > 65535:
+        raise click.UsageError("--scheduler: expected an address such as tls://node1:8786, got nothing")
+    listens = given["dashboard"]
+    if listens and (not _LISTENS.fullmatch(listens) or int(listens.rpartition(":")[2]) > 65535):
         raise click.UsageError(f"--dashboard: expected HOST:PORT or :PORT, such as 127.0.0.1:8787, got {given['dashboard']!r}")
     tls = _tls(given, named)
     if given["jobs"] and named != ["slurm"]:

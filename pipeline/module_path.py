@@ -5,7 +5,6 @@ the working folder first on the path of `python -c` and `python -m`, and multipr
 """
 
 import os
-import sys
 
 _WITHOUT_IT = "import sys; sys.path[:] = [place for place in sys.path if place]; "  # sys is built in: no file can be it
 

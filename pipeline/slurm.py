@@ -4,9 +4,13 @@ import asyncio
 import os
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from math import ceil
+from tempfile import TemporaryDirectory
 
 RETRY = 60.0  # seconds until a job that sbatch refused is submitted again
 MOST_TASKS = 1000  # of a job array; Slurm's own limit (MaxArraySize) is 1001 unless the site has raised it
@@ -60,8 +64,8 @@ def lifetime(walltime: int) -> tuple[int, int]:
 
 
 def worker_arguments(options: Mapping[str, str]) -> list[str]:
-    """Of `dask worker`: no memory limit beside the job's own, no dashboard of its own, a lifetime below the job's walltime."""
-    arguments = ["--memory-limit", "0", "--no-dashboard"]
+    """Of `dask worker`: no memory limit beside the job's own, no web server, a lifetime below the job's walltime."""
+    arguments = ["--memory-limit", "0", "--no-dashboard", "--worker-class", "pipeline.dask_nodes.Worker"]
     if "time" in options:
         life, varies = lifetime(seconds(options["time"]))
         arguments += ["--lifetime", f"{life}s", "--lifetime-stagger", f"{varies}s"]
@@ -79,12 +83,16 @@ def start_workers(
 
     from dask_jobqueue import SLURMCluster
 
+    from pipeline import dask_nodes, dask_worker
+
     if not shutil.which("sbatch"):
         raise RuntimeError("--slurm: no sbatch on this machine; run it where jobs are submitted from")
     os.makedirs(logs, exist_ok=True)  # Slurm makes no folders
     submissions = _Submissions(say)
     cluster = SLURMCluster(
         job_cls=_job_class(submissions),
+        scheduler_cls=dask_nodes.Scheduler,
+        python=shlex.join([sys.executable, dask_worker.__file__]),
         cores=1,  # threads of a worker: it works on one shard at a time
         processes=1,
         memory="1GB",  # asked for and not used: see worker_arguments
@@ -93,7 +101,7 @@ def start_workers(
         job_extra_directives=[directive(*pair) for pair in {"output": _printed(logs, "vidgraph-%J"), **options}.items()],
         worker_extra_args=worker_arguments(options),
         interface=interface or None,
-        scheduler_options={"dashboard_address": dashboard},
+        scheduler_options={"dashboard_address": dashboard or None, "dashboard": bool(dashboard)},
         security=security,
     )
     cluster.worker_spec.update(cluster.new_worker_spec())  # the first job, to be waited for: adapt() submits the others
@@ -133,6 +141,18 @@ def _job_class(submissions: _Submissions):
     from distributed.deploy.spec import ProcessInterface
 
     class Job(SLURMJob):
+        def __init__(self, *given, security=None, **more):
+            super().__init__(*given, security=_quoted(security), **more)
+
+        @contextmanager
+        def job_file(self) -> Iterator[str]:
+            """The script in a folder of our own: in /tmp, others could put theirs in its place before sbatch reads it."""
+            with TemporaryDirectory(prefix="vidgraph-") as folder:
+                path = os.path.join(folder, "job.sh")
+                with open(path, "w", encoding="utf-8") as file:
+                    file.write(self.job_script())
+                yield path
+
         async def start(self) -> None:
             try:
                 await super().start()
@@ -153,6 +173,16 @@ def _job_class(submissions: _Submissions):
                 cluster.workers.pop(self.name, None)
 
     return Job
+
+
+def _quoted(security):
+    """The same with its files' names as a shell reads them: dask_jobqueue writes them into its script as they are."""
+    if security is None:
+        return None
+    quoted = copy(security)
+    for name in ("tls_ca_file", "tls_worker_cert", "tls_worker_key"):
+        setattr(quoted, name, shlex.quote(getattr(security, name)))
+    return quoted
 
 
 def refusal(text: str) -> str:

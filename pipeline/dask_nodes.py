@@ -1,0 +1,21 @@
+"""Dask's scheduler and workers as vidgraph starts them: they listen for each other, and for nobody else.
+
+Dask's own open a web server each, dashboard or not, which shows tasks, call stacks and logs to whoever asks.
+"""
+
+import distributed
+
+
+class Scheduler(distributed.Scheduler):
+    """Has a web server where a dashboard was asked for."""
+
+    def start_http_server(self, routes, dashboard_address, *more, **named) -> None:
+        if dashboard_address:
+            super().start_http_server(routes, dashboard_address, *more, **named)
+
+
+class Worker(distributed.Worker):
+    """Has no web server."""
+
+    def start_http_server(self, *given, **named) -> None:
+        pass
