@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from cli._options import together
+from cli._say import warn
 
 _FILE = click.Path(path_type=Path)
 _LISTENS = re.compile(r"[^\s/]*:[0-9]{1,5}")
@@ -71,7 +72,7 @@ def engine_of(given: dict, logs: Path):
         interface=given["interface"],
         tls=tls,
         logs=str(logs),
-        say=lambda line: click.echo(line, err=True),
+        say=warn,
     )
 
 

@@ -10,6 +10,7 @@ from cli._extraction import config_for, network_options, running_options, views_
 from cli._interrupt import stoppable
 from cli._options import pick_device
 from cli._progress import progress
+from cli._say import say
 
 RESUME = "stopped; finished shards are kept, the same command resumes"
 
@@ -70,23 +71,23 @@ def run(config, manifest, cache: Path, options, shards=None, redo: bool = False,
 
         def announce(todo: int, total: int):
             if todo < total:
-                click.echo(f"resuming: {total - todo:,} of {total:,} clips lie in finished shards", err=True)
+                say(f"resuming: {total - todo:,} of {total:,} clips lie in finished shards", err=True)
             return stack.enter_context(progress("extract", todo, "clips"))
 
         summary = extract(config, manifest, cache, options, shards, redo, announce, engine)
     rate = summary.clips / max(summary.seconds, 1e-9)
     done = f"{summary.clips:,} clips, {summary.views:,} views in {summary.seconds:,.1f} s ({rate:.2f} clips/s)"
-    click.echo(f"{cache}: {done if summary.shards else 'every shard was complete already'}")
+    say(f"{cache}: {done if summary.shards else 'every shard was complete already'}")
     return max(_report_failures(summary.failures, summary.asked, cache), _report_changed(summary.changed, cache))
 
 
 def _report_failures(failures: list[dict], clips: int, cache: Path) -> int:
     for failure in failures[:10]:
-        click.echo(f"  {failure['clip']}: {failure['error']}: {failure['message']}", err=True)
+        say(f"  {failure['clip']}: {failure['error']}: {failure['message']}", err=True)
     if len(failures) > 10:
-        click.echo(f"  … and {len(failures) - 10:,} more, in {cache}/features/*.json", err=True)
+        say(f"  … and {len(failures) - 10:,} more, in {cache}/features/*.json", err=True)
     if failures:
-        click.echo(f"{len(failures):,} of {clips:,} clips failed; to retry them: {_repair(cache)}", err=True)
+        say(f"{len(failures):,} of {clips:,} clips failed; to retry them: {_repair(cache)}", err=True)
     return 3 if failures else 0
 
 
@@ -97,7 +98,7 @@ def _report_changed(changed: list[str], cache: Path) -> int:
         some = ", ".join(changed[:3]) + ", …" * (len(changed) > 3)
         found = f"{len(changed):,} clips in finished shards ({some}) have other videos now; to redo them"
     if changed:
-        click.echo(f"{found}: {_repair(cache)} --changed", err=True)
+        say(f"{found}: {_repair(cache)} --changed", err=True)
     return 3 if changed else 0
 
 

@@ -5,6 +5,8 @@ Dask's own open a web server each, dashboard or not, which shows tasks, call sta
 
 import distributed
 
+from pipeline.shown import guard_output
+
 
 class Scheduler(distributed.Scheduler):
     """Has a web server where a dashboard was asked for."""
@@ -15,7 +17,11 @@ class Scheduler(distributed.Scheduler):
 
 
 class Worker(distributed.Worker):
-    """Has no web server."""
+    """Has no web server, and shows names in what it prints as they are."""
+
+    def __init__(self, *given, **named):
+        guard_output()
+        super().__init__(*given, **named)
 
     def start_http_server(self, *given, **named) -> None:
         pass

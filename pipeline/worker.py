@@ -13,6 +13,8 @@ from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from typing import Any
 
+from pipeline.shown import guard_output
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -24,6 +26,7 @@ def serve(pipe: Connection, function: bytes, parent: int) -> None:
     """A worker's life: load the function, answer None for ready (or the error); for each task None, then the answer."""
     for ignored in (signal.SIGINT, signal.SIGTERM):  # a batch system sends it to the whole job: the parent decides
         signal.signal(ignored, signal.SIG_IGN)
+    guard_output()  # warnings of libraries name files
     _lead_group()
     _die_with(parent)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores; read when `function` imports numpy

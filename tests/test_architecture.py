@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("cli", "heads", "pipeline")
 
 # What a file of the pipeline may import from the others, beyond these, which are words and arithmetic rather than stages.
-WORDS = {"names", "tensors", "boxes", "manifest", "sealed", "draws", "cores"}
+WORDS = {"names", "tensors", "boxes", "manifest", "sealed", "draws", "cores", "shown"}
 PIPELINE = {
     "rows": set(),
     "manifest": {"rows"},
@@ -73,7 +73,7 @@ PIPELINE = {
     "repair": {"extract", "config", "cache", "folder", "graphs", "videos"},
 }
 HEADS_MAY_USE = {"cache", "tensors", "boxes", "roi", "graphs", "backbones", "cluster", "memory", "manifest", "sealed"}
-HEADS_MAY_USE |= {"digits", "digit_cache", "claims", "names"}
+HEADS_MAY_USE |= {"digits", "digit_cache", "claims", "names", "shown"}
 ONE_PLACE = {
     "h5py": {"pipeline/shards.py", "pipeline/shardfile.py"},
     "hdf5plugin": {"pipeline/shards.py", "pipeline/shardfile.py"},

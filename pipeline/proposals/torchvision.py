@@ -14,6 +14,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d
 
 from pipeline.proposals._rpn import (
+from pipeline.shown import unguarded_error
     PRECISIONS,
     best_of_level,
     clip_to,
@@ -128,7 +129,8 @@ def _coco_file() -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(entry.url, str(path), path.stem.rsplit("-", 1)[-1])
+            with unguarded_error():  # its bar
+                torch.hub.download_url_to_file(entry.url, str(path), path.stem.rsplit("-", 1)[-1])
         except OSError as error:
             raise ValueError(
                 f"proposals 'torchvision': cannot download {entry.url} ({error}); fetch it elsewhere and pass weights=FILE"
