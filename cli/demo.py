@@ -326,7 +326,5 @@ def _report(out: Path, asked: Demo, rows: list[Row], seconds: float) -> None:
     }
     (out / "results.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     command = "vidgraph" if shutil.which("vidgraph") else sys.argv[0]  # make runs it from an environment that is not active
-    place = visible(str(out))
-    click.echo(
-        NEXT.replace("vidgraph ", f"{command} ").format(out=place, minutes=math.floor(seconds / 60), seconds=seconds % 60)
-    )
+    took = {"minutes": math.floor(seconds / 60), "seconds": seconds % 60}
+    click.echo(NEXT.replace("vidgraph ", f"{command} ").format(out=visible(str(out)), **took))

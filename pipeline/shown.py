@@ -12,16 +12,16 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 # C0, DEL and C1; what breaks a line; what turns the direction of writing; halves of characters, from names that are no UTF-8.
-_HIDDEN = "\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
-_UNSEEN = re.compile(f"[{_HIDDEN}]")
+_HIDDEN = "\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff"
+UNSEEN = re.compile(f"[{_HIDDEN}]")
 _UNSEEN_IN_LINES = re.compile(f"(?!\n)[{_HIDDEN}]")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
 
 def visible(text: str) -> str:
     r"""One line: every control character as its escape, such as \x1b, line ends too."""
-    return _UNSEEN.sub(_escape, text)
+    return UNSEEN.sub(_escape, text)
 
 
 def visible_lines(text: str) -> str:
@@ -40,7 +40,7 @@ def _escape(found: re.Match) -> str:
 
 def has_unseen(text: str) -> bool:
     """Whether `visible` would change it."""
-    return bool(_UNSEEN.search(text))
+    return bool(UNSEEN.search(text))
 
 
 def as_cell(text: str) -> str:

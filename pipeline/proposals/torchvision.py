@@ -14,7 +14,6 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d
 
 from pipeline.proposals._rpn import (
-from pipeline.shown import unguarded_error
     PRECISIONS,
     best_of_level,
     clip_to,
@@ -27,6 +26,7 @@ from pipeline.shown import unguarded_error
     read_state,
     suppress,
 )
+from pipeline.shown import unguarded_error
 
 ANCHORS = ((32,), (64,), (128,), (256,), (512,))  # side in pixels, one per pyramid level
 RATIOS = (0.5, 1.0, 2.0)  # height / width
