@@ -94,7 +94,7 @@ def sbatch_script(given: dict, shards: int, logs: Path) -> str:
     from pipeline.slurm import array_script, parse_options
 
     program = Path(sys.executable).with_name("vidgraph")
-    command = [str(program)] if program.exists() else [sys.executable, "-m", "cli"]
+    command = [str(program)] if program.exists() else [sys.executable, "-m", "cli"]  # cli/__init__.py is careful
     options = parse_options(given["slurm"] or "")
     return array_script(
         [*command, *without(sys.argv[1:], _NOT_IN_JOBS)], shards, options, given["jobs"] or 0, os.getcwd(), str(logs)

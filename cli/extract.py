@@ -53,8 +53,9 @@ def _print_sbatch(given: dict) -> int:
     manifest = read_manifest(given["manifest"], given["root"])
     shards = count_shards(config_for(given, manifest), manifest, given["cache"], _run_options(given, elsewhere=True))
     logs = given["cache"] / "logs"
+    script = sbatch_script(given, shards, logs)
     logs.mkdir(parents=True, exist_ok=True)  # Slurm makes no folders, and tasks whose output has none fail without a word
-    click.echo(sbatch_script(given, shards, logs), nl=False)
+    click.echo(script, nl=False)
     return 0
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from math import ceil
 from tempfile import TemporaryDirectory
 
+from pipeline.shown import has_unseen
+
 RETRY = 60.0  # seconds until a job that sbatch refused is submitted again
 MOST_TASKS = 1000  # of a job array; Slurm's own limit (MaxArraySize) is 1001 unless the site has raised it
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
@@ -37,11 +39,16 @@ def parse_options(text: str) -> dict[str, str]:
             )
     for key, value in found.items():
         found[key] = (re.fullmatch(r'"([^"]+)"', value) or (value, value))[1]
-        if re.search(r'[\n\r"\\]', found[key]):
-            raise ValueError(f"--slurm: expected {key} without line ends, backslashes and quotes in it, got {value!r}")
+        _refuse_odd(f"--slurm: expected {key}", found[key])
     if "time" in found:
         seconds(found["time"])
     return found
+
+
+def _refuse_odd(expected: str, value: str) -> None:
+    """ValueError for a value of an option in a script (#SBATCH --key=value) that would not be one value there."""
+    if has_unseen(value) or re.search(r'["\\]', value):
+        raise ValueError(f"{expected} without line ends, backslashes and quotes in it, got {value!r}")
 
 
 def seconds(time: str) -> int:
@@ -87,6 +94,7 @@ def start_workers(
 
     if not shutil.which("sbatch"):
         raise RuntimeError("--slurm: no sbatch on this machine; run it where jobs are submitted from")
+    output = _printed(logs, "vidgraph-%J")
     os.makedirs(logs, exist_ok=True)  # Slurm makes no folders
     submissions = _Submissions(say)
     cluster = SLURMCluster(
@@ -98,7 +106,7 @@ def start_workers(
         memory="1GB",  # asked for and not used: see worker_arguments
         job_name="vidgraph",
         job_directives_skip=["#SBATCH --mem", "#SBATCH --cpus-per-task", "#SBATCH -t"],
-        job_extra_directives=[directive(*pair) for pair in {"output": _printed(logs, "vidgraph-%J"), **options}.items()],
+        job_extra_directives=[directive(*pair) for pair in {"output": output, **options}.items()],
         worker_extra_args=worker_arguments(options),
         interface=interface or None,
         scheduler_options={"dashboard_address": dashboard or None, "dashboard": bool(dashboard)},
@@ -192,7 +200,8 @@ def refusal(text: str) -> str:
 
 
 def _printed(folder: str, name: str) -> str:
-    """The file for what a job prints; in `name`, % stands for what Slurm puts in."""
+    """The file for what a job prints; in `name`, % stands for what Slurm puts in. ValueError if a script cannot hold it."""
+    _refuse_odd("job scripts: expected the path of the folder of logs", folder)
     return f"{folder.replace('%', '%%')}/{name}.out"
 
 
@@ -205,7 +214,14 @@ def array_script(command: Sequence[str], shards: int, options: Mapping[str, str]
     """A job-array script for sbatch: `command --shard N` for each of `shards`, at most `jobs` at a time (0: no limit).
 
     Where there are more shards than an array may have tasks, each task does several in a row. folder: where it runs.
+
+    ValueError for names with line ends or other control characters: they would become lines of the script.
     """
+    for what, text in (("the working folder", folder), *(("every word of the command", word) for word in command)):
+        if has_unseen(text):
+            raise ValueError(
+                f"job scripts: expected {what} without line ends and other control characters, got {text!r}; rename it"
+            )
     each = ceil(shards / MOST_TASKS)
     tasks = ceil(shards / each)
     at_once = f"%{jobs}" if jobs else ""
