@@ -136,3 +136,9 @@ def sound_file(tmp_path_factory) -> Path:
         file.setparams((1, 2, 8000, 0, "NONE", ""))
         file.writeframes(bytes(8000))
     return path
+
+
+@pytest.fixture(autouse=True)
+def module_path_of_programs(monkeypatch):
+    """`main` sets it for the processes that a command starts; here the command is a part of the test's own process."""
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
