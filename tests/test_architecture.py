@@ -177,3 +177,19 @@ def test_nothing_that_is_read_can_run_code():
                         assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords), where
                     if name == "np.load":
                         assert not any(k.arg == "allow_pickle" for k in node.keywords), where
+
+
+def test_text_for_people_goes_through_one_place():
+    """Lines and tables of the terminal through cli/_say.py, tables for spreadsheets through pipeline/shown.py."""
+    whole = {"ablate", "completion", "demo", "env", "extract", "ls", "reproduce", "summary", "verify"}  # several lines at once
+    for room in ROOMS:
+        for path in files(room):
+            where, text = str(path.relative_to(ROOT)), path.read_text()
+            assert where == "cli/_say.py" or "rich.console" not in imports(path), where
+            data = ("pipeline/shown.py", "pipeline/manifest.py", "pipeline/plan.py", "pipeline/digits/files.py")  # for programs
+            assert where in data or "csv.writer" not in text, where
+            if room == "cli" and path.stem not in whole | {"_say"}:
+                assert "click.echo" not in text, where
+            if path.stem not in ("__main__", "_progress"):
+                called = {ast.unparse(node.func) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)}
+                assert "print" not in called, where

@@ -44,7 +44,7 @@ def test_a_variable_that_is_not_given_is_named(target, variable):
 
 def test_a_name_is_a_name_whatever_is_in_it(tmp_path):
     """Data sets that others made name folders as they like: neither make nor its shell runs what stands there."""
-    name = f"it's $(shell touch {tmp_path}/a) $$(touch {tmp_path}/b) `touch {tmp_path}/c` \"; touch {tmp_path}/d; \""
+    name = f'it\'s $(shell touch {tmp_path}/a) $$(touch {tmp_path}/b) `touch {tmp_path}/c` "; touch {tmp_path}/d; "'
     done = make("check", MANIFEST=name)
     assert done.returncode == 2
     assert f"vidgraph: {name}: " in done.stderr
