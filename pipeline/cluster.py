@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol, TypeVar
 
 from pipeline import slurm
@@ -22,6 +21,7 @@ from pipeline.claims import Watch
 from pipeline.cores import cores_here
 from pipeline.flight import ALLOWED_DEATHS, Flight, WorkersLost
 from pipeline.pool import Pool
+from pipeline.scratch import private_scratch
 from pipeline.tls import Tls, files_of_this_run, security_of_this_run
 
 POLL = 0.5  # seconds between two looks at shards that other runs work on
@@ -102,8 +102,7 @@ class Dask:
         stack = ExitStack()
         security = self._security(stack)
         settings = {
-            # On the module path of this process and of the workers, so nobody else's: Dask's own is in everybody's /tmp.
-            "temporary-directory": stack.enter_context(_private_folder()),
+            "temporary-directory": private_scratch(),
             "distributed.worker.daemon": False,  # decode processes are its children
             "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
             "distributed.scheduler.default-task-durations": {"job": "1h"},  # else adaptive scaling waits to see one end
@@ -244,11 +243,6 @@ def _wait(jobs: list[Job], finished: Callable[[Job], bool], watch: Watch) -> tup
             return [job for job, is_done in pairs if is_done], [job for job, is_done in pairs if not is_done]
         time.sleep(POLL)
     return [], []
-
-
-def _private_folder() -> TemporaryDirectory:
-    """A folder that only this user can enter, removed in the end."""
-    return TemporaryDirectory(prefix="vidgraph-", ignore_cleanup_errors=True)
 
 
 def _pinned_cluster(workers: int, dashboard: str, security):

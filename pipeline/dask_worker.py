@@ -12,13 +12,12 @@ if __name__ == "__main__":
     from pipeline.module_path import guard_program
 
     guard_program()
-    from tempfile import TemporaryDirectory
-
     import dask
     from distributed.cli.dask_worker import main
 
+    from pipeline.scratch import private_scratch
+
     if sys.argv[1:2] == ["-m"]:  # and the name of Dask's own module, from dask_jobqueue
         del sys.argv[1:3]
-    with TemporaryDirectory(prefix="vidgraph-", ignore_cleanup_errors=True) as private:
-        dask.config.set({"temporary-directory": private})
-        main()
+    dask.config.set({"temporary-directory": private_scratch()})
+    main()

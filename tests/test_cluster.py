@@ -36,6 +36,7 @@ from pipeline.cluster import Dask, Here, Tls, WorkersLost, run_jobs, share_jobs
 from pipeline.flight import Flight
 from pipeline.graphs import build_graphs
 from pipeline.repair import as_extracted
+from pipeline.scratch import private_scratch
 from pipeline.tls import files_of_this_run
 
 ROOT = Path(__file__).parent.parent
@@ -277,7 +278,20 @@ def test_whatever_listens_on_this_machine_asks_for_a_key_and_scratch_folders_are
         for place in (scratch, next(place for place in sys.path if "dask-scratch-space" in place)):
             private = next(folder for folder in Path(place).parents if folder.name.startswith("vidgraph-"))
             assert stat.S_IMODE(private.stat().st_mode) == 0o700
-    assert not private.exists()
+
+
+def test_a_scratch_folder_that_others_made_is_not_taken(tmp_path, monkeypatch):
+    """They could put modules there; Dask has its folder on the module path."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine = Path(private_scratch())
+    assert (mine, private_scratch()) == (tmp_path / f"vidgraph-{os.getuid()}", str(mine))
+    assert stat.S_IMODE(mine.stat().st_mode) == 0o700
+    mine.chmod(0o777)  # as one who made it would leave it, to write there
+    assert private_scratch() != str(mine)
+    mine.rmdir()
+    (tmp_path / "theirs").mkdir(0o700)
+    mine.symlink_to(tmp_path / "theirs")
+    assert private_scratch() != str(mine)
 
 
 def test_a_scheduler_of_others_without_tls_is_said_to_be_open(monkeypatch):
