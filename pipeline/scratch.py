@@ -6,6 +6,7 @@ Dask's own choice is a folder of a known name in /tmp, and it takes it from whoe
 import os
 import stat
 import tempfile
+from contextlib import suppress
 
 
 def private_scratch() -> str:
@@ -14,10 +15,8 @@ def private_scratch() -> str:
     It is the same for every run of this user, so that Dask clears away what processes that were killed have left there.
     """
     folder = os.path.join(tempfile.gettempdir(), f"vidgraph-{os.getuid()}")
-    try:
+    with suppress(FileExistsError):
         os.mkdir(folder, 0o700)
-    except FileExistsError:
-        pass
     found = os.lstat(folder)  # a link counts as somebody else's
     if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
         return folder
