@@ -67,7 +67,9 @@ def _lead_group() -> None:
     os.closerange(0, os.sysconf("SC_OPEN_MAX"))  # the parent waits for the ends of the worker's pipes
     if os.getppid() == worker:
         signal.sigwait({signal.SIGUSR1})
-    os.killpg(os.getpgrp(), signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        os.killpg(worker, signal.SIGKILL)  # this fork too
+    os._exit(1)
 
 
 def _signal_at_death(number: int) -> None:
@@ -85,7 +87,7 @@ def _die_with(parent: int) -> None:
     def watch() -> None:
         parent_process().join()
         if sys.platform != "linux":
-            os.killpg(os.getpgrp(), signal.SIGKILL)
+            os.killpg(os.getpid(), signal.SIGKILL)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
