@@ -16,8 +16,13 @@ BUDGET   ?= 120
 TESTERS  ?= auto
 ARGS     ?=
 
-# What a target cannot do without; quoted where it is used, so that names may have blanks.
-given = $(or $($(1)),$(error expected $(1), for example: make $@ $(1)=...; `make help` lists the variables))
+# make would expand what it hands down to the commands: a name may hold dollar signs.
+unexport MANIFEST CACHE RUNS RUN RECIPE STUDY DEMO
+
+# A name as the shell takes it, whatever is in it: blanks, quotes, dollar signs.
+name = '$(subst ','\'',$(value $(1)))'
+# One that a target cannot do without.
+given = $(if $(value $(1)),$(call name,$(1)),$(error expected $(1), for example: make $@ $(1)=...; `make help` lists the variables))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo manifest check plan extract graphs verify repair train evaluate ablate finetune report test test-slow lint format bench clean
@@ -35,40 +40,40 @@ $(READY): setup.cfg pyproject.toml
 	@touch $@
 
 demo: $(READY) ## all stages on generated digit videos: DEMO=folder ARGS=...
-	$(BIN)/vidgraph demo --out "$(DEMO)" $(ARGS)
+	$(BIN)/vidgraph demo --out $(call name,DEMO) $(ARGS)
 
 manifest: $(READY) ## KIND=folder MANIFEST=out.csv ARGS="FOLDER ..."
-	$(BIN)/vidgraph manifest $(KIND) --out "$(call given,MANIFEST)" $(ARGS)
+	$(BIN)/vidgraph manifest $(KIND) --out $(call given,MANIFEST) $(ARGS)
 
 check: $(READY) ## decode a few frames of every clip: MANIFEST=... ARGS=...
-	$(BIN)/vidgraph check --manifest "$(call given,MANIFEST)" $(ARGS)
+	$(BIN)/vidgraph check --manifest $(call given,MANIFEST) $(ARGS)
 
 plan: $(READY) ## what an extraction will take: MANIFEST=... CACHE=... ARGS="extract's options"
-	$(BIN)/vidgraph plan --manifest "$(call given,MANIFEST)" --cache "$(CACHE)" $(ARGS)
+	$(BIN)/vidgraph plan --manifest $(call given,MANIFEST) --cache $(call name,CACHE) $(ARGS)
 
 extract: $(READY) ## stage one: MANIFEST=... CACHE=... CLUSTER="--dask 4" ARGS=...
-	$(BIN)/vidgraph extract --manifest "$(call given,MANIFEST)" --cache "$(CACHE)" $(CLUSTER) $(ARGS)
+	$(BIN)/vidgraph extract --manifest $(call given,MANIFEST) --cache $(call name,CACHE) $(CLUSTER) $(ARGS)
 
 graphs: $(READY) ## stage two: CACHE=... CLUSTER="--dask 4" ARGS=...
-	$(BIN)/vidgraph graphs --cache "$(CACHE)" $(CLUSTER) $(ARGS)
+	$(BIN)/vidgraph graphs --cache $(call name,CACHE) $(CLUSTER) $(ARGS)
 
 verify: $(READY) ## check a cache: CACHE=... ARGS=...
-	$(BIN)/vidgraph verify --cache "$(CACHE)" $(ARGS)
+	$(BIN)/vidgraph verify --cache $(call name,CACHE) $(ARGS)
 
 repair: $(READY) ## extract bad shards and failed clips again: CACHE=... ARGS=...
-	$(BIN)/vidgraph repair --cache "$(CACHE)" $(ARGS)
+	$(BIN)/vidgraph repair --cache $(call name,CACHE) $(ARGS)
 
 train: $(READY) ## stage three: RECIPE=... CACHE=... RUNS=... ARGS=...
-	$(BIN)/vidgraph train "$(call given,RECIPE)" --cache "$(CACHE)" --runs "$(RUNS)" $(ARGS)
+	$(BIN)/vidgraph train $(call given,RECIPE) --cache $(call name,CACHE) --runs $(call name,RUNS) $(ARGS)
 
 evaluate: $(READY) ## RUN=run folder CACHE=... ARGS=...
-	$(BIN)/vidgraph evaluate "$(call given,RUN)" --cache "$(CACHE)" $(ARGS)
+	$(BIN)/vidgraph evaluate $(call given,RUN) --cache $(call name,CACHE) $(ARGS)
 
 ablate: $(READY) ## a grid of heads and options: STUDY=... CACHE=... RUNS=... CLUSTER="--dask 4" ARGS=...
-	$(BIN)/vidgraph ablate "$(call given,STUDY)" --cache "$(CACHE)" --runs "$(RUNS)" $(CLUSTER) $(ARGS)
+	$(BIN)/vidgraph ablate $(call given,STUDY) --cache $(call name,CACHE) --runs $(call name,RUNS) $(CLUSTER) $(ARGS)
 
 finetune: $(READY) ## end to end: RECIPE=... CACHE=... RUNS=... ARGS=...
-	$(BIN)/vidgraph finetune "$(call given,RECIPE)" --cache "$(CACHE)" --runs "$(RUNS)" $(ARGS)
+	$(BIN)/vidgraph finetune $(call given,RECIPE) --cache $(call name,CACHE) --runs $(call name,RUNS) $(ARGS)
 
 report: $(READY) ## run folders as one page: RUNS="runs/*" ARGS=...
 	$(BIN)/vidgraph report $(RUNS) $(ARGS)

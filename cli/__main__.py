@@ -13,7 +13,9 @@ import click
 
 import cli
 from cli._utf8 import ensure_utf8
+from pipeline.module_path import guard_program
 from pipeline.names import nearest
+from pipeline.shown import guard_output
 
 
 def _verbs() -> list[str]:
@@ -38,7 +40,8 @@ class Verbs(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+# color: Click would take some control sequences out where there is no terminal; they are shown as escapes everywhere.
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "color": True})
 @click.version_option(package_name="vidgraph")
 def vidgraph() -> None:
     """Relational video recognition from cached features.
@@ -53,6 +56,9 @@ def main(args: list[str] | None = None) -> None:
     """Entry point of the `vidgraph` command; leaves through SystemExit with one of the codes above."""
     if args is None:  # a process of our own, not a function that somebody calls
         ensure_utf8()
+    guard_program()
+    if "_VIDGRAPH_COMPLETE" not in os.environ:  # then it speaks to the shell, in bytes
+        guard_output()
     try:
         code = vidgraph.main(args=args, prog_name="vidgraph", standalone_mode=False)
     except click.ClickException as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from cli._options import together
+from cli._say import warn
 
 _FILE = click.Path(path_type=Path)
 _LISTENS = re.compile(r"[^\s/]*:[0-9]{1,5}")
@@ -18,7 +19,7 @@ def place_options(jobs: str):
     """Decorator: --dask, --scheduler or --slurm, and what belongs to them; `jobs` is the help of --jobs."""
     options = (
         click.option("--dask", type=click.IntRange(min=1), help="Work in this many processes here, one per GPU (Dask)."),
-        click.option("--scheduler", metavar="ADDRESS", help="Work on the Dask cluster there, such as tcp://node1:8786."),
+        click.option("--scheduler", metavar="ADDRESS", help="Work on the Dask cluster there, such as tls://node1:8786."),
         click.option(
             "--slurm",
             metavar="KEY=VALUE,…",
@@ -26,9 +27,15 @@ def place_options(jobs: str):
         ),
         click.option("--jobs", type=click.IntRange(min=1), help=jobs),
         click.option("--interface", default="", help="Network by which Slurm's nodes reach this machine, such as ib0."),
-        click.option("--dashboard", default="127.0.0.1:8787", help="Where Dask's dashboard listens; :8787 is every network."),
         click.option(
-            "--tls-ca", type=_FILE, help="Certificate authority (PEM) of all connections; with --tls-cert, --tls-key."
+            "--dashboard",
+            default="",
+            help="Show Dask's dashboard at 127.0.0.1:8787, say, to every user of this machine; at :8787 to every network.",
+        ),
+        click.option(
+            "--tls-ca",
+            type=_FILE,
+            help="Certificate authority (PEM) of all connections; with --tls-cert, --tls-key.  [default: made for the run]",
         ),
         click.option("--tls-cert", type=_FILE, help="Certificate (PEM) of scheduler, workers and this client."),
         click.option("--tls-key", type=_FILE, help="Its private key (PEM)."),
@@ -45,8 +52,9 @@ def engine_of(given: dict, logs: Path):
     if len(named) > 1:
         raise click.UsageError(f"--{named[0]} and --{named[1]}: expected one place to work at; leave one out")
     if given["scheduler"] == "":
-        raise click.UsageError("--scheduler: expected an address such as tcp://node1:8786, got nothing")
-    if not _LISTENS.fullmatch(given["dashboard"]) or int(given["dashboard"].rpartition(":")[2]) > 65535:
+        raise click.UsageError("--scheduler: expected an address such as tls://node1:8786, got nothing")
+    listens = given["dashboard"]
+    if listens and (not _LISTENS.fullmatch(listens) or int(listens.rpartition(":")[2]) > 65535):
         raise click.UsageError(f"--dashboard: expected HOST:PORT or :PORT, such as 127.0.0.1:8787, got {given['dashboard']!r}")
     tls = _tls(given, named)
     if given["jobs"] and named != ["slurm"]:
@@ -64,7 +72,7 @@ def engine_of(given: dict, logs: Path):
         interface=given["interface"],
         tls=tls,
         logs=str(logs),
-        say=lambda line: click.echo(line, err=True),
+        say=warn,
     )
 
 
@@ -86,7 +94,7 @@ def sbatch_script(given: dict, shards: int, logs: Path) -> str:
     from pipeline.slurm import array_script, parse_options
 
     program = Path(sys.executable).with_name("vidgraph")
-    command = [str(program)] if program.exists() else [sys.executable, "-m", "cli"]
+    command = [str(program)] if program.exists() else [sys.executable, "-m", "cli"]  # cli/__init__.py is careful
     options = parse_options(given["slurm"] or "")
     return array_script(
         [*command, *without(sys.argv[1:], _NOT_IN_JOBS)], shards, options, given["jobs"] or 0, os.getcwd(), str(logs)

@@ -1,8 +1,10 @@
 """The tables of `summary`: modules, and what was not counted."""
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
+
+from cli._say import console
+from cli._say import to_json as as_json
 
 if TYPE_CHECKING:
     from heads.counting import Counted
@@ -12,7 +14,6 @@ WHY = {"meta": "on tensors without values", "cpu": "on zeros on the CPU, because
 
 def print_counts(name: str, counted: "Counted", depth: int) -> None:
     """Modules to `depth` levels below the whole that have parameters or MACs, the total last; then the operations left out."""
-    from rich.console import Console
     from rich.table import Table
 
     modules = Table(title=f"{name}: {counted.input}", title_justify="left")
@@ -31,10 +32,10 @@ def print_counts(name: str, counted: "Counted", depth: int) -> None:
         others.add_column(column, justify=justify)
     for left in counted.left_out:
         others.add_row(left.operation, left.kind, f"{left.calls:,}", f"{left.elements_in:,}", f"{left.elements_out:,}")
-    console = Console()
-    console.print(modules)
-    console.print(others)
-    console.print(
+    paper = console()
+    paper.print(modules)
+    paper.print(others)
+    paper.print(
         f"counted {WHY[counted.device]}; views, copies and masks are not listed. With 2 per element of a norm, 1 of an "
         f"activation and of a pool's input, as GOS's tool counts: {counted.tool_macs / 1e9:.2f} G"
     )
@@ -53,4 +54,4 @@ def to_json(name: str, counted: "Counted") -> str:
         "modules": [asdict(row) for row in counted.rows[1:]],
         "left_out": [asdict(left) for left in counted.left_out],
     }
-    return json.dumps(record, indent=1)
+    return as_json(record)

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from cli._options import together
+from cli._say import say
 
 
 def _common(name: str, order: bool = False, fps: float | None = None):
@@ -36,8 +37,8 @@ def _common(name: str, order: bool = False, fps: float | None = None):
     return together(options)
 
 
-def dataset_commands(say: Callable) -> list[click.Command]:
-    """The kinds of `vidgraph manifest` that read a dataset; `say` prints what is in a manifest."""
+def dataset_commands(describe: Callable) -> list[click.Command]:
+    """The kinds of `vidgraph manifest` that read a dataset; `describe` prints what is in a manifest."""
 
     @click.command("something-something-v1")
     @_common("something-something-v1", order=True, fps=12.0)
@@ -49,7 +50,7 @@ def dataset_commands(say: Callable) -> list[click.Command]:
         """
         from pipeline.datasets.something_v1 import read
 
-        return _write(read(annotations), annotations, given, say)
+        return _write(read(annotations), annotations, given, describe)
 
     @click.command("something-something-v2")
     @_common("something-something-v2", order=True, fps=12.0)
@@ -74,7 +75,7 @@ def dataset_commands(say: Callable) -> list[click.Command]:
         """
         from pipeline.datasets.something_v2 import read
 
-        return _write(read(annotations, protocol, test_answers), annotations, given, say, boxes)
+        return _write(read(annotations, protocol, test_answers), annotations, given, describe, boxes)
 
     @click.command("charades")
     @_common("charades", fps=24.0)
@@ -92,7 +93,7 @@ def dataset_commands(say: Callable) -> list[click.Command]:
         """
         from pipeline.datasets.charades import read
 
-        return _write(read(annotations, window), annotations, given, say)
+        return _write(read(annotations, window), annotations, given, describe)
 
     @click.command("kinetics")
     @_common("kinetics")
@@ -107,7 +108,7 @@ def dataset_commands(say: Callable) -> list[click.Command]:
         """
         from pipeline.datasets.kinetics import read
 
-        return _write(read(annotations, trimmed), annotations, given, say)
+        return _write(read(annotations, trimmed), annotations, given, describe)
 
     @click.command("diving48")
     @_common("diving48", order=True)
@@ -119,12 +120,12 @@ def dataset_commands(say: Callable) -> list[click.Command]:
         """
         from pipeline.datasets.diving48 import read
 
-        return _write(read(annotations, int(version), given["fps"]), annotations, given, say)
+        return _write(read(annotations, int(version), given["fps"]), annotations, given, describe)
 
     return [something_v1, something_v2, charades, kinetics, diving48]
 
 
-def _write(data, annotations: Path, given: dict, say: Callable, boxes: Path | None = None) -> int:
+def _write(data, annotations: Path, given: dict, describe: Callable, boxes: Path | None = None) -> int:
     """Writes the manifest and what stands beside it, and says what there is and what is missing; 3 if something is."""
     from pipeline.datasets.write import about_missing, write_dataset
 
@@ -132,12 +133,12 @@ def _write(data, annotations: Path, given: dict, say: Callable, boxes: Path | No
     unboxed = _drop_unboxed(data, boxes, given["allow_missing"]) if boxes else ""
     data.fps = given["fps"]
     done = write_dataset(data, given["videos"], given["out"], given.get("order", "official"), given["allow_missing"])
-    say(done.manifest)
-    click.echo(f"  class list (data.class_list): {done.classes}")
+    describe(done.manifest)
+    say(f"  class list (data.class_list): {done.classes}")
     if done.protect:
-        click.echo(f'  never to be mirrored: --flip-protect "$(cat {done.protect})", or for EAN\'s way {done.swap}')
+        say(f'  never to be mirrored: --flip-protect "$(cat {done.protect})", or for EAN\'s way {done.swap}')
     if done.root:
-        click.echo(f"its paths start from {done.root}: say --root {done.root} wherever you use it", err=True)
+        say(f"its paths start from {done.root}: say --root {done.root} wherever you use it", err=True)
     found = [f"{data.name}: {line}" for line in differences]
     if unboxed:
         found.append(unboxed)
@@ -145,7 +146,7 @@ def _write(data, annotations: Path, given: dict, say: Callable, boxes: Path | No
         found.append(f"{about_missing(done.missing, total, given['videos'])}; left out")
     absent = [f"no {split} list in {annotations}: the manifest has no such split" for split in data.absent()]
     for line in [*absent, *data.notes, *found]:
-        click.echo(line, err=True)
+        say(line, err=True)
     return 3 if found else 0
 
 

@@ -14,6 +14,7 @@ from cli._options import (
     time_limit_option,
     together,
 )
+from cli._say import say
 
 
 def _one_of(names: str) -> click.Choice:
@@ -122,7 +123,7 @@ def config_for(given: dict, manifest):
                 what = f"no clip has the label {label!r}" + (" or another of these" if len(unknown) > 1 else "")
                 raise ValueError(f"--flip-protect: {what}: {nearest(label, known)}; name labels of clips, or leave it out")
             some = f"{len(unknown)} of these {len(protected)} labels"
-            click.echo(f"--flip-protect: no clip has {some}, such as {label!r}; it goes on with the others", err=True)
+            say(f"--flip-protect: no clip has {some}, such as {label!r}; it goes on with the others", err=True)
     return config
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from cli._say import console
+
 NAMES = {"top1": "top-1 %", "top5": "top-5 %", "map": "mAP %", "class_mean": "class mean %", "loss": "loss"}
 
 
@@ -10,7 +12,6 @@ def print_figures(title: str, metrics: Mapping[str, Mapping[str, float]], rows: 
 
     Fractions are shown in percent, the loss as it is, a split without labels as such.
     """
-    from rich.console import Console
     from rich.table import Table
 
     columns = [name for name in NAMES if any(name in found for found in metrics.values())]
@@ -21,7 +22,7 @@ def print_figures(title: str, metrics: Mapping[str, Mapping[str, float]], rows: 
     for split, found in metrics.items():
         cells = [_cell(name, found.get(name)) for name in columns]
         table.add_row(split if found else f"{split} (no labels: predictions only)", *cells)
-    Console().print(table)
+    console().print(table)
 
 
 def _cell(name: str, value: float | None) -> str:

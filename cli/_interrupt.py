@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-import click
+from cli._say import say
 
 GRACE = 7.0  # seconds for what is under way to end by itself; a batch system kills after 30, a person loses patience earlier
 PARTING = 1.0  # seconds to give claims up in; a file system that hangs must not keep us
@@ -53,7 +53,7 @@ def stoppable(resume: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         give_up()
-        click.echo(resume, err=True)
+        say(resume, err=True)
         raise
     finally:
         ended.set()

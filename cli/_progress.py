@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from cli._say import console
+from pipeline.shown import guarded_output, visible
+
 LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
@@ -24,21 +27,20 @@ def progress(what: str, total: int, unit: str, bad: str = "failed") -> Iterator[
 
 @contextmanager
 def _bar(what: str, total: int, unit: str, bad: str) -> Iterator[Callable[[int, int], None]]:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[rate]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[failed]}"),
+        TextColumn("{task.fields[failed]}", markup=False),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total, rate="", failed="")
+    with Progress(*columns, console=console(err=True)) as bar, guarded_output():
+        task = bar.add_task(visible(what), total=total, rate="", failed="")
         begun, count, failures = time.monotonic(), 0, 0
 
         def advance(done: int = 1, failed: int = 0) -> None:

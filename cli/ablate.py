@@ -11,6 +11,8 @@ from cli._cluster import engine_of, place_options
 from cli._interrupt import stoppable
 from cli._options import device_option, say_cost, set_option
 from cli._progress import progress
+from cli._say import say
+from pipeline.shown import visible_lines
 
 LOOK = 1.0  # seconds between two looks at the members' logs
 
@@ -60,21 +62,20 @@ def command(
             left = [one for one in some if one.result is None]
             known = f", {len(some) - len(left)} of them finished before" if len(left) < len(some) else ""
             share = f"; an epoch of {'those' if known else 'all'} is {_times(passes(left))}" if left else ""
-            click.echo(f"{plan.name}: {len(some)} members{known}{share}")
+            say(f"{plan.name}: {len(some)} members{known}{share}")
             if left and not only_list:
                 stack.enter_context(_watched(left))
 
         if only_list:
-            some = prospects(plan, opened, folder.resolve(), how, click.echo)
+            some = prospects(plan, opened, folder.resolve(), how, say)
             announce(some)
             for one in some:
                 state = "finished" if one.result else one.why or f"{one.epochs} epochs, reads {', '.join(one.reads)}"
-                click.echo(f"  {one.member.folder.name}: {state}")
+                say(f"  {one.member.folder.name}: {state}")
             return 0
-        outcome = ablate(
-            plan, opened, folder, how, engine=engine, jobs=groups, at_once=at_once, say=click.echo, before=announce
-        )
-    click.echo(f"\n{outcome.table.text()}\n\n{outcome.seconds:.1f} s; {folder}: results.txt, results.csv, results.json")
+        outcome = ablate(plan, opened, folder, how, engine=engine, jobs=groups, at_once=at_once, say=say, before=announce)
+    click.echo(f"\n{visible_lines(outcome.table.text())}\n")
+    say(f"{outcome.seconds:.1f} s; {folder}: results.txt, results.csv, results.json")
     return 3 if outcome.failed else 0
 
 

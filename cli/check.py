@@ -14,6 +14,7 @@ from cli._options import (
     time_limit_option,
 )
 from cli._progress import progress
+from cli._say import say
 
 SHOWN = 10  # findings printed; all of them are in the file
 
@@ -115,11 +116,11 @@ def _say(checked, out: Path) -> int:
     from collections import Counter
 
     for finding in checked.findings[:SHOWN]:
-        click.echo(f"{finding.clip or finding.path}: {finding.kind}: {finding.message}")
+        say(f"{finding.clip or finding.path}: {finding.kind}: {finding.message}")
     if len(checked.findings) > SHOWN:
-        click.echo(f"… and {len(checked.findings) - SHOWN:,} more")
+        say(f"… and {len(checked.findings) - SHOWN:,} more")
     kinds = Counter(finding.kind for finding in checked.findings)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()) or "nothing wrong"
     rate = checked.clips / max(checked.seconds, 1e-9)
-    click.echo(f"{checked.clips:,} clips in {checked.seconds:,.1f} s ({rate:,.1f} clips/s): {counts}; listed in {out}")
+    say(f"{checked.clips:,} clips in {checked.seconds:,.1f} s ({rate:,.1f} clips/s): {counts}; listed in {out}")
     return 3 if checked.findings else 0

@@ -15,6 +15,8 @@ import click
 
 from cli._interrupt import stoppable
 from cli._options import device_option, pick_device
+from cli._say import console, say
+from pipeline.shown import visible
 
 if TYPE_CHECKING:
     from heads.train import Result
@@ -54,14 +56,14 @@ class Steps:
         title = self.title(name)
         if name in self.done and made.exists():
             found = self.done[name]
-            click.echo(f"{title}: done before, in {found['seconds']:.1f} s: {made}")
+            say(f"{title}: done before, in {found['seconds']:.1f} s: {made}")
             return found
-        click.echo(f"{title} …")
+        say(f"{title} …")
         begun = time.monotonic()
         found = work()
         self.done[name] = {**found, "seconds": round(time.monotonic() - begun, 1)}
         self.save()
-        click.echo(f"    {self.done[name]['seconds']:.1f} s: {made}")
+        say(f"    {self.done[name]['seconds']:.1f} s: {made}")
         return self.done[name]
 
     def title(self, name: str) -> str:
@@ -187,7 +189,7 @@ def _networks(steps: Steps, out: Path, asked: Demo, images: "dict[str, Images]")
     def train_backbone() -> dict:
         how = Pretraining(width=WIDTH, tile=task.shown, canvas=task.size)
         with digit_rpn.one_thread():
-            made = pretrain(backbone, images, how, asked.seed, say=lambda line: click.echo(f"    {line}"))
+            made = pretrain(backbone, images, how, asked.seed, say=lambda line: say(f"    {line}"))
         return {"accuracy": made.accuracy, "steps": made.steps}
 
     def frames(split: str, count: int):
@@ -198,7 +200,7 @@ def _networks(steps: Steps, out: Path, asked: Demo, images: "dict[str, Images]")
         digit_rpn.fit(rpn, *frames("train", RPN_VIDEOS), seed=asked.seed)
         source = digit_rpn.build(str(rpn), task.size, BOXES)
         found, per_digit = digit_rpn.recall(source, *frames("val", RPN_VIDEOS // 4))
-        click.echo(f"    finds {100 * found:.1f} % of unseen digits (IoU 0.5), with {per_digit:.2f} boxes per digit")
+        say(f"    finds {100 * found:.1f} % of unseen digits (IoU 0.5), with {per_digit:.2f} boxes per digit")
         return {"recall": found, "boxes_per_digit": per_digit}
 
     steps.run("pre-train digit_cnn on single digits", backbone, train_backbone)
@@ -278,7 +280,7 @@ def _train(steps: Steps, out: Path, seeds: int, device: str) -> list[Row]:
     from pipeline.cores import cores_here
     from pipeline.pool import Pool
 
-    click.echo(f"{steps.title(f'train {len(RECIPES)} heads with {seeds} seeds each')} …")
+    say(f"{steps.title(f'train {len(RECIPES)} heads with {seeds} seeds each')} …")
     todo = [
         Run(name, seed, out / "runs" / f"{name}-seed{seed}", out / "cache", device) for name in RECIPES for seed in range(seeds)
     ]
@@ -294,12 +296,11 @@ def _train(steps: Steps, out: Path, seeds: int, device: str) -> list[Row]:
             if len(row.results) == seeds:
                 known = sum(one.folder in before for one in todo[k + 1 - seeds : k + 1])
                 again = f"; {known} of {seeds} runs were trained before" if known else ""
-                click.echo(f"    {row.head}: {row.accuracy} % of test videos right, {row.seconds:.1f} s a run{again}")
+                say(f"    {row.head}: {row.accuracy} % of test videos right, {row.seconds:.1f} s a run{again}")
     return rows
 
 
 def _report(out: Path, asked: Demo, rows: list[Row], seconds: float) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from pipeline.digits import TASKS
@@ -314,7 +315,7 @@ def _report(out: Path, asked: Demo, rows: list[Row], seconds: float) -> None:
     table.add_row("knowing only which digits are there", f"{100 * task.guess:.1f}", "", "")
     for row in rows:
         table.add_row(row.head, row.accuracy, f"{row.results[0].parameters:,}", f"{row.seconds:.1f}")
-    Console().print(table)
+    console().print(table)
     record = {
         row.head: {
             "top1": row.accuracies,
@@ -325,4 +326,5 @@ def _report(out: Path, asked: Demo, rows: list[Row], seconds: float) -> None:
     }
     (out / "results.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     command = "vidgraph" if shutil.which("vidgraph") else sys.argv[0]  # make runs it from an environment that is not active
-    click.echo(NEXT.replace("vidgraph ", f"{command} ").format(out=out, minutes=math.floor(seconds / 60), seconds=seconds % 60))
+    took = {"minutes": math.floor(seconds / 60), "seconds": seconds % 60}
+    click.echo(NEXT.replace("vidgraph ", f"{command} ").format(out=visible(str(out)), **took))

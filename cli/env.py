@@ -2,6 +2,8 @@
 
 import click
 
+from cli._say import say, to_json
+
 # Distribution -> the module of it that vidgraph imports.
 NEEDED = {
     "torch": "torch",
@@ -30,16 +32,15 @@ def command(as_json: bool) -> int:
 
     Exit code 0: all that vidgraph needs is there; 1: something that it needs does not load.
     """
-    import json
 
     found = environment()
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        click.echo(to_json(found))
     else:
         for title, rows in found.items():
-            click.echo(f"{title}:")
+            say(f"{title}:")
             for name, value in rows.items():
-                click.echo(f"  {name:<16} {value}")
+                say(f"  {name:<16} {value}")
     return 1 if any(str(value).startswith("MISSING") for value in found["packages"].values()) else 0
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from cli._options import device_option, say_cost
+from cli._say import say
 
 
 @click.command("evaluate")
@@ -85,6 +86,6 @@ def _evaluate(run, cache, manifest, split, checkpoint, phase, settings, device, 
         device=device,
         precision=precision,
         manifest=read_manifest(manifest) if manifest else None,
-        say=click.echo,
+        say=say,
     )
     print_figures(str(run), {split: found})

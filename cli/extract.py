@@ -10,6 +10,7 @@ from cli._extraction import config_for, network_options, running_options, views_
 from cli._interrupt import stoppable
 from cli._options import pick_device, say_cost
 from cli._progress import progress
+from cli._say import say, warn
 
 RESUME = "stopped; finished shards are kept, the same command resumes"
 
@@ -52,8 +53,9 @@ def _print_sbatch(given: dict) -> int:
     manifest = read_manifest(given["manifest"], given["root"])
     shards = count_shards(config_for(given, manifest), manifest, given["cache"], _run_options(given, elsewhere=True))
     logs = given["cache"] / "logs"
+    script = sbatch_script(given, shards, logs)
     logs.mkdir(parents=True, exist_ok=True)  # Slurm makes no folders, and tasks whose output has none fail without a word
-    click.echo(sbatch_script(given, shards, logs), nl=False)
+    click.echo(script, nl=False)
     return 0
 
 
@@ -72,13 +74,13 @@ def run(config, manifest, cache: Path, options, shards=None, redo: bool = False,
 
         def announce(todo: int, total: int):
             if todo < total:
-                click.echo(f"resuming: {total - todo:,} of {total:,} clips lie in finished shards", err=True)
+                say(f"resuming: {total - todo:,} of {total:,} clips lie in finished shards", err=True)
             return stack.enter_context(progress("extract", todo, "clips"))
 
         summary = extract(config, manifest, cache, options, shards, redo, announce, engine)
     rate = summary.clips / max(summary.seconds, 1e-9)
     done = f"{summary.clips:,} clips, {summary.views:,} views in {summary.seconds:,.1f} s ({rate:.2f} clips/s)"
-    click.echo(f"{cache}: {done if summary.shards else 'every shard was complete already'}")
+    say(f"{cache}: {done if summary.shards else 'every shard was complete already'}")
     _report_relabelled(summary.relabelled, manifest.path, cache)
     _report_warnings(summary.warnings, cache)
     return max(_report_failures(summary.failures, summary.asked, cache), _report_changed(summary.changed, cache))
@@ -86,20 +88,20 @@ def run(config, manifest, cache: Path, options, shards=None, redo: bool = False,
 
 def _report_failures(failures: list[dict], clips: int, cache: Path) -> int:
     for failure in failures[:10]:
-        click.echo(f"  {failure['clip']}: {failure['error']}: {failure['message']}", err=True)
+        say(f"  {failure['clip']}: {failure['error']}: {failure['message']}", err=True)
     if len(failures) > 10:
-        click.echo(f"  … and {len(failures) - 10:,} more, in {cache}/features/*.json", err=True)
+        say(f"  … and {len(failures) - 10:,} more, in {cache}/features/*.json", err=True)
     if failures:
-        click.echo(f"{len(failures):,} of {clips:,} clips failed; to retry them: {_repair(cache)}", err=True)
+        say(f"{len(failures):,} of {clips:,} clips failed; to retry them: {_repair(cache)}", err=True)
     return 3 if failures else 0
 
 
 def _report_warnings(warnings: list[dict], cache: Path) -> None:
     """What looks wrong with clips that are stored all the same; no part of the exit code."""
     for warning in warnings[:10]:
-        click.echo(f"  warning: {warning['clip']}: {warning['message']}", err=True)
+        warn(f"  warning: {warning['clip']}: {warning['message']}")
     if len(warnings) > 10:
-        click.echo(f"  … and {len(warnings) - 10:,} more, in {cache}/features/*.json", err=True)
+        warn(f"  … and {len(warnings) - 10:,} more, in {cache}/features/*.json")
 
 
 def _report_changed(changed: list[str], cache: Path) -> int:
@@ -109,7 +111,7 @@ def _report_changed(changed: list[str], cache: Path) -> int:
         some = ", ".join(changed[:3]) + ", …" * (len(changed) > 3)
         found = f"{len(changed):,} clips in finished shards ({some}) have other videos now; to redo them"
     if changed:
-        click.echo(f"{found}: {_repair(cache)} --changed", err=True)
+        say(f"{found}: {_repair(cache)} --changed", err=True)
     return 3 if changed else 0
 
 
@@ -118,8 +120,8 @@ def _report_relabelled(clips: list[str], manifest: Path, cache: Path) -> None:
         some = ", ".join(clips[:3]) + ", …" * (len(clips) > 3)
         which = "1 clip has another label or split" if len(clips) == 1 else f"{len(clips):,} clips have other labels or splits"
         use = f"--manifest {shlex.quote(str(manifest))}"
-        click.echo(f"{which} in {manifest} than in the copy in {cache} ({some})", err=True)
-        click.echo(f"train, ablate and finetune read the copy; give them {use} for the new ones", err=True)
+        warn(f"{which} in {manifest} than in the copy in {cache} ({some})")
+        warn(f"train, ablate and finetune read the copy; give them {use} for the new ones")
 
 
 def _repair(cache: Path) -> str:

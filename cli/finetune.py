@@ -8,6 +8,7 @@ import click
 from cli._extraction import config_of, network_options, views_options
 from cli._interrupt import stoppable
 from cli._options import device_option, say_cost, set_option, time_limit_option, together
+from cli._say import say
 
 # Options of `vidgraph extract` that say what the frames and the networks are: a cache knows them, a run without one is told.
 OF_EXTRACTION = (
@@ -161,13 +162,13 @@ def _run(ctx: click.Context, given: dict) -> int:
         reading=reading,
         how=how,
         device=given["device"],
-        say=click.echo,
+        say=say,
     )
     if os.environ.get("RANK", "0") != "0":  # one of torchrun's processes; the first one says it
         return 0
     title = f"{recipe.name}, {phase.name}, seed {given['seed']}: {result.parameters:,} parameters, epoch {result.best_epoch}"
     print_figures(title, result.metrics)
     share = 100 * result.waiting / max(result.seconds, 1e-9)
-    click.echo(f"{result.epochs} epochs in {result.seconds:.1f} s, of which {share:.1f} % waiting for data; {result.folder}")
+    say(f"{result.epochs} epochs in {result.seconds:.1f} s, of which {share:.1f} % waiting for data; {result.folder}")
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1  # torchrun takes any other code than 0 for a crash
     return 3 if result.undecoded and alone else 0

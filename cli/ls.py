@@ -4,13 +4,14 @@ from pathlib import Path
 
 import click
 
+from cli._say import console, say, to_json
+
 
 @click.command("ls")
 @click.argument("folder", type=click.Path(path_type=Path), default=".")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON instead.")
 def command(folder: Path, as_json: bool) -> int:
     """List the caches and runs in FOLDER (by default this one) and below, with stage, size, age and fingerprint."""
-    import json
     import time
     from dataclasses import asdict
 
@@ -18,13 +19,12 @@ def command(folder: Path, as_json: bool) -> int:
 
     entries = entries_below(folder)
     if as_json:
-        click.echo(json.dumps([{**asdict(entry), "path": str(entry.path)} for entry in entries], indent=1))
+        click.echo(to_json([{**asdict(entry), "path": str(entry.path)} for entry in entries]))
         return 0
     if not entries:
-        click.echo(f"{folder}: no cache and no run below")
+        say(f"{folder}: no cache and no run below")
         return 0
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("", "path", "what", "stage", "MB", "age", "cache fingerprint", box=box.SIMPLE)
@@ -33,7 +33,7 @@ def command(folder: Path, as_json: bool) -> int:
     for entry in entries:
         cells = str(entry.path), entry.what, entry.stage, f"{entry.bytes / 1e6:,.1f}", age(now - entry.modified)
         table.add_row(entry.kind, *cells, entry.fingerprint[:12])
-    Console().print(table)
+    console().print(table)
     return 0
 
 

@@ -7,6 +7,7 @@ import click
 
 from cli._datasets import dataset_commands
 from cli._options import set_option
+from cli._say import say
 
 
 @click.group("manifest")
@@ -41,9 +42,9 @@ def from_folder(folder: Path, out: Path, split_by: str, val: float, test: float,
     rows = ({**row, "path": (start / row["path"]).as_posix()} for row in scan.rows)
     _say(write_manifest(out, rows))
     if scan.ignored:
-        click.echo(scan.about_ignored(), err=True)
+        say(scan.about_ignored(), err=True)
     if not below:
-        click.echo(f"its paths start from {folder}: say --root {folder} wherever you use it", err=True)
+        say(f"its paths start from {folder}: say --root {folder} wherever you use it", err=True)
 
 
 @command.command("digits")
@@ -91,12 +92,12 @@ def _say(manifest) -> None:
     splits = Counter(clip.split for clip in manifest.clips)
     classes = Counter(label for clip in manifest.clips for label in clip.labels)
     shares = ", ".join(f"{split} {splits[split]:,}" for split in ("train", "val", "test"))
-    click.echo(f"{manifest.path}: {len(manifest.clips):,} clips ({shares}), {len(classes):,} classes")
+    say(f"{manifest.path}: {len(manifest.clips):,} clips ({shares}), {len(classes):,} classes")
     if classes:
         (most, many), (least, few) = classes.most_common()[0], classes.most_common()[-1]
-        click.echo(f"  clips per class: {few:,} ({least}) to {many:,} ({most})")
+        say(f"  clips per class: {few:,} ({least}) to {many:,} ({most})")
     if unlabelled := sum(not clip.labels for clip in manifest.clips):
-        click.echo(f"  without a label: {unlabelled:,}")
+        say(f"  without a label: {unlabelled:,}")
 
 
 for _kind in dataset_commands(_say):

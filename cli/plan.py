@@ -8,6 +8,7 @@ from cli._extraction import config_for, network_options, running_options, views_
 from cli._interrupt import stoppable
 from cli._options import FOLDER, pick_device, say_cost
 from cli._progress import progress
+from cli._say import console, say
 
 
 @click.command("plan")
@@ -54,7 +55,6 @@ command.params = [parameter for parameter in command.params if parameter.name !=
 def _say(plan, cache: Path) -> int:
     """The tables and the lines below them; the exit code."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     from pipeline.plan import WORKERS
@@ -69,22 +69,20 @@ def _say(plan, cache: Path) -> int:
     for table, first in ((fields, 4), (workers, 0)):
         for column in table.columns[first:]:
             column.justify = "right"
-    console = Console()
-    console.print(fields)
-    console.print(workers)
+    paper = console()
+    paper.print(fields)
+    paper.print(workers)
     parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in plan.parts.items() if seconds)
-    click.echo(
+    say(
         f"measured {plan.measured:,} of {plan.clips:,} clips on {plan.device}: {plan.clip_seconds:.3g} s a clip "
         f"({parts}; they overlap), {plan.start_seconds:.1f} s to start"
     )
     room = f"{_bytes(plan.bytes)} on the disk, in {plan.shards:,} shards of {plan.per_shard:,} clips"
     room += f", {_bytes(plan.there)} of it there already" if plan.there else ""
     verdict = "it fits" if plan.fits else f"{_bytes(plan.bytes - plan.there - plan.free)} are missing"
-    click.echo(f"{room}; {_bytes(plan.free)} free for {cache}: {verdict}")
+    say(f"{room}; {_bytes(plan.free)} free for {cache}: {verdict}")
     if plan.failed:
-        click.echo(
-            f"{len(plan.failed)} of the measured clips failed ({', '.join(plan.failed[:3])}): `vidgraph check`", err=True
-        )
+        say(f"{len(plan.failed)} of the measured clips failed ({', '.join(plan.failed[:3])}): `vidgraph check`", err=True)
     return 0 if plan.fits and not plan.failed else 3
 
 

@@ -6,6 +6,7 @@ import click
 
 from cli._interrupt import stoppable
 from cli._options import FOLDER, device_option, time_limit_option
+from cli._say import say
 
 _FILE = click.Path(path_type=Path)
 
@@ -54,14 +55,14 @@ def command(
         if changed:
             found["features"] = sorted({*found["features"], *changed_shards(cache, root)})
         if not any(found.values()):
-            click.echo(f"{cache}: nothing to repair")
+            say(f"{cache}: nothing to repair")
             return 0
         if features := found["features"]:
-            click.echo(f"{cache}: redoing {len(features)} shards: {', '.join(map(str, features))}", err=True)
+            say(f"{cache}: redoing {len(features)} shards: {', '.join(map(str, features))}", err=True)
             options = RunOptions(device=device, workers=workers, time_limit=time_limit)
             config, manifest, options = as_extracted(cache, options, Moved(root, weights, annotations, proposal_weights))
             code = run(config, manifest, cache, options, features, redo=True)
         if any((cache / "graphs").glob("*.h5")):
             written = redo_graphs(cache, found["graphs"], device=device)
-            click.echo(f"{cache}: graphs of {len(written)} shards computed again")
+            say(f"{cache}: graphs of {len(written)} shards computed again")
     return code

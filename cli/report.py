@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from cli._say import say, warn
+
 
 @click.command("report")
 @click.argument("runs", nargs=-1, required=True, metavar="RUNS...")
@@ -46,9 +48,9 @@ def command(runs, out, title, split, compare, caches, pictures, macs) -> int:
         caches=caches,
         pictures=pictures,
         macs=macs,
-        say=lambda line: click.echo(line, err=True),
+        say=warn,
     )
-    click.echo(f"{outcome.page}: {outcome.runs} runs in {outcome.rows} rows; beside it report.md and tables/*.csv")
+    say(f"{outcome.page}: {outcome.runs} runs in {outcome.rows} rows; beside it report.md and tables/*.csv")
     for problem in outcome.problems:
-        click.echo(f"  {problem}", err=True)
+        say(f"  {problem}", err=True)
     return 3 if outcome.problems else 0

@@ -6,6 +6,8 @@ import click
 
 from cli._interrupt import stoppable
 from cli._options import commas, device_option, pick_device
+from cli._say import say
+from pipeline.shown import visible_lines
 
 RESUME = "stopped; finished epochs are kept, the same command resumes"
 
@@ -45,14 +47,15 @@ def command(table, budget, size_name, seeds, rows, tasks, folder, out, images, r
     size = sizes[size_name] if size_name else size_for(plan, budget, where, seeds)
     chosen = _chosen("--rows", rows, {row.name: row for row in plan.rows})
     names = _chosen("--tasks", tasks, {task: task for task in plan.tasks})
-    work = Work(plan, size, folder / f"{table}-{size.name}", where, images, click.echo)
-    click.echo(f"{plan.title}: size {size.name} of {', '.join(sizes)}, in {work.folder}")
+    work = Work(plan, size, folder / f"{table}-{size.name}", where, images, say)
+    say(f"{plan.title}: size {size.name} of {', '.join(sizes)}, in {work.folder}")
     with stoppable(RESUME):
         for seed in range(seeds or size.seeds):
             for task in names:
                 train_rows(work, task, chosen, [seed], resume)
     paths = write(work, out or work.folder)
-    click.echo(f"\n{paths[1].read_text(encoding='utf-8')}\n{paths[0]}, {paths[1]}")
+    click.echo(f"\n{visible_lines(paths[1].read_text(encoding='utf-8'))}")
+    say(f"{paths[0]}, {paths[1]}")
     return 0
 
 

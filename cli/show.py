@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from cli._options import commas, shard_numbers
+from cli._say import say
 
 
 def node(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -73,6 +74,6 @@ def command(
     )
     path = drawing.save(out or Path(re.sub(r"[^\w.-]+", "_", clip) + ".png"), fps)
     if drawing.missing:
-        click.echo(f"no frames, drawn on grey: {drawing.missing}", err=True)
-    click.echo(path)
+        say(f"no frames, drawn on grey: {drawing.missing}", err=True)
+    say(path)
     return 0

@@ -6,6 +6,7 @@ import click
 
 from cli._interrupt import stoppable
 from cli._options import device_option, say_cost, set_option
+from cli._say import say
 
 
 @click.command("train")
@@ -64,11 +65,11 @@ def command(recipe, cache, manifest, runs, name, seed, device, precision, reside
             manifest=read_manifest(manifest) if manifest else None,
             resume=resume,
             resident=resident,
-            say=click.echo,
+            say=say,
             phase=phase,
             start=start,
         )
     print_figures(f"{chosen.name}, seed {seed}: {result.parameters:,} parameters, epoch {result.best_epoch}", result.metrics)
     share = 100 * result.waiting / max(result.seconds, 1e-9)
-    click.echo(f"{result.epochs} epochs in {result.seconds:.1f} s, of which {share:.1f} % waiting for data; {result.folder}")
+    say(f"{result.epochs} epochs in {result.seconds:.1f} s, of which {share:.1f} % waiting for data; {result.folder}")
     return 0

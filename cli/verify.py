@@ -6,6 +6,7 @@ import click
 
 from cli._options import require_writable
 from cli._progress import progress
+from cli._say import console, say, to_json
 
 
 @click.command("verify")
@@ -46,9 +47,9 @@ def command(cache: Path, workers: int, as_json: bool, report: Path | None) -> in
         found = inspect(cache, workers, announce)
     if report:
         report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(_as_json(cache, found) + "\n", encoding="utf-8")
+        report.write_text(to_json(_record(cache, found), plain=False) + "\n", encoding="utf-8")
     if as_json:
-        click.echo(_as_json(cache, found))
+        click.echo(to_json(_record(cache, found)))
     else:
         _print_table(cache, found)
     return 3 if found.findings else 0
@@ -59,16 +60,14 @@ def _megabytes(size: int) -> int:
     return -(-size // 1_000_000)
 
 
-def _as_json(cache: Path, report) -> str:
-    import json
+def _record(cache: Path, report) -> dict:
     from dataclasses import asdict
 
-    return json.dumps({"cache": str(cache), **asdict(report)}, indent=1, ensure_ascii=False)
+    return {"cache": str(cache), **asdict(report)}
 
 
 def _print_table(cache: Path, report) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("stage", "shards", "views", "GB", "findings", box=box.SIMPLE, title=str(cache), title_justify="left")
@@ -78,10 +77,10 @@ def _print_table(cache: Path, report) -> None:
         found = sum(finding.stage == stage for finding in report.findings)
         cells = f"{shards:,}", f"{report.views[stage]:,}", f"{report.bytes[stage] / 1e9:,.2f}", f"{found:,}"
         table.add_row(stage, *cells)
-    Console().print(table)
+    console().print(table)
     for finding in report.findings:
-        click.echo(f"{finding.where}: {finding.what}; {finding.fix}")
+        say(f"{finding.where}: {finding.what}; {finding.fix}")
     rate = sum(report.bytes.values()) / 1e6 / max(report.seconds, 1e-9)
     count = len(report.findings)
     ending = f"{count:,} finding{'s' if count > 1 else ''}" if count else "nothing wrong"
-    click.echo(f"{ending}; {report.seconds:,.1f} s, {rate:,.0f} MB/s")
+    say(f"{ending}; {report.seconds:,.1f} s, {rate:,.0f} MB/s")

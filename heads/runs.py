@@ -13,7 +13,6 @@ metrics.json             the figures of every split that was evaluated: written 
 run.claim                while a process trains here (heads/held.py)
 """
 
-import csv
 import io
 import json
 import os
@@ -29,6 +28,7 @@ import torch
 from heads.held import refuse_if_lost
 from heads.manifest_record import refuse_other_labels
 from pipeline import sealed
+from pipeline.shown import write_table
 
 CHECKPOINT_FORMAT = 1
 
@@ -150,9 +150,8 @@ def save_predictions(path: Path, arrays: dict[str, np.ndarray]) -> None:
 def save_confusion(path: Path, table: np.ndarray, classes: tuple[str, ...]) -> None:
     """The confusion matrix as CSV with the class names along both sides."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["label \\ predicted", *classes])
-    writer.writerows([name, *row] for name, row in zip(classes, table.tolist(), strict=True))
+    rows = ([name, *row] for name, row in zip(classes, table.tolist(), strict=True))
+    write_table(text, [["label \\ predicted", *classes], *rows])
     write_text(path, text.getvalue())
 
 

@@ -1,6 +1,5 @@
 """The table that a study ends with: one row per combination of its grid, over its seeds; as text, CSV and JSON."""
 
-import csv
 import io
 import json
 import statistics
@@ -11,6 +10,7 @@ from typing import Any
 
 from heads import runs
 from heads.members import Result
+from pipeline.shown import write_table
 
 
 @dataclass(frozen=True)
@@ -110,15 +110,15 @@ class Table:
         names = ["_".join(filter(None, key)) for key in measured]
         head = [*self.columns, "member", "seeds", "failed", "parameters", "macs"]
         file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*head, *(f"{name}_{part}" for name in names for part in ("mean", "std"))])
+        lines: list[list] = [[*head, *(f"{name}_{part}" for name in names for part in ("mean", "std"))]]
         for row in self.rows:
             found = [row.figure(*key) if key[0] else row.other(key[1]) for key in measured]
             values = [value for one in found for value in ((one.mean, one.std) if one else (None, None))]
             parameters = row.other("parameters")
             cells = [_shown(row.cells[name]) for name in self.columns]
             counts = [len(row.results), len(row.failed), parameters and int(parameters.mean), row.macs]
-            writer.writerow([*cells, row.name, *counts, *values])
+            lines.append([*cells, row.name, *counts, *values])
+        write_table(file, lines)
         return file.getvalue()
 
     def json(self) -> str:

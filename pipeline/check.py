@@ -4,7 +4,6 @@ Five frames of each clip are decoded: the first, the last and three between, dra
 copies of one video show the same five and are found by what they show, whatever their files are called or hold beside it.
 """
 
-import csv
 import hashlib
 import io
 import json
@@ -25,6 +24,7 @@ from pipeline.pixels import Opening, step_frames
 from pipeline.pool import Pool, WorkerDied
 from pipeline.proposals import BoxesError
 from pipeline.sample import Sampling, views_of
+from pipeline.shown import visible_json, write_table
 
 BETWEEN = 3  # frames drawn between the first and the last
 FLAT = 8  # levels of 255 within a frame of one colour: coding leaves a few
@@ -207,15 +207,17 @@ def _of_labels(manifest: Manifest, classes: Sequence[str] | None) -> Iterator[Fi
 
 
 def write_findings(path: str | Path, checked: Checked) -> None:
-    """The findings as CSV (clip,path,kind,message), or as JSON where the file's name ends so; whole or not at all."""
+    """The findings as CSV (clip,path,kind,message), or as JSON where the file's name ends so; whole or not at all.
+
+    The CSV is for people: a name that a spreadsheet would take for a formula has an apostrophe in front. JSON has it as it is.
+    """
     path = Path(path)
     if path.suffix.lower() == ".json":
-        text = json.dumps(asdict(checked), indent=1, ensure_ascii=False) + "\n"
+        text = visible_json(json.dumps(asdict(checked), indent=1, ensure_ascii=False)) + "\n"
     elif path.suffix.lower() == ".csv":
         lines = io.StringIO()
-        writer = csv.writer(lines, lineterminator="\n")
-        writer.writerow(("clip", "path", "kind", "message"))
-        writer.writerows((f.clip, f.path, f.kind, f.message) for f in checked.findings)
+        found = ((f.clip, f.path, f.kind, f.message) for f in checked.findings)
+        write_table(lines, [("clip", "path", "kind", "message"), *found])
         text = lines.getvalue()
     else:
         raise ValueError(f"{path}: expected a name that ends in .csv or .json")

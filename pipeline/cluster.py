@@ -7,12 +7,11 @@ A job function is a picklable callable of an importable module. A process keeps 
 import logging
 import os
 import re
-import ssl
 import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -22,9 +21,10 @@ from pipeline.claims import Watch
 from pipeline.cores import cores_here
 from pipeline.flight import ALLOWED_DEATHS, Flight, WorkersLost
 from pipeline.pool import Pool
+from pipeline.scratch import private_scratch
+from pipeline.tls import Tls, files_of_this_run, security_of_this_run
 
 POLL = 0.5  # seconds between two looks at shards that other runs work on
-LOOPBACK = "127.0.0.1:8787"
 CLOSING = 3.0  # seconds that workers which we started have to end
 COMING_BACK = 120.0  # seconds in which a worker that was lost has to be replaced; it imports torch on a busy machine
 KEEPING = 5.0  # seconds between two looks whether there are as many workers as there should be
@@ -68,41 +68,6 @@ class Here:
 
 
 @dataclass(frozen=True)
-class Tls:
-    """Files (PEM) for connections that are encrypted and known by their certificates: authority, certificate, key."""
-
-    ca: Path
-    cert: Path
-    key: Path
-
-    def security(self):
-        """As Dask wants it, the same for scheduler, workers and client. ValueError if a file is missing or is another."""
-        from distributed.security import Security
-
-        for name in ("ca", "cert", "key"):
-            if not getattr(self, name).is_file():
-                raise ValueError(f"--tls-{name}: expected a PEM file, there is none at {getattr(self, name)}")
-        context = ssl.create_default_context()
-        _loads(f"--tls-ca: {self.ca}: expected a certificate (PEM)", lambda: context.load_verify_locations(self.ca))
-        pair = f"--tls-cert, --tls-key: expected {self.cert} to be a certificate, {self.key} its key without a password (PEM)"
-        _loads(pair, lambda: context.load_cert_chain(self.cert, self.key, password=""))  # else it would be asked for
-        roles = {
-            f"tls_{role}_{part}": str(getattr(self, part))
-            for role in ("client", "worker", "scheduler")
-            for part in ("cert", "key")
-        }
-        return Security(tls_ca_file=str(self.ca), require_encryption=True, **roles)
-
-
-def _loads(expected: str, load: Callable[[], None]) -> None:
-    """ValueError where `load` finds other than what is expected in a file."""
-    try:
-        load()
-    except ssl.SSLError as error:
-        raise ValueError(f"{expected}, got other ({error.reason or error})") from None
-
-
-@dataclass(frozen=True)
 class Dask:
     """Dask workers, one job at a time each: of the cluster at `scheduler`, else of Slurm jobs if `slurm` says which, else
     `workers` processes of this machine, of which each has a GPU of its own where there are GPUs.
@@ -112,13 +77,16 @@ class Dask:
     however slow, keeps its connection and is waited for: a question that it does not answer in time is asked again.
 
     `workers` is the number of processes, or of Slurm jobs at most. `interface` names the network that Slurm's nodes reach this
-    machine by; `logs` a folder for what Slurm jobs print; `say` gets lines for a person.
+    machine by; `logs` a folder for what Slurm jobs print, which the nodes share; `say` gets lines for a person.
+
+    Whoever talks to the scheduler and its workers needs a key: that of `tls`, else one that is made for the run. A scheduler at
+    `scheduler` is as its owner has started it. `dashboard` (HOST:PORT, "" for none) is readable without any key.
     """
 
     workers: int = 1
     scheduler: str = ""
     slurm: dict[str, str] | None = None
-    dashboard: str = LOOPBACK
+    dashboard: str = ""
     interface: str = ""
     tls: Tls | None = None
     logs: str = "."
@@ -131,8 +99,10 @@ class Dask:
 
         logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what it has to say, our errors say in one line
         warnings.filterwarnings("ignore", "Port .* is already in use")  # it takes another, which is printed
-        security = self.tls.security() if self.tls else None
+        stack = ExitStack()
+        security = self._security(stack)
         settings = {
+            "temporary-directory": private_scratch(),
             "distributed.worker.daemon": False,  # decode processes are its children
             "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
             "distributed.scheduler.default-task-durations": {"job": "1h"},  # else adaptive scaling waits to see one end
@@ -142,17 +112,34 @@ class Dask:
             "distributed.comm.timeouts.connect": f"{CONNECTING}s",
         }
         with (
+            stack,
             dask.config.set(settings),
             self._cluster(security) as where,
             self._client(where, security) as client,
         ):
-            self.say(f"{self._described(client)}; dashboard: {self._shown_at(client.dashboard_link)}")
+            self.say(self._described(client) + self._shown_at(client.dashboard_link))
             ours = not self.scheduler and self.slurm is None
             flight = Flight(client, self.workers, sharing=self.workers if ours else 0)
             try:
                 yield flight.run
             finally:
                 flight.cancel()
+
+    def _security(self, stack: ExitStack):
+        """Keys for all connections, until `stack` ends; None for a scheduler of others that asks for none."""
+        if self.tls:
+            return self.tls.security()
+        if self.scheduler:
+            if not self.scheduler.startswith("tls://"):
+                self.say(
+                    f"{self.scheduler}: without TLS, whoever reaches this port can run code as the user of its workers, "
+                    "and as you; start it with certificates and pass --tls-ca, --tls-cert and --tls-key"
+                )
+            return None
+        if self.slurm is None:
+            return security_of_this_run()
+        os.makedirs(self.logs, exist_ok=True)
+        return stack.enter_context(files_of_this_run(self.logs)).security()
 
     def _client(self, where, security):
         """A connection to the scheduler. OSError if there is none that takes it."""
@@ -175,10 +162,6 @@ class Dask:
         if self.slurm is not None:
             more = {"interface": self.interface, "dashboard": self.dashboard, "logs": self.logs, "say": self.say}
             cluster = slurm.start_workers(self.slurm, self.workers, security=security, **more)
-            if not self.tls:
-                self.say(
-                    f"{cluster.scheduler_address} trusts whoever reaches it; on an open network use --tls-ca, -cert and -key"
-                )
         else:
             cluster = _pinned_cluster(self.workers, self.dashboard, security)
         try:
@@ -191,8 +174,11 @@ class Dask:
 
     def _shown_at(self, link: str) -> str:
         """The dashboard's address as it can be opened: Dask puts the scheduler's host in, where it need not listen."""
+        if not self.scheduler and not self.dashboard:
+            return ""
         host = self.dashboard.rpartition(":")[0]
-        return link if self.scheduler or host in ("", "0.0.0.0") else re.sub(r"//[^/]*:", f"//{host}:", link)
+        link = link if self.scheduler or host in ("", "0.0.0.0") else re.sub(r"//[^/]*:", f"//{host}:", link)
+        return f"; dashboard: {link}" + ("" if self.scheduler else " (no password: whoever reaches it can read it)")
 
     def _described(self, client) -> str:
         if self.slurm is not None:
@@ -264,13 +250,21 @@ def _pinned_cluster(workers: int, dashboard: str, security):
     """Processes of this machine that only it can reach; each sees one GPU, in turn, where there are any, and computes with its
     share of the cores, or with as many threads as OMP_NUM_THREADS says.
     """
-    from distributed import LocalCluster
+    from distributed import LocalCluster, SpecCluster
     from tornado.ioloop import PeriodicCallback
+
+    from pipeline import dask_nodes
 
     gpus = visible_gpus()
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores_here() // workers))
 
-    class Pinned(LocalCluster):
+    class OwnScheduler(SpecCluster):
+        """Between LocalCluster, which takes no other class of schedulers, and what it builds upon."""
+
+        def __init__(self, *, scheduler: dict, **more):
+            super().__init__(scheduler={**scheduler, "cls": dask_nodes.Scheduler}, **more)
+
+    class Pinned(LocalCluster, OwnScheduler):
         """Gives every worker, and every one that replaces it, the GPU of its number."""
 
         def new_worker_spec(self) -> dict:
@@ -278,16 +272,16 @@ def _pinned_cluster(workers: int, dashboard: str, security):
             env = {"OMP_NUM_THREADS": threads}
             if gpus:
                 env["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-            return {number: {**spec, "options": {**spec["options"], "env": env}}}
+            return {number: {**spec, "options": {**spec["options"], "env": env, "worker_class": dask_nodes.Worker}}}
 
     cluster = Pinned(
         n_workers=0,
         threads_per_worker=1,
         memory_limit=0,  # networks are not Dask's to spill
         host="127.0.0.1",
-        dashboard_address=dashboard,
+        dashboard_address=dashboard or None,
         security=security,
-        protocol="tls://" if security else "tcp://",
+        protocol="tls://",
         silence_logs=logging.ERROR,
     )
     cluster.scale(workers)

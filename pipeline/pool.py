@@ -12,13 +12,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import current_process, get_context, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
 from typing import Any
 
+from pipeline.module_path import guard_children
 from pipeline.worker import receive, serve
+
+guard_children()  # before anything is spawned
 
 MOST_LOSSES = 3  # workers that may die between being given a task and beginning with it, before it is to blame
 MOST_STARTS = 3  # per worker: starts in a row that a signal or START_LIMIT may end before none of them comes up any more
@@ -35,7 +38,7 @@ class Pool:
     `function` is a picklable callable of an importable module. 0 workers: tasks run in this process, without a time limit.
     Workers are started by spawn, so nothing is inherited from a parent that holds a GPU or threads; they import what `function`
     needs and no more, ignore Ctrl-C and SIGTERM (closing the pool ends them, as the program's own end does) and end when the
-    parent dies, however it dies.
+    parent dies, however it dies. A worker ends with the programs that it has started: each leads a process group of its own.
     A task whose worker dies is given to another one `again` times, because what killed it may have nothing to do with it.
     A worker that takes longer than `start_limit` seconds until it has loaded `function` is ended and started again.
     """
@@ -156,8 +159,11 @@ class _Worker:
         self.pipe.send_bytes(ticket.payload)
 
     def end(self) -> str:
-        """Kills the process if it still runs; says how it ended."""
-        self.process.kill()
+        """Kills the process if it still runs, with all that it started; says how it ended."""
+        if self.process.exitcode is None:  # of one that has ended, its guard ends what it left (pipeline.worker)
+            with suppress(ProcessLookupError, PermissionError):  # it leads no group yet; macOS: all of it has ended
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.kill()
         self.process.join()
         code = self.process.exitcode
         self.pipe.close()

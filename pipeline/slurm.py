@@ -4,9 +4,15 @@ import asyncio
 import os
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from math import ceil
+from tempfile import TemporaryDirectory
+
+from pipeline.shown import has_unseen
 
 RETRY = 60.0  # seconds until a job that sbatch refused is submitted again
 MOST_TASKS = 1000  # of a job array; Slurm's own limit (MaxArraySize) is 1001 unless the site has raised it
@@ -33,11 +39,16 @@ def parse_options(text: str) -> dict[str, str]:
             )
     for key, value in found.items():
         found[key] = (re.fullmatch(r'"([^"]+)"', value) or (value, value))[1]
-        if re.search(r'[\n\r"\\]', found[key]):
-            raise ValueError(f"--slurm: expected {key} without line ends, backslashes and quotes in it, got {value!r}")
+        _refuse_odd(f"--slurm: expected {key}", found[key])
     if "time" in found:
         seconds(found["time"])
     return found
+
+
+def _refuse_odd(expected: str, value: str) -> None:
+    """ValueError for a value of an option in a script (#SBATCH --key=value) that would not be one value there."""
+    if has_unseen(value) or re.search(r'["\\]', value):
+        raise ValueError(f"{expected} without line ends, backslashes and quotes in it, got {value!r}")
 
 
 def seconds(time: str) -> int:
@@ -60,8 +71,8 @@ def lifetime(walltime: int) -> tuple[int, int]:
 
 
 def worker_arguments(options: Mapping[str, str]) -> list[str]:
-    """Of `dask worker`: no memory limit beside the job's own, no dashboard of its own, a lifetime below the job's walltime."""
-    arguments = ["--memory-limit", "0", "--no-dashboard"]
+    """Of `dask worker`: no memory limit beside the job's own, no web server, a lifetime below the job's walltime."""
+    arguments = ["--memory-limit", "0", "--no-dashboard", "--worker-class", "pipeline.dask_nodes.Worker"]
     if "time" in options:
         life, varies = lifetime(seconds(options["time"]))
         arguments += ["--lifetime", f"{life}s", "--lifetime-stagger", f"{varies}s"]
@@ -79,21 +90,26 @@ def start_workers(
 
     from dask_jobqueue import SLURMCluster
 
+    from pipeline import dask_nodes, dask_worker
+
     if not shutil.which("sbatch"):
         raise RuntimeError("--slurm: no sbatch on this machine; run it where jobs are submitted from")
+    output = _printed(logs, "vidgraph-%J")
     os.makedirs(logs, exist_ok=True)  # Slurm makes no folders
     submissions = _Submissions(say)
     cluster = SLURMCluster(
         job_cls=_job_class(submissions),
+        scheduler_cls=dask_nodes.Scheduler,
+        python=shlex.join([sys.executable, dask_worker.__file__]),
         cores=1,  # threads of a worker: it works on one shard at a time
         processes=1,
         memory="1GB",  # asked for and not used: see worker_arguments
         job_name="vidgraph",
         job_directives_skip=["#SBATCH --mem", "#SBATCH --cpus-per-task", "#SBATCH -t"],
-        job_extra_directives=[directive(*pair) for pair in {"output": _printed(logs, "vidgraph-%J"), **options}.items()],
+        job_extra_directives=[directive(*pair) for pair in {"output": output, **options}.items()],
         worker_extra_args=worker_arguments(options),
         interface=interface or None,
-        scheduler_options={"dashboard_address": dashboard},
+        scheduler_options={"dashboard_address": dashboard or None, "dashboard": bool(dashboard)},
         security=security,
     )
     cluster.worker_spec.update(cluster.new_worker_spec())  # the first job, to be waited for: adapt() submits the others
@@ -133,6 +149,18 @@ def _job_class(submissions: _Submissions):
     from distributed.deploy.spec import ProcessInterface
 
     class Job(SLURMJob):
+        def __init__(self, *given, security=None, **more):
+            super().__init__(*given, security=_quoted(security), **more)
+
+        @contextmanager
+        def job_file(self) -> Iterator[str]:
+            """The script in a folder of our own: in /tmp, others could put theirs in its place before sbatch reads it."""
+            with TemporaryDirectory(prefix="vidgraph-") as folder:
+                path = os.path.join(folder, "job.sh")
+                with open(path, "w", encoding="utf-8") as file:
+                    file.write(self.job_script())
+                yield path
+
         async def start(self) -> None:
             try:
                 await super().start()
@@ -155,6 +183,16 @@ def _job_class(submissions: _Submissions):
     return Job
 
 
+def _quoted(security):
+    """The same with its files' names as a shell reads them: dask_jobqueue writes them into its script as they are."""
+    if security is None:
+        return None
+    quoted = copy(security)
+    for name in ("tls_ca_file", "tls_worker_cert", "tls_worker_key"):
+        setattr(quoted, name, shlex.quote(getattr(security, name)))
+    return quoted
+
+
 def refusal(text: str) -> str:
     """What sbatch itself said, in dask_jobqueue's account of a command that failed; the whole account where it said nothing."""
     said = filter(None, map(str.strip, text.partition("stderr:")[2].splitlines()))
@@ -162,7 +200,8 @@ def refusal(text: str) -> str:
 
 
 def _printed(folder: str, name: str) -> str:
-    """The file for what a job prints; in `name`, % stands for what Slurm puts in."""
+    """The file for what a job prints; in `name`, % stands for what Slurm puts in. ValueError if a script cannot hold it."""
+    _refuse_odd("job scripts: expected the path of the folder of logs", folder)
     return f"{folder.replace('%', '%%')}/{name}.out"
 
 
@@ -175,7 +214,14 @@ def array_script(command: Sequence[str], shards: int, options: Mapping[str, str]
     """A job-array script for sbatch: `command --shard N` for each of `shards`, at most `jobs` at a time (0: no limit).
 
     Where there are more shards than an array may have tasks, each task does several in a row. folder: where it runs.
+
+    ValueError for names with line ends or other control characters: they would become lines of the script.
     """
+    for what, text in (("the working folder", folder), *(("every word of the command", word) for word in command)):
+        if has_unseen(text):
+            raise ValueError(
+                f"job scripts: expected {what} without line ends and other control characters, got {text!r}; rename it"
+            )
     each = ceil(shards / MOST_TASKS)
     tasks = ceil(shards / each)
     at_once = f"%{jobs}" if jobs else ""

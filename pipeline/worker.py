@@ -8,9 +8,12 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from typing import Any
+
+from pipeline.shown import guard_output
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -23,6 +26,8 @@ def serve(pipe: Connection, function: bytes, parent: int) -> None:
     """A worker's life: load the function, answer None for ready (or the error); for each task None, then the answer."""
     for ignored in (signal.SIGINT, signal.SIGTERM):  # a batch system sends it to the whole job: the parent decides
         signal.signal(ignored, signal.SIG_IGN)
+    guard_output()  # warnings of libraries name files
+    _lead_group()
     _die_with(parent)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores; read when `function` imports numpy
     try:
@@ -45,15 +50,44 @@ def serve(pipe: Connection, function: bytes, parent: int) -> None:
         answer = None  # a worker that waits must not hold the last result
 
 
+def _lead_group() -> None:
+    """Makes this process the head of a group of its own, and ends the rest of the group when it ends, however it ends.
+
+    What a library starts here (Pillow starts Ghostscript) would otherwise outlive it, and keep the output of the whole
+    command open. On Linux a fork of this process, which is still small, waits for its death; a thread could not, inside native
+    code or after SIGKILL.
+    """
+    with suppress(PermissionError):  # it leads one already
+        os.setsid()
+    worker = os.getpid()
+    if sys.platform != "linux" or os.fork():
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    _signal_at_death(signal.SIGUSR1)
+    os.closerange(0, os.sysconf("SC_OPEN_MAX"))  # the parent waits for the ends of the worker's pipes
+    if os.getppid() == worker:
+        signal.sigwait({signal.SIGUSR1})
+    with suppress(ProcessLookupError):
+        os.killpg(worker, signal.SIGKILL)  # this fork too
+    os._exit(1)
+
+
+def _signal_at_death(number: int) -> None:
+    """Lets Linux send this signal to this process when the thread that started it ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
 def _die_with(parent: int) -> None:
     """Ends this process when the parent does, even inside a task: by a signal on Linux, by a watching thread elsewhere."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _signal_at_death(signal.SIGKILL)
         if os.getppid() != parent:  # it died before the line above
             os._exit(1)
 
     def watch() -> None:
         parent_process().join()
+        if sys.platform != "linux":
+            os.killpg(os.getpid(), signal.SIGKILL)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

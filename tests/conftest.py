@@ -153,3 +153,9 @@ def without_decord(monkeypatch):
     why_no_decord.cache_clear()
     yield
     why_no_decord.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def module_path_of_programs(monkeypatch):
+    """`main` sets it for the processes that a command starts; here the command is a part of the test's own process."""
+    monkeypatch.setenv("PYTHONSAFEPATH", "")

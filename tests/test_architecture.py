@@ -12,7 +12,7 @@ ROOMS = ("cli", "heads", "pipeline")
 
 # What a file of the pipeline may import from the others, beyond these, which are words and arithmetic rather than stages.
 WORDS = {"names", "tensors", "boxes", "manifest", "sealed", "draws", "cores"}
-WORDS |= {"memory_format", "precision", "texts", "wrappers"}
+WORDS |= {"memory_format", "precision", "shown", "texts", "wrappers"}
 PIPELINE = {
     "rows": set(),
     "manifest": {"rows"},
@@ -26,7 +26,12 @@ PIPELINE = {
     "crops": set(),
     "sample": {"decode", "crops"},  # decode: the VideoInfo that it samples from
     "worker": set(),
-    "pool": {"worker"},
+    "module_path": set(),
+    "tls": set(),
+    "dask_nodes": set(),
+    "scratch": set(),
+    "dask_worker": {"module_path", "scratch"},
+    "pool": {"worker", "module_path"},
     "memory": set(),
     "videos": set(),
     "pixels": {"config", "decode", "sample", "videos"},
@@ -41,9 +46,9 @@ PIPELINE = {
     "claims": set(),
     "folder": {"claims"},
     "cache": {"shards", "shardfile", "folder"},
-    "slurm": set(),
+    "slurm": {"dask_nodes", "dask_worker"},
     "flight": set(),
-    "cluster": {"claims", "flight", "pool", "slurm"},
+    "cluster": {"claims", "flight", "pool", "slurm", "tls", "dask_nodes", "scratch"},
     "graphs": {"cache", "folder", "shards", "claims", "cluster"},
     "values": {"shards"},
     "shardcheck": {"cache", "folder", "shardfile", "values"},
@@ -73,7 +78,7 @@ PIPELINE = {
     "repair": {"extract", "config", "cache", "folder", "graphs", "videos"},
 }
 HEADS_MAY_USE = {"cache", "tensors", "boxes", "roi", "graphs", "backbones", "cluster", "memory", "manifest", "sealed"}
-HEADS_MAY_USE |= {"digits", "digit_cache", "claims", "names", "memory_format", "precision", "texts"}
+HEADS_MAY_USE |= {"digits", "digit_cache", "claims", "names", "memory_format", "precision", "shown", "texts"}
 ONE_PLACE = {
     "h5py": {"pipeline/shards.py", "pipeline/shardfile.py"},
     "hdf5plugin": {"pipeline/shards.py", "pipeline/shardfile.py"},
@@ -177,3 +182,19 @@ def test_nothing_that_is_read_can_run_code():
                         assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords), where
                     if name == "np.load":
                         assert not any(k.arg == "allow_pickle" for k in node.keywords), where
+
+
+def test_text_for_people_goes_through_one_place():
+    """Lines and tables of the terminal through cli/_say.py, tables for spreadsheets through pipeline/shown.py."""
+    whole = {"ablate", "completion", "demo", "env", "extract", "ls", "reproduce", "summary", "verify"}  # several lines at once
+    for room in ROOMS:
+        for path in files(room):
+            where, text = str(path.relative_to(ROOT)), path.read_text()
+            assert where == "cli/_say.py" or "rich.console" not in imports(path), where
+            data = ("pipeline/shown.py", "pipeline/manifest.py", "pipeline/plan.py", "pipeline/digits/files.py")  # for programs
+            assert where in data or "csv.writer" not in text, where
+            if room == "cli" and path.stem not in whole | {"_say"}:
+                assert "click.echo" not in text, where
+            if path.stem not in ("__main__", "_progress"):
+                called = {ast.unparse(node.func) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)}
+                assert "print" not in called, where

@@ -6,17 +6,20 @@ import shlex
 import shutil
 import signal
 import socket
+import ssl
+import stat
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import psutil
 import pytest
 from click.testing import CliRunner
 from small_cache import make_cache
@@ -33,6 +36,8 @@ from pipeline.cluster import Dask, Here, Tls, WorkersLost, run_jobs, share_jobs
 from pipeline.flight import Flight, _neighbours
 from pipeline.graphs import build_graphs
 from pipeline.repair import as_extracted
+from pipeline.scratch import private_scratch
+from pipeline.tls import files_of_this_run
 
 ROOT = Path(__file__).parent.parent
 LOCAL = {"dashboard": "127.0.0.1:0"}
@@ -223,7 +228,7 @@ def test_on_dask_the_cache_is_the_same_and_every_process_has_a_gpu_of_its_own(wo
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("pipeline.cluster.cores_here", lambda: 6)
     lines = []
-    with Dask(workers=2, say=lines.append, **LOCAL).open() as run_on:
+    with Dask(workers=2, say=lines.append).open() as run_on:
         places = set()  # of both: the second one starts in its own time
         until(lambda: places.update(result for _, result in run_on(where_am_i, range(8))) or len(places) == 2)
         assert len({pid for pid, _, _ in places}) == 2
@@ -245,7 +250,77 @@ def test_on_dask_the_cache_is_the_same_and_every_process_has_a_gpu_of_its_own(wo
     assert (summary.shards, summary.clips) == (3, 7)
     assert everything(tmp_path / "cache") == everything(undisturbed)
     assert not leftovers(tmp_path / "cache")
-    assert re.search(r"dashboard: http://127\.0\.0\.1:\d+", lines[0])
+    assert "dashboard" not in lines[0]
+
+
+def answer_of(port: int) -> bytes:
+    """What a stranger hears who greets as Dask does, and as a browser does."""
+    with socket.create_connection(("127.0.0.1", port), timeout=NET) as stranger:
+        stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        try:
+            return stranger.recv(1000)
+        except ConnectionResetError:
+            return b""
+
+
+def scratch_folder(_) -> str:
+    from distributed import get_worker
+
+    return get_worker().local_directory
+
+
+def test_whatever_listens_on_this_machine_asks_for_a_key_and_scratch_folders_are_private(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    lines, alert = [], 0x15  # how a TLS server refuses (RFC 8446, 5.1)
+    with Dask(workers=1, say=lines.append).open() as run_on:
+        ((_, scratch),) = run_on(scratch_folder, [0])
+        ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        ports = {c.laddr.port for one in ours for c in one.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+        assert len(ports) >= 3  # scheduler, nanny, worker
+        for port in ports:
+            said = answer_of(port)
+            assert not said or said[0] == alert, (port, said)
+        assert int(re.search(r"tls://127\.0\.0\.1:(\d+)", lines[0])[1]) in ports
+        for place in (scratch, next(place for place in sys.path if "dask-scratch-space" in place)):
+            private = next(folder for folder in Path(place).parents if folder.name.startswith("vidgraph-"))
+            assert stat.S_IMODE(private.stat().st_mode) == 0o700
+
+
+def test_a_scratch_folder_that_others_made_is_not_taken(tmp_path, monkeypatch):
+    """They could put modules there; Dask has its folder on the module path."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine = Path(private_scratch())
+    assert (mine, private_scratch()) == (tmp_path / f"vidgraph-{os.getuid()}", str(mine))
+    assert stat.S_IMODE(mine.stat().st_mode) == 0o700
+    mine.chmod(0o777)  # as one who made it would leave it, to write there
+    assert private_scratch() != str(mine)
+    mine.rmdir()
+    (tmp_path / "theirs").mkdir(0o700)
+    mine.symlink_to(tmp_path / "theirs")
+    assert private_scratch() != str(mine)
+
+
+def test_a_scheduler_of_others_without_tls_is_said_to_be_open(monkeypatch):
+    said = []
+    stack = ExitStack()
+    assert Dask(scheduler="tcp://127.0.0.1:1", say=said.append)._security(stack) is None
+    assert Dask(scheduler="tls://127.0.0.1:1", say=said.append)._security(stack) is None
+    (line,) = said
+    assert "tcp://127.0.0.1:1: without TLS" in line
+    assert "--tls-ca" in line
+
+
+def test_the_key_of_a_run_is_in_files_of_this_user_and_goes_with_the_run(tmp_path):
+    umask = os.umask(0)
+    try:
+        with files_of_this_run(str(tmp_path)) as tls:
+            modes = [stat.S_IMODE(path.stat().st_mode) for path in (tls.key, tls.cert, tls.key.parent)]
+            assert modes == [0o600, 0o600, 0o700]
+            assert tls.security().require_encryption
+            assert ssl.create_default_context().load_cert_chain(tls.cert, tls.key) is None
+    finally:
+        os.umask(umask)
+    assert list(tmp_path.iterdir()) == []
 
 
 def fragile(job: Numbered) -> int:
@@ -589,6 +664,25 @@ def test_blanks_and_signs_in_paths_and_options_reach_slurm_as_they_are():
             slurm.parse_options(wrong)
 
 
+@pytest.mark.parametrize(
+    "name", ["a\ntouch owned\n", "a\n#SBATCH --partition=evil\n", "a\rb", "a\x1b[2J", "a\u2028b", "a\udcff"]
+)
+@pytest.mark.parametrize("place", ["folder", "logs", "command", "options"])
+def test_a_name_with_a_line_end_never_reaches_a_script(name, place):
+    given = {"command": ["x"], "folder": "/data", "logs": "logs", "options": "time=10"}
+    given[place] = {"command": ["x", "--set", f"key={name}"], "options": f"comment={name}"}.get(place, name)
+    with pytest.raises(ValueError, match="without line ends"):
+        slurm.array_script(given["command"], 1, slurm.parse_options(given["options"]), 1, given["folder"], given["logs"])
+
+
+@pytest.mark.parametrize("sign", ['"', "\\"])
+def test_a_folder_of_logs_that_a_directive_cannot_name_is_refused(sign, tmp_path, sbatch):
+    with pytest.raises(ValueError, match="folder of logs without line ends, backslashes and quotes"):
+        slurm.array_script(["x"], 1, {}, 1, "/data", f"a{sign}b")
+    with pytest.raises(ValueError, match="folder of logs without line ends, backslashes and quotes"):
+        slurm_workers(tmp_path, [], logs=str(tmp_path / f"a{sign}b"))
+
+
 @pytest.fixture
 def sbatch(tmp_path, monkeypatch) -> Path:
     """A folder in PATH with an sbatch that takes jobs, of which none ever runs, until there is a file `full` beside it."""
@@ -597,7 +691,7 @@ def sbatch(tmp_path, monkeypatch) -> Path:
     refuse = 'echo "sbatch: error: invalid partition specified: nope" >&2; exit 1'
     (folder / "sbatch").write_text(
         f"#!/bin/sh\nif [ -e {folder}/full ]; then echo >> {folder}/refused; {refuse}; fi\n"
-        f'echo >> {folder}/taken; echo "Submitted batch job 7"\n'
+        f'cp "$1" {folder}/script; echo >> {folder}/taken; echo "Submitted batch job 7"\n'
     )
     (folder / "scancel").write_text("#!/bin/sh\n")
     for program in folder.iterdir():
@@ -606,8 +700,8 @@ def sbatch(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def slurm_workers(tmp_path: Path, said: list[str]):
-    more = {"security": None, "interface": "lo", "dashboard": "127.0.0.1:0", "logs": str(tmp_path / "logs")}
+def slurm_workers(tmp_path: Path, said: list[str], **more):
+    more = {"security": None, "interface": "lo", "dashboard": "", "logs": str(tmp_path / "logs")} | more
     return slurm.start_workers({"partition": "nope"}, 2, say=said.append, **more)
 
 
@@ -617,6 +711,24 @@ def test_a_job_that_sbatch_refuses_ends_the_run_with_its_words(sbatch, tmp_path)
     with pytest.raises(ValueError, match=r"--slurm: .* it says: sbatch: error: invalid partition specified: nope; mend"):
         slurm_workers(tmp_path, said)
     assert not said
+
+
+def test_a_jobs_script_names_the_key_and_has_none_and_starts_a_worker_of_ours(sbatch, tmp_path):
+    """Its words are what a shell makes of it, in a folder whose name has a blank, a quote and a dollar sign."""
+    logs = tmp_path / "it's $HOME"
+    logs.mkdir()
+    with files_of_this_run(str(logs)) as tls:
+        security = tls.security()
+        slurm_workers(tmp_path, [], security=security).close()
+        key = tls.key.read_text()
+    script = (sbatch / "script").read_text()
+    assert key.splitlines()[1] not in script
+    words = shlex.split(next(line for line in script.splitlines() if "--tls-key" in line))
+    assert words[:3] == [sys.executable, str(ROOT / "pipeline/dask_worker.py"), "-m"]
+    for option, value in (("--tls-key", tls.key), ("--tls-cert", tls.cert), ("--tls-ca-file", tls.ca)):
+        assert words[words.index(option) + 1] == str(value)
+    assert words[words.index("--worker-class") + 1] == "pipeline.dask_nodes.Worker"
+    assert any(word.startswith("tls://") for word in words)
 
 
 def test_a_further_job_that_sbatch_refuses_is_said_once_and_submitted_again(sbatch, tmp_path, monkeypatch, caplog):
@@ -665,9 +777,10 @@ def test_an_address_that_is_none_is_refused_before_anything_starts(asked, reason
 
 def test_the_dashboard_is_shown_where_it_listens():
     link = "http://192.0.2.2:8787/status"
-    assert Dask(slurm={})._shown_at(link) == "http://127.0.0.1:8787/status"
-    assert Dask(slurm={}, dashboard=":8787")._shown_at(link) == link
-    assert Dask(scheduler="tcp://192.0.2.2:8786")._shown_at(link) == link
+    assert "http://127.0.0.1:8787/status (no password" in Dask(slurm={}, dashboard="127.0.0.1:8787")._shown_at(link)
+    assert f"{link} (no password" in Dask(slurm={}, dashboard=":8787")._shown_at(link)
+    assert Dask(scheduler="tcp://192.0.2.2:8786")._shown_at(link).endswith(link)
+    assert Dask(slurm={})._shown_at(link) == Dask()._shown_at("") == ""  # none listens unless asked for
 
 
 def test_what_only_concerns_slurm_is_left_out_of_the_jobs_own_command():

@@ -42,6 +42,15 @@ def test_a_variable_that_is_not_given_is_named(target, variable):
     assert f"expected {variable}, for example: make {target} {variable}=..." in done.stderr
 
 
+def test_a_name_is_a_name_whatever_is_in_it(tmp_path):
+    """Data sets that others made name folders as they like: neither make nor its shell runs what stands there."""
+    name = f'it\'s $(shell touch {tmp_path}/a) $$(touch {tmp_path}/b) `touch {tmp_path}/c` "; touch {tmp_path}/d; "'
+    done = make("check", MANIFEST=name)
+    assert done.returncode == 2
+    assert f"vidgraph: {name}: " in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_stages_run_one_after_the_other(tmp_path):
     videos, cache, runs = tmp_path / "videos", tmp_path / "my cache", tmp_path / "my runs"
     manifest = videos / "manifest.csv"

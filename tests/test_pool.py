@@ -416,6 +416,52 @@ if __name__ == "__main__":
 """
 
 
+def start_a_program(task: tuple[Path, str]) -> None:
+    """Starts a program that would outlive this process, as Pillow starts Ghostscript; then does what the task says."""
+    path, then = task
+    path.write_text(str(subprocess.Popen(["sleep", "600"]).pid))
+    if then != "return":
+        misbehave(then)
+
+
+@pytest.mark.parametrize("then", ["return", "hang", "hang, holding the interpreter", "exit", "killed"])
+def test_a_worker_ends_with_the_programs_that_it_started(tmp_path, then):
+    """Where the pool is closed, a task takes too long, and the worker dies by itself."""
+    path = tmp_path / "pid"
+    with Pool(start_a_program, workers=1, timeout=None if then == "return" else 2.0) as pool:
+        list(pool.imap([(path, then)], ahead=1))
+        if then == "return":
+            os.kill(int(path.read_text()), 0)  # it may live as long as the worker does
+    assert gone(int(path.read_text()))
+
+
+PARENT_OF_A_PARENT = """
+import sys, time
+from pathlib import Path
+from pipeline.pool import Pool
+from test_pool import start_a_program
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    with Pool(start_a_program, workers=1) as pool:
+        answers = pool.imap([(path, "hang, holding the interpreter")], ahead=1)
+        next(answers)
+"""
+
+
+def test_what_a_worker_started_ends_when_the_parent_is_killed_and_lets_go_of_its_output(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT_OF_A_PARENT)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+    path = tmp_path / "pid"
+    parent = subprocess.Popen([sys.executable, tmp_path / "parent.py", path], env=env, stdout=subprocess.PIPE)
+    end = time.monotonic() + NET
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    parent.kill()
+    parent.communicate(timeout=NET)  # until nobody has the pipe any more
+    assert gone(int(path.read_text()))
+
+
 FORGETFUL = """
 from pipeline.pool import Pool
 from test_pool import process_id

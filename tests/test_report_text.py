@@ -15,7 +15,8 @@ from heads.reporting.axes import Axis
 from heads.reporting.document import Column, Spread, Table
 from heads.reporting.plots import Series, bars, curves, matrix, standalone
 from heads.reporting.sheets import to_csv
-from heads.reporting.text import as_csv, as_html, as_markdown, one_line, short, shown
+from heads.reporting.text import as_html, as_markdown, one_line, short, shown
+from pipeline.shown import as_cell
 
 NASTY = (
     "<script>alert(1)</script>",
@@ -122,13 +123,13 @@ def test_drawings_of_nasty_names_are_well_formed(nasty):
 
 @pytest.mark.parametrize("name", NASTY)
 def test_a_name_stays_one_line_without_unseen_characters(name):
-    for made in (one_line(name), as_html(name), as_markdown(name), as_csv(name)):
+    for made in (one_line(name), as_html(name), as_markdown(name), as_cell(name)):
         assert not re.search("[\x00-\x1f\x7f-\x9f\u2028\u202a-\u202e]", made)
 
 
 def test_plain_names_stay_as_they_are():
     for name in ("Putting something on something", "under_score", "0-1", "Größe, 手"):
-        assert as_markdown(name) == as_csv(name) == as_html(name) == name
+        assert as_markdown(name) == as_cell(name) == as_html(name) == name
 
 
 def test_a_negative_number_is_no_formula():

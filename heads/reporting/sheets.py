@@ -1,11 +1,10 @@
 """A document's tables as CSV: full precision, a column each for mean, standard deviation and number of runs."""
 
-import csv
 import io
 import math
 
 from heads.reporting.document import Cell, Spread, Table
-from heads.reporting.text import as_csv
+from pipeline.shown import write_table
 
 
 def to_csv(table: Table) -> str:
@@ -15,13 +14,13 @@ def to_csv(table: Table) -> str:
     for column, wide in zip(table.columns, spread, strict=True):
         header += [column.name, f"{column.name} sd", f"{column.name} runs"] if wide else [column.name]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(as_csv, header))
+    rows: list[list[object]] = [list(header)]
     for row in table.rows:
         cells: list[object] = []
         for cell, wide in zip(row, spread, strict=True):
             cells += _spread(cell) if wide else [_plain(cell)]
-        writer.writerow(cells)
+        rows.append(cells)
+    write_table(text, rows)
     return text.getvalue()
 
 
@@ -34,6 +33,4 @@ def _spread(cell: Cell) -> list[object]:
 def _plain(cell: Cell) -> object:
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return ""
-    if isinstance(cell, str):
-        return as_csv(cell)
     return f"{cell:.10g}" if isinstance(cell, float) else cell

@@ -1,22 +1,20 @@
-"""Text from manifests and runs, made harmless for HTML, Markdown and CSV; numbers for people."""
+"""Text from manifests and runs, made harmless for HTML and Markdown; numbers for people."""
 
 import html
 import math
 import re
 
 from heads.reporting.document import Cell, Spread
+from pipeline.shown import UNSEEN
 
-# Control characters break a line, or are not allowed in HTML; those that turn the writing direction disguise what follows.
-_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 _MARKS = re.compile(r"([\\`*\[\]~#$|!])")
 _EDGE = re.compile(r"(?<![^\W_])_|_(?![^\W_])")  # inside a word an underscore is no emphasis
 _LINK = re.compile(r"(?i)(https?|ftp|mailto)(:)|(www)(\.)")
-_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def one_line(text: str) -> str:
     """The text without control characters: line breaks become spaces, the others a mark that something was there."""
-    return _UNSEEN.sub(lambda found: " " if found[0] in "\t\n\r\x0b\x0c\x85\u2028\u2029" else "\ufffd", text)
+    return UNSEEN.sub(lambda found: " " if found[0] in "\t\n\r\x0b\x0c\x85\u2028\u2029" else "\ufffd", text)
 
 
 def shortened(text: str, most: int) -> str:
@@ -36,12 +34,6 @@ def as_markdown(text: str) -> str:
     text = _EDGE.sub(r"\\_", text)
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _LINK.sub(lambda found: f"{found[1]}&#58;" if found[1] else f"{found[3]}&#46;", text)
-
-
-def as_csv(text: str) -> str:
-    """For a cell: what a spreadsheet would run as a formula is given an apostrophe in front."""
-    text = one_line(text)
-    return f"'{text}" if text.lstrip().startswith(_FORMULA) else text
 
 
 def shown(cell: Cell, form: str) -> str:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pipeline.backbones._base import IMAGENET_MEAN, IMAGENET_STD, Backbone
+from pipeline.shown import unguarded_error
 from pipeline.wrappers import HOLDERS, states, tried, unwrapped
 
 KINETICS_MEAN = (0.45, 0.45, 0.45)
@@ -281,7 +282,8 @@ def _fetch_imagenet(backbone: Backbone) -> dict[str, Tensor]:
         raise ValueError(f"weights imagenet: there are none for {backbone.name}; give none or the path of a checkpoint")
     weights = get_weight(f"{backbone.imagenet}_Weights.IMAGENET1K_V1")
     try:
-        return dict(weights.get_state_dict(progress=True, check_hash=True))
+        with unguarded_error():  # its bar
+            return dict(weights.get_state_dict(progress=True, check_hash=True))
     except OSError as error:
         raise OSError(f"weights imagenet: could not fetch {weights.url} ({error}); download it and give its path") from error
 

@@ -27,6 +27,7 @@ from pipeline.proposals._rpn import (
     read_state,
     suppress,
 )
+from pipeline.shown import unguarded_error
 
 ANCHORS = ((32,), (64,), (128,), (256,), (512,))  # side in pixels, one per pyramid level
 RATIOS = (0.5, 1.0, 2.0)  # height / width
@@ -130,7 +131,8 @@ def _coco_file() -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(entry.url, str(path), path.stem.rsplit("-", 1)[-1])
+            with unguarded_error():  # its bar
+                torch.hub.download_url_to_file(entry.url, str(path), path.stem.rsplit("-", 1)[-1])
         except OSError as error:
             raise ValueError(
                 f"proposals 'torchvision': cannot download {entry.url} ({error}); fetch it elsewhere and pass weights=FILE"

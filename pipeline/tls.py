@@ -1,0 +1,69 @@
+"""Who may talk to Dask's scheduler and workers: whoever has the key, which is a person's files or one of this run's own.
+
+Without one, a scheduler runs whatever code it is sent, by whoever reaches its port: on loopback every user of the machine.
+"""
+
+import os
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Files (PEM) for connections that are encrypted and known by their certificates: authority, certificate, key."""
+
+    ca: Path
+    cert: Path
+    key: Path
+
+    def security(self):
+        """As Dask wants it, the same for scheduler, workers and client. ValueError if a file is missing or is another."""
+        from distributed.security import Security
+
+        for name in ("ca", "cert", "key"):
+            if not getattr(self, name).is_file():
+                raise ValueError(f"--tls-{name}: expected a PEM file, there is none at {getattr(self, name)}")
+        context = ssl.create_default_context()
+        _loads(f"--tls-ca: {self.ca}: expected a certificate (PEM)", lambda: context.load_verify_locations(self.ca))
+        pair = f"--tls-cert, --tls-key: expected {self.cert} to be a certificate, {self.key} its key without a password (PEM)"
+        _loads(pair, lambda: context.load_cert_chain(self.cert, self.key, password=""))  # else it would be asked for
+        roles = {
+            f"tls_{role}_{part}": str(getattr(self, part))
+            for role in ("client", "worker", "scheduler")
+            for part in ("cert", "key")
+        }
+        return Security(tls_ca_file=str(self.ca), require_encryption=True, **roles)
+
+
+def _loads(expected: str, load: Callable[[], None]) -> None:
+    """ValueError where `load` finds other than what is expected in a file."""
+    try:
+        load()
+    except ssl.SSLError as error:
+        raise ValueError(f"{expected}, got other ({error.reason or error})") from None
+
+
+def security_of_this_run():
+    """A key and a certificate that only this process has; Dask hands them to the processes that it starts, through pipes."""
+    from distributed.security import Security
+
+    return Security.temporary()
+
+
+@contextmanager
+def files_of_this_run(folder: str) -> Iterator[Tls]:
+    """A key and a certificate of this run as files that only this user may read, below `folder`; removed in the end.
+
+    For workers on other machines, which share this folder. Job scripts and command lines hold the files' names only.
+    """
+    security = security_of_this_run()
+    with TemporaryDirectory(prefix=".tls-", dir=folder, ignore_cleanup_errors=True) as private:  # of mode 0700
+        cert, key = Path(private, "cert.pem"), Path(private, "key.pem")
+        for path, text in ((cert, security.tls_scheduler_cert), (key, security.tls_scheduler_key)):
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+                file.write(text)
+        yield Tls(cert, cert, key)
