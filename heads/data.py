@@ -16,6 +16,7 @@ from heads.batch import Dims, MissingFields, dims_of
 from heads.tables import Data
 from pipeline.manifest import Manifest, label_ids
 from pipeline.names import nearest
+from pipeline.smallfile import read_small_text
 from pipeline.tensors import FIELDS, grid_at, is_cut
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def _subset(classes: tuple[str, ...], data: Data) -> tuple[str, ...]:
 
 def _read_classes(path: Path) -> tuple[str, ...]:
     try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        names = tuple(line.strip() for line in read_small_text(path).splitlines() if line.strip())
     except OSError as error:
         raise ValueError(
             f"data.class_list: {path}: {error.strerror}; expected a text file with one class name per line"

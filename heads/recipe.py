@@ -35,6 +35,7 @@ from heads.tables import Data, Evaluation, HeadChoice, Phase, check_name
 from heads.training import Training
 from heads.zoo import check_options
 from pipeline.names import nearest
+from pipeline.smallfile import read_small_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -172,7 +173,7 @@ def recipe_path(name: str | Path, beside: Path = Path()) -> Path:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file; ValueError if it is none."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_small_text(path))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not TOML: {error}") from None
     except RecursionError:

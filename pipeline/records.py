@@ -103,6 +103,8 @@ def require(record: Any, shape: Any, path: Path, key: str = "") -> Any:
 def _is_of(value: Any, kind: type) -> bool:
     if kind is float:
         return type(value) is float or (type(value) is int and abs(value) <= LARGEST)
+    if kind is dict:
+        return isinstance(value, dict)  # of a checkpoint: weights are an OrderedDict
     return type(value) is kind and (kind is not int or abs(value) <= LARGEST)
 
 

@@ -23,6 +23,10 @@ class Damaged(ValueError):
     """A file of the cache does not hold what was written to it."""
 
 
+class Changed(Damaged):
+    """A sealed file is not as it was written."""
+
+
 def part_of(path: Path, claim: str) -> Path:
     """The name under which a file is written before it is complete; `claim` is the writer's own."""
     return path.with_name(f"{path.name}.{claim}.part")
@@ -165,12 +169,12 @@ def json_part(path: Path, record: Mapping[str, object], claim: str, allow_nan: b
 def read_json(path: Path) -> dict:
     """Reads a file of `write_json`.
 
-    Damaged if a single bit of it has changed, or it is sealed and yet no JSON object; OSError if it cannot be read.
+    Changed if a single bit of it has changed; Damaged if it is sealed and yet no JSON object; OSError if it cannot be read.
     """
     text = read_small(path)
     body, end = text[: -len(_ZEROS)], text[-len(_ZEROS) :]
     if end != _SEAL % hashlib.sha256(body + _ZEROS).hexdigest().encode():
-        raise Damaged(f"{path}: changed since it was written (its seal does not fit); run `vidgraph verify`")
+        raise Changed(f"{path}: changed since it was written (its seal does not fit); run `vidgraph verify`")
     return parse_json(text, path)
 
 

@@ -252,8 +252,7 @@ def record_of(path: Path) -> dict:
 def _fields(described: Mapping[str, Mapping[str, Stored]]) -> dict[str, dict[str, Stored]]:
     """What `describe` says, without the keys of the rows."""
     return {
-        group: {name: stored for name, stored in tables.items() if name not in ROW_KEYS}
-        for group, tables in described.items()
+        group: {name: stored for name, stored in tables.items() if name not in ROW_KEYS} for group, tables in described.items()
     }
 
 
