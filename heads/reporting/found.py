@@ -14,7 +14,7 @@ import numpy as np
 
 from heads import runs
 from heads.predictions import read_predictions
-from heads.run_records import EVALUATION, FAILED, LOG_LINE, METRICS, RUN
+from heads.run_records import EVALUATION, FAILED, LOG_LINE, METRICS, REPORTED
 from pipeline.records import require
 from pipeline.sealed import Damaged, parse_json
 from pipeline.smallfile import read_small, read_small_text
@@ -89,9 +89,8 @@ def failed_members(folders: Iterable[Path]) -> list[tuple[str, str]]:
     for parent in dict.fromkeys(folder.parent for folder in folders):
         try:
             path = parent / "results.json"
-            for one in (
-                one for row in require(parse_json(read_small(path), path), FAILED, path)["rows"] for one in row["failed"]
-            ):
+            rows = require(parse_json(read_small(path), path), FAILED, path)["rows"]
+            for one in (one for row in rows for one in row["failed"]):
                 failed.append((str(parent / one["folder"]), f"failed after epoch {one['epochs']}: {one['error']}"))
         except FileNotFoundError:
             continue
@@ -103,7 +102,7 @@ def failed_members(folders: Iterable[Path]) -> list[tuple[str, str]]:
 def read_run(folder: Path) -> FoundRun:
     """What a run folder holds."""
     run = FoundRun(folder)
-    run.about = _read(run, "run.json", RUN)
+    run.about = _read(run, "run.json", REPORTED)
     if (folder / "metrics.json").exists():
         run.result = _read(run, "metrics.json", METRICS)
     run.log = _log(run)
