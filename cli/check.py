@@ -64,7 +64,11 @@ def _classes(class_list: Path | None, num_classes: int | None) -> list[str] | No
         raise click.UsageError("--class-list and --num-classes: expected one of them, got both")
     if num_classes:
         return [str(k) for k in range(num_classes)]
-    return [line.strip() for line in class_list.read_text("utf-8").splitlines() if line.strip()] if class_list else None
+    if class_list is None:
+        return None
+    from pipeline.smallfile import read_small_text
+
+    return [line.strip() for line in read_small_text(class_list).splitlines() if line.strip()]
 
 
 def _say(checked, out: Path) -> int:

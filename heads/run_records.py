@@ -1,14 +1,24 @@
 """The shapes of a run's JSON files (see `pipeline.records.require`), as far as anybody reads them."""
 
-from pipeline.records import Each, Either
+from pipeline.records import Each, Either, OneOf
 
 NOTHING = type(None)
 DIMS = {"T": int, "N": int, "C": int, "maps": Each([int])}
 RECIPE = {
     "name?": str,
     "head": {"name": str, "options": dict},
-    "data": {"target": str, "train_views?": int, "labels?": [str], "first_labels?": int, "num_classes?": int},
-    "evaluate": {"checkpoint": str, "aggregate": str, "scores": str},
+    "data": {
+        "target": OneOf("single", "multi"),
+        "train_views?": int,
+        "labels?": [str],
+        "first_labels?": int,
+        "num_classes?": int,
+    },
+    "evaluate": {
+        "checkpoint": OneOf("best", "last"),
+        "aggregate": OneOf("mean", "max"),
+        "scores": OneOf("", "softmax", "sigmoid", "logits"),
+    },
 }
 RUN = {
     "recipe": RECIPE,

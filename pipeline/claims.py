@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.sealed import done_marker, own_claim, part_of, publish, started, writer_lives
+from pipeline.smallfile import read_small
 
 BEAT = 5.0  # seconds between an owner's signs of life
 SILENCE = 60.0  # seconds without one after which a claim is taken over
+LONGEST = 1 << 16  # bytes of a claim file
 COUNT = 20  # digits of the number at the end of a claim file, so that it is overwritten in place
 
 
@@ -68,7 +70,7 @@ def look(path: Path) -> Seen | None:
     Opening a file is what makes a network file system ask its server for the present content.
     """
     try:
-        content = claim_file(path).read_bytes()
+        content = read_small(claim_file(path), LONGEST)
     except (FileNotFoundError, NotADirectoryError):
         return None
     with suppress(ValueError, KeyError, TypeError):
@@ -116,7 +118,7 @@ def _remove(path: Path, seen: Seen) -> bool:
     except FileNotFoundError:
         return False
     try:
-        if grave.read_bytes() != seen.content:  # it is another's by now, or gave a sign of life: give it back
+        if read_small(grave, LONGEST) != seen.content:  # it is another's by now, or gave a sign of life: give it back
             with suppress(OSError):
                 os.link(grave, claim_file(path))
             return False

@@ -16,6 +16,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from pipeline.rows import COLUMNS, ID_BYTES, SPLIT_ALIASES, SPLITS, TIMES, Clip, ManifestError, Rows, wrong_id
+from pipeline.smallfile import open_regular
 
 __all__ = [
     "COLUMNS",
@@ -36,6 +37,7 @@ __all__ = [
 
 BATCH = 4096  # rows that are checked together
 BLOCK = 1 << 20  # bytes that are read and decoded together
+LONGEST = 16 << 20  # bytes of a line
 _MARK = b"\xef\xbb\xbf"  # that spreadsheets put before UTF-8
 
 
@@ -90,7 +92,7 @@ def _no_search_for_garbage() -> Iterator[None]:
 
 def _open(path: Path, shown: Path):
     try:
-        return open(path, "rb")
+        return os.fdopen(open_regular(path), "rb")
     except FileNotFoundError:
         raise ManifestError(f"{shown}: no such file; `vidgraph manifest folder` makes a manifest") from None
     except IsADirectoryError:
@@ -130,7 +132,7 @@ def _records(file, shown: Path, digest) -> Iterator[tuple[array, list[list[str]]
 def _blocks(file, shown: Path, digest) -> Iterator[Iterable[str]]:
     """The lines of a binary file, decoded, some thousands together; `digest` sees every byte."""
     number = 0
-    while block := file.readlines(BLOCK):
+    while block := _some_lines(file, shown, number):
         whole = b"".join(block)
         digest.update(whole)
         if number == 0:
@@ -144,6 +146,17 @@ def _blocks(file, shown: Path, digest) -> Iterator[Iterable[str]]:
             text = "\0"
         yield _lines(block, number, shown) if "\0" in text else io.StringIO(text, newline="\n")
         number += len(block)
+
+
+def _some_lines(file, shown: Path, number: int) -> list[bytes]:
+    """The next lines of a file, which are whole; ManifestError for one without end, before the memory is full."""
+    data = file.read(BLOCK)
+    if data and not data.endswith(b"\n"):
+        data += file.readline(LONGEST)
+        if len(data) >= LONGEST and not data.endswith(b"\n"):
+            line = number + data.count(b"\n") + 1
+            raise ManifestError(f"{shown}, line {line}: no end of the line within {LONGEST:,} bytes; expected a CSV file")
+    return io.BytesIO(data).readlines()
 
 
 def _lines(block: list[bytes], number: int, shown: Path) -> Iterator[str]:

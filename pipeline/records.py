@@ -34,6 +34,13 @@ class Each:
         self.shape = shape
 
 
+class OneOf:
+    """One of some texts."""
+
+    def __init__(self, *texts: str):
+        self.texts = texts
+
+
 class Either:
     """One of several shapes of which at most one is a list or an object."""
 
@@ -76,6 +83,10 @@ def require(record: Any, shape: Any, path: Path, key: str = "") -> Any:
     shape: a type of Python (a float may be a whole number), `[shape]` for a list, `{key: shape}` for an object with at least
     these keys (`"key?"`: if it is there), or one of the classes above.
     """
+    if isinstance(shape, OneOf):
+        if not isinstance(record, str) or record not in shape.texts:
+            raise Damaged(f"{path}: {key} is {shown(record)}, expected one of {', '.join(map(repr, shape.texts))}")
+        return record
     if isinstance(shape, Either):
         plain = next((one for one in shape.shapes if isinstance(one, type) and _is_of(record, one)), None)
         deep = next((one for one in shape.shapes if not isinstance(one, type)), shape.shapes[-1])

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.manifest import ManifestError
+from pipeline.smallfile import read_small_text
+
+MOST = 1 << 30  # bytes of an annotation file
 
 
 def find(folder: str | Path, pattern: str, example: str) -> Path | None:
@@ -39,7 +42,7 @@ def require(folder: str | Path, pattern: str, example: str) -> Path:
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, with or without the mark that spreadsheets put before it."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_small_text(path, MOST, "utf-8-sig")
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path}: byte {error.start} is not UTF-8; download the file again") from None
     except OSError as error:

@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.proposals import BoxesError, MissingBoxes
+from pipeline.smallfile import opened
 
 UNITS = ("pixels", "fraction")
 CORNERS = ("x1", "y1", "x2", "y2")
@@ -144,7 +145,8 @@ def build(
 def _text_of(path: Path, digest) -> str:
     """The text of a file, whose bytes go into `digest`."""
     try:
-        data = path.read_bytes()
+        with opened(path) as file:
+            data = file.readall()
         digest.update(data)
         return data.decode("utf-8-sig")
     except OSError as error:
