@@ -14,6 +14,7 @@ from pipeline.sealed import parse_json
 from pipeline.smallfile import MOST_TEXT, opened, read_small
 
 MARKS = {"cache.json": "cache", "run.json": "run"}
+MINE = (*MARKS, "metrics.json", "manifest.csv", "log.jsonl")
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ def _entry(kind: str, path: Path, mark: str) -> Entry:
         what, stage = _cache_state(path, record) if kind == "cache" else _run_state(path, record)
         fingerprint = record.get("fingerprint", "")
     except (OSError, ValueError) as error:
+        name = Path(error.filename).name if isinstance(error, OSError) and error.filename else mark
         said = error.strerror if isinstance(error, OSError) and error.strerror else str(error).rpartition(f"{path}{os.sep}")[2]
-        what, stage, fingerprint = "?", f"damaged: {said.removeprefix(f'{mark}: ')}", ""
+        what, stage, fingerprint = "?", f"damaged: {said if said.startswith(MINE) else f'{name}: {said}'}", ""
     return Entry(kind, path, what, stage, size, modified, fingerprint)
 
 

@@ -1,6 +1,6 @@
 """The shapes of a run's JSON files (see `pipeline.records.require`), as far as anybody reads them."""
 
-from pipeline.records import Each, Either, OneOf
+from pipeline.records import CONFIG, Each, Either, OneOf
 
 NOTHING = type(None)
 DIMS = {"T": int, "N": int, "C": int, "maps": Each([int])}
@@ -27,13 +27,13 @@ RUN = {
     "precision?": str,
     "classes": [str],
     "dims?": DIMS,  # not of one that reads generated frames
-    "config?": dict,
+    "config?": CONFIG,
     "fingerprint?": str,
     "cache?": Either(str, NOTHING),
     "device?": str,
     "versions?": Each(str),
 }
-REPORTED = {**RUN, "dims": DIMS, "config": dict, "fingerprint": str}
+REPORTED = {**RUN, "dims": DIMS, "config": CONFIG, "fingerprint": str}
 CHECKPOINT = {
     "about?": RUN,
     "phase?": str,

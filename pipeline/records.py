@@ -68,9 +68,15 @@ STATISTICS = {
     "versions?": Each(str),
     "seconds?": Either(float, Each(float)),
 }
+CONFIG = {
+    "weights?": str,
+    "dtype?": OneOf("float16", "float32"),
+    "precision?": OneOf("fp32", "bf16", "fp16"),
+    "sampling?": {"train_views?": int},
+}
 CACHE = {
     "format": int,
-    "config": dict,
+    "config": CONFIG,
     "fingerprint": str,
     "manifest": {"sha256": str, "root": str},
     "per_shard": int,
