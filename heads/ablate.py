@@ -23,12 +23,14 @@ from heads.evaluate import say_excluded
 from heads.learner import device_for
 from heads.manifest_record import manifest_record
 from heads.members import Failure, Member, Result, Study
+from heads.run_records import RUN
 from heads.running import Run, Say
 from heads.study import Plan, Row
 from heads.study_table import Failed, Table, TableRow
 from heads.train import run_members, stores_for
 from pipeline.cluster import Engine, Here, run_jobs
 from pipeline.memory import keep_freed_memory
+from pipeline.smallfile import MOST_TEXT, read_small
 
 if TYPE_CHECKING:
     from pipeline.cache import Cache
@@ -125,7 +127,7 @@ def _prospect(run: Run, resume: bool, macs: dict[str, int]) -> Prospect:
     if result is not None:
         return Prospect(run.member, macs[key], result)
     if resume and (run.folder / "last.pt").exists():
-        runs.same_run(run.folder, runs.read_json(run.folder / "run.json"), run.about)
+        runs.same_run(run.folder, runs.read_json(run.folder / "run.json", RUN), run.about)
     clips = len(run.parts["train"])
     epochs = sum(phase.train.total_epochs(-(-clips // phase.train.batch)) for phase in run.phases)
     return Prospect(run.member, macs[key], None, epochs, clips, repr(run.order), run.fields["train"])
@@ -144,7 +146,7 @@ def epochs_done(some: Sequence[Prospect]) -> int:
         if (folder / "metrics.json").exists():
             done += one.epochs
         elif (log := folder / "log.jsonl").exists():
-            done += min(one.epochs, log.read_bytes().count(b"\n"))
+            done += min(one.epochs, read_small(log, MOST_TEXT).count(b"\n"))
     return done
 
 
@@ -239,7 +241,7 @@ def _outcomes(group: list[Member], outcomes: "list[Result | Failed] | Exception"
     """By folder; raises what is wrong with all members."""
     if isinstance(outcomes, RuntimeError):
         log = group[0].folder / "log.jsonl"
-        epochs = log.read_bytes().count(b"\n") if log.exists() else 0
+        epochs = read_small(log, MOST_TEXT).count(b"\n") if log.exists() else 0
         return {group[0].folder: Failed(str(group[0].folder), group[0].seed, _one_line(outcomes), epochs)}
     if isinstance(outcomes, Exception):
         raise outcomes

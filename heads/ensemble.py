@@ -11,7 +11,9 @@ import numpy as np
 
 from heads import runs
 from heads.metrics import aggregate, scores_of, summarise
+from heads.predictions import read_predictions
 from heads.recipe import recipe_from
+from heads.run_records import RUN
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,14 @@ def scores_of_run(folder: Path | str, split: str, settings: Mapping[str, str] | 
     """A run's scores from its predictions_SPLIT.npz, aggregated over views as its recipe says, or `settings` (aggregate,
     scores). ValueError for a folder without them."""
     folder = Path(folder)
-    table = runs.read_json(folder / "run.json")["recipe"]
+    table = runs.read_json(folder / "run.json", RUN)["recipe"]
     recipe = recipe_from({**table, "evaluate": {**table["evaluate"], **(settings or {})}}, str(folder))
     path = folder / f"predictions_{split}.npz"
+    advice = f"run `vidgraph evaluate {folder} --split {split}`"
     try:
-        with np.load(path) as file:
-            found = dict(file)
+        found = read_predictions(path, advice)
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; run `vidgraph evaluate {folder} --split {split}` first") from None
+        raise ValueError(f"{path}: no such file; {advice} first") from None
     scores = scores_of(found["logits"], recipe.scores)
     scores = aggregate(scores, found["video"], len(found["clips"]), recipe.evaluate.aggregate)
     return Scores(tuple(found["clips"].tolist()), tuple(found["classes"].tolist()), scores, found.get("targets"))

@@ -3,13 +3,18 @@
 Nothing is opened but small JSON files; a damaged one is listed as such and never ends the listing.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from heads.run_records import METRICS, RUN
+from pipeline.records import CACHE, require
+from pipeline.sealed import parse_json
+from pipeline.smallfile import MOST_TEXT, opened, read_small
+
 MARKS = {"cache.json": "cache", "run.json": "run"}
+MINE = (*MARKS, "metrics.json", "manifest.csv", "log.jsonl")
 
 
 @dataclass(frozen=True)
@@ -46,32 +51,41 @@ def _found(folder: Path) -> Iterator[Entry]:
 def _entry(kind: str, path: Path, mark: str) -> Entry:
     size, modified = _size(path)
     try:
-        record = json.loads((path / mark).read_text(encoding="utf-8"))
+        record = parse_json(read_small(path / mark), path / mark)
+        require(record, CACHE if kind == "cache" else RUN, path / mark)
         what, stage = _cache_state(path, record) if kind == "cache" else _run_state(path, record)
-        fingerprint = str(record["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        what, stage, fingerprint = "?", f"damaged: {mark}: {type(error).__name__}", ""
+        fingerprint = record.get("fingerprint", "")
+    except (OSError, ValueError) as error:
+        name = Path(error.filename).name if isinstance(error, OSError) and error.filename else mark
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error).rpartition(f"{path}{os.sep}")[2]
+        what, stage, fingerprint = "?", f"damaged: {said if said.startswith(MINE) else f'{name}: {said}'}", ""
     return Entry(kind, path, what, stage, size, modified, fingerprint)
 
 
 def _cache_state(path: Path, record: dict) -> tuple[str, str]:
-    config = record["config"]
-    with open(path / "manifest.csv", encoding="utf-8", newline="") as file:
-        clips = sum(1 for line in file if line.strip()) - 1  # a quoted line break would count twice: this is for people
-    shards = -(-clips // record["per_shard"])
+    with opened(path / "manifest.csv") as file:  # a quoted line break would count twice: this is for people
+        clips = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b"")) - 1
+    shards = -(-clips // max(1, record["per_shard"]))
     counts = {stage: len(list((path / stage).glob("*.json"))) for stage in ("features", "graphs")}
     done = "complete" if counts["features"] == shards else f"{counts['features']} of {shards} shards"
     graphs = {0: "no graphs", shards: "graphs"}.get(counts["graphs"], f"graphs of {counts['graphs']} shards")
-    return f"{config['backbone']}, {clips:,} clips", f"{done}, {graphs}"
+    return f"{_backbone(record['config'])}, {clips:,} clips", f"{done}, {graphs}"
+
+
+def _backbone(config: dict) -> str:
+    """Its name: a text, or in caches of digit videos a table."""
+    named = config.get("backbone", "?")
+    return str(named.get("name", "?") if isinstance(named, dict) else named)
 
 
 def _run_state(path: Path, record: dict) -> tuple[str, str]:
     what = f"{record['recipe']['head']['name']}, seed {record['seed']}"
     if not (path / "metrics.json").exists():
         log = path / "log.jsonl"
-        epochs = len(log.read_text(encoding="utf-8").splitlines()) if log.exists() else 0
+        epochs = read_small(log, MOST_TEXT).count(b"\n") if log.exists() else 0
         return what, f"after epoch {epochs}, unfinished"
-    metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))["metrics"]
+    file = path / "metrics.json"
+    metrics = require(parse_json(read_small(file), file), METRICS, file)["metrics"]
     split = next((name for name in ("test", "val") if metrics.get(name)), "")
     figure = next((name for name in ("top1", "map") if name in metrics.get(split, {})), "")
     shown = f", {split} {figure} {100 * metrics[split][figure]:.1f} %" if figure else ""

@@ -36,6 +36,7 @@ from heads.training import Training
 from heads.zoo import check_options
 from pipeline import texts
 from pipeline.names import nearest
+from pipeline.smallfile import MOST_TEXT, read_small
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -175,7 +176,7 @@ def recipe_path(name: str | Path, beside: Path = Path()) -> Path:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file; ValueError if it is none."""
     try:
-        return tomllib.loads(texts.decoded(path.read_bytes(), path, "a TOML file"))
+        return tomllib.loads(texts.decoded(read_small(path, MOST_TEXT), path, "a TOML file"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: not TOML: {error}") from None
     except RecursionError:

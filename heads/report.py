@@ -20,7 +20,7 @@ from heads.reporting.classes import by_class, confusions, predicting, structures
 from heads.reporting.conditions import conditions
 from heads.reporting.document import Block, Document, Notice, Text, tables_of
 from heads.reporting.examples import examples
-from heads.reporting.found import FoundRun, failed_members, find_runs, read_predictions, read_run
+from heads.reporting.found import FoundRun, failed_members, find_runs, predictions_of, read_run
 from heads.reporting.markdown import to_markdown
 from heads.reporting.page import to_html
 from heads.reporting.predicted import predicted_of
@@ -93,7 +93,7 @@ def _split(found: Sequence[FoundRun]) -> str:
 def _read_predictions(group: Group, split: str) -> None:
     """Fills `group.predicted`; predictions that are not those of the run's figures are a problem of the run."""
     for run in group.runs:
-        arrays = read_predictions(run, split) if run.figures(split) else None
+        arrays = predictions_of(run, split) if run.figures(split) else None
         predicted = predicted_of(arrays, run.recipe) if arrays else None
         if predicted is None:
             continue

@@ -17,7 +17,11 @@ import torch
 from heads import runs
 from heads.reproduce import Work, finished
 from heads.reproduce_tables import Row
+from heads.run_records import LOG_LINE, METRICS
 from heads.study_table import Spread, spread
+from pipeline.records import require
+from pipeline.sealed import parse_json
+from pipeline.smallfile import read_small_text
 
 CURVE = ("epoch", "loss", "val", "seconds")  # what of a run's log is kept
 SHOWN = 8  # pairs of rows in another order that are named
@@ -48,8 +52,9 @@ def _row(work: Work, task: str, row: Row) -> dict[str, Any]:
 
 
 def _run(folder: Path, seed: int) -> dict[str, Any]:
-    metrics = runs.read_json(folder / "metrics.json")
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    metrics = runs.read_json(folder / "metrics.json", METRICS)
+    log = folder / "log.jsonl"
+    lines = [require(parse_json(line, log), LOG_LINE, log) for line in read_small_text(log).splitlines()]
     curve = [{key: line[key] for key in CURVE if key in line} for line in lines]
     kept = {key: metrics[key] for key in ("parameters", "epochs", "best_epoch", "seconds")}
     return {"seed": seed, "test": metrics["metrics"]["test"], "val": metrics["metrics"]["val"], **kept, "curve": curve}

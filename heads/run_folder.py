@@ -11,6 +11,7 @@ from typing import Any
 from heads import runs
 from heads.held import Busy, Held, refuse_if_lost
 from heads.recipe import Recipe, to_toml
+from heads.run_records import METRICS, RUN
 from heads.tables import Phase
 from heads.transfer import default_checkpoint
 from pipeline.sealed import writer_lives
@@ -38,7 +39,7 @@ class RunFolder:
         done = self.path / "metrics.json"
         if not done.exists() or not (self.path / "run.json").exists():
             return None
-        return runs.read_json(done), runs.read_json(self.path / "run.json")
+        return runs.read_json(done, METRICS), runs.read_json(self.path / "run.json", RUN)
 
     def after(self, there: str, mine: str) -> int:
         """How many phases after `mine` the phase `there` comes, which the folder has; ValueError for a later one."""

@@ -17,6 +17,7 @@ import io
 import json
 import os
 import platform
+import zipfile
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -27,8 +28,11 @@ import torch
 
 from heads.held import refuse_if_lost
 from heads.manifest_record import refuse_other_labels
+from heads.run_records import CHECKPOINT, LOG_LINE
 from pipeline import sealed
+from pipeline.records import require
 from pipeline.shown import write_table
+from pipeline.smallfile import opened, read_small_text
 
 CHECKPOINT_FORMAT = 1
 
@@ -62,13 +66,18 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
         sealed.complete(part, path)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A file of `write_json`; ValueError when it is missing, or a single bit of it has changed."""
+def read_json(path: Path, shape: Any = None) -> dict[str, Any]:
+    """A file of `write_json`, of a `shape` of heads/run_records.py.
+
+    ValueError when it is missing, a single bit of it has changed, or it is of another shape.
+    """
     try:
         record = sealed.read_json(path)
+        if shape is not None:
+            require(record, shape, path)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; expected the folder of a run that `vidgraph train` made") from None
-    except sealed.Damaged:
+    except sealed.Changed:
         raise ValueError(f"{path}: changed since it was written; the run folder is damaged, train it again") from None
     del record["seal"]
     return record
@@ -108,9 +117,16 @@ def _on_cpu(value: Any, moved: dict[int, torch.Tensor]) -> Any:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint on the CPU. ValueError when it is missing, damaged, or of another format."""
+    """A checkpoint on the CPU. ValueError when it is missing, damaged, or of another format.
+
+    torch.load does not look at the checksums that it writes: a flipped bit would be a weight like any other.
+    """
     try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
+        with opened(path) as file, zipfile.ZipFile(file) as archive:
+            if (broken := archive.testzip()) is not None:
+                raise ValueError(f"damaged: the checksum of {broken} differs")
+            file.seek(0)
+            payload = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such checkpoint; expected the folder of a run that `vidgraph train` made") from None
     except Exception as error:  # torch.load raises whatever the unpickler met
@@ -119,18 +135,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(payload, dict) or payload.get("format") != CHECKPOINT_FORMAT:
         found = payload.get("format") if isinstance(payload, dict) else type(payload).__name__
         raise ValueError(f"{path}: expected a checkpoint of format {CHECKPOINT_FORMAT}, got {found}")
-    return payload
+    return require(payload, CHECKPOINT, path)
 
 
 def start_log(path: Path, epochs_done: int) -> None:
     """Leaves in the log only the lines of epochs that the checkpoint has, so that a resumed run repeats none."""
     kept = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in read_small_text(path, errors="replace").splitlines():
             try:
-                if json.loads(line)["epoch"] <= epochs_done:
+                if require(sealed.parse_json(line, path), LOG_LINE, path)["epoch"] <= epochs_done:
                     kept.append(line)
-            except (json.JSONDecodeError, KeyError):
+            except sealed.Damaged:
                 break  # the line that a killed run was writing
     write_text(path, "".join(line + "\n" for line in kept))
 

@@ -12,6 +12,7 @@ from heads.batch import Dims, dims_from
 from heads.counting import Counted, count_backbone, count_head, dims_on
 from heads.data import cache_dims, find_classes
 from heads.recipe import Data, HeadChoice, Recipe, read_recipe, recipe_from, recipe_names
+from heads.run_records import REPORTED
 from heads.zoo import head_names, head_options
 from pipeline.backbones import backbone_names
 from pipeline.cache import Cache
@@ -38,7 +39,7 @@ def count_named(name: str, settings: Mapping[str, Any], *, cache: Path | None = 
         return count_backbone(name, dict(settings), **given)
     if name not in head_names() and Path(name).is_dir():
         _refuse(name, "a run folder, whose sizes are known", given | dict.fromkeys(settings), set(), cache)
-        about = runs.read_json(Path(name) / "run.json")
+        about = runs.read_json(Path(name) / "run.json", REPORTED)
         head = _last_phase(recipe_from(about["recipe"], name))
         return count_head(head.name, dims_from(about["dims"]), len(about["classes"]), head.options)
     lower = {key.removeprefix(LOWER): value for key, value in settings.items() if key.startswith(LOWER)}

@@ -9,19 +9,20 @@ from torch import nn
 
 from heads import runs
 from heads.recipe import PLAIN, Recipe, recipe_from
+from heads.run_records import RUN
 from heads.tables import Phase
 
 
 def default_checkpoint(folder: Path) -> str:
     """ "best" where the recipe asks for it and validation found one, else "last"."""
-    wanted = runs.read_json(folder / "run.json")["recipe"]["evaluate"]["checkpoint"]
+    wanted = runs.read_json(folder / "run.json", RUN)["recipe"]["evaluate"]["checkpoint"]
     return "best" if wanted == "best" and (folder / "best.pt").exists() else "last"
 
 
 def phase_checkpoint(folder: Path, phase: str) -> str:
     """The name of the checkpoint that a phase of the run in `folder` ended with; ValueError, with the nearest names, for a
     phase that its recipe does not have, and for one that was not trained to its end."""
-    recipe = recipe_from(runs.read_json(folder / "run.json")["recipe"], str(folder))
+    recipe = recipe_from(runs.read_json(folder / "run.json", RUN)["recipe"], str(folder))
     if not recipe.phases:
         raise ValueError(f"{folder}: recipe {recipe.name} has no phases to choose phase {phase!r} from; leave it out")
     if not (folder / f"{recipe.phase(phase).name}.pt").exists():

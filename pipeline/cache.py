@@ -6,8 +6,7 @@ for, once per process.
 
 import os
 import threading
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -22,23 +21,21 @@ from pipeline.folder import (
     relabelled_clips,
 )
 from pipeline.manifest import Manifest, read_manifest
-from pipeline.sealed import Damaged, done_marker, read_json
+from pipeline.sealed import Damaged
 from pipeline.shardfile import ShardFile
 from pipeline.tensors import FIELDS, GROUPS
 
-__all__ = ["Cache", "CacheError", "Damaged", "Group", "create_cache", "made_from", "relabelled_clips"]
+__all__ = ["Cache", "CacheError", "Damaged", "Group", "complete_shard", "create_cache", "made_from", "relabelled_clips"]
 
 STAGES = ("features", "graphs")
-OPEN_FILES = 256  # shards that a process keeps open; the usual limit of a process is 1,024 files
 
 
 class _Files:
-    """The files that this process has read, of which the last ones used are open; none after a fork, or in a copy."""
+    """The files that this process has read; none after a fork, or in a copy. `pipeline.handles` says how many are open."""
 
     def __init__(self) -> None:
         self._pid, self._lock = os.getpid(), threading.Lock()
         self._known: dict[Path, ShardFile] = {}
-        self._open: OrderedDict[Path, ShardFile] = OrderedDict()
 
     def __getstate__(self) -> dict:
         return {}
@@ -50,11 +47,13 @@ class _Files:
         if self._pid != os.getpid():
             self.__init__()
         with self._lock:
-            file = self._open[path] = self._known.setdefault(path, ShardFile(path, record))
-            self._open.move_to_end(path)
-            if len(self._open) > OPEN_FILES:
-                self._open.popitem(last=False)[1].release()
-            return file
+            if path not in self._known:
+                self._known[path] = ShardFile(path, record)
+            return self._known[path]
+
+    def __iter__(self) -> Iterator[ShardFile]:
+        """Those that are open."""
+        return (file for file in list(self._known.values()) if file.is_open)
 
 
 class Cache:
@@ -93,7 +92,7 @@ class Cache:
 
     def _read_records(self, stage: str) -> dict[int, dict]:
         done = (shard for shard in range(len(self.shards)) if self.shards.done(shard, stage))
-        return {shard: read_json(done_marker(self.shards.path(shard, stage))) for shard in done}
+        return {shard: self.shards.record(shard, stage) for shard in done}
 
     @property
     def missing(self) -> list[int]:
@@ -265,6 +264,15 @@ class Group:
         )
         clip = f"{self.cache.path} {self.name}: row {row} (clip {self.clips[row]}, view {self.views[row]})"
         raise CacheError(f"{clip} {why}; ask for rows where `ok`, or run `vidgraph {verb} --cache {self.cache.path}`")
+
+
+def complete_shard(plan: Shards, shard: int) -> dict:
+    """The statistics of a shard that is there. Damaged if they, or its HDF5 file, were made for another shard or cache."""
+    record = plan.record(shard)
+    file = ShardFile(plan.path(shard), record)
+    file.opened()  # which compares what the file says with the statistics
+    file.release()
+    return record
 
 
 def made_from(graphs: dict, features: dict) -> bool:

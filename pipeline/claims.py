@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.sealed import done_marker, own_claim, part_of, publish, started, writer_lives
+from pipeline.smallfile import opened, read_small
 
 BEAT = 5.0  # seconds between an owner's signs of life
 SILENCE = 60.0  # seconds without one after which a claim is taken over
+LONGEST = 1 << 16  # bytes of a claim file
 COUNT = 20  # digits of the number at the end of a claim file, so that it is overwritten in place
 
 
@@ -68,7 +70,8 @@ def look(path: Path) -> Seen | None:
     Opening a file is what makes a network file system ask its server for the present content.
     """
     try:
-        content = claim_file(path).read_bytes()
+        with opened(claim_file(path)) as file:
+            content = file.read(LONGEST)
     except (FileNotFoundError, NotADirectoryError):
         return None
     with suppress(ValueError, KeyError, TypeError):
@@ -116,7 +119,7 @@ def _remove(path: Path, seen: Seen) -> bool:
     except FileNotFoundError:
         return False
     try:
-        if grave.read_bytes() != seen.content:  # it is another's by now, or gave a sign of life: give it back
+        if read_small(grave, LONGEST) != seen.content:  # it is another's by now, or gave a sign of life: give it back
             with suppress(OSError):
                 os.link(grave, claim_file(path))
             return False
@@ -131,18 +134,26 @@ def _remove(path: Path, seen: Seen) -> bool:
 class Claim:
     """A claim that this process holds on a shard's HDF5 file; `name` is its own among all claims ever made."""
 
-    def __init__(self, path: Path, name: str, file: int):
-        self.path, self.name, self._file = path, name, file
+    def __init__(self, path: Path, name: str):
+        self.path, self.name, self._given_up = path, name, False
         self._count, self._lock = 0, threading.Lock()
 
     def beat(self) -> None:
-        """A sign of life. In place, through the descriptor: if the claim was taken over, this file is nobody's any more."""
+        """A sign of life, in place, in the file that was looked at: if the claim is taken over, that is nobody's any more.
+
+        Nothing is kept open between two of them: a study holds a claim for each of its members.
+        """
         with self._lock:
-            if self._file >= 0:
+            if not self._given_up:
                 self._count += 1
                 with suppress(OSError):  # others see its silence, and take it over
-                    os.pwrite(self._file, _digits(self._count), os.fstat(self._file).st_size - COUNT)
-                    os.fsync(self._file)
+                    file = os.open(claim_file(self.path), os.O_RDWR | os.O_NONBLOCK)
+                    try:
+                        if _names(file, self.name):
+                            os.pwrite(file, _digits(self._count), os.fstat(file).st_size - COUNT)
+                            os.fsync(file)
+                    finally:
+                        os.close(file)
 
     def held(self) -> bool:
         """Whether it is still ours: not if another took us for dead."""
@@ -152,17 +163,16 @@ class Claim:
     def release(self) -> None:
         """Gives it up; may be called again."""
         with self._lock:
-            if self._file < 0:
+            if self._given_up:
                 return
-            os.close(self._file)
-            self._file = -1
+            self._given_up = True
         _HEART.drop(self)
         if self.held():
             claim_file(self.path).unlink(missing_ok=True)
 
     def abandon(self) -> None:
         """Gives it up before its shard is complete: what was written under it goes, too. Nothing if it was released before."""
-        if self._file >= 0:
+        if not self._given_up:
             for part in self.path.parent.glob(f"{self.path.stem}.*.{self.name}.part"):
                 part.unlink(missing_ok=True)
             self.release()
@@ -172,6 +182,11 @@ class Claim:
 
     def __exit__(self, *error: object) -> None:
         self.release()
+
+
+def _names(file: int, name: str) -> bool:
+    """Whether an open claim file is that of the claim `name`."""
+    return os.pread(file, LONGEST, 0).find(name.encode()) >= 0
 
 
 def take(path: Path, watch: Watch | None = None) -> Claim | None:
@@ -190,10 +205,11 @@ def take(path: Path, watch: Watch | None = None) -> Claim | None:
         return None
     finally:
         part.unlink(missing_ok=True)
-    if os.pread(file, 1 << 16, 0).find(name.encode()) < 0:  # taken over in this instant
-        os.close(file)
+    ours = _names(file, name)
+    os.close(file)
+    if not ours:  # taken over in this instant
         return None
-    claim = Claim(path, name, file)
+    claim = Claim(path, name)
     _HEART.add(claim)
     return claim
 

@@ -24,8 +24,9 @@ from pipeline.manifest import Clip
 from pipeline.pixels import ClipPixels, DecodeViews, Opening, Probe
 from pipeline.pool import WorkerDied
 from pipeline.proposals import BoxesError
+from pipeline.records import read_statistics
 from pipeline.sample import Sampling, View, count_views, views_of
-from pipeline.sealed import Damaged, done_marker, read_json
+from pipeline.sealed import Damaged
 from pipeline.shards import GroupPlan, NotFinite, ShardWriter
 from pipeline.takeover import GoodViews
 from pipeline.tensors import Extracted, field_of
@@ -148,7 +149,7 @@ class ShardComposer:
     def _refuse_to_lose(self) -> None:
         """ValueError if clips that the shard there holds have failed now: it stays as it is."""
         try:
-            before = read_json(done_marker(self.job.path))["failures"]
+            before = read_statistics(self.job.path).get("failures", ())
         except (OSError, Damaged):
             return  # no shard there, or one that says nothing
         if lost := sorted(set(self.failures) - {failure["clip"] for failure in before}):
@@ -301,7 +302,7 @@ class ShardComposer:
 def _recorded(path: Path, clips: int) -> list[str]:
     """The marks of the videos of a shard that is there; "" where it has none."""
     try:
-        return list(read_json(done_marker(path))["videos"])
+        return list(read_statistics(path)["videos"])
     except (OSError, Damaged, KeyError):
         return [""] * clips
 
@@ -309,7 +310,7 @@ def _recorded(path: Path, clips: int) -> list[str]:
 def _recorded_warnings(path: Path) -> list[dict]:
     """The warnings of a shard that is there."""
     try:
-        return list(read_json(done_marker(path)).get("warnings", ()))
+        return list(read_statistics(path).get("warnings", ()))
     except (OSError, Damaged):
         return []
 

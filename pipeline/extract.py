@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.cache import create_cache, read_cache_json, relabelled_clips
+from pipeline.cache import complete_shard, create_cache, read_cache_json, relabelled_clips
 from pipeline.claims import Claim, Mark, Watch, begin, mark_of, sweep, take
 from pipeline.cluster import Engine, Here, pick_device, share_jobs
 from pipeline.config import ExtractConfig
@@ -32,8 +32,9 @@ from pipeline.manifest import Clip, Manifest, shard_ranges
 from pipeline.memory import keep_freed_memory
 from pipeline.pixels import work
 from pipeline.pool import Pool
+from pipeline.records import read_statistics
 from pipeline.sample import count_views
-from pipeline.sealed import Damaged, done_marker, read_json
+from pipeline.sealed import Damaged
 from pipeline.takeover import GoodViews
 from pipeline.tensors import GROUPS
 from pipeline.videos import changed_videos
@@ -111,8 +112,8 @@ def extract(
             jobs.append(ShardJob(shard, path, plan.attrs(shard), clips, mark_of(path)))
         else:
             summary.already += 1
-            there.append((clips, read_json(done_marker(path))))
-            summary.failures += there[-1][1]["failures"]
+            there.append((clips, complete_shard(plan, shard)))
+            summary.failures += there[-1][1].get("failures", ())
             summary.warnings += there[-1][1].get("warnings", ())
     advance = announce(sum(len(job.clips) for job in jobs), summary.asked) if announce else (lambda done, failed: None)
     if not jobs:
@@ -124,8 +125,8 @@ def extract(
         closing(share_jobs(extractor, jobs, engine or Here(), extractor.finished)) as results,
     ):
         for job, record in results:
-            written = record or read_json(done_marker(job.path))
-            failures = written["failures"]
+            written = record or read_statistics(job.path, job.attrs)
+            failures = written.get("failures", [])
             summary.failures += failures
             summary.warnings += written.get("warnings", ())
             if job.shard not in extractor.told:
@@ -310,7 +311,7 @@ class ExtractShards:
     def _changed(self, job: ShardJob) -> list[int]:
         """Which clips of a shard that is there have other videos now."""
         try:
-            return changed_videos(read_json(done_marker(job.path)), job.clips)
+            return changed_videos(read_statistics(job.path), job.clips)
         except (OSError, Damaged):  # what it was made from, nobody knows any more
             return []
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.claims import Watch, take
 from pipeline.manifest import Clip, Manifest, read_manifest, shard_ranges
+from pipeline.records import CACHE, read_statistics, require
 from pipeline.sealed import Damaged, complete, done_marker, part_of, read_json, sha256_of, write_json
 from pipeline.tensors import FORMAT
 
@@ -43,6 +44,10 @@ class Shards:
     def done(self, shard: int, stage: str = "features") -> bool:
         """Whether a shard is complete."""
         return done_marker(self.path(shard, stage)).exists()
+
+    def record(self, shard: int, stage: str = "features") -> dict:
+        """A complete shard's statistics. Damaged if they are damaged, or of another shard or cache; OSError without any."""
+        return read_statistics(self.path(shard, stage), self.attrs(shard))
 
     def attrs(self, shard: int) -> dict[str, str | int]:
         """What every file of a shard carries to say where it belongs."""
@@ -106,10 +111,13 @@ def read_cache_json(folder: Path) -> dict:
     if not (folder / "cache.json").is_file():
         raise CacheError(f"{folder}: no cache here (no cache.json); expected a folder that `vidgraph extract --cache` made")
     record = read_json(folder / "cache.json")
-    if record["format"] != FORMAT:
+    if require(record, {"format": int}, folder / "cache.json")["format"] != FORMAT:
         raise CacheError(
             f"{folder}: format {record['format']}, this version reads {FORMAT}; extract again, or use that version"
         )
+    require(record, CACHE, folder / "cache.json")
+    if record["per_shard"] < 1:
+        raise Damaged(f"{folder / 'cache.json'}: per_shard is {record['per_shard']}, expected clips per shard from 1")
     return record
 
 

@@ -19,7 +19,7 @@ from pipeline import boxes as box_geometry
 from pipeline.cache import Cache, CacheError, Group, made_from
 from pipeline.claims import Claim, Watch, begin, finish, sweep, take
 from pipeline.cluster import Engine, Here, pick_device, share_jobs
-from pipeline.sealed import Damaged, done_marker, read_json
+from pipeline.sealed import Damaged
 from pipeline.shards import GroupPlan, ShardWriter
 from pipeline.tensors import FIELDS
 
@@ -141,7 +141,7 @@ def build_graphs(
     maker.check()
     features, graphs = maker.cache.records["features"], maker.cache.records["graphs"]
     sizes = {shard: sum(group["rows"] for group in record["groups"].values()) for shard, record in features.items()}
-    todo = [shard for shard in features if shard not in graphs or graphs[shard]["options"] != maker.options.record]
+    todo = [shard for shard in features if shard not in graphs or graphs[shard].get("options") != maker.options.record]
     advance = announce(sum(sizes[s] for s in todo), sum(sizes.values())) if announce else lambda done, failed: None
     written, watch = [], Watch()
     sweep(maker.path / "graphs", watch)
@@ -201,11 +201,11 @@ class ShardGraphs:
     def finished(self, job: GraphJob) -> bool:
         """Whether a shard's graphs are there as asked for, by what the disk says now."""
         try:
-            graphs = read_json(done_marker(job.path))
-            features = read_json(done_marker(self.cache.shards.path(job.shard)))
+            graphs = self.cache.shards.record(job.shard, "graphs")
+            features = self.cache.shards.record(job.shard)
         except (OSError, Damaged):
             return False
-        return graphs["options"] == self.options.record and made_from(graphs, features)
+        return graphs.get("options") == self.options.record and made_from(graphs, features)
 
     def __call__(self, job: GraphJob) -> dict | None:
         """Writes the graphs of a shard and returns its statistics; None if another run is at it, or was."""

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pipeline import texts
 from pipeline.rows import COLUMNS, ID_BYTES, SPLIT_ALIASES, SPLITS, TIMES, Clip, ManifestError, Rows, foreign_path, wrong_id
+from pipeline.smallfile import open_regular
 
 __all__ = [
     "COLUMNS",
@@ -49,6 +50,7 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)")
 
 BATCH = 4096  # rows that are checked together
 BLOCK = 1 << 20  # bytes that are read and decoded together
+LONGEST = 16 << 20  # bytes of a line
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def _no_search_for_garbage() -> Iterator[None]:
 
 def _open(path: Path, shown: Path):
     try:
-        return open(path, "rb")
+        return os.fdopen(open_regular(path), "rb")
     except FileNotFoundError:
         raise ManifestError(f"{shown}: no such file; `vidgraph manifest folder` makes a manifest") from None
     except IsADirectoryError:
@@ -142,7 +144,7 @@ def _records(file, shown: Path, digest) -> Iterator[tuple[array, list[list[str]]
 def _blocks(file, shown: Path, digest) -> Iterator[Iterable[str]]:
     """The lines of a binary file, decoded, some thousands together; `digest` sees every byte."""
     number = 0
-    while block := file.readlines(BLOCK):
+    while block := _some_lines(file, shown, number):
         whole = b"".join(block)
         digest.update(whole)
         if number == 0:
@@ -160,6 +162,17 @@ def _blocks(file, shown: Path, digest) -> Iterator[Iterable[str]]:
             text = "\0"
         yield _lines(block, number, shown) if "\0" in text else io.StringIO(text, newline="\n")
         number += len(block)
+
+
+def _some_lines(file, shown: Path, number: int) -> list[bytes]:
+    """The next lines of a file, which are whole; ManifestError for one without end, before the memory is full."""
+    data = file.read(BLOCK)
+    if data and not data.endswith(b"\n"):
+        data += file.readline(LONGEST)
+        if len(data) >= LONGEST and not data.endswith(b"\n"):
+            line = number + data.count(b"\n") + 1
+            raise ManifestError(f"{shown}, line {line}: no end of the line within {LONGEST:,} bytes; expected a CSV file")
+    return io.BytesIO(data).readlines()
 
 
 def _lines(block: list[bytes], number: int, shown: Path) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A new file that HDF5 writes, and that never fails it: what fails is kept for whoever asked HDF5.
+"""Files that HDF5 reads and writes through Python. A new one never fails it: what fails is kept for whoever asked HDF5.
 
 HDF5 may crash the process (SIGSEGV) where it cannot write what describes a file: on a disk that something else fills meanwhile,
 over a quota, on a network file system that goes away. So it is not told.
@@ -107,5 +107,48 @@ class PartFile:
         """Nothing waits here."""
 
 
+class OpenFile:
+    """A file that is open already, for `h5py.File` to read: `number` is its descriptor, which stays the caller's.
+
+    So a shard takes one descriptor, however it is read. `error` is what the system said when a read failed, `short` whether the
+    file ended earlier than it did when it was opened: HDF5 is handed zeros then, and whoever asked HDF5 looks here.
+    """
+
+    def __init__(self, number: int):
+        self.number, self.size = number, os.fstat(number).st_size
+        self.error: OSError | None = None
+        self.short = False
+        self._place = 0
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        """Where the next read begins; only from the start or the end."""
+        self._place = place + (self.size if whence == os.SEEK_END else 0)
+        return self._place
+
+    def tell(self) -> int:
+        """Where the next read begins."""
+        return self._place
+
+    def read(self, count: int) -> bytes:
+        """`count` bytes; h5py takes what has this method for a file."""
+        data = bytearray(count)
+        self.readinto(data)
+        return bytes(data)
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fills the buffer, with zeros beyond the end of the file."""
+        view, count = memoryview(buffer).cast("B"), 0
+        try:
+            while count < view.nbytes and (got := os.preadv(self.number, [view[count:]], self._place + count)):
+                count += got
+        except OSError as error:
+            self.error = error
+        self.short |= count < min(view.nbytes, self.size - self._place)
+        view[count:] = bytes(view.nbytes - count)
+        self._place += view.nbytes
+        return view.nbytes
+
+
 # HDF5 waits for them: an exception that came up in one would be lost in it, or leave it with half a file.
-STEPS = frozenset(method.__code__ for method in vars(PartFile).values() if isinstance(method, FunctionType))
+CALLED = [*vars(PartFile).values(), *vars(OpenFile).values()]
+STEPS = frozenset(method.__code__ for method in CALLED if isinstance(method, FunctionType))

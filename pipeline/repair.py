@@ -13,7 +13,8 @@ from pipeline.extract import RunOptions
 from pipeline.folder import Shards
 from pipeline.graphs import build_graphs
 from pipeline.manifest import Manifest, read_manifest
-from pipeline.sealed import Damaged, done_marker, read_json
+from pipeline.records import read_statistics
+from pipeline.sealed import Damaged, done_marker
 from pipeline.videos import changed_videos
 
 
@@ -65,7 +66,7 @@ def changed_shards(path: str | Path, root: str | Path | None = None) -> list[int
     found = []
     for shard in range(len(plan)):
         with suppress(Damaged, OSError):  # it is not complete, or about to be redone anyway
-            if changed_videos(read_json(done_marker(plan.path(shard))), plan.clips(shard)):
+            if changed_videos(plan.record(shard), plan.clips(shard)):
                 found.append(shard)
     return found
 
@@ -79,6 +80,7 @@ def redo_graphs(path: str | Path, shards: Iterable[int], workers: int = 0, devic
     made = Counter(
         (tuple(record["options"]["which"]), record["options"]["neighbours"], record["compression"])
         for record in _records(cache.path, "graphs")
+        if "options" in record
     )
     if not made:
         raise CacheError(f"{cache.path}/graphs: no statistics can be read; delete that folder and run `vidgraph graphs`")
@@ -108,6 +110,6 @@ def _with_moved(config: ExtractConfig, moved: Moved) -> ExtractConfig:
 def _records(cache: Path, stage: str) -> Iterator[dict]:
     for path in sorted((cache / stage).glob("*.json")):
         try:
-            yield read_json(path)
+            yield read_statistics(path.with_suffix(".h5"))
         except (Damaged, OSError):  # what is damaged is about to be redone; another shard's will do
             continue

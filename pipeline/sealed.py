@@ -13,12 +13,18 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.smallfile import opened, read_small
+
 # What a file system without hard links says: FAT, some that run in user space.
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 class Damaged(ValueError):
     """A file of the cache does not hold what was written to it."""
+
+
+class Changed(Damaged):
+    """A sealed file is not as it was written."""
 
 
 def part_of(path: Path, claim: str) -> Path:
@@ -111,7 +117,7 @@ def publish(part: Path, path: Path) -> None:
 def sha256_of(path: Path, passed: Callable[[int], object] = lambda count: None) -> str:
     """sha256 of a file's bytes, as `sha256sum` prints it. `passed` is told how many have been read, again and again."""
     digest, buffer, total = hashlib.sha256(), memoryview(bytearray(4 << 20)), 0
-    with open(path, "rb", buffering=0) as file:
+    with opened(path) as file:
         while count := file.readinto(buffer):
             total += count
             passed(total)
@@ -161,12 +167,27 @@ def json_part(path: Path, record: Mapping[str, object], claim: str, allow_nan: b
 
 
 def read_json(path: Path) -> dict:
-    """Reads a file of `write_json`. Damaged if a single bit of it has changed; OSError if it cannot be read."""
-    text = path.read_bytes()
+    """Reads a file of `write_json`.
+
+    Changed if a single bit of it has changed; Damaged if it is sealed and yet no JSON object; OSError if it cannot be read.
+    """
+    text = read_small(path)
     body, end = text[: -len(_ZEROS)], text[-len(_ZEROS) :]
     if end != _SEAL % hashlib.sha256(body + _ZEROS).hexdigest().encode():
-        raise Damaged(f"{path}: changed since it was written (its seal does not fit); run `vidgraph verify`")
-    return json.loads(text)
+        raise Changed(f"{path}: changed since it was written (its seal does not fit); run `vidgraph verify`")
+    return parse_json(text, path)
+
+
+def parse_json(text: bytes | str, path: Path) -> dict:
+    """The JSON object that a file holds; Damaged for everything else, however it is nested."""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:  # a JSONDecodeError, bytes that are no UTF-8, a number of 5,000 digits
+        said = "lists without end in one another" if isinstance(error, RecursionError) else str(error).split("\n")[0][:120]
+        raise Damaged(f"{path}: no JSON ({said})") from None
+    if not isinstance(record, dict):
+        raise Damaged(f"{path}: holds a JSON {type(record).__name__}, expected an object")
+    return record
 
 
 PIECE = 64 << 20  # bytes summed at once: 32 Ki rows of 1024 words, whose column sums fit 32 bits
@@ -195,3 +216,14 @@ def fletcher32(data: np.ndarray) -> int:
         return 0
     # A multiple of 65535 that is not 0 ends as 65535 where carries are folded back in, as HDF5 does.
     return (weighted * 256 % 65535 or 65535) << 16 | (total * 256 % 65535 or 65535)
+
+
+def fletcher32_of_rows(table: np.ndarray) -> np.ndarray:
+    """`fletcher32` of every row of a table of bytes (uint8 [R,n]); uint32 [R]. For rows of a few kilobytes: many are summed at
+    once, where one alone takes numpy longer to begin than to end."""
+    if table.shape[1] % 2:
+        table = np.pad(table, ((0, 0), (0, 1)))
+    words = table.view(">u2").astype(np.int64)
+    first, second = words.sum(1), words @ np.arange(words.shape[1], 0, -1)
+    folded = [np.where(total % 65535, total % 65535, 65535) for total in (first, second)]
+    return np.where(first == 0, 0, folded[1] << 16 | folded[0]).astype(np.uint32)

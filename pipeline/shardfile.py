@@ -1,137 +1,188 @@
 """Reads one shard. A view that is not compressed is read straight from its place in the file, which HDF5 is asked for once.
 
-Read through HDF5 a view would be copied twice and take its global lock; this way, it goes from the system into the batch.
+Read through HDF5 a view would be copied twice and take its global lock; this way, it goes from the system into the batch. Its
+checksum is tested when a process reads it for the first time.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
-import h5py
 import numpy as np
 
-from pipeline.sealed import Damaged, fletcher32
+from pipeline.handles import OPEN_FILES
+from pipeline.sealed import Damaged, fletcher32, fletcher32_of_rows
 from pipeline.shards import CHECKSUM_BYTES
+from pipeline.shardtables import Layout, Stored, Tables, Unreadable, want_of
+from pipeline.smallfile import open_regular
 from pipeline.tensors import ROW_KEYS
 
-# What HDF5 raises over a damaged table; a ValueError, Damaged among them, over what cannot be made sense of.
-UNREADABLE = (OSError, KeyError, RuntimeError, ValueError)
-ZSTD = 32015  # HDF5's number of the filter that hdf5plugin brings
+# What reading a shard raises: what the system says, and Damaged for what cannot be made sense of.
+UNREADABLE = (OSError, Damaged)
+SHORT = 4096  # bytes of a view below which the checksums of many are computed together
+CAN_ADVISE = hasattr(os, "posix_fadvise")  # not on macOS
 
 
-class Layout(NamedTuple):
-    """Where the rows of a dataset lie.
+class _Opened:
+    """A file's descriptor and, for as long as somebody asks HDF5, its tables; closed when nobody holds this object any more."""
 
-    offsets: int64 [R] bytes from the start of the file, -1 for a row that was never written; size: bytes of a view as an array;
-    packed: whether a compression filter stands between the two.
-    """
-
-    offsets: np.ndarray
-    size: int
-    packed: bool
-
-
-class Stored(NamedTuple):
-    """What HDF5 says of a dataset: shape without R, dtype, rows, rows in a chunk, and whether it has the checksum filter."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    rows: int
-    chunk_rows: int
-    checked: bool
-
-
-class _Descriptor:
-    """A file's descriptor, closed when nobody holds this object any more."""
-
-    def __init__(self, path: Path):
-        self.number = os.open(path, os.O_RDONLY)
+    def __init__(self, path: Path, number: int):
+        self.path, self.number = path, number
+        self.tables: Tables | None = None
+        status = os.fstat(number)
+        self.identity = status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
     def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
+        if self.tables is not None:
+            self.tables.close()
+        os.close(self.number)
 
 
 class ShardFile:
-    """One HDF5 file, read in one process; record: its statistics. OSError from any method if it cannot be opened.
+    """One HDF5 file, read in one process.
 
-    It is opened when it is first read, and again after `release`, which may happen while another thread reads.
+    It is opened when it is first read, and again after `release`, which may happen while another thread reads. How many are
+    open at a time is the process's: see `pipeline.handles`.
+
+    Args:
+        path: `.../NNNNN.h5`.
+        record: its statistics.
+
+    Raises:
+        OSError: from any method, if it cannot be opened or read.
+        Damaged: from any method, if it is not the file of the statistics, or is damaged.
     """
 
-    def __init__(self, path: Path, record: dict):
+    def __init__(self, path: Path, record: Mapping):
         if record["compression"] == "zstd":
             import hdf5plugin  # noqa: F401  (registers the filter)
         self.path, self.record = path, record
-        self._held: h5py.File | None = None
+        self._opened_now: _Opened | None = None
+        self._identity: tuple[int, ...] | None = None
+        self._kept = False
         self._layouts: dict[tuple[str, str], Layout] = {}
-        self.release()
+        self._tested: dict[tuple[str, str], np.ndarray] = {}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it holds a descriptor."""
+        return self._opened_now is not None
 
     def release(self) -> None:
         """Closes the file as soon as no thread reads from it; where its rows lie stays known."""
-        self._descriptor: _Descriptor | None = None
-        self._file: h5py.File | None = None  # open only where HDF5 has to decompress
+        OPEN_FILES.closed(self)  # first: another thread that opens it meanwhile must not be forgotten
+        self._opened_now = None
 
-    def _opened(self) -> _Descriptor:
-        """The descriptor; whoever reads from it holds on to it. Damaged if the file is not the one of the statistics."""
-        if (descriptor := self._descriptor) is None:
-            descriptor = _Descriptor(self.path)
-            if (size := os.fstat(descriptor.number).st_size) != self.record["bytes"]:
-                came = f"{size:,} bytes, expected {self.record['bytes']:,}"
-                raise Damaged(f"{self.path}: {came}; open the cache anew if it was repaired since, else run `vidgraph verify`")
-            self._descriptor = descriptor
-        return descriptor
+    def opened(self) -> _Opened:
+        """The open file; whoever reads from it holds on to it. Damaged if it is not the one of the statistics."""
+        opened = self._opened_now
+        if opened is None:
+            opened = _Opened(self.path, OPEN_FILES.open(self, lambda: open_regular(self.path)))
+            try:
+                self._check_identity(opened)
+            except BaseException:
+                OPEN_FILES.closed(self)
+                raise
+            self._opened_now = opened
+            if self not in OPEN_FILES:  # another thread has made room for its own meanwhile
+                self._opened_now = None
+        return opened
 
-    def _open_anew(self) -> h5py.File:
-        return h5py.File(self.path, "r", locking=False)  # a finished file never changes, and some file systems refuse locks
+    def _check_identity(self, opened: _Opened) -> None:
+        """Damaged if the file is not the one of the statistics, or another than was read before under this name."""
+        size = opened.identity[-1]
+        if size != self.record["bytes"] or self._identity not in (None, opened.identity):
+            changed = f"{size:,} bytes, expected {self.record['bytes']:,}" if size != self.record["bytes"] else "written again"
+            raise Damaged(f"{self.path}: {changed}; open the cache anew if it was repaired since, else run `vidgraph verify`")
+        if self._identity is None:
+            with self._asking(opened) as tables:
+                self._check_place(tables.attrs())
+            self._identity = opened.identity
 
-    def _open(self) -> AbstractContextManager[h5py.File]:
-        return nullcontext(self._held) if self._held else self._open_anew()
+    def _check_place(self, attrs: Mapping) -> None:
+        """Unreadable if the file belongs elsewhere than its statistics, which were compared with the cache, say."""
+        want = self.record.get("attrs", attrs)
+        for key in sorted(want.keys() | attrs.keys()):
+            if attrs.get(key) != want.get(key):
+                raise Unreadable(self.path, f"{key} is {attrs.get(key)} in the file, this cache's is {want.get(key)}")
+
+    @contextmanager
+    def _asking(self, opened: _Opened) -> Iterator[Tables]:
+        """The tables of an open file, which stay open only for who asks for most of them (`kept_open`)."""
+        if opened.tables is not None:
+            yield opened.tables
+            return
+        tables = Tables(self.path, opened.number)
+        if self._kept:
+            opened.tables = tables
+        try:
+            yield tables
+        finally:
+            if tables is not opened.tables:
+                tables.close()
 
     @contextmanager
     def kept_open(self) -> Iterator[None]:
-        """For one that asks for most of the tables: HDF5 opens the file once, not for every answer. OSError if it cannot."""
-        with self._open_anew() as self._held:
-            try:
-                yield
-            finally:
-                self._held = None
+        """For one that asks for most of the tables: HDF5 opens the file once, not for every answer."""
+        self._kept = True
+        try:
+            yield
+        finally:
+            self._kept = False
+            self.release()
 
     def layout(self, group: str, field: str) -> Layout:
         """Where the rows of a field lie."""
         key = group, field
         if key not in self._layouts:
-            with self._open() as file:
-                self._layouts[key] = _layout(file[group][field])
+            table = self.record["groups"][group]
+            want = want_of(table, field) if "rows" in table else None
+            with self._asking(self.opened()) as tables:
+                found = tables.layout(group, field, want)
+            self._tested[key] = np.zeros(len(found.offsets), bool)
+            self._layouts[key] = found
         return self._layouts[key]
 
     def read(self, group: str, field: str, rows: Sequence[int], outs: Sequence[np.ndarray]) -> None:
-        """Reads each row into its array (C-contiguous, of the stored dtype and size); NaN or 0 if it was never written.
+        """Reads each row into its array (C-contiguous, of the stored dtype and size).
 
-        Damaged if the file ends early; the checksum is looked at only where a compression filter runs (`verify` checks all).
+        Damaged if one was never written, or does not fit its checksum, which is tested when this object reads a row for the
+        first time, and wherever a compression filter runs.
         """
-        offsets, size, packed = self.layout(group, field)
-        if packed:
-            return self._unpack(group, field, rows, outs)
-        opened, views = self._opened(), []
-        for offset, out in zip(offsets[rows].tolist(), outs, strict=True):
-            if offset < 0:
-                out[...] = np.nan if out.dtype.kind == "f" else 0
-            else:
-                views.append((offset, out.reshape(-1).view(np.uint8)))
-        for offset, _ in views:  # so that the disk works on all of them at the same time
-            if not _in_memory(opened.number, offset + size - 1):
-                os.posix_fadvise(opened.number, offset, size, os.POSIX_FADV_WILLNEED)
-        for offset, data in views:
-            if os.preadv(opened.number, [data], offset) != size:
-                raise Damaged(f"{self.path}: ends within {field} of {group}; run `vidgraph verify`")
+        layout, opened = self.layout(group, field), self.opened()
+        OPEN_FILES.used(self)
+        rows = np.asarray(rows)
+        places = layout.offsets[rows]
+        if len(places) and places.min() < 0:
+            raise Unreadable(self.path, f"{field} of {group} row {rows[places.argmin()]} was never written")
+        if layout.packed:
+            return self._unpack(opened, group, field, rows.tolist(), outs)
+        fresh = ~self._tested[group, field][rows]
+        views = [out.reshape(-1).view(np.uint8) for out in outs]
+        if CAN_ADVISE:
+            _fetch(opened.number, places.tolist(), layout.size)
+        sums = np.zeros((len(views), CHECKSUM_BYTES), np.uint8)
+        for place, view, ends in zip(places.tolist(), views, sums, strict=True):
+            _read_whole(opened.number, [view, ends], place, self.path)
+        if fresh.any():
+            self._test([views[k] for k in np.flatnonzero(fresh)], sums[fresh], rows[fresh], group, field)
+            self._tested[group, field][rows] = True
 
-    def _unpack(self, group: str, field: str, rows: Sequence[int], outs: Sequence[np.ndarray]) -> None:
-        self._file = self._file or self._open_anew()
-        dataset = self._file[group][field]
-        for row, out in zip(rows, outs, strict=True):
-            out[...] = dataset[row]
+    def _test(self, views: Sequence[np.ndarray], sums: np.ndarray, rows: np.ndarray, group: str, field: str) -> None:
+        """Unreadable for the first of the views that does not fit its checksum."""
+        want = sums.view("<u4")[:, 0]
+        if views[0].size <= SHORT:
+            came = fletcher32_of_rows(np.stack(views))
+        else:
+            came = np.array([fletcher32(view) for view in views], np.uint32)
+        if (wrong := np.flatnonzero(came != want)).size:
+            raise Unreadable(self.path, f"{field} of {group} row {rows[wrong[0]]} is damaged (its checksum differs)")
+
+    def _unpack(self, opened: _Opened, group: str, field: str, rows: Sequence[int], outs: Sequence[np.ndarray]) -> None:
+        if opened.tables is None:
+            opened.tables = Tables(self.path, opened.number)  # stays open: a batch asks for it again and again
+        opened.tables.unpack(group, field, rows, outs, self._layouts[group, field])
 
     def read_checked(self, group: str, field: str, row: int, space: np.ndarray | None = None) -> np.ndarray:
         """A view's tensor, its checksum tested. Damaged (a few words alone) if it does not fit, or nothing was written.
@@ -139,22 +190,25 @@ class ShardFile:
         space: uint8 [size + CHECKSUM_BYTES] into which it is read, and where the tensor then lies; new memory unless given.
         """
         stored = self.record["groups"][group]["fields"][field]
-        offsets, size, packed = self.layout(group, field)
-        if offsets[row] < 0:
+        layout, opened = self.layout(group, field), self.opened()
+        if layout.offsets[row] < 0:
             raise Damaged("never written")
-        if packed:
+        if layout.packed:
             out = np.empty((1, *stored["shape"]), stored["dtype"])
             try:
-                self._unpack(group, field, [row], out)
-            except OSError:  # HDF5 tests the checksum before it decompresses
+                self._unpack(opened, group, field, [row], out)
+            except (Damaged, OSError):
                 raise Damaged("damaged") from None
             return out[0]
         chunk = self.space(group, field) if space is None else space
         try:
-            count = os.preadv(self._opened().number, [chunk], int(offsets[row]))
+            _read_whole(opened.number, [chunk], int(layout.offsets[row]), self.path)
         except OSError as error:
             raise Damaged(f"unreadable ({error.strerror})") from None
-        if count < chunk.size or fletcher32(chunk[:size]) != int.from_bytes(chunk[size:].tobytes(), "little"):
+        except Damaged:
+            raise Damaged("damaged") from None
+        size = layout.size
+        if fletcher32(chunk[:size]) != int.from_bytes(chunk[size:].tobytes(), "little"):
             raise Damaged("damaged")
         return chunk[:size].view(stored["dtype"]).reshape(stored["shape"])
 
@@ -163,33 +217,50 @@ class ShardFile:
         return np.empty(self.layout(group, field).size + CHECKSUM_BYTES, np.uint8)
 
     def describe(self) -> dict[str, dict[str, Stored]]:
-        """Every dataset, as HDF5 sees it. OSError, KeyError, RuntimeError or ValueError if the file is damaged."""
-        with self._open() as file:
-            return {name: {key: _stored(file[name][key]) for key in file[name]} for name in file}
+        """Every dataset, as HDF5 sees it."""
+        with self._asking(self.opened()) as tables:
+            return tables.describe()
 
     def attrs(self) -> dict[str, str | int]:
-        """The file's attributes. Errors as for `describe`."""
-        with self._open() as file:
-            return {key: value if isinstance(value, str) else int(value) for key, value in file.attrs.items()}
+        """The file's attributes that say where it belongs."""
+        with self._asking(self.opened()) as tables:
+            return tables.attrs()
 
     def keys(self, group: str) -> tuple[list[str], list[int], np.ndarray]:
-        """Clip ids, view numbers and ok [R] of a group's rows. Errors as for `describe`."""
-        with self._open() as file:
-            clips, views, ok = (file[group][key][...] for key in ROW_KEYS)
-        return [clip.decode() for clip in clips.tolist()], views.tolist(), ok
+        """Clip ids, view numbers and ok [R] of a group's rows."""
+        with self._asking(self.opened()) as tables:
+            return tables.keys(group, self.record["groups"][group].get("rows"))
 
 
 def record_of(path: Path) -> dict:
     """As much of a shard's statistics as `ShardFile` needs, from its HDF5 file alone. One of UNREADABLE if that is damaged."""
-    groups, zstd = {}, False
-    with h5py.File(path, "r", locking=False) as file:
-        for name, group in file.items():
-            tables = {key: _stored(group[key]) for key in group if key not in ROW_KEYS}
-            groups[name] = {
-                "fields": {key: {"shape": list(table.shape), "dtype": table.dtype} for key, table in tables.items()}
+    number = open_regular(path)
+    try:
+        tables = Tables(path, number)
+        try:
+            groups = {
+                group: {"fields": {key: {"shape": list(t.shape), "dtype": t.dtype} for key, t in tables_.items()}}
+                for group, tables_ in _fields(tables.describe()).items()
             }
-            zstd |= any(ZSTD in _filters(group[key]) for key in tables)
-    return {"groups": groups, "bytes": path.stat().st_size, "compression": "zstd" if zstd else "none"}
+            return {"groups": groups, "bytes": tables.bytes.size, "compression": tables.compressed()}
+        finally:
+            tables.close()
+    finally:
+        os.close(number)
+
+
+def _fields(described: Mapping[str, Mapping[str, Stored]]) -> dict[str, dict[str, Stored]]:
+    """What `describe` says, without the keys of the rows."""
+    return {
+        group: {name: stored for name, stored in tables.items() if name not in ROW_KEYS} for group, tables in described.items()
+    }
+
+
+def _fetch(number: int, places: Sequence[int], size: int) -> None:
+    """Has the disk work on all views at the same time, where they are not in memory."""
+    for place in places:
+        if not _in_memory(number, place + size - 1):
+            os.posix_fadvise(number, place, size, os.POSIX_FADV_WILLNEED)
 
 
 def _in_memory(number: int, offset: int) -> bool:
@@ -200,23 +271,15 @@ def _in_memory(number: int, offset: int) -> bool:
         return False
 
 
-def _layout(dataset: h5py.Dataset) -> Layout:
-    size = int(np.prod(dataset.shape[1:], dtype=np.int64)) * dataset.dtype.itemsize
-    packed = _filters(dataset) != [h5py.h5z.FILTER_FLETCHER32]
-    offsets = np.full(len(dataset), -1, np.int64)
-
-    def note(chunk: h5py.h5d.StoreInfo) -> None:
-        offsets[chunk.chunk_offset[0]] = chunk.byte_offset
-
-    dataset.id.chunk_iter(note)
-    return Layout(offsets, size, packed)
-
-
-def _filters(dataset: h5py.Dataset) -> list[int]:
-    """HDF5's numbers of the filters that a chunk passes when it is written, in their order."""
-    steps = dataset.id.get_create_plist()
-    return [steps.get_filter(k)[0] for k in range(steps.get_nfilters())]
-
-
-def _stored(dataset: h5py.Dataset) -> Stored:
-    return Stored(dataset.shape[1:], dataset.dtype.name, len(dataset), (dataset.chunks or (0,))[0], bool(dataset.fletcher32))
+def _read_whole(number: int, parts: Sequence[np.ndarray], place: int, path: Path) -> None:
+    """Fills arrays of bytes, one after the other, from a place in a file. Unreadable if it ends early."""
+    left, done = [memoryview(part) for part in parts], 0
+    while left:  # once, but for views at the limit of one call
+        got = os.preadv(number, left, place + done)
+        if not got:
+            raise Unreadable(path, "ends within a view")
+        done += got
+        while left and got >= left[0].nbytes:
+            got -= left.pop(0).nbytes
+        if left:
+            left[0] = left[0][got:]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.sealed import Damaged, done_marker, read_json
+from pipeline.records import read_statistics
+from pipeline.sealed import Damaged
 from pipeline.shardfile import UNREADABLE, ShardFile, record_of
 from pipeline.shards import GroupPlan
 from pipeline.tensors import FORMAT, is_cut
@@ -75,7 +76,7 @@ class GoodViews:
 def _absent(path: Path) -> dict[str, set[int]]:
     """Rows that the statistics say were never extracted, where they can be read."""
     try:
-        groups = read_json(done_marker(path))["groups"]
+        groups = read_statistics(path)["groups"]
     except (OSError, Damaged):
         return {}
     return {group: set(table["absent"]) for group, table in groups.items()}

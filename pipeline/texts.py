@@ -8,6 +8,8 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
+from pipeline.smallfile import MOST_TEXT, read_small
+
 MARK = b"\xef\xbb\xbf"  # before UTF-8
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "pipes (|)", " ": "blanks"}
 
@@ -30,7 +32,7 @@ def decoded(data: bytes, path: str | Path, what: str = "text") -> str:
 def read_text(path: str | Path, what: str = "text") -> str:
     """The text of a file; ValueError, with its name, if it cannot be read or is not UTF-8."""
     try:
-        data = Path(path).read_bytes()
+        data = read_small(path, MOST_TEXT)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; expected {what}") from None
     return decoded(data, path, what)

@@ -122,7 +122,10 @@ def _in_use(path: Path) -> bool:
     """Whether a claim or a part file is, or may be, a live run's."""
     if path.suffix == ".part":
         return writer_lives(path) is True
-    seen = look(path)
+    try:
+        seen = look(path)
+    except OSError:  # a pipe, for example
+        return False
     return seen is not None and not seen.dead
 
 

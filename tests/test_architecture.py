@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("cli", "heads", "pipeline")
 
 # What a file of the pipeline may import from the others, beyond these, which are words and arithmetic rather than stages.
-WORDS = {"names", "tensors", "boxes", "manifest", "sealed", "draws", "cores"}
+WORDS = {"names", "tensors", "boxes", "manifest", "sealed", "smallfile", "draws", "cores"}
 WORDS |= {"memory_format", "precision", "shown", "texts", "wrappers"}
 PIPELINE = {
     "rows": set(),
@@ -42,23 +42,38 @@ PIPELINE = {
     "roi": set(),
     "partfile": set(),
     "shards": {"partfile"},
-    "shardfile": {"shards"},
+    "shardtables": {"shards", "partfile"},
+    "handles": set(),
+    "shardfile": {"shards", "shardtables", "handles"},
+    "records": set(),
     "claims": set(),
-    "folder": {"claims"},
+    "folder": {"claims", "records"},
     "cache": {"shards", "shardfile", "folder"},
     "slurm": {"dask_nodes", "dask_worker"},
     "flight": set(),
     "cluster": {"claims", "flight", "pool", "slurm", "tls", "dask_nodes", "scratch"},
     "graphs": {"cache", "folder", "shards", "claims", "cluster"},
     "values": {"shards"},
-    "shardcheck": {"cache", "folder", "shardfile", "values"},
+    "shardcheck": {"cache", "folder", "records", "shardfile", "shardtables", "values"},
     "verify": {"cache", "folder", "pool", "claims", "shardcheck"},
-    "takeover": {"shards", "shardfile", "values"},
+    "takeover": {"records", "shards", "shardfile", "values"},
     "digits": {"decode", "pool"},
     "digit_cache": {"digits", "backbones", "cache", "shards"},
     "forward": {"backbones", "proposals", "roi", "config", "pixels", "decode"},
     "jobs": {"claims"},
-    "compose": {"jobs", "claims", "forward", "pixels", "pool", "decode", "sample", "shards", "proposals", "takeover"},
+    "compose": {
+        "jobs",
+        "claims",
+        "forward",
+        "pixels",
+        "pool",
+        "decode",
+        "sample",
+        "shards",
+        "proposals",
+        "takeover",
+        "records",
+    },
     "extract": {
         "compose",
         "jobs",
@@ -72,15 +87,17 @@ PIPELINE = {
         "cache",
         "takeover",
         "memory",
+        "records",
         "videos",
     },
     "plan": {"cache", "cluster", "compose", "config", "extract", "folder", "forward"},
-    "repair": {"extract", "config", "cache", "folder", "graphs", "videos"},
+    "repair": {"extract", "config", "cache", "folder", "graphs", "records", "videos"},
 }
 HEADS_MAY_USE = {"cache", "tensors", "boxes", "roi", "graphs", "backbones", "cluster", "memory", "manifest", "sealed"}
 HEADS_MAY_USE |= {"digits", "digit_cache", "claims", "names", "memory_format", "precision", "shown", "texts"}
+HEADS_MAY_USE |= {"records", "smallfile"}
 ONE_PLACE = {
-    "h5py": {"pipeline/shards.py", "pipeline/shardfile.py"},
+    "h5py": {"pipeline/shards.py", "pipeline/shardtables.py"},
     "hdf5plugin": {"pipeline/shards.py", "pipeline/shardfile.py"},
     "decord": {"pipeline/decode.py"},
     "av": {"pipeline/decode.py"},

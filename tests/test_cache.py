@@ -13,7 +13,7 @@ import pytest
 from small_cache import FIELDS, C, T, make_cache, manifest_of, tensors_of, write_shard
 from torch.utils.data import DataLoader, Dataset
 
-import pipeline.cache
+import pipeline.handles
 import pipeline.shardfile
 from pipeline.cache import Cache, CacheError, Damaged, create_cache
 from pipeline.graphs import build_graphs
@@ -127,7 +127,7 @@ def test_a_forked_process_opens_its_own_files(shared):
     cache["train"].view(0)
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    child = context.Process(target=_in_a_fork, args=(cache, queue, set(cache.files._open.values())))
+    child = context.Process(target=_in_a_fork, args=(cache, queue, set(cache.files)))
     child.start()
     opened, inherited = queue.get(timeout=60)
     child.join()
@@ -137,19 +137,19 @@ def test_a_forked_process_opens_its_own_files(shared):
 
 def _in_a_fork(cache: Cache, queue, parents: set) -> None:
     cache["train"].view(0)
-    queue.put((len(cache.files._open), len(parents & set(cache.files._open.values()))))
+    queue.put((len(list(cache.files)), len(parents & set(cache.files))))
 
 
 def test_a_pickled_cache_reads_the_same(shared):
     cache = Cache(shared)
     cache["train"].view(0)
     copy = pickle.loads(pickle.dumps(cache))
-    assert not copy.files._open
+    assert not list(copy.files)
     assert_row(copy["train"], 9, copy["train"].view(9))
 
 
 def test_threads_may_share_a_cache_with_few_open_files(shared, monkeypatch):
-    monkeypatch.setattr(pipeline.cache, "OPEN_FILES", 1)
+    monkeypatch.setattr(pipeline.handles, "MOST_OPEN", 1)
     group, wrong = Cache(shared)["train"], []
 
     def read() -> None:
@@ -165,11 +165,11 @@ def test_threads_may_share_a_cache_with_few_open_files(shared, monkeypatch):
     for thread in threads:
         thread.join()
     assert not wrong
-    assert len(group.cache.files._open) == 1
+    assert len(list(group.cache.files)) == 1
 
 
 def test_open_files_are_closed_in_time(shared, monkeypatch):
-    monkeypatch.setattr(pipeline.cache, "OPEN_FILES", 1)
+    monkeypatch.setattr(pipeline.handles, "MOST_OPEN", 1)
     group = Cache(shared)["train"]
     group.view(0)
     before = len(os.listdir("/proc/self/fd"))
@@ -325,7 +325,7 @@ def test_a_file_cut_short_is_noticed_when_read(tmp_path):
 
 
 def test_a_file_that_was_exchanged_is_not_read_with_the_old_places(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline.cache, "OPEN_FILES", 1)
+    monkeypatch.setattr(pipeline.handles, "MOST_OPEN", 1)
     group = Cache(make_cache(tmp_path))["train"]
     group.view(0)
     group.view(7)  # closes the first

@@ -2,7 +2,6 @@ import errno
 import json
 import os
 import shutil
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from small_cache import make_cache, tensors_of, write_shard
 
+import pipeline.smallfile
 from pipeline.cache import Cache, CacheError
 from pipeline.claims import machine, take
 from pipeline.graphs import build_graphs
@@ -198,21 +198,20 @@ def dead_claim() -> str:
 def test_a_file_that_cannot_be_read_is_found(cache, name, monkeypatch):
     """As a disk says it of a bad sector: an error from `read`, for this file alone."""
     bad = (cache / name).stat().st_ino
-    real = {call: getattr(os, call) for call in ("preadv", "open")}
+    real = {"preadv": os.preadv, "open": pipeline.smallfile.open_regular}
 
     def reading(file, *rest):
         if isinstance(file, int) and os.fstat(file).st_ino == bad:
             raise OSError(errno.EIO, "Input/output error")
         return real["preadv"](file, *rest)
 
-    def opening(path, *rest, **more):
-        if Path(path).exists() and os.stat(path).st_ino == bad:
+    def opening(path):
+        if os.stat(path).st_ino == bad:
             raise OSError(errno.EIO, "Input/output error")
-        return open(path, *rest, **more)
+        return real["open"](path)
 
     monkeypatch.setattr(os, "preadv", reading)
-    monkeypatch.setattr("pipeline.sealed.open", opening, raising=False)
-    monkeypatch.setattr(Path, "read_bytes", lambda path: opening(path, "rb").read())
+    monkeypatch.setattr(pipeline.smallfile, "open_regular", opening)
     findings = verify(cache)
     assert any("Input/output error" in finding.what for finding in findings)
     assert {shard for finding in findings for shard in finding.shards} == {1}

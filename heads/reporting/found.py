@@ -4,9 +4,7 @@ A run that is not finished, or of which a file is damaged, is a finding and neve
 """
 
 import glob
-import json
 import os
-import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +13,11 @@ from typing import Any
 import numpy as np
 
 from heads import runs
+from heads.predictions import read_predictions
+from heads.run_records import EVALUATION, FAILED, LOG_LINE, METRICS, REPORTED
+from pipeline.records import require
+from pipeline.sealed import Damaged, parse_json
+from pipeline.smallfile import read_small, read_small_text
 
 MARKS = ("run.json", "metrics.json", "log.jsonl", "last.pt")
 
@@ -85,77 +88,77 @@ def failed_members(folders: Iterable[Path]) -> list[tuple[str, str]]:
     failed = []
     for parent in dict.fromkeys(folder.parent for folder in folders):
         try:
-            rows = json.loads((parent / "results.json").read_text(encoding="utf-8"))["rows"]
+            path = parent / "results.json"
+            rows = require(parse_json(read_small(path), path), FAILED, path)["rows"]
             for one in (one for row in rows for one in row["failed"]):
-                failed.append((str(parent / str(one["folder"])), f"failed after epoch {one['epochs']}: {one['error']}"))
+                failed.append((str(parent / one["folder"]), f"failed after epoch {one['epochs']}: {one['error']}"))
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            failed.append((str(parent), f"results.json cannot be read ({type(error).__name__})"))
+        except (OSError, Damaged) as error:
+            failed.append((str(parent), f"results.json cannot be read ({_in_words(error, parent)})"))
     return failed
 
 
 def read_run(folder: Path) -> FoundRun:
     """What a run folder holds."""
     run = FoundRun(folder)
-    run.about = _read(run, "run.json", ("recipe", "seed", "classes", "dims", "config", "fingerprint"))
+    run.about = _read(run, "run.json", REPORTED)
     if (folder / "metrics.json").exists():
-        run.result = _read(run, "metrics.json", ("metrics", "epochs", "parameters", "seconds"))
+        run.result = _read(run, "metrics.json", METRICS)
     run.log = _log(run)
     for path in sorted(folder.glob("metrics_*.json")):
-        if (record := _read(run, path.name, ())) is not None:
+        if (record := _read(run, path.name, EVALUATION)) is not None:
             run.evaluations.append((path.stem.removeprefix("metrics_"), record))
     if run.about is not None and run.result is None and not run.problems:
         run.problems.append(f"not finished: stopped after {len(run.log)} epochs; the command that began it goes on")
     return run
 
 
-def _read(run: FoundRun, name: str, keys: tuple[str, ...]) -> dict[str, Any] | None:
-    """A JSON file of the run with at least these keys; None, and a problem, if there is none."""
+def _read(run: FoundRun, name: str, shape: Any) -> dict[str, Any] | None:
+    """A JSON file of the run, of a shape of heads/run_records.py; None, and a problem, if there is none."""
     try:
-        record = runs.read_json(run.folder / name)
+        return runs.read_json(run.folder / name, shape)
     except (ValueError, OSError) as error:
-        run.problems.append(str(error).removeprefix(f"{run.folder}{os.sep}"))
+        said = _in_words(error, run.folder)
+        run.problems.append(said if said.startswith(name) else f"{name}: {said}")
         return None
-    if missing := [key for key in keys if key not in record]:
-        run.problems.append(f"{name}: holds no {missing[0]}; it was written by another version, or by hand")
-        return None
-    return record
+
+
+def _in_words(error: Exception, folder: Path) -> str:
+    """What an error says of a file in `folder`, without the folder's path."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return said.removeprefix(f"{folder}{os.sep}")
 
 
 def _log(run: FoundRun) -> list[dict[str, Any]]:
     """The lines of log.jsonl that can be read, up to the first that cannot; the last may be one that was being written."""
     path = run.folder / "log.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_small_text(path, errors="replace").splitlines()
     except FileNotFoundError:
+        return []
+    except OSError as error:
+        run.problems.append(f"{path.name}: {_in_words(error, run.folder)}")
         return []
     found = []
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
-            found.append({"epoch": int(record["epoch"]), "loss": float(record["loss"]), "val": dict(record["val"])})
-        except (ValueError, KeyError, TypeError):
+            record = require(parse_json(line, path), LOG_LINE, path)
+            found.append({key: record[key] for key in LOG_LINE})
+        except Damaged:
             if run.result is not None or number < len(lines):
                 run.problems.append(f"log.jsonl: line {number} cannot be read")
             break
     return found
 
 
-def read_predictions(run: FoundRun, split: str) -> dict[str, np.ndarray] | None:
+def predictions_of(run: FoundRun, split: str) -> dict[str, np.ndarray] | None:
     """predictions_SPLIT.npz; None where there is none, or, with a problem noted, where it is damaged."""
-    path = run.folder / f"predictions_{split}.npz"
+    path, advice = run.folder / f"predictions_{split}.npz", f"run `vidgraph evaluate {run.folder} --split {split}`"
     try:
-        with np.load(path) as file:
-            found = dict(file)
-        views, classes = found["logits"].shape
-        whole = found["video"].shape == (views,) and found["view"].shape == (views,) and found["classes"].shape == (classes,)
-        if whole and len(found["video"]) and 0 <= found["video"].min() <= found["video"].max() < len(found["clips"]):
-            return found
-        run.problems.append(f"{path.name}: its arrays do not fit one another; run `vidgraph evaluate {run.folder}`")
+        return read_predictions(path, advice)
     except FileNotFoundError:
-        run.problems.append(f"{path.name}: no such file; run `vidgraph evaluate {run.folder} --split {split}`")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        said = (str(error) or type(error).__name__).splitlines()[0]
-        run.problems.append(f"{path.name}: damaged ({said[:120]}); run `vidgraph evaluate {run.folder} --split {split}`")
+        run.problems.append(f"{path.name}: no such file; {advice}")
+    except Damaged as error:
+        run.problems.append(_in_words(error, run.folder))
     return None

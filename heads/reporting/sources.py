@@ -11,6 +11,7 @@ from heads.reporting.document import Block, Cell, Code, Column, Fold, Notice, Se
 from heads.reporting.found import FoundRun
 from heads.reporting.results import LONG
 from heads.reporting.study import Group, flat, text
+from pipeline.smallfile import read_small_text
 
 
 def extraction(caches: Sequence[KnownCache]) -> Section | None:
@@ -78,7 +79,7 @@ def reproduce(groups: Sequence[Group], found: Sequence[FoundRun], caches: Sequen
     for group in groups:
         recipe = group.runs[0].folder / "recipe.toml"
         if recipe.is_file():
-            said = recipe.read_text(encoding="utf-8", errors="replace")
+            said = read_small_text(recipe, errors="replace")
             blocks.append(Fold(f"Recipe of {group.name}", (Code(said),)))
     return Section("How to reproduce", "reproduce", tuple(blocks))
 

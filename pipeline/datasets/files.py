@@ -10,6 +10,9 @@ from typing import Any
 
 from pipeline import texts
 from pipeline.manifest import ManifestError
+from pipeline.smallfile import NotAFile, read_small
+
+MOST = 1 << 30  # bytes of an annotation file
 
 
 def find(folder: str | Path, pattern: str, example: str) -> Path | None:
@@ -40,7 +43,9 @@ def require(folder: str | Path, pattern: str, example: str) -> Path:
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, with or without the mark that spreadsheets put before it."""
     try:
-        return texts.decoded(path.read_bytes(), path)
+        return texts.decoded(read_small(path, MOST), path)
+    except NotAFile as error:
+        raise ManifestError(f"{path}: {error.strerror}") from None
     except ValueError as error:
         raise ManifestError(f"{str(error).partition(';')[0]}; download the file again") from None
     except OSError as error:

@@ -32,6 +32,7 @@ import numpy as np
 
 from pipeline import texts
 from pipeline.proposals import BoxesError, MissingBoxes
+from pipeline.smallfile import opened
 
 UNITS = ("pixels", "fraction")
 CORNERS = ("x1", "y1", "x2", "y2")
@@ -194,7 +195,8 @@ def build(
 def _text_of(path: Path, digest) -> str:
     """The text of a file, whose bytes go into `digest`."""
     try:
-        data = path.read_bytes()
+        with opened(path) as file:
+            data = file.readall()
         digest.update(data)
         return texts.decoded(data, path, "a text file of boxes")
     except OSError as error:

@@ -1,0 +1,108 @@
+"""Reads predictions_SPLIT.npz: a zip of arrays, of which nothing is believed before it is compared.
+
+Damage is one error, whatever zipfile, zlib or numpy made of it (BadZipFile, zlib.error, NotImplementedError, EOFError,
+RuntimeError, struct.error and more for the same changed byte). Sizes that zip directory and headers claim are compared with
+each other and with the file before memory is taken for them.
+"""
+
+import math
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from pipeline.sealed import Damaged
+from pipeline.smallfile import opened
+
+KINDS = {"logits": "f", "video": "iu", "view": "iu", "clip": "U", "clips": "U", "classes": "U", "targets": "iuf"}
+NEEDED = ("logits", "video", "view", "clips", "classes")
+MOST_ARRAYS = 64
+FREE = 64 << 20  # bytes that a file of any size may claim
+DENSEST = 200  # times its own size that a file may claim beyond: logits do not become smaller when they are compressed
+
+
+def read_predictions(path: Path, advice: str) -> dict[str, np.ndarray]:
+    """The arrays of a predictions_SPLIT.npz, which fit one another.
+
+    Args:
+        path: the file.
+        advice: what writes it again, for the message.
+
+    Returns:
+        logits [R,K] float, video [R] in 0..V-1, view [R], clips [V], classes [K]; clip [R], targets [V] or [V,K] and what else
+        a head stored [R,...], where they are there.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Damaged: it is damaged, or its arrays do not fit one another.
+    """
+    try:
+        with opened(path) as file:
+            arrays = _arrays(file)
+        _require_fit(arrays)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        said = " ".join((str(error) or type(error).__name__).split())[:160]
+        raise Damaged(f"{path}: damaged ({said}); {advice}") from None
+    return arrays
+
+
+def _arrays(file: BinaryIO) -> dict[str, np.ndarray]:
+    size = file.seek(0, 2)
+    file.seek(0)
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        claimed = sum(member.file_size for member in members)
+        if len(members) > MOST_ARRAYS or claimed > FREE + DENSEST * size:
+            raise ValueError(f"{len(members):,} arrays of {claimed:,} bytes, in a file of {size:,}")
+        return {member.filename.removesuffix(".npy"): _array(archive, member) for member in members}
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{member.filename} has format {version}")
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = header(file)
+        if dtype.kind not in "biufU" or any(type(n) is not int or n < 0 for n in shape):
+            raise ValueError(f"{member.filename} has the dtype {dtype} and the shape {shape}")
+        if math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
+            raise ValueError(f"{member.filename} claims the shape {shape}, its data are {member.file_size:,} bytes")
+        data = file.read()  # to its end, where its checksum is compared
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C").copy()
+
+
+def _require_fit(arrays: Mapping[str, np.ndarray]) -> None:
+    """ValueError unless the arrays are all there and fit one another."""
+    for name in NEEDED:
+        if name not in arrays:
+            raise ValueError(f"it holds no {name}")
+    for name, kinds in KINDS.items():
+        if name in arrays and arrays[name].dtype.kind not in kinds:
+            raise ValueError(f"{name} is of dtype {arrays[name].dtype}")
+    if arrays["logits"].ndim != 2 or arrays["clips"].ndim != 1:
+        raise ValueError(f"logits are {arrays['logits'].shape}, clips {arrays['clips'].shape}")
+    (views, classes), videos = arrays["logits"].shape, len(arrays["clips"])
+    shapes = {"video": (views,), "view": (views,), "clip": (views,), "classes": (classes,)}
+    for name, shape in shapes.items():
+        if name in arrays and arrays[name].shape != shape:
+            raise ValueError(f"{name} is {arrays[name].shape}, expected {shape}")
+    if not views or not classes or not np.isfinite(arrays["logits"]).all():
+        raise ValueError("logits are empty, or not finite")
+    video, targets = arrays["video"], arrays.get("targets")
+    if video.min() < 0 or video.max() >= videos or len(np.unique(video)) < videos:
+        raise ValueError(f"video does not number the {videos} clips")
+    if targets is None:
+        return
+    if targets.shape == (videos,) and targets.dtype.kind != "f":
+        fits = targets.min() >= 0 and targets.max() < classes
+    else:
+        fits = targets.shape == (videos, classes) and bool(np.isin(targets, (0, 1)).all())
+    if not fits:
+        raise ValueError(f"targets {targets.shape} are not of {videos} videos and {classes} classes")
+    if "structure" in arrays and len(arrays["structure"]) != views:
+        raise ValueError(f"structure has {len(arrays['structure'])} views, expected {views}")

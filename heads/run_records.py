@@ -1,0 +1,60 @@
+"""The shapes of a run's JSON files (see `pipeline.records.require`), as far as anybody reads them."""
+
+from pipeline.records import CONFIG, Each, Either, OneOf
+
+NOTHING = type(None)
+DIMS = {"T": int, "N": int, "C": int, "maps": Each([int])}
+RECIPE = {
+    "name?": str,
+    "head": {"name": str, "options": dict},
+    "data": {
+        "target": OneOf("single", "multi"),
+        "train_views?": int,
+        "labels?": [str],
+        "first_labels?": int,
+        "num_classes?": int,
+    },
+    "evaluate": {
+        "checkpoint": OneOf("best", "last"),
+        "aggregate": OneOf("mean", "max"),
+        "scores": OneOf("", "softmax", "sigmoid", "logits"),
+    },
+}
+RUN = {
+    "recipe": RECIPE,
+    "seed": int,
+    "order_seed?": int,
+    "precision?": str,
+    "classes": [str],
+    "dims?": DIMS,  # not of one that reads generated frames
+    "config?": CONFIG,
+    "fingerprint?": str,
+    "cache?": Either(str, NOTHING),
+    "device?": str,
+    "versions?": Each(str),
+}
+REPORTED = {**RUN, "dims": DIMS, "config": CONFIG, "fingerprint": str}
+CHECKPOINT = {
+    "about?": RUN,
+    "phase?": str,
+    "state": dict,
+    "backbone?": dict,
+    "epochs_before?": int,
+    "steps_before?": int,
+    "seconds?": float,
+    "waiting?": float,
+    "progress?": {"epoch": int, "step": int},
+}
+METRICS = {
+    "metrics": Each(Each(float)),
+    "epochs": int,
+    "best_epoch?": int,
+    "parameters": int,
+    "seconds": float,
+    "waiting?": float,
+    "phase?": str,
+    "excluded?": Each(Each(int)),
+}
+EVALUATION = Each(Either(str, float))
+LOG_LINE = {"epoch": int, "loss": float, "val": Each(float)}
+FAILED = {"rows": [{"failed": [{"folder": str, "epochs": int, "error": str}]}]}

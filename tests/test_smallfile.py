@@ -1,0 +1,161 @@
+"""What stands in the place of a small file and is none is refused at once, by everybody who reads one."""
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from small_cache import make_cache
+
+from heads.data import _read_classes
+from heads.listing import entries_below
+from heads.predictions import read_predictions
+from heads.recipe import read_toml
+from heads.reporting.found import failed_members, read_run
+from heads.runs import load_checkpoint, read_json
+from pipeline.cache import Cache
+from pipeline.claims import look
+from pipeline.datasets.files import read_text
+from pipeline.manifest import ManifestError, read_manifest
+from pipeline.records import read_statistics
+from pipeline.sealed import sha256_of
+from pipeline.shardfile import ShardFile
+from pipeline.smallfile import NotAFile, read_small, read_small_text
+from pipeline.verify import verify
+
+
+@pytest.fixture(autouse=True)
+def no_waiting():
+    """A reader that waits for a pipe's other end is interrupted."""
+
+    def late(number, frame):
+        raise AssertionError("waited")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def make(kind: str, path: Path) -> None:
+    """Something that is no small file."""
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as other:
+            here = os.getcwd()
+            os.chdir(path.parent)  # the path of a socket may be short only
+            other.bind(path.name)
+            os.chdir(here)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with open(path, "wb") as file:
+            file.truncate(1 << 40)
+
+
+KINDS = {"pipe": "a pipe", "socket": "a socket", "device": "a device", "folder": "directory", "hole": "1,099,511,627,776"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_small_file_is_refused_with_what_it_is(tmp_path, kind):
+    make(kind, tmp_path / "x")
+    with pytest.raises(OSError, match=KINDS[kind] if kind != "folder" else "Is a directory"):
+        read_small(tmp_path / "x")
+
+
+def test_a_small_file_is_read_whole_within_the_limit(tmp_path):
+    (tmp_path / "x").write_bytes(b"\xef\xbb\xbfa\r\nb\rc\n")
+    assert read_small(tmp_path / "x", 12) == b"\xef\xbb\xbfa\r\nb\rc\n"[:12]
+    assert read_small_text(tmp_path / "x", encoding="utf-8-sig") == "a\nb\nc\n"
+    with pytest.raises(NotAFile, match="10 bytes, expected at most 8"):
+        read_small(tmp_path / "x", 8)
+
+
+RECORD = {"compression": "none", "bytes": 1, "groups": {}}
+READERS = {
+    "manifest": read_manifest,
+    "classes": _read_classes,
+    "recipe": read_toml,
+    "annotations": read_text,
+    "checkpoint": load_checkpoint,
+    "predictions": lambda path: read_predictions(path, "evaluate it"),
+    "run": read_json,
+    "hash": sha256_of,
+    "shard": lambda path: ShardFile(path, RECORD).opened(),
+    "statistics": lambda path: read_statistics(path.with_suffix(".h5")),
+    "claim": lambda path: look(path.with_suffix(".h5")),
+}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("reader", READERS)
+def test_every_reader_refuses_it_in_one_line(tmp_path, reader, kind):
+    path = tmp_path / {"statistics": "x.json", "claim": "x.claim"}.get(reader, "x")
+    make(kind, path)
+    with pytest.raises((OSError, ValueError)) as caught:
+        READERS[reader](path)
+    said = f"{caught.value} {getattr(caught.value, 'strerror', '')}"
+    assert KINDS[kind] in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "hole"])
+def test_a_listing_and_a_report_show_the_rest(tmp_path, kind):
+    make_cache(tmp_path)
+    for name, mark in (("bad", "cache.json"), ("worse", "run.json")):
+        (tmp_path / name).mkdir()
+        make(kind, tmp_path / name / mark)
+    found = {entry.path.name: entry.stage for entry in entries_below(tmp_path)}
+    assert found["cache"] == "complete, no graphs"
+    assert KINDS[kind] in found["bad"]
+    assert KINDS[kind] in found["worse"]
+    make(kind, tmp_path / "results.json")
+    make(kind, tmp_path / "worse" / "log.jsonl")
+    assert KINDS[kind] in " ".join(read_run(tmp_path / "worse").problems)
+    assert KINDS[kind] in failed_members([tmp_path / "worse"])[0][1]
+
+
+@pytest.mark.parametrize("name", ["features/00000.json", "features/00000.h5", "00000.claim"])
+def test_verify_checks_the_other_shards(tmp_path, name):
+    path = make_cache(tmp_path)
+    make("pipe", path / name)
+    findings = verify(path)
+    assert {shard for finding in findings for shard in finding.shards} <= {0}
+    assert findings
+
+
+@pytest.mark.parametrize("name", ["manifest.csv", "features/00000.h5", "features/00000.json"])
+def test_a_cache_with_a_pipe_in_it_is_refused(tmp_path, name):
+    path = make_cache(tmp_path)
+    make("pipe", path / name)
+    with pytest.raises((OSError, ValueError)):
+        Cache(path)["train"].view(0)
+
+
+def test_a_line_without_end_is_refused_before_the_memory_is_full(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.manifest.LONGEST", 1 << 16)
+    monkeypatch.setattr("pipeline.manifest.BLOCK", 1 << 12)
+    (tmp_path / "x.csv").write_text("clip,path,split,label\na,a.mp4,train,x\n" + "b" * (1 << 18))
+    with pytest.raises(ManifestError, match="line 3: no end of the line"):
+        read_manifest(tmp_path / "x.csv")
+
+
+def test_a_flipped_bit_of_a_checkpoint_is_found(tmp_path):
+    """torch.load takes it for a weight."""
+    path = tmp_path / "last.pt"
+    torch.save({"format": 1, "state": {"w": torch.arange(500.0)}}, path)
+    good = path.read_bytes()
+    place = good.index(torch.tensor([250.0]).numpy().tobytes())
+    path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+    assert not torch.equal(torch.load(path, weights_only=True)["state"]["w"], torch.arange(500.0))
+    with pytest.raises(ValueError, match="checksum of .* differs"):
+        load_checkpoint(path)
+    path.write_bytes(good)
+    assert torch.equal(load_checkpoint(path)["state"]["w"], torch.arange(500.0))
