@@ -6,7 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import click
+
 LINE_EVERY = 30.0  # seconds between lines where there is no terminal
+
+
+def say_aside(line: str) -> None:
+    """A line for a person beside the progress of long work, such as for whom it waits."""
+    click.echo(line, err=True)
 
 
 @contextmanager

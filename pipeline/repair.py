@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.cache import Cache, CacheError
+from pipeline.claims import Say
 from pipeline.config import ExtractConfig
 from pipeline.extract import RunOptions
 from pipeline.folder import Shards
@@ -70,7 +71,9 @@ def changed_shards(path: str | Path, root: str | Path | None = None) -> list[int
     return found
 
 
-def redo_graphs(path: str | Path, shards: Iterable[int], workers: int = 0, device: str = "cpu") -> list[dict]:
+def redo_graphs(
+    path: str | Path, shards: Iterable[int], workers: int = 0, device: str = "cpu", say: Say | None = None
+) -> list[dict]:
     """Computes graphs again: those of `shards`, and what is missing or stale; returns the statistics of what was written.
 
     With the options that most of the graphs there were made with: CacheError if none of their statistics can be read.
@@ -85,7 +88,7 @@ def redo_graphs(path: str | Path, shards: Iterable[int], workers: int = 0, devic
     for shard in shards:
         done_marker(cache.shards.path(shard, "graphs")).unlink(missing_ok=True)
     (which, neighbours, compression), _ = made.most_common(1)[0]
-    return build_graphs(path, which, neighbours or 1, workers, device, compression)
+    return build_graphs(path, which, neighbours or 1, workers, device, compression, say=say)
 
 
 def _with_moved(config: ExtractConfig, moved: Moved) -> ExtractConfig:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("cli", "heads", "pipeline")
 
 # What a file of the pipeline may import from the others, beyond these, which are words and arithmetic rather than stages.
-WORDS = {"names", "tensors", "boxes", "manifest", "sealed", "draws", "cores"}
+WORDS = {"names", "tensors", "boxes", "manifest", "sealed", "owners", "draws", "cores"}
 PIPELINE = {
     "rows": set(),
     "manifest": {"rows"},
@@ -35,12 +35,13 @@ PIPELINE = {
     "shards": {"partfile"},
     "shardfile": {"shards"},
     "claims": set(),
-    "folder": {"claims"},
+    "home": set(),
+    "folder": {"claims", "home"},
     "cache": {"shards", "shardfile", "folder"},
     "slurm": set(),
     "flight": set(),
-    "cluster": {"claims", "flight", "pool", "slurm"},
-    "graphs": {"cache", "folder", "shards", "claims", "cluster"},
+    "cluster": {"claims", "flight", "home", "pool", "slurm"},
+    "graphs": {"cache", "folder", "home", "shards", "claims", "cluster"},
     "values": {"shards"},
     "shardcheck": {"cache", "folder", "shardfile", "values"},
     "verify": {"cache", "folder", "pool", "claims", "shardcheck"},
@@ -55,6 +56,8 @@ PIPELINE = {
         "jobs",
         "claims",
         "cluster",
+        "folder",
+        "home",
         "forward",
         "config",
         "pixels",
@@ -66,10 +69,10 @@ PIPELINE = {
         "videos",
     },
     "plan": {"cache", "cluster", "compose", "config", "extract", "folder", "forward"},
-    "repair": {"extract", "config", "cache", "folder", "graphs", "videos"},
+    "repair": {"claims", "extract", "config", "cache", "folder", "graphs", "videos"},
 }
 HEADS_MAY_USE = {"cache", "tensors", "boxes", "roi", "graphs", "backbones", "cluster", "memory", "manifest", "sealed"}
-HEADS_MAY_USE |= {"digits", "digit_cache", "claims", "names"}
+HEADS_MAY_USE |= {"digits", "digit_cache", "claims", "home", "names", "owners"}
 ONE_PLACE = {
     "h5py": {"pipeline/shards.py", "pipeline/shardfile.py"},
     "hdf5plugin": {"pipeline/shards.py", "pipeline/shardfile.py"},
