@@ -25,6 +25,8 @@ from heads.store import Share, Store, shared_pass
 from heads.transfer import default_checkpoint, phase_checkpoint
 from heads.zoo import build_head
 from pipeline.claims import version_of
+from pipeline.home import Home
+from pipeline.owners import remove_abandoned
 from pipeline.sealed import sha256_of
 
 if TYPE_CHECKING:
@@ -172,7 +174,8 @@ def evaluate(
     where a process trains in the folder, which would write files of the same names in the end.
     """
     folder, device = Path(folder), device_for(device, precision)
-    watch = refuse_beside(folder, say)
+    watch, home = refuse_beside(folder, say), _home(folder)
+    remove_abandoned(folder)  # what an evaluation was writing when it was killed
     there = {path.name: version_of(path) for path in folder.glob("*.pt")}
     trained = load_trained(folder, cache, phase_checkpoint(folder, phase) if phase else checkpoint, settings)
     name, head, recipe, classes = trained.checkpoint, trained.head, trained.recipe, trained.classes
@@ -187,12 +190,22 @@ def evaluate(
     say_excluded(part, say)
     store = open_store([head.to(device)], cache, [part], recipe, "disk", device)
     predictions = predict(head, part, store, recipe, precision)
+    home.check()
     refuse_beside(folder, say, watch)
     if version_of(folder / f"{name}.pt") != there.get(f"{name}.pt"):
         raise Busy(f"{folder}: {name}.pt was trained further while it was evaluated; nothing was written, evaluate it again")
-    found = write_predictions(folder, tag, predictions, part, recipe, classes)
-    runs.write_json(folder / f"metrics_{tag}.json", {"checkpoint": name, "fingerprint": cache.fingerprint, **found})
+    with home.guarded():
+        found = write_predictions(folder, tag, predictions, part, recipe, classes)
+        runs.write_json(folder / f"metrics_{tag}.json", {"checkpoint": name, "fingerprint": cache.fingerprint, **found})
     return found
+
+
+def _home(folder: Path) -> Home:
+    """The run folder as it is now. ValueError if there is none."""
+    try:
+        return Home(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{folder}: no such folder; expected that of a run that `vidgraph train` made") from None
 
 
 @dataclass(frozen=True)

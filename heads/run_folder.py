@@ -13,7 +13,7 @@ from heads.held import Busy, Held, refuse_if_lost
 from heads.recipe import Recipe, to_toml
 from heads.tables import Phase
 from heads.transfer import default_checkpoint
-from pipeline.sealed import writer_lives
+from pipeline.owners import remove_abandoned
 
 
 class RunFolder:
@@ -29,9 +29,12 @@ class RunFolder:
         if isinstance(held, Exception):
             raise held
         self._held = held
-        for part in self.path.glob("*.part"):
-            if writer_lives(part) is False:  # what a process was writing when it was killed
-                part.unlink(missing_ok=True)
+        remove_abandoned(self.path)  # what a process was writing when it was killed
+
+    def make(self) -> None:
+        """Makes the folder, unless this process works there: then it is there, or Gone says that it was moved away."""
+        refuse_if_lost(self.path / "run.json")
+        self.path.mkdir(parents=True, exist_ok=True)
 
     def finished(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """(metrics.json, run.json) where a phase was finished last."""

@@ -133,7 +133,7 @@ class Run:
 
     def open(self, resume: bool, tensorboard: bool) -> None:
         """Makes the run folder, or continues the run that is in it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.files.make()
         saved = self.files.last() if resume else None
         names = [phase.name for phase in self.phases]
         if saved is None:

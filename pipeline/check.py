@@ -8,7 +8,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from pipeline.draws import Draws
 from pipeline.manifest import SPLITS, Clip, Manifest
 from pipeline.pixels import Opening
 from pipeline.pool import Pool, WorkerDied
+from pipeline.sealed import write_text
 
 BETWEEN = 3  # frames drawn between the first and the last
 FLAT = 8  # levels of 255 within a frame of one colour: coding leaves a few
@@ -182,9 +182,4 @@ def write_findings(path: str | Path, checked: Checked) -> None:
     else:
         raise ValueError(f"{path}: expected a name that ends in .csv or .json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_text(path, text)

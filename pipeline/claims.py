@@ -15,7 +15,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,6 @@ from pipeline.sealed import done_marker, publish
 
 BEAT = 5.0  # seconds between an owner's signs of life
 SILENCE = 60.0  # seconds without one after which a claim is taken over
-PATIENCE = 3.0  # seconds of waiting for a claim before a person is told
 LONGEST = 1 << 16  # bytes of a claim file that are looked at
 SHARD = r"\d{5,}"  # what files of shards are called
 COUNT = 20  # digits of the number at the end of a claim file, so that it is overwritten in place
@@ -111,7 +110,7 @@ class Watch:
         self._since: dict[Path, tuple[bytes, float]] = {}
 
     def abandoned(self, path: Path, seen: Seen) -> bool:
-        """Whether the owner of a claim that was just looked at is dead or, where that cannot be known, was silent for long."""
+        """Whether the owner of a claim that was just looked at is dead or, where nobody can know, was silent for long."""
         silent, owner_lives = self.silent_for(path, seen), seen.lives
         return silent > self.silence if owner_lives is None else not owner_lives
 
@@ -125,7 +124,7 @@ class Watch:
         return now - since
 
     def left_behind(self, part: Path) -> bool:
-        """Whether the writer of a part file that no claim names has ended or, where that cannot be known, was silent for long."""
+        """Whether the writer of a part file that no claim names has ended or, where nobody can know, was silent for long."""
         writer = writer_lives(part)
         if writer is not None:
             return not writer
@@ -143,56 +142,6 @@ class Watch:
             self._since.pop(path, None)
             return True
         return self.abandoned(path, seen) and _remove(path, seen)
-
-
-Say = Callable[[str], None]  # gets lines for a person
-
-
-class Waits:
-    """Says for whom this process waits, when that has taken a few seconds: once for each owner."""
-
-    def __init__(self, watch: Watch, say: Say | None):
-        self.watch, self._say = watch, say
-        self._begun: float | None = None
-        self._told: set[str] = set()
-
-    def say_of(self, paths: Mapping[Path, str]) -> None:
-        """Called again and again while claimed files are waited for; `paths`: what each is called for a person."""
-        if self._say is None:
-            return
-        now = time.monotonic()
-        self._begun = now if self._begun is None else self._begun
-        if now - self._begun < PATIENCE:
-            return
-        found: dict[str, list[tuple[Path, Seen]]] = {}
-        for path in paths:
-            if (seen := look(path)) is not None:
-                found.setdefault(seen.owner, []).append((path, seen))
-        for owner, theirs in found.items():
-            if owner not in self._told:
-                self._told.add(owner)
-                self._say(self._line(paths, theirs))
-
-    def over(self) -> None:
-        """What was waited for is there: the next one has its own few seconds."""
-        self._begun = None
-
-    def _line(self, names: Mapping[Path, str], theirs: list[tuple[Path, Seen]]) -> str:
-        path, seen = theirs[0]
-        more = f" and {len(theirs) - 1} more" if len(theirs) > 1 else ""
-        return f"waiting for {names[path]}{more}, {claimed_until(seen, self.watch.silent_for(path, seen), self.watch.silence)}"
-
-
-def claimed_until(seen: Seen, silent: float, silence: float) -> str:
-    """Whose claim it is, and how long it is waited for at most, for a person; `silent`: seconds for which it has stood still."""
-    if seen.lives:
-        return f"claimed by {seen.owner}, which is at work: until it has ended"
-    left = max(0.0, silence - silent)
-    when = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
-    return (
-        f"claimed by {seen.owner}: until it is done, or has given no sign of life for {silence:.0f} s "
-        f"(without one, this run takes over in {left:.0f} s, at {when})"
-    )
 
 
 def _remove(path: Path, seen: Seen) -> bool:

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from pipeline import slurm
-from pipeline.claims import Say, Waits, Watch
+from pipeline.claims import Watch
 from pipeline.cores import cores_here
 from pipeline.flight import ALLOWED_DEATHS, Flight, WorkersLost
 from pipeline.home import Home
 from pipeline.pool import Pool
+from pipeline.waits import Say, Waits
 
 POLL = 0.5  # seconds between two looks at shards that other runs work on
 LOOPBACK = "127.0.0.1:8787"

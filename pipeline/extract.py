@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.cache import create_cache, read_cache_json
-from pipeline.claims import Claim, Mark, Say, Watch, begin, mark_of, sweep, take
+from pipeline.claims import Claim, Mark, Watch, begin, mark_of, sweep, take
 from pipeline.cluster import Engine, Here, pick_device, share_jobs
 from pipeline.config import ExtractConfig
 from pipeline.cores import cores_here
@@ -39,6 +39,7 @@ from pipeline.sealed import Damaged, done_marker, read_json
 from pipeline.takeover import GoodViews
 from pipeline.tensors import GROUPS
 from pipeline.videos import changed_videos
+from pipeline.waits import Say
 
 if TYPE_CHECKING:
     from pipeline.forward import Models
@@ -84,8 +85,8 @@ def extract(
 
     `announce(clips to do, clips done before)` is called once and returns `advance(done, failed)`, called after every clip, or
     every shard of other processes. `engine` says where shards are worked on, by default in this process; elsewhere the paths
-    must lead to the same files. `say` is told whose claims are waited for. Gone if the cache is moved, deleted or replaced while
-    this run writes to it. ValueError if the cache was made with another configuration, or a shard is not in the plan.
+    must lead to the same files. `say` is told whose claims are waited for. Gone if the cache is moved, deleted or replaced
+    while this run writes to it. ValueError if the cache was made with another configuration, or a shard is not in the plan.
     """
     options, begun = options or RunOptions(), time.monotonic()
     extractor = ExtractShards(config, manifest.root, options, redo)
@@ -303,7 +304,7 @@ class ExtractShards:
             return None
 
     def _at_home(self, complete: Callable[[], dict | None]) -> Callable[[], dict | None]:
-        """The last step of a shard, which gives its files their names, in the cache that this run began with and in no other."""
+        """The last step of a shard, which gives its files their names: in the cache that this run began with, and no other."""
 
         def guarded() -> dict | None:
             with self.home.guarded():

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
-from pipeline.claims import Mark, Say, Waits, Watch, take, version_of
+from pipeline.claims import Mark, Watch, take, version_of
 from pipeline.home import Home
 from pipeline.manifest import Clip, Manifest, read_manifest, shard_ranges
 from pipeline.owners import part_of, remove_abandoned
 from pipeline.sealed import Damaged, complete, done_marker, make_folder, read_json, sha256_of, write_json
 from pipeline.tensors import FORMAT
+from pipeline.waits import Say, Waits
 
 PIECE = 10_000  # clips that are hashed at a time
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from pipeline import boxes as box_geometry
 from pipeline.cache import Cache, CacheError, Group, made_from
-from pipeline.claims import Claim, Say, Watch, begin, finish, sweep, take
+from pipeline.claims import Claim, Watch, begin, finish, sweep, take
 from pipeline.cluster import Engine, Here, pick_device, share_jobs
 from pipeline.folder import home_of
 from pipeline.home import Home
 from pipeline.sealed import Damaged, done_marker, read_json
 from pipeline.shards import GroupPlan, ShardWriter
 from pipeline.tensors import FIELDS
+from pipeline.waits import Say
 
 GRAPHS = {"iou": ("iou",), "nearest": ("nearest",), "similar": ("similar", "similarity")}  # what is asked for -> fields stored
 NEEDS = {"iou": ("boxes", "valid"), "nearest": ("nodes", "valid"), "similar": ("nodes", "valid")}

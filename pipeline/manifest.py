@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
+from pipeline.owners import own_claim, part_of, remove_abandoned_of
 from pipeline.rows import COLUMNS, ID_BYTES, SPLIT_ALIASES, SPLITS, TIMES, Clip, ManifestError, Rows, wrong_id
 
 __all__ = [
@@ -185,7 +186,8 @@ def write_manifest(path: str | Path, rows: Iterable[Mapping[str, object]]) -> Ma
         raise ManifestError(f"{path}: no clips to write; expected at least one row")
     columns = [name for name in COLUMNS + TIMES if name in first] + [name for name in first if name not in COLUMNS + TIMES]
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    remove_abandoned_of(path)
+    part = part_of(path, own_claim())
     try:
         with open(part, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")

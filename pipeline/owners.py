@@ -1,7 +1,7 @@
 """Who writes: the name that a process gives its claims and part files, and whether that process still lives.
 
-A part file is `NAME.CLAIM.part`, a claim's name `HOST-PID-START-MARK`: process number and start name a process for as long as its
-machine runs, and the first half of MARK says which machine that is. Nothing else is ever taken for one of our part files.
+A part file is `NAME.CLAIM.part`, a claim's name `HOST-PID-START-MARK`: process number and start name a process for as long as
+its machine runs, and the first half of MARK says which machine that is. Nothing else is ever taken for one of our part files.
 """
 
 import errno
@@ -138,7 +138,7 @@ def writer_lives(part: Path) -> bool | None:
 
 
 def remove_abandoned(folder: Path, *becomes: str) -> None:
-    """Removes part files whose writers are known to have ended; see `parts_in`. A folder that may only be read is left as it is."""
+    """Removes part files whose writers are known to have ended (see `parts_in`), where this user may remove them."""
     for part in parts_in(folder, *becomes):
         if writer_lives(part.path) is False:
             try:

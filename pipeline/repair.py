@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.cache import Cache, CacheError
-from pipeline.claims import Say
 from pipeline.config import ExtractConfig
 from pipeline.extract import RunOptions
 from pipeline.folder import Shards
@@ -16,6 +15,7 @@ from pipeline.graphs import build_graphs
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.sealed import Damaged, done_marker, read_json
 from pipeline.videos import changed_videos
+from pipeline.waits import Say
 
 
 @dataclass(frozen=True)

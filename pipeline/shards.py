@@ -15,8 +15,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from pipeline.partfile import PartFile
 from pipeline.owners import own_claim, part_of, remove_abandoned_of
+from pipeline.partfile import PartFile
 from pipeline.sealed import complete, done_marker, fletcher32, json_part, sync_and_hash, sync_folder
 from pipeline.tensors import FORMAT, GROUPS, field_of
 

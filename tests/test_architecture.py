@@ -36,12 +36,13 @@ PIPELINE = {
     "shardfile": {"shards"},
     "claims": set(),
     "home": set(),
-    "folder": {"claims", "home"},
+    "waits": {"claims"},
+    "folder": {"claims", "home", "waits"},
     "cache": {"shards", "shardfile", "folder"},
     "slurm": set(),
     "flight": set(),
-    "cluster": {"claims", "flight", "home", "pool", "slurm"},
-    "graphs": {"cache", "folder", "home", "shards", "claims", "cluster"},
+    "cluster": {"claims", "flight", "home", "pool", "slurm", "waits"},
+    "graphs": {"cache", "folder", "home", "shards", "claims", "cluster", "waits"},
     "values": {"shards"},
     "shardcheck": {"cache", "folder", "shardfile", "values"},
     "verify": {"cache", "folder", "pool", "claims", "shardcheck"},
@@ -67,12 +68,13 @@ PIPELINE = {
         "takeover",
         "memory",
         "videos",
+        "waits",
     },
     "plan": {"cache", "cluster", "compose", "config", "extract", "folder", "forward"},
-    "repair": {"claims", "extract", "config", "cache", "folder", "graphs", "videos"},
+    "repair": {"extract", "config", "cache", "folder", "graphs", "videos", "waits"},
 }
 HEADS_MAY_USE = {"cache", "tensors", "boxes", "roi", "graphs", "backbones", "cluster", "memory", "manifest", "sealed"}
-HEADS_MAY_USE |= {"digits", "digit_cache", "claims", "home", "names", "owners"}
+HEADS_MAY_USE |= {"digits", "digit_cache", "claims", "home", "names", "owners", "waits"}
 ONE_PLACE = {
     "h5py": {"pipeline/shards.py", "pipeline/shardfile.py"},
     "hdf5plugin": {"pipeline/shards.py", "pipeline/shardfile.py"},
