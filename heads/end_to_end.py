@@ -81,7 +81,7 @@ class FramesRun:
         self.seconds = self.waiting = 0.0
         self.partial = _nothing()
         self.missing: dict[str, set[str]] = {split: set() for split in SPLITS}
-        self.files = RunFolder(self.folder, recipe)
+        self.files = RunFolder(self.folder, recipe, self.say)
 
     # --- the folder
 

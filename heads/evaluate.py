@@ -205,7 +205,7 @@ def _home(folder: Path) -> Home:
     try:
         return Home(folder)
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{folder}: no such folder; expected that of a run that `vidgraph train` made") from None
+        raise ValueError(f"{folder}: no such folder; expected the folder of a run that `vidgraph train` made") from None
 
 
 @dataclass(frozen=True)

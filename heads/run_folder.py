@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from heads import runs
-from heads.held import Busy, Held, refuse_if_lost
+from heads.curves import Curves
+from heads.held import Busy, Held, Say, refuse_if_lost
 from heads.recipe import Recipe, to_toml
 from heads.tables import Phase
 from heads.transfer import default_checkpoint
@@ -17,11 +18,11 @@ from pipeline.owners import remove_abandoned
 
 
 class RunFolder:
-    """`path`, which need not exist yet, of a run of the whole `recipe`."""
+    """`path`, which need not exist yet, of a run of the whole `recipe`; `say` gets lines for a person."""
 
-    def __init__(self, path: Path, recipe: Recipe):
-        self.path, self.recipe = Path(path), recipe
-        self._board: Any = None
+    def __init__(self, path: Path, recipe: Recipe, say: Say = print):
+        self.path, self.recipe, self._say = Path(path), recipe, say
+        self._curves: Curves | None = None
         self._held: Held | None = None
 
     def enter(self, held: Held | Busy | OSError) -> None:
@@ -88,7 +89,7 @@ class RunFolder:
         runs.write_text(self.path / "recipe.toml", to_toml(self.recipe))
         runs.write_json(self.path / "run.json", record)
         if tensorboard:
-            self._board = runs.board(self.path, steps)
+            self._curves = Curves(self.path / "tensorboard", steps, self._say)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """One epoch more in the log."""
@@ -96,8 +97,8 @@ class RunFolder:
 
     def show(self, line: Mapping[str, Any]) -> None:
         """The same as curves, where tensorboard is written."""
-        if self._board is not None:
-            runs.write_board(self._board, dict(line))
+        if self._curves is not None:
+            self._curves.write(line)
 
     def keep(self, phase: str) -> None:
         """Writes what the phase ended with to PHASE.pt, once: best.pt may be the next phase's when this is called again."""
@@ -108,9 +109,9 @@ class RunFolder:
 
     def close(self) -> None:
         """Closes the curves and gives the folder up; may be called again."""
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        if self._curves is not None:
+            self._curves.close()
+            self._curves = None
         if self._held is not None:
             self._held.leave()
             self._held = None

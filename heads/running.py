@@ -54,7 +54,7 @@ class Run:
         self.about = self._about()
         self.number = self.epochs_before = self.steps_before = 0
         self.seconds = self.waiting = 0.0
-        self.files = RunFolder(self.folder, self.recipe)
+        self.files = RunFolder(self.folder, self.recipe, say)
         self.learner: Learner | None = None
         self.stats = EpochStats(0.0, 0.0, 0.0)
         self.error: Exception | None = None

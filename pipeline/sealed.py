@@ -100,12 +100,23 @@ def sync_and_hash(path: Path) -> str:
     return digest
 
 
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Gives an OSError that names no file (a write's, on a full disk) the name of the one that is being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file that appears whole or not at all, and removes what killed writers of the same file left."""
     remove_abandoned_of(path)
     part = part_of(path, own_claim())
     try:
-        with open(part, "w", encoding="utf-8", newline="") as file:
+        with named(path), open(part, "w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -137,7 +148,7 @@ def json_part(path: Path, record: Mapping[str, object], claim: str, allow_nan: b
     text = text.replace(_ZEROS, _SEAL % hashlib.sha256(text).hexdigest().encode())
     part = part_of(path, claim)
     try:
-        with open(part, "wb") as file:
+        with named(path), open(part, "wb") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
