@@ -11,8 +11,9 @@ the same number of threads: it is what `train(recipe, cache, folder, seed=seed, 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -267,13 +268,24 @@ class _Group:
     how: How
     folder: Path | None = None  # the study's
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "home"}
+
+    @cached_property
+    def home(self) -> Home:
+        """The study's folder as it was when this process got its first members. Gone if it is not there."""
+        try:
+            return Home(self.folder)
+        except (FileNotFoundError, NotADirectoryError):
+            raise Gone(f"{self.folder}: the study's folder was moved or deleted: look where it is, and run again") from None
+
     def __call__(self, members: list[Member]) -> "list[Result | Failed] | ValueError":
         from pipeline.cache import Cache
 
         keep_freed_memory()
         how = self.how
-        if self.folder is not None and not self.folder.is_dir():  # no member makes the study's folder anew
-            raise Gone(f"{self.folder}: the study's folder was moved or deleted: look where it is, and run again")
+        if self.folder is not None:  # no member makes the study's folder anew
+            self.home.check()
         try:
             outcomes = run_members(
                 members,

@@ -238,6 +238,7 @@ class ShardGraphs:
                 self._write(self.cache[name], shard, writer)
             views = sum(int(ok.sum()) for ok in writer.ok.values())
             stats = {"stage": "graphs", "shard": shard, "options": self.options.record, "views": views}
+            self.home.check()
             return finish(writer, {**stats, "seconds": round(time.monotonic() - begun, 3)}, claim, mark)
 
     def _plan(self, group: Group, shard: int) -> GroupPlan:

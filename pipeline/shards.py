@@ -167,6 +167,7 @@ class ShardWriter:
             for group, ok in self.ok.items():
                 self._file[group]["ok"][...] = ok
             self._file.close()
+            self._out.check_name()
             self._out.close()
             self._out.check()
             record |= {"bytes": self._part.stat().st_size, "sha256": sync_and_hash(self._part)}
