@@ -6,10 +6,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from cli._say import console
+from cli._say import console, warn
 from pipeline.shown import guarded_output, visible
 
 LINE_EVERY = 30.0  # seconds between lines where there is no terminal
+
+
+def say_aside(line: str) -> None:
+    """A line for a person beside the progress of long work, such as for whom it waits."""
+    warn(line)
 
 
 @contextmanager

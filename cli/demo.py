@@ -73,9 +73,9 @@ class Steps:
 
     def save(self) -> None:
         """Keeps the record; a run killed in between repeats a step, which is harmless."""
-        part = self.file.with_suffix(".part")
-        part.write_text(json.dumps(self.done, indent=1) + "\n", encoding="utf-8")
-        part.replace(self.file)
+        from pipeline.sealed import write_text
+
+        write_text(self.file, json.dumps(self.done, indent=1) + "\n")
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,11 @@ def command(out, task, videos, val_videos, test_videos, seeds, seed, images, wor
 
 def _open(out: Path, asked: Demo) -> Steps:
     """The record of the steps in OUT; ValueError if the demo that is there was another one."""
-    out.mkdir(parents=True, exist_ok=True)
+    from pipeline.owners import remove_abandoned
+    from pipeline.sealed import make_folder
+
+    make_folder(out)
+    remove_abandoned(out)
     file, mine = out / "steps.json", {"asked": asdict(asked)}
     there = json.loads(file.read_text(encoding="utf-8")) if file.exists() else mine
     if there["asked"] != mine["asked"]:
@@ -263,15 +267,13 @@ class Run:
 
 def train_one(run: Run) -> "Result":
     """What a worker process does with a run."""
+    from heads.held import quiet
     from heads.recipe import read_recipe
     from heads.train import train
     from pipeline.cache import Cache
 
-    return train(read_recipe(run.recipe), Cache(run.cache), run.folder, seed=run.seed, device=run.device, say=_quiet)
-
-
-def _quiet(line: str) -> None:
-    """The demo says one line per head; each run's own lines are in its log."""
+    # The demo says one line per head; each run's own lines are in its log.
+    return train(read_recipe(run.recipe), Cache(run.cache), run.folder, seed=run.seed, device=run.device, say=quiet)
 
 
 def _train(steps: Steps, out: Path, seeds: int, device: str) -> list[Row]:
@@ -304,6 +306,7 @@ def _report(out: Path, asked: Demo, rows: list[Row], seconds: float) -> None:
     from rich.table import Table
 
     from pipeline.digits import TASKS
+    from pipeline.sealed import write_text
 
     task = TASKS[asked.task]()
     seeds = len(rows[0].results)
@@ -324,7 +327,7 @@ def _report(out: Path, asked: Demo, rows: list[Row], seconds: float) -> None:
         }
         for row in rows
     }
-    (out / "results.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_text(out / "results.json", json.dumps(record, indent=1) + "\n")
     command = "vidgraph" if shutil.which("vidgraph") else sys.argv[0]  # make runs it from an environment that is not active
     took = {"minutes": math.floor(seconds / 60), "seconds": seconds % 60}
     click.echo(NEXT.replace("vidgraph ", f"{command} ").format(out=visible(str(out)), **took))

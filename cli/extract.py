@@ -9,7 +9,7 @@ from cli._cluster import cluster_options, engine_of, sbatch_script
 from cli._extraction import config_for, network_options, running_options, views_options
 from cli._interrupt import stoppable
 from cli._options import pick_device, say_cost
-from cli._progress import progress
+from cli._progress import progress, say_aside
 from cli._say import say, warn
 
 RESUME = "stopped; finished shards are kept, the same command resumes"
@@ -77,7 +77,7 @@ def run(config, manifest, cache: Path, options, shards=None, redo: bool = False,
                 say(f"resuming: {total - todo:,} of {total:,} clips lie in finished shards", err=True)
             return stack.enter_context(progress("extract", todo, "clips"))
 
-        summary = extract(config, manifest, cache, options, shards, redo, announce, engine)
+        summary = extract(config, manifest, cache, options, shards, redo, announce, engine, say_aside)
     rate = summary.clips / max(summary.seconds, 1e-9)
     done = f"{summary.clips:,} clips, {summary.views:,} views in {summary.seconds:,.1f} s ({rate:.2f} clips/s)"
     say(f"{cache}: {done if summary.shards else 'every shard was complete already'}")

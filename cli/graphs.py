@@ -7,7 +7,7 @@ import click
 from cli._cluster import cluster_options, engine_of
 from cli._interrupt import stoppable
 from cli._options import commas, device_option, pick_device
-from cli._progress import progress
+from cli._progress import progress, say_aside
 from cli._say import say
 
 
@@ -49,7 +49,7 @@ def command(
                 say(f"{total - todo:,} of {total:,} views lie in shards whose graphs are up to date", err=True)
             return stack.enter_context(progress("graphs", todo, "views"))
 
-        written = build_graphs(cache, which, neighbours, workers, device, compression, announce, engine)
+        written = build_graphs(cache, which, neighbours, workers, device, compression, announce, engine, say_aside)
     views, size = sum(record["views"] for record in written), sum(record["bytes"] for record in written)
     say(f"{cache}: graphs of {views:,} views in {len(written):,} shards written, {size / 1e6:,.1f} MB")
     return 0

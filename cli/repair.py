@@ -6,6 +6,7 @@ import click
 
 from cli._interrupt import stoppable
 from cli._options import FOLDER, device_option, time_limit_option
+from cli._progress import say_aside
 from cli._say import say
 
 _FILE = click.Path(path_type=Path)
@@ -63,6 +64,6 @@ def command(
             config, manifest, options = as_extracted(cache, options, Moved(root, weights, annotations, proposal_weights))
             code = run(config, manifest, cache, options, features, redo=True)
         if any((cache / "graphs").glob("*.h5")):
-            written = redo_graphs(cache, found["graphs"], device=device)
+            written = redo_graphs(cache, found["graphs"], device=device, say=say_aside)
             say(f"{cache}: graphs of {len(written)} shards computed again")
     return code

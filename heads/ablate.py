@@ -11,8 +11,9 @@ the same number of threads: it is what `train(recipe, cache, folder, seed=seed, 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +21,7 @@ from heads import runs
 from heads.counting import count_head
 from heads.data import cache_dims
 from heads.evaluate import say_excluded
+from heads.held import claimed, quiet
 from heads.learner import device_for
 from heads.manifest_record import manifest_record
 from heads.members import Failure, Member, Result, Study
@@ -28,9 +30,14 @@ from heads.running import Run, Say
 from heads.study import Plan, Row
 from heads.study_table import Failed, Table, TableRow
 from heads.train import run_members, stores_for
+from pipeline.claims import Watch, look
 from pipeline.cluster import Engine, Here, run_jobs
+from pipeline.home import Gone, Home
 from pipeline.memory import keep_freed_memory
+from pipeline.owners import remove_abandoned
+from pipeline.sealed import make_folder
 from pipeline.smallfile import MOST_TEXT, read_small
+from pipeline.waits import claimed_until
 
 if TYPE_CHECKING:
     from pipeline.cache import Cache
@@ -176,9 +183,15 @@ def ablate(
     some = prospects(plan, cache, folder, how, say, look=jobs > 1 or at_once > 0)  # a single group looks before it trains
     before(some)
     todo = [one for one in some if one.result is None]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    remove_abandoned(folder)  # of results that a killed study was writing
+    home = Home(folder)
+    if engine is not None:  # where members are trained elsewhere, what they have to say stays there
+        _say_who_is_waited_for([one.member for one in todo], say)
     found: dict[Path, Result | Failed] = {one.member.folder: one.result for one in some if one.result}
-    found |= _train(_Group(cache.path.resolve(), plan.order_seed, how), groups_of(todo, jobs, at_once), engine or Here())
+    with home.guarded():
+        group = _Group(cache.path.resolve(), plan.order_seed, how, folder)
+        found |= _train(group, groups_of(todo, jobs, at_once), engine or Here())
     macs = {one.member.folder: one.macs for one in some}
     rows = [_row(row, plan.seeds, folder, macs, found) for row in plan.rows]
     about = {
@@ -194,7 +207,8 @@ def ablate(
         "versions": runs.versions(),
     }
     table = Table(plan.name, plan.columns, tuple(rows), about)
-    table.write(folder)
+    with home.guarded():
+        table.write(folder)
     failed = tuple(one for row in rows for one in row.failed)
     return Outcome(table, failed, len(some) - len(todo), time.monotonic() - begun)
 
@@ -256,12 +270,26 @@ class _Group:
     cache: Path
     order_seed: int
     how: How
+    folder: Path | None = None  # the study's
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "home"}
+
+    @cached_property
+    def home(self) -> Home:
+        """The study's folder as it was when this process got its first members. Gone if it is not there."""
+        try:
+            return Home(self.folder)
+        except (FileNotFoundError, NotADirectoryError):
+            raise Gone(f"{self.folder}: the study's folder was moved or deleted: look where it is, and run again") from None
 
     def __call__(self, members: list[Member]) -> "list[Result | Failed] | ValueError":
         from pipeline.cache import Cache
 
         keep_freed_memory()
         how = self.how
+        if self.folder is not None:  # no member makes the study's folder anew
+            self.home.check()
         try:
             outcomes = run_members(
                 members,
@@ -272,7 +300,7 @@ class _Group:
                 manifest=how.manifest,
                 resume=how.resume,
                 resident=how.resident,
-                say=_quiet,
+                say=quiet,
             )
         except ValueError as error:
             return error
@@ -290,5 +318,14 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _quiet(line: str) -> None:
-    """Every member's own lines are in its log."""
+def _say_who_is_waited_for(members: Sequence[Member], say: Say) -> None:
+    """One line where the folders of members have claims of processes that may be at work, which their workers wait for."""
+    watch, found = Watch(), []
+    for member in members:
+        path = claimed(Path(member.folder))
+        if (seen := look(path)) is not None and not watch.abandoned(path, seen):
+            found.append((member.folder, seen))
+    if found:
+        folder, seen = found[0]
+        more = f" and {len(found) - 1} more members" if len(found) > 1 else ""
+        say(f"waiting for {folder}{more}, {claimed_until(seen, 0.0, watch.silence)}")

@@ -19,10 +19,10 @@ from heads.draw_panels import predictions, structure
 from heads.draw_sections import Node, Section
 from heads.draw_source import Shown, load_view
 from heads.runs import write_atomically
-from pipeline import sealed
 from pipeline.cache import Cache
 from pipeline.decode import write_video
 from pipeline.names import nearest
+from pipeline.owners import own_claim, part_of, remove_abandoned_of
 
 WHAT = {
     "boxes": "boxes with slot and score",
@@ -89,8 +89,9 @@ class Drawing:
         if ending not in (*PICTURES, ".mp4"):
             raise ValueError(f"{path}: expected a name that ends in {', '.join(PICTURES)} or .mp4")
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned_of(path)
         if ending == ".mp4":
-            part = sealed.part_of(path, sealed.own_claim())
+            part = part_of(path, own_claim())
             try:
                 frames = self.frames()
                 write_video(part, frames, fps or max(len(frames) / 4, 1.0))

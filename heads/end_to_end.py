@@ -81,7 +81,7 @@ class FramesRun:
         self.seconds = self.waiting = 0.0
         self.partial = _nothing()
         self.missing: dict[str, set[str]] = {split: set() for split in SPLITS}
-        self.files = RunFolder(self.folder, recipe)
+        self.files = RunFolder(self.folder, recipe, self.say)
 
     # --- the folder
 
@@ -106,7 +106,7 @@ class FramesRun:
 
     def open(self) -> bool:
         """Makes the run folder, or continues what is in it; whether this phase was begun before."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.files.make()
         saved = self.files.last() if self.how.resume else None
         continued = saved is not None and saved["phase"] == self.phase.name
         if saved is not None:

@@ -27,6 +27,8 @@ from heads.store import Share, Store, shared_pass
 from heads.transfer import default_checkpoint, phase_checkpoint
 from heads.zoo import build_head
 from pipeline.claims import version_of
+from pipeline.home import Home
+from pipeline.owners import remove_abandoned
 from pipeline.precision import autocast
 from pipeline.sealed import sha256_of
 
@@ -178,7 +180,8 @@ def evaluate(
     write files of the same names in the end.
     """
     folder, device = Path(folder), device_for(device, precision)
-    watch = refuse_beside(folder, say)
+    watch, home = refuse_beside(folder, say), _home(folder)
+    remove_abandoned(folder)  # what an evaluation was writing when it was killed
     there = {path.name: version_of(path) for path in folder.glob("*.pt")}
     trained = load_trained(folder, cache, phase_checkpoint(folder, phase) if phase else checkpoint, settings)
     name, head, recipe, classes = trained.checkpoint, trained.head, trained.recipe, trained.classes
@@ -194,12 +197,14 @@ def evaluate(
     say_excluded(part, say)
     store = open_store([head.to(device)], cache, [part], recipe, "disk", device)
     predictions = predict(head, part, store, recipe, precision)
+    home.check()
     refuse_beside(folder, say, watch)
     if version_of(folder / f"{name}.pt") != there.get(f"{name}.pt"):
         raise Busy(f"{folder}: {name}.pt was trained further while it was evaluated; nothing was written, evaluate it again")
-    found = write_predictions(folder, tag, predictions, part, recipe, classes)
     about = {"checkpoint": name, "fingerprint": cache.fingerprint, "manifest": os.path.abspath(manifest.path)}
-    runs.write_json(folder / f"metrics_{tag}.json", {**about, **found})
+    with home.guarded():
+        found = write_predictions(folder, tag, predictions, part, recipe, classes)
+        runs.write_json(folder / f"metrics_{tag}.json", {**about, **found})
     return found
 
 
@@ -234,6 +239,14 @@ def _manifest_for(
             say(f"{seen:,} clips of split {split} are among those that the run was trained on: its figures flatter it")
     same = split_sha256(record, split) == split_sha256(here, split)
     return given, "" if same else split_sha256(here, split)[:TAG]
+
+
+def _home(folder: Path) -> Home:
+    """The run folder as it is now. ValueError if there is none."""
+    try:
+        return Home(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{folder}: no such folder; expected the folder of a run that `vidgraph train` made") from None
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
-"""Who works in a folder of runs: one process at a time, so that two commands that are given the same folder do not mix.
+"""A lock on a run folder: one process at a time, so that two commands that are given the same folder do not mix.
 
 The claim on a folder is the file run.claim in it (pipeline/claims.py). One of a process that ended, on this machine, is taken
-over at once; one of another machine once it has stood still for as long as a living owner never lets it. Such an owner may wake
-up: it is stopped at the next file that it would write (`refuse_if_lost`).
+over at once; one of another machine, or of a process that this user cannot see, after 60 s without a sign of life. Such an
+owner may wake up: it is stopped at the next file that it would write (`refuse_if_lost`), as is one whose folder was moved away.
 """
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,27 +14,47 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.claims import SILENCE, Claim, Seen, Watch, look, take
+from pipeline.home import Home
+from pipeline.sealed import make_folder
+from pipeline.waits import claimed_until
 
 Say = Callable[[str], None]
 LOOK = 1.0  # seconds between two looks at a claim
-_OURS: dict[Path, Claim] = {}  # by which this process works in folders
+_OURS: dict[Path, "Held"] = {}  # the folders that this process works in
+
+
+class Waiting(str):
+    """A line that says for whom this process waits; also those who want no other lines show it."""
+
+
+def quiet(line: str) -> None:
+    """A `say` for what has its lines elsewhere, such as in logs: it prints only for whom it waits."""
+    if isinstance(line, Waiting):
+        print(line, file=sys.stderr, flush=True)
 
 
 class Busy(RuntimeError):
-    """Another process works in the folder."""
+    """Another process works in the folder: `owner`, in words, where it is known."""
+
+    owner = "another process"
 
 
 @dataclass(frozen=True)
 class Held:
-    """A folder that this process works in, by its `claim`, and those that were `made` for it, the innermost first."""
+    """A folder that this process works in, by its `claim`; `home` notices when it is moved away; its `names`, as it was given
+    and without links; and those that were `made` for it, the innermost first."""
 
     claim: Claim
+    home: Home
+    names: tuple[Path, ...]
     made: tuple[Path, ...]
 
     def leave(self) -> None:
         """Gives the folder up; where nothing was written, it goes too, as if it had never been made."""
-        _OURS.pop(self.claim.path.parent, None)
+        for name in self.names:
+            _OURS.pop(name, None)
         self.claim.release()
+        self.home.close()
         with suppress(OSError):
             for folder in self.made:
                 folder.rmdir()
@@ -56,50 +78,69 @@ def hold(folders: Sequence[Path], say: Say, silence: float = SILENCE) -> list[He
         left = [folder for folder in folders if folder not in found]
         if not left:
             return [found[folder] for folder in folders]
-        say(_waiting(left[0], silence))
+        say(_waiting(left, watch))
         say = _silent  # once
         time.sleep(LOOK)
 
 
 def _try(folder: Path, watch: Watch, first: dict[Path, Seen]) -> Held | Busy | None:
     """Held, or Busy where its owner lives; None where that is not known yet. `first` has claims as they were first seen."""
-    path, made = _claimed(folder), tuple(one for one in (folder, *folder.parents) if not one.exists())
+    path, made = claimed(folder), tuple(one for one in (folder, *folder.parents) if not one.exists())
+    make_folder(path.parent)
     if (claim := take(path, watch)) is not None:
-        _OURS[path.parent] = claim
-        return Held(claim, made)
+        names = Path(os.path.abspath(folder)), path.parent
+        held = Held(claim, Home(*names), names, made)
+        _OURS.update(dict.fromkeys(names, held))
+        return held
     if (seen := look(path)) is None:  # given up in this instant
         return None
     if not _lives(seen, first.setdefault(folder, seen)):
         return None
-    return Busy(f"{folder}: {_who(seen)} is at work here: wait until it has ended, or choose another folder")
+    busy = Busy(f"{folder}: {_who(seen)} is at work here{_named(seen)}: wait until it has ended, or choose another folder")
+    busy.owner = seen.owner
+    return busy
 
 
-def _claimed(folder: Path) -> Path:
+def claimed(folder: Path) -> Path:
     """What is claimed of a folder, under whatever name it is reached."""
     return folder.resolve() / "run"
 
 
 def _lives(seen: Seen, first: Seen) -> bool:
-    """Whether the owner of a claim that is not abandoned surely lives: it is of this machine, or has moved since `first`."""
-    return seen.here or seen.content != first.content
+    """Whether the owner of a claim that is not abandoned surely lives: it is seen, or its claim has moved since `first`."""
+    return seen.lives is True or seen.content != first.content
 
 
 def _who(seen: Seen) -> str:
     return f"process {seen.pid} on this machine" if seen.here else "a process of another machine"
 
 
-def _waiting(folder: Path, silence: float) -> str:
-    return f"{folder}: a process of another machine was at work here; waiting up to {silence:.0f} s for a sign of it"
+def _named(seen: Seen) -> str:
+    return "" if seen.here else f" ({seen.owner})"
+
+
+def _waiting(folders: Sequence[Path], watch: Watch) -> Waiting:
+    """For whom folders are waited for, which are `claimed` by processes that may live."""
+    more = f" (and in {len(folders) - 1} more folders)" if len(folders) > 1 else ""
+    path = claimed(folders[0])
+    if (seen := look(path)) is None:
+        return Waiting(f"{folders[0]}{more}: waiting for a process that has just given it up")
+    until = claimed_until(seen, watch.silent_for(path, seen), watch.silence)
+    return Waiting(f"{folders[0]}: {_who(seen)} was at work here{more}; waiting for a sign of it; {until}")
 
 
 def refuse_if_lost(path: Path) -> None:
-    """Before a file of a run folder gets its name: Busy if this process worked in the folder and another has taken over.
+    """Before a file of a run folder gets its name: Busy if this process worked in the folder and another has taken over, Gone
+    if the folder was moved, deleted or replaced.
 
     Its claim is looked at: it may have stood still (a machine suspended, a network away) so long that it was taken for dead.
     Nothing for a folder that this process does not hold.
     """
-    claim = _OURS.get(path.parent.resolve()) if _OURS else None
-    if claim is not None and not claim.held():
+    held = _OURS.get(Path(os.path.abspath(path.parent))) or _OURS.get(path.parent.resolve()) if _OURS else None
+    if held is None:
+        return
+    held.home.check()
+    if not held.claim.held():
         raise Busy(f"{path.parent}: another process has taken over, as this one gave no sign of life for long: this one ends")
 
 
@@ -108,13 +149,13 @@ def refuse_beside(folder: Path, say: Say, watch: Watch | None = None) -> Watch:
 
     Returns what it has seen: a later call that is given it as `watch` waits for no claim again that has not moved since.
     """
-    watch, first, path = watch or Watch(), None, _claimed(folder)
+    watch, first, path = watch or Watch(), None, claimed(folder)
     while (seen := look(path)) is not None and not watch.abandoned(path, seen):
         first = first or seen
         if _lives(seen, first):
-            raise Busy(f"{folder}: {_who(seen)} is at work here: wait until it has ended")
+            raise Busy(f"{folder}: {_who(seen)} is at work here{_named(seen)}: wait until it has ended")
         if seen is first:
-            say(_waiting(folder, watch.silence))
+            say(_waiting([folder], watch))
         time.sleep(LOOK)
     return watch
 
@@ -125,7 +166,7 @@ def alone(folder: Path, say: Say, silence: float = SILENCE) -> Iterator[None]:
     (outcome,), said = hold([folder], say, silence), False
     while isinstance(outcome, Busy):
         if not said:
-            say(f"{folder}: another process is at work here; waiting for it")
+            say(Waiting(f"{folder}: {outcome.owner} is at work here; waiting until it has ended"))
         said = True
         time.sleep(LOOK)
         (outcome,) = hold([folder], _silent, silence)

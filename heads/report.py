@@ -7,14 +7,12 @@ The runs' files are read; a cache is asked where it is there (boxes of each clip
 pictures. The same runs give the same bytes.
 """
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from heads import runs
 from heads.reporting.cached import KnownCache, known_caches
 from heads.reporting.classes import by_class, confusions, predicting, structures
 from heads.reporting.conditions import conditions
@@ -28,10 +26,10 @@ from heads.reporting.results import costs, learning, results
 from heads.reporting.sheets import to_csv
 from heads.reporting.sources import extraction, reproduce
 from heads.reporting.study import Group, by_test_set, groups_of
+from heads.reporting.written import PAGE, own_files, write_report
 from pipeline.names import nearest
 
 Say = Callable[[str], None]
-MARK = "report.html"  # of a folder that may be written over
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,7 @@ def report(
     holds something else.
     """
     folders, out = find_runs(paths), Path(out)
-    if (out.exists() and not out.is_dir()) or (out.is_dir() and any(out.iterdir()) and not (out / MARK).exists()):
-        raise ValueError(f"{out}: is there and is no report; expected a new folder, or one of an earlier report")
+    own_files(out)  # refuses a folder that holds something else before the work, not after it
     found = [read_run(folder) for folder in folders]
     split = split or _split(found)
     groups = groups_of(found, split)
@@ -81,8 +78,10 @@ def report(
     failed = [f"{folder}: {why}" for folder, why in failed_members(folders)]
     problems = (*(f"{run.folder}: {problem}" for run in found for problem in run.problems), *failed)
     document = _document(title, groups, found, known, pair, split, pictures, problems)
-    _write(document, out)
-    return Outcome(out / MARK, len(found), len(groups), problems)
+    markdown, files = to_markdown(document)
+    files |= {f"tables/{table.name}.csv": to_csv(table).encode() for table in tables_of(document)}
+    write_report(out, to_html(document), markdown, files)
+    return Outcome(out / PAGE, len(found), len(groups), problems)
 
 
 def _split(found: Sequence[FoundRun]) -> str:
@@ -193,19 +192,3 @@ def _document(
         reproduce(groups, found, known),
     )
     return Document(title or "Report", tuple(blocks), tuple(section for section in sections if section is not None))
-
-
-def _write(document: Document, out: Path) -> None:
-    """Every file, whole or not at all; the page last. What an earlier report left is removed."""
-    markdown, files = to_markdown(document)
-    out.mkdir(parents=True, exist_ok=True)
-    for folder in ("plots", "pictures", "tables"):
-        shutil.rmtree(out / folder, ignore_errors=True)
-    for table in tables_of(document):
-        files[f"tables/{table.name}.csv"] = to_csv(table).encode()
-    for name, data in files.items():
-        path = out / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    runs.write_text(out / "report.md", markdown)
-    runs.write_text(out / MARK, to_html(document))

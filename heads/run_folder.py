@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from heads import runs
-from heads.held import Busy, Held, refuse_if_lost
+from heads.curves import Curves
+from heads.held import Busy, Held, Say, refuse_if_lost
 from heads.recipe import Recipe, to_toml
 from heads.run_records import METRICS, RUN
 from heads.tables import Phase
 from heads.transfer import default_checkpoint
-from pipeline.sealed import writer_lives
+from pipeline.owners import remove_abandoned
 
 
 class RunFolder:
-    """`path`, which need not exist yet, of a run of the whole `recipe`."""
+    """`path`, which need not exist yet, of a run of the whole `recipe`; `say` gets lines for a person."""
 
-    def __init__(self, path: Path, recipe: Recipe):
-        self.path, self.recipe = Path(path), recipe
-        self._board: Any = None
+    def __init__(self, path: Path, recipe: Recipe, say: Say = print):
+        self.path, self.recipe, self._say = Path(path), recipe, say
+        self._curves: Curves | None = None
         self._held: Held | None = None
 
     def enter(self, held: Held | Busy | OSError) -> None:
@@ -30,9 +31,12 @@ class RunFolder:
         if isinstance(held, Exception):
             raise held
         self._held = held
-        for part in self.path.glob("*.part"):
-            if writer_lives(part) is False:  # what a process was writing when it was killed
-                part.unlink(missing_ok=True)
+        remove_abandoned(self.path)  # what a process was writing when it was killed
+
+    def make(self) -> None:
+        """Makes the folder, unless this process works there: then it is there, or Gone says that it was moved away."""
+        refuse_if_lost(self.path / "run.json")
+        self.path.mkdir(parents=True, exist_ok=True)
 
     def finished(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """(metrics.json, run.json) where a phase was finished last."""
@@ -86,7 +90,7 @@ class RunFolder:
         runs.write_text(self.path / "recipe.toml", to_toml(self.recipe))
         runs.write_json(self.path / "run.json", record)
         if tensorboard:
-            self._board = runs.board(self.path, steps)
+            self._curves = Curves(self.path / "tensorboard", steps, self._say)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """One epoch more in the log."""
@@ -94,8 +98,8 @@ class RunFolder:
 
     def show(self, line: Mapping[str, Any]) -> None:
         """The same as curves, where tensorboard is written."""
-        if self._board is not None:
-            runs.write_board(self._board, dict(line))
+        if self._curves is not None:
+            self._curves.write(line)
 
     def keep(self, phase: str) -> None:
         """Writes what the phase ended with to PHASE.pt, once: best.pt may be the next phase's when this is called again."""
@@ -106,9 +110,9 @@ class RunFolder:
 
     def close(self) -> None:
         """Closes the curves and gives the folder up; may be called again."""
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        if self._curves is not None:
+            self._curves.close()
+            self._curves = None
         if self._held is not None:
             self._held.leave()
             self._held = None

@@ -54,7 +54,7 @@ class Run:
         self.about = self._about()
         self.number = self.epochs_before = self.steps_before = 0
         self.seconds = self.waiting = 0.0
-        self.files = RunFolder(self.folder, self.recipe)
+        self.files = RunFolder(self.folder, self.recipe, say)
         self.learner: Learner | None = None
         self.stats = EpochStats(0.0, 0.0, 0.0)
         self.error: Exception | None = None
@@ -141,7 +141,7 @@ class Run:
 
     def open(self, resume: bool, tensorboard: bool) -> None:
         """Makes the run folder, or continues the run that is in it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.files.make()
         saved = self.files.last() if resume else None
         names = [phase.name for phase in self.phases]
         if saved is None:

@@ -44,7 +44,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """
     part = sealed.part_of(path, sealed.own_claim())
     try:
-        with open(part, "wb") as file:
+        with sealed.named(path), open(part, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -154,7 +154,7 @@ def start_log(path: Path, epochs_done: int) -> None:
 def append_log(path: Path, record: dict[str, Any]) -> None:
     """One more line of the log. Busy as above."""
     refuse_if_lost(path)
-    with open(path, "a", encoding="utf-8") as file:
+    with sealed.named(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 
@@ -199,19 +199,3 @@ def _flat(record: dict, prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
     return flat
-
-
-def board(folder: Path, step: int) -> Any:
-    """A tensorboard writer in the run folder, without what it holds from after mini-batch `step`."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-
-
-def write_board(writer: Any, line: dict[str, Any]) -> None:
-    """A line of the log as curves."""
-    for name, value in {"train/loss": line["loss"], "train/lr": line["lr"]}.items():
-        writer.add_scalar(name, value, line["step"])
-    for name, value in line["val"].items():
-        writer.add_scalar(f"val/{name}", value, line["step"])
-    writer.flush()

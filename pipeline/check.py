@@ -7,7 +7,6 @@ copies of one video show the same five and are found by what they show, whatever
 import hashlib
 import io
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,6 +23,7 @@ from pipeline.pixels import Opening, step_frames
 from pipeline.pool import Pool, WorkerDied
 from pipeline.proposals import BoxesError
 from pipeline.sample import Sampling, views_of
+from pipeline.sealed import write_text
 from pipeline.shown import visible_json, write_table
 
 BETWEEN = 3  # frames drawn between the first and the last
@@ -222,9 +222,4 @@ def write_findings(path: str | Path, checked: Checked) -> None:
     else:
         raise ValueError(f"{path}: expected a name that ends in .csv or .json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_text(path, text)

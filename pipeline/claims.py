@@ -1,9 +1,10 @@
 """Who works on what: several runs, on one machine or on many that share a file system, divide the shards of one cache.
 
 A writer claims the file `NAME.h5` by a claim file `NAME.claim` beside it, which appears whole (a hard link), names its owner
-and holds a number that the owner raises every few seconds. No lock is asked of the file system. A claim is abandoned when
-its owner is known to be dead (only a process of the same machine can tell) or when somebody has watched it stand still for
-SILENCE seconds of his own monotonic clock: no two machines' clocks, and no file times, are ever compared.
+and holds a number that the owner raises every few seconds. No lock is asked of the file system. A claim whose owner is known to
+live is never taken. It is abandoned when its owner is known to be dead (only a process of the same machine that may see it can
+tell) or, where that is not known, when somebody has watched it stand still for SILENCE seconds of his own monotonic clock: no
+two machines' clocks, and no file times, are ever compared.
 
 Claims divide the work, they do not guard the data: an owner that was stalled and wakes up goes on writing its own part file,
 and whoever completes the shard first wins (`ShardWriter.finish`).
@@ -11,21 +12,23 @@ and whoever completes the shard first wins (`ShardWriter.finish`).
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.sealed import done_marker, own_claim, part_of, publish, started, writer_lives
+from pipeline.owners import host_of, lives, machine, own_claim, part_of, parts_in, started, writer_lives
+from pipeline.sealed import done_marker, publish
 from pipeline.smallfile import opened, read_small
 
 BEAT = 5.0  # seconds between an owner's signs of life
 SILENCE = 60.0  # seconds without one after which a claim is taken over
-LONGEST = 1 << 16  # bytes of a claim file
+LONGEST = 1 << 16  # bytes of a claim file that are looked at
+SHARD = r"\d{5,}"  # what files of shards are called
 COUNT = 20  # digits of the number at the end of a claim file, so that it is overwritten in place
 
 
@@ -34,24 +37,20 @@ def claim_file(path: Path) -> Path:
     return path.with_suffix(".claim")
 
 
-@cache
-def machine() -> str:
-    """This boot of this machine, and its table of processes (a container has its own); "" where the system does not tell."""
-    try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
+class NotAClaim(ValueError):
+    """A file with the name of a claim is another program's, or a person's."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A claim file as it was read: its bytes, and the owner's name, machine, process number and start."""
+    """A claim file as it was read: its bytes, and the owner's name, machine, process number, start and host."""
 
     content: bytes
     name: str = ""
     machine: str = ""
     pid: int = 0
     start: str = ""
+    host: str = ""
 
     @property
     def here(self) -> bool:
@@ -59,13 +58,26 @@ class Seen:
         return self.machine == machine() != ""
 
     @property
+    def lives(self) -> bool | None:
+        """Whether the owner lives; None where this process cannot know it."""
+        return lives(self.pid, self.start) if self.here else None
+
+    @property
     def dead(self) -> bool:
         """Whether the owner is known to have ended."""
-        return self.here and started(self.pid) != self.start
+        return self.lives is False
+
+    @property
+    def owner(self) -> str:
+        """The owner for a person."""
+        if not self.name:
+            return "a process that its claim does not name"
+        where = "this machine" if self.here else self.host or host_of(self.name) or self.machine
+        return f"process {self.pid} on {''.join(c if c.isprintable() else '?' for c in where[:80])}"
 
 
 def look(path: Path) -> Seen | None:
-    """The claim on a shard's HDF5 file as it is now; None if there is none.
+    """The claim on a shard's HDF5 file as it is now; None if there is none. NotAClaim for a file that none of ours wrote.
 
     Opening a file is what makes a network file system ask its server for the present content.
     """
@@ -76,7 +88,12 @@ def look(path: Path) -> Seen | None:
         return None
     with suppress(ValueError, KeyError, TypeError):
         owner = json.loads(content.partition(b"\n")[0])
-        return Seen(content, str(owner["claim"]), str(owner["machine"]), int(owner["pid"]), str(owner["start"]))
+        where = str(owner["machine"]), int(owner["pid"]), str(owner["start"]), str(owner.get("host", ""))
+        return Seen(content, str(owner["claim"]), *where)
+    if content.strip(b"\0") and not content.startswith(b'{"claim"'):
+        raise NotAClaim(
+            f"{claim_file(path)}: expected no such file, or a claim of vidgraph, found something else; move it away"
+        )
     return Seen(content)  # by another version, or written half: judged by its silence
 
 
@@ -94,13 +111,30 @@ class Watch:
         self._since: dict[Path, tuple[bytes, float]] = {}
 
     def abandoned(self, path: Path, seen: Seen) -> bool:
-        """Whether the owner of a claim that was just looked at is dead, or has been silent for as long as this one looks."""
+        """Whether the owner of a claim that was just looked at is dead or, where nobody can know, was silent for long."""
+        silent, owner_lives = self.silent_for(path, seen), seen.lives
+        return silent > self.silence if owner_lives is None else not owner_lives
+
+    def silent_for(self, path: Path, seen: Seen) -> float:
+        """Seconds for which a claim that was just looked at has stood still."""
         now = time.monotonic()
         content, since = self._since.get(path, (b"", now))
         if content != seen.content:
             since = now
         self._since[path] = seen.content, since
-        return seen.dead or now - since > self.silence
+        return now - since
+
+    def left_behind(self, part: Path) -> bool:
+        """Whether the writer of a part file that no claim names has ended or, where nobody can know, was silent for long."""
+        writer = writer_lives(part)
+        if writer is not None:
+            return not writer
+        now, found = time.monotonic(), os.stat(part)
+        size, since = self._since.get(part, (b"", now))
+        if size != (grown := f"{found.st_size} {found.st_mtime_ns}".encode()):
+            since = now
+        self._since[part] = grown, since
+        return now - since > self.silence
 
     def free(self, path: Path) -> bool:
         """Whether a shard has no claim any more; one that is abandoned is removed, with what its owner left half written."""
@@ -123,9 +157,8 @@ def _remove(path: Path, seen: Seen) -> bool:
             with suppress(OSError):
                 os.link(grave, claim_file(path))
             return False
-        if seen.dead and seen.name:
-            for part in path.parent.glob(f"{path.stem}.*.{seen.name}.part"):
-                part.unlink(missing_ok=True)
+        if seen.dead:
+            _remove_parts_under(path, seen.name)
         return True
     finally:
         grave.unlink(missing_ok=True)
@@ -173,8 +206,7 @@ class Claim:
     def abandon(self) -> None:
         """Gives it up before its shard is complete: what was written under it goes, too. Nothing if it was released before."""
         if not self._given_up:
-            for part in self.path.parent.glob(f"{self.path.stem}.*.{self.name}.part"):
-                part.unlink(missing_ok=True)
+            _remove_parts_under(self.path, self.name)
             self.release()
 
     def __enter__(self) -> "Claim":
@@ -190,18 +222,22 @@ def _names(file: int, name: str) -> bool:
 
 
 def take(path: Path, watch: Watch | None = None) -> Claim | None:
-    """Claims a shard's HDF5 file, taking over from an owner that is gone; None if another's claim stands."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Claims a shard's HDF5 file, taking over from an owner that is gone; None if another's claim stands.
+
+    FileNotFoundError where the folder above its own is not there: nobody makes a cache anew that somebody has moved away.
+    """
+    path.parent.mkdir(exist_ok=True)
     if not (watch or Watch()).free(path):
         return None
     name = own_claim()
-    owner = {"claim": name, "machine": machine(), "pid": os.getpid(), "start": started(os.getpid()) or ""}
+    owner = {"claim": name, "machine": machine(), "pid": os.getpid(), "start": started(os.getpid()), "host": host_of(name)}
     part = part_of(claim_file(path), name)
     try:
         part.write_bytes(json.dumps(owner).encode() + b"\n" + _digits(0))  # closing it is what sends it to a network's server
         publish(part, claim_file(path))
         file = os.open(claim_file(path), os.O_RDWR)
     except (FileExistsError, FileNotFoundError):
+        os.stat(path.parent)  # raises where the folder has gone in this instant
         return None
     finally:
         part.unlink(missing_ok=True)
@@ -219,14 +255,23 @@ STEPS = frozenset(step.__code__ for step in (take, _remove, Claim.release, Claim
 
 
 def sweep(folder: Path, watch: Watch) -> None:
-    """Removes what dead runs left in a stage's folder: their claims, and part files that no claim stands for any more."""
+    """Removes what dead runs left in a stage's folder: their claims, and part files that no claim stands for any more.
+
+    Only what has the name of a shard's claim or part file, and whose writer is known to have ended: a file that is called
+    otherwise is somebody else's, whatever it holds. Of a writer that cannot be seen, part files go when `watch` has seen them
+    stand still for long, or with the shard's completion.
+    """
     with suppress(OSError):  # a cache that may only be read is none the worse for them
-        for claim in folder.glob("*.claim"):
-            watch.free(claim.with_suffix(".h5"))
-        for part in folder.glob("*.part"):
-            seen = look(folder / f"{part.name.split('.')[0]}.h5")
-            if (seen is None or not part.name.endswith(f".{seen.name}.part")) and not writer_lives(part):
-                part.unlink(missing_ok=True)
+        for name in os.listdir(folder):
+            if re.fullmatch(rf"{SHARD}\.claim", name):
+                with suppress(NotAClaim):
+                    watch.free(folder / f"{name.partition('.')[0]}.h5")
+        for part in parts_in(folder, rf"{SHARD}\.(h5|json|claim)"):
+            with suppress(NotAClaim):
+                seen = look(folder / f"{part.becomes.partition('.')[0]}.h5")
+                claimed = seen is not None and part.claim == seen.name
+                if not claimed and watch.left_behind(part.path):
+                    part.path.unlink(missing_ok=True)
 
 
 Mark = tuple[int, int, int] | None
@@ -275,8 +320,19 @@ def finish(writer: Writer, stats: Mapping[str, object], claim: Claim, mark: Mark
 
 def remove_parts(path: Path) -> None:
     """Removes every part file of a shard that is complete: whoever still writes one has lost."""
-    for part in path.parent.glob(f"{path.stem}.*.part"):
-        part.unlink(missing_ok=True)
+    for part in parts_in(path.parent, *(re.escape(file.name) for file in _files_of(path))):
+        part.path.unlink(missing_ok=True)
+
+
+def _remove_parts_under(path: Path, claim: str) -> None:
+    """Removes what was written of a shard under a claim that is given up, or whose owner has ended."""
+    if claim and claim == os.path.basename(claim):  # the file of a claim may hold anything
+        for file in _files_of(path):
+            part_of(file, claim).unlink(missing_ok=True)
+
+
+def _files_of(path: Path) -> tuple[Path, Path, Path]:
+    return path, done_marker(path), claim_file(path)
 
 
 def _digits(count: int) -> bytes:

@@ -11,7 +11,7 @@ import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -20,9 +20,11 @@ from pipeline import slurm
 from pipeline.claims import Watch
 from pipeline.cores import cores_here
 from pipeline.flight import ALLOWED_DEATHS, Flight, WorkersLost
+from pipeline.home import Home
 from pipeline.pool import Pool
 from pipeline.scratch import private_scratch
 from pipeline.tls import Tls, files_of_this_run, security_of_this_run
+from pipeline.waits import Say, Waits
 
 POLL = 0.5  # seconds between two looks at shards that other runs work on
 CLOSING = 3.0  # seconds that workers which we started have to end
@@ -198,7 +200,7 @@ def run_jobs(function: Callable[[Any], Any], jobs: Iterable[Any], engine: Engine
 
 
 class Claimed(Protocol):
-    """A job that writes the file `path`, under its claim (`pipeline.claims`)."""
+    """A job that writes the file `path` of a shard, under its claim (`pipeline.claims`)."""
 
     path: Path
 
@@ -207,15 +209,21 @@ Job = TypeVar("Job", bound=Claimed)
 
 
 def share_jobs(
-    function: Callable[[Job], Any], jobs: Sequence[Job], engine: Engine, finished: Callable[[Job], bool]
+    function: Callable[[Job], Any],
+    jobs: Sequence[Job],
+    engine: Engine,
+    finished: Callable[[Job], bool],
+    home: Home | None = None,
+    say: Say | None = None,
 ) -> Iterator[tuple[Job, Any]]:
     """run_jobs for several runs on one cache: yields (job, result), and (job, None) for what another run has finished.
 
     `function` returns None for a job that is another's: claimed, or finished meanwhile. Such jobs are waited for, and taken
-    over when their owner is gone. The first exception ends it, but for WorkersLost, which is raised when all else is done.
+    over when their owner is gone; `say` is told for whom, when that takes more than a few seconds. The first exception ends it,
+    but for WorkersLost, which is raised when all else is done. Gone when the files' `home` is no longer where it was.
     """
-    watch, lost = Watch(), []
-    with engine.open() as run:
+    waits, lost = Waits(Watch(), say), []
+    with home.guarded() if home else nullcontext(), engine.open() as run:
         left: list[Job] = list(jobs)
         while left:
             elsewhere = []
@@ -228,20 +236,25 @@ def share_jobs(
                     elsewhere.append(job)
                 else:
                     yield job, result
-            done, left = _wait(elsewhere, finished, watch)
+            done, left = _wait(elsewhere, finished, waits, home)
             yield from ((job, None) for job in done)
     if lost:
         raise lost[0]
 
 
-def _wait(jobs: list[Job], finished: Callable[[Job], bool], watch: Watch) -> tuple[list[Job], list[Job]]:
+def _wait(jobs: list[Job], finished: Callable[[Job], bool], waits: Waits, home: Home | None) -> tuple[list[Job], list[Job]]:
     """Waits for other runs until one of their jobs is finished or free: (the finished ones, the rest)."""
+    names = {job.path: f"shard {job.path.stem} ({job.path})" for job in jobs}
     while jobs:
-        free = [watch.free(job.path) for job in jobs]  # each is watched from the start
+        if home:
+            home.check()
+        free = [waits.watch.free(job.path) for job in jobs]  # each is watched from the start
         done = [finished(job) for job in jobs]
         if any(free) or any(done):
+            waits.over()
             pairs = list(zip(jobs, done, strict=True))
             return [job for job, is_done in pairs if is_done], [job for job, is_done in pairs if not is_done]
+        waits.say_of(names)
         time.sleep(POLL)
     return [], []
 

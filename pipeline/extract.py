@@ -27,6 +27,8 @@ from pipeline.claims import Claim, Mark, Watch, begin, mark_of, sweep, take
 from pipeline.cluster import Engine, Here, pick_device, share_jobs
 from pipeline.config import ExtractConfig
 from pipeline.cores import cores_here
+from pipeline.folder import home_of
+from pipeline.home import Home
 from pipeline.jobs import Advance, RunOptions, ShardJob
 from pipeline.manifest import Clip, Manifest, shard_ranges
 from pipeline.memory import keep_freed_memory
@@ -38,6 +40,7 @@ from pipeline.sealed import Damaged
 from pipeline.takeover import GoodViews
 from pipeline.tensors import GROUPS
 from pipeline.videos import changed_videos
+from pipeline.waits import Say
 
 if TYPE_CHECKING:
     from pipeline.forward import Models, Outline
@@ -80,13 +83,15 @@ def extract(
     redo: bool = False,
     announce: Callable[[int, int], Advance] | None = None,
     engine: Engine | None = None,
+    say: Say | None = None,
 ) -> Summary:
     """Extracts the shards of `manifest` that `cache` lacks, or of `shards` only; with `redo` also those that are complete,
     whose good rows are taken over where their videos are the same. Other runs on the same cache share the work.
 
     `announce(clips to do, clips done before)` is called once and returns `advance(done, failed)`, called after every clip, or
     every shard of other processes. `engine` says where shards are worked on, by default in this process; elsewhere the paths
-    must lead to the same files. ValueError if the cache was made with another configuration, or a shard is not in the plan.
+    must lead to the same files. `say` is told whose claims are waited for. Gone if the cache is moved, deleted or replaced
+    while this run writes to it. ValueError if the cache was made with another configuration, or a shard is not in the plan.
     """
     options, begun = options or RunOptions(), time.monotonic()
     extractor = ExtractShards(config, manifest.root, options, redo)
@@ -98,7 +103,8 @@ def extract(
     else:
         described = extractor.models.record(), clips_per_shard(extractor.models, options)
     extractor.record, per_shard = _as_json(described[0]), described[1]
-    plan = create_cache(cache, extractor.record, manifest, per_shard)
+    plan = create_cache(cache, extractor.record, manifest, per_shard, say)
+    extractor.place = Path(os.path.abspath(plan.folder)), plan.fingerprint
     wanted = range(len(plan)) if shards is None else sorted(set(shards))
     if wanted and not 0 <= min(wanted) <= max(wanted) < len(plan):
         raise ValueError(f"shard {max(wanted)}: this cache has {len(plan)} shards, numbered from 0 to {len(plan) - 1}")
@@ -122,7 +128,7 @@ def extract(
     extractor.advance = advance
     with (
         closing(extractor),
-        closing(share_jobs(extractor, jobs, engine or Here(), extractor.finished)) as results,
+        closing(share_jobs(extractor, jobs, engine or Here(), extractor.finished, extractor.home, say)) as results,
     ):
         for job, record in results:
             written = record or read_statistics(job.path, job.attrs)
@@ -137,6 +143,7 @@ def extract(
                 summary.views += record["views"]
             else:
                 summary.already += 1
+        extractor.home.check()
     sweep(plan.folder / "features", watch)
     summary.seconds = time.monotonic() - begun
     summary.changed = _changed_clips(there)
@@ -172,21 +179,23 @@ class ExtractShards:
 
     root: folder that no clip may leave. `advance(done, failed)` is called after every clip of a shard in `told`. `record`, if
     given, is the configuration that the cache was made with: another machine may hold other weights under the same path.
+    `place` is the cache's folder and its fingerprint.
     """
 
     def __init__(self, config: ExtractConfig, root: Path, options: RunOptions, redo: bool):
         self.config, self.root, self.options, self.redo = config, root, options, redo
         self.record: dict | None = None
+        self.place: tuple[Path, str] | None = None
         self.advance: Advance = lambda done, failed: None
         self.told: set[int] = set()
         self.cores = cores_here()
 
     def __getstate__(self) -> dict:
-        return {name: getattr(self, name) for name in ("config", "root", "options", "redo", "record")}
+        return {name: getattr(self, name) for name in ("config", "root", "options", "redo", "record", "place")}
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(*(state[name] for name in ("config", "root", "options", "redo")))
-        self.record = state["record"]
+        self.record, self.place = state["record"], state["place"]
         keep_freed_memory()
 
     @cached_property
@@ -201,6 +210,11 @@ class ExtractShards:
         return models
 
     @cached_property
+    def home(self) -> Home:
+        """The cache as it was when this process began to work there. CacheError if it is not there."""
+        return home_of(*self.place, "features")
+
+    @cached_property
     def pool(self) -> Pool:
         """The decode workers."""
         workers = self.options.workers
@@ -211,6 +225,8 @@ class ExtractShards:
         """Ends the decode workers, if there are any."""
         if "pool" in vars(self):
             self.pool.close()
+        if "home" in vars(self):
+            self.home.close()
 
     def finished(self, job: ShardJob) -> bool:
         """Whether a shard is complete; to do it again, whether that has been done since this run began."""
@@ -265,7 +281,7 @@ class ExtractShards:
                         break
                     turn = turns.popleft()
                     if complete := self._compose(turn, results_of(turn), disk):
-                        finishing.append((turn.job, finisher.submit(_finish, complete, turn.claim)))
+                        finishing.append((turn.job, finisher.submit(_finish, self._at_home(complete), turn.claim)))
                         yield from settled(1)  # at most one shard is being hashed while the next is computed
                     else:
                         others.append(turn.job)
@@ -280,19 +296,37 @@ class ExtractShards:
 
         composer = ShardComposer(turn.job, turn.claim, turn.mark, self.models, self.options, disk, turn.good)
         self.told.add(turn.job.shard)
+
+        def advance(done: int, failed: int) -> None:
+            self.home.check()  # else hours of work could go into a cache that was deleted
+            self.advance(done, failed)
+
         try:
-            return composer.run(results, self.advance)
+            return composer.run(results, advance)
         except OSError:
+            self.home.check()
             if turn.claim.held():
                 raise
             deque(results, maxlen=0)
             return None
 
+    def _at_home(self, complete: Callable[[], dict | None]) -> Callable[[], dict | None]:
+        """The last step of a shard, which gives its files their names: in the cache that this run began with, and no other."""
+
+        def guarded() -> dict | None:
+            with self.home.guarded():
+                self.home.check()
+                return complete()
+
+        return guarded
+
     def _claim(self, job: ShardJob) -> Turn | None:
-        claim = take(job.path)
+        with self.home.guarded():
+            claim = take(job.path)
         if claim is None:
             return None
         try:
+            self.home.check()  # the claim lies in the cache that this run began with
             if self.finished(job):
                 claim.release()
                 return None

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
-from pipeline.claims import Watch, take
+from pipeline.claims import Mark, Watch, take, version_of
+from pipeline.home import Home
 from pipeline.manifest import Clip, Manifest, read_manifest, shard_ranges
+from pipeline.owners import part_of, remove_abandoned
 from pipeline.records import CACHE, read_statistics, require
-from pipeline.sealed import Damaged, complete, done_marker, part_of, read_json, sha256_of, write_json
+from pipeline.sealed import Damaged, complete, done_marker, make_folder, read_json, sha256_of, write_json
 from pipeline.tensors import FORMAT
+from pipeline.waits import Say, Waits
 
 PIECE = 10_000  # clips that are hashed at a time
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -54,30 +57,57 @@ class Shards:
         return {"fingerprint": self.fingerprint, "shard": shard}
 
 
-def create_cache(path: str | Path, config: dict, manifest: Manifest, per_shard: int) -> Shards:
+def create_cache(path: str | Path, config: dict, manifest: Manifest, per_shard: int, say: Say | None = None) -> Shards:
     """Makes the cache folder, or checks that the one there was made with the same config and clips; returns its plan.
 
     config: all that determines the stored values, as JSON can hold it. A cache that is there keeps its `per_shard` and its copy
     of the manifest: labels, splits and the videos' folder may differ. CacheError names the keys that differ, or the first clip.
+    `say` gets a line where another run's claim is waited for.
     """
     folder = Path(path)
     config = json.loads(_canonical(config))
     fingerprint = _fingerprint(config, manifest)
     check_place(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    watch = Watch()
-    while not (folder / "cache.json").exists():
+    make_folder(folder)
+    watch, made = Watch(), folder / "cache.json"
+    waits = Waits(watch, say)
+    while not made.exists():
+        waits.say_of({made: str(made)})
         with take(folder / "cache.json", watch) or nullcontext() as claim:  # two runs that start at once agree on one plan
             if claim and not (folder / "cache.json").exists():
                 _create(folder, config, manifest, fingerprint, per_shard, claim.name)
                 return Shards(folder, fingerprint, manifest, per_shard)
         time.sleep(0 if claim else 0.1)
     with suppress(OSError):  # a cache that may only be read is none the worse for what a killed run left in it
-        if watch.free(folder / "cache.json"):
-            for part in folder.glob("*.part"):
-                part.unlink(missing_ok=True)
+        watch.free(folder / "cache.json")
+        remove_abandoned(folder, r"cache\.json", r"cache\.claim", r"manifest\.csv")
     _require_same(folder, config, manifest, fingerprint)
     return Shards(folder, fingerprint, manifest, read_cache_json(folder)["per_shard"])
+
+
+def home_of(folder: Path, fingerprint: str, stage: str) -> Home:
+    """The cache and its folder for a stage, which is made, as a run that writes there watches them.
+
+    CacheError if there is no cache, or it is not that of `fingerprint`.
+    """
+    made = folder / "cache.json"
+    seen: list[Mark] = [None]
+
+    def unchanged() -> bool:
+        mark = version_of(made)
+        if mark is None:
+            return False
+        if mark != seen[0]:
+            with suppress(Damaged, CacheError):
+                if read_cache_json(folder)["fingerprint"] != fingerprint:
+                    return False
+                seen[0] = mark
+        return True
+
+    if read_cache_json(folder)["fingerprint"] != fingerprint:
+        raise CacheError(f"{folder}: another cache than the one that this run began with; let all machines see the same files")
+    (folder / stage).mkdir(exist_ok=True)
+    return Home(folder, folder / stage, unchanged=unchanged)
 
 
 def check_place(folder: Path) -> None:

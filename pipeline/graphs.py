@@ -19,9 +19,12 @@ from pipeline import boxes as box_geometry
 from pipeline.cache import Cache, CacheError, Group, made_from
 from pipeline.claims import Claim, Watch, begin, finish, sweep, take
 from pipeline.cluster import Engine, Here, pick_device, share_jobs
+from pipeline.folder import home_of
+from pipeline.home import Home
 from pipeline.sealed import Damaged
 from pipeline.shards import GroupPlan, ShardWriter
 from pipeline.tensors import FIELDS
+from pipeline.waits import Say
 
 GRAPHS = {"iou": ("iou",), "nearest": ("nearest",), "similar": ("similar", "similarity")}  # what is asked for -> fields stored
 NEEDS = {"iou": ("boxes", "valid"), "nearest": ("nodes", "valid"), "similar": ("nodes", "valid")}
@@ -129,12 +132,14 @@ def build_graphs(
     compression: str = "none",
     announce: Callable[[int, int], Callable[[int, int], None]] | None = None,
     engine: Engine | None = None,
+    say: Say | None = None,
 ) -> list[dict]:
     """Computes the graphs of every complete shard that lacks them, or whose features were written again since.
 
     Returns the statistics of the shards that it wrote; those that are up to date, with the same options, are left alone, and
     other runs on the cache share the work. `workers` processes of this machine (0: this one), unless an `engine` says where.
-    `announce(views to do, views there are)` is called once and returns `advance(done, failed)`. CacheError if a field that the
+    `announce(views to do, views there are)` is called once and returns `advance(done, failed)`. `say` is told whose claims are
+    waited for. Gone if the cache is moved, deleted or replaced meanwhile. CacheError if a field that the
     graphs need is not stored; ValueError for options that do not fit.
     """
     maker = ShardGraphs(Path(path), GraphOptions(tuple(which), neighbours), device, compression)
@@ -147,7 +152,8 @@ def build_graphs(
     sweep(maker.path / "graphs", watch)
     jobs = [GraphJob(shard, maker.cache.shards.path(shard, "graphs")) for shard in todo]
     if jobs:
-        with closing(share_jobs(maker, jobs, engine or Here(min(workers, len(jobs))), maker.finished)) as results:
+        engine = engine or Here(min(workers, len(jobs)))
+        with closing(share_jobs(maker, jobs, engine, maker.finished, maker.home, say)) as results:
             for job, record in results:
                 written += [record] if record else []
                 advance(sizes[job.shard], 0)
@@ -172,11 +178,16 @@ class ShardGraphs:
         self.path, self.options, self.device, self.compression = path, options, device, compression
 
     def __getstate__(self) -> dict:
-        return {key: value for key, value in vars(self).items() if key != "cache"}
+        return {key: value for key, value in vars(self).items() if key not in ("cache", "home")}
 
     @cached_property
     def cache(self) -> Cache:
         return Cache(self.path)
+
+    @cached_property
+    def home(self) -> Home:
+        """The cache as it was when this process began."""
+        return home_of(self.cache.path, self.cache.fingerprint, "graphs")
 
     def check(self) -> None:
         """CacheError or ValueError if the cache holds no views, or they do not allow these graphs."""
@@ -209,11 +220,13 @@ class ShardGraphs:
 
     def __call__(self, job: GraphJob) -> dict | None:
         """Writes the graphs of a shard and returns its statistics; None if another run is at it, or was."""
-        claim = take(job.path)
-        if claim is None:
-            return None
-        with claim:
-            return None if self.finished(job) else self._make(job.shard, claim)
+        with self.home.guarded():
+            claim = take(job.path)
+            if claim is None:
+                return None
+            with claim:
+                self.home.check()  # the claim lies in the cache that this run began with
+                return None if self.finished(job) else self._make(job.shard, claim)
 
     def _make(self, shard: int, claim: Claim) -> dict | None:
         features, shards = self.cache.records["features"][shard], self.cache.shards
@@ -225,6 +238,7 @@ class ShardGraphs:
                 self._write(self.cache[name], shard, writer)
             views = sum(int(ok.sum()) for ok in writer.ok.values())
             stats = {"stage": "graphs", "shard": shard, "options": self.options.record, "views": views}
+            self.home.check()
             return finish(writer, {**stats, "seconds": round(time.monotonic() - begun, 3)}, claim, mark)
 
     def _plan(self, group: Group, shard: int) -> GroupPlan:

@@ -18,6 +18,7 @@ from itertools import chain, islice, pairwise
 from pathlib import Path
 
 from pipeline import texts
+from pipeline.owners import own_claim, part_of, remove_abandoned_of
 from pipeline.rows import COLUMNS, ID_BYTES, SPLIT_ALIASES, SPLITS, TIMES, Clip, ManifestError, Rows, foreign_path, wrong_id
 from pipeline.smallfile import open_regular
 
@@ -214,7 +215,8 @@ def write_manifest(path: str | Path, rows: Iterable[Mapping[str, object]]) -> Ma
         raise ManifestError(f"{path}: no clips to write; expected at least one row")
     columns = [name for name in COLUMNS + TIMES if name in first] + [name for name in first if name not in COLUMNS + TIMES]
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    remove_abandoned_of(path)
+    part = part_of(path, own_claim())
     try:
         with open(part, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")

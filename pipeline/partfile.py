@@ -4,6 +4,7 @@ HDF5 may crash the process (SIGSEGV) where it cannot write what describes a file
 over a quota, on a network file system that goes away. So it is not told.
 """
 
+import errno
 import os
 from pathlib import Path
 from types import FunctionType
@@ -28,6 +29,11 @@ class PartFile:
         """OSError if something could not be written."""
         if self._error:
             raise OSError(self._error.errno, self._error.strerror, str(self.path))
+
+    def check_name(self) -> None:
+        """FileNotFoundError unless the file still has its name: its folder may have been moved, and a copy taken its place."""
+        if not os.path.samestat(os.stat(self.path), os.fstat(self._number)):
+            raise FileNotFoundError(errno.ENOENT, "another file has its name now", str(self.path))
 
     def drop(self) -> None:
         """Nothing is written to the disk from now on: the file is about to be removed."""

@@ -16,6 +16,7 @@ from pipeline.manifest import Manifest, read_manifest
 from pipeline.records import read_statistics
 from pipeline.sealed import Damaged, done_marker
 from pipeline.videos import changed_videos
+from pipeline.waits import Say
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ def changed_shards(path: str | Path, root: str | Path | None = None) -> list[int
     return found
 
 
-def redo_graphs(path: str | Path, shards: Iterable[int], workers: int = 0, device: str = "cpu") -> list[dict]:
+def redo_graphs(
+    path: str | Path, shards: Iterable[int], workers: int = 0, device: str = "cpu", say: Say | None = None
+) -> list[dict]:
     """Computes graphs again: those of `shards`, and what is missing or stale; returns the statistics of what was written.
 
     With the options that most of the graphs there were made with: CacheError if none of their statistics can be read.
@@ -87,7 +90,7 @@ def redo_graphs(path: str | Path, shards: Iterable[int], workers: int = 0, devic
     for shard in shards:
         done_marker(cache.shards.path(shard, "graphs")).unlink(missing_ok=True)
     (which, neighbours, compression), _ = made.most_common(1)[0]
-    return build_graphs(path, which, neighbours or 1, workers, device, compression)
+    return build_graphs(path, which, neighbours or 1, workers, device, compression, say=say)
 
 
 def _with_moved(config: ExtractConfig, moved: Moved) -> ExtractConfig:

@@ -4,15 +4,17 @@ import errno
 import hashlib
 import json
 import os
-import socket
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.owners import own_claim as own_claim  # those who write sealed files find here what they need
+from pipeline.owners import part_of as part_of
+from pipeline.owners import remove_abandoned_of
+from pipeline.owners import writer_lives as writer_lives
 from pipeline.smallfile import opened, read_small
 
 # What a file system without hard links says: FAT, some that run in user space.
@@ -27,56 +29,9 @@ class Changed(Damaged):
     """A sealed file is not as it was written."""
 
 
-def part_of(path: Path, claim: str) -> Path:
-    """The name under which a file is written before it is complete; `claim` is the writer's own."""
-    return path.with_name(f"{path.name}.{claim}.part")
-
-
 def done_marker(path: Path) -> Path:
     """The statistics file of a shard's HDF5 file; that it exists says that the shard is complete."""
     return path.with_suffix(".json")
-
-
-def own_claim() -> str:
-    """A claim that no other writer has; its part files say whether their writer still lives (`writer_lives`)."""
-    pid = os.getpid()
-    return f"{socket.gethostname()}-{pid}-{started(pid) or 0}-{uuid.uuid4().hex[:8]}"
-
-
-def writer_lives(part: Path) -> bool | None:
-    """Whether the writer of a part file is a living process of this machine; None if it is another machine's."""
-    claim = part.name.split(".", 2)[-1].removesuffix(".part")
-    host, pid, start, _ = ("", "", "", *claim.rsplit("-", 3))[-4:]
-    if host != socket.gethostname() or not pid.isdigit():
-        return None
-    return started(int(pid)) in (start, "")
-
-
-def remove_abandoned(path: Path) -> None:
-    """Removes the part files of `path` and of its done marker whose writers died on this machine; others' are left alone."""
-    for part in path.parent.glob(f"{path.stem}.*.part"):
-        if writer_lives(part) is False:
-            part.unlink(missing_ok=True)
-
-
-def started(pid: int) -> str | None:
-    """When a process of this machine began, in ticks since its boot; "" if the system does not tell; None if it has ended.
-
-    With the process number it names a process for as long as the machine runs: numbers are used again, pairs are not.
-    """
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return None if state in "ZX" else fields[18]
-    except OSError:
-        if Path("/proc/self/stat").exists():
-            return None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:  # another user's
-        pass
-    return ""
 
 
 def complete(part: Path, path: Path, replace: bool = True) -> None:
@@ -88,11 +43,27 @@ def complete(part: Path, path: Path, replace: bool = True) -> None:
         os.replace(part, path)
     else:
         publish(part, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes the names in a folder durable: those that were given, and that others were taken away."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it, durably. OSError where it cannot, or a file is in the way."""
+    if path.is_dir():
+        return
+    if path.parent != path:
+        make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    with suppress(OSError):  # a folder above it that may not be read
+        sync_folder(path.parent)
 
 
 def publish(part: Path, path: Path) -> None:
@@ -134,6 +105,31 @@ def sync_and_hash(path: Path) -> str:
     return digest
 
 
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Gives an OSError that names no file (a write's, on a full disk) the name of the one that is being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file that appears whole or not at all, and removes what killed writers of the same file left."""
+    remove_abandoned_of(path)
+    part = part_of(path, own_claim())
+    try:
+        with named(path), open(part, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        complete(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 _SEAL = b'"seal": "%s"\n}\n'
 _ZEROS = _SEAL % (b"0" * 64)
 
@@ -157,7 +153,7 @@ def json_part(path: Path, record: Mapping[str, object], claim: str, allow_nan: b
     text = text.replace(_ZEROS, _SEAL % hashlib.sha256(text).hexdigest().encode())
     part = part_of(path, claim)
     try:
-        with open(part, "wb") as file:
+        with named(path), open(part, "wb") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

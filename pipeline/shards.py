@@ -15,8 +15,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from pipeline.owners import own_claim, part_of, remove_abandoned_of
 from pipeline.partfile import PartFile
-from pipeline.sealed import complete, done_marker, fletcher32, json_part, own_claim, part_of, remove_abandoned, sync_and_hash
+from pipeline.sealed import complete, done_marker, fletcher32, json_part, sync_and_hash, sync_folder
 from pipeline.tensors import FORMAT, GROUPS, field_of
 
 COMPRESSIONS = ("none", "lzf", "zstd")
@@ -91,10 +92,11 @@ class ShardWriter:
         self.attrs = {"format": FORMAT, **attrs}
         self.claim = claim or own_claim()
         self.ok = {group: np.zeros(len(plan.clips), bool) for group, plan in plans.items()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(exist_ok=True)  # not the cache itself: one that was moved away is not made anew
         self._part = part_of(self.path, self.claim)
         self._file: h5py.File | None = None
-        remove_abandoned(self.path)
+        for file in (self.path, done_marker(self.path)):
+            remove_abandoned_of(file)
         self._refuse_without_room()
         self._out = PartFile(self._part)
         try:
@@ -165,6 +167,7 @@ class ShardWriter:
             for group, ok in self.ok.items():
                 self._file[group]["ok"][...] = ok
             self._file.close()
+            self._out.check_name()
             self._out.close()
             self._out.check()
             record |= {"bytes": self._part.stat().st_size, "sha256": sync_and_hash(self._part)}
@@ -182,8 +185,9 @@ class ShardWriter:
         statistics for the one that is being written now: so the statistics follow the file whose name was given last.
         """
         marker, mine = done_marker(self.path), self._part.stat().st_ino
-        if replace:
-            marker.unlink(missing_ok=True)
+        if replace and marker.exists():
+            marker.unlink()
+            sync_folder(marker.parent)  # after a power loss no marker stands for the file that comes now
         complete(self._part, self.path, replace)
         try:
             complete(statistics, marker, replace)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("cli", "heads", "pipeline")
 
 # What a file of the pipeline may import from the others, beyond these, which are words and arithmetic rather than stages.
-WORDS = {"names", "tensors", "boxes", "manifest", "sealed", "smallfile", "draws", "cores"}
+WORDS = {"names", "tensors", "boxes", "manifest", "sealed", "owners", "smallfile", "draws", "cores"}
 WORDS |= {"memory_format", "precision", "shown", "texts", "wrappers"}
 PIPELINE = {
     "rows": set(),
@@ -47,12 +47,14 @@ PIPELINE = {
     "shardfile": {"shards", "shardtables", "handles"},
     "records": set(),
     "claims": set(),
-    "folder": {"claims", "records"},
+    "home": set(),
+    "waits": {"claims"},
+    "folder": {"claims", "home", "records", "waits"},
     "cache": {"shards", "shardfile", "folder"},
     "slurm": {"dask_nodes", "dask_worker"},
     "flight": set(),
-    "cluster": {"claims", "flight", "pool", "slurm", "tls", "dask_nodes", "scratch"},
-    "graphs": {"cache", "folder", "shards", "claims", "cluster"},
+    "cluster": {"claims", "flight", "home", "pool", "slurm", "tls", "dask_nodes", "scratch", "waits"},
+    "graphs": {"cache", "folder", "home", "shards", "claims", "cluster", "waits"},
     "values": {"shards"},
     "shardcheck": {"cache", "folder", "records", "shardfile", "shardtables", "values"},
     "verify": {"cache", "folder", "pool", "claims", "shardcheck"},
@@ -79,6 +81,8 @@ PIPELINE = {
         "jobs",
         "claims",
         "cluster",
+        "folder",
+        "home",
         "forward",
         "config",
         "pixels",
@@ -89,13 +93,14 @@ PIPELINE = {
         "memory",
         "records",
         "videos",
+        "waits",
     },
     "plan": {"cache", "cluster", "compose", "config", "extract", "folder", "forward"},
-    "repair": {"extract", "config", "cache", "folder", "graphs", "records", "videos"},
+    "repair": {"extract", "config", "cache", "folder", "graphs", "records", "videos", "waits"},
 }
 HEADS_MAY_USE = {"cache", "tensors", "boxes", "roi", "graphs", "backbones", "cluster", "memory", "manifest", "sealed"}
 HEADS_MAY_USE |= {"digits", "digit_cache", "claims", "names", "memory_format", "precision", "shown", "texts"}
-HEADS_MAY_USE |= {"records", "smallfile"}
+HEADS_MAY_USE |= {"home", "owners", "records", "smallfile", "waits"}
 ONE_PLACE = {
     "h5py": {"pipeline/shards.py", "pipeline/shardtables.py"},
     "hdf5plugin": {"pipeline/shards.py", "pipeline/shardfile.py"},

@@ -49,11 +49,11 @@ def owner(shard):
     process.wait()
 
 
-def elsewhere(path: Path, name: str = "other-1-1-00000000") -> None:
-    """A claim by a process of another machine."""
+def elsewhere(path: Path, name: str = "other-1-1-00000000", count: int = 0) -> None:
+    """A claim by a process of another machine, or its sign of life number `count`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     owner = {"claim": name, "machine": "another", "pid": os.getpid(), "start": "1"}
-    claim_file(path).write_bytes(json.dumps(owner).encode() + b"\n" + b"0" * claims.COUNT)
+    claim_file(path).write_bytes(json.dumps(owner).encode() + b"\n" + str(count).zfill(claims.COUNT).encode())
 
 
 def names(path: Path) -> set[str]:
@@ -208,7 +208,7 @@ def test_a_link_whose_success_was_not_heard_of_counts(tmp_path, monkeypatch):
     publish(tmp_path / "a", tmp_path / "final")
 
 
-def test_a_sweep_removes_what_the_dead_left_and_nothing_of_the_living(shard, owner):
+def test_a_sweep_removes_what_the_dead_left_and_nothing_of_the_living(shard, owner, monkeypatch):
     dead = subprocess.run([sys.executable, "-c", "from pipeline.sealed import own_claim; print(own_claim())"],
                           cwd=ROOT, capture_output=True, text=True).stdout.strip()  # fmt: skip
     left = part_of(shard.with_name("00007.h5"), dead)
@@ -220,8 +220,19 @@ def test_a_sweep_removes_what_the_dead_left_and_nothing_of_the_living(shard, own
     unclaimed.write_text("half")
     ours = part_of(shard.with_name("00010.h5"), own_claim())
     ours.write_text("half")
-    sweep(shard.parent, Watch())
+    now, watch = [1000.0], Watch(silence=60)
+    monkeypatch.setattr(claims, "time", SimpleNamespace(sleep=time.sleep, monotonic=lambda: now[0]))
+    sweep(shard.parent, watch)
     assert not left.exists()
+    now[0] += 50
+    unclaimed.write_text("half and more")  # its writer, which nobody here can see, lives
+    sweep(shard.parent, watch)
+    now[0] += 50
+    elsewhere(shard.with_name("00008.h5"), count=1)
+    sweep(shard.parent, watch)
+    assert unclaimed.exists()
+    now[0] += 11
+    sweep(shard.parent, watch)
     assert not unclaimed.exists()
     assert {"00003.claim", "00008.claim", foreign.name, ours.name} < names(shard)
     assert len(list(shard.parent.glob("00003.h5.*.part"))) == 1

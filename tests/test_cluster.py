@@ -53,6 +53,7 @@ def leftovers(cache: Path) -> list[str]:
 
 def test_a_shard_that_another_run_works_on_is_left_to_it_and_taken_when_it_gives_up(world, undisturbed, tmp_path):  # noqa: F811
     cache, features = tmp_path / "cache", tmp_path / "cache/features"
+    features.mkdir(parents=True)
     claim = take(features / "00001.h5")
     ours = threading.Thread(target=run, args=(world, cache))
     ours.start()

@@ -281,6 +281,7 @@ def test_killed_at_any_moment_and_resumed_a_run_gives_the_same_bytes(world, tmp_
     rng = np.random.default_rng(0)
     command = command_line(world, tmp_path / "killed", tmp_path / "weights.pth")
     features = tmp_path / "killed" / "features"
+    features.mkdir(parents=True)
     with take(features / f"{CLIPS - 1:05d}.h5"):  # it waits for this one: however fast it is, it is never done before the kill
         for _ in range(3):
             process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +23,11 @@ from heads import runs
 from heads.recipe import recipe_with
 from heads.report import report
 from heads.reporting.cached import boxes_per_clip
+from heads.reporting.document import Document
 from heads.reporting.found import read_run
+from heads.reporting.page import to_html
 from heads.reporting.predicted import predicted_of
+from heads.reporting.written import write_report
 from heads.train import train
 from pipeline.cache import Cache
 from pipeline.config import ExtractConfig, with_settings
@@ -426,3 +431,97 @@ def test_bad_input_is_refused_before_anything_is_written(study, tmp_path):
     with pytest.raises(ValueError, match="is no report"):
         write(study, tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_with_anybodys_page_keeps_its_pictures(study, tmp_path):
+    for name in ("report.html", "report.md", "pictures/holiday.jpg", "plots/mine.svg", "tables/mine.csv"):
+        (tmp_path / "site" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "site" / name).write_text(f"<!doctype html> my {name}")
+    before = everything(tmp_path / "site")
+    with pytest.raises(ValueError, match="is no report"):
+        write(study, tmp_path / "site")
+    assert everything(tmp_path / "site") == before
+
+
+def test_what_others_put_beside_a_report_stays(study, written, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(written, out)
+    for name in ("notes.txt", "pictures/holiday.jpg", "tables/mine.csv", "lecture.mp4.part"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("mine")
+    assert len(list((out / "plots").iterdir())) > 1
+    write(study / "weak-seed0", out)
+    mine = {"notes.txt", "pictures/holiday.jpg", "tables/mine.csv", "lecture.mp4.part"}
+    write(study / "weak-seed0", tmp_path / "fresh")
+    assert everything(out) == everything(tmp_path / "fresh") | dict.fromkeys(mine, b"mine")
+
+
+def test_a_report_replaces_no_file_that_it_has_not_written(study, written, tmp_path):
+    shutil.copytree(written, tmp_path / "out")
+    write(study / "weak-seed0", tmp_path / "out")
+    plot = next(name for name in everything(written) if name[:6] == "plots/" and not (tmp_path / "out" / name).exists())
+    (tmp_path / "out" / plot).parent.mkdir(exist_ok=True)
+    (tmp_path / "out" / plot).write_text("mine")
+    before = everything(tmp_path / "out")
+    with pytest.raises(ValueError, match="is of no earlier report"):
+        write(study, tmp_path / "out")
+    assert everything(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("over", ["nothing", "an earlier report"])
+def test_a_report_stopped_anywhere_can_be_written_again(study, written, tmp_path, monkeypatch, over):
+    """At every file in turn the disk is full; the same call then ends as if nothing had happened, and leaves no part file."""
+    text, page = "# text", to_html(Document("title", (), ()))
+    files = {"plots/a.svg": b"a", "plots/b.svg": b"b", "tables/t.csv": b"t"}
+    write_report(tmp_path / "calm", page, text, files)
+    moments = [(Path, "write_bytes"), (Path, "unlink"), (os, "replace"), (os, "fsync"), (Path, "mkdir")]
+    stop, ended = 1, False
+    while not ended:
+        out, calls = tmp_path / f"stopped-{stop}", [0]
+        if over != "nothing":
+            shutil.copytree(written, out)
+
+        def full(*args, real, stop=stop, calls=calls, **how):
+            calls[0] += 1
+            if calls[0] == stop:
+                raise OSError(28, "No space left on device")
+            return real(*args, **how)
+
+        with monkeypatch.context() as patch:
+            for where, name in moments:
+                real = getattr(where, name)
+                patch.setattr(where, name, lambda *args, real=real, **how: full(*args, real=real, **how))
+            with suppress(OSError):
+                write_report(out, page, text, files)
+        ended = calls[0] < stop
+        write_report(out, page, text, files)
+        assert everything(out) == everything(tmp_path / "calm")
+        stop += 1
+    assert stop > 15
+
+
+def test_a_report_of_a_version_without_a_marker_is_replaced_but_for_what_nobody_knows(study, written, tmp_path):
+    shutil.copytree(written, tmp_path / "out")
+    (tmp_path / "out" / "vidgraph-report.json").unlink()
+    (tmp_path / "out" / "pictures").mkdir(exist_ok=True)
+    (tmp_path / "out" / "pictures" / "holiday.jpg").write_text("mine")
+    write(study / "weak-seed0", tmp_path / "out")
+    write(study / "weak-seed0", tmp_path / "fresh")
+    left = everything(tmp_path / "out").keys() - everything(tmp_path / "fresh").keys()
+    assert "pictures/holiday.jpg" in left
+    assert not [name for name in left if name.startswith("plots/")]  # which its text showed
+
+
+@pytest.mark.parametrize("listed", ["../precious", "/etc/passwd", "notes.txt", "tables/../../precious", "tables/sub/x.csv", 7])
+def test_a_list_that_somebody_changed_removes_nothing_outside(study, written, tmp_path, listed):
+    (tmp_path / "precious").write_text("mine")
+    shutil.copytree(written, tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    marker = tmp_path / "out" / "vidgraph-report.json"
+    marker.write_text(json.dumps({"files": [*json.loads(marker.read_text())["files"], listed]}))
+    write(study, tmp_path / "out")
+    assert (tmp_path / "precious").read_text() == (tmp_path / "out" / "notes.txt").read_text() == "mine"

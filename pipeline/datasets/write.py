@@ -1,7 +1,6 @@
 """A dataset's entries and its videos -> the manifest, its class list, and the lists for mirrored views."""
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 from pipeline.datasets import Dataset, Entry, mirrored_pairs, protected
 from pipeline.datasets.media import choose, find_media
 from pipeline.manifest import Manifest, ManifestError, write_manifest
+from pipeline.sealed import write_text
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,5 @@ def _span(entry: Entry, name: str) -> tuple[float | None, float | None]:
 
 def _write(path: Path, text: str) -> Path:
     """Writes a text file that appears whole or not at all."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_text(path, text)
     return path

@@ -1,0 +1,87 @@
+"""A run's log as curves for TensorBoard. They accompany a training: where they cannot be written, it goes on without them."""
+
+import itertools
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from io import BytesIO, FileIO
+from pathlib import Path
+from typing import Any
+
+Say = Callable[[str], None]
+_NUMBERS = itertools.count()  # of the files that this process writes
+
+
+class Curves:
+    """A file of TensorBoard in `folder`, without what other files there hold from after mini-batch `step`.
+
+    It is written here and now rather than by a thread of TensorBoard's, whose errors nobody can catch. From the first error on
+    nothing more is written, which `say` is told once.
+    """
+
+    def __init__(self, folder: Path, step: int, say: Say):
+        self.folder, self._say = folder, say
+        self._file: FileIO | None = None
+        self._attempt(lambda: self._begin(step + 1))
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """A line of the log."""
+        values = {"train/loss": line["loss"], "train/lr": line["lr"]}
+        values |= {f"val/{name}": value for name, value in line["val"].items()}
+        if self._file is not None:
+            self._attempt(lambda: self._scalars(values, line["step"]))
+
+    def close(self) -> None:
+        """No more lines; may be called again."""
+        if self._file is not None:
+            self._attempt(self._end)
+
+    def _begin(self, purged: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBERS)}"
+        self._file = open(self.folder / name, "wb", buffering=0)  # noqa: SIM115 (`close` closes it)
+        start = SessionLog(status=SessionLog.START)
+        events = (Event(file_version="brain.Event:2"), Event(step=purged, session_log=start))
+        self._put(*events)
+
+    def _scalars(self, values: Mapping[str, float], step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from torch.utils.tensorboard.summary import scalar
+
+        self._put(*(Event(step=step, summary=scalar(name, value)) for name, value in values.items()))
+
+    def _put(self, *events: Any) -> None:
+        """Writes events, all or none: OSError, and the file is as it was before."""
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        records = BytesIO()
+        for event in events:
+            event.wall_time = time.time()
+            RecordWriter(records).write(event.SerializeToString())
+        left, before = memoryview(records.getvalue()), self._file.tell()
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            self._file.truncate(before)
+            raise
+
+    def _end(self) -> None:
+        file, self._file = self._file, None
+        file.close()
+
+    def _attempt(self, work: Callable[[], None]) -> None:
+        """Does a step; whatever it raises ends the curves alone."""
+        try:
+            work()
+        except Exception as error:
+            file, self._file = self._file, None
+            reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+            self._say(f"{self.folder}: no more curves for TensorBoard ({reason}); log.jsonl has the same figures")
+            if file is not None:
+                with suppress(OSError):  # a network file system may say again that its disk is full
+                    file.close()

@@ -1,0 +1,57 @@
+"""Whoever waits for a claim for longer than a few seconds says for whose, and until when at most."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from pipeline.claims import Seen, Watch, look
+
+PATIENCE = 3.0  # seconds of waiting before a person is told
+Say = Callable[[str], None]  # gets lines for a person
+
+
+class Waits:
+    """Says for whom this process waits, when that has taken a few seconds: once for each owner."""
+
+    def __init__(self, watch: Watch, say: Say | None):
+        self.watch, self._say = watch, say
+        self._begun: float | None = None
+        self._told: set[str] = set()
+
+    def say_of(self, paths: Mapping[Path, str]) -> None:
+        """Called again and again while claimed files are waited for; `paths`: what each is called for a person."""
+        if self._say is None:
+            return
+        now = time.monotonic()
+        self._begun = now if self._begun is None else self._begun
+        if now - self._begun < PATIENCE:
+            return
+        found: dict[str, list[tuple[Path, Seen]]] = {}
+        for path in paths:
+            if (seen := look(path)) is not None:
+                found.setdefault(seen.owner, []).append((path, seen))
+        for owner, theirs in found.items():
+            if owner not in self._told:
+                self._told.add(owner)
+                self._say(self._line(paths, theirs))
+
+    def over(self) -> None:
+        """What was waited for is there: the next one has its own few seconds."""
+        self._begun = None
+
+    def _line(self, names: Mapping[Path, str], theirs: list[tuple[Path, Seen]]) -> str:
+        path, seen = theirs[0]
+        more = f" and {len(theirs) - 1} more" if len(theirs) > 1 else ""
+        return f"waiting for {names[path]}{more}, {claimed_until(seen, self.watch.silent_for(path, seen), self.watch.silence)}"
+
+
+def claimed_until(seen: Seen, silent: float, silence: float) -> str:
+    """Whose claim it is, and until when it is waited for at most; `silent`: seconds for which it has stood still."""
+    if seen.lives:
+        return f"claimed by {seen.owner}, which is at work: until it has ended"
+    left = max(0.0, silence - silent)
+    when = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
+    return (
+        f"claimed by {seen.owner}: until it is done, or has given no sign of life for {silence:.0f} s "
+        f"(without one, this run takes over in {left:.0f} s, at {when})"
+    )

@@ -1,0 +1,166 @@
+"""A folder that a run works in: moved, deleted or replaced, the run ends, makes no folder anew and writes into no other."""
+
+import os
+import shutil
+
+import pytest
+from small_cache import make_cache
+from test_train import recipe
+from tiny_cache import Tiny
+
+from heads import runs
+from heads.ablate import How, ablate
+from heads.held import hold, refuse_if_lost
+from heads.learner import Learner
+from heads.study import read_study
+from heads.train import train
+from pipeline import graphs
+from pipeline.folder import home_of, read_cache_json
+from pipeline.graphs import build_graphs
+from pipeline.home import Gone, Home
+from pipeline.shards import ShardWriter
+
+
+def quiet(line):
+    pass
+
+
+def moved(folder):
+    os.rename(folder, folder.with_name("elsewhere"))
+
+
+def deleted(folder):
+    shutil.rmtree(folder)
+
+
+def replaced(folder):
+    """By a copy, which has everything that the other has but is another folder."""
+    moved(folder)
+    shutil.copytree(folder.with_name("elsewhere"), folder)
+
+
+def linked(folder):
+    """A link to where it is now is the same folder: nothing is lost, and nothing has to end."""
+    moved(folder)
+    folder.symlink_to("elsewhere")
+
+
+@pytest.mark.parametrize("happens", [moved, deleted, replaced])
+def test_a_folder_that_is_not_where_it_was_is_noticed(tmp_path, happens):
+    (tmp_path / "cache" / "features").mkdir(parents=True)
+    home = Home(tmp_path / "cache", tmp_path / "cache" / "features")
+    home.check()
+    happens(tmp_path / "cache")
+    with pytest.raises(Gone, match="moved or deleted, or another folder has its name"):
+        home.check()
+    with pytest.raises(Gone), home.guarded():
+        raise FileNotFoundError
+    home.close()
+
+
+def test_a_link_to_the_same_folder_is_the_same_folder(tmp_path):
+    (tmp_path / "cache").mkdir()
+    home = Home(tmp_path / "cache")
+    linked(tmp_path / "cache")
+    home.check()
+
+
+def test_other_errors_stay_what_they_are(tmp_path):
+    with pytest.raises(KeyError), Home(tmp_path).guarded():
+        raise KeyError("mine")
+
+
+def test_a_cache_that_is_made_anew_in_the_same_folder_is_another(tmp_path):
+    path = make_cache(tmp_path)
+    record = read_cache_json(path)
+    home = home_of(path, record["fingerprint"], "features")
+    home.check()
+    text = (path / "cache.json").read_bytes()
+    (path / "cache.json").write_bytes(text)  # written again, as with other labels: still the same cache
+    home.check()
+    (path / "cache.json").unlink()
+    with pytest.raises(Gone):
+        home.check()
+    runs.write_json(path / "cache.json", {**{k: v for k, v in record.items() if k != "seal"}, "fingerprint": "f" * 64})
+    with pytest.raises(Gone, match="deleted and made anew"):
+        home.check()
+
+
+@pytest.mark.parametrize("happens", [moved, deleted, replaced])
+@pytest.mark.parametrize("moment", ["a shard is begun", "a view is written", "a shard is completed"])
+def test_graphs_end_where_their_cache_goes_away_and_leave_what_is_there_alone(tmp_path, monkeypatch, happens, moment):
+    path = make_cache(tmp_path)
+    step = {"a shard is begun": (graphs, "take"), "a view is written": (ShardWriter, "write")}.get(moment, (graphs, "finish"))
+    done, struck = getattr(*step), []
+
+    def strike(*args, **named):
+        if not struck:
+            happens(path)
+            struck.append(files(path))
+        return done(*args, **named)
+
+    monkeypatch.setattr(*step, strike)
+    with pytest.raises(Gone):
+        build_graphs(path)
+    assert struck == [files(path)]
+
+
+def files(path) -> set[str]:
+    """What is there, but for what bears the name of one claim: a copy of that is its own to remove."""
+    found = path.rglob("*") if path.exists() else ()
+    return {str(file.relative_to(path)) for file in found if file.suffix not in (".claim", ".part")}
+
+
+def test_a_worker_whose_path_leads_to_another_cache_says_so(tmp_path):
+    path = make_cache(tmp_path)
+    with pytest.raises(ValueError, match="another cache than the one that this run began with"):
+        home_of(path, "0" * 64, "features")
+    with pytest.raises(ValueError, match="no cache here"):
+        home_of(tmp_path / "nothing", "0" * 64, "features")
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize("happens", [moved, deleted, replaced])
+def test_a_training_whose_folder_goes_away_ends_and_makes_none_anew(tmp_path, monkeypatch, happens):
+    cache, step, struck = Tiny().write(tmp_path / "cache"), Learner.step, []
+
+    def strike(*args):
+        if not struck:
+            happens(tmp_path / "runs")
+            struck.append(files(tmp_path / "runs"))
+        return step(*args)
+
+    monkeypatch.setattr(Learner, "step", strike)
+    with pytest.raises(Gone, match="moved or deleted"):
+        train(recipe(epochs=2), cache, tmp_path / "runs" / "mine", device="cpu", say=quiet)
+    assert struck == [files(tmp_path / "runs")]
+
+
+def test_a_link_that_leads_elsewhere_now_is_noticed(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "runs").symlink_to("one")
+    (held,) = hold([tmp_path / "runs" / "mine"], quiet)
+    refuse_if_lost(tmp_path / "runs" / "mine" / "last.pt")
+    (tmp_path / "runs").unlink()
+    (tmp_path / "runs").symlink_to("two")
+    with pytest.raises(Gone):
+        refuse_if_lost(tmp_path / "runs" / "mine" / "last.pt")
+    held.leave()
+
+
+@pytest.mark.parametrize("happens", [moved, deleted, replaced])
+def test_a_study_whose_folder_goes_away_ends_and_makes_none_anew(tmp_path, monkeypatch, happens):
+    cache, step, struck = Tiny().write(tmp_path / "cache"), Learner.step, []
+    (tmp_path / "two.toml").write_text('seeds = [0, 1]\n[head]\nname = "pool"\n[train]\nepochs = 1\nbatch = 4\nlr = 0.1\n')
+
+    def strike(*args):
+        if not struck:
+            happens(tmp_path / "runs")
+            struck.append(files(tmp_path / "runs"))
+        return step(*args)
+
+    monkeypatch.setattr(Learner, "step", strike)
+    with pytest.raises(Gone, match="moved or deleted"):  # in groups of one: the second begins when the folder is away
+        ablate(read_study(tmp_path / "two.toml"), cache, tmp_path / "runs", How(device="cpu"), at_once=1, say=quiet)
+    assert struck == [files(tmp_path / "runs")]
