@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from cli._say import warn
+
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 MOST_SHARDS = 10_000_000  # of a cache; a range that goes on is a slip of the keys
 
@@ -128,14 +130,12 @@ def say_cost(precision: str, device: str, elsewhere: bool = False) -> None:
     if precision != "bf16" or (elsewhere and device == "cuda"):
         return  # nothing to say, nor to load
     if elsewhere:
-        click.echo(
-            "precision bf16: workers whose CPU has no bf16 arithmetic take about 12 times as long as with fp32", err=True
-        )
+        warn("precision bf16: workers whose CPU has no bf16 arithmetic take about 12 times as long as with fp32")
         return
     from pipeline import precision as arithmetic
 
     if line := arithmetic.cost(precision, pick_device(device)):
-        click.echo(line, err=True)
+        warn(line)
 
 
 def pick_device(name: str) -> str:
