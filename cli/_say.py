@@ -1,6 +1,7 @@
 """What verbs print. Names from data are text: never commands of a terminal, lines of their own, or a table's markup."""
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,9 @@ from pipeline.shown import visible, visible_json
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+LOG_WIDTH = 200  # columns of a table where there is no terminal: a path stays in one piece, to be searched for
 
 
 def say(line: object, err: bool = False) -> None:
@@ -36,4 +40,5 @@ def console(err: bool = False) -> "Console":
             return super().render_str(visible(text), **how)
 
     stream = sys.stderr if err else sys.stdout
-    return Plain(file=getattr(stream, "unguarded", stream), markup=False, emoji=False)
+    width = None if stream.isatty() or os.environ.get("COLUMNS") else LOG_WIDTH
+    return Plain(file=getattr(stream, "unguarded", stream), markup=False, emoji=False, width=width)

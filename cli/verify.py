@@ -70,7 +70,8 @@ def _print_table(cache: Path, report) -> None:
     from rich import box
     from rich.table import Table
 
-    table = Table("stage", "shards", "views", "GB", "findings", box=box.SIMPLE, title=str(cache), title_justify="left")
+    say(cache)  # a title would be broken at the table's width
+    table = Table("stage", "shards", "views", "GB", "findings", box=box.SIMPLE)
     for column in table.columns[1:]:
         column.justify = "right"
     for stage, shards in report.shards.items():

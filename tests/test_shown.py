@@ -11,10 +11,11 @@ from types import SimpleNamespace
 
 import click
 import pytest
+from rich.table import Table
 
 from cli.__main__ import main, vidgraph
 from cli._progress import progress
-from cli._say import say, to_json
+from cli._say import console, say, to_json
 from cli.verify import _print_table
 from heads.runs import save_confusion
 from pipeline.check import Checked, Finding, write_findings
@@ -59,6 +60,17 @@ def test_tables_take_names_as_they_are(capsys, monkeypatch):
     assert "[/b][red]:smile:" in said
     assert f"{SAFE}: {SAFE}; {SAFE}" in said
     assert "\nnothing wrong" not in said
+
+
+def test_a_long_path_stays_in_one_piece_in_a_log(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    path = "/data/of everybody/" + "a long name with blanks " * 4 + "cache"
+    report = SimpleNamespace(shards={"features": 1}, views={"features": 1}, bytes={"features": 1}, seconds=1.0, findings=[])
+    _print_table(Path(path), report)
+    table = Table("path")
+    table.add_row(path)
+    console().print(table)
+    assert capsys.readouterr().out.count(path) == 2
 
 
 class Terminal(io.StringIO):
