@@ -44,7 +44,7 @@ from pipeline.decode import VideoInfo
 from pipeline.digit_cache import cache_digits
 from pipeline.digits import TASKS, DigitVideos, load_images
 from pipeline.extract import RunOptions
-from pipeline.forward import Models
+from pipeline.forward import Models, source_of
 from pipeline.graphs import GraphOptions, build_graphs, graphs_of
 from pipeline.manifest import Clip, read_manifest
 from pipeline.pixels import ClipPixels
@@ -198,6 +198,16 @@ def test_stage_one_computes_there_in_half_precision(precision, sources):
     found = computed(views_config(**small, **options, precision=precision), "cuda")
     wide = computed(views_config(**small, **options), "cpu")
     assert relative(torch.from_numpy(found["res4"]), torch.from_numpy(wide["res4"])) < 0.1
+
+
+def test_boxes_that_a_gpu_finds_in_half_precision_are_found_on_a_cpu_in_full(sources):
+    """Fine-tuning on a CPU from a cache that a GPU made in fp16 looks for boxes as that cache's configuration says."""
+    made = {"backbone": "digit_cnn", "keep": ("nodes",), "proposals": "digit_rpn", "proposal_options": sources["digit_rpn"]}
+    half, full = views_config(**made, precision="fp16"), views_config(**made)
+    assert source_of(half, "cuda").dtype == torch.float16
+    frames = torch.randint(0, 256, (2, 48, 64, 3), dtype=torch.uint8)
+    found = [source_of(config, "cpu").propose(frames, None, None, ()) for config in (half, full)]
+    assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
 
 
 class StandIn(torch.nn.Module):
