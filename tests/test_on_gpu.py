@@ -517,6 +517,18 @@ def test_heads_learn_from_frames_there(head, options, tmp_path):
     assert places(saved["backbone"]) == {"cpu"}
 
 
+def test_a_mini_batch_without_any_video_moves_nothing_in_half_precision(tmp_path):
+    """No gradient, so nothing whose scale could be checked; a process among several may begin with one."""
+    asked = live_recipe("pool", {"dropout": 0.0}, epochs=1)
+    network = live_network(asked, width=8).to("cuda")
+    how = How(tensorboard=False, precision="fp16")
+    gone = tuple(f"train{k}" for k in range(9))
+    lines: list[str] = []
+    train_frames(asked, tmp_path, network, OnGPU(clips=9, gone=gone[:8]), ("a", "b", "c"), how, say=lines.append)
+    assert sum("cannot be decoded" in line for line in lines) == 8
+    assert runs.load_checkpoint(tmp_path / "last.pt")["progress"]["step"] == 3
+
+
 class OnGPU(Videos):
     """As `Videos`, on the device, which is what a source promises."""
 

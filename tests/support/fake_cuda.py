@@ -10,9 +10,9 @@ Within it torch says that there is one GPU: in `torch.cuda`, in factories (`devi
 autocast, optimisers, random numbers, `torch.save` and `torch.load`, pinned memory. Everything works in all threads.
 
 How: a `CudaTensor` is a subclass over ordinary memory with the dispatch keys of CUDA. Every operator on one ends in
-`Device.run` (cuda_device.py): it refuses a mixture of devices that CUDA would refuse, runs the CPU's kernel on the same memory, and tells the
-observers. In C++ the tensor says that it is on the CPU, because torch's autograd engine has no thread for a device that the
-machine lacks. What follows from that, and what else is not pretended:
+`Device.run` (cuda_device.py): it refuses a mixture of devices that CUDA would refuse, runs the CPU's kernel on the same
+memory, and tells the observers. In C++ the tensor says that it is on the CPU, because torch's autograd engine has no thread
+for a device that the machine lacks. What follows from that, and what else is not pretended:
 
 - A C++ function that makes a helper tensor on its argument's device makes it on the CPU; none that the product calls does.
 - Copies that need not wait (`non_blocking`) are made at once; but a pinned source must stay as it is, and what goes to the
