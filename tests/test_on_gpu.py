@@ -191,6 +191,11 @@ def test_every_source_of_boxes_feeds_the_nodes_there(source, pool, sources):
     assert found["valid"].any()
 
 
+def test_views_without_boxes_are_computed_there():
+    small = {"backbone": "digit_cnn", "backbone_options": {"width": 8}}
+    assert same_arrays(views_config(**small, keep=("pooled", "conv2")))["boxes"].shape[1] == 0
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_stage_one_computes_there_in_half_precision(precision, sources):
     small = {"backbone": "resnet18", "backbone_options": {"width": 8}, "keep": ("pooled", "nodes", "res4")}
@@ -483,9 +488,15 @@ def test_a_plan_in_half_precision_is_measured_there(videos, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_fine_tuning_there_starts_from_the_caches_logits(videos, checkpointing, tmp_path):
-    head = {"name": "roi_pool"}
+GRAPH = {"regions": "nodes", "neighbours": "cached", "width": 8}  # reads a graph that is computed on the way
+
+
+@pytest.mark.parametrize(
+    ("head", "options", "checkpointing"),
+    [("roi_pool", {}, False), ("roi_pool", {}, True), ("strg", {}, False), ("gos_temp_conv", GRAPH, False)],
+)
+def test_fine_tuning_there_starts_from_the_caches_logits(videos, head, options, checkpointing, tmp_path):
+    head = {"name": head, **options}
     phase = {"train": {"epochs": 1, "batch": 4, "lr": 0.01}, "name": "joint", "reads": "frames"}
     asked = recipe_from({"name": "tiny", "source": "a test", "head": head, "phases": [phase]})
     whole, chosen = frames_phase(asked, "", train_from="res3")
