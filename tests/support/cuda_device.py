@@ -23,8 +23,11 @@ plain_to = torch.Tensor.to
 
 @dataclass(frozen=True)
 class Operation:
-    """One operator that reached the device. `kind`: "launch" (work for it), "view" (none), "h2d" or "d2h" (a copy from or to
-    the host of `bytes`). `waits`: the host goes on only when the device has done all that it was given."""
+    """One operator that reached the device.
+
+    `kind`: "launch" (work for it), "view" (none), "h2d" or "d2h" (a copy of `bytes` from or to the host), "wait" (the host
+    asked for nothing else). `waits`: the host goes on only when the device has done all that it was given.
+    """
 
     name: str
     kind: str
@@ -55,7 +58,7 @@ class CudaTensor(torch.Tensor):
             "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
         )
 
-    def __array__(self, dtype=None):
+    def __array__(self, dtype=None, copy=None):
         return self.numpy()
 
     def tolist(self) -> list:
