@@ -107,6 +107,7 @@ class Learner:
         self.optimisers = Optimisers(head, training)
         self.average = Average(head, training.ema) if training.ema else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self.scaler.scale(torch.zeros((), device=self.device))  # makes its state: a process's first share may have no clip
         self.progress = Progress()
 
     @property
@@ -149,11 +150,12 @@ class Learner:
 
     def end_step(self, optimiser: torch.optim.Optimizer, moved: list[Tensor]) -> None:
         """Moves the weights by their gradients and counts the mini-batch."""
-        if self.training.clip_norm:
-            self.scaler.unscale_(optimiser)
-            nn.utils.clip_grad_norm_(moved, self.training.clip_norm)
-        self.scaler.step(optimiser)
-        self.scaler.update()
+        if any(weight.grad is not None for weight in moved):  # there is none where no clip could be had
+            if self.training.clip_norm:
+                self.scaler.unscale_(optimiser)
+                nn.utils.clip_grad_norm_(moved, self.training.clip_norm)
+            self.scaler.step(optimiser)
+            self.scaler.update()
         self.progress.step += 1
         if self.average is not None:
             self.average.update()

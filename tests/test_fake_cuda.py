@@ -13,10 +13,21 @@ from torch import nn
 from torch.nn import functional as F
 
 
+def changed_by_it() -> tuple:
+    """What the pretended device replaces in torch, as it is now."""
+    tensor = {name: vars(torch.Tensor).get(name) for name in ("to", "cpu", "cuda", "new_zeros", "pin_memory", "uniform_")}
+    made = torch.zeros, torch.tensor, torch.rand_like, torch.load, torch.save, torch.Generator, nn.Module._apply
+    return tensor, made, torch.cuda.is_available, torch.cuda.manual_seed, torch.accelerator.device_count, torch._VF.lstm
+
+
 @pytest.fixture(autouse=True)
 def device():
+    before = changed_by_it()
     with fake_cuda() as device:
         yield device
+    assert changed_by_it() == before
+    with torch.autocast("cpu", torch.bfloat16):
+        assert type(torch.ones(2, 2) @ torch.ones(2, 2)) is torch.Tensor
 
 
 def on_gpu(*shape, **options) -> torch.Tensor:

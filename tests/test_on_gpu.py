@@ -44,7 +44,7 @@ from pipeline.decode import VideoInfo
 from pipeline.digit_cache import cache_digits
 from pipeline.digits import TASKS, DigitVideos, load_images
 from pipeline.extract import RunOptions
-from pipeline.forward import Models
+from pipeline.forward import Models, source_of
 from pipeline.graphs import GraphOptions, build_graphs, graphs_of
 from pipeline.manifest import Clip, read_manifest
 from pipeline.pixels import ClipPixels
@@ -191,6 +191,11 @@ def test_every_source_of_boxes_feeds_the_nodes_there(source, pool, sources):
     assert found["valid"].any()
 
 
+def test_views_without_boxes_are_computed_there():
+    small = {"backbone": "digit_cnn", "backbone_options": {"width": 8}}
+    assert same_arrays(views_config(**small, keep=("pooled", "conv2")))["boxes"].shape[1] == 0
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_stage_one_computes_there_in_half_precision(precision, sources):
     small = {"backbone": "resnet18", "backbone_options": {"width": 8}, "keep": ("pooled", "nodes", "res4")}
@@ -198,6 +203,16 @@ def test_stage_one_computes_there_in_half_precision(precision, sources):
     found = computed(views_config(**small, **options, precision=precision), "cuda")
     wide = computed(views_config(**small, **options), "cpu")
     assert relative(torch.from_numpy(found["res4"]), torch.from_numpy(wide["res4"])) < 0.1
+
+
+def test_boxes_that_a_gpu_finds_in_half_precision_are_found_on_a_cpu_in_full(sources):
+    """Fine-tuning on a CPU from a cache that a GPU made in fp16 looks for boxes as that cache's configuration says."""
+    made = {"backbone": "digit_cnn", "keep": ("nodes",), "proposals": "digit_rpn", "proposal_options": sources["digit_rpn"]}
+    half, full = views_config(**made, precision="fp16"), views_config(**made)
+    assert source_of(half, "cuda").dtype == torch.float16
+    frames = torch.randint(0, 256, (2, 48, 64, 3), dtype=torch.uint8)
+    found = [source_of(config, "cpu").propose(frames, None, None, ()) for config in (half, full)]
+    assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
 
 
 class StandIn(torch.nn.Module):
@@ -410,11 +425,10 @@ def test_a_phase_starts_there_from_the_one_before(cache, tmp_path):
 
 
 def test_building_networks_leaves_the_gpus_random_numbers_alone(sources):
+    torch.cuda.manual_seed(123)  # another seed than that of any network
     before = torch.cuda.get_rng_state()
-    Models(views_config(backbone="digit_cnn", keep=("nodes",), proposals="digit_rpn", proposal_options=sources["digit_rpn"]))
-    Models(
-        views_config(backbone="digit_cnn", keep=("nodes",), proposals="torchvision", proposal_options=sources["torchvision"])
-    )
+    for source in ("digit_rpn", "torchvision"):
+        Models(views_config(backbone="digit_cnn", keep=("nodes",), proposals=source, proposal_options=sources[source]))
     assert torch.cuda.get_rng_state().equal(before)
 
 
@@ -474,9 +488,15 @@ def test_a_plan_in_half_precision_is_measured_there(videos, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_fine_tuning_there_starts_from_the_caches_logits(videos, checkpointing, tmp_path):
-    head = {"name": "roi_pool"}
+GRAPH = {"regions": "nodes", "neighbours": "cached", "width": 8}  # reads a graph that is computed on the way
+
+
+@pytest.mark.parametrize(
+    ("head", "options", "checkpointing"),
+    [("roi_pool", {}, False), ("roi_pool", {}, True), ("strg", {}, False), ("gos_temp_conv", GRAPH, False)],
+)
+def test_fine_tuning_there_starts_from_the_caches_logits(videos, head, options, checkpointing, tmp_path):
+    head = {"name": head, **options}
     phase = {"train": {"epochs": 1, "batch": 4, "lr": 0.01}, "name": "joint", "reads": "frames"}
     asked = recipe_from({"name": "tiny", "source": "a test", "head": head, "phases": [phase]})
     whole, chosen = frames_phase(asked, "", train_from="res3")
@@ -506,6 +526,18 @@ def test_heads_learn_from_frames_there(head, options, tmp_path):
     train_frames(asked, tmp_path, network, source, ("a", "b", "c"), How(tensorboard=False), **QUIET)
     saved = runs.load_checkpoint(tmp_path / "last.pt")
     assert places(saved["backbone"]) == {"cpu"}
+
+
+def test_a_mini_batch_without_any_video_moves_nothing_in_half_precision(tmp_path):
+    """No gradient, so nothing whose scale could be checked; a process among several may begin with one."""
+    asked = live_recipe("pool", {"dropout": 0.0}, epochs=1)
+    network = live_network(asked, width=8).to("cuda")
+    how = How(tensorboard=False, precision="fp16")
+    gone = tuple(f"train{k}" for k in range(9))
+    lines: list[str] = []
+    train_frames(asked, tmp_path, network, OnGPU(clips=9, gone=gone[:8]), ("a", "b", "c"), how, say=lines.append)
+    assert sum("cannot be decoded" in line for line in lines) == 8
+    assert runs.load_checkpoint(tmp_path / "last.pt")["progress"]["step"] == 3
 
 
 class OnGPU(Videos):

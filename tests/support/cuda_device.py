@@ -1,0 +1,344 @@
+"""The pretended device of fake_cuda.py: its tensors, and what happens to every operator on one (`Device.run`)."""
+
+import copy
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from support.cuda_autocast import Autocast
+
+HERE = torch.device("cuda", 0)
+# Operators beside the elementwise ones that take one number from a 0-dimensional tensor of the CPU.
+SCALAR_TOO = {"fill", "fill_", "masked_fill", "masked_fill_", "index_fill", "index_fill_", "clamp", "clamp_", "pow"}
+INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
+PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "convolution"}  # CUDA has none of integers
+BETWEEN = {"copy_", "_to_copy", "_copy_from", "_has_compatible_shallow_copy_type"}
+
+plain_to = torch.Tensor.to
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operator that reached the device.
+
+    `kind`: "launch" (work for it), "view" (none), "h2d" or "d2h" (a copy of `bytes` from or to the host), "wait" (the host
+    asked for nothing else). `waits`: the host goes on only when the device has done all that it was given.
+    """
+
+    name: str
+    kind: str
+    waits: bool = False
+    bytes: int = 0
+
+
+class CudaTensor(torch.Tensor):
+    """A tensor that says it is on cuda:0. Its memory is the CPU's."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return DEVICE.run(func, args, kwargs or {})
+
+    device = property(lambda self: HERE)
+    is_cuda = property(lambda self: True)
+    is_cpu = property(lambda self: False)
+
+    def get_device(self) -> int:
+        return 0
+
+    def numpy(self, *, force: bool = False):
+        if force:
+            return self.detach().cpu().numpy()
+        raise TypeError(
+            "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
+        )
+
+    def __array__(self, dtype=None, copy=None):
+        return self.numpy()
+
+    def tolist(self) -> list:
+        return self.detach().cpu().tolist()
+
+    def pin_memory(self, *args):
+        raise RuntimeError(f"cannot pin '{self.type()}' only dense CPU tensors can be pinned")
+
+    def __deepcopy__(self, memo):
+        if id(self) not in memo:
+            out = self.detach().clone(memory_format=torch.preserve_format)
+            parameter = isinstance(self, torch.nn.Parameter)
+            out = torch.nn.Parameter(out, self.requires_grad) if parameter else out.requires_grad_(self.requires_grad)
+            memo[id(self)] = out
+            out.grad = copy.deepcopy(self.grad, memo)
+        return memo[id(self)]
+
+    def __repr__(self, *, tensor_contents=None) -> str:
+        return f"{memory_of(self)!r} on {HERE}"
+
+    def __reduce_ex__(self, protocol):
+        DEVICE.saved.add(self.untyped_storage()._cdata)
+        data = memory_of(self).requires_grad_(self.requires_grad)
+        return (torch.nn.Parameter(data) if isinstance(self, torch.nn.Parameter) else data).__reduce_ex__(protocol)
+
+
+class CudaGenerator(torch.Generator):
+    """A generator on the device."""
+
+    device = property(lambda self: HERE)
+
+
+def memory_of(x: torch.Tensor) -> torch.Tensor:
+    """The same memory as an ordinary tensor of the CPU."""
+    return torch.empty(0, dtype=x.dtype).set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
+
+
+def wrap(x: torch.Tensor) -> CudaTensor:
+    """The same memory as a tensor of the device; never an inference tensor, which cannot be of a subclass."""
+    if x.is_inference():
+        with torch.inference_mode(False):
+            x = memory_of(x)
+    return torch.Tensor._make_subclass(CudaTensor, x, False, device_for_backend_keys=HERE)
+
+
+class Device:
+    """The one device of this process: who watches it, its random numbers, and copies that may still be on their way."""
+
+    def __init__(self) -> None:
+        self.active = False
+        self.observers: list[Callable[[Operation], None]] = []
+        self.generator = torch.Generator()
+        self.saved: set[int] = set()  # storages of the device, by address, in a torch.save or torch.load
+        self.pinned: set[int] = set()  # addresses of pinned memory
+        self.reading: list[tuple[torch.Tensor, torch.Tensor]] = []  # pinned sources and what they held
+        self.writing: list[tuple[torch.Tensor, torch.Tensor]] = []  # memory of the host and what will be there
+        self.lock = threading.RLock()
+        self.autocast = Autocast(CudaTensor)
+
+    # --- every operator
+
+    def run(self, func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """What `func` gives, on the device."""
+        name = func.overloadpacket.__name__
+        tensors = list(_tensors_in((*args, *kwargs.values())))
+        refuse_mixture(func, name, args, tensors)
+        if name in PRODUCTS and not (tensors[0].is_floating_point() or tensors[0].is_complex()):
+            raise RuntimeError(f"\"{name}_cuda\" not implemented for '{tensors[0].dtype}'")
+        if name == "copy_":
+            return self.copy(*args, **kwargs)
+        if kwargs.get("device") is not None:  # by C++, which copies where its argument says that it is; `.to` comes not here
+            kwargs = {**kwargs, "device": torch.device("cpu")}
+        if torch.Tag.inplace_view in func.tags:  # shape and strides alone, which are the same in both worlds
+            with torch._C._DisableTorchDispatch():
+                return func(*args, **kwargs)
+        own: dict[int, CudaTensor] = {}
+
+        def unwrapped(x: torch.Tensor) -> torch.Tensor:
+            if not isinstance(x, CudaTensor):
+                return x
+            data = memory_of(x)
+            own[id(data)] = x
+            return data
+
+        inside = _mapped(unwrapped, tuple(args)), {key: _mapped(unwrapped, value) for key, value in kwargs.items()}
+        with self.drawing() if torch.Tag.nondeterministic_seeded in func.tags else nullcontext():
+            out = _on_the_cpu(func, name, *inside)
+        self.tell(_operation(func, name, args))
+
+        def wrapped(x: torch.Tensor) -> torch.Tensor:
+            if id(x) in own:  # an operator in place returns its argument
+                _refuse_new_shape(name, own[id(x)], x)
+                return own[id(x)]
+            return wrap(x)
+
+        return _mapped(wrapped, out)
+
+    def tell(self, operation: Operation) -> None:
+        """Tells the observers; where the host waits, no copy is on its way any longer."""
+        if operation.waits:
+            self.synchronize()
+        for observer in self.observers:
+            observer(operation)
+
+    # --- copies
+
+    def upload(self, x: torch.Tensor, dtype: torch.dtype | None = None, non_blocking: bool = False, **how) -> CudaTensor:
+        """A tensor of the host on the device."""
+        data = plain_to(x, dtype=dtype or x.dtype, copy=True, **how)
+        self._sent("_to_copy", x, non_blocking)
+        return wrap(data)
+
+    def download(self, x: CudaTensor, non_blocking: bool = False, **how) -> torch.Tensor:
+        """A tensor of the device on the host."""
+        how.pop("device", None)
+        how = {key: value for key, value in how.items() if key in ("dtype", "memory_format") and value is not None}
+        data = plain_to(memory_of(x), copy=True, **{"dtype": x.dtype, **how})
+        self._received("_to_copy", data, non_blocking)
+        return data
+
+    def copy(self, to: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+        """`to.copy_(source)`, of which at least one is of the device."""
+        inside = [memory_of(x) if isinstance(x, CudaTensor) else x for x in (to, source)]
+        inside[0].copy_(inside[1])
+        if not isinstance(source, CudaTensor):
+            self._sent("copy_", source, non_blocking)
+        elif not isinstance(to, CudaTensor):
+            self._received("copy_", to, non_blocking)
+        else:
+            self.tell(Operation("copy_", "launch"))
+        return to
+
+    def _sent(self, name: str, source: torch.Tensor, non_blocking: bool) -> None:
+        late = non_blocking and self.is_pinned(source)  # from other memory, CUDA copies the source before it returns
+        if late:
+            with self.lock:
+                self.reading.append((source.detach(), source.detach().clone()))
+        self.tell(Operation(name, "h2d", not late, source.nbytes))
+
+    def _received(self, name: str, there: torch.Tensor, non_blocking: bool) -> None:
+        if non_blocking:
+            with self.lock:
+                self.writing.append((there.detach(), there.detach().clone()))
+                there.detach().view(torch.uint8 if there.dim() else there.dtype).fill_(255 if there.dim() else -1)
+        self.tell(Operation(name, "d2h", not non_blocking, there.nbytes))
+
+    def synchronize(self, *_: Any) -> None:
+        """Waits: copies to the host arrive. RuntimeError if the source of a copy was overwritten before."""
+        with self.lock:
+            reading, writing, self.reading, self.writing = self.reading, self.writing, [], []
+        for there, value in writing:
+            there.copy_(value)
+        for source, before in reading:
+            if not torch.equal(source.view(torch.uint8), before.view(torch.uint8)):
+                raise RuntimeError(
+                    "the source of a non_blocking copy to the device was overwritten before anybody waited for the copy"
+                )
+
+    def wait(self, *_: Any) -> None:
+        """`torch.cuda.synchronize()`."""
+        self.tell(Operation("synchronize", "wait", True))
+
+    # --- pinned memory
+
+    def pin(self, x: torch.Tensor) -> torch.Tensor:
+        """A copy in pinned memory."""
+        copy = x.detach().clone()
+        self.pinned.add(copy.untyped_storage().data_ptr())
+        return copy
+
+    def is_pinned(self, x: torch.Tensor) -> bool:
+        """Whether a tensor's memory is pinned."""
+        return not isinstance(x, CudaTensor) and x.untyped_storage().data_ptr() in self.pinned
+
+    # --- random numbers
+
+    @contextmanager
+    def drawing(self, generator: torch.Generator | None = None) -> Iterator[None]:
+        """Within it the CPU's default generator goes on from the state of the device's."""
+        mine, host = generator or self.generator, torch.default_generator
+        before = host.get_state()
+        host.set_state(mine.get_state())
+        try:
+            yield
+            mine.set_state(host.get_state())
+        finally:
+            host.set_state(before)
+
+    def seed(self, seed: int) -> None:
+        """`torch.cuda.manual_seed`."""
+        self.generator.manual_seed(int(seed) % 2**64)
+
+
+DEVICE = Device()
+
+
+def refuse_mixture(func: torch._ops.OpOverload, name: str, args: Sequence[Any], tensors: Sequence[torch.Tensor]) -> None:
+    """RuntimeError for tensors of two devices, where CUDA would raise one.
+
+    It takes numbers (0 dimensions) of the CPU in elementwise operators, and indices of the CPU.
+    """
+    others = [x for x in tensors if not isinstance(x, CudaTensor)]
+    if not others or name in BETWEEN:
+        return
+    if name in INDEXING:
+        if not isinstance(args[0], CudaTensor):
+            raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
+        others = [x for x in others if not any(x is index for index in args[1])]
+    scalars = torch.Tag.pointwise in func.tags or name in SCALAR_TOO | INDEXING or name.startswith("_foreach_")
+    changed = func._schema.arguments and func._schema.arguments[0].is_write and isinstance(args[0], torch.Tensor)
+    if changed and not isinstance(args[0], CudaTensor):
+        scalars = False
+    if [x for x in others if x.dim() or not scalars]:
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but found at least two devices, {HERE} and cpu! (in {func})"
+        )
+
+
+def _refuse_new_shape(name: str, mine: CudaTensor, data: torch.Tensor) -> None:
+    if mine.shape != data.shape or mine.stride() != data.stride():
+        raise NotImplementedError(f"{name}: the pretended device cannot change a tensor's shape in place")
+
+
+def _operation(func: torch._ops.OpOverload, name: str, args: Sequence[Any]) -> Operation:
+    aliases = [r.alias_info for r in func._schema.returns]
+    if aliases and all(alias is not None and not alias.is_write for alias in aliases):
+        return Operation(name, "view")
+    if name == "_local_scalar_dense":
+        return Operation(name, "d2h", True, args[0].itemsize)
+    # The shape of what comes out depends on values: the host asks for it.
+    waits = bool({torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output} & set(func.tags))
+    if name in INDEXING:
+        waits = any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+    return Operation(name, "launch", waits)
+
+
+def _on_the_cpu(func: torch._ops.OpOverload, name: str, args: tuple, kwargs: dict) -> Any:
+    """The CPU's kernel; in float32 where it has none for the dtype of half as many bits."""
+    if name in ("convolution", "convolution_backward"):
+        return _convolution(func, args, kwargs)
+    try:
+        return func(*args, **kwargs)
+    except (RuntimeError, NotImplementedError) as error:
+        if "not implemented for 'Half'" not in str(error) or func._schema.is_mutable:
+            raise
+    out = func(*_mapped(_widened, args), **{key: _mapped(_widened, value) for key, value in kwargs.items()})
+    return _mapped(lambda x: x.half() if x.dtype == torch.float32 else x, out)
+
+
+def _convolution(func: torch._ops.OpOverload, args: tuple, kwargs: dict) -> Any:
+    """Of few channels in contiguous memory, in float32: the CPU's channels-last kernels for them are not sound everywhere."""
+    weight = next(x for x in args[1:] if isinstance(x, torch.Tensor) and x.dim() > 2) if len(args) > 1 else args[0]
+    narrow = min(weight.shape[:2]) % 8 != 0
+    half = weight.dtype == torch.float16
+
+    def plain(x: torch.Tensor) -> torch.Tensor:
+        x = x.contiguous() if narrow else x
+        return x.float() if half and x.dtype == torch.float16 else x
+
+    out = func(*_mapped(plain, args), **kwargs)
+    return _mapped(torch.Tensor.half, out) if half else out
+
+
+def _widened(x: torch.Tensor) -> torch.Tensor:
+    return x.float() if x.dtype == torch.float16 else x
+
+
+def _tensors_in(values: Any) -> Iterator[torch.Tensor]:
+    """The tensors among an operator's arguments, which are nested in lists at most."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors_in(value)
+
+
+def _mapped(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
+    """`value` with the tensors in it changed."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(change, one) for one in value)
+    return value
