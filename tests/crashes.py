@@ -1,9 +1,10 @@
-"""How tests are handed to processes (pytest-xdist) when one of them dies, for example of a fault in a library's native code.
+"""How pytest-xdist hands out tests when one of its processes dies, for example of a fault in native code.
 
-xdist's own scheduler for `--dist loadfile` (3.8) gives the test that killed a process to the next one, which dies of it too, and
-so on; it waits for ever where that was the only process; and it ends in an internal error (KeyError) where a second one dies
-before the first one's successor is ready. Here the test has failed, its name is in the report, and the rest of its file runs in
-a new process.
+xdist's own scheduler for `--dist loadfile` (3.8) gives the test that killed a process to the next
+one, which dies of it too, and so on. Where there is one process only, it waits for ever. Where a
+second process dies before the successor of the first is ready, it ends in an internal error
+(KeyError). Here the test has failed, the report names it, and the rest of its file runs in a new
+process.
 """
 
 import pytest
