@@ -53,17 +53,17 @@ WORLDS = {
     # The test views are whole frames of two shapes: their maps are padded, each cut's by its own measure.
     "i3d": World(
         "i3d_r50",
-        {"width": 8, "reduce": 8},
+        {"width": 4, "reduce": 8},
         96,
         ("res5", "res4.4", "res3.2"),
         8,
         sampling={"test_crops": "full", "test_short_side": 96},
     ),
     "cells": World(
-        "i3d_r50", {"width": 8}, 96, ("res5",), 8, cells=True, sampling={"test_crops": "full", "test_short_side": 96}
+        "i3d_r50", {"width": 4}, 96, ("res5",), 8, cells=True, sampling={"test_crops": "full", "test_short_side": 96}
     ),
-    "tsm": World("tsm_r50", {"width": 8}, 96, ("res5.0", "res4.3")),
-    "ean": World("ean_r50", {"width": 8, "lmc": True}, 64, ("res5", "res4.5", "res4"), 40, sampling={"consecutive": 5}),
+    "tsm": World("tsm_r50", {"width": 4}, 96, ("res5.0", "res4.3")),
+    "ean": World("ean_r50", {"width": 4, "lmc": True}, 64, ("res5", "res4.5", "res4"), 40, sampling={"consecutive": 5}),
     "digits": World("digit_cnn", {"width": 16}, 64, ("conv3",)),
 }
 

@@ -37,7 +37,7 @@ CASES: dict[str, tuple[str, dict]] = {
     **{f"{name} inside a backbone": (name, INSIDE) for name in ("rstg_map", "dyreg")},
     "strg from the map": ("strg", {"reduce": "conv"}),
     "gos_feat_aggr from nodes": ("gos_feat_aggr", {"regions": "nodes"}),
-    "ean above a cut": ("ean", {"backbone": "ean_r50", "backbone_options": {"width": 8}, "cut": "res4.0"}),
+    "ean above a cut": ("ean", {"backbone": "ean_r50", "backbone_options": {"width": 2}, "cut": "res4.0"}),
     "dyreg at boxes": ("dyreg", {"regions": "detector"}),
     "ean at boxes": ("ean", {"regions": "boxes"}),
 }
