@@ -14,6 +14,7 @@ KIND     ?= folder
 CLUSTER  :=
 BUDGET   ?= 120
 TESTERS  ?= auto
+ISA      ?= AVX2
 ARGS     ?=
 
 # make would expand what it hands down to the commands: a name may hold dollar signs.
@@ -25,7 +26,7 @@ name = '$(subst ','\'',$(value $(1)))'
 given = $(if $(value $(1)),$(call name,$(1)),$(error expected $(1), for example: make $@ $(1)=...; `make help` lists the variables))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo manifest check plan extract graphs verify repair train evaluate ablate finetune report test test-slow lint format bench clean
+.PHONY: help setup demo manifest check plan extract graphs verify repair train evaluate ablate finetune report test test-slow test-cpus lint format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,14 +86,23 @@ reproduce-dyreg: $(READY) ## DyReg-GNN's Tables 5 and 6 likewise: BUDGET=minutes
 	$(BIN)/vidgraph reproduce dyreg --budget $(BUDGET) $(ARGS)
 
 # One process per core, each with one thread; the tests of a file stay together, with what they share. TESTERS=0: in one process.
-test test-slow: export OMP_NUM_THREADS ?= 1
-PYTEST := $(BIN)/python -m pytest -q -n $(TESTERS) --maxprocesses 8 --dist loadfile
+test test-slow test-cpus: export OMP_NUM_THREADS ?= 1
+# A test that kills its process has failed, and the others go on: tests/crashes.py.
+PYTEST := $(BIN)/python -m pytest -q -n $(TESTERS) --maxprocesses 8 --dist loadfile --max-worker-restart 20
 
 test: $(READY) ## the tests that every change must pass: TESTERS=processes ARGS=...
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(READY) ## all tests, the slow ones too
 	$(PYTEST) $(ARGS)
+
+# What computes with torch: its figures may depend neither on the instructions that a CPU has nor on the number of threads.
+NUMERIC := backbones cached_equals_live digit_backbones digit_rpn dyreg dyreg_graph dyreg_regions ean extract finetune \
+  finetune_videos frozen gos graphs insertion layers learner memory_format operations precision proposals reproduce roi rstg \
+  strg train tsm upper weights zoo
+
+test-cpus: $(READY) ## the numeric tests, by default as on a CPU with AVX2 alone: ISA=AVX2 OMP_NUM_THREADS=1 ARGS=...
+	$(if $(ISA),ONEDNN_MAX_CPU_ISA=$(ISA) ATEN_CPU_CAPABILITY=avx2) $(PYTEST) -m "not slow" $(ARGS) $(NUMERIC:%=tests/test_%.py)
 
 lint: $(READY) ## ruff, as linter and as formatter
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from crashes import pytest_xdist_make_scheduler  # noqa: F401  (a hook)
 
 from pipeline.decode import write_video
 from pipeline.manifest import Clip

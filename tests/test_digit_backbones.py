@@ -33,7 +33,7 @@ def test_pooled_features_of_generated_videos_train_end_to_end(name):
     task = SyncDigits()
     made = generate(task, load_images()["train"], range(2))
     torch.manual_seed(0)
-    backbone = build_backbone(name, width=4)
+    backbone = build_backbone(name, width=8)
     head = build_head("pool", Dims(T=task.frames, C=backbone.channels()), len(task.labels), dropout=0.0)
     optimiser = torch.optim.SGD([*backbone.parameters(), *head.parameters()], lr=0.1)
 
@@ -52,7 +52,7 @@ def test_pooled_features_of_generated_videos_train_end_to_end(name):
 @torch.no_grad()
 def test_grey_or_colour_is_a_choice(name):
     given = frames(1, 3, 16, 16)
-    grey, colour = tiny(name, width=2), tiny(name, width=2, grey=False)
+    grey, colour = tiny(name, width=8), tiny(name, width=8, grey=False)
     assert (grey.stem.conv1.in_channels, colour.stem.conv1.in_channels) == (1, 3)
     x = grey.prepare(given)
     turned = x.roll(1, dims=1)  # other colours, the same mean
@@ -66,17 +66,17 @@ def test_only_the_temporal_taps_and_non_local_blocks_see_other_frames():
     changed = given.clone()
     changed[:, 0] = 255 - changed[:, 0]
     for name, options, far in (("digit_i3d", {"temporal": "none"}, 0), ("digit_nl", {"temporal": "none"}, 8)):
-        backbone = tiny(name, width=4, **options)
+        backbone = tiny(name, width=8, **options)
         moved = backbone(backbone.prepare(given)) - backbone(backbone.prepare(changed))
         touched = moved.abs().amax((0, 1, 3, 4)) > 0
         assert touched.nonzero().max() == far, name
 
 
 def test_non_local_blocks_are_where_i3d_has_them():
-    backbone = tiny("digit_nl", width=2)
+    backbone = tiny("digit_nl", width=8)
     places = [cut for cut in backbone.cuts() if "." in cut and backbone.get_submodule(cut).non_local is not None]
     assert places == ["res3.1", "res3.3", "res4.1", "res4.3", "res4.5"]
-    assert all(block.non_local is None for cut in ("res3", "res4") for block in getattr(tiny("digit_i3d", width=2), cut))
+    assert all(block.non_local is None for cut in ("res3", "res4") for block in getattr(tiny("digit_i3d", width=8), cut))
 
 
 @pytest.mark.parametrize(

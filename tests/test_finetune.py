@@ -69,7 +69,7 @@ def recipe(head="pool", options=None, frames=None, **training):
 
 def network(recipe_, name="tsm_r18", **options):
     torch.manual_seed(5)
-    backbone = lively(build_backbone(name, **{"width": 4, **options}))
+    backbone = lively(build_backbone(name, **{"width": 8, **options}))
     phase = recipe_.phases[0]
     dims = live_dims(backbone, LENGTH, SIDE)
     return new_network(recipe_.of(phase), backbone, dims, len(CLASSES), 0, phase.frames)
@@ -141,7 +141,7 @@ def test_rates_of_the_backbone_and_of_the_classifier_are_their_own(tmp_path):
 
 def test_a_head_that_continues_a_map_and_the_part_below_are_the_whole_network(tmp_path):
     """With a module that is the identity at first the logits are those of the plain backbone; weights below its cut move."""
-    options = {"backbone": "tsm_r18", "backbone_options": {"width": 4}, "at": "res3.0", "width": 4, "dropout": 0.0}
+    options = {"backbone": "tsm_r18", "backbone_options": {"width": 8}, "at": "res3.0", "width": 4, "dropout": 0.0}
     asked = recipe("rstg_map", options, epochs=1)
     net = network(asked).eval()
     frames = next(iter(Videos().batches("test", [np.arange(3)], 0)))[0][0]
@@ -311,6 +311,6 @@ def weights_of(net):
 def test_a_frame_phase_that_does_not_fit_the_backbone_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"train_from 'res7': expected one of none, stem, .* such as res2\.0"):
         network(recipe(frames={"train_from": "res7"}))
-    options = {"backbone": "tsm_r18", "backbone_options": {"width": 4, "shift": 4}, "at": "res3.0", "width": 4}
+    options = {"backbone": "tsm_r18", "backbone_options": {"width": 8, "shift": 4}, "at": "res3.0", "width": 4}
     with pytest.raises(ValueError, match=r"the head continues tsm_r18 .*'shift': 4"):
         network(recipe("rstg_map", options))

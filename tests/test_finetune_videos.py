@@ -38,7 +38,7 @@ from pipeline.repair import Moved
 
 ROOT = Path(__file__).parent.parent
 SPLITS = ("train",) * 6 + ("val",) * 2 + ("test",) * 2
-OPTIONS = {"width": 4, "reduce": 6}
+OPTIONS = {"width": 8, "reduce": 8}
 QUIET = {"say": lambda line: None, "device": "cpu"}
 HERE = Reading(workers=0)
 HEADS = {
@@ -221,10 +221,10 @@ def test_the_command_trains_from_frames_with_a_cache_and_without(place, tmp_path
     assert "waiting for data; " in out
     assert (tmp_path / "runs" / "tiny-frames-seed0" / "best.pt").exists()
     frames = ("--manifest", place / "manifest.csv", "--backbone", "tsm_r18", "--weights", "none", "--frames", 4, "--size", 32)
-    network = ("--set", "backbone_options.width=4", "--name", "scratch")
+    network = ("--set", "backbone_options.width=8", "--name", "scratch")
     code, out, err = vidgraph(capsys, "finetune", *run, *frames, *network, "--train-from", "stem", "--train-bn")
     assert (code, err) == (0, "")
-    assert runs.read_json(tmp_path / "runs" / "scratch" / "run.json")["config"]["backbone_options"] == {"width": 4}
+    assert runs.read_json(tmp_path / "runs" / "scratch" / "run.json")["config"]["backbone_options"] == {"width": 8}
 
 
 def test_videos_that_cannot_be_decoded_are_left_out_and_exit_code_3_says_so(place, tmp_path, capsys):
@@ -234,7 +234,7 @@ def test_videos_that_cannot_be_decoded_are_left_out_and_exit_code_3_says_so(plac
         (tmp_path / "videos" / f"clip{clip}.mp4").write_text("not a video")
     (tmp_path / "tiny.toml").write_text('source = "a test"\n[head]\nname = "pool"\n[train]\nepochs = 1\nbatch = 4\n')
     frames = ("--manifest", tmp_path / "videos" / "manifest.csv", "--frames", 4, "--size", 32, "--workers", 0)
-    network = ("--backbone", "tsm_r18", "--weights", "none", "--set", "backbone_options.width=4")
+    network = ("--backbone", "tsm_r18", "--weights", "none", "--set", "backbone_options.width=8")
     run = ("finetune", tmp_path / "tiny.toml", "--runs", tmp_path, "--name", "run", "--device", "cpu", *frames, *network)
     code, out, _ = vidgraph(capsys, *run)
     assert code == 3

@@ -26,7 +26,7 @@ EXTRACT = (
     "--backbone",
     "digit_cnn",
     "--set",
-    "backbone_options.width=4",
+    "backbone_options.width=8",
     "--frames",
     "2",
     "--size",
@@ -143,7 +143,7 @@ def recipes(folder: Path, count: int) -> Counter:
 
 def weights(videos: Path, folder: Path, count: int) -> Counter:
     """Checkpoints of a backbone."""
-    torch.save(build_backbone("digit_cnn", width=4).state_dict(), folder / "good.pth")
+    torch.save(build_backbone("digit_cnn", width=8).state_dict(), folder / "good.pth")
 
     def use(case: Case) -> tuple[int, str]:
         (folder / "w.pth").write_bytes(case.data)

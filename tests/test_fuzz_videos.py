@@ -25,7 +25,7 @@ EVERY = 10  # a whole video after as many damaged ones
 OPTIONS = RunOptions(workers=2, batch=8, shard_size=100, time_limit=300)
 CONFIG = ExtractConfig(
     backbone="digit_cnn",
-    backbone_options={"width": 4},
+    backbone_options={"width": 8},
     keep=("pooled",),
     sampling=replace(SAMPLING, frames=4, train_views=1),
 )

@@ -207,7 +207,7 @@ def test_too_few_classes_for_digits_that_differ_are_refused():
 def test_the_cache_holds_the_maps_of_the_generated_videos(tmp_path, monkeypatch):
     monkeypatch.setattr(digit_cache, "PER_SHARD", 4)
     torch.manual_seed(0)
-    backbone, weights = build_backbone("digit_cnn", width=4, pixels="unit"), tmp_path / "w.pt"
+    backbone, weights = build_backbone("digit_cnn", width=8, pixels="unit"), tmp_path / "w.pt"
     torch.save(backbone.state_dict(), weights)
     task, images, frozen = Sync3(classes=3), load_images(), freeze(backbone)
     images = {split: one.only(np.flatnonzero(one.classes < 3)) for split, one in images.items()}

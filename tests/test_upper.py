@@ -76,7 +76,7 @@ def test_padding_of_a_map_never_changes_logits():
 
 @pytest.mark.parametrize("name", ["ean_r50", "i3d_r50", "resnet18", "digit_cnn"])
 def test_frames_of_a_grid_give_that_grid_and_a_pixel_less_gives_another(name):
-    network = build_backbone(name, width=2)
+    network = build_backbone(name, width=8)
     cut = network.stages[1]
     H, W = frames_of(network, cut, (7, 5))
     assert network.grid(cut, (H, W)) == (7, 5)
