@@ -46,7 +46,6 @@ def command(as_json: bool) -> int:
 
 def environment() -> dict[str, dict[str, str]]:
     """Sections of name -> what was found, all as text."""
-    import os
     import platform
     from importlib import metadata
 
@@ -55,7 +54,7 @@ def environment() -> dict[str, dict[str, str]]:
     machine = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cores": f"{cores_here()} of {os.cpu_count()} may be used",
+        "cores": str(cores_here()),
         "cpu": _cpu(),
     }
     packages = {"vidgraph": metadata.version("vidgraph")}

@@ -235,6 +235,7 @@ def test_on_dask_the_cache_is_the_same_and_every_process_has_a_gpu_of_its_own(wo
         assert len({pid for pid, _, _ in places}) == 2
         assert {gpu for _, gpu, _ in places} == {"3", "5"}
         assert {threads for _, _, threads in places} == {"3"}
+        assert {sharing for _, (_, sharing, _) in run_on(what_it_has, range(4))} == {2}
         assert dict(run_on(is_profiled, [0])) == {0: False}  # it would cost each worker 6 % of a core
         halves = dict(run_on(halve, range(30)))  # several are done at once: each result, or error, is its own job's
         assert {k: str(half) for k, half in halves.items()} == {k: f"{k} is odd" if k % 2 else str(k // 2) for k in range(30)}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,12 +14,13 @@ import torch
 from tiny_backbone import lively, relative
 from torch import nn
 
+import heads.finetune
 from heads import runs
 from heads.batch import Clips
 from heads.end_to_end import train_frames
 from heads.frames import How, new_network, part_of_clips
 from heads.live import live_dims
-from heads.parallel import joined
+from heads.parallel import World, joined
 from heads.recipe import recipe_from
 from pipeline.backbones import build_backbone
 
@@ -314,3 +316,37 @@ def test_a_frame_phase_that_does_not_fit_the_backbone_is_refused(tmp_path):
     options = {"backbone": "tsm_r18", "backbone_options": {"width": 8, "shift": 4}, "at": "res3.0", "width": 4}
     with pytest.raises(ValueError, match=r"the head continues tsm_r18 .*'shift': 4"):
         network(recipe("rstg_map", options))
+
+
+@pytest.mark.parametrize(("environment", "local"), [({"LOCAL_WORLD_SIZE": "4"}, 4), ({}, 8)])
+def test_a_process_knows_how_many_there_are_on_its_own_machine(monkeypatch, environment, local):
+    """Eight on two machines, as torchrun says; whoever does not say it is taken to have them all here."""
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for name, value in {"WORLD_SIZE": "8", "RANK": "5", "LOCAL_RANK": "1", **environment}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 5)
+    with joined(torch.device("cpu")) as (world, _):
+        assert (world.rank, world.size, world.local) == (5, 8, local)
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "world", "workers"),
+    [
+        ("cuda", None, World(5, 8, 4), 7),  # 32 cores for four processes: 8 each, one of which feeds the GPU
+        ("cuda", None, World(), 16),
+        ("cuda", None, World(0, 64, 64), 1),
+        ("cpu", None, World(0, 2, 2), 1),
+        ("cuda", 3, World(5, 8, 4), 3),
+    ],
+)
+def test_the_processes_of_a_machine_divide_its_cores_among_their_decoders(monkeypatch, device, asked, world, workers):
+    monkeypatch.setattr(heads.finetune, "cores_here", lambda: 32)
+    monkeypatch.setattr(heads.finetune, "Footage", lambda *given, **more: more["workers"])
+    reading = SimpleNamespace(workers=asked, fresh=False, time_limit=1.0)
+    config = SimpleNamespace(decoder="decord", allow_truncated=False, cut="", sampling=SimpleNamespace(frames=8))
+    backbone = SimpleNamespace(steps=lambda frames, cut: 4, last="res5")
+    run = SimpleNamespace(device=torch.device(device), reading=reading, config=config, backbone=backbone)
+    run.parts = run.clips = run.root = run.cache = run.source = None
+    assert heads.finetune._Made.footage(run, world) == workers

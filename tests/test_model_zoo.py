@@ -194,9 +194,10 @@ def test_a_detectron2_that_does_not_load_names_the_real_cause(package, monkeypat
     assert why_no_detectron2() in str(caught.value)
 
 
-def test_the_folder_of_a_clone_is_not_taken_for_the_package(package):
-    """What `import detectron2` finds in the folder above it."""
+def test_the_folder_of_a_clone_is_not_taken_for_the_package(package, monkeypatch):
+    """What `import detectron2` finds in the folder above it, where none is installed."""
     shutil.rmtree(package)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if not Path(path, "detectron2", "__init__.py").is_file()])
     (package / "detectron2").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"has no detectron2\.modeling: it is another folder of that name"):
         built(weights="none")
@@ -208,7 +209,7 @@ def test_the_folder_of_a_clone_is_not_taken_for_the_package(package):
         ({"config": "COCO-Detection/rpn_R50_FPN"}, f"did you mean .*{ZOO}"),
         ({"config": "/there/is/none.yaml", "weights": "none"}, "there is no such file"),
         ({}, f"could not fetch {URL}.*Name or service not known.*pass weights=FILE"),
-        ({"config": "Base-RCNN-FPN"}, r"model zoo has no weights for 'Base-RCNN-FPN'.*pass weights=FILE"),
+        ({"config": "Base-RCNN-FPN"}, "config 'Base-RCNN-FPN'.*model zoo has no weights for that name; pass weights=FILE"),
         ({"config": "{}/bare.yaml"}, r"names no MODEL\.WEIGHTS; pass weights=FILE"),
         ({"config": "{}/backbone.yaml"}, "expected the weights of a whole network"),
         ({"config": "{}/broken.yaml"}, "expected a detectron2 YAML file"),

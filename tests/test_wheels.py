@@ -1,5 +1,10 @@
 """What setup.cfg asks for can be installed from wheels where decord has none: Linux on ARM and macOS."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from packaging.requirements import Requirement
 from wheels_elsewhere import MACHINES, reaches_an_index, requirements, resolve
@@ -37,3 +42,22 @@ def test_a_requirement_without_a_wheel_there_is_noticed(index):
     done = resolve("linux-arm", ["decord"])
     assert done.returncode != 0
     assert "No matching distribution found for decord" in done.stderr
+
+
+HIDDEN = """
+import importlib.metadata, importlib.util
+import numpy
+for name in ("click", "dask_jobqueue"):
+    assert importlib.util.find_spec(name) is None
+    try:
+        importlib.metadata.version(name.replace("_", "-"))
+    except importlib.metadata.PackageNotFoundError as error:
+        print(name)
+assert importlib.metadata.version("numpy") == numpy.__version__
+"""
+
+
+def test_a_package_that_the_tests_hide_is_as_if_not_installed_in_the_programs_that_they_start():
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "VIDGRAPH_TESTS_HIDE": "click, dask_jobqueue"}
+    done = subprocess.run([sys.executable, "-c", HIDDEN], env=env, capture_output=True, text=True)
+    assert (done.stdout.split(), done.stderr) == (["click", "dask_jobqueue"], "")

@@ -82,7 +82,7 @@ def weights_url(name: str) -> str:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{source} does not list its weights as expected ({reason}); pass weights=FILE") from None
     if (name := _bare(name)) not in suffixes:
-        raise ValueError(f"detectron2's model zoo has no weights for {name!r}: {nearest(name, suffixes)}, or pass weights=FILE")
+        raise ValueError("detectron2's model zoo has no weights for that name; pass weights=FILE")
     return f"{prefix}{name}/{suffixes[name]}"
 
 
