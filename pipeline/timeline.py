@@ -65,8 +65,9 @@ def parts_of(packets: "list[Packet]", tick: float, broadcast: bool, stamped: boo
         some, lost = _decodable(packets, start, end)
         shown += some
         unfed |= lost
-    ordered = stamped and all(packets[k].stamp is not None for k in shown)
-    if not ordered and any(packets[k].decoded is None for k in shown):
+    sortable = all(packets[k].decoded is not None for k in shown)
+    ordered = all(packets[k].stamp is not None for k in shown) and (stamped or not sortable)
+    if not (ordered or sortable):
         return Parts(starts, shown, None, frozenset(unfed), 0, False)
 
     def when(k: int) -> int | None:
