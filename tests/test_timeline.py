@@ -80,6 +80,14 @@ def test_equal_stamps_tell_no_places():
     assert parts_of(packets(([0, 1, 2], [0, 0, 40])), TICK, False).places(3) == []
 
 
+def test_a_stamp_of_the_next_recording_tells_nothing():
+    """FFmpeg gives the last frame of an MPEG program stream that of the first frame behind the joint, 20 s ahead."""
+    first = [0, 40, 80], [0, 40, 20_000]
+    found = parts_of(packets(first, even(3, 20_000)), TICK, True)
+    assert found.times == [40 * k for k in range(6)]
+    assert found.places(6) == []
+
+
 def test_the_middle_step_knows_no_zero():
     assert middle_step([0, 0, 40, 80, 1000]) == 40
     assert middle_step([5]) == middle_step([]) == 0
