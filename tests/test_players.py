@@ -244,6 +244,13 @@ def test_pixels_are_as_wide_as_on_the_screen_unless_the_stored_ones_are_asked_fo
         assert measured(stored.read([1])[0]) == (32, 32)
 
 
+def test_frames_of_an_older_cache_are_found_by_the_size_that_they_had(tmp_path, clip_of):
+    clip, opening = clip_of(write(tmp_path / "a.mp4", square(96, 128, 3), aspect=(4, 3))), Opening(tmp_path)
+    for size, came in (((171, 96), 171), ((128, 96), 128), ((50, 50), 171)):
+        with opening.open_as(clip, size) as reader:
+            assert reader.info.width == came
+
+
 def test_decoders_agree_on_pixels_that_are_not_square(tmp_path, clip_of):
     path = write(tmp_path / "a.mp4", np.random.default_rng(0).integers(0, 255, (4, 48, 64, 3), np.uint8), aspect=(4, 3))
     read = []
