@@ -14,6 +14,7 @@ only turn: what is mirrored, has several video tracks, or changes its size on th
 
 import atexit
 import ctypes
+import io
 import math
 import re
 import warnings
@@ -31,7 +32,7 @@ import numpy as np
 
 from pipeline.container import Contents, Packet, between, contents, shows_nothing, starts_afresh, stated_size
 from pipeline.manifest import Clip
-from pipeline.upright import PIXEL_ASPECTS, STRAIGHT, Shape, fitted, turn_of, turned
+from pipeline.upright import EXIF_TURNS, PIXEL_ASPECTS, QUARTERS, STRAIGHT, Shape, Turn, fitted, turn_of, turned
 
 MAX_PIXELS = 64_000_000  # of one frame; a header may claim any size, and decoders allocate what it claims
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -42,6 +43,7 @@ CONTAINERS = (
     "mpegvideo,mxf,nsv,nut,obu,ogg,rm,vc1,vvc,wav,webm,wtv,yuv4mpegpipe"
 )
 FIRST_PACKETS = 64  # of a stream, among which its first picture is
+EXIF_ORIENTATION = 0x0112
 HEAD = 4096  # bytes at a file's begin that say how long it is
 
 
@@ -280,19 +282,37 @@ class _First:
         self.left -= 1
         try:
             for frame in packet.decode():
-                self.shape, self.left = _shape(self.clip, frame, _aspect(self.stream)), 0
+                known = _exif_turn(packet) if self.stream.codec_context.name == "mjpeg" else None
+                self.shape, self.left = _shape(self.clip, frame, _aspect(self.stream), known), 0
                 return
         except av.FFmpegError:
             self.left = 0  # whoever decodes says why
 
 
-def _shape(clip: Clip, frame, aspect: float) -> Shape:
-    """How one of PyAV's frames is shown. DecodeError for a matrix or an aspect that nothing can be shown by."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+def _exif_turn(packet) -> Turn | None:
+    """The turn that a JPEG's own metadata ask for, None where they ask for none."""
+    from PIL import Image
+
+    with suppress(OSError, SyntaxError, ValueError):  # no JPEG that Pillow reads
+        return EXIF_TURNS.get(Image.open(io.BytesIO(bytes(packet)), formats=("JPEG",)).getexif().get(EXIF_ORIENTATION))
+    return None
+
+
+def _shape(clip: Clip, frame, aspect: float, known: Turn | None = None) -> Shape:
+    """How one of PyAV's frames is shown: by its matrix, or by the turn that is `known` where PyAV cannot tell.
+
+    DecodeError for a matrix or an aspect that nothing can be shown by.
+    """
     try:
-        shape = Shape(frame.width, frame.height, turn_of(bytes(matrix) if matrix is not None else None), aspect)
-    except ValueError as error:
-        raise _failed(clip, str(error)) from None
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV refuses all of a frame's side data if one of them is of a kind that it does not know
+        turn = known or QUARTERS[round(frame.rotation / 90) % 4]
+    else:
+        try:
+            turn = turn_of(bytes(matrix) if matrix is not None else None)
+        except ValueError as error:
+            raise _failed(clip, str(error)) from None
+    shape = Shape(frame.width, frame.height, turn, aspect)
     width, height = shape.shown
     if not 1 <= width * height <= MAX_PIXELS:
         raise _failed(clip, f"claims pixels {aspect:g} times as wide as high: {width}x{height} pixels on the screen")
@@ -397,7 +417,7 @@ class _PyavReader(Reader):
         """RGB [H,W,3] as it is shown, at the size of the clip's first picture, which a stream may change on its way."""
         if self._shape.aspect == 1.0:
             aspect = 1.0
-        shape = _shape(self.clip, frame, aspect)
+        shape = _shape(self.clip, frame, aspect, self._shape.turn)
         pixels = turned(frame.reformat(format="rgb24").to_ndarray(), shape.turn)
         return fitted(pixels, shape.shown, self._size)
 

@@ -3,6 +3,7 @@
 The pictures say which frame they are, or have a shape; containers and display matrices are written here by their definition.
 """
 
+import io
 import struct
 from dataclasses import replace
 from fractions import Fraction
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from pipeline import decode
 from pipeline.config import ExtractConfig
@@ -215,6 +217,28 @@ def test_all_eight_display_matrices_are_applied(tmp_path, clip_of, decoder, turn
         corner = picture[(slice(0, 8) if down < 0 else slice(-8, None)), (slice(0, 8) if right < 0 else slice(-8, None))]
         assert corner[..., colour].mean() > 150, turn
         assert corner[..., 1 - colour].mean() < 80, turn
+
+
+@pytest.mark.parametrize("name", ["a.mov", "a.avi"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_in_motion_jpeg_is_applied_as_pillow_does(tmp_path, clip_of, decoder, name, orientation):
+    import av
+
+    exif, data = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    pixels = np.zeros((48, 96, 3), np.uint8)
+    pixels[:16, :32], pixels[:16, -32:] = (255, 0, 0), (0, 255, 0)
+    Image.fromarray(pixels).save(data, "JPEG", quality=95, subsampling=0, exif=exif)
+    (tmp_path / "a.mjpeg").write_bytes(data.getvalue() * 3)
+    with av.open(str(tmp_path / "a.mjpeg"), format="mjpeg") as source, av.open(str(tmp_path / name), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    shown = np.asarray(ImageOps.exif_transpose(Image.open(data))).astype(int)
+    with open_clip(clip_of(tmp_path / name), decoder) as reader:
+        assert np.abs(reader.read([1])[0] - shown).mean() < 3
 
 
 def test_a_picture_turned_askew_is_refused(tmp_path, clip_of, decoder):
