@@ -398,16 +398,19 @@ class _PyavReader(Reader):
         held, codec, shown = self._held, stream.codec_context, _aspect(stream)
         by_codec = abs(shown - float(codec.sample_aspect_ratio or 1)) < 1e-6  # else the container says it, for all frames
         aspects: dict[int | None, float] = {}
-        for k, packet in enumerate(container.demux(stream)):
-            if packet.size and k in held.joints:
-                yield from ((frame, aspects.pop(frame.pts, shown)) for frame in codec.decode(None))
-                codec.flush_buffers()
-            # Of a file cut short, which was allowed, the last packet is not whole.
-            if packet.size and (k in held.unfed or (packet.is_corrupt and held.missing)):
-                continue
-            if packet.size and held.places:
-                packet.pts = k
-            pts = packet.pts if packet.size else None
+        count = 0  # of packets, as `scan` counts them
+        for packet in container.demux(stream):
+            if packet.size:
+                k, count = count, count + 1
+                if k in held.joints:
+                    yield from ((frame, aspects.pop(frame.pts, shown)) for frame in codec.decode(None))
+                    codec.flush_buffers()
+                # Of a file cut short, which was allowed, the last packet is not whole.
+                if k in held.unfed or (packet.is_corrupt and held.missing):
+                    continue
+                if held.places:
+                    packet.pts = k
+            pts = packet.pts
             decoded = packet.decode()
             if by_codec and pts is not None:
                 aspects[pts] = float(codec.sample_aspect_ratio or 1)
