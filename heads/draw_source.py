@@ -104,7 +104,7 @@ def _frames(cache: Cache, clip: Clip, root: Path, fields: dict[str, np.ndarray])
     known = ("decoder", "allow_truncated", "pixel_aspect", "frame_pattern")
     opening = Opening(root, **{name: cache.config[name] for name in known if name in cache.config})
     x, y, width, height, source_width, source_height = fields["crop"].tolist()
-    with opening.open(clip) as reader:
+    with opening.open_as(clip, (round(source_width), round(source_height))) as reader:
         info = reader.info
         if (info.width, info.height) != (source_width, source_height):
             was, now = f"{source_width:.0f}x{source_height:.0f}", f"{info.width}x{info.height}"

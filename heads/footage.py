@@ -167,7 +167,8 @@ class Footage:
                     raise ValueError(
                         f"{self.cache.path}, clip {part.group.clips[own[k]]}, view {view.number}: {name} is "
                         f"{_short(stored[name][k])} in the cache, {_short(value)} in the video as it is now: it is another "
-                        "file, or its labels are others; extract again, or pass --root with the videos of the extraction"
+                        "file, its labels are others, or the cache is older than --pixel-aspect and its pixels are not square; "
+                        "extract again, or pass --root with the videos of the extraction"
                     )
         return [tuple(stored[name][k] for name in names) for k in range(len(own))]
 

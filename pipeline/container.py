@@ -190,7 +190,7 @@ def contents(
     # decord makes room for as many frames as the container claims, and ends the process if that cannot be had.
     steady = in_order and len(shown) == total >= stream.frames and not missing
     return Contents(
-        rate_of(header, len(times), until - times[0] if times else 0.0, step, tick),
+        rate_of(header, len(times), _seconds(times, until, step, tick), step, tick),
         times,
         until,
         number,
@@ -240,6 +240,13 @@ def rate_of(header: list[float], frames: int, seconds: float, step: float, tick:
         if abs(frames / rate - seconds) <= step / 2 + 2 * tick:
             return rate
     return frames / seconds
+
+
+def _seconds(times: list[float], until: float, step: float, tick: float) -> float:
+    """Seconds for which frames are shown. Where they come at even steps the last one counts as a step, whatever it lasts."""
+    if len(times) > 2 and float(np.ptp(np.diff(times))) <= 2 * tick + 0.01 * step:
+        return times[-1] - times[0] + (times[-1] - times[0]) / (len(times) - 1)
+    return until - times[0] if times else 0.0
 
 
 def _begin(own: int, begin: float, begins: dict[int, float]) -> float:

@@ -19,6 +19,7 @@ only turn: what is mirrored, has several video tracks, or changes its size on th
 
 import atexit
 import ctypes
+import io
 import math
 import re
 from abc import ABC, abstractmethod
@@ -45,7 +46,7 @@ from pipeline.container import (
 )
 from pipeline.images import ENDINGS, MAX_PIXELS, frame_files, read_picture
 from pipeline.manifest import Clip
-from pipeline.upright import PIXEL_ASPECTS, STRAIGHT, Shape, fitted, turn_of, turned
+from pipeline.upright import EXIF_TURNS, PIXEL_ASPECTS, QUARTERS, STRAIGHT, Shape, Turn, fitted, turn_of, turned
 
 # FFmpeg's names of what a clip's file may be. Among the others are lists of files (HLS, DASH, ffconcat) that it would follow
 # anywhere, cameras, screens and text.
@@ -54,6 +55,7 @@ CONTAINERS = (
     "mpegvideo,mxf,nsv,nut,obu,ogg,rm,vc1,vvc,wav,webm,wtv,yuv4mpegpipe"
 )
 FIRST_PACKETS = 64  # of a stream, among which its first picture is
+EXIF_ORIENTATION = 0x0112
 HEAD = 4096  # bytes at a file's begin that say how long it is
 END_SLACK = 0.5  # seconds by which a clip may end after its file: lists round
 
@@ -317,19 +319,37 @@ class _First:
         self.left -= 1
         try:
             for frame in packet.decode():
-                self.shape, self.left = _shape(self.clip, frame, _aspect(self.stream)), 0
+                known = _exif_turn(packet) if self.stream.codec_context.name == "mjpeg" else None
+                self.shape, self.left = _shape(self.clip, frame, _aspect(self.stream), known), 0
                 return
         except av.FFmpegError:
             self.left = 0  # whoever decodes says why
 
 
-def _shape(clip: Clip, frame, aspect: float) -> Shape:
-    """How one of PyAV's frames is shown. DecodeError for a matrix or an aspect that nothing can be shown by."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+def _exif_turn(packet) -> Turn | None:
+    """The turn that a JPEG's own metadata ask for, None where they ask for none."""
+    from PIL import Image
+
+    with suppress(OSError, SyntaxError, ValueError):  # no JPEG that Pillow reads
+        return EXIF_TURNS.get(Image.open(io.BytesIO(bytes(packet)), formats=("JPEG",)).getexif().get(EXIF_ORIENTATION))
+    return None
+
+
+def _shape(clip: Clip, frame, aspect: float, known: Turn | None = None) -> Shape:
+    """How one of PyAV's frames is shown: by its matrix, or by the turn that is `known` where PyAV cannot tell.
+
+    DecodeError for a matrix or an aspect that nothing can be shown by.
+    """
     try:
-        shape = Shape(frame.width, frame.height, turn_of(bytes(matrix) if matrix is not None else None), aspect)
-    except ValueError as error:
-        raise _failed(clip, str(error)) from None
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV refuses all of a frame's side data if one of them is of a kind that it does not know
+        turn = known or QUARTERS[round(frame.rotation / 90) % 4]
+    else:
+        try:
+            turn = turn_of(bytes(matrix) if matrix is not None else None)
+        except ValueError as error:
+            raise _failed(clip, str(error)) from None
+    shape = Shape(frame.width, frame.height, turn, aspect)
     width, height = shape.shown
     if not 1 <= width * height <= MAX_PIXELS:
         raise _failed(clip, f"claims pixels {aspect:g} times as wide as high: {width}x{height} pixels on the screen")
@@ -415,16 +435,19 @@ class _PyavReader(Reader):
         held, codec, shown = self._held, stream.codec_context, _aspect(stream)
         by_codec = abs(shown - float(codec.sample_aspect_ratio or 1)) < 1e-6  # else the container says it, for all frames
         aspects: dict[int | None, float] = {}
-        for k, packet in enumerate(container.demux(stream)):
-            if packet.size and k in held.joints:
-                yield from ((frame, aspects.pop(frame.pts, shown)) for frame in codec.decode(None))
-                codec.flush_buffers()
-            # Of a file cut short, which was allowed, the last packet is not whole.
-            if packet.size and (k in held.unfed or (packet.is_corrupt and held.missing)):
-                continue
-            if packet.size and held.places:
-                packet.pts = k
-            pts = packet.pts if packet.size else None
+        count = 0  # of packets, as `scan` counts them
+        for packet in container.demux(stream):
+            if packet.size:
+                k, count = count, count + 1
+                if k in held.joints:
+                    yield from ((frame, aspects.pop(frame.pts, shown)) for frame in codec.decode(None))
+                    codec.flush_buffers()
+                # Of a file cut short, which was allowed, the last packet is not whole.
+                if k in held.unfed or (packet.is_corrupt and held.missing):
+                    continue
+                if held.places:
+                    packet.pts = k
+            pts = packet.pts
             decoded = packet.decode()
             if by_codec and pts is not None:
                 aspects[pts] = float(codec.sample_aspect_ratio or 1)
@@ -434,7 +457,7 @@ class _PyavReader(Reader):
         """RGB [H,W,3] as it is shown, at the size of the clip's first picture, which a stream may change on its way."""
         if self._shape.aspect == 1.0:
             aspect = 1.0
-        shape = _shape(self.clip, frame, aspect)
+        shape = _shape(self.clip, frame, aspect, self._shape.turn)
         pixels = turned(frame.reformat(format="rgb24").to_ndarray(), shape.turn)
         return fitted(pixels, shape.shown, self._size)
 

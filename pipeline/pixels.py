@@ -61,6 +61,19 @@ class Opening:
             clip = replace(clip, extra={**clip.extra, "fps": f"{self.source_fps:.9f}"})
         return open_clip(clip, self.decoder, self.allow_truncated, self.pixel_aspect, self.frame_pattern)
 
+    def open_as(self, clip: Clip, size: tuple[int, int]):
+        """As `open`, for frames that were (width, height) when they were extracted.
+
+        Caches older than `pixel_aspect` hold stored pixels, whatever their shape.
+        """
+        reader = self.open(clip)
+        if (reader.info.width, reader.info.height) != size and self.pixel_aspect != "stored":
+            stored = replace(self, pixel_aspect="stored").open(clip)
+            if (stored.info.width, stored.info.height) == size:
+                reader, stored = stored, reader
+            stored.close()
+        return reader
+
 
 def _pictures_inside(root: Path, clip: Clip) -> None:
     """ManifestError if a link in a folder of frames leads out of the root."""

@@ -65,8 +65,11 @@ def parts_of(packets: "list[Packet]", tick: float, broadcast: bool, stamped: boo
         some, lost = _decodable(packets, start, end)
         shown += some
         unfed |= lost
-    ordered = stamped and all(packets[k].stamp is not None for k in shown)
-    if not ordered and any(packets[k].decoded is None for k in shown):
+    sortable = all(packets[k].decoded is not None for k in shown)
+    ordered = all(packets[k].stamp is not None for k in shown) and (stamped or not sortable)
+    if sortable and broadcast and ordered:
+        ordered = not _mixed_up([packets[k] for k in shown], tick)
+    if not (ordered or sortable):
         return Parts(starts, shown, None, frozenset(unfed), 0, False)
 
     def when(k: int) -> int | None:
@@ -90,12 +93,26 @@ def middle_step(times: list) -> float:
     return float(np.median(steps)) if steps else 0.0
 
 
+def _patience(orders: list[int], tick: float) -> float:
+    """Seconds for which a player waits for the next frame."""
+    return max(AHEAD, PACES * middle_step(orders) * tick)
+
+
+def _mixed_up(packets: "list[Packet]", tick: float) -> bool:
+    """Whether a frame has the time stamp of another recording: FFmpeg gives the last frame before a joint that of the next."""
+    lags = [packet.stamp - packet.decoded for packet in packets]
+    if not lags:
+        return False
+    bound = _patience([packet.decoded for packet in packets], tick)
+    return float(np.abs(np.array(lags) - np.median(lags)).max()) * tick > bound
+
+
 def _starts(packets: "list[Packet]", tick: float, broadcast: bool) -> list[int]:
     """The packets with which a recording begins, the first packet first."""
     orders = [(k, packet.decoded) for k, packet in enumerate(packets) if packet.decoded is not None]
     if not packets or not orders:
         return [0]
-    ahead = max(AHEAD, PACES * middle_step([order for _, order in orders]) * tick)
+    ahead = _patience([order for _, order in orders], tick)
     starts = [0]
     for (_, before), (k, now) in pairwise(orders):
         step = (now - before) * tick

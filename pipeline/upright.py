@@ -9,7 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 
 PIXEL_ASPECTS = ("displayed", "stored")  # what becomes of pixels that are not square: made so, or left
+Turn = tuple[int, int, int, int]  # see Shape
 STRAIGHT = (1, 0, 0, 1)
+QUARTERS = (STRAIGHT, (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))  # counter-clockwise
+# By the orientation of Exif 2.3, 4.6.4 A: which sides of the picture its first row and its first column are.
+EXIF_TURNS = {
+    1: STRAIGHT,
+    2: (-1, 0, 0, 1),
+    3: (-1, 0, 0, -1),
+    4: (1, 0, 0, -1),
+    5: (0, 1, 1, 0),
+    6: (0, 1, -1, 0),
+    7: (0, -1, -1, 0),
+    8: (0, -1, 1, 0),
+}
 SKEW = 0.02  # the sine of the angle up to which a turn counts as a quarter turn: 1.1 degrees; FFmpeg takes 1 degree
 
 
@@ -23,7 +36,7 @@ class Shape:
 
     width: int
     height: int
-    turn: tuple[int, int, int, int] = STRAIGHT
+    turn: Turn = STRAIGHT
     aspect: float = 1.0
 
     @property
@@ -48,7 +61,7 @@ class Shape:
         return (self.height, self.width) if self.turn[1] else (self.width, self.height)
 
 
-def turn_of(matrix: bytes | None) -> tuple[int, int, int, int]:
+def turn_of(matrix: bytes | None) -> Turn:
     """FFmpeg's display matrix (nine 32-bit numbers) as one of the eight turns; none is no turn.
 
     ValueError for a matrix that is no quarter turn.
@@ -70,7 +83,7 @@ def _sign(value: float) -> int:
     return -1 if value < 0 else 1
 
 
-def turned(pixels: np.ndarray, turn: tuple[int, int, int, int]) -> np.ndarray:
+def turned(pixels: np.ndarray, turn: Turn) -> np.ndarray:
     """A stored picture [H,W,3] as it is shown, without a copy."""
     a, b, c, d = turn
     if b:

@@ -5,15 +5,27 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.container import MATROSKA, STAMPED, Packet, between, contents, starts_afresh
+from pipeline.container import (
+    MATROSKA,
+    STAMPED,
+    Packet,
+    between,
+    contents,
+    rate_of,
+    shows_nothing,
+    slack_of,
+    starts_afresh,
+    stated_size,
+)
 
 MP4 = STAMPED[0]
 
 
-def described(stamps, keys=(0,), kind=MP4, cut_off=False, ends=None, start=0.0, **promises):
-    """Contents of a stream at 25 fps and a tick of 1 ms, whose packets have these time stamps in the file's order.
+def described(stamps, keys=(0,), kind=MP4, cut_off=False, ends=None, start=0.0, rate=25, last=0, whole=False, **promises):
+    """Contents of a stream whose header says 25 fps and a tick of 1 ms, and whose packets have these time stamps in its order.
 
-    `keys` are positions in it; `promises`: duration (of all, seconds), own (of the stream, seconds), frames, tag.
+    `keys` are positions in it; `last`: the stated duration of the last packet, ms; `whole`: the file has the bytes that it
+    states; `promises`: duration (of all, seconds), own (of the stream, seconds), frames, tag.
     """
     container = SimpleNamespace(
         format=SimpleNamespace(name=kind), start_time=round(start * 1e6), duration=round(promises.get("duration", 0) * 1e6)
@@ -23,14 +35,17 @@ def described(stamps, keys=(0,), kind=MP4, cut_off=False, ends=None, start=0.0, 
         frames=promises.get("frames", 0),
         duration=round(promises["own"] * 1000) if "own" in promises else None,
         time_base=Fraction(1, 1000),
-        average_rate=Fraction(25),
+        average_rate=Fraction(rate) if rate else None,
         guessed_rate=None,
-        metadata={"DURATION": promises["tag"]} if "tag" in promises else {},
+        metadata={**promises.get("tags", {}), **({"DURATION": promises["tag"]} if "tag" in promises else {})},
     )
-    last = len(stamps) - 1
-    packets = [Packet(stamp, k in keys, k in keys, False, cut_off and k == last) for k, stamp in enumerate(stamps)]
+    end = len(stamps) - 1
+    packets = [
+        Packet(stamp, k in keys, k in keys, False, cut_off and k == end, None, last if k == end else 0)
+        for k, stamp in enumerate(stamps)
+    ]
     known = [stamp for stamp in stamps if stamp is not None]
-    return contents(container, stream, packets, ends or {0: (max(known, default=0) + 40) / 1000}, "")
+    return contents(container, stream, packets, ends or {0: (max(known, default=0) + 40) / 1000}, "", whole)
 
 
 def every_40_ms(count: int, begin: int = 0) -> list[int]:
@@ -107,6 +122,109 @@ def test_stamps_that_cannot_name_frames_are_not_used(stamps, kind):
     held = described(stamps, kind=kind)
     assert (held.number, held.keys, held.steady) == ({}, [], False)
     assert len(held.times) == 3
+
+
+@pytest.mark.parametrize("clock", [1000, 600, 60_000, 50, None])
+@pytest.mark.parametrize("kind", [MATROSKA, "flv", "mpegts", "avi", "dv"])
+def test_the_rate_is_that_of_the_stamps_where_the_header_states_a_clock(kind, clock):
+    assert described(every_40_ms(50), kind=kind, rate=clock).fps == pytest.approx(25)
+    uneven = [0, 20, 70, 100, 150, 170, 220, 300]
+    assert described(uneven, kind=kind, rate=clock).fps == pytest.approx(8 / 0.35)  # 300 ms and a median step of 50
+
+
+def test_a_rate_that_fits_rounded_stamps_is_exact():
+    ntsc = Fraction(30_000, 1001)
+    stamps = [round(1000 * k / ntsc) for k in range(60)]
+    assert described(stamps, rate=ntsc).fps == float(ntsc)
+    assert described(stamps[:3], rate=ntsc).fps == float(ntsc)
+    assert described(stamps, rate=1000).fps == pytest.approx(float(ntsc), rel=1e-3)
+
+
+def test_of_several_rates_in_a_header_the_one_that_fits_is_taken():
+    assert rate_of([50.0, 25.0], 100, 4.0, 0.04, 0.001) == 25.0  # fields, frames
+    assert rate_of([24.0], 1000, 40.0, 0.04, 0.001) == 25.0
+    assert rate_of([30.0], 0, 0.0, 0.0, 0.001) == 30.0
+    assert rate_of([], 1, 0.0, 0.0, 0.001) == 0.0
+
+
+@pytest.mark.parametrize("last", [0, 40, 10_000])
+def test_frames_at_even_steps_have_the_rate_of_the_steps(last):
+    """Encoders give the last frame of a time lapse the duration of another rate."""
+    assert described([10_000 * k for k in range(10)], rate=None, last=last).fps == pytest.approx(0.1)
+
+
+def test_a_last_frame_of_unknown_duration_lasts_as_long_as_its_neighbours():
+    assert described(every_40_ms(40)).until == pytest.approx(1.6)
+    assert described(every_40_ms(40), last=1).until == pytest.approx(1.6)  # a container's clock
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_matroska_file_whose_last_duration_is_unknown_lacks_nothing(whole):
+    promises = {"kind": MATROSKA, "ends": {0: 1.56}, "duration": 1.6, "tag": "00:00:01.600000000", "whole": whole}
+    assert described(every_40_ms(40), **promises).missing == ""
+    assert "30 frames" in described(every_40_ms(30), **{**promises, "ends": {0: 1.16}}).missing
+
+
+def test_a_matroska_file_that_has_all_its_bytes_may_count_a_frame_too_many():
+    promises = {"kind": MATROSKA, "tag": "00:00:04.000000000"}
+    assert described(every_40_ms(99), **promises).missing != ""
+    assert described(every_40_ms(99), whole=True, **promises).missing == ""
+    assert described(every_40_ms(90), whole=True, **promises).missing != ""
+
+
+def test_a_tag_that_was_copied_from_a_longer_file_promises_nothing():
+    stale = {"kind": MATROSKA, "tags": {"DURATION-eng": "00:00:09.000000000"}}
+    assert described(every_40_ms(50), duration=2.0, **stale).missing == ""
+    assert described(every_40_ms(50), duration=2.0, tag="00:00:02.000000000", **stale).missing == ""
+    assert described(every_40_ms(25), duration=2.0, **stale).missing != ""
+
+
+@pytest.mark.parametrize("kind", ["mpegts", "mpeg", "ogg", "h264", "m4v"])
+def test_a_duration_that_is_guessed_from_what_is_there_is_no_promise(kind):
+    assert described(every_40_ms(10), kind=kind, own=4.0, duration=4.0).missing == ""
+
+
+def test_a_matroska_file_states_its_size():
+    head = b"\x1a\x45\xdf\xa3\x83abc\x18\x53\x80\x67"
+    assert stated_size(head + b"\x01\x00\x00\x00\x00\x00\x10\x00") == len(head) + 8 + 4096
+    assert stated_size(head + b"\x50\x00") == len(head) + 2 + 4096
+    for open_end in (b"\x01\xff\xff\xff\xff\xff\xff\xff", b"\xff"):
+        assert stated_size(head + open_end) is None  # written live
+    for other in (b"", b"\x1a\x45\xdf\xa3", head, head + b"\x01\x00", b"RIFF" + bytes(30), head.replace(b"\x18", b"\x19")):
+        assert stated_size(other) is None
+
+
+def test_pictures_that_are_only_referred_to_show_nothing():
+    """RFC 6386, 9.1: bit 4 of a VP8 frame's first byte; VP9, 7.2: show_existing_frame, show_frame."""
+    assert shows_nothing("vp8", memoryview(b"\x01\0"))
+    assert not shows_nothing("vp8", memoryview(b"\x11\0"))
+    hidden, shown, existing = b"\x84\0", b"\x86\0", b"\x88"
+    assert shows_nothing("vp9", memoryview(hidden))
+    assert not shows_nothing("vp9", memoryview(shown))
+    assert not shows_nothing("vp9", memoryview(existing))
+    superframe = hidden + shown + b"\xc1\x02\x02\xc1"
+    assert not shows_nothing("vp9", memoryview(superframe))
+    assert shows_nothing("vp9", memoryview(hidden + hidden + b"\xc1\x02\x02\xc1"))
+    assert not shows_nothing("h264", memoryview(hidden))
+    assert not shows_nothing("vp8", memoryview(b""))
+
+
+@pytest.mark.parametrize("rate", [25, 240, 1000, 2000, 10_000, 0.1])
+def test_no_frame_is_lost_at_the_ends_at_any_rate(rate):
+    times = [k / rate for k in range(60)]
+    until = 60 / rate
+    assert between(times, until, None, None) == (0, 60)
+    assert between(times, until, 0.0, until) == (0, 60)
+    assert between(times, until, 10 / rate, 20 / rate) == (10, 10)
+    assert slack_of(times) <= min(1e-3, 0.5 / rate) or rate < 500
+
+
+def test_rounded_times_mean_the_frames_that_they_are_of():
+    """Matroska rounds to milliseconds, and so do people."""
+    for rate in (25, 29.97, 240, 960):
+        times = [round(k / rate, 3) for k in range(300)]
+        for k in range(299):
+            assert between(times, 300 / rate, k / rate, (k + 1) / rate, slack_of(times, 1e-3)) == (k, 1)
 
 
 def test_between_starts_with_what_is_on_screen():

@@ -27,8 +27,9 @@ def strip(known: KnownCache, clip: str) -> tuple[bytes | None, str]:
 def _strip(known: KnownCache, clip: str) -> tuple[bytes | None, str]:
     from PIL import Image, ImageDraw
 
-    from pipeline.decode import DecodeError, open_clip
+    from pipeline.decode import DecodeError
     from pipeline.manifest import inside
+    from pipeline.pixels import Opening
 
     group = known.cache["test"]
     row = next((row for row in group.rows_of(clip) if group.ok[row]), None)
@@ -43,8 +44,9 @@ def _strip(known: KnownCache, clip: str) -> tuple[bytes | None, str]:
         return None, f"No picture: {source.path} is not there"
     try:
         config = known.cache.config
-        shown = {name: config[name] for name in ("pixel_aspect", "frame_pattern") if name in config}
-        with open_clip(source, "pyav", allow_truncated=True, **shown) as reader:
+        asked = {name: config[name] for name in ("pixel_aspect", "frame_pattern") if name in config}
+        opening = Opening(manifest.root, "pyav", True, **asked)
+        with opening.open_as(source, (round(float(crop[4])), round(float(crop[5])))) as reader:
             frames = reader.read([int(numbers[k]) - reader.info.first for k in chosen])
     except DecodeError as error:
         return None, f"No picture: {error.reason}"
