@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -201,6 +202,12 @@ def _of_labels(manifest: Manifest, classes: Sequence[str] | None) -> Iterator[Fi
             elif learned and label not in learned and label not in told:
                 told.add(label)
                 yield say(f"class {label!r} is in {clip.split}, but no clip of train has it")
+    spelled: dict[str, str] = {}
+    for label in sorted({label for clip in manifest.clips for label in clip.labels}):
+        other = spelled.setdefault(unicodedata.normalize("NFC", label), label)
+        if other != label:
+            words = f"labels {other!a} and {label!a} look the same, but are two classes: their accents are encoded in two ways"
+            yield Finding("", str(manifest.path), "label", words)
     numbers = {number_of(label) for label in learned - no_labels.keys()}
     if known is None and numbers and None not in numbers and min(numbers) > 0:
         yield Finding("", str(manifest.path), "label", f"labels are numbers from {min(numbers)}; class ids count from 0")

@@ -133,6 +133,13 @@ def test_an_end_beyond_a_folder_of_frames_is_a_finding_too(videos):
     assert finding.message.startswith("ends at 4000 s, 3999.00 s beyond the end of the video (1.00 s)")
 
 
+def test_labels_that_look_the_same_and_are_two_classes_are_a_finding(videos):
+    manifest = manifest_of(videos, ("a", "a.mp4", "train", "caf\u00e9"), ("b", "b.mp4", "train", "cafe\u0301"))
+    (finding,) = check_clips(manifest, Opening(manifest.root), 0).findings
+    assert finding.kind == "label"
+    assert "two classes" in finding.message
+
+
 def test_boxes_are_compared_with_the_clips(videos, tmp_path):
     """Of a larger picture, at frames that are not looked at, of no clip; good ones are no finding."""
     boxes = [("a.mp4", k, 4, 4, 48, 32) for k in range(12)] + [("b.mp4", k, 4, 4, 72, 48) for k in range(12)]
