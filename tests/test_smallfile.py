@@ -155,7 +155,7 @@ def test_a_flipped_bit_of_a_checkpoint_is_found(tmp_path):
     place = good.index(torch.tensor([250.0]).numpy().tobytes())
     path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
     assert not torch.equal(torch.load(path, weights_only=True)["state"]["w"], torch.arange(500.0))
-    with pytest.raises(ValueError, match="checksum of .* differs"):
+    with pytest.raises(ValueError, match=r"checksum of .* differs"):
         load_checkpoint(path)
     path.write_bytes(good)
     assert torch.equal(load_checkpoint(path)["state"]["w"], torch.arange(500.0))
