@@ -163,21 +163,18 @@ class ShardFile:
         if CAN_ADVISE:
             _fetch(opened.number, places.tolist(), layout.size)
         sums = np.zeros((len(views), CHECKSUM_BYTES), np.uint8)
-        for place, view, ends in zip(places.tolist(), views, sums, strict=True):
-            _read_whole(opened.number, [view, ends], place, self.path)
-        if fresh.any():
-            self._test([views[k] for k in np.flatnonzero(fresh)], sums[fresh], rows[fresh], group, field)
-            self._tested[group, field][rows] = True
-
-    def _test(self, views: Sequence[np.ndarray], sums: np.ndarray, rows: np.ndarray, group: str, field: str) -> None:
-        """Unreadable for the first of the views that does not fit its checksum."""
-        want = sums.view("<u4")[:, 0]
-        if views[0].size <= SHORT:
-            came = fletcher32_of_rows(np.stack(views))
-        else:
-            came = np.array([fletcher32(view) for view in views], np.uint32)
-        if (wrong := np.flatnonzero(came != want)).size:
-            raise Unreadable(self.path, f"{field} of {group} row {rows[wrong[0]]} is damaged (its checksum differs)")
+        came = np.zeros(len(views), np.uint32)
+        for k, (place, view, new) in enumerate(zip(places.tolist(), views, fresh.tolist(), strict=True)):
+            _read_whole(opened.number, [view, sums[k]] if new else [view], place, self.path)
+            if new and layout.size > SHORT:
+                came[k] = fletcher32(view)  # now: it is still near the processor
+        if not fresh.any():
+            return
+        if layout.size <= SHORT:
+            came[fresh] = fletcher32_of_rows(np.stack([views[k] for k in np.flatnonzero(fresh)]))
+        if (wrong := rows[fresh & (came != sums.view("<u4")[:, 0])]).size:
+            raise Unreadable(self.path, f"{field} of {group} row {wrong[0]} is damaged (its checksum differs)")
+        self._tested[group, field][rows] = True
 
     def _unpack(self, opened: _Opened, group: str, field: str, rows: Sequence[int], outs: Sequence[np.ndarray]) -> None:
         if opened.tables is None:

@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 from report_runs import Made
-from test_shard_trust import odd_copies, seal
+from test_shard_trust import lines_of, odd_copies, seal
 
 from heads.ensemble import scores_of_run
 from heads.listing import entries_below
@@ -50,20 +50,20 @@ def test_whole_predictions_are_what_numpy_reads(predictions):
 
 def test_any_flipped_bit_of_predictions_is_found_or_changes_nothing(predictions):
     good, want = predictions.read_bytes(), arrays_of(predictions)
-    rng, found = np.random.default_rng(0), 0
+    rng, said = np.random.default_rng(0), []
     for _ in range(400):
         place = int(rng.integers(len(good)))
         predictions.write_bytes(good[:place] + bytes([good[place] ^ 1 << int(rng.integers(8))]) + good[place + 1 :])
         try:
             came = read_predictions(predictions, "run `vidgraph evaluate`")
         except Damaged as error:
-            assert str(error).startswith(f"{predictions}: damaged")
-            assert str(error).endswith("run `vidgraph evaluate`")
-            found += 1
-        else:
-            for name in want.keys() & came.keys():
+            said.append(str(error))
+        else:  # the date of an array, for example
+            assert came.keys() == want.keys()
+            for name in want:
                 np.testing.assert_array_equal(came[name], want[name])
-    assert found > 300
+    assert len(said) > 250
+    assert all(line.startswith(f"{predictions}: damaged") and line.endswith("run `vidgraph evaluate`") for line in said)
 
 
 def bomb(path, name: str, header: bytes, data: bytes, method=zipfile.ZIP_DEFLATED) -> None:
@@ -133,7 +133,7 @@ def test_odd_json_of_a_run_is_a_problem_in_one_line(runs, tmp_path, name):
     else:
         record = json.loads(path.read_text().splitlines()[0] if name == "log.jsonl" else path.read_text())
         record.pop("seal", None)
-    for what, odd in odd_copies(record, 20, seed=len(name)):
+    for what, odd in odd_copies(record, 8, seed=len(name)):
         if name.endswith("jsonl") or name == "results.json":
             path.write_text(json.dumps(odd) + "\n")
         else:
@@ -148,12 +148,7 @@ def test_odd_json_of_a_run_is_a_problem_in_one_line(runs, tmp_path, name):
             lambda: failed_members([folder]),
         ]
         for step in steps[: 2 if name == "metrics.json" else 7]:
-            try:
-                step()
-            except ValueError as error:
-                assert len(str(error).splitlines()) == 1, what
-            except Exception as error:
-                raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
+            assert lines_of(step) <= 1, what
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
 
 

@@ -14,7 +14,6 @@ from test_verify import reseal
 from pipeline.cache import Cache, Damaged, complete_shard, create_cache
 from pipeline.graphs import build_graphs
 from pipeline.sealed import fletcher32, fletcher32_of_rows
-from pipeline.shardfile import ShardFile
 from pipeline.shardtables import Unreadable, zstd_content_size
 from pipeline.verify import verify
 
@@ -94,14 +93,15 @@ def test_a_view_that_does_not_fit_its_checksum_is_never_served(cache):
 def test_a_checksum_is_tested_once(cache, monkeypatch):
     group = Cache(cache)["train"]
     group.batch([0, 1])
-    monkeypatch.setattr(ShardFile, "_test", None)
+    monkeypatch.setattr("pipeline.shardfile.fletcher32", None)
+    monkeypatch.setattr("pipeline.shardfile.fletcher32_of_rows", None)
     group.batch([0, 1])
 
 
 def test_any_flipped_bit_is_either_found_or_changes_nothing(cache, made):
     rng = np.random.default_rng(0)
     want = {name: Cache(made)[name].batch(range(len(Cache(made)[name]))) for name in ("train", "test")}
-    found = 0
+    said = []
     for k in range(24):
         file = cache / ("features", "graphs")[k % 2] / "00000.h5"
         good = file.read_bytes()
@@ -114,13 +114,12 @@ def test_any_flipped_bit_is_either_found_or_changes_nothing(cache, made):
                 try:
                     values = Cache(cache)[name].batch([0, 1, 2], (field,))[field]
                 except Damaged as error:
-                    assert "00000.h5: " in str(error)
-                    assert len(str(error).splitlines()) == 1
-                    found += 1
+                    said.append(str(error))
                 else:
                     np.testing.assert_array_equal(values, fields[field][:3])
         file.write_bytes(good)
-    assert found > 10
+    assert len(said) > 10
+    assert all("00000.h5: " in line and len(line.splitlines()) == 1 for line in said)
 
 
 def soft(group, name, folder):
@@ -186,21 +185,9 @@ def unchecked_chunk(group, name, folder):
         made.id.write_direct_chunk((row, 0, 0), np.zeros(52, np.uint8), filter_mask=1)
 
 
-ODD = (
-    soft,
-    external,
-    virtual,
-    outside,
-    strings,
-    references,
-    compound,
-    wide,
-    backwards,
-    without_checksums,
-    in_one_piece,
-    longer,
-)
-ODD = (*ODD, a_group, unchecked_chunk)
+ELSEWHERE = (soft, external, virtual, outside)
+ODD = (*ELSEWHERE, strings, references, compound, wide, backwards, without_checksums, in_one_piece, longer, a_group)
+ODD = (*ODD, unchecked_chunk)
 
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: odd.__name__)
@@ -329,6 +316,15 @@ def odd_copies(record: dict, count: int, seed: int):
         yield f"{place} = {value!r:.30}", copy
 
 
+def lines_of(step) -> int:
+    """How many lines the error of a step has, 0 without one; what is no error of ours, or of the system, goes on."""
+    try:
+        step()
+    except (ValueError, OSError) as error:
+        return len(str(error).splitlines())
+    return 0
+
+
 def seal(path, record: dict) -> None:
     text = json.dumps({**record, "seal": "0" * 64}, indent=1, ensure_ascii=False).encode() + b"\n"
     ending = b'"seal": "%s"\n}\n'
@@ -342,9 +338,4 @@ def test_odd_json_under_a_right_seal_is_an_error_in_one_line(cache, name):
     for what, odd in odd_copies(record, 16, seed=len(name)):
         seal(cache / name, odd)
         for read in (read_all, verify, lambda path: build_graphs(path, neighbours=3)):
-            try:
-                read(cache)
-            except (ValueError, OSError) as error:
-                assert len(str(error).splitlines()) == 1, what
-            except Exception as error:
-                raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
+            assert lines_of(lambda read=read: read(cache)) <= 1, what

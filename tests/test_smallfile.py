@@ -1,5 +1,6 @@
 """What stands in the place of a small file and is none is refused at once, by everybody who reads one."""
 
+import ast
 import os
 import signal
 import socket
@@ -155,7 +156,35 @@ def test_a_flipped_bit_of_a_checkpoint_is_found(tmp_path):
     place = good.index(torch.tensor([250.0]).numpy().tobytes())
     path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
     assert not torch.equal(torch.load(path, weights_only=True)["state"]["w"], torch.arange(500.0))
-    with pytest.raises(ValueError, match="checksum of .* differs"):
+    with pytest.raises(ValueError, match=r"checksum of .* differs"):
         load_checkpoint(path)
     path.write_bytes(good)
     assert torch.equal(load_checkpoint(path)["state"]["w"], torch.arange(500.0))
+
+
+# Where a file is read whole in another way: what the system or the package itself writes.
+OWN = {
+    "pipeline/cores.py",
+    "pipeline/sealed.py",
+    "pipeline/claims.py",
+    "pipeline/digits/files.py",
+    "heads/store.py",
+    "heads/reproduce_report.py",
+    "heads/reporting/page.py",
+    "heads/reporting/plots.py",
+    "cli/demo.py",
+    "cli/reproduce.py",
+}
+
+
+def test_files_are_read_whole_in_one_place():
+    root = Path(__file__).parent.parent
+    found = set()
+    for room in ("pipeline", "heads", "cli"):
+        for path in (root / room).rglob("*.py"):
+            calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+            names = {ast.unparse(call.func).rpartition(".")[2] for call in calls if isinstance(call.func, ast.Attribute)}
+            texts = {name for name in names if name in ("read_text", "read_bytes")}
+            texts |= {"np.load"} & {ast.unparse(call.func) for call in calls}
+            found |= {str(path.relative_to(root))} if texts else set()
+    assert found <= OWN
