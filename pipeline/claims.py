@@ -13,6 +13,7 @@ and whoever completes the shard first wins (`ShardWriter.finish`).
 import json
 import os
 import re
+import stat
 import threading
 import time
 from collections.abc import Mapping
@@ -81,11 +82,14 @@ def look(path: Path) -> Seen | None:
     Opening a file is what makes a network file system ask its server for the present content.
     """
     try:
-        with open(claim_file(path), "rb") as file:
-            content = file.read(LONGEST)
+        number = os.open(claim_file(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would keep us waiting
     except (FileNotFoundError, NotADirectoryError):
         return None
-    with suppress(ValueError, KeyError, TypeError):
+    try:
+        content = os.read(number, LONGEST) if stat.S_ISREG(os.fstat(number).st_mode) else b"no file"
+    finally:
+        os.close(number)
+    with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
         owner = json.loads(content.partition(b"\n")[0])
         where = str(owner["machine"]), int(owner["pid"]), str(owner["start"]), str(owner.get("host", ""))
         return Seen(content, str(owner["claim"]), *where)
