@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from cli._say import console, warn
 from pipeline.shown import guarded_output, visible
@@ -13,8 +13,9 @@ LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
 def say_aside(line: str) -> None:
-    """A line for a person beside the progress of long work, such as for whom it waits."""
-    warn(line)
+    """A line for a person beside the progress of long work, such as for whom it waits; one that cannot be printed is lost."""
+    with suppress(OSError):
+        warn(line)
 
 
 @contextmanager
@@ -66,7 +67,8 @@ def _lines(what: str, total: int, unit: str, bad: str) -> Iterator[Callable[[int
         rate = count / max(time.monotonic() - begun, 1e-9)
         left = f"{(total - count) / rate:,.0f} s left" if count else "time left unknown"
         text = f"{what}: {count:,}/{total:,} {unit}, {_short(rate)} {unit}/s, {failures} {bad}, {left}"
-        print(text, file=sys.stderr, flush=True)
+        with suppress(OSError):  # a log on a full disk, a terminal that went away: what accompanies the work never ends it
+            print(text, file=sys.stderr, flush=True)
 
     def lines() -> None:
         while not ended.wait(LINE_EVERY):

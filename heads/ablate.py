@@ -132,7 +132,7 @@ def _prospect(run: Run, resume: bool, macs: dict[str, int]) -> Prospect:
     if key not in macs:  # after prepare, which has the better error for a head that lacks something
         macs[key] = count_head(head.name, run.study.dims, len(run.classes), head.options).total.macs
     if result is not None:
-        return Prospect(run.member, macs[key], result)
+        return Prospect(run.member, macs[key], result, order=repr(run.order))
     if resume and (run.folder / "last.pt").exists():
         runs.same_run(run.folder, runs.read_json(run.folder / "run.json", RUN), run.about)
     clips = len(run.parts["train"])

@@ -156,6 +156,8 @@ def append_log(path: Path, record: dict[str, Any]) -> None:
     refuse_if_lost(path)
     with sealed.named(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def save_predictions(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -13,6 +13,7 @@ and whoever completes the shard first wins (`ShardWriter.finish`).
 import json
 import os
 import re
+import stat
 import threading
 import time
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from typing import Protocol
 
 from pipeline.owners import host_of, lives, machine, own_claim, part_of, parts_in, started, writer_lives
 from pipeline.sealed import done_marker, publish
-from pipeline.smallfile import opened, read_small
+from pipeline.smallfile import read_small
 
 BEAT = 5.0  # seconds between an owner's signs of life
 SILENCE = 60.0  # seconds without one after which a claim is taken over
@@ -82,11 +83,14 @@ def look(path: Path) -> Seen | None:
     Opening a file is what makes a network file system ask its server for the present content.
     """
     try:
-        with opened(claim_file(path)) as file:
-            content = file.read(LONGEST)
+        number = os.open(claim_file(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would keep us waiting
     except (FileNotFoundError, NotADirectoryError):
         return None
-    with suppress(ValueError, KeyError, TypeError):
+    try:
+        content = os.read(number, LONGEST) if stat.S_ISREG(os.fstat(number).st_mode) else b"no file"
+    finally:
+        os.close(number)
+    with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
         owner = json.loads(content.partition(b"\n")[0])
         where = str(owner["machine"]), int(owner["pid"]), str(owner["start"]), str(owner.get("host", ""))
         return Seen(content, str(owner["claim"]), *where)

@@ -14,7 +14,17 @@ from pipeline.home import Home
 from pipeline.manifest import Clip, Manifest, read_manifest, shard_ranges
 from pipeline.owners import part_of, remove_abandoned
 from pipeline.records import CACHE, read_statistics, require
-from pipeline.sealed import Damaged, complete, done_marker, make_folder, read_json, sha256_of, write_json
+from pipeline.sealed import (
+    Damaged,
+    complete,
+    done_marker,
+    make_folder,
+    read_json,
+    sha256_of,
+    sync_file,
+    sync_folder,
+    write_json,
+)
 from pipeline.tensors import FORMAT
 from pipeline.waits import Say, Waits
 
@@ -106,7 +116,9 @@ def home_of(folder: Path, fingerprint: str, stage: str) -> Home:
 
     if read_cache_json(folder)["fingerprint"] != fingerprint:
         raise CacheError(f"{folder}: another cache than the one that this run began with; let all machines see the same files")
-    (folder / stage).mkdir(exist_ok=True)
+    if not (folder / stage).is_dir():
+        (folder / stage).mkdir(exist_ok=True)
+        sync_folder(folder)
     return Home(folder, folder / stage, unchanged=unchanged)
 
 
@@ -121,6 +133,7 @@ def _create(folder: Path, config: dict, manifest: Manifest, fingerprint: str, pe
     part = part_of(folder / "manifest.csv", claim)
     try:
         shutil.copyfile(manifest.path, part)
+        sync_file(part)  # else a power loss could leave its name without its rows
         if sha256_of(part) != manifest.sha256:
             raise CacheError(f"{manifest.path}: changed since it was read; start again")
         complete(part, folder / "manifest.csv")

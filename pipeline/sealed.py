@@ -46,6 +46,12 @@ def complete(part: Path, path: Path, replace: bool = True) -> None:
     sync_folder(path.parent)
 
 
+def sync_file(path: Path) -> None:
+    """Makes a file's content durable."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(path: Path) -> None:
     """Makes the names in a folder durable: those that were given, and that others were taken away."""
     folder = os.open(path, os.O_RDONLY)
@@ -107,7 +113,7 @@ def sync_and_hash(path: Path) -> str:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Gives an OSError that names no file (a write's, on a full disk) the name of the one that is being written."""
+    """Gives an OSError that names no file (a write's on a full disk, a read's from a bad one) the name of the one it is of."""
     try:
         yield
     except OSError as error:
@@ -167,7 +173,8 @@ def read_json(path: Path) -> dict:
 
     Changed if a single bit of it has changed; Damaged if it is sealed and yet no JSON object; OSError if it cannot be read.
     """
-    text = read_small(path)
+    with named(path):
+        text = read_small(path)
     body, end = text[: -len(_ZEROS)], text[-len(_ZEROS) :]
     if end != _SEAL % hashlib.sha256(body + _ZEROS).hexdigest().encode():
         raise Changed(f"{path}: changed since it was written (its seal does not fit); run `vidgraph verify`")

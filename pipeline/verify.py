@@ -1,17 +1,20 @@
 """Reads every byte of a cache and says what is wrong with it, where, and what to do about it."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 
 from pipeline.cache import STAGES
-from pipeline.claims import look
+from pipeline.claims import SHARD, NotAClaim, look
 from pipeline.folder import Shards
 from pipeline.manifest import ManifestError
+from pipeline.owners import parts_in, writer_lives
 from pipeline.pool import Pool, WorkerDied
-from pipeline.sealed import Damaged, writer_lives
+from pipeline.sealed import Damaged
 from pipeline.shardcheck import GRAPHS, REPAIR, Finding, ShardChecker
 
 SUFFIXES = (".h5", ".json")  # of a shard's two files
@@ -110,8 +113,9 @@ def _missing(plan: Shards, jobs: Sequence[tuple[str, int]]) -> Iterator[Finding]
 
 def _strangers(plan: Shards) -> Iterator[Finding]:
     """Files that belong to no complete shard: what a stopped run left, and shards beyond the plan. Not those of a live run."""
+    parts = {part.path for folder in (".", *STAGES) for part in parts_in(plan.folder / folder)}
     for path in sorted(p for folder in (".", *STAGES) for p in (plan.folder / folder).glob("*")):
-        if path.suffix in (".part", ".claim"):
+        if path in parts or re.fullmatch(rf"({SHARD}|cache)\.claim", path.name):
             if not _in_use(path):
                 yield Finding(str(path), "left by a run that was stopped", "delete it, if no run is writing to this cache")
         elif path.parent != plan.folder and not _planned(path, len(plan)):
@@ -122,11 +126,10 @@ def _in_use(path: Path) -> bool:
     """Whether a claim or a part file is, or may be, a live run's."""
     if path.suffix == ".part":
         return writer_lives(path) is True
-    try:
+    with suppress(NotAClaim, OSError):  # a pipe, for example
         seen = look(path)
-    except OSError:  # a pipe, for example
-        return False
-    return seen is not None and not seen.dead
+        return seen is not None and not seen.dead
+    return False
 
 
 def _planned(path: Path, shards: int) -> bool:

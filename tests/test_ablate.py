@@ -301,6 +301,38 @@ def test_a_finished_study_is_read_back_and_one_that_grew_trains_what_is_new(cach
     assert sorted(trained) == sorted(f"{row.name}-seed2" for row in plan_of(tmp_path).rows)
 
 
+@pytest.mark.parametrize("finished", [1, 3])
+def test_a_study_killed_between_members_has_the_same_results_but_for_times(cache, tmp_path, whole, monkeypatch, finished):
+    original, written = runs.write_json, []
+
+    def write(path, record):
+        if path.name == "metrics.json":
+            written.append(path)
+            if len(written) > finished:
+                raise KeyboardInterrupt  # its claim, checkpoints and predictions are there, its done marker is not
+        original(path, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "write_json", write)
+        with pytest.raises(KeyboardInterrupt):
+            study(plan_of(tmp_path), cache, tmp_path / "runs", at_once=1)
+    study(plan_of(tmp_path), cache, tmp_path / "runs", at_once=1)
+    assert without_times(tmp_path / "runs") == without_times(whole)
+
+
+def without_times(folder: Path) -> str:
+    """results.json without what no two runs share."""
+
+    def without(value):
+        if isinstance(value, list):
+            return [without(one) for one in value]
+        if not isinstance(value, dict):
+            return value
+        return {key: without(one) for key, one in value.items() if key not in ("seconds", "waiting", "source")}
+
+    return json.dumps(without(json.loads((folder / "results.json").read_text())))
+
+
 # --- passes, groups, progress
 
 

@@ -125,6 +125,23 @@ def test_a_file_of_others_with_the_name_of_a_claim_is_neither_waited_for_nor_rem
     assert (path.parent / "mine.claim").exists()
 
 
+@pytest.mark.parametrize("content", [b"[" * 60_000, b'{"claim": "x", "machine": "m", "pid": Infinity, "start": "1"}', b""])
+def test_a_claim_of_any_content_is_judged_by_its_silence_or_refused(tmp_path, content):
+    path = tmp_path / "00000.h5"
+    claim_file(path).write_bytes(content)
+    try:
+        assert take(path) is None
+        assert Watch(silence=-1).free(path)
+    except NotAClaim:
+        assert content.startswith(b"[")
+
+
+def test_a_pipe_with_the_name_of_a_claim_keeps_nobody_waiting(tmp_path):
+    os.mkfifo(claim_file(tmp_path / "00000.h5"))
+    with pytest.raises(NotAClaim):
+        take(tmp_path / "00000.h5")
+
+
 @pytest.mark.parametrize("name", ["../../precious", "*", ""])
 def test_what_a_claim_calls_itself_removes_nothing_of_others(tmp_path, name):
     path = tmp_path / "cache" / "features" / "00000.h5"
