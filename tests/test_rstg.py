@@ -495,7 +495,7 @@ def test_what_does_not_fit_is_refused():
         ({**INSIDE, "at": "res4.7"}, "cut 'res4.7' is not one of resnet18"),
         ({**INSIDE, "at": "stem.conv1"}, "no cut of resnet18 lies before stem.conv1"),
         (
-            {**INSIDE, "at": "res4.0", "backbone_options": {"width": 8}},
+            {**INSIDE, "at": "res4.0", "backbone_options": {"width": 4}},
             "the cached res4.0 has 32 channels, that of resnet18 16",
         ),
         ({**INSIDE, "at": "res3.0"}, "head rstg_map needs res3.0"),
