@@ -22,7 +22,7 @@ def command() -> None:
     "--split-by",
     default="auto",
     type=click.Choice(["auto", "folders", "hash"]),
-    help="Splits from folders train, val, test, or by a hash of the clip id; auto: folders if there are any.",
+    help="Splits from folders train, val, test, or by a hash of the path; auto: folders if there are any.",
 )
 @click.option("--val", default=0.1, help="Share of the clips that --split-by hash puts into val, 0 to 1.")
 @click.option("--test", default=0.1, help="Share of the clips that --split-by hash puts into test, 0 to 1.")

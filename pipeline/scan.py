@@ -1,4 +1,4 @@
-"""A folder of videos -> rows of a manifest: classes and splits from the sub-folders, or splits from a hash of the clip id."""
+"""A folder of videos -> rows of a manifest: classes and splits from the sub-folders, or splits from a hash of the path."""
 
 import os
 import sys
