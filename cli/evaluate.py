@@ -67,13 +67,14 @@ def _ensemble(runs, split, settings, into) -> int:
 def _evaluate(run, cache, manifest, split, checkpoint, phase, settings, device, precision) -> None:
     from cli._figures import print_figures
     from heads.evaluate import evaluate
+    from heads.run_records import RUN
     from heads.runs import read_json
     from pipeline.cache import Cache
     from pipeline.manifest import read_manifest
     from pipeline.memory import keep_freed_memory
 
     keep_freed_memory()
-    cache = cache or read_json(run / "run.json").get("cache")
+    cache = cache or read_json(run / "run.json", RUN).get("cache")
     if cache is None:
         raise click.UsageError(f"{run} was trained from frames, without a cache: pass --cache")
     found = evaluate(

@@ -29,6 +29,7 @@ from heads.live import live_dims
 from heads.members import Result
 from heads.pretrain import Pretraining, pretrain
 from heads.reproduce_tables import Row, Size, Table, backbone_options, lower_width, reads_frames, recipe_of
+from heads.run_records import RUN
 from heads.train import train
 from pipeline.backbones import build_backbone, freeze
 from pipeline.cache import Cache
@@ -152,7 +153,7 @@ def finished(work: Work, task: str, row: Row, seed: int) -> bool:
     folder = work.run_folder(task, row, seed)
     if not (folder / "metrics.json").exists():
         return False
-    there = runs.read_json(folder / "run.json")
+    there = runs.read_json(folder / "run.json", RUN)
     trained_on = there["task"] if "task" in there else there["config"]["task"]
     return (there["recipe"], trained_on) == (
         recipe_of(row, work.size, task).as_dict(),

@@ -23,6 +23,7 @@ from heads.train import train
 from heads.training import Training
 from pipeline.cache import Cache
 from pipeline.manifest import write_manifest
+from pipeline.sealed import fletcher32
 
 
 def recipe(head="strg", options=None, data=None, evaluate=None, **training):
@@ -493,15 +494,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(c
 
 
 def poison(cache: Cache, group: str, row: int, field: str) -> None:
-    """Puts a NaN into a stored view, past every check of the writer."""
+    """Puts a NaN into a stored view, with a checksum that fits, past every check of the writer."""
     shard, local = divmod(row, cache[group].per_clip * len(cache.shards.ranges[0]))
     path = cache.shards.path(shard)
     with h5py.File(path) as file:
         dataset = file[group][field]
         place = dataset.id.get_chunk_info_by_coord((local, *[0] * (dataset.ndim - 1))).byte_offset
+        size = dataset[local].nbytes
     with open(path, "r+b") as file:
         file.seek(place)
-        file.write(np.array([np.nan], cache[group].dtype(field)).tobytes())
+        data = np.array([np.nan], cache[group].dtype(field)).tobytes() + file.read(size)[cache[group].dtype(field).itemsize :]
+        file.seek(place)
+        file.write(data + fletcher32(np.frombuffer(data, np.uint8)).to_bytes(4, "little"))
 
 
 @pytest.mark.parametrize("resident", ["ram", "disk"])
