@@ -12,12 +12,14 @@ from pipeline.cache import STAGES
 from pipeline.claims import SHARD, NotAClaim, look
 from pipeline.folder import Shards
 from pipeline.manifest import ManifestError
-from pipeline.owners import parts_in, writer_lives
+from pipeline.owners import writer_lives
 from pipeline.pool import Pool, WorkerDied
 from pipeline.sealed import Damaged
 from pipeline.shardcheck import GRAPHS, REPAIR, Finding, ShardChecker
 
 SUFFIXES = (".h5", ".json")  # of a shard's two files
+# What runs leave that were stopped; other files with such endings, such as a downloader's, are none of ours.
+HALF_WRITTEN = re.compile(rf"({SHARD}|cache)\.claim|({SHARD}\.(h5|json|claim)|cache\.(json|claim)|manifest\.csv)\..+\.part")
 
 
 @dataclass
@@ -113,9 +115,8 @@ def _missing(plan: Shards, jobs: Sequence[tuple[str, int]]) -> Iterator[Finding]
 
 def _strangers(plan: Shards) -> Iterator[Finding]:
     """Files that belong to no complete shard: what a stopped run left, and shards beyond the plan. Not those of a live run."""
-    parts = {part.path for folder in (".", *STAGES) for part in parts_in(plan.folder / folder)}
     for path in sorted(p for folder in (".", *STAGES) for p in (plan.folder / folder).glob("*")):
-        if path in parts or re.fullmatch(rf"({SHARD}|cache)\.claim", path.name):
+        if HALF_WRITTEN.fullmatch(path.name):
             if not _in_use(path):
                 yield Finding(str(path), "left by a run that was stopped", "delete it, if no run is writing to this cache")
         elif path.parent != plan.folder and not _planned(path, len(plan)):

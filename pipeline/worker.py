@@ -46,7 +46,10 @@ def serve(pipe: Connection, function: bytes, parent: int) -> None:
             answer = function(pickle.loads(payload))
         except Exception as error:
             answer = error
-        _send(pipe, answer)
+        try:
+            _send(pipe, answer)
+        except (MemoryError, OSError):  # half an answer cannot be taken back: end as the kernel ends who has no memory left
+            os.kill(os.getpid(), signal.SIGKILL)
         answer = None  # a worker that waits must not hold the last result
 
 

@@ -51,7 +51,23 @@ def misbehave(task: str | int):
         write = os.write
         os.write = lambda file, data: (write(file, data[:1000]), after())
         return np.zeros(1 << 20, np.uint8)
+    if task == "no memory for an answer":
+        return NoMemory()
+    if task == "no memory in the middle of an answer":
+        write = os.write
+        os.write = lambda file, data: (write(file, data[:1000]), no_memory())
+        return np.zeros(1 << 20, np.uint8)
     return 2 * task
+
+
+def no_memory(*_asked):
+    raise MemoryError("Unable to allocate")
+
+
+class NoMemory:
+    """An answer that there is no memory to send."""
+
+    __reduce_ex__ = no_memory
 
 
 class Unsendable(Exception):
@@ -189,6 +205,16 @@ def test_a_worker_that_dies_fails_only_its_task_and_is_replaced(pool, task, word
     assert [answers[0], answers[2]] == [2, 4]
     assert isinstance(answers[1], WorkerDied)
     assert words in str(answers[1])
+
+
+def test_memory_that_runs_out_while_a_worker_answers_costs_its_task_alone(pool, capfd):
+    tasks = [1, "no memory for an answer", 2, "no memory in the middle of an answer", 3]
+    answers = [answer for _task, answer in pool.imap(tasks, ahead=5)]
+    assert answers[::2] == [2, 4, 6]
+    assert isinstance(answers[1], MemoryError)
+    assert isinstance(answers[3], WorkerDied)
+    assert "the machine may be out of memory" in str(answers[3])
+    assert capfd.readouterr().err == ""
 
 
 def test_a_worker_that_dies_between_tasks_costs_no_task():
