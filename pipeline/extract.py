@@ -27,7 +27,7 @@ from pipeline.claims import Claim, Mark, Watch, begin, mark_of, sweep, take
 from pipeline.cluster import Engine, Here, pick_device, share_jobs
 from pipeline.config import ExtractConfig
 from pipeline.cores import cores_here
-from pipeline.folder import home_of
+from pipeline.folder import home_of, other_reading
 from pipeline.home import Home
 from pipeline.jobs import Advance, RunOptions, ShardJob
 from pipeline.manifest import Clip, Manifest, shard_ranges
@@ -122,6 +122,8 @@ def extract(
             summary.failures += there[-1][1].get("failures", ())
             summary.warnings += there[-1][1].get("warnings", ())
     advance = announce(sum(len(job.clips) for job in jobs), summary.asked) if announce else (lambda done, failed: None)
+    if jobs and say and (line := other_reading(plan.folder)):
+        say(line)
     if not jobs:
         summary.changed = _changed_clips(there)
         return summary

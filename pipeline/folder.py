@@ -29,6 +29,8 @@ from pipeline.tensors import FORMAT
 from pipeline.waits import Say, Waits
 
 PIECE = 10_000  # clips that are hashed at a time
+# How videos are read. 1: by header rates, in stored pixels, turned but never mirrored; 2: as a player shows them.
+READING = 2
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -145,6 +147,7 @@ def _create(folder: Path, config: dict, manifest: Manifest, fingerprint: str, pe
         "fingerprint": fingerprint,
         "manifest": {"sha256": manifest.sha256, "root": _root_as_spelled(manifest)},
         "per_shard": per_shard,
+        "reading": READING,
     }
     write_json(folder / "cache.json", record, claim)
 
@@ -162,6 +165,17 @@ def read_cache_json(folder: Path) -> dict:
     if record["per_shard"] < 1:
         raise Damaged(f"{folder / 'cache.json'}: per_shard is {record['per_shard']}, expected clips per shard from 1")
     return record
+
+
+def other_reading(folder: Path) -> str:
+    """What to say of a cache that is about to get more shards than those that an earlier version wrote; "" of one of ours."""
+    if read_cache_json(folder).get("reading", 1) == READING:
+        return ""
+    return (
+        f"{folder}: an earlier version began this cache and read some videos otherwise: those with pixels that are not square, "
+        "a mirrored display, several tracks, joined recordings, odd heights or more than 8 bits; if some of yours are such, "
+        "extract to a new folder, for their new and old views would differ"
+    )
 
 
 def read_manifest_copy(folder: Path, record: dict) -> Manifest:

@@ -29,7 +29,7 @@ from pipeline.manifest import Clip, read_manifest
 from pipeline.pixels import DecodeViews, Opening, step_frames
 from pipeline.repair import Moved, as_extracted
 from pipeline.sample import Sampling
-from pipeline.sealed import read_json
+from pipeline.sealed import read_json, write_json
 from pipeline.verify import shards_to_repair
 
 ROOT = Path(__file__).parent.parent
@@ -429,3 +429,18 @@ def test_a_failed_clip_has_the_seconds_it_took(undisturbed):
 def test_a_clip_that_memory_is_too_small_for_is_a_failure_that_says_what_to_do(said, shown):
     clip = Clip("a", "/videos/a.mp4", "train", (), None, None, {}, 0)
     assert shown in _as_decode_error(clip, MemoryError(said), 1.0).reason
+
+
+def test_a_cache_that_an_earlier_version_began_says_which_videos_are_read_otherwise_now(world, tmp_path):
+    said = []
+    run(world, tmp_path / "cache", shards=[0], say=said.append)
+    assert not said
+    record = read_json(tmp_path / "cache" / "cache.json")
+    assert record.pop("reading") == 2
+    del record["seal"]
+    write_json(tmp_path / "cache" / "cache.json", record, "claim")
+    run(world, tmp_path / "cache", shards=[0], say=said.append)
+    assert not said  # nothing is added to it
+    run(world, tmp_path / "cache", shards=[1], say=said.append)
+    assert len(said) == 1
+    assert "pixels that are not square" in said[0]
