@@ -16,6 +16,7 @@ from pathlib import Path
 from pipeline.claims import SILENCE, Claim, Seen, Watch, look, take
 from pipeline.home import Home
 from pipeline.sealed import make_folder
+from pipeline.shown import visible
 from pipeline.waits import claimed_until
 
 Say = Callable[[str], None]
@@ -30,7 +31,7 @@ class Waiting(str):
 def quiet(line: str) -> None:
     """A `say` for what has its lines elsewhere, such as in logs: it prints only for whom it waits."""
     if isinstance(line, Waiting):
-        print(line, file=sys.stderr, flush=True)
+        sys.stderr.write(f"{visible(line)}\n")
 
 
 class Busy(RuntimeError):

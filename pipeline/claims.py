@@ -13,7 +13,6 @@ and whoever completes the shard first wins (`ShardWriter.finish`).
 import json
 import os
 import re
-import stat
 import threading
 import time
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from typing import Protocol
 
 from pipeline.owners import host_of, lives, machine, own_claim, part_of, parts_in, started, writer_lives
 from pipeline.sealed import done_marker, publish
-from pipeline.smallfile import read_small
+from pipeline.smallfile import NotAFile, opened, read_small
 
 BEAT = 5.0  # seconds between an owner's signs of life
 SILENCE = 60.0  # seconds without one after which a claim is taken over
@@ -83,13 +82,14 @@ def look(path: Path) -> Seen | None:
     Opening a file is what makes a network file system ask its server for the present content.
     """
     try:
-        number = os.open(claim_file(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would keep us waiting
+        with opened(claim_file(path)) as file:
+            content = file.read(LONGEST)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    try:
-        content = os.read(number, LONGEST) if stat.S_ISREG(os.fstat(number).st_mode) else b"no file"
-    finally:
-        os.close(number)
+    except (NotAFile, IsADirectoryError) as error:
+        raise NotAClaim(
+            f"{claim_file(path)}: {error.strerror}; expected no such file, or a claim of vidgraph: move it away"
+        ) from None
     with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
         owner = json.loads(content.partition(b"\n")[0])
         where = str(owner["machine"]), int(owner["pid"]), str(owner["start"]), str(owner.get("host", ""))
@@ -235,7 +235,7 @@ def take(path: Path, watch: Watch | None = None) -> Claim | None:
         return None
     name = own_claim()
     owner = {"claim": name, "machine": machine(), "pid": os.getpid(), "start": started(os.getpid()), "host": host_of(name)}
-    part = part_of(claim_file(path), name)
+    part = claim_file(path).with_name(f"{claim_file(path).name}.{name}.claiming")  # no part of a shard: nothing stands for it
     try:
         part.write_bytes(json.dumps(owner).encode() + b"\n" + _digits(0))  # closing it is what sends it to a network's server
         publish(part, claim_file(path))

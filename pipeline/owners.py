@@ -1,7 +1,8 @@
 """Who writes: the name that a process gives its claims and part files, and whether that process still lives.
 
-A part file is `NAME.CLAIM.part`, a claim's name `HOST-PID-START-MARK`: process number and start name a process for as long as
-its machine runs, and the first half of MARK says which machine that is. Nothing else is ever taken for one of our part files.
+A part file is `NAME.CLAIM.part` (`NAME.CLAIM.claiming` where a claim itself is being made), a claim's name
+`HOST-PID-START-MARK`: process number and start name a process for as long as its machine runs, and the first half of MARK says
+which machine that is. Nothing else is ever taken for one of our part files.
 """
 
 import errno
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _CLAIM = re.compile(r"(?P<host>[\w.-]+)-(?P<pid>\d+)-(?P<start>\w+)-(?P<mark>[0-9a-f]{8}(?:[0-9a-f]{8})?)", re.ASCII)
+HALF_WRITTEN = (".part", ".claiming")  # endings of a file that is being written, and of a claim that is being made
 _MARK = 8  # hexadecimal digits that say which machine, and as many that say which claim
 
 
@@ -119,10 +121,10 @@ def parts_in(folder: Path, *becomes: str) -> Iterator[Part]:
         return
     wanted = re.compile("|".join(becomes) or ".+")
     for name in names:
-        if not name.endswith(".part"):
+        if not name.endswith(HALF_WRITTEN):
             continue
         # A host's name may have dots, as the file's may: the file that it becomes is the shortest that is wanted.
-        body = name.removesuffix(".part")
+        body = name.rpartition(".")[0]
         for dot in (place for place, letter in enumerate(body) if letter == "."):
             if is_claim(body[dot + 1 :]) and wanted.fullmatch(body[:dot]):
                 yield Part(folder / name, body[:dot], body[dot + 1 :])
@@ -131,7 +133,7 @@ def parts_in(folder: Path, *becomes: str) -> Iterator[Part]:
 
 def writer_lives(part: Path) -> bool | None:
     """Whether the writer of a part file lives; None if that cannot be known: another machine's, or hidden."""
-    found = re.fullmatch(r".*-(\d+)-(\w+)-([0-9a-f]{8})[0-9a-f]{8}\.part", part.name, re.ASCII | re.DOTALL)
+    found = re.fullmatch(r".*-(\d+)-(\w+)-([0-9a-f]{8})[0-9a-f]{8}\.(?:part|claiming)", part.name, re.ASCII | re.DOTALL)
     if not found or not machine() or found[3] != _mark():
         return None
     return lives(int(found[1]), found[2])

@@ -8,18 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 
+from pipeline import owners
 from pipeline.cache import STAGES
 from pipeline.claims import SHARD, NotAClaim, look
 from pipeline.folder import Shards
 from pipeline.manifest import ManifestError
-from pipeline.owners import writer_lives
 from pipeline.pool import Pool, WorkerDied
 from pipeline.sealed import Damaged
 from pipeline.shardcheck import GRAPHS, REPAIR, Finding, ShardChecker
 
 SUFFIXES = (".h5", ".json")  # of a shard's two files
 # What runs leave that were stopped; other files with such endings, such as a downloader's, are none of ours.
-HALF_WRITTEN = re.compile(rf"({SHARD}|cache)\.claim|({SHARD}\.(h5|json|claim)|cache\.(json|claim)|manifest\.csv)\..+\.part")
+HALF_WRITTEN = re.compile(
+    rf"({SHARD}|cache)\.claim|({SHARD}\.(h5|json|claim)|cache\.(json|claim)|manifest\.csv)\..+\.(part|claiming)"
+)
 
 
 @dataclass
@@ -125,8 +127,8 @@ def _strangers(plan: Shards) -> Iterator[Finding]:
 
 def _in_use(path: Path) -> bool:
     """Whether a claim or a part file is, or may be, a live run's."""
-    if path.suffix == ".part":
-        return writer_lives(path) is True
+    if path.suffix in owners.HALF_WRITTEN:
+        return owners.writer_lives(path) is True
     with suppress(NotAClaim, OSError):  # a pipe, for example
         seen = look(path)
         return seen is not None and not seen.dead

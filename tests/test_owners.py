@@ -1,6 +1,7 @@
 """Who has written what: a process that cannot be seen has not ended, and only names that ours make are those of part files."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +25,9 @@ OF_OTHERS = (
 
 @pytest.fixture
 def living():
-    process = subprocess.Popen(["sleep", "600"])
+    process, kill = subprocess.Popen(["sleep", "600"]), os.kill  # a test may have replaced it by the end
     yield process.pid
-    process.kill()
+    kill(process.pid, signal.SIGKILL)
     process.wait()
 
 

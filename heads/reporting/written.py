@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.owners import remove_abandoned
 from pipeline.sealed import make_folder, named, write_text
+from pipeline.smallfile import read_small_text
 
 PAGE = "report.html"
 TEXT = "report.md"
@@ -31,12 +32,12 @@ def own_files(out: Path) -> set[str]:
         return set()
     if (out / MARKER).is_file():
         try:
-            listed = json.loads((out / MARKER).read_text(encoding="utf-8"))["files"]
+            listed = json.loads(read_small_text(out / MARKER))["files"]
             return {name for name in listed if isinstance(name, str) and _OWN.fullmatch(name)}
         except (ValueError, KeyError, TypeError, RecursionError):
             raise ValueError(f"{out / MARKER}: damaged; expected a list of the report's files: choose a new folder") from None
     if out.is_dir() and _is_page(out / PAGE):  # of a version that wrote no marker: what its text shows is its own
-        text = (out / TEXT).read_text(encoding="utf-8", errors="replace") if (out / TEXT).is_file() else ""
+        text = read_small_text(out / TEXT, errors="replace") if (out / TEXT).is_file() else ""
         return {PAGE, TEXT, *re.findall(r"\]\(((?:plots|pictures)/[^/)\\]+)\)", text)}
     if out.is_dir() and all(_left_before_the_marker(path) for path in out.iterdir()):
         return set()
