@@ -1,9 +1,13 @@
 """A shard is read only where it belongs, and nothing that it claims is believed before it is compared."""
 
+import errno
 import hashlib
 import json
+import os
 import re
 import shutil
+from itertools import count
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -339,3 +343,24 @@ def test_odd_json_under_a_right_seal_is_an_error_in_one_line(cache, name):
         seal(cache / name, odd)
         for read in (read_all, verify, lambda path: build_graphs(path, neighbours=3)):
             assert lines_of(lambda read=read: read(cache)) <= 1, what
+
+
+def test_a_disk_that_cannot_read_is_an_error_of_the_machine_that_names_the_shard(cache, monkeypatch):
+    reads, real = count(1), os.preadv
+    failing = 0
+
+    def read(*args):
+        if next(reads) == failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(*args)
+
+    monkeypatch.setattr(os, "preadv", read)
+    for failing in range(1, 100):
+        reads = count(1)
+        try:
+            Cache(cache)["train"].batch([0, 1, 2], ("pooled",))
+            break
+        except OSError as error:
+            named = error.errno, Path(error.filename).name
+        assert named == (errno.EIO, "00000.h5"), failing
+    assert 3 < failing < 99
