@@ -22,6 +22,7 @@ NEEDED = {
     "distributed": "distributed",
     "dask-jobqueue": "dask_jobqueue",
     "bokeh": "bokeh",
+    "cryptography": "cryptography",
 }
 
 

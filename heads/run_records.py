@@ -22,7 +22,7 @@ RECIPE = {
 }
 RUN = {
     "recipe": RECIPE,
-    "seed": int,
+    "seed?": int,
     "order_seed?": int,
     "precision?": str,
     "classes": [str],
@@ -33,7 +33,7 @@ RUN = {
     "device?": str,
     "versions?": Each(str),
 }
-REPORTED = {**RUN, "dims": DIMS, "config": CONFIG, "fingerprint": str}
+REPORTED = {**RUN, "seed": int, "dims": DIMS, "config": CONFIG, "fingerprint": str}
 CHECKPOINT = {
     "about?": RUN,
     "phase?": str,

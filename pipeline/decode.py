@@ -19,7 +19,6 @@ only turn: what is mirrored, has several video tracks, or changes its size on th
 
 import atexit
 import ctypes
-import io
 import math
 import re
 from abc import ABC, abstractmethod
@@ -44,7 +43,7 @@ from pipeline.container import (
     starts_afresh,
     stated_size,
 )
-from pipeline.images import ENDINGS, MAX_PIXELS, frame_files, read_picture
+from pipeline.images import ENDINGS, MAX_PIXELS, frame_files, orientation_of, read_picture
 from pipeline.manifest import Clip
 from pipeline.upright import EXIF_TURNS, PIXEL_ASPECTS, QUARTERS, STRAIGHT, Shape, Turn, fitted, turn_of, turned
 
@@ -55,7 +54,6 @@ CONTAINERS = (
     "mpegvideo,mxf,nsv,nut,obu,ogg,rm,vc1,vvc,wav,webm,wtv,yuv4mpegpipe"
 )
 FIRST_PACKETS = 64  # of a stream, among which its first picture is
-EXIF_ORIENTATION = 0x0112
 HEAD = 4096  # bytes at a file's begin that say how long it is
 END_SLACK = 0.5  # seconds by which a clip may end after its file: lists round
 
@@ -328,11 +326,7 @@ class _First:
 
 def _exif_turn(packet) -> Turn | None:
     """The turn that a JPEG's own metadata ask for, None where they ask for none."""
-    from PIL import Image
-
-    with suppress(OSError, SyntaxError, ValueError):  # no JPEG that Pillow reads
-        return EXIF_TURNS.get(Image.open(io.BytesIO(bytes(packet)), formats=("JPEG",)).getexif().get(EXIF_ORIENTATION))
-    return None
+    return EXIF_TURNS.get(orientation_of(bytes(packet)))
 
 
 def _shape(clip: Clip, frame, aspect: float, known: Turn | None = None) -> Shape:

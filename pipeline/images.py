@@ -9,6 +9,7 @@ JPEG with further pictures in it (MPO) the first counts; an animation is no fram
 """
 
 import glob
+import io
 import re
 import warnings
 from collections import defaultdict
@@ -88,12 +89,29 @@ def _eight_bits(image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
+def orientation_of(jpeg: bytes) -> int:
+    """The EXIF orientation of a JPEG picture, from 1 to 8; 1 where it has none, or none that can be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
+            return _orientation(image)
+    except Exception:  # whoever decodes the picture says what is wrong with it
+        return 1
+
+
+def _orientation(image) -> int:
+    """That of a Pillow image."""
+    try:
+        found = image.getexif().get(0x0112, 1)
+    except Exception:  # what a camera noted beside the picture is no reason to lose the picture
+        return 1
+    return found if found in range(1, 9) else 1
+
+
 def _upright(pixels: np.ndarray, image) -> np.ndarray:
     """Applies the orientation of an image's EXIF data to its pixels; data that cannot be read are taken as none."""
-    try:
-        orientation = image.getexif().get(0x0112, 1)
-    except Exception:  # what a camera noted beside the picture is no reason to lose the picture
-        orientation = 1
+    orientation = _orientation(image)
     if orientation in (5, 6, 7, 8):  # rows are columns
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):

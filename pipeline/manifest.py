@@ -45,8 +45,8 @@ __all__ = [
 ]
 
 # What programs write where they have no label, in lower case.
-_NO_LABEL = {"?", "na", "n/a", "#n/a", "<na>", "nan", "none", "null"}
-_PERHAPS_NO_LABEL = {"-", "--", "hidden", "missing", "undefined", "unknown", "unlabeled", "unlabelled", "withheld"}
+_NO_LABEL = {"?", "na", "n/a", "#n/a", "<na>", "nan", "null"}
+_PERHAPS_NO_LABEL = {"none", "-", "--", "hidden", "missing", "undefined", "unknown", "unlabeled", "unlabelled", "withheld"}
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)")
 
 BATCH = 4096  # rows that are checked together
@@ -290,8 +290,8 @@ def number_of(label: str) -> Decimal | None:
 def withheld(manifest: Manifest) -> dict[str, list[Clip]]:
     """Labels that programs write for a label which they do not have, and the clips that have them.
 
-    -1, ?, NA, NaN, None and null always; words that may name a class (unknown, missing) and other numbers below 0 where no clip
-    of train has them.
+    -1, ?, NA, NaN, None and null always; words that may name a class (none, unknown, missing) and other numbers below 0 where
+    no clip of train has them.
     """
     labels = {label for clip in manifest.clips for label in clip.labels}
     learned = {label for clip in manifest.clips if clip.split == "train" for label in clip.labels}
@@ -305,7 +305,7 @@ def withheld(manifest: Manifest) -> dict[str, list[Clip]]:
 def is_no_label(label: str, learned: bool = True) -> bool:
     """Whether a label reads like none; words and numbers that may be a class only if no clip of train has it (`learned`)."""
     number, word = number_of(label), label.lower()
-    if number == -1 or word in _NO_LABEL:
+    if number == -1 or word in _NO_LABEL or label == "None":  # as Python writes it; "none" may be what a clip shows
         return True
     return not learned and (word in _PERHAPS_NO_LABEL or (number is not None and number < 0))
 

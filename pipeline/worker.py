@@ -67,7 +67,9 @@ def _lead_group() -> None:
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     _signal_at_death(signal.SIGUSR1)
-    os.closerange(0, os.sysconf("SC_OPEN_MAX"))  # the parent waits for the ends of the worker's pipes
+    for number in os.listdir("/proc/self/fd"):  # the parent waits for the ends of the worker's pipes
+        with suppress(OSError):  # the listing's own
+            os.close(int(number))
     if os.getppid() == worker:
         signal.sigwait({signal.SIGUSR1})
     with suppress(ProcessLookupError):

@@ -41,6 +41,7 @@ FAT, FAT_SIDE = 2, 2048  # of `memory_world`: the clip of large frames, pixels
 
 # The server, and what it forks.
 
+MARK = "VIDGRAPH_FAULT_LAB"  # in the environment of what a run starts: decode workers have sessions of their own
 JUMPS = (0.0, 3e4, -3e4, 4e8, -4e8)  # seconds by which a clock that jumps is wrong
 
 
@@ -81,6 +82,7 @@ def _attend(order: dict) -> None:
         _whole(folder / "code", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         os._exit(0)
     os.setsid()
+    os.environ[MARK] = str(os.getpid())
     out = os.open(folder / "out", os.O_WRONLY | os.O_CREAT)
     for source, target in ((os.open(os.devnull, os.O_RDONLY), 0), (out, 1), (out, 2)):
         os.dup2(source, target)
@@ -149,12 +151,14 @@ class Run:
             (os.killpg if all_of_it else os.kill)(self.pid, number)
 
     def members(self) -> list[int]:
-        """The living processes of its session."""
-        return [pid for pid, session in _sessions() if session == self.pid]
+        """The living processes of its session, and of those of its workers."""
+        mark = f"{MARK}={self.pid}\0".encode()
+        return [pid for pid, session, _ in _processes() if session == self.pid or mark in _read(pid, "environ")]
 
     def decoders(self) -> list[int]:
         """Its decode workers."""
-        return [pid for pid in self.members() if pid != self.pid and b"spawn_main" in _read(pid, "cmdline")]
+        children = [pid for pid, _, parent in _processes() if parent == self.pid]
+        return [pid for pid in children if b"spawn_main" in _read(pid, "cmdline")]
 
 
 def signalled(pid: int, number: int) -> bool:
@@ -172,11 +176,12 @@ def _read(pid: int, what: str) -> bytes:
         return b""
 
 
-def _sessions():
+def _processes():
+    """(process, session, parent) of all that live."""
     for pid in filter(str.isdigit, os.listdir("/proc")):
         state, *fields = _read(int(pid), "stat").rpartition(b")")[2].split() or [b"X"]
         if state not in b"ZX":
-            yield int(pid), int(fields[2])
+            yield int(pid), int(fields[2]), int(fields[0])
 
 
 def until(true: Callable[[], object], what: str, seconds: float = HOPELESS) -> None:

@@ -345,7 +345,9 @@ def test_the_processes_of_a_machine_divide_its_cores_among_their_decoders(monkey
     monkeypatch.setattr(heads.finetune, "cores_here", lambda: 32)
     monkeypatch.setattr(heads.finetune, "Footage", lambda *given, **more: more["workers"])
     reading = SimpleNamespace(workers=asked, fresh=False, time_limit=1.0)
-    config = SimpleNamespace(decoder="decord", allow_truncated=False, cut="", sampling=SimpleNamespace(frames=8))
+    sampling = SimpleNamespace(frames=8, source_fps=None)
+    opened = {"decoder": "decord", "allow_truncated": False, "pixel_aspect": "displayed", "frame_pattern": ""}
+    config = SimpleNamespace(**opened, cut="", sampling=sampling)
     backbone = SimpleNamespace(steps=lambda frames, cut: 4, last="res5")
     run = SimpleNamespace(device=torch.device(device), reading=reading, config=config, backbone=backbone)
     run.parts = run.clips = run.root = run.cache = run.source = None

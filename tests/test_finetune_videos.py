@@ -278,13 +278,13 @@ def test_a_cache_that_no_extraction_made_is_refused_in_one_line(tmp_path, capsys
 
 def test_a_start_that_is_wrong_is_said_before_there_is_a_run_folder(place, tmp_path, capsys):
     (tmp_path / "head").mkdir()
-    about = {"config": {"backbone": "digit_cnn"}}
-    runs.save_checkpoint(tmp_path / "head" / "last.pt", {"about": about, "state": {}})
     phases = "".join(
         f'[[phases]]\nname = "{name}"\n{more}[phases.train]\nepochs = 1\nbatch = 4\n'
         for name, more in (("head", ""), ("joint", 'reads = "frames"\nstart = "previous"\n'))
     )
     (tmp_path / "two.toml").write_text(f'source = "a test"\n[head]\nname = "roi_pool"\n{phases}')
+    about = {"recipe": read_recipe(tmp_path / "two.toml").as_dict(), "classes": ["a", "b"], "config": {"backbone": "digit_cnn"}}
+    runs.save_checkpoint(tmp_path / "head" / "last.pt", {"about": about, "state": {}})
     how = ("--cache", place / "cache", "--runs", tmp_path / "runs", "--device", "cpu")
     other = ("--start", tmp_path / "head" / "last.pt")
     for more, message in (((), "starts from phase head, which"), (other, "backbone 'digit_cnn' there, 'tsm_r18' here")):

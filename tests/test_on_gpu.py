@@ -138,8 +138,8 @@ def computed(config: ExtractConfig, place: str) -> dict[str, np.ndarray]:
 def same_arrays(config: ExtractConfig, tolerance: float = 1e-4) -> dict[str, np.ndarray]:
     here, there = computed(config, "cpu"), computed(config, "cuda")
     assert here.keys() == there.keys()
-    for name, array in here.items():
-        assert np.allclose(array.astype(float), there[name].astype(float), atol=tolerance), name
+    for name, array in here.items():  # a CPU and a GPU take other memory formats, so that float32 sums have another order
+        assert np.allclose(array.astype(float), there[name].astype(float), rtol=1e-4, atol=tolerance), name
     return there
 
 
