@@ -10,7 +10,33 @@ from pathlib import Path
 from types import FunctionType
 
 
-class PartFile:
+class _Positioned:
+    """What h5py asks of anything that it takes for a file: where the next read or write begins, and `read`."""
+
+    _place = 0
+    size = 0
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fills the buffer from the present place on."""
+        raise NotImplementedError
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        """Where the next read or write begins; only from the start or the end."""
+        self._place = place + (self.size if whence == os.SEEK_END else 0)
+        return self._place
+
+    def tell(self) -> int:
+        """Where the next read or write begins."""
+        return self._place
+
+    def read(self, count: int) -> bytes:
+        """`count` bytes; h5py takes what has this method for a file."""
+        data = bytearray(count)
+        self.readinto(data)
+        return bytes(data)
+
+
+class PartFile(_Positioned):
     """A file for `h5py.File`, made anew: FileExistsError if there is one, another OSError if it cannot be made.
 
     From the first error on nothing is written to the disk any more; what HDF5 writes from then on goes into memory, where it
@@ -20,7 +46,7 @@ class PartFile:
     def __init__(self, path: Path):
         self.path = path
         self._number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        self._place = self._size = 0
+        self._place = self.size = 0
         self._dropped = False
         self._error: OSError | None = None
         self._lost: list[tuple[int, bytes]] = []  # what is not on the disk: place, bytes
@@ -56,21 +82,6 @@ class PartFile:
     def __repr__(self) -> str:
         return str(self.path)
 
-    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
-        """Where the next read or write begins; only from the start or the end."""
-        self._place = place + (self._size if whence == os.SEEK_END else 0)
-        return self._place
-
-    def tell(self) -> int:
-        """Where the next read or write begins."""
-        return self._place
-
-    def read(self, count: int) -> bytes:
-        """`count` bytes; h5py takes what has this method for a file."""
-        data = bytearray(count)
-        self.readinto(data)
-        return bytes(data)
-
     def readinto(self, buffer: memoryview) -> int:
         """Fills the buffer, with zeros where nothing was written yet."""
         view, begin, count = memoryview(buffer).cast("B"), self._place, 0
@@ -88,7 +99,7 @@ class PartFile:
         """All of it."""
         view, begin = memoryview(data).cast("B"), self._place
         self._place += view.nbytes
-        self._size = max(self._size, self._place)
+        self.size = max(self.size, self._place)
         count = 0
         try:
             while count < view.nbytes and not self._dropped:
@@ -101,7 +112,7 @@ class PartFile:
 
     def truncate(self, size: int) -> int:
         """Cuts or lengthens it."""
-        self._size = size
+        self.size = size
         try:
             if not self._dropped:
                 os.ftruncate(self._number, size)
@@ -113,7 +124,7 @@ class PartFile:
         """Nothing waits here."""
 
 
-class OpenFile:
+class OpenFile(_Positioned):
     """A file that is open already, for `h5py.File` to read: `number` is its descriptor, which stays the caller's.
 
     So a shard takes one descriptor, however it is read. `error` is what the system said when a read failed, `short` whether the
@@ -125,21 +136,6 @@ class OpenFile:
         self.error: OSError | None = None
         self.short = False
         self._place = 0
-
-    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
-        """Where the next read begins; only from the start or the end."""
-        self._place = place + (self.size if whence == os.SEEK_END else 0)
-        return self._place
-
-    def tell(self) -> int:
-        """Where the next read begins."""
-        return self._place
-
-    def read(self, count: int) -> bytes:
-        """`count` bytes; h5py takes what has this method for a file."""
-        data = bytearray(count)
-        self.readinto(data)
-        return bytes(data)
 
     def readinto(self, buffer: memoryview) -> int:
         """Fills the buffer, with zeros beyond the end of the file."""
@@ -156,5 +152,5 @@ class OpenFile:
 
 
 # HDF5 waits for them: an exception that came up in one would be lost in it, or leave it with half a file.
-CALLED = [*vars(PartFile).values(), *vars(OpenFile).values()]
+CALLED = [method for kind in (_Positioned, PartFile, OpenFile) for method in vars(kind).values()]
 STEPS = frozenset(method.__code__ for method in CALLED if isinstance(method, FunctionType))
