@@ -46,7 +46,10 @@ __all__ = [
 
 # What programs write where they have no label, in lower case.
 _NO_LABEL = {"?", "na", "n/a", "#n/a", "<na>", "nan", "none", "null"}
-_PERHAPS_NO_LABEL = {"-", "--", "hidden", "missing", "undefined", "unknown", "unlabeled", "unlabelled", "withheld"}
+_PERHAPS_NO_LABEL = {
+    *("-", "--", "_", "*", "<unk>", "hidden", "ignore", "missing", "n.a.", "nil", "no label", "no_label", "not available"),
+    *("tba", "tbd", "unannotated", "undefined", "unk", "unknown", "unlabeled", "unlabelled", "unspecified", "withheld"),
+}
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)")
 
 BATCH = 4096  # rows that are checked together

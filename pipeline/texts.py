@@ -58,12 +58,21 @@ def other_separator(line: str, columns: Collection[str]) -> str:
     line: the first line. columns: names that a header must have.
     """
     line = line.strip("\r\n")
-    if line.lower().startswith("sep="):
+    if line.lstrip('"').lower().startswith("sep="):
         return f"the line {line!r}, which one spreadsheet reads,"
-    here = len(_cells(line, ",") & set(columns))
-    found = {words: len(_cells(line, mark) & set(columns)) for mark, words in SEPARATORS.items()}
+    known = {name.lower() for name in columns}
+    here = len(_cells(line, ",") & known)
+    found = {words: len(_cells(line, mark) & known) for mark, words in SEPARATORS.items()}
     best = max(found, key=lambda words: found[words])
-    return best if found[best] > max(here, 1) else ""
+    if found[best] > max(here, 1):
+        return best
+    return cell_separator(line, 2)
+
+
+def cell_separator(line: str, cells: int) -> str:
+    """What separates at least so many cells of a line without commas, in words; "" for blanks, which any text has."""
+    marks = {mark: words for mark, words in SEPARATORS.items() if mark != " " and line.count(mark) >= max(1, cells - 1)}
+    return marks[max(marks, key=line.count)] if marks and "," not in line else ""
 
 
 def separator_advice(words: str) -> str:
@@ -75,6 +84,6 @@ def separator_advice(words: str) -> str:
 
 def _cells(line: str, mark: str) -> set[str]:
     try:
-        return {cell.strip() for cell in next(csv.reader([line], delimiter=mark, skipinitialspace=True), [])}
+        return {cell.strip().lower() for cell in next(csv.reader([line], delimiter=mark, skipinitialspace=True), [])}
     except csv.Error:
         return set()
