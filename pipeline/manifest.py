@@ -154,8 +154,8 @@ def _blocks(file, shown: Path, digest) -> Iterator[Iterable[str]]:
         if number == 0:
             if texts.utf16(whole):
                 raise ManifestError(f"{shown}, line 1: UTF-16 text; save the file as UTF-8 (in a spreadsheet: CSV UTF-8)")
-            whole = whole.removeprefix(texts.MARK)
-            block[0] = block[0].removeprefix(texts.MARK)
+            whole = texts.unmarked(whole)
+            block[0] = texts.unmarked(block[0])
             first = block[0].decode("utf-8", "replace")
             if words := texts.other_separator(first, COLUMNS):
                 header = f"missing from the header {first.strip()[:200]!r}; expected {','.join(COLUMNS)}"

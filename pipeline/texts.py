@@ -22,7 +22,7 @@ def decoded(data: bytes, path: str | Path, what: str = "text") -> str:
     if utf16(data):
         raise ValueError(f"{path}: UTF-16 text; save the file as UTF-8")
     try:
-        return data.removeprefix(MARK).decode("utf-8")
+        return unmarked(data).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}: byte {error.start} (0x{data[error.start]:02x}) is not UTF-8; expected {what}, saved as UTF-8"
@@ -40,11 +40,19 @@ def read_text(path: str | Path, what: str = "text") -> str:
 
 def read_names(path: str | Path, what: str) -> tuple[str, ...]:
     """The lines of a list of names, without blanks at their ends and without empty lines; ValueError if one is there twice."""
-    names = tuple(line.strip() for line in read_text(path, what).splitlines() if line.strip())
+    lines = read_text(path, what).replace("\ufeff", "").splitlines()  # a mark stands where two marked files were joined, too
+    names = tuple(line.strip() for line in lines if line.strip())
     if len(set(names)) < len(names):
         twice = next(name for k, name in enumerate(names) if name in names[:k])
         raise ValueError(f"{path}: {twice!r} is there twice")
     return names
+
+
+def unmarked(data: bytes) -> bytes:
+    """The bytes of a text without the marks of UTF-8 before it: two where it was marked twice."""
+    while data.startswith(MARK):
+        data = data[len(MARK) :]
+    return data
 
 
 def utf16(data: bytes) -> bool:
@@ -66,7 +74,7 @@ def other_separator(line: str, columns: Collection[str]) -> str:
     best = max(found, key=lambda words: found[words])
     if found[best] > max(here, 1):
         return best
-    return cell_separator(line, 2)
+    return cell_separator(line, len(columns))
 
 
 def cell_separator(line: str, cells: int) -> str:
