@@ -25,7 +25,9 @@ def test_the_first_line_tells_the_separator_that_a_table_was_written_with(quotin
     assert bool(told) == bool(words)
 
 
-@pytest.mark.parametrize("line", ["", "clip", "a;b;c", "a;b;c;d,e", "clip,path,split,label;class", '"clip, path; split"', "\0", '"'])
+@pytest.mark.parametrize(
+    "line", ["", "clip", "a;b;c", "a;b;c;d,e", "clip,path,split,label;class", '"clip, path; split"', "\0", '"']
+)
 def test_other_first_lines_are_left_to_whoever_reads_the_table(line):
     assert other_separator(line, COLUMNS) == ""
 
