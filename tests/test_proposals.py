@@ -369,6 +369,11 @@ def test_two_networks_in_one_file_of_weights_are_refused_by_their_prefixes(tmp_p
     torch.save({f"{part}.{key}": value for part in ("model", "ema") for key, value in state.items()}, tmp_path / "w.pth")
     with pytest.raises(ValueError, match=r"several such networks, below 'model\.', 'ema\.'"):
         build_proposals("digit_rpn", weights=str(tmp_path / "w.pth"))
+    torch.save({"student": state, "teacher": state, "epoch": 3}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="several such networks, below 'student', 'teacher'"):
+        build_proposals("digit_rpn", weights=str(tmp_path / "w.pth"))
+    torch.save({"last": {"ema": state}, "epoch": 3}, tmp_path / "w.pth")
+    assert build_proposals("digit_rpn", weights=str(tmp_path / "w.pth")).weights_sha256
 
 
 # ---- annotations -----------------------------------------------------------------------------------------------------------
