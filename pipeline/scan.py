@@ -90,7 +90,14 @@ def scan_folder(folder: str | Path, split_by: str = "auto", val: float = 0.1, te
 def _clips(top: Path, base: str, scan: Scan) -> Iterator[str]:
     """Paths, relative to `top`, of the clips in its sub-folder `base` ("" or ending in "/")."""
     found, images = False, []
-    for entry in sorted(os.scandir(top / base), key=lambda entry: entry.name):
+    try:
+        entries = sorted(os.scandir(top / base), key=lambda entry: entry.name)
+    except OSError as error:
+        if not base:
+            raise
+        scan.ignored.append(f"{base} (cannot be read: {error.strerror})")
+        return
+    for entry in entries:
         path, suffix = base + entry.name, os.path.splitext(entry.name)[1].lower()
         if entry.name.startswith("."):
             scan.ignored.append(path)

@@ -1,5 +1,6 @@
 """The manifest: what is accepted is exact, what is refused says where and what to write instead."""
 
+import errno
 import os
 import pickle
 import subprocess
@@ -476,6 +477,23 @@ def test_a_path_that_is_too_long_for_an_id_is_cut_and_stays_apart_from_others(tm
     assert [clip.clip[:3] for clip in clips] == ["c/a", "c/映", "c/映"]
     (tmp_path / names[0]).unlink()  # its id hangs on no other file
     assert {row["clip"] for row in scan_folder(tmp_path).rows} == {clip.clip for clip in clips if clip.path.exists()}
+
+
+def test_a_folder_that_cannot_be_read_costs_no_other(tmp_path, monkeypatch):
+    touch(tmp_path, "c/a.mp4", "secret/b.mp4")
+    listed = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "secret":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    scan = scan_folder(tmp_path)
+    assert [row["path"] for row in scan.rows] == ["c/a.mp4"]
+    assert scan.ignored == ["secret/ (cannot be read: Permission denied)"]
+    with pytest.raises(PermissionError):
+        scan_folder(tmp_path / "secret")
 
 
 def test_links_that_are_not_followed_are_said_to_be_links(tmp_path):
