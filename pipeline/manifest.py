@@ -46,11 +46,12 @@ __all__ = [
 
 # What programs write where they have no label, in lower case.
 _NO_LABEL = {"?", "na", "n/a", "#n/a", "<na>", "nan", "none", "null"}
-_PERHAPS_NO_LABEL = {
-    *("-", "--", "_", "*", "<unk>", "hidden", "ignore", "missing", "n.a.", "nil", "no label", "no_label", "not available"),
-    *("tba", "tbd", "unannotated", "undefined", "unk", "unknown", "unlabeled", "unlabelled", "unspecified", "withheld"),
-}
+_PERHAPS_NO_LABEL = {"-", "--", "hidden", "missing", "undefined", "unknown", "unlabeled", "unlabelled", "withheld"}
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)")
+
+# Rarer words, which may name a class too.
+_PERHAPS_NO_LABEL |= {"_", "*", "<unk>", "ignore", "n.a.", "nil", "no label", "no_label", "not available"}
+_PERHAPS_NO_LABEL |= {"tba", "tbd", "unannotated", "unk", "unspecified"}
 
 BATCH = 4096  # rows that are checked together
 BLOCK = 1 << 20  # bytes that are read and decoded together
