@@ -139,6 +139,12 @@ def _vp9_shows(first: int) -> bool:
     return bool(first >> (7 - after) & 1) or bool(first >> (5 - after) & 1)
 
 
+def stated_picture(codec: str, data: memoryview) -> bytes:
+    """The picture's size as a packet of MPEG-1 or MPEG-2 states it anew; b"" where it states none, and of other codecs."""
+    states = codec in ("mpeg1video", "mpeg2video") and bytes(data[:4]) == b"\0\0\1\xb3"
+    return bytes(data[4:7]) if states else b""
+
+
 def contents(
     container,
     stream,
@@ -163,6 +169,8 @@ def contents(
     named = kind in STAMPED and None not in stamps and len(stamps) == len(shown) and len(parts) == 1
 
     zero = (container.start_time or 0) / 1e6
+    if container.start_time is None and parts.times:  # an elementary stream, whose stamps are counted by FFmpeg
+        zero = min(parts.times) * tick
     if len(parts) > 1:
         zero = _begin(stream.index, parts.begins * tick, begins or {})
     header = [float(rate) for rate in _header_rates(stream)]

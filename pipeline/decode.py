@@ -41,6 +41,7 @@ from pipeline.container import (
     same_colours,
     shows_nothing,
     starts_afresh,
+    stated_picture,
     stated_size,
 )
 from pipeline.images import ENDINGS, MAX_PIXELS, frame_files, orientation_of, read_picture
@@ -429,11 +430,14 @@ class _PyavReader(Reader):
         held, codec, shown = self._held, stream.codec_context, _aspect(stream)
         by_codec = abs(shown - float(codec.sample_aspect_ratio or 1)) < 1e-6  # else the container says it, for all frames
         aspects: dict[int | None, float] = {}
+        size = b""
         count = 0  # of packets, as `scan` counts them
         for packet in container.demux(stream):
             if packet.size:
                 k, count = count, count + 1
-                if k in held.joints:
+                # FFmpeg's decoder of MPEG-2 forgets the frame that it still holds when the size changes.
+                before, size = size, stated_picture(codec.name, memoryview(packet)) or size
+                if k in held.joints or (before and before != size):
                     yield from ((frame, aspects.pop(frame.pts, shown)) for frame in codec.decode(None))
                     codec.flush_buffers()
                 # Of a file cut short, which was allowed, the last packet is not whole.

@@ -49,6 +49,10 @@ _NO_LABEL = {"?", "na", "n/a", "#n/a", "<na>", "nan", "null"}
 _PERHAPS_NO_LABEL = {"none", "-", "--", "hidden", "missing", "undefined", "unknown", "unlabeled", "unlabelled", "withheld"}
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)")
 
+# Rarer words, which may name a class too.
+_PERHAPS_NO_LABEL |= {"_", "*", "<unk>", "ignore", "n.a.", "nil", "no label", "no_label", "not available"}
+_PERHAPS_NO_LABEL |= {"tba", "tbd", "unannotated", "unk", "unspecified"}
+
 BATCH = 4096  # rows that are checked together
 BLOCK = 1 << 20  # bytes that are read and decoded together
 LONGEST = 16 << 20  # bytes of a line
@@ -151,8 +155,8 @@ def _blocks(file, shown: Path, digest) -> Iterator[Iterable[str]]:
         if number == 0:
             if texts.utf16(whole):
                 raise ManifestError(f"{shown}, line 1: UTF-16 text; save the file as UTF-8 (in a spreadsheet: CSV UTF-8)")
-            whole = whole.removeprefix(texts.MARK)
-            block[0] = block[0].removeprefix(texts.MARK)
+            whole = texts.unmarked(whole)
+            block[0] = texts.unmarked(block[0])
             first = block[0].decode("utf-8", "replace")
             if words := texts.other_separator(first, COLUMNS):
                 header = f"missing from the header {first.strip()[:200]!r}; expected {','.join(COLUMNS)}"

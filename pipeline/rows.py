@@ -15,6 +15,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import NoReturn
 
+from pipeline.texts import cell_separator, separator_advice
+
 SPLITS = ("train", "val", "test")
 SPLIT_ALIASES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "eval": "val", "testing": "test"}
 COLUMNS = ("clip", "path", "split", "label")
@@ -26,7 +28,7 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # Among paths with a line break before and after each: what os.path.normpath may change, and what is absolute or empty.
 _UNTIDY = ("\n\n", "\n/", "\n.", "//", "/.", "/\n")
 # Among paths that are plain otherwise: what may be a path of another system, or an address.
-_FOREIGN = (":/", "\\", "\n~", ":\n")
+_FOREIGN = (":/", "\\", "\n~", "\n$", "\n%", ":\n")
 
 
 class ManifestError(ValueError):
@@ -120,7 +122,9 @@ class Rows:
         if len(cells) != len(self.columns):
             came = f"{len(cells)} cells, expected {len(self.columns)} ({','.join(self.columns)})"
             where = self.columns[len(cells)] if len(cells) < len(self.columns) else self.columns[-1]
-            _fail(self.shown, line, where, f'{came}; put a cell that holds a comma in quotes, as "…"')
+            other = cell_separator(cells[0], len(self.columns)) if len(cells) == 1 else ""
+            advice = separator_advice(other) if other else 'put a cell that holds a comma in quotes, as "…"'
+            _fail(self.shown, line, where, f"{came}; {advice}")
         name, path, split, label = self.cells(cells)
         if wrong := wrong_id(name):
             _fail(self.shown, line, "clip", wrong)
@@ -156,6 +160,8 @@ class Rows:
         if path.startswith(self.spelled):
             return self.prefix + path[len(self.spelled) :]
         advice = "write a path below it, or pass --root with a folder above both"
+        if re.match(r"//[^/]", text):
+            advice = f"if it is a network share, mount it; {advice}"
         _fail(self.shown, line, "path", f"{text!r} leaves {self.root}; {advice}")
 
     def _times(self, cells: list[str], line: int) -> tuple[float | None, float | None]:
@@ -190,7 +196,7 @@ def _header(shown: Path, line: int, cells: list[str]) -> list[str]:
             shown,
             line,
             missing[0],
-            f"missing from the header {found!r}; expected {','.join(COLUMNS)} (further columns are kept)",
+            f"missing from the header {found!r}; expected {','.join(COLUMNS)}, separated by commas (further columns are kept)",
         )
     for k, name in enumerate(columns):
         if not name or name in columns[:k] or _CONTROL.search(name):
@@ -239,8 +245,8 @@ def foreign_path(text: str) -> str:
         return f"a Windows path of a network share; mount it, and {below}, with / between folders"
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         return f"an address (URL), and nothing is read over the network; download the file, and {below}"
-    if re.match(r"~[^/]*/", text):
-        return f"a path that only a shell understands (~); {below}"
+    if shell := re.match(r"~[^/]*/|\$\{?[A-Za-z_]\w*\}?/|%[A-Za-z_]\w*%[\\/]", text):
+        return f"a path that only a shell understands ({shell[0]}); {below}"
     return ""
 
 

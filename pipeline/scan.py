@@ -1,5 +1,6 @@
 """A folder of videos -> rows of a manifest: classes and splits from the sub-folders, or splits from a hash of the path."""
 
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from urllib.parse import quote
 
 from pipeline.draws import Draws
 from pipeline.images import ENDINGS
-from pipeline.manifest import SPLIT_ALIASES, SPLITS, ManifestError, foreign_path, wrong_id
+from pipeline.manifest import ID_BYTES, SPLIT_ALIASES, SPLITS, ManifestError, foreign_path, wrong_id
 
 VIDEOS = frozenset({".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv"})
 LINKS = (
@@ -45,7 +46,8 @@ def scan_folder(folder: str | Path, split_by: str = "auto", val: float = 0.1, te
     """Rows for every video and every folder of images below `folder`.
 
     FOLDER/CLASS/... or FOLDER/SPLIT/CLASS/...: the class is the first folder (below the split's), none for what lies beside the
-    classes. The clip id is the path, with the file's ending, so that it hangs on no other file. `split_by`: "folders" demands
+    classes. The clip id is the path, with the file's ending, so that it hangs on no other file (cut, with a digest, where it is
+    too long for an id). `split_by`: "folders" demands
     split folders (train, val, test and the usual other spellings), "hash" sends shares `val` and `test` of the clips there by a
     hash of (seed, path without the ending), so that clips added later move no other; "auto" takes folders where there are any.
     ManifestError if nothing is found, or if only some of the folders are named after splits.
@@ -72,20 +74,30 @@ def scan_folder(folder: str | Path, split_by: str = "auto", val: float = 0.1, te
         if clip in ids:  # "%20a.mp4" beside " a.mp4"
             scan.ignored.append(f"{path} (its id {clip!r} is that of another file)")
             continue
-        ids.add(clip)
         split = _split_of(path) if by_folder else _drawn_split(_without_ending(path), val, test, seed)
         classes = path.split("/")[1 if by_folder else 0 : -1]
         label = classes[0] if classes else ""
         if ";" in label:
-            raise ManifestError(f"{folder}/{path}: ';' separates classes in a manifest; rename the folder {label!r}")
+            scan.ignored.append(f"{path} (';' separates classes in a manifest: rename the folder {label!r})")
+            continue
+        ids.add(clip)
         scan.rows.append({"clip": clip, "path": path, "split": split, "label": label})
+    if not scan.rows:
+        raise ManifestError(f"{folder}: no video that a manifest can name: {_some(scan.ignored)}")
     return scan
 
 
 def _clips(top: Path, base: str, scan: Scan) -> Iterator[str]:
     """Paths, relative to `top`, of the clips in its sub-folder `base` ("" or ending in "/")."""
     found, images = False, []
-    for entry in sorted(os.scandir(top / base), key=lambda entry: entry.name):
+    try:
+        entries = sorted(os.scandir(top / base), key=lambda entry: entry.name)
+    except OSError as error:
+        if not base:
+            raise
+        scan.ignored.append(f"{base} (cannot be read: {error.strerror})")
+        return
+    for entry in entries:
         path, suffix = base + entry.name, os.path.splitext(entry.name)[1].lower()
         if entry.name.startswith("."):
             scan.ignored.append(path)
@@ -122,7 +134,7 @@ def _fits(path: str, ignored: list[str]) -> bool:
         ignored.append(f"{path!a} ({_not_utf8(path)})")
         return False
     if path and wrong_id(_id_of(path)):
-        ignored.append(ascii(path[:60]) + " (its name is too long, or has control characters)")
+        ignored.append(ascii(path[:60]) + " (its name has control characters)")
         return False
     if foreign_path(path):
         ignored.append(f"{path[:60]} (its name reads like {foreign_path(path).partition(';')[0]})")
@@ -131,10 +143,18 @@ def _fits(path: str, ignored: list[str]) -> bool:
 
 
 def _id_of(path: str) -> str:
-    """The clip id of a path: the path itself, blanks at its ends written as %20, which no id may have there."""
+    """The clip id of a path: the path itself, blanks at its ends written as %20, which no id may have there.
+
+    A path that is too long for an id is cut, with a digest of the whole behind it.
+    """
     inner = path.strip()
     before, after = path[: len(path) - len(path.lstrip())], path[len(path.rstrip()) :]
-    return quote(before) + inner + quote(after) if inner != path else path
+    clip = quote(before) + inner + quote(after) if inner != path else path
+    whole = clip.encode(errors="surrogateescape")
+    if len(whole) <= ID_BYTES:
+        return clip
+    mark = "~" + hashlib.blake2b(whole, digest_size=8).hexdigest()
+    return whole[: ID_BYTES - len(mark)].decode(errors="ignore") + mark
 
 
 def _not_utf8(path: str) -> str:

@@ -22,7 +22,7 @@ def decoded(data: bytes, path: str | Path, what: str = "text") -> str:
     if utf16(data):
         raise ValueError(f"{path}: UTF-16 text; save the file as UTF-8")
     try:
-        return data.removeprefix(MARK).decode("utf-8")
+        return unmarked(data).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}: byte {error.start} (0x{data[error.start]:02x}) is not UTF-8; expected {what}, saved as UTF-8"
@@ -40,11 +40,19 @@ def read_text(path: str | Path, what: str = "text") -> str:
 
 def read_names(path: str | Path, what: str) -> tuple[str, ...]:
     """The lines of a list of names, without blanks at their ends and without empty lines; ValueError if one is there twice."""
-    names = tuple(line.strip() for line in read_text(path, what).splitlines() if line.strip())
+    lines = read_text(path, what).replace("\ufeff", "").splitlines()  # a mark stands where two marked files were joined, too
+    names = tuple(line.strip() for line in lines if line.strip())
     if len(set(names)) < len(names):
         twice = next(name for k, name in enumerate(names) if name in names[:k])
         raise ValueError(f"{path}: {twice!r} is there twice")
     return names
+
+
+def unmarked(data: bytes) -> bytes:
+    """The bytes of a text without the marks of UTF-8 before it: two where it was marked twice."""
+    while data.startswith(MARK):
+        data = data[len(MARK) :]
+    return data
 
 
 def utf16(data: bytes) -> bool:
@@ -58,12 +66,21 @@ def other_separator(line: str, columns: Collection[str]) -> str:
     line: the first line. columns: names that a header must have.
     """
     line = line.strip("\r\n")
-    if line.lower().startswith("sep="):
+    if line.lstrip('"').lower().startswith("sep="):
         return f"the line {line!r}, which one spreadsheet reads,"
-    here = len(_cells(line, ",") & set(columns))
-    found = {words: len(_cells(line, mark) & set(columns)) for mark, words in SEPARATORS.items()}
+    known = {name.lower() for name in columns}
+    here = len(_cells(line, ",") & known)
+    found = {words: len(_cells(line, mark) & known) for mark, words in SEPARATORS.items()}
     best = max(found, key=lambda words: found[words])
-    return best if found[best] > max(here, 1) else ""
+    if found[best] > max(here, 1):
+        return best
+    return cell_separator(line, len(columns))
+
+
+def cell_separator(line: str, cells: int) -> str:
+    """What separates at least so many cells of a line without commas, in words; "" for blanks, which any text has."""
+    marks = {mark: words for mark, words in SEPARATORS.items() if mark != " " and line.count(mark) >= max(1, cells - 1)}
+    return marks[max(marks, key=line.count)] if marks and "," not in line else ""
 
 
 def separator_advice(words: str) -> str:
@@ -75,6 +92,6 @@ def separator_advice(words: str) -> str:
 
 def _cells(line: str, mark: str) -> set[str]:
     try:
-        return {cell.strip() for cell in next(csv.reader([line], delimiter=mark, skipinitialspace=True), [])}
+        return {cell.strip().lower() for cell in next(csv.reader([line], delimiter=mark, skipinitialspace=True), [])}
     except csv.Error:
         return set()

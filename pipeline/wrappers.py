@@ -15,7 +15,8 @@ HOLDERS = (
     *("backbone", "encoder", "model_state", "model_state_dict", "state_dict", "model", "network", "net", "module"),
     *("params", "weights"),
 )
-DEPTH = 6  # tables in one another, and names before a name, that are looked through
+DEPTH = 6  # tables in one another that are looked through
+LONGEST = 64  # names before a name that are looked through
 # What may stand beside a backbone in one table: the classifier; and what averages count.
 BESIDE = re.compile(r"(^|\.)(fc|fc_cls|classifier|head|heads|cls_head|logits)\.")
 COUNTERS = re.compile(r"(^|\.)(n_averaged|_extra_state)$")
@@ -44,6 +45,14 @@ def states(saved: object, depth: int = DEPTH) -> Iterator[dict[str, Any]]:
         yield tensors
 
 
+def other_states(saved: object, depth: int = DEPTH) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(key, table of named tensors below it) for every key of what was saved, whatever it is called; see `states`."""
+    for key, value in saved.items() if isinstance(saved, dict) else ():
+        if isinstance(value, dict) and isinstance(key, str):
+            found = list(states(value, depth)) or [table for _, table in (other_states(value, depth - 1) if depth else ())]
+            yield from ((key, table) for table in found)
+
+
 def without_wrappers(state: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
     """The table with the parts of names that wrappers add taken out, and without their counters, but for those that names in
     `own` have; as it is where two names would become one."""
@@ -68,7 +77,7 @@ def unwrapped(state: Mapping[str, Any], own: Collection[str]) -> Iterator[tuple[
     plain = without_wrappers(state, own)
     prefixes = {"": len(plain)}
     for name in plain:
-        parts = name.split(".")[:-1][:DEPTH]
+        parts = name.split(".")[:-1][:LONGEST]
         for end in range(1, len(parts) + 1):
             prefix = ".".join(parts[:end]) + "."
             prefixes[prefix] = prefixes.get(prefix, 0) + 1
@@ -77,6 +86,16 @@ def unwrapped(state: Mapping[str, Any], own: Collection[str]) -> Iterator[tuple[
         below = {name[len(prefix) :]: value for name, value in plain.items() if name.startswith(prefix)}
         beside = [name for name in plain if not name.startswith(prefix) and not BESIDE.search(name)]
         yield prefix, below, beside
+    # Of a wrapper that puts something else than a dot behind its name.
+    prefix = _beginning(plain)
+    if prefix and not prefix.endswith(".") and not _beginning(own):
+        yield prefix, {name.removeprefix(prefix): value for name, value in plain.items()}, []
+
+
+def _beginning(names: Collection[str]) -> str:
+    """What all of several names begin with."""
+    first, last = (min(names), max(names)) if len(names) > 1 else ("", "")
+    return first[: next((k for k, pair in enumerate(zip(first, last)) if pair[0] != pair[1]), len(first))]  # noqa: B905
 
 
 def tried(prefixes: Collection[str], state: Mapping[str, Any], own: Collection[str]) -> str:

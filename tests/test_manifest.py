@@ -1,5 +1,6 @@
 """The manifest: what is accepted is exact, what is refused says where and what to write instead."""
 
+import errno
 import os
 import pickle
 import subprocess
@@ -63,7 +64,7 @@ def test_the_spreadsheet_mark_and_its_line_ends_change_nothing_but_the_checksum(
 
 
 def test_names_that_only_look_like_other_systems_are_paths(tmp_path):
-    names = ["a:b.mp4", "C:b.mp4", "a b/c\\d.mp4", "www.host/b.mp4", "a~/b.mp4", "s3:/b.mp4"]
+    names = ["$(id).mp4", "100%.mp4", "a:b.mp4", "C:b.mp4", "a b/c\\d.mp4", "www.host/b.mp4", "a~/b.mp4", "s3:/b.mp4"]
     text = HEADER + "".join(f"{k},{name},train,x\n" for k, name in enumerate(names))
     root = tmp_path.resolve()
     assert [clip.place for clip in read_manifest(save(tmp_path, text)).clips] == [str(root / name) for name in names]
@@ -102,6 +103,15 @@ REFUSED = {
     "home": (HEADER + GOOD + "b,~/b.mp4,train,x\n", 3, "path", "only a shell"),
     "UTF-16 the other way": ("\ufeff".encode("utf-16-be") + HEADER.encode("utf-16-be"), 1, "", "UTF-16"),
     "other separator": ("clip;path;split;label\na;a.mp4;train;x\n", 1, "clip", "expected clip,path,split,label"),
+    "semicolons between other names": ("Clip;Path;Split;Label\n", 1, "clip", "separated by semicolons"),
+    "tabs between names of others": ("id\tfile\tsubset\tclass\n", 1, "clip", "separated by tabs"),
+    "semicolons without a header": ("a;a.mp4;train;x\n", 1, "clip", "separated by semicolons"),
+    "semicolons below a header": (HEADER + "a;a.mp4;train;x\n", 2, "path", "separated by semicolons"),
+    "another separator": ("clip~path~split~label\n", 1, "clip", "separated by commas"),
+    "quoted sep line": ('"sep=;"\nclip;path;split;label\n', 1, "clip", "delete that line"),
+    "variable": (HEADER + GOOD + "b,${DATA}/b.mp4,train,x\n", 3, "path", "only a shell understands (${DATA}/)"),
+    "variable of Windows": (HEADER + GOOD + "b,%DATA%\\b.mp4,train,x\n", 3, "path", "only a shell"),
+    "share with slashes": (HEADER + GOOD + "b,//host/data/b.mp4,train,x\n", 3, "path", "if it is a network share, mount it"),
     "column twice": ("clip,path,split,label,path\na,a,train,x,b\n", 1, "'path'", "its own name"),
     "unnamed column": ("clip,path,split,label,\na,a,train,x,b\n", 1, "''", "its own name"),
     "duplicate id": (HEADER + GOOD + "\n" + "b,b.mp4,train,x\n" + GOOD, 5, "clip", "on line 2 too"),
@@ -396,7 +406,8 @@ def manifest_of(tmp_path, *labels: str, split: str = "test"):
 
 
 @pytest.mark.parametrize(
-    "label", ["-1", "-1.0", "?", "NA", "n/a", "NaN", "nan", "None", "NULL", "<NA>", "-100", "unknown", "-"]
+    "label",
+    ["-1", "-1.0", "?", "NA", "n/a", "NaN", "nan", "None", "NULL", "<NA>", "-100", "unknown", "-", "n.a.", "<unk>", "TBD"],
 )
 def test_what_programs_write_for_an_unknown_label_is_found(tmp_path, label):
     manifest = manifest_of(tmp_path, label, label, "dog", f"dog;{label}", "")
@@ -448,7 +459,7 @@ def test_blanks_at_the_ends_of_names_cost_no_video(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", [r"C:\a.mp4", r"\\host\a.mp4", "~me/a.mp4", "...mp4", "a\nb.mp4", "a\x1b[31m.mp4", "x" * 230 + ".mp4"]
+    "name", [r"C:\a.mp4", r"\\host\a.mp4", "~me/a.mp4", "...mp4", "a\nb.mp4", "a\x1b[31m.mp4", "a;b/c.mp4"]
 )
 def test_a_name_that_no_manifest_takes_is_told_and_costs_no_other(tmp_path, name):
     touch(tmp_path, "a.mp4", name)
@@ -456,6 +467,33 @@ def test_a_name_that_no_manifest_takes_is_told_and_costs_no_other(tmp_path, name
     assert [clip.clip for clip in write_manifest(tmp_path / "m.csv", scan.rows).clips] == ["a.mp4"]
     assert len(scan.ignored) == 1
     assert scan.about_ignored().isprintable()
+
+
+def test_a_path_that_is_too_long_for_an_id_is_cut_and_stays_apart_from_others(tmp_path):
+    names = ["c/" + "映" * 75 + f"{k}.mp4" for k in range(2)]  # 230 bytes in UTF-8
+    touch(tmp_path, "c/a.mp4", *names)
+    clips = write_manifest(tmp_path / "m.csv", scan_folder(tmp_path).rows).clips
+    assert {clip.path for clip in clips} == {tmp_path.resolve() / name for name in ["c/a.mp4", *names]}
+    assert [clip.clip[:3] for clip in clips] == ["c/a", "c/映", "c/映"]
+    (tmp_path / names[0]).unlink()  # its id hangs on no other file
+    assert {row["clip"] for row in scan_folder(tmp_path).rows} == {clip.clip for clip in clips if clip.path.exists()}
+
+
+def test_a_folder_that_cannot_be_read_costs_no_other(tmp_path, monkeypatch):
+    touch(tmp_path, "c/a.mp4", "secret/b.mp4")
+    listed = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "secret":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    scan = scan_folder(tmp_path)
+    assert [row["path"] for row in scan.rows] == ["c/a.mp4"]
+    assert scan.ignored == ["secret/ (cannot be read: Permission denied)"]
+    with pytest.raises(PermissionError):
+        scan_folder(tmp_path / "secret")
 
 
 def test_links_that_are_not_followed_are_said_to_be_links(tmp_path):
@@ -525,13 +563,15 @@ def test_what_no_manifest_can_hold_is_reported_or_refused(tmp_path):
     (tmp_path / "c/out.mp4").symlink_to(os.__file__)
     (tmp_path / "c/self.mp4").symlink_to("self.mp4")
     scan = scan_folder(tmp_path)
-    assert [r["clip"] for r in scan.rows] == ["c/a.mp4"]
-    assert len(scan.ignored) == 5
+    assert [r["path"] for r in scan.rows] == ["c/a.mp4", "c/" + "x" * 220 + ".mp4"]
+    assert len(scan.ignored) == 4
     assert len(scan.links) == 3
     write_manifest(tmp_path / "m.csv", scan.rows)
     touch(tmp_path, "a;b/c.mp4")
+    assert "rename the folder 'a;b'" in " ".join(scan_folder(tmp_path).ignored)
+    touch(tmp_path / "other", "a;b/c.mp4")
     with pytest.raises(ManifestError, match="rename the folder 'a;b'"):
-        scan_folder(tmp_path)
+        scan_folder(tmp_path / "other")
 
 
 def test_a_folder_without_clips_is_refused(tmp_path):

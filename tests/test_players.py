@@ -62,7 +62,7 @@ def write(path: Path, *tracks: np.ndarray, codec="libx264", options=X264, aspect
 
 
 def append(target: Path, *sources: Path) -> Path:
-    """The packets of Matroska files behind one another in one stream, not encoded anew."""
+    """The packets of files behind one another in one stream, not encoded anew."""
     import av
 
     with av.open(str(target), "w") as out:
@@ -76,7 +76,7 @@ def append(target: Path, *sources: Path) -> Path:
                         packet.pts, packet.dts, packet.stream = packet.pts + begin, packet.dts + begin, stream
                         out.mux(packet)
                         last = packet.pts
-            begin = last + 40
+                begin = last + round(Fraction(1, 25) / video.time_base)
     return target
 
 
@@ -313,6 +313,28 @@ def test_pictures_that_change_their_size_keep_their_shape(tmp_path, clip_of, dec
     for (wide, high), side in zip(sizes, (32, 32, 24, 24, 32, 32, 32), strict=True):
         assert abs(wide - side) <= 2, sizes
         assert abs(high - side) <= 2, sizes
+
+
+@pytest.mark.parametrize(("codec", "kind"), [("mpeg1video", "mpg"), ("mpeg2video", "ts")])
+def test_mpeg_loses_no_picture_where_the_size_changes(tmp_path, clip_of, codec, kind):
+    """Its decoder holds a frame back, which must be shown before the next size begins; 32 pixels in 128x96 and 96x128."""
+    parts = [
+        write(tmp_path / f"{k}.mpg", frames, codec=codec, options={"qmin": "1", "qmax": "1", "bf": "2", "g": "5"})
+        for k, frames in enumerate((square(96, 128), square(128, 96)))
+    ]
+    with open_clip(clip_of(append(tmp_path / f"turned.{kind}", *parts))) as reader:
+        assert (reader.info.frames, reader.info.width, reader.info.height) == (20, 128, 96)
+        sizes = [measured(frame) for frame in reader.read(range(20))]
+    assert all(abs(side - (32 if k < 10 else 24)) <= 2 for k, size in enumerate(sizes) for side in size), sizes
+
+
+def test_a_stream_without_a_container_begins_with_its_first_frame(tmp_path, numbered_frames, numbers_in, clip_of):
+    """FFmpeg counts its time stamps, from the delay of its decoder on."""
+    path = write(tmp_path / "a.m2v", numbered_frames(30), codec="mpeg2video", options={"qmin": "1", "qmax": "1", "bf": "2"})
+    for cut, want in (((None, None), range(30)), ((0.4, 0.8), range(10, 20)), ((0, 0.04), range(1))):
+        with open_clip(clip_of(path, *cut)) as reader:
+            assert numbers_in(reader.read(range(reader.info.frames))) == list(want)
+            assert reader.info.until == pytest.approx(1.2)
 
 
 def test_a_broadcast_that_changes_the_shape_of_its_pixels_keeps_that_of_things(tmp_path, clip_of):

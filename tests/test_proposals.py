@@ -369,6 +369,11 @@ def test_two_networks_in_one_file_of_weights_are_refused_by_their_prefixes(tmp_p
     torch.save({f"{part}.{key}": value for part in ("model", "ema") for key, value in state.items()}, tmp_path / "w.pth")
     with pytest.raises(ValueError, match=r"several such networks, below 'model\.', 'ema\.'"):
         build_proposals("digit_rpn", weights=str(tmp_path / "w.pth"))
+    torch.save({"student": state, "teacher": state, "epoch": 3}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="several such networks, below 'student', 'teacher'"):
+        build_proposals("digit_rpn", weights=str(tmp_path / "w.pth"))
+    torch.save({"last": {"ema": state}, "epoch": 3}, tmp_path / "w.pth")
+    assert build_proposals("digit_rpn", weights=str(tmp_path / "w.pth")).weights_sha256
 
 
 # ---- annotations -----------------------------------------------------------------------------------------------------------
@@ -486,6 +491,7 @@ def listed(kind, path, box, size=SIZE):
         ((0.1, 0.1, 0.5, 1.3), False),
         ((-0.1, 0.1, 1.2, 1.0), True),  # sticks out both ways: an object larger than the frame
         ((-0.6, 0.1, 1.2, 1.0), False),
+        ((-0.06, 0.5, 1.4, 1.4), False),  # overhangs a little in a picture 1.4 times as large
     ],
 )
 def test_boxes_that_end_outside_were_measured_in_a_larger_picture(kind, box, kept, tmp_path):
@@ -510,6 +516,15 @@ def test_the_cure_that_the_message_names_cures(tmp_path):
     for overhang in (-0.1, 0.6, True, "0.1"):
         with pytest.raises(ValueError, match="overhang"):
             build_proposals("annotations", file=file, overhang=overhang)
+
+
+def test_boxes_without_an_area_are_remarked_on(tmp_path):
+    """x, y, width and height where corners are expected, of a square at its own distance from the corner."""
+    rows = [["17", k, 20, 20, 20, 20, 1, ""] for k in range(4)]
+    source = build_proposals("annotations", file=csv_of(tmp_path / "boxes.csv", rows))
+    assert "no box with an area at the 2 frames" in source.remark(CLIP, INFO, (0, 2))
+    rows[2][4:6] = 30, 30
+    assert build_proposals("annotations", file=csv_of(tmp_path / "boxes.csv", rows)).remark(CLIP, INFO, (0, 2)) == ""
 
 
 def test_boxes_that_no_frame_meets_are_remarked_on(tmp_path):

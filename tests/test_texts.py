@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 
 import pytest
 
@@ -24,14 +25,24 @@ def test_the_first_line_tells_the_separator_that_a_table_was_written_with(quotin
     assert bool(told) == bool(words)
 
 
-@pytest.mark.parametrize("line", ["", "clip", "a;b;c", "clip,path,split,label;class", '"clip, path; split"', "\0", '"'])
+@pytest.mark.parametrize(
+    "line", ["", "clip", "a;b;c", "a;b;c;d,e", "clip,path,split,label;class", '"clip, path; split"', "\0", '"']
+)
 def test_other_first_lines_are_left_to_whoever_reads_the_table(line):
     assert other_separator(line, COLUMNS) == ""
 
 
-@pytest.mark.parametrize("line", ["sep=;", "SEP=,\r\n", "sep=\t"])
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [("Clip;Path;Split;Label", "semicolons"), ("id\tfile\tsubset\tclass\tnote", "tabs"), ("a|b c|d|e", "pipes (|)")],
+)
+def test_enough_cells_show_their_separator_whatever_they_are_called(line, words):
+    assert other_separator(line, COLUMNS) == words
+
+
+@pytest.mark.parametrize("line", ['"sep=;"', "sep=;", "SEP=,\r\n", "sep=\t"])
 def test_the_line_that_names_a_separator_is_known(line):
-    assert "the line 'sep=" in other_separator(line, COLUMNS).lower()
+    assert re.search(r"the line '\"?sep=", other_separator(line, COLUMNS).lower())
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -39,6 +50,12 @@ def test_a_mark_of_utf8_changes_nothing(tmp_path, encoding):
     (tmp_path / "t").write_bytes("é\nb\n".encode(encoding))
     assert read_text(tmp_path / "t") == "é\nb\n"
     assert read_names(tmp_path / "t", "names") == ("é", "b")
+
+
+def test_marks_of_texts_that_were_marked_twice_or_joined_change_nothing(tmp_path):
+    (tmp_path / "t").write_bytes("é\n".encode("utf-8-sig") + "b\n".encode("utf-8-sig"))
+    assert read_names(tmp_path / "t", "names") == ("é", "b")
+    assert decoded(b"\xef\xbb\xbf" * 2 + b"b", "t") == "b"
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])

@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import re
+from argparse import Namespace
 
 import pytest
 import torch
@@ -376,10 +377,15 @@ WRAPPED = {
     "in any order": "module.encoder._orig_mod.",
     "sharded": "_fsdp_wrapped_module.encoder.",
     "any name": "student.net.",
+    "deeper than any": "a.b.c.d.e.f.g.h.",
+    "no dot": "student_",
 }
 
 
-@pytest.mark.parametrize("holder", [(), ("state_dict",), ("model",), ("state_dict", "model"), ("state_dict", "module")])
+@pytest.mark.parametrize(
+    "holder",
+    [(), ("state_dict",), ("model",), ("state_dict", "model"), ("state_dict", "module"), ("ema",), ("last", "params_ema")],
+)
 @pytest.mark.parametrize("kind", WRAPPED)
 def test_prefixes_that_all_names_share_are_taken_off(kind, holder, tmp_path):
     trained = tiny("digit_cnn", seed=1)
@@ -437,6 +443,18 @@ def test_two_networks_in_one_file_are_refused_with_both_prefixes(tmp_path):
     flat = {f"module.{part}.{key}": value for part, state in states.items() for key, value in state.items()}
     message = refused(flat | {"module.queue": torch.zeros(8, 4)}, tmp_path, "digit_cnn")
     assert "the names below 'encoder_q.' or 'encoder_k.' would fit" in message
+    message = refused({"student": states["encoder_q"], "teacher": states["encoder_k"]}, tmp_path, "digit_cnn")
+    assert "holds several such networks, under 'student', 'teacher'" in message
+
+
+def test_what_is_no_second_network_may_stand_beside_the_names(tmp_path):
+    """What training programs keep in the same table: losses and metrics; and in the same file: their options."""
+    state = tiny("digit_cnn", seed=1).state_dict()
+    beside = {"criterion.weight": torch.ones(3), "train_acc.correct": torch.ones(1)}
+    saved = {"state_dict": {f"model.{key}": value for key, value in state.items()} | beside, "args": Namespace(lr=0.1)}
+    torch.save(saved, tmp_path / "w.pth")
+    loaded = build_backbone("digit_cnn", tmp_path / "w.pth", width=8).state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in loaded.items())
 
 
 @pytest.mark.parametrize(

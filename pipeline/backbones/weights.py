@@ -14,6 +14,7 @@ by ImageNet's for torchvision's, by what was saved for ours. All of them take RG
 import errno
 import hashlib
 import re
+from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from pipeline.backbones._base import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from pipeline.shown import unguarded_error
-from pipeline.wrappers import HOLDERS, states, tried, unwrapped
+from pipeline.wrappers import HOLDERS, other_states, states, tried, unwrapped
 
 KINETICS_MEAN = (0.45, 0.45, 0.45)
 KINETICS_STD = (0.225, 0.225, 0.225)
@@ -64,11 +65,12 @@ def load(backbone: Backbone, source: str | Path, *, inflate: str = "mean", fresh
         fresh = (*fresh, *NOT_IN_IMAGES)
         found = [state]
     else:
-        found = _states(read(source), source)
+        saved = read(source)
+        found = list(states(saved)) or _by_other_keys(saved, source, backbone.state_dict(), inflate, fresh)
         digest = _file_sha256(Path(source))
     own = backbone.state_dict()
     readings = [reading for state in found for reading in _readings(state, own, inflate, fresh)]
-    fitting = [reading for reading in readings if reading.fits]
+    fitting = [reading for reading in readings if reading.fits] or _the_only_one(readings)
     if not fitting:
         raise ValueError(f"weights {source}: do not fit {_refusal(backbone, readings, found, fresh)}")
     backbone.load_state_dict(fitting[0].state, strict=False)
@@ -106,7 +108,8 @@ def read(path: str | Path) -> object:
     if not Path(path).is_file():
         raise ValueError(f"weights {path}: no such file; expected none, imagenet, or the path of a checkpoint")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([Namespace]):  # a table of options, which many scripts save beside the weights
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or foreign file fails in whichever operation it happens to reach
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: its table points before the file's start
             raise
@@ -181,10 +184,34 @@ def _inflated(value: Tensor, shape: torch.Size, how: str) -> Tensor:
     return kernel * (torch.arange(taps) == taps // 2).to(value.dtype)[:, None, None]
 
 
-def _states(saved: object, source: str | Path) -> list[dict[str, Tensor]]:
-    """The tables of named tensors in what was saved: itself, or what the usual keys hold. ValueError if there is none."""
-    if found := list(states(saved)):
-        return found
+def _the_only_one(readings: list[_Reading]) -> list[_Reading]:
+    """The reading in which all of the network is there, if one prefix alone gives that: beside it is no second network."""
+    whole = [reading for reading in readings if not reading.faults]
+    return whole[:1] if len({reading.prefix for reading in whole}) == 1 else []
+
+
+def _by_other_keys(
+    saved: object, source: str | Path, own: dict[str, Tensor], inflate: str, fresh: Iterable[str]
+) -> list[dict[str, Tensor]]:
+    """The tables under keys that are none of HOLDERS: those under the one key below which the network is, else all of them.
+
+    ValueError if there is none, or if several keys hold such a network.
+    """
+    tables: dict[str, list[dict[str, Tensor]]] = {}
+    for key, table in other_states(saved):
+        tables.setdefault(key, []).append(table)
+    whole = {
+        key: any(not reading.faults for table in some for reading in _readings(table, own, inflate, fresh))
+        for key, some in tables.items()
+    }
+    fitting = [key for key, there in whole.items() if there]
+    if len(fitting) > 1:
+        several = ", ".join(map(repr, fitting))
+        raise ValueError(
+            f"weights {source}: holds several such networks, under {several}; save a state dict of one of them alone"
+        )
+    if tables:
+        return [table for key, some in tables.items() if key in fitting or not fitting for table in some]
     raise ValueError(
         f"weights {source}: expected a state dict, or one under {', '.join(HOLDERS[:6])}; got {type(saved).__name__}"
         + (f" with keys {', '.join(map(str, list(saved)[:5]))}" if isinstance(saved, dict) else "")

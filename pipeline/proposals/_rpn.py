@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.memory_format import lay_out
-from pipeline.wrappers import states, unwrapped
+from pipeline.wrappers import other_states, states, unwrapped
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,14 +48,17 @@ def read_state(path: str | Path, own: Collection[str]) -> dict[str, Tensor]:
     ) as error:  # torch raises what the damage happens to trip: EOFError, KeyError, RuntimeError, UnpicklingError
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: not a file of tensors written by torch.save ({first.split('. ')[0][:120]})") from error
-    readings = [(prefix, below) for table in states(state) for prefix, below, _ in unwrapped(table, own)]
+    tables = [("", table) for table in states(state)] or list(other_states(state))
+    readings = [(key, prefix, below) for key, table in tables for prefix, below, _ in unwrapped(table, own)]
     if not readings:
         raise ValueError(f"{path}: expected a state dict (names -> tensors), alone or under the key 'model' or 'state_dict'")
-    known = [len(below.keys() & set(own)) for _, below in readings]
-    best = [prefix for (prefix, _), count in zip(readings, known, strict=True) if count == max(known) == len(own)]
-    if len(set(best)) > 1:
-        raise ValueError(f"{path}: holds several such networks, below {', '.join(map(repr, best))}; save one of them alone")
-    return readings[known.index(max(known))][1]
+    known = [len(below.keys() & set(own)) for _, _, below in readings]
+    complete = [reading[:2] for reading, count in zip(readings, known, strict=True) if count == len(own)]
+    best = dict.fromkeys(complete)
+    if len(best) > 1:
+        places = ", ".join(repr(" ".join(filter(None, place))) for place in best)
+        raise ValueError(f"{path}: holds several such networks, below {places}; save one of them alone")
+    return readings[known.index(max(known))][2]
 
 
 def load_exactly(module: nn.Module, state: dict[str, Tensor], where: str | Path) -> None:

@@ -12,8 +12,8 @@ counts from 1). A frame without an entry, or after the end of the list, has no b
 
 A box that sticks out of the frame by up to a tenth of its side (rounding, a detector's overhang) is clipped. One that ends
 further right or below was measured in a larger picture, and fails its clip: nothing else tells a box of the original from one
-of the smaller video. Where boxes of the clip stick out to the left or above too, by half a tenth, they may stick out by half
-the side: a larger picture never has these.
+of the smaller video. Where boxes of the clip stick out to the left or above too, which those of a larger picture do not, they
+may stick out to the right and below by twice as much, up to half the side.
 """
 
 import csv
@@ -39,6 +39,7 @@ CORNERS = ("x1", "y1", "x2", "y2")
 COLUMNS = ("clip", "frame", *CORNERS)
 OUTSIDE = 0.5  # a corner further outside than this part of the frame's side was measured in another frame, whatever others say
 OVERHANG = 0.1  # the same to the right and below, where no box sticks out to the left or above
+BOTH_WAYS = 2  # times as far as to the left or above may boxes stick out to the right and below
 
 _GAP = re.compile(r"[ \t\n\r]*")
 
@@ -124,6 +125,12 @@ class Annotations:
                 f"no box: none of its {len(annotated):,} frames with boxes ({some}) is one of the {len(numbers):,} that are "
                 "looked at; give boxes for every frame (interpolate them), or count frames as the video does, from 0"
             )
+        asked = np.isin(there.frames, np.asarray(numbers))
+        if not (there.boxes[asked, 2:] > there.boxes[asked, :2]).all(1).any():
+            return (
+                f"no box with an area at the {len(numbers):,} frames that are looked at, such as "
+                f"{there.boxes[asked][0].round(3).tolist()}; expected corners x1, y1, x2, y2, not width and height"
+            )
         held, last = info.first + info.frames, int(annotated[-1])
         if getattr(clip, "end", None) is None and last >= held + max(2, held // 20):
             return (
@@ -142,9 +149,9 @@ class Annotations:
         if unit == "pixels":
             scale = info.height / self.annotated_height if self.annotated_height else 1.0
             whole = whole * scale / [info.width, info.height, info.width, info.height]
-        both_ways = len(whole) and whole.min() < -OVERHANG / 2
-        most = OUTSIDE if both_ways else self.overhang
-        far = np.flatnonzero(((whole < -OUTSIDE) | (whole > 1 + max(most, self.overhang))).any(1))
+        left = max(0.0, -whole.min()) if len(whole) else 0.0
+        most = max(self.overhang, min(OUTSIDE, BOTH_WAYS * left * (1 + 1e-6)))  # boxes are kept in float32
+        far = np.flatnonzero(((whole < -OUTSIDE) | (whole > 1 + most)).any(1))
         if len(far):
             box, frame = [round(value, 3) for value in there.boxes[far[0]].tolist()], there.frames[far[0]]
             size = f"{info.width}x{info.height} pixels"
