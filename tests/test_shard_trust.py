@@ -190,8 +190,8 @@ def second_name(group, name, folder):
 
 
 ELSEWHERE = (soft, external, virtual, outside)
-ODD = (*ELSEWHERE, second_name, strings, references, compound, wide, backwards, without_checksums, in_one_piece, longer, a_group)
-ODD = (*ODD, unchecked_chunk)
+ODD = (*ELSEWHERE, second_name, strings, references, compound, wide, backwards, without_checksums, in_one_piece, longer)
+ODD = (*ODD, a_group, unchecked_chunk)
 
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: odd.__name__)
