@@ -328,7 +328,7 @@ class Run:
 
     def fail(self, error: Exception) -> None:
         """Ends the run with an error and gives its memory back."""
-        self.error, self.failed_after = error, self.epochs
+        self.error, self.failed_after = self.files.reason(error), self.epochs
         traceback.clear_frames(error.__traceback__)  # they hold the mini-batch and its graph
         self.learner = None
         if self.study.device.type == "cuda":
