@@ -15,6 +15,7 @@ from pipeline.manifest import Clip, read_manifest
 from pipeline.names import nearest
 from pipeline.pixels import Opening
 from pipeline.tensors import is_cut
+from pipeline.values import wrong_values
 
 LONGEST = 1024  # pixels of the longer side of a frame that is kept: no picture shows more
 BLANK = (205, 205, 210)
@@ -77,6 +78,11 @@ def load_view(cache: Cache, clip: str, group: str, view: int, root: str | Path |
     rows, row = find_row(cache, clip, group, view)
     wanted = [name for name in rows.fields if not is_cut(name)]
     fields = {name: values[0] for name, values in rows.batch([row], wanted).items()}
+    for wrong in wrong_values(fields):
+        raise CacheError(
+            f"{cache.path}: clip {clip}, {group} view {view}: {wrong}; run `vidgraph verify --cache {cache.path}`, then "
+            f"`vidgraph repair --cache {cache.path}`"
+        )
     manifest = cache.manifest if root is None else read_manifest(cache.path / "manifest.csv", root)
     found = manifest.clips[row // rows.per_clip]
     steps = _step_count(rows)

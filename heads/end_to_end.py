@@ -347,6 +347,10 @@ def train_frames(
             network.checkpointed()
         run.fit()
         return run.finish()
+    except Exception as error:
+        if (reason := run.files.reason(error)) is not error:
+            raise reason from None
+        raise
     finally:
         run.close()
 

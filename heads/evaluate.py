@@ -20,7 +20,7 @@ from heads.batch import Dims, MissingFields, dims_from
 from heads.data import Part, cache_dims, fields_for, how_to_add, part_of
 from heads.held import Busy, refuse_beside
 from heads.learner import LossNotFinite, device_for, loss_of
-from heads.manifest_record import TAG, differences, manifest_record, own_manifest, split_sha256
+from heads.manifest_record import TAG, differences, manifest_record, own_manifest, seen_in_training, split_sha256
 from heads.metrics import aggregate, confusion, scores_of, summarise
 from heads.recipe import PLAIN, Recipe, recipe_from
 from heads.store import Share, Store, shared_pass
@@ -234,8 +234,7 @@ def _manifest_for(
     here = manifest_record(given)
     if what := differences(record, here):
         say(f"{given.path} has other labels or splits than {record['path']}, which {folder} was trained with: {what}")
-        trained_on = {clip.clip for clip in own.clips if clip.split == "train"} if own is not None else set()
-        if seen := sum(clip.clip in trained_on for clip in given.clips if clip.split == split):
+        if seen := seen_in_training(own, given, split):
             say(f"{seen:,} clips of split {split} are among those that the run was trained on: its figures flatter it")
     same = split_sha256(record, split) == split_sha256(here, split)
     return given, "" if same else split_sha256(here, split)[:TAG]

@@ -27,6 +27,7 @@ from heads.footage import BOXES, Footage, Planned
 from heads.frames import How, new_network
 from heads.learner import device_for
 from heads.live import Live, live_dims
+from heads.manifest_record import say_seen
 from heads.members import Result, Study
 from heads.parallel import World, joined
 from heads.recipe import PLAIN, Recipe, command_of
@@ -243,6 +244,7 @@ class _Made:
         if (path := self.check_start(start, folder)) is not None:
             saved = runs.load_checkpoint(path)
             say(take_weights(network.head, path, self.phase))
+            say_seen(path, saved["about"].get("manifest"), self.manifest, say)
             if "backbone" in saved:
                 moved = self._take_backbone(network, path, saved["backbone"], say)
         if self.cache is None:

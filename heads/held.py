@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.claims import SILENCE, Claim, Seen, Watch, look, take
-from pipeline.home import Home
+from pipeline.home import Gone, Home
 from pipeline.sealed import make_folder
 from pipeline.shown import visible
 from pipeline.waits import claimed_until
@@ -49,6 +49,14 @@ class Held:
     home: Home
     names: tuple[Path, ...]
     made: tuple[Path, ...]
+
+    def reason(self, error: Exception) -> Exception:
+        """What ended the work here: `error`, or Gone, where that came of the folder's being moved or deleted."""
+        try:
+            self.home.check()
+        except (Gone, OSError) as gone:
+            return gone
+        return error
 
     def leave(self) -> None:
         """Gives the folder up; where nothing was written, it goes too, as if it had never been made."""
@@ -142,6 +150,8 @@ def refuse_if_lost(path: Path) -> None:
         return
     held.home.check()
     if not held.claim.held():
+        if look(claimed(path.parent)) is None:
+            raise Busy(f"{path.parent}: somebody has removed run.claim, or is removing the whole folder: this process ends")
         raise Busy(f"{path.parent}: another process has taken over, as this one gave no sign of life for long: this one ends")
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.manifest import Clip, Manifest, ManifestError, read_manifest
@@ -77,6 +77,11 @@ def refuse_other_labels(folder: object, there: Mapping[str, Any], here: Mapping[
     if there["sha256"] == here["sha256"]:
         return
     what = differences(there, here) or "the same clips in another order"
+    if there["path"] == here["path"]:
+        raise ValueError(
+            f"{folder} holds a run on the labels and splits of {there['path']} as it was then; it has changed since ({what}): "
+            "pass --manifest with a copy of what it was, choose another folder, or start over with --no-resume"
+        )
     raise ValueError(
         f"{folder} holds a run on the labels and splits of {there['path']}, this command gives those of {here['path']} "
         f"({what}): pass --manifest {there['path']}, choose another folder, or start over with --no-resume"
@@ -92,3 +97,32 @@ def own_manifest(record: Mapping[str, Any], at_hand: Manifest) -> Manifest | Non
     except (ManifestError, OSError):
         return None
     return None if differences(record, manifest_record(there)) else there
+
+
+def seen_in_training(trained_with: Manifest | None, at_hand: Manifest, split: str) -> int:
+    """How many clips of a split of the manifest at hand a run was trained on, whose own manifest is `trained_with`."""
+    if trained_with is None:
+        return 0
+    seen = {clip.clip for clip in trained_with.clips if clip.split == "train"}
+    return sum(clip.clip in seen for clip in at_hand.clips if clip.split == split)
+
+
+def say_seen(weights: object, record: Mapping[str, Any] | None, at_hand: Manifest, say: Callable[[str], None]) -> None:
+    """Says of weights that a run takes from another one, or is taught by, that they know clips which it is evaluated on.
+
+    Args:
+        weights: where they are.
+        record: of the manifest that they were trained with; None from an earlier version, of which nothing can be said.
+        at_hand: the manifest of the run that takes them.
+    """
+    if record is None:
+        return
+    own = own_manifest(record, at_hand)
+    if own is None:
+        say(
+            f"{weights} was trained with the labels and splits of {record['path']}, which is gone or has changed: whether it "
+            "knows clips of val or test is not known"
+        )
+    for split in ("val", "test"):
+        if seen := seen_in_training(own, at_hand, split):
+            say(f"{seen:,} clips of split {split} are among those that {weights} was trained on: the figures will flatter")

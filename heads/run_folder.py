@@ -108,6 +108,10 @@ class RunFolder:
             saved = runs.load_checkpoint(self.path / f"{default_checkpoint(self.path)}.pt")
             runs.save_checkpoint(path, {key: saved[key] for key in ("about", "phase", "state", "backbone") if key in saved})
 
+    def reason(self, error: Exception) -> Exception:
+        """What ended the run: `error`, or Gone, where that came of the folder's being moved or deleted."""
+        return error if self._held is None else self._held.reason(error)
+
     def close(self) -> None:
         """Closes the curves and gives the folder up; may be called again."""
         if self._curves is not None:

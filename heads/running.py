@@ -20,6 +20,7 @@ from heads.data import how_to_add, swap_table
 from heads.distil import Teachers
 from heads.evaluate import Predictions, Reader, fields_of, figures, same_backbone, write_predictions
 from heads.learner import INIT, Learner, reseed
+from heads.manifest_record import say_seen
 from heads.members import Member, Result, Study
 from heads.optimisers import Optimisers
 from heads.recipe import Recipe, command_of
@@ -174,6 +175,7 @@ class Run:
         head, part = self.new_head(recipe), self.parts["train"]
         if self.phase.start == "previous" and saved is None:
             self.say(take_weights(head, self._before(), self.phase))
+            self._say_seen(self._before())
         steps = math.ceil(len(part) / recipe.train.batch)
         weights = torch.from_numpy(part.class_weights(len(self.classes))) if recipe.data.balance == "loss" else None
         teachers = None
@@ -181,6 +183,8 @@ class Run:
             taught = self._teachers(recipe)
             for teacher, path in taught:
                 teacher.load_state_dict(runs.load_checkpoint(path)["state"])
+                if saved is None:
+                    self._say_seen(path)
             teachers = Teachers(head, [teacher for teacher, _ in taught])
         data = recipe.data
         self.learner = Learner(head, recipe.train, data.target, steps, self.seed, self.study.precision, weights, teachers)
@@ -189,6 +193,10 @@ class Run:
         self.reads = tuple(dict.fromkeys(name for names in (own, *more) for name in names))
         if saved is not None:
             self.learner.load(saved)
+
+    def _say_seen(self, weights: Path) -> None:
+        """Says whether weights of another run know clips that this one is evaluated on."""
+        say_seen(weights, runs.load_checkpoint(weights)["about"].get("manifest"), self.study.manifest, self.say)
 
     def _before(self) -> Path:
         """The checkpoint that the present phase starts from."""
@@ -328,7 +336,7 @@ class Run:
 
     def fail(self, error: Exception) -> None:
         """Ends the run with an error and gives its memory back."""
-        self.error, self.failed_after = error, self.epochs
+        self.error, self.failed_after = self.files.reason(error), self.epochs
         traceback.clear_frames(error.__traceback__)  # they hold the mini-batch and its graph
         self.learner = None
         if self.study.device.type == "cuda":

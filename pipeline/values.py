@@ -20,6 +20,8 @@ def wrong_values(tensors: Mapping[str, np.ndarray]) -> Iterator[str]:
         boxes = tensors["boxes"]
         if (boxes[..., :2] > boxes[..., 2:]).any():
             yield "boxes has x1 > x2 or y1 > y2"
+    if "crop" in tensors and not (tensors["crop"][2:] > 0).all():
+        yield "crop has a width or height that is not positive"
     if "valid" in tensors:
         valid = tensors["valid"]
         if (valid[..., 1:] & ~valid[..., :-1]).any():

@@ -1,12 +1,14 @@
 """Pictures of views: what is drawn lies where the things are, and any text can be drawn. A red square moves in each video."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from test_verify import change
 from tiny_cache import Tiny
 from tiny_videos import run, write_csv
 
@@ -18,7 +20,9 @@ from heads.draw_head import Told
 from heads.draw_panels import structure
 from heads.dyreg_kernels import kernels_of
 from heads.layers import front_back
-from pipeline.cache import Cache
+from heads.reporting.cached import KnownCache
+from heads.reporting.pictures import strip
+from pipeline.cache import Cache, CacheError
 from pipeline.config import ExtractConfig
 from pipeline.decode import open_clip, write_video
 from pipeline.graphs import build_graphs
@@ -238,6 +242,19 @@ def test_another_video_under_the_same_name_is_not_shown(folder, tmp_path):
     assert "another video now: frames of 32x32 pixels, 96x64 when" in draw_view(folder / "cache", "one", root=tmp_path).missing
     write_video(tmp_path / "one.mp4", frames()[:3], 8)
     assert "one" in draw_view(folder / "cache", "one", root=tmp_path).missing
+
+
+@pytest.mark.parametrize(("field", "value"), [("boxes", np.inf), ("boxes", 1e30), ("boxes", np.nan), ("crop", -np.inf)])
+def test_values_that_no_picture_can_have_are_refused_in_a_line(folder, tmp_path, field, value):
+    shutil.copytree(folder / "plain", tmp_path / "cache")
+    cache = Cache(tmp_path / "cache")
+    row = cache["test"].rows_of("two")[0]
+    change(cache.shards.path(0), f"test/{field}", row, value)
+    with pytest.raises(CacheError, match=f"clip two, test view 0: {field} has .*vidgraph verify.*vidgraph repair"):
+        draw_view(tmp_path / "cache", "two")
+    picture, why = strip(KnownCache(cache.path, cache.fingerprint, Cache(tmp_path / "cache")), "two")
+    assert picture is None
+    assert f"No picture: {field} has" in why
 
 
 def test_a_cache_that_does_not_know_its_frames_is_drawn_on_grey(tmp_path):

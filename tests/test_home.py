@@ -136,6 +136,24 @@ def test_a_training_whose_folder_goes_away_ends_and_makes_none_anew(tmp_path, mo
     assert struck == [files(tmp_path / "runs")]
 
 
+@pytest.mark.parametrize("happens", [moved, deleted])
+@pytest.mark.parametrize("moment", ["save_checkpoint", "append_log", "save_predictions", "load_checkpoint"])
+def test_a_training_s_folder_may_go_away_at_any_file(tmp_path, monkeypatch, moment, happens):
+    """Whatever the file raises, the reason is that the folder is gone."""
+    cache, step = Tiny().write(tmp_path / "cache"), getattr(runs, moment)
+
+    def strike(*args):
+        if (tmp_path / "runs").exists():
+            happens(tmp_path / "runs")
+        with monkeypatch.context() as once:  # as if it went away after the last look at it
+            once.setattr(runs, "refuse_if_lost", lambda path: None)
+            return step(*args)
+
+    monkeypatch.setattr(runs, moment, strike)
+    with pytest.raises(Gone, match="moved or deleted"):
+        train(recipe(epochs=1), cache, tmp_path / "runs" / "mine", device="cpu", say=quiet)
+
+
 def test_a_link_that_leads_elsewhere_now_is_noticed(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

@@ -12,6 +12,8 @@ import report_runs
 from small_cache import manifest_of
 from test_ablate import CPU, plan_of
 from test_ablate import study as ablate_study
+from test_members import phase
+from test_members import recipe as two_phases
 from test_train import recipe, run
 from tiny_cache import Tiny
 
@@ -117,6 +119,14 @@ def test_one_label_that_was_mended_makes_another_run(trained, cache, tmp_path):
         run(recipe("pool", **EPOCHS), cache, trained, manifest=other)
 
 
+def test_a_manifest_that_changed_under_its_name_is_told_from_another_file(cache, tmp_path):
+    mine = fold(cache, tmp_path / "mine.csv", 0)
+    run(recipe("pool", **EPOCHS), cache, tmp_path / "run", manifest=mine)
+    with pytest.raises(ValueError, match=r"of .*mine\.csv as it was then; it has changed since \(test: ") as refused:
+        run(recipe("pool", **EPOCHS), cache, tmp_path / "run", manifest=fold(cache, tmp_path / "mine.csv", 6))
+    assert "--manifest " + str(tmp_path) not in str(refused.value)
+
+
 def test_a_run_of_an_earlier_version_goes_on_and_says_that_nobody_knows(cache, folds, tmp_path):
     said = []
     run(recipe("pool", **EPOCHS), cache, tmp_path / "run")
@@ -165,6 +175,22 @@ def test_evaluation_with_other_splits_says_so_and_overwrites_nothing(trained, ca
     assert any("fold2.csv has other labels or splits than" in line and "fold1.csv" in line for line in said)
     both = len(of_split(folds[2], "test") & of_split(folds[1], "train"))
     assert any(f"{both} clips of split test are among those that the run was trained on" in line for line in said) == bool(both)
+
+
+def test_weights_of_another_fold_that_know_the_clips_of_this_one_s_test_are_told(cache, folds, tmp_path):
+    whole = two_phases("pool", phases=[phase("one", 1), phase("two", 1, start="previous")])
+    run(whole, cache, tmp_path / "first", phase="one", manifest=folds[1])
+    start, said = {"phase": "two", "start": tmp_path / "first" / "one.pt"}, {}
+    for k in (1, 2):
+        said[k] = []
+        run(whole, cache, tmp_path / f"of fold {k}", manifest=folds[k], say=said[k].append, **start)
+    assert not [line for line in said[1] if "clips of split" in line]
+    for split in ("val", "test"):
+        both = len(of_split(folds[2], split) & of_split(folds[1], "train"))
+        told = [line for line in said[2] if line.startswith(f"{both} clips of split {split} are among those that ")]
+        assert len(told) == bool(both)
+        assert all("first/one.pt was trained on" in line for line in told)
+    assert any("clips of split" in line for line in said[2])
 
 
 def test_evaluation_whose_own_manifest_is_gone_asks_for_one(cache, tmp_path):

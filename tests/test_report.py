@@ -353,6 +353,33 @@ def test_phases_of_one_recipe_are_rows_of_their_own(tmp_path):
     assert {row["name"] for row in table(tmp_path / "out", "study")} == {"gos, phase=search", "gos, phase=discrete"}
 
 
+def test_a_report_neither_writes_nor_removes_through_a_link(study, written, tmp_path):
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album" / "holiday.jpg").write_text("mine")
+    out = shutil.copytree(written, tmp_path / "out")
+    shutil.rmtree(out / "plots")
+    (out / "plots").symlink_to(tmp_path / "album")
+    (out / "vidgraph-report.json").write_text(json.dumps({"files": ["report.html", "report.md", "plots/holiday.jpg"]}))
+    before = everything(out)
+    with pytest.raises(ValueError, match="out/plots: expected a folder of the report's own, got a link"):
+        write(study, out)
+    assert everything(out) == before
+    assert [path.name for path in (tmp_path / "album").iterdir()] == ["holiday.jpg"]
+
+
+@pytest.mark.parametrize("odd", ["a link", "a file with a hole"])
+def test_a_recipe_that_is_no_small_file_of_the_run_is_not_shown(study, tmp_path, odd):
+    (tmp_path / "secret").write_text("of the reader")
+    shutil.copytree(study, tmp_path / "runs")
+    for recipe in (tmp_path / "runs").rglob("recipe.toml"):
+        recipe.unlink()
+        recipe.symlink_to(tmp_path / "secret") if odd == "a link" else recipe.touch() or os.truncate(recipe, 2**40)
+    write(tmp_path / "runs", tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "of the reader" not in text
+    assert ("is a link, which is not followed" if odd == "a link" else "cannot be read: a file of 1,099,511,627,776") in text
+
+
 # --- runs that are not as they should be
 
 
@@ -516,7 +543,9 @@ def test_a_report_of_a_version_without_a_marker_is_replaced_but_for_what_nobody_
     assert not [name for name in left if name.startswith("plots/")]  # which its text showed
 
 
-@pytest.mark.parametrize("listed", ["../precious", "/etc/passwd", "notes.txt", "tables/../../precious", "tables/sub/x.csv", 7])
+@pytest.mark.parametrize(
+    "listed", ["../precious", "/etc/passwd", "notes.txt", "tables/../../precious", "tables/sub/x.csv", "plots/..", 7]
+)
 def test_a_list_that_somebody_changed_removes_nothing_outside(study, written, tmp_path, listed):
     (tmp_path / "precious").write_text("mine")
     shutil.copytree(written, tmp_path / "out")

@@ -12,7 +12,8 @@ from report_runs import Made
 
 from heads.report import report
 from heads.reporting.axes import Axis
-from heads.reporting.document import Column, Spread, Table
+from heads.reporting.document import Code, Column, Document, Spread, Table
+from heads.reporting.markdown import to_markdown
 from heads.reporting.plots import Series, bars, curves, matrix, standalone
 from heads.reporting.sheets import to_csv
 from heads.reporting.text import as_html, as_markdown, one_line, short, shown
@@ -82,6 +83,11 @@ def test_the_pages_policy_lets_its_own_script_run_and_nothing_be_loaded(nasty):
     policy = re.search('Content-Security-Policy" content="([^"]*)"', text)[1]
     assert policy.startswith("default-src 'none'")
     assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
+
+
+def test_commands_for_a_folder_whose_name_a_terminal_obeys_are_harmless():
+    text, _ = to_markdown(Document("A title", (Code("vidgraph train 'a\x1b[2J\x9b'\\\n  --seed 0"),), ()))
+    assert "vidgraph train 'a\\x1b[2J\\x9b'\\\n  --seed 0\n" in text
 
 
 def test_no_name_ends_a_cell_of_markdown_or_is_markup(nasty):

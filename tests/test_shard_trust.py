@@ -189,9 +189,13 @@ def unchecked_chunk(group, name, folder):
         made.id.write_direct_chunk((row, 0, 0), np.zeros(52, np.uint8), filter_mask=1)
 
 
+def second_name(group, name, folder):
+    group[name] = group.file["test/pooled"]
+
+
 ELSEWHERE = (soft, external, virtual, outside)
-ODD = (*ELSEWHERE, strings, references, compound, wide, backwards, without_checksums, in_one_piece, longer, a_group)
-ODD = (*ODD, unchecked_chunk)
+ODD = (*ELSEWHERE, second_name, strings, references, compound, wide, backwards, without_checksums, in_one_piece, longer)
+ODD = (*ODD, a_group, unchecked_chunk)
 
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: odd.__name__)

@@ -348,6 +348,7 @@ def test_values_of_a_whole_view_are_not_wrong():
     ("tensors", "what"),
     [
         ({"boxes": np.array([[0.5, 0, 0.2, 1]], np.float32)}, "boxes has x1 > x2 or y1 > y2"),
+        ({"crop": np.array([0, 0, 0, 8, 16, 16], np.float32)}, "crop has a width or height that is not positive"),
         ({"valid": np.array([[True, False, True]])}, "valid has a box after a row that is none"),
         ({"valid": np.array([[True, False]]), "scores": np.ones((1, 2), np.float32)}, "scores is not 0 where there is no box"),
         ({"iou": np.full((1, 2, 2), 1.1, np.float32)}, "iou has values outside 0 to 1"),

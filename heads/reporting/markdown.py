@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from heads.reporting.document import Block, Cards, Code, Document, Figure, Fold, Notice, Table, Text
 from heads.reporting.plots import standalone
 from heads.reporting.text import as_markdown, shown
+from pipeline.shown import visible_lines
 
 MOST_ROWS = 60  # of a table; the CSV file has the rest
 
@@ -43,7 +44,8 @@ def _block(block: Block, files: dict[str, bytes]) -> Iterator[str]:
 
 
 def _fenced(text: str) -> Iterator[str]:
-    """A fence longer than any run of backticks inside."""
+    """A fence longer than any run of backticks inside; control characters, which a terminal obeys, as escapes."""
+    text = visible_lines(text)
     fence = "```"
     while fence in text:
         fence += "`"

@@ -30,12 +30,15 @@ def _strip(known: KnownCache, clip: str) -> tuple[bytes | None, str]:
     from pipeline.decode import DecodeError
     from pipeline.manifest import inside
     from pipeline.pixels import Opening
+    from pipeline.values import wrong_values
 
     group = known.cache["test"]
     row = next((row for row in group.rows_of(clip) if group.ok[row]), None)
     if row is None or not {"frames", "crop"} <= set(group.fields):
         return None, "No picture: the cache does not say which frames it saw"
     stored = group.batch([row], fields=[name for name in ("frames", "crop", "boxes", "valid") if name in group.fields])
+    for wrong in wrong_values({name: values[0] for name, values in stored.items()}):
+        return None, f"No picture: {wrong}; run `vidgraph verify --cache {known.cache.path}`"
     numbers, crop = stored["frames"][0], stored["crop"][0]
     chosen = np.unique(np.linspace(0, len(numbers) - 1, FRAMES).round().astype(int))
     manifest = known.cache.manifest

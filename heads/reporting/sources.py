@@ -77,11 +77,22 @@ def reproduce(groups: Sequence[Group], found: Sequence[FoundRun], caches: Sequen
         blocks.append(Code("\n".join(_train_command(run, caches) for group in groups for run in group.runs)))
     blocks.append(_versions(found))
     for group in groups:
-        recipe = group.runs[0].folder / "recipe.toml"
-        if recipe.is_file():
-            said = read_small_text(recipe, errors="replace")
-            blocks.append(Fold(f"Recipe of {group.name}", (Code(said),)))
+        if (said := _recipe(group.runs[0])) is not None:
+            blocks.append(Fold(f"Recipe of {group.name}", (said,)))
     return Section("How to reproduce", "reproduce", tuple(blocks))
+
+
+def _recipe(run: FoundRun) -> Block | None:
+    """The text of the recipe that a run's folder keeps, or why it is not shown; None where there is none."""
+    path = run.folder / "recipe.toml"
+    if path.is_symlink():  # whoever made the folder would have any file of the reader's shown
+        return Text(f"{path} is a link, which is not followed.")
+    try:
+        return Code(read_small_text(path, errors="replace"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return Text(f"{path} cannot be read: {error.strerror or error}.")
 
 
 def _train_command(run: FoundRun, caches: Sequence[KnownCache]) -> str:

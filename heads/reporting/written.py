@@ -17,7 +17,8 @@ from pipeline.smallfile import read_small_text
 PAGE = "report.html"
 TEXT = "report.md"
 MARKER = "vidgraph-report.json"
-_OWN = re.compile(r"report\.(html|md)|(plots|pictures|tables)/[^/\\]+")
+FOLDERS = ("plots", "pictures", "tables")
+_OWN = re.compile(rf"report\.(html|md)|({'|'.join(FOLDERS)})/(?!\.)[^/\\]+")
 # What pages began with before there was a marker, and still begin with.
 _BEGINNING = (
     '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -28,6 +29,9 @@ _BEGINNING = (
 
 def own_files(out: Path) -> set[str]:
     """The files of an earlier report in a folder, by their paths in it. ValueError for a folder that holds something else."""
+    for folder in (out / name for name in FOLDERS):
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):  # a list may name files of wherever a link leads
+            raise ValueError(f"{folder}: expected a folder of the report's own, got a link or a file; choose another --out")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return set()
     if (out / MARKER).is_file():
@@ -38,7 +42,8 @@ def own_files(out: Path) -> set[str]:
             raise ValueError(f"{out / MARKER}: damaged; expected a list of the report's files: choose a new folder") from None
     if out.is_dir() and _is_page(out / PAGE):  # of a version that wrote no marker: what its text shows is its own
         text = read_small_text(out / TEXT, errors="replace") if (out / TEXT).is_file() else ""
-        return {PAGE, TEXT, *re.findall(r"\]\(((?:plots|pictures)/[^/)\\]+)\)", text)}
+        shown = re.findall(r"\]\(((?:plots|pictures)/[^/)\\]+)\)", text)
+        return {PAGE, TEXT, *(name for name in shown if _OWN.fullmatch(name))}
     if out.is_dir() and all(_left_before_the_marker(path) for path in out.iterdir()):
         return set()
     raise ValueError(f"{out}: is there and is no report; expected a new folder, or one of an earlier report")
@@ -68,7 +73,7 @@ def write_report(out: Path, page: str, text: str, files: Mapping[str, bytes]) ->
             path.write_bytes(data)
     for name in before - mine:
         (out / name).unlink(missing_ok=True)
-    for folder in ("plots", "pictures", "tables"):
+    for folder in FOLDERS:
         with suppress(OSError):  # it holds what is somebody else's, or is not there
             (out / folder).rmdir()
     write_text(out / TEXT, text)
