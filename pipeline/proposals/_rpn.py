@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.memory_format import lay_out
+from pipeline.precision import dtype_of
 from pipeline.wrappers import states, unwrapped
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 PRE_NMS = 1000  # boxes per level that reach the suppression
 MIN_SIDE = 1e-3  # pixels; smaller boxes are dropped
@@ -87,9 +86,7 @@ def fold(conv: nn.Conv2d, norm: nn.Module) -> None:
 def place(module: nn.Module, device, precision: str) -> None:
     """Move a network, in place, to its device, dtype and memory format. ValueError for an unknown precision, or if
     its weights were already rounded to fewer bits than now asked for."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
-    dtype, now = PRECISIONS[precision], next(module.parameters()).dtype
+    dtype, now = dtype_of(precision), next(module.parameters()).dtype
     if now not in (torch.float32, dtype):
         raise ValueError(f"precision {precision}: these weights were rounded to {now} before; build the source again")
     lay_out(module.to(device=device, dtype=dtype), device)
