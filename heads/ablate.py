@@ -26,7 +26,7 @@ from heads.learner import device_for
 from heads.manifest_record import manifest_record
 from heads.members import Failure, Member, Result, Study
 from heads.run_records import RUN
-from heads.running import Run, Say
+from heads.running import Run
 from heads.study import Plan, Row
 from heads.study_table import Failed, Table, TableRow
 from heads.train import run_members, stores_for
@@ -37,7 +37,7 @@ from pipeline.memory import keep_freed_memory
 from pipeline.owners import remove_abandoned
 from pipeline.sealed import make_folder
 from pipeline.smallfile import MOST_TEXT, read_small
-from pipeline.waits import claimed_until
+from pipeline.waits import Say, claimed_until
 
 if TYPE_CHECKING:
     from pipeline.cache import Cache

@@ -10,7 +10,9 @@ from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any
 
-Say = Callable[[str], None]
+from pipeline.shown import first_line
+from pipeline.waits import Say
+
 _NUMBERS = itertools.count()  # of the files that this process writes
 
 
@@ -80,7 +82,7 @@ class Curves:
             work()
         except Exception as error:
             file, self._file = self._file, None
-            reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+            reason = getattr(error, "strerror", None) or first_line(error)
             self._say(f"{self.folder}: no more curves for TensorBoard ({reason}); log.jsonl has the same figures")
             if file is not None:
                 with suppress(OSError):  # a network file system may say again that its disk is full

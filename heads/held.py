@@ -8,7 +8,7 @@ owner may wake up: it is stopped at the next file that it would write (`refuse_i
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,8 @@ from pipeline.claims import SILENCE, Claim, Seen, Watch, look, take
 from pipeline.home import Home
 from pipeline.sealed import make_folder
 from pipeline.shown import visible
-from pipeline.waits import claimed_until
+from pipeline.waits import Say, claimed_until
 
-Say = Callable[[str], None]
 LOOK = 1.0  # seconds between two looks at a claim
 _OURS: dict[Path, "Held"] = {}  # the folders that this process works in
 

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.shown import first_line
+
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's names of what these endings stand for
 MAX_PIXELS = 64_000_000  # of one picture; a header may claim any size, and decoders allocate what it claims
@@ -78,7 +80,7 @@ def read_picture(path: str | Path) -> np.ndarray:
     except (ValueError, OSError, MemoryError):
         raise
     except Exception as error:  # a damaged file fails in whichever line of its decoder it happens to reach
-        raise ValueError(f"damaged ({type(error).__name__}: {_first_line(error)})") from None
+        raise ValueError(f"damaged ({type(error).__name__}: {first_line(error)})") from None
 
 
 def _eight_bits(image) -> np.ndarray:
@@ -259,7 +261,3 @@ def _listed(patterns: Iterable[str]) -> str:
     patterns = list(patterns)
     more = f" and {len(patterns) - PATTERNS_SHOWN} more" if len(patterns) > PATTERNS_SHOWN else ""
     return ", ".join(patterns[:PATTERNS_SHOWN]) + more
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -11,10 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.owners import own_claim as own_claim  # those who write sealed files find here what they need
-from pipeline.owners import part_of as part_of
-from pipeline.owners import remove_abandoned_of
-from pipeline.owners import writer_lives as writer_lives
+from pipeline.owners import own_claim, part_of, remove_abandoned_of
 from pipeline.smallfile import opened, read_small
 
 # What a file system without hard links says: FAT, some that run in user space.

@@ -18,8 +18,8 @@ import numpy as np
 
 from pipeline.partfile import OpenFile
 from pipeline.sealed import Damaged
-from pipeline.shards import CHECKSUM_BYTES, MAX_VIEW
-from pipeline.tensors import GROUPS, ROW_KEYS
+from pipeline.shards import CHECKSUM_BYTES
+from pipeline.tensors import GROUPS, MAX_VIEW, ROW_KEYS
 
 LZF, ZSTD = 32000, 32015  # HDF5's numbers of the filters that h5py and hdf5plugin bring
 KNOWN = {h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, LZF, ZSTD}

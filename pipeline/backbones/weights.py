@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pipeline.backbones._base import IMAGENET_MEAN, IMAGENET_STD, Backbone
+from pipeline.sealed import sha256_of
 from pipeline.shown import unguarded_error
 from pipeline.wrappers import HOLDERS, states, tried, unwrapped
 
@@ -65,7 +66,7 @@ def load(backbone: Backbone, source: str | Path, *, inflate: str = "mean", fresh
         found = [state]
     else:
         found = _states(read(source), source)
-        digest = _file_sha256(Path(source))
+        digest = sha256_of(Path(source))
     own = backbone.state_dict()
     readings = [reading for state in found for reading in _readings(state, own, inflate, fresh)]
     fitting = [reading for reading in readings if reading.fits]
@@ -286,14 +287,6 @@ def _fetch_imagenet(backbone: Backbone) -> dict[str, Tensor]:
             return dict(weights.get_state_dict(progress=True, check_hash=True))
     except OSError as error:
         raise OSError(f"weights imagenet: could not fetch {weights.url} ({error}); download it and give its path") from error
-
-
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _state_sha256(state: dict[str, Tensor]) -> str:

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.names import nearest
+from pipeline.shown import first_line
 
 INSTALL = "the command in INSTALL.md of the repository facebookresearch/detectron2 (it is on no package index)"
 USED = ("detectron2", "detectron2.modeling", "detectron2.config", "detectron2.structures", "detectron2.utils.file_io")
@@ -29,7 +30,7 @@ def why_no_detectron2() -> str:
 
 def _reason(error: Exception) -> str:
     """What a failed import of detectron2 means."""
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    said = first_line(error)
     name = getattr(error, "name", None) or ""
     if isinstance(error, ModuleNotFoundError) and name == "detectron2":
         return f"it is not installed; install it with {INSTALL}"
@@ -97,7 +98,7 @@ def fetched(address: str) -> Path:
             import_module("detectron2.checkpoint")  # knows what these are
         return Path(import_module("detectron2.utils.file_io").PathManager.get_local_path(address))
     except Exception as error:  # no network, no such file there, no room, no such entry: each raises something else
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"could not fetch {address} ({reason}); fetch it elsewhere and pass weights=FILE") from None
 
 

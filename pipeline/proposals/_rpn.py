@@ -1,7 +1,6 @@
 """What the region proposal networks share: weights files, batch norm folded away, precision, frames in batches, and from the
 network's numbers to the best boxes."""
 
-import hashlib
 import math
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
@@ -12,6 +11,8 @@ from torch import Tensor, nn
 
 from pipeline.memory_format import lay_out
 from pipeline.precision import dtype_of
+from pipeline.sealed import sha256_of
+from pipeline.shown import first_line
 from pipeline.wrappers import states, unwrapped
 
 PRE_NMS = 1000  # boxes per level that reach the suppression
@@ -21,14 +22,10 @@ MAX_LOG = math.log(1000 / 16)  # no box grows to more than 62.5 times its anchor
 
 def file_sha256(path: str | Path) -> str:
     """sha256 of a file's bytes, in hexadecimal. ValueError if it cannot be read."""
-    digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        return sha256_of(Path(path))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); expected a file") from error
-    return digest.hexdigest()
 
 
 def read_state(path: str | Path, own: Collection[str]) -> dict[str, Tensor]:
@@ -42,10 +39,8 @@ def read_state(path: str | Path, own: Collection[str]) -> dict[str, Tensor]:
         raise ValueError(f"{path}: no such weights file; expected a state dict written by torch.save, or weights=coco")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # torch raises what the damage happens to trip: EOFError, KeyError, RuntimeError, UnpicklingError
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # damage raises EOFError, KeyError, RuntimeError, UnpicklingError and more
+        first = first_line(error)
         raise ValueError(f"{path}: not a file of tensors written by torch.save ({first.split('. ')[0][:120]})") from error
     readings = [(prefix, below) for table in states(state) for prefix, below, _ in unwrapped(table, own)]
     if not readings:
