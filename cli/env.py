@@ -118,7 +118,7 @@ def _decoding() -> dict[str, str]:
 
 
 def _asked(module: str, question: str) -> str:
-    """What a function of ours answers, or why it cannot be asked: a package that it needs does not load."""
+    """The answer of a function of ours or, if its module does not load, the reason for that."""
     import importlib
 
     if trouble := _trouble(module):
@@ -157,7 +157,7 @@ def _devices() -> dict[str, str]:
 
 
 def _why_no_gpu(torch) -> str:
-    """In words."""
+    """Why torch can use no GPU, in words."""
     if torch.backends.mps.is_available():
         return "Apple's GPU is not supported"
     if not torch.version.cuda:
