@@ -84,7 +84,7 @@ def time_limit_option(seconds: float) -> Callable:
 
 
 def installed(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    """Click callback: refuses `--decoder decord` if decord is not installed. As the default, decord may be absent: PyAV decodes."""
+    """Click callback: refuses `--decoder decord` if decord is not installed. As the default it may be absent: PyAV decodes."""
     if value == "decord" and ctx.get_parameter_source(param.name) is click.core.ParameterSource.COMMANDLINE:
         from pipeline.decode import why_no_decord
 

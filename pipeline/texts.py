@@ -43,7 +43,7 @@ def read_names(path: str | Path, what: str) -> tuple[str, ...]:
     names = tuple(line.strip() for line in read_text(path, what).splitlines() if line.strip())
     if len(set(names)) < len(names):
         twice = next(name for k, name in enumerate(names) if name in names[:k])
-        raise ValueError(f"{path}: {twice!r} appears twice")
+        raise ValueError(f"{path}: {twice!r} is there twice")
     return names
 
 

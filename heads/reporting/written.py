@@ -41,7 +41,7 @@ def own_files(out: Path) -> set[str]:
         return {PAGE, TEXT, *re.findall(r"\]\(((?:plots|pictures)/[^/)\\]+)\)", text)}
     if out.is_dir() and all(_left_before_the_marker(path) for path in out.iterdir()):
         return set()
-    raise ValueError(f"{out}: holds no report; expected a new folder, or that of an earlier report")
+    raise ValueError(f"{out}: exists and is no report; expected a new folder, or that of an earlier report")
 
 
 def write_report(out: Path, page: str, text: str, files: Mapping[str, bytes]) -> None:
@@ -54,7 +54,7 @@ def write_report(out: Path, page: str, text: str, files: Mapping[str, bytes]) ->
     foreign = [name for name in sorted(mine - before) if (out / name).exists()] if marked or not before else []
     if foreign:
         raise ValueError(
-            f"{out / foreign[0]}: is there, is of no earlier report, and this one would replace it; move it, or choose another "
+            f"{out / foreign[0]}: this file is of no earlier report, and the new report would replace it; move it, or choose another "
             "folder"
         )
     make_folder(out)
