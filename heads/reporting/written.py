@@ -54,8 +54,8 @@ def write_report(out: Path, page: str, text: str, files: Mapping[str, bytes]) ->
     foreign = [name for name in sorted(mine - before) if (out / name).exists()] if marked or not before else []
     if foreign:
         raise ValueError(
-            f"{out / foreign[0]}: this file is of no earlier report, and the new report would replace it; move it, or choose another "
-            "folder"
+            f"{out / foreign[0]}: this file is of no earlier report, and the new report would replace it; "
+            "move it, or choose another folder"
         )
     make_folder(out)
     remove_abandoned(out, re.escape(MARKER), re.escape(PAGE), re.escape(TEXT))
