@@ -78,8 +78,11 @@ def load(backbone: Backbone, source: str | Path, *, inflate: str = "mean", fresh
 
 @dataclass(frozen=True)
 class _Reading:
-    """One way to read a checkpoint: without `prefix`, in our names and shapes, with what is wrong then (`faults`, in words) and
-    the names `beside` the prefix that belong to something else."""
+    """One way to read a checkpoint.
+
+    `state` holds the tensors below `prefix`, in our names and shapes. `faults` are the keys that do not fit, by what is wrong
+    with them. `beside` are names outside the prefix that belong to something else.
+    """
 
     prefix: str
     state: dict[str, Tensor]
@@ -88,7 +91,7 @@ class _Reading:
 
     @property
     def fits(self) -> bool:
-        """Whether all of the network is there, and nothing else."""
+        """Whether the checkpoint holds the whole network and nothing else."""
         return not self.faults and not self.beside
 
 
@@ -183,7 +186,7 @@ def _inflated(value: Tensor, shape: torch.Size, how: str) -> Tensor:
 
 
 def _states(saved: object, source: str | Path) -> list[dict[str, Tensor]]:
-    """The tables of named tensors in what was saved: itself, or what the usual keys hold. ValueError if there is none."""
+    """The state dicts in a saved object: itself, or the values of the usual keys. ValueError if there is none."""
     if found := list(states(saved)):
         return found
     raise ValueError(
@@ -208,7 +211,7 @@ def _faults(state: dict[str, Tensor], own: dict[str, Tensor], fresh: Iterable[st
 
 
 def _refusal(backbone: Backbone, readings: list[_Reading], found: list[dict[str, Tensor]], fresh: Iterable[str]) -> str:
-    """The backbone, what does not fit it in the nearest reading of a checkpoint, what was tried, and what to do."""
+    """The rest of the error: the backbone, the keys that do not fit in the nearest reading, what was tried, what to do."""
     own = backbone.state_dict()
     nearest = min(readings, key=lambda one: (sum(map(len, one.faults.values())), len(one.beside)))
     groups = {**nearest.faults, **({"beside it": nearest.beside} if nearest.beside else {})}
@@ -283,7 +286,7 @@ def _fetch_imagenet(backbone: Backbone) -> dict[str, Tensor]:
         raise ValueError(f"weights imagenet: there are none for {backbone.name}; give none or the path of a checkpoint")
     weights = get_weight(f"{backbone.imagenet}_Weights.IMAGENET1K_V1")
     try:
-        with unguarded_error():  # its bar
+        with unguarded_error():  # draws a progress bar
             return dict(weights.get_state_dict(progress=True, check_hash=True))
     except OSError as error:
         raise OSError(f"weights imagenet: could not fetch {weights.url} ({error}); download it and give its path") from error

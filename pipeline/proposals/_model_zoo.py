@@ -1,7 +1,7 @@
-"""What we need of a detectron2 that is installed, beside its networks: whether it works, its configs, where its weights lie.
+"""Asks an installed detectron2 whether it works, for its configs, and for the addresses of its weights.
 
-`detectron2.model_zoo` itself needs pkg_resources, which setuptools has not had since version 82. But its configs are files, and
-its list of weights is plain data in its source: neither needs the module to be imported.
+`detectron2.model_zoo` imports pkg_resources, which setuptools no longer has from version 82 on. So that module is not imported
+here: its configs are files, and its list of weights is plain data in its source.
 """
 
 import ast
@@ -19,11 +19,11 @@ DISTRIBUTIONS = {"yaml": "pyyaml", "PIL": "pillow", "cv2": "opencv-python", "hyd
 
 
 def why_no_detectron2() -> str:
-    """Why detectron2 is of no use here, and what to do about it, in one line; "" where it works."""
+    """Why detectron2 does not work here and what to do about it, in one line; "" if it works."""
     try:
         for name in USED:
             import_module(name)
-    except Exception as error:  # an old one on new libraries raises whatever it trips over
+    except Exception as error:  # an old one may raise anything on newer libraries
         return _reason(error)
     return ""
 
@@ -92,7 +92,7 @@ def fetched(address: str) -> Path:
 
     ValueError if it cannot be had.
     """
-    logging.getLogger("iopath").setLevel(logging.CRITICAL)  # what it has to say of a failure, our error says in one line
+    logging.getLogger("iopath").setLevel(logging.CRITICAL)  # our error says in one line what it logs about a failure
     try:
         if address.startswith("catalog://"):
             import_module("detectron2.checkpoint")  # knows what these are

@@ -131,7 +131,7 @@ def _coco_file() -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with unguarded_error():  # its bar
+            with unguarded_error():  # draws a progress bar
                 torch.hub.download_url_to_file(entry.url, str(path), path.stem.rsplit("-", 1)[-1])
         except OSError as error:
             raise ValueError(
