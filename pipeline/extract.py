@@ -55,7 +55,7 @@ AGAIN = 1  # times that a clip is given to another decode process when its own d
 class Summary:
     """What a run did: shards written and shards found complete, and clips and views of the former.
 
-    `failures` are the records of failed clips in all shards that were asked for, whichever run wrote them, out of `asked` clips.
+    `failures` are the records of failed clips in all shards that were asked for, whoever wrote them, out of `asked` clips.
     `warnings` (`clip`, `message`) say what looks wrong with clips that were stored all the same. `changed` are clips of shards
     found complete whose videos have changed since. `relabelled` are clips whose labels or split differ from the cache's copy of
     the manifest, which training reads unless it is given another one.
