@@ -99,7 +99,7 @@ decoder_option = click.option(
     default="decord",
     type=click.Choice(["decord", "pyav", "torchcodec"]),
     callback=installed,
-    help="Video decoder; without decord here, its default is PyAV, whose frames are the same.",
+    help="Video decoder. Where decord is not installed, PyAV replaces the default, with the same frames.",
 )
 set_option = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", callback=settings, help="Any configuration key; may be repeated."
