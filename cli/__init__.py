@@ -5,10 +5,10 @@ import sys
 
 
 def _leave_out_working_folder() -> None:
-    """Takes the working folder off the module path, before anything else is imported: it holds other people's data.
+    """Takes the working folder off the module path before any other import, since it may hold other people's files.
 
-    Python puts it there for `python -m cli`, and for an empty entry of PYTHONPATH. What PYTHONPATH names stays. Where this
-    package itself lies in the working folder, the folder goes to the path's end.
+    Python puts it there for `python -m cli`, and for an empty entry of PYTHONPATH. Folders that PYTHONPATH names stay. If
+    this package itself lies in the working folder, the folder moves to the end of the path.
     """
     here, named = os.getcwd(), os.environ.get("PYTHONPATH", "").split(os.pathsep)
     first = sys.argv[:1] == ["-m"] and not getattr(sys.flags, "safe_path", False)

@@ -30,12 +30,16 @@ def place_options(jobs: str):
         click.option(
             "--dashboard",
             default="",
-            help="Show Dask's dashboard at 127.0.0.1:8787, say, to every user of this machine; at :8787 to every network.",
+            show_default=False,
+            metavar="HOST:PORT",
+            help="Where Dask's dashboard listens, without a password: at 127.0.0.1:8787 every user of this machine can read "
+            "it, at :8787 everybody on the network.  [default: no dashboard]",
         ),
         click.option(
             "--tls-ca",
             type=_FILE,
-            help="Certificate authority (PEM) of all connections; with --tls-cert, --tls-key.  [default: made for the run]",
+            help="Certificate authority (PEM) of all connections; with --tls-cert, --tls-key.  "
+            "[default: with --dask and --slurm, made for the run]",
         ),
         click.option("--tls-cert", type=_FILE, help="Certificate (PEM) of scheduler, workers and this client."),
         click.option("--tls-key", type=_FILE, help="Its private key (PEM)."),

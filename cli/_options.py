@@ -84,7 +84,7 @@ def time_limit_option(seconds: float) -> Callable:
 
 
 def installed(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    """Click callback: decord, where a person asks for it, must be there; the default is content with PyAV in its place."""
+    """Click callback: refuses `--decoder decord` if decord is not installed. As the default it may be absent: PyAV decodes."""
     if value == "decord" and ctx.get_parameter_source(param.name) is click.core.ParameterSource.COMMANDLINE:
         from pipeline.decode import why_no_decord
 
@@ -99,7 +99,7 @@ decoder_option = click.option(
     default="decord",
     type=click.Choice(["decord", "pyav", "torchcodec"]),
     callback=installed,
-    help="Video decoder; without decord here, its default is PyAV, whose frames are the same.",
+    help="Video decoder. Where decord is not installed, PyAV replaces the default, with the same frames.",
 )
 set_option = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", callback=settings, help="Any configuration key; may be repeated."
@@ -120,15 +120,15 @@ device_option = click.option(
 
 
 def say_cost(precision: str, device: str, elsewhere: bool = False) -> None:
-    """Says what `--precision` costs, where it is slower than fp32.
+    """Prints what `--precision` costs where it is slower than fp32.
 
     Args:
         precision: "fp32", "bf16" or "fp16".
         device: as `--device` names it.
-        elsewhere: the work is done on machines whose CPUs are not known here.
+        elsewhere: the work runs on other machines, whose CPUs are unknown here.
     """
     if precision != "bf16" or (elsewhere and device == "cuda"):
-        return  # nothing to say, nor to load
+        return  # without importing torch
     if elsewhere:
         warn("precision bf16: workers whose CPU has no bf16 arithmetic take about 12 times as long as with fp32")
         return

@@ -13,7 +13,7 @@ LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
 def say_aside(line: str) -> None:
-    """A line for a person beside the progress of long work, such as for whom it waits; one that cannot be printed is lost."""
+    """Prints a line beside a progress bar, such as for whom the run waits. A line that cannot be printed is dropped."""
     with suppress(OSError):
         warn(line)
 

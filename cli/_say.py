@@ -1,4 +1,4 @@
-"""What verbs print. Names from data are text: never commands of a terminal, lines of their own, or a table's markup."""
+"""Prints what verbs say. Names from data stay plain text: no terminal commands, no extra lines, no markup of tables."""
 
 import json
 import os
@@ -13,26 +13,26 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-LOG_WIDTH = 200  # columns of a table where there is no terminal: a path stays in one piece, to be searched for
+LOG_WIDTH = 200  # columns of a table without a terminal, so that paths in logs stay in one piece
 
 
 def say(line: object, err: bool = False) -> None:
-    """Prints one line, control characters and line ends in it as escapes."""
+    """Prints one line; control characters and line ends in it become escapes."""
     click.echo(visible(str(line)), err=err)
 
 
 def warn(line: object) -> None:
-    """The same on standard error."""
+    """Prints one line on standard error, as `say` does."""
     say(line, err=True)
 
 
 def to_json(record: Any, plain: bool = True) -> str:
-    """JSON that is safe to look at: control characters are escaped; `plain`: whatever is not ASCII, too."""
+    """JSON whose control characters are escaped; with `plain`, all characters beyond ASCII too."""
     return visible_json(json.dumps(record, indent=1, ensure_ascii=plain))
 
 
 def console(err: bool = False) -> "Console":
-    """Where tables and bars are drawn; cells and titles are taken as they are, without markup and emoji names."""
+    """The console for tables and bars. Cells and titles are plain text, without markup and emoji names."""
     from rich.console import Console
 
     class Plain(Console):

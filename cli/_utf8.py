@@ -1,18 +1,18 @@
-"""Names and texts are UTF-8, whatever the locale of the shell says."""
+"""Makes names and texts UTF-8, whatever the shell's locale is."""
 
 import os
 import sys
 
 
 def ensure_utf8() -> None:
-    """Starts this command again in Python's UTF-8 mode where the locale speaks something else; else returns.
+    """Restarts this command in Python's UTF-8 mode if the locale has another encoding.
 
-    Batch systems and small containers run programs with LC_ALL=C. Python then takes names of files, arguments and texts as
-    ASCII, which it decides once, when it starts. Child processes inherit the mode.
+    Batch systems and small containers run programs with LC_ALL=C. Python may then take file names, arguments and texts as
+    ASCII, and it decides that once, when it starts. Child processes inherit the mode.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends nothing
+            stream.reconfigure(errors="backslashreplace")  # so that no name raises UnicodeEncodeError
     if sys.getfilesystemencoding() == "utf-8" or not sys.executable or not hasattr(os, "execv"):
         return
     os.environ["PYTHONUTF8"] = "1"

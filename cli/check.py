@@ -34,9 +34,18 @@ SHOWN = 10  # findings printed; all of them are in the file
 @decoder_option
 @click.option("--allow-truncated", is_flag=True, help="Take videos that end before their container says.")
 @frame_pattern_option
-@click.option("--annotations", type=click.Path(path_type=Path), help="File of boxes to compare with the clips.")
 @click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", callback=settings, help="proposal_options.KEY of --annotations."
+    "--annotations",
+    type=click.Path(path_type=Path),
+    help="File of boxes to compare with the clips' sizes and frames.  [default: none]",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=settings,
+    help="Option of --annotations as in extract, such as proposal_options.annotated_height=240; may be repeated.",
 )
 def command(
     manifest,
@@ -55,7 +64,7 @@ def command(
     """Decode the first, the last and three frames between of every clip, and list what is wrong or looks so.
 
     unreadable: cut short, damaged, missing, too slow, without a frame. blank, still: all frames one colour, or all the same.
-    duplicate: shows what another clip shows, with both splits and labels. end: of the clip, beyond the video's (milliseconds?).
+    duplicate: shows what another clip shows, with both splits and labels. end: beyond the end of the video (milliseconds?).
     boxes: outside the frame (of another resolution?), or none at the frames that are looked at. label: not one of the classes,
     or none, or never in train, or one that stands for none (-1).
 
@@ -88,7 +97,7 @@ def command(
 
 
 def _boxes(annotations: Path | None, settings: dict):
-    """The source of the boxes in a file, with its options as `extract` takes them; None without a file."""
+    """The source of boxes for `--annotations`, with the options of `--set`; None without a file."""
     from pipeline.proposals import build_proposals
 
     prefix = "proposal_options."

@@ -3,6 +3,7 @@
 import click
 
 from cli._say import say, to_json
+from pipeline.shown import first_line
 
 # Distribution -> the module of it that vidgraph imports.
 NEEDED = {
@@ -81,7 +82,7 @@ def _trouble(module: str) -> str:
         package = module.partition(".")[0]
         if isinstance(error, ModuleNotFoundError) and error.name == package:
             return "not installed"
-        return f"installed, but does not load: {type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"
+        return f"installed, but does not load: {type(error).__name__}: {first_line(error)}"
     return ""
 
 
@@ -117,7 +118,7 @@ def _decoding() -> dict[str, str]:
 
 
 def _asked(module: str, question: str) -> str:
-    """What a function of ours answers, or why it cannot be asked: a package that it needs does not load."""
+    """The answer of a function of ours or, if its module does not load, the reason for that."""
     import importlib
 
     if trouble := _trouble(module):
@@ -156,7 +157,7 @@ def _devices() -> dict[str, str]:
 
 
 def _why_no_gpu(torch) -> str:
-    """In words."""
+    """Why torch can use no GPU, in words."""
     if torch.backends.mps.is_available():
         return "Apple's GPU is not supported"
     if not torch.version.cuda:
@@ -164,7 +165,7 @@ def _why_no_gpu(torch) -> str:
     try:
         torch.cuda.init()
     except Exception as error:  # no driver, too old a driver, a GPU in a bad state
-        return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".").split(". Please")[0]
+        return first_line(error).rstrip(".").split(". Please")[0]
     return "CUDA sees no device" if not torch.cuda.device_count() else "CUDA does not start"
 
 

@@ -97,7 +97,7 @@ def _report_failures(failures: list[dict], clips: int, cache: Path) -> int:
 
 
 def _report_warnings(warnings: list[dict], cache: Path) -> None:
-    """What looks wrong with clips that are stored all the same; no part of the exit code."""
+    """Prints what looks wrong with clips that were stored nevertheless. It does not change the exit code."""
     for warning in warnings[:10]:
         warn(f"  warning: {warning['clip']}: {warning['message']}")
     if len(warnings) > 10:

@@ -26,18 +26,19 @@ from heads.learner import device_for
 from heads.manifest_record import manifest_record
 from heads.members import Failure, Member, Result, Study
 from heads.run_records import RUN
-from heads.running import Run, Say
+from heads.running import Run
 from heads.study import Plan, Row
 from heads.study_table import Failed, Table, TableRow
 from heads.train import run_members, stores_for
-from pipeline.claims import Watch, look
+from pipeline.claims import Watch
+from pipeline.claims import look as claim_on
 from pipeline.cluster import Engine, Here, run_jobs
 from pipeline.home import Gone, Home
 from pipeline.memory import keep_freed_memory
 from pipeline.owners import remove_abandoned
 from pipeline.sealed import make_folder
 from pipeline.smallfile import MOST_TEXT, read_small
-from pipeline.waits import claimed_until
+from pipeline.waits import Say, claimed_until
 
 if TYPE_CHECKING:
     from pipeline.cache import Cache
@@ -186,8 +187,8 @@ def ablate(
     make_folder(folder)
     remove_abandoned(folder)  # of results that a killed study was writing
     home = Home(folder)
-    if engine is not None:  # where members are trained elsewhere, what they have to say stays there
-        _say_who_is_waited_for([one.member for one in todo], say)
+    if engine is not None:  # lines of members that are trained elsewhere stay there
+        _say_who_holds_members([one.member for one in todo], say)
     found: dict[Path, Result | Failed] = {one.member.folder: one.result for one in some if one.result}
     with home.guarded():
         group = _Group(cache.path.resolve(), plan.order_seed, how, folder)
@@ -277,7 +278,7 @@ class _Group:
 
     @cached_property
     def home(self) -> Home:
-        """The study's folder as it was when this process got its first members. Gone if it is not there."""
+        """The study's folder, identified when this process got its first members. Gone if it does not exist."""
         try:
             return Home(self.folder)
         except (FileNotFoundError, NotADirectoryError):
@@ -318,12 +319,12 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _say_who_is_waited_for(members: Sequence[Member], say: Say) -> None:
-    """One line where the folders of members have claims of processes that may be at work, which their workers wait for."""
+def _say_who_holds_members(members: Sequence[Member], say: Say) -> None:
+    """Prints one line if other processes, which may be at work, hold folders of members that workers will wait for."""
     watch, found = Watch(), []
     for member in members:
         path = claimed(Path(member.folder))
-        if (seen := look(path)) is not None and not watch.abandoned(path, seen):
+        if (seen := claim_on(path)) is not None and not watch.abandoned(path, seen):
             found.append((member.folder, seen))
     if found:
         folder, seen = found[0]

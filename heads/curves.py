@@ -1,4 +1,4 @@
-"""A run's log as curves for TensorBoard. They accompany a training: where they cannot be written, it goes on without them."""
+"""A run's log as curves for TensorBoard. An error in writing them never ends a training."""
 
 import itertools
 import os
@@ -10,15 +10,17 @@ from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any
 
-Say = Callable[[str], None]
-_NUMBERS = itertools.count()  # of the files that this process writes
+from pipeline.shown import first_line
+from pipeline.waits import Say
+
+_NUMBERS = itertools.count()  # number the files that this process writes
 
 
 class Curves:
-    """A file of TensorBoard in `folder`, without what other files there hold from after mini-batch `step`.
+    """A file of TensorBoard in `folder`. TensorBoard then ignores what earlier files hold after mini-batch `step`.
 
-    It is written here and now rather than by a thread of TensorBoard's, whose errors nobody can catch. From the first error on
-    nothing more is written, which `say` is told once.
+    The file is written without TensorBoard's own writer, whose thread raises errors that nobody can catch. The first error
+    ends the curves, and `say` gets one line.
     """
 
     def __init__(self, folder: Path, step: int, say: Say):
@@ -27,14 +29,14 @@ class Curves:
         self._attempt(lambda: self._begin(step + 1))
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """A line of the log."""
+        """Writes one line of the log."""
         values = {"train/loss": line["loss"], "train/lr": line["lr"]}
         values |= {f"val/{name}": value for name, value in line["val"].items()}
         if self._file is not None:
             self._attempt(lambda: self._scalars(values, line["step"]))
 
     def close(self) -> None:
-        """No more lines; may be called again."""
+        """Closes the file; may be called again."""
         if self._file is not None:
             self._attempt(self._end)
 
@@ -55,7 +57,7 @@ class Curves:
         self._put(*(Event(step=step, summary=scalar(name, value)) for name, value in values.items()))
 
     def _put(self, *events: Any) -> None:
-        """Writes events, all or none: OSError, and the file is as it was before."""
+        """Writes all events or, with an OSError, none: the file is cut back to its length before."""
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         records = BytesIO()
@@ -75,12 +77,12 @@ class Curves:
         file.close()
 
     def _attempt(self, work: Callable[[], None]) -> None:
-        """Does a step; whatever it raises ends the curves alone."""
+        """Runs `work`; an error in it ends the curves and nothing else."""
         try:
             work()
         except Exception as error:
             file, self._file = self._file, None
-            reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+            reason = getattr(error, "strerror", None) or first_line(error)
             self._say(f"{self.folder}: no more curves for TensorBoard ({reason}); log.jsonl has the same figures")
             if file is not None:
                 with suppress(OSError):  # a network file system may say again that its disk is full

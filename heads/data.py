@@ -69,7 +69,7 @@ def find_classes(manifest: Manifest, data: Data) -> tuple[str, ...]:
 
 
 def _refuse_withheld(manifest: Manifest, found: Mapping[str, Sequence], classes: Collection[str] = ()) -> None:
-    """ValueError for the first of the labels that read like none and are none of the classes."""
+    """ValueError for the first of the withheld labels `found` that is not one of the classes."""
     for label, clips in found.items():
         if label not in classes:
             raise ValueError(f"{manifest.path}: {about_withheld(label, clips)}")

@@ -32,9 +32,10 @@ from heads.members import SPLITS, Result
 from heads.parallel import World
 from heads.recipe import PLAIN, Recipe
 from heads.run_folder import RunFolder, epoch_line
-from heads.running import Say, mirrored
+from heads.running import mirrored
 from heads.tables import Phase
 from heads.transfer import default_checkpoint
+from pipeline.waits import Say
 
 
 class FramesRun:

@@ -31,7 +31,6 @@ from heads.manifest_record import say_seen
 from heads.members import Result, Study
 from heads.parallel import World, joined
 from heads.recipe import PLAIN, Recipe, command_of
-from heads.running import Say
 from heads.tables import Phase
 from heads.transfer import checkpoint_of, take_weights
 from heads.zoo import build_head
@@ -46,6 +45,7 @@ from pipeline.memory_format import lay_out
 from pipeline.pixels import Opening
 from pipeline.repair import Moved, as_extracted
 from pipeline.tensors import FIELDS, is_cut
+from pipeline.waits import Say
 
 if TYPE_CHECKING:
     from pipeline.cache import Cache

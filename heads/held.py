@@ -1,14 +1,15 @@
 """A lock on a run folder: one process at a time, so that two commands that are given the same folder do not mix.
 
-The claim on a folder is the file run.claim in it (pipeline/claims.py). One of a process that ended, on this machine, is taken
-over at once; one of another machine, or of a process that this user cannot see, after 60 s without a sign of life. Such an
-owner may wake up: it is stopped at the next file that it would write (`refuse_if_lost`), as is one whose folder was moved away.
+The claim on a folder is the file run.claim in it (pipeline/claims.py). If its process has ended on this machine, the claim is
+taken over at once. If the process runs on another machine, or this user cannot see it, the claim is taken over after 60 s
+without a sign of life. An owner that wakes up later stops at the next file that it would write (`refuse_if_lost`), and so does
+one whose folder was moved away.
 """
 
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +18,18 @@ from pipeline.claims import SILENCE, Claim, Seen, Watch, look, take
 from pipeline.home import Gone, Home
 from pipeline.sealed import make_folder
 from pipeline.shown import visible
-from pipeline.waits import claimed_until
+from pipeline.waits import Say, claimed_until
 
-Say = Callable[[str], None]
 LOOK = 1.0  # seconds between two looks at a claim
 _OURS: dict[Path, "Held"] = {}  # the folders that this process works in
 
 
 class Waiting(str):
-    """A line that says for whom this process waits; also those who want no other lines show it."""
+    """A line that says for whom this process waits. `quiet` prints such lines and no others."""
 
 
 def quiet(line: str) -> None:
-    """A `say` for what has its lines elsewhere, such as in logs: it prints only for whom it waits."""
+    """A `say` for runs whose lines are in a log: it prints only the lines that say for whom the run waits."""
     if isinstance(line, Waiting):
         sys.stderr.write(f"{visible(line)}\n")
 
@@ -42,8 +42,11 @@ class Busy(RuntimeError):
 
 @dataclass(frozen=True)
 class Held:
-    """A folder that this process works in, by its `claim`; `home` notices when it is moved away; its `names`, as it was given
-    and without links; and those that were `made` for it, the innermost first."""
+    """A folder that this process works in.
+
+    `claim` is this process's claim on it. `home` notices when the folder is moved away. `names` are its paths, as given and
+    without links. `made` are the folders that were made for it, the innermost first.
+    """
 
     claim: Claim
     home: Home
@@ -59,7 +62,7 @@ class Held:
         return error
 
     def leave(self) -> None:
-        """Gives the folder up; where nothing was written, it goes too, as if it had never been made."""
+        """Gives the folder up, and removes the folders that were made for it if they are still empty."""
         for name in self.names:
             _OURS.pop(name, None)
         self.claim.release()
@@ -129,13 +132,13 @@ def _named(seen: Seen) -> str:
 
 
 def _waiting(folders: Sequence[Path], watch: Watch) -> Waiting:
-    """For whom folders are waited for, which are `claimed` by processes that may live."""
+    """A line that says whose claims on `folders` this process waits for."""
     more = f" (and in {len(folders) - 1} more folders)" if len(folders) > 1 else ""
     path = claimed(folders[0])
     if (seen := look(path)) is None:
         return Waiting(f"{folders[0]}{more}: waiting for a process that has just given it up")
     until = claimed_until(seen, watch.silent_for(path, seen), watch.silence)
-    return Waiting(f"{folders[0]}: {_who(seen)} was at work here{more}; waiting for a sign of it; {until}")
+    return Waiting(f"{folders[0]}: {_who(seen)} was at work here{more}; waiting for a sign of life; {until}")
 
 
 def refuse_if_lost(path: Path) -> None:

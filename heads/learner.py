@@ -19,12 +19,11 @@ from heads.batch import Clips, HeadOutput, clips_of
 from heads.optimisers import Average, Optimisers, parameters_of
 from heads.training import Training
 from pipeline.cluster import pick_device
-from pipeline.precision import autocast
+from pipeline.precision import autocast, dtype_of, refuse_fp16_on_cpu
 
 if TYPE_CHECKING:
     from heads.distil import Teachers
 
-PRECISIONS = ("fp32", "bf16", "fp16")
 INIT, DROPOUT = 0, 1  # streams of random numbers that one seed feeds
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -36,13 +35,9 @@ class LossNotFinite(RuntimeError):
 
 def device_for(name: str, precision: str) -> torch.device:
     """A device from "auto", "cpu" or "cuda"; ValueError when it is not there, or cannot compute in `precision`."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+    dtype_of(precision)  # refuses an unknown name
     device = torch.device(pick_device(name))
-    if precision == "fp16" and device.type == "cpu":
-        raise ValueError(
-            "precision fp16 needs a GPU (a CPU computes it 100 times slower than fp32); pass --precision bf16 or fp32"
-        )
+    refuse_fp16_on_cpu(precision, device)
     return device
 
 

@@ -1,8 +1,8 @@
-"""Reads predictions_SPLIT.npz: a zip of arrays, of which nothing is believed before it is compared.
+"""Reads predictions_SPLIT.npz, a zip of arrays, and checks that it is whole and that its arrays fit one another.
 
-Damage is one error, whatever zipfile, zlib or numpy made of it (BadZipFile, zlib.error, NotImplementedError, EOFError,
-RuntimeError, struct.error and more for the same changed byte). Sizes that zip directory and headers claim are compared with
-each other and with the file before memory is taken for them.
+One changed byte can make zipfile, zlib or numpy raise BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError,
+struct.error and more: all of them become Damaged. The sizes in the zip directory and in the arrays' headers are compared with
+each other and with the file's before memory is taken for them.
 """
 
 import math
@@ -20,7 +20,7 @@ KINDS = {"logits": "f", "video": "iu", "view": "iu", "clip": "U", "clips": "U", 
 NEEDED = ("logits", "video", "view", "clips", "classes")
 MOST_ARRAYS = 64
 FREE = 64 << 20  # bytes that a file of any size may claim
-DENSEST = 200  # times its own size that a file may claim beyond: logits do not become smaller when they are compressed
+DENSEST = 200  # beyond FREE, a file may claim so many times its own size; logits compress by far less
 
 
 def read_predictions(path: Path, advice: str) -> dict[str, np.ndarray]:
@@ -28,14 +28,14 @@ def read_predictions(path: Path, advice: str) -> dict[str, np.ndarray]:
 
     Args:
         path: the file.
-        advice: what writes it again, for the message.
+        advice: the command that writes it again, for the message.
 
     Returns:
-        logits [R,K] float, video [R] in 0..V-1, view [R], clips [V], classes [K]; clip [R], targets [V] or [V,K] and what else
-        a head stored [R,...], where they are there.
+        logits [R,K] float, video [R] in 0..V-1, view [R], clips [V], classes [K]; and, where they
+        were stored, clip [R], targets [V] or [V,K] and further outputs of the head [R,...].
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the file does not exist.
         Damaged: it is damaged, or its arrays do not fit one another.
     """
     try:
@@ -72,7 +72,7 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
             raise ValueError(f"{member.filename} has the dtype {dtype} and the shape {shape}")
         if math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
             raise ValueError(f"{member.filename} claims the shape {shape}, its data are {member.file_size:,} bytes")
-        data = file.read()  # to its end, where its checksum is compared
+        data = file.read()  # to the end, where zipfile compares the checksum
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C").copy()
 
 

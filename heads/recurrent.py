@@ -7,9 +7,9 @@ from pipeline.precision import autocast_runs_lstm
 
 
 class LSTM(nn.LSTM):
-    """`nn.LSTM` from a zero state. Where autocast's LSTM does not run on this CPU (bf16, AVX2 alone) it stays in float32.
+    """`nn.LSTM` from a zero state, in float32 where this CPU cannot run autocast's LSTM (bf16 with AVX2 alone).
 
-    The result has autocast's dtype all the same, so that what follows does not depend on the CPU.
+    The result has autocast's dtype in any case, so that the next layers do not depend on the CPU.
     """
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:

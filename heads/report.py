@@ -7,7 +7,7 @@ The runs' files are read; a cache is asked where it is there (boxes of each clip
 pictures. The same runs give the same bytes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +28,8 @@ from heads.reporting.sources import extraction, reproduce
 from heads.reporting.study import Group, by_test_set, groups_of
 from heads.reporting.written import PAGE, own_files, write_report
 from pipeline.names import nearest
-
-Say = Callable[[str], None]
+from pipeline.shown import first_line
+from pipeline.waits import Say
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _count(groups: Sequence[Group], say: Say) -> None:
                 known[key] = count_head(head.name, dims_from(about["dims"]), len(about["classes"]), head.options).total.macs
             group.macs = known[key]
         except Exception as error:  # whatever a head raises: its figures are there all the same
-            said = (str(error) or type(error).__name__).splitlines()[0]
+            said = first_line(error)
             say(f"{group.name}: MACs are not counted: {said}")
 
 

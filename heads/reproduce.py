@@ -10,7 +10,7 @@ trained from frames that are generated as they are needed. Every row and seed ha
 where it was stopped: after its last epoch, or inside one where it reads frames.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,8 +37,7 @@ from pipeline.digit_cache import cache_digits
 from pipeline.digits import TASKS, DigitVideos, Images, Task, load_images
 from pipeline.manifest import SPLITS
 from pipeline.memory_format import lay_out
-
-Say = Callable[[str], None]
+from pipeline.waits import Say
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ from typing import Any
 
 from heads import runs
 from heads.curves import Curves
-from heads.held import Busy, Held, Say, refuse_if_lost
+from heads.held import Busy, Held, refuse_if_lost
 from heads.recipe import Recipe, to_toml
 from heads.run_records import METRICS, RUN
 from heads.tables import Phase
 from heads.transfer import default_checkpoint
 from pipeline.owners import remove_abandoned
+from pipeline.waits import Say
 
 
 class RunFolder:

@@ -28,8 +28,7 @@ from heads.run_folder import RunFolder, epoch_line
 from heads.store import Share
 from heads.transfer import checkpoint_of, default_checkpoint, recipe_of, take_weights
 from heads.zoo import build_head
-
-Say = Callable[[str], None]
+from pipeline.waits import Say
 
 
 @dataclass

@@ -30,8 +30,9 @@ from heads.held import refuse_if_lost
 from heads.manifest_record import refuse_other_labels
 from heads.run_records import CHECKPOINT, LOG_LINE
 from pipeline import sealed
+from pipeline.owners import own_claim, part_of
 from pipeline.records import require
-from pipeline.shown import write_table
+from pipeline.shown import first_line, write_table
 from pipeline.smallfile import opened, read_small_text
 
 CHECKPOINT_FORMAT = 1
@@ -42,7 +43,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
     Busy, and nothing of it stays, if this process worked in the folder and has lost it to another (see `heads.held`).
     """
-    part = sealed.part_of(path, sealed.own_claim())
+    part = part_of(path, own_claim())
     try:
         with sealed.named(path), open(part, "wb") as file:
             write(file)
@@ -61,7 +62,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """A JSON file, whole or not at all, with its own checksum as its last key; a NaN is written as such. Busy as above."""
-    with sealed.json_part(path, record, sealed.own_claim(), allow_nan=True) as part:
+    with sealed.json_part(path, record, own_claim(), allow_nan=True) as part:
         refuse_if_lost(path)
         sealed.complete(part, path)
 
@@ -130,7 +131,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ValueError(f"{path}: no such checkpoint; expected the folder of a run that `vidgraph train` made") from None
     except Exception as error:  # torch.load raises whatever the unpickler met
-        said = (str(error) or type(error).__name__).splitlines()[0]
+        said = first_line(error)
         raise ValueError(f"{path}: not a checkpoint of vidgraph ({said.split('. ')[0][:120]})") from None
     if not isinstance(payload, dict) or payload.get("format") != CHECKPOINT_FORMAT:
         found = payload.get("format") if isinstance(payload, dict) else type(payload).__name__

@@ -35,8 +35,9 @@ from heads.held import Busy, hold
 from heads.learner import device_for
 from heads.members import Failure, Member, Result, Study
 from heads.recipe import Recipe, command_of
-from heads.running import Run, Say
+from heads.running import Run
 from heads.store import Store, shared_pass
+from pipeline.waits import Say
 
 if TYPE_CHECKING:
     from pipeline.cache import Cache

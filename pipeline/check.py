@@ -37,8 +37,8 @@ class Finding:
     """One thing that is wrong with a clip, or looks so.
 
     `kind`: unreadable (no frame, cut short, damaged, too slow, missing, outside the root); blank (every frame of one colour);
-    still (the five frames are alike); duplicate (shows what an earlier clip shows); end (beyond the video's); boxes (none where
-    it is looked for them, or outside the frame); label (none, or not one of the classes).
+    still (the five frames are alike); duplicate (shows what an earlier clip shows); end (beyond the video's); boxes (none at
+    the frames that are looked at, or outside the frame); label (none, or not one of the classes).
     """
 
     clip: str
@@ -147,7 +147,7 @@ def _of_pictures(clip: Clip, result: object, seen: dict[bytes, int], clips: Sequ
 
 
 def _of_units(clip: Clip, info: VideoInfo, boxes: Any) -> Iterator[Finding]:
-    """Findings about a clip's times and boxes, which may have been measured in other units than the video's."""
+    """Findings about times and boxes that seem to have other units than the video's: milliseconds, another resolution."""
     say = partial(Finding, clip.clip, clip.place)
     if words := beyond_end(clip, info):
         yield say("end", words)
@@ -164,7 +164,7 @@ def _of_units(clip: Clip, info: VideoInfo, boxes: Any) -> Iterator[Finding]:
 
 
 def _frames_looked_at(info: VideoInfo) -> tuple[int, ...]:
-    """The frames of a clip at which an extraction with the usual options looks for boxes in its test view."""
+    """The frames at which an extraction with default options looks for boxes in a clip's test view."""
     sampling = Sampling(train_views=0)
     (view,) = views_of(sampling, info, "", (), 0)
     return step_frames(view, sampling.frames // 2)
@@ -216,7 +216,7 @@ def _of_labels(manifest: Manifest, classes: Sequence[str] | None) -> Iterator[Fi
 def write_findings(path: str | Path, checked: Checked) -> None:
     """The findings as CSV (clip,path,kind,message), or as JSON where the file's name ends so; whole or not at all.
 
-    The CSV is for people: a name that a spreadsheet would take for a formula has an apostrophe in front. JSON has it as it is.
+    The CSV is for people: an apostrophe precedes names that a spreadsheet would evaluate. JSON has names as they are.
     """
     path = Path(path)
     if path.suffix.lower() == ".json":

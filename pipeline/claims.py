@@ -1,10 +1,10 @@
 """Who works on what: several runs, on one machine or on many that share a file system, divide the shards of one cache.
 
 A writer claims the file `NAME.h5` by a claim file `NAME.claim` beside it, which appears whole (a hard link), names its owner
-and holds a number that the owner raises every few seconds. No lock is asked of the file system. A claim whose owner is known to
-live is never taken. It is abandoned when its owner is known to be dead (only a process of the same machine that may see it can
-tell) or, where that is not known, when somebody has watched it stand still for SILENCE seconds of his own monotonic clock: no
-two machines' clocks, and no file times, are ever compared.
+and holds a number that the owner raises every few seconds. The file system needs no locks. A claim whose owner is known to
+live is never taken. It is abandoned when its owner is known to be dead, which only a process of the same machine can know. If
+nobody can know, it is abandoned when a watcher has seen it unchanged for SILENCE seconds of the watcher's own monotonic clock:
+clocks of different machines, and file times, are never compared.
 
 Claims divide the work, they do not guard the data: an owner that was stalled and wakes up goes on writing its own part file,
 and whoever completes the shard first wins (`ShardWriter.finish`).
@@ -28,7 +28,7 @@ from pipeline.smallfile import NotAFile, opened, read_small
 BEAT = 5.0  # seconds between an owner's signs of life
 SILENCE = 60.0  # seconds without one after which a claim is taken over
 LONGEST = 1 << 16  # bytes of a claim file that are looked at
-SHARD = r"\d{5,}"  # what files of shards are called
+SHARD = r"\d{5,}"  # names of shards' files, without their ending
 COUNT = 20  # digits of the number at the end of a claim file, so that it is overwritten in place
 
 
@@ -38,7 +38,7 @@ def claim_file(path: Path) -> Path:
 
 
 class NotAClaim(ValueError):
-    """A file with the name of a claim is another program's, or a person's."""
+    """A file has the name of a claim and is none: another program or a person made it."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Seen:
 
     @property
     def lives(self) -> bool | None:
-        """Whether the owner lives; None where this process cannot know it."""
+        """Whether the owner lives; None if this process cannot know."""
         return lives(self.pid, self.start) if self.here else None
 
     @property
@@ -71,7 +71,7 @@ class Seen:
     def owner(self) -> str:
         """The owner for a person."""
         if not self.name:
-            return "a process that its claim does not name"
+            return "an unknown process (its claim names none)"
         where = "this machine" if self.here else self.host or host_of(self.name) or self.machine
         return f"process {self.pid} on {''.join(c if c.isprintable() else '?' for c in where[:80])}"
 
@@ -115,12 +115,12 @@ class Watch:
         self._since: dict[Path, tuple[bytes, float]] = {}
 
     def abandoned(self, path: Path, seen: Seen) -> bool:
-        """Whether the owner of a claim that was just looked at is dead or, where nobody can know, was silent for long."""
+        """Whether a claim that was just read is abandoned: its owner is dead or, if nobody can know, silent for too long."""
         silent, owner_lives = self.silent_for(path, seen), seen.lives
         return silent > self.silence if owner_lives is None else not owner_lives
 
     def silent_for(self, path: Path, seen: Seen) -> float:
-        """Seconds for which a claim that was just looked at has stood still."""
+        """Seconds since a claim that was just read last changed, as far as this process has watched it."""
         now = time.monotonic()
         content, since = self._since.get(path, (b"", now))
         if content != seen.content:
@@ -129,7 +129,7 @@ class Watch:
         return now - since
 
     def left_behind(self, part: Path) -> bool:
-        """Whether the writer of a part file that no claim names has ended or, where nobody can know, was silent for long."""
+        """Whether the writer of a part file without a claim has ended or, if nobody can know, been silent for too long."""
         writer = writer_lives(part)
         if writer is not None:
             return not writer
@@ -176,9 +176,10 @@ class Claim:
         self._count, self._lock = 0, threading.Lock()
 
     def beat(self) -> None:
-        """A sign of life, in place, in the file that was looked at: if the claim is taken over, that is nobody's any more.
+        """Gives a sign of life: overwrites the number in the claim file.
 
-        Nothing is kept open between two of them: a study holds a claim for each of its members.
+        If another process takes the claim over meanwhile, the write goes to a file that has no name any more. The file is
+        closed after each write, since a study holds a claim for each of its members.
         """
         with self._lock:
             if not self._given_up:
@@ -221,7 +222,7 @@ class Claim:
 
 
 def _names(file: int, name: str) -> bool:
-    """Whether an open claim file is that of the claim `name`."""
+    """Whether an open claim file belongs to the claim `name`."""
     return os.pread(file, LONGEST, 0).find(name.encode()) >= 0
 
 
@@ -329,8 +330,8 @@ def remove_parts(path: Path) -> None:
 
 
 def _remove_parts_under(path: Path, claim: str) -> None:
-    """Removes what was written of a shard under a claim that is given up, or whose owner has ended."""
-    if claim and claim == os.path.basename(claim):  # the file of a claim may hold anything
+    """Removes the part files of a shard that were written under a claim which was given up or whose owner has ended."""
+    if claim and claim == os.path.basename(claim):  # a claim file may hold any text, even a path
         for file in _files_of(path):
             part_of(file, claim).unlink(missing_ok=True)
 

@@ -81,8 +81,8 @@ class Dask:
     `workers` is the number of processes, or of Slurm jobs at most. `interface` names the network that Slurm's nodes reach this
     machine by; `logs` a folder for what Slurm jobs print, which the nodes share; `say` gets lines for a person.
 
-    Whoever talks to the scheduler and its workers needs a key: that of `tls`, else one that is made for the run. A scheduler at
-    `scheduler` is as its owner has started it. `dashboard` (HOST:PORT, "" for none) is readable without any key.
+    Connections need a key: that of `tls`, else one that is made for the run. A scheduler at `scheduler` was started by others:
+    without `tls` it is used as it is. `dashboard` (HOST:PORT, "" for none) can be read without a key.
     """
 
     workers: int = 1
@@ -128,7 +128,7 @@ class Dask:
                 flight.cancel()
 
     def _security(self, stack: ExitStack):
-        """Keys for all connections, until `stack` ends; None for a scheduler of others that asks for none."""
+        """The keys for all connections until `stack` closes; None for a `scheduler` that was started without TLS."""
         if self.tls:
             return self.tls.security()
         if self.scheduler:
@@ -218,9 +218,9 @@ def share_jobs(
 ) -> Iterator[tuple[Job, Any]]:
     """run_jobs for several runs on one cache: yields (job, result), and (job, None) for what another run has finished.
 
-    `function` returns None for a job that is another's: claimed, or finished meanwhile. Such jobs are waited for, and taken
-    over when their owner is gone; `say` is told for whom, when that takes more than a few seconds. The first exception ends it,
-    but for WorkersLost, which is raised when all else is done. Gone when the files' `home` is no longer where it was.
+    `function` returns None for a job that another run has claimed or finished. Such jobs are waited for, and taken over when
+    their owner is gone. `say` gets a line when that takes more than a few seconds. The first exception ends it, except
+    WorkersLost, which is raised after all other jobs. Gone when the files' `home` is no longer at its path.
     """
     waits, lost = Waits(Watch(), say), []
     with home.guarded() if home else nullcontext(), engine.open() as run:
@@ -272,7 +272,7 @@ def _pinned_cluster(workers: int, dashboard: str, security):
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores_here() // workers))
 
     class OwnScheduler(SpecCluster):
-        """Between LocalCluster, which takes no other class of schedulers, and what it builds upon."""
+        """Passes our class of schedulers to SpecCluster: LocalCluster, which calls this, has no option for it."""
 
         def __init__(self, *, scheduler: dict, **more):
             super().__init__(scheduler={**scheduler, "cls": dask_nodes.Scheduler}, **more)

@@ -308,7 +308,7 @@ def _recorded(path: Path, clips: int) -> list[str]:
 
 
 def _recorded_warnings(path: Path) -> list[dict]:
-    """The warnings of a shard that is there."""
+    """The warnings in the statistics of an existing shard."""
     try:
         return list(read_statistics(path).get("warnings", ()))
     except (OSError, Damaged):

@@ -10,7 +10,7 @@ from pipeline.sample import Sampling
 from pipeline.tensors import FIELDS, field_of, is_cut
 from pipeline.upright import PIXEL_ASPECTS
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16")  # their dtypes: `pipeline.precision`, which needs torch
 DTYPES = ("float16", "float32")
 POOLS = ("max", "mean", "area")
 NESTED = ("backbone_options", "proposal_options")  # of the named file's build()

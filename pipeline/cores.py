@@ -1,6 +1,6 @@
-"""How many cores this process may keep busy: of a machine that it shares, its share.
+"""How many cores this process may keep busy: its share of a machine that it shares with others.
 
-What OMP_NUM_THREADS says is another matter: how many threads one computation takes. Dask's nannies set it to 1 in every worker,
+OMP_NUM_THREADS does not count here: it says how many threads one computation takes. Dask's nannies set it to 1 in every worker,
 torchrun in every process, and many people in their shell.
 """
 
@@ -26,13 +26,13 @@ def cores_here() -> int:
 
 
 def share_with(processes: int) -> None:
-    """From now on `cores_here` gives this process' part of the cores that so many processes, itself among them, use."""
+    """From now on `cores_here` divides the cores by so many processes, this one included."""
     global _sharing
     _sharing = max(1, processes)
 
 
 def place() -> tuple[str, ...]:
-    """What two processes of a machine have in common if they share cores: affinity, control groups, and Slurm's task."""
+    """Identifies the cores of this process: affinity, control groups, Slurm's task. Processes with equal values share cores."""
     try:
         groups = OWN_CGROUPS.read_text() + os.readlink("/proc/self/ns/cgroup")  # a container calls its own group "/"
     except OSError:
@@ -56,7 +56,7 @@ def _slurms_share() -> int | None:
 
 
 def _slurms_tasks() -> int:
-    """How many tasks srun started on this node, this process' among them; 1 for the script of a job."""
+    """How many tasks srun started on this node; 1 in the script of a job."""
     counts: list[int] = []
     for piece in os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):  # "4(x2),1": four on two nodes, then one
         if match := re.fullmatch(r"([0-9]+)(?:\(x([0-9]+)\))?", piece):

@@ -1,6 +1,6 @@
-"""Dask's scheduler and workers as vidgraph starts them: they listen for each other, and for nobody else.
+"""Dask's scheduler and workers without their web servers.
 
-Dask's own open a web server each, dashboard or not, which shows tasks, call stacks and logs to whoever asks.
+Each of Dask's own opens a web server, dashboard or not, which shows tasks, call stacks and logs to anybody who asks.
 """
 
 import distributed
@@ -9,7 +9,7 @@ from pipeline.shown import guard_output
 
 
 class Scheduler(distributed.Scheduler):
-    """Has a web server where a dashboard was asked for."""
+    """A scheduler that starts its web server only for a dashboard."""
 
     def start_http_server(self, routes, dashboard_address, *more, **named) -> None:
         if dashboard_address:
@@ -17,7 +17,7 @@ class Scheduler(distributed.Scheduler):
 
 
 class Worker(distributed.Worker):
-    """Has no web server, and shows names in what it prints as they are."""
+    """A worker without a web server, whose output has control characters as escapes."""
 
     def __init__(self, *given, **named):
         guard_output()

@@ -1,7 +1,7 @@
 """`python dask_worker.py …`: Dask's worker as a job of Slurm starts it, for `pipeline.slurm`.
 
-A job runs where the data lie, whose files are not to be imported, and on a machine that others use, whose temporary folder is
-everybody's: Dask puts a folder of its own in there on the module path.
+A job may start in a folder of data, whose files must not be imported. Its machine has other users too, so Dask's temporary
+folder, which is on the module path, must be a private one.
 """
 
 import sys
@@ -17,7 +17,7 @@ if __name__ == "__main__":
 
     from pipeline.scratch import private_scratch
 
-    if sys.argv[1:2] == ["-m"]:  # and the name of Dask's own module, from dask_jobqueue
+    if sys.argv[1:2] == ["-m"]:  # dask_jobqueue puts `-m MODULE` before the arguments
         del sys.argv[1:3]
     dask.config.set({"temporary-directory": private_scratch()})
     main()

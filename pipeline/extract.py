@@ -55,10 +55,10 @@ AGAIN = 1  # times that a clip is given to another decode process when its own d
 class Summary:
     """What a run did: shards written and shards found complete, and clips and views of the former.
 
-    `failures` are the failed clips' records of all shards that were asked for, whoever wrote them, out of `asked` clips;
-    `warnings` (`clip`, `message`) say what looks wrong with clips that did not fail; `changed` are the clips of shards found
-    complete whose videos have changed since; `relabelled` are the clips whose labels or split differ from the cache's copy of
-    the manifest, which is what training reads unless it is given another one.
+    `failures` are the records of failed clips in all shards that were asked for, whoever wrote them, out of `asked` clips.
+    `warnings` (`clip`, `message`) say what looks wrong with clips that were stored all the same. `changed` are clips of shards
+    found complete whose videos have changed since. `relabelled` are clips whose labels or split differ from the cache's copy of
+    the manifest, which training reads unless it is given another one.
     """
 
     cache: Path
@@ -213,7 +213,7 @@ class ExtractShards:
 
     @cached_property
     def home(self) -> Home:
-        """The cache as it was when this process began to work there. CacheError if it is not there."""
+        """The cache's folders, identified when this process began to work there. CacheError if there is no cache."""
         return home_of(*self.place, "features")
 
     @cached_property
@@ -300,7 +300,7 @@ class ExtractShards:
         self.told.add(turn.job.shard)
 
         def advance(done: int, failed: int) -> None:
-            self.home.check()  # else hours of work could go into a cache that was deleted
+            self.home.check()  # else hours of work could be lost in a deleted cache
             self.advance(done, failed)
 
         try:
@@ -313,7 +313,7 @@ class ExtractShards:
             return None
 
     def _at_home(self, complete: Callable[[], dict | None]) -> Callable[[], dict | None]:
-        """The last step of a shard, which gives its files their names: in the cache that this run began with, and no other."""
+        """Wraps `complete`, the last step of a shard: it names files only in the cache that this run began with."""
 
         def guarded() -> dict | None:
             with self.home.guarded():

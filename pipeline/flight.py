@@ -19,7 +19,7 @@ from pipeline import cores
 ALLOWED_DEATHS = 3  # workers that a job may take with it
 GONE = "the Dask scheduler is gone; finished shards are kept, the same command resumes"
 AGAIN = 0.1  # seconds before a question that failed is asked again
-NEIGHBOURS = 10.0  # seconds that the other workers of a machine have to say which cores they use
+NEIGHBOURS = 10.0  # seconds to wait for the other workers of a machine to say which cores they use
 NOBODY = 3.0  # seconds in which nobody takes a connection, later on, before we look whether the scheduler is gone
 
 
@@ -30,7 +30,7 @@ class WorkersLost(RuntimeError):
 class Flight:
     """The jobs that a Dask scheduler has: a few more than there are workers, so that neither side's memory grows.
 
-    `sharing` workers use this machine's cores together; 0: workers of other machines, which find out who shares theirs.
+    `sharing` is the number of workers that share this machine's cores; 0 if workers have to find that out on their machines.
     """
 
     def __init__(self, client, workers: int, sharing: int = 0):
@@ -138,9 +138,9 @@ def _work(name: str, payload: bytes, sharing: int, job: bytes) -> Any:
 
 
 def _neighbours() -> int:
-    """In a Dask worker: how many workers use the cores that it may use, itself among them.
+    """In a Dask worker: how many workers share its cores, this one included.
 
-    All of its machine, where they do not say in time which theirs are.
+    If they do not answer within NEIGHBOURS seconds, all workers of this machine count.
     """
     from distributed import get_client, get_worker
     from distributed.comm import get_address_host

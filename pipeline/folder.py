@@ -29,7 +29,7 @@ from pipeline.tensors import FORMAT
 from pipeline.waits import Say, Waits
 
 PIECE = 10_000  # clips that are hashed at a time
-# How videos are read. 1: by header rates, in stored pixels, turned but never mirrored; 2: as a player shows them.
+# How videos are read. 1: rates of headers, stored pixels, turned but not mirrored; 2: as a player shows them.
 READING = 2
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
@@ -98,9 +98,9 @@ def create_cache(path: str | Path, config: dict, manifest: Manifest, per_shard: 
 
 
 def home_of(folder: Path, fingerprint: str, stage: str) -> Home:
-    """The cache and its folder for a stage, which is made, as a run that writes there watches them.
+    """Watches the cache's folder and its folder for a stage, which is made if needed, for a run that writes there.
 
-    CacheError if there is no cache, or it is not that of `fingerprint`.
+    CacheError if there is no cache, or one with another fingerprint.
     """
     made = folder / "cache.json"
     seen: list[Mark] = [None]
@@ -117,7 +117,7 @@ def home_of(folder: Path, fingerprint: str, stage: str) -> Home:
         return True
 
     if read_cache_json(folder)["fingerprint"] != fingerprint:
-        raise CacheError(f"{folder}: another cache than the one that this run began with; let all machines see the same files")
+        raise CacheError(f"{folder}: another cache than the one that this run began with; all machines must see the same files")
     if not (folder / stage).is_dir():
         (folder / stage).mkdir(exist_ok=True)
         sync_folder(folder)
@@ -168,13 +168,13 @@ def read_cache_json(folder: Path) -> dict:
 
 
 def other_reading(folder: Path) -> str:
-    """What to say of a cache that is about to get more shards than those that an earlier version wrote; "" of one of ours."""
+    """The warning for a run that adds shards to a cache of an earlier version, which read videos differently; else ""."""
     if read_cache_json(folder).get("reading", 1) == READING:
         return ""
     return (
         f"{folder}: an earlier version began this cache and read some videos otherwise: those with pixels that are not square, "
-        "a mirrored display, several tracks, joined recordings, odd heights or more than 8 bits; if some of yours are such, "
-        "extract to a new folder, for their new and old views would differ"
+        "a mirrored display, several tracks, joined recordings, odd heights or more than 8 bits; if you have such videos, "
+        "extract to a new folder, because their old and new views would differ"
     )
 
 
@@ -186,7 +186,7 @@ def read_manifest_copy(folder: Path, record: dict) -> Manifest:
 
 
 def relabelled_clips(folder: Path, manifest: Manifest) -> list[str]:
-    """The ids of the clips whose labels or split in `manifest` are not those of the cache's copy, which has the same clips."""
+    """The ids of clips whose labels or split in `manifest` differ from the cache's copy, which has the same clips."""
     record = read_cache_json(folder)
     if record["manifest"]["sha256"] == manifest.sha256:
         return []

@@ -21,7 +21,7 @@ Boxes = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes [T,N,4], scores [T,N]
 
 
 class Outline:
-    """What the networks of a configuration store, without computing anything: no device is needed.
+    """Shapes and checksums of what the networks of a configuration store. It computes nothing and needs no device.
 
     `cut` is the last cut; `steps` is T; `num_boxes` is N (0 when no boxes are wanted). `backbone` and `source` are on the CPU.
     """
@@ -95,7 +95,7 @@ class Models(Outline):
         return views
 
     def remark(self, clip: Clip, pixels: ClipPixels) -> str:
-        """What looks wrong with a clip whose boxes can be used, in words; "" where nothing does, or nothing is known."""
+        """What looks wrong with a clip's boxes although they can be used, in words; "" if nothing."""
         if self.source is None or not hasattr(self.source, "remark"):
             return ""
         return self.source.remark(clip, pixels.info, pixels.numbers)
@@ -137,7 +137,7 @@ def backbone_of(config: ExtractConfig) -> Backbone:
 def source_of(config: ExtractConfig, device: str | torch.device):
     """The source of boxes that a configuration names, on its device; None where no boxes are wanted.
 
-    What a GPU found in fp16 is found in fp32 on a CPU, which is a hundred times faster there and the same but for rounding.
+    On a CPU, fp32 replaces fp16: it is a hundred times faster there, and the boxes differ by rounding only.
     """
     source = _built_source(config)
     slow = config.precision == "fp16" and torch.device(device).type == "cpu"

@@ -186,7 +186,7 @@ class ShardGraphs:
 
     @cached_property
     def home(self) -> Home:
-        """The cache as it was when this process began."""
+        """The cache's folders, identified when this process began."""
         return home_of(self.cache.path, self.cache.fingerprint, "graphs")
 
     def check(self) -> None:

@@ -1,7 +1,7 @@
-"""How many shards this process keeps open: all of its caches together, within what the system allows a process.
+"""The shards that this process keeps open, of all its caches together, within the system's limit on open files.
 
-Those that were not used for longest are closed first, and opened again when they are asked for. A limit of 1,024 open files is
-usual, 256 is the default of macOS, and clusters set less: so the limit is asked for, and half of what it leaves is taken.
+The least recently used are closed first and opened again on demand. A limit of 1,024 open files is usual, 256 is the
+default of macOS, and some clusters set less. So the budget is half of what the limit leaves, and at most MOST_OPEN.
 """
 
 import errno
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 from weakref import ref
 
-MOST_OPEN = 256  # more gains nothing
+MOST_OPEN = 256  # more open files would not make reading faster
 NO_MORE = (errno.EMFILE, errno.ENFILE)
 
 
@@ -23,9 +23,9 @@ class Opened(Protocol):
 
 
 class OpenFiles:
-    """The files that are open, those used last at the end. Of one process: a fork begins with none.
+    """The open files of one process, the most recently used last. A forked process begins with none.
 
-    What nobody else holds any more is forgotten, and closed by that.
+    It holds weak references: a file that nobody else refers to is closed and forgotten.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class OpenFiles:
                 self._files.move_to_end(ref(file))
 
     def open(self, file: Opened, opener: Callable[[], int]) -> int:
-        """Opens a descriptor for `file`, closing others where the limit asks for it. OSError as `opener` raises it."""
+        """Opens a descriptor for `file` and closes others to stay within the limit. Raises the OSError of `opener`."""
         self._make_room(file)
         while True:
             try:
@@ -82,7 +82,7 @@ class OpenFiles:
 
 
 def budget(ours: int) -> int:
-    """How many files may be open, where `ours` of those that are open now are counted in it: at least 1."""
+    """How many shards may be open, at least 1; `ours` is how many of the descriptors open now are shards."""
     limit, there = _limit(), _open_descriptors()
     if limit is None or there is None:
         return MOST_OPEN
@@ -90,7 +90,7 @@ def budget(ours: int) -> int:
 
 
 def _limit() -> int | None:
-    """The number of files that this process may have open; None where there is no limit, or the system does not tell."""
+    """The number of files that this process may have open; None if there is no limit or it is unknown."""
     try:
         import resource
     except ImportError:  # Windows
@@ -113,7 +113,7 @@ OPEN_FILES = OpenFiles()
 
 
 def _begin_anew() -> None:
-    """In a fork: what the parent has open is not this process's to close, nor is its lock."""
+    """In a forked process: forgets the parent's files and lock, which are not this process's to close or to release."""
     OPEN_FILES.__init__()
 
 

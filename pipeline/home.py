@@ -1,7 +1,7 @@
-"""A folder that a run works in, so that the run notices when it is moved, deleted, or another takes its name.
+"""The folder that a run works in: the run notices when it is moved, deleted or replaced by another of the same name.
 
-The folder is known by an open handle: what its path leads to is compared with that, so no number has to mean the same on two
-machines, or on a file system that gives a folder another number when nobody has it open.
+An open handle identifies the folder, and `check` compares the folder at its path with the handle. Stored inode numbers would
+not do: some file systems number a folder anew when nobody has it open.
 """
 
 import errno
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_AWAY = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)  # the last: what a network file system says of what was deleted
+_AWAY = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)  # ESTALE: deleted, on a network file system
 
 
 class Gone(RuntimeError):
@@ -18,10 +18,14 @@ class Gone(RuntimeError):
 
 
 class Home:
-    """The folders `paths`, which are there, of one piece of work; `check` says whether they still are what they were.
+    """The existing folders that one run works in; `check` raises Gone if one of them is no longer at its path.
 
-    `unchanged`, if given, is asked too: whether what is in them still belongs to this work (False for a cache that was deleted
-    and made again in the same folder). FileNotFoundError for a folder that is not there.
+    Args:
+        *paths: the folders.
+        unchanged: whether their content still belongs to this run; False for a cache that was made anew in the same folder.
+
+    Raises:
+        FileNotFoundError: a folder does not exist.
     """
 
     def __init__(self, *paths: Path, unchanged: Callable[[], bool] = lambda: True):
@@ -54,7 +58,7 @@ class Home:
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Gone in place of whatever is raised within it, where that is the reason; and at its end."""
+        """Checks at its end. Gone replaces an error that was raised within, if the folders are gone then."""
         try:
             yield
         except Exception:
@@ -63,7 +67,7 @@ class Home:
         self.check()
 
     def close(self) -> None:
-        """Gives the handles back; may be called again."""
+        """Closes the handles; may be called again."""
         while self._handles:
             with suppress(OSError):
                 os.close(self._handles.popitem()[1])

@@ -1,11 +1,11 @@
-"""Pictures from files, and the frames of a folder: the only place that lets Pillow open a file.
+"""Reads pictures and finds the frames in a folder. Pillow opens files here and nowhere else.
 
-Pillow goes by a file's content and opens some fifty formats, one of them (PostScript) by starting another program. Here it is
-given the four that the manual names; whatever else a file holds is refused by its name.
+Pillow recognises some fifty formats by a file's content, and opens one of them (PostScript) by starting another program. Here
+it may open JPEG, PNG, WebP and BMP only; for other formats, the error names what the file holds.
 
-What a picture shows is what FFmpeg and OpenCV show: transparency is dropped (the colours below it stay), 16-bit values are
-scaled to 8 bits by their high byte, CMYK becomes RGB, and the orientation that a camera noted (EXIF) is applied. Of a camera's
-JPEG with further pictures in it (MPO) the first counts; an animation is no frame.
+Pixels are those of FFmpeg and OpenCV: transparency is dropped (the colours below it stay), 16-bit values keep their high byte,
+CMYK becomes RGB, and the EXIF orientation is applied. Of a JPEG with several pictures (MPO) the first counts. An animation is
+refused.
 """
 
 import glob
@@ -19,12 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.shown import first_line
+
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's names of what these endings stand for
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's names for them
 MAX_PIXELS = 64_000_000  # of one picture; a header may claim any size, and decoders allocate what it claims
 PATTERNS_SHOWN = 4
 
-# How files of other kinds begin, for a message that says what a file is.
+# First bytes of other formats, for the error message.
 _OTHERS = (
     (b"%!PS", "PostScript"),
     (b"\xc5\xd0\xd3\xc6", "PostScript"),
@@ -78,7 +80,7 @@ def read_picture(path: str | Path) -> np.ndarray:
     except (ValueError, OSError, MemoryError):
         raise
     except Exception as error:  # a damaged file fails in whichever line of its decoder it happens to reach
-        raise ValueError(f"damaged ({type(error).__name__}: {_first_line(error)})") from None
+        raise ValueError(f"damaged ({type(error).__name__}: {first_line(error)})") from None
 
 
 def _eight_bits(image) -> np.ndarray:
@@ -96,23 +98,23 @@ def orientation_of(jpeg: bytes) -> int:
     try:
         with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
             return _orientation(image)
-    except Exception:  # whoever decodes the picture says what is wrong with it
+    except Exception:  # decoding the picture reports what is wrong with it
         return 1
 
 
 def _orientation(image) -> int:
-    """That of a Pillow image."""
+    """The EXIF orientation of a Pillow image, from 1 to 8; 1 where it has none, or none that can be read."""
     try:
         found = image.getexif().get(0x0112, 1)
-    except Exception:  # what a camera noted beside the picture is no reason to lose the picture
+    except Exception:  # damaged EXIF data do not make the picture unreadable
         return 1
     return found if found in range(1, 9) else 1
 
 
 def _upright(pixels: np.ndarray, image) -> np.ndarray:
-    """Applies the orientation of an image's EXIF data to its pixels; data that cannot be read are taken as none."""
+    """Applies the EXIF orientation of an image to its pixels."""
     orientation = _orientation(image)
-    if orientation in (5, 6, 7, 8):  # rows are columns
+    if orientation in (5, 6, 7, 8):  # rows and columns are swapped
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
@@ -122,7 +124,7 @@ def _upright(pixels: np.ndarray, image) -> np.ndarray:
 
 
 def _looks_like(path: Path) -> str:
-    """What a file seems to hold instead of a picture of ours, in words."""
+    """What an unknown file seems to hold, in words."""
     with open(path, "rb") as file:
         start = file.read(16)
     if not start:
@@ -134,7 +136,7 @@ def _looks_like(path: Path) -> str:
 
 
 def frame_files(folder: str | Path, pattern: str = "") -> list[Path]:
-    """The pictures of a folder in natural order (2.jpg before 10.jpg), once they are sure to be one series.
+    """The frames in a folder in natural order (2.jpg before 10.jpg), if they are one series.
 
     Args:
         folder: a folder of frames; hidden files and files with other endings are not looked at.
@@ -164,10 +166,10 @@ def frame_files(folder: str | Path, pattern: str = "") -> list[Path]:
 
 
 def series(names: Iterable[str]) -> dict[str, list[str]]:
-    """The series that the names of pictures count: a glob for each, sorted, and the names of its pictures.
+    """Divides the names of pictures into series: glob -> names, sorted by the glob.
 
-    One series: names that differ in their numbers only, one of which is never the same twice (`0001.jpg`; `7_0.28.png`). Gaps
-    and any first number are fine.
+    The names of one series differ in their numbers only, and one of the numbers never repeats (`0001.jpg`; `7_0.28.png`).
+    Gaps are fine, and so is any first number.
     """
     by_text = _grouped(names, _text_of)
     found: dict[str, list[str]] = {}
@@ -198,7 +200,7 @@ def _series_of_one_text(names: Sequence[str]) -> list[tuple[str, list[str]]]:
     counting = max(range(len(distinct)), key=lambda k: (distinct[k], k), default=None)
     if len(names) == 1 or (distinct and distinct[counting] == len(names)):
         return [(_glob(names, counting), list(names))]
-    # What tells the series apart: the ending, then the padding, then every number but the one that takes the most values.
+    # Divide by the ending, else by the padding, else by every number but the one with the most values.
     if len(set(rows)) < len(names):
         padded = {len(digits) for name in names for digits in _split(name)[0][1::2] if re.match("0.", digits)}
         keys = [
@@ -244,7 +246,7 @@ def _glob(names: Sequence[str], counting: int | None) -> str:
 
 
 def _shown_twice(names: Sequence[str]) -> tuple[str, str] | None:
-    """Two names that differ in their ending or in the padding of their numbers only, so that they show one frame."""
+    """Two names of the same frame: they differ in their ending or in the padding of their numbers only."""
     seen: dict[tuple, str] = {}
     for name in names:
         pieces, _ = _split(name)
@@ -259,7 +261,3 @@ def _listed(patterns: Iterable[str]) -> str:
     patterns = list(patterns)
     more = f" and {len(patterns) - PATTERNS_SHOWN} more" if len(patterns) > PATTERNS_SHOWN else ""
     return ", ".join(patterns[:PATTERNS_SHOWN]) + more
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

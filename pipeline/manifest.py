@@ -44,7 +44,7 @@ __all__ = [
     "wrong_id",
 ]
 
-# What programs write where they have no label, in lower case.
+# What programs write in place of a missing label, in lower case.
 _NO_LABEL = {"?", "na", "n/a", "#n/a", "<na>", "nan", "null"}
 _PERHAPS_NO_LABEL = {"none", "-", "--", "hidden", "missing", "undefined", "unknown", "unlabeled", "unlabelled", "withheld"}
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)")
@@ -170,7 +170,7 @@ def _blocks(file, shown: Path, digest) -> Iterator[Iterable[str]]:
 
 
 def _some_lines(file, shown: Path, number: int) -> list[bytes]:
-    """The next lines of a file, which are whole; ManifestError for one without end, before the memory is full."""
+    """The next whole lines of a file. ManifestError for a line longer than LONGEST."""
     data = file.read(BLOCK)
     if data and not data.endswith(b"\n"):
         data += file.readline(LONGEST)
@@ -292,7 +292,7 @@ def number_of(label: str) -> Decimal | None:
 
 
 def withheld(manifest: Manifest) -> dict[str, list[Clip]]:
-    """Labels that programs write for a label which they do not have, and the clips that have them.
+    """Labels that stand for a missing label, each with the clips that have it.
 
     -1, ?, NA, NaN, None and null always; words that may name a class (none, unknown, missing) and other numbers below 0 where
     no clip of train has them.
@@ -307,7 +307,7 @@ def withheld(manifest: Manifest) -> dict[str, list[Clip]]:
 
 
 def is_no_label(label: str, learned: bool = True) -> bool:
-    """Whether a label reads like none; words and numbers that may be a class only if no clip of train has it (`learned`)."""
+    """Whether a label stands for a missing one. If a clip of train has it (`learned`), words and most numbers are classes."""
     number, word = number_of(label), label.lower()
     if number == -1 or word in _NO_LABEL or label == "None":  # as Python writes it; "none" may be what a clip shows
         return True
@@ -315,7 +315,7 @@ def is_no_label(label: str, learned: bool = True) -> bool:
 
 
 def about_withheld(label: str, clips: Sequence[Clip]) -> str:
-    """What to say of a label that `withheld` found, and what to do."""
+    """The message about a label that `withheld` found, with what to do."""
     splits = ", ".join(split for split in SPLITS if any(clip.split == split for clip in clips))
     return (
         f"label {label!r} ({len(clips):,} clips of {splits}) reads like a label that is not known, not like a class: leave the "

@@ -1,13 +1,13 @@
-"""The memory format of convolutions, which is decided here and nowhere else: channels last or contiguous.
+"""The memory format of every convolution, channels last or contiguous. Only this module decides it.
 
-Channels last is the fastest. On a CPU a convolution runs so only where the channels that go in
-and those that come out are both multiples of 8: with fewer than 8, the backward pass of a strided
-1×1 convolution for AVX2 in oneDNN writes beyond the end of its buffer (`Conv2d(4, 8, 1, stride=2)`,
-torch 2.14.1), and the process ends in `free(): invalid pointer`, at once or later. Networks as
-narrow as that lose nothing. A stem of three colours computes as fast; to bring its result into
-channels last takes 3 to 5 % of the forward pass of `i3d_r50`.
+Channels last is faster. On a CPU it is used only if the numbers of input and output channels are
+both multiples of 8. With fewer than 8, oneDNN's backward pass of a strided 1×1 convolution for AVX2
+writes beyond the end of its buffer (`Conv2d(4, 8, 1, stride=2)`, torch 2.14.1), and the process
+ends in `free(): invalid pointer`, at once or later. Such narrow networks are as fast without
+channels last. So is a stem of three colours; converting its result to channels last takes 3 to 5 %
+of the forward pass of `i3d_r50`.
 
-torch takes channels last if the strides of the input or of the weight say so: both are made
+torch uses channels last if the strides of the input or of the weight do: both are made
 contiguous.
 """
 
@@ -71,7 +71,7 @@ def lay_out(module: nn.Module, device: torch.device | str) -> nn.Module:
 
 
 def guard(module: nn.Module) -> nn.Module:
-    """Make the convolutions in `module` that do not call `convolve` safe too, in whatever format their input is; returns it.
+    """Make the convolutions in `module` that do not call `convolve` safe for input of any memory format; returns it.
 
     Only those from or to a number of channels that is no multiple of 8 are changed.
     """
@@ -104,11 +104,11 @@ def _hook_once(there: dict, register: Callable, hook: Callable) -> None:
 
 
 def _contiguous(layer: nn.Module, args: tuple) -> tuple | None:
-    """Before the forward pass of a narrow convolution."""
+    """Hook before the forward pass of a narrow convolution: makes its input contiguous on a CPU."""
     x, *others = args
     return (plain(x), *others) if x.device.type == "cpu" else None
 
 
 def _channels_last(layer: nn.Module, args: tuple, y: Tensor) -> Tensor:
-    """After it, in a network that is in channels last: what follows a stem of three colours is fastest so."""
+    """Hook after it: the layers that follow a stem of three colours are faster in channels last."""
     return y.contiguous(memory_format=FORMATS[y.dim()])

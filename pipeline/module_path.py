@@ -1,7 +1,7 @@
-"""Keeps the working folder off the module path of every Python process that is started here.
+"""Keeps the working folder off the module path of every Python process that this one starts.
 
-Data sets come with scripts, and people start commands where the data lie: a file `struct.py` there must not run. Python puts
-the working folder first on the path of `python -c` and `python -m`, and multiprocessing starts its children by `python -c`.
+Data sets come with scripts, and people start commands in the folder of their data: a file `struct.py` there must not run.
+`python -c` and `python -m` put the working folder first on the module path, and multiprocessing starts children by `python -c`.
 """
 
 import os
@@ -10,12 +10,12 @@ _WITHOUT_IT = "import sys; sys.path[:] = [place for place in sys.path if place];
 
 
 def guard_program() -> None:
-    """For a program of ours: all Python processes that are started from now on, by whatever library, leave the folder out.
+    """For a program of ours: all Python processes that any library starts from now on leave the working folder out.
 
-    An empty entry of PYTHONPATH (`PYTHONPATH=$PYTHONPATH:/mine`, where nothing was set before) means the working folder to
-    Python. Hardly anybody means that: it is dropped. A folder that PYTHONPATH names stays.
+    To Python, an empty entry of PYTHONPATH (`PYTHONPATH=$PYTHONPATH:/mine` with nothing set before) is the working folder.
+    Hardly anybody means that, so it is dropped. Folders that PYTHONPATH names stay.
     """
-    os.environ["PYTHONSAFEPATH"] = "1"  # Python 3.10 does not know it: there, guard_children does what is needed
+    os.environ["PYTHONSAFEPATH"] = "1"  # ignored by Python 3.10, where guard_children does it
     if "PYTHONPATH" in os.environ:
         named = [place for place in os.environ["PYTHONPATH"].split(os.pathsep) if place]
         os.environ["PYTHONPATH"] = os.pathsep.join(named)
@@ -23,10 +23,9 @@ def guard_program() -> None:
 
 
 def guard_children() -> None:
-    """What multiprocessing starts (workers, Dask's processes, its resource tracker) begins without the working folder.
+    """Processes of multiprocessing (workers, Dask's, the resource tracker) start without the working folder on the path.
 
-    Their module path is then this process' own, as always: multiprocessing sends it. Before that, they import a good part of
-    the standard library.
+    They import much of the standard library before multiprocessing sends them this process's module path.
     """
     from multiprocessing import util
 

@@ -1,8 +1,8 @@
-"""Who writes: the name that a process gives its claims and part files, and whether that process still lives.
+"""The owners of claims and part files: the name that a process gives them, and whether that process still lives.
 
-A part file is `NAME.CLAIM.part` (`NAME.CLAIM.claiming` where a claim itself is being made), a claim's name
-`HOST-PID-START-MARK`: process number and start name a process for as long as its machine runs, and the first half of MARK says
-which machine that is. Nothing else is ever taken for one of our part files.
+A part file is called `NAME.CLAIM.part` (`NAME.CLAIM.claiming` for a claim that is being made), and CLAIM is
+`HOST-PID-START-MARK`. PID and START identify a process until its machine reboots; the first half of MARK identifies the machine
+and its boot. No file with another name counts as one of our part files.
 """
 
 import errno
@@ -25,9 +25,9 @@ _MARK = 8  # hexadecimal digits that say which machine, and as many that say whi
 
 @cache
 def machine() -> str:
-    """This boot of this machine, its table of processes and its clock (a container has its own); "" if it does not tell.
+    """Identifies this boot of this machine and its pid and time namespaces; "" if the system does not say.
 
-    Two processes with the same one see each other's numbers and starts, as far as they may see each other at all.
+    Two processes with the same value agree on process numbers and start times, if they may see each other at all.
     """
     if not sys.platform.startswith("linux"):
         return f"{socket.gethostname()} {uuid.getnode():x}"
@@ -36,33 +36,33 @@ def machine() -> str:
         seen = os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
-    with suppress(OSError):  # Linux before 5.6 has one clock; where there are several, starts are told by the reader's
+    with suppress(OSError):  # Linux before 5.6 has no time namespaces; they shift the start times that /proc shows
         seen += f" {os.readlink('/proc/self/ns/time')}"
     return f"{boot} {seen}"
 
 
 def own_claim() -> str:
-    """A claim that no other writer has; its part files say whether their writer still lives (`writer_lives`)."""
+    """A unique claim name of this process. `writer_lives` tells from it whether the process still lives."""
     host, pid = re.sub(r"[^\w.-]", "_", socket.gethostname(), flags=re.ASCII), os.getpid()
     return f"{host or '_'}-{pid}-{started(pid) or 0}-{_mark()}{uuid.uuid4().hex[:8]}"
 
 
 def started(pid: int) -> str:
-    """When a process of this machine began, in ticks since its boot; "" if it has ended, or cannot be seen."""
+    """Start time of a process of this machine, in ticks since the boot; "" if it has ended or cannot be seen."""
     return (_state_and_start(pid) or ("", ""))[1]
 
 
 def lives(pid: int, start: str) -> bool | None:
-    """Whether a process of this `machine` lives that began at `start`; None if it may and cannot be seen.
+    """Whether the process of this `machine` that started at `start` lives; None if this process cannot tell.
 
-    A process that is not found has not ended for that: /proc may hide those of other users (hidepid).
+    A process without an entry in /proc may live all the same: /proc can hide those of other users (hidepid).
     """
     if pid <= 0:
         return False
     known = start not in ("", "0")
     if found := _state_and_start(pid):
         state, now = found
-        if state in "ZX" or (known and now != start):  # numbers are used again, pairs are not
+        if state in "ZX" or (known and now != start):  # process numbers are reused, (number, start) is not
             return False
         return True if known else None
     try:
@@ -75,9 +75,9 @@ def lives(pid: int, start: str) -> bool | None:
 
 
 def _state_and_start(pid: int) -> tuple[str, str] | None:
-    """A process' state and start as /proc tells them; None if it does not."""
+    """State and start time of a process, from /proc; None if /proc does not show it."""
     try:
-        if os.readlink("/proc/self") != str(os.getpid()):  # it is that of another table of processes
+        if os.readlink("/proc/self") != str(os.getpid()):  # this /proc belongs to another pid namespace
             return None
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         return state, fields[18]
@@ -103,18 +103,18 @@ def part_of(path: Path, claim: str) -> Path:
 
 
 def is_claim(name: str) -> bool:
-    """Whether a claim may have this name."""
+    """Whether a name has the form of our claims."""
     return _CLAIM.fullmatch(name) is not None
 
 
 def host_of(claim: str) -> str:
-    """The machine that a claim's name tells; "" for a name of another form."""
+    """The host in a claim's name; "" for a name of another form."""
     found = _CLAIM.fullmatch(claim)
     return found["host"] if found else ""
 
 
 def parts_in(folder: Path, *becomes: str) -> Iterator[Part]:
-    """The part files in a folder whose names are ours; with `becomes` only those of files with these names (patterns)."""
+    """Our part files in a folder; with `becomes`, only those of files whose names match one of these patterns."""
     try:
         names = sorted(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
@@ -123,7 +123,7 @@ def parts_in(folder: Path, *becomes: str) -> Iterator[Part]:
     for name in names:
         if not name.endswith(HALF_WRITTEN):
             continue
-        # A host's name may have dots, as the file's may: the file that it becomes is the shortest that is wanted.
+        # File names and host names may both have dots: the shortest file name that matches counts.
         body = name.rpartition(".")[0]
         for dot in (place for place, letter in enumerate(body) if letter == "."):
             if is_claim(body[dot + 1 :]) and wanted.fullmatch(body[:dot]):
@@ -132,7 +132,7 @@ def parts_in(folder: Path, *becomes: str) -> Iterator[Part]:
 
 
 def writer_lives(part: Path) -> bool | None:
-    """Whether the writer of a part file lives; None if that cannot be known: another machine's, or hidden."""
+    """Whether the writer of a part file lives; None if unknown: it runs on another machine, or is hidden."""
     found = re.fullmatch(r".*-(\d+)-(\w+)-([0-9a-f]{8})[0-9a-f]{8}\.(?:part|claiming)", part.name, re.ASCII | re.DOTALL)
     if not found or not machine() or found[3] != _mark():
         return None
@@ -151,5 +151,5 @@ def remove_abandoned(folder: Path, *becomes: str) -> None:
 
 
 def remove_abandoned_of(path: Path) -> None:
-    """The same for what writers of one file have left."""
+    """Removes abandoned part files of one file."""
     remove_abandoned(path.parent, re.escape(path.name))

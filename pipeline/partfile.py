@@ -1,4 +1,4 @@
-"""Files that HDF5 reads and writes through Python. A new one never fails it: what fails is kept for whoever asked HDF5.
+"""Files that HDF5 reads and writes through Python. They report no error to HDF5: the caller of HDF5 finds it here.
 
 HDF5 may crash the process (SIGSEGV) where it cannot write what describes a file: on a disk that something else fills meanwhile,
 over a quota, on a network file system that goes away. So it is not told.
@@ -11,7 +11,7 @@ from types import FunctionType
 
 
 class _Positioned:
-    """What h5py asks of anything that it takes for a file: where the next read or write begins, and `read`."""
+    """The methods that h5py needs of a file object: `read`, `seek`, `tell`."""
 
     _place = 0
     size = 0
@@ -30,7 +30,7 @@ class _Positioned:
         return self._place
 
     def read(self, count: int) -> bytes:
-        """`count` bytes; h5py takes what has this method for a file."""
+        """`count` bytes. h5py accepts an object with this method as a file."""
         data = bytearray(count)
         self.readinto(data)
         return bytes(data)
@@ -127,8 +127,8 @@ class PartFile(_Positioned):
 class OpenFile(_Positioned):
     """A file that is open already, for `h5py.File` to read: `number` is its descriptor, which stays the caller's.
 
-    So a shard takes one descriptor, however it is read. `error` is what the system said when a read failed, `short` whether the
-    file ended earlier than it did when it was opened: HDF5 is handed zeros then, and whoever asked HDF5 looks here.
+    So a shard needs one descriptor, compressed or not. After a failed read, HDF5 gets zeros and the caller looks here: `error`
+    is the system's error, `short` says whether the file became shorter since it was opened.
     """
 
     def __init__(self, number: int):

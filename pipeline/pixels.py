@@ -28,7 +28,7 @@ class Opening:
 
     `pixel_aspect`: "displayed" or "stored", see `decode.open_clip`. `frame_pattern`: which pictures of a folder are its frames
     (a glob; "" where they are one series). `source_fps`: the frame rate of every clip for which the manifest has none in its
-    column `fps`, whatever its file says; None: the file's own.
+    column `fps`, whatever its file says; None: the rate of the file.
     """
 
     root: Path

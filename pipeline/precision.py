@@ -1,4 +1,4 @@
-"""What the CPU has of half precision, and what to do where it has none.
+"""The precisions that networks compute in, what the CPU has of them, and what to do where it lacks one.
 
 bf16 is faster than fp32 only on a CPU with instructions for it: AVX512_BF16 or AMX on x86-64, BF16
 on ARM. `ONEDNN_MAX_CPU_ISA` (or `DNNL_MAX_CPU_ISA`) limits what oneDNN uses, and convolutions are
@@ -13,6 +13,8 @@ from contextlib import contextmanager
 
 import torch
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by the names of --precision
+
 # Time of a forward pass of i3d_r50 in bf16, divided by its time in fp32, on one core of an AMD EPYC with AVX512_BF16, torch
 # 2.14.1: 18 with ONEDNN_MAX_CPU_ISA=AVX2, 2.2 with AVX512_CORE, 0.52 without a limit. A single 3×3 convolution under AVX2
 # takes 6 to 12 times as long.
@@ -21,6 +23,22 @@ COSTS = {
     "emulated": "it computes in float32 and rounds: convolutions take about twice as long as with --precision fp32",
 }
 WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}  # values of ONEDNN_MAX_CPU_ISA
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """The dtype of a precision by its name. ValueError for an unknown name."""
+    if precision not in DTYPES:
+        raise ValueError(f"precision {precision!r}: expected one of {', '.join(DTYPES)}")
+    return DTYPES[precision]
+
+
+def refuse_fp16_on_cpu(precision: str, device: torch.device | str) -> None:
+    """ValueError for fp16 on a CPU, which no CPU computes at a useful speed."""
+    if precision == "fp16" and torch.device(device).type == "cpu":
+        raise ValueError(
+            "precision fp16 needs a GPU (fp16 on a CPU is a hundred times slower than fp32): pass --precision fp32 or bf16, "
+            "or work on a machine with a GPU (--device cuda)"
+        )
 
 
 def bf16_on_cpu() -> str:
@@ -79,7 +97,7 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
     An LSTM that a CPU cannot compute in bf16 stays in float32 (`heads.recurrent`). ValueError, which says what to take
     instead, for another layer that it cannot.
     """
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    dtype = torch.bfloat16 if precision == "fp32" else dtype_of(precision)  # off for fp32, but torch wants a dtype
     try:
         with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
             yield

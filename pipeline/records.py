@@ -1,7 +1,7 @@
-"""Looks at records that were read from JSON: that they have the keys, types and sizes that whoever uses them counts on.
+"""Checks records that were read from JSON: their keys, types and sizes.
 
-A seal says that nothing has changed since a file was written, and not that we wrote it: caches and runs are handed on, and
-anybody can seal. So types are compared, and no number is believed before it fits the file that it is about.
+A seal proves that a file has not changed since it was written. It does not prove that we wrote it: people share caches and
+runs, and anybody can seal a file. So types are checked, and sizes are compared with the file that they describe.
 """
 
 import math
@@ -11,10 +11,9 @@ from shlex import quote
 from typing import Any
 
 from pipeline.sealed import Damaged, done_marker, read_json
-from pipeline.tensors import GROUPS, ROW_KEYS, field_of
+from pipeline.tensors import GROUPS, MAX_VIEW, ROW_KEYS, field_of
 
 LARGEST = 2**53  # beyond it a float tells no whole numbers apart
-MAX_VIEW = 0x7FFFF000  # bytes of a view, see `pipeline.shards`
 SIZES = {"float16": 2, "float32": 4, "int16": 2, "int32": 4, "bool": 1}
 WORDS = {
     int: "a whole number",

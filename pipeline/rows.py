@@ -27,7 +27,7 @@ ID_BYTES = 200  # shards store clip ids as UTF-8 of this length, so that a row's
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # Among paths with a line break before and after each: what os.path.normpath may change, and what is absolute or empty.
 _UNTIDY = ("\n\n", "\n/", "\n.", "//", "/.", "/\n")
-# Among paths that are plain otherwise: what may be a path of another system, or an address.
+# Parts of text that may belong to a path of another system, or to an address.
 _FOREIGN = (":/", "\\", "\n~", "\n$", "\n%", ":\n")
 
 
@@ -237,7 +237,7 @@ def wrong_id(name: str) -> str:
 
 
 def foreign_path(text: str) -> str:
-    """What a path is, and what to write instead, where it cannot be one below the manifest's folder; "" where it can."""
+    """What kind of foreign path it is (Windows, URL) and what to write instead; "" for a path of this system."""
     below = "write the path of a file below the manifest's folder, or below --root"
     if re.match(r"[A-Za-z]:([\\/]|$)", text):
         return f"a Windows path with a drive letter; {below}, with / between folders"

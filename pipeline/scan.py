@@ -33,7 +33,7 @@ class Scan:
     links: list[str] = field(default_factory=list)
 
     def about_ignored(self) -> str:
-        """One sentence each about what gives no row and about links; "" if everything does."""
+        """One line about ignored files and one about links; "" if there are none."""
         said = []
         if self.ignored:
             said.append(f"{len(self.ignored):,} ignored, neither a video nor a folder of frames: {_some(self.ignored)}")
@@ -46,8 +46,8 @@ def scan_folder(folder: str | Path, split_by: str = "auto", val: float = 0.1, te
     """Rows for every video and every folder of images below `folder`.
 
     FOLDER/CLASS/... or FOLDER/SPLIT/CLASS/...: the class is the first folder (below the split's), none for what lies beside the
-    classes. The clip id is the path, with the file's ending, so that it hangs on no other file (cut, with a digest, where it is
-    too long for an id). `split_by`: "folders" demands
+    classes. The clip id is the path with the file's ending, so it does not depend on other files (cut, with a digest, where it
+    is too long for an id). `split_by`: "folders" demands
     split folders (train, val, test and the usual other spellings), "hash" sends shares `val` and `test` of the clips there by a
     hash of (seed, path without the ending), so that clips added later move no other; "auto" takes folders where there are any.
     ManifestError if nothing is found, or if only some of the folders are named after splits.
@@ -143,9 +143,9 @@ def _fits(path: str, ignored: list[str]) -> bool:
 
 
 def _id_of(path: str) -> str:
-    """The clip id of a path: the path itself, blanks at its ends written as %20, which no id may have there.
+    """The clip id of a path: the path itself, with %20 for blanks at its ends, where ids may have none.
 
-    A path that is too long for an id is cut, with a digest of the whole behind it.
+    A path that is too long for an id is cut, and a digest of the whole follows.
     """
     inner = path.strip()
     before, after = path[: len(path) - len(path.lstrip())], path[len(path.rstrip()) :]
@@ -158,7 +158,7 @@ def _id_of(path: str) -> str:
 
 
 def _not_utf8(path: str) -> str:
-    """Why a path is no text: its bytes are not UTF-8, or Python was told that names are not UTF-8."""
+    """Why a path cannot be decoded: its bytes are not UTF-8, or Python's locale has another encoding."""
     try:
         os.fsencode(path).decode()
     except UnicodeDecodeError:

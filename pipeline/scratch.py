@@ -1,6 +1,6 @@
-"""A folder for what Dask keeps beside its work, which nobody else can enter: Dask puts it on the module path.
+"""A private folder for Dask's temporary files. It must be private because Dask puts it on the module path.
 
-Dask's own choice is a folder of a known name in /tmp, and it takes it from whoever made it there.
+Dask's own choice is a folder in /tmp with a well-known name, which another user could have made first.
 """
 
 import os
@@ -10,14 +10,14 @@ from contextlib import suppress
 
 
 def private_scratch() -> str:
-    """The folder vidgraph-USERID in the system's temporary folder, or another one if that is somebody else's.
+    """The folder vidgraph-USERID in the system's temporary folder; a new one if somebody else owns that name.
 
-    It is the same for every run of this user, so that Dask clears away what processes that were killed have left there.
+    Every run of this user gets the same folder, so that Dask removes what killed processes left there.
     """
     folder = os.path.join(tempfile.gettempdir(), f"vidgraph-{os.getuid()}")
     with suppress(FileExistsError):
         os.mkdir(folder, 0o700)
-    found = os.lstat(folder)  # a link counts as somebody else's
+    found = os.lstat(folder)  # a link is not trusted
     if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
         return folder
     return tempfile.mkdtemp(prefix="vidgraph-")

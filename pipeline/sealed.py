@@ -11,10 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.owners import own_claim as own_claim  # those who write sealed files find here what they need
-from pipeline.owners import part_of as part_of
-from pipeline.owners import remove_abandoned_of
-from pipeline.owners import writer_lives as writer_lives
+from pipeline.owners import own_claim, part_of, remove_abandoned_of
 from pipeline.smallfile import opened, read_small
 
 # What a file system without hard links says: FAT, some that run in user space.
@@ -26,7 +23,7 @@ class Damaged(ValueError):
 
 
 class Changed(Damaged):
-    """A sealed file is not as it was written."""
+    """A sealed file has changed since it was written."""
 
 
 def done_marker(path: Path) -> Path:
@@ -53,7 +50,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Makes the names in a folder durable: those that were given, and that others were taken away."""
+    """Makes changes to the names in a folder durable."""
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -62,13 +59,13 @@ def sync_folder(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it, durably. OSError where it cannot, or a file is in the way."""
+    """Makes a folder and its parents, durably. OSError if it cannot, or if a file has one of these names."""
     if path.is_dir():
         return
     if path.parent != path:
         make_folder(path.parent)
     path.mkdir(exist_ok=True)
-    with suppress(OSError):  # a folder above it that may not be read
+    with suppress(OSError):  # the parent may be unreadable
         sync_folder(path.parent)
 
 
@@ -113,7 +110,7 @@ def sync_and_hash(path: Path) -> str:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Gives an OSError that names no file (a write's on a full disk, a read's from a bad one) the name of the one it is of."""
+    """Adds the file's name to an OSError without one, such as that of a write to a full disk or a read from a failing one."""
     try:
         yield
     except OSError as error:
@@ -123,7 +120,7 @@ def named(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file that appears whole or not at all, and removes what killed writers of the same file left."""
+    """Writes a text file that appears whole or not at all, and removes part files that killed writers of it left."""
     remove_abandoned_of(path)
     part = part_of(path, own_claim())
     try:
@@ -182,7 +179,7 @@ def read_json(path: Path) -> dict:
 
 
 def parse_json(text: bytes | str, path: Path) -> dict:
-    """The JSON object that a file holds; Damaged for everything else, however it is nested."""
+    """The JSON object in the text of a file. Damaged for anything else."""
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:  # a JSONDecodeError, bytes that are no UTF-8, a number of 5,000 digits
@@ -222,8 +219,8 @@ def fletcher32(data: np.ndarray) -> int:
 
 
 def fletcher32_of_rows(table: np.ndarray) -> np.ndarray:
-    """`fletcher32` of every row of a table of bytes (uint8 [R,n]); uint32 [R]. For rows of a few kilobytes: many are summed at
-    once, where one alone takes numpy longer to begin than to end."""
+    """`fletcher32` of every row of a table of bytes (uint8 [R,n]); uint32 [R]. For rows of a few kilobytes: numpy sums
+    many at once faster than one by one."""
     if table.shape[1] % 2:
         table = np.pad(table, ((0, 0), (0, 1)))
     words = table.view(">u2").astype(np.int64)

@@ -1,7 +1,7 @@
-"""Reads one shard. A view that is not compressed is read straight from its place in the file, which HDF5 is asked for once.
+"""Reads one shard. HDF5 gives the places of the views once; then uncompressed views are read from there without HDF5.
 
-Read through HDF5 a view would be copied twice and take its global lock; this way, it goes from the system into the batch. Its
-checksum is tested when a process reads it for the first time.
+Reading a view through HDF5 would copy it twice and take HDF5's global lock; here the system reads it straight into the batch.
+Its checksum is tested when a process reads it for the first time.
 """
 
 import os
@@ -18,14 +18,14 @@ from pipeline.shardtables import Layout, Stored, Tables, Unreadable, want_of
 from pipeline.smallfile import open_regular
 from pipeline.tensors import ROW_KEYS
 
-# What reading a shard raises: what the system says, and Damaged for what cannot be made sense of.
+# What reading a shard raises: errors of the system, and Damaged for content that makes no sense.
 UNREADABLE = (OSError, Damaged)
-SHORT = 4096  # bytes of a view below which the checksums of many are computed together
+SHORT = 4096  # bytes; the checksums of shorter views are computed together
 CAN_ADVISE = hasattr(os, "posix_fadvise")  # not on macOS
 
 
 class _Opened:
-    """A file's descriptor and, for as long as somebody asks HDF5, its tables; closed when nobody holds this object any more."""
+    """An open file's descriptor and, while HDF5 is in use, its tables; closed when the last reference to this object goes."""
 
     def __init__(self, path: Path, number: int):
         self.path, self.number = path, number
@@ -42,16 +42,16 @@ class _Opened:
 class ShardFile:
     """One HDF5 file, read in one process.
 
-    It is opened when it is first read, and again after `release`, which may happen while another thread reads. How many are
-    open at a time is the process's: see `pipeline.handles`.
+    It is opened at the first read, and again after `release`, which another thread may call during a read.
+    `pipeline.handles` limits how many files a process keeps open.
 
     Args:
         path: `.../NNNNN.h5`.
-        record: its statistics.
+        record: the shard's statistics.
 
     Raises:
         OSError: from any method, if it cannot be opened or read.
-        Damaged: from any method, if it is not the file of the statistics, or is damaged.
+        Damaged: from any method, if the file does not belong to the statistics, or is damaged.
     """
 
     def __init__(self, path: Path, record: Mapping):
@@ -71,11 +71,11 @@ class ShardFile:
 
     def release(self) -> None:
         """Closes the file as soon as no thread reads from it; where its rows lie stays known."""
-        OPEN_FILES.closed(self)  # first: another thread that opens it meanwhile must not be forgotten
+        OPEN_FILES.closed(self)  # first, so that a thread which opens it meanwhile is registered after this
         self._opened_now = None
 
     def opened(self) -> _Opened:
-        """The open file; whoever reads from it holds on to it. Damaged if it is not the one of the statistics."""
+        """The open file, which stays open while the caller refers to it. Damaged if it does not belong to the statistics."""
         opened = self._opened_now
         if opened is None:
             opened = _Opened(self.path, OPEN_FILES.open(self, lambda: open_regular(self.path)))
@@ -85,12 +85,12 @@ class ShardFile:
                 OPEN_FILES.closed(self)
                 raise
             self._opened_now = opened
-            if self not in OPEN_FILES:  # another thread has made room for its own meanwhile
+            if self not in OPEN_FILES:  # another thread has closed it meanwhile to make room
                 self._opened_now = None
         return opened
 
     def _check_identity(self, opened: _Opened) -> None:
-        """Damaged if the file is not the one of the statistics, or another than was read before under this name."""
+        """Damaged if the file does not belong to the statistics, or was replaced since this object read it."""
         size = opened.identity[-1]
         if size != self.record["bytes"] or self._identity not in (None, opened.identity):
             changed = f"{size:,} bytes, expected {self.record['bytes']:,}" if size != self.record["bytes"] else "written again"
@@ -101,7 +101,7 @@ class ShardFile:
             self._identity = opened.identity
 
     def _check_place(self, attrs: Mapping) -> None:
-        """Unreadable if the file belongs elsewhere than its statistics, which were compared with the cache, say."""
+        """Unreadable if the file's attributes differ from its statistics, which were compared with the cache before."""
         want = self.record.get("attrs", attrs)
         for key in sorted(want.keys() | attrs.keys()):
             if attrs.get(key) != want.get(key):
@@ -109,7 +109,7 @@ class ShardFile:
 
     @contextmanager
     def _asking(self, opened: _Opened) -> Iterator[Tables]:
-        """The tables of an open file, which stay open only for who asks for most of them (`kept_open`)."""
+        """The tables of an open file; HDF5 closes them at the end of the context, except within `kept_open`."""
         if opened.tables is not None:
             yield opened.tables
             return
@@ -124,7 +124,7 @@ class ShardFile:
 
     @contextmanager
     def kept_open(self) -> Iterator[None]:
-        """For one that asks for most of the tables: HDF5 opens the file once, not for every answer."""
+        """Within this context, HDF5 opens the file once and not for every question."""
         self._kept = True
         try:
             yield
@@ -167,7 +167,7 @@ class ShardFile:
         for k, (place, view, new) in enumerate(zip(places.tolist(), views, fresh.tolist(), strict=True)):
             _read_whole(opened.number, [view, sums[k]] if new else [view], place, self.path)
             if new and layout.size > SHORT:
-                came[k] = fletcher32(view)  # now: it is still near the processor
+                came[k] = fletcher32(view)  # now, while it is in the processor's cache
         if not fresh.any():
             return
         if layout.size <= SHORT:
@@ -178,7 +178,7 @@ class ShardFile:
 
     def _unpack(self, opened: _Opened, group: str, field: str, rows: Sequence[int], outs: Sequence[np.ndarray]) -> None:
         if opened.tables is None:
-            opened.tables = Tables(self.path, opened.number)  # stays open: a batch asks for it again and again
+            opened.tables = Tables(self.path, opened.number)  # stays open for the next batches
         opened.tables.unpack(group, field, rows, outs, self._layouts[group, field])
 
     def read_checked(self, group: str, field: str, row: int, space: np.ndarray | None = None) -> np.ndarray:
@@ -247,14 +247,14 @@ def record_of(path: Path) -> dict:
 
 
 def _fields(described: Mapping[str, Mapping[str, Stored]]) -> dict[str, dict[str, Stored]]:
-    """What `describe` says, without the keys of the rows."""
+    """The result of `describe` without ROW_KEYS."""
     return {
         group: {name: stored for name, stored in tables.items() if name not in ROW_KEYS} for group, tables in described.items()
     }
 
 
 def _fetch(number: int, places: Sequence[int], size: int) -> None:
-    """Has the disk work on all views at the same time, where they are not in memory."""
+    """Asks the disk for all views at the same time, except those in memory."""
     for place in places:
         if not _in_memory(number, place + size - 1):
             os.posix_fadvise(number, place, size, os.POSIX_FADV_WILLNEED)
@@ -269,7 +269,7 @@ def _in_memory(number: int, offset: int) -> bool:
 
 
 def _read_whole(number: int, parts: Sequence[np.ndarray], place: int, path: Path) -> None:
-    """Fills arrays of bytes, one after the other, from a place in a file. Unreadable if it ends early."""
+    """Fills arrays of bytes in their order from a place in a file. Unreadable if the file ends early."""
     left, done = [memoryview(part) for part in parts], 0
     while left:  # once, but for views at the limit of one call
         got = os.preadv(number, left, place + done)

@@ -18,13 +18,12 @@ import numpy as np
 from pipeline.owners import own_claim, part_of, remove_abandoned_of
 from pipeline.partfile import PartFile
 from pipeline.sealed import complete, done_marker, fletcher32, json_part, sync_and_hash, sync_folder
-from pipeline.tensors import FORMAT, GROUPS, field_of
+from pipeline.tensors import FORMAT, GROUPS, MAX_VIEW, field_of
 
 COMPRESSIONS = ("none", "lzf", "zstd")
 FEATURE_DTYPES = ("float16", "float32")
 CHECKSUM_BYTES = 4  # fletcher32, which HDF5 appends to a chunk
 SMALL = 4096  # bytes of a view below which compression costs more than it saves
-MAX_VIEW = 0x7FFFF000  # bytes that one system call reads on Linux; HDF5's limit is 4 GiB
 # What HDF5 1.10 (2016) and later read: all of its metadata has checksums, which that of older formats lacks.
 LIBVER = ("v110", "v110")
 PER_DATASET = 4096  # bytes that describe a dataset, at most

@@ -1,9 +1,8 @@
-"""What HDF5 says of a shard: which datasets there are, of which shape, and where their rows lie.
+"""The datasets of a shard as HDF5 describes them: their shapes, and the places of their rows.
 
-The one place that asks HDF5 to read. It opens nothing itself: it reads through a descriptor that is open already. Nothing that
-a file claims is believed before it is compared: only datasets that lie in the file itself are taken (no links, no virtual or
-external storage), of plain numbers, and nothing is allocated for rows that the file does not hold. What HDF5 raises over damage
-(KeyError, RuntimeError, OSError, ValueError and more for the same flipped bit) becomes `Unreadable`.
+Only this module reads through HDF5, and it reads from a descriptor that the caller has opened. It accepts only datasets of
+plain numbers that lie in the file itself: no links, no virtual or external storage. Nothing is allocated for rows that the file
+cannot hold. For one flipped bit HDF5 may raise KeyError, RuntimeError, OSError, ValueError and more: all become `Unreadable`.
 """
 
 import os
@@ -18,8 +17,8 @@ import numpy as np
 
 from pipeline.partfile import OpenFile
 from pipeline.sealed import Damaged
-from pipeline.shards import CHECKSUM_BYTES, MAX_VIEW
-from pipeline.tensors import GROUPS, ROW_KEYS
+from pipeline.shards import CHECKSUM_BYTES
+from pipeline.tensors import GROUPS, MAX_VIEW, ROW_KEYS
 
 LZF, ZSTD = 32000, 32015  # HDF5's numbers of the filters that h5py and hdf5plugin bring
 KNOWN = {h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, LZF, ZSTD}
@@ -29,7 +28,7 @@ LONG_ATTR = 4096  # bytes
 
 
 class Unreadable(Damaged):
-    """A shard's file cannot be read as one; `why`, in a few words."""
+    """A shard's file is damaged or is no shard; `why` says it in a few words."""
 
     def __init__(self, path: Path, why: str):
         self.path, self.why = path, why
@@ -43,8 +42,8 @@ class Unreadable(Damaged):
 class Layout(NamedTuple):
     """Where the rows of a dataset lie.
 
-    offsets: int64 [R] bytes from the start of the file, -1 for a row that was never written; size: bytes of a view as an array;
-    packed: whether a compression filter stands between the two.
+    offsets: int64 [R] bytes from the start of the file, -1 for a row that was never written; size: bytes of a view in memory;
+    packed: whether views are compressed in the file.
     """
 
     offsets: np.ndarray
@@ -53,7 +52,7 @@ class Layout(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """What HDF5 says of a dataset: shape without R, dtype, rows, rows in a chunk, and whether it has the checksum filter."""
+    """A dataset as HDF5 describes it: shape without R, dtype, rows, rows per chunk, and whether it has checksums."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -63,7 +62,7 @@ class Stored(NamedTuple):
 
 
 class Tables:
-    """A shard's HDF5 file, open; `number`: its descriptor, which stays the caller's. Unreadable from anything."""
+    """A shard's open HDF5 file. The caller keeps its descriptor `number` and closes it. Any method may raise Unreadable."""
 
     def __init__(self, path: Path, number: int):
         self.path, self.bytes = path, OpenFile(number)
@@ -73,7 +72,7 @@ class Tables:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """OSError if the system could not read the file; Unreadable for whatever else HDF5 or numpy raised."""
+        """OSError if the system could not read the file; Unreadable for any other error of HDF5 or numpy."""
         said = ""
         try:
             yield
@@ -89,10 +88,10 @@ class Tables:
             raise Unreadable(self.path, f"HDF5 cannot read it ({said})")
 
     def close(self) -> None:
-        """Closes it, the descriptor excepted."""
+        """Closes the tables, but not the descriptor."""
         try:
             self._file.close()
-        except Exception:  # of a damaged file: there is nothing to lose
+        except Exception:  # a damaged file may fail to close; it was only read
             return
 
     def attrs(self) -> dict[str, str | int]:
@@ -122,7 +121,7 @@ class Tables:
             return {name: {key: self._stored(name, key) for key in self._group(name)} for name in self.groups()}
 
     def keys(self, group: str, rows: int | None) -> tuple[list[str], list[int], np.ndarray]:
-        """Clip ids, view numbers and ok [R] of a group's rows, which are `rows`, or as many as the file says."""
+        """Clip ids, view numbers and ok [R] of a group's rows; `rows`: how many are expected, None for any number."""
         with self._reading():
             clips, views, ok = (self._column(group, key, rows) for key in ROW_KEYS)
             if not len(clips) == len(views) == len(ok):
@@ -155,7 +154,7 @@ class Tables:
         packed = filters != [h5py.h5z.FILTER_FLETCHER32]
         if set(filters) - KNOWN or h5py.h5z.FILTER_FLETCHER32 not in filters or dataset.chunks != (1, *dataset.shape[1:]):
             raise Unreadable(self.path, f"{where} is stored in another way than ours, or without checksums")
-        # What has rows has ids of as many rows, a byte or more each: an unwritten dataset can claim any number.
+        # Each row has an id of at least one byte, so a file cannot hold more rows than bytes.
         if size > MAX_VIEW or len(dataset) > space:
             raise Unreadable(self.path, f"{where} claims {len(dataset):,} views of {size:,} bytes, in a file of {space:,}")
         offsets, wrong = np.full(len(dataset), -1, np.int64), []
@@ -251,6 +250,6 @@ def zstd_content_size(head: bytes) -> int | None:
 
 
 def want_of(table: Mapping, field: str) -> Stored:
-    """What a group's statistics say of a field."""
+    """A field as its group's statistics describe it."""
     stored = table["fields"][field]
     return Stored(tuple(stored["shape"]), stored["dtype"], table["rows"], 1, True)

@@ -1,7 +1,7 @@
-"""Text from files and their names, made harmless for whoever looks at it: on a terminal, and in a spreadsheet.
+"""Makes text from files and file names safe to print on a terminal and to open in a spreadsheet.
 
-Names may hold anything. Printed as they are, control characters retitle a terminal, wipe its screen, hide lines, or type; in a
-table, a cell that begins with = is calculated, with access to the network and to files.
+Names may hold any character. Control characters can retitle a terminal, clear it, hide lines or enter commands. A spreadsheet
+evaluates a cell that begins with =, which may read files and reach the network.
 """
 
 import csv
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-# C0, DEL and C1; what breaks a line; what turns the direction of writing; halves of characters, from names that are no UTF-8.
+# C0, DEL and C1; line and paragraph separators; marks of writing direction; surrogates, from names that are not UTF-8.
 _HIDDEN = "\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff"
 UNSEEN = re.compile(f"[{_HIDDEN}]")
 _UNSEEN_IN_LINES = re.compile(f"(?!\n)[{_HIDDEN}]")
@@ -20,22 +20,27 @@ _NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
 
 def visible(text: str) -> str:
-    r"""One line: every control character as its escape, such as \x1b, line ends too."""
+    r"""The text on one line: control characters and line ends become escapes such as \x1b."""
     return UNSEEN.sub(_escape, text)
 
 
 def visible_lines(text: str) -> str:
-    """The same for text whose line ends are ours."""
+    """As `visible`, but line ends stay."""
     return _UNSEEN_IN_LINES.sub(_escape, text)
 
 
 def visible_json(text: str) -> str:
-    """JSON without control characters, in which an escape has four digits."""
+    """As `visible_lines`, for JSON text: escapes have the form \\u001b."""
     return _UNSEEN_IN_LINES.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _escape(found: re.Match) -> str:
     return found[0].encode("unicode_escape").decode()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the name of its class if it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def has_unseen(text: str) -> bool:
@@ -44,7 +49,7 @@ def has_unseen(text: str) -> bool:
 
 
 def as_cell(text: str) -> str:
-    """For a table that people open: an apostrophe in front of what a spreadsheet would calculate; a number stays one."""
+    """A cell of a table for people: an apostrophe precedes text that a spreadsheet would evaluate; numbers stay numbers."""
     if text.lstrip().startswith(_FORMULA) and not _NUMBER.fullmatch(text):
         text = f"'{text}"
     return visible(text)
@@ -58,9 +63,9 @@ def write_table(file: TextIO, rows: Iterable[Iterable[Any]]) -> None:
 
 
 class Guarded:
-    """A text stream that shows control characters as escapes, whoever writes: verbs, Click, warnings, logs, tracebacks.
+    """A text stream that writes control characters as escapes, for verbs, Click, warnings, logs and tracebacks.
 
-    What draws on the terminal itself (`rich`, a download's bar) takes `unguarded`, and sees to it that names are harmless.
+    Code that draws on the terminal itself (`rich`, a download's progress bar) uses `unguarded` and escapes names on its own.
     """
 
     def __init__(self, stream: TextIO):
@@ -81,7 +86,7 @@ class Guarded:
 
 
 def guard_output() -> None:
-    """Guards standard output and error of this process from now on; what their encoding has not is shown as an escape."""
+    """Guards standard output and error from now on; characters that their encoding lacks become escapes too."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None or isinstance(stream, Guarded):
@@ -93,7 +98,7 @@ def guard_output() -> None:
 
 @contextmanager
 def guarded_output() -> Iterator[None]:
-    """Guards both while a bar on the terminal has taken their place."""
+    """Guards the streams that a progress bar has put in place of standard output and error."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(Guarded, before)
     try:
@@ -104,7 +109,7 @@ def guarded_output() -> Iterator[None]:
 
 @contextmanager
 def unguarded_error() -> Iterator[None]:
-    """Standard error as it is, for a library that draws a bar of its own there."""
+    """Standard error without the guard, for a library that draws its own progress bar."""
     before = sys.stderr
     sys.stderr = getattr(before, "unguarded", before)
     try:

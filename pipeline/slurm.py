@@ -46,7 +46,7 @@ def parse_options(text: str) -> dict[str, str]:
 
 
 def _refuse_odd(expected: str, value: str) -> None:
-    """ValueError for a value of an option in a script (#SBATCH --key=value) that would not be one value there."""
+    """ValueError for a value that would not stay one value in a job script (#SBATCH --key=value)."""
     if has_unseen(value) or re.search(r'["\\]', value):
         raise ValueError(f"{expected} without line ends, backslashes and quotes in it, got {value!r}")
 
@@ -154,7 +154,7 @@ def _job_class(submissions: _Submissions):
 
         @contextmanager
         def job_file(self) -> Iterator[str]:
-            """The script in a folder of our own: in /tmp, others could put theirs in its place before sbatch reads it."""
+            """Writes the script to a private folder: in /tmp, others could replace it before sbatch reads it."""
             with TemporaryDirectory(prefix="vidgraph-") as folder:
                 path = os.path.join(folder, "job.sh")
                 with open(path, "w", encoding="utf-8") as file:
@@ -184,7 +184,7 @@ def _job_class(submissions: _Submissions):
 
 
 def _quoted(security):
-    """The same with its files' names as a shell reads them: dask_jobqueue writes them into its script as they are."""
+    """A copy whose file names are quoted for the shell: dask_jobqueue writes them into its script as they are."""
     if security is None:
         return None
     quoted = copy(security)
@@ -200,7 +200,7 @@ def refusal(text: str) -> str:
 
 
 def _printed(folder: str, name: str) -> str:
-    """The file for what a job prints; in `name`, % stands for what Slurm puts in. ValueError if a script cannot hold it."""
+    """The file for a job's output; Slurm replaces % in `name`. ValueError if a script cannot hold the path."""
     _refuse_odd("job scripts: expected the path of the folder of logs", folder)
     return f"{folder.replace('%', '%%')}/{name}.out"
 

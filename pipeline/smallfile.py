@@ -1,7 +1,6 @@
-"""Opens what should be a regular file and reads it whole, within a limit.
+"""Opens regular files only, and reads small ones whole, within a limit.
 
-A pipe would keep its reader waiting, and a device such as /dev/zero, or a file with a hole of a terabyte, would fill the
-memory: so nothing is opened that is not a regular file, and nothing is read whole that is larger than such a file can be.
+A pipe would block its reader. A device such as /dev/zero, or a sparse file of a terabyte, would fill the memory.
 """
 
 import errno
@@ -25,7 +24,7 @@ def open_regular(path: str | os.PathLike) -> int:
     Raises:
         NotAFile: it is a pipe, a socket or a device; IsADirectoryError for a folder; another OSError if it cannot be opened.
     """
-    _refuse(path, os.stat(path).st_mode)  # before it is opened: that alone may move a tape, or wait for a pipe's other end
+    _refuse(path, os.stat(path).st_mode)  # before opening, which may rewind a tape or wait for a pipe's other end
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         _refuse(path, os.fstat(number).st_mode)
@@ -49,14 +48,14 @@ def read_small(path: str | os.PathLike, most: int = MOST_JSON) -> bytes:
     """The bytes of a regular file of at most `most` bytes. Errors as for `opened`."""
     with opened(path, most) as file:
         parts, left = [], most
-        while left > 0 and (part := file.read(min(left, 1 << 20))):  # it may grow meanwhile
+        while left > 0 and (part := file.read(min(left, 1 << 20))):  # the file may grow meanwhile
             parts.append(part)
             left -= len(part)
     return b"".join(parts)
 
 
 def read_small_text(path: str | os.PathLike, most: int = MOST_TEXT, encoding: str = "utf-8", errors: str = "strict") -> str:
-    """The text of a small file, its line ends as they are in memory. UnicodeDecodeError, and errors as for `read_small`."""
+    """The text of a small file, with \\n as line ends. UnicodeDecodeError, and errors as for `read_small`."""
     text = read_small(path, most).decode(encoding, errors)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 

@@ -11,6 +11,7 @@ import numpy as np
 
 FORMAT = 1  # raised whenever a file written before can no longer be read as it was meant
 
+MAX_VIEW = 0x7FFFF000  # bytes of a view: what one system call reads on Linux; HDF5's limit is 4 GiB
 GROUPS = ("train", "test")
 
 

@@ -1,4 +1,4 @@
-"""Text files that people write: the marks of encodings, and the separator of a table.
+"""Text files that people write: byte order marks, encodings, and the separator of a table.
 
 UTF-8 is read, with or without the mark (BOM) that some editors put before it. UTF-16 and other encodings are refused by name.
 """
@@ -39,7 +39,7 @@ def read_text(path: str | Path, what: str = "text") -> str:
 
 
 def read_names(path: str | Path, what: str) -> tuple[str, ...]:
-    """The lines of a list of names, without blanks at their ends and without empty lines; ValueError if one is there twice."""
+    """The non-empty lines of a list of names, without blanks at their ends; ValueError if a name appears twice."""
     lines = read_text(path, what).replace("\ufeff", "").splitlines()  # a mark stands where two marked files were joined, too
     names = tuple(line.strip() for line in lines if line.strip())
     if len(set(names)) < len(names):
@@ -61,13 +61,13 @@ def utf16(data: bytes) -> bool:
 
 
 def other_separator(line: str, columns: Collection[str]) -> str:
-    """What separates the cells of a table's first line, in words, where that is no comma; "" for a comma, or anything else.
+    """The separator of a table's first line in words, such as "semicolons"; "" if it is a comma or unknown.
 
     line: the first line. columns: names that a header must have.
     """
     line = line.strip("\r\n")
     if line.lstrip('"').lower().startswith("sep="):
-        return f"the line {line!r}, which one spreadsheet reads,"
+        return f"the line {line!r}, which only one spreadsheet program reads,"
     known = {name.lower() for name in columns}
     here = len(_cells(line, ",") & known)
     found = {words: len(_cells(line, mark) & known) for mark, words in SEPARATORS.items()}

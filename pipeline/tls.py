@@ -1,6 +1,6 @@
-"""Who may talk to Dask's scheduler and workers: whoever has the key, which is a person's files or one of this run's own.
+"""Keys for the connections between Dask's scheduler, workers and client: a person's files, or keys made for one run.
 
-Without one, a scheduler runs whatever code it is sent, by whoever reaches its port: on loopback every user of the machine.
+Without TLS, a scheduler runs any code that anybody sends to its port; on loopback that is every user of the machine.
 """
 
 import os
@@ -14,14 +14,14 @@ from tempfile import TemporaryDirectory
 
 @dataclass(frozen=True)
 class Tls:
-    """Files (PEM) for connections that are encrypted and known by their certificates: authority, certificate, key."""
+    """PEM files for encrypted connections with certificates on both sides: authority, certificate, private key."""
 
     ca: Path
     cert: Path
     key: Path
 
     def security(self):
-        """As Dask wants it, the same for scheduler, workers and client. ValueError if a file is missing or is another."""
+        """Dask's Security, the same for scheduler, workers and client. ValueError if a file is missing or of another kind."""
         from distributed.security import Security
 
         for name in ("ca", "cert", "key"):
@@ -30,7 +30,7 @@ class Tls:
         context = ssl.create_default_context()
         _loads(f"--tls-ca: {self.ca}: expected a certificate (PEM)", lambda: context.load_verify_locations(self.ca))
         pair = f"--tls-cert, --tls-key: expected {self.cert} to be a certificate, {self.key} its key without a password (PEM)"
-        _loads(pair, lambda: context.load_cert_chain(self.cert, self.key, password=""))  # else it would be asked for
+        _loads(pair, lambda: context.load_cert_chain(self.cert, self.key, password=""))  # else OpenSSL would ask for one
         roles = {
             f"tls_{role}_{part}": str(getattr(self, part))
             for role in ("client", "worker", "scheduler")
@@ -40,15 +40,15 @@ class Tls:
 
 
 def _loads(expected: str, load: Callable[[], None]) -> None:
-    """ValueError where `load` finds other than what is expected in a file."""
+    """Runs `load`; its SSLError becomes a ValueError that says what was expected."""
     try:
         load()
     except ssl.SSLError as error:
-        raise ValueError(f"{expected}, got other ({error.reason or error})") from None
+        raise ValueError(f"{expected}, got something else ({error.reason or error})") from None
 
 
 def security_of_this_run():
-    """A key and a certificate that only this process has; Dask hands them to the processes that it starts, through pipes."""
+    """A new key and certificate, in memory only. Dask passes them to the processes that it starts through pipes."""
     from distributed.security import Security
 
     return Security.temporary()
@@ -56,9 +56,9 @@ def security_of_this_run():
 
 @contextmanager
 def files_of_this_run(folder: str) -> Iterator[Tls]:
-    """A key and a certificate of this run as files that only this user may read, below `folder`; removed in the end.
+    """A new key and certificate as files below `folder` that only this user may read; removed at the end of the context.
 
-    For workers on other machines, which share this folder. Job scripts and command lines hold the files' names only.
+    For workers on other machines that share this folder. Job scripts and command lines hold only the names of the files.
     """
     security = security_of_this_run()
     with TemporaryDirectory(prefix=".tls-", dir=folder, ignore_cleanup_errors=True) as private:  # of mode 0700

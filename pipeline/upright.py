@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PIXEL_ASPECTS = ("displayed", "stored")  # what becomes of pixels that are not square: made so, or left
+PIXEL_ASPECTS = ("displayed", "stored")  # pixels that are not square become square, or stay
 Turn = tuple[int, int, int, int]  # see Shape
 STRAIGHT = (1, 0, 0, 1)
 QUARTERS = (STRAIGHT, (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))  # counter-clockwise
@@ -41,7 +41,7 @@ class Shape:
 
     @property
     def mirrored(self) -> bool:
-        """Whether no rotation alone does it."""
+        """Whether the turn mirrors the picture."""
         a, b, c, d = self.turn
         return a * d - b * c < 0
 
@@ -62,9 +62,9 @@ class Shape:
 
 
 def turn_of(matrix: bytes | None) -> Turn:
-    """FFmpeg's display matrix (nine 32-bit numbers) as one of the eight turns; none is no turn.
+    """FFmpeg's display matrix (nine 32-bit numbers) as one of the eight turns; STRAIGHT without a matrix.
 
-    ValueError for a matrix that is no quarter turn.
+    ValueError if the matrix turns by another angle than a multiple of 90 degrees.
     """
     if not matrix:
         return STRAIGHT
@@ -94,9 +94,9 @@ def turned(pixels: np.ndarray, turn: Turn) -> np.ndarray:
 
 
 def fitted(pixels: np.ndarray, shown: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """A turned picture [h,w,3], whose place on the screen is `shown`, as one of `size` [H,W,3]; both are (width, height).
+    """Scales a turned picture [h,w,3], displayed at `shown`, to `size` [H,W,3]; both are (width, height).
 
-    A picture of another shape keeps its own and is centred between black bars. Nothing is resampled where nothing changes.
+    A picture of another aspect ratio keeps it and is centred between black bars. One that fits already is not resampled.
     """
     if pixels.shape[1::-1] == size == shown:
         return pixels

@@ -1,4 +1,4 @@
-"""Whoever waits for a claim for longer than a few seconds says for whose, and until when at most."""
+"""Tells a person when this process waits for a claim: whose it is, and until when at most."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ Say = Callable[[str], None]  # gets lines for a person
 
 
 class Waits:
-    """Says for whom this process waits, when that has taken a few seconds: once for each owner."""
+    """Says whose claims this process waits for, after PATIENCE seconds and once for each owner."""
 
     def __init__(self, watch: Watch, say: Say | None):
         self.watch, self._say = watch, say
@@ -19,7 +19,7 @@ class Waits:
         self._told: set[str] = set()
 
     def say_of(self, paths: Mapping[Path, str]) -> None:
-        """Called again and again while claimed files are waited for; `paths`: what each is called for a person."""
+        """To be called repeatedly while waiting; `paths`: each claimed file with its name for a person."""
         if self._say is None:
             return
         now = time.monotonic()
@@ -36,7 +36,7 @@ class Waits:
                 self._say(self._line(paths, theirs))
 
     def over(self) -> None:
-        """What was waited for is there: the next one has its own few seconds."""
+        """The wait has ended: the next one starts with its own PATIENCE."""
         self._begun = None
 
     def _line(self, names: Mapping[Path, str], theirs: list[tuple[Path, Seen]]) -> str:
@@ -46,7 +46,7 @@ class Waits:
 
 
 def claimed_until(seen: Seen, silent: float, silence: float) -> str:
-    """Whose claim it is, and until when it is waited for at most; `silent`: seconds for which it has stood still."""
+    """Whose claim it is and until when this run waits at most; `silent`: seconds since its last sign of life."""
     if seen.lives:
         return f"claimed by {seen.owner}, which is at work: until it has ended"
     left = max(0.0, silence - silent)

@@ -1,4 +1,4 @@
-"""The names that other programs put around a model's: prefixes of wrappers, and the tables that a checkpoint keeps it in.
+"""Takes off what other programs put around a model's names: prefixes of wrappers, and the keys of a checkpoint's tables.
 
 `torch.compile` puts `_orig_mod.` before every name below it, data-parallel wrappers `module.`, training frameworks `model.`,
 `backbone.` or `encoder.`; in any order and depth, and in the middle of a name where only a part was wrapped.
@@ -54,8 +54,10 @@ def other_states(saved: object, depth: int = DEPTH) -> Iterator[tuple[str, dict[
 
 
 def without_wrappers(state: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
-    """The table with the parts of names that wrappers add taken out, and without their counters, but for those that names in
-    `own` have; as it is where two names would become one."""
+    """A copy of the table without the parts that wrappers add to names and without their counters, unless `own` has them.
+
+    The table itself if two names would become equal.
+    """
     theirs = {part for name in own for part in name.split(".")}
     extra = set(WRAPPERS) - theirs
     state = {name: value for name, value in state.items() if name in own or not COUNTERS.search(name)}
@@ -72,7 +74,7 @@ def unwrapped(state: Mapping[str, Any], own: Collection[str]) -> Iterator[tuple[
 
     Yields:
         (prefix, name -> tensor below it, names beside it that are neither below it nor known to stand beside a backbone).
-        The names that wrappers add (WRAPPERS) are out in all of them.
+        WRAPPERS are removed from the names in all of them.
     """
     plain = without_wrappers(state, own)
     prefixes = {"": len(plain)}
@@ -81,7 +83,7 @@ def unwrapped(state: Mapping[str, Any], own: Collection[str]) -> Iterator[tuple[
         for end in range(1, len(parts) + 1):
             prefix = ".".join(parts[:end]) + "."
             prefixes[prefix] = prefixes.get(prefix, 0) + 1
-    least = len(own) // 2  # fewer names below it than that are no network
+    least = len(own) // 2  # fewer names below a prefix are not this network
     for prefix in (p for p in prefixes if p == "" or prefixes[p] >= least):
         below = {name[len(prefix) :]: value for name, value in plain.items() if name.startswith(prefix)}
         beside = [name for name in plain if not name.startswith(prefix) and not BESIDE.search(name)]

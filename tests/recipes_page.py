@@ -22,6 +22,9 @@ was reproduced with them here: the data sets and the pretrained weights are not 
 Write your own beside your data; `vidgraph train mine.toml` checks every key and type, and names the nearest where one is wrong.
 `--set KEY=VALUE` overrides any key. The keys, with what they mean, are the dataclasses of `heads/recipe.py`, `heads/tables.py`
 and `heads/training.py`.
+
+`--set 'data.no_label=["-1"]'` lists labels that stand for none: a clip with no other label counts as one without a label.
+`data.class_list` names a file with one class per line.
 """
 
 

@@ -17,7 +17,8 @@ import pytest
 
 from pipeline import claims, shards
 from pipeline.claims import Watch, claim_file, give_up, look, remove_parts, sweep, take
-from pipeline.sealed import done_marker, own_claim, part_of, publish, read_json, sha256_of, writer_lives
+from pipeline.owners import own_claim, part_of, writer_lives
+from pipeline.sealed import done_marker, publish, read_json, sha256_of
 from pipeline.shards import GroupPlan, ShardWriter
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +26,7 @@ OWNER = """
 import sys, time
 from pathlib import Path
 from pipeline.claims import take
-from pipeline.sealed import part_of
+from pipeline.owners import part_of
 path = Path(sys.argv[1])
 claim = take(path)
 part_of(path, claim.name).write_text("half a shard")
@@ -209,7 +210,7 @@ def test_a_link_whose_success_was_not_heard_of_counts(tmp_path, monkeypatch):
 
 
 def test_a_sweep_removes_what_the_dead_left_and_nothing_of_the_living(shard, owner, monkeypatch):
-    dead = subprocess.run([sys.executable, "-c", "from pipeline.sealed import own_claim; print(own_claim())"],
+    dead = subprocess.run([sys.executable, "-c", "from pipeline.owners import own_claim; print(own_claim())"],
                           cwd=ROOT, capture_output=True, text=True).stdout.strip()  # fmt: skip
     left = part_of(shard.with_name("00007.h5"), dead)
     left.write_text("half")

@@ -26,7 +26,7 @@ from heads.reproduce_tables import TABLES
 from heads.run_folder import RunFolder
 from heads.train import run_members, train
 from pipeline import claims
-from pipeline.sealed import own_claim, part_of
+from pipeline.owners import own_claim, part_of
 
 ROOT = Path(__file__).parent.parent
 OWNER = """

@@ -27,7 +27,7 @@ import ctypes, sys, threading, time
 from pathlib import Path
 from cli import _interrupt
 from pipeline.claims import take
-from pipeline.sealed import part_of
+from pipeline.owners import part_of
 _interrupt.GRACE, _interrupt.PARTING = {grace}, {net}
 claim = take(Path(sys.argv[1]))
 part_of(claim.path, claim.name).write_text("half")

@@ -13,6 +13,7 @@ from torch import nn
 import pipeline.precision as precision
 from heads import recurrent
 from heads.recurrent import LSTM
+from pipeline.config import PRECISIONS
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,6 +32,7 @@ def test_a_cpu_with_avx2_alone_says_so_and_trains_an_lstm():
 import torch
 from torch import nn
 from heads.recurrent import LSTM
+from pipeline.config import PRECISIONS
 from pipeline.precision import autocast, autocast_runs_lstm, cost
 print(cost("bf16", "cpu"))
 layer, x = LSTM(3, 4, batch_first=True), torch.randn(2, 5, 3)
@@ -110,3 +112,7 @@ def test_the_commands_say_it_once(monkeypatch, capsys):
 @pytest.mark.parametrize("verb", ["extract", "plan", "train", "ablate", "evaluate", "finetune"])
 def test_every_verb_with_a_precision_says_it(verb):
     assert "say_cost(" in (ROOT / "cli" / f"{verb}.py").read_text()
+
+
+def test_an_extraction_takes_the_precisions_that_have_a_dtype():
+    assert tuple(precision.DTYPES) == PRECISIONS

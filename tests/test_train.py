@@ -577,7 +577,7 @@ def test_a_damaged_or_missing_checkpoint_is_said(cache, tmp_path):
 def test_devices_and_precisions_that_are_not_there_are_refused():
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
         device_for("cpu", "fp16")
-    with pytest.raises(ValueError, match="precision: expected one of"):
+    with pytest.raises(ValueError, match="precision 'fp8': expected one of"):
         device_for("cpu", "fp8")
 
 

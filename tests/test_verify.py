@@ -13,7 +13,8 @@ import pipeline.smallfile
 from pipeline.cache import Cache, CacheError
 from pipeline.claims import machine, take
 from pipeline.graphs import build_graphs
-from pipeline.sealed import part_of, read_json, sha256_of, write_json
+from pipeline.owners import part_of
+from pipeline.sealed import read_json, sha256_of, write_json
 from pipeline.shardcheck import ShardChecker
 from pipeline.shardfile import ShardFile
 from pipeline.values import wrong_values

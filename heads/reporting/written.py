@@ -1,7 +1,7 @@
-"""The folder that a report is written to: which files in it are the report's own, so that no others are ever removed.
+"""Writes a report into its folder, and replaces the files of an earlier report there, but no other files.
 
-Its file MARKER lists them, and is written before the first of them: so a report that was stopped, or met a full disk, can be
-written again. Everything else in the folder is somebody else's.
+The file MARKER lists the report's files and is written before the first of them. So a report that was stopped, or met a full
+disk, can be written again. Files that it does not list belong to somebody else and stay.
 """
 
 import json
@@ -19,7 +19,7 @@ TEXT = "report.md"
 MARKER = "vidgraph-report.json"
 FOLDERS = ("plots", "pictures", "tables")
 _OWN = re.compile(rf"report\.(html|md)|({'|'.join(FOLDERS)})/(?!\.)[^/\\]+")
-# What pages began with before there was a marker, and still begin with.
+# How every page begins, also those of versions that wrote no MARKER.
 _BEGINNING = (
     '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
     "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
@@ -28,7 +28,7 @@ _BEGINNING = (
 
 
 def own_files(out: Path) -> set[str]:
-    """The files of an earlier report in a folder, by their paths in it. ValueError for a folder that holds something else."""
+    """The files of an earlier report, as paths relative to `out`. ValueError for a folder that holds something else."""
     for folder in (out / name for name in FOLDERS):
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):  # a list may name files of wherever a link leads
             raise ValueError(f"{folder}: expected a folder of the report's own, got a link or a file; choose another --out")
@@ -40,27 +40,27 @@ def own_files(out: Path) -> set[str]:
             return {name for name in listed if isinstance(name, str) and _OWN.fullmatch(name)}
         except (ValueError, KeyError, TypeError, RecursionError):
             raise ValueError(f"{out / MARKER}: damaged; expected a list of the report's files: choose a new folder") from None
-    if out.is_dir() and _is_page(out / PAGE):  # of a version that wrote no marker: what its text shows is its own
+    if out.is_dir() and _is_page(out / PAGE):  # of a version without MARKER: the pictures that its text shows are its own
         text = read_small_text(out / TEXT, errors="replace") if (out / TEXT).is_file() else ""
         shown = re.findall(r"\]\(((?:plots|pictures)/[^/)\\]+)\)", text)
         return {PAGE, TEXT, *(name for name in shown if _OWN.fullmatch(name))}
     if out.is_dir() and all(_left_before_the_marker(path) for path in out.iterdir()):
         return set()
-    raise ValueError(f"{out}: is there and is no report; expected a new folder, or one of an earlier report")
+    raise ValueError(f"{out}: exists and is no report; expected a new folder, or that of an earlier report")
 
 
 def write_report(out: Path, page: str, text: str, files: Mapping[str, bytes]) -> None:
-    """Writes a report's files, the page last, and removes those of an earlier report that this one has not.
+    """Writes a report's files, the page last, and removes files of the earlier report that this one does not have.
 
-    ValueError, before anything is written, where one of them would replace a file that is no report's.
+    ValueError, before anything is written, if it would replace a file that is not an earlier report's.
     """
     before, mine = own_files(out), {PAGE, TEXT, *files}
     marked = (out / MARKER).is_file()
     foreign = [name for name in sorted(mine - before) if (out / name).exists()] if marked or not before else []
     if foreign:
         raise ValueError(
-            f"{out / foreign[0]}: is there, is of no earlier report, and this one would replace it; move it, or choose another "
-            "folder"
+            f"{out / foreign[0]}: this file is of no earlier report, and the new report would replace it; "
+            "move it, or choose another folder"
         )
     make_folder(out)
     remove_abandoned(out, re.escape(MARKER), re.escape(PAGE), re.escape(TEXT))
@@ -68,13 +68,13 @@ def write_report(out: Path, page: str, text: str, files: Mapping[str, bytes]) ->
     for name, data in files.items():
         path = out / name
         path.parent.mkdir(exist_ok=True)
-        path.unlink(missing_ok=True)  # where it is a link now, what that leads to stays as it is
+        path.unlink(missing_ok=True)  # a link is replaced; its target stays
         with named(path):
             path.write_bytes(data)
     for name in before - mine:
         (out / name).unlink(missing_ok=True)
     for folder in FOLDERS:
-        with suppress(OSError):  # it holds what is somebody else's, or is not there
+        with suppress(OSError):  # it holds files of somebody else, or does not exist
             (out / folder).rmdir()
     write_text(out / TEXT, text)
     write_text(out / PAGE, page)
@@ -87,7 +87,7 @@ def _mark(out: Path, names: set[str]) -> None:
 
 
 def _left_before_the_marker(path: Path) -> bool:
-    """Whether a file is what a report leaves that was killed at its very first step."""
+    """Whether a file was left by a report that was killed before MARKER had its name."""
     return path.name.startswith(f"{MARKER}.") and path.name.endswith(".part")
 
 

@@ -9,32 +9,26 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.backbones._base import Backbone, Conv
 from pipeline.memory_format import lay_out
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from pipeline.precision import dtype_of, refuse_fp16_on_cpu
 
 
 def freeze(backbone: Backbone, precision: str = "fp32", device: str | torch.device = "cpu", compile: bool = False) -> Backbone:
     """A copy of `backbone` for inference, with the same `maps`, `prepare` and cuts; the original is left as it is.
 
     The copy is in evaluation mode for good (`train()` does not change it), needs no gradient, runs in inference mode, has
-    its batch norms folded into the convolutions before them, and its kernels in the memory format that is
-    fastest and safe there (`pipeline.memory_format`). It computes in `precision`
-    ("fp32", "bf16", "fp16") on `device`: `prepare` returns that dtype, `maps` takes any and returns that one. What it
-    returns are inference tensors; clone them before autograd has to save them. compile: `torch.compile` block by block, on
+    its batch norms folded into the convolutions before them, and its kernels in the fastest memory format that is safe
+    there (`pipeline.memory_format`). It computes in `precision` ("fp32", "bf16", "fp16") on `device`: `prepare` returns that
+    dtype, `maps` takes any and returns that one. What it returns are inference tensors: clone them before autograd has to
+    save them. compile: `torch.compile` block by block, on
     the first call for every new shape. ValueError for an unknown precision, and for fp16 on a CPU.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
-    if precision == "fp16" and torch.device(device).type == "cpu":
-        raise ValueError(
-            "precision fp16 on a CPU is a hundred times slower than fp32: pass --precision fp32 or bf16, or work on a machine "
-            "with a GPU (--device cuda)"
-        )
+    dtype = dtype_of(precision)
+    refuse_fp16_on_cpu(precision, device)
     frozen = copy.deepcopy(backbone).eval().requires_grad_(False)
     for module in list(frozen.modules()):
         _fold(module)
     pixels = frozen.pixel_mean, frozen.pixel_std
-    lay_out(frozen.to(device, PRECISIONS[precision]), device)
+    lay_out(frozen.to(device, dtype), device)
     frozen.pixel_mean, frozen.pixel_std = (buffer.to(device) for buffer in pixels)  # pixels are normalised in float32
     frozen.frozen = True
     if compile:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from pipeline.backbones._base import IMAGENET_MEAN, IMAGENET_STD, Backbone
+from pipeline.sealed import sha256_of
 from pipeline.shown import unguarded_error
 from pipeline.wrappers import HOLDERS, other_states, states, tried, unwrapped
 
@@ -67,7 +68,7 @@ def load(backbone: Backbone, source: str | Path, *, inflate: str = "mean", fresh
     else:
         saved = read(source)
         found = list(states(saved)) or _by_other_keys(saved, source, backbone.state_dict(), inflate, fresh)
-        digest = _file_sha256(Path(source))
+        digest = sha256_of(Path(source))
     own = backbone.state_dict()
     readings = [reading for state in found for reading in _readings(state, own, inflate, fresh)]
     fitting = [reading for reading in readings if reading.fits] or _the_only_one(readings)
@@ -79,8 +80,11 @@ def load(backbone: Backbone, source: str | Path, *, inflate: str = "mean", fresh
 
 @dataclass(frozen=True)
 class _Reading:
-    """One way to read a checkpoint: without `prefix`, in our names and shapes, with what is wrong then (`faults`, in words) and
-    the names `beside` the prefix that belong to something else."""
+    """One way to read a checkpoint.
+
+    `state` holds the tensors below `prefix`, in our names and shapes. `faults` are the keys that do not fit, by what is wrong
+    with them. `beside` are names outside the prefix that belong to something else.
+    """
 
     prefix: str
     state: dict[str, Tensor]
@@ -89,7 +93,7 @@ class _Reading:
 
     @property
     def fits(self) -> bool:
-        """Whether all of the network is there, and nothing else."""
+        """Whether the checkpoint holds the whole network and nothing else."""
         return not self.faults and not self.beside
 
 
@@ -234,7 +238,7 @@ def _faults(state: dict[str, Tensor], own: dict[str, Tensor], fresh: Iterable[st
 
 
 def _refusal(backbone: Backbone, readings: list[_Reading], found: list[dict[str, Tensor]], fresh: Iterable[str]) -> str:
-    """The backbone, what does not fit it in the nearest reading of a checkpoint, what was tried, and what to do."""
+    """The rest of the error: the backbone, the keys that do not fit in the nearest reading, what was tried, what to do."""
     own = backbone.state_dict()
     nearest = min(readings, key=lambda one: (sum(map(len, one.faults.values())), len(one.beside)))
     groups = {**nearest.faults, **({"beside it": nearest.beside} if nearest.beside else {})}
@@ -309,18 +313,10 @@ def _fetch_imagenet(backbone: Backbone) -> dict[str, Tensor]:
         raise ValueError(f"weights imagenet: there are none for {backbone.name}; give none or the path of a checkpoint")
     weights = get_weight(f"{backbone.imagenet}_Weights.IMAGENET1K_V1")
     try:
-        with unguarded_error():  # its bar
+        with unguarded_error():  # draws a progress bar
             return dict(weights.get_state_dict(progress=True, check_hash=True))
     except OSError as error:
         raise OSError(f"weights imagenet: could not fetch {weights.url} ({error}); download it and give its path") from error
-
-
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _state_sha256(state: dict[str, Tensor]) -> str:

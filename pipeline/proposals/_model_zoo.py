@@ -1,7 +1,7 @@
-"""What we need of a detectron2 that is installed, beside its networks: whether it works, its configs, where its weights lie.
+"""Asks an installed detectron2 whether it works, for its configs, and for the addresses of its weights.
 
-`detectron2.model_zoo` itself needs pkg_resources, which setuptools has not had since version 82. But its configs are files, and
-its list of weights is plain data in its source: neither needs the module to be imported.
+`detectron2.model_zoo` imports pkg_resources, which setuptools no longer has from version 82 on. So that module is not imported
+here: its configs are files, and its list of weights is plain data in its source.
 """
 
 import ast
@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.names import nearest
+from pipeline.shown import first_line
 
 INSTALL = "the command in INSTALL.md of the repository facebookresearch/detectron2 (it is on no package index)"
 USED = ("detectron2", "detectron2.modeling", "detectron2.config", "detectron2.structures", "detectron2.utils.file_io")
@@ -18,18 +19,18 @@ DISTRIBUTIONS = {"yaml": "pyyaml", "PIL": "pillow", "cv2": "opencv-python", "hyd
 
 
 def why_no_detectron2() -> str:
-    """Why detectron2 is of no use here, and what to do about it, in one line; "" where it works."""
+    """Why detectron2 does not work here and what to do about it, in one line; "" if it works."""
     try:
         for name in USED:
             import_module(name)
-    except Exception as error:  # an old one on new libraries raises whatever it trips over
+    except Exception as error:  # an old one may raise anything on newer libraries
         return _reason(error)
     return ""
 
 
 def _reason(error: Exception) -> str:
     """What a failed import of detectron2 means."""
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    said = first_line(error)
     name = getattr(error, "name", None) or ""
     if isinstance(error, ModuleNotFoundError) and name == "detectron2":
         return f"it is not installed; install it with {INSTALL}"
@@ -91,13 +92,13 @@ def fetched(address: str) -> Path:
 
     ValueError if it cannot be had.
     """
-    logging.getLogger("iopath").setLevel(logging.CRITICAL)  # what it has to say of a failure, our error says in one line
+    logging.getLogger("iopath").setLevel(logging.CRITICAL)  # our error says in one line what it logs about a failure
     try:
         if address.startswith("catalog://"):
             import_module("detectron2.checkpoint")  # knows what these are
         return Path(import_module("detectron2.utils.file_io").PathManager.get_local_path(address))
     except Exception as error:  # no network, no such file there, no room, no such entry: each raises something else
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"could not fetch {address} ({reason}); fetch it elsewhere and pass weights=FILE") from None
 
 

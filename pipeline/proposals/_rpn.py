@@ -1,7 +1,6 @@
 """What the region proposal networks share: weights files, batch norm folded away, precision, frames in batches, and from the
 network's numbers to the best boxes."""
 
-import hashlib
 import math
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.memory_format import lay_out
+from pipeline.precision import dtype_of
+from pipeline.sealed import sha256_of
+from pipeline.shown import first_line
 from pipeline.wrappers import other_states, states, unwrapped
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 PRE_NMS = 1000  # boxes per level that reach the suppression
 MIN_SIDE = 1e-3  # pixels; smaller boxes are dropped
@@ -22,14 +22,10 @@ MAX_LOG = math.log(1000 / 16)  # no box grows to more than 62.5 times its anchor
 
 def file_sha256(path: str | Path) -> str:
     """sha256 of a file's bytes, in hexadecimal. ValueError if it cannot be read."""
-    digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        return sha256_of(Path(path))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); expected a file") from error
-    return digest.hexdigest()
 
 
 def read_state(path: str | Path, own: Collection[str]) -> dict[str, Tensor]:
@@ -43,10 +39,8 @@ def read_state(path: str | Path, own: Collection[str]) -> dict[str, Tensor]:
         raise ValueError(f"{path}: no such weights file; expected a state dict written by torch.save, or weights=coco")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # torch raises what the damage happens to trip: EOFError, KeyError, RuntimeError, UnpicklingError
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # damage raises EOFError, KeyError, RuntimeError, UnpicklingError and more
+        first = first_line(error)
         raise ValueError(f"{path}: not a file of tensors written by torch.save ({first.split('. ')[0][:120]})") from error
     tables = [("", table) for table in states(state)] or list(other_states(state))
     readings = [(key, prefix, below) for key, table in tables for prefix, below, _ in unwrapped(table, own)]
@@ -90,9 +84,7 @@ def fold(conv: nn.Conv2d, norm: nn.Module) -> None:
 def place(module: nn.Module, device, precision: str) -> None:
     """Move a network, in place, to its device, dtype and memory format. ValueError for an unknown precision, or if
     its weights were already rounded to fewer bits than now asked for."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
-    dtype, now = PRECISIONS[precision], next(module.parameters()).dtype
+    dtype, now = dtype_of(precision), next(module.parameters()).dtype
     if now not in (torch.float32, dtype):
         raise ValueError(f"precision {precision}: these weights were rounded to {now} before; build the source again")
     lay_out(module.to(device=device, dtype=dtype), device)

@@ -10,10 +10,10 @@ CSV              a header with clip, frame, x1, y1, x2, y2 and, if wanted, score
 Entry k of a clip's list, and frame k of the CSV, is frame k of the video file, counted from 0 (picture k+1 of a folder that
 counts from 1). A frame without an entry, or after the end of the list, has no boxes. A score that is not given is 1.
 
-A box that sticks out of the frame by up to a tenth of its side (rounding, a detector's overhang) is clipped. One that ends
-further right or below was measured in a larger picture, and fails its clip: nothing else tells a box of the original from one
-of the smaller video. Where boxes of the clip stick out to the left or above too, which those of a larger picture do not, they
-may stick out to the right and below by twice as much, up to half the side.
+A box may reach beyond the right or lower edge by a tenth of the frame's side (rounding, a detector's overhang), and is clipped.
+One that reaches further fails its clip, because it was probably measured in a larger picture, such as the original of a smaller
+video. Boxes of a larger picture never reach beyond the left or upper edge: where one does, boxes of the clip may reach beyond
+the right and lower edge by twice as much, up to half the side.
 """
 
 import csv
@@ -37,9 +37,9 @@ from pipeline.smallfile import opened
 UNITS = ("pixels", "fraction")
 CORNERS = ("x1", "y1", "x2", "y2")
 COLUMNS = ("clip", "frame", *CORNERS)
-OUTSIDE = 0.5  # a corner further outside than this part of the frame's side was measured in another frame, whatever others say
-OVERHANG = 0.1  # the same to the right and below, where no box sticks out to the left or above
-BOTH_WAYS = 2  # times as far as to the left or above may boxes stick out to the right and below
+OUTSIDE = 0.5  # part of the frame's side; a corner further outside was measured in another frame in any case
+OVERHANG = 0.1  # the limit to the right and below, if no box of the clip reaches beyond the left or upper edge
+BOTH_WAYS = 2  # times as far as beyond the left and upper edge may boxes reach beyond the right and lower one
 
 _GAP = re.compile(r"[ \t\n\r]*")
 
@@ -111,7 +111,7 @@ class Annotations:
         return boxes, scores
 
     def remark(self, clip, info, numbers) -> str:
-        """What looks wrong with a clip's boxes although they can be used, in words; "" where nothing does.
+        """What looks wrong with a clip's boxes although they can be used, in words; "" if nothing.
 
         numbers: the frames in the file at which boxes are looked for.
         """

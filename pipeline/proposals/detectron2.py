@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.memory_format import guard
+from pipeline.precision import dtype_of
 from pipeline.proposals._model_zoo import config_file, fetched, weights_url, why_no_detectron2
-from pipeline.proposals._rpn import PRECISIONS, file_sha256, fold, in_batches, load_exactly, padded, place, read_state
+from pipeline.proposals._rpn import file_sha256, fold, in_batches, load_exactly, padded, place, read_state
+from pipeline.shown import first_line
 
 # What an array needs in order to come out of a pickle; everything else that one could call is refused.
 HARMLESS = {
@@ -54,7 +56,7 @@ class Detectron2RPN:
         # As in the torchvision source: bf16 logits would tie by the hundred, and anchors need their pixels exact.
         guard(self.generator.rpn_head.to(device))
         self.generator.anchor_generator.to(device)
-        self.dtype, self.device = PRECISIONS[precision], torch.device(device)
+        self.dtype, self.device = dtype_of(precision), torch.device(device)
         self.mean, self.std = (torch.tensor(v, device=device, dtype=torch.float32) for v in (self.pixel_mean, self.pixel_std))
         return self
 
@@ -128,7 +130,7 @@ def _config(name: str, num_boxes: int, nms: float):
     except Exception as error:  # an unknown name, a missing file, broken YAML and an unknown key each raise something else
         raise ValueError(
             f"proposals 'detectron2': config {name!r}: expected a detectron2 YAML file or a name in its model zoo"
-            f" ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
+            f" ({first_line(error)})"
         ) from error
     model, generator, head = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.PROPOSAL_GENERATOR.NAME, cfg.MODEL.RPN.HEAD_NAME
     if model not in ("ProposalNetwork", "GeneralizedRCNN") or (generator, head) != ("RPN", "StandardRPNHead"):

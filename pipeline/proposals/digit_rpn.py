@@ -17,7 +17,8 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from pipeline.boxes import iou
 from pipeline.memory_format import lay_out
-from pipeline.proposals._rpn import PRECISIONS, file_sha256, in_batches, load_exactly, padded, place, read_state
+from pipeline.precision import dtype_of
+from pipeline.proposals._rpn import file_sha256, in_batches, load_exactly, padded, place, read_state
 from pipeline.proposals.torchvision import best_of_level, clip_to, suppress
 
 STRIDE = 4  # pixels per cell of the map
@@ -56,7 +57,7 @@ class DigitRPN:
     def to(self, device, precision: str = "fp32") -> "DigitRPN":
         """Moves the network there, in place, and returns itself. ValueError for an unknown precision."""
         place(self.net, device, precision)
-        self.dtype, self.device = PRECISIONS[precision], torch.device(device)
+        self.dtype, self.device = dtype_of(precision), torch.device(device)
         self.mean, self.std = (torch.full((3,), value, device=device) for value in (MEAN, STD))
         return self
 

@@ -14,8 +14,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d
 
+from pipeline.precision import dtype_of
 from pipeline.proposals._rpn import (
-    PRECISIONS,
     best_of_level,
     clip_to,
     file_sha256,
@@ -59,7 +59,7 @@ class TorchvisionRPN:
         # The last two layers are 1 % of the work and decide the order of the boxes: with bf16 logits hundreds of them tie.
         place(self.head.cls_logits, device, "fp32")
         place(self.head.bbox_pred, device, "fp32")
-        self.dtype, self.device = PRECISIONS[precision], torch.device(device)
+        self.dtype, self.device = dtype_of(precision), torch.device(device)
         self.mean, self.std = (torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
         return self
 
@@ -131,7 +131,7 @@ def _coco_file() -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with unguarded_error():  # its bar
+            with unguarded_error():  # draws a progress bar
                 torch.hub.download_url_to_file(entry.url, str(path), path.stem.rsplit("-", 1)[-1])
         except OSError as error:
             raise ValueError(
