@@ -46,11 +46,13 @@ def states(saved: object, depth: int = DEPTH) -> Iterator[dict[str, Any]]:
 
 
 def other_states(saved: object, depth: int = DEPTH) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(key, table of named tensors below it) for every key of what was saved, whatever it is called; see `states`."""
+    """(keys that lead to it, table of named tensors) below every key of what was saved, whatever it is called; see `states`."""
     for key, value in saved.items() if isinstance(saved, dict) else ():
         if isinstance(value, dict) and isinstance(key, str):
-            found = list(states(value, depth)) or [table for _, table in (other_states(value, depth - 1) if depth else ())]
-            yield from ((key, table) for table in found)
+            if found := list(states(value, depth)):
+                yield from ((key, table) for table in found)
+            elif depth:
+                yield from ((f"{key} {deeper}", table) for deeper, table in other_states(value, depth - 1))
 
 
 def without_wrappers(state: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:

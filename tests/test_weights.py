@@ -445,6 +445,8 @@ def test_two_networks_in_one_file_are_refused_with_both_prefixes(tmp_path):
     assert "the names below 'encoder_q.' or 'encoder_k.' would fit" in message
     message = refused({"student": states["encoder_q"], "teacher": states["encoder_k"]}, tmp_path, "digit_cnn")
     assert "holds several such networks, under 'student', 'teacher'" in message
+    message = refused({"nets": {"a": states["encoder_q"], "b": states["encoder_k"]}, "epoch": 3}, tmp_path, "digit_cnn")
+    assert "holds several such networks, under 'nets a', 'nets b'" in message
 
 
 def test_what_is_no_second_network_may_stand_beside_the_names(tmp_path):
