@@ -1,7 +1,9 @@
-"""Clip + frame numbers -> frames [K,H,W,3] uint8 RGB, as a player shows them. The only file that imports a video decoder.
+"""Clip + frame numbers -> frames [K,H,W,3] uint8 RGB, as a player shows them.
+
+Only this file and video_file.py import a video decoder.
 
 Frame k of a file is the k-th that a player would show, in order of time. One pass over the container's packets (read, not
-decoded) says how many there are, when each is shown, and whether the container holds what it promises: decord plays a file cut
+decoded; video_file.py) says how many there are, when each is shown, and whether the container holds what it promises: decord plays a file cut
 short as a shorter one. The same pass says whether decord can be trusted to find a frame. It can if every key frame needs none
 before it and has the same number in the file's order as in time. Else (open groups of pictures, as x265 makes by default; intra
 refresh; B-frames in AVI, WMV, MPEG; edit lists) decord 0.6 returns neighbours or repeats frames, without a word, and PyAV
