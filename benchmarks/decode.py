@@ -23,9 +23,10 @@ import av
 import numpy as np
 from _report import arguments, report, require_decord
 
-from pipeline.decode import open_clip, scan, write_video
+from pipeline.decode import open_clip, write_video
 from pipeline.manifest import Clip
 from pipeline.pool import Pool
+from pipeline.video_file import scan
 
 FRAMES = 32
 REAL = ("arm_wrestling.mp4", "flipping_a_pancake.mkv", "people_indoors.mp4")

@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from pipeline.cache import Cache, CacheError, Group
-from pipeline.decode import DecodeError
 from pipeline.manifest import Clip, read_manifest
 from pipeline.names import nearest
 from pipeline.pixels import Opening
+from pipeline.reader import DecodeError
 from pipeline.tensors import is_cut
 from pipeline.values import wrong_values
 

@@ -17,12 +17,12 @@ from heads.batch import Clips
 from heads.data import Part
 from heads.frames import Piece
 from pipeline.config import ExtractConfig
-from pipeline.decode import DecodeError
 from pipeline.forward import boxes_of
 from pipeline.manifest import Clip, Manifest
 from pipeline.pixels import ClipPixels, DecodeViews, Opening, work
 from pipeline.pool import Pool, WorkerDied
 from pipeline.proposals import BoxesError
+from pipeline.reader import DecodeError
 from pipeline.sample import Sampling, View, count_views
 
 if TYPE_CHECKING:

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.decode import DecodeError, VideoInfo, beyond_end
 from pipeline.draws import Draws
 from pipeline.manifest import SPLITS, Clip, Manifest, about_withheld, number_of, withheld
 from pipeline.pixels import Opening, step_frames
 from pipeline.pool import Pool, WorkerDied
 from pipeline.proposals import BoxesError
+from pipeline.reader import DecodeError, VideoInfo, beyond_end
 from pipeline.sample import Sampling, views_of
 from pipeline.sealed import write_text
 from pipeline.shown import visible_json, write_table

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.claims import Claim, Mark, finish
-from pipeline.decode import DecodeError, DecoderDied, DecodeTimeout, VideoInfo, beyond_end
 from pipeline.forward import Boxes, Models
 from pipeline.jobs import Advance, RunOptions, ShardJob
 from pipeline.manifest import Clip
 from pipeline.pixels import ClipPixels, DecodeViews, Opening, Probe
 from pipeline.pool import WorkerDied
 from pipeline.proposals import BoxesError
+from pipeline.reader import DecodeError, DecoderDied, DecodeTimeout, VideoInfo, beyond_end
 from pipeline.records import read_statistics
 from pipeline.sample import Sampling, View, count_views, views_of
 from pipeline.sealed import Damaged

@@ -1,7 +1,9 @@
-"""Clip + frame numbers -> frames [K,H,W,3] uint8 RGB, as a player shows them. The only file that imports a video decoder.
+"""Clip + frame numbers -> frames [K,H,W,3] uint8 RGB, as a player shows them.
+
+Only this file and video_file.py import a video decoder.
 
 Frame k of a file is the k-th that a player would show, in order of time. One pass over the container's packets (read, not
-decoded) says how many there are, when each is shown, and whether the container holds what it promises: decord plays a file cut
+decoded; video_file.py) says how many there are, when each is shown, and whether the container holds what it promises: decord plays a file cut
 short as a shorter one. The same pass says whether decord can be trusted to find a frame. It can if every key frame needs none
 before it and has the same number in the file's order as in time. Else (open groups of pictures, as x265 makes by default; intra
 refresh; B-frames in AVI, WMV, MPEG; edit lists) decord 0.6 returns neighbours or repeats frames, without a word, and PyAV
@@ -21,143 +23,22 @@ import atexit
 import ctypes
 import math
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from importlib import import_module
-from operator import index
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.container import (
-    Contents,
-    Packet,
-    between,
-    contents,
-    same_colours,
-    shows_nothing,
-    starts_afresh,
-    stated_picture,
-    stated_size,
-)
-from pipeline.images import ENDINGS, MAX_PIXELS, frame_files, orientation_of, read_picture
+from pipeline.container import Contents, between, stated_picture
+from pipeline.images import ENDINGS, frame_files, read_picture
 from pipeline.manifest import Clip
-from pipeline.upright import EXIF_TURNS, PIXEL_ASPECTS, QUARTERS, STRAIGHT, Shape, Turn, fitted, turn_of, turned
-
-# FFmpeg's names of what a clip's file may be. Among the others are lists of files (HLS, DASH, ffconcat) that it would follow
-# anywhere, cameras, screens and text.
-CONTAINERS = (
-    "3g2,3gp,apng,asf,av1,avi,dirac,dv,flv,gif,gxf,h261,h263,h264,hevc,ivf,live_flv,m4v,matroska,mjpeg,mov,mp4,mpeg,mpegts,"
-    "mpegvideo,mxf,nsv,nut,obu,ogg,rm,vc1,vvc,wav,webm,wtv,yuv4mpegpipe"
-)
-FIRST_PACKETS = 64  # of a stream, among which its first picture is
-HEAD = 4096  # bytes at a file's begin that say how long it is
-END_SLACK = 0.5  # seconds by which a clip may end after its file: lists round
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """A clip as it will be read: `frames` it has, `fps` on average (0: unknown), `width` and `height` as shown, in pixels.
-
-    `fps` is the manifest's where it has a column `fps`, else frames by the seconds for which they are shown. `first` is the
-    number in the file of the clip's frame 0; it is not 0 where the manifest's `start` cuts the clip. `until` is the second at
-    which the file's last frame ends, 0 where that is unknown.
-    """
-
-    frames: int
-    fps: float
-    width: int
-    height: int
-    first: int = 0
-    until: float = field(default=0.0, compare=False)
-
-
-def beyond_end(clip: Clip, info: VideoInfo) -> str:
-    """What looks wrong with a clip's `end` if it lies more than END_SLACK beyond the file's, in words; "" if nothing does."""
-    if clip.end is None or not info.until or clip.end <= info.until + END_SLACK:
-        return ""
-    said = f"ends at {clip.end:g} s, {clip.end - info.until:.2f} s beyond the end of the video ({info.until:.2f} s)"
-    if info.fps and clip.end / info.fps <= info.until + END_SLACK:
-        return f"{said}; start and end are seconds: are these frame numbers, or milliseconds?"
-    if clip.end / 1000 <= info.until + END_SLACK:
-        return f"{said}; start and end are seconds: are these milliseconds?"
-    return f"{said}; start and end are seconds in the file"
-
-
-class DecodeError(Exception):
-    """A clip that cannot be read: its id, its path, and the reason in words. Pickles."""
-
-    def __init__(self, clip: str, path: str | Path, reason: str):
-        super().__init__(clip, str(path), reason)
-        self.clip, self.path, self.reason = clip, str(path), reason
-
-    def __str__(self) -> str:
-        return f"{self.clip}: {self.path}: {self.reason}"
-
-
-class TruncatedVideo(DecodeError):
-    """The container holds less than it promises."""
-
-
-class DecodeTimeout(DecodeError):
-    """Decoding took longer than the time limit."""
-
-
-class DecoderDied(DecodeError):
-    """The process that decoded the clip ended."""
-
-
-class Reader(ABC):
-    """Frames of one clip by number. Built inside the process that uses it; `info` is known from the start."""
-
-    def __init__(self, clip: Clip, info: VideoInfo):
-        self.clip, self.info = clip, info
-
-    def read(self, numbers: Iterable[int]) -> np.ndarray:
-        """The frames [len,H,W,3] uint8 RGB at `numbers`, which count from `info.first`, in any order, repeats allowed.
-
-        Each distinct frame is decoded once. ValueError for a number outside 0..frames-1, DecodeError if one cannot be decoded.
-        """
-        numbers = np.fromiter(map(index, numbers), np.int64)
-        outside = numbers[(numbers < 0) | (numbers >= self.info.frames)]
-        if len(outside):
-            raise ValueError(f"{self.clip.clip}: expected frame numbers 0 to {self.info.frames - 1}, got {outside[0]}")
-        distinct, place = np.unique(numbers, return_inverse=True)
-        if not len(distinct):
-            return np.empty((0, self.info.height, self.info.width, 3), np.uint8)
-        frames = self._decode((distinct + self.info.first).tolist())
-        return frames if np.array_equal(distinct, numbers) else frames[place]
-
-    @abstractmethod
-    def _decode(self, numbers: list[int]) -> np.ndarray:
-        """The frames of the file at `numbers`, distinct and ascending."""
-
-    def close(self) -> None:
-        """Lets go of the file."""
-        self._video = None
-
-    def __enter__(self) -> "Reader":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-@dataclass(frozen=True)
-class Held:
-    """A video file as `scan` found it: what its packets say, which stream they are of, and how its pictures are shown.
-
-    `shape` is None where the first picture cannot be decoded. `alone`: the file has no other video stream.
-    """
-
-    contents: Contents
-    stream: int
-    shape: Shape | None
-    alone: bool
+from pipeline.reader import DecodeError, Reader, TruncatedVideo, VideoInfo, failed
+from pipeline.shown import first_line
+from pipeline.upright import PIXEL_ASPECTS, STRAIGHT, Shape, fitted, turned
+from pipeline.video_file import Held, aspect_of, first_shape, open_video, scan, shape_of
 
 
 def open_clip(
@@ -188,14 +69,14 @@ def open_clip(
             return _FolderReader(clip, frame_pattern)
         if not path.is_file():
             hint = r"; its path has backslashes: write / between folders" if "\\" in path.name else ""
-            raise _failed(clip, f"there is no such file{hint}")
+            raise failed(clip, f"there is no such file{hint}")
     except OSError as error:
-        raise _failed(clip, f"it cannot be read ({error.strerror})") from None
+        raise failed(clip, f"it cannot be read ({error.strerror})") from None
     held = scan(clip)
     if held.contents.missing and not allow_truncated:
         raise TruncatedVideo(clip.clip, path, held.contents.missing)
     if not held.contents.times:
-        raise _failed(clip, "no frame in it")
+        raise failed(clip, "no frame in it")
     if held.shape and pixel_aspect == "stored":
         held = replace(held, shape=replace(held.shape, aspect=1.0))
     return DECODERS[decoder](clip, held)
@@ -212,148 +93,8 @@ def _with_rate(clip: Clip) -> Clip:
     except (ValueError, ZeroDivisionError, OverflowError):
         rate = 0.0
     if not (math.isfinite(rate) and rate > 0):
-        raise _failed(clip, f"column fps: expected frames a second, such as 25 or 30000/1001, or nothing; got {text!r}")
+        raise failed(clip, f"column fps: expected frames a second, such as 25 or 30000/1001, or nothing; got {text!r}")
     return replace(clip, extra={**extra, "fps": f"{rate:.9f}"})
-
-
-def _failed(clip: Clip, reason: str) -> DecodeError:
-    return DecodeError(clip.clip, clip.path, reason)
-
-
-def _open(clip: Clip):
-    """PyAV's container and its video stream, to be decoded by one thread (several workers share the cores)."""
-    import av
-
-    try:
-        # Titles in an unknown encoding are no reason to refuse a video.
-        container = av.open(str(clip.path), metadata_errors="replace", container_options={"format_whitelist": CONTAINERS})
-    except av.FFmpegError as error:
-        raise _failed(clip, f"FFmpeg cannot open it: not a video, or cut short ({error.strerror})") from None
-    stream, pictures = _video_stream(container)
-    if stream is None or stream.codec_context is None:
-        container.close()
-        if stream is None:
-            reason = "no video stream in it, only a cover picture" if pictures else "no video stream in it"
-        else:
-            reason = "no decoder for its video stream, or its header is cut short"
-        raise _failed(clip, reason)
-    stream.codec_context.thread_count = 1
-    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # a frame may claim more than the container does
-    return container, stream
-
-
-def _video_stream(container) -> tuple:
-    """(the video stream that a player shows, or None; how many pictures are attached, such as a cover)."""
-    from av.stream import Disposition
-
-    films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
-    best = container.streams.best("video")
-    if best is not None and best.disposition & Disposition.attached_pic:
-        best = next((stream for stream in films if stream.disposition & Disposition.default), films[0] if films else None)
-    return best, len(container.streams.video) - len(films)
-
-
-def scan(clip: Clip) -> Held:
-    """Reads every packet once. DecodeError if the file does not open, or claims frames larger than MAX_PIXELS."""
-    import av
-
-    container, stream = _open(clip)
-    with container:
-        codec = stream.codec_context
-        if not codec.width * codec.height:  # FFmpeg itself takes back sizes beyond its arithmetic
-            raise _failed(clip, "it tells no frame size, or an impossible one")
-        if codec.width * codec.height > MAX_PIXELS:
-            raise _failed(clip, f"claims frames of {codec.width}x{codec.height} pixels; expected {MAX_PIXELS:,} pixels at most")
-        packets, begins, ends, stopped, first = [], {}, {}, "", _First(clip, stream)
-        try:
-            for packet in container.demux():
-                if packet.size == 0:  # the end of a stream
-                    continue
-                which, stamp = packet.stream_index, packet.pts
-                if stamp is not None:
-                    end = stamp + (packet.duration or 0)
-                    begins.setdefault(which, stamp)
-                    ends[which] = max(ends.get(which, end), end)
-                if which == stream.index:
-                    packets.append(_described(packet, codec))
-                    first.look(packet)
-        except av.FFmpegError as error:
-            stopped = f"reading stopped after {len(packets)} frames ({error.strerror})"
-        seconds = {which: float(container.streams[which].time_base) for which in ends}
-        begins = {which: begin * seconds[which] for which, begin in begins.items()}
-        ends = {which: end * seconds[which] for which, end in ends.items()}
-        held = contents(container, stream, packets, ends, stopped, _is_whole(clip), begins)
-        held = replace(held, same_colours=same_colours(codec))
-        return Held(held, stream.index, first.shape, len(container.streams.video) == 1)
-
-
-def _described(packet, codec) -> Packet:
-    """What `contents` looks at of one of PyAV's packets."""
-    key, data = packet.is_keyframe, memoryview(packet)
-    fresh = key and (codec.name != "h264" or starts_afresh(data, codec.extradata))
-    hidden = packet.is_discard or shows_nothing(codec.name, data)
-    return Packet(packet.pts, key, fresh, hidden, packet.is_corrupt, packet.dts, packet.duration or 0)
-
-
-def _is_whole(clip: Clip) -> bool:
-    """Whether the file says how many bytes it has, and has them."""
-    with suppress(OSError), open(clip.path, "rb") as file:
-        size = stated_size(file.read(HEAD))
-        return size is not None and file.seek(0, 2) >= size
-    return False
-
-
-class _First:
-    """Decodes the first packets of a stream until there is a picture, for what it says about how it is shown."""
-
-    def __init__(self, clip: Clip, stream):
-        self.clip, self.stream, self.left, self.shape = clip, stream, FIRST_PACKETS, None
-
-    def look(self, packet) -> None:
-        """Takes the next packet of the stream."""
-        import av
-
-        if not self.left or not (packet.is_keyframe or self.left < FIRST_PACKETS):
-            return
-        self.left -= 1
-        try:
-            for frame in packet.decode():
-                known = _exif_turn(packet) if self.stream.codec_context.name == "mjpeg" else None
-                self.shape, self.left = _shape(self.clip, frame, _aspect(self.stream), known), 0
-                return
-        except av.FFmpegError:
-            self.left = 0  # whoever decodes says why
-
-
-def _exif_turn(packet) -> Turn | None:
-    """The turn that a JPEG's own metadata ask for, None where they ask for none."""
-    return EXIF_TURNS.get(orientation_of(bytes(packet)))
-
-
-def _shape(clip: Clip, frame, aspect: float, known: Turn | None = None) -> Shape:
-    """How one of PyAV's frames is shown: by its matrix, or by the turn that is `known` where PyAV cannot tell.
-
-    DecodeError for a matrix or an aspect that nothing can be shown by.
-    """
-    try:
-        matrix = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV refuses all of a frame's side data if one of them is of a kind that it does not know
-        turn = known or QUARTERS[round(frame.rotation / 90) % 4]
-    else:
-        try:
-            turn = turn_of(bytes(matrix) if matrix is not None else None)
-        except ValueError as error:
-            raise _failed(clip, str(error)) from None
-    shape = Shape(frame.width, frame.height, turn, aspect)
-    width, height = shape.shown
-    if not 1 <= width * height <= MAX_PIXELS:
-        raise _failed(clip, f"claims pixels {aspect:g} times as wide as high: {width}x{height} pixels on the screen")
-    return shape
-
-
-def _aspect(stream) -> float:
-    """Width by height of a stored pixel: the container's word, else the codec's; 1 where neither says anything."""
-    return float(stream.sample_aspect_ratio or 0) or 1.0
 
 
 def _within(clip: Clip, times: list[float], until: float, slack: float | None = None) -> tuple[int, int]:
@@ -361,7 +102,7 @@ def _within(clip: Clip, times: list[float], until: float, slack: float | None = 
     try:
         return between(times, until, clip.start, clip.end, slack)
     except ValueError as error:
-        raise _failed(clip, str(error)) from None
+        raise failed(clip, str(error)) from None
 
 
 def _info(clip: Clip, held: Contents, size: tuple[int, int]) -> VideoInfo:
@@ -378,7 +119,7 @@ class _PyavReader(Reader):
 
     def __init__(self, clip: Clip, held: Held):
         self._held = held.contents
-        self._shape = held.shape or _first_shape(clip)
+        self._shape = held.shape or first_shape(clip)
         self._size = self._shape.shown
         super().__init__(clip, _info(clip, self._held, self._size))
 
@@ -400,7 +141,7 @@ class _PyavReader(Reader):
 
         frames = np.empty((len(numbers), self.info.height, self.info.width, 3), np.uint8)
         place = {number: k for k, number in enumerate(numbers)}
-        container, stream = _open(self.clip)
+        container, stream = open_video(self.clip)
         with container:
             try:
                 if stamp is not None:
@@ -408,14 +149,14 @@ class _PyavReader(Reader):
                 for count, (frame, aspect) in enumerate(self._frames(container, stream)):
                     number = self._number(frame.pts, count)
                     if frame.is_corrupt and (number is None or number >= 0):
-                        raise _failed(self.clip, f"its data are damaged at frame {number}")
+                        raise failed(self.clip, f"its data are damaged at frame {number}")
                     if number in place:
                         frames[place.pop(number)] = self._upright(frame, aspect)
                         if not place:
                             return frames
             except av.FFmpegError as error:
-                raise _failed(self.clip, f"decoding stopped before frame {min(place)} ({error.strerror})") from None
-        raise _failed(self.clip, f"frame {min(place)} cannot be decoded")
+                raise failed(self.clip, f"decoding stopped before frame {min(place)} ({error.strerror})") from None
+        raise failed(self.clip, f"frame {min(place)} cannot be decoded")
 
     def _number(self, stamp: int | None, count: int) -> int | None:
         """The number of the frame with this time stamp, which is the `count`-th to be decoded."""
@@ -427,7 +168,7 @@ class _PyavReader(Reader):
 
     def _frames(self, container, stream):
         """(frame, its aspect): decoded from one recording after the other, where there are several."""
-        held, codec, shown = self._held, stream.codec_context, _aspect(stream)
+        held, codec, shown = self._held, stream.codec_context, aspect_of(stream)
         by_codec = abs(shown - float(codec.sample_aspect_ratio or 1)) < 1e-6  # else the container says it, for all frames
         aspects: dict[int | None, float] = {}
         size = b""
@@ -455,23 +196,9 @@ class _PyavReader(Reader):
         """RGB [H,W,3] as it is shown, at the size of the clip's first picture, which a stream may change on its way."""
         if self._shape.aspect == 1.0:
             aspect = 1.0
-        shape = _shape(self.clip, frame, aspect, self._shape.turn)
+        shape = shape_of(self.clip, frame, aspect, self._shape.turn)
         pixels = turned(frame.reformat(format="rgb24").to_ndarray(), shape.turn)
         return fitted(pixels, shape.shown, self._size)
-
-
-def _first_shape(clip: Clip) -> Shape:
-    """How the first picture of a file is shown. DecodeError if it cannot be decoded."""
-    import av
-
-    container, stream = _open(clip)
-    with container:
-        try:
-            frame = next(container.decode(stream))
-        except (av.FFmpegError, StopIteration) as error:
-            reason = f"its first frame cannot be decoded ({getattr(error, 'strerror', 'no data')})"
-            raise _failed(clip, reason) from None
-        return _shape(clip, frame, _aspect(stream))
 
 
 def _decord_where_it_can_be_trusted(clip: Clip, held: Held) -> Reader:
@@ -498,9 +225,9 @@ def why_no_decord() -> str:
     except ModuleNotFoundError as error:
         if error.name == "decord":
             return "not installed"
-        return f"installed, but does not load: {_first_line(error)}"
+        return f"installed, but does not load: {first_line(error)}"
     except Exception as error:  # a library for another machine or of another FFmpeg raises whatever it likes
-        return f"installed, but does not load: {_first_line(error)}"
+        return f"installed, but does not load: {first_line(error)}"
     if _complaints() is None:
         return "installed, but its FFmpeg is not beside it, so that its errors would not be heard"
     return ""
@@ -604,13 +331,13 @@ class _TorchcodecReader(Reader):
         try:
             self._video = decoders.VideoDecoder(str(clip.path), **options)
         except (RuntimeError, ValueError) as error:
-            raise _failed(clip, f"torchcodec cannot open it ({_first_line(error)})") from None
+            raise failed(clip, f"torchcodec cannot open it ({first_line(error)})") from None
         self._held = held
         super().__init__(clip, _info(clip, held.contents, held.shape.shown))
         self.turns = bool(self._video.metadata.rotation)  # by the container's matrix, the only one that it knows
         promised, missing = len(held.contents.times), held.contents.missing
         if len(self._video) < promised or (len(self._video) > promised and not missing):
-            raise _failed(clip, f"torchcodec counts {len(self._video)} frames in it, FFmpeg {promised}; choose pyav")
+            raise failed(clip, f"torchcodec counts {len(self._video)} frames in it, FFmpeg {promised}; choose pyav")
 
     def _decode(self, numbers: list[int]) -> np.ndarray:
         try:
@@ -629,15 +356,15 @@ class _FolderReader(Reader):
         try:
             self._images = frame_files(clip.path, pattern)
         except ValueError as error:
-            raise _failed(clip, str(error)) from None
+            raise failed(clip, str(error)) from None
         rate = (getattr(clip, "extra", None) or {}).get("fps", "")
         fps = float(rate) if re.fullmatch(r"\d+(\.\d+)?", rate) else 0.0
         if not self._images:
-            raise _failed(self.clip, f"no image in the folder; expected frames such as 00001.jpg ({', '.join(ENDINGS)})")
+            raise failed(self.clip, f"no image in the folder; expected frames such as 00001.jpg ({', '.join(ENDINGS)})")
         first, frames = 0, len(self._images)
         if clip.start or clip.end is not None:
             if not fps:
-                raise _failed(self.clip, "start and end need the frame rate of the folder: add a column fps to the manifest")
+                raise failed(self.clip, "start and end need the frame rate of the folder: add a column fps to the manifest")
             first, frames = _within(clip, [k / fps for k in range(frames)], frames / fps)
         height, width = self._pixels(self._images[0]).shape[:2]
         until = len(self._images) / fps if fps else 0.0
@@ -649,7 +376,7 @@ class _FolderReader(Reader):
             pixels = self._pixels(self._images[number])
             if pixels.shape != frames.shape[1:]:
                 expected, came = (f"{shape[1]}x{shape[0]}" for shape in (frames.shape[1:], pixels.shape))
-                raise _failed(self.clip, f"{self._images[number].name}: expected {expected} pixels, got {came}")
+                raise failed(self.clip, f"{self._images[number].name}: expected {expected} pixels, got {came}")
             frames[k] = pixels
         return frames
 
@@ -658,11 +385,7 @@ class _FolderReader(Reader):
         try:
             return read_picture(path)
         except (OSError, ValueError) as error:
-            raise _failed(self.clip, f"{path.name}: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise failed(self.clip, f"{path.name}: {first_line(error)}") from None
 
 
 def _module(name: str):
@@ -674,7 +397,7 @@ def _module(name: str):
         advice = " and FFmpeg's shared libraries" if package == "torchcodec" else ""
         others = ", ".join(sorted(set(DECODERS) - {package}))
         cure = f"pip install {package}{advice}, or choose another ({others})"
-        raise ValueError(f"decoder {package} does not load ({_first_line(error)}): {cure}") from None
+        raise ValueError(f"decoder {package} does not load ({first_line(error)}): {cure}") from None
 
 
 DECODERS = {"decord": _decord_where_it_can_be_trusted, "pyav": _PyavReader, "torchcodec": _torchcodec_where_it_can_be_trusted}

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from pipeline.decode import DecodeError, VideoInfo, open_clip
+from pipeline.decode import open_clip
 from pipeline.manifest import Clip, ManifestError, inside
+from pipeline.reader import DecodeError, VideoInfo
 from pipeline.sample import Sampling, View, views_of
 from pipeline.videos import mark_video
 

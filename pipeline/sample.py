@@ -15,7 +15,7 @@ from pipeline.crops import Crop, even_crops, full_size, multiscale_crop, nearest
 from pipeline.draws import Draws
 
 if TYPE_CHECKING:
-    from pipeline.decode import VideoInfo
+    from pipeline.reader import VideoInfo
 
 SAMPLINGS = ("segments", "stride", "linspace", "gos")
 OFFSETS = ("equal", "tsn")

@@ -20,11 +20,13 @@ PIPELINE = {
     "container": {"timeline"},
     "upright": set(),
     "images": set(),
-    "decode": {"container", "images", "upright"},
+    "reader": set(),
+    "video_file": {"container", "images", "reader", "upright"},
+    "decode": {"container", "images", "reader", "upright", "video_file"},
     "scan": {"images"},
     "datasets": {"scan"},
     "crops": set(),
-    "sample": {"decode", "crops"},  # decode: the VideoInfo that it samples from
+    "sample": {"reader", "crops"},  # reader: the VideoInfo that it samples from
     "worker": set(),
     "module_path": set(),
     "tls": set(),
@@ -34,11 +36,11 @@ PIPELINE = {
     "pool": {"worker", "module_path"},
     "memory": set(),
     "videos": set(),
-    "pixels": {"config", "decode", "sample", "videos"},
-    "check": {"decode", "pixels", "pool", "proposals", "sample"},
+    "pixels": {"config", "decode", "reader", "sample", "videos"},
+    "check": {"pixels", "pool", "proposals", "reader", "sample"},
     "config": {"sample", "upright"},
     "backbones": set(),
-    "proposals": {"decode"},
+    "proposals": {"reader"},
     "roi": set(),
     "partfile": set(),
     "shards": {"partfile"},
@@ -69,7 +71,7 @@ PIPELINE = {
         "forward",
         "pixels",
         "pool",
-        "decode",
+        "reader",
         "sample",
         "shards",
         "proposals",
@@ -100,12 +102,12 @@ PIPELINE = {
 }
 HEADS_MAY_USE = {"cache", "tensors", "boxes", "roi", "graphs", "backbones", "cluster", "memory", "manifest", "sealed"}
 HEADS_MAY_USE |= {"digits", "digit_cache", "claims", "names", "memory_format", "precision", "shown", "texts"}
-HEADS_MAY_USE |= {"home", "owners", "records", "smallfile", "waits"}
+HEADS_MAY_USE |= {"home", "owners", "reader", "records", "smallfile", "waits"}
 ONE_PLACE = {
     "h5py": {"pipeline/shards.py", "pipeline/shardtables.py"},
     "hdf5plugin": {"pipeline/shards.py", "pipeline/shardfile.py"},
     "decord": {"pipeline/decode.py"},
-    "av": {"pipeline/decode.py"},
+    "av": {"pipeline/decode.py", "pipeline/video_file.py"},
     "torchcodec": {"pipeline/decode.py"},
     "detectron2": {"pipeline/proposals/detectron2.py"},
 }

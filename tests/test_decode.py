@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from pipeline import decode
-from pipeline.decode import DecodeError, TruncatedVideo, VideoInfo, open_clip, write_video
+from pipeline.decode import open_clip, write_video
+from pipeline.reader import DecodeError, DecoderDied, DecodeTimeout, TruncatedVideo, VideoInfo
 
 DECODERS = ("decord", "pyav")
 X264 = "scenecut=0:b-adapt=0:bframes=3:keyint=12"
@@ -383,7 +384,7 @@ def test_a_claim_of_enormous_frames_is_refused_before_decoding(encode, clip_of, 
 
 
 def test_errors_survive_pickling(tmp_path):
-    for kind in (DecodeError, TruncatedVideo, decode.DecodeTimeout, decode.DecoderDied):
+    for kind in (DecodeError, TruncatedVideo, DecodeTimeout, DecoderDied):
         error = pickle.loads(pickle.dumps(kind("clip 7", tmp_path / "7.mp4", "no frame in it")))
         assert type(error) is kind
         assert (error.clip, error.path, error.reason) == ("clip 7", str(tmp_path / "7.mp4"), "no frame in it")

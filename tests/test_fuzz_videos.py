@@ -15,10 +15,11 @@ from tiny_videos import SAMPLING, everything, write_csv
 
 from pipeline.cache import Cache
 from pipeline.config import ExtractConfig
-from pipeline.decode import DecodeError, open_clip
+from pipeline.decode import open_clip
 from pipeline.extract import RunOptions, extract
 from pipeline.manifest import read_manifest
 from pipeline.pixels import Opening
+from pipeline.reader import DecodeError
 from pipeline.verify import verify
 
 EVERY = 10  # a whole video after as many damaged ones

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from pipeline.config import ExtractConfig
-from pipeline.decode import DecodeError, open_clip
+from pipeline.decode import open_clip
 from pipeline.images import FORMATS, frame_files, read_picture, series
 from pipeline.manifest import Clip
+from pipeline.reader import DecodeError
 
 SMOOTH = np.add.outer(np.arange(32) * 3, np.arange(48) * 2).astype(np.uint8)
 

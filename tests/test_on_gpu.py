@@ -40,7 +40,6 @@ from heads.train import train
 from heads.training import Training
 from pipeline.cache import Cache
 from pipeline.config import ExtractConfig
-from pipeline.decode import VideoInfo
 from pipeline.digit_cache import cache_digits
 from pipeline.digits import TASKS, DigitVideos, load_images
 from pipeline.extract import RunOptions
@@ -51,6 +50,7 @@ from pipeline.pixels import ClipPixels
 from pipeline.plan import make_plan
 from pipeline.proposals import digit_rpn
 from pipeline.proposals.detectron2 import Detectron2RPN
+from pipeline.reader import VideoInfo
 from pipeline.roi import roi_align
 from pipeline.sample import Sampling, views_of
 

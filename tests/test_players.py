@@ -15,8 +15,9 @@ from PIL import Image, ImageOps
 
 from pipeline import decode
 from pipeline.config import ExtractConfig
-from pipeline.decode import DecodeError, TruncatedVideo, open_clip
+from pipeline.decode import open_clip
 from pipeline.pixels import Opening
+from pipeline.reader import DecodeError, TruncatedVideo
 from pipeline.sample import Sampling, views_of
 
 DECODERS = ("decord", "pyav", "torchcodec")

@@ -27,9 +27,9 @@ def strip(known: KnownCache, clip: str) -> tuple[bytes | None, str]:
 def _strip(known: KnownCache, clip: str) -> tuple[bytes | None, str]:
     from PIL import Image, ImageDraw
 
-    from pipeline.decode import DecodeError
     from pipeline.manifest import inside
     from pipeline.pixels import Opening
+    from pipeline.reader import DecodeError
     from pipeline.values import wrong_values
 
     group = known.cache["test"]
