@@ -171,8 +171,8 @@ def _document(
             Notice(
                 (
                     f"The rows' figures are of {sets} different sets of clips or labels of split {split}, each with tables of "
-                    "its own: figures of different sets cannot be compared. Classes, confusions and examples are of the best "
-                    "row's set.",
+                    "its own: figures of different sets cannot be compared. Classes, confusions, views and examples are of the "
+                    "best row's set.",
                 )
             )
         )
