@@ -125,6 +125,7 @@ def test_a_report_lists_damaged_predictions_with_the_command_that_makes_them_aga
     assert outcome.runs == 2
 
 
+ODD_SPLIT = {"test": {"clips": "x", "sha256": "a", "classes": {}}}
 SPLIT = {"clips": 2, "sha256": "a", "classes": {"a": 2}}
 RECORD = {"path": "/x.csv", "root": "/", "sha256": "a", "splits": {"test": SPLIT}}
 
@@ -138,7 +139,7 @@ RECORD = {"path": "/x.csv", "root": "/", "sha256": "a", "splits": {"test": SPLIT
         {},
         {**RECORD, "path": 5},
         {**RECORD, "splits": []},
-        {**RECORD, "splits": {"test": {**SPLIT, "clips": "x"}}},
+        {**RECORD, "splits": ODD_SPLIT},
     ],
 )
 def test_an_odd_record_of_a_manifest_is_a_problem_in_one_line(runs, tmp_path, odd):
