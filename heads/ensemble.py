@@ -31,7 +31,9 @@ class Scores:
         return {} if self.targets is None else summarise(self.scores, self.targets)
 
     def save(self, folder: Path, split: str) -> None:
-        """Writes scores_SPLIT.npz and metrics_SPLIT.json."""
+        """Writes scores_SPLIT.npz and metrics_SPLIT.json. ValueError for the folder of a run, which has its own."""
+        if (folder / "run.json").exists():
+            raise ValueError(f"{folder}: holds a run; expected a folder of its own for the sums of an ensemble")
         folder.mkdir(parents=True, exist_ok=True)
         arrays = {"clips": np.array(self.clips), "classes": np.array(self.classes), "scores": self.scores}
         if self.targets is not None:

@@ -37,14 +37,19 @@ def manifest_record(manifest: Manifest) -> dict[str, Any]:
     splits = {}
     for name, clips in sorted(by_split.items()):
         classes = Counter(label for clip in clips for label in clip.labels)
-        rows = sorted((clip.clip, sorted(clip.labels)) for clip in clips)
-        splits[name] = {"clips": len(clips), "sha256": _sha256(rows), "classes": dict(sorted(classes.items()))}
+        sha256 = sha256_of_split((clip.clip, clip.labels) for clip in clips)
+        splits[name] = {"clips": len(clips), "sha256": sha256, "classes": dict(sorted(classes.items()))}
     return {
         "path": os.path.abspath(manifest.path),
         "root": os.path.abspath(manifest.root),
         "sha256": _sha256((clip.clip, clip.split, list(clip.labels)) for clip in manifest.clips),
         "splits": splits,
     }
+
+
+def sha256_of_split(labelled: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """The checksum of clips with their labels, in any order."""
+    return _sha256(sorted((clip, sorted(labels)) for clip, labels in labelled))
 
 
 def _sha256(rows: Iterable[Sequence]) -> str:

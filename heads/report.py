@@ -68,10 +68,10 @@ def report(
     own_files(out)  # refuses a folder that holds something else before the work, not after it
     found = [read_run(folder) for folder in folders]
     split = split or _split(found)
+    for run in found:
+        _read_predictions(run, split)
     groups = groups_of(found, split)
     known = known_caches(found, caches)
-    for group in groups:
-        _read_predictions(group, split)
     pair = _pair(groups, compare, split)
     if macs:
         _count(groups, say)
@@ -89,22 +89,19 @@ def _split(found: Sequence[FoundRun]) -> str:
     return "test" if any(run.figures("test") for run in found) or not any(run.figures("val") for run in found) else "val"
 
 
-def _read_predictions(group: Group, split: str) -> None:
-    """Fills `group.predicted`; predictions that are not those of the run's figures are a problem of the run."""
-    for run in group.runs:
-        arrays = predictions_of(run, split) if run.figures(split) else None
-        predicted = predicted_of(arrays, run.recipe) if arrays else None
-        if predicted is None:
-            continue
-        said = run.figures(split)
-        if any(
-            not np.isclose(value, said.get(name, value), atol=1e-6, equal_nan=True) for name, value in predicted.figures.items()
-        ):
-            run.problems.append(
-                f"predictions_{split}.npz gives other figures than metrics.json: it is of another evaluation; "
-                f"run `vidgraph evaluate {run.folder} --split {split}`"
-            )
-        group.predicted.append(predicted)
+def _read_predictions(run: FoundRun, split: str) -> None:
+    """Fills `run.predicted`; predictions that are not those of the run's figures are a problem of the run."""
+    arrays = predictions_of(run, split) if run.finished and run.figures(split) else None
+    run.predicted = predicted_of(arrays, run.recipe) if arrays else None
+    if run.predicted is None:
+        return
+    said, found = run.figures(split), run.predicted.figures
+    run.own = all(np.isclose(value, said.get(name, value), atol=1e-6, equal_nan=True) for name, value in found.items())
+    if not run.own:
+        run.problems.append(
+            f"predictions_{split}.npz gives other figures than metrics.json: it is of another evaluation; "
+            f"run `vidgraph evaluate {run.folder} --split {split}`"
+        )
 
 
 def _pair(groups: Sequence[Group], compare: tuple[str, str] | None, split: str) -> tuple[Group, Group] | None:
@@ -171,8 +168,8 @@ def _document(
             Notice(
                 (
                     f"The rows' figures are of {sets} different sets of clips or labels of split {split}, each with tables of "
-                    "its own: figures of different sets cannot be compared. Classes, confusions and examples are of the best "
-                    "row's set.",
+                    "its own: figures of different sets cannot be compared. Classes, confusions, views and examples are of the "
+                    "best row's set.",
                 )
             )
         )

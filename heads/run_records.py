@@ -20,6 +20,12 @@ RECIPE = {
         "scores": OneOf("", "softmax", "sigmoid", "logits"),
     },
 }
+MANIFEST = {
+    "path": str,
+    "root": str,
+    "sha256": str,
+    "splits": Each({"clips": int, "sha256": str, "classes": Each(int)}),
+}
 RUN = {
     "recipe": RECIPE,
     "seed?": int,
@@ -32,6 +38,9 @@ RUN = {
     "cache?": Either(str, NOTHING),
     "device?": str,
     "versions?": Each(str),
+    "manifest?": MANIFEST,  # earlier versions recorded none
+    "start?": str,
+    "frames?": dict,
 }
 REPORTED = {**RUN, "seed": int, "dims": DIMS, "config": CONFIG, "fingerprint": str}
 CHECKPOINT = {

@@ -237,6 +237,20 @@ def test_runs_of_two_folds_are_no_seeds_of_one_row(folds, tmp_path):
     assert sorted(row["seeds"] for row in rows) == ["1", "1"]
 
 
+def test_runs_that_left_clips_out_or_record_no_manifest_are_ranked_by_what_they_predicted(folds, tmp_path):
+    """The same head three times: of all clips, of all but one, and of an earlier version on other clips."""
+    clips = tuple(f"clip{k}" for k in range(30))
+    report_runs.Made("whole", clips=clips).write(tmp_path / "runs")
+    report_runs.Made("better", head="roi_pool", skill=0.9, clips=clips).write(tmp_path / "runs")
+    report_runs.Made("whole", seed=1, clips=clips[1:]).write(tmp_path / "runs")
+    report_runs.Made("other", clips=tuple(f"other{k}" for k in range(30))).write(tmp_path / "runs")
+    report([tmp_path / "runs"], tmp_path / "out", macs=False, say=lambda line: None)
+    rows = [[(row["name"].split(" ")[0], row["seeds"]) for row in found] for found in tables(tmp_path / "out").values()]
+    assert sorted(map(sorted, rows)) == [[("better", "1"), ("whole", "1")], [("other", "1")], [("whole", "1")]]
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "The 29 clips of split test; other tables are of other clips or labels" in page
+
+
 def test_labels_that_differ_from_the_caches_copy_are_told(tmp_path):
     manifest = manifest_of(tmp_path, 4)
     create_cache(tmp_path / "cache", {"backbone": "x"}, manifest, 2)

@@ -16,7 +16,8 @@ from heads.listing import entries_below
 from heads.predictions import read_predictions
 from heads.report import report
 from heads.reporting.found import failed_members
-from heads.runs import start_log
+from heads.run_records import RUN
+from heads.runs import read_json, start_log
 from heads.summary import count_named
 from heads.transfer import default_checkpoint
 from pipeline.sealed import Damaged
@@ -122,6 +123,35 @@ def test_a_report_lists_damaged_predictions_with_the_command_that_makes_them_aga
     assert "predictions_test.npz: damaged" in problem
     assert f"vidgraph evaluate {predictions.parent} --split test" in problem
     assert outcome.runs == 2
+
+
+ODD_SPLIT = {"test": {"clips": "x", "sha256": "a", "classes": {}}}
+SPLIT = {"clips": 2, "sha256": "a", "classes": {"a": 2}}
+RECORD = {"path": "/x.csv", "root": "/", "sha256": "a", "splits": {"test": SPLIT}}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        None,
+        "x",
+        [],
+        {},
+        {**RECORD, "path": 5},
+        {**RECORD, "splits": []},
+        {**RECORD, "splits": ODD_SPLIT},
+    ],
+)
+def test_an_odd_record_of_a_manifest_is_a_problem_in_one_line(runs, tmp_path, odd):
+    path = runs / "pool-seed0" / "run.json"
+    record = {key: value for key, value in json.loads(path.read_text()).items() if key != "seal"}
+    seal(path, {**record, "manifest": RECORD})
+    assert read_json(path, RUN)["manifest"] == RECORD
+    seal(path, {**record, "manifest": odd})
+    with pytest.raises(ValueError, match=r"run\.json: .*manifest"):
+        read_json(path, RUN)
+    outcome = report([runs], tmp_path / "out", macs=False, pictures=0, say=lambda line: None)
+    assert len(outcome.problems) == 1
 
 
 @pytest.mark.parametrize("name", ["run.json", "metrics.json", "log.jsonl", "results.json"])

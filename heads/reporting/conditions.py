@@ -27,10 +27,11 @@ def conditions(groups: Sequence[Group], caches: Sequence[KnownCache], split: str
 
 def _views(groups: Sequence[Group], split: str) -> list[Block]:
     """Accuracy from the first k test views."""
+    groups = predicting(groups, split)
     drawn = [group for group in groups if any(one.by_views for one in group.predicted)]
     if not drawn:
         one = [Text(f"Every clip of {split} has one test view: nothing to tell of their number.")]
-        return one if any(group.predicted for group in groups) else []
+        return one if groups else []
     found: dict[str, dict[int, Spread]] = {}
     for group in drawn:
         some = [one.by_views for one in group.predicted if one.by_views]

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from heads import runs
+from heads.manifest_record import split_sha256
 from heads.predictions import read_predictions
+from heads.reporting.predicted import Predicted
 from heads.run_records import EVALUATION, FAILED, LOG_LINE, METRICS, REPORTED
 from pipeline.records import require
 from pipeline.sealed import Damaged, parse_json
@@ -26,7 +28,8 @@ MARKS = ("run.json", "metrics.json", "log.jsonl", "last.pt")
 class FoundRun:
     """A run folder as it is. `about`: run.json, None if it cannot be read; `result`: metrics.json, None unless the run is
     finished; `log`: one entry per epoch; `evaluations`: (name, record) of what `vidgraph evaluate` found later;
-    `problems`: what is wrong with it, for a person."""
+    `problems`: what is wrong with it, for a person; `predicted`: what its predictions of the report's split say, and `own`
+    whether its figures are of those."""
 
     folder: Path
     about: dict[str, Any] | None = None
@@ -34,6 +37,8 @@ class FoundRun:
     log: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    predicted: Predicted | None = None
+    own: bool = False
 
     @property
     def finished(self) -> bool:
@@ -51,6 +56,13 @@ class FoundRun:
     def recipe(self) -> dict[str, Any]:
         """The recipe's tables."""
         return self.about["recipe"]
+
+    def test_set(self, split: str) -> str:
+        """The checksum of the clips and labels that its figures of a split are of: those that it predicted, or else those that
+        it records, some of which may have been left out; "" where it does not tell."""
+        if self.predicted is not None and self.own:
+            return self.predicted.test_set
+        return split_sha256((self.about or {}).get("manifest"), split)
 
     def figures(self, split: str) -> dict[str, float]:
         """The figures of a split, {} where there are none."""

@@ -5,9 +5,11 @@ Scores of views become scores of videos as the run's recipe says (heads/metrics.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from heads.manifest_record import sha256_of_split
 from heads.metrics import aggregate, confusion, mean_average_precision, scores_of, summarise
 
 MOST_POINTS = 12  # numbers of views at which a figure is computed
@@ -34,6 +36,13 @@ class Predicted:
     confusion: np.ndarray | None = None
     structures: np.ndarray | None = None
     view_targets: np.ndarray | None = None
+
+    @cached_property
+    def test_set(self) -> str:
+        """The checksum of the clips and labels that were predicted, as `heads.manifest_record` has it of a whole split."""
+        several = self.targets.ndim == 2
+        labels = [np.flatnonzero(target) if several else [target] for target in self.targets]
+        return sha256_of_split((clip, [self.classes[k] for k in own]) for clip, own in zip(self.clips, labels, strict=True))
 
 
 def main_figure(figures: Mapping[str, float]) -> str:

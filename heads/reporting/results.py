@@ -45,10 +45,12 @@ def results(groups: Sequence[Group], found: Sequence[FoundRun], split: str) -> S
 def _about_set(group: Group, split: str) -> str:
     """Whose figures a table has, where there are several sets of clips: rows of different ones are not ranked together."""
     record = (group.runs[0].about.get("manifest") or {}).get("splits", {}).get(split)
-    if record is None:
+    if not group.predicted and record is None:
         return f"Runs that do not record which clips are in {split}. "
-    manifest = text(group.settings.get(MANIFEST))
-    return f"The {record['clips']:,} clips of split {split} of {manifest}; other tables are of other clips or labels. "
+    clips = len(group.predicted[0].clips) if group.predicted else record["clips"]
+    of = f" of {text(group.settings[MANIFEST])}" if MANIFEST in group.settings else ""
+    total = f" of {record['clips']:,}" if record and record["clips"] != clips else ""
+    return f"The {clips:,}{total} clips of split {split}{of}; other tables are of other clips or labels. "
 
 
 def _study_table(groups: Sequence[Group], split: str, number: int, about: str) -> Table:

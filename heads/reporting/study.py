@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from heads.manifest_record import TAG, split_sha256
+from heads.manifest_record import TAG
 from heads.recipe import PLAIN
 from heads.reporting.document import Spread
 from heads.reporting.found import FoundRun
@@ -25,15 +25,19 @@ MANIFEST = "manifest"  # the setting that says whose labels and splits a run has
 class Group:
     """Finished runs of one configuration, by seed; `name` is its own in the report; `rank`: 0 for the best main figure.
 
-    `predicted`: of each run that has them. `macs`: of the head on one view, None where they could not be counted.
+    `macs`: of the head on one view, None where they could not be counted.
     """
 
     name: str
     runs: list[FoundRun]
     settings: dict[str, Any]
     rank: int = 0
-    predicted: list[Predicted] = field(default_factory=list)
     macs: int | None = None
+
+    @property
+    def predicted(self) -> list[Predicted]:
+        """Of each run that has them."""
+        return [run.predicted for run in self.runs if run.predicted is not None]
 
     @property
     def colour(self) -> int:
@@ -45,8 +49,8 @@ class Group:
         return str(self.settings["recipe.head.name"])
 
     def test_set(self, split: str) -> str:
-        """The checksum of the clips and labels of a split; "" where the run does not tell."""
-        return split_sha256(self.runs[0].about.get("manifest"), split)
+        """The checksum of the clips and labels that its figures of a split are of; "" where no run tells."""
+        return next((known for run in self.runs if (known := run.test_set(split))), "")
 
     def spread(self, value: Callable[[FoundRun], float | None], times: float = 1.0) -> Spread | None:
         """Mean and deviation of a value over the runs that have it."""
@@ -77,7 +81,7 @@ def groups_of(found: Iterable[FoundRun], split: str) -> list[Group]:
     for run in finished:
         by_key.setdefault(json.dumps(settings_of(run, manifests), sort_keys=True, default=str), []).append(run)
     groups = []
-    for members in (part for some in by_key.values() for part in _once_per_seed(some)):
+    for members in (part for some in by_key.values() for one in _by_test_set(some, split) for part in _once_per_seed(one)):
         members.sort(key=lambda run: (run.about["seed"], str(run.folder)))
         groups.append(Group(_name(members), members, settings_of(members[0], manifests)))
     for name in {group.name for group in groups}:
@@ -86,6 +90,21 @@ def groups_of(found: Iterable[FoundRun], split: str) -> list[Group]:
     for rank, group in enumerate(groups):
         group.rank = rank
     return groups
+
+
+def _by_test_set(members: list[FoundRun], split: str) -> list[list[FoundRun]]:
+    """Runs of one configuration apart by the clips that their figures are of: the cache may have lost or found some since.
+
+    Those that do not tell are with the first.
+    """
+    sets: dict[str, list[FoundRun]] = {}
+    for run in members:
+        sets.setdefault(run.test_set(split), []).append(run)
+    unknown = sets.pop("", [])
+    if not sets:
+        return [unknown]
+    sets[next(iter(sets))] += unknown
+    return list(sets.values())
 
 
 def _once_per_seed(members: list[FoundRun]) -> list[list[FoundRun]]:
@@ -149,7 +168,7 @@ def _manifest_names(found: Iterable[FoundRun]) -> dict[str, str]:
 def by_test_set(groups: Sequence[Group], split: str) -> list[list[Group]]:
     """Groups whose figures of a split can be compared, as they are of the same clips with the same labels, together.
 
-    The sets in the order of their first group. Runs of earlier versions, which do not tell, are taken to have one set.
+    The sets in the order of their first group. Groups that do not tell are taken to have one set.
     """
     sets: dict[str, list[Group]] = {}
     for group in groups:
