@@ -60,9 +60,8 @@ def report(
     first against the second ("None": the best two). `caches`: where caches lie now, if they were moved. `pictures`: of
     examples each way. `macs`: count them, which may take seconds for a large head.
 
-    ValueError for a path without a run, a row that there is none of, two rows of different clips to compare, a cache of none
-    of the runs, and a folder `out` that
-    holds something else.
+    ValueError for a path without a run, an unknown row, two rows of different clips to compare, a cache of none of the runs, or
+    a folder `out` that holds something else.
     """
     folders, out = find_runs(paths), Path(out)
     own_files(out)  # refuses a folder that holds something else before the work, not after it

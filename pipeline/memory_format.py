@@ -2,7 +2,7 @@
 
 Channels last is faster. On a CPU it is used only if the numbers of input and output channels are
 both multiples of 8. With fewer than 8, oneDNN's backward pass of a strided 1×1 convolution for AVX2
-writes beyond the end of its buffer (`Conv2d(4, 8, 1, stride=2)`, torch 2.14.1), and the process
+writes beyond the end of its buffer (`Conv2d(4, 8, 1, stride=2)`, torch 2.14.1). Then the process
 ends in `free(): invalid pointer`, at once or later. Such narrow networks are as fast without
 channels last. So is a stem of three colours; converting its result to channels last takes 3 to 5 %
 of the forward pass of `i3d_r50`.

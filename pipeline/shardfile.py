@@ -147,8 +147,8 @@ class ShardFile:
     def read(self, group: str, field: str, rows: Sequence[int], outs: Sequence[np.ndarray]) -> None:
         """Reads each row into its array (C-contiguous, of the stored dtype and size).
 
-        Damaged if one was never written, or does not fit its checksum, which is tested when this object reads a row for the
-        first time, and wherever a compression filter runs.
+        Damaged if a row was never written or does not fit its checksum. The checksum is tested when this object reads a row for
+        the first time, and at every read of a compressed row.
         """
         layout, opened = self.layout(group, field), self.opened()
         OPEN_FILES.used(self)

@@ -15,12 +15,12 @@ from pipeline.precision import dtype_of, refuse_fp16_on_cpu
 def freeze(backbone: Backbone, precision: str = "fp32", device: str | torch.device = "cpu", compile: bool = False) -> Backbone:
     """A copy of `backbone` for inference, with the same `maps`, `prepare` and cuts; the original is left as it is.
 
-    The copy is in evaluation mode for good (`train()` does not change it), needs no gradient, runs in inference mode, has
-    its batch norms folded into the convolutions before them, and its kernels in the fastest memory format that is safe
-    there (`pipeline.memory_format`). It computes in `precision` ("fp32", "bf16", "fp16") on `device`: `prepare` returns that
-    dtype, `maps` takes any and returns that one. What it returns are inference tensors: clone them before autograd has to
-    save them. compile: `torch.compile` block by block, on
-    the first call for every new shape. ValueError for an unknown precision, and for fp16 on a CPU.
+    The copy is in evaluation mode for good (`train()` does not change it), needs no gradient and runs in inference mode. Its
+    batch norms are folded into the convolutions before them, and its kernels have the fastest memory format that is safe on
+    the device (`pipeline.memory_format`). It computes in `precision` ("fp32", "bf16", "fp16") on `device`: `prepare` returns
+    that dtype, `maps` takes any and returns that one. The results are inference tensors: clone them before autograd has to save
+    them. compile: `torch.compile` block by block, on the first call for every new shape. ValueError for an unknown precision,
+    and for fp16 on a CPU.
     """
     dtype = dtype_of(precision)
     refuse_fp16_on_cpu(precision, device)
