@@ -2,14 +2,17 @@
 
 Only this file and video_file.py import a video decoder.
 
-Frame k of a file is the k-th that a player would show, in order of time. One pass over the container's packets (read, not
-decoded; video_file.py) says how many there are, when each is shown, and whether the container holds what it promises: decord
-plays a file cut short as a shorter one. The same pass says whether decord can be trusted to find a frame. It can if every key
-frame needs none before it and has the same number in the file's order as in time. Else (open groups of pictures, as x265 makes
-by default; intra refresh; B-frames in AVI, WMV, MPEG; edit lists) decord 0.6 returns neighbours or repeats frames, without a
-word, and PyAV decodes instead. So it does when decord's FFmpeg logs an error: decord returns what the codec made up for damaged data, while
-PyAV shows the codec's mark on such a frame. And where decord's old FFmpeg places colours half a line off (`same_colours` in
-container.py), or decord is not installed: it has no wheels for ARM and for macOS.
+Frame k of a file is the k-th that a player would show, in order of time. One pass over the
+container's packets (read, not decoded; video_file.py) says how many there are, when each is shown,
+and whether the container holds what it promises: decord plays a file cut short as a shorter one.
+The same pass says whether decord can be trusted to find a frame. It can if every key frame needs
+none before it and has the same number in the file's order as in time. Else (open groups of
+pictures, as x265 makes by default; intra refresh; B-frames in AVI, WMV, MPEG; edit lists) decord
+0.6 returns neighbours or repeats frames, without a word, and PyAV decodes instead. So it does when
+decord's FFmpeg logs an error: decord returns what the codec made up for damaged data, while PyAV
+shows the codec's mark on such a frame. And where decord's old FFmpeg places colours half a line off
+(`same_colours` in container.py), or decord is not installed: it has no wheels for ARM and for
+macOS.
 
 Where both decode, their frames are equal bit by bit (PyAV 17 and later; PyAV 14 to 16 overlook BT.709). So "decord" in a
 cache's configuration says which frames it holds, not which library read them. On another kind of CPU, FFmpeg itself rounds
