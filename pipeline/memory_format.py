@@ -20,6 +20,11 @@ from torch.nn.modules.conv import _ConvNd
 
 LANES = 8  # channels are a multiple of this where a convolution runs in channels last on a CPU
 
+# Up to so many input channels, zeros for the rest of LANES cost less than leaving channels last: 37 against 104 ms for one
+# channel of 64x64 pixels to 64 (3x3, 64 frames, 2 cores of an AMD EPYC, torch 2.14.1). Three channels cost more (516 against
+# 327 ms for the stem of i3d_r50).
+FEW = 2
+
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
 
 
@@ -44,9 +49,17 @@ def convolve(
     run = F.conv2d if x.dim() == 4 else F.conv3d
     if channels_last_is_safe(x.device, x.shape[1], weight.shape[0]):
         return run(x, weight, bias, stride, padding, dilation, groups)
-    y = run(plain(x), plain(weight), bias, stride, padding, dilation, groups)
     last = FORMATS[x.dim()]
+    if x.shape[1] <= FEW and weight.shape[0] % LANES == 0 and groups == 1 and x.is_contiguous(memory_format=last):
+        return run(_widened(x), _widened(weight), bias, stride, padding, dilation)
+    y = run(plain(x), plain(weight), bias, stride, padding, dilation, groups)
     return y.contiguous(memory_format=last) if x.is_contiguous(memory_format=last) else y
+
+
+def _widened(x: Tensor) -> Tensor:
+    """x with zeros as further channels, LANES in all, in channels last: a convolution of it gives the same."""
+    missing = LANES - x.shape[1]
+    return F.pad(x, (0, 0) * (x.dim() - 2) + (0, missing)).to(memory_format=FORMATS[x.dim()])  # strides of one place too
 
 
 def plain(x: Tensor) -> Tensor:

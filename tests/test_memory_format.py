@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from test_zoo import CASES, make, some_clips
 from tiny_backbone import NAMES, frames, relative, tiny
 from torch import nn
@@ -181,3 +182,15 @@ def test_a_frozen_stem_of_three_colours_gives_the_values_of_channels_last():
         weight = layer.weight.contiguous(memory_format=torch.channels_last_3d)
         before = nn.functional.conv3d(x, weight, layer.bias, layer.stride, layer.padding)
     assert relative(found, before) < 1e-5
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_few_channels_are_widened_and_give_what_they_gave(channels):
+    x = torch.rand(2, channels, 3, 9, 9).contiguous(memory_format=torch.channels_last_3d)
+    weight = torch.rand(8, channels, 1, 3, 3, requires_grad=True)
+    y = convolve(x, weight, None, (1, 2, 2), (0, 1, 1))
+    assert y.is_contiguous(memory_format=torch.channels_last_3d)
+    torch.testing.assert_close(y, F.conv3d(x.contiguous(), weight, None, (1, 2, 2), (0, 1, 1)), rtol=1e-5, atol=1e-6)
+    (found,) = torch.autograd.grad(y.sum(), weight)
+    (wanted,) = torch.autograd.grad(F.conv3d(x.contiguous(), weight, None, (1, 2, 2), (0, 1, 1)).sum(), weight)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
