@@ -78,6 +78,7 @@ def jobs(env) -> list[str]:
 
 def last(cache: Path):
     """The claim on the last shard: for as long as it is held, however fast the machine is, a run is not over."""
+    cache.mkdir(exist_ok=True)
     return take(cache / "features" / f"{CLIPS - 1:05d}.h5")
 
 
