@@ -87,7 +87,7 @@ reproduce-dyreg: $(READY) ## DyReg-GNN's Tables 5 and 6 likewise: BUDGET=minutes
 
 # One process per core, each with one thread; the tests of a file stay together, with what they share. TESTERS=0: in one process.
 test test-slow test-cpus: export OMP_NUM_THREADS ?= 1
-# A test that kills its process has failed, and the others go on: tests/crashes.py.
+# A test that kills its process has failed, and the others go on: tests/support/crashes.py.
 PYTEST := $(BIN)/python -m pytest -q -n $(TESTERS) --maxprocesses 8 --dist loadfile --max-worker-restart 20
 
 test: $(READY) ## the tests that every change must pass: TESTERS=processes ARGS=...

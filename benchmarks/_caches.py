@@ -1,4 +1,6 @@
-"""Caches of random features for benchmarks of training: the sizes are real, the values mean nothing."""
+"""Caches of random features for benchmarks of training: the sizes are real, the values mean
+nothing.
+"""
 
 import os
 from collections.abc import Mapping
@@ -6,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.cache import Cache, create_cache
-from pipeline.manifest import write_manifest
-from pipeline.shards import GroupPlan, ShardWriter
+from pipeline.cache.reader import Cache, create_cache
+from pipeline.cache.shard_writer import GroupPlan, ShardWriter
+from pipeline.manifests.manifest import write_manifest
 
 VALIDATION = 8  # clips of split val: enough for a run, too few to take time
 SHARD = 256  # clips
@@ -27,26 +29,44 @@ def node_fields(steps: int, boxes: int, channels: int) -> dict[str, tuple[tuple[
     }
 
 
-def random_cache(folder: Path, fields: Mapping[str, tuple[tuple[int, ...], str]], clips: int) -> Cache:
-    """`clips` training clips with one view each, and a few of validation; two classes; every box valid."""
+def random_cache(
+    folder: Path, fields: Mapping[str, tuple[tuple[int, ...], str]], clips: int
+) -> Cache:
+    """`clips` training clips with one view each, and a few of validation; two classes; every box
+    valid.
+    """
     rng = np.random.default_rng(0)
     rows = [
-        {"clip": str(k), "path": f"{k}.mp4", "split": "train" if k < clips else "val", "label": str(k % 2)}
+        {
+            "clip": str(k),
+            "path": f"{k}.mp4",
+            "split": "train" if k < clips else "val",
+            "label": str(k % 2),
+        }
         for k in range(clips + VALIDATION)
     ]
-    plan = create_cache(folder / "cache", {"backbone": "i3d_r50"}, write_manifest(folder / "clips.csv", rows), SHARD)
+    plan = create_cache(
+        folder / "cache", {"backbone": "i3d_r50"}, write_manifest(folder / "clips.csv", rows), SHARD
+    )
     for shard in range(len(plan)):
         names = [clip.clip for clip in plan.clips(shard)]
         table = GroupPlan(names, [0] * len(names), dict(fields))
-        with ShardWriter(plan.path(shard), {"train": table, "test": table}, attrs=plan.attrs(shard)) as writer:
+        with ShardWriter(
+            plan.path(shard), {"train": table, "test": table}, attrs=plan.attrs(shard)
+        ) as writer:
             for row, name in enumerate(names):
                 writer.write("train" if int(name) < clips else "test", row, _view(fields, rng))
             writer.finish({"failures": [], "clips": len(names)})
     return Cache(folder / "cache")
 
 
-def _view(fields: Mapping[str, tuple[tuple[int, ...], str]], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    view = {name: rng.standard_normal(shape, np.float32).astype(dtype) for name, (shape, dtype) in fields.items()}
+def _view(
+    fields: Mapping[str, tuple[tuple[int, ...], str]], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    view = {
+        name: rng.standard_normal(shape, np.float32).astype(dtype)
+        for name, (shape, dtype) in fields.items()
+    }
     corner = rng.random((*view["boxes"].shape[:-1], 2), np.float32) * 0.5
     return view | {
         "boxes": np.concatenate([corner, corner + 0.5], -1),

@@ -1,10 +1,13 @@
-"""GOS's graph operations, forward and backward, against their naive forms, and the memory that each takes.
+"""GOS's graph operations, forward and backward, against their naive forms, and the memory that each
+takes.
 
-The naive forms are the equations as they are written: diff_prop fills the tensor of all n x n differences, temp_conv gathers
-every node's sequence and hands it to Conv1d, node_att fills the matrix of cosines (and sorts it). Both forms of an operation
-share their weights, are compared before they are timed, and take turns; figures are medians. A naive form that would not fit
-is run on fewer views (`naive views`); `times` compares shares of a view. Memory is the peak of a fresh process beyond what it
-held before, gradients included. The last row has no naive form: its differences alone would take 5.2 GB, one tensor of several.
+The naive forms are the equations as they are written: diff_prop fills the tensor of all n x n
+differences, temp_conv gathers every node's sequence and hands it to Conv1d, node_att fills the
+matrix of cosines (and sorts it). Both forms of an operation share their weights, are compared
+before they are timed, and take turns; figures are medians. A naive form that would not fit is run
+on fewer views (`naive views`); `times` compares shares of a view. Memory is the peak of a fresh
+process beyond what it held before, gradients included. The last row has no naive form: its
+differences alone would take 5.2 GB, one tensor of several.
 """
 
 import multiprocessing
@@ -17,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heads.affinity import VARIANTS, Choices, Sizes
-from heads.operations import new_operation
-from heads.scene import Scene, layout_of
+from heads.papers.gos.affinity import VARIANTS, Choices, Sizes
+from heads.papers.gos.operation_inputs import Scene, layout_of
+from heads.papers.gos.operations import new_operation
 
 STEPS, CHANNELS, CELLS, TOP = 16, 256, 49, 10
 NAMES = ("feat_aggr", "diff_prop", "temp_conv", "back_incor", "node_att")
@@ -29,8 +32,13 @@ FEWER = {"diff_prop": 8}  # views of a naive form: 64 would take some 8 GB
 def make(name: str, variant: str, boxes: int, views: int) -> tuple[torch.nn.Module, Tensor, Scene]:
     """An operation with its inputs: all boxes valid, which is the most work."""
     torch.manual_seed(0)
-    taken = {key: VARIANTS[variant][key] for key in ("affinity", "kernel", "padding", "nearest", "attention", "background")}
-    operation = new_operation(name, Sizes(CHANNELS, STEPS, boxes, CELLS), Choices("benchmark", top=TOP, **taken))
+    taken = {
+        key: VARIANTS[variant][key]
+        for key in ("affinity", "kernel", "padding", "nearest", "attention", "background")
+    }
+    operation = new_operation(
+        name, Sizes(CHANNELS, STEPS, boxes, CELLS), Choices("benchmark", top=TOP, **taken)
+    )
     corner = torch.rand(views, STEPS, boxes, 2) * 0.5
     scene = Scene(
         torch.ones(views, STEPS, boxes, dtype=torch.bool),
@@ -102,7 +110,9 @@ NAIVE = {
 }
 
 
-def step(name: str, variant: str, boxes: int, views: int, naive: bool) -> tuple[Callable[[], Tensor], torch.nn.Module]:
+def step(
+    name: str, variant: str, boxes: int, views: int, naive: bool
+) -> tuple[Callable[[], Tensor], torch.nn.Module]:
     """A function that runs one forward and backward and returns the output [B,n,C]."""
     operation, x, scene = make(name, variant, boxes, views)
     weights = torch.randn(views, STEPS * boxes, CHANNELS)
@@ -111,7 +121,11 @@ def step(name: str, variant: str, boxes: int, views: int, naive: bool) -> tuple[
     def run() -> Tensor:
         x.grad = None
         operation.zero_grad()
-        z = NAIVE[name](operation, x.flatten(1, 2), scene) if naive else operation(x, scene).flatten(1, 2)
+        z = (
+            NAIVE[name](operation, x.flatten(1, 2), scene)
+            if naive
+            else operation(x, scene).flatten(1, 2)
+        )
         z.backward(weights)
         return z.detach()
 
@@ -123,11 +137,15 @@ def held(key: str) -> float:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key):
             return int(line.split()[1]) / 1024
-    raise ValueError(f"/proc/self/status has no {key}: memory is measured on Linux only, pass --no-memory")
+    raise ValueError(
+        f"/proc/self/status has no {key}: memory is measured on Linux only, pass --no-memory"
+    )
 
 
 def peak_of(name: str, variant: str, boxes: int, views: int, naive: bool) -> float:
-    """MB that one forward and backward takes at most, beyond inputs and weights; in a process of its own."""
+    """MB that one forward and backward takes at most, beyond inputs and weights; in a process of
+    its own.
+    """
     step(name, variant, 2, 1, naive)[0]()  # libraries load and threads start
     run, _ = step(name, variant, boxes, views, naive)
     before = held("VmRSS")
@@ -154,21 +172,32 @@ def milliseconds(works: dict[str, Callable[[], object]], rounds: int) -> dict[st
 
 
 def check(name: str, variant: str) -> None:
-    """Both forms give the same values and gradients; on few views, since the naive sums of many lose digits in float32."""
-    (ours, operation), (naive, same) = step(name, variant, 10, 4, False), step(name, variant, 10, 4, True)
+    """Both forms give the same values and gradients; on few views, since the naive sums of many
+    lose digits in float32.
+    """
+    (ours, operation), (naive, same) = (
+        step(name, variant, 10, 4, False),
+        step(name, variant, 10, 4, True),
+    )
     torch.testing.assert_close(ours(), naive(), rtol=1e-3, atol=1e-4)
     for (key, a), (_, b) in zip(operation.named_parameters(), same.named_parameters(), strict=True):
         if a.grad is not None or b.grad is not None:
-            torch.testing.assert_close(a.grad, b.grad, rtol=1e-2, atol=1e-3 * b.grad.abs().max().item(), msg=key)
+            torch.testing.assert_close(
+                a.grad, b.grad, rtol=1e-2, atol=1e-3 * b.grad.abs().max().item(), msg=key
+            )
 
 
 def compare(name: str, variant: str, views: int, rounds: int, memory: bool) -> dict[str, object]:
-    """One row: an operation at 160 nodes, ours on `views` views and the naive form on as many or fewer."""
+    """One row: an operation at 160 nodes, ours on `views` views and the naive form on as many or
+    fewer.
+    """
     fewer = min(views, FEWER.get(name, views))
     check(name, variant)
     naive = step(name, variant, 10, fewer, True)[0]
     times = milliseconds({"ours": step(name, variant, 10, views, False)[0], "naive": naive}, rounds)
-    mine, theirs = (share(name, variant, 10, fewer, form) if memory else None for form in (False, True))
+    mine, theirs = (
+        share(name, variant, 10, fewer, form) if memory else None for form in (False, True)
+    )
     return {
         "operation": name,
         "variant": variant,
@@ -188,11 +217,21 @@ def rows_of(views: int, rounds: int, memory: bool) -> list[dict[str, object]]:
     rows = []
     for name in NAMES:
         for variant in VARIANTS:
-            if (name, variant) != ("diff_prop", "released"):  # differs from the paper's in U alone, as feat_aggr does
+            if (name, variant) != (
+                "diff_prop",
+                "released",
+            ):  # differs from the paper's in U alone, as feat_aggr does
                 rows.append(compare(name, variant, views, rounds, memory))
     large, few = step("diff_prop", "paper", 50, 8, False)[0], 8
     used = share("diff_prop", "paper", 50, few, False) if memory else None
     time_of_large = milliseconds({"ours": large}, rounds)["ours"]
     nothing = {"naive views": 0, "naive, ms": None, "times": None}
-    last = {"operation": "diff_prop", "variant": "paper", "nodes": 800, "views": few, "ours, ms": time_of_large, **nothing}
+    last = {
+        "operation": "diff_prop",
+        "variant": "paper",
+        "nodes": 800,
+        "views": few,
+        "ours, ms": time_of_large,
+        **nothing,
+    }
     return [*rows, {**last, "ours, MB a view": used, "naive, MB a view": None}]

@@ -1,4 +1,6 @@
-"""What every benchmark shares: a table for people, a JSON file for later, and the machine it ran on."""
+"""What every benchmark shares: a table for people, a JSON file for later, and the machine it ran
+on.
+"""
 
 import argparse
 import json
@@ -9,16 +11,24 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-# benchmarks/heads.py is called like the package `heads`: this folder must not be looked at first, neither here nor in processes
-# that are spawned. Every script imports this file before `heads`.
+# benchmarks/heads.py is called like the package `heads`: this folder must not be looked at first,
+# neither here nor in processes that are spawned. Every script imports this file before `heads`.
 HERE = Path(__file__).resolve().parent
-sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path).resolve() != HERE), str(HERE)]
+sys.path[:] = [
+    str(HERE.parent),
+    *(path for path in sys.path if Path(path).resolve() != HERE),
+    str(HERE),
+]
 
 
 def arguments(text: str) -> argparse.ArgumentParser:
     """A parser that knows `--json FILE`; `text` is the module's docstring."""
-    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="also write the rows and the machine to this file")
+    parser = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--json", type=Path, help="also write the rows and the machine to this file"
+    )
     return parser
 
 
@@ -27,8 +37,15 @@ def machine() -> dict[str, object]:
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    cores = {"cores": os.cpu_count(), "torch threads": torch.get_num_threads(), "gpu": gpu, "python": platform.python_version()}
-    return cores | {name: _version(name) for name in ("torch", "torchvision", "numpy", "h5py", "decord", "av")}
+    cores = {
+        "cores": os.cpu_count(),
+        "torch threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "python": platform.python_version(),
+    }
+    return cores | {
+        name: _version(name) for name in ("torch", "torchvision", "numpy", "h5py", "decord", "av")
+    }
 
 
 def _version(package: str) -> str:
@@ -46,7 +63,9 @@ def require_decord() -> None:
 
 
 def report(title: str, rows: list[dict[str, object]], json_path: Path | None = None) -> None:
-    """Prints `rows` (all with the same keys) as a table below `title`, and writes them where asked."""
+    """Prints `rows` (all with the same keys) as a table below `title`, and writes them where
+    asked.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -54,9 +73,13 @@ def report(title: str, rows: list[dict[str, object]], json_path: Path | None = N
     for key in rows[0]:
         table.add_column(key, justify="left" if isinstance(rows[0][key], str) else "right")
     for row in rows:
-        table.add_row(*(f"{value:,.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+        table.add_row(
+            *(f"{value:,.2f}" if isinstance(value, float) else str(value) for value in row.values())
+        )
     console = Console(width=None if os.isatty(1) else 140)
     console.print(table)
     console.print(", ".join(f"{key} {value}" for key, value in machine().items()), style="dim")
     if json_path:
-        json_path.write_text(json.dumps({"title": title, "machine": machine(), "rows": rows}, indent=1) + "\n")
+        json_path.write_text(
+            json.dumps({"title": title, "machine": machine(), "rows": rows}, indent=1) + "\n"
+        )

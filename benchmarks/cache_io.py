@@ -1,12 +1,15 @@
-"""Writing and reading a cache, against raw system calls and the usual ways to keep one array per clip.
+"""Writing and reading a cache, against raw system calls and the usual ways to keep one array per
+clip.
 
-write   all ways end with the bytes on the disk (fsync). `ours` checks every value, stores checksums and hashes the whole file;
-        `ours, overlapped` finishes a shard in a thread while the next is written, as `extract` does: what the hash costs is
-        hidden where a core is free. `raw, then sha256` is the least that a file with its hash can cost.
-read    batches of 64 shuffled views, each into one array, every view once. `pread` reads the bytes of our own file in the
-        order in which they lie there; `pread, dropped` reuses the memory of one view. h5py's fancy indexing is so slow that it
-        reads one small batch. A tar file can only be streamed: `webdataset` has it in the order of the file. Cold: the files'
-        pages are dropped from memory before every round.
+write   all ways end with the bytes on the disk (fsync). `ours` checks every value, stores checksums
+        and hashes the whole file; `ours, overlapped` finishes a shard in a thread while the next is
+        written, as `extract` does: what the hash costs is hidden where a core is free. `raw, then
+        sha256` is the least that a file with its hash can cost.
+read    batches of 64 shuffled views, each into one array, every view once. `pread` reads the bytes
+        of our own file in the order in which they lie there; `pread, dropped` reuses the memory of
+        one view. h5py's fancy indexing is so slow that it reads one small batch. A tar file can
+        only be streamed: `webdataset` has it in the order of the file. Cold: the files' pages are
+        dropped from memory before every round.
 
 Figures are medians over rounds in which all ways take turns; ratio is to `raw` or `pread`.
 """
@@ -26,12 +29,12 @@ import h5py
 import numpy as np
 from _report import arguments, report
 
-from pipeline.cache import Cache, create_cache
-from pipeline.manifest import write_manifest
-from pipeline.memory import keep_freed_memory
-from pipeline.sealed import sync_and_hash
-from pipeline.shardfile import ShardFile
-from pipeline.shards import GroupPlan, ShardWriter
+from pipeline.cache.reader import Cache, create_cache
+from pipeline.cache.shard_reader import ShardFile
+from pipeline.cache.shard_writer import GroupPlan, ShardWriter
+from pipeline.files.atomic_files import sync_and_hash
+from pipeline.manifests.manifest import write_manifest
+from pipeline.workers.memory import keep_freed_memory
 
 BATCH = 64
 SHARDS = 4
@@ -79,13 +82,20 @@ def _raw(folder: Path, views: Views) -> Path:
 
 def write_ours(folder: Path, views: Views, shards: int = 1) -> list[Path]:
     """Through ShardWriter; with more than one shard, one is finished while the next is written."""
-    rows = ({"clip": f"{k}", "path": f"{k}.mp4", "split": "train", "label": "a"} for k in range(views.count))
-    plan = create_cache(folder / "cache", {}, write_manifest(folder / "clips.csv", rows), -(-views.count // shards))
+    rows = (
+        {"clip": f"{k}", "path": f"{k}.mp4", "split": "train", "label": "a"}
+        for k in range(views.count)
+    )
+    plan = create_cache(
+        folder / "cache", {}, write_manifest(folder / "clips.csv", rows), -(-views.count // shards)
+    )
     with ThreadPoolExecutor(1) as finisher:
         finished = None
         for shard in range(len(plan)):
             clips = [clip.clip for clip in plan.clips(shard)]
-            plans = {"train": GroupPlan(clips, [0] * len(clips), {"res5": (views.shape, "float16")})}
+            plans = {
+                "train": GroupPlan(clips, [0] * len(clips), {"res5": (views.shape, "float16")})
+            }
             writer = ShardWriter(plan.path(shard), plans, attrs=plan.attrs(shard))
             for row, clip in enumerate(clips):
                 writer.write("train", row, {"res5": views[int(clip)]})
@@ -99,7 +109,9 @@ def write_ours(folder: Path, views: Views, shards: int = 1) -> list[Path]:
 def write_h5py(folder: Path, views: Views) -> list[Path]:
     with h5py.File(folder / "h5py.h5", "w") as file:
         chunks = (1, *views.shape)
-        data = file.create_dataset("res5", (views.count, *views.shape), np.float16, chunks=chunks, fletcher32=True)
+        data = file.create_dataset(
+            "res5", (views.count, *views.shape), np.float16, chunks=chunks, fletcher32=True
+        )
         for k in range(views.count):
             data[k] = views[k]
     return sync([folder / "h5py.h5"])
@@ -140,7 +152,9 @@ WRITERS: dict[str, Callable[[Path, Views], list[Path]]] = {
 }
 
 
-Reader = Callable[[np.ndarray], int]  # reads the views `order`, batch by batch, and returns how many it read
+Reader = Callable[
+    [np.ndarray], int
+]  # reads the views `order`, batch by batch, and returns how many it read
 
 
 def readers(folder: Path, views: Views) -> dict[str, Reader]:
@@ -219,13 +233,16 @@ def drop_from_memory(folder: Path) -> None:
 
 def measure_writes(folder: Path, views: Views, rounds: int) -> dict[str, list[float]]:
     """MB/s of each round by way; what the last round wrote stays in folder/<way>."""
-    names = [name for name in WRITERS if name != "webdataset" or importlib.util.find_spec("webdataset")]
+    names = [
+        name for name in WRITERS if name != "webdataset" or importlib.util.find_spec("webdataset")
+    ]
     rates: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
             shutil.rmtree(folder / name, ignore_errors=True)
             (folder / name).mkdir()
-            # Free memory that was in use a moment ago: a virtual machine first has to fetch the rest from its host.
+            # Free memory that was in use a moment ago: a virtual machine first has to fetch the
+            # rest from its host.
             write_raw(folder / name, views)[0].unlink()
             begun = time.perf_counter()
             WRITERS[name](folder / name, views)
@@ -247,7 +264,9 @@ def measure_reads(folder: Path, views: Views, rounds: int, cold: bool) -> dict[s
             begun = time.perf_counter()
             count = read(order)
             if turn:  # the first round finds code and tables cold
-                rates[name].append(views.megabytes * count / views.count / (time.perf_counter() - begun))
+                rates[name].append(
+                    views.megabytes * count / views.count / (time.perf_counter() - begun)
+                )
     return rates
 
 
@@ -256,7 +275,14 @@ def rows_of(what: str, rates: dict[str, list[float]]) -> list[dict[str, object]]
     middle = {name: statistics.median(rate) for name, rate in rates.items()}
     base = next(iter(middle.values()))
     return [
-        {"what": what, "way": name, "MB/s": rate, "lowest": min(rates[name]), "highest": max(rates[name]), "ratio": rate / base}
+        {
+            "what": what,
+            "way": name,
+            "MB/s": rate,
+            "lowest": min(rates[name]),
+            "highest": max(rates[name]),
+            "ratio": rate / base,
+        }
         for name, rate in middle.items()
     ]
 
@@ -266,7 +292,11 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=128)
     parser.add_argument("--shape", default="16,2048,7,7", help="of a view, float16")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="on the disk to be measured (default: the system's temporary folder)")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="on the disk to be measured (default: the system's temporary folder)",
+    )
     given = parser.parse_args()
     keep_freed_memory()  # as `extract` and `train` do
     views = Views(given.views, tuple(map(int, given.shape.split(","))))
@@ -277,7 +307,9 @@ def main() -> None:
             rows += rows_of(what, measure_reads(folder, views, given.rounds, what == "read cold"))
     if not any(row["way"] == "webdataset" for row in rows):
         print("webdataset is not installed: left out (pip install webdataset)")
-    report(f"{views.count} views of {given.shape} float16, {views.megabytes:,.0f} MB", rows, given.json)
+    report(
+        f"{views.count} views of {given.shape} float16, {views.megabytes:,.0f} MB", rows, given.json
+    )
 
 
 if __name__ == "__main__":

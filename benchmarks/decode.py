@@ -1,14 +1,18 @@
 """Reading 32 frames of a video, and what the guards around it cost.
 
-read    open a clip and read 32 frames spread over it: plain decord (get_batch), PyAV decoding all up to the last one,
-        torchcodec where it loads, and our reader with each decoder. Ratio is to plain decord.
-check   our pass over the packets alone (the container's promise, the frames' times); ratio is its share of our whole read.
-move    arrays from a worker to this process: pickled through a pipe, and by our pool. Ratio is to the pipe.
-write   videos of 10 frames of 64x64: PyAV with x264's default settings, and write_video. Ratio is to the defaults.
+read    open a clip and read 32 frames spread over it: plain decord (get_batch), PyAV decoding all
+        up to the last one, torchcodec where it loads, and our reader with each decoder. Ratio is to
+        plain decord.
+check   our pass over the packets alone (the container's promise, the frames' times); ratio is its
+        share of our whole read.
+move    arrays from a worker to this process: pickled through a pipe, and by our pool. Ratio is to
+        the pipe.
+write   videos of 10 frames of 64x64: PyAV with x264's default settings, and write_video. Ratio is
+        to the defaults.
 start   a pool from nothing to its first answer.
 
-Rates are medians over rounds in which all ways take turns, each with one decoding thread. Real videos come from the folder
-VIDGRAPH_VIDEOS.
+Rates are medians over rounds in which all ways take turns, each with one decoding thread. Real
+videos come from the folder VIDGRAPH_VIDEOS.
 """
 
 import os
@@ -23,10 +27,10 @@ import av
 import numpy as np
 from _report import arguments, report, require_decord
 
-from pipeline.decode import open_clip, write_video
-from pipeline.manifest import Clip
-from pipeline.pool import Pool
-from pipeline.video_file import scan
+from pipeline.manifests.manifest import Clip
+from pipeline.video.decode import open_clip, write_video
+from pipeline.video.video_file import scan
+from pipeline.workers.decode_pool import Pool
 
 FRAMES = 32
 REAL = ("arm_wrestling.mp4", "flipping_a_pancake.mkv", "people_indoors.mp4")
@@ -34,7 +38,9 @@ REAL = ("arm_wrestling.mp4", "flipping_a_pancake.mkv", "people_indoors.mp4")
 
 def generated(folder: Path) -> Path:
     """A noisy texture that moves: 300 frames of 240x320."""
-    texture = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    texture = (
+        np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    )
     frames = np.stack([np.roll(texture, (2 * t, 3 * t), (0, 1))[:240, :320] for t in range(300)])
     write_video(folder / "generated.mp4", frames, 30)
     return folder / "generated.mp4"
@@ -106,14 +112,29 @@ def reading(path: Path, rounds: int) -> Iterator[dict[str, object]]:
     except (ImportError, OSError, RuntimeError):
         print("torchcodec does not load here: left out")
     ways |= {
-        f"ours, {name}": with_ours(name) for name in ("decord", "pyav", *(("torchcodec",) if "torchcodec" in ways else ()))
+        f"ours, {name}": with_ours(name)
+        for name in ("decord", "pyav", *(("torchcodec",) if "torchcodec" in ways else ()))
     }
     clip = Clip(path.stem, str(path), "train", ())
-    calls = {name: (lambda way=way: way(path)) for name, way in ways.items()} | {"check": lambda: scan(clip)}
+    calls = {name: (lambda way=way: way(path)) for name, way in ways.items()} | {
+        "check": lambda: scan(clip)
+    }
     seconds = in_turns(calls, rounds)
     for name in ways:
-        yield row(f"read {path.name}", name, 1 / seconds[name], "clips/s", seconds["decord"] / seconds[name])
-    yield row(f"check {path.name}", "ours", 1 / seconds["check"], "clips/s", seconds["check"] / seconds["ours, decord"])
+        yield row(
+            f"read {path.name}",
+            name,
+            1 / seconds[name],
+            "clips/s",
+            seconds["decord"] / seconds[name],
+        )
+    yield row(
+        f"check {path.name}",
+        "ours",
+        1 / seconds["check"],
+        "clips/s",
+        seconds["check"] / seconds["ours, decord"],
+    )
 
 
 def ones(count: int) -> np.ndarray:
@@ -139,15 +160,21 @@ def moving(megabytes: int, rounds: int) -> Iterator[dict[str, object]]:
         ours.recv()
 
     with Pool(ones, workers=1) as pool:
-        seconds = in_turns({"pickle": through_a_pipe, "ours": lambda: list(pool.imap([count], ahead=1))}, rounds)
+        seconds = in_turns(
+            {"pickle": through_a_pipe, "ours": lambda: list(pool.imap([count], ahead=1))}, rounds
+        )
     sender.join()
     for name, value in seconds.items():
-        yield row(f"move {megabytes} MB", name, count / value / 1e9, "GB/s", seconds["pickle"] / value)
+        yield row(
+            f"move {megabytes} MB", name, count / value / 1e9, "GB/s", seconds["pickle"] / value
+        )
 
 
 def write_with_defaults(path: Path, frames: np.ndarray) -> None:
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264" if "libx264" in av.codecs_available else "mpeg4", rate=10)
+        stream = container.add_stream(
+            "libx264" if "libx264" in av.codecs_available else "mpeg4", rate=10
+        )
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for pixels in frames:
@@ -160,11 +187,18 @@ def writing(folder: Path, rounds: int) -> Iterator[dict[str, object]]:
     frames = np.zeros((10, 64, 64, 3), np.uint8)
     for k in range(10):
         frames[k, 10 + k : 38 + k, 5 + 2 * k : 33 + 2 * k] = noise
-    ways = {"x264's defaults": write_with_defaults, "ours": lambda path, frames: write_video(path, frames, 10)}
-    calls = {name: (lambda way=way: way(folder / "small.mp4", frames)) for name, way in ways.items()}
+    ways = {
+        "x264's defaults": write_with_defaults,
+        "ours": lambda path, frames: write_video(path, frames, 10),
+    }
+    calls = {
+        name: (lambda way=way: way(folder / "small.mp4", frames)) for name, way in ways.items()
+    }
     seconds = in_turns(calls, 10 * rounds)
     for name, value in seconds.items():
-        yield row("write 10 frames", name, 1 / value, "videos/s", seconds["x264's defaults"] / value)
+        yield row(
+            "write 10 frames", name, 1 / value, "videos/s", seconds["x264's defaults"] / value
+        )
 
 
 def starting(rounds: int) -> Iterator[dict[str, object]]:
@@ -184,7 +218,10 @@ def main() -> None:
     root = Path(__file__).parent.parent
     videos = Path(os.environ.get("VIDGRAPH_VIDEOS") or root.parent / "shared" / "videos")
     with tempfile.TemporaryDirectory() as folder:
-        paths = [generated(Path(folder)), *(videos / name for name in REAL if (videos / name).is_file())]
+        paths = [
+            generated(Path(folder)),
+            *(videos / name for name in REAL if (videos / name).is_file()),
+        ]
         rows = [found for path in paths for found in reading(path, args.rounds)]
         rows += [found for megabytes in (5, 50) for found in moving(megabytes, args.rounds)]
         rows += [*writing(Path(folder), args.rounds), *starting(args.rounds)]

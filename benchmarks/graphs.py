@@ -1,8 +1,8 @@
 """Stage two's graphs against plain Python loops over nodes, on one view of 16 steps.
 
-The loops are the textbook ones: for every pair of boxes their IoU; for every node and every step an inner product with each of
-the step's nodes, and the largest kept; for every node all inner products, sorted. They run on one view, ours on a batch, of
-which a view's share is shown.
+The loops are the textbook ones: for every pair of boxes their IoU; for every node and every step an
+inner product with each of the step's nodes, and the largest kept; for every node all inner
+products, sorted. They run on one view, ours on a batch, of which a view's share is shown.
 """
 
 import statistics
@@ -13,17 +13,27 @@ import numpy as np
 import torch
 from _report import arguments, report
 
-from pipeline.graphs import inner_products, iou_graph, nearest_nodes, similar_nodes
+from pipeline.regions.graphs import inner_products, iou_graph, nearest_nodes, similar_nodes
 
 STEPS = 16
 
 
-def make_views(count: int, boxes: int, channels: int) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
-    """boxes [B,T,N,4], nodes [B,T,N,C] float16, valid [B,T,N]; all valid, which is the most work."""
+def make_views(
+    count: int, boxes: int, channels: int
+) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
+    """boxes [B,T,N,4], nodes [B,T,N,C] float16, valid [B,T,N]; all valid, which is the most
+    work.
+    """
     rng = np.random.default_rng(0)
     corners = np.sort(rng.random((count, STEPS, boxes, 2, 2)), axis=-2)
-    nodes = torch.from_numpy(rng.standard_normal((count, STEPS, boxes, channels)).astype(np.float16))
-    return corners.reshape(count, STEPS, boxes, 4).astype(np.float32), nodes, torch.ones(count, STEPS, boxes, dtype=torch.bool)
+    nodes = torch.from_numpy(
+        rng.standard_normal((count, STEPS, boxes, channels)).astype(np.float16)
+    )
+    return (
+        corners.reshape(count, STEPS, boxes, 4).astype(np.float32),
+        nodes,
+        torch.ones(count, STEPS, boxes, dtype=torch.bool),
+    )
 
 
 def iou_in_loops(boxes: np.ndarray) -> np.ndarray:
@@ -37,7 +47,9 @@ def iou_in_loops(boxes: np.ndarray) -> np.ndarray:
                 cx, cy, dx, dy = rows[t + 1][j]
                 shared = max(0.0, min(bx, dx) - max(ax, cx)) * max(0.0, min(by, dy) - max(ay, cy))
                 if shared > 0:
-                    graph[t, i, j] = shared / ((bx - ax) * (by - ay) + (dx - cx) * (dy - cy) - shared)
+                    graph[t, i, j] = shared / (
+                        (bx - ax) * (by - ay) + (dx - cx) * (dy - cy) - shared
+                    )
     return graph
 
 

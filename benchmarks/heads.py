@@ -1,13 +1,16 @@
-"""How fast heads train: GOS's operations against their naive forms, and an epoch from the cache against one from frames.
+"""How fast heads train: GOS's operations against their naive forms, and an epoch from the cache
+against one from frames.
 
 operations  see benchmarks/_operations.py.
-epoch       STRG (joint form, 16 steps of 10 boxes: 160 nodes, 512 channels, 174 classes) on a cache, against the same training
-            from videos: i3d_r50 with its reduction to 512 channels, RoIAlign and the head, on 32 frames of 224×224 decoded from
-            mp4 (240×320, 64 frames), by `heads.finetune`. Same batch, same machine, fp32 on the CPU; the table says what each
-            side includes. Boxes are a grid's, so no RPN runs on either side; frames come from worker processes beside the
-            network. From the cache whole epochs are timed, from frames a few mini-batches, and both are given per clip: an
-            epoch is proportional to its clips. Medians, without the first epoch, in which workers start. Features and weights
-            are random.
+epoch       STRG (joint form, 16 steps of 10 boxes: 160 nodes, 512 channels, 174 classes) on a
+            cache, against the same training from videos: i3d_r50 with its reduction to 512
+            channels, RoIAlign and the head, on 32 frames of 224×224 decoded from mp4 (240×320, 64
+            frames), by `heads.finetuning.finetune`. Same batch, same machine, fp32 on the CPU; the
+            table says what each side includes. Boxes are a grid's, so no RPN runs on either side;
+            frames come from worker processes beside the network. From the cache whole epochs are
+            timed, from frames a few mini-batches, and both are given per clip: an epoch is
+            proportional to its clips. Medians, without the first epoch, in which workers start.
+            Features and weights are random.
 """
 
 import json
@@ -20,20 +23,21 @@ from _caches import node_fields, random_cache
 from _operations import rows_of
 from extract import make_videos
 
-from heads.finetune import Reading, finetune, frames_phase
-from heads.frames import How
-from heads.recipe import Recipe, recipe_from
-from heads.train import train
-from pipeline.config import ExtractConfig
-from pipeline.manifest import read_manifest, write_manifest
-from pipeline.memory import keep_freed_memory
-from pipeline.sample import Sampling
+from heads.config.recipe import Recipe, recipe_from
+from heads.finetuning.finetune import Reading, finetune, frames_phase
+from heads.finetuning.frame_training import How
+from heads.training.train import train
+from pipeline.manifests.manifest import read_manifest, write_manifest
+from pipeline.stages.config import ExtractConfig
+from pipeline.views.sampling import Sampling
+from pipeline.workers.memory import keep_freed_memory
 
 WIDTH = 512
 INCLUDES = {
     "cache, in memory": "gather, to float32; head: forward, backward, update",
     "cache, from disk": "read, check, to float32; head: forward, backward, update",
-    "frames, backbone frozen": "decode, crop; backbone: forward; RoIAlign; head: forward, backward, update",
+    "frames, backbone "
+    "frozen": "decode, crop; backbone: forward; RoIAlign; head: forward, backward, update",
     "frames, all trained": "decode, crop; backbone, RoIAlign, head: forward, backward, update",
 }
 
@@ -59,7 +63,9 @@ def measured(folder: Path, clips: int) -> tuple[float, float]:
     )
 
 
-def from_cache(folder: Path, batch: int, clips: int, epochs: int, resident: str) -> tuple[float, float]:
+def from_cache(
+    folder: Path, batch: int, clips: int, epochs: int, resident: str
+) -> tuple[float, float]:
     """As `measured`, of the head on cached regions."""
     cache = random_cache(folder, node_fields(16, 10, WIDTH), clips)
     how = {"device": "cpu", "resident": resident, "say": _quiet, "tensorboard": False}
@@ -74,12 +80,22 @@ def from_frames(
     clips = batch * batches
     make_videos(folder, clips + 1)
     rows = [
-        {"clip": str(k), "path": f"{k}.mp4", "split": "train" if k < clips else "val", "label": str(k % 2)}
+        {
+            "clip": str(k),
+            "path": f"{k}.mp4",
+            "split": "train" if k < clips else "val",
+            "label": str(k % 2),
+        }
         for k in range(clips + 1)
     ]
     config = ExtractConfig(
         backbone="i3d_r50",
-        backbone_options={"temporal": "alternating", "res5_stride": 1, "pool1_time": 1, "reduce": WIDTH},
+        backbone_options={
+            "temporal": "alternating",
+            "res5_stride": 1,
+            "pool1_time": 1,
+            "reduce": WIDTH,
+        },
         cut="reduced",
         keep=("pooled", "nodes"),
         sampling=Sampling(frames=32, size=size, train_views=1, test_clips=1, test_crops=1),
@@ -90,7 +106,15 @@ def from_frames(
     how = How(accumulate=accumulate, tensorboard=False)
     manifest = read_manifest(write_manifest(folder / "clips.csv", rows).path)
     finetune(
-        recipe, folder / "run", phase, config=config, manifest=manifest, how=how, reading=Reading(), device="cpu", say=_quiet
+        recipe,
+        folder / "run",
+        phase,
+        config=config,
+        manifest=manifest,
+        how=how,
+        reading=Reading(),
+        device="cpu",
+        say=_quiet,
     )
     return measured(folder / "run", clips)
 
@@ -99,17 +123,23 @@ def _quiet(line: str) -> None:
     """The runs' own lines say nothing that the table does not."""
 
 
-def epochs_table(batch: int, clips: int, batches: int, rounds: int, accumulate: int, size: int) -> list[dict[str, object]]:
+def epochs_table(
+    batch: int, clips: int, batches: int, rounds: int, accumulate: int, size: int
+) -> list[dict[str, object]]:
     """One row per way to train."""
     found = {}
     for name in INCLUDES:
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
             if name.startswith("cache"):
-                found[name] = from_cache(place, batch, clips, rounds + 1, "ram" if "memory" in name else "disk")
+                found[name] = from_cache(
+                    place, batch, clips, rounds + 1, "ram" if "memory" in name else "disk"
+                )
             else:
                 train_from = "none" if "frozen" in name else "stem"
-                found[name] = from_frames(place, batch, batches, rounds + 1, accumulate, size, train_from)
+                found[name] = from_frames(
+                    place, batch, batches, rounds + 1, accumulate, size, train_from
+                )
     fastest = found["cache, in memory"][0]
     return [
         {
@@ -130,20 +160,48 @@ def main() -> None:
     parser.add_argument("--part", choices=("operations", "epoch", "all"), default="all")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, or epochs, that are timed")
     parser.add_argument("--views", type=int, default=64, help="operations: views in a batch")
-    parser.add_argument("--no-memory", action="store_true", help="operations: leave out the processes that measure memory")
-    parser.add_argument("--batch", type=int, default=8, help="epoch: clips in a mini-batch, on both sides")
-    parser.add_argument("--clips", type=int, default=512, help="epoch: clips of an epoch from the cache")
-    parser.add_argument("--batches", type=int, default=1, help="epoch: mini-batches of an epoch from frames")
-    parser.add_argument("--accumulate", type=int, default=8, help="epoch: parts of a mini-batch from frames, for its memory")
-    parser.add_argument("--size", type=int, default=224, help="epoch: side of a view, pixels; less only to try the script")
+    parser.add_argument(
+        "--no-memory",
+        action="store_true",
+        help="operations: leave out the processes that measure memory",
+    )
+    parser.add_argument(
+        "--batch", type=int, default=8, help="epoch: clips in a mini-batch, on both sides"
+    )
+    parser.add_argument(
+        "--clips", type=int, default=512, help="epoch: clips of an epoch from the cache"
+    )
+    parser.add_argument(
+        "--batches", type=int, default=1, help="epoch: mini-batches of an epoch from frames"
+    )
+    parser.add_argument(
+        "--accumulate",
+        type=int,
+        default=8,
+        help="epoch: parts of a mini-batch from frames, for its memory",
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=224,
+        help="epoch: side of a view, pixels; less only to try the script",
+    )
     given = parser.parse_args()
     keep_freed_memory()
     if given.part != "epoch":
         rows = rows_of(given.views, given.rounds, not given.no_memory)
-        _report.report("GOS's operations, forward and backward", rows, _file(given.json, "operations"))
+        _report.report(
+            "GOS's operations, forward and backward", rows, _file(given.json, "operations")
+        )
     if given.part != "operations":
-        rows = epochs_table(given.batch, given.clips, given.batches, given.rounds, given.accumulate, given.size)
-        _report.report("an epoch of strg with 160 nodes, from the cache and from frames", rows, _file(given.json, "epoch"))
+        rows = epochs_table(
+            given.batch, given.clips, given.batches, given.rounds, given.accumulate, given.size
+        )
+        _report.report(
+            "an epoch of strg with 160 nodes, from the cache and from frames",
+            rows,
+            _file(given.json, "epoch"),
+        )
 
 
 def _file(path: Path | None, part: str) -> Path | None:

@@ -1,14 +1,16 @@
 """What many clips cost the client, and what a second worker brings.
 
-dry run   `extract` as it is, with a manifest of a million rows, 100 clips to a shard and workers that claim a shard and return
-          statistics without computing anything: memory of the client, which is also the scheduler; seconds from the start of
-          its process until the first shard is back (and until Dask is started); and seconds per shard from then on, which is
-          what claiming, sending, collecting and counting cost, and how much of that is the client's own time on a core. On
-          Dask, and in one process without it.
-workers   two Dask workers of one thread each beside one, in turn, on generated videos: clips/s, the median of the rounds'
-          ratios, and the cores that the workers, the client and everybody else kept busy. A second worker can bring no more
-          than the machine's cores divided by what the first one takes; a round in which others took more than a twentieth of
-          a core measures them, and is repeated.
+dry run   `extract` as it is, with a manifest of a million rows, 100 clips to a shard and workers
+          that claim a shard and return statistics without computing anything: memory of the client,
+          which is also the scheduler; seconds from the start of its process until the first shard
+          is back (and until Dask is started); and seconds per shard from then on, which is what
+          claiming, sending, collecting and counting cost, and how much of that is the client's own
+          time on a core. On Dask, and in one process without it.
+workers   two Dask workers of one thread each beside one, in turn, on generated videos: clips/s, the
+          median of the rounds' ratios, and the cores that the workers, the client and everybody
+          else kept busy. A second worker can bring no more than the machine's cores divided by what
+          the first one takes; a round in which others took more than a twentieth of a core measures
+          them, and is repeated.
 """
 
 import json
@@ -25,12 +27,12 @@ from pathlib import Path
 
 from _report import arguments, report
 
-from pipeline.claims import take
-from pipeline.cluster import Dask, Here
-from pipeline.config import ExtractConfig
-from pipeline.extract import RunOptions, ShardJob, Summary, extract
-from pipeline.manifest import read_manifest, write_manifest
-from pipeline.sample import Sampling
+from pipeline.manifests.manifest import read_manifest, write_manifest
+from pipeline.stages.config import ExtractConfig
+from pipeline.stages.extract import RunOptions, ShardJob, Summary, extract
+from pipeline.views.sampling import Sampling
+from pipeline.workers.claims import take
+from pipeline.workers.engines import Dask, Here
 
 PER_SHARD = 100
 QUIET = 0.05  # cores that others may keep busy while workers are measured
@@ -80,7 +82,13 @@ class Simulated:
 def dry_run(manifest: Path, cache: Path, workers: int, begun: float) -> dict[str, float]:
     """In a process of its own, which began at `begun`."""
     engine = Simulated(Dask(workers=workers, dashboard="127.0.0.1:0") if workers else Here())
-    summary = extract(SMALL, read_manifest(manifest), cache, RunOptions(shard_size=PER_SHARD, workers=0), engine=engine)
+    summary = extract(
+        SMALL,
+        read_manifest(manifest),
+        cache,
+        RunOptions(shard_size=PER_SHARD, workers=0),
+        engine=engine,
+    )
     return {
         "shards": summary.shards,
         "start": engine.first - begun,
@@ -93,7 +101,11 @@ def dry_run(manifest: Path, cache: Path, workers: int, begun: float) -> dict[str
 
 def peak_memory() -> int:
     """Bytes; getrusage would count what the parent had before this program replaced it."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -102,12 +114,23 @@ def measure_dry_runs(rows: int, rounds: int) -> list[dict[str, object]]:
     with tempfile.TemporaryDirectory() as folder:
         manifest = Path(folder) / "manifest.csv"
         paths = (f"{k % 1000:03d}/clip{k:07d}.mp4" for k in range(rows))
-        many = ({"clip": path[4:-4], "path": path, "split": "train", "label": f"class {path[:2]}"} for path in paths)
+        many = (
+            {"clip": path[4:-4], "path": path, "split": "train", "label": f"class {path[:2]}"}
+            for path in paths
+        )
         write_manifest(manifest, many)
         for workers in (0, 2):
             for number in range(rounds):
                 cache = Path(folder) / f"cache-{workers}-{number}"
-                asked = [sys.executable, __file__, "--dry", str(manifest), str(cache), str(workers), str(time.time())]
+                asked = [
+                    sys.executable,
+                    __file__,
+                    "--dry",
+                    str(manifest),
+                    str(cache),
+                    str(workers),
+                    str(time.time()),
+                ]
                 done = subprocess.run(asked, capture_output=True, text=True, check=True)
                 found = json.loads(done.stdout.splitlines()[-1])
                 table.append(
@@ -126,7 +149,9 @@ def measure_dry_runs(rows: int, rounds: int) -> list[dict[str, object]]:
 
 
 class Warm:
-    """Dask workers that stay for several extractions; `handed` are the clocks when the last one had its shards handed out."""
+    """Dask workers that stay for several extractions; `handed` are the clocks when the last one had
+    its shards handed out.
+    """
 
     def __init__(self, run):
         self.run, self.handed = run, (0.0, 0.0, 0.0, 0.0)
@@ -138,7 +163,9 @@ class Warm:
 
 
 def timed_run(manifest: Path, cache: Path, workers: int, per_shard: int) -> dict[str, float]:
-    """In a process of its own: the first shards start the workers, then all are extracted into another cache."""
+    """In a process of its own: the first shards start the workers, then all are extracted into
+    another cache.
+    """
     options = RunOptions(device="cpu", workers=0, shard_size=per_shard)
     begun, clips = time.perf_counter(), read_manifest(manifest)
 
@@ -150,19 +177,32 @@ def timed_run(manifest: Path, cache: Path, workers: int, per_shard: int) -> dict
         run_all(engine, "warm", range(2 * workers))
         start = time.perf_counter() - begun
         summary = run_all(engine, "timed", None)
-        seconds, client, theirs, all_of_it = (now - then for now, then in zip(clocks(), engine.handed, strict=True))
+        seconds, client, theirs, all_of_it = (
+            now - then for now, then in zip(clocks(), engine.handed, strict=True)
+        )
     found = {"clips": summary.clips, "shards": summary.shards, "seconds": seconds, "start": start}
-    cores = {"workers'": theirs, "client's": client, "others'": max(0.0, all_of_it - theirs - client)}
+    cores = {
+        "workers'": theirs,
+        "client's": client,
+        "others'": max(0.0, all_of_it - theirs - client),
+    }
     return {**found, **{f"{who} cores": busy / seconds for who, busy in cores.items()}}
 
 
 def clocks() -> tuple[float, float, float, float]:
-    """Seconds that pass, and on a core: of this process, of those that it has started (and theirs), and of everybody."""
+    """Seconds that pass, and on a core: of this process, of those that it has started (and theirs),
+    and of everybody.
+    """
     import psutil  # comes with distributed
 
     theirs = sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children(recursive=True))
     everybody = psutil.cpu_times()
-    return time.perf_counter(), time.process_time(), theirs, everybody.user + everybody.nice + everybody.system
+    return (
+        time.perf_counter(),
+        time.process_time(),
+        theirs,
+        everybody.user + everybody.nice + everybody.system,
+    )
 
 
 def measure_workers(clips: int, per_shard: int, rounds: int) -> list[dict[str, object]]:
@@ -175,19 +215,39 @@ def measure_workers(clips: int, per_shard: int, rounds: int) -> list[dict[str, o
             pair = {}
             for workers in found:
                 cache = Path(folder) / f"{workers} workers, {number}"
-                asked = [sys.executable, __file__, "--timed", str(manifest), str(cache), str(workers), str(per_shard)]
+                asked = [
+                    sys.executable,
+                    __file__,
+                    "--timed",
+                    str(manifest),
+                    str(cache),
+                    str(workers),
+                    str(per_shard),
+                ]
                 done = subprocess.run(
-                    asked, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+                    asked,
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
                 )
                 pair[workers] = json.loads(done.stdout.splitlines()[-1])
                 shutil.rmtree(cache)
-            if max(run["others' cores"] for run in pair.values()) < QUIET or number >= (TRIES - 1) * rounds:
+            if (
+                max(run["others' cores"] for run in pair.values()) < QUIET
+                or number >= (TRIES - 1) * rounds
+            ):
                 for workers, run in pair.items():
                     found[workers].append(run)
             if len(found[1]) == rounds:
                 break
-    rates = {workers: [run["clips"] / run["seconds"] for run in runs] for workers, runs in found.items()}
-    ratios = {workers: [rate / one for rate, one in zip(those, rates[1], strict=True)] for workers, those in rates.items()}
+    rates = {
+        workers: [run["clips"] / run["seconds"] for run in runs] for workers, runs in found.items()
+    }
+    ratios = {
+        workers: [rate / one for rate, one in zip(those, rates[1], strict=True)]
+        for workers, those in rates.items()
+    }
     return [
         {
             "workers": workers,
@@ -199,7 +259,11 @@ def measure_workers(clips: int, per_shard: int, rounds: int) -> list[dict[str, o
             "slowest and fastest": f"{min(rates[workers]):.2f}, {max(rates[workers]):.2f}",
             "times one worker": statistics.median(ratios[workers]),
             "of the rounds": ", ".join(f"{ratio:.2f}" for ratio in sorted(ratios[workers])),
-            **{name: statistics.median(run[name] for run in runs) for name in runs[0] if name.endswith(" cores")},
+            **{
+                name: statistics.median(run[name] for run in runs)
+                for name in runs[0]
+                if name.endswith(" cores")
+            },
         }
         for workers, runs in found.items()
     ]
@@ -215,17 +279,30 @@ def main() -> None:
         print(json.dumps(dry_run(Path(manifest), Path(cache), int(workers), float(begun))))
         return
     parser = arguments(__doc__)
-    parser.add_argument("--rows", type=int, default=1_000_000, help="of the manifest of the dry run (default 1,000,000)")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=1_000_000,
+        help="of the manifest of the dry run (default 1,000,000)",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="of each measurement (default 3)")
-    parser.add_argument("--clips", type=int, default=96, help="generated videos for the workers (default 96)")
-    parser.add_argument("--per-shard", type=int, default=4, help="clips of their shards (default 4)")
+    parser.add_argument(
+        "--clips", type=int, default=96, help="generated videos for the workers (default 96)"
+    )
+    parser.add_argument(
+        "--per-shard", type=int, default=4, help="clips of their shards (default 4)"
+    )
     parser.add_argument("--only", choices=("dry", "workers"), help="one of the two parts")
     given = parser.parse_args()
     if given.only != "workers":
         report("dry run", measure_dry_runs(given.rows, given.rounds), given.json)
     if given.only != "dry":
         beside = given.json and given.json.with_name(f"{given.json.stem}-workers.json")
-        report("workers of one thread each", measure_workers(given.clips, given.per_shard, given.rounds), beside)
+        report(
+            "workers of one thread each",
+            measure_workers(given.clips, given.per_shard, given.rounds),
+            beside,
+        )
 
 
 if __name__ == "__main__":

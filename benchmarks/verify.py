@@ -1,13 +1,15 @@
 """`verify` against plain reading of the same files, one after the other, in large pieces.
 
-read     every file of the cache from its start to its end, 4 MiB at a time, into the same memory: what the disk gives.
+read     every file of the cache from its start to its end, 4 MiB at a time, into the same memory:
+         what the disk gives.
 sha256   the same, with the hash of each file.
-verify   everything: hash, checksums, shapes, values. `N workers` processes, each of which hashes in one thread and looks at
-         what is in the file in another, behind it; 0: in this process. The start of the processes is counted: some tenths of
-         a second, which is why the cache should not be small.
+verify   everything: hash, checksums, shapes, values. `N workers` processes, each of which hashes in
+         one thread and looks at what is in the file in another, behind it; 0: in this process. The
+         start of the processes is counted: some tenths of a second, which is why the cache should
+         not be small.
 
-Before every turn the files' pages are dropped from memory (`cold`). All ways take turns; figures are medians over the rounds,
-`ratio` is to plain reading.
+Before every turn the files' pages are dropped from memory (`cold`). All ways take turns; figures
+are medians over the rounds, `ratio` is to plain reading.
 """
 
 import os
@@ -20,11 +22,11 @@ from pathlib import Path
 import numpy as np
 from _report import arguments, report
 
-from pipeline.cache import create_cache
-from pipeline.manifest import write_manifest
-from pipeline.sealed import sha256_of
-from pipeline.shards import GroupPlan, ShardWriter
-from pipeline.verify import inspect
+from pipeline.cache.reader import create_cache
+from pipeline.cache.shard_writer import GroupPlan, ShardWriter
+from pipeline.files.atomic_files import sha256_of
+from pipeline.manifests.manifest import write_manifest
+from pipeline.stages.verify import inspect
 
 PIECE = 4 << 20  # bytes
 
@@ -32,11 +34,18 @@ PIECE = 4 << 20  # bytes
 def make_cache(folder: Path, shape: tuple[int, ...], views: int, shards: int) -> Path:
     """A cache of float16 maps [T,C,h,w], with the small tensors that stand beside them."""
     T, C = shape[:2]
-    rows = ({"clip": f"{k}", "path": f"{k}.mp4", "split": "train", "label": "a"} for k in range(views * shards))
+    rows = (
+        {"clip": f"{k}", "path": f"{k}.mp4", "split": "train", "label": "a"}
+        for k in range(views * shards)
+    )
     plan = create_cache(folder / "cache", {}, write_manifest(folder / "clips.csv", rows), views)
     values = np.random.default_rng(0).standard_normal(shape).astype(np.float16)
     boxes = np.broadcast_to(np.array([0.1, 0.2, 0.5, 0.9], np.float32), (T, 10, 4))
-    rest = {"pooled": values.reshape(T, C, -1)[..., 0], "boxes": boxes, "valid": np.ones((T, 10), bool)}
+    rest = {
+        "pooled": values.reshape(T, C, -1)[..., 0],
+        "boxes": boxes,
+        "valid": np.ones((T, 10), bool),
+    }
     for shard in range(shards):
         clips = [clip.clip for clip in plan.clips(shard)]
         tensors = {"res5": values, **rest}
@@ -44,7 +53,9 @@ def make_cache(folder: Path, shape: tuple[int, ...], views: int, shards: int) ->
         plans = {"train": GroupPlan(clips, [0] * views, fields)}
         with ShardWriter(plan.path(shard), plans, attrs=plan.attrs(shard)) as writer:
             for row in range(views):
-                values.reshape(-1)[row] = shard  # no two views are the same bytes, should a disk look for that
+                values.reshape(-1)[row] = (
+                    shard  # no two views are the same bytes, should a disk look for that
+                )
                 writer.write("train", row, tensors)
             writer.finish({"failures": []})
     return folder / "cache"
@@ -80,8 +91,13 @@ def ways(cache: Path, files: list[Path], workers: list[int]) -> dict[str, Callab
         if findings := inspect(cache, count).findings:
             raise RuntimeError(f"{findings[0].where}: {findings[0].what}")
 
-    found = {"read": timed(lambda: read(files)), "sha256": timed(lambda: [sha256_of(path) for path in files])}
-    return found | {f"verify, {count} workers": timed(lambda count=count: verify(count)) for count in workers}
+    found = {
+        "read": timed(lambda: read(files)),
+        "sha256": timed(lambda: [sha256_of(path) for path in files]),
+    }
+    return found | {
+        f"verify, {count} workers": timed(lambda count=count: verify(count)) for count in workers
+    }
 
 
 def main() -> None:
@@ -91,10 +107,16 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=16)
     parser.add_argument("--workers", default="0,2,4", help="numbers of processes")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="on the disk to be measured (default: the system's temporary folder)")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="on the disk to be measured (default: the system's temporary folder)",
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
-        cache = make_cache(Path(name), tuple(map(int, given.shape.split(","))), given.views, given.shards)
+        cache = make_cache(
+            Path(name), tuple(map(int, given.shape.split(","))), given.views, given.shards
+        )
         files = sorted(cache.rglob("*.h5"))
         size = sum(path.stat().st_size for path in files)
         found = ways(cache, files, list(map(int, given.workers.split(","))))

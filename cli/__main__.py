@@ -1,7 +1,7 @@
 """`vidgraph VERB`: finds the verbs by file, turns errors into one line and an exit code.
 
-Exit codes: 0 done; 1 an error that is ours or the machine's; 2 bad usage or bad input; 3 done, but something is wrong in the
-data; 130 interrupted.
+Exit codes: 0 done; 1 an error that is ours or the machine's; 2 bad usage or bad input; 3 done, but
+something is wrong in the data; 130 interrupted.
 """
 
 import importlib
@@ -13,13 +13,17 @@ import click
 
 import cli
 from cli._utf8 import ensure_utf8
-from pipeline.module_path import guard_program
-from pipeline.names import nearest
-from pipeline.shown import guard_output
+from pipeline.text.printable import guard_output
+from pipeline.text.suggestions import nearest
+from pipeline.workers.module_path import guard_program
 
 
 def _verbs() -> list[str]:
-    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(cli.__path__) if not m.name.startswith("_"))
+    return sorted(
+        m.name.replace("_", "-")
+        for m in pkgutil.iter_modules(cli.__path__)
+        if not m.name.startswith("_")
+    )
 
 
 class Verbs(click.Group):
@@ -40,8 +44,12 @@ class Verbs(click.Group):
         return super().resolve_command(ctx, args)
 
 
-# color: Click would take some control sequences out where there is no terminal; they are shown as escapes everywhere.
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "color": True})
+# color: Click would take some control sequences out where there is no terminal; they are shown as
+# escapes everywhere.
+@click.group(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "color": True},
+)
 @click.version_option(package_name="vidgraph")
 def vidgraph() -> None:
     """Relational video recognition from cached features.
@@ -53,7 +61,9 @@ def vidgraph() -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point of the `vidgraph` command; leaves through SystemExit with one of the codes above."""
+    """Entry point of the `vidgraph` command; leaves through SystemExit with one of the codes
+    above.
+    """
     if args is None:  # a process of our own, not a function that somebody calls
         ensure_utf8()
     guard_program()
@@ -70,9 +80,17 @@ def main(args: list[str] | None = None) -> None:
         print("interrupted", file=sys.stderr)
         code = 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to say
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # the reader left: nothing more to say
         code = 1
-    except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+    except (
+        ValueError,
+        FileNotFoundError,
+        NotADirectoryError,
+        IsADirectoryError,
+        PermissionError,
+    ) as error:
         code = _report(error, 2)
     except (OSError, MemoryError, ImportError, RuntimeError) as error:
         code = _report(error, 1)
@@ -89,10 +107,14 @@ def _report(error: BaseException, code: int) -> int:
 
 
 def _words(error: BaseException) -> str:
-    """What an error says; where it is the system's, the file, what it said, and what was expected of a file's rights."""
+    """What an error says; where it is the system's, the file, what it said, and what was expected
+    of a file's rights.
+    """
     if not isinstance(error, OSError) or error.filename is None or not error.strerror:
         return str(error)
-    right = "; expected a place that this user may use" if isinstance(error, PermissionError) else ""
+    right = (
+        "; expected a place that this user may use" if isinstance(error, PermissionError) else ""
+    )
     return f"{error.filename}: {error.strerror}{right}"
 
 

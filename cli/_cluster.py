@@ -16,23 +16,38 @@ _NOT_IN_JOBS = ("--slurm", "--jobs", "--print-sbatch")
 
 
 def place_options(jobs: str):
-    """Decorator: --dask, --scheduler or --slurm, and what belongs to them; `jobs` is the help of --jobs."""
+    """Decorator: --dask, --scheduler or --slurm, and what belongs to them; `jobs` is the help of
+    --jobs.
+    """
     options = (
-        click.option("--dask", type=click.IntRange(min=1), help="Work in this many processes here, one per GPU (Dask)."),
-        click.option("--scheduler", metavar="ADDRESS", help="Work on the Dask cluster there, such as tls://node1:8786."),
+        click.option(
+            "--dask",
+            type=click.IntRange(min=1),
+            help="Work in this many processes here, one per GPU (Dask).",
+        ),
+        click.option(
+            "--scheduler",
+            metavar="ADDRESS",
+            help="Work on the Dask cluster there, such as tls://node1:8786.",
+        ),
         click.option(
             "--slurm",
             metavar="KEY=VALUE,…",
             help="Work in Slurm jobs: options of sbatch, partition=gpu,gres=gpu:1,time=04:00:00.",
         ),
         click.option("--jobs", type=click.IntRange(min=1), help=jobs),
-        click.option("--interface", default="", help="Network by which Slurm's nodes reach this machine, such as ib0."),
+        click.option(
+            "--interface",
+            default="",
+            help="Network by which Slurm's nodes reach this machine, such as ib0.",
+        ),
         click.option(
             "--dashboard",
             default="",
             show_default=False,
             metavar="HOST:PORT",
-            help="Where Dask's dashboard listens, without a password: at 127.0.0.1:8787 every user of this machine can read "
+            help="Where Dask's dashboard listens, without a password: at 127.0.0.1:8787 every "
+            "user of this machine can read "
             "it, at :8787 everybody on the network.  [default: no dashboard]",
         ),
         click.option(
@@ -41,32 +56,49 @@ def place_options(jobs: str):
             help="Certificate authority (PEM) of all connections; with --tls-cert, --tls-key.  "
             "[default: with --dask and --slurm, made for the run]",
         ),
-        click.option("--tls-cert", type=_FILE, help="Certificate (PEM) of scheduler, workers and this client."),
+        click.option(
+            "--tls-cert",
+            type=_FILE,
+            help="Certificate (PEM) of scheduler, workers and this client.",
+        ),
         click.option("--tls-key", type=_FILE, help="Its private key (PEM)."),
     )
     return together(options)
 
 
-cluster_options = place_options("Slurm jobs at the same time, at most.  [default: 1; of a job array, all]")
+cluster_options = place_options(
+    "Slurm jobs at the same time, at most.  [default: 1; of a job array, all]"
+)
 
 
 def engine_of(given: dict, logs: Path):
-    """The engine that the options name, or None for this process; logs: folder for what Slurm jobs print."""
+    """The engine that the options name, or None for this process; logs: folder for what Slurm jobs
+    print.
+    """
     named = [name for name in ("dask", "scheduler", "slurm") if given[name] is not None]
     if len(named) > 1:
-        raise click.UsageError(f"--{named[0]} and --{named[1]}: expected one place to work at; leave one out")
+        raise click.UsageError(
+            f"--{named[0]} and --{named[1]}: expected one place to work at; leave one out"
+        )
     if given["scheduler"] == "":
-        raise click.UsageError("--scheduler: expected an address such as tls://node1:8786, got nothing")
+        raise click.UsageError(
+            "--scheduler: expected an address such as tls://node1:8786, got nothing"
+        )
     listens = given["dashboard"]
     if listens and (not _LISTENS.fullmatch(listens) or int(listens.rpartition(":")[2]) > 65535):
-        raise click.UsageError(f"--dashboard: expected HOST:PORT or :PORT, such as 127.0.0.1:8787, got {given['dashboard']!r}")
+        raise click.UsageError(
+            f"--dashboard: expected HOST:PORT or :PORT, such as 127.0.0.1:8787, got "
+            f"{given['dashboard']!r}"
+        )
     tls = _tls(given, named)
     if given["jobs"] and named != ["slurm"]:
-        raise click.UsageError("--jobs: expected it with --slurm; --dask says how many processes work here")
+        raise click.UsageError(
+            "--jobs: expected it with --slurm; --dask says how many processes work here"
+        )
     if not named:
         return None
-    from pipeline.cluster import Dask
-    from pipeline.slurm import parse_options
+    from pipeline.workers.engines import Dask
+    from pipeline.workers.slurm import parse_options
 
     return Dask(
         workers=given["dask"] or given["jobs"] or 1,
@@ -85,23 +117,35 @@ def _tls(given: dict, named: list[str]):
     if not any(files):
         return None
     if not all(files) or not named:
-        raise click.UsageError("--tls-ca, --tls-cert, --tls-key: expected all three, with --dask, --scheduler or --slurm")
-    from pipeline.cluster import Tls
+        raise click.UsageError(
+            "--tls-ca, --tls-cert, --tls-key: expected all three, with --dask, --scheduler or "
+            "--slurm"
+        )
+    from pipeline.workers.engines import Tls
 
     return Tls(*files)
 
 
 def sbatch_script(given: dict, shards: int, logs: Path) -> str:
-    """The job array that does what this command line would do; see `pipeline.slurm.array_script`."""
+    """The job array that does what this command line would do; see
+    `pipeline.workers.slurm.array_script`.
+    """
     import os
 
-    from pipeline.slurm import array_script, parse_options
+    from pipeline.workers.slurm import array_script, parse_options
 
     program = Path(sys.executable).with_name("vidgraph")
-    command = [str(program)] if program.exists() else [sys.executable, "-m", "cli"]  # cli/__init__.py is careful
+    command = (
+        [str(program)] if program.exists() else [sys.executable, "-m", "cli"]
+    )  # cli/__init__.py is careful
     options = parse_options(given["slurm"] or "")
     return array_script(
-        [*command, *without(sys.argv[1:], _NOT_IN_JOBS)], shards, options, given["jobs"] or 0, os.getcwd(), str(logs)
+        [*command, *without(sys.argv[1:], _NOT_IN_JOBS)],
+        shards,
+        options,
+        given["jobs"] or 0,
+        os.getcwd(),
+        str(logs),
     )
 
 

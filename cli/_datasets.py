@@ -1,4 +1,6 @@
-"""`vidgraph manifest something-something-v1`, … : the papers' datasets from their official files."""
+"""`vidgraph manifest something-something-v1`, … : the papers' datasets from their official
+files.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +21,21 @@ def _common(name: str, order: bool = False, fps: float | None = None):
             type=click.Path(exists=True, file_okay=False, path_type=Path),
             help="Folder of the videos, or of the folders of frames.",
         ),
-        click.option("--out", default=f"{name}.csv", type=click.Path(dir_okay=False, path_type=Path), help="File to write."),
-        click.option("--allow-missing", is_flag=True, help="Leave out clips that have no video (exit code 3)."),
         click.option(
-            "--subset", is_flag=True, help="The lists are a part on purpose: compare no counts with the official ones."
+            "--out",
+            default=f"{name}.csv",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="File to write.",
+        ),
+        click.option(
+            "--allow-missing",
+            is_flag=True,
+            help="Leave out clips that have no video (exit code 3).",
+        ),
+        click.option(
+            "--subset",
+            is_flag=True,
+            help="The lists are a part on purpose: compare no counts with the official ones.",
         ),
         click.option(
             "--fps",
@@ -33,22 +46,31 @@ def _common(name: str, order: bool = False, fps: float | None = None):
     ]
     if order:
         choice = click.Choice(["official", "alphabetical"])
-        options.append(click.option("--order", default="official", type=choice, help="Order of the class list, hence the ids."))
+        options.append(
+            click.option(
+                "--order",
+                default="official",
+                type=choice,
+                help="Order of the class list, hence the ids.",
+            )
+        )
     return together(options)
 
 
 def dataset_commands(describe: Callable) -> list[click.Command]:
-    """The kinds of `vidgraph manifest` that read a dataset; `describe` prints what is in a manifest."""
+    """The kinds of `vidgraph manifest` that read a dataset; `describe` prints what is in a
+    manifest.
+    """
 
     @click.command("something-something-v1")
     @_common("something-something-v1", order=True, fps=12.0)
     def something_v1(annotations: Path, **given) -> int:
         """Something-Something V1, from the folder ANNOTATIONS.
 
-        It holds something-something-v1-labels.csv, -train.csv, -validation.csv and, if wanted, -test.csv. --videos is
-        20bn-something-something-v1, a folder of frames per clip.
+        It holds something-something-v1-labels.csv, -train.csv, -validation.csv and, if wanted,
+        -test.csv. --videos is 20bn-something-something-v1, a folder of frames per clip.
         """
-        from pipeline.datasets.something_v1 import read
+        from pipeline.manifests.datasets.something_v1 import read
 
         return _write(read(annotations), annotations, given, describe)
 
@@ -58,24 +80,43 @@ def dataset_commands(describe: Callable) -> list[click.Command]:
         "--protocol",
         default="official",
         type=click.Choice(
-            ["official", "compositional", "compositional-shuffled", "one-object", "few-shot-base", "few-shot-5", "few-shot-10"]
+            [
+                "official",
+                "compositional",
+                "compositional-shuffled",
+                "one-object",
+                "few-shot-base",
+                "few-shot-5",
+                "few-shot-10",
+            ]
         ),
-        help="The official splits, or one of Something-Else's; ANNOTATIONS is then its dataset_splits.",
+        help="The official splits, or one of Something-Else's; ANNOTATIONS is then its "
+        "dataset_splits.",
     )
-    @click.option("--test-answers", is_flag=True, help="Label the test clips, from test-answers.csv in ANNOTATIONS.")
     @click.option(
-        "--boxes", type=click.Path(exists=True, path_type=Path), help="Something-Else's boxes, a JSON file or a folder of them."
+        "--test-answers",
+        is_flag=True,
+        help="Label the test clips, from test-answers.csv in ANNOTATIONS.",
     )
-    def something_v2(annotations: Path, protocol: str, test_answers: bool, boxes: Path | None, **given) -> int:
+    @click.option(
+        "--boxes",
+        type=click.Path(exists=True, path_type=Path),
+        help="Something-Else's boxes, a JSON file or a folder of them.",
+    )
+    def something_v2(
+        annotations: Path, protocol: str, test_answers: bool, boxes: Path | None, **given
+    ) -> int:
         """Something-Something V2 and Something-Else, from the folder ANNOTATIONS.
 
-        It holds labels.json, train.json, validation.json and, if wanted, test.json (older downloads put
-        something-something-v2- in front). --videos is the folder of ID.webm. With --boxes, clips that have no boxes there
-        count as missing.
+        It holds labels.json, train.json, validation.json and, if wanted, test.json (older downloads
+        put something-something-v2- in front). --videos is the folder of ID.webm. With --boxes,
+        clips that have no boxes there count as missing.
         """
-        from pipeline.datasets.something_v2 import read
+        from pipeline.manifests.datasets.something_v2 import read
 
-        return _write(read(annotations, protocol, test_answers), annotations, given, describe, boxes)
+        return _write(
+            read(annotations, protocol, test_answers), annotations, given, describe, boxes
+        )
 
     @click.command("charades")
     @_common("charades", fps=24.0)
@@ -83,76 +124,105 @@ def dataset_commands(describe: Callable) -> list[click.Command]:
         "--window",
         default=0.0,
         type=click.FloatRange(min=0),
-        help="Cut training videos into pieces of so many seconds, each with its own labels; 0: whole videos.",
+        help="Cut training videos into pieces of so many seconds, each with its own labels; 0: "
+        "whole videos.",
     )
     def charades(annotations: Path, window: float, **given) -> int:
-        """Charades, from the folder ANNOTATIONS that holds Charades_v1_train.csv and Charades_v1_test.csv.
+        """Charades, from the folder ANNOTATIONS that holds Charades_v1_train.csv and
+        Charades_v1_test.csv.
 
-        A clip has the set of its classes (c000 to c156); train with data.target = "multi". The test list is split val, as in
-        the papers.
+        A clip has the set of its classes (c000 to c156); train with data.target = "multi". The test
+        list is split val, as in the papers.
         """
-        from pipeline.datasets.charades import read
+        from pipeline.manifests.datasets.charades import read
 
         return _write(read(annotations, window), annotations, given, describe)
 
     @click.command("kinetics")
     @_common("kinetics")
     @click.option(
-        "--trimmed", is_flag=True, help="Files called ID alone, without the seconds, are the clips, not whole videos."
+        "--trimmed",
+        is_flag=True,
+        help="Files called ID alone, without the seconds, are the clips, not whole videos.",
     )
     def kinetics(annotations: Path, trimmed: bool, **given) -> int:
-        """Kinetics-400, -600 or -700, from ANNOTATIONS: the folder of train.csv, validate.csv, test.csv, or one CSV file.
+        """Kinetics-400, -600 or -700, from ANNOTATIONS: the folder of train.csv, validate.csv,
+        test.csv, or one CSV file.
 
-        Videos are ID_000010_000020.mp4, or ID.mp4, in --videos or in folders of classes or splits below it. No copy is
-        complete: pass --allow-missing.
+        Videos are ID_000010_000020.mp4, or ID.mp4, in --videos or in folders of classes or splits
+        below it. No copy is complete: pass --allow-missing.
         """
-        from pipeline.datasets.kinetics import read
+        from pipeline.manifests.datasets.kinetics import read
 
         return _write(read(annotations, trimmed), annotations, given, describe)
 
     @click.command("diving48")
     @_common("diving48", order=True)
-    @click.option("--version", default="2", type=click.Choice(["1", "2"]), help="Version of the lists (EAN reports on 1).")
+    @click.option(
+        "--version",
+        default="2",
+        type=click.Choice(["1", "2"]),
+        help="Version of the lists (EAN reports on 1).",
+    )
     def diving48(annotations: Path, version: str, **given) -> int:
-        """Diving48, from the folder ANNOTATIONS of Diving48_V2_train.json, Diving48_V2_test.json, Diving48_vocab.json.
+        """Diving48, from the folder ANNOTATIONS of Diving48_V2_train.json, Diving48_V2_test.json,
+        Diving48_vocab.json.
 
-        --videos is its rgb, the folder of VID_NAME.mp4. The test list is split val, as in the papers.
+        --videos is its rgb, the folder of VID_NAME.mp4. The test list is split val, as in the
+        papers.
         """
-        from pipeline.datasets.diving48 import read
+        from pipeline.manifests.datasets.diving48 import read
 
         return _write(read(annotations, int(version), given["fps"]), annotations, given, describe)
 
     return [something_v1, something_v2, charades, kinetics, diving48]
 
 
-def _write(data, annotations: Path, given: dict, describe: Callable, boxes: Path | None = None) -> int:
-    """Writes the manifest and what stands beside it, and says what there is and what is missing; 3 if something is."""
-    from pipeline.datasets.write import about_missing, write_dataset
+def _write(
+    data, annotations: Path, given: dict, describe: Callable, boxes: Path | None = None
+) -> int:
+    """Writes the manifest and what stands beside it, and says what there is and what is missing; 3
+    if something is.
+    """
+    from pipeline.manifests.datasets.manifest_writer import about_missing, write_dataset
 
     total, differences = len(data.entries), [] if given["subset"] else data.differences()
     unboxed = _drop_unboxed(data, boxes, given["allow_missing"]) if boxes else ""
     data.fps = given["fps"]
-    done = write_dataset(data, given["videos"], given["out"], given.get("order", "official"), given["allow_missing"])
+    done = write_dataset(
+        data, given["videos"], given["out"], given.get("order", "official"), given["allow_missing"]
+    )
     describe(done.manifest)
     say(f"  class list (data.class_list): {done.classes}")
     if done.protect:
-        say(f'  never to be mirrored: --flip-protect "$(cat {done.protect})", or for EAN\'s way {done.swap}')
+        say(
+            f'  never to be mirrored: --flip-protect "$(cat {done.protect})", or for EAN\'s way '
+            f"{done.swap}"
+        )
     if done.root:
-        say(f"its paths start from {done.root}: say --root {done.root} wherever you use it", err=True)
+        say(
+            f"its paths start from {done.root}: say --root {done.root} wherever you use it",
+            err=True,
+        )
     found = [f"{data.name}: {line}" for line in differences]
     if unboxed:
         found.append(unboxed)
     if done.missing:
         found.append(f"{about_missing(done.missing, total, given['videos'])}; left out")
-    absent = [f"no {split} list in {annotations}: the manifest has no such split" for split in data.absent()]
+    absent = [
+        f"no {split} list in {annotations}: the manifest has no such split"
+        for split in data.absent()
+    ]
     for line in [*absent, *data.notes, *found]:
         say(line, err=True)
     return 3 if found else 0
 
 
 def _drop_unboxed(data, boxes: Path, allow: bool) -> str:
-    """Leaves the clips without boxes out of `data`; one line about them, "" if there are none. ValueError unless `allow`."""
-    from pipeline.datasets.write import about_missing
+    """Leaves the clips without boxes out of `data`; one line about them, "" if there are none.
+    ValueError unless `allow`.
+    """
+    from pipeline.manifests.datasets.manifest_writer import about_missing
     from pipeline.proposals.annotations import build
 
     listed = build(str(boxes)).clips

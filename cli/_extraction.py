@@ -1,4 +1,6 @@
-"""The options that say what an extraction computes and how: of `extract`, `plan`, and `finetune` where there is no cache."""
+"""The options that say what an extraction computes and how: of `extract`, `plan`, and `finetune`
+where there is no cache.
+"""
 
 from pathlib import Path
 
@@ -26,27 +28,49 @@ def views_options(function):
     options = (
         click.option("--frames", default=32, help="F, frames fed to the backbone per view."),
         click.option(
-            "--sampling", default="segments", type=_one_of("segments stride linspace gos"), help="How frames are picked."
+            "--sampling",
+            default="segments",
+            type=_one_of("segments stride linspace gos"),
+            help="How frames are picked.",
         ),
-        click.option("--fps", default=6.0, help="Frame rate of --sampling stride, frames per second."),
+        click.option(
+            "--fps", default=6.0, help="Frame rate of --sampling stride, frames per second."
+        ),
         click.option(
             "--source-fps",
             type=click.FloatRange(min=0, min_open=True),
-            help="Frame rate of the clips, frames per second; the manifest's column fps wins.  [default: by their time stamps]",
+            help="Frame rate of the clips, frames per second; the manifest's column fps wins.  "
+            "[default: by their time stamps]",
         ),
         click.option("--size", default=224, help="Side of a square view, pixels."),
-        click.option("--train-views", default=1, help="Random views per clip in the group train; 0 for none."),
         click.option(
-            "--train-crop", default="gos", type=_one_of("gos short_side multiscale centre"), help="Crop of train views."
+            "--train-views", default=1, help="Random views per clip in the group train; 0 for none."
+        ),
+        click.option(
+            "--train-crop",
+            default="gos",
+            type=_one_of("gos short_side multiscale centre"),
+            help="Crop of train views.",
         ),
         click.option("--flip", default=0.5, help="Probability that a training view is mirrored."),
         click.option(
-            "--flip-protect", default="", show_default=False, callback=commas, help="Labels never mirrored, comma-separated."
+            "--flip-protect",
+            default="",
+            show_default=False,
+            callback=commas,
+            help="Labels never mirrored, comma-separated.",
         ),
         click.option("--test-clips", default=1, help="Test views in time per clip; 0 for none."),
-        click.option("--test-crops", default="1", type=_one_of("1 3 11 full"), help="Crops per time; full: the whole frame."),
         click.option(
-            "--test-short-side", type=int, help="Short side at test, pixels.  [default: --size; 8/7 of it for 3, 11, full]"
+            "--test-crops",
+            default="1",
+            type=_one_of("1 3 11 full"),
+            help="Crops per time; full: the whole frame.",
+        ),
+        click.option(
+            "--test-short-side",
+            type=int,
+            help="Short side at test, pixels.  [default: --size; 8/7 of it for 3, 11, full]",
         ),
     )
     return together(options)(function)
@@ -56,26 +80,73 @@ def network_options(function):
     """The options that say what is computed and kept."""
     options = (
         click.option(
-            "--keep", default="pooled,nodes,boxes", callback=commas, help="Fields to store: pooled, nodes, boxes, cuts (res5)."
+            "--keep",
+            default="pooled,nodes,boxes",
+            callback=commas,
+            help="Fields to store: pooled, nodes, boxes, cuts (res5).",
         ),
         click.option("--backbone", default="i3d_r50", help="A file of pipeline/backbones."),
-        click.option("--weights", default="imagenet", help="Backbone weights: imagenet, none, or a checkpoint file."),
-        click.option("--cut", default="", show_default=False, help="Last cut, pooled and aligned.  [default: the last stage]"),
-        click.option("--proposals", default="torchvision", help="Source of boxes: a file of pipeline/proposals."),
-        click.option("--proposal-weights", help="Weights of the source of boxes: coco, none, or a file.  [default: coco]"),
-        click.option("--proposal-size", type=int, help="Short side at which it sees whole frames, pixels.  [default: 480]"),
+        click.option(
+            "--weights",
+            default="imagenet",
+            help="Backbone weights: imagenet, none, or a checkpoint file.",
+        ),
+        click.option(
+            "--cut",
+            default="",
+            show_default=False,
+            help="Last cut, pooled and aligned.  [default: the last stage]",
+        ),
+        click.option(
+            "--proposals",
+            default="torchvision",
+            help="Source of boxes: a file of pipeline/proposals.",
+        ),
+        click.option(
+            "--proposal-weights",
+            help="Weights of the source of boxes: coco, none, or a file.  [default: coco]",
+        ),
+        click.option(
+            "--proposal-size",
+            type=int,
+            help="Short side at which it sees whole frames, pixels.  [default: 480]",
+        ),
         click.option("--boxes", type=int, help="N, boxes kept per feature step.  [default: 10]"),
-        click.option("--annotations", type=click.Path(path_type=Path), help="File of boxes, for --proposals annotations."),
-        click.option("--roi-pool", default="max", type=_one_of("max mean area"), help="Over 7x7 bins; area: over the box."),
-        click.option("--precision", default="fp32", type=_one_of("fp32 bf16 fp16"), help="Arithmetic; no fp16 on a CPU."),
-        click.option("--dtype", default="float16", type=_one_of("float16 float32"), help="Stored dtype of features."),
+        click.option(
+            "--annotations",
+            type=click.Path(path_type=Path),
+            help="File of boxes, for --proposals annotations.",
+        ),
+        click.option(
+            "--roi-pool",
+            default="max",
+            type=_one_of("max mean area"),
+            help="Over 7x7 bins; area: over the box.",
+        ),
+        click.option(
+            "--precision",
+            default="fp32",
+            type=_one_of("fp32 bf16 fp16"),
+            help="Arithmetic; no fp16 on a CPU.",
+        ),
+        click.option(
+            "--dtype",
+            default="float16",
+            type=_one_of("float16 float32"),
+            help="Stored dtype of features.",
+        ),
         decoder_option,
-        click.option("--allow-truncated", is_flag=True, help="Take videos that end before their container says."),
+        click.option(
+            "--allow-truncated",
+            is_flag=True,
+            help="Take videos that end before their container says.",
+        ),
         click.option(
             "--pixel-aspect",
             default="displayed",
             type=_one_of("displayed stored"),
-            help="Pixels that are not square: at the width that a player shows, or as stored (stretched).",
+            help="Pixels that are not square: at the width that a player shows, or as stored "
+            "(stretched).",
         ),
         frame_pattern_option,
         click.option("--seed", default=0, help="Seed of the training views."),
@@ -86,15 +157,27 @@ def network_options(function):
 def running_options(function):
     """The options that say how the work is done."""
     options = (
-        click.option("--shard", "shards", callback=shard_numbers, help="Only these: 3, 10-20, or a list.  [default: all]"),
-        click.option("--shard-bytes", default=2 << 30, type=click.IntRange(min=1), help="Target size of a shard, bytes."),
+        click.option(
+            "--shard",
+            "shards",
+            callback=shard_numbers,
+            help="Only these: 3, 10-20, or a list.  [default: all]",
+        ),
+        click.option(
+            "--shard-bytes",
+            default=2 << 30,
+            type=click.IntRange(min=1),
+            help="Target size of a shard, bytes.",
+        ),
         click.option(
             "--shard-size",
             default=0,
             type=click.IntRange(min=0),
             help="Clips per shard instead; 0 derives it from --shard-bytes.",
         ),
-        click.option("--batch", default=4, type=click.IntRange(min=1), help="Views per forward pass."),
+        click.option(
+            "--batch", default=4, type=click.IntRange(min=1), help="Views per forward pass."
+        ),
         click.option(
             "--workers",
             type=click.IntRange(min=0),
@@ -102,7 +185,12 @@ def running_options(function):
         ),
         time_limit_option(120.0),
         click.option("--compile", is_flag=True, help="torch.compile the backbone (slow start)."),
-        click.option("--compression", default="none", type=_one_of("none lzf zstd"), help="Compression of the shards."),
+        click.option(
+            "--compression",
+            default="none",
+            type=_one_of("none lzf zstd"),
+            help="Compression of the shards.",
+        ),
         device_option,
         set_option,
     )
@@ -110,9 +198,11 @@ def running_options(function):
 
 
 def config_for(given: dict, manifest):
-    """As `config_of`. Labels that are never to be mirrored and that no clip of the manifest has are said: the list of a dataset
-    has more than a part of it. ValueError if no clip has any of them."""
-    from pipeline.names import nearest
+    """As `config_of`. Labels that are never to be mirrored and that no clip of the manifest has are
+    said: the list of a dataset has more than a part of it. ValueError if no clip has any of
+    them.
+    """
+    from pipeline.text.suggestions import nearest
 
     config = config_of(given)
     if protected := set(config.sampling.flip_protect):
@@ -120,22 +210,42 @@ def config_for(given: dict, manifest):
         if unknown := protected - known:
             label = min(unknown)
             if unknown == protected:
-                what = f"no clip has the label {label!r}" + (" or another of these" if len(unknown) > 1 else "")
-                raise ValueError(f"--flip-protect: {what}: {nearest(label, known)}; name labels of clips, or leave it out")
+                what = f"no clip has the label {label!r}" + (
+                    " or another of these" if len(unknown) > 1 else ""
+                )
+                raise ValueError(
+                    f"--flip-protect: {what}: {nearest(label, known)}; name labels of clips, or "
+                    f"leave it out"
+                )
             some = f"{len(unknown)} of these {len(protected)} labels"
-            say(f"--flip-protect: no clip has {some}, such as {label!r}; it goes on with the others", err=True)
+            say(
+                f"--flip-protect: no clip has {some}, such as {label!r}; it goes on with the "
+                f"others",
+                err=True,
+            )
     return config
 
 
 def config_of(given: dict):
     """The `ExtractConfig` that these options, by name, say."""
-    from pipeline.config import ExtractConfig, with_settings
-    from pipeline.sample import Sampling
+    from pipeline.stages.config import ExtractConfig, with_settings
+    from pipeline.views.sampling import Sampling
 
     crops = given["test_crops"]
     sampling = Sampling(
         test_crops=crops if crops == "full" else int(crops),
-        **{key: given[key] for key in ("frames", "sampling", "fps", "source_fps", "size", "train_views", "train_crop")},
+        **{
+            key: given[key]
+            for key in (
+                "frames",
+                "sampling",
+                "fps",
+                "source_fps",
+                "size",
+                "train_views",
+                "train_crop",
+            )
+        },
         **{key: given[key] for key in ("flip", "flip_protect", "test_clips", "test_short_side")},
     )
     boxes = {
@@ -147,7 +257,20 @@ def config_of(given: dict):
     config = ExtractConfig(
         sampling=sampling,
         proposal_options={key: value for key, value in boxes.items() if value is not None},
-        **{key: given[key] for key in ("backbone", "weights", "cut", "keep", "proposals", "roi_pool", "precision")},
-        **{key: given[key] for key in ("dtype", "seed", "decoder", "allow_truncated", "pixel_aspect", "frame_pattern")},
+        **{
+            key: given[key]
+            for key in ("backbone", "weights", "cut", "keep", "proposals", "roi_pool", "precision")
+        },
+        **{
+            key: given[key]
+            for key in (
+                "dtype",
+                "seed",
+                "decoder",
+                "allow_truncated",
+                "pixel_aspect",
+                "frame_pattern",
+            )
+        },
     )
     return with_settings(config, given["settings"])

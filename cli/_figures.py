@@ -4,10 +4,18 @@ from collections.abc import Mapping
 
 from cli._say import console
 
-NAMES = {"top1": "top-1 %", "top5": "top-5 %", "map": "mAP %", "class_mean": "class mean %", "loss": "loss"}
+NAMES = {
+    "top1": "top-1 %",
+    "top5": "top-5 %",
+    "map": "mAP %",
+    "class_mean": "class mean %",
+    "loss": "loss",
+}
 
 
-def print_figures(title: str, metrics: Mapping[str, Mapping[str, float]], rows: str = "split") -> None:
+def print_figures(
+    title: str, metrics: Mapping[str, Mapping[str, float]], rows: str = "split"
+) -> None:
     """One row per split, or whatever `rows` names.
 
     Fractions are shown in percent, the loss as it is, a split without labels as such.

@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM (a batch system's, at the end of a job's time) end a run within seconds, whatever it is doing."""
+"""Ctrl-C and SIGTERM (a batch system's, at the end of a job's time) end a run within seconds,
+whatever it is doing.
+"""
 
 import os
 import queue
@@ -10,24 +12,31 @@ from types import FrameType
 
 from cli._say import say
 
-GRACE = 7.0  # seconds for what is under way to end by itself; a batch system kills after 30, a person loses patience earlier
+# seconds for what is under way to end by itself; a batch system kills after 30, a person loses
+# patience earlier
+GRACE = 7.0
 PARTING = 1.0  # seconds to give claims up in; a file system that hangs must not keep us
 LATER = 0.005  # seconds until a signal that came at a bad moment comes again
 
 
 @contextmanager
 def stoppable(resume: str) -> Iterator[None]:
-    """Within it both signals raise KeyboardInterrupt; `resume` says to a person what is kept and how to go on.
+    """Within it both signals raise KeyboardInterrupt; `resume` says to a person what is kept and
+    how to go on.
 
-    Python only hears of a signal between two of its own instructions, and a forward pass or a full disk may take long: so a
-    thread hears of it too, and ends the process after GRACE seconds, or at the second Ctrl-C. Only for the main thread; the
-    outermost counts. A signal that comes while HDF5 calls Python, or while a claim is made or given up, is put off until that
-    is over; claims that the exception left behind are given up.
+    Python only hears of a signal between two of its own instructions, and a forward pass or a full
+    disk may take long: so a thread hears of it too, and ends the process after GRACE seconds, or at
+    the second Ctrl-C. Only for the main thread; the outermost counts. A signal that comes while
+    HDF5 calls Python, or while a claim is made or given up, is put off until that is over; claims
+    that the exception left behind are given up.
     """
-    from pipeline import partfile  # noqa: F401  (with claims, what _interrupt looks at: no handler should have to load it)
-    from pipeline.claims import give_up
+    from pipeline.cache import part_file as partfile  # noqa: F401  (with claims, what _interrupt looks at: no handler should have to load it)
+    from pipeline.workers.claims import give_up
 
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is _interrupt:
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is _interrupt
+    ):
         yield
         return
     ended, (out, into) = threading.Event(), os.pipe()
@@ -36,7 +45,9 @@ def stoppable(resume: str) -> Iterator[None]:
     def watch() -> None:
         heard = 0
         while number := os.read(out, 1):
-            if number[0] not in before:  # the end of a child, where a library (torch's DataLoader) listens for that
+            if (
+                number[0] not in before
+            ):  # the end of a child, where a library (torch's DataLoader) listens for that
                 continue
             if _PUT_OFF.came_again():
                 continue
@@ -46,7 +57,9 @@ def stoppable(resume: str) -> Iterator[None]:
             timer.start()
         os.close(out)
 
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     wakeup = signal.set_wakeup_fd(into, warn_on_full_buffer=False)
     threading.Thread(target=watch, name="interrupt", daemon=True).start()
     try:
@@ -98,7 +111,8 @@ _PUT_OFF = _PutOff()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    from pipeline import claims, partfile  # loaded before this function was set
+    from pipeline.cache import part_file as partfile  # loaded before this function was set
+    from pipeline.workers import claims  # loaded before this function was set
 
     while frame:
         if frame.f_code in claims.STEPS or frame.f_code in partfile.STEPS:
@@ -112,7 +126,7 @@ def _end(ended: threading.Event, resume: str) -> None:
     """Ends the process without waiting for anything; nothing that was half written stays."""
     if ended.is_set():
         return
-    from pipeline.claims import give_up
+    from pipeline.workers.claims import give_up
 
     giving_up = threading.Thread(target=give_up, daemon=True)
     giving_up.start()

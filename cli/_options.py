@@ -25,7 +25,9 @@ def together(options: Sequence[Callable]) -> Callable:
 
 
 def settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    """Click callback: `key=value` pairs, the value read as TOML where it is TOML (numbers, lists, true), else as text."""
+    """Click callback: `key=value` pairs, the value read as TOML where it is TOML (numbers, lists,
+    true), else as text.
+    """
     found = {}
     for text in values:
         key, equals, value = text.partition("=")
@@ -49,10 +51,14 @@ def toml_value(text: str) -> Any:
 
 def commas(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     """Click callback: a comma-separated list of names."""
-    return None if value is None else tuple(name.strip() for name in value.split(",") if name.strip())
+    return (
+        None if value is None else tuple(name.strip() for name in value.split(",") if name.strip())
+    )
 
 
-def shard_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
+def shard_numbers(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> list[int] | None:
     """Click callback: `3`, `10-20` (both ends included) or a comma-separated list of these."""
     if value is None:
         return None
@@ -68,29 +74,40 @@ def shard_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
 
 
 def require_writable(path: Path, as_it_is: bool = False) -> None:
-    """ValueError if a file could not be written there: to be known before hours of work, not after them. `as_it_is`: what is
-    there already is written to, such as /dev/stdout, and not replaced."""
+    """ValueError if a file could not be written there: to be known before hours of work, not after
+    them. `as_it_is`: what is there already is written to, such as /dev/stdout, and not replaced."""
     if as_it_is and path.exists() and not path.is_dir() and os.access(path, os.W_OK):
         return
     folder = next(place for place in path.absolute().parents if place.exists())
     if not os.access(folder, os.W_OK | os.X_OK) or not folder.is_dir():
-        raise ValueError(f"{path}: expected a place to write to, {folder} cannot be written; give another name")
+        raise ValueError(
+            f"{path}: expected a place to write to, {folder} cannot be written; give another name"
+        )
 
 
 def time_limit_option(seconds: float) -> Callable:
     """--time-limit with its default."""
     positive = click.FloatRange(min=0, min_open=True)
-    return click.option("--time-limit", default=seconds, type=positive, help="Seconds a clip may take to decode.")
+    return click.option(
+        "--time-limit", default=seconds, type=positive, help="Seconds a clip may take to decode."
+    )
 
 
 def installed(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    """Click callback: refuses `--decoder decord` if decord is not installed. As the default it may be absent: PyAV decodes."""
-    if value == "decord" and ctx.get_parameter_source(param.name) is click.core.ParameterSource.COMMANDLINE:
-        from pipeline.decode import why_no_decord
+    """Click callback: refuses `--decoder decord` if decord is not installed. As the default it may
+    be absent: PyAV decodes.
+    """
+    if (
+        value == "decord"
+        and ctx.get_parameter_source(param.name) is click.core.ParameterSource.COMMANDLINE
+    ):
+        from pipeline.video.decode import why_no_decord
 
         if reason := why_no_decord():
             advice = "leave --decoder out: PyAV decodes then, with the same frames"
-            raise click.BadParameter(f"expected decord to be installed here, it is {reason}; {advice}", ctx, param)
+            raise click.BadParameter(
+                f"expected decord to be installed here, it is {reason}; {advice}", ctx, param
+            )
     return value
 
 
@@ -99,17 +116,24 @@ decoder_option = click.option(
     default="decord",
     type=click.Choice(["decord", "pyav", "torchcodec"]),
     callback=installed,
-    help="Video decoder. Where decord is not installed, PyAV replaces the default, with the same frames.",
+    help="Video decoder. Where decord is not installed, PyAV replaces the default, with the same "
+    "frames.",
 )
 set_option = click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", callback=settings, help="Any configuration key; may be repeated."
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=settings,
+    help="Any configuration key; may be repeated.",
 )
 frame_pattern_option = click.option(
     "--frame-pattern",
     default="",
     show_default=False,
     metavar="GLOB",
-    help="Names of a folder's frames, such as 'img_*.jpg'.  [default: all, if they count one series]",
+    help="Names of a folder's frames, such as 'img_*.jpg'.  [default: all, if they count one "
+    "series]",
 )
 device_option = click.option(
     "--device",
@@ -130,9 +154,12 @@ def say_cost(precision: str, device: str, elsewhere: bool = False) -> None:
     if precision != "bf16" or (elsewhere and device == "cuda"):
         return  # without importing torch
     if elsewhere:
-        warn("precision bf16: workers whose CPU has no bf16 arithmetic take about 12 times as long as with fp32")
+        warn(
+            "precision bf16: workers whose CPU has no bf16 arithmetic take about 12 times as long "
+            "as with fp32"
+        )
         return
-    from pipeline import precision as arithmetic
+    from pipeline.networks import precision as arithmetic
 
     if line := arithmetic.cost(precision, pick_device(device)):
         warn(line)
@@ -140,6 +167,6 @@ def say_cost(precision: str, device: str, elsewhere: bool = False) -> None:
 
 def pick_device(name: str) -> str:
     """The device that `--device` names. ValueError if it asks for a GPU that is not there."""
-    from pipeline import cluster
+    from pipeline.workers import engines as cluster
 
     return cluster.pick_device(name)

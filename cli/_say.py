@@ -1,4 +1,6 @@
-"""Prints what verbs say. Names from data stay plain text: no terminal commands, no extra lines, no markup of tables."""
+"""Prints what verbs say. Names from data stay plain text: no terminal commands, no extra lines, no
+markup of tables.
+"""
 
 import json
 import os
@@ -7,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.shown import visible, visible_json
+from pipeline.text.printable import visible, visible_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +34,9 @@ def to_json(record: Any, plain: bool = True) -> str:
 
 
 def console(err: bool = False) -> "Console":
-    """The console for tables and bars. Cells and titles are plain text, without markup and emoji names."""
+    """The console for tables and bars. Cells and titles are plain text, without markup and emoji
+    names.
+    """
     from rich.console import Console
 
     class Plain(Console):

@@ -12,56 +12,118 @@ from cli._interrupt import stoppable
 from cli._options import device_option, say_cost, set_option
 from cli._progress import progress
 from cli._say import say
-from pipeline.shown import visible_lines
+from pipeline.text.printable import visible_lines
 
 LOOK = 1.0  # seconds between two looks at the members' logs
 
 
 @click.command("ablate")
 @click.argument("study")
-@click.option("--cache", required=True, type=click.Path(path_type=Path), help="The cache to train on.")
-@click.option("--manifest", type=click.Path(path_type=Path), help="Labels and splits.  [default: the cache's copy]")
-@click.option("--runs", default="runs", type=click.Path(path_type=Path), help="The study's folder is made in this one.")
+@click.option(
+    "--cache", required=True, type=click.Path(path_type=Path), help="The cache to train on."
+)
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path),
+    help="Labels and splits.  [default: the cache's copy]",
+)
+@click.option(
+    "--runs",
+    default="runs",
+    type=click.Path(path_type=Path),
+    help="The study's folder is made in this one.",
+)
 @click.option("--name", help="The study's folder.  [default: the study's name]")
 @device_option
-@click.option("--precision", default="fp32", type=click.Choice(["fp32", "bf16", "fp16"]), help="Arithmetic of the heads.")
+@click.option(
+    "--precision",
+    default="fp32",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    help="Arithmetic of the heads.",
+)
 @click.option(
     "--resident",
     default="auto",
     type=click.Choice(["auto", "gpu", "ram", "disk"]),
-    help="Features in the GPU's memory, in the machine's, or read per batch; auto: the first with twice the room.",
+    help="Features in the GPU's memory, in the machine's, or read per batch; auto: the first with "
+    "twice the room.",
 )
-@click.option("--at-once", default=0, type=click.IntRange(min=0), help="Members that share a pass, at most; 0: all.")
-@place_options("Members in so many groups that train at the same time: processes here, or where the other options say.")
-@click.option("--resume/--no-resume", default=True, help="Continue what is in the study's folder, or start over.")
-@click.option("--list", "only_list", is_flag=True, help="Check every member, print them, and train none.")
+@click.option(
+    "--at-once",
+    default=0,
+    type=click.IntRange(min=0),
+    help="Members that share a pass, at most; 0: all.",
+)
+@place_options(
+    "Members in so many groups that train at the same time: processes here, or where the other "
+    "options say."
+)
+@click.option(
+    "--resume/--no-resume",
+    default=True,
+    help="Continue what is in the study's folder, or start over.",
+)
+@click.option(
+    "--list", "only_list", is_flag=True, help="Check every member, print them, and train none."
+)
 @set_option
 def command(
-    study, cache, manifest, runs, name, device, precision, resident, at_once, resume, only_list, settings, **given
+    study,
+    cache,
+    manifest,
+    runs,
+    name,
+    device,
+    precision,
+    resident,
+    at_once,
+    resume,
+    only_list,
+    settings,
+    **given,
 ) -> int:
-    """Train all members of STUDY (a TOML file, or the name of a study of the package: demo) and print their table.
+    """Train all members of STUDY (a TOML file, or the name of a study of the package: demo) and
+    print their table.
 
-    A study is a grid of heads or recipes, options, seeds and label subsets. Members read the cache together: every batch is
-    read once and given to each. One that fails is reported at the end and leaves the others going (exit code 3). The same
-    command resumes a study that was stopped, tries failed members again, and trains those that the file has got since.
+    A study is a grid of heads or recipes, options, seeds and label subsets. Members read the cache
+    together: every batch is read once and given to each. One that fails is reported at the end and
+    leaves the others going (exit code 3). The same command resumes a study that was stopped, tries
+    failed members again, and trains those that the file has got since.
     """
-    with stoppable("stopped; finished epochs are kept, the same command resumes"), ExitStack() as stack:
-        from heads.ablate import How, ablate, passes, prospects
-        from heads.study import read_study
-        from pipeline.cache import Cache
-        from pipeline.manifest import read_manifest
+    with (
+        stoppable("stopped; finished epochs are kept, the same command resumes"),
+        ExitStack() as stack,
+    ):
+        from heads.config.study_file import read_study
+        from heads.training.ablate import How, ablate, passes, prospects
+        from pipeline.cache.reader import Cache
+        from pipeline.manifests.manifest import read_manifest
 
         plan, opened = read_study(study, settings), Cache(cache)
         folder = runs / (name or plan.name)
-        how = How(device, precision, read_manifest(manifest) if manifest else None, resume, resident)
+        how = How(
+            device, precision, read_manifest(manifest) if manifest else None, resume, resident
+        )
         engine, groups = _places(given, folder / "logs")
         if not only_list:
-            say_cost(precision, device, elsewhere=given["scheduler"] is not None or given["slurm"] is not None)
+            say_cost(
+                precision,
+                device,
+                elsewhere=given["scheduler"] is not None or given["slurm"] is not None,
+            )
 
         def announce(some) -> None:
             left = [one for one in some if one.result is None]
-            known = f", {len(some) - len(left)} of them finished before" if len(left) < len(some) else ""
-            share = f"; an epoch of {'those' if known else 'all'} is {_times(passes(left))}" if left else ""
+            known = (
+                f", {len(some) - len(left)} of them finished before"
+                if len(left) < len(some)
+                else ""
+            )
+            share = (
+                f"; an epoch of {'those' if known else 'all'} is {_times(passes(left))}"
+                if left
+                else ""
+            )
             say(f"{plan.name}: {len(some)} members{known}{share}")
             if left and not only_list:
                 stack.enter_context(_watched(left))
@@ -70,10 +132,24 @@ def command(
             some = prospects(plan, opened, folder.resolve(), how, say)
             announce(some)
             for one in some:
-                state = "finished" if one.result else one.why or f"{one.epochs} epochs, reads {', '.join(one.reads)}"
+                state = (
+                    "finished"
+                    if one.result
+                    else one.why or f"{one.epochs} epochs, reads {', '.join(one.reads)}"
+                )
                 say(f"  {one.member.folder.name}: {state}")
             return 0
-        outcome = ablate(plan, opened, folder, how, engine=engine, jobs=groups, at_once=at_once, say=say, before=announce)
+        outcome = ablate(
+            plan,
+            opened,
+            folder,
+            how,
+            engine=engine,
+            jobs=groups,
+            at_once=at_once,
+            say=say,
+            before=announce,
+        )
     click.echo(f"\n{visible_lines(outcome.table.text())}\n")
     say(f"{outcome.seconds:.1f} s; {folder}: results.txt, results.csv, results.json")
     return 3 if outcome.failed else 0
@@ -87,7 +163,9 @@ def _places(given: dict, logs: Path):
     """The engine that the options name (None: this process), and the number of groups."""
     groups = given["jobs"] or given["dask"] or 1
     if given["jobs"] and given["dask"]:
-        raise click.UsageError("--jobs and --dask: expected one; both say how many processes train here")
+        raise click.UsageError(
+            "--jobs and --dask: expected one; both say how many processes train here"
+        )
     if given["slurm"] is None:
         here = groups > 1 and given["scheduler"] is None
         given = {**given, "jobs": None, "dask": groups if here else given["dask"]}
@@ -97,7 +175,7 @@ def _places(given: dict, logs: Path):
 @contextmanager
 def _watched(some) -> Iterator[None]:
     """Shows how many epochs are over, from the members' logs, wherever they are trained."""
-    from heads.ablate import epochs_done
+    from heads.training.ablate import epochs_done
 
     before, over = epochs_done(some), threading.Event()
     shown = before

@@ -20,19 +20,36 @@ SHOWN = 10  # findings printed; all of them are in the file
 
 
 @click.command("check")
-@click.option("--manifest", required=True, type=click.Path(path_type=Path), help="The clips (see `vidgraph manifest`).")
+@click.option(
+    "--manifest",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The clips (see `vidgraph manifest`).",
+)
 @click.option("--root", type=FOLDER, help="Folder that its paths start from.  [default: its own]")
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     help="File of findings, .csv or .json.  [default: the manifest's name with .check.csv]",
 )
-@click.option("--class-list", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Classes, one per line.")
-@click.option("--num-classes", type=click.IntRange(min=1), help="Labels are whole numbers below this one.")
-@click.option("--workers", type=click.IntRange(min=0), help="Decode processes; 0: this one.  [default: one per core]")
+@click.option(
+    "--class-list",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Classes, one per line.",
+)
+@click.option(
+    "--num-classes", type=click.IntRange(min=1), help="Labels are whole numbers below this one."
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="Decode processes; 0: this one.  [default: one per core]",
+)
 @time_limit_option(60.0)
 @decoder_option
-@click.option("--allow-truncated", is_flag=True, help="Take videos that end before their container says.")
+@click.option(
+    "--allow-truncated", is_flag=True, help="Take videos that end before their container says."
+)
 @frame_pattern_option
 @click.option(
     "--annotations",
@@ -45,7 +62,8 @@ SHOWN = 10  # findings printed; all of them are in the file
     multiple=True,
     metavar="KEY=VALUE",
     callback=settings,
-    help="Option of --annotations as in extract, such as proposal_options.annotated_height=240; may be repeated.",
+    help="Option of --annotations as in extract, such as proposal_options.annotated_height=240; "
+    "may be repeated.",
 )
 def command(
     manifest,
@@ -61,31 +79,38 @@ def command(
     annotations,
     settings,
 ) -> int:
-    """Decode the first, the last and three frames between of every clip, and list what is wrong or looks so.
+    """Decode the first, the last and three frames between of every clip, and list what is wrong or
+    looks so.
 
-    unreadable: cut short, damaged, missing, too slow, without a frame. blank, still: all frames one colour, or all the same.
-    duplicate: shows what another clip shows, with both splits and labels. end: beyond the end of the video (milliseconds?).
-    boxes: outside the frame (of another resolution?), or none at the frames that are looked at. label: not one of the classes,
-    or none, or never in train, or one that stands for none (-1).
+    unreadable: cut short, damaged, missing, too slow, without a frame. blank, still: all frames one
+    colour, or all the same. duplicate: shows what another clip shows, with both splits and labels.
+    end: beyond the end of the video (milliseconds?). boxes: outside the frame (of another
+    resolution?), or none at the frames that are looked at. label: not one of the classes, or none,
+    or never in train, or one that stands for none (-1).
 
     Exit code 0: all is well; 3: there are findings.
     """
     from contextlib import ExitStack
 
-    from pipeline.check import check_clips, write_findings
-    from pipeline.cores import cores_here
-    from pipeline.manifest import read_manifest
-    from pipeline.pixels import Opening
+    from pipeline.manifests.manifest import read_manifest
+    from pipeline.stages.check import check_clips, write_findings
+    from pipeline.video.view_pixels import Opening
+    from pipeline.workers.cores import cores_here
 
     classes = _classes(class_list, num_classes)
     out = out or manifest.with_suffix(".check.csv")
     if out.suffix.lower() not in (".csv", ".json"):
-        raise click.BadParameter(f"expected a name that ends in .csv or .json, got {out}", param_hint="--out")
+        raise click.BadParameter(
+            f"expected a name that ends in .csv or .json, got {out}", param_hint="--out"
+        )
     require_writable(out)
     boxes = _boxes(annotations, settings)
     clips = read_manifest(manifest, root)
     workers = cores_here() if workers is None else workers
-    with stoppable("stopped; nothing was written, the same command starts over"), ExitStack() as stack:
+    with (
+        stoppable("stopped; nothing was written, the same command starts over"),
+        ExitStack() as stack,
+    ):
 
         def announce(total: int):
             return stack.enter_context(progress("check", total, "clips", "found"))
@@ -102,7 +127,9 @@ def _boxes(annotations: Path | None, settings: dict):
 
     prefix = "proposal_options."
     if other := [key for key in settings if not key.startswith(prefix) or annotations is None]:
-        raise click.BadParameter(f"expected {prefix}KEY=VALUE beside --annotations, got {other[0]}", param_hint="--set")
+        raise click.BadParameter(
+            f"expected {prefix}KEY=VALUE beside --annotations, got {other[0]}", param_hint="--set"
+        )
     if annotations is None:
         return None
     options = {key.removeprefix(prefix): value for key, value in settings.items()}
@@ -111,7 +138,7 @@ def _boxes(annotations: Path | None, settings: dict):
 
 def _classes(class_list: Path | None, num_classes: int | None) -> list[str] | None:
     """The labels that there may be, None for any."""
-    from pipeline.texts import read_names
+    from pipeline.text.text_files import read_names
 
     if class_list and num_classes:
         raise click.UsageError("--class-list and --num-classes: expected one of them, got both")
@@ -131,5 +158,8 @@ def _say(checked, out: Path) -> int:
     kinds = Counter(finding.kind for finding in checked.findings)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()) or "nothing wrong"
     rate = checked.clips / max(checked.seconds, 1e-9)
-    say(f"{checked.clips:,} clips in {checked.seconds:,.1f} s ({rate:,.1f} clips/s): {counts}; listed in {out}")
+    say(
+        f"{checked.clips:,} clips in {checked.seconds:,.1f} s ({rate:,.1f} clips/s): {counts}; "
+        f"listed in {out}"
+    )
     return 3 if checked.findings else 0

@@ -18,6 +18,7 @@ def command(shell: str) -> int:
     from cli.__main__ import vidgraph
 
     script = get_completion_class(shell)(vidgraph, {}, "vidgraph", "_VIDGRAPH_COMPLETE")
-    # click's own bash script starts by asking bash for its version, which a shell that evaluates it has answered already.
+    # click's own bash script starts by asking bash for its version, which a shell that evaluates it
+    # has answered already.
     click.echo(script.source_template % script.source_vars())
     return 0

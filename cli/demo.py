@@ -16,12 +16,12 @@ import click
 from cli._interrupt import stoppable
 from cli._options import device_option, pick_device
 from cli._say import console, say
-from pipeline.shown import visible
+from pipeline.text.printable import visible
 
 if TYPE_CHECKING:
-    from heads.train import Result
-    from pipeline.config import ExtractConfig
+    from heads.training.train import Result
     from pipeline.digits import Images
+    from pipeline.stages.config import ExtractConfig
 
 RECIPES = ("demo_pool", "demo_roi_pool", "demo_mean_lstm", "demo_strg")
 BOXES = 6  # N: the four digits of a frame, and two to spare
@@ -42,7 +42,8 @@ Try next:
 
 @dataclass
 class Steps:
-    """The demo's steps, what came out of each and how long it took, kept in `file` so that a rerun does none of them twice.
+    """The demo's steps, what came out of each and how long it took, kept in `file` so that a rerun
+    does none of them twice.
 
     `done` also has the options of the demo, under "asked".
     """
@@ -52,7 +53,9 @@ class Steps:
     number: int = 0
 
     def run(self, name: str, made: Path, work: Callable[[], dict]) -> dict:
-        """Does a step unless it is done and `made`, what it leaves on the disk, is there; returns what `work` returned."""
+        """Does a step unless it is done and `made`, what it leaves on the disk, is there; returns
+        what `work` returned.
+        """
         title = self.title(name)
         if name in self.done and made.exists():
             found = self.done[name]
@@ -73,7 +76,7 @@ class Steps:
 
     def save(self) -> None:
         """Keeps the record; a run killed in between repeats a step, which is harmless."""
-        from pipeline.sealed import write_text
+        from pipeline.files.atomic_files import write_text
 
         write_text(self.file, json.dumps(self.done, indent=1) + "\n")
 
@@ -115,29 +118,56 @@ class Row:
 
 
 @click.command("demo")
-@click.option("--out", default="demo", type=click.Path(file_okay=False, path_type=Path), help="Folder for everything.")
+@click.option(
+    "--out",
+    default="demo",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for everything.",
+)
 @click.option("--task", default="meet", help="What the digits do: meet, sync3, sync5 or multisync.")
 @click.option("--videos", default=2000, type=click.IntRange(min=1), help="Training videos.")
 @click.option("--val-videos", default=200, type=click.IntRange(min=1), help="Validation videos.")
-@click.option("--test-videos", default=600, type=click.IntRange(min=1), help="Test videos, of digits never trained on.")
-@click.option("--seeds", default=3, type=click.IntRange(min=1), help="Training runs per head.")
-@click.option("--seed", default=0, type=click.IntRange(min=0), help="Another seed: other videos, other weights.")
 @click.option(
-    "--images", default="sklearn", type=click.Choice(["sklearn", "mnist"]), help="Handwritten digits; mnist is downloaded once."
+    "--test-videos",
+    default=600,
+    type=click.IntRange(min=1),
+    help="Test videos, of digits never trained on.",
 )
-@click.option("--workers", type=click.IntRange(min=0), help="Processes that write videos.  [default: one per core]")
+@click.option("--seeds", default=3, type=click.IntRange(min=1), help="Training runs per head.")
+@click.option(
+    "--seed",
+    default=0,
+    type=click.IntRange(min=0),
+    help="Another seed: other videos, other weights.",
+)
+@click.option(
+    "--images",
+    default="sklearn",
+    type=click.Choice(["sklearn", "mnist"]),
+    help="Handwritten digits; mnist is downloaded once.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="Processes that write videos.  [default: one per core]",
+)
 @device_option
-def command(out, task, videos, val_videos, test_videos, seeds, seed, images, workers, device) -> int:
+def command(
+    out, task, videos, val_videos, test_videos, seeds, seed, images, workers, device
+) -> int:
     """Generate digit videos, train on them from end to end, and print how far each head gets.
 
-    Digits bounce about and one pair of them meets: which two? Pooled features see which digits are there; the graph of
-    overlapping boxes joins those that meet. A rerun continues where the last one stopped.
+    Digits bounce about and one pair of them meets: which two? Pooled features see which digits are
+    there; the graph of overlapping boxes joins those that meet. A rerun continues where the last
+    one stopped.
     """
     from pipeline.digits import TASKS, load_images
-    from pipeline.memory import keep_freed_memory
+    from pipeline.workers.memory import keep_freed_memory
 
     if task not in TASKS:
-        raise click.BadParameter(f"expected one of {', '.join(TASKS)}, got {task!r}", param_hint="--task")
+        raise click.BadParameter(
+            f"expected one of {', '.join(TASKS)}, got {task!r}", param_hint="--task"
+        )
     keep_freed_memory()
     begun = time.monotonic()
     asked, device = Demo(task, videos, val_videos, test_videos, seed, images), pick_device(device)
@@ -153,8 +183,8 @@ def command(out, task, videos, val_videos, test_videos, seeds, seed, images, wor
 
 def _open(out: Path, asked: Demo) -> Steps:
     """The record of the steps in OUT; ValueError if the demo that is there was another one."""
-    from pipeline.owners import remove_abandoned
-    from pipeline.sealed import make_folder
+    from pipeline.files.atomic_files import make_folder
+    from pipeline.files.owners import remove_abandoned
 
     make_folder(out)
     remove_abandoned(out)
@@ -162,12 +192,17 @@ def _open(out: Path, asked: Demo) -> Steps:
     there = json.loads(file.read_text(encoding="utf-8")) if file.exists() else mine
     if there["asked"] != mine["asked"]:
         keys = [key for key, value in mine["asked"].items() if there["asked"].get(key) != value]
-        shown = "; ".join(f"{key} {there['asked'].get(key)!r} there, {mine['asked'][key]!r} asked for" for key in keys)
+        shown = "; ".join(
+            f"{key} {there['asked'].get(key)!r} there, {mine['asked'][key]!r} asked for"
+            for key in keys
+        )
         raise ValueError(f"{out}: holds another demo ({shown}); choose another --out, or delete it")
     return Steps(file, there)
 
 
-def _videos(steps: Steps, out: Path, asked: Demo, images: "dict[str, Images]", workers: int | None) -> None:
+def _videos(
+    steps: Steps, out: Path, asked: Demo, images: "dict[str, Images]", workers: int | None
+) -> None:
     from pipeline.digits import TASKS, write_dataset
 
     splits = {"train": asked.train, "val": asked.val, "test": asked.test}
@@ -179,11 +214,13 @@ def _videos(steps: Steps, out: Path, asked: Demo, images: "dict[str, Images]", w
     steps.run(f"write {sum(splits.values()):,} videos of handwritten digits", out / "videos", work)
 
 
-def _networks(steps: Steps, out: Path, asked: Demo, images: "dict[str, Images]") -> tuple[Path, Path]:
+def _networks(
+    steps: Steps, out: Path, asked: Demo, images: "dict[str, Images]"
+) -> tuple[Path, Path]:
     """Pre-trains the digit network and fits the RPN; returns their weights."""
     import numpy as np
 
-    from heads.pretrain import Pretraining, pretrain
+    from heads.reproduction.pretraining import Pretraining, pretrain
     from pipeline.digits import TASKS, videos
     from pipeline.proposals import digit_rpn
 
@@ -198,13 +235,18 @@ def _networks(steps: Steps, out: Path, asked: Demo, images: "dict[str, Images]")
 
     def frames(split: str, count: int):
         some = list(videos(task, images[split], asked.seed, split, range(count)))
-        return np.concatenate([one.frames for one in some]), np.concatenate([one.boxes for one in some])
+        return np.concatenate([one.frames for one in some]), np.concatenate(
+            [one.boxes for one in some]
+        )
 
     def fit_rpn() -> dict:
         digit_rpn.fit(rpn, *frames("train", RPN_VIDEOS), seed=asked.seed)
         source = digit_rpn.build(str(rpn), task.size, BOXES)
         found, per_digit = digit_rpn.recall(source, *frames("val", RPN_VIDEOS // 4))
-        say(f"    finds {100 * found:.1f} % of unseen digits (IoU 0.5), with {per_digit:.2f} boxes per digit")
+        say(
+            f"    finds {100 * found:.1f} % of unseen digits (IoU 0.5), with {per_digit:.2f} "
+            f"boxes per digit"
+        )
         return {"recall": found, "boxes_per_digit": per_digit}
 
     steps.run("pre-train digit_cnn on single digits", backbone, train_backbone)
@@ -214,16 +256,18 @@ def _networks(steps: Steps, out: Path, asked: Demo, images: "dict[str, Images]")
 
 def _config(asked: Demo, backbone: Path, rpn: Path) -> "ExtractConfig":
     """What stage one computes: every frame of a video, whole, and its boxes by the RPN."""
-    from pipeline.config import ExtractConfig
     from pipeline.digits import TASKS
-    from pipeline.sample import Sampling
+    from pipeline.stages.config import ExtractConfig
+    from pipeline.views.sampling import Sampling
 
     task = TASKS[asked.task]()
     return ExtractConfig(
         backbone="digit_cnn",
         backbone_options={"width": WIDTH, "pixels": "unit"},
         weights=str(backbone),
-        sampling=Sampling(frames=task.frames, sampling="linspace", size=task.size, train_crop="centre", flip=0.0),
+        sampling=Sampling(
+            frames=task.frames, sampling="linspace", size=task.size, train_crop="centre", flip=0.0
+        ),
         proposals="digit_rpn",
         proposal_options={"weights": str(rpn), "size": task.size, "num_boxes": BOXES},
         seed=asked.seed,
@@ -234,16 +278,20 @@ def _cache(steps: Steps, out: Path, config: "ExtractConfig", device: str) -> Non
     """Stages one and two, as `vidgraph extract` and `vidgraph graphs` run them."""
     from cli.extract import default_workers
     from cli.extract import run as run_extract
-    from pipeline.extract import RunOptions
-    from pipeline.graphs import build_graphs
-    from pipeline.manifest import read_manifest
+    from pipeline.manifests.manifest import read_manifest
+    from pipeline.regions.graphs import build_graphs
+    from pipeline.stages.extract import RunOptions
 
     cache = out / "cache"
 
     def extract() -> dict:
         options = RunOptions(device=device, batch=VIEWS, workers=default_workers(device))
-        if code := run_extract(config, read_manifest(out / "videos" / "manifest.csv"), cache, options):
-            raise RuntimeError(f"{cache}: the demo's own videos failed to extract (exit code {code}); see above")
+        if code := run_extract(
+            config, read_manifest(out / "videos" / "manifest.csv"), cache, options
+        ):
+            raise RuntimeError(
+                f"{cache}: the demo's own videos failed to extract (exit code {code}); see above"
+            )
         return {}
 
     def graphs() -> dict:
@@ -267,24 +315,35 @@ class Run:
 
 def train_one(run: Run) -> "Result":
     """What a worker process does with a run."""
-    from heads.held import quiet
-    from heads.recipe import read_recipe
-    from heads.train import train
-    from pipeline.cache import Cache
+    from heads.config.recipe import read_recipe
+    from heads.runs.folder_lock import quiet
+    from heads.training.train import train
+    from pipeline.cache.reader import Cache
 
     # The demo says one line per head; each run's own lines are in its log.
-    return train(read_recipe(run.recipe), Cache(run.cache), run.folder, seed=run.seed, device=run.device, say=quiet)
+    return train(
+        read_recipe(run.recipe),
+        Cache(run.cache),
+        run.folder,
+        seed=run.seed,
+        device=run.device,
+        say=quiet,
+    )
 
 
 def _train(steps: Steps, out: Path, seeds: int, device: str) -> list[Row]:
-    """Trains every head with every seed: on a CPU one run per core, since heads this small gain nothing from a second one."""
-    from heads.recipe import read_recipe
-    from pipeline.cores import cores_here
-    from pipeline.pool import Pool
+    """Trains every head with every seed: on a CPU one run per core, since heads this small gain
+    nothing from a second one.
+    """
+    from heads.config.recipe import read_recipe
+    from pipeline.workers.cores import cores_here
+    from pipeline.workers.decode_pool import Pool
 
     say(f"{steps.title(f'train {len(RECIPES)} heads with {seeds} seeds each')} …")
     todo = [
-        Run(name, seed, out / "runs" / f"{name}-seed{seed}", out / "cache", device) for name in RECIPES for seed in range(seeds)
+        Run(name, seed, out / "runs" / f"{name}-seed{seed}", out / "cache", device)
+        for name in RECIPES
+        for seed in range(seeds)
     ]
     before = {run.folder for run in todo if (run.folder / "metrics.json").exists()}
     workers = min(cores_here(), len(todo) - len(before)) if device == "cpu" else 0
@@ -298,7 +357,10 @@ def _train(steps: Steps, out: Path, seeds: int, device: str) -> list[Row]:
             if len(row.results) == seeds:
                 known = sum(one.folder in before for one in todo[k + 1 - seeds : k + 1])
                 again = f"; {known} of {seeds} runs were trained before" if known else ""
-                say(f"    {row.head}: {row.accuracy} % of test videos right, {row.seconds:.1f} s a run{again}")
+                say(
+                    f"    {row.head}: {row.accuracy} % of test videos right, {row.seconds:.1f} s "
+                    f"a run{again}"
+                )
     return rows
 
 
@@ -306,18 +368,22 @@ def _report(out: Path, asked: Demo, rows: list[Row], seconds: float) -> None:
     from rich.table import Table
 
     from pipeline.digits import TASKS
-    from pipeline.sealed import write_text
+    from pipeline.files.atomic_files import write_text
 
     task = TASKS[asked.task]()
     seeds = len(rows[0].results)
-    title = f"{asked.task}: {asked.test:,} test videos" + (f", mean ± standard deviation over {seeds} seeds" * (seeds > 1))
+    title = f"{asked.task}: {asked.test:,} test videos" + (
+        f", mean ± standard deviation over {seeds} seeds" * (seeds > 1)
+    )
     table = Table(title=title, title_justify="left")
     for name in ("head", "top-1 %", "parameters", "s per run"):
         table.add_column(name, justify="left" if name == "head" else "right")
     table.add_row("chance", f"{100 / len(task.labels):.1f}", "", "")
     table.add_row("knowing only which digits are there", f"{100 * task.guess:.1f}", "", "")
     for row in rows:
-        table.add_row(row.head, row.accuracy, f"{row.results[0].parameters:,}", f"{row.seconds:.1f}")
+        table.add_row(
+            row.head, row.accuracy, f"{row.results[0].parameters:,}", f"{row.seconds:.1f}"
+        )
     console().print(table)
     record = {
         row.head: {
@@ -328,6 +394,8 @@ def _report(out: Path, asked: Demo, rows: list[Row], seconds: float) -> None:
         for row in rows
     }
     write_text(out / "results.json", json.dumps(record, indent=1) + "\n")
-    command = "vidgraph" if shutil.which("vidgraph") else sys.argv[0]  # make runs it from an environment that is not active
+    command = (
+        "vidgraph" if shutil.which("vidgraph") else sys.argv[0]
+    )  # make runs it from an environment that is not active
     took = {"minutes": math.floor(seconds / 60), "seconds": seconds % 60}
     click.echo(NEXT.replace("vidgraph ", f"{command} ").format(out=visible(str(out)), **took))

@@ -3,7 +3,7 @@
 import click
 
 from cli._say import say, to_json
-from pipeline.shown import first_line
+from pipeline.text.printable import first_line
 
 # Distribution -> the module of it that vidgraph imports.
 NEEDED = {
@@ -30,7 +30,8 @@ NEEDED = {
 @click.command("env")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON instead.")
 def command(as_json: bool) -> int:
-    """Show versions, devices and decoders, and what is missing; paste it into a report of a problem.
+    """Show versions, devices and decoders, and what is missing; paste it into a report of a
+    problem.
 
     Exit code 0: all that vidgraph needs is there; 1: something that it needs does not load.
     """
@@ -51,7 +52,7 @@ def environment() -> dict[str, dict[str, str]]:
     import platform
     from importlib import metadata
 
-    from pipeline.cores import cores_here
+    from pipeline.workers.cores import cores_here
 
     machine = {
         "python": platform.python_version(),
@@ -98,20 +99,29 @@ def _version(name: str) -> str:
 def _optional() -> dict[str, str]:
     """What an option needs, and decord: the version, or why it is of no use."""
     trouble = {
-        "decord": (_asked("pipeline.decode", "why_no_decord"), "PyAV decodes in its place, the same frames"),
+        "decord": (
+            _asked("pipeline.video.decode", "why_no_decord"),
+            "PyAV decodes in its place, the same frames",
+        ),
         "torchcodec": (_trouble("torchcodec.decoders"), "--decoder torchcodec needs it"),
-        "detectron2": (_asked("pipeline.proposals._model_zoo", "why_no_detectron2"), "--proposals detectron2 needs it"),
+        "detectron2": (
+            _asked("pipeline.proposals._model_zoo", "why_no_detectron2"),
+            "--proposals detectron2 needs it",
+        ),
     }
-    return {name: f"{why}; {purpose}" if why else _version(name) for name, (why, purpose) in trouble.items()}
+    return {
+        name: f"{why}; {purpose}" if why else _version(name)
+        for name, (why, purpose) in trouble.items()
+    }
 
 
 def _decoding() -> dict[str, str]:
     """Which decoder is the default here, and the FFmpeg that each brings."""
     default, rows = "decord, and pyav for files that decord reads wrongly", {}
-    if why := _asked("pipeline.decode", "why_no_decord"):
+    if why := _asked("pipeline.video.decode", "why_no_decord"):
         default = f"pyav (decord is {why})"
-    if not _trouble("pipeline.decode"):
-        from pipeline.decode import ffmpeg_versions
+    if not _trouble("pipeline.video.decode"):
+        from pipeline.video.decode import ffmpeg_versions
 
         rows = {f"FFmpeg of {name}": version for name, version in ffmpeg_versions().items()}
     return {"default": default, **rows}
@@ -127,14 +137,18 @@ def _asked(module: str, question: str) -> str:
 
 
 def _cpu() -> str:
-    """The CPU's name, the kernels that torch takes on it, and whether it has instructions for bf16."""
+    """The CPU's name, the kernels that torch takes on it, and whether it has instructions for
+    bf16.
+    """
     try:
         import torch
 
-        from pipeline.precision import words_for_cpu
+        from pipeline.networks.precision import words_for_cpu
     except Exception as error:
         return f"unknown, torch does not load: {type(error).__name__}"
-    about = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # torch from 2.12 on
+    about = (
+        torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    )  # torch from 2.12 on
     name = about.get("cpu_name") or about.get("architecture") or "CPU"
     return f"{name}, {words_for_cpu()}"
 
@@ -150,9 +164,15 @@ def _devices() -> dict[str, str]:
     found = {}
     for index in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(index)
-        found[f"cuda:{index}"] = f"{about.name}, {about.total_memory / 2**30:.0f} GiB, compute {about.major}.{about.minor}"
+        found[f"cuda:{index}"] = (
+            f"{about.name}, {about.total_memory / 2**30:.0f} GiB, compute "
+            f"{about.major}.{about.minor}"
+        )
         if not _has_kernels(torch.cuda.get_arch_list(), about.major, about.minor):
-            found[f"cuda:{index}"] += f"; UNUSABLE: this torch has kernels for {', '.join(torch.cuda.get_arch_list())} only"
+            found[f"cuda:{index}"] += (
+                f"; UNUSABLE: this torch has kernels for {', '.join(torch.cuda.get_arch_list())} "
+                f"only"
+            )
     return found
 
 
@@ -172,7 +192,8 @@ def _why_no_gpu(torch) -> str:
 def _has_kernels(built: list[str], major: int, minor: int) -> bool:
     """Whether one of torch's builds ("sm_90", "compute_90") runs on compute capability major.minor.
 
-    Machine code runs on the same major version from its minor one on, PTX ("compute_") on everything newer.
+    Machine code runs on the same major version from its minor one on, PTX ("compute_") on
+    everything newer.
     """
     for name in built:
         kind, _, digits = name.rstrip("abcdefghijklmnopqrstuvwxyz").partition("_")

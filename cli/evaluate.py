@@ -10,42 +10,104 @@ from cli._say import say
 
 @click.command("evaluate")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
-@click.option("--cache", type=click.Path(path_type=Path), help="The cache to evaluate on.  [default: the run's]")
-@click.option("--manifest", type=click.Path(path_type=Path), help="Labels and splits.  [default: the run's own]")
-@click.option("--split", default="test", type=click.Choice(["train", "val", "test"]), help="Which clips, by their test views.")
 @click.option(
-    "--checkpoint", type=click.Choice(["best", "last"]), help="Which weights.  [default: what the run's own figures use]"
+    "--cache",
+    type=click.Path(path_type=Path),
+    help="The cache to evaluate on.  [default: the run's]",
 )
 @click.option(
-    "--phase", default="", show_default=False, help="What this phase of the recipe ended with, in place of a checkpoint."
+    "--manifest",
+    type=click.Path(path_type=Path),
+    help="Labels and splits.  [default: the run's own]",
 )
 @click.option(
-    "--aggregate", type=click.Choice(["mean", "max"]), help="Over the test views of a video.  [default: the recipe's]"
+    "--split",
+    default="test",
+    type=click.Choice(["train", "val", "test"]),
+    help="Which clips, by their test views.",
 )
 @click.option(
-    "--scores", type=click.Choice(["softmax", "sigmoid", "logits"]), help="What is aggregated.  [default: the recipe's]"
+    "--checkpoint",
+    type=click.Choice(["best", "last"]),
+    help="Which weights.  [default: what the run's own figures use]",
+)
+@click.option(
+    "--phase",
+    default="",
+    show_default=False,
+    help="What this phase of the recipe ended with, in place of a checkpoint.",
+)
+@click.option(
+    "--aggregate",
+    type=click.Choice(["mean", "max"]),
+    help="Over the test views of a video.  [default: the recipe's]",
+)
+@click.option(
+    "--scores",
+    type=click.Choice(["softmax", "sigmoid", "logits"]),
+    help="What is aggregated.  [default: the recipe's]",
 )
 @device_option
-@click.option("--precision", default="fp32", type=click.Choice(["fp32", "bf16", "fp16"]), help="Arithmetic of the head.")
-@click.option("--ensemble", is_flag=True, help="Sum the scores that the RUNs predicted before, in place of evaluating them.")
-@click.option("--into", type=click.Path(path_type=Path), help="With --ensemble: a folder for the sums and their figures.")
-def command(runs, cache, manifest, split, checkpoint, phase, aggregate, scores, device, precision, ensemble, into) -> int:
-    """Evaluate the checkpoint in the folder RUN, or in each of several; predictions and figures are written there, those of
-    another phase (--phase) beside those of the run.
+@click.option(
+    "--precision",
+    default="fp32",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    help="Arithmetic of the head.",
+)
+@click.option(
+    "--ensemble",
+    is_flag=True,
+    help="Sum the scores that the RUNs predicted before, in place of evaluating them.",
+)
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path),
+    help="With --ensemble: a folder for the sums and their figures.",
+)
+def command(
+    runs,
+    cache,
+    manifest,
+    split,
+    checkpoint,
+    phase,
+    aggregate,
+    scores,
+    device,
+    precision,
+    ensemble,
+    into,
+) -> int:
+    """Evaluate the checkpoint in the folder RUN, or in each of several; predictions and figures are
+    written there, those of another phase (--phase) beside those of the run.
 
-    With --ensemble the runs count as one: for every video their scores are summed, from the predictions that evaluating
-    each has left in its folder. `vidgraph evaluate runs/ean8 runs/ean16 --ensemble` is EAN's of 8 and 16 frames.
+    With --ensemble the runs count as one: for every video their scores are summed, from the
+    predictions that evaluating each has left in its folder. `vidgraph evaluate runs/ean8 runs/ean16
+    --ensemble` is EAN's of 8 and 16 frames.
     """
-    settings = {name: value for name, value in (("aggregate", aggregate), ("scores", scores)) if value}
+    settings = {
+        name: value for name, value in (("aggregate", aggregate), ("scores", scores)) if value
+    }
     if phase and checkpoint:
-        raise click.UsageError("--phase and --checkpoint: expected one; a phase has one checkpoint, what it ended with")
+        raise click.UsageError(
+            "--phase and --checkpoint: expected one; a phase has one checkpoint, what it ended with"
+        )
     if ensemble:
-        given = {"--cache": cache, "--manifest": manifest, "--checkpoint": checkpoint, "--phase": phase}
+        given = {
+            "--cache": cache,
+            "--manifest": manifest,
+            "--checkpoint": checkpoint,
+            "--phase": phase,
+        }
         if wrong := next((option for option, value in given.items() if value), None):
-            raise click.UsageError(f"{wrong} says nothing about an ensemble: it sums stored predictions")
+            raise click.UsageError(
+                f"{wrong} says nothing about an ensemble: it sums stored predictions"
+            )
         return _ensemble(runs, split, settings, into)
     if into is not None:
-        raise click.UsageError("--into belongs to --ensemble; an evaluation writes to the run's folder")
+        raise click.UsageError(
+            "--into belongs to --ensemble; an evaluation writes to the run's folder"
+        )
     say_cost(precision, device)
     for run in runs:
         _evaluate(run, cache, manifest, split, checkpoint, phase, settings, device, precision)
@@ -54,7 +116,7 @@ def command(runs, cache, manifest, split, checkpoint, phase, aggregate, scores, 
 
 def _ensemble(runs, split, settings, into) -> int:
     from cli._figures import print_figures
-    from heads.ensemble import ensemble, scores_of_run
+    from heads.evaluation.ensemble import ensemble, scores_of_run
 
     total = ensemble(runs, split, settings)
     if into is not None:
@@ -66,12 +128,12 @@ def _ensemble(runs, split, settings, into) -> int:
 
 def _evaluate(run, cache, manifest, split, checkpoint, phase, settings, device, precision) -> None:
     from cli._figures import print_figures
-    from heads.evaluate import evaluate
-    from heads.run_records import RUN
-    from heads.runs import read_json
-    from pipeline.cache import Cache
-    from pipeline.manifest import read_manifest
-    from pipeline.memory import keep_freed_memory
+    from heads.evaluation.evaluate import evaluate
+    from heads.runs.records import RUN
+    from heads.runs.run_files import read_json
+    from pipeline.cache.reader import Cache
+    from pipeline.manifests.manifest import read_manifest
+    from pipeline.workers.memory import keep_freed_memory
 
     keep_freed_memory()
     cache = cache or read_json(run / "run.json", RUN).get("cache")

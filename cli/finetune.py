@@ -10,28 +10,64 @@ from cli._interrupt import stoppable
 from cli._options import device_option, say_cost, set_option, time_limit_option, together
 from cli._say import say
 
-# Options of `vidgraph extract` that say what the frames and the networks are: a cache knows them, a run without one is told.
+# Options of `vidgraph extract` that say what the frames and the networks are: a cache knows them, a
+# run without one is told.
 OF_EXTRACTION = (
-    *("frames", "sampling", "fps", "source_fps", "size", "train_views", "train_crop", "flip", "flip_protect"),
-    *("test_clips", "test_crops", "test_short_side", "backbone", "cut", "proposals", "proposal_size"),
+    *(
+        "frames",
+        "sampling",
+        "fps",
+        "source_fps",
+        "size",
+        "train_views",
+        "train_crop",
+        "flip",
+        "flip_protect",
+    ),
+    *(
+        "test_clips",
+        "test_crops",
+        "test_short_side",
+        "backbone",
+        "cut",
+        "proposals",
+        "proposal_size",
+    ),
     *("boxes", "roi_pool", "decoder", "allow_truncated", "pixel_aspect", "frame_pattern"),
 )
-MOVED = ("weights", "annotations", "proposal_weights")  # files: of the extraction, or where they are now
-CONFIG = ("backbone_options", "proposal_options", "sampling")  # tables that --set changes without a cache
+MOVED = (
+    "weights",
+    "annotations",
+    "proposal_weights",
+)  # files: of the extraction, or where they are now
+CONFIG = (
+    "backbone_options",
+    "proposal_options",
+    "sampling",
+)  # tables that --set changes without a cache
 RESUME = "stopped; the last checkpoint is kept, the same command continues from it"
 
 
 def _running(function):
     """The options that say how the work is done."""
     options = (
-        click.option("--precision", default="fp32", type=click.Choice(["fp32", "bf16", "fp16"]), help="Mixed precision."),
+        click.option(
+            "--precision",
+            default="fp32",
+            type=click.Choice(["fp32", "bf16", "fp16"]),
+            help="Mixed precision.",
+        ),
         click.option(
             "--accumulate",
             default=0,
             show_default=False,
             help="Parts of a mini-batch, one after the other.  [default: the recipe's]",
         ),
-        click.option("--checkpointing", is_flag=True, help="Compute the backbone's activations twice, not keep them."),
+        click.option(
+            "--checkpointing",
+            is_flag=True,
+            help="Compute the backbone's activations twice, not keep them.",
+        ),
         click.option(
             "--checkpoint-every",
             default=500,
@@ -44,8 +80,16 @@ def _running(function):
             help="Decode processes.  [default: 1; beside a GPU, one per spare core]",
         ),
         time_limit_option(120.0),
-        click.option("--check/--no-check", default=True, help="Compare live with cached logits before the first step."),
-        click.option("--resume/--no-resume", default=True, help="Continue what is in the run folder, or start over."),
+        click.option(
+            "--check/--no-check",
+            default=True,
+            help="Compare live with cached logits before the first step.",
+        ),
+        click.option(
+            "--resume/--no-resume",
+            default=True,
+            help="Continue what is in the run folder, or start over.",
+        ),
         device_option,
         set_option,
     )
@@ -56,20 +100,36 @@ def _trained(function):
     """The options that say what is trained from what."""
     options = (
         click.option(
-            "--phase", default="", show_default=False, help="Phase of the recipe.  [default: the first that reads frames]"
+            "--phase",
+            default="",
+            show_default=False,
+            help="Phase of the recipe.  [default: the first that reads frames]",
         ),
         click.option(
             "--start",
             type=click.Path(path_type=Path, exists=True),
-            help="Run folder or checkpoint that the weights come from.  [default: the phase before, in the run folder]",
+            help="Run folder or checkpoint that the weights come from.  [default: the phase "
+            "before, in the run folder]",
         ),
-        click.option("--train-from", help="First stage or block that is trained; stem: all, none.  [default: the recipe's]"),
-        click.option("--frozen-bn/--train-bn", default=None, help="Batch norms of the backbone.  [default: the recipe's]"),
-        click.option("--backbone-lr", type=float, help="Factor of the backbone's learning rate.  [default: the recipe's]"),
+        click.option(
+            "--train-from",
+            help="First stage or block that is trained; stem: all, none.  [default: the recipe's]",
+        ),
+        click.option(
+            "--frozen-bn/--train-bn",
+            default=None,
+            help="Batch norms of the backbone.  [default: the recipe's]",
+        ),
+        click.option(
+            "--backbone-lr",
+            type=float,
+            help="Factor of the backbone's learning rate.  [default: the recipe's]",
+        ),
         click.option(
             "--views",
             type=click.Choice(["cached", "fresh"]),
-            help="Training views: those of the cache, or new ones in every epoch.  [default: cached, if there is a cache]",
+            help="Training views: those of the cache, or new ones in every epoch.  [default: "
+            "cached, if there is a cache]",
         ),
     )
     return together(options)(function)
@@ -77,30 +137,60 @@ def _trained(function):
 
 @click.command("finetune")
 @click.argument("recipe")
-@click.option("--cache", type=click.Path(path_type=Path), help="The cache of the head: its views, boxes and backbone.")
-@click.option("--manifest", type=click.Path(path_type=Path), help="Labels and splits.  [default: the cache's copy]")
-@click.option("--root", type=click.Path(path_type=Path), help="Folder of the videos.  [default: as at the extraction]")
-@click.option("--runs", default="runs", type=click.Path(path_type=Path), help="Folder of run folders.")
-@click.option("--name", help="The run's folder in it.  [default: RECIPE-seedSEED, RECIPE-PHASE-seedSEED without a cache]")
-@click.option("--seed", default=0, type=click.IntRange(min=0), help="Initialisation, dropout, order and draws of the views.")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    help="The cache of the head: its views, boxes and backbone.",
+)
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path),
+    help="Labels and splits.  [default: the cache's copy]",
+)
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    help="Folder of the videos.  [default: as at the extraction]",
+)
+@click.option(
+    "--runs", default="runs", type=click.Path(path_type=Path), help="Folder of run folders."
+)
+@click.option(
+    "--name",
+    help="The run's folder in it.  [default: RECIPE-seedSEED, RECIPE-PHASE-seedSEED without a "
+    "cache]",
+)
+@click.option(
+    "--seed",
+    default=0,
+    type=click.IntRange(min=0),
+    help="Initialisation, dropout, order and draws of the views.",
+)
 @_trained
 @_running
 @click.pass_context
 def command(ctx, **given) -> int:
-    """Train a phase of RECIPE from frames: the head with its backbone, and evaluate it on val and test.
+    """Train a phase of RECIPE from frames: the head with its backbone, and evaluate it on val and
+    test.
 
-    With --cache everything is as in the extraction, and live logits must equal cached ones before the first step. Without
-    one, the options of `vidgraph extract` say which frames and networks: so a backbone is trained before its cache. The
-    checkpoints are weights for `vidgraph extract --weights RUN/best.pt`. Several GPUs:
-    `torchrun --nproc-per-node 8 --no-python -- vidgraph finetune ...`.
+    With --cache everything is as in the extraction, and live logits must equal cached ones before
+    the first step. Without one, the options of `vidgraph extract` say which frames and networks: so
+    a backbone is trained before its cache. The checkpoints are weights for `vidgraph extract
+    --weights RUN/best.pt`. Several GPUs: `torchrun --nproc-per-node 8 --no-python -- vidgraph
+    finetune ...`.
 
-    A recipe without phases is trained as it stands, with --train-from. Exit code 3: some clips could not be decoded.
+    A recipe without phases is trained as it stands, with --train-from. Exit code 3: some clips
+    could not be decoded.
     """
     if given["cache"] is None and given["manifest"] is None:
-        raise click.UsageError("expected --cache, or --manifest and the options of `vidgraph extract`")
+        raise click.UsageError(
+            "expected --cache, or --manifest and the options of `vidgraph extract`"
+        )
     told = [p for p in ctx.command.params if p.name in OF_EXTRACTION and _is_told(ctx, p.name)]
     if given["cache"] is not None and told:
-        raise click.UsageError(f"{told[0].opts[0]}: --cache knows it; leave it out, or train without a cache")
+        raise click.UsageError(
+            f"{told[0].opts[0]}: --cache knows it; leave it out, or train without a cache"
+        )
     with stoppable(RESUME):
         return _run(ctx, given)
 
@@ -121,36 +211,57 @@ def _is_told(ctx: click.Context, name: str) -> bool:
 
 def _run(ctx: click.Context, given: dict) -> int:
     from cli._figures import print_figures
-    from heads.finetune import Reading, finetune, frames_phase
-    from heads.frames import How
-    from heads.recipe import read_recipe
-    from pipeline.cache import Cache
-    from pipeline.manifest import read_manifest
-    from pipeline.memory import keep_freed_memory
-    from pipeline.repair import Moved
+    from heads.config.recipe import read_recipe
+    from heads.finetuning.finetune import Reading, finetune, frames_phase
+    from heads.finetuning.frame_training import How
+    from pipeline.cache.reader import Cache
+    from pipeline.manifests.manifest import read_manifest
+    from pipeline.stages.repair import Moved
+    from pipeline.workers.memory import keep_freed_memory
 
     keep_freed_memory()
     cache = None if given["cache"] is None else Cache(given["cache"])
     settings = given.pop("settings")
-    own = {key: value for key, value in settings.items() if cache is not None or key.partition(".")[0] not in CONFIG}
+    own = {
+        key: value
+        for key, value in settings.items()
+        if cache is not None or key.partition(".")[0] not in CONFIG
+    }
     keys = ("train_from", "frozen_bn", "backbone_lr")
     plain = read_recipe(given["recipe"], own)
-    recipe, phase = frames_phase(plain, given["phase"], **{key: given[key] for key in keys if given[key] is not None})
+    recipe, phase = frames_phase(
+        plain, given["phase"], **{key: given[key] for key in keys if given[key] is not None}
+    )
     weights, annotations, of_boxes = (given[key] if _is_told(ctx, key) else None for key in MOVED)
     moved = Moved(given["root"], weights, annotations, of_boxes)
     fresh = given["views"] and given["views"] == "fresh"
     reading = Reading(fresh, moved, given["workers"], given["time_limit"], given["check"])
     how = How(
         given["seed"],
-        **{key: given[key] for key in ("precision", "accumulate", "checkpointing", "checkpoint_every", "resume")},
+        **{
+            key: given[key]
+            for key in ("precision", "accumulate", "checkpointing", "checkpoint_every", "resume")
+        },
     )
     if os.environ.get("RANK", "0") == "0":
         say_cost(given["precision"], given["device"])
-    name = recipe.name if plain.phases and cache is not None else f"{recipe.name}-{phase.name if plain.phases else 'frames'}"
+    name = (
+        recipe.name
+        if plain.phases and cache is not None
+        else f"{recipe.name}-{phase.name if plain.phases else 'frames'}"
+    )
     config = None
     if cache is None:
         extraction = {key: value for key, value in settings.items() if key not in own}
-        config = config_of({**given, "keep": ("pooled",), "precision": "fp32", "dtype": "float32", "settings": extraction})
+        config = config_of(
+            {
+                **given,
+                "keep": ("pooled",),
+                "precision": "fp32",
+                "dtype": "float32",
+                "settings": extraction,
+            }
+        )
     result = finetune(
         recipe,
         given["runs"] / (given["name"] or f"{name}-seed{given['seed']}"),
@@ -169,6 +280,11 @@ def _run(ctx: click.Context, given: dict) -> int:
     title = f"{recipe.name}, {phase.name}, seed {given['seed']}: {result.parameters:,} parameters, epoch {result.best_epoch}"
     print_figures(title, result.metrics)
     share = 100 * result.waiting / max(result.seconds, 1e-9)
-    say(f"{result.epochs} epochs in {result.seconds:.1f} s, of which {share:.1f} % waiting for data; {result.folder}")
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1  # torchrun takes any other code than 0 for a crash
+    say(
+        f"{result.epochs} epochs in {result.seconds:.1f} s, of which {share:.1f} % waiting for "
+        f"data; {result.folder}"
+    )
+    alone = (
+        int(os.environ.get("WORLD_SIZE", "1")) == 1
+    )  # torchrun takes any other code than 0 for a crash
     return 3 if result.undecoded and alone else 0

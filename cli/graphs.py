@@ -12,11 +12,21 @@ from cli._say import say
 
 
 @click.command("graphs")
-@click.option("--cache", required=True, type=click.Path(path_type=Path), help="The cache, after `vidgraph extract`.")
 @click.option(
-    "--which", default="iou,nearest,similar", callback=commas, help="Graphs to have, comma-separated; others that are there go."
+    "--cache",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The cache, after `vidgraph extract`.",
 )
-@click.option("--neighbours", default=10, help="M, most similar other nodes kept per node (graph similar).")
+@click.option(
+    "--which",
+    default="iou,nearest,similar",
+    callback=commas,
+    help="Graphs to have, comma-separated; others that are there go.",
+)
+@click.option(
+    "--neighbours", default=10, help="M, most similar other nodes kept per node (graph similar)."
+)
 @click.option(
     "--workers",
     default=0,
@@ -24,32 +34,57 @@ from cli._say import say
     help="Processes, each with one thread; 0: this one, with all its threads.",
 )
 @click.option(
-    "--compression", default="none", type=click.Choice(["none", "lzf", "zstd"]), help="Compression of the graphs' files."
+    "--compression",
+    default="none",
+    type=click.Choice(["none", "lzf", "zstd"]),
+    help="Compression of the graphs' files.",
 )
 @device_option
 @cluster_options
 def command(
-    cache: Path, which: tuple[str, ...], neighbours: int, workers: int, compression: str, device: str, **cluster
+    cache: Path,
+    which: tuple[str, ...],
+    neighbours: int,
+    workers: int,
+    compression: str,
+    device: str,
+    **cluster,
 ) -> int:
     """Compute IoU, nearest-node and similarity graphs of every cached view.
 
-    Shards whose graphs are up to date, with the same options, are left alone: so the same command resumes a run that was
-    stopped, and follows a repaired cache. Several runs at the same time share the work.
+    Shards whose graphs are up to date, with the same options, are left alone: so the same command
+    resumes a run that was stopped, and follows a repaired cache. Several runs at the same time
+    share the work.
     """
     from contextlib import ExitStack
 
-    with stoppable("stopped; finished graphs are kept, the same command resumes"), ExitStack() as stack:
-        from pipeline.graphs import build_graphs
+    with (
+        stoppable("stopped; finished graphs are kept, the same command resumes"),
+        ExitStack() as stack,
+    ):
+        from pipeline.regions.graphs import build_graphs
 
         engine = engine_of(cluster, cache / "logs")
         device = device if engine else pick_device(device)
 
         def announce(todo: int, total: int):
             if todo < total:
-                say(f"{total - todo:,} of {total:,} views lie in shards whose graphs are up to date", err=True)
+                say(
+                    f"{total - todo:,} of {total:,} views lie in shards whose graphs are up to "
+                    f"date",
+                    err=True,
+                )
             return stack.enter_context(progress("graphs", todo, "views"))
 
-        written = build_graphs(cache, which, neighbours, workers, device, compression, announce, engine, say_aside)
-    views, size = sum(record["views"] for record in written), sum(record["bytes"] for record in written)
-    say(f"{cache}: graphs of {views:,} views in {len(written):,} shards written, {size / 1e6:,.1f} MB")
+        written = build_graphs(
+            cache, which, neighbours, workers, device, compression, announce, engine, say_aside
+        )
+    views, size = (
+        sum(record["views"] for record in written),
+        sum(record["bytes"] for record in written),
+    )
+    say(
+        f"{cache}: graphs of {views:,} views in {len(written):,} shards written, "
+        f"{size / 1e6:,.1f} MB"
+    )
     return 0

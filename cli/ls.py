@@ -11,11 +11,13 @@ from cli._say import console, say, to_json
 @click.argument("folder", type=click.Path(path_type=Path), default=".")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON instead.")
 def command(folder: Path, as_json: bool) -> int:
-    """List the caches and runs in FOLDER (by default this one) and below, with stage, size, age and fingerprint."""
+    """List the caches and runs in FOLDER (by default this one) and below, with stage, size, age and
+    fingerprint.
+    """
     import time
     from dataclasses import asdict
 
-    from heads.listing import entries_below
+    from heads.runs.find_runs import entries_below
 
     entries = entries_below(folder)
     if as_json:
@@ -31,7 +33,13 @@ def command(folder: Path, as_json: bool) -> int:
     table.columns[4].justify = table.columns[5].justify = "right"
     now = time.time()
     for entry in entries:
-        cells = str(entry.path), entry.what, entry.stage, f"{entry.bytes / 1e6:,.1f}", age(now - entry.modified)
+        cells = (
+            str(entry.path),
+            entry.what,
+            entry.stage,
+            f"{entry.bytes / 1e6:,.1f}",
+            age(now - entry.modified),
+        )
         table.add_row(entry.kind, *cells, entry.fingerprint[:12])
     console().print(table)
     return 0

@@ -17,23 +17,34 @@ def command() -> None:
 
 @command.command("folder")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", default="manifest.csv", type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
+@click.option(
+    "--out",
+    default="manifest.csv",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write.",
+)
 @click.option(
     "--split-by",
     default="auto",
     type=click.Choice(["auto", "folders", "hash"]),
-    help="Splits from folders train, val, test, or by a hash of the path; auto: folders if there are any.",
+    help="Splits from folders train, val, test, or by a hash of the path; auto: folders if there "
+    "are any.",
 )
-@click.option("--val", default=0.1, help="Share of the clips that --split-by hash puts into val, 0 to 1.")
-@click.option("--test", default=0.1, help="Share of the clips that --split-by hash puts into test, 0 to 1.")
+@click.option(
+    "--val", default=0.1, help="Share of the clips that --split-by hash puts into val, 0 to 1."
+)
+@click.option(
+    "--test", default=0.1, help="Share of the clips that --split-by hash puts into test, 0 to 1."
+)
 @click.option("--seed", default=0, help="Seed of that hash.")
 def from_folder(folder: Path, out: Path, split_by: str, val: float, test: float, seed: int) -> None:
     """Videos and folders of frames below FOLDER; class sub-folders become labels.
 
-    FOLDER/CLASS/clip.mp4, FOLDER/SPLIT/CLASS/clip.mp4, or the same with folders of jpg or png frames for clip.mp4.
+    FOLDER/CLASS/clip.mp4, FOLDER/SPLIT/CLASS/clip.mp4, or the same with folders of jpg or png
+    frames for clip.mp4.
     """
-    from pipeline.manifest import write_manifest
-    from pipeline.scan import scan_folder
+    from pipeline.manifests.folder_scan import scan_folder
+    from pipeline.manifests.manifest import write_manifest
 
     scan = scan_folder(folder, split_by, val, test, seed)
     folder, beside = folder.resolve(), out.resolve().parent
@@ -49,7 +60,10 @@ def from_folder(folder: Path, out: Path, split_by: str, val: float, test: float,
 
 @command.command("digits")
 @click.option(
-    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the videos and manifest.csv."
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the videos and manifest.csv.",
 )
 @click.option("--task", default="meet", help="What the digits do: meet, sync3, sync5 or multisync.")
 @click.option("--train", default=2000, type=click.IntRange(min=0), help="Videos in train.")
@@ -57,30 +71,52 @@ def from_folder(folder: Path, out: Path, split_by: str, val: float, test: float,
 @click.option("--test", default=500, type=click.IntRange(min=0), help="Videos in test.")
 @click.option("--seed", default=0, help="Another seed, other videos.")
 @click.option(
-    "--images", default="sklearn", type=click.Choice(["sklearn", "mnist"]), help="Handwritten digits; mnist is downloaded once."
+    "--images",
+    default="sklearn",
+    type=click.Choice(["sklearn", "mnist"]),
+    help="Handwritten digits; mnist is downloaded once.",
 )
-@click.option("--workers", type=click.IntRange(min=0), help="Processes that write; 0: this one.  [default: one per core]")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="Processes that write; 0: this one.  [default: one per core]",
+)
 @set_option
 def digits(
-    out: Path, task: str, train: int, val: int, test: int, seed: int, images: str, workers: int | None, settings: dict
+    out: Path,
+    task: str,
+    train: int,
+    val: int,
+    test: int,
+    seed: int,
+    images: str,
+    workers: int | None,
+    settings: dict,
 ) -> None:
     """Generated videos of moving handwritten digits, with their boxes in OUT/boxes.csv.
 
-    meet: two of four digits touch. sync3, sync5: two of 3 or 5 take the same steps (SyncMNIST). multisync: two or more of 5
-    do (MultiSyncMNIST). The label says which, by their classes. `--set canvas=96` changes an option of the task. The same
-    command run again finds its videos and does nothing.
+    meet: two of four digits touch. sync3, sync5: two of 3 or 5 take the same steps (SyncMNIST).
+    multisync: two or more of 5 do (MultiSyncMNIST). The label says which, by their classes. `--set
+    canvas=96` changes an option of the task. The same command run again finds its videos and does
+    nothing.
     """
     from dataclasses import fields
 
     from pipeline.digits import TASKS, load_images, write_dataset
-    from pipeline.manifest import read_manifest
+    from pipeline.manifests.manifest import read_manifest
 
     if task not in TASKS:
-        raise click.BadParameter(f"expected one of {', '.join(TASKS)}, got {task!r}", param_hint="--task")
+        raise click.BadParameter(
+            f"expected one of {', '.join(TASKS)}, got {task!r}", param_hint="--task"
+        )
     known = [f.name for f in fields(TASKS[task])]
     if unknown := [key for key in settings if key not in known]:
-        raise click.BadParameter(f"{unknown[0]}: task {task} has {', '.join(known)}", param_hint="--set")
-    splits = {split: count for split, count in (("train", train), ("val", val), ("test", test)) if count}
+        raise click.BadParameter(
+            f"{unknown[0]}: task {task} has {', '.join(known)}", param_hint="--set"
+        )
+    splits = {
+        split: count for split, count in (("train", train), ("val", val), ("test", test)) if count
+    }
     if not splits:
         raise click.UsageError("--train, --val, --test: expected at least one video, got none")
     made = write_dataset(out, TASKS[task](**settings), splits, seed, workers, load_images(images))

@@ -12,32 +12,57 @@ from cli._say import console, say
 
 
 @click.command("plan")
-@click.option("--manifest", required=True, type=click.Path(path_type=Path), help="The clips (see `vidgraph manifest`).")
+@click.option(
+    "--manifest",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The clips (see `vidgraph manifest`).",
+)
 @click.option("--root", type=FOLDER, help="Folder that its paths start from.  [default: its own]")
-@click.option("--cache", required=True, type=click.Path(path_type=Path), help="Folder that `extract` would write to.")
-@click.option("--clips", default=8, type=click.IntRange(min=1), help="Clips of a measured shard; 9/4 of them are extracted.")
+@click.option(
+    "--cache",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder that `extract` would write to.",
+)
+@click.option(
+    "--clips",
+    default=8,
+    type=click.IntRange(min=1),
+    help="Clips of a measured shard; 9/4 of them are extracted.",
+)
 @views_options
 @network_options
 @running_options
 def command(**given) -> int:
     """Measure a few clips and say what `extract`, with the same options, would take for all.
 
-    Prints bytes per field, shards, seconds, hours of the device with 1, 8 and 64 workers on machines like this one, and whether
-    the disk has room. Nothing stays on the disk.
+    Prints bytes per field, shards, seconds, hours of the device with 1, 8 and 64 workers on
+    machines like this one, and whether the disk has room. Nothing stays on the disk.
 
     Exit code 3: there is no room, or some of the clips failed.
     """
     from contextlib import ExitStack
 
-    from pipeline.compose import RunOptions
-    from pipeline.manifest import read_manifest
-    from pipeline.memory import keep_freed_memory
-    from pipeline.plan import make_plan
+    from pipeline.manifests.manifest import read_manifest
+    from pipeline.stages.plan import make_plan
+    from pipeline.stages.shard_composer import RunOptions
+    from pipeline.workers.memory import keep_freed_memory
 
     keep_freed_memory()
     manifest = read_manifest(given["manifest"], given["root"])
-    names = ("batch", "workers", "time_limit", "compile", "compression", "shard_bytes", "shard_size")
-    options = RunOptions(device=pick_device(given["device"]), **{name: given[name] for name in names})
+    names = (
+        "batch",
+        "workers",
+        "time_limit",
+        "compile",
+        "compression",
+        "shard_bytes",
+        "shard_size",
+    )
+    options = RunOptions(
+        device=pick_device(given["device"]), **{name: given[name] for name in names}
+    )
     with stoppable("stopped; nothing was kept"), ExitStack() as stack:
 
         def announce(todo: int, total: int):
@@ -49,7 +74,9 @@ def command(**given) -> int:
     return _say(plan, given["cache"])
 
 
-command.params = [parameter for parameter in command.params if parameter.name != "shards"]  # clips come from all of them
+command.params = [
+    parameter for parameter in command.params if parameter.name != "shards"
+]  # clips come from all of them
 
 
 def _say(plan, cache: Path) -> int:
@@ -57,15 +84,42 @@ def _say(plan, cache: Path) -> int:
     from rich import box
     from rich.table import Table
 
-    from pipeline.plan import WORKERS
+    from pipeline.stages.plan import WORKERS
 
-    fields = Table("group", "field", "shape", "dtype", "a view", "all", box=box.SIMPLE, title="bytes", title_justify="left")
+    fields = Table(
+        "group",
+        "field",
+        "shape",
+        "dtype",
+        "a view",
+        "all",
+        box=box.SIMPLE,
+        title="bytes",
+        title_justify="left",
+    )
     for field in plan.fields:
         size = " ".join(map(str, field.shape)) or "1"
-        fields.add_row(field.group, field.name, size, field.dtype, _bytes(field.view_bytes), _bytes(field.bytes))
-    workers = Table("workers", "busy", "wall time", "device hours", box=box.SIMPLE, title="time", title_justify="left")
+        fields.add_row(
+            field.group,
+            field.name,
+            size,
+            field.dtype,
+            _bytes(field.view_bytes),
+            _bytes(field.bytes),
+        )
+    workers = Table(
+        "workers",
+        "busy",
+        "wall time",
+        "device hours",
+        box=box.SIMPLE,
+        title="time",
+        title_justify="left",
+    )
     for row in map(plan.with_workers, WORKERS):
-        workers.add_row(f"{row.workers}", f"{row.busy}", _time(row.seconds), f"{row.device_hours:,.2f}")
+        workers.add_row(
+            f"{row.workers}", f"{row.busy}", _time(row.seconds), f"{row.device_hours:,.2f}"
+        )
     for table, first in ((fields, 4), (workers, 0)):
         for column in table.columns[first:]:
             column.justify = "right"
@@ -74,15 +128,24 @@ def _say(plan, cache: Path) -> int:
     paper.print(workers)
     parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in plan.parts.items() if seconds)
     say(
-        f"measured {plan.measured:,} of {plan.clips:,} clips on {plan.device}: {plan.clip_seconds:.3g} s a clip "
+        f"measured {plan.measured:,} of {plan.clips:,} clips on {plan.device}: "
+        f"{plan.clip_seconds:.3g} s a clip "
         f"({parts}; they overlap), {plan.start_seconds:.1f} s to start"
     )
-    room = f"{_bytes(plan.bytes)} on the disk, in {plan.shards:,} shards of {plan.per_shard:,} clips"
+    room = (
+        f"{_bytes(plan.bytes)} on the disk, in {plan.shards:,} shards of {plan.per_shard:,} clips"
+    )
     room += f", {_bytes(plan.there)} of it there already" if plan.there else ""
-    verdict = "it fits" if plan.fits else f"{_bytes(plan.bytes - plan.there - plan.free)} are missing"
+    verdict = (
+        "it fits" if plan.fits else f"{_bytes(plan.bytes - plan.there - plan.free)} are missing"
+    )
     say(f"{room}; {_bytes(plan.free)} free for {cache}: {verdict}")
     if plan.failed:
-        say(f"{len(plan.failed)} of the measured clips failed ({', '.join(plan.failed[:3])}): `vidgraph check`", err=True)
+        say(
+            f"{len(plan.failed)} of the measured clips failed ({', '.join(plan.failed[:3])}): "
+            f"`vidgraph check`",
+            err=True,
+        )
     return 0 if plan.fits and not plan.failed else 3
 
 

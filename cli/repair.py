@@ -17,13 +17,19 @@ _FILE = click.Path(path_type=Path)
 @click.option("--root", type=FOLDER, help="Folder of the videos.  [default: where they were]")
 @click.option("--weights", help="Checkpoint of the backbone.  [default: where it was]")
 @click.option("--annotations", type=_FILE, help="File of boxes.  [default: where it was]")
-@click.option("--proposal-weights", help="Checkpoint of the source of boxes.  [default: where it was]")
+@click.option(
+    "--proposal-weights", help="Checkpoint of the source of boxes.  [default: where it was]"
+)
 @click.option(
     "--workers",
     type=click.IntRange(min=0),
     help="Processes that read and decode.  [default: 1 on a CPU, one per spare core beside a GPU]",
 )
-@click.option("--changed", is_flag=True, help="Also the clips whose videos have changed since they were extracted.")
+@click.option(
+    "--changed",
+    is_flag=True,
+    help="Also the clips whose videos have changed since they were extracted.",
+)
 @time_limit_option(120.0)
 @device_option
 def command(
@@ -37,17 +43,18 @@ def command(
     time_limit: float,
     device: str,
 ) -> int:
-    """Write again exactly the shards that are damaged, missing, or hold failed clips, and their graphs.
+    """Write again exactly the shards that are damaged, missing, or hold failed clips, and their
+    graphs.
 
-    Views that are whole are taken over as they are, where their videos are still the same; only the others are decoded and
-    computed, with the configuration and the batch size that the cache was made with. A shard stays as it was if clips that it
-    holds cannot be read now.
+    Views that are whole are taken over as they are, where their videos are still the same; only the
+    others are decoded and computed, with the configuration and the batch size that the cache was
+    made with. A shard stays as it was if clips that it holds cannot be read now.
     """
     from cli._options import pick_device
     from cli.extract import default_workers, run
-    from pipeline.extract import RunOptions
-    from pipeline.repair import Moved, as_extracted, changed_shards, redo_graphs
-    from pipeline.verify import bad_shards
+    from pipeline.stages.extract import RunOptions
+    from pipeline.stages.repair import Moved, as_extracted, changed_shards, redo_graphs
+    from pipeline.stages.verify import bad_shards
 
     with stoppable("stopped; finished shards are kept, the same command goes on"):
         device = pick_device(device)
@@ -59,9 +66,14 @@ def command(
             say(f"{cache}: nothing to repair")
             return 0
         if features := found["features"]:
-            say(f"{cache}: redoing {len(features)} shards: {', '.join(map(str, features))}", err=True)
+            say(
+                f"{cache}: redoing {len(features)} shards: {', '.join(map(str, features))}",
+                err=True,
+            )
             options = RunOptions(device=device, workers=workers, time_limit=time_limit)
-            config, manifest, options = as_extracted(cache, options, Moved(root, weights, annotations, proposal_weights))
+            config, manifest, options = as_extracted(
+                cache, options, Moved(root, weights, annotations, proposal_weights)
+            )
             code = run(config, manifest, cache, options, features, redo=True)
         if any((cache / "graphs").glob("*.h5")):
             written = redo_graphs(cache, found["graphs"], device=device, say=say_aside)

@@ -10,15 +10,23 @@ from cli._say import say, warn
 @click.command("report")
 @click.argument("runs", nargs=-1, required=True, metavar="RUNS...")
 @click.option(
-    "--out", default="report", type=click.Path(path_type=Path), help="Folder to write to; an earlier report is replaced."
+    "--out",
+    default="report",
+    type=click.Path(path_type=Path),
+    help="Folder to write to; an earlier report is replaced.",
 )
 @click.option("--title", help="Of the report.  [default: the names of RUNS]")
-@click.option("--split", type=click.Choice(["val", "test"]), help="Whose figures.  [default: test where there are any]")
+@click.option(
+    "--split",
+    type=click.Choice(["val", "test"]),
+    help="Whose figures.  [default: test where there are any]",
+)
 @click.option(
     "--compare",
     nargs=2,
     metavar="ROW ROW",
-    help="Two rows of the table: gains and examples of the first over the second.  [default: the best two]",
+    help="Two rows of the table: gains and examples of the first over the second.  [default: the "
+    "best two]",
 )
 @click.option(
     "--cache",
@@ -27,16 +35,26 @@ from cli._say import say, warn
     type=click.Path(path_type=Path),
     help="Where a cache lies that was moved; may be repeated.",
 )
-@click.option("--pictures", default=6, type=click.IntRange(min=0), help="Pictures of examples, each way; 0 reads no video.")
-@click.option("--macs/--no-macs", default=True, help="Count the heads' multiply-accumulates, seconds for a large one.")
+@click.option(
+    "--pictures",
+    default=6,
+    type=click.IntRange(min=0),
+    help="Pictures of examples, each way; 0 reads no video.",
+)
+@click.option(
+    "--macs/--no-macs",
+    default=True,
+    help="Count the heads' multiply-accumulates, seconds for a large one.",
+)
 def command(runs, out, title, split, compare, caches, pictures, macs) -> int:
-    """Write a report of RUNS: run folders, folders that hold some (of `vidgraph ablate`), or patterns of both.
+    """Write a report of RUNS: run folders, folders that hold some (of `vidgraph ablate`), or
+    patterns of both.
 
-    report.html is one file that loads nothing else and can be read without JavaScript; report.md has plots/ and pictures/
-    beside it; tables/ has every table as CSV. Runs that differ in their seed alone are one row. Unfinished and damaged runs are
-    listed, and the exit code is 3 then.
+    report.html is one file that loads nothing else and can be read without JavaScript; report.md
+    has plots/ and pictures/ beside it; tables/ has every table as CSV. Runs that differ in their
+    seed alone are one row. Unfinished and damaged runs are listed, and the exit code is 3 then.
     """
-    from heads.report import report
+    from heads.reporting.report import report
 
     title = title or "Report of " + ", ".join(Path(name).name or name for name in runs)
     outcome = report(
@@ -50,7 +68,10 @@ def command(runs, out, title, split, compare, caches, pictures, macs) -> int:
         macs=macs,
         say=warn,
     )
-    say(f"{outcome.page}: {outcome.runs} runs in {outcome.rows} rows; beside it report.md and tables/*.csv")
+    say(
+        f"{outcome.page}: {outcome.runs} runs in {outcome.rows} rows; beside it report.md and "
+        f"tables/*.csv"
+    )
     for problem in outcome.problems:
         say(f"  {problem}", err=True)
     return 3 if outcome.problems else 0

@@ -7,37 +7,73 @@ import click
 from cli._interrupt import stoppable
 from cli._options import commas, device_option, pick_device
 from cli._say import say
-from pipeline.shown import visible_lines
+from pipeline.text.printable import visible_lines
 
 RESUME = "stopped; finished epochs are kept, the same command resumes"
 
 
 @click.command("reproduce")
 @click.argument("table", type=click.Choice(["rstg", "dyreg"]))
-@click.option("--budget", default=120.0, type=click.FloatRange(min=0), help="Minutes; the largest size that fits is taken.")
-@click.option("--size", "size_name", help="Take this size, whatever it costs: tiny, small, middle, large, paper.")
-@click.option("--seeds", type=click.IntRange(min=1), help="Training runs per row.  [default: the size's]")
-@click.option("--rows", callback=commas, help="Only these rows, separated by commas.  [default: all]")
-@click.option("--tasks", callback=commas, help="Only these: sync3, sync5 (rstg), multisync (dyreg).  [default: all]")
-@click.option("--folder", default="reproduce", type=click.Path(file_okay=False, path_type=Path), help="For caches and runs.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="For the results.  [default: FOLDER/TABLE-SIZE]")
 @click.option(
-    "--images", default="sklearn", type=click.Choice(["sklearn", "mnist"]), help="Handwritten digits; mnist is downloaded once."
+    "--budget",
+    default=120.0,
+    type=click.FloatRange(min=0),
+    help="Minutes; the largest size that fits is taken.",
 )
-@click.option("--resume/--no-resume", default=True, help="Continue what is in the folder, or train these rows again.")
+@click.option(
+    "--size",
+    "size_name",
+    help="Take this size, whatever it costs: tiny, small, middle, large, paper.",
+)
+@click.option(
+    "--seeds", type=click.IntRange(min=1), help="Training runs per row.  [default: the size's]"
+)
+@click.option(
+    "--rows", callback=commas, help="Only these rows, separated by commas.  [default: all]"
+)
+@click.option(
+    "--tasks",
+    callback=commas,
+    help="Only these: sync3, sync5 (rstg), multisync (dyreg).  [default: all]",
+)
+@click.option(
+    "--folder",
+    default="reproduce",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="For caches and runs.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="For the results.  [default: FOLDER/TABLE-SIZE]",
+)
+@click.option(
+    "--images",
+    default="sklearn",
+    type=click.Choice(["sklearn", "mnist"]),
+    help="Handwritten digits; mnist is downloaded once.",
+)
+@click.option(
+    "--resume/--no-resume",
+    default=True,
+    help="Continue what is in the folder, or train these rows again.",
+)
 @device_option
-def command(table, budget, size_name, seeds, rows, tasks, folder, out, images, resume, device) -> int:
+def command(
+    table, budget, size_name, seeds, rows, tasks, folder, out, images, resume, device
+) -> int:
     """Train the rows of TABLE on generated digit videos, and write a table beside the paper's.
 
-    rstg: RSTG, Table 1, on 3 and 5 synchronous digits. dyreg: DyReg-GNN, Tables 5 and 6. Small budgets have fewer digit
-    classes and videos, larger steps and narrower networks than the papers; the table says which. A run that was stopped
-    continues with the same command; several commands may share a folder: each leaves rows that another trains to it.
+    rstg: RSTG, Table 1, on 3 and 5 synchronous digits. dyreg: DyReg-GNN, Tables 5 and 6. Small
+    budgets have fewer digit classes and videos, larger steps and narrower networks than the papers;
+    the table says which. A run that was stopped continues with the same command; several commands
+    may share a folder: each leaves rows that another trains to it.
     """
-    from heads.reproduce import Work, train_rows
-    from heads.reproduce_report import write
-    from heads.reproduce_tables import TABLES, size_for
-    from pipeline.memory import keep_freed_memory
-    from pipeline.names import nearest
+    from heads.reproduction.report import write
+    from heads.reproduction.reproduce import Work, train_rows
+    from heads.reproduction.tables import TABLES, size_for
+    from pipeline.text.suggestions import nearest
+    from pipeline.workers.memory import keep_freed_memory
 
     keep_freed_memory()
     plan, where = TABLES[table], pick_device(device)
@@ -60,8 +96,10 @@ def command(table, budget, size_name, seeds, rows, tasks, folder, out, images, r
 
 
 def _chosen(option: str, names, known: dict) -> list:
-    """What the names say; all without names. ValueError for one that is not known, with the nearest ones."""
-    from pipeline.names import nearest
+    """What the names say; all without names. ValueError for one that is not known, with the nearest
+    ones.
+    """
+    from pipeline.text.suggestions import nearest
 
     for name in names or ():
         if name not in known:

@@ -15,32 +15,105 @@ def node(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple
         return None
     step, comma, box = value.partition(",")
     if not (comma and step.strip().isdecimal() and box.strip().isdecimal()):
-        raise click.BadParameter(f"expected a step and a box, such as 3,0, got {value!r}", ctx, param)
+        raise click.BadParameter(
+            f"expected a step and a box, such as 3,0, got {value!r}", ctx, param
+        )
     return int(step), int(box)
 
 
 @click.command("show")
 @click.argument("clip")
-@click.option("--cache", required=True, type=click.Path(path_type=Path), help="The cache that holds the clip.")
-@click.option("--out", type=click.Path(path_type=Path), help="A .png, .jpg, .webp or .mp4 file.  [default: CLIP.png]")
-@click.option("--group", type=click.Choice(["train", "test"]), help="Which views.  [default: test, where the cache has it]")
-@click.option("--view", default=0, type=click.IntRange(min=0), help="The view's number in its group.")
-@click.option("--run", type=click.Path(path_type=Path), help="A trained head: the folder of a run on this cache.")
-@click.option("--checkpoint", type=click.Choice(["best", "last"]), help="Its weights.  [default: what its figures use]")
 @click.option(
-    "--what", callback=commas, help="Some of what is listed above, comma-separated.  [default: what cache and run allow]"
+    "--cache", required=True, type=click.Path(path_type=Path), help="The cache that holds the clip."
 )
-@click.option("--node", callback=node, metavar="T,I", help="The chosen node.  [default: the best box of the middle step]")
-@click.option("--steps", callback=shard_numbers, help="Steps to draw: 3, 0-7, or a list of these.  [default: all]")
-@click.option("--neighbours", default=10, type=click.IntRange(min=1), help="M, nodes that are most similar or heard most.")
-@click.option("--least", default=0.25, type=click.FloatRange(0, 1), help="Smallest weight of an edge that is drawn.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="A .png, .jpg, .webp or .mp4 file.  [default: CLIP.png]",
+)
+@click.option(
+    "--group",
+    type=click.Choice(["train", "test"]),
+    help="Which views.  [default: test, where the cache has it]",
+)
+@click.option(
+    "--view", default=0, type=click.IntRange(min=0), help="The view's number in its group."
+)
+@click.option(
+    "--run",
+    type=click.Path(path_type=Path),
+    help="A trained head: the folder of a run on this cache.",
+)
+@click.option(
+    "--checkpoint",
+    type=click.Choice(["best", "last"]),
+    help="Its weights.  [default: what its figures use]",
+)
+@click.option(
+    "--what",
+    callback=commas,
+    help="Some of what is listed above, comma-separated.  [default: what cache and run allow]",
+)
+@click.option(
+    "--node",
+    callback=node,
+    metavar="T,I",
+    help="The chosen node.  [default: the best box of the middle step]",
+)
+@click.option(
+    "--steps",
+    callback=shard_numbers,
+    help="Steps to draw: 3, 0-7, or a list of these.  [default: all]",
+)
+@click.option(
+    "--neighbours",
+    default=10,
+    type=click.IntRange(min=1),
+    help="M, nodes that are most similar or heard most.",
+)
+@click.option(
+    "--least",
+    default=0.25,
+    type=click.FloatRange(0, 1),
+    help="Smallest weight of an edge that is drawn.",
+)
 @click.option("--top", default=5, type=click.IntRange(min=1), help="Classes among the predictions.")
 @click.option("--height", default=180, type=click.IntRange(min=32), help="Of a frame, pixels.")
-@click.option("--width", default=1600, type=click.IntRange(min=200), help="Of the page, pixels; frames wrap to further rows.")
-@click.option("--fps", default=0.0, type=click.FloatRange(min=0), help="Frame rate of a video; 0: it lasts four seconds.")
-@click.option("--root", type=click.Path(path_type=Path), help="Folder of the videos.  [default: that of the extraction]")
+@click.option(
+    "--width",
+    default=1600,
+    type=click.IntRange(min=200),
+    help="Of the page, pixels; frames wrap to further rows.",
+)
+@click.option(
+    "--fps",
+    default=0.0,
+    type=click.FloatRange(min=0),
+    help="Frame rate of a video; 0: it lasts four seconds.",
+)
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    help="Folder of the videos.  [default: that of the extraction]",
+)
 def command(
-    clip, cache, out, group, view, run, checkpoint, what, node, steps, neighbours, least, top, height, width, fps, root
+    clip,
+    cache,
+    out,
+    group,
+    view,
+    run,
+    checkpoint,
+    what,
+    node,
+    steps,
+    neighbours,
+    least,
+    top,
+    height,
+    width,
+    fps,
+    root,
 ):
     """Draw one view of CLIP, as it is in the cache, over the frames of its video.
 
@@ -57,7 +130,7 @@ def command(
 
     Without the source video the boxes are drawn on grey. docs/show.md says what each drawing means.
     """
-    from heads.draw import Style, draw_view
+    from heads.drawing.draw import Style, draw_view
 
     style = Style(height, width, tuple(steps or ()), neighbours, least, top)
     drawing = draw_view(

@@ -11,18 +11,37 @@ from cli._say import say
 
 @click.command("train")
 @click.argument("recipe")
-@click.option("--cache", required=True, type=click.Path(path_type=Path), help="The cache to train on.")
-@click.option("--manifest", type=click.Path(path_type=Path), help="Labels and splits.  [default: the cache's copy]")
-@click.option("--runs", default="runs", type=click.Path(path_type=Path), help="Folder of run folders.")
+@click.option(
+    "--cache", required=True, type=click.Path(path_type=Path), help="The cache to train on."
+)
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path),
+    help="Labels and splits.  [default: the cache's copy]",
+)
+@click.option(
+    "--runs", default="runs", type=click.Path(path_type=Path), help="Folder of run folders."
+)
 @click.option("--name", help="The run's folder in it.  [default: RECIPE-seedSEED]")
-@click.option("--seed", default=0, type=click.IntRange(min=0), help="Initialisation, dropout and the order of the views.")
+@click.option(
+    "--seed",
+    default=0,
+    type=click.IntRange(min=0),
+    help="Initialisation, dropout and the order of the views.",
+)
 @device_option
-@click.option("--precision", default="fp32", type=click.Choice(["fp32", "bf16", "fp16"]), help="Arithmetic of the head.")
+@click.option(
+    "--precision",
+    default="fp32",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    help="Arithmetic of the head.",
+)
 @click.option(
     "--resident",
     default="auto",
     type=click.Choice(["auto", "gpu", "ram", "disk"]),
-    help="Features in the GPU's memory, in the machine's, or read per batch; auto: the first with twice the room.",
+    help="Features in the GPU's memory, in the machine's, or read per batch; auto: the first with "
+    "twice the room.",
 )
 @click.option(
     "--phase",
@@ -35,21 +54,38 @@ from cli._say import say
     type=click.Path(path_type=Path, exists=True),
     help="Run folder or checkpoint that the first phase starts from, if it does not start fresh.",
 )
-@click.option("--resume/--no-resume", default=True, help="Continue what is in the run folder, or start over.")
+@click.option(
+    "--resume/--no-resume", default=True, help="Continue what is in the run folder, or start over."
+)
 @set_option
-def command(recipe, cache, manifest, runs, name, seed, device, precision, resident, phase, start, resume, settings) -> int:
-    """Train the head of RECIPE (a TOML file, or the name of a recipe of the package) and evaluate it on val and test.
+def command(
+    recipe,
+    cache,
+    manifest,
+    runs,
+    name,
+    seed,
+    device,
+    precision,
+    resident,
+    phase,
+    start,
+    resume,
+    settings,
+) -> int:
+    """Train the head of RECIPE (a TOML file, or the name of a recipe of the package) and evaluate
+    it on val and test.
 
-    Of a recipe with several phases, those that read the cache are trained one after the other; `--set phases.NAME.train.lr=0.1`
-    sets a key of one of them.
+    Of a recipe with several phases, those that read the cache are trained one after the other;
+    `--set phases.NAME.train.lr=0.1` sets a key of one of them.
     A run that was stopped continues after its last epoch; one that is finished is read back.
     """
     from cli._figures import print_figures
-    from heads.recipe import read_recipe
-    from heads.train import train
-    from pipeline.cache import Cache
-    from pipeline.manifest import read_manifest
-    from pipeline.memory import keep_freed_memory
+    from heads.config.recipe import read_recipe
+    from heads.training.train import train
+    from pipeline.cache.reader import Cache
+    from pipeline.manifests.manifest import read_manifest
+    from pipeline.workers.memory import keep_freed_memory
 
     keep_freed_memory()
     chosen = read_recipe(recipe, settings)
@@ -69,7 +105,13 @@ def command(recipe, cache, manifest, runs, name, seed, device, precision, reside
             phase=phase,
             start=start,
         )
-    print_figures(f"{chosen.name}, seed {seed}: {result.parameters:,} parameters, epoch {result.best_epoch}", result.metrics)
+    print_figures(
+        f"{chosen.name}, seed {seed}: {result.parameters:,} parameters, epoch {result.best_epoch}",
+        result.metrics,
+    )
     share = 100 * result.waiting / max(result.seconds, 1e-9)
-    say(f"{result.epochs} epochs in {result.seconds:.1f} s, of which {share:.1f} % waiting for data; {result.folder}")
+    say(
+        f"{result.epochs} epochs in {result.seconds:.1f} s, of which {share:.1f} % waiting for "
+        f"data; {result.folder}"
+    )
     return 0

@@ -18,24 +18,32 @@ from cli._say import console, say, to_json
     help="Processes that read; 0: this one, which a damaged file might crash.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead.")
-@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the report as JSON to this file, too.")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the report as JSON to this file, too.",
+)
 def command(cache: Path, workers: int, as_json: bool, report: Path | None) -> int:
     """Check every byte of a cache.
 
-    Hashes, checksums, shapes, row order, NaN, ranges, failed clips, missing shards, stale graphs, leftovers of stopped runs.
+    Hashes, checksums, shapes, row order, NaN, ranges, failed clips, missing shards, stale graphs,
+    leftovers of stopped runs.
 
     Exit code 0: all is well; 3: there are findings, each printed with what to do.
     """
     from contextlib import ExitStack
 
-    from pipeline.verify import inspect
+    from pipeline.stages.verify import inspect
 
     if report:
         require_writable(report, as_it_is=True)
     with ExitStack() as stack:
 
         def announce(total: int):
-            show, read = stack.enter_context(progress("verify", _megabytes(total), "MB", "found")), 0
+            show, read = (
+                stack.enter_context(progress("verify", _megabytes(total), "MB", "found")),
+                0,
+            )
 
             def advance(done: int, found: int) -> None:
                 nonlocal read
@@ -76,7 +84,12 @@ def _print_table(cache: Path, report) -> None:
         column.justify = "right"
     for stage, shards in report.shards.items():
         found = sum(finding.stage == stage for finding in report.findings)
-        cells = f"{shards:,}", f"{report.views[stage]:,}", f"{report.bytes[stage] / 1e9:,.2f}", f"{found:,}"
+        cells = (
+            f"{shards:,}",
+            f"{report.views[stage]:,}",
+            f"{report.bytes[stage] / 1e9:,.2f}",
+            f"{found:,}",
+        )
         table.add_row(stage, *cells)
     console().print(table)
     for finding in report.findings:

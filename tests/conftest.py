@@ -1,4 +1,6 @@
-"""Fixtures that several tests share. A numbered video says itself which frame is which: frame k has brightness 4k."""
+"""Fixtures that several tests share. A numbered video says itself which frame is which: frame k has
+brightness 4k.
+"""
 
 import os
 import random
@@ -10,15 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from crashes import pytest_xdist_make_scheduler  # noqa: F401  (a hook)
 
-from pipeline.decode import write_video
-from pipeline.manifest import Clip
+from pipeline.manifests.manifest import Clip
+from pipeline.video.decode import write_video
+from tests.support.crashes import pytest_xdist_make_scheduler  # noqa: F401  (a hook)
 
 if os.environ.get("VIDGRAPH_TESTS_HIDE"):
-    # Packages that behave as not installed, here and in what the tests start: VIDGRAPH_TESTS_HIDE=decord pytest ...
+    # Packages that behave as not installed, here and in what the tests start:
+    # VIDGRAPH_TESTS_HIDE=decord pytest ...
     runpy.run_path(str(Path(__file__).with_name("sitecustomize.py")))
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH")))
+    )
 
 BRIGHTER = 4  # grey levels from one frame to the next, more than any codec here blurs
 FPS = 25
@@ -33,7 +38,9 @@ def _seed() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def same_numbers_in_every_file():
-    """What is drawn without a seed does not depend on the tests that this process has run before."""
+    """What is drawn without a seed does not depend on the tests that this process has run
+    before.
+    """
     _seed()
 
 
@@ -46,7 +53,7 @@ def same_numbers_in_every_test(same_numbers_in_every_file):
 @pytest.fixture(scope="session")
 def videos_dir() -> Path:
     """The folder of real videos, from VIDGRAPH_VIDEOS, by default beside the project."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[1]
     folder = Path(os.environ.get("VIDGRAPH_VIDEOS") or root.parent / "shared" / "videos")
     if not folder.is_dir():
         pytest.skip(f"no real videos at {folder}: set VIDGRAPH_VIDEOS")
@@ -55,7 +62,9 @@ def videos_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def numbered_frames():
-    """numbered_frames(count, height=48, width=64): frames [count,H,W,3] uint8, frame k grey with brightness 4k; at most 60."""
+    """numbered_frames(count, height=48, width=64): frames [count,H,W,3] uint8, frame k grey with
+    brightness 4k; at most 60.
+    """
 
     def make(count: int, height: int = 48, width: int = 64) -> np.ndarray:
         levels = BRIGHTER * np.arange(count, dtype=np.uint8)
@@ -80,17 +89,30 @@ def numbered_video(tmp_path_factory, numbered_frames) -> Path:
 
 @pytest.fixture(scope="session")
 def encode(tmp_path_factory, numbered_frames):
-    """encode(name, codec, ...): a video of numbered frames (or `frames`) in any container; made once for each distinct call.
+    """encode(name, codec, ...): a video of numbered frames (or `frames`) in any container; made
+    once for each distinct call.
 
-    `options` go to the encoder, `muxing` to the container, `stamps` (milliseconds for frame k) replace the even 25 fps, `sound`
-    adds that many seconds of silence. Skips where this PyAV lacks the codec.
+    `options` go to the encoder, `muxing` to the container, `stamps` (milliseconds for frame k)
+    replace the even 25 fps, `sound` adds that many seconds of silence. Skips where this PyAV lacks
+    the codec.
     """
     import av
 
     made: dict[tuple, Path] = {}
 
-    def make(name, codec, count=60, options=None, muxing=None, stamps=None, sound=0.0, frames=None) -> Path:
-        key = (name, codec, count, str(options), str(muxing), stamps, sound, None if frames is None else frames.tobytes())
+    def make(
+        name, codec, count=60, options=None, muxing=None, stamps=None, sound=0.0, frames=None
+    ) -> Path:
+        key = (
+            name,
+            codec,
+            count,
+            str(options),
+            str(muxing),
+            stamps,
+            sound,
+            None if frames is None else frames.tobytes(),
+        )
         if key in made:
             return made[key]
         for needed in (codec, "aac") if sound else (codec,):
@@ -115,7 +137,9 @@ def encode(tmp_path_factory, numbered_frames):
             container.mux(video.encode())
             if audio:
                 for k in range(int(sound * 16_000 / 1024)):
-                    silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+                    silence = av.AudioFrame.from_ndarray(
+                        np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
+                    )
                     silence.sample_rate, silence.pts = 16_000, 1024 * k
                     container.mux(audio.encode(silence))
                 container.mux(audio.encode())
@@ -127,7 +151,9 @@ def encode(tmp_path_factory, numbered_frames):
 
 @pytest.fixture(scope="session")
 def clip_of():
-    """clip_of(path, start=None, end=None, **columns): the clip that a manifest's row for this file would give."""
+    """clip_of(path, start=None, end=None, **columns): the clip that a manifest's row for this file
+    would give.
+    """
 
     def make(path, start=None, end=None, **columns) -> Clip:
         return Clip(Path(path).stem, str(path), "train", (), start, end, columns)
@@ -148,7 +174,7 @@ def sound_file(tmp_path_factory) -> Path:
 @pytest.fixture
 def without_decord(monkeypatch):
     """This process meets a machine on which decord is not installed."""
-    from pipeline.decode import why_no_decord
+    from pipeline.video.decode import why_no_decord
 
     monkeypatch.setitem(sys.modules, "decord", None)  # what an import of a missing package meets
     why_no_decord.cache_clear()
@@ -158,5 +184,7 @@ def without_decord(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def module_path_of_programs(monkeypatch):
-    """`main` sets it for the processes that a command starts; here the command is a part of the test's own process."""
+    """`main` sets it for the processes that a command starts; here the command is a part of the
+    test's own process.
+    """
     monkeypatch.setenv("PYTHONSAFEPATH", "")

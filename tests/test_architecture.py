@@ -1,4 +1,6 @@
-"""The arrows between the rooms point down only, and each heavy or delicate library has one place."""
+"""The arrows between the rooms point down only, and each heavy or delicate library has one
+place.
+"""
 
 import ast
 import subprocess
@@ -7,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 ROOMS = ("cli", "heads", "pipeline")
 
-# What a file of the pipeline may import from the others, beyond these, which are words and arithmetic rather than stages.
+# What a file of the pipeline may import from the others, beyond these, which are words and
+# arithmetic rather than stages.
 WORDS = {"names", "tensors", "boxes", "manifest", "sealed", "owners", "smallfile", "draws", "cores"}
 WORDS |= {"memory_format", "precision", "shown", "texts", "wrappers"}
 PIPELINE = {
@@ -55,7 +58,17 @@ PIPELINE = {
     "cache": {"shards", "shardfile", "folder"},
     "slurm": {"dask_nodes", "dask_worker"},
     "flight": set(),
-    "cluster": {"claims", "flight", "home", "pool", "slurm", "tls", "dask_nodes", "scratch", "waits"},
+    "cluster": {
+        "claims",
+        "flight",
+        "home",
+        "pool",
+        "slurm",
+        "tls",
+        "dask_nodes",
+        "scratch",
+        "waits",
+    },
     "graphs": {"cache", "folder", "home", "shards", "claims", "cluster", "waits"},
     "values": {"shards"},
     "shardcheck": {"cache", "folder", "records", "shardfile", "shardtables", "values"},
@@ -100,15 +113,35 @@ PIPELINE = {
     "plan": {"cache", "cluster", "compose", "config", "extract", "folder", "forward"},
     "repair": {"extract", "config", "cache", "folder", "graphs", "records", "videos", "waits"},
 }
-HEADS_MAY_USE = {"cache", "tensors", "boxes", "roi", "graphs", "backbones", "cluster", "memory", "manifest", "sealed"}
-HEADS_MAY_USE |= {"digits", "digit_cache", "claims", "names", "memory_format", "precision", "shown", "texts"}
+HEADS_MAY_USE = {
+    "cache",
+    "tensors",
+    "boxes",
+    "roi",
+    "graphs",
+    "backbones",
+    "cluster",
+    "memory",
+    "manifest",
+    "sealed",
+}
+HEADS_MAY_USE |= {
+    "digits",
+    "digit_cache",
+    "claims",
+    "names",
+    "memory_format",
+    "precision",
+    "shown",
+    "texts",
+}
 HEADS_MAY_USE |= {"home", "owners", "reader", "records", "smallfile", "waits"}
 ONE_PLACE = {
-    "h5py": {"pipeline/shards.py", "pipeline/shardtables.py"},
-    "hdf5plugin": {"pipeline/shards.py", "pipeline/shardfile.py"},
-    "decord": {"pipeline/decode.py"},
-    "av": {"pipeline/decode.py", "pipeline/video_file.py"},
-    "torchcodec": {"pipeline/decode.py"},
+    "h5py": {"pipeline/cache/shard_writer.py", "pipeline/cache/shard_layout.py"},
+    "hdf5plugin": {"pipeline/cache/shard_writer.py", "pipeline/cache/shard_reader.py"},
+    "decord": {"pipeline/video/decode.py"},
+    "av": {"pipeline/video/decode.py", "pipeline/video/video_file.py"},
+    "torchcodec": {"pipeline/video/decode.py"},
     "detectron2": {"pipeline/proposals/detectron2.py"},
 }
 
@@ -147,9 +180,17 @@ def test_stages_of_the_pipeline_meet_only_in_the_composer():
         me = room_of_pipeline(path)
         if me == "__init__":
             continue
-        assert me in PIPELINE or me in WORDS, f"{path.relative_to(ROOT)}: add its row to the table of this test"
-        used = {name.split(".")[1] for name in imports(path) if name.startswith("pipeline.")} - {me} - WORDS
-        assert used <= PIPELINE.get(me, set()), f"{path.relative_to(ROOT)} imports {used - PIPELINE.get(me, set())}"
+        assert me in PIPELINE or me in WORDS, (
+            f"{path.relative_to(ROOT)}: add its row to the table of this test"
+        )
+        used = (
+            {name.split(".")[1] for name in imports(path) if name.startswith("pipeline.")}
+            - {me}
+            - WORDS
+        )
+        assert used <= PIPELINE.get(me, set()), (
+            f"{path.relative_to(ROOT)} imports {used - PIPELINE.get(me, set())}"
+        )
 
 
 def test_heads_import_only_what_loads_no_decoder():
@@ -162,7 +203,10 @@ def test_heads_import_only_what_loads_no_decoder():
 @pytest.mark.parametrize("library", ONE_PLACE)
 def test_a_delicate_library_is_imported_in_one_place(library):
     users = {
-        str(p.relative_to(ROOT)) for room in ROOMS for p in files(room) if library in {n.split(".")[0] for n in imports(p)}
+        str(p.relative_to(ROOT))
+        for room in ROOMS
+        for p in files(room)
+        if library in {n.split(".")[0] for n in imports(p)}
     }
     users.discard("pipeline/proposals/__init__.py")  # its own folder is named after it
     assert users <= ONE_PLACE[library]
@@ -170,26 +214,51 @@ def test_a_delicate_library_is_imported_in_one_place(library):
 
 def loaded_after(code: str) -> set[str]:
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return {name.split(".")[0] for name in done.stdout.split()}
 
 
 def test_heads_load_neither_a_decoder_nor_detectron2():
     modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files("heads")]
-    light = [m for m in modules if m.split(".")[-1] not in ("finetune", "footage", "draw", "draw_source", "__init__")]
-    assert not loaded_after("\n".join(f"import {m}" for m in light)) & {"decord", "av", "torchcodec", "detectron2"}
+    light = [
+        m
+        for m in modules
+        if m.split(".")[-1] not in ("finetune", "footage", "draw", "draw_source", "__init__")
+    ]
+    assert not loaded_after("\n".join(f"import {m}" for m in light)) & {
+        "decord",
+        "av",
+        "torchcodec",
+        "detectron2",
+    }
 
 
 def test_a_client_that_hands_out_shards_does_without_torch():
     """It holds a manifest of a million clips, and runs on login nodes."""
-    assert not loaded_after("import pipeline.extract, pipeline.cluster, dask, distributed") & {"torch", "torchvision"}
+    assert not loaded_after(
+        "import pipeline.stages.extract, pipeline.workers.engines, dask, distributed"
+    ) & {"torch", "torchvision"}
 
 
 def test_the_command_line_answers_without_heavy_imports():
-    """Every verb's file is imported for `vidgraph --help`; numpy alone would take a third of its half second."""
+    """Every verb's file is imported for `vidgraph --help`; numpy alone would take a third of its
+    half second.
+    """
     verbs = [f"import cli.{p.stem}" for p in files("cli") if p.stem != "__init__"]
-    assert not loaded_after("\n".join(verbs)) & {"torch", "numpy", "dask", "matplotlib", "h5py", "rich", "pydantic"}
+    assert not loaded_after("\n".join(verbs)) & {
+        "torch",
+        "numpy",
+        "dask",
+        "matplotlib",
+        "h5py",
+        "rich",
+        "pydantic",
+    }
 
 
 def test_nothing_that_is_read_can_run_code():
@@ -197,28 +266,58 @@ def test_nothing_that_is_read_can_run_code():
     for room in ROOMS:
         for path in files(room):
             where = path.relative_to(ROOT)
-            assert not {n.split(".")[0] for n in imports(path)} & {"dill", "joblib", "yaml", "marshal", "shelve"}, where
+            assert not {n.split(".")[0] for n in imports(path)} & {
+                "dill",
+                "joblib",
+                "yaml",
+                "marshal",
+                "shelve",
+            }, where
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Call):
                     name = ast.unparse(node.func)
                     assert name not in ("eval", "exec", "pickle.load"), where
                     if name == "torch.load":
-                        assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords), where
+                        assert any(
+                            k.arg == "weights_only" and ast.unparse(k.value) == "True"
+                            for k in node.keywords
+                        ), where
                     if name == "np.load":
                         assert not any(k.arg == "allow_pickle" for k in node.keywords), where
 
 
 def test_text_for_people_goes_through_one_place():
-    """Lines and tables of the terminal through cli/_say.py, tables for spreadsheets through pipeline/shown.py."""
-    whole = {"ablate", "completion", "demo", "env", "extract", "ls", "reproduce", "summary", "verify"}  # several lines at once
+    """Lines and tables of the terminal through cli/_say.py, tables for spreadsheets through
+    pipeline/text/printable.py.
+    """
+    whole = {
+        "ablate",
+        "completion",
+        "demo",
+        "env",
+        "extract",
+        "ls",
+        "reproduce",
+        "summary",
+        "verify",
+    }  # several lines at once
     for room in ROOMS:
         for path in files(room):
             where, text = str(path.relative_to(ROOT)), path.read_text()
             assert where == "cli/_say.py" or "rich.console" not in imports(path), where
-            data = ("pipeline/shown.py", "pipeline/manifest.py", "pipeline/plan.py", "pipeline/digits/files.py")  # for programs
+            data = (
+                "pipeline/text/printable.py",
+                "pipeline/manifests/manifest.py",
+                "pipeline/stages/plan.py",
+                "pipeline/digits/video_files.py",
+            )  # for programs
             assert where in data or "csv.writer" not in text, where
             if room == "cli" and path.stem not in whole | {"_say"}:
                 assert "click.echo" not in text, where
             if path.stem not in ("__main__", "_progress"):
-                called = {ast.unparse(node.func) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)}
+                called = {
+                    ast.unparse(node.func)
+                    for node in ast.walk(ast.parse(text))
+                    if isinstance(node, ast.Call)
+                }
                 assert "print" not in called, where

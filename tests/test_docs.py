@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_cache import Tiny
 
 import heads.zoo
-from heads.recipe import read_recipe
-from heads.train import train
+from heads.config.recipe import read_recipe
+from heads.training.train import train
 from heads.zoo import build_head, head_names
-from pipeline.tensors import FIELDS
+from pipeline.cache.fields import FIELDS
+from tests.support.tiny_cache import Tiny
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 
 
@@ -39,15 +39,19 @@ def test_the_head_that_the_page_adds_trains_by_the_page_s_recipe(pairs, tmp_path
     (tmp_path / "pairs.toml").write_text(recipe)
     cache = Tiny().write(tmp_path)
     result = train(
-        read_recipe(tmp_path / "pairs.toml", {"train.epochs": 3}), cache, tmp_path / "run", say=lambda line: None, device="cpu"
+        read_recipe(tmp_path / "pairs.toml", {"train.epochs": 3}),
+        cache,
+        tmp_path / "run",
+        say=lambda line: None,
+        device="cpu",
     )
     assert result.metrics["test"]["top1"] > 1 / 3
 
 
 def test_the_head_that_the_page_adds_ignores_padded_regions(pairs, tmp_path):
     cache = Tiny().write(tmp_path)
-    from heads.batch import clips_of
-    from heads.data import cache_dims
+    from heads.data.splits import cache_dims
+    from heads.interface.clips import clips_of
 
     head = build_head("pairs", cache_dims(cache), 3)
     batch = cache["train"].batch([0, 1], fields=head.needs)
@@ -69,7 +73,12 @@ def test_the_code_that_reads_a_cache_runs_as_written(block, tmp_path, monkeypatc
 
 
 def test_the_table_of_datasets_is_that_of_the_code():
-    table = (DOCS / "file_format.md").read_text().split("<!-- fields -->")[1].split("<!-- /fields -->")[0]
+    table = (
+        (DOCS / "file_format.md")
+        .read_text()
+        .split("<!-- fields -->")[1]
+        .split("<!-- /fields -->")[0]
+    )
     for field in FIELDS.values():
         row = next(line for line in table.splitlines() if line.startswith(f"| `{field.name}` |"))
         cells = [cell.strip() for cell in row.strip("|").split("|")]
@@ -85,7 +94,11 @@ def test_links_between_the_pages_lead_somewhere():
 
 
 def test_the_messages_that_troubleshooting_explains_are_those_of_the_code():
-    source = "".join(path.read_text() for room in ("pipeline", "heads", "cli") for path in (ROOT / room).rglob("*.py"))
+    source = "".join(
+        path.read_text()
+        for room in ("pipeline", "heads", "cli")
+        for path in (ROOT / room).rglob("*.py")
+    )
     headings = re.findall(r"^### `+(.*?)`+$", (DOCS / "troubleshooting.md").read_text(), flags=re.M)
     assert len(headings) > 15
     for heading in headings:
@@ -93,6 +106,6 @@ def test_the_messages_that_troubleshooting_explains_are_those_of_the_code():
 
 
 def test_the_page_of_recipes_is_what_the_recipes_say():
-    from recipes_page import page
+    from tests.support.recipes_page import page
 
     assert (DOCS / "recipes.md").read_text() == page()

@@ -1,4 +1,6 @@
-"""The pretended GPU of tests/support does what CUDA does, as torch documents it, and refuses what CUDA refuses."""
+"""The pretended GPU of tests/support does what CUDA does, as torch documents it, and refuses what
+CUDA refuses.
+"""
 
 import copy
 import io
@@ -7,17 +9,36 @@ import threading
 import numpy as np
 import pytest
 import torch
-from support import cuda_autocast
-from support.fake_cuda import CudaTensor, fake_cuda
 from torch import nn
 from torch.nn import functional as F
+
+from tests.support import cuda_autocast
+from tests.support.fake_cuda import CudaTensor, fake_cuda
 
 
 def changed_by_it() -> tuple:
     """What the pretended device replaces in torch, as it is now."""
-    tensor = {name: vars(torch.Tensor).get(name) for name in ("to", "cpu", "cuda", "new_zeros", "pin_memory", "uniform_")}
-    made = torch.zeros, torch.tensor, torch.rand_like, torch.load, torch.save, torch.Generator, nn.Module._apply
-    return tensor, made, torch.cuda.is_available, torch.cuda.manual_seed, torch.accelerator.device_count, torch._VF.lstm
+    tensor = {
+        name: vars(torch.Tensor).get(name)
+        for name in ("to", "cpu", "cuda", "new_zeros", "pin_memory", "uniform_")
+    }
+    made = (
+        torch.zeros,
+        torch.tensor,
+        torch.rand_like,
+        torch.load,
+        torch.save,
+        torch.Generator,
+        nn.Module._apply,
+    )
+    return (
+        tensor,
+        made,
+        torch.cuda.is_available,
+        torch.cuda.manual_seed,
+        torch.accelerator.device_count,
+        torch._VF.lstm,
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +101,12 @@ def test_what_is_made_on_the_gpu_says_so(make):
 
 
 def test_what_comes_back_is_an_ordinary_tensor():
-    for back in (on_gpu(2).cpu(), on_gpu(2).to("cpu"), on_gpu(2).to(torch.ones(1)), torch.zeros_like(on_gpu(2), device="cpu")):
+    for back in (
+        on_gpu(2).cpu(),
+        on_gpu(2).to("cpu"),
+        on_gpu(2).to(torch.ones(1)),
+        torch.zeros_like(on_gpu(2), device="cpu"),
+    ):
         assert type(back) is torch.Tensor
         assert back.device.type == "cpu"
         back.numpy()
@@ -176,7 +202,9 @@ def test_training_gives_the_weights_of_the_cpu(name):
     weights = []
     for place in ("cpu", "cuda"):
         torch.manual_seed(0)
-        network = nn.Sequential(nn.Conv1d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.LayerNorm(32), nn.Linear(32, 3))
+        network = nn.Sequential(
+            nn.Conv1d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.LayerNorm(32), nn.Linear(32, 3)
+        )
         x, y = torch.rand(4, 8, 6), torch.tensor([0, 1, 2, 0])
         network, x, y = network.to(place), x.to(place), y.to(place)
         optimiser = getattr(torch.optim, name)(network.parameters(), 0.01)
@@ -244,15 +272,23 @@ def test_every_operator_that_autocast_knows_on_cuda_is_in_a_list():
     known = {
         name.removeprefix("aten::")
         for name in torch._C._dispatch_get_all_op_names()
-        if torch._C._dispatch_has_kernel_for_dispatch_key(name, "AutocastCUDA") and name.startswith("aten::")
+        if torch._C._dispatch_has_kernel_for_dispatch_key(name, "AutocastCUDA")
+        and name.startswith("aten::")
     }
-    lists = {*cuda_autocast.LOWER, *cuda_autocast.FLOAT32, *cuda_autocast.WIDEST, *cuda_autocast.OTHER}
+    lists = {
+        *cuda_autocast.LOWER,
+        *cuda_autocast.FLOAT32,
+        *cuda_autocast.WIDEST,
+        *cuda_autocast.OTHER,
+    }
     assert known <= lists
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_network_learns_under_autocast_with_a_scaler(dtype):
-    network = nn.Sequential(nn.Conv3d(3, 8, 3, padding=1), nn.BatchNorm3d(8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+    network = nn.Sequential(
+        nn.Conv3d(3, 8, 3, padding=1), nn.BatchNorm3d(8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2)
+    )
     network(torch.rand(2, 3, 4, 4, 4))
     network.to("cuda", memory_format=torch.channels_last_3d)
     optimiser = torch.optim.SGD(network.parameters(), 0.1)
@@ -260,7 +296,9 @@ def test_a_network_learns_under_autocast_with_a_scaler(dtype):
     before = network[0].weight.detach().clone()
     for _ in range(3):
         with torch.autocast("cuda", dtype):
-            loss = F.cross_entropy(network(on_gpu(2, 3, 4, 4, 4)).float(), torch.tensor([0, 1], device="cuda"))
+            loss = F.cross_entropy(
+                network(on_gpu(2, 3, 4, 4, 4)).float(), torch.tensor([0, 1], device="cuda")
+            )
         optimiser.zero_grad()
         scaler.scale(loss).backward()
         scaler.step(optimiser)
@@ -348,7 +386,9 @@ def test_what_goes_to_the_host_without_waiting_is_there_once_the_device_was_wait
 
 def test_other_threads_have_the_same_device():
     found = []
-    thread = threading.Thread(target=lambda: found.append(torch.ones(2).to("cuda") + torch.zeros(2, device="cuda")))
+    thread = threading.Thread(
+        target=lambda: found.append(torch.ones(2).to("cuda") + torch.zeros(2, device="cuda"))
+    )
     thread.start()
     thread.join()
     assert found[0].is_cuda

@@ -1,4 +1,6 @@
-"""After any fault (tests/faults.py injects them) and a rerun, the cache is the undisturbed one, byte for byte."""
+"""After any fault (tests/support/faults.py injects them) and a rerun, the cache is the undisturbed
+one, byte for byte.
+"""
 
 import errno
 import json
@@ -10,15 +12,26 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import tiny_videos
-from fault_lab import BROKEN, CLIPS, HOPELESS, OPTIONS, ROOT, Lab, differences, half_written
-from faults import FAULTS, CannotBeMade, inject
-from test_claims import writer_of
 
-import pipeline.extract
-from pipeline import shards
+import pipeline.stages.extract
+from pipeline.cache import shard_writer as shards
+from tests.pipeline.workers.test_claims import writer_of
+from tests.support import tiny_videos
+from tests.support.fault_lab import (
+    BROKEN,
+    CLIPS,
+    HOPELESS,
+    OPTIONS,
+    ROOT,
+    Lab,
+    differences,
+    half_written,
+)
+from tests.support.faults import FAULTS, CannotBeMade, inject
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the laboratory of faults needs Linux's /proc")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="the laboratory of faults needs Linux's /proc"
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +50,9 @@ def _inject(lab: Lab, name: str, count: int, seed: int) -> None:
 
 @pytest.mark.parametrize("name", [name for name, (_, few, _) in FAULTS.items() if few])
 def test_after_a_fault_a_rerun_gives_the_undisturbed_cache(lab, name, monkeypatch):
-    monkeypatch.setattr(lab, "soon", HOPELESS)  # other tests run beside: the 10 seconds are for the slow tests to hold
+    monkeypatch.setattr(
+        lab, "soon", HOPELESS
+    )  # other tests run beside: the 10 seconds are for the slow tests to hold
     _inject(lab, name, FAULTS[name][1], seed=1)
 
 
@@ -49,7 +64,14 @@ def test_after_many_faults_too(lab, name):
 
 @pytest.mark.slow
 def test_a_run_of_the_laboratory_does_what_the_command_does(lab, tmp_path):
-    files = ["--manifest", lab.world / "manifest.csv", "--annotations", lab.world / "boxes.csv", "--cache", tmp_path / "cache"]
+    files = [
+        "--manifest",
+        lab.world / "manifest.csv",
+        "--annotations",
+        lab.world / "boxes.csv",
+        "--cache",
+        tmp_path / "cache",
+    ]
     command = [sys.executable, "-m", "cli", "extract", *files, *OPTIONS.split()]
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 3
     assert not differences(tmp_path / "cache", lab.calm)
@@ -69,27 +91,43 @@ def test_the_comparison_sees_what_is_missing_left_or_other(lab, tmp_path):
     marker.write_text(json.dumps(record))
     (cache / "features/00002.json").unlink()
     (cache / "features/00003.claim").touch()
-    expected = {"features/00001.h5", f"features/{BROKEN:05d}.json", "features/00002.json", "features/00003.claim"}
+    expected = {
+        "features/00001.h5",
+        f"features/{BROKEN:05d}.json",
+        "features/00002.json",
+        "features/00003.claim",
+    }
     assert set(differences(cache, lab.calm)) == expected
     assert half_written(cache) == ["00003.claim"]
 
 
 def test_a_shard_that_waits_for_one_that_fails_leaves_no_part_file(tmp_path, monkeypatch):
-    """The second shard is written while the first is hashed; the error of the first ends the run."""
+    """The second shard is written while the first is hashed; the error of the first ends the
+    run.
+    """
 
     def full(_complete, _claim):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     world = tiny_videos.make_videos(tmp_path / "world", 3)
-    monkeypatch.setattr(pipeline.extract, "_finish", full)
+    monkeypatch.setattr(pipeline.stages.extract, "_finish", full)
     with pytest.raises(OSError, match="No space left"):
-        tiny_videos.run(world, tmp_path / "cache", options=replace(tiny_videos.INLINE, shard_size=1))
+        tiny_videos.run(
+            world, tmp_path / "cache", options=replace(tiny_videos.INLINE, shard_size=1)
+        )
     assert not list((tmp_path / "cache" / "features").iterdir())
 
 
 def test_a_shard_that_has_no_room_is_not_begun(tmp_path, monkeypatch):
     found = os.statvfs(tmp_path)
-    monkeypatch.setattr(shards.os, "statvfs", lambda path: SimpleNamespace(f_blocks=9, f_bavail=1, f_frsize=found.f_frsize))
-    with pytest.raises(OSError, match=r"No space left on device: expected [\d,]+ bytes for the next shard, [\d,]+ are free"):
+    monkeypatch.setattr(
+        shards.os,
+        "statvfs",
+        lambda path: SimpleNamespace(f_blocks=9, f_bavail=1, f_frsize=found.f_frsize),
+    )
+    with pytest.raises(
+        OSError,
+        match=r"No space left on device: expected [\d,]+ bytes for the next shard, [\d,]+ are free",
+    ):
         writer_of(tmp_path / "00000.h5")
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,6 @@
-"""Nothing that is read is executed: not from a manifest, a recipe, a cache, a checkpoint or an array file."""
+"""Nothing that is read is executed: not from a manifest, a recipe, a cache, a checkpoint or an
+array file.
+"""
 
 import ast
 import os
@@ -10,27 +12,53 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from small_cache import make_cache
-from test_verify import reseal
 
-from heads.runs import load_checkpoint
-from pipeline.backbones.weights import read
-from pipeline.cache import Cache
+from heads.runs.run_files import load_checkpoint
+from pipeline.backbones._checkpoints import read
+from pipeline.cache.reader import Cache
 from pipeline.proposals._rpn import read_state
 from pipeline.proposals.detectron2 import _rpn_state
-from pipeline.verify import verify
+from pipeline.stages.verify import verify
+from tests.pipeline.stages.test_verify import reseal
+from tests.support.small_cache import make_cache
 
-ROOT = Path(__file__).parent.parent
-SOURCES = sorted(path for room in ("cli", "heads", "pipeline") for path in (ROOT / room).rglob("*.py"))
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted(
+    path for room in ("cli", "heads", "pipeline") for path in (ROOT / room).rglob("*.py")
+)
 # Libraries whose files can hold code, or whose readers run what they find.
-RUNS_CODE = {"cloudpickle", "cPickle", "dill", "jinja2", "joblib", "marshal", "pandas", "pickle", "runpy", "shelve", "yaml"}
-PICKLES = {
-    "pipeline/pool.py",  # between a process and its own children, over a pipe that nobody else has
-    "pipeline/worker.py",  # the children's end of it
-    "pipeline/flight.py",  # between a run and its own Dask workers
-    "pipeline/proposals/detectron2.py",  # the model zoo's files, by a reader that makes arrays and nothing else
+RUNS_CODE = {
+    "cloudpickle",
+    "cPickle",
+    "dill",
+    "jinja2",
+    "joblib",
+    "marshal",
+    "pandas",
+    "pickle",
+    "runpy",
+    "shelve",
+    "yaml",
 }
-CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.hub.load", "torch.jit.load", "builtins.eval"}
+PICKLES = {
+    # between a process and its own children, over a pipe that nobody else has
+    "pipeline/workers/decode_pool.py",
+    "pipeline/workers/pool_worker.py",  # the children's end of it
+    "pipeline/workers/dask_jobs.py",  # between a run and its own Dask workers
+    # the model zoo's files, by a reader that makes arrays and nothing else
+    "pipeline/proposals/detectron2.py",
+}
+CALLS = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "os.system",
+    "os.popen",
+    "torch.hub.load",
+    "torch.jit.load",
+    "builtins.eval",
+}
 
 
 def calls(path: Path):
@@ -53,7 +81,11 @@ def modules(path: Path) -> set[str]:
 def wrong(path: Path) -> list[str]:
     """What in a file could run what it reads."""
     where = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
-    found = [] if where in PICKLES else [f"imports {name}" for name in sorted(modules(path) & RUNS_CODE)]
+    found = (
+        []
+        if where in PICKLES
+        else [f"imports {name}" for name in sorted(modules(path) & RUNS_CODE)]
+    )
     for name, call in calls(path):
         given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         last = name.split(".")[-1]
@@ -121,8 +153,14 @@ def malicious(folder: Path, kind: str) -> tuple[Path, Path]:
     return file, made
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol", "ignore:.torch.load. received a zip file")
-@pytest.mark.parametrize("load", [read, lambda path: read_state(path, ["w"]), load_checkpoint], ids=["weights", "rpn", "run"])
+@pytest.mark.filterwarnings(
+    "ignore:Detected pickle protocol", "ignore:.torch.load. received a zip file"
+)
+@pytest.mark.parametrize(
+    "load",
+    [read, lambda path: read_state(path, ["w"]), load_checkpoint],
+    ids=["weights", "rpn", "run"],
+)
 @pytest.mark.parametrize("kind", ["zip", "legacy", "pickle", "script"])
 def test_a_malicious_checkpoint_is_refused_in_one_line(tmp_path, kind, load):
     file, made = malicious(tmp_path, kind)
@@ -131,7 +169,9 @@ def test_a_malicious_checkpoint_is_refused_in_one_line(tmp_path, kind, load):
     except ValueError as error:
         said = str(error)
     else:
-        said = "" if kind == "script" else "taken"  # its tensors are plain, and its code was not looked at
+        said = (
+            "" if kind == "script" else "taken"
+        )  # its tensors are plain, and its code was not looked at
     assert said != "taken"
     assert len(said.splitlines()) <= 1
     assert not made.exists()
@@ -148,7 +188,9 @@ def test_the_malicious_checkpoint_would_work_on_who_trusts_it(tmp_path):
 
 def test_a_malicious_file_of_the_model_zoo_is_refused(tmp_path):
     """Its files are pickles, read by one that knows arrays only."""
-    (tmp_path / "bad.pkl").write_bytes(pickle.dumps({"model": {"w": Bomb(tmp_path / "owned")}}, protocol=2))
+    (tmp_path / "bad.pkl").write_bytes(
+        pickle.dumps({"model": {"w": Bomb(tmp_path / "owned")}}, protocol=2)
+    )
     with pytest.raises(ValueError, match=r"wants to run posix\.mkdir"):
         _rpn_state(tmp_path / "bad.pkl", ["w"])
     assert not (tmp_path / "owned").exists()
@@ -176,19 +218,39 @@ def test_a_shard_cannot_lead_to_another_file(tmp_path):
         del file["train/pooled"]
         (tmp_path / "raw").write_bytes(bytes(6 * 4 * 6 * 2))
         size = 6 * 4 * 6 * 2
-        file["train"].create_dataset("pooled", (6, 4, 6), np.float16, external=[(str(tmp_path / "raw"), 0, size)])
+        file["train"].create_dataset(
+            "pooled", (6, 4, 6), np.float16, external=[(str(tmp_path / "raw"), 0, size)]
+        )
     reseal(shard)
     assert any("pooled" in finding.what for finding in verify(cache))
 
 
-@pytest.mark.parametrize("name", ["os", "os.path", "../zoo/pool", "__init__", "_single", "pool.build", "", "pipeline.cache"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os",
+        "os.path",
+        "../zoo/pool",
+        "__init__",
+        "_single",
+        "pool.build",
+        "",
+        "pipeline.cache.reader",
+    ],
+)
 def test_names_from_files_load_nothing_but_what_is_listed(name):
-    """Recipes and configurations name heads, backbones, sources of boxes; only those there are become a module."""
+    """Recipes and configurations name heads, backbones, sources of boxes; only those there are
+    become a module.
+    """
     from heads.zoo import check_options
     from pipeline.backbones import build_backbone
     from pipeline.proposals import build_proposals
 
-    for look_up in (lambda: check_options(name, {}), lambda: build_backbone(name), lambda: build_proposals(name)):
+    for look_up in (
+        lambda: check_options(name, {}),
+        lambda: build_backbone(name),
+        lambda: build_proposals(name),
+    ):
         with pytest.raises(ValueError, match=r"name|known|such|head"):
             look_up()
 

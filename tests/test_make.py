@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 VENV = Path(sys.prefix)
 
 pytestmark = pytest.mark.skipif(
@@ -16,17 +16,27 @@ pytestmark = pytest.mark.skipif(
 
 
 def make(target: str, **variables: object) -> subprocess.CompletedProcess:
-    """`make target NAME=value …` in this environment; the set-up is taken as done (`-o`), since the tests are running in it."""
+    """`make target NAME=value …` in this environment; the set-up is taken as done (`-o`), since the
+    tests are running in it.
+    """
     given = [f"{name}={value}" for name, value in variables.items()]
     command = ["make", "-o", f"{VENV}/.ready", target, f"VENV={VENV}", *given]
     # `make test ARGS=…` hands its own variables down to every make below it.
-    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "ARGS")}
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "ARGS")
+    }
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
 
 
 def test_help_lists_every_target():
     listed = make("help").stdout
-    targets = [line.split(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if ": " in line and "##" in line]
+    targets = [
+        line.split(":")[0]
+        for line in (ROOT / "Makefile").read_text().splitlines()
+        if ": " in line and "##" in line
+    ]
     assert "demo" in targets
     for target in targets:
         assert f"make {target} " in listed
@@ -34,7 +44,13 @@ def test_help_lists_every_target():
 
 @pytest.mark.parametrize(
     ("target", "variable"),
-    [("extract", "MANIFEST"), ("check", "MANIFEST"), ("train", "RECIPE"), ("ablate", "STUDY"), ("evaluate", "RUN")],
+    [
+        ("extract", "MANIFEST"),
+        ("check", "MANIFEST"),
+        ("train", "RECIPE"),
+        ("ablate", "STUDY"),
+        ("evaluate", "RUN"),
+    ],
 )
 def test_a_variable_that_is_not_given_is_named(target, variable):
     done = make(target)
@@ -43,7 +59,9 @@ def test_a_variable_that_is_not_given_is_named(target, variable):
 
 
 def test_a_name_is_a_name_whatever_is_in_it(tmp_path):
-    """Data sets that others made name folders as they like: neither make nor its shell runs what stands there."""
+    """Data sets that others made name folders as they like: neither make nor its shell runs what
+    stands there.
+    """
     name = f'it\'s $(shell touch {tmp_path}/a) $$(touch {tmp_path}/b) `touch {tmp_path}/c` "; touch {tmp_path}/d; "'
     done = make("check", MANIFEST=name)
     assert done.returncode == 2
@@ -55,15 +73,23 @@ def test_the_stages_run_one_after_the_other(tmp_path):
     videos, cache, runs = tmp_path / "videos", tmp_path / "my cache", tmp_path / "my runs"
     manifest = videos / "manifest.csv"
     boxes = "--proposals annotations --annotations " + str(videos / "boxes.csv")
-    network = (
-        "--backbone digit_cnn --weights none --set backbone_options.width=8 --frames 4 --size 64 --sampling linspace --flip 0"
-    )
+    network = "--backbone digit_cnn --weights none --set backbone_options.width=8 --frames 4 --size 64 --sampling linspace --flip 0"
     steps = [
-        ("manifest", {"KIND": "digits", "MANIFEST": videos, "ARGS": "--task meet --train 16 --val 4 --test 4"}),
+        (
+            "manifest",
+            {
+                "KIND": "digits",
+                "MANIFEST": videos,
+                "ARGS": "--task meet --train 16 --val 4 --test 4",
+            },
+        ),
         ("extract", {"MANIFEST": manifest, "CACHE": cache, "ARGS": f"{network} {boxes}"}),
         ("graphs", {"CACHE": cache, "ARGS": "--neighbours 3"}),
         ("verify", {"CACHE": cache}),
-        ("train", {"RECIPE": "demo_pool", "CACHE": cache, "RUNS": runs, "ARGS": "--set train.epochs=1"}),
+        (
+            "train",
+            {"RECIPE": "demo_pool", "CACHE": cache, "RUNS": runs, "ARGS": "--set train.epochs=1"},
+        ),
         ("evaluate", {"RUN": runs / "demo_pool-seed0", "CACHE": cache, "ARGS": "--split test"}),
     ]
     for target, variables in steps:

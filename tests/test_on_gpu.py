@@ -1,6 +1,8 @@
-"""The product on a pretended GPU (tests/support/fake_cuda.py): nothing mixes devices, and the figures are the CPU's.
+"""The product on a pretended GPU (tests/support/fake_cuda.py): nothing mixes devices, and the
+figures are the CPU's.
 
-What the CPU gives for the same input is the right value: the pretended device computes with the CPU's kernels.
+What the CPU gives for the same input is the right value: the pretended device computes with the
+CPU's kernels.
 """
 
 import json
@@ -13,46 +15,46 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from support.fake_cuda import CudaTensor, fake_cuda
-from test_demo import run as run_demo
-from test_finetune import Videos
-from test_finetune import network as live_network
-from test_finetune import recipe as live_recipe
-from test_zoo import CASES, fresh, some_clips
-from tiny_backbone import NAMES, relative
-from tiny_cache import Tiny
-from tiny_videos import config_of, make_videos, write_csv
-from tiny_videos import run as extract_run
 
 from cli.__main__ import vidgraph
-from heads import runs
-from heads.ablate import How as AblateHow
-from heads.ablate import ablate
-from heads.end_to_end import train_frames
-from heads.evaluate import evaluate
-from heads.finetune import Reading, finetune, frames_phase
-from heads.frames import How
-from heads.learner import Learner
-from heads.recipe import recipe_from
-from heads.store import Store
-from heads.study import read_study
-from heads.train import train
-from heads.training import Training
-from pipeline.cache import Cache
-from pipeline.config import ExtractConfig
-from pipeline.digit_cache import cache_digits
+from heads.config.recipe import recipe_from
+from heads.config.study_file import read_study
+from heads.config.training_options import Training
+from heads.data.feature_store import Store
+from heads.evaluation.evaluate import evaluate
+from heads.finetuning.end_to_end import train_frames
+from heads.finetuning.finetune import Reading, finetune, frames_phase
+from heads.finetuning.frame_training import How
+from heads.runs import run_files as runs
+from heads.training.ablate import How as AblateHow
+from heads.training.ablate import ablate
+from heads.training.learner import Learner
+from heads.training.train import train
+from pipeline.cache.reader import Cache
 from pipeline.digits import TASKS, DigitVideos, load_images
-from pipeline.extract import RunOptions
-from pipeline.forward import Models, source_of
-from pipeline.graphs import GraphOptions, build_graphs, graphs_of
-from pipeline.manifest import Clip, read_manifest
-from pipeline.pixels import ClipPixels
-from pipeline.plan import make_plan
+from pipeline.digits.digit_cache import cache_digits
+from pipeline.manifests.manifest import Clip, read_manifest
 from pipeline.proposals import digit_rpn
 from pipeline.proposals.detectron2 import Detectron2RPN
-from pipeline.reader import VideoInfo
-from pipeline.roi import roi_align
-from pipeline.sample import Sampling, views_of
+from pipeline.regions.graphs import GraphOptions, build_graphs, graphs_of
+from pipeline.regions.roi_align import roi_align
+from pipeline.stages.config import ExtractConfig
+from pipeline.stages.extract import RunOptions
+from pipeline.stages.frozen_networks import Models, source_of
+from pipeline.stages.plan import make_plan
+from pipeline.video.frame_reader import VideoInfo
+from pipeline.video.view_pixels import ClipPixels
+from pipeline.views.sampling import Sampling, views_of
+from tests.cli.test_demo import run as run_demo
+from tests.heads.finetuning.test_finetune import Videos
+from tests.heads.finetuning.test_finetune import network as live_network
+from tests.heads.finetuning.test_finetune import recipe as live_recipe
+from tests.heads.zoo.test_zoo import CASES, fresh, some_clips
+from tests.support.fake_cuda import CudaTensor, fake_cuda
+from tests.support.tiny_backbone import NAMES, relative
+from tests.support.tiny_cache import Tiny
+from tests.support.tiny_videos import config_of, make_videos, write_csv
+from tests.support.tiny_videos import run as extract_run
 
 SPLITS = ("train",) * 6 + ("val",) * 2 + ("test",) * 2
 QUIET = {"say": lambda line: None}
@@ -73,7 +75,9 @@ def places(state) -> set[str]:
 
 def learner(case: str, place: str, precision: str = "fp32", **training) -> Learner:
     head = fresh(case).to(place)
-    return Learner(head, Training(**{"epochs": 1, "lr": 0.01, **training}), "single", 4, 0, precision)
+    return Learner(
+        head, Training(**{"epochs": 1, "lr": 0.01, **training}), "single", 4, 0, precision
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -97,15 +101,21 @@ def test_every_head_learns_and_predicts_there_what_it_does_on_the_cpu(case):
 BF16 = ("pool", "mean_lstm", "rstg", "strg", "dyreg", "ean")
 
 
-@pytest.mark.parametrize(("case", "precision"), [*((case, "fp16") for case in CASES), *((case, "bf16") for case in BF16)])
+@pytest.mark.parametrize(
+    ("case", "precision"), [*((case, "fp16") for case in CASES), *((case, "bf16") for case in BF16)]
+)
 def test_every_head_learns_there_in_mixed_precision(case, precision):
     one = learner(case, "cuda", precision, optimiser="adam")
-    loss = one.step(some_clips(dtype=torch.float32).to("cuda"), torch.tensor([0, 1, 5], device="cuda"))
+    loss = one.step(
+        some_clips(dtype=torch.float32).to("cuda"), torch.tensor([0, 1, 5], device="cuda")
+    )
     assert np.isfinite(loss)
     state = one.state()
     again = learner(case, "cuda", precision, optimiser="adam")
     again.load(state)
-    assert all(tensor.equal(again.head.state_dict()[name]) for name, tensor in state["state"].items())
+    assert all(
+        tensor.equal(again.head.state_dict()[name]) for name, tensor in state["state"].items()
+    )
 
 
 # --- stage one
@@ -113,7 +123,9 @@ def test_every_head_learns_there_in_mixed_precision(case, precision):
 
 def views_config(**changes) -> ExtractConfig:
     sampling = Sampling(frames=8, size=48, train_views=1, train_crop="centre", test_clips=0)
-    return ExtractConfig(**{"sampling": sampling, "keep": ("pooled",), "dtype": "float32", **changes})
+    return ExtractConfig(
+        **{"sampling": sampling, "keep": ("pooled",), "dtype": "float32", **changes}
+    )
 
 
 def pixels_of(config: ExtractConfig, models: Models) -> tuple[Clip, ClipPixels]:
@@ -131,7 +143,9 @@ def computed(config: ExtractConfig, place: str) -> dict[str, np.ndarray]:
     models = Models(config, place)
     clip, pixels = pixels_of(config, models)
     boxes, scores, valid = models.boxes(clip, pixels)[0]
-    out = models.tensors(np.stack([pixels.pixels[0]] * 2), np.stack([boxes] * 2), np.stack([valid] * 2))
+    out = models.tensors(
+        np.stack([pixels.pixels[0]] * 2), np.stack([boxes] * 2), np.stack([valid] * 2)
+    )
     return {**out, "boxes": boxes, "scores": scores, "valid": valid}
 
 
@@ -139,10 +153,12 @@ def same_arrays(config: ExtractConfig, tolerance: float = 1e-4) -> dict[str, np.
     here, there = computed(config, "cpu"), computed(config, "cuda")
     assert here.keys() == there.keys()
     for name, array in here.items():
-        # A CPU and a GPU take other memory formats: float32 sums have another order, and values that cancel keep the error of
-        # the largest.
+        # A CPU and a GPU take other memory formats: float32 sums have another order, and values
+        # that cancel keep the error of the largest.
         scale = max(1.0, float(np.abs(array.astype(float)).max(initial=0)))
-        assert np.allclose(array.astype(float), there[name].astype(float), rtol=0, atol=tolerance * scale), name
+        assert np.allclose(
+            array.astype(float), there[name].astype(float), rtol=0, atol=tolerance * scale
+        ), name
     return there
 
 
@@ -150,15 +166,30 @@ def same_arrays(config: ExtractConfig, tolerance: float = 1e-4) -> dict[str, np.
 def sources(tmp_path_factory) -> dict[str, dict]:
     """The options of every source of boxes that can be built here."""
     folder = tmp_path_factory.mktemp("sources")
-    write_csv(folder / "boxes.csv", ("clip", "frame", "x1", "y1", "x2", "y2"), [("clip0", k, 4, 5, 40, 44) for k in range(16)])
+    write_csv(
+        folder / "boxes.csv",
+        ("clip", "frame", "x1", "y1", "x2", "y2"),
+        [("clip0", k, 4, 5, 40, 44) for k in range(16)],
+    )
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (4, 48, 64, 3), np.uint8)
-    digit_rpn.fit(folder / "rpn.pt", frames, np.tile([4, 4, 20, 20], (4, 1, 1)).astype(float), steps=2, batch=2)
+    digit_rpn.fit(
+        folder / "rpn.pt",
+        frames,
+        np.tile([4, 4, 20, 20], (4, 1, 1)).astype(float),
+        steps=2,
+        batch=2,
+    )
     return {
         "annotations": {"file": str(folder / "boxes.csv"), "num_boxes": 2},
         "grid": {},
         "torchvision": {"weights": "none", "size": 48, "num_boxes": 3, "batch": 8},
-        "digit_rpn": {"weights": str(folder / "rpn.pt"), "size": 48, "num_boxes": 3, "min_score": 0.0},
+        "digit_rpn": {
+            "weights": str(folder / "rpn.pt"),
+            "size": 48,
+            "num_boxes": 3,
+            "min_score": 0.0,
+        },
     }
 
 
@@ -168,7 +199,9 @@ def test_every_backbone_gives_there_what_it_gives_on_the_cpu(backbone, sources):
     frames = 40 if backbone == "ean_r50" else 8
     sampling = Sampling(frames=frames, size=48, train_views=1, train_crop="centre", test_clips=0)
     if backbone == "ean_r50":
-        sampling = Sampling(frames=frames, size=48, train_views=1, train_crop="centre", test_clips=0, consecutive=5)
+        sampling = Sampling(
+            frames=frames, size=48, train_views=1, train_crop="centre", test_clips=0, consecutive=5
+        )
     config = views_config(
         backbone=backbone,
         backbone_options={"width": 8},
@@ -180,16 +213,26 @@ def test_every_backbone_gives_there_what_it_gives_on_the_cpu(backbone, sources):
     assert {*keep, "boxes"} <= same_arrays(config).keys()
 
 
-POOLED = [(source, pool) for source in ("annotations", "grid", "digit_rpn") for pool in ("max", "mean", "area")]
+POOLED = [
+    (source, pool)
+    for source in ("annotations", "grid", "digit_rpn")
+    for pool in ("max", "mean", "area")
+]
 
 
-@pytest.mark.parametrize(("source", "pool"), [*POOLED, ("torchvision", "max"), ("detectron2", "max")])
+@pytest.mark.parametrize(
+    ("source", "pool"), [*POOLED, ("torchvision", "max"), ("detectron2", "max")]
+)
 def test_every_source_of_boxes_feeds_the_nodes_there(source, pool, sources):
     if source == "detectron2":
-        pytest.importorskip("detectron2", reason="detectron2 is not installed; what is ours of it is tested below")
+        pytest.importorskip(
+            "detectron2", reason="detectron2 is not installed; what is ours of it is tested below"
+        )
     options = sources.get(source, {"weights": "none", "size": 48, "num_boxes": 3})
     small = {"backbone": "digit_cnn", "backbone_options": {"width": 8}}
-    config = views_config(**small, keep=("nodes",), proposals=source, proposal_options=options, roi_pool=pool)
+    config = views_config(
+        **small, keep=("nodes",), proposals=source, proposal_options=options, roi_pool=pool
+    )
     found = same_arrays(config)
     assert found["valid"].any()
 
@@ -201,7 +244,11 @@ def test_views_without_boxes_are_computed_there():
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_stage_one_computes_there_in_half_precision(precision, sources):
-    small = {"backbone": "resnet18", "backbone_options": {"width": 8}, "keep": ("pooled", "nodes", "res4")}
+    small = {
+        "backbone": "resnet18",
+        "backbone_options": {"width": 8},
+        "keep": ("pooled", "nodes", "res4"),
+    }
     options = {"proposals": "digit_rpn", "proposal_options": sources["digit_rpn"]}
     found = computed(views_config(**small, **options, precision=precision), "cuda")
     wide = computed(views_config(**small, **options), "cpu")
@@ -209,8 +256,15 @@ def test_stage_one_computes_there_in_half_precision(precision, sources):
 
 
 def test_boxes_that_a_gpu_finds_in_half_precision_are_found_on_a_cpu_in_full(sources):
-    """Fine-tuning on a CPU from a cache that a GPU made in fp16 looks for boxes as that cache's configuration says."""
-    made = {"backbone": "digit_cnn", "keep": ("nodes",), "proposals": "digit_rpn", "proposal_options": sources["digit_rpn"]}
+    """Fine-tuning on a CPU from a cache that a GPU made in fp16 looks for boxes as that cache's
+    configuration says.
+    """
+    made = {
+        "backbone": "digit_cnn",
+        "keep": ("nodes",),
+        "proposals": "digit_rpn",
+        "proposal_options": sources["digit_rpn"],
+    }
     half, full = views_config(**made, precision="fp16"), views_config(**made)
     assert source_of(half, "cuda").dtype == torch.float16
     frames = torch.randint(0, 256, (2, 48, 64, 3), dtype=torch.uint8)
@@ -219,21 +273,33 @@ def test_boxes_that_a_gpu_finds_in_half_precision_are_found_on_a_cpu_in_full(sou
 
 
 class StandIn(torch.nn.Module):
-    """As much of a proposal generator of detectron2 as our source of boxes looks at: one box per image, from its features."""
+    """As much of a proposal generator of detectron2 as our source of boxes looks at: one box per
+    image, from its features.
+    """
 
     def __init__(self):
         super().__init__()
         self.rpn_head, self.anchor_generator = torch.nn.Module(), torch.nn.Module()
         self.rpn_head.conv = torch.nn.Conv2d(8, 8, 1)
-        self.rpn_head.objectness_logits, self.rpn_head.anchor_deltas = torch.nn.Conv2d(8, 1, 1), torch.nn.Conv2d(8, 4, 1)
+        self.rpn_head.objectness_logits, self.rpn_head.anchor_deltas = (
+            torch.nn.Conv2d(8, 1, 1),
+            torch.nn.Conv2d(8, 4, 1),
+        )
         self.anchor_generator.register_buffer("cell", torch.tensor([4.0, 4.0, 30.0, 30.0]))
 
     def forward(self, images, features, targets):
         hidden = self.rpn_head.conv(features)
         logits = self.rpn_head.objectness_logits(hidden).mean((1, 2, 3))
-        boxes = self.anchor_generator.cell + self.rpn_head.anchor_deltas(hidden).mean((2, 3)).sigmoid()
+        boxes = (
+            self.anchor_generator.cell + self.rpn_head.anchor_deltas(hidden).mean((2, 3)).sigmoid()
+        )
         pairs = zip(boxes, logits, strict=True)
-        found = [SimpleNamespace(proposal_boxes=SimpleNamespace(tensor=b[None]), objectness_logits=v[None]) for b, v in pairs]
+        found = [
+            SimpleNamespace(
+                proposal_boxes=SimpleNamespace(tensor=b[None]), objectness_logits=v[None]
+            )
+            for b, v in pairs
+        ]
         return found, {}
 
 
@@ -242,26 +308,36 @@ def test_our_part_of_detectron2s_boxes_works_there(precision, monkeypatch):
     structures = SimpleNamespace(ImageList=lambda images, sizes: images)
     monkeypatch.setitem(sys.modules, "detectron2", SimpleNamespace(structures=structures))
     monkeypatch.setitem(sys.modules, "detectron2.structures", structures)
-    model = SimpleNamespace(RPN=SimpleNamespace(POST_NMS_TOPK_TEST=2), PIXEL_MEAN=[100.0] * 3, PIXEL_STD=[50.0] * 3)
+    model = SimpleNamespace(
+        RPN=SimpleNamespace(POST_NMS_TOPK_TEST=2), PIXEL_MEAN=[100.0] * 3, PIXEL_STD=[50.0] * 3
+    )
     cfg = SimpleNamespace(MODEL=model, INPUT=SimpleNamespace(FORMAT="BGR"))
     backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 2))
     backbone.size_divisibility = 32
     source = Detectron2RPN(cfg, backbone, StandIn(), 48, 2, "").to("cuda", precision)
     frames = torch.randint(0, 256, (3, 48, 64, 3), dtype=torch.uint8)
-    there, here = source.propose(frames, None, None, ()), source.to("cpu", precision).propose(frames, None, None, ())
+    there, here = (
+        source.propose(frames, None, None, ()),
+        source.to("cpu", precision).propose(frames, None, None, ()),
+    )
     assert (there[1] > 0).sum() == 3
     assert all(np.allclose(a, b, atol=1e-2) for a, b in zip(here, there, strict=True))
 
 
 def test_padded_maps_and_gradients_go_through_roi_align_there():
     fmap = torch.rand(2, 8, 3, 6, 6)
-    boxes, valid = torch.tensor([0.1, 0.1, 0.8, 0.9]).expand(2, 3, 2, 4), torch.ones(2, 3, 2, dtype=torch.bool)
+    boxes, valid = (
+        torch.tensor([0.1, 0.1, 0.8, 0.9]).expand(2, 3, 2, 4),
+        torch.ones(2, 3, 2, dtype=torch.bool),
+    )
     grid = torch.tensor([[6, 6], [4, 5]])
     for pool in ("max", "mean", "area"):
         grads = []
         for place in ("cpu", "cuda"):
             x = fmap.clone().to(place).requires_grad_()
-            roi_align(x, boxes.to(place), valid.to(place), pool=pool, grid=grid.to(place)).square().sum().backward()
+            roi_align(
+                x, boxes.to(place), valid.to(place), pool=pool, grid=grid.to(place)
+            ).square().sum().backward()
             grads.append(x.grad.cpu())
         assert torch.allclose(*grads, atol=1e-4)
 
@@ -273,7 +349,9 @@ def test_graphs_are_the_same_there():
         "valid": rng.random((2, 3, 4)) < 0.8,
         "nodes": rng.normal(size=(2, 3, 4, 8)).astype(np.float32),
     }
-    here, there = (graphs_of(tensors, GraphOptions(neighbours=3), place) for place in ("cpu", "cuda"))
+    here, there = (
+        graphs_of(tensors, GraphOptions(neighbours=3), place) for place in ("cpu", "cuda")
+    )
     assert here.keys() == there.keys()
     assert all(np.allclose(here[name], there[name], equal_nan=True) for name in here)
 
@@ -281,7 +359,9 @@ def test_graphs_are_the_same_there():
 @pytest.mark.parametrize("task", TASKS)
 def test_digits_are_drawn_there_bit_for_bit(task):
     images = load_images()["train"]
-    here, there = (DigitVideos(TASKS[task](), images, device=place)[[3, 0, 7]] for place in ("cpu", "cuda"))
+    here, there = (
+        DigitVideos(TASKS[task](), images, device=place)[[3, 0, 7]] for place in ("cpu", "cuda")
+    )
     for name in ("frames", "labels", "boxes", "corners", "classes", "chosen"):
         assert getattr(there, name).is_cuda
         assert getattr(there, name).cpu().equal(getattr(here, name))
@@ -293,10 +373,14 @@ def test_a_cache_of_digits_is_made_there(tmp_path):
     torch.save(build_backbone("digit_cnn", width=8).state_dict(), tmp_path / "cnn.pt")
     caches = []
     for place in ("cpu", "cuda"):
-        backbone = freeze(build_backbone("digit_cnn", weights=str(tmp_path / "cnn.pt"), width=8), device=place)
+        backbone = freeze(
+            build_backbone("digit_cnn", weights=str(tmp_path / "cnn.pt"), width=8), device=place
+        )
         images, videos = load_images(), {"train": 3, "val": 2}
         task = TASKS["sync3"]()
-        made = cache_digits(tmp_path / place, task, images, videos, backbone, tmp_path / "cnn.pt", device=place)
+        made = cache_digits(
+            tmp_path / place, task, images, videos, backbone, tmp_path / "cnn.pt", device=place
+        )
         caches.append(made["train"].batch([0, 1, 2])["pooled"])
     assert np.allclose(*caches, atol=1e-2)
 
@@ -306,31 +390,51 @@ def test_a_cache_of_digits_is_made_there(tmp_path):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Cache:
-    made = Tiny(T=4, N=3, C=8, fields=(*Tiny.fields, "res5")).write(tmp_path_factory.mktemp("cache"))
+    made = Tiny(T=4, N=3, C=8, fields=(*Tiny.fields, "res5")).write(
+        tmp_path_factory.mktemp("cache")
+    )
     build_graphs(made.path, neighbours=2, device="cuda")
     return Cache(made.path)
 
 
-def recipe_of(head: str = "strg", options: dict | None = None, data: dict | None = None, **training):
+def recipe_of(
+    head: str = "strg", options: dict | None = None, data: dict | None = None, **training
+):
     training = {"epochs": 2, "batch": 5, "lr": 0.05, **training}
-    table = {"name": "tiny", "source": "a test", "head": {"name": head, **(options or {})}, "train": training}
+    table = {
+        "name": "tiny",
+        "source": "a test",
+        "head": {"name": head, **(options or {})},
+        "train": training,
+    }
     return recipe_from({**table, "data": data or {}})
 
 
 @pytest.mark.parametrize("resident", ["auto", "gpu", "ram", "disk"])
 def test_training_there_gives_the_figures_of_the_cpu(cache, resident, tmp_path):
-    asked = recipe_of(options={"dropout": 0.0}, data={"swap_on_flip": [["class 0", "class 1"]]}, clip_norm=1.0, accumulate=2)
+    asked = recipe_of(
+        options={"dropout": 0.0},
+        data={"swap_on_flip": [["class 0", "class 1"]]},
+        clip_norm=1.0,
+        accumulate=2,
+    )
     results = [
-        train(asked, cache, tmp_path / place, device=place, resident=how, tensorboard=False, **QUIET)
+        train(
+            asked, cache, tmp_path / place, device=place, resident=how, tensorboard=False, **QUIET
+        )
         for place, how in (("cpu", "ram"), ("cuda", resident))
     ]
-    assert results[0].metrics["test"]["loss"] == pytest.approx(results[1].metrics["test"]["loss"], abs=1e-3)
+    assert results[0].metrics["test"]["loss"] == pytest.approx(
+        results[1].metrics["test"]["loss"], abs=1e-3
+    )
     saved = runs.load_checkpoint(tmp_path / "cuda" / "last.pt")
     assert places(saved["state"]) == {"cpu"}
 
 
 def test_rows_that_are_resident_there_are_given_out_there(cache):
-    store = Store(cache["train"], ("nodes", "valid"), np.arange(8), "gpu", "cache", torch.device("cuda"))
+    store = Store(
+        cache["train"], ("nodes", "valid"), np.arange(8), "gpu", "cache", torch.device("cuda")
+    )
     assert {str(t.device) for t in store.tensors.values()} == {"cuda:0"}
     tensors, _ = next(store.batches(np.array([3, 1]), 2))
     assert isinstance(tensors["nodes"], CudaTensor)
@@ -345,7 +449,9 @@ def test_a_run_that_was_stopped_goes_on_there_as_if_it_had_not(cache, options, t
     with pytest.raises(KeyboardInterrupt):
         train(asked, cache, tmp_path / "parts", **{**how, "say": stop})
     train(asked, cache, tmp_path / "parts", **how)
-    whole, parts = (runs.load_checkpoint(tmp_path / name / "last.pt")["state"] for name in ("whole", "parts"))
+    whole, parts = (
+        runs.load_checkpoint(tmp_path / name / "last.pt")["state"] for name in ("whole", "parts")
+    )
     assert all(whole[name].equal(parts[name]) for name in whole)
 
 
@@ -364,7 +470,10 @@ class Stop:
 
 def test_weighted_losses_two_optimisers_and_auxiliary_losses_work_there(cache, tmp_path):
     options = {"width": 16, "diversity": 0.1}
-    training = {"alternate": {"parameters": "structure", "lr": 0.01}, "losses": {"diversity": {"weight": 0.5}}}
+    training = {
+        "alternate": {"parameters": "structure", "lr": 0.01},
+        "losses": {"diversity": {"weight": 0.5}},
+    }
     asked = recipe_of("gos", options, {"balance": "loss"}, epochs=1, **training)
     result = train(asked, cache, tmp_path, device="cuda", tensorboard=False, **QUIET)
     assert np.isfinite(result.metrics["test"]["loss"])
@@ -373,21 +482,38 @@ def test_weighted_losses_two_optimisers_and_auxiliary_losses_work_there(cache, t
 def test_teachers_teach_there(cache, tmp_path):
     module = {"width": 8, "offset_width": 4, "anchors": "grid"}
     phases = [
-        {"name": name, "head": {"name": "dyreg", **module}, "train": {"epochs": 1, "batch": 6, "lr": 0.01}}
+        {
+            "name": name,
+            "head": {"name": "dyreg", **module},
+            "train": {"epochs": 1, "batch": 6, "lr": 0.01},
+        }
         for name in ("one", "two")
     ]
     phases[1]["train"]["distil"] = {"teachers": ["one"], "until": 1.0}
-    asked = recipe_from({"name": "tiny", "source": "a test", "head": {"name": "dyreg", **module}, "phases": phases})
+    asked = recipe_from(
+        {"name": "tiny", "source": "a test", "head": {"name": "dyreg", **module}, "phases": phases}
+    )
     result = train(asked, cache, tmp_path, device="cuda", tensorboard=False, **QUIET)
     assert result.phase == "two"
 
 
 def test_evaluation_and_pictures_work_after_training_there(cache, tmp_path):
     train(recipe_of(), cache, tmp_path / "run", device="cuda", tensorboard=False, **QUIET)
-    figures = [evaluate(tmp_path / "run", cache, "test", device=place, **QUIET) for place in ("cpu", "cuda")]
+    figures = [
+        evaluate(tmp_path / "run", cache, "test", device=place, **QUIET)
+        for place in ("cpu", "cuda")
+    ]
     assert figures[0]["loss"] == pytest.approx(figures[1]["loss"], abs=1e-4)
     picture = tmp_path / "picture.png"
-    shown = ["--cache", str(cache.path), "--run", str(tmp_path / "run"), "clip-20", "--out", str(picture)]
+    shown = [
+        "--cache",
+        str(cache.path),
+        "--run",
+        str(tmp_path / "run"),
+        "clip-20",
+        "--out",
+        str(picture),
+    ]
     result = CliRunner().invoke(vidgraph, ["show", *shown])
     assert result.exit_code == 0, result.output + str(result.exception)
     assert picture.stat().st_size > 0
@@ -395,49 +521,80 @@ def test_evaluation_and_pictures_work_after_training_there(cache, tmp_path):
 
 def test_a_study_shares_its_passes_there(cache, tmp_path):
     text = (
-        'name = "tiny"\nseeds = [0, 1]\n[head]\nname = "strg"\n[train]\nepochs = 1\nbatch = 4\nlr = 0.1\n'
+        'name = "tiny"\nseeds = [0, 1]\n[head]\nname = "strg"\n[train]\nepochs = 1\nbatch = 4\nlr '
+        "= 0.1\n"
         '[grid]\nhead = ["strg", "pool", "roi_pool", "mean_lstm"]\n[subsets.all]\n[subsets.two]\n'
         'labels = ["class 0", "class 2"]\n'
     )
     (tmp_path / "study.toml").write_text(text)
-    outcome = ablate(read_study(tmp_path / "study.toml"), cache, tmp_path / "runs", AblateHow(device="cuda"), **QUIET)
+    outcome = ablate(
+        read_study(tmp_path / "study.toml"),
+        cache,
+        tmp_path / "runs",
+        AblateHow(device="cuda"),
+        **QUIET,
+    )
     assert not outcome.failed
     assert len(list(tmp_path.glob("runs/*/metrics.json"))) == 16
 
 
 def test_a_checkpoint_that_was_written_there_opens_without_a_gpu(cache, tmp_path):
-    train(recipe_of("pool", optimiser="adam"), cache, tmp_path, device="cuda", tensorboard=False, **QUIET)
+    train(
+        recipe_of("pool", optimiser="adam"),
+        cache,
+        tmp_path,
+        device="cuda",
+        tensorboard=False,
+        **QUIET,
+    )
     saved = torch.load(tmp_path / "last.pt", weights_only=True)  # without map_location
-    tensors = [t for one in saved["optimiser"]["state"].values() for t in one.values() if isinstance(t, torch.Tensor)]
+    tensors = [
+        t
+        for one in saved["optimiser"]["state"].values()
+        for t in one.values()
+        if isinstance(t, torch.Tensor)
+    ]
     assert {str(t.device) for t in (*saved["state"].values(), *tensors)} == {"cpu"}
 
 
 def test_clips_that_come_back_are_there_at_once(cache):
-    from heads.batch import clips_of
+    from heads.interface.clips import clips_of
 
     clips = clips_of(cache["train"].batch([0, 1], ("pooled",)))
     assert clips.to("cuda").to("cpu").pooled.equal(clips.pooled)
 
 
 def test_a_phase_starts_there_from_the_one_before(cache, tmp_path):
-    phases = [{"name": name, "train": {"epochs": 1, "batch": 6, "lr": 0.01}} for name in ("search", "discrete")]
+    phases = [
+        {"name": name, "train": {"epochs": 1, "batch": 6, "lr": 0.01}}
+        for name in ("search", "discrete")
+    ]
     phases[1] |= {"start": "previous", "head": {"mode": "discrete"}}
     head = {"name": "gos", "width": 8, "cells": 1}
     asked = recipe_from({"name": "tiny", "source": "a test", "head": head, "phases": phases})
-    assert train(asked, cache, tmp_path, device="cuda", tensorboard=False, **QUIET).phase == "discrete"
+    assert (
+        train(asked, cache, tmp_path, device="cuda", tensorboard=False, **QUIET).phase == "discrete"
+    )
 
 
 def test_building_networks_leaves_the_gpus_random_numbers_alone(sources):
     torch.cuda.manual_seed(123)  # another seed than that of any network
     before = torch.cuda.get_rng_state()
     for source in ("digit_rpn", "torchvision"):
-        Models(views_config(backbone="digit_cnn", keep=("nodes",), proposals=source, proposal_options=sources[source]))
+        Models(
+            views_config(
+                backbone="digit_cnn",
+                keep=("nodes",),
+                proposals=source,
+                proposal_options=sources[source],
+            )
+        )
     assert torch.cuda.get_rng_state().equal(before)
 
 
 def test_the_papers_digit_experiments_run_there(tmp_path, monkeypatch):
-    from heads import reproduce
-    from heads.reproduce_tables import RSTG, reads_frames
+    from heads.reproduction import reproduce
+    from heads.reproduction.tables import RSTG, reads_frames
 
     monkeypatch.setattr(reproduce, "STEPS", 2)
     work = reproduce.Work(RSTG, RSTG.sizes[0], tmp_path, device="cuda", say=lambda line: None)
@@ -462,13 +619,23 @@ def videos(tmp_path_factory) -> Path:
     folder = make_videos(tmp_path_factory.mktemp("videos"), len(SPLITS))
     rows = [(f"clip{k}", f"clip{k}.mp4", split, k % 2) for k, split in enumerate(SPLITS)]
     write_csv(folder / "manifest.csv", ("clip", "path", "split", "label"), rows)
-    extract_run(folder, folder / "cache", live_config(folder), RunOptions(device="cuda", workers=0, batch=4, shard_size=4))
+    extract_run(
+        folder,
+        folder / "cache",
+        live_config(folder),
+        RunOptions(device="cuda", workers=0, batch=4, shard_size=4),
+    )
     build_graphs(folder / "cache", ("iou", "nearest"), device="cuda")
     return folder
 
 
 def live_config(folder: Path):
-    return config_of(folder, backbone="tsm_r18", backbone_options={"width": 8}, keep=("pooled", "nodes", "res3.0"))
+    return config_of(
+        folder,
+        backbone="tsm_r18",
+        backbone_options={"width": 8},
+        keep=("pooled", "nodes", "res3.0"),
+    )
 
 
 def test_a_cache_that_was_made_there_says_so(videos):
@@ -478,27 +645,42 @@ def test_a_cache_that_was_made_there_says_so(videos):
     here, there = Cache(videos / "here"), Cache(videos / "cache")
     assert here.fingerprint == there.fingerprint
     for name in ("pooled", "nodes", "res3.0"):
-        assert np.allclose(here["train"].batch([0, 3])[name], there["train"].batch([0, 3])[name], atol=1e-3)
+        assert np.allclose(
+            here["train"].batch([0, 3])[name], there["train"].batch([0, 3])[name], atol=1e-3
+        )
 
 
 def test_a_plan_in_half_precision_is_measured_there(videos, tmp_path):
     config = replace(live_config(videos), precision="fp16")
     manifest = read_manifest(videos / "manifest.csv")
-    plan = make_plan(config, manifest, tmp_path / "cache", RunOptions(device="cuda", workers=0, batch=2), clips=2)
+    plan = make_plan(
+        config, manifest, tmp_path / "cache", RunOptions(device="cuda", workers=0, batch=2), clips=2
+    )
     assert plan.device == torch.cuda.get_device_name()
     with pytest.raises(ValueError, match="fp16 on a CPU"):
         make_plan(config, manifest, tmp_path / "cache", RunOptions(workers=0, batch=2), clips=2)
     assert not list(tmp_path.iterdir())
 
 
-GRAPH = {"regions": "nodes", "neighbours": "cached", "width": 8}  # reads a graph that is computed on the way
+GRAPH = {
+    "regions": "nodes",
+    "neighbours": "cached",
+    "width": 8,
+}  # reads a graph that is computed on the way
 
 
 @pytest.mark.parametrize(
     ("head", "options", "checkpointing"),
-    [("roi_pool", {}, False), ("roi_pool", {}, True), ("strg", {}, False), ("gos_temp_conv", GRAPH, False)],
+    [
+        ("roi_pool", {}, False),
+        ("roi_pool", {}, True),
+        ("strg", {}, False),
+        ("gos_temp_conv", GRAPH, False),
+    ],
 )
-def test_fine_tuning_there_starts_from_the_caches_logits(videos, head, options, checkpointing, tmp_path):
+def test_fine_tuning_there_starts_from_the_caches_logits(
+    videos, head, options, checkpointing, tmp_path
+):
     head = {"name": head, **options}
     phase = {"train": {"epochs": 1, "batch": 4, "lr": 0.01}, "name": "joint", "reads": "frames"}
     asked = recipe_from({"name": "tiny", "source": "a test", "head": head, "phases": [phase]})
@@ -510,7 +692,11 @@ def test_fine_tuning_there_starts_from_the_caches_logits(videos, head, options, 
         chosen,
         cache=Cache(videos / "cache"),
         reading=Reading(workers=0),
-        how=How(tensorboard=False, checkpointing=checkpointing, precision="fp16" if checkpointing else "fp32"),
+        how=How(
+            tensorboard=False,
+            checkpointing=checkpointing,
+            precision="fp16" if checkpointing else "fp32",
+        ),
         device="cuda",
         say=lines.append,
     )
@@ -532,13 +718,23 @@ def test_heads_learn_from_frames_there(head, options, tmp_path):
 
 
 def test_a_mini_batch_without_any_video_moves_nothing_in_half_precision(tmp_path):
-    """No gradient, so nothing whose scale could be checked; a process among several may begin with one."""
+    """No gradient, so nothing whose scale could be checked; a process among several may begin with
+    one.
+    """
     asked = live_recipe("pool", {"dropout": 0.0}, epochs=1)
     network = live_network(asked, width=8).to("cuda")
     how = How(tensorboard=False, precision="fp16")
     gone = tuple(f"train{k}" for k in range(9))
     lines: list[str] = []
-    train_frames(asked, tmp_path, network, OnGPU(clips=9, gone=gone[:8]), ("a", "b", "c"), how, say=lines.append)
+    train_frames(
+        asked,
+        tmp_path,
+        network,
+        OnGPU(clips=9, gone=gone[:8]),
+        ("a", "b", "c"),
+        how,
+        say=lines.append,
+    )
     assert sum("cannot be decoded" in line for line in lines) == 8
     assert runs.load_checkpoint(tmp_path / "last.pt")["progress"]["step"] == 3
 

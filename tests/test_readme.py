@@ -1,4 +1,6 @@
-"""README's commands: each has the options that it names, and the walk from videos to a fine-tuned head runs as written."""
+"""README's commands: each has the options that it names, and the walk from videos to a fine-tuned
+head runs as written.
+"""
 
 import os
 import re
@@ -11,7 +13,7 @@ import click
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -35,7 +37,9 @@ def listed() -> list:
     return found
 
 
-@pytest.mark.parametrize("line", [line for line in listed() if line.values[0].startswith("vidgraph")])
+@pytest.mark.parametrize(
+    "line", [line for line in listed() if line.values[0].startswith("vidgraph")]
+)
 def test_a_command_has_only_options_that_there_are(line):
     from cli.__main__ import vidgraph
 
@@ -53,15 +57,21 @@ def test_a_command_has_only_options_that_there_are(line):
 def test_every_verb_is_in_the_table_of_verbs():
     from cli.__main__ import _verbs
 
-    rows = [line.split("|")[1] for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `")]
+    rows = [
+        line.split("|")[1]
+        for line in (ROOT / "README.md").read_text().splitlines()
+        if line.startswith("| `")
+    ]
     named = {word.split()[0] for row in rows for word in re.findall(r"`([a-z][^`]*)`", row)}
     assert set(_verbs()) <= named
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with videos in VIDEOS/SPLIT/CLASS, and stand-ins for the weights that torchvision would fetch."""
-    from pipeline.decode import write_video
+    """A folder with videos in VIDEOS/SPLIT/CLASS, and stand-ins for the weights that torchvision
+    would fetch.
+    """
+    from pipeline.video.decode import write_video
 
     place = tmp_path_factory.mktemp("readme")
     rng = np.random.default_rng(0)
@@ -77,7 +87,9 @@ def place(tmp_path_factory):
 
 
 def stand_ins(folder: Path) -> None:
-    """Random weights under the names of torchvision's files; each block's last norm is damped, so that nothing overflows."""
+    """Random weights under the names of torchvision's files; each block's last norm is damped, so
+    that nothing overflows.
+    """
     import torch
     from torchvision.models import get_weight, resnet50
     from torchvision.models.detection import fasterrcnn_resnet50_fpn
@@ -86,7 +98,9 @@ def stand_ins(folder: Path) -> None:
     torch.manual_seed(0)
     networks = {
         "ResNet50_Weights.IMAGENET1K_V1": resnet50(weights=None),
-        "FasterRCNN_ResNet50_FPN_Weights.COCO_V1": fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None),
+        "FasterRCNN_ResNet50_FPN_Weights.COCO_V1": fasterrcnn_resnet50_fpn(
+            weights=None, weights_backbone=None
+        ),
     }
     for name, network in networks.items():
         state = network.state_dict()
@@ -128,13 +142,17 @@ def test_the_way_to_work_on_dask_runs_with_a_small_network(place):
 
 
 def test_the_way_from_official_files_to_a_manifest_runs_as_written(tmp_path):
-    from test_datasets import v2
+    from tests.pipeline.manifests.test_datasets import v2
 
     annotations, videos = v2(tmp_path / "official")
     annotations.rename(tmp_path / "LABELS")
     videos.rename(tmp_path / "VIDEOS")
-    block = next(block for block in blocks(ROOT / "README.md") if "manifest something-something-v2" in block)
+    block = next(
+        block for block in blocks(ROOT / "README.md") if "manifest something-something-v2" in block
+    )
     done = run(commands(block)[0], tmp_path)
-    assert done.returncode == 3, done.stderr  # the lists of this test are shorter than the official ones, and it says so
+    assert done.returncode == 3, (
+        done.stderr
+    )  # the lists of this test are shorter than the official ones, and it says so
     assert "168,913" in done.stdout + done.stderr
     assert (tmp_path / "sth-v2.csv").read_text().startswith("clip,path,split,label")

@@ -1,4 +1,6 @@
-"""What setup.cfg asks for can be installed from wheels where decord has none: Linux on ARM and macOS."""
+"""What setup.cfg asks for can be installed from wheels where decord has none: Linux on ARM and
+macOS.
+"""
 
 import os
 import subprocess
@@ -7,12 +9,17 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from wheels_elsewhere import MACHINES, reaches_an_index, requirements, resolve
+
+from tests.support.wheels_elsewhere import MACHINES, reaches_an_index, requirements, resolve
 
 
-@pytest.mark.parametrize(("machine", "has_decord"), [("linux-x86", True), ("linux-arm", False), ("macos-arm", False)])
+@pytest.mark.parametrize(
+    ("machine", "has_decord"), [("linux-x86", True), ("linux-arm", False), ("macos-arm", False)]
+)
 def test_decord_is_asked_for_only_where_it_has_wheels(machine, has_decord):
-    """The newest release, 0.6.0, has them for manylinux2010_x86_64, for Windows, and for Python up to 3.8 on Intel's macOS."""
+    """The newest release, 0.6.0, has them for manylinux2010_x86_64, for Windows, and for Python up
+    to 3.8 on Intel's macOS.
+    """
     (decord,) = (one for one in map(Requirement, requirements()) if one.name == "decord")
     assert decord.marker.evaluate(MACHINES[machine][0]) == has_decord
 
@@ -20,7 +27,10 @@ def test_decord_is_asked_for_only_where_it_has_wheels(machine, has_decord):
 def test_every_other_requirement_is_the_same_on_every_machine():
     others = [one for one in map(Requirement, requirements()) if one.name != "decord"]
     for machine in MACHINES:
-        assert all(one.marker is None or one.marker.evaluate(MACHINES[machine][0]) == one.marker.evaluate() for one in others)
+        assert all(
+            one.marker is None or one.marker.evaluate(MACHINES[machine][0]) == one.marker.evaluate()
+            for one in others
+        )
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +68,10 @@ assert importlib.metadata.version("numpy") == numpy.__version__
 
 
 def test_a_package_that_the_tests_hide_is_as_if_not_installed_in_the_programs_that_they_start():
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "VIDGRAPH_TESTS_HIDE": "click, dask_jobqueue"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parent),
+        "VIDGRAPH_TESTS_HIDE": "click, dask_jobqueue",
+    }
     done = subprocess.run([sys.executable, "-c", HIDDEN], env=env, capture_output=True, text=True)
     assert (done.stdout.split(), done.stderr) == (["click", "dask_jobqueue"], "")

@@ -1,4 +1,6 @@
-"""Nothing in the folder that a command is started in is imported, by the command or by any process that it starts."""
+"""Nothing in the folder that a command is started in is imported, by the command or by any process
+that it starts.
+"""
 
 import os
 import subprocess
@@ -7,15 +9,26 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.module_path import guard_children, guard_program
+from pipeline.workers.module_path import guard_children, guard_program
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 OTHERS = """
     av bokeh cli click cryptography cupy dask dask_cuda decord detectron2 distributed h5py hdf5plugin heads lz4 msgpack numba
     numpy pandas PIL pipeline psutil pyarrow pydantic rich scipy sitecustomize sklearn snappy tensorboard test_pool tomli torch
     torchcodec torchvision tornado triton usercustomize uvloop vidgraph yaml
 """
-FEW = ("struct", "pickle", "tempfile", "click", "numpy", "h5py", "multiprocessing", "torch", "pipeline", "heads")
+FEW = (
+    "struct",
+    "pickle",
+    "tempfile",
+    "click",
+    "numpy",
+    "h5py",
+    "multiprocessing",
+    "torch",
+    "pipeline",
+    "heads",
+)
 TRAP = """
 import os
 with open(os.environ["SEEN"], "a") as file:
@@ -23,8 +36,8 @@ with open(os.environ["SEEN"], "a") as file:
 """
 SCRIPT = "import re, sys\nfrom cli.__main__ import main\nif __name__ == '__main__':\n    sys.exit(main())\n"  # as pip writes it
 POOL = """
-from pipeline.pool import Pool
-from test_pool import double_after
+from pipeline.workers.decode_pool import Pool
+from tests.pipeline.workers.test_decode_pool import double_after
 if __name__ == "__main__":
     with Pool(double_after, workers=1) as pool:
         print(*[answer for _, answer in pool.imap([(21, 0.0)], ahead=1)])
@@ -39,10 +52,15 @@ def plant(folder: Path, names) -> None:
 
 @pytest.fixture
 def traps(tmp_path, monkeypatch) -> Path:
-    """A folder with a file for every module of the standard library and for every library that anything here looks for."""
+    """A folder with a file for every module of the standard library and for every library that
+    anything here looks for.
+    """
     folder = tmp_path / "data"
     folder.mkdir()
-    plant(folder, {*(name for name in sys.stdlib_module_names if not name.startswith("_")), *OTHERS.split()})
+    plant(
+        folder,
+        {*(name for name in sys.stdlib_module_names if not name.startswith("_")), *OTHERS.split()},
+    )
     monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(ROOT), str(ROOT / "tests"))))
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
@@ -60,7 +78,13 @@ def vidgraph(traps: Path, *words: object) -> subprocess.CompletedProcess:
     script.parent.mkdir(exist_ok=True)
     script.write_text(SCRIPT)
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, script, *map(str, words)], cwd=traps, env=env, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, script, *map(str, words)],
+        cwd=traps,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_a_trap_that_is_imported_is_noticed(traps):
@@ -71,7 +95,9 @@ def test_a_trap_that_is_imported_is_noticed(traps):
 def test_workers_import_nothing_of_the_working_folder(traps, tmp_path):
     """From a program that does nothing about it itself, as a notebook's kernel does not."""
     (tmp_path / "program.py").write_text(POOL)
-    done = subprocess.run([sys.executable, tmp_path / "program.py"], cwd=traps, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py"], cwd=traps, capture_output=True, text=True
+    )
     assert (done.stdout, done.stderr) == ("42\n", "")
     assert not seen(traps)
 
@@ -91,7 +117,9 @@ def test_the_command_imports_nothing_of_it(traps):
 
 @pytest.fixture
 def few_traps(traps) -> Path:
-    """Only what the command itself imports: Python imports modules of its own before the first line of ours."""
+    """Only what the command itself imports: Python imports modules of its own before the first line
+    of ours.
+    """
     for path in traps.iterdir():
         path.unlink()
     plant(traps, FEW)
@@ -99,7 +127,9 @@ def few_traps(traps) -> Path:
 
 
 def test_the_package_as_a_program_imports_nothing_of_it(few_traps):
-    done = subprocess.run([sys.executable, "-m", "cli", "ls"], cwd=few_traps, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", "ls"], cwd=few_traps, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert not seen(few_traps)
 
@@ -107,13 +137,22 @@ def test_the_package_as_a_program_imports_nothing_of_it(few_traps):
 def test_the_package_runs_from_its_own_folder_without_an_installation(monkeypatch):
     monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
-    done = subprocess.run([sys.executable, "-m", "cli", "ls", "docs"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", "ls", "docs"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
     ("given", "left"),
-    [("", ""), (":/mine", "/mine"), ("/mine:", "/mine"), ("/mine::.", "/mine:."), ("/a:/b", "/a:/b"), (None, None)],
+    [
+        ("", ""),
+        (":/mine", "/mine"),
+        ("/mine:", "/mine"),
+        ("/mine::.", "/mine:."),
+        ("/a:/b", "/a:/b"),
+        (None, None),
+    ],
 )
 def test_empty_entries_of_pythonpath_are_dropped_and_named_folders_stay(monkeypatch, given, left):
     monkeypatch.setenv("PYTHONSAFEPATH", "")
@@ -139,8 +178,10 @@ def test_a_folder_that_pythonpath_names_is_searched(traps, monkeypatch):
 
 
 SMALL = (
-    "--backbone digit_cnn --weights none --set backbone_options.width=4 --keep pooled,nodes,conv2 --proposals grid "
-    "--set proposal_options.scales=[2] --frames 4 --size 32 --train-views 1 --dtype float32 --device cpu --workers 1"
+    "--backbone digit_cnn --weights none --set backbone_options.width=4 --keep pooled,nodes,conv2 "
+    "--proposals grid "
+    "--set proposal_options.scales=[2] --frames 4 --size 32 --train-views 1 --dtype float32 "
+    "--device cpu --workers 1"
 )
 VERBS = f"""
 manifest digits --out made --train 6 --val 2 --test 2 --workers 1

@@ -2,18 +2,21 @@
 
 name = "regions"                              # of its folder; the file's name unless given
 recipes = ["demo_roi_pool", "mine.toml"]      # files beside this one, or recipes of the package;
-                                              # or one recipe written out, in tables [head], [train], [data], [evaluate]
+                                              # or one recipe written out, in tables [head],
+                                              [train], [data], [evaluate]
 seeds = [0, 1, 2]                             # of initialisation and dropout
 order_seed = 0                                # of the order of the views: the same for all members
 
 [set]                                         # keys of all recipes
 "train.epochs" = 10
 
-[grid]                                        # every combination of these is trained, with every seed
-head = ["roi_pool", "strg"]                   # a recipe's own head keeps its options, another has its defaults
-"train.lr" = [0.1, 0.01]
+[grid]                                        # every combination of these is trained, with every
+seed
+head = ["roi_pool", "strg"]                   # a recipe's own head keeps its options, another has
+its defaults "train.lr" = [0.1, 0.01]
 "data.train_views" = [1, 8]
-"strg.form" = ["similarity", "joint"]         # of members whose head is strg; "strg.train.lr" would be their rate
+"strg.form" = ["similarity", "joint"]         # of members whose head is strg; "strg.train.lr" would
+be their rate
 
 [subsets]                                     # of the labels: another axis of the grid
 all = {}
@@ -30,12 +33,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from heads.members import Member
-from heads.recipe import Recipe, read_toml, recipe_path, recipe_with, validated
-from heads.tables import check_name
-from heads.training import Count
+from heads.config.recipe import Recipe, read_toml, recipe_path, recipe_with, validated
+from heads.config.recipe_tables import check_name
+from heads.config.training_options import Count
+from heads.training.members import Member
 from heads.zoo import head_names
-from pipeline.names import nearest
+from pipeline.text.suggestions import nearest
 
 FOLDER = Path(__file__).parent / "studies"
 TABLES = ("head", "train", "data", "evaluate")  # of a recipe that is written out in the study
@@ -45,7 +48,7 @@ LONGEST = 120  # characters of a row's name; file systems allow 255
 
 @dataclass(frozen=True)
 class Subset:
-    """The labels that a member is trained on: as in `heads.recipe.Data`; neither for all."""
+    """The labels that a member is trained on: as in `heads.config.recipe.Data`; neither for all."""
 
     labels: tuple[str, ...] = ()
     first_labels: Count = 0
@@ -53,7 +56,9 @@ class Subset:
 
 @dataclass(frozen=True)
 class StudyFile:
-    """A study as it is written; see the top of this file. `source` and `ours` are those of a recipe that is written out."""
+    """A study as it is written; see the top of this file. `source` and `ours` are those of a recipe
+    that is written out.
+    """
 
     name: str
     recipes: tuple[str, ...] = ()
@@ -73,7 +78,10 @@ class StudyFile:
         check_name(self.name)
         written = [name for name in TABLES if getattr(self, name)]
         if self.recipes and written:
-            raise ValueError(f"expected recipes or a table [{written[0]}], got both; keys of all recipes belong to [set]")
+            raise ValueError(
+                f"expected recipes or a table [{written[0]}], got both; keys of all recipes "
+                f"belong to [set]"
+            )
         if not self.recipes and not self.head:
             raise ValueError("expected recipes = [...], or tables [head] and [train]; got neither")
         if not self.seeds:
@@ -85,7 +93,9 @@ class StudyFile:
 
 @dataclass(frozen=True)
 class Row:
-    """Members that differ in their seed alone. `cells`: column -> what distinguishes them from other rows."""
+    """Members that differ in their seed alone. `cells`: column -> what distinguishes them from
+    other rows.
+    """
 
     name: str
     cells: dict[str, Any]
@@ -94,8 +104,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a study trains: `rows`, each with every seed; `columns` of their cells; `settings` that were given beside the
-    file."""
+    """All that a study trains: `rows`, each with every seed; `columns` of their cells; `settings`
+    that were given beside the file."""
 
     name: str
     source: str
@@ -107,7 +117,11 @@ class Plan:
 
     def members(self, folder: Path) -> list[Member]:
         """Row by row, and in it seed by seed; each in a folder of its own in `folder`."""
-        return [Member(row.recipe, folder / f"{row.name}-seed{seed}", seed) for row in self.rows for seed in self.seeds]
+        return [
+            Member(row.recipe, folder / f"{row.name}-seed{seed}", seed)
+            for row in self.rows
+            for seed in self.seeds
+        ]
 
 
 def study_names() -> tuple[str, ...]:
@@ -116,7 +130,8 @@ def study_names() -> tuple[str, ...]:
 
 
 def read_study(name: str | Path, settings: Mapping[str, Any] | None = None) -> Plan:
-    """A study from a TOML file, or by its name among the package's own; `settings` are more keys of [set].
+    """A study from a TOML file, or by its name among the package's own; `settings` are more keys of
+    [set].
 
     ValueError names the file, the key and what was expected.
     """
@@ -125,7 +140,9 @@ def read_study(name: str | Path, settings: Mapping[str, Any] | None = None) -> P
         path = FOLDER / f"{name}.toml"
         if str(name) not in study_names():
             there = nearest(str(name), study_names())
-            raise ValueError(f"study {str(name)!r}: no such file, nor a study of the package: {there}")
+            raise ValueError(
+                f"study {str(name)!r}: no such file, nor a study of the package: {there}"
+            )
     table = read_toml(path)
     for key in ("set", "grid"):
         if isinstance(table.get(key), Mapping):
@@ -139,7 +156,9 @@ def read_study(name: str | Path, settings: Mapping[str, Any] | None = None) -> P
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key, value: `"train.lr" = 1` and `train.lr = 1` are the same. `head.name` is `head`."""
+    """Dotted key, value: `"train.lr" = 1` and `train.lr = 1` are the same. `head.name` is
+    `head`.
+    """
     for key, value in table.items():
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{key}.")
@@ -156,27 +175,47 @@ def _expand(file: StudyFile, path: Path, given: dict[str, Any]) -> Plan:
         own = base["head"].get("name") if isinstance(base.get("head"), dict) else None
         for choice in file.grid.get("head", [fixed.get("head", own)]):
             heads.add(head := choice["name"] if isinstance(choice, dict) else choice)
-            wanted = {} if choice == own else {"head": choice if isinstance(choice, dict) else {"name": choice}}
-            wanted |= {target: value for key, value in fixed.items() if key != "head" and (target := _target(key, head))}
+            wanted = (
+                {}
+                if choice == own
+                else {"head": choice if isinstance(choice, dict) else {"name": choice}}
+            )
+            wanted |= {
+                target: value
+                for key, value in fixed.items()
+                if key != "head" and (target := _target(key, head))
+            }
             for cells, varied in _cells(file, head):
                 cells = {"recipe": where.stem, "head": _shown(choice), **cells}
                 name = _name(cells, bool(file.recipes), "head" in file.grid)
-                beside = Path.cwd() if any(key.endswith("data.class_list") for key in given) else path.parent
-                recipe = recipe_with(deepcopy(base), {**wanted, **varied}, where, f"member {name}", beside)
+                beside = (
+                    Path.cwd()
+                    if any(key.endswith("data.class_list") for key in given)
+                    else path.parent
+                )
+                recipe = recipe_with(
+                    deepcopy(base), {**wanted, **varied}, where, f"member {name}", beside
+                )
                 rows.append(Row(name, cells, recipe))
     for key in (*file.grid, *fixed):
         if (first := key.partition(".")[0]) not in KEYS and first not in heads:
             raise ValueError(f"{key}: no member has head {first}; {nearest(first, heads)}")
     names = [row.name for row in rows]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"two rows would be called {twice[0]}: give their recipes files of other names")
+        raise ValueError(
+            f"two rows would be called {twice[0]}: give their recipes files of other names"
+        )
     axes = [key for key in file.grid if key != "head"]
-    shown = ("recipe",) * (len(file.recipes) > 1) + ("head", *axes) + ("subset",) * bool(file.subsets)
+    shown = (
+        ("recipe",) * (len(file.recipes) > 1) + ("head", *axes) + ("subset",) * bool(file.subsets)
+    )
     return Plan(file.name, file.source, shown, tuple(rows), file.seeds, file.order_seed, given)
 
 
 def _cells(file: StudyFile, head: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """(column -> value, key of the recipe -> value) of every combination for a head, "" in columns of other heads."""
+    """(column -> value, key of the recipe -> value) of every combination for a head, "" in columns
+    of other heads.
+    """
     axes = [key for key in file.grid if key != "head"]
     mine = [key for key in axes if _target(key, head)]
     for values in product(*(file.grid[key] for key in mine)):
@@ -198,11 +237,15 @@ def _bases(file: StudyFile, path: Path) -> Iterator[tuple[dict[str, Any], Path]]
 
 
 def _check_keys(fixed: Mapping[str, Any], grid: Mapping[str, Any]) -> None:
-    """ValueError for a key of [set] or [grid] that can be none of a recipe, and for values that are no list without repeats."""
+    """ValueError for a key of [set] or [grid] that can be none of a recipe, and for values that are
+    no list without repeats.
+    """
     for key in (*fixed, *grid):
         first = key.partition(".")[0]
         if first not in (*KEYS, *head_names()) or (key == first != "head"):
-            known = (*KEYS, *head_names()) if first not in (*KEYS, *head_names()) else [f"{first}.KEY"]
+            known = (
+                (*KEYS, *head_names()) if first not in (*KEYS, *head_names()) else [f"{first}.KEY"]
+            )
             raise ValueError(f"no key {key}; {nearest(first, known)}")
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
@@ -214,13 +257,18 @@ def _check_keys(fixed: Mapping[str, Any], grid: Mapping[str, Any]) -> None:
     for choice in (*grid.get("head", ()), *([fixed["head"]] if "head" in fixed else ())):
         name = choice.get("name") if isinstance(choice, dict) else choice
         if not isinstance(name, str):
-            raise ValueError(f"head: expected the name of a head, or a table with a name and options, got {choice!r}")
+            raise ValueError(
+                f"head: expected the name of a head, or a table with a name and options, got "
+                f"{choice!r}"
+            )
         if name not in head_names():
             raise ValueError(f"no head {name!r}: {nearest(name, head_names())}")
 
 
 def _target(key: str, head: str) -> str:
-    """The key of the recipe that `key` of a study sets for a member with this head; "" if it is for another head."""
+    """The key of the recipe that `key` of a study sets for a member with this head; "" if it is for
+    another head.
+    """
     first, _, rest = key.partition(".")
     if first in KEYS:
         return key
@@ -233,14 +281,22 @@ def _shown(choice: str | dict[str, Any]) -> str:
     """A head for a person: its name, and the options that were given with it."""
     if not isinstance(choice, dict):
         return choice
-    return " ".join([choice["name"], *(f"{key}={value}" for key, value in choice.items() if key != "name")])
+    return " ".join(
+        [choice["name"], *(f"{key}={value}" for key, value in choice.items() if key != "name")]
+    )
 
 
 def _name(cells: Mapping[str, Any], recipes: bool, heads: bool) -> str:
-    """The name of a row, which its folders have: the same whatever other rows there are, and in whatever order."""
+    """The name of a row, which its folders have: the same whatever other rows there are, and in
+    whatever order.
+    """
     parts = [cells["recipe"]] if recipes else []
     parts += [cells["head"]] if heads or not recipes else []
-    parts += [f"{key}={_text(cells[key])}" for key in sorted(set(cells) - {"recipe", "head", "subset"}) if cells[key] != ""]
+    parts += [
+        f"{key}={_text(cells[key])}"
+        for key in sorted(set(cells) - {"recipe", "head", "subset"})
+        if cells[key] != ""
+    ]
     parts += [cells["subset"]] if cells["subset"] else []
     exact = ",".join(parts)
     name = "".join(c if c.isalnum() or c in "_-.,=+" else "_" for c in exact)

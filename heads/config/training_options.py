@@ -1,4 +1,6 @@
-"""How weights move: the tables [train] and [phases.train] of a recipe. Which optimiser they become: heads/optimisers.py."""
+"""How weights move: the tables [train] and [phases.train] of a recipe. Which optimiser they become:
+heads/training/optimisers.py.
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -17,9 +19,11 @@ Optimiser = Literal["sgd", "adam", "adamw"]
 
 @dataclass(frozen=True)
 class Alternate:
-    """A second optimiser that takes turns: of the mini-batches of an epoch it gets the second, the fourth, ... and the first
-    one the others (GOS's search). `parameters`: the weights that are its own, by the start of their name ("" for none: no
-    second optimiser). Its learning rate is constant; its parameters are nobody else's. `momentum` is SGD's."""
+    """A second optimiser that takes turns: of the mini-batches of an epoch it gets the second, the
+    fourth, ... and the first one the others (GOS's search). `parameters`: the weights that are its
+    own, by the start of their name ("" for none: no second optimiser). Its learning rate is
+    constant; its parameters are nobody else's. `momentum` is SGD's.
+    """
 
     parameters: str = ""
     optimiser: Optimiser = "adam"
@@ -32,9 +36,10 @@ class Alternate:
 class Groups:
     """Factors of the learning rate and of the weight decay for some of the weights.
 
-    `bias_lr`, `bias_decay`: every bias, norms' too; `norm_lr`, `norm_decay`: the scales of norms. `last_lr`, `last_bias_lr`:
-    the weight and the bias of the classifier, the module whose name is `last`, in place of the factors above. `first`:
-    `first_lr` is the rate's factor for parameters whose name starts so, times the others (a backbone's; "" for none).
+    `bias_lr`, `bias_decay`: every bias, norms' too; `norm_lr`, `norm_decay`: the scales of norms.
+    `last_lr`, `last_bias_lr`: the weight and the bias of the classifier, the module whose name is
+    `last`, in place of the factors above. `first`: `first_lr` is the rate's factor for parameters
+    whose name starts so, times the others (a backbone's; "" for none).
     """
 
     bias_lr: Real = 1.0
@@ -50,8 +55,8 @@ class Groups:
 
 @dataclass(frozen=True)
 class LossShare:
-    """An auxiliary loss of the head: its factor `weight`, and the share of the mini-batches, from the first on, in which it
-    counts (`until`)."""
+    """An auxiliary loss of the head: its factor `weight`, and the share of the mini-batches, from
+    the first on, in which it counts (`until`)."""
 
     weight: Real = 1.0
     until: Share = 1.0
@@ -59,10 +64,12 @@ class LossShare:
 
 @dataclass(frozen=True)
 class Distil:
-    """DyReg's distillation: regions of single-module networks teach those of a head with several (heads/distil.py).
+    """DyReg's distillation: regions of single-module networks teach those of a head with several
+    (heads/papers/dyreg/distillation.py).
 
-    `teachers`: the names of earlier phases of this recipe, or folders of runs; none: no distillation. `weight` of the loss;
-    `until`: the share of the mini-batches, from the first on, in which it counts.
+    `teachers`: the names of earlier phases of this recipe, or folders of runs; none: no
+    distillation. `weight` of the loss; `until`: the share of the mini-batches, from the first on,
+    in which it counts.
     """
 
     teachers: tuple[str, ...] = ()
@@ -72,15 +79,18 @@ class Distil:
 
 @dataclass(frozen=True)
 class Training:
-    """How the weights move. Exactly one of `epochs` and `iterations` (mini-batches) is the length, and the unit of `drop_at`.
+    """How the weights move. Exactly one of `epochs` and `iterations` (mini-batches) is the length,
+    and the unit of `drop_at`.
 
-    `schedule`: "constant"; "steps", `lr` times `factor` from each point of `drop_at` on; "cosine" to 0 at the end; "plateau",
-    times `factor` when the validation loss has not declined for `patience` epochs, until it would fall below `stop_below`:
-    then the training ends (0: it goes on to its length). `early_stop`: the training ends when the validation's figure has no
-    new best for so many epochs (0: never). `momentum` and `nesterov` are SGD's. `clip_norm`: limit of the gradient's norm (0:
-    none). `accumulate`: a mini-batch goes through the head in so many parts whose gradients are added: the memory of one part;
-    the same step, but for batch norms and for the numbers that dropout draws. `ema`: decay per mini-batch of the moving
-    average of the weights that is validated and kept in place of the last ones (0: none). `losses`: the head's auxiliary
+    `schedule`: "constant"; "steps", `lr` times `factor` from each point of `drop_at` on; "cosine"
+    to 0 at the end; "plateau", times `factor` when the validation loss has not declined for
+    `patience` epochs, until it would fall below `stop_below`: then the training ends (0: it goes on
+    to its length). `early_stop`: the training ends when the validation's figure has no new best for
+    so many epochs (0: never). `momentum` and `nesterov` are SGD's. `clip_norm`: limit of the
+    gradient's norm (0: none). `accumulate`: a mini-batch goes through the head in so many parts
+    whose gradients are added: the memory of one part; the same step, but for batch norms and for
+    the numbers that dropout draws. `ema`: decay per mini-batch of the moving average of the weights
+    that is validated and kept in place of the last ones (0: none). `losses`: the head's auxiliary
     losses by name.
     """
 
@@ -109,19 +119,26 @@ class Training:
     def __post_init__(self) -> None:
         if (self.epochs > 0) == (self.iterations > 0):
             raise ValueError(
-                f"expected either epochs or iterations, got epochs = {self.epochs}, iterations = {self.iterations}; "
+                f"expected either epochs or iterations, got epochs = {self.epochs}, iterations = "
+                f"{self.iterations}; "
                 "set the other to 0 (--set train.iterations=0)"
             )
         if (self.schedule == "steps") != bool(self.drop_at):
             raise ValueError(
-                f"drop_at belongs to schedule 'steps', got schedule {self.schedule!r} with drop_at = {list(self.drop_at)}"
+                f"drop_at belongs to schedule 'steps', got schedule {self.schedule!r} with "
+                f"drop_at = {list(self.drop_at)}"
             )
         if self.nesterov and (self.optimiser != "sgd" or self.momentum == 0):
             raise ValueError("nesterov needs optimiser 'sgd' and a momentum above 0")
         if self.stop_below and self.schedule != "plateau":
-            raise ValueError(f"stop_below belongs to schedule 'plateau', got schedule {self.schedule!r}; or use early_stop")
+            raise ValueError(
+                f"stop_below belongs to schedule 'plateau', got schedule {self.schedule!r}; or "
+                f"use early_stop"
+            )
         if self.accumulate > self.batch:
-            raise ValueError(f"accumulate: expected at most batch = {self.batch} parts, got {self.accumulate}")
+            raise ValueError(
+                f"accumulate: expected at most batch = {self.batch} parts, got {self.accumulate}"
+            )
 
     @property
     def length(self) -> int:
@@ -137,9 +154,11 @@ class Training:
         return math.ceil(self.total_steps(steps_per_epoch) / steps_per_epoch)
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
-        """Learning rate of mini-batch `step`, from 0; "plateau" multiplies this constant by what the validation loss did so
-        far."""
+        """Learning rate of mini-batch `step`, from 0; "plateau" multiplies this constant by what
+        the validation loss did so far."""
         if self.schedule == "cosine":
-            return self.lr * 0.5 * (1 + math.cos(math.pi * step / self.total_steps(steps_per_epoch)))
+            return (
+                self.lr * 0.5 * (1 + math.cos(math.pi * step / self.total_steps(steps_per_epoch)))
+            )
         unit = 1 if self.iterations else steps_per_epoch
         return self.lr * self.factor ** sum(step >= point * unit for point in self.drop_at)

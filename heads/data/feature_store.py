@@ -1,4 +1,6 @@
-"""The fields of cached views, in memory or read as they are asked for, and one pass over them for several readers."""
+"""The fields of cached views, in memory or read as they are asked for, and one pass over them for
+several readers.
+"""
 
 import math
 import os
@@ -12,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heads.batch import Clips, clips_of
+from heads.interface.clips import Clips, clips_of
 
 if TYPE_CHECKING:
-    from pipeline.cache import Group
+    from pipeline.cache.reader import Group
 
 RESIDENT = ("auto", "gpu", "ram", "disk")
 BLOCK = 1 << 28  # bytes per read while fields are loaded: bounds the memory beside the destination
@@ -29,10 +31,11 @@ Tensors = dict[str, Tensor]
 class Store:
     """The fields of some rows of a group, in memory or read as they are asked for.
 
-    `resident`: "gpu" and "ram" load them once, in the dtype of the cache, into the memory of `device` or of the machine;
-    "disk" reads every batch, ahead of its use; "auto" takes the first of these where they need less than half of what is
-    free. ValueError when a value that is read is not finite; rows that are not loaded are looked at in a sample at once, and
-    all of them when they are read.
+    `resident`: "gpu" and "ram" load them once, in the dtype of the cache, into the memory of
+    `device` or of the machine; "disk" reads every batch, ahead of its use; "auto" takes the first
+    of these where they need less than half of what is free. ValueError when a value that is read is
+    not finite; rows that are not loaded are looked at in a sample at once, and all of them when
+    they are read.
     """
 
     def __init__(
@@ -46,13 +49,22 @@ class Store:
     ):
         if resident not in RESIDENT:
             raise ValueError(f"resident: expected one of {', '.join(RESIDENT)}, got {resident!r}")
-        self.group, self.fields, self.where, self.device = group, tuple(fields), where, torch.device(device)
+        self.group, self.fields, self.where, self.device = (
+            group,
+            tuple(fields),
+            where,
+            torch.device(device),
+        )
         if resident == "gpu" and self.device.type == "cpu":
-            raise ValueError("resident gpu: the run computes on the CPU; say --resident ram, or --device cuda")
+            raise ValueError(
+                "resident gpu: the run computes on the CPU; say --resident ram, or --device cuda"
+            )
         rows = np.unique(rows)
         self.position = np.full(len(group), -1)
         self.position[rows] = np.arange(len(rows))
-        self.row_bytes = sum(math.prod(group.shape(name)) * group.dtype(name).itemsize for name in fields)
+        self.row_bytes = sum(
+            math.prod(group.shape(name)) * group.dtype(name).itemsize for name in fields
+        )
         self.bytes = len(rows) * self.row_bytes
         self.resident = self._choose(resident)
         self.tensors: Tensors | None = None
@@ -90,31 +102,43 @@ class Store:
         arrays = self.group.batch([int(row) for row in rows], fields=self.fields)
         tensors = {name: torch.from_numpy(arrays[name]) for name in self.fields}
         for name, tensor in tensors.items():
-            # A sum is finite unless a term is not, or it overflows: only then is every value looked at.
+            # A sum is finite unless a term is not, or it overflows: only then is every value looked
+            # at.
             if tensor.is_floating_point() and not torch.isfinite(tensor.sum(dtype=torch.float64)):
                 bad = ~torch.isfinite(tensor).flatten(1).all(1)
                 if bad.any():
                     row = int(rows[int(bad.nonzero()[0])])
                     view = f"clip {self.group.clips[row]}, view {self.group.views[row]}"
                     raise ValueError(
-                        f"{self.where}, {view}: {name} holds NaN or infinity; run `vidgraph verify --cache {self.where}`"
+                        f"{self.where}, {view}: {name} holds NaN or infinity; run `vidgraph "
+                        f"verify --cache {self.where}`"
                     )
         return tensors
 
     def batch(self, rows: np.ndarray) -> Tensors:
-        """The fields of these rows, in this order, in the dtype of the cache; on the device where they are resident there."""
+        """The fields of these rows, in this order, in the dtype of the cache; on the device where
+        they are resident there.
+        """
         if self.tensors is None:
             return self._read(rows)
         at = torch.from_numpy(self.position[rows])
-        return {name: tensor.index_select(0, at.to(tensor.device)) for name, tensor in self.tensors.items()}
+        return {
+            name: tensor.index_select(0, at.to(tensor.device))
+            for name, tensor in self.tensors.items()
+        }
 
     def batches(self, rows: np.ndarray, size: int) -> Iterator[tuple[Tensors, slice]]:
-        """Consecutive batches of `rows` on the device, floats as float32, each with its place in `rows`; the last may be
-        smaller. A thread prepares the next ones while the caller works, unless they are small, or on the device."""
+        """Consecutive batches of `rows` on the device, floats as float32, each with its place in
+        `rows`; the last may be smaller. A thread prepares the next ones while the caller works,
+        unless they are small, or on the device.
+        """
         places = [slice(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
 
         def ready(place: slice) -> Tensors:
-            return {name: _moved(tensor, self.device) for name, tensor in self.batch(rows[place]).items()}
+            return {
+                name: _moved(tensor, self.device)
+                for name, tensor in self.batch(rows[place]).items()
+            }
 
         if self.resident == "gpu" or (self.resident == "ram" and size * self.row_bytes < SMALL):
             yield from ((ready(place), place) for place in places)
@@ -129,15 +153,19 @@ class Store:
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """On `device`, float32 if it is floating: half as many bytes go over the bus before it is widened."""
+    """On `device`, float32 if it is floating: half as many bytes go over the bus before it is
+    widened.
+    """
     tensor = tensor.to(device)
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one reader wants from a pass: `rows` [n] in the order of their `turns` [n] (ascending, the position in the order
-    that all readers follow), of these only `fields`, in batches of `batch`."""
+    """What one reader wants from a pass: `rows` [n] in the order of their `turns` [n] (ascending,
+    the position in the order that all readers follow), of these only `fields`, in batches of
+    `batch`.
+    """
 
     rows: np.ndarray
     turns: np.ndarray
@@ -146,14 +174,17 @@ class Share:
 
 
 def shared_pass(store: Store, shares: Sequence[Share]) -> Iterator[tuple[int, Clips, slice]]:
-    """Every row that somebody wants, read once and in order, and given out as (number of the reader, Clips, place in its
-    rows). What a reader gets does not depend on the others: values, order, sizes of its batches and their memory's layout.
+    """Every row that somebody wants, read once and in order, and given out as (number of the
+    reader, Clips, place in its rows). What a reader gets does not depend on the others: values,
+    order, sizes of its batches and their memory's layout.
 
     Readers of the same turn must want the same row.
     """
     turns, first = np.unique(np.concatenate([share.turns for share in shares]), return_index=True)
     rows = np.concatenate([share.rows for share in shares])[first]
-    spans = [np.searchsorted(turns, share.turns) for share in shares]  # where a reader's rows are among all
+    spans = [
+        np.searchsorted(turns, share.turns) for share in shares
+    ]  # where a reader's rows are among all
     cuts = [_Cut(share) for share in shares]
     # batches.close() ends the reading thread when the caller leaves early.
     batches = store.batches(rows, max(share.batch for share in shares))
@@ -188,8 +219,12 @@ class _Cut:
             mine = {name: tensors[name] for name in self.share.fields}
             if len(now) < whole:
                 index = torch.from_numpy(now)
-                # A copy: a part of another's memory might be aligned otherwise, and sums differ in the last bit.
-                mine = {name: tensor.index_select(0, index.to(tensor.device)) for name, tensor in mine.items()}
+                # A copy: a part of another's memory might be aligned otherwise, and sums differ in
+                # the last bit.
+                mine = {
+                    name: tensor.index_select(0, index.to(tensor.device))
+                    for name, tensor in mine.items()
+                }
             self.kept.append(mine)
             self.size += len(now)
             if self.size == batch:
@@ -201,12 +236,18 @@ class _Cut:
             return
         parts, place = self.kept, slice(self.given, self.given + self.size)
         self.kept, self.given, self.size = [], place.stop, 0
-        joined = parts[0] if len(parts) == 1 else {name: torch.cat([p[name] for p in parts]) for name in self.share.fields}
+        joined = (
+            parts[0]
+            if len(parts) == 1
+            else {name: torch.cat([p[name] for p in parts]) for name in self.share.fields}
+        )
         yield clips_of(joined, dtype=None), place
 
 
 def free_memory() -> int:
-    """Bytes that this process may still take: what the machine has free, or less where its control group allows less."""
+    """Bytes that this process may still take: what the machine has free, or less where its control
+    group allows less.
+    """
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():

@@ -1,4 +1,5 @@
-"""One view of a cache as a picture or a video: boxes, graphs and neighbours, and what a trained head made of them.
+"""One view of a cache as a picture or a video: boxes, graphs and neighbours, and what a trained
+head made of them.
 
 draw_view("cache", "clip-7", run="runs/strg-0").save("clip-7.png")
 """
@@ -11,18 +12,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from heads import draw_maps, draw_nodes, draw_sections
-from heads.draw_canvas import Canvas
-from heads.draw_head import Told, ask
-from heads.draw_page import page, screen
-from heads.draw_panels import predictions, structure
-from heads.draw_sections import Node, Section
-from heads.draw_source import Shown, load_view
-from heads.runs import write_atomically
-from pipeline.cache import Cache
-from pipeline.decode import write_video
-from pipeline.names import nearest
-from pipeline.owners import own_claim, part_of, remove_abandoned_of
+from heads.drawing import maps as draw_maps
+from heads.drawing import nodes as draw_nodes
+from heads.drawing import sections as draw_sections
+from heads.drawing.canvas import Canvas
+from heads.drawing.head_output import Told, ask
+from heads.drawing.layout import page, screen
+from heads.drawing.panels import predictions, structure
+from heads.drawing.sections import Node, Section
+from heads.drawing.source import Shown, load_view
+from heads.runs.run_files import write_atomically
+from pipeline.cache.reader import Cache
+from pipeline.files.owners import own_claim, part_of, remove_abandoned_of
+from pipeline.text.suggestions import nearest
+from pipeline.video.decode import write_video
 
 WHAT = {
     "boxes": "boxes with slot and score",
@@ -40,9 +43,9 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 @dataclass(frozen=True)
 class Style:
-    """How much is drawn, and how large. `height` of a frame and `width` of the page in pixels; `steps` to draw, () for all;
-    `neighbours`: M of similar nodes; `least`: the smallest weight of an edge that is drawn; `top` classes. ValueError for
-    sizes that leave nothing to see."""
+    """How much is drawn, and how large. `height` of a frame and `width` of the page in pixels;
+    `steps` to draw, () for all; `neighbours`: M of similar nodes; `least`: the smallest weight of
+    an edge that is drawn; `top` classes. ValueError for sizes that leave nothing to see."""
 
     height: int = 180
     width: int = 1600
@@ -59,7 +62,9 @@ class Style:
 
 @dataclass
 class Drawing:
-    """A view with what is drawn of it: the names of WHAT, and the strips and panels that they became, in their order."""
+    """A view with what is drawn of it: the names of WHAT, and the strips and panels that they
+    became, in their order.
+    """
 
     what: tuple[str, ...]
     shown: Shown
@@ -78,12 +83,16 @@ class Drawing:
         return page(self).finished()
 
     def frames(self) -> np.ndarray:
-        """The view as it plays, [F,H,W,3] uint8 with even H and W: a panel per section, the step's drawing over each frame."""
-        return np.stack([np.asarray(screen(self, k).finished()) for k in range(len(self.shown.images))])
+        """The view as it plays, [F,H,W,3] uint8 with even H and W: a panel per section, the step's
+        drawing over each frame.
+        """
+        return np.stack(
+            [np.asarray(screen(self, k).finished()) for k in range(len(self.shown.images))]
+        )
 
     def save(self, path: str | Path, fps: float = 0.0) -> Path:
-        """Writes a picture (.png, .jpg, .webp) or a video (.mp4 at `fps`, 0: so that it lasts 4 seconds); ValueError for
-        another ending."""
+        """Writes a picture (.png, .jpg, .webp) or a video (.mp4 at `fps`, 0: so that it lasts 4
+        seconds); ValueError for another ending."""
         path = Path(path)
         ending = path.suffix.lower()
         if ending not in (*PICTURES, ".mp4"):
@@ -118,11 +127,13 @@ def draw_view(
     checkpoint: str = "",
     style: Style | None = None,
 ) -> Drawing:
-    """Reads a view, asks the head of `run` if there is one, and lays out `what` of WHAT (default: all that there is).
+    """Reads a view, asks the head of `run` if there is one, and lays out `what` of WHAT (default:
+    all that there is).
 
-    `group` is train or test, by default test where the cache has it. `node` (t,i): the chosen one, by default the box with the
-    best score in the middle step. `root`: the videos' folder where it is not that of the extraction. ValueError for a clip,
-    view, node or name that is not there (with the nearest), and for what neither the cache nor the run can give.
+    `group` is train or test, by default test where the cache has it. `node` (t,i): the chosen one,
+    by default the box with the best score in the middle step. `root`: the videos' folder where it
+    is not that of the extraction. ValueError for a clip, view, node or name that is not there (with
+    the nearest), and for what neither the cache nor the run can give.
     """
     cache, style = cache if isinstance(cache, Cache) else Cache(cache), style or Style()
     for name in what:
@@ -136,7 +147,10 @@ def draw_view(
     made = _Sections(shown, told, style, node)
     there = made.available()
     if refused := [name for name in what if name not in there]:
-        raise ValueError(f"{cache.path}, clip {clip}: nothing to show for {refused[0]}: {made.why_not(refused[0])}")
+        raise ValueError(
+            f"{cache.path}, clip {clip}: nothing to show for {refused[0]}: "
+            f"{made.why_not(refused[0])}"
+        )
     chosen = tuple(name for name in WHAT if name in (what or there))
     return Drawing(chosen, shown, told, made.strips(chosen), made.panels(chosen), style)
 
@@ -163,7 +177,9 @@ class _Sections:
         t, i = node
         if not (0 <= t < valid.shape[0] and 0 <= i < valid.shape[1] and valid[t, i]):
             if not 0 <= t < len(valid):
-                raise ValueError(f"node {t},{i}: there is no such step; the view has steps 0 to {len(valid) - 1}")
+                raise ValueError(
+                    f"node {t},{i}: there is no such step; the view has steps 0 to {len(valid) - 1}"
+                )
             there = ", ".join(map(str, np.flatnonzero(valid[t]))) or "none"
             raise ValueError(f"node {t},{i}: there is no such box; boxes of step {t}: {there}")
         return node
@@ -182,7 +198,9 @@ class _Sections:
             "boxes": there,
             "edges": there and steps > 1,
             "nearest": there and (nodes or "nearest" in self.shown.fields),
-            "similar": there and (nodes or "similar" in self.shown.fields) and int(self.shown.valid.sum()) > 1,
+            "similar": there
+            and (nodes or "similar" in self.shown.fields)
+            and int(self.shown.valid.sum()) > 1,
             "attention": bool(self._attention()),
             "regions": "kernels" in kinds,
             "saliency": "regions" in kinds,
@@ -201,10 +219,16 @@ class _Sections:
         return f"head {self.told.head} gives {', '.join(self.told.maps) or 'no maps'}"
 
     def strips(self, chosen: Iterable[str]) -> list[Section]:
-        """The sections of `chosen` that are drawn over frames; the frames alone where there is none."""
+        """The sections of `chosen` that are drawn over frames; the frames alone where there is
+        none.
+        """
         chosen, shown, told, found = set(chosen), self.shown, self.told, []
         if "edges" in chosen:
-            graphs = tuple(told.maps[name] for name in ("front", "back")) if told and "front" in told.maps else None
+            graphs = (
+                tuple(told.maps[name] for name in ("front", "back"))
+                if told and "front" in told.maps
+                else None
+            )
             found.append(draw_sections.edges(shown, graphs, self.style.least, "boxes" in chosen))
         elif "boxes" in chosen:
             found.append(draw_sections.boxes(shown))
@@ -232,14 +256,18 @@ class _Sections:
         return found
 
     def _attention(self) -> list[Section]:
-        """The sections of a head's attention, by the head and the shape of its maps (docs/show.md)."""
+        """The sections of a head's attention, by the head and the shape of its maps
+        (docs/show.md).
+        """
         told, shown, node, most = self.told, self.shown, self.node, self.style.neighbours
         if told is None:
             return []
         if self._grid_nodes():
             receiver = None if self.asked is None else self.asked[1]
             if receiver is not None and not 0 <= receiver < 14:
-                raise ValueError(f"node {self.asked[0]},{receiver}: RSTG's grids have nodes 0 to 13")
+                raise ValueError(
+                    f"node {self.asked[0]},{receiver}: RSTG's grids have nodes 0 to 13"
+                )
             return [
                 draw_maps.grid(m, receiver, f"the grid's messages{f' at {point}' if point else ''}")
                 for point, m in told.points("attention").items()
@@ -249,12 +277,18 @@ class _Sections:
         if "node_attention" in told.maps:
             return self._gos_attention(told.maps["node_attention"])
         if "similarity" in told.maps:
-            return [draw_nodes.listening(shown, node, told.maps["similarity"], most, "similarity graph")]
+            return [
+                draw_nodes.listening(shown, node, told.maps["similarity"], most, "similarity graph")
+            ]
         m = told.maps.get("attention")
         if m is None or not told.head.startswith("gos_"):
             return []
         if m.ndim == 2:
-            return [draw_nodes.listening(shown, node, m, most, f"{told.head}: whom the head makes listen")]
+            return [
+                draw_nodes.listening(
+                    shown, node, m, most, f"{told.head}: whom the head makes listen"
+                )
+            ]
         if m.shape[-1] == 1:
             return [draw_nodes.node_attention(shown, m[..., 0], "node attention", told.head)]
         if told.head == "gos_temp_conv":
@@ -276,6 +310,11 @@ class _Sections:
         if maps.shape[1] > 8:
             return [draw_maps.heat(maps.mean(1), f"saliency, mean over {maps.shape[1]} objects")]
         return [
-            draw_maps.heat(maps[:, k], f"saliency of object {k + 1} of {maps.shape[1]}", "weights of the cells", 0.7)
+            draw_maps.heat(
+                maps[:, k],
+                f"saliency of object {k + 1} of {maps.shape[1]}",
+                "weights of the cells",
+                0.7,
+            )
             for k in range(maps.shape[1])
         ]

@@ -1,4 +1,5 @@
-"""What a trained head says of a view: its scores, and the maps of `head(clips, want_maps=True)` by their documented names.
+"""What a trained head says of a view: its scores, and the maps of `head(clips, want_maps=True)` by
+their documented names.
 
 docs/show.md has the table of names and shapes.
 """
@@ -10,17 +11,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from heads.batch import MissingFields, clips_of
-from heads.data import fields_for, how_to_add
-from heads.evaluate import load_trained
-from heads.metrics import scores_of
-from pipeline.cache import Cache, Group
+from heads.data.splits import fields_for, how_to_add
+from heads.evaluation.evaluate import load_trained
+from heads.evaluation.metrics import scores_of
+from heads.interface.clips import MissingFields, clips_of
+from pipeline.cache.reader import Cache, Group
 
 
 @dataclass
 class Told:
-    """Of one view: `scores` [K] as the recipe's `scores_kind` makes them, of `classes`; `maps` without their axis B, padding
-    included; `cells`: (h, w) of the map that the head reads, None where it reads none. `space` and `edges`: of head gos alone.
+    """Of one view: `scores` [K] as the recipe's `scores_kind` makes them, of `classes`; `maps`
+    without their axis B, padding included; `cells`: (h, w) of the map that the head reads, None
+    where it reads none. `space` and `edges`: of head gos alone.
     """
 
     run: Path
@@ -41,13 +43,15 @@ class Told:
 
     def points(self, kind: str) -> dict[str, np.ndarray]:
         """The maps named `kind` or `kind.POINT`, by point; "" for the plain name."""
-        named = {name: m for name, m in self.maps.items() if name == kind or name.startswith(f"{kind}.")}
+        named = {
+            name: m for name, m in self.maps.items() if name == kind or name.startswith(f"{kind}.")
+        }
         return {name[len(kind) + 1 :]: m for name, m in named.items()}
 
 
 def ask(run: str | Path, cache: Cache, group: Group, row: int, checkpoint: str = "") -> Told:
-    """Runs the head of a run on one view, on the CPU. ValueError where the run does not fit the cache, see `load_trained`, or
-    reads fields that it does not have."""
+    """Runs the head of a run on one view, on the CPU. ValueError where the run does not fit the
+    cache, see `load_trained`, or reads fields that it does not have."""
     trained = load_trained(Path(run), cache, checkpoint)
     head, recipe = trained.head.eval(), trained.recipe
     try:
@@ -73,7 +77,9 @@ def ask(run: str | Path, cache: Cache, group: Group, row: int, checkpoint: str =
 
 
 def _cells(head: torch.nn.Module, maps: dict[str, torch.Tensor]) -> tuple[int, int] | None:
-    """(h, w) of the map that a head's attention or saliency is over: EAN's own where a backbone continues the cached one."""
+    """(h, w) of the map that a head's attention or saliency is over: EAN's own where a backbone
+    continues the cached one.
+    """
     objects = getattr(getattr(head, "head", None), "objects", None)
     if objects is not None:
         return tuple(objects.grid)

@@ -1,18 +1,19 @@
 """Where everything lies: the strips of a picture, row by row, and the panels of a video's frame.
 
-Lengths are pixels. A strip is a `Section` with one frame per step; it wraps to the width that the style gives.
+Lengths are pixels. A strip is a `Section` with one frame per step; it wraps to the width that the
+style gives.
 """
 
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from heads.draw_canvas import FAINT, INK, PAPER, Canvas, Colour, Place, shortened, text_width
-from heads.draw_panels import LINE, TEXT, caption_lines
-from heads.draw_sections import Section
+from heads.drawing.canvas import FAINT, INK, PAPER, Canvas, Colour, Place, shortened, text_width
+from heads.drawing.panels import LINE, TEXT, caption_lines
+from heads.drawing.sections import Section
 
 if TYPE_CHECKING:
-    from heads.draw import Drawing
+    from heads.drawing.draw import Drawing
 
 MARGIN, TITLE, FOOT = 20, 38, 18  # around the page, above a strip, below a row of frames
 
@@ -91,25 +92,54 @@ def _heading(canvas: Canvas, section: Section, x: float, y: float, width: float)
         canvas.text((left, y + 18), shortened(section.note, TEXT, width), TEXT, FAINT)
 
 
-def _row(canvas: Canvas, drawing: "Drawing", section: Section, steps: list[int], first: int, count: int, place: Place) -> None:
-    """`count` frames from the `first` of `steps` on, at `place` and to the right of it, and what joins them.
+def _row(
+    canvas: Canvas,
+    drawing: "Drawing",
+    section: Section,
+    steps: list[int],
+    first: int,
+    count: int,
+    place: Place,
+) -> None:
+    """`count` frames from the `first` of `steps` on, at `place` and to the right of it, and what
+    joins them.
 
-    A line to a step of another row is cut off in the gap behind its frame, and goes on before the frame that it leads to.
+    A line to a step of another row is cut off in the gap behind its frame, and goes on before the
+    frame that it leads to.
     """
     shown, stride = drawing.shown, place.width + section.gap
     here = steps[first : first + count]
-    places = [Place(place.x + k * stride, place.y, place.width, place.height) for k in range(len(here))]
+    places = [
+        Place(place.x + k * stride, place.y, place.width, place.height) for k in range(len(here))
+    ]
     for t, at in zip(here, places, strict=True):
         canvas.image(section.backdrop(t, shown.images[shown.steps[t]]), at)
     if section.join is not None:
-        before, after = steps[first - 1] if first else -1, steps[first + count] if first + count < len(steps) else -1
+        before, after = (
+            steps[first - 1] if first else -1,
+            steps[first + count] if first + count < len(steps) else -1,
+        )
         if before == here[0] - 1 and first:
-            section.join(canvas, Place(place.x - stride, place.y, place.width, place.height), places[0], before, False)
+            section.join(
+                canvas,
+                Place(place.x - stride, place.y, place.width, place.height),
+                places[0],
+                before,
+                False,
+            )
         for k, t in enumerate(here):
             if (here[k + 1] if k + 1 < len(here) else after) == t + 1:
-                section.join(canvas, places[k], Place(places[k].x + stride, place.y, place.width, place.height), t, True)
+                section.join(
+                    canvas,
+                    places[k],
+                    Place(places[k].x + stride, place.y, place.width, place.height),
+                    t,
+                    True,
+                )
         end = places[-1].x + stride
-        canvas.rectangle((end, place.y - 1, canvas.width, place.y + place.height + 1), PAPER, 0, fill=PAPER)
+        canvas.rectangle(
+            (end, place.y - 1, canvas.width, place.y + place.height + 1), PAPER, 0, fill=PAPER
+        )
     for t, at in zip(here, places, strict=True):
         section.paint(canvas, at, t)
         foot = f"step {t}"
@@ -120,7 +150,9 @@ def _row(canvas: Canvas, drawing: "Drawing", section: Section, steps: list[int],
         canvas.text((at.x, at.y + at.height + 3), foot, 11, FAINT)
 
 
-def _arranged(panels: Sequence[Canvas], width: float) -> tuple[list[tuple[Canvas, float, float]], float]:
+def _arranged(
+    panels: Sequence[Canvas], width: float
+) -> tuple[list[tuple[Canvas, float, float]], float]:
     """The panels with their places, side by side where they fit, and the height of all."""
     found, x, y, tallest = [], 0.0, 0.0, 0.0
     for panel in panels:
@@ -136,7 +168,9 @@ def screen(drawing: "Drawing", k: int) -> Canvas:
     shown, style = drawing.shown, drawing.style
     t = max((t for t, at in enumerate(shown.steps) if at <= k), default=0)
     sizes = [_frame_width(drawing, section) for section in drawing.sections]
-    columns = max(1, int((style.width - 2 * MARGIN + 16) // (max((w for w, _ in sizes), default=1) + 16)))
+    columns = max(
+        1, int((style.width - 2 * MARGIN + 16) // (max((w for w, _ in sizes), default=1) + 16))
+    )
     columns = max(1, min(columns, len(sizes) if len(sizes) < 4 else math.ceil(len(sizes) / 2)))
     wide, tall = max((w for w, _ in sizes), default=0.0), max((h for _, h in sizes), default=0.0)
     rows = math.ceil(len(sizes) / columns)
@@ -148,14 +182,23 @@ def screen(drawing: "Drawing", k: int) -> Canvas:
     canvas = Canvas(math.ceil((inner + 2 * MARGIN) / 2) * 2, math.ceil(height / 2) * 2)
     y = _caption(canvas, lines)
     for n, section in enumerate(drawing.sections):
-        place = Place(MARGIN + n % columns * (wide + 16), y + n // columns * (tall + TITLE) + TITLE - 16, *sizes[n])
+        place = Place(
+            MARGIN + n % columns * (wide + 16),
+            y + n // columns * (tall + TITLE) + TITLE - 16,
+            *sizes[n],
+        )
         canvas.text((place.x, place.y - 18), shortened(section.title, TEXT, place.width), TEXT, INK)
         canvas.image(section.backdrop(t, shown.images[k]), place)
         if section.join is not None and t + 1 < len(shown.steps):
             section.join(canvas, place, place, t, False)
         section.paint(canvas, place, t)
     y += rows * (tall + TITLE)
-    canvas.text((MARGIN, y), f"step {t}" + (f", frame {shown.numbers[k]}" if shown.numbers else ""), 11, FAINT)
+    canvas.text(
+        (MARGIN, y),
+        f"step {t}" + (f", frame {shown.numbers[k]}" if shown.numbers else ""),
+        11,
+        FAINT,
+    )
     for panel, x, down in panels:
         canvas.sheet(panel, (MARGIN + x, y + FOOT + down))
     return canvas

@@ -1,28 +1,44 @@
-"""Strips about one node, or about how much every node counts: neighbours, whom a graph makes listen to whom, attention.
+"""Strips about one node, or about how much every node counts: neighbours, whom a graph makes listen
+to whom, attention.
 
-Letters: T steps, N boxes per step, n = T N nodes, M neighbours, h w grid; node (t,i) is box i of step t, its index t N + i.
+Letters: T steps, N boxes per step, n = T N nodes, M neighbours, h w grid; node (t,i) is box i of
+step t, its index t N + i.
 """
 
 import numpy as np
 import torch
 
-from heads.draw_canvas import CHOSEN, GREY, Canvas, Colour, Place, colour_of, heat_colours
-from heads.draw_sections import LABELLED, Node, Section, box_tag, compact
-from heads.draw_source import Shown
-from pipeline.graphs import inner_products, nearest_nodes, similar_nodes
+from heads.drawing.canvas import CHOSEN, GREY, Canvas, Colour, Place, colour_of, heat_colours
+from heads.drawing.sections import LABELLED, Node, Section, box_tag, compact
+from heads.drawing.source import Shown
+from pipeline.regions.graphs import inner_products, nearest_nodes, similar_nodes
 
 
 def nearest(shown: Shown, node: Node) -> Section:
-    """The node of each step that is nearest to the chosen one, by inner product, joined by a line (GOS eq. 4)."""
+    """The node of each step that is nearest to the chosen one, by inner product, joined by a line
+    (GOS eq. 4).
+    """
     table = shown.fields.get("nearest")
     if table is None:
         table = nearest_nodes(*_products(shown))[0].numpy()
-    return _sequence(shown, node, table, f"nearest nodes of node {_name(node)}", "largest inner product in each step")
+    return _sequence(
+        shown,
+        node,
+        table,
+        f"nearest nodes of node {_name(node)}",
+        "largest inner product in each step",
+    )
 
 
 def told_nearest(shown: Shown, node: Node, table: np.ndarray) -> Section:
     """The same as GOS's temp_conv chose them: [T,N,T] numbers of boxes."""
-    return _sequence(shown, node, table.astype(int), f"temp_conv: sequence of node {_name(node)}", "as the head chose it")
+    return _sequence(
+        shown,
+        node,
+        table.astype(int),
+        f"temp_conv: sequence of node {_name(node)}",
+        "as the head chose it",
+    )
 
 
 def _sequence(shown: Shown, node: Node, table: np.ndarray, title: str, note: str) -> Section:
@@ -37,7 +53,10 @@ def _sequence(shown: Shown, node: Node, table: np.ndarray, title: str, note: str
 
     def join(canvas: Canvas, here: Place, there_: Place, t: int, labels: bool) -> None:
         if there[t] and there[t + 1]:
-            ends = here.centre(shown.boxes[t, chosen[t]]), there_.centre(shown.boxes[t + 1, chosen[t + 1]])
+            ends = (
+                here.centre(shown.boxes[t, chosen[t]]),
+                there_.centre(shown.boxes[t + 1, chosen[t + 1]]),
+            )
             canvas.line(ends, (0, 0, 0), 4)
             canvas.line(ends, colour, 2.5)
 
@@ -45,7 +64,9 @@ def _sequence(shown: Shown, node: Node, table: np.ndarray, title: str, note: str
 
 
 def similar(shown: Shown, node: Node, most: int) -> Section:
-    """The `most` nodes that are most similar to the chosen one (STRG Figure 3, GOS Figure 7), ranked."""
+    """The `most` nodes that are most similar to the chosen one (STRG Figure 3, GOS Figure 7),
+    ranked.
+    """
     if shown.fields.get("similar") is not None and shown.fields["similar"].shape[-1] >= most:
         index, value = shown.fields["similar"][node], shown.fields["similarity"][node]
     else:
@@ -54,15 +75,28 @@ def similar(shown: Shown, node: Node, most: int) -> Section:
         index, value = (tensor[0].numpy()[node] for tensor in found)
     real = min(most, int(shown.valid.sum()) - 1)
     note = "rank and inner product of their features"
-    return _ranked(shown, node, index[:real], value[:real], f"{real} nodes most similar to node {_name(node)}", note)
+    return _ranked(
+        shown,
+        node,
+        index[:real],
+        value[:real],
+        f"{real} nodes most similar to node {_name(node)}",
+        note,
+    )
 
 
 def listening(shown: Shown, node: Node, weights: np.ndarray, most: int, title: str) -> Section:
-    """The nodes that the chosen one hears most by a head's graph: weights [n',n'] over the first boxes of each step."""
+    """The nodes that the chosen one hears most by a head's graph: weights [n',n'] over the first
+    boxes of each step.
+    """
     steps, there = shown.valid.shape
     kept = len(weights) // steps  # a head may look at fewer boxes than the cache has
     if node[1] >= kept:
-        return Section(title, f"the head looks at the first {kept} boxes of a step, node {_name(node)} is none of them")
+        return Section(
+            title,
+            f"the head looks at the first {kept} boxes of a step, node {_name(node)} is none of "
+            f"them",
+        )
     row = weights[node[0] * kept + node[1]]
     order = np.argsort(-row, kind="stable")[:most]
     order = order[row[order] >= 0.005]
@@ -71,7 +105,9 @@ def listening(shown: Shown, node: Node, weights: np.ndarray, most: int, title: s
     return _ranked(shown, node, flat, row[order], f"{title} of node {_name(node)}", note)
 
 
-def _ranked(shown: Shown, node: Node, flat: np.ndarray, values: np.ndarray, title: str, note: str) -> Section:
+def _ranked(
+    shown: Shown, node: Node, flat: np.ndarray, values: np.ndarray, title: str, note: str
+) -> Section:
     """Nodes by their flat indices, best first, brighter the better."""
     count = shown.valid.shape[1]
     shades = heat_colours(np.linspace(0.95, 0.42, max(len(flat), 1)))
@@ -94,7 +130,9 @@ def _ranked(shown: Shown, node: Node, flat: np.ndarray, values: np.ndarray, titl
 
 
 def node_attention(shown: Shown, weights: np.ndarray, title: str, note: str) -> Section:
-    """How much a head makes of every node: weights [T,N] in [0,1], boxes brighter and thicker the more."""
+    """How much a head makes of every node: weights [T,N] in [0,1], boxes brighter and thicker the
+    more.
+    """
     valid = shown.valid
     low, high = (float(f(weights[valid])) if valid.any() else 0.0 for f in (np.min, np.max))
     level = (weights - low) / (high - low if high > low else 1)
@@ -104,7 +142,9 @@ def node_attention(shown: Shown, weights: np.ndarray, title: str, note: str) -> 
         taken: list = []
         for i in order:
             colour = tuple(heat_colours(np.array(0.3 + 0.7 * level[t, i])).tolist())
-            canvas.rectangle(place.rectangle(shown.boxes[t, i]), colour, 1 + 2.5 * float(level[t, i]))
+            canvas.rectangle(
+                place.rectangle(shown.boxes[t, i]), colour, 1 + 2.5 * float(level[t, i])
+            )
         for i in order[::-1][:LABELLED]:
             colour = tuple(heat_colours(np.array(0.3 + 0.7 * level[t, i])).tolist())
             box_tag(canvas, place, shown.boxes[t, i], f"{i}: {weights[t, i]:.2f}", colour, taken)
@@ -114,7 +154,9 @@ def node_attention(shown: Shown, weights: np.ndarray, title: str, note: str) -> 
 
 def _products(shown: Shown) -> tuple[torch.Tensor, torch.Tensor]:
     valid = torch.from_numpy(shown.valid)[None]
-    return inner_products(torch.from_numpy(shown.fields["nodes"].astype(np.float32))[None], valid), valid
+    return inner_products(
+        torch.from_numpy(shown.fields["nodes"].astype(np.float32))[None], valid
+    ), valid
 
 
 def _name(node: Node) -> str:
@@ -131,8 +173,17 @@ def _mark(canvas: Canvas, place: Place, box: np.ndarray, colour: Colour, text: s
     box_tag(canvas, place, box, text, colour, [])
 
 
-def _chosen(canvas: Canvas, place: Place, shown: Shown, node: Node, t: int, taken: list | None = None) -> None:
+def _chosen(
+    canvas: Canvas, place: Place, shown: Shown, node: Node, t: int, taken: list | None = None
+) -> None:
     """The chosen node, in white."""
     if t == node[0]:
         canvas.rectangle(place.rectangle(shown.boxes[node]), CHOSEN, 2.6)
-        box_tag(canvas, place, shown.boxes[node], f"chosen {_name(node)}", CHOSEN, [] if taken is None else taken)
+        box_tag(
+            canvas,
+            place,
+            shown.boxes[node],
+            f"chosen {_name(node)}",
+            CHOSEN,
+            [] if taken is None else taken,
+        )

@@ -1,10 +1,24 @@
-"""What stands beside the frames: the caption, the structure that GOS chose (its Figure 4), the classes with the best scores."""
+"""What stands beside the frames: the caption, the structure that GOS chose (its Figure 4), the
+classes with the best scores.
+"""
 
 import numpy as np
 
-from heads.draw_canvas import FAINT, GREY, INK, PAPER, Canvas, Colour, Point, colour_of, shortened, text_width, wrapped
-from heads.draw_head import Told
-from heads.draw_source import Shown
+from heads.drawing.canvas import (
+    FAINT,
+    GREY,
+    INK,
+    PAPER,
+    Canvas,
+    Colour,
+    Point,
+    colour_of,
+    shortened,
+    text_width,
+    wrapped,
+)
+from heads.drawing.head_output import Told
+from heads.drawing.source import Shown
 
 RIGHT, WRONG = (20, 130, 70), (190, 30, 45)
 LINE = 17  # pixels from one line of text to the next
@@ -12,7 +26,9 @@ TEXT = 12
 
 
 def caption_lines(shown: Shown, told: Told | None, width: float) -> list[tuple[str, int, Colour]]:
-    """The caption in lines of (text, size, colour): clip; view and label; prediction; why there are no frames."""
+    """The caption in lines of (text, size, colour): clip; view and label; prediction; why there are
+    no frames.
+    """
     lines = [(shortened(shown.clip.clip, 20, width), 20, INK)]
     label = "; ".join(shown.clip.labels) or "none"
     about = f"{shown.group.name} view {shown.view} of {shown.group.per_clip}, split {shown.clip.split}; label: {label}"
@@ -41,10 +57,14 @@ def _of_what(shown: Shown) -> str:
 
 
 def predictions(told: Told, labels: tuple[str, ...], most: int, width: float = 520) -> Canvas:
-    """Bars of the `most` classes with the highest scores, the clip's own among `labels` in green."""
+    """Bars of the `most` classes with the highest scores, the clip's own among `labels` in
+    green.
+    """
     order = np.argsort(-told.scores, kind="stable")[:most].tolist()
     canvas = Canvas(width, 24 + 22 * len(order))
-    canvas.text((0, 0), f"predictions: {told.scores_kind}, the best {len(order)} of {len(told.classes)}", 14)
+    canvas.text(
+        (0, 0), f"predictions: {told.scores_kind}, the best {len(order)} of {len(told.classes)}", 14
+    )
     names = min(width / 2, max(text_width(told.classes[k], TEXT) for k in order) + 8)
     low = min(0.0, float(told.scores[order].min()))
     full = max(float(told.scores[order[0]]) - low, 1e-9)
@@ -53,7 +73,13 @@ def predictions(told: Told, labels: tuple[str, ...], most: int, width: float = 5
     for n, k in enumerate(order):
         y, own = 24 + 22 * n, told.classes[k] in labels
         colour = RIGHT if own else (FAINT if labels else INK)
-        canvas.text((0, y + 8), shortened(told.classes[k], TEXT, names - 8), TEXT, colour if own else INK, "lm")
+        canvas.text(
+            (0, y + 8),
+            shortened(told.classes[k], TEXT, names - 8),
+            TEXT,
+            colour if own else INK,
+            "lm",
+        )
         length = (width - names - 60) * (float(told.scores[k]) - low) / full
         canvas.rectangle((names, y, names + max(length, 1), y + 15), colour, 0, fill=colour)
         canvas.text((names + max(length, 1) + 6, y + 8), _score(told, k), TEXT, INK, "lm")
@@ -62,16 +88,22 @@ def predictions(told: Told, labels: tuple[str, ...], most: int, width: float = 5
 
 def _score(told: Told, k: int) -> str:
     """Percent for what lies in [0,1], logits as they are."""
-    return f"{told.scores[k]:.3g}" if told.scores_kind == "logits" else f"{100 * told.scores[k]:.1f} %"
+    return (
+        f"{told.scores[k]:.3g}" if told.scores_kind == "logits" else f"{100 * told.scores[k]:.1f} %"
+    )
 
 
 def structure(told: Told, width: float = 620) -> Canvas:
-    """The operation of every edge between the supernodes (GOS Figure 4), its weight where all are mixed; a row per cell."""
+    """The operation of every edge between the supernodes (GOS Figure 4), its weight where all are
+    mixed; a row per cell.
+    """
     chosen, weights = told.maps["structure"].astype(int), told.maps["weights"]
     last = max(j for _, j in told.edges)
     above, below = 26 + 44 * max(1, last - 1), 40 + 44 * max(0, last - 2)
     canvas = Canvas(width, 24 + (above + below) * len(chosen))
-    canvas.text((0, 0), "structure: the heaviest operation of each edge, and its weight in the softmax", 14)
+    canvas.text(
+        (0, 0), "structure: the heaviest operation of each edge, and its weight in the softmax", 14
+    )
     for cell, operations in enumerate(chosen.tolist()):
         y = 24 + (above + below) * cell + above
         places = [(40 + (width - 80) * k / last, y) for k in range(last + 1)]
@@ -85,8 +117,17 @@ def structure(told: Told, width: float = 620) -> Canvas:
     return canvas
 
 
-def _edge(canvas: Canvas, places: list[Point], edge: tuple[int, int], name: str, colour: Colour, weight: float) -> None:
-    """An arc from supernode i to j: straight to the next one, above for those from an even i, below from an odd one."""
+def _edge(
+    canvas: Canvas,
+    places: list[Point],
+    edge: tuple[int, int],
+    name: str,
+    colour: Colour,
+    weight: float,
+) -> None:
+    """An arc from supernode i to j: straight to the next one, above for those from an even i, below
+    from an odd one.
+    """
     i, j = edge
     (x1, y), (x2, _) = places[i], places[j]
     rise = 0.0 if j == i + 1 else (-1 if i % 2 == 0 else 1) * 44.0 * (j - i - 1)

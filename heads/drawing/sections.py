@@ -1,9 +1,11 @@
-"""What is drawn over the frames of a view: a `Section` is a strip of the view's steps with one thing in it.
+"""What is drawn over the frames of a view: a `Section` is a strip of the view's steps with one
+thing in it.
 
-The boxes and the edges between them are here; what concerns one node is in heads/draw_nodes.py, maps and regions in
-heads/draw_maps.py.
+The boxes and the edges between them are here; what concerns one node is in heads/drawing/nodes.py,
+maps and regions in heads/drawing/maps.py.
 
-Letters: T steps, N boxes per step, n = T N nodes, M neighbours, h w grid; node (t,i) is box i of step t, its index t N + i.
+Letters: T steps, N boxes per step, n = T N nodes, M neighbours, h w grid; node (t,i) is box i of
+step t, its index t N + i.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,10 +15,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from heads.draw_canvas import BACK, FRONT, Canvas, Colour, Place, colour_of
-from heads.draw_source import Shown
-from heads.layers import front_back
-from pipeline.graphs import iou_graph
+from heads.drawing.canvas import BACK, FRONT, Canvas, Colour, Place, colour_of
+from heads.drawing.source import Shown
+from heads.interface.masked_layers import front_back
+from pipeline.regions.graphs import iou_graph
 
 LABELLED = 12  # boxes of a step that get a label; they come best first
 SMALL = 10  # text size of labels
@@ -26,9 +28,10 @@ Node = tuple[int, int]
 
 @dataclass
 class Section:
-    """`backdrop(t, frame)`: the frame of step t, perhaps under heat; `paint(canvas, place, t)` draws over it; `join(canvas,
-    place, next place, t, labels)` draws from step t to t + 1, under what `paint` draws, with numbers between the frames if
-    `labels`. `gap`: pixels between frames; `scale`: of a frame's height; `legend`: colours and what they stand for.
+    """`backdrop(t, frame)`: the frame of step t, perhaps under heat; `paint(canvas, place, t)`
+    draws over it; `join(canvas, place, next place, t, labels)` draws from step t to t + 1, under
+    what `paint` draws, with numbers between the frames if `labels`. `gap`: pixels between frames;
+    `scale`: of a frame's height; `legend`: colours and what they stand for.
     """
 
     title: str
@@ -58,19 +61,30 @@ def boxes(shown: Shown) -> Section:
     scores = shown.fields.get("scores")
 
     def paint(canvas: Canvas, place: Place, t: int) -> None:
-        _boxes(canvas, place, shown, t, lambda i: f"{i}" if scores is None else f"{i}: {scores[t, i]:.2f}")
+        _boxes(
+            canvas,
+            place,
+            shown,
+            t,
+            lambda i: f"{i}" if scores is None else f"{i}: {scores[t, i]:.2f}",
+        )
 
     return Section("boxes", "slot and score", paint=paint)
 
 
-def edges(shown: Shown, told_graphs: tuple[np.ndarray, np.ndarray] | None, least: float, scores: bool) -> Section:
+def edges(
+    shown: Shown, told_graphs: tuple[np.ndarray, np.ndarray] | None, least: float, scores: bool
+) -> Section:
     """The front and back graph over the boxes (STRG eq. 3): edges whose weight is at least `least`.
 
     told_graphs: front and back [T-1,n,n] as a trained head had them; None: from the boxes.
     """
     if told_graphs is None:
         iou = shown.fields["iou"] if "iou" in shown.fields else iou_graph(shown.boxes, shown.valid)
-        front, back = (g[0].numpy() for g in front_back(torch.from_numpy(iou)[None], torch.from_numpy(shown.valid)[None]))
+        front, back = (
+            g[0].numpy()
+            for g in front_back(torch.from_numpy(iou)[None], torch.from_numpy(shown.valid)[None])
+        )
     else:
         front, back = told_graphs
     section = boxes(shown)
@@ -84,10 +98,16 @@ def edges(shown: Shown, told_graphs: tuple[np.ndarray, np.ndarray] | None, least
             for weight, colour, down in ((front[t, i, j], FRONT, -1.5), (back[t, j, i], BACK, 1.5)):
                 if weight >= least:
                     ends = [(a[0], a[1] + down), (b[0], b[1] + down)]
-                    canvas.arrow(*(ends if colour is FRONT else ends[::-1]), colour, 0.8 + 1.7 * float(weight))
+                    canvas.arrow(
+                        *(ends if colour is FRONT else ends[::-1]),
+                        colour,
+                        0.8 + 1.7 * float(weight),
+                    )
             if labels:
                 x1, x2 = here.x + here.width + 2, there.x - 2
-                y1, y2 = (a[1] + (b[1] - a[1]) * (x - a[0]) / max(b[0] - a[0], 1e-6) for x in (x1, x2))
+                y1, y2 = (
+                    a[1] + (b[1] - a[1]) * (x - a[0]) / max(b[0] - a[0], 1e-6) for x in (x1, x2)
+                )
                 left += [(y1, front[t, i, j], f"{i}>{j}")] if front[t, i, j] >= least else []
                 right += [(y2, back[t, j, i], f"{j}>{i}")] if back[t, j, i] >= least else []
         _weights(canvas, here, here.x + here.width + 3, left, FRONT)
@@ -95,11 +115,21 @@ def edges(shown: Shown, told_graphs: tuple[np.ndarray, np.ndarray] | None, least
 
     title = "boxes, front and back edges" if scores else "front and back edges"
     note = f"IoU with the boxes of the next step, rows divided by their sum; weights from {compact(least)}"
-    return Section(title, note, ((FRONT, "front"), (BACK, "back")), EDGE_GAP, paint=section.paint, join=join)
+    return Section(
+        title, note, ((FRONT, "front"), (BACK, "back")), EDGE_GAP, paint=section.paint, join=join
+    )
 
 
-def _weights(canvas: Canvas, frame: Place, x: float, weights: Sequence[tuple[float, float, str]], colour: Colour) -> None:
-    """A column of labels (y, weight, edge) at x, near their y, moved apart beside `frame`; the heaviest that fit."""
+def _weights(
+    canvas: Canvas,
+    frame: Place,
+    x: float,
+    weights: Sequence[tuple[float, float, str]],
+    colour: Colour,
+) -> None:
+    """A column of labels (y, weight, edge) at x, near their y, moved apart beside `frame`; the
+    heaviest that fit.
+    """
     tall = SMALL + 5
     kept = sorted(sorted(weights, key=lambda label: -label[1])[: int(frame.height // tall)])
     places: list[float] = []
@@ -121,7 +151,11 @@ def _boxes(canvas: Canvas, place: Place, shown: Shown, t: int, label: Callable[[
         box_tag(canvas, place, shown.boxes[t, i], label(i), colour_of(i), taken)
 
 
-def box_tag(canvas: Canvas, place: Place, box: np.ndarray, text: str, colour: Colour, taken: list) -> None:
+def box_tag(
+    canvas: Canvas, place: Place, box: np.ndarray, text: str, colour: Colour, taken: list
+) -> None:
     """A label above a box, or inside it at the frame's upper border."""
     x, y, _, _ = place.rectangle(box)
-    canvas.tag((x, y - SMALL - 4 if y - SMALL - 4 >= place.y else y), text, colour, SMALL, taken, place)
+    canvas.tag(
+        (x, y - SMALL - 4 if y - SMALL - 4 >= place.y else y), text, colour, SMALL, taken, place
+    )

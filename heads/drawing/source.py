@@ -1,6 +1,8 @@
-"""What a picture of a view is made of: its fields in the cache, and its frames, cut out of the source video.
+"""What a picture of a view is made of: its fields in the cache, and its frames, cut out of the
+source video.
 
-Frames are those that the cache says were decoded, its crop of them and its mirroring, in the video's own resolution.
+Frames are those that the cache says were decoded, its crop of them and its mirroring, in the
+video's own resolution.
 """
 
 from dataclasses import dataclass
@@ -9,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.cache import Cache, CacheError, Group
-from pipeline.manifest import Clip, read_manifest
-from pipeline.names import nearest
-from pipeline.pixels import Opening
-from pipeline.reader import DecodeError
-from pipeline.tensors import is_cut
-from pipeline.values import wrong_values
+from pipeline.cache.fields import is_cut
+from pipeline.cache.reader import Cache, CacheError, Group
+from pipeline.cache.value_checks import wrong_values
+from pipeline.manifests.manifest import Clip, read_manifest
+from pipeline.text.suggestions import nearest
+from pipeline.video.frame_reader import DecodeError
+from pipeline.video.view_pixels import Opening
 
 LONGEST = 1024  # pixels of the longer side of a frame that is kept: no picture shows more
 BLANK = (205, 205, 210)
@@ -23,8 +25,9 @@ BLANK = (205, 205, 210)
 
 @dataclass
 class Shown:
-    """One view. `row` of `group`; `fields` from the cache, without maps; `images`: F frames, cropped and mirrored, those of one
-    step apart equal; `steps` [T]: which of them belongs to a feature step; `missing`: why they are blank, or "".
+    """One view. `row` of `group`; `fields` from the cache, without maps; `images`: F frames,
+    cropped and mirrored, those of one step apart equal; `steps` [T]: which of them belongs to a
+    feature step; `missing`: why they are blank, or "".
 
     boxes [T,N,4] and valid [T,N] are empty (N = 0) where the cache has none.
     """
@@ -62,25 +65,36 @@ class Shown:
 
 
 def find_row(cache: Cache, clip: str, group: str, view: int) -> tuple[Group, int]:
-    """The row of a clip's view. CacheError naming the nearest for a clip or view that is not there."""
+    """The row of a clip's view. CacheError naming the nearest for a clip or view that is not
+    there.
+    """
     rows = cache[group]
     known = [c.clip for c in cache.manifest.clips]
     if clip not in known:
-        raise CacheError(f"{cache.path}: no clip {clip!r} among its {len(known):,}; {nearest(clip, known)}")
+        raise CacheError(
+            f"{cache.path}: no clip {clip!r} among its {len(known):,}; {nearest(clip, known)}"
+        )
     if not 0 <= view < rows.per_clip:
         there = "view 0 alone" if rows.per_clip == 1 else f"views 0 to {rows.per_clip - 1}"
-        raise CacheError(f"{cache.path}: no view {view} of clip {clip} in group {group}: it has {there}")
+        raise CacheError(
+            f"{cache.path}: no view {view} of clip {clip} in group {group}: it has {there}"
+        )
     return rows, rows.rows_of(clip)[view]
 
 
-def load_view(cache: Cache, clip: str, group: str, view: int, root: str | Path | None = None) -> Shown:
-    """A view with its frames; `root`: the videos' folder, where it is not that of the extraction. Errors as `find_row`."""
+def load_view(
+    cache: Cache, clip: str, group: str, view: int, root: str | Path | None = None
+) -> Shown:
+    """A view with its frames; `root`: the videos' folder, where it is not that of the extraction.
+    Errors as `find_row`.
+    """
     rows, row = find_row(cache, clip, group, view)
     wanted = [name for name in rows.fields if not is_cut(name)]
     fields = {name: values[0] for name, values in rows.batch([row], wanted).items()}
     for wrong in wrong_values(fields):
         raise CacheError(
-            f"{cache.path}: clip {clip}, {group} view {view}: {wrong}; run `vidgraph verify --cache {cache.path}`, then "
+            f"{cache.path}: clip {clip}, {group} view {view}: {wrong}; run `vidgraph verify "
+            f"--cache {cache.path}`, then "
             f"`vidgraph repair --cache {cache.path}`"
         )
     manifest = cache.manifest if root is None else read_manifest(cache.path / "manifest.csv", root)
@@ -92,7 +106,9 @@ def load_view(cache: Cache, clip: str, group: str, view: int, root: str | Path |
         missing = ""
     except (DecodeError, ValueError) as error:
         images, missing = [_blank(fields)] * count, str(error)
-    return Shown(cache, found, rows, row, fields, images, [t * count // steps for t in range(steps)], missing)
+    return Shown(
+        cache, found, rows, row, fields, images, [t * count // steps for t in range(steps)], missing
+    )
 
 
 def _step_count(group: Group) -> int:
@@ -100,11 +116,17 @@ def _step_count(group: Group) -> int:
     for name in group.fields:
         if is_cut(name) or name in ("pooled", "boxes", "valid", "nodes"):
             return group.shape(name)[0]
-    raise CacheError(f"{group.cache.path} {group.name}: nothing to draw; it holds {', '.join(group.fields)} only")
+    raise CacheError(
+        f"{group.cache.path} {group.name}: nothing to draw; it holds {', '.join(group.fields)} only"
+    )
 
 
-def _frames(cache: Cache, clip: Clip, root: Path, fields: dict[str, np.ndarray]) -> list[Image.Image]:
-    """The view's frames. DecodeError, or ValueError where the video is not the one that was extracted."""
+def _frames(
+    cache: Cache, clip: Clip, root: Path, fields: dict[str, np.ndarray]
+) -> list[Image.Image]:
+    """The view's frames. DecodeError, or ValueError where the video is not the one that was
+    extracted.
+    """
     if not {"frames", "crop"} <= fields.keys():
         raise ValueError("the cache does not say which frames and which crop its views are of")
     known = ("decoder", "allow_truncated", "pixel_aspect", "frame_pattern")
@@ -114,13 +136,18 @@ def _frames(cache: Cache, clip: Clip, root: Path, fields: dict[str, np.ndarray])
         info = reader.info
         if (info.width, info.height) != (source_width, source_height):
             was, now = f"{source_width:.0f}x{source_height:.0f}", f"{info.width}x{info.height}"
-            raise ValueError(f"{clip.path} is another video now: frames of {now} pixels, {was} when it was extracted")
+            raise ValueError(
+                f"{clip.path} is another video now: frames of {now} pixels, {was} when it was "
+                f"extracted"
+            )
         numbers = fields["frames"].astype(int) - info.first
         distinct = sorted(set(numbers.tolist()))
         images = dict(zip(distinct, map(Image.fromarray, reader.read(distinct)), strict=True))
     size = _size(width, height)
     cut = {
-        k: image.resize(size, Image.Resampling.BICUBIC, box=(x, y, x + width, y + height), reducing_gap=3)
+        k: image.resize(
+            size, Image.Resampling.BICUBIC, box=(x, y, x + width, y + height), reducing_gap=3
+        )
         for k, image in images.items()
     }
     if bool(fields.get("flip", False)):

@@ -1,6 +1,8 @@
-"""Scores of a set of videos: views -> one score per video, then top-k, mean average precision and the confusion matrix.
+"""Scores of a set of videos: views -> one score per video, then top-k, mean average precision and
+the confusion matrix.
 
-Letters: R views, V videos, K classes. Everything is numpy, in float64, and every figure is a fraction in [0,1].
+Letters: R views, V videos, K classes. Everything is numpy, in float64, and every figure is a
+fraction in [0,1].
 """
 
 import warnings
@@ -25,7 +27,8 @@ def scores_of(logits: np.ndarray, kind: str) -> np.ndarray:
 
 
 def aggregate(scores: np.ndarray, video: np.ndarray, videos: int, how: str) -> np.ndarray:
-    """Scores of views [R,K] -> of videos [V,K]; video [R] says whose view each is; "mean" or "max" over the views of a video.
+    """Scores of views [R,K] -> of videos [V,K]; video [R] says whose view each is; "mean" or "max"
+    over the views of a video.
 
     ValueError for a video without any view, which has no score.
     """
@@ -44,15 +47,19 @@ def aggregate(scores: np.ndarray, video: np.ndarray, videos: int, how: str) -> n
 
 
 def top_k(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Share of videos whose label is among the k highest scores; of equal scores the lower class comes first."""
+    """Share of videos whose label is among the k highest scores; of equal scores the lower class
+    comes first.
+    """
     ranked = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return float((ranked == labels[:, None]).any(1).mean())
 
 
 def mean_average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
-    """Mean over classes of the average precision of scores [V,K] for targets [V,K] of 0 and 1; NaN without any positive.
+    """Mean over classes of the average precision of scores [V,K] for targets [V,K] of 0 and 1; NaN
+    without any positive.
 
-    A class without a positive among these videos has no average precision and is left out of the mean.
+    A class without a positive among these videos has no average precision and is left out of the
+    mean.
     """
     from sklearn.metrics import average_precision_score
 
@@ -60,8 +67,14 @@ def mean_average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
     if not there.any():
         return float("nan")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # scikit-learn's about classes without negatives: their AP is 1
-        return float(average_precision_score(targets[:, there].astype(int), scores[:, there], average="macro"))
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # scikit-learn's about classes without negatives: their AP is 1
+        return float(
+            average_precision_score(
+                targets[:, there].astype(int), scores[:, there], average="macro"
+            )
+        )
 
 
 def confusion(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -72,10 +85,11 @@ def confusion(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def summarise(scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """The figures of a set of videos by name. targets [V] of class ids gives top1 (and top5 from 6 classes on), [V,K] gives
-    map.
+    """The figures of a set of videos by name. targets [V] of class ids gives top1 (and top5 from 6
+    classes on), [V,K] gives map.
 
-    For one label per video, `class_mean` is the mean over classes of the recall, which class balance does not move.
+    For one label per video, `class_mean` is the mean over classes of the recall, which class
+    balance does not move.
     """
     if targets.ndim == 2:
         return {"map": mean_average_precision(scores, targets)} if targets.any() else {}

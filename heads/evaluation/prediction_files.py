@@ -1,8 +1,10 @@
-"""Reads predictions_SPLIT.npz, a zip of arrays, and checks that it is whole and that its arrays fit one another.
+"""Reads predictions_SPLIT.npz, a zip of arrays, and checks that it is whole and that its arrays fit
+one another.
 
-One changed byte can make zipfile, zlib or numpy raise BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError,
-struct.error and more: all of them become Damaged. The sizes in the zip directory and in the arrays' headers are compared with
-each other and with the file's before memory is taken for them.
+One changed byte can make zipfile, zlib or numpy raise BadZipFile, zlib.error, NotImplementedError,
+EOFError, RuntimeError, struct.error and more: all of them become Damaged. The sizes in the zip
+directory and in the arrays' headers are compared with each other and with the file's before memory
+is taken for them.
 """
 
 import math
@@ -13,14 +15,24 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pipeline.sealed import Damaged
-from pipeline.smallfile import opened
+from pipeline.files.atomic_files import Damaged
+from pipeline.files.regular_files import opened
 
-KINDS = {"logits": "f", "video": "iu", "view": "iu", "clip": "U", "clips": "U", "classes": "U", "targets": "iuf"}
+KINDS = {
+    "logits": "f",
+    "video": "iu",
+    "view": "iu",
+    "clip": "U",
+    "clips": "U",
+    "classes": "U",
+    "targets": "iuf",
+}
 NEEDED = ("logits", "video", "view", "clips", "classes")
 MOST_ARRAYS = 64
 FREE = 64 << 20  # bytes that a file of any size may claim
-DENSEST = 200  # beyond FREE, a file may claim so many times its own size; logits compress by far less
+DENSEST = (
+    200  # beyond FREE, a file may claim so many times its own size; logits compress by far less
+)
 
 
 def read_predictions(path: Path, advice: str) -> dict[str, np.ndarray]:
@@ -66,12 +78,19 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"{member.filename} has format {version}")
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        header = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
         shape, fortran, dtype = header(file)
         if dtype.kind not in "biufU" or any(type(n) is not int or n < 0 for n in shape):
             raise ValueError(f"{member.filename} has the dtype {dtype} and the shape {shape}")
         if math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
-            raise ValueError(f"{member.filename} claims the shape {shape}, its data are {member.file_size:,} bytes")
+            raise ValueError(
+                f"{member.filename} claims the shape {shape}, its data are {member.file_size:,} "
+                f"bytes"
+            )
         data = file.read()  # to the end, where zipfile compares the checksum
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C").copy()
 
@@ -103,6 +122,8 @@ def _require_fit(arrays: Mapping[str, np.ndarray]) -> None:
     else:
         fits = targets.shape == (videos, classes) and bool(np.isin(targets, (0, 1)).all())
     if not fits:
-        raise ValueError(f"targets {targets.shape} are not of {videos} videos and {classes} classes")
+        raise ValueError(
+            f"targets {targets.shape} are not of {videos} videos and {classes} classes"
+        )
     if "structure" in arrays and len(arrays["structure"]) != views:
         raise ValueError(f"structure has {len(arrays['structure'])} views, expected {views}")

@@ -1,12 +1,15 @@
 """Training from frames: one phase of one run, with any source of frames.
 
-    network = new_network(recipe, backbone, dims, classes=5, seed=0, frames=Frames(train_from="stem", frozen_bn=False))
-    result = train_frames(recipe, "runs/digits-0", network, source, classes, seed=0)
+    network = new_network(recipe, backbone, dims, classes=5, seed=0,
+    frames=Frames(train_from="stem", frozen_bn=False)) result = train_frames(recipe,
+    "runs/digits-0", network, source, classes, seed=0)
 
-`source` is a `heads.frames.Source`: it says which videos each split has and hands out their frames. The run
-folder is that of heads/train.py (heads/runs.py lists the files), and what a run computes depends on the same things. Its
-checkpoints hold the weights of the backbone too, under "backbone", as `vidgraph extract --weights` reads them; they
-are written every `checkpoint_every` mini-batches, and a run that was killed goes on from the last one, inside an epoch too.
+`source` is a `heads.finetuning.frame_training.Source`: it says which videos each split has and
+hands out their frames. The run folder is that of heads/training/train.py (heads/runs/run_files.py
+lists the files), and what a run computes depends on the same things. Its checkpoints hold the
+weights of the backbone too, under "backbone", as `vidgraph extract --weights` reads them; they are
+written every `checkpoint_every` mini-batches, and a run that was killed goes on from the last one,
+inside an epoch too.
 """
 
 import math
@@ -20,27 +23,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heads import runs
-from heads.batch import Clips
-from heads.data import Part, swap_table
-from heads.evaluate import Predictions, figures, write_predictions
-from heads.frames import FramesLearner, How, Source, for_whole
-from heads.frames_reader import FramesReader
-from heads.held import Busy, hold
-from heads.live import Live
-from heads.members import SPLITS, Result
-from heads.parallel import World
-from heads.recipe import PLAIN, Recipe
-from heads.run_folder import RunFolder, epoch_line
-from heads.running import mirrored
-from heads.tables import Phase
-from heads.transfer import default_checkpoint
-from pipeline.waits import Say
+from heads.config.recipe import PLAIN, Recipe
+from heads.config.recipe_tables import Phase
+from heads.data.splits import Part, swap_table
+from heads.evaluation.evaluate import Predictions, figures, write_predictions
+from heads.finetuning.data_parallel import World
+from heads.finetuning.frame_predictions import FramesReader
+from heads.finetuning.frame_training import FramesLearner, How, Source, for_whole
+from heads.finetuning.joint_network import Live
+from heads.interface.clips import Clips
+from heads.runs import run_files as runs
+from heads.runs.folder_lock import Busy, hold
+from heads.runs.run_writer import RunFolder, epoch_line
+from heads.runs.start_weights import default_checkpoint
+from heads.training.members import SPLITS, Result
+from heads.training.run import mirrored
+from pipeline.workers.waiting import Say
 
 
 class FramesRun:
-    """One phase of a run that reads frames. `network` is on its device; `about` tells runs apart (see heads/running.py), and
-    `reading` what else the phase's result depends on. ValueError for what the recipe and the splits do not agree on."""
+    """One phase of a run that reads frames. `network` is on its device; `about` tells runs apart
+    (see heads/training/run.py), and `reading` what else the phase's result depends on. ValueError
+    for what the recipe and the splits do not agree on.
+    """
 
     def __init__(
         self,
@@ -58,10 +63,20 @@ class FramesRun:
         noted: Mapping[str, Any] | None = None,
     ):
         self.whole, self.phase, self.recipe = recipe, phase, recipe.of(phase)
-        self.folder, self.network, self.source, self.classes = Path(folder), network, source, classes
+        self.folder, self.network, self.source, self.classes = (
+            Path(folder),
+            network,
+            source,
+            classes,
+        )
         self.how, self.world, self.say = how, world, say if world.first else lambda line: None
         self.order_seed = how.seed if how.order_seed is None else how.order_seed
-        shared = {"recipe": recipe.as_dict(), "seed": how.seed, "order_seed": self.order_seed, "precision": how.precision}
+        shared = {
+            "recipe": recipe.as_dict(),
+            "seed": how.seed,
+            "order_seed": self.order_seed,
+            "precision": how.precision,
+        }
         self.about = {**shared, "classes": list(classes), **(about or {})}
         self.reading, self.noted = dict(reading or {}), dict(noted or {})
         part = source.parts["train"]
@@ -70,9 +85,14 @@ class FramesRun:
         if how.accumulate:
             training = replace(training, accumulate=how.accumulate)
         if training.distil.teachers:
-            raise ValueError(f"phase {phase.name}: train.distil needs a phase that reads the cache; distil there first")
+            raise ValueError(
+                f"phase {phase.name}: train.distil needs a phase that reads the cache; distil "
+                f"there first"
+            )
         data = self.recipe.data
-        weights = torch.from_numpy(part.class_weights(len(classes))) if data.balance == "loss" else None
+        weights = (
+            torch.from_numpy(part.class_weights(len(classes))) if data.balance == "loss" else None
+        )
         network.train()
         steps = math.ceil(len(part) / self.batch)
         self.learner = FramesLearner(network, training, data, steps, how, world, weights)
@@ -87,7 +107,9 @@ class FramesRun:
     # --- the folder
 
     def finished(self) -> Result | None:
-        """The result of this phase or a later one, if the folder has it; ValueError if it holds another run."""
+        """The result of this phase or a later one, if the folder has it; ValueError if it holds
+        another run.
+        """
         if (there := self.files.finished()) is None:
             return None
         metrics, record = there
@@ -97,7 +119,9 @@ class FramesRun:
         return Result(**{**metrics, "folder": self.folder})
 
     def enter(self) -> None:
-        """Takes the folder, for all processes of this run; Busy in each of them where another run is at work there."""
+        """Takes the folder, for all processes of this run; Busy in each of them where another run
+        is at work there.
+        """
         held = hold([self.folder], self.say)[0] if self.world.first else None
         against = self.world.union({"": str(held)} if isinstance(held, Exception) else {})
         if held is not None:
@@ -112,17 +136,27 @@ class FramesRun:
         continued = saved is not None and saved["phase"] == self.phase.name
         if saved is not None:
             self.files.after(saved["phase"], self.phase.name)
-            asked = self.about if continued else {**self.about, "precision": saved["about"]["precision"]}
-            runs.same_run(self.folder, saved["about"], asked, "" if continued else f"--start {self.folder}")
+            asked = (
+                self.about
+                if continued
+                else {**self.about, "precision": saved["about"]["precision"]}
+            )
+            runs.same_run(
+                self.folder, saved["about"], asked, "" if continued else f"--start {self.folder}"
+            )
             for name in ("epochs_before", "steps_before", "seconds", "waiting"):
                 setattr(self, name, saved[name])
         if continued:
-            for split, clips in saved.get("missing", {}).items():  # not a phase before's: videos may have been mended since
+            for split, clips in saved.get(
+                "missing", {}
+            ).items():  # not a phase before's: videos may have been mended since
                 self.missing[split] |= set(clips)
             runs.same_run(self.folder, saved["frames"], self.reading)
             self.partial = saved["partial"]
             self.learner.load({**saved, "state": Live.join(saved["state"], saved["backbone"])})
-            self.say(f"{self.folder}: continued after epoch {self.epochs}, mini-batch {self._inside}")
+            self.say(
+                f"{self.folder}: continued after epoch {self.epochs}, mini-batch {self._inside}"
+            )
         elif saved is not None:
             self.epochs_before += saved["progress"]["epoch"]
             self.steps_before += saved["progress"]["step"]
@@ -139,7 +173,11 @@ class FramesRun:
             self.files.remove("last", *(phase.name for phase in self.whole.all_phases))
         if not continued:
             self.files.remove("best")
-        machine = {"device": str(self.device), "processes": self.world.size, "versions": runs.versions()}
+        machine = {
+            "device": str(self.device),
+            "processes": self.world.size,
+            "versions": runs.versions(),
+        }
         record = {**self.about, "frames": self.reading, **self.noted, **machine}
         self.files.begin(record, self.epochs, self.steps, self.how.tensorboard)
 
@@ -165,10 +203,20 @@ class FramesRun:
             return
         state = self.learner.state()
         head, backbone = self.network.split(state["state"])
-        spent = {name: getattr(self, name) for name in ("epochs_before", "steps_before", "seconds", "waiting", "partial")}
+        spent = {
+            name: getattr(self, name)
+            for name in ("epochs_before", "steps_before", "seconds", "waiting", "partial")
+        }
         missing = {split: sorted(clips) for split, clips in self.missing.items()}
-        mine = {"about": self.about, "frames": self.reading, "phase": self.phase.name, "missing": missing}
-        runs.save_checkpoint(self.folder / "last.pt", {**mine, **spent, **state, "state": head, "backbone": backbone})
+        mine = {
+            "about": self.about,
+            "frames": self.reading,
+            "phase": self.phase.name,
+            "missing": missing,
+        }
+        runs.save_checkpoint(
+            self.folder / "last.pt", {**mine, **spent, **state, "state": head, "backbone": backbone}
+        )
 
     # --- training
 
@@ -192,7 +240,10 @@ class FramesRun:
         """What is left of an epoch."""
         part, learner = self.source.parts["train"], self.learner
         rows, video, _ = part.draw(self.order_seed, self.epochs)
-        places = [np.arange(start, min(start + self.batch, len(rows))) for start in range(0, len(rows), self.batch)]
+        places = [
+            np.arange(start, min(start + self.batch, len(rows)))
+            for start in range(0, len(rows), self.batch)
+        ]
         places = places[self._inside :]
         mine = [self.world.share(place) for place in places]
         self.network.train()
@@ -212,7 +263,10 @@ class FramesRun:
             partial["seconds"] += ended - asked
             if learner.done:
                 break
-            if self._inside % self.how.checkpoint_every == 0 and self._inside < learner.steps_per_epoch:
+            if (
+                self._inside % self.how.checkpoint_every == 0
+                and self._inside < learner.steps_per_epoch
+            ):
                 self.save()
             asked = time.monotonic()
         batches.close()
@@ -225,7 +279,10 @@ class FramesRun:
         """Says once of each clip that it could not be had."""
         for clip in sorted(set(clips) - self.missing[split]):
             self.missing[split].add(clip)
-            self.say(f"split {split}: clip {clip} cannot be decoded and is left out; `vidgraph check` says why")
+            self.say(
+                f"split {split}: clip {clip} cannot be decoded and is left out; `vidgraph check` "
+                f"says why"
+            )
 
     def _end_epoch(self, found: Mapping[str, float]) -> None:
         """Counts the epoch: log and checkpoints."""
@@ -233,37 +290,67 @@ class FramesRun:
         learner, partial = self.learner, self.partial
         begun = learner.progress.epoch * learner.steps_per_epoch
         lr = learner.training.lr_at(begun, learner.steps_per_epoch) * learner.progress.factor
-        better = learner.end_epoch(found.get("map", found.get("top1", math.nan)), found.get("loss", math.nan))
+        better = learner.end_epoch(
+            found.get("map", found.get("top1", math.nan)), found.get("loss", math.nan)
+        )
         self.seconds += partial["seconds"]
         self.waiting += partial["waiting"]
-        line = {"epoch": self.epochs, "step": self.steps, "lr": lr, "loss": partial["loss"] / max(partial["seen"], 1)}
-        line |= {"seconds": partial["seconds"], "waiting": partial["waiting"], "val": dict(found), "phase": self.phase.name}
+        line = {
+            "epoch": self.epochs,
+            "step": self.steps,
+            "lr": lr,
+            "loss": partial["loss"] / max(partial["seen"], 1),
+        }
+        line |= {
+            "seconds": partial["seconds"],
+            "waiting": partial["waiting"],
+            "val": dict(found),
+            "phase": self.phase.name,
+        }
         self.partial = _nothing()
         if self.world.first:
             self.files.log(line)
             if better:
                 self._write_weights("best", self.epochs)
-            self.save()  # last of all: a run killed before this repeats what came since the checkpoint before
+            # last of all: a run killed before this repeats what came since the checkpoint before
+            self.save()
             self.files.show(line)
         of = self.recipe.train.total_epochs(learner.steps_per_epoch)
         self.say(epoch_line(line, self.phase.name, learner.progress.epoch, of, better))
 
     def _write_weights(self, name: str, epoch: int) -> None:
         head, backbone = self.network.split(self.learner.weights())
-        kept = {"about": self.about, "phase": self.phase.name, "epoch": epoch, "state": head, "backbone": backbone}
+        kept = {
+            "about": self.about,
+            "phase": self.phase.name,
+            "epoch": epoch,
+            "state": head,
+            "backbone": backbone,
+        }
         runs.save_checkpoint(self.folder / f"{name}.pt", kept)
 
     # --- evaluation
 
     def predict(self, split: str) -> tuple[Predictions, Part]:
-        """What the present weights predict for a split, and the split without the videos that could not be had."""
-        reader = FramesReader(self.network, self.source, self.recipe, len(self.classes), self.how.precision, self.world)
+        """What the present weights predict for a split, and the split without the videos that could
+        not be had.
+        """
+        reader = FramesReader(
+            self.network,
+            self.source,
+            self.recipe,
+            len(self.classes),
+            self.how.precision,
+            self.world,
+        )
         predictions, part, lost = reader.predict(split)
         self._lost(split, lost)
         return predictions, part
 
     def finish(self) -> Result:
-        """Evaluates the chosen weights on val and test; metrics.json last, the mark of a finished phase."""
+        """Evaluates the chosen weights on val and test; metrics.json last, the mark of a finished
+        phase.
+        """
         chosen = default_checkpoint(self.folder)
         saved = runs.load_checkpoint(self.folder / f"{chosen}.pt")
         self.network.load_state_dict(Live.join(saved["state"], saved["backbone"]))
@@ -274,9 +361,15 @@ class FramesRun:
                 spent += predictions.seconds
                 metrics[split] = figures(predictions, part, self.recipe)[0]
                 if self.world.first:
-                    write_predictions(self.folder, split, predictions, part, self.recipe, self.classes)
+                    write_predictions(
+                        self.folder, split, predictions, part, self.recipe, self.classes
+                    )
         for split, part in self.source.parts.items():
-            left = {"failed": len(part.failed), "absent": len(part.absent), "other": len(part.others)}
+            left = {
+                "failed": len(part.failed),
+                "absent": len(part.absent),
+                "other": len(part.others),
+            }
             excluded[split] = {**left, "undecoded": len(self.missing[split])}
         progress = self.learner.progress
         best = progress.best_epoch if chosen == "best" else progress.epoch
@@ -292,7 +385,9 @@ class FramesRun:
             phase=self.phase.name,
         )
         if self.world.first:
-            runs.write_json(self.folder / "metrics.json", {**asdict(result), "folder": self.folder.name})
+            runs.write_json(
+                self.folder / "metrics.json", {**asdict(result), "folder": self.folder.name}
+            )
         self.world.wait()
         return result
 
@@ -317,11 +412,11 @@ def train_frames(
     noted: Mapping[str, Any] | None = None,
     begin: Callable[[Live], None] = lambda network: None,
 ) -> Result:
-    """Trains one phase of a recipe (by default its first) from frames and evaluates it on val and test; see the top of this
-    file. `noted` goes into run.json.
+    """Trains one phase of a recipe (by default its first) from frames and evaluates it on val and
+    test; see the top of this file. `noted` goes into run.json.
 
-    `begin(network)` is called before the first mini-batch of a phase, not where one is continued. Busy where another process
-    trains in the folder.
+    `begin(network)` is called before the first mini-batch of a phase, not where one is continued.
+    Busy where another process trains in the folder.
     """
     run = FramesRun(
         recipe,

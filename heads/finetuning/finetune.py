@@ -1,11 +1,14 @@
-"""End to end: frames -> backbone -> RoIAlign -> head, from where a head and its frozen backbone stopped, or from scratch.
+"""End to end: frames -> backbone -> RoIAlign -> head, from where a head and its frozen backbone
+stopped, or from scratch.
 
     recipe, phase = frames_phase(read_recipe("gos_table1"), "joint")
     finetune(recipe, "runs/gos_table1-seed0", phase, cache=Cache("cache"))
 
-With a cache the backbone, its weights, the views and the boxes are the cache's, and before the first mini-batch the logits from
-the frames are compared with those from the cache. Without one an `ExtractConfig` says what they are: the phase that trains a
-backbone comes before any cache. The loop and the run folder: heads/end_to_end.py. The frames: heads/footage.py.
+With a cache the backbone, its weights, the views and the boxes are the cache's, and before the
+first mini-batch the logits from the frames are compared with those from the cache. Without one an
+`ExtractConfig` says what they are: the phase that trains a backbone comes before any cache. The
+loop and the run folder: heads/finetuning/end_to_end.py. The frames:
+heads/finetuning/video_views.py.
 """
 
 import hashlib
@@ -17,47 +20,48 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from heads import runs
-from heads.agreement import compare
-from heads.batch import Dims, MissingFields
-from heads.data import cache_dims
-from heads.end_to_end import train_frames
-from heads.evaluate import same_backbone, say_excluded
-from heads.footage import BOXES, Footage, Planned
-from heads.frames import How, new_network
-from heads.learner import device_for
-from heads.live import Live, live_dims
-from heads.manifest_record import say_seen
-from heads.members import Result, Study
-from heads.parallel import World, joined
-from heads.recipe import PLAIN, Recipe, command_of
-from heads.tables import Phase
-from heads.transfer import checkpoint_of, take_weights
+from heads.config.recipe import PLAIN, Recipe, command_of
+from heads.config.recipe_tables import Phase
+from heads.data.splits import cache_dims
+from heads.evaluation.evaluate import same_backbone, say_excluded
+from heads.finetuning.agreement import compare
+from heads.finetuning.data_parallel import World, joined
+from heads.finetuning.end_to_end import train_frames
+from heads.finetuning.frame_training import How, new_network
+from heads.finetuning.joint_network import Live, live_dims
+from heads.finetuning.video_views import BOXES, Footage, Planned
+from heads.interface.clips import Dims, MissingFields
+from heads.runs import run_files as runs
+from heads.runs.manifest_record import say_seen
+from heads.runs.start_weights import checkpoint_of, take_weights
+from heads.training.learner import device_for
+from heads.training.members import Result, Study
 from heads.zoo import build_head
 from pipeline.backbones import Backbone, build_backbone
-from pipeline.compose import RunOptions
-from pipeline.config import ExtractConfig
-from pipeline.cores import cores_here
-from pipeline.extract import decoders_for
-from pipeline.forward import backbone_of, source_of
-from pipeline.manifest import Manifest
-from pipeline.memory_format import lay_out
-from pipeline.pixels import Opening
-from pipeline.repair import Moved, as_extracted
-from pipeline.tensors import FIELDS, is_cut
-from pipeline.waits import Say
+from pipeline.cache.fields import FIELDS, is_cut
+from pipeline.manifests.manifest import Manifest
+from pipeline.networks.memory_format import lay_out
+from pipeline.stages.config import ExtractConfig
+from pipeline.stages.extract import decoders_for
+from pipeline.stages.frozen_networks import backbone_of, source_of
+from pipeline.stages.repair import Moved, as_extracted
+from pipeline.stages.shard_composer import RunOptions
+from pipeline.video.view_pixels import Opening
+from pipeline.workers.cores import cores_here
+from pipeline.workers.waiting import Say
 
 if TYPE_CHECKING:
-    from pipeline.cache import Cache
+    from pipeline.cache.reader import Cache
 
 
 @dataclass(frozen=True)
 class Reading:
     """Where frames and views come from.
 
-    `fresh`: every epoch draws new training views, in place of those of the cache (None: where there is no cache). `moved`:
-    where the files of the cache's extraction are now. `workers`: decode processes (None: what suits the device); `time_limit`:
-    seconds for a clip. `check`: compare live and cached logits first.
+    `fresh`: every epoch draws new training views, in place of those of the cache (None: where there
+    is no cache). `moved`: where the files of the cache's extraction are now. `workers`: decode
+    processes (None: what suits the device); `time_limit`: seconds for a clip. `check`: compare live
+    and cached logits first.
     """
 
     fresh: bool | None = None
@@ -68,9 +72,11 @@ class Reading:
 
 
 def frames_phase(recipe: Recipe, name: str = "", **frames: Any) -> tuple[Recipe, Phase]:
-    """(the recipe, its phase `name` or first phase that reads frames), with fields of `Frames` replaced by those in `frames`.
+    """(the recipe, its phase `name` or first phase that reads frames), with fields of `Frames`
+    replaced by those in `frames`.
 
-    A recipe without phases becomes one of a single phase that reads frames. ValueError for a phase that reads the cache.
+    A recipe without phases becomes one of a single phase that reads frames. ValueError for a phase
+    that reads the cache.
     """
     if not recipe.phases:
         if name not in ("", PLAIN):
@@ -79,7 +85,11 @@ def frames_phase(recipe: Recipe, name: str = "", **frames: Any) -> tuple[Recipe,
     there = [phase for phase in recipe.phases if phase.reads == "frames"]
     phase = recipe.phase(name) if name else next(iter(there), None)
     if phase is None or phase.reads != "frames":
-        which = f"phase {phase.name} of recipe {recipe.name} reads" if phase else f"the phases of recipe {recipe.name} read"
+        which = (
+            f"phase {phase.name} of recipe {recipe.name} reads"
+            if phase
+            else f"the phases of recipe {recipe.name} read"
+        )
         raise ValueError(f"{which} the cache: run `{command_of(recipe, phase)}`")
     changed = replace(phase, frames=replace(phase.frames, **frames))
     phases = tuple(changed if one.name == phase.name else one for one in recipe.phases)
@@ -100,17 +110,21 @@ def finetune(
     device: str = "auto",
     say: Say = print,
 ) -> Result:
-    """Trains a phase of `recipe` that reads frames (see `frames_phase`) and evaluates it on val and test.
+    """Trains a phase of `recipe` that reads frames (see `frames_phase`) and evaluates it on val and
+    test.
 
-    Either `cache`, or `config` and `manifest`. Labels and splits come from `manifest`, by default the cache's copy. `start`: a
-    run's folder or checkpoint whose weights the head starts with (and the backbone, where the run trained it); by default the
-    phase before in `folder`, if the phase starts from one. ValueError, before the first step, for whatever does not agree.
+    Either `cache`, or `config` and `manifest`. Labels and splits come from `manifest`, by default
+    the cache's copy. `start`: a run's folder or checkpoint whose weights the head starts with (and
+    the backbone, where the run trained it); by default the phase before in `folder`, if the phase
+    starts from one. ValueError, before the first step, for whatever does not agree.
     """
     how, reading = how or How(), reading or Reading()
     if reading.fresh is None:
         reading = replace(reading, fresh=cache is None)
     if (cache is None) == (config is None) or (cache is None and manifest is None):
-        raise ValueError("expected either a cache, or a configuration of an extraction and a manifest")
+        raise ValueError(
+            "expected either a cache, or a configuration of an extraction and a manifest"
+        )
     with joined(device_for(device, how.precision)) as (world, where):
         made = _Made(recipe, phase, cache, config, manifest, reading, how, where)
         say = say if world.first else _silent
@@ -163,7 +177,9 @@ class _Made:
         self.source = source_of(self.config, device) if reading.fresh or cache is None else None
         self.dims, self.live = self._dims()
         place = cache or Planned(str(self.manifest.path), self.manifest, config.sampling)
-        self.study = study = Study(place, self.manifest, self.dims, device, how.precision, how.order_seed)
+        self.study = study = Study(
+            place, self.manifest, self.dims, device, how.precision, how.order_seed
+        )
         self.classes = study.classes(self.recipe)
         self.parts = study.split(self.recipe, self.classes)
         self.network = self._network()
@@ -174,13 +190,16 @@ class _Made:
         found = backbone.weights_sha256 or "none"
         if self.cache is not None and found != (wanted := self.cache.config["weights"]):
             raise ValueError(
-                f"weights {self.config.weights}: not those that {self.cache.path} was extracted with (SHA-256 {found[:12]}, "
+                f"weights {self.config.weights}: not those that {self.cache.path} was extracted "
+                f"with (SHA-256 {found[:12]}, "
                 f"there {wanted[:12]}); pass --weights with that file"
             )
         return backbone
 
     def _dims(self) -> tuple[Dims, Dims]:
-        """The sizes that the run remembers, which are the cache's where it has all that the head needs, and those of frames."""
+        """The sizes that the run remembers, which are the cache's where it has all that the head
+        needs, and those of frames.
+        """
         sampling, boxes = self.config.sampling, 0
         stored = None if self.cache is None else cache_dims(self.cache)
         if self.config.wants_boxes:
@@ -189,18 +208,27 @@ class _Made:
         return (stored or live), live
 
     def _network(self) -> Live:
-        options = {"cut": self.config.cut, "roi_pool": self.config.roi_pool, "neighbours": _neighbours(self.cache)}
+        options = {
+            "cut": self.config.cut,
+            "roi_pool": self.config.roi_pool,
+            "neighbours": _neighbours(self.cache),
+        }
         try:
             build = (self.backbone, self.live, len(self.classes), self.how.seed, self.phase.frames)
             network = new_network(self.recipe, *build, **options)
         except MissingFields as error:
             raise ValueError(
-                f"head {self.recipe.head.name} needs {', '.join(error.names)}: the cache has no boxes, or {self.backbone.name} "
+                f"head {self.recipe.head.name} needs {', '.join(error.names)}: the cache has no "
+                f"boxes, or {self.backbone.name} "
                 "no such cut"
             ) from None
         if self.cache is not None:
             group = self.cache["train"]
-            if not all(name in group.fields for name in network.head.needs if is_cut(name) or name in FIELDS):
+            if not all(
+                name in group.fields
+                for name in network.head.needs
+                if is_cut(name) or name in FIELDS
+            ):
                 self.dims = self.live
         lay_out(network.backbone, self.device)
         return network.to(self.device)
@@ -225,21 +253,32 @@ class _Made:
         )
 
     def about(self, start: Path | None) -> dict[str, Any]:
-        """What makes this run another than others, beside the recipe and the seeds; as heads/running.py has it."""
+        """What makes this run another than others, beside the recipe and the seeds; as
+        heads/training/run.py has it.
+        """
         if self.cache is not None:
             about = {"fingerprint": self.cache.fingerprint, "config": self.cache.config}
         else:
             boxes = self.source.weights_sha256 if self.source else ""
-            config = json.loads(json.dumps(self.config.computed(self.backbone.weights_sha256, boxes)))
-            for name in ("fresh", "inflate"):  # say how weights were loaded; the network is the same without them
+            config = json.loads(
+                json.dumps(self.config.computed(self.backbone.weights_sha256, boxes))
+            )
+            for name in (
+                "fresh",
+                "inflate",
+            ):  # say how weights were loaded; the network is the same without them
                 config["backbone_options"].pop(name, None)
             text = json.dumps([config, self.manifest.sha256], sort_keys=True)
             about = {"fingerprint": hashlib.sha256(text.encode()).hexdigest(), "config": config}
         about = {"dims": self.dims.as_dict(), "manifest": self.study.manifest_record, **about}
         return about if start is None else {**about, "start": str(start)}
 
-    def begin(self, network: Live, start: Path | None, folder: Path, source: Footage, say: Say) -> None:
-        """Before the first mini-batch: the weights to start with, and whether the frames give what the cache gives."""
+    def begin(
+        self, network: Live, start: Path | None, folder: Path, source: Footage, say: Say
+    ) -> None:
+        """Before the first mini-batch: the weights to start with, and whether the frames give what
+        the cache gives.
+        """
         moved = False
         if (path := self.check_start(start, folder)) is not None:
             saved = runs.load_checkpoint(path)
@@ -252,25 +291,34 @@ class _Made:
         elif not self.reading.check:
             say("live and cached logits are not compared (--no-check)")
         elif moved:
-            say(f"{self.cache.path} was extracted before the backbone of {path} was trained: no logits to compare with")
+            say(
+                f"{self.cache.path} was extracted before the backbone of {path} was trained: no "
+                f"logits to compare with"
+            )
         else:
             say(compare(network, self.cache, source, self.parts["train"]))
 
-    def _take_backbone(self, network: Live, path: Path, state: Mapping[str, torch.Tensor], say: Say) -> bool:
+    def _take_backbone(
+        self, network: Live, path: Path, state: Mapping[str, torch.Tensor], say: Say
+    ) -> bool:
         """Takes a trained backbone over; whether it is another one than the cache's."""
         before = {name: tensor.clone() for name, tensor in network.backbone.state_dict().items()}
         try:
             network.backbone.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(f"{path}: a backbone of other options: {str(error).splitlines()[-1].strip()}") from None
-        if all(tensor.equal(before[name]) for name, tensor in network.backbone.state_dict().items()):
+            raise ValueError(
+                f"{path}: a backbone of other options: {str(error).splitlines()[-1].strip()}"
+            ) from None
+        if all(
+            tensor.equal(before[name]) for name, tensor in network.backbone.state_dict().items()
+        ):
             return False
         say(f"the backbone starts with the weights of {path}")
         return self.cache is not None
 
     def check_start(self, start: Path | None, folder: Path) -> Path | None:
-        """The checkpoint that the phase starts from, if any; ValueError where it is not there, or of another backbone than the
-        cache."""
+        """The checkpoint that the phase starts from, if any; ValueError where it is not there, or
+        of another backbone than the cache."""
         path = self._start(start, folder)
         if path is not None:
             saved = runs.load_checkpoint(path)
@@ -289,7 +337,8 @@ class _Made:
         path = folder / f"{previous.name}.pt"
         if not path.exists():
             raise ValueError(
-                f"phase {self.phase.name} starts from phase {previous.name}, which {folder} does not hold: train it there "
+                f"phase {self.phase.name} starts from phase {previous.name}, which {folder} does "
+                f"not hold: train it there "
                 "first, or name a run with --start"
             )
         return path
@@ -307,11 +356,14 @@ def _needs_boxes(recipe: Recipe, config: ExtractConfig) -> bool:
 
 
 def _with_boxes(config: ExtractConfig, needed: bool, planned: bool) -> ExtractConfig:
-    """The configuration as far as it is worked through: without boxes where none are needed, with them where they are and no
-    cache has decided against them (it is only `planned`)."""
+    """The configuration as far as it is worked through: without boxes where none are needed, with
+    them where they are and no cache has decided against them (it is only `planned`)."""
     if needed:
         return replace(config, keep=("nodes",)) if planned else config
-    return replace(config, keep=tuple(name for name in config.keep if name not in (*BOXES, "nodes")) or ("pooled",))
+    return replace(
+        config,
+        keep=tuple(name for name in config.keep if name not in (*BOXES, "nodes")) or ("pooled",),
+    )
 
 
 def _neighbours(cache: "Cache | None") -> int:

@@ -1,7 +1,9 @@
-"""What training from frames works on: where frames come from, the network, and how its weights move.
+"""What training from frames works on: where frames come from, the network, and how its weights
+move.
 
-`Source` hands out views as frames; heads/footage.py decodes them, a test or a generator may make them. `new_network` puts a
-head behind a backbone; `FramesLearner` trains it, in one process or several. The run around them: heads/end_to_end.py.
+`Source` hands out views as frames; heads/finetuning/video_views.py decodes them, a test or a
+generator may make them. `new_network` puts a head behind a backbone; `FramesLearner` trains it, in
+one process or several. The run around them: heads/finetuning/end_to_end.py.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heads.batch import Clips, Dims
-from heads.data import Part
-from heads.learner import INIT, Learner, in_parts, reseed
-from heads.live import Live
-from heads.parallel import World
-from heads.recipe import Recipe
-from heads.tables import Data, Frames
-from heads.training import Training
+from heads.config.recipe import Recipe
+from heads.config.recipe_tables import Data, Frames
+from heads.config.training_options import Training
+from heads.data.splits import Part
+from heads.finetuning.data_parallel import World
+from heads.finetuning.joint_network import Live
+from heads.interface.clips import Clips, Dims
+from heads.training.learner import INIT, Learner, in_parts, reseed
 from heads.zoo import build_head
 from pipeline.backbones import Backbone
 
@@ -27,39 +29,68 @@ Piece = tuple[Clips, np.ndarray]
 
 
 class Source(Protocol):
-    """Views as frames. `parts`: the splits train, val and test as far as there are, whose rows number the views."""
+    """Views as frames. `parts`: the splits train, val and test as far as there are, whose rows
+    number the views.
+    """
 
     parts: Mapping[str, Part]
 
-    def batches(self, split: str, batches: Sequence[np.ndarray], epoch: int) -> Iterator[list[Piece]]:
-        """For each array of rows of a split: their views as (Clips with frames, and boxes where it has them, on the device;
-        their places in the array), in several pieces where sizes differ. A row in no piece could not be had."""
+    def batches(
+        self, split: str, batches: Sequence[np.ndarray], epoch: int
+    ) -> Iterator[list[Piece]]:
+        """For each array of rows of a split: their views as (Clips with frames, and boxes where it
+        has them, on the device; their places in the array), in several pieces where sizes differ. A
+        row in no piece could not be had.
+        """
 
 
 @dataclass
 class Rows:
-    """The views of a split that is in no cache, as `Part.group`: view number r % per_clip of clip r // per_clip."""
+    """The views of a split that is in no cache, as `Part.group`: view number r % per_clip of clip r
+    // per_clip.
+    """
 
     clips: list[str]
     views: np.ndarray
     per_clip: int
 
 
-def part_of_clips(split: str, clips: Sequence[str], targets: np.ndarray | None, per_clip: int = 1) -> Part:
-    """A split of clips with so many views each; targets [V] class ids or [V,K], None without labels."""
+def part_of_clips(
+    split: str, clips: Sequence[str], targets: np.ndarray | None, per_clip: int = 1
+) -> Part:
+    """A split of clips with so many views each; targets [V] class ids or [V,K], None without
+    labels.
+    """
     ids, count = tuple(clips), len(clips)
     rows = np.arange(count * per_clip).reshape(count, per_clip)
-    group = Rows([clip for clip in ids for _ in range(per_clip)], np.tile(np.arange(per_clip), count), per_clip)
-    return Part(split, group, ids, rows, np.full(count, per_clip), targets, (), (), (), count, np.arange(count))
+    group = Rows(
+        [clip for clip in ids for _ in range(per_clip)],
+        np.tile(np.arange(per_clip), count),
+        per_clip,
+    )
+    return Part(
+        split,
+        group,
+        ids,
+        rows,
+        np.full(count, per_clip),
+        targets,
+        (),
+        (),
+        (),
+        count,
+        np.arange(count),
+    )
 
 
 @dataclass(frozen=True)
 class How:
-    """How a run works, of which only `seed`, `order_seed` (None: `seed`), `precision` and, by rounding, `accumulate` and the
-    number of processes change what it computes.
+    """How a run works, of which only `seed`, `order_seed` (None: `seed`), `precision` and, by
+    rounding, `accumulate` and the number of processes change what it computes.
 
-    `accumulate`: parts of a mini-batch, per process (0: the recipe's). `checkpointing`: activations of the backbone are
-    computed twice in place of being kept. `checkpoint_every` mini-batches, and after every epoch, last.pt is written.
+    `accumulate`: parts of a mini-batch, per process (0: the recipe's). `checkpointing`: activations
+    of the backbone are computed twice in place of being kept. `checkpoint_every` mini-batches, and
+    after every epoch, last.pt is written.
     """
 
     seed: int = 0
@@ -73,17 +104,32 @@ class How:
 
 
 class FramesLearner(Learner):
-    """A Learner of a `Live` network, one of several in as many processes: each takes its share of every mini-batch."""
+    """A Learner of a `Live` network, one of several in as many processes: each takes its share of
+    every mini-batch.
+    """
 
     def __init__(
-        self, network: Live, training: Training, data: Data, steps: int, how: How, world: World, weights: Tensor | None
+        self,
+        network: Live,
+        training: Training,
+        data: Data,
+        steps: int,
+        how: How,
+        world: World,
+        weights: Tensor | None,
     ):
-        seed = how.seed if world.first else int(np.random.SeedSequence([how.seed, world.rank]).generate_state(1)[0])
+        seed = (
+            how.seed
+            if world.first
+            else int(np.random.SeedSequence([how.seed, world.rank]).generate_state(1)[0])
+        )
         super().__init__(network, training, data.target, steps, seed, how.precision, weights)
         self.world = world
 
     def step_share(self, pieces: Sequence[tuple[Clips, Tensor]], whole: int) -> float:
-        """One mini-batch of `whole` clips, of which these pieces (maybe none) are this process's; returns the loss of all."""
+        """One mini-batch of `whole` clips, of which these pieces (maybe none) are this process's;
+        returns the loss of all.
+        """
         optimiser, moved = self.begin_step()
         value = 0.0
         for clips, targets in pieces:
@@ -104,23 +150,32 @@ def new_network(
     frames: Frames,
     **live: Any,
 ) -> Live:
-    """The head of a recipe of one phase behind `backbone`, initialised by the seed alone; `live` are options of `Live`.
+    """The head of a recipe of one phase behind `backbone`, initialised by the seed alone; `live`
+    are options of `Live`.
 
-    The part of a backbone that the head holds starts with the weights of `backbone`, unless the head's option `weights` names
-    others.
+    The part of a backbone that the head holds starts with the weights of `backbone`, unless the
+    head's option `weights` names others.
     """
     reseed(torch.device("cpu"), seed, INIT)
-    network = Live(backbone, build_head(recipe.head.name, dims, classes, **recipe.head.options), frames, **live)
+    network = Live(
+        backbone, build_head(recipe.head.name, dims, classes, **recipe.head.options), frames, **live
+    )
     if network.upper is not None and recipe.head.options.get("weights", "none") == "none":
         own = network.upper.state_dict()
-        network.upper.load_state_dict({name: t for name, t in backbone.state_dict().items() if name in own}, strict=False)
+        network.upper.load_state_dict(
+            {name: t for name, t in backbone.state_dict().items() if name in own}, strict=False
+        )
     return network
 
 
 def for_whole(training: Training, frames: Frames) -> Training:
-    """`training` with the names of the head's parameters as `Live` has them, and the backbone's factor."""
+    """`training` with the names of the head's parameters as `Live` has them, and the backbone's
+    factor.
+    """
     groups, other = training.groups, training.alternate
-    groups = replace(groups, last=f"head.{groups.last}", first=f"head.{groups.first}" if groups.first else "")
+    groups = replace(
+        groups, last=f"head.{groups.last}", first=f"head.{groups.first}" if groups.first else ""
+    )
     if frames.backbone_lr != 1 and not groups.first and frames.train_from != "none":
         groups = replace(groups, first="backbone", first_lr=frames.backbone_lr)
     if other.parameters:

@@ -1,6 +1,8 @@
-"""What a head receives and returns: `Clips`, the typed record of a batch of views; `Dims`, its sizes; `HeadOutput`.
+"""What a head receives and returns: `Clips`, the typed record of a batch of views; `Dims`, its
+sizes; `HeadOutput`.
 
-Dimension letters: B views in the batch, T steps, N boxes per step, C channels, h w grid, M neighbours, K classes.
+Dimension letters: B views in the batch, T steps, N boxes per step, C channels, h w grid, M
+neighbours, K classes.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,17 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.tensors import FIELDS, field_of, grid_at, is_cut
+from pipeline.cache.fields import FIELDS, field_of, grid_at, is_cut
 
 
 @dataclass
 class Clips:
-    """A batch of B views, as far as they were read: a field that was not asked for is None, a cut is missing from `maps`.
+    """A batch of B views, as far as they were read: a field that was not asked for is None, a cut
+    is missing from `maps`.
 
-    boxes [B,T,N,4] xyxy in [0,1] of the view's crop, padded rows 0; scores [B,T,N]; valid [B,T,N] bool; nodes [B,T,N,C],
-    invalid rows 0; pooled [B,T,C]; maps[cut] [B,T,C,h,w]; grid [B,2] true height and width in cells of the one map; flip [B]
-    bool; iou [B,T-1,N,N]; nearest [B,T,N,T]; similar and similarity [B,T,N,M]; frames, whatever pixels a fine-tuning run
-    adds. Features are float32 unless `to` was asked for another dtype, whatever the cache stores.
+    boxes [B,T,N,4] xyxy in [0,1] of the view's crop, padded rows 0; scores [B,T,N]; valid [B,T,N]
+    bool; nodes [B,T,N,C], invalid rows 0; pooled [B,T,C]; maps[cut] [B,T,C,h,w]; grid [B,2] true
+    height and width in cells of the one map; flip [B] bool; iou [B,T-1,N,N]; nearest [B,T,N,T];
+    similar and similarity [B,T,N,M]; frames, whatever pixels a fine-tuning run adds. Features are
+    float32 unless `to` was asked for another dtype, whatever the cache stores.
     """
 
     boxes: Tensor | None = None
@@ -53,12 +57,20 @@ class Clips:
         """The tensor of a field or cut; ValueError naming it when the batch was read without it."""
         tensor = self.maps.get(name) if is_cut(name) else getattr(self, name, None)
         if tensor is None:
-            raise ValueError(f"the batch has no {name}: it holds {', '.join(self.tensors()) or 'nothing'}; read {name} too")
+            raise ValueError(
+                f"the batch has no {name}: it holds {', '.join(self.tensors()) or 'nothing'}; "
+                f"read {name} too"
+            )
         return tensor
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Clips":
-        """A copy on `device`, its floating tensors in `dtype`; float16 goes over the bus before it is widened."""
-        # Only on its way to a GPU may a copy still be under way when this returns: there, what reads it waits for it.
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "Clips":
+        """A copy on `device`, its floating tensors in `dtype`; float16 goes over the bus before it
+        is widened.
+        """
+        # Only on its way to a GPU may a copy still be under way when this returns: there, what
+        # reads it waits for it.
         late = device is not None and torch.device(device).type != "cpu"
 
         def move(tensor: Tensor) -> Tensor:
@@ -73,11 +85,14 @@ class Clips:
         return replace(self, maps=kept, **{name: None for name in names if not is_cut(name)})
 
 
-def clips_of(arrays: Mapping[str, np.ndarray | Tensor], dtype: torch.dtype | None = torch.float32) -> Clips:
-    """Clips from arrays by field name, as `cache[group].batch()` returns them; floats are cast to `dtype` (None: left alone).
+def clips_of(
+    arrays: Mapping[str, np.ndarray | Tensor], dtype: torch.dtype | None = torch.float32
+) -> Clips:
+    """Clips from arrays by field name, as `cache[group].batch()` returns them; floats are cast to
+    `dtype` (None: left alone).
 
-    Integer fields become int64 where they index. The `grid` of a single map is its own where that was read. ValueError for a
-    name that is neither a field nor a cut.
+    Integer fields become int64 where they index. The `grid` of a single map is its own where that
+    was read. ValueError for a name that is neither a field nor a cut.
     """
     known, maps = {f.name for f in fields(Clips)} - {"maps"}, {}
     plain: dict[str, Tensor] = {}
@@ -87,7 +102,9 @@ def clips_of(arrays: Mapping[str, np.ndarray | Tensor], dtype: torch.dtype | Non
     if len(cuts) == 1 and grid_at(cuts[0]) in grids:
         arrays["grid"] = grids[grid_at(cuts[0])]
     for name, array in arrays.items():
-        tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.ascontiguousarray(array))
+        tensor = (
+            array if isinstance(array, Tensor) else torch.from_numpy(np.ascontiguousarray(array))
+        )
         if dtype is not None and tensor.is_floating_point():
             tensor = tensor.to(dtype)
         if name in ("nearest", "similar", "grid"):
@@ -98,7 +115,9 @@ def clips_of(arrays: Mapping[str, np.ndarray | Tensor], dtype: torch.dtype | Non
             plain[name] = tensor
         else:
             field_of(name)  # a name that is no field at all gets the message that lists them
-            raise ValueError(f"field {name!r} describes a row of the cache and is nothing that a head reads")
+            raise ValueError(
+                f"field {name!r} describes a row of the cache and is nothing that a head reads"
+            )
     return Clips(**plain, maps=maps)
 
 
@@ -112,7 +131,8 @@ class MissingFields(ValueError):
 
 @dataclass(frozen=True)
 class Dims:
-    """The sizes that a head is built for: T steps, N boxes per step, C channels of nodes and pooled (0: not in the cache).
+    """The sizes that a head is built for: T steps, N boxes per step, C channels of nodes and pooled
+    (0: not in the cache).
 
     maps: cut -> (C, h, w) of the training views; test views may have a wider grid.
     """
@@ -128,7 +148,11 @@ class Dims:
         missing = [
             name
             for name in names
-            if (name not in self.maps if is_cut(name) else not all(axes.get(axis, 1) > 0 for axis in FIELDS[name].dims))
+            if (
+                name not in self.maps
+                if is_cut(name)
+                else not all(axes.get(axis, 1) > 0 for axis in FIELDS[name].dims)
+            )
         ]
         if missing:
             raise MissingFields(head, missing)
@@ -145,7 +169,8 @@ def dims_from(record: Mapping) -> Dims:
 
 
 def dims_of(shapes: Mapping[str, Iterable[int]]) -> Dims:
-    """Dims from the shapes of stored fields (with or without a leading R: the last axes count), by field name.
+    """Dims from the shapes of stored fields (with or without a leading R: the last axes count), by
+    field name.
 
     ValueError if two fields disagree, e.g. nodes of 512 channels beside pooled of 2048.
     """
@@ -162,16 +187,19 @@ def dims_of(shapes: Mapping[str, Iterable[int]]) -> Dims:
             if axis in ("T", "N", "C") and sizes.setdefault(axis, (size, name))[0] != size:
                 other, first = sizes[axis]
                 raise ValueError(
-                    f"{name} has {axis}={size} but {first} has {axis}={other}: the fields are not of one extraction"
+                    f"{name} has {axis}={size} but {first} has {axis}={other}: the fields are not "
+                    f"of one extraction"
                 )
     return Dims(*(sizes.get(axis, (0, ""))[0] for axis in "TNC"), maps=maps)
 
 
 @dataclass
 class HeadOutput:
-    """logits [B,K]; losses: auxiliary losses by name, scalars already weighted, added to the main loss; maps: what a person may
-    want to look at (graphs, attention), filled only by `head(clips, want_maps=True)`; stored: what the head decided for each
-    view, a few numbers [B,...] by name, which evaluation writes beside its logits."""
+    """logits [B,K]; losses: auxiliary losses by name, scalars already weighted, added to the main
+    loss; maps: what a person may want to look at (graphs, attention), filled only by `head(clips,
+    want_maps=True)`; stored: what the head decided for each view, a few numbers [B,...] by name,
+    which evaluation writes beside its logits.
+    """
 
     logits: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)

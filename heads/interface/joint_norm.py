@@ -1,14 +1,18 @@
-"""Layer normalisation over several axes at once with one scale and shift per channel (DyReg-GNN's LN)."""
+"""Layer normalisation over several axes at once with one scale and shift per channel (DyReg-GNN's
+LN).
+"""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class JointNorm(nn.LayerNorm):
-    """y = (x - mean) / std * scale_c + shift_c, mean and std over the last `axes` axes, c along the axis `channel` of x.
+    """y = (x - mean) / std * scale_c + shift_c, mean and std over the last `axes` axes, c along the
+    axis `channel` of x.
 
-    Maps [..,C,h,w]: axes=3, channel=-3. Nodes [..,N,C]: axes=2, messages [..,N,N,C]: axes=3; channel=-1. The normalised
-    sizes are those of x, so that a map may have another grid than in training. start: the initial scale.
+    Maps [..,C,h,w]: axes=3, channel=-3. Nodes [..,N,C]: axes=2, messages [..,N,N,C]: axes=3;
+    channel=-1. The normalised sizes are those of x, so that a map may have another grid than in
+    training. start: the initial scale.
     """
 
     def __init__(self, channels: int, axes: int, channel: int = -1, start: float = 1.0):

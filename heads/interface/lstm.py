@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from pipeline.precision import autocast_runs_lstm
+from pipeline.networks.precision import autocast_runs_lstm
 
 
 class LSTM(nn.LSTM):
-    """`nn.LSTM` from a zero state, in float32 where this CPU cannot run autocast's LSTM (bf16 with AVX2 alone).
+    """`nn.LSTM` from a zero state, in float32 where this CPU cannot run autocast's LSTM (bf16 with
+    AVX2 alone).
 
     The result has autocast's dtype in any case, so that the next layers do not depend on the CPU.
     """

@@ -14,12 +14,15 @@ def resolve(
 ) -> dict[str, str]:
     """`given` options with every "" replaced by the value that `variants[variant]` has for it.
 
-    `further` lists, by option, the values that no variant takes but a person may. ValueError for a variant or value unknown.
+    `further` lists, by option, the values that no variant takes but a person may. ValueError for a
+    variant or value unknown.
     """
     one_of(head, "variant", variant, variants)
     values = {}
     for option, value in given.items():
-        known = [table[option] for table in variants.values()] + list((further or {}).get(option, ()))
+        known = [table[option] for table in variants.values()] + list(
+            (further or {}).get(option, ())
+        )
         values[option] = value or variants[variant][option]
         one_of(head, option, values[option], dict.fromkeys(known))
     return values
@@ -28,11 +31,15 @@ def resolve(
 def one_of(head: str, option: str, value: str, known: Iterable[str]) -> None:
     """ValueError unless `value` is among `known`."""
     if value not in known:
-        raise ValueError(f"head {head}, option {option}: expected one of {', '.join(known)}, got {value!r}")
+        raise ValueError(
+            f"head {head}, option {option}: expected one of {', '.join(known)}, got {value!r}"
+        )
 
 
 def at_least(head: str, least: int, **options: float) -> None:
     """ValueError unless each of these options is at least `least`."""
     for option, value in options.items():
         if value < least:
-            raise ValueError(f"head {head}, option {option}: expected at least {least}, got {value}")
+            raise ValueError(
+                f"head {head}, option {option}: expected at least {least}, got {value}"
+            )

@@ -1,1 +1,3 @@
-"""What `vidgraph report` writes: runs are found and read, facts become a document, the document HTML, Markdown and CSV."""
+"""What `vidgraph report` writes: runs are found and read, facts become a document, the document
+HTML, Markdown and CSV.
+"""

@@ -1,4 +1,6 @@
-"""Axes of a drawing: where a value lies, which values are written beside it, and the frame that they make."""
+"""Axes of a drawing: where a value lies, which values are written beside it, and the frame that
+they make.
+"""
 
 import math
 from collections.abc import Sequence
@@ -6,12 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from heads.reporting.text import as_html, short
+from heads.reporting.escaping import as_html, short
 
 
 @dataclass(frozen=True)
 class Axis:
-    """From `low` to `high`, drawn from `start` to `stop` (pixels); `log`: by the logarithm; `whole`: ticks at whole numbers."""
+    """From `low` to `high`, drawn from `start` to `stop` (pixels); `log`: by the logarithm;
+    `whole`: ticks at whole numbers.
+    """
 
     low: float
     high: float
@@ -21,7 +25,15 @@ class Axis:
     whole: bool = False
 
     @classmethod
-    def over(cls, low: float, high: float, start: float, stop: float, log: bool = False, margin: float = 0.0) -> "Axis":
+    def over(
+        cls,
+        low: float,
+        high: float,
+        start: float,
+        stop: float,
+        log: bool = False,
+        margin: float = 0.0,
+    ) -> "Axis":
         """An axis that holds the values low to high with some margin; never an empty one."""
         if not (math.isfinite(low) and math.isfinite(high)):
             low, high = 0.0, 1.0
@@ -44,7 +56,12 @@ class Axis:
         if self.log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             for steps in ((1, 2, 5), (1, 3), (1,)):
-                found = [m * 10.0**p for p in powers for m in steps if self.low <= m * 10.0**p <= self.high]
+                found = [
+                    m * 10.0**p
+                    for p in powers
+                    for m in steps
+                    if self.low <= m * 10.0**p <= self.high
+                ]
                 if len(found) <= most:
                     break
             return found or [self.low, self.high]
@@ -74,19 +91,29 @@ class Frame:
         for value in self.y.ticks(6 if self.y.log else 5):
             at = self.y.at(value)
             parts.append(f'<path class="grid" d="M{left:g} {at:.1f}H{right:g}"/>')
-            parts.append(f'<text class="end" x="{left - 6:g}" y="{at + 4:.1f}">{_number(value)}</text>')
+            parts.append(
+                f'<text class="end" x="{left - 6:g}" y="{at + 4:.1f}">{_number(value)}</text>'
+            )
         for value in self.x.ticks(6):
             at = self.x.at(value)
             parts.append(f'<path class="axis" d="M{at:.1f} {bottom:g}v4"/>')
-            parts.append(f'<text class="mid" x="{at:.1f}" y="{bottom + 16:g}">{_number(value)}</text>')
+            parts.append(
+                f'<text class="mid" x="{at:.1f}" y="{bottom + 16:g}">{_number(value)}</text>'
+            )
         parts.append(f'<path class="axis" d="M{left:g} {bottom:g}H{right:g}"/>')
-        parts.append(f'<text class="end" x="{right:g}" y="{self.height - 6}">{as_html(self.x_name)}</text>')
+        parts.append(
+            f'<text class="end" x="{right:g}" y="{self.height - 6}">{as_html(self.x_name)}</text>'
+        )
         return parts
 
     def points(self, x: Sequence[float], y: Sequence[float]) -> list[str]:
         """ "x,y" in pixels of every finite point."""
         pairs = zip(np.asarray(x, float), np.asarray(y, float), strict=True)
-        return [f"{self.x.at(a):.1f},{self.y.at(b):.1f}" for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
+        return [
+            f"{self.x.at(a):.1f},{self.y.at(b):.1f}"
+            for a, b in pairs
+            if math.isfinite(a) and math.isfinite(b)
+        ]
 
 
 def _number(value: float) -> str:

@@ -1,4 +1,6 @@
-"""What the caches of the runs add to a report, where they are there: boxes of each clip, where its frames are, statistics."""
+"""What the caches of the runs add to a report, where they are there: boxes of each clip, where its
+frames are, statistics.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -9,17 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from heads.manifest_record import manifest_record
-from heads.reporting.found import FoundRun
-from pipeline.cache import Cache
+from heads.reporting.run_folders import FoundRun
+from heads.runs.manifest_record import manifest_record
+from pipeline.cache.reader import Cache
 
 STAGES = ("features", "graphs")
 
 
 @dataclass
 class Statistics:
-    """Of one stage of a cache, summed over its complete shards. `seconds`: by what they went into; "wall" is that of the
-    processes, which may have worked at the same time. `failures`: error class -> how many clips."""
+    """Of one stage of a cache, summed over its complete shards. `seconds`: by what they went into;
+    "wall" is that of the processes, which may have worked at the same time. `failures`: error class
+    -> how many clips.
+    """
 
     shards: int
     clips: int
@@ -39,7 +43,9 @@ class Statistics:
 
 @dataclass
 class KnownCache:
-    """A cache that runs were trained on; `cache` None, and `problem` why, where it cannot be opened."""
+    """A cache that runs were trained on; `cache` None, and `problem` why, where it cannot be
+    opened.
+    """
 
     path: Path
     fingerprint: str
@@ -52,12 +58,15 @@ class KnownCache:
 
     @cached_property
     def labels_sha256(self) -> str:
-        """The checksum of the labels and splits of the cache's copy of the manifest; "" where it cannot be opened."""
+        """The checksum of the labels and splits of the cache's copy of the manifest; "" where it
+        cannot be opened.
+        """
         return "" if self.cache is None else manifest_record(self.cache.manifest)["sha256"]
 
 
 def known_caches(found: Iterable[FoundRun], given: Sequence[Path]) -> list[KnownCache]:
-    """The caches of these runs by fingerprint: where they were, or one of `given` that has the fingerprint.
+    """The caches of these runs by fingerprint: where they were, or one of `given` that has the
+    fingerprint.
 
     ValueError for one of `given` that is no cache, or of none of the runs.
     """
@@ -70,10 +79,13 @@ def known_caches(found: Iterable[FoundRun], given: Sequence[Path]) -> list[Known
         cache = Cache(path)
         if cache.fingerprint not in wanted:
             raise ValueError(
-                f"{path}: none of the runs was trained on this cache; expected one of {', '.join(map(str, wanted.values()))}"
+                f"{path}: none of the runs was trained on this cache; expected one of "
+                f"{', '.join(map(str, wanted.values()))}"
             )
         moved[cache.fingerprint] = path
-    return [_known(moved.get(fingerprint, path), fingerprint) for fingerprint, path in wanted.items()]
+    return [
+        _known(moved.get(fingerprint, path), fingerprint) for fingerprint, path in wanted.items()
+    ]
 
 
 def _known(path: Path, fingerprint: str) -> KnownCache:
@@ -87,7 +99,9 @@ def _known(path: Path, fingerprint: str) -> KnownCache:
         records = cache.records
         known.statistics = {stage: _statistics(cache, stage) for stage in STAGES if records[stage]}
         known.failed = cache.failures
-        known.asked = next((record["asked"] for record in records["features"].values() if "asked" in record), {})
+        known.asked = next(
+            (record["asked"] for record in records["features"].values() if "asked" in record), {}
+        )
         known.cache = cache
     except (OSError, ValueError, KeyError, TypeError) as error:
         known.problem = f"not there, or not readable: {error}"
@@ -101,7 +115,9 @@ def _statistics(cache: Cache, stage: str) -> Statistics:
     failures: Counter[str] = Counter()
     for record in records:
         spent = record.get("seconds") or {}
-        seconds.update(spent if isinstance(spent, dict) else {"wall": float(spent)})  # stage two writes one number
+        seconds.update(
+            spent if isinstance(spent, dict) else {"wall": float(spent)}
+        )  # stage two writes one number
         failures.update(failure["error"] for failure in record.get("failures", ()))
     paths = (cache.shards.path(shard, stage) for shard in shards)
     return Statistics(
@@ -117,7 +133,9 @@ def _statistics(cache: Cache, stage: str) -> Statistics:
 
 
 def boxes_per_clip(cache: Cache, clips: Sequence[str]) -> np.ndarray | None:
-    """[V] mean number of boxes per step over the test views of each clip; None where the cache has no boxes."""
+    """[V] mean number of boxes per step over the test views of each clip; None where the cache has
+    no boxes.
+    """
     if "test" not in cache.groups or "valid" not in cache["test"].fields:
         return None
     group = cache["test"]

@@ -1,15 +1,17 @@
-"""What happens by class: gains of one head over another, recall of every class, confusions, structures."""
+"""What happens by class: gains of one head over another, recall of every class, confusions,
+structures.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
-from heads.operations import SPACES
+from heads.papers.gos.operations import SPACES
 from heads.reporting.document import Block, Cell, Column, Figure, Fold, Panel, Section, Table, Text
+from heads.reporting.groups import Group
 from heads.reporting.plots import COLOURS, REST, bars, matrix, shares
-from heads.reporting.results import LONG
-from heads.reporting.study import Group
+from heads.reporting.result_sections import LONG
 from heads.zoo import head_options
 
 MOST_BARS = 10  # largest gains, and as many losses
@@ -20,18 +22,24 @@ MOST_CLASSES = 24  # with a bar of structures; the table has all
 
 
 def predicting(groups: Sequence[Group], split: str) -> list[Group]:
-    """The groups whose predictions are there, with the classes and clips of the first: others cannot be put beside them."""
+    """The groups whose predictions are there, with the classes and clips of the first: others
+    cannot be put beside them.
+    """
     with_some = [group for group in groups if group.predicted]
     return [group for group in with_some if comparable(group, with_some[0], split)]
 
 
 def comparable(one: Group, other: Group, split: str) -> bool:
-    """Whether the predictions of two groups have the same classes, and are of the same clips and labels."""
+    """Whether the predictions of two groups have the same classes, and are of the same clips and
+    labels.
+    """
     same_classes = one.predicted[0].classes == other.predicted[0].classes
     return same_classes and one.test_set(split) == other.test_set(split)
 
 
-def by_class(groups: Sequence[Group], pair: tuple[Group, Group] | None, split: str) -> Section | None:
+def by_class(
+    groups: Sequence[Group], pair: tuple[Group, Group] | None, split: str
+) -> Section | None:
     """The section of gains and recalls; None without predictions."""
     drawn = predicting(groups, split)
     if not drawn:
@@ -43,13 +51,20 @@ def by_class(groups: Sequence[Group], pair: tuple[Group, Group] | None, split: s
     if pair and all(one in drawn for one in pair):
         blocks += _gains(pair, classes, what)
     elif len(drawn) < 2:
-        blocks.append(Text("Gains compare two rows of the study; there is one with predictions of these classes."))
+        blocks.append(
+            Text(
+                "Gains compare two rows of the study; there is one with predictions of these "
+                "classes."
+            )
+        )
     blocks.append(_class_table(drawn, classes, what, split))
     return Section("By class", "classes", tuple(blocks))
 
 
 def _gains(pair: tuple[Group, Group], classes: Sequence[str], what: str) -> list[Block]:
-    """What the first gains over the second in each class, in points (EAN Figure 6, GOS supplement Figure 6)."""
+    """What the first gains over the second in each class, in points (EAN Figure 6, GOS supplement
+    Figure 6).
+    """
     one, other = pair
     gain = 100 * (one.mean_of(lambda p: p.per_class) - other.mean_of(lambda p: p.per_class))
     ordered = [int(k) for k in np.argsort(-gain) if np.isfinite(gain[k])]
@@ -62,7 +77,8 @@ def _gains(pair: tuple[Group, Group], classes: Sequence[str], what: str) -> list
             panels.append(Panel(stem, bars(rows, alt), alt))
     count = sum(gain[k] > 0 for k in ordered), sum(gain[k] < 0 for k in ordered)
     caption = (
-        f"{what.capitalize()} of {one.name} minus that of {other.name}, in points: {count[0]} of {len(ordered)} classes gain, "
+        f"{what.capitalize()} of {one.name} minus that of {other.name}, in points: {count[0]} of "
+        f"{len(ordered)} classes gain, "
         f"{count[1]} lose. The {MOST_BARS} largest of each are drawn."
     )
     return [Figure(caption, tuple(panels))]
@@ -73,18 +89,31 @@ def _class_table(groups: Sequence[Group], classes: Sequence[str], what: str, spl
     targets = groups[0].predicted[0].targets
     count = np.bincount(targets, minlength=len(classes)) if targets.ndim == 1 else targets.sum(0)
     values = [100 * group.mean_of(lambda p: p.per_class) for group in shown]
-    columns = (Column("class"), Column("videos", "count"), *(Column(f"{group.name} %", "percent") for group in shown))
+    columns = (
+        Column("class"),
+        Column("videos", "count"),
+        *(Column(f"{group.name} %", "percent") for group in shown),
+    )
     rows: list[tuple[Cell, ...]] = [
-        (name, int(count[k]), *(float(column[k]) for column in values)) for k, name in enumerate(classes)
+        (name, int(count[k]), *(float(column[k]) for column in values))
+        for k, name in enumerate(classes)
     ]
-    best = f" The {MOST_COLUMNS} best of {len(groups)} rows of the study." if len(groups) > MOST_COLUMNS else ""
+    best = (
+        f" The {MOST_COLUMNS} best of {len(groups)} rows of the study."
+        if len(groups) > MOST_COLUMNS
+        else ""
+    )
     caption = f"{what.capitalize()} on {split}, mean over seeds.{best}"
     return Table("classes", caption, columns, tuple(rows), long=len(rows) >= LONG)
 
 
 def confusions(groups: Sequence[Group], split: str) -> Section | None:
-    """The section of the confusion matrices; None with several labels per video, or without predictions."""
-    drawn = [group for group in predicting(groups, split) if group.predicted[0].confusion is not None]
+    """The section of the confusion matrices; None with several labels per video, or without
+    predictions.
+    """
+    drawn = [
+        group for group in predicting(groups, split) if group.predicted[0].confusion is not None
+    ]
     if not drawn:
         return None
     blocks: list[Block] = []
@@ -95,7 +124,10 @@ def confusions(groups: Sequence[Group], split: str) -> Section | None:
     if len(drawn) > MOST_MATRICES:
         left = len(drawn) - MOST_MATRICES
         blocks.append(
-            Text(f"Of the {MOST_MATRICES} best rows; confusion_{split}.csv in each run folder has those of the {left} others.")
+            Text(
+                f"Of the {MOST_MATRICES} best rows; confusion_{split}.csv in each run folder has "
+                f"those of the {left} others."
+            )
         )
     return Section("Confusions", "confusions", tuple(blocks))
 
@@ -103,9 +135,7 @@ def confusions(groups: Sequence[Group], split: str) -> Section | None:
 def _confusion(group: Group, counts: np.ndarray, number: int) -> list[Block]:
     classes = group.predicted[0].classes
     alt = f"Confusion matrix of {group.name}"
-    caption = (
-        f"{group.name}: rows are labels, columns predictions, counts over {len(group.predicted)} runs; shade: share of the row."
-    )
+    caption = f"{group.name}: rows are labels, columns predictions, counts over {len(group.predicted)} runs; shade: share of the row."
     panel = Panel(f"confusion-{number}", matrix(counts, classes, alt), alt, wide=True)
     wrong = counts.astype(float)
     np.fill_diagonal(wrong, 0)
@@ -115,14 +145,32 @@ def _confusion(group: Group, counts: np.ndarray, number: int) -> list[Block]:
         if wrong[label, guess] > 0:
             share = 100 * wrong[label, guess] / counts[label].sum()
             rows.append((classes[label], classes[guess], int(wrong[label, guess]), float(share)))
-    columns = (Column("label"), Column("predicted"), Column("count", "count"), Column("of the label %", "percent"))
-    table = Table(f"confusions-{number}", f"What {group.name} confuses most.", columns, tuple(rows), long=len(rows) >= LONG)
-    return [Figure(caption, (panel,)), table if number else Fold("The most frequent confusions", (table,))]
+    columns = (
+        Column("label"),
+        Column("predicted"),
+        Column("count", "count"),
+        Column("of the label %", "percent"),
+    )
+    table = Table(
+        f"confusions-{number}",
+        f"What {group.name} confuses most.",
+        columns,
+        tuple(rows),
+        long=len(rows) >= LONG,
+    )
+    return [
+        Figure(caption, (panel,)),
+        table if number else Fold("The most frequent confusions", (table,)),
+    ]
 
 
 def structures(groups: Sequence[Group]) -> Section | None:
-    """The section of the structures that a searched head chose by class (GOS Figure 6); None without any stored."""
-    drawn = [group for group in groups if any(one.structures is not None for one in group.predicted)]
+    """The section of the structures that a searched head chose by class (GOS Figure 6); None
+    without any stored.
+    """
+    drawn = [
+        group for group in groups if any(one.structures is not None for one in group.predicted)
+    ]
     if not drawn:
         return None
     blocks: list[Block] = []
@@ -135,7 +183,9 @@ def structures(groups: Sequence[Group]) -> Section | None:
 def _structures(group: Group, number: int) -> list[Block]:
     """Of every view of the runs with structures: the operation of each superedge, as one word."""
     some = [one for one in group.predicted if one.structures is not None]
-    words = [word for one in some for word in map(_word, one.structures.reshape(len(one.structures), -1))]
+    words = [
+        word for one in some for word in map(_word, one.structures.reshape(len(one.structures), -1))
+    ]
     labels = np.concatenate([one.view_targets for one in some])
     classes, common = some[0].classes, [word for word, _ in Counter(words).most_common()]
     place = {word: k for k, word in enumerate(common)}
@@ -145,13 +195,17 @@ def _structures(group: Group, number: int) -> list[Block]:
     share = table / np.maximum(total, 1)[:, None]
     there = np.flatnonzero(total)
     average = table.sum(0) / table.sum()
-    distance = np.abs(share[there] - average)[:, :COLOURS].sum(1)  # of the structures that have a colour
+    distance = np.abs(share[there] - average)[:, :COLOURS].sum(
+        1
+    )  # of the structures that have a colour
     unlike = there[np.argsort(-distance, kind="stable")][:MOST_CLASSES]
     drawn = [(classes[k], share[k].tolist()) for k in unlike]
     alt = f"Shares of the structures that {group.name} chose, by class"
     caption = (
-        f"{group.name}: each word is a structure, the number of the operation of every superedge in order (0-1, 0-2, 1-2, …). "
-        f"{_operations(group)}Share of the views of a class that chose it; those that differ most from the average come first."
+        f"{group.name}: each word is a structure, the number of the operation of every superedge "
+        f"in order (0-1, 0-2, 1-2, …). "
+        f"{_operations(group)}Share of the views of a class that chose it; those that differ most "
+        f"from the average come first."
     )
     legend = [(k, f"{word}: {100 * average[k]:.0f} %") for k, word in enumerate(common[:COLOURS])]
     if len(common) > COLOURS:
@@ -164,11 +218,22 @@ def _structures(group: Group, number: int) -> list[Block]:
         Column("its share %", "percent"),
     )
     rows = [
-        (classes[k], int(total[k]), int((table[k] > 0).sum()), common[int(table[k].argmax())], 100 * float(share[k].max()))
+        (
+            classes[k],
+            int(total[k]),
+            int((table[k] > 0).sum()),
+            common[int(table[k].argmax())],
+            100 * float(share[k].max()),
+        )
         for k in there
     ]
-    figure = Figure(caption, (Panel(f"structures-{number}", shares(drawn, alt), alt),), tuple(legend))
-    return [figure, Table(f"structures-{number}", "Every class.", columns, tuple(rows), long=len(rows) >= LONG)]
+    figure = Figure(
+        caption, (Panel(f"structures-{number}", shares(drawn, alt), alt),), tuple(legend)
+    )
+    return [
+        figure,
+        Table(f"structures-{number}", "Every class.", columns, tuple(rows), long=len(rows) >= LONG),
+    ]
 
 
 def _operations(group: Group) -> str:

@@ -1,13 +1,15 @@
-"""A few frames of a clip side by side, small, as a JPEG; from the source video, with the boxes of the cache.
+"""A few frames of a clip side by side, small, as a JPEG; from the source video, with the boxes of
+the cache.
 
-The decoder is imported when the first picture is asked for; a clip that cannot be read has no picture, and says why.
+The decoder is imported when the first picture is asked for; a clip that cannot be read has no
+picture, and says why.
 """
 
 import io
 
 import numpy as np
 
-from heads.reporting.cached import KnownCache
+from heads.reporting.cache_facts import KnownCache
 
 FRAMES, HEIGHT, WIDEST = 4, 112, 200  # of a strip: frames, and pixels of each
 QUALITY = 78
@@ -15,7 +17,9 @@ BOX = (255, 176, 32)
 
 
 def strip(known: KnownCache, clip: str) -> tuple[bytes | None, str]:
-    """The picture of a clip's first test view and what it shows; None and the reason where there is none."""
+    """The picture of a clip's first test view and what it shows; None and the reason where there is
+    none.
+    """
     if known.cache is None:
         return None, f"No picture: the cache {known.path} is {known.problem}"
     try:
@@ -27,16 +31,19 @@ def strip(known: KnownCache, clip: str) -> tuple[bytes | None, str]:
 def _strip(known: KnownCache, clip: str) -> tuple[bytes | None, str]:
     from PIL import Image, ImageDraw
 
-    from pipeline.manifest import inside
-    from pipeline.pixels import Opening
-    from pipeline.reader import DecodeError
-    from pipeline.values import wrong_values
+    from pipeline.cache.value_checks import wrong_values
+    from pipeline.manifests.manifest import inside
+    from pipeline.video.frame_reader import DecodeError
+    from pipeline.video.view_pixels import Opening
 
     group = known.cache["test"]
     row = next((row for row in group.rows_of(clip) if group.ok[row]), None)
     if row is None or not {"frames", "crop"} <= set(group.fields):
         return None, "No picture: the cache does not say which frames it saw"
-    stored = group.batch([row], fields=[name for name in ("frames", "crop", "boxes", "valid") if name in group.fields])
+    stored = group.batch(
+        [row],
+        fields=[name for name in ("frames", "crop", "boxes", "valid") if name in group.fields],
+    )
     for wrong in wrong_values({name: values[0] for name, values in stored.items()}):
         return None, f"No picture: {wrong}; run `vidgraph verify --cache {known.cache.path}`"
     numbers, crop = stored["frames"][0], stored["crop"][0]
@@ -57,10 +64,14 @@ def _strip(known: KnownCache, clip: str) -> tuple[bytes | None, str]:
     size = (min(WIDEST, max(1, round(HEIGHT * width / height))), HEIGHT)
     whole = Image.new("RGB", (len(chosen) * (size[0] + 2) - 2, HEIGHT), (128, 128, 128))
     for place, (k, frame) in enumerate(zip(chosen, frames, strict=True)):
-        image = Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR, box=(x, y, x + width, y + height))
+        image = Image.fromarray(frame).resize(
+            size, Image.Resampling.BILINEAR, box=(x, y, x + width, y + height)
+        )
         draw = ImageDraw.Draw(image)
         for box in _boxes(stored, int(k), len(numbers)):
-            draw.rectangle([value * side for value, side in zip(box, size * 2, strict=True)], outline=BOX)
+            draw.rectangle(
+                [value * side for value, side in zip(box, size * 2, strict=True)], outline=BOX
+            )
         whole.paste(image, (place * (size[0] + 2), 0))
     data = io.BytesIO()
     whole.save(data, "JPEG", quality=QUALITY)

@@ -1,16 +1,18 @@
-"""What accuracy depends on beside the head: test views, boxes found in a clip, training views cached, boxes kept."""
+"""What accuracy depends on beside the head: test views, boxes found in a clip, training views
+cached, boxes kept.
+"""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from heads.reporting.cached import KnownCache, boxes_per_clip
-from heads.reporting.classes import predicting
+from heads.reporting.cache_facts import KnownCache, boxes_per_clip
+from heads.reporting.class_sections import predicting
 from heads.reporting.document import Block, Column, Figure, Panel, Section, Spread, Table, Text
+from heads.reporting.groups import Group, series_over, spread_of
 from heads.reporting.plots import Series, curves
-from heads.reporting.predicted import main_figure
-from heads.reporting.results import LONG, NAMES, figure_names, legend_of
-from heads.reporting.study import Group, series_over, spread_of
+from heads.reporting.predictions import main_figure
+from heads.reporting.result_sections import LONG, NAMES, figure_names, legend_of
 
 BINS = 8
 
@@ -43,10 +45,16 @@ def _views(groups: Sequence[Group], split: str) -> list[Block]:
 
 
 def _boxes(groups: Sequence[Group], caches: Sequence[KnownCache], split: str) -> list[Block]:
-    """Accuracy by how many boxes the clips have, of the caches that are there; needs one label per video."""
+    """Accuracy by how many boxes the clips have, of the caches that are there; needs one label per
+    video.
+    """
     blocks: list[Block] = []
     for number, known in enumerate(caches):
-        mine = [group for group in predicting(groups, split) if group.runs[0].about["fingerprint"] == known.fingerprint]
+        mine = [
+            group
+            for group in predicting(groups, split)
+            if group.runs[0].about["fingerprint"] == known.fingerprint
+        ]
         mine = [group for group in mine if group.predicted[0].right is not None]
         if known.cache is None or not mine:
             continue
@@ -66,7 +74,12 @@ def _by_boxes(groups: Sequence[Group], boxes: np.ndarray, split: str, stem: str)
     clips = groups[0].predicted[0].clips
     groups = [group for group in groups if group.predicted[0].clips == clips]
     if boxes.max() - boxes.min() < 1e-6:
-        return [Text(f"Boxes per step: {boxes.max():g} in every clip of {split}, so there is nothing to tell of their number.")]
+        return [
+            Text(
+                f"Boxes per step: {boxes.max():g} in every clip of {split}, so there is nothing "
+                f"to tell of their number."
+            )
+        ]
     edges = np.linspace(boxes.min(), boxes.max(), BINS + 1)
     bins = np.clip(np.digitize(boxes, edges) - 1, 0, BINS - 1)
     there = [k for k in range(BINS) if (bins == k).any()]
@@ -77,18 +90,36 @@ def _by_boxes(groups: Sequence[Group], boxes: np.ndarray, split: str, stem: str)
             by[k] = spread_of([100 * float(one.right[bins == k].mean()) for one in group.predicted])
         found[group.name] = by
     middle = {k: float(boxes[bins == k].mean()) for k in there}
-    lines = [_line(group, {middle[k]: spread for k, spread in found[group.name].items()}) for group in groups]
+    lines = [
+        _line(group, {middle[k]: spread for k, spread in found[group.name].items()})
+        for group in groups
+    ]
     alt = f"{split} top-1 by the mean number of boxes in a clip"
-    panel = Panel(stem, curves(lines, "boxes per step", f"{split} top-1 %", alt, "percent", marks=True), alt)
-    columns = (Column("boxes per step"), Column("videos", "count"), *(Column(f"{g.name} %", "percent") for g in groups))
+    panel = Panel(
+        stem, curves(lines, "boxes per step", f"{split} top-1 %", alt, "percent", marks=True), alt
+    )
+    columns = (
+        Column("boxes per step"),
+        Column("videos", "count"),
+        *(Column(f"{g.name} %", "percent") for g in groups),
+    )
     rows = tuple(
-        (f"{edges[k]:.1f} to {edges[k + 1]:.1f}", int((bins == k).sum()), *(found[g.name][k] for g in groups)) for k in there
+        (
+            f"{edges[k]:.1f} to {edges[k + 1]:.1f}",
+            int((bins == k).sum()),
+            *(found[g.name][k] for g in groups),
+        )
+        for k in there
     )
     caption = f"{split} top-1 by the mean number of boxes per step over a clip's test views."
-    return [Figure(caption, (panel,), legend_of(groups)), Table(stem, "The same in numbers.", columns, rows)]
+    return [
+        Figure(caption, (panel,), legend_of(groups)),
+        Table(stem, "The same in numbers.", columns, rows),
+    ]
 
 
-# Settings that differ with the number alone, so that groups with other values still belong together.
+# Settings that differ with the number alone, so that groups with other values still belong
+# together.
 TRAIN_VIEWS = {"recipe.data.train_views", "config.sampling.train_views", "fingerprint"}
 BOXES_KEPT = {"config.proposal_options.num_boxes", "dims.N", "fingerprint"}
 
@@ -105,7 +136,12 @@ def _boxes_kept(group: Group) -> int:
 
 
 def _series(
-    groups: Sequence[Group], split: str, name: str, what: str, value: Callable[[Group], int], ignoring: set[str]
+    groups: Sequence[Group],
+    split: str,
+    name: str,
+    what: str,
+    value: Callable[[Group], int],
+    ignoring: set[str],
 ) -> list[Block]:
     """What more of something buys: groups that differ in its number alone."""
     series = series_over(groups, value, ignoring)
@@ -121,7 +157,12 @@ def _series(
 
 
 def _lines(
-    groups: Sequence[Group], found: dict[str, dict[int, Spread]], x_name: str, y_name: str, caption: str, stem: str
+    groups: Sequence[Group],
+    found: dict[str, dict[int, Spread]],
+    x_name: str,
+    y_name: str,
+    caption: str,
+    stem: str,
 ) -> list[Block]:
     """A figure of one line per group, and its table."""
     alt = f"{y_name} by {x_name}"
@@ -130,10 +171,18 @@ def _lines(
     counts = sorted({k for by in found.values() for k in by})
     columns = (Column("name"), *(Column(f"{k}", "percent") for k in counts))
     rows = tuple((group.name, *(found[group.name].get(k) for k in counts)) for group in groups)
-    table = Table(stem, f"The same in numbers; columns are {x_name}.", columns, rows, long=len(rows) >= LONG)
+    table = Table(
+        stem, f"The same in numbers; columns are {x_name}.", columns, rows, long=len(rows) >= LONG
+    )
     return [Figure(caption, (panel,), legend_of(groups)), table]
 
 
 def _line(group: Group, by: dict[float, Spread]) -> Series:
     spreads = list(by.values())
-    return Series(group.name, group.colour, list(by), [s.mean for s in spreads], [s.deviation or 0.0 for s in spreads])
+    return Series(
+        group.name,
+        group.colour,
+        list(by),
+        [s.mean for s in spreads],
+        [s.deviation or 0.0 for s in spreads],
+    )

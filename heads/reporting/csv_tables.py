@@ -1,18 +1,24 @@
-"""A document's tables as CSV: full precision, a column each for mean, standard deviation and number of runs."""
+"""A document's tables as CSV: full precision, a column each for mean, standard deviation and number
+of runs.
+"""
 
 import io
 import math
 
 from heads.reporting.document import Cell, Spread, Table
-from pipeline.shown import write_table
+from pipeline.text.printable import write_table
 
 
 def to_csv(table: Table) -> str:
     """The text of a CSV file."""
-    spread = [any(isinstance(row[k], Spread) for row in table.rows) for k in range(len(table.columns))]
+    spread = [
+        any(isinstance(row[k], Spread) for row in table.rows) for k in range(len(table.columns))
+    ]
     header: list[str] = []
     for column, wide in zip(table.columns, spread, strict=True):
-        header += [column.name, f"{column.name} sd", f"{column.name} runs"] if wide else [column.name]
+        header += (
+            [column.name, f"{column.name} sd", f"{column.name} runs"] if wide else [column.name]
+        )
     text = io.StringIO()
     rows: list[list[object]] = [list(header)]
     for row in table.rows:

@@ -1,7 +1,8 @@
-"""What a report says, free of how it is written: every text is plain, as it came from a manifest or a run, escaped by no one.
+"""What a report says, free of how it is written: every text is plain, as it came from a manifest or
+a run, escaped by no one.
 
-The writers (page.py, markdown.py, sheets.py) escape; nothing else does, and nothing that holds markup comes in here but the
-drawings of plots.py, which escape their own labels.
+The writers (page.py, markdown.py, sheets.py) escape; nothing else does, and nothing that holds
+markup comes in here but the drawings of plots.py, which escape their own labels.
 """
 
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Spread:
-    """The mean over `count` runs and their standard deviation (that of a sample; None for one run)."""
+    """The mean over `count` runs and their standard deviation (that of a sample; None for one
+    run).
+    """
 
     mean: float
     deviation: float | None = None
@@ -22,7 +25,9 @@ Cell = str | int | float | Spread | None
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table; `form` says how its numbers are shown: text, count, short (1.2 M), percent, fixed, or seconds."""
+    """A column of a table; `form` says how its numbers are shown: text, count, short (1.2 M),
+    percent, fixed, or seconds.
+    """
 
     name: str
     form: str = "text"
@@ -30,7 +35,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells. `name`: of its CSV file. `caption`: what it shows. `long`: it has a field to filter its rows."""
+    """Rows of cells. `name`: of its CSV file. `caption`: what it shows. `long`: it has a field to
+    filter its rows.
+    """
 
     name: str
     caption: str

@@ -5,7 +5,7 @@ import math
 import re
 
 from heads.reporting.document import Cell, Spread
-from pipeline.shown import UNSEEN
+from pipeline.text.printable import UNSEEN
 
 _MARKS = re.compile(r"([\\`*\[\]~#$|!])")
 _EDGE = re.compile(r"(?<![^\W_])_|_(?![^\W_])")  # inside a word an underscore is no emphasis
@@ -13,8 +13,12 @@ _LINK = re.compile(r"(?i)(https?|ftp|mailto)(:)|(www)(\.)")
 
 
 def one_line(text: str) -> str:
-    """The text without control characters: line breaks become spaces, the others a mark that something was there."""
-    return UNSEEN.sub(lambda found: " " if found[0] in "\t\n\r\x0b\x0c\x85\u2028\u2029" else "\ufffd", text)
+    """The text without control characters: line breaks become spaces, the others a mark that
+    something was there.
+    """
+    return UNSEEN.sub(
+        lambda found: " " if found[0] in "\t\n\r\x0b\x0c\x85\u2028\u2029" else "\ufffd", text
+    )
 
 
 def shortened(text: str, most: int) -> str:

@@ -1,4 +1,6 @@
-"""Runs that differ in nothing but the seed are one row of the study: a `Group`, with the spread over its runs."""
+"""Runs that differ in nothing but the seed are one row of the study: a `Group`, with the spread
+over its runs.
+"""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from heads.manifest_record import TAG
-from heads.recipe import PLAIN
+from heads.config.recipe import PLAIN
 from heads.reporting.document import Spread
-from heads.reporting.found import FoundRun
 from heads.reporting.plots import COLOURS, REST
-from heads.reporting.predicted import Predicted, main_figure
+from heads.reporting.predictions import Predicted, main_figure
+from heads.reporting.run_folders import FoundRun
+from heads.runs.manifest_record import TAG
 
-# What of run.json tells one group from another. A start is the weights of one run, and seeds start from different ones.
+# What of run.json tells one group from another. A start is the weights of one run, and seeds start
+# from different ones.
 PARTS = ("recipe", "config", "dims", "fingerprint", "precision", "frames")
 UNSAID = {"recipe.name", "recipe.source", "recipe.ours"}
 MANIFEST = "manifest"  # the setting that says whose labels and splits a run has
@@ -23,7 +26,8 @@ MANIFEST = "manifest"  # the setting that says whose labels and splits a run has
 
 @dataclass
 class Group:
-    """Finished runs of one configuration, by seed; `name` is its own in the report; `rank`: 0 for the best main figure.
+    """Finished runs of one configuration, by seed; `name` is its own in the report; `rank`: 0 for
+    the best main figure.
 
     `macs`: of the head on one view, None where they could not be counted.
     """
@@ -49,10 +53,14 @@ class Group:
         return str(self.settings["recipe.head.name"])
 
     def test_set(self, split: str) -> str:
-        """The checksum of the clips and labels that its figures of a split are of; "" where no run tells."""
+        """The checksum of the clips and labels that its figures of a split are of; "" where no run
+        tells.
+        """
         return next((known for run in self.runs if (known := run.test_set(split))), "")
 
-    def spread(self, value: Callable[[FoundRun], float | None], times: float = 1.0) -> Spread | None:
+    def spread(
+        self, value: Callable[[FoundRun], float | None], times: float = 1.0
+    ) -> Spread | None:
         """Mean and deviation of a value over the runs that have it."""
         return spread_of([found * times for run in self.runs if (found := value(run)) is not None])
 
@@ -79,9 +87,16 @@ def groups_of(found: Iterable[FoundRun], split: str) -> list[Group]:
     finished = [run for run in found if run.finished]
     manifests = _manifest_names(finished)
     for run in finished:
-        by_key.setdefault(json.dumps(settings_of(run, manifests), sort_keys=True, default=str), []).append(run)
+        by_key.setdefault(
+            json.dumps(settings_of(run, manifests), sort_keys=True, default=str), []
+        ).append(run)
     groups = []
-    for members in (part for some in by_key.values() for one in _by_test_set(some, split) for part in _once_per_seed(one)):
+    for members in (
+        part
+        for some in by_key.values()
+        for one in _by_test_set(some, split)
+        for part in _once_per_seed(one)
+    ):
         members.sort(key=lambda run: (run.about["seed"], str(run.folder)))
         groups.append(Group(_name(members), members, settings_of(members[0], manifests)))
     for name in {group.name for group in groups}:
@@ -93,7 +108,8 @@ def groups_of(found: Iterable[FoundRun], split: str) -> list[Group]:
 
 
 def _by_test_set(members: list[FoundRun], split: str) -> list[list[FoundRun]]:
-    """Runs of one configuration apart by the clips that their figures are of: the cache may have lost or found some since.
+    """Runs of one configuration apart by the clips that their figures are of: the cache may have
+    lost or found some since.
 
     Those that do not tell are with the first.
     """
@@ -108,9 +124,16 @@ def _by_test_set(members: list[FoundRun], split: str) -> list[list[FoundRun]]:
 
 
 def _once_per_seed(members: list[FoundRun]) -> list[list[FoundRun]]:
-    """Runs of one configuration: together if every seed is there once; else apart by the names of their folders, and of the
-    folders that hold them: a run that was repeated, perhaps with other code, is no further seed."""
-    for key in (lambda run: "", _stem, lambda run: (run.folder.resolve().parent, _stem(run)), lambda run: run.folder):
+    """Runs of one configuration: together if every seed is there once; else apart by the names of
+    their folders, and of the folders that hold them: a run that was repeated, perhaps with other
+    code, is no further seed.
+    """
+    for key in (
+        lambda run: "",
+        _stem,
+        lambda run: (run.folder.resolve().parent, _stem(run)),
+        lambda run: run.folder,
+    ):
         parts: dict[Any, list[FoundRun]] = {}
         for run in members:
             parts.setdefault(key(run), []).append(run)
@@ -138,7 +161,8 @@ def _main(group: Group, split: str) -> float:
 
 
 def settings_of(run: FoundRun, manifests: Mapping[str, str]) -> dict[str, Any]:
-    """Every setting of a finished run by its dotted key: recipe.train.lr, config.sampling.frames, …; and its last phase.
+    """Every setting of a finished run by its dotted key: recipe.train.lr, config.sampling.frames,
+    …; and its last phase.
 
     manifests: what each manifest is called, by the checksum of its labels and splits.
     """
@@ -154,7 +178,9 @@ def _manifest_of(run: FoundRun) -> Mapping[str, Any]:
 
 
 def _manifest_names(found: Iterable[FoundRun]) -> dict[str, str]:
-    """Checksum of labels and splits -> the first file's name that has them, and as much of the checksum as tells it apart."""
+    """Checksum of labels and splits -> the first file's name that has them, and as much of the
+    checksum as tells it apart.
+    """
     names: dict[str, str] = {}
     for run in found:
         record = _manifest_of(run)
@@ -166,7 +192,8 @@ def _manifest_names(found: Iterable[FoundRun]) -> dict[str, str]:
 
 
 def by_test_set(groups: Sequence[Group], split: str) -> list[list[Group]]:
-    """Groups whose figures of a split can be compared, as they are of the same clips with the same labels, together.
+    """Groups whose figures of a split can be compared, as they are of the same clips with the same
+    labels, together.
 
     The sets in the order of their first group. Groups that do not tell are taken to have one set.
     """
@@ -180,7 +207,11 @@ def flat(record: dict, prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}; the phases of a recipe by their names."""
     found: dict[str, Any] = {}
     for key, value in record.items():
-        if isinstance(value, list) and value and all(isinstance(row, dict) and "name" in row for row in value):
+        if (
+            isinstance(value, list)
+            and value
+            and all(isinstance(row, dict) and "name" in row for row in value)
+        ):
             value = {row["name"]: row for row in value}
         if isinstance(value, dict):
             found |= flat(value, f"{prefix}{key}.")
@@ -193,9 +224,14 @@ def _tell_apart(groups: Sequence[Group]) -> None:
     """Adds to names that are alike what the groups differ in."""
     if len(groups) < 2:
         return
-    differing, parents = differences(groups), [group.runs[0].folder.resolve().parent.name for group in groups]
+    differing, parents = (
+        differences(groups),
+        [group.runs[0].folder.resolve().parent.name for group in groups],
+    )
     for number, group in enumerate(groups, 1):
-        told = [f"{key.rsplit('.', 1)[-1]}={text(group.settings.get(key))}" for key in differing[:4]]
+        told = [
+            f"{key.rsplit('.', 1)[-1]}={text(group.settings.get(key))}" for key in differing[:4]
+        ]
         if not told and len(set(parents)) == len(groups):
             told = [f"in {parents[number - 1]}"]
         group.name = f"{group.name}, {', '.join(told)}" if told else f"{group.name} ({number})"
@@ -206,9 +242,15 @@ def _tell_apart(groups: Sequence[Group]) -> None:
 
 
 def differences(groups: Sequence[Group]) -> list[str]:
-    """The dotted keys in which groups differ, the recipe's first; fingerprints only where nothing else tells."""
+    """The dotted keys in which groups differ, the recipe's first; fingerprints only where nothing
+    else tells.
+    """
     keys = dict.fromkeys(key for group in groups for key in group.settings)
-    found = [key for key in keys if key not in UNSAID and len({text(group.settings.get(key)) for group in groups}) > 1]
+    found = [
+        key
+        for key in keys
+        if key not in UNSAID and len({text(group.settings.get(key)) for group in groups}) > 1
+    ]
     return [key for key in found if key != "fingerprint"] or found
 
 
@@ -219,12 +261,16 @@ def text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def series_over(groups: Sequence[Group], value: Callable[[Group], float], ignoring: set[str]) -> list[list[Group]]:
-    """Groups that differ in `value` and in the settings `ignoring` alone, together and by value; what stands alone is left
-    out."""
+def series_over(
+    groups: Sequence[Group], value: Callable[[Group], float], ignoring: set[str]
+) -> list[list[Group]]:
+    """Groups that differ in `value` and in the settings `ignoring` alone, together and by value;
+    what stands alone is left out."""
     together: dict[str, list[Group]] = {}
     for group in groups:
-        rest = {key: setting for key, setting in group.settings.items() if key not in ignoring | UNSAID}
+        rest = {
+            key: setting for key, setting in group.settings.items() if key not in ignoring | UNSAID
+        }
         together.setdefault(json.dumps(rest, sort_keys=True, default=str), []).append(group)
     found = [sorted(members, key=value) for members in together.values()]
     return [members for members in found if len({value(group) for group in members}) > 1]

@@ -1,4 +1,6 @@
-"""A document as one HTML file: style, script, drawings and pictures are inside, and a policy lets it load nothing else."""
+"""A document as one HTML file: style, script, drawings and pictures are inside, and a policy lets
+it load nothing else.
+"""
 
 import base64
 import hashlib
@@ -7,9 +9,22 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from heads.reporting.document import Block, Cards, Cell, Code, Column, Document, Figure, Fold, Notice, Spread, Table, Text
+from heads.reporting.document import (
+    Block,
+    Cards,
+    Cell,
+    Code,
+    Column,
+    Document,
+    Figure,
+    Fold,
+    Notice,
+    Spread,
+    Table,
+    Text,
+)
+from heads.reporting.escaping import as_html, one_line, order, shown
 from heads.reporting.plots import REST
-from heads.reporting.text import as_html, one_line, order, shown
 
 HERE = Path(__file__).parent
 
@@ -20,12 +35,15 @@ def to_html(document: Document) -> str:
     script = (HERE / "page.js").read_text(encoding="utf-8")
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script_hash}'"
-    links = "".join(f'<a href="#{as_html(s.anchor)}">{as_html(s.title)}</a>' for s in document.sections)
+    links = "".join(
+        f'<a href="#{as_html(s.anchor)}">{as_html(s.title)}</a>' for s in document.sections
+    )
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<meta name="referrer" content="no-referrer">\n<meta name="color-scheme" content="light dark">',
+        '<meta name="referrer" content="no-referrer">\n<meta name="color-scheme" content="light '
+        'dark">',
         '<link rel="icon" href="data:,">',  # or a browser would ask the server for one
         f"<title>{as_html(document.title)}</title>\n<style>\n{style}</style>\n</head>\n<body>",
         f"<header>\n<h1>{as_html(document.title)}</h1>",
@@ -69,10 +87,13 @@ def _table(table: Table) -> Iterator[str]:
     name = as_html(f"table-{table.name}")
     if table.long:
         yield (
-            f'<div class="filter" data-table="{name}"><input type="search" placeholder="Filter rows" '
+            f'<div class="filter" data-table="{name}"><input type="search" placeholder="Filter '
+            f'rows" '
             f'aria-label="Filter rows of: {as_html(table.caption)}"><output></output></div>'
         )
-    heads = "".join(f'<th scope="col"{_kind(column)}>{_head(column.name)}</th>' for column in table.columns)
+    heads = "".join(
+        f'<th scope="col"{_kind(column)}>{_head(column.name)}</th>' for column in table.columns
+    )
     yield f'<div class="scroll" tabindex="0"><table id="{name}"><thead><tr>{heads}</tr></thead><tbody>'
     for row in table.rows:
         yield f"<tr>{''.join(_cell(cell, column) for cell, column in zip(row, table.columns, strict=True))}</tr>"
@@ -90,7 +111,11 @@ def _kind(column: Column) -> str:
 
 def _cell(cell: Cell, column: Column) -> str:
     by = order(cell)
-    sort = f' data-by="{"" if by is None else format(by, ".12g")}"' if by is None or not isinstance(by, str) else ""
+    sort = (
+        f' data-by="{"" if by is None else format(by, ".12g")}"'
+        if by is None or not isinstance(by, str)
+        else ""
+    )
     if isinstance(cell, Spread) and cell.deviation is not None:
         around = f'<span class="pm"> ± {as_html(shown(cell.deviation, column.form))}</span>'
         return f"<td{_kind(column)}{sort}>{as_html(shown(cell.mean, column.form))}{around}</td>"
@@ -108,9 +133,7 @@ def _figure(figure: Figure) -> Iterator[str]:
 
 
 def _mark(colour: int, name: str) -> str:
-    square = (
-        f'<svg viewBox="0 0 10 10" aria-hidden="true"><rect class="f{min(colour, REST)}" width="10" height="10" rx="2"/></svg>'
-    )
+    square = f'<svg viewBox="0 0 10 10" aria-hidden="true"><rect class="f{min(colour, REST)}" width="10" height="10" rx="2"/></svg>'
     return f"<li>{square}{as_html(name)}</li>"
 
 

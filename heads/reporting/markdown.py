@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from heads.reporting.document import Block, Cards, Code, Document, Figure, Fold, Notice, Table, Text
+from heads.reporting.escaping import as_markdown, shown
 from heads.reporting.plots import standalone
-from heads.reporting.text import as_markdown, shown
-from pipeline.shown import visible_lines
+from pipeline.text.printable import visible_lines
 
 MOST_ROWS = 60  # of a table; the CSV file has the rest
 
@@ -44,7 +44,9 @@ def _block(block: Block, files: dict[str, bytes]) -> Iterator[str]:
 
 
 def _fenced(text: str) -> Iterator[str]:
-    """A fence longer than any run of backticks inside; control characters, which a terminal obeys, as escapes."""
+    """A fence longer than any run of backticks inside; control characters, which a terminal obeys,
+    as escapes.
+    """
     text = visible_lines(text)
     fence = "```"
     while fence in text:
@@ -57,7 +59,10 @@ def _table(table: Table) -> Iterator[str]:
     yield f"| {' | '.join(as_markdown(column.name) for column in table.columns)} |"
     yield f"|{'|'.join('---' if column.form == 'text' else '--:' for column in table.columns)}|"
     for row in table.rows[:MOST_ROWS]:
-        cells = (as_markdown(shown(cell, column.form)) for cell, column in zip(row, table.columns, strict=True))
+        cells = (
+            as_markdown(shown(cell, column.form))
+            for cell, column in zip(row, table.columns, strict=True)
+        )
         yield f"| {' | '.join(cells)} |"
     yield ""
     if len(table.rows) > MOST_ROWS:

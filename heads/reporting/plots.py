@@ -1,7 +1,9 @@
-"""Drawings as SVG: curves, points, bars, shares, matrices. Colours are variables of plots.css, which knows light and dark.
+"""Drawings as SVG: curves, points, bars, shares, matrices. Colours are variables of plots.css,
+which knows light and dark.
 
-Every function returns one <svg> whose labels are escaped here. A drawing is about as wide as a phone, so that its text is as
-large there as on a wide screen; several stand side by side. Colours are numbered 0 to 7 as in the legend, REST is grey.
+Every function returns one <svg> whose labels are escaped here. A drawing is about as wide as a
+phone, so that its text is as large there as on a wide screen; several stand side by side. Colours
+are numbered 0 to 7 as in the legend, REST is grey.
 """
 
 import base64
@@ -13,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from heads.reporting.axes import Axis, Frame
-from heads.reporting.text import as_html, shortened
+from heads.reporting.escaping import as_html, shortened
 
 COLOURS = 8
 REST = 8
@@ -24,7 +26,9 @@ SMALL = 24  # classes of a matrix whose cells are drawn one by one, with their n
 
 @dataclass(frozen=True)
 class Series:
-    """A line or a set of points: x and y [n], and the half height of its band or error bars (None: none)."""
+    """A line or a set of points: x and y [n], and the half height of its band or error bars (None:
+    none).
+    """
 
     name: str
     colour: int
@@ -36,13 +40,23 @@ class Series:
 def _svg(width: float, height: float, label: str, parts: Sequence[str]) -> str:
     inside = "\n".join(parts)
     return (
-        f'<svg class="plot" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
+        f'<svg class="plot" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
+        f'width="{width:g}" '
         f'height="{height:g}" role="img" aria-label="{as_html(label)}">\n{inside}\n</svg>'
     )
 
 
-def curves(series: Sequence[Series], x_name: str, y_name: str, label: str, form: str = "plain", marks: bool = False) -> str:
-    """Lines, each with the band of its spread; `marks`: a dot at every point. `form`: of the y axis, plain, percent or log."""
+def curves(
+    series: Sequence[Series],
+    x_name: str,
+    y_name: str,
+    label: str,
+    form: str = "plain",
+    marks: bool = False,
+) -> str:
+    """Lines, each with the band of its spread; `marks`: a dot at every point. `form`: of the y
+    axis, plain, percent or log.
+    """
     frame = _frame(series, x_name, y_name, form)
     parts = frame.parts()
     for line in series:
@@ -54,15 +68,26 @@ def curves(series: Sequence[Series], x_name: str, y_name: str, label: str, form:
     for line in reversed(series):
         places = frame.points(line.x, line.y)
         title = f"<title>{as_html(line.name)}</title>"
-        parts.append(f'<polyline class="curve s{line.colour}" points="{" ".join(places)}">{title}</polyline>')
+        parts.append(
+            f'<polyline class="curve s{line.colour}" points="{" ".join(places)}">{title}</polyline>'
+        )
         for place, y in zip(places if marks or len(places) == 1 else (), line.y, strict=False):
             x, _, height = place.partition(",")
             said = f"<title>{as_html(line.name)}: {y:.4g}</title>"
-            parts.append(f'<circle class="f{line.colour}" cx="{x}" cy="{height}" r="3">{said}</circle>')
+            parts.append(
+                f'<circle class="f{line.colour}" cx="{x}" cy="{height}" r="3">{said}</circle>'
+            )
     return _svg(WIDTH, HEIGHT, label, parts)
 
 
-def points(series: Sequence[Series], x_name: str, y_name: str, label: str, form: str = "percent", log: bool = False) -> str:
+def points(
+    series: Sequence[Series],
+    x_name: str,
+    y_name: str,
+    label: str,
+    form: str = "percent",
+    log: bool = False,
+) -> str:
     """Points with error bars; `log`: x by its logarithm."""
     frame = _frame(series, x_name, y_name, form, log, roomy=True)
     parts = frame.parts()
@@ -71,17 +96,33 @@ def points(series: Sequence[Series], x_name: str, y_name: str, label: str, form:
             px, py = frame.x.at(x), frame.y.at(y)
             if dot.spread is not None and dot.spread[k] > 0:
                 top, bottom = frame.y.at(y + dot.spread[k]), frame.y.at(y - dot.spread[k])
-                parts.append(f'<path class="error s{dot.colour}" d="M{px:.1f} {top:.1f}V{bottom:.1f}"/>')
+                parts.append(
+                    f'<path class="error s{dot.colour}" d="M{px:.1f} {top:.1f}V{bottom:.1f}"/>'
+                )
             said = f"<title>{as_html(dot.name)}: {x:.4g}, {y:.4g}</title>"
-            parts.append(f'<circle class="f{dot.colour}" cx="{px:.1f}" cy="{py:.1f}" r="4.5">{said}</circle>')
+            parts.append(
+                f'<circle class="f{dot.colour}" cx="{px:.1f}" cy="{py:.1f}" r="4.5">{said}</circle>'
+            )
     return _svg(WIDTH, HEIGHT, label, parts)
 
 
-def _frame(series: Sequence[Series], x_name: str, y_name: str, form: str, log: bool = False, roomy: bool = False) -> Frame:
+def _frame(
+    series: Sequence[Series],
+    x_name: str,
+    y_name: str,
+    form: str,
+    log: bool = False,
+    roomy: bool = False,
+) -> Frame:
     """The axes of these series."""
     xs = np.concatenate([np.asarray(line.x, float) for line in series])
     low, high = (
-        np.concatenate([np.asarray(s.y, float) + sign * np.asarray(0 if s.spread is None else s.spread) for s in series])
+        np.concatenate(
+            [
+                np.asarray(s.y, float) + sign * np.asarray(0 if s.spread is None else s.spread)
+                for s in series
+            ]
+        )
         for sign in (-1, 1)
     )
     low, high = low[np.isfinite(low)], high[np.isfinite(high)]
@@ -97,7 +138,9 @@ def _frame(series: Sequence[Series], x_name: str, y_name: str, form: str, log: b
 
 
 def bars(rows: Sequence[tuple[str, float]], label: str) -> str:
-    """Horizontal bars from a common zero, the name above each: positive ones in the first colour, negative in the second."""
+    """Horizontal bars from a common zero, the name above each: positive ones in the first colour,
+    negative in the second.
+    """
     lowest, highest = (pick(0.0, *(value for _, value in rows)) for pick in (min, max))
     left, right, height = (46 if lowest < 0 else 4), WIDTH - 46, 30 * len(rows) + 6
     scale = (right - left) / ((highest - lowest) or 1.0)
@@ -107,8 +150,13 @@ def bars(rows: Sequence[tuple[str, float]], label: str) -> str:
         y, length = 30 * k + 4, abs(value) * scale
         start = zero if value >= 0 else zero - length
         said = f"<title>{as_html(name)}: {value:+.1f}</title>"
-        parts.append(f'<rect class="f{int(value < 0)}" x="{start:.1f}" y="{y + 13}" width="{length:.1f}" height="9" rx="1.5"/>')
-        parts.append(f'<text class="ink" x="4" y="{y + 9}">{as_html(shortened(name, 58))}{said}</text>')
+        parts.append(
+            f'<rect class="f{int(value < 0)}" x="{start:.1f}" y="{y + 13}" width="{length:.1f}" '
+            f'height="9" rx="1.5"/>'
+        )
+        parts.append(
+            f'<text class="ink" x="4" y="{y + 9}">{as_html(shortened(name, 58))}{said}</text>'
+        )
         parts.append(f'<path class="axis" d="M{zero:.1f} {y + 11}v13"/>')
         edge, side = (zero + length + 4, "") if value >= 0 else (zero - length - 4, ' class="end"')
         parts.append(f'<text{side} x="{edge:.1f}" y="{y + 21}">{value:+.1f}</text>')
@@ -116,7 +164,9 @@ def bars(rows: Sequence[tuple[str, float]], label: str) -> str:
 
 
 def shares(rows: Sequence[tuple[str, Sequence[float]]], label: str) -> str:
-    """One stacked bar for each row, the name above it; shares in [0,1], the k-th in colour k, those beyond the colours grey."""
+    """One stacked bar for each row, the name above it; shares in [0,1], the k-th in colour k, those
+    beyond the colours grey.
+    """
     parts = []
     for k, (name, values) in enumerate(rows):
         y, x = 28 * k + 4, 4.0
@@ -126,13 +176,18 @@ def shares(rows: Sequence[tuple[str, Sequence[float]]], label: str) -> str:
             said = f"<title>{100 * value:.0f} %</title>"
             kind = min(colour, REST)
             if value > 0:
-                parts.append(f'<rect class="f{kind}" x="{x:.1f}" y="{y + 13}" width="{width:.1f}" height="9">{said}</rect>')
+                parts.append(
+                    f'<rect class="f{kind}" x="{x:.1f}" y="{y + 13}" width="{width:.1f}" '
+                    f'height="9">{said}</rect>'
+                )
             x += width
     return _svg(WIDTH, 28 * len(rows) + 6, label, parts)
 
 
 def matrix(counts: np.ndarray, names: Sequence[str], label: str) -> str:
-    """counts [K,K], rows labels, columns predictions; shaded by the share of the row. From SMALL classes on, one picture."""
+    """counts [K,K], rows labels, columns predictions; shaded by the share of the row. From SMALL
+    classes on, one picture.
+    """
     classes = len(names)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     if classes > SMALL:
@@ -143,24 +198,38 @@ def matrix(counts: np.ndarray, names: Sequence[str], label: str) -> str:
     parts = [f'<text class="mid" x="{left + side * classes / 2:.0f}" y="11">predicted</text>']
     for k, name in enumerate(names):
         said, middle = as_html(shortened(name, 22)), side * k + side / 2 + 4
-        parts.append(f'<text class="end ink" x="{left - 6}" y="{top + middle:.0f}">{said}<title>{as_html(name)}</title></text>')
+        parts.append(
+            f'<text class="end ink" x="{left - 6}" '
+            f'y="{top + middle:.0f}">{said}<title>{as_html(name)}</title></text>'
+        )
         turned = f"translate({left + middle:.0f} {top - 6}) rotate(-90)"
-        parts.append(f'<text class="ink" transform="{turned}">{said}<title>{as_html(name)}</title></text>')
+        parts.append(
+            f'<text class="ink" transform="{turned}">{said}<title>{as_html(name)}</title></text>'
+        )
     for row in range(classes):
         for column in np.flatnonzero(counts[row]):
             x, y, value = left + side * column, top + side * row, share[row, column]
             parts.append(
-                f'<rect class="cell" x="{x}" y="{y}" width="{side}" height="{side}" opacity="{0.08 + 0.92 * value:.2f}"/>'
+                f'<rect class="cell" x="{x}" y="{y}" width="{side}" height="{side}" '
+                f'opacity="{0.08 + 0.92 * value:.2f}"/>'
             )
             kind = "over" if value > 0.5 else "ink"
             number = f"{counts[row, column]:,.0f}"
-            parts.append(f'<text class="mid {kind}" x="{x + side / 2:g}" y="{y + side / 2 + 4:g}">{number}</text>')
-    parts.append(f'<rect class="frame" x="{left}" y="{top}" width="{side * classes}" height="{side * classes}"/>')
+            parts.append(
+                f'<text class="mid {kind}" x="{x + side / 2:g}" '
+                f'y="{y + side / 2 + 4:g}">{number}</text>'
+            )
+    parts.append(
+        f'<rect class="frame" x="{left}" y="{top}" width="{side * classes}" '
+        f'height="{side * classes}"/>'
+    )
     return _svg(width, top + side * classes + 4, label, parts)
 
 
 def _picture_of(share: np.ndarray, label: str) -> str:
-    """A large matrix: a pixel for each cell, transparent where nothing is, so that it suits light and dark."""
+    """A large matrix: a pixel for each cell, transparent where nothing is, so that it suits light
+    and dark.
+    """
     from PIL import Image
 
     pixels = np.zeros((*share.shape, 4), np.uint8)
@@ -172,7 +241,8 @@ def _picture_of(share: np.ndarray, label: str) -> str:
     place = f'x="{left}" y="{top}" width="{side}" height="{side}"'
     address = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
     parts = [
-        f'<text class="mid" x="{left + side / 2:g}" y="12">predicted: class 0 to {len(share) - 1}</text>',
+        f'<text class="mid" x="{left + side / 2:g}" y="12">predicted: class 0 to '
+        f"{len(share) - 1}</text>",
         f'<text class="mid" transform="translate(12 {top + side / 2:g}) rotate(-90)">label</text>',
         f'<image {place} preserveAspectRatio="none" image-rendering="pixelated" href="{address}"/>',
         f'<rect class="frame" {place}/>',
@@ -183,11 +253,16 @@ def _picture_of(share: np.ndarray, label: str) -> str:
 def standalone(svg: str, legend: Sequence[tuple[int, str]] = ()) -> str:
     """A drawing as a file of its own: with its colours, its paper, and the legend below it."""
     head, _, rest = svg.partition(">")
-    width, height = (float(head.split(f' {name}="')[1].split('"')[0]) for name in ("width", "height"))
+    width, height = (
+        float(head.split(f' {name}="')[1].split('"')[0]) for name in ("width", "height")
+    )
     parts, whole = [], height + 18 * len(legend) + (8 if legend else 0)
     for k, (colour, name) in enumerate(legend):
         y = height + 16 + 18 * k
-        parts.append(f'<rect class="f{min(colour, REST)}" x="8" y="{y - 9:g}" width="10" height="10" rx="2"/>')
+        parts.append(
+            f'<rect class="f{min(colour, REST)}" x="8" y="{y - 9:g}" width="10" height="10" '
+            f'rx="2"/>'
+        )
         parts.append(f'<text class="ink" x="24" y="{y:g}">{as_html(shortened(name, 50))}</text>')
     head = head.replace(f'0 0 {width:g} {height:g}"', f'0 0 {width:g} {whole:g}"')
     head = head.replace(f' height="{height:g}"', f' height="{whole:g}"')

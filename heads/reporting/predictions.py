@@ -1,6 +1,6 @@
 """What a run's stored predictions say of every video and class: V videos, K classes, R views.
 
-Scores of views become scores of videos as the run's recipe says (heads/metrics.py).
+Scores of views become scores of videos as the run's recipe says (heads/evaluation/metrics.py).
 """
 
 from collections.abc import Mapping
@@ -9,19 +9,27 @@ from functools import cached_property
 
 import numpy as np
 
-from heads.manifest_record import sha256_of_split
-from heads.metrics import aggregate, confusion, mean_average_precision, scores_of, summarise
+from heads.evaluation.metrics import (
+    aggregate,
+    confusion,
+    mean_average_precision,
+    scores_of,
+    summarise,
+)
+from heads.runs.manifest_record import sha256_of_split
 
 MOST_POINTS = 12  # numbers of views at which a figure is computed
 
 
 @dataclass
 class Predicted:
-    """clips [V] and classes [K] by name; targets [V] of class ids, or [V,K] of 0 and 1; figures by name.
+    """clips [V] and classes [K] by name; targets [V] of class ids, or [V,K] of 0 and 1; figures by
+    name.
 
-    With one label per video: `right` [V] bool, `guess` [V] class ids, `sure` [V] the score of the label, `confusion` [K,K].
-    `per_class` [K]: recall, or average precision with several labels; NaN for a class without a video. `by_views`: number of
-    views -> the main figure. `structures` [R,cells,E]: what a structured head chose for each view, with `view_targets` [R].
+    With one label per video: `right` [V] bool, `guess` [V] class ids, `sure` [V] the score of the
+    label, `confusion` [K,K]. `per_class` [K]: recall, or average precision with several labels; NaN
+    for a class without a video. `by_views`: number of views -> the main figure. `structures`
+    [R,cells,E]: what a structured head chose for each view, with `view_targets` [R].
     """
 
     clips: tuple[str, ...]
@@ -39,10 +47,15 @@ class Predicted:
 
     @cached_property
     def test_set(self) -> str:
-        """The checksum of the clips and labels that were predicted, as `heads.manifest_record` has it of a whole split."""
+        """The checksum of the clips and labels that were predicted, as `heads.runs.manifest_record`
+        has it of a whole split.
+        """
         several = self.targets.ndim == 2
         labels = [np.flatnonzero(target) if several else [target] for target in self.targets]
-        return sha256_of_split((clip, [self.classes[k] for k in own]) for clip, own in zip(self.clips, labels, strict=True))
+        return sha256_of_split(
+            (clip, [self.classes[k] for k in own])
+            for clip, own in zip(self.clips, labels, strict=True)
+        )
 
 
 def main_figure(figures: Mapping[str, float]) -> str:
@@ -51,11 +64,16 @@ def main_figure(figures: Mapping[str, float]) -> str:
 
 
 def predicted_of(arrays: Mapping[str, np.ndarray], recipe: Mapping) -> Predicted | None:
-    """What the arrays of a predictions_SPLIT.npz say, scored as `recipe` (its tables) says; None without labels."""
+    """What the arrays of a predictions_SPLIT.npz say, scored as `recipe` (its tables) says; None
+    without labels.
+    """
     if "targets" not in arrays:
         return None
     targets, video, videos = arrays["targets"], arrays["video"], len(arrays["clips"])
-    kind = recipe["evaluate"]["scores"] or {"single": "softmax", "multi": "sigmoid"}[recipe["data"]["target"]]
+    kind = (
+        recipe["evaluate"]["scores"]
+        or {"single": "softmax", "multi": "sigmoid"}[recipe["data"]["target"]]
+    )
     how = recipe["evaluate"]["aggregate"]
     views = scores_of(arrays["logits"], kind)
     scores = aggregate(views, video, videos, how)
@@ -94,13 +112,21 @@ def _precisions(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return found
 
 
-def _by_views(views: np.ndarray, video: np.ndarray, number: np.ndarray, targets: np.ndarray, how: str) -> dict[int, float]:
-    """The main figure from the first k views of every video, for k from 1 to all; {} where each has one."""
+def _by_views(
+    views: np.ndarray, video: np.ndarray, number: np.ndarray, targets: np.ndarray, how: str
+) -> dict[int, float]:
+    """The main figure from the first k views of every video, for k from 1 to all; {} where each has
+    one.
+    """
     ordered, counts = np.lexsort((number, video)), np.bincount(video)
     starts, most = np.cumsum(counts) - counts, int(counts.max())
     if most < 2:
         return {}
-    wanted = {round(x) for x in np.geomspace(1, most, MOST_POINTS)} if most > MOST_POINTS else set(range(1, most + 1))
+    wanted = (
+        {round(x) for x in np.geomspace(1, most, MOST_POINTS)}
+        if most > MOST_POINTS
+        else set(range(1, most + 1))
+    )
     total, found = views[ordered[starts]], {}
     for k in range(1, most + 1):
         if k > 1:
@@ -110,5 +136,9 @@ def _by_views(views: np.ndarray, video: np.ndarray, number: np.ndarray, targets:
         if k in wanted:
             scores = total if how == "max" else total / np.minimum(counts, k)[:, None]
             several = targets.ndim == 2
-            found[k] = mean_average_precision(scores, targets) if several else float((scores.argmax(1) == targets).mean())
+            found[k] = (
+                mean_average_precision(scores, targets)
+                if several
+                else float((scores.argmax(1) == targets).mean())
+            )
     return found

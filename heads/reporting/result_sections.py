@@ -5,12 +5,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from heads.reporting.document import Block, Cell, Column, Figure, Fold, Panel, Section, Table, Text
-from heads.reporting.found import FoundRun
+from heads.reporting.groups import MANIFEST, Group, by_test_set, differences, text
 from heads.reporting.plots import COLOURS, REST, Series, curves, points
-from heads.reporting.predicted import main_figure
-from heads.reporting.study import MANIFEST, Group, by_test_set, differences, text
+from heads.reporting.predictions import main_figure
+from heads.reporting.run_folders import FoundRun
 
-NAMES = {"top1": "top-1 %", "top5": "top-5 %", "map": "mAP %", "class_mean": "class mean %", "loss": "loss"}
+NAMES = {
+    "top1": "top-1 %",
+    "top5": "top-5 %",
+    "map": "mAP %",
+    "class_mean": "class mean %",
+    "loss": "loss",
+}
 LONG = 8  # rows from which on a table can be filtered
 
 
@@ -33,7 +39,11 @@ def results(groups: Sequence[Group], found: Sequence[FoundRun], split: str) -> S
     if groups:
         sets = by_test_set(groups, split)
         for number, together in enumerate(sets):
-            blocks.append(_study_table(together, split, number, _about_set(together[0], split) if len(sets) > 1 else ""))
+            blocks.append(
+                _study_table(
+                    together, split, number, _about_set(together[0], split) if len(sets) > 1 else ""
+                )
+            )
         if settings := _settings_table(groups):
             blocks.append(Fold("Settings in which the rows differ", (settings,)))
     blocks.append(Fold("Every run", (_runs_table(found, split),)))
@@ -43,7 +53,9 @@ def results(groups: Sequence[Group], found: Sequence[FoundRun], split: str) -> S
 
 
 def _about_set(group: Group, split: str) -> str:
-    """Whose figures a table has, where there are several sets of clips: rows of different ones are not ranked together."""
+    """Whose figures a table has, where there are several sets of clips: rows of different ones are
+    not ranked together.
+    """
     record = (group.runs[0].about.get("manifest") or {}).get("splits", {}).get(split)
     if not group.predicted and record is None:
         return f"Runs that do not record which clips are in {split}. "
@@ -57,7 +69,9 @@ def _study_table(groups: Sequence[Group], split: str, number: int, about: str) -
     """The rows of one set of clips, the best first; `number` from 0 tells the tables apart."""
     names = [name for name in figure_names(groups, split) if name != "loss"]
     other = "val" if split == "test" else "test"
-    more = [name for name in figure_names(groups, other) if name == main_figure(dict.fromkeys(names))]
+    more = [
+        name for name in figure_names(groups, other) if name == main_figure(dict.fromkeys(names))
+    ]
     columns = [
         Column("name"),
         Column("head"),
@@ -73,9 +87,24 @@ def _study_table(groups: Sequence[Group], split: str, number: int, about: str) -
         row: list[Cell] = [group.name, group.head, len(group.runs)]
         row += [group.figure(split, name, 100.0) for name in names]
         row += [group.figure(other, name, 100.0) for name in more]
-        rows.append((*row, group.runs[0].result["parameters"], group.macs, group.spread(lambda run: run.result["seconds"])))
-    seeds = "Mean ± standard deviation over seeds. " if any(len(group.runs) > 1 for group in groups) else ""
-    whole = " Trained from frames, they are the whole network's." if any("frames" in g.runs[0].about for g in groups) else ""
+        rows.append(
+            (
+                *row,
+                group.runs[0].result["parameters"],
+                group.macs,
+                group.spread(lambda run: run.result["seconds"]),
+            )
+        )
+    seeds = (
+        "Mean ± standard deviation over seeds. "
+        if any(len(group.runs) > 1 for group in groups)
+        else ""
+    )
+    whole = (
+        " Trained from frames, they are the whole network's."
+        if any("frames" in g.runs[0].about for g in groups)
+        else ""
+    )
     caption = f"{seeds}Parameters and MACs (one view) are the head's.{whole} Seconds: its own computing and waiting for data."
     name = f"study-{number}" if number else "study"
     return Table(name, about + caption, tuple(columns), tuple(rows), long=len(rows) >= LONG)
@@ -93,7 +122,11 @@ def _settings_table(groups: Sequence[Group]) -> Table | None:
 
 
 def _runs_table(found: Sequence[FoundRun], split: str) -> Table:
-    names = [name for name in ("map", "top1", "top5", "class_mean", "loss") if any(name in run.figures(split) for run in found)]
+    names = [
+        name
+        for name in ("map", "top1", "top5", "class_mean", "loss")
+        if any(name in run.figures(split) for run in found)
+    ]
     columns = [
         Column("run"),
         Column("state"),
@@ -101,36 +134,71 @@ def _runs_table(found: Sequence[FoundRun], split: str) -> Table:
         Column("epochs", "count"),
         Column("best epoch", "count"),
     ]
-    columns += [Column(f"{split} {NAMES[name]}", "fixed" if name == "loss" else "percent") for name in names]
-    columns += [Column("training s", "seconds"), Column("device"), Column("cache"), Column("manifest")]
+    columns += [
+        Column(f"{split} {NAMES[name]}", "fixed" if name == "loss" else "percent") for name in names
+    ]
+    columns += [
+        Column("training s", "seconds"),
+        Column("device"),
+        Column("cache"),
+        Column("manifest"),
+    ]
     rows = []
     for run in found:
         about, result = run.about or {}, run.result or {}
         epochs = result.get("epochs", len(run.log))
-        row: list[Cell] = [str(run.folder), run.state, about.get("seed"), epochs, result.get("best_epoch")]
+        row: list[Cell] = [
+            str(run.folder),
+            run.state,
+            about.get("seed"),
+            epochs,
+            result.get("best_epoch"),
+        ]
         for name in names:
             value = run.figures(split).get(name)
             row.append(value if value is None or name == "loss" else 100 * value)
-        row += [result.get("seconds"), str(about.get("device", "")), str(about.get("fingerprint", ""))[:12]]
+        row += [
+            result.get("seconds"),
+            str(about.get("device", "")),
+            str(about.get("fingerprint", ""))[:12],
+        ]
         rows.append((*row, str((about.get("manifest") or {}).get("path", ""))))
-    return Table("runs", "One row per run folder.", tuple(columns), tuple(rows), long=len(rows) >= LONG)
+    return Table(
+        "runs", "One row per run folder.", tuple(columns), tuple(rows), long=len(rows) >= LONG
+    )
 
 
 def _evaluations_table(found: Sequence[FoundRun]) -> Table | None:
     """What `vidgraph evaluate` has left; None without any."""
     records = [(run, name, record) for run in found for name, record in run.evaluations]
     names = [name for name in NAMES if any(name in record for _, _, record in records)]
-    columns = [Column("run"), Column("evaluation"), Column("checkpoint"), Column("cache"), Column("manifest")]
+    columns = [
+        Column("run"),
+        Column("evaluation"),
+        Column("checkpoint"),
+        Column("cache"),
+        Column("manifest"),
+    ]
     columns += [Column(NAMES[name], "fixed" if name == "loss" else "percent") for name in names]
     rows = []
     for run, tag, record in records:
-        values = [value if (value := record.get(name)) is None or name == "loss" else 100 * value for name in names]
-        cells = str(run.folder), tag, str(record.get("checkpoint", "")), str(record.get("fingerprint", ""))[:12]
+        values = [
+            value if (value := record.get(name)) is None or name == "loss" else 100 * value
+            for name in names
+        ]
+        cells = (
+            str(run.folder),
+            tag,
+            str(record.get("checkpoint", "")),
+            str(record.get("fingerprint", ""))[:12],
+        )
         rows.append((*cells, str(record.get("manifest", "")), *values))
-    caption = (
-        "Named after the split, the cache's fingerprint where it is not the run's own, and the checksum of a split that is not."
+    caption = "Named after the split, the cache's fingerprint where it is not the run's own, and the checksum of a split that is not."
+    return (
+        Table("evaluations", caption, tuple(columns), tuple(rows), long=len(rows) >= LONG)
+        if rows
+        else None
     )
-    return Table("evaluations", caption, tuple(columns), tuple(rows), long=len(rows) >= LONG) if rows else None
 
 
 def learning(groups: Sequence[Group]) -> Section | None:
@@ -138,10 +206,15 @@ def learning(groups: Sequence[Group]) -> Section | None:
     drawn = [group for group in groups if any(run.log for run in group.runs)]
     if not drawn:
         return None
-    name = next((main_figure(row["val"]) for g in drawn for run in g.runs for row in run.log if row["val"]), "")
+    name = next(
+        (main_figure(row["val"]) for g in drawn for run in g.runs for row in run.log if row["val"]),
+        "",
+    )
     wanted = [("loss", "Training loss", lambda row: row["loss"], "plain")]
     if name:
-        wanted.append((name, f"val {NAMES[name]}", lambda row: 100 * row["val"].get(name, np.nan), "percent"))
+        wanted.append(
+            (name, f"val {NAMES[name]}", lambda row: 100 * row["val"].get(name, np.nan), "percent")
+        )
     wanted.append(("val-loss", "val loss", lambda row: row["val"].get("loss", np.nan), "plain"))
     panels = []
     for stem, title, value, form in wanted:
@@ -151,8 +224,16 @@ def learning(groups: Sequence[Group]) -> Section | None:
             if form == "plain" and _steep(lines):
                 form, title = "log", f"{title}, logarithmic"
             panels.append(Panel(f"learning-{stem}", curves(lines, "epoch", title, alt, form), alt))
-    seeds = " Bands are one standard deviation over seeds." if any(len(group.runs) > 1 for group in drawn) else ""
-    figure = Figure(f"By epoch; the epochs of all phases are counted through.{seeds}", tuple(panels), legend_of(drawn))
+    seeds = (
+        " Bands are one standard deviation over seeds."
+        if any(len(group.runs) > 1 for group in drawn)
+        else ""
+    )
+    figure = Figure(
+        f"By epoch; the epochs of all phases are counted through.{seeds}",
+        tuple(panels),
+        legend_of(drawn),
+    )
     return Section("Learning curves", "learning", (figure,))
 
 
@@ -169,11 +250,19 @@ def _curve(group: Group, value) -> Series | None:
     for run in group.runs:
         for row in run.log:
             by_epoch.setdefault(row["epoch"], []).append(float(value(row)))
-    kept = {epoch: values for epoch, values in sorted(by_epoch.items()) if np.isfinite(values).any()}
+    kept = {
+        epoch: values for epoch, values in sorted(by_epoch.items()) if np.isfinite(values).any()
+    }
     if not kept:
         return None
     y = [float(np.nanmean(values)) for values in kept.values()]
-    return Series(group.name, group.colour, list(kept), y, [float(np.nanstd(values)) for values in kept.values()])
+    return Series(
+        group.name,
+        group.colour,
+        list(kept),
+        y,
+        [float(np.nanstd(values)) for values in kept.values()],
+    )
 
 
 def costs(groups: Sequence[Group], split: str) -> Section | None:
@@ -185,19 +274,26 @@ def costs(groups: Sequence[Group], split: str) -> Section | None:
     blocks: list[Block] = []
     for number, together in enumerate(sets):
         about = _about_set(together[0], split) if len(sets) > 1 else ""
-        if panels := _cost_panels(together, f"{split} {NAMES[names[0]]}", split, names[0], f"-{number}" if number else ""):
+        if panels := _cost_panels(
+            together, f"{split} {NAMES[names[0]]}", split, names[0], f"-{number}" if number else ""
+        ):
             caption = "Of the head alone: what is cached was computed once for all. Bars are one standard deviation over seeds."
             blocks.append(Figure(about + caption, tuple(panels), legend_of(together)))
     if not blocks:
         return None
     if len(groups) > COLOURS:
         blocks.append(
-            Text(f"The {COLOURS} best rows have a colour of their own; a point's name appears when it is pointed at.")
+            Text(
+                f"The {COLOURS} best rows have a colour of their own; a point's name appears when "
+                f"it is pointed at."
+            )
         )
     return Section("Accuracy and cost", "cost", tuple(blocks))
 
 
-def _cost_panels(groups: Sequence[Group], title: str, split: str, name: str, suffix: str) -> list[Panel]:
+def _cost_panels(
+    groups: Sequence[Group], title: str, split: str, name: str, suffix: str
+) -> list[Panel]:
     """The main figure against each cost; the panels' names end in `suffix`."""
     panels = []
     of = {

@@ -1,7 +1,8 @@
-"""Pre-training of a digit network on single digits, before it is frozen (RSTG sec. 5; its recipe is in no source, spec 10).
+"""Pre-training of a digit network on single digits, before it is frozen (RSTG sec. 5; its recipe is
+in no source, spec 10).
 
-The classifier looks at the maximum over places, so that the network learns features of a digit wherever it is, the ones that
-RoIAlign with max pooling will read out of a frame with several.
+The classifier looks at the maximum over places, so that the network learns features of a digit
+wherever it is, the ones that RoIAlign with max pooling will read out of a frame with several.
 """
 
 import time
@@ -14,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from heads.learner import INIT, reseed
-from heads.runs import write_atomically
+from heads.runs.run_files import write_atomically
+from heads.training.learner import INIT, reseed
 from pipeline.backbones import Backbone, build_backbone
 from pipeline.digits import Images, single_digits
-from pipeline.memory_format import lay_out
+from pipeline.networks.memory_format import lay_out
 
 CLASSES = 10
 CHECKED = 500  # validation pictures
@@ -27,10 +28,12 @@ CHECK_EVERY = 25  # steps
 
 @dataclass(frozen=True)
 class Pretraining:
-    """How the digit network is pre-trained: `backbone` of `width` with these `options`; digits of `tile` × `tile` pixels at
-    random places of frames of `canvas` pixels (`train_canvas` while it learns: a smaller frame is cheaper and teaches the same,
-    since the network is convolutional and the classifier takes a maximum); Adam, its rate rising to `lr` and falling to 0 in
-    one cycle of `steps`, ended as soon as the validation accuracy reaches `target`."""
+    """How the digit network is pre-trained: `backbone` of `width` with these `options`; digits of
+    `tile` × `tile` pixels at random places of frames of `canvas` pixels (`train_canvas` while it
+    learns: a smaller frame is cheaper and teaches the same, since the network is convolutional and
+    the classifier takes a maximum); Adam, its rate rising to `lr` and falling to 0 in one cycle of
+    `steps`, ended as soon as the validation accuracy reaches `target`.
+    """
 
     backbone: str = "digit_cnn"
     width: int = 64
@@ -61,10 +64,12 @@ def pretrain(
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> Pretrained:
-    """Trains the backbone to tell ten digits apart, on the split train of `images`, until the split val says it can.
+    """Trains the backbone to tell ten digits apart, on the split train of `images`, until the split
+    val says it can.
 
-    Writes the backbone's state dict to `path`, for build_backbone(BACKBONE, weights=path, width=…, …). A result
-    below the target is still written, and said. ValueError for digits that do not fit the canvas.
+    Writes the backbone's state dict to `path`, for build_backbone(BACKBONE, weights=path, width=…,
+    …). A result below the target is still written, and said. ValueError for digits that do not fit
+    the canvas.
     """
     how, begun = how or Pretraining(), time.monotonic()
     tiles = {split: images[split].resized(how.tile) for split in ("train", "val")}
@@ -72,7 +77,9 @@ def pretrain(
     reseed(device, seed, INIT)
     backbone = lay_out(build_backbone(how.backbone, width=how.width, **how.options), device)
     for module in backbone.modules():
-        if isinstance(module, nn.Conv3d) and module.bias is not None:  # PyTorch's default, a gain of 1/3, takes twice the steps
+        if (
+            isinstance(module, nn.Conv3d) and module.bias is not None
+        ):  # PyTorch's default, a gain of 1/3, takes twice the steps
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             nn.init.zeros_(module.bias)
     classifier = nn.Linear(backbone.channels(), CLASSES)
@@ -91,9 +98,15 @@ def pretrain(
         step += 1
         if step % CHECK_EVERY == 0 or step == how.steps:
             accuracy = _accuracy(backbone, classifier, *checked)
-            say(f"step {step}: loss {loss.item():.3f}, {100 * accuracy:.1f} % of {CHECKED} validation digits right")
+            say(
+                f"step {step}: loss {loss.item():.3f}, {100 * accuracy:.1f} % of {CHECKED} "
+                f"validation digits right"
+            )
     if accuracy < how.target:
-        say(f"the digit network reached {100 * accuracy:.1f} %, not the {100 * how.target:.0f} % aimed at, in {step} steps")
+        say(
+            f"the digit network reached {100 * accuracy:.1f} %, not the {100 * how.target:.0f} % "
+            f"aimed at, in {step} steps"
+        )
     write_atomically(Path(path), lambda file: torch.save(backbone.state_dict(), file))
     return Pretrained(Path(path), accuracy, step, time.monotonic() - begun)
 
@@ -104,10 +117,15 @@ def _features(backbone: Backbone, frames: np.ndarray) -> Tensor:
 
 
 @torch.inference_mode()
-def _accuracy(backbone: Backbone, classifier: nn.Module, frames: np.ndarray, classes: np.ndarray) -> float:
+def _accuracy(
+    backbone: Backbone, classifier: nn.Module, frames: np.ndarray, classes: np.ndarray
+) -> float:
     backbone.eval()
     right = [
-        (classifier(_features(backbone, frames[k : k + 100])).argmax(1).numpy() == classes[k : k + 100]).sum()
+        (
+            classifier(_features(backbone, frames[k : k + 100])).argmax(1).numpy()
+            == classes[k : k + 100]
+        ).sum()
         for k in range(0, len(frames), 100)
     ]
     backbone.train()

@@ -3,11 +3,13 @@
     work = Work(TABLES["rstg"], size_for(TABLES["rstg"], 60, "cpu"), Path("reproduce/rstg-small"))
     for task in work.table.tasks:
         train_rows(work, task, work.table.rows, seeds=range(2))
-    record(work)                                            # heads/reproduce_report.py: what there is, beside the paper's
+    record(work)                                            # heads/reproduction/report.py: what
+    there is, beside the paper's
 
-Rows whose head alone is trained share a cache of the frozen digit network's maps (pipeline/digit_cache.py); the others are
-trained from frames that are generated as they are needed. Every row and seed has a run folder (heads/runs.py) and continues
-where it was stopped: after its last epoch, or inside one where it reads frames.
+Rows whose head alone is trained share a cache of the frozen digit network's maps
+(pipeline/digits/digit_cache.py); the others are trained from frames that are generated as they are
+needed. Every row and seed has a run folder (heads/runs/run_files.py) and continues where it was
+stopped: after its last epoch, or inside one where it reads frames.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,32 +20,42 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from heads import runs
-from heads.batch import Clips
-from heads.data import Part
-from heads.end_to_end import train_frames
-from heads.frames import How, Piece, new_network, part_of_clips
-from heads.held import Busy, alone
-from heads.learner import INIT, reseed
-from heads.live import live_dims
-from heads.members import Result
-from heads.pretrain import Pretraining, pretrain
-from heads.reproduce_tables import Row, Size, Table, backbone_options, lower_width, reads_frames, recipe_of
-from heads.run_records import RUN
-from heads.train import train
+from heads.data.splits import Part
+from heads.finetuning.end_to_end import train_frames
+from heads.finetuning.frame_training import How, Piece, new_network, part_of_clips
+from heads.finetuning.joint_network import live_dims
+from heads.interface.clips import Clips
+from heads.reproduction.pretraining import Pretraining, pretrain
+from heads.reproduction.tables import (
+    Row,
+    Size,
+    Table,
+    backbone_options,
+    lower_width,
+    reads_frames,
+    recipe_of,
+)
+from heads.runs import run_files as runs
+from heads.runs.folder_lock import Busy, alone
+from heads.runs.records import RUN
+from heads.training.learner import INIT, reseed
+from heads.training.members import Result
+from heads.training.train import train
 from pipeline.backbones import build_backbone, freeze
-from pipeline.cache import Cache
-from pipeline.digit_cache import cache_digits
+from pipeline.cache.reader import Cache
 from pipeline.digits import TASKS, DigitVideos, Images, Task, load_images
-from pipeline.manifest import SPLITS
-from pipeline.memory_format import lay_out
-from pipeline.waits import Say
+from pipeline.digits.digit_cache import cache_digits
+from pipeline.manifests.manifest import SPLITS
+from pipeline.networks.memory_format import lay_out
+from pipeline.workers.waiting import Say
 
 
 @dataclass(frozen=True)
 class Work:
-    """A table at a size, and where it is done. Everything in `folder` follows from (table, size, images, seeds); `device` is
-    where the networks run. `images`: "sklearn" or "mnist" (`pipeline.digits.load_images`)."""
+    """A table at a size, and where it is done. Everything in `folder` follows from (table, size,
+    images, seeds); `device` is where the networks run. `images`: "sklearn" or "mnist"
+    (`pipeline.digits.load_images`).
+    """
 
     table: Table
     size: Size
@@ -60,7 +72,9 @@ class Work:
         return replace(plain, classes=max(self.size.classes, least))
 
     def videos(self, row: Row | None = None) -> dict[str, int]:
-        """How many videos each split has; a row that is trained from frames may get fewer for training."""
+        """How many videos each split has; a row that is trained from frames may get fewer for
+        training.
+        """
         train, val, test = self.size.videos
         share = self.size.end_to_end if row is not None and reads_frames(row, self.size) else 1.0
         return {"train": max(self.size.batch, round(train * share)), "val": val, "test": test}
@@ -72,17 +86,24 @@ class Work:
     def pictures(self, task: Task) -> dict[str, Images]:
         """The handwritten digits of each split, of the classes that the task uses."""
         found = self._pictures
-        return {split: one.only(np.flatnonzero(one.classes < task.classes)) for split, one in found.items()}
+        return {
+            split: one.only(np.flatnonzero(one.classes < task.classes))
+            for split, one in found.items()
+        }
 
     @cached_property
     def _pictures(self) -> dict[str, Images]:
         return load_images(self.images)
 
     def cache(self, task: str) -> Cache:
-        """The maps of a task's videos; the table's `lower` network is trained and the videos go through it where that is not
-        done."""
+        """The maps of a task's videos; the table's `lower` network is trained and the videos go
+        through it where that is not done."""
         made = self.task(task)
-        lower, width, options = self.table.lower, lower_width(self.table, self.size), self.table.lower_options
+        lower, width, options = (
+            self.table.lower,
+            lower_width(self.table, self.size),
+            self.table.lower_options,
+        )
         images, weights = self.pictures(made), self.folder / task / f"{lower}.pt"
         if not weights.exists():
             self.say(f"{task}: the digit network learns {made.classes} digits")
@@ -93,7 +114,14 @@ class Work:
         self.say(f"{task}: {sum(self.videos().values()):,} videos through the digit network")
         frozen = freeze(network, device=self.device)
         return cache_digits(
-            self.folder / task / "cache", made, images, self.videos(), frozen, weights, SEED, device=self.device
+            self.folder / task / "cache",
+            made,
+            images,
+            self.videos(),
+            frozen,
+            weights,
+            SEED,
+            device=self.device,
         )
 
 
@@ -102,30 +130,53 @@ SEED = 0  # of the videos: one set for all rows and seeds
 
 
 class Generated:
-    """Digit videos as a `heads.frames.Source`: view k of a split is its video k, made when it is asked for."""
+    """Digit videos as a `heads.finetuning.frame_training.Source`: view k of a split is its video k,
+    made when it is asked for.
+    """
 
-    def __init__(self, task: Task, images: Mapping[str, Images], videos: Mapping[str, int], device: str, seed: int = SEED):
-        self.videos = {split: DigitVideos(task, images[split], seed, split, device) for split in SPLITS}
+    def __init__(
+        self,
+        task: Task,
+        images: Mapping[str, Images],
+        videos: Mapping[str, int],
+        device: str,
+        seed: int = SEED,
+    ):
+        self.videos = {
+            split: DigitVideos(task, images[split], seed, split, device) for split in SPLITS
+        }
         self.parts: dict[str, Part] = {}
         for split, count in videos.items():
             labels = task.scenes(self.videos[split].images, seed, split, np.arange(count)).labels
-            self.parts[split] = part_of_clips(split, [f"{split}-{k:06d}" for k in range(count)], labels)
+            self.parts[split] = part_of_clips(
+                split, [f"{split}-{k:06d}" for k in range(count)], labels
+            )
 
-    def batches(self, split: str, batches: Sequence[np.ndarray], epoch: int) -> Iterator[list[Piece]]:
+    def batches(
+        self, split: str, batches: Sequence[np.ndarray], epoch: int
+    ) -> Iterator[list[Piece]]:
         """See `Source.batches`; the videos are the same in every epoch."""
         for rows in batches:
-            yield [(Clips(frames=self.videos[split][rows].rgb), np.arange(len(rows)))] if len(rows) else []
+            yield (
+                [(Clips(frames=self.videos[split][rows].rgb), np.arange(len(rows)))]
+                if len(rows)
+                else []
+            )
 
 
-def train_rows(work: Work, task: str, rows: Iterable[Row], seeds: Iterable[int], resume: bool = True) -> list[Result]:
-    """Trains rows of a task with these seeds, all rows with the first seed first; what is finished is read back, what another
-    process trains at the moment is left to it.
+def train_rows(
+    work: Work, task: str, rows: Iterable[Row], seeds: Iterable[int], resume: bool = True
+) -> list[Result]:
+    """Trains rows of a task with these seeds, all rows with the first seed first; what is finished
+    is read back, what another process trains at the moment is left to it.
 
     KeyboardInterrupt leaves every run as it was after its last epoch.
     """
     rows, seeds, found = list(rows), list(seeds), []
     frozen = [row for row in rows if not reads_frames(row, work.size)]
-    begun = [row for row in frozen for seed in seeds if not resume or not finished(work, task, row, seed)]
+    begun = [
+        row for row in frozen for seed in seeds if not resume or not finished(work, task, row, seed)
+    ]
     cache = None
     if begun:
         with alone(work.folder / task, work.say):
@@ -148,7 +199,9 @@ def train_rows(work: Work, task: str, rows: Iterable[Row], seeds: Iterable[int],
 
 
 def finished(work: Work, task: str, row: Row, seed: int) -> bool:
-    """Whether this run has its figures; those of a size that was another one, under the same name, do not count."""
+    """Whether this run has its figures; those of a size that was another one, under the same name,
+    do not count.
+    """
     folder = work.run_folder(task, row, seed)
     if not (folder / "metrics.json").exists():
         return False
@@ -191,5 +244,9 @@ def _from_frames(work: Work, task: str, row: Row, seed: int, resume: bool) -> Re
         made.labels,
         How(seed=seed, order_seed=0, resume=resume, tensorboard=False, checkpoint_every=50),
         say=work.say,
-        about={"task": {"name": task, **asdict(made)}, "videos": work.videos(row), "backbone": backbone.options},
+        about={
+            "task": {"name": task, **asdict(made)},
+            "videos": work.videos(row),
+            "backbone": backbone.options,
+        },
     )

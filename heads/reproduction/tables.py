@@ -1,23 +1,27 @@
-"""What `vidgraph reproduce` trains: the rows of RSTG's Table 1 and DyReg-GNN's Tables 5 and 6, and sizes for any budget.
+"""What `vidgraph reproduce` trains: the rows of RSTG's Table 1 and DyReg-GNN's Tables 5 and 6, and
+sizes for any budget.
 
-A row is a recipe of the package with some options; its figures are the paper's, in percent, by task. A size says how much of
-the papers' experiment fits a budget: how many classes, videos and channels, how long, and how hard the videos are. What a size
-changes beside the recipes is stated in every table that comes out.
+A row is a recipe of the package with some options; its figures are the paper's, in percent, by
+task. A size says how much of the papers' experiment fits a budget: how many classes, videos and
+channels, how long, and how hard the videos are. What a size changes beside the recipes is stated in
+every table that comes out.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from heads.recipe import Recipe, read_recipe
+from heads.config.recipe import Recipe, read_recipe
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a paper's table. `name`: of its folder; `title`: the paper's; `recipe` with the options `head` on top; `paper`:
-    accuracy in percent by task, where the paper has one. `backbone`: the network that is trained from frames, with its options
-    ("": the head alone is trained, on maps of the table's pre-trained digit network); `upper`: its lower part is that digit
-    network, so that a size may freeze it, and train the upper part with the head on its maps."""
+    """A row of a paper's table. `name`: of its folder; `title`: the paper's; `recipe` with the
+    options `head` on top; `paper`: accuracy in percent by task, where the paper has one.
+    `backbone`: the network that is trained from frames, with its options ("": the head alone is
+    trained, on maps of the table's pre-trained digit network); `upper`: its lower part is that
+    digit network, so that a size may freeze it, and train the upper part with the head on its maps.
+    """
 
     name: str
     title: str
@@ -31,15 +35,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Size:
-    """How large a reproduction is. `minutes` of one seed of all rows and tasks on one CPU core, as estimated from the time of
-    a mini-batch.
+    """How large a reproduction is. `minutes` of one seed of all rows and tasks on one CPU core, as
+    estimated from the time of a mini-batch.
 
-    `classes` of digits, at least (a task whose digits differ needs as many); `videos` of the splits train, val, test;
-    `end_to_end`: the share of the training videos that rows which train from frames get. `cnn`: channels of the digit network,
-    `width`: of heads, `trunk`: of the first stage of networks that are trained from frames. `epochs`, perhaps by task; `batch`;
-    `seeds` where the command names none. `task`: options of the task (`pipeline.digits`) that differ from the paper's. `graph`:
-    options of the head rstg or dyreg that differ from the recipe's: what trains on few videos. `frozen`: rows whose `upper`
-    part can be trained alone are, on maps of the pre-trained lower part.
+    `classes` of digits, at least (a task whose digits differ needs as many); `videos` of the splits
+    train, val, test; `end_to_end`: the share of the training videos that rows which train from
+    frames get. `cnn`: channels of the digit network, `width`: of heads, `trunk`: of the first stage
+    of networks that are trained from frames. `epochs`, perhaps by task; `batch`; `seeds` where the
+    command names none. `task`: options of the task (`pipeline.digits`) that differ from the
+    paper's. `graph`: options of the head rstg or dyreg that differ from the recipe's: what trains
+    on few videos. `frozen`: rows whose `upper` part can be trained alone are, on maps of the
+    pre-trained lower part.
     """
 
     name: str
@@ -64,11 +70,13 @@ class Size:
 
 @dataclass(frozen=True)
 class Table:
-    """One paper's experiment: `tasks` of pipeline.digits, the rows that each is trained with, and sizes, smallest first.
-    `lower`: the backbone, with options beside its width, that is pre-trained on single digits and frozen; rows that are not
-    trained from frames share a cache of its last map.
+    """One paper's experiment: `tasks` of pipeline.digits, the rows that each is trained with, and
+    sizes, smallest first. `lower`: the backbone, with options beside its width, that is pre-trained
+    on single digits and frozen; rows that are not trained from frames share a cache of its last
+    map.
 
-    When a size is chosen, a minute on a GPU counts as `gpu` minutes of a core: a guess, which nobody has measured.
+    When a size is chosen, a minute on a GPU counts as `gpu` minutes of a core: a guess, which
+    nobody has measured.
     """
 
     name: str
@@ -81,9 +89,20 @@ class Table:
     gpu: float = 200.0
 
 
-def _graph(name: str, title: str, scheduler: str, three: float | None, five: float | None, positions: str = "none") -> Row:
-    figures = {task: figure for task, figure in (("sync3", three), ("sync5", five)) if figure is not None}
-    return Row(name, title, "rstg_table1_rstg", figures, {"scheduler": scheduler, "positions": positions})
+def _graph(
+    name: str,
+    title: str,
+    scheduler: str,
+    three: float | None,
+    five: float | None,
+    positions: str = "none",
+) -> Row:
+    figures = {
+        task: figure for task, figure in (("sync3", three), ("sync5", five)) if figure is not None
+    }
+    return Row(
+        name, title, "rstg_table1_rstg", figures, {"scheduler": scheduler, "positions": positions}
+    )
 
 
 RSTG = Table(
@@ -103,7 +122,18 @@ RSTG = Table(
         _graph("positional", "RSTG: Positional All-temp", "all_temporal", None, 97.2, "sender"),
     ),
     (
-        Size("tiny", 0, 3, (24, 12, 12), cnn=4, width=4, trunk=2, epochs=1, batch=12, task={"reach": 30}),
+        Size(
+            "tiny",
+            0,
+            3,
+            (24, 12, 12),
+            cnn=4,
+            width=4,
+            trunk=2,
+            epochs=1,
+            batch=12,
+            task={"reach": 30},
+        ),
         Size(
             "small",
             55,
@@ -136,13 +166,34 @@ RSTG = Table(
 )
 
 R18 = {"stages": 3, "grey": True}
-EASY = {"digits": 2, "canvas": 128, "size": 64, "reach": 100, "frames": 4, "none_in": 2}  # do the two move together?
-EAGER = {"variant": "released", "iterations": 1, "anchors": "grid", "start": 1.0}  # gets going on few videos
+EASY = {
+    "digits": 2,
+    "canvas": 128,
+    "size": 64,
+    "reach": 100,
+    "frames": 4,
+    "none_in": 2,
+}  # do the two move together?
+EAGER = {
+    "variant": "released",
+    "iterations": 1,
+    "anchors": "grid",
+    "start": 1.0,
+}  # gets going on few videos
 
 
 def _dyreg(name: str, title: str, regions: str, figure: float, table: int = 5) -> Row:
     recipe = "dyreg_table5_multisync" if table == 5 else "dyreg_table6_multisync"
-    return Row(name, title, recipe, {"multisync": figure}, {"regions": regions}, "resnet18", R18, upper=True)
+    return Row(
+        name,
+        title,
+        recipe,
+        {"multisync": figure},
+        {"regions": regions},
+        "resnet18",
+        R18,
+        upper=True,
+    )
 
 
 DYREG = Table(
@@ -160,7 +211,20 @@ DYREG = Table(
         _dyreg("dyreg", "DyReg", "dynamic", 95.09),
     ),
     (
-        Size("tiny", 0, 3, (12, 6, 6), cnn=0, width=4, trunk=4, epochs=1, batch=6, task=EASY, graph=EAGER, frozen=True),
+        Size(
+            "tiny",
+            0,
+            3,
+            (12, 6, 6),
+            cnn=0,
+            width=4,
+            trunk=4,
+            epochs=1,
+            batch=6,
+            task=EASY,
+            graph=EAGER,
+            frozen=True,
+        ),
         Size(
             "small",
             12,
@@ -174,7 +238,17 @@ DYREG = Table(
             graph=EAGER,
             frozen=True,
         ),
-        Size("middle", 120, 3, (6000, 500, 1000), cnn=0, width=32, trunk=16, epochs=8, task={"digits": 3, "reach": 40}),
+        Size(
+            "middle",
+            120,
+            3,
+            (6000, 500, 1000),
+            cnn=0,
+            width=32,
+            trunk=16,
+            epochs=8,
+            task={"digits": 3, "reach": 40},
+        ),
         Size("large", 1500, 5, (20000, 1000, 2000), cnn=0, width=32, trunk=32, epochs=8),
         Size("paper", 100000, 10, (600000, 10000, 10000), cnn=0, width=32, trunk=64, epochs=5),
     ),
@@ -186,8 +260,8 @@ TABLES = {table.name: table for table in (RSTG, DYREG)}
 
 
 def size_for(table: Table, budget: float, device: str, seeds: int | None = None) -> Size:
-    """The largest size of a table that fits `budget` minutes with so many `seeds` (None: its own), on "cpu" or "cuda".
-    ValueError for a budget below 0."""
+    """The largest size of a table that fits `budget` minutes with so many `seeds` (None: its own),
+    on "cpu" or "cuda". ValueError for a budget below 0."""
     if not budget >= 0:
         raise ValueError(f"budget: expected minutes from 0, got {budget:g}")
     minutes = budget * (table.gpu if device == "cuda" else 1.0)
@@ -195,8 +269,8 @@ def size_for(table: Table, budget: float, device: str, seeds: int | None = None)
 
 
 def recipe_of(row: Row, size: Size, task: str) -> Recipe:
-    """A row's recipe at a size, for a task: its widths, length and batch; Adam on a cosine in place of the papers' plain SGD,
-    whose rates suit trainings of hundreds of thousands of videos."""
+    """A row's recipe at a size, for a task: its widths, length and batch; Adam on a cosine in place
+    of the papers' plain SGD, whose rates suit trainings of hundreds of thousands of videos."""
     recipe = read_recipe(row.recipe)
     phase = recipe.all_phases[0].name
     options: dict[str, Any] = dict(row.head)
@@ -207,7 +281,11 @@ def recipe_of(row: Row, size: Size, task: str) -> Recipe:
     elif recipe.head.name == "rstg":
         options |= {"width": size.width, **size.graph}
     elif recipe.head.name == "dyreg":
-        options |= {"width": size.width, "offset_width": size.width, "backbone_options": backbone_options(row, size)}
+        options |= {
+            "width": size.width,
+            "offset_width": size.width,
+            "backbone_options": backbone_options(row, size),
+        }
         options |= size.graph
     training = {
         "epochs": size.epochs_of(task),
@@ -226,13 +304,15 @@ def recipe_of(row: Row, size: Size, task: str) -> Recipe:
     return read_recipe(row.recipe, settings)
 
 
-# Of Adam, where it is not 0.003: at 0.001 the graphs need twice as many videos, and at 0.003 Conv + LSTM does not leave the
-# level of guessing.
+# Of Adam, where it is not 0.003: at 0.001 the graphs need twice as many videos, and at 0.003 Conv +
+# LSTM does not leave the level of guessing.
 LR = {"conv_lstm": 1e-3}
 
 
 def reads_frames(row: Row, size: Size) -> bool:
-    """Whether a row is trained from frames at a size, rather than on the cached maps of the table's `lower` network."""
+    """Whether a row is trained from frames at a size, rather than on the cached maps of the table's
+    `lower` network.
+    """
     return bool(row.backbone) and not (row.upper and size.frozen)
 
 

@@ -1,4 +1,5 @@
-"""What lies below a folder: caches, by their cache.json, and runs, by their run.json, each with its state in a few words.
+"""What lies below a folder: caches, by their cache.json, and runs, by their run.json, each with its
+state in a few words.
 
 Nothing is opened but small JSON files; a damaged one is listed as such and never ends the listing.
 """
@@ -8,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from heads.run_records import METRICS, RUN
-from pipeline.records import CACHE, require
-from pipeline.sealed import parse_json
-from pipeline.smallfile import MOST_TEXT, opened, read_small
+from heads.runs.records import METRICS, RUN
+from pipeline.cache.records import CACHE, require
+from pipeline.files.atomic_files import parse_json
+from pipeline.files.regular_files import MOST_TEXT, opened, read_small
 
 MARKS = {"cache.json": "cache", "run.json": "run"}
 MINE = (*MARKS, "metrics.json", "manifest.csv", "log.jsonl")
@@ -19,8 +20,10 @@ MINE = (*MARKS, "metrics.json", "manifest.csv", "log.jsonl")
 
 @dataclass(frozen=True)
 class Entry:
-    """One cache or run: `kind` "cache" or "run"; `what` it is; `stage`, how far it is; `bytes` of all its files; `modified`,
-    when the last of them was written (seconds since 1970); `fingerprint`, of a run: that of the cache it was trained on."""
+    """One cache or run: `kind` "cache" or "run"; `what` it is; `stage`, how far it is; `bytes` of
+    all its files; `modified`, when the last of them was written (seconds since 1970);
+    `fingerprint`, of a run: that of the cache it was trained on.
+    """
 
     kind: str
     path: Path
@@ -63,7 +66,8 @@ def _entry(kind: str, path: Path, mark: str) -> Entry:
 
 
 def _cache_state(path: Path, record: dict) -> tuple[str, str]:
-    with opened(path / "manifest.csv") as file:  # a quoted line break would count twice: this is for people
+    # a quoted line break would count twice: this is for people
+    with opened(path / "manifest.csv") as file:
         clips = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b"")) - 1
     shards = -(-clips // max(1, record["per_shard"]))
     counts = {stage: len(list((path / stage).glob("*.json"))) for stage in ("features", "graphs")}

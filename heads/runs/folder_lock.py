@@ -1,9 +1,11 @@
-"""A lock on a run folder: one process at a time, so that two commands that are given the same folder do not mix.
+"""A lock on a run folder: one process at a time, so that two commands that are given the same
+folder do not mix.
 
-The claim on a folder is the file run.claim in it (pipeline/claims.py). If its process has ended on this machine, the claim is
-taken over at once. If the process runs on another machine, or this user cannot see it, the claim is taken over after 60 s
-without a sign of life. An owner that wakes up later stops at the next file that it would write (`refuse_if_lost`), and so does
-one whose folder was moved away.
+The claim on a folder is the file run.claim in it (pipeline/workers/claims.py). If its process has
+ended on this machine, the claim is taken over at once. If the process runs on another machine, or
+this user cannot see it, the claim is taken over after 60 s without a sign of life. An owner that
+wakes up later stops at the next file that it would write (`refuse_if_lost`), and so does one whose
+folder was moved away.
 """
 
 import os
@@ -14,11 +16,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.claims import SILENCE, Claim, Seen, Watch, look, take
-from pipeline.home import Gone, Home
-from pipeline.sealed import make_folder
-from pipeline.shown import visible
-from pipeline.waits import Say, claimed_until
+from pipeline.files.atomic_files import make_folder
+from pipeline.files.watched_folder import Gone, Home
+from pipeline.text.printable import visible
+from pipeline.workers.claims import SILENCE, Claim, Seen, Watch, look, take
+from pipeline.workers.waiting import Say, claimed_until
 
 LOOK = 1.0  # seconds between two looks at a claim
 _OURS: dict[Path, "Held"] = {}  # the folders that this process works in
@@ -29,7 +31,9 @@ class Waiting(str):
 
 
 def quiet(line: str) -> None:
-    """A `say` for runs whose lines are in a log: it prints only the lines that say for whom the run waits."""
+    """A `say` for runs whose lines are in a log: it prints only the lines that say for whom the run
+    waits.
+    """
     if isinstance(line, Waiting):
         sys.stderr.write(f"{visible(line)}\n")
 
@@ -44,8 +48,9 @@ class Busy(RuntimeError):
 class Held:
     """A folder that this process works in.
 
-    `claim` is this process's claim on it. `home` notices when the folder is moved away. `names` are its paths, as given and
-    without links. `made` are the folders that were made for it, the innermost first.
+    `claim` is this process's claim on it. `home` notices when the folder is moved away. `names` are
+    its paths, as given and without links. `made` are the folders that were made for it, the
+    innermost first.
     """
 
     claim: Claim
@@ -54,7 +59,9 @@ class Held:
     made: tuple[Path, ...]
 
     def reason(self, error: Exception) -> Exception:
-        """What ended the work here: `error`, or Gone, where that came of the folder's being moved or deleted."""
+        """What ended the work here: `error`, or Gone, where that came of the folder's being moved
+        or deleted.
+        """
         try:
             self.home.check()
         except (Gone, OSError) as gone:
@@ -62,7 +69,9 @@ class Held:
         return error
 
     def leave(self) -> None:
-        """Gives the folder up, and removes the folders that were made for it if they are still empty."""
+        """Gives the folder up, and removes the folders that were made for it if they are still
+        empty.
+        """
         for name in self.names:
             _OURS.pop(name, None)
         self.claim.release()
@@ -75,8 +84,8 @@ class Held:
 def hold(folders: Sequence[Path], say: Say, silence: float = SILENCE) -> list[Held | Busy | OSError]:
     """For each folder, which is made, that it is held, or what stands against it.
 
-    Waits only for claims of other machines, until their owner gives a sign of life (every few seconds) or has been silent for
-    `silence` seconds; all of them at the same time.
+    Waits only for claims of other machines, until their owner gives a sign of life (every few
+    seconds) or has been silent for `silence` seconds; all of them at the same time.
     """
     watch, first = Watch(silence), {}
     found: dict[Path, Held | Busy | OSError] = {}
@@ -96,7 +105,9 @@ def hold(folders: Sequence[Path], say: Say, silence: float = SILENCE) -> list[He
 
 
 def _try(folder: Path, watch: Watch, first: dict[Path, Seen]) -> Held | Busy | None:
-    """Held, or Busy where its owner lives; None where that is not known yet. `first` has claims as they were first seen."""
+    """Held, or Busy where its owner lives; None where that is not known yet. `first` has claims as
+    they were first seen.
+    """
     path, made = claimed(folder), tuple(one for one in (folder, *folder.parents) if not one.exists())
     make_folder(path.parent)
     if (claim := take(path, watch)) is not None:
@@ -108,7 +119,8 @@ def _try(folder: Path, watch: Watch, first: dict[Path, Seen]) -> Held | Busy | N
         return None
     if not _lives(seen, first.setdefault(folder, seen)):
         return None
-    busy = Busy(f"{folder}: {_who(seen)} is at work here{_named(seen)}: wait until it has ended, or choose another folder")
+    busy = Busy(f"{folder}: {_who(seen)} is at work here{_named(seen)}: wait until it has ended, "
+                f"or choose another folder")
     busy.owner = seen.owner
     return busy
 
@@ -119,7 +131,9 @@ def claimed(folder: Path) -> Path:
 
 
 def _lives(seen: Seen, first: Seen) -> bool:
-    """Whether the owner of a claim that is not abandoned surely lives: it is seen, or its claim has moved since `first`."""
+    """Whether the owner of a claim that is not abandoned surely lives: it is seen, or its claim has
+    moved since `first`.
+    """
     return seen.lives is True or seen.content != first.content
 
 
@@ -138,15 +152,16 @@ def _waiting(folders: Sequence[Path], watch: Watch) -> Waiting:
     if (seen := look(path)) is None:
         return Waiting(f"{folders[0]}{more}: waiting for a process that has just given it up")
     until = claimed_until(seen, watch.silent_for(path, seen), watch.silence)
-    return Waiting(f"{folders[0]}: {_who(seen)} was at work here{more}; waiting for a sign of life; {until}")
+    return Waiting(f"{folders[0]}: {_who(seen)} was at work here{more}; waiting for a sign of "
+                   f"life; {until}")
 
 
 def refuse_if_lost(path: Path) -> None:
-    """Before a file of a run folder gets its name: Busy if this process worked in the folder and another has taken over, Gone
-    if the folder was moved, deleted or replaced.
+    """Before a file of a run folder gets its name: Busy if this process worked in the folder and
+    another has taken over, Gone if the folder was moved, deleted or replaced.
 
-    Its claim is looked at: it may have stood still (a machine suspended, a network away) so long that it was taken for dead.
-    Nothing for a folder that this process does not hold.
+    Its claim is looked at: it may have stood still (a machine suspended, a network away) so long
+    that it was taken for dead. Nothing for a folder that this process does not hold.
     """
     held = _OURS.get(Path(os.path.abspath(path.parent))) or _OURS.get(path.parent.resolve()) if _OURS else None
     if held is None:
@@ -154,20 +169,25 @@ def refuse_if_lost(path: Path) -> None:
     held.home.check()
     if not held.claim.held():
         if look(claimed(path.parent)) is None:
-            raise Busy(f"{path.parent}: somebody has removed run.claim, or is removing the whole folder: this process ends")
-        raise Busy(f"{path.parent}: another process has taken over, as this one gave no sign of life for long: this one ends")
+            raise Busy(f"{path.parent}: somebody has removed run.claim, or is removing the whole "
+                       f"folder: this process ends")
+        raise Busy(f"{path.parent}: another process has taken over, as this one gave no sign of "
+                   f"life for long: this one ends")
 
 
 def refuse_beside(folder: Path, say: Say, watch: Watch | None = None) -> Watch:
-    """Busy if another process, or this one, works in `folder`. Takes nothing; waits for claims of other machines, as `hold`.
+    """Busy if another process, or this one, works in `folder`. Takes nothing; waits for claims of
+    other machines, as `hold`.
 
-    Returns what it has seen: a later call that is given it as `watch` waits for no claim again that has not moved since.
+    Returns what it has seen: a later call that is given it as `watch` waits for no claim again that
+    has not moved since.
     """
     watch, first, path = watch or Watch(), None, claimed(folder)
     while (seen := look(path)) is not None and not watch.abandoned(path, seen):
         first = first or seen
         if _lives(seen, first):
-            raise Busy(f"{folder}: {_who(seen)} is at work here{_named(seen)}: wait until it has ended")
+            raise Busy(f"{folder}: {_who(seen)} is at work here{_named(seen)}: wait until it has "
+                       f"ended")
         if seen is first:
             say(_waiting([folder], watch))
         time.sleep(LOOK)
@@ -176,7 +196,9 @@ def refuse_beside(folder: Path, say: Say, watch: Watch | None = None) -> Watch:
 
 @contextmanager
 def alone(folder: Path, say: Say, silence: float = SILENCE) -> Iterator[None]:
-    """Within it no other process is within it with the same folder: waits until the others are done."""
+    """Within it no other process is within it with the same folder: waits until the others are
+    done.
+    """
     (outcome,), said = hold([folder], say, silence), False
     while isinstance(outcome, Busy):
         if not said:

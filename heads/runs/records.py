@@ -1,6 +1,8 @@
-"""The shapes of a run's JSON files (see `pipeline.records.require`), as far as anybody reads them."""
+"""The shapes of a run's JSON files (see `pipeline.cache.records.require`), as far as anybody reads
+them.
+"""
 
-from pipeline.records import CONFIG, Each, Either, OneOf
+from pipeline.cache.records import CONFIG, Each, Either, OneOf
 
 NOTHING = type(None)
 DIMS = {"T": int, "N": int, "C": int, "maps": Each([int])}

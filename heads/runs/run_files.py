@@ -1,16 +1,20 @@
 """The run folder: what a training run leaves behind, and reading it back.
 
 recipe.toml              the recipe as it was run, overrides included
-run.json                 seed, classes, dims, precision, versions, the cache's path, fingerprint and configuration, and the
-                         manifest: path, checksum of labels and splits, counts (heads/manifest_record.py)
+run.json                 seed, classes, dims, precision, versions, the cache's path, fingerprint and
+                         configuration, and the manifest: path, checksum of labels and splits,
+                         counts (heads/runs/manifest_record.py)
 log.jsonl, tensorboard/  one line per epoch
-last.pt, best.pt         checkpoints: dictionaries of tensors and plain values, loadable with weights_only=True
+last.pt, best.pt         checkpoints: dictionaries of tensors and plain values, loadable with
+                         weights_only=True
 PHASE.pt                 the weights that a phase ended with, where the recipe has phases
-predictions_SPLIT.npz    logits of every test view: clip and view [R], logits [R,K], video [R], clips [V], targets
-                         and what a head's output has under `stored`, such as GOS's structure [R,cells,E]
+predictions_SPLIT.npz    logits of every test view: clip and view [R], logits [R,K], video [R],
+                         clips [V], targets and what a head's output has under `stored`, such as
+                         GOS's structure [R,cells,E]
 confusion_SPLIT.csv      one label per video only: rows are labels, columns predictions
-metrics.json             the figures of every split that was evaluated: written last, the mark of a finished run
-run.claim                while a process trains here (heads/held.py)
+metrics.json             the figures of every split that was evaluated: written last, the mark of a
+                         finished run
+run.claim                while a process trains here (heads/runs/folder_lock.py)
 """
 
 import io
@@ -26,14 +30,14 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from heads.held import refuse_if_lost
-from heads.manifest_record import refuse_other_labels
-from heads.run_records import CHECKPOINT, LOG_LINE
-from pipeline import sealed
-from pipeline.owners import own_claim, part_of
-from pipeline.records import require
-from pipeline.shown import first_line, write_table
-from pipeline.smallfile import opened, read_small_text
+from heads.runs.folder_lock import refuse_if_lost
+from heads.runs.manifest_record import refuse_other_labels
+from heads.runs.records import CHECKPOINT, LOG_LINE
+from pipeline.cache.records import require
+from pipeline.files import atomic_files as sealed
+from pipeline.files.owners import own_claim, part_of
+from pipeline.files.regular_files import opened, read_small_text
+from pipeline.text.printable import first_line, write_table
 
 CHECKPOINT_FORMAT = 1
 
@@ -41,7 +45,8 @@ CHECKPOINT_FORMAT = 1
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Calls `write` with an open file that becomes `path` only once it is whole and on the disk.
 
-    Busy, and nothing of it stays, if this process worked in the folder and has lost it to another (see `heads.held`).
+    Busy, and nothing of it stays, if this process worked in the folder and has lost it to another
+    (see `heads.runs.folder_lock`).
     """
     part = part_of(path, own_claim())
     try:
@@ -61,14 +66,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """A JSON file, whole or not at all, with its own checksum as its last key; a NaN is written as such. Busy as above."""
+    """A JSON file, whole or not at all, with its own checksum as its last key; a NaN is written as
+    such. Busy as above.
+    """
     with sealed.json_part(path, record, own_claim(), allow_nan=True) as part:
         refuse_if_lost(path)
         sealed.complete(part, path)
 
 
 def read_json(path: Path, shape: Any = None) -> dict[str, Any]:
-    """A file of `write_json`, of a `shape` of heads/run_records.py.
+    """A file of `write_json`, of a `shape` of heads/runs/records.py.
 
     ValueError when it is missing, a single bit of it has changed, or it is of another shape.
     """
@@ -77,9 +84,11 @@ def read_json(path: Path, shape: Any = None) -> dict[str, Any]:
         if shape is not None:
             require(record, shape, path)
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; expected the folder of a run that `vidgraph train` made") from None
+        raise ValueError(f"{path}: no such file; expected the folder of a run that `vidgraph "
+                         f"train` made") from None
     except sealed.Changed:
-        raise ValueError(f"{path}: changed since it was written; the run folder is damaged, train it again") from None
+        raise ValueError(f"{path}: changed since it was written; the run folder is damaged, train "
+                         f"it again") from None
     del record["seal"]
     return record
 
@@ -98,14 +107,17 @@ def versions() -> dict[str, str]:
 def save_checkpoint(path: Path, payload: dict[str, Any]) -> None:
     """A checkpoint, whole or not at all; `payload` holds tensors and plain values only.
 
-    Its tensors are written as the CPU's, so that torch.load opens it on a machine without the GPU that it was made on.
+    Its tensors are written as the CPU's, so that torch.load opens it on a machine without the GPU
+    that it was made on.
     """
     payload = _on_cpu({"format": CHECKPOINT_FORMAT, **payload}, {})
     write_atomically(path, lambda file: torch.save(payload, file))
 
 
 def _on_cpu(value: Any, moved: dict[int, torch.Tensor]) -> Any:
-    """`value` with the tensors in it on the CPU; one that is there twice stays one (`moved` has them by identity)."""
+    """`value` with the tensors in it on the CPU; one that is there twice stays one (`moved` has
+    them by identity).
+    """
     if isinstance(value, torch.Tensor):
         if id(value) not in moved:
             moved[id(value)] = value.cpu()
@@ -120,7 +132,8 @@ def _on_cpu(value: Any, moved: dict[int, torch.Tensor]) -> Any:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint on the CPU. ValueError when it is missing, damaged, or of another format.
 
-    torch.load does not look at the checksums that it writes: a flipped bit would be a weight like any other.
+    torch.load does not look at the checksums that it writes: a flipped bit would be a weight like
+    any other.
     """
     try:
         with opened(path) as file, zipfile.ZipFile(file) as archive:
@@ -129,18 +142,23 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             file.seek(0)
             payload = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such checkpoint; expected the folder of a run that `vidgraph train` made") from None
+        raise ValueError(f"{path}: no such checkpoint; expected the folder of a run that "
+                         f"`vidgraph train` made") from None
     except Exception as error:  # torch.load raises whatever the unpickler met
         said = first_line(error)
-        raise ValueError(f"{path}: not a checkpoint of vidgraph ({said.split('. ')[0][:120]})") from None
+        raise ValueError(f"{path}: not a checkpoint of vidgraph "
+                         f"({said.split('. ')[0][:120]})") from None
     if not isinstance(payload, dict) or payload.get("format") != CHECKPOINT_FORMAT:
         found = payload.get("format") if isinstance(payload, dict) else type(payload).__name__
-        raise ValueError(f"{path}: expected a checkpoint of format {CHECKPOINT_FORMAT}, got {found}")
+        raise ValueError(f"{path}: expected a checkpoint of format {CHECKPOINT_FORMAT}, got "
+                         f"{found}")
     return require(payload, CHECKPOINT, path)
 
 
 def start_log(path: Path, epochs_done: int) -> None:
-    """Leaves in the log only the lines of epochs that the checkpoint has, so that a resumed run repeats none."""
+    """Leaves in the log only the lines of epochs that the checkpoint has, so that a resumed run
+    repeats none.
+    """
     kept = []
     if path.exists():
         for line in read_small_text(path, errors="replace").splitlines():
@@ -162,7 +180,9 @@ def append_log(path: Path, record: dict[str, Any]) -> None:
 
 
 def save_predictions(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """An .npz file of arrays, whole or not at all; no array of objects, so that it loads without pickle."""
+    """An .npz file of arrays, whole or not at all; no array of objects, so that it loads without
+    pickle.
+    """
     write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
 
 
@@ -175,19 +195,22 @@ def save_confusion(path: Path, table: np.ndarray, classes: tuple[str, ...]) -> N
 
 
 def same_run(folder: Path, there: dict, asked: dict, start: str = "") -> None:
-    """ValueError naming what differs unless the run in `folder` is the one that is asked for. `start`: what another folder
-    would be given to start from what is in this one."""
-    if "manifest" in there and "manifest" in asked:  # runs of earlier versions have no record of theirs
+    """ValueError naming what differs unless the run in `folder` is the one that is asked for.
+    `start`: what another folder would be given to start from what is in this one."""
+    # runs of earlier versions have no record of theirs
+    if "manifest" in there and "manifest" in asked:
         refuse_other_labels(folder, there["manifest"], asked["manifest"])
     there, asked = ({key: value for key, value in one.items() if key != "manifest"} for one in (there, asked))
     old, new = _flat(there), _flat(asked)
     keys = [key for key in new if old.get(key) != new[key]]
     keys += [key for key in old if key not in new and key.split(".")[0] in asked]
     if keys:
-        shown = "; ".join(f"{key} is {old.get(key)!r} there, {new.get(key)!r} here" for key in keys[:3])
+        shown = "; ".join(f"{key} is {old.get(key)!r} there, {new.get(key)!r} "
+                          f"here" for key in keys[:3])
         more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
         how = (
-            f"choose another folder (--name) with {start}" if start else "choose another folder, or start over with --no-resume"
+            f"choose another folder (--name) with "
+            f"{start}" if start else "choose another folder, or start over with --no-resume"
         )
         raise ValueError(f"{folder} holds another run ({shown}{more}): {how}")
 

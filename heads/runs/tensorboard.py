@@ -10,17 +10,18 @@ from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any
 
-from pipeline.shown import first_line
-from pipeline.waits import Say
+from pipeline.text.printable import first_line
+from pipeline.workers.waiting import Say
 
 _NUMBERS = itertools.count()  # number the files that this process writes
 
 
 class Curves:
-    """A file of TensorBoard in `folder`. TensorBoard then ignores what earlier files hold after mini-batch `step`.
+    """A file of TensorBoard in `folder`. TensorBoard then ignores what earlier files hold after
+    mini-batch `step`.
 
-    The file is written without TensorBoard's own writer, whose thread raises errors that nobody can catch. The first error
-    ends the curves, and `say` gets one line.
+    The file is written without TensorBoard's own writer, whose thread raises errors that nobody can
+    catch. The first error ends the curves, and `say` gets one line.
     """
 
     def __init__(self, folder: Path, step: int, say: Say):
@@ -57,7 +58,9 @@ class Curves:
         self._put(*(Event(step=step, summary=scalar(name, value)) for name, value in values.items()))
 
     def _put(self, *events: Any) -> None:
-        """Writes all events or, with an OSError, none: the file is cut back to its length before."""
+        """Writes all events or, with an OSError, none: the file is cut back to its length
+        before.
+        """
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         records = BytesIO()
@@ -83,7 +86,8 @@ class Curves:
         except Exception as error:
             file, self._file = self._file, None
             reason = getattr(error, "strerror", None) or first_line(error)
-            self._say(f"{self.folder}: no more curves for TensorBoard ({reason}); log.jsonl has the same figures")
+            self._say(f"{self.folder}: no more curves for TensorBoard ({reason}); log.jsonl has "
+                      f"the same figures")
             if file is not None:
                 with suppress(OSError):  # a network file system may say again that its disk is full
                     file.close()

@@ -1,11 +1,13 @@
-"""Trains all members of a study, in as few passes over the cache as they allow, and gathers what came out.
+"""Trains all members of a study, in as few passes over the cache as they allow, and gathers what
+came out.
 
     plan = read_study("demo")
     outcome = ablate(plan, Cache("demo/cache"), "runs/demo")
     print(outcome.table.text())
 
-What a member computes does not depend on the others, nor on how they are spread over processes, as long as these compute with
-the same number of threads: it is what `train(recipe, cache, folder, seed=seed, order_seed=plan.order_seed)` computes.
+What a member computes does not depend on the others, nor on how they are spread over processes, as
+long as these compute with the same number of threads: it is what `train(recipe, cache, folder,
+seed=seed, order_seed=plan.order_seed)` computes.
 """
 
 import time
@@ -17,37 +19,39 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from heads import runs
-from heads.counting import count_head
-from heads.data import cache_dims
-from heads.evaluate import say_excluded
-from heads.held import claimed, quiet
-from heads.learner import device_for
-from heads.manifest_record import manifest_record
-from heads.members import Failure, Member, Result, Study
-from heads.run_records import RUN
-from heads.running import Run
-from heads.study import Plan, Row
-from heads.study_table import Failed, Table, TableRow
-from heads.train import run_members, stores_for
-from pipeline.claims import Watch
-from pipeline.claims import look as claim_on
-from pipeline.cluster import Engine, Here, run_jobs
-from pipeline.home import Gone, Home
-from pipeline.memory import keep_freed_memory
-from pipeline.owners import remove_abandoned
-from pipeline.sealed import make_folder
-from pipeline.smallfile import MOST_TEXT, read_small
-from pipeline.waits import Say, claimed_until
+from heads.config.study_file import Plan, Row
+from heads.data.splits import cache_dims
+from heads.evaluation.counting import count_head
+from heads.evaluation.evaluate import say_excluded
+from heads.runs import run_files as runs
+from heads.runs.folder_lock import claimed, quiet
+from heads.runs.manifest_record import manifest_record
+from heads.runs.records import RUN
+from heads.training.learner import device_for
+from heads.training.members import Failure, Member, Result, Study
+from heads.training.run import Run
+from heads.training.study_table import Failed, Table, TableRow
+from heads.training.train import run_members, stores_for
+from pipeline.files.atomic_files import make_folder
+from pipeline.files.owners import remove_abandoned
+from pipeline.files.regular_files import MOST_TEXT, read_small
+from pipeline.files.watched_folder import Gone, Home
+from pipeline.workers.claims import Watch
+from pipeline.workers.claims import look as claim_on
+from pipeline.workers.engines import Engine, Here, run_jobs
+from pipeline.workers.memory import keep_freed_memory
+from pipeline.workers.waiting import Say, claimed_until
 
 if TYPE_CHECKING:
-    from pipeline.cache import Cache
-    from pipeline.manifest import Manifest
+    from pipeline.cache.reader import Cache
+    from pipeline.manifests.manifest import Manifest
 
 
 @dataclass(frozen=True)
 class How:
-    """How members are trained, the same for all; picklable. See `heads.train.train` for each."""
+    """How members are trained, the same for all; picklable. See `heads.training.train.train` for
+    each.
+    """
 
     device: str = "auto"
     precision: str = "fp32"
@@ -58,9 +62,11 @@ class How:
 
 @dataclass(frozen=True)
 class Prospect:
-    """A member before its training: `macs` of its head for one view, its `result` if it was finished before, else `epochs` at
-    most, of so many `clips`; `order`: members with the same one share a pass; `reads`: the fields of its training views. Of one
-    that cannot be built on this machine (no memory for its head) nothing is known but `why`, the error."""
+    """A member before its training: `macs` of its head for one view, its `result` if it was
+    finished before, else `epochs` at most, of so many `clips`; `order`: members with the same one
+    share a pass; `reads`: the fields of its training views. Of one that cannot be built on this
+    machine (no memory for its head) nothing is known but `why`, the error.
+    """
 
     member: Member
     macs: int | None = None
@@ -74,12 +80,16 @@ class Prospect:
     @property
     def cost(self) -> float:
         """What its training takes, in units that only members of one study share."""
-        return self.epochs * self.clips * ((self.macs or 0) + 1e6)  # a step costs something whatever its head
+        return (
+            self.epochs * self.clips * ((self.macs or 0) + 1e6)
+        )  # a step costs something whatever its head
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a study came to: its table, the members that failed, how many were trained before, and the seconds of this call."""
+    """What a study came to: its table, the members that failed, how many were trained before, and
+    the seconds of this call.
+    """
 
     table: Table
     failed: tuple[Failed, ...]
@@ -90,14 +100,23 @@ class Outcome:
 def prospects(
     plan: Plan, cache: "Cache", folder: Path, how: How = How(), say: Say = print, look: bool = True
 ) -> list[Prospect]:
-    """Every member of a study, in its order, each as it will be trained in `folder`; says which clips are left out. `look`: at
-    the features that they will read too, up to a sample of a large cache.
+    """Every member of a study, in its order, each as it will be trained in `folder`; says which
+    clips are left out. `look`: at the features that they will read too, up to a sample of a large
+    cache.
 
-    ValueError, with the first of them, if there are members that cannot be trained: a head that reads what the cache lacks,
-    labels that are not there, a folder that holds another run; and for features that are not finite. Any other error is that
-    member's own: training it is tried, and records it.
+    ValueError, with the first of them, if there are members that cannot be trained: a head that
+    reads what the cache lacks, labels that are not there, a folder that holds another run; and for
+    features that are not finite. Any other error is that member's own: training it is tried, and
+    records it.
     """
-    study = Study(cache, how.manifest or cache.manifest, cache_dims(cache), torch.device("cpu"), how.precision, plan.order_seed)
+    study = Study(
+        cache,
+        how.manifest or cache.manifest,
+        cache_dims(cache),
+        torch.device("cpu"),
+        how.precision,
+        plan.order_seed,
+    )
     found, wrong, live = [], [], []
     macs: dict[str, int] = {}
     members = plan.members(folder)
@@ -111,7 +130,11 @@ def prospects(
         except Exception as error:
             found.append(Prospect(member, why=_one_line(error)))
     if wrong:
-        more = f" ({len(wrong) - 1} more of {len(members)} members cannot be trained)" if len(wrong) > 1 else ""
+        more = (
+            f" ({len(wrong) - 1} more of {len(members)} members cannot be trained)"
+            if len(wrong) > 1
+            else ""
+        )
         raise ValueError(wrong[0] + more)
     if look:
         stores_for(live, study, "disk")
@@ -138,7 +161,9 @@ def _prospect(run: Run, resume: bool, macs: dict[str, int]) -> Prospect:
         runs.same_run(run.folder, runs.read_json(run.folder / "run.json", RUN), run.about)
     clips = len(run.parts["train"])
     epochs = sum(phase.train.total_epochs(-(-clips // phase.train.batch)) for phase in run.phases)
-    return Prospect(run.member, macs[key], None, epochs, clips, repr(run.order), run.fields["train"])
+    return Prospect(
+        run.member, macs[key], None, epochs, clips, repr(run.order), run.fields["train"]
+    )
 
 
 def passes(some: Sequence[Prospect]) -> int:
@@ -170,18 +195,22 @@ def ablate(
     say: Say = print,
     before: Callable[[list[Prospect]], None] = lambda some: None,
 ) -> Outcome:
-    """Trains what of a study is not finished in `folder`, and writes results.txt, .csv and .json there.
+    """Trains what of a study is not finished in `folder`, and writes results.txt, .csv and .json
+    there.
 
-    Members go in `jobs` groups of about equal cost to `engine`, by default one after the other to this process; those of a
-    group share their passes, at most `at_once` of them (0: all). One that fails leaves the others going, one whose process
-    ends is tried again alone; the next call tries both again. `before` gets all members when they are known to be right.
+    Members go in `jobs` groups of about equal cost to `engine`, by default one after the other to
+    this process; those of a group share their passes, at most `at_once` of them (0: all). One that
+    fails leaves the others going, one whose process ends is tried again alone; the next call tries
+    both again. `before` gets all members when they are known to be right.
 
     ValueError, before the first step, for whatever is wrong with a member (see `prospects`).
     """
     begun, folder = time.monotonic(), Path(folder).resolve()
     if engine is None:
         device_for(how.device, how.precision)
-    some = prospects(plan, cache, folder, how, say, look=jobs > 1 or at_once > 0)  # a single group looks before it trains
+    some = prospects(
+        plan, cache, folder, how, say, look=jobs > 1 or at_once > 0
+    )  # a single group looks before it trains
     before(some)
     todo = [one for one in some if one.result is None]
     make_folder(folder)
@@ -189,7 +218,9 @@ def ablate(
     home = Home(folder)
     if engine is not None:  # lines of members that are trained elsewhere stay there
         _say_who_holds_members([one.member for one in todo], say)
-    found: dict[Path, Result | Failed] = {one.member.folder: one.result for one in some if one.result}
+    found: dict[Path, Result | Failed] = {
+        one.member.folder: one.result for one in some if one.result
+    }
     with home.guarded():
         group = _Group(cache.path.resolve(), plan.order_seed, how, folder)
         found |= _train(group, groups_of(todo, jobs, at_once), engine or Here())
@@ -215,7 +246,11 @@ def ablate(
 
 
 def _row(
-    row: Row, seeds: Sequence[int], folder: Path, macs: dict[Path, int | None], found: dict[Path, "Result | Failed"]
+    row: Row,
+    seeds: Sequence[int],
+    folder: Path,
+    macs: dict[Path, int | None],
+    found: dict[Path, "Result | Failed"],
 ) -> TableRow:
     folders = {seed: folder / f"{row.name}-seed{seed}" for seed in seeds}
     outcomes = {seed: found[path] for seed, path in folders.items()}
@@ -225,8 +260,10 @@ def _row(
 
 
 def groups_of(some: Sequence[Prospect], jobs: int, at_once: int = 0) -> list[list[Member]]:
-    """Members in at most `jobs` groups of about equal cost, or more, of at most `at_once` (0: any number) each; members that
-    see the same views, and of these such as read the same fields, are neighbours."""
+    """Members in at most `jobs` groups of about equal cost, or more, of at most `at_once` (0: any
+    number) each; members that see the same views, and of these such as read the same fields, are
+    neighbours.
+    """
     ordered = sorted(some, key=lambda one: (one.order, one.reads))
     total, before = sum(one.cost for one in ordered), 0.0
     groups: list[list[Member]] = [[] for _ in range(jobs)]
@@ -237,8 +274,12 @@ def groups_of(some: Sequence[Prospect], jobs: int, at_once: int = 0) -> list[lis
     return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
 
 
-def _train(function: "_Group", groups: list[list[Member]], engine: Engine) -> dict[Path, "Result | Failed"]:
-    """What came of each member, by its folder. A group whose process was lost is tried again, member by member."""
+def _train(
+    function: "_Group", groups: list[list[Member]], engine: Engine
+) -> dict[Path, "Result | Failed"]:
+    """What came of each member, by its folder. A group whose process was lost is tried again,
+    member by member.
+    """
     found: dict[Path, Result | Failed] = {}
     alone: list[list[Member]] = []
     for group, outcomes in run_jobs(function, groups, engine):
@@ -246,18 +287,26 @@ def _train(function: "_Group", groups: list[list[Member]], engine: Engine) -> di
             alone += [[member] for member in group]
         else:
             found |= _outcomes(group, outcomes)
-    again = replace(function, how=replace(function.how, resume=True))  # what the lost process left is continued
+    again = replace(
+        function, how=replace(function.how, resume=True)
+    )  # what the lost process left is continued
     for group, outcomes in run_jobs(again, alone, engine) if alone else ():
         found |= _outcomes(group, outcomes)
     return found
 
 
-def _outcomes(group: list[Member], outcomes: "list[Result | Failed] | Exception") -> dict[Path, "Result | Failed"]:
+def _outcomes(
+    group: list[Member], outcomes: "list[Result | Failed] | Exception"
+) -> dict[Path, "Result | Failed"]:
     """By folder; raises what is wrong with all members."""
     if isinstance(outcomes, RuntimeError):
         log = group[0].folder / "log.jsonl"
         epochs = read_small(log, MOST_TEXT).count(b"\n") if log.exists() else 0
-        return {group[0].folder: Failed(str(group[0].folder), group[0].seed, _one_line(outcomes), epochs)}
+        return {
+            group[0].folder: Failed(
+                str(group[0].folder), group[0].seed, _one_line(outcomes), epochs
+            )
+        }
     if isinstance(outcomes, Exception):
         raise outcomes
     return {Path(one.folder): one for one in outcomes}
@@ -265,8 +314,10 @@ def _outcomes(group: list[Member], outcomes: "list[Result | Failed] | Exception"
 
 @dataclass(frozen=True)
 class _Group:
-    """Trains a group of members in the process that it is called in; returns the ValueError for what is wrong with all of them,
-    of which a Dask worker would print a traceback if it was raised."""
+    """Trains a group of members in the process that it is called in; returns the ValueError for
+    what is wrong with all of them, of which a Dask worker would print a traceback if it was
+    raised.
+    """
 
     cache: Path
     order_seed: int
@@ -278,14 +329,19 @@ class _Group:
 
     @cached_property
     def home(self) -> Home:
-        """The study's folder, identified when this process got its first members. Gone if it does not exist."""
+        """The study's folder, identified when this process got its first members. Gone if it does
+        not exist.
+        """
         try:
             return Home(self.folder)
         except (FileNotFoundError, NotADirectoryError):
-            raise Gone(f"{self.folder}: the study's folder was moved or deleted: look where it is, and run again") from None
+            raise Gone(
+                f"{self.folder}: the study's folder was moved or deleted: look where it is, and "
+                f"run again"
+            ) from None
 
     def __call__(self, members: list[Member]) -> "list[Result | Failed] | ValueError":
-        from pipeline.cache import Cache
+        from pipeline.cache.reader import Cache
 
         keep_freed_memory()
         how = self.how
@@ -320,7 +376,9 @@ def _one_line(error: Exception) -> str:
 
 
 def _say_who_holds_members(members: Sequence[Member], say: Say) -> None:
-    """Prints one line if other processes, which may be at work, hold folders of members that workers will wait for."""
+    """Prints one line if other processes, which may be at work, hold folders of members that
+    workers will wait for.
+    """
     watch, found = Watch(), []
     for member in members:
         path = claimed(Path(member.folder))

@@ -1,7 +1,8 @@
 """One head in training: its weights, its optimisers, its schedule, and how far it is.
 
-A Learner takes mini-batches from whoever reads them, so that several can be given the same ones. Its randomness follows from
-(seed, mini-batch) by reseeding torch's generators: there is no generator whose state would have to be saved or kept apart.
+A Learner takes mini-batches from whoever reads them, so that several can be given the same ones.
+Its randomness follows from (seed, mini-batch) by reseeding torch's generators: there is no
+generator whose state would have to be saved or kept apart.
 """
 
 import math
@@ -15,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from heads.batch import Clips, HeadOutput, clips_of
-from heads.optimisers import Average, Optimisers, parameters_of
-from heads.training import Training
-from pipeline.cluster import pick_device
-from pipeline.precision import autocast, dtype_of, refuse_fp16_on_cpu
+from heads.config.training_options import Training
+from heads.interface.clips import Clips, HeadOutput, clips_of
+from heads.training.optimisers import Average, Optimisers, parameters_of
+from pipeline.networks.precision import autocast, dtype_of, refuse_fp16_on_cpu
+from pipeline.workers.engines import pick_device
 
 if TYPE_CHECKING:
-    from heads.distil import Teachers
+    from heads.papers.dyreg.distillation import Teachers
 
 INIT, DROPOUT = 0, 1  # streams of random numbers that one seed feeds
 
@@ -34,7 +35,9 @@ class LossNotFinite(RuntimeError):
 
 
 def device_for(name: str, precision: str) -> torch.device:
-    """A device from "auto", "cpu" or "cuda"; ValueError when it is not there, or cannot compute in `precision`."""
+    """A device from "auto", "cpu" or "cuda"; ValueError when it is not there, or cannot compute in
+    `precision`.
+    """
     dtype_of(precision)  # refuses an unknown name
     device = torch.device(pick_device(name))
     refuse_fp16_on_cpu(precision, device)
@@ -42,29 +45,37 @@ def device_for(name: str, precision: str) -> torch.device:
 
 
 def reseed(device: torch.device, seed: int, stream: int, number: int = 0) -> None:
-    """Puts torch's generators for the CPU and `device` into the state that (seed, stream, number) fixes."""
+    """Puts torch's generators for the CPU and `device` into the state that (seed, stream, number)
+    fixes.
+    """
     value = int(np.random.SeedSequence([seed, stream, number]).generate_state(1, np.uint64)[0])
-    torch.default_generator.manual_seed(value)  # torch.manual_seed also formats a stack trace per call where CUDA is not in use
+    torch.default_generator.manual_seed(
+        value
+    )  # torch.manual_seed also formats a stack trace per call where CUDA is not in use
     if device.type == "cuda":
         torch.cuda.manual_seed(value)
 
 
 def loss_of(target: str, weights: Tensor | None = None) -> Loss:
-    """(logits [B,K], targets) -> scalar: cross-entropy with class ids [B] for "single", the mean over classes of the binary
-    cross-entropy of a sigmoid with targets [B,K] for "multi". `weights` [K] by class, for "single": the mean over the batch of
-    weight times loss."""
+    """(logits [B,K], targets) -> scalar: cross-entropy with class ids [B] for "single", the mean
+    over classes of the binary cross-entropy of a sigmoid with targets [B,K] for "multi". `weights`
+    [K] by class, for "single": the mean over the batch of weight times loss."""
     if target == "multi":
         return F.binary_cross_entropy_with_logits
     if weights is None:
         return F.cross_entropy
-    return lambda logits, targets: F.cross_entropy(logits, targets, weights, reduction="sum") / len(targets)
+    return lambda logits, targets: (
+        F.cross_entropy(logits, targets, weights, reduction="sum") / len(targets)
+    )
 
 
 @dataclass
 class Progress:
-    """How far a run is. `factor` is what the plateau schedule multiplies the learning rate by, `stale` counts epochs without
-    a new `lowest` validation loss; `best` and `best_loss` are the validation's figure and loss at `best_epoch` (counted from
-    1); `stopped`: a stop rule ended the training."""
+    """How far a run is. `factor` is what the plateau schedule multiplies the learning rate by,
+    `stale` counts epochs without a new `lowest` validation loss; `best` and `best_loss` are the
+    validation's figure and loss at `best_epoch` (counted from 1); `stopped`: a stop rule ended the
+    training.
+    """
 
     epoch: int = 0
     step: int = 0
@@ -78,8 +89,8 @@ class Progress:
 
 
 class Learner:
-    """`head` (already on `device`) with its optimisers. `steps_per_epoch` is what schedules count in; `weights` [K] are the
-    loss's by class; `teachers` add the loss "distillation".
+    """`head` (already on `device`) with its optimisers. `steps_per_epoch` is what schedules count
+    in; `weights` [K] are the loss's by class; `teachers` add the loss "distillation".
 
     ValueError when `training` names parameters that the head does not have.
     """
@@ -95,14 +106,21 @@ class Learner:
         weights: Tensor | None = None,
         teachers: "Teachers | None" = None,
     ):
-        self.head, self.training, self.steps_per_epoch, self.seed = head, training, steps_per_epoch, seed
+        self.head, self.training, self.steps_per_epoch, self.seed = (
+            head,
+            training,
+            steps_per_epoch,
+            seed,
+        )
         self.device = next(head.parameters()).device
         self.precision, self.teachers = precision, teachers
         self.loss = loss_of(target, None if weights is None else weights.to(self.device))
         self.optimisers = Optimisers(head, training)
         self.average = Average(head, training.ema) if training.ema else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
-        self.scaler.scale(torch.zeros((), device=self.device))  # makes its state: a process's first share may have no clip
+        self.scaler.scale(
+            torch.zeros((), device=self.device)
+        )  # makes its state: a process's first share may have no clip
         self.progress = Progress()
 
     @property
@@ -125,8 +143,8 @@ class Learner:
         return autocast(self.device, self.precision)
 
     def step(self, clips: Clips, targets: Tensor) -> float:
-        """One mini-batch: forward, backward, update. Returns the loss; LossNotFinite, before any update, when it is not
-        finite."""
+        """One mini-batch: forward, backward, update. Returns the loss; LossNotFinite, before any
+        update, when it is not finite."""
         optimiser, moved = self.begin_step()
         value = 0.0
         for part, wanted in in_parts(clips, targets, self.training.accumulate):
@@ -135,7 +153,9 @@ class Learner:
         return value
 
     def begin_step(self) -> tuple[torch.optim.Optimizer, list[Tensor]]:
-        """Makes ready for a mini-batch: whose turn it is, and the weights that are its own, without gradients."""
+        """Makes ready for a mini-batch: whose turn it is, and the weights that are its own, without
+        gradients.
+        """
         reseed(self.device, self.seed, DROPOUT, self.progress.step)
         self.optimisers.set_lr(self.lr)
         for one in self.optimisers.both:
@@ -145,7 +165,9 @@ class Learner:
 
     def end_step(self, optimiser: torch.optim.Optimizer, moved: list[Tensor]) -> None:
         """Moves the weights by their gradients and counts the mini-batch."""
-        if any(weight.grad is not None for weight in moved):  # there is none where no clip could be had
+        if any(
+            weight.grad is not None for weight in moved
+        ):  # there is none where no clip could be had
             if self.training.clip_norm:
                 self.scaler.unscale_(optimiser)
                 nn.utils.clip_grad_norm_(moved, self.training.clip_norm)
@@ -156,7 +178,9 @@ class Learner:
             self.average.update()
 
     def backward(self, clips: Clips, targets: Tensor, share: float, moved: list[Tensor]) -> float:
-        """Adds the gradients of `share` times the loss of these clips to the weights that are `moved`; returns that loss."""
+        """Adds the gradients of `share` times the loss of these clips to the weights that are
+        `moved`; returns that loss.
+        """
         with self.autocast():
             out = self._forward(clips)
         loss = self.loss(out.logits.float(), targets)
@@ -169,12 +193,16 @@ class Learner:
         if not math.isfinite(value):
             parts = ", ".join(f"{name} {extra.item():.3g}" for name, extra in extras.items())
             raise LossNotFinite(
-                f"the loss is {value} at mini-batch {self.progress.step + 1} of epoch {self.progress.epoch + 1} (lr "
-                f"{self.lr:.3g}{', ' + parts if parts else ''}): lower train.lr, or set train.clip_norm; the last checkpoint "
+                f"the loss is {value} at mini-batch {self.progress.step + 1} of epoch "
+                f"{self.progress.epoch + 1} (lr "
+                f"{self.lr:.3g}{', ' + parts if parts else ''}): lower train.lr, or set "
+                f"train.clip_norm; the last checkpoint "
                 "is whole"
             )
         # Where two optimisers take turns, only the gradients that this one needs are computed.
-        self.scaler.scale(loss).backward(inputs=moved if self.optimisers.second is not None else None)
+        self.scaler.scale(loss).backward(
+            inputs=moved if self.optimisers.second is not None else None
+        )
         return value
 
     def _forward(self, clips: Clips) -> HeadOutput:
@@ -187,11 +215,16 @@ class Learner:
         return self.progress.step < until * self.total_steps
 
     def _extras(self, out: HeadOutput) -> dict[str, Tensor]:
-        """The auxiliary losses that count now, weighted. ValueError for a loss in the recipe that the head does not have."""
+        """The auxiliary losses that count now, weighted. ValueError for a loss in the recipe that
+        the head does not have.
+        """
         shares = self.training.losses
         if unknown := [name for name in shares if name not in out.losses]:
             there = ", ".join(out.losses) or "none"
-            raise ValueError(f"train.losses.{unknown[0]}: head {type(self.head).__name__} has no such loss; it has {there}")
+            raise ValueError(
+                f"train.losses.{unknown[0]}: head {type(self.head).__name__} has no such loss; it "
+                f"has {there}"
+            )
         found = {}
         for name, extra in out.losses.items():
             share = shares.get(name)
@@ -202,11 +235,12 @@ class Learner:
         return found
 
     def end_epoch(self, figure: float, loss: float) -> bool:
-        """Counts the epoch, moves the plateau schedule by the validation `loss`, and applies the stop rules; whether `figure`
-        is the best so far.
+        """Counts the epoch, moves the plateau schedule by the validation `loss`, and applies the
+        stop rules; whether `figure` is the best so far.
 
-        Of equal figures the one with the lower loss is better: a small validation split has few steps. Without validation
-        both are NaN: no epoch is the best then, and neither the plateau schedule nor the stop rules do anything.
+        Of equal figures the one with the lower loss is better: a small validation split has few
+        steps. Without validation both are NaN: no epoch is the best then, and neither the plateau
+        schedule nor the stop rules do anything.
         """
         progress, training = self.progress, self.training
         progress.epoch += 1
@@ -215,7 +249,11 @@ class Learner:
         better = figure > progress.best or (figure == progress.best and loss < progress.best_loss)
         if better:
             progress.best, progress.best_loss, progress.best_epoch = figure, loss, progress.epoch
-        elif training.early_stop and progress.best_epoch and progress.epoch - progress.best_epoch >= training.early_stop:
+        elif (
+            training.early_stop
+            and progress.best_epoch
+            and progress.epoch - progress.best_epoch >= training.early_stop
+        ):
             progress.stopped = True
         return better
 
@@ -226,14 +264,18 @@ class Learner:
         if progress.stale < training.patience:
             return
         factor = progress.factor * training.factor
-        if training.lr * factor < training.stop_below * (1 - 1e-6):  # 0.001 / 10 is not below 0.0001
+        if training.lr * factor < training.stop_below * (
+            1 - 1e-6
+        ):  # 0.001 / 10 is not below 0.0001
             progress.stopped = True
         else:
             progress.factor, progress.stale = factor, 0
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
-        """The head with the weights that are validated and kept: their moving average where there is one."""
+        """The head with the weights that are validated and kept: their moving average where there
+        is one.
+        """
         if self.average is None:
             yield self.head
             return
@@ -244,12 +286,16 @@ class Learner:
             self.average.swap()
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights that are validated and kept: their moving average where there is one. Not copies."""
+        """The weights that are validated and kept: their moving average where there is one. Not
+        copies.
+        """
         return self.head.state_dict() if self.average is None else self.average.state
 
     def state(self) -> dict[str, Any]:
-        """Everything that continuing needs, as tensors and plain values; "state" are the weights that are evaluated, "raw"
-        those that move where they are others (a moving average is kept)."""
+        """Everything that continuing needs, as tensors and plain values; "state" are the weights
+        that are evaluated, "raw" those that move where they are others (a moving average is
+        kept).
+        """
         second = self.optimisers.second
         return {
             "state": self.weights(),

@@ -1,4 +1,6 @@
-"""What goes into the runs of a study and what comes out: members, what they have in common, results and failures."""
+"""What goes into the runs of a study and what comes out: members, what they have in common, results
+and failures.
+"""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -7,24 +9,26 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from heads.batch import Dims
-from heads.data import Part, find_classes, part_of
-from heads.evaluate import splits_of
-from heads.manifest_record import manifest_record
-from heads.recipe import Recipe
+from heads.config.recipe import Recipe
+from heads.data.splits import Part, find_classes, part_of
+from heads.evaluation.evaluate import splits_of
+from heads.interface.clips import Dims
+from heads.runs.manifest_record import manifest_record
 
 if TYPE_CHECKING:
-    from pipeline.cache import Cache
-    from pipeline.manifest import Manifest
+    from pipeline.cache.reader import Cache
+    from pipeline.manifests.manifest import Manifest
 
 SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class Member:
-    """One run of a study: what is trained, with which seed, and into which folder. `phase`: only this phase of the recipe
-    ("": the first consecutive ones that read the cache). `start`: a run's folder or checkpoint whose weights the first phase
-    starts from, if it starts from a previous one."""
+    """One run of a study: what is trained, with which seed, and into which folder. `phase`: only
+    this phase of the recipe ("": the first consecutive ones that read the cache). `start`: a run's
+    folder or checkpoint whose weights the first phase starts from, if it starts from a previous
+    one.
+    """
 
     recipe: Recipe
     folder: Path
@@ -35,10 +39,12 @@ class Member:
 
 @dataclass
 class Result:
-    """A finished run. `metrics`: split -> figure -> value, fractions in [0,1] but for `loss`; `excluded`: split -> how many
-    clips were left out because their extraction `failed`, the cache does not have them (`absent`), their label is an `other`
-    one than those that are kept or, of a run from frames, they could not be decoded now (`undecoded`). seconds: of this run's
-    own computing and of waiting for data, `waiting` of them for data, over all calls that it took."""
+    """A finished run. `metrics`: split -> figure -> value, fractions in [0,1] but for `loss`;
+    `excluded`: split -> how many clips were left out because their extraction `failed`, the cache
+    does not have them (`absent`), their label is an `other` one than those that are kept or, of a
+    run from frames, they could not be decoded now (`undecoded`). seconds: of this run's own
+    computing and of waiting for data, `waiting` of them for data, over all calls that it took.
+    """
 
     folder: Path
     metrics: dict[str, dict[str, float]]
@@ -57,13 +63,17 @@ class Result:
 
     @property
     def split(self) -> str:
-        """The split that a table reports: test where it has labels, else val ("" without either)."""
+        """The split that a table reports: test where it has labels, else val ("" without
+        either).
+        """
         return next((name for name in ("test", "val") if self.metrics.get(name)), "")
 
 
 @dataclass
 class Failure:
-    """A run that ended with an error, after so many whole epochs; its folder holds its last checkpoint, if it had one."""
+    """A run that ended with an error, after so many whole epochs; its folder holds its last
+    checkpoint, if it had one.
+    """
 
     folder: Path
     error: Exception
@@ -72,7 +82,9 @@ class Failure:
 
 @dataclass
 class Study:
-    """What the runs of a study have in common; `known` remembers classes and splits by what of a recipe decides them."""
+    """What the runs of a study have in common; `known` remembers classes and splits by what of a
+    recipe decides them.
+    """
 
     cache: "Cache"
     manifest: "Manifest"
@@ -95,7 +107,9 @@ class Study:
         return self.known[key]
 
     def split(self, recipe: Recipe, classes: tuple[str, ...]) -> dict[str, Part]:
-        """The splits of the manifest with their views: train from the training views, val and test from the test views."""
+        """The splits of the manifest with their views: train from the training views, val and test
+        from the test views.
+        """
         key = ("splits", repr(recipe.data))
         if key not in self.known:
             self.known[key] = self._split(recipe, classes)
@@ -104,12 +118,17 @@ class Study:
     def _split(self, recipe: Recipe, classes: tuple[str, ...]) -> dict[str, Part]:
         path = self.manifest.path
         groups = {"train": "train", "val": "test", "test": "test"}
-        found = {name: part_of(self.cache, groups[name], name, self.manifest, classes, recipe.data) for name in SPLITS}
+        found = {
+            name: part_of(self.cache, groups[name], name, self.manifest, classes, recipe.data)
+            for name in SPLITS
+        }
         parts = {name: part for name, part in found.items() if part is not None}
         for name, why in (("train", "train on"), ("val or test", "evaluate on")):
             if not any(choice in parts for choice in name.split(" or ")):
                 there = ", ".join(splits_of(self.manifest))
                 raise ValueError(f"{path}: no clip in split {name} to {why}; its splits: {there}")
         if parts["train"].targets is None:
-            raise ValueError(f"{path}: the clips of split train have no labels; write them in the column `label`")
+            raise ValueError(
+                f"{path}: the clips of split train have no labels; write them in the column `label`"
+            )
         return parts

@@ -1,21 +1,24 @@
-"""A head's parameters -> optimisers: groups with factors of their own, and a second optimiser that takes turns."""
+"""A head's parameters -> optimisers: groups with factors of their own, and a second optimiser that
+takes turns.
+"""
 
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from heads.joint_norm import JointNorm
-from heads.training import Groups, Training
+from heads.config.training_options import Groups, Training
+from heads.interface.joint_norm import JointNorm
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, JointNorm)
 
 
 class Optimisers:
-    """The optimiser of `training`, and the one of `training.alternate`, for the parameters of `head` that want gradients.
+    """The optimiser of `training`, and the one of `training.alternate`, for the parameters of
+    `head` that want gradients.
 
-    Every group of the first carries `scale`, the factor of the learning rate. ValueError for a name in `training` that no
-    parameter starts with.
+    Every group of the first carries `scale`, the factor of the learning rate. ValueError for a name
+    in `training` that no parameter starts with.
     """
 
     def __init__(self, head: nn.Module, training: Training):
@@ -27,7 +30,9 @@ class Optimisers:
         groups = _groups(head, [(name, p) for name, p in named if id(p) not in kept], training)
         if not groups:
             raise ValueError(f"head {type(head).__name__} has no parameter to train")
-        self.first = _new(training.optimiser, groups, training.lr, training.momentum, training.nesterov)
+        self.first = _new(
+            training.optimiser, groups, training.lr, training.momentum, training.nesterov
+        )
         self.second = None
         if theirs:
             group = [{"params": theirs, "weight_decay": other.weight_decay}]
@@ -54,7 +59,9 @@ def parameters_of(optimiser: torch.optim.Optimizer) -> list[Tensor]:
 
 
 class Average:
-    """A moving average of the weights of `head`, `decay` per update; what is no parameter (statistics of norms) is copied."""
+    """A moving average of the weights of `head`, `decay` per update; what is no parameter
+    (statistics of norms) is copied.
+    """
 
     def __init__(self, head: nn.Module, decay: float):
         self.head, self.decay = head, decay
@@ -71,14 +78,18 @@ class Average:
                 self.state[name].copy_(tensor)
 
     def swap(self) -> None:
-        """Puts the average into the head and keeps the head's weights in its place; a second call undoes it."""
+        """Puts the average into the head and keeps the head's weights in its place; a second call
+        undoes it.
+        """
         mine = {name: tensor.detach().clone() for name, tensor in self.head.state_dict().items()}
         self.head.load_state_dict(self.state)
         self.state = mine
 
 
 def _groups(head: nn.Module, named: Iterable[tuple[str, Tensor]], training: Training) -> list[dict]:
-    """Optimiser groups, one for each pair of factors that occurs, in the order of the parameters."""
+    """Optimiser groups, one for each pair of factors that occurs, in the order of the
+    parameters.
+    """
     how, norms = training.groups, _norm_scales(head)
     for key, name, wanted in (
         ("last", how.last, (how.last_lr, how.last_bias_lr) != (1, 1)),
@@ -97,7 +108,13 @@ def _groups(head: nn.Module, named: Iterable[tuple[str, Tensor]], training: Trai
 def _factors(name: str, is_norm: bool, how: Groups) -> tuple[float, float]:
     """The factors of the learning rate and the weight decay of the parameter `name`."""
     is_bias = name.rpartition(".")[2].startswith("bias")  # "bias_ih_l0" of an LSTM as well
-    scale, decay = (how.bias_lr, how.bias_decay) if is_bias else (how.norm_lr, how.norm_decay) if is_norm else (1.0, 1.0)
+    scale, decay = (
+        (how.bias_lr, how.bias_decay)
+        if is_bias
+        else (how.norm_lr, how.norm_decay)
+        if is_norm
+        else (1.0, 1.0)
+    )
     if _within(name, how.last) and (how.last_lr, how.last_bias_lr) != (1, 1):
         scale = how.last_bias_lr if is_bias else how.last_lr
     if how.first and _within(name, how.first):
@@ -115,7 +132,9 @@ def _norm_scales(head: nn.Module) -> set[str]:
     }
 
 
-def _new(name: str, groups: list[dict], lr: float, momentum: float, nesterov: bool) -> torch.optim.Optimizer:
+def _new(
+    name: str, groups: list[dict], lr: float, momentum: float, nesterov: bool
+) -> torch.optim.Optimizer:
     if name == "sgd":
         return torch.optim.SGD(groups, lr, momentum, nesterov=nesterov)
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name](groups, lr)
@@ -129,4 +148,7 @@ def _within(name: str, prefix: str) -> bool:
 def _require(head: nn.Module, key: str, name: str, there: bool) -> None:
     if name and not there:
         modules = ", ".join(child for child, _ in head.named_children())
-        raise ValueError(f"{key}: no trained parameter of {type(head).__name__} starts with {name!r}; its parts: {modules}")
+        raise ValueError(
+            f"{key}: no trained parameter of {type(head).__name__} starts with {name!r}; its "
+            f"parts: {modules}"
+        )

@@ -1,7 +1,9 @@
-"""One run of a study at work: its folder, its phases, its learner, and what it leaves behind (heads/runs.py lists the files).
+"""One run of a study at work: its folder, its phases, its learner, and what it leaves behind
+(heads/runs/run_files.py lists the files).
 
-A recipe of several phases is trained in one folder. last.pt and best.pt are those of the phase that is being trained; what a
-phase ends with is PHASE.pt, which the next one and its students read. The epochs of all phases are counted through.
+A recipe of several phases is trained in one folder. last.pt and best.pt are those of the phase that
+is being trained; what a phase ends with is PHASE.pt, which the next one and its students read. The
+epochs of all phases are counted through.
 """
 
 import math
@@ -14,27 +16,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heads import runs
-from heads.batch import Clips, MissingFields
-from heads.data import how_to_add, swap_table
-from heads.distil import Teachers
-from heads.evaluate import Predictions, Reader, fields_of, figures, same_backbone, write_predictions
-from heads.learner import INIT, Learner, reseed
-from heads.manifest_record import say_seen
-from heads.members import Member, Result, Study
-from heads.optimisers import Optimisers
-from heads.recipe import Recipe, command_of
-from heads.run_folder import RunFolder, epoch_line
-from heads.store import Share
-from heads.transfer import checkpoint_of, default_checkpoint, recipe_of, take_weights
+from heads.config.recipe import Recipe, command_of
+from heads.data.feature_store import Share
+from heads.data.splits import how_to_add, swap_table
+from heads.evaluation.evaluate import (
+    Predictions,
+    Reader,
+    fields_of,
+    figures,
+    same_backbone,
+    write_predictions,
+)
+from heads.interface.clips import Clips, MissingFields
+from heads.papers.dyreg.distillation import Teachers
+from heads.runs import run_files as runs
+from heads.runs.manifest_record import say_seen
+from heads.runs.run_writer import RunFolder, epoch_line
+from heads.runs.start_weights import checkpoint_of, default_checkpoint, recipe_of, take_weights
+from heads.training.learner import INIT, Learner, reseed
+from heads.training.members import Member, Result, Study
+from heads.training.optimisers import Optimisers
 from heads.zoo import build_head
-from pipeline.waits import Say
+from pipeline.workers.waiting import Say
 
 
 @dataclass
 class EpochStats:
-    """One epoch of one run: the mean loss over its clips, the seconds of its own steps and of waiting for data, and of these
-    those of waiting."""
+    """One epoch of one run: the mean loss over its clips, the seconds of its own steps and of
+    waiting for data, and of these those of waiting."""
 
     loss: float
     seconds: float
@@ -42,8 +51,8 @@ class EpochStats:
 
 
 class Run:
-    """A member at work, `prepare`d, then `open`ed; `error` is what ended it. ValueError for whatever the recipe, the manifest
-    and the cache do not agree on, before anything is written."""
+    """A member at work, `prepare`d, then `open`ed; `error` is what ended it. ValueError for
+    whatever the recipe, the manifest and the cache do not agree on, before anything is written."""
 
     def __init__(self, member: Member, study: Study, say: Say):
         self.member, self.study, self.say = member, study, say
@@ -67,7 +76,10 @@ class Run:
         self.swap = torch.from_numpy(swap_table(self.classes, self.recipe.data)).to(study.device)
         self.fields = self._fields()
         if self.member.start is not None:
-            same_backbone(runs.load_checkpoint(checkpoint_of(self.member.start))["about"]["config"], study.cache)
+            same_backbone(
+                runs.load_checkpoint(checkpoint_of(self.member.start))["about"]["config"],
+                study.cache,
+            )
         elif self.phases[0].start == "previous" and not (self.folder / "last.pt").exists():
             self.phase = self.phases[0]
             self._before()  # refused before there is a folder
@@ -88,7 +100,9 @@ class Run:
         return about if self.member.start is None else {**about, "start": str(self.member.start)}
 
     def _fields(self) -> dict[str, tuple[str, ...]]:
-        """What this run reads of each split, over all its phases; builds every head once, which checks its options."""
+        """What this run reads of each split, over all its phases; builds every head once, which
+        checks its options.
+        """
         names: dict[str, list[str]] = {split: [] for split in self.parts}
         for phase in self.phases:
             recipe = self.recipe.of(phase)
@@ -104,13 +118,17 @@ class Run:
         study = self.study
         reseed(study.device, self.seed, INIT)
         try:
-            head = build_head(recipe.head.name, study.dims, len(self.classes), **recipe.head.options)
+            head = build_head(
+                recipe.head.name, study.dims, len(self.classes), **recipe.head.options
+            )
         except MissingFields as error:
             raise ValueError(how_to_add(study.cache, recipe.head.name, error.names)) from None
         return head.to(study.device)
 
     def _teachers(self, recipe: Recipe) -> list[tuple[nn.Module, Path]]:
-        """The heads that teach a phase, as they are built, and where their weights are, or will be."""
+        """The heads that teach a phase, as they are built, and where their weights are, or will
+        be.
+        """
         found = []
         for name in recipe.train.distil.teachers:
             if name in {phase.name for phase in self.recipe.all_phases}:
@@ -123,7 +141,9 @@ class Run:
     # --- opening
 
     def finished(self) -> Result | None:
-        """The result of a run that was finished in the folder, if it is this one; ValueError if it is another."""
+        """The result of a run that was finished in the folder, if it is this one; ValueError if it
+        is another.
+        """
         if (there := self.files.finished()) is None:
             return None
         metrics, record = there
@@ -137,7 +157,10 @@ class Run:
         """Says that nobody can tell with which labels a run of an earlier version was trained."""
         if "manifest" not in record:
             path = self.study.manifest.path
-            self.say(f"{self.folder}: an earlier version made it and recorded no manifest; taken to be of {path}")
+            self.say(
+                f"{self.folder}: an earlier version made it and recorded no manifest; taken to be "
+                f"of {path}"
+            )
 
     def open(self, resume: bool, tensorboard: bool) -> None:
         """Makes the run folder, or continues the run that is in it."""
@@ -176,7 +199,11 @@ class Run:
             self.say(take_weights(head, self._before(), self.phase))
             self._say_seen(self._before())
         steps = math.ceil(len(part) / recipe.train.batch)
-        weights = torch.from_numpy(part.class_weights(len(self.classes))) if recipe.data.balance == "loss" else None
+        weights = (
+            torch.from_numpy(part.class_weights(len(self.classes)))
+            if recipe.data.balance == "loss"
+            else None
+        )
         teachers = None
         if recipe.train.distil.teachers:
             taught = self._teachers(recipe)
@@ -186,16 +213,33 @@ class Run:
                     self._say_seen(path)
             teachers = Teachers(head, [teacher for teacher, _ in taught])
         data = recipe.data
-        self.learner = Learner(head, recipe.train, data.target, steps, self.seed, self.study.precision, weights, teachers)
+        self.learner = Learner(
+            head,
+            recipe.train,
+            data.target,
+            steps,
+            self.seed,
+            self.study.precision,
+            weights,
+            teachers,
+        )
         own = fields_of(head, self.study.cache, part, recipe)
-        more = [fields_of(one, self.study.cache, part, recipe) for one in (teachers.heads.values() if teachers else ())]
+        more = [
+            fields_of(one, self.study.cache, part, recipe)
+            for one in (teachers.heads.values() if teachers else ())
+        ]
         self.reads = tuple(dict.fromkeys(name for names in (own, *more) for name in names))
         if saved is not None:
             self.learner.load(saved)
 
     def _say_seen(self, weights: Path) -> None:
         """Says whether weights of another run know clips that this one is evaluated on."""
-        say_seen(weights, runs.load_checkpoint(weights)["about"].get("manifest"), self.study.manifest, self.say)
+        say_seen(
+            weights,
+            runs.load_checkpoint(weights)["about"].get("manifest"),
+            self.study.manifest,
+            self.say,
+        )
 
     def _before(self) -> Path:
         """The checkpoint that the present phase starts from."""
@@ -205,9 +249,14 @@ class Run:
         previous = self.recipe.phase(names[names.index(self.phase.name) - 1])
         path = self.folder / f"{previous.name}.pt"
         if not path.exists():
-            how = command_of(self.recipe, previous) if previous.reads == "frames" else f"--phase {previous.name}"
+            how = (
+                command_of(self.recipe, previous)
+                if previous.reads == "frames"
+                else f"--phase {previous.name}"
+            )
             raise ValueError(
-                f"phase {self.phase.name} starts from phase {previous.name}, which {self.folder} does not hold: run it first "
+                f"phase {self.phase.name} starts from phase {previous.name}, which {self.folder} "
+                f"does not hold: run it first "
                 f"({how}), or name a run with --start"
             )
         return path
@@ -246,7 +295,9 @@ class Run:
 
     def learn(self, clips: Clips, place: slice) -> None:
         """One mini-batch of the views that were drawn."""
-        target = torch.from_numpy(self.parts["train"].targets[self.video[place]]).to(self.study.device)
+        target = torch.from_numpy(self.parts["train"].targets[self.video[place]]).to(
+            self.study.device
+        )
         if clips.flip is not None:
             target = mirrored(target, clips.flip, self.swap)
         self.stats.loss += self.learner.step(clips, target) * len(target)
@@ -259,12 +310,24 @@ class Run:
     def end_epoch(self, waiting: float, predictions: Predictions | None) -> None:
         """Counts the epoch: log, checkpoints, and the next phase where this one is done."""
         learner, stats = self.learner, self.stats
-        stats.loss, stats.seconds, stats.waiting = stats.loss / max(self.seen, 1), stats.seconds + waiting, waiting
+        stats.loss, stats.seconds, stats.waiting = (
+            stats.loss / max(self.seen, 1),
+            stats.seconds + waiting,
+            waiting,
+        )
         found = figures(predictions, self.parts["val"], self.now)[0] if predictions else {}
         self.seconds += stats.seconds + (predictions.seconds if predictions else 0)
         self.waiting += waiting
-        better = learner.end_epoch(found.get("map", found.get("top1", math.nan)), found.get("loss", math.nan))
-        line = {"epoch": self.epochs, "step": self.steps, "lr": self.lr, **asdict(stats), "val": found}
+        better = learner.end_epoch(
+            found.get("map", found.get("top1", math.nan)), found.get("loss", math.nan)
+        )
+        line = {
+            "epoch": self.epochs,
+            "step": self.steps,
+            "lr": self.lr,
+            **asdict(stats),
+            "val": found,
+        }
         if self.recipe.phases:
             line["phase"] = self.phase.name
         self.files.log(line)
@@ -273,7 +336,10 @@ class Run:
             best = {**mine, "epoch": self.epochs, "state": learner.weights()}
             runs.save_checkpoint(self.folder / "best.pt", best)
         # Last of all: a run killed before this repeats the epoch, log line and best.pt included.
-        spent = {name: getattr(self, name) for name in ("epochs_before", "steps_before", "seconds", "waiting")}
+        spent = {
+            name: getattr(self, name)
+            for name in ("epochs_before", "steps_before", "seconds", "waiting")
+        }
         runs.save_checkpoint(self.folder / "last.pt", {**mine, **spent, **learner.state()})
         self.files.show(line)
         of = self.now.train.total_epochs(learner.steps_per_epoch)
@@ -298,31 +364,44 @@ class Run:
     def restore(self) -> None:
         """Puts the weights that are evaluated into the head."""
         self.chosen = default_checkpoint(self.folder)
-        self.learner.head.load_state_dict(runs.load_checkpoint(self.folder / f"{self.chosen}.pt")["state"])
+        self.learner.head.load_state_dict(
+            runs.load_checkpoint(self.folder / f"{self.chosen}.pt")["state"]
+        )
 
     def finish(self, predictions: Mapping[str, Predictions]) -> Result:
-        """Writes the predictions and figures of val and test; metrics.json last, the mark of a finished run."""
+        """Writes the predictions and figures of val and test; metrics.json last, the mark of a
+        finished run.
+        """
         metrics = {
-            name: write_predictions(self.folder, name, one, self.parts[name], self.now, self.classes)
+            name: write_predictions(
+                self.folder, name, one, self.parts[name], self.now, self.classes
+            )
             for name, one in predictions.items()
         }
         progress = self.learner.progress
         left = {
-            name: {"failed": len(part.failed), "absent": len(part.absent), "other": len(part.others)}
+            name: {
+                "failed": len(part.failed),
+                "absent": len(part.absent),
+                "other": len(part.others),
+            }
             for name, part in self.parts.items()
         }
         result = Result(
             self.folder,
             metrics,
             epochs=self.epochs,
-            best_epoch=self.epochs_before + (progress.best_epoch if self.chosen == "best" else progress.epoch),
+            best_epoch=self.epochs_before
+            + (progress.best_epoch if self.chosen == "best" else progress.epoch),
             parameters=sum(p.numel() for p in self.learner.head.parameters()),
             seconds=self.seconds + sum(one.seconds for one in predictions.values()),
             waiting=self.waiting,
             excluded=left,
             phase=self.phase.name,
         )
-        runs.write_json(self.folder / "metrics.json", {**asdict(result), "folder": self.folder.name})
+        runs.write_json(
+            self.folder / "metrics.json", {**asdict(result), "folder": self.folder.name}
+        )
         self.close()
         return result
 

@@ -3,20 +3,26 @@
     result = train(read_recipe("demo_strg"), Cache("cache"), "runs/strg-0", seed=0)
     result.metrics["test"]["top1"]
 
-What a run computes depends on (recipe, cache, seed) and the arithmetic of the device alone. The initialisation follows from
-(seed), the order of the views from (order seed, epoch), dropout from (seed, mini-batch), so that a run that was stopped and
-resumed gives the weights of one that was not, bit for bit on a CPU in fp32 with the same number of threads.
+What a run computes depends on (recipe, cache, seed) and the arithmetic of the device alone. The
+initialisation follows from (seed), the order of the views from (order seed, epoch), dropout from
+(seed, mini-batch), so that a run that was stopped and resumed gives the weights of one that was
+not, bit for bit on a CPU in fp32 with the same number of threads.
 
-    members = [Member(recipe, Path("study") / f"{recipe.name}-{seed}", seed) for recipe in recipes for seed in range(3)]
-    for outcome in run_members(members, Cache("cache"), order_seed=0):     # in the order of the members
-        outcome                                                             # a Result, or a Failure: its error and epochs
+    members = [Member(recipe, Path("study") / f"{recipe.name}-{seed}", seed) for recipe in recipes
+    for seed in range(3)]
+    for outcome in run_members(members, Cache("cache"), order_seed=0):     # in the order of the
+    members
+        outcome                                                             # a Result, or a
+        Failure: its error and epochs
 
-`run_members` trains many in one process: every batch is read once and given to each member whose head needs it. A member's
-weights and figures are those of `train(..., order_seed=order_seed)` alone: it has its own folder, checkpoints and log, takes
-its random numbers from its own seed, and sees the views in the study's order. Members may differ in head, options, seed,
-schedule, batch size, label subset and phases; those with other `data.train_views`, or with balanced sampling of other labels,
-see other views, and have a pass of their own over the same store. One that raises is a Failure and leaves the others going; so
-is one whose folder another process works in (`heads.held.Busy`), unless that has finished it by the end. All members have one
+`run_members` trains many in one process: every batch is read once and given to each member whose
+head needs it. A member's weights and figures are those of `train(..., order_seed=order_seed)`
+alone: it has its own folder, checkpoints and log, takes its random numbers from its own seed, and
+sees the views in the study's order. Members may differ in head, options, seed, schedule, batch
+size, label subset and phases; those with other `data.train_views`, or with balanced sampling of
+other labels, see other views, and have a pass of their own over the same store. One that raises is
+a Failure and leaves the others going; so is one whose folder another process works in
+(`heads.runs.folder_lock.Busy`), unless that has finished it by the end. All members have one
 device, with room for all their weights.
 """
 
@@ -29,19 +35,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from heads.data import cache_dims
-from heads.evaluate import Predictions, predict_all, say_excluded
-from heads.held import Busy, hold
-from heads.learner import device_for
-from heads.members import Failure, Member, Result, Study
-from heads.recipe import Recipe, command_of
-from heads.running import Run
-from heads.store import Store, shared_pass
-from pipeline.waits import Say
+from heads.config.recipe import Recipe, command_of
+from heads.data.feature_store import Store, shared_pass
+from heads.data.splits import cache_dims
+from heads.evaluation.evaluate import Predictions, predict_all, say_excluded
+from heads.runs.folder_lock import Busy, hold
+from heads.training.learner import device_for
+from heads.training.members import Failure, Member, Result, Study
+from heads.training.run import Run
+from pipeline.workers.waiting import Say
 
 if TYPE_CHECKING:
-    from pipeline.cache import Cache
-    from pipeline.manifest import Manifest
+    from pipeline.cache.reader import Cache
+    from pipeline.manifests.manifest import Manifest
 
 
 def train(
@@ -61,15 +67,18 @@ def train(
     phase: str = "",
     start: Path | None = None,
 ) -> Result:
-    """Trains `recipe`'s head on the split `train` of a cache and evaluates the chosen checkpoint on `val` and `test`.
+    """Trains `recipe`'s head on the split `train` of a cache and evaluates the chosen checkpoint on
+    `val` and `test`.
 
-    Labels and splits come from `manifest`, by default the cache's copy. The run's files go to `folder` (heads/runs.py lists
-    them); with `resume` a run that is there is continued, or only read back if it is finished. `order_seed` (default: `seed`)
-    fixes the order of the views, `seed` the initialisation and dropout. `resident`: see `heads.store.Store`. `say` gets lines
-    for a person. `phase`, `start`: see `heads.members.Member`. Torch's global generators are reseeded.
+    Labels and splits come from `manifest`, by default the cache's copy. The run's files go to
+    `folder` (heads/runs/run_files.py lists them); with `resume` a run that is there is continued,
+    or only read back if it is finished. `order_seed` (default: `seed`) fixes the order of the
+    views, `seed` the initialisation and dropout. `resident`: see `heads.data.feature_store.Store`.
+    `say` gets lines for a person. `phase`, `start`: see `heads.training.members.Member`. Torch's
+    global generators are reseeded.
 
-    ValueError, before the first step, for whatever the recipe, the manifest and the cache do not agree on; Busy where another
-    process trains in the folder; LossNotFinite.
+    ValueError, before the first step, for whatever the recipe, the manifest and the cache do not
+    agree on; Busy where another process trains in the folder; LossNotFinite.
     """
     member = Member(recipe, Path(folder), seed, phase, start)
     outcome = run_members(
@@ -105,16 +114,19 @@ def run_members(
     say: Say = print,
     tensorboard: bool = False,
 ) -> list[Result | Failure]:
-    """Trains all members in shared passes over the cache; see the top of this file. Options as for `train`; `order_seed` None:
-    each member's own seed, which shares nothing between different ones.
+    """Trains all members in shared passes over the cache; see the top of this file. Options as for
+    `train`; `order_seed` None: each member's own seed, which shares nothing between different ones.
 
-    ValueError for what is wrong with all of them: a device, two members in one folder, features that are not finite.
+    ValueError for what is wrong with all of them: a device, two members in one folder, features
+    that are not finite.
     """
     folders = [Path(member.folder).resolve() for member in members]
     if twice := [str(folder) for folder in folders if folders.count(folder) > 1]:
         raise ValueError(f"two members would write to {twice[0]}: give each a folder of its own")
     where = device_for(device, precision)
-    study = Study(cache, manifest or cache.manifest, cache_dims(cache), where, precision, order_seed)
+    study = Study(
+        cache, manifest or cache.manifest, cache_dims(cache), where, precision, order_seed
+    )
     outcomes: dict[int, Result | Failure] = {}
     live: dict[int, Run] = {}
     for k, member in enumerate(members):
@@ -135,7 +147,9 @@ def run_members(
             said.add(key)
             say_excluded(part, say)
     with ExitStack() as stack:
-        for run, held in zip(live.values(), hold([run.folder for run in live.values()], say), strict=True):
+        for run, held in zip(
+            live.values(), hold([run.folder for run in live.values()], say), strict=True
+        ):
             stack.callback(run.close)
             run.attempt(run.files.enter, held)
         going = [run for run in live.values() if run.error is None]
@@ -148,8 +162,8 @@ def run_members(
 
 
 def stores_for(live: Sequence[Run], study: Study, resident: str) -> dict[str, Store]:
-    """One store per split, for all that read it: every field that one of them needs. ValueError for features that are not
-    finite (see `heads.store.Store`)."""
+    """One store per split, for all that read it: every field that one of them needs. ValueError for
+    features that are not finite (see `heads.data.feature_store.Store`)."""
     stores = {}
     for split in ("train", "val", "test"):
         theirs = [run for run in live if split in run.parts]
@@ -165,11 +179,15 @@ def stores_for(live: Sequence[Run], study: Study, resident: str) -> dict[str, St
 
 
 def _fit(live: Sequence[Run], stores: dict[str, Store]) -> None:
-    """Trains to the end, epoch by epoch, those that are behind first: a stopped study may have left some an epoch ahead."""
+    """Trains to the end, epoch by epoch, those that are behind first: a stopped study may have left
+    some an epoch ahead.
+    """
     while going := [run for run in live if run.going]:
         now = [run for run in going if run.epochs == min(run.epochs for run in going)]
         waiting: dict[int, float] = {}
-        for _, group in groupby(sorted(now, key=lambda run: repr(run.order)), key=lambda run: run.order):
+        for _, group in groupby(
+            sorted(now, key=lambda run: repr(run.order)), key=lambda run: run.order
+        ):
             together = list(group)
             waited = train_one_epoch(together, stores["train"])
             waiting |= {id(run): waited for run in together}
@@ -177,7 +195,9 @@ def _fit(live: Sequence[Run], stores: dict[str, Store]) -> None:
         with ExitStack() as stack:
             for run in now:
                 stack.enter_context(run.learner.averaged())
-            labelled = [run for run in now if "val" in run.parts and run.parts["val"].targets is not None]
+            labelled = [
+                run for run in now if "val" in run.parts and run.parts["val"].targets is not None
+            ]
             found = _predict(labelled, "val", stores)
         for run in now:
             if run.going:
@@ -185,8 +205,10 @@ def _fit(live: Sequence[Run], stores: dict[str, Store]) -> None:
 
 
 def train_one_epoch(live: Sequence[Run], store: Store) -> float:
-    """One pass over the views that these runs draw, each given every batch of its own; returns the seconds of waiting for
-    data. A run ends early at the last mini-batch of its training; one that raises is out."""
+    """One pass over the views that these runs draw, each given every batch of its own; returns the
+    seconds of waiting for data. A run ends early at the last mini-batch of its training; one that
+    raises is out.
+    """
     waiting = 0.0
     batches = shared_pass(store, [run.draw() for run in live])
     while any(run.going and not run.learner.done for run in live):
@@ -210,7 +232,9 @@ def _predict(live: Sequence[Run], split: str, stores: dict[str, Store]) -> dict[
     if not live:
         return {}
     found = {}
-    for run, one in zip(live, predict_all([run.reader(split) for run in live], stores[split]), strict=True):
+    for run, one in zip(
+        live, predict_all([run.reader(split) for run in live], stores[split]), strict=True
+    ):
         if isinstance(one, Exception):
             run.fail(one)
         else:

@@ -1,6 +1,8 @@
-"""One operation of GOS on top of the backbone (CVPR 2020, Table 2): what the files gos_feat_aggr, gos_diff_prop, ... build.
+"""One operation of GOS on top of the backbone (CVPR 2020, Table 2): what the files gos_feat_aggr,
+gos_diff_prop, ... build.
 
-    o(x)                                                        [B,T,N,C]    heads/operations.py; x and y: heads/scene.py
+    o(x)                                                        [B,T,N,C]
+    heads/papers/gos/operations.py; x and y: heads/papers/gos/operation_inputs.py
     logits = K [ mean over valid nodes of o(x) ; mean of y ] + k    [B,K]
 
 Differs from the paper: as the files that build it say.
@@ -11,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from heads.affinity import FURTHER, VARIANTS, Choices, Operation, Sizes, linear
-from heads.batch import Clips, Dims, HeadOutput
-from heads.layers import masked_mean
-from heads.operations import new_operation
-from heads.scene import REGIONS, Stem
-from heads.variants import at_least, one_of, resolve
+from heads.interface.clips import Clips, Dims, HeadOutput
+from heads.interface.masked_layers import masked_mean
+from heads.interface.variants import at_least, one_of, resolve
+from heads.papers.gos.affinity import FURTHER, VARIANTS, Choices, Operation, Sizes, linear
+from heads.papers.gos.operation_inputs import REGIONS, Stem
+from heads.papers.gos.operations import new_operation
 
 
 class SingleOperation(nn.Module):
@@ -30,7 +32,9 @@ class SingleOperation(nn.Module):
         self.needs, self.uses = stem.needs, stem.uses
 
     def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
-        """Clips with `needs` -> logits [B,K]; maps: attention, as the operation has it (heads/operations.py)."""
+        """Clips with `needs` -> logits [B,K]; maps: attention, as the operation has it
+        (heads/papers/gos/operations.py).
+        """
         x, scene, mean, _ = self.stem(clips)
         pooled = masked_mean(self.operation(x, scene), scene.valid)
         logits = self.fc(self.drop(torch.cat([pooled, mean], 1)))
@@ -54,16 +58,22 @@ def single_operation(
 ) -> SingleOperation:
     """The head gos_OPERATION for views of `dims`.
 
-    `decided`: `roi` of the stem and the options of the operation that `variant` decides where they are ""; `chosen`: its other
-    options, by their names in `Choices`. The rest is the stem's (heads/scene.py) and the classifier's.
+    `decided`: `roi` of the stem and the options of the operation that `variant` decides where they
+    are ""; `chosen`: its other options, by their names in `Choices`. The rest is the stem's
+    (heads/papers/gos/operation_inputs.py) and the classifier's.
     """
     one_of(head, "regions", regions, REGIONS)
     at_least(head, 1, width=width, roi_size=roi_size)
     decided = resolve(head, VARIANTS, variant, decided, FURTHER)
     roi = decided.pop("roi")
     choices = Choices(head, **decided, **chosen)
-    dims.require(head, *((cut, "boxes", "valid") if regions == "map" else ("pooled", "nodes", "boxes", "valid")))
+    dims.require(
+        head,
+        *((cut, "boxes", "valid") if regions == "map" else ("pooled", "nodes", "boxes", "valid")),
+    )
     cells = dims.maps[cut][1] * dims.maps[cut][2] if regions == "map" else 0
-    operation = new_operation(head.removeprefix("gos_"), Sizes(width, dims.T, dims.N, cells), choices)
+    operation = new_operation(
+        head.removeprefix("gos_"), Sizes(width, dims.T, dims.N, cells), choices
+    )
     stem = Stem(dims, cut, width, roi, roi_size, regions, operation.reads)
     return SingleOperation(stem, operation, width, num_classes, dropout)

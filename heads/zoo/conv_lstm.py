@@ -1,12 +1,14 @@
 """Conv + LSTM: RSTG's baseline that sees where things are (NeurIPS 2019, Table 1, "Conv+LSTM").
 
-    y_t = ReLU(conv(ReLU(conv(x_t))))       [B,T,width,h-4,w-4]   two 3x3 convolutions without padding on the map at `cut`
+    y_t = ReLU(conv(ReLU(conv(x_t))))       [B,T,width,h-4,w-4]   two 3x3 convolutions without
+                                            padding on the map at `cut`
     h_t = LSTM(flatten(y_t), h_{t-1}),  logits = W drop(h_T) + b  [B,K]
 
 RSTG's release differs in the graph, not in this row: both variants are the paper.
 
-Differs from the paper: the convolutional network below is frozen. Not stated in the paper: the number of convolutions and
-their width (512, the paper's node width), the LSTM's width (512) and depth (1).
+Differs from the paper: the convolutional network below is frozen. Not stated in the paper: the
+number of convolutions and their width (512, the paper's node width), the LSTM's width (512) and
+depth (1).
 """
 
 from itertools import pairwise
@@ -14,16 +16,23 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import nn
 
-from heads.batch import Clips, Dims, HeadOutput
-from heads.recurrent import LSTM
-from heads.variants import SAME, at_least, one_of
+from heads.interface.clips import Clips, Dims, HeadOutput
+from heads.interface.lstm import LSTM
+from heads.interface.variants import SAME, at_least, one_of
 
 
 class ConvLSTM(nn.Module):
     uses = ()
 
     def __init__(
-        self, cut: str, size: tuple[int, int, int], num_classes: int, width: int, convs: int, hidden: int, dropout: float
+        self,
+        cut: str,
+        size: tuple[int, int, int],
+        num_classes: int,
+        width: int,
+        convs: int,
+        hidden: int,
+        dropout: float,
     ):
         super().__init__()
         channels, h, w = size
@@ -36,12 +45,16 @@ class ConvLSTM(nn.Module):
         self.needs = (cut,)
 
     def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
-        """The map at `cut` [B,T,C,h,w] -> logits [B,K] from the last step's state; no maps. ValueError for another grid."""
+        """The map at `cut` [B,T,C,h,w] -> logits [B,K] from the last step's state; no maps.
+        ValueError for another grid.
+        """
         fmap = clips.get(self.cut)
         if tuple(fmap.shape[-2:]) != self.grid:
             raise ValueError(
-                f"head conv_lstm reads a {self.grid[0]} x {self.grid[1]} map of {self.cut}, got {fmap.shape[-2]} x "
-                f"{fmap.shape[-1]}; extract test views of the training views' size (one square crop)"
+                f"head conv_lstm reads a {self.grid[0]} x {self.grid[1]} map of {self.cut}, got "
+                f"{fmap.shape[-2]} x "
+                f"{fmap.shape[-1]}; extract test views of the training views' size (one square "
+                f"crop)"
             )
         y = fmap.flatten(0, 1)
         for conv in self.convs:
@@ -63,7 +76,8 @@ def build(
 ) -> ConvLSTM:
     """`variant`: "paper" or "released", which are the same here.
 
-    `convs` convolutions to `width` channels on the map at `cut`, an LSTM of `hidden` units, `dropout` on its last state.
+    `convs` convolutions to `width` channels on the map at `cut`, an LSTM of `hidden` units,
+    `dropout` on its last state.
 
     ValueError for a map with fewer than 2 convs + 1 cells a side.
     """
@@ -72,5 +86,8 @@ def build(
     dims.require("conv_lstm", cut)
     _, h, w = dims.maps[cut]
     if min(h, w) <= 2 * convs:
-        raise ValueError(f"head conv_lstm: {convs} convolutions need {2 * convs + 1} cells a side, {cut} has {h} x {w}")
+        raise ValueError(
+            f"head conv_lstm: {convs} convolutions need {2 * convs + 1} cells a side, {cut} has "
+            f"{h} x {w}"
+        )
     return ConvLSTM(cut, dims.maps[cut], num_classes, width, convs, hidden, dropout)

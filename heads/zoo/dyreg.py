@@ -1,31 +1,35 @@
-"""DyReg-GNN: Duta, Nicolicioiu and Leordeanu, Discovering Dynamic Salient Regions for Spatio-Temporal Graph Neural Networks,
-NeurIPS 2021.
+"""DyReg-GNN: Duta, Nicolicioiu and Leordeanu, Discovering Dynamic Salient Regions for
+Spatio-Temporal Graph Neural Networks, NeurIPS 2021.
 
     X at `cut`                                                    [B,T,C,h,w]    cached
     what comes after the cut, learned here, with a module         [B,C',T,h',w']
-      out = X + LN(remap(graph(nodes(X, regions(X))))) s + b      heads/dyreg_module.py: equations, shapes, sizes
-      at every point of `at`, e.g. right after a 3x3 convolution of a bottleneck, before its batch norm
+      out = X + LN(remap(graph(nodes(X, regions(X))))) s + b      heads/papers/dyreg/module.py:
+      equations, shapes, sizes at every point of `at`, e.g. right after a 3x3 convolution of a
+      bottleneck, before its batch norm
     logits = mean over T of W drop(mean over the grid of X_t) + b [B,K]          fc N(0, 0.001)
 
-What is before the first point is frozen: `cut` is the last cut before it. On Something-Something (TSM-R50) the paper has
-`backbone="tsm_r50"`, at = res3.2.conv2, res4.4.conv2, res5.1.conv2 (r3-4-5), or res4.4.conv2 alone (r4). Exact from the cache
-for a frozen lower part only: res5.1.conv2 alone needs the cut res5.0 (2048 x 16 x 7 x 7, 3.2 MB per view in float16),
-res4.4.conv2 the cut res4.3 (1024 x 16 x 14 x 14, 6.4 MB), all three res3.1 (512 x 16 x 28 x 28, 12.8 MB). MultiSyncMNIST:
-`backbone="resnet18"`, 3 stages, grey, at = res3, width=32, offset_width=32.
+What is before the first point is frozen: `cut` is the last cut before it. On Something-Something
+(TSM-R50) the paper has `backbone="tsm_r50"`, at = res3.2.conv2, res4.4.conv2, res5.1.conv2
+(r3-4-5), or res4.4.conv2 alone (r4). Exact from the cache for a frozen lower part only:
+res5.1.conv2 alone needs the cut res5.0 (2048 x 16 x 7 x 7, 3.2 MB per view in float16),
+res4.4.conv2 the cut res4.3 (1024 x 16 x 14 x 14, 6.4 MB), all three res3.1 (512 x 16 x 28 x 28,
+12.8 MB). MultiSyncMNIST: `backbone="resnet18"`, 3 stages, grey, at = res3, width=32,
+offset_width=32.
 
-Differs from the paper: the network below the first module is frozen; see also heads/dyreg_regions.py and heads/dyreg_graph.py.
-Without a `backbone`, the default, there is one module on the map at `cut` and only the mean and the classifier follow: no
-placement of the paper's, but it needs nothing besides the cache. The release's placement in networks without bottlenecks,
-where the module replaces the block, is not reproduced.
+Differs from the paper: the network below the first module is frozen; see also
+heads/papers/dyreg/regions.py and heads/papers/dyreg/graph.py. Without a `backbone`, the default,
+there is one module on the map at `cut` and only the mean and the classifier follow: no placement of
+the paper's, but it needs nothing besides the cache. The release's placement in networks without
+bottlenecks, where the module replaces the block, is not reproduced.
 """
 
 from torch import Tensor, nn
 
-from heads.batch import Clips, Dims, HeadOutput
-from heads.dyreg_kernels import Pair
-from heads.dyreg_module import DyReg, recorded
-from heads.upper import frames_of, points_in, unpadded, upper
-from heads.variants import at_least
+from heads.interface.clips import Clips, Dims, HeadOutput
+from heads.interface.network_above_cut import frames_of, points_in, unpadded, upper
+from heads.interface.variants import at_least
+from heads.papers.dyreg.kernels import Pair
+from heads.papers.dyreg.module import DyReg, recorded
 from pipeline.backbones import Backbone
 
 NO_OPTIONS: dict = {}
@@ -34,12 +38,18 @@ NO_OPTIONS: dict = {}
 class DyRegHead(nn.Module):
     """The upper part of a network with its modules, and the classifier; see the top of this file.
 
-    modules: DyReg by point, or none. network: the backbone that they were inserted into, whose part above `cut` is run; None:
-    the one module is all. channels: those of the last map.
+    modules: DyReg by point, or none. network: the backbone that they were inserted into, whose part
+    above `cut` is run; None: the one module is all. channels: those of the last map.
     """
 
     def __init__(
-        self, cut: str, modules: dict[str, DyReg], network: Backbone | None, channels: int, num_classes: int, dropout: float
+        self,
+        cut: str,
+        modules: dict[str, DyReg],
+        network: Backbone | None,
+        channels: int,
+        num_classes: int,
+        dropout: float,
     ):
         super().__init__()
         self.cut, self.points = cut, tuple(modules)
@@ -55,13 +65,19 @@ class DyRegHead(nn.Module):
 
     @property
     def dyregs(self) -> tuple[DyReg, ...]:
-        """The modules in the order of `points`; `recorded(head.dyregs)` gives their regions with gradients (distillation)."""
-        return (self.alone,) if self.network is None else tuple(self.network.inserted[point] for point in self.points)
+        """The modules in the order of `points`; `recorded(head.dyregs)` gives their regions with
+        gradients (distillation).
+        """
+        return (
+            (self.alone,)
+            if self.network is None
+            else tuple(self.network.inserted[point] for point in self.points)
+        )
 
     def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
-        """Clips with `needs` -> logits [B,K]; maps: for every point "kernels.POINT" [B,T,9,h,w], where they have a box
-        "centres.POINT" and "radii.POINT" [B,T,9,2] (y, x) in cells, and where regions are predicted "offsets.POINT" [B,T,9,4]
-        (T is 1 where all frames share them)."""
+        """Clips with `needs` -> logits [B,K]; maps: for every point "kernels.POINT" [B,T,9,h,w],
+        where they have a box "centres.POINT" and "radii.POINT" [B,T,9,2] (y, x) in cells, and where
+        regions are predicted "offsets.POINT" [B,T,9,4] (T is 1 where all frames share them)."""
         x = unpadded("dyreg", clips.get(self.cut), clips.grid).transpose(1, 2)  # [B,C,T,h,w]
         for module in self.dyregs if self.detector else ():
             module.boxes, module.valid = clips.get("boxes"), clips.get("valid")
@@ -97,19 +113,24 @@ def build(
     start: float = 0.0,
     dropout: float = 0.5,
 ) -> DyRegHead:
-    """`variant`: the graph, "paper" or "released" (heads/dyreg_graph.py).
+    """`variant`: the graph, "paper" or "released" (heads/papers/dyreg/graph.py).
 
-    `backbone`: the network that continues the cached map, with `backbone_options` and `weights` as at the extraction; the
-    modules are put `at` these points of it, separated by commas. "" for both: one module on the map at `cut`, and nothing
-    after it. `regions`: "dynamic", a variant of heads/dyreg_regions.py, or "none": the network without its modules, Table 6's
-    ResNet-18; `width`: C of a module, where its map has more channels; `offset_width`: d_o; `anchors`: "centre" or "grid";
-    `normalise`: kernels of sum 1 (the paper: no; see there); `iterations`: K; `start`: the scale s of a module at first (0 in
-    the paper: the plain network); `dropout` before the classifier.
+    `backbone`: the network that continues the cached map, with `backbone_options` and `weights` as
+    at the extraction; the modules are put `at` these points of it, separated by commas. "" for
+    both: one module on the map at `cut`, and nothing after it. `regions`: "dynamic", a variant of
+    heads/papers/dyreg/regions.py, or "none": the network without its modules, Table 6's ResNet-18;
+    `width`: C of a module, where its map has more channels; `offset_width`: d_o; `anchors`:
+    "centre" or "grid"; `normalise`: kernels of sum 1 (the paper: no; see there); `iterations`: K;
+    `start`: the scale s of a module at first (0 in the paper: the plain network); `dropout` before
+    the classifier.
     """
     at_least("dyreg", 1, width=width, offset_width=offset_width, iterations=iterations)
     points = points_in("dyreg", backbone, at)
     if regions == "none" and not backbone:
-        raise ValueError("head dyreg, option regions: 'none' leaves nothing to learn without a backbone: give backbone and at")
+        raise ValueError(
+            "head dyreg, option regions: 'none' leaves nothing to learn without a backbone: give "
+            "backbone and at"
+        )
 
     def module(channels: int, grid: Pair) -> DyReg:
         return DyReg(
@@ -132,7 +153,9 @@ def build(
     cut, network = upper("dyreg", dims, backbone, backbone_options, weights, points)
     frames = frames_of(network, cut, dims.maps[cut][1:])
     inserted_at = () if regions == "none" else points
-    modules = {point: module(network.channels(point), network.grid(point, frames)) for point in inserted_at}
+    modules = {
+        point: module(network.channels(point), network.grid(point, frames)) for point in inserted_at
+    }
     for point, inserted in modules.items():
         network.insert(point, inserted)
     network.keep_above(cut)

@@ -1,16 +1,20 @@
-"""GOS's difference propagation as a head: Li et al., CVPR 2020, Table 2 (Something-Something V1 49.5 %, V2 61.8 %).
+"""GOS's difference propagation as a head: Li et al., CVPR 2020, Table 2 (Something-Something V1
+49.5 %, V2 61.8 %).
 
-    P = softmax_(j != i)(5 x^_i^T U x^_j),  z_i = act( sum_j P_ij (W (x_i - x_j) + b) )          eq. (3)
+    P = softmax_(j != i)(5 x^_i^T U x^_j),  z_i = act( sum_j P_ij (W (x_i - x_j) + b) )          eq.
+                                            (3)
     logits = K [ mean over valid nodes of z ; mean of y ] + k          no dropout
 
-x [B,T,N,C] and y come from the stem (heads/scene.py); the operation is in heads/operations.py, its two variants are in
-heads/affinity.py. 131 840 parameters at C = 256.
+x [B,T,N,C] and y come from the stem (heads/papers/gos/operation_inputs.py); the operation is in
+heads/papers/gos/operations.py, its two variants are in heads/papers/gos/affinity.py. 131 840
+parameters at C = 256.
 
-Differs from the paper: the backbone is frozen; padded boxes are masked; the n x n differences are never formed.
-Not stated in the paper, and chosen: the mean over nodes is concatenated with the global feature of C before the classifier.
+Differs from the paper: the backbone is frozen; padded boxes are masked; the n x n differences are
+never formed. Not stated in the paper, and chosen: the mean over nodes is concatenated with the
+global feature of C before the classifier.
 """
 
-from heads.batch import Dims
+from heads.interface.clips import Dims
 from heads.zoo._single import SingleOperation, single_operation
 
 
@@ -29,11 +33,13 @@ def build(
     scale: float = 5.0,
     normalise: bool = True,
 ) -> SingleOperation:
-    """`variant`: "paper" or "released"; it decides `affinity` ("full", "diagonal") and `roi` ("aligned", "old").
+    """`variant`: "paper" or "released"; it decides `affinity` ("full", "diagonal") and `roi`
+    ("aligned", "old").
 
-    `regions`: "map", as the paper, or "nodes", from the cached nodes and pooled features (approximate, heads/scene.py).
-    `cut`: the map; `width`: C; `roi_size`: bins per side; `dropout` before the classifier.
-    Not stated in the paper: `scale`, the factor 5 before the softmax; `normalise`, whether the affinity sees x/|x|.
+    `regions`: "map", as the paper, or "nodes", from the cached nodes and pooled features
+    (approximate, heads/papers/gos/operation_inputs.py). `cut`: the map; `width`: C; `roi_size`:
+    bins per side; `dropout` before the classifier. Not stated in the paper: `scale`, the factor 5
+    before the softmax; `normalise`, whether the affinity sees x/|x|.
     """
     return single_operation(
         "gos_diff_prop",

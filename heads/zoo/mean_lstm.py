@@ -1,17 +1,19 @@
-"""Mean + LSTM: RSTG's weakest baseline, which sees time but no space (NeurIPS 2019, Table 1, "Mean+LSTM").
+"""Mean + LSTM: RSTG's weakest baseline, which sees time but no space (NeurIPS 2019, Table 1,
+"Mean+LSTM").
 
-h_t = LSTM(p_t, h_{t-1}), y = W drop(h_T) + b, with p [B,T,C] the spatial mean of the map at each step (`pooled`) -> logits
-[B,K]. RSTG's release differs in the graph, not in this row: both variants are the paper.
+h_t = LSTM(p_t, h_{t-1}), y = W drop(h_T) + b, with p [B,T,C] the spatial mean of the map at each
+step (`pooled`) -> logits [B,K]. RSTG's release differs in the graph, not in this row: both variants
+are the paper.
 
-Differs from the paper: the convolutional network below is frozen. Not stated in the paper for this row: the LSTM's width (512,
-the paper's node width) and depth (1).
+Differs from the paper: the convolutional network below is frozen. Not stated in the paper for this
+row: the LSTM's width (512, the paper's node width) and depth (1).
 """
 
 from torch import nn
 
-from heads.batch import Clips, Dims, HeadOutput
-from heads.recurrent import LSTM
-from heads.variants import SAME, at_least, one_of
+from heads.interface.clips import Clips, Dims, HeadOutput
+from heads.interface.lstm import LSTM
+from heads.interface.variants import SAME, at_least, one_of
 
 
 class MeanLSTM(nn.Module):
@@ -31,11 +33,18 @@ class MeanLSTM(nn.Module):
 
 
 def build(
-    dims: Dims, num_classes: int, *, variant: str = "paper", hidden: int = 512, layers: int = 1, dropout: float = 0.0
+    dims: Dims,
+    num_classes: int,
+    *,
+    variant: str = "paper",
+    hidden: int = 512,
+    layers: int = 1,
+    dropout: float = 0.0,
 ) -> MeanLSTM:
     """`variant`: "paper" or "released", which are the same here.
 
-    Not stated in the paper: `hidden` units per layer, `layers` stacked, `dropout` on the last state.
+    Not stated in the paper: `hidden` units per layer, `layers` stacked, `dropout` on the last
+    state.
     """
     one_of("mean_lstm", "variant", variant, SAME)
     at_least("mean_lstm", 1, hidden=hidden, layers=layers)

@@ -2,16 +2,17 @@
 
 y = W drop(mean_t p_t) + b, with p [B,T,C] the per-frame features (`pooled`) -> logits [B,K].
 
-It is the classifier of the I3D baseline (STRG, ECCV 2018: average pooling, dropout 0.3, one linear layer) and of GOS's
-"global pooling" row (CVPR 2020, Table 1). No release differs from that: both variants are the paper.
+It is the classifier of the I3D baseline (STRG, ECCV 2018: average pooling, dropout 0.3, one linear
+layer) and of GOS's "global pooling" row (CVPR 2020, Table 1). No release differs from that: both
+variants are the paper.
 
 Differs from the paper: only the classifier learns, the backbone is frozen.
 """
 
 from torch import nn
 
-from heads.batch import Clips, Dims, HeadOutput
-from heads.variants import SAME, one_of
+from heads.interface.clips import Clips, Dims, HeadOutput
+from heads.interface.variants import SAME, one_of
 
 
 class Pool(nn.Module):
@@ -29,7 +30,9 @@ class Pool(nn.Module):
 
 
 def build(dims: Dims, num_classes: int, *, variant: str = "paper", dropout: float = 0.3) -> Pool:
-    """`variant`: "paper" or "released", which are the same here. `dropout`: on the pooled feature (STRG 0.3, GOS none)."""
+    """`variant`: "paper" or "released", which are the same here. `dropout`: on the pooled feature
+    (STRG 0.3, GOS none).
+    """
     one_of("pool", "variant", variant, SAME)
     dims.require("pool", "pooled")
     return Pool(dims.C, num_classes, dropout)

@@ -1,6 +1,8 @@
-"""Backbones: frames in, feature maps out. One file per backbone; a file whose name starts with "_" is shared code.
+"""Backbones: frames in, feature maps out. One file per backbone; a file whose name starts with "_"
+is shared code.
 
-A backbone file has `build(*, named options) -> Backbone`. Its file name is its name, so a new file is a new backbone.
+A backbone file has `build(*, named options) -> Backbone`. Its file name is its name, so a new file
+is a new backbone.
 """
 
 import importlib
@@ -8,11 +10,11 @@ import inspect
 import pkgutil
 from typing import TYPE_CHECKING
 
-from pipeline.names import nearest
+from pipeline.text.suggestions import nearest
 
 if TYPE_CHECKING:
     from pipeline.backbones._base import Backbone
-    from pipeline.backbones.frozen import freeze
+    from pipeline.backbones._freezing import freeze
 
 __all__ = ["Backbone", "backbone_names", "backbone_options", "build_backbone", "freeze"]
 
@@ -35,7 +37,10 @@ def backbone_names() -> list[str]:
 
 def backbone_options(name: str) -> dict[str, object]:
     """The options of the backbone `name` with their defaults. ValueError for an unknown name."""
-    return {option: parameter.default for option, parameter in inspect.signature(_build_of(name)).parameters.items()}
+    return {
+        option: parameter.default
+        for option, parameter in inspect.signature(_build_of(name)).parameters.items()
+    }
 
 
 def _build_of(name: str):
@@ -45,13 +50,20 @@ def _build_of(name: str):
 
 
 def build_backbone(
-    name: str, weights: str | None = None, *, inflate: str = "mean", fresh: str | tuple[str, ...] = (), **options
+    name: str,
+    weights: str | None = None,
+    *,
+    inflate: str = "mean",
+    fresh: str | tuple[str, ...] = (),
+    **options,
 ) -> "Backbone":
-    """Builds the backbone `name` with the options of its file's `build`, in training mode, in float32 on the CPU.
+    """Builds the backbone `name` with the options of its file's `build`, in training mode, in
+    float32 on the CPU.
 
-    weights: None or "none" (random initialisation), "imagenet" (torchvision's, fetched through torchvision), or the path of
-    a checkpoint; see `weights.load`, which also says what `inflate` ("mean" or "centre") and `fresh` mean.
-    ValueError for a name, option or value that is not known, and for weights that do not fit.
+    weights: None or "none" (random initialisation), "imagenet" (torchvision's, fetched through
+    torchvision), or the path of a checkpoint; see `weights.load`, which also says what `inflate`
+    ("mean" or "centre") and `fresh` mean. ValueError for a name, option or value that is not known,
+    and for weights that do not fit.
     """
     build = _build_of(name)
     known = backbone_options(name)
@@ -61,7 +73,7 @@ def build_backbone(
     backbone = build(**options)
     backbone.name, backbone.options = name, {**known, **options}
     if weights not in (None, "none"):
-        from pipeline.backbones import weights as checkpoints
+        from pipeline.backbones import _checkpoints as checkpoints
 
         checkpoints.load(backbone, weights, inflate=inflate, fresh=fresh)
     return backbone

@@ -1,6 +1,8 @@
-"""The modules of EAN (see `ean_r50`): motion excitation, trainable shift, Event Adaptive Block with ESP-Net.
+"""The modules of EAN (see `ean_r50`): motion excitation, trainable shift, Event Adaptive Block with
+ESP-Net.
 
-All maps are [B,C,T,h,w]. Letters: C channels of a stage, u = C/4 channels inside a block, p channels of ESP-Net.
+All maps are [B,C,T,h,w]. Letters: C channels of a stage, u = C/4 channels inside a block, p
+channels of ESP-Net.
 """
 
 from collections.abc import Iterable
@@ -13,15 +15,18 @@ from torch import Tensor, nn
 
 from pipeline.backbones._base import Conv, MaxPool, Triple
 from pipeline.backbones._resnet import Bottleneck, conv
-from pipeline.memory_format import convolve
+from pipeline.networks.memory_format import convolve
 
 VARIANTS = ("paper", "released")
-SMALL = 0.01  # factor on the default start of the last convolution of a branch that is added to the trunk
+# factor on the default start of the last convolution of a branch that is added to the trunk
+SMALL = 0.01
 
 
 @dataclass(frozen=True)
 class Design:
-    """What an Event Adaptive Block is made of; the options of `ean_r50.build`, which explains them. ValueError for others."""
+    """What an Event Adaptive Block is made of; the options of `ean_r50.build`, which explains them.
+    ValueError for others.
+    """
 
     variant: str = "paper"
     fusion: str = "dynamic"
@@ -42,7 +47,9 @@ class Design:
         }
         for option, values in allowed.items():
             if getattr(self, option) not in values:
-                raise ValueError(f"{option}={getattr(self, option)!r}: expected one of {', '.join(values)}")
+                raise ValueError(
+                    f"{option}={getattr(self, option)!r}: expected one of {', '.join(values)}"
+                )
 
     @property
     def released(self) -> bool:
@@ -60,17 +67,39 @@ class Taps(Conv):
     def _convolved(self, x: Tensor) -> Tensor:
         if self.kernel_size[0] == 1 and self.stride[0] == 1:
             frames, weight = x.transpose(1, 2).flatten(0, 1), self.weight.squeeze(2)  # [B·T,C,h,w]
-            y = convolve(frames, weight, self.bias, self.stride[1:], self.padding[1:], self.dilation[1:], self.groups)
+            y = convolve(
+                frames,
+                weight,
+                self.bias,
+                self.stride[1:],
+                self.padding[1:],
+                self.dilation[1:],
+                self.groups,
+            )
             return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
         if self.kernel_size[1:] == (1, 1) and self.stride == (1, 1, 1):
             padding, dilation = (self.padding[0], 0), (self.dilation[0], 1)
-            y = convolve(x.flatten(3), self.weight.squeeze(4), self.bias, 1, padding, dilation, self.groups)
+            y = convolve(
+                x.flatten(3), self.weight.squeeze(4), self.bias, 1, padding, dilation, self.groups
+            )
             return y.unflatten(3, x.shape[3:])
-        return convolve(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return convolve(
+            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
 
 
-def taps(channels_in: int, channels_out: int, kernel: Triple, *, dilation: int = 1, groups: int = 1, stride: int = 1) -> Taps:
-    """A convolution without bias that keeps the size of a map but for its stride; `dilation` is that of axes with taps."""
+def taps(
+    channels_in: int,
+    channels_out: int,
+    kernel: Triple,
+    *,
+    dilation: int = 1,
+    groups: int = 1,
+    stride: int = 1,
+) -> Taps:
+    """A convolution without bias that keeps the size of a map but for its stride; `dilation` is
+    that of axes with taps.
+    """
     spread = tuple(dilation if k > 1 else 1 for k in kernel)
     padding = tuple(d * (k // 2) for k, d in zip(kernel, spread, strict=True))
     return Taps(channels_in, channels_out, kernel, stride, padding, spread, groups, bias=False)
@@ -84,7 +113,9 @@ def kaiming(modules: Iterable[nn.Module]) -> None:
 
 
 class MotionExcitation(nn.Module):
-    """x + x·s, s = σ(BN(W2·mean_hw d)) − 0.5, d_t = DW3×3(u)_{t+1} − u_t and 0 for the last t, u = BN(W1 x), C/16 channels."""
+    """x + x·s, s = σ(BN(W2·mean_hw d)) − 0.5, d_t = DW3×3(u)_{t+1} − u_t and 0 for the last t, u =
+    BN(W1 x), C/16 channels.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -110,7 +141,8 @@ class MotionExcitation(nn.Module):
 class Shift(nn.Module):
     """A depth-wise convolution of three taps over time that starts as TSM's shift and is learned.
 
-    y_t = x_{t+1} for the first eighth of the channels, x_{t-1} for the second, x_t for the rest; zeros beyond the ends.
+    y_t = x_{t+1} for the first eighth of the channels, x_{t-1} for the second, x_t for the rest;
+    zeros beyond the ends.
     """
 
     calls_convolve = True  # see `Conv`
@@ -120,7 +152,9 @@ class Shift(nn.Module):
         self.in_channels = self.out_channels = channels
         kernel, fold = torch.zeros(channels, 1, 3, 1, 1), channels // 8
         kernel[:fold, 0, 2] = kernel[fold : 2 * fold, 0, 0] = kernel[2 * fold :, 0, 1] = 1
-        self.weight = nn.Parameter(kernel)  # no `Conv`: whoever starts those anew must leave this one
+        self.weight = nn.Parameter(
+            kernel
+        )  # no `Conv`: whoever starts those anew must leave this one
 
     def forward(self, x: Tensor) -> Tensor:
         y = convolve(x.flatten(3), self.weight.squeeze(4), padding=(1, 0), groups=x.shape[1])
@@ -128,7 +162,9 @@ class Shift(nn.Module):
 
 
 class MotionBottleneck(Bottleneck):
-    """The bottleneck with motion excitation and the trainable shift between its first ReLU and its 3×3 convolution."""
+    """The bottleneck with motion excitation and the trainable shift between its first ReLU and its
+    3×3 convolution.
+    """
 
     def __init__(self, channels_in: int, width: int, kernel: int = 1, stride: int = 1):
         super().__init__(channels_in, width, kernel, stride)
@@ -143,11 +179,14 @@ class MotionBottleneck(Bottleneck):
 
 
 class ESPNet(nn.Module):
-    """The matrix M [B,u,u] of every sample, from the block's input (paper, C channels) or its compression (released, u)."""
+    """The matrix M [B,u,u] of every sample, from the block's input (paper, C channels) or its
+    compression (released, u).
+    """
 
     def __init__(self, channels: int, inner: int, released: bool):
         super().__init__()
-        # A lone channel's scale would be lost in the next BN, which matters to nets narrower than any paper's.
+        # A lone channel's scale would be lost in the next BN, which matters to nets narrower than
+        # any paper's.
         p = max(1, inner // 16) if released else max(2, channels // 16)
         if released:  # convolutions (from, to, taps, stride); here they have biases
             layers = [(inner, p, 1, 1), (p, p, 3, 1), (p, p, 3, 1), (p, 2 * p, 3, 2)]
@@ -168,7 +207,9 @@ class ESPNet(nn.Module):
 
 
 class Static(nn.Module):
-    """One learned M [u,u] for every sample; identity plus noise of 0.01 at first (not stated in the paper)."""
+    """One learned M [u,u] for every sample; identity plus noise of 0.01 at first (not stated in the
+    paper).
+    """
 
     def __init__(self, inner: int):
         super().__init__()
@@ -184,10 +225,14 @@ def thirds(channels: int) -> list[int]:
 
 
 def shuffled(channels: int) -> Tensor:
-    """Channel numbers dealt out of the three groups in turn: what channel shuffle puts at each place."""
+    """Channel numbers dealt out of the three groups in turn: what channel shuffle puts at each
+    place.
+    """
     a, b, _ = thirds(channels)
     groups = [list(range(a)), list(range(a, a + b)), list(range(a + b, channels))]
-    return torch.tensor([group[k] for k in range(len(groups[2])) for group in groups if k < len(group)])
+    return torch.tensor(
+        [group[k] for k in range(len(groups[2])) for group in groups if k < len(group)]
+    )
 
 
 def fuse(matrix: Tensor, z: Tensor) -> Tensor:
@@ -196,24 +241,30 @@ def fuse(matrix: Tensor, z: Tensor) -> Tensor:
 
 
 class MultiScale(nn.Module):
-    """Each of the three channel groups convolved by itself with its own number of taps, along time or across space.
+    """Each of the three channel groups convolved by itself with its own number of taps, along time
+    or across space.
 
-    Five taps are three with dilation 2 unless the design says otherwise; one tap is a 1×1×1 convolution (paper) or nothing
-    (released). `norm` puts a BN behind; it is kept group by group, which is the same, so that freezing can fold it.
+    Five taps are three with dilation 2 unless the design says otherwise; one tap is a 1×1×1
+    convolution (paper) or nothing (released). `norm` puts a BN behind; it is kept group by group,
+    which is the same, so that freezing can fold it.
     """
 
     def __init__(self, channels: int, axis: str, design: Design, norm: bool):
         super().__init__()
         self.sizes = thirds(channels)
         self.groups = nn.ModuleList(
-            nn.Sequential(*_convolutions(size, axis, reach, design), *([nn.BatchNorm3d(size)] if norm else []))
+            nn.Sequential(
+                *_convolutions(size, axis, reach, design), *([nn.BatchNorm3d(size)] if norm else [])
+            )
             for size, reach in zip(self.sizes, design.taps, strict=True)
             if size
         )
 
     def forward(self, x: Tensor) -> Tensor:
         parts = x.split([size for size in self.sizes if size], dim=1)
-        return torch.cat([group(part) for group, part in zip(self.groups, parts, strict=True)], dim=1)
+        return torch.cat(
+            [group(part) for group, part in zip(self.groups, parts, strict=True)], dim=1
+        )
 
 
 def _convolutions(size: int, axis: str, reach: int, design: Design) -> list[Taps]:
@@ -226,7 +277,9 @@ def _convolutions(size: int, axis: str, reach: int, design: Design) -> list[Taps
 
 
 class EventAdaptiveBlock(nn.Module):
-    """x + expand(second(M·relu(BN(first(z)))) + W·pool(z)), z = compress(x) [B,u,T,h,w] (EAN eq. 2; see `ean_r50`)."""
+    """x + expand(second(M·relu(BN(first(z)))) + W·pool(z)), z = compress(x) [B,u,T,h,w] (EAN eq. 2;
+    see `ean_r50`).
+    """
 
     path = ()
 

@@ -1,4 +1,6 @@
-"""EAN's Latent Motion Code (see `ean_r50`): motion of five adjacent frames per segment, added to the stem's map of one."""
+"""EAN's Latent Motion Code (see `ean_r50`): motion of five adjacent frames per segment, added to
+the stem's map of one.
+"""
 
 from dataclasses import dataclass
 from math import gcd
@@ -14,11 +16,13 @@ FRAMES = 5  # adjacent frames per segment
 
 
 class LatentMotion(nn.Module):
-    """Motion of each segment from the differences of its five frames: [B,3,5T,H,W] -> [B,width,T,H/4,W/4] (EAN sec. 3.4).
+    """Motion of each segment from the differences of its five frames: [B,3,5T,H,W] ->
+    [B,width,T,H/4,W/4] (EAN sec. 3.4).
 
-    Patches of a difference, one per 32×32 pixels of the frame, go to D values each: [B·T,D,4,H/32,W/32]. Two residual groups of
-    3×3×3 convolutions mix them among the four differences of a segment and across space. Each is then spread over 8×8 cells
-    of width/4 channels. No layer has a bias, so that a still clip gives exactly 0.
+    Patches of a difference, one per 32×32 pixels of the frame, go to D values each:
+    [B·T,D,4,H/32,W/32]. Two residual groups of 3×3×3 convolutions mix them among the four
+    differences of a segment and across space. Each is then spread over 8×8 cells of width/4
+    channels. No layer has a bias, so that a still clip gives exactly 0.
     """
 
     def __init__(self, width: int, released: bool):
@@ -47,26 +51,37 @@ class LatentMotion(nn.Module):
         h = h + self.second(h)
         y = self.back(h).unflatten(1, (-1, self.cell, self.cell))  # [B·T,c,8,8,4,H/32,W/32]
         y = y.permute(0, 1, 4, 5, 2, 6, 3)  # [B·T,c,4,H/32,8,W/32,8]
-        y = y.flatten(5).flatten(3, 4).flatten(1, 2)  # [B·T,4c,H/4,W/4], the differences of a channel side by side
+        y = (
+            y.flatten(5).flatten(3, 4).flatten(1, 2)
+        )  # [B·T,4c,H/4,W/4], the differences of a channel side by side
         return y.unflatten(0, (frames.shape[0], -1)).transpose(1, 2)
 
 
 def differences(frames: Tensor, half: bool) -> Tensor:
-    """The four differences of each segment's five frames: [B,3,5T,H,W] -> [B,3,T,4,H,W], of every other pixel if `half`."""
+    """The four differences of each segment's five frames: [B,3,5T,H,W] -> [B,3,T,4,H,W], of every
+    other pixel if `half`.
+    """
     segments = frames.unflatten(2, (-1, FRAMES))
     segments = segments[..., ::2, ::2] if half else segments
     return segments[:, :, :, 1:] - segments[:, :, :, :-1]
 
 
 class MotionStack(nn.Module):
-    """The released 16-segment model's second branch: a small 2-D network over the twelve channels of a segment's differences.
+    """The released 16-segment model's second branch: a small 2-D network over the twelve channels
+    of a segment's differences.
 
-    [B,3,5T,H,W] -> [B,width,T,H/4,W/4]; 3×3 to 24 with stride 2, 3×3 to width in 4 groups, 1×1, 3×3 in 16 groups; BN, ReLU.
+    [B,3,5T,H,W] -> [B,width,T,H/4,W/4]; 3×3 to 24 with stride 2, 3×3 to width in 4 groups, 1×1, 3×3
+    in 16 groups; BN, ReLU.
     """
 
     def __init__(self, width: int):
         super().__init__()
-        rows = [(12, 24, 3, 2, 1), (24, width, 3, 1, 4), (width, width, 1, 1, 1), (width, width, 3, 1, 16)]
+        rows = [
+            (12, 24, 3, 2, 1),
+            (24, width, 3, 1, 4),
+            (width, width, 1, 1, 1),
+            (width, width, 3, 1, 16),
+        ]
         modules: list[nn.Module] = []
         for source, target, size, stride, groups in rows:
             convolution = Taps(
@@ -97,10 +112,11 @@ class OneOf:
 
 
 class MotionStem(Stem):
-    """The stem of one RGB frame per segment, plus Latent Motion Code of all five: [B,3,5T,H,W] -> [B,width,T,H/4,W/4].
+    """The stem of one RGB frame per segment, plus Latent Motion Code of all five: [B,3,5T,H,W] ->
+    [B,width,T,H/4,W/4].
 
-    The paper's frame is a segment's first, the release's its middle one. Sum: x + m, in the released 16-segment model
-    0.6 x + 0.2 m + 0.2 stack.
+    The paper's frame is a segment's first, the release's its middle one. Sum: x + m, in the
+    released 16-segment model 0.6 x + 0.2 m + 0.2 stack.
     """
 
     def __init__(self, width: int, pool: MaxPool, released: bool, segments: int):
@@ -118,8 +134,10 @@ class MotionStem(Stem):
         frames, (height, width) = x.shape[2], x.shape[3:]
         if frames != FRAMES * self.segments or height % 32 or width % 32:
             raise ValueError(
-                f"ean_r50 with lmc expects {FRAMES * self.segments} frames, {FRAMES} adjacent ones for each of {self.segments} "
-                f"segments, of a height and width that 32 divides, got {frames} of {height}×{width}; sample them so"
+                f"ean_r50 with lmc expects {FRAMES * self.segments} frames, {FRAMES} adjacent "
+                f"ones for each of {self.segments} "
+                f"segments, of a height and width that 32 divides, got {frames} of "
+                f"{height}×{width}; sample them so"
             )
         rgb = super().forward(x[:, :, self.rgb :: FRAMES])
         if self.stack is None:

@@ -1,20 +1,36 @@
-"""The residual trunk of every ResNet here: 3-D convolutions in which time may have a tap of one, so 2-D nets are a case."""
+"""The residual trunk of every ResNet here: 3-D convolutions in which time may have a tap of one, so
+2-D nets are a case.
+"""
 
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.backbones._base import IMAGENET_MEAN, IMAGENET_STD, Backbone, Conv, Grey, MaxPool, Triple
+from pipeline.backbones._base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Backbone,
+    Conv,
+    Grey,
+    MaxPool,
+    Triple,
+)
 
 
 def conv(channels_in: int, channels_out: int, kernel: Triple, stride: Triple = (1, 1, 1)) -> Conv:
-    """A convolution without bias, padded by half its kernel, so that only its stride changes the size of a map."""
-    return Conv(channels_in, channels_out, kernel, stride, tuple(k // 2 for k in kernel), bias=False)
+    """A convolution without bias, padded by half its kernel, so that only its stride changes the
+    size of a map.
+    """
+    return Conv(
+        channels_in, channels_out, kernel, stride, tuple(k // 2 for k in kernel), bias=False
+    )
 
 
 class Stem(nn.Module):
-    """k×7×7 convolution with spatial stride 2, BN, ReLU, maximum: the first rows of GOS's and STRG's tables."""
+    """k×7×7 convolution with spatial stride 2, BN, ReLU, maximum: the first rows of GOS's and
+    STRG's tables.
+    """
 
     def __init__(self, channels_in: int, width: int, kernel: int, stride: int, pool: MaxPool):
         super().__init__()
@@ -32,7 +48,9 @@ class Stem(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """k×1×1, 1×3×3 (with the spatial stride), 1×1×1 convolution, BN after each; the input is added before the last ReLU."""
+    """k×1×1, 1×3×3 (with the spatial stride), 1×1×1 convolution, BN after each; the input is added
+    before the last ReLU.
+    """
 
     expansion = 4
 
@@ -46,7 +64,9 @@ class Bottleneck(nn.Module):
         self.conv3 = conv(width, self.channels, (1, 1, 1))
         self.bn3 = nn.BatchNorm3d(self.channels)
         self.downsample = _downsample(channels_in, self.channels, stride)
-        self.enter = None  # a module [B,C,T,h,w] -> the same, on the way into conv1 and not on the shortcut
+        self.enter = (
+            None  # a module [B,C,T,h,w] -> the same, on the way into conv1 and not on the shortcut
+        )
         self.non_local = None  # a module [B,C,T,h,w] -> the same, run after the block
 
     @property
@@ -63,7 +83,9 @@ class Bottleneck(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions on every frame, BN after each; the input is added before the last ReLU (ResNet-18)."""
+    """Two 3×3 convolutions on every frame, BN after each; the input is added before the last ReLU
+    (ResNet-18).
+    """
 
     expansion = 1
 
@@ -91,18 +113,24 @@ class BasicBlock(nn.Module):
 def _downsample(channels_in: int, channels_out: int, stride: int) -> nn.Sequential | None:
     if channels_in == channels_out and stride == 1:
         return None
-    return nn.Sequential(conv(channels_in, channels_out, (1, 1, 1), (1, stride, stride)), nn.BatchNorm3d(channels_out))
+    return nn.Sequential(
+        conv(channels_in, channels_out, (1, 1, 1), (1, stride, stride)),
+        nn.BatchNorm3d(channels_out),
+    )
 
 
 class ResNet(Backbone):
-    """Stages stem, res2 .. res5 (or fewer), and "reduced" if asked for. Each stage is a sequence of blocks.
+    """Stages stem, res2 .. res5 (or fewer), and "reduced" if asked for. Each stage is a sequence of
+    blocks.
 
-    block: `Bottleneck` or `BasicBlock`. taps: for every stage, the temporal taps of each of its blocks, so that its length
-    is the number of blocks. width: channels of the stem, 64 in every paper; tests use less. conv1_taps, conv1_stride: time
-    of the first convolution. pool1: the stem's maximum. pool2: the maximum before res3, None for none; it is no part of the
-    cut "res2", which still has all frames. res5_stride: spatial stride of res5, 1 or 2; nothing is dilated. reduce: channels
-    of the stage "reduced", a 1×1×1 convolution with bias and without BN or ReLU (STRG sec. 2.1), 0 for no such stage.
-    imagenet: see `Backbone`. grey: colours are averaged and conv1 has one input channel.
+    block: `Bottleneck` or `BasicBlock`. taps: for every stage, the temporal taps of each of its
+    blocks, so that its length is the number of blocks. width: channels of the stem, 64 in every
+    paper; tests use less. conv1_taps, conv1_stride: time of the first convolution. pool1: the
+    stem's maximum. pool2: the maximum before res3, None for none; it is no part of the cut "res2",
+    which still has all frames. res5_stride: spatial stride of res5, 1 or 2; nothing is dilated.
+    reduce: channels of the stage "reduced", a 1×1×1 convolution with bias and without BN or ReLU
+    (STRG sec. 2.1), 0 for no such stage. imagenet: see `Backbone`. grey: colours are averaged and
+    conv1 has one input channel.
     """
 
     def __init__(

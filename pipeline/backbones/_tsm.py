@@ -1,4 +1,6 @@
-"""The temporal shift of TSM (Lin et al., ICCV 2019) and 2-D ResNets that have it on the way into every residual block."""
+"""The temporal shift of TSM (Lin et al., ICCV 2019) and 2-D ResNets that have it on the way into
+every residual block.
+"""
 
 from torch import Tensor, nn
 
@@ -9,7 +11,9 @@ DEPTHS = {18: (BasicBlock, (2, 2, 2, 2)), 50: (Bottleneck, (3, 4, 6, 3))}
 
 
 class Shift(nn.Module):
-    """[B,C,T,h,w] -> the same: the first C/part channels come from step t+1, the next C/part from t-1, zeros at the ends."""
+    """[B,C,T,h,w] -> the same: the first C/part channels come from step t+1, the next C/part from
+    t-1, zeros at the ends.
+    """
 
     def __init__(self, part: int):
         super().__init__()
@@ -27,12 +31,17 @@ class Shift(nn.Module):
 
 
 def tsm(depth: int, part: int, reduce: int, width: int) -> ResNet:
-    """A ResNet over single frames, T = F, whose blocks look one step back and ahead through `Shift` (spec 3.3).
+    """A ResNet over single frames, T = F, whose blocks look one step back and ahead through `Shift`
+    (spec 3.3).
 
-    part: 1/part of the channels each way, 0 for no shift. reduce, width: see `ResNet`. ValueError for a part of 1 or below 0.
+    part: 1/part of the channels each way, 0 for no shift. reduce, width: see `ResNet`. ValueError
+    for a part of 1 or below 0.
     """
     if part < 0 or part == 1:
-        raise ValueError(f"shift={part}: expected 8 (1/8 of the channels each way) or another number from 2, or 0 for none")
+        raise ValueError(
+            f"shift={part}: expected 8 (1/8 of the channels each way) or another number from 2, "
+            f"or 0 for none"
+        )
     block, blocks = DEPTHS[depth]
     backbone = ResNet(
         block,

@@ -1,4 +1,6 @@
-"""C2D on ResNet-50 (spec 4.4): I3D without temporal kernels, so that only the pools look across time."""
+"""C2D on ResNet-50 (spec 4.4): I3D without temporal kernels, so that only the pools look across
+time.
+"""
 
 from pipeline.backbones._base import Backbone
 from pipeline.backbones._i3d import resnet3d
@@ -13,7 +15,9 @@ def build(
     reduce: int = 0,
     width: int = 64,
 ) -> Backbone:
-    """Options as in `_i3d.resnet3d`. RSTG: res5_stride=1, pool1_pad=0, pool2_time=2. Per frame, T = F: pool2_time=1."""
+    """Options as in `_i3d.resnet3d`. RSTG: res5_stride=1, pool1_pad=0, pool2_time=2. Per frame, T =
+    F: pool2_time=1.
+    """
     return resnet3d(
         50,
         temporal="none",

@@ -1,4 +1,6 @@
-"""The digit network of RSTG (spec 4.4): three times a 3×3 valid convolution, ReLU and a 2×2 maximum, frame by frame."""
+"""The digit network of RSTG (spec 4.4): three times a 3×3 valid convolution, ReLU and a 2×2
+maximum, frame by frame.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,11 +36,17 @@ class DigitCNN(Backbone):
         self.conv3 = ConvPool(width, width)
 
     def units(self) -> list[tuple[tuple[str, ...], nn.Module]]:
-        return [((), self.grey), (("conv1",), self.conv1), (("conv2",), self.conv2), (("conv3",), self.conv3)]
+        return [
+            ((), self.grey),
+            (("conv1",), self.conv1),
+            (("conv2",), self.conv2),
+            (("conv3",), self.conv3),
+        ]
 
 
 def build(width: int = 512, pixels: str = "raw") -> Backbone:
-    """width: filters of each convolution. pixels: "raw" feeds 0..255 as RSTG does, "unit" feeds 0..1.
+    """width: filters of each convolution. pixels: "raw" feeds 0..255 as RSTG does, "unit" feeds
+    0..1.
 
     ValueError for another `pixels`.
     """

@@ -1,9 +1,11 @@
-"""A small I3D for digit videos: the I3D row of RSTG's Table 1 (NeurIPS 2019), whose network the paper does not describe.
+"""A small I3D for digit videos: the I3D row of RSTG's Table 1 (NeurIPS 2019), whose network the
+paper does not describe.
 
-Not stated in the paper: everything. Chosen here: I3D on ResNet-50 as far as res4, with temporal taps in every other block and
-no pool in time, so that T = F, and no maximum in the stem, so that frames of 64×64 give 1024 channels on 8×8 cells. With a
-classifier of 46 classes it has 10 177 774 parameters and 13.6 G multiply-adds a video; RSTG's digit network has 10 565 168
-parameters, and its convolutions alone take 23.4 G.
+Not stated in the paper: everything. Chosen here: I3D on ResNet-50 as far as res4, with temporal
+taps in every other block and no pool in time, so that T = F, and no maximum in the stem, so that
+frames of 64×64 give 1024 channels on 8×8 cells. With a classifier of 46 classes it has 10 177 774
+parameters and 13.6 G multiply-adds a video; RSTG's digit network has 10 565 168 parameters, and its
+convolutions alone take 23.4 G.
 """
 
 from pipeline.backbones._base import Backbone, MaxPool
@@ -22,9 +24,9 @@ def build(
 ) -> Backbone:
     """Stages stem, res2, res3, res4; frames of 64×64 have 32, 32, 16 and 8 cells a side there.
 
-    temporal: see `_i3d.temporal_taps`. non_local: "gaussian" or "dot_product" puts five blocks of that kind where I3D-R50 has
-    them; non_local_pool: see `NonLocal`. grey: one input channel, the mean over colours. reduce, width: see `ResNet`.
-    ValueError for any other value.
+    temporal: see `_i3d.temporal_taps`. non_local: "gaussian" or "dot_product" puts five blocks of
+    that kind where I3D-R50 has them; non_local_pool: see `NonLocal`. grey: one input channel, the
+    mean over colours. reduce, width: see `ResNet`. ValueError for any other value.
     """
     allowed = {
         "temporal": (temporal, ("every", "alternating", "none")),
@@ -34,7 +36,10 @@ def build(
         if value not in values:
             raise ValueError(f"{option}={value!r}: expected one of {', '.join(values)}")
     if reduce < 0 or width < 1:
-        raise ValueError(f"reduce={reduce}, width={width}: expected reduce at least 0 (no reduction) and width at least 1")
+        raise ValueError(
+            f"reduce={reduce}, width={width}: expected reduce at least 0 (no reduction) and width "
+            f"at least 1"
+        )
     backbone = ResNet(
         Bottleneck,
         temporal_taps(50, temporal)[:3],

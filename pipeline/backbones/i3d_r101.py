@@ -1,11 +1,15 @@
-"""I3D on ResNet-101, as STRG's largest models (Charades, spec 7): 128 frames at 288² give 2048×16×18×18.
+"""I3D on ResNet-101, as STRG's largest models (Charades, spec 7): 128 frames at 288² give
+2048×16×18×18.
 
-Options: `_i3d.resnet3d`. STRG: reduce=512. How 128 frames become 16 steps is not stated in the paper. Our choice: conv1, pool1
-and pool2 halve time each, as in the 32-frame models of the Non-local networks' release, which STRG builds on.
+Options: `_i3d.resnet3d`. STRG: reduce=512. How 128 frames become 16 steps is not stated in the
+paper. Our choice: conv1, pool1 and pool2 halve time each, as in the 32-frame models of the
+Non-local networks' release, which STRG builds on.
 """
 
 from functools import partial
 
 from pipeline.backbones._i3d import resnet3d
 
-build = partial(resnet3d, 101, temporal="alternating", res5_stride=1, conv1_stride=2, pool1_stride=2)
+build = partial(
+    resnet3d, 101, temporal="alternating", res5_stride=1, conv1_stride=2, pool1_stride=2
+)

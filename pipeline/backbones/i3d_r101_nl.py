@@ -1,11 +1,20 @@
-"""I3D on ResNet-101 with five non-local blocks: STRG's Table 3, rows NL. 128 frames at 288² give 2048×16×18×18.
+"""I3D on ResNet-101 with five non-local blocks: STRG's Table 3, rows NL. 128 frames at 288² give
+2048×16×18×18.
 
-The blocks follow res3.1, res3.3, res4.6, res4.13 and res4.20 (not stated in the paper, see `_i3d.non_local_places`). Options:
-`_i3d.resnet3d`; time as in i3d_r101. STRG: reduce=512.
+The blocks follow res3.1, res3.3, res4.6, res4.13 and res4.20 (not stated in the paper, see
+`_i3d.non_local_places`). Options: `_i3d.resnet3d`; time as in i3d_r101. STRG: reduce=512.
 """
 
 from functools import partial
 
 from pipeline.backbones._i3d import resnet3d
 
-build = partial(resnet3d, 101, temporal="alternating", res5_stride=1, conv1_stride=2, pool1_stride=2, non_local="gaussian")
+build = partial(
+    resnet3d,
+    101,
+    temporal="alternating",
+    res5_stride=1,
+    conv1_stride=2,
+    pool1_stride=2,
+    non_local="gaussian",
+)

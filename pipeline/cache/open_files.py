@@ -1,7 +1,9 @@
-"""The shards that this process keeps open, of all its caches together, within the system's limit on open files.
+"""The shards that this process keeps open, of all its caches together, within the system's limit on
+open files.
 
-The least recently used are closed first and opened again on demand. A limit of 1,024 open files is usual, 256 is the
-default of macOS, and some clusters set less. So the budget is half of what the limit leaves, and at most MOST_OPEN.
+The least recently used are closed first and opened again on demand. A limit of 1,024 open files is
+usual, 256 is the default of macOS, and some clusters set less. So the budget is half of what the
+limit leaves, and at most MOST_OPEN.
 """
 
 import errno
@@ -17,13 +19,14 @@ NO_MORE = (errno.EMFILE, errno.ENFILE)
 
 
 class Opened(Protocol):
-    """What can be closed and opened again: `pipeline.shardfile.ShardFile`."""
+    """What can be closed and opened again: `pipeline.cache.shard_reader.ShardFile`."""
 
     def release(self) -> None: ...
 
 
 class OpenFiles:
-    """The open files of one process, the most recently used last. A forked process begins with none.
+    """The open files of one process, the most recently used last. A forked process begins with
+    none.
 
     It holds weak references: a file that nobody else refers to is closed and forgotten.
     """
@@ -45,7 +48,9 @@ class OpenFiles:
                 self._files.move_to_end(ref(file))
 
     def open(self, file: Opened, opener: Callable[[], int]) -> int:
-        """Opens a descriptor for `file` and closes others to stay within the limit. Raises the OSError of `opener`."""
+        """Opens a descriptor for `file` and closes others to stay within the limit. Raises the
+        OSError of `opener`.
+        """
         self._make_room(file)
         while True:
             try:
@@ -73,7 +78,9 @@ class OpenFiles:
 
     def _close_oldest(self, but: Opened) -> bool:
         with self._lock:
-            oldest = next((other for key in self._files if (other := key()) not in (None, but)), None)
+            oldest = next(
+                (other for key in self._files if (other := key()) not in (None, but)), None
+            )
             if oldest is not None:
                 del self._files[ref(oldest)]
         if oldest is not None:
@@ -82,7 +89,9 @@ class OpenFiles:
 
 
 def budget(ours: int) -> int:
-    """How many shards may be open, at least 1; `ours` is how many of the descriptors open now are shards."""
+    """How many shards may be open, at least 1; `ours` is how many of the descriptors open now are
+    shards.
+    """
     limit, there = _limit(), _open_descriptors()
     if limit is None or there is None:
         return MOST_OPEN
@@ -90,7 +99,9 @@ def budget(ours: int) -> int:
 
 
 def _limit() -> int | None:
-    """The number of files that this process may have open; None if there is no limit or it is unknown."""
+    """The number of files that this process may have open; None if there is no limit or it is
+    unknown.
+    """
     try:
         import resource
     except ImportError:  # Windows
@@ -113,7 +124,9 @@ OPEN_FILES = OpenFiles()
 
 
 def _begin_anew() -> None:
-    """In a forked process: forgets the parent's files and lock, which are not this process's to close or to release."""
+    """In a forked process: forgets the parent's files and lock, which are not this process's to
+    close or to release.
+    """
     OPEN_FILES.__init__()
 
 

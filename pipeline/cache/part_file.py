@@ -1,7 +1,9 @@
-"""Files that HDF5 reads and writes through Python. They report no error to HDF5: the caller of HDF5 finds it here.
+"""Files that HDF5 reads and writes through Python. They report no error to HDF5: the caller of HDF5
+finds it here.
 
-HDF5 may crash the process (SIGSEGV) where it cannot write what describes a file: on a disk that something else fills meanwhile,
-over a quota, on a network file system that goes away. So it is not told.
+HDF5 may crash the process (SIGSEGV) where it cannot write what describes a file: on a disk that
+something else fills meanwhile, over a quota, on a network file system that goes away. So it is not
+told.
 """
 
 import errno
@@ -37,10 +39,12 @@ class _Positioned:
 
 
 class PartFile(_Positioned):
-    """A file for `h5py.File`, made anew: FileExistsError if there is one, another OSError if it cannot be made.
+    """A file for `h5py.File`, made anew: FileExistsError if there is one, another OSError if it
+    cannot be made.
 
-    From the first error on nothing is written to the disk any more; what HDF5 writes from then on goes into memory, where it
-    finds it again, so that it can close the file. `check` raises that error.
+    From the first error on nothing is written to the disk any more; what HDF5 writes from then on
+    goes into memory, where it finds it again, so that it can close the file. `check` raises that
+    error.
     """
 
     def __init__(self, path: Path):
@@ -57,7 +61,9 @@ class PartFile(_Positioned):
             raise OSError(self._error.errno, self._error.strerror, str(self.path))
 
     def check_name(self) -> None:
-        """FileNotFoundError unless the file still has its name: its folder may have been moved, and a copy taken its place."""
+        """FileNotFoundError unless the file still has its name: its folder may have been moved, and
+        a copy taken its place.
+        """
         if not os.path.samestat(os.stat(self.path), os.fstat(self._number)):
             raise FileNotFoundError(errno.ENOENT, "another file has its name now", str(self.path))
 
@@ -66,7 +72,9 @@ class PartFile(_Positioned):
         self._dropped = True
 
     def close(self) -> None:
-        """After HDF5 has closed it; a network file system may only say now that a disk is full, which `check` tells."""
+        """After HDF5 has closed it; a network file system may only say now that a disk is full,
+        which `check` tells.
+        """
         number, self._number = self._number, -1
         if number >= 0:
             try:
@@ -85,7 +93,9 @@ class PartFile(_Positioned):
     def readinto(self, buffer: memoryview) -> int:
         """Fills the buffer, with zeros where nothing was written yet."""
         view, begin, count = memoryview(buffer).cast("B"), self._place, 0
-        while count < view.nbytes and (got := os.preadv(self._number, [view[count:]], begin + count)):
+        while count < view.nbytes and (
+            got := os.preadv(self._number, [view[count:]], begin + count)
+        ):
             count += got
         view[count:] = bytes(view.nbytes - count)
         for place, data in self._lost:
@@ -125,10 +135,12 @@ class PartFile(_Positioned):
 
 
 class OpenFile(_Positioned):
-    """A file that is open already, for `h5py.File` to read: `number` is its descriptor, which stays the caller's.
+    """A file that is open already, for `h5py.File` to read: `number` is its descriptor, which stays
+    the caller's.
 
-    So a shard needs one descriptor, compressed or not. After a failed read, HDF5 gets zeros and the caller looks here: `error`
-    is the system's error, `short` says whether the file became shorter since it was opened.
+    So a shard needs one descriptor, compressed or not. After a failed read, HDF5 gets zeros and the
+    caller looks here: `error` is the system's error, `short` says whether the file became shorter
+    since it was opened.
     """
 
     def __init__(self, number: int):
@@ -141,7 +153,9 @@ class OpenFile(_Positioned):
         """Fills the buffer, with zeros beyond the end of the file."""
         view, count = memoryview(buffer).cast("B"), 0
         try:
-            while count < view.nbytes and (got := os.preadv(self.number, [view[count:]], self._place + count)):
+            while count < view.nbytes and (
+                got := os.preadv(self.number, [view[count:]], self._place + count)
+            ):
                 count += got
         except OSError as error:
             self.error = error
@@ -151,6 +165,7 @@ class OpenFile(_Positioned):
         return view.nbytes
 
 
-# HDF5 waits for them: an exception that came up in one would be lost in it, or leave it with half a file.
+# HDF5 waits for them: an exception that came up in one would be lost in it, or leave it with half a
+# file.
 CALLED = [method for kind in (_Positioned, PartFile, OpenFile) for method in vars(kind).values()]
 STEPS = frozenset(method.__code__ for method in CALLED if isinstance(method, FunctionType))

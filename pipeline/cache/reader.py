@@ -1,7 +1,7 @@
 """Opens a cache, joins the files of its stages, and serves single views and batches.
 
-What exists, and in which shape, is read from the shards' statistics files; an HDF5 file is opened when a row of it is asked
-for, once per process.
+What exists, and in which shape, is read from the shards' statistics files; an HDF5 file is opened
+when a row of it is asked for, once per process.
 """
 
 import os
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.folder import (
+from pipeline.cache.fields import FIELDS, GROUPS
+from pipeline.cache.folder import (
     CacheError,
     Shards,
     check_manifest_copy,
@@ -20,18 +21,28 @@ from pipeline.folder import (
     read_cache_json,
     relabelled_clips,
 )
-from pipeline.manifest import Manifest, read_manifest
-from pipeline.sealed import Damaged
-from pipeline.shardfile import ShardFile
-from pipeline.tensors import FIELDS, GROUPS
+from pipeline.cache.shard_reader import ShardFile
+from pipeline.files.atomic_files import Damaged
+from pipeline.manifests.manifest import Manifest, read_manifest
 
-__all__ = ["Cache", "CacheError", "Damaged", "Group", "complete_shard", "create_cache", "made_from", "relabelled_clips"]
+__all__ = [
+    "Cache",
+    "CacheError",
+    "Damaged",
+    "Group",
+    "complete_shard",
+    "create_cache",
+    "made_from",
+    "relabelled_clips",
+]
 
 STAGES = ("features", "graphs")
 
 
 class _Files:
-    """The files that this process has read; none after a fork, or in a copy. `pipeline.handles` says how many are open."""
+    """The files that this process has read; none after a fork, or in a copy.
+    `pipeline.cache.open_files` says how many are open.
+    """
 
     def __init__(self) -> None:
         self._pid, self._lock = os.getpid(), threading.Lock()
@@ -57,11 +68,13 @@ class _Files:
 
 
 class Cache:
-    """A cache folder, read-only; cheap to open, picklable, and usable in forked and spawned workers.
+    """A cache folder, read-only; cheap to open, picklable, and usable in forked and spawned
+    workers.
 
-    `config` and `fingerprint` say what was extracted, `shards` is the plan; `cache["train"]` is a Group. It knows the shards
-    that were complete when it was first asked about them. CacheError if there is no cache, or its FORMAT is another; Damaged if
-    cache.json or the copy of the manifest has changed.
+    `config` and `fingerprint` say what was extracted, `shards` is the plan; `cache["train"]` is a
+    Group. It knows the shards that were complete when it was first asked about them. CacheError if
+    there is no cache, or its FORMAT is another; Damaged if cache.json or the copy of the manifest
+    has changed.
     """
 
     def __init__(self, path: str | Path):
@@ -75,7 +88,9 @@ class Cache:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """The manifest as it was when the cache was made; the labels of another one may be newer."""
+        """The manifest as it was when the cache was made; the labels of another one may be
+        newer.
+        """
         return read_manifest(self.path / "manifest.csv", self.record["manifest"]["root"])
 
     @cached_property
@@ -85,9 +100,15 @@ class Cache:
 
     @cached_property
     def records(self) -> dict[str, dict[int, dict]]:
-        """stage -> shard -> statistics, of complete shards; without graphs whose features were written again since."""
+        """stage -> shard -> statistics, of complete shards; without graphs whose features were
+        written again since.
+        """
         features, graphs = (self._read_records(stage) for stage in STAGES)
-        fresh = {shard: graph for shard, graph in graphs.items() if shard in features and made_from(graph, features[shard])}
+        fresh = {
+            shard: graph
+            for shard, graph in graphs.items()
+            if shard in features and made_from(graph, features[shard])
+        }
         return {"features": features, "graphs": fresh}
 
     def _read_records(self, stage: str) -> dict[int, dict]:
@@ -102,12 +123,20 @@ class Cache:
     @property
     def failures(self) -> list[dict]:
         """The failed clips' records (clip, error, message, seconds) of every complete shard."""
-        return [failure for record in self.records["features"].values() for failure in record.get("failures", ())]
+        return [
+            failure
+            for record in self.records["features"].values()
+            for failure in record.get("failures", ())
+        ]
 
     @property
     def groups(self) -> tuple[str, ...]:
         """The groups that the complete shards hold: train, test, or both."""
-        return tuple(g for g in GROUPS if any(g in record["groups"] for record in self.records["features"].values()))
+        return tuple(
+            g
+            for g in GROUPS
+            if any(g in record["groups"] for record in self.records["features"].values())
+        )
 
     @property
     def stages(self) -> dict[str, tuple[str, ...]]:
@@ -122,7 +151,8 @@ class Cache:
         if group not in self.groups:
             there = ", ".join(self.groups) or "nothing yet"
             raise CacheError(
-                f"{self.path}: no group {group!r} (it holds {there}); extract with --train-views or --test-clips from 1"
+                f"{self.path}: no group {group!r} (it holds {there}); extract with --train-views "
+                f"or --test-clips from 1"
             )
         if group not in self._groups:
             self._groups[group] = Group(self, group)
@@ -130,10 +160,11 @@ class Cache:
 
 
 class Group:
-    """The views of one group, over all shards; row r is the same view in every stage, and a clip's views are neighbours.
+    """The views of one group, over all shards; row r is the same view in every stage, and a clip's
+    views are neighbours.
 
-    `clips` (ids) and `views` (numbers) by row; `present` bool [R]: its shard is complete; `ok` bool [R]: it was extracted;
-    `fields`: the names that every complete shard holds.
+    `clips` (ids) and `views` (numbers) by row; `present` bool [R]: its shard is complete; `ok` bool
+    [R]: it was extracted; `fields`: the names that every complete shard holds.
     """
 
     def __init__(self, cache: Cache, name: str):
@@ -157,11 +188,16 @@ class Group:
             rows = record["groups"][self.name]["rows"] if self.name in record["groups"] else 0
             counts.add(rows / len(self.cache.shards.ranges[shard]))
         if len(counts) != 1 or not (count := counts.pop()).is_integer():
-            raise Damaged(f"{self.cache.path} {self.name}: shards differ in views per clip; run `vidgraph verify`")
+            raise Damaged(
+                f"{self.cache.path} {self.name}: shards differ in views per clip; run `vidgraph "
+                f"verify`"
+            )
         return int(count)
 
     def _describe(self) -> dict[str, tuple[str, tuple[int, ...], np.dtype]]:
-        """field -> (stage, shape of a view padded to the widest shard, dtype), of what every complete shard holds."""
+        """field -> (stage, shape of a view padded to the widest shard, dtype), of what every
+        complete shard holds.
+        """
         described = {}
         for stage, records in self.cache.records.items():
             tables = [record["groups"][self.name]["fields"] for record in records.values()]
@@ -170,11 +206,16 @@ class Group:
             for name in set(tables[0]).intersection(*tables[1:]):
                 shapes = {tuple(table[name]["shape"]) for table in tables}
                 dtypes = {table[name]["dtype"] for table in tables}
-                fixed = {shape[:2] if len(shape) == 4 else shape for shape in shapes}  # only a map's h and w may vary
+                fixed = {
+                    shape[:2] if len(shape) == 4 else shape for shape in shapes
+                }  # only a map's h and w may vary
                 if len(dtypes) > 1 or len(fixed) > 1:
                     if stage == "graphs":  # a run with other options was stopped half way
                         continue
-                    raise Damaged(f"{self.cache.path} {self.name}: shards differ in the size of {name}; run `vidgraph verify`")
+                    raise Damaged(
+                        f"{self.cache.path} {self.name}: shards differ in the size of {name}; run "
+                        f"`vidgraph verify`"
+                    )
                 widest = tuple(map(max, zip(*shapes, strict=True)))
                 described[name] = stage, widest, np.dtype(dtypes.pop()).newbyteorder("<")
         return described
@@ -183,7 +224,9 @@ class Group:
         return len(self.clips)
 
     def shape(self, field: str) -> tuple[int, ...]:
-        """The shape of a view's tensor, without R. Maps are padded to the widest shard with zeros; `grid` has the true size."""
+        """The shape of a view's tensor, without R. Maps are padded to the widest shard with zeros;
+        `grid` has the true size.
+        """
         return self._field(field)[1]
 
     def dtype(self, field: str) -> np.dtype:
@@ -210,7 +253,10 @@ class Group:
         if name not in self._described:
             where = f"{self.cache.path} {self.name}: no {name} (it holds {', '.join(self.fields)})"
             if name in FIELDS and FIELDS[name].stage == "graphs":
-                raise CacheError(f"{where} for all its shards as they are now; run `vidgraph graphs --cache {self.cache.path}`")
+                raise CacheError(
+                    f"{where} for all its shards as they are now; run `vidgraph graphs --cache "
+                    f"{self.cache.path}`"
+                )
             raise CacheError(f"{where}; extract into another folder with --keep {name}")
         return self._described[name]
 
@@ -218,11 +264,14 @@ class Group:
         """Every field of one view, in the shape that `shape` gives. Errors as for `batch`."""
         return {name: values[0] for name, values in self.batch([row]).items()}
 
-    def batch(self, rows: Sequence[int], fields: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        """field -> [B, *shape(field)] of the rows, in the order asked; a row may be asked for more than once.
+    def batch(
+        self, rows: Sequence[int], fields: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """field -> [B, *shape(field)] of the rows, in the order asked; a row may be asked for more
+        than once.
 
-        Reads in the order of the files. IndexError for a row out of range; CacheError for a field that is not there, or a row
-        that was not extracted.
+        Reads in the order of the files. IndexError for a row out of range; CacheError for a field
+        that is not there, or a row that was not extracted.
         """
         rows = np.asarray(rows, np.int64).reshape(-1)
         self._require_ok(rows)
@@ -233,13 +282,21 @@ class Group:
         for shard in dict.fromkeys(shards.tolist()):
             start, stop = np.searchsorted(shards, (shard, shard + 1))
             for name, values in out.items():
-                self._read(shard, name, distinct[start:stop] - self._starts[shard], places[start:stop], values)
+                self._read(
+                    shard,
+                    name,
+                    distinct[start:stop] - self._starts[shard],
+                    places[start:stop],
+                    values,
+                )
         repeated = np.flatnonzero(places[again] != np.arange(len(rows)))
         for values in out.values():
             values[repeated] = values[places[again[repeated]]]
         return out
 
-    def _read(self, shard: int, name: str, rows: np.ndarray, places: np.ndarray, out: np.ndarray) -> None:
+    def _read(
+        self, shard: int, name: str, rows: np.ndarray, places: np.ndarray, out: np.ndarray
+    ) -> None:
         """Rows of a shard, counted in it, each once and ascending, into out[places]."""
         stage = self._described[name][0]
         record = self.cache.records[stage][shard]
@@ -255,19 +312,29 @@ class Group:
 
     def _require_ok(self, rows: np.ndarray) -> None:
         if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
-            raise IndexError(f"{self.cache.path} {self.name}: rows {rows.min()} to {rows.max()}, expected 0 to {len(self) - 1}")
+            raise IndexError(
+                f"{self.cache.path} {self.name}: rows {rows.min()} to {rows.max()}, expected 0 to "
+                f"{len(self) - 1}"
+            )
         if self.ok[rows].all():
             return
         row = rows[~self.ok[rows]][0]
         verb, why = (
-            ("repair", "failed in extraction") if self.present[row] else ("extract", "lies in a shard that is not there")
+            ("repair", "failed in extraction")
+            if self.present[row]
+            else ("extract", "lies in a shard that is not there")
         )
         clip = f"{self.cache.path} {self.name}: row {row} (clip {self.clips[row]}, view {self.views[row]})"
-        raise CacheError(f"{clip} {why}; ask for rows where `ok`, or run `vidgraph {verb} --cache {self.cache.path}`")
+        raise CacheError(
+            f"{clip} {why}; ask for rows where `ok`, or run `vidgraph {verb} --cache "
+            f"{self.cache.path}`"
+        )
 
 
 def complete_shard(plan: Shards, shard: int) -> dict:
-    """The statistics of a shard that is there. Damaged if they, or its HDF5 file, were made for another shard or cache."""
+    """The statistics of a shard that is there. Damaged if they, or its HDF5 file, were made for
+    another shard or cache.
+    """
     record = plan.record(shard)
     file = ShardFile(plan.path(shard), record)
     file.opened()  # which compares what the file says with the statistics
@@ -276,10 +343,14 @@ def complete_shard(plan: Shards, shard: int) -> dict:
 
 
 def made_from(graphs: dict, features: dict) -> bool:
-    """Whether a shard's graphs were computed from its features as they are now, by the two statistics."""
+    """Whether a shard's graphs were computed from its features as they are now, by the two
+    statistics.
+    """
     return graphs["attrs"].get("source_sha256") == features["sha256"]
 
 
 def _in_order(names: Iterable[str]) -> tuple[str, ...]:
     known = list(FIELDS)
-    return tuple(sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name)))
+    return tuple(
+        sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))
+    )

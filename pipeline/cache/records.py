@@ -1,7 +1,8 @@
 """Checks records that were read from JSON: their keys, types and sizes.
 
-A seal proves that a file has not changed since it was written. It does not prove that we wrote it: people share caches and
-runs, and anybody can seal a file. So types are checked, and sizes are compared with the file that they describe.
+A seal proves that a file has not changed since it was written. It does not prove that we wrote it:
+people share caches and runs, and anybody can seal a file. So types are checked, and sizes are
+compared with the file that they describe.
 """
 
 import math
@@ -10,8 +11,8 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from pipeline.sealed import Damaged, done_marker, read_json
-from pipeline.tensors import GROUPS, MAX_VIEW, ROW_KEYS, field_of
+from pipeline.cache.fields import GROUPS, MAX_VIEW, ROW_KEYS, field_of
+from pipeline.files.atomic_files import Damaged, done_marker, read_json
 
 LARGEST = 2**53  # beyond it a float tells no whole numbers apart
 SIZES = {"float16": 2, "float32": 4, "int16": 2, "int32": 4, "bool": 1}
@@ -86,15 +87,20 @@ CACHE = {
 def require(record: Any, shape: Any, path: Path, key: str = "") -> Any:
     """Returns `record`; Damaged, with the file and the key, unless it has the shape.
 
-    shape: a type of Python (a float may be a whole number), `[shape]` for a list, `{key: shape}` for an object with at least
-    these keys (`"key?"`: if it is there), or one of the classes above.
+    shape: a type of Python (a float may be a whole number), `[shape]` for a list, `{key: shape}`
+    for an object with at least these keys (`"key?"`: if it is there), or one of the classes above.
     """
     if isinstance(shape, OneOf):
         if not isinstance(record, str) or record not in shape.texts:
-            raise Damaged(f"{path}: {key} is {shown(record)}, expected one of {', '.join(map(repr, shape.texts))}")
+            raise Damaged(
+                f"{path}: {key} is {shown(record)}, expected one of "
+                f"{', '.join(map(repr, shape.texts))}"
+            )
         return record
     if isinstance(shape, Either):
-        plain = next((one for one in shape.shapes if isinstance(one, type) and _is_of(record, one)), None)
+        plain = next(
+            (one for one in shape.shapes if isinstance(one, type) and _is_of(record, one)), None
+        )
         deep = next((one for one in shape.shapes if not isinstance(one, type)), shape.shapes[-1])
         return record if plain is not None else require(record, deep, path, key)
     kind = shape if isinstance(shape, type) else list if isinstance(shape, list) else dict
@@ -110,8 +116,12 @@ def require(record: Any, shape: Any, path: Path, key: str = "") -> Any:
             if name.removesuffix("?") in record:
                 require(record[name.removesuffix("?")], inner, path, where)
             elif not name.endswith("?"):
-                raise Damaged(f"{path}: it holds no {where}; written by another version, or by hand")
-    elif isinstance(shape, list) and not (isinstance(shape[0], type) and all(_is_of(value, shape[0]) for value in record)):
+                raise Damaged(
+                    f"{path}: it holds no {where}; written by another version, or by hand"
+                )
+    elif isinstance(shape, list) and not (
+        isinstance(shape[0], type) and all(_is_of(value, shape[0]) for value in record)
+    ):
         for number, value in enumerate(record):
             require(value, shape[0], path, f"{key}[{number}]")
     return record
@@ -139,7 +149,8 @@ def read_statistics(path: Path, attrs: Mapping[str, str | int] | None = None) ->
 
     Args:
         path: `CACHE/STAGE/NNNNN.h5`.
-        attrs: what identifies the shard in its cache (`Shards.attrs`): then it is compared, and sizes are with the file's.
+        attrs: what identifies the shard in its cache (`Shards.attrs`): then it is compared, and
+        sizes are with the file's.
 
     Raises:
         Damaged: they have changed, are not what ours are, or belong to another shard or cache.
@@ -165,13 +176,21 @@ def read_statistics(path: Path, attrs: Mapping[str, str | int] | None = None) ->
 def _check_groups(record: Mapping, marker: Path) -> None:
     """Damaged unless groups, fields, shapes and dtypes are some that a shard of ours can have."""
     if not record["groups"] or not set(record["groups"]) <= set(GROUPS):
-        raise Damaged(f"{marker}: groups are {shown(list(record['groups']))}, expected {' and/or '.join(GROUPS)}")
+        raise Damaged(
+            f"{marker}: groups are {shown(list(record['groups']))}, expected "
+            f"{' and/or '.join(GROUPS)}"
+        )
     if record["compression"] not in ("none", "lzf", "zstd"):
-        raise Damaged(f"{marker}: compression is {shown(record['compression'])}, expected none, lzf or zstd")
+        raise Damaged(
+            f"{marker}: compression is {shown(record['compression'])}, expected none, lzf or zstd"
+        )
     for group, table in record["groups"].items():
         rows, absent = table["rows"], table["absent"]
         if rows < 1 or any(not 0 <= row < rows for row in absent) or len(set(absent)) < len(absent):
-            raise Damaged(f"{marker}: {group} has {rows} rows, of which {shown(absent)} are absent: this cannot be")
+            raise Damaged(
+                f"{marker}: {group} has {rows} rows, of which {shown(absent)} are absent: this "
+                f"cannot be"
+            )
         for name, field in table["fields"].items():
             _check_field(f"{marker}: {group}.{name}", name, field)
 
@@ -185,18 +204,25 @@ def _check_field(where: str, name: str, field: Mapping) -> None:
     allowed = ("float16", "float32") if known.dtype == "feature" else (known.dtype,)
     if name in ROW_KEYS or dtype not in allowed:
         raise Damaged(f"{where}: its dtype is {shown(dtype)}, expected {' or '.join(allowed)}")
-    if len(shape) != len(known.dims) or min(shape, default=1) < 1 or math.prod(shape) * SIZES[dtype] > MAX_VIEW:
+    if (
+        len(shape) != len(known.dims)
+        or min(shape, default=1) < 1
+        or math.prod(shape) * SIZES[dtype] > MAX_VIEW
+    ):
         dims = " ".join(known.dims) or "one value"
         raise Damaged(f"{where}: its shape is {shown(shape)}, expected lengths from 1 for {dims}")
 
 
 def check_sizes(record: Mapping, size: int, marker: Path, repair: str) -> None:
-    """Damaged if the file is too small for what its statistics claim: every row has an id, and every view its values."""
+    """Damaged if the file is too small for what its statistics claim: every row has an id, and
+    every view its values.
+    """
     for group, table in record["groups"].items():
         views = table["rows"] - len(table["absent"])
         each = sum(math.prod(f["shape"]) * SIZES[f["dtype"]] for f in table["fields"].values())
         claimed = max(table["rows"], views * each if record["compression"] == "none" else 0)
         if claimed > size:
             raise Damaged(
-                f"{marker}: claims {table['rows']:,} rows in {group}, {claimed:,} bytes, its file has {size:,}; {repair}"
+                f"{marker}: claims {table['rows']:,} rows in {group}, {claimed:,} bytes, its file "
+                f"has {size:,}; {repair}"
             )

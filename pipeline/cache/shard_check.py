@@ -11,14 +11,14 @@ from shlex import quote
 
 import numpy as np
 
-from pipeline.cache import made_from
-from pipeline.folder import Shards, read_cache_json, read_manifest_copy
-from pipeline.records import check_sizes, read_statistics
-from pipeline.sealed import Damaged, done_marker, sha256_of
-from pipeline.shardfile import UNREADABLE, ShardFile
-from pipeline.shardtables import Stored, Unreadable
-from pipeline.tensors import FORMAT, ROW_KEYS
-from pipeline.values import wrong_values
+from pipeline.cache.fields import FORMAT, ROW_KEYS
+from pipeline.cache.folder import Shards, read_cache_json, read_manifest_copy
+from pipeline.cache.reader import made_from
+from pipeline.cache.records import check_sizes, read_statistics
+from pipeline.cache.shard_layout import Stored, Unreadable
+from pipeline.cache.shard_reader import UNREADABLE, ShardFile
+from pipeline.cache.value_checks import wrong_values
+from pipeline.files.atomic_files import Damaged, done_marker, sha256_of
 
 REPAIR, GRAPHS = "run `vidgraph repair --cache {cache}`", "run `vidgraph graphs --cache {cache}`"
 VERIFY = "; run `vidgraph verify`"  # how errors end where nobody has run it
@@ -26,7 +26,9 @@ VERIFY = "; run `vidgraph verify`"  # how errors end where nobody has run it
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong: where (a file, or a row of it), what, what to do; the `stage` and `shards` it concerns."""
+    """Something that is wrong: where (a file, or a row of it), what, what to do; the `stage` and
+    `shards` it concerns.
+    """
 
     where: str
     what: str
@@ -48,7 +50,12 @@ class ShardChecker:
     def plan(self) -> Shards:
         """The cache's plan, read once per process."""
         record = read_cache_json(self.folder)
-        return Shards(self.folder, record["fingerprint"], read_manifest_copy(self.folder, record), record["per_shard"])
+        return Shards(
+            self.folder,
+            record["fingerprint"],
+            read_manifest_copy(self.folder, record),
+            record["per_shard"],
+        )
 
     def __call__(self, job: tuple[str, int]) -> tuple[list[Finding], int]:
         check = _Check(self.plan, *job)
@@ -57,7 +64,9 @@ class ShardChecker:
         except _Hopeless:
             pass
         except Exception as error:  # one shard never ends the check of the others
-            check.say(f"cannot be checked ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
+            check.say(
+                f"cannot be checked ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            )
         return check.findings, check.views
 
 
@@ -66,7 +75,9 @@ class _Hopeless(Exception):
 
 
 class _Place:
-    """How far the hash of a file has come. Who waits for it reads from memory, and leaves the disk to one reader in order."""
+    """How far the hash of a file has come. Who waits for it reads from memory, and leaves the disk
+    to one reader in order.
+    """
 
     def __init__(self):
         self._place, self._moved = 0, threading.Condition()
@@ -91,10 +102,14 @@ class _Check:
 
     def say(self, what: str, where: str = "", path: Path | None = None, fix: str = REPAIR) -> None:
         fix = fix.format(cache=quote(str(self.plan.folder)))
-        self.findings.append(Finding(f"{path or self.path}{where}", what, fix, self.stage, (self.shard,)))
+        self.findings.append(
+            Finding(f"{path or self.path}{where}", what, fix, self.stage, (self.shard,))
+        )
 
     def run(self) -> None:
-        """Statistics, then the file as a whole, and at the same time what is in it: each reads what the other has read."""
+        """Statistics, then the file as a whole, and at the same time what is in it: each reads what
+        the other has read.
+        """
         record = self._record()
         self._size(record)
         before = len(self.findings)
@@ -124,7 +139,10 @@ class _Check:
         if attrs != record["attrs"]:
             self.say(f"its attributes are {attrs}, its statistics say {record['attrs']}")
         if set(described) != set(record["groups"]):
-            self.say(f"holds the groups {', '.join(described)}, its statistics say {', '.join(record['groups'])}")
+            self.say(
+                f"holds the groups {', '.join(described)}, its statistics say "
+                f"{', '.join(record['groups'])}"
+            )
             return
         keys = {group: file.keys(group) for group in record["groups"]}
         for group, table in record["groups"].items():
@@ -181,14 +199,22 @@ class _Check:
         except OSError as error:
             self.say(f"cannot be read ({error.strerror})")
 
-    def _keys(self, group: str, table: dict, clips: list[str], views: list[int], ok: np.ndarray) -> None:
+    def _keys(
+        self, group: str, table: dict, clips: list[str], views: list[int], ok: np.ndarray
+    ) -> None:
         planned = [clip.clip for clip in self.plan.clips(self.shard)]
         count = table["rows"] // len(planned)
         want = [(clip, view) for clip in planned for view in range(count)]
         came = list(zip(clips, views, strict=True))
         if want != came:
-            row = next((k for k, (a, b) in enumerate(zip(want, came, strict=False)) if a != b), min(len(want), len(came)))
-            said = [f"clip {rows[row][0]} view {rows[row][1]}" if row < len(rows) else "no row" for rows in (came, want)]
+            row = next(
+                (k for k, (a, b) in enumerate(zip(want, came, strict=False)) if a != b),
+                min(len(want), len(came)),
+            )
+            said = [
+                f"clip {rows[row][0]} view {rows[row][1]}" if row < len(rows) else "no row"
+                for rows in (came, want)
+            ]
             self.say(f"row order: {said[0]}, the manifest says {said[1]}", f" {group} row {row}")
         if np.flatnonzero(~ok).tolist() != table["absent"]:
             self.say("`ok` differs from what its statistics say", f" {group}")
@@ -198,7 +224,8 @@ class _Check:
         before = len(self.findings)
         if set(described) != {*table["fields"], *ROW_KEYS}:
             self.say(
-                f"holds {', '.join(sorted(described))}; expected {', '.join(sorted({*table['fields'], *ROW_KEYS}))}",
+                f"holds {', '.join(sorted(described))}; expected "
+                f"{', '.join(sorted({*table['fields'], *ROW_KEYS}))}",
                 f" {group}",
             )
         for name, came in described.items():
@@ -212,10 +239,14 @@ class _Check:
         return len(self.findings) == before
 
     def _rows(self, file: ShardFile, group: str, table: dict, clips: list[str]) -> None:
-        """Reads every view that should be there; what is wrong in the same way is said once, with the number of views."""
+        """Reads every view that should be there; what is wrong in the same way is said once, with
+        the number of views.
+        """
         wrong: dict[str, list[int]] = {}
         absent = set(table["absent"])
-        space = {name: file.space(group, name) for name in table["fields"]}  # memory that every row uses again
+        space = {
+            name: file.space(group, name) for name in table["fields"]
+        }  # memory that every row uses again
         layouts = [file.layout(group, name) for name in space]
         ends = np.max([layout.offsets + layout.size for layout in layouts], axis=0)
         for row in (row for row in range(table["rows"]) if row not in absent):
@@ -229,7 +260,10 @@ class _Check:
 
     def _failures(self, record: dict, keys: Mapping[str, tuple]) -> None:
         """Clips with rows that are not ok, and why."""
-        reasons = {failure["clip"]: f"{failure['error']}: {failure['message']}" for failure in record.get("failures", ())}
+        reasons = {
+            failure["clip"]: f"{failure['error']}: {failure['message']}"
+            for failure in record.get("failures", ())
+        }
         failed = {
             clips[row]: None
             for group, (clips, _, _) in keys.items()
@@ -240,7 +274,9 @@ class _Check:
             self.say(f"failed: {reasons.get(clip, 'no reason recorded')}", f" clip {clip}")
 
 
-def _wrong_in_row(file: ShardFile, group: str, space: Mapping[str, np.ndarray], row: int) -> Iterator[str]:
+def _wrong_in_row(
+    file: ShardFile, group: str, space: Mapping[str, np.ndarray], row: int
+) -> Iterator[str]:
     tensors = {}
     for name, memory in space.items():
         try:

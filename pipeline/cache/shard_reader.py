@@ -1,7 +1,8 @@
-"""Reads one shard. HDF5 gives the places of the views once; then uncompressed views are read from there without HDF5.
+"""Reads one shard. HDF5 gives the places of the views once; then uncompressed views are read from
+there without HDF5.
 
-Reading a view through HDF5 would copy it twice and take HDF5's global lock; here the system reads it straight into the batch.
-Its checksum is tested when a process reads it for the first time.
+Reading a view through HDF5 would copy it twice and take HDF5's global lock; here the system reads
+it straight into the batch. Its checksum is tested when a process reads it for the first time.
 """
 
 import os
@@ -11,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.handles import OPEN_FILES
-from pipeline.sealed import Damaged, fletcher32, fletcher32_of_rows
-from pipeline.shards import CHECKSUM_BYTES
-from pipeline.shardtables import Layout, Stored, Tables, Unreadable, want_of
-from pipeline.smallfile import open_regular
-from pipeline.tensors import ROW_KEYS
+from pipeline.cache.fields import ROW_KEYS
+from pipeline.cache.open_files import OPEN_FILES
+from pipeline.cache.shard_layout import Layout, Stored, Tables, Unreadable, want_of
+from pipeline.cache.shard_writer import CHECKSUM_BYTES
+from pipeline.files.atomic_files import Damaged, fletcher32, fletcher32_of_rows
+from pipeline.files.regular_files import open_regular
 
 # What reading a shard raises: errors of the system, and Damaged for content that makes no sense.
 UNREADABLE = (OSError, Damaged)
@@ -25,7 +26,9 @@ CAN_ADVISE = hasattr(os, "posix_fadvise")  # not on macOS
 
 
 class _Opened:
-    """An open file's descriptor and, while HDF5 is in use, its tables; closed when the last reference to this object goes."""
+    """An open file's descriptor and, while HDF5 is in use, its tables; closed when the last
+    reference to this object goes.
+    """
 
     def __init__(self, path: Path, number: int):
         self.path, self.number = path, number
@@ -42,8 +45,8 @@ class _Opened:
 class ShardFile:
     """One HDF5 file, read in one process.
 
-    It is opened at the first read, and again after `release`, which another thread may call during a read.
-    `pipeline.handles` limits how many files a process keeps open.
+    It is opened at the first read, and again after `release`, which another thread may call during
+    a read. `pipeline.cache.open_files` limits how many files a process keeps open.
 
     Args:
         path: `.../NNNNN.h5`.
@@ -71,11 +74,15 @@ class ShardFile:
 
     def release(self) -> None:
         """Closes the file as soon as no thread reads from it; where its rows lie stays known."""
-        OPEN_FILES.closed(self)  # first, so that a thread which opens it meanwhile is registered after this
+        OPEN_FILES.closed(
+            self
+        )  # first, so that a thread which opens it meanwhile is registered after this
         self._opened_now = None
 
     def opened(self) -> _Opened:
-        """The open file, which stays open while the caller refers to it. Damaged if it does not belong to the statistics."""
+        """The open file, which stays open while the caller refers to it. Damaged if it does not
+        belong to the statistics.
+        """
         opened = self._opened_now
         if opened is None:
             opened = _Opened(self.path, OPEN_FILES.open(self, lambda: open_regular(self.path)))
@@ -90,26 +97,42 @@ class ShardFile:
         return opened
 
     def _check_identity(self, opened: _Opened) -> None:
-        """Damaged if the file does not belong to the statistics, or was replaced since this object read it."""
+        """Damaged if the file does not belong to the statistics, or was replaced since this object
+        read it.
+        """
         size = opened.identity[-1]
         if size != self.record["bytes"] or self._identity not in (None, opened.identity):
-            changed = f"{size:,} bytes, expected {self.record['bytes']:,}" if size != self.record["bytes"] else "written again"
-            raise Damaged(f"{self.path}: {changed}; open the cache anew if it was repaired since, else run `vidgraph verify`")
+            changed = (
+                f"{size:,} bytes, expected {self.record['bytes']:,}"
+                if size != self.record["bytes"]
+                else "written again"
+            )
+            raise Damaged(
+                f"{self.path}: {changed}; open the cache anew if it was repaired since, else run "
+                f"`vidgraph verify`"
+            )
         if self._identity is None:
             with self._asking(opened) as tables:
                 self._check_place(tables.attrs())
             self._identity = opened.identity
 
     def _check_place(self, attrs: Mapping) -> None:
-        """Unreadable if the file's attributes differ from its statistics, which were compared with the cache before."""
+        """Unreadable if the file's attributes differ from its statistics, which were compared with
+        the cache before.
+        """
         want = self.record.get("attrs", attrs)
         for key in sorted(want.keys() | attrs.keys()):
             if attrs.get(key) != want.get(key):
-                raise Unreadable(self.path, f"{key} is {attrs.get(key)} in the file, this cache's is {want.get(key)}")
+                raise Unreadable(
+                    self.path,
+                    f"{key} is {attrs.get(key)} in the file, this cache's is {want.get(key)}",
+                )
 
     @contextmanager
     def _asking(self, opened: _Opened) -> Iterator[Tables]:
-        """The tables of an open file; HDF5 closes them at the end of the context, except within `kept_open`."""
+        """The tables of an open file; HDF5 closes them at the end of the context, except within
+        `kept_open`.
+        """
         if opened.tables is not None:
             yield opened.tables
             return
@@ -147,15 +170,17 @@ class ShardFile:
     def read(self, group: str, field: str, rows: Sequence[int], outs: Sequence[np.ndarray]) -> None:
         """Reads each row into its array (C-contiguous, of the stored dtype and size).
 
-        Damaged if a row was never written or does not fit its checksum. The checksum is tested when this object reads a row for
-        the first time, and at every read of a compressed row.
+        Damaged if a row was never written or does not fit its checksum. The checksum is tested when
+        this object reads a row for the first time, and at every read of a compressed row.
         """
         layout, opened = self.layout(group, field), self.opened()
         OPEN_FILES.used(self)
         rows = np.asarray(rows)
         places = layout.offsets[rows]
         if len(places) and places.min() < 0:
-            raise Unreadable(self.path, f"{field} of {group} row {rows[places.argmin()]} was never written")
+            raise Unreadable(
+                self.path, f"{field} of {group} row {rows[places.argmin()]} was never written"
+            )
         if layout.packed:
             return self._unpack(opened, group, field, rows.tolist(), outs)
         fresh = ~self._tested[group, field][rows]
@@ -164,7 +189,9 @@ class ShardFile:
             _fetch(opened.number, places.tolist(), layout.size)
         sums = np.zeros((len(views), CHECKSUM_BYTES), np.uint8)
         came = np.zeros(len(views), np.uint32)
-        for k, (place, view, new) in enumerate(zip(places.tolist(), views, fresh.tolist(), strict=True)):
+        for k, (place, view, new) in enumerate(
+            zip(places.tolist(), views, fresh.tolist(), strict=True)
+        ):
             _read_whole(opened.number, [view, sums[k]] if new else [view], place, self.path)
             if new and layout.size > SHORT:
                 came[k] = fletcher32(view)  # now, while it is in the processor's cache
@@ -173,18 +200,31 @@ class ShardFile:
         if layout.size <= SHORT:
             came[fresh] = fletcher32_of_rows(np.stack([views[k] for k in np.flatnonzero(fresh)]))
         if (wrong := rows[fresh & (came != sums.view("<u4")[:, 0])]).size:
-            raise Unreadable(self.path, f"{field} of {group} row {wrong[0]} is damaged (its checksum differs)")
+            raise Unreadable(
+                self.path, f"{field} of {group} row {wrong[0]} is damaged (its checksum differs)"
+            )
         self._tested[group, field][rows] = True
 
-    def _unpack(self, opened: _Opened, group: str, field: str, rows: Sequence[int], outs: Sequence[np.ndarray]) -> None:
+    def _unpack(
+        self,
+        opened: _Opened,
+        group: str,
+        field: str,
+        rows: Sequence[int],
+        outs: Sequence[np.ndarray],
+    ) -> None:
         if opened.tables is None:
             opened.tables = Tables(self.path, opened.number)  # stays open for the next batches
         opened.tables.unpack(group, field, rows, outs, self._layouts[group, field])
 
-    def read_checked(self, group: str, field: str, row: int, space: np.ndarray | None = None) -> np.ndarray:
-        """A view's tensor, its checksum tested. Damaged (a few words alone) if it does not fit, or nothing was written.
+    def read_checked(
+        self, group: str, field: str, row: int, space: np.ndarray | None = None
+    ) -> np.ndarray:
+        """A view's tensor, its checksum tested. Damaged (a few words alone) if it does not fit, or
+        nothing was written.
 
-        space: uint8 [size + CHECKSUM_BYTES] into which it is read, and where the tensor then lies; new memory unless given.
+        space: uint8 [size + CHECKSUM_BYTES] into which it is read, and where the tensor then lies;
+        new memory unless given.
         """
         stored = self.record["groups"][group]["fields"][field]
         layout, opened = self.layout(group, field), self.opened()
@@ -230,16 +270,27 @@ class ShardFile:
 
 
 def record_of(path: Path) -> dict:
-    """As much of a shard's statistics as `ShardFile` needs, from its HDF5 file alone. One of UNREADABLE if that is damaged."""
+    """As much of a shard's statistics as `ShardFile` needs, from its HDF5 file alone. One of
+    UNREADABLE if that is damaged.
+    """
     number = open_regular(path)
     try:
         tables = Tables(path, number)
         try:
             groups = {
-                group: {"fields": {key: {"shape": list(t.shape), "dtype": t.dtype} for key, t in tables_.items()}}
+                group: {
+                    "fields": {
+                        key: {"shape": list(t.shape), "dtype": t.dtype}
+                        for key, t in tables_.items()
+                    }
+                }
                 for group, tables_ in _fields(tables.describe()).items()
             }
-            return {"groups": groups, "bytes": tables.bytes.size, "compression": tables.compressed()}
+            return {
+                "groups": groups,
+                "bytes": tables.bytes.size,
+                "compression": tables.compressed(),
+            }
         finally:
             tables.close()
     finally:
@@ -249,7 +300,8 @@ def record_of(path: Path) -> dict:
 def _fields(described: Mapping[str, Mapping[str, Stored]]) -> dict[str, dict[str, Stored]]:
     """The result of `describe` without ROW_KEYS."""
     return {
-        group: {name: stored for name, stored in tables.items() if name not in ROW_KEYS} for group, tables in described.items()
+        group: {name: stored for name, stored in tables.items() if name not in ROW_KEYS}
+        for group, tables in described.items()
     }
 
 
@@ -261,7 +313,9 @@ def _fetch(number: int, places: Sequence[int], size: int) -> None:
 
 
 def _in_memory(number: int, offset: int) -> bool:
-    """Whether a byte of a file can be read without waiting for a disk; some file systems cannot tell, and refuse."""
+    """Whether a byte of a file can be read without waiting for a disk; some file systems cannot
+    tell, and refuse.
+    """
     try:
         return os.preadv(number, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
     except OSError:
@@ -269,7 +323,9 @@ def _in_memory(number: int, offset: int) -> bool:
 
 
 def _read_whole(number: int, parts: Sequence[np.ndarray], place: int, path: Path) -> None:
-    """Fills arrays of bytes in their order from a place in a file. Unreadable if the file ends early."""
+    """Fills arrays of bytes in their order from a place in a file. Unreadable if the file ends
+    early.
+    """
     left, done = [memoryview(part) for part in parts], 0
     while left:  # once, but for views at the limit of one call
         got = os.preadv(number, left, place + done)

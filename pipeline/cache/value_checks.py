@@ -4,11 +4,13 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from pipeline.shards import all_finite
+from pipeline.cache.shard_writer import all_finite
 
 
 def wrong_values(tensors: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """What is wrong with a view's tensors by their values alone: NaN, numbers out of range, boxes out of order."""
+    """What is wrong with a view's tensors by their values alone: NaN, numbers out of range, boxes
+    out of order.
+    """
     for name, values in tensors.items():
         if values.dtype.kind == "f" and not all_finite(values):
             yield f"{name} has NaN or infinite values"
@@ -33,7 +35,13 @@ def wrong_values(tensors: Mapping[str, np.ndarray]) -> Iterator[str]:
 
 def _limits(tensors: Mapping[str, np.ndarray]) -> dict[str, float]:
     """The largest value of each field that has one; the smallest is 0."""
-    limits: dict[str, float] = {"boxes": 1, "iou": 1 + 1e-6, "scores": np.inf, "frames": np.inf, "grid": np.inf}
+    limits: dict[str, float] = {
+        "boxes": 1,
+        "iou": 1 + 1e-6,
+        "scores": np.inf,
+        "frames": np.inf,
+        "grid": np.inf,
+    }
     if "nearest" in tensors:
         limits["nearest"] = tensors["nearest"].shape[1] - 1
     if "similar" in tensors:

@@ -1,18 +1,20 @@
-"""Generated digit videos: handwritten digits that move over a black canvas, with their boxes and a label.
+"""Generated digit videos: handwritten digits that move over a black canvas, with their boxes and a
+label.
 
-A task says what happens (`TASKS`); drawing, boxes, splits and files are the same for all. Which video comes out depends on
-(task, images, seed, split, index) alone: never on how many are made, in which order or batches, by how many processes, or on
-which device. `DigitVideos` makes batches in memory, `write_dataset` writes mp4 files; both draw the same frames.
+A task says what happens (`TASKS`); drawing, boxes, splits and files are the same for all. Which
+video comes out depends on (task, images, seed, split, index) alone: never on how many are made, in
+which order or batches, by how many processes, or on which device. `DigitVideos` makes batches in
+memory, `write_dataset` writes mp4 files; both draw the same frames.
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
-from pipeline.digits.files import write_dataset
 from pipeline.digits.images import INK, Images, load_images, single_digits, split_images
-from pipeline.digits.meet import Meet
+from pipeline.digits.meet_task import Meet
 from pipeline.digits.scenes import Scene, Scenes, Task, Video, draw, video, videos
-from pipeline.digits.sync import MultiSyncDigits, Sync3, SyncDigits
+from pipeline.digits.sync_tasks import MultiSyncDigits, Sync3, SyncDigits
+from pipeline.digits.video_files import write_dataset
 
 if TYPE_CHECKING:
     from pipeline.digits.batches import Batch, DigitVideos, generate

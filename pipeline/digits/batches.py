@@ -11,16 +11,20 @@ from pipeline.digits.images import INK, Images
 from pipeline.digits.resize import Shrink
 from pipeline.digits.scenes import Task, boxes_of
 
-AT_ONCE = {"cpu": 8, "cuda": 256}  # videos that are drawn together: on a CPU about what fits its cache, 1 GB on a GPU
+AT_ONCE = {
+    "cpu": 8,
+    "cuda": 256,
+}  # videos that are drawn together: on a CPU about what fits its cache, 1 GB on a GPU
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B videos, on one device. `frames` uint8 [B,F,S,S], grey; `rgb` the same as [B,F,S,S,3], as backbones prepare them.
+    """B videos, on one device. `frames` uint8 [B,F,S,S], grey; `rgb` the same as [B,F,S,S,3], as
+    backbones prepare them.
 
-    labels int64 [B], into the task's `labels`. boxes float32 [B,F,n,4], the digits' tiles as xyxy in pixels of the frame;
-    corners int64 [B,F,n,2], their (x,y) in pixels of the canvas. classes int64 [B,n]. chosen bool [B,n]: the digits that the
-    label is about.
+    labels int64 [B], into the task's `labels`. boxes float32 [B,F,n,4], the digits' tiles as xyxy
+    in pixels of the frame; corners int64 [B,F,n,2], their (x,y) in pixels of the canvas. classes
+    int64 [B,n]. chosen bool [B,n]: the digits that the label is about.
     """
 
     frames: Tensor
@@ -37,41 +41,66 @@ class Batch:
 
 
 class DigitVideos:
-    """The videos of one split of a task, without end: `videos[3, 1, 2]` are a `Batch`, `batches` many of them.
+    """The videos of one split of a task, without end: `videos[3, 1, 2]` are a `Batch`, `batches`
+    many of them.
 
-    Frames are those that `write_dataset` writes, bit for bit, on any device. images: those of the split, at any size.
+    Frames are those that `write_dataset` writes, bit for bit, on any device. images: those of the
+    split, at any size.
     """
 
-    def __init__(self, task: Task, images: Images, seed: int = 0, split: str = "train", device: str | torch.device = "cpu"):
+    def __init__(
+        self,
+        task: Task,
+        images: Images,
+        seed: int = 0,
+        split: str = "train",
+        device: str | torch.device = "cpu",
+    ):
         self.task, self.seed, self.split, self.device = task, seed, split, torch.device(device)
         self.images = images.resized(task.tile)
         self._tiles = torch.from_numpy(self.images.pixels).to(device).flatten(1)  # [images,tile²]
-        self._shrink = Shrink(task.canvas, task.size, task.tile, device) if task.size != task.canvas else None
+        self._shrink = (
+            Shrink(task.canvas, task.size, task.tile, device) if task.size != task.canvas else None
+        )
         side = torch.arange(task.tile, device=device)
-        self._tile = (side[:, None] * task.canvas + side).flatten()  # a tile's pixels, counted from its corner
+        self._tile = (
+            side[:, None] * task.canvas + side
+        ).flatten()  # a tile's pixels, counted from its corner
 
     def __getitem__(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        """The videos of these numbers, in this order. ValueError for a number below 0, or none at all."""
+        """The videos of these numbers, in this order. ValueError for a number below 0, or none at
+        all.
+        """
         indices = np.asarray(indices, np.int64)
         if indices.ndim != 1 or not len(indices):
-            raise ValueError(f"videos: expected a list of one or more numbers, got {indices.tolist()}")
+            raise ValueError(
+                f"videos: expected a list of one or more numbers, got {indices.tolist()}"
+            )
         scenes = self.task.scenes(self.images, self.seed, self.split, indices)
         boxes = torch.from_numpy(boxes_of(self.task, scenes.corners))
         parts = (scenes.labels, boxes, scenes.corners, scenes.classes, scenes.chosen, scenes.rows)
-        labels, boxes, corners, classes, chosen, rows = (torch.as_tensor(part).to(self.device) for part in parts)
+        labels, boxes, corners, classes, chosen, rows = (
+            torch.as_tensor(part).to(self.device) for part in parts
+        )
         at_once = AT_ONCE.get(self.device.type, AT_ONCE["cuda"])
         parts = zip(corners.split(at_once), rows.split(at_once), strict=True)
         frames = torch.cat([self._draw(*part) for part in parts])
         return Batch(frames, labels, boxes, corners, classes, chosen)
 
-    def batches(self, indices: Sequence[int] | np.ndarray, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(RGB frames uint8 [B,F,S,S,3], labels int64 [B]) of `size` videos at a time, the last time of what is left."""
+    def batches(
+        self, indices: Sequence[int] | np.ndarray, size: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(RGB frames uint8 [B,F,S,S,3], labels int64 [B]) of `size` videos at a time, the last
+        time of what is left.
+        """
         for first in range(0, len(indices), size):
             batch = self[indices[first : first + size]]
             yield batch.rgb, batch.labels
 
     def _draw(self, corners: Tensor, rows: Tensor) -> Tensor:
-        """corners [b,F,n,2], rows [b,n] -> uint8 [b,F,S,S]; as `draw`, `stretch` and `shrink` of scenes.py do it."""
+        """corners [b,F,n,2], rows [b,n] -> uint8 [b,F,S,S]; as `draw`, `stretch` and `shrink` of
+        scenes.py do it.
+        """
         (videos, length, _, _), canvas = corners.shape, self.task.canvas
         flat = torch.zeros(videos * length * canvas**2, dtype=torch.uint8, device=self.device)
         frame = torch.arange(videos * length, device=self.device).view(videos, length) * canvas**2
@@ -91,7 +120,9 @@ class DigitVideos:
 def stretch_(frames: Tensor) -> None:
     """`scenes.stretch` in place, uint8 [N,S,S]."""
     low, high = frames.flatten(1).aminmax(dim=1)
-    todo = ((low > 0) | (high < 255)).nonzero().squeeze(1)  # few: nearly every frame shows black and white
+    todo = (
+        ((low > 0) | (high < 255)).nonzero().squeeze(1)
+    )  # few: nearly every frame shows black and white
     if len(todo):
         low, high = (side[todo].double()[:, None, None] for side in (low, high))
         scaled = (frames[todo].double() - low) * (255 / (high - low).clamp(min=1))
@@ -106,5 +137,7 @@ def generate(
     split: str = "train",
     device: str | torch.device = "cpu",
 ) -> Batch:
-    """Some videos of a split, once; `DigitVideos` keeps its digits on the device where more are wanted."""
+    """Some videos of a split, once; `DigitVideos` keeps its digits on the device where more are
+    wanted.
+    """
     return DigitVideos(task, images, seed, split, device)[indices]

@@ -1,4 +1,6 @@
-"""Random numbers by counting: number k of video i is a hash of (key, i, k), so that any batch is one computation."""
+"""Random numbers by counting: number k of video i is a hash of (key, i, k), so that any batch is
+one computation.
+"""
 
 import hashlib
 import json
@@ -16,7 +18,8 @@ def _mixed(z: np.ndarray) -> np.ndarray:
 
 
 class Counter:
-    """For each of B videos its own stream of random numbers, that of SplitMix64, which depends on (key, its index) alone.
+    """For each of B videos its own stream of random numbers, that of SplitMix64, which depends on
+    (key, its index) alone.
 
     Every call takes the same number of draws from each stream. ValueError for an index below 0.
     """
@@ -25,7 +28,9 @@ class Counter:
         indices = np.asarray(indices, np.int64)
         if (indices < 0).any():
             raise ValueError(f"video {indices.min()}: expected indices from 0")
-        base = int.from_bytes(hashlib.blake2b(json.dumps(key).encode(), digest_size=8).digest(), "little")
+        base = int.from_bytes(
+            hashlib.blake2b(json.dumps(key).encode(), digest_size=8).digest(), "little"
+        )
         self._starts = _mixed(np.uint64(base) + (indices.astype(np.uint64) + np.uint64(1)) * _STEP)
         self._taken = 0
 
@@ -37,5 +42,9 @@ class Counter:
         return _mixed(self._starts[:, None] + steps).reshape(-1, *shape)
 
     def below(self, n: int | np.ndarray, *shape: int) -> np.ndarray:
-        """Whole numbers in 0 .. n-1, int64 [B,*shape]; n from 1 to 2^31, one for all or of that shape."""
-        return ((self.bits(*shape) >> np.uint64(32)) * np.asarray(n).astype(np.uint64) >> np.uint64(32)).astype(np.int64)
+        """Whole numbers in 0 .. n-1, int64 [B,*shape]; n from 1 to 2^31, one for all or of that
+        shape.
+        """
+        return (
+            (self.bits(*shape) >> np.uint64(32)) * np.asarray(n).astype(np.uint64) >> np.uint64(32)
+        ).astype(np.int64)

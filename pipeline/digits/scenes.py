@@ -1,4 +1,6 @@
-"""What a task provides, and one video after the other from it: drawn on a canvas, shrunk to frames, with boxes."""
+"""What a task provides, and one video after the other from it: drawn on a canvas, shrunk to frames,
+with boxes.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +14,9 @@ from pipeline.digits.images import INK, Images
 
 @dataclass(frozen=True)
 class Scene:
-    """What happens in a video: corners int [F,n,2], the (x,y) of each digit's tile in canvas pixels; classes [n]; the label."""
+    """What happens in a video: corners int [F,n,2], the (x,y) of each digit's tile in canvas
+    pixels; classes [n]; the label.
+    """
 
     corners: np.ndarray
     classes: np.ndarray
@@ -23,8 +27,9 @@ class Scene:
 class Scenes:
     """What happens in several videos.
 
-    corners int [B,F,n,2]: the (x,y) of each digit's tile in canvas pixels. classes int [B,n]. rows int [B,n]: which of the
-    images each digit is. chosen bool [B,n]: the digits that the label is about. labels int [B]: into the task's `labels`.
+    corners int [B,F,n,2]: the (x,y) of each digit's tile in canvas pixels. classes int [B,n]. rows
+    int [B,n]: which of the images each digit is. chosen bool [B,n]: the digits that the label is
+    about. labels int [B]: into the task's `labels`.
     """
 
     corners: np.ndarray
@@ -37,9 +42,10 @@ class Scenes:
 class Task(Protocol):
     """What can happen in a video: a frozen dataclass of options with these.
 
-    `canvas` is the side of what is drawn, `tile` that of a digit on it, `size` that of a frame, to which the canvas is shrunk,
-    `shown` that of a digit in a frame, rounded; all in pixels. `stretch`: the contrast of each frame is stretched before that.
-    `labels` are the names of the labels by their numbers, `guess` the accuracy of one who knows which digits are there.
+    `canvas` is the side of what is drawn, `tile` that of a digit on it, `size` that of a frame, to
+    which the canvas is shrunk, `shown` that of a digit in a frame, rounded; all in pixels.
+    `stretch`: the contrast of each frame is stretched before that. `labels` are the names of the
+    labels by their numbers, `guess` the accuracy of one who knows which digits are there.
     """
 
     name: ClassVar[str]
@@ -54,13 +60,17 @@ class Task(Protocol):
     guess: float
 
     def scenes(self, images: Images, seed: int, split: str, indices: np.ndarray) -> Scenes:
-        """The videos `indices` [B] of a split, whose images these are. ValueError for a class without images."""
+        """The videos `indices` [B] of a split, whose images these are. ValueError for a class
+        without images.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Video:
-    """frames uint8 [F,S,S,3] RGB; boxes float32 [F,n,4], the digits' tiles as xyxy in pixels; classes int [n]; label."""
+    """frames uint8 [F,S,S,3] RGB; boxes float32 [F,n,4], the digits' tiles as xyxy in pixels;
+    classes int [n]; label.
+    """
 
     frames: np.ndarray
     boxes: np.ndarray
@@ -87,14 +97,19 @@ def videos(task: Task, images: Images, seed: int, split: str, indices: range) ->
 
 
 def boxes_of(task: Task, corners: np.ndarray) -> np.ndarray:
-    """The tiles' boxes in pixels of the frame: corners [...,2] in pixels of the canvas -> float32 [...,4], xyxy."""
-    return (np.concatenate([corners, corners + task.tile], -1) * (task.size / task.canvas)).astype(np.float32)
+    """The tiles' boxes in pixels of the frame: corners [...,2] in pixels of the canvas -> float32
+    [...,4], xyxy.
+    """
+    return (np.concatenate([corners, corners + task.tile], -1) * (task.size / task.canvas)).astype(
+        np.float32
+    )
 
 
 def draw(corners: np.ndarray, tiles: np.ndarray, canvas: int) -> np.ndarray:
     """Digits on black: corners [F,n,2] (x,y), tiles uint8 [n,s,s] -> uint8 [F,canvas,canvas].
 
-    Painted in order, digit 0 first: where a later digit has ink (`INK` or more) it hides what is below, without blending.
+    Painted in order, digit 0 first: where a later digit has ink (`INK` or more) it hides what is
+    below, without blending.
     """
     frames = np.zeros((len(corners), canvas, canvas), np.uint8)
     side = np.arange(tiles.shape[1])
@@ -107,13 +122,24 @@ def draw(corners: np.ndarray, tiles: np.ndarray, canvas: int) -> np.ndarray:
 
 
 def stretch(frames: np.ndarray) -> np.ndarray:
-    """Each frame's darkest pixel becomes 0 and its brightest 255, uint8 [F,S,S] (scipy's imresize did, spec 6.1)."""
-    low, high = (part(frames, axis=(1, 2), keepdims=True).astype(np.float64) for part in (np.min, np.max))
+    """Each frame's darkest pixel becomes 0 and its brightest 255, uint8 [F,S,S] (scipy's imresize
+    did, spec 6.1).
+    """
+    low, high = (
+        part(frames, axis=(1, 2), keepdims=True).astype(np.float64) for part in (np.min, np.max)
+    )
     return np.floor((frames - low) * (255 / np.maximum(high - low, 1)) + 0.5).astype(np.uint8)
 
 
 def shrink(frames: np.ndarray, size: int) -> np.ndarray:
-    """Frames uint8 [F,S,S] at `size` × `size` pixels, by Pillow's bilinear filter (antialiased where it shrinks)."""
+    """Frames uint8 [F,S,S] at `size` × `size` pixels, by Pillow's bilinear filter (antialiased
+    where it shrinks).
+    """
     if frames.shape[1] == size:
         return frames
-    return np.stack([np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR)) for frame in frames])
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR))
+            for frame in frames
+        ]
+    )

@@ -1,6 +1,8 @@
-"""The tasks "sync3", "sync5" (RSTG's SyncMNIST, spec 6.1) and "multisync" (DyReg's MultiSyncMNIST, spec 6.2 and 10).
+"""The tasks "sync3", "sync5" (RSTG's SyncMNIST, spec 6.1) and "multisync" (DyReg's MultiSyncMNIST,
+spec 6.2 and 10).
 
-Digits wander at random; some of them take the same steps. Which? All numbers come from a `Counter`, a batch at a time.
+Digits wander at random; some of them take the same steps. Which? All numbers come from a `Counter`,
+a batch at a time.
 """
 
 from collections import Counter as Tally
@@ -12,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from pipeline.digits.counter import Counter
+from pipeline.digits.counted_random import Counter
 from pipeline.digits.images import Images
 from pipeline.digits.scenes import Scenes
 
@@ -21,17 +23,21 @@ CLASSES = 10
 
 @dataclass(frozen=True)
 class SyncDigits:
-    """Digits 0 and 1 take the same steps; the label is the unordered pair of their classes, or "none" (46 labels).
+    """Digits 0 and 1 take the same steps; the label is the unordered pair of their classes, or
+    "none" (46 labels).
 
-    Digit 0 is image `index` of the split, over and over; the others are random images of classes that all differ. Digits start
-    anywhere. Before every frame, the first one too, each takes a whole step per axis: at least -`reach`, below `reach`, and
-    never to a place above `canvas - tile - 2`. Those that move together draw one step from the range that suits both, and stay
-    where they are on an axis without such a step. In one of `none_in` videos all move on their own. Digits 0 and 1 are painted
+    Digit 0 is image `index` of the split, over and over; the others are random images of classes
+    that all differ. Digits start anywhere. Before every frame, the first one too, each takes a
+    whole step per axis: at least -`reach`, below `reach`, and never to a place above `canvas - tile
+    - 2`. Those that move together draw one step from the range that suits both, and stay where they
+      are on an axis without such a step. In one of `none_in` videos all move on their own. Digits 0
+      and 1 are painted
     below the others.
 
-    `digits` in a video, `frames`, `canvas` and `tile` (sides, pixels), `size` of a frame. `stretch`: frames are stretched in
-    contrast before they are shrunk, as the released generator's `imresize` did; MNIST's frames hardly change by it. `classes`:
-    only digits below this number, an easier task with fewer labels.
+    `digits` in a video, `frames`, `canvas` and `tile` (sides, pixels), `size` of a frame.
+    `stretch`: frames are stretched in contrast before they are shrunk, as the released generator's
+    `imresize` did; MNIST's frames hardly change by it. `classes`: only digits below this number, an
+    easier task with fewer labels.
     """
 
     digits: int = 5
@@ -50,15 +56,29 @@ class SyncDigits:
     def __post_init__(self) -> None:
         numbers = [value for name, value in vars(self).items() if name != "stretch"]
         if not all(type(v) is int for v in numbers) or type(self.stretch) is not bool:
-            raise ValueError(f"{self.name}: expected whole numbers, and true or false for stretch; got {self}")
-        if not (2 <= self.digits <= self.most_digits and min(self.frames, self.reach, self.size) >= 1 and self.none_in >= 2):
+            raise ValueError(
+                f"{self.name}: expected whole numbers, and true or false for stretch; got {self}"
+            )
+        if not (
+            2 <= self.digits <= self.most_digits
+            and min(self.frames, self.reach, self.size) >= 1
+            and self.none_in >= 2
+        ):
             most = f"2 to {self.most_digits} digits"
-            raise ValueError(f"{self.name}: expected {most}, frames, reach and size from 1, none_in from 2; got {self}")
+            raise ValueError(
+                f"{self.name}: expected {most}, frames, reach and size from 1, none_in from 2; "
+                f"got {self}"
+            )
         distinct = min(self.digits, self.most_digits) if self.most_digits == CLASSES else 2
         if not distinct <= self.classes <= CLASSES:
-            raise ValueError(f"{self.name}: expected classes from {distinct} to {CLASSES}, got {self}")
+            raise ValueError(
+                f"{self.name}: expected classes from {distinct} to {CLASSES}, got {self}"
+            )
         if not (1 <= self.tile <= self.canvas - 2 and self.size <= self.canvas):
-            raise ValueError(f"{self.name}: expected a canvas 2 pixels wider than a tile, and no smaller than size; got {self}")
+            raise ValueError(
+                f"{self.name}: expected a canvas 2 pixels wider than a tile, and no smaller than "
+                f"size; got {self}"
+            )
 
     @property
     def shown(self) -> int:
@@ -68,7 +88,10 @@ class SyncDigits:
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels in the order of their numbers: "0-1", "0-2", "1-2", "0-3", … "8-9", "none"."""
-        return (*(f"{j}-{i}" for i in range(self.classes) for j in range(i)), "none")  # number i(i-1)/2 + j for i > j
+        return (
+            *(f"{j}-{i}" for i in range(self.classes) for j in range(i)),
+            "none",
+        )  # number i(i-1)/2 + j for i > j
 
     @property
     def guess(self) -> float:
@@ -80,9 +103,17 @@ class SyncDigits:
         draws = Counter(("digits", seed, split), indices)
         classes, rows = self._who(images, np.asarray(indices, np.int64), draws)
         chosen = self._chosen(draws) & (draws.below(self.none_in, 1) != 0)
-        return Scenes(self._paths(chosen, draws), classes, rows, chosen, label_numbers(classes, chosen, self.classes))
+        return Scenes(
+            self._paths(chosen, draws),
+            classes,
+            rows,
+            chosen,
+            label_numbers(classes, chosen, self.classes),
+        )
 
-    def _who(self, images: Images, indices: np.ndarray, draws: Counter) -> tuple[np.ndarray, np.ndarray]:
+    def _who(
+        self, images: Images, indices: np.ndarray, draws: Counter
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Classes and rows, int [B,n] each."""
         usable = np.flatnonzero(images.classes < self.classes)
         if not len(usable):
@@ -90,14 +121,18 @@ class SyncDigits:
         row = usable[indices % len(usable)]
         first = images.classes[row].astype(np.int64)
         keys = draws.bits(self.classes) | np.uint64(1)
-        keys[np.arange(len(row)), first] = 0  # sorts it to the front, and the other nine at random behind
+        keys[np.arange(len(row)), first] = (
+            0  # sorts it to the front, and the other nine at random behind
+        )
         classes = keys.argsort(axis=1)[:, : self.digits]
         rows = random_rows(images, classes, draws, self.classes)
         rows[:, 0] = row
         return classes, rows
 
     def _chosen(self, draws: Counter) -> np.ndarray:
-        """Which digits move together unless none do: bool [B,n], or [1,n] where it is the same in all videos."""
+        """Which digits move together unless none do: bool [B,n], or [1,n] where it is the same in
+        all videos.
+        """
         return np.arange(self.digits)[None] < 2
 
     def _paths(self, chosen: np.ndarray, draws: Counter) -> np.ndarray:
@@ -107,7 +142,10 @@ class SyncDigits:
         corners = draws.below(last + 1, self.digits, 2)
         path = []
         for _ in range(self.frames):
-            low, high = np.clip(-corners, -self.reach, self.reach), np.clip(last - corners, -self.reach, self.reach)
+            low, high = (
+                np.clip(-corners, -self.reach, self.reach),
+                np.clip(last - corners, -self.reach, self.reach),
+            )
             alone = low + draws.below(high - low, self.digits, 2)
             shared_low = np.where(some, low, -self.reach).max(1, keepdims=True)
             room = np.where(some, high, self.reach).min(1, keepdims=True) - shared_low
@@ -128,11 +166,13 @@ class Sync3(SyncDigits):
 
 @dataclass(frozen=True)
 class MultiSyncDigits(SyncDigits):
-    """Some of the digits take the same steps; the label is the smallest and the largest of their classes (56 labels).
+    """Some of the digits take the same steps; the label is the smallest and the largest of their
+    classes (56 labels).
 
-    Classes are drawn with replacement, so that the two may be equal. No generator was released; not stated in the paper are:
-    that 2 to all of the digits move together, each number and each of its subsets equally likely, that in one of `none_in`
-    videos none do, how digits hide each other, `canvas`, `tile` and `stretch` (spec 10). Digits move as those of `SyncDigits`.
+    Classes are drawn with replacement, so that the two may be equal. No generator was released; not
+    stated in the paper are: that 2 to all of the digits move together, each number and each of its
+    subsets equally likely, that in one of `none_in` videos none do, how digits hide each other,
+    `canvas`, `tile` and `stretch` (spec 10). Digits move as those of `SyncDigits`.
     """
 
     canvas: int = 256
@@ -145,7 +185,9 @@ class MultiSyncDigits(SyncDigits):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels in the order of their numbers: those of `SyncDigits`, then "0-0", "1-1", … "9-9"."""
+        """The labels in the order of their numbers: those of `SyncDigits`, then "0-0", "1-1", …
+        "9-9".
+        """
         return (*super().labels, *(f"{c}-{c}" for c in range(self.classes)))
 
     @property
@@ -157,11 +199,17 @@ class MultiSyncDigits(SyncDigits):
             labels = Tally[tuple[int, int]]()
             for (low, high), share in _ends(classes, sizes):
                 labels[low, high] += share
-            likely = factorial(self.digits) / prod(factorial(m) for m in Tally(classes).values()) / self.classes**self.digits
+            likely = (
+                factorial(self.digits)
+                / prod(factorial(m) for m in Tally(classes).values())
+                / self.classes**self.digits
+            )
             total += likely * max((1 - 1 / self.none_in) * max(labels.values()), 1 / self.none_in)
         return total
 
-    def _who(self, images: Images, indices: np.ndarray, draws: Counter) -> tuple[np.ndarray, np.ndarray]:
+    def _who(
+        self, images: Images, indices: np.ndarray, draws: Counter
+    ) -> tuple[np.ndarray, np.ndarray]:
         classes = draws.below(self.classes, self.digits)
         return classes, random_rows(images, classes, draws, self.classes)
 
@@ -172,27 +220,37 @@ class MultiSyncDigits(SyncDigits):
 
 
 def _ends(classes: tuple[int, ...], sizes: range) -> Iterator[tuple[tuple[int, int], float]]:
-    """The smallest and the largest class, in rising `classes`, of every subset of those sizes, with its share."""
+    """The smallest and the largest class, in rising `classes`, of every subset of those sizes, with
+    its share.
+    """
     for size in sizes:
         for a, b in combinations(range(len(classes)), 2):
-            yield (classes[a], classes[b]), comb(b - a - 1, size - 2) / comb(len(classes), size) / len(sizes)
+            yield (
+                (classes[a], classes[b]),
+                comb(b - a - 1, size - 2) / comb(len(classes), size) / len(sizes),
+            )
 
 
 def label_numbers(classes: np.ndarray, chosen: np.ndarray, count: int = CLASSES) -> np.ndarray:
-    """Labels int [B] of the digits `chosen` among `classes`, both [B,n], of which there are `count` (spec 6.1, 6.2).
+    """Labels int [B] of the digits `chosen` among `classes`, both [B,n], of which there are `count`
+    (spec 6.1, 6.2).
 
-    i(i-1)/2 + j for the largest class i and the smallest j below it, 45 for no digits, 46 + i for i = j: 45 is the number of
-    pairs of 10 classes.
+    i(i-1)/2 + j for the largest class i and the smallest j below it, 45 for no digits, 46 + i for i
+    = j: 45 is the number of pairs of 10 classes.
     """
     none = comb(count, 2)
     high = np.where(chosen, classes, -1).max(1)
     low = np.where(chosen, classes, count).min(1)
-    return np.where(high < 0, none, np.where(high == low, none + 1 + high, high * (high - 1) // 2 + low))
+    return np.where(
+        high < 0, none, np.where(high == low, none + 1 + high, high * (high - 1) // 2 + low)
+    )
 
 
-def random_rows(images: Images, classes: np.ndarray, draws: Counter, count: int = CLASSES) -> np.ndarray:
-    """A random image of each class: classes [B,n], of which there are `count` -> rows int [B,n]. ValueError for a class
-    without images."""
+def random_rows(
+    images: Images, classes: np.ndarray, draws: Counter, count: int = CLASSES
+) -> np.ndarray:
+    """A random image of each class: classes [B,n], of which there are `count` -> rows int [B,n].
+    ValueError for a class without images."""
     rows = images.rows_of(np.arange(count))
     counts = np.array([len(some) for some in rows])
     starts = counts.cumsum() - counts

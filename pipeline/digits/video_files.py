@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pipeline.cores import cores_here
 from pipeline.digits.images import Images, load_images
 from pipeline.digits.scenes import Task, Video, videos
-from pipeline.manifest import SPLITS, write_manifest
-from pipeline.pool import Pool
+from pipeline.manifests.manifest import SPLITS, write_manifest
+from pipeline.workers.cores import cores_here
+from pipeline.workers.decode_pool import Pool
 
 PER_MESSAGE = 50  # videos that a worker process writes before it reports
 BOX_COLUMNS = ("clip", "frame", "x1", "y1", "x2", "y2")  # [0,1] of the frame
@@ -25,11 +25,14 @@ def write_dataset(
     images: Mapping[str, Images] | None = None,
     fps: float = 8.0,
 ) -> Path:
-    """Writes videos as mp4 files with their boxes, and returns the path of their manifest, OUT/manifest.csv.
+    """Writes videos as mp4 files with their boxes, and returns the path of their manifest,
+    OUT/manifest.csv.
 
-    splits: split -> number of videos. `workers` processes write them (default: one per core; 0: this one). OUT/boxes.csv has
-    the digits' boxes as the `annotations` source reads them, OUT/digits.json says what was made. The manifest is written last:
-    where it and the same digits.json are there, nothing is done. ValueError if OUT holds other videos, or for an unknown split.
+    splits: split -> number of videos. `workers` processes write them (default: one per core; 0:
+    this one). OUT/boxes.csv has the digits' boxes as the `annotations` source reads them,
+    OUT/digits.json says what was made. The manifest is written last: where it and the same
+    digits.json are there, nothing is done. ValueError if OUT holds other videos, or for an unknown
+    split.
     """
     out, images = Path(out), images or load_images()
     if unknown := [split for split in splits if split not in SPLITS]:
@@ -49,7 +52,9 @@ def write_dataset(
             clip, digits = f"{split}-{index:05d}", " ".join(map(str, made.classes))
             table.writerows(_box_rows(clip, made, task.size))
             path = _path_of(split, index)
-            rows.append({"clip": clip, "path": path, "split": split, "label": made.label, "digits": digits})
+            rows.append(
+                {"clip": clip, "path": path, "split": split, "label": made.label, "digits": digits}
+            )
     (out / "digits.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return write_manifest(out / "manifest.csv", rows).path
 
@@ -61,16 +66,25 @@ def _is_written(out: Path, record: dict) -> bool:
     try:
         there = json.loads((out / "digits.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
-        raise ValueError(f"{out}: has a manifest, but no digits.json that says which videos; choose another folder") from None
+        raise ValueError(
+            f"{out}: has a manifest, but no digits.json that says which videos; choose another "
+            f"folder"
+        ) from None
     if differing := [key for key in record if there.get(key) != record[key]]:
-        shown = "; ".join(f"{key} {there.get(key)!r} there, {record[key]!r} asked for" for key in differing)
-        raise ValueError(f"{out}: holds other videos ({shown}); choose another folder, or delete it")
+        shown = "; ".join(
+            f"{key} {there.get(key)!r} there, {record[key]!r} asked for" for key in differing
+        )
+        raise ValueError(
+            f"{out}: holds other videos ({shown}); choose another folder, or delete it"
+        )
     return True
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What a process needs to write any of the videos; `tiles` are the images of each split at the task's size."""
+    """What a process needs to write any of the videos; `tiles` are the images of each split at the
+    task's size.
+    """
 
     out: Path
     task: Task
@@ -79,12 +93,16 @@ class _Job:
     fps: float
 
     def __call__(self, part: tuple[str, range]) -> list[Video]:
-        """Writes some videos of a split; returns them without their frames, which nobody reads in the parent process."""
-        from pipeline.decode import write_video
+        """Writes some videos of a split; returns them without their frames, which nobody reads in
+        the parent process.
+        """
+        from pipeline.video.decode import write_video
 
         split, indices = part
         made = []
-        for index, one in zip(indices, videos(self.task, self.tiles[split], self.seed, split, indices), strict=True):
+        for index, one in zip(
+            indices, videos(self.task, self.tiles[split], self.seed, split, indices), strict=True
+        ):
             write_video(self.out / _path_of(split, index), one.frames, self.fps)
             made.append(replace(one, frames=one.frames[:0]))
         return made
@@ -94,7 +112,9 @@ def _path_of(split: str, index: int) -> str:
     return f"{split}/{index:05d}.mp4"
 
 
-def _write_all(job: _Job, splits: Mapping[str, int], workers: int | None) -> Iterator[tuple[str, int, Video]]:
+def _write_all(
+    job: _Job, splits: Mapping[str, int], workers: int | None
+) -> Iterator[tuple[str, int, Video]]:
     """(split, index, video without frames) of every video, in order, as they are written."""
     workers = cores_here() if workers is None else workers
     parts = [

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.owners import own_claim, part_of, remove_abandoned_of
-from pipeline.smallfile import opened, read_small
+from pipeline.files.owners import own_claim, part_of, remove_abandoned_of
+from pipeline.files.regular_files import opened, read_small
 
 # What a file system without hard links says: FAT, some that run in user space.
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -27,7 +27,9 @@ class Changed(Damaged):
 
 
 def done_marker(path: Path) -> Path:
-    """The statistics file of a shard's HDF5 file; that it exists says that the shard is complete."""
+    """The statistics file of a shard's HDF5 file; that it exists says that the shard is
+    complete.
+    """
     return path.with_suffix(".json")
 
 
@@ -59,7 +61,9 @@ def sync_folder(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and its parents, durably. OSError if it cannot, or if a file has one of these names."""
+    """Makes a folder and its parents, durably. OSError if it cannot, or if a file has one of these
+    names.
+    """
     if path.is_dir():
         return
     if path.parent != path:
@@ -72,8 +76,8 @@ def make_folder(path: Path) -> None:
 def publish(part: Path, path: Path) -> None:
     """Gives a complete file its name unless that is taken: FileExistsError then.
 
-    A link that a network file system reports as failed may have been made, where the answer was lost: the number of the
-    file's names tells.
+    A link that a network file system reports as failed may have been made, where the answer was
+    lost: the number of the file's names tells.
     """
     try:
         os.link(part, path)
@@ -89,7 +93,9 @@ def publish(part: Path, path: Path) -> None:
 
 
 def sha256_of(path: Path, passed: Callable[[int], object] = lambda count: None) -> str:
-    """sha256 of a file's bytes, as `sha256sum` prints it. `passed` is told how many have been read, again and again."""
+    """sha256 of a file's bytes, as `sha256sum` prints it. `passed` is told how many have been read,
+    again and again.
+    """
     digest, buffer, total = hashlib.sha256(), memoryview(bytearray(4 << 20)), 0
     with opened(path) as file:
         while count := file.readinto(buffer):
@@ -100,7 +106,9 @@ def sha256_of(path: Path, passed: Callable[[int], object] = lambda count: None) 
 
 
 def sync_and_hash(path: Path) -> str:
-    """Makes a file's content durable and returns its sha256: the hash reads from memory what the disk is still writing."""
+    """Makes a file's content durable and returns its sha256: the hash reads from memory what the
+    disk is still writing.
+    """
     with open(path, "rb") as file, ThreadPoolExecutor(1) as other:
         synced = other.submit(os.fsync, file.fileno())
         digest = sha256_of(path)
@@ -110,7 +118,9 @@ def sync_and_hash(path: Path) -> str:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Adds the file's name to an OSError without one, such as that of a write to a full disk or a read from a failing one."""
+    """Adds the file's name to an OSError without one, such as that of a write to a full disk or a
+    read from a failing one.
+    """
     try:
         yield
     except OSError as error:
@@ -120,7 +130,9 @@ def named(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file that appears whole or not at all, and removes part files that killed writers of it left."""
+    """Writes a text file that appears whole or not at all, and removes part files that killed
+    writers of it left.
+    """
     remove_abandoned_of(path)
     part = part_of(path, own_claim())
     try:
@@ -137,22 +149,32 @@ _SEAL = b'"seal": "%s"\n}\n'
 _ZEROS = _SEAL % (b"0" * 64)
 
 
-def write_json(path: Path, record: Mapping[str, object], claim: str, allow_nan: bool = False) -> None:
+def write_json(
+    path: Path, record: Mapping[str, object], claim: str, allow_nan: bool = False
+) -> None:
     """Writes a JSON file that appears whole or not at all. ValueError as for `json_part`."""
     with json_part(path, record, claim, allow_nan) as part:
         complete(part, path)
 
 
 @contextmanager
-def json_part(path: Path, record: Mapping[str, object], claim: str, allow_nan: bool = False) -> Iterator[Path]:
-    """The part file of a JSON file, synced, so that no full disk keeps it from its name (`complete`); removed in the end.
+def json_part(
+    path: Path, record: Mapping[str, object], claim: str, allow_nan: bool = False
+) -> Iterator[Path]:
+    """The part file of a JSON file, synced, so that no full disk keeps it from its name
+    (`complete`); removed in the end.
 
-    Its last key, `seal`, is the sha256 of the file as it is with 64 zeros in that place. ValueError for a NaN or infinity, for
-    which JSON has no word, unless `allow_nan`: then Python's.
+    Its last key, `seal`, is the sha256 of the file as it is with 64 zeros in that place. ValueError
+    for a NaN or infinity, for which JSON has no word, unless `allow_nan`: then Python's.
     """
     if "seal" in record:
         raise ValueError(f"{path}: 'seal' is the file's own checksum; name that value otherwise")
-    text = json.dumps({**record, "seal": "0" * 64}, indent=1, ensure_ascii=False, allow_nan=allow_nan).encode() + b"\n"
+    text = (
+        json.dumps(
+            {**record, "seal": "0" * 64}, indent=1, ensure_ascii=False, allow_nan=allow_nan
+        ).encode()
+        + b"\n"
+    )
     text = text.replace(_ZEROS, _SEAL % hashlib.sha256(text).hexdigest().encode())
     part = part_of(path, claim)
     try:
@@ -168,13 +190,16 @@ def json_part(path: Path, record: Mapping[str, object], claim: str, allow_nan: b
 def read_json(path: Path) -> dict:
     """Reads a file of `write_json`.
 
-    Changed if a single bit of it has changed; Damaged if it is sealed and yet no JSON object; OSError if it cannot be read.
+    Changed if a single bit of it has changed; Damaged if it is sealed and yet no JSON object;
+    OSError if it cannot be read.
     """
     with named(path):
         text = read_small(path)
     body, end = text[: -len(_ZEROS)], text[-len(_ZEROS) :]
     if end != _SEAL % hashlib.sha256(body + _ZEROS).hexdigest().encode():
-        raise Changed(f"{path}: changed since it was written (its seal does not fit); run `vidgraph verify`")
+        raise Changed(
+            f"{path}: changed since it was written (its seal does not fit); run `vidgraph verify`"
+        )
     return parse_json(text, path)
 
 
@@ -182,8 +207,15 @@ def parse_json(text: bytes | str, path: Path) -> dict:
     """The JSON object in the text of a file. Damaged for anything else."""
     try:
         record = json.loads(text)
-    except (ValueError, RecursionError) as error:  # a JSONDecodeError, bytes that are no UTF-8, a number of 5,000 digits
-        said = "lists without end in one another" if isinstance(error, RecursionError) else str(error).split("\n")[0][:120]
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a JSONDecodeError, bytes that are no UTF-8, a number of 5,000 digits
+        said = (
+            "lists without end in one another"
+            if isinstance(error, RecursionError)
+            else str(error).split("\n")[0][:120]
+        )
         raise Damaged(f"{path}: no JSON ({said})") from None
     if not isinstance(record, dict):
         raise Damaged(f"{path}: holds a JSON {type(record).__name__}, expected an object")
@@ -194,10 +226,12 @@ PIECE = 64 << 20  # bytes summed at once: 32 Ki rows of 1024 words, whose column
 
 
 def fletcher32(data: np.ndarray) -> int:
-    """HDF5's checksum of bytes (uint8, one axis): sums modulo 65535 of big-endian 16-bit words w_i, sum2 << 16 | sum1.
+    """HDF5's checksum of bytes (uint8, one axis): sums modulo 65535 of big-endian 16-bit words w_i,
+    sum2 << 16 | sum1.
 
-    sum1 = Σ w_i and sum2 = Σ (n-i) w_i. Modulo 65535 a word's bytes swap by multiplying it by 256, and a 32-bit word counts as
-    the sum of its halves: so little-endian words are summed along the rows and columns of a table, without a loop over words.
+    sum1 = Σ w_i and sum2 = Σ (n-i) w_i. Modulo 65535 a word's bytes swap by multiplying it by 256,
+    and a 32-bit word counts as the sum of its halves: so little-endian words are summed along the
+    rows and columns of a table, without a loop over words.
     """
     columns = 1024
     words, place, total, weighted = (data.size + 1) // 2, 0, 0, 0
@@ -214,13 +248,14 @@ def fletcher32(data: np.ndarray) -> int:
         place += part.size // 2
     if total == 0:
         return 0
-    # A multiple of 65535 that is not 0 ends as 65535 where carries are folded back in, as HDF5 does.
+    # A multiple of 65535 that is not 0 ends as 65535 where carries are folded back in, as HDF5
+    # does.
     return (weighted * 256 % 65535 or 65535) << 16 | (total * 256 % 65535 or 65535)
 
 
 def fletcher32_of_rows(table: np.ndarray) -> np.ndarray:
-    """`fletcher32` of every row of a table of bytes (uint8 [R,n]); uint32 [R]. For rows of a few kilobytes: numpy sums
-    many at once faster than one by one."""
+    """`fletcher32` of every row of a table of bytes (uint8 [R,n]); uint32 [R]. For rows of a few
+    kilobytes: numpy sums many at once faster than one by one."""
     if table.shape[1] % 2:
         table = np.pad(table, ((0, 0), (0, 1)))
     words = table.view(">u2").astype(np.int64)

@@ -1,8 +1,10 @@
-"""The owners of claims and part files: the name that a process gives them, and whether that process still lives.
+"""The owners of claims and part files: the name that a process gives them, and whether that process
+still lives.
 
-A part file is called `NAME.CLAIM.part` (`NAME.CLAIM.claiming` for a claim that is being made), and CLAIM is
-`HOST-PID-START-MARK`. PID and START identify a process until its machine reboots; the first half of MARK identifies the machine
-and its boot. No file with another name counts as one of our part files.
+A part file is called `NAME.CLAIM.part` (`NAME.CLAIM.claiming` for a claim that is being made), and
+CLAIM is `HOST-PID-START-MARK`. PID and START identify a process until its machine reboots; the
+first half of MARK identifies the machine and its boot. No file with another name counts as one of
+our part files.
 """
 
 import errno
@@ -18,16 +20,23 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-_CLAIM = re.compile(r"(?P<host>[\w.-]+)-(?P<pid>\d+)-(?P<start>\w+)-(?P<mark>[0-9a-f]{8}(?:[0-9a-f]{8})?)", re.ASCII)
-HALF_WRITTEN = (".part", ".claiming")  # endings of a file that is being written, and of a claim that is being made
+_CLAIM = re.compile(
+    r"(?P<host>[\w.-]+)-(?P<pid>\d+)-(?P<start>\w+)-(?P<mark>[0-9a-f]{8}(?:[0-9a-f]{8})?)", re.ASCII
+)
+HALF_WRITTEN = (
+    ".part",
+    ".claiming",
+)  # endings of a file that is being written, and of a claim that is being made
 _MARK = 8  # hexadecimal digits that say which machine, and as many that say which claim
 
 
 @cache
 def machine() -> str:
-    """Identifies this boot of this machine and its pid and time namespaces; "" if the system does not say.
+    """Identifies this boot of this machine and its pid and time namespaces; "" if the system does
+    not say.
 
-    Two processes with the same value agree on process numbers and start times, if they may see each other at all.
+    Two processes with the same value agree on process numbers and start times, if they may see each
+    other at all.
     """
     if not sys.platform.startswith("linux"):
         return f"{socket.gethostname()} {uuid.getnode():x}"
@@ -36,33 +45,43 @@ def machine() -> str:
         seen = os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
-    with suppress(OSError):  # Linux before 5.6 has no time namespaces; they shift the start times that /proc shows
+    with suppress(
+        OSError
+    ):  # Linux before 5.6 has no time namespaces; they shift the start times that /proc shows
         seen += f" {os.readlink('/proc/self/ns/time')}"
     return f"{boot} {seen}"
 
 
 def own_claim() -> str:
-    """A unique claim name of this process. `writer_lives` tells from it whether the process still lives."""
+    """A unique claim name of this process. `writer_lives` tells from it whether the process still
+    lives.
+    """
     host, pid = re.sub(r"[^\w.-]", "_", socket.gethostname(), flags=re.ASCII), os.getpid()
     return f"{host or '_'}-{pid}-{started(pid) or 0}-{_mark()}{uuid.uuid4().hex[:8]}"
 
 
 def started(pid: int) -> str:
-    """Start time of a process of this machine, in ticks since the boot; "" if it has ended or cannot be seen."""
+    """Start time of a process of this machine, in ticks since the boot; "" if it has ended or
+    cannot be seen.
+    """
     return (_state_and_start(pid) or ("", ""))[1]
 
 
 def lives(pid: int, start: str) -> bool | None:
-    """Whether the process of this `machine` that started at `start` lives; None if this process cannot tell.
+    """Whether the process of this `machine` that started at `start` lives; None if this process
+    cannot tell.
 
-    A process without an entry in /proc may live all the same: /proc can hide those of other users (hidepid).
+    A process without an entry in /proc may live all the same: /proc can hide those of other users
+    (hidepid).
     """
     if pid <= 0:
         return False
     known = start not in ("", "0")
     if found := _state_and_start(pid):
         state, now = found
-        if state in "ZX" or (known and now != start):  # process numbers are reused, (number, start) is not
+        if state in "ZX" or (
+            known and now != start
+        ):  # process numbers are reused, (number, start) is not
             return False
         return True if known else None
     try:
@@ -77,7 +96,9 @@ def lives(pid: int, start: str) -> bool | None:
 def _state_and_start(pid: int) -> tuple[str, str] | None:
     """State and start time of a process, from /proc; None if /proc does not show it."""
     try:
-        if os.readlink("/proc/self") != str(os.getpid()):  # this /proc belongs to another pid namespace
+        if os.readlink("/proc/self") != str(
+            os.getpid()
+        ):  # this /proc belongs to another pid namespace
             return None
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         return state, fields[18]
@@ -114,7 +135,9 @@ def host_of(claim: str) -> str:
 
 
 def parts_in(folder: Path, *becomes: str) -> Iterator[Part]:
-    """Our part files in a folder; with `becomes`, only those of files whose names match one of these patterns."""
+    """Our part files in a folder; with `becomes`, only those of files whose names match one of
+    these patterns.
+    """
     try:
         names = sorted(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
@@ -132,15 +155,23 @@ def parts_in(folder: Path, *becomes: str) -> Iterator[Part]:
 
 
 def writer_lives(part: Path) -> bool | None:
-    """Whether the writer of a part file lives; None if unknown: it runs on another machine, or is hidden."""
-    found = re.fullmatch(r".*-(\d+)-(\w+)-([0-9a-f]{8})[0-9a-f]{8}\.(?:part|claiming)", part.name, re.ASCII | re.DOTALL)
+    """Whether the writer of a part file lives; None if unknown: it runs on another machine, or is
+    hidden.
+    """
+    found = re.fullmatch(
+        r".*-(\d+)-(\w+)-([0-9a-f]{8})[0-9a-f]{8}\.(?:part|claiming)",
+        part.name,
+        re.ASCII | re.DOTALL,
+    )
     if not found or not machine() or found[3] != _mark():
         return None
     return lives(int(found[1]), found[2])
 
 
 def remove_abandoned(folder: Path, *becomes: str) -> None:
-    """Removes part files whose writers are known to have ended (see `parts_in`), where this user may remove them."""
+    """Removes part files whose writers are known to have ended (see `parts_in`), where this user
+    may remove them.
+    """
     for part in parts_in(folder, *becomes):
         if writer_lives(part.path) is False:
             try:

@@ -1,7 +1,8 @@
-"""The folder that a run works in: the run notices when it is moved, deleted or replaced by another of the same name.
+"""The folder that a run works in: the run notices when it is moved, deleted or replaced by another
+of the same name.
 
-An open handle identifies the folder, and `check` compares the folder at its path with the handle. Stored inode numbers would
-not do: some file systems number a folder anew when nobody has it open.
+An open handle identifies the folder, and `check` compares the folder at its path with the handle.
+Stored inode numbers would not do: some file systems number a folder anew when nobody has it open.
 """
 
 import errno
@@ -18,11 +19,13 @@ class Gone(RuntimeError):
 
 
 class Home:
-    """The existing folders that one run works in; `check` raises Gone if one of them is no longer at its path.
+    """The existing folders that one run works in; `check` raises Gone if one of them is no longer
+    at its path.
 
     Args:
         *paths: the folders.
-        unchanged: whether their content still belongs to this run; False for a cache that was made anew in the same folder.
+        unchanged: whether their content still belongs to this run; False for a cache that was made
+        anew in the same folder.
 
     Raises:
         FileNotFoundError: a folder does not exist.
@@ -47,18 +50,22 @@ class Home:
                     raise
                 same = False
             if not same:
-                raise Gone(self._said(path, "was moved or deleted, or another folder has its name now"))
+                raise Gone(
+                    self._said(path, "was moved or deleted, or another folder has its name now")
+                )
         if not self._unchanged():
-            raise Gone(self._said(next(iter(self._handles)), "was deleted and made anew, by another run"))
+            raise Gone(
+                self._said(next(iter(self._handles)), "was deleted and made anew, by another run")
+            )
 
     def _said(self, path: Path, what: str) -> str:
-        return (
-            f"{path}: this folder {what}, while this run wrote to it; nothing more is written: look where it is, and run again"
-        )
+        return f"{path}: this folder {what}, while this run wrote to it; nothing more is written: look where it is, and run again"
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Checks at its end. Gone replaces an error that was raised within, if the folders are gone then."""
+        """Checks at its end. Gone replaces an error that was raised within, if the folders are gone
+        then.
+        """
         try:
             yield
         except Exception:

@@ -1,6 +1,7 @@
 """A manifest (a CSV file that lists clips) -> validated Clips, and clips -> shards.
 
-data_manifests/README.md says what the columns mean. Every rule is checked when the manifest is read; no video is opened.
+data_manifests/README.md says what the columns mean. Every rule is checked when the manifest is
+read; no video is opened.
 """
 
 import csv
@@ -17,10 +18,21 @@ from decimal import Decimal
 from itertools import chain, islice, pairwise
 from pathlib import Path
 
-from pipeline import texts
-from pipeline.owners import own_claim, part_of, remove_abandoned_of
-from pipeline.rows import COLUMNS, ID_BYTES, SPLIT_ALIASES, SPLITS, TIMES, Clip, ManifestError, Rows, foreign_path, wrong_id
-from pipeline.smallfile import open_regular
+from pipeline.files.owners import own_claim, part_of, remove_abandoned_of
+from pipeline.files.regular_files import open_regular
+from pipeline.manifests.rows import (
+    COLUMNS,
+    ID_BYTES,
+    SPLIT_ALIASES,
+    SPLITS,
+    TIMES,
+    Clip,
+    ManifestError,
+    Rows,
+    foreign_path,
+    wrong_id,
+)
+from pipeline.text import text_files as texts
 
 __all__ = [
     "COLUMNS",
@@ -46,11 +58,32 @@ __all__ = [
 
 # What programs write in place of a missing label, in lower case.
 _NO_LABEL = {"?", "na", "n/a", "#n/a", "<na>", "nan", "null"}
-_PERHAPS_NO_LABEL = {"none", "-", "--", "hidden", "missing", "undefined", "unknown", "unlabeled", "unlabelled", "withheld"}
+_PERHAPS_NO_LABEL = {
+    "none",
+    "-",
+    "--",
+    "hidden",
+    "missing",
+    "undefined",
+    "unknown",
+    "unlabeled",
+    "unlabelled",
+    "withheld",
+}
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)")
 
 # Rarer words, which may name a class too.
-_PERHAPS_NO_LABEL |= {"_", "*", "<unk>", "ignore", "n.a.", "nil", "no label", "no_label", "not available"}
+_PERHAPS_NO_LABEL |= {
+    "_",
+    "*",
+    "<unk>",
+    "ignore",
+    "n.a.",
+    "nil",
+    "no label",
+    "no_label",
+    "not available",
+}
 _PERHAPS_NO_LABEL |= {"tba", "tbd", "unannotated", "unk", "unspecified"}
 
 BATCH = 4096  # rows that are checked together
@@ -60,7 +93,9 @@ LONGEST = 16 << 20  # bytes of a line
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest as read: its file, the folder no path may leave, its clips in order, the file's sha256, its header."""
+    """A manifest as read: its file, the folder no path may leave, its clips in order, the file's
+    sha256, its header.
+    """
 
     path: Path
     root: Path
@@ -70,9 +105,11 @@ class Manifest:
 
 
 def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
-    """Reads and checks every row; `root` (default: the manifest's folder) is what paths are relative to and may not leave.
+    """Reads and checks every row; `root` (default: the manifest's folder) is what paths are
+    relative to and may not leave.
 
-    ManifestError names file, line and column. No video is looked at: a million rows would be a million disk accesses.
+    ManifestError names file, line and column. No video is looked at: a million rows would be a
+    million disk accesses.
     """
     path = Path(path)
     return _read(path, path.parent if root is None else Path(root), shown=path)
@@ -89,7 +126,10 @@ def _read(path: Path, root: Path, shown: Path) -> Manifest:
             if records:
                 rows.take(lines, records)
     if rows is None:
-        raise ManifestError(f"{shown}, line 1: the file is empty; write the header {','.join(COLUMNS)} and one row per clip")
+        raise ManifestError(
+            f"{shown}, line 1: the file is empty; write the header {','.join(COLUMNS)} and one "
+            f"row per clip"
+        )
     if not rows.clips:
         raise ManifestError(f"{shown}, line 2: no clips below the header; write one row per clip")
     return Manifest(shown, rows.root, tuple(rows.clips), digest.hexdigest(), rows.columns)
@@ -97,7 +137,9 @@ def _read(path: Path, root: Path, shown: Path) -> Manifest:
 
 @contextmanager
 def _no_search_for_garbage() -> Iterator[None]:
-    """A million new objects make Python look through all of them several times, for cycles that there are none of."""
+    """A million new objects make Python look through all of them several times, for cycles that
+    there are none of.
+    """
     was = gc.isenabled()
     gc.disable()
     try:
@@ -111,13 +153,18 @@ def _open(path: Path, shown: Path):
     try:
         return os.fdopen(open_regular(path), "rb")
     except FileNotFoundError:
-        raise ManifestError(f"{shown}: no such file; `vidgraph manifest folder` makes a manifest") from None
+        raise ManifestError(
+            f"{shown}: no such file; `vidgraph manifest folder` makes a manifest"
+        ) from None
     except IsADirectoryError:
-        raise ManifestError(f"{shown}: a folder, expected a CSV file; `vidgraph manifest folder` makes one") from None
+        raise ManifestError(
+            f"{shown}: a folder, expected a CSV file; `vidgraph manifest folder` makes one"
+        ) from None
 
 
 def _records(file, shown: Path, digest) -> Iterator[tuple[array, list[list[str]]]]:
-    """(lines on which they begin, cells) of the records of a CSV file, up to BATCH together; blank lines are left out.
+    """(lines on which they begin, cells) of the records of a CSV file, up to BATCH together; blank
+    lines are left out.
 
     ManifestError for what is not CSV, after the records before it.
     """
@@ -132,9 +179,7 @@ def _records(file, shown: Path, digest) -> Iterator[tuple[array, list[list[str]]
                     records.append(cells)
                 line = reader.line_num + 1
         except csv.Error as error:
-            advice = (
-                'put "…" around a cell that holds a comma, quote or line break, double the quotes inside, end lines with LF'
-            )
+            advice = 'put "…" around a cell that holds a comma, quote or line break, double the quotes inside, end lines with LF'
             wrong = ManifestError(f"{shown}, line {line}: not CSV ({error}); {advice}")
         except ManifestError as error:
             wrong = error
@@ -154,13 +199,20 @@ def _blocks(file, shown: Path, digest) -> Iterator[Iterable[str]]:
         digest.update(whole)
         if number == 0:
             if texts.utf16(whole):
-                raise ManifestError(f"{shown}, line 1: UTF-16 text; save the file as UTF-8 (in a spreadsheet: CSV UTF-8)")
+                raise ManifestError(
+                    f"{shown}, line 1: UTF-16 text; save the file as UTF-8 (in a spreadsheet: CSV "
+                    f"UTF-8)"
+                )
             whole = texts.unmarked(whole)
             block[0] = texts.unmarked(block[0])
             first = block[0].decode("utf-8", "replace")
             if words := texts.other_separator(first, COLUMNS):
-                header = f"missing from the header {first.strip()[:200]!r}; expected {','.join(COLUMNS)}"
-                raise ManifestError(f"{shown}, line 1, column clip: {header}: {texts.separator_advice(words)}")
+                header = (
+                    f"missing from the header {first.strip()[:200]!r}; expected {','.join(COLUMNS)}"
+                )
+                raise ManifestError(
+                    f"{shown}, line 1, column clip: {header}: {texts.separator_advice(words)}"
+                )
         try:
             text = whole.decode()
         except UnicodeDecodeError:
@@ -176,15 +228,22 @@ def _some_lines(file, shown: Path, number: int) -> list[bytes]:
         data += file.readline(LONGEST)
         if len(data) >= LONGEST and not data.endswith(b"\n"):
             line = number + data.count(b"\n") + 1
-            raise ManifestError(f"{shown}, line {line}: no end of the line within {LONGEST:,} bytes; expected a CSV file")
+            raise ManifestError(
+                f"{shown}, line {line}: no end of the line within {LONGEST:,} bytes; expected a "
+                f"CSV file"
+            )
     return io.BytesIO(data).readlines()
 
 
 def _lines(block: list[bytes], number: int, shown: Path) -> Iterator[str]:
-    """Decodes lines one by one, so that a bad byte has a line number, after `number` lines; ManifestError for the first."""
+    """Decodes lines one by one, so that a bad byte has a line number, after `number` lines;
+    ManifestError for the first.
+    """
     for at, raw in enumerate(block, number + 1):
         if b"\0" in raw:
-            raise ManifestError(f"{shown}, line {at}: a NUL byte, expected text; save the file as UTF-8 CSV")
+            raise ManifestError(
+                f"{shown}, line {at}: a NUL byte, expected text; save the file as UTF-8 CSV"
+            )
         try:
             yield raw.decode()
         except UnicodeDecodeError as error:
@@ -195,9 +254,13 @@ def _lines(block: list[bytes], number: int, shown: Path) -> Iterator[str]:
 def inside(root: str | Path, clip: Clip) -> Path:
     """Where the clip's path leads on the disk; ManifestError if a link takes it out of `root`.
 
-    read_manifest works paths out in the text alone, so this is for whoever opens the file, once per clip.
+    read_manifest works paths out in the text alone, so this is for whoever opens the file, once per
+    clip.
     """
-    target, root = Path(os.path.realpath(clip.place)), Path(root).resolve()  # Path.resolve raises where a link leads to itself
+    target, root = (
+        Path(os.path.realpath(clip.place)),
+        Path(root).resolve(),
+    )  # Path.resolve raises where a link leads to itself
     if not target.is_relative_to(root):
         raise ManifestError(
             f"clip {clip.clip}: {clip.path} is a link to {target}, outside {root}; "
@@ -207,17 +270,20 @@ def inside(root: str | Path, clip: Clip) -> Path:
 
 
 def write_manifest(path: str | Path, rows: Iterable[Mapping[str, object]]) -> Manifest:
-    """Writes rows (clip, path, split, label and whatever else all of them have) and returns them as read back.
+    """Writes rows (clip, path, split, label and whatever else all of them have) and returns them as
+    read back.
 
-    `label` is text or a list of classes; None is an empty cell. The file appears whole or not at all, and only if read_manifest
-    accepts it: ManifestError otherwise.
+    `label` is text or a list of classes; None is an empty cell. The file appears whole or not at
+    all, and only if read_manifest accepts it: ManifestError otherwise.
     """
     path = Path(path)
     rows = iter(rows)
     first = next(rows, None)
     if first is None:
         raise ManifestError(f"{path}: no clips to write; expected at least one row")
-    columns = [name for name in COLUMNS + TIMES if name in first] + [name for name in first if name not in COLUMNS + TIMES]
+    columns = [name for name in COLUMNS + TIMES if name in first] + [
+        name for name in first if name not in COLUMNS + TIMES
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned_of(path)
     part = part_of(path, own_claim())
@@ -228,7 +294,8 @@ def write_manifest(path: str | Path, rows: Iterable[Mapping[str, object]]) -> Ma
             for row in chain([first], rows):
                 if row.keys() != first.keys():
                     raise ManifestError(
-                        f"{path}, clip {row.get('clip')!r}: columns {list(row)}, expected {columns} as in the first row"
+                        f"{path}, clip {row.get('clip')!r}: columns {list(row)}, expected "
+                        f"{columns} as in the first row"
                     )
                 writer.writerow([_cell(row[name]) for name in columns])
             file.flush()
@@ -244,7 +311,9 @@ def write_manifest(path: str | Path, rows: Iterable[Mapping[str, object]]) -> Ma
 def _cell(value: object) -> object:
     if isinstance(value, (list, tuple)):
         if broken := [label for label in value if ";" in label]:
-            raise ManifestError(f"class {broken[0]!r}: ';' separates classes in a manifest; rename the class")
+            raise ManifestError(
+                f"class {broken[0]!r}: ';' separates classes in a manifest; rename the class"
+            )
         return ";".join(value)
     return value
 
@@ -259,19 +328,25 @@ def _sync_folder(folder: Path) -> None:
 
 
 def shard_ranges(num_clips: int, per_shard: int) -> list[range]:
-    """Clip positions of each shard: contiguous, `per_shard` long, the last one shorter; fixed by position alone."""
+    """Clip positions of each shard: contiguous, `per_shard` long, the last one shorter; fixed by
+    position alone.
+    """
     if num_clips < 0 or per_shard < 1:
         raise ValueError(
-            f"shards: expected clips from 0 and at least 1 clip per shard, got {num_clips} clips, {per_shard} per shard"
+            f"shards: expected clips from 0 and at least 1 clip per shard, got {num_clips} clips, "
+            f"{per_shard} per shard"
         )
-    return [range(first, min(first + per_shard, num_clips)) for first in range(0, num_clips, per_shard)]
+    return [
+        range(first, min(first + per_shard, num_clips)) for first in range(0, num_clips, per_shard)
+    ]
 
 
 def label_ids(labels: Iterable[str]) -> dict[str, int]:
     """Class name -> class id, in the order of ids.
 
-    Labels that are all whole numbers from 0 (`7`, `7.0`) keep them. Others count up: numbers by their value, then names in
-    alphabetical order. ManifestError where two labels are the same number.
+    Labels that are all whole numbers from 0 (`7`, `7.0`) keep them. Others count up: numbers by
+    their value, then names in alphabetical order. ManifestError where two labels are the same
+    number.
     """
     numbers = {name: number_of(name) for name in set(labels)}
     ordered = sorted((value, name) for name, value in numbers.items() if value is not None)
@@ -279,7 +354,9 @@ def label_ids(labels: Iterable[str]) -> dict[str, int]:
         if value == again:
             plain = f"{value.normalize():f}"
             odd = one if other == plain else other
-            raise ManifestError(f"label {odd!r}: another label is the same number; write {plain} in every row")
+            raise ManifestError(
+                f"label {odd!r}: another label is the same number; write {plain} in every row"
+            )
     names = sorted(name for name, value in numbers.items() if value is None)
     if not names and all(value >= 0 and value == int(value) for value, _ in ordered):
         return {name: int(value) for value, name in ordered}
@@ -294,8 +371,8 @@ def number_of(label: str) -> Decimal | None:
 def withheld(manifest: Manifest) -> dict[str, list[Clip]]:
     """Labels that stand for a missing label, each with the clips that have it.
 
-    -1, ?, NA, NaN, None and null always; words that may name a class (none, unknown, missing) and other numbers below 0 where
-    no clip of train has them.
+    -1, ?, NA, NaN, None and null always; words that may name a class (none, unknown, missing) and
+    other numbers below 0 where no clip of train has them.
     """
     labels = {label for clip in manifest.clips for label in clip.labels}
     learned = {label for clip in manifest.clips if clip.split == "train" for label in clip.labels}
@@ -307,9 +384,13 @@ def withheld(manifest: Manifest) -> dict[str, list[Clip]]:
 
 
 def is_no_label(label: str, learned: bool = True) -> bool:
-    """Whether a label stands for a missing one. If a clip of train has it (`learned`), words and most numbers are classes."""
+    """Whether a label stands for a missing one. If a clip of train has it (`learned`), words and
+    most numbers are classes.
+    """
     number, word = number_of(label), label.lower()
-    if number == -1 or word in _NO_LABEL or label == "None":  # as Python writes it; "none" may be what a clip shows
+    if (
+        number == -1 or word in _NO_LABEL or label == "None"
+    ):  # as Python writes it; "none" may be what a clip shows
         return True
     return not learned and (word in _PERHAPS_NO_LABEL or (number is not None and number < 0))
 
@@ -318,6 +399,8 @@ def about_withheld(label: str, clips: Sequence[Clip]) -> str:
     """The message about a label that `withheld` found, with what to do."""
     splits = ", ".join(split for split in SPLITS if any(clip.split == split for clip in clips))
     return (
-        f"label {label!r} ({len(clips):,} clips of {splits}) reads like a label that is not known, not like a class: leave the "
-        f"cell empty, or train with --set 'data.no_label=[\"{label}\"]'; if it is a class, name it in a class list"
+        f"label {label!r} ({len(clips):,} clips of {splits}) reads like a label that is not "
+        f"known, not like a class: leave the "
+        f"cell empty, or train with --set 'data.no_label=[\"{label}\"]'; if it is a class, name "
+        f"it in a class list"
     )

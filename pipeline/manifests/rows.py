@@ -1,7 +1,8 @@
 """The rows of a manifest -> Clips: what a row may hold, and what is said where it does not.
 
-Rows come some thousands at a time. Their columns are looked at as a whole first, which is many times faster; where something
-in them is not plain they are taken one by one, by the same rules, so that the message is about the first that breaks one.
+Rows come some thousands at a time. Their columns are looked at as a whole first, which is many
+times faster; where something in them is not plain they are taken one by one, by the same rules, so
+that the message is about the first that breaks one.
 """
 
 import math
@@ -15,33 +16,46 @@ from operator import itemgetter
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.texts import cell_separator, separator_advice
+from pipeline.text.text_files import cell_separator, separator_advice
 
 SPLITS = ("train", "val", "test")
-SPLIT_ALIASES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "eval": "val", "testing": "test"}
+SPLIT_ALIASES = {
+    "training": "train",
+    "validation": "val",
+    "valid": "val",
+    "dev": "val",
+    "eval": "val",
+    "testing": "test",
+}
 COLUMNS = ("clip", "path", "split", "label")
 TIMES = ("start", "end")
-ID_BYTES = 200  # shards store clip ids as UTF-8 of this length, so that a row's id is found without a variable-length heap
+# shards store clip ids as UTF-8 of this length, so that a row's id is found without a
+# variable-length heap
+ID_BYTES = 200
 
-# What would break a one-line message, a fixed-length id or a terminal. Format characters (joiners) belong to some scripts.
+# What would break a one-line message, a fixed-length id or a terminal. Format characters (joiners)
+# belong to some scripts.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-# Among paths with a line break before and after each: what os.path.normpath may change, and what is absolute or empty.
+# Among paths with a line break before and after each: what os.path.normpath may change, and what is
+# absolute or empty.
 _UNTIDY = ("\n\n", "\n/", "\n.", "//", "/.", "/\n")
 # Parts of text that may belong to a path of another system, or to an address.
 _FOREIGN = (":/", "\\", "\n~", "\n$", "\n%", ":\n")
 
 
 class ManifestError(ValueError):
-    """A manifest, or a folder to make one from, breaks a rule; says where, what was expected, what came and what to do."""
+    """A manifest, or a folder to make one from, breaks a rule; says where, what was expected, what
+    came and what to do.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
     """One row of a manifest.
 
-    `place` is where the video lies: an absolute path as text, normalised without looking at the disk (see `inside`). `labels`
-    is empty where none is given. `start` and `end` are seconds in the file, None for the file's own. `extra` has the further
-    columns. `position` is the row, from 0.
+    `place` is where the video lies: an absolute path as text, normalised without looking at the
+    disk (see `inside`). `labels` is empty where none is given. `start` and `end` are seconds in the
+    file, None for the file's own. `extra` has the further columns. `position` is the row, from 0.
     """
 
     clip: str
@@ -55,31 +69,51 @@ class Clip:
 
     @property
     def path(self) -> Path:
-        """`place`, made into a Path each time it is asked for: of a million clips they would fill 300 MB."""
+        """`place`, made into a Path each time it is asked for: of a million clips they would fill
+        300 MB.
+        """
         return Path(self.place)
 
     def __reduce__(self) -> tuple:
-        """What a dataclass does by itself is several times slower, and a shard travels with all of its clips."""
-        return Clip, (self.clip, self.place, self.split, self.labels, self.start, self.end, self.extra, self.position)
+        """What a dataclass does by itself is several times slower, and a shard travels with all of
+        its clips.
+        """
+        return Clip, (
+            self.clip,
+            self.place,
+            self.split,
+            self.labels,
+            self.start,
+            self.end,
+            self.extra,
+            self.position,
+        )
 
 
 class Rows:
     """The Clips of one manifest, as its rows come in.
 
-    `shown` is what errors call the file; `line` is the header's. ManifestError if the header breaks a rule.
+    `shown` is what errors call the file; `line` is the header's. ManifestError if the header breaks
+    a rule.
     """
 
     def __init__(self, shown: Path, root: Path, line: int, header: list[str]):
         self.shown = shown
         self.columns = tuple(_header(shown, line, header))
         self.index = {name: k for k, name in enumerate(self.columns)}
-        self.further = [(k, name) for k, name in enumerate(self.columns) if name not in COLUMNS + TIMES]
+        self.further = [
+            (k, name) for k, name in enumerate(self.columns) if name not in COLUMNS + TIMES
+        ]
         self.times = [self.index[name] for name in TIMES if name in self.index]
         self.root = root.resolve()
-        self.spelled = os.path.join(os.path.abspath(root), "")  # the root as the person spells it, perhaps through a link
+        self.spelled = os.path.join(
+            os.path.abspath(root), ""
+        )  # the root as the person spells it, perhaps through a link
         self.prefix = os.path.join(self.root, "")
         self.cells = itemgetter(*(self.index[column] for column in COLUMNS))
-        self.labels: dict[str, tuple[str, ...]] = {}  # rows share their tuples: at a million rows this is memory
+        self.labels: dict[
+            str, tuple[str, ...]
+        ] = {}  # rows share their tuples: at a million rows this is memory
         self.no_extra: dict[str, str] = {}
         self.clips: list[Clip] = []
         self.lines = array("q")  # on which each begins, for a message about a duplicate
@@ -94,18 +128,28 @@ class Rows:
                 self.lines.append(line)
             return
         timed = any(cells[k] for k in self.times for cells in rows)
-        starts, ends = zip(*map(self._times, rows, lines), strict=True) if timed else (repeat(None), repeat(None))
+        starts, ends = (
+            zip(*map(self._times, rows, lines), strict=True)
+            if timed
+            else (repeat(None), repeat(None))
+        )
         extras = map(self._extra, rows) if self.further else repeat(self.no_extra)
         self.clips += map(Clip, *plain, starts, ends, extras, count(len(self.clips)))
         self.lines.extend(lines)
 
     def _plain(self, rows: Sequence[list[str]]) -> tuple[Iterable, ...] | None:
-        """Ids, places, splits and labels of rows that all pass, but for their times; None if one needs a closer look."""
+        """Ids, places, splits and labels of rows that all pass, but for their times; None if one
+        needs a closer look.
+        """
         if set(map(len, rows)) != {len(self.columns)}:
             return None
         names, paths, splits, texts = self.cells(list(zip(*rows, strict=True)))
         fresh = set(names)
-        if len(fresh) < len(names) or not self.seen.isdisjoint(fresh) or not set(splits).issubset(SPLITS):
+        if (
+            len(fresh) < len(names)
+            or not self.seen.isdisjoint(fresh)
+            or not set(splits).issubset(SPLITS)
+        ):
             return None
         if not (_plain_ids(names) and _plain_paths(paths)):
             return None
@@ -123,7 +167,11 @@ class Rows:
             came = f"{len(cells)} cells, expected {len(self.columns)} ({','.join(self.columns)})"
             where = self.columns[len(cells)] if len(cells) < len(self.columns) else self.columns[-1]
             other = cell_separator(cells[0], len(self.columns)) if len(cells) == 1 else ""
-            advice = separator_advice(other) if other else 'put a cell that holds a comma in quotes, as "…"'
+            advice = (
+                separator_advice(other)
+                if other
+                else 'put a cell that holds a comma in quotes, as "…"'
+            )
             _fail(self.shown, line, where, f"{came}; {advice}")
         name, path, split, label = self.cells(cells)
         if wrong := wrong_id(name):
@@ -131,17 +179,33 @@ class Rows:
         if split not in SPLITS:
             meant = SPLIT_ALIASES.get(split.strip().lower(), split.strip().lower())
             write = f"write {meant}" if meant in SPLITS else "write one of these"
-            _fail(self.shown, line, "split", f"expected {', '.join(SPLITS)}, got {split!r}; {write}")
+            _fail(
+                self.shown, line, "split", f"expected {', '.join(SPLITS)}, got {split!r}; {write}"
+            )
         if label not in self.labels:
             classes, wrong = _classes(label)
             if wrong:
                 _fail(self.shown, line, "label", wrong)
             self.labels[label] = classes
         start, end = self._times(cells, line)
-        clip = Clip(name, self._place(path, line), split, self.labels[label], start, end, self._extra(cells), position)
+        clip = Clip(
+            name,
+            self._place(path, line),
+            split,
+            self.labels[label],
+            start,
+            end,
+            self._extra(cells),
+            position,
+        )
         if name in self.seen:
             first = self.lines[next(c.position for c in self.clips if c.clip == name)]
-            _fail(self.shown, line, "clip", f"{name!r} is on line {first} too; give each row an id of its own")
+            _fail(
+                self.shown,
+                line,
+                "clip",
+                f"{name!r} is on line {first} too; give each row an id of its own",
+            )
         self.seen.add(name)
         return clip
 
@@ -149,9 +213,16 @@ class Rows:
         return {name: cells[k] for k, name in self.further} if self.further else self.no_extra
 
     def _place(self, text: str, line: int) -> str:
-        """The absolute path, "." and ".." worked out in the text alone; where links lead is seen when the file is opened."""
+        """The absolute path, "." and ".." worked out in the text alone; where links lead is seen
+        when the file is opened.
+        """
         if not text or (not text.isprintable() and _CONTROL.search(text)):
-            _fail(self.shown, line, "path", f"expected a video or a folder of frames below {self.root}, got {text!r}")
+            _fail(
+                self.shown,
+                line,
+                "path",
+                f"expected a video or a folder of frames below {self.root}, got {text!r}",
+            )
         if foreign := foreign_path(text):
             _fail(self.shown, line, "path", f"{text!r} is {foreign}")
         path = os.path.normpath(text if text.startswith("/") else self.prefix + text)
@@ -171,7 +242,8 @@ class Rows:
                 self.shown,
                 line,
                 "end",
-                f"expected seconds after the start ({start or 0.0:g}), got {end:g}; leave it empty for the file's end",
+                f"expected seconds after the start ({start or 0.0:g}), got {end:g}; leave it "
+                f"empty for the file's end",
             )
         return start, end
 
@@ -184,7 +256,12 @@ class Rows:
         except ValueError:
             seconds = math.nan
         if not (math.isfinite(seconds) and seconds >= 0.0):
-            _fail(self.shown, line, column, f"expected seconds from 0, such as 12.5, or nothing, got {text!r}")
+            _fail(
+                self.shown,
+                line,
+                column,
+                f"expected seconds from 0, such as 12.5, or nothing, got {text!r}",
+            )
         return seconds
 
 
@@ -196,7 +273,8 @@ def _header(shown: Path, line: int, cells: list[str]) -> list[str]:
             shown,
             line,
             missing[0],
-            f"missing from the header {found!r}; expected {','.join(COLUMNS)}, separated by commas (further columns are kept)",
+            f"missing from the header {found!r}; expected {','.join(COLUMNS)}, separated by "
+            f"commas (further columns are kept)",
         )
     for k, name in enumerate(columns):
         if not name or name in columns[:k] or _CONTROL.search(name):
@@ -204,7 +282,8 @@ def _header(shown: Path, line: int, cells: list[str]) -> list[str]:
                 shown,
                 line,
                 repr(name),
-                f"column {k + 1} of the header is empty, repeated or unprintable; give every column its own name",
+                f"column {k + 1} of the header is empty, repeated or unprintable; give every "
+                f"column its own name",
             )
     return columns
 
@@ -214,7 +293,9 @@ def _fail(shown: Path, line: int, column: str, said: str) -> NoReturn:
 
 
 def _classes(text: str) -> tuple[tuple[str, ...], str]:
-    """(classes, "") of a cell: none if it is blank, else what stands between the semicolons; or ((), what is wrong)."""
+    """(classes, "") of a cell: none if it is blank, else what stands between the semicolons; or
+    ((), what is wrong).
+    """
     if not text.strip():
         return (), ""
     labels = tuple(part.strip() for part in text.split(";"))
@@ -237,7 +318,9 @@ def wrong_id(name: str) -> str:
 
 
 def foreign_path(text: str) -> str:
-    """What kind of foreign path it is (Windows, URL) and what to write instead; "" for a path of this system."""
+    """What kind of foreign path it is (Windows, URL) and what to write instead; "" for a path of
+    this system.
+    """
     below = "write the path of a file below the manifest's folder, or below --root"
     if re.match(r"[A-Za-z]:([\\/]|$)", text):
         return f"a Windows path with a drive letter; {below}, with / between folders"

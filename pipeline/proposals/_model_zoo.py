@@ -1,7 +1,9 @@
-"""Asks an installed detectron2 whether it works, for its configs, and for the addresses of its weights.
+"""Asks an installed detectron2 whether it works, for its configs, and for the addresses of its
+weights.
 
-`detectron2.model_zoo` imports pkg_resources, which setuptools no longer has from version 82 on. So that module is not imported
-here: its configs are files, and its list of weights is plain data in its source.
+`detectron2.model_zoo` imports pkg_resources, which setuptools no longer has from version 82 on. So
+that module is not imported here: its configs are files, and its list of weights is plain data in
+its source.
 """
 
 import ast
@@ -10,11 +12,17 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipeline.names import nearest
-from pipeline.shown import first_line
+from pipeline.text.printable import first_line
+from pipeline.text.suggestions import nearest
 
 INSTALL = "the command in INSTALL.md of the repository facebookresearch/detectron2 (it is on no package index)"
-USED = ("detectron2", "detectron2.modeling", "detectron2.config", "detectron2.structures", "detectron2.utils.file_io")
+USED = (
+    "detectron2",
+    "detectron2.modeling",
+    "detectron2.config",
+    "detectron2.structures",
+    "detectron2.utils.file_io",
+)
 DISTRIBUTIONS = {"yaml": "pyyaml", "PIL": "pillow", "cv2": "opencv-python", "hydra": "hydra-core"}
 
 
@@ -53,15 +61,26 @@ def package_folder() -> Path:
 
 
 def config_file(name: str) -> Path:
-    """The YAML file of a name in the model zoo, with or without its ending. ValueError, with the nearest names, without one."""
+    """The YAML file of a name in the model zoo, with or without its ending. ValueError, with the
+    nearest names, without one.
+    """
     package, known = package_folder(), {}
-    for folder in (package / "model_zoo" / "configs", package.parent / "configs"):  # installed; a checkout that was not built
-        known = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
+    for folder in (
+        package / "model_zoo" / "configs",
+        package.parent / "configs",
+    ):  # installed; a checkout that was not built
+        known = {
+            path.relative_to(folder).with_suffix("").as_posix(): path
+            for path in folder.rglob("*.yaml")
+        }
         if known:
             break
     else:
         expected = f"expected them in {package / 'model_zoo' / 'configs'}"
-        raise ValueError(f"the detectron2 here has no configs ({expected}); install it again, or name a YAML file")
+        raise ValueError(
+            f"the detectron2 here has no configs ({expected}); install it again, or name a YAML "
+            f"file"
+        )
     if (bare := _bare(name)) not in known:
         if name.startswith((".", "~")) or Path(name).is_absolute():
             raise ValueError("there is no such file")
@@ -76,30 +95,41 @@ def weights_url(name: str) -> str:
     found = {}
     try:
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in wanted:
+            if (
+                isinstance(node, ast.Assign)
+                and isinstance(node.targets[0], ast.Name)
+                and node.targets[0].id in wanted
+            ):
                 found[node.targets[0].id] = ast.literal_eval(node.value)
         prefix, suffixes = (found[key] for key in wanted)
     except (OSError, SyntaxError, ValueError, KeyError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{source} does not list its weights as expected ({reason}); pass weights=FILE") from None
+        raise ValueError(
+            f"{source} does not list its weights as expected ({reason}); pass weights=FILE"
+        ) from None
     if (name := _bare(name)) not in suffixes:
         raise ValueError("detectron2's model zoo has no weights for that name; pass weights=FILE")
     return f"{prefix}{name}/{suffixes[name]}"
 
 
 def fetched(address: str) -> Path:
-    """The local file of a URL, or of what detectron2 calls detectron2:// or catalog://, in detectron2's cache of downloads.
+    """The local file of a URL, or of what detectron2 calls detectron2:// or catalog://, in
+    detectron2's cache of downloads.
 
     ValueError if it cannot be had.
     """
-    logging.getLogger("iopath").setLevel(logging.CRITICAL)  # our error says in one line what it logs about a failure
+    logging.getLogger("iopath").setLevel(
+        logging.CRITICAL
+    )  # our error says in one line what it logs about a failure
     try:
         if address.startswith("catalog://"):
             import_module("detectron2.checkpoint")  # knows what these are
         return Path(import_module("detectron2.utils.file_io").PathManager.get_local_path(address))
     except Exception as error:  # no network, no such file there, no room, no such entry: each raises something else
         reason = first_line(error)
-        raise ValueError(f"could not fetch {address} ({reason}); fetch it elsewhere and pass weights=FILE") from None
+        raise ValueError(
+            f"could not fetch {address} ({reason}); fetch it elsewhere and pass weights=FILE"
+        ) from None
 
 
 def _bare(name: str) -> str:

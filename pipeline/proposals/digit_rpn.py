@@ -1,7 +1,9 @@
-"""A region proposal network small enough to be fitted on a CPU in half a minute: torchvision's on four narrow convolutions.
+"""A region proposal network small enough to be fitted on a CPU in half a minute: torchvision's on
+four narrow convolutions.
 
-For videos whose objects have about one size, as generated digits have: every place has one square anchor, of the median size of
-the boxes that it was fitted to. `fit` writes the weights that `build` reads.
+For videos whose objects have about one size, as generated digits have: every place has one square
+anchor, of the median size of the boxes that it was fitted to. `fit` writes the weights that `build`
+reads.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,11 +17,11 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
-from pipeline.boxes import iou
-from pipeline.memory_format import lay_out
-from pipeline.precision import dtype_of
+from pipeline.networks.memory_format import lay_out
+from pipeline.networks.precision import dtype_of
 from pipeline.proposals._rpn import file_sha256, in_batches, load_exactly, padded, place, read_state
 from pipeline.proposals.torchvision import best_of_level, clip_to, suppress
+from pipeline.regions.boxes import iou
 
 STRIDE = 4  # pixels per cell of the map
 WIDTH = 16  # channels
@@ -27,12 +29,19 @@ MEAN, STD = 0.0, 255.0  # of a pixel in 0..255: the network sees [0,1]
 
 
 class Net(nn.Module):
-    """Frames [B,3,H,W] in [0,1], sides a multiple of STRIDE -> objectness and box deltas of the anchor at every cell."""
+    """Frames [B,3,H,W] in [0,1], sides a multiple of STRIDE -> objectness and box deltas of the
+    anchor at every cell.
+    """
 
     def __init__(self):
         super().__init__()
         layers: list[nn.Module] = []
-        for width_in, width, stride in ((3, WIDTH // 2, 2), (WIDTH // 2, WIDTH, 2), (WIDTH, WIDTH, 1), (WIDTH, WIDTH, 1)):
+        for width_in, width, stride in (
+            (3, WIDTH // 2, 2),
+            (WIDTH // 2, WIDTH, 2),
+            (WIDTH, WIDTH, 1),
+            (WIDTH, WIDTH, 1),
+        ):
             layers += [nn.Conv2d(width_in, width, 3, stride, padding=1), nn.ReLU(inplace=True)]
             nn.init.kaiming_normal_(layers[-2].weight, nonlinearity="relu")
         self.body = nn.Sequential(*layers)
@@ -44,27 +53,44 @@ class Net(nn.Module):
 
 
 class DigitRPN:
-    """Class-agnostic boxes of whole frames: the best N by objectness after suppression, those below `min_score` left out."""
+    """Class-agnostic boxes of whole frames: the best N by objectness after suppression, those below
+    `min_score` left out.
+    """
 
     in_view = False
 
-    def __init__(self, net: Net, size: int, num_boxes: int, min_score: float, nms: float, batch: int, sha256: str):
+    def __init__(
+        self,
+        net: Net,
+        size: int,
+        num_boxes: int,
+        min_score: float,
+        nms: float,
+        batch: int,
+        sha256: str,
+    ):
         self.frame_size, self.num_boxes, self.weights_sha256 = size, num_boxes, sha256
         self.min_score, self.nms, self.batch = min_score, nms, batch
         self.net, self.anchors = net, net.anchors()
         self.to("cpu", "fp32")
 
     def to(self, device, precision: str = "fp32") -> "DigitRPN":
-        """Moves the network there, in place, and returns itself. ValueError for an unknown precision."""
+        """Moves the network there, in place, and returns itself. ValueError for an unknown
+        precision.
+        """
         place(self.net, device, precision)
         self.dtype, self.device = dtype_of(precision), torch.device(device)
         self.mean, self.std = (torch.full((3,), value, device=device) for value in (MEAN, STD))
         return self
 
     def propose(self, frames: Tensor, clip, info, numbers) -> tuple[np.ndarray, np.ndarray]:
-        """frames uint8 [K,H,W,3] RGB -> boxes [K,N,4] in [0,1] of the frame, scores [K,N]; -1 where there are fewer than N."""
+        """frames uint8 [K,H,W,3] RGB -> boxes [K,N,4] in [0,1] of the frame, scores [K,N]; -1 where
+        there are fewer than N.
+        """
         with one_thread():
-            boxes, scores = in_batches(frames, self.batch, self.device, self.num_boxes, self._propose)
+            boxes, scores = in_batches(
+                frames, self.batch, self.device, self.num_boxes, self._propose
+            )
         weak = scores < self.min_score
         boxes[weak], scores[weak] = 0, -1
         return boxes, scores
@@ -72,7 +98,9 @@ class DigitRPN:
     def _propose(self, frames: Tensor) -> list[tuple[Tensor, Tensor]]:
         images = padded(frames, self.mean, self.std, STRIDE, self.dtype)
         features = self.net.body(images)
-        logits, deltas = (part[0].float() for part in self.net.head([features]))  # [B,1,h,w], [B,4,h,w]
+        logits, deltas = (
+            part[0].float() for part in self.net.head([features])
+        )  # [B,1,h,w], [B,4,h,w]
         size = tuple(frames.shape[1:3])
         anchors = self.anchors(ImageList(images[:1], [size]), [features])[0].float()
         scores, boxes = best_of_level(logits.flatten(1), deltas.flatten(2).mT, anchors)
@@ -83,8 +111,10 @@ class DigitRPN:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Arithmetic on one core: the maps are so small that handing halves of them to a second costs more than it saves, and
-    ten times more where that core is busy (3,400 against 200 to 400 frames a second, measured on a loaded machine)."""
+    """Arithmetic on one core: the maps are so small that handing halves of them to a second costs
+    more than it saves, and ten times more where that core is busy (3,400 against 200 to 400 frames
+    a second, measured on a loaded machine).
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -105,18 +135,24 @@ def fit(
 ) -> Path:
     """Fits the network and writes its weights to `path`, which it returns.
 
-    frames uint8 [M,H,W,3] RGB with boxes [M,n,4], xyxy in pixels: an area of 0 is no box. The same arguments give the same
-    weights on the same machine. ValueError for frames without boxes, or counts that differ.
+    frames uint8 [M,H,W,3] RGB with boxes [M,n,4], xyxy in pixels: an area of 0 is no box. The same
+    arguments give the same weights on the same machine. ValueError for frames without boxes, or
+    counts that differ.
     """
     if frames.ndim != 4 or boxes.shape[::2] != (len(frames), 4) or not len(frames):
-        raise ValueError(f"fit: expected frames [M,H,W,3] and boxes [M,n,4], got {list(frames.shape)} and {list(boxes.shape)}")
+        raise ValueError(
+            f"fit: expected frames [M,H,W,3] and boxes [M,n,4], got {list(frames.shape)} and "
+            f"{list(boxes.shape)}"
+        )
     sides = boxes[..., 2:] - boxes[..., :2]
     there = (sides > 0).all(-1)
     if not there.any():
         raise ValueError("fit: expected boxes with an area, got none")
     net = _fresh(seed)
     with one_thread(), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torchvision draws the anchors that it learns from
+        torch.default_generator.manual_seed(
+            seed
+        )  # torchvision draws the anchors that it learns from
         net.anchor.fill_(float(np.median(np.sqrt(sides[there].prod(-1)))))
         _descend(net, frames, boxes, there, steps, batch, lr, np.random.default_rng(seed), say)
     torch.save(net.state_dict(), path)
@@ -131,8 +167,12 @@ def _fresh(seed: int) -> Net:
 
 
 def _descend(net, frames, boxes, there, steps, batch, lr, rng, say) -> None:
-    few = {"training": 1, "testing": 1}  # boxes that it would return while it learns: nobody reads them
-    # Of a frame's anchors a handful touch an object: 16 drawn per frame, half of them such, keep the two kinds in balance.
+    few = {
+        "training": 1,
+        "testing": 1,
+    }  # boxes that it would return while it learns: nobody reads them
+    # Of a frame's anchors a handful touch an object: 16 drawn per frame, half of them such, keep
+    # the two kinds in balance.
     rpn = RegionProposalNetwork(net.anchors(), net.head, 0.6, 0.3, 16, 0.5, few, few, 0.7)
     lay_out(net, "cpu").train()
     mean, std = (torch.full((3,), value) for value in (MEAN, STD))
@@ -153,16 +193,23 @@ def _descend(net, frames, boxes, there, steps, batch, lr, rng, say) -> None:
             say(f"step {step + 1}/{steps}: loss {loss.item():.4f}")
 
 
-def recall(source, frames: np.ndarray, boxes: np.ndarray, threshold: float = 0.5) -> tuple[float, float]:
-    """Of the true boxes, the share that some box of `source` covers (IoU from `threshold`); and boxes proposed per true box.
+def recall(
+    source, frames: np.ndarray, boxes: np.ndarray, threshold: float = 0.5
+) -> tuple[float, float]:
+    """Of the true boxes, the share that some box of `source` covers (IoU from `threshold`); and
+    boxes proposed per true box.
 
     frames uint8 [M,H,W,3]; boxes [M,n,4] xyxy in pixels, an area of 0 is no box.
     """
     found, scores = source.propose(torch.from_numpy(frames), None, None, ())
     height, width = frames.shape[1:3]
-    overlap = iou(boxes / np.array([width, height, width, height]), np.where(scores[..., None] < 0, 0, found))
+    overlap = iou(
+        boxes / np.array([width, height, width, height]), np.where(scores[..., None] < 0, 0, found)
+    )
     true = (boxes[..., 2:] > boxes[..., :2]).all(-1)
-    return float((overlap.max(-1) >= threshold)[true].mean()), float((scores >= 0).sum() / true.sum())
+    return float((overlap.max(-1) >= threshold)[true].mean()), float(
+        (scores >= 0).sum() / true.sum()
+    )
 
 
 def build(
@@ -175,16 +222,29 @@ def build(
 ) -> DigitRPN:
     """The source "digit_rpn".
 
-    weights: a file that `fit` wrote. size: short side in pixels of the frames it is given, that of those it was fitted on.
-    num_boxes: N. min_score: objectness in [0,1] below which a box is left out. nms: overlap (IoU) above which the weaker of
-    two boxes is left out. batch: frames per pass. ValueError for a bad value, or a file that `fit` did not write.
+    weights: a file that `fit` wrote. size: short side in pixels of the frames it is given, that of
+    those it was fitted on. num_boxes: N. min_score: objectness in [0,1] below which a box is left
+    out. nms: overlap (IoU) above which the weaker of two boxes is left out. batch: frames per pass.
+    ValueError for a bad value, or a file that `fit` did not write.
     """
     for name, value in (("size", size), ("num_boxes", num_boxes), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"proposals 'digit_rpn': {name}={value!r}; expected a whole number from 1")
+            raise ValueError(
+                f"proposals 'digit_rpn': {name}={value!r}; expected a whole number from 1"
+            )
     for name, value in (("min_score", min_score), ("nms", nms)):
         if not 0 <= value <= 1:
-            raise ValueError(f"proposals 'digit_rpn': {name}={value!r}; expected a number from 0 to 1")
+            raise ValueError(
+                f"proposals 'digit_rpn': {name}={value!r}; expected a number from 0 to 1"
+            )
     net = _fresh(0)
     load_exactly(net, read_state(weights, net.state_dict()), weights)
-    return DigitRPN(net.eval().requires_grad_(False), size, num_boxes, min_score, nms, batch, file_sha256(weights))
+    return DigitRPN(
+        net.eval().requires_grad_(False),
+        size,
+        num_boxes,
+        min_score,
+        nms,
+        batch,
+        file_sha256(weights),
+    )

@@ -1,5 +1,7 @@
-"""The region proposal network of torchvision's `fasterrcnn_resnet50_fpn`: ResNet-50, feature pyramid and the RPN's head. What
-comes after it in the detector, classes and refined boxes, is not built."""
+"""The region proposal network of torchvision's `fasterrcnn_resnet50_fpn`: ResNet-50, feature
+pyramid and the RPN's head. What comes after it in the detector, classes and refined boxes, is not
+built.
+"""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -14,7 +16,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d
 
-from pipeline.precision import dtype_of
+from pipeline.networks.precision import dtype_of
 from pipeline.proposals._rpn import (
     best_of_level,
     clip_to,
@@ -27,7 +29,7 @@ from pipeline.proposals._rpn import (
     read_state,
     suppress,
 )
-from pipeline.shown import unguarded_error
+from pipeline.text.printable import unguarded_error
 
 ANCHORS = ((32,), (64,), (128,), (256,), (512,))  # side in pixels, one per pyramid level
 RATIOS = (0.5, 1.0, 2.0)  # height / width
@@ -38,33 +40,57 @@ IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 
 class TorchvisionRPN:
-    """Class-agnostic boxes of whole frames: the best N by objectness after suppression within each pyramid level.
+    """Class-agnostic boxes of whole frames: the best N by objectness after suppression within each
+    pyramid level.
 
-    Convolutions run in the precision of `to`, the rest (logits, boxes, suppression) in float32. Frames are taken at the size
-    they come in: the caller has resized their short side to `frame_size`.
+    Convolutions run in the precision of `to`, the rest (logits, boxes, suppression) in float32.
+    Frames are taken at the size they come in: the caller has resized their short side to
+    `frame_size`.
     """
 
     in_view = False
 
-    def __init__(self, body: nn.Module, head: RPNHead, size: int, num_boxes: int, nms: float, batch: int, sha256: str):
-        self.frame_size, self.num_boxes, self.nms, self.batch, self.weights_sha256 = size, num_boxes, nms, batch, sha256
+    def __init__(
+        self,
+        body: nn.Module,
+        head: RPNHead,
+        size: int,
+        num_boxes: int,
+        nms: float,
+        batch: int,
+        sha256: str,
+    ):
+        self.frame_size, self.num_boxes, self.nms, self.batch, self.weights_sha256 = (
+            size,
+            num_boxes,
+            nms,
+            batch,
+            sha256,
+        )
         self.body, self.head = body, head
         self.anchors = AnchorGenerator(ANCHORS, (RATIOS,) * len(ANCHORS))
         self.to("cpu", "fp32")
 
     def to(self, device, precision: str = "fp32") -> "TorchvisionRPN":
-        """Moves the network there, in place, and returns itself. ValueError for an unknown precision."""
+        """Moves the network there, in place, and returns itself. ValueError for an unknown
+        precision.
+        """
         place(self.body, device, precision)
         place(self.head.conv, device, precision)
-        # The last two layers are 1 % of the work and decide the order of the boxes: with bf16 logits hundreds of them tie.
+        # The last two layers are 1 % of the work and decide the order of the boxes: with bf16
+        # logits hundreds of them tie.
         place(self.head.cls_logits, device, "fp32")
         place(self.head.bbox_pred, device, "fp32")
         self.dtype, self.device = dtype_of(precision), torch.device(device)
-        self.mean, self.std = (torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        self.mean, self.std = (
+            torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD)
+        )
         return self
 
     def propose(self, frames: Tensor, clip, info, numbers) -> tuple[np.ndarray, np.ndarray]:
-        """frames uint8 [K,H,W,3] RGB -> boxes [K,N,4] in [0,1] of the frame, scores [K,N]; -1 where there are fewer than N."""
+        """frames uint8 [K,H,W,3] RGB -> boxes [K,N,4] in [0,1] of the frame, scores [K,N]; -1 where
+        there are fewer than N.
+        """
         return in_batches(frames, self.batch, self.device, self.num_boxes, self._propose)
 
     def _propose(self, frames: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -72,10 +98,15 @@ class TorchvisionRPN:
         maps = list(self.body(images).values())
         hidden = [self.head.conv(level).float() for level in maps]
         logits = [self.head.cls_logits(level).permute(0, 2, 3, 1).flatten(1) for level in hidden]
-        deltas = [self.head.bbox_pred(level).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)) for level in hidden]
+        deltas = [
+            self.head.bbox_pred(level).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
+            for level in hidden
+        ]
         sizes = [tuple(frames.shape[1:3])]
         # One image stands for the batch: every frame of a clip has the same anchors.
-        anchors = self.anchors(ImageList(images[:1], sizes), hidden)[0].split([level.shape[1] for level in logits])
+        anchors = self.anchors(ImageList(images[:1], sizes), hidden)[0].split(
+            [level.shape[1] for level in logits]
+        )
         chosen = [best_of_level(*level) for level in zip(logits, deltas, anchors, strict=True)]
         scores, boxes = (torch.cat(part, 1) for part in zip(*chosen, strict=True))
         levels = torch.cat([torch.full_like(level[0][0], k) for k, level in enumerate(chosen)])
@@ -93,25 +124,34 @@ def build(
 ) -> TorchvisionRPN:
     """The source "torchvision".
 
-    weights: "coco" (torchvision's, downloaded once into torch's cache), a file (a state dict of fasterrcnn_resnet50_fpn), or
-    "none" (random, from `seed`; for tests). size: short side in pixels of the frames it is given (detectron2's default is 800,
-    at 2.8 times the cost). num_boxes: N. nms: overlap above which the weaker box is dropped. batch: frames per pass.
-    bn_eps: of the frozen batch norms; torchvision's COCO weights go with 0, a network trained from scratch with 1e-5.
-    ValueError for a bad value, or a file whose keys are not this network's.
+    weights: "coco" (torchvision's, downloaded once into torch's cache), a file (a state dict of
+    fasterrcnn_resnet50_fpn), or "none" (random, from `seed`; for tests). size: short side in pixels
+    of the frames it is given (detectron2's default is 800, at 2.8 times the cost). num_boxes: N.
+    nms: overlap above which the weaker box is dropped. batch: frames per pass. bn_eps: of the
+    frozen batch norms; torchvision's COCO weights go with 0, a network trained from scratch with
+    1e-5. ValueError for a bad value, or a file whose keys are not this network's.
     """
     for name, value in (("size", size), ("num_boxes", num_boxes), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"proposals 'torchvision': {name}={value!r}; expected a whole number from 1")
+            raise ValueError(
+                f"proposals 'torchvision': {name}={value!r}; expected a whole number from 1"
+            )
     if not 0 < nms <= 1:
-        raise ValueError(f"proposals 'torchvision': nms={nms!r}; expected an overlap above 0, at most 1")
+        raise ValueError(
+            f"proposals 'torchvision': nms={nms!r}; expected an overlap above 0, at most 1"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        body = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d)
+        body = resnet_fpn_backbone(
+            backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d
+        )
         head = RPNHead(body.out_channels, len(RATIOS))
     sha256 = ""
     if weights == "none":
         for name, norm in body.named_modules():
-            if name.endswith("bn3"):  # identity norms would double the variance in each of 16 blocks, and saturate the scores
+            if name.endswith(
+                "bn3"
+            ):  # identity norms would double the variance in each of 16 blocks, and saturate the scores
                 norm.weight.fill_(0.2)
     else:
         path = _coco_file() if weights == "coco" else Path(weights)
@@ -120,12 +160,20 @@ def build(
         sha256 = file_sha256(path)
     _fold_all(body, bn_eps)
     return TorchvisionRPN(
-        body.eval().requires_grad_(False), head.eval().requires_grad_(False), size, num_boxes, nms, batch, sha256
+        body.eval().requires_grad_(False),
+        head.eval().requires_grad_(False),
+        size,
+        num_boxes,
+        nms,
+        batch,
+        sha256,
     )
 
 
 def _coco_file() -> Path:
-    """Where torch keeps torchvision's COCO weights, downloaded on first use and checked by the hash in their name."""
+    """Where torch keeps torchvision's COCO weights, downloaded on first use and checked by the hash
+    in their name.
+    """
     entry = FasterRCNN_ResNet50_FPN_Weights.COCO_V1
     path = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rsplit("/", 1)[-1]
     if not path.exists():
@@ -135,13 +183,16 @@ def _coco_file() -> Path:
                 torch.hub.download_url_to_file(entry.url, str(path), path.stem.rsplit("-", 1)[-1])
         except OSError as error:
             raise ValueError(
-                f"proposals 'torchvision': cannot download {entry.url} ({error}); fetch it elsewhere and pass weights=FILE"
+                f"proposals 'torchvision': cannot download {entry.url} ({error}); fetch it "
+                f"elsewhere and pass weights=FILE"
             ) from error
     return path
 
 
 def _rpn_state(path: Path, own: Collection[str]) -> dict[str, Tensor]:
-    """What the file holds for backbone and RPN: no box head, no batch counters, and names as torchvision writes them today."""
+    """What the file holds for backbone and RPN: no box head, no batch counters, and names as
+    torchvision writes them today.
+    """
     state = {}
     for key, value in read_state(path, own).items():
         if key in ("rpn.head.conv.weight", "rpn.head.conv.bias"):  # written before torchvision 0.14
@@ -152,7 +203,9 @@ def _rpn_state(path: Path, own: Collection[str]) -> dict[str, Tensor]:
 
 
 def _fold_all(body: nn.Module, eps: float) -> None:
-    """Fold every batch norm of a torchvision ResNet (bn1 after conv1, and so on; the shortcut's is a Sequential's second)."""
+    """Fold every batch norm of a torchvision ResNet (bn1 after conv1, and so on; the shortcut's is
+    a Sequential's second).
+    """
     for parent in list(body.modules()):
         names = dict(parent.named_children())
         pairs = [(f"conv{k}", f"bn{k}") for k in (1, 2, 3)] + [("0", "1")]

@@ -1,6 +1,8 @@
-"""Box geometry, numpy only. A box is x1 y1 x2 y2 with continuous coordinates: its width is x2 - x1, never x2 - x1 + 1.
+"""Box geometry, numpy only. A box is x1 y1 x2 y2 with continuous coordinates: its width is x2 - x1,
+never x2 - x1 + 1.
 
-Boxes are in [0,1] of a frame of reference, x by its width and y by its height: the whole upright frame, or a view's crop.
+Boxes are in [0,1] of a frame of reference, x by its width and y by its height: the whole upright
+frame, or a view's crop.
 """
 
 import numpy as np
@@ -16,12 +18,14 @@ def area(boxes: np.ndarray) -> np.ndarray:
 def to_view(
     boxes: np.ndarray, crop: tuple[float, float, float, float], source: tuple[int, int], flip: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes of the whole frame as a view sees them: cropped, clipped, and mirrored left to right if `flip`.
+    """Boxes of the whole frame as a view sees them: cropped, clipped, and mirrored left to right if
+    `flip`.
 
-    boxes [...,4] in [0,1] of the whole upright frame; crop (x, y, width, height) in source pixels; source (width, height) of
-    that frame in pixels. Returns boxes [...,4] in [0,1] of the crop, and keep [...] bool: whether at least 1 % of the box's
-    area is inside (a box without area is never kept). Only x is mirrored, as the image is; the released GOS code mirrors y
-    too, which is a fault (spec 1.8). ValueError for a crop or a frame without area.
+    boxes [...,4] in [0,1] of the whole upright frame; crop (x, y, width, height) in source pixels;
+    source (width, height) of that frame in pixels. Returns boxes [...,4] in [0,1] of the crop, and
+    keep [...] bool: whether at least 1 % of the box's area is inside (a box without area is never
+    kept). Only x is mirrored, as the image is; the released GOS code mirrors y too, which is a
+    fault (spec 1.8). ValueError for a crop or a frame without area.
     """
     boxes = np.asarray(boxes)
     scale, shift = _affine(crop, source)
@@ -34,8 +38,12 @@ def to_view(
     return clipped.astype(_float_of(boxes), copy=False), keep
 
 
-def from_view(boxes: np.ndarray, crop: tuple[float, float, float, float], source: tuple[int, int], flip: bool) -> np.ndarray:
-    """The inverse of `to_view` for what it did not clip: boxes [...,4] in [0,1] of the crop -> in [0,1] of the whole frame."""
+def from_view(
+    boxes: np.ndarray, crop: tuple[float, float, float, float], source: tuple[int, int], flip: bool
+) -> np.ndarray:
+    """The inverse of `to_view` for what it did not clip: boxes [...,4] in [0,1] of the crop -> in
+    [0,1] of the whole frame.
+    """
     boxes = np.asarray(boxes)
     scale, shift = _affine(crop, source)
     seen = _mirrored(boxes) if flip else boxes
@@ -48,7 +56,8 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     Leading axes broadcast. A pair whose union has no area gives 0, never NaN.
     """
     a, b = np.asarray(a), np.asarray(b)
-    # One coordinate at a time: numpy is ten times slower where the innermost axis has length 2 or 4.
+    # One coordinate at a time: numpy is ten times slower where the innermost axis has length 2 or
+    # 4.
     both = _shared(a, b, 0) * _shared(a, b, 1)
     either = area(a)[..., :, None] + area(b)[..., None, :] - both
     return np.divide(both, either, out=np.zeros_like(both), where=either > 0)
@@ -63,12 +72,14 @@ def _shared(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
     return np.maximum(length, 0, out=length)
 
 
-def pack(boxes: np.ndarray, scores: np.ndarray, keep: np.ndarray, num_boxes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def pack(
+    boxes: np.ndarray, scores: np.ndarray, keep: np.ndarray, num_boxes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The best `num_boxes` kept boxes of each frame, in the form that a cache stores.
 
-    boxes [...,M,4]; scores [...,M], negative on padded rows, which are never boxes; keep [...,M] bool. Returns float32 boxes
-    [...,N,4] and scores [...,N], and valid [...,N] bool: valid rows first, by falling score, equal scores in their order;
-    the rest zeros.
+    boxes [...,M,4]; scores [...,M], negative on padded rows, which are never boxes; keep [...,M]
+    bool. Returns float32 boxes [...,N,4] and scores [...,N], and valid [...,N] bool: valid rows
+    first, by falling score, equal scores in their order; the rest zeros.
     """
     boxes, scores = np.asarray(boxes, dtype=np.float32), np.asarray(scores, dtype=np.float32)
     keep = np.asarray(keep, dtype=bool) & (scores >= 0)
@@ -81,10 +92,14 @@ def pack(boxes: np.ndarray, scores: np.ndarray, keep: np.ndarray, num_boxes: int
 
 
 def _affine(crop, source) -> tuple[np.ndarray, np.ndarray]:
-    """scale [4], shift [4] in float64, so that box * scale - shift is the box in [0,1] of the crop."""
+    """scale [4], shift [4] in float64, so that box * scale - shift is the box in [0,1] of the
+    crop.
+    """
     (x, y, width, height), (source_width, source_height) = crop, source
     if not (width > 0 and height > 0 and source_width > 0 and source_height > 0):
-        raise ValueError(f"crop {tuple(crop)} of a frame {tuple(source)}: expected widths and heights above 0")
+        raise ValueError(
+            f"crop {tuple(crop)} of a frame {tuple(source)}: expected widths and heights above 0"
+        )
     scale = np.array([source_width / width, source_height / height] * 2, dtype=np.float64)
     return scale, np.array([x / width, y / height] * 2, dtype=np.float64)
 

@@ -1,6 +1,8 @@
-"""Stage two: graphs over the nodes of a view, computed from cached boxes and nodes and stored beside them.
+"""Stage two: graphs over the nodes of a view, computed from cached boxes and nodes and stored
+beside them.
 
-Node (t,i) is box i of step t; its flat index is t*N+i. Nothing here is learned, and nothing is normalised: heads do that.
+Node (t,i) is box i of step t; its flat index is t*N+i. Nothing here is learned, and nothing is
+normalised: heads do that.
 """
 
 import time
@@ -15,18 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import boxes as box_geometry
-from pipeline.cache import Cache, CacheError, Group, made_from
-from pipeline.claims import Claim, Watch, begin, finish, sweep, take
-from pipeline.cluster import Engine, Here, pick_device, share_jobs
-from pipeline.folder import home_of
-from pipeline.home import Home
-from pipeline.sealed import Damaged
-from pipeline.shards import GroupPlan, ShardWriter
-from pipeline.tensors import FIELDS
-from pipeline.waits import Say
+from pipeline.cache.fields import FIELDS
+from pipeline.cache.folder import home_of
+from pipeline.cache.reader import Cache, CacheError, Group, made_from
+from pipeline.cache.shard_writer import GroupPlan, ShardWriter
+from pipeline.files.atomic_files import Damaged
+from pipeline.files.watched_folder import Home
+from pipeline.regions import boxes as box_geometry
+from pipeline.workers.claims import Claim, Watch, begin, finish, sweep, take
+from pipeline.workers.engines import Engine, Here, pick_device, share_jobs
+from pipeline.workers.waiting import Say
 
-GRAPHS = {"iou": ("iou",), "nearest": ("nearest",), "similar": ("similar", "similarity")}  # what is asked for -> fields stored
+GRAPHS = {
+    "iou": ("iou",),
+    "nearest": ("nearest",),
+    "similar": ("similar", "similarity"),
+}  # what is asked for -> fields stored
 NEEDS = {"iou": ("boxes", "valid"), "nearest": ("nodes", "valid"), "similar": ("nodes", "valid")}
 BATCH_BYTES = 64 << 20  # of nodes and inner products at a time: more gains nothing and costs memory
 
@@ -34,42 +40,53 @@ BATCH_BYTES = 64 << 20  # of nodes and inner products at a time: more gains noth
 def iou_graph(boxes: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """IoU of every box with every box of the next step (STRG eq. 3 before normalisation).
 
-    boxes [...,T,N,4] xyxy, continuous coordinates; valid [...,T,N] bool. Returns float32 [...,T-1,N,N]; rows and columns of
-    invalid boxes are 0. T = 1 gives an empty result.
+    boxes [...,T,N,4] xyxy, continuous coordinates; valid [...,T,N] bool. Returns float32
+    [...,T-1,N,N]; rows and columns of invalid boxes are 0. T = 1 gives an empty result.
     """
     both = valid[..., :-1, :, None] & valid[..., 1:, None, :]
-    return np.where(both, box_geometry.iou(boxes[..., :-1, :, :], boxes[..., 1:, :, :]), 0).astype(np.float32)
+    return np.where(both, box_geometry.iou(boxes[..., :-1, :, :], boxes[..., 1:, :, :]), 0).astype(
+        np.float32
+    )
 
 
 def inner_products(nodes: Tensor, valid: Tensor) -> Tensor:
-    """nodes [B,T,N,C], valid [B,T,N] -> float32 [B,T*N,T*N] of x_i·x_j; columns of invalid nodes are -inf."""
+    """nodes [B,T,N,C], valid [B,T,N] -> float32 [B,T*N,T*N] of x_i·x_j; columns of invalid nodes
+    are -inf.
+    """
     flat = nodes.flatten(1, 2).float()
     products = flat @ flat.mT
     return products.masked_fill_(~valid.flatten(1)[:, None, :], -torch.inf)
 
 
 def nearest_nodes(products: Tensor, valid: Tensor) -> Tensor:
-    """For every node the one of each step with the largest inner product, itself included (GOS eq. 4).
+    """For every node the one of each step with the largest inner product, itself included (GOS eq.
+    4).
 
-    products [B,T*N,T*N] of `inner_products`; valid [B,T,N]. Returns int32 [B,T,N,T] of box numbers, the lowest among equals.
-    Rows of invalid nodes are 0, and so is the entry of a step without any valid box: `valid` tells it from box 0.
+    products [B,T*N,T*N] of `inner_products`; valid [B,T,N]. Returns int32 [B,T,N,T] of box numbers,
+    the lowest among equals. Rows of invalid nodes are 0, and so is the entry of a step without any
+    valid box: `valid` tells it from box 0.
     """
     steps, count = valid.shape[1:]
-    best = products.unflatten(2, (steps, count)).argmax(-1)  # the first of equals; 0 where all are -inf
+    best = products.unflatten(2, (steps, count)).argmax(
+        -1
+    )  # the first of equals; 0 where all are -inf
     return torch.where(valid[..., None], best.unflatten(1, (steps, count)), 0).int()
 
 
 def similar_nodes(products: Tensor, valid: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
-    """For every node the `neighbours` other nodes of the view with the largest inner products, best first (GOS eq. 9).
+    """For every node the `neighbours` other nodes of the view with the largest inner products, best
+    first (GOS eq. 9).
 
-    products [B,T*N,T*N] of `inner_products`, which are changed; valid [B,T,N]. Returns (int32 [B,T,N,M] flat indices, float32
-    [B,T,N,M] inner products); equals in the order of their indices. A view with V valid nodes fills the first min(M, V-1)
-    entries of their rows; the other entries, and rows of invalid nodes, are 0 in both. ValueError if M > T*N-1.
+    products [B,T*N,T*N] of `inner_products`, which are changed; valid [B,T,N]. Returns (int32
+    [B,T,N,M] flat indices, float32 [B,T,N,M] inner products); equals in the order of their indices.
+    A view with V valid nodes fills the first min(M, V-1) entries of their rows; the other entries,
+    and rows of invalid nodes, are 0 in both. ValueError if M > T*N-1.
     """
     total = products.shape[1]
     require_neighbours(neighbours, total)
     products.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
-    # Key: the float's bits, made to order as integers do, then the index backwards. No two are equal, so top-k has one answer.
+    # Key: the float's bits, made to order as integers do, then the index backwards. No two are
+    # equal, so top-k has one answer.
     bits = (products + 0.0).view(torch.int32)
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     order = torch.arange(total - 1, -1, -1, device=products.device)
@@ -78,37 +95,54 @@ def similar_nodes(products: Tensor, valid: Tensor, neighbours: int) -> tuple[Ten
     value = products.gather(2, index)
     real = torch.isfinite(value) & valid.flatten(1)[..., None]
     shape = (*valid.shape[1:], neighbours)
-    return torch.where(real, index, 0).int().unflatten(1, shape[:2]), torch.where(real, value, 0.0).unflatten(1, shape[:2])
+    return torch.where(real, index, 0).int().unflatten(1, shape[:2]), torch.where(
+        real, value, 0.0
+    ).unflatten(1, shape[:2])
 
 
 def require_neighbours(neighbours: int, nodes: int) -> None:
     """ValueError unless a view of `nodes` nodes has `neighbours` others."""
     if not 1 <= neighbours < nodes:
         raise ValueError(
-            f"neighbours: expected 1 to {nodes - 1} (a view has {nodes} nodes), got {neighbours}; change --neighbours"
+            f"neighbours: expected 1 to {nodes - 1} (a view has {nodes} nodes), got {neighbours}; "
+            f"change --neighbours"
         )
 
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """Which graphs, and how many neighbours per node of `similar`. ValueError for a name that is not in GRAPHS."""
+    """Which graphs, and how many neighbours per node of `similar`. ValueError for a name that is
+    not in GRAPHS.
+    """
 
     which: tuple[str, ...] = tuple(GRAPHS)
     neighbours: int = 10
 
     def __post_init__(self) -> None:
         if not self.which or not set(self.which) <= set(GRAPHS):
-            raise ValueError(f"graphs: expected some of {', '.join(GRAPHS)}, got {', '.join(self.which) or 'none'}")
+            raise ValueError(
+                f"graphs: expected some of {', '.join(GRAPHS)}, got "
+                f"{', '.join(self.which) or 'none'}"
+            )
         object.__setattr__(self, "which", tuple(name for name in GRAPHS if name in self.which))
 
     @property
     def record(self) -> dict:
-        """As a shard's statistics hold it; `neighbours` says nothing where `similar` is not computed."""
-        return {"which": list(self.which), "neighbours": self.neighbours if "similar" in self.which else 0}
+        """As a shard's statistics hold it; `neighbours` says nothing where `similar` is not
+        computed.
+        """
+        return {
+            "which": list(self.which),
+            "neighbours": self.neighbours if "similar" in self.which else 0,
+        }
 
 
-def graphs_of(tensors: Mapping[str, np.ndarray], options: GraphOptions, device: str = "cpu") -> dict[str, np.ndarray]:
-    """The graphs of a batch of views: boxes [B,T,N,4], valid [B,T,N] and nodes [B,T,N,C], as far as `options` needs them."""
+def graphs_of(
+    tensors: Mapping[str, np.ndarray], options: GraphOptions, device: str = "cpu"
+) -> dict[str, np.ndarray]:
+    """The graphs of a batch of views: boxes [B,T,N,4], valid [B,T,N] and nodes [B,T,N,C], as far as
+    `options` needs them.
+    """
     graphs = {}
     if "iou" in options.which:
         graphs["iou"] = iou_graph(tensors["boxes"], tensors["valid"])
@@ -134,20 +168,33 @@ def build_graphs(
     engine: Engine | None = None,
     say: Say | None = None,
 ) -> list[dict]:
-    """Computes the graphs of every complete shard that lacks them, or whose features were written again since.
+    """Computes the graphs of every complete shard that lacks them, or whose features were written
+    again since.
 
-    Returns the statistics of the shards that it wrote; those that are up to date, with the same options, are left alone, and
-    other runs on the cache share the work. `workers` processes of this machine (0: this one), unless an `engine` says where.
-    `announce(views to do, views there are)` is called once and returns `advance(done, failed)`. `say` is told whose claims are
-    waited for. Gone if the cache is moved, deleted or replaced meanwhile. CacheError if a field that the
-    graphs need is not stored; ValueError for options that do not fit.
+    Returns the statistics of the shards that it wrote; those that are up to date, with the same
+    options, are left alone, and other runs on the cache share the work. `workers` processes of this
+    machine (0: this one), unless an `engine` says where. `announce(views to do, views there are)`
+    is called once and returns `advance(done, failed)`. `say` is told whose claims are waited for.
+    Gone if the cache is moved, deleted or replaced meanwhile. CacheError if a field that the graphs
+    need is not stored; ValueError for options that do not fit.
     """
     maker = ShardGraphs(Path(path), GraphOptions(tuple(which), neighbours), device, compression)
     maker.check()
     features, graphs = maker.cache.records["features"], maker.cache.records["graphs"]
-    sizes = {shard: sum(group["rows"] for group in record["groups"].values()) for shard, record in features.items()}
-    todo = [shard for shard in features if shard not in graphs or graphs[shard].get("options") != maker.options.record]
-    advance = announce(sum(sizes[s] for s in todo), sum(sizes.values())) if announce else lambda done, failed: None
+    sizes = {
+        shard: sum(group["rows"] for group in record["groups"].values())
+        for shard, record in features.items()
+    }
+    todo = [
+        shard
+        for shard in features
+        if shard not in graphs or graphs[shard].get("options") != maker.options.record
+    ]
+    advance = (
+        announce(sum(sizes[s] for s in todo), sum(sizes.values()))
+        if announce
+        else lambda done, failed: None
+    )
     written, watch = [], Watch()
     sweep(maker.path / "graphs", watch)
     jobs = [GraphJob(shard, maker.cache.shards.path(shard, "graphs")) for shard in todo]
@@ -169,7 +216,8 @@ class GraphJob(NamedTuple):
 
 
 class ShardGraphs:
-    """Computes the graphs of one shard after another; each process that it is sent to opens the cache once.
+    """Computes the graphs of one shard after another; each process that it is sent to opens the
+    cache once.
 
     `device` is `auto`, `cpu` or `cuda`, of the process that computes.
     """
@@ -190,19 +238,28 @@ class ShardGraphs:
         return home_of(self.cache.path, self.cache.fingerprint, "graphs")
 
     def check(self) -> None:
-        """CacheError or ValueError if the cache holds no views, or they do not allow these graphs."""
+        """CacheError or ValueError if the cache holds no views, or they do not allow these
+        graphs.
+        """
         if not self.cache.groups:
             raise CacheError(f"{self.path}: no shard is complete yet; run `vidgraph extract` first")
         for name in self.cache.groups:
             group = self.cache[name]
             for field in self._needs():
                 if field not in group.fields:
-                    graphs = ", ".join(graph for graph in self.options.which if field in NEEDS[graph])
+                    graphs = ", ".join(
+                        graph for graph in self.options.which if field in NEEDS[graph]
+                    )
                     advice = f"extract with --keep {'nodes' if field == 'nodes' else 'boxes'}, or leave {graphs} out of --which"
-                    raise CacheError(f"{self.path} {name}: {graphs} need {field}, which is not stored; {advice}")
+                    raise CacheError(
+                        f"{self.path} {name}: {graphs} need {field}, which is not stored; {advice}"
+                    )
             steps, count = group.shape("valid")
             if "iou" in self.options.which and steps < 2:
-                raise CacheError(f"{self.path} {name}: iou needs 2 steps, the views have {steps}; leave it out of --which")
+                raise CacheError(
+                    f"{self.path} {name}: iou needs 2 steps, the views have {steps}; leave it out "
+                    f"of --which"
+                )
             if "similar" in self.options.which:
                 require_neighbours(self.options.neighbours, steps * count)
 
@@ -219,7 +276,9 @@ class ShardGraphs:
         return graphs.get("options") == self.options.record and made_from(graphs, features)
 
     def __call__(self, job: GraphJob) -> dict | None:
-        """Writes the graphs of a shard and returns its statistics; None if another run is at it, or was."""
+        """Writes the graphs of a shard and returns its statistics; None if another run is at it, or
+        was.
+        """
         with self.home.guarded():
             claim = take(job.path)
             if claim is None:
@@ -233,13 +292,22 @@ class ShardGraphs:
         attrs = {**shards.attrs(shard), "source_sha256": features["sha256"]}
         plans = {name: self._plan(self.cache[name], shard) for name in features["groups"]}
         begun, mark = time.monotonic(), begin(claim.path)
-        with ShardWriter(claim.path, plans, attrs=attrs, compression=self.compression, claim=claim.name) as writer:
+        with ShardWriter(
+            claim.path, plans, attrs=attrs, compression=self.compression, claim=claim.name
+        ) as writer:
             for name in plans:
                 self._write(self.cache[name], shard, writer)
             views = sum(int(ok.sum()) for ok in writer.ok.values())
-            stats = {"stage": "graphs", "shard": shard, "options": self.options.record, "views": views}
+            stats = {
+                "stage": "graphs",
+                "shard": shard,
+                "options": self.options.record,
+                "views": views,
+            }
             self.home.check()
-            return finish(writer, {**stats, "seconds": round(time.monotonic() - begun, 3)}, claim, mark)
+            return finish(
+                writer, {**stats, "seconds": round(time.monotonic() - begun, 3)}, claim, mark
+            )
 
     def _plan(self, group: Group, shard: int) -> GroupPlan:
         rows = group.rows_in(shard)
@@ -251,8 +319,16 @@ class ShardGraphs:
             "similar": (steps, count, most),
             "similarity": (steps, count, most),
         }
-        fields = {name: (shapes[name], FIELDS[name].dtype) for graph in self.options.which for name in GRAPHS[graph]}
-        return GroupPlan(group.clips[rows.start : rows.stop], group.views[rows.start : rows.stop].tolist(), fields)
+        fields = {
+            name: (shapes[name], FIELDS[name].dtype)
+            for graph in self.options.which
+            for name in GRAPHS[graph]
+        }
+        return GroupPlan(
+            group.clips[rows.start : rows.stop],
+            group.views[rows.start : rows.stop].tolist(),
+            fields,
+        )
 
     def _write(self, group: Group, shard: int, writer: ShardWriter) -> None:
         rows, needs = group.rows_in(shard), self._needs()
@@ -264,4 +340,8 @@ class ShardGraphs:
             batch = ok[start : start + size]
             graphs = graphs_of(group.batch(batch, needs), self.options, pick_device(self.device))
             for k, row in enumerate(batch):
-                writer.write(group.name, row - rows.start, {field: values[k] for field, values in graphs.items()})
+                writer.write(
+                    group.name,
+                    row - rows.start,
+                    {field: values[k] for field, values in graphs.items()},
+                )

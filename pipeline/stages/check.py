@@ -1,7 +1,9 @@
-"""Looks at every clip of a manifest before a run: what cannot be decoded, what looks wrong, what is there twice.
+"""Looks at every clip of a manifest before a run: what cannot be decoded, what looks wrong, what is
+there twice.
 
-Five frames of each clip are decoded: the first, the last and three between, drawn from the clip's length alone, so that two
-copies of one video show the same five and are found by what they show, whatever their files are called or hold beside it.
+Five frames of each clip are decoded: the first, the last and three between, drawn from the clip's
+length alone, so that two copies of one video show the same five and are found by what they show,
+whatever their files are called or hold beside it.
 """
 
 import hashlib
@@ -17,28 +19,31 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.draws import Draws
-from pipeline.manifest import SPLITS, Clip, Manifest, about_withheld, number_of, withheld
-from pipeline.pixels import Opening, step_frames
-from pipeline.pool import Pool, WorkerDied
+from pipeline.files.atomic_files import write_text
+from pipeline.manifests.manifest import SPLITS, Clip, Manifest, about_withheld, number_of, withheld
 from pipeline.proposals import BoxesError
-from pipeline.reader import DecodeError, VideoInfo, beyond_end
-from pipeline.sample import Sampling, views_of
-from pipeline.sealed import write_text
-from pipeline.shown import visible_json, write_table
+from pipeline.text.printable import visible_json, write_table
+from pipeline.video.frame_reader import DecodeError, VideoInfo, beyond_end
+from pipeline.video.view_pixels import Opening, step_frames
+from pipeline.views.sampling import Sampling, views_of
+from pipeline.views.stateless_random import Draws
+from pipeline.workers.decode_pool import Pool, WorkerDied
 
 BETWEEN = 3  # frames drawn between the first and the last
 FLAT = 8  # levels of 255 within a frame of one colour: coding leaves a few
-ALIKE = 4.0  # levels by which coding changes an 8x8 block of a picture that stands still; what moves changes it by more
+# levels by which coding changes an 8x8 block of a picture that stands still; what moves changes it
+# by more
+ALIKE = 4.0
 
 
 @dataclass(frozen=True)
 class Finding:
     """One thing that is wrong with a clip, or looks so.
 
-    `kind`: unreadable (no frame, cut short, damaged, too slow, missing, outside the root); blank (every frame of one colour);
-    still (the five frames are alike); duplicate (shows what an earlier clip shows); end (beyond the video's); boxes (none at
-    the frames that are looked at, or outside the frame); label (none, or not one of the classes).
+    `kind`: unreadable (no frame, cut short, damaged, too slow, missing, outside the root); blank
+    (every frame of one colour); still (the five frames are alike); duplicate (shows what an earlier
+    clip shows); end (beyond the video's); boxes (none at the frames that are looked at, or outside
+    the frame); label (none, or not one of the classes).
     """
 
     clip: str
@@ -49,7 +54,9 @@ class Finding:
 
 @dataclass
 class Checked:
-    """What `check_clips` found, in the order of the manifest, labels after pictures; `clips` were looked at in `seconds`."""
+    """What `check_clips` found, in the order of the manifest, labels after pictures; `clips` were
+    looked at in `seconds`.
+    """
 
     clips: int = 0
     seconds: float = 0.0
@@ -58,7 +65,9 @@ class Checked:
 
 @dataclass(frozen=True)
 class Look:
-    """What five frames of a clip show: a digest of them with the clip's size and length, how they look, and its length."""
+    """What five frames of a clip show: a digest of them with the clip's size and length, how they
+    look, and its length.
+    """
 
     digest: bytes
     blank: bool
@@ -75,11 +84,13 @@ def check_clips(
     announce: Callable[[int], Callable[[int, int], None]] | None = None,
     boxes: Any = None,
 ) -> Checked:
-    """Decodes five frames of every clip in `workers` processes (0: in this one, without a time limit) and reads the labels.
+    """Decodes five frames of every clip in `workers` processes (0: in this one, without a time
+    limit) and reads the labels.
 
-    `classes`: those that labels may be; None accepts all. `boxes`: the source "annotations", whose boxes are compared with
-    every clip's size and frames. `announce(clips)` is called once and returns `advance(done, found)`.
-    Only what the data causes becomes a finding; anything else is raised.
+    `classes`: those that labels may be; None accepts all. `boxes`: the source "annotations", whose
+    boxes are compared with every clip's size and frames. `announce(clips)` is called once and
+    returns `advance(done, found)`. Only what the data causes becomes a finding; anything else is
+    raised.
     """
     begun, checked = time.monotonic(), Checked()
     advance = announce(len(manifest.clips)) if announce else (lambda done, found: None)
@@ -105,12 +116,16 @@ def look(opening: Opening, clip: Clip) -> Look:
     digest = hashlib.blake2b(f"{info.frames} {info.width} {info.height}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(frames))
     blank = all(int(np.ptp(frame[..., c])) <= FLAT for frame in frames for c in range(3))
-    still = info.frames > 1 and not blank and all(_alike(frames[0], frame) for frame in frames[:0:-1])
+    still = (
+        info.frames > 1 and not blank and all(_alike(frames[0], frame) for frame in frames[:0:-1])
+    )
     return Look(digest.digest(), blank, still, info)
 
 
 def _alike(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two frames [H,W,3] differ by no more than coding does, in any block of 8 by 8 pixels."""
+    """Whether two frames [H,W,3] differ by no more than coding does, in any block of 8 by 8
+    pixels.
+    """
     difference = np.abs(one.astype(np.int16) - other).mean(-1)
     height, width = (max(8, -(-side // 8) * 8) for side in difference.shape)
     padded = np.zeros((height, width))
@@ -119,14 +134,20 @@ def _alike(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def frame_numbers(length: int) -> list[int]:
-    """The first, the last and three frames between of a clip of `length` frames; fewer, each once, of a shorter one."""
+    """The first, the last and three frames between of a clip of `length` frames; fewer, each once,
+    of a shorter one.
+    """
     draws = Draws("check", length)
     between = [1 + draws.below(length - 2) for _ in range(BETWEEN)] if length > 2 else []
     return sorted({0, length - 1, *between})
 
 
-def _of_pictures(clip: Clip, result: object, seen: dict[bytes, int], clips: Sequence[Clip], limit: float) -> Iterator[Finding]:
-    """Findings about one clip, from what its worker sent; `seen` has the digests of the clips before it."""
+def _of_pictures(
+    clip: Clip, result: object, seen: dict[bytes, int], clips: Sequence[Clip], limit: float
+) -> Iterator[Finding]:
+    """Findings about one clip, from what its worker sent; `seen` has the digests of the clips
+    before it.
+    """
     say = partial(Finding, clip.clip, clip.place)
     if isinstance(result, Look):
         if result.blank:
@@ -139,7 +160,10 @@ def _of_pictures(clip: Clip, result: object, seen: dict[bytes, int], clips: Sequ
     elif isinstance(result, DecodeError):
         yield say("unreadable", f"{type(result).__name__}: {' '.join(result.reason.split())}")
     elif isinstance(result, TimeoutError):
-        yield say("unreadable", f"DecodeTimeout: five frames took longer than {limit:g} s to decode (--time-limit)")
+        yield say(
+            "unreadable",
+            f"DecodeTimeout: five frames took longer than {limit:g} s to decode (--time-limit)",
+        )
     elif isinstance(result, WorkerDied):
         yield say("unreadable", f"DecoderDied: {' '.join(str(result).split())}")
     else:
@@ -147,7 +171,9 @@ def _of_pictures(clip: Clip, result: object, seen: dict[bytes, int], clips: Sequ
 
 
 def _of_units(clip: Clip, info: VideoInfo, boxes: Any) -> Iterator[Finding]:
-    """Findings about times and boxes that seem to have other units than the video's: milliseconds, another resolution."""
+    """Findings about times and boxes that seem to have other units than the video's: milliseconds,
+    another resolution.
+    """
     say = partial(Finding, clip.clip, clip.place)
     if words := beyond_end(clip, info):
         yield say("end", words)
@@ -164,7 +190,9 @@ def _of_units(clip: Clip, info: VideoInfo, boxes: Any) -> Iterator[Finding]:
 
 
 def _frames_looked_at(info: VideoInfo) -> tuple[int, ...]:
-    """The frames at which an extraction with default options looks for boxes in a clip's test view."""
+    """The frames at which an extraction with default options looks for boxes in a clip's test
+    view.
+    """
     sampling = Sampling(train_views=0)
     (view,) = views_of(sampling, info, "", (), 0)
     return step_frames(view, sampling.frames // 2)
@@ -181,18 +209,29 @@ def _of_twins(clip: Clip, other: Clip) -> str:
 
 
 def _of_labels(manifest: Manifest, classes: Sequence[str] | None) -> Iterator[Finding]:
-    """Findings about labels: outside the classes, missing beside others, in val or test but never learned, numbers from 1."""
+    """Findings about labels: outside the classes, missing beside others, in val or test but never
+    learned, numbers from 1.
+    """
     known = None if classes is None else set(classes)
-    labelled = {split: any(clip.labels for clip in manifest.clips if clip.split == split) for split in SPLITS}
+    labelled = {
+        split: any(clip.labels for clip in manifest.clips if clip.split == split)
+        for split in SPLITS
+    }
     learned = {label for clip in manifest.clips if clip.split == "train" for label in clip.labels}
     one_each = all(len(clip.labels) < 2 for clip in manifest.clips)
-    no_labels = {label: clips for label, clips in withheld(manifest).items() if known is None or label not in known}
+    no_labels = {
+        label: clips
+        for label, clips in withheld(manifest).items()
+        if known is None or label not in known
+    }
     told: set[str] = set(no_labels)
     for label, clips in no_labels.items():
         yield Finding(clips[0].clip, clips[0].place, "label", about_withheld(label, clips))
     for clip in manifest.clips:
         say = partial(Finding, clip.clip, clip.place, "label")
-        if not clip.labels and labelled[clip.split] and one_each:  # clips with several labels may have none
+        if (
+            not clip.labels and labelled[clip.split] and one_each
+        ):  # clips with several labels may have none
             yield say(f"no label, while other clips of {clip.split} have one")
         for label in clip.labels:
             if label in no_labels:
@@ -210,13 +249,20 @@ def _of_labels(manifest: Manifest, classes: Sequence[str] | None) -> Iterator[Fi
             yield Finding("", str(manifest.path), "label", words)
     numbers = {number_of(label) for label in learned - no_labels.keys()}
     if known is None and numbers and None not in numbers and min(numbers) > 0:
-        yield Finding("", str(manifest.path), "label", f"labels are numbers from {min(numbers)}; class ids count from 0")
+        yield Finding(
+            "",
+            str(manifest.path),
+            "label",
+            f"labels are numbers from {min(numbers)}; class ids count from 0",
+        )
 
 
 def write_findings(path: str | Path, checked: Checked) -> None:
-    """The findings as CSV (clip,path,kind,message), or as JSON where the file's name ends so; whole or not at all.
+    """The findings as CSV (clip,path,kind,message), or as JSON where the file's name ends so; whole
+    or not at all.
 
-    The CSV is for people: an apostrophe precedes names that a spreadsheet would evaluate. JSON has names as they are.
+    The CSV is for people: an apostrophe precedes names that a spreadsheet would evaluate. JSON has
+    names as they are.
     """
     path = Path(path)
     if path.suffix.lower() == ".json":

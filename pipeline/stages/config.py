@@ -1,16 +1,21 @@
 """What an extraction computes: every option that changes a stored value, and nothing else.
 
-The device, the number of workers, and the batch size are not here: they are how a run does it, not what it computes.
+The device, the number of workers, and the batch size are not here: they are how a run does it, not
+what it computes.
 """
 
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from pipeline.sample import Sampling
-from pipeline.tensors import FIELDS, field_of, is_cut
-from pipeline.upright import PIXEL_ASPECTS
+from pipeline.cache.fields import FIELDS, field_of, is_cut
+from pipeline.video.orientation import PIXEL_ASPECTS
+from pipeline.views.sampling import Sampling
 
-PRECISIONS = ("fp32", "bf16", "fp16")  # their dtypes: `pipeline.precision`, which needs torch
+PRECISIONS = (
+    "fp32",
+    "bf16",
+    "fp16",
+)  # their dtypes: `pipeline.networks.precision`, which needs torch
 DTYPES = ("float16", "float32")
 POOLS = ("max", "mean", "area")
 NESTED = ("backbone_options", "proposal_options")  # of the named file's build()
@@ -26,12 +31,13 @@ KINDS = dict.fromkeys(TEXTS, str) | {"keep": tuple, "seed": int, "allow_truncate
 class ExtractConfig:
     """The options of stage one. ValueError for a value outside what it names.
 
-    `keep` names the fields to store: any of `pooled`, `boxes` (with `scores` and `valid`), `nodes` (which brings `boxes`), and
-    maps by their cut (`res5`, `res4.3`). `cut` is the last cut, whose map is pooled and aligned ("": the backbone's last
-    stage). `weights` is `none`, `imagenet` or a checkpoint's path; `backbone_options` and `proposal_options` are the keyword
-    arguments of the named file's build(). `pixel_aspect`: pixels that are not square get the width that a player gives them
-    (displayed), or are taken as they are (stored). `frame_pattern` is a glob of the pictures that are frames, "" where a
-    folder holds one series.
+    `keep` names the fields to store: any of `pooled`, `boxes` (with `scores` and `valid`), `nodes`
+    (which brings `boxes`), and maps by their cut (`res5`, `res4.3`). `cut` is the last cut, whose
+    map is pooled and aligned ("": the backbone's last stage). `weights` is `none`, `imagenet` or a
+    checkpoint's path; `backbone_options` and `proposal_options` are the keyword arguments of the
+    named file's build(). `pixel_aspect`: pixels that are not square get the width that a player
+    gives them (displayed), or are taken as they are (stored). `frame_pattern` is a glob of the
+    pictures that are frames, "" where a folder holds one series.
     """
 
     backbone: str = "i3d_r50"
@@ -53,7 +59,9 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.keep, str):
-            object.__setattr__(self, "keep", tuple(filter(None, (name.strip() for name in self.keep.split(",")))))
+            object.__setattr__(
+                self, "keep", tuple(filter(None, (name.strip() for name in self.keep.split(","))))
+            )
         for name, kind in KINDS.items():
             if type(getattr(self, name)) is not kind:
                 raise ValueError(f"{name}: expected {kind.__name__}, got {getattr(self, name)!r}")
@@ -69,13 +77,21 @@ class ExtractConfig:
             raise ValueError("keep: expected at least one field, such as pooled,nodes,boxes")
         for name in self.keep:
             row = field_of(name)
-            if row.stage != "features" or row.name.split(".")[0] in ("frames", "crop", "flip", "grid"):
+            if row.stage != "features" or row.name.split(".")[0] in (
+                "frames",
+                "crop",
+                "flip",
+                "grid",
+            ):
                 raise ValueError(
-                    f"keep: expected pooled, boxes, nodes or a cut such as res5, got {name}, which is always written, or "
+                    f"keep: expected pooled, boxes, nodes or a cut such as res5, got {name}, "
+                    f"which is always written, or "
                     "made by `vidgraph graphs`; leave it out"
                 )
         if self.cut and not is_cut(self.cut):
-            raise ValueError(f"cut: expected a cut such as res5, res4.3 or reduced, got {self.cut!r}")
+            raise ValueError(
+                f"cut: expected a cut such as res5, res4.3 or reduced, got {self.cut!r}"
+            )
         object.__setattr__(self, "keep", _with_companions(self.keep))
 
     @property
@@ -89,7 +105,9 @@ class ExtractConfig:
         return tuple(name for name in self.keep if is_cut(name))
 
     def computed(self, weights_sha256: str, proposal_sha256: str) -> dict[str, Any]:
-        """The configuration as the cache's fingerprint sees it: a file of weights counts by what is in it, not by its path."""
+        """The configuration as the cache's fingerprint sees it: a file of weights counts by what is
+        in it, not by its path.
+        """
         record = asdict(self)
         record["weights"] = weights_sha256 or "none"
         options = dict(record["proposal_options"])
@@ -97,7 +115,9 @@ class ExtractConfig:
             if key in options:
                 options[key] = proposal_sha256 or options[key]
         record["proposal_options"] = options
-        if self.pixel_aspect == "displayed":  # as it is for square pixels, of which caches are older than this option
+        if (
+            self.pixel_aspect == "displayed"
+        ):  # as it is for square pixels, of which caches are older than this option
             record.pop("pixel_aspect")
         if not self.frame_pattern:  # so that caches of versions without this option stay the same
             record.pop("frame_pattern")
@@ -112,7 +132,10 @@ class ExtractConfig:
         record = dict(record)
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(record) - known):
-            raise ValueError(f"option {unknown[0]!r} of an extraction: expected one of {', '.join(sorted(known))}")
+            raise ValueError(
+                f"option {unknown[0]!r} of an extraction: expected one of "
+                f"{', '.join(sorted(known))}"
+            )
         sampling = Sampling.from_dict(record.pop("sampling", {}))
         if "keep" in record:
             record["keep"] = tuple(record["keep"])
@@ -120,23 +143,32 @@ class ExtractConfig:
 
 
 def with_settings(config: ExtractConfig, settings: dict[str, Any]) -> ExtractConfig:
-    """A copy of `config` with dotted keys replaced (`sampling.fps`, `backbone_options.temporal`, `roi_pool`)."""
+    """A copy of `config` with dotted keys replaced (`sampling.fps`, `backbone_options.temporal`,
+    `roi_pool`).
+    """
     for key, value in settings.items():
         head, _, rest = key.partition(".")
         if head == "sampling" and rest:
-            config = replace(config, sampling=Sampling.from_dict({**asdict(config.sampling), rest: value}))
+            config = replace(
+                config, sampling=Sampling.from_dict({**asdict(config.sampling), rest: value})
+            )
         elif head in NESTED and rest:
             config = replace(config, **{head: {**getattr(config, head), rest: value}})
         elif head in {f.name for f in fields(ExtractConfig)} - {"sampling", *NESTED} and not rest:
             config = replace(config, **{head: tuple(value) if isinstance(value, list) else value})
         else:
             known = ", ".join(f.name for f in fields(ExtractConfig))
-            raise ValueError(f"--set {key}: expected one of {known} (the nested ones as backbone_options.NAME=VALUE)")
+            raise ValueError(
+                f"--set {key}: expected one of {known} (the nested ones as "
+                f"backbone_options.NAME=VALUE)"
+            )
     return config
 
 
 def _with_companions(keep: tuple[str, ...]) -> tuple[str, ...]:
-    """Nodes mean nothing without their boxes, nor boxes without their scores and which of them are real."""
+    """Nodes mean nothing without their boxes, nor boxes without their scores and which of them are
+    real.
+    """
     wanted = set(keep)
     if wanted & {"nodes", "boxes", "scores", "valid"}:
         wanted |= {"boxes", "scores", "valid"}

@@ -1,7 +1,9 @@
-"""Stage one's composer: sample -> decode -> backbone and proposals -> RoIAlign -> Extracted -> writer, shard after shard.
+"""Stage one's composer: sample -> decode -> backbone and proposals -> RoIAlign -> Extracted ->
+writer, shard after shard.
 
-A shard is claimed when its first clip is about to be decoded, by whichever process does it (`pipeline.claims`): so several
-runs on one cache share the work, and the workers decode the next shard while the device is at this one.
+A shard is claimed when its first clip is about to be decoded, by whichever process does it
+(`pipeline.workers.claims`): so several runs on one cache share the work, and the workers decode the
+next shard while the device is at this one.
 
 The networks (torch) are imported where they run: a client that only hands out shards does without.
 """
@@ -22,30 +24,32 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.cache import complete_shard, create_cache, read_cache_json, relabelled_clips
-from pipeline.claims import Claim, Mark, Watch, begin, mark_of, sweep, take
-from pipeline.cluster import Engine, Here, pick_device, share_jobs
-from pipeline.config import ExtractConfig
-from pipeline.cores import cores_here
-from pipeline.folder import home_of, other_reading
-from pipeline.home import Home
-from pipeline.jobs import Advance, RunOptions, ShardJob
-from pipeline.manifest import Clip, Manifest, shard_ranges
-from pipeline.memory import keep_freed_memory
-from pipeline.pixels import work
-from pipeline.pool import Pool
-from pipeline.records import read_statistics
-from pipeline.sample import count_views
-from pipeline.sealed import Damaged
-from pipeline.takeover import GoodViews
-from pipeline.tensors import GROUPS
-from pipeline.videos import changed_videos
-from pipeline.waits import Say
+from pipeline.cache.fields import GROUPS
+from pipeline.cache.folder import home_of, other_reading
+from pipeline.cache.good_rows import GoodViews
+from pipeline.cache.reader import complete_shard, create_cache, read_cache_json, relabelled_clips
+from pipeline.cache.records import read_statistics
+from pipeline.files.atomic_files import Damaged
+from pipeline.files.watched_folder import Home
+from pipeline.manifests.manifest import Clip, Manifest, shard_ranges
+from pipeline.stages.config import ExtractConfig
+from pipeline.stages.jobs import Advance, RunOptions, ShardJob
+from pipeline.video.video_identity import changed_videos
+from pipeline.video.view_pixels import work
+from pipeline.views.sampling import count_views
+from pipeline.workers.claims import Claim, Mark, Watch, begin, mark_of, sweep, take
+from pipeline.workers.cores import cores_here
+from pipeline.workers.decode_pool import Pool
+from pipeline.workers.engines import Engine, Here, pick_device, share_jobs
+from pipeline.workers.memory import keep_freed_memory
+from pipeline.workers.waiting import Say
 
 if TYPE_CHECKING:
-    from pipeline.forward import Models, Outline
+    from pipeline.stages.frozen_networks import Models, Outline
 
-NOMINAL_ASPECT = 16 / 9  # of whole-frame views, when a shard's length is worked out before any video is opened
+NOMINAL_ASPECT = (
+    16 / 9
+)  # of whole-frame views, when a shard's length is worked out before any video is opened
 VIEWS_AHEAD = 64  # decoded views that may wait for the device, where that leaves a clip per worker
 MOST_DECODERS = 16  # processes, where their number is not given
 AGAIN = 1  # times that a clip is given to another decode process when its own died
@@ -55,10 +59,11 @@ AGAIN = 1  # times that a clip is given to another decode process when its own d
 class Summary:
     """What a run did: shards written and shards found complete, and clips and views of the former.
 
-    `failures` are the records of failed clips in all shards that were asked for, whoever wrote them, out of `asked` clips.
-    `warnings` (`clip`, `message`) say what looks wrong with clips that were stored all the same. `changed` are clips of shards
-    found complete whose videos have changed since. `relabelled` are clips whose labels or split differ from the cache's copy of
-    the manifest, which training reads unless it is given another one.
+    `failures` are the records of failed clips in all shards that were asked for, whoever wrote
+    them, out of `asked` clips. `warnings` (`clip`, `message`) say what looks wrong with clips that
+    were stored all the same. `changed` are clips of shards found complete whose videos have changed
+    since. `relabelled` are clips whose labels or split differ from the cache's copy of the
+    manifest, which training reads unless it is given another one.
     """
 
     cache: Path
@@ -85,13 +90,16 @@ def extract(
     engine: Engine | None = None,
     say: Say | None = None,
 ) -> Summary:
-    """Extracts the shards of `manifest` that `cache` lacks, or of `shards` only; with `redo` also those that are complete,
-    whose good rows are taken over where their videos are the same. Other runs on the same cache share the work.
+    """Extracts the shards of `manifest` that `cache` lacks, or of `shards` only; with `redo` also
+    those that are complete, whose good rows are taken over where their videos are the same. Other
+    runs on the same cache share the work.
 
-    `announce(clips to do, clips done before)` is called once and returns `advance(done, failed)`, called after every clip, or
-    every shard of other processes. `engine` says where shards are worked on, by default in this process; elsewhere the paths
-    must lead to the same files. `say` is told whose claims are waited for. Gone if the cache is moved, deleted or replaced
-    while this run writes to it. ValueError if the cache was made with another configuration, or a shard is not in the plan.
+    `announce(clips to do, clips done before)` is called once and returns `advance(done, failed)`,
+    called after every clip, or every shard of other processes. `engine` says where shards are
+    worked on, by default in this process; elsewhere the paths must lead to the same files. `say` is
+    told whose claims are waited for. Gone if the cache is moved, deleted or replaced while this run
+    writes to it. ValueError if the cache was made with another configuration, or a shard is not in
+    the plan.
     """
     options, begun = options or RunOptions(), time.monotonic()
     extractor = ExtractShards(config, manifest.root, options, redo)
@@ -107,10 +115,17 @@ def extract(
     extractor.place = Path(os.path.abspath(plan.folder)), plan.fingerprint
     wanted = range(len(plan)) if shards is None else sorted(set(shards))
     if wanted and not 0 <= min(wanted) <= max(wanted) < len(plan):
-        raise ValueError(f"shard {max(wanted)}: this cache has {len(plan)} shards, numbered from 0 to {len(plan) - 1}")
+        raise ValueError(
+            f"shard {max(wanted)}: this cache has {len(plan)} shards, numbered from 0 to "
+            f"{len(plan) - 1}"
+        )
     watch = Watch()
     sweep(plan.folder / "features", watch)
-    jobs, there, summary = [], [], Summary(Path(cache), relabelled=relabelled_clips(plan.folder, manifest))
+    jobs, there, summary = (
+        [],
+        [],
+        Summary(Path(cache), relabelled=relabelled_clips(plan.folder, manifest)),
+    )
     for shard in wanted:
         clips, path = plan.clips(shard), Path(os.path.abspath(plan.path(shard)))
         summary.asked += len(clips)
@@ -121,7 +136,11 @@ def extract(
             there.append((clips, complete_shard(plan, shard)))
             summary.failures += there[-1][1].get("failures", ())
             summary.warnings += there[-1][1].get("warnings", ())
-    advance = announce(sum(len(job.clips) for job in jobs), summary.asked) if announce else (lambda done, failed: None)
+    advance = (
+        announce(sum(len(job.clips) for job in jobs), summary.asked)
+        if announce
+        else (lambda done, failed: None)
+    )
     if jobs and say and (line := other_reading(plan.folder)):
         say(line)
     if not jobs:
@@ -130,7 +149,9 @@ def extract(
     extractor.advance = advance
     with (
         closing(extractor),
-        closing(share_jobs(extractor, jobs, engine or Here(), extractor.finished, extractor.home, say)) as results,
+        closing(
+            share_jobs(extractor, jobs, engine or Here(), extractor.finished, extractor.home, say)
+        ) as results,
     ):
         for job, record in results:
             written = record or read_statistics(job.path, job.attrs)
@@ -153,21 +174,29 @@ def extract(
 
 
 def _changed_clips(there: list[tuple[Sequence[Clip], Mapping]]) -> list[str]:
-    """The clips of shards that were there, with their statistics, whose videos have changed since. Last of all: on a network's
-    disk, a million looks at files would keep workers waiting."""
+    """The clips of shards that were there, with their statistics, whose videos have changed since.
+    Last of all: on a network's disk, a million looks at files would keep workers waiting."""
     return [clips[place].clip for clips, record in there for place in changed_videos(record, clips)]
 
 
-def count_shards(config: ExtractConfig, manifest: Manifest, cache: str | Path, options: RunOptions) -> int:
+def count_shards(
+    config: ExtractConfig, manifest: Manifest, cache: str | Path, options: RunOptions
+) -> int:
     """How many shards `extract` would make, or has planned; writes nothing."""
     made = Path(cache) / "cache.json"
-    each = read_cache_json(made.parent)["per_shard"] if made.exists() else describe((config, options))[1]
+    each = (
+        read_cache_json(made.parent)["per_shard"]
+        if made.exists()
+        else describe((config, options))[1]
+    )
     return len(shard_ranges(len(manifest.clips), each))
 
 
 @dataclass
 class Turn:
-    """A shard that this process has claimed: what its decode tasks are, and what is taken over from the file that is there."""
+    """A shard that this process has claimed: what its decode tasks are, and what is taken over from
+    the file that is there.
+    """
 
     job: ShardJob
     claim: Claim
@@ -177,11 +206,13 @@ class Turn:
 
 
 class ExtractShards:
-    """Stage one in one process: networks and decode workers are loaded once and serve one shard after another.
+    """Stage one in one process: networks and decode workers are loaded once and serve one shard
+    after another.
 
-    root: folder that no clip may leave. `advance(done, failed)` is called after every clip of a shard in `told`. `record`, if
-    given, is the configuration that the cache was made with: another machine may hold other weights under the same path.
-    `place` is the cache's folder and its fingerprint.
+    root: folder that no clip may leave. `advance(done, failed)` is called after every clip of a
+    shard in `told`. `record`, if given, is the configuration that the cache was made with: another
+    machine may hold other weights under the same path. `place` is the cache's folder and its
+    fingerprint.
     """
 
     def __init__(self, config: ExtractConfig, root: Path, options: RunOptions, redo: bool):
@@ -193,7 +224,10 @@ class ExtractShards:
         self.cores = cores_here()
 
     def __getstate__(self) -> dict:
-        return {name: getattr(self, name) for name in ("config", "root", "options", "redo", "record", "place")}
+        return {
+            name: getattr(self, name)
+            for name in ("config", "root", "options", "redo", "record", "place")
+        }
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(*(state[name] for name in ("config", "root", "options", "redo")))
@@ -203,17 +237,22 @@ class ExtractShards:
     @cached_property
     def models(self) -> "Models":
         """The networks. ValueError if they are not those that the cache was made with."""
-        from pipeline.forward import Models
+        from pipeline.stages.frozen_networks import Models
 
         models = Models(self.config, pick_device(self.options.device), self.options.compile)
         if self.record is not None and _as_json(models.record()) != self.record:
             here = socket.gethostname()
-            raise ValueError(f"{here}: other weights than those that this run began with; let all machines read the same")
+            raise ValueError(
+                f"{here}: other weights than those that this run began with; let all machines "
+                f"read the same"
+            )
         return models
 
     @cached_property
     def home(self) -> Home:
-        """The cache's folders, identified when this process began to work there. CacheError if there is no cache."""
+        """The cache's folders, identified when this process began to work there. CacheError if
+        there is no cache.
+        """
         return home_of(*self.place, "features")
 
     @cached_property
@@ -231,7 +270,9 @@ class ExtractShards:
             self.home.close()
 
     def finished(self, job: ShardJob) -> bool:
-        """Whether a shard is complete; to do it again, whether that has been done since this run began."""
+        """Whether a shard is complete; to do it again, whether that has been done since this run
+        began.
+        """
         mark = mark_of(job.path)
         return mark is not None and (not self.redo or mark != job.mark)
 
@@ -241,8 +282,10 @@ class ExtractShards:
         return record
 
     def stream(self, jobs: Iterable[ShardJob]) -> Iterator[tuple[ShardJob, dict | None]]:
-        """(job, statistics) of one shard after the other, whose clips are decoded ahead; None as for a call."""
-        from pipeline.compose import decode_tasks
+        """(job, statistics) of one shard after the other, whose clips are decoded ahead; None as
+        for a call.
+        """
+        from pipeline.stages.shard_composer import decode_tasks
 
         turns: deque[Turn] = deque()
         others: deque[ShardJob] = deque()
@@ -275,28 +318,47 @@ class ExtractShards:
                 yield peeked.popleft() if peeked else next(results)
 
         try:
-            with ThreadPoolExecutor(1, "finish") as finisher, ThreadPoolExecutor(1, "write") as disk:
+            with (
+                ThreadPoolExecutor(1, "finish") as finisher,
+                ThreadPoolExecutor(1, "write") as disk,
+            ):
                 while True:
                     if not turns:
-                        peeked.extend(islice(results, 1))  # makes the tasks, whose shard is claimed then
+                        peeked.extend(
+                            islice(results, 1)
+                        )  # makes the tasks, whose shard is claimed then
                     if not turns:
                         break
                     turn = turns.popleft()
                     if complete := self._compose(turn, results_of(turn), disk):
-                        finishing.append((turn.job, finisher.submit(_finish, self._at_home(complete), turn.claim)))
-                        yield from settled(1)  # at most one shard is being hashed while the next is computed
+                        finishing.append(
+                            (
+                                turn.job,
+                                finisher.submit(_finish, self._at_home(complete), turn.claim),
+                            )
+                        )
+                        yield from settled(
+                            1
+                        )  # at most one shard is being hashed while the next is computed
                     else:
                         others.append(turn.job)
                 yield from settled(0)
         finally:
             for claim in held:
-                claim.abandon()  # a shard that waited for its turn to be hashed, where an earlier one's failed
+                # a shard that waited for its turn to be hashed, where an earlier one's failed
+                claim.abandon()
 
-    def _compose(self, turn: Turn, results: Iterator, disk: ThreadPoolExecutor) -> Callable[[], dict | None] | None:
-        """Writes a shard up to what is left to do; None if its part file was taken away because we seemed to be dead."""
-        from pipeline.compose import ShardComposer
+    def _compose(
+        self, turn: Turn, results: Iterator, disk: ThreadPoolExecutor
+    ) -> Callable[[], dict | None] | None:
+        """Writes a shard up to what is left to do; None if its part file was taken away because we
+        seemed to be dead.
+        """
+        from pipeline.stages.shard_composer import ShardComposer
 
-        composer = ShardComposer(turn.job, turn.claim, turn.mark, self.models, self.options, disk, turn.good)
+        composer = ShardComposer(
+            turn.job, turn.claim, turn.mark, self.models, self.options, disk, turn.good
+        )
         self.told.add(turn.job.shard)
 
         def advance(done: int, failed: int) -> None:
@@ -313,7 +375,9 @@ class ExtractShards:
             return None
 
     def _at_home(self, complete: Callable[[], dict | None]) -> Callable[[], dict | None]:
-        """Wraps `complete`, the last step of a shard: it names files only in the cache that this run began with."""
+        """Wraps `complete`, the last step of a shard: it names files only in the cache that this
+        run began with.
+        """
 
         def guarded() -> dict | None:
             with self.home.guarded():
@@ -334,7 +398,7 @@ class ExtractShards:
                 return None
             if not self.redo:
                 return Turn(job, claim, begin(job.path))
-            from pipeline.compose import group_plans, rows_of
+            from pipeline.stages.shard_composer import group_plans, rows_of
 
             good = GoodViews(job.path, job.attrs, group_plans(self.models, job.clips, {}))
             for place in self._changed(job):
@@ -352,7 +416,9 @@ class ExtractShards:
             return []
 
     def _ahead(self) -> int:
-        """Every worker has a task and one waits for each, unless clips have so many views that a few fill the memory."""
+        """Every worker has a task and one waits for each, unless clips have so many views that a
+        few fill the memory.
+        """
         views, workers = sum(count_views(self.config.sampling).values()), self.pool.workers
         return max(1, workers, min(2 * workers, VIEWS_AHEAD // views))
 
@@ -367,26 +433,38 @@ def _as_json(record: dict) -> dict:
 
 
 def decoders_for(device: str, cores: int) -> int:
-    """On a CPU the networks want every core and one process decodes faster than they run; beside a GPU the cores are free."""
+    """On a CPU the networks want every core and one process decodes faster than they run; beside a
+    GPU the cores are free.
+    """
     return 1 if device == "cpu" else max(1, min(MOST_DECODERS, cores - 1))
 
 
 def describe(asked: tuple[ExtractConfig, RunOptions]) -> tuple[dict, int]:
-    """The configuration as a cache records it, and clips per shard: loads the networks' weights, and computes nothing."""
-    from pipeline.forward import Outline
+    """The configuration as a cache records it, and clips per shard: loads the networks' weights,
+    and computes nothing.
+    """
+    from pipeline.stages.frozen_networks import Outline
 
     outline = Outline(asked[0])
     return outline.record(), clips_per_shard(outline, asked[1])
 
 
 def clips_per_shard(outline: "Outline", options: RunOptions) -> int:
-    """Clips whose tensors fill about `shard_bytes`, from the shapes alone, so that it is the same on every machine."""
+    """Clips whose tensors fill about `shard_bytes`, from the shapes alone, so that it is the same
+    on every machine.
+    """
     if options.shard_size:
         return options.shard_size
     sampling, total = outline.config.sampling, 0
     for group in GROUPS:
-        size = sampling.size_of(group) or (sampling.resized, round(sampling.resized * NOMINAL_ASPECT))
+        size = sampling.size_of(group) or (
+            sampling.resized,
+            round(sampling.resized * NOMINAL_ASPECT),
+        )
         width = np.dtype(outline.config.dtype).itemsize
-        view = sum(int(np.prod(shape)) * (width if len(shape) > 1 else 4) for shape in outline.shapes(size).values())
+        view = sum(
+            int(np.prod(shape)) * (width if len(shape) > 1 else 4)
+            for shape in outline.shapes(size).values()
+        )
         total += view * count_views(sampling)[group]
     return max(1, options.shard_bytes // total)

@@ -8,22 +8,24 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from pipeline import boxes as geometry
 from pipeline.backbones import Backbone, build_backbone, freeze
-from pipeline.config import ExtractConfig
-from pipeline.manifest import Clip
-from pipeline.pixels import ClipPixels, step_frames
+from pipeline.cache.fields import grid_at
+from pipeline.manifests.manifest import Clip
 from pipeline.proposals import build_proposals
-from pipeline.roi import roi_align
-from pipeline.tensors import grid_at
+from pipeline.regions import boxes as geometry
+from pipeline.regions.roi_align import roi_align
+from pipeline.stages.config import ExtractConfig
+from pipeline.video.view_pixels import ClipPixels, step_frames
 
 Boxes = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes [T,N,4], scores [T,N], valid [T,N]
 
 
 class Outline:
-    """Shapes and checksums of what the networks of a configuration store. It computes nothing and needs no device.
+    """Shapes and checksums of what the networks of a configuration store. It computes nothing and
+    needs no device.
 
-    `cut` is the last cut; `steps` is T; `num_boxes` is N (0 when no boxes are wanted). `backbone` and `source` are on the CPU.
+    `cut` is the last cut; `steps` is T; `num_boxes` is N (0 when no boxes are wanted). `backbone`
+    and `source` are on the CPU.
     """
 
     def __init__(self, config: ExtractConfig):
@@ -37,20 +39,34 @@ class Outline:
 
     @property
     def frame_size(self) -> int | None:
-        """Short side in pixels of the whole frames that the source of boxes looks at; None if it needs none."""
+        """Short side in pixels of the whole frames that the source of boxes looks at; None if it
+        needs none.
+        """
         return self.source.frame_size if self.source else None
 
     def record(self) -> dict:
-        """The configuration for the cache's fingerprint, with the checksums of the weights that were loaded."""
-        return self.config.computed(self.weights_sha256, self.source.weights_sha256 if self.source else "")
+        """The configuration for the cache's fingerprint, with the checksums of the weights that
+        were loaded.
+        """
+        return self.config.computed(
+            self.weights_sha256, self.source.weights_sha256 if self.source else ""
+        )
 
     def grids(self, size: tuple[int, int]) -> dict[str, tuple[int, int]]:
-        """(h, w) of the last cut's map, as `grid`, and of each stored one, for a view of `size` (height, width) in pixels."""
-        stored = {grid_at(cut): self.backbone.grid(cut, size) for cut in self.config.cuts if cut != self.cut}
+        """(h, w) of the last cut's map, as `grid`, and of each stored one, for a view of `size`
+        (height, width) in pixels.
+        """
+        stored = {
+            grid_at(cut): self.backbone.grid(cut, size)
+            for cut in self.config.cuts
+            if cut != self.cut
+        }
         return {"grid": self.backbone.grid(self.cut, size), **stored}
 
     def shapes(self, size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
-        """The shape of every stored tensor of a view whose pixels measure `size` (height, width), without the R axis."""
+        """The shape of every stored tensor of a view whose pixels measure `size` (height, width),
+        without the R axis.
+        """
         frames, steps, boxes = self.config.sampling.frames, self.steps, self.num_boxes
         channels = self.backbone.channels(self.cut)
         known = {
@@ -60,7 +76,12 @@ class Outline:
             "valid": (steps, boxes),
             "nodes": (steps, boxes, channels),
         }
-        shapes = {"frames": (frames,), "crop": (6,), "flip": (), **dict.fromkeys(self.grids(size), (2,))}
+        shapes = {
+            "frames": (frames,),
+            "crop": (6,),
+            "flip": (),
+            **dict.fromkeys(self.grids(size), (2,)),
+        }
         for name in self.config.keep:
             if name in known:
                 shapes[name] = known[name]
@@ -73,20 +94,25 @@ class Outline:
 class Models(Outline):
     """The backbone and the source of boxes that a configuration names, frozen, on one device.
 
-    `seconds` sums what each part took. ValueError for a precision that the device does not compute in.
+    `seconds` sums what each part took. ValueError for a precision that the device does not compute
+    in.
     """
 
     def __init__(self, config: ExtractConfig, device: str = "cpu", compile: bool = False):
         super().__init__(config)
         self.device = torch.device(device)
-        self.backbone = freeze(self.backbone, precision=config.precision, device=device, compile=compile)
+        self.backbone = freeze(
+            self.backbone, precision=config.precision, device=device, compile=compile
+        )
         if self.source:
             self.source = self.source.to(device, config.precision)
         self.seconds: dict[str, float] = defaultdict(float)
 
     @torch.inference_mode()
     def boxes(self, clip: Clip, pixels: ClipPixels) -> list[Boxes]:
-        """Boxes of every view of a clip, in the view's own [0,1]; each frame of the video passes the source once."""
+        """Boxes of every view of a clip, in the view's own [0,1]; each frame of the video passes
+        the source once.
+        """
         if self.source is None:
             return [_no_boxes(self.steps)] * len(pixels.views)
         begun = time.perf_counter()
@@ -95,17 +121,22 @@ class Models(Outline):
         return views
 
     def remark(self, clip: Clip, pixels: ClipPixels) -> str:
-        """What looks wrong with a clip's boxes although they can be used, in words; "" if nothing."""
+        """What looks wrong with a clip's boxes although they can be used, in words; "" if
+        nothing.
+        """
         if self.source is None or not hasattr(self.source, "remark"):
             return ""
         return self.source.remark(clip, pixels.info, pixels.numbers)
 
     @torch.inference_mode()
-    def tensors(self, frames: np.ndarray, boxes: np.ndarray, valid: np.ndarray) -> dict[str, np.ndarray]:
+    def tensors(
+        self, frames: np.ndarray, boxes: np.ndarray, valid: np.ndarray
+    ) -> dict[str, np.ndarray]:
         """The computed fields of a batch of views of one size.
 
-        frames uint8 [B,F,h,w,3]; boxes [B,T,N,4] xyxy in [0,1] of the view; valid [B,T,N]. Returns arrays of the stored dtype
-        with the batch first: `pooled` [B,T,C], `nodes` [B,T,N,C] and a map [B,T,C,h,w] for each cut that is kept.
+        frames uint8 [B,F,h,w,3]; boxes [B,T,N,4] xyxy in [0,1] of the view; valid [B,T,N]. Returns
+        arrays of the stored dtype with the batch first: `pooled` [B,T,C], `nodes` [B,T,N,C] and a
+        map [B,T,C,h,w] for each cut that is kept.
         """
         begun = time.perf_counter()
         keep = self.config.keep
@@ -116,9 +147,13 @@ class Models(Outline):
         if "pooled" in keep:
             out["pooled"] = last.float().mean((-2, -1)).transpose(1, 2)
         if "nodes" in keep:
-            places = torch.from_numpy(boxes).to(self.device), torch.from_numpy(valid).to(self.device)
+            places = (
+                torch.from_numpy(boxes).to(self.device),
+                torch.from_numpy(valid).to(self.device),
+            )
             out["nodes"] = roi_align(last, *places, pool=self.config.roi_pool)
-        # Cast on the device: half the bytes cross to the host; a value that overflows becomes inf, which the writer refuses.
+        # Cast on the device: half the bytes cross to the host; a value that overflows becomes inf,
+        # which the writer refuses.
         dtype = getattr(torch, self.config.dtype)
         arrays = {name: tensor.to(dtype).cpu().numpy() for name, tensor in out.items()}
         self.seconds["backbone"] += time.perf_counter() - begun
@@ -128,16 +163,19 @@ class Models(Outline):
 def backbone_of(config: ExtractConfig) -> Backbone:
     """The backbone that a configuration names, with its weights, in training mode on the CPU."""
     with torch.random.fork_rng(devices=[]), _wrong_types("backbone_options"):
-        # Without weights the network is random, and a resumed run needs the same one. Not torch.manual_seed: it would also seed
-        # the generators of GPUs, which fork_rng does not put back.
+        # Without weights the network is random, and a resumed run needs the same one. Not
+        # torch.manual_seed: it would also seed the generators of GPUs, which fork_rng does not put
+        # back.
         torch.default_generator.manual_seed(config.seed)
         return build_backbone(config.backbone, weights=config.weights, **config.backbone_options)
 
 
 def source_of(config: ExtractConfig, device: str | torch.device):
-    """The source of boxes that a configuration names, on its device; None where no boxes are wanted.
+    """The source of boxes that a configuration names, on its device; None where no boxes are
+    wanted.
 
-    On a CPU, fp32 replaces fp16: it is a hundred times faster there, and the boxes differ by rounding only.
+    On a CPU, fp32 replaces fp16: it is a hundred times faster there, and the boxes differ by
+    rounding only.
     """
     source = _built_source(config)
     slow = config.precision == "fp16" and torch.device(device).type == "cpu"
@@ -145,7 +183,9 @@ def source_of(config: ExtractConfig, device: str | torch.device):
 
 
 def _built_source(config: ExtractConfig):
-    """The source of boxes that a configuration names, as it is built: on the CPU; None where no boxes are wanted."""
+    """The source of boxes that a configuration names, as it is built: on the CPU; None where no
+    boxes are wanted.
+    """
     if not config.wants_boxes:
         return None
     with _wrong_types("proposal_options"):
@@ -153,7 +193,9 @@ def _built_source(config: ExtractConfig):
 
 
 def boxes_of(source, clip: Clip, pixels: ClipPixels, steps: int) -> list[Boxes]:
-    """The boxes of `source` for every view of a clip at its `steps` feature steps, in the view's own [0,1]."""
+    """The boxes of `source` for every view of a clip at its `steps` feature steps, in the view's
+    own [0,1].
+    """
     frames = None if pixels.frames is None else torch.from_numpy(pixels.frames)
     found, scores = source.propose(frames, clip, pixels.info, pixels.numbers)
     row_of = {number: row for row, number in enumerate(pixels.numbers)}
@@ -175,8 +217,14 @@ def _wrong_types(options: str) -> Iterator[None]:
     try:
         yield
     except TypeError as error:
-        raise ValueError(f"{options}: an option has a value of another type than it takes ({error})") from error
+        raise ValueError(
+            f"{options}: an option has a value of another type than it takes ({error})"
+        ) from error
 
 
 def _no_boxes(steps: int) -> Boxes:
-    return np.zeros((steps, 0, 4), np.float32), np.zeros((steps, 0), np.float32), np.zeros((steps, 0), bool)
+    return (
+        np.zeros((steps, 0, 4), np.float32),
+        np.zeros((steps, 0), np.float32),
+        np.zeros((steps, 0), bool),
+    )

@@ -1,7 +1,9 @@
-"""A dry run of stage one: a few clips are extracted into a folder that is thrown away, and the whole is worked out from them.
+"""A dry run of stage one: a few clips are extracted into a folder that is thrown away, and the
+whole is worked out from them.
 
-What is measured is the run itself, in its steady state: two shards of equal length, without the first clips, which pay for
-starting. Bytes follow from two shards of different length, so that what a file costs beside its views is known apart.
+What is measured is the run itself, in its steady state: two shards of equal length, without the
+first clips, which pay for starting. Bytes follow from two shards of different length, so that what
+a file costs beside its views is known apart.
 """
 
 import csv
@@ -16,16 +18,16 @@ from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 
-from pipeline.cache import Cache
-from pipeline.cluster import pick_device
-from pipeline.compose import RunOptions
-from pipeline.config import ExtractConfig
-from pipeline.cores import cores_here
-from pipeline.draws import Draws
-from pipeline.extract import Summary, clips_per_shard, decoders_for, extract
-from pipeline.folder import check_place
-from pipeline.forward import Outline
-from pipeline.manifest import COLUMNS, TIMES, Clip, Manifest, read_manifest
+from pipeline.cache.folder import check_place
+from pipeline.cache.reader import Cache
+from pipeline.manifests.manifest import COLUMNS, TIMES, Clip, Manifest, read_manifest
+from pipeline.stages.config import ExtractConfig
+from pipeline.stages.extract import Summary, clips_per_shard, decoders_for, extract
+from pipeline.stages.frozen_networks import Outline
+from pipeline.stages.shard_composer import RunOptions
+from pipeline.views.stateless_random import Draws
+from pipeline.workers.cores import cores_here
+from pipeline.workers.engines import pick_device
 
 WORKERS = (1, 8, 64)
 
@@ -34,7 +36,9 @@ Announce = Callable[[int, int], Callable[[int, int], None]]
 
 @dataclass(frozen=True)
 class FieldPlan:
-    """One stored tensor: its group, the shape of a view (padded to the widest that was measured), bytes of all its views."""
+    """One stored tensor: its group, the shape of a view (padded to the widest that was measured),
+    bytes of all its views.
+    """
 
     group: str
     name: str
@@ -46,7 +50,9 @@ class FieldPlan:
 
 @dataclass(frozen=True)
 class WorkersPlan:
-    """What so many workers take: wall seconds, and device hours, all workers' together. `busy`: those that find a shard."""
+    """What so many workers take: wall seconds, and device hours, all workers' together. `busy`:
+    those that find a shard.
+    """
 
     workers: int
     busy: int
@@ -58,9 +64,10 @@ class WorkersPlan:
 class Plan:
     """What extracting a manifest will take.
 
-    `clips` are all, `measured` of which were extracted, `failed` of these not; `clip_seconds` is a clip in the steady state and
-    `parts` what of it each part took (they overlap); `start_seconds` a worker's start. `bytes` is what the finished cache
-    weighs, `there` what of it lies in the folder already, `free` what its disk has left. Shards have `per_shard` clips.
+    `clips` are all, `measured` of which were extracted, `failed` of these not; `clip_seconds` is a
+    clip in the steady state and `parts` what of it each part took (they overlap); `start_seconds` a
+    worker's start. `bytes` is what the finished cache weighs, `there` what of it lies in the folder
+    already, `free` what its disk has left. Shards have `per_shard` clips.
     """
 
     clips: int
@@ -83,9 +90,15 @@ class Plan:
         return self.bytes - self.there <= self.free
 
     def with_workers(self, workers: int) -> WorkersPlan:
-        """Time for `workers` machines like this one; a shard is one worker's, and none is shared."""
+        """Time for `workers` machines like this one; a shard is one worker's, and none is
+        shared.
+        """
         busy = min(workers, self.shards)
-        most = self.clips if busy == 1 else min(self.clips, math.ceil(self.shards / busy) * self.per_shard)
+        most = (
+            self.clips
+            if busy == 1
+            else min(self.clips, math.ceil(self.shards / busy) * self.per_shard)
+        )
         hours = (busy * self.start_seconds + self.clips * self.clip_seconds) / 3600
         return WorkersPlan(workers, busy, self.start_seconds + most * self.clip_seconds, hours)
 
@@ -98,10 +111,12 @@ def make_plan(
     clips: int = 8,
     announce: Announce | None = None,
 ) -> Plan:
-    """Extracts two shards of `clips` clips and a short one on the disk where `cache` would lie; half a shard is to get going.
+    """Extracts two shards of `clips` clips and a short one on the disk where `cache` would lie;
+    half a shard is to get going.
 
-    The clips are drawn from equal parts of the manifest, always the same. `clips` is rounded up to whole batches. Nothing
-    stays on the disk. ValueError if every clip fails, or what `extract` raises.
+    The clips are drawn from equal parts of the manifest, always the same. `clips` is rounded up to
+    whole batches. Nothing stays on the disk. ValueError if every clip fails, or what `extract`
+    raises.
     """
     check_place(Path(cache))
     options = options or RunOptions()
@@ -116,12 +131,15 @@ def make_plan(
         _write_sample(folder / "manifest.csv", chosen)
         sample = read_manifest(folder / "manifest.csv", manifest.root)
         noted = partial(_noted, moments, announce)
-        done = extract(config, sample, folder / "cache", replace(options, shard_size=per_shard), announce=noted)
+        done = extract(
+            config, sample, folder / "cache", replace(options, shard_size=per_shard), announce=noted
+        )
         measured = Cache(folder / "cache")
         if len(done.failures) == len(chosen):
             failure = done.failures[0]
             raise ValueError(
-                f"{manifest.path}: all {len(chosen)} clips that were tried failed ({failure['clip']}: {failure['message']}); "
+                f"{manifest.path}: all {len(chosen)} clips that were tried failed "
+                f"({failure['clip']}: {failure['message']}); "
                 f"look at the videos with `vidgraph check --manifest {manifest.path}`"
             )
         seconds = _clip_seconds(moments, per_shard, options.batch)
@@ -130,8 +148,12 @@ def make_plan(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _noted(moments: list[float], announce: Announce | None, todo: int, total: int) -> Callable[[int, int], None]:
-    """`announce`, but the moment when a clip is done is added to `moments` too, after the one when all began."""
+def _noted(
+    moments: list[float], announce: Announce | None, todo: int, total: int
+) -> Callable[[int, int], None]:
+    """`announce`, but the moment when a clip is done is added to `moments` too, after the one when
+    all began.
+    """
     advance = announce(todo, total) if announce else (lambda done, failed: None)
     moments.append(monotonic())
 
@@ -143,7 +165,8 @@ def _noted(moments: list[float], announce: Announce | None, todo: int, total: in
 
 
 def _clip_seconds(moments: Sequence[float], per_shard: int, batch: int) -> float:
-    """Seconds a clip, from the middle of the first shard to the end of the second; of fewer clips than that, of them all.
+    """Seconds a clip, from the middle of the first shard to the end of the second; of fewer clips
+    than that, of them all.
 
     Both ends fall on whole batches, when no view is waiting for others.
     """
@@ -166,8 +189,13 @@ def _worked_out(
     """The plan for all clips, from the sample's shards."""
     records, ranges = measured.records["features"], measured.shards.ranges
     last = 1 if len(ranges) > 1 else 0  # of the two shards the one that had no start to pay for
-    parts = {part: took / len(ranges[last]) for part, took in records[last]["seconds"].items() if part != "wall"}
-    # The decode workers ran ahead of what was timed; where they are the slowest part, theirs is the time that counts.
+    parts = {
+        part: took / len(ranges[last])
+        for part, took in records[last]["seconds"].items()
+        if part != "wall"
+    }
+    # The decode workers ran ahead of what was timed; where they are the slowest part, theirs is the
+    # time that counts.
     clip_seconds = max(clip_seconds, parts["decode"] / max(1, _decoders(options)))
     count, shards = len(manifest.clips), math.ceil(len(manifest.clips) / per_shard)
     sizes = [measured.shards.path(shard).stat().st_size for shard in range(len(ranges))]
@@ -209,23 +237,31 @@ def _fields(measured: Cache, clips: int) -> Iterator[FieldPlan]:
         for field in group.fields:
             shape, dtype = group.shape(field), group.dtype(field)
             size = math.prod(shape) * dtype.itemsize
-            yield FieldPlan(name, field, tuple(shape), dtype.name, size, size * group.per_clip * clips)
+            yield FieldPlan(
+                name, field, tuple(shape), dtype.name, size, size * group.per_clip * clips
+            )
 
 
 def _bytes(sizes: Sequence[int], lengths: Sequence[int], clips: int, shards: int) -> int:
-    """Bytes of `shards` files with `clips` clips in all, from files of `sizes` bytes with `lengths` clips.
+    """Bytes of `shards` files with `clips` clips in all, from files of `sizes` bytes with `lengths`
+    clips.
 
-    A file is a constant and so much per clip; both follow from the longest and the shortest. Of files of one length only, the
-    constant is taken for none, which errs on the safe side.
+    A file is a constant and so much per clip; both follow from the longest and the shortest. Of
+    files of one length only, the constant is taken for none, which errs on the safe side.
     """
-    (most, large), (few, small) = max(zip(lengths, sizes, strict=True)), min(zip(lengths, sizes, strict=True))
+    (most, large), (few, small) = (
+        max(zip(lengths, sizes, strict=True)),
+        min(zip(lengths, sizes, strict=True)),
+    )
     each = (large - small) / (most - few) if most > few else large / most
     each = each if 0 < each <= large / most else large / most
     return math.ceil(clips * each + shards * max(0.0, large - most * each))
 
 
 def _sample(clips: Sequence[Clip], count: int) -> list[Clip]:
-    """`count` clips in their order, one drawn from each of as many equal parts; all of them, if there are no more."""
+    """`count` clips in their order, one drawn from each of as many equal parts; all of them, if
+    there are no more.
+    """
     if len(clips) <= count:
         return list(clips)
     draws = Draws("plan", len(clips), count)

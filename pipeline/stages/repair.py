@@ -1,4 +1,6 @@
-"""Repair: extracts again, as they were extracted, the shards that are damaged, missing, or hold failed clips."""
+"""Repair: extracts again, as they were extracted, the shards that are damaged, missing, or hold
+failed clips.
+"""
 
 import os
 from collections import Counter
@@ -7,24 +9,24 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.cache import Cache, CacheError
-from pipeline.config import ExtractConfig
-from pipeline.extract import RunOptions
-from pipeline.folder import Shards
-from pipeline.graphs import build_graphs
-from pipeline.manifest import Manifest, read_manifest
-from pipeline.records import read_statistics
-from pipeline.sealed import Damaged, done_marker
-from pipeline.videos import changed_videos
-from pipeline.waits import Say
+from pipeline.cache.folder import Shards
+from pipeline.cache.reader import Cache, CacheError
+from pipeline.cache.records import read_statistics
+from pipeline.files.atomic_files import Damaged, done_marker
+from pipeline.manifests.manifest import Manifest, read_manifest
+from pipeline.regions.graphs import build_graphs
+from pipeline.stages.config import ExtractConfig
+from pipeline.stages.extract import RunOptions
+from pipeline.video.video_identity import changed_videos
+from pipeline.workers.waiting import Say
 
 
 @dataclass(frozen=True)
 class Moved:
     """Where files are now that the first run found elsewhere; None: where they were.
 
-    `root` of the videos; `weights` of the backbone; `annotations` and `proposal_weights` of the source of boxes. What is in the
-    last three has to be the same: the cache's fingerprint says so.
+    `root` of the videos; `weights` of the backbone; `annotations` and `proposal_weights` of the
+    source of boxes. What is in the last three has to be the same: the cache's fingerprint says so.
     """
 
     root: str | Path | None = None
@@ -36,31 +38,48 @@ class Moved:
 def as_extracted(
     path: str | Path, options: RunOptions, moved: Moved | None = None
 ) -> tuple[ExtractConfig, Manifest, RunOptions]:
-    """The configuration, the manifest and the options that fill the shards of a cache again with the same bits.
+    """The configuration, the manifest and the options that fill the shards of a cache again with
+    the same bits.
 
-    They come from the statistics of any shard that can be read: CacheError if there is none. ValueError for a file that is not
-    where it was, with the option that says where it is, and for one that this cache was not made with.
+    They come from the statistics of any shard that can be read: CacheError if there is none.
+    ValueError for a file that is not where it was, with the option that says where it is, and for
+    one that this cache was not made with.
     """
     cache, moved = Cache(path), moved or Moved()
     record = next(_records(cache.path, "features"), None)
     if record is None:
         raise CacheError(
-            f"{cache.path}: no shard's statistics can be read; run `vidgraph extract` with the first run's options"
+            f"{cache.path}: no shard's statistics can be read; run `vidgraph extract` with the "
+            f"first run's options"
         )
     if "asked" not in record:
         raise CacheError(
-            f"{cache.path}: expected a cache of `vidgraph extract`, this one was filled by something else, such as `vidgraph "
+            f"{cache.path}: expected a cache of `vidgraph extract`, this one was filled by "
+            f"something else, such as `vidgraph "
             "reproduce`, which alone can fill it again"
         )
     config = _with_moved(ExtractConfig.from_dict(record["asked"]), moved)
-    manifest = cache.manifest if moved.root is None else read_manifest(cache.path / "manifest.csv", moved.root)
+    manifest = (
+        cache.manifest
+        if moved.root is None
+        else read_manifest(cache.path / "manifest.csv", moved.root)
+    )
     if not manifest.root.is_dir():
-        raise ValueError(f"{manifest.root}: no such folder, expected the videos there; pass --root with where they are now")
-    return config, manifest, replace(options, batch=record["batch"], compression=record["compression"])
+        raise ValueError(
+            f"{manifest.root}: no such folder, expected the videos there; pass --root with where "
+            f"they are now"
+        )
+    return (
+        config,
+        manifest,
+        replace(options, batch=record["batch"], compression=record["compression"]),
+    )
 
 
 def changed_shards(path: str | Path, root: str | Path | None = None) -> list[int]:
-    """The shards some of whose videos have changed since they were extracted; `root` of the videos: None, where they were."""
+    """The shards some of whose videos have changed since they were extracted; `root` of the videos:
+    None, where they were.
+    """
     cache = Cache(path)
     manifest = cache.manifest if root is None else read_manifest(cache.path / "manifest.csv", root)
     plan = Shards(cache.path, cache.fingerprint, manifest, cache.record["per_shard"])
@@ -73,11 +92,17 @@ def changed_shards(path: str | Path, root: str | Path | None = None) -> list[int
 
 
 def redo_graphs(
-    path: str | Path, shards: Iterable[int], workers: int = 0, device: str = "cpu", say: Say | None = None
+    path: str | Path,
+    shards: Iterable[int],
+    workers: int = 0,
+    device: str = "cpu",
+    say: Say | None = None,
 ) -> list[dict]:
-    """Computes graphs again: those of `shards`, and what is missing or stale; returns the statistics of what was written.
+    """Computes graphs again: those of `shards`, and what is missing or stale; returns the
+    statistics of what was written.
 
-    With the options that most of the graphs there were made with: CacheError if none of their statistics can be read.
+    With the options that most of the graphs there were made with: CacheError if none of their
+    statistics can be read.
     """
     cache = Cache(path)
     made = Counter(
@@ -86,7 +111,10 @@ def redo_graphs(
         if "options" in record
     )
     if not made:
-        raise CacheError(f"{cache.path}/graphs: no statistics can be read; delete that folder and run `vidgraph graphs`")
+        raise CacheError(
+            f"{cache.path}/graphs: no statistics can be read; delete that folder and run "
+            f"`vidgraph graphs`"
+        )
     for shard in shards:
         done_marker(cache.shards.path(shard, "graphs")).unlink(missing_ok=True)
     (which, neighbours, compression), _ = made.most_common(1)[0]
@@ -95,17 +123,27 @@ def redo_graphs(
 
 def _with_moved(config: ExtractConfig, moved: Moved) -> ExtractConfig:
     """The configuration with its files where they are now."""
-    options, now = dict(config.proposal_options), {"file": moved.annotations, "weights": moved.proposal_weights}
+    options, now = (
+        dict(config.proposal_options),
+        {"file": moved.annotations, "weights": moved.proposal_weights},
+    )
     flags = {"file": "--annotations", "weights": "--proposal-weights"}
     for key in (key for key in now if now[key] is not None):
         if key not in options:
-            raise ValueError(f"{flags[key]}: the boxes of this cache ({config.proposals}) came from no such file; leave it out")
+            raise ValueError(
+                f"{flags[key]}: the boxes of this cache ({config.proposals}) came from no such "
+                f"file; leave it out"
+            )
         options[key] = os.path.abspath(now[key])
     weights = config.weights if moved.weights is None else str(moved.weights)
-    for flag, there in (("--weights", weights), *((flags[key], str(options[key])) for key in flags if key in options)):
+    for flag, there in (
+        ("--weights", weights),
+        *((flags[key], str(options[key])) for key in flags if key in options),
+    ):
         if os.path.isabs(there) and not os.path.exists(there):
             raise ValueError(
-                f"{there}: no such file, expected it where the first run found it; pass {flag} with where it is now"
+                f"{there}: no such file, expected it where the first run found it; pass {flag} "
+                f"with where it is now"
             )
     return replace(config, weights=weights, proposal_options=options)
 

@@ -8,17 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 
-from pipeline import owners
-from pipeline.cache import STAGES
-from pipeline.claims import SHARD, NotAClaim, look
-from pipeline.folder import Shards
-from pipeline.manifest import ManifestError
-from pipeline.pool import Pool, WorkerDied
-from pipeline.sealed import Damaged
-from pipeline.shardcheck import GRAPHS, REPAIR, Finding, ShardChecker
+from pipeline.cache.folder import Shards
+from pipeline.cache.reader import STAGES
+from pipeline.cache.shard_check import GRAPHS, REPAIR, Finding, ShardChecker
+from pipeline.files import owners
+from pipeline.files.atomic_files import Damaged
+from pipeline.manifests.manifest import ManifestError
+from pipeline.workers.claims import SHARD, NotAClaim, look
+from pipeline.workers.decode_pool import Pool, WorkerDied
 
 SUFFIXES = (".h5", ".json")  # of a shard's two files
-# What runs leave that were stopped; other files with such endings, such as a downloader's, are none of ours.
+# What runs leave that were stopped; other files with such endings, such as a downloader's, are none
+# of ours.
 HALF_WRITTEN = re.compile(
     rf"({SHARD}|cache)\.claim|({SHARD}\.(h5|json|claim)|cache\.(json|claim)|manifest\.csv)\..+\.(part|claiming)"
 )
@@ -26,7 +27,9 @@ HALF_WRITTEN = re.compile(
 
 @dataclass
 class Report:
-    """What `inspect` found, and how much it read: complete shards per stage, views, bytes, seconds."""
+    """What `inspect` found, and how much it read: complete shards per stage, views, bytes,
+    seconds.
+    """
 
     findings: list[Finding] = field(default_factory=list)
     shards: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
@@ -46,7 +49,9 @@ def bad_shards(path: str | Path, workers: int = 0) -> dict[str, list[int]]:
     Damaged if the cache's own description is, so that nobody can say which shards there should be.
     """
     report = inspect(path, workers)
-    if not any(report.shards.values()) and (hopeless := [f for f in report.findings if f.where == str(path) and not f.stage]):
+    if not any(report.shards.values()) and (
+        hopeless := [f for f in report.findings if f.where == str(path) and not f.stage]
+    ):
         raise Damaged(f"{hopeless[0].where}: {hopeless[0].what}; {hopeless[0].fix}")
     found: dict[str, set[int]] = {stage: set() for stage in STAGES}
     for finding in report.findings:
@@ -55,18 +60,24 @@ def bad_shards(path: str | Path, workers: int = 0) -> dict[str, list[int]]:
 
 
 def shards_to_repair(path: str | Path, workers: int = 0) -> list[int]:
-    """The shards whose features are damaged, missing, or hold failed clips. Damaged as for `bad_shards`."""
+    """The shards whose features are damaged, missing, or hold failed clips. Damaged as for
+    `bad_shards`.
+    """
     return bad_shards(path, workers)["features"]
 
 
 Advance = Callable[[int, int], None]
 
 
-def inspect(path: str | Path, workers: int = 0, announce: Callable[[int], Advance] | None = None) -> Report:
-    """Checks hashes, checksums, shapes, row order, NaN, ranges, failed clips, missing shards, stale graphs, leftovers.
+def inspect(
+    path: str | Path, workers: int = 0, announce: Callable[[int], Advance] | None = None
+) -> Report:
+    """Checks hashes, checksums, shapes, row order, NaN, ranges, failed clips, missing shards, stale
+    graphs, leftovers.
 
-    `workers` processes; 0: in this one, which a damaged file might then crash. `announce(bytes to read)` is called once and
-    returns `advance(bytes, findings)`. CacheError if there is no cache, or its FORMAT is another.
+    `workers` processes; 0: in this one, which a damaged file might then crash. `announce(bytes to
+    read)` is called once and returns `advance(bytes, findings)`. CacheError if there is no cache,
+    or its FORMAT is another.
     """
     begun, report, folder = time.monotonic(), Report(), Path(path)
     try:
@@ -75,7 +86,9 @@ def inspect(path: str | Path, workers: int = 0, announce: Callable[[int], Advanc
     except (Damaged, ManifestError) as error:
         fix = "delete cache.json and run the same `vidgraph extract` again: it writes both anew and keeps the shards"
         return Report([Finding(str(folder), str(error), fix)])
-    jobs = [(stage, shard) for stage in STAGES for shard in range(len(plan)) if plan.done(shard, stage)]
+    jobs = [
+        (stage, shard) for stage in STAGES for shard in range(len(plan)) if plan.done(shard, stage)
+    ]
     sizes = {job: _size(plan.path(job[1], job[0])) for job in jobs}
     advance = announce(sum(sizes.values())) if announce else lambda done, found: None
     with Pool(checker, min(workers, len(jobs))) as pool:
@@ -94,7 +107,15 @@ def inspect(path: str | Path, workers: int = 0, announce: Callable[[int], Advanc
 def _or_died(result: object, plan: Shards, stage: str, shard: int) -> tuple[list[Finding], int]:
     if isinstance(result, WorkerDied):
         what = f"reading it ended the process ({result})"
-        return [Finding(str(plan.path(shard, stage)), what, REPAIR.format(cache=quote(str(plan.folder))), stage, (shard,))], 0
+        return [
+            Finding(
+                str(plan.path(shard, stage)),
+                what,
+                REPAIR.format(cache=quote(str(plan.folder))),
+                stage,
+                (shard,),
+            )
+        ], 0
     if isinstance(result, Exception):
         raise result
     return result
@@ -107,7 +128,10 @@ def _size(path: Path) -> int:
 def _missing(plan: Shards, jobs: Sequence[tuple[str, int]]) -> Iterator[Finding]:
     """Shards that are not complete; graphs only where some were made."""
     done = {stage: {shard for s, shard in jobs if s == stage} for stage in STAGES}
-    expected = {"features": set(range(len(plan))), "graphs": done["features"] if done["graphs"] else set()}
+    expected = {
+        "features": set(range(len(plan))),
+        "graphs": done["features"] if done["graphs"] else set(),
+    }
     for stage, shards in expected.items():
         if lost := sorted(shards - done[stage]):
             what = f"{len(lost):,} of {len(shards):,} shards are missing: {_ranges(lost)}"
@@ -116,11 +140,17 @@ def _missing(plan: Shards, jobs: Sequence[tuple[str, int]]) -> Iterator[Finding]
 
 
 def _strangers(plan: Shards) -> Iterator[Finding]:
-    """Files that belong to no complete shard: what a stopped run left, and shards beyond the plan. Not those of a live run."""
+    """Files that belong to no complete shard: what a stopped run left, and shards beyond the plan.
+    Not those of a live run.
+    """
     for path in sorted(p for folder in (".", *STAGES) for p in (plan.folder / folder).glob("*")):
         if HALF_WRITTEN.fullmatch(path.name):
             if not _in_use(path):
-                yield Finding(str(path), "left by a run that was stopped", "delete it, if no run is writing to this cache")
+                yield Finding(
+                    str(path),
+                    "left by a run that was stopped",
+                    "delete it, if no run is writing to this cache",
+                )
         elif path.parent != plan.folder and not _planned(path, len(plan)):
             yield Finding(str(path), "not part of this cache's plan", "move it elsewhere")
 
@@ -136,7 +166,11 @@ def _in_use(path: Path) -> bool:
 
 
 def _planned(path: Path, shards: int) -> bool:
-    return path.stem.isdecimal() and int(path.stem) < shards and path.name in (f"{int(path.stem):05d}{s}" for s in SUFFIXES)
+    return (
+        path.stem.isdecimal()
+        and int(path.stem) < shards
+        and path.name in (f"{int(path.stem):05d}{s}" for s in SUFFIXES)
+    )
 
 
 def _ranges(numbers: Sequence[int]) -> str:

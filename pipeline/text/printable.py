@@ -1,7 +1,8 @@
 """Makes text from files and file names safe to print on a terminal and to open in a spreadsheet.
 
-Names may hold any character. Control characters can retitle a terminal, clear it, hide lines or enter commands. A spreadsheet
-evaluates a cell that begins with =, which may read files and reach the network.
+Names may hold any character. Control characters can retitle a terminal, clear it, hide lines or
+enter commands. A spreadsheet evaluates a cell that begins with =, which may read files and reach
+the network.
 """
 
 import csv
@@ -11,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-# C0, DEL and C1; line and paragraph separators; marks of writing direction; surrogates, from names that are not UTF-8.
+# C0, DEL and C1; line and paragraph separators; marks of writing direction; surrogates, from names
+# that are not UTF-8.
 _HIDDEN = "\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff"
 UNSEEN = re.compile(f"[{_HIDDEN}]")
 _UNSEEN_IN_LINES = re.compile(f"(?!\n)[{_HIDDEN}]")
@@ -49,7 +51,9 @@ def has_unseen(text: str) -> bool:
 
 
 def as_cell(text: str) -> str:
-    """A cell of a table for people: an apostrophe precedes text that a spreadsheet would evaluate; numbers stay numbers."""
+    """A cell of a table for people: an apostrophe precedes text that a spreadsheet would evaluate;
+    numbers stay numbers.
+    """
     if text.lstrip().startswith(_FORMULA) and not _NUMBER.fullmatch(text):
         text = f"'{text}"
     return visible(text)
@@ -63,9 +67,11 @@ def write_table(file: TextIO, rows: Iterable[Iterable[Any]]) -> None:
 
 
 class Guarded:
-    """A text stream that writes control characters as escapes, for verbs, Click, warnings, logs and tracebacks.
+    """A text stream that writes control characters as escapes, for verbs, Click, warnings, logs and
+    tracebacks.
 
-    Code that draws on the terminal itself (`rich`, a download's progress bar) uses `unguarded` and escapes names on its own.
+    Code that draws on the terminal itself (`rich`, a download's progress bar) uses `unguarded` and
+    escapes names on its own.
     """
 
     def __init__(self, stream: TextIO):
@@ -86,7 +92,9 @@ class Guarded:
 
 
 def guard_output() -> None:
-    """Guards standard output and error from now on; characters that their encoding lacks become escapes too."""
+    """Guards standard output and error from now on; characters that their encoding lacks become
+    escapes too.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None or isinstance(stream, Guarded):

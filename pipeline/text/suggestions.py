@@ -7,7 +7,9 @@ MANY = 40  # names: more are not listed
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The second half of such an error: the names that look like `word`, else all of them, or the first of many."""
+    """The second half of such an error: the names that look like `word`, else all of them, or the
+    first of many.
+    """
     known = sorted(known)
     if close := difflib.get_close_matches(word, known, n=3):
         return f"did you mean {' or '.join(close)}?"

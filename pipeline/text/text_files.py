@@ -1,6 +1,7 @@
 """Text files that people write: byte order marks, encodings, and the separator of a table.
 
-UTF-8 is read, with or without the mark (BOM) that some editors put before it. UTF-16 and other encodings are refused by name.
+UTF-8 is read, with or without the mark (BOM) that some editors put before it. UTF-16 and other
+encodings are refused by name.
 """
 
 import csv
@@ -8,24 +9,28 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-from pipeline.smallfile import MOST_TEXT, read_small
+from pipeline.files.regular_files import MOST_TEXT, read_small
 
 MARK = b"\xef\xbb\xbf"  # before UTF-8
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "pipes (|)", " ": "blanks"}
 
-# The csv module refuses cells above 131,072 characters; a column of ours may hold more (a clip's boxes as JSON, for one).
+# The csv module refuses cells above 131,072 characters; a column of ours may hold more (a clip's
+# boxes as JSON, for one).
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 
 
 def decoded(data: bytes, path: str | Path, what: str = "text") -> str:
-    """The text of a whole file; ValueError, with its name, if it is not UTF-8. `what` the file should hold, in words."""
+    """The text of a whole file; ValueError, with its name, if it is not UTF-8. `what` the file
+    should hold, in words.
+    """
     if utf16(data):
         raise ValueError(f"{path}: UTF-16 text; save the file as UTF-8")
     try:
         return unmarked(data).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path}: byte {error.start} (0x{data[error.start]:02x}) is not UTF-8; expected {what}, saved as UTF-8"
+            f"{path}: byte {error.start} (0x{data[error.start]:02x}) is not UTF-8; expected "
+            f"{what}, saved as UTF-8"
         ) from None
 
 
@@ -39,8 +44,12 @@ def read_text(path: str | Path, what: str = "text") -> str:
 
 
 def read_names(path: str | Path, what: str) -> tuple[str, ...]:
-    """The non-empty lines of a list of names, without blanks at their ends; ValueError if a name appears twice."""
-    lines = read_text(path, what).replace("\ufeff", "").splitlines()  # a mark stands where two marked files were joined, too
+    """The non-empty lines of a list of names, without blanks at their ends; ValueError if a name
+    appears twice.
+    """
+    lines = (
+        read_text(path, what).replace("\ufeff", "").splitlines()
+    )  # a mark stands where two marked files were joined, too
     names = tuple(line.strip() for line in lines if line.strip())
     if len(set(names)) < len(names):
         twice = next(name for k, name in enumerate(names) if name in names[:k])
@@ -61,7 +70,8 @@ def utf16(data: bytes) -> bool:
 
 
 def other_separator(line: str, columns: Collection[str]) -> str:
-    """The separator of a table's first line in words, such as "semicolons"; "" if it is a comma or unknown.
+    """The separator of a table's first line in words, such as "semicolons"; "" if it is a comma or
+    unknown.
 
     line: the first line. columns: names that a header must have.
     """
@@ -78,8 +88,14 @@ def other_separator(line: str, columns: Collection[str]) -> str:
 
 
 def cell_separator(line: str, cells: int) -> str:
-    """What separates at least so many cells of a line without commas, in words; "" for blanks, which any text has."""
-    marks = {mark: words for mark, words in SEPARATORS.items() if mark != " " and line.count(mark) >= max(1, cells - 1)}
+    """What separates at least so many cells of a line without commas, in words; "" for blanks,
+    which any text has.
+    """
+    marks = {
+        mark: words
+        for mark, words in SEPARATORS.items()
+        if mark != " " and line.count(mark) >= max(1, cells - 1)
+    }
     return marks[max(marks, key=line.count)] if marks and "," not in line else ""
 
 
@@ -92,6 +108,9 @@ def separator_advice(words: str) -> str:
 
 def _cells(line: str, mark: str) -> set[str]:
     try:
-        return {cell.strip().lower() for cell in next(csv.reader([line], delimiter=mark, skipinitialspace=True), [])}
+        return {
+            cell.strip().lower()
+            for cell in next(csv.reader([line], delimiter=mark, skipinitialspace=True), [])
+        }
     except csv.Error:
         return set()

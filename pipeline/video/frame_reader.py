@@ -1,4 +1,6 @@
-"""What a reader of frames gives, whoever decodes, and how it says that a clip cannot be read. Loads no decoder."""
+"""What a reader of frames gives, whoever decodes, and how it says that a clip cannot be read. Loads
+no decoder.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -8,18 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.manifest import Clip
+from pipeline.manifests.manifest import Clip
 
 END_SLACK = 0.5  # seconds by which a clip may end after its file: lists round
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """A clip as it will be read: `frames` it has, `fps` on average (0: unknown), `width` and `height` as shown, in pixels.
+    """A clip as it will be read: `frames` it has, `fps` on average (0: unknown), `width` and
+    `height` as shown, in pixels.
 
-    `fps` is the manifest's where it has a column `fps`, else frames by the seconds for which they are shown. `first` is the
-    number in the file of the clip's frame 0; it is not 0 where the manifest's `start` cuts the clip. `until` is the second at
-    which the file's last frame ends, 0 where that is unknown.
+    `fps` is the manifest's where it has a column `fps`, else frames by the seconds for which they
+    are shown. `first` is the number in the file of the clip's frame 0; it is not 0 where the
+    manifest's `start` cuts the clip. `until` is the second at which the file's last frame ends, 0
+    where that is unknown.
     """
 
     frames: int
@@ -31,7 +35,9 @@ class VideoInfo:
 
 
 def beyond_end(clip: Clip, info: VideoInfo) -> str:
-    """What looks wrong with a clip's `end` if it lies more than END_SLACK beyond the file's, in words; "" if nothing does."""
+    """What looks wrong with a clip's `end` if it lies more than END_SLACK beyond the file's, in
+    words; "" if nothing does.
+    """
     if clip.end is None or not info.until or clip.end <= info.until + END_SLACK:
         return ""
     said = f"ends at {clip.end:g} s, {clip.end - info.until:.2f} s beyond the end of the video ({info.until:.2f} s)"
@@ -66,20 +72,27 @@ class DecoderDied(DecodeError):
 
 
 class Reader(ABC):
-    """Frames of one clip by number. Built inside the process that uses it; `info` is known from the start."""
+    """Frames of one clip by number. Built inside the process that uses it; `info` is known from the
+    start.
+    """
 
     def __init__(self, clip: Clip, info: VideoInfo):
         self.clip, self.info = clip, info
 
     def read(self, numbers: Iterable[int]) -> np.ndarray:
-        """The frames [len,H,W,3] uint8 RGB at `numbers`, which count from `info.first`, in any order, repeats allowed.
+        """The frames [len,H,W,3] uint8 RGB at `numbers`, which count from `info.first`, in any
+        order, repeats allowed.
 
-        Each distinct frame is decoded once. ValueError for a number outside 0..frames-1, DecodeError if one cannot be decoded.
+        Each distinct frame is decoded once. ValueError for a number outside 0..frames-1,
+        DecodeError if one cannot be decoded.
         """
         numbers = np.fromiter(map(index, numbers), np.int64)
         outside = numbers[(numbers < 0) | (numbers >= self.info.frames)]
         if len(outside):
-            raise ValueError(f"{self.clip.clip}: expected frame numbers 0 to {self.info.frames - 1}, got {outside[0]}")
+            raise ValueError(
+                f"{self.clip.clip}: expected frame numbers 0 to {self.info.frames - 1}, got "
+                f"{outside[0]}"
+            )
         distinct, place = np.unique(numbers, return_inverse=True)
         if not len(distinct):
             return np.empty((0, self.info.height, self.info.width, 3), np.uint8)

@@ -1,4 +1,5 @@
-"""From the pixels that a codec stores to the picture that a player shows: turned, mirrored, with square pixels.
+"""From the pixels that a codec stores to the picture that a player shows: turned, mirrored, with
+square pixels.
 
 Pure arithmetic on arrays. What a stream says about its pictures is read in `decode.py`.
 """
@@ -12,7 +13,8 @@ PIXEL_ASPECTS = ("displayed", "stored")  # pixels that are not square become squ
 Turn = tuple[int, int, int, int]  # see Shape
 STRAIGHT = (1, 0, 0, 1)
 QUARTERS = (STRAIGHT, (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))  # counter-clockwise
-# By the orientation of Exif 2.3, 4.6.4 A: which sides of the picture its first row and its first column are.
+# By the orientation of Exif 2.3, 4.6.4 A: which sides of the picture its first row and its first
+# column are.
 EXIF_TURNS = {
     1: STRAIGHT,
     2: (-1, 0, 0, 1),
@@ -23,15 +25,18 @@ EXIF_TURNS = {
     7: (0, -1, -1, 0),
     8: (0, -1, 1, 0),
 }
-SKEW = 0.02  # the sine of the angle up to which a turn counts as a quarter turn: 1.1 degrees; FFmpeg takes 1 degree
+# the sine of the angle up to which a turn counts as a quarter turn: 1.1 degrees; FFmpeg takes 1
+# degree
+SKEW = 0.02
 
 
 @dataclass(frozen=True)
 class Shape:
     """How a stored picture is shown.
 
-    `width` and `height` are stored pixels. `turn` = (a, b, c, d) moves the stored pixel (x, y) to (a·x + c·y, b·x + d·y): one
-    of the eight ways to turn and mirror a picture. `aspect` is the width of a stored pixel by its height.
+    `width` and `height` are stored pixels. `turn` = (a, b, c, d) moves the stored pixel (x, y) to
+    (a·x + c·y, b·x + d·y): one of the eight ways to turn and mirror a picture. `aspect` is the
+    width of a stored pixel by its height.
     """
 
     width: int
@@ -47,9 +52,11 @@ class Shape:
 
     @property
     def shown(self) -> tuple[int, int]:
-        """(width, height) in square pixels of the picture on the screen: the stored height stays, the width follows.
+        """(width, height) in square pixels of the picture on the screen: the stored height stays,
+        the width follows.
 
-        Pixels whose shape moves the width by one pixel at most are square: `scale=-2:256` of FFmpeg leaves such shapes.
+        Pixels whose shape moves the width by one pixel at most are square: `scale=-2:256` of FFmpeg
+        leaves such shapes.
         """
         width = self.width * self.aspect
         width = self.width if abs(width - self.width) <= 1 else round(width)
@@ -62,7 +69,8 @@ class Shape:
 
 
 def turn_of(matrix: bytes | None) -> Turn:
-    """FFmpeg's display matrix (nine 32-bit numbers) as one of the eight turns; STRAIGHT without a matrix.
+    """FFmpeg's display matrix (nine 32-bit numbers) as one of the eight turns; STRAIGHT without a
+    matrix.
 
     ValueError if the matrix turns by another angle than a multiple of 90 degrees.
     """
@@ -73,7 +81,9 @@ def turn_of(matrix: bytes | None) -> Turn:
     if not (straight or across):
         return STRAIGHT
     if min(straight, across) > SKEW * max(straight, across):
-        raise ValueError("its display matrix turns the picture by an angle that is no multiple of 90 degrees")
+        raise ValueError(
+            "its display matrix turns the picture by an angle that is no multiple of 90 degrees"
+        )
     if straight > across:
         return _sign(a), 0, 0, _sign(d)
     return 0, _sign(b), _sign(c), 0
@@ -94,17 +104,23 @@ def turned(pixels: np.ndarray, turn: Turn) -> np.ndarray:
 
 
 def fitted(pixels: np.ndarray, shown: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Scales a turned picture [h,w,3], displayed at `shown`, to `size` [H,W,3]; both are (width, height).
+    """Scales a turned picture [h,w,3], displayed at `shown`, to `size` [H,W,3]; both are (width,
+    height).
 
-    A picture of another aspect ratio keeps it and is centred between black bars. One that fits already is not resampled.
+    A picture of another aspect ratio keeps it and is centred between black bars. One that fits
+    already is not resampled.
     """
     if pixels.shape[1::-1] == size == shown:
         return pixels
     from PIL import Image
 
     scale = min(size[0] / shown[0], size[1] / shown[1])
-    width, height = (max(1, min(round(side * scale), most)) for side, most in zip(shown, size, strict=True))
-    picture = Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), Image.Resampling.BILINEAR)
+    width, height = (
+        max(1, min(round(side * scale), most)) for side, most in zip(shown, size, strict=True)
+    )
+    picture = Image.fromarray(np.ascontiguousarray(pixels)).resize(
+        (width, height), Image.Resampling.BILINEAR
+    )
     if (width, height) == size:
         return np.asarray(picture)
     page = np.zeros((size[1], size[0], 3), np.uint8)

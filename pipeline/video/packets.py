@@ -1,6 +1,8 @@
-"""What a video file's packets say about it before anything is decoded: its frames, their times, and whether any are missing.
+"""What a video file's packets say about it before anything is decoded: its frames, their times, and
+whether any are missing.
 
-Pure arithmetic on what decode.py reads through PyAV; the containers' habits stated here were seen with FFmpeg 8.
+Pure arithmetic on what decode.py reads through PyAV; the containers' habits stated here were seen
+with FFmpeg 8.
 """
 
 import re
@@ -10,23 +12,41 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.timeline import Parts, middle_step, parts_of
+from pipeline.video.timeline import Parts, middle_step, parts_of
 
 # FFmpeg's names of the two containers that stamp every frame with the time when it is shown.
 MATROSKA = "matroska,webm"
 STAMPED = ("mov,mp4,m4a,3gp,3g2,mj2", MATROSKA)
-# Streams whose clock may be set anew anywhere. They state no duration: FFmpeg works one out from what is there.
+# Streams whose clock may be set anew anywhere. They state no duration: FFmpeg works one out from
+# what is there.
 BROADCAST = ("mpegts", "mpeg")
-# Containers that state nothing either. FFmpeg guesses the durations of these from their bit rates or their last pages.
-SILENT = (*BROADCAST, "ogg", "h261", "h263", "h264", "hevc", "vvc", "m4v", "mjpeg", "mpegvideo", "vc1", "dirac", "obu", "av1")
+# Containers that state nothing either. FFmpeg guesses the durations of these from their bit rates
+# or their last pages.
+SILENT = (
+    *BROADCAST,
+    "ogg",
+    "h261",
+    "h263",
+    "h264",
+    "hevc",
+    "vvc",
+    "m4v",
+    "mjpeg",
+    "mpegvideo",
+    "vc1",
+    "dirac",
+    "obu",
+    "av1",
+)
 
 
 class Packet(NamedTuple):
     """One packet of the video stream: its time stamp, and whether it is
 
-    a key frame by the container's mark; `fresh`, a key frame that needs nothing before it; `hidden`, never shown, by an edit
-    list or by the codec; `cut_off`, longer than what is left of the file. `decoded`: its place in the order of decoding, in
-    ticks. `duration`: how long it is shown, in ticks, 0 where the file does not say.
+    a key frame by the container's mark; `fresh`, a key frame that needs nothing before it;
+    `hidden`, never shown, by an edit list or by the codec; `cut_off`, longer than what is left of
+    the file. `decoded`: its place in the order of decoding, in ticks. `duration`: how long it is
+    shown, in ticks, 0 where the file does not say.
     """
 
     stamp: int | None
@@ -42,17 +62,19 @@ class Packet(NamedTuple):
 class Contents:
     """A file's video stream. Frame k is the k-th that a player would show.
 
-    `times[k]` is when frame k is shown, in seconds from the start of the file, ascending; `until` when the last one ends. `fps`
-    is 0 where it is unknown. `number` maps a time stamp to its frame and is empty where stamps cannot name frames; `keys` are
-    (frame number, time stamp) of the key frames, ascending. `steady`: every key frame k is fresh and the k-th packet, so that
-    even a decoder which counts packets finds its way. `missing` says in words what the container promises and does not hold.
-    `same_colours`: every version of FFmpeg turns its frames into the same RGB.
+    `times[k]` is when frame k is shown, in seconds from the start of the file, ascending; `until`
+    when the last one ends. `fps` is 0 where it is unknown. `number` maps a time stamp to its frame
+    and is empty where stamps cannot name frames; `keys` are (frame number, time stamp) of the key
+    frames, ascending. `steady`: every key frame k is fresh and the k-th packet, so that even a
+    decoder which counts packets finds its way. `missing` says in words what the container promises
+    and does not hold. `same_colours`: every version of FFmpeg turns its frames into the same RGB.
 
     `slack` is how far, in seconds, a time may be from a frame's and still mean that frame.
 
-    Where stamps cannot name frames but can order them, `places[p]` is the frame of packet p, -1 for a packet that shows none.
-    It is empty where frames come in their order. Packets in `unfed` cannot be decoded, because what they refer to is not in
-    the file. At the packets in `joints` another recording begins.
+    Where stamps cannot name frames but can order them, `places[p]` is the frame of packet p, -1 for
+    a packet that shows none. It is empty where frames come in their order. Packets in `unfed`
+    cannot be decoded, because what they refer to is not in the file. At the packets in `joints`
+    another recording begins.
     """
 
     fps: float
@@ -75,23 +97,35 @@ class Contents:
 
 
 def between(
-    times: list[float], until: float, start: float | None, end: float | None, slack: float | None = None
+    times: list[float],
+    until: float,
+    start: float | None,
+    end: float | None,
+    slack: float | None = None,
 ) -> tuple[int, int]:
-    """(first frame, how many) shown within [start, end) seconds, of frames shown from `times` on and the last one `until`.
+    """(first frame, how many) shown within [start, end) seconds, of frames shown from `times` on
+    and the last one `until`.
 
-    `slack`: see `slack_of`. None for `start` or `end` is the first or the last frame. ValueError if there is none.
+    `slack`: see `slack_of`. None for `start` or `end` is the first or the last frame. ValueError if
+    there is none.
     """
     slack = slack_of(times) if slack is None else slack
     since, till = start or 0.0, until if end is None else end
     if since >= until or till <= since or till <= times[0]:
-        raise ValueError(f"no frame between {since:g} and {till:g} s: there are frames from {times[0]:.2f} to {until:.2f} s")
-    first = 0 if start is None else max(0, int(np.searchsorted(times, since + slack, side="right")) - 1)  # on screen then
+        raise ValueError(
+            f"no frame between {since:g} and {till:g} s: there are frames from {times[0]:.2f} to "
+            f"{until:.2f} s"
+        )
+    first = (
+        0 if start is None else max(0, int(np.searchsorted(times, since + slack, side="right")) - 1)
+    )  # on screen then
     last = len(times) if end is None else int(np.searchsorted(times, till - slack))
     return first, max(1, last - first)
 
 
 def slack_of(times: list[float], tick: float = 0.0) -> float:
-    """Seconds by which a time that a person writes may miss a frame's: it is rounded, as are the stamps, to a `tick`.
+    """Seconds by which a time that a person writes may miss a frame's: it is rounded, as are the
+    stamps, to a `tick`.
 
     A millisecond, but less than half of what a frame lasts.
     """
@@ -102,7 +136,8 @@ def slack_of(times: list[float], tick: float = 0.0) -> float:
 def starts_afresh(data: memoryview, extradata: bytes | None) -> bool:
     """Whether an H.264 key frame, as MP4 and Matroska store it, is an IDR picture.
 
-    Containers also mark recovery points, after which a decoder may need many frames until its picture is right.
+    Containers also mark recovery points, after which a decoder may need many frames until its
+    picture is right.
     """
     if not extradata or len(extradata) < 5 or extradata[0] != 1:
         return False
@@ -116,7 +151,9 @@ def starts_afresh(data: memoryview, extradata: bytes | None) -> bool:
 
 
 def shows_nothing(codec: str, data: memoryview) -> bool:
-    """Whether a packet of VP8 or VP9 holds a picture that is only referred to (an alternative reference)."""
+    """Whether a packet of VP8 or VP9 holds a picture that is only referred to (an alternative
+    reference).
+    """
     if not len(data):
         return False
     if codec == "vp8":
@@ -128,19 +165,26 @@ def shows_nothing(codec: str, data: memoryview) -> bool:
         count, width = (data[-1] & 7) + 1, (data[-1] >> 3 & 3) + 1
         index = len(data) - 2 - count * width
         if index >= 0 and data[index] == data[-1]:
-            sizes = [int.from_bytes(data[at : at + width], "little") for at in range(index + 1, len(data) - 1, width)]
+            sizes = [
+                int.from_bytes(data[at : at + width], "little")
+                for at in range(index + 1, len(data) - 1, width)
+            ]
             starts = [sum(sizes[:k]) for k in range(count)]
     return not any(start < len(data) and _vp9_shows(data[start]) for start in starts)
 
 
 def _vp9_shows(first: int) -> bool:
-    """Whether a VP9 frame that begins with this byte is shown: marker 2, profile 2, [reserved], show_existing, key, show."""
+    """Whether a VP9 frame that begins with this byte is shown: marker 2, profile 2, [reserved],
+    show_existing, key, show.
+    """
     after = 5 if first & 0x30 == 0x30 else 4
     return bool(first >> (7 - after) & 1) or bool(first >> (5 - after) & 1)
 
 
 def stated_picture(codec: str, data: memoryview) -> bytes:
-    """The picture's size as a packet of MPEG-1 or MPEG-2 states it anew; b"" where it states none, and of other codecs."""
+    """The picture's size as a packet of MPEG-1 or MPEG-2 states it anew; b"" where it states none,
+    and of other codecs.
+    """
     states = codec in ("mpeg1video", "mpeg2video") and bytes(data[:4]) == b"\0\0\1\xb3"
     return bytes(data[4:7]) if states else b""
 
@@ -154,22 +198,26 @@ def contents(
     whole: bool = False,
     begins: dict[int, float] | None = None,
 ) -> Contents:
-    """The `packets` of PyAV's `stream` in the file's order, and the second at which each stream ends -> Contents.
+    """The `packets` of PyAV's `stream` in the file's order, and the second at which each stream
+    ends -> Contents.
 
-    `stopped` is why reading ended before the end of the file, "" if it did not. `whole`: the file is as long as it says.
-    `begins`: the second at which each stream begins.
+    `stopped` is why reading ended before the end of the file, "" if it did not. `whole`: the file
+    is as long as it says. `begins`: the second at which each stream begins.
     """
     total, tick = len(packets), float(stream.time_base)
     cut_off = bool(packets) and packets[-1].cut_off
     kind = container.format.name
-    # AVI stamps the order of decoding. Elsewhere a decoder gives the frames of one recording in their order anyway.
+    # AVI stamps the order of decoding. Elsewhere a decoder gives the frames of one recording in
+    # their order anyway.
     parts = parts_of(packets[:-1] if cut_off else packets, tick, kind in BROADCAST, kind != "avi")
     shown = [packets[k] for k in parts.shown]
     stamps = {packet.stamp for packet in shown}
     named = kind in STAMPED and None not in stamps and len(stamps) == len(shown) and len(parts) == 1
 
     zero = (container.start_time or 0) / 1e6
-    if container.start_time is None and parts.times:  # an elementary stream, whose stamps are counted by FFmpeg
+    if (
+        container.start_time is None and parts.times
+    ):  # an elementary stream, whose stamps are counted by FFmpeg
         zero = min(parts.times) * tick
     if len(parts) > 1:
         zero = _begin(stream.index, parts.begins * tick, begins or {})
@@ -180,13 +228,25 @@ def contents(
         if not parts.ordered:  # of the order of decoding, only the steps count
             zero = min(parts.times, default=0) * tick
         times = [time * tick - zero for time in sorted(parts.times)]
-    step = middle_step(times) or (shown[0].duration * tick if shown else 0) or (1 / header[0] if header else 1.0)
+    step = (
+        middle_step(times)
+        or (shown[0].duration * tick if shown else 0)
+        or (1 / header[0] if header else 1.0)
+    )
     last = _last_duration(shown, parts, tick, step)
     until = times[-1] + last if times else 0.0
 
     told = not named and (kind in BROADCAST or parts.unfed or parts.joints)
-    number = {stamp: k for k, stamp in enumerate(sorted(packet.stamp for packet in shown))} if named else {}
-    keys = sorted((number[packet.stamp], packet.stamp) for packet in shown if packet.key) if named else []
+    number = (
+        {stamp: k for k, stamp in enumerate(sorted(packet.stamp for packet in shown))}
+        if named
+        else {}
+    )
+    keys = (
+        sorted((number[packet.stamp], packet.stamp) for packet in shown if packet.key)
+        if named
+        else []
+    )
     if cut_off:
         missing = f"the last of {total} frames is cut off"
     else:
@@ -194,8 +254,11 @@ def contents(
         if times and len(parts) == 1:  # its duration may not be stated
             held[stream.index] = max(held.get(stream.index, 0.0), until + zero)
         missing = stopped or _shortfall(container, stream, total, times, step, held, whole)
-    in_order = named and all(packet.fresh and number[packet.stamp] == k for k, packet in enumerate(shown) if packet.key)
-    # decord makes room for as many frames as the container claims, and ends the process if that cannot be had.
+    in_order = named and all(
+        packet.fresh and number[packet.stamp] == k for k, packet in enumerate(shown) if packet.key
+    )
+    # decord makes room for as many frames as the container claims, and ends the process if that
+    # cannot be had.
     steady = in_order and len(shown) == total >= stream.frames and not missing
     return Contents(
         rate_of(header, len(times), _seconds(times, until, step, tick), step, tick),
@@ -215,18 +278,23 @@ def contents(
 def same_colours(codec) -> bool:
     """Whether every version of FFmpeg turns the frames of PyAV's `codec` into the same RGB.
 
-    So it is with 8 bits where chroma is not interpolated: in planes of one size, and in the usual formats (4:2:0, 4:2:2, 4:1:1)
-    of an even height. Elsewhere the FFmpeg 4 in decord places chroma half a line off (a smooth picture of an odd height comes
-    back with 1.5 to 2.4 times the error of FFmpeg 8), and deep colours round otherwise.
+    So it is with 8 bits where chroma is not interpolated: in planes of one size, and in the usual
+    formats (4:2:0, 4:2:2, 4:1:1) of an even height. Elsewhere the FFmpeg 4 in decord places chroma
+    half a line off (a smooth picture of an odd height comes back with 1.5 to 2.4 times the error of
+    FFmpeg 8), and deep colours round otherwise.
     """
     if codec.format is None:
         return False
     planes = codec.format.components
     if any(plane.bits != 8 for plane in planes):
         return False
-    coarse = [plane for plane in planes if (plane.width, plane.height) != (codec.width, codec.height)]
+    coarse = [
+        plane for plane in planes if (plane.width, plane.height) != (codec.width, codec.height)
+    ]
     halved = ((codec.width + 1) // 2, codec.height // 2)
-    usual = all(plane.height == codec.height or (plane.width, plane.height) == halved for plane in coarse)
+    usual = all(
+        plane.height == codec.height or (plane.width, plane.height) == halved for plane in coarse
+    )
     return not coarse or (usual and codec.height % 2 == 0)
 
 
@@ -237,10 +305,12 @@ def _header_rates(stream) -> list:
 
 
 def rate_of(header: list[float], frames: int, seconds: float, step: float, tick: float) -> float:
-    """Frames per second: `frames` by the `seconds` for which they are shown, 0 where neither says anything.
+    """Frames per second: `frames` by the `seconds` for which they are shown, 0 where neither says
+    anything.
 
-    A header's rate is taken where it comes to the same end within half a frame: 30000/1001 is exact, stamps are rounded to a
-    `tick`. Elsewhere it is a clock (1000 in WebM, Matroska and FLV), a maximum, or the rate of fields.
+    A header's rate is taken where it comes to the same end within half a frame: 30000/1001 is
+    exact, stamps are rounded to a `tick`. Elsewhere it is a clock (1000 in WebM, Matroska and FLV),
+    a maximum, or the rate of fields.
     """
     if not (frames and seconds > 0):
         return header[0] if header else 0.0
@@ -251,19 +321,33 @@ def rate_of(header: list[float], frames: int, seconds: float, step: float, tick:
 
 
 def _seconds(times: list[float], until: float, step: float, tick: float) -> float:
-    """Seconds for which frames are shown. Where they come at even steps the last one counts as a step, whatever it lasts."""
+    """Seconds for which frames are shown. Where they come at even steps the last one counts as a
+    step, whatever it lasts.
+    """
     if len(times) > 2 and float(np.ptp(np.diff(times))) <= 2 * tick + 0.01 * step:
         return times[-1] - times[0] + (times[-1] - times[0]) / (len(times) - 1)
     return until - times[0] if times else 0.0
 
 
 def _begin(own: int, begin: float, begins: dict[int, float]) -> float:
-    """The second at which the first of several recordings begins: what its sound begins with, if that is earlier."""
-    return min([begin, *(second for which, second in begins.items() if which != own and abs(second - begin) < 10)])
+    """The second at which the first of several recordings begins: what its sound begins with, if
+    that is earlier.
+    """
+    return min(
+        [
+            begin,
+            *(
+                second
+                for which, second in begins.items()
+                if which != own and abs(second - begin) < 10
+            ),
+        ]
+    )
 
 
 def _last_duration(shown: list[Packet], parts: Parts, tick: float, step: float) -> float:
-    """Seconds for which the last frame is shown: what the file says, if it says of most frames how long they are shown.
+    """Seconds for which the last frame is shown: what the file says, if it says of most frames how
+    long they are shown.
 
     Else as long as its neighbours, for a stated duration may be that of the container's clock.
     """
@@ -272,18 +356,28 @@ def _last_duration(shown: list[Packet], parts: Parts, tick: float, step: float) 
     order = sorted(zip(parts.times, (packet.duration for packet in shown), strict=True))
     if len(order) == 1:
         return order[0][1] * tick or step
-    misses = [abs(later - earlier - duration) for (earlier, duration), (later, _) in pairwise(order)]
+    misses = [
+        abs(later - earlier - duration) for (earlier, duration), (later, _) in pairwise(order)
+    ]
     stated = order[-1][1] * tick
     return stated if stated and float(np.median(misses)) * tick <= 0.1 * step + tick else step
 
 
 def _shortfall(
-    container, stream, total: int, times: list[float], step: float, ends: dict[int, float], whole: bool = False
+    container,
+    stream,
+    total: int,
+    times: list[float],
+    step: float,
+    ends: dict[int, float],
+    whole: bool = False,
 ) -> str:
-    """What the container promises beyond what it holds, in words; "" if it keeps its promise or makes none.
+    """What the container promises beyond what it holds, in words; "" if it keeps its promise or
+    makes none.
 
-    Matroska states the end of each stream (a tag that most writers add) or of all together, from time 0. MP4 and AVI count
-    frames, but an MP4 may hide some and an AVI leave some out, so that the stream's duration has the last word.
+    Matroska states the end of each stream (a tag that most writers add) or of all together, from
+    time 0. MP4 and AVI count frames, but an MP4 may hide some and an AVI leave some out, so that
+    the stream's duration has the last word.
     """
     if container.format.name in SILENT or (stream.frames and total >= stream.frames):
         return ""
@@ -296,9 +390,11 @@ def _shortfall(
     held = ends.get(stream.index, 0.0) if own else max(ends.values(), default=0.0)
     if not matroska:
         held -= (container.start_time or 0) / 1e6 + (times[0] if own and times else 0.0)
-    even = len(times) > 1 and float(np.ptp(np.diff(times))) < 0.003  # Matroska rounds to milliseconds
-    # A few frames of tolerance: a header may count one frame too many, and the last frame's duration may be unknown. Where
-    # neither is possible, one missing frame counts.
+    even = (
+        len(times) > 1 and float(np.ptp(np.diff(times))) < 0.003
+    )  # Matroska rounds to milliseconds
+    # A few frames of tolerance: a header may count one frame too many, and the last frame's
+    # duration may be unknown. Where neither is possible, one missing frame counts.
     exact = matroska and not whole and even and (own or len(ends) == 1)
     slack = 0.75 * step if exact else max(2.5 * step, 0.1)
     if promised - held <= slack:
@@ -314,7 +410,11 @@ def _stated_end(stream) -> float:
     tags = {key: value for key, value in stream.metadata.items() if key.startswith("DURATION")}
     tag = tags.get("DURATION") or next(iter(tags.values()), "")
     clock = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", tag)
-    return sum(float(part) * unit for part, unit in zip(clock.groups(), (3600, 60, 1), strict=True)) if clock else 0.0
+    return (
+        sum(float(part) * unit for part, unit in zip(clock.groups(), (3600, 60, 1), strict=True))
+        if clock
+        else 0.0
+    )
 
 
 def _stated_duration(container, stream) -> float:
@@ -326,7 +426,9 @@ def _stated_duration(container, stream) -> float:
 
 
 def stated_size(head: bytes) -> int | None:
-    """Bytes that a Matroska file has, by its first bytes; None for another file, or one that was written live."""
+    """Bytes that a Matroska file has, by its first bytes; None for another file, or one that was
+    written live.
+    """
     if not head.startswith(b"\x1a\x45\xdf\xa3"):
         return None
     size, at = _length(head, 4)
@@ -340,7 +442,9 @@ def stated_size(head: bytes) -> int | None:
 
 
 def _length(head: bytes, at: int) -> tuple[int | None, int]:
-    """(the length of a Matroska element, None where it is left open; where what is so long begins)."""
+    """(the length of a Matroska element, None where it is left open; where what is so long
+    begins).
+    """
     if at >= len(head) or not head[at]:
         return None, at
     width = 9 - head[at].bit_length()

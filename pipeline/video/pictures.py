@@ -1,11 +1,12 @@
 """Reads pictures and finds the frames in a folder. Pillow opens files here and nowhere else.
 
-Pillow recognises some fifty formats by a file's content, and opens one of them (PostScript) by starting another program. Here
-it may open JPEG, PNG, WebP and BMP only; for other formats, the error names what the file holds.
+Pillow recognises some fifty formats by a file's content, and opens one of them (PostScript) by
+starting another program. Here it may open JPEG, PNG, WebP and BMP only; for other formats, the
+error names what the file holds.
 
-Pixels are those of FFmpeg and OpenCV: transparency is dropped (the colours below it stay), 16-bit values keep their high byte,
-CMYK becomes RGB, and the EXIF orientation is applied. Of a JPEG with several pictures (MPO) the first counts. An animation is
-refused.
+Pixels are those of FFmpeg and OpenCV: transparency is dropped (the colours below it stay), 16-bit
+values keep their high byte, CMYK becomes RGB, and the EXIF orientation is applied. Of a JPEG with
+several pictures (MPO) the first counts. An animation is refused.
 """
 
 import glob
@@ -19,11 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.shown import first_line
+from pipeline.text.printable import first_line
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's names for them
-MAX_PIXELS = 64_000_000  # of one picture; a header may claim any size, and decoders allocate what it claims
+MAX_PIXELS = (
+    64_000_000  # of one picture; a header may claim any size, and decoders allocate what it claims
+)
 PATTERNS_SHOWN = 4
 
 # First bytes of other formats, for the error message.
@@ -57,8 +60,8 @@ def read_picture(path: str | Path) -> np.ndarray:
         pixels [H,W,3] uint8 RGB.
 
     Raises:
-        ValueError: not a file, another format, an animation, more than MAX_PIXELS, or damaged; one line without the name.
-        OSError: the file cannot be read.
+        ValueError: not a file, another format, an animation, more than MAX_PIXELS, or damaged; one
+        line without the name. OSError: the file cannot be read.
     """
     from PIL import Image
 
@@ -67,19 +70,30 @@ def read_picture(path: str | Path) -> np.ndarray:
         raise ValueError("not a file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # such as DecompressionBombWarning: our own limit is below Pillow's
+            warnings.simplefilter(
+                "ignore"
+            )  # such as DecompressionBombWarning: our own limit is below Pillow's
             with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"claims {image.width}x{image.height} pixels; expected {MAX_PIXELS:,} pixels at most")
+                    raise ValueError(
+                        f"claims {image.width}x{image.height} pixels; expected {MAX_PIXELS:,} "
+                        f"pixels at most"
+                    )
                 if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-                    raise ValueError(f"an animation of {image.n_frames} pictures; expected one picture per file")
+                    raise ValueError(
+                        f"an animation of {image.n_frames} pictures; expected one picture per file"
+                    )
                 image.load()
                 return _upright(_eight_bits(image), image)
     except Image.UnidentifiedImageError:
-        raise ValueError(f"cannot identify a JPEG, PNG, WebP or BMP picture in it: {_looks_like(path)}") from None
+        raise ValueError(
+            f"cannot identify a JPEG, PNG, WebP or BMP picture in it: {_looks_like(path)}"
+        ) from None
     except (ValueError, OSError, MemoryError):
         raise
-    except Exception as error:  # a damaged file fails in whichever line of its decoder it happens to reach
+    except (
+        Exception
+    ) as error:  # a damaged file fails in whichever line of its decoder it happens to reach
         raise ValueError(f"damaged ({type(error).__name__}: {first_line(error)})") from None
 
 
@@ -92,7 +106,9 @@ def _eight_bits(image) -> np.ndarray:
 
 
 def orientation_of(jpeg: bytes) -> int:
-    """The EXIF orientation of a JPEG picture, from 1 to 8; 1 where it has none, or none that can be read."""
+    """The EXIF orientation of a JPEG picture, from 1 to 8; 1 where it has none, or none that can be
+    read.
+    """
     from PIL import Image
 
     try:
@@ -103,7 +119,9 @@ def orientation_of(jpeg: bytes) -> int:
 
 
 def _orientation(image) -> int:
-    """The EXIF orientation of a Pillow image, from 1 to 8; 1 where it has none, or none that can be read."""
+    """The EXIF orientation of a Pillow image, from 1 to 8; 1 where it has none, or none that can be
+    read.
+    """
     try:
         found = image.getexif().get(0x0112, 1)
     except Exception:  # damaged EXIF data do not make the picture unreadable
@@ -140,27 +158,41 @@ def frame_files(folder: str | Path, pattern: str = "") -> list[Path]:
 
     Args:
         folder: a folder of frames; hidden files and files with other endings are not looked at.
-        pattern: a glob that the names must match, such as "img_*.jpg"; "" takes all, if their names count one series.
+        pattern: a glob that the names must match, such as "img_*.jpg"; "" takes all, if their names
+        count one series.
 
     Returns:
         Paths; empty where the folder has no picture.
 
     Raises:
-        ValueError: the names count several series (and no pattern chooses), show a frame twice, or none matches.
+        ValueError: the names count several series (and no pattern chooses), show a frame twice, or
+        none matches.
     """
-    paths = [path for path in Path(folder).iterdir() if path.suffix.lower() in ENDINGS and not path.name.startswith(".")]
+    paths = [
+        path
+        for path in Path(folder).iterdir()
+        if path.suffix.lower() in ENDINGS and not path.name.startswith(".")
+    ]
     names = [path.name for path in paths]
     found = series(names)
     if pattern and names:
         names = found.get(pattern) or [name for name in names if fnmatchcase(name, pattern)]
         if not names:
-            raise ValueError(f"no picture is named like {pattern!r} (--frame-pattern); there are {_listed(found)}")
+            raise ValueError(
+                f"no picture is named like {pattern!r} (--frame-pattern); there are "
+                f"{_listed(found)}"
+            )
         if twice := _shown_twice(sorted(names, key=natural)):
-            raise ValueError(f"{pattern!r} (--frame-pattern) takes {twice[0]} and {twice[1]}, one frame twice; narrow it")
+            raise ValueError(
+                f"{pattern!r} (--frame-pattern) takes {twice[0]} and {twice[1]}, one frame twice; "
+                f"narrow it"
+            )
     elif len(found) > 1:
         raise ValueError(
-            f"the names in the folder count {len(found)} series ({_listed(found)}), expected one; choose one of these with "
-            "--frame-pattern, or take all of them in the order of their names with --frame-pattern '*'"
+            f"the names in the folder count {len(found)} series ({_listed(found)}), expected one; "
+            f"choose one of these with "
+            "--frame-pattern, or take all of them in the order of their names with "
+            "--frame-pattern '*'"
         )
     return [Path(folder, name) for name in sorted(names, key=natural)]
 
@@ -168,8 +200,8 @@ def frame_files(folder: str | Path, pattern: str = "") -> list[Path]:
 def series(names: Iterable[str]) -> dict[str, list[str]]:
     """Divides the names of pictures into series: glob -> names, sorted by the glob.
 
-    The names of one series differ in their numbers only, and one of the numbers never repeats (`0001.jpg`; `7_0.28.png`).
-    Gaps are fine, and so is any first number.
+    The names of one series differ in their numbers only, and one of the numbers never repeats
+    (`0001.jpg`; `7_0.28.png`). Gaps are fine, and so is any first number.
     """
     by_text = _grouped(names, _text_of)
     found: dict[str, list[str]] = {}
@@ -179,8 +211,12 @@ def series(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def natural(name: str) -> tuple:
-    """A sorting key by which 2.jpg comes before 10.jpg; the name itself decides between 2.jpg and 02.jpg."""
-    return [int(part) if k % 2 else part for k, part in enumerate(re.split(r"(\d+)", name.lower()))], name
+    """A sorting key by which 2.jpg comes before 10.jpg; the name itself decides between 2.jpg and
+    02.jpg.
+    """
+    return [
+        int(part) if k % 2 else part for k, part in enumerate(re.split(r"(\d+)", name.lower()))
+    ], name
 
 
 def _split(name: str) -> tuple[list[str], str]:
@@ -200,12 +236,20 @@ def _series_of_one_text(names: Sequence[str]) -> list[tuple[str, list[str]]]:
     counting = max(range(len(distinct)), key=lambda k: (distinct[k], k), default=None)
     if len(names) == 1 or (distinct and distinct[counting] == len(names)):
         return [(_glob(names, counting), list(names))]
-    # Divide by the ending, else by the padding, else by every number but the one with the most values.
+    # Divide by the ending, else by the padding, else by every number but the one with the most
+    # values.
     if len(set(rows)) < len(names):
-        padded = {len(digits) for name in names for digits in _split(name)[0][1::2] if re.match("0.", digits)}
+        padded = {
+            len(digits)
+            for name in names
+            for digits in _split(name)[0][1::2]
+            if re.match("0.", digits)
+        }
         keys = [
             lambda name: _split(name)[1],
-            lambda name: [len(digits) if len(digits) in padded else 0 for digits in _split(name)[0][1::2]],
+            lambda name: [
+                len(digits) if len(digits) in padded else 0 for digits in _split(name)[0][1::2]
+            ],
             lambda name: name,
         ]
     else:
@@ -227,8 +271,10 @@ def _grouped(names: Iterable[str], key: Callable) -> list[list[str]]:
 
 
 def _glob(names: Sequence[str], counting: int | None) -> str:
-    """A glob that the names of one series match: digits that are the same in all stay, others become `*`, or one `?` a digit
-    where zeros pad them. `counting`: the number that counts, which is `*` even in a series of one."""
+    """A glob that the names of one series match: digits that are the same in all stay, others
+    become `*`, or one `?` a digit where zeros pad them. `counting`: the number that counts, which
+    is `*` even in a series of one.
+    """
     parts, texts = [_split(name) for name in names], []
     for k, text in enumerate(parts[0][0]):
         column = [pieces[k] for pieces, _ in parts]
@@ -237,7 +283,9 @@ def _glob(names: Sequence[str], counting: int | None) -> str:
         elif len(set(column)) == 1 and k // 2 != counting:
             texts.append(text)
         else:
-            padded = len({len(digits) for digits in column}) == 1 and any(d.startswith("0") for d in column)
+            padded = len({len(digits) for digits in column}) == 1 and any(
+                d.startswith("0") for d in column
+            )
             texts.append("?" * len(column[0]) if padded and len(column[0]) > 1 else "*")
     endings = {Path(name).suffix for name in names}
     if len(endings) > 1:
@@ -246,7 +294,9 @@ def _glob(names: Sequence[str], counting: int | None) -> str:
 
 
 def _shown_twice(names: Sequence[str]) -> tuple[str, str] | None:
-    """Two names of the same frame: they differ in their ending or in the padding of their numbers only."""
+    """Two names of the same frame: they differ in their ending or in the padding of their numbers
+    only.
+    """
     seen: dict[tuple, str] = {}
     for name in names:
         pieces, _ = _split(name)

@@ -1,7 +1,8 @@
-"""The recordings that a video stream is made of, and when each frame is shown. Pure arithmetic on time stamps.
+"""The recordings that a video stream is made of, and when each frame is shown. Pure arithmetic on
+time stamps.
 
-Files that are joined byte by byte, and captures whose clock is set anew, hold several recordings, whose stamps start again or
-jump. Players play one after the other.
+Files that are joined byte by byte, and captures whose clock is set anew, hold several recordings,
+whose stamps start again or jump. Players play one after the other.
 """
 
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from pipeline.container import Packet
+    from pipeline.video.packets import Packet
 
 BACK = 0.1  # seconds by which stamps that are merely untidy go back
-AHEAD = 10.0  # seconds for which a player waits for the next frame; a longer wait is another clock (FFmpeg's bound)
+# seconds for which a player waits for the next frame; a longer wait is another clock (FFmpeg's
+# bound)
+AHEAD = 10.0
 PACES = 10  # the same in steps, for streams that have a frame every few seconds
 
 
@@ -22,10 +25,11 @@ PACES = 10  # the same in steps, for streams that have a frame every few seconds
 class Parts:
     """The recordings that a stream holds, one after the other.
 
-    `starts` are the packets with which they begin. `shown` are the packets that show a frame, in the file's order, `times` when
-    each of them does, in ticks on one clock, or None where that is unknown. `unfed` are packets that cannot be decoded, since
-    what they refer to is not there. `begins`: the tick at which the first recording begins. `ordered`: frames follow their
-    stamps; else they come as the decoder gives them.
+    `starts` are the packets with which they begin. `shown` are the packets that show a frame, in
+    the file's order, `times` when each of them does, in ticks on one clock, or None where that is
+    unknown. `unfed` are packets that cannot be decoded, since what they refer to is not there.
+    `begins`: the tick at which the first recording begins. `ordered`: frames follow their stamps;
+    else they come as the decoder gives them.
     """
 
     starts: list[int]
@@ -44,7 +48,9 @@ class Parts:
         return frozenset(self.starts[1:])
 
     def places(self, total: int) -> list[int]:
-        """The frame that each of `total` packets shows, -1 for none; empty where the stamps do not say."""
+        """The frame that each of `total` packets shows, -1 for none; empty where the stamps do not
+        say.
+        """
         if not self.ordered or len(set(self.times)) < len(self.times):
             return []
         found = [-1] * total
@@ -54,9 +60,11 @@ class Parts:
 
 
 def parts_of(packets: "list[Packet]", tick: float, broadcast: bool, stamped: bool = True) -> Parts:
-    """The recordings in `packets`, which are in the file's order. `tick`: seconds of one unit of their stamps.
+    """The recordings in `packets`, which are in the file's order. `tick`: seconds of one unit of
+    their stamps.
 
-    broadcast: whether a jump ahead is another clock. stamped: whether stamps say when frames are shown.
+    broadcast: whether a jump ahead is another clock. stamped: whether stamps say when frames are
+    shown.
     """
     starts = _starts(packets, tick, broadcast)
     ends = [*starts[1:], len(packets)]
@@ -99,7 +107,9 @@ def _patience(orders: list[int], tick: float) -> float:
 
 
 def _mixed_up(packets: "list[Packet]", tick: float) -> bool:
-    """Whether a frame has the time stamp of another recording: FFmpeg gives the last frame before a joint that of the next."""
+    """Whether a frame has the time stamp of another recording: FFmpeg gives the last frame before a
+    joint that of the next.
+    """
     lags = [packet.stamp - packet.decoded for packet in packets]
     if not lags:
         return False

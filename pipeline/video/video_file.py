@@ -1,12 +1,16 @@
-"""A video file as its packets tell: which stream a player shows, its frames and times, and how its pictures are shown.
+"""A video file as its packets tell: which stream a player shows, its frames and times, and how its
+pictures are shown.
 
-PyAV opens the file and hands out the packets; pipeline/container.py works out what they mean.
+PyAV opens the file and hands out the packets; pipeline/video/packets.py works out what they mean.
 """
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from pipeline.container import (
+from pipeline.manifests.manifest import Clip
+from pipeline.video.frame_reader import failed
+from pipeline.video.orientation import EXIF_TURNS, QUARTERS, Shape, Turn, turn_of
+from pipeline.video.packets import (
     Contents,
     Packet,
     contents,
@@ -15,13 +19,10 @@ from pipeline.container import (
     starts_afresh,
     stated_size,
 )
-from pipeline.images import MAX_PIXELS, orientation_of
-from pipeline.manifest import Clip
-from pipeline.reader import failed
-from pipeline.upright import EXIF_TURNS, QUARTERS, Shape, Turn, turn_of
+from pipeline.video.pictures import MAX_PIXELS, orientation_of
 
-# FFmpeg's names of what a clip's file may be. Among the others are lists of files (HLS, DASH, ffconcat) that it would follow
-# anywhere, cameras, screens and text.
+# FFmpeg's names of what a clip's file may be. Among the others are lists of files (HLS, DASH,
+# ffconcat) that it would follow anywhere, cameras, screens and text.
 CONTAINERS = (
     "3g2,3gp,apng,asf,av1,avi,dirac,dv,flv,gif,gxf,h261,h263,h264,hevc,ivf,live_flv,m4v,matroska,mjpeg,mov,mp4,mpeg,mpegts,"
     "mpegvideo,mxf,nsv,nut,obu,ogg,rm,vc1,vvc,wav,webm,wtv,yuv4mpegpipe"
@@ -32,9 +33,11 @@ HEAD = 4096  # bytes at a file's begin that say how long it is
 
 @dataclass(frozen=True)
 class Held:
-    """A video file as `scan` found it: what its packets say, which stream they are of, and how its pictures are shown.
+    """A video file as `scan` found it: what its packets say, which stream they are of, and how its
+    pictures are shown.
 
-    `shape` is None where the first picture cannot be decoded. `alone`: the file has no other video stream.
+    `shape` is None where the first picture cannot be decoded. `alone`: the file has no other video
+    stream.
     """
 
     contents: Contents
@@ -44,40 +47,65 @@ class Held:
 
 
 def open_video(clip: Clip):
-    """PyAV's container and its video stream, to be decoded by one thread (several workers share the cores)."""
+    """PyAV's container and its video stream, to be decoded by one thread (several workers share the
+    cores).
+    """
     import av
 
     try:
         # Titles in an unknown encoding are no reason to refuse a video.
-        container = av.open(str(clip.path), metadata_errors="replace", container_options={"format_whitelist": CONTAINERS})
+        container = av.open(
+            str(clip.path),
+            metadata_errors="replace",
+            container_options={"format_whitelist": CONTAINERS},
+        )
     except av.FFmpegError as error:
-        raise failed(clip, f"FFmpeg cannot open it: not a video, or cut short ({error.strerror})") from None
+        raise failed(
+            clip, f"FFmpeg cannot open it: not a video, or cut short ({error.strerror})"
+        ) from None
     stream, pictures = _video_stream(container)
     if stream is None or stream.codec_context is None:
         container.close()
         if stream is None:
-            reason = "no video stream in it, only a cover picture" if pictures else "no video stream in it"
+            reason = (
+                "no video stream in it, only a cover picture"
+                if pictures
+                else "no video stream in it"
+            )
         else:
             reason = "no decoder for its video stream, or its header is cut short"
         raise failed(clip, reason)
     stream.codec_context.thread_count = 1
-    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # a frame may claim more than the container does
+    stream.codec_context.options = {
+        "max_pixels": str(MAX_PIXELS)
+    }  # a frame may claim more than the container does
     return container, stream
 
 
 def _video_stream(container) -> tuple:
-    """(the video stream that a player shows, or None; how many pictures are attached, such as a cover)."""
+    """(the video stream that a player shows, or None; how many pictures are attached, such as a
+    cover).
+    """
     from av.stream import Disposition
 
-    films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    films = [
+        stream
+        for stream in container.streams.video
+        if not stream.disposition & Disposition.attached_pic
+    ]
     best = container.streams.best("video")
     if best is not None and best.disposition & Disposition.attached_pic:
-        best = next((stream for stream in films if stream.disposition & Disposition.default), films[0] if films else None)
+        best = next(
+            (stream for stream in films if stream.disposition & Disposition.default),
+            films[0] if films else None,
+        )
     return best, len(container.streams.video) - len(films)
 
 
 def scan(clip: Clip) -> Held:
-    """Reads every packet once. DecodeError if the file does not open, or claims frames larger than MAX_PIXELS."""
+    """Reads every packet once. DecodeError if the file does not open, or claims frames larger than
+    MAX_PIXELS.
+    """
     import av
 
     container, stream = open_video(clip)
@@ -86,7 +114,11 @@ def scan(clip: Clip) -> Held:
         if not codec.width * codec.height:  # FFmpeg itself takes back sizes beyond its arithmetic
             raise failed(clip, "it tells no frame size, or an impossible one")
         if codec.width * codec.height > MAX_PIXELS:
-            raise failed(clip, f"claims frames of {codec.width}x{codec.height} pixels; expected {MAX_PIXELS:,} pixels at most")
+            raise failed(
+                clip,
+                f"claims frames of {codec.width}x{codec.height} pixels; expected {MAX_PIXELS:,} "
+                f"pixels at most",
+            )
         packets, begins, ends, stopped, first = [], {}, {}, "", _First(clip, stream)
         try:
             for packet in container.demux():
@@ -115,7 +147,9 @@ def _described(packet, codec) -> Packet:
     key, data = packet.is_keyframe, memoryview(packet)
     fresh = key and (codec.name != "h264" or starts_afresh(data, codec.extradata))
     hidden = packet.is_discard or shows_nothing(codec.name, data)
-    return Packet(packet.pts, key, fresh, hidden, packet.is_corrupt, packet.dts, packet.duration or 0)
+    return Packet(
+        packet.pts, key, fresh, hidden, packet.is_corrupt, packet.dts, packet.duration or 0
+    )
 
 
 def _is_whole(clip: Clip) -> bool:
@@ -127,7 +161,9 @@ def _is_whole(clip: Clip) -> bool:
 
 
 class _First:
-    """Decodes the first packets of a stream until there is a picture, for what it says about how it is shown."""
+    """Decodes the first packets of a stream until there is a picture, for what it says about how it
+    is shown.
+    """
 
     def __init__(self, clip: Clip, stream):
         self.clip, self.stream, self.left, self.shape = clip, stream, FIRST_PACKETS, None
@@ -154,13 +190,16 @@ def _exif_turn(packet) -> Turn | None:
 
 
 def shape_of(clip: Clip, frame, aspect: float, known: Turn | None = None) -> Shape:
-    """How one of PyAV's frames is shown: by its matrix, or by the turn that is `known` where PyAV cannot tell.
+    """How one of PyAV's frames is shown: by its matrix, or by the turn that is `known` where PyAV
+    cannot tell.
 
     DecodeError for a matrix or an aspect that nothing can be shown by.
     """
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV refuses all of a frame's side data if one of them is of a kind that it does not know
+    except (
+        ValueError
+    ):  # PyAV refuses all of a frame's side data if one of them is of a kind that it does not know
         turn = known or QUARTERS[round(frame.rotation / 90) % 4]
     else:
         try:
@@ -170,12 +209,18 @@ def shape_of(clip: Clip, frame, aspect: float, known: Turn | None = None) -> Sha
     shape = Shape(frame.width, frame.height, turn, aspect)
     width, height = shape.shown
     if not 1 <= width * height <= MAX_PIXELS:
-        raise failed(clip, f"claims pixels {aspect:g} times as wide as high: {width}x{height} pixels on the screen")
+        raise failed(
+            clip,
+            f"claims pixels {aspect:g} times as wide as high: {width}x{height} pixels on the "
+            f"screen",
+        )
     return shape
 
 
 def aspect_of(stream) -> float:
-    """Width by height of a stored pixel: the container's word, else the codec's; 1 where neither says anything."""
+    """Width by height of a stored pixel: the container's word, else the codec's; 1 where neither
+    says anything.
+    """
     return float(stream.sample_aspect_ratio or 0) or 1.0
 
 

@@ -1,8 +1,10 @@
-"""What a clip's video was when it was extracted, so that a later run notices one that has changed since.
+"""What a clip's video was when it was extracted, so that a later run notices one that has changed
+since.
 
-A shard's statistics have a mark for each of its clips: "SIZE MODIFIED DIGEST", bytes, nanoseconds since 1970, and the first 16
-digits of the sha256 of the file's first and last ENDS bytes, which hold a container's index; "" where nobody knows. Of a folder
-of frames: 0, and the sha256 of the names. A copy of another date has the same digest: it has not changed.
+A shard's statistics have a mark for each of its clips: "SIZE MODIFIED DIGEST", bytes, nanoseconds
+since 1970, and the first 16 digits of the sha256 of the file's first and last ENDS bytes, which
+hold a container's index; "" where nobody knows. Of a folder of frames: 0, and the sha256 of the
+names. A copy of another date has the same digest: it has not changed.
 """
 
 import hashlib
@@ -11,7 +13,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.manifest import Clip
+from pipeline.manifests.manifest import Clip
 
 ENDS = 64 << 10
 
@@ -28,18 +30,24 @@ def mark_video(path: Path) -> str:
 def changed_videos(record: Mapping, clips: Sequence[Clip]) -> list[int]:
     """The clips, by place in their shard, whose videos are others than its statistics say.
 
-    Not those whose videos are gone, or that have no mark: nothing can be said of them. Costs an `os.stat` per clip, and where
-    size and date do not tell, a look into the file.
+    Not those whose videos are gone, or that have no mark: nothing can be said of them. Costs an
+    `os.stat` per clip, and where size and date do not tell, a look into the file.
     """
     marks = record.get("videos", ())
-    return [place for place, (mark, clip) in enumerate(zip(marks, clips, strict=False)) if mark and _changed(clip.place, mark)]
+    return [
+        place
+        for place, (mark, clip) in enumerate(zip(marks, clips, strict=False))
+        if mark and _changed(clip.place, mark)
+    ]
 
 
 def _changed(path: str, mark: str) -> bool:
     size, modified, digest = mark.split()
     try:
         now = _size_and_date(path)
-        return now != (int(size), int(modified)) and (now[0] != int(size) or _digest(Path(path)) != digest)
+        return now != (int(size), int(modified)) and (
+            now[0] != int(size) or _digest(Path(path)) != digest
+        )
     except OSError:
         return False
 

@@ -1,4 +1,5 @@
-"""One clip's pixels, made in a decode worker: sample the views, decode their frames once, crop and resize.
+"""One clip's pixels, made in a decode worker: sample the views, decode their frames once, crop and
+resize.
 
 Imports no torch, so that a worker process starts in a fraction of a second and stays small.
 """
@@ -13,23 +14,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from pipeline.decode import open_clip
-from pipeline.manifest import Clip, ManifestError, inside
-from pipeline.reader import DecodeError, VideoInfo
-from pipeline.sample import Sampling, View, views_of
-from pipeline.videos import mark_video
+from pipeline.manifests.manifest import Clip, ManifestError, inside
+from pipeline.video.decode import open_clip
+from pipeline.video.frame_reader import DecodeError, VideoInfo
+from pipeline.video.video_identity import mark_video
+from pipeline.views.sampling import Sampling, View, views_of
 
 if TYPE_CHECKING:
-    from pipeline.config import ExtractConfig
+    from pipeline.stages.config import ExtractConfig
 
 
 @dataclass(frozen=True)
 class Opening:
-    """How a clip's file is opened: the folder it may not leave, the decoder, whether a file cut short is taken as it is.
+    """How a clip's file is opened: the folder it may not leave, the decoder, whether a file cut
+    short is taken as it is.
 
-    `pixel_aspect`: "displayed" or "stored", see `decode.open_clip`. `frame_pattern`: which pictures of a folder are its frames
-    (a glob; "" where they are one series). `source_fps`: the frame rate of every clip for which the manifest has none in its
-    column `fps`, whatever its file says; None: the rate of the file.
+    `pixel_aspect`: "displayed" or "stored", see `decode.open_clip`. `frame_pattern`: which pictures
+    of a folder are its frames (a glob; "" where they are one series). `source_fps`: the frame rate
+    of every clip for which the manifest has none in its column `fps`, whatever its file says; None:
+    the rate of the file.
     """
 
     root: Path
@@ -52,7 +55,9 @@ class Opening:
         )
 
     def open(self, clip: Clip):
-        """A reader of `clip`; DecodeError if it cannot be read, or a link takes its path out of the root."""
+        """A reader of `clip`; DecodeError if it cannot be read, or a link takes its path out of the
+        root.
+        """
         try:
             inside(self.root, clip)
             _pictures_inside(self.root, clip)
@@ -60,7 +65,9 @@ class Opening:
             raise DecodeError(clip.clip, clip.path, str(error)) from None
         if self.source_fps and not clip.extra.get("fps", "").strip():
             clip = replace(clip, extra={**clip.extra, "fps": f"{self.source_fps:.9f}"})
-        return open_clip(clip, self.decoder, self.allow_truncated, self.pixel_aspect, self.frame_pattern)
+        return open_clip(
+            clip, self.decoder, self.allow_truncated, self.pixel_aspect, self.frame_pattern
+        )
 
     def open_as(self, clip: Clip, size: tuple[int, int]):
         """As `open`, for frames that were (width, height) when they were extracted.
@@ -100,10 +107,11 @@ class Probe:
 class ClipPixels:
     """What a worker returns for one clip.
 
-    `pixels[v]` [F,h,w,3] uint8 RGB is view v cropped, resized and mirrored where it says so. `numbers` are the frames of the
-    file, counted from 0 and ascending, that some view's feature step looks at; `frames` [K,h',w',3] uint8 are these, whole, or
-    None when no source of boxes asked for pixels. `seconds` is the time that decoding and resizing took, `video` the mark of
-    the file (`pipeline.videos`).
+    `pixels[v]` [F,h,w,3] uint8 RGB is view v cropped, resized and mirrored where it says so.
+    `numbers` are the frames of the file, counted from 0 and ascending, that some view's feature
+    step looks at; `frames` [K,h',w',3] uint8 are these, whole, or None when no source of boxes
+    asked for pixels. `seconds` is the time that decoding and resizing took, `video` the mark of the
+    file (`pipeline.video.video_identity`).
     """
 
     info: VideoInfo
@@ -119,8 +127,9 @@ class ClipPixels:
 class DecodeViews:
     """Asks a worker for the pixels of all views of a clip.
 
-    `steps` is T, the number of feature steps; the whole frames are wanted at these only. `frame_size` is their short side in
-    pixels, None when nobody looks at whole frames. `only`: groups and numbers of the views that are wanted, () for all.
+    `steps` is T, the number of feature steps; the whole frames are wanted at these only.
+    `frame_size` is their short side in pixels, None when nobody looks at whole frames. `only`:
+    groups and numbers of the views that are wanted, () for all.
     """
 
     clip: Clip
@@ -139,7 +148,9 @@ class DecodeViews:
                 views = views_of(self.sampling, info, self.clip.clip, self.clip.labels, self.seed)
             except ValueError as error:  # no frame, or no frame rate where one is needed: this clip's failure, not the run's
                 raise DecodeError(self.clip.clip, self.clip.path, str(error)) from None
-            views = [view for view in views if not self.only or (view.group, view.number) in self.only]
+            views = [
+                view for view in views if not self.only or (view.group, view.number) in self.only
+            ]
             wanted = sorted({number for view in views for number in view.frames})
             images = dict(zip(wanted, map(Image.fromarray, reader.read(wanted)), strict=True))
         pixels = [_crop(images, view) for view in views]
@@ -147,13 +158,20 @@ class DecodeViews:
         frames = None
         if self.frame_size is not None:
             height, width = short_side(info.height, info.width, self.frame_size)
-            frames = np.stack([np.asarray(images[k].resize((width, height), Image.Resampling.BILINEAR)) for k in steps])
+            frames = np.stack(
+                [
+                    np.asarray(images[k].resize((width, height), Image.Resampling.BILINEAR))
+                    for k in steps
+                ]
+            )
         numbers = tuple(info.first + k for k in steps)
         return ClipPixels(info, views, pixels, numbers, frames, time.perf_counter() - begun, video)
 
 
 def work(task: "Probe | DecodeViews"):
-    """What a worker process does with a task; exceptions travel back as results, with the `seconds` that they took."""
+    """What a worker process does with a task; exceptions travel back as results, with the `seconds`
+    that they took.
+    """
     begun = time.perf_counter()
     try:
         return task.run()
@@ -163,7 +181,9 @@ def work(task: "Probe | DecodeViews"):
 
 
 def step_frames(view: View, steps: int) -> tuple[int, ...]:
-    """The frame at each of the T feature steps: every (F/T)-th of the view's, from the first (0, 2, …, 30; GOS supp. 2)."""
+    """The frame at each of the T feature steps: every (F/T)-th of the view's, from the first (0, 2,
+    …, 30; GOS supp. 2).
+    """
     count = len(view.frames)
     return tuple(view.frames[t * count // steps] for t in range(steps))
 
@@ -180,7 +200,8 @@ def _crop(images: dict[int, Image.Image], view: View) -> np.ndarray:
     out_height, out_width = view.size
     box = (x, y, x + width, y + height)
     resized = {
-        k: np.asarray(images[k].resize((out_width, out_height), Image.Resampling.BILINEAR, box=box)) for k in set(view.frames)
+        k: np.asarray(images[k].resize((out_width, out_height), Image.Resampling.BILINEAR, box=box))
+        for k in set(view.frames)
     }
     stack = np.stack([resized[k] for k in view.frames])
     return np.ascontiguousarray(stack[:, :, ::-1]) if view.flip else stack

@@ -1,13 +1,15 @@
-"""Who works on what: several runs, on one machine or on many that share a file system, divide the shards of one cache.
+"""Who works on what: several runs, on one machine or on many that share a file system, divide the
+shards of one cache.
 
-A writer claims the file `NAME.h5` by a claim file `NAME.claim` beside it, which appears whole (a hard link), names its owner
-and holds a number that the owner raises every few seconds. The file system needs no locks. A claim whose owner is known to
-live is never taken. It is abandoned when its owner is known to be dead, which only a process of the same machine can know. If
-nobody can know, it is abandoned when a watcher has seen it unchanged for SILENCE seconds of the watcher's own monotonic clock:
-clocks of different machines, and file times, are never compared.
+A writer claims the file `NAME.h5` by a claim file `NAME.claim` beside it, which appears whole (a
+hard link), names its owner and holds a number that the owner raises every few seconds. The file
+system needs no locks. A claim whose owner is known to live is never taken. It is abandoned when its
+owner is known to be dead, which only a process of the same machine can know. If nobody can know, it
+is abandoned when a watcher has seen it unchanged for SILENCE seconds of the watcher's own monotonic
+clock: clocks of different machines, and file times, are never compared.
 
-Claims divide the work, they do not guard the data: an owner that was stalled and wakes up goes on writing its own part file,
-and whoever completes the shard first wins (`ShardWriter.finish`).
+Claims divide the work, they do not guard the data: an owner that was stalled and wakes up goes on
+writing its own part file, and whoever completes the shard first wins (`ShardWriter.finish`).
 """
 
 import json
@@ -21,9 +23,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.owners import host_of, lives, machine, own_claim, part_of, parts_in, started, writer_lives
-from pipeline.sealed import done_marker, publish
-from pipeline.smallfile import NotAFile, opened, read_small
+from pipeline.files.atomic_files import done_marker, publish
+from pipeline.files.owners import (
+    host_of,
+    lives,
+    machine,
+    own_claim,
+    part_of,
+    parts_in,
+    started,
+    writer_lives,
+)
+from pipeline.files.regular_files import NotAFile, opened, read_small
 
 BEAT = 5.0  # seconds between an owner's signs of life
 SILENCE = 60.0  # seconds without one after which a claim is taken over
@@ -43,7 +54,9 @@ class NotAClaim(ValueError):
 
 @dataclass(frozen=True)
 class Seen:
-    """A claim file as it was read: its bytes, and the owner's name, machine, process number, start and host."""
+    """A claim file as it was read: its bytes, and the owner's name, machine, process number, start
+    and host.
+    """
 
     content: bytes
     name: str = ""
@@ -77,7 +90,8 @@ class Seen:
 
 
 def look(path: Path) -> Seen | None:
-    """The claim on a shard's HDF5 file as it is now; None if there is none. NotAClaim for a file that none of ours wrote.
+    """The claim on a shard's HDF5 file as it is now; None if there is none. NotAClaim for a file
+    that none of ours wrote.
 
     Opening a file is what makes a network file system ask its server for the present content.
     """
@@ -88,39 +102,52 @@ def look(path: Path) -> Seen | None:
         return None
     except (NotAFile, IsADirectoryError) as error:
         raise NotAClaim(
-            f"{claim_file(path)}: {error.strerror}; expected no such file, or a claim of vidgraph: move it away"
+            f"{claim_file(path)}: {error.strerror}; expected no such file, or a claim of "
+            f"vidgraph: move it away"
         ) from None
     with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
         owner = json.loads(content.partition(b"\n")[0])
-        where = str(owner["machine"]), int(owner["pid"]), str(owner["start"]), str(owner.get("host", ""))
+        where = (
+            str(owner["machine"]),
+            int(owner["pid"]),
+            str(owner["start"]),
+            str(owner.get("host", "")),
+        )
         return Seen(content, str(owner["claim"]), *where)
     if content.strip(b"\0") and not content.startswith(b'{"claim"'):
         raise NotAClaim(
-            f"{claim_file(path)}: expected no such file, or a claim of vidgraph, found something else; move it away"
+            f"{claim_file(path)}: expected no such file, or a claim of vidgraph, found something "
+            f"else; move it away"
         )
     return Seen(content)  # by another version, or written half: judged by its silence
 
 
 class Writer(Protocol):
-    """What writes a shard: `pipeline.shards.ShardWriter`."""
+    """What writes a shard: `pipeline.cache.shard_writer.ShardWriter`."""
 
     def finish(self, stats: Mapping[str, object], replace: bool) -> dict: ...
 
 
 class Watch:
-    """One process' memory of claims that it has looked at: since when each has stood still, by the monotonic clock."""
+    """One process' memory of claims that it has looked at: since when each has stood still, by the
+    monotonic clock.
+    """
 
     def __init__(self, silence: float = SILENCE):
         self.silence = silence
         self._since: dict[Path, tuple[bytes, float]] = {}
 
     def abandoned(self, path: Path, seen: Seen) -> bool:
-        """Whether a claim that was just read is abandoned: its owner is dead or, if nobody can know, silent for too long."""
+        """Whether a claim that was just read is abandoned: its owner is dead or, if nobody can
+        know, silent for too long.
+        """
         silent, owner_lives = self.silent_for(path, seen), seen.lives
         return silent > self.silence if owner_lives is None else not owner_lives
 
     def silent_for(self, path: Path, seen: Seen) -> float:
-        """Seconds since a claim that was just read last changed, as far as this process has watched it."""
+        """Seconds since a claim that was just read last changed, as far as this process has watched
+        it.
+        """
         now = time.monotonic()
         content, since = self._since.get(path, (b"", now))
         if content != seen.content:
@@ -129,7 +156,9 @@ class Watch:
         return now - since
 
     def left_behind(self, part: Path) -> bool:
-        """Whether the writer of a part file without a claim has ended or, if nobody can know, been silent for too long."""
+        """Whether the writer of a part file without a claim has ended or, if nobody can know, been
+        silent for too long.
+        """
         writer = writer_lives(part)
         if writer is not None:
             return not writer
@@ -141,7 +170,9 @@ class Watch:
         return now - since > self.silence
 
     def free(self, path: Path) -> bool:
-        """Whether a shard has no claim any more; one that is abandoned is removed, with what its owner left half written."""
+        """Whether a shard has no claim any more; one that is abandoned is removed, with what its
+        owner left half written.
+        """
         seen = look(path)
         if seen is None:
             self._since.pop(path, None)
@@ -150,14 +181,18 @@ class Watch:
 
 
 def _remove(path: Path, seen: Seen) -> bool:
-    """Removes an abandoned claim; False if somebody else was faster. Part files go only where the owner is surely dead."""
+    """Removes an abandoned claim; False if somebody else was faster. Part files go only where the
+    owner is surely dead.
+    """
     grave = part_of(claim_file(path), own_claim())
     try:
         os.rename(claim_file(path), grave)
     except FileNotFoundError:
         return False
     try:
-        if read_small(grave, LONGEST) != seen.content:  # it is another's by now, or gave a sign of life: give it back
+        if (
+            read_small(grave, LONGEST) != seen.content
+        ):  # it is another's by now, or gave a sign of life: give it back
             with suppress(OSError):
                 os.link(grave, claim_file(path))
             return False
@@ -169,7 +204,9 @@ def _remove(path: Path, seen: Seen) -> bool:
 
 
 class Claim:
-    """A claim that this process holds on a shard's HDF5 file; `name` is its own among all claims ever made."""
+    """A claim that this process holds on a shard's HDF5 file; `name` is its own among all claims
+    ever made.
+    """
 
     def __init__(self, path: Path, name: str):
         self.path, self.name, self._given_up = path, name, False
@@ -178,8 +215,9 @@ class Claim:
     def beat(self) -> None:
         """Gives a sign of life: overwrites the number in the claim file.
 
-        If another process takes the claim over meanwhile, the write goes to a file that has no name any more. The file is
-        closed after each write, since a study holds a claim for each of its members.
+        If another process takes the claim over meanwhile, the write goes to a file that has no name
+        any more. The file is closed after each write, since a study holds a claim for each of its
+        members.
         """
         with self._lock:
             if not self._given_up:
@@ -209,7 +247,9 @@ class Claim:
             claim_file(self.path).unlink(missing_ok=True)
 
     def abandon(self) -> None:
-        """Gives it up before its shard is complete: what was written under it goes, too. Nothing if it was released before."""
+        """Gives it up before its shard is complete: what was written under it goes, too. Nothing if
+        it was released before.
+        """
         if not self._given_up:
             _remove_parts_under(self.path, self.name)
             self.release()
@@ -227,18 +267,30 @@ def _names(file: int, name: str) -> bool:
 
 
 def take(path: Path, watch: Watch | None = None) -> Claim | None:
-    """Claims a shard's HDF5 file, taking over from an owner that is gone; None if another's claim stands.
+    """Claims a shard's HDF5 file, taking over from an owner that is gone; None if another's claim
+    stands.
 
-    FileNotFoundError where the folder above its own is not there: nobody makes a cache anew that somebody has moved away.
+    FileNotFoundError where the folder above its own is not there: nobody makes a cache anew that
+    somebody has moved away.
     """
     path.parent.mkdir(exist_ok=True)
     if not (watch or Watch()).free(path):
         return None
     name = own_claim()
-    owner = {"claim": name, "machine": machine(), "pid": os.getpid(), "start": started(os.getpid()), "host": host_of(name)}
-    part = claim_file(path).with_name(f"{claim_file(path).name}.{name}.claiming")  # no part of a shard: nothing stands for it
+    owner = {
+        "claim": name,
+        "machine": machine(),
+        "pid": os.getpid(),
+        "start": started(os.getpid()),
+        "host": host_of(name),
+    }
+    part = claim_file(path).with_name(
+        f"{claim_file(path).name}.{name}.claiming"
+    )  # no part of a shard: nothing stands for it
     try:
-        part.write_bytes(json.dumps(owner).encode() + b"\n" + _digits(0))  # closing it is what sends it to a network's server
+        part.write_bytes(
+            json.dumps(owner).encode() + b"\n" + _digits(0)
+        )  # closing it is what sends it to a network's server
         publish(part, claim_file(path))
         file = os.open(claim_file(path), os.O_RDWR)
     except (FileExistsError, FileNotFoundError):
@@ -255,16 +307,19 @@ def take(path: Path, watch: Watch | None = None) -> Claim | None:
     return claim
 
 
-# A claim is made or given up in them: an exception that came up in one would leave a claim that nobody holds.
+# A claim is made or given up in them: an exception that came up in one would leave a claim that
+# nobody holds.
 STEPS = frozenset(step.__code__ for step in (take, _remove, Claim.release, Claim.abandon))
 
 
 def sweep(folder: Path, watch: Watch) -> None:
-    """Removes what dead runs left in a stage's folder: their claims, and part files that no claim stands for any more.
+    """Removes what dead runs left in a stage's folder: their claims, and part files that no claim
+    stands for any more.
 
-    Only what has the name of a shard's claim or part file, and whose writer is known to have ended: a file that is called
-    otherwise is somebody else's, whatever it holds. Of a writer that cannot be seen, part files go when `watch` has seen them
-    stand still for long, or with the shard's completion.
+    Only what has the name of a shard's claim or part file, and whose writer is known to have ended:
+    a file that is called otherwise is somebody else's, whatever it holds. Of a writer that cannot
+    be seen, part files go when `watch` has seen them stand still for long, or with the shard's
+    completion.
     """
     with suppress(OSError):  # a cache that may only be read is none the worse for them
         for name in os.listdir(folder):
@@ -283,7 +338,9 @@ Mark = tuple[int, int, int] | None
 
 
 def mark_of(path: Path) -> Mark:
-    """What tells a shard's done marker from one that is written later; None if the shard is not complete."""
+    """What tells a shard's done marker from one that is written later; None if the shard is not
+    complete.
+    """
     return version_of(done_marker(path))
 
 
@@ -297,15 +354,20 @@ def version_of(path: Path) -> Mark:
 
 
 def begin(path: Path) -> Mark:
-    """Under a claim, before writing: a shard's mark; removes a file without statistics, of a writer killed between the two."""
+    """Under a claim, before writing: a shard's mark; removes a file without statistics, of a writer
+    killed between the two.
+    """
     mark = mark_of(path)
     if mark is None:
         path.unlink(missing_ok=True)
     return mark
 
 
-def finish(writer: Writer, stats: Mapping[str, object], claim: Claim, mark: Mark, replace: bool = False) -> dict | None:
-    """Completes a shard that was begun at `mark`, and returns its statistics; None if another was faster, whose shard stays.
+def finish(
+    writer: Writer, stats: Mapping[str, object], claim: Claim, mark: Mark, replace: bool = False
+) -> dict | None:
+    """Completes a shard that was begun at `mark`, and returns its statistics; None if another was
+    faster, whose shard stays.
 
     A shard that had a mark is replaced; with `replace` a file that had none, too.
     """
@@ -330,7 +392,9 @@ def remove_parts(path: Path) -> None:
 
 
 def _remove_parts_under(path: Path, claim: str) -> None:
-    """Removes the part files of a shard that were written under a claim which was given up or whose owner has ended."""
+    """Removes the part files of a shard that were written under a claim which was given up or whose
+    owner has ended.
+    """
     if claim and claim == os.path.basename(claim):  # a claim file may hold any text, even a path
         for file in _files_of(path):
             part_of(file, claim).unlink(missing_ok=True)
@@ -382,6 +446,8 @@ _HEART = _Heart()
 
 
 def give_up() -> None:
-    """Releases every claim of this process and removes what was written under it: for one that has to end at once."""
+    """Releases every claim of this process and removes what was written under it: for one that has
+    to end at once.
+    """
     for claim in _HEART.held():
         claim.abandon()

@@ -1,11 +1,12 @@
 """Dask's scheduler and workers without their web servers.
 
-Each of Dask's own opens a web server, dashboard or not, which shows tasks, call stacks and logs to anybody who asks.
+Each of Dask's own opens a web server, dashboard or not, which shows tasks, call stacks and logs to
+anybody who asks.
 """
 
 import distributed
 
-from pipeline.shown import guard_output
+from pipeline.text.printable import guard_output
 
 
 class Scheduler(distributed.Scheduler):

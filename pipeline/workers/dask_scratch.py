@@ -1,6 +1,8 @@
-"""A private folder for Dask's temporary files. It must be private because Dask puts it on the module path.
+"""A private folder for Dask's temporary files. It must be private because Dask puts it on the
+module path.
 
-Dask's own choice is a folder in /tmp with a well-known name, which another user could have made first.
+Dask's own choice is a folder in /tmp with a well-known name, which another user could have made
+first.
 """
 
 import os
@@ -10,9 +12,11 @@ from contextlib import suppress
 
 
 def private_scratch() -> str:
-    """The folder vidgraph-USERID in the system's temporary folder; a new one if somebody else owns that name.
+    """The folder vidgraph-USERID in the system's temporary folder; a new one if somebody else owns
+    that name.
 
-    Every run of this user gets the same folder, so that Dask removes what killed processes left there.
+    Every run of this user gets the same folder, so that Dask removes what killed processes left
+    there.
     """
     folder = os.path.join(tempfile.gettempdir(), f"vidgraph-{os.getuid()}")
     with suppress(FileExistsError):

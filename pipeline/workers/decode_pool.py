@@ -1,8 +1,9 @@
 """Worker processes that may hang, crash or be killed without taking the run down.
 
-`multiprocessing.Pool` and `ProcessPoolExecutor` break, or wait for ever, when a worker dies, and neither ends a task that
-hangs. Native decoders do all three. A thread of the parent feeds the workers, watches their clocks and replaces the dead, so
-that they stay busy while the caller computes.
+`multiprocessing.Pool` and `ProcessPoolExecutor` break, or wait for ever, when a worker dies, and
+neither ends a task that hangs. Native decoders do all three. A thread of the parent feeds the
+workers, watches their clocks and replaces the dead, so that they stay busy while the caller
+computes.
 """
 
 import os
@@ -18,14 +19,18 @@ from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
 from typing import Any
 
-from pipeline.module_path import guard_children
-from pipeline.worker import receive, serve
+from pipeline.workers.module_path import guard_children
+from pipeline.workers.pool_worker import receive, serve
 
 guard_children()  # before anything is spawned
 
-MOST_LOSSES = 3  # workers that may die between being given a task and beginning with it, before it is to blame
-MOST_STARTS = 3  # per worker: starts in a row that a signal or START_LIMIT may end before none of them comes up any more
-START_LIMIT = 300.0  # seconds that a worker may take to start: imports from a cold network disk take one or two hundred
+# workers that may die between being given a task and beginning with it, before it is to blame
+MOST_LOSSES = 3
+# per worker: starts in a row that a signal or START_LIMIT may end before none of them comes up any
+# more
+MOST_STARTS = 3
+# seconds that a worker may take to start: imports from a cold network disk take one or two hundred
+START_LIMIT = 300.0
 
 
 class WorkerDied(RuntimeError):
@@ -33,14 +38,17 @@ class WorkerDied(RuntimeError):
 
 
 class Pool:
-    """Runs `function(task)` in `workers` processes; each task may take `timeout` seconds (None: for ever).
+    """Runs `function(task)` in `workers` processes; each task may take `timeout` seconds (None: for
+    ever).
 
-    `function` is a picklable callable of an importable module. 0 workers: tasks run in this process, without a time limit.
-    Workers are started by spawn, so nothing is inherited from a parent that holds a GPU or threads; they import what `function`
-    needs and no more, ignore Ctrl-C and SIGTERM (closing the pool ends them, as the program's own end does) and end when the
-    parent dies, however it dies. A worker ends with the programs that it has started: each leads a process group of its own.
-    A task whose worker dies is given to another one `again` times, because what killed it may have nothing to do with it.
-    A worker that takes longer than `start_limit` seconds until it has loaded `function` is ended and started again.
+    `function` is a picklable callable of an importable module. 0 workers: tasks run in this
+    process, without a time limit. Workers are started by spawn, so nothing is inherited from a
+    parent that holds a GPU or threads; they import what `function` needs and no more, ignore Ctrl-C
+    and SIGTERM (closing the pool ends them, as the program's own end does) and end when the parent
+    dies, however it dies. A worker ends with the programs that it has started: each leads a process
+    group of its own. A task whose worker dies is given to another one `again` times, because what
+    killed it may have nothing to do with it. A worker that takes longer than `start_limit` seconds
+    until it has loaded `function` is ended and started again.
     """
 
     def __init__(
@@ -54,7 +62,9 @@ class Pool:
         if workers < 0:
             raise ValueError(f"workers: expected 0 (in this process) or more, got {workers}")
         if timeout is not None and not timeout > 0:
-            raise ValueError(f"timeout: expected seconds above 0, or None for no limit, got {timeout}")
+            raise ValueError(
+                f"timeout: expected seconds above 0, or None for no limit, got {timeout}"
+            )
         if not start_limit > 0:
             raise ValueError(f"start_limit: expected seconds above 0, got {start_limit}")
         self.workers = workers
@@ -62,16 +72,18 @@ class Pool:
         self._feeder = _Feeder(function, workers, timeout, again, start_limit) if workers else None
         if self._feeder:
             self._feeder.start()
-            # Python waits for its children when it ends: a Dask worker that is closed does not know that it has some.
+            # Python waits for its children when it ends: a Dask worker that is closed does not know
+            # that it has some.
             self._close = Finalize(None, self._feeder.close, exitpriority=0)
 
     def imap(self, tasks: Iterable[Any], ahead: int) -> Iterator[tuple[Any, Any]]:
         """Yields (task, result) in the order of `tasks`, whatever the order of completion.
 
-        `tasks` is iterated lazily, at most `ahead` tasks beyond the last one yielded. In place of a result comes the exception
-        that `function` raised, a TimeoutError when the task took too long, or WorkerDied when its process ended. RuntimeError
-        if workers cannot start at all (one that a signal or its time limit ends while it starts is started again, MOST_STARTS
-        times in a row for each worker); whatever pickling raises if a task cannot be sent.
+        `tasks` is iterated lazily, at most `ahead` tasks beyond the last one yielded. In place of a
+        result comes the exception that `function` raised, a TimeoutError when the task took too
+        long, or WorkerDied when its process ended. RuntimeError if workers cannot start at all (one
+        that a signal or its time limit ends while it starts is started again, MOST_STARTS times in
+        a row for each worker); whatever pickling raises if a task cannot be sent.
         """
         if ahead < 1:
             raise ValueError(f"ahead: expected 1 or more, got {ahead}")
@@ -103,7 +115,9 @@ class Pool:
                 ticket = pending.popleft()
                 yield ticket.task, ticket.result
         finally:
-            for ticket in pending:  # the caller stopped early, or something broke: nobody wants these
+            for (
+                ticket
+            ) in pending:  # the caller stopped early, or something broke: nobody wants these
                 ticket.abandoned = True
 
     def close(self) -> None:
@@ -141,7 +155,9 @@ class _Worker:
 
     def __init__(self, function: bytes, limit: float):
         ours, theirs = _SPAWN.Pipe()
-        self.process = _SPAWN.Process(target=serve, args=(theirs, function, os.getpid()), daemon=True)
+        self.process = _SPAWN.Process(
+            target=serve, args=(theirs, function, os.getpid()), daemon=True
+        )
         with _as_no_daemon():
             self.process.start()
         theirs.close()  # else the worker's death would not end the pipe
@@ -160,8 +176,12 @@ class _Worker:
 
     def end(self) -> str:
         """Kills the process if it still runs, with all that it started; says how it ended."""
-        if self.process.exitcode is None:  # of one that has ended, its guard ends what it left (pipeline.worker)
-            with suppress(ProcessLookupError, PermissionError):  # it leads no group yet; macOS: all of it has ended
+        if (
+            self.process.exitcode is None
+        ):  # of one that has ended, its guard ends what it left (pipeline.workers.pool_worker)
+            with suppress(
+                ProcessLookupError, PermissionError
+            ):  # it leads no group yet; macOS: all of it has ended
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.kill()
         self.process.join()
@@ -172,24 +192,40 @@ class _Worker:
         if not self.signalled:
             return f"exit status {code}"
         name = signal.Signals(-code).name if -code in set(signal.Signals) else "unknown"
-        return f"signal {-code}, {name}" + ("; the machine may be out of memory" if -code == signal.SIGKILL else "")
+        return f"signal {-code}, {name}" + (
+            "; the machine may be out of memory" if -code == signal.SIGKILL else ""
+        )
 
 
 class _Feeder(threading.Thread):
     """The parent's thread that owns the workers.
 
-    It lives as long as the pool: Linux ends a child when the thread that started it ends (PR_SET_PDEATHSIG), so workers must
-    not be started by a caller's short-lived thread.
+    It lives as long as the pool: Linux ends a child when the thread that started it ends
+    (PR_SET_PDEATHSIG), so workers must not be started by a caller's short-lived thread.
     """
 
-    def __init__(self, function: Callable[[Any], Any], workers: int, timeout: float | None, again: int, start_limit: float):
+    def __init__(
+        self,
+        function: Callable[[Any], Any],
+        workers: int,
+        timeout: float | None,
+        again: int,
+        start_limit: float,
+    ):
         super().__init__(name="pool-feeder", daemon=True)
         self._function = pickle.dumps(function, protocol=5)
-        self._count, self._timeout, self._again, self._start_limit = workers, timeout, again, start_limit
+        self._count, self._timeout, self._again, self._start_limit = (
+            workers,
+            timeout,
+            again,
+            start_limit,
+        )
         self._workers: list[_Worker] = []
         self._queue: deque[_Ticket] = deque()
         self._wake_out, self._wake_in = os.pipe()
-        self._lock = threading.Lock()  # guards _queue against _broken, so that no ticket is left behind
+        self._lock = (
+            threading.Lock()
+        )  # guards _queue against _broken, so that no ticket is left behind
         self._closing = False
         self._broken = ""
         self._vain = 0  # starts in a row that a signal or their time limit ended
@@ -214,8 +250,8 @@ class _Feeder(threading.Thread):
         os.close(self._wake_out)
 
     def run(self) -> None:
-        # Workers inherit the mask: Ctrl-C must not end one before it can ask to ignore it. Spawning the first one starts the
-        # resource tracker, which would take the mask off again.
+        # Workers inherit the mask: Ctrl-C must not end one before it can ask to ignore it. Spawning
+        # the first one starts the resource tracker, which would take the mask off again.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         reason = "the pool was closed before this task was done"
@@ -247,7 +283,9 @@ class _Feeder(threading.Thread):
             if worker.ready and worker.ticket is None:
                 self._feed(worker)
         nearest = min(worker.deadline for worker in self._workers)
-        happened = self._wait([w.pipe for w in self._workers] + [w.process.sentinel for w in self._workers], nearest)
+        happened = self._wait(
+            [w.pipe for w in self._workers] + [w.process.sentinel for w in self._workers], nearest
+        )
         for worker in tuple(self._workers):
             if worker.pipe in happened or worker.process.sentinel in happened:
                 self._hear(worker)
@@ -255,7 +293,9 @@ class _Feeder(threading.Thread):
                 self._replace(worker, timed_out=True)
 
     def _wait(self, for_what: list, deadline: float) -> list:
-        """What of `for_what` is ready; empty after a wake-up or at `deadline`. _Closed if the pool is closing."""
+        """What of `for_what` is ready; empty after a wake-up or at `deadline`. _Closed if the pool
+        is closing.
+        """
         left = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
         happened = wait([*for_what, self._wake_out], left)
         if self._wake_out in happened:
@@ -296,7 +336,9 @@ class _Feeder(threading.Thread):
             raise RuntimeError(f"cannot load the pool's function ({answer!r})") from answer
 
     def _more(self, worker: _Worker) -> None:
-        """Waits for more of a message; EOFError past the worker's time limit, so that half an answer cannot block for ever."""
+        """Waits for more of a message; EOFError past the worker's time limit, so that half an
+        answer cannot block for ever.
+        """
         while worker.pipe not in self._wait([worker.pipe], worker.deadline):
             if time.monotonic() > worker.deadline:
                 raise EOFError
@@ -311,9 +353,13 @@ class _Feeder(threading.Thread):
             if timed_out:
                 how = f"took longer than {self._start_limit:g} s"
             elif not worker.signalled:
-                raise RuntimeError(f"a worker ended while it started ({how}); its own message is above")
+                raise RuntimeError(
+                    f"a worker ended while it started ({how}); its own message is above"
+                )
             if self._vain > MOST_STARTS * self._count:
-                raise RuntimeError(f"{self._vain} workers in a row ended while they started (the last: {how})")
+                raise RuntimeError(
+                    f"{self._vain} workers in a row ended while they started (the last: {how})"
+                )
         if ticket and timed_out:
             ticket.finish(TimeoutError(f"took longer than {self._timeout:g} s"))
         elif ticket:
@@ -334,7 +380,9 @@ _SPAWN = get_context("spawn")
 
 @contextmanager
 def _as_no_daemon() -> Iterator[None]:
-    """Lets a process that multiprocessing calls a daemon (a Dask worker) have children: ours end with it, however it ends."""
+    """Lets a process that multiprocessing calls a daemon (a Dask worker) have children: ours end
+    with it, however it ends.
+    """
     mine = current_process()._config
     daemon = mine.pop("daemon", None)
     try:

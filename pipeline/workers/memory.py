@@ -10,16 +10,20 @@ _M_ARENA_MAX = -8
 
 
 def keep_freed_memory() -> bool:
-    """Makes malloc reuse large freed blocks instead of returning them to the system. True if that was done.
+    """Makes malloc reuse large freed blocks instead of returning them to the system. True if that
+    was done.
 
-    A forward pass on a CPU allocates and frees maps of up to a hundred megabytes each. glibc maps every one afresh and unmaps
-    it afterwards, and the kernel then zeroes each page again on its first touch: 100,000 page faults a clip of 32×224² in
-    `i3d_r50`, a seventh of the whole time in bf16 on one core and more on several, because the faults run one after another.
-    Afterwards memory comes from a heap that never shrinks: no faults, the same peak, but the peak is kept until the process
-    ends. One arena serves all threads, because only that one can grow beyond 64 MiB.
+    A forward pass on a CPU allocates and frees maps of up to a hundred megabytes each. glibc maps
+    every one afresh and unmaps it afterwards, and the kernel then zeroes each page again on its
+    first touch: 100,000 page faults a clip of 32×224² in `i3d_r50`, a seventh of the whole time in
+    bf16 on one core and more on several, because the faults run one after another. Afterwards
+    memory comes from a heap that never shrinks: no faults, the same peak, but the peak is kept
+    until the process ends. One arena serves all threads, because only that one can grow beyond 64
+    MiB.
 
-    Call it at the start of a process that runs a backbone on a CPU, before it starts threads. It changes nothing and returns
-    False where the C library is not glibc. The environment variables of glibc do the same, but nobody sets them.
+    Call it at the start of a process that runs a backbone on a CPU, before it starts threads. It
+    changes nothing and returns False where the C library is not glibc. The environment variables of
+    glibc do the same, but nobody sets them.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

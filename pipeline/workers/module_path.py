@@ -1,19 +1,23 @@
 """Keeps the working folder off the module path of every Python process that this one starts.
 
-Data sets come with scripts, and people start commands in the folder of their data: a file `struct.py` there must not run.
-`python -c` and `python -m` put the working folder first on the module path, and multiprocessing starts children by `python -c`.
+Data sets come with scripts, and people start commands in the folder of their data: a file
+`struct.py` there must not run. `python -c` and `python -m` put the working folder first on the
+module path, and multiprocessing starts children by `python -c`.
 """
 
 import os
 
-_WITHOUT_IT = "import sys; sys.path[:] = [place for place in sys.path if place]; "  # sys is built in: no file can be it
+# sys is built in: no file can be it
+_WITHOUT_IT = "import sys; sys.path[:] = [place for place in sys.path if place]; "
 
 
 def guard_program() -> None:
-    """For a program of ours: all Python processes that any library starts from now on leave the working folder out.
+    """For a program of ours: all Python processes that any library starts from now on leave the
+    working folder out.
 
-    To Python, an empty entry of PYTHONPATH (`PYTHONPATH=$PYTHONPATH:/mine` with nothing set before) is the working folder.
-    Hardly anybody means that, so it is dropped. Folders that PYTHONPATH names stay.
+    To Python, an empty entry of PYTHONPATH (`PYTHONPATH=$PYTHONPATH:/mine` with nothing set before)
+    is the working folder. Hardly anybody means that, so it is dropped. Folders that PYTHONPATH
+    names stay.
     """
     os.environ["PYTHONSAFEPATH"] = "1"  # ignored by Python 3.10, where guard_children does it
     if "PYTHONPATH" in os.environ:
@@ -23,9 +27,11 @@ def guard_program() -> None:
 
 
 def guard_children() -> None:
-    """Processes of multiprocessing (workers, Dask's, the resource tracker) start without the working folder on the path.
+    """Processes of multiprocessing (workers, Dask's, the resource tracker) start without the
+    working folder on the path.
 
-    They import much of the standard library before multiprocessing sends them this process's module path.
+    They import much of the standard library before multiprocessing sends them this process's module
+    path.
     """
     from multiprocessing import util
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pipeline.claims import Seen, Watch, look
+from pipeline.workers.claims import Seen, Watch, look
 
 PATIENCE = 3.0  # seconds of waiting before a person is told
 Say = Callable[[str], None]  # gets lines for a person
@@ -19,7 +19,9 @@ class Waits:
         self._told: set[str] = set()
 
     def say_of(self, paths: Mapping[Path, str]) -> None:
-        """To be called repeatedly while waiting; `paths`: each claimed file with its name for a person."""
+        """To be called repeatedly while waiting; `paths`: each claimed file with its name for a
+        person.
+        """
         if self._say is None:
             return
         now = time.monotonic()
@@ -46,12 +48,15 @@ class Waits:
 
 
 def claimed_until(seen: Seen, silent: float, silence: float) -> str:
-    """Whose claim it is and until when this run waits at most; `silent`: seconds since its last sign of life."""
+    """Whose claim it is and until when this run waits at most; `silent`: seconds since its last
+    sign of life.
+    """
     if seen.lives:
         return f"claimed by {seen.owner}, which is at work: until it has ended"
     left = max(0.0, silence - silent)
     when = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
     return (
-        f"claimed by {seen.owner}: until it is done, or has given no sign of life for {silence:.0f} s "
+        f"claimed by {seen.owner}: until it is done, or has given no sign of life for "
+        f"{silence:.0f} s "
         f"(without one, this run takes over in {left:.0f} s, at {when})"
     )

@@ -12,10 +12,16 @@ from click.testing import CliRunner
 from cli.__main__ import _verbs, main, vidgraph
 from cli._options import require_writable, shard_numbers, toml_value
 from cli._utf8 import ensure_utf8
-from pipeline.cache import Cache
+from pipeline.cache.reader import Cache
 
-ROOT = Path(__file__).parent.parent
-REAL = ("arm_wrestling.mp4", "people_indoors.mp4", "flipping_a_pancake.mkv", "corrupted.mp4", "unordered.mov")
+ROOT = Path(__file__).parents[2]
+REAL = (
+    "arm_wrestling.mp4",
+    "people_indoors.mp4",
+    "flipping_a_pancake.mkv",
+    "corrupted.mp4",
+    "unordered.mov",
+)
 ROTATED = tuple(f"video_{angle}.mov" for angle in (0, 90, 180, 270))
 
 
@@ -39,7 +45,9 @@ def test_every_option_has_a_line_of_help():
         yield name, command
         if isinstance(command, click.Group):
             for sub in command.list_commands(click.Context(command)):
-                yield from commands(command.get_command(click.Context(command), sub), f"{name} {sub}")
+                yield from commands(
+                    command.get_command(click.Context(command), sub), f"{name} {sub}"
+                )
 
     for name, command in commands(vidgraph, "vidgraph"):
         for parameter in command.params:
@@ -48,16 +56,39 @@ def test_every_option_has_a_line_of_help():
 
 
 def test_names_beyond_ascii_do_not_hang_on_the_locale(tmp_path):
-    """As batch systems start programs: the names, the manifest and what is printed are those of any other day."""
+    """As batch systems start programs: the names, the manifest and what is printed are those of any
+    other day.
+    """
     (tmp_path / "s\u00e9t/\u7f51").mkdir(parents=True)
     for name in ("na\u00efve.mp4", "plain.mp4"):
         (tmp_path / "s\u00e9t/\u7f51" / name).touch()
-    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
-    asked = [sys.executable, "-m", "cli", "manifest", "folder", "s\u00e9t", "--out", "clips.csv", "--val", "0", "--test", "0"]
+    env = {
+        **os.environ,
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONPATH": str(ROOT),
+    }
+    asked = [
+        sys.executable,
+        "-m",
+        "cli",
+        "manifest",
+        "folder",
+        "s\u00e9t",
+        "--out",
+        "clips.csv",
+        "--val",
+        "0",
+        "--test",
+        "0",
+    ]
     done = subprocess.run(asked, cwd=tmp_path, env=env, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "\u7f51" in done.stdout.decode("utf-8")
-    assert [line.split(",")[1] for line in (tmp_path / "clips.csv").read_text("utf-8").splitlines()[1:]] == [
+    assert [
+        line.split(",")[1] for line in (tmp_path / "clips.csv").read_text("utf-8").splitlines()[1:]
+    ] == [
         "s\u00e9t/\u7f51/na\u00efve.mp4",
         "s\u00e9t/\u7f51/plain.mp4",
     ]
@@ -73,7 +104,9 @@ def test_a_command_is_started_anew_once_and_only_where_names_are_not_utf8(monkey
     monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
     monkeypatch.setenv("PYTHONUTF8", "0")
     ensure_utf8()
-    assert started == [(sys.executable, [sys.executable, "-X", "utf8", "-B", "/bin/vidgraph", "ls", "."])]
+    assert started == [
+        (sys.executable, [sys.executable, "-X", "utf8", "-B", "/bin/vidgraph", "ls", "."])
+    ]
     assert os.environ["PYTHONUTF8"] == "1"  # for child processes
 
 
@@ -84,7 +117,9 @@ def test_a_mistyped_verb_is_answered_with_the_nearest(capsys):
 
 
 def test_bad_input_is_one_line_and_code_2(capsys, tmp_path):
-    code, said = code_of(capsys, "extract", "--manifest", tmp_path / "no.csv", "--cache", tmp_path / "cache")
+    code, said = code_of(
+        capsys, "extract", "--manifest", tmp_path / "no.csv", "--cache", tmp_path / "cache"
+    )
     assert code == 2
     assert len(said.strip().splitlines()) == 1
     assert "no.csv" in said
@@ -105,7 +140,15 @@ def test_bad_input_is_one_line_and_code_2(capsys, tmp_path):
 )
 def test_a_wrong_option_names_itself_or_the_right_one(options, named, capsys, tmp_path):
     (tmp_path / "m.csv").write_text("clip,path,split,label\na,a.mp4,train,left\n")
-    base = ("extract", "--manifest", tmp_path / "m.csv", "--cache", tmp_path / "cache", "--weights", "none")
+    base = (
+        "extract",
+        "--manifest",
+        tmp_path / "m.csv",
+        "--cache",
+        tmp_path / "cache",
+        "--weights",
+        "none",
+    )
     code, said = code_of(capsys, *base, "--proposals", "grid", *options)
     assert code == 2
     assert named in said
@@ -139,13 +182,36 @@ def test_what_cannot_be_is_said_before_the_work(capsys, tmp_path):
     (tmp_path / "a.mp4").touch()
     (tmp_path / "m.csv").write_text("clip,path,split,label\na,a.mp4,train,x\n")
     manifest, cache = ("--manifest", tmp_path / "m.csv"), ("--cache", tmp_path / "cache")
-    plain = ("--weights", "none", "--proposals", "grid", "--backbone", "digit_cnn", "--frames", "4", "--size", "32")
+    plain = (
+        "--weights",
+        "none",
+        "--proposals",
+        "grid",
+        "--backbone",
+        "digit_cnn",
+        "--frames",
+        "4",
+        "--size",
+        "32",
+    )
     for asked, reason in (
         (("extract", *manifest, *plain, "--cache", tmp_path / "file" / "cache"), "file is a file"),
-        (("plan", *manifest, *plain, "--cache", tmp_path / "file"), "expected a folder for the cache"),
-        (("extract", *manifest, *plain, *cache, "--root", tmp_path / "no"), "--root: expected the folder of the videos"),
-        (("extract", *manifest, *plain, *cache, "--seed", "9" * 20), "seed: expected a whole number of 64 bits"),
-        (("extract", *manifest, *plain, *cache, "--time-limit", "0"), "'--time-limit': 0.0 is not in the range"),
+        (
+            ("plan", *manifest, *plain, "--cache", tmp_path / "file"),
+            "expected a folder for the cache",
+        ),
+        (
+            ("extract", *manifest, *plain, *cache, "--root", tmp_path / "no"),
+            "--root: expected the folder of the videos",
+        ),
+        (
+            ("extract", *manifest, *plain, *cache, "--seed", "9" * 20),
+            "seed: expected a whole number of 64 bits",
+        ),
+        (
+            ("extract", *manifest, *plain, *cache, "--time-limit", "0"),
+            "'--time-limit': 0.0 is not in the range",
+        ),
         (("check", *manifest, "--out", tmp_path / "file" / "found.csv"), "file cannot be written"),
         (("check", *manifest, "--root", tmp_path / "no"), "'--root': Directory"),
     ):
@@ -158,9 +224,24 @@ def test_what_cannot_be_is_said_before_the_work(capsys, tmp_path):
 def test_protected_labels_of_a_whole_dataset_do_for_a_part_of_it(capsys, tmp_path):
     """Such as NAME.flip-protect.txt, which a manifest's verb makes of all classes."""
     (tmp_path / "m.csv").write_text("clip,path,split,label\na,a.mp4,train,to the left\n")
-    base = ("extract", "--manifest", tmp_path / "m.csv", "--cache", tmp_path / "cache", "--weights", "none")
+    base = (
+        "extract",
+        "--manifest",
+        tmp_path / "m.csv",
+        "--cache",
+        tmp_path / "cache",
+        "--weights",
+        "none",
+    )
     code, said = code_of(
-        capsys, *base, "--proposals", "grid", "--flip-protect", "to the left,to the right", "--backbone", "nothing"
+        capsys,
+        *base,
+        "--proposals",
+        "grid",
+        "--flip-protect",
+        "to the left,to the right",
+        "--backbone",
+        "nothing",
     )
     assert "no clip has 1 of these 2 labels, such as 'to the right'; it goes on" in said
     assert (code, "backbone 'nothing'" in said) == (2, True), said
@@ -176,23 +257,35 @@ def test_a_report_may_go_to_what_is_there_in_a_folder_that_may_only_be_read(tmp_
             require_writable(path, as_it_is)
 
 
-def test_what_the_system_refuses_is_said_with_its_file_and_without_numbers(capsys, tmp_path, monkeypatch):
+def test_what_the_system_refuses_is_said_with_its_file_and_without_numbers(
+    capsys, tmp_path, monkeypatch
+):
     def refuse(*given):
         raise PermissionError(13, "Permission denied", str(tmp_path / "m.csv"))
 
-    monkeypatch.setattr("pipeline.manifest.read_manifest", refuse)
-    code, said = code_of(capsys, "extract", "--manifest", tmp_path / "m.csv", "--cache", tmp_path / "cache")
+    monkeypatch.setattr("pipeline.manifests.manifest.read_manifest", refuse)
+    code, said = code_of(
+        capsys, "extract", "--manifest", tmp_path / "m.csv", "--cache", tmp_path / "cache"
+    )
     assert code == 2
-    assert said == f"vidgraph: {tmp_path}/m.csv: Permission denied; expected a place that this user may use\n"
+    assert (
+        said
+        == f"vidgraph: {tmp_path}/m.csv: Permission denied; expected a place that this user may "
+        f"use\n"
+    )
 
 
 def test_the_command_runs_as_a_program():
-    done = subprocess.run([sys.executable, "-m", "cli", "--version"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", "--version"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0
     assert "vidgraph" in done.stdout
 
 
-def test_of_the_nine_real_videos_eight_are_extracted_and_one_fails_with_its_reason(capsys, tmp_path):
+def test_of_the_nine_real_videos_eight_are_extracted_and_one_fails_with_its_reason(
+    capsys, tmp_path
+):
     videos = Path(os.environ.get("VIDGRAPH_VIDEOS", ROOT.parent / "shared" / "videos"))
     if not videos.is_dir():
         pytest.skip(f"no real videos at {videos}; set VIDGRAPH_VIDEOS to their folder")
@@ -219,8 +312,12 @@ def test_of_the_nine_real_videos_eight_are_extracted_and_one_fails_with_its_reas
 
 
 @pytest.mark.parametrize("verb", ["check", "extract"])
-def test_who_asks_for_decord_where_it_is_not_learns_that_pyav_does_the_same(capsys, tmp_path, without_decord, verb):
-    asked = [verb, "--manifest", tmp_path / "m.csv"] + (["--cache", tmp_path / "c"] if verb == "extract" else [])
+def test_who_asks_for_decord_where_it_is_not_learns_that_pyav_does_the_same(
+    capsys, tmp_path, without_decord, verb
+):
+    asked = [verb, "--manifest", tmp_path / "m.csv"] + (
+        ["--cache", tmp_path / "c"] if verb == "extract" else []
+    )
     code, said = code_of(capsys, *asked, "--decoder", "decord")
     assert code == 2
     assert "decord to be installed here, it is not installed; leave --decoder out" in said
@@ -233,5 +330,5 @@ def test_decode_processes_are_as_many_as_the_cores_that_may_be_used(monkeypatch)
     """A batch system gives a job some of a machine's cores."""
     from cli.extract import default_workers
 
-    monkeypatch.setattr("pipeline.cores.cores_here", lambda: 7)
+    monkeypatch.setattr("pipeline.workers.cores.cores_here", lambda: 7)
     assert (default_workers("cuda"), default_workers("cpu")) == (6, 1)

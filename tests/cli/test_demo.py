@@ -1,4 +1,6 @@
-"""The demo from end to end at a size of seconds, with a digit network that has learned next to nothing."""
+"""The demo from end to end at a size of seconds, with a digit network that has learned next to
+nothing.
+"""
 
 import csv
 import json
@@ -9,26 +11,42 @@ import torch
 from click.testing import CliRunner
 
 import cli.demo
-from heads import pretrain
-from heads.pretrain import Pretraining
+from heads.reproduction import pretraining as pretrain
+from heads.reproduction.pretraining import Pretraining
 from pipeline.backbones import build_backbone
-from pipeline.cache import Cache
+from pipeline.cache.reader import Cache
 from pipeline.digits import load_images
 from pipeline.proposals import digit_rpn
-from pipeline.verify import verify
+from pipeline.stages.verify import verify
 
-TINY = ("--videos", "20", "--val-videos", "10", "--test-videos", "10", "--seeds", "2", "--workers", "0", "--device", "cpu")
+TINY = (
+    "--videos",
+    "20",
+    "--val-videos",
+    "10",
+    "--test-videos",
+    "10",
+    "--seeds",
+    "2",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+)
 HEADS = ("pool", "roi_pool", "mean_lstm", "strg")
 
 
 def run(out, *more: str):
     with pytest.MonkeyPatch.context() as patch:
-        # Kept after a few steps: what is tested is that the stages fit together, not what they learn.
+        # Kept after a few steps: what is tested is that the stages fit together, not what they
+        # learn.
         patch.setattr(cli.demo, "WIDTH", 8)
         patch.setattr(cli.demo, "RPN_VIDEOS", 8)
         patch.setattr(pretrain, "Pretraining", partial(Pretraining, steps=3, batch=4))
         patch.setattr(digit_rpn, "fit", partial(digit_rpn.fit, steps=60, batch=8))
-        patch.setattr("pipeline.cores.cores_here", lambda: 1)  # train in this process: a new one takes seconds to import torch
+        patch.setattr(
+            "pipeline.workers.cores.cores_here", lambda: 1
+        )  # train in this process: a new one takes seconds to import torch
         return CliRunner().invoke(cli.demo.command, ["--out", str(out), *TINY, *more])
 
 
@@ -43,7 +61,11 @@ def demo(tmp_path_factory):
 def test_the_table_has_every_head_beside_what_guessing_gives(demo):
     out, said = demo
     rows = [line for line in said.splitlines() if line.startswith("│")]
-    assert [row.split("│")[1].strip() for row in rows] == ["chance", "knowing only which digits are there", *HEADS]
+    assert [row.split("│")[1].strip() for row in rows] == [
+        "chance",
+        "knowing only which digits are there",
+        *HEADS,
+    ]
     assert "10.0" in rows[0]
     assert "16.7" in rows[1]
     assert str(out) in said
@@ -55,7 +77,10 @@ def test_results_are_the_runs_own_figures(demo):
     results = json.loads((out / "results.json").read_text())
     assert tuple(results) == HEADS
     for head in HEADS:
-        runs = [json.loads((out / "runs" / f"demo_{head}-seed{k}" / "metrics.json").read_text()) for k in (0, 1)]
+        runs = [
+            json.loads((out / "runs" / f"demo_{head}-seed{k}" / "metrics.json").read_text())
+            for k in (0, 1)
+        ]
         assert results[head]["top1"] == [100 * found["metrics"]["test"]["top1"] for found in runs]
 
 
@@ -72,20 +97,32 @@ def test_the_cache_is_whole_and_holds_every_video(demo):
 
 def test_a_rerun_does_nothing_twice_and_says_so(demo):
     out, said = demo
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != "results.json"}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in out.rglob("*")
+        if path.is_file() and path.name != "results.json"
+    }
     result = run(out)
     assert result.exit_code == 0
     assert result.output.count("done before") == 5
     assert result.output.count("2 of 2 runs were trained before") == 4
-    after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != "results.json"}
+    after = {
+        path: path.stat().st_mtime_ns
+        for path in out.rglob("*")
+        if path.is_file() and path.name != "results.json"
+    }
     assert after == before
-    assert [line for line in result.output.splitlines() if "│" in line] == [line for line in said.splitlines() if "│" in line]
+    assert [line for line in result.output.splitlines() if "│" in line] == [
+        line for line in said.splitlines() if "│" in line
+    ]
 
 
 def test_a_demo_that_was_stopped_goes_on_where_it_was(demo):
     out, _ = demo
     record = json.loads((out / "steps.json").read_text())
-    kept = dict(list(record.items())[:4])  # the options, videos, digit_cnn and RPN: stopped while extracting
+    kept = dict(
+        list(record.items())[:4]
+    )  # the options, videos, digit_cnn and RPN: stopped while extracting
     (out / "steps.json").write_text(json.dumps(kept))
     weights = (out / "digit_cnn.pt").stat().st_mtime_ns
     result = run(out)
@@ -119,12 +156,18 @@ def test_a_pretrained_network_loads_as_a_backbone_and_says_how_good_it_is(tmp_pa
     again = pretrain.pretrain(tmp_path / "again.pt", load_images(), how, seed=1, say=lines.append)
     assert again.accuracy == made.accuracy
     state = torch.load(tmp_path / "again.pt", weights_only=True)
-    assert all(torch.equal(value, state[key]) for key, value in torch.load(made.path, weights_only=True).items())
+    assert all(
+        torch.equal(value, state[key])
+        for key, value in torch.load(made.path, weights_only=True).items()
+    )
 
 
 def test_pretraining_ends_when_the_target_is_reached(tmp_path):
     made = pretrain.pretrain(
-        tmp_path / "cnn.pt", load_images(), Pretraining(width=8, steps=60, batch=4, target=0.0001), say=print
+        tmp_path / "cnn.pt",
+        load_images(),
+        Pretraining(width=8, steps=60, batch=4, target=0.0001),
+        say=print,
     )
     assert made.steps == pretrain.CHECK_EVERY
 

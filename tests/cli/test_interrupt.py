@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM: a word on how to go on, exit code 130, whatever the process is doing.
 
-That it ends within 10 seconds depends on the machine: the slow tests of faults (tests/fault_lab.py, SOON) hold real runs to it.
+That it ends within 10 seconds depends on the machine: the slow tests of faults
+(tests/support/fault_lab.py, SOON) hold real runs to it.
 """
 
 import os
@@ -17,17 +18,19 @@ import pytest
 
 from cli import _interrupt
 from cli._interrupt import stoppable
-from pipeline import claims
-from pipeline.partfile import PartFile
+from pipeline.cache.part_file import PartFile
+from pipeline.workers import claims
 
-ROOT = Path(__file__).parent.parent
-NET = 300.0  # seconds: a limit that no working machine reaches, so that a process which does not end is a failure
+ROOT = Path(__file__).parents[2]
+# seconds: a limit that no working machine reaches, so that a process which does not end is a
+# failure
+NET = 300.0
 SCRIPT = """
 import ctypes, sys, threading, time
 from pathlib import Path
 from cli import _interrupt
-from pipeline.claims import take
-from pipeline.owners import part_of
+from pipeline.workers.claims import take
+from pipeline.files.owners import part_of
 _interrupt.GRACE, _interrupt.PARTING = {grace}, {net}
 claim = take(Path(sys.argv[1]))
 part_of(claim.path, claim.name).write_text("half")
@@ -51,13 +54,16 @@ except KeyboardInterrupt:
 BUSY = {
     "between two instructions": "print('busy', flush=True); time.sleep(600)",
     "in native code": "native()",
-    "in a lock that is never free": "lock = threading.Lock(); lock.acquire(); print('busy', flush=True); lock.acquire()",
+    "in a lock that is never "
+    "free": "lock = threading.Lock(); lock.acquire(); print('busy', flush=True); lock.acquire()",
 }
 
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch):
-    """What is stopped in this process would end it, and all tests with it, where a machine takes longer than GRACE."""
+    """What is stopped in this process would end it, and all tests with it, where a machine takes
+    longer than GRACE.
+    """
     monkeypatch.setattr(_interrupt, "GRACE", NET)
 
 
@@ -68,7 +74,11 @@ def busy(tmp_path):
     def start(doing: str, grace: float = 0.3) -> subprocess.Popen:
         code = SCRIPT.format(grace=grace, net=NET, busy=doing)
         command = [sys.executable, "-c", code, tmp_path / "00000.h5"]
-        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT))
+        processes.append(
+            subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+            )
+        )
         assert processes[-1].stdout.readline() == "busy\n"
         return processes[-1]
 
@@ -134,8 +144,12 @@ def test_afterwards_signals_do_what_they_did_before():
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_that_comes_while_hdf5_calls_us_is_put_off_and_counts_once(tmp_path, monkeypatch, capsys, sent):
-    """It would be lost in HDF5, or leave half a file. Were it taken for a second one as it comes again, we would be ended."""
+def test_a_signal_that_comes_while_hdf5_calls_us_is_put_off_and_counts_once(
+    tmp_path, monkeypatch, capsys, sent
+):
+    """It would be lost in HDF5, or leave half a file. Were it taken for a second one as it comes
+    again, we would be ended.
+    """
     out, write, struck = PartFile(tmp_path / "file.part"), os.pwrite, []
 
     def slow(*args) -> int:
@@ -183,7 +197,11 @@ def test_a_signal_while_a_claim_is_made_leaves_none(tmp_path, monkeypatch, step)
 
 def test_a_signal_that_was_put_off_until_all_was_done_is_forgotten(tmp_path, monkeypatch):
     monkeypatch.setattr(_interrupt, "LATER", 3600.0)
-    monkeypatch.setattr(os, "pwrite", lambda *args, write=os.pwrite: signal.raise_signal(signal.SIGTERM) or write(*args))
+    monkeypatch.setattr(
+        os,
+        "pwrite",
+        lambda *args, write=os.pwrite: signal.raise_signal(signal.SIGTERM) or write(*args),
+    )
     with stoppable("go on so"):
         out = PartFile(tmp_path / "file.part")
         out.write(memoryview(b"all of it"))

@@ -1,4 +1,6 @@
-"""A Slurm of one node, this machine: munged, slurmctld and slurmd on loopback, with their files in a folder of their own."""
+"""A Slurm of one node, this machine: munged, slurmctld and slurmd on loopback, with their files in
+a folder of their own.
+"""
 
 import os
 import random
@@ -63,7 +65,9 @@ def _path() -> str:
 
 @contextmanager
 def running() -> Iterator[dict[str, str]]:
-    """Starts it and yields the environment in which sbatch and its kin find it; RuntimeError with its logs if it cannot."""
+    """Starts it and yields the environment in which sbatch and its kin find it; RuntimeError with
+    its logs if it cannot.
+    """
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     folder.chmod(0o755)  # munged is another user
     env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
@@ -77,7 +81,11 @@ def running() -> Iterator[dict[str, str]]:
         processes.append(_munged(folder / "munge"))
         for daemon in (["slurmctld", "-D"], ["slurmd", "-D", "-N", "localhost"]):
             with open(folder / f"{daemon[0]}.out", "wb") as log:
-                processes.append(subprocess.Popen(daemon, env=env, stdout=log, stderr=log, start_new_session=True))
+                processes.append(
+                    subprocess.Popen(
+                        daemon, env=env, stdout=log, stderr=log, start_new_session=True
+                    )
+                )
         _wait_for_node(folder, env, processes)
         yield env
     finally:
@@ -98,15 +106,25 @@ def _munged(folder: Path) -> subprocess.Popen:
     for path in (folder, folder / "key"):
         shutil.chown(path, "munge", "munge")
     (folder / "key").chmod(0o400)
-    files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+    files = {
+        "key-file": "key",
+        "socket": "socket",
+        "pid-file": "pid",
+        "log-file": "log",
+        "seed-file": "seed",
+    }
     options = [f"--{option}={folder / name}" for option, name in files.items()]
     command = ["runuser", "-u", "munge", "--", "munged", "--foreground", *options]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     end = time.monotonic() + START
     while not (folder / "socket").exists():
         if time.monotonic() > end or process.poll() is not None:
             log = folder / "log"
-            raise RuntimeError(f"munged did not start: {log.read_text() if log.exists() else process.poll()}")
+            raise RuntimeError(
+                f"munged did not start: {log.read_text() if log.exists() else process.poll()}"
+            )
         time.sleep(0.05)
     return process
 
@@ -114,11 +132,15 @@ def _munged(folder: Path) -> subprocess.Popen:
 def _wait_for_node(folder: Path, env: dict[str, str], processes: list[subprocess.Popen]) -> None:
     end = time.monotonic() + START
     while True:
-        state = subprocess.run(["sinfo", "--noheader", "--format=%T"], env=env, capture_output=True, text=True).stdout.strip()
+        state = subprocess.run(
+            ["sinfo", "--noheader", "--format=%T"], env=env, capture_output=True, text=True
+        ).stdout.strip()
         if state in ("idle", "mixed"):
             return
         if time.monotonic() > end or any(process.poll() is not None for process in processes):
-            logs = "\n".join(f"{path.name}: {path.read_text()[-2000:]}" for path in folder.glob("slurm*.[lo]*"))
+            logs = "\n".join(
+                f"{path.name}: {path.read_text()[-2000:]}" for path in folder.glob("slurm*.[lo]*")
+            )
             raise RuntimeError(f"Slurm did not start (node {state or 'unknown'})\n{logs}")
         time.sleep(0.2)
 

@@ -1,4 +1,5 @@
-"""Extraction on a real Slurm, both ways: a job array for plain sbatch, and Dask workers as jobs. Jobs are cancelled half way.
+"""Extraction on a real Slurm, both ways: a job array for plain sbatch, and Dask workers as jobs.
+Jobs are cancelled half way.
 
 Needs Debian's slurm-wlm and munge, and root; `.ci/run` installs them where it may.
 """
@@ -14,15 +15,18 @@ import numpy as np
 import pytest
 import slurm
 import torch
-from test_extract import LENGTH, everything, painted, place, write_csv
 
 from pipeline.backbones import build_backbone
-from pipeline.claims import take
-from pipeline.decode import write_video
+from pipeline.video.decode import write_video
+from pipeline.workers.claims import take
+from tests.pipeline.stages.test_extract import LENGTH, everything, painted, place, write_csv
 
 ROOT = Path(__file__).parents[2]
 CLIPS = 6
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(slurm.why_not()), reason=f"no Slurm here: {slurm.why_not()}")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(slurm.why_not()), reason=f"no Slurm here: {slurm.why_not()}"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +55,12 @@ def world(tmp_path_factory) -> Path:
 
 def command(world: Path, cache: Path, *more: str) -> list[str]:
     text = (
-        f"extract --manifest {world}/manifest.csv --cache {cache} --backbone digit_cnn --weights {world}/weights.pth "
-        f"--keep pooled,nodes,conv2 --proposals annotations --annotations {world}/boxes.csv --boxes 2 "
-        "--frames 4 --size 64 --train-views 60 --dtype float32 --shard-size 1 --workers 1 --set backbone_options.width=8"
+        f"extract --manifest {world}/manifest.csv --cache {cache} --backbone digit_cnn --weights "
+        f"{world}/weights.pth "
+        f"--keep pooled,nodes,conv2 --proposals annotations --annotations {world}/boxes.csv "
+        f"--boxes 2 "
+        "--frames 4 --size 64 --train-views 60 --dtype float32 --shard-size 1 --workers 1 --set "
+        "backbone_options.width=8"
     )
     return [sys.executable, "-m", "cli", *text.split(), *more]
 
@@ -71,13 +78,19 @@ def done(cache: Path) -> set[str]:
 
 def jobs(env) -> list[str]:
     found = subprocess.run(
-        ["squeue", "--noheader", "--array", "--format=%A"], env=env, capture_output=True, text=True, check=True
+        ["squeue", "--noheader", "--array", "--format=%A"],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return found.stdout.split()
 
 
 def last(cache: Path):
-    """The claim on the last shard: for as long as it is held, however fast the machine is, a run is not over."""
+    """The claim on the last shard: for as long as it is held, however fast the machine is, a run is
+    not over.
+    """
     cache.mkdir(exist_ok=True)
     return take(cache / "features" / f"{CLIPS - 1:05d}.h5")
 
@@ -97,16 +110,26 @@ def leftovers(cache: Path) -> list[str]:
     return [path.name for path in cache.rglob("*") if path.suffix in (".part", ".claim")]
 
 
-def test_a_job_array_that_was_cancelled_and_submitted_again_gives_the_undisturbed_cache(world, env, undisturbed, tmp_path):
+def test_a_job_array_that_was_cancelled_and_submitted_again_gives_the_undisturbed_cache(
+    world, env, undisturbed, tmp_path
+):
     cache = tmp_path / "cache"
     asked = command(world, cache, "--print-sbatch", "--slurm", "time=00:10:00", "--jobs", "2")
-    script = subprocess.run(asked, cwd=ROOT, env=env, check=True, capture_output=True, text=True).stdout
+    script = subprocess.run(
+        asked, cwd=ROOT, env=env, check=True, capture_output=True, text=True
+    ).stdout
     assert "#SBATCH --array=0-5%2\n" in script
     assert "#SBATCH --time=00:10:00\n" in script
 
     def submit() -> str:
         told = subprocess.run(
-            ["sbatch", "--parsable"], input=script, cwd=ROOT, env=env, check=True, capture_output=True, text=True
+            ["sbatch", "--parsable"],
+            input=script,
+            cwd=ROOT,
+            env=env,
+            check=True,
+            capture_output=True,
+            text=True,
         )
         return told.stdout.strip()
 
@@ -115,19 +138,38 @@ def test_a_job_array_that_was_cancelled_and_submitted_again_gives_the_undisturbe
         until(lambda: done(cache), "the first shard")
         subprocess.run(["scancel", job], env=env, check=True)
         until(lambda: not jobs(env), "the end of what was cancelled")
-    before = {path: path.stat().st_mtime_ns for path in (cache / "features").glob("*.h5") if path.with_suffix(".json").exists()}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in (cache / "features").glob("*.h5")
+        if path.with_suffix(".json").exists()
+    }
     assert 0 < len(before) < CLIPS, said(cache)
     submit()
     until(lambda: not jobs(env), "the end of the array")
     assert len(done(cache)) == CLIPS, said(cache)
     assert everything(cache) == undisturbed
     assert not leftovers(cache)
-    assert before == {path: path.stat().st_mtime_ns for path in before}, "finished shards were done again"
+    assert before == {path: path.stat().st_mtime_ns for path in before}, (
+        "finished shards were done again"
+    )
 
 
-def test_dask_workers_in_slurm_jobs_lose_nothing_when_a_job_is_cancelled(world, env, undisturbed, tmp_path):
+def test_dask_workers_in_slurm_jobs_lose_nothing_when_a_job_is_cancelled(
+    world, env, undisturbed, tmp_path
+):
     cache = tmp_path / "cache"
-    asked = command(world, cache, "--slurm", "time=00:10:00", "--jobs", "2", "--interface", "lo", "--dashboard", "127.0.0.1:0")
+    asked = command(
+        world,
+        cache,
+        "--slurm",
+        "time=00:10:00",
+        "--jobs",
+        "2",
+        "--interface",
+        "lo",
+        "--dashboard",
+        "127.0.0.1:0",
+    )
     with open(tmp_path / "log", "w+") as log:
         claim = last(cache)
         run = subprocess.Popen(asked, cwd=ROOT, env=env, stdout=log, stderr=log)
@@ -151,14 +193,27 @@ def test_dask_workers_in_slurm_jobs_lose_nothing_when_a_job_is_cancelled(world, 
 
 def test_a_run_that_is_interrupted_takes_its_slurm_jobs_with_it(world, env, undisturbed, tmp_path):
     cache = tmp_path / "cache"
-    asked = command(world, cache, "--slurm", "time=00:10:00", "--jobs", "2", "--interface", "lo", "--dashboard", "127.0.0.1:0")
+    asked = command(
+        world,
+        cache,
+        "--slurm",
+        "time=00:10:00",
+        "--jobs",
+        "2",
+        "--interface",
+        "lo",
+        "--dashboard",
+        "127.0.0.1:0",
+    )
     with last(cache):
         run = subprocess.Popen(asked, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
         until(lambda: done(cache) or run.poll() is not None, "the first shard")
         asked_at = time.monotonic()
         os.kill(run.pid, signal.SIGTERM)
         _, words = run.communicate(timeout=600)
-    print(f"ended after {time.monotonic() - asked_at:.1f} s")  # 10 on a quiet machine, which this one may not be
+    print(
+        f"ended after {time.monotonic() - asked_at:.1f} s"
+    )  # 10 on a quiet machine, which this one may not be
     assert run.returncode == 130
     assert "the same command resumes" in words
     until(lambda: not jobs(env), "the end of all jobs")

@@ -1,4 +1,5 @@
-"""How pytest-xdist hands out tests when one of its processes dies, for example of a fault in native code.
+"""How pytest-xdist hands out tests when one of its processes dies, for example of a fault in native
+code.
 
 xdist's own scheduler for `--dist loadfile` (3.8) gives the test that killed a process to the next
 one, which dies of it too, and so on. Where there is one process only, it waits for ever. Where a
@@ -26,18 +27,24 @@ class Scheduling(LoadFileScheduling):
             return None
         unit, crashed = left[0]
         unit[crashed] = True
-        self.workqueue.update({file: tests for file, tests in units.items() if not all(tests.values())})
+        self.workqueue.update(
+            {file: tests for file, tests in units.items() if not all(tests.values())}
+        )
         for other in self.assigned_work:
             self._reschedule(other)
         return crashed
 
     def schedule(self):
         super().schedule()
-        for node in self.nodes:  # a process waits with its last test until it gets more, or hears that there is no more
+        for node in (
+            self.nodes
+        ):  # a process waits with its last test until it gets more, or hears that there is no more
             self._reschedule(node)
 
     def _reschedule(self, node):
-        if node in self.registered_collections:  # else it has only been started, and knows no tests yet
+        if (
+            node in self.registered_collections
+        ):  # else it has only been started, and knows no tests yet
             super()._reschedule(node)
 
 

@@ -1,8 +1,9 @@
 """torch.autocast("cuda") for the pretended device of fake_cuda.py.
 
-torch's own kernels ask a tensor in C++ whether it is on a GPU, and a pretended one says no there. So the operators that
-autocast changes on CUDA get Python kernels under the same dispatch key, which cast by torch's documented lists: to the lower
-precision, to float32, or to the widest of the arguments. tests/test_fake_cuda.py holds the lists against torch's registry.
+torch's own kernels ask a tensor in C++ whether it is on a GPU, and a pretended one says no there.
+So the operators that autocast changes on CUDA get Python kernels under the same dispatch key, which
+cast by torch's documented lists: to the lower precision, to float32, or to the widest of the
+arguments. tests/test_fake_cuda.py holds the lists against torch's registry.
 """
 
 from collections.abc import Callable, Iterator
@@ -47,13 +48,18 @@ WIDEST = _names(
 )
 
 # Chosen by torch inside of other operators, for real CUDA tensors alone; or a refusal, as on CUDA.
-OTHER = _names("cudnn_convolution cudnn_convolution_transpose _cudnn_rnn linalg_matrix_sqrth binary_cross_entropy")
+OTHER = _names(
+    "cudnn_convolution cudnn_convolution_transpose _cudnn_rnn linalg_matrix_sqrth "
+    "binary_cross_entropy"
+)
 
 Cast = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Autocast:
-    """The kernels while a pretended device is there. A weight is cast once per region, as torch does."""
+    """The kernels while a pretended device is there. A weight is cast once per region, as torch
+    does.
+    """
 
     def __init__(self, pretended: type[torch.Tensor]):
         self.pretended = pretended
@@ -83,10 +89,18 @@ class Autocast:
         def cast(x: torch.Tensor) -> torch.Tensor:
             if not self._floating(x) or x.dtype == dtype:
                 return x
-            if not (x.is_leaf and x.requires_grad and x.dtype == torch.float32 and torch.is_autocast_cache_enabled()):
+            if not (
+                x.is_leaf
+                and x.requires_grad
+                and x.dtype == torch.float32
+                and torch.is_autocast_cache_enabled()
+            ):
                 return x.to(dtype)
             if id(x) not in self.cast:
-                self.cast[id(x)] = x, x.to(dtype)  # with the weight itself, so that nobody else gets its id
+                self.cast[id(x)] = (
+                    x,
+                    x.to(dtype),
+                )  # with the weight itself, so that nobody else gets its id
             return self.cast[id(x)][1]
 
         return cast
@@ -96,7 +110,11 @@ class Autocast:
 
     def _widest(self, args: tuple, kwargs: dict) -> Cast:
         found: list[torch.dtype] = []
-        tree_map_only(torch.Tensor, lambda x: found.append(x.dtype) if self._floating(x) else None, (args, kwargs))
+        tree_map_only(
+            torch.Tensor,
+            lambda x: found.append(x.dtype) if self._floating(x) else None,
+            (args, kwargs),
+        )
         wide = torch.float32 if torch.float32 in found else torch.get_autocast_dtype("cuda")
         return lambda x: x.to(wide) if self._floating(x) else x
 
@@ -110,7 +128,9 @@ def _kernel(name: str, rule: Callable[[tuple, dict], Cast]) -> Callable:
 
     def kernel(*args, **kwargs):
         # Nothing inside of an operator is cast again.
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)):
+        with torch._C._ExcludeDispatchKeyGuard(
+            torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+        ):
             cast = rule(args, kwargs)
             args, kwargs = tree_map_only(torch.Tensor, cast, (args, kwargs))
             return operator(*args, **kwargs)

@@ -1,6 +1,7 @@
 """What stands for torch's own functions while the pretended device of fake_cuda.py is there.
 
-Only those whose C++ would look for a real GPU: factories, copies between devices, recurrent layers, generators, checkpoints.
+Only those whose C++ would look for a real GPU: factories, copies between devices, recurrent layers,
+generators, checkpoints.
 """
 
 import functools
@@ -11,14 +12,26 @@ from unittest import mock
 import torch
 from torch.utils._pytree import tree_map_only
 
-from support.cuda_device import DEVICE, HERE, CudaGenerator, CudaTensor, Operation, memory_of, plain_to, refuse_mixture, wrap
+from tests.support.cuda_device import (
+    DEVICE,
+    HERE,
+    CudaGenerator,
+    CudaTensor,
+    Operation,
+    memory_of,
+    plain_to,
+    refuse_mixture,
+    wrap,
+)
 
 _plain_save, _plain_load = torch.save, torch.load
 _plain_apply, _plain_generator = torch.nn.Module._apply, torch.Generator
 
 
 class _Kind(type(torch.Generator)):
-    """Makes `isinstance` of what stands for torch.Generator as true as of torch.Generator itself."""
+    """Makes `isinstance` of what stands for torch.Generator as true as of torch.Generator
+    itself.
+    """
 
     def __instancecheck__(cls, instance: Any) -> bool:
         return isinstance(instance, _plain_generator)
@@ -75,7 +88,12 @@ class _Recurrent(torch.autograd.Function):
             inside = [memory_of(x).detach().float().requires_grad_() for x in tensors]
             outside = run(inside)
         DEVICE.tell(Operation(name, "launch"))
-        ctx.inside, ctx.outside, ctx.name, ctx.dtypes = inside, outside, name, [x.dtype for x in tensors]
+        ctx.inside, ctx.outside, ctx.name, ctx.dtypes = (
+            inside,
+            outside,
+            name,
+            [x.dtype for x in tensors],
+        )
         ctx.training = training
         return tuple(wrap(x.detach().to(tensors[0].dtype)) for x in outside)
 
@@ -86,7 +104,12 @@ class _Recurrent(torch.autograd.Function):
         grads = [memory_of(grad).to(x.dtype) for grad, x in zip(grads, ctx.outside, strict=True)]
         found = torch.autograd.grad(ctx.outside, ctx.inside, grads)
         DEVICE.tell(Operation(f"{ctx.name}_backward", "launch"))
-        return None, None, None, *(wrap(grad.to(dtype)) for grad, dtype in zip(found, ctx.dtypes, strict=True))
+        return (
+            None,
+            None,
+            None,
+            *(wrap(grad.to(dtype)) for grad, dtype in zip(found, ctx.dtypes, strict=True)),
+        )
 
 
 def recurrent(name: str, plain: Callable) -> Callable:
@@ -118,23 +141,34 @@ def to(self: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         other, args = args[0], args[1:]
     if other is not None:
         device, dtype = other.device, other.dtype
-        non_blocking, memory_format = (args[0] if args else kwargs.get("non_blocking", False)), kwargs.get("memory_format")
+        non_blocking, memory_format = (
+            (args[0] if args else kwargs.get("non_blocking", False)),
+            kwargs.get("memory_format"),
+        )
     else:
         if args and isinstance(args[0], int) and not isinstance(args[0], bool):
             args = (torch.device("cuda", args[0]), *args[1:])
-        if len(args) > 3 or (len(args) == 3 and isinstance(args[2], bool)):  # (device, dtype, non_blocking, copy)
+        if len(args) > 3 or (
+            len(args) == 3 and isinstance(args[2], bool)
+        ):  # (device, dtype, non_blocking, copy)
             copy = args[3] if len(args) > 3 else copy
             args = args[:3]
         device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*args, **kwargs)
     how = {} if memory_format is None else {"memory_format": memory_format}
-    mine, there = isinstance(self, CudaTensor), isinstance(self, CudaTensor) if device is None else is_cuda(device)
+    mine, there = (
+        isinstance(self, CudaTensor),
+        isinstance(self, CudaTensor) if device is None else is_cuda(device),
+    )
     if mine == there:
         if device is not None and not mine and torch.device(device).type != "cpu":
             how["device"] = device
         return plain_to(self, dtype=dtype or self.dtype, copy=copy, **how)
     if mine and torch.device(device).type != "cpu":
         return plain_to(self, device=device, dtype=dtype or self.dtype, copy=copy, **how)
-    cross, how = _Upload if there else _Download, {**how, "dtype": dtype, "non_blocking": non_blocking}
+    cross, how = (
+        _Upload if there else _Download,
+        {**how, "dtype": dtype, "non_blocking": non_blocking},
+    )
     if self.requires_grad and torch.is_grad_enabled():
         return cross.apply(self, how)
     with torch.no_grad():
@@ -155,7 +189,9 @@ def factory(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
             kwargs["device"] = device = HERE
         if source is not None:  # a tensor like it
             args = (memory_of(source), *args[1:])
-        if not is_cuda(device) and not (device is None and isinstance(kwargs.get("generator"), CudaGenerator)):
+        if not is_cuda(device) and not (
+            device is None and isinstance(kwargs.get("generator"), CudaGenerator)
+        ):
             return make(*args, **kwargs)
         kwargs.pop("device", None)
         generator = kwargs.pop("generator", None)
@@ -168,7 +204,11 @@ def factory(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         if isinstance(data, CudaTensor):
             return data
         given = copies or make.__name__ == "new_tensor"
-        DEVICE.tell(Operation(make.__name__, "h2d" if given else "launch", given, data.nbytes if given else 0))
+        DEVICE.tell(
+            Operation(
+                make.__name__, "h2d" if given else "launch", given, data.nbytes if given else 0
+            )
+        )
         return wrap(data).requires_grad_(grad)
 
     return made
@@ -176,7 +216,9 @@ def factory(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 
 def _from_device(make: Callable, source: CudaTensor, device: Any, kwargs: dict) -> torch.Tensor:
     """torch.as_tensor and its like of a tensor that is on the device."""
-    out = source.to(device=HERE if device is None else device, dtype=kwargs.get("dtype") or source.dtype)
+    out = source.to(
+        device=HERE if device is None else device, dtype=kwargs.get("dtype") or source.dtype
+    )
     return out.detach().clone() if make is torch.tensor else out
 
 
@@ -236,7 +278,11 @@ def load(*args, **kwargs) -> Any:
     DEVICE.saved.clear()
     try:
         found = _plain_load(*args, **kwargs)
-        return tree_map_only(torch.Tensor, lambda x: wrap(x) if x.untyped_storage()._cdata in DEVICE.saved else x, found)
+        return tree_map_only(
+            torch.Tensor,
+            lambda x: wrap(x) if x.untyped_storage()._cdata in DEVICE.saved else x,
+            found,
+        )
     finally:
         DEVICE.saved.clear()
 

@@ -1,4 +1,6 @@
-"""The pretended device of fake_cuda.py: its tensors, and what happens to every operator on one (`Device.run`)."""
+"""The pretended device of fake_cuda.py: its tensors, and what happens to every operator on one
+(`Device.run`).
+"""
 
 import copy
 import threading
@@ -9,13 +11,40 @@ from typing import Any
 
 import torch
 
-from support.cuda_autocast import Autocast
+from tests.support.cuda_autocast import Autocast
 
 HERE = torch.device("cuda", 0)
 # Operators beside the elementwise ones that take one number from a 0-dimensional tensor of the CPU.
-SCALAR_TOO = {"fill", "fill_", "masked_fill", "masked_fill_", "index_fill", "index_fill_", "clamp", "clamp_", "pow"}
-INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
-PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "convolution"}  # CUDA has none of integers
+SCALAR_TOO = {
+    "fill",
+    "fill_",
+    "masked_fill",
+    "masked_fill_",
+    "index_fill",
+    "index_fill_",
+    "clamp",
+    "clamp_",
+    "pow",
+}
+INDEXING = {
+    "index",
+    "index_put",
+    "index_put_",
+    "_index_put_impl_",
+    "_unsafe_index",
+    "_unsafe_index_put",
+}
+PRODUCTS = {
+    "mm",
+    "bmm",
+    "addmm",
+    "baddbmm",
+    "addbmm",
+    "mv",
+    "addmv",
+    "dot",
+    "convolution",
+}  # CUDA has none of integers
 BETWEEN = {"copy_", "_to_copy", "_copy_from", "_has_compatible_shallow_copy_type"}
 
 plain_to = torch.Tensor.to
@@ -25,8 +54,9 @@ plain_to = torch.Tensor.to
 class Operation:
     """One operator that reached the device.
 
-    `kind`: "launch" (work for it), "view" (none), "h2d" or "d2h" (a copy of `bytes` from or to the host), "wait" (the host
-    asked for nothing else). `waits`: the host goes on only when the device has done all that it was given.
+    `kind`: "launch" (work for it), "view" (none), "h2d" or "d2h" (a copy of `bytes` from or to the
+    host), "wait" (the host asked for nothing else). `waits`: the host goes on only when the device
+    has done all that it was given.
     """
 
     name: str
@@ -55,7 +85,8 @@ class CudaTensor(torch.Tensor):
         if force:
             return self.detach().cpu().numpy()
         raise TypeError(
-            "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
+            "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the "
+            "tensor to host memory first."
         )
 
     def __array__(self, dtype=None, copy=None):
@@ -71,7 +102,11 @@ class CudaTensor(torch.Tensor):
         if id(self) not in memo:
             out = self.detach().clone(memory_format=torch.preserve_format)
             parameter = isinstance(self, torch.nn.Parameter)
-            out = torch.nn.Parameter(out, self.requires_grad) if parameter else out.requires_grad_(self.requires_grad)
+            out = (
+                torch.nn.Parameter(out, self.requires_grad)
+                if parameter
+                else out.requires_grad_(self.requires_grad)
+            )
             memo[id(self)] = out
             out.grad = copy.deepcopy(self.grad, memo)
         return memo[id(self)]
@@ -82,7 +117,9 @@ class CudaTensor(torch.Tensor):
     def __reduce_ex__(self, protocol):
         DEVICE.saved.add(self.untyped_storage()._cdata)
         data = memory_of(self).requires_grad_(self.requires_grad)
-        return (torch.nn.Parameter(data) if isinstance(self, torch.nn.Parameter) else data).__reduce_ex__(protocol)
+        return (
+            torch.nn.Parameter(data) if isinstance(self, torch.nn.Parameter) else data
+        ).__reduce_ex__(protocol)
 
 
 class CudaGenerator(torch.Generator):
@@ -93,11 +130,15 @@ class CudaGenerator(torch.Generator):
 
 def memory_of(x: torch.Tensor) -> torch.Tensor:
     """The same memory as an ordinary tensor of the CPU."""
-    return torch.empty(0, dtype=x.dtype).set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
+    return torch.empty(0, dtype=x.dtype).set_(
+        x.untyped_storage(), x.storage_offset(), x.shape, x.stride()
+    )
 
 
 def wrap(x: torch.Tensor) -> CudaTensor:
-    """The same memory as a tensor of the device; never an inference tensor, which cannot be of a subclass."""
+    """The same memory as a tensor of the device; never an inference tensor, which cannot be of a
+    subclass.
+    """
     if x.is_inference():
         with torch.inference_mode(False):
             x = memory_of(x)
@@ -105,16 +146,24 @@ def wrap(x: torch.Tensor) -> CudaTensor:
 
 
 class Device:
-    """The one device of this process: who watches it, its random numbers, and copies that may still be on their way."""
+    """The one device of this process: who watches it, its random numbers, and copies that may still
+    be on their way.
+    """
 
     def __init__(self) -> None:
         self.active = False
         self.observers: list[Callable[[Operation], None]] = []
         self.generator = torch.Generator()
-        self.saved: set[int] = set()  # storages of the device, by address, in a torch.save or torch.load
+        self.saved: set[int] = (
+            set()
+        )  # storages of the device, by address, in a torch.save or torch.load
         self.pinned: set[int] = set()  # addresses of pinned memory
-        self.reading: list[tuple[torch.Tensor, torch.Tensor]] = []  # pinned sources and what they held
-        self.writing: list[tuple[torch.Tensor, torch.Tensor]] = []  # memory of the host and what will be there
+        self.reading: list[
+            tuple[torch.Tensor, torch.Tensor]
+        ] = []  # pinned sources and what they held
+        self.writing: list[
+            tuple[torch.Tensor, torch.Tensor]
+        ] = []  # memory of the host and what will be there
         self.lock = threading.RLock()
         self.autocast = Autocast(CudaTensor)
 
@@ -129,9 +178,13 @@ class Device:
             raise RuntimeError(f"\"{name}_cuda\" not implemented for '{tensors[0].dtype}'")
         if name == "copy_":
             return self.copy(*args, **kwargs)
-        if kwargs.get("device") is not None:  # by C++, which copies where its argument says that it is; `.to` comes not here
+        if (
+            kwargs.get("device") is not None
+        ):  # by C++, which copies where its argument says that it is; `.to` comes not here
             kwargs = {**kwargs, "device": torch.device("cpu")}
-        if torch.Tag.inplace_view in func.tags:  # shape and strides alone, which are the same in both worlds
+        if (
+            torch.Tag.inplace_view in func.tags
+        ):  # shape and strides alone, which are the same in both worlds
             with torch._C._DisableTorchDispatch():
                 return func(*args, **kwargs)
         own: dict[int, CudaTensor] = {}
@@ -143,7 +196,10 @@ class Device:
             own[id(data)] = x
             return data
 
-        inside = _mapped(unwrapped, tuple(args)), {key: _mapped(unwrapped, value) for key, value in kwargs.items()}
+        inside = (
+            _mapped(unwrapped, tuple(args)),
+            {key: _mapped(unwrapped, value) for key, value in kwargs.items()},
+        )
         with self.drawing() if torch.Tag.nondeterministic_seeded in func.tags else nullcontext():
             out = _on_the_cpu(func, name, *inside)
         self.tell(_operation(func, name, args))
@@ -165,7 +221,9 @@ class Device:
 
     # --- copies
 
-    def upload(self, x: torch.Tensor, dtype: torch.dtype | None = None, non_blocking: bool = False, **how) -> CudaTensor:
+    def upload(
+        self, x: torch.Tensor, dtype: torch.dtype | None = None, non_blocking: bool = False, **how
+    ) -> CudaTensor:
         """A tensor of the host on the device."""
         data = plain_to(x, dtype=dtype or x.dtype, copy=True, **how)
         self._sent("_to_copy", x, non_blocking)
@@ -174,12 +232,18 @@ class Device:
     def download(self, x: CudaTensor, non_blocking: bool = False, **how) -> torch.Tensor:
         """A tensor of the device on the host."""
         how.pop("device", None)
-        how = {key: value for key, value in how.items() if key in ("dtype", "memory_format") and value is not None}
+        how = {
+            key: value
+            for key, value in how.items()
+            if key in ("dtype", "memory_format") and value is not None
+        }
         data = plain_to(memory_of(x), copy=True, **{"dtype": x.dtype, **how})
         self._received("_to_copy", data, non_blocking)
         return data
 
-    def copy(self, to: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    def copy(
+        self, to: torch.Tensor, source: torch.Tensor, non_blocking: bool = False
+    ) -> torch.Tensor:
         """`to.copy_(source)`, of which at least one is of the device."""
         inside = [memory_of(x) if isinstance(x, CudaTensor) else x for x in (to, source)]
         inside[0].copy_(inside[1])
@@ -192,7 +256,9 @@ class Device:
         return to
 
     def _sent(self, name: str, source: torch.Tensor, non_blocking: bool) -> None:
-        late = non_blocking and self.is_pinned(source)  # from other memory, CUDA copies the source before it returns
+        late = non_blocking and self.is_pinned(
+            source
+        )  # from other memory, CUDA copies the source before it returns
         if late:
             with self.lock:
                 self.reading.append((source.detach(), source.detach().clone()))
@@ -202,11 +268,15 @@ class Device:
         if non_blocking:
             with self.lock:
                 self.writing.append((there.detach(), there.detach().clone()))
-                there.detach().view(torch.uint8 if there.dim() else there.dtype).fill_(255 if there.dim() else -1)
+                there.detach().view(torch.uint8 if there.dim() else there.dtype).fill_(
+                    255 if there.dim() else -1
+                )
         self.tell(Operation(name, "d2h", not non_blocking, there.nbytes))
 
     def synchronize(self, *_: Any) -> None:
-        """Waits: copies to the host arrive. RuntimeError if the source of a copy was overwritten before."""
+        """Waits: copies to the host arrive. RuntimeError if the source of a copy was overwritten
+        before.
+        """
         with self.lock:
             reading, writing, self.reading, self.writing = self.reading, self.writing, [], []
         for there, value in writing:
@@ -214,7 +284,8 @@ class Device:
         for source, before in reading:
             if not torch.equal(source.view(torch.uint8), before.view(torch.uint8)):
                 raise RuntimeError(
-                    "the source of a non_blocking copy to the device was overwritten before anybody waited for the copy"
+                    "the source of a non_blocking copy to the device was overwritten before "
+                    "anybody waited for the copy"
                 )
 
     def wait(self, *_: Any) -> None:
@@ -255,7 +326,9 @@ class Device:
 DEVICE = Device()
 
 
-def refuse_mixture(func: torch._ops.OpOverload, name: str, args: Sequence[Any], tensors: Sequence[torch.Tensor]) -> None:
+def refuse_mixture(
+    func: torch._ops.OpOverload, name: str, args: Sequence[Any], tensors: Sequence[torch.Tensor]
+) -> None:
     """RuntimeError for tensors of two devices, where CUDA would raise one.
 
     It takes numbers (0 dimensions) of the CPU in elementwise operators, and indices of the CPU.
@@ -265,21 +338,34 @@ def refuse_mixture(func: torch._ops.OpOverload, name: str, args: Sequence[Any], 
         return
     if name in INDEXING:
         if not isinstance(args[0], CudaTensor):
-            raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
+            raise RuntimeError(
+                "indices should be either on cpu or on the same device as the indexed tensor (cpu)"
+            )
         others = [x for x in others if not any(x is index for index in args[1])]
-    scalars = torch.Tag.pointwise in func.tags or name in SCALAR_TOO | INDEXING or name.startswith("_foreach_")
-    changed = func._schema.arguments and func._schema.arguments[0].is_write and isinstance(args[0], torch.Tensor)
+    scalars = (
+        torch.Tag.pointwise in func.tags
+        or name in SCALAR_TOO | INDEXING
+        or name.startswith("_foreach_")
+    )
+    changed = (
+        func._schema.arguments
+        and func._schema.arguments[0].is_write
+        and isinstance(args[0], torch.Tensor)
+    )
     if changed and not isinstance(args[0], CudaTensor):
         scalars = False
     if [x for x in others if x.dim() or not scalars]:
         raise RuntimeError(
-            f"Expected all tensors to be on the same device, but found at least two devices, {HERE} and cpu! (in {func})"
+            f"Expected all tensors to be on the same device, but found at least two devices, "
+            f"{HERE} and cpu! (in {func})"
         )
 
 
 def _refuse_new_shape(name: str, mine: CudaTensor, data: torch.Tensor) -> None:
     if mine.shape != data.shape or mine.stride() != data.stride():
-        raise NotImplementedError(f"{name}: the pretended device cannot change a tensor's shape in place")
+        raise NotImplementedError(
+            f"{name}: the pretended device cannot change a tensor's shape in place"
+        )
 
 
 def _operation(func: torch._ops.OpOverload, name: str, args: Sequence[Any]) -> Operation:
@@ -304,13 +390,21 @@ def _on_the_cpu(func: torch._ops.OpOverload, name: str, args: tuple, kwargs: dic
     except (RuntimeError, NotImplementedError) as error:
         if "not implemented for 'Half'" not in str(error) or func._schema.is_mutable:
             raise
-    out = func(*_mapped(_widened, args), **{key: _mapped(_widened, value) for key, value in kwargs.items()})
+    out = func(
+        *_mapped(_widened, args), **{key: _mapped(_widened, value) for key, value in kwargs.items()}
+    )
     return _mapped(lambda x: x.half() if x.dtype == torch.float32 else x, out)
 
 
 def _convolution(func: torch._ops.OpOverload, args: tuple, kwargs: dict) -> Any:
-    """Of few channels in contiguous memory, in float32: the CPU's channels-last kernels for them are not sound everywhere."""
-    weight = next(x for x in args[1:] if isinstance(x, torch.Tensor) and x.dim() > 2) if len(args) > 1 else args[0]
+    """Of few channels in contiguous memory, in float32: the CPU's channels-last kernels for them
+    are not sound everywhere.
+    """
+    weight = (
+        next(x for x in args[1:] if isinstance(x, torch.Tensor) and x.dim() > 2)
+        if len(args) > 1
+        else args[0]
+    )
     narrow = min(weight.shape[:2]) % 8 != 0
     half = weight.dtype == torch.float16
 

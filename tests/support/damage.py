@@ -1,4 +1,5 @@
-"""Makers of damaged input: files that carry a video's name, and the small text and weight files that a run reads.
+"""Makers of damaged input: files that carry a video's name, and the small text and weight files
+that a run reads.
 
 Everything is drawn from a seeded generator, so that a case can be made again from its name alone.
 """
@@ -31,11 +32,22 @@ VIDEOS = {
     "mpeg2": (".mpg", "mpeg2video", {}),
     "windows": (".wmv", "wmv2", {}),
 }
-PROMISES = {"h264", "faststart", "mpeg4", "matroska", "webm", "vp9", "avi", "pictures"}  # containers that say what they hold
+PROMISES = {
+    "h264",
+    "faststart",
+    "mpeg4",
+    "matroska",
+    "webm",
+    "vp9",
+    "avi",
+    "pictures",
+}  # containers that say what they hold
 
 
 class Case(NamedTuple):
-    """A damaged file: its name with the kind of damage in it, its bytes, and whether it cannot possibly pass for a video."""
+    """A damaged file: its name with the kind of damage in it, its bytes, and whether it cannot
+    possibly pass for a video.
+    """
 
     name: str
     data: bytes
@@ -46,7 +58,9 @@ def whole_videos(folder: Path) -> dict[str, bytes]:
     """A tiny video of moving blocks in each container of VIDEOS that this PyAV can write."""
     import av
 
-    frames = np.random.default_rng(0).integers(0, 255, (LENGTH, SIDE // 16, SIDE // 16, 3), np.uint8)
+    frames = np.random.default_rng(0).integers(
+        0, 255, (LENGTH, SIDE // 16, SIDE // 16, 3), np.uint8
+    )
     frames = frames.repeat(16, 1).repeat(16, 2)
     made = {}
     for name, (suffix, codec, options) in VIDEOS.items():
@@ -68,7 +82,8 @@ def whole_videos(folder: Path) -> dict[str, bytes]:
 
 
 def damaged_videos(whole: dict[str, bytes], count: int, seed: int = 0) -> Iterator[Case]:
-    """`count` cases: every cut at a tenth, every other format, every absurd size, then flips, noise and wrong headers.
+    """`count` cases: every cut at a tenth, every other format, every absurd size, then flips, noise
+    and wrong headers.
 
     A small `count` takes its share of each kind.
     """
@@ -93,7 +108,9 @@ def _cuts(whole: dict[str, bytes]) -> Iterator[Case]:
     for name, data in whole.items():
         for tenth in range(10):
             hopeless = tenth == 0 or name in PROMISES
-            yield Case(f"cut{tenth}-{name}{VIDEOS[name][0]}", data[: len(data) * tenth // 10], hopeless)
+            yield Case(
+                f"cut{tenth}-{name}{VIDEOS[name][0]}", data[: len(data) * tenth // 10], hopeless
+            )
 
 
 def _other_formats() -> Iterator[Case]:
@@ -123,7 +140,8 @@ def _other_formats() -> Iterator[Case]:
         "playlist": b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n/etc/passwd\n#EXT-X-ENDLIST\n",
         "concat": b"ffconcat version 1.0\nfile /etc/passwd\n",
         "subtitles": b"1\n00:00:00,000 --> 00:00:01,000\nhello\n",
-        "sdp": b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\n",
+        "sdp": b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP "
+        b"96\n",
         "newline": b"\n",
     }
     for what, data in contents.items():
@@ -138,18 +156,30 @@ def _absurd(whole: dict[str, bytes]) -> Iterator[Case]:
         if (found := mp4.find(tag.encode())) > 0:
             for value in (0, 1, 65_535, 100_000, 0xFFFFFFFF):
                 value = min(value, 65_535) if kind == ">HH" else value
-                yield Case(f"{tag}{value}.mp4", _put(mp4, found + at, struct.pack(kind, value, value)))
+                yield Case(
+                    f"{tag}{value}.mp4", _put(mp4, found + at, struct.pack(kind, value, value))
+                )
     for tag in ("stsz", "stts", "stco", "stsc", "stss", "mdhd", "mvhd", "elst", "ctts"):
         if (found := mp4.find(tag.encode())) > 0:
             for offset in (4, 8, 12, 16, 20):
                 for value in (0, 0x7FFFFFFF, 0xFFFFFFFF):
-                    yield Case(f"{tag}{offset}-{value}.mp4", _put(mp4, found + offset, struct.pack(">I", value)))
+                    yield Case(
+                        f"{tag}{offset}-{value}.mp4",
+                        _put(mp4, found + offset, struct.pack(">I", value)),
+                    )
     for tag in ("ftyp", "moov", "trak", "mdia", "stbl", "mdat"):
         for value in (0, 1, 7, 0x7FFFFFFF, 0xFFFFFFFF):
-            yield Case(f"size-{tag}{value}.mp4", _put(mp4, mp4.find(tag.encode()) - 4, struct.pack(">I", value)))
+            yield Case(
+                f"size-{tag}{value}.mp4",
+                _put(mp4, mp4.find(tag.encode()) - 4, struct.pack(">I", value)),
+            )
     for value in (0, -1, 100_000, 0x7FFFFFFF):
-        yield Case(f"frame{value}.avi", _put(avi, avi.find(b"strf") + 12, struct.pack("<ii", value, value)))
-        yield Case(f"frames{value}.avi", _put(avi, avi.find(b"avih") + 24, struct.pack("<i", value)))
+        yield Case(
+            f"frame{value}.avi", _put(avi, avi.find(b"strf") + 12, struct.pack("<ii", value, value))
+        )
+        yield Case(
+            f"frames{value}.avi", _put(avi, avi.find(b"avih") + 24, struct.pack("<i", value))
+        )
 
 
 def _put(data: bytes, at: int, new: bytes) -> bytes:
@@ -251,15 +281,24 @@ def damaged_pictures(good: bytes, suffix: str, seed: int = 0) -> Iterator[Case]:
     for tenth in range(10):
         yield Case(f"cut{tenth}{suffix}", good[: len(good) * tenth // 10], tenth < 5)
     for k, kind in enumerate((*DRAWN, *DRAWN)):
-        yield Case(f"{kind.__name__[1:]}{k}{suffix}", bytes(kind(bytearray(good), rng, b"GIF89a" + bytes(300))))
-    for what, data in (("text", b"no picture"), ("zeros", bytes(500)), ("svg", b'<svg width="100000" height="100000"/>')):
+        yield Case(
+            f"{kind.__name__[1:]}{k}{suffix}",
+            bytes(kind(bytearray(good), rng, b"GIF89a" + bytes(300))),
+        )
+    for what, data in (
+        ("text", b"no picture"),
+        ("zeros", bytes(500)),
+        ("svg", b'<svg width="100000" height="100000"/>'),
+    ):
         yield Case(f"{what}{suffix}", data, True)
     for side in (0, 9_000, 65_500, 100_000, 0x7FFFFFFF):
         yield Case(f"claims{side}{suffix}", picture_that_claims(good, suffix, side), True)
 
 
 def picture_that_claims(good: bytes, suffix: str, side: int) -> bytes:
-    """A picture whose header says that it is `side` x `side` pixels large; at most 65,535 fit into a JPEG's."""
+    """A picture whose header says that it is `side` x `side` pixels large; at most 65,535 fit into
+    a JPEG's.
+    """
     if suffix == ".png":
         import zlib
 
@@ -270,11 +309,19 @@ def picture_that_claims(good: bytes, suffix: str, side: int) -> bytes:
 
 
 def damaged_text(good: str, count: int, seed: int = 0) -> Iterator[Case]:
-    """`count` damaged versions of a text file: cuts, flips, other encodings, other values, lines moved, nesting, long lines."""
+    """`count` damaged versions of a text file: cuts, flips, other encodings, other values, lines
+    moved, nesting, long lines.
+    """
     rng = np.random.default_rng(seed)
     data = good.encode()
     fixed = [data[: len(data) * tenth // 10] for tenth in range(10)]
-    fixed += [b"\xef\xbb\xbf" + data, good.encode("utf-16"), good.encode("utf-32"), data.replace(b"\n", b"\r"), b"\0" + data]
+    fixed += [
+        b"\xef\xbb\xbf" + data,
+        good.encode("utf-16"),
+        good.encode("utf-32"),
+        data.replace(b"\n", b"\r"),
+        b"\0" + data,
+    ]
     fixed += [
         data + data,
         data * 40,
@@ -285,19 +332,61 @@ def damaged_text(good: str, count: int, seed: int = 0) -> Iterator[Case]:
         b"[" * 100_000,
         b'{"a":' * 50_000,
     ]
-    fixed += [data.replace(b",", b";"), data.replace(b"\n", b""), data.replace(b'"', b"'"), data + b"x" * 300_000, data.upper()]
+    fixed += [
+        data.replace(b",", b";"),
+        data.replace(b"\n", b""),
+        data.replace(b'"', b"'"),
+        data + b"x" * 300_000,
+        data.upper(),
+    ]
     for k in range(count):
         if k < min(len(fixed), count // 3):
-            yield Case(f"{k:04d}-fixed", fixed[k if count >= 3 * len(fixed) else int(rng.integers(len(fixed)))])
+            yield Case(
+                f"{k:04d}-fixed",
+                fixed[k if count >= 3 * len(fixed) else int(rng.integers(len(fixed)))],
+            )
             continue
         kind = TEXT[k % len(TEXT)]
         yield Case(f"{k:04d}-{kind.__name__[1:]}", kind(data, rng))
 
 
 VALUES = (
-    *(b"", b"null", b"true", b"-1", b"0", b"1e999", b"nan", b"NaN", b"inf", b"Infinity", b"-0.0", b"9" * 400, b"9" * 5000),
-    *(b"[]", b"{}", b'""', b'"\\ud800"', b"\\u0000", b"../../etc/passwd", b"/etc/passwd", b"~", b"$HOME", b"__import__('os')"),
-    *(b"!!python/object/apply:os.system [true]", b"2020-01-01", b"0x10", b"1_000", "é".encode(), "\u202e".encode(), b"%s%n"),
+    *(
+        b"",
+        b"null",
+        b"true",
+        b"-1",
+        b"0",
+        b"1e999",
+        b"nan",
+        b"NaN",
+        b"inf",
+        b"Infinity",
+        b"-0.0",
+        b"9" * 400,
+        b"9" * 5000,
+    ),
+    *(
+        b"[]",
+        b"{}",
+        b'""',
+        b'"\\ud800"',
+        b"\\u0000",
+        b"../../etc/passwd",
+        b"/etc/passwd",
+        b"~",
+        b"$HOME",
+        b"__import__('os')",
+    ),
+    *(
+        b"!!python/object/apply:os.system [true]",
+        b"2020-01-01",
+        b"0x10",
+        b"1_000",
+        "é".encode(),
+        "\u202e".encode(),
+        b"%s%n",
+    ),
 )
 
 
@@ -331,16 +420,26 @@ def _signs(data: bytes, rng) -> bytes:
     """A sign that means something put in, or taken out."""
     at = int(rng.integers(len(data)))
     sign = rng.choice(list(b",;:\"'[]{}=#\n\t\\\0-."))
-    return data[:at] + (bytes([sign]) if rng.random() < 0.6 else b"") + data[at + int(rng.integers(2)) :]
+    return (
+        data[:at]
+        + (bytes([sign]) if rng.random() < 0.6 else b"")
+        + data[at + int(rng.integers(2)) :]
+    )
 
 
 TEXT = (_values, _bytes, _bits, _lines, _values, _signs)
 
 
 def damaged_weights(good: bytes, count: int, seed: int = 0) -> Iterator[Case]:
-    """`count` damaged versions of a file that torch.save wrote (a zip archive with a pickle in it)."""
+    """`count` damaged versions of a file that torch.save wrote (a zip archive with a pickle in
+    it).
+    """
     rng = np.random.default_rng(seed)
-    fixed = [good[: len(good) * tenth // 10] for tenth in range(10)] + [b"text\n" * 99, bytes(5000), b"PK\x03\x04" + bytes(99)]
+    fixed = [good[: len(good) * tenth // 10] for tenth in range(10)] + [
+        b"text\n" * 99,
+        bytes(5000),
+        b"PK\x03\x04" + bytes(99),
+    ]
     for k in range(count):
         if k < min(len(fixed), count // 3):
             yield Case(f"{k:04d}-fixed", fixed[k], True)

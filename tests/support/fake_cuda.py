@@ -1,24 +1,31 @@
 """A pretended CUDA device, so that what only fails on a GPU fails on every machine.
 
     with fake_cuda() as device:
-        x = torch.zeros(3, device="cuda")       # says cuda:0, holds its numbers in the memory of the CPU
+        x = torch.zeros(3, device="cuda")       # says cuda:0, holds its numbers in the memory of
+        the CPU
         x + torch.ones(3)                        # RuntimeError, as on CUDA: two devices
         x.numpy()                                # TypeError, as on CUDA
-        device.observers.append(print)           # every operator that reaches the device, as an `Operation`
+        device.observers.append(print)           # every operator that reaches the device, as an
+        `Operation`
 
-Within it torch says that there is one GPU: in `torch.cuda`, in factories (`device="cuda"`), `.to` and `.cuda()`, modules,
-autocast, optimisers, random numbers, `torch.save` and `torch.load`, pinned memory. Everything works in all threads.
+Within it torch says that there is one GPU: in `torch.cuda`, in factories (`device="cuda"`), `.to`
+and `.cuda()`, modules, autocast, optimisers, random numbers, `torch.save` and `torch.load`, pinned
+memory. Everything works in all threads.
 
-How: a `CudaTensor` is a subclass over ordinary memory with the dispatch keys of CUDA. Every operator on one ends in
-`Device.run` (cuda_device.py): it refuses a mixture of devices that CUDA would refuse, runs the CPU's kernel on the same
-memory, and tells the observers. In C++ the tensor says that it is on the CPU, because torch's autograd engine has no thread
-for a device that the machine lacks. What follows from that, and what else is not pretended:
+How: a `CudaTensor` is a subclass over ordinary memory with the dispatch keys of CUDA. Every
+operator on one ends in `Device.run` (cuda_device.py): it refuses a mixture of devices that CUDA
+would refuse, runs the CPU's kernel on the same memory, and tells the observers. In C++ the tensor
+says that it is on the CPU, because torch's autograd engine has no thread for a device that the
+machine lacks. What follows from that, and what else is not pretended:
 
-- A C++ function that makes a helper tensor on its argument's device makes it on the CPU; none that the product calls does.
-- Copies that need not wait (`non_blocking`) are made at once; but a pinned source must stay as it is, and what goes to the
-  host holds rubbish, until the device is waited for. Work on several streams is not disordered.
-- Kernels and their rounding are the CPU's, in float32 where it has none for float16: cuDNN's algorithms, memory limits and
-  speed are not pretended. An LSTM or GRU is one operator, computed in float32. `torch.compile` cannot see the device.
+- A C++ function that makes a helper tensor on its argument's device makes it on the CPU; none that
+  the product calls does.
+- Copies that need not wait (`non_blocking`) are made at once; but a pinned source must stay as it
+  is, and what goes to the host holds rubbish, until the device is waited for. Work on several
+  streams is not disordered.
+- Kernels and their rounding are the CPU's, in float32 where it has none for float16: cuDNN's
+  algorithms, memory limits and speed are not pretended. An LSTM or GRU is one operator, computed in
+  float32. `torch.compile` cannot see the device.
 - Its tensors are never inference tensors, which a subclass cannot be.
 """
 
@@ -32,14 +39,22 @@ import torch
 from torch.optim.optimizer import _foreach_supported_types
 from torch.utils import _device
 
-from support import cuda_calls as calls
-from support.cuda_device import DEVICE, HERE, CudaTensor, Device, Operation
+from tests.support import cuda_calls as calls
+from tests.support.cuda_device import DEVICE, HERE, CudaTensor, Device, Operation
 
 __all__ = ["CudaTensor", "Device", "Operation", "fake_cuda"]
 
 NAME = "Pretended GPU"
 MEMORY = 16 << 30  # bytes that it says it has
-LIKE = ("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like")
+LIKE = (
+    "zeros_like",
+    "ones_like",
+    "empty_like",
+    "full_like",
+    "rand_like",
+    "randn_like",
+    "randint_like",
+)
 NEW = ("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "new_empty_strided")
 DRAWS = ("uniform_", "normal_", "random_", "bernoulli_", "exponential_", "multinomial", "bernoulli")
 
@@ -83,7 +98,12 @@ class _Stream:
 def _torch_cuda() -> dict[str, Any]:
     """What `torch.cuda` says."""
     about = SimpleNamespace(
-        name=NAME, total_memory=MEMORY, major=9, minor=0, multi_processor_count=1, max_threads_per_multi_processor=2048
+        name=NAME,
+        total_memory=MEMORY,
+        major=9,
+        minor=0,
+        multi_processor_count=1,
+        max_threads_per_multi_processor=2048,
     )
     stream = _Stream()
     return {
@@ -101,9 +121,13 @@ def _torch_cuda() -> dict[str, Any]:
         "is_bf16_supported": lambda including_emulation=True: True,
         "mem_get_info": lambda device=None: (MEMORY, MEMORY),
         **dict.fromkeys(
-            ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"), lambda device=None: 0
+            ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"),
+            lambda device=None: 0,
         ),
-        **dict.fromkeys(("empty_cache", "ipc_collect", "reset_peak_memory_stats", "init", "_lazy_init"), lambda *_: None),
+        **dict.fromkeys(
+            ("empty_cache", "ipc_collect", "reset_peak_memory_stats", "init", "_lazy_init"),
+            lambda *_: None,
+        ),
         "synchronize": DEVICE.wait,
         "Stream": _Stream,
         "Event": _Stream,
@@ -127,7 +151,9 @@ def _clear_autocast_cache(clear: Callable[[], None] = torch.clear_autocast_cache
 
 @contextmanager
 def fake_cuda() -> Iterator[Device]:
-    """Within it this process has a pretended GPU, in all threads; see the top of this file. Not to be nested."""
+    """Within it this process has a pretended GPU, in all threads; see the top of this file. Not to
+    be nested.
+    """
     constructors = {fn.__name__: fn for fn in _device._device_constructors()}
     with ExitStack() as stack:
 
@@ -147,8 +173,12 @@ def fake_cuda() -> Iterator[Device]:
                 patch(torch, name, calls.draw(getattr(torch, name)))
         tensor = {
             "to": calls.to,
-            "cpu": lambda self, memory_format=torch.preserve_format: calls.to(self, "cpu", memory_format=memory_format),
-            "cuda": lambda self, device="cuda", non_blocking=False: calls.to(self, device or "cuda", non_blocking=non_blocking),
+            "cpu": lambda self, memory_format=torch.preserve_format: calls.to(
+                self, "cpu", memory_format=memory_format
+            ),
+            "cuda": lambda self, device="cuda", non_blocking=False: calls.to(
+                self, device or "cuda", non_blocking=non_blocking
+            ),
             "type_as": lambda self, other: calls.to(self, other),
             "pin_memory": lambda self, *_: DEVICE.pin(self),
             "is_pinned": lambda self, *_: DEVICE.is_pinned(self),
@@ -166,7 +196,11 @@ def fake_cuda() -> Iterator[Device]:
             "memory_allocated",
         ):
             patch(torch.accelerator, name, getattr(torch.cuda, name.removesuffix("_index")))
-        patch(torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("cuda"))
+        patch(
+            torch.accelerator,
+            "current_accelerator",
+            lambda check_available=False: torch.device("cuda"),
+        )
         patch(torch.backends.cudnn, "is_acceptable", lambda tensor: False)
         for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
             patch(torch._VF, name, calls.recurrent(name, getattr(torch._VF, name)))

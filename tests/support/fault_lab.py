@@ -1,8 +1,9 @@
-"""A laboratory for faults: runs of the command that can be hit at any moment, and what a cache has to be like afterwards.
+"""A laboratory for faults: runs of the command that can be hit at any moment, and what a cache has
+to be like afterwards.
 
-A server process loads the networks' libraries once and forks for every run, which then is a process of its own, in a session
-of its own, and does what `python -m cli` does: a run takes a second, not ten, and nearly all of it is worth hitting. Needs
-Linux (/proc, fork).
+A server process loads the networks' libraries once and forks for every run, which then is a process
+of its own, in a session of its own, and does what `python -m cli` does: a run takes a second, not
+ten, and nearly all of it is worth hitting. Needs Linux (/proc, fork).
 """
 
 import atexit
@@ -24,12 +25,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
-from tiny_videos import make_videos
+from tests.support.tiny_videos import make_videos
 
-ROOT = Path(__file__).parent.parent
-CLIPS, BROKEN = 12, 5  # one shard each; the clip that is no video, so that every cache has a failure in its statistics
+ROOT = Path(__file__).parents[2]
+CLIPS, BROKEN = (
+    12,
+    5,
+)  # one shard each; the clip that is no video, so that every cache has a failure in its statistics
 OPTIONS = (
-    "--backbone digit_cnn --weights none --set backbone_options.width=8 --keep pooled,nodes --proposals annotations "
+    "--backbone digit_cnn --weights none --set backbone_options.width=8 --keep pooled,nodes "
+    "--proposals annotations "
     "--boxes 2 --frames 4 --size 32 --train-views 1 --dtype float32 --shard-size 1 --device cpu"
 )
 # Keys of a shard's statistics: times, of the videos too, and how it came to be.
@@ -41,12 +46,15 @@ FAT, FAT_SIDE = 2, 2048  # of `memory_world`: the clip of large frames, pixels
 
 # The server, and what it forks.
 
-MARK = "VIDGRAPH_FAULT_LAB"  # in the environment of what a run starts: decode workers have sessions of their own
+# in the environment of what a run starts: decode workers have sessions of their own
+MARK = "VIDGRAPH_FAULT_LAB"
 JUMPS = (0.0, 3e4, -3e4, 4e8, -4e8)  # seconds by which a clock that jumps is wrong
 
 
 def serve() -> None:
-    """Forks a run for every line (JSON) of the standard input; returns, in each run, when that has ended."""
+    """Forks a run for every line (JSON) of the standard input; returns, in each run, when that has
+    ended.
+    """
     import av  # noqa: F401  (loaded here so that no run has to)
     import decord  # noqa: F401
 
@@ -54,12 +62,12 @@ def serve() -> None:
     import cli.extract
     import cli.repair  # noqa: F401
     import pipeline.backbones.digit_cnn
-    import pipeline.compose
-    import pipeline.extract
-    import pipeline.forward
     import pipeline.proposals.annotations
-    import pipeline.repair
-    import pipeline.verify  # noqa: F401
+    import pipeline.stages.extract
+    import pipeline.stages.frozen_networks
+    import pipeline.stages.repair
+    import pipeline.stages.shard_composer
+    import pipeline.stages.verify  # noqa: F401
 
     gc.freeze()  # else each run would copy all of it
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whom nobody waits for leaves no zombie
@@ -105,7 +113,9 @@ def _attend(order: dict) -> None:
 
 
 def _leave(code: int | None) -> NoReturn:
-    """Ends as an interpreter does, without taking every module apart, which takes longer than a small extraction."""
+    """Ends as an interpreter does, without taking every module apart, which takes longer than a
+    small extraction.
+    """
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -146,14 +156,20 @@ class Run:
         return text
 
     def kill(self, number: int, all_of_it: bool = False) -> None:
-        """Sends a signal to it, or to its decode workers too, as a terminal or a batch system does."""
+        """Sends a signal to it, or to its decode workers too, as a terminal or a batch system
+        does.
+        """
         with suppress(ProcessLookupError):
             (os.killpg if all_of_it else os.kill)(self.pid, number)
 
     def members(self) -> list[int]:
         """The living processes of its session, and of those of its workers."""
         mark = f"{MARK}={self.pid}\0".encode()
-        return [pid for pid, session, _ in _processes() if session == self.pid or mark in _read(pid, "environ")]
+        return [
+            pid
+            for pid, session, _ in _processes()
+            if session == self.pid or mark in _read(pid, "environ")
+        ]
 
     def decoders(self) -> list[int]:
         """Its decode workers."""
@@ -193,17 +209,29 @@ def until(true: Callable[[], object], what: str, seconds: float = HOPELESS) -> N
 
 
 class Lab:
-    """Small videos, what an undisturbed run makes of them, and the server; `folder` is its own. Close it.
+    """Small videos, what an undisturbed run makes of them, and the server; `folder` is its own.
+    Close it.
 
-    `soon`: seconds that an interrupted run has to end; to be raised where the machine may be busy with other things.
+    `soon`: seconds that an interrupted run has to end; to be raised where the machine may be busy
+    with other things.
     """
 
     def __init__(self, folder: Path):
         self.soon = SOON
         self.folder, self.world = folder, make_videos(folder / "world", CLIPS, broken=(BROKEN,))
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
+        }
         code = "import fault_lab; fault_lab.serve()"  # without a file: decode workers would load it
-        how = {"cwd": ROOT, "env": env, "stdin": subprocess.PIPE, "text": True, "start_new_session": True}
+        how = {
+            "cwd": ROOT,
+            "env": env,
+            "stdin": subprocess.PIPE,
+            "text": True,
+            "start_new_session": True,
+        }
         self._server = subprocess.Popen([sys.executable, "-c", code], **how)
         self.runs: list[Run] = []
 
@@ -231,17 +259,38 @@ class Lab:
         """Starts the command; with `clock`, its wall clock jumps by years."""
         folder = self.folder / f"run-{uuid.uuid4().hex[:8]}"
         folder.mkdir()
-        order = {"program": program, "folder": str(folder), "args": list(map(str, args)), "clock": clock}
+        order = {
+            "program": program,
+            "folder": str(folder),
+            "args": list(map(str, args)),
+            "clock": clock,
+        }
         self._server.stdin.write(json.dumps(order) + "\n")
         self._server.stdin.flush()
         self.runs.append(Run(folder))
         return self.runs[-1]
 
-    def extract(self, cache: Path, *more: object, world: Path | None = None, workers: int = 1, clock: bool = False) -> Run:
+    def extract(
+        self,
+        cache: Path,
+        *more: object,
+        world: Path | None = None,
+        workers: int = 1,
+        clock: bool = False,
+    ) -> Run:
         """`vidgraph extract`, under way."""
         world = world or self.world
-        files = ("--manifest", world / "manifest.csv", "--annotations", world / "boxes.csv", "--cache", cache)
-        return self.start(("extract", *files, *OPTIONS.split(), "--workers", workers, *more), clock=clock)
+        files = (
+            "--manifest",
+            world / "manifest.csv",
+            "--annotations",
+            world / "boxes.csv",
+            "--cache",
+            cache,
+        )
+        return self.start(
+            ("extract", *files, *OPTIONS.split(), "--workers", workers, *more), clock=clock
+        )
 
     def asked(self, *args: object) -> tuple[int, str]:
         """(exit code, what it said) of another verb."""
@@ -288,21 +337,37 @@ class Lab:
     def pace(self) -> float:
         """Seconds from one finished shard to the next, undisturbed."""
         times = sorted(path.stat().st_mtime for path in (self.calm / "features").glob("*.json"))
-        return statistics.median(after - before for before, after in pairwise(times))  # whatever else the machine does
+        return statistics.median(
+            after - before for before, after in pairwise(times)
+        )  # whatever else the machine does
 
-    def moment(self, run: Run, cache: Path, drawn: random.Random, first: int = 0, last: int = CLIPS - 1) -> bool:
-        """Waits for a random moment: `first` to `last` shards, and a part of the next; False if the run was over."""
+    def moment(
+        self, run: Run, cache: Path, drawn: random.Random, first: int = 0, last: int = CLIPS - 1
+    ) -> bool:
+        """Waits for a random moment: `first` to `last` shards, and a part of the next; False if the
+        run was over.
+        """
         pace, count = self.pace, drawn.randint(first, last)
 
         def there() -> bool:
-            return run.code() is not None or ((cache / "features").exists() and len(done(cache)) >= count)
+            return run.code() is not None or (
+                (cache / "features").exists() and len(done(cache)) >= count
+            )
 
         until(there, "shards appear")
         time.sleep(drawn.uniform(0, pace))
         return run.code() is None
 
-    def complete(self, cache: Path, before: dict[str, tuple], calm: Path | None = None, world: Path | None = None) -> str:
-        """Runs the same command again: the cache is the undisturbed one then, and the shards of `before` were left alone."""
+    def complete(
+        self,
+        cache: Path,
+        before: dict[str, tuple],
+        calm: Path | None = None,
+        world: Path | None = None,
+    ) -> str:
+        """Runs the same command again: the cache is the undisturbed one then, and the shards of
+        `before` were left alone.
+        """
         run = self.extract(cache, world=world, workers=0)
         assert run.wait() == (0 if world else 3), run.said()
         assert before.items() <= done(cache).items(), "a finished shard was done again"
@@ -311,7 +376,9 @@ class Lab:
 
 
 def done(cache: Path) -> dict[str, tuple]:
-    """shard -> what tells its two files from others of the same content, of the shards that are complete."""
+    """shard -> what tells its two files from others of the same content, of the shards that are
+    complete.
+    """
     found = {}
     for marker in (cache / "features").glob("*.json"):
         both = [os.stat(path) for path in (marker, marker.with_suffix(".h5")) if path.exists()]
@@ -325,8 +392,13 @@ def half_written(cache: Path) -> list[str]:
 
 
 def differences(cache: Path, calm: Path, but: Sequence[str] = ()) -> list[str]:
-    """Files that are in one of two caches, or differ: by a byte, for statistics by more than times. `but`: shards left out."""
-    names = [{str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} for folder in (cache, calm)]
+    """Files that are in one of two caches, or differ: by a byte, for statistics by more than times.
+    `but`: shards left out.
+    """
+    names = [
+        {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        for folder in (cache, calm)
+    ]
     found = sorted(names[0] ^ names[1])
     for name in sorted(names[0] & names[1]):
         if Path(name).stem in but:
@@ -350,4 +422,6 @@ def _statistics(path: Path) -> dict:
 def failures(cache: Path) -> dict[str, str]:
     """clip -> kind of error, of the clips that the finished shards say have failed."""
     records = [json.loads(path.read_text()) for path in sorted((cache / "features").glob("*.json"))]
-    return {failure["clip"]: failure["error"] for record in records for failure in record["failures"]}
+    return {
+        failure["clip"]: failure["error"] for record in records for failure in record["failures"]
+    }

@@ -1,8 +1,10 @@
-"""Faults that are injected into running extractions, and what has to be true of the cache afterwards.
+"""Faults that are injected into running extractions, and what has to be true of the cache
+afterwards.
 
-Each fault is a function of the laboratory (`fault_lab.Lab`) and a generator of random numbers; it injects itself once and
-returns what happened in a few words, None if the run was over before it could. AssertionError if a promise was broken. `python
-tests/faults.py` injects all of them, as often as `make test-slow` does, and prints the table of docs/faults.md.
+Each fault is a function of the laboratory (`fault_lab.Lab`) and a generator of random numbers; it
+injects itself once and returns what happened in a few words, None if the run was over before it
+could. AssertionError if a promise was broken. `python tests/support/faults.py` injects all of them,
+as often as `make test-slow` does, and prints the table of docs/faults.md.
 """
 
 import argparse
@@ -24,7 +26,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fault_lab import BROKEN, CLIPS, COARSE, FAT, Lab, Run, differences, done, failures, half_written, signalled, until
+from tests.support.fault_lab import (
+    BROKEN,
+    CLIPS,
+    COARSE,
+    FAT,
+    Lab,
+    Run,
+    differences,
+    done,
+    failures,
+    half_written,
+    signalled,
+    until,
+)
 
 Fault = Callable[[Lab, random.Random], str | None]
 RESUMES = "the same command resumes"
@@ -47,7 +62,11 @@ def main_process_killed(lab: Lab, drawn: random.Random) -> str | None:
     before, left = done(cache), half_written(cache)
     lab.complete(cache, before)
     until(lambda: not run.members(), "its decode workers have ended with it", lab.soon)
-    return "it left claims or part files, which the rerun removed" if left else "it left nothing half-written"
+    return (
+        "it left claims or part files, which the rerun removed"
+        if left
+        else "it left nothing half-written"
+    )
 
 
 def decode_worker_killed(lab: Lab, drawn: random.Random) -> str | None:
@@ -61,7 +80,11 @@ def decode_worker_killed(lab: Lab, drawn: random.Random) -> str | None:
     met = signalled(worker, signal.SIGKILL)
     assert run.wait() == 3, run.said()
     assert not (wrong := differences(cache, lab.calm)), wrong
-    return f"it was {'at work' if at_work else 'starting'}: the run went on, nothing failed" if met else None
+    return (
+        f"it was {'at work' if at_work else 'starting'}: the run went on, nothing failed"
+        if met
+        else None
+    )
 
 
 # Somebody stops the run.
@@ -97,9 +120,13 @@ def _interrupted(lab: Lab, drawn: random.Random, number: int, all_of_it: bool) -
 
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """A file system in memory of `size` bytes, for as long as it is needed; CannotBeMade where nobody may mount one."""
+    """A file system in memory of `size` bytes, for as long as it is needed; CannotBeMade where
+    nobody may mount one.
+    """
     folder.mkdir(exist_ok=True)
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
+    ).returncode:
         raise CannotBeMade("this user may not mount a small file system (tmpfs)")
     try:
         yield folder
@@ -112,7 +139,9 @@ def _remount(folder: Path, option: str) -> None:
 
 
 def disk_full(lab: Lab, drawn: random.Random) -> str:
-    whole = sum(-(-path.stat().st_size // 4096) * 4096 for path in lab.calm.rglob("*") if path.is_file())
+    whole = sum(
+        -(-path.stat().st_size // 4096) * 4096 for path in lab.calm.rglob("*") if path.is_file()
+    )
     with small_disk(lab.fresh(), drawn.randrange(8192, int(0.95 * whole))) as disk:
         run = lab.extract(disk / "cache", workers=0)
         assert run.wait() == 1, run.said()
@@ -125,13 +154,20 @@ def disk_full(lab: Lab, drawn: random.Random) -> str:
 
 
 def disk_filled_by_another(lab: Lab, drawn: random.Random) -> str | None:
-    """While a shard is written, something else takes what is left of the disk, but for some pages."""
+    """While a shard is written, something else takes what is left of the disk, but for some
+    pages.
+    """
     calm, pages = lab.coarse_calm, drawn.randrange(8)
     written = drawn.randrange((calm / "features/00000.h5").stat().st_size)
     with small_disk(lab.fresh(), 16 << 20) as disk:
         cache, count = disk / "cache", drawn.randrange(2)
         run = lab.extract(cache, *COARSE)
-        until(lambda: run.code() is not None or (len(done(cache)) >= count and _written(cache) >= written), "a shard grows")
+        until(
+            lambda: (
+                run.code() is not None or (len(done(cache)) >= count and _written(cache) >= written)
+            ),
+            "a shard grows",
+        )
         _fill(disk, pages)
         code = run.wait()
         if code == 3:  # it needed no more room
@@ -161,7 +197,9 @@ def _fill(disk: Path, pages: int) -> None:
 
 def _unfinished(cache: Path) -> list[str]:
     """What of shards that are not complete is there."""
-    return half_written(cache) + [path.name for path in cache.glob("features/*.h5") if not path.with_suffix(".json").exists()]
+    return half_written(cache) + [
+        path.name for path in cache.glob("features/*.h5") if not path.with_suffix(".json").exists()
+    ]
 
 
 def cache_read_only(lab: Lab, drawn: random.Random) -> str:
@@ -169,7 +207,12 @@ def cache_read_only(lab: Lab, drawn: random.Random) -> str:
     with small_disk(lab.fresh(), 64 << 20) as disk:
         cache = disk / "cache"
         if state == "half done":
-            assert lab.extract(cache, "--shard", f"0-{drawn.randrange(BROKEN, CLIPS - 1)}", workers=0).wait() == 3
+            assert (
+                lab.extract(
+                    cache, "--shard", f"0-{drawn.randrange(BROKEN, CLIPS - 1)}", workers=0
+                ).wait()
+                == 3
+            )
         elif state == "complete":
             shutil.copytree(lab.calm, cache)
         before = done(cache)
@@ -184,7 +227,9 @@ def cache_read_only(lab: Lab, drawn: random.Random) -> str:
         assert done(cache) == before
         _remount(disk, "rw")
         lab.complete(cache, before)
-    return f"{state}: " + ("all is well" if state == "complete" else "ended with one line and exit code 1")
+    return f"{state}: " + (
+        "all is well" if state == "complete" else "ended with one line and exit code 1"
+    )
 
 
 # Decode workers in trouble.
@@ -194,8 +239,14 @@ def decoder_hangs(lab: Lab, drawn: random.Random) -> str | None:
     """A worker is stopped where it is: it neither ends nor answers any more."""
     cache = lab.fresh()
     run = lab.extract(cache, "--time-limit", 3)
-    lab.moment(run, cache, drawn, first=1, last=CLIPS - 4)  # the last clips are decoded well before their shards are done
-    if run.code() is not None or not (workers := run.decoders()) or "libdecord" not in _read(workers[0], "maps"):
+    lab.moment(
+        run, cache, drawn, first=1, last=CLIPS - 4
+    )  # the last clips are decoded well before their shards are done
+    if (
+        run.code() is not None
+        or not (workers := run.decoders())
+        or "libdecord" not in _read(workers[0], "maps")
+    ):
         return None  # one that still starts has five minutes
     signalled(workers[0], signal.SIGSTOP)
     assert run.wait() == 3, run.said()
@@ -203,7 +254,9 @@ def decoder_hangs(lab: Lab, drawn: random.Random) -> str | None:
 
 
 def _failed_and_mended(lab: Lab, cache: Path, calm: Path, error: str) -> str | None:
-    """The clips that failed are named as such, the others are unharmed, and `repair` makes the cache the undisturbed one."""
+    """The clips that failed are named as such, the others are unharmed, and `repair` makes the
+    cache the undisturbed one.
+    """
     always = failures(calm)
     failed = {clip: kind for clip, kind in failures(cache).items() if always.get(clip) != kind}
     if not failed:
@@ -212,7 +265,11 @@ def _failed_and_mended(lab: Lab, cache: Path, calm: Path, error: str) -> str | N
     assert set(failed.values()) == {error}, failed
     shards = [f"{int(clip.removeprefix('clip')):05d}" for clip in failed]
     assert not (wrong := differences(cache, calm, but=shards)), wrong
-    before = {shard: mark for shard, mark in done(cache).items() if shard not in (*shards, f"{BROKEN:05d}")}
+    before = {
+        shard: mark
+        for shard, mark in done(cache).items()
+        if shard not in (*shards, f"{BROKEN:05d}")
+    }
     code, said = lab.asked("repair", "--cache", cache, "--device", "cpu", "--workers", 0)
     assert code == (3 if always else 0), said
     assert before.items() <= done(cache).items(), "a finished shard was done again"
@@ -225,7 +282,9 @@ def worker_out_of_memory(lab: Lab, drawn: random.Random) -> str | None:
     cache, room = lab.fresh(), drawn.randrange(60, 200) << 20
 
     def limit(worker: int) -> bool:
-        loaded = "libdecord" in _read(worker, "maps")  # else its libraries would not load, which is another fault
+        loaded = "libdecord" in _read(
+            worker, "maps"
+        )  # else its libraries would not load, which is another fault
         if loaded:
             most = int(_read(worker, "statm").split()[0]) * resource.getpagesize() + room
             resource.prlimit(worker, resource.RLIMIT_AS, (most, most))
@@ -235,7 +294,9 @@ def worker_out_of_memory(lab: Lab, drawn: random.Random) -> str | None:
 
 
 def worker_killed_by_the_kernel(lab: Lab, drawn: random.Random) -> str | None:
-    """As by the kernel where memory is short: with SIGKILL, whenever it has the clip of large frames open."""
+    """As by the kernel where memory is short: with SIGKILL, whenever it has the clip of large
+    frames open.
+    """
     cache, wait = lab.fresh(), drawn.uniform(0, 0.05)
 
     def kill(worker: int) -> bool:
@@ -269,7 +330,10 @@ def _at_the_fat_clip(lab: Lab, cache: Path, act: Callable[[int], bool]) -> str |
 
 def _has_open(pid: int, path: str) -> bool:
     try:
-        return any(os.readlink(f"/proc/{pid}/fd/{number}") == path for number in os.listdir(f"/proc/{pid}/fd"))
+        return any(
+            os.readlink(f"/proc/{pid}/fd/{number}") == path
+            for number in os.listdir(f"/proc/{pid}/fd")
+        )
     except OSError:
         return False
 
@@ -290,7 +354,9 @@ def dask_scheduler_lost(lab: Lab, drawn: random.Random) -> str | None:
     loopback = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
     scheduler = lab.start((*loopback, "--port", 0, "--scheduler-file", file), "scheduler")
     until(file.exists, "the scheduler is there")
-    worker = lab.start(("--scheduler-file", file, "--nthreads", 1, "--no-nanny", "--no-dashboard"), "worker")
+    worker = lab.start(
+        ("--scheduler-file", file, "--nthreads", 1, "--no-nanny", "--no-dashboard"), "worker"
+    )
     until(lambda: "tcp://" in file.read_text(), "it says where")
     run = lab.extract(cache, "--scheduler", json.loads(file.read_text())["address"])
     lab.moment(run, cache, drawn)
@@ -313,8 +379,14 @@ def dask_scheduler_lost(lab: Lab, drawn: random.Random) -> str | None:
 
 
 def video_changed(lab: Lab, drawn: random.Random) -> str:
-    """A video is replaced between two runs. What is finished is left alone, but named; `repair --changed` redoes it."""
-    world, cache, count = lab.folder / f"world-{drawn.getrandbits(32):x}", lab.fresh(), drawn.choice((CLIPS - 2, CLIPS - 1))
+    """A video is replaced between two runs. What is finished is left alone, but named; `repair
+    --changed` redoes it.
+    """
+    world, cache, count = (
+        lab.folder / f"world-{drawn.getrandbits(32):x}",
+        lab.fresh(),
+        drawn.choice((CLIPS - 2, CLIPS - 1)),
+    )
     shutil.copytree(lab.world, world)
     clip = drawn.randrange(BROKEN + 1, CLIPS)
     changed = f"{clip:05d}"
@@ -324,17 +396,27 @@ def video_changed(lab: Lab, drawn: random.Random) -> str:
     run = lab.extract(cache, world=world, workers=0)
     assert run.wait() == 3, run.said()
     assert before.items() <= done(cache).items(), "a finished shard was done again"
-    assert not [name for name in differences(cache, lab.calm, but=[changed]) if name.endswith(".h5")]
-    old = (cache / f"features/{changed}.h5").read_bytes() == (lab.calm / f"features/{changed}.h5").read_bytes()
+    assert not [
+        name for name in differences(cache, lab.calm, but=[changed]) if name.endswith(".h5")
+    ]
+    old = (cache / f"features/{changed}.h5").read_bytes() == (
+        lab.calm / f"features/{changed}.h5"
+    ).read_bytes()
     named = f"(clip{clip}) has another video now" in run.said()
     assert old == named == (changed in before), run.said()
-    code, said = lab.asked("repair", "--cache", cache, "--changed", "--device", "cpu", "--workers", 0)
+    code, said = lab.asked(
+        "repair", "--cache", cache, "--changed", "--device", "cpu", "--workers", 0
+    )
     assert code == 3, said  # for the one that is no video
-    same = {shard: mark for shard, mark in before.items() if shard not in (changed, f"{BROKEN:05d}")}
+    same = {
+        shard: mark for shard, mark in before.items() if shard not in (changed, f"{BROKEN:05d}")
+    }
     assert same.items() <= done(cache).items(), "a finished shard was done again"
     fresh = lab.fresh()
     assert lab.extract(fresh, "--shard", clip, world=world, workers=0).wait() == 0
-    assert (cache / f"features/{changed}.h5").read_bytes() == (fresh / f"features/{changed}.h5").read_bytes()
+    assert (cache / f"features/{changed}.h5").read_bytes() == (
+        fresh / f"features/{changed}.h5"
+    ).read_bytes()
     shutil.rmtree(world)
     if changed in before:
         return "its shard was finished: it stays as it was, the rerun names the clip, `repair --changed` redoes it"
@@ -342,7 +424,9 @@ def video_changed(lab: Lab, drawn: random.Random) -> str:
 
 
 def input_changed(lab: Lab, drawn: random.Random) -> str:
-    """The manifest or the file of boxes has changed: the rerun is refused, for its rows would not fit those that are there."""
+    """The manifest or the file of boxes has changed: the rerun is refused, for its rows would not
+    fit those that are there.
+    """
     world, cache = lab.folder / f"world-{drawn.getrandbits(32):x}", lab.fresh()
     shutil.copytree(lab.world, world)
     name = drawn.choice(("manifest.csv", "boxes.csv"))
@@ -353,21 +437,28 @@ def input_changed(lab: Lab, drawn: random.Random) -> str:
     (world / name).write_bytes(b"".join(lines))
     run = lab.extract(cache, world=world, workers=0)
     assert run.wait() == 2, run.said()
-    assert ("manifest" if name == "manifest.csv" else "proposal_options.file") in run.said(), run.said()
+    assert ("manifest" if name == "manifest.csv" else "proposal_options.file") in run.said(), (
+        run.said()
+    )
     assert done(cache) == before
     shutil.copy(lab.world / name, world / name)
     assert lab.extract(cache, world=world, workers=0).wait() == 3
     assert before.items() <= done(cache).items(), "a finished shard was done again"
     assert not [found for found in differences(cache, lab.calm) if found.endswith(".h5")]
     shutil.rmtree(world)
-    return f"{name}: refused with one line and exit code 2; with the old one, the rerun completed it"
+    return (
+        f"{name}: refused with one line and exit code 2; with the old one, the rerun completed it"
+    )
 
 
 def shard_changed(lab: Lab, drawn: random.Random) -> str:
     """A bit of a shard's files is flipped, or a file is gone."""
     cache = lab.fresh()
     shutil.copytree(lab.calm, cache)
-    shard, how = drawn.choice([k for k in range(CLIPS) if k != BROKEN]), drawn.choice(("flipped bit", "cut short", "gone"))
+    shard, how = (
+        drawn.choice([k for k in range(CLIPS) if k != BROKEN]),
+        drawn.choice(("flipped bit", "cut short", "gone")),
+    )
     path = cache / f"features/{shard:05d}{drawn.choice(('.h5', '.json'))}"
     data = bytearray(path.read_bytes())
     if how == "gone":
@@ -391,7 +482,9 @@ def shard_changed(lab: Lab, drawn: random.Random) -> str:
 
 
 def clocks_jump(lab: Lab, drawn: random.Random) -> str:
-    """Two runs at once, whose clocks jump by years; the times of their files, too. No shard is done twice for it."""
+    """Two runs at once, whose clocks jump by years; the times of their files, too. No shard is done
+    twice for it.
+    """
     cache = lab.fresh()
     runs = [lab.extract(cache, clock=True, workers=0) for _ in range(2)]
     while any(run.code() is None for run in runs):
@@ -468,8 +561,14 @@ def inject(lab: Lab, fault: Fault, count: int, seed: int = 0) -> Counter:
 def main() -> None:
     """Prints a table: the fault, how often, what happened, how long it took."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--count", type=int, help="times that each fault is injected, instead of its own number")
-    parser.add_argument("--only", default="", help="faults whose functions have one of these in their names, comma-separated")
+    parser.add_argument(
+        "--count", type=int, help="times that each fault is injected, instead of its own number"
+    )
+    parser.add_argument(
+        "--only",
+        default="",
+        help="faults whose functions have one of these in their names, comma-separated",
+    )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Lab(Path(folder)) as lab:
@@ -486,7 +585,10 @@ def main() -> None:
             except AssertionError as error:
                 traceback.print_exc()
                 found, told = Counter(), f"A PROMISE WAS BROKEN: {' '.join(str(error).split())}"
-            print(f"| {name} | {found.total()} | {told} | {time.monotonic() - begun:.0f} |", flush=True)
+            print(
+                f"| {name} | {found.total()} | {told} | {time.monotonic() - begun:.0f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""A real cache of digit videos, for the tests that train: what stage one stores of them, with the digits' true boxes.
+"""A real cache of digit videos, for the tests that train: what stage one stores of them, with the
+digits' true boxes.
 
-The network is `digit_cnn`, pre-trained on single digits. Frames go from the generator to it in memory, and its map, the mean of
-it and RoIAlign's nodes through ShardWriter to the disk: no video is encoded and no RPN fitted, as `vidgraph demo` does.
+The network is `digit_cnn`, pre-trained on single digits. Frames go from the generator to it in
+memory, and its map, the mean of it and RoIAlign's nodes through ShardWriter to the disk: no video
+is encoded and no RPN fitted, as `vidgraph demo` does.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from heads.pretrain import Pretraining, pretrain
+from heads.reproduction.pretraining import Pretraining, pretrain
 from pipeline.backbones import Backbone, build_backbone, freeze
-from pipeline.cache import Cache, create_cache
+from pipeline.cache.reader import Cache, create_cache
+from pipeline.cache.shard_writer import GroupPlan, ShardWriter
 from pipeline.digits import DigitVideos, Task, load_images
-from pipeline.graphs import build_graphs
-from pipeline.manifest import write_manifest
-from pipeline.roi import roi_align
-from pipeline.shards import GroupPlan, ShardWriter
+from pipeline.manifests.manifest import write_manifest
+from pipeline.regions.graphs import build_graphs
+from pipeline.regions.roi_align import roi_align
 
 CUT = "conv3"
 AT_ONCE = 20  # videos in a forward pass
@@ -25,8 +27,11 @@ AT_ONCE = 20  # videos in a forward pass
 View = dict[str, np.ndarray]
 
 
-def write_digit_cache(folder: Path, task: Task, videos: Mapping[str, int], width: int, seed: int = 0) -> Cache:
-    """The cache in `folder` of so many videos of each split: the map of a network of `width` channels, float16, and IoU graphs.
+def write_digit_cache(
+    folder: Path, task: Task, videos: Mapping[str, int], width: int, seed: int = 0
+) -> Cache:
+    """The cache in `folder` of so many videos of each split: the map of a network of `width`
+    channels, float16, and IoU graphs.
 
     Every video has one training and one test view, which are the same: the whole video.
     """
@@ -38,7 +43,14 @@ def write_digit_cache(folder: Path, task: Task, videos: Mapping[str, int], width
     for split, count in videos.items():
         made = views_of(backbone, task, DigitVideos(task, images[split], seed, split), count)
         for k, (label, view) in enumerate(made):
-            rows.append({"clip": f"{split}-{k}", "path": f"{split}-{k}.mp4", "split": split, "label": task.labels[label]})
+            rows.append(
+                {
+                    "clip": f"{split}-{k}",
+                    "path": f"{split}-{k}.mp4",
+                    "split": split,
+                    "label": task.labels[label],
+                }
+            )
             views.append(view)
     manifest = write_manifest(folder / "clips.csv", rows)
     plan = create_cache(folder / "cache", {"backbone": "digit_cnn"}, manifest, len(rows))
@@ -53,8 +65,12 @@ def write_digit_cache(folder: Path, task: Task, videos: Mapping[str, int], width
     return Cache(folder / "cache")
 
 
-def views_of(backbone: Backbone, task: Task, videos: DigitVideos, count: int) -> Iterator[tuple[int, View]]:
-    """The number of the label and the stored fields of each of the first `count` videos of a split."""
+def views_of(
+    backbone: Backbone, task: Task, videos: DigitVideos, count: int
+) -> Iterator[tuple[int, View]]:
+    """The number of the label and the stored fields of each of the first `count` videos of a
+    split.
+    """
     for first in range(0, count, AT_ONCE):
         batch = videos[np.arange(first, min(first + AT_ONCE, count))]
         size = len(batch.labels)

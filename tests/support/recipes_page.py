@@ -1,6 +1,8 @@
-"""docs/recipes.md, made from the recipes: `PYTHONPATH=.:tests python tests/recipes_page.py > docs/recipes.md`."""
+"""docs/recipes.md, made from the recipes: `PYTHONPATH=.:tests python tests/support/recipes_page.py
+> docs/recipes.md`.
+"""
 
-from heads.recipe import read_recipe, recipe_names
+from heads.config.recipe import read_recipe, recipe_names
 
 SYSTEMS = {
     "gos": "GOS",
@@ -20,8 +22,8 @@ and with the `--set` that gives the neighbouring rows of its table; `source` say
 was reproduced with them here: the data sets and the pretrained weights are not at hand.
 
 Write your own beside your data; `vidgraph train mine.toml` checks every key and type, and names the nearest where one is wrong.
-`--set KEY=VALUE` overrides any key. The keys, with what they mean, are the dataclasses of `heads/recipe.py`, `heads/tables.py`
-and `heads/training.py`.
+`--set KEY=VALUE` overrides any key. The keys, with what they mean, are the dataclasses of `heads/config/recipe.py`, `heads/config/recipe_tables.py`
+and `heads/config/training_options.py`.
 
 `--set 'data.no_label=["-1"]'` lists labels that stand for none: a clip with no other label counts as one without a label.
 `data.class_list` names a file with one class per line.
@@ -35,7 +37,9 @@ def page() -> str:
         groups.setdefault(name.split("_")[0], []).append(name)
     parts = [ABOVE]
     for system, names in groups.items():
-        parts.append(f"## {SYSTEMS[system]}\n\n| recipe | head | phases | source |\n|---|---|---|---|")
+        parts.append(
+            f"## {SYSTEMS[system]}\n\n| recipe | head | phases | source |\n|---|---|---|---|"
+        )
         parts += [row(name) for name in names]
         parts[-1] += "\n"
     return "\n".join(parts)
@@ -43,7 +47,9 @@ def page() -> str:
 
 def row(name: str) -> str:
     recipe = read_recipe(name)
-    phases = ", ".join(f"*{phase.name}*" if phase.reads == "frames" else phase.name for phase in recipe.phases)
+    phases = ", ".join(
+        f"*{phase.name}*" if phase.reads == "frames" else phase.name for phase in recipe.phases
+    )
     return f"| `{name}` | `{recipe.head.name}` | {phases or 'one'} | {recipe.source.replace('|', ' ')} |"
 
 

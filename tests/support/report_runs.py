@@ -1,20 +1,24 @@
-"""Run folders as `vidgraph train` leaves them, written without a training, for tests of the report."""
+"""Run folders as `vidgraph train` leaves them, written without a training, for tests of the
+report.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from heads import runs
-from heads.metrics import aggregate, scores_of, summarise
-from heads.recipe import recipe_with, to_toml
+from heads.config.recipe import recipe_with, to_toml
+from heads.evaluation.metrics import aggregate, scores_of, summarise
+from heads.runs import run_files as runs
 
 CLASSES = ("put", "take", "turn")
 
 
 @dataclass
 class Made:
-    """One run: its head and options, seed, how often it is right (`skill`), its videos and their views."""
+    """One run: its head and options, seed, how often it is right (`skill`), its videos and their
+    views.
+    """
 
     name: str = "pool"
     seed: int = 0
@@ -27,7 +31,9 @@ class Made:
     epochs: int = 3
     data: dict = field(default_factory=dict)
     dims: dict = field(default_factory=lambda: {"T": 3, "N": 2, "C": 4, "maps": {}})
-    config: dict = field(default_factory=lambda: {"backbone": "digit_cnn", "sampling": {"train_views": 4}})
+    config: dict = field(
+        default_factory=lambda: {"backbone": "digit_cnn", "sampling": {"train_views": 4}}
+    )
     fingerprint: str = "f" * 64
     cache: str = "nowhere/cache"
     targets: np.ndarray | None = None
@@ -47,35 +53,83 @@ class Made:
         }
         recipe = recipe_with(table, {}, Path(f"{self.head}.toml"))
         runs.write_text(folder / "recipe.toml", to_toml(recipe))
-        about = {"recipe": recipe.as_dict(), "seed": self.seed, "order_seed": self.seed, "precision": "fp32"}
-        about |= {"classes": list(self.classes), "dims": self.dims, "fingerprint": self.fingerprint, "config": self.config}
+        about = {
+            "recipe": recipe.as_dict(),
+            "seed": self.seed,
+            "order_seed": self.seed,
+            "precision": "fp32",
+        }
+        about |= {
+            "classes": list(self.classes),
+            "dims": self.dims,
+            "fingerprint": self.fingerprint,
+            "config": self.config,
+        }
         about |= {"cache": self.cache, "device": "cpu", "versions": {"torch": "2"}, **self.about}
         runs.write_json(folder / "run.json", about)
         figures = self._predict(folder, recipe)
         for epoch in range(1, self.epochs + 1):
-            line = {"epoch": epoch, "step": epoch, "lr": 0.1, "loss": 2.0 / epoch, "seconds": 1.0, "waiting": 0.1}
-            runs.append_log(folder / "log.jsonl", {**line, "val": {key: value / 2 for key, value in figures.items()}})
-        result = {"folder": folder.name, "metrics": {"test": figures}, "epochs": self.epochs, "best_epoch": 2}
-        result |= {"parameters": 1234, "seconds": 5.0 + self.seed, "waiting": 1.0, "excluded": {}, "phase": self.phase}
+            line = {
+                "epoch": epoch,
+                "step": epoch,
+                "lr": 0.1,
+                "loss": 2.0 / epoch,
+                "seconds": 1.0,
+                "waiting": 0.1,
+            }
+            runs.append_log(
+                folder / "log.jsonl",
+                {**line, "val": {key: value / 2 for key, value in figures.items()}},
+            )
+        result = {
+            "folder": folder.name,
+            "metrics": {"test": figures},
+            "epochs": self.epochs,
+            "best_epoch": 2,
+        }
+        result |= {
+            "parameters": 1234,
+            "seconds": 5.0 + self.seed,
+            "waiting": 1.0,
+            "excluded": {},
+            "phase": self.phase,
+        }
         runs.write_json(folder / "metrics.json", result)
         return folder
 
     def _predict(self, folder: Path, recipe) -> dict[str, float]:
-        """predictions_test.npz; returns its figures. Whether a video is right depends on the seed and the skill alone."""
+        """predictions_test.npz; returns its figures. Whether a video is right depends on the seed
+        and the skill alone.
+        """
         rng = np.random.default_rng([self.seed, round(1000 * self.skill)])
         videos, classes = len(self.clips), len(self.classes)
         targets = np.arange(videos) % classes if self.targets is None else self.targets
-        video, view = np.repeat(np.arange(videos), self.views), np.tile(np.arange(self.views), videos)
+        video, view = (
+            np.repeat(np.arange(videos), self.views),
+            np.tile(np.arange(self.views), videos),
+        )
         logits = rng.normal(size=(len(video), classes)).astype(np.float32)
         right = np.repeat(rng.random(videos) < self.skill, self.views)
         if targets.ndim == 1:
             logits[np.arange(len(video)), targets[video]] += np.where(right, 9, -9)
         else:
             logits += 4 * targets[video] * right[:, None]
-        arrays = {"clip": np.array(self.clips)[video], "view": view, "logits": logits, "video": video}
-        arrays |= {"clips": np.array(self.clips), "classes": np.array(self.classes), "targets": targets, **self.more}
+        arrays = {
+            "clip": np.array(self.clips)[video],
+            "view": view,
+            "logits": logits,
+            "video": video,
+        }
+        arrays |= {
+            "clips": np.array(self.clips),
+            "classes": np.array(self.classes),
+            "targets": targets,
+            **self.more,
+        }
         runs.save_predictions(folder / "predictions_test.npz", arrays)
-        scores = aggregate(scores_of(logits, recipe.scores), video, videos, recipe.evaluate.aggregate)
+        scores = aggregate(
+            scores_of(logits, recipe.scores), video, videos, recipe.evaluate.aggregate
+        )
         return {**summarise(scores, targets), "loss": 1.0}
 
 

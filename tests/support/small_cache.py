@@ -1,13 +1,15 @@
-"""A cache of a few tiny views, written through the real writer; every value follows from (group, clip, view)."""
+"""A cache of a few tiny views, written through the real writer; every value follows from (group,
+clip, view).
+"""
 
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.cache import create_cache
-from pipeline.manifest import write_manifest
-from pipeline.shards import GroupPlan, ShardWriter
+from pipeline.cache.reader import create_cache
+from pipeline.cache.shard_writer import GroupPlan, ShardWriter
+from pipeline.manifests.manifest import write_manifest
 
 T, N, C, F = 4, 5, 6, 8
 FIELDS = {
@@ -45,30 +47,56 @@ def tensors_of(group: str, clip: str, view: int, width: int = 3) -> dict[str, np
 
 
 def manifest_of(folder: Path, clips: int = 7, **columns: str):
-    rows = ({"clip": f"clip{k}", "path": f"{k}.mp4", "split": "train", "label": "a", **columns} for k in range(clips))
+    rows = (
+        {"clip": f"clip{k}", "path": f"{k}.mp4", "split": "train", "label": "a", **columns}
+        for k in range(clips)
+    )
     return write_manifest(folder / "clips.csv", rows)
 
 
-def make_cache(folder: Path, clips: int = 7, failed: tuple[str, ...] = (), compression: str = "none", widths=(3, 3, 3)) -> Path:
-    """A cache at folder/cache with 3 clips per shard; shard s has maps of widths[s]. Clips in `failed` have no rows."""
-    plan = create_cache(folder / "cache", {"backbone": {"name": "tiny", "depth": 3}}, manifest_of(folder, clips), 3)
+def make_cache(
+    folder: Path,
+    clips: int = 7,
+    failed: tuple[str, ...] = (),
+    compression: str = "none",
+    widths=(3, 3, 3),
+) -> Path:
+    """A cache at folder/cache with 3 clips per shard; shard s has maps of widths[s]. Clips in
+    `failed` have no rows.
+    """
+    plan = create_cache(
+        folder / "cache", {"backbone": {"name": "tiny", "depth": 3}}, manifest_of(folder, clips), 3
+    )
     for shard in range(len(plan)):
         write_shard(plan, shard, failed, compression, widths[shard])
     return folder / "cache"
 
 
 def write_shard(
-    plan, shard: int, failed: tuple[str, ...] = (), compression: str = "none", width: int = 3, salt: str = ""
+    plan,
+    shard: int,
+    failed: tuple[str, ...] = (),
+    compression: str = "none",
+    width: int = 3,
+    salt: str = "",
 ) -> dict:
     """Writes one shard of the plan; another `salt`, other values."""
     clips = [clip.clip for clip in plan.clips(shard)]
     fields = {**FIELDS, "res5": ((T, C, 3, width), "float16")}
     plans = {
-        group: GroupPlan([clip for clip in clips for _ in range(count)], list(range(count)) * len(clips), fields)
+        group: GroupPlan(
+            [clip for clip in clips for _ in range(count)], list(range(count)) * len(clips), fields
+        )
         for group, count in VIEWS.items()
     }
-    failures = [{"clip": c, "error": "DecodeError", "message": "no video stream", "seconds": 0.1} for c in clips if c in failed]
-    with ShardWriter(plan.path(shard), plans, attrs=plan.attrs(shard), compression=compression) as writer:
+    failures = [
+        {"clip": c, "error": "DecodeError", "message": "no video stream", "seconds": 0.1}
+        for c in clips
+        if c in failed
+    ]
+    with ShardWriter(
+        plan.path(shard), plans, attrs=plan.attrs(shard), compression=compression
+    ) as writer:
         for group, table in plans.items():
             for row, (clip, view) in enumerate(zip(table.clips, table.views, strict=True)):
                 if clip not in failed:

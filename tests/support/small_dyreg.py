@@ -1,11 +1,13 @@
-"""A small DyReg module, its input, and its recurrent and normalising parts by hand, for the tests of DyReg-GNN."""
+"""A small DyReg module, its input, and its recurrent and normalising parts by hand, for the tests
+of DyReg-GNN.
+"""
 
 import torch
 from torch import nn
 
-from heads.dyreg_kernels import NODES
-from heads.dyreg_module import DyReg, recorded
-from heads.joint_norm import JointNorm
+from heads.interface.joint_norm import JointNorm
+from heads.papers.dyreg.kernels import NODES
+from heads.papers.dyreg.module import DyReg, recorded
 
 B, T, C = 2, 3, 8
 GRID = (8, 7)
@@ -19,12 +21,20 @@ def maps(grid=GRID, channels=C, steps=T, seed=0, batch=B) -> torch.Tensor:
 
 
 def boxes(n=NODES) -> dict[str, torch.Tensor]:
-    corner = torch.rand(B, T, n, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64) * 0.5
-    return {"boxes": torch.cat([corner, corner + 0.4], -1), "valid": torch.ones(B, T, n, dtype=torch.bool)}
+    corner = (
+        torch.rand(B, T, n, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+        * 0.5
+    )
+    return {
+        "boxes": torch.cat([corner, corner + 0.4], -1),
+        "valid": torch.ones(B, T, n, dtype=torch.bool),
+    }
 
 
 def dyreg(seed=0, random=True, width=6, **options) -> DyReg:
-    """A module in float64; `random` draws every weight, so that nothing hides behind a scale of zero."""
+    """A module in float64; `random` draws every weight, so that nothing hides behind a scale of
+    zero.
+    """
     torch.manual_seed(seed)
     module = DyReg(C, GRID, width, **{"offset_width": 5, **options}).double()
     if module.reads_boxes:
@@ -55,7 +65,9 @@ def gru_by_hand(gru: nn.GRU, x: torch.Tensor) -> torch.Tensor:
 
 
 def over_time(gru: nn.GRU, v: torch.Tensor) -> torch.Tensor:
-    return torch.stack([torch.stack([gru_by_hand(gru, video[:, i]) for i in range(NODES)], 1) for video in v])
+    return torch.stack(
+        [torch.stack([gru_by_hand(gru, video[:, i]) for i in range(NODES)], 1) for video in v]
+    )
 
 
 def norm_by_hand(norm: JointNorm, x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,6 @@
-"""Narrow backbones with lively batch-norm statistics, and small frames, for the tests of backbones, weights and freezing."""
+"""Narrow backbones with lively batch-norm statistics, and small frames, for the tests of backbones,
+weights and freezing.
+"""
 
 import torch
 from torch import nn
@@ -6,13 +8,25 @@ from torch import nn
 from pipeline.backbones import build_backbone
 
 NAMES = (
-    *("c2d_r50", "digit_cnn", "digit_i3d", "digit_nl", "ean_r50", "i3d_r101", "i3d_r101_nl", "i3d_r50", "i3d_r50_nl"),
+    *(
+        "c2d_r50",
+        "digit_cnn",
+        "digit_i3d",
+        "digit_nl",
+        "ean_r50",
+        "i3d_r101",
+        "i3d_r101_nl",
+        "i3d_r50",
+        "i3d_r50_nl",
+    ),
     *("resnet18", "tsm_r18", "tsm_r50"),
 )
 
 
 def tiny(name, seed=0, width=8, **options):
-    """The backbone `name` in evaluation mode, its batch norms as after some training: far from the identity."""
+    """The backbone `name` in evaluation mode, its batch norms as after some training: far from the
+    identity.
+    """
     torch.manual_seed(seed)
     return lively(build_backbone(name, width=width, **options)).eval()
 
@@ -30,7 +44,9 @@ def lively(network):
 def frames(batch=1, length=8, height=48, width=40, seed=0):
     """Random RGB frames uint8 [B,F,H,W,3]."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (batch, length, height, width, 3), dtype=torch.uint8, generator=generator)
+    return torch.randint(
+        0, 256, (batch, length, height, width, 3), dtype=torch.uint8, generator=generator
+    )
 
 
 def relative(a, b):

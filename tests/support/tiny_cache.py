@@ -8,16 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.cache import Cache, create_cache
-from pipeline.manifest import write_manifest
-from pipeline.shards import GroupPlan, ShardWriter
+from pipeline.cache.reader import Cache, create_cache
+from pipeline.cache.shard_writer import GroupPlan, ShardWriter
+from pipeline.manifests.manifest import write_manifest
 
 SPLITS = ("train",) * 12 + ("val",) * 6 + ("test",) * 6
 
 
 @dataclass
 class Tiny:
-    """Sizes and contents of a tiny cache. `labels`: one per clip, lists for several classes; `failed`: clips never written."""
+    """Sizes and contents of a tiny cache. `labels`: one per clip, lists for several classes;
+    `failed`: clips never written.
+    """
 
     splits: tuple[str, ...] = SPLITS
     labels: list = field(default_factory=list)
@@ -56,10 +58,14 @@ class Tiny:
         return {name: tensors[name] for name in self.fields}
 
     def write(self, folder: Path) -> Cache:
-        """The cache in `folder`; clip k is named "clip-k" and has label k % 3 unless `labels` says otherwise."""
+        """The cache in `folder`; clip k is named "clip-k" and has label k % 3 unless `labels` says
+        otherwise.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         labels = self.labels or [f"class {k % 3}" for k in range(len(self.splits))]
-        names = sorted({name for label in labels for name in ([label] if isinstance(label, str) else label)})
+        names = sorted(
+            {name for label in labels for name in ([label] if isinstance(label, str) else label)}
+        )
         rows = [
             {"clip": f"clip-{k}", "path": f"{k}.mp4", "split": split, "label": label}
             for k, (split, label) in enumerate(zip(self.splits, labels, strict=True))
@@ -70,12 +76,19 @@ class Tiny:
             clips = shards.clips(shard)
             sample = self.tensors(0, 0, np.random.default_rng(0))
             fields = {
-                name: (value.shape, self.dtype if name in ("pooled", "nodes", "res5") else value.dtype.name)
+                name: (
+                    value.shape,
+                    self.dtype if name in ("pooled", "nodes", "res5") else value.dtype.name,
+                )
                 for name, value in sample.items()
             }
             views = {"train": self.train_views, "test": self.test_views}
             plans = {
-                group: GroupPlan([c.clip for c in clips for _ in range(count)], list(range(count)) * len(clips), fields)
+                group: GroupPlan(
+                    [c.clip for c in clips for _ in range(count)],
+                    list(range(count)) * len(clips),
+                    fields,
+                )
                 for group, count in views.items()
                 if count
             }
@@ -87,7 +100,11 @@ class Tiny:
                     for group, plan in plans.items():
                         for view in range(views[group]):
                             rng = np.random.default_rng([clip.position, view, group == "test"])
-                            writer.write(group, k * views[group] + view, self.tensors(clip.position, label, rng))
+                            writer.write(
+                                group,
+                                k * views[group] + view,
+                                self.tensors(clip.position, label, rng),
+                            )
                             assert plan.clips[k * views[group] + view] == clip.clip
                 writer.finish({"failures": [], "clips": len(clips)})
         return Cache(folder / "cache")

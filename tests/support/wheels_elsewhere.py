@@ -1,11 +1,13 @@
-"""Can everything that setup.cfg asks for be installed on a kind of machine that is not here, without compiling anything?
+"""Can everything that setup.cfg asks for be installed on a kind of machine that is not here,
+without compiling anything?
 
-`python tests/wheels_elsewhere.py linux-arm` (or macos-arm, linux-x86; all without a name) asks pip to resolve the requirements
-of setup.cfg for such a machine from wheels alone. Nothing is installed, and of most wheels only the metadata are read. Exit
-code 0: all resolve; 1: pip's words say what does not; 4: no package index can be reached.
+`python tests/support/wheels_elsewhere.py linux-arm` (or macos-arm, linux-x86; all without a name)
+asks pip to resolve the requirements of setup.cfg for such a machine from wheels alone. Nothing is
+installed, and of most wheels only the metadata are read. Exit code 0: all resolve; 1: pip's words
+say what does not; 4: no package index can be reached.
 
-pip has an option for the tags of another platform, but reads the markers of requirements (`; platform_machine == "x86_64"`) as
-those of this machine; so it runs here with the other machine's.
+pip has an option for the tags of another platform, but reads the markers of requirements (`;
+platform_machine == "x86_64"`) as those of this machine; so it runs here with the other machine's.
 """
 
 import configparser
@@ -15,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NO_INDEX = 4
 
 LINUX = {"os_name": "posix", "sys_platform": "linux", "platform_system": "Linux"}
@@ -56,12 +58,21 @@ def requirements(extra: str = "") -> list[str]:
 
 
 def resolve(machine: str, asked: list[str], python: str = "") -> subprocess.CompletedProcess:
-    """pip's attempt to resolve requirements on a machine of MACHINES, with a Python such as 3.12 (default: this one's)."""
+    """pip's attempt to resolve requirements on a machine of MACHINES, with a Python such as 3.12
+    (default: this one's).
+    """
     environment, platforms = MACHINES[machine]
     python = python or ".".join(map(str, sys.version_info[:2]))
     there = environment | {"python_version": python, "python_full_version": f"{python}.0"}
     with tempfile.TemporaryDirectory() as folder:
-        arguments = ["install", "--dry-run", "--ignore-installed", "--only-binary=:all:", "--python-version", python]
+        arguments = [
+            "install",
+            "--dry-run",
+            "--ignore-installed",
+            "--only-binary=:all:",
+            "--python-version",
+            python,
+        ]
         arguments += ["--target", folder, "--disable-pip-version-check", "--progress-bar", "off"]
         for platform in platforms:
             arguments += ["--platform", platform]
@@ -71,9 +82,22 @@ def resolve(machine: str, asked: list[str], python: str = "") -> subprocess.Comp
 
 def reaches_an_index() -> bool:
     """Whether pip gets an answer about a package."""
-    asked = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--retries", "0", "--timeout", "10"]
+    asked = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--retries",
+        "0",
+        "--timeout",
+        "10",
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        return not subprocess.run([*asked, "--dest", folder, "click"], capture_output=True).returncode
+        return not subprocess.run(
+            [*asked, "--dest", folder, "click"], capture_output=True
+        ).returncode
 
 
 def main() -> int:
@@ -84,7 +108,11 @@ def main() -> int:
     for machine in sys.argv[1:] or MACHINES:
         done = resolve(machine, requirements())
         installs = re.search(r"^Would install (.*)$", done.stdout, re.MULTILINE)
-        said = installs[0] if installs else "\n".join(line for line in done.stderr.splitlines() if line.startswith("ERROR"))
+        said = (
+            installs[0]
+            if installs
+            else "\n".join(line for line in done.stderr.splitlines() if line.startswith("ERROR"))
+        )
         print(f"{machine}: {said}")
         failed |= done.returncode != 0
     return int(failed)

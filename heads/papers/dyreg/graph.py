@@ -1,44 +1,52 @@
-"""The graph of DyReg-GNN: Duta, Nicolicioiu and Leordeanu, Discovering Dynamic Salient Regions for Spatio-Temporal Graph
-Neural Networks, NeurIPS 2021, sec. 3.2 (a recurrent space-time graph, RSTG, without positions).
+"""The graph of DyReg-GNN: Duta, Nicolicioiu and Leordeanu, Discovering Dynamic Salient Regions for
+Spatio-Temporal Graph Neural Networks, NeurIPS 2021, sec. 3.2 (a recurrent space-time graph, RSTG,
+without positions).
 
-    nodes v_{i,t} [B,T,N,C], N = 9; no edges between frames: time is left to GRUs, each shared by all nodes, from a zero state
-    p_ij = softmax_j( (W_q v_i + b_q) . (W_k v_j + b_k) )          [B,T,N,N]     over all j, i itself included, not scaled
+    nodes v_{i,t} [B,T,N,C], N = 9; no edges between frames: time is left to GRUs, each shared by
+    all nodes, from a zero state
+    p_ij = softmax_j( (W_q v_i + b_q) . (W_k v_j + b_k) )          [B,T,N,N]     over all j, i
+    itself included, not scaled
 
     variant "paper", K = 3 times                                                  eq. (8), (9)
-        v_i <- sum_j p_ij MLP([v_j ; v_i])                         [B,T,N,C]     MLP: 2C -> C -> C, ReLU after both
-        v_{i,1..T} <- GRU(v_{i,1..T})
+        v_i <- sum_j p_ij MLP([v_j ; v_i])                         [B,T,N,C]     MLP: 2C -> C -> C,
+        ReLU after both v_{i,1..T} <- GRU(v_{i,1..T})
     variant "released", after v <- LN_(N,C)(v), K = 3 times
         v_{i,1..T} <- GRU(v_{i,1..T})
         m_ij = LN_(N,N,C)( ReLU(W (v_i + v_j) + b) )               [B,T,N,N,C]   symmetric in i, j
         v_i <- LN_(N,C)( v_i + ReLU(sum_j p_ij m_ij + beta) )                    beta = 0 at first
       and v_{i,1..T} <- GRU'(v_{i,1..T}) with weights of its own at the end
 
-Output [B,T,N,C]. The K iterations share all weights. Parameters: paper 11 C^2 + 10 C (3 C^2 + 2 C of the MLP), released
-15 C^2 + 22 C.
+Output [B,T,N,C]. The K iterations share all weights. Parameters: paper 11 C^2 + 10 C (3 C^2 + 2 C
+of the MLP), released 15 C^2 + 22 C.
 
-Differs from the paper: the first linear layer of a message is applied to the N nodes, not to the N^2 pairs, and its results
-are added pair by pair, which is the same and takes 1/N of the products.
-Not stated in the paper, and chosen: two layers in the MLP, weights shared by the iterations, no norms in variant "paper".
+Differs from the paper: the first linear layer of a message is applied to the N nodes, not to the
+N^2 pairs, and its results are added pair by pair, which is the same and takes 1/N of the products.
+Not stated in the paper, and chosen: two layers in the MLP, weights shared by the iterations, no
+norms in variant "paper".
 """
 
 import torch
 from torch import Tensor, nn
 
-from heads.joint_norm import JointNorm
+from heads.interface.joint_norm import JointNorm
 
 ITERATIONS = 3  # K
 VARIANTS = ("paper", "released")
 
 
 class OverTime(nn.GRU):
-    """A GRU along T of [B,T,N,C], the nodes of a batch in parallel, from a zero state; output t sees inputs up to t."""
+    """A GRU along T of [B,T,N,C], the nodes of a batch in parallel, from a zero state; output t
+    sees inputs up to t.
+    """
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
         B, T, N, C = x.shape
-        y, _ = nn.GRU.forward(self, x.transpose(1, 2).reshape(B * N, T, C))  # super() is what torch.compile cannot follow here
+        y, _ = nn.GRU.forward(
+            self, x.transpose(1, 2).reshape(B * N, T, C)
+        )  # super() is what torch.compile cannot follow here
         return y.view(B, N, T, C).transpose(1, 2)
 
 
@@ -64,12 +72,16 @@ class ConcatMessages(nn.Module):
         self.second = nn.Linear(channels, channels)
 
     def forward(self, v: Tensor) -> Tensor:
-        pairs = self.receiver(v)[..., :, None, :] + self.sender(v)[..., None, :, :]  # one layer on [v_j ; v_i]
+        pairs = (
+            self.receiver(v)[..., :, None, :] + self.sender(v)[..., None, :, :]
+        )  # one layer on [v_j ; v_i]
         return self.second(pairs.relu()).relu()
 
 
 class SumMessages(nn.Module):
-    """m_ij = LN(ReLU(W (v_i + v_j) + b)) over (N,N,C), the release's: nodes [..,N,C] -> [..,N,N,C]."""
+    """m_ij = LN(ReLU(W (v_i + v_j) + b)) over (N,N,C), the release's: nodes [..,N,C] ->
+    [..,N,N,C].
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -77,7 +89,9 @@ class SumMessages(nn.Module):
         self.norm = JointNorm(channels, axes=3)
 
     def forward(self, v: Tensor) -> Tensor:
-        u = self.linear(v) - self.linear.bias / 2  # W v + b/2: two of them add up to W (v_i + v_j) + b
+        u = (
+            self.linear(v) - self.linear.bias / 2
+        )  # W v + b/2: two of them add up to W (v_i + v_j) + b
         return self.norm((u[..., :, None, :] + u[..., None, :, :]).relu())
 
 

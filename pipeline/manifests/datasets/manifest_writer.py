@@ -1,23 +1,26 @@
-"""A dataset's entries and its videos -> the manifest, its class list, and the lists for mirrored views."""
+"""A dataset's entries and its videos -> the manifest, its class list, and the lists for mirrored
+views.
+"""
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.datasets import Dataset, Entry, mirrored_pairs, protected
-from pipeline.datasets.media import choose, find_media
-from pipeline.manifest import Manifest, ManifestError, write_manifest
-from pipeline.sealed import write_text
+from pipeline.files.atomic_files import write_text
+from pipeline.manifests.datasets import Dataset, Entry, mirrored_pairs, protected
+from pipeline.manifests.datasets.video_folders import choose, find_media
+from pipeline.manifests.manifest import Manifest, ManifestError, write_manifest
 
 
 @dataclass(frozen=True)
 class Written:
     """What was written.
 
-    `missing`: ids whose video is not there, left out of the manifest. `classes`: the class list (`data.class_list` of a
-    recipe). `protect`, `swap`: files for `extract --flip-protect` and `train --set data.swap_on_flip`, None where no class
-    names a side. `root`: the folder that paths start from, None where it is the manifest's own.
+    `missing`: ids whose video is not there, left out of the manifest. `classes`: the class list
+    (`data.class_list` of a recipe). `protect`, `swap`: files for `extract --flip-protect` and
+    `train --set data.swap_on_flip`, None where no class names a side. `root`: the folder that paths
+    start from, None where it is the manifest's own.
     """
 
     manifest: Manifest
@@ -29,16 +32,25 @@ class Written:
 
 
 def write_dataset(
-    data: Dataset, videos: str | Path, out: str | Path, order: str = "official", allow_missing: bool = False
+    data: Dataset,
+    videos: str | Path,
+    out: str | Path,
+    order: str = "official",
+    allow_missing: bool = False,
 ) -> Written:
-    """Writes `out` with a row for every entry whose video is below `videos`, and the lists beside it.
+    """Writes `out` with a row for every entry whose video is below `videos`, and the lists beside
+    it.
 
-    Nothing is written, and ManifestError says which, if a video is missing (unless `allow_missing`) or all are.
+    Nothing is written, and ManifestError says which, if a video is missing (unless `allow_missing`)
+    or all are.
     """
     classes, out, videos = data.in_order(order), Path(out), Path(videos)
     sides = protected(classes)
     if unfit := [name for name in sides if "," in name]:
-        raise ManifestError(f"class {unfit[0]!r}: expected no comma in the name of a class that has a left and a right")
+        raise ManifestError(
+            f"class {unfit[0]!r}: expected no comma in the name of a class that has a left and a "
+            f"right"
+        )
     found = find_media(videos, {name for entry in data.entries for name in entry.names}, data.depth)
     there, missing = [], []
     for entry in data.entries:
@@ -49,10 +61,14 @@ def write_dataset(
             missing.append(entry.clip)
     if missing and not there:
         raise ManifestError(
-            f"{videos}: none of the {len(missing):,} clips is there; expected each {data.layout} ({missing[0]})"
+            f"{videos}: none of the {len(missing):,} clips is there; expected each {data.layout} "
+            f"({missing[0]})"
         )
     if missing and not allow_missing:
-        raise ManifestError(f"{about_missing(missing, len(data.entries), videos)}; pass --allow-missing to leave them out")
+        raise ManifestError(
+            f"{about_missing(missing, len(data.entries), videos)}; pass --allow-missing to leave "
+            f"them out"
+        )
     start, root = _start(videos, out)
     manifest = write_manifest(out, _rows(data, there, start))
     return Written(
@@ -60,19 +76,27 @@ def write_dataset(
         tuple(missing),
         _write(out.with_suffix(".classes.txt"), "".join(f"{name}\n" for name in classes)),
         _write(out.with_suffix(".flip-protect.txt"), ",".join(sides) + "\n") if sides else None,
-        _write(out.with_suffix(".swap-on-flip.txt"), json.dumps(mirrored_pairs(classes)) + "\n") if sides else None,
+        _write(out.with_suffix(".swap-on-flip.txt"), json.dumps(mirrored_pairs(classes)) + "\n")
+        if sides
+        else None,
         root,
     )
 
 
-def about_missing(missing: list[str] | tuple[str, ...], total: int, where: Path, what: str = "video") -> str:
-    """How many clips have no video (or what else is looked for in `where`), and the first few of them."""
+def about_missing(
+    missing: list[str] | tuple[str, ...], total: int, where: Path, what: str = "video"
+) -> str:
+    """How many clips have no video (or what else is looked for in `where`), and the first few of
+    them.
+    """
     more = f" and {len(missing) - 3:,} more" if len(missing) > 3 else ""
     return f"{where}: {len(missing):,} of {total:,} clips have no {what} there: {', '.join(missing[:3])}{more}"
 
 
 def _start(videos: Path, out: Path) -> tuple[str, Path | None]:
-    """What paths begin with, and the root to name where the videos do not lie below the manifest's folder."""
+    """What paths begin with, and the root to name where the videos do not lie below the manifest's
+    folder.
+    """
     inner, beside = videos.resolve(), out.resolve().parent
     if not inner.is_relative_to(beside):
         return "", inner
@@ -80,13 +104,25 @@ def _start(videos: Path, out: Path) -> tuple[str, Path | None]:
     return ("" if start == "." else start + "/"), None
 
 
-def _rows(data: Dataset, there: list[tuple[Entry, tuple[str, str, bool]]], start: str) -> Iterator[dict[str, object]]:
-    """Rows with the same columns: times and the frame rate of folders only where some row has them."""
+def _rows(
+    data: Dataset, there: list[tuple[Entry, tuple[str, str, bool]]], start: str
+) -> Iterator[dict[str, object]]:
+    """Rows with the same columns: times and the frame rate of folders only where some row has
+    them.
+    """
     spans = [_span(entry, name) for entry, (name, _, _) in there]
-    times, folders = any(span != (None, None) for span in spans), any(frames for _, (_, _, frames) in there)
+    times, folders = (
+        any(span != (None, None) for span in spans),
+        any(frames for _, (_, _, frames) in there),
+    )
     rate = f"{data.fps:g}" if data.fps else ""
     for (entry, (_, path, frames)), span in zip(there, spans, strict=True):
-        row = {"clip": entry.clip, "path": start + path, "split": entry.split, "label": list(entry.labels)}
+        row = {
+            "clip": entry.clip,
+            "path": start + path,
+            "split": entry.split,
+            "label": list(entry.labels),
+        }
         if times:
             row |= {"start": span[0], "end": span[1]}
         if folders and rate:
@@ -95,7 +131,9 @@ def _rows(data: Dataset, there: list[tuple[Entry, tuple[str, str, bool]]], start
 
 
 def _span(entry: Entry, name: str) -> tuple[float | None, float | None]:
-    """Seconds of the clip in its file: none where the file is called like a clip that was cut out (Kinetics)."""
+    """Seconds of the clip in its file: none where the file is called like a clip that was cut out
+    (Kinetics).
+    """
     cut_out = len(entry.names) > 1 and name == entry.names[0]
     return (None, None) if cut_out else (entry.start, entry.end)
 

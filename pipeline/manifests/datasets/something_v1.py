@@ -1,14 +1,15 @@
-"""Something-Something V1: lists "id;template", folders of frames ID/%05d.jpg counted from 1 (spec 6.3).
+"""Something-Something V1: lists "id;template", folders of frames ID/%05d.jpg counted from 1 (spec
+6.3).
 
-Files: something-something-v1-labels.csv (a class per line, in the order of GOS's ids), -train.csv, -validation.csv, -test.csv
-(ids alone: its labels are withheld).
+Files: something-something-v1-labels.csv (a class per line, in the order of GOS's ids), -train.csv,
+-validation.csv, -test.csv (ids alone: its labels are withheld).
 """
 
 from pathlib import Path
 
-from pipeline.datasets import Dataset, Entry
-from pipeline.datasets.files import find, read_lines, require
-from pipeline.manifest import ManifestError
+from pipeline.manifests.datasets import Dataset, Entry
+from pipeline.manifests.datasets.annotation_files import find, read_lines, require
+from pipeline.manifests.manifest import ManifestError
 
 OFFICIAL = {"train": 86_017, "val": 11_522, "test": 10_960}
 CLASSES = 174
@@ -18,7 +19,9 @@ _LISTS = {"train": "train", "val": "validation", "test": "test"}
 
 
 def read(folder: str | Path) -> Dataset:
-    """The dataset of the official files in `folder`; lists that are not there are left out, but one must be."""
+    """The dataset of the official files in `folder`; lists that are not there are left out, but one
+    must be.
+    """
     labels = require(folder, _PREFIX + r"labels\.csv", "something-something-v1-labels.csv")
     classes = tuple(line for _, line in read_lines(labels))
     known, entries = {name: (name,) for name in classes}, []
@@ -28,10 +31,14 @@ def read(folder: str | Path) -> Dataset:
             clip, _, label = (part.strip() for part in line.partition(";"))
             if split != "test" and label not in known:
                 raise ManifestError(
-                    f"{path}, line {number}: expected id;class with a class of {labels.name}, got {line[:80]!r}"
+                    f"{path}, line {number}: expected id;class with a class of {labels.name}, got "
+                    f"{line[:80]!r}"
                 )
             entries.append(Entry(clip, split, known.get(label, ()), (clip,)))
     if not entries:
-        raise ManifestError(f"{folder}: no list of clips such as something-something-v1-train.csv; download it into the folder")
+        raise ManifestError(
+            f"{folder}: no list of clips such as something-something-v1-train.csv; download it "
+            f"into the folder"
+        )
     layout = "a folder of frames called like the id (1/00001.jpg)"
     return Dataset("something-something-v1", classes, entries, OFFICIAL, CLASSES, layout, fps=FPS)

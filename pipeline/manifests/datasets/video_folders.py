@@ -4,16 +4,20 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from pipeline.datasets import Entry
-from pipeline.manifest import ManifestError
-from pipeline.scan import VIDEOS
+from pipeline.manifests.datasets import Entry
+from pipeline.manifests.folder_scan import VIDEOS
+from pipeline.manifests.manifest import ManifestError
 
 
-def find_media(folder: str | Path, wanted: Collection[str], depth: int) -> dict[str, list[tuple[str, bool]]]:
-    """name -> [(path below `folder`, whether it is a folder of frames)] for the names of `wanted` that are there.
+def find_media(
+    folder: str | Path, wanted: Collection[str], depth: int
+) -> dict[str, list[tuple[str, bool]]]:
+    """name -> [(path below `folder`, whether it is a folder of frames)] for the names of `wanted`
+    that are there.
 
-    A video's name is its file's without the ending. Folders called otherwise are searched, `depth` levels deep; hidden ones
-    are not. A million files are one pass over their folders, and none of them is opened.
+    A video's name is its file's without the ending. Folders called otherwise are searched, `depth`
+    levels deep; hidden ones are not. A million files are one pass over their folders, and none of
+    them is opened.
     """
     top = Path(folder)
     if not top.is_dir():
@@ -24,8 +28,12 @@ def find_media(folder: str | Path, wanted: Collection[str], depth: int) -> dict[
     return found
 
 
-def _walk(top: str, base: str, wanted: frozenset[str], depth: int) -> Iterator[tuple[str, str, bool]]:
-    """(name, path, whether a folder) of what is called like one of `wanted` in top/base ("" or ending in "/") and below."""
+def _walk(
+    top: str, base: str, wanted: frozenset[str], depth: int
+) -> Iterator[tuple[str, str, bool]]:
+    """(name, path, whether a folder) of what is called like one of `wanted` in top/base ("" or
+    ending in "/") and below.
+    """
     deeper = []
     with os.scandir(top + "/" + base) as entries:
         for entry in entries:
@@ -40,10 +48,13 @@ def _walk(top: str, base: str, wanted: frozenset[str], depth: int) -> Iterator[t
         yield from _walk(top, below, wanted, depth - 1)
 
 
-def choose(entry: Entry, found: dict[str, list[tuple[str, bool]]], folder: str | Path) -> tuple[str, str, bool] | None:
+def choose(
+    entry: Entry, found: dict[str, list[tuple[str, bool]]], folder: str | Path
+) -> tuple[str, str, bool] | None:
     """(name, path, whether a folder of frames) of the entry's media, None if it is not there.
 
-    Of several of one name, the one whose folders the entry's hints name; ManifestError if that leaves more than one.
+    Of several of one name, the one whose folders the entry's hints name; ManifestError if that
+    leaves more than one.
     """
     for name in entry.names:
         places = found.get(name, ())
@@ -52,7 +63,8 @@ def choose(entry: Entry, found: dict[str, list[tuple[str, bool]]], folder: str |
         if len(places) > 1:
             both = " and ".join(path for path, _ in sorted(places)[:2])
             raise ManifestError(
-                f"{folder}: clip {entry.clip} is there {len(places)} times ({both}); leave one of them in the folder"
+                f"{folder}: clip {entry.clip} is there {len(places)} times ({both}); leave one of "
+                f"them in the folder"
             )
         if places:
             return name, *places[0]

@@ -1,5 +1,7 @@
-"""Every row of the papers' tables that is a training run: its recipe, with the options that the recipe's comment names, is
-valid and builds the networks of all its phases, in the sizes of the commands in the comment."""
+"""Every row of the papers' tables that is a training run: its recipe, with the options that the
+recipe's comment names, is valid and builds the networks of all its phases, in the sizes of the
+commands in the comment.
+"""
 
 import json
 import re
@@ -11,13 +13,13 @@ import pytest
 import torch
 
 from cli._options import toml_value
-from heads.batch import Dims, dims_from
-from heads.frames import new_network
-from heads.live import live_dims
-from heads.recipe import FOLDER, Recipe, read_recipe, recipe_from, recipe_names
+from heads.config.recipe import FOLDER, Recipe, read_recipe, recipe_from, recipe_names
+from heads.finetuning.frame_training import new_network
+from heads.finetuning.joint_network import live_dims
+from heads.interface.clips import Dims, dims_from
 from heads.zoo import build_head
 from pipeline.backbones import build_backbone
-from pipeline.tensors import is_cut
+from pipeline.cache.fields import is_cut
 
 EAB = "--set backbone_options.eab="
 LMC = "--set sampling.consecutive=5 --set backbone_options.lmc=true"
@@ -32,13 +34,19 @@ ROWS = [
     ("GOS 1", "non-adaptive, only test", "gos_table1", "--set head.structures=shared_test"),
     ("GOS 2", "global pooling", "gos_table2_global_pool", ""),
     ("GOS 2", "pooling over RoIs", "gos_table2_roi_pool", ""),
-    *(("GOS 2", one, f"gos_table2_{one}", "") for one in ("feat_aggr", "diff_prop", "temp_conv", "back_incor", "node_att")),
+    *(
+        ("GOS 2", one, f"gos_table2_{one}", "")
+        for one in ("feat_aggr", "diff_prop", "temp_conv", "back_incor", "node_att")
+    ),
     ("GOS 4", "original operations", "gos_supp_table4_original_ops", ""),
     ("GOS 4", "fixed substructures", "gos_supp_table4_original_ops", "--set head.space=fixed"),
     ("GOS 5", "with L_var", "gos_supp_table5_diversity", ""),
     ("GOS 5", "without L_var", "gos_supp_table5_diversity", "--set head.diversity=0.0"),
     ("GOS 6", "V2 to V1, V1 to V2", "gos_supp_table6_transfer", ""),
-    *(("GOS 7", f"{n} supernodes", "gos_supp_table7_supernodes", f"--set head.supernodes={n}") for n in (2, 3, 4)),
+    *(
+        ("GOS 7", f"{n} supernodes", "gos_supp_table7_supernodes", f"--set head.supernodes={n}")
+        for n in (2, 3, 4)
+    ),
     ("GOS 8", "1 cell", "gos_supp_table8_cells", "--set head.cells=1"),
     ("GOS 8", "2 cells", "gos_supp_table8_cells", ""),
     ("STRG 2", "I3D", "strg_table2a_charades_i3d", ""),
@@ -46,7 +54,10 @@ ROWS = [
     ("STRG 2", "joint", "strg_table2a_charades_joint", ""),
     ("STRG 2", "Sim-GCN", "strg_table2a_charades_joint", "--set head.form=similarity"),
     ("STRG 2", "ST-GCN", "strg_table2a_charades_joint", "--set head.form=spatial_temporal"),
-    *(("STRG 2", f"{n} proposals", "strg_table2a_charades_joint", f"--boxes {n}") for n in (25, 50, 100)),
+    *(
+        ("STRG 2", f"{n} proposals", "strg_table2a_charades_joint", f"--boxes {n}")
+        for n in (25, 50, 100)
+    ),
     ("STRG 2", "NL", "strg_table2b_charades_nl", ""),
     ("STRG 2", "NL + joint", "strg_table2b_charades_nl_joint", ""),
     ("STRG 3", "I3D", "strg_table3_charades_r101", ""),
@@ -60,11 +71,19 @@ ROWS = [
     ("STRG 4", "NL I3D + GCN", "strg_table4_sth_nl_gcn", ""),
     ("DyReg 1", "TSM-R50", "dyreg_table1_sth_tsm", ""),
     ("DyReg 1", "GNN + Fixed Regions", "dyreg_table1_sth_v2_fixed", ""),
-    ("DyReg 1", "GNN + Detector", "dyreg_table1_sth_v2_fixed", "--set head.regions=detector --boxes 9 --keep res3.1,boxes"),
+    (
+        "DyReg 1",
+        "GNN + Detector",
+        "dyreg_table1_sth_v2_fixed",
+        "--set head.regions=detector --boxes 9 --keep res3.1,boxes",
+    ),
     ("DyReg 1", "DyReg", "dyreg_table1_sth_v2", ""),
     ("DyReg 2", "TSM-R18", "dyreg_table1_sth_tsm", "--backbone tsm_r18"),
     ("DyReg 2", "I3D-R50", "dyreg_table1_sth_tsm", "--backbone i3d_r50 --frames 32"),
-    *(("DyReg 2", f"{one} + DyReg", f"dyreg_table2_sth_v1_{one}", "") for one in ("tsm_r18", "i3d_r50", "tsm_r50")),
+    *(
+        ("DyReg 2", f"{one} + DyReg", f"dyreg_table2_sth_v1_{one}", "")
+        for one in ("tsm_r18", "i3d_r50", "tsm_r50")
+    ),
     ("DyReg 3", "TSM", "dyreg_table1_sth_tsm", "--test-clips 2 --test-crops 3"),
     ("DyReg 3", "TSM + DyReg", "dyreg_table3_sth_v1", ""),
     ("DyReg 4", "r4", "dyreg_table4_sth_v2_r4", ""),
@@ -87,7 +106,10 @@ ROWS = [
         ("RSTG 1", one, "rstg_table1_rstg", f"--set head.positions=none --set head.scheduler={one}")
         for one in ("one_temporal", "homogeneous", "time_only", "space_only")
     ),
-    *(("RSTG 2", one, f"rstg_table2_sth_{one}", "") for one in ("c2d", "c2d_rstg", "i3d", "i3d_rstg")),
+    *(
+        ("RSTG 2", one, f"rstg_table2_sth_{one}", "")
+        for one in ("c2d", "c2d_rstg", "i3d", "i3d_rstg")
+    ),
     ("RSTG 3", "to-vec", "rstg_table3_sth_vec", ""),
     ("RSTG 3", "res4", "rstg_table3_sth_map", ""),
     *(
@@ -105,21 +127,49 @@ ROWS = [
     ("EAN 5", "baseline", "ean_table1_sth", f"--set head.regions=none {EAB}none"),
     ("EAN 5", "+ EABs", "ean_table1_sth", "--set head.regions=none"),
     ("EAN 5", "+ SOI", "ean_table1_sth", f"{EAB}none"),
-    *(("EAN 5", f"{one}, from a cache", f"ean_table5_{one}", "") for one in ("baseline", "eabs", "soi", "both")),
-    ("EAN 6", "1-2", "ean_table1_sth", f"{EAB}stem,res2 {SOI}stem,res2 --set head.cut=res3 --set head.soi_at=res3,res4"),
-    ("EAN 6", "1-3", "ean_table1_sth", f"{EAB}stem,res2,res3 {SOI}stem,res2,res3 --set head.cut=res4 --set head.soi_at=res4"),
+    *(
+        ("EAN 5", f"{one}, from a cache", f"ean_table5_{one}", "")
+        for one in ("baseline", "eabs", "soi", "both")
+    ),
+    (
+        "EAN 6",
+        "1-2",
+        "ean_table1_sth",
+        f"{EAB}stem,res2 {SOI}stem,res2 --set head.cut=res3 --set head.soi_at=res3,res4",
+    ),
+    (
+        "EAN 6",
+        "1-3",
+        "ean_table1_sth",
+        f"{EAB}stem,res2,res3 {SOI}stem,res2,res3 --set head.cut=res4 --set head.soi_at=res4",
+    ),
     ("EAN 6", "1-5", "ean_table1_sth", f"{EAB}stem,res2,res3,res4,res5 --set head.regions=none"),
-    *(("EAN 7", one, "ean_table1_sth", f"--set head.regions={one}") for one in ("none", "fixed", "all")),
+    *(
+        ("EAN 7", one, "ean_table1_sth", f"--set head.regions={one}")
+        for one in ("none", "fixed", "all")
+    ),
     ("EAN 7", "Faster R-CNN", "ean_table1_sth", "--set head.regions=boxes --boxes 4"),
-    *(("EAN 7", f"{one}, from a cache", f"ean_table7_{one}", "") for one in ("fixed", "boxes", "all")),
+    *(
+        ("EAN 7", f"{one}, from a cache", f"ean_table7_{one}", "")
+        for one in ("fixed", "boxes", "all")
+    ),
     *(
         ("EAN 8", one, "ean_table1_sth", f"{FUSION}identity --set backbone_options.scales={one}")
         for one in ("small", "large", "multi")
     ),
-    *(("EAN 9", one, "ean_table1_sth", f"{FUSION}{one}") for one in ("identity", "shuffle", "static")),
+    *(
+        ("EAN 9", one, "ean_table1_sth", f"{FUSION}{one}")
+        for one in ("identity", "shuffle", "static")
+    ),
     *(
         ("EAN 10", one, "ean_table1_sth", f"--set backbone_options.{one}")
-        for one in ("pool=none", "pool=avg", "inter_relu=false", "dilation=false", "factorised=true")
+        for one in (
+            "pool=none",
+            "pool=avg",
+            "inter_relu=false",
+            "dilation=false",
+            "factorised=true",
+        )
     ),
 ]
 OF_RECIPE = ("head", "train", "phases", "data", "evaluate")
@@ -154,14 +204,18 @@ def split(more: str) -> tuple[dict, list[str]]:
 
 @cache
 def config_of_command(name: str, more: tuple[str, ...]):
-    """What the command in a recipe's comment that names an extraction's options extracts, or trains from."""
+    """What the command in a recipe's comment that names an extraction's options extracts, or trains
+    from.
+    """
     from cli import extract, finetune
     from cli._extraction import config_of
 
     text = comment(name).replace("(the six classes of left and right)", "x")
     verb = "extract" if "vidgraph extract" in text else "finetune"
     words = re.search(
-        rf"vidgraph {verb} (.*?)(?: +\((?:[A-Z]|digit|eight|16|row)| +vidgraph| +Tables? | +both:|$)", text
+        rf"vidgraph {verb} (.*?)(?: +\((?:[A-Z]|digit|eight|16|row)| +vidgraph| +Tables? | "
+        rf"+both:|$)",
+        text,
     ).group(1)
     command = {"extract": extract, "finetune": finetune}[verb].command
     given = command.make_context(verb, [*shlex.split(words), *more]).params
@@ -187,7 +241,9 @@ def dims_of(backbone: tuple[str, str], frames: int, size: int, cut: str, boxes: 
 
 @cache
 def live_of(recipe: str, frames, backbone: tuple[str, str], size: tuple) -> int:
-    """The parameters of what a phase trains from frames, which is built without its memory; the same for rows with the same."""
+    """The parameters of what a phase trains from frames, which is built without its memory; the
+    same for rows with the same.
+    """
     chosen, dims = recipe_from(json.loads(recipe)), dims_of(backbone, *size)
     with torch.device("meta"):
         return new_network(chosen, network_of(*backbone), dims, 174, 0, frames, cut=size[2]).size
@@ -211,23 +267,41 @@ def built(recipe: Recipe, config) -> None:
         chosen = recipe.of(phase)
         if phase.reads == "frames":
             # The same network whatever the phase before and after it, and however it is trained.
-            plain = {"name": "x", "source": "x", "head": chosen.as_dict()["head"], "train": {"epochs": 1}}
+            plain = {
+                "name": "x",
+                "source": "x",
+                "head": chosen.as_dict()["head"],
+                "train": {"epochs": 1},
+            }
             assert live_of(json.dumps(plain), phase.frames, backbone, size) > 1e5
         else:
-            dims = Dims(whole.T, boxes if "boxes" in config.keep else 0, whole.C if "pooled" in config.keep else 0, kept)
-            needs = head_of(chosen.head.name, json.dumps(chosen.head.options), json.dumps(dims.as_dict()))
+            dims = Dims(
+                whole.T,
+                boxes if "boxes" in config.keep else 0,
+                whole.C if "pooled" in config.keep else 0,
+                kept,
+            )
+            needs = head_of(
+                chosen.head.name, json.dumps(chosen.head.options), json.dumps(dims.as_dict())
+            )
             assert set(needs) <= {*config.keep, "valid", "scores", "iou", "nearest", "similar"}
 
 
 def tables_of(source: str) -> set[int]:
     """The numbers of the tables that a recipe's source names."""
     found: set[int] = set()
-    for first, last, more in re.findall(r"Tables? (\d+)(?:[ab]|\b)(?: to (\d+))?((?:, \d+)*)", source):
-        found |= set(range(int(first), int(last or first) + 1)) | {int(one) for one in re.findall(r"\d+", more)}
+    for first, last, more in re.findall(
+        r"Tables? (\d+)(?:[ab]|\b)(?: to (\d+))?((?:, \d+)*)", source
+    ):
+        found |= set(range(int(first), int(last or first) + 1)) | {
+            int(one) for one in re.findall(r"\d+", more)
+        }
     return found
 
 
-@pytest.mark.parametrize(("table", "row", "name", "more"), [pytest.param(*one, id=f"{one[0]}, {one[1]}") for one in ROWS])
+@pytest.mark.parametrize(
+    ("table", "row", "name", "more"), [pytest.param(*one, id=f"{one[0]}, {one[1]}") for one in ROWS]
+)
 def test_a_row_of_a_table_is_a_recipe_that_builds(table, row, name, more):
     settings, words = split(more)
     recipe, text = read_recipe(name, settings), comment(name)
@@ -235,12 +309,24 @@ def test_a_row_of_a_table_is_a_recipe_that_builds(table, row, name, more):
     assert name.startswith(paper.lower())
     assert int(number) in tables_of(recipe.source)
     for value in shlex.split(more):  # the reader of the recipe is told
-        for part in value.removeprefix("head.").removeprefix("backbone_options.").partition("=")[::2]:
+        for part in (
+            value.removeprefix("head.").removeprefix("backbone_options.").partition("=")[::2]
+        ):
             assert part in text.replace("(", "").replace(")", ""), part
     config = config_of_command(name, tuple(words))
-    built(recipe, replace(config, backbone_options={k: v for k, v in config.backbone_options.items() if k != "fresh"}))
+    built(
+        recipe,
+        replace(
+            config,
+            backbone_options={k: v for k, v in config.backbone_options.items() if k != "fresh"},
+        ),
+    )
 
 
 def test_every_recipe_of_a_paper_is_a_row():
-    papers = {name for name in recipe_names() if name.split("_")[0] not in ("demo", "strg") or "table" in name}
+    papers = {
+        name
+        for name in recipe_names()
+        if name.split("_")[0] not in ("demo", "strg") or "table" in name
+    }
     assert papers == {name for _, _, name, _ in ROWS}

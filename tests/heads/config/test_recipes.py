@@ -10,17 +10,25 @@ from functools import cache
 import pytest
 import torch
 
-from heads.batch import Dims, dims_from
-from heads.recipe import FOLDER, read_recipe, recipe_from, recipe_names, to_toml
-from heads.training import Training
+from heads.config.recipe import FOLDER, read_recipe, recipe_from, recipe_names, to_toml
+from heads.config.training_options import Training
+from heads.interface.clips import Dims, dims_from
 from heads.zoo import build_head
 from pipeline.backbones import build_backbone
-from pipeline.tensors import is_cut
+from pipeline.cache.fields import is_cut
 
 MINIMAL = '[head]\nname = "pool"\n[train]\nepochs = 3\n'
-MAPS = {"res2.1": 256, "res3": 512, "res3.2": 512, "res4.4": 1024, "res5": 2048}  # of a ResNet-50 and frames of 224 x 224
+MAPS = {
+    "res2.1": 256,
+    "res3": 512,
+    "res3.2": 512,
+    "res4.4": 1024,
+    "res5": 2048,
+}  # of a ResNet-50 and frames of 224 x 224
 GRIDS = {"res2": 56, "res3": 28, "res4": 14, "res5": 7}
-DIMS = Dims(T=16, N=10, C=2048, maps={cut: (C, GRIDS[cut[:4]], GRIDS[cut[:4]]) for cut, C in MAPS.items()})
+DIMS = Dims(
+    T=16, N=10, C=2048, maps={cut: (C, GRIDS[cut[:4]], GRIDS[cut[:4]]) for cut, C in MAPS.items()}
+)
 
 
 @cache
@@ -32,7 +40,9 @@ def network_of(name: str, options: str):
 
 @cache
 def built(name: str, options: str, dims: str = ""):
-    """A head in the sizes of the papers' networks, without its memory; once for all recipes that have the same."""
+    """A head in the sizes of the papers' networks, without its memory; once for all recipes that
+    have the same.
+    """
     chosen, sizes = json.loads(options), dims_from(json.loads(dims)) if dims else DIMS
     if not dims and "backbone" in chosen:
         network = network_of(chosen["backbone"], json.dumps(chosen.get("backbone_options", {})))
@@ -46,11 +56,20 @@ def cached_phases(name: str):
     return [phase for phase in read_recipe(name).all_phases if phase.reads == "cache"]
 
 
-EXTRACTED = [name for name in recipe_names() if name.split("_")[0] in ("gos", "dyreg", "rstg") and cached_phases(name)]
+EXTRACTED = [
+    name
+    for name in recipe_names()
+    if name.split("_")[0] in ("gos", "dyreg", "rstg") and cached_phases(name)
+]
 
 
 def table(**train):
-    return {"name": "x", "source": "a test", "head": {"name": "pool"}, "train": train or {"epochs": 1}}
+    return {
+        "name": "x",
+        "source": "a test",
+        "head": {"name": "pool"},
+        "train": train or {"epochs": 1},
+    }
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -59,7 +78,9 @@ def test_a_recipe_that_ships_builds_its_head_and_says_where_it_comes_from(name):
     assert recipe.name == name
     assert len(recipe.source) > 10
     assert recipe.ours
-    there = [recipe.of(phase).head for phase in cached_phases(name)] if name in EXTRACTED else []  # those: see below
+    there = (
+        [recipe.of(phase).head for phase in cached_phases(name)] if name in EXTRACTED else []
+    )  # those: see below
     for head in (recipe.of(phase).head for phase in recipe.all_phases):
         assert head in there or built(head.name, json.dumps(head.options))
     assert (FOLDER / f"{name}.toml").read_text().startswith("#")
@@ -75,18 +96,26 @@ def test_a_recipe_written_out_reads_back_the_same(name, tmp_path):
 
 @pytest.mark.parametrize("name", EXTRACTED)
 def test_the_command_in_a_recipe_makes_the_cache_that_its_heads_read(name):
-    """Steps, channels and grids of every map that is kept are those of the backbone in the command; nothing that a phase
-    reads is missing."""
+    """Steps, channels and grids of every map that is kept are those of the backbone in the command;
+    nothing that a phase reads is missing."""
     from cli._extraction import config_of
     from cli.extract import command
 
-    comment = " ".join(line.lstrip("# ") for line in (FOLDER / f"{name}.toml").read_text().splitlines() if line.startswith("#"))
-    words = re.search(r"vidgraph extract (.*?)(?: +\((?:[A-Z]|digit)| +vidgraph|$)", comment).group(1)
+    comment = " ".join(
+        line.lstrip("# ")
+        for line in (FOLDER / f"{name}.toml").read_text().splitlines()
+        if line.startswith("#")
+    )
+    words = re.search(r"vidgraph extract (.*?)(?: +\((?:[A-Z]|digit)| +vidgraph|$)", comment).group(
+        1
+    )
     words = words.replace("(the six classes of left and right)", "x")
     config = config_of(command.make_context("extract", shlex.split(words)).params)
     network = network_of(config.backbone, json.dumps(config.backbone_options))
     size, boxes = (config.sampling.size,) * 2, "boxes" in config.keep
-    maps = {cut: (network.channels(cut), *network.grid(cut, size)) for cut in config.keep if is_cut(cut)}
+    maps = {
+        cut: (network.channels(cut), *network.grid(cut, size)) for cut in config.keep if is_cut(cut)
+    }
     steps = {network.steps(config.sampling.frames, cut) for cut in (*maps, network.last)}
     assert steps == {10 if "table1" in name and "rstg" in name else 16}  # SyncMNIST's frames
     pooled = network.channels(network.last) if "pooled" in config.keep else 0
@@ -95,15 +124,20 @@ def test_the_command_in_a_recipe_makes_the_cache_that_its_heads_read(name):
     for phase in cached_phases(name):
         chosen = recipe.of(phase).head
         if backbone := chosen.options.get("backbone"):
-            assert (backbone, chosen.options.get("backbone_options", {})) == (config.backbone, config.backbone_options)
+            assert (backbone, chosen.options.get("backbone_options", {})) == (
+                config.backbone,
+                config.backbone_options,
+            )
         head = built(chosen.name, json.dumps(chosen.options), json.dumps(dims.as_dict()))
         assert set(head.needs) <= {*config.keep, *(("valid", "scores") if boxes else ())}
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if re.match("gos_|strg_", name)])
 def test_the_phases_are_the_papers(name):
-    """GOS: the backbone, then what is on it above its fixed features, then both; STRG likewise, but for the rows that are a
-    backbone alone, which end with a head anew on the cache. Only a backbone's phase and the joint one read frames."""
+    """GOS: the backbone, then what is on it above its fixed features, then both; STRG likewise, but
+    for the rows that are a backbone alone, which end with a head anew on the cache. Only a
+    backbone's phase and the joint one read frames.
+    """
     recipe = read_recipe(name)
     first, *middle, last = recipe.phases
     assert (first.name, first.reads, first.frames.train_from) == ("backbone", "frames", "stem")
@@ -123,7 +157,12 @@ def test_the_phases_are_the_papers(name):
     discrete = [phase for phase in middle if phase.name == "discrete"]
     assert bool(discrete) == (recipe.head.name == "gos")
     for phase in discrete:
-        assert (phase.train.lr, phase.train.factor, phase.train.patience, phase.train.stop_below) == (1e-3, 0.1, 5, 1e-4)
+        assert (
+            phase.train.lr,
+            phase.train.factor,
+            phase.train.patience,
+            phase.train.stop_below,
+        ) == (1e-3, 0.1, 5, 1e-4)
 
 
 def test_the_demo_has_its_four_recipes():
@@ -134,7 +173,11 @@ def test_settings_replace_keys_and_are_checked_like_the_file(tmp_path):
     path = tmp_path / "r.toml"
     path.write_text('source = "a test"\n' + MINIMAL)
     changed = read_recipe(path, {"train.lr": 0.5, "head.dropout": 0.1, "name": "other"})
-    assert (changed.train.lr, changed.head.options, changed.name) == (0.5, {"dropout": 0.1}, "other")
+    assert (changed.train.lr, changed.head.options, changed.name) == (
+        0.5,
+        {"dropout": 0.1},
+        "other",
+    )
     assert read_recipe(path).name == "r"
     assert read_recipe(path, {"train.lr": 1}).train.lr == 1
 
@@ -201,8 +244,17 @@ def test_a_missing_key_file_or_name_is_named(tmp_path):
 
 
 def test_schedules():
-    steps = recipe_from(table(epochs=30, schedule="steps", drop_at=[10, 20], lr=1.0, factor=0.1)).train
-    assert [round(steps.lr_at(e * 7, 7), 6) for e in (0, 9, 10, 19, 20, 29)] == [1, 1, 0.1, 0.1, 0.01, 0.01]
+    steps = recipe_from(
+        table(epochs=30, schedule="steps", drop_at=[10, 20], lr=1.0, factor=0.1)
+    ).train
+    assert [round(steps.lr_at(e * 7, 7), 6) for e in (0, 9, 10, 19, 20, 29)] == [
+        1,
+        1,
+        0.1,
+        0.1,
+        0.01,
+        0.01,
+    ]
     assert steps.lr_at(10 * 7 - 1, 7) == 1
     cosine = Training(epochs=10, schedule="cosine", lr=2.0)
     assert cosine.lr_at(0, 5) == 2

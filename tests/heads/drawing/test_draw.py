@@ -1,4 +1,6 @@
-"""Pictures of views: what is drawn lies where the things are, and any text can be drawn. A red square moves in each video."""
+"""Pictures of views: what is drawn lies where the things are, and any text can be drawn. A red
+square moves in each video.
+"""
 
 import re
 import shutil
@@ -8,26 +10,38 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from test_verify import change
-from tiny_cache import Tiny
-from tiny_videos import run, write_csv
 
 from cli.__main__ import vidgraph
-from heads import draw_maps, draw_sections
-from heads.draw import WHAT, Style, draw_view
-from heads.draw_canvas import BACK, FRONT, PAPER, Canvas, Place, colour_of, heated, legible, shortened, text_width
-from heads.draw_head import Told
-from heads.draw_panels import structure
-from heads.dyreg_kernels import kernels_of
-from heads.layers import front_back
-from heads.reporting.cached import KnownCache
-from heads.reporting.pictures import strip
-from pipeline.cache import Cache, CacheError
-from pipeline.config import ExtractConfig
-from pipeline.decode import open_clip, write_video
-from pipeline.graphs import build_graphs
-from pipeline.manifest import Clip
-from pipeline.sample import Sampling
+from heads.drawing import maps as draw_maps
+from heads.drawing import sections as draw_sections
+from heads.drawing.canvas import (
+    BACK,
+    FRONT,
+    PAPER,
+    Canvas,
+    Place,
+    colour_of,
+    heated,
+    legible,
+    shortened,
+    text_width,
+)
+from heads.drawing.draw import WHAT, Style, draw_view
+from heads.drawing.head_output import Told
+from heads.drawing.panels import structure
+from heads.interface.masked_layers import front_back
+from heads.papers.dyreg.kernels import kernels_of
+from heads.reporting.cache_facts import KnownCache
+from heads.reporting.clip_pictures import strip
+from pipeline.cache.reader import Cache, CacheError
+from pipeline.manifests.manifest import Clip
+from pipeline.regions.graphs import build_graphs
+from pipeline.stages.config import ExtractConfig
+from pipeline.video.decode import open_clip, write_video
+from pipeline.views.sampling import Sampling
+from tests.pipeline.stages.test_verify import change
+from tests.support.tiny_cache import Tiny
+from tests.support.tiny_videos import run, write_csv
 
 HEIGHT, WIDTH, LENGTH, SIDE = 64, 96, 8, 24  # pixels, frames, pixels
 RED = (250, 40, 40)
@@ -50,7 +64,9 @@ def frames() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three videos; a cache of them with graphs, whose boxes are the square and one that rests; a copy without graphs."""
+    """Three videos; a cache of them with graphs, whose boxes are the square and one that rests; a
+    copy without graphs.
+    """
     folder = tmp_path_factory.mktemp("squares")
     names = ("one", "two", "three")
     for name in names:
@@ -58,14 +74,19 @@ def folder(tmp_path_factory):
     boxes = []
     for name in names:
         for k in range(LENGTH):
-            boxes += [(name, k, left_of(k), 20, left_of(k) + SIDE, 20 + SIDE), (name, k, 60, 46, 76, 60)]
+            boxes += [
+                (name, k, left_of(k), 20, left_of(k) + SIDE, 20 + SIDE),
+                (name, k, 60, 46, 76, 60),
+            ]
     write_csv(folder / "boxes.csv", ("clip", "frame", "x1", "y1", "x2", "y2"), boxes)
     rows = [(name, f"{name}.mp4", "train", LABEL if name == "two" else "a") for name in names]
     write_csv(folder / "manifest.csv", ("clip", "path", "split", "label"), rows)
     config = ExtractConfig(
         backbone="digit_cnn",
         backbone_options={"width": 8},
-        sampling=Sampling(frames=8, sampling="linspace", size=48, train_views=6, train_crop="multiscale", flip=0.5),
+        sampling=Sampling(
+            frames=8, sampling="linspace", size=48, train_views=6, train_crop="multiscale", flip=0.5
+        ),
         proposals="annotations",
         proposal_options={"file": str(folder / "boxes.csv"), "num_boxes": 3},
         dtype="float32",
@@ -81,7 +102,12 @@ def red_part(picture: Image.Image) -> tuple[float, ...]:
     rgb = np.asarray(picture).astype(int)
     rows, columns = np.nonzero((rgb[..., 0] > 150) & (rgb[..., 1] < 120))
     height, width = rgb.shape[:2]
-    return columns.min() / width, rows.min() / height, (columns.max() + 1) / width, (rows.max() + 1) / height
+    return (
+        columns.min() / width,
+        rows.min() / height,
+        (columns.max() + 1) / width,
+        (rows.max() + 1) / height,
+    )
 
 
 def painted(canvas: Canvas, colour) -> np.ndarray:
@@ -102,8 +128,14 @@ def test_boxes_lie_on_the_object_in_every_view_mirrored_or_not(folder):
             shown = draw_view(cache, clip, group=group, view=view).shown
             assert not shown.missing
             for t, at in enumerate(shown.steps):
-                if shown.valid[t].sum() == 2 and shown.boxes[t, 0].min() > 0.02 and shown.boxes[t, 0].max() < 0.98:
-                    np.testing.assert_allclose(red_part(shown.images[at]), shown.boxes[t, 0], atol=0.04)
+                if (
+                    shown.valid[t].sum() == 2
+                    and shown.boxes[t, 0].min() > 0.02
+                    and shown.boxes[t, 0].max() < 0.98
+                ):
+                    np.testing.assert_allclose(
+                        red_part(shown.images[at]), shown.boxes[t, 0], atol=0.04
+                    )
                     seen.append(shown.flip)
     assert min(seen.count(False), seen.count(True)) > 4
 
@@ -125,7 +157,9 @@ def test_edges_join_the_centres_of_boxes_that_overlap(folder):
     here, there = Place(0, 0, 100, 100), Place(200, 0, 100, 100)
     canvas = Canvas(300, 100)
     section.join(canvas, here, there, 3, False)
-    front, _ = front_back(torch.from_numpy(shown.fields["iou"])[None], torch.from_numpy(shown.valid)[None])
+    front, _ = front_back(
+        torch.from_numpy(shown.fields["iou"])[None], torch.from_numpy(shown.valid)[None]
+    )
     joined = {tuple(pair) for pair in np.argwhere(front[0, 3].numpy() > 0.25).tolist()}
     assert joined == {(0, 0), (1, 1)}
     for i in (0, 1):
@@ -133,7 +167,9 @@ def test_edges_join_the_centres_of_boxes_that_overlap(folder):
         for colour in (FRONT, BACK):
             at = painted(canvas, colour)
             line = at[np.abs(at[:, 0] - (start[1] + end[1]) / 2) < 8]
-            np.testing.assert_allclose((line[:, 1].min(), line[:, 1].max()), (start[0], end[0]), atol=3)
+            np.testing.assert_allclose(
+                (line[:, 1].min(), line[:, 1].max()), (start[0], end[0]), atol=3
+            )
 
 
 def test_only_edges_of_some_weight_are_drawn(folder):
@@ -141,7 +177,9 @@ def test_only_edges_of_some_weight_are_drawn(folder):
     shown = draw_view(folder / "cache", "one", group="test").shown
     for least, drawn in ((0.4, True), (0.6, False)):
         canvas = Canvas(300, 100)
-        draw_sections.edges(shown, graphs, least, True).join(canvas, Place(0, 0, 100, 100), Place(200, 0, 100, 100), 0, True)
+        draw_sections.edges(shown, graphs, least, True).join(
+            canvas, Place(0, 0, 100, 100), Place(200, 0, 100, 100), 0, True
+        )
         assert bool(len(painted(canvas, FRONT))) == drawn
 
 
@@ -150,7 +188,12 @@ def labels_of(monkeypatch, draw) -> list[str]:
     written: list[str] = []
     real = Canvas.tag
     monkeypatch.setattr(
-        Canvas, "tag", lambda self, at, text, *more, **named: (written.append(text), real(self, at, text, *more, **named))
+        Canvas,
+        "tag",
+        lambda self, at, text, *more, **named: (
+            written.append(text),
+            real(self, at, text, *more, **named),
+        ),
     )
     draw()
     monkeypatch.undo()
@@ -160,20 +203,29 @@ def labels_of(monkeypatch, draw) -> list[str]:
 def test_weights_are_written_beside_edges(folder, monkeypatch):
     drawing = draw_view(folder / "cache", "one", group="test", what=["edges"])
     join = drawing.sections[0].join
-    written = labels_of(monkeypatch, lambda: join(Canvas(300, 100), Place(0, 0, 100, 100), Place(200, 0, 100, 100), 0, True))
+    written = labels_of(
+        monkeypatch,
+        lambda: join(Canvas(300, 100), Place(0, 0, 100, 100), Place(200, 0, 100, 100), 0, True),
+    )
     assert sorted(written) == ["0>0: 1.0", "0>0: 1.0", "1>1: 1.0", "1>1: 1.0"]
 
 
 def test_many_weights_stay_beside_their_frame():
     canvas = Canvas(300, 140)
-    draw_sections._weights(canvas, Place(0, 20, 100, 100), 110, [(110, k / 20, "0>1") for k in range(20)], FRONT)
+    draw_sections._weights(
+        canvas, Place(0, 20, 100, 100), 110, [(110, k / 20, "0>1") for k in range(20)], FRONT
+    )
     rows = painted(canvas, FRONT)[:, 0]
     assert rows.min() >= 20 - 1
     assert rows.max() <= 120 + 1
 
 
 def test_graphs_that_are_not_stored_are_computed(folder):
-    how = {"what": ["nearest", "similar", "edges"], "node": (2, 0), "style": Style(neighbours=3, height=60)}
+    how = {
+        "what": ["nearest", "similar", "edges"],
+        "node": (2, 0),
+        "style": Style(neighbours=3, height=60),
+    }
     stored, computed = (draw_view(folder / name, "one", **how) for name in ("cache", "plain"))
     assert "similar" in stored.shown.fields
     assert "similar" not in computed.shown.fields
@@ -183,7 +235,9 @@ def test_graphs_that_are_not_stored_are_computed(folder):
 def test_the_chosen_node_is_marked_in_its_step_alone(folder, monkeypatch):
     section = draw_view(folder / "cache", "one", what=["similar"], node=(2, 1)).sections[0]
     for t in range(4):
-        assert ("chosen (2,1)" in labels_of(monkeypatch, lambda t=t: on_paper(section, t))) == (t == 2)
+        assert ("chosen (2,1)" in labels_of(monkeypatch, lambda t=t: on_paper(section, t))) == (
+            t == 2
+        )
 
 
 def test_heat_is_hottest_where_the_map_is_largest():
@@ -223,7 +277,10 @@ def test_a_grid_node_that_sends_more_has_a_larger_disc():
     weights = np.zeros((2, 14, 14), np.float32)
     weights[:, 3, 0], weights[:, 3, 8], weights[:, 5, 4] = 1, 0.2, 1
     at = painted(on_paper(draw_maps.grid(weights, 3, "grid"), 0), colour_of(1))
-    first, last, middle = (((np.abs(at - np.array(PLACE.at(u, u)[::-1])) < 14).all(1)).sum() for u in (1 / 6, 5 / 6, 1 / 2))
+    first, last, middle = (
+        ((np.abs(at - np.array(PLACE.at(u, u)[::-1])) < 14).all(1)).sum()
+        for u in (1 / 6, 5 / 6, 1 / 2)
+    )
     assert first > last > middle
 
 
@@ -239,20 +296,29 @@ def test_without_the_video_the_boxes_are_on_grey_and_it_is_said(folder, tmp_path
 
 def test_another_video_under_the_same_name_is_not_shown(folder, tmp_path):
     write_video(tmp_path / "one.mp4", np.zeros((8, 32, 32, 3), np.uint8), 8)
-    assert "another video now: frames of 32x32 pixels, 96x64 when" in draw_view(folder / "cache", "one", root=tmp_path).missing
+    assert (
+        "another video now: frames of 32x32 pixels, 96x64 when"
+        in draw_view(folder / "cache", "one", root=tmp_path).missing
+    )
     write_video(tmp_path / "one.mp4", frames()[:3], 8)
     assert "one" in draw_view(folder / "cache", "one", root=tmp_path).missing
 
 
-@pytest.mark.parametrize(("field", "value"), [("boxes", np.inf), ("boxes", 1e30), ("boxes", np.nan), ("crop", -np.inf)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("boxes", np.inf), ("boxes", 1e30), ("boxes", np.nan), ("crop", -np.inf)]
+)
 def test_values_that_no_picture_can_have_are_refused_in_a_line(folder, tmp_path, field, value):
     shutil.copytree(folder / "plain", tmp_path / "cache")
     cache = Cache(tmp_path / "cache")
     row = cache["test"].rows_of("two")[0]
     change(cache.shards.path(0), f"test/{field}", row, value)
-    with pytest.raises(CacheError, match=f"clip two, test view 0: {field} has .*vidgraph verify.*vidgraph repair"):
+    with pytest.raises(
+        CacheError, match=f"clip two, test view 0: {field} has .*vidgraph verify.*vidgraph repair"
+    ):
         draw_view(tmp_path / "cache", "two")
-    picture, why = strip(KnownCache(cache.path, cache.fingerprint, Cache(tmp_path / "cache")), "two")
+    picture, why = strip(
+        KnownCache(cache.path, cache.fingerprint, Cache(tmp_path / "cache")), "two"
+    )
     assert picture is None
     assert f"No picture: {field} has" in why
 
@@ -275,11 +341,19 @@ def test_rows_wrap_within_the_page_and_hold_every_step(folder, monkeypatch):
     drawing = draw_view(folder / "cache", "one", what=["boxes"], style=Style(width=700, height=100))
     feet: list[str] = []
     real = Canvas.text
-    monkeypatch.setattr(Canvas, "text", lambda self, at, text, *more: (feet.append(text), real(self, at, text, *more))[1])
+    monkeypatch.setattr(
+        Canvas,
+        "text",
+        lambda self, at, text, *more: (feet.append(text), real(self, at, text, *more))[1],
+    )
     picture = drawing.picture()
     assert picture.width <= 700
-    assert [text for text in feet if text.startswith("step ")] == [f"step {t}, frame {t}" for t in range(8)]
-    narrow = draw_view(folder / "cache", "one", what=["boxes"], style=Style(width=700, height=100, steps=(1, 2)))
+    assert [text for text in feet if text.startswith("step ")] == [
+        f"step {t}, frame {t}" for t in range(8)
+    ]
+    narrow = draw_view(
+        folder / "cache", "one", what=["boxes"], style=Style(width=700, height=100, steps=(1, 2))
+    )
     assert narrow.picture().height < picture.height
 
 
@@ -288,16 +362,19 @@ def test_an_edge_to_the_next_row_goes_on_there(folder):
         return int((np.abs(np.asarray(picture).astype(int) - FRONT) < 12).all(-1)[:, :19].sum())
 
     one, two = (
-        draw_view(folder / "cache", "one", what=["edges"], style=Style(width=w, height=100)).picture() for w in (3000, 800)
+        draw_view(
+            folder / "cache", "one", what=["edges"], style=Style(width=w, height=100)
+        ).picture()
+        for w in (3000, 800)
     )
     assert marks(one) == 0
     assert marks(two) > 0
 
 
 def test_the_video_has_every_frame_of_the_view(folder, tmp_path):
-    path = draw_view(folder / "cache", "one", what=["boxes", "similar"], style=Style(height=65)).save(
-        tmp_path / "x" / "one.mp4"
-    )
+    path = draw_view(
+        folder / "cache", "one", what=["boxes", "similar"], style=Style(height=65)
+    ).save(tmp_path / "x" / "one.mp4")
     clip = Clip("one", str(path), "train", ())
     with open_clip(clip) as reader:
         assert reader.info.frames == 8
@@ -315,7 +392,19 @@ def test_pictures_have_the_format_of_their_name(name, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["plain", "é·→", "手を振る", "\u202eevil", "a\nb\tc", "\U0001f600", "\x00", "क्षि", "", "\ud800"]
+    "text",
+    [
+        "plain",
+        "é·→",
+        "手を振る",
+        "\u202eevil",
+        "a\nb\tc",
+        "\U0001f600",
+        "\x00",
+        "क्षि",
+        "",
+        "\ud800",
+    ],
 )
 def test_any_text_can_be_drawn(text):
     drawn, _ = legible(text)
@@ -341,8 +430,14 @@ def test_every_operation_of_a_structure_is_named_with_its_weight(monkeypatch):
     space, edges = ("none", "skip", "comb1"), ((0, 1), (0, 2), (1, 2))
     weights = np.array([[[0.1, 0.2, 0.7], [0.8, 0.1, 0.1], [0.2, 0.6, 0.2]]], np.float32)
     maps = {"structure": weights.argmax(-1), "weights": weights}
-    told = Told("run", "gos", "best", ("a", "b"), np.array([0.2, 0.8]), "softmax", maps, None, space, edges)
-    assert labels_of(monkeypatch, lambda: structure(told)) == ["comb1 0.70", "none 0.80", "skip 0.60"]
+    told = Told(
+        "run", "gos", "best", ("a", "b"), np.array([0.2, 0.8]), "softmax", maps, None, space, edges
+    )
+    assert labels_of(monkeypatch, lambda: structure(told)) == [
+        "comb1 0.70",
+        "none 0.80",
+        "skip 0.60",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""`vidgraph show`, and what trained heads give it to draw: every head of the zoo, by the names in docs/show.md."""
+"""`vidgraph show`, and what trained heads give it to draw: every head of the zoo, by the names in
+docs/show.md.
+"""
 
 import json
 import re
@@ -10,19 +12,19 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from tiny_cache import Tiny
 
 from cli.__main__ import main, vidgraph
-from heads.batch import clips_of
-from heads.data import cache_dims, fields_for
-from heads.draw import Style, draw_view
-from heads.recipe import read_recipe
-from heads.rstg_grid import NODES
-from heads.runs import save_checkpoint, write_json
+from heads.config.recipe import read_recipe
+from heads.data.splits import cache_dims, fields_for
+from heads.drawing.draw import Style, draw_view
+from heads.interface.clips import clips_of
+from heads.papers.rstg.grid import NODES
+from heads.runs.run_files import save_checkpoint, write_json
 from heads.zoo import build_head, head_names
-from pipeline.cache import Cache
+from pipeline.cache.reader import Cache
+from tests.support.tiny_cache import Tiny
 
-DOCS = Path(__file__).parent.parent / "docs" / "show.md"
+DOCS = Path(__file__).parents[3] / "docs" / "show.md"
 NOTEBOOK = DOCS.parent / "from_cache_to_picture.ipynb"
 CLASSES = ("class 0", "class 1", "classe numéro 2")
 SMALL = {
@@ -36,7 +38,11 @@ SMALL = {
 # What is drawn from each head's maps.
 SHOWS = {
     "strg": {"attention"},
-    **{name: {"attention"} for name in head_names() if name.startswith("gos_") or name.startswith("rstg")},
+    **{
+        name: {"attention"}
+        for name in head_names()
+        if name.startswith("gos_") or name.startswith("rstg")
+    },
     "gos": {"structure"},
     "dyreg": {"regions"},
     "ean": {"saliency"},
@@ -76,7 +82,9 @@ def run_of(folder: Path, cache: Cache, name: str, **options) -> Path:
 
 def maps_of(cache: Cache, name: str, **options) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    head = build_head(name, cache_dims(cache), len(CLASSES), **{**SMALL.get(name, {}), **options}).eval()
+    head = build_head(
+        name, cache_dims(cache), len(CLASSES), **{**SMALL.get(name, {}), **options}
+    ).eval()
     group = cache["test"]
     return head(clips_of(group.batch([0, 1], fields_for(head, group))), want_maps=True).maps
 
@@ -86,8 +94,12 @@ def test_every_head_shows_what_it_has(name, cache, tmp_path):
     run, mine = run_of(tmp_path / name, cache, name), ALWAYS | SHOWS.get(name, set())
     drawing = draw_view(cache, "clip-18", run=run, style=Style(height=40, width=600))
     found = set(drawing.what)
-    assert found - ({"attention"} if name == "gos" else set()) == mine  # gos: where the operations that it chose have it
-    assert len(drawing.sections) + len(drawing.panels) >= len(mine) - 1  # boxes and edges are one strip
+    assert (
+        found - ({"attention"} if name == "gos" else set()) == mine
+    )  # gos: where the operations that it chose have it
+    assert (
+        len(drawing.sections) + len(drawing.panels) >= len(mine) - 1
+    )  # boxes and edges are one strip
     assert drawing.picture().width <= 700
     with pytest.raises(ValueError, match=f"head {name} gives"):
         draw_view(cache, "clip-18", run=run, what=["saliency" if name != "ean" else "regions"])
@@ -95,17 +107,37 @@ def test_every_head_shows_what_it_has(name, cache, tmp_path):
 
 @pytest.mark.parametrize("name", head_names())
 def test_the_page_names_every_map_of_every_head(name, cache):
-    rows = [line for line in DOCS.read_text(encoding="utf-8").splitlines() if re.match(r"\| `\w", line)]
+    rows = [
+        line for line in DOCS.read_text(encoding="utf-8").splitlines() if re.match(r"\| `\w", line)
+    ]
     mine = [row for row in rows if f"`{name}`" in row.split("|")[1]]
-    told = {re.sub(r"\.POINT$", "", m) for row in mine for m in re.findall(r"`([\w.]+)`", row.split("|")[2])}
+    told = {
+        re.sub(r"\.POINT$", "", m)
+        for row in mine
+        for m in re.findall(r"`([\w.]+)`", row.split("|")[2])
+    }
     maps = maps_of(cache, name)
     assert {m.split(".")[0] for m in maps} == told
     B, T, N = 2, *cache["test"].shape("valid")
-    sizes = {"B": B, "T": T, "N": N, "n": T * N, "T-1": T - 1, "M": 4, "P": 16, "G": 16, "cells": 1, "E": 6, "O": 5}
+    sizes = {
+        "B": B,
+        "T": T,
+        "N": N,
+        "n": T * N,
+        "T-1": T - 1,
+        "M": 4,
+        "P": 16,
+        "G": 16,
+        "cells": 1,
+        "E": 6,
+        "O": 5,
+    }
     sizes |= {"layers": 2, "heads": 8, "m": T * 4, "h": 4, "w": 4}
     for row in mine:
         for m, shape in re.findall(r"`([\w.]+)` \[([\w ,-]+)\]", row.split("|")[2]):
-            found = next(tensor for key, tensor in maps.items() if key.split(".")[0] == m.split(".")[0])
+            found = next(
+                tensor for key, tensor in maps.items() if key.split(".")[0] == m.split(".")[0]
+            )
             wanted = [int(axis) if axis.isdigit() else sizes[axis] for axis in shape.split(",")]
             assert list(found.shape) == wanted, (m, shape)
 
@@ -126,11 +158,20 @@ def test_node_attention_is_that_of_the_chosen_operations(cache):
     seen: list[torch.Tensor] = []
     for module in head.modules():
         if type(module).__name__ == "NodeAtt":
-            module.register_forward_hook(lambda module, inputs, out: seen.append((out / inputs[0]).nanmedian(-1).values))
+            module.register_forward_hook(
+                lambda module, inputs, out: seen.append((out / inputs[0]).nanmedian(-1).values)
+            )
     maps = head(clips, want_maps=True).maps
     assert maps["structure"][0, 0].tolist() == chosen
     attention = maps["node_attention"][:, 0]  # [B,E,T,N]
-    assert attention.isnan().flatten(2).all(-1)[0].tolist() == [False, True, True, False, False, False]
+    assert attention.isnan().flatten(2).all(-1)[0].tolist() == [
+        False,
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
     for edge, used in zip((0, 3, 4, 5), seen, strict=True):
         valid = clips.valid
         torch.testing.assert_close(attention[:, edge][valid], used[valid], rtol=1e-3, atol=1e-3)
@@ -163,7 +204,10 @@ def test_the_weights_of_a_module_inside_the_network_are_its_own(cache):
 
 def test_a_chosen_node_may_be_one_of_the_grid(cache, tmp_path):
     run = run_of(tmp_path / "rstg", cache, "rstg")
-    assert "to node 13" in draw_view(cache, "clip-18", run=run, node=(0, 13), what=["attention"]).sections[0].note
+    assert (
+        "to node 13"
+        in draw_view(cache, "clip-18", run=run, node=(0, 13), what=["attention"]).sections[0].note
+    )
     with pytest.raises(ValueError, match="nodes 0 to 13"):
         draw_view(cache, "clip-18", run=run, node=(0, 14))
 
@@ -179,7 +223,19 @@ def test_the_command_writes_a_picture_and_says_where(cache, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     run = run_of(tmp_path / "strg", cache, "strg")
     done = CliRunner().invoke(
-        vidgraph, ["show", "clip-18", "--cache", str(cache.path), "--run", str(run), "--height", "40", "--steps", "0-1,3"]
+        vidgraph,
+        [
+            "show",
+            "clip-18",
+            "--cache",
+            str(cache.path),
+            "--run",
+            str(run),
+            "--height",
+            "40",
+            "--steps",
+            "0-1,3",
+        ],
     )
     assert done.exit_code == 0, done.output
     assert done.stdout == "clip-18.png\n"
@@ -221,7 +277,11 @@ def like_the_demo(tmp_path, monkeypatch):
 
 
 def test_the_notebook_s_cells_draw_pictures(like_the_demo):
-    cells = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    cells = [
+        cell
+        for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code"
+    ]
     known: dict = {}
     assert sum(len(cell["source"]) for cell in cells) <= 10
     for cell in cells:
@@ -237,8 +297,12 @@ def test_the_notebook_runs_in_jupyter(like_the_demo):
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     pytest.importorskip("ipykernel")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(like_the_demo)}}).execute()
-    shown = [out.data for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
+    nbclient.NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(like_the_demo)}}
+    ).execute()
+    shown = [
+        out.data for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs
+    ]
     assert ["image/png" in data for data in shown] == [False, True, True, True]
 
 

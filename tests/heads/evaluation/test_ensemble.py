@@ -2,17 +2,22 @@
 
 import numpy as np
 import pytest
-from tiny_cache import Tiny
 
 from cli.__main__ import main
-from heads.ensemble import ensemble, scores_of_run
-from heads.metrics import summarise
-from heads.recipe import recipe_from
-from heads.runs import read_json
-from heads.train import train
-from pipeline.cache import Cache
+from heads.config.recipe import recipe_from
+from heads.evaluation.ensemble import ensemble, scores_of_run
+from heads.evaluation.metrics import summarise
+from heads.runs.run_files import read_json
+from heads.training.train import train
+from pipeline.cache.reader import Cache
+from tests.support.tiny_cache import Tiny
 
-RECIPE = {"name": "r", "source": "a test", "head": {"name": "pool"}, "train": {"epochs": 1, "lr": 0.01, "batch": 5}}
+RECIPE = {
+    "name": "r",
+    "source": "a test",
+    "head": {"name": "pool"},
+    "train": {"epochs": 1, "lr": 0.01, "batch": 5},
+}
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +26,14 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ensemble")
     for name, tiny in (("8", Tiny()), ("16", Tiny(T=6, test_views=1))):
         cache = tiny.write(folder / f"of-{name}")
-        train(recipe_from(RECIPE), cache, folder / name, seed=int(name), device="cpu", say=lambda line: None)
+        train(
+            recipe_from(RECIPE),
+            cache,
+            folder / name,
+            seed=int(name),
+            device="cpu",
+            say=lambda line: None,
+        )
     return folder
 
 
@@ -33,7 +45,9 @@ def test_the_sum_of_the_scores_is_that_of_each_runs_mean_over_views(place):
     total = ensemble([place / "8", place / "16"], "test")
     eight, sixteen = (np.load(place / name / "predictions_test.npz") for name in ("8", "16"))
     views = softmax(eight["logits"].astype(float))
-    by_hand = np.stack([views[eight["video"] == k].mean(0) for k in range(6)]) + softmax(sixteen["logits"].astype(float))
+    by_hand = np.stack([views[eight["video"] == k].mean(0) for k in range(6)]) + softmax(
+        sixteen["logits"].astype(float)
+    )
     assert np.allclose(total.scores, by_hand)
     assert total.figures == summarise(by_hand, eight["targets"])
     logits = ensemble([place / "8", place / "16"], "test", {"scores": "logits", "aggregate": "max"})
@@ -50,20 +64,28 @@ def test_videos_are_matched_by_name_whatever_their_order(place, tmp_path):
     np.savez(tmp_path / "predictions_test.npz", **arrays)
     expected = ensemble([place / "8", place / "16"], "test")
     assert np.allclose(ensemble([place / "8", tmp_path], "test").scores, expected.scores)
-    assert not np.allclose(scores_of_run(tmp_path, "test").scores, scores_of_run(place / "16", "test").scores)
+    assert not np.allclose(
+        scores_of_run(tmp_path, "test").scores, scores_of_run(place / "16", "test").scores
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"clips": np.array([f"other-{k}" for k in range(6)])}, "12 are in one alone, such as clip-18"),
+        (
+            {"clips": np.array([f"other-{k}" for k in range(6)])},
+            "12 are in one alone, such as clip-18",
+        ),
         ({"classes": np.array(["a", "b", "c"])}, "other classes or labels"),
         ({"targets": np.zeros(6, int)}, "other classes or labels"),
     ],
 )
 def test_runs_of_other_videos_classes_or_labels_are_refused(change, message, place, tmp_path):
     (tmp_path / "run.json").write_bytes((place / "16" / "run.json").read_bytes())
-    np.savez(tmp_path / "predictions_test.npz", **{**np.load(place / "16" / "predictions_test.npz"), **change})
+    np.savez(
+        tmp_path / "predictions_test.npz",
+        **{**np.load(place / "16" / "predictions_test.npz"), **change},
+    )
     with pytest.raises(ValueError, match=message):
         ensemble([place / "8", tmp_path], "test")
 
@@ -76,7 +98,9 @@ def vidgraph(capsys, *args):
 
 
 def test_evaluate_shows_every_run_and_their_sum_and_writes_it(place, capsys, tmp_path):
-    code, out, _ = vidgraph(capsys, "evaluate", place / "8", place / "16", "--ensemble", "--into", tmp_path / "sum")
+    code, out, _ = vidgraph(
+        capsys, "evaluate", place / "8", place / "16", "--ensemble", "--into", tmp_path / "sum"
+    )
     assert code == 0
     assert "ensemble" in out
     total = ensemble([place / "8", place / "16"], "test")
@@ -85,7 +109,9 @@ def test_evaluate_shows_every_run_and_their_sum_and_writes_it(place, capsys, tmp
 
 
 def test_several_runs_are_evaluated_in_turn(place, capsys):
-    code, out, _ = vidgraph(capsys, "evaluate", place / "8", place / "16", "--device", "cpu", "--split", "val")
+    code, out, _ = vidgraph(
+        capsys, "evaluate", place / "8", place / "16", "--device", "cpu", "--split", "val"
+    )
     assert code == 0
     assert out.count("top-1 %") == 2
     assert (place / "16" / "metrics_val.json").exists()
@@ -95,11 +121,17 @@ def test_several_runs_are_evaluated_in_turn(place, capsys):
     ("args", "message"),
     [
         (["8", "--ensemble"], "at least 2 runs, got 1"),
-        (["8", "16", "--ensemble", "--checkpoint", "last"], "--checkpoint says nothing about an ensemble"),
+        (
+            ["8", "16", "--ensemble", "--checkpoint", "last"],
+            "--checkpoint says nothing about an ensemble",
+        ),
         (["8", "16", "--ensemble", "--into", "8"], "8: holds a run; expected a folder of its own"),
         (["8", "--into", "somewhere"], "--into belongs to --ensemble"),
         (["8", "of-8", "--ensemble"], "run.json: no such file"),
-        (["8", "16", "--ensemble", "--split", "train"], r"predictions_train.npz: no such file; run `vidgraph evaluate"),
+        (
+            ["8", "16", "--ensemble", "--split", "train"],
+            r"predictions_train.npz: no such file; run `vidgraph evaluate",
+        ),
     ],
 )
 def test_what_is_no_ensemble_is_refused_in_a_line(args, message, place, capsys, monkeypatch):

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from heads.metrics import aggregate, confusion, mean_average_precision, scores_of, summarise, top_k
+from heads.evaluation.metrics import (
+    aggregate,
+    confusion,
+    mean_average_precision,
+    scores_of,
+    summarise,
+    top_k,
+)
 
 
 def test_top_k_counts_labels_among_the_k_highest():

@@ -1,11 +1,14 @@
-"""The sizes that the papers report, counted anew: exactly ours, and within 1 % of the paper's where `unmet` gives no reason."""
+"""The sizes that the papers report, counted anew: exactly ours, and within 1 % of the paper's where
+`unmet` gives no reason.
+"""
 
 from pathlib import Path
 
 import pytest
-from published import FIGURES, markdown
 
-PAGE = Path(__file__).parent.parent / "docs" / "counts.md"
+from tests.support.published import FIGURES, markdown
+
+PAGE = Path(__file__).parents[3] / "docs" / "counts.md"
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=[figure.name for figure in FIGURES])
@@ -21,4 +24,6 @@ def test_no_figure_is_in_the_table_twice_and_every_system_has_some():
 
 
 def test_the_page_of_counts_is_the_table():
-    assert PAGE.read_text(encoding="utf-8") == markdown(), "write it anew: PYTHONPATH=.:tests python tests/published.py"
+    assert PAGE.read_text(encoding="utf-8") == markdown(), (
+        "write it anew: PYTHONPATH=.:tests python tests/support/published.py"
+    )

@@ -1,24 +1,28 @@
-"""`vidgraph summary` and what it counts with: modules, operations left out, names, and what a person sees."""
+"""`vidgraph summary` and what it counts with: modules, operations left out, names, and what a
+person sees.
+"""
 
 import json
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_cache import Tiny
 from torch import nn
 
 from cli.__main__ import main
-from heads.batch import Dims
-from heads.counting import count, count_backbone, count_head, dims_on
-from heads.summary import count_named
+from heads.evaluation.counting import count, count_backbone, count_head, dims_on
+from heads.evaluation.summary import count_named
+from heads.interface.clips import Dims
+from tests.support.tiny_cache import Tiny
 
 DIMS = Dims(4, 3, 8, {"res5": (8, 5, 5)})
 NARROW = {"width": 8}
 
 
 class Mixed(nn.Module):
-    """A convolution and a list of layers that is never called itself, with a product of its own between them."""
+    """A convolution and a list of layers that is never called itself, with a product of its own
+    between them.
+    """
 
     def __init__(self):
         super().__init__()
@@ -51,7 +55,10 @@ def test_each_module_has_its_parameters_and_the_products_that_ran_inside_it(mixe
 
 
 def test_what_is_not_counted_is_listed_with_its_elements(mixed):
-    found = {row.operation: (row.kind, row.calls, row.elements_in, row.elements_out) for row in mixed.left_out}
+    found = {
+        row.operation: (row.kind, row.calls, row.elements_in, row.elements_out)
+        for row in mixed.left_out
+    }
     assert found == {
         "relu": ("activation", 1, 2 * 4 * 64, 2 * 4 * 64),
         "max_pool2d_with_indices": ("pool", 1, 2 * 4 * 64, 2 * 4 * 16),
@@ -62,7 +69,10 @@ def test_what_is_not_counted_is_listed_with_its_elements(mixed):
 
 
 def test_parts_of_a_backbone_add_up_to_it_and_a_cut_stops_it():
-    whole, part = (count_backbone("resnet18", NARROW, frames=2, size=(64, 64), upto=upto) for upto in (None, "res3"))
+    whole, part = (
+        count_backbone("resnet18", NARROW, frames=2, size=(64, 64), upto=upto)
+        for upto in (None, "res3")
+    )
     top = [row for row in whole.rows[1:] if "." not in row.name]
     assert sum(row.macs for row in top) == whole.total.macs > part.total.macs > 0
     assert sum(row.parameters for row in top) == whole.total.parameters
@@ -97,8 +107,8 @@ def test_sizes_of_views_are_those_of_the_backbone():
 
 
 def test_a_recipe_a_head_and_a_run_of_it_count_the_same(tmp_path):
-    from heads.recipe import read_recipe
-    from heads.train import train
+    from heads.config.recipe import read_recipe
+    from heads.training.train import train
 
     cache = Tiny().write(tmp_path)
     settings = {"iterations": 0, "epochs": 1, "schedule": "constant", "drop_at": []}
@@ -115,7 +125,9 @@ def test_a_recipe_a_head_and_a_run_of_it_count_the_same(tmp_path):
 def test_a_head_that_continues_a_backbone_reads_its_maps():
     lower = {f"backbone_options.{key}": value for key, value in {"eab": "res4", "width": 8}.items()}
     sizes = {"frames": 8, "size": (64, 64), "classes": 5}
-    found = count_named("ean", {"backbone": "ean_r50", "cut": "res4.5", "position": "none", **lower}, **sizes)
+    found = count_named(
+        "ean", {"backbone": "ean_r50", "cut": "res4.5", "position": "none", **lower}, **sizes
+    )
     assert found.row("network").macs > 0
     plain = count_named("ean", {"position": "none", **lower}, backbone="ean_r50", **sizes)
     assert found.row("head").parameters == plain.total.parameters
@@ -146,9 +158,20 @@ def test_json_has_every_module_and_exact_numbers(capsys):
     record = json.loads(out)
     counted = count_backbone("resnet18", NARROW, frames=2, size=(64, 96))
     assert code == 0
-    assert (record["parameters"], record["macs"], record["tool_macs"]) == (*totals(counted), counted.tool_macs)
-    assert [module["name"] for module in record["modules"]] == [row.name for row in counted.rows[1:]]
-    assert record["left_out"][0].keys() == {"operation", "kind", "calls", "elements_in", "elements_out"}
+    assert (record["parameters"], record["macs"], record["tool_macs"]) == (
+        *totals(counted),
+        counted.tool_macs,
+    )
+    assert [module["name"] for module in record["modules"]] == [
+        row.name for row in counted.rows[1:]
+    ]
+    assert record["left_out"][0].keys() == {
+        "operation",
+        "kind",
+        "calls",
+        "elements_in",
+        "elements_out",
+    }
 
 
 def totals(counted):
@@ -159,7 +182,11 @@ def totals(counted):
     ("args", "message"),
     [
         (["goss"], "'goss' is no backbone, head, run folder or recipe: did you mean gos"),
-        (["resnet18", "--nodes", 3], "resnet18 is a backbone: nodes says nothing about it; it takes --frames, --size, --upto"),
+        (
+            ["resnet18", "--nodes", 3],
+            "resnet18 is a backbone: nodes says nothing about it; it takes --frames, --size, "
+            "--upto",
+        ),
         (["gos", "--upto", "res4"], "gos is a head: upto says nothing about it"),
         (["resnet18", "--set", "wdith=8"], "no option 'wdith': did you mean width"),
         (["resnet18", "--upto", "res9"], "cut 'res9' is not one of resnet18"),

@@ -1,8 +1,10 @@
-"""Every head that can be trained from a cache gives the logits that its network gives on the frames themselves.
+"""Every head that can be trained from a cache gives the logits that its network gives on the frames
+themselves.
 
-Cached: real videos through `extract` (frozen network, folded batch norms), the HDF5 file, `Cache`, and what training reads.
-Live: the frames that the row names, cut and mirrored here by hand, through the unfrozen network in evaluation mode, with
-torchvision's RoIAlign; heads that live inside a backbone are run as one whole network with their modules in it.
+Cached: real videos through `extract` (frozen network, folded batch norms), the HDF5 file, `Cache`,
+and what training reads. Live: the frames that the row names, cut and mirrored here by hand, through
+the unfrozen network in evaluation mode, with torchvision's RoIAlign; heads that live inside a
+backbone are run as one whole network with their modules in it.
 """
 
 import copy
@@ -13,32 +15,38 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_backbone import lively, relative, tiny
 from torch import nn
 from torchvision.ops import roi_align
 
-from heads.batch import clips_of
-from heads.data import cache_dims, fields_for
-from heads.upper import Continued
+from heads.data.splits import cache_dims, fields_for
+from heads.interface.clips import clips_of
+from heads.interface.network_above_cut import Continued
 from heads.zoo import build_head
 from pipeline.backbones import Backbone
 from pipeline.backbones._ean import ESPNet
-from pipeline.cache import Cache
-from pipeline.config import ExtractConfig
-from pipeline.decode import open_clip, write_video
-from pipeline.extract import RunOptions, extract
-from pipeline.graphs import build_graphs
-from pipeline.manifest import Manifest, read_manifest
-from pipeline.sample import Sampling
+from pipeline.cache.reader import Cache
+from pipeline.manifests.manifest import Manifest, read_manifest
+from pipeline.regions.graphs import build_graphs
+from pipeline.stages.config import ExtractConfig
+from pipeline.stages.extract import RunOptions, extract
+from pipeline.video.decode import open_clip, write_video
+from pipeline.views.sampling import Sampling
+from tests.support.tiny_backbone import lively, relative, tiny
 
 CLASSES = 5
-LENGTH, SIZES = 48, {"wide": (150, 200), "high": (180, 140)}  # frames; height and width of each video, pixels
-BOXES = 4  # boxes stored per step, one more than are annotated; the last of those lies outside many crops
+LENGTH, SIZES = (
+    48,
+    {"wide": (150, 200), "high": (180, 140)},
+)  # frames; height and width of each video, pixels
+# boxes stored per step, one more than are annotated; the last of those lies outside many crops
+BOXES = 4
 
 
 @dataclass(frozen=True)
 class World:
-    """A backbone, how its frames are sampled, and the cuts that are stored beside pooled features, nodes and boxes."""
+    """A backbone, how its frames are sampled, and the cuts that are stored beside pooled features,
+    nodes and boxes.
+    """
 
     backbone: str
     options: dict
@@ -50,7 +58,8 @@ class World:
 
 
 WORLDS = {
-    # The test views are whole frames of two shapes: their maps are padded, each cut's by its own measure.
+    # The test views are whole frames of two shapes: their maps are padded, each cut's by its own
+    # measure.
     "i3d": World(
         "i3d_r50",
         {"width": 4, "reduce": 8},
@@ -60,27 +69,51 @@ WORLDS = {
         sampling={"test_crops": "full", "test_short_side": 96},
     ),
     "cells": World(
-        "i3d_r50", {"width": 4}, 96, ("res5",), 8, cells=True, sampling={"test_crops": "full", "test_short_side": 96}
+        "i3d_r50",
+        {"width": 4},
+        96,
+        ("res5",),
+        8,
+        cells=True,
+        sampling={"test_crops": "full", "test_short_side": 96},
     ),
     "tsm": World("tsm_r50", {"width": 4}, 96, ("res5.0", "res4.3")),
-    "ean": World("ean_r50", {"width": 4, "lmc": True}, 64, ("res5", "res4.5", "res4"), 40, sampling={"consecutive": 5}),
+    "ean": World(
+        "ean_r50",
+        {"width": 4, "lmc": True},
+        64,
+        ("res5", "res4.5", "res4"),
+        40,
+        sampling={"consecutive": 5},
+    ),
     "digits": World("digit_cnn", {"width": 16}, 64, ("conv3",)),
 }
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the matrix of cached features: a head with options, and the world whose cache it reads."""
+    """A line of the matrix of cached features: a head with options, and the world whose cache it
+    reads.
+    """
 
     world: str
     head: str
     options: dict = field(default_factory=dict)
     inside: bool = False  # whether it continues the world's backbone
-    gain: float = 1.0  # of the head's random weights, where 1 would saturate a softmax or leave ReLUs dead
+    gain: float = (
+        1.0  # of the head's random weights, where 1 would saturate a softmax or leave ReLUs dead
+    )
     one_size: bool = False  # whether it refuses test views of another size than the training views'
 
 
-SYNC_MNIST = {"cut": "conv3", "residual": False, "norm": "batch", "width": 16, "dropout": 0.0, "attention": "simple"}
+SYNC_MNIST = {
+    "cut": "conv3",
+    "residual": False,
+    "norm": "batch",
+    "width": 16,
+    "dropout": 0.0,
+    "attention": "simple",
+}
 ROWS = {
     "GOS, res5 map and boxes": Row("i3d", "gos", {"width": 8}, one_size=True),
     "GOS, discrete stage": Row("i3d", "gos", {"width": 8, "mode": "discrete"}, one_size=True),
@@ -96,35 +129,59 @@ ROWS = {
     "RSTG, SyncMNIST": Row("digits", "rstg", SYNC_MNIST, gain=2.0),
     "RSTG, res4": Row("i3d", "rstg_map", {"at": "res4.4", "width": 8}, inside=True),
     "RSTG, res3 and res4": Row("i3d", "rstg_map", {"at": "res3.2,res4.4", "width": 8}, inside=True),
-    "DyReg, layer4[1]": Row("tsm", "dyreg", {"at": "res5.1.conv2", "width": 6, "offset_width": 5}, inside=True),
-    "DyReg, layer3[4]": Row("tsm", "dyreg", {"at": "res4.4.conv2", "width": 6, "offset_width": 5}, inside=True),
+    "DyReg, layer4[1]": Row(
+        "tsm", "dyreg", {"at": "res5.1.conv2", "width": 6, "offset_width": 5}, inside=True
+    ),
+    "DyReg, layer3[4]": Row(
+        "tsm", "dyreg", {"at": "res4.4.conv2", "width": 6, "offset_width": 5}, inside=True
+    ),
     "DyReg, detector's boxes": Row(
-        "tsm", "dyreg", {"at": "res4.4.conv2", "width": 6, "offset_width": 5, "regions": "detector"}, inside=True
+        "tsm",
+        "dyreg",
+        {"at": "res4.4.conv2", "width": 6, "offset_width": 5, "regions": "detector"},
+        inside=True,
     ),
     "EAN, transformer": Row("ean", "ean", {"width": 16}, gain=0.3),
     "EAN, transformer, released": Row("ean", "ean", {"width": 16, "variant": "released"}, gain=0.3),
     "EAN, transformer on boxes": Row("ean", "ean", {"width": 16, "regions": "boxes"}, gain=0.3),
-    "EAN, last block and transformer": Row("ean", "ean", {"width": 16, "cut": "res4.5"}, inside=True, gain=0.3),
-    "EAN, res5 and transformer": Row("ean", "ean", {"width": 16, "cut": "res4"}, inside=True, gain=0.3),
+    "EAN, last block and transformer": Row(
+        "ean", "ean", {"width": 16, "cut": "res4.5"}, inside=True, gain=0.3
+    ),
+    "EAN, res5 and transformer": Row(
+        "ean", "ean", {"width": 16, "cut": "res4"}, inside=True, gain=0.3
+    ),
     "Conv + LSTM": Row("digits", "conv_lstm", {"cut": "conv3", "width": 8, "hidden": 8}),
     **{name: Row("i3d", name) for name in ("pool", "roi_pool", "global_roi_pool", "mean_lstm")},
 }
 
 
 def painted(height: int, width: int, seed: int) -> np.ndarray:
-    """Frames [LENGTH,height,width,3]: a smooth coloured pattern, not the same left and right, that drifts and changes."""
+    """Frames [LENGTH,height,width,3]: a smooth coloured pattern, not the same left and right, that
+    drifts and changes.
+    """
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (LENGTH // 8 + 2, 8, 10, 3)).astype(np.uint8)
-    big = [np.asarray(Image.fromarray(c).resize((width, height), Image.Resampling.BILINEAR), float) for c in coarse]
+    big = [
+        np.asarray(Image.fromarray(c).resize((width, height), Image.Resampling.BILINEAR), float)
+        for c in coarse
+    ]
     part = np.arange(LENGTH) % 8 / 8
-    return np.stack([(1 - p) * big[k // 8] + p * big[k // 8 + 1] for k, p in enumerate(part)]).astype(np.uint8)
+    return np.stack(
+        [(1 - p) * big[k // 8] + p * big[k // 8 + 1] for k, p in enumerate(part)]
+    ).astype(np.uint8)
 
 
 def boxes_of(clip: str, frame: int) -> np.ndarray:
     """[3,4] xyxy in pixels of the video: two that move, and one in a corner."""
     width = SIZES[clip][1]
     x, y = 20 + frame, 25 + frame / 2
-    return np.array([[x, y, x + 70, y + 60], [width - 90 - x / 2, y + 20, width - 20 - x / 2, y + 90], [2, 2, 14, 12]])
+    return np.array(
+        [
+            [x, y, x + 70, y + 60],
+            [width - 90 - x / 2, y + 20, width - 20 - x / 2, y + 90],
+            [2, 2, 14, 12],
+        ]
+    )
 
 
 @dataclass
@@ -150,7 +207,9 @@ def videos(tmp_path_factory):
     with (folder / "boxes.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("clip", "frame", "x1", "y1", "x2", "y2"))
-        writer.writerows((name, k, *box) for name in SIZES for k in range(LENGTH) for box in boxes_of(name, k))
+        writer.writerows(
+            (name, k, *box) for name in SIZES for k in range(LENGTH) for box in boxes_of(name, k)
+        )
     for seed, (name, size) in enumerate(SIZES.items()):
         write_video(folder / f"{name}.mp4", painted(*size, seed), fps=8)
     return folder
@@ -166,7 +225,9 @@ def make(videos, tmp_path_factory):
             world, folder = WORLDS[name], tmp_path_factory.mktemp(name)
             network = tiny(world.backbone, **world.options)
             for module in network.modules():
-                if isinstance(module, ESPNet):  # its product with the map would make the features of random weights explode
+                if isinstance(
+                    module, ESPNet
+                ):  # its product with the map would make the features of random weights explode
                     module.fc.weight.data.mul_(0.05)
             torch.save(network.state_dict(), folder / "weights.pth")
             config = ExtractConfig(
@@ -175,17 +236,26 @@ def make(videos, tmp_path_factory):
                 weights=str(folder / "weights.pth"),
                 keep=("pooled", "nodes", *world.keep),
                 sampling=Sampling(
-                    frames=world.frames, size=world.size, train_views=2, train_crop="multiscale", flip=0.5, **world.sampling
+                    frames=world.frames,
+                    size=world.size,
+                    train_views=2,
+                    train_crop="multiscale",
+                    flip=0.5,
+                    **world.sampling,
                 ),
                 proposals="grid" if world.cells else "annotations",
-                proposal_options={} if world.cells else {"file": str(videos / "boxes.csv"), "num_boxes": BOXES},
+                proposal_options={}
+                if world.cells
+                else {"file": str(videos / "boxes.csv"), "num_boxes": BOXES},
                 roi_pool="area" if world.cells else "max",
                 dtype=dtype,
             )
             manifest = read_manifest(videos / "manifest.csv")
             extract(config, manifest, folder / "cache", RunOptions(workers=0, batch=3))
             build_graphs(folder / "cache", ("iou",))
-            made[name, dtype] = Made(world, manifest, config.weights, network, Cache(folder / "cache"))
+            made[name, dtype] = Made(
+                world, manifest, config.weights, network, Cache(folder / "cache")
+            )
         return made[name, dtype]
 
     return get
@@ -198,12 +268,22 @@ def head_of(name: str, made: Made):
 
 
 def new_head(row: Row, made: Made):
-    """The head in evaluation mode, its own weights drawn anew: a scale that starts at 0 would hide what it multiplies."""
+    """The head in evaluation mode, its own weights drawn anew: a scale that starts at 0 would hide
+    what it multiplies.
+    """
     torch.manual_seed(3)
     world = made.world
-    inside = {"backbone": world.backbone, "backbone_options": world.options, "weights": made.weights} if row.inside else {}
+    inside = (
+        {"backbone": world.backbone, "backbone_options": world.options, "weights": made.weights}
+        if row.inside
+        else {}
+    )
     head = build_head(row.head, cache_dims(made.cache), CLASSES, **row.options, **inside).eval()
-    own = [(name, m) for name, m in head.named_modules() if not name.startswith("network.") or ".inserted" in name]
+    own = [
+        (name, m)
+        for name, m in head.named_modules()
+        if not name.startswith("network.") or ".inserted" in name
+    ]
     for _, module in own:
         for parameter in module.parameters(recurse=False):
             fan_in = parameter[0].numel() if parameter.dim() > 1 else 4
@@ -222,15 +302,21 @@ def frame_size(made: Made, group: str, clip: str) -> tuple[int, int]:
     return tuple(round(n * side / min(height, width) / 32) * 32 for n in (width, height))
 
 
-def seen(made: Made, group: str, row: int, mirror_frames: bool = True, mirror_boxes: bool = True) -> tuple[torch.Tensor, ...]:
-    """frames uint8 [1,F,h,w,3], boxes [1,T,4,4] and valid [1,T,4] of a view, by hand from what its row says of it."""
+def seen(
+    made: Made, group: str, row: int, mirror_frames: bool = True, mirror_boxes: bool = True
+) -> tuple[torch.Tensor, ...]:
+    """frames uint8 [1,F,h,w,3], boxes [1,T,4,4] and valid [1,T,4] of a view, by hand from what its
+    row says of it.
+    """
     view, name = made.cache[group].view(row), made.cache[group].clips[row]
     clip = next(c for c in made.manifest.clips if c.clip == name)
     x, y, width, height = map(float, view["crop"][:4])
     with open_clip(replace(clip, place=str(made.manifest.root / clip.path))) as reader:
         images = [Image.fromarray(frame) for frame in reader.read(view["frames"].tolist())]
     size, crop = frame_size(made, group, name), (x, y, x + width, y + height)
-    frames = np.stack([np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=crop)) for image in images])
+    frames = np.stack(
+        [np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=crop)) for image in images]
+    )
     steps = len(view["valid"])
     boxes, valid = np.zeros((steps, BOXES, 4), np.float32), np.zeros((steps, BOXES), bool)
     for t in range(steps):
@@ -249,7 +335,9 @@ def seen(made: Made, group: str, row: int, mirror_frames: bool = True, mirror_bo
 
 @torch.no_grad()
 def live_logits(head, row: Row, made: Made, group: str, number: int, **wrong) -> torch.Tensor:
-    """Logits from the frames of a view, seen as `seen` says, through the network that is not frozen."""
+    """Logits from the frames of a view, seen as `seen` says, through the network that is not
+    frozen.
+    """
     view = (group, number, *wrong)
     if view not in made.views:
         made.views[view] = seen(made, group, number, **wrong)
@@ -258,7 +346,10 @@ def live_logits(head, row: Row, made: Made, group: str, number: int, **wrong) ->
         key = (group, number, wrong.get("mirror_frames", True))
         if key not in made.maps:
             made.maps[key] = made.network.maps(made.network.prepare(frames), made.network.cuts())
-        fields = {cut: fmap.transpose(1, 2) for cut, fmap in made.maps[key].items()} | {"boxes": boxes, "valid": valid}
+        fields = {cut: fmap.transpose(1, 2) for cut, fmap in made.maps[key].items()} | {
+            "boxes": boxes,
+            "valid": valid,
+        }
         last = made.maps[key][made.network.last]
         nodes = cells_of(last) if made.world.cells else nodes_of(last, boxes, valid)
         fields |= {"pooled": last.mean((3, 4)).transpose(1, 2), "nodes": nodes}
@@ -275,7 +366,9 @@ def live_logits(head, row: Row, made: Made, group: str, number: int, **wrong) ->
 
 
 def cells_of(fmap: torch.Tensor) -> torch.Tensor:
-    """Means of fmap [1,C,T,h,w] over the cells of a 3x3, a 2x2 and a 1x1 grid -> [1,T,14,C]: each cell cut into s x s."""
+    """Means of fmap [1,C,T,h,w] over the cells of a 3x3, a 2x2 and a 1x1 grid -> [1,T,14,C]: each
+    cell cut into s x s.
+    """
     frames, means = fmap[0].transpose(0, 1), []
     for s in (3, 2, 1):
         fine = frames.repeat_interleave(s, -1).repeat_interleave(s, -2)
@@ -293,13 +386,19 @@ def nodes_of(fmap: torch.Tensor, boxes: torch.Tensor, valid: torch.Tensor) -> to
 
 def views_of(row: Row, made: Made) -> list[tuple[str, int]]:
     """(group, number) of the cached views that the row's head takes."""
-    return [(group, number) for group in ("train", "test")[: 2 - row.one_size] for number in range(len(made.cache[group]))]
+    return [
+        (group, number)
+        for group in ("train", "test")[: 2 - row.one_size]
+        for number in range(len(made.cache[group]))
+    ]
 
 
 @torch.no_grad()
 def cached_logits(head, made: Made, group: str, number: int) -> torch.Tensor:
     rows = made.cache[group]
-    return head(clips_of(rows.batch([number], fields=fields_for(head, rows)), dtype=torch.float32)).logits
+    return head(
+        clips_of(rows.batch([number], fields=fields_for(head, rows)), dtype=torch.float32)
+    ).logits
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -309,7 +408,10 @@ def test_logits_from_the_cache_equal_logits_from_the_frames(name, make):
     made, rounded = make(row.world), make(row.world, "float16")
     head, differs = head_of(name, made), 0.0
     for group, number in views_of(row, made):
-        live, exact = live_logits(head, row, made, group, number), cached_logits(head, made, group, number)
+        live, exact = (
+            live_logits(head, row, made, group, number),
+            cached_logits(head, made, group, number),
+        )
         rough = cached_logits(head, rounded, group, number)
         assert relative(exact, live) < 1e-5
         assert relative(rough, live) < 2e-3
@@ -319,7 +421,9 @@ def test_logits_from_the_cache_equal_logits_from_the_frames(name, make):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_mirrored_view_needs_its_frames_mirrored_and_its_boxes_with_them(name, make):
-    """What the test above would find: the live side done wrong differs by ten times the tolerance, and more."""
+    """What the test above would find: the live side done wrong differs by ten times the tolerance,
+    and more.
+    """
     row = ROWS[name]
     made = make(row.world)
     head, rows = head_of(name, made), made.cache["train"]
@@ -330,4 +434,6 @@ def test_a_mirrored_view_needs_its_frames_mirrored_and_its_boxes_with_them(name,
         faults.append("mirror_boxes")
     for fault in faults:
         wrong = ((live_logits(head, row, made, "train", n, **{fault: False}), n) for n in mirrored)
-        assert any(relative(live, cached_logits(head, made, "train", n)) > 1e-4 for live, n in wrong)
+        assert any(
+            relative(live, cached_logits(head, made, "train", n)) > 1e-4 for live, n in wrong
+        )

@@ -1,4 +1,6 @@
-"""Training from frames: what moves, that live equals cached, that a run may be killed anywhere, and several processes."""
+"""Training from frames: what moves, that live equals cached, that a run may be killed anywhere, and
+several processes.
+"""
 
 import json
 import os
@@ -11,26 +13,26 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_backbone import lively, relative
 from torch import nn
 
-import heads.finetune
-from heads import runs
-from heads.batch import Clips
-from heads.end_to_end import train_frames
-from heads.frames import How, new_network, part_of_clips
-from heads.live import live_dims
-from heads.parallel import World, joined
-from heads.recipe import recipe_from
+import heads.finetuning.finetune
+from heads.config.recipe import recipe_from
+from heads.finetuning.data_parallel import World, joined
+from heads.finetuning.end_to_end import train_frames
+from heads.finetuning.frame_training import How, new_network, part_of_clips
+from heads.finetuning.joint_network import live_dims
+from heads.interface.clips import Clips
+from heads.runs import run_files as runs
 from pipeline.backbones import build_backbone
+from tests.support.tiny_backbone import lively, relative
 
 CLASSES = ("a", "b", "c")
 LENGTH, SIDE = 4, 32
 
 
 class Videos:
-    """A source in memory: noise whose brightness tells the label. `gone`: clips that cannot be had; `stop_at`: raises before
-    it gives out so many training mini-batches."""
+    """A source in memory: noise whose brightness tells the label. `gone`: clips that cannot be had;
+    `stop_at`: raises before it gives out so many training mini-batches."""
 
     def __init__(self, clips: int = 10, gone: tuple[str, ...] = (), stop_at: int | None = None):
         self.parts, self.gone, self.left = {}, gone, stop_at
@@ -48,12 +50,23 @@ class Videos:
                 if self.left < 0:
                     raise KeyboardInterrupt
             at = [k for k, row in enumerate(rows) if part.group.clips[row] not in self.gone]
-            yield [(Clips(frames=torch.stack([self._frames(split, int(rows[k])) for k in at])), np.array(at))] if at else []
+            yield (
+                [
+                    (
+                        Clips(frames=torch.stack([self._frames(split, int(rows[k])) for k in at])),
+                        np.array(at),
+                    )
+                ]
+                if at
+                else []
+            )
 
     def _frames(self, split, row):
         rng = np.random.default_rng([len(split), row])
         bright = 60 * (row // self.parts[split].group.per_clip % len(CLASSES))
-        return torch.from_numpy(rng.integers(bright, bright + 60, (LENGTH, SIDE, SIDE, 3)).astype(np.uint8))
+        return torch.from_numpy(
+            rng.integers(bright, bright + 60, (LENGTH, SIDE, SIDE, 3)).astype(np.uint8)
+        )
 
 
 def recipe(head="pool", options=None, frames=None, **training):
@@ -65,7 +78,12 @@ def recipe(head="pool", options=None, frames=None, **training):
         "train": training,
     }
     return recipe_from(
-        {"name": "tiny", "source": "a test", "head": {"name": head, **(options or {"dropout": 0.5})}, "phases": [phase]}
+        {
+            "name": "tiny",
+            "source": "a test",
+            "head": {"name": head, **(options or {"dropout": 0.5})},
+            "phases": [phase],
+        }
     )
 
 
@@ -80,12 +98,18 @@ def network(recipe_, name="tsm_r18", **options):
 def run(recipe_, folder, source=None, how=None, net=None, **more):
     how = replace(how or How(), tensorboard=False)
     net = net or network(recipe_)
-    return train_frames(recipe_, folder, net, source or Videos(), CLASSES, how, **{"say": lambda line: None, **more})
+    return train_frames(
+        recipe_, folder, net, source or Videos(), CLASSES, how, **{"say": lambda line: None, **more}
+    )
 
 
 def weights(folder, name="last"):
     saved = runs.load_checkpoint(folder / f"{name}.pt")
-    return {f"{part}.{key}": tensor for part in ("state", "backbone") for key, tensor in saved[part].items()}
+    return {
+        f"{part}.{key}": tensor
+        for part in ("state", "backbone")
+        for key, tensor in saved[part].items()
+    }
 
 
 def same(one, other):
@@ -96,7 +120,9 @@ def same(one, other):
 
 
 def test_a_network_learns_from_frames(tmp_path):
-    asked = recipe(epochs=6, optimiser="adam", lr=0.003, frames={"train_from": "res4", "frozen_bn": False})
+    asked = recipe(
+        epochs=6, optimiser="adam", lr=0.003, frames={"train_from": "res4", "frozen_bn": False}
+    )
     result = run(asked, tmp_path, Videos(clips=12))
     assert result.metrics["test"]["top1"] >= 0.75
     assert result.metrics["test"]["loss"] < 0.6
@@ -109,14 +135,24 @@ def test_what_lies_before_train_from_keeps_weights_and_statistics(start, tmp_pat
     net = network(asked)
     before = {name: tensor.clone() for name, tensor in net.backbone.state_dict().items()}
     run(asked, tmp_path, net=net)
-    moved = {name for name, tensor in net.backbone.state_dict().items() if not tensor.equal(before[name])}
+    moved = {
+        name for name, tensor in net.backbone.state_dict().items() if not tensor.equal(before[name])
+    }
     order = [unit for _, unit in net.backbone.units()]
     first = {"none": len(order), "stem": 0}.get(start)
     if first is None:
-        first = next(k for k, (names, _) in enumerate(net.backbone.units()) if any(n.split(".")[0] == start[:4] for n in names))
+        first = next(
+            k
+            for k, (names, _) in enumerate(net.backbone.units())
+            if any(n.split(".")[0] == start[:4] for n in names)
+        )
         first += int(start.partition(".")[2] or 0)
-    names = {id(p): name for name, p in [*net.backbone.named_parameters(), *net.backbone.named_buffers()]}
-    expected = {names[id(p)] for unit in order[first:] for p in (*unit.parameters(), *unit.buffers())}
+    names = {
+        id(p): name for name, p in [*net.backbone.named_parameters(), *net.backbone.named_buffers()]
+    }
+    expected = {
+        names[id(p)] for unit in order[first:] for p in (*unit.parameters(), *unit.buffers())
+    }
     assert moved == expected
     assert start == "none" or moved
 
@@ -125,7 +161,9 @@ def test_frozen_batch_norms_keep_statistics_and_affine_weights(tmp_path):
     asked = recipe(epochs=1, frames={"train_from": "stem", "frozen_bn": True})
     net = network(asked)
     norms = [m for m in net.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    before = [{name: tensor.clone() for name, tensor in norm.state_dict().items()} for norm in norms]
+    before = [
+        {name: tensor.clone() for name, tensor in norm.state_dict().items()} for norm in norms
+    ]
     run(asked, tmp_path, net=net)
     assert len(norms) > 10
     for norm, old in zip(norms, before, strict=True):
@@ -133,17 +171,33 @@ def test_frozen_batch_norms_keep_statistics_and_affine_weights(tmp_path):
 
 
 def test_rates_of_the_backbone_and_of_the_classifier_are_their_own(tmp_path):
-    """By the names that a recipe uses for a head alone: a factor of 0 holds still what it is for."""
+    """By the names that a recipe uses for a head alone: a factor of 0 holds still what it is
+    for.
+    """
     groups = {"last_lr": 0.0, "last_bias_lr": 1.0}
-    asked = recipe(epochs=1, frames={"train_from": "stem", "frozen_bn": True, "backbone_lr": 0.0}, groups=groups)
+    asked = recipe(
+        epochs=1,
+        frames={"train_from": "stem", "frozen_bn": True, "backbone_lr": 0.0},
+        groups=groups,
+    )
     start = weights_of(network(asked))
     run(asked, tmp_path)
-    assert {name for name, tensor in weights(tmp_path).items() if not tensor.equal(start[name])} == {"state.fc.bias"}
+    assert {
+        name for name, tensor in weights(tmp_path).items() if not tensor.equal(start[name])
+    } == {"state.fc.bias"}
 
 
 def test_a_head_that_continues_a_map_and_the_part_below_are_the_whole_network(tmp_path):
-    """With a module that is the identity at first the logits are those of the plain backbone; weights below its cut move."""
-    options = {"backbone": "tsm_r18", "backbone_options": {"width": 8}, "at": "res3.0", "width": 4, "dropout": 0.0}
+    """With a module that is the identity at first the logits are those of the plain backbone;
+    weights below its cut move.
+    """
+    options = {
+        "backbone": "tsm_r18",
+        "backbone_options": {"width": 8},
+        "at": "res3.0",
+        "width": 4,
+        "dropout": 0.0,
+    }
     asked = recipe("rstg_map", options, epochs=1)
     net = network(asked).eval()
     frames = next(iter(Videos().batches("test", [np.arange(3)], 0)))[0][0]
@@ -153,11 +207,19 @@ def test_a_head_that_continues_a_map_and_the_part_below_are_the_whole_network(tm
     old = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     run(asked, tmp_path, net=net)
     moved = {name for name, tensor in net.state_dict().items() if not tensor.equal(old[name])}
-    assert {name.split(".")[0] for name, p in net.backbone.named_parameters() if p.requires_grad} == {"stem", "res2", "res3"}
-    assert {"backbone.stem.conv1.weight", "backbone.res3.0.conv1.weight", "head.network.res3.1.conv1.weight"} <= moved
+    assert {
+        name.split(".")[0] for name, p in net.backbone.named_parameters() if p.requires_grad
+    } == {"stem", "res2", "res3"}
+    assert {
+        "backbone.stem.conv1.weight",
+        "backbone.res3.0.conv1.weight",
+        "head.network.res3.1.conv1.weight",
+    } <= moved
     assert any(name.startswith("head.network.res5") for name in moved)
     kept = runs.load_checkpoint(tmp_path / "last.pt")
-    assert kept["backbone"]["res5.1.conv2.weight"].equal(kept["state"]["network.res5.1.conv2.weight"])
+    assert kept["backbone"]["res5.1.conv2.weight"].equal(
+        kept["state"]["network.res5.1.conv2.weight"]
+    )
 
 
 def test_activations_that_are_computed_twice_change_nothing(tmp_path):
@@ -171,14 +233,26 @@ def test_a_clip_that_cannot_be_had_is_left_out_and_said(tmp_path):
     lines = []
     result = run(recipe(), tmp_path, Videos(gone=("train3", "test1")), say=lines.append)
     assert sum("train3 cannot be decoded" in line for line in lines) == 1
-    assert (result.excluded["train"]["undecoded"], result.excluded["test"]["undecoded"], result.undecoded) == (1, 1, 2)
+    assert (
+        result.excluded["train"]["undecoded"],
+        result.excluded["test"]["undecoded"],
+        result.undecoded,
+    ) == (1, 1, 2)
     assert list(np.load(tmp_path / "predictions_test.npz")["clips"]) == ["test0", "test2", "test3"]
 
 
 def test_a_phase_counts_only_the_clips_that_it_could_not_have_itself(tmp_path):
-    """The videos that were broken in the phase before were mended; within a phase they count, however often it is stopped."""
+    """The videos that were broken in the phase before were mended; within a phase they count,
+    however often it is stopped.
+    """
     whole = recipe()
-    whole = replace(whole, phases=(replace(whole.phases[0], name="backbone"), replace(whole.phases[0], start="previous")))
+    whole = replace(
+        whole,
+        phases=(
+            replace(whole.phases[0], name="backbone"),
+            replace(whole.phases[0], start="previous"),
+        ),
+    )
     first = run(whole, tmp_path, Videos(gone=("train3", "test1")), phase="backbone")
     with pytest.raises(KeyboardInterrupt):
         run(whole, tmp_path, Videos(gone=("train4",), stop_at=4), phase="joint")
@@ -189,14 +263,25 @@ def test_a_phase_counts_only_the_clips_that_it_could_not_have_itself(tmp_path):
 
 def test_a_phase_of_other_options_than_its_run_is_told_where_to_start_from(tmp_path):
     whole = recipe()
-    whole = replace(whole, phases=(replace(whole.phases[0], name="backbone"), replace(whole.phases[0], start="previous")))
+    whole = replace(
+        whole,
+        phases=(
+            replace(whole.phases[0], name="backbone"),
+            replace(whole.phases[0], start="previous"),
+        ),
+    )
     run(whole, tmp_path, phase="backbone")
-    other = replace(whole, phases=(whole.phases[0], replace(recipe(lr=0.1).phases[0], start="previous")))
+    other = replace(
+        whole, phases=(whole.phases[0], replace(recipe(lr=0.1).phases[0], start="previous"))
+    )
     with pytest.raises(
-        ValueError, match=r"lr is 0.05 there, 0.1 here\): choose another folder \(--name\) with --start "
+        ValueError,
+        match=r"lr is 0.05 there, 0.1 here\): choose another folder \(--name\) with --start ",
     ) as error:
         run(other, tmp_path, phase="joint")
-    assert "--no-resume" not in str(error.value)  # which would be refused, since the phase starts from what is there
+    assert "--no-resume" not in str(
+        error.value
+    )  # which would be refused, since the phase starts from what is there
 
 
 def deciding(recipe_):
@@ -224,7 +309,9 @@ def test_what_a_head_decided_for_each_view_is_stored_as_from_a_cache(tmp_path):
 
 @pytest.mark.parametrize("stop_at", [1, 4, 5])
 def test_a_run_that_was_killed_and_resumed_gives_the_weights_of_one_that_was_not(stop_at, tmp_path):
-    """Inside an epoch too: three mini-batches an epoch, a checkpoint after every second one; dropout, momentum, batch norms."""
+    """Inside an epoch too: three mini-batches an epoch, a checkpoint after every second one;
+    dropout, momentum, batch norms.
+    """
     how = How(checkpoint_every=2)
     run(recipe(), tmp_path / "whole", how=how)
     with pytest.raises(KeyboardInterrupt):
@@ -233,9 +320,13 @@ def test_a_run_that_was_killed_and_resumed_gives_the_weights_of_one_that_was_not
     run(recipe(), tmp_path / "killed", how=how, say=lines.append)
     assert stop_at == 1 or "continued after epoch" in lines[0]
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
-    whole, killed = ((tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "killed"))
+    whole, killed = (
+        (tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "killed")
+    )
     for one, other in zip(map(json.loads, whole), map(json.loads, killed), strict=True):
-        assert [one[key] for key in ("epoch", "loss", "lr", "val")] == [other[key] for key in ("epoch", "loss", "lr", "val")]
+        assert [one[key] for key in ("epoch", "loss", "lr", "val")] == [
+            other[key] for key in ("epoch", "loss", "lr", "val")
+        ]
 
 
 def test_a_finished_run_is_read_back(tmp_path):
@@ -255,7 +346,9 @@ def test_starting_a_phase_over_never_removes_what_it_starts_from(tmp_path):
     for again in (How(resume=False), How(resume=True)):
         (tmp_path / "last.pt").unlink(missing_ok=again.resume)
         (tmp_path / "metrics.json").unlink(missing_ok=True)
-        with pytest.raises(ValueError, match="starting over would remove it, and phase joint needs it"):
+        with pytest.raises(
+            ValueError, match="starting over would remove it, and phase joint needs it"
+        ):
             run(whole, tmp_path, how=again, phase="joint")
         assert (tmp_path / "backbone.pt").exists()
 
@@ -266,7 +359,7 @@ WORKER = """
 import sys
 sys.path[:0] = sys.argv[2:]
 from pathlib import Path
-from test_finetune import train_in_two
+from tests.heads.finetuning.test_finetune import train_in_two
 print("ready", flush=True)
 train_in_two(Path(sys.argv[1]))
 """
@@ -274,26 +367,50 @@ FIXED = {"options": {"dropout": 0.0}, "frames": {"train_from": "stem", "frozen_b
 
 
 def train_in_two(folder):
-    """One of two processes; the last mini-batch of an epoch has one clip, so that one of them has none."""
+    """One of two processes; the last mini-batch of an epoch has one clip, so that one of them has
+    none.
+    """
     with joined(torch.device("cpu")) as (world, _):
         source = Videos(clips=9, gone=("test1", "train8"))
-        return run(recipe(**FIXED), folder, source, How(accumulate=2), deciding(recipe(**FIXED)), world=world)
+        return run(
+            recipe(**FIXED),
+            folder,
+            source,
+            How(accumulate=2),
+            deciding(recipe(**FIXED)),
+            world=world,
+        )
 
 
 def test_two_processes_train_as_one_does_on_the_same_mini_batches(tmp_path, monkeypatch):
     tests = Path(__file__).parent
-    store = torch.distributed.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)  # at a port of its own
+    store = torch.distributed.TCPStore(
+        "127.0.0.1", 0, 2, is_master=True, wait_for_workers=False
+    )  # at a port of its own
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
     shared["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # so torchrun says that a store is there
     command = [sys.executable, "-c", WORKER, str(tmp_path / "two"), str(tests), str(tests.parent)]
-    other = subprocess.Popen(command, env={**os.environ, **shared, "RANK": "1", "LOCAL_RANK": "1"}, stdout=subprocess.PIPE)
+    other = subprocess.Popen(
+        command,
+        env={**os.environ, **shared, "RANK": "1", "LOCAL_RANK": "1"},
+        stdout=subprocess.PIPE,
+    )
     assert other.stdout.readline() == b"ready\n"
     for name, value in {**shared, "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     result = train_in_two(tmp_path / "two")
     assert other.wait(300) == 0
-    alone = run(recipe(**FIXED), tmp_path / "one", Videos(clips=9, gone=("test1", "train8")), net=deciding(recipe(**FIXED)))
-    one, two, start = weights(tmp_path / "one"), weights(tmp_path / "two"), weights_of(network(recipe(**FIXED)))
+    alone = run(
+        recipe(**FIXED),
+        tmp_path / "one",
+        Videos(clips=9, gone=("test1", "train8")),
+        net=deciding(recipe(**FIXED)),
+    )
+    one, two, start = (
+        weights(tmp_path / "one"),
+        weights(tmp_path / "two"),
+        weights_of(network(recipe(**FIXED))),
+    )
     moved = [key for key in one if not one[key].equal(start[key])]
     assert len(moved) > 20
     for key in moved:
@@ -301,26 +418,39 @@ def test_two_processes_train_as_one_does_on_the_same_mini_batches(tmp_path, monk
     assert result.metrics["test"] == pytest.approx(alone.metrics["test"], rel=1e-4)
     assert result.excluded == alone.excluded
     assert (result.excluded["train"]["undecoded"], result.excluded["test"]["undecoded"]) == (1, 1)
-    one, two = (np.load(tmp_path / name / "predictions_test.npz")["structure"] for name in ("one", "two"))
+    one, two = (
+        np.load(tmp_path / name / "predictions_test.npz")["structure"] for name in ("one", "two")
+    )
     np.testing.assert_array_equal(two, one)
 
 
 def weights_of(net):
     head, backbone = net.split(net.state_dict())
-    return {f"state.{k}": t for k, t in head.items()} | {f"backbone.{k}": t for k, t in backbone.items()}
+    return {f"state.{k}": t for k, t in head.items()} | {
+        f"backbone.{k}": t for k, t in backbone.items()
+    }
 
 
 def test_a_frame_phase_that_does_not_fit_the_backbone_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"train_from 'res7': expected one of none, stem, .* such as res2\.0"):
+    with pytest.raises(
+        ValueError, match=r"train_from 'res7': expected one of none, stem, .* such as res2\.0"
+    ):
         network(recipe(frames={"train_from": "res7"}))
-    options = {"backbone": "tsm_r18", "backbone_options": {"width": 8, "shift": 4}, "at": "res3.0", "width": 4}
+    options = {
+        "backbone": "tsm_r18",
+        "backbone_options": {"width": 8, "shift": 4},
+        "at": "res3.0",
+        "width": 4,
+    }
     with pytest.raises(ValueError, match=r"the head continues tsm_r18 .*'shift': 4"):
         network(recipe("rstg_map", options))
 
 
 @pytest.mark.parametrize(("environment", "local"), [({"LOCAL_WORLD_SIZE": "4"}, 4), ({}, 8)])
 def test_a_process_knows_how_many_there_are_on_its_own_machine(monkeypatch, environment, local):
-    """Eight on two machines, as torchrun says; whoever does not say it is taken to have them all here."""
+    """Eight on two machines, as torchrun says; whoever does not say it is taken to have them all
+    here.
+    """
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     for name, value in {"WORLD_SIZE": "8", "RANK": "5", "LOCAL_RANK": "1", **environment}.items():
         monkeypatch.setenv(name, value)
@@ -334,21 +464,37 @@ def test_a_process_knows_how_many_there_are_on_its_own_machine(monkeypatch, envi
 @pytest.mark.parametrize(
     ("device", "asked", "world", "workers"),
     [
-        ("cuda", None, World(5, 8, 4), 7),  # 32 cores for four processes: 8 each, one of which feeds the GPU
+        (
+            "cuda",
+            None,
+            World(5, 8, 4),
+            7,
+        ),  # 32 cores for four processes: 8 each, one of which feeds the GPU
         ("cuda", None, World(), 16),
         ("cuda", None, World(0, 64, 64), 1),
         ("cpu", None, World(0, 2, 2), 1),
         ("cuda", 3, World(5, 8, 4), 3),
     ],
 )
-def test_the_processes_of_a_machine_divide_its_cores_among_their_decoders(monkeypatch, device, asked, world, workers):
-    monkeypatch.setattr(heads.finetune, "cores_here", lambda: 32)
-    monkeypatch.setattr(heads.finetune, "Footage", lambda *given, **more: more["workers"])
+def test_the_processes_of_a_machine_divide_its_cores_among_their_decoders(
+    monkeypatch, device, asked, world, workers
+):
+    monkeypatch.setattr(heads.finetuning.finetune, "cores_here", lambda: 32)
+    monkeypatch.setattr(
+        heads.finetuning.finetune, "Footage", lambda *given, **more: more["workers"]
+    )
     reading = SimpleNamespace(workers=asked, fresh=False, time_limit=1.0)
     sampling = SimpleNamespace(frames=8, source_fps=None)
-    opened = {"decoder": "decord", "allow_truncated": False, "pixel_aspect": "displayed", "frame_pattern": ""}
+    opened = {
+        "decoder": "decord",
+        "allow_truncated": False,
+        "pixel_aspect": "displayed",
+        "frame_pattern": "",
+    }
     config = SimpleNamespace(**opened, cut="", sampling=sampling)
     backbone = SimpleNamespace(steps=lambda frames, cut: 4, last="res5")
-    run = SimpleNamespace(device=torch.device(device), reading=reading, config=config, backbone=backbone)
+    run = SimpleNamespace(
+        device=torch.device(device), reading=reading, config=config, backbone=backbone
+    )
     run.parts = run.clips = run.root = run.cache = run.source = None
-    assert heads.finetune._Made.footage(run, world) == workers
+    assert heads.finetuning.finetune._Made.footage(run, world) == workers

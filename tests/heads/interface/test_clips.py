@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from heads.batch import Clips, Dims, MissingFields, clips_of, dims_from, dims_of
+from heads.interface.clips import Clips, Dims, MissingFields, clips_of, dims_from, dims_of
 
 ARRAYS = {
     "boxes": np.zeros((2, 3, 4, 4), np.float32),
@@ -39,7 +39,9 @@ def test_a_field_that_was_not_read_is_named():
         _ = Clips().size
 
 
-@pytest.mark.parametrize(("name", "match"), [("boxen", "expected one of"), ("crop", "nothing that a head reads")])
+@pytest.mark.parametrize(
+    ("name", "match"), [("boxen", "expected one of"), ("crop", "nothing that a head reads")]
+)
 def test_what_no_head_reads_is_refused(name, match):
     with pytest.raises(ValueError, match=match):
         clips_of({name: np.zeros((2, 6), np.float32)})

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from heads.layers import (
+from heads.interface.masked_layers import (
     along_back,
     along_front,
     dense_graph,
@@ -49,7 +49,9 @@ def test_masked_softmax_rows_sum_to_one_or_are_empty(generator):
 
 def test_empty_rows_stay_zero_and_tiny_rows_still_sum_to_one():
     graph = torch.tensor([[0.0, 0.0], [1e-30, 3e-30], [2.0, 6.0]])
-    torch.testing.assert_close(row_normalise(graph), torch.tensor([[0, 0], [0.25, 0.75], [0.25, 0.75]]))
+    torch.testing.assert_close(
+        row_normalise(graph), torch.tensor([[0, 0], [0.25, 0.75], [0.25, 0.75]])
+    )
 
 
 def test_next_frame_iou_is_torchvisions(generator):

@@ -1,21 +1,35 @@
-"""DyReg-GNN as a module and as a head: its equations, what holds without trained weights (spec 3.8), the papers' figures."""
+"""DyReg-GNN as a module and as a head: its equations, what holds without trained weights (spec
+3.8), the papers' figures.
+"""
 
 import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
-from small_dyreg import GRID, PREDICTED, VARIANTS, B, C, T, boxes, dyreg, maps, norm_map, regions_of
-from tiny_backbone import tiny
 from torch import nn
 
-from heads.batch import Clips, Dims, clips_of
-from heads.dyreg_kernels import NODES
-from heads.dyreg_module import DyReg, recorded
-from heads.dyreg_regions import REGIONS
-from heads.joint_norm import JointNorm
+from heads.interface.clips import Clips, Dims, clips_of
+from heads.interface.joint_norm import JointNorm
+from heads.papers.dyreg.kernels import NODES
+from heads.papers.dyreg.module import DyReg, recorded
+from heads.papers.dyreg.regions import REGIONS
 from heads.zoo import build_head
 from pipeline.backbones import build_backbone
+from tests.support.small_dyreg import (
+    GRID,
+    PREDICTED,
+    VARIANTS,
+    B,
+    C,
+    T,
+    boxes,
+    dyreg,
+    maps,
+    norm_map,
+    regions_of,
+)
+from tests.support.tiny_backbone import tiny
 
 variants = pytest.mark.parametrize("variant", VARIANTS)
 
@@ -38,11 +52,23 @@ def test_the_module_follows_its_equations(variant):
     module, x = dyreg(variant=variant, anchors="grid"), maps()
     frames = x.transpose(1, 2)
     inner = torch.stack(
-        [torch.stack([norm_map(module.enter[1], module.enter[0](f[None])[0]) for f in video]) for video in frames]
+        [
+            torch.stack([norm_map(module.enter[1], module.enter[0](f[None])[0]) for f in video])
+            for video in frames
+        ]
     )
     kernels = regions_of(module, x).kernels
     v = torch.stack(
-        [torch.stack([inner[b, t].flatten(1) @ k.flatten() for b in range(B) for t in range(T) for k in kernels[b, t]])]
+        [
+            torch.stack(
+                [
+                    inner[b, t].flatten(1) @ k.flatten()
+                    for b in range(B)
+                    for t in range(T)
+                    for k in kernels[b, t]
+                ]
+            )
+        ]
     )
     v = v.view(B, T, NODES, -1) + kernels.flatten(3) @ module.place.weight.T + module.place.bias
     v = module.graph(v)
@@ -66,7 +92,9 @@ def test_the_embedding_of_the_place_moves_the_regions_too():
     module = dyreg(width=C)
     kernels = module.regions(maps().transpose(1, 2)).kernels
     nodes = module.nodes(torch.zeros(B, T, C, *GRID, dtype=torch.float64), kernels)
-    torch.testing.assert_close(nodes, kernels.flatten(3) @ module.place.weight.T + module.place.bias)
+    torch.testing.assert_close(
+        nodes, kernels.flatten(3) @ module.place.weight.T + module.place.bias
+    )
     assert torch.autograd.grad(nodes.square().sum(), module.regions.alpha)[0].abs().min() > 0
 
 
@@ -86,11 +114,15 @@ def test_a_single_node_is_painted_with_its_kernel():
     module.graph, module.norm = Constant(v), nn.Identity()
     kernels = regions_of(module, x).kernels[:, :, 4]
     painted = (module(x) - x).transpose(1, 2)
-    torch.testing.assert_close(painted, kernels[:, :, None] * v[4][:, None, None], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        painted, kernels[:, :, None] * v[4][:, None, None], rtol=1e-9, atol=1e-12
+    )
 
 
 @variants
-@pytest.mark.parametrize("regions", ["dynamic", "lite", "position_only", "static", "semantic", "detector", "fixed"])
+@pytest.mark.parametrize(
+    "regions", ["dynamic", "lite", "position_only", "static", "semantic", "detector", "fixed"]
+)
 def test_no_output_depends_on_a_later_frame(variant, regions):
     module, x = dyreg(variant=variant, regions=regions), maps()
     before = module(x)
@@ -116,17 +148,22 @@ def test_earlier_frames_are_remembered():
 
 def live(module: nn.Module) -> set[str]:
     """Parameters with a gradient beyond rounding."""
-    sizes = {name: float(p.grad.abs().max()) for name, p in module.named_parameters() if p.grad is not None}
+    sizes = {
+        name: float(p.grad.abs().max())
+        for name, p in module.named_parameters()
+        if p.grad is not None
+    }
     return {name for name, size in sizes.items() if size > 1e-15 * max(sizes.values())}
 
 
 @variants
 @pytest.mark.parametrize("width", [6, C])
 def test_gradients_arrive_in_three_steps(variant, width):
-    """First the wrapper; then the graph, projections, the embedding and alpha; at last the regions, which separate the nodes.
+    """First the wrapper; then the graph, projections, the embedding and alpha; at last the regions,
+    which separate the nodes.
 
-    Attention is uniform as long as the nodes are the same, so that its weights wait for the regions; a key's bias adds the same
-    to a whole row of the softmax and never learns.
+    Attention is uniform as long as the nodes are the same, so that its weights wait for the
+    regions; a key's bias adds the same to a whole row of the softmax and never learns.
     """
     module, x = dyreg(variant=variant, width=width, random=False), maps()
     optimiser, target = torch.optim.SGD(module.parameters(), 0.01), maps(seed=9)
@@ -137,7 +174,11 @@ def test_gradients_arrive_in_three_steps(variant, width):
         seen.append(live(module))
         optimiser.step()
     names = set(start)
-    late = {n for n in names if (n.startswith("regions.") and n != "regions.alpha") or ".attention." in n}
+    late = {
+        n
+        for n in names
+        if (n.startswith("regions.") and n != "regions.alpha") or ".attention." in n
+    }
     assert seen[0] == {"norm.weight", "norm.bias"}
     assert seen[1] == names - late
     assert seen[2] == names - {"graph.attention.key.bias"}
@@ -159,9 +200,13 @@ def test_another_resolution_is_averaged_to_the_built_one(regions):
         small = F.adaptive_avg_pool3d(x, (T, *GRID))
         torch.testing.assert_close(found.offsets, regions_of(module, small).offsets)
         middle = torch.tensor(grid) / 2 * (1 + torch.tanh(found.offsets[..., 2:]))
-        torch.testing.assert_close(found.centres, middle.clamp_min(0).minimum(torch.tensor([15.0, 13.0]).double()))
+        torch.testing.assert_close(
+            found.centres, middle.clamp_min(0).minimum(torch.tensor([15.0, 13.0]).double())
+        )
     if regions == "semantic":
-        expected = regions_of(module, F.adaptive_avg_pool3d(x, (T, *GRID))).kernels.mean((-1, -2)) / 4
+        expected = (
+            regions_of(module, F.adaptive_avg_pool3d(x, (T, *GRID))).kernels.mean((-1, -2)) / 4
+        )
         torch.testing.assert_close(found.kernels.mean((-1, -2)), expected, rtol=0.2, atol=0.02)
 
 
@@ -227,7 +272,11 @@ TSM = {"backbone": "tsm_r50", "backbone_options": {"width": 8}}
 
 def head(random=True, dims=None, **options) -> nn.Module:
     torch.manual_seed(0)
-    made = build_head("dyreg", dims or Dims(T, 4, 7, CUT), K, width=6, offset_width=5, **options).double().eval()
+    made = (
+        build_head("dyreg", dims or Dims(T, 4, 7, CUT), K, width=6, offset_width=5, **options)
+        .double()
+        .eval()
+    )
     if random:
         with torch.no_grad():
             for module in made.dyregs:
@@ -238,11 +287,15 @@ def head(random=True, dims=None, **options) -> nn.Module:
 
 def views(grid=None, **fields) -> Clips:
     g = torch.Generator().manual_seed(3)
-    fmaps = {cut: torch.rand(B, T, *size, generator=g, dtype=torch.float64) for cut, size in CUT.items()}
+    fmaps = {
+        cut: torch.rand(B, T, *size, generator=g, dtype=torch.float64) for cut, size in CUT.items()
+    }
     return clips_of({**fmaps, **boxes(4), **fields}, dtype=None)
 
 
-@pytest.mark.parametrize("at", ["res4.4.conv2", "res5.1.conv2", "res4.4.conv2, res5.1.conv2", "res5.0"])
+@pytest.mark.parametrize(
+    "at", ["res4.4.conv2", "res5.1.conv2", "res4.4.conv2, res5.1.conv2", "res5.0"]
+)
 def test_the_head_is_the_plain_network_at_first_bit_for_bit(at):
     made, clips = head(random=False, at=at, **TSM), views()
     nn.init.normal_(made.fc.weight)
@@ -283,7 +336,10 @@ def test_the_head_reads_the_last_cut_before_its_first_module():
 
 def test_modules_fit_the_maps_at_their_points():
     made = head(at="res4.4.conv2,res5.1.conv2", **TSM)
-    assert [(module.channels, module.grid) for module in made.dyregs] == [(32, (6, 5)), (64, (3, 3))]
+    assert [(module.channels, module.grid) for module in made.dyregs] == [
+        (32, (6, 5)),
+        (64, (3, 3)),
+    ]
 
 
 def test_only_what_is_above_the_cut_is_kept():
@@ -336,10 +392,14 @@ def test_padding_of_a_map_never_changes_logits():
 
 @variants
 def test_in_a_network_every_parameter_learns(variant):
-    """With the batch norms' running statistics; over batch statistics the shift b before a batch norm never learns."""
+    """With the batch norms' running statistics; over batch statistics the shift b before a batch
+    norm never learns.
+    """
     made, clips = head(random=False, at="res5.1.conv2", variant=variant, **TSM), views()
     nn.init.normal_(made.fc.weight)
-    nn.init.ones_(made.dyregs[0].norm.weight)  # where it starts, gradients arrive one step after the other: see above
+    nn.init.ones_(
+        made.dyregs[0].norm.weight
+    )  # where it starts, gradients arrive one step after the other: see above
     nn.init.ones_(made.dyregs[0].regions.alpha)
     F.cross_entropy(made(clips).logits, torch.tensor([0, 1])).backward()
     names = {name for name, _ in made.named_parameters()}
@@ -375,6 +435,11 @@ def parameters(module: nn.Module) -> int:
 
 
 def test_the_papers_own_graph_has_fewer_parameters():
-    """Table 6 counts the released graph; the one of eq. (8), (9) has 4 480 fewer: one GRU, no norms, a second layer."""
-    counts = [parameters(DyReg(128, (16, 16), 32, offset_width=32, variant=variant)) for variant in VARIANTS]
+    """Table 6 counts the released graph; the one of eq. (8), (9) has 4 480 fewer: one GRU, no
+    norms, a second layer.
+    """
+    counts = [
+        parameters(DyReg(128, (16, 16), 32, offset_width=32, variant=variant))
+        for variant in VARIANTS
+    ]
     assert counts[1] - counts[0] == (15 * 1024 + 22 * 32) - (11 * 1024 + 10 * 32) == 4480

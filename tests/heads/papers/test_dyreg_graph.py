@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from small_dyreg import VARIANTS, B, C, T, norm_by_hand, over_time
 
-from heads.dyreg_graph import PaperGraph, ReleasedGraph
-from heads.dyreg_kernels import NODES
+from heads.papers.dyreg.graph import PaperGraph, ReleasedGraph
+from heads.papers.dyreg.kernels import NODES
+from tests.support.small_dyreg import VARIANTS, B, C, T, norm_by_hand, over_time
 
 variants = pytest.mark.parametrize("variant", VARIANTS)
 
@@ -20,7 +20,9 @@ def graph(variant: str, channels=C):
 
 
 def vertices(steps=T) -> torch.Tensor:
-    return torch.randn(B, steps, NODES, C, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return torch.randn(
+        B, steps, NODES, C, generator=torch.Generator().manual_seed(2), dtype=torch.float64
+    )
 
 
 def attention_by_hand(net, v: torch.Tensor, i: int) -> torch.Tensor:
@@ -31,7 +33,9 @@ def attention_by_hand(net, v: torch.Tensor, i: int) -> torch.Tensor:
 def test_the_paper_graph_follows_its_equations():
     net, v = graph("paper"), vertices()
     result = net(v)
-    first = torch.cat([net.messages.sender.weight, net.messages.receiver.weight], 1)  # of [v_j ; v_i]
+    first = torch.cat(
+        [net.messages.sender.weight, net.messages.receiver.weight], 1
+    )  # of [v_j ; v_i]
     for _ in range(3):
         frames = []
         for frame in v.flatten(0, 1):
@@ -39,7 +43,9 @@ def test_the_paper_graph_follows_its_equations():
             for i in range(NODES):
                 p, total = attention_by_hand(net, frame, i), 0
                 for j in range(NODES):
-                    hidden = (first @ torch.cat([frame[j], frame[i]]) + net.messages.receiver.bias).relu()
+                    hidden = (
+                        first @ torch.cat([frame[j], frame[i]]) + net.messages.receiver.bias
+                    ).relu()
                     total = total + p[j] * net.messages.second(hidden).relu()
                 rows.append(total)
             frames.append(torch.stack(rows))
@@ -50,11 +56,15 @@ def test_the_paper_graph_follows_its_equations():
 def test_the_released_graph_follows_its_equations():
     net, v = graph("released"), vertices()
     result = net(v)
-    v = torch.stack([norm_by_hand(net.norm_in, frame) for frame in v.flatten(0, 1)]).unflatten(0, (B, T))
+    v = torch.stack([norm_by_hand(net.norm_in, frame) for frame in v.flatten(0, 1)]).unflatten(
+        0, (B, T)
+    )
     for _ in range(3):
         frames = []
         for frame in over_time(net.time, v).flatten(0, 1):
-            messages = torch.stack([torch.stack([net.messages.linear(a + b).relu() for b in frame]) for a in frame])
+            messages = torch.stack(
+                [torch.stack([net.messages.linear(a + b).relu() for b in frame]) for a in frame]
+            )
             messages = norm_by_hand(net.messages.norm, messages)
             a = torch.stack([attention_by_hand(net, frame, i) @ messages[i] for i in range(NODES)])
             frames.append(norm_by_hand(net.norm, frame + (a + net.beta).relu()))
@@ -77,7 +87,11 @@ def test_messages_are_symmetric_as_sums_only():
 
 @variants
 def test_the_graph_does_not_know_the_order_of_nodes(variant):
-    net, v, order = graph(variant), vertices(), torch.randperm(NODES, generator=torch.Generator().manual_seed(5))
+    net, v, order = (
+        graph(variant),
+        vertices(),
+        torch.randperm(NODES, generator=torch.Generator().manual_seed(5)),
+    )
     torch.testing.assert_close(net(v[:, :, order]), net(v)[:, :, order], rtol=1e-10, atol=1e-10)
 
 

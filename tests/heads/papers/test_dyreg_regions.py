@@ -1,21 +1,51 @@
-"""Where DyReg-GNN looks: kernels, what predicts them, every kind of regions, and distillation (spec 3.1, 3.4, 3.8)."""
+"""Where DyReg-GNN looks: kernels, what predicts them, every kind of regions, and distillation (spec
+3.1, 3.4, 3.8).
+"""
 
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from small_dyreg import GRID, PREDICTED, B, C, T, boxes, dyreg, maps, norm_by_hand, norm_map, over_time, regions_of
 from torch import nn
 
-from heads.dyreg_kernels import ANCHORS, NODES, anchor_points, area_grid, geometry, kernels_of
-from heads.dyreg_regions import REGIONS, Fishnet, build_regions, distillation_loss, place_waves
+from heads.papers.dyreg.kernels import (
+    ANCHORS,
+    NODES,
+    anchor_points,
+    area_grid,
+    geometry,
+    kernels_of,
+)
+from heads.papers.dyreg.regions import (
+    REGIONS,
+    Fishnet,
+    build_regions,
+    distillation_loss,
+    place_waves,
+)
+from tests.support.small_dyreg import (
+    GRID,
+    PREDICTED,
+    B,
+    C,
+    T,
+    boxes,
+    dyreg,
+    maps,
+    norm_by_hand,
+    norm_map,
+    over_time,
+    regions_of,
+)
 
 # ---- geometry and kernels
 
 
 def wild(n=2000) -> torch.Tensor:
-    return torch.randn(n, NODES, 4, generator=torch.Generator().manual_seed(1)) * torch.tensor([3.0, 3.0, 5.0, 5.0])
+    return torch.randn(n, NODES, 4, generator=torch.Generator().manual_seed(1)) * torch.tensor(
+        [3.0, 3.0, 5.0, 5.0]
+    )
 
 
 @pytest.mark.parametrize("grid", [(14, 14), (7, 9)])
@@ -25,8 +55,12 @@ def test_kernels_are_non_negative_of_sum_one_and_rank_one_whatever_the_offsets(g
         kernels = kernels_of(centres, radii, grid)
         assert kernels.shape == (2000, NODES, *grid)
         assert (kernels >= 0).all()
-        torch.testing.assert_close(kernels.sum((-1, -2)), torch.ones(2000, NODES), rtol=0, atol=1e-5)
-        outer = kernels.sum(-1)[..., :, None] * kernels.sum(-2)[..., None, :]  # of rank one with sum 1: the product of its sums
+        torch.testing.assert_close(
+            kernels.sum((-1, -2)), torch.ones(2000, NODES), rtol=0, atol=1e-5
+        )
+        outer = (
+            kernels.sum(-1)[..., :, None] * kernels.sum(-2)[..., None, :]
+        )  # of rank one with sum 1: the product of its sums
         torch.testing.assert_close(kernels, outer, rtol=0, atol=1e-6)
         assert ((centres >= 0) & (centres <= torch.tensor(grid) - 1)).all()
 
@@ -44,12 +78,16 @@ def test_zero_offsets_stay_at_the_anchors_with_the_papers_radius():
     assert (centres == 7.0).all()  # not 6.5, the middle of the indices
     torch.testing.assert_close(radii, torch.full_like(radii, 14 / 6 + 2))
     points = anchor_points("grid", (12, 18))
-    torch.testing.assert_close(geometry(zero, points, (12, 18))[0], points.double(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        geometry(zero, points, (12, 18))[0], points.double(), rtol=0, atol=1e-12
+    )
     assert points.tolist() == [[y, x] for y in (2, 6, 10) for x in (3, 9, 15)]
 
 
 def test_offsets_are_height_width_down_right():
-    moved, radii = geometry(torch.tensor([[0.5, 0.0, 0.0, 0.3]]), anchor_points("centre", (14, 14))[:1], (14, 14))
+    moved, radii = geometry(
+        torch.tensor([[0.5, 0.0, 0.0, 0.3]]), anchor_points("centre", (14, 14))[:1], (14, 14)
+    )
     assert radii[0, 0] == pytest.approx(math.exp(0.5) * (14 / 6 + 1) + 1)
     assert radii[0, 1] == pytest.approx(14 / 6 + 2)
     assert moved[0].tolist() == pytest.approx([7.0, 7 + 7 * math.tanh(0.3)])
@@ -58,7 +96,9 @@ def test_offsets_are_height_width_down_right():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_anchors_at_the_border_can_leave_it(dtype):
     border = torch.tensor([[0.0, 14.0]])
-    assert geometry(torch.zeros(1, 4, dtype=dtype), border, (14, 14))[0].tolist() == [[pytest.approx(0, abs=1e-5), 13]]
+    assert geometry(torch.zeros(1, 4, dtype=dtype), border, (14, 14))[0].tolist() == [
+        [pytest.approx(0, abs=1e-5), 13]
+    ]
     inwards = torch.tensor([[0, 0, math.atanh(1 - 1e-7), -math.atanh(1 - 1e-7)]], dtype=dtype)
     assert geometry(inwards, border, (14, 14))[0].tolist() == [[pytest.approx(7, abs=1e-4)] * 2]
 
@@ -68,7 +108,9 @@ def test_kernels_without_normalisation_are_the_papers():
     kernel = kernels_of(centres, radii, GRID, normalise=False)[0]
     for y in range(GRID[0]):
         for x in range(GRID[1]):
-            assert kernel[y, x] == pytest.approx(max(0, 2 - abs(y - 2.5)) * max(0, 1.5 - abs(x - 3)))
+            assert kernel[y, x] == pytest.approx(
+                max(0, 2 - abs(y - 2.5)) * max(0, 1.5 - abs(x - 3))
+            )
     assert kernels_of(centres, radii, GRID)[0].allclose(kernel / kernel.sum())
 
 
@@ -78,7 +120,9 @@ def test_a_ramp_is_read_at_the_centre_and_shows_where_to_move_it():
     ramp = torch.arange(14, dtype=torch.float64)[:, None].expand(14, 14)
     centres = torch.tensor([[5.3, 6.0], [7.77, 6.0]], dtype=torch.float64).requires_grad_()
     for radius, tolerance in ((3.0, 1e-12), (3.4, 0.05)):
-        values = (kernels_of(centres, torch.full((2, 2), radius, dtype=torch.float64), grid) * ramp).sum((-1, -2))
+        values = (
+            kernels_of(centres, torch.full((2, 2), radius, dtype=torch.float64), grid) * ramp
+        ).sum((-1, -2))
         torch.testing.assert_close(values, centres[:, 0], rtol=0, atol=tolerance)
         (gradient,) = torch.autograd.grad(values.sum(), centres)
         assert (gradient[:, 0] > 0.7).all()
@@ -89,12 +133,20 @@ def test_a_ramp_is_read_at_the_centre_and_shows_where_to_move_it():
 def test_fixed_regions_are_the_cells_of_a_three_by_three_grid_by_area(grid):
     cells = area_grid(grid)
     torch.testing.assert_close(cells.sum((-1, -2)), torch.ones(NODES, dtype=torch.float64))
-    torch.testing.assert_close(cells.mean(0), torch.full(grid, 1 / (grid[0] * grid[1]), dtype=torch.float64))
-    fine = F.interpolate(cells[None] / 9, scale_factor=3, mode="nearest")[0]  # thirds of a cell lie in one area
+    torch.testing.assert_close(
+        cells.mean(0), torch.full(grid, 1 / (grid[0] * grid[1]), dtype=torch.float64)
+    )
+    fine = F.interpolate(cells[None] / 9, scale_factor=3, mode="nearest")[
+        0
+    ]  # thirds of a cell lie in one area
     blocks = fine.unflatten(1, (3, grid[0])).unflatten(3, (3, grid[1]))
     for node in range(NODES):
         inside = blocks[node, node // 3, :, node % 3]
-        assert inside.sum() == pytest.approx(1) if grid[0] % 3 == 0 == grid[1] % 3 else inside.min() > 0
+        assert (
+            inside.sum() == pytest.approx(1)
+            if grid[0] % 3 == 0 == grid[1] % 3
+            else inside.min() > 0
+        )
 
 
 # ---- what predicts the regions
@@ -115,13 +167,17 @@ def test_the_big_generator_is_the_papers_layers():
     def layer(block: nn.Sequential, x: torch.Tensor, transposed=False) -> torch.Tensor:
         convolution, _, norm = block
         run = F.conv_transpose2d if transposed else F.conv2d
-        y = run(x, convolution.weight, convolution.bias, 1 if convolution.kernel_size == (1, 1) else 2).relu()
+        y = run(
+            x, convolution.weight, convolution.bias, 1 if convolution.kernel_size == (1, 1) else 2
+        ).relu()
         return norm_map(norm, y[0])[None]
 
     tail0 = layer(net.tail0, layer(net.enter, x))
     tail1 = layer(net.tail1, tail0)
     assert (tail0.shape, tail1.shape) == ((1, 32, 13, 13), (1, 16, 6, 6))
-    torch.testing.assert_close(net(x), layer(net.leave, layer(net.up, tail1, transposed=True) + tail0))
+    torch.testing.assert_close(
+        net(x), layer(net.leave, layer(net.up, tail1, transposed=True) + tail0)
+    )
 
 
 @pytest.mark.parametrize("cells", [3, 5, 9, 10, 13, 17, 19, 27, 35, 50])
@@ -131,7 +187,9 @@ def test_other_maps_run_too_also_beside_another_side(cells):
     assert Fishnet(4, (cells, 11), upsample=True)(x).shape == (1, 32, cells, 11)
 
 
-@pytest.mark.parametrize(("grid", "match"), [((51, 51), "deeper"), ((56, 56), "deeper"), ((2, 7), "higher up")])
+@pytest.mark.parametrize(
+    ("grid", "match"), [((51, 51), "deeper"), ((56, 56), "deeper"), ((2, 7), "higher up")]
+)
 def test_maps_that_it_cannot_take_are_refused(grid, match):
     with pytest.raises(ValueError, match=match):
         build_regions("dynamic", 4, grid)
@@ -168,7 +226,9 @@ def test_regions_have_the_shapes_of_their_kind(regions):
         assert found.offsets.shape == (B, steps, NODES, 4)
         assert found.offsets.requires_grad
     if regions != "semantic":
-        torch.testing.assert_close(found.kernels.sum((-1, -2)), torch.ones(B, steps, NODES, dtype=torch.float64))
+        torch.testing.assert_close(
+            found.kernels.sum((-1, -2)), torch.ones(B, steps, NODES, dtype=torch.float64)
+        )
 
 
 @pytest.mark.parametrize("regions", PREDICTED)
@@ -236,7 +296,9 @@ def test_regions_follow_their_equations_from_g_on():
     z = torch.stack([norm_by_hand(net.norm_in, f) for f in g.flatten(0, 1)]).unflatten(0, (B, T))
     z = over_time(net.time, z)
     z = torch.stack([norm_by_hand(net.norm, f) for f in z.flatten(0, 1)]).unflatten(0, (B, T))
-    torch.testing.assert_close(regions_of(module, x).offsets, (z @ net.linear.weight.T + net.linear.bias) * net.alpha)
+    torch.testing.assert_close(
+        regions_of(module, x).offsets, (z @ net.linear.weight.T + net.linear.bias) * net.alpha
+    )
 
 
 # ---- distillation
@@ -251,7 +313,9 @@ def test_distillation_is_the_smooth_distance_of_the_offsets_and_leaves_the_teach
         d = (s - t).abs()
         total = total + torch.where(d < 1, d * d / 2, d - 0.5).mean() / 2
     torch.testing.assert_close(loss, total)
-    assert all(g is None for g in torch.autograd.grad(loss, teachers, allow_unused=True, retain_graph=True))
+    assert all(
+        g is None for g in torch.autograd.grad(loss, teachers, allow_unused=True, retain_graph=True)
+    )
     loss.backward()
     assert all(s.grad.abs().sum() > 0 for s in students)
     assert distillation_loss(students, [s.detach() for s in students]) == 0

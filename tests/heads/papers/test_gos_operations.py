@@ -1,19 +1,27 @@
-"""GOS's operations against their equations, node by node, and what holds of them without any trained weights (float64)."""
+"""GOS's operations against their equations, node by node, and what holds of them without any
+trained weights (float64).
+"""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from heads.affinity import VARIANTS, Choices, Sizes, unit
-from heads.operations import SPACES, new_operation
-from heads.scene import Scene, layout_of
-from pipeline.graphs import inner_products, nearest_nodes, similar_nodes
+from heads.papers.gos.affinity import VARIANTS, Choices, Sizes, unit
+from heads.papers.gos.operation_inputs import Scene, layout_of
+from heads.papers.gos.operations import SPACES, new_operation
+from pipeline.regions.graphs import inner_products, nearest_nodes, similar_nodes
 
 B, T, N, C, G = 2, 8, 3, 6, 5
 RELATIONS = ("feat_aggr", "diff_prop", "temp_conv", "back_incor", "node_att")
 OPERATION_OPTIONS = ("affinity", "kernel", "padding", "nearest", "attention", "background")
-RELEASED = {"feat_aggr": 131_840, "diff_prop": 131_840, "temp_conv": 68_096, "back_incor": 144_384, "node_att": 170}
+RELEASED = {
+    "feat_aggr": 131_840,
+    "diff_prop": 131_840,
+    "temp_conv": 68_096,
+    "back_incor": 144_384,
+    "node_att": 170,
+}
 variants = pytest.mark.parametrize("variant", VARIANTS)
 relations = pytest.mark.parametrize("name", RELATIONS)
 
@@ -23,13 +31,20 @@ def draw(*shape: int, seed: int) -> torch.Tensor:
 
 
 def choices(variant: str = "paper", **changes) -> Choices:
-    return Choices("test", **{**{name: VARIANTS[variant][name] for name in OPERATION_OPTIONS}, "top": 4, **changes})
+    return Choices(
+        "test",
+        **{**{name: VARIANTS[variant][name] for name in OPERATION_OPTIONS}, "top": 4, **changes},
+    )
 
 
-def operation(name: str, variant: str = "paper", random: bool = True, sizes: Sizes | None = None, **changes):
+def operation(
+    name: str, variant: str = "paper", random: bool = True, sizes: Sizes | None = None, **changes
+):
     """The operation in float64 and eval mode; `random` draws every weight."""
     torch.manual_seed(0)
-    op = new_operation(name, sizes or Sizes(C, T, N, G), choices(variant, **changes)).double().eval()
+    op = (
+        new_operation(name, sizes or Sizes(C, T, N, G), choices(variant, **changes)).double().eval()
+    )
     if random:
         with torch.no_grad():
             for parameter in op.parameters():
@@ -38,7 +53,9 @@ def operation(name: str, variant: str = "paper", random: bool = True, sizes: Siz
 
 
 def some_scene(missing: bool = False, seed: int = 1) -> Scene:
-    """Boxes, background and layout of B views; with `missing` a third of the boxes, a whole frame and nearly a whole view."""
+    """Boxes, background and layout of B views; with `missing` a third of the boxes, a whole frame
+    and nearly a whole view.
+    """
     g = torch.Generator().manual_seed(seed)
     corner = torch.rand(B, T, N, 2, generator=g, dtype=torch.float64) * 0.5
     valid = torch.ones(B, T, N, dtype=torch.bool)
@@ -86,7 +103,13 @@ def by_hand(name: str, op, x: torch.Tensor, scene: Scene, b: int) -> torch.Tenso
                 if len(there):
                     sequence[f] = x[there[scores[i, there].argmax()]]
             depthwise = op.conv.weight.shape[1] == 1
-            z = F.conv1d(sequence.T[None], op.conv.weight, op.conv.bias, padding=op.pad, groups=C if depthwise else 1)
+            z = F.conv1d(
+                sequence.T[None],
+                op.conv.weight,
+                op.conv.bias,
+                padding=op.pad,
+                groups=C if depthwise else 1,
+            )
             rows.append(act(op, z[0].T).mean(0))
         return torch.stack(rows)
     if name == "back_incor":
@@ -105,7 +128,9 @@ def by_hand(name: str, op, x: torch.Tensor, scene: Scene, b: int) -> torch.Tenso
             told[valid] = cosine[i]
             told = torch.cat([told.flatten(), layout[i]])
         else:
-            others = [j for j in sorted(range(V), key=lambda j: -cosine[i, j].item()) if j != i][: op.top]
+            others = [j for j in sorted(range(V), key=lambda j: -cosine[i, j].item()) if j != i][
+                : op.top
+            ]
             table = torch.zeros(4, op.top, dtype=x.dtype)
             for m, j in enumerate(others):
                 table[0, m] = cosine[i, j]
@@ -122,16 +147,23 @@ def test_an_operation_follows_its_equation(name, variant, missing):
     op, scene, x = operation(name, variant), some_scene(missing), nodes()
     found = op(x, scene)
     for b in range(B):
-        torch.testing.assert_close(found[b][scene.valid[b]], by_hand(name, op, x, scene, b), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            found[b][scene.valid[b]], by_hand(name, op, x, scene, b), rtol=1e-9, atol=1e-9
+        )
 
 
 @variants
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_difference_propagation_by_the_identity_is_the_naive_sum_in_value_and_gradient(variant, dtype):
+def test_difference_propagation_by_the_identity_is_the_naive_sum_in_value_and_gradient(
+    variant, dtype
+):
     op, scene = operation("diff_prop", variant).to(dtype), some_scene()
     tolerance = 1e-5 if dtype == torch.float32 else 1e-10
     found = []
-    for run in (op, lambda x, s: torch.stack([by_hand("diff_prop", op, x, s, b) for b in range(B)]).view_as(x)):
+    for run in (
+        op,
+        lambda x, s: torch.stack([by_hand("diff_prop", op, x, s, b) for b in range(B)]).view_as(x),
+    ):
         x = nodes().to(dtype).requires_grad_()
         op.zero_grad()
         z = run(x, scene)
@@ -150,7 +182,9 @@ class LargestTensor(TorchDispatchMode):
         made = function(*args, **(kwargs or {}))
         for tensor in made if isinstance(made, tuple | list) else (made,):
             if isinstance(tensor, torch.Tensor):
-                self.size = max(self.size, tensor.untyped_storage().nbytes() // tensor.element_size())
+                self.size = max(
+                    self.size, tensor.untyped_storage().nbytes() // tensor.element_size()
+                )
         return made
 
 
@@ -169,7 +203,9 @@ def test_parameters_of_the_released_operations(name, count):
     assert sum(p.numel() for p in op.parameters()) == count
 
 
-@pytest.mark.parametrize(("name", "count"), list((RELEASED | {"temp_conv": 459_520, "node_att": 41}).items()))
+@pytest.mark.parametrize(
+    ("name", "count"), list((RELEASED | {"temp_conv": 459_520, "node_att": 41}).items())
+)
 def test_parameters_of_the_operations_in_the_paper(name, count):
     op = operation(name, random=False, sizes=Sizes(256, 16, 10, 49), top=10)
     assert sum(p.numel() for p in op.parameters()) == count
@@ -205,7 +241,9 @@ def test_affinity_is_the_cosine_at_first_and_symmetric_where_only_the_diagonal_c
     for variant in VARIANTS:
         fresh = operation("feat_aggr", variant, random=False).affinity
         A = fresh(fresh.features(x), fresh.features(x))
-        torch.testing.assert_close(A.diagonal(dim1=1, dim2=2), torch.ones(B, T * N, dtype=torch.float64))
+        torch.testing.assert_close(
+            A.diagonal(dim1=1, dim2=2), torch.ones(B, T * N, dtype=torch.float64)
+        )
     for variant, symmetric in (("released", True), ("paper", False)):
         a = operation("feat_aggr", variant).affinity
         A = a(a.features(x), a.features(x))
@@ -257,11 +295,15 @@ def permuted(order: torch.Tensor, x: torch.Tensor, scene: Scene) -> tuple[torch.
     def move(t):
         return t.flatten(1, 2)[:, order].unflatten(1, (T, N))
 
-    return move(x), Scene(move(scene.valid), layout=move(scene.layout), y=scene.y, cells=scene.cells)
+    return move(x), Scene(
+        move(scene.valid), layout=move(scene.layout), y=scene.y, cells=scene.cells
+    )
 
 
 def is_equivariant(name: str, variant: str, within_frames: bool) -> bool:
-    """Whether a permutation of the nodes, their boxes included, permutes the outputs in the same way."""
+    """Whether a permutation of the nodes, their boxes included, permutes the outputs in the same
+    way.
+    """
     g = torch.Generator().manual_seed(4)
     if within_frames:
         order = torch.cat([t * N + torch.randperm(N, generator=g) for t in range(T)])
@@ -270,18 +312,26 @@ def is_equivariant(name: str, variant: str, within_frames: bool) -> bool:
     op, x, scene = operation(name, variant), nodes(), some_scene(missing=True)
     moved = op(*permuted(order, x, scene)).flatten(1, 2)
     valid = scene.valid.flatten(1)[:, order]
-    return torch.allclose(moved[valid], op(x, scene).flatten(1, 2)[:, order][valid], rtol=1e-9, atol=1e-9)
+    return torch.allclose(
+        moved[valid], op(x, scene).flatten(1, 2)[:, order][valid], rtol=1e-9, atol=1e-9
+    )
 
 
 @variants
 @relations
-def test_permuting_the_nodes_of_a_frame_permutes_the_outputs_but_for_weights_tied_to_slots(name, variant):
-    assert is_equivariant(name, variant, within_frames=True) == ((name, variant) != ("node_att", "released"))
+def test_permuting_the_nodes_of_a_frame_permutes_the_outputs_but_for_weights_tied_to_slots(
+    name, variant
+):
+    assert is_equivariant(name, variant, within_frames=True) == (
+        (name, variant) != ("node_att", "released")
+    )
 
 
 @variants
 @relations
-def test_permuting_nodes_across_frames_permutes_the_outputs_where_frames_do_not_count(name, variant):
+def test_permuting_nodes_across_frames_permutes_the_outputs_where_frames_do_not_count(
+    name, variant
+):
     free = name in ("feat_aggr", "diff_prop") or (name, variant) == ("node_att", "paper")
     assert is_equivariant(name, variant, within_frames=False) == free
 
@@ -350,11 +400,15 @@ def test_reversing_time_is_flipping_the_kernel(variant):
 @variants
 def test_nodes_with_the_same_nearest_nodes_get_the_same_output(variant):
     op, x = operation(name := "temp_conv", variant, random=False), nodes()
-    x[:, 3, 2] = 2 * x[:, 3, 1]  # same direction: the same neighbours wherever they are not each other's
+    x[:, 3, 2] = (
+        2 * x[:, 3, 1]
+    )  # same direction: the same neighbours wherever they are not each other's
     scene = some_scene()
     near = op.attention(x, scene)
     assert near[:, 3, 1].equal(near[:, 3, 2]), name
-    assert (near[:, 3, 1, 3] == (2 if variant == "paper" else 1)).all()  # inner product: the longer one; cosine: the first
+    assert (
+        near[:, 3, 1, 3] == (2 if variant == "paper" else 1)
+    ).all()  # inner product: the longer one; cosine: the first
     out = op(x, scene)
     torch.testing.assert_close(out[:, 3, 1], out[:, 3, 2])
 
@@ -373,7 +427,9 @@ def test_background_comes_from_the_nodes_own_frame():
 def test_uniform_background_is_attended_uniformly(variant):
     op, scene = operation("back_incor", variant), some_scene()
     flat = Scene(scene.valid, y=scene.y[:, :, :1].expand(B, T, G, C), cells=scene.cells)
-    torch.testing.assert_close(op.attention(nodes(), flat), torch.full((B, T, N, G), 1 / G, dtype=torch.float64))
+    torch.testing.assert_close(
+        op.attention(nodes(), flat), torch.full((B, T, N, G), 1 / G, dtype=torch.float64)
+    )
 
 
 def test_the_linear_layer_of_both_parts_is_the_papers_sum_of_two():
@@ -384,7 +440,9 @@ def test_the_linear_layer_of_both_parts_is_the_papers_sum_of_two():
     torch.testing.assert_close(op(x, scene), act(op, z))
     softmaxed = operation("back_incor", background="softmax")
     P = softmaxed.attention(x, scene)
-    torch.testing.assert_close(softmaxed(x, scene), act(op, P @ V_b.T + (P @ scene.y) @ W_b.T + op.linear.bias))
+    torch.testing.assert_close(
+        softmaxed(x, scene), act(op, P @ V_b.T + (P @ scene.y) @ W_b.T + op.linear.bias)
+    )
 
 
 @pytest.mark.parametrize("name", ["temp_conv", "node_att"])
@@ -404,7 +462,8 @@ def test_too_few_cached_neighbours_are_refused_with_the_command():
     op, scene = operation("node_att", neighbours="cached"), some_scene()
     few = Scene(scene.valid, layout=scene.layout, similar=torch.zeros(B, T, N, 3, dtype=torch.long))
     with pytest.raises(
-        ValueError, match=r"4 most similar nodes in the cache, got 3; run `vidgraph graphs` with --neighbours 4"
+        ValueError,
+        match=r"4 most similar nodes in the cache, got 3; run `vidgraph graphs` with --neighbours 4",
     ):
         op(nodes(), few)
 
@@ -446,7 +505,9 @@ def test_bfloat16_arithmetic_chooses_the_same_neighbours():
 
 def test_slots_of_the_released_node_attention_are_counted():
     with pytest.raises(ValueError, match="a weight for each of 24 nodes, got 15"):
-        operation("node_att", "released")(nodes()[:, :5], Scene(torch.ones(B, 5, N, dtype=torch.bool)))
+        operation("node_att", "released")(
+            nodes()[:, :5], Scene(torch.ones(B, 5, N, dtype=torch.bool))
+        )
 
 
 def test_skip_drops_single_values_in_training_only():
@@ -476,4 +537,6 @@ def test_combinations_are_chains_of_the_operations():
 def test_views_of_a_batch_do_not_mix(name, variant):
     op, scene, x = operation(name, variant), some_scene(missing=True), nodes()
     together, row = op(x, scene), torch.tensor([1])
-    torch.testing.assert_close(op(x[row], scene.take(row))[scene.valid[row]], together[row][scene.valid[row]])
+    torch.testing.assert_close(
+        op(x[row], scene.take(row))[scene.valid[row]], together[row][scene.valid[row]]
+    )

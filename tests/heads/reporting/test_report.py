@@ -11,26 +11,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import report_runs
-import tiny_videos
 from click.testing import CliRunner
-from report_runs import CLASSES, Made
-from tiny_cache import Tiny
 
 from cli.__main__ import vidgraph
 from cli._options import toml_value
-from heads import runs
-from heads.recipe import recipe_with
-from heads.report import report
-from heads.reporting.cached import boxes_per_clip
+from heads.config.recipe import recipe_with
+from heads.reporting.cache_facts import boxes_per_clip
 from heads.reporting.document import Document
-from heads.reporting.found import read_run
-from heads.reporting.page import to_html
-from heads.reporting.predicted import predicted_of
-from heads.reporting.written import write_report
-from heads.train import train
-from pipeline.cache import Cache
-from pipeline.config import ExtractConfig, with_settings
+from heads.reporting.html_page import to_html
+from heads.reporting.output_folder import write_report
+from heads.reporting.predictions import predicted_of
+from heads.reporting.report import report
+from heads.reporting.run_folders import read_run
+from heads.runs import run_files as runs
+from heads.training.train import train
+from pipeline.cache.reader import Cache
+from pipeline.stages.config import ExtractConfig, with_settings
+from tests.support import report_runs, tiny_videos
+from tests.support.report_runs import CLASSES, Made
+from tests.support.tiny_cache import Tiny
 
 
 def quiet(line: str) -> None:
@@ -77,14 +76,20 @@ def videos(tmp_path_factory) -> Path:
 
 def extraction_of(folder: Path) -> ExtractConfig:
     """Never mirrored, which is not the default."""
-    return tiny_videos.config_of(folder, keep=("pooled", "boxes"), sampling=replace(tiny_videos.SAMPLING, flip=0.0))
+    return tiny_videos.config_of(
+        folder, keep=("pooled", "boxes"), sampling=replace(tiny_videos.SAMPLING, flip=0.0)
+    )
 
 
 @pytest.fixture(scope="module")
 def on_videos(videos, tmp_path_factory) -> Path:
     """Runs on that cache: what `strong` gets right, `weak` gets wrong."""
     folder, cache = tmp_path_factory.mktemp("on_videos"), Cache(videos / "cache")
-    more = {"clips": ("clip0", "clip1", "clip2", "clip4"), "fingerprint": cache.fingerprint, "cache": str(cache.path)}
+    more = {
+        "clips": ("clip0", "clip1", "clip2", "clip4"),
+        "fingerprint": cache.fingerprint,
+        "cache": str(cache.path),
+    }
     Made("strong", 0, "strg", skill=1.0, config=cache.config, **more).write(folder)
     Made("weak", 0, "pool", skill=0.0, config=cache.config, **more).write(folder)
     return folder
@@ -97,7 +102,9 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row_with_the_spread(study,
     rows = {row["name"]: row for row in table(written, "study")}
     assert list(rows) == ["strong", "weak"]  # the best first
     for name, row in rows.items():
-        found = [100 * read_run(study / f"{name}-seed{seed}").figures("test")["top1"] for seed in (0, 1)]
+        found = [
+            100 * read_run(study / f"{name}-seed{seed}").figures("test")["top1"] for seed in (0, 1)
+        ]
         assert float(row["test top-1 %"]) == pytest.approx(np.mean(found))
         assert float(row["test top-1 % sd"]) == pytest.approx(np.std(found, ddof=1))
         assert row["test top-1 % runs"] == row["seeds"] == "2"
@@ -107,8 +114,14 @@ def test_runs_that_differ_in_a_setting_are_rows_named_after_it(tmp_path):
     for dropout in (0.0, 0.5):
         Made("same", head="pool", options={"dropout": dropout}).write(tmp_path / str(dropout))
     write(tmp_path, tmp_path / "out")
-    assert {row["name"] for row in table(tmp_path / "out", "study")} == {"same, dropout=0.0", "same, dropout=0.5"}
-    assert {row["head.options.dropout"] for row in table(tmp_path / "out", "settings")} == {"0.0", "0.5"}
+    assert {row["name"] for row in table(tmp_path / "out", "study")} == {
+        "same, dropout=0.0",
+        "same, dropout=0.5",
+    }
+    assert {row["head.options.dropout"] for row in table(tmp_path / "out", "settings")} == {
+        "0.0",
+        "0.5",
+    }
 
 
 def test_a_run_that_was_repeated_is_no_further_seed(tmp_path):
@@ -128,23 +141,33 @@ def test_a_pattern_a_folder_and_a_run_folder_name_the_same_runs(study, tmp_path)
 
 
 def test_macs_are_those_that_summary_counts(tmp_path):
-    from heads.summary import count_named
+    from heads.evaluation.summary import count_named
 
     folder = Made(head="pool").write(tmp_path)
     report([folder], tmp_path / "out", say=quiet)
-    assert int(table(tmp_path / "out", "study")[0]["MACs"]) == count_named(str(folder), {}).total.macs
+    assert (
+        int(table(tmp_path / "out", "study")[0]["MACs"]) == count_named(str(folder), {}).total.macs
+    )
 
 
 def test_the_same_runs_give_the_same_bytes(study, written, tmp_path):
     write(study, tmp_path / "again")
     files = sorted(path.relative_to(written) for path in written.rglob("*") if path.is_file())
-    assert files == sorted(path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*") if path.is_file())
-    assert all((written / path).read_bytes() == (tmp_path / "again" / path).read_bytes() for path in files)
+    assert files == sorted(
+        path.relative_to(tmp_path / "again")
+        for path in (tmp_path / "again").rglob("*")
+        if path.is_file()
+    )
+    assert all(
+        (written / path).read_bytes() == (tmp_path / "again" / path).read_bytes() for path in files
+    )
 
 
 def test_what_was_evaluated_after_the_training_is_told(tmp_path):
     folder = Made().write(tmp_path)
-    runs.write_json(folder / "metrics_test_abc.json", {"checkpoint": "last", "fingerprint": "abc", "top1": 0.25})
+    runs.write_json(
+        folder / "metrics_test_abc.json", {"checkpoint": "last", "fingerprint": "abc", "top1": 0.25}
+    )
     write(folder, tmp_path / "out")
     (row,) = table(tmp_path / "out", "evaluations")
     assert (row["evaluation"], row["checkpoint"], row["top-1 %"]) == ("test_abc", "last", "25")
@@ -155,14 +178,17 @@ def test_what_was_evaluated_after_the_training_is_told(tmp_path):
 
 def test_recalls_and_gains_are_those_of_the_predictions(study, written):
     recall = {
-        name: np.mean([predictions(study / f"{name}-seed{s}").per_class for s in (0, 1)], 0) for name in ("strong", "weak")
+        name: np.mean([predictions(study / f"{name}-seed{s}").per_class for s in (0, 1)], 0)
+        for name in ("strong", "weak")
     }
     for k, row in enumerate(table(written, "classes")):
         assert (row["class"], row["videos"]) == (CLASSES[k], "10")
         assert float(row["strong %"]) == pytest.approx(100 * recall["strong"][k])
     drawn = (written / "plots" / "gains.svg").read_text()
     for k, name in enumerate(CLASSES):
-        assert f"<title>{name}: {100 * (recall['strong'] - recall['weak'])[k]:+.1f}</title>" in drawn
+        assert (
+            f"<title>{name}: {100 * (recall['strong'] - recall['weak'])[k]:+.1f}</title>" in drawn
+        )
 
 
 def test_compare_chooses_which_row_gains_over_which(study, tmp_path):
@@ -174,15 +200,25 @@ def test_compare_chooses_which_row_gains_over_which(study, tmp_path):
 
 def test_confusions_are_summed_over_seeds(study, written):
     counts = sum(predictions(study / f"strong-seed{seed}").confusion for seed in (0, 1))
-    wrong = {(CLASSES[a], CLASSES[b]): int(counts[a, b]) for a in range(3) for b in range(3) if a != b and counts[a, b]}
-    assert {(row["label"], row["predicted"]): int(row["count"]) for row in table(written, "confusions-0")} == wrong
+    wrong = {
+        (CLASSES[a], CLASSES[b]): int(counts[a, b])
+        for a in range(3)
+        for b in range(3)
+        if a != b and counts[a, b]
+    }
+    assert {
+        (row["label"], row["predicted"]): int(row["count"])
+        for row in table(written, "confusions-0")
+    } == wrong
 
 
 def test_several_labels_per_video_are_reported_by_their_average_precision(tmp_path):
     targets = (np.arange(60).reshape(20, 3) % 4 == 0).astype(np.float32)
     clips = tuple(f"clip{k}" for k in range(20))
     for name, skill in (("good", 0.9), ("bad", 0.2)):
-        Made(name, data={"target": "multi"}, targets=targets, clips=clips, skill=skill).write(tmp_path / "runs")
+        Made(name, data={"target": "multi"}, targets=targets, clips=clips, skill=skill).write(
+            tmp_path / "runs"
+        )
     write(tmp_path / "runs", tmp_path / "out")
     assert "test mAP %" in table(tmp_path / "out", "study")[0]
     text = (tmp_path / "out" / "report.md").read_text()
@@ -196,7 +232,9 @@ def test_structures_are_counted_by_class(tmp_path):
     Made(head="gos", more={"structure": structure.astype(np.int16)}).write(tmp_path / "runs")
     write(tmp_path / "runs", tmp_path / "out")
     rows = {row["class"]: row for row in table(tmp_path / "out", "structures-0")}
-    assert {name: (row["views"], row["most frequent"], row["its share %"]) for name, row in rows.items()} == {
+    assert {
+        name: (row["views"], row["most frequent"], row["its share %"]) for name, row in rows.items()
+    } == {
         "put": ("10", "1-0", "100"),
         "take": ("10", "1-0", "100"),
         "turn": ("10", "4-0", "100"),
@@ -205,8 +243,14 @@ def test_structures_are_counted_by_class(tmp_path):
 
 
 def test_a_trained_head_leaves_the_structure_of_every_view(tmp_path):
-    cache = Tiny(T=8, test_views=1, fields=("boxes", "scores", "valid", "grid", "res5")).write(tmp_path)
-    tables = {"source": "a test", "head": {"name": "gos", "width": 4, "supernodes": 1}, "train": {"epochs": 1, "batch": 12}}
+    cache = Tiny(T=8, test_views=1, fields=("boxes", "scores", "valid", "grid", "res5")).write(
+        tmp_path
+    )
+    tables = {
+        "source": "a test",
+        "head": {"name": "gos", "width": 4, "supernodes": 1},
+        "train": {"epochs": 1, "batch": 12},
+    }
     recipe = recipe_with(tables, {}, Path("gos.toml"))
     train(recipe, cache, tmp_path / "runs" / "gos", device="cpu", say=quiet, tensorboard=False)
     found = predictions(tmp_path / "runs" / "gos").structures
@@ -224,9 +268,17 @@ def test_accuracy_by_views_takes_the_first_of_every_video_and_ends_at_the_runs_o
     path = folder / "predictions_test.npz"
     arrays = dict(np.load(path))
     wrong = arrays["view"] == 0
-    arrays["logits"][wrong] = -arrays["logits"][wrong]  # the first view alone is the opposite of the others
+    arrays["logits"][wrong] = -arrays["logits"][
+        wrong
+    ]  # the first view alone is the opposite of the others
     shuffled = np.random.default_rng(0).permutation(len(wrong))
-    runs.save_predictions(path, {k: v[shuffled] if k in ("clip", "view", "logits", "video") else v for k, v in arrays.items()})
+    runs.save_predictions(
+        path,
+        {
+            k: v[shuffled] if k in ("clip", "view", "logits", "video") else v
+            for k, v in arrays.items()
+        },
+    )
     found = predictions(folder)
     first = arrays["logits"][wrong].argmax(1) == arrays["targets"]
     assert list(found.by_views) == [1, 2, 3]
@@ -238,16 +290,28 @@ def test_accuracy_by_boxes_is_that_of_the_clips_with_so_many(tmp_path):
     cache = Tiny(T=6, N=4).write(tmp_path)
     group = cache["test"]
     clips = tuple(f"clip-{k}" for k in range(24))
-    folder = Made(clips=clips, fingerprint=cache.fingerprint, cache=str(cache.path)).write(tmp_path / "runs")
-    boxes = np.array([np.mean([group.view(row)["valid"].sum(-1) for row in group.rows_of(clip)]) for clip in clips])
+    folder = Made(clips=clips, fingerprint=cache.fingerprint, cache=str(cache.path)).write(
+        tmp_path / "runs"
+    )
+    boxes = np.array(
+        [
+            np.mean([group.view(row)["valid"].sum(-1) for row in group.rows_of(clip)])
+            for clip in clips
+        ]
+    )
     assert boxes_per_clip(cache, clips) == pytest.approx(boxes)
     assert boxes.max() > boxes.min()
     write(folder, tmp_path / "out")
     rows, right = table(tmp_path / "out", "boxes"), predictions(folder).right
     assert sum(int(row["videos"]) for row in rows) == 24
-    assert sum(int(row["videos"]) * float(row["pool %"]) / 100 for row in rows) == pytest.approx(right.sum())
+    assert sum(int(row["videos"]) * float(row["pool %"]) / 100 for row in rows) == pytest.approx(
+        right.sum()
+    )
     most = boxes >= boxes.max() - (boxes.max() - boxes.min()) / 8
-    assert (int(rows[-1]["videos"]), float(rows[-1]["pool %"])) == (most.sum(), pytest.approx(100 * right[most].mean()))
+    assert (int(rows[-1]["videos"]), float(rows[-1]["pool %"])) == (
+        most.sum(),
+        pytest.approx(100 * right[most].mean()),
+    )
 
 
 def test_where_all_clips_have_as_many_boxes_the_report_says_so(on_videos, tmp_path):
@@ -270,7 +334,10 @@ def test_what_training_views_buy_is_told_by_runs_that_differ_in_nothing_else(tmp
 
 
 def test_examples_are_what_one_head_gets_right_and_the_other_wrong(study, written):
-    right = {name: np.mean([predictions(study / f"{name}-seed{s}").right for s in (0, 1)], 0) for name in ("strong", "weak")}
+    right = {
+        name: np.mean([predictions(study / f"{name}-seed{s}").right for s in (0, 1)], 0)
+        for name in ("strong", "weak")
+    }
     clips = predictions(study / "strong-seed0").clips
     expected = {clips[k] for k in np.flatnonzero((right["strong"] > 0.5) & (right["weak"] < 0.5))}
     assert {row["clip"] for row in table(written, "examples-better")} == expected != set()
@@ -279,7 +346,16 @@ def test_examples_are_what_one_head_gets_right_and_the_other_wrong(study, writte
 def test_examples_have_pictures_of_their_clips(on_videos, videos, tmp_path):
     write(on_videos, tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
-    assert len(re.findall('<img alt="clip[0124]: frames [0-9, ]+ of clip[0124].mp4" src="data:image/jpeg;base64,', page)) == 4
+    assert (
+        len(
+            re.findall(
+                '<img alt="clip[0124]: frames [0-9, ]+ of clip[0124].mp4" '
+                'src="data:image/jpeg;base64,',
+                page,
+            )
+        )
+        == 4
+    )
     assert len(list((tmp_path / "out" / "pictures").iterdir())) == 4
     write(on_videos, tmp_path / "out", pictures=0)
     assert "<img" not in (tmp_path / "out" / "report.html").read_text()
@@ -298,7 +374,10 @@ def test_where_videos_or_the_cache_are_gone_the_report_says_so(on_videos, videos
     assert "No picture: " in (page := (tmp_path / "out" / "report.html").read_text())
     assert f"{moved}/clip0.mp4 is not there" in page
     write(report_runs.study(tmp_path / "runs"), tmp_path / "other")  # of a cache that is nowhere
-    assert "No picture: the cache nowhere/cache is not there" in (tmp_path / "other" / "report.html").read_text()
+    assert (
+        "No picture: the cache nowhere/cache is not there"
+        in (tmp_path / "other" / "report.html").read_text()
+    )
 
 
 # --- where the numbers come from
@@ -317,26 +396,34 @@ def test_extraction_is_reported_with_failures_by_reason(on_videos, videos, tmp_p
     assert clip["clip"] == "clip3"
 
 
-def test_the_command_for_a_cache_gives_the_configuration_that_it_was_made_with(on_videos, videos, tmp_path):
+def test_the_command_for_a_cache_gives_the_configuration_that_it_was_made_with(
+    on_videos, videos, tmp_path
+):
     import shlex
 
     write(on_videos, tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
-    command = shlex.split(next(block for block in text.split("```") if block.strip().startswith("vidgraph extract")))
+    command = shlex.split(
+        next(block for block in text.split("```") if block.strip().startswith("vidgraph extract"))
+    )
     given = [command[k + 1].split("=", 1) for k, word in enumerate(command) if word == "--set"]
     asked = with_settings(ExtractConfig(), {key: toml_value(value) for key, value in given})
     assert asked == extraction_of(videos)
 
 
 def test_the_command_for_a_run_names_its_recipe_cache_and_seed(study, written):
-    text = " ".join((written / "report.md").read_text().replace("\\\n", " ").split())  # long commands go over several lines
+    text = " ".join(
+        (written / "report.md").read_text().replace("\\\n", " ").split()
+    )  # long commands go over several lines
     assert f"vidgraph train {study}/weak-seed1/recipe.toml --cache nowhere/cache" in text
     assert "--seed 1" in text
 
 
 def test_a_run_from_frames_is_a_row_of_its_own_with_the_command_that_trains_it(tmp_path):
     Made("head").write(tmp_path / "runs")
-    Made("whole", about={"frames": {"fresh": True}}, cache="", fingerprint="e" * 64, phase="joint").write(tmp_path / "runs")
+    Made(
+        "whole", about={"frames": {"fresh": True}}, cache="", fingerprint="e" * 64, phase="joint"
+    ).write(tmp_path / "runs")
     report([tmp_path / "runs"], tmp_path / "out", say=quiet)
     rows = {row["name"]: row for row in table(tmp_path / "out", "study")}
     assert rows["whole"]["MACs"] == "" != rows["head"]["MACs"]
@@ -350,7 +437,10 @@ def test_phases_of_one_recipe_are_rows_of_their_own(tmp_path):
     for phase in ("search", "discrete"):
         Made("gos", phase=phase).write(tmp_path / phase)
     write(tmp_path, tmp_path / "out")
-    assert {row["name"] for row in table(tmp_path / "out", "study")} == {"gos, phase=search", "gos, phase=discrete"}
+    assert {row["name"] for row in table(tmp_path / "out", "study")} == {
+        "gos, phase=search",
+        "gos, phase=discrete",
+    }
 
 
 def test_a_report_neither_writes_nor_removes_through_a_link(study, written, tmp_path):
@@ -359,9 +449,13 @@ def test_a_report_neither_writes_nor_removes_through_a_link(study, written, tmp_
     out = shutil.copytree(written, tmp_path / "out")
     shutil.rmtree(out / "plots")
     (out / "plots").symlink_to(tmp_path / "album")
-    (out / "vidgraph-report.json").write_text(json.dumps({"files": ["report.html", "report.md", "plots/holiday.jpg"]}))
+    (out / "vidgraph-report.json").write_text(
+        json.dumps({"files": ["report.html", "report.md", "plots/holiday.jpg"]})
+    )
     before = everything(out)
-    with pytest.raises(ValueError, match="out/plots: expected a folder of the report's own, got a link"):
+    with pytest.raises(
+        ValueError, match="out/plots: expected a folder of the report's own, got a link"
+    ):
         write(study, out)
     assert everything(out) == before
     assert [path.name for path in (tmp_path / "album").iterdir()] == ["holiday.jpg"]
@@ -373,11 +467,17 @@ def test_a_recipe_that_is_no_small_file_of_the_run_is_not_shown(study, tmp_path,
     shutil.copytree(study, tmp_path / "runs")
     for recipe in (tmp_path / "runs").rglob("recipe.toml"):
         recipe.unlink()
-        recipe.symlink_to(tmp_path / "secret") if odd == "a link" else recipe.touch() or os.truncate(recipe, 2**40)
+        recipe.symlink_to(
+            tmp_path / "secret"
+        ) if odd == "a link" else recipe.touch() or os.truncate(recipe, 2**40)
     write(tmp_path / "runs", tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
     assert "of the reader" not in text
-    assert ("is a link, which is not followed" if odd == "a link" else "cannot be read: a file of 1,099,511,627,776") in text
+    assert (
+        "is a link, which is not followed"
+        if odd == "a link"
+        else "cannot be read: a file of 1,099,511,627,776"
+    ) in text
 
 
 # --- runs that are not as they should be
@@ -391,12 +491,28 @@ def spoil(path: Path) -> None:
 
 
 WRONG = {
-    "unfinished": (lambda run: (run / "metrics.json").unlink(), "not finished: stopped after 3 epochs", 3),
+    "unfinished": (
+        lambda run: (run / "metrics.json").unlink(),
+        "not finished: stopped after 3 epochs",
+        3,
+    ),
     "damaged": (lambda run: spoil(run / "run.json"), "run.json", 3),
     "figures": (lambda run: spoil(run / "metrics.json"), "metrics.json", 3),
-    "predictions": (lambda run: spoil(run / "predictions_test.npz"), "predictions_test.npz: damaged", 4),
-    "no predictions": (lambda run: (run / "predictions_test.npz").unlink(), "predictions_test.npz: no such file", 4),
-    "log": (lambda run: (run / "log.jsonl").write_text("{}\n"), "log.jsonl: line 1 cannot be read", 4),
+    "predictions": (
+        lambda run: spoil(run / "predictions_test.npz"),
+        "predictions_test.npz: damaged",
+        4,
+    ),
+    "no predictions": (
+        lambda run: (run / "predictions_test.npz").unlink(),
+        "predictions_test.npz: no such file",
+        4,
+    ),
+    "log": (
+        lambda run: (run / "log.jsonl").write_text("{}\n"),
+        "log.jsonl: line 1 cannot be read",
+        4,
+    ),
 }
 
 
@@ -406,7 +522,9 @@ def test_a_run_that_is_not_as_it_should_be_is_listed_and_the_exit_code_is_3(what
     change, said, left = WRONG[what]
     change(tmp_path / "runs" / "weak-seed1")
     done = CliRunner().invoke(
-        vidgraph, ["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--no-macs"], standalone_mode=False
+        vidgraph,
+        ["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--no-macs"],
+        standalone_mode=False,
     )
     assert done.return_value == 3, done.output
     assert sum(int(row["seeds"]) for row in table(tmp_path / "out", "study")) == left
@@ -420,14 +538,22 @@ def test_a_run_that_is_not_as_it_should_be_is_listed_and_the_exit_code_is_3(what
 
 def test_predictions_of_another_evaluation_are_not_passed_off_as_the_runs_own(study, tmp_path):
     shutil.copytree(study, tmp_path / "runs")
-    shutil.copy(study / "strong-seed0" / "predictions_test.npz", tmp_path / "runs" / "weak-seed1" / "predictions_test.npz")
+    shutil.copy(
+        study / "strong-seed0" / "predictions_test.npz",
+        tmp_path / "runs" / "weak-seed1" / "predictions_test.npz",
+    )
     (problem,) = write(tmp_path / "runs", tmp_path / "out").problems
     assert "gives other figures than metrics.json" in problem
 
 
 def test_members_of_a_study_that_failed_are_listed(study, tmp_path):
     shutil.copytree(study, tmp_path / "runs")
-    failed = {"folder": "gone-seed0", "seed": 0, "error": "LossNotFinite: the loss is nan", "epochs": 2}
+    failed = {
+        "folder": "gone-seed0",
+        "seed": 0,
+        "error": "LossNotFinite: the loss is nan",
+        "epochs": 2,
+    }
     (tmp_path / "runs" / "results.json").write_text(json.dumps({"rows": [{"failed": [failed]}]}))
     (problem,) = write(tmp_path / "runs", tmp_path / "out").problems
     assert problem.endswith("gone-seed0: failed after epoch 2: LossNotFinite: the loss is nan")
@@ -461,11 +587,21 @@ def test_bad_input_is_refused_before_anything_is_written(study, tmp_path):
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_a_folder_with_anybodys_page_keeps_its_pictures(study, tmp_path):
-    for name in ("report.html", "report.md", "pictures/holiday.jpg", "plots/mine.svg", "tables/mine.csv"):
+    for name in (
+        "report.html",
+        "report.md",
+        "pictures/holiday.jpg",
+        "plots/mine.svg",
+        "tables/mine.csv",
+    ):
         (tmp_path / "site" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "site" / name).write_text(f"<!doctype html> my {name}")
     before = everything(tmp_path / "site")
@@ -490,7 +626,11 @@ def test_what_others_put_beside_a_report_stays(study, written, tmp_path):
 def test_a_report_replaces_no_file_that_it_has_not_written(study, written, tmp_path):
     shutil.copytree(written, tmp_path / "out")
     write(study / "weak-seed0", tmp_path / "out")
-    plot = next(name for name in everything(written) if name[:6] == "plots/" and not (tmp_path / "out" / name).exists())
+    plot = next(
+        name
+        for name in everything(written)
+        if name[:6] == "plots/" and not (tmp_path / "out" / name).exists()
+    )
     (tmp_path / "out" / plot).parent.mkdir(exist_ok=True)
     (tmp_path / "out" / plot).write_text("mine")
     before = everything(tmp_path / "out")
@@ -500,12 +640,22 @@ def test_a_report_replaces_no_file_that_it_has_not_written(study, written, tmp_p
 
 
 @pytest.mark.parametrize("over", ["nothing", "an earlier report"])
-def test_a_report_stopped_anywhere_can_be_written_again(study, written, tmp_path, monkeypatch, over):
-    """At every file in turn the disk is full; the same call then ends as if nothing had happened, and leaves no part file."""
+def test_a_report_stopped_anywhere_can_be_written_again(
+    study, written, tmp_path, monkeypatch, over
+):
+    """At every file in turn the disk is full; the same call then ends as if nothing had happened,
+    and leaves no part file.
+    """
     text, page = "# text", to_html(Document("title", (), ()))
     files = {"plots/a.svg": b"a", "plots/b.svg": b"b", "tables/t.csv": b"t"}
     write_report(tmp_path / "calm", page, text, files)
-    moments = [(Path, "write_bytes"), (Path, "unlink"), (os, "replace"), (os, "fsync"), (Path, "mkdir")]
+    moments = [
+        (Path, "write_bytes"),
+        (Path, "unlink"),
+        (os, "replace"),
+        (os, "fsync"),
+        (Path, "mkdir"),
+    ]
     stop, ended = 1, False
     while not ended:
         out, calls = tmp_path / f"stopped-{stop}", [0]
@@ -521,7 +671,9 @@ def test_a_report_stopped_anywhere_can_be_written_again(study, written, tmp_path
         with monkeypatch.context() as patch:
             for where, name in moments:
                 real = getattr(where, name)
-                patch.setattr(where, name, lambda *args, real=real, **how: full(*args, real=real, **how))
+                patch.setattr(
+                    where, name, lambda *args, real=real, **how: full(*args, real=real, **how)
+                )
             with suppress(OSError):
                 write_report(out, page, text, files)
         ended = calls[0] < stop
@@ -531,7 +683,9 @@ def test_a_report_stopped_anywhere_can_be_written_again(study, written, tmp_path
     assert stop > 15
 
 
-def test_a_report_of_a_version_without_a_marker_is_replaced_but_for_what_nobody_knows(study, written, tmp_path):
+def test_a_report_of_a_version_without_a_marker_is_replaced_but_for_what_nobody_knows(
+    study, written, tmp_path
+):
     shutil.copytree(written, tmp_path / "out")
     (tmp_path / "out" / "vidgraph-report.json").unlink()
     (tmp_path / "out" / "pictures").mkdir(exist_ok=True)
@@ -544,7 +698,16 @@ def test_a_report_of_a_version_without_a_marker_is_replaced_but_for_what_nobody_
 
 
 @pytest.mark.parametrize(
-    "listed", ["../precious", "/etc/passwd", "notes.txt", "tables/../../precious", "tables/sub/x.csv", "plots/..", 7]
+    "listed",
+    [
+        "../precious",
+        "/etc/passwd",
+        "notes.txt",
+        "tables/../../precious",
+        "tables/sub/x.csv",
+        "plots/..",
+        7,
+    ],
 )
 def test_a_list_that_somebody_changed_removes_nothing_outside(study, written, tmp_path, listed):
     (tmp_path / "precious").write_text("mine")
@@ -553,4 +716,8 @@ def test_a_list_that_somebody_changed_removes_nothing_outside(study, written, tm
     marker = tmp_path / "out" / "vidgraph-report.json"
     marker.write_text(json.dumps({"files": [*json.loads(marker.read_text())["files"], listed]}))
     write(study, tmp_path / "out")
-    assert (tmp_path / "precious").read_text() == (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    assert (
+        (tmp_path / "precious").read_text()
+        == (tmp_path / "out" / "notes.txt").read_text()
+        == "mine"
+    )

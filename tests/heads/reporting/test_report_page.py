@@ -1,7 +1,8 @@
-"""The report's page in headless Chromium: no errors, nothing fetched, sorting, filtering, narrow and wide, light and dark.
+"""The report's page in headless Chromium: no errors, nothing fetched, sorting, filtering, narrow
+and wide, light and dark.
 
-Needs selenium, Chromium and its driver (Debian: chromium, chromium-driver); skipped without. The page comes from a server here
-on this machine, which sees every request that a file would not make.
+Needs selenium, Chromium and its driver (Debian: chromium, chromium-driver); skipped without. The
+page comes from a server here on this machine, which sees every request that a file would not make.
 """
 
 import functools
@@ -11,15 +12,17 @@ import shutil
 import threading
 
 import pytest
-import report_runs
-import tiny_videos
-from report_runs import Made
 
-from heads.report import report
-from pipeline.cache import Cache
+from heads.reporting.report import report
+from pipeline.cache.reader import Cache
+from tests.support import report_runs, tiny_videos
+from tests.support.report_runs import Made
 
 SIZES = {"phone": 360, "wide": 1600}
-CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")
+CHROMIUM, DRIVER = (
+    shutil.which("chromium") or shutil.which("chromium-browser"),
+    shutil.which("chromedriver"),
+)
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -36,7 +39,9 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         super().do_GET()
 
     def end_headers(self):
-        self.send_header("Cache-Control", "no-store")  # the page is asked for in every test, not in the first one only
+        self.send_header(
+            "Cache-Control", "no-store"
+        )  # the page is asked for in every test, not in the first one only
         super().end_headers()
 
     def log_message(self, *words):
@@ -45,17 +50,32 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """A report with everything that a page can hold: pictures, nasty names, long names, a run that is unfinished."""
+    """A report with everything that a page can hold: pictures, nasty names, long names, a run that
+    is unfinished.
+    """
     folder = tmp_path_factory.mktemp("page")
     videos = tiny_videos.make_videos(folder / "videos", clips=4)
-    tiny_videos.run(videos, folder / "cache", tiny_videos.config_of(videos, keep=("pooled", "boxes")))
+    tiny_videos.run(
+        videos, folder / "cache", tiny_videos.config_of(videos, keep=("pooled", "boxes"))
+    )
     cache = Cache(folder / "cache")
     names = ("put " * 30, "x" * 90, "<b>|\nc", *(f"class {k}" for k in range(20)))
-    more = {"fingerprint": cache.fingerprint, "cache": str(cache.path), "views": 2, "config": cache.config, "classes": names}
+    more = {
+        "fingerprint": cache.fingerprint,
+        "cache": str(cache.path),
+        "views": 2,
+        "config": cache.config,
+        "classes": names,
+    }
     more["clips"] = tuple(f"clip{k}" for k in range(4))
     report_runs.study(folder / "runs", **more)
     for k in range(8):
-        Made(f"a_row_with_a_long_name_{k}_" + "y" * 40, options={"dropout": k / 10}, skill=0.2, **more).write(folder / "runs")
+        Made(
+            f"a_row_with_a_long_name_{k}_" + "y" * 40,
+            options={"dropout": k / 10},
+            skill=0.2,
+            **more,
+        ).write(folder / "runs")
     (Made("late", **more).write(folder / "runs") / "metrics.json").unlink()
     report([folder / "runs"], folder / "out", macs=False, say=lambda line: None)
     with Server(folder / "out") as made:
@@ -68,10 +88,19 @@ def server(tmp_path_factory):
 def browser():
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     if not CHROMIUM or not DRIVER:
-        pytest.skip("no chromium with chromedriver here (Debian: apt-get install chromium chromium-driver)")
+        pytest.skip(
+            "no chromium with chromedriver here (Debian: apt-get install chromium chromium-driver)"
+        )
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for word in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "no-first-run", "disable-extensions"):
+    for word in (
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-dev-shm-usage",
+        "no-first-run",
+        "disable-extensions",
+    ):
         options.add_argument(f"--{word}")
     options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
@@ -98,12 +127,15 @@ def resize(browser, width: int, scheme: str = "light") -> None:
 
 
 def open_all(browser) -> None:
-    browser.execute_script("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
+    browser.execute_script(
+        "document.querySelectorAll('details').forEach((fold) => { fold.open = true; })"
+    )
 
 
 def column(browser, table: str, number: int, visible: bool = False) -> list[str]:
     return browser.execute_script(
-        "return [...document.querySelectorAll(`#table-${arguments[0]} tbody tr`)].filter((row) => !arguments[2] || "
+        "return [...document.querySelectorAll(`#table-${arguments[0]} tbody tr`)].filter((row) => "
+        "!arguments[2] || "
         "row.offsetParent).map((row) => row.cells[arguments[1]].textContent)",
         table,
         number,
@@ -115,14 +147,20 @@ def test_the_page_opens_without_errors_and_fetches_nothing(page, server):
     open_all(page)
     assert page.get_log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
-    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-    assert [url for url in asked if not url.startswith("data:")] == [f"http://127.0.0.1:{server.server_port}/report.html"]
+    asked = [
+        e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"
+    ]
+    assert [url for url in asked if not url.startswith("data:")] == [
+        f"http://127.0.0.1:{server.server_port}/report.html"
+    ]
     assert server.asked == ["/report.html"]
 
 
 def test_pictures_load(page):
     open_all(page)
-    found = page.execute_script("return [...document.images].map((image) => [image.complete, image.naturalWidth])")
+    found = page.execute_script(
+        "return [...document.images].map((image) => [image.complete, image.naturalWidth])"
+    )
     assert found
     assert all(complete and width > 100 for complete, width in found)
 
@@ -159,8 +197,13 @@ def test_empty_cells_come_last_whichever_way_a_table_is_sorted(page):
 def test_words_filter_the_rows_of_a_table(page):
     field = page.find_element("css selector", ".filter[data-table=table-study] input")
     field.send_keys("LONG name_3")
-    assert [name[:24] for name in column(page, "study", 0, visible=True)] == ["a_row_with_a_long_name_3"]
-    assert page.find_element("css selector", ".filter[data-table=table-study] output").text == "1 of 10 rows"
+    assert [name[:24] for name in column(page, "study", 0, visible=True)] == [
+        "a_row_with_a_long_name_3"
+    ]
+    assert (
+        page.find_element("css selector", ".filter[data-table=table-study] output").text
+        == "1 of 10 rows"
+    )
     field.clear()
     field.send_keys("nothing is called so")
     assert column(page, "study", 0, visible=True) == []
@@ -184,7 +227,8 @@ def test_the_page_is_never_wider_than_the_screen(page, size):
     assert page.execute_script("return document.documentElement.scrollWidth") <= SIZES[size]
     lost = page.execute_script(  # what sticks out, and cannot be scrolled to
         "return [...document.querySelectorAll('h1,h2,p,figure,img,details,.panels>div,.scroll,pre,.legend,nav')]"
-        ".filter((e) => e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.outerHTML.slice(0, 80))"
+        ".filter((e) => e.getBoundingClientRect().right > innerWidth + 1).map((e) => "
+        "e.outerHTML.slice(0, 80))"
     )
     assert lost == []
 
@@ -193,7 +237,8 @@ def test_the_page_is_never_wider_than_the_screen(page, size):
 def test_text_in_drawings_is_as_large_as_it_was_drawn(page, size):
     resize(page, SIZES[size])
     scales = page.execute_script(
-        "return [...document.querySelectorAll('.panels svg')].filter((s) => s.getBoundingClientRect().width)"
+        "return [...document.querySelectorAll('.panels svg')].filter((s) => "
+        "s.getBoundingClientRect().width)"
         ".map((s) => s.getBoundingClientRect().width / s.viewBox.baseVal.width)"
     )
     assert scales
@@ -207,7 +252,8 @@ def test_light_and_dark_follow_the_reader_and_both_can_be_read(page):
         for selector in ("td", "p.caption", "summary", ".plot text", "th button", "nav a"):
             back, front = page.execute_script(
                 "const e = document.querySelector(arguments[0]), s = getComputedStyle(e);"
-                "return [getComputedStyle(document.body).backgroundColor, e instanceof SVGElement ? s.fill : s.color]",
+                "return [getComputedStyle(document.body).backgroundColor, e instanceof SVGElement "
+                "? s.fill : s.color]",
                 selector,
             )
             assert contrast(back, front) >= 4.5, (scheme, selector, back, front)
@@ -219,7 +265,9 @@ def test_light_and_dark_follow_the_reader_and_both_can_be_read(page):
 def luminance(colour: str) -> float:
     """Relative luminance of "rgb(r, g, b)", as WCAG 2 defines it."""
     parts = [float(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 

@@ -8,16 +8,16 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from report_runs import Made
 
-from heads.report import report
 from heads.reporting.axes import Axis
+from heads.reporting.csv_tables import to_csv
 from heads.reporting.document import Code, Column, Document, Spread, Table
+from heads.reporting.escaping import as_html, as_markdown, one_line, short, shown
 from heads.reporting.markdown import to_markdown
 from heads.reporting.plots import Series, bars, curves, matrix, standalone
-from heads.reporting.sheets import to_csv
-from heads.reporting.text import as_html, as_markdown, one_line, short, shown
-from pipeline.shown import as_cell
+from heads.reporting.report import report
+from pipeline.text.printable import as_cell
+from tests.support.report_runs import Made
 
 NASTY = (
     "<script>alert(1)</script>",
@@ -56,7 +56,9 @@ def nasty(tmp_path_factory):
     folder = tmp_path_factory.mktemp("nasty")
     clips = tuple(f"{name} {k}" for k, name in enumerate(NASTY * 2))
     for name, skill in (("a|b <b>x", 0.9), ("=1+1", 0.1)):
-        Made(name, head="pool", classes=NASTY, clips=clips, skill=skill, cache="<i>no|where</i>").write(folder / "runs")
+        Made(
+            name, head="pool", classes=NASTY, clips=clips, skill=skill, cache="<i>no|where</i>"
+        ).write(folder / "runs")
     report([folder / "runs"], folder / "out", title=NASTY[0], macs=False, say=lambda line: None)
     return folder / "out"
 
@@ -86,7 +88,9 @@ def test_the_pages_policy_lets_its_own_script_run_and_nothing_be_loaded(nasty):
 
 
 def test_commands_for_a_folder_whose_name_a_terminal_obeys_are_harmless():
-    text, _ = to_markdown(Document("A title", (Code("vidgraph train 'a\x1b[2J\x9b'\\\n  --seed 0"),), ()))
+    text, _ = to_markdown(
+        Document("A title", (Code("vidgraph train 'a\x1b[2J\x9b'\\\n  --seed 0"),), ())
+    )
     assert "vidgraph train 'a\\x1b[2J\\x9b'\\\n  --seed 0\n" in text
 
 
@@ -139,7 +143,12 @@ def test_plain_names_stay_as_they_are():
 
 
 def test_a_negative_number_is_no_formula():
-    table = Table("t", "", (Column("x", "percent"), Column("y", "percent")), ((-1.5, Spread(-2.0, 0.5, 3)), (None, None)))
+    table = Table(
+        "t",
+        "",
+        (Column("x", "percent"), Column("y", "percent")),
+        ((-1.5, Spread(-2.0, 0.5, 3)), (None, None)),
+    )
     rows = list(csv.reader(io.StringIO(to_csv(table))))
     assert rows == [["x", "y", "y sd", "y runs"], ["-1.5", "-2", "0.5", "3"], ["", "", "", ""]]
 
@@ -150,7 +159,9 @@ def test_numbers_are_shown_for_people():
     assert shown(math.nan, "percent") == shown(None, "count") == "–"
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (3, 3), (-5, 17), (1e-9, 2e-9), (1e6, 1e9), (0, 0), (math.nan, 1)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (3, 3), (-5, 17), (1e-9, 2e-9), (1e6, 1e9), (0, 0), (math.nan, 1)]
+)
 @pytest.mark.parametrize("log", [False, True])
 def test_an_axis_holds_its_values_and_a_few_round_numbers(low, high, log):
     axis = Axis.over(low, high, 40, 300, log, margin=0.05)
@@ -171,7 +182,8 @@ def test_curves_with_gaps_are_drawn_as_far_as_they_go():
 def test_bars_of_gains_and_losses_start_at_one_zero():
     drawn = bars([("up", 10.0), ("down", -5.0)], "label")
     (up, long), (down, short_one) = [
-        (float(x), float(w)) for x, w in re.findall(r'<rect class="f[01]" x="([\d.]+)" y="\d+" width="([\d.]+)"', drawn)
+        (float(x), float(w))
+        for x, w in re.findall(r'<rect class="f[01]" x="([\d.]+)" y="\d+" width="([\d.]+)"', drawn)
     ]
     assert down + short_one == pytest.approx(up, abs=0.11)
     assert long == pytest.approx(2 * short_one, abs=0.2)

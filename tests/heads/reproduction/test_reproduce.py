@@ -1,4 +1,6 @@
-"""The papers' digit experiments at a tiny size: every row trains, resumes, and stands beside the paper's figure."""
+"""The papers' digit experiments at a tiny size: every row trains, resumes, and stands beside the
+paper's figure.
+"""
 
 import json
 from dataclasses import replace
@@ -10,16 +12,22 @@ import torch
 from click.testing import CliRunner
 
 from cli.reproduce import command
-from heads import reproduce
-from heads.pretrain import Pretraining, pretrain
-from heads.reproduce import Generated, Work, train_rows
-from heads.reproduce_report import accuracy, beyond_spread, markdown, order, record
-from heads.reproduce_tables import DYREG, RSTG, TABLES, reads_frames, recipe_of, size_for
-from heads.study_table import Spread
-from pipeline import digit_cache
+from heads.reproduction import reproduce
+from heads.reproduction.pretraining import Pretraining, pretrain
+from heads.reproduction.report import accuracy, beyond_spread, markdown, order, record
+from heads.reproduction.reproduce import Generated, Work, train_rows
+from heads.reproduction.tables import DYREG, RSTG, TABLES, reads_frames, recipe_of, size_for
+from heads.training.study_table import Spread
 from pipeline.backbones import build_backbone, freeze
-from pipeline.digit_cache import cache_digits
-from pipeline.digits import DigitVideos, MultiSyncDigits, Sync3, SyncDigits, load_images
+from pipeline.digits import (
+    DigitVideos,
+    MultiSyncDigits,
+    Sync3,
+    SyncDigits,
+    digit_cache,
+    load_images,
+)
+from pipeline.digits.digit_cache import cache_digits
 
 ROWS = [(table, row) for table in TABLES.values() for row in table.rows]
 
@@ -42,7 +50,10 @@ def work(folder: Path, table=RSTG, said: list | None = None, stop: str = "never"
 def curves(found: dict) -> dict:
     """Loss and validation of the first task by row, without the clock."""
     rows = next(iter(found["tasks"].values()))["rows"]
-    return {row["name"]: [(line["loss"], line["val"]) for run in row["runs"] for line in run["curve"]] for row in rows}
+    return {
+        row["name"]: [(line["loss"], line["val"]) for run in row["runs"] for line in run["curve"]]
+        for row in rows
+    }
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
@@ -51,14 +62,20 @@ def test_every_row_is_trained_resumed_and_written_beside_the_papers(table, tmp_p
     train_rows(work(tmp_path, table), task, table.rows, [0])
     first = record(work(tmp_path, table))
     assert all(len(row["runs"]) == 1 for row in first["tasks"][task]["rows"])
-    assert all(np.isfinite(line["loss"]) for row in first["tasks"][task]["rows"] for line in row["runs"][0]["curve"])
+    assert all(
+        np.isfinite(line["loss"])
+        for row in first["tasks"][task]["rows"]
+        for line in row["runs"][0]["curve"]
+    )
     assert train_rows(work(tmp_path, table, said), task, table.rows, [0]) == []
     assert len(said) == len(table.rows)
     assert all("finished before" in line for line in said)
     assert record(work(tmp_path, table)) == first
     page = markdown(first)
     for row in table.rows:
-        assert f"| {row.title} | " + (f"{row.paper[task]:g} |" if task in row.paper else "– |") in page
+        assert (
+            f"| {row.title} | " + (f"{row.paper[task]:g} |" if task in row.paper else "– |") in page
+        )
 
 
 @pytest.mark.parametrize("change", [{"epochs": 2}, {"task": {"reach": 20}}])
@@ -86,7 +103,19 @@ def test_a_table_that_was_stopped_anywhere_ends_with_the_same_curves(stop, tmp_p
 
 
 def test_the_command_writes_the_table_of_what_is_done(tmp_path):
-    asked = ["rstg", "--budget", "0", "--rows", "mean_lstm", "--tasks", "sync3", "--seeds", "1", "--device", "cpu"]
+    asked = [
+        "rstg",
+        "--budget",
+        "0",
+        "--rows",
+        "mean_lstm",
+        "--tasks",
+        "sync3",
+        "--seeds",
+        "1",
+        "--device",
+        "cpu",
+    ]
     done = CliRunner().invoke(command, [*asked, "--folder", str(tmp_path)], standalone_mode=False)
     assert done.exception is None
     found = json.loads((tmp_path / "rstg-tiny" / "rstg-tiny.json").read_text())
@@ -94,9 +123,13 @@ def test_the_command_writes_the_table_of_what_is_done(tmp_path):
     assert "| Conv + LSTM | 95 | not run |" in (tmp_path / "rstg-tiny" / "rstg-tiny.md").read_text()
 
 
-@pytest.mark.parametrize(("option", "value"), [("--rows", "mean_lst"), ("--size", "tny"), ("--tasks", "sync4")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("--rows", "mean_lst"), ("--size", "tny"), ("--tasks", "sync4")]
+)
 def test_a_name_that_is_not_known_is_refused_with_the_nearest(option, value, tmp_path):
-    done = CliRunner().invoke(command, ["rstg", option, value, "--folder", str(tmp_path)], standalone_mode=False)
+    done = CliRunner().invoke(
+        command, ["rstg", option, value, "--folder", str(tmp_path)], standalone_mode=False
+    )
     assert isinstance(done.exception, ValueError)
     assert "did you mean" in str(done.exception)
     assert not list(tmp_path.iterdir())
@@ -112,24 +145,32 @@ def test_a_row_whose_lower_part_is_not_frozen_is_trained_from_frames(tmp_path):
     assert (tmp_path / "frozen" / "multisync" / "cache").exists()
     lower = build_backbone("resnet18", width=size.trunk, **DYREG.lower_options)
     more = sum(p.numel() for p in lower.parameters())
-    assert [one.parameters - other.parameters for one, other in zip(found, frozen, strict=True)] == [more, more]
+    assert [
+        one.parameters - other.parameters for one, other in zip(found, frozen, strict=True)
+    ] == [more, more]
 
 
 def test_the_small_size_of_dyreg_is_half_guessed_by_who_knows_the_digits_alone():
     task = Work(DYREG, DYREG.sizes[1], Path()).task("multisync")
     scenes = task.scenes(load_images()["val"], 0, "val", np.arange(2000))
     assert task.guess == 0.5
-    assert abs((scenes.labels == task.labels.index("none")).mean() - 0.5) < 0.04  # four standard deviations
+    assert (
+        abs((scenes.labels == task.labels.index("none")).mean() - 0.5) < 0.04
+    )  # four standard deviations
     room = task.canvas - task.tile - 1
     assert task.reach > room  # a digit on its own may be anywhere in the next frame
 
 
 @pytest.mark.slow
-def test_dyregs_graph_sees_that_digits_move_together_and_resnet_18_alone_does_not(tmp_path, monkeypatch):
+def test_dyregs_graph_sees_that_digits_move_together_and_resnet_18_alone_does_not(
+    tmp_path, monkeypatch
+):
     """The size `small` with two of its three epochs: about three minutes of one core."""
     monkeypatch.setattr(reproduce, "STEPS", 400)
     small = Work(DYREG, replace(DYREG.sizes[1], epochs=2), tmp_path, say=str)
-    train_rows(small, "multisync", [row for row in DYREG.rows if row.name in ("r18", "dyreg")], [0, 1])
+    train_rows(
+        small, "multisync", [row for row in DYREG.rows if row.name in ("r18", "dyreg")], [0, 1]
+    )
     found = {row["name"]: accuracy(row) for row in record(small)["tasks"]["multisync"]["rows"]}
     assert found["r18"].mean < 60  # who knows the digits and no more: 50
     assert found["dyreg"].mean > 70
@@ -140,7 +181,9 @@ def test_dyregs_graph_sees_that_digits_move_together_and_resnet_18_alone_does_no
 
 
 def test_the_statistics_of_norms_come_from_the_training_digits_alone(tmp_path):
-    how = Pretraining("resnet18", 4, {"stages": 2, "grey": True}, tile=14, canvas=48, steps=3, batch=4)
+    how = Pretraining(
+        "resnet18", 4, {"stages": 2, "grey": True}, tile=14, canvas=48, steps=3, batch=4
+    )
     made = pretrain(tmp_path / "w.pt", load_images(), how, say=str)
     state = torch.load(made.path, weights_only=True)
     counts = {int(value) for name, value in state.items() if name.endswith("num_batches_tracked")}
@@ -152,14 +195,20 @@ def test_the_statistics_of_norms_come_from_the_training_digits_alone(tmp_path):
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
 def test_a_larger_budget_never_takes_a_smaller_size(table):
-    order = [table.sizes.index(size_for(table, minutes, "cpu")) for minutes in (0, 1, 5, 20, 300, 1e4, 1e6)]
+    order = [
+        table.sizes.index(size_for(table, minutes, "cpu"))
+        for minutes in (0, 1, 5, 20, 300, 1e4, 1e6)
+    ]
     assert order == sorted(order)
     assert order[0] == 0
     assert order[-1] == len(table.sizes) - 1
     with pytest.raises(ValueError, match="budget"):
         size_for(table, -1, "cpu")
     small = table.sizes[1]
-    assert [size_for(table, 3 * small.minutes, "cpu", seeds).name for seeds in (3, 4)] == ["small", "tiny"]
+    assert [size_for(table, 3 * small.minutes, "cpu", seeds).name for seeds in (3, 4)] == [
+        "small",
+        "tiny",
+    ]
 
 
 @pytest.mark.parametrize(("table", "row"), ROWS, ids=lambda one: one.name)
@@ -169,14 +218,23 @@ def test_a_rows_recipe_has_the_widths_of_the_size_and_the_rows_options(table, ro
         assert row.head.items() <= recipe.head.options.items()
         assert recipe.all_phases[0].train.epochs == size.epochs_of(table.tasks[-1])
         assert recipe.all_phases[0].reads == ("frames" if reads_frames(row, size) else "cache")
-        assert recipe.head.name not in ("rstg", "conv_lstm", "dyreg") or recipe.head.options["width"] == size.width
-        assert recipe.head.name not in ("rstg", "dyreg") or size.graph.items() <= recipe.head.options.items()
+        assert (
+            recipe.head.name not in ("rstg", "conv_lstm", "dyreg")
+            or recipe.head.options["width"] == size.width
+        )
+        assert (
+            recipe.head.name not in ("rstg", "dyreg")
+            or size.graph.items() <= recipe.head.options.items()
+        )
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
 def test_the_largest_size_is_the_papers_task(table):
     for name in table.tasks:
-        assert Work(table, table.sizes[-1], Path()).task(name) == type(Work(table, table.sizes[-1], Path()).task(name))()
+        assert (
+            Work(table, table.sizes[-1], Path()).task(name)
+            == type(Work(table, table.sizes[-1], Path()).task(name))()
+        )
 
 
 # --- digits of fewer classes
@@ -257,9 +315,17 @@ def test_a_row_is_the_mean_and_spread_of_its_seeds():
 
 
 def test_pairs_in_the_papers_order_are_counted_and_the_others_named():
-    table = rows(("a", 50, (0.4,)), ("b", 60, (0.3,)), ("c", 70, (0.9,)), ("no figure", None, (0.1,)), ("not run", 1, ()))
+    table = rows(
+        ("a", 50, (0.4,)),
+        ("b", 60, (0.3,)),
+        ("c", 70, (0.9,)),
+        ("no figure", None, (0.1,)),
+        ("not run", 1, ()),
+    )
     assert order(table) == (2, 3, ["a is not below b"])
-    assert order(rows(("a", 50, (0.4,)), ("b", 60, (0.4,))))[2] == ["a is not below b"]  # equal is not the paper's order
+    assert order(rows(("a", 50, (0.4,)), ("b", 60, (0.4,))))[2] == [
+        "a is not below b"
+    ]  # equal is not the paper's order
 
 
 @pytest.mark.parametrize(("gap", "beyond"), [(2.9, False), (3.1, True)])
@@ -269,15 +335,21 @@ def test_a_margin_beyond_the_spread_exceeds_both_deviations(gap, beyond):
 
 
 @pytest.mark.slow
-def test_a_graph_over_time_beats_a_mean_over_the_map_beyond_the_spread_of_seeds(tmp_path, monkeypatch):
-    """RSTG's Table 1 on three digits in a fraction of the time that `small` takes: 35 and 86 % there."""
+def test_a_graph_over_time_beats_a_mean_over_the_map_beyond_the_spread_of_seeds(
+    tmp_path, monkeypatch
+):
+    """RSTG's Table 1 on three digits in a fraction of the time that `small` takes: 35 and 86 %
+    there.
+    """
     monkeypatch.setattr(reproduce, "STEPS", 400)
     small = next(size for size in RSTG.sizes if size.name == "small")
     fraction = replace(small, videos=(8000, 300, 600), epochs=5)
     rows = [row for row in RSTG.rows if row.name in ("mean_lstm", "all_temporal")]
     one = Work(RSTG, fraction, tmp_path, say=str)
     train_rows(one, "sync3", rows, [0, 1])
-    mean_lstm, graph = (accuracy(row) for row in record(one)["tasks"]["sync3"]["rows"] if row["runs"])
+    mean_lstm, graph = (
+        accuracy(row) for row in record(one)["tasks"]["sync3"]["rows"] if row["runs"]
+    )
     print(f"Mean + LSTM {mean_lstm.text(1)}, All-temp {graph.text(1)} %")  # shown by -s
     assert beyond_spread(mean_lstm, graph)
     assert graph.mean > mean_lstm.mean + 10

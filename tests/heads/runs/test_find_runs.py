@@ -8,15 +8,15 @@ import subprocess
 
 import pytest
 from click.testing import CliRunner
-from tiny_cache import Tiny
-from wheels_elsewhere import requirements
 
 from cli.__main__ import vidgraph
 from cli.env import NEEDED, _has_kernels
 from cli.ls import age
-from heads.listing import entries_below
-from heads.recipe import read_recipe
-from heads.train import train
+from heads.config.recipe import read_recipe
+from heads.runs.find_runs import entries_below
+from heads.training.train import train
+from tests.support.tiny_cache import Tiny
+from tests.support.wheels_elsewhere import requirements
 
 RECIPE = 'source = "a test"\n[head]\nname = "pool"\n[train]\nepochs = 2\nbatch = 5\nlr = 0.1\n'
 
@@ -86,7 +86,7 @@ def test_ages_are_in_the_largest_unit_that_fits():
 
 def seen_by_env(monkeypatch, broken: dict[str, Exception]) -> tuple[int, dict]:
     """Exit code and JSON of `vidgraph env` where imports of these modules raise."""
-    from pipeline import decode
+    from pipeline.video import decode
 
     real = importlib.import_module
 
@@ -115,7 +115,8 @@ def test_the_environment_names_what_is_missing_and_what_it_is_for(monkeypatch):
     code, found = seen_by_env(monkeypatch, absent)
     assert code == 1
     assert found["packages"]["bokeh"] == "MISSING: not installed"
-    assert found["packages"]["distributed"].startswith("MISSING: installed, but does not load: ImportError: cannot import")
+    assert found["packages"]["distributed"].startswith("MISSING: installed, but does not load: "
+                                                       "ImportError: cannot import")
     assert found["packages"]["torch"][0].isdigit()
     assert found["optional"]["decord"] == "not installed; PyAV decodes in its place, the same frames"
     assert found["optional"]["torchcodec"].startswith(
@@ -128,14 +129,16 @@ def test_the_environment_names_what_is_missing_and_what_it_is_for(monkeypatch):
 def test_the_environment_without_decord_lacks_nothing(monkeypatch):
     import av
 
-    code, found = seen_by_env(monkeypatch, {"decord": ModuleNotFoundError("No module named 'decord'", name="decord")})
+    code, found = seen_by_env(monkeypatch, {"decord": ModuleNotFoundError("No module named "
+                                                                          "'decord'", name="decord")})
     assert code == 0
     assert found["decoding"]["FFmpeg of PyAV"].startswith(av.ffmpeg_version_info)
     assert "kernels; bf16:" in found["machine"]["cpu"]
 
 
 def test_the_environment_names_every_package_that_is_asked_for_and_no_other():
-    asked = {re.match(r"[\w-]+", line)[0] for line in requirements()} - {"tomli"}  # a part of Python from 3.11 on
+    # a part of Python from 3.11 on
+    asked = {re.match(r"[\w-]+", line)[0] for line in requirements()} - {"tomli"}
     assert {*NEEDED, "decord"} == asked
 
 

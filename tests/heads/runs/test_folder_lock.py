@@ -1,4 +1,6 @@
-"""One process at a time in a run folder: the second ends with one line, a dead owner's folder is free, nothing stays behind."""
+"""One process at a time in a run folder: the second ends with one line, a dead owner's folder is
+free, nothing stays behind.
+"""
 
 import json
 import os
@@ -11,28 +13,30 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_finetune import recipe as frames_recipe
-from test_finetune import run as run_frames
-from test_train import recipe
-from test_train_cli import RECIPE, vidgraph
-from tiny_cache import Tiny
 
-from heads import evaluate as evaluation
-from heads import held, reproduce, runs
-from heads.held import Busy, Held, alone, hold
-from heads.learner import Learner
-from heads.members import Failure, Member, Result
-from heads.reproduce_tables import TABLES
-from heads.run_folder import RunFolder
-from heads.train import run_members, train
-from pipeline import claims
-from pipeline.owners import own_claim, part_of
+from heads.evaluation import evaluate as evaluation
+from heads.reproduction import reproduce
+from heads.reproduction.tables import TABLES
+from heads.runs import folder_lock as held
+from heads.runs import run_files as runs
+from heads.runs.folder_lock import Busy, Held, alone, hold
+from heads.runs.run_writer import RunFolder
+from heads.training.learner import Learner
+from heads.training.members import Failure, Member, Result
+from heads.training.train import run_members, train
+from pipeline.files.owners import own_claim, part_of
+from pipeline.workers import claims
+from tests.heads.finetuning.test_finetune import recipe as frames_recipe
+from tests.heads.finetuning.test_finetune import run as run_frames
+from tests.heads.training.test_train import recipe
+from tests.heads.training.test_train_cli import RECIPE, vidgraph
+from tests.support.tiny_cache import Tiny
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 OWNER = """
 import sys, time
 from pathlib import Path
-from heads.held import hold
+from heads.runs.folder_lock import hold
 hold([Path(sys.argv[1])], print)
 print("held", flush=True)
 time.sleep(600)
@@ -125,7 +129,9 @@ def test_the_second_command_ends_with_one_line_and_leaves_the_folder_as_it_is(ow
 
 
 def take_over(folder: Path) -> dict[str, bytes]:
-    """Another machine, which took the owner for dead, now trains in the folder; what it has there."""
+    """Another machine, which took the owner for dead, now trains in the folder; what it has
+    there.
+    """
     elsewhere(folder)
     for name in ("last.pt", "log.jsonl", "predictions_test.npz"):
         (folder / name).write_bytes(b"the new owner's")
@@ -224,7 +230,8 @@ def test_evaluation_watches_another_machines_claim_until_it_moves_or_is_silent(t
     assert len(waits) == 5
     watch = held.refuse_beside(tmp_path / "silent", lines.append, claims.Watch(60))
     assert 65 < sum(waits) < 68
-    held.refuse_beside(tmp_path / "silent", lines.append, watch)  # at the end of an evaluation: it is not waited for again
+    # at the end of an evaluation: it is not waited for again
+    held.refuse_beside(tmp_path / "silent", lines.append, watch)
     assert 65 < sum(waits) < 68
     assert len(lines) == 2
 
@@ -314,7 +321,7 @@ def test_a_run_that_is_stopped_gives_its_folder_up(raised, cache, tmp_path, monk
         assert (tmp_path / "run" / "run.claim").exists()
         raise raised
 
-    monkeypatch.setattr("heads.learner.Learner.step", stop)
+    monkeypatch.setattr("heads.training.learner.Learner.step", stop)
     with pytest.raises(raised):
         train(recipe(), cache, tmp_path / "run", device="cpu", say=quiet)
     assert not (tmp_path / "run" / "run.claim").exists()

@@ -1,4 +1,6 @@
-"""Runs of other labels or splits are never taken for one another: folds of a dataset are manifests that differ in `split`."""
+"""Runs of other labels or splits are never taken for one another: folds of a dataset are manifests
+that differ in `split`.
+"""
 
 import csv
 import json
@@ -8,29 +10,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import report_runs
-from small_cache import manifest_of
-from test_ablate import CPU, plan_of
-from test_ablate import study as ablate_study
-from test_members import phase
-from test_members import recipe as two_phases
-from test_train import recipe, run
-from tiny_cache import Tiny
 
-from heads import runs
-from heads.evaluate import evaluate
-from heads.manifest_record import differences, manifest_record
-from heads.report import report
-from heads.train import train
-from pipeline.cache import Cache
-from pipeline.folder import create_cache, relabelled_clips
-from pipeline.manifest import read_manifest, write_manifest
+from heads.evaluation.evaluate import evaluate
+from heads.reporting.report import report
+from heads.runs import run_files as runs
+from heads.runs.manifest_record import differences, manifest_record
+from heads.training.train import train
+from pipeline.cache.folder import create_cache, relabelled_clips
+from pipeline.cache.reader import Cache
+from pipeline.manifests.manifest import read_manifest, write_manifest
+from tests.heads.training.test_ablate import CPU, plan_of
+from tests.heads.training.test_ablate import study as ablate_study
+from tests.heads.training.test_members import phase
+from tests.heads.training.test_members import recipe as two_phases
+from tests.heads.training.test_train import recipe, run
+from tests.support import report_runs
+from tests.support.small_cache import manifest_of
+from tests.support.tiny_cache import Tiny
 
 EPOCHS = {"epochs": 1}
 
 
 def fold(cache: Cache, path: Path, shift: int, relabel: dict[str, str] | None = None):
-    """The cache's clips with their splits moved on by `shift` clips, and some with another label."""
+    """The cache's clips with their splits moved on by `shift` clips, and some with another
+    label.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     clips = cache.manifest.clips
     splits = [clip.split for clip in clips]
@@ -76,10 +80,12 @@ def test_a_run_records_whose_labels_and_splits_it_has(trained, folds):
 def test_a_finished_run_of_one_fold_is_not_read_back_for_another(trained, cache, folds):
     before = (trained / "metrics.json").read_bytes()
     with pytest.raises(
-        ValueError, match=r"labels and splits of .*fold1\.csv, this command gives those of .*fold2\.csv .*test: 6 c"
+        ValueError, match=r"labels and splits of .*fold1\.csv, this command gives those of "
+                          r".*fold2\.csv .*test: 6 c"
     ):
         run(recipe("pool", **EPOCHS), cache, trained, manifest=folds[2])
-    with pytest.raises(ValueError, match=r"pass --manifest .*fold1\.csv"):  # the cache's copy is fold 0
+    # the cache's copy is fold 0
+    with pytest.raises(ValueError, match=r"pass --manifest .*fold1\.csv"):
         run(recipe("pool", **EPOCHS), cache, trained)
     assert run(recipe("pool", **EPOCHS), cache, trained, manifest=folds[1]).epochs == 1
     assert (trained / "metrics.json").read_bytes() == before
@@ -122,7 +128,8 @@ def test_one_label_that_was_mended_makes_another_run(trained, cache, tmp_path):
 def test_a_manifest_that_changed_under_its_name_is_told_from_another_file(cache, tmp_path):
     mine = fold(cache, tmp_path / "mine.csv", 0)
     run(recipe("pool", **EPOCHS), cache, tmp_path / "run", manifest=mine)
-    with pytest.raises(ValueError, match=r"of .*mine\.csv as it was then; it has changed since \(test: ") as refused:
+    with pytest.raises(ValueError, match=r"of .*mine\.csv as it was then; it has changed since "
+                                         r"\(test: ") as refused:
         run(recipe("pool", **EPOCHS), cache, tmp_path / "run", manifest=fold(cache, tmp_path / "mine.csv", 6))
     assert "--manifest " + str(tmp_path) not in str(refused.value)
 
@@ -139,7 +146,8 @@ def test_a_run_of_an_earlier_version_goes_on_and_says_that_nobody_knows(cache, f
 
 def test_a_study_of_one_fold_is_refused_for_another(cache, folds, tmp_path):
     text = 'source = "a test"\nrecipes = ["r.toml"]\nseeds = [0]\n'
-    (tmp_path / "r.toml").write_text('source = "a test"\n[head]\nname = "pool"\n[train]\nepochs = 1\nbatch = 5\nlr = 0.1\n')
+    (tmp_path / "r.toml").write_text('source = "a test"\n[head]\nname = "pool"\n[train]\nepochs = '
+                                     '1\nbatch = 5\nlr = 0.1\n')
     plan = plan_of(tmp_path, text)
     first = ablate_study(plan, cache, tmp_path / "out", replace(CPU, manifest=folds[0]))
     assert not first.failed
@@ -160,7 +168,8 @@ def of_split(manifest, split: str) -> set[str]:
 
 def test_evaluation_takes_the_runs_own_labels_and_splits(trained, cache, folds):
     own = runs.read_json(trained / "metrics.json")["metrics"]["test"]["top1"]
-    found = evaluate(trained, cache, "test", device="cpu", say=lambda line: None)  # the cache's copy has other splits
+    # the cache's copy has other splits
+    found = evaluate(trained, cache, "test", device="cpu", say=lambda line: None)
     assert found["top1"] == own
     assert clips_of(trained) == of_split(folds[1], "test") != of_split(cache.manifest, "test")
 
@@ -172,7 +181,8 @@ def test_evaluation_with_other_splits_says_so_and_overwrites_nothing(trained, ca
     assert (trained / "predictions_test.npz").read_bytes() == before
     tag = f"test_{manifest_record(folds[2])['splits']['test']['sha256'][:8]}"
     assert clips_of(trained, tag) == of_split(folds[2], "test")
-    assert any("fold2.csv has other labels or splits than" in line and "fold1.csv" in line for line in said)
+    assert any("fold2.csv has other labels or splits "
+               "than" in line and "fold1.csv" in line for line in said)
     both = len(of_split(folds[2], "test") & of_split(folds[1], "train"))
     assert any(f"{both} clips of split test are among those that the run was trained on" in line for line in said) == bool(both)
 
@@ -187,7 +197,8 @@ def test_weights_of_another_fold_that_know_the_clips_of_this_one_s_test_are_told
     assert not [line for line in said[1] if "clips of split" in line]
     for split in ("val", "test"):
         both = len(of_split(folds[2], split) & of_split(folds[1], "train"))
-        told = [line for line in said[2] if line.startswith(f"{both} clips of split {split} are among those that ")]
+        told = [line for line in said[2] if line.startswith(f"{both} clips of split {split} are "
+                                                            f"among those that ")]
         assert len(told) == bool(both)
         assert all("first/one.pt was trained on" in line for line in told)
     assert any("clips of split" in line for line in said[2])
@@ -197,7 +208,8 @@ def test_evaluation_whose_own_manifest_is_gone_asks_for_one(cache, tmp_path):
     moved = fold(cache, tmp_path / "gone.csv", 6)
     run(recipe("pool", **EPOCHS), cache, tmp_path / "run", manifest=moved)
     moved.path.unlink()
-    with pytest.raises(ValueError, match=r"gone\.csv, which is gone or has changed; .*pass --manifest"):
+    with pytest.raises(ValueError, match=r"gone\.csv, which is gone or has changed; .*pass "
+                                         r"--manifest"):
         evaluate(tmp_path / "run", cache, "test", device="cpu", say=lambda line: None)
 
 
@@ -223,8 +235,10 @@ def test_rows_of_other_test_clips_are_not_ranked_together(cache, folds, tmp_path
     page = (tmp_path / "out" / "report.md").read_text()
     assert "2 different sets of clips or labels of split test" in page
     commands = re.sub(r" \\\n +", " ", page)
-    assert re.search(rf"vidgraph train \S+pool-fold1/recipe.toml --cache \S+ --manifest {folds[1].path} ", commands)
-    assert not re.search(rf"--manifest {folds[0].path} ", commands)  # the cache's copy says the same
+    assert re.search(rf"vidgraph train \S+pool-fold1/recipe.toml --cache \S+ --manifest "
+                     rf"{folds[1].path} ", commands)
+    # the cache's copy says the same
+    assert not re.search(rf"--manifest {folds[0].path} ", commands)
     with pytest.raises(ValueError, match="other clips or labels"):
         report([tmp_path / "runs"], tmp_path / "out", macs=False, compare=("pool-fold0", "pool-fold1"), say=lambda line: None)
 
@@ -238,7 +252,9 @@ def test_runs_of_two_folds_are_no_seeds_of_one_row(folds, tmp_path):
 
 
 def test_runs_that_left_clips_out_or_record_no_manifest_are_ranked_by_what_they_predicted(folds, tmp_path):
-    """The same head three times: of all clips, of all but one, and of an earlier version on other clips."""
+    """The same head three times: of all clips, of all but one, and of an earlier version on other
+    clips.
+    """
     clips = tuple(f"clip{k}" for k in range(30))
     report_runs.Made("whole", clips=clips).write(tmp_path / "runs")
     report_runs.Made("better", head="roi_pool", skill=0.9, clips=clips).write(tmp_path / "runs")

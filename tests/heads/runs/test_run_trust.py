@@ -1,4 +1,6 @@
-"""Damaged and odd files of runs are problems in one line: never a traceback, never figures from other values."""
+"""Damaged and odd files of runs are problems in one line: never a traceback, never figures from
+other values.
+"""
 
 import io
 import json
@@ -8,19 +10,19 @@ import zipfile
 
 import numpy as np
 import pytest
-from report_runs import Made
-from test_shard_trust import lines_of, odd_copies, seal
 
-from heads.ensemble import scores_of_run
-from heads.listing import entries_below
-from heads.predictions import read_predictions
-from heads.report import report
-from heads.reporting.found import failed_members
-from heads.run_records import RUN
-from heads.runs import read_json, start_log
-from heads.summary import count_named
-from heads.transfer import default_checkpoint
-from pipeline.sealed import Damaged
+from heads.evaluation.ensemble import scores_of_run
+from heads.evaluation.prediction_files import read_predictions
+from heads.evaluation.summary import count_named
+from heads.reporting.report import report
+from heads.reporting.run_folders import failed_members
+from heads.runs.find_runs import entries_below
+from heads.runs.records import RUN
+from heads.runs.run_files import read_json, start_log
+from heads.runs.start_weights import default_checkpoint
+from pipeline.files.atomic_files import Damaged
+from tests.pipeline.cache.test_shard_trust import lines_of, odd_copies, seal
+from tests.support.report_runs import Made
 
 
 @pytest.fixture
@@ -64,7 +66,8 @@ def test_any_flipped_bit_of_predictions_is_found_or_changes_nothing(predictions)
             for name in want:
                 np.testing.assert_array_equal(came[name], want[name])
     assert len(said) > 250
-    assert all(line.startswith(f"{predictions}: damaged") and line.endswith("run `vidgraph evaluate`") for line in said)
+    assert all(line.startswith(f"{predictions}: "
+                               f"damaged") and line.endswith("run `vidgraph evaluate`") for line in said)
 
 
 def bomb(path, name: str, header: bytes, data: bytes, method=zipfile.ZIP_DEFLATED) -> None:
@@ -116,7 +119,8 @@ def test_arrays_that_do_not_fit_one_another_are_refused(predictions, change, sai
 
 def test_a_report_lists_damaged_predictions_with_the_command_that_makes_them_again(runs, predictions, tmp_path):
     data = bytearray(predictions.read_bytes())
-    data[data.find(b"PK\x03\x04") + 8] = data[data.find(b"PK\x01\x02") + 10] = 99  # a method that there is not
+    # a method that there is not
+    data[data.find(b"PK\x03\x04") + 8] = data[data.find(b"PK\x01\x02") + 10] = 99
     predictions.write_bytes(data)
     outcome = report([runs], tmp_path / "out", macs=False, pictures=0, say=lambda line: None)
     (problem,) = outcome.problems

@@ -1,15 +1,17 @@
-"""Curves for TensorBoard: it reads them as they were logged, and nothing that keeps them from the disk ends a training."""
+"""Curves for TensorBoard: it reads them as they were logged, and nothing that keeps them from the
+disk ends a training.
+"""
 
 import errno
 from pathlib import Path
 
 import pytest
-from test_train import recipe
-from tiny_cache import Tiny
 
-from heads import curves
-from heads.curves import Curves
-from heads.train import train
+from heads.runs import tensorboard as curves
+from heads.runs.tensorboard import Curves
+from heads.training.train import train
+from tests.heads.training.test_train import recipe
+from tests.support.tiny_cache import Tiny
 
 
 def lines(count: int) -> list[dict]:

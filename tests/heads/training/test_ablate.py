@@ -1,4 +1,6 @@
-"""Studies on a tiny cache: members equal runs alone, failures stay alone, stopped studies go on, the table says what was."""
+"""Studies on a tiny cache: members equal runs alone, failures stay alone, stopped studies go on,
+the table says what was.
+"""
 
 import csv
 import json
@@ -9,21 +11,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train import poison, same, weights
-from tiny_cache import Tiny
 
-from heads import ablate as ablation
-from heads import runs
-from heads.ablate import How, Prospect, ablate, epochs_done, groups_of, passes, prospects
-from heads.learner import Learner
-from heads.members import Member, Result
-from heads.recipe import recipe_from
-from heads.store import Store
-from heads.study import read_study
-from heads.study_table import Failed, Table, TableRow
-from heads.train import train
-from pipeline.cache import Cache
-from pipeline.cluster import Dask, Here
+from heads.config.recipe import recipe_from
+from heads.config.study_file import read_study
+from heads.data.feature_store import Store
+from heads.runs import run_files as runs
+from heads.training import ablate as ablation
+from heads.training.ablate import How, Prospect, ablate, epochs_done, groups_of, passes, prospects
+from heads.training.learner import Learner
+from heads.training.members import Member, Result
+from heads.training.study_table import Failed, Table, TableRow
+from heads.training.train import train
+from pipeline.cache.reader import Cache
+from pipeline.workers.engines import Dask, Here
+from tests.heads.training.test_train import poison, same, weights
+from tests.support.tiny_cache import Tiny
 
 STUDY = """name = "tiny"
 seeds = [0, 1]
@@ -83,13 +85,24 @@ def whole(cache, tmp_path_factory) -> Path:
 
 
 def test_a_member_equals_the_same_run_alone_under_the_studys_order_bit_for_bit(cache, tmp_path):
-    plan = plan_of(tmp_path, STUDY.replace('"strg.form" = ["similarity", "joint"]', "").replace("[0, 1]\norder", "[0]\norder"))
+    plan = plan_of(
+        tmp_path,
+        STUDY.replace('"strg.form" = ["similarity", "joint"]', "").replace(
+            "[0, 1]\norder", "[0]\norder"
+        ),
+    )
     members = plan.members(tmp_path / "runs")
     outcome = study(plan, cache, tmp_path / "runs")
     results = {str(one.folder): one for row in outcome.table.rows for one in row.results.values()}
     assert len(results) == len(members) == 8
     for member in members[::3]:  # both heads, both subsets, both numbers of views
-        how = {"seed": member.seed, "order_seed": 5, "say": lambda line: None, "tensorboard": False, "device": "cpu"}
+        how = {
+            "seed": member.seed,
+            "order_seed": 5,
+            "say": lambda line: None,
+            "tensorboard": False,
+            "device": "cpu",
+        }
         alone = train(member.recipe, cache, tmp_path / "alone" / member.folder.name, **how)
         assert results[str(member.folder.resolve())].metrics == alone.metrics
         assert same(weights(member.folder), weights(alone.folder))
@@ -106,7 +119,9 @@ def test_members_of_one_row_differ(whole):
 
 def test_members_with_the_same_views_share_every_read(cache, tmp_path, monkeypatch):
     rows, original = [], Store._read
-    monkeypatch.setattr(Store, "_read", lambda self, some: rows.append(len(some)) or original(self, some))
+    monkeypatch.setattr(
+        Store, "_read", lambda self, some: rows.append(len(some)) or original(self, some)
+    )
     counts = {}
     for seeds in ("[0]", "[0, 1, 2]"):
         rows.clear()
@@ -124,7 +139,9 @@ def test_how_members_are_spread_changes_nothing(cache, tmp_path, whole, how):
 
 @pytest.mark.slow
 def test_dask_workers_compute_the_same(cache, tmp_path, whole):
-    study(plan_of(tmp_path), cache, tmp_path / "runs", jobs=2, engine=Dask(2, dashboard="127.0.0.1:0"))
+    study(
+        plan_of(tmp_path), cache, tmp_path / "runs", jobs=2, engine=Dask(2, dashboard="127.0.0.1:0")
+    )
     for name, those in everything(whole).items():  # with other numbers of threads, other last bits
         for key, tensor in everything(tmp_path / "runs")[name].items():
             torch.testing.assert_close(tensor, those[key], rtol=1e-3, atol=1e-4)
@@ -146,7 +163,9 @@ def fails(seed: int, step: int, error: Exception):
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), KeyError("odd")])
-def test_a_member_that_fails_is_recorded_leaves_the_others_going_and_is_tried_again(cache, tmp_path, whole, monkeypatch, error):
+def test_a_member_that_fails_is_recorded_leaves_the_others_going_and_is_tried_again(
+    cache, tmp_path, whole, monkeypatch, error
+):
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "step", fails(1, 4, error))
         outcome = study(plan_of(tmp_path), cache, tmp_path / "runs")
@@ -164,7 +183,10 @@ def test_a_member_that_fails_is_recorded_leaves_the_others_going_and_is_tried_ag
 
 def test_a_member_whose_head_has_no_room_in_memory_leaves_the_others_going(cache, tmp_path):
     """It cannot even be built: more than any machine can address."""
-    text = SMALL[: SMALL.index("[grid]")] + '[grid]\nhead = ["mean_lstm", "pool"]\n"mean_lstm.hidden" = [4, 100_000_000]\n'
+    text = (
+        SMALL[: SMALL.index("[grid]")]
+        + '[grid]\nhead = ["mean_lstm", "pool"]\n"mean_lstm.hidden" = [4, 100_000_000]\n'
+    )
     some = prospects(plan_of(tmp_path, text), cache, tmp_path / "runs", CPU, lambda line: None)
     assert [bool(one.why) for one in some] == [False, False, True, True, False, False]
     assert (passes(some), passes(some[2:4])) == (1, 0)
@@ -175,7 +197,11 @@ def test_a_member_whose_head_has_no_room_in_memory_leaves_the_others_going(cache
     }
     assert all("RuntimeError" in one.error and one.epochs == 0 for one in outcome.failed)
     assert [len(row.results) for row in outcome.table.rows] == [2, 0, 2]
-    assert [row["macs"] == "" for row in csv.DictReader(outcome.table.csv().splitlines())] == [False, True, False]
+    assert [row["macs"] == "" for row in csv.DictReader(outcome.table.csv().splitlines())] == [
+        False,
+        True,
+        False,
+    ]
     assert "| 0 of 2 |" in outcome.table.text()
 
 
@@ -195,14 +221,19 @@ class Lost:
                 if len(group) > 1:
                     function(group[:1])  # one is finished before the process ends
                 lost = len(group) > 1 or group[0].folder.name == self.victim
-                yield group, RuntimeError("the process ended, signal 9") if lost else function(group)
+                yield (
+                    group,
+                    RuntimeError("the process ended, signal 9") if lost else function(group),
+                )
 
         return nullcontext(run)
 
 
 def test_members_whose_process_is_lost_are_tried_again_alone(cache, tmp_path, whole, monkeypatch):
     engine, written, original = Lost("pool-seed1"), [], runs.append_log
-    monkeypatch.setattr(runs, "append_log", lambda path, line: written.append(path) or original(path, line))
+    monkeypatch.setattr(
+        runs, "append_log", lambda path, line: written.append(path) or original(path, line)
+    )
     how = How(device="cpu", resume=False)  # starts over, but not a second time
     outcome = study(plan_of(tmp_path), cache, tmp_path / "runs", how, engine=engine, jobs=2)
     assert {written.count(path) for path in written} == {2}
@@ -219,8 +250,14 @@ def test_members_whose_process_is_lost_are_tried_again_alone(cache, tmp_path, wh
     ("text", "message"),
     [
         (SMALL.replace('"pool"]', '"gos"]'), "member gos-seed0: head gos needs res5"),
-        (SMALL + '[subsets.none]\nlabels = ["class 0", "class 9"]\n', "'class 9' is no class; did you mean"),
-        (SMALL + '[subsets.none]\nlabels = ["class 0", "class 9"]\n', "(3 more of 4 members cannot be trained)"),
+        (
+            SMALL + '[subsets.none]\nlabels = ["class 0", "class 9"]\n',
+            "'class 9' is no class; did you mean",
+        ),
+        (
+            SMALL + '[subsets.none]\nlabels = ["class 0", "class 9"]\n',
+            "(3 more of 4 members cannot be trained)",
+        ),
         (SMALL.replace("dropout = 0.5", 'form = "al"'), "option form: expected one of similarity"),
     ],
 )
@@ -238,7 +275,14 @@ def test_features_that_are_not_finite_are_said_before_any_member_is_trained(tmp_
     poison(poisoned, "train", 2 * 5, "nodes")
     before = []
     with pytest.raises(ValueError, match="nodes holds NaN or infinity"):
-        study(plan_of(tmp_path), poisoned, tmp_path / "runs", engine=Here(), before=before.append, **how)
+        study(
+            plan_of(tmp_path),
+            poisoned,
+            tmp_path / "runs",
+            engine=Here(),
+            before=before.append,
+            **how,
+        )
     assert not list(tmp_path.glob("runs/*/log.jsonl"))
     assert len(before) == (not how)
 
@@ -253,7 +297,9 @@ def test_what_is_wrong_with_a_group_comes_back_as_it_is(cache, tmp_path):
 
 
 def test_a_folder_of_another_study_is_refused(cache, tmp_path, whole):
-    with pytest.raises(ValueError, match=r"holds another run \(recipe.train.lr is 0.1 there, 0.3 here"):
+    with pytest.raises(
+        ValueError, match=r"holds another run \(recipe.train.lr is 0.1 there, 0.3 here"
+    ):
         study(plan_of(tmp_path, SMALL.replace("lr = 0.1", "lr = 0.3")), cache, whole)
     with pytest.raises(ValueError, match=r"order_seed is 5 there, 6 here"):
         study(plan_of(tmp_path, SMALL.replace("order_seed = 5", "order_seed = 6")), cache, whole)
@@ -263,7 +309,9 @@ def test_a_folder_of_another_study_is_refused(cache, tmp_path, whole):
 
 
 @pytest.mark.parametrize("line", [5, 9])
-def test_a_study_that_was_stopped_anywhere_goes_on_as_if_it_was_not(cache, tmp_path, whole, monkeypatch, line):
+def test_a_study_that_was_stopped_anywhere_goes_on_as_if_it_was_not(
+    cache, tmp_path, whole, monkeypatch, line
+):
     original, written = runs.append_log, []
 
     def append(path, record):
@@ -279,12 +327,17 @@ def test_a_study_that_was_stopped_anywhere_goes_on_as_if_it_was_not(cache, tmp_p
     outcome = study(plan_of(tmp_path), cache, tmp_path / "runs")
     assert equal(tmp_path / "runs", whole)
     for folder in sorted(whole.glob("*-seed*")):
-        metrics = [runs.read_json(place / folder.name / "metrics.json")["metrics"] for place in (whole, tmp_path / "runs")]
+        metrics = [
+            runs.read_json(place / folder.name / "metrics.json")["metrics"]
+            for place in (whole, tmp_path / "runs")
+        ]
         assert metrics[0] == metrics[1]
     assert not outcome.failed
 
 
-def test_a_finished_study_is_read_back_and_one_that_grew_trains_what_is_new(cache, tmp_path, monkeypatch):
+def test_a_finished_study_is_read_back_and_one_that_grew_trains_what_is_new(
+    cache, tmp_path, monkeypatch
+):
     study(plan_of(tmp_path), cache, tmp_path / "runs")
     trained, original = [], ablation.run_members
 
@@ -297,19 +350,26 @@ def test_a_finished_study_is_read_back_and_one_that_grew_trains_what_is_new(cach
     outcome = study(plan_of(tmp_path), cache, tmp_path / "runs")
     assert (outcome.before, trained) == (6, [])
     assert (tmp_path / "runs" / "results.csv").read_text() == before
-    study(plan_of(tmp_path, SMALL.replace("seeds = [0, 1]", "seeds = [0, 2, 1]")), cache, tmp_path / "runs")
+    study(
+        plan_of(tmp_path, SMALL.replace("seeds = [0, 1]", "seeds = [0, 2, 1]")),
+        cache,
+        tmp_path / "runs",
+    )
     assert sorted(trained) == sorted(f"{row.name}-seed2" for row in plan_of(tmp_path).rows)
 
 
 @pytest.mark.parametrize("finished", [1, 3])
-def test_a_study_killed_between_members_has_the_same_results_but_for_times(cache, tmp_path, whole, monkeypatch, finished):
+def test_a_study_killed_between_members_has_the_same_results_but_for_times(
+    cache, tmp_path, whole, monkeypatch, finished
+):
     original, written = runs.write_json, []
 
     def write(path, record):
         if path.name == "metrics.json":
             written.append(path)
             if len(written) > finished:
-                raise KeyboardInterrupt  # its claim, checkpoints and predictions are there, its done marker is not
+                # its claim, checkpoints and predictions are there, its done marker is not
+                raise KeyboardInterrupt
         original(path, record)
 
     with monkeypatch.context() as patch:
@@ -328,7 +388,11 @@ def without_times(folder: Path) -> str:
             return [without(one) for one in value]
         if not isinstance(value, dict):
             return value
-        return {key: without(one) for key, one in value.items() if key not in ("seconds", "waiting", "source")}
+        return {
+            key: without(one)
+            for key, one in value.items()
+            if key not in ("seconds", "waiting", "source")
+        }
 
     return json.dumps(without(json.loads((folder / "results.json").read_text())))
 
@@ -338,7 +402,9 @@ def without_times(folder: Path) -> str:
 
 def test_members_with_other_views_have_a_pass_of_their_own(cache, tmp_path):
     def count(text: str) -> int:
-        return passes(prospects(plan_of(tmp_path, text), cache, tmp_path / "runs", CPU, lambda line: None))
+        return passes(
+            prospects(plan_of(tmp_path, text), cache, tmp_path / "runs", CPU, lambda line: None)
+        )
 
     assert count(SMALL) == 1
     assert count(SMALL + '"train.batch" = [2, 3]\n"train.epochs" = [1, 5]\n') == 1
@@ -346,16 +412,24 @@ def test_members_with_other_views_have_a_pass_of_their_own(cache, tmp_path):
 
 
 def prospect(name: str, cost: int, order: str = "a", reads=("nodes",)) -> Prospect:
-    member = Member(recipe_from({"name": name, "source": "", "head": {"name": "pool"}, "train": {"epochs": 1}}), Path(name))
+    member = Member(
+        recipe_from({"name": name, "source": "", "head": {"name": "pool"}, "train": {"epochs": 1}}),
+        Path(name),
+    )
     return Prospect(member, int(cost * 1e9), None, 1, 1, order, reads)
 
 
 def test_groups_cost_about_the_same_and_readers_of_the_same_stay_together():
     some = [
-        prospect(f"{reads}{k}", 4 if reads == "res5" else 1, reads=(reads,)) for k in range(4) for reads in ("pooled", "res5")
+        prospect(f"{reads}{k}", 4 if reads == "res5" else 1, reads=(reads,))
+        for k in range(4)
+        for reads in ("pooled", "res5")
     ]
     groups = [[member.folder.name for member in group] for group in groups_of(some, 2)]
-    assert groups == [["pooled0", "pooled1", "pooled2", "pooled3", "res50"], ["res51", "res52", "res53"]]
+    assert groups == [
+        ["pooled0", "pooled1", "pooled2", "pooled3", "res50"],
+        ["res51", "res52", "res53"],
+    ]
     assert [len(group) for group in groups_of(some, 2, at_once=3)] == [3, 2, 3]
     assert [len(group) for group in groups_of(some[:1], 4)] == [1]
     assert groups_of([], 3) == []
@@ -365,7 +439,9 @@ def test_groups_cost_about_the_same_and_readers_of_the_same_stay_together():
 def test_progress_counts_the_epochs_of_all_members(cache, tmp_path):
     plan = plan_of(tmp_path, SMALL.replace("epochs = 2", "epochs = 6\nearly_stop = 1"))
     seen = []
-    study(plan, cache, tmp_path / "runs", before=lambda some: seen.append((some, epochs_done(some))))
+    study(
+        plan, cache, tmp_path / "runs", before=lambda some: seen.append((some, epochs_done(some)))
+    )
     ((some, before),) = seen
     assert (before, epochs_done(some), len(some)) == (0, 36, 6)
 
@@ -388,15 +464,45 @@ def result(seed: int, top1: float, seconds: float = 2.0) -> Result:
 def test_the_table_has_means_and_spreads_over_seeds_as_text_csv_and_json(tmp_path):
     failed = (Failed("row-seed2", 2, "LossNotFinite: the loss is nan", 1),)
     rows = (
-        TableRow("row", {"head": "strg", "train.lr": 0.1}, {0: result(0, 0.5), 1: result(1, 0.7)}, failed, 56_700_000),
+        TableRow(
+            "row",
+            {"head": "strg", "train.lr": 0.1},
+            {0: result(0, 0.5), 1: result(1, 0.7)},
+            failed,
+            56_700_000,
+        ),
         TableRow("one", {"head": "pool", "train.lr": ""}, {0: result(0, 0.25)}, (), 640),
         TableRow("none", {"head": "gos", "train.lr": 0.2}, {}, failed, 1),
     )
     Table("t", ("head", "train.lr"), rows, {"study": "t"}).write(tmp_path)
     lines = (tmp_path / "results.txt").read_text().splitlines()
-    cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines if line.startswith("|")]
-    assert cells[0] == ["head", "train.lr", "seeds", "val top1 %", "test top1 %", "parameters", "MACs", "seconds", "best epoch"]
-    assert cells[2] == ["strg", "0.1", "2 of 3", "30.0 ± 7.1", "60.0 ± 14.1", "1,234", "56.7 M", "2.0 ± 0.0", "3.5 ± 0.7"]
+    cells = [
+        [cell.strip() for cell in line.strip("| ").split("|")]
+        for line in lines
+        if line.startswith("|")
+    ]
+    assert cells[0] == [
+        "head",
+        "train.lr",
+        "seeds",
+        "val top1 %",
+        "test top1 %",
+        "parameters",
+        "MACs",
+        "seconds",
+        "best epoch",
+    ]
+    assert cells[2] == [
+        "strg",
+        "0.1",
+        "2 of 3",
+        "30.0 ± 7.1",
+        "60.0 ± 14.1",
+        "1,234",
+        "56.7 M",
+        "2.0 ± 0.0",
+        "3.5 ± 0.7",
+    ]
     assert cells[3] == ["pool", "", "1", "12.5", "25.0", "1,234", "640", "2.0", "3.0"]
     assert cells[4] == ["gos", "0.2", "0 of 1", "-", "-", "-", "1", "-", "-"]
     assert len({len(line) for line in lines if line.startswith("|")}) == 1
@@ -405,7 +511,12 @@ def test_the_table_has_means_and_spreads_over_seeds_as_text_csv_and_json(tmp_pat
     assert [row["member"] for row in table] == ["row", "one", "none"]
     assert float(table[0]["test_top1_mean"]) == pytest.approx(0.6)
     assert float(table[0]["test_top1_std"]) == pytest.approx(0.1 * 2**0.5)
-    assert (table[0]["seeds"], table[0]["failed"], table[0]["macs"], table[0]["parameters"]) == ("2", "1", "56700000", "1234")
+    assert (table[0]["seeds"], table[0]["failed"], table[0]["macs"], table[0]["parameters"]) == (
+        "2",
+        "1",
+        "56700000",
+        "1234",
+    )
     assert (table[1]["test_top1_std"], table[2]["test_top1_mean"]) == ("", "")
     record = json.loads((tmp_path / "results.json").read_text())
     assert record["rows"][0]["metrics"]["val"]["top1"]["mean"] == pytest.approx(0.3)
@@ -419,4 +530,8 @@ def test_the_table_counts_parameters_and_macs_of_each_head(cache, tmp_path, whol
     assert rows["pool"]["macs"] == 4 * 3
     assert rows["pool"]["parameters"] == {"mean": 4 * 3 + 3, "std": 0.0}
     assert rows["strg,strg.form=joint"]["macs"] > rows["strg,strg.form=similarity"]["macs"] > 100
-    assert (record["order_seed"], record["passes"], record["fingerprint"]) == (5, 1, cache.fingerprint)
+    assert (record["order_seed"], record["passes"], record["fingerprint"]) == (
+        5,
+        1,
+        cache.fingerprint,
+    )

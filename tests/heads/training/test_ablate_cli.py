@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from test_train_cli import vidgraph
-from tiny_cache import Tiny
+
+from tests.heads.training.test_train_cli import vidgraph
+from tests.support.tiny_cache import Tiny
 
 STUDY = """seeds = [0, 1]
 [head]
@@ -55,19 +56,35 @@ def test_failed_members_are_one_line_each_and_exit_code_3(place, capsys):
     code, out, _ = ablate(capsys, place, "diverges.toml")
     assert code == 3
     lines = [line for line in out.splitlines() if " failed after epoch " in line]
-    assert [line.split(" failed after epoch 0: ")[0] for line in lines] == [f"pool,train.lr=1e+37-seed{k}" for k in (0, 1)]
+    assert [line.split(" failed after epoch 0: ")[0] for line in lines] == [
+        f"pool,train.lr=1e+37-seed{k}" for k in (0, 1)
+    ]
     assert all("LossNotFinite: the loss is nan at mini-batch" in line for line in lines)
-    assert len(json.loads((place / "runs" / "diverges" / "results.json").read_text())["rows"][0]["members"]) == 2
+    assert (
+        len(
+            json.loads((place / "runs" / "diverges" / "results.json").read_text())["rows"][0][
+                "members"
+            ]
+        )
+        == 2
+    )
 
 
 def test_settings_are_those_of_every_member_and_recorded(place, capsys):
     assert ablate(capsys, place, "rates.toml", "--name", "set", "--set", "train.batch=3")[0] == 0
-    assert "batch = 3" in (place / "runs" / "set" / "pool,train.lr=0.1-seed1" / "recipe.toml").read_text()
-    assert json.loads((place / "runs" / "set" / "results.json").read_text())["settings"] == {"train.batch": 3}
+    assert (
+        "batch = 3"
+        in (place / "runs" / "set" / "pool,train.lr=0.1-seed1" / "recipe.toml").read_text()
+    )
+    assert json.loads((place / "runs" / "set" / "results.json").read_text())["settings"] == {
+        "train.batch": 3
+    }
 
 
 def test_listing_trains_nothing(place, capsys):
-    code, out, _ = ablate(capsys, place, "diverges.toml", "--name", "listed", "--list", "--set", "data.train_views=1")
+    code, out, _ = ablate(
+        capsys, place, "diverges.toml", "--name", "listed", "--list", "--set", "data.train_views=1"
+    )
     assert code == 0
     assert out.count("2 epochs, reads pooled") == 4
     assert not (place / "runs" / "listed").exists()
@@ -76,9 +93,15 @@ def test_listing_trains_nothing(place, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--set", "train.lr=1"), "rates.toml: train.lr: expected it in [grid], or in [set] or --set"),
+        (
+            ("--set", "train.lr=1"),
+            "rates.toml: train.lr: expected it in [grid], or in [set] or --set",
+        ),
         (("--set", "train.lrr=1"), "member pool,train.lr=0.1: no key train.lrr; did you mean lr?"),
-        (("--set", "data.first_labels=9"), "member pool,train.lr=0.1-seed0: data.first_labels: expected at most the 3 classes"),
+        (
+            ("--set", "data.first_labels=9"),
+            "member pool,train.lr=0.1-seed0: data.first_labels: expected at most the 3 classes",
+        ),
         (("--precision", "fp16"), "fp16 needs a GPU"),
         (("--resident", "gpu"), "resident gpu: the run computes on the CPU"),
         (("--jobs", 2, "--dask", 2), "--jobs and --dask: expected one"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from heads.study import read_study, study_names
+from heads.config.study_file import read_study, study_names
 
 RECIPE = """source = "a test"
 [head]
@@ -34,7 +34,8 @@ def test_every_combination_is_a_row_and_every_seed_of_it_a_member(write):
     plan = read_study(
         write(
             'name = "grid"\nrecipes = ["one.toml", "two.toml"]\nseeds = [3, 1]\norder_seed = 7\n'
-            '[grid]\n"train.lr" = [0.1, 0.2]\ndata.train_views = [0, 1]\n[subsets.all]\n[subsets.few]\nfirst_labels = 2\n'
+            '[grid]\n"train.lr" = [0.1, 0.2]\ndata.train_views = [0, '
+            "1]\n[subsets.all]\n[subsets.few]\nfirst_labels = 2\n"
         )
     )
     assert (plan.name, plan.order_seed, len(plan.rows)) == ("grid", 7, 16)
@@ -42,13 +43,25 @@ def test_every_combination_is_a_row_and_every_seed_of_it_a_member(write):
     assert [member.seed for member in members] == [3, 1] * 16
     assert len({member.folder for member in members}) == 32
     seen = {
-        (r.recipe.name, r.recipe.train.lr, r.recipe.data.train_views, r.recipe.data.first_labels): r.cells for r in plan.rows
+        (
+            r.recipe.name,
+            r.recipe.train.lr,
+            r.recipe.data.train_views,
+            r.recipe.data.first_labels,
+        ): r.cells
+        for r in plan.rows
     }
     assert len(seen) == 16
     for (name, lr, views, labels), cells in seen.items():
         subset = "few" if labels else "all"
         head = {"one": "strg", "two": "pool"}[name]
-        assert cells == {"recipe": name, "head": head, "train.lr": lr, "data.train_views": views, "subset": subset}
+        assert cells == {
+            "recipe": name,
+            "head": head,
+            "train.lr": lr,
+            "data.train_views": views,
+            "subset": subset,
+        }
     assert plan.columns == ("recipe", "head", "train.lr", "data.train_views", "subset")
 
 
@@ -60,7 +73,9 @@ def test_keys_of_a_head_belong_to_its_members_alone(write):
             '"strg.form" = ["similarity", "joint"]\n"pool.train.lr" = [0.5, 0.6]\n'
         )
     )
-    found = [(row.recipe.head.name, row.recipe.head.options, row.recipe.train.lr) for row in plan.rows]
+    found = [
+        (row.recipe.head.name, row.recipe.head.options, row.recipe.train.lr) for row in plan.rows
+    ]
     assert found == [
         ("strg", {"dropout": 0.5, "form": "similarity"}, 0.01),  # its own head keeps its options
         ("strg", {"dropout": 0.5, "form": "joint"}, 0.01),
@@ -69,14 +84,23 @@ def test_keys_of_a_head_belong_to_its_members_alone(write):
         ("strg", {"variant": "released", "form": "similarity"}, 0.01),
         ("strg", {"variant": "released", "form": "joint"}, 0.01),
     ]
-    assert [row.cells["head"] for row in plan.rows[::2]] == ["strg", "pool", "strg variant=released"]
+    assert [row.cells["head"] for row in plan.rows[::2]] == [
+        "strg",
+        "pool",
+        "strg variant=released",
+    ]
     assert [row.cells["strg.form"] for row in plan.rows[1:3]] == ["joint", ""]
 
 
 def test_a_recipe_may_be_written_out_in_the_study(write):
-    text = '[head]\nname = "strg"\n[train]\nepochs = 1\n[grid]\nhead.form = ["similarity", "joint"]\n'
+    text = (
+        '[head]\nname = "strg"\n[train]\nepochs = 1\n[grid]\nhead.form = ["similarity", "joint"]\n'
+    )
     plan = read_study(write(text), {"train.epochs": 5})
-    assert [row.recipe.head.options for row in plan.rows] == [{"form": "similarity"}, {"form": "joint"}]
+    assert [row.recipe.head.options for row in plan.rows] == [
+        {"form": "similarity"},
+        {"form": "joint"},
+    ]
     assert [row.recipe.train.epochs for row in plan.rows] == [5, 5]
     assert plan.columns == ("head", "head.form")
 
@@ -113,19 +137,40 @@ ONE = 'recipes = ["one.toml"]\n'
         ('recipes = ["one.toml", "one.toml"]\n', "recipes: 'one.toml' is there twice"),
         (ONE + '[grid]\n"train.lr" = 0.1\n', "grid.train.lr: expected a list of values, got 0.1"),
         (ONE + '[grid]\n"train.lr" = [0.1, 0.1]\n', "grid.train.lr: 0.1 is there twice"),
-        (ONE + '[grid]\n"train.lrr" = [0.1]\n', "member one,train.lrr=0.1: no key train.lrr; did you mean lr?"),
+        (
+            ONE + '[grid]\n"train.lrr" = [0.1]\n',
+            "member one,train.lrr=0.1: no key train.lrr; did you mean lr?",
+        ),
         (ONE + '[grid]\n"trian.lr" = [0.1]\n', "no key trian.lr; did you mean train"),
         (ONE + '[grid]\n"strgg.form" = ["joint"]\n', "no key strgg.form; did you mean strg"),
         (ONE + "[grid]\ntrain = [1]\n", "no key train; did you mean train.KEY?"),
-        (ONE + '[grid]\n"train.lr" = ["fast"]\n', "train.lr: input should be a valid number, got 'fast'"),
+        (
+            ONE + '[grid]\n"train.lr" = ["fast"]\n',
+            "train.lr: input should be a valid number, got 'fast'",
+        ),
         (ONE + '[grid]\nhead = ["pol"]\n', "no head 'pol': did you mean pool"),
-        (ONE + '[grid]\nhead = [{form = "joint"}]\n', "head: expected the name of a head, or a table with a name"),
-        (ONE + '[grid]\n"strg.frm" = ["joint"]\n', "head strg has no option 'frm': did you mean form"),
-        (ONE + '[grid]\n"gos.top" = [3]\n', "gos.top: no member has head gos; expected one of strg"),
+        (
+            ONE + '[grid]\nhead = [{form = "joint"}]\n',
+            "head: expected the name of a head, or a table with a name",
+        ),
+        (
+            ONE + '[grid]\n"strg.frm" = ["joint"]\n',
+            "head strg has no option 'frm': did you mean form",
+        ),
+        (
+            ONE + '[grid]\n"gos.top" = [3]\n',
+            "gos.top: no member has head gos; expected one of strg",
+        ),
         (ONE + '[set]\n"gos.top" = 3\n', "gos.top: no member has head gos"),
-        (ONE + '[set]\ntrain.lr = 0.1\n[grid]\n"train.lr" = [1.0]\n', "train.lr: expected it in [grid], or in [set]"),
+        (
+            ONE + '[set]\ntrain.lr = 0.1\n[grid]\n"train.lr" = [1.0]\n',
+            "train.lr: expected it in [grid], or in [set]",
+        ),
         (ONE + "[subsets.a]\nlabel = 3\n", "no key subsets.a.label; did you mean labels?"),
-        (ONE + '[subsets.a]\nfirst_labels = 2\nlabels = ["x", "y"]\n', "expected labels or first_labels, got both"),
+        (
+            ONE + '[subsets.a]\nfirst_labels = 2\nlabels = ["x", "y"]\n',
+            "expected labels or first_labels, got both",
+        ),
         (ONE + "[grid\n", "not TOML"),
     ],
 )
@@ -138,31 +183,44 @@ def test_a_study_that_is_wrong_is_refused_in_one_line(write, text, message):
 
 def test_settings_may_not_hide_what_the_grid_varies(write):
     path = write(ONE + '[grid]\n"train.lr" = [0.1, 0.2]\n')
-    with pytest.raises(ValueError, match=r"train.lr: expected it in \[grid\], or in \[set\] or --set; got both"):
+    with pytest.raises(
+        ValueError, match=r"train.lr: expected it in \[grid\], or in \[set\] or --set; got both"
+    ):
         read_study(path, {"train.lr": 1.0})
 
 
-def test_a_list_of_classes_is_beside_the_study_or_with_settings_in_the_working_directory(write, tmp_path, monkeypatch):
+def test_a_list_of_classes_is_beside_the_study_or_with_settings_in_the_working_directory(
+    write, tmp_path, monkeypatch
+):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    path = write('[head]\nname = "pool"\n[train]\nepochs = 1\nbatch = 2\n[set]\n"data.class_list" = "list.txt"\n')
+    path = write(
+        '[head]\nname = "pool"\n[train]\nepochs = 1\nbatch = 2\n[set]\n"data.class_list" = '
+        '"list.txt"\n'
+    )
     for settings, folder in (({}, path.parent), ({"data.class_list": "list.txt"}, Path.cwd())):
-        assert read_study(path, settings).rows[0].recipe.data.class_list == str(folder.resolve() / "list.txt")
+        assert read_study(path, settings).rows[0].recipe.data.class_list == str(
+            folder.resolve() / "list.txt"
+        )
 
 
 def test_every_study_of_the_package_can_be_read():
     assert "demo" in study_names()
     for name in study_names():
         assert read_study(name).rows
-    with pytest.raises(ValueError, match="study 'dem': no such file, nor a study of the package: did you mean demo"):
+    with pytest.raises(
+        ValueError, match="study 'dem': no such file, nor a study of the package: did you mean demo"
+    ):
         read_study("dem")
 
 
 def test_the_study_of_the_page_is_one(write):
-    page = (Path(__file__).parent.parent / "docs" / "ablate.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "ablate.md").read_text()
     path = write(page.split("```toml\n")[1].split("```")[0])
     (path.parent / "mine.toml").write_text(RECIPE)
     plan = read_study(path)
     assert plan.name == "regions"
-    assert len(plan.rows) == 2 * (1 + 2) * 2 * 2 * 3  # recipes, roi_pool and two forms of strg, rates, views, subsets
+    assert (
+        len(plan.rows) == 2 * (1 + 2) * 2 * 2 * 3
+    )  # recipes, roi_pool and two forms of strg, rates, views, subsets
     assert len({row.name for row in plan.rows}) == len(plan.rows)

@@ -1,4 +1,6 @@
-"""The learner and its optimisers: whose turn a mini-batch is, when a rate falls, what a loss counts."""
+"""The learner and its optimisers: whose turn a mini-batch is, when a rate falls, what a loss
+counts.
+"""
 
 import math
 
@@ -8,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from heads.batch import Dims, HeadOutput, clips_of
-from heads.distil import Teachers
-from heads.learner import Learner, loss_of
-from heads.optimisers import Optimisers
-from heads.training import Alternate, Distil, Groups, LossShare, Training
+from heads.config.training_options import Alternate, Distil, Groups, LossShare, Training
+from heads.interface.clips import Dims, HeadOutput, clips_of
+from heads.papers.dyreg.distillation import Teachers
+from heads.training.learner import Learner, loss_of
+from heads.training.optimisers import Optimisers
 from heads.zoo import build_head
 
 STEPS = 4  # mini-batches per epoch
@@ -68,7 +70,9 @@ def test_two_optimisers_take_turns_and_neither_moves_the_others_weights():
 
 
 def test_an_alternating_step_is_the_step_of_its_optimiser():
-    """The second mini-batch moves the structure as Adam alone would, from the gradient of the same loss."""
+    """The second mini-batch moves the structure as Adam alone would, from the gradient of the same
+    loss.
+    """
     one = learner(alternate=Alternate("structure", lr=0.01, weight_decay=0.0))
     one.step(*batch(0))
     head = Small()
@@ -83,13 +87,19 @@ def test_an_alternating_step_is_the_step_of_its_optimiser():
 
 
 def test_the_papers_factors_reach_the_right_parameters():
-    """DyReg and EAN: biases at twice the rate and without decay, norms without, the classifier at 5 and 10 times."""
+    """DyReg and EAN: biases at twice the rate and without decay, norms without, the classifier at 5
+    and 10 times.
+    """
     how = Groups(bias_lr=2, bias_decay=0, norm_decay=0, last_lr=5, last_bias_lr=10)
     head = Small()
     names = {id(p): name for name, p in head.named_parameters()}
     optimisers = Optimisers(head, Training(epochs=1, lr=0.01, weight_decay=0.5, groups=how))
     optimisers.set_lr(0.01)
-    found = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in optimisers.first.param_groups for p in g["params"]}
+    found = {
+        names[id(p)]: (g["lr"], g["weight_decay"])
+        for g in optimisers.first.param_groups
+        for p in g["params"]
+    }
     assert found == {
         "lower.weight": (0.01, 0.5),
         "lower.bias": (0.02, 0),
@@ -108,8 +118,14 @@ def test_the_papers_factors_reach_the_right_parameters():
 @pytest.mark.parametrize(
     ("training", "match"),
     [
-        ({"alternate": Alternate("strcuture")}, "train.alternate.parameters: no trained parameter of Small starts with"),
-        ({"groups": Groups(last="classifier", last_lr=5)}, "train.groups.last: .*its parts: lower, norm, structure, fc"),
+        (
+            {"alternate": Alternate("strcuture")},
+            "train.alternate.parameters: no trained parameter of Small starts with",
+        ),
+        (
+            {"groups": Groups(last="classifier", last_lr=5)},
+            "train.groups.last: .*its parts: lower, norm, structure, fc",
+        ),
         ({"groups": Groups(first="backbone", first_lr=0.1)}, "train.groups.first"),
     ],
 )
@@ -152,7 +168,9 @@ def test_the_moving_average_is_what_is_validated_and_kept():
 
 
 def test_the_rate_falls_on_a_plateau_and_training_ends_where_it_would_fall_too_low():
-    """GOS, stage 3: 0.001, a tenth after 5 epochs without a decline, and the end after 5 more at 0.0001."""
+    """GOS, stage 3: 0.001, a tenth after 5 epochs without a decline, and the end after 5 more at
+    0.0001.
+    """
     one = learner(epochs=100, lr=0.001, schedule="plateau", patience=5, stop_below=1e-4)
     rates = []
     for loss in [1.0, 0.9, *[0.95] * 5, 0.8, *[0.85] * 5]:
@@ -190,21 +208,37 @@ def test_an_auxiliary_loss_counts_in_its_share_of_the_training():
 
 
 def test_a_loss_that_the_head_does_not_have_is_refused():
-    with pytest.raises(ValueError, match=r"train.losses.szie: head Small has no such loss; it has size"):
+    with pytest.raises(
+        ValueError, match=r"train.losses.szie: head Small has no such loss; it has size"
+    ):
         learner(losses={"szie": LossShare()}).step(*batch())
 
 
 def test_class_weights_weigh_each_clip():
-    logits, targets, by_class = torch.randn(5, 3), torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0.5, 2.0, 1.0])
+    logits, targets, by_class = (
+        torch.randn(5, 3),
+        torch.tensor([0, 0, 1, 2, 2]),
+        torch.tensor([0.5, 2.0, 1.0]),
+    )
     each = F.cross_entropy(logits, targets, reduction="none")
-    assert loss_of("single", by_class)(logits, targets) == pytest.approx((by_class[targets] * each).mean().item())
+    assert loss_of("single", by_class)(logits, targets) == pytest.approx(
+        (by_class[targets] * each).mean().item()
+    )
 
 
 # --- distillation
 
 
 def dyreg(**options) -> nn.Module:
-    return build_head("dyreg", Dims(T=2, maps={"res5": (4, 7, 7)}), 3, width=4, offset_width=4, dropout=0.0, **options)
+    return build_head(
+        "dyreg",
+        Dims(T=2, maps={"res5": (4, 7, 7)}),
+        3,
+        width=4,
+        offset_width=4,
+        dropout=0.0,
+        **options,
+    )
 
 
 def test_teachers_are_followed_in_the_first_share_of_the_training_and_stay_as_they_are():
@@ -216,7 +250,9 @@ def test_teachers_are_followed_in_the_first_share_of_the_training_and_stay_as_th
     before = {name: p.clone() for name, p in teacher.state_dict().items()}
     training = Training(epochs=2, lr=1e-9, distil=Distil(("teacher",), weight=1000.0, until=0.5))
     one = Learner(student, training, "single", STEPS, 0, "fp32", None, Teachers(student, [teacher]))
-    clips = clips_of({"res5": np.random.default_rng(0).normal(size=(2, 2, 4, 7, 7)).astype(np.float32)})
+    clips = clips_of(
+        {"res5": np.random.default_rng(0).normal(size=(2, 2, 4, 7, 7)).astype(np.float32)}
+    )
     targets = torch.tensor([0, 2])
     losses = [one.step(clips, targets) for _ in range(2 * STEPS)]
     assert min(losses[:STEPS]) > 2 * max(losses[STEPS:])
@@ -231,8 +267,12 @@ def test_distillation_moves_the_regions_towards_the_teachers():
         for p in (*teacher.parameters(), *student.parameters()):
             p.copy_(torch.randn_like(p) * 0.3)
     teachers = Teachers(student, [teacher])
-    clips = clips_of({"res5": np.random.default_rng(0).normal(size=(2, 2, 4, 7, 7)).astype(np.float32)})
-    training = Training(epochs=100, optimiser="adam", lr=0.01, distil=Distil(("teacher",), weight=100.0, until=1.0))
+    clips = clips_of(
+        {"res5": np.random.default_rng(0).normal(size=(2, 2, 4, 7, 7)).astype(np.float32)}
+    )
+    training = Training(
+        epochs=100, optimiser="adam", lr=0.01, distil=Distil(("teacher",), weight=100.0, until=1.0)
+    )
     one = Learner(student, training, "single", STEPS, 0, "fp32", None, teachers)
     first = teachers.teach(student, clips, 1.0).losses["distillation"].item()
     for _ in range(40):

@@ -1,30 +1,33 @@
-"""Every head learns a digit task from a cache, and those that relate regions learn it well where pooled features cannot.
+"""Every head learns a digit task from a cache, and those that relate regions learn it well where
+pooled features cannot.
 
-The task is "meet" with four digits of four classes: all four are in every video, and one of the six pairs meets. Whoever only
-knows which digits are there is as good as chance, 1/6. Means over places or over regions see a little more, because digits that
-meet hide a part of each other. The digits of the test videos were written by nobody in the training videos.
+The task is "meet" with four digits of four classes: all four are in every video, and one of the six
+pairs meets. Whoever only knows which digits are there is as good as chance, 1/6. Means over places
+or over regions see a little more, because digits that meet hide a part of each other. The digits of
+the test videos were written by nobody in the training videos.
 
-The figure behind each row of `ROWS` is what it reached, trained as the row says by `OMP_NUM_THREADS=1 pytest -s -m slow`, which
-prints it: top-1 on the 400 test videos (standard error 2.5 at most), one seed. `least` is 10 points or more below it for those
-that see where things are, for another machine's rounding. All rows together are 6 to 7 minutes of one core, by their
-CPU time.
+The figure behind each row of `ROWS` is what it reached, trained as the row says by
+`OMP_NUM_THREADS=1 pytest -s -m slow`, which prints it: top-1 on the 400 test videos (standard error
+2.5 at most), one seed. `least` is 10 points or more below it for those that see where things are,
+for another machine's rounding. All rows together are 6 to 7 minutes of one core, by their CPU time.
 
-The heads have the options of their papers but for sizes: widths of 32 or 64, and where a row of `ROWS` says otherwise.
+The heads have the options of their papers but for sizes: widths of 32 or 64, and where a row of
+`ROWS` says otherwise.
 """
 
 from dataclasses import dataclass, field
 
 import pytest
 import torch
-from learning import CUT, write_digit_cache
 
-from heads.batch import clips_of
-from heads.data import cache_dims
-from heads.recipe import Recipe, recipe_from
-from heads.train import Result, train
+from heads.config.recipe import Recipe, recipe_from
+from heads.data.splits import cache_dims
+from heads.interface.clips import clips_of
+from heads.training.train import Result, train
 from heads.zoo import build_head, head_names
-from pipeline.cache import Cache
+from pipeline.cache.reader import Cache
 from pipeline.digits import Meet
+from tests.support.learning import CUT, write_digit_cache
 
 TASK = Meet(classes=4, digits=4, frames=6, together=3)
 VIDEOS = {"train": 4000, "val": 200, "test": 400}
@@ -34,7 +37,9 @@ BETTER = 0.2  # than each of the two pooling baselines: what "well above" means 
 
 @dataclass(frozen=True)
 class Row:
-    """How a head is trained (Adam, its rate falling to 0 on a cosine), and the `least` accuracy on the test videos."""
+    """How a head is trained (Adam, its rate falling to 0 on a cosine), and the `least` accuracy on
+    the test videos.
+    """
 
     least: float
     epochs: int
@@ -44,8 +49,8 @@ class Row:
 
 
 MAP = {"cut": CUT, "width": 32}
-# One place on the map, without a backbone above it; one iteration, norms inside the graph and no dropout: there are 4,000
-# videos where the papers have hundreds of thousands.
+# One place on the map, without a backbone above it; one iteration, norms inside the graph and no
+# dropout: there are 4,000 videos where the papers have hundreds of thousands.
 GRAPH = {**MAP, "iterations": 1, "dropout": 0.0}
 BASELINES = {
     "pool": Row(0.20, 15, 0.1, {"dropout": 0.0}, batch=128),  # 29.2 %
@@ -75,7 +80,9 @@ def recipe(head: str) -> Recipe:
 
 
 def recipe_of(head: str, options: dict, **tables) -> Recipe:
-    return recipe_from({"name": head, "source": "tests", "head": {"name": head, "options": options}, **tables})
+    return recipe_from(
+        {"name": head, "source": "tests", "head": {"name": head, "options": options}, **tables}
+    )
 
 
 def adam(lr: float, epochs: int, batch: int = 64, **further) -> dict:
@@ -111,7 +118,10 @@ def accuracy(cache, tmp_path_factory):
 
 def run(chosen: Recipe, cache: Cache, folder) -> Result:
     result = train(chosen, cache, folder, seed=0, device="cpu", say=str, tensorboard=False)
-    print(f"{chosen.name}: {100 * result.metrics['test']['top1']:.1f} % of test videos, {result.seconds:.0f} s")  # shown by -s
+    print(
+        f"{chosen.name}: {100 * result.metrics['test']['top1']:.1f} % of test videos, "
+        f"{result.seconds:.0f} s"
+    )  # shown by -s
     return result
 
 
@@ -135,18 +145,30 @@ def test_heads_that_see_where_things_are_learn_what_pooling_cannot(head, accurac
 
 @pytest.mark.slow
 def test_gos_searches_and_its_discrete_structures_go_on_from_there(cache, accuracy, tmp_path):
-    """Search with two optimisers that take turns, then the chosen operations alone: their weights start as they were found, the
-    structure stays, and they learn what pooling cannot. 84.0 % before they are trained further, 91.0 % in the end."""
+    """Search with two optimisers that take turns, then the chosen operations alone: their weights
+    start as they were found, the structure stays, and they learn what pooling cannot. 84.0 % before
+    they are trained further, 91.0 % in the end.
+    """
     options = {**MAP, "supernodes": 2}
     turns = {"parameters": "structure", "optimiser": "adam", "lr": 0.003, "weight_decay": 0.001}
     phases = [
         {"name": "search", "train": adam(0.01, 4, alternate=turns)},
-        {"name": "discrete", "start": "previous", "head": {"mode": "discrete"}, "train": adam(0.005, 2)},
+        {
+            "name": "discrete",
+            "start": "previous",
+            "head": {"mode": "discrete"},
+            "train": adam(0.005, 2),
+        },
     ]
     result = run(recipe_of("gos", options, phases=phases), cache, tmp_path)
-    searched, ended = (torch.load(tmp_path / f"{name}.pt", weights_only=True)["state"] for name in ("search", "discrete"))
+    searched, ended = (
+        torch.load(tmp_path / f"{name}.pt", weights_only=True)["state"]
+        for name in ("search", "discrete")
+    )
     structure = [key for key in searched if key.startswith("structure.")]
-    assert searched["structure.alpha.weight"].any()  # 0 in a new head, which "discrete" leaves as it is
+    assert searched[
+        "structure.alpha.weight"
+    ].any()  # 0 in a new head, which "discrete" leaves as it is
     assert all(searched[key].equal(ended[key]) for key in structure)
     assert not all(searched[key].equal(ended[key]) for key in searched)
     head = build_head("gos", cache_dims(cache), len(TASK.labels), **options, mode="discrete").eval()
@@ -161,9 +183,16 @@ def test_gos_searches_and_its_discrete_structures_go_on_from_there(cache, accura
 
 @torch.inference_mode()
 def right(head: torch.nn.Module, cache: Cache) -> float:
-    """The share of the test videos that a head gets right, from the rows of the cache themselves."""
+    """The share of the test videos that a head gets right, from the rows of the cache
+    themselves.
+    """
     rows = [row for row, clip in enumerate(cache["test"].clips) if clip.startswith("test-")]
     labels = {clip.clip: TASK.labels.index(clip.labels[0]) for clip in cache.manifest.clips}
     batch = cache["test"].batch(rows, fields=head.needs)
     found = head(clips_of(batch)).logits.argmax(1)
-    return (found == torch.tensor([labels[cache["test"].clips[row]] for row in rows])).float().mean().item()
+    return (
+        (found == torch.tensor([labels[cache["test"].clips[row]] for row in rows]))
+        .float()
+        .mean()
+        .item()
+    )

@@ -7,22 +7,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_train import Stop, run, same, stop_after, weights
-from tiny_cache import Tiny
 
-from heads import runs
-from heads.evaluate import evaluate
-from heads.learner import Learner, LossNotFinite
-from heads.members import Failure, Member, Result
-from heads.recipe import read_recipe, recipe_from
-from heads.running import Run
-from heads.store import Share, Store, shared_pass
-from heads.train import run_members
-from pipeline.cache import Cache
+from heads.config.recipe import read_recipe, recipe_from
+from heads.data.feature_store import Share, Store, shared_pass
+from heads.evaluation.evaluate import evaluate
+from heads.runs import run_files as runs
+from heads.training.learner import Learner, LossNotFinite
+from heads.training.members import Failure, Member, Result
+from heads.training.run import Run
+from heads.training.train import run_members
+from pipeline.cache.reader import Cache
+from tests.heads.training.test_train import Stop, run, same, stop_after, weights
+from tests.support.tiny_cache import Tiny
 
 
-def recipe(head="strg", name="tiny", data=None, evaluate=None, phases=None, options=None, **training):
-    table = {"name": name, "source": "a test", "head": {"name": head, **(options or {})}, "data": data or {}}
+def recipe(
+    head="strg", name="tiny", data=None, evaluate=None, phases=None, options=None, **training
+):
+    table = {
+        "name": name,
+        "source": "a test",
+        "head": {"name": head, **(options or {})},
+        "data": data or {},
+    }
     table["evaluate"] = evaluate or {}
     if phases:
         table["phases"] = phases
@@ -34,11 +41,20 @@ def recipe(head="strg", name="tiny", data=None, evaluate=None, phases=None, opti
 
 def phase(name, epochs=2, head=None, start="fresh", take=(), reads="cache", **training):
     training = {"epochs": epochs, "batch": 4, "lr": 0.1, **training}
-    return {"name": name, "train": training, "head": head or {}, "start": start, "take": list(take), "reads": reads}
+    return {
+        "name": name,
+        "train": training,
+        "head": head or {},
+        "start": start,
+        "take": list(take),
+        "reads": reads,
+    }
 
 
 def study(members, cache, **how):
-    return run_members(members, cache, **{"say": lambda line: None, "order_seed": 5, "device": "cpu", **how})
+    return run_members(
+        members, cache, **{"say": lambda line: None, "order_seed": 5, "device": "cpu", **how}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +78,23 @@ RECIPES = {
 
 
 def test_a_member_equals_the_same_run_alone_bit_for_bit(cache, tmp_path):
-    members = [Member(one, tmp_path / name, seed) for seed, (name, one) in enumerate(RECIPES.items())]
+    members = [
+        Member(one, tmp_path / name, seed) for seed, (name, one) in enumerate(RECIPES.items())
+    ]
     together = study(members, cache)
     for member, outcome in zip(members, together, strict=True):
-        alone = run(member.recipe, cache, tmp_path / "alone" / member.folder.name, seed=member.seed, order_seed=5)
+        alone = run(
+            member.recipe,
+            cache,
+            tmp_path / "alone" / member.folder.name,
+            seed=member.seed,
+            order_seed=5,
+        )
         assert outcome.metrics == alone.metrics, member.folder.name
         for name in ("last", "best"):
-            assert same(weights(member.folder, name), weights(alone.folder, name)), member.folder.name
+            assert same(weights(member.folder, name), weights(alone.folder, name)), (
+                member.folder.name
+            )
 
 
 def test_views_that_several_members_want_are_read_once(cache, tmp_path, monkeypatch):
@@ -83,11 +109,15 @@ def test_views_that_several_members_want_are_read_once(cache, tmp_path, monkeypa
     rows = {}
     for count in (1, 4):
         read.clear()
-        members = [Member(recipe("pool", epochs=2), tmp_path / f"{count}-{k}", k) for k in range(count)]
+        members = [
+            Member(recipe("pool", epochs=2), tmp_path / f"{count}-{k}", k) for k in range(count)
+        ]
         members += [Member(recipe("strg", epochs=2, batch=8), tmp_path / f"{count}-strg")]
         study(members, cache, resident="disk")
         rows[count] = [n for _, n in read]
-        assert {frozenset(fields) for fields, _ in read} == {frozenset(("pooled", "nodes", "valid", "boxes"))}
+        assert {frozenset(fields) for fields, _ in read} == {
+            frozenset(("pooled", "nodes", "valid", "boxes"))
+        }
     assert rows[1] == rows[4]
 
 
@@ -143,7 +173,10 @@ def test_a_member_whose_validation_fails_leaves_the_others_going(cache, tmp_path
 
 def test_a_study_that_was_stopped_goes_on_as_if_it_was_not(cache, tmp_path):
     def members(where):
-        return [Member(RECIPES[name], tmp_path / where / name, k) for k, name in enumerate(("pool", "lstm", "phases"))]
+        return [
+            Member(RECIPES[name], tmp_path / where / name, k)
+            for k, name in enumerate(("pool", "lstm", "phases"))
+        ]
 
     def stop(line):
         if line.startswith("lstm: epoch 2/"):  # some members are an epoch ahead of the others now
@@ -180,7 +213,10 @@ def test_a_shared_pass_gives_everybody_the_batches_of_a_pass_of_their_own(cache)
     for k, clips, place in shared_pass(store, shares):
         found[k].append((clips, place))
     for share, batches in zip(shares, found, strict=True):
-        assert [place.stop for _, place in batches] == [*range(share.batch, len(share.rows), share.batch), len(share.rows)]
+        assert [place.stop for _, place in batches] == [
+            *range(share.batch, len(share.rows), share.batch),
+            len(share.rows),
+        ]
         for clips, place in batches:
             assert set(clips.tensors()) == set(share.fields)
             for name in share.fields:
@@ -208,18 +244,26 @@ def test_a_run_of_phases_stops_anywhere_and_goes_on_the_same(cache, tmp_path):
     assert parts.epochs == 4
     for name in ("one", "two", "three", "last", "best"):
         assert same(weights(tmp_path / "parts", name), weights(tmp_path / "whole", name))
-    lines = [json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()
+    ]
     assert [(line["phase"], line["epoch"], line["step"]) for line in lines] == [
         ("one", 1, 3),
         ("two", 2, 6),
         ("two", 3, 9),
         ("three", 4, 12),
     ]
-    assert evaluate(tmp_path / "parts", cache, "test", device="cpu", say=str) == whole.metrics["test"]
-    assert "finished before" in _said(lambda say: run(chosen, cache, tmp_path / "parts", say=say))[0]
+    assert (
+        evaluate(tmp_path / "parts", cache, "test", device="cpu", say=str) == whole.metrics["test"]
+    )
+    assert (
+        "finished before" in _said(lambda say: run(chosen, cache, tmp_path / "parts", say=say))[0]
+    )
 
 
-def test_a_run_that_dies_between_the_checkpoints_of_a_phases_first_epoch_keeps_the_phase_before(cache, tmp_path, monkeypatch):
+def test_a_run_that_dies_between_the_checkpoints_of_a_phases_first_epoch_keeps_the_phase_before(
+    cache, tmp_path, monkeypatch
+):
     chosen = recipe("strg", phases=TWO)
     run(chosen, cache, tmp_path / "whole")
     save = runs.save_checkpoint
@@ -247,7 +291,9 @@ def _said(work) -> list[str]:
 def test_phases_run_one_by_one_are_those_of_one_call(cache, tmp_path):
     chosen = recipe("strg", phases=TWO)
     run(chosen, cache, tmp_path / "whole")
-    with pytest.raises(ValueError, match=r"phase two starts from phase one, which .* does not hold: run it first"):
+    with pytest.raises(
+        ValueError, match=r"phase two starts from phase one, which .* does not hold: run it first"
+    ):
         run(chosen, cache, tmp_path / "none", phase="two")
     assert not (tmp_path / "none").exists()
     first = run(chosen, cache, tmp_path / "parts", phase="one")
@@ -260,13 +306,24 @@ def test_phases_run_one_by_one_are_those_of_one_call(cache, tmp_path):
         run(chosen, cache, tmp_path / "parts", phase="one")
     with pytest.raises(ValueError, match=r"no phase 'tow': did you mean two\?"):
         run(chosen, cache, tmp_path / "parts", phase="tow")
-    lines = _said(lambda say: run(chosen, cache, tmp_path / "other", phase="two", start=tmp_path / "whole" / "one.pt", say=say))
+    lines = _said(
+        lambda say: run(
+            chosen,
+            cache,
+            tmp_path / "other",
+            phase="two",
+            start=tmp_path / "whole" / "one.pt",
+            say=say,
+        )
+    )
     assert "phase two: starts from one.pt" in lines
     assert evaluate(tmp_path / "other", cache, "val", device="cpu", say=str) != {}
 
 
 def test_a_phase_starts_from_what_the_one_before_ended_with(cache, tmp_path):
-    """With a learning rate of nearly nothing, what is taken stays, and what is not is the head's own start."""
+    """With a learning rate of nearly nothing, what is taken stays, and what is not is the head's
+    own start.
+    """
     still = {"lr": 1e-30, "weight_decay": 0.0}
     chosen = recipe(
         "roi_pool",
@@ -280,7 +337,9 @@ def test_a_phase_starts_from_what_the_one_before_ended_with(cache, tmp_path):
     )
     lines = _said(lambda say: run(chosen, cache, tmp_path, say=say))
     assert "phase bias: starts from all.pt; fresh: fc.weight" in lines
-    one, everything, bias, fresh = (weights(tmp_path, name) for name in ("one", "all", "bias", "none"))
+    one, everything, bias, fresh = (
+        weights(tmp_path, name) for name in ("one", "all", "bias", "none")
+    )
     assert same(one, everything)
     assert bias["fc.bias"].equal(one["fc.bias"])
     assert bias["fc.weight"].equal(fresh["fc.weight"])
@@ -288,12 +347,21 @@ def test_a_phase_starts_from_what_the_one_before_ended_with(cache, tmp_path):
 
 
 def test_a_phase_that_reads_frames_is_named_with_its_command(cache, tmp_path):
-    phases = [phase("backbone", reads="frames", head={"name": "pool"}), *TWO, phase("joint", reads="frames", start="previous")]
+    phases = [
+        phase("backbone", reads="frames", head={"name": "pool"}),
+        *TWO,
+        phase("joint", reads="frames", start="previous"),
+    ]
     chosen = recipe("strg", phases=phases)
     lines = _said(lambda say: run(chosen, cache, tmp_path, say=say))
-    assert lines[-1] == "next phase: joint; run `vidgraph finetune RECIPE --phase joint`"  # its file may lie anywhere
+    assert (
+        lines[-1] == "next phase: joint; run `vidgraph finetune RECIPE --phase joint`"
+    )  # its file may lie anywhere
     assert not (tmp_path / "backbone.pt").exists()
-    with pytest.raises(ValueError, match="joint of recipe tiny reads frames: run `vidgraph finetune RECIPE --phase joint`"):
+    with pytest.raises(
+        ValueError,
+        match="joint of recipe tiny reads frames: run `vidgraph finetune RECIPE --phase joint`",
+    ):
         run(chosen, cache, tmp_path, phase="joint")
 
 
@@ -304,20 +372,35 @@ def test_weights_of_another_shape_are_refused(cache, tmp_path):
 
 
 def test_the_structures_that_gos_searched_are_what_it_ends_with(tmp_path):
-    """The recipe of its Table 1, smaller: the discrete phase trains the operations and leaves the structure alone."""
+    """The recipe of its Table 1, smaller: the discrete phase trains the operations and leaves the
+    structure alone.
+    """
     cache = Tiny(fields=("res5", "boxes", "scores", "valid", "grid")).write(tmp_path)
-    small = {"phases.search.train.epochs": 2, "phases.discrete.train.epochs": 2, "head.width": 8, "head.roi_size": 2}
+    small = {
+        "phases.search.train.epochs": 2,
+        "phases.discrete.train.epochs": 2,
+        "head.width": 8,
+        "head.roi_size": 2,
+    }
     small |= {"head.supernodes": 2, "head.taps": 3}
     rates = {f"phases.{name}.train.batch": 3 for name in ("search", "discrete")}
     chosen = read_recipe("gos_table1", {**small, **rates, "phases.search.train.alternate.lr": 0.1})
     result = run(chosen, cache, tmp_path / "runs")
     assert (result.phase, result.epochs) == ("discrete", 4)
     search, discrete = (weights(tmp_path / "runs", name) for name in ("search", "discrete"))
-    assert {name for name in search if search[name].equal(discrete[name])} >= {"structure.alpha.weight", "structure.alpha.bias"}
+    assert {name for name in search if search[name].equal(discrete[name])} >= {
+        "structure.alpha.weight",
+        "structure.alpha.bias",
+    }
     assert search["structure.alpha.weight"].abs().max() > 0  # at first they are 0
     assert not search["fc.weight"].equal(discrete["fc.weight"])
-    transfer = read_recipe("gos_supp_table6_transfer", {k: v for k, v in {**small, **rates}.items() if "search" not in k})
-    with pytest.raises(ValueError, match=r"starts from phase backbone, .*vidgraph finetune .*--start"):
+    transfer = read_recipe(
+        "gos_supp_table6_transfer",
+        {k: v for k, v in {**small, **rates}.items() if "search" not in k},
+    )
+    with pytest.raises(
+        ValueError, match=r"starts from phase backbone, .*vidgraph finetune .*--start"
+    ):
         run(transfer, cache, tmp_path / "none")
     run(transfer, cache, tmp_path / "other", start=tmp_path / "runs" / "search.pt")
     other = weights(tmp_path / "other", "discrete")
@@ -332,7 +415,12 @@ def test_phases_teach_a_later_one_and_a_run_in_another_folder_can(tmp_path):
     phases = [phase("teacher", 1), phase("student", 2, distil=teach)]
     chosen = recipe("dyreg", options=small, phases=phases)
     with pytest.raises(Stop):
-        run(chosen, cache, tmp_path / "runs", say=lambda line: stop_after(1)(line.removeprefix("student ")))
+        run(
+            chosen,
+            cache,
+            tmp_path / "runs",
+            say=lambda line: stop_after(1)(line.removeprefix("student ")),
+        )
     run(chosen, cache, tmp_path / "runs")
     phases[1]["train"]["distil"] = {**teach, "teachers": [str(tmp_path / "runs" / "teacher.pt")]}
     run(recipe("dyreg", options=small, phases=phases), cache, tmp_path / "file")
@@ -341,7 +429,11 @@ def test_phases_teach_a_later_one_and_a_run_in_another_folder_can(tmp_path):
     run(recipe("dyreg", options=small, phases=phases), cache, tmp_path / "alone")
     assert not same(weights(tmp_path / "alone"), weights(tmp_path / "runs"))
     with pytest.raises(ValueError, match="its teacher 'student' is not an earlier phase"):
-        recipe("dyreg", options=small, phases=[phases[0], phase("student", 2, distil={"teachers": ["student"]})])
+        recipe(
+            "dyreg",
+            options=small,
+            phases=[phases[0], phase("student", 2, distil={"teachers": ["student"]})],
+        )
 
 
 def test_a_run_folder_says_which_option_of_which_phase_differs(cache, tmp_path):

@@ -8,22 +8,22 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from tiny_cache import SPLITS, Tiny
 
-from heads import runs
-from heads.data import find_classes, part_of
-from heads.evaluate import evaluate
-from heads.learner import Learner, LossNotFinite, device_for
-from heads.metrics import aggregate, scores_of, summarise
-from heads.recipe import recipe_from
-from heads.running import mirrored
-from heads.store import Store, free_memory
-from heads.tables import Data
-from heads.train import train
-from heads.training import Training
-from pipeline.cache import Cache
-from pipeline.manifest import write_manifest
-from pipeline.sealed import fletcher32
+from heads.config.recipe import recipe_from
+from heads.config.recipe_tables import Data
+from heads.config.training_options import Training
+from heads.data.feature_store import Store, free_memory
+from heads.data.splits import find_classes, part_of
+from heads.evaluation.evaluate import evaluate
+from heads.evaluation.metrics import aggregate, scores_of, summarise
+from heads.runs import run_files as runs
+from heads.training.learner import Learner, LossNotFinite, device_for
+from heads.training.run import mirrored
+from heads.training.train import train
+from pipeline.cache.reader import Cache
+from pipeline.files.atomic_files import fletcher32
+from pipeline.manifests.manifest import write_manifest
+from tests.support.tiny_cache import SPLITS, Tiny
 
 
 def recipe(head="strg", options=None, data=None, evaluate=None, **training):
@@ -43,7 +43,12 @@ def recipe(head="strg", options=None, data=None, evaluate=None, **training):
 
 
 def run(recipe_, cache, folder, **how):
-    return train(recipe_, cache, folder, **{"say": lambda line: None, "tensorboard": False, "device": "cpu", **how})
+    return train(
+        recipe_,
+        cache,
+        folder,
+        **{"say": lambda line: None, "tensorboard": False, "device": "cpu", **how},
+    )
 
 
 def weights(folder: Path, name: str = "last") -> dict:
@@ -123,13 +128,18 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(training, cache, tmp_path
         assert same(weights(tmp_path / "parts", name), weights(tmp_path / "whole", name))
     one, other = (runs.load_checkpoint(tmp_path / name / "last.pt") for name in ("parts", "whole"))
     assert one["progress"] == other["progress"]
-    logs = [[json.loads(line) for line in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in ("parts", "whole")]
+    logs = [
+        [json.loads(line) for line in (tmp_path / n / "log.jsonl").read_text().splitlines()]
+        for n in ("parts", "whole")
+    ]
     assert [(line["epoch"], line["loss"], line["val"]) for line in logs[0]] == [
         (line["epoch"], line["loss"], line["val"]) for line in logs[1]
     ]
 
 
-def test_a_run_that_dies_between_its_log_and_its_checkpoint_repeats_no_line(cache, tmp_path, monkeypatch):
+def test_a_run_that_dies_between_its_log_and_its_checkpoint_repeats_no_line(
+    cache, tmp_path, monkeypatch
+):
     whole = run(recipe(), cache, tmp_path / "whole")
     save = runs.save_checkpoint
 
@@ -218,7 +228,9 @@ def test_an_epoch_draws_one_view_of_every_clip(cache):
 
 def test_the_number_of_training_views_is_one_option(cache):
     part = a_part(cache, data=Data(train_views=1))
-    assert {cache["train"].views[row] for epoch in range(10) for row in part.draw(0, epoch)[0]} == {0}
+    assert {cache["train"].views[row] for epoch in range(10) for row in part.draw(0, epoch)[0]} == {
+        0
+    }
 
 
 def test_failed_clips_are_left_out_and_said(cache, tmp_path):
@@ -232,7 +244,15 @@ def test_failed_clips_are_left_out_and_said(cache, tmp_path):
 
 
 def test_labels_and_splits_can_come_from_another_manifest(cache, tmp_path):
-    rows = [{"clip": f"clip-{k}", "path": "x", "split": "val" if k < 4 else "train", "label": "ab"[k % 2]} for k in range(20)]
+    rows = [
+        {
+            "clip": f"clip-{k}",
+            "path": "x",
+            "split": "val" if k < 4 else "train",
+            "label": "ab"[k % 2],
+        }
+        for k in range(20)
+    ]
     rows.append({"clip": "new", "path": "y", "split": "train", "label": "a"})
     manifest = write_manifest(tmp_path / "other.csv", rows)
     lines = []
@@ -252,9 +272,13 @@ def test_whole_numbers_keep_their_class(tmp_path):
 
 
 @pytest.mark.parametrize(("label", "number"), [("99999999999999999999", 0), ("1", 10**12)])
-def test_numbers_that_are_no_classes_are_refused_before_they_are_counted_out(tmp_path, label, number):
+def test_numbers_that_are_no_classes_are_refused_before_they_are_counted_out(
+    tmp_path, label, number
+):
     cache = Tiny(splits=("train", "train", "val"), labels=["0", label, label]).write(tmp_path)
-    with pytest.raises(ValueError, match=f"{number or label}'?: expected class ids up to 1,000,000"):
+    with pytest.raises(
+        ValueError, match=f"{number or label}'?: expected class ids up to 1,000,000"
+    ):
         find_classes(cache.manifest, Data(num_classes=number))
 
 
@@ -267,21 +291,29 @@ def test_a_class_list_fixes_the_order(cache, tmp_path):
 
 
 def test_a_label_that_reads_like_none_is_no_class_in_silence(tmp_path):
-    """A test split whose labels are withheld as -1: refused, or read as no label; never scored as a class."""
+    """A test split whose labels are withheld as -1: refused, or read as no label; never scored as a
+    class.
+    """
     labels = ["2", "10", "2", "10", "-1", "-1"]
-    cache = Tiny(splits=("train", "train", "val", "val", "test", "test"), labels=labels, fields=("pooled",)).write(
-        tmp_path / "c"
-    )
+    cache = Tiny(
+        splits=("train", "train", "val", "val", "test", "test"), labels=labels, fields=("pooled",)
+    ).write(tmp_path / "c")
     with pytest.raises(ValueError, match=r"label '-1' \(2 clips of test\) .*data\.no_label"):
         find_classes(cache.manifest, Data())
     data = Data(no_label=("-1",))
     assert [name for name in find_classes(cache.manifest, data) if name in labels] == ["2", "10"]
     assert a_part(cache, "test", data).targets is None
     assert a_part(cache, "val", data).targets.tolist() == [2, 10]
-    with pytest.raises(ValueError, match="label '-1'"):  # a manifest that comes later, to a run that knows its classes
+    with pytest.raises(
+        ValueError, match="label '-1'"
+    ):  # a manifest that comes later, to a run that knows its classes
         part_of(cache, "test", "test", cache.manifest, ("2", "10"), Data())
     (tmp_path / "classes.txt").write_text("-1\n2\n10\n")
-    assert find_classes(cache.manifest, Data(class_list=str(tmp_path / "classes.txt"))) == ("-1", "2", "10")
+    assert find_classes(cache.manifest, Data(class_list=str(tmp_path / "classes.txt"))) == (
+        "-1",
+        "2",
+        "10",
+    )
 
 
 def test_a_label_that_reads_like_none_is_left_out_of_several(tmp_path):
@@ -295,7 +327,11 @@ def test_a_label_that_reads_like_none_is_left_out_of_several(tmp_path):
         find_classes(manifest, Data(target="multi"))
     data = Data(target="multi", no_label=("?",))
     assert find_classes(manifest, data) == ("a", "b")
-    assert part_of(cache, "train", "train", manifest, ("a", "b"), data).targets.tolist() == [[1, 0], [0, 1], [0, 0]]
+    assert part_of(cache, "train", "train", manifest, ("a", "b"), data).targets.tolist() == [
+        [1, 0],
+        [0, 1],
+        [0, 0],
+    ]
 
 
 def test_a_recipe_without_no_label_is_recorded_as_before():
@@ -305,11 +341,18 @@ def test_a_recipe_without_no_label_is_recorded_as_before():
 
 @pytest.mark.parametrize("data", ["\ufeffb\r\na\r\n".encode(), b"b\na", b"\n b \n\na\n"])
 def test_a_class_list_may_be_written_by_any_editor(tmp_path, data):
-    cache = Tiny(splits=("train", "train"), labels=["a", "b"], fields=("pooled",)).write(tmp_path / "c")
+    cache = Tiny(splits=("train", "train"), labels=["a", "b"], fields=("pooled",)).write(
+        tmp_path / "c"
+    )
     (tmp_path / "classes.txt").write_bytes(data)
-    assert find_classes(cache.manifest, Data(class_list=str(tmp_path / "classes.txt"))) == ("b", "a")
+    assert find_classes(cache.manifest, Data(class_list=str(tmp_path / "classes.txt"))) == (
+        "b",
+        "a",
+    )
     (tmp_path / "classes.txt").write_bytes("b\na\n".encode("utf-16"))
-    with pytest.raises(ValueError, match=r"data\.class_list: .*UTF-16 text; save the file as UTF-8"):
+    with pytest.raises(
+        ValueError, match=r"data\.class_list: .*UTF-16 text; save the file as UTF-8"
+    ):
         find_classes(cache.manifest, Data(class_list=str(tmp_path / "classes.txt")))
 
 
@@ -319,7 +362,10 @@ def test_a_subset_of_the_labels_leaves_the_other_videos_out_and_counts_them(cach
     result = run(chosen, cache, tmp_path, say=lines.append)
     assert runs.read_json(tmp_path / "run.json")["classes"] == ["class 0", "class 2"]
     assert result.excluded["train"] == {"failed": 1, "absent": 0, "other": 3}
-    assert any(line.startswith("split train: 3 of 12 clips have other labels than those that are kept") for line in lines)
+    assert any(
+        line.startswith("split train: 3 of 12 clips have other labels than those that are kept")
+        for line in lines
+    )
     assert np.load(tmp_path / "predictions_test.npz")["logits"].shape == (8, 2)
     assert evaluate(tmp_path, cache, "test", device="cpu", say=str) == result.metrics["test"]
     assert find_classes(cache.manifest, Data(first_labels=2)) == ("class 0", "class 1")
@@ -327,7 +373,10 @@ def test_a_subset_of_the_labels_leaves_the_other_videos_out_and_counts_them(cach
         (Data(labels=("class 7",)), r"data.labels: 'class 7' is no class; did you mean class"),
         (Data(first_labels=9), "data.first_labels: expected at most the 3 classes"),
         (Data(labels=("class 1",)), "expected at least 2 classes"),
-        (Data(labels=("class 0", "class 1"), swap_on_flip=(("class 1", "class 2"),)), "exchanged by a flip: keep both"),
+        (
+            Data(labels=("class 0", "class 1"), swap_on_flip=(("class 1", "class 2"),)),
+            "exchanged by a flip: keep both",
+        ),
     ]:
         with pytest.raises(ValueError, match=match):
             find_classes(cache.manifest, data)
@@ -345,7 +394,9 @@ def test_a_subset_sees_its_videos_in_the_order_of_the_whole_split(cache):
 
 def test_balanced_classes_are_drawn_or_weighed_alike(tmp_path):
     labels = ["a"] * 9 + ["b"] * 3 + ["a", "b"]
-    cache = Tiny(splits=("train",) * 12 + ("val",) * 2, labels=labels, fields=("pooled",)).write(tmp_path)
+    cache = Tiny(splits=("train",) * 12 + ("val",) * 2, labels=labels, fields=("pooled",)).write(
+        tmp_path
+    )
     part = a_part(cache, data=Data(balance="sampling"))
     drawn = np.concatenate([part.targets[part.draw(0, epoch)[1]] for epoch in range(200)])
     assert len(drawn) == 200 * 12
@@ -364,7 +415,11 @@ def test_balanced_classes_are_drawn_or_weighed_alike(tmp_path):
 
 def test_mirrored_views_exchange_protected_classes(tmp_path):
     swap = torch.tensor([1, 0, 2])
-    assert mirrored(torch.tensor([0, 0, 2]), torch.tensor([True, False, True]), swap).tolist() == [1, 0, 2]
+    assert mirrored(torch.tensor([0, 0, 2]), torch.tensor([True, False, True]), swap).tolist() == [
+        1,
+        0,
+        2,
+    ]
     table = mirrored(torch.tensor([[1.0, 0, 0], [1, 0, 0]]), torch.tensor([True, False]), swap)
     assert table.tolist() == [[0, 1, 0], [1, 0, 0]]
 
@@ -420,7 +475,9 @@ def test_a_run_folder_holds_what_any_metric_needs_later(cache, tmp_path):
         "clip-18/1",
         "clip-19/0",
     ]
-    scores = aggregate(scores_of(saved["logits"], "softmax"), saved["video"], len(saved["clips"]), "mean")
+    scores = aggregate(
+        scores_of(saved["logits"], "softmax"), saved["video"], len(saved["clips"]), "mean"
+    )
     assert summarise(scores, saved["targets"]).items() <= result.metrics["test"].items()
     targets = torch.from_numpy(saved["targets"][saved["video"]])
     loss = torch.nn.functional.cross_entropy(torch.from_numpy(saved["logits"]), targets).item()
@@ -440,7 +497,11 @@ def test_a_run_folder_holds_what_any_metric_needs_later(cache, tmp_path):
 def test_a_checkpoint_loads_as_tensors_and_plain_values_only(cache, tmp_path):
     run(recipe(epochs=1), cache, tmp_path)
     for name in ("last", "best"):
-        assert torch.load(tmp_path / f"{name}.pt", weights_only=True)["about"]["classes"] == ["class 0", "class 1", "class 2"]
+        assert torch.load(tmp_path / f"{name}.pt", weights_only=True)["about"]["classes"] == [
+            "class 0",
+            "class 1",
+            "class 2",
+        ]
 
 
 def test_the_best_checkpoint_is_that_of_the_best_epoch(cache, tmp_path):
@@ -479,7 +540,10 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 
 def test_a_head_whose_fields_the_cache_lacks_is_refused_with_the_command(tmp_path):
     cache = Tiny(fields=("pooled", "flip", "grid")).write(tmp_path)
-    with pytest.raises(ValueError, match=r"strg needs nodes, boxes, valid.*`vidgraph extract .* --keep pooled,nodes,boxes`"):
+    with pytest.raises(
+        ValueError,
+        match=r"strg needs nodes, boxes, valid.*`vidgraph extract .* --keep pooled,nodes,boxes`",
+    ):
         run(recipe(), cache, tmp_path / "run")
     with pytest.raises(ValueError, match=r"needs res5.*--keep pooled,res5,boxes`"):
         run(recipe(options={"reduce": "conv"}), cache, tmp_path / "run")
@@ -488,7 +552,9 @@ def test_a_head_whose_fields_the_cache_lacks_is_refused_with_the_command(tmp_pat
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(cache, tmp_path):
-    with pytest.raises(LossNotFinite, match=r"loss is (nan|inf) at mini-batch .* of epoch .*lower train.lr"):
+    with pytest.raises(
+        LossNotFinite, match=r"loss is (nan|inf) at mini-batch .* of epoch .*lower train.lr"
+    ):
         run(recipe("pool", lr=1e38), cache, tmp_path)
     assert not (tmp_path / "metrics.json").exists()
 
@@ -503,7 +569,10 @@ def poison(cache: Cache, group: str, row: int, field: str) -> None:
         size = dataset[local].nbytes
     with open(path, "r+b") as file:
         file.seek(place)
-        data = np.array([np.nan], cache[group].dtype(field)).tobytes() + file.read(size)[cache[group].dtype(field).itemsize :]
+        data = (
+            np.array([np.nan], cache[group].dtype(field)).tobytes()
+            + file.read(size)[cache[group].dtype(field).itemsize :]
+        )
         file.seek(place)
         file.write(data + fletcher32(np.frombuffer(data, np.uint8)).to_bytes(4, "little"))
 
@@ -512,7 +581,9 @@ def poison(cache: Cache, group: str, row: int, field: str) -> None:
 def test_features_that_are_not_finite_are_named_by_clip(resident, tmp_path):
     cache = Tiny().write(tmp_path)
     poison(cache, "train", 2 * 5 + 1, "nodes")
-    with pytest.raises(ValueError, match=r"clip clip-5, view 1: nodes holds NaN or infinity; run `vidgraph verify"):
+    with pytest.raises(
+        ValueError, match=r"clip clip-5, view 1: nodes holds NaN or infinity; run `vidgraph verify"
+    ):
         run(recipe(epochs=9), cache, tmp_path / "run", resident=resident)
 
 
@@ -526,7 +597,9 @@ def test_a_split_that_is_missing_or_empty_is_refused(tmp_path):
         cache = Tiny(splits=splits, labels=["a", "b"]).write(tmp_path / str(k))
         with pytest.raises(ValueError, match=match):
             run(recipe(), cache, tmp_path / "run")
-    cache = Tiny(splits=("train", "train", "val"), labels=["a", "b", "a"], failed=(2,)).write(tmp_path / "failed")
+    cache = Tiny(splits=("train", "train", "val"), labels=["a", "b", "a"], failed=(2,)).write(
+        tmp_path / "failed"
+    )
     with pytest.raises(ValueError, match=r"no test view of the 1 clips of split 'val' \(1 failed"):
         run(recipe(), cache, tmp_path / "run")
 
@@ -534,9 +607,17 @@ def test_a_split_that_is_missing_or_empty_is_refused(tmp_path):
 def test_a_cache_without_labels_or_with_one_class_is_refused(tmp_path):
     splits = ("train", "val")
     with pytest.raises(ValueError, match="no clip has a label"):
-        run(recipe(), Tiny(splits=splits, labels=[[], []]).write(tmp_path / "none"), tmp_path / "run")
+        run(
+            recipe(),
+            Tiny(splits=splits, labels=[[], []]).write(tmp_path / "none"),
+            tmp_path / "run",
+        )
     with pytest.raises(ValueError, match="at least 2 classes"):
-        run(recipe(), Tiny(splits=splits, labels=["a", "a"]).write(tmp_path / "one"), tmp_path / "run")
+        run(
+            recipe(),
+            Tiny(splits=splits, labels=["a", "a"]).write(tmp_path / "one"),
+            tmp_path / "run",
+        )
 
 
 def test_evaluation_refuses_another_backbone_and_takes_more_views(cache, tmp_path):
@@ -545,21 +626,34 @@ def test_evaluation_refuses_another_backbone_and_takes_more_views(cache, tmp_pat
     with pytest.raises(ValueError, match="backbone 'digit_cnn' there, 'i3d_r50' here"):
         evaluate(tmp_path / "run", other, "test", device="cpu", say=str)
     wide = Tiny(C=5).write(tmp_path / "wide")
-    with pytest.raises(ValueError, match="nodes and pooled features have 5 channels, the run's checkpoint 4"):
+    with pytest.raises(
+        ValueError, match="nodes and pooled features have 5 channels, the run's checkpoint 4"
+    ):
         evaluate(tmp_path / "run", wide, "test", device="cpu", say=str)
-    more = Tiny(test_views=5, config={"backbone": "digit_cnn", "sampling": {"test_clips": 5}}).write(tmp_path / "more")
+    more = Tiny(
+        test_views=5, config={"backbone": "digit_cnn", "sampling": {"test_clips": 5}}
+    ).write(tmp_path / "more")
     lines = []
     found = evaluate(tmp_path / "run", more, "test", device="cpu", say=lines.append)
     assert found["top1"] >= 0
     assert "same features" in lines[0]
-    assert np.load(tmp_path / "run" / f"predictions_test_{more.fingerprint[:8]}.npz")["logits"].shape == (30, 3)
+    assert np.load(tmp_path / "run" / f"predictions_test_{more.fingerprint[:8]}.npz")[
+        "logits"
+    ].shape == (30, 3)
 
 
 def test_evaluation_repeats_the_figures_of_the_run_and_can_aggregate_otherwise(cache, tmp_path):
     result = run(recipe(epochs=2), cache, tmp_path)
     for split in ("val", "test"):
         assert evaluate(tmp_path, cache, split, device="cpu", say=str) == result.metrics[split]
-    evaluate(tmp_path, cache, "test", settings={"aggregate": "max", "scores": "logits"}, device="cpu", say=str)
+    evaluate(
+        tmp_path,
+        cache,
+        "test",
+        settings={"aggregate": "max", "scores": "logits"},
+        device="cpu",
+        say=str,
+    )
     with pytest.raises(ValueError, match=r"evaluate\.aggregate"):
         evaluate(tmp_path, cache, "test", settings={"aggregate": "median"}, device="cpu", say=str)
 
@@ -586,7 +680,9 @@ def test_devices_and_precisions_that_are_not_there_are_refused():
 
 def test_the_plateau_schedule_waits_for_its_patience():
     head = torch.nn.Linear(2, 2)
-    learner = Learner(head, Training(epochs=9, schedule="plateau", patience=2, factor=0.1), "single", 4, 0, "fp32")
+    learner = Learner(
+        head, Training(epochs=9, schedule="plateau", patience=2, factor=0.1), "single", 4, 0, "fp32"
+    )
     factors = []
     assert learner.lr == 0.01
     for loss in (1.0, 0.9, 0.95, 0.93, 0.92, 0.91, 0.5):
@@ -598,7 +694,9 @@ def test_the_plateau_schedule_waits_for_its_patience():
 
 def test_of_equal_figures_the_lower_loss_is_best():
     learner = Learner(torch.nn.Linear(2, 2), Training(epochs=9), "single", 4, 0, "fp32")
-    assert [learner.end_epoch(*pair) for pair in ((0.5, 1.0), (0.5, 0.9), (0.5, 0.95), (0.4, 0.1))] == [
+    assert [
+        learner.end_epoch(*pair) for pair in ((0.5, 1.0), (0.5, 0.9), (0.5, 0.95), (0.4, 0.1))
+    ] == [
         True,
         True,
         False,

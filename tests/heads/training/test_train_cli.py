@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from test_train import poison
-from tiny_cache import Tiny
 
 from cli.__main__ import main
-from heads.runs import read_json
-from pipeline.cache import Cache
-from pipeline.manifest import write_manifest
+from heads.runs.run_files import read_json
+from pipeline.cache.reader import Cache
+from pipeline.manifests.manifest import write_manifest
+from tests.heads.training.test_train import poison
+from tests.support.tiny_cache import Tiny
 
 PHASES = '[[phases]]\nname = "{name}"\n{more}[phases.train]\nepochs = 1\nbatch = 5\n'
 RECIPE = 'source = "a test"\n[head]\nname = "strg"\n[train]\nepochs = 2\nbatch = 5\nlr = 0.1\n'
@@ -48,7 +48,10 @@ def test_training_ends_with_a_table_and_evaluation_repeats_it(place, capsys):
     assert (folder / "metrics.json").exists()
     code, again, _ = vidgraph(capsys, "evaluate", folder, "--device", "cpu")
     assert code == 0
-    assert row.split() == next(line for line in again.splitlines() if line.startswith("│ test")).split()
+    assert (
+        row.split()
+        == next(line for line in again.splitlines() if line.startswith("│ test")).split()
+    )
 
 
 def test_a_second_call_reads_the_run_back_and_settings_make_another_run(place, capsys):
@@ -65,7 +68,10 @@ def test_a_second_call_reads_the_run_back_and_settings_make_another_run(place, c
     ("more", "message"),
     [
         (("--set", "train.lrr=1"), "no key train.lrr; did you mean lr?"),
-        (("--set", "head.form=all"), "option form: expected one of similarity, spatial_temporal, joint"),
+        (
+            ("--set", "head.form=all"),
+            "option form: expected one of similarity, spatial_temporal, joint",
+        ),
         (("--set", "head.reduce=conv"), "--keep pooled,boxes,nodes,res5`"),
         (("--precision", "fp16"), "fp16 needs a GPU"),
         (("--set", "head.name=strgg"), "no head 'strgg': did you mean strg"),
@@ -85,8 +91,14 @@ def test_bad_input_is_one_line_and_exit_code_2(place, capsys, more, message):
 
 
 def test_a_split_without_clips_is_bad_input(place, capsys):
-    for splits, message in ((("val", "test"), "no clip in split train"), (("train", "train"), "no clip in split val or test")):
-        rows = [{"clip": f"clip-{k}", "path": "x", "split": splits[k % 2], "label": "ab"[k % 2]} for k in range(20)]
+    for splits, message in (
+        (("val", "test"), "no clip in split train"),
+        (("train", "train"), "no clip in split val or test"),
+    ):
+        rows = [
+            {"clip": f"clip-{k}", "path": "x", "split": splits[k % 2], "label": "ab"[k % 2]}
+            for k in range(20)
+        ]
         write_manifest(place / "other.csv", rows)
         code, _, err = train(capsys, place, "--name", "bad", "--manifest", place / "other.csv")
         assert (code, err.count("\n")) == (2, 1)
@@ -96,7 +108,9 @@ def test_a_split_without_clips_is_bad_input(place, capsys):
 
 @pytest.mark.parametrize("resident", ["ram", "disk", "auto"])
 @pytest.mark.parametrize("group", ["train", "test"])
-def test_features_that_are_not_finite_are_bad_input_before_training_starts(tmp_path, capsys, resident, group):
+def test_features_that_are_not_finite_are_bad_input_before_training_starts(
+    tmp_path, capsys, resident, group
+):
     poison(Tiny().write(tmp_path), group, 2 * (5 if group == "train" else 20), "nodes")
     (tmp_path / "tiny.toml").write_text(RECIPE)
     code, out, err = train(capsys, tmp_path, "--resident", resident)
@@ -110,17 +124,23 @@ def test_a_cache_of_another_backbone_is_bad_input(place, tmp_path, capsys):
     Tiny(config={"backbone": "i3d_r50"}).write(tmp_path)
     train(capsys, place, "--name", "first")
     folder = place / "runs" / "first"
-    code, _, err = vidgraph(capsys, "evaluate", folder, "--cache", tmp_path / "cache", "--device", "cpu")
+    code, _, err = vidgraph(
+        capsys, "evaluate", folder, "--cache", tmp_path / "cache", "--device", "cpu"
+    )
     assert (code, err.count("\n")) == (2, 1)
     assert "backbone 'digit_cnn' there, 'i3d_r50' here" in err
     how = ("--runs", tmp_path / "runs", "--device", "cpu", "--start", folder)
-    code, _, err = vidgraph(capsys, "train", place / "tiny.toml", "--cache", tmp_path / "cache", *how)
+    code, _, err = vidgraph(
+        capsys, "train", place / "tiny.toml", "--cache", tmp_path / "cache", *how
+    )
     assert code == 2
     assert "backbone 'digit_cnn' there, 'i3d_r50' here" in err
 
 
 def test_phases_are_trained_in_one_call_or_one_by_one(place, capsys):
-    phases = PHASES.format(name="one", more="") + PHASES.format(name="two", more='start = "previous"\n')
+    phases = PHASES.format(name="one", more="") + PHASES.format(
+        name="two", more='start = "previous"\n'
+    )
     (place / "phased.toml").write_text('source = "a test"\n[head]\nname = "strg"\n' + phases)
 
     def trained(*more):
@@ -137,11 +157,18 @@ def test_phases_are_trained_in_one_call_or_one_by_one(place, capsys):
     assert "lr = 0.5" in (place / "runs" / "set" / "recipe.toml").read_text()
     code, _, err = trained("--name", "set", "--set", "train.lr=0.5")
     assert (code, "phases.NAME.train.lr" in err) == (2, True)
-    assert trained("--name", "started", "--phase", "two", "--start", place / "runs" / "apart" / "one.pt")[0] == 0
+    assert (
+        trained(
+            "--name", "started", "--phase", "two", "--start", place / "runs" / "apart" / "one.pt"
+        )[0]
+        == 0
+    )
 
 
 def test_starting_a_phase_over_never_removes_what_it_starts_from(place, capsys):
-    phases = PHASES.format(name="one", more="") + PHASES.format(name="two", more='start = "previous"\n')
+    phases = PHASES.format(name="one", more="") + PHASES.format(
+        name="two", more='start = "previous"\n'
+    )
     (place / "over.toml").write_text('source = "a test"\n[head]\nname = "strg"\n' + phases)
     folder = place / "runs" / "over"
     how = ("--cache", place / "cache", "--runs", place / "runs", "--device", "cpu")
@@ -153,15 +180,29 @@ def test_starting_a_phase_over_never_removes_what_it_starts_from(place, capsys):
     assert f"another folder (--name) with --start {folder / 'one.pt'}" in err
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert vidgraph(capsys, *two, "--name", "over-again", "--start", folder / "one.pt")[0] == 0
-    assert vidgraph(capsys, "train", place / "over.toml", *how, "--name", "over", "--no-resume")[0] == 0
+    assert (
+        vidgraph(capsys, "train", place / "over.toml", *how, "--name", "over", "--no-resume")[0]
+        == 0
+    )
 
 
 def test_each_phase_can_be_evaluated_beside_the_run_s_own_figures(place, capsys):
-    phases = PHASES.format(name="one", more="") + PHASES.format(name="two", more='start = "previous"\n')
+    phases = PHASES.format(name="one", more="") + PHASES.format(
+        name="two", more='start = "previous"\n'
+    )
     phases += PHASES.format(name="three", more='reads = "frames"\nstart = "previous"\n')
     (place / "graded.toml").write_text('source = "a test"\n[head]\nname = "strg"\n' + phases)
     folder = place / "runs" / "graded"
-    how = ("--cache", place / "cache", "--runs", place / "runs", "--name", "graded", "--device", "cpu")
+    how = (
+        "--cache",
+        place / "cache",
+        "--runs",
+        place / "runs",
+        "--name",
+        "graded",
+        "--device",
+        "cpu",
+    )
     assert vidgraph(capsys, "train", place / "graded.toml", *how)[0] == 0
     logits = {}
     for phase in ("one", "two"):
@@ -170,12 +211,20 @@ def test_each_phase_can_be_evaluated_beside_the_run_s_own_figures(place, capsys)
         logits[phase] = np.load(folder / f"predictions_test_{phase}.npz")["logits"]
     np.testing.assert_array_equal(logits["two"], np.load(folder / "predictions_test.npz")["logits"])
     assert not np.array_equal(logits["one"], logits["two"])
-    for name, message in (("tow", "no phase 'tow': did you mean two"), ("three", "those that were: one, two")):
+    for name, message in (
+        ("tow", "no phase 'tow': did you mean two"),
+        ("three", "those that were: one, two"),
+    ):
         code, _, err = vidgraph(capsys, "evaluate", folder, "--phase", name, "--device", "cpu")
         assert (code, err.count("\n"), message in err) == (2, 1, True)
     assert vidgraph(capsys, "evaluate", folder, "--phase", "one", "--checkpoint", "last")[0] == 2
     train(capsys, place, "--name", "plain")
-    assert "has no phases" in vidgraph(capsys, "evaluate", place / "runs" / "plain", "--phase", "one", "--device", "cpu")[2]
+    assert (
+        "has no phases"
+        in vidgraph(
+            capsys, "evaluate", place / "runs" / "plain", "--phase", "one", "--device", "cpu"
+        )[2]
+    )
 
 
 def test_a_list_of_classes_is_looked_up_where_it_was_named(place, tmp_path, capsys, monkeypatch):
@@ -185,11 +234,26 @@ def test_a_list_of_classes_is_looked_up_where_it_was_named(place, tmp_path, caps
     (tmp_path / "recipes" / "list.txt").write_text("class 2\nclass 1\nclass 0\n")
     (tmp_path / "here.txt").write_text("class 1\nclass 0\nclass 2\n")
     monkeypatch.chdir(tmp_path)
-    how = ("recipes/tiny.toml", "--cache", place / "cache", "--runs", "runs", "--device", "cpu", "--set", "train.epochs=1")
+    how = (
+        "recipes/tiny.toml",
+        "--cache",
+        place / "cache",
+        "--runs",
+        "runs",
+        "--device",
+        "cpu",
+        "--set",
+        "train.epochs=1",
+    )
     for name, more in (("own", ()), ("set", ("--set", "data.class_list=here.txt"))):
         assert vidgraph(capsys, "train", *how, "--name", name, *more)[0] == 0
-    found = {name: read_json(tmp_path / "runs" / name / "run.json")["classes"] for name in ("own", "set")}
-    assert found == {"own": ["class 2", "class 1", "class 0"], "set": ["class 1", "class 0", "class 2"]}
+    found = {
+        name: read_json(tmp_path / "runs" / name / "run.json")["classes"] for name in ("own", "set")
+    }
+    assert found == {
+        "own": ["class 2", "class 1", "class 0"],
+        "set": ["class 1", "class 0", "class 2"],
+    }
 
 
 def test_a_recipe_or_cache_that_is_not_there_is_bad_input(place, capsys):
@@ -202,19 +266,21 @@ def test_a_recipe_or_cache_that_is_not_there_is_bad_input(place, capsys):
 
 
 def test_a_loss_that_is_not_finite_is_exit_code_1(place, capsys):
-    code, _, err = train(capsys, place, "--name", "diverged", "--set", "train.lr=1e38", "--set", "train.epochs=9")
+    code, _, err = train(
+        capsys, place, "--name", "diverged", "--set", "train.lr=1e38", "--set", "train.epochs=9"
+    )
     assert code == 1
     assert err.count("\n") == 1
     assert "lower train.lr" in err
 
 
 def test_ctrl_c_ends_with_130_and_says_how_to_resume(place, capsys, monkeypatch):
-    import heads.train
+    import heads.training.train
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(heads.train, "train", interrupted)
+    monkeypatch.setattr(heads.training.train, "train", interrupted)
     code, _, said = train(capsys, place)
     assert code == 130
     assert "the same command resumes" in said

@@ -1,25 +1,36 @@
-"""EAN against its equations and the sizes that the paper reports: trunk, Event Adaptive Blocks, motion code, transformer."""
+"""EAN against its equations and the sizes that the paper reports: trunk, Event Adaptive Blocks,
+motion code, transformer.
+"""
 
 from functools import cache
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_backbone import frames, lively, relative, tiny
 from torch import nn
 
-from heads.batch import Clips, Dims
-from heads.layers import masked_mean
+from heads.interface.clips import Clips, Dims
+from heads.interface.masked_layers import masked_mean
 from heads.zoo import build_head
 from heads.zoo.ean import RowNorm, coverage, tiles
 from pipeline.backbones import build_backbone
-from pipeline.backbones._ean import Design, EventAdaptiveBlock, MotionExcitation, Shift, fuse, shuffled, thirds
+from pipeline.backbones._ean import (
+    Design,
+    EventAdaptiveBlock,
+    MotionExcitation,
+    Shift,
+    fuse,
+    shuffled,
+    thirds,
+)
+from tests.support.tiny_backbone import frames, lively, relative, tiny
 
 VARIANTS = ("paper", "released")
 variants = pytest.mark.parametrize("variant", VARIANTS)
 
 
-# Sizes; those that the paper reports are in published.py. Its parameters leave E out (position="none").
+# Sizes; those that the paper reports are in published.py. Its parameters leave E out
+# (position="none").
 
 
 def parameters(module):
@@ -47,8 +58,12 @@ def classifier(variant, position):
         ("paper", 7_334_362, 6_306_392, 5_835_396, 49 * 512, 37_238_064),
     ],
 )
-def test_parts_have_the_parameters_that_their_equations_give(variant, blocks, matrices, soi, positions, total):
-    """Released: spec 5.7, less its unused BNs of 3 712. The paper's variant has 3 % more than Table 5: 1×1×1 without groups."""
+def test_parts_have_the_parameters_that_their_equations_give(
+    variant, blocks, matrices, soi, positions, total
+):
+    """Released: spec 5.7, less its unused BNs of 3 712. The paper's variant has 3 % more than Table
+    5: 1×1×1 without groups.
+    """
     plain, full = trunk(variant, eab="none"), trunk(variant)
     assert plain == 23_686_692
     assert full - plain == blocks
@@ -88,14 +103,25 @@ def test_motion_excitation_is_its_formula_and_the_last_frame_has_no_motion():
     module = lively(MotionExcitation(32)).double().eval()
     x = noise(2, 32, 4, 5, 3)
     u = module.bn1(torch.einsum("oc,bcthw->bothw", module.conv1.weight[:, :, 0, 0, 0], x))
-    after = torch.stack([F.conv2d(u[:, :, t], module.depthwise.weight[:, :, 0], padding=1, groups=2) for t in range(4)], 2)
+    after = torch.stack(
+        [
+            F.conv2d(u[:, :, t], module.depthwise.weight[:, :, 0], padding=1, groups=2)
+            for t in range(4)
+        ],
+        2,
+    )
     d = torch.zeros_like(u)
     for t in range(3):
         d[:, :, t] = after[:, :, t + 1] - u[:, :, t]
     pooled = d.mean((3, 4), keepdim=True)
     assert torch.allclose(module.difference(x), pooled)
     assert not module.difference(x)[:, :, -1].any()
-    s = module.bn2(torch.einsum("oc,bcthw->bothw", module.conv2.weight[:, :, 0, 0, 0], pooled)).sigmoid() - 0.5
+    s = (
+        module.bn2(
+            torch.einsum("oc,bcthw->bothw", module.conv2.weight[:, :, 0, 0, 0], pooled)
+        ).sigmoid()
+        - 0.5
+    )
     assert torch.allclose(module(x), x + x * s)
     assert torch.isfinite(module(x[:, :, :1])).all()
 
@@ -131,11 +157,15 @@ def with_matrix(made, matrix):
 
 @variants
 @torch.no_grad()
-def test_identity_matrix_reduces_the_block_to_the_incep_block_and_a_permutation_to_channel_shuffle(variant):
+def test_identity_matrix_reduces_the_block_to_the_incep_block_and_a_permutation_to_channel_shuffle(
+    variant,
+):
     x, dynamic = noise(2, 32, 4, 6, 5), block(variant)
     for fusion, matrix in (("identity", torch.eye(8)), ("shuffle", torch.eye(8)[shuffled(8)])):
         other = block(variant, fusion=fusion)
-        other.load_state_dict({k: v for k, v in dynamic.state_dict().items() if not k.startswith("matrix")})
+        other.load_state_dict(
+            {k: v for k, v in dynamic.state_dict().items() if not k.startswith("matrix")}
+        )
         assert torch.allclose(with_matrix(dynamic, matrix)(x), other(x), rtol=1e-10, atol=1e-10)
     assert shuffled(8).tolist() == [0, 2, 4, 1, 3, 5, 6, 7]
 
@@ -144,12 +174,16 @@ def test_the_matrix_maps_columns_to_rows_at_every_position():
     matrix, z = noise(2, 3, 3), noise(2, 3, 2, 4, 5, seed=1)
     assert torch.allclose(fuse(matrix, z), torch.einsum("boi,bithw->bothw", matrix, z))
     made = with_matrix(block(), torch.arange(64.0).view(8, 8))
-    assert made.matrix(noise(2, 32, 4, 6, 5)).tolist() == [torch.arange(64.0).view(8, 8).tolist()] * 2
+    assert (
+        made.matrix(noise(2, 32, 4, 6, 5)).tolist() == [torch.arange(64.0).view(8, 8).tolist()] * 2
+    )
 
 
 @variants
 @torch.no_grad()
-def test_a_block_whose_last_convolution_starts_at_zero_is_the_identity_and_a_small_one_nearly(variant):
+def test_a_block_whose_last_convolution_starts_at_zero_is_the_identity_and_a_small_one_nearly(
+    variant,
+):
     x = noise(2, 32, 4, 6, 5)
     assert torch.equal(block(variant, expand="zero")(x), x)
     torch.manual_seed(0)
@@ -163,9 +197,16 @@ def test_a_block_whose_last_convolution_starts_at_zero_is_the_identity_and_a_sma
 @pytest.mark.parametrize("dilation", [True, False])
 @pytest.mark.parametrize("factorised", [True, False])
 @torch.no_grad()
-def test_the_three_groups_reach_one_three_and_five_along_their_axes_in_the_order_of_the_variant(variant, dilation, factorised):
-    made = block(variant, 48, dilation=dilation, factorised=factorised)  # 12 channels inside, 4 in each group
-    for layer, along_time in ((made.first, variant == "released"), (made.second, variant == "paper")):
+def test_the_three_groups_reach_one_three_and_five_along_their_axes_in_the_order_of_the_variant(
+    variant, dilation, factorised
+):
+    made = block(
+        variant, 48, dilation=dilation, factorised=factorised
+    )  # 12 channels inside, 4 in each group
+    for layer, along_time in (
+        (made.first, variant == "released"),
+        (made.second, variant == "paper"),
+    ):
         impulse = torch.zeros(1, 12, 9, 9, 9, dtype=torch.float64)
         impulse[..., 4, 4, 4] = 1
         response = (layer(impulse) - layer(torch.zeros_like(impulse))).abs() > 1e-12
@@ -254,7 +295,9 @@ def test_a_stage_is_the_map_behind_its_block_and_its_last_block_the_map_before()
 def test_a_block_can_be_inserted_into_any_backbone():
     backbone = tiny("resnet18")
     plain = backbone(backbone.prepare(frames()))
-    backbone.insert("res3", EventAdaptiveBlock(backbone.channels("res3"), Design(expand="zero")).eval())
+    backbone.insert(
+        "res3", EventAdaptiveBlock(backbone.channels("res3"), Design(expand="zero")).eval()
+    )
     assert torch.equal(backbone(backbone.prepare(frames())), plain)
 
 
@@ -286,7 +329,9 @@ def test_a_still_clip_has_no_motion_and_a_moving_one_has(variant, segments):
 
 @pytest.mark.parametrize(("variant", "picked"), [("paper", 0), ("released", 2)])
 @torch.no_grad()
-def test_the_trunk_sees_the_variants_frame_of_each_segment_and_the_code_all_of_them(variant, picked):
+def test_the_trunk_sees_the_variants_frame_of_each_segment_and_the_code_all_of_them(
+    variant, picked
+):
     backbone = with_code(variant)
     x = noise(1, 3, 40, 32, 32)
     before = backbone(x, upto="stem")
@@ -309,7 +354,12 @@ def test_a_difference_lands_in_its_own_cells_and_channels(variant):
     x = torch.zeros(1, 3, 40, 64, 96, dtype=torch.float64)
     x[:, :, 10, 40, 70] = 1  # the first frame of segment 2: only its first difference sees it
     touched = code(x).nonzero()
-    assert set(touched[:, 1].tolist()) == {0, 4, 8, 12}  # four channels of each difference, the differences side by side
+    assert set(touched[:, 1].tolist()) == {
+        0,
+        4,
+        8,
+        12,
+    }  # four channels of each difference, the differences side by side
     assert set(touched[:, 2].tolist()) == {2}
     assert (touched[:, 3] // 8).unique().tolist() == [1]
     assert (touched[:, 4] // 8).unique().tolist() == [2]
@@ -317,7 +367,9 @@ def test_a_difference_lands_in_its_own_cells_and_channels(variant):
     assert code.project.weight.shape == (64 if variant == "released" else 32, 3, 1, patch, patch)
     kernel = code.project.weight[:, :, 0].sum(1)
     pixel = (20 % 16, 35 % 16) if variant == "released" else (40 % 32, 70 % 32)
-    cells = torch.einsum("oi,i->o", code.back.weight[:, :, 0, 0, 0], -kernel[:, pixel[0], pixel[1]]).view(4, 8, 8)
+    cells = torch.einsum(
+        "oi,i->o", code.back.weight[:, :, 0, 0, 0], -kernel[:, pixel[0], pixel[1]]
+    ).view(4, 8, 8)
     assert torch.allclose(code(x)[0, [0, 4, 8, 12], 2, 8:16, 16:24], cells)
 
 
@@ -336,7 +388,9 @@ def test_motion_of_one_segment_stays_in_it():
 def test_clips_that_do_not_fit_the_code_are_refused():
     backbone = with_code()
     for shape in ((1, 3, 8, 32, 32), (1, 3, 40, 48, 32)):
-        with pytest.raises(ValueError, match=r"expects 40 frames, 5 adjacent ones for each of 8 segments, .* got"):
+        with pytest.raises(
+            ValueError, match=r"expects 40 frames, 5 adjacent ones for each of 8 segments, .* got"
+        ):
             backbone(torch.zeros(shape))
 
 
@@ -347,7 +401,10 @@ def test_clips_that_do_not_fit_the_code_are_refused():
         ({"eab": "res2,res2"}, "each once"),
         ({"segments": 12}, "segments=12: expected 8 or 16"),
         ({"variant": "code"}, "variant='code': expected one of paper, released"),
-        ({"fusion": "learned"}, "fusion='learned': expected one of dynamic, static, shuffle, identity"),
+        (
+            {"fusion": "learned"},
+            "fusion='learned': expected one of dynamic, static, shuffle, identity",
+        ),
         ({"lmc": True, "width": 6}, "with lmc a multiple of 4"),
     ],
 )
@@ -356,12 +413,20 @@ def test_options_of_the_trunk_that_do_not_exist_are_refused(options, message):
         build_backbone("ean_r50", **options)
 
 
-@pytest.mark.parametrize(("options", "segments"), [({"variant": "released"}, 16), ({"fusion": "static"}, 8)])
+@pytest.mark.parametrize(
+    ("options", "segments"), [({"variant": "released"}, 16), ({"fusion": "static"}, 8)]
+)
 def test_motion_code_learns_in_every_parameter(options, segments):
     backbone = with_code(segments=segments, eab="res4", **options).train()
     backbone(noise(1, 3, 5 * segments, 32, 32)).square().sum().backward()
-    dead = [name for name, p in backbone.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-12]
-    assert [name for name in dead if ".matrix.convs." not in name or not name.endswith(".bias")] == []
+    dead = [
+        name
+        for name, p in backbone.named_parameters()
+        if p.grad is None or p.grad.abs().max() < 1e-12
+    ]
+    assert [
+        name for name in dead if ".matrix.convs." not in name or not name.endswith(".bias")
+    ] == []
 
 
 # The transformer.
@@ -390,7 +455,9 @@ def clips(size=B, seed=1, **more):
 
 def norm_by_hand(norm, x, channel):
     shape = [-1 if axis == channel % x.dim() else 1 for axis in range(x.dim())]
-    mean, variance, gain, offset = (v.view(shape) for v in (norm.running_mean, norm.running_var, norm.weight, norm.bias))
+    mean, variance, gain, offset = (
+        v.view(shape) for v in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
     return (x - mean) / (variance + norm.eps).sqrt() * gain + offset
 
 
@@ -402,7 +469,9 @@ def logits_by_hand(made, fmap, variant):
         o, layers = x[None], list(soi.saliency.layers)
         for layer in layers:
             if isinstance(layer, nn.Conv3d):
-                o = F.conv3d(o, layer.weight, layer.bias, padding=tuple(k // 2 for k in layer.kernel_size))
+                o = F.conv3d(
+                    o, layer.weight, layer.bias, padding=tuple(k // 2 for k in layer.kernel_size)
+                )
             else:
                 o = o.relu() if isinstance(layer, nn.ReLU) else norm_by_hand(layer, o, 1)
         o = o[0].flatten(2).softmax(-1)  # [M,T,P]
@@ -434,11 +503,25 @@ def test_the_head_is_its_equations(variant):
 def test_saliency_nets_have_the_kernels_and_order_of_their_variants():
     def order(variant):
         layers = head(variant=variant).objects.saliency.layers
-        return [layer.kernel_size if isinstance(layer, nn.Conv3d) else type(layer).__name__ for layer in layers]
+        return [
+            layer.kernel_size if isinstance(layer, nn.Conv3d) else type(layer).__name__
+            for layer in layers
+        ]
 
     norm, relu = "BatchNorm3d", "ReLU"
     assert order("paper") == [(1, 1, 1), norm, relu, (3, 1, 1), norm, relu, (1, 5, 5)]
-    assert order("released") == [(1, 1, 1), relu, norm, (3, 3, 3), relu, norm, (1, 3, 3), relu, norm, (1, 3, 3)]
+    assert order("released") == [
+        (1, 1, 1),
+        relu,
+        norm,
+        (3, 3, 3),
+        relu,
+        norm,
+        (1, 3, 3),
+        relu,
+        norm,
+        (1, 3, 3),
+    ]
 
 
 @variants
@@ -487,15 +570,25 @@ def test_the_order_of_the_tokens_changes_nothing_but_that_of_the_steps_matters()
     assert torch.allclose(pooled(tokens[:, order]), pooled(tokens))
     views = clips()
     backwards = Clips(maps={"res5": views.maps["res5"].flip(1)})
-    assert relative(made(backwards).logits, made(views).logits) > 1e-3  # E differs between the steps
+    assert (
+        relative(made(backwards).logits, made(views).logits) > 1e-3
+    )  # E differs between the steps
 
 
 @torch.no_grad()
 def test_regions_are_tiles_boxes_or_every_cell():
-    assert tiles(4).tolist() == [[0, 0, 0.5, 0.5], [0.5, 0, 1, 0.5], [0, 0.5, 0.5, 1], [0.5, 0.5, 1, 1]]
+    assert tiles(4).tolist() == [
+        [0, 0, 0.5, 0.5],
+        [0.5, 0, 1, 0.5],
+        [0, 0.5, 0.5, 1],
+        [0.5, 0.5, 1, 1],
+    ]
     assert tiles(3)[:, 0].tolist() == pytest.approx([0, 1 / 3, 2 / 3])
     whole, cell, half, empty = coverage(
-        torch.tensor([[0, 0, 1, 1], [1 / 4, 1 / 2, 1 / 2, 1], [0, 0, 3 / 8, 1 / 2], [0.3, 0.3, 0.3, 0.3]]), (2, 4)
+        torch.tensor(
+            [[0, 0, 1, 1], [1 / 4, 1 / 2, 1 / 2, 1], [0, 0, 3 / 8, 1 / 2], [0.3, 0.3, 0.3, 0.3]]
+        ),
+        (2, 4),
     )
     assert whole.tolist() == pytest.approx([1 / 8] * 8)
     assert cell.tolist() == pytest.approx([0, 0, 0, 0, 0, 1, 0, 0])
@@ -520,11 +613,22 @@ def test_padded_boxes_change_neither_logits_nor_statistics():
         made.drop.eval()
         views.boxes[~views.valid] = torch.tensor([0, 0, fill, fill], dtype=torch.float64)
         logits = made(views).logits
-        results.append((logits, [module.running_var.clone() for module in made.modules() if isinstance(module, RowNorm)]))
+        results.append(
+            (
+                logits,
+                [
+                    module.running_var.clone()
+                    for module in made.modules()
+                    if isinstance(module, RowNorm)
+                ],
+            )
+        )
     assert torch.equal(results[0][0], results[1][0])
     assert all(map(torch.equal, results[0][1], results[1][1]))
     more = boxed()
-    more.boxes, more.valid = (torch.cat([x, torch.zeros_like(x)], 2) for x in (more.boxes, more.valid))
+    more.boxes, more.valid = (
+        torch.cat([x, torch.zeros_like(x)], 2) for x in (more.boxes, more.valid)
+    )
     assert torch.allclose(head(regions="boxes")(more).logits, head(regions="boxes")(boxed()).logits)
     views.valid[:] = False
     assert torch.isfinite(head(regions="boxes")(views).logits).all()
@@ -543,10 +647,17 @@ def test_a_batch_of_one_view_can_be_learned_from(variant):
 
 
 def test_another_grid_or_number_of_steps_is_refused_where_positions_are_learned():
-    wide, short = Clips(maps={"res5": noise(B, T, C, H, W + 1)}), Clips(maps={"res5": noise(B, T - 1, C, H, W)})
-    with pytest.raises(ValueError, match=r"one position vector for each of 3×5 cells, got a map of 3×6 cells"):
+    wide, short = (
+        Clips(maps={"res5": noise(B, T, C, H, W + 1)}),
+        Clips(maps={"res5": noise(B, T - 1, C, H, W)}),
+    )
+    with pytest.raises(
+        ValueError, match=r"one position vector for each of 3×5 cells, got a map of 3×6 cells"
+    ):
         head()(wide)
-    with pytest.raises(ValueError, match=r"3×5 cells and 4 steps, got a map of 3×5 cells and 3 steps"):
+    with pytest.raises(
+        ValueError, match=r"3×5 cells and 4 steps, got a map of 3×5 cells and 3 steps"
+    ):
         head(variant="released")(short)
     assert head()(short).logits.shape == (B, K)
     assert head(position="none")(wide).logits.shape == (B, K)
@@ -556,10 +667,14 @@ def test_padding_of_the_map_is_left_out_of_its_mean_and_refused_by_the_transform
     grid = torch.tensor([[H, W]] * (B - 1) + [[H, W - 1]])
     narrow = clips().maps["res5"][-1:, ..., :-1]
     plain = head(regions="none")
-    assert torch.allclose(plain(clips(grid=grid)).logits[-1], plain(Clips(maps={"res5": narrow})).logits[0])
+    assert torch.allclose(
+        plain(clips(grid=grid)).logits[-1], plain(Clips(maps={"res5": narrow})).logits[0]
+    )
     with pytest.raises(ValueError, match=r"maps of 3×5 cells of which some are padding"):
         head()(clips(grid=grid))
-    assert torch.equal(head()(clips(grid=torch.tensor([[H, W]] * B))).logits, head()(clips()).logits)
+    assert torch.equal(
+        head()(clips(grid=torch.tensor([[H, W]] * B))).logits, head()(clips()).logits
+    )
 
 
 @variants
@@ -573,9 +688,14 @@ def test_every_parameter_moves_within_three_steps_but_the_biases_that_a_norm_rem
         optimiser.step()
     still = {name for name, p in made.named_parameters() if (p - start[name]).abs().max() < 1e-12}
     biases = [
-        f"layers.{i}.{name}.bias" for i in (0, 1) for name in ("norm2", "attention.out", "linears.0", "linears.1", "linears.2")
+        f"layers.{i}.{name}.bias"
+        for i in (0, 1)
+        for name in ("norm2", "attention.out", "linears.0", "linears.1", "linears.2")
     ]
-    biases += {"paper": [f"saliency.layers.{i}.bias" for i in (0, 3, 6)], "released": ["saliency.layers.9.bias"]}[variant]
+    biases += {
+        "paper": [f"saliency.layers.{i}.bias" for i in (0, 3, 6)],
+        "released": ["saliency.layers.9.bias"],
+    }[variant]
     assert still == {f"objects.{name}" for name in biases}
 
 
@@ -583,7 +703,10 @@ def test_every_parameter_moves_within_three_steps_but_the_biases_that_a_norm_rem
     ("options", "message"),
     [
         ({"variant": "code"}, "option variant: expected one of paper, released"),
-        ({"regions": "detector"}, "option regions: expected one of saliency, fixed, all, boxes, none"),
+        (
+            {"regions": "detector"},
+            "option regions: expected one of saliency, fixed, all, boxes, none",
+        ),
         ({"position": "learned"}, "option position: expected one of auto"),
         ({"objects": 0}, "at least 1, got objects=0"),
     ],
@@ -595,7 +718,12 @@ def test_options_of_the_head_that_do_not_exist_are_refused(options, message):
 
 # Transformers at earlier stages, as the rows 1-2 and 1-3 of Table 6 have them.
 
-ABOVE = {"backbone": "ean_r50", "backbone_options": {"eab": "stem,res2", "width": 8}, "cut": "res3", "width": 64}
+ABOVE = {
+    "backbone": "ean_r50",
+    "backbone_options": {"eab": "stem,res2", "width": 8},
+    "cut": "res3",
+    "width": 64,
+}
 
 
 def at_stages(soi_at, **options):
@@ -618,7 +746,10 @@ def test_transformers_at_earlier_stages_are_the_identity_at_first_and_their_form
     v, _ = added.objects(x.transpose(1, 2).flatten(3).mT, (3, 3), Clips())
     assert torch.equal(added(x) - x, (x + v[:, :, None, None, None]) - x)
     assert v.shape == (2, 128)
-    assert added.objects.squeeze.weight.shape == (32, 128)  # a quarter, as 64 of the last stage's 256
+    assert added.objects.squeeze.weight.shape == (
+        32,
+        128,
+    )  # a quarter, as 64 of the last stage's 256
 
 
 def test_transformers_at_earlier_stages_learn():

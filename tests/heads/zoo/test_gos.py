@@ -1,21 +1,23 @@
-"""The GOS head: sizes as exact integers, search and discrete structures, its stem, and the operations as heads of their own."""
+"""The GOS head: sizes as exact integers, search and discrete structures, its stem, and the
+operations as heads of their own.
+"""
 
 import pytest
 import torch
-from tiny_cache import Tiny
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from heads.affinity import VARIANTS
-from heads.batch import Clips, Dims, clips_of
-from heads.layers import masked_mean
-from heads.operations import KINDS, SPACES, Skip, Zero
-from heads.recipe import recipe_from
-from heads.runs import load_checkpoint, save_checkpoint
-from heads.scene import layout_of, old_roi_mean
-from heads.train import train
+from heads.config.recipe import recipe_from
+from heads.interface.clips import Clips, Dims, clips_of
+from heads.interface.masked_layers import masked_mean
+from heads.papers.gos.affinity import VARIANTS
+from heads.papers.gos.operation_inputs import layout_of, old_roi_mean
+from heads.papers.gos.operations import KINDS, SPACES, Skip, Zero
+from heads.runs.run_files import load_checkpoint, save_checkpoint
+from heads.training.train import train
 from heads.zoo import build_head
 from heads.zoo.gos import diversity_of, edges_of
+from tests.support.tiny_cache import Tiny
 
 B, T, N, K, W = 3, 8, 3, 5, 6
 CHANNELS, H = 10, 4
@@ -45,8 +47,12 @@ def views(size: int = B, T: int = T, H: int = H, missing: bool = True, seed: int
     return clips_of(fields, dtype=None)
 
 
-def gos(name: str = "gos", seed: int = 0, random: bool = True, dims: Dims = DIMS, **options) -> nn.Module:
-    """The head, narrow, in float64 and eval mode; `random` draws every weight, so that structures differ between views."""
+def gos(
+    name: str = "gos", seed: int = 0, random: bool = True, dims: Dims = DIMS, **options
+) -> nn.Module:
+    """The head, narrow, in float64 and eval mode; `random` draws every weight, so that structures
+    differ between views.
+    """
     torch.manual_seed(seed)
     wanted = {k: v for k, v in SMALL.items() if k == "width" or name in ("gos", "gos_node_att")}
     head = build_head(name, dims, K, **{**wanted, **options}).double().eval()
@@ -65,14 +71,18 @@ def count(module: nn.Module) -> int:
 
 
 def test_parameters_of_the_paper_variant():
-    """Its full temporal kernels and the structure from 2048 features make it larger than the paper's 37.3 M; see gos.py."""
+    """Its full temporal kernels and the structure from 2048 features make it larger than the
+    paper's 37.3 M; see gos.py.
+    """
     head = build_head("gos", PAPERS, 174)
     assert [count(edge) for edge in head.cells[0].edges] == [263_721 + 591_401 + 276_265] * 6
     assert (count(head.stem), count(head.structure), count(head.fc)) == (524_544, 61_470, 133_806)
     assert count(head) == 7_508_142
 
 
-@pytest.mark.parametrize(("supernodes", "cells", "edges"), [(2, 1, 3), (3, 1, 6), (4, 1, 10), (3, 2, 12)])
+@pytest.mark.parametrize(
+    ("supernodes", "cells", "edges"), [(2, 1, 3), (3, 1, 6), (4, 1, 10), (3, 2, 12)]
+)
 def test_edges_structure_and_classifier_follow_supernodes_and_cells(supernodes, cells, edges):
     head = build_head("gos", PAPERS, 174, variant="released", supernodes=supernodes, cells=cells)
     assert count(head.cells) == 740_350 * edges
@@ -81,18 +91,25 @@ def test_edges_structure_and_classifier_follow_supernodes_and_cells(supernodes, 
     assert count(head.fc) == 174 * (256 * supernodes + 256 + 1)
 
 
-@pytest.mark.parametrize(("name", "own"), [*zip(SINGLE, (131_840, 131_840, 68_096, 144_384, 170), strict=True)])
+@pytest.mark.parametrize(
+    ("name", "own"), [*zip(SINGLE, (131_840, 131_840, 68_096, 144_384, 170), strict=True)]
+)
 def test_parameters_of_a_single_operation(name, own):
     assert count(build_head(name, PAPERS, 174, variant="released")) == 524_544 + own + 174 * 513
 
 
 def test_multiplications_are_our_count():
-    """By torch's counter, which sees matrix products and convolutions and nothing element by element."""
+    """By torch's counter, which sees matrix products and convolutions and nothing element by
+    element.
+    """
     n, C, G, frames, boxes, taps, positions = 160, 256, 49, 16, 10, 7, 10
     layers = 16 * G * 2048 * C + C * 30 + 1024 * 174  # reduction, alpha, classifier
-    layers += 6 * (4 * n * C * C + n * (C + G) * C + 3 * n * 9)  # of the edges; node_att's cosines are below
+    layers += 6 * (
+        4 * n * C * C + n * (C + G) * C + 3 * n * 9
+    )  # of the edges; node_att's cosines are below
     convolutions = 6 * positions * n * taps * C
-    # What the paper's tool counts: 0.76 G with norms and activations, where n x n differences would add 10 G.
+    # What the paper's tool counts: 0.76 G with norms and activations, where n x n differences would
+    # add 10 G.
     assert 0.74e9 < layers + convolutions < 0.76e9
     assert 10e9 < 6 * (n * n - n) * C * C < 10.1e9
     products = {
@@ -104,7 +121,9 @@ def test_multiplications_are_our_count():
         "back_incor": 2 * n * G * C,
         "node_att": 3 * 2 * n * C,
     }
-    around = n * G * C + frames * G * C + 3 * n * C  # RoIAlign, mean of the background, means of the supernodes
+    around = (
+        n * G * C + frames * G * C + 3 * n * C
+    )  # RoIAlign, mean of the background, means of the supernodes
     head = build_head("gos", PAPERS, 174, variant="released").eval()
     clips = clips_of(
         {
@@ -141,15 +160,24 @@ def test_supernodes_sum_the_operations_of_their_edges(variant, mode):
     s = [x]
     for j in (1, 2, 3):
         terms = []
-        for (i, end), edge, w in zip(edges_of(3), head.cells[0].edges, weights.unbind(1), strict=True):
+        for (i, end), edge, w in zip(
+            edges_of(3), head.cells[0].edges, weights.unbind(1), strict=True
+        ):
             if end == j:
-                terms += [w[:, o, None, None, None] * op(s[i], scene) for o, op in enumerate(edge.values())]
+                terms += [
+                    w[:, o, None, None, None] * op(s[i], scene)
+                    for o, op in enumerate(edge.values())
+                ]
         s.append(sum(terms))
-    pooled = [masked_mean(state, clips.valid) for state in s[1:]] + ([mean] if variant == "released" else [])
+    pooled = [masked_mean(state, clips.valid) for state in s[1:]] + (
+        [mean] if variant == "released" else []
+    )
     torch.testing.assert_close(out.logits, head.fc(torch.cat(pooled, 1)), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(out.maps["weights"], alpha.softmax(-1)[:, None])
     assert out.maps["structure"].equal(alpha.argmax(-1)[:, None])
-    assert len(out.maps["structure"].flatten(1).unique(dim=0)) > 1  # structures differ between views
+    assert (
+        len(out.maps["structure"].flatten(1).unique(dim=0)) > 1
+    )  # structures differ between views
 
 
 def test_discrete_mode_computes_only_what_was_chosen_for_the_views_that_chose_it():
@@ -157,12 +185,16 @@ def test_discrete_mode_computes_only_what_was_chosen_for_the_views_that_chose_it
     seen = {}
     for e, edge in enumerate(head.cells[0].edges):
         for o, operation in enumerate(edge.values()):
-            operation.register_forward_hook(lambda m, args, out, key=(e, o): seen.__setitem__(key, len(args[0])))
+            operation.register_forward_hook(
+                lambda m, args, out, key=(e, o): seen.__setitem__(key, len(args[0]))
+            )
     structure = head(clips, want_maps=True).maps["structure"][:, 0]
     wanted = {(e, o): int((structure[:, e] == o).sum()) for e in range(6) for o in range(5)}
     assert len({o for (_, o), views in wanted.items() if views}) > 2
     for key, views_of_it in wanted.items():
-        whole = views_of_it == B or key[1] > 0  # `none` is computed for nobody, unless a whole batch chose it
+        whole = (
+            views_of_it == B or key[1] > 0
+        )  # `none` is computed for nobody, unless a whole batch chose it
         assert seen.get(key, 0) == (views_of_it if whole else 0)
 
 
@@ -195,7 +227,11 @@ def test_with_no_operation_chosen_only_the_global_feature_is_left(variant):
 def test_a_search_run_continues_in_discrete_mode_with_its_weights():
     search, discrete = gos(), gos(mode="discrete", seed=1)
     discrete.load_state_dict(search.state_dict())
-    assert discrete(views(), want_maps=True).maps["structure"].equal(search(views(), want_maps=True).maps["structure"])
+    assert (
+        discrete(views(), want_maps=True)
+        .maps["structure"]
+        .equal(search(views(), want_maps=True).maps["structure"])
+    )
     assert not any(p.requires_grad for p in discrete.structure.parameters())
     assert discrete(views()).losses == {}
 
@@ -226,7 +262,11 @@ def test_shared_at_test_is_adaptive_in_training_and_the_training_mean_in_evaluat
     head.train()
     for _ in range(1500):
         head.structure(g)
-    assert head.train()(clips, want_maps=True).maps["weights"].equal(adaptive(clips, want_maps=True).maps["weights"])
+    assert (
+        head.train()(clips, want_maps=True)
+        .maps["weights"]
+        .equal(adaptive(clips, want_maps=True).maps["weights"])
+    )
     found = head.eval()(clips, want_maps=True).maps["weights"]
     torch.testing.assert_close(found, alpha.mean(0).view(1, 6, 5).softmax(-1).expand(B, 1, 6, 5))
 
@@ -282,14 +322,24 @@ def test_a_transferred_structure_is_the_other_runs_and_fixed(tmp_path):
 def test_a_run_is_trained_and_its_structure_used_by_another(tmp_path):
     cache = Tiny(fields=("boxes", "valid", "res5")).write(tmp_path / "tiny")
     runs = {}
-    for name, options in (("search", {}), ("discrete", {"mode": "discrete", "transfer": str(tmp_path / "search/last.pt")})):
+    for name, options in (
+        ("search", {}),
+        ("discrete", {"mode": "discrete", "transfer": str(tmp_path / "search/last.pt")}),
+    ):
         table = {
             "name": name,
             "source": "a test",
             "head": {"name": "gos", "width": W, "supernodes": 2, **options},
             "train": {"epochs": 2, "batch": 5, "lr": 0.01},
         }
-        train(recipe_from(table), cache, tmp_path / name, device="cpu", tensorboard=False, say=lambda line: None)
+        train(
+            recipe_from(table),
+            cache,
+            tmp_path / name,
+            device="cpu",
+            tensorboard=False,
+            say=lambda line: None,
+        )
         runs[name] = load_checkpoint(tmp_path / name / "last.pt")["state"]
     for key in ("structure.alpha.weight", "structure.alpha.bias"):
         assert runs["discrete"][key].equal(runs["search"][key])
@@ -330,7 +380,9 @@ def test_the_reduction_comes_before_the_alignment():
     torch.testing.assert_close(mean, scene.y.mean((1, 2)))
     torch.testing.assert_close(g, clips.maps["res5"].mean((1, 3, 4)))
     whole = nn.functional.leaky_relu(head.stem.reduce(clips.maps["res5"].mean((3, 4))), 0.01)
-    assert not torch.allclose(x[:, :, 0], whole, rtol=0.1)  # what reducing after the pooling would give
+    assert not torch.allclose(
+        x[:, :, 0], whole, rtol=0.1
+    )  # what reducing after the pooling would give
 
 
 def test_layout_holds_corners_centre_size_and_time():
@@ -353,18 +405,27 @@ def test_layout_holds_corners_centre_size_and_time():
 )
 def test_the_old_alignment_of_ones_is_what_the_release_gives(box, value):
     boxes = torch.tensor(box, dtype=torch.float64).view(1, 1, 1, 4)
-    ones, valid = torch.ones(1, 1, 7, 7, 1, dtype=torch.float64), torch.ones(1, 1, 1, dtype=torch.bool)
+    ones, valid = (
+        torch.ones(1, 1, 7, 7, 1, dtype=torch.float64),
+        torch.ones(1, 1, 1, dtype=torch.bool),
+    )
     found = old_roi_mean(ones, boxes, valid, torch.tensor([[7, 7]]), 7)
     assert found.item() == pytest.approx(value, abs=1e-12)
     assert old_roi_mean(ones, boxes, ~valid, torch.tensor([[7, 7]]), 7).item() == 0
     wide = nn.functional.pad(ones, (0, 0, 0, 2, 0, 1), value=5.0)  # cells beyond the true grid
-    assert old_roi_mean(wide, boxes, valid, torch.tensor([[7, 7]]), 7).item() == pytest.approx(value, abs=1e-12)
+    assert old_roi_mean(wide, boxes, valid, torch.tensor([[7, 7]]), 7).item() == pytest.approx(
+        value, abs=1e-12
+    )
 
 
 def test_the_old_alignment_continues_linearly_beyond_the_last_centre():
     ramp = torch.arange(7, dtype=torch.float64).view(1, 1, 1, 7, 1).expand(1, 1, 7, 7, 1)
-    box = torch.tensor([6.5 / 7, 0.0, 6.5 / 7 - 1 / 7, 0.5], dtype=torch.float64).view(1, 1, 1, 4)  # width 0 after the + 1
-    found = old_roi_mean(ramp, box, torch.ones(1, 1, 1, dtype=torch.bool), torch.tensor([[7, 7]]), 7)
+    box = torch.tensor([6.5 / 7, 0.0, 6.5 / 7 - 1 / 7, 0.5], dtype=torch.float64).view(
+        1, 1, 1, 4
+    )  # width 0 after the + 1
+    found = old_roi_mean(
+        ramp, box, torch.ones(1, 1, 1, dtype=torch.bool), torch.tensor([[7, 7]]), 7
+    )
     assert found.item() == pytest.approx(6.5)
 
 
@@ -439,7 +500,12 @@ def test_cached_nodes_may_stand_for_the_map(name):
 def test_cached_neighbours_are_needed_where_they_are_read():
     assert gos().needs == ("res5", "boxes", "valid")
     assert set(gos(neighbours="cached").needs) == {"res5", "boxes", "valid", "nearest", "similar"}
-    assert set(gos(neighbours="cached", variant="released").needs) == {"res5", "boxes", "valid", "nearest"}
+    assert set(gos(neighbours="cached", variant="released").needs) == {
+        "res5",
+        "boxes",
+        "valid",
+        "nearest",
+    }
     assert "nearest" in gos("gos_temp_conv", neighbours="cached").needs
     assert "similar" in gos("gos_node_att", neighbours="cached").needs
     clips = views()
@@ -460,7 +526,13 @@ def test_cached_neighbours_are_needed_where_they_are_read():
         {"space": "original", "mode": "discrete"},
         {"structures": "shared"},
         {"background": "softmax", "normalise": False, "scale": 1},
-        {"attention": "all", "kernel": "depthwise", "padding": "valid", "nearest": "affinity", "affinity": "diagonal"},
+        {
+            "attention": "all",
+            "kernel": "depthwise",
+            "padding": "valid",
+            "nearest": "affinity",
+            "affinity": "diagonal",
+        },
     ],
     ids=str,
 )
@@ -469,7 +541,9 @@ def test_every_option_gives_logits_that_do_not_depend_on_the_batch(options, vari
     head, clips = gos(variant=variant, **options), views()
     together = head(clips).logits
     for k in range(B):
-        alone = clips_of({name: tensor[k : k + 1] for name, tensor in clips.tensors().items()}, dtype=None)
+        alone = clips_of(
+            {name: tensor[k : k + 1] for name, tensor in clips.tensors().items()}, dtype=None
+        )
         torch.testing.assert_close(head(alone).logits, together[k : k + 1], rtol=1e-9, atol=1e-9)
 
 
@@ -507,7 +581,11 @@ def test_every_parameter_moves_in_three_steps_but_for_the_known_dead_ones(name, 
     still = {key for key, p in head.named_parameters() if p.equal(before[key])}
     if variant == "released" and name in ("gos", "gos_temp_conv"):
         # the U of temp_conv, which argmax hides
-        assert still == {key for key in before if key.endswith(("comb2.operations.0.affinity.U", "operation.affinity.U"))}
+        assert still == {
+            key
+            for key in before
+            if key.endswith(("comb2.operations.0.affinity.U", "operation.affinity.U"))
+        }
     else:
         assert still == set()
     for key, p in head.named_parameters():

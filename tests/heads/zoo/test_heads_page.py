@@ -1,4 +1,6 @@
-"""docs/heads.md says what is true: sizes and parameters are recomputed, every option of every head stands there as it is."""
+"""docs/heads.md says what is true: sizes and parameters are recomputed, every option of every head
+stands there as it is.
+"""
 
 import re
 from math import prod
@@ -7,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from heads.batch import Dims
+from heads.interface.clips import Dims
 from heads.zoo import build_head, head_names, head_options
 from pipeline.backbones import build_backbone
-from pipeline.tensors import field_of
+from pipeline.cache.fields import field_of
 
-PAGE = (Path(__file__).parent.parent / "docs" / "heads.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "heads.md").read_text()
 WIDTH = {"feature": 2, "float32": 4, "int32": 4, "bool": 1}  # bytes, with features in float16
 
 STH, CHARADES, SYNC = 174, 157, 46
@@ -34,14 +36,32 @@ SIZES: dict[tuple[str, str], tuple[Dims, int, dict]] = {
     ("gos", "GOS"): (Dims(16, 10, maps=I3D), STH, {}),
     **{
         (name, "GOS"): (Dims(16, 10, maps=I3D), STH, {})
-        for name in ("gos_feat_aggr", "gos_diff_prop", "gos_temp_conv", "gos_back_incor", "gos_node_att")
+        for name in (
+            "gos_feat_aggr",
+            "gos_diff_prop",
+            "gos_temp_conv",
+            "gos_back_incor",
+            "gos_node_att",
+        )
     },
     ("gos_feat_aggr", '`regions="nodes"`'): (Dims(16, 10, 2048), STH, {"regions": "nodes"}),
     ("rstg", "Something-Something"): (Dims(16, maps=STRG), STH, {}),
     ("rstg", '`regions="nodes"`'): (Dims(16, 14, 2048), STH, {"regions": "nodes"}),
-    ("rstg", "SyncMNIST"): (Dims(10, maps=DIGITS), SYNC, {"cut": "conv3", "residual": False, "norm": "batch"}),
-    ("rstg_map", "after res4.4"): (Dims(16, maps={"res4.4": (1024, 14, 14)}), STH, {"backbone": "i3d_r50", "at": "res4.4"}),
-    ("rstg_map", "after res3.2"): (Dims(16, maps={"res3.2": (512, 28, 28)}), STH, {"backbone": "i3d_r50", "at": "res3.2"}),
+    ("rstg", "SyncMNIST"): (
+        Dims(10, maps=DIGITS),
+        SYNC,
+        {"cut": "conv3", "residual": False, "norm": "batch"},
+    ),
+    ("rstg_map", "after res4.4"): (
+        Dims(16, maps={"res4.4": (1024, 14, 14)}),
+        STH,
+        {"backbone": "i3d_r50", "at": "res4.4"},
+    ),
+    ("rstg_map", "after res3.2"): (
+        Dims(16, maps={"res3.2": (512, 28, 28)}),
+        STH,
+        {"backbone": "i3d_r50", "at": "res3.2"},
+    ),
     **{
         ("dyreg", f"TSM-R50, {label}"): (Dims(16, maps=TSM), STH, {"backbone": "tsm_r50", "at": at})
         for label, at in (
@@ -64,7 +84,9 @@ def bytes_of(fields: tuple[str, ...], dims: Dims) -> int:
     axes, total = {"T": dims.T, "N": dims.N, "C": dims.C, "T-1": dims.T - 1, "4": 4}, 0
     for name in fields:
         field = field_of(name)
-        shape = (dims.T, *dims.maps[name]) if name in dims.maps else [axes[axis] for axis in field.dims]
+        shape = (
+            (dims.T, *dims.maps[name]) if name in dims.maps else [axes[axis] for axis in field.dims]
+        )
         total += prod(shape) * WIDTH[field.dtype]
     return total
 
@@ -78,13 +100,19 @@ def rows_of(section: str) -> list[list[str]]:
     body = re.split(rf"^#+ {re.escape(section)}.*$", PAGE, flags=re.M)[1]
     body = re.split(r"^#", body, flags=re.M)[0]
     return [
-        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in body.splitlines() if line.startswith("| ")
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in body.splitlines()
+        if line.startswith("| ")
     ]
 
 
 def section_of(head: str) -> str:
     """The heading of the section that describes it."""
-    return next(line.lstrip("# ") for line in PAGE.splitlines() if line.startswith("### ") and f"`{head}`" in line)
+    return next(
+        line.lstrip("# ")
+        for line in PAGE.splitlines()
+        if line.startswith("### ") and f"`{head}`" in line
+    )
 
 
 @pytest.mark.parametrize("case", SIZES, ids=str)
@@ -109,11 +137,15 @@ def test_every_row_is_recomputed_and_every_head_has_one():
 
 
 def options_of(heading: str) -> list[tuple[set[str], set[str], str]]:
-    """(options, the heads that they are of: none for all of the section, default) of every row of a section's table."""
+    """(options, the heads that they are of: none for all of the section, default) of every row of a
+    section's table.
+    """
     rows = []
     for row in rows_of(heading)[1:]:
         options, _, heads = row[0].partition(" of ")
-        rows.append((set(re.findall(r"`(\w+)`", options)), set(re.findall(r"`(\w+)`", heads)), row[1]))
+        rows.append(
+            (set(re.findall(r"`(\w+)`", options)), set(re.findall(r"`(\w+)`", heads)), row[1])
+        )
     return rows
 
 
@@ -121,13 +153,19 @@ def options_of(heading: str) -> list[tuple[set[str], set[str], str]]:
 def test_every_option_stands_there_with_its_default(name):
     rows = options_of(section_of(name))
     for option, default in head_options(name).items():
-        cells = [cell for options, heads, cell in rows if option in options and (not heads or name in heads)]
+        cells = [
+            cell
+            for options, heads, cell in rows
+            if option in options and (not heads or name in heads)
+        ]
         assert cells == [f"`{default!r}`".replace("'", '"')], f"docs/heads.md, {name}: {option}"
 
 
 def test_no_option_stands_there_that_does_not_exist():
     for heading in re.findall(r"^### (.*)$", PAGE, flags=re.M):
-        known = {option for name in re.findall(r"`(\w+)`", heading) for option in head_options(name)}
+        known = {
+            option for name in re.findall(r"`(\w+)`", heading) for option in head_options(name)
+        }
         assert set().union(*(options for options, _, _ in options_of(heading))) <= known, heading
 
 

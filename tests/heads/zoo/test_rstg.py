@@ -1,14 +1,16 @@
-"""RSTG against its equations and the properties that hold without training: geometry, graph, maps, both heads."""
+"""RSTG against its equations and the properties that hold without training: geometry, graph, maps,
+both heads.
+"""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heads.batch import Dims, clips_of
-from heads.rstg_graph import SCHEDULERS, VARIANTS, Choices, Graph
-from heads.rstg_grid import NODES, SCALES, adjacency, pool_weights, positions, remap_weights
-from heads.rstg_module import RSTG, pool_nodes, remap
+from heads.interface.clips import Dims, clips_of
+from heads.papers.rstg.graph import SCHEDULERS, VARIANTS, Choices, Graph
+from heads.papers.rstg.grid import NODES, SCALES, adjacency, pool_weights, positions, remap_weights
+from heads.papers.rstg.module import RSTG, pool_nodes, remap
 from heads.zoo import build_head
 from pipeline.backbones import build_backbone
 
@@ -17,7 +19,9 @@ SLICES = (slice(0, 9), slice(9, 13), slice(13, 14))
 
 
 def graph(seed=0, links=None, channels=C, **choices):
-    """A graph in float64 with every weight drawn anew: one that starts at zero would hide what flows through it."""
+    """A graph in float64 with every weight drawn anew: one that starts at zero would hide what
+    flows through it.
+    """
     torch.manual_seed(seed)
     found = Graph(channels, Choices(**{"norm": "none", **choices}), links).double().eval()
     with torch.no_grad():
@@ -27,7 +31,9 @@ def graph(seed=0, links=None, channels=C, **choices):
 
 
 def nodes(B=2, T=4, channels=C, seed=1):
-    return torch.randn(B, T, NODES, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        B, T, NODES, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 # Geometry.
@@ -94,7 +100,9 @@ def test_position_windows_are_the_releases():
     window = positions("window").view(NODES, 6, 6)
     assert torch.allclose(window[0, :2, :2], torch.tensor(0.939), atol=1e-3)
     assert window[0].count_nonzero() == 4
-    assert torch.allclose(window[9, :3, :3][[0, 0, 1], [0, 1, 1]], torch.tensor([0.779, 0.882, 1.0]), atol=1e-3)
+    assert torch.allclose(
+        window[9, :3, :3][[0, 0, 1], [0, 1, 1]], torch.tensor([0.779, 0.882, 1.0]), atol=1e-3
+    )
     assert window[13].count_nonzero() == 36
 
 
@@ -122,8 +130,14 @@ def by_hand(g, v, choices):
             parts = [v[j], v[i]]
             parts += [space.messages.places[j]] if choices["positions"] != "none" else []
             parts += [space.messages.places[i]] if choices["positions"] == "both" else []
-            messages.append(space.messages.second(space.messages.first(torch.cat(parts)).relu()).relu())
-            q, k, a = space.affinity.receiver(v[i]), space.affinity.sender(v[j]), links[i, j].double()
+            messages.append(
+                space.messages.second(space.messages.first(torch.cat(parts)).relu()).relu()
+            )
+            q, k, a = (
+                space.affinity.receiver(v[i]),
+                space.affinity.sender(v[j]),
+                links[i, j].double(),
+            )
             if choices["attention"] == "simple":
                 logits.append(F.leaky_relu(a * (q + k)[0], 0.2) + a)
             else:
@@ -154,7 +168,9 @@ def test_an_iteration_is_its_equations_pair_by_pair(choices):
     g, v = graph(**choices, scheduler="space_only", iterations=1), nodes(1, 2)
     found, _ = g(v)
     for t in range(2):
-        torch.testing.assert_close(found[0, t], by_hand(g, v[0, t], choices), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            found[0, t], by_hand(g, v[0, t], choices), rtol=1e-10, atol=1e-10
+        )
 
 
 @torch.no_grad()
@@ -193,7 +209,10 @@ def test_intern_is_shared_by_the_iterations_and_extern_comes_once_at_the_end():
 
 @torch.no_grad()
 def test_inner_norms_are_over_all_messages_and_over_all_nodes_of_a_step():
-    g, v = graph(inner_norm=True, neighbourhood="all", scheduler="space_only", iterations=1), nodes()
+    g, v = (
+        graph(inner_norm=True, neighbourhood="all", scheduler="space_only", iterations=1),
+        nodes(),
+    )
     for norm in (g.space.message_norm, g.space.update_norm):
         nn.init.ones_(norm.weight)
         nn.init.zeros_(norm.bias)
@@ -203,8 +222,15 @@ def test_inner_norms_are_over_all_messages_and_over_all_nodes_of_a_step():
     assert seen["given"].shape == (2, 4, NODES * NODES, C)
     for normed in (y, seen["y"]):
         assert normed.mean(3).abs().max() > 0.01, "not node by node"
-        torch.testing.assert_close(normed.mean((2, 3)), torch.zeros(2, 4, dtype=torch.float64), rtol=0, atol=1e-10)
-        torch.testing.assert_close(normed.var((2, 3), correction=0), torch.ones(2, 4, dtype=torch.float64), rtol=1e-3, atol=0)
+        torch.testing.assert_close(
+            normed.mean((2, 3)), torch.zeros(2, 4, dtype=torch.float64), rtol=0, atol=1e-10
+        )
+        torch.testing.assert_close(
+            normed.var((2, 3), correction=0),
+            torch.ones(2, 4, dtype=torch.float64),
+            rtol=1e-3,
+            atol=0,
+        )
 
 
 @pytest.mark.parametrize("attention", ["dot", "simple"])
@@ -235,7 +261,9 @@ def test_two_messages_run_along_every_edge():
     sizes = {}
     for name, choices in VARIANTS.items():
         g = graph(**choices)
-        g.space.messages.second.register_forward_hook(lambda _, __, y, name=name: sizes.update({name: y.shape[2]}))
+        g.space.messages.second.register_forward_hook(
+            lambda _, __, y, name=name: sizes.update({name: y.shape[2]})
+        )
         g(nodes())
     assert sizes == {"paper": 90, "released": NODES * NODES}
 
@@ -328,7 +356,10 @@ def test_permuting_nodes_permutes_the_outcome_only_if_their_links_go_along():
     expected = graph(positions="none", links=links)(v)[0][:, :, order]
     moved = graph(positions="none", links=links[order][:, order])
     torch.testing.assert_close(moved(v[:, :, order])[0], expected)
-    for choices in ({"positions": "none"}, {"positions": "sender", "links": links[order][:, order]}):
+    for choices in (
+        {"positions": "none"},
+        {"positions": "sender", "links": links[order][:, order]},
+    ):
         stays = graph(**choices)(v[:, :, order])[0]
         assert not torch.allclose(stays, graph(positions=choices["positions"])(v)[0][:, :, order])
 
@@ -343,8 +374,13 @@ def test_every_parameter_gets_a_gradient_and_one_step_is_enough(scheduler):
             assert y.shape == (2, T, NODES, 8)
             (y * torch.randn_like(y)).sum().backward()
             still = {name for name, p in g.named_parameters() if not p.grad.abs().sum() > 0}
-            # From a zero state a single step never uses the recurrent weights, and no bias reaches a softmax's differences.
-            spared = {name for name in still if ("weight_hh" in name and T == 1) or name == "space.affinity.receiver.bias"}
+            # From a zero state a single step never uses the recurrent weights, and no bias reaches
+            # a softmax's differences.
+            spared = {
+                name
+                for name in still
+                if ("weight_hh" in name and T == 1) or name == "space.affinity.receiver.bias"
+            }
             assert still == spared, (scheduler, T)
 
 
@@ -362,9 +398,14 @@ def test_the_module_is_the_identity_at_first_and_then_its_three_parts():
         v, _ = module.nodes.graph(module.nodes.enter(pool_nodes(x.transpose(1, 2))))
         y = remap(module.nodes.leave(v), (5, 6)).transpose(1, 2)  # [B,C,T,h,w]
         flat = y.flatten(1)
-        normed = ((flat - flat.mean(1, keepdim=True)) / (flat.var(1, keepdim=True, correction=0) + 1e-9).sqrt()).view_as(y)
+        normed = (
+            (flat - flat.mean(1, keepdim=True))
+            / (flat.var(1, keepdim=True, correction=0) + 1e-9).sqrt()
+        ).view_as(y)
         by_channel = (8, 1, 1, 1)
-        expected = x + (normed + module.residual.shift.view(by_channel)) * module.residual.scale.view(by_channel)
+        expected = x + (
+            normed + module.residual.shift.view(by_channel)
+        ) * module.residual.scale.view(by_channel)
         torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -383,7 +424,9 @@ def lively(network, seed=0):
     return network
 
 
-@pytest.mark.parametrize(("at", "cut"), [("res3.1", "res3.1"), ("res3.0,res4.1", "res3.0"), ("res4.1.conv1", "res4.0")])
+@pytest.mark.parametrize(
+    ("at", "cut"), [("res3.1", "res3.1"), ("res3.0,res4.1", "res3.0"), ("res4.1.conv1", "res4.0")]
+)
 @torch.no_grad()
 def test_logits_from_the_cached_map_equal_those_from_frames(at, cut):
     backbone = lively(build_backbone("resnet18", width=8)).eval()
@@ -392,7 +435,12 @@ def test_logits_from_the_cached_map_equal_those_from_frames(at, cut):
     dims = Dims(T=4, maps={cut: (cached.shape[1], *cached.shape[-2:])})
     head = lively(build_head("rstg_map", dims, 5, at=at, **INSIDE), seed=1).eval()
     assert head.needs == (cut,)
-    for key, value in head.network.state_dict().items():  # the live network: the trained upper part over the frozen lower one
+    for (
+        key,
+        value,
+    ) in (
+        head.network.state_dict().items()
+    ):  # the live network: the trained upper part over the frozen lower one
         if key in backbone.state_dict():
             backbone.state_dict()[key].copy_(value)
     for point in at.split(","):
@@ -406,7 +454,9 @@ def test_only_what_is_above_the_cut_learns_and_all_of_it_does():
     torch.manual_seed(0)
     dims = Dims(T=4, maps={"res4.0": (32, 4, 4)})
     head = build_head("rstg_map", dims, 5, at="res4.0", dropout=0.0, **INSIDE).train()
-    assert {name.split(".")[1] for name, _ in head.named_parameters() if name.startswith("network")} == {
+    assert {
+        name.split(".")[1] for name, _ in head.named_parameters() if name.startswith("network")
+    } == {
         "res4",
         "res5",
         "inserted",
@@ -420,7 +470,9 @@ def test_only_what_is_above_the_cut_learns_and_all_of_it_does():
         F.cross_entropy(head(clips).logits, torch.tensor([0, 1, 2])).backward()
         optimiser.step()
     assert [name for name, p in head.named_parameters() if torch.equal(p, before[name])] == []
-    assert all(torch.equal(b, statistics[name]) for name, b in head.named_buffers()), "batch norms keep their statistics"
+    assert all(torch.equal(b, statistics[name]) for name, b in head.named_buffers()), (
+        "batch norms keep their statistics"
+    )
 
 
 # The heads.
@@ -437,8 +489,13 @@ def test_the_vector_is_the_residual_of_the_nodes_read_out_as_each_variant_says()
         head = lively(build_head("rstg", dims, 5, variant=variant, width=6)).eval()
         v, _ = head.nodes.graph(head.nodes.enter(pool_nodes(fmap)))
         z = head.nodes.leave(v[:, -1].sum(1) if variant == "paper" else v.mean(1).sum(1))
-        u = fmap.mean((1, 3, 4)) + (F.layer_norm(z, (8,), eps=1e-9) + head.residual.shift) * head.residual.scale
-        torch.testing.assert_close(head(clips_of({"res5": fmap})).logits, head.fc(u), rtol=1e-4, atol=1e-4)
+        u = (
+            fmap.mean((1, 3, 4))
+            + (F.layer_norm(z, (8,), eps=1e-9) + head.residual.shift) * head.residual.scale
+        )
+        torch.testing.assert_close(
+            head(clips_of({"res5": fmap})).logits, head.fc(u), rtol=1e-4, atol=1e-4
+        )
 
 
 @torch.no_grad()
@@ -446,7 +503,9 @@ def test_both_heads_start_as_the_plain_pooling_baseline():
     dims, clips = Dims(T=4, maps={"res5": (8, 5, 5)}), clips_of({"res5": some_map()})
     for name in ("rstg", "rstg_map"):
         head = build_head(name, dims, 5, width=6).eval()
-        torch.testing.assert_close(head(clips).logits, head.fc(clips.get("res5").mean((1, 3, 4))), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            head(clips).logits, head.fc(clips.get("res5").mean((1, 3, 4))), rtol=1e-5, atol=1e-5
+        )
 
 
 @torch.no_grad()
@@ -456,7 +515,9 @@ def test_padding_of_a_map_never_changes_logits():
     for name in ("rstg", "rstg_map"):
         head = lively(build_head(name, dims, 5, width=6)).eval()
         found = head(clips_of({"res5": padded, "grid": torch.tensor([[5, 5]] * 2)})).logits
-        torch.testing.assert_close(found, head(clips_of({"res5": fmap})).logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            found, head(clips_of({"res5": fmap})).logits, rtol=1e-4, atol=1e-5
+        )
 
 
 @torch.no_grad()
@@ -464,17 +525,28 @@ def test_cached_grid_nodes_that_are_exact_give_what_the_map_gives():
     fmap = some_map()
     v = pool_nodes(fmap)
     dims = Dims(T=4, N=NODES, C=8, maps={"res5": (8, 5, 5)})
-    heads = [lively(build_head("rstg", dims, 5, width=6, regions=regions)).eval() for regions in ("map", "nodes")]
+    heads = [
+        lively(build_head("rstg", dims, 5, width=6, regions=regions)).eval()
+        for regions in ("map", "nodes")
+    ]
     assert heads[1].needs == ("pooled", "nodes")
     expected = heads[0](clips_of({"res5": fmap})).logits
-    torch.testing.assert_close(heads[1](clips_of({"nodes": v, "pooled": v[:, :, -1]})).logits, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        heads[1](clips_of({"nodes": v, "pooled": v[:, :, -1]})).logits,
+        expected,
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_attention_is_shown_when_asked():
     dims, clips = Dims(T=4, maps={"res5": (8, 5, 5)}), clips_of({"res5": some_map()})
     shown = build_head("rstg", dims, 5, width=6)(clips, want_maps=True).maps
     assert shown["attention"].shape == (2, 4, NODES, NODES)
-    assert build_head("rstg", dims, 5, width=6, scheduler="time_only")(clips, want_maps=True).maps == {}
+    assert (
+        build_head("rstg", dims, 5, width=6, scheduler="time_only")(clips, want_maps=True).maps
+        == {}
+    )
 
 
 def test_what_does_not_fit_is_refused():
@@ -486,7 +558,10 @@ def test_what_does_not_fit_is_refused():
         ({"norm": "group"}, "norm: expected one of layer, batch, none"),
         ({"iterations": 0}, "iterations: expected at least 1"),
         ({"regions": "boxes"}, "option regions: expected one of map, nodes"),
-        ({"regions": "nodes"}, "expected 14 boxes per step, got 10; extract with --proposals grid --roi-pool area"),
+        (
+            {"regions": "nodes"},
+            "expected 14 boxes per step, got 10; extract with --proposals grid --roi-pool area",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             build_head("rstg", dims, 5, **options)
@@ -504,12 +579,18 @@ def test_what_does_not_fit_is_refused():
             build_head("rstg_map", dims, 5, **options)
     head = build_head("rstg_map", dims, 5, at="res4.0", **INSIDE)
     with pytest.raises(ValueError, match="2 sizes in a batch; evaluate with batches of 1"):
-        head(clips_of({"res4.0": torch.randn(2, 4, 32, 4, 4), "grid": torch.tensor([[4, 4], [4, 3]])}))
+        head(
+            clips_of(
+                {"res4.0": torch.randn(2, 4, 32, 4, 4), "grid": torch.tensor([[4, 4], [4, 3]])}
+            )
+        )
 
 
 @torch.no_grad()
 def test_conv_lstm_is_its_formula():
-    head = lively(build_head("conv_lstm", Dims(T=4, maps={"res5": (8, 6, 6)}), 5, width=4, hidden=6)).eval()
+    head = lively(
+        build_head("conv_lstm", Dims(T=4, maps={"res5": (8, 6, 6)}), 5, width=4, hidden=6)
+    ).eval()
     fmap, states = some_map(size=(6, 6)), []
     for t in range(4):
         y = fmap[:, t]
@@ -525,7 +606,9 @@ def test_conv_lstm_sees_where_things_are_and_not_only_that_they_are_there():
     dims = Dims(T=4, maps={"res5": (8, 6, 6)})
     head = lively(build_head("conv_lstm", dims, 5, width=4, hidden=6)).eval()
     fmap = some_map(size=(6, 6))
-    assert not torch.allclose(head(clips_of({"res5": fmap})).logits, head(clips_of({"res5": fmap.flip(-1)})).logits)
+    assert not torch.allclose(
+        head(clips_of({"res5": fmap})).logits, head(clips_of({"res5": fmap.flip(-1)})).logits
+    )
     with pytest.raises(ValueError, match=r"conv_lstm reads a 6 x 6 map of res5, got 5 x 5"):
         head(clips_of({"res5": some_map()}))
     with pytest.raises(ValueError, match="2 convolutions need 5 cells a side, res5 has 4 x 9"):

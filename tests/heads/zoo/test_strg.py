@@ -1,4 +1,6 @@
-"""STRG against its equations: the graphs, the branches, the sizes, and what holds without any trained weights."""
+"""STRG against its equations: the graphs, the branches, the sizes, and what holds without any
+trained weights.
+"""
 
 import re
 import shlex
@@ -8,10 +10,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from heads.batch import Clips, Dims, clips_of
-from heads.layers import dense_graph, front_back, next_frame_iou
-from heads.recipe import FOLDER, read_recipe
-from heads.strg_graph import LAYERS, Branch
+from heads.config.recipe import FOLDER, read_recipe
+from heads.interface.clips import Clips, Dims, clips_of
+from heads.interface.masked_layers import dense_graph, front_back, next_frame_iou
+from heads.papers.strg.graph import LAYERS, Branch
 from heads.zoo import build_head
 from pipeline.backbones import build_backbone
 from pipeline.backbones._non_local import NonLocal
@@ -36,7 +38,9 @@ def views(seed: int = 0, T: int = T, valid: torch.Tensor | None = None) -> Clips
 
 
 def strg(seed: int = 0, random: bool = True, dims: Dims = DIMS, **options) -> nn.Module:
-    """The head in float64 and eval mode; `random` draws every weight, so that nothing hides behind a layer of zeros."""
+    """The head in float64 and eval mode; `random` draws every weight, so that nothing hides behind
+    a layer of zeros.
+    """
     torch.manual_seed(seed)
     head = build_head("strg", dims, K, **options).double().eval()
     if random:
@@ -52,7 +56,9 @@ def similarity_by_hand(head: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def by_hand(head: nn.Module, clips: Clips, each_layer: bool = False) -> torch.Tensor:
-    """Logits by the paper's equations, view by view, with n x n matrices over the valid nodes and nothing else."""
+    """Logits by the paper's equations, view by view, with n x n matrices over the valid nodes and
+    nothing else.
+    """
     rows = []
     for b in range(B):
         keep = clips.valid[b].flatten()
@@ -64,12 +70,18 @@ def by_hand(head: nn.Module, clips: Clips, each_layer: bool = False) -> torch.Te
         overlap = overlap[keep][:, keep]
         front, back = (torch.nan_to_num(s / s.sum(1, keepdim=True)) for s in (overlap, overlap.T))
         total = 0
-        for branch, graphs in ((head.branch_s, [similarity_by_hand(head, x)]), (head.branch_st, [front, back])):
+        for branch, graphs in (
+            (head.branch_s, [similarity_by_hand(head, x)]),
+            (head.branch_st, [front, back]),
+        ):
             z = x
             for k in range(LAYERS):
                 if each_layer and branch is head.branch_s:
                     graphs = [similarity_by_hand(head, z)]
-                z = sum(graph @ z @ linear.weight.T for graph, linear in zip(graphs, branch.weights[k], strict=True))
+                z = sum(
+                    graph @ z @ linear.weight.T
+                    for graph, linear in zip(graphs, branch.weights[k], strict=True)
+                )
                 if k < LAYERS - 1:
                     z = branch.norms[k](z).relu()
             total = total + z.mean(0)
@@ -78,7 +90,9 @@ def by_hand(head: nn.Module, clips: Clips, each_layer: bool = False) -> torch.Te
 
 
 def test_logits_follow_the_equations():
-    torch.testing.assert_close(strg()(views()).logits, by_hand(strg(), views()), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        strg()(views()).logits, by_hand(strg(), views()), rtol=1e-10, atol=1e-10
+    )
 
 
 def test_logits_follow_the_equations_when_boxes_are_missing():
@@ -126,20 +140,26 @@ def test_back_is_the_transpose_of_front_only_before_the_division():
     front, back = front_back(next_frame_iou(clips.boxes), clips.valid)
     assert not torch.allclose(back, front.mT)
     overlap = next_frame_iou(clips.boxes)
-    torch.testing.assert_close(back * overlap.mT.sum(-1, keepdim=True), (front * overlap.sum(-1, keepdim=True)).mT)
+    torch.testing.assert_close(
+        back * overlap.mT.sum(-1, keepdim=True), (front * overlap.sum(-1, keepdim=True)).mT
+    )
 
 
 def test_reversing_time_swaps_front_and_back():
     clips = views()
     maps = strg()(clips, want_maps=True).maps
-    backwards = strg()(clips_of({name: x.flip(1) for name, x in clips.tensors().items()}, None), want_maps=True).maps
+    backwards = strg()(
+        clips_of({name: x.flip(1) for name, x in clips.tensors().items()}, None), want_maps=True
+    ).maps
     torch.testing.assert_close(backwards["front"], maps["back"].flip(1))
     torch.testing.assert_close(backwards["back"], maps["front"].flip(1))
 
 
 def test_boxes_that_stay_in_place_make_front_a_shift():
     clips = views()
-    still = torch.tensor([[0, 0, 0.1, 0.1], [0.3, 0.3, 0.4, 0.4], [0.7, 0.7, 0.9, 0.9]], dtype=torch.float64)
+    still = torch.tensor(
+        [[0, 0, 0.1, 0.1], [0.3, 0.3, 0.4, 0.4], [0.7, 0.7, 0.9, 0.9]], dtype=torch.float64
+    )
     clips.boxes = still.expand(B, T, N, 4).clone()
     front = dense_graph(strg()(clips, want_maps=True).maps["front"], 1)[0]
     torch.testing.assert_close(front, torch.diag(torch.ones((T - 1) * N, dtype=torch.float64), N))
@@ -186,12 +206,17 @@ def test_at_first_the_logits_are_those_of_the_baseline(form):
 def test_branches_meet_only_at_the_end():
     head = strg()
     similar, spatial = strg(form="similarity"), strg(form="spatial_temporal")
-    similar.similarity, similar.branch_s, spatial.branch_st = head.similarity, head.branch_s, head.branch_st
+    similar.similarity, similar.branch_s, spatial.branch_st = (
+        head.similarity,
+        head.branch_s,
+        head.branch_st,
+    )
     similar.fc = spatial.fc = head.fc
     clips = views()
     bias_and_global = head.fc(torch.cat([clips.pooled.mean(1), torch.zeros(B, C).double()], 1))
     torch.testing.assert_close(
-        head(clips).logits - bias_and_global, similar(clips).logits + spatial(clips).logits - 2 * bias_and_global
+        head(clips).logits - bias_and_global,
+        similar(clips).logits + spatial(clips).logits - 2 * bias_and_global,
     )
 
 
@@ -209,12 +234,15 @@ def test_similarity_is_computed_once_unless_every_layer_shall_have_its_own(each_
     head, calls = strg(similarity_each_layer=each_layer), []
     head.similarity.register_forward_hook(lambda *_: calls.append(1))
     clips = views()
-    torch.testing.assert_close(head(clips).logits, by_hand(head, clips, each_layer), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        head(clips).logits, by_hand(head, clips, each_layer), rtol=1e-10, atol=1e-10
+    )
     assert len(calls) == times
     assert not torch.allclose(by_hand(head, clips, True), by_hand(head, clips, False))
 
 
-# What the paper's 153 -> 158 GFLOPs count (dense products; the backbone's 152.47 G is in test_backbones.py), and what we do.
+# What the paper's 153 -> 158 GFLOPs count (dense products; the backbone's 152.47 G is in
+# test_backbones.py), and what we do.
 def test_multiplications_settle_that_similarity_is_computed_once():
     n, C = 16 * 50, 512
     similarity, product = 2 * n * C * C + n * n * C, n * C * C + n * n * C
@@ -223,8 +251,13 @@ def test_multiplications_settle_that_similarity_is_computed_once():
     for each_layer, macs in ((False, 3_105_817_600), (True, 4_600_038_400)):
         with torch.device("meta"):
             head = build_head("strg", Dims(16, 50, C), 157, similarity_each_layer=each_layer).eval()
-            fields = {"boxes": torch.empty(1, 16, 50, 4), "valid": torch.ones(1, 16, 50, dtype=torch.bool)}
-            clips = clips_of(fields | {"nodes": torch.empty(1, 16, 50, C), "pooled": torch.empty(1, 16, C)})
+            fields = {
+                "boxes": torch.empty(1, 16, 50, 4),
+                "valid": torch.ones(1, 16, 50, dtype=torch.bool),
+            }
+            clips = clips_of(
+                fields | {"nodes": torch.empty(1, 16, 50, C), "pooled": torch.empty(1, 16, C)}
+            )
             with FlopCounterMode(display=False) as counter:
                 head(clips)
         assert counter.get_total_flops() // 2 == macs
@@ -257,12 +290,18 @@ def test_cached_overlaps_give_what_boxes_give():
     ],
 )
 def test_parameters_are_the_papers(form, reduce, graph):
-    head = build_head("strg", Dims(16, 10, 512, {"res5": (2048, 14, 14)}), 174, form=form, reduce=reduce)
+    head = build_head(
+        "strg", Dims(16, 10, 512, {"res5": (2048, 14, 14)}), 174, form=form, reduce=reduce
+    )
     assert sum(p.numel() for p in head.parameters()) == graph + 2 * 512 * 174 + 174
 
 
 def test_layer_norm_is_over_channels():
-    assert all(norm.normalized_shape == (C,) for branch in (strg().branch_s, strg().branch_st) for norm in branch.norms)
+    assert all(
+        norm.normalized_shape == (C,)
+        for branch in (strg().branch_s, strg().branch_st)
+        for norm in branch.norms
+    )
 
 
 @pytest.mark.parametrize(
@@ -291,7 +330,9 @@ def test_the_dead_initialisation_is_refused_and_is_dead():
     with pytest.raises(ValueError, match="can never learn"):
         build_head("strg", DIMS, K, last="norm_relu")
     branch = Branch(C, 1, "norm_relu", ("xavier", "zero"), bias=False)
-    branch(torch.randn(B, T, N, C), (lambda x: x,), torch.ones(B, T, N, dtype=torch.bool)).sum().backward()
+    branch(
+        torch.randn(B, T, N, C), (lambda x: x,), torch.ones(B, T, N, dtype=torch.bool)
+    ).sum().backward()
     assert all((p.grad == 0).all() for p in branch.parameters())
 
 
@@ -303,15 +344,19 @@ def test_layer_three_starts_at_zero_and_the_others_do_not():
 
 
 def test_a_fresh_reduction_equals_the_cached_one():
-    """Nodes and the pooled feature made by the head from the map are those that the cache would hold for `reduced`."""
-    from pipeline.roi import roi_align
+    """Nodes and the pooled feature made by the head from the map are those that the cache would
+    hold for `reduced`.
+    """
+    from pipeline.regions.roi_align import roi_align
 
     head, clips = strg(reduce="conv", width=C), views(valid=torch.rand(B, T, N) < 0.7)
     v = head.reduction.conv(clips.maps["res5"].flatten(0, 1)).view(B, T, C, 5, 6)
     clips.nodes = roi_align(v.movedim(2, 1), clips.boxes, clips.valid, 7, "max").double()
     clips.pooled = v.mean((-1, -2))
     cached = strg()
-    cached.load_state_dict({k: p for k, p in head.state_dict().items() if not k.startswith("reduction")})
+    cached.load_state_dict(
+        {k: p for k, p in head.state_dict().items() if not k.startswith("reduction")}
+    )
     torch.testing.assert_close(head(clips).logits, cached(clips).logits)
     assert head.needs == ("res5", "boxes", "valid")
 
@@ -344,18 +389,29 @@ def test_wrong_options_are_refused(options, match):
 @pytest.mark.parametrize("stored", [True, False])
 @pytest.mark.parametrize("options", [{}, {"reduce": "conv", "width": C}], ids=str)
 def test_fewer_proposals_are_those_of_an_extraction_with_fewer(options, stored):
-    """The first boxes of a frame are the best, so one cache of 100 serves the rows of 25, 50 and 100."""
+    """The first boxes of a frame are the best, so one cache of 100 serves the rows of 25, 50 and
+    100.
+    """
     clips = views()
     if stored:
         clips.iou = next_frame_iou(clips.boxes)
-    fewer = Clips(clips.boxes[:, :, :2], None, clips.valid[:, :, :2], clips.nodes[:, :, :2], clips.pooled, clips.maps)
+    fewer = Clips(
+        clips.boxes[:, :, :2],
+        None,
+        clips.valid[:, :, :2],
+        clips.nodes[:, :, :2],
+        clips.pooled,
+        clips.maps,
+    )
     cut, whole = strg(proposals=2, **options), strg(dims=Dims(T, 2, C, DIMS.maps), **options)
     torch.testing.assert_close(cut(clips).logits, whole(fewer).logits, rtol=1e-12, atol=1e-12)
     assert not torch.allclose(cut(clips).logits, strg(**options)(clips).logits)
 
 
 def test_inclusive_pixels_count_one_more_on_each_side_and_leave_the_stored_overlaps_alone():
-    """Two boxes of 10 pixels a side that share 5 columns: 5/15 in continuous coordinates, 66 / (2 x 121 - 66) inclusively."""
+    """Two boxes of 10 pixels a side that share 5 columns: 5/15 in continuous coordinates, 66 / (2 x
+    121 - 66) inclusively.
+    """
     clips = views(T=2)
     clips.boxes = torch.zeros(B, 2, N, 4).double()
     clips.valid = torch.tensor([True, False, False]).expand(B, 2, N)
@@ -364,14 +420,21 @@ def test_inclusive_pixels_count_one_more_on_each_side_and_leave_the_stored_overl
     clips.iou = next_frame_iou(clips.boxes)
     for pixel, expected in ((0.0, 5 / 15), (1 / 224, 66 / 176)):
         head = strg(form="spatial_temporal", box_pixel=pixel)
-        torch.testing.assert_close(head._overlaps(clips)[:, 0, 0, 0], torch.full((B,), expected).double(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(
+            head._overlaps(clips)[:, 0, 0, 0],
+            torch.full((B,), expected).double(),
+            rtol=1e-6,
+            atol=0,
+        )
     assert "iou" not in head.uses
 
 
 def test_biases_start_at_zero_and_say_nothing_about_a_view_without_boxes():
     plain, head = strg(random=False), strg(random=False, bias=True)
     biased = dict(head.named_parameters())
-    assert {name for name in biased if name.endswith("bias")} - {name for name, _ in plain.named_parameters()}
+    assert {name for name in biased if name.endswith("bias")} - {
+        name for name, _ in plain.named_parameters()
+    }
     plain.load_state_dict({name: p for name, p in biased.items() if name in plain.state_dict()})
     torch.testing.assert_close(head(views()).logits, plain(views()).logits)
     clips, head = views(valid=torch.zeros(B, T, N, dtype=torch.bool)), strg(bias=True)
@@ -384,7 +447,8 @@ def test_no_release_differs():
     torch.testing.assert_close(paper(views()).logits, released(views()).logits, rtol=0, atol=0)
 
 
-# The settings of the papers' tables: the command in a recipe's comment makes the cache that its head reads.
+# The settings of the papers' tables: the command in a recipe's comment makes the cache that its
+# head reads.
 SETTINGS = {  # recipe: frames per second, F, size, N, steps and side of the grid
     "strg_table2a_charades_i3d": (6, 32, 224, 50, 16, 14),
     "strg_table2a_charades_avgpool": (6, 32, 224, 50, 16, 14),
@@ -412,26 +476,46 @@ def test_the_command_of_a_recipe_makes_the_cache_that_its_head_reads(name):
     from cli._extraction import config_of
     from cli.extract import command
 
-    comment = " ".join(line.lstrip("# ") for line in (FOLDER / f"{name}.toml").read_text().splitlines() if line.startswith("#"))
+    comment = " ".join(
+        line.lstrip("# ")
+        for line in (FOLDER / f"{name}.toml").read_text().splitlines()
+        if line.startswith("#")
+    )
     words = shlex.split(re.search(r"vidgraph extract (.*?) +(?:\(I3D|vidgraph)", comment).group(1))
     config = config_of(command.make_context("extract", words).params)
     fps, frames, size, boxes, steps, side = SETTINGS[name]
     charades = "charades" in name
     sampling = config.sampling
-    assert (sampling.sampling, sampling.fps, sampling.frames, sampling.size) == ("stride", fps, frames, size)
-    assert (sampling.train_crop, sampling.test_crops, sampling.test_clips) == ("short_side", "full", 10 if charades else 2)
+    assert (sampling.sampling, sampling.fps, sampling.frames, sampling.size) == (
+        "stride",
+        fps,
+        frames,
+        size,
+    )
+    assert (sampling.train_crop, sampling.test_crops, sampling.test_clips) == (
+        "short_side",
+        "full",
+        10 if charades else 2,
+    )
     assert (config.proposal_options["num_boxes"], config.roi_pool) == (boxes, "max")
     with torch.device("meta"):
         backbone = build_backbone(config.backbone, **config.backbone_options)
     cut = config.cut or backbone.last
-    T, (h, w), C = backbone.steps(frames, cut), backbone.grid(cut, (size, size)), backbone.channels(cut)
+    T, (h, w), C = (
+        backbone.steps(frames, cut),
+        backbone.grid(cut, (size, size)),
+        backbone.channels(cut),
+    )
     assert (T, h, w) == (steps, side, side)
     taps = [block.conv1.kernel_size[0] for block in backbone.res4]
     assert taps == [3 - 2 * (k % 2) for k in range(len(taps))]
     assert len(taps) == (23 if "r101" in name else 6)
     assert any(isinstance(module, NonLocal) for module in backbone.modules()) == ("_nl" in name)
     recipe = read_recipe(name)
-    assert (recipe.data.target, recipe.evaluate.aggregate) == ("multi" if charades else "single", "max")
+    assert (recipe.data.target, recipe.evaluate.aggregate) == (
+        "multi" if charades else "single",
+        "max",
+    )
     maps = {cut: (C, h, w)} if cut in config.keep else {}
     dims = Dims(T, boxes, C if "nodes" in config.keep else 0, maps)
     head = build_head(recipe.head.name, dims, 157 if charades else 174, **recipe.head.options)

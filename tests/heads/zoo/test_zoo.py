@@ -1,4 +1,6 @@
-"""Contract tests over every file in heads/zoo: what training, evaluation and a person rely on in any head."""
+"""Contract tests over every file in heads/zoo: what training, evaluation and a person rely on in
+any head.
+"""
 
 import importlib
 import io
@@ -9,9 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from heads.batch import Clips, Dims, HeadOutput, MissingFields, clips_of
+from heads.interface.clips import Clips, Dims, HeadOutput, MissingFields, clips_of
 from heads.zoo import build_head, head_names, head_options
-from pipeline.tensors import field_of
+from pipeline.cache.fields import field_of
 
 DIMS = Dims(T=8, N=3, C=8, maps={"res5": (8, 5, 5), "res4.0": (32, 5, 5)})
 CLASSES = 6
@@ -29,22 +31,42 @@ WIDTHS = {
     "strg": {"width": 32},
 }
 SAME_IN_BOTH_VARIANTS = {"pool", "roi_pool", "global_roi_pool", "mean_lstm", "conv_lstm", "strg"}
-# What is tested: every head by its name, its released variant where that differs, and what reads other fields or lives inside a
-# backbone.
+# What is tested: every head by its name, its released variant where that differs, and what reads
+# other fields or lives inside a backbone.
 CASES: dict[str, tuple[str, dict]] = {
     **{name: (name, {}) for name in head_names()},
-    **{f"{name} as released": (name, {"variant": "released"}) for name in head_names() if name not in SAME_IN_BOTH_VARIANTS},
+    **{
+        f"{name} as released": (name, {"variant": "released"})
+        for name in head_names()
+        if name not in SAME_IN_BOTH_VARIANTS
+    },
     **{f"{name} inside a backbone": (name, INSIDE) for name in ("rstg_map", "dyreg")},
     "strg from the map": ("strg", {"reduce": "conv"}),
     "gos_feat_aggr from nodes": ("gos_feat_aggr", {"regions": "nodes"}),
-    "ean above a cut": ("ean", {"backbone": "ean_r50", "backbone_options": {"width": 2}, "cut": "res4.0"}),
+    "ean above a cut": (
+        "ean",
+        {"backbone": "ean_r50", "backbone_options": {"width": 2}, "cut": "res4.0"},
+    ),
     "dyreg at boxes": ("dyreg", {"regions": "detector"}),
     "ean at boxes": ("ean", {"regions": "boxes"}),
 }
-# Those with a weight for every node, or a kernel in time without padding: they refuse other sizes in words.
-ONE_SIZE = {"gos as released", "gos_node_att as released", "gos_temp_conv as released", "ean as released"}
-# What never learns, by the end of its name: GOS's U where only an argmax reads it; biases before a batch norm or a softmax.
-EAN_LAYERS = ("norm2.bias", "attention.out.bias", "linears.0.bias", "linears.1.bias", "linears.2.bias")
+# Those with a weight for every node, or a kernel in time without padding: they refuse other sizes
+# in words.
+ONE_SIZE = {
+    "gos as released",
+    "gos_node_att as released",
+    "gos_temp_conv as released",
+    "ean as released",
+}
+# What never learns, by the end of its name: GOS's U where only an argmax reads it; biases before a
+# batch norm or a softmax.
+EAN_LAYERS = (
+    "norm2.bias",
+    "attention.out.bias",
+    "linears.0.bias",
+    "linears.1.bias",
+    "linears.2.bias",
+)
 EAN_PAPER = (*EAN_LAYERS, *(f"saliency.layers.{k}.bias" for k in (0, 3, 6)))
 KEY = ("attention.key.bias",)
 DEAD = {
@@ -70,11 +92,14 @@ def fresh(case: str, seed: int = 0, dims: Dims = DIMS, **further) -> torch.nn.Mo
     return build_head(name, dims, CLASSES, **WIDTHS.get(name, {}), **options, **further)
 
 
-def make(case: str, seed: int = 0, dtype: torch.dtype = torch.float64, dims: Dims = DIMS, **further) -> torch.nn.Module:
-    """The head with every weight drawn anew: a layer that starts at zero would hide what flows through it.
+def make(
+    case: str, seed: int = 0, dtype: torch.dtype = torch.float64, dims: Dims = DIMS, **further
+) -> torch.nn.Module:
+    """The head with every weight drawn anew: a layer that starts at zero would hide what flows
+    through it.
 
-    Matrices have rows of length 1 on average, so that values keep their size at any width. float64, so that a tolerance can be
-    tight and two nodes are never equally similar by rounding.
+    Matrices have rows of length 1 on average, so that values keep their size at any width. float64,
+    so that a tolerance can be tight and two nodes are never equally similar by rounding.
     """
     head = fresh(case, seed, dims, **further).eval()
     with torch.no_grad():
@@ -84,7 +109,9 @@ def make(case: str, seed: int = 0, dtype: torch.dtype = torch.float64, dims: Dim
     return head.to(dtype)
 
 
-def some_clips(size: int = B, T: int = DIMS.T, seed: int = 1, dtype: torch.dtype = torch.float64) -> Clips:
+def some_clips(
+    size: int = B, T: int = DIMS.T, seed: int = 1, dtype: torch.dtype = torch.float64
+) -> Clips:
     """Views with every field; the last box of a frame is padding in about half of the frames."""
     g = torch.Generator().manual_seed(seed)
     N, C = DIMS.N, DIMS.C
@@ -123,7 +150,9 @@ def part_of(clips: Clips, rows: slice) -> Clips:
 
 
 def logits_or_refusal(head: torch.nn.Module, clips: Clips) -> torch.Tensor | str:
-    """Finite logits, or the words of a ValueError, which say the sizes that were expected and came."""
+    """Finite logits, or the words of a ValueError, which say the sizes that were expected and
+    came.
+    """
     refusal = ""
     try:
         logits = head(clips).logits
@@ -184,7 +213,9 @@ def test_padded_nodes_never_change_logits(case):
 def test_more_padding_never_changes_logits(case):
     head, clips = make(case), some_clips()
     before = head(clips).logits
-    wide = {n: t for n, t in clips.tensors().items() if n not in ("nearest", "similar", "similarity")}
+    wide = {
+        n: t for n, t in clips.tensors().items() if n not in ("nearest", "similar", "similarity")
+    }
     for field in ("boxes", "scores", "valid", "nodes"):
         wide[field] = torch.cat([wide[field], torch.zeros_like(wide[field][:, :, :2])], 2)
     after = logits_or_refusal(head, clips_of(wide, None))
@@ -216,8 +247,12 @@ def test_one_step_is_enough(case):
 @cases
 @pytest.mark.parametrize("change", ["steps", "grid"])
 def test_another_step_count_or_grid_works_or_is_refused_in_words(case, change):
-    """Views of two more steps than the head was built for, or of a wider map (a larger test crop)."""
-    logits_or_refusal(make(case), some_clips(T=DIMS.T + 2) if change == "steps" else wider(some_clips()))
+    """Views of two more steps than the head was built for, or of a wider map (a larger test
+    crop).
+    """
+    logits_or_refusal(
+        make(case), some_clips(T=DIMS.T + 2) if change == "steps" else wider(some_clips())
+    )
 
 
 @cases
@@ -232,7 +267,9 @@ def test_bfloat16_arithmetic_stays_close(case):
 @pytest.mark.slow
 @heads
 def test_compiled_gives_the_same_logits_and_gradients(name):
-    """With breaks of the graph where a head has some. Two steps: recurrent layers are compiled step by step."""
+    """With breaks of the graph where a head has some. Two steps: recurrent layers are compiled step
+    by step.
+    """
     torch._dynamo.reset()
     fewer = {"supernodes": 1} if name == "gos" else {}
     head = make(name, dtype=torch.float32, dims=replace(DIMS, T=2), **fewer)
@@ -242,7 +279,9 @@ def test_compiled_gives_the_same_logits_and_gradients(name):
         head.zero_grad()
         logits = run(clips).logits
         logits.square().sum().backward()
-        return logits.detach(), [None if p.grad is None else p.grad.clone() for p in head.parameters()]
+        return logits.detach(), [
+            None if p.grad is None else p.grad.clone() for p in head.parameters()
+        ]
 
     expected, found = outcome(head), outcome(torch.compile(head))
     torch.testing.assert_close(found[0], expected[0], rtol=1e-3, atol=1e-4)
@@ -280,7 +319,9 @@ def test_a_seed_fixes_the_initialisation_and_a_training_step(case):
 def test_after_three_steps_every_parameter_has_moved_but_for_the_dead_ones(case):
     head = fresh(case).double().train()
     before = {name: p.detach().clone() for name, p in head.named_parameters()}
-    optimiser = torch.optim.Adam(head.parameters(), lr=0.01, eps=1e-13)  # steps of 0.01, however small the gradient
+    optimiser = torch.optim.Adam(
+        head.parameters(), lr=0.01, eps=1e-13
+    )  # steps of 0.01, however small the gradient
     for step in range(3):
         optimiser.zero_grad()
         out = head(some_clips(4, seed=step))
@@ -296,7 +337,9 @@ def test_both_variants_are_there_and_no_third(name):
     assert head_options(name)["variant"] == "paper"
     for variant in ("paper", "released"):
         build_head(name, DIMS, CLASSES, variant=variant)
-    with pytest.raises(ValueError, match="option variant: expected one of paper, released, got 'relaesed'"):
+    with pytest.raises(
+        ValueError, match="option variant: expected one of paper, released, got 'relaesed'"
+    ):
         build_head(name, DIMS, CLASSES, variant="relaesed")
 
 

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_backbone import NAMES, frames, lively, relative, tiny
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.backbones import Backbone, backbone_names, build_backbone
 from pipeline.backbones._base import Conv
 from pipeline.backbones._non_local import NonLocal
-from pipeline.tensors import is_cut
+from pipeline.cache.fields import is_cut
+from tests.support.tiny_backbone import NAMES, frames, lively, relative, tiny
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -33,7 +33,12 @@ def test_shapes_are_what_the_arithmetic_says_at_odd_sizes(backbone):
     maps = backbone.maps(backbone.prepare(frames(2, 9, 45, 51)), backbone.cuts())
     assert tuple(maps) == backbone.cuts()
     for cut, found in maps.items():
-        assert found.shape == (2, backbone.channels(cut), backbone.steps(9, cut), *backbone.grid(cut, (45, 51))), cut
+        assert found.shape == (
+            2,
+            backbone.channels(cut),
+            backbone.steps(9, cut),
+            *backbone.grid(cut, (45, 51)),
+        ), cut
     assert backbone.steps(9) == backbone.steps(9, backbone.last)
 
 
@@ -69,7 +74,11 @@ def test_a_backbone_learns_in_every_parameter(backbone):
         if isinstance(module, NonLocal):
             nn.init.ones_(module.bn.weight)
     learner(learner.prepare(frames(2, 16, 64, 64))).square().sum().backward()
-    assert [name for name, p in learner.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+    assert [
+        name
+        for name, p in learner.named_parameters()
+        if p.grad is None or not p.grad.abs().sum() > 0
+    ] == []
 
 
 def test_the_last_block_of_a_stage_is_the_stage():
@@ -100,7 +109,10 @@ def test_names_and_options_that_do_not_exist_are_refused_with_the_nearest():
 def test_cuts_and_inputs_that_do_not_fit_are_refused():
     backbone = tiny("i3d_r50")
     x = backbone.prepare(frames())
-    with pytest.raises(ValueError, match=r"cut 'res6' is not one of i3d_r50: expected stem, res2, .* such as res5.2"):
+    with pytest.raises(
+        ValueError,
+        match=r"cut 'res6' is not one of i3d_r50: expected stem, res2, .* such as res5.2",
+    ):
         backbone(x, upto="res6")
     with pytest.raises(ValueError, match="cut res2 lies before start res3"):
         backbone(x, upto="res2", start="res3")
@@ -116,7 +128,9 @@ def test_prepare_normalises_rgb_and_leaves_the_layout_of_the_frames():
     backbone = tiny("i3d_r50")
     given = frames(2)
     x = backbone.prepare(given)
-    by_hand = (given.double() / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    by_hand = (given.double() / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor(
+        [0.229, 0.224, 0.225]
+    )
     assert torch.allclose(x.double(), by_hand.permute(0, 4, 1, 2, 3), atol=1e-5)
     assert x.is_contiguous(memory_format=torch.channels_last_3d)
     assert x.dtype == torch.float32
@@ -143,7 +157,9 @@ def test_conv_equals_the_plain_3d_convolution():
         ((5, 7, 7), (2, 2, 2), (2, 3, 3)),
     ]:
         ours = Conv(4, 6, kernel, stride, padding)
-        assert torch.allclose(ours(x), F.conv3d(x, ours.weight, ours.bias, stride, padding), atol=1e-5), (kernel, stride)
+        assert torch.allclose(
+            ours(x), F.conv3d(x, ours.weight, ours.bias, stride, padding), atol=1e-5
+        ), (kernel, stride)
 
 
 # Sizes that the papers report, counted without memory or time on the meta device.
@@ -155,7 +171,11 @@ def on_meta(name, shape, **options):
         backbone = build_backbone(name, **options).eval()
         with FlopCounterMode(display=False) as counter:
             y = backbone(torch.empty(shape))
-    return sum(p.numel() for p in backbone.parameters()), counter.get_total_flops() // 2, tuple(y.shape)
+    return (
+        sum(p.numel() for p in backbone.parameters()),
+        counter.get_total_flops() // 2,
+        tuple(y.shape),
+    )
 
 
 CLIP = (1, 3, 32, 224, 224)
@@ -175,7 +195,9 @@ def test_i3d_has_the_parameters_macs_and_grid_of_the_papers(options, parameters,
 
 
 def test_reduction_adds_a_last_stage_of_one_convolution_with_bias():
-    parameters, macs, shape = on_meta("i3d_r50", CLIP, temporal="alternating", res5_stride=1, reduce=512)
+    parameters, macs, shape = on_meta(
+        "i3d_r50", CLIP, temporal="alternating", res5_stride=1, reduce=512
+    )
     assert shape == (1, 512, 16, 14, 14)
     assert parameters == 27_223_872 + 2048 * 512 + 512
     assert macs == 152_470_814_720 + 2048 * 512 * 16 * 14 * 14
@@ -184,7 +206,9 @@ def test_reduction_adds_a_last_stage_of_one_convolution_with_bias():
     x = backbone.prepare(frames())
     res5 = backbone(x, upto="res5")
     by_hand = torch.einsum("oc,bcthw->bothw", backbone.reduced.weight[:, :, 0, 0, 0], res5)
-    assert torch.allclose(backbone(x), by_hand + backbone.reduced.bias[:, None, None, None], atol=1e-4)
+    assert torch.allclose(
+        backbone(x), by_hand + backbone.reduced.bias[:, None, None, None], atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["i3d_r101", "i3d_r101_nl"])
@@ -193,14 +217,22 @@ def test_resnet101_turns_128_frames_of_288_into_16_steps_of_18x18(name):
         backbone = build_backbone(name, reduce=512)
         y = backbone(torch.empty(1, 3, 128, 288, 288))
     assert tuple(y.shape) == (1, 512, 16, 18, 18)
-    assert (backbone.steps(128), backbone.grid("res5", (288, 288)), backbone.channels("res5")) == (16, (18, 18), 2048)
+    assert (backbone.steps(128), backbone.grid("res5", (288, 288)), backbone.channels("res5")) == (
+        16,
+        (18, 18),
+        2048,
+    )
 
 
 def test_resnet18_grey_with_three_stages_has_dyregs_parameters():
     with torch.device("meta"):
         backbone = build_backbone("resnet18", stages=3, grey=True)
     assert sum(p.numel() for p in backbone.parameters()) + 256 * 56 + 56 == 2_790_904
-    assert [backbone.grid(cut, (128, 128)) for cut in ("res2", "res3", "res4")] == [(32, 32), (16, 16), (8, 8)]
+    assert [backbone.grid(cut, (128, 128)) for cut in ("res2", "res3", "res4")] == [
+        (32, 32),
+        (16, 16),
+        (8, 8),
+    ]
     assert backbone.stages == ("stem", "res2", "res3", "res4")
 
 
@@ -223,8 +255,16 @@ def test_non_local_blocks_add_the_parameters_of_five_blocks():
 def test_temporal_kernels_alternate_as_in_the_non_local_release():
     with torch.device("meta"):
         backbone = build_backbone("i3d_r50", temporal="alternating")
-    taps = {stage: [block.conv1.kernel_size[0] for block in getattr(backbone, stage)] for stage in backbone.stages[1:]}
-    assert taps == {"res2": [3, 3, 3], "res3": [3, 1, 3, 1], "res4": [3, 1, 3, 1, 3, 1], "res5": [1, 3, 1]}
+    taps = {
+        stage: [block.conv1.kernel_size[0] for block in getattr(backbone, stage)]
+        for stage in backbone.stages[1:]
+    }
+    assert taps == {
+        "res2": [3, 3, 3],
+        "res3": [3, 1, 3, 1],
+        "res4": [3, 1, 3, 1, 3, 1],
+        "res5": [1, 3, 1],
+    }
 
 
 @pytest.mark.parametrize(
@@ -235,7 +275,13 @@ def test_temporal_kernels_alternate_as_in_the_non_local_release():
         ({"pool1_pad": 0}, {"stem": 32, "res2": 32, "res3": 16}, (55, 55)),
         ({"pool2_time": 1}, {"stem": 32, "res2": 32, "res3": 32}, (56, 56)),
         (
-            {"conv1_stride": 2, "pool1_time": 2, "pool1_stride": 2, "pool2_time": 2, "pool1_pad": 0},
+            {
+                "conv1_stride": 2,
+                "pool1_time": 2,
+                "pool1_stride": 2,
+                "pool2_time": 2,
+                "pool1_pad": 0,
+            },
             {"stem": 8, "res2": 8, "res3": 4},
             (55, 55),
         ),
@@ -251,7 +297,9 @@ def test_pools_and_strides_give_the_steps_and_grids_of_each_release(options, ste
 # Networks that look at each frame by itself.
 
 
-@pytest.mark.parametrize(("name", "options"), [("resnet18", {}), ("digit_cnn", {}), ("c2d_r50", {"pool2_time": 1})])
+@pytest.mark.parametrize(
+    ("name", "options"), [("resnet18", {}), ("digit_cnn", {}), ("c2d_r50", {"pool2_time": 1})]
+)
 @torch.no_grad()
 def test_frame_wise_networks_keep_every_frame_to_itself(name, options):
     backbone = tiny(name, **options)
@@ -267,7 +315,11 @@ def test_i3d_looks_across_frames_and_c2d_only_through_its_pool():
     changed[:, 0] = 255 - changed[:, 0]
     for name, touched in (("c2d_r50", [True, False, False, False]), ("i3d_r50", [True] * 4)):
         backbone = tiny(name)
-        difference = (backbone(backbone.prepare(given)) - backbone(backbone.prepare(changed))).abs().amax((0, 1, 3, 4))
+        difference = (
+            (backbone(backbone.prepare(given)) - backbone(backbone.prepare(changed)))
+            .abs()
+            .amax((0, 1, 3, 4))
+        )
         assert (difference > 0).tolist() == touched, name
 
 
@@ -276,7 +328,10 @@ def test_i3d_looks_across_frames_and_c2d_only_through_its_pool():
 
 @torch.no_grad()
 def test_non_local_blocks_are_the_identity_at_first():
-    plain, other = tiny("i3d_r50", temporal="alternating"), build_backbone("i3d_r50_nl", width=8).eval()
+    plain, other = (
+        tiny("i3d_r50", temporal="alternating"),
+        build_backbone("i3d_r50_nl", width=8).eval(),
+    )
     keys = other.load_state_dict(plain.state_dict(), strict=False)
     assert all(".non_local." in key for key in keys.missing_keys)
     assert not keys.unexpected_keys
@@ -297,11 +352,18 @@ def test_non_local_block_is_its_formula(kind, pool):
     seen = F.max_pool3d(x, (1, 2, 2)) if pool else x
 
     def rows(layer, map):
-        return torch.einsum("oc,bcthw->bthwo", layer.weight[:, :, 0, 0, 0], map).flatten(1, 3) + layer.bias
+        return (
+            torch.einsum("oc,bcthw->bthwo", layer.weight[:, :, 0, 0, 0], map).flatten(1, 3)
+            + layer.bias
+        )
 
     affinity = rows(block.theta, x) @ rows(block.phi, seen).mT
-    weights = (affinity / 4**0.5).softmax(-1) if kind == "gaussian" else affinity / affinity.shape[-1]
-    y = rows(block.out, (weights @ rows(block.g, seen)).mT.reshape(2, 4, 3, 6, 4)).mT.reshape(x.shape)
+    weights = (
+        (affinity / 4**0.5).softmax(-1) if kind == "gaussian" else affinity / affinity.shape[-1]
+    )
+    y = rows(block.out, (weights @ rows(block.g, seen)).mT.reshape(2, 4, 3, 6, 4)).mT.reshape(
+        x.shape
+    )
     norm = block.bn
     y = F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias)
     assert torch.allclose(block(x), x + y, rtol=1e-4, atol=1e-4)
@@ -317,12 +379,18 @@ def test_non_local_block_is_its_formula(kind, pool):
 def test_five_non_local_blocks_are_spread_evenly_over_res3_and_res4(name, places):
     with torch.device("meta"):
         backbone = build_backbone(name)
-    assert [cut for cut in backbone.cuts() if "." in cut and backbone.get_submodule(cut).non_local is not None] == places
+    assert [
+        cut
+        for cut in backbone.cuts()
+        if "." in cut and backbone.get_submodule(cut).non_local is not None
+    ] == places
 
 
 def test_listing_backbones_loads_no_torch():
     code = "import sys; from pipeline.backbones import backbone_names; print(len(backbone_names()), 'torch' in sys.modules)"
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert told.split() == [str(len(NAMES)), "False"]
 
 

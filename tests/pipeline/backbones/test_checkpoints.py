@@ -8,10 +8,10 @@ from argparse import Namespace
 import pytest
 import torch
 import torchvision
-from tiny_backbone import frames, lively, relative, tiny
 from torch import nn
 
 from pipeline.backbones import build_backbone
+from tests.support.tiny_backbone import frames, lively, relative, tiny
 
 # Options with which the public Kinetics checkpoints were trained.
 KINETICS = {"temporal": "alternating", "pool1_time": 1, "pool2_time": 2}
@@ -65,7 +65,9 @@ def test_mean_inflation_gives_a_still_clip_what_the_image_gives_away_from_its_en
     x = backbone.prepare(still)
     expected = stages_of_images(imagenet, x[0, :, :1].transpose(0, 1))["res2"][0]
     found = backbone(x, upto="res2")[0]
-    for step in range(5, 8):  # five taps and three times three: what lies five steps from an end sees no padding
+    for step in range(
+        5, 8
+    ):  # five taps and three times three: what lies five steps from an end sees no padding
         assert relative(found[:, step], expected) < 1e-4
     assert relative(found[:, 0], expected) > 1e-2
 
@@ -116,7 +118,9 @@ def test_imagenet_weights_that_cannot_be_had_say_what_to_do(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torchvision.models.ResNet50_Weights, "get_state_dict", offline)
-    with pytest.raises(OSError, match=r"could not fetch https://.*no route to host.*download it and give its path"):
+    with pytest.raises(
+        OSError, match=r"could not fetch https://.*no route to host.*download it and give its path"
+    ):
         build_backbone("i3d_r50", "imagenet")
     with pytest.raises(ValueError, match="there are none for digit_cnn"):
         build_backbone("digit_cnn", "imagenet")
@@ -126,7 +130,9 @@ def test_imagenet_weights_that_cannot_be_had_say_what_to_do(monkeypatch):
 
 
 def blocks(state):
-    """(stage number 2..5, block, rest, value) of every tensor in a stage, and the stem's as (1, None, rest, value)."""
+    """(stage number 2..5, block, rest, value) of every tensor in a stage, and the stem's as (1,
+    None, rest, value).
+    """
     for key, value in state.items():
         if match := re.match(r"res(\d)\.(\d+)\.(.*)", key):
             yield int(match[1]), int(match[2]), match[3], value
@@ -136,7 +142,12 @@ def blocks(state):
 
 def as_pytorchvideo(state):
     rows, place = {}, {2: 1, 3: 3, 4: 4, 5: 5}  # blocks.2 is the pool
-    names = {"downsample.0": "branch1_conv", "downsample.1": "branch1_norm", "conv1": "conv", "bn1": "norm"}
+    names = {
+        "downsample.0": "branch1_conv",
+        "downsample.1": "branch1_norm",
+        "conv1": "conv",
+        "bn1": "norm",
+    }
     for i, letter in enumerate("abc", 1):
         names |= {f"res.conv{i}": f"branch2.conv_{letter}", f"res.bn{i}": f"branch2.norm_{letter}"}
     for stage, block, rest, value in blocks(state):
@@ -144,7 +155,9 @@ def as_pytorchvideo(state):
         if stage == 1:
             rows[f"blocks.0.{names[layer]}.{leaf}"] = value
         else:
-            rows[f"blocks.{place[stage]}.res_blocks.{block}.{names.get('res.' + layer) or names[layer]}.{leaf}"] = value
+            rows[
+                f"blocks.{place[stage]}.res_blocks.{block}.{names.get('res.' + layer) or names[layer]}.{leaf}"
+            ] = value
     return {**rows, "blocks.6.proj.weight": torch.zeros(4, 5), "blocks.6.proj.bias": torch.zeros(4)}
 
 
@@ -159,10 +172,18 @@ def as_pyslowfast(state):
             rows[f"s1.pathway0_stem.{names[layer]}.{leaf}"] = value
         elif layer.startswith("non_local."):
             layer = layer.removeprefix("non_local.")
-            rows[f"s{stage}.pathway0_nonlocal{block}.{layer if layer == 'bn' else 'conv_' + layer}.{leaf}"] = value
+            rows[
+                f"s{stage}.pathway0_nonlocal{block}.{layer if layer == 'bn' else 'conv_' + layer}.{leaf}"
+            ] = value
         else:
-            rows[f"s{stage}.pathway0_res{block}.{names.get('res.' + layer) or names[layer]}.{leaf}"] = value
-    return {**rows, "head.projection.weight": torch.zeros(4, 5), "head.projection.bias": torch.zeros(4)}
+            rows[
+                f"s{stage}.pathway0_res{block}.{names.get('res.' + layer) or names[layer]}.{leaf}"
+            ] = value
+    return {
+        **rows,
+        "head.projection.weight": torch.zeros(4, 5),
+        "head.projection.bias": torch.zeros(4),
+    }
 
 
 def as_port(state):
@@ -170,19 +191,27 @@ def as_port(state):
     rows = {}
     for stage, block, rest, value in blocks(state):
         if not rest.endswith("num_batches_tracked"):
-            rows[rest if stage == 1 else f"layer{stage - 1}.{block}.{rest.replace('non_local', 'nl')}"] = value
+            rows[
+                rest
+                if stage == 1
+                else f"layer{stage - 1}.{block}.{rest.replace('non_local', 'nl')}"
+            ] = value
     return {**rows, "fc.weight": torch.zeros(4, 5), "fc.bias": torch.zeros(4)}
 
 
 def as_something_else(state):
-    """kinetics-res50.pth: each convolution and its batch norm in a sequence, saved from a data-parallel module."""
+    """kinetics-res50.pth: each convolution and its batch norm in a sequence, saved from a
+    data-parallel module.
+    """
     rows = {}
     for stage, block, rest, value in blocks(state):
         layer, leaf = rest.rsplit(".", 1)
         layer = layer.replace("downsample", "shortcut")
         if stage > 1:
             layer = re.sub(r"^conv(\d)$", r"conv\1.0", re.sub(r"^bn(\d)$", r"conv\1.1", layer))
-        rows[f"module.{layer if stage == 1 else f'layer{stage - 1}.{block}.{layer}'}.{leaf}"] = value
+        rows[f"module.{layer if stage == 1 else f'layer{stage - 1}.{block}.{layer}'}.{leaf}"] = (
+            value
+        )
     return {**rows, "module.fc.weight": torch.zeros(4, 5), "module.fc.bias": torch.zeros(4)}
 
 
@@ -205,7 +234,9 @@ def test_foreign_checkpoints_load_as_what_they_are(rename, name, sample, shape, 
     trained = tiny(name, seed=1, **options)
     foreign = rename(trained.state_dict())
     assert tuple(foreign[sample].shape) == shape
-    torch.save({"epoch": 196, "cfg": "MODEL: {}", "model_state": foreign}, tmp_path / "kinetics.pyth")
+    torch.save(
+        {"epoch": 196, "cfg": "MODEL: {}", "model_state": foreign}, tmp_path / "kinetics.pyth"
+    )
     loaded = build_backbone(name, tmp_path / "kinetics.pyth", width=8, **options).eval()
     x = trained.prepare(frames())
     assert torch.equal(loaded(x), trained(x))
@@ -215,14 +246,18 @@ def test_foreign_checkpoints_load_as_what_they_are(rename, name, sample, shape, 
 
 @torch.no_grad()
 def test_pytorchvideos_own_i3d_gives_the_same_maps_here(tmp_path):
-    hub = pytest.importorskip("pytorchvideo.models.hub.resnet", reason="pytorchvideo is not installed")
+    hub = pytest.importorskip(
+        "pytorchvideo.models.hub.resnet", reason="pytorchvideo is not installed"
+    )
     torch.manual_seed(0)
     theirs = lively(hub.i3d_r50()).eval()
     torch.save({"model_state": theirs.state_dict()}, tmp_path / "I3D_8x8_R50.pyth")
     ours = build_backbone("i3d_r50", tmp_path / "I3D_8x8_R50.pyth", **KINETICS).eval()
     x = ours.prepare(frames(1, 8, 64, 64))
     maps, y = ours.maps(x, ours.stages), x
-    for cut, stage in zip(("stem", "res2", None, "res3", "res4", "res5"), theirs.blocks, strict=False):
+    for cut, stage in zip(
+        ("stem", "res2", None, "res3", "res4", "res5"), theirs.blocks, strict=False
+    ):
         y = stage(y)
         if cut:
             assert relative(maps[cut], y) < 1e-4, cut
@@ -286,15 +321,20 @@ def test_one_key_too_many_is_enough_to_refuse(tmp_path):
 
 
 def test_kernels_of_another_temporal_pattern_are_refused(tmp_path):
-    message = refused(as_pytorchvideo(tiny("i3d_r50", temporal="alternating").state_dict()), tmp_path)
-    assert "7 mis-shaped (res3.1.conv1.weight [16, 64, 1, 1, 1] instead of [16, 64, 3, 1, 1]" in message
+    message = refused(
+        as_pytorchvideo(tiny("i3d_r50", temporal="alternating").state_dict()), tmp_path
+    )
+    assert (
+        "7 mis-shaped (res3.1.conv1.weight [16, 64, 1, 1, 1] instead of [16, 64, 3, 1, 1]"
+        in message
+    )
 
 
 def test_a_refused_checkpoint_changes_nothing(tmp_path):
     state = tiny("digit_cnn", seed=1).state_dict()
     del state["conv3.conv.bias"]
     torch.save(state, tmp_path / "weights.pth")
-    from pipeline.backbones.weights import load
+    from pipeline.backbones._checkpoints import load
 
     backbone = tiny("digit_cnn")
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
@@ -305,18 +345,27 @@ def test_a_refused_checkpoint_changes_nothing(tmp_path):
 
 
 def test_the_classifier_may_be_absent(tmp_path):
-    state = {key: value for key, value in as_port(tiny("i3d_r50", seed=1).state_dict()).items() if not key.startswith("fc.")}
+    state = {
+        key: value
+        for key, value in as_port(tiny("i3d_r50", seed=1).state_dict()).items()
+        if not key.startswith("fc.")
+    }
     torch.save(state, tmp_path / "port.pth")
     assert build_backbone("i3d_r50", tmp_path / "port.pth", width=8).weights_sha256
 
 
-@pytest.mark.parametrize(("part", "name", "options"), [("reduced", "i3d_r50", {"reduce": 4}), ("non_local", "i3d_r50_nl", {})])
+@pytest.mark.parametrize(
+    ("part", "name", "options"),
+    [("reduced", "i3d_r50", {"reduce": 4}), ("non_local", "i3d_r50_nl", {})],
+)
 def test_a_new_part_is_left_fresh_only_when_asked(part, name, options, tmp_path):
     state = as_pyslowfast(tiny("i3d_r50", temporal="alternating").state_dict())
     options = {"temporal": "alternating", **options}
     assert f"fresh={part} leaves those at their start" in refused(state, tmp_path, name, **options)
     for fresh in ((part,), part, "reduced,non_local"):
-        assert build_backbone(name, tmp_path / "weights.pth", width=8, fresh=fresh, **options).weights_sha256
+        assert build_backbone(
+            name, tmp_path / "weights.pth", width=8, fresh=fresh, **options
+        ).weights_sha256
 
 
 def test_unknown_words_for_inflation_and_fresh_parts_are_refused(tmp_path):
@@ -335,11 +384,20 @@ class Malicious:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not a checkpoint", b"PK\x03\x04 broken zip", pickle.dumps({"a": 1}, protocol=2), bytes(range(256))]
+    "content",
+    [
+        b"",
+        b"not a checkpoint",
+        b"PK\x03\x04 broken zip",
+        pickle.dumps({"a": 1}, protocol=2),
+        bytes(range(256)),
+    ],
 )
 def test_files_that_are_no_checkpoints_are_refused_in_one_line(content, tmp_path):
     (tmp_path / "weights.pth").write_bytes(content)
-    with pytest.raises(ValueError, match=r"weights.pth: (not a checkpoint of plain tensors|expected a state dict)") as caught:
+    with pytest.raises(
+        ValueError, match=r"weights.pth: (not a checkpoint of plain tensors|expected a state dict)"
+    ) as caught:
         build_backbone("digit_cnn", tmp_path / "weights.pth", width=8)
     assert "\n" not in str(caught.value)
 
@@ -352,7 +410,9 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path):
 
 
 def test_a_file_that_is_absent_or_holds_something_else_says_so(tmp_path):
-    with pytest.raises(ValueError, match=r"absent.pth: no such file; expected none, imagenet, or the path"):
+    with pytest.raises(
+        ValueError, match=r"absent.pth: no such file; expected none, imagenet, or the path"
+    ):
         build_backbone("digit_cnn", tmp_path / "absent.pth")
     with pytest.raises(ValueError, match="no such file"):
         build_backbone("digit_cnn", tmp_path)
@@ -384,7 +444,15 @@ WRAPPED = {
 
 @pytest.mark.parametrize(
     "holder",
-    [(), ("state_dict",), ("model",), ("state_dict", "model"), ("state_dict", "module"), ("ema",), ("last", "params_ema")],
+    [
+        (),
+        ("state_dict",),
+        ("model",),
+        ("state_dict", "model"),
+        ("state_dict", "module"),
+        ("ema",),
+        ("last", "params_ema"),
+    ],
 )
 @pytest.mark.parametrize("kind", WRAPPED)
 def test_prefixes_that_all_names_share_are_taken_off(kind, holder, tmp_path):
@@ -394,11 +462,15 @@ def test_prefixes_that_all_names_share_are_taken_off(kind, holder, tmp_path):
         saved = {key: saved, "epoch": 3, "optimizer": {"state": {}, "param_groups": []}}
     torch.save(saved, tmp_path / "w.pth")
     loaded = build_backbone("digit_cnn", tmp_path / "w.pth", width=8)
-    assert all(torch.equal(value, trained.state_dict()[key]) for key, value in loaded.state_dict().items())
+    assert all(
+        torch.equal(value, trained.state_dict()[key]) for key, value in loaded.state_dict().items()
+    )
 
 
 def test_what_torch_itself_saves_of_wrapped_modules_loads(tmp_path):
-    """torch.compile of the whole and of a part, an average over steps, and a Sequential; names as torch gives them."""
+    """torch.compile of the whole and of a part, an average over steps, and a Sequential; names as
+    torch gives them.
+    """
     trained = tiny("digit_cnn", seed=1)
     state = trained.state_dict()
     part = tiny("digit_cnn", seed=1)
@@ -428,32 +500,60 @@ def test_other_projects_names_load_below_prefixes_too(prefix, tmp_path):
 
 
 def test_a_prefix_never_loads_a_half(tmp_path):
-    """A name missing below the prefix, one of another shape, or another network beside it: refused, and said what was tried."""
-    good = {f"module.net.{key}": value for key, value in tiny("digit_cnn", seed=1).state_dict().items()}
+    """A name missing below the prefix, one of another shape, or another network beside it: refused,
+    and said what was tried.
+    """
+    good = {
+        f"module.net.{key}": value for key, value in tiny("digit_cnn", seed=1).state_dict().items()
+    }
     without = {key: value for key, value in good.items() if not key.endswith("conv2.conv.bias")}
     shaped = {**good, "module.net.conv1.conv.bias": torch.zeros(9)}
-    for bad, fault in ((without, r"1 missing \(conv2.conv.bias\)"), (shaped, r"1 mis-shaped \(conv1.conv.bias \[9\]")):
+    for bad, fault in (
+        (without, r"1 missing \(conv2.conv.bias\)"),
+        (shaped, r"1 mis-shaped \(conv1.conv.bias \[9\]"),
+    ):
         torch.save(bad, tmp_path / "w.pth")
-        with pytest.raises(ValueError, match=rf"do not fit digit_cnn: {fault}.*tried without the prefixes module\., net\."):
+        with pytest.raises(
+            ValueError,
+            match=rf"do not fit digit_cnn: {fault}.*tried without the prefixes module\., net\.",
+        ):
             build_backbone("digit_cnn", tmp_path / "w.pth", width=8)
 
 
 def test_two_networks_in_one_file_are_refused_with_both_prefixes(tmp_path):
-    states = {"encoder_q": tiny("digit_cnn", seed=1).state_dict(), "encoder_k": tiny("digit_cnn", seed=2).state_dict()}
-    flat = {f"module.{part}.{key}": value for part, state in states.items() for key, value in state.items()}
+    states = {
+        "encoder_q": tiny("digit_cnn", seed=1).state_dict(),
+        "encoder_k": tiny("digit_cnn", seed=2).state_dict(),
+    }
+    flat = {
+        f"module.{part}.{key}": value
+        for part, state in states.items()
+        for key, value in state.items()
+    }
     message = refused(flat | {"module.queue": torch.zeros(8, 4)}, tmp_path, "digit_cnn")
     assert "the names below 'encoder_q.' or 'encoder_k.' would fit" in message
-    message = refused({"student": states["encoder_q"], "teacher": states["encoder_k"]}, tmp_path, "digit_cnn")
+    message = refused(
+        {"student": states["encoder_q"], "teacher": states["encoder_k"]}, tmp_path, "digit_cnn"
+    )
     assert "holds several such networks, under 'student', 'teacher'" in message
-    message = refused({"nets": {"a": states["encoder_q"], "b": states["encoder_k"]}, "epoch": 3}, tmp_path, "digit_cnn")
+    message = refused(
+        {"nets": {"a": states["encoder_q"], "b": states["encoder_k"]}, "epoch": 3},
+        tmp_path,
+        "digit_cnn",
+    )
     assert "holds several such networks, under 'nets a', 'nets b'" in message
 
 
 def test_what_is_no_second_network_may_stand_beside_the_names(tmp_path):
-    """What training programs keep in the same table: losses and metrics; and in the same file: their options."""
+    """What training programs keep in the same table: losses and metrics; and in the same file:
+    their options.
+    """
     state = tiny("digit_cnn", seed=1).state_dict()
     beside = {"criterion.weight": torch.ones(3), "train_acc.correct": torch.ones(1)}
-    saved = {"state_dict": {f"model.{key}": value for key, value in state.items()} | beside, "args": Namespace(lr=0.1)}
+    saved = {
+        "state_dict": {f"model.{key}": value for key, value in state.items()} | beside,
+        "args": Namespace(lr=0.1),
+    }
     torch.save(saved, tmp_path / "w.pth")
     loaded = build_backbone("digit_cnn", tmp_path / "w.pth", width=8).state_dict()
     assert all(torch.equal(value, state[key]) for key, value in loaded.items())
@@ -463,8 +563,16 @@ def test_what_is_no_second_network_may_stand_beside_the_names(tmp_path):
     ("saved", "asked", "advice"),
     [
         (("tsm_r50", {"width": 8}), ("i3d_r50", {"width": 8}), "or the backbone tsm_r50"),
-        (("resnet18", {"width": 8}), ("i3d_r50", {"width": 8}), "the backbone resnet18 or the backbone tsm_r18"),
-        (("digit_cnn", {"width": 16}), ("digit_cnn", {"width": 8}), "digit_cnn with --set backbone_options.width=16"),
+        (
+            ("resnet18", {"width": 8}),
+            ("i3d_r50", {"width": 8}),
+            "the backbone resnet18 or the backbone tsm_r18",
+        ),
+        (
+            ("digit_cnn", {"width": 16}),
+            ("digit_cnn", {"width": 8}),
+            "digit_cnn with --set backbone_options.width=16",
+        ),
         (
             ("i3d_r50", {"width": 8, "temporal": "alternating"}),
             ("i3d_r50", {"width": 8}),

@@ -2,20 +2,21 @@
 
 import pytest
 import torch
-from tiny_backbone import frames, relative, tiny
 from torch.utils.flop_counter import FlopCounterMode
 
-from heads.batch import Clips, Dims
+from heads.interface.clips import Clips, Dims
 from heads.zoo import build_head
 from pipeline.backbones import build_backbone
 from pipeline.digits import SyncDigits, generate, load_images
+from tests.support.tiny_backbone import frames, relative, tiny
 
 BASELINES = ("digit_i3d", "digit_nl")
 CLASSIFIER = 1024 * 46 + 46
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters", "macs"), [("digit_i3d", 10_177_774, 13_582_336_000), ("digit_nl", 17_536_238, 19_768_934_400)]
+    ("name", "parameters", "macs"),
+    [("digit_i3d", 10_177_774, 13_582_336_000), ("digit_nl", 17_536_238, 19_768_934_400)],
 )
 def test_they_are_about_as_large_as_the_digit_network_and_keep_every_frame(name, parameters, macs):
     with torch.device("meta"):
@@ -29,16 +30,22 @@ def test_they_are_about_as_large_as_the_digit_network_and_keep_every_frame(name,
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_pooled_features_of_generated_videos_train_end_to_end(name):
-    """One step of descent on digit videos, with a head that pools, changes the trunk's first weights and the logits."""
+    """One step of descent on digit videos, with a head that pools, changes the trunk's first
+    weights and the logits.
+    """
     task = SyncDigits()
     made = generate(task, load_images()["train"], range(2))
     torch.manual_seed(0)
     backbone = build_backbone(name, width=8)
-    head = build_head("pool", Dims(T=task.frames, C=backbone.channels()), len(task.labels), dropout=0.0)
+    head = build_head(
+        "pool", Dims(T=task.frames, C=backbone.channels()), len(task.labels), dropout=0.0
+    )
     optimiser = torch.optim.SGD([*backbone.parameters(), *head.parameters()], lr=0.1)
 
     def logits() -> torch.Tensor:
-        return head(Clips(pooled=backbone(backbone.prepare(made.rgb)).mean((3, 4)).transpose(1, 2))).logits
+        return head(
+            Clips(pooled=backbone(backbone.prepare(made.rgb)).mean((3, 4)).transpose(1, 2))
+        ).logits
 
     first, before = logits(), backbone.stem.conv1.weight.detach().clone()
     assert first.shape == (2, 46)
@@ -65,7 +72,10 @@ def test_only_the_temporal_taps_and_non_local_blocks_see_other_frames():
     given = frames(1, 9, 24, 24)
     changed = given.clone()
     changed[:, 0] = 255 - changed[:, 0]
-    for name, options, far in (("digit_i3d", {"temporal": "none"}, 0), ("digit_nl", {"temporal": "none"}, 8)):
+    for name, options, far in (
+        ("digit_i3d", {"temporal": "none"}, 0),
+        ("digit_nl", {"temporal": "none"}, 8),
+    ):
         backbone = tiny(name, width=8, **options)
         moved = backbone(backbone.prepare(given)) - backbone(backbone.prepare(changed))
         touched = moved.abs().amax((0, 1, 3, 4)) > 0
@@ -74,9 +84,17 @@ def test_only_the_temporal_taps_and_non_local_blocks_see_other_frames():
 
 def test_non_local_blocks_are_where_i3d_has_them():
     backbone = tiny("digit_nl", width=8)
-    places = [cut for cut in backbone.cuts() if "." in cut and backbone.get_submodule(cut).non_local is not None]
+    places = [
+        cut
+        for cut in backbone.cuts()
+        if "." in cut and backbone.get_submodule(cut).non_local is not None
+    ]
     assert places == ["res3.1", "res3.3", "res4.1", "res4.3", "res4.5"]
-    assert all(block.non_local is None for cut in ("res3", "res4") for block in getattr(tiny("digit_i3d", width=8), cut))
+    assert all(
+        block.non_local is None
+        for cut in ("res3", "res4")
+        for block in getattr(tiny("digit_i3d", width=8), cut)
+    )
 
 
 @pytest.mark.parametrize(

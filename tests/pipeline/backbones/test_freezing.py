@@ -4,15 +4,17 @@ import shutil
 
 import pytest
 import torch
-from tiny_backbone import NAMES, frames, relative, tiny
 from torch import nn
 
 from pipeline.backbones import freeze
 from pipeline.backbones._non_local import NonLocal
+from tests.support.tiny_backbone import NAMES, frames, relative, tiny
 
 
 def calm(backbone):
-    """Non-local blocks as after training: small. A dot product of large maps grows with their third power."""
+    """Non-local blocks as after training: small. A dot product of large maps grows with their third
+    power.
+    """
     for module in backbone.modules():
         if isinstance(module, NonLocal):
             nn.init.uniform_(module.bn.weight, 0.05, 0.1)
@@ -79,7 +81,9 @@ def test_frozen_backbone_needs_no_gradient_and_runs_in_inference_mode():
 def test_every_batch_norm_is_folded_away():
     for name in NAMES:
         frozen = freeze(tiny(name))
-        assert not [n for n, module in frozen.named_modules() if isinstance(module, nn.BatchNorm3d)], name
+        assert not [
+            n for n, module in frozen.named_modules() if isinstance(module, nn.BatchNorm3d)
+        ], name
 
 
 @torch.no_grad()
@@ -108,7 +112,11 @@ def test_what_identifies_a_backbone_survives_freezing():
     backbone = tiny("i3d_r50", res5_stride=1)
     backbone.weights_sha256 = "ab12"
     frozen = freeze(backbone, "bf16")
-    assert (frozen.name, frozen.options, frozen.weights_sha256) == (backbone.name, backbone.options, "ab12")
+    assert (frozen.name, frozen.options, frozen.weights_sha256) == (
+        backbone.name,
+        backbone.options,
+        "ab12",
+    )
 
 
 def test_precisions_that_make_no_sense_are_refused():
@@ -120,7 +128,9 @@ def test_precisions_that_make_no_sense_are_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU"
+)
 def test_compiled_maps_equal_those_that_are_not():
     backbone = tiny("resnet18")
     plain, compiled = freeze(backbone), freeze(backbone, compile=True)

@@ -1,13 +1,15 @@
-"""Modules inside backbones: where they run, what they see, how they are saved, and the part of a backbone above a cut."""
+"""Modules inside backbones: where they run, what they see, how they are saved, and the part of a
+backbone above a cut.
+"""
 
 import copy
 
 import pytest
 import torch
-from tiny_backbone import NAMES, frames, relative, tiny
 from torch import nn
 
 from pipeline.backbones import freeze
+from tests.support.tiny_backbone import NAMES, frames, relative, tiny
 
 POINTS = ("stem", "res2.1", "res3", "res4.4", "res4.4.conv2", "res5.0.conv1")
 
@@ -65,7 +67,9 @@ def test_every_backbone_takes_a_module_after_each_stage_and_inside_its_blocks(na
 def test_a_module_inside_a_block_sees_what_its_convolution_gives_and_the_batch_norm_sees_the_module():
     backbone = with_module("res4.4.conv2", Scale(3))
     block, noted = backbone.res4[4], {}
-    backbone.res4[4].bn2.register_forward_pre_hook(lambda _, given: noted.update(bn=given[0].clone()))
+    backbone.res4[4].bn2.register_forward_pre_hook(
+        lambda _, given: noted.update(bn=given[0].clone())
+    )
     block.bn1.register_forward_hook(lambda _, __, result: noted.update(relu=result.relu()))
     backbone(backbone.prepare(frames()))
     seen = backbone.inserted["res4.4.conv2"].seen
@@ -86,7 +90,13 @@ def test_a_module_after_a_block_sees_the_cut_of_the_plain_backbone_and_the_next_
 
 @pytest.mark.parametrize(
     ("point", "cut"),
-    [("res4.4", "res4.4"), ("res4", "res4"), ("res4.4.conv2", "res4.3"), ("res4.0.conv2", "res3"), ("res2.0.conv1", "stem")],
+    [
+        ("res4.4", "res4.4"),
+        ("res4", "res4"),
+        ("res4.4.conv2", "res4.3"),
+        ("res4.0.conv2", "res3"),
+        ("res2.0.conv1", "stem"),
+    ],
 )
 @torch.no_grad()
 def test_the_plain_map_at_the_cut_before_a_point_starts_a_run_through_the_module(point, cut):
@@ -114,7 +124,9 @@ def test_non_local_blocks_inserted_into_a_plain_trunk_make_the_trunk_that_has_th
 def test_event_adaptive_blocks_inserted_into_a_plain_trunk_make_the_trunk_that_has_them():
     whole, plain = tiny("ean_r50"), tiny("ean_r50", eab="none")
     state = whole.state_dict()
-    plain.load_state_dict({key: value for key, value in state.items() if not key.startswith("eab.")})
+    plain.load_state_dict(
+        {key: value for key, value in state.items() if not key.startswith("eab.")}
+    )
     for stage, block in whole.eab.items():
         plain.insert(stage, block)
     x = whole.prepare(frames())
@@ -139,7 +151,12 @@ def test_sizes_are_known_at_points_too():
         module = Scale(1)
         backbone = with_module(point, module)
         backbone(backbone.prepare(frames(1, 9, 45, 51)))
-        told = (1, backbone.channels(point), backbone.steps(9, point), *backbone.grid(point, (45, 51)))
+        told = (
+            1,
+            backbone.channels(point),
+            backbone.steps(9, point),
+            *backbone.grid(point, (45, 51)),
+        )
         assert tuple(module.seen.shape) == told
 
 
@@ -147,9 +164,14 @@ def test_modules_learn_and_are_saved_with_the_backbone():
     backbone = with_module("res4.4.conv2", Scale(2))
     backbone.insert("res3", Scale(3))
     backbone(backbone.prepare(frames())).sum().backward()
-    assert all(p.grad.abs() > 0 for name, p in backbone.named_parameters() if name.startswith("inserted."))
+    assert all(
+        p.grad.abs() > 0 for name, p in backbone.named_parameters() if name.startswith("inserted.")
+    )
     state = copy.deepcopy(backbone.state_dict())
-    assert [key for key in state if key.endswith(".by")] == ["inserted.res4_4_conv2.by", "inserted.res3.by"]
+    assert [key for key in state if key.endswith(".by")] == [
+        "inserted.res4_4_conv2.by",
+        "inserted.res3.by",
+    ]
     other = with_module("res4.4.conv2", Scale(0))
     other.insert("res3", Scale(0))
     other.load_state_dict(state)
@@ -182,7 +204,10 @@ def test_points_that_do_not_exist_or_are_taken_are_refused():
 @pytest.mark.parametrize("point", ["res3", "res3.1.conv2"])
 def test_a_module_that_changes_the_shape_is_refused(point):
     backbone = with_module(point, Shrink())
-    with pytest.raises(ValueError, match=rf"the module at {point} must keep the shape of its input: \[1, .* became \[1, "):
+    with pytest.raises(
+        ValueError,
+        match=rf"the module at {point} must keep the shape of its input: \[1, .* became \[1, ",
+    ):
         backbone(backbone.prepare(frames()))
 
 
@@ -191,7 +216,9 @@ def test_freezing_keeps_modules_and_only_the_batch_norm_behind_one():
     backbone = with_module("res4.4.conv2", Scale(2))
     backbone.insert("res3.2", Scale(3))
     frozen = freeze(backbone)
-    assert [n for n, module in frozen.named_modules() if isinstance(module, nn.BatchNorm3d)] == ["res4.4.bn2"]
+    assert [n for n, module in frozen.named_modules() if isinstance(module, nn.BatchNorm3d)] == [
+        "res4.4.bn2"
+    ]
     x = backbone.prepare(frames())
     before = backbone(x)
     assert relative(frozen(x), before) < 1e-4
@@ -213,10 +240,16 @@ def test_what_is_above_a_cut_runs_as_before_without_the_parameters_below():
     kept = {key.split(".")[0] for key in upper.state_dict()}
     assert kept == {"pixel_mean", "pixel_std", "res4", "res5", "inserted"}
     assert not [key for key in upper.state_dict() if key.startswith(("res4.0.", "res4.3."))]
-    assert [upper.channels(cut) for cut in upper.cuts()] == [whole.channels(cut) for cut in whole.cuts()]
+    assert [upper.channels(cut) for cut in upper.cuts()] == [
+        whole.channels(cut) for cut in whole.cuts()
+    ]
     assert upper.grid("res5", (64, 64)) == whole.grid("res5", (64, 64))
     for start in (None, "res4.2"):
-        with pytest.raises(ValueError, match=r"only what is above res4.3 was kept: pass its map and start=res4.3"):
+        with pytest.raises(
+            ValueError, match=r"only what is above res4.3 was kept: pass its map and start=res4.3"
+        ):
             upper(x if start is None else at, start=start)
-    with pytest.raises(ValueError, match=r"a module at res4.4.conv2 runs before res4.4: keep what is above res4.3"):
+    with pytest.raises(
+        ValueError, match=r"a module at res4.4.conv2 runs before res4.4: keep what is above res4.3"
+    ):
         whole.keep_above("res4.4")

@@ -1,16 +1,20 @@
-"""TSM: what the shift moves, that nothing else of the ResNet changes, and how far a frame is seen."""
+"""TSM: what the shift moves, that nothing else of the ResNet changes, and how far a frame is
+seen.
+"""
 
 import pytest
 import torch
-from tiny_backbone import frames, relative, tiny
 from torchvision.models import resnet18, resnet50
 
 from pipeline.backbones import build_backbone
 from pipeline.backbones._tsm import Shift
+from tests.support.tiny_backbone import frames, relative, tiny
 
 
 def test_an_eighth_of_the_channels_comes_from_each_neighbour_and_zeros_from_outside():
-    x = torch.arange(1, 4).float()[:, None] * 100 + torch.arange(16)  # step t = 1, 2, 3, channel c: 100 t + c
+    x = torch.arange(1, 4).float()[:, None] * 100 + torch.arange(
+        16
+    )  # step t = 1, 2, 3, channel c: 100 t + c
     y = Shift(8)(x.T[None, :, :, None, None])[0, :, :, 0, 0]
     assert y[:2].tolist() == [[200, 300, 0], [201, 301, 0]]
     assert y[2:4].tolist() == [[0, 102, 202], [0, 103, 203]]
@@ -37,7 +41,9 @@ def test_the_shift_leaves_its_input_alone_and_hands_every_gradient_back():
 def test_parameters_are_those_of_the_image_network(name, theirs):
     with torch.device("meta"):
         found = sum(p.numel() for p in build_backbone(name).parameters())
-        expected = sum(p.numel() for key, p in theirs().named_parameters() if not key.startswith("fc."))
+        expected = sum(
+            p.numel() for key, p in theirs().named_parameters() if not key.startswith("fc.")
+        )
     assert found == expected
 
 
@@ -59,7 +65,9 @@ def test_without_a_shift_each_frame_is_an_image_and_with_it_the_shortcut_still_i
 
 @torch.no_grad()
 def test_the_middle_of_a_still_clip_does_not_feel_its_ends():
-    """Away from the ends by as many steps as there are blocks, a shift of equal frames changes nothing."""
+    """Away from the ends by as many steps as there are blocks, a shift of equal frames changes
+    nothing.
+    """
     backbone = tiny("tsm_r18")  # eight blocks
     still = backbone.prepare(frames(1, 1)).expand(-1, -1, 21, -1, -1)
     y = backbone(still)
@@ -75,7 +83,10 @@ def test_a_frame_reaches_one_step_further_with_every_block():
     given = frames(1, 9)
     changed = given.clone()
     changed[:, 4] = 255 - changed[:, 4]
-    a, b = (backbone.maps(backbone.prepare(x), ("stem", "res2.0", "res2.1", "res3")) for x in (given, changed))
+    a, b = (
+        backbone.maps(backbone.prepare(x), ("stem", "res2.0", "res2.1", "res3"))
+        for x in (given, changed)
+    )
     for cut, reach in (("stem", 0), ("res2.0", 1), ("res2.1", 2), ("res3", 4)):
         touched = (a[cut] - b[cut]).abs().amax((0, 1, 3, 4)) > 0
         assert touched.nonzero()[:, 0].tolist() == list(range(4 - reach, 5 + reach)), cut

@@ -7,14 +7,14 @@ import resource
 
 import numpy as np
 import pytest
-from small_cache import make_cache, tensors_of
 
-import pipeline.handles
-from pipeline.cache import Cache
-from pipeline.claims import take
-from pipeline.graphs import build_graphs
-from pipeline.handles import OPEN_FILES, OpenFiles, budget
-from pipeline.shardfile import ShardFile
+import pipeline.cache.open_files
+from pipeline.cache.open_files import OPEN_FILES, OpenFiles, budget
+from pipeline.cache.reader import Cache
+from pipeline.cache.shard_reader import ShardFile
+from pipeline.regions.graphs import build_graphs
+from pipeline.workers.claims import take
+from tests.support.small_cache import make_cache, tensors_of
 
 
 def descriptors() -> int:
@@ -40,8 +40,10 @@ def few(request):
 
 
 @pytest.mark.parametrize("compression", ["none", "zstd"])
-def test_two_caches_of_more_shards_than_files_may_be_open_are_read(tmp_path, compression, few, monkeypatch):
-    monkeypatch.setattr("pipeline.shards.SMALL", 16)
+def test_two_caches_of_more_shards_than_files_may_be_open_are_read(
+    tmp_path, compression, few, monkeypatch
+):
+    monkeypatch.setattr("pipeline.cache.shard_writer.SMALL", 16)
     folders = tmp_path / "a", tmp_path / "b"
     for folder in folders:
         folder.mkdir()
@@ -52,7 +54,10 @@ def test_two_caches_of_more_shards_than_files_may_be_open_are_read(tmp_path, com
     for row in rows * 2:
         for cache in caches:
             group = cache["train"]
-            values, want = group.view(row), tensors_of("train", group.clips[row], int(group.views[row]))
+            values, want = (
+                group.view(row),
+                tensors_of("train", group.clips[row], int(group.views[row])),
+            )
             for name in ("nodes", "valid"):
                 np.testing.assert_array_equal(values[name], want[name])
             assert values["iou"].shape == (3, 5, 5)
@@ -61,7 +66,7 @@ def test_two_caches_of_more_shards_than_files_may_be_open_are_read(tmp_path, com
 
 @pytest.mark.parametrize("compression", ["none", "lzf", "zstd"])
 def test_a_shard_takes_one_descriptor_however_it_is_read(tmp_path, compression, monkeypatch):
-    monkeypatch.setattr("pipeline.shards.SMALL", 16)
+    monkeypatch.setattr("pipeline.cache.shard_writer.SMALL", 16)
     group = Cache(make_cache(tmp_path, compression=compression))["train"]
     before = descriptors()
     group.batch([0, 1, 2, 3])
@@ -71,11 +76,18 @@ def test_a_shard_takes_one_descriptor_however_it_is_read(tmp_path, compression, 
 
 @pytest.mark.parametrize(
     ("limit", "there", "ours", "may"),
-    [(64, 14, 0, 25), (64, 34, 20, 25), (100, 20, 0, 40), (1024, 24, 0, 256), (16, 16, 0, 1), (None, 20, 0, 256)],
+    [
+        (64, 14, 0, 25),
+        (64, 34, 20, 25),
+        (100, 20, 0, 40),
+        (1024, 24, 0, 256),
+        (16, 16, 0, 1),
+        (None, 20, 0, 256),
+    ],
 )
 def test_half_of_what_the_limit_leaves_is_taken(limit, there, ours, may, monkeypatch):
-    monkeypatch.setattr("pipeline.handles._limit", lambda: limit)
-    monkeypatch.setattr("pipeline.handles._open_descriptors", lambda: there)
+    monkeypatch.setattr("pipeline.cache.open_files._limit", lambda: limit)
+    monkeypatch.setattr("pipeline.cache.open_files._open_descriptors", lambda: there)
     assert budget(ours) == may
 
 
@@ -91,7 +103,11 @@ def test_where_no_file_is_left_those_not_used_for_longest_are_closed():
     files.open(older, lambda: 3)
     files.open(old, lambda: 4)
     files.used(older)
-    answers = [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ENFILE, "of the system"), 5]
+    answers = [
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.ENFILE, "of the system"),
+        5,
+    ]
 
     def opener() -> int:
         answer = answers.pop(0)
@@ -104,7 +120,9 @@ def test_where_no_file_is_left_those_not_used_for_longest_are_closed():
     assert (old.released, older.released, new.released) == (1, 1, 0)
     assert list(files) == [new]
     with pytest.raises(OSError, match="Too many"):
-        files.open(File(), lambda: (_ for _ in ()).throw(OSError(errno.EMFILE, "Too many open files")))
+        files.open(
+            File(), lambda: (_ for _ in ()).throw(OSError(errno.EMFILE, "Too many open files"))
+        )
 
 
 def test_what_nobody_holds_any_more_is_closed(tmp_path):
@@ -124,7 +142,7 @@ def test_a_file_that_is_closed_and_opened_again_is_asked_for_its_tables_once(tmp
     out = np.empty((1, 4, 6), np.float16)
     file.read("train", "pooled", [0], out)
     file.release()
-    monkeypatch.setattr("pipeline.shardfile.Tables", None)
+    monkeypatch.setattr("pipeline.cache.shard_reader.Tables", None)
     file.read("train", "pooled", [1], out)
 
 
@@ -137,4 +155,4 @@ def test_a_claim_keeps_no_file_open(tmp_path):
     for claim in claims:
         assert claim.held()
         claim.release()
-    assert pipeline.handles.MOST_OPEN == 256
+    assert pipeline.cache.open_files.MOST_OPEN == 256

@@ -1,4 +1,6 @@
-"""What HDF5 writes through a PartFile is what it would write itself, and no error of the disk reaches it."""
+"""What HDF5 writes through a PartFile is what it would write itself, and no error of the disk
+reaches it.
+"""
 
 import errno
 import io
@@ -8,18 +10,24 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline import partfile
-from pipeline.partfile import PartFile
-from pipeline.sealed import sha256_of
-from pipeline.shards import GroupPlan, ShardWriter
+from pipeline.cache import part_file as partfile
+from pipeline.cache.part_file import PartFile
+from pipeline.cache.shard_writer import GroupPlan, ShardWriter
+from pipeline.files.atomic_files import sha256_of
 
 PWRITE = os.pwrite
 ROWS = 40  # so many that HDF5 writes some of what describes them before the end
-FIELDS = {"pooled": ((2, 1500), "float32"), "boxes": ((2, 2, 4), "float32"), "valid": ((2, 2), "bool")}
+FIELDS = {
+    "pooled": ((2, 1500), "float32"),
+    "boxes": ((2, 2, 4), "float32"),
+    "valid": ((2, 2), "bool"),
+}
 
 
 class Disk:
-    """Stands for `os.pwrite`: takes `piece` bytes at once, and fails from the call number `full` on."""
+    """Stands for `os.pwrite`: takes `piece` bytes at once, and fails from the call number `full`
+    on.
+    """
 
     def __init__(self, full: float = float("inf"), piece: int = 1 << 30):
         self.full, self.piece, self.calls = full, piece, 0
@@ -34,14 +42,25 @@ class Disk:
 def write_shard(path, compression="none") -> dict:
     plan = GroupPlan([f"clip{k}" for k in range(ROWS)], [0] * ROWS, FIELDS)
     rng = np.random.default_rng(0)
-    with ShardWriter(path, {"train": plan}, attrs={"shard": 0}, compression=compression, claim="test") as writer:
+    with ShardWriter(
+        path, {"train": plan}, attrs={"shard": 0}, compression=compression, claim="test"
+    ) as writer:
         for row in range(ROWS):
-            writer.write("train", row, {name: rng.integers(0, 2, shape).astype(kind) for name, (shape, kind) in FIELDS.items()})
+            writer.write(
+                "train",
+                row,
+                {
+                    name: rng.integers(0, 2, shape).astype(kind)
+                    for name, (shape, kind) in FIELDS.items()
+                },
+            )
         return writer.finish({"failures": []})
 
 
 @pytest.mark.parametrize("compression", ["none", "lzf"])
-def test_wherever_the_disk_fills_up_the_shard_ends_with_that_error_and_leaves_nothing(tmp_path, monkeypatch, compression):
+def test_wherever_the_disk_fills_up_the_shard_ends_with_that_error_and_leaves_nothing(
+    tmp_path, monkeypatch, compression
+):
     monkeypatch.setattr(partfile.os, "pwrite", roomy := Disk())
     write_shard(tmp_path / "00000.h5", compression)
     assert roomy.calls > 20
@@ -56,7 +75,9 @@ def test_wherever_the_disk_fills_up_the_shard_ends_with_that_error_and_leaves_no
 def test_a_disk_that_takes_a_little_at_a_time_gets_the_same_file(tmp_path, monkeypatch):
     expected = write_shard(tmp_path / "00000.h5")["sha256"]
     monkeypatch.setattr(partfile.os, "pwrite", slow := Disk(piece=1000))
-    assert write_shard(tmp_path / "00001.h5")["sha256"] == sha256_of(tmp_path / "00001.h5") == expected
+    assert (
+        write_shard(tmp_path / "00001.h5")["sha256"] == sha256_of(tmp_path / "00001.h5") == expected
+    )
     assert slow.calls > ROWS * 12
 
 
@@ -65,7 +86,9 @@ def write_much(file) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(1)
     with h5py.File(file, "w", libver=("v110", "v110")) as made:
         for name in "abc":
-            made.create_dataset(name, data=rng.random((300, 50)), chunks=(1, 50), fletcher32=True, track_times=False)
+            made.create_dataset(
+                name, data=rng.random((300, 50)), chunks=(1, 50), fletcher32=True, track_times=False
+            )
         made.flush()
         return {name: made[name][...] for name in "abc"}
 

@@ -1,31 +1,44 @@
-"""What a power loss leaves: content reaches the disk before the name, a file's name before its done marker."""
+"""What a power loss leaves: content reaches the disk before the name, a file's name before its done
+marker.
+"""
 
 import os
 from pathlib import Path
 
 import pytest
-from small_cache import make_cache, manifest_of
 
-from heads import runs
-from pipeline.folder import create_cache, home_of, read_cache_json
-from pipeline.graphs import build_graphs
+from heads.runs import run_files as runs
+from pipeline.cache.folder import create_cache, home_of, read_cache_json
+from pipeline.regions.graphs import build_graphs
+from tests.support.small_cache import make_cache, manifest_of
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """(what, file) of every step that matters to a disk: "sync" of content or of a folder's names, "name", "unname"."""
+    """(what, file) of every step that matters to a disk: "sync" of content or of a folder's names,
+    "name", "unname".
+    """
     done = []
 
     def noting(what, function, which):
         def call(*args, **named):
             result = function(*args, **named)
-            place = os.readlink(f"/proc/self/fd/{args[0]}") if isinstance(args[0], int) else str(args[which])
+            place = (
+                os.readlink(f"/proc/self/fd/{args[0]}")
+                if isinstance(args[0], int)
+                else str(args[which])
+            )
             done.append((what, Path(place)))
             return result
 
         return call
 
-    for name, what, which in (("fsync", "sync", 0), ("link", "name", 1), ("rename", "name", 1), ("replace", "name", 1)):
+    for name, what, which in (
+        ("fsync", "sync", 0),
+        ("link", "name", 1),
+        ("rename", "name", 1),
+        ("replace", "name", 1),
+    ):
         monkeypatch.setattr(os, name, noting(what, getattr(os, name), which))
     for name, what in (("mkdir", "name"), ("unlink", "unname")):
         monkeypatch.setattr(os, name, noting(what, getattr(os, name), 0))
@@ -33,11 +46,21 @@ def calls(monkeypatch):
 
 
 def check(done, path: Path, before: tuple[Path, ...] = ()) -> int:
-    """Asserts that `path` got its name after its content was durable, and that the name is durable before what comes later."""
+    """Asserts that `path` got its name after its content was durable, and that the name is durable
+    before what comes later.
+    """
     named = max(k for k, (what, file) in enumerate(done) if what == "name" and file == path)
-    parts = [k for k, (what, file) in enumerate(done) if what == "sync" and file.name.startswith(f"{path.name}.")]
+    parts = [
+        k
+        for k, (what, file) in enumerate(done)
+        if what == "sync" and file.name.startswith(f"{path.name}.")
+    ]
     assert [k for k in parts if k < named], f"{path}: has a name before its content is durable"
-    synced = [k for k, (what, file) in enumerate(done) if k > named and what == "sync" and file == path.parent]
+    synced = [
+        k
+        for k, (what, file) in enumerate(done)
+        if k > named and what == "sync" and file == path.parent
+    ]
     assert synced, f"{path}: its name is not durable"
     for other in before:
         later = max(k for k, (what, file) in enumerate(done) if what == "name" and file == other)
@@ -63,7 +86,11 @@ def test_of_a_shard_that_is_written_again_the_old_marker_is_gone_for_good_before
     for shard in range(3):
         file = path / "graphs" / f"{shard:05d}.h5"
         named = check(calls, file, before=(file.with_suffix(".json"),))
-        unnamed = min(k for k, (what, other) in enumerate(calls) if what == "unname" and other == file.with_suffix(".json"))
+        unnamed = min(
+            k
+            for k, (what, other) in enumerate(calls)
+            if what == "unname" and other == file.with_suffix(".json")
+        )
         assert ("sync", file.parent) in calls[unnamed:named]
 
 

@@ -10,22 +10,24 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from small_cache import FIELDS, C, T, make_cache, manifest_of, tensors_of, write_shard
 from torch.utils.data import DataLoader, Dataset
 
-import pipeline.handles
-import pipeline.shardfile
-from pipeline.cache import Cache, CacheError, Damaged, create_cache
-from pipeline.graphs import build_graphs
-from pipeline.sealed import read_json, write_json
-from pipeline.tensors import FORMAT
+import pipeline.cache.open_files
+import pipeline.cache.shard_reader
+from pipeline.cache.fields import FORMAT
+from pipeline.cache.reader import Cache, CacheError, Damaged, create_cache
+from pipeline.files.atomic_files import read_json, write_json
+from pipeline.regions.graphs import build_graphs
+from tests.support.small_cache import FIELDS, C, T, make_cache, manifest_of, tensors_of, write_shard
 
 CONFIG = {"backbone": {"name": "tiny", "depth": 3}}
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """A cache that no test changes: 7 clips, 3 shards, whose maps are 3, 4 and 2 wide; clip2 failed; with graphs."""
+    """A cache that no test changes: 7 clips, 3 shards, whose maps are 3, 4 and 2 wide; clip2
+    failed; with graphs.
+    """
     path = make_cache(tmp_path_factory.mktemp("shared"), failed=("clip2",), widths=(3, 4, 2))
     build_graphs(path, neighbours=3)
     return path
@@ -55,21 +57,26 @@ def test_a_view_is_a_batch_of_one(shared):
     group = Cache(shared)["test"]
     assert_row(group, 4, group.view(4))
     batch = group.batch([4], fields=("nodes", "iou"))
-    assert {name: values.shape for name, values in batch.items()} == {"nodes": (1, T, 5, C), "iou": (1, T - 1, 5, 5)}
+    assert {name: values.shape for name, values in batch.items()} == {
+        "nodes": (1, T, 5, C),
+        "iou": (1, T - 1, 5, 5),
+    }
     assert group.batch([], ("nodes",))["nodes"].shape == (0, T, 5, C)
 
 
 @pytest.mark.parametrize("compression", ["lzf", "zstd"])
 def test_compressed_views_read_the_same(tmp_path, shared, compression, monkeypatch):
-    monkeypatch.setattr("pipeline.shards.SMALL", 16)  # so that even these are compressed
+    monkeypatch.setattr(
+        "pipeline.cache.shard_writer.SMALL", 16
+    )  # so that even these are compressed
     path = make_cache(tmp_path, failed=("clip2",), compression=compression, widths=(3, 4, 2))
     group, plain = Cache(path)["train"], Cache(shared)["train"]
     rows = [9, 1, 12, 1]
     for name, values in group.batch(rows).items():
         np.testing.assert_array_equal(values, plain.batch(rows, (name,))[name])
-    layout = pipeline.shardfile.ShardFile(Cache(path).shards.path(0), Cache(path).records["features"][0]).layout(
-        "train", "res5"
-    )
+    layout = pipeline.cache.shard_reader.ShardFile(
+        Cache(path).shards.path(0), Cache(path).records["features"][0]
+    ).layout("train", "res5")
     assert layout.packed
 
 
@@ -86,7 +93,7 @@ def test_maps_are_padded_with_zeros_to_the_widest_shard(shared):
 def test_what_the_disk_has_to_be_waited_for_reads_the_same(shared, monkeypatch):
     group = Cache(shared)["train"]
     warm = group.batch([8, 3, 8])
-    monkeypatch.setattr(pipeline.shardfile, "_in_memory", lambda *_: False)
+    monkeypatch.setattr(pipeline.cache.shard_reader, "_in_memory", lambda *_: False)
     for name, values in group.batch([8, 3, 8]).items():
         np.testing.assert_array_equal(values, warm[name])
 
@@ -107,9 +114,11 @@ class Rows(Dataset):
         return int(self.rows[k]), self.cache["train"].view(int(self.rows[k]))["nodes"]
 
 
-@pytest.mark.parametrize(("method", "compression"), [("fork", "none"), ("fork", "zstd"), ("spawn", "none")])
+@pytest.mark.parametrize(
+    ("method", "compression"), [("fork", "none"), ("fork", "zstd"), ("spawn", "none")]
+)
 def test_data_loader_workers_read_what_was_written(tmp_path, method, compression, monkeypatch):
-    monkeypatch.setattr("pipeline.shards.SMALL", 16)
+    monkeypatch.setattr("pipeline.cache.shard_writer.SMALL", 16)
     path = make_cache(tmp_path, failed=("clip2",), compression=compression)
     dataset = Rows(path, opened=True)
     loader = DataLoader(dataset, batch_size=3, num_workers=2, multiprocessing_context=method)
@@ -117,7 +126,9 @@ def test_data_loader_workers_read_what_was_written(tmp_path, method, compression
     for rows, nodes in loader:
         for row, values in zip(rows.tolist(), nodes.numpy(), strict=True):
             group = dataset.cache["train"]
-            np.testing.assert_array_equal(values, tensors_of("train", group.clips[row], int(group.views[row]))["nodes"])
+            np.testing.assert_array_equal(
+                values, tensors_of("train", group.clips[row], int(group.views[row]))["nodes"]
+            )
             seen += 1
     assert seen == len(dataset) == 12
 
@@ -149,7 +160,7 @@ def test_a_pickled_cache_reads_the_same(shared):
 
 
 def test_threads_may_share_a_cache_with_few_open_files(shared, monkeypatch):
-    monkeypatch.setattr(pipeline.handles, "MOST_OPEN", 1)
+    monkeypatch.setattr(pipeline.cache.open_files, "MOST_OPEN", 1)
     group, wrong = Cache(shared)["train"], []
 
     def read() -> None:
@@ -169,7 +180,7 @@ def test_threads_may_share_a_cache_with_few_open_files(shared, monkeypatch):
 
 
 def test_open_files_are_closed_in_time(shared, monkeypatch):
-    monkeypatch.setattr(pipeline.handles, "MOST_OPEN", 1)
+    monkeypatch.setattr(pipeline.cache.open_files, "MOST_OPEN", 1)
     group = Cache(shared)["train"]
     group.view(0)
     before = len(os.listdir("/proc/self/fd"))
@@ -213,13 +224,20 @@ def test_missing_shards_are_missing_rows(tmp_path):
     group = cache["train"]
     assert cache.missing == [1]
     assert group.present.tolist() == [True] * 6 + [False] * 6 + [True] * 2
-    np.testing.assert_array_equal(group.view(13)["pooled"], tensors_of("train", "clip6", 1)["pooled"])
-    with pytest.raises(CacheError, match=r"row 7 \(clip clip3, view 1\) lies in a shard that is not there.*vidgraph extract"):
+    np.testing.assert_array_equal(
+        group.view(13)["pooled"], tensors_of("train", "clip6", 1)["pooled"]
+    )
+    with pytest.raises(
+        CacheError,
+        match=r"row 7 \(clip clip3, view 1\) lies in a shard that is not there.*vidgraph extract",
+    ):
         group.batch([0, 7])
 
 
 def test_failed_rows_are_refused_rather_than_read_as_nan(shared):
-    with pytest.raises(CacheError, match=r"row 5 \(clip clip2, view 1\) failed in extraction.*vidgraph repair"):
+    with pytest.raises(
+        CacheError, match=r"row 5 \(clip clip2, view 1\) failed in extraction.*vidgraph repair"
+    ):
         Cache(shared)["train"].batch([0, 5])
 
 
@@ -270,10 +288,17 @@ def test_another_config_is_refused_with_the_keys_that_differ(tmp_path):
 
 
 def test_the_same_config_and_clips_continue_a_cache(tmp_path):
-    """In any order of keys, tuples for lists, with other labels and another number of clips per shard."""
+    """In any order of keys, tuples for lists, with other labels and another number of clips per
+    shard.
+    """
     config = {"size": (224, 224), "a": {"b": 1, "c": 2}}
     first = create_cache(tmp_path / "cache", config, manifest_of(tmp_path), 3)
-    again = create_cache(tmp_path / "cache", {"a": {"c": 2, "b": 1}, "size": [224, 224]}, manifest_of(tmp_path, label="b"), 5)
+    again = create_cache(
+        tmp_path / "cache",
+        {"a": {"c": 2, "b": 1}, "size": [224, 224]},
+        manifest_of(tmp_path, label="b"),
+        5,
+    )
     assert (again.fingerprint, len(again)) == (first.fingerprint, 3)
     assert Cache(tmp_path / "cache").manifest.clips[0].labels == ("a",)
 
@@ -281,13 +306,18 @@ def test_the_same_config_and_clips_continue_a_cache(tmp_path):
 @pytest.mark.parametrize("change", [{"clips": 6}, {"clips": 8}])
 def test_other_clips_are_refused_with_the_row(tmp_path, change):
     path = make_cache(tmp_path)
-    with pytest.raises(CacheError, match=rf"row {min(change['clips'], 7) + 1} of its manifest is .*pass the same manifest"):
+    with pytest.raises(
+        CacheError,
+        match=rf"row {min(change['clips'], 7) + 1} of its manifest is .*pass the same manifest",
+    ):
         create_cache(path, CONFIG, manifest_of(tmp_path, **change), 3)
 
 
 def test_clips_cut_at_other_times_are_other_clips(tmp_path):
     path = make_cache(tmp_path)
-    with pytest.raises(CacheError, match=r"row 1 .* clip clip0; of .* clip clip0, from 1\.5 s to the end"):
+    with pytest.raises(
+        CacheError, match=r"row 1 .* clip clip0; of .* clip clip0, from 1\.5 s to the end"
+    ):
         create_cache(path, CONFIG, manifest_of(tmp_path, start="1.5"), 3)
 
 
@@ -309,7 +339,11 @@ def test_a_folder_without_a_cache_is_refused(tmp_path):
 def test_changed_files_of_a_cache_are_noticed(tmp_path, name):
     path = make_cache(tmp_path)
     text = (path / name).read_bytes()
-    (path / name).write_bytes(text.replace(b"clip4", b"clip5").replace(b'"shard": 1', b'"shard": 2').replace(b"tiny", b"Tiny"))
+    (path / name).write_bytes(
+        text.replace(b"clip4", b"clip5")
+        .replace(b'"shard": 1', b'"shard": 2')
+        .replace(b"tiny", b"Tiny")
+    )
     with pytest.raises(Damaged, match="changed since"):
         Cache(path)["train"].ok  # noqa: B018
 
@@ -325,7 +359,7 @@ def test_a_file_cut_short_is_noticed_when_read(tmp_path):
 
 
 def test_a_file_that_was_exchanged_is_not_read_with_the_old_places(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline.handles, "MOST_OPEN", 1)
+    monkeypatch.setattr(pipeline.cache.open_files, "MOST_OPEN", 1)
     group = Cache(make_cache(tmp_path))["train"]
     group.view(0)
     group.view(7)  # closes the first
@@ -345,11 +379,14 @@ def test_cache_json_says_what_it_is_in_plain_json(tmp_path):
 def test_a_fingerprint_is_the_hash_of_canonical_json_however_many_clips(tmp_path, monkeypatch):
     manifest = manifest_of(tmp_path, 7)
     odd = ({"clip": 'é"\\ 日\u200d'}, {"start": 1 / 3}, {"end": 1e-7}, {"start": 0.0, "end": 1e22})
-    manifest = replace(manifest, clips=tuple(map(lambda clip, k: replace(clip, **odd[k % 4]), manifest.clips, range(7))))
+    manifest = replace(
+        manifest,
+        clips=tuple(map(lambda clip, k: replace(clip, **odd[k % 4]), manifest.clips, range(7))),
+    )
     clips = [[clip.clip, clip.start, clip.end] for clip in manifest.clips]
     record = {"format": FORMAT, "config": {"a": [1, "é"]}, "clips": clips}
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     for piece in (1, 3, 7, 100):
-        monkeypatch.setattr("pipeline.folder.PIECE", piece)
+        monkeypatch.setattr("pipeline.cache.folder.PIECE", piece)
         plan = create_cache(tmp_path / str(piece), record["config"], manifest, 3)
         assert plan.fingerprint == hashlib.sha256(text.encode()).hexdigest()

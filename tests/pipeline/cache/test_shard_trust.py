@@ -1,4 +1,6 @@
-"""A shard is read only where it belongs, and nothing that it claims is believed before it is compared."""
+"""A shard is read only where it belongs, and nothing that it claims is believed before it is
+compared.
+"""
 
 import errno
 import hashlib
@@ -12,14 +14,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from small_cache import FIELDS, make_cache, manifest_of, tensors_of, write_shard
-from test_verify import reseal
 
-from pipeline.cache import Cache, Damaged, complete_shard, create_cache
-from pipeline.graphs import build_graphs
-from pipeline.sealed import fletcher32, fletcher32_of_rows
-from pipeline.shardtables import Unreadable, zstd_content_size
-from pipeline.verify import verify
+from pipeline.cache.reader import Cache, Damaged, complete_shard, create_cache
+from pipeline.cache.shard_layout import Unreadable, zstd_content_size
+from pipeline.files.atomic_files import fletcher32, fletcher32_of_rows
+from pipeline.regions.graphs import build_graphs
+from pipeline.stages.verify import verify
+from tests.pipeline.stages.test_verify import reseal
+from tests.support.small_cache import FIELDS, make_cache, manifest_of, tensors_of, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,9 @@ def read_all(path) -> None:
 READERS = {
     "rows": lambda path: Cache(path)["train"].batch([0, 6]),
     "graphs": lambda path: build_graphs(path, which=("iou",)),
-    "another extraction": lambda path: [complete_shard(Cache(path).shards, shard) for shard in range(3)],
+    "another extraction": lambda path: [
+        complete_shard(Cache(path).shards, shard) for shard in range(3)
+    ],
 }
 
 
@@ -54,7 +58,9 @@ READERS = {
 def test_a_shard_of_another_cache_is_refused_by_every_reader(cache, tmp_path, reader, endings):
     """The same clips under another configuration: the same shapes, and as many bytes."""
     (tmp_path / "other").mkdir()
-    other = create_cache(tmp_path / "other", {"backbone": {"name": "tiny", "depth": 4}}, manifest_of(tmp_path), 3)
+    other = create_cache(
+        tmp_path / "other", {"backbone": {"name": "tiny", "depth": 4}}, manifest_of(tmp_path), 3
+    )
     write_shard(other, 1, salt="other")
     for ending in endings:
         shutil.copy(tmp_path / f"other/features/00001.{ending}", cache / f"features/00001.{ending}")
@@ -88,7 +94,9 @@ def test_a_view_that_does_not_fit_its_checksum_is_never_served(cache):
     file.write_bytes(data)
     group = Cache(cache)["train"]
     group.batch([0, 1, 3], ("nodes",))
-    with pytest.raises(Unreadable, match=r"00000\.h5: nodes of train row 2 is damaged .*vidgraph repair"):
+    with pytest.raises(
+        Unreadable, match=r"00000\.h5: nodes of train row 2 is damaged .*vidgraph repair"
+    ):
         group.batch([2], ("nodes",))
     with pytest.raises(Unreadable, match="row 2 is damaged"):  # and not the second time either
         group.batch([1, 2], ("nodes",))
@@ -97,22 +105,32 @@ def test_a_view_that_does_not_fit_its_checksum_is_never_served(cache):
 def test_a_checksum_is_tested_once(cache, monkeypatch):
     group = Cache(cache)["train"]
     group.batch([0, 1])
-    monkeypatch.setattr("pipeline.shardfile.fletcher32", None)
-    monkeypatch.setattr("pipeline.shardfile.fletcher32_of_rows", None)
+    monkeypatch.setattr("pipeline.cache.shard_reader.fletcher32", None)
+    monkeypatch.setattr("pipeline.cache.shard_reader.fletcher32_of_rows", None)
     group.batch([0, 1])
 
 
 def test_any_flipped_bit_is_either_found_or_changes_nothing(cache, made):
     rng = np.random.default_rng(0)
-    want = {name: Cache(made)[name].batch(range(len(Cache(made)[name]))) for name in ("train", "test")}
+    want = {
+        name: Cache(made)[name].batch(range(len(Cache(made)[name]))) for name in ("train", "test")
+    }
     said = []
     for k in range(24):
         file = cache / ("features", "graphs")[k % 2] / "00000.h5"
         good = file.read_bytes()
         # every other one in what describes the tables, where HDF5 raises whatever it likes
-        marks = [m.start() for m in re.finditer(b"OHDR|OCHK|FAHD|FADB|FHDB|FRHP|BTHD|BTLF|TREE", good)]
-        place = int(rng.integers(len(good))) if k % 4 < 2 else marks[k % len(marks)] + int(rng.integers(40))
-        file.write_bytes(good[:place] + bytes([good[place] ^ 1 << int(rng.integers(8))]) + good[place + 1 :])
+        marks = [
+            m.start() for m in re.finditer(b"OHDR|OCHK|FAHD|FADB|FHDB|FRHP|BTHD|BTLF|TREE", good)
+        ]
+        place = (
+            int(rng.integers(len(good)))
+            if k % 4 < 2
+            else marks[k % len(marks)] + int(rng.integers(40))
+        )
+        file.write_bytes(
+            good[:place] + bytes([good[place] ^ 1 << int(rng.integers(8))]) + good[place + 1 :]
+        )
         for name, fields in want.items():
             for field in ("pooled", "nodes", "iou"):
                 try:
@@ -132,7 +150,9 @@ def soft(group, name, folder):
 
 def external(group, name, folder):
     with h5py.File(folder / "elsewhere.h5", "w") as file:
-        file.create_dataset("x", data=np.zeros((6, 4, 6), np.float16), chunks=(1, 4, 6), fletcher32=True)
+        file.create_dataset(
+            "x", data=np.zeros((6, 4, 6), np.float16), chunks=(1, 4, 6), fletcher32=True
+        )
     group[name] = h5py.ExternalLink(str(folder / "elsewhere.h5"), "x")
 
 
@@ -155,7 +175,9 @@ def references(group, name, folder):
 
 
 def compound(group, name, folder):
-    group.create_dataset(name, (6, 4, 6), np.dtype([("a", "f2")]), chunks=(1, 4, 6), fletcher32=True)
+    group.create_dataset(
+        name, (6, 4, 6), np.dtype([("a", "f2")]), chunks=(1, 4, 6), fletcher32=True
+    )
 
 
 def wide(group, name, folder):
@@ -194,7 +216,18 @@ def second_name(group, name, folder):
 
 
 ELSEWHERE = (soft, external, virtual, outside)
-ODD = (*ELSEWHERE, second_name, strings, references, compound, wide, backwards, without_checksums, in_one_piece, longer)
+ODD = (
+    *ELSEWHERE,
+    second_name,
+    strings,
+    references,
+    compound,
+    wide,
+    backwards,
+    without_checksums,
+    in_one_piece,
+    longer,
+)
 ODD = (*ODD, a_group, unchecked_chunk)
 
 
@@ -209,10 +242,14 @@ def test_what_no_writer_of_ours_makes_is_refused(cache, tmp_path, odd):
         Cache(cache)["train"].batch([0], ("pooled",))
     findings = verify(cache)
     assert any(finding.where.startswith(str(file)) for finding in findings)
-    assert {shard for finding in findings for shard in finding.shards if finding.stage == "features"} == {0}
+    assert {
+        shard for finding in findings for shard in finding.shards if finding.stage == "features"
+    } == {0}
 
 
-@pytest.mark.parametrize(("name", "kind", "rows"), [("clip", "S5", 10**9), ("ok", "bool", 2**40), ("view", "i4", 2**50)])
+@pytest.mark.parametrize(
+    ("name", "kind", "rows"), [("clip", "S5", 10**9), ("ok", "bool", 2**40), ("view", "i4", 2**50)]
+)
 def test_rows_that_a_file_only_claims_are_a_finding(cache, name, kind, rows):
     file = cache / "features/00000.h5"
     with h5py.File(file, "r+") as h5:
@@ -239,7 +276,12 @@ def test_sizes_that_statistics_only_claim_are_refused(cache, edit, said):
     reseal(cache / "features/00000.h5", lambda record: edit(record["groups"]["train"]))
     with pytest.raises(Damaged, match=said):
         Cache(cache)["train"]
-    assert {shard for finding in verify(cache) for shard in finding.shards if finding.stage == "features"} == {0}
+    assert {
+        shard
+        for finding in verify(cache)
+        for shard in finding.shards
+        if finding.stage == "features"
+    } == {0}
 
 
 @pytest.mark.parametrize(
@@ -259,18 +301,24 @@ def test_the_size_of_a_zstd_frame_is_read_as_rfc_8878_says(frame, size):
 
 
 def test_a_zstd_view_that_claims_gigabytes_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.shards.SMALL", 16)
+    monkeypatch.setattr("pipeline.cache.shard_writer.SMALL", 16)
     path = make_cache(tmp_path, compression="zstd")
     file = path / "features/00000.h5"
     with h5py.File(file, "r+") as h5:
         pooled = h5["train/pooled"]
         mask, chunk = pooled.id.read_direct_chunk((1, 0, 0))
         place = chunk.index(b"\x28\xb5\x2f\xfd")
-        bomb = chunk[:place] + bytes.fromhex("28b52ffd e0 0000000001000000".replace(" ", "")) + chunk[place + 6 :]
+        bomb = (
+            chunk[:place]
+            + bytes.fromhex("28b52ffd e0 0000000001000000".replace(" ", ""))
+            + chunk[place + 6 :]
+        )
         pooled.id.write_direct_chunk((1, 0, 0), bomb, mask)
     reseal(file)
     group = Cache(path)["train"]
-    np.testing.assert_array_equal(group.view(0)["pooled"], tensors_of("train", "clip0", 0)["pooled"])
+    np.testing.assert_array_equal(
+        group.view(0)["pooled"], tensors_of("train", "clip0", 0)["pooled"]
+    )
     with pytest.raises(Unreadable, match=r"row 1 claims 4294967296 bytes"):
         group.batch([1], ("pooled",))
 
@@ -288,7 +336,9 @@ def test_one_bad_shard_does_not_end_the_check_of_the_others(cache, monkeypatch):
     found = {(finding.stage, shard) for finding in verify(cache) for shard in finding.shards}
     assert found >= {("features", 0), ("features", 1), ("graphs", 2)}
     assert ("features", 2) not in found
-    monkeypatch.setattr("pipeline.shardcheck._Check.run", lambda self: 1 / 0)  # whatever a library may raise
+    monkeypatch.setattr(
+        "pipeline.cache.shard_check._Check.run", lambda self: 1 / 0
+    )  # whatever a library may raise
     assert len([finding for finding in verify(cache) if "ZeroDivisionError" in finding.what]) == 6
 
 
@@ -298,11 +348,33 @@ def test_the_fields_are_those_that_are_known():
 
 # --- odd JSON under a right seal
 
-VALUES = [None, "x", -1, 0, 10**12, 10**400, 1.5, float("nan"), True, [], {}, [[[]]], [1], ["x"], {"a": 1}]
+VALUES = [
+    None,
+    "x",
+    -1,
+    0,
+    10**12,
+    10**400,
+    1.5,
+    float("nan"),
+    True,
+    [],
+    {},
+    [[[]]],
+    [1],
+    ["x"],
+    {"a": 1},
+]
 
 
 def places(value, before=()):
-    pairs = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    pairs = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value[:2])
+        if isinstance(value, list)
+        else ()
+    )
     for key, inner in pairs:
         yield (*before, key)
         yield from places(inner, (*before, key))
@@ -325,7 +397,9 @@ def odd_copies(record: dict, count: int, seed: int):
 
 
 def lines_of(step) -> int:
-    """How many lines the error of a step has, 0 without one; what is no error of ours, or of the system, goes on."""
+    """How many lines the error of a step has, 0 without one; what is no error of ours, or of the
+    system, goes on.
+    """
     try:
         step()
     except (ValueError, OSError) as error:
@@ -336,7 +410,9 @@ def lines_of(step) -> int:
 def seal(path, record: dict) -> None:
     text = json.dumps({**record, "seal": "0" * 64}, indent=1, ensure_ascii=False).encode() + b"\n"
     ending = b'"seal": "%s"\n}\n'
-    path.write_bytes(text.replace(ending % (b"0" * 64), ending % hashlib.sha256(text).hexdigest().encode()))
+    path.write_bytes(
+        text.replace(ending % (b"0" * 64), ending % hashlib.sha256(text).hexdigest().encode())
+    )
 
 
 @pytest.mark.parametrize("name", ["cache.json", "features/00000.json", "graphs/00000.json"])
@@ -349,7 +425,9 @@ def test_odd_json_under_a_right_seal_is_an_error_in_one_line(cache, name):
             assert lines_of(lambda read=read: read(cache)) <= 1, what
 
 
-def test_a_disk_that_cannot_read_is_an_error_of_the_machine_that_names_the_shard(cache, monkeypatch):
+def test_a_disk_that_cannot_read_is_an_error_of_the_machine_that_names_the_shard(
+    cache, monkeypatch
+):
     reads, real = count(1), os.preadv
     failing = 0
 

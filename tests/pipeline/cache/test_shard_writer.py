@@ -8,19 +8,26 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from small_cache import FIELDS, VIEWS, manifest_of, tensors_of, write_shard
 
-from pipeline import sealed, shards
-from pipeline.cache import create_cache
-from pipeline.sealed import Damaged, done_marker, fletcher32, read_json, write_json
-from pipeline.shardfile import ShardFile
-from pipeline.shards import COMPRESSIONS, GroupPlan, NotFinite, ShardWriter
+from pipeline.cache import shard_writer as shards
+from pipeline.cache.reader import create_cache
+from pipeline.cache.shard_reader import ShardFile
+from pipeline.cache.shard_writer import COMPRESSIONS, GroupPlan, NotFinite, ShardWriter
+from pipeline.files import atomic_files as sealed
+from pipeline.files.atomic_files import Damaged, done_marker, fletcher32, read_json, write_json
+from tests.support.small_cache import FIELDS, VIEWS, manifest_of, tensors_of, write_shard
 
 ATTRS = {"fingerprint": "f", "shard": 0}
 
 
-def one_field(rows: int = 3, shape: tuple[int, ...] = (2, 4), dtype: str = "float16") -> dict[str, GroupPlan]:
-    return {"train": GroupPlan([f"clip{k}" for k in range(rows)], [0] * rows, {"pooled": (shape, dtype)})}
+def one_field(
+    rows: int = 3, shape: tuple[int, ...] = (2, 4), dtype: str = "float16"
+) -> dict[str, GroupPlan]:
+    return {
+        "train": GroupPlan(
+            [f"clip{k}" for k in range(rows)], [0] * rows, {"pooled": (shape, dtype)}
+        )
+    }
 
 
 def names(folder: Path) -> list[str]:
@@ -48,7 +55,14 @@ def test_any_reader_of_hdf5_finds_what_was_written(plan, compression):
     """h5py reads through HDF5's own filters, which refuse a chunk whose checksum is not theirs."""
     write_shard(plan, 1, compression=compression)
     with h5py.File(plan.path(1)) as file:
-        assert file["train/clip"].asstr()[:].tolist() == ["clip3", "clip3", "clip4", "clip4", "clip5", "clip5"]
+        assert file["train/clip"].asstr()[:].tolist() == [
+            "clip3",
+            "clip3",
+            "clip4",
+            "clip4",
+            "clip5",
+            "clip5",
+        ]
         assert file["train/view"][:].tolist() == [0, 1] * 3
         assert file["train/ok"][:].all()
         for name, values in tensors_of("train", "clip4", 1).items():
@@ -58,14 +72,22 @@ def test_any_reader_of_hdf5_finds_what_was_written(plan, compression):
 def test_the_default_file_needs_no_plugin(plan):
     write_shard(plan, 0)
     code = f"import h5py, sys; f = h5py.File({str(plan.path(0))!r}); f['train/nodes'][:]; print('hdf5plugin' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "False\n"
+    )
 
 
 def test_large_views_are_compressed_by_choice(tmp_path):
     sizes = {}
     for compression in COMPRESSIONS:
         with ShardWriter(
-            tmp_path / f"{compression}.h5", one_field(shape=(16, 512)), attrs=ATTRS, compression=compression
+            tmp_path / f"{compression}.h5",
+            one_field(shape=(16, 512)),
+            attrs=ATTRS,
+            compression=compression,
         ) as writer:
             writer.write("train", 0, {"pooled": np.ones((16, 512), np.float16)})
             sizes[compression] = writer.finish({})["bytes"]
@@ -84,9 +106,11 @@ def test_large_views_start_on_a_page(tmp_path):
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 720, 2047, 2048, 2049, 4096, 5000, 100_001])
 @pytest.mark.parametrize("kind", ["random", "zeros", "ones"])
 def test_our_checksum_is_that_of_hdf5(tmp_path, size, kind):
-    data = {"random": np.random.default_rng(size).integers(0, 256, size), "zeros": np.zeros(size), "ones": np.full(size, 255)}[
-        kind
-    ]
+    data = {
+        "random": np.random.default_rng(size).integers(0, 256, size),
+        "zeros": np.zeros(size),
+        "ones": np.full(size, 255),
+    }[kind]
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("x", data=data.astype(np.uint8), chunks=(size,), fletcher32=True)
     with h5py.File(tmp_path / "a.h5") as file:
@@ -167,16 +191,20 @@ def test_the_done_marker_comes_last_and_goes_first(tmp_path, monkeypatch):
             writer.finish({})
     assert seen[0] == ("00000.h5", ["00000.h5.me.part", "00000.json.me.part"])
     assert seen[1] == ("00000.json", ["00000.h5", "00000.json.me.part"])
-    assert seen[2] == ("00000.h5", ["00000.h5", "00000.h5.me.part", "00000.json.me.part"])  # the old one is not done any more
+    assert seen[2] == (
+        "00000.h5",
+        ["00000.h5", "00000.h5.me.part", "00000.json.me.part"],
+    )  # the old one is not done any more
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path[:0] = {path!r}
-from pipeline import shards, sealed
-from pipeline.cache import create_cache
-from small_cache import manifest_of, write_shard
+from pipeline.cache import shard_writer as shards
+from pipeline.files import atomic_files as sealed
+from pipeline.cache.reader import create_cache
+from tests.support.small_cache import manifest_of, write_shard
 plan = create_cache(Path({folder!r}) / "cache", {{"a": 1}}, manifest_of(Path({folder!r})), 3)
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
 {wound}
@@ -196,22 +224,24 @@ shards.complete = lambda part, path, *how: (die if path.suffix == ".json" else c
 
 @pytest.mark.parametrize("moment", WOUNDS)
 def test_killed_at_any_moment_leaves_no_shard_that_counts(tmp_path, moment):
-    paths = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+    paths = [str(Path(__file__).parents[3]), str(Path(__file__).parent)]
     code = KILLED.format(path=paths, folder=str(tmp_path), wound=WOUNDS[moment])
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
     plan = create_cache(tmp_path / "cache", {"a": 1}, manifest_of(tmp_path), 3)
     assert not plan.done(0)
     again = write_shard(plan, 0)
     assert names(plan.path(0).parent) == ["00000.h5", "00000.json"]
-    undisturbed = write_shard(create_cache(tmp_path / "other", {"a": 1}, manifest_of(tmp_path), 3), 0)
+    undisturbed = write_shard(
+        create_cache(tmp_path / "other", {"a": 1}, manifest_of(tmp_path), 3), 0
+    )
     assert again["sha256"] == undisturbed["sha256"]
 
 
 def test_a_full_disk_raises_and_leaves_nothing(tmp_path):
     code = f"""
 import resource, sys
-sys.path[:0] = {[str(Path(__file__).parent.parent), str(Path(__file__).parent)]!r}
-from test_shards import *
+sys.path[:0] = {[str(Path(__file__).parents[3]), str(Path(__file__).parent)]!r}
+from tests.pipeline.cache.test_shard_writer import *
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
     with ShardWriter({str(tmp_path / "00000.h5")!r}, one_field(shape=(16, 512)), attrs=ATTRS) as writer:
@@ -229,7 +259,9 @@ except OSError as error:
 def test_writing_streams(tmp_path):
     """Each view is in the file when `write` returns, so memory need not hold it."""
     size = 64 * 512 * 2
-    with ShardWriter(tmp_path / "00000.h5", one_field(8, (64, 512)), attrs=ATTRS, claim="me") as writer:
+    with ShardWriter(
+        tmp_path / "00000.h5", one_field(8, (64, 512)), attrs=ATTRS, claim="me"
+    ) as writer:
         before = (tmp_path / "00000.h5.me.part").stat().st_size
         for row in range(8):
             writer.write("train", row, {"pooled": np.zeros((64, 512), np.float16)})
@@ -241,7 +273,11 @@ def test_writing_streams(tmp_path):
     [
         (np.nan, "pooled has 2 of 8 values that are NaN or infinite"),
         (-np.inf, "pooled has 2 of 8 values that are NaN or infinite"),
-        (1e5, "pooled has 2 of 8 values that float16 cannot hold (its largest is 65504); extract with --dtype float32"),
+        (
+            1e5,
+            "pooled has 2 of 8 values that float16 cannot hold (its largest is 65504); extract "
+            "with --dtype float32",
+        ),
     ],
 )
 def test_a_value_that_cannot_be_stored_is_named_and_its_row_stays_empty(tmp_path, bad, said):
@@ -260,7 +296,9 @@ def test_a_value_that_cannot_be_stored_is_named_and_its_row_stays_empty(tmp_path
 
 def test_nothing_of_a_refused_row_is_stored(tmp_path):
     fields = {"pooled": ((1, 4), "float16"), "crop": ((6,), "float32")}
-    with ShardWriter(tmp_path / "00000.h5", {"test": GroupPlan(["a"], [0], fields)}, attrs=ATTRS) as writer:
+    with ShardWriter(
+        tmp_path / "00000.h5", {"test": GroupPlan(["a"], [0], fields)}, attrs=ATTRS
+    ) as writer:
         with pytest.raises(NotFinite, match="crop has 6 of 6 values"):
             writer.write("test", 0, {"pooled": np.ones((1, 4)), "crop": np.full(6, np.nan)})
         writer.finish({})
@@ -284,7 +322,9 @@ def test_rows_never_written_read_as_nan_and_not_ok(plan):
 
 def test_clip_ids_of_any_script_come_back(tmp_path):
     ids = ["a", "видео-17", "手を振る", "👋🏽"]
-    with ShardWriter(tmp_path / "00000.h5", {"test": GroupPlan(ids, [0] * 4, {})}, attrs=ATTRS) as writer:
+    with ShardWriter(
+        tmp_path / "00000.h5", {"test": GroupPlan(ids, [0] * 4, {})}, attrs=ATTRS
+    ) as writer:
         writer.finish({})
     with h5py.File(tmp_path / "00000.h5") as file:
         assert file["test/clip"].asstr()[:].tolist() == ids
@@ -332,7 +372,10 @@ def test_a_group_without_rows_is_refused():
 
 def test_two_writers_of_one_shard_do_not_meet(tmp_path):
     path = tmp_path / "00000.h5"
-    with ShardWriter(path, one_field(), attrs=ATTRS) as slow, ShardWriter(path, one_field(), attrs=ATTRS) as fast:
+    with (
+        ShardWriter(path, one_field(), attrs=ATTRS) as slow,
+        ShardWriter(path, one_field(), attrs=ATTRS) as fast,
+    ):
         for writer in (slow, fast):
             writer.write("train", 0, {"pooled": np.ones((2, 4))})
         first = fast.finish({})

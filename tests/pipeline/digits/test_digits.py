@@ -1,4 +1,6 @@
-"""Generated digit videos: what the task promises, and that a video depends on its own number alone."""
+"""Generated digit videos: what the task promises, and that a video depends on its own number
+alone.
+"""
 
 from dataclasses import replace
 from itertools import combinations
@@ -6,7 +8,6 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from pipeline.decode import open_clip
 from pipeline.digits import (
     INK,
     Images,
@@ -19,8 +20,9 @@ from pipeline.digits import (
     videos,
     write_dataset,
 )
-from pipeline.manifest import read_manifest
+from pipeline.manifests.manifest import read_manifest
 from pipeline.proposals import build_proposals
+from pipeline.video.decode import open_clip
 
 SMALL = Meet(classes=4, digits=3, frames=5, canvas=48, tile=12, together=2, depth=(2, 6))
 PAIRS = list(combinations(range(4), 2))
@@ -37,7 +39,9 @@ def made(images):
 
 
 def gaps(boxes: np.ndarray) -> np.ndarray:
-    """boxes [F,n,4] -> [F,pairs]: the larger of the two axes' distances between boxes; below 0 they overlap by that much."""
+    """boxes [F,n,4] -> [F,pairs]: the larger of the two axes' distances between boxes; below 0 they
+    overlap by that much.
+    """
     i, j = np.triu_indices(boxes.shape[1], 1)
     a, b = boxes[:, i], boxes[:, j]
     return np.maximum(a[..., :2] - b[..., 2:], b[..., :2] - a[..., 2:]).max(-1)
@@ -91,9 +95,13 @@ def test_a_video_depends_on_its_index_and_not_on_how_many_are_made(images, made)
     assert np.array_equal(some[1].frames, again.frames)
 
 
-@pytest.mark.parametrize(("seed", "split", "index"), [(4, "train", 41), (3, "val", 41), (3, "train", 31)])
+@pytest.mark.parametrize(
+    ("seed", "split", "index"), [(4, "train", 41), (3, "val", 41), (3, "train", 31)]
+)
 def test_another_seed_split_or_index_is_another_video(images, made, seed, split, index):
-    assert not np.array_equal(video(Meet(), images["train"], seed, split, index).boxes, made[41].boxes)
+    assert not np.array_equal(
+        video(Meet(), images["train"], seed, split, index).boxes, made[41].boxes
+    )
 
 
 def test_labels_take_turns(images):
@@ -152,7 +160,9 @@ def test_no_digit_image_is_in_two_splits(images):
 
 def test_every_split_has_its_share_of_every_class():
     classes = np.repeat(np.arange(10), 20)
-    parts = split_images(Images("numbered", np.arange(200, dtype=np.uint8).reshape(-1, 1, 1), classes))
+    parts = split_images(
+        Images("numbered", np.arange(200, dtype=np.uint8).reshape(-1, 1, 1), classes)
+    )
     for split, count in (("train", 12), ("val", 4), ("test", 4)):
         assert np.bincount(parts[split].classes).tolist() == [count] * 10
         assert (parts[split].classes == classes[parts[split].pixels.ravel()]).all()
@@ -164,7 +174,9 @@ def test_mnist_keeps_its_own_test_images(monkeypatch, tmp_path):
     class MNIST:
         def __init__(self, root, train, download):
             count = 100 if train else 30
-            self.data = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1) + (0 if train else 100)
+            self.data = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1) + (
+                0 if train else 100
+            )
             self.targets = torch.arange(count) % 10
 
     monkeypatch.setattr("torchvision.datasets.MNIST", MNIST)
@@ -185,7 +197,9 @@ def test_a_single_digit_lies_whole_on_its_canvas_with_its_class(images):
         known.setdefault(int(tile.sum()), set()).add(int(c))
     for frame, c in zip(frames[..., 0], classes, strict=True):
         assert c in known[int(frame.sum())]
-    assert len({tuple(np.argwhere(frame[..., 0])[0]) for frame in frames}) > 25  # all over the place
+    assert (
+        len({tuple(np.argwhere(frame[..., 0])[0]) for frame in frames}) > 25
+    )  # all over the place
 
 
 def test_impossible_rules_are_refused_rather_than_tried_for_ever():
@@ -196,7 +210,15 @@ def test_impossible_rules_are_refused_rather_than_tried_for_ever():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"digits": 6}, {"digits": 1}, {"tile": 64}, {"together": 9}, {"depth": (0, 3)}, {"speed": (1, 2, 3)}, {"canvas": "64"}],
+    [
+        {"digits": 6},
+        {"digits": 1},
+        {"tile": 64},
+        {"together": 9},
+        {"depth": (0, 3)},
+        {"speed": (1, 2, 3)},
+        {"canvas": "64"},
+    ],
 )
 def test_options_that_do_not_fit_are_refused(wrong):
     with pytest.raises(ValueError, match="meet: expected"):
@@ -238,29 +260,42 @@ def test_the_boxes_file_is_a_source_of_boxes(dataset, images):
     with open_clip(clip) as reader:
         boxes, scores = source.propose(None, clip, reader.info, tuple(range(5)))
     assert (scores == 1).all()
-    np.testing.assert_allclose(boxes * 48, video(SMALL, images["test"], 1, "test", 3).boxes, atol=1e-4)
+    np.testing.assert_allclose(
+        boxes * 48, video(SMALL, images["test"], 1, "test", 3).boxes, atol=1e-4
+    )
 
 
-def test_what_is_written_does_not_depend_on_who_writes_how_many(dataset, images, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.digits.files.PER_MESSAGE", 3)
+def test_what_is_written_does_not_depend_on_who_writes_how_many(
+    dataset, images, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("pipeline.digits.video_files.PER_MESSAGE", 3)
     write_dataset(tmp_path, SMALL, {"train": 7, "test": 5}, seed=1, workers=0, images=images)
     for path in dataset.parent.rglob("*.*"):
-        assert path.read_bytes() == (tmp_path / path.relative_to(dataset.parent)).read_bytes(), path.name
+        assert path.read_bytes() == (tmp_path / path.relative_to(dataset.parent)).read_bytes(), (
+            path.name
+        )
 
 
 def test_videos_that_are_there_are_left_alone_and_others_are_refused(dataset, images):
     before = {path: path.stat().st_mtime_ns for path in dataset.parent.rglob("*.*")}
-    assert write_dataset(dataset.parent, SMALL, {"train": 7, "test": 5}, seed=1, images=images) == dataset
+    assert (
+        write_dataset(dataset.parent, SMALL, {"train": 7, "test": 5}, seed=1, images=images)
+        == dataset
+    )
     assert before == {path: path.stat().st_mtime_ns for path in dataset.parent.rglob("*.*")}
     with pytest.raises(ValueError, match="seed 1 there, 2 asked for"):
         write_dataset(dataset.parent, SMALL, {"train": 7, "test": 5}, seed=2, images=images)
     with pytest.raises(ValueError, match=r"margin 3 there, 2 asked for"):
-        write_dataset(dataset.parent, replace(SMALL, margin=2), {"train": 7, "test": 5}, seed=1, images=images)
+        write_dataset(
+            dataset.parent, replace(SMALL, margin=2), {"train": 7, "test": 5}, seed=1, images=images
+        )
 
 
 def test_a_killed_writing_starts_over(dataset, images, tmp_path):
     (tmp_path / "digits.json").write_text("{")  # no manifest: whatever is there was not finished
-    again = write_dataset(tmp_path, SMALL, {"train": 7, "test": 5}, seed=1, workers=0, images=images)
+    again = write_dataset(
+        tmp_path, SMALL, {"train": 7, "test": 5}, seed=1, workers=0, images=images
+    )
     assert again.read_bytes() == dataset.read_bytes()
 
 

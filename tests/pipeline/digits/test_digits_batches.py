@@ -1,4 +1,6 @@
-"""Batches of digit videos in memory: the same bits as one by one with Pillow, on every device, in every batch."""
+"""Batches of digit videos in memory: the same bits as one by one with Pillow, on every device, in
+every batch.
+"""
 
 from dataclasses import replace
 
@@ -7,12 +9,24 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.digits import TASKS, DigitVideos, Images, SyncDigits, draw, generate, load_images, video
+from pipeline.digits import (
+    TASKS,
+    DigitVideos,
+    Images,
+    SyncDigits,
+    draw,
+    generate,
+    load_images,
+    video,
+)
 from pipeline.digits.batches import stretch_
 from pipeline.digits.resize import Shrink, weights_of
 from pipeline.digits.scenes import shrink, stretch
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -77,24 +91,32 @@ def pillow(picture: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR))
 
 
-@pytest.mark.parametrize(("side", "size"), [(100, 64), (256, 128), (28, 18), (50, 49), (37, 11), (30, 1)])
+@pytest.mark.parametrize(
+    ("side", "size"), [(100, 64), (256, 128), (28, 18), (50, 49), (37, 11), (30, 1)]
+)
 def test_weights_are_pillows(side, size):
     """A row of a single bright pixel, and noise: rows first, rounded, then columns."""
     rng = np.random.default_rng(side)
     weights = weights_of(side, size)
-    for picture in (rng.integers(0, 256, (side, side), dtype=np.uint8), np.eye(side, dtype=np.uint8) * 255):
+    for picture in (
+        rng.integers(0, 256, (side, side), dtype=np.uint8),
+        np.eye(side, dtype=np.uint8) * 255,
+    ):
         rows = np.floor(picture @ weights.T + 0.5)
         assert np.array_equal(np.floor(weights @ rows + 0.5), pillow(picture, size))
 
 
 @pytest.mark.parametrize(
-    ("side", "size", "tile"), [(100, 64, 28), (256, 128, 28), (20, 7, 5), (30, 29, 28), (64, 1, 60), (31, 30, 2)]
+    ("side", "size", "tile"),
+    [(100, 64, 28), (256, 128, 28), (20, 7, 5), (30, 29, 28), (64, 1, 60), (31, 30, 2)],
 )
 def test_windows_of_the_tiles_hold_all_that_is_to_be_seen(side, size, tile):
     """Tiles of noise in all corners, at random places, and over one another."""
     rng = np.random.default_rng(0)
     last = side - tile
-    corners = np.concatenate([rng.integers(0, last + 1, (40, 3, 2)), [[[0, 0], [last, last], [0, last]]]])
+    corners = np.concatenate(
+        [rng.integers(0, last + 1, (40, 3, 2)), [[[0, 0], [last, last], [0, last]]]]
+    )
     tiles = rng.integers(0, 256, (3, tile, tile), dtype=np.uint8)
     canvases = np.concatenate([draw(some[None], tiles, side) for some in corners])
     made = Shrink(side, size, tile)(torch.from_numpy(canvases), torch.from_numpy(corners)).numpy()
@@ -105,13 +127,20 @@ def test_windows_of_the_tiles_hold_all_that_is_to_be_seen(side, size, tile):
 def test_contrast_is_stretched_as_imresize_did():
     """(v - min) · 255 / (max - min), rounded; a frame of one shade becomes black."""
     rng = np.random.default_rng(1)
-    frames = np.concatenate([rng.integers(low, high, (1, 9, 9)) for low, high in ((0, 256), (0, 200), (31, 87), (40, 41))])
+    frames = np.concatenate(
+        [
+            rng.integers(low, high, (1, 9, 9))
+            for low, high in ((0, 256), (0, 200), (31, 87), (40, 41))
+        ]
+    )
     frames = frames.astype(np.uint8)
     frames[0].flat[:2] = 0, 255
     stretched = stretch(frames)
     for before, after in zip(frames.astype(float), stretched, strict=True):
         scale = 255.0 / ((before.max() - before.min()) or 1)
-        assert np.array_equal(after, (((before - before.min()) * scale).clip(0, 255) + 0.5).astype(np.uint8))
+        assert np.array_equal(
+            after, (((before - before.min()) * scale).clip(0, 255) + 0.5).astype(np.uint8)
+        )
     assert np.array_equal(stretched[0], frames[0])
     given = torch.from_numpy(frames.copy())
     stretch_(given)
@@ -127,6 +156,8 @@ def test_stretching_is_an_option_and_on_for_syncmnist_only(images):
     }
     dark = Images("dark", images.pixels // 2, images.classes)
     task = SyncDigits(frames=3, size=100)
-    stretched, plain = (generate(kind, dark, range(4)).frames for kind in (task, replace(task, stretch=False)))
+    stretched, plain = (
+        generate(kind, dark, range(4)).frames for kind in (task, replace(task, stretch=False))
+    )
     assert (stretched.amax((2, 3)) == 255).all()
     assert plain.max() < 200

@@ -1,4 +1,6 @@
-"""SyncDigits and MultiSyncDigits: the rules of RSTG's and DyReg's generators (spec 6.1, 6.2, 10), measured on many paths."""
+"""SyncDigits and MultiSyncDigits: the rules of RSTG's and DyReg's generators (spec 6.1, 6.2, 10),
+measured on many paths.
+"""
 
 from collections import Counter as Tally
 from dataclasses import replace
@@ -9,11 +11,22 @@ import pytest
 from click.testing import CliRunner
 
 from cli.manifest import command as manifest_command
-from pipeline.decode import open_clip
-from pipeline.digits import INK, TASKS, Images, MultiSyncDigits, Scenes, Sync3, SyncDigits, load_images, video, write_dataset
-from pipeline.digits.counter import Counter
-from pipeline.manifest import read_manifest
+from pipeline.digits import (
+    INK,
+    TASKS,
+    Images,
+    MultiSyncDigits,
+    Scenes,
+    Sync3,
+    SyncDigits,
+    load_images,
+    video,
+    write_dataset,
+)
+from pipeline.digits.counted_random import Counter
+from pipeline.manifests.manifest import read_manifest
 from pipeline.proposals import build_proposals
+from pipeline.video.decode import open_clip
 
 MANY = 20_000
 PAIRS = list(combinations(range(5), 2))
@@ -56,7 +69,13 @@ def moved_alike(scenes: Scenes) -> np.ndarray:
 def test_the_counters_numbers_are_those_of_splitmix64():
     draws = Counter(("any",), np.zeros(1))
     draws._starts = np.array([1234567], np.uint64)
-    known = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    known = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
     assert [*draws.bits(2)[0], *draws.bits(3)[0]] == known
 
 
@@ -90,7 +109,9 @@ def test_one_video_in_92_has_no_pair(sync):
     assert (sync.chosen[~alone] == [True, True, False, False, False]).all()
 
 
-def test_digits_0_and_1_keep_their_offset_in_exactly_the_synchronous_videos_and_no_other_pair_ever_does(sync):
+def test_digits_0_and_1_keep_their_offset_in_exactly_the_synchronous_videos_and_no_other_pair_ever_does(
+    sync,
+):
     assert np.array_equal(moved_alike(sync)[:, 0], sync.labels != 45)
     assert not moved_alike(sync)[:, 1:].any()
     offset = sync.corners[:, :, 0] - sync.corners[:, :, 1]
@@ -110,7 +131,9 @@ def test_steps_are_from_minus_10_to_9_and_as_long_on_average_as_the_rule_makes_t
 def test_places_end_at_70_after_a_move_and_71_survives_only_where_a_pair_cannot_move(sync):
     corners = sync.corners
     assert corners.min() == 0
-    assert corners[:, :, 2:].max() == 70  # a move comes before frame 0, so that a start at 71 is not seen
+    assert (
+        corners[:, :, 2:].max() == 70
+    )  # a move comes before frame 0, so that a start at 71 is not seen
     assert corners.max() == 71
     stuck = np.argwhere(corners[:, 1:] == 71)
     assert set(stuck[:, 2]) <= {0, 1}
@@ -126,16 +149,25 @@ def test_paths_are_distributed_as_those_of_the_rule_written_out_plainly(sync):
 
     found = []
     for _ in range(4000):
-        places = [int(rng.integers(0, 72)) for _ in range(3)]  # on one axis: the two of the pair, and another digit
+        places = [
+            int(rng.integers(0, 72)) for _ in range(3)
+        ]  # on one axis: the two of the pair, and another digit
         path = []
         for _ in range(10):
             (low0, high0), (low1, high1), (low2, high2) = (limits(c) for c in places)
             low, high = max(low0, low1), min(high0, high1)
             step = int(rng.integers(low, high)) if low < high else 0
-            places = [places[0] + step, places[1] + step, places[2] + int(rng.integers(low2, high2))]
+            places = [
+                places[0] + step,
+                places[1] + step,
+                places[2] + int(rng.integers(low2, high2)),
+            ]
             path.append(list(places))
         found.append(path)
-    plain, ours = np.array(found), sync.corners[sync.labels != 45][:, :, :3].swapaxes(2, 3).swapaxes(1, 2)
+    plain, ours = (
+        np.array(found),
+        sync.corners[sync.labels != 45][:, :, :3].swapaxes(2, 3).swapaxes(1, 2),
+    )
     ours = ours.reshape(-1, 10, 3)  # both axes are alike
     for digit, frame in product(range(3), (0, 4, 9)):
         expected = np.histogram(plain[:, frame, digit], bins=np.arange(0, 73, 8))[0] / len(plain)
@@ -145,7 +177,9 @@ def test_paths_are_distributed_as_those_of_the_rule_written_out_plainly(sync):
     assert abs(gap[0] - gap[1]) < 1.5
 
 
-def test_digit_0_is_every_image_in_turn_and_the_others_are_random_images_of_other_classes(sync, images):
+def test_digit_0_is_every_image_in_turn_and_the_others_are_random_images_of_other_classes(
+    sync, images
+):
     assert np.array_equal(sync.rows[:, 0], np.arange(MANY) % len(images.classes))
     assert np.array_equal(images.classes[sync.rows], sync.classes)
     assert all(len(set(classes)) == 5 for classes in sync.classes)
@@ -164,7 +198,10 @@ def test_labels_number_the_unordered_pairs_and_then_none(sync):
             numbers[i, j] = i * (i - 1) // 2 + j
     assert sorted(numbers.values()) == list(range(45))
     high, low = sync.classes[:, :2].max(1), sync.classes[:, :2].min(1)
-    expected = [numbers[i, j] if together else 45 for i, j, together in zip(high, low, sync.chosen[:, 0], strict=True)]
+    expected = [
+        numbers[i, j] if together else 45
+        for i, j, together in zip(high, low, sync.chosen[:, 0], strict=True)
+    ]
     assert np.array_equal(sync.labels, expected)
     assert set(sync.labels) == set(range(46))
     names = SyncDigits().labels
@@ -174,10 +211,14 @@ def test_labels_number_the_unordered_pairs_and_then_none(sync):
 
 
 def test_later_digits_lie_above_earlier_ones_so_that_the_pair_lies_below(images):
-    """Each class is one shade of grey: every pixel shows the last of the digits whose tile holds it."""
+    """Each class is one shade of grey: every pixel shows the last of the digits whose tile holds
+    it.
+    """
     task = SyncDigits(digits=4, frames=6, canvas=40, size=40, tile=12, stretch=False)
     shades = Images(
-        "shades", (100 + 10 * images.classes)[:, None, None].repeat(12, 1).repeat(12, 2).astype(np.uint8), images.classes
+        "shades",
+        (100 + 10 * images.classes)[:, None, None].repeat(12, 1).repeat(12, 2).astype(np.uint8),
+        images.classes,
     )
     covered = 0
     for index in range(20):
@@ -194,7 +235,9 @@ def test_later_digits_lie_above_earlier_ones_so_that_the_pair_lies_below(images)
 # MultiSyncMNIST.
 
 
-def test_one_video_in_56_has_no_subset_and_all_sizes_and_subsets_of_a_size_are_equally_likely(multi):
+def test_one_video_in_56_has_no_subset_and_all_sizes_and_subsets_of_a_size_are_equally_likely(
+    multi,
+):
     sizes = np.bincount(multi.chosen.sum(1), minlength=6)
     assert sizes[1] == 0
     assert as_often(sizes[0], 1 / 56, MANY)
@@ -257,7 +300,9 @@ def test_a_guess_at_a_subset_is_right_as_often_as_counting_says():
 
 @pytest.mark.parametrize("name", ["sync3", "sync5", "multisync"])
 def test_boxes_lie_where_the_ink_is(images, name):
-    """Ink spreads over less than a pixel beyond the boxes when the canvas is shrunk; each box holds its digit."""
+    """Ink spreads over less than a pixel beyond the boxes when the canvas is shrunk; each box holds
+    its digit.
+    """
     task = TASKS[name]()
     assert (task.shown, task.size) == {"multisync": (14, 128)}.get(name, (18, 64))
     for index in range(6):
@@ -270,20 +315,29 @@ def test_boxes_lie_where_the_ink_is(images, name):
             for x1, y1, x2, y2 in boxes:
                 whole = frame[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))]
                 assert (whole >= INK).mean() > 0.1
-                outside[max(0, int(y1) - 1) : int(np.ceil(y2)) + 1, max(0, int(x1) - 1) : int(np.ceil(x2)) + 1] = 0
+                outside[
+                    max(0, int(y1) - 1) : int(np.ceil(y2)) + 1,
+                    max(0, int(x1) - 1) : int(np.ceil(x2)) + 1,
+                ] = 0
             assert not outside.any()
 
 
 def test_paths_never_change(images):
-    """Numbers come from a hash of our own, so that a seed means the same videos with every version of numpy."""
+    """Numbers come from a hash of our own, so that a seed means the same videos with every version
+    of numpy.
+    """
     corners = SyncDigits().scenes(images, 0, "train", np.array([3])).corners
     assert corners[0, 0].tolist() == [[14, 4], [62, 2], [32, 6], [33, 2], [42, 35]]
 
 
-@pytest.mark.parametrize(("seed", "split", "index"), [(4, "train", 11), (3, "val", 11), (3, "train", 12)])
+@pytest.mark.parametrize(
+    ("seed", "split", "index"), [(4, "train", 11), (3, "val", 11), (3, "train", 12)]
+)
 def test_another_seed_split_or_index_has_other_paths(images, seed, split, index):
     first = SyncDigits().scenes(images, 3, "train", np.array([11])).corners
-    assert not np.array_equal(SyncDigits().scenes(images, seed, split, np.array([index])).corners, first)
+    assert not np.array_equal(
+        SyncDigits().scenes(images, seed, split, np.array([index])).corners, first
+    )
 
 
 @pytest.mark.parametrize(
@@ -307,14 +361,18 @@ def test_options_that_do_not_fit_are_refused(wrong):
 
 def test_a_class_without_images_is_named(images):
     with pytest.raises(ValueError, match="images sklearn: none of class 6"):
-        SyncDigits().scenes(images.only(np.flatnonzero(images.classes != 6)), 0, "train", np.arange(3))
+        SyncDigits().scenes(
+            images.only(np.flatnonzero(images.classes != 6)), 0, "train", np.arange(3)
+        )
 
 
 def test_the_digits_verb_writes_every_task_with_boxes_that_can_be_read(tmp_path):
     for name, options in (("sync3", ["--set", "none_in=3"]), ("multisync", ["--set", "digits=3"])):
         out = tmp_path / name
         counts = ["--train", "2", "--val", "0", "--test", "1", "--workers", "0"]
-        result = CliRunner().invoke(manifest_command, ["digits", "--out", str(out), "--task", name, *counts, *options])
+        result = CliRunner().invoke(
+            manifest_command, ["digits", "--out", str(out), "--task", name, *counts, *options]
+        )
         assert result.exit_code == 0, result.output
         source = build_proposals("annotations", file=str(out / "boxes.csv"), num_boxes=4)
         clip = read_manifest(out / "manifest.csv").clips[1]
@@ -332,4 +390,6 @@ def test_files_of_one_task_are_not_taken_for_those_of_another(tmp_path):
     images = load_images()
     write_dataset(tmp_path, Sync3(frames=1), {"test": 1}, workers=0, images=images)
     with pytest.raises(ValueError, match="task 'sync3' there, 'sync5' asked for"):
-        write_dataset(tmp_path, SyncDigits(digits=3, frames=1), {"test": 1}, workers=0, images=images)
+        write_dataset(
+            tmp_path, SyncDigits(digits=3, frames=1), {"test": 1}, workers=0, images=images
+        )

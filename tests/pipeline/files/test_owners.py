@@ -1,4 +1,6 @@
-"""Who has written what: a process that cannot be seen has not ended, and only names that ours make are those of part files."""
+"""Who has written what: a process that cannot be seen has not ended, and only names that ours make
+are those of part files.
+"""
 
 import os
 import signal
@@ -8,11 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import owners
-from pipeline.owners import is_claim, lives, own_claim, part_of, parts_in, remove_abandoned, started, writer_lives
+from pipeline.files import owners
+from pipeline.files.owners import (
+    is_claim,
+    lives,
+    own_claim,
+    part_of,
+    parts_in,
+    remove_abandoned,
+    started,
+    writer_lives,
+)
 
-ROOT = Path(__file__).parent.parent
-CLAIM = "from pipeline.owners import own_claim; print(own_claim())"
+ROOT = Path(__file__).parents[3]
+CLAIM = "from pipeline.files.owners import own_claim; print(own_claim())"
 OF_OTHERS = (
     "lecture.mp4.part",
     "clip9.webm.part",
@@ -25,7 +36,10 @@ OF_OTHERS = (
 
 @pytest.fixture
 def living():
-    process, kill = subprocess.Popen(["sleep", "600"]), os.kill  # a test may have replaced it by the end
+    process, kill = (
+        subprocess.Popen(["sleep", "600"]),
+        os.kill,
+    )  # a test may have replaced it by the end
     yield process.pid
     kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -34,13 +48,19 @@ def living():
 @pytest.fixture(scope="module")
 def dead() -> str:
     """The claim of a process that has ended."""
-    return subprocess.run([sys.executable, "-c", CLAIM], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", CLAIM], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def hide(monkeypatch, denied: bool) -> None:
-    """/proc as hidepid=2 shows it to another user, nothing of other processes; and what the kernel says to their signals."""
+    """/proc as hidepid=2 shows it to another user, nothing of other processes; and what the kernel
+    says to their signals.
+    """
     seen = owners._state_and_start
-    monkeypatch.setattr(owners, "_state_and_start", lambda pid: seen(pid) if pid == os.getpid() else None)
+    monkeypatch.setattr(
+        owners, "_state_and_start", lambda pid: seen(pid) if pid == os.getpid() else None
+    )
     kill = os.kill
 
     def refuse(pid: int, number: int) -> None:
@@ -93,12 +113,16 @@ def test_a_number_that_no_process_has_is_never_signalled(pid):
 def test_proc_of_another_table_of_processes_tells_nothing(living, monkeypatch):
     """unshare --pid without --mount-proc: /proc/self is another process there, or none."""
     start, readlink = started(living), os.readlink
-    monkeypatch.setattr(os, "readlink", lambda path: "4711" if path == "/proc/self" else readlink(path))
+    monkeypatch.setattr(
+        os, "readlink", lambda path: "4711" if path == "/proc/self" else readlink(path)
+    )
     assert started(living) == ""
     assert lives(living, start) is None
 
 
-@pytest.mark.parametrize("where", ["", "another boot pid:[4026531836]", "the same boot pid:[4026532999]"])
+@pytest.mark.parametrize(
+    "where", ["", "another boot pid:[4026531836]", "the same boot pid:[4026532999]"]
+)
 def test_of_another_machine_or_table_of_processes_nothing_is_known(dead, monkeypatch, where):
     part = Path(f"00000.h5.{dead}.part")
     assert writer_lives(part) is False
@@ -120,7 +144,10 @@ def test_only_names_that_ours_make_are_part_files_and_only_those_of_the_dead_go(
         part_of(tmp_path / "run.json", own_claim()),
         part_of(tmp_path / "run.json", "node7.cluster.org-1-2-0123456789abcdef"),
     )
-    left = [part_of(tmp_path / name, dead) for name in ("last.pt", "00000.h5", "my.clips.csv", "a [b].json")]
+    left = [
+        part_of(tmp_path / name, dead)
+        for name in ("last.pt", "00000.h5", "my.clips.csv", "a [b].json")
+    ]
     for path in (mine, theirs, *left):
         path.touch()
     assert {part.path for part in parts_in(tmp_path)} == {mine, theirs, *left}

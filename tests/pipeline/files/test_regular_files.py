@@ -1,4 +1,6 @@
-"""What stands in the place of a small file and is none is refused at once, by everybody who reads one."""
+"""What stands in the place of a small file and is none is refused at once, by everybody who reads
+one.
+"""
 
 import ast
 import os
@@ -8,23 +10,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_cache import make_cache
 
-from heads.data import _read_classes
-from heads.listing import entries_below
-from heads.predictions import read_predictions
-from heads.recipe import read_toml
-from heads.reporting.found import failed_members, read_run
-from heads.runs import load_checkpoint, read_json
-from pipeline.cache import Cache
-from pipeline.claims import look
-from pipeline.datasets.files import read_text
-from pipeline.manifest import ManifestError, read_manifest
-from pipeline.records import read_statistics
-from pipeline.sealed import sha256_of
-from pipeline.shardfile import ShardFile
-from pipeline.smallfile import NotAFile, read_small, read_small_text
-from pipeline.verify import verify
+from heads.config.recipe import read_toml
+from heads.data.splits import _read_classes
+from heads.evaluation.prediction_files import read_predictions
+from heads.reporting.run_folders import failed_members, read_run
+from heads.runs.find_runs import entries_below
+from heads.runs.run_files import load_checkpoint, read_json
+from pipeline.cache.reader import Cache
+from pipeline.cache.records import read_statistics
+from pipeline.cache.shard_reader import ShardFile
+from pipeline.files.atomic_files import sha256_of
+from pipeline.files.regular_files import NotAFile, read_small, read_small_text
+from pipeline.manifests.datasets.annotation_files import read_text
+from pipeline.manifests.manifest import ManifestError, read_manifest
+from pipeline.stages.verify import verify
+from pipeline.workers.claims import look
+from tests.support.small_cache import make_cache
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +63,13 @@ def make(kind: str, path: Path) -> None:
             file.truncate(1 << 40)
 
 
-KINDS = {"pipe": "a pipe", "socket": "a socket", "device": "a device", "folder": "directory", "hole": "1,099,511,627,776"}
+KINDS = {
+    "pipe": "a pipe",
+    "socket": "a socket",
+    "device": "a device",
+    "folder": "directory",
+    "hole": "1,099,511,627,776",
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -141,8 +149,8 @@ def test_a_cache_with_a_pipe_in_it_is_refused(tmp_path, name):
 
 
 def test_a_line_without_end_is_refused_before_the_memory_is_full(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.manifest.LONGEST", 1 << 16)
-    monkeypatch.setattr("pipeline.manifest.BLOCK", 1 << 12)
+    monkeypatch.setattr("pipeline.manifests.manifest.LONGEST", 1 << 16)
+    monkeypatch.setattr("pipeline.manifests.manifest.BLOCK", 1 << 12)
     (tmp_path / "x.csv").write_text("clip,path,split,label\na,a.mp4,train,x\n" + "b" * (1 << 18))
     with pytest.raises(ManifestError, match="line 3: no end of the line"):
         read_manifest(tmp_path / "x.csv")
@@ -164,14 +172,14 @@ def test_a_flipped_bit_of_a_checkpoint_is_found(tmp_path):
 
 # Where a file is read whole in another way: what the system or the package itself writes.
 OWN = {
-    "pipeline/cores.py",
-    "pipeline/sealed.py",
-    "pipeline/owners.py",  # /proc
+    "pipeline/workers/cores.py",
+    "pipeline/files/atomic_files.py",
+    "pipeline/files/owners.py",  # /proc
     "pipeline/proposals/_model_zoo.py",  # sources of an installed package
-    "pipeline/digits/files.py",
-    "heads/store.py",
-    "heads/reproduce_report.py",
-    "heads/reporting/page.py",
+    "pipeline/digits/video_files.py",
+    "heads/data/feature_store.py",
+    "heads/reproduction/report.py",
+    "heads/reporting/html_page.py",
     "heads/reporting/plots.py",
     "cli/demo.py",
     "cli/reproduce.py",
@@ -179,12 +187,18 @@ OWN = {
 
 
 def test_files_are_read_whole_in_one_place():
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[3]
     found = set()
     for room in ("pipeline", "heads", "cli"):
         for path in (root / room).rglob("*.py"):
-            calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-            names = {ast.unparse(call.func).rpartition(".")[2] for call in calls if isinstance(call.func, ast.Attribute)}
+            calls = [
+                node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+            ]
+            names = {
+                ast.unparse(call.func).rpartition(".")[2]
+                for call in calls
+                if isinstance(call.func, ast.Attribute)
+            }
             texts = {name for name in names if name in ("read_text", "read_bytes")}
             texts |= {"np.load"} & {ast.unparse(call.func) for call in calls}
             found |= {str(path.relative_to(root))} if texts else set()

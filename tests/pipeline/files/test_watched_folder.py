@@ -1,24 +1,26 @@
-"""A folder that a run works in: moved, deleted or replaced, the run ends, makes no folder anew and writes into no other."""
+"""A folder that a run works in: moved, deleted or replaced, the run ends, makes no folder anew and
+writes into no other.
+"""
 
 import os
 import shutil
 
 import pytest
-from small_cache import make_cache
-from test_train import recipe
-from tiny_cache import Tiny
 
-from heads import runs
-from heads.ablate import How, ablate
-from heads.held import hold, refuse_if_lost
-from heads.learner import Learner
-from heads.study import read_study
-from heads.train import train
-from pipeline import graphs
-from pipeline.folder import home_of, read_cache_json
-from pipeline.graphs import build_graphs
-from pipeline.home import Gone, Home
-from pipeline.shards import ShardWriter
+from heads.config.study_file import read_study
+from heads.runs import run_files as runs
+from heads.runs.folder_lock import hold, refuse_if_lost
+from heads.training.ablate import How, ablate
+from heads.training.learner import Learner
+from heads.training.train import train
+from pipeline.cache.folder import home_of, read_cache_json
+from pipeline.cache.shard_writer import ShardWriter
+from pipeline.files.watched_folder import Gone, Home
+from pipeline.regions import graphs
+from pipeline.regions.graphs import build_graphs
+from tests.heads.training.test_train import recipe
+from tests.support.small_cache import make_cache
+from tests.support.tiny_cache import Tiny
 
 
 def quiet(line):
@@ -76,21 +78,32 @@ def test_a_cache_that_is_made_anew_in_the_same_folder_is_another(tmp_path):
     home = home_of(path, record["fingerprint"], "features")
     home.check()
     text = (path / "cache.json").read_bytes()
-    (path / "cache.json").write_bytes(text)  # written again, as with other labels: still the same cache
+    (path / "cache.json").write_bytes(
+        text
+    )  # written again, as with other labels: still the same cache
     home.check()
     (path / "cache.json").unlink()
     with pytest.raises(Gone):
         home.check()
-    runs.write_json(path / "cache.json", {**{k: v for k, v in record.items() if k != "seal"}, "fingerprint": "f" * 64})
+    runs.write_json(
+        path / "cache.json",
+        {**{k: v for k, v in record.items() if k != "seal"}, "fingerprint": "f" * 64},
+    )
     with pytest.raises(Gone, match="deleted and made anew"):
         home.check()
 
 
 @pytest.mark.parametrize("happens", [moved, deleted, replaced])
-@pytest.mark.parametrize("moment", ["a shard is begun", "a view is written", "a shard is completed"])
-def test_graphs_end_where_their_cache_goes_away_and_leave_what_is_there_alone(tmp_path, monkeypatch, happens, moment):
+@pytest.mark.parametrize(
+    "moment", ["a shard is begun", "a view is written", "a shard is completed"]
+)
+def test_graphs_end_where_their_cache_goes_away_and_leave_what_is_there_alone(
+    tmp_path, monkeypatch, happens, moment
+):
     path = make_cache(tmp_path)
-    step = {"a shard is begun": (graphs, "take"), "a view is written": (ShardWriter, "write")}.get(moment, (graphs, "finish"))
+    step = {"a shard is begun": (graphs, "take"), "a view is written": (ShardWriter, "write")}.get(
+        moment, (graphs, "finish")
+    )
     done, struck = getattr(*step), []
 
     def strike(*args, **named):
@@ -106,7 +119,9 @@ def test_graphs_end_where_their_cache_goes_away_and_leave_what_is_there_alone(tm
 
 
 def files(path) -> set[str]:
-    """What is there, but for what bears the name of one claim: a copy of that is its own to remove."""
+    """What is there, but for what bears the name of one claim: a copy of that is its own to
+    remove.
+    """
     found = path.rglob("*") if path.exists() else ()
     return {str(file.relative_to(path)) for file in found if file.suffix not in (".claim", ".part")}
 
@@ -137,7 +152,9 @@ def test_a_training_whose_folder_goes_away_ends_and_makes_none_anew(tmp_path, mo
 
 
 @pytest.mark.parametrize("happens", [moved, deleted])
-@pytest.mark.parametrize("moment", ["save_checkpoint", "append_log", "save_predictions", "load_checkpoint"])
+@pytest.mark.parametrize(
+    "moment", ["save_checkpoint", "append_log", "save_predictions", "load_checkpoint"]
+)
 def test_a_training_s_folder_may_go_away_at_any_file(tmp_path, monkeypatch, moment, happens):
     """Whatever the file raises, the reason is that the folder is gone."""
     cache, step = Tiny().write(tmp_path / "cache"), getattr(runs, moment)
@@ -170,7 +187,9 @@ def test_a_link_that_leads_elsewhere_now_is_noticed(tmp_path):
 @pytest.mark.parametrize("happens", [moved, deleted, replaced])
 def test_a_study_whose_folder_goes_away_ends_and_makes_none_anew(tmp_path, monkeypatch, happens):
     cache, step, struck = Tiny().write(tmp_path / "cache"), Learner.step, []
-    (tmp_path / "two.toml").write_text('seeds = [0, 1]\n[head]\nname = "pool"\n[train]\nepochs = 1\nbatch = 4\nlr = 0.1\n')
+    (tmp_path / "two.toml").write_text(
+        'seeds = [0, 1]\n[head]\nname = "pool"\n[train]\nepochs = 1\nbatch = 4\nlr = 0.1\n'
+    )
 
     def strike(*args):
         if not struck:
@@ -179,6 +198,15 @@ def test_a_study_whose_folder_goes_away_ends_and_makes_none_anew(tmp_path, monke
         return step(*args)
 
     monkeypatch.setattr(Learner, "step", strike)
-    with pytest.raises(Gone, match="moved or deleted"):  # in groups of one: the second begins when the folder is away
-        ablate(read_study(tmp_path / "two.toml"), cache, tmp_path / "runs", How(device="cpu"), at_once=1, say=quiet)
+    with pytest.raises(
+        Gone, match="moved or deleted"
+    ):  # in groups of one: the second begins when the folder is away
+        ablate(
+            read_study(tmp_path / "two.toml"),
+            cache,
+            tmp_path / "runs",
+            How(device="cpu"),
+            at_once=1,
+            say=quiet,
+        )
     assert struck == [files(tmp_path / "runs")]

@@ -1,4 +1,5 @@
-"""The papers' datasets: small files in the official formats become the manifests that the papers mean.
+"""The papers' datasets: small files in the official formats become the manifests that the papers
+mean.
 
 Class names here are made up: the datasets' own may not be committed.
 """
@@ -11,26 +12,24 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from pipeline.datasets import (
-    Dataset,
-    Entry,
-    charades,
-    diving48,
-    kinetics,
-    mirrored_pairs,
-    protected,
-    something_v1,
-    something_v2,
-)
-from pipeline.datasets.media import find_media
-from pipeline.manifest import ManifestError, inside, read_manifest
+from pipeline.datasets import Dataset, Entry, mirrored_pairs, protected
+from pipeline.manifests.datasets import charades, diving48, kinetics, something_v1, something_v2
+from pipeline.manifests.datasets.video_folders import find_media
+from pipeline.manifests.manifest import ManifestError, inside, read_manifest
 
 SIDES = ("Rolling something from left to right", "Rolling something from right to left")
-CLASSES = ("Waving something", *SIDES, "Pouring something, then drinking", "Pulling something right out of the wall")
+CLASSES = (
+    "Waving something",
+    *SIDES,
+    "Pouring something, then drinking",
+    "Pulling something right out of the wall",
+)
 
 
 def put(folder: Path, **files: object) -> Path:
-    """Writes text as it is and everything else as JSON; `__` in a name stands for the dot before its ending."""
+    """Writes text as it is and everything else as JSON; `__` in a name stands for the dot before
+    its ending.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         text = content if isinstance(content, str) else json.dumps(content)
@@ -52,19 +51,30 @@ def run(kind: str, *args: object):
 
 
 def make(kind: str, annotations: Path, videos: Path, *more: object) -> dict[str, tuple]:
-    """The rows of a manifest that the verb made: clip -> (path below the videos, split, labels, start, end, extra)."""
+    """The rows of a manifest that the verb made: clip -> (path below the videos, split, labels,
+    start, end, extra).
+    """
     out = videos.parent / "out.csv"
     result = run(kind, annotations, "--videos", videos, "--out", out, "--subset", *more)
     assert result.exception is None, result.exception
     rows = read_manifest(out).clips
     return {
-        c.clip: (c.path.relative_to(videos.resolve()).as_posix(), c.split, c.labels, c.start, c.end, dict(c.extra))
+        c.clip: (
+            c.path.relative_to(videos.resolve()).as_posix(),
+            c.split,
+            c.labels,
+            c.start,
+            c.end,
+            dict(c.extra),
+        )
         for c in rows
     }
 
 
 def v1(tmp_path: Path) -> tuple[Path, Path]:
-    """V1 as downloaded: three training clips, one for validation, one for the test, in folders of two frames."""
+    """V1 as downloaded: three training clips, one for validation, one for the test, in folders of
+    two frames.
+    """
     pre = "somethingDASHsomethingDASHv1DASH"
     lists = {
         f"{pre}labels__csv": "\n".join(CLASSES) + "\n",
@@ -81,7 +91,12 @@ def v1(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def item(clip: int, name: str) -> dict:
-    return {"id": str(clip), "label": "x", "template": name.replace("something", "[something]"), "placeholders": ["x"]}
+    return {
+        "id": str(clip),
+        "label": "x",
+        "template": name.replace("something", "[something]"),
+        "placeholders": ["x"],
+    }
 
 
 def v2(tmp_path: Path) -> tuple[Path, Path]:
@@ -92,7 +107,9 @@ def v2(tmp_path: Path) -> tuple[Path, Path]:
         "test__json": [{"id": "5"}],
         "testDASHanswers__csv": f"5;{CLASSES[2]}\n",
     }
-    return put(tmp_path / "labels", **lists), touch(tmp_path / "videos", *(f"{k}.webm" for k in (1, 2, 3, 5)))
+    return put(tmp_path / "labels", **lists), touch(
+        tmp_path / "videos", *(f"{k}.webm" for k in (1, 2, 3, 5))
+    )
 
 
 def test_something_v1_is_read_as_downloaded(tmp_path):
@@ -104,7 +121,7 @@ def test_something_v1_is_read_as_downloaded(tmp_path):
 
 
 def test_frame_folders_of_a_manifest_can_be_decoded(tmp_path):
-    from pipeline.decode import open_clip
+    from pipeline.video.decode import open_clip
 
     annotations, videos = v1(tmp_path)
     make("something-something-v1", annotations, videos)
@@ -115,8 +132,8 @@ def test_frame_folders_of_a_manifest_can_be_decoded(tmp_path):
 
 
 def test_the_class_list_has_the_official_order_and_the_alphabetical_one_on_request(tmp_path):
-    from heads.data import find_classes
-    from heads.recipe import Data
+    from heads.config.recipe import Data
+    from heads.data.splits import find_classes
 
     annotations, videos = v1(tmp_path)
     for order, expected in ((), CLASSES), (("--order", "alphabetical"), tuple(sorted(CLASSES))):
@@ -131,7 +148,9 @@ def test_labels_json_orders_the_classes_by_their_ids_not_by_their_place(tmp_path
     assert something_v2.read(folder).classes == (CLASSES[2], CLASSES[1], CLASSES[0])
 
 
-@pytest.mark.parametrize("wrong", [{"a": 0, "b": 2}, {"a": 0, "b": 0}, {"a": "x"}, {"a": True}, {"a": -1}, {}, ["a"]])
+@pytest.mark.parametrize(
+    "wrong", [{"a": 0, "b": 2}, {"a": 0, "b": 0}, {"a": "x"}, {"a": True}, {"a": -1}, {}, ["a"]]
+)
 def test_ids_that_are_no_numbering_are_refused(tmp_path, wrong):
     with pytest.raises(ManifestError, match=r"labels\.json"):
         something_v2.read(put(tmp_path, labels__json=wrong, train__json=[item(1, "a")]))
@@ -143,21 +162,25 @@ def test_something_v2_takes_the_template_without_brackets_and_withholds_test_lab
     assert rows["2"] == ("2.webm", "train", (CLASSES[3],), None, None, {})
     assert rows["3"][1:3] == ("val", (CLASSES[1],))
     assert rows["5"][1:3] == ("test", ())
-    assert make("something-something-v2", annotations, videos, "--test-answers")["5"][2] == (CLASSES[2],)
+    assert make("something-something-v2", annotations, videos, "--test-answers")["5"][2] == (
+        CLASSES[2],
+    )
 
 
 def test_classes_that_name_a_side_are_protected_and_adverbs_are_not():
     assert protected(CLASSES) == SIDES
-    assert protected(("Turning the camera left while filming", "Left-handed", "uplifting", "brightness")) == (
-        "Turning the camera left while filming",
-    )
+    assert protected(
+        ("Turning the camera left while filming", "Left-handed", "uplifting", "brightness")
+    ) == ("Turning the camera left while filming",)
     assert mirrored_pairs(CLASSES) == (SIDES,)
-    assert mirrored_pairs(SIDES[:1]) == ()  # a few-shot split may hold one of a pair: protected, but nothing to exchange
+    assert (
+        mirrored_pairs(SIDES[:1]) == ()
+    )  # a few-shot split may hold one of a pair: protected, but nothing to exchange
 
 
 def test_the_files_for_mirrored_views_are_what_the_verbs_take(tmp_path):
     from cli._options import commas, toml_value
-    from heads.recipe import read_recipe
+    from heads.config.recipe import read_recipe
 
     make("something-something-v1", *v1(tmp_path))
     given = commas(None, None, (tmp_path / "out.flip-protect.txt").read_text())
@@ -178,19 +201,41 @@ def test_something_else_protocols_are_found_by_their_official_names(tmp_path, pr
         "few-shot-5": ("finetune_labels", "finetune_5shot_training", "finetune_5shot_validation"),
         "few-shot-10": ("finetune_labels", "finetune_10shot_train", "finetune_10shot_validation"),
     }.get(protocol, ("labels", "train", "validation"))
-    contents = ({name: k for k, name in enumerate(CLASSES)}, [item(1, CLASSES[0])], [item(2, CLASSES[1])])
+    contents = (
+        {name: k for k, name in enumerate(CLASSES)},
+        [item(1, CLASSES[0])],
+        [item(2, CLASSES[1])],
+    )
     files = {f"{name}__json": content for name, content in zip(names, contents, strict=True)}
     put(tmp_path / "dataset_splits" / folder, **files)
     videos = touch(tmp_path / "videos", "1.webm", "2.webm", "3.webm")
-    rows = make("something-something-v2", tmp_path / "dataset_splits", videos, "--protocol", protocol)
-    assert {clip: row[1:3] for clip, row in rows.items()} == {"1": ("train", (CLASSES[0],)), "2": ("val", (CLASSES[1],))}
+    rows = make(
+        "something-something-v2", tmp_path / "dataset_splits", videos, "--protocol", protocol
+    )
+    assert {clip: row[1:3] for clip, row in rows.items()} == {
+        "1": ("train", (CLASSES[0],)),
+        "2": ("val", (CLASSES[1],)),
+    }
 
 
 def test_clips_without_boxes_are_missing(tmp_path):
     annotations, videos = v2(tmp_path)
     box = {"box2d": {"x1": 1, "y1": 2, "x2": 30, "y2": 40}, "standard_category": "0000"}
-    put(tmp_path, boxes__json={clip: [{"name": f"{clip}/0001.jpg", "labels": [box]}] for clip in ("1", "2", "5")})
-    asked = ("something-something-v2", annotations, "--videos", videos, "--out", tmp_path / "m.csv", "--subset")
+    put(
+        tmp_path,
+        boxes__json={
+            clip: [{"name": f"{clip}/0001.jpg", "labels": [box]}] for clip in ("1", "2", "5")
+        },
+    )
+    asked = (
+        "something-something-v2",
+        annotations,
+        "--videos",
+        videos,
+        "--out",
+        tmp_path / "m.csv",
+        "--subset",
+    )
     refused = run(*asked, "--boxes", tmp_path / "boxes.json").exception
     assert isinstance(refused, ValueError)
     assert "1 of 4 clips have no boxes there: 3" in str(refused)
@@ -206,8 +251,8 @@ def charades_lists(tmp_path: Path) -> Path:
     return put(
         tmp_path / "Charades",
         Charades_v1_train__csv=HEADER
-        + 'ABCDE,S1,Kitchen,6,7,Yes,"He cooks, then eats.",food,"x;y",c092 11.90 21.20;c147 0.00 12.60;c092 1.00 2.00,30.00\n'
-        + "EMPTY,S1,Kitchen,6,7,Yes,x,x,x,,4.00\n",
+        + 'ABCDE,S1,Kitchen,6,7,Yes,"He cooks, then eats.",food,"x;y",c092 11.90 21.20;c147 0.00 '
+        "12.60;c092 1.00 2.00,30.00\n" + "EMPTY,S1,Kitchen,6,7,Yes,x,x,x,,4.00\n",
         Charades_v1_test__csv=HEADER + "VALID,S2,Bath,6,7,Yes,x,x,x,c000 0.00 3.00,31.5\n",
         Charades_v1_classes__txt="".join(f"c{k:03d} Doing number {k}\n" for k in range(157)),
     )
@@ -225,7 +270,9 @@ def test_charades_clips_have_the_set_of_their_classes(tmp_path):
 
 
 def test_charades_windows_have_the_labels_of_the_actions_that_overlap_them(tmp_path):
-    """30 s in windows of 8: the last one ends with the video. c147 lasts to 12.6, c092 is at 1-2 and at 11.9-21.2."""
+    """30 s in windows of 8: the last one ends with the video. c147 lasts to 12.6, c092 is at 1-2
+    and at 11.9-21.2.
+    """
     videos = touch(tmp_path / "videos", "ABCDE.mp4", "EMPTY.mp4", "VALID.mp4")
     rows = make("charades", charades_lists(tmp_path), videos, "--window", 8)
     assert {clip: row[2:5] for clip, row in rows.items()} == {
@@ -237,16 +284,25 @@ def test_charades_windows_have_the_labels_of_the_actions_that_overlap_them(tmp_p
         "VALID": (("c000",), None, None),
     }
     data = charades.read(tmp_path / "Charades", window=8)
-    assert data.counted == {"train": 2, "val": 1}  # windows are no more clips than the official lists have
+    assert data.counted == {
+        "train": 2,
+        "val": 1,
+    }  # windows are no more clips than the official lists have
 
 
 def test_windows_of_a_length_that_divides_the_video_do_not_overlap(tmp_path):
     videos = touch(tmp_path / "videos", "ABCDE.mp4", "EMPTY.mp4", "VALID.mp4")
     rows = make("charades", charades_lists(tmp_path), videos, "--window", 10)
-    assert [row[3:5] for clip, row in rows.items() if clip.startswith("ABCDE")] == [(None, 10.0), (10.0, 20.0), (20.0, None)]
+    assert [row[3:5] for clip, row in rows.items() if clip.startswith("ABCDE")] == [
+        (None, 10.0),
+        (10.0, 20.0),
+        (20.0, None),
+    ]
 
 
-@pytest.mark.parametrize("actions", ["c157 0 1", "c1 0 1", "c001 0", "c001 a 1", "c001 -1 1", "c001 nan 1", "c001 0 1;;"])
+@pytest.mark.parametrize(
+    "actions", ["c157 0 1", "c1 0 1", "c001 0", "c001 a 1", "c001 -1 1", "c001 nan 1", "c001 0 1;;"]
+)
 def test_charades_actions_of_another_form_are_refused(tmp_path, actions):
     row = f"ABCDE,S1,x,6,7,Yes,x,x,x,{actions},30\n"
     with pytest.raises(ManifestError, match=r"train\.csv, line 2"):
@@ -280,11 +336,25 @@ def test_kinetics_files_are_found_in_every_common_layout(tmp_path):
             None,
             None,
         ),
-        "flatFILE123_000000_000010": ("flatFILE123_000000_000010.mkv", "train", ("yoga",), None, None),
+        "flatFILE123_000000_000010": (
+            "flatFILE123_000000_000010.mkv",
+            "train",
+            ("yoga",),
+            None,
+            None,
+        ),
         "wholeVIDEO1_000005_000015": ("wholeVIDEO1.webm", "train", ("yoga",), 5.0, 15.0),
-        "slashLABEL1_000007_000017": ("yoga/slashLABEL1_000007_000017.mp4", "val", ("yoga",), None, None),
+        "slashLABEL1_000007_000017": (
+            "yoga/slashLABEL1_000007_000017.mp4",
+            "val",
+            ("yoga",),
+            None,
+            None,
+        ),
     }
-    assert make("kinetics", lists / "all.csv", videos, "--trimmed")["wholeVIDEO1_000005_000015"][3:5] == (None, None)
+    assert make("kinetics", lists / "all.csv", videos, "--trimmed")["wholeVIDEO1_000005_000015"][
+        3:5
+    ] == (None, None)
 
 
 def test_kinetics_lists_of_a_folder_give_the_splits(tmp_path):
@@ -304,7 +374,9 @@ def test_kinetics_lists_of_a_folder_give_the_splits(tmp_path):
 
 def test_a_clip_that_is_there_twice_is_told_by_its_label_or_refused(tmp_path):
     lists = put(tmp_path / "lists", train__csv=KINETICS + "hot yoga,a,0,10,train\n")
-    videos = touch(tmp_path / "videos", "hot_yoga/a_000000_000010.mp4", "not_hot_yoga/a_000000_000010.mp4")
+    videos = touch(
+        tmp_path / "videos", "hot_yoga/a_000000_000010.mp4", "not_hot_yoga/a_000000_000010.mp4"
+    )
     assert make("kinetics", lists, videos)["a_000000_000010"][0] == "hot_yoga/a_000000_000010.mp4"
     touch(videos, "hot_yoga/a_000000_000010.webm")
     refused = run("kinetics", lists, "--videos", videos, "--out", tmp_path / "m.csv").exception
@@ -334,25 +406,42 @@ def dive(name: str, label: int, first: int = 0, last: int = 90) -> dict:
 
 def test_diving48_labels_are_named_by_the_vocabulary(tmp_path):
     vocabulary = [["Back", f"{k:02d}som", "NoTwis", "FREE"] for k in range(48)]
-    lists = {"Diving48_V2_train__json": [dive("a_1_00001", 47)], "Diving48_V2_test__json": [dive("b_00002", 0)]}
+    lists = {
+        "Diving48_V2_train__json": [dive("a_1_00001", 47)],
+        "Diving48_V2_test__json": [dive("b_00002", 0)],
+    }
     other = {"Diving48_train__json": [dive("a_1_00001", 3)]}
     folder = put(tmp_path / "lists", Diving48_vocab__json=vocabulary, **lists, **other)
     videos = touch(tmp_path / "rgb", "a_1_00001.mp4", "b_00002.mp4")
     rows = make("diving48", folder, videos)
     extra = {"start_frame": "0", "end_frame": "90"}
-    assert rows["a_1_00001"] == ("a_1_00001.mp4", "train", ("Back 47som NoTwis FREE",), None, None, extra)
+    assert rows["a_1_00001"] == (
+        "a_1_00001.mp4",
+        "train",
+        ("Back 47som NoTwis FREE",),
+        None,
+        None,
+        extra,
+    )
     assert rows["b_00002"][1:3] == ("val", ("Back 00som NoTwis FREE",))
-    assert make("diving48", folder, videos, "--version", 1)["a_1_00001"][2] == ("Back 03som NoTwis FREE",)
+    assert make("diving48", folder, videos, "--version", 1)["a_1_00001"][2] == (
+        "Back 03som NoTwis FREE",
+    )
 
 
 def test_diving48_frames_become_seconds_where_a_dive_starts_later(tmp_path):
     folder = put(tmp_path, Diving48_V2_train__json=[dive("a", 0), dive("b", 1, 30, 90)])
-    assert [(e.start, e.end) for e in diving48.read(folder, fps=30).entries] == [(None, None), (1.0, 3.0)]
+    assert [(e.start, e.end) for e in diving48.read(folder, fps=30).entries] == [
+        (None, None),
+        (1.0, 3.0),
+    ]
     assert "1 clips start after frame 0" in diving48.read(folder).notes[0]
     assert diving48.read(folder).entries[1].labels == ("1",)
 
 
-@pytest.mark.parametrize("wrong", [dive("a", 48), dive("a", -1), dive("", 0), {"vid_name": "a"}, "a", dive("a", True)])
+@pytest.mark.parametrize(
+    "wrong", [dive("a", 48), dive("a", -1), dive("", 0), {"vid_name": "a"}, "a", dive("a", True)]
+)
 def test_diving48_entries_of_another_form_are_refused(tmp_path, wrong):
     with pytest.raises(ManifestError, match="entry 2"):
         diving48.read(put(tmp_path, Diving48_V2_train__json=[dive("x", 0), wrong]))
@@ -362,7 +451,15 @@ def test_missing_videos_end_it_or_are_left_out_with_code_3(tmp_path):
     annotations, videos = v2(tmp_path)
     (videos / "1.webm").unlink()
     (videos / "3.webm").unlink()
-    asked = ("something-something-v2", annotations, "--videos", videos, "--out", tmp_path / "m.csv", "--subset")
+    asked = (
+        "something-something-v2",
+        annotations,
+        "--videos",
+        videos,
+        "--out",
+        tmp_path / "m.csv",
+        "--subset",
+    )
     refused = run(*asked).exception
     assert isinstance(refused, ManifestError)
     assert "2 of 4 clips have no video there: 1, 3; pass --allow-missing" in str(refused)
@@ -376,7 +473,14 @@ def test_missing_videos_end_it_or_are_left_out_with_code_3(tmp_path):
 def test_videos_elsewhere_are_an_error_even_where_missing_ones_are_allowed(tmp_path):
     annotations, _ = v2(tmp_path)
     (tmp_path / "empty").mkdir()
-    asked = ("something-something-v2", annotations, "--videos", tmp_path / "empty", "--out", tmp_path / "m.csv")
+    asked = (
+        "something-something-v2",
+        annotations,
+        "--videos",
+        tmp_path / "empty",
+        "--out",
+        tmp_path / "m.csv",
+    )
     refused = run(*asked, "--allow-missing").exception
     assert isinstance(refused, ManifestError)
     assert "none of the 4 clips is there; expected each called ID.webm" in str(refused)
@@ -395,7 +499,9 @@ def test_counts_are_compared_with_the_official_ones_unless_the_lists_are_a_part(
 
 
 def test_official_counts_leave_nothing_to_say():
-    entries = [Entry(str(k), split, (), (str(k),)) for k, split in enumerate(["train"] * 3 + ["val"])]
+    entries = [
+        Entry(str(k), split, (), (str(k),)) for k, split in enumerate(["train"] * 3 + ["val"])
+    ]
     data = Dataset("x", ("a", "b"), entries, {"train": 3, "val": 1, "test": 9}, 2, "called ID.mp4")
     assert data.differences() == []
     assert data.absent() == ("test",)
@@ -403,14 +509,19 @@ def test_official_counts_leave_nothing_to_say():
         {"train": 86_017, "val": 11_522, "test": 10_960},
         {"train": 7_985, "val": 1_863},
     )
-    assert [something_v2.PROTOCOLS[f"few-shot-{k}"].official["train"] for k in (5, 10)] == [430, 860]
+    assert [something_v2.PROTOCOLS[f"few-shot-{k}"].official["train"] for k in (5, 10)] == [
+        430,
+        860,
+    ]
 
 
 def test_a_name_that_climbs_out_of_the_videos_is_not_followed(tmp_path):
     annotations, videos = v2(tmp_path)
     touch(tmp_path, "6.webm")
     put(annotations, train__json=[item(1, CLASSES[0]), {**item(6, CLASSES[0]), "id": "../6"}])
-    refused = run("something-something-v2", annotations, "--videos", videos, "--out", tmp_path / "m.csv").exception
+    refused = run(
+        "something-something-v2", annotations, "--videos", videos, "--out", tmp_path / "m.csv"
+    ).exception
     assert isinstance(refused, ManifestError)
     assert "1 of 4 clips have no video there: ../6" in str(refused)
 
@@ -440,7 +551,9 @@ def test_looking_for_videos_is_one_listing_per_folder(tmp_path, monkeypatch):
 def test_a_manifest_elsewhere_names_the_root_to_use(tmp_path):
     annotations, videos = v2(tmp_path)
     out = tmp_path / "lists/m.csv"
-    result = run("something-something-v2", annotations, "--videos", videos, "--out", out, "--subset")
+    result = run(
+        "something-something-v2", annotations, "--videos", videos, "--out", out, "--subset"
+    )
     assert f"--root {videos.resolve()}" in result.output
     assert read_manifest(out, videos).clips[0].path == videos.resolve() / "1.webm"
 
@@ -461,7 +574,9 @@ BROKEN = {
 def test_damaged_lists_are_one_line_errors(tmp_path, case):
     annotations, videos = v2(tmp_path)
     put(annotations, train__json=BROKEN[case])
-    refused = run("something-something-v2", annotations, "--videos", videos, "--out", tmp_path / "m.csv").exception
+    refused = run(
+        "something-something-v2", annotations, "--videos", videos, "--out", tmp_path / "m.csv"
+    ).exception
     assert isinstance(refused, ManifestError), refused
     assert "\n" not in str(refused)
     assert not (tmp_path / "m.csv").exists()

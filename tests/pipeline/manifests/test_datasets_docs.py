@@ -1,4 +1,6 @@
-"""The commands on the datasets' pages are commands of this program, and hold nothing of the datasets."""
+"""The commands on the datasets' pages are commands of this program, and hold nothing of the
+datasets.
+"""
 
 import re
 import shlex
@@ -7,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-PAGES = sorted((Path(__file__).parent.parent / "data_manifests").glob("*.md"))
+PAGES = sorted((Path(__file__).parents[3] / "data_manifests").glob("*.md"))
 COMMANDS = [
     pytest.param(line, id=f"{page.stem}-{k}")
     for page in PAGES
@@ -40,7 +42,7 @@ def test_a_command_on_a_page_has_only_options_that_there_are(line):
         if isinstance(parameter.type, click.Choice) and given.get(parameter.name) is not None:
             assert given[parameter.name] in parameter.type.choices
     if command.name == "train":
-        from heads.recipe import recipe_names
+        from heads.config.recipe import recipe_names
 
         assert given["recipe"] in recipe_names()
 
@@ -48,9 +50,13 @@ def test_a_command_on_a_page_has_only_options_that_there_are(line):
 def test_every_dataset_has_a_page_that_starts_with_its_command():
     from cli.manifest import command
 
-    kinds = [name for name in command.list_commands(click.Context(command)) if name not in ("folder", "digits")]
+    kinds = [
+        name
+        for name in command.list_commands(click.Context(command))
+        if name not in ("folder", "digits")
+    ]
     assert len(kinds) == 5
-    readme = (Path(__file__).parent.parent / "data_manifests/README.md").read_text()
+    readme = (Path(__file__).parents[3] / "data_manifests/README.md").read_text()
     for kind in kinds:
         page = next(page for page in PAGES if page.stem == kind)
         assert f"vidgraph manifest {kind} " in page.read_text()

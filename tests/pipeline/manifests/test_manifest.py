@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pipeline.manifest import (
+from pipeline.manifests.folder_scan import scan_folder
+from pipeline.manifests.manifest import (
     ManifestError,
     about_withheld,
     inside,
@@ -20,7 +21,6 @@ from pipeline.manifest import (
     withheld,
     write_manifest,
 )
-from pipeline.scan import scan_folder
 
 HEADER = "clip,path,split,label\n"
 GOOD = "a,a.mp4,train,x\n"
@@ -48,7 +48,13 @@ def test_a_row_becomes_a_clip(tmp_path):
     path = save(tmp_path, text)
     manifest = read_manifest(path)
     first, second = manifest.clips
-    assert (first.clip, first.split, first.labels, first.start, first.end) == ("ä b", "val", ("c1", "c2"), 1.5, 2.0)
+    assert (first.clip, first.split, first.labels, first.start, first.end) == (
+        "ä b",
+        "val",
+        ("c1", "c2"),
+        1.5,
+        2.0,
+    )
     assert first.path == tmp_path.resolve() / "sub/a.mp4"
     assert first.extra == {"note": 'x, "y"\nz'}
     assert (second.labels, second.start, second.end, second.position) == ((), None, None, 1)
@@ -58,22 +64,38 @@ def test_a_row_becomes_a_clip(tmp_path):
 
 def test_the_spreadsheet_mark_and_its_line_ends_change_nothing_but_the_checksum(tmp_path):
     plain = read_manifest(save(tmp_path, HEADER + GOOD))
-    marked = read_manifest(save(tmp_path, ("\ufeff" + HEADER + GOOD).replace("\n", "\r\n"), "other.csv"))
+    marked = read_manifest(
+        save(tmp_path, ("\ufeff" + HEADER + GOOD).replace("\n", "\r\n"), "other.csv")
+    )
     assert plain.clips == marked.clips
     assert plain.sha256 != marked.sha256
 
 
 def test_names_that_only_look_like_other_systems_are_paths(tmp_path):
-    names = ["$(id).mp4", "100%.mp4", "a:b.mp4", "C:b.mp4", "a b/c\\d.mp4", "www.host/b.mp4", "a~/b.mp4", "s3:/b.mp4"]
+    names = [
+        "$(id).mp4",
+        "100%.mp4",
+        "a:b.mp4",
+        "C:b.mp4",
+        "a b/c\\d.mp4",
+        "www.host/b.mp4",
+        "a~/b.mp4",
+        "s3:/b.mp4",
+    ]
     text = HEADER + "".join(f"{k},{name},train,x\n" for k, name in enumerate(names))
     root = tmp_path.resolve()
-    assert [clip.place for clip in read_manifest(save(tmp_path, text)).clips] == [str(root / name) for name in names]
+    assert [clip.place for clip in read_manifest(save(tmp_path, text)).clips] == [
+        str(root / name) for name in names
+    ]
 
 
 def test_a_cell_may_be_longer_than_the_csv_module_likes(tmp_path):
     long = "x" * 300_000
     text = HEADER.strip() + f",note\na,a.mp4,train,x,{long}\nb,b.mp4,train,y,\n"
-    assert [len(clip.extra["note"]) for clip in read_manifest(save(tmp_path, text)).clips] == [300_000, 0]
+    assert [len(clip.extra["note"]) for clip in read_manifest(save(tmp_path, text)).clips] == [
+        300_000,
+        0,
+    ]
 
 
 def test_the_checksum_is_the_files(tmp_path):
@@ -87,11 +109,26 @@ REFUSED = {
     "empty": ("", 1, "", "write the header"),
     "no rows": (HEADER, 2, "", "one row per clip"),
     "only blank lines": ("\n\n", 1, "", "write the header"),
-    "missing column": ("clip,path,split\na,a.mp4,train\n", 1, "label", "expected clip,path,split,label"),
-    "tabs": ("clip\tpath\tsplit\tlabel\na\ta.mp4\ttrain\tx\n", 1, "clip", "separated by tabs, expected commas"),
+    "missing column": (
+        "clip,path,split\na,a.mp4,train\n",
+        1,
+        "label",
+        "expected clip,path,split,label",
+    ),
+    "tabs": (
+        "clip\tpath\tsplit\tlabel\na\ta.mp4\ttrain\tx\n",
+        1,
+        "clip",
+        "separated by tabs, expected commas",
+    ),
     "pipes": ("clip|path|split|label\n", 1, "clip", "separated by pipes"),
     "quoted semicolons": ('"clip";"path";"split";"label"\n', 1, "clip", "separated by semicolons"),
-    "semicolons after a mark": ("\ufeffclip;path;label;split;start\r\n", 1, "clip", "separated by semicolons"),
+    "semicolons after a mark": (
+        "\ufeffclip;path;label;split;start\r\n",
+        1,
+        "clip",
+        "separated by semicolons",
+    ),
     "sep line": ("sep=;\nclip;path;split;label\n", 1, "clip", "delete that line"),
     "sep line of commas": ("sep=,\n" + HEADER + GOOD, 1, "clip", "delete that line"),
     "drive": (HEADER + GOOD + "b,C:\\data\\b.mp4,train,x\n", 3, "path", "drive letter"),
@@ -99,19 +136,54 @@ REFUSED = {
     "share": (HEADER + GOOD + "b,\\\\host\\data\\b.mp4,train,x\n", 3, "path", "network share"),
     "address": (HEADER + GOOD + "b,https://host/b.mp4,train,x\n", 3, "path", "an address (URL)"),
     "bucket": (HEADER + GOOD + "b,s3://bucket/b.mp4,train,x\n", 3, "path", "an address (URL)"),
-    "file address": (HEADER + GOOD + "b,file:///data/b.mp4,train,x\n", 3, "path", "an address (URL)"),
+    "file address": (
+        HEADER + GOOD + "b,file:///data/b.mp4,train,x\n",
+        3,
+        "path",
+        "an address (URL)",
+    ),
     "home": (HEADER + GOOD + "b,~/b.mp4,train,x\n", 3, "path", "only a shell"),
-    "UTF-16 the other way": ("\ufeff".encode("utf-16-be") + HEADER.encode("utf-16-be"), 1, "", "UTF-16"),
-    "other separator": ("clip;path;split;label\na;a.mp4;train;x\n", 1, "clip", "expected clip,path,split,label"),
-    "semicolons between other names": ("Clip;Path;Split;Label\n", 1, "clip", "separated by semicolons"),
+    "UTF-16 the other way": (
+        "\ufeff".encode("utf-16-be") + HEADER.encode("utf-16-be"),
+        1,
+        "",
+        "UTF-16",
+    ),
+    "other separator": (
+        "clip;path;split;label\na;a.mp4;train;x\n",
+        1,
+        "clip",
+        "expected clip,path,split,label",
+    ),
+    "semicolons between other names": (
+        "Clip;Path;Split;Label\n",
+        1,
+        "clip",
+        "separated by semicolons",
+    ),
     "tabs between names of others": ("id\tfile\tsubset\tclass\n", 1, "clip", "separated by tabs"),
     "semicolons without a header": ("a;a.mp4;train;x\n", 1, "clip", "separated by semicolons"),
-    "semicolons below a header": (HEADER + "a;a.mp4;train;x\n", 2, "path", "separated by semicolons"),
+    "semicolons below a header": (
+        HEADER + "a;a.mp4;train;x\n",
+        2,
+        "path",
+        "separated by semicolons",
+    ),
     "another separator": ("clip~path~split~label\n", 1, "clip", "separated by commas"),
     "quoted sep line": ('"sep=;"\nclip;path;split;label\n', 1, "clip", "delete that line"),
-    "variable": (HEADER + GOOD + "b,${DATA}/b.mp4,train,x\n", 3, "path", "only a shell understands (${DATA}/)"),
+    "variable": (
+        HEADER + GOOD + "b,${DATA}/b.mp4,train,x\n",
+        3,
+        "path",
+        "only a shell understands (${DATA}/)",
+    ),
     "variable of Windows": (HEADER + GOOD + "b,%DATA%\\b.mp4,train,x\n", 3, "path", "only a shell"),
-    "share with slashes": (HEADER + GOOD + "b,//host/data/b.mp4,train,x\n", 3, "path", "if it is a network share, mount it"),
+    "share with slashes": (
+        HEADER + GOOD + "b,//host/data/b.mp4,train,x\n",
+        3,
+        "path",
+        "if it is a network share, mount it",
+    ),
     "column twice": ("clip,path,split,label,path\na,a,train,x,b\n", 1, "'path'", "its own name"),
     "unnamed column": ("clip,path,split,label,\na,a,train,x,b\n", 1, "''", "its own name"),
     "duplicate id": (HEADER + GOOD + "\n" + "b,b.mp4,train,x\n" + GOOD, 5, "clip", "on line 2 too"),
@@ -120,7 +192,12 @@ REFUSED = {
     "line break in id": (HEADER + '"a\nb",a.mp4,train,x\n', 2, "clip", "one line"),
     "control in id": (HEADER + GOOD + "a\x1b[31m,a.mp4,train,x\n", 3, "clip", "one line"),
     "line separator in id": (HEADER + "a\u2028b,a.mp4,train,x\n", 2, "clip", "one line"),
-    "long id": (HEADER + "é" * 101 + ",a.mp4,train,x\n", 2, "clip", "202 bytes, expected at most 200"),
+    "long id": (
+        HEADER + "é" * 101 + ",a.mp4,train,x\n",
+        2,
+        "clip",
+        "202 bytes, expected at most 200",
+    ),
     "unknown split": (HEADER + GOOD + "b,b.mp4,validation,x\n", 3, "split", "write val"),
     "no split": (HEADER + "a,a.mp4,,x\n", 2, "split", "expected train, val, test"),
     "ragged short": (HEADER + "a,a.mp4,train\n", 2, "label", "3 cells, expected 4"),
@@ -131,17 +208,32 @@ REFUSED = {
     "absolute path": (HEADER + "a,/elsewhere/a.mp4,train,x\n", 2, "path", "--root"),
     "control in path": (HEADER + '"a","a\n.mp4",train,x\n', 2, "path", "expected a video"),
     "escape in path": (HEADER + GOOD + "b,b\x1b[31m.mp4,train,x\n", 3, "path", "expected a video"),
-    "after a cell of two lines": (HEADER.strip() + ',note\na,a,val,x,"p\nq"\nb,b,dev,x,\n', 4, "split", "write val"),
+    "after a cell of two lines": (
+        HEADER.strip() + ',note\na,a,val,x,"p\nq"\nb,b,dev,x,\n',
+        4,
+        "split",
+        "write val",
+    ),
     "empty class": (HEADER + "a,a.mp4,train,x;\n", 2, "label", "once"),
     "repeated class": (HEADER + "a,a.mp4,train,x; x\n", 2, "label", "once"),
     "control in label": (HEADER + 'a,a.mp4,train,"x\ny"\n', 2, "label", "one line"),
-    "not UTF-8": (HEADER.encode() + b"a,a.mp4,train,x\nb,b\xe9.mp4,train,x\n", 3, "", "save the file as UTF-8"),
+    "not UTF-8": (
+        HEADER.encode() + b"a,a.mp4,train,x\nb,b\xe9.mp4,train,x\n",
+        3,
+        "",
+        "save the file as UTF-8",
+    ),
     "UTF-16": ((HEADER + GOOD).encode("utf-16"), 1, "", "UTF-16"),
     "NUL": (HEADER + "a\0,a.mp4,train,x\n", 2, "", "NUL"),
     "open quote": (HEADER + GOOD + 'b,"b.mp4,train,x\nc,c.mp4,train,x\n', 3, "", "not CSV"),
     "old line ends": ((HEADER + GOOD).replace("\n", "\r"), 1, "", "end lines with LF"),
 } | {
-    f"{column} {value}": (HEADER.strip() + ",start,end\na,a.mp4,train,x," + cells + "\n", 2, column, "expected seconds")
+    f"{column} {value}": (
+        HEADER.strip() + ",start,end\na,a.mp4,train,x," + cells + "\n",
+        2,
+        column,
+        "expected seconds",
+    )
     for column, value, cells in (
         ("start", "text", "now,"),
         ("start", "nan", "nan,"),
@@ -170,7 +262,9 @@ def test_what_breaks_a_rule_is_refused_with_file_line_column_and_advice(tmp_path
 
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize(("batch", "block"), [(1, 1), (2, 40)])
-def test_it_does_not_matter_how_many_rows_are_looked_at_together(tmp_path, monkeypatch, case, batch, block):
+def test_it_does_not_matter_how_many_rows_are_looked_at_together(
+    tmp_path, monkeypatch, case, batch, block
+):
     """After a hundred good rows, the message about what is wrong is the same."""
     content, *_ = REFUSED[case]
     text = content if isinstance(content, bytes) else content.encode()
@@ -181,8 +275,8 @@ def test_it_does_not_matter_how_many_rows_are_looked_at_together(tmp_path, monke
     told = []
     for each in (None, batch):
         if each:
-            monkeypatch.setattr("pipeline.manifest.BATCH", batch)
-            monkeypatch.setattr("pipeline.manifest.BLOCK", block)
+            monkeypatch.setattr("pipeline.manifests.manifest.BATCH", batch)
+            monkeypatch.setattr("pipeline.manifests.manifest.BLOCK", block)
         try:
             told.append(read_manifest(path).clips)
         except ManifestError as error:
@@ -190,34 +284,57 @@ def test_it_does_not_matter_how_many_rows_are_looked_at_together(tmp_path, monke
     assert told[0] == told[1]
 
 
-ODD = ("./a.mp4", "b//a.mp4", "b/./a.mp4", "b/../a.mp4", ".b/a.mp4", "b/.a.mp4", "b/a/", "...", "b\u00a0/a.mp4", "a")
+ODD = (
+    "./a.mp4",
+    "b//a.mp4",
+    "b/./a.mp4",
+    "b/../a.mp4",
+    ".b/a.mp4",
+    "b/.a.mp4",
+    "b/a/",
+    "...",
+    "b\u00a0/a.mp4",
+    "a",
+)
 
 
 @pytest.mark.parametrize("path", ODD)
 def test_a_path_is_worked_out_alone_as_among_others(tmp_path, path):
     other = "".join(f"{k},{k}.mp4,train,x\n" for k in range(5))
     manifest = read_manifest(save(tmp_path, f"{HEADER}{other}odd,{path},test,y\n"))
-    assert [clip.place for clip in manifest.clips[:5]] == [f"{tmp_path.resolve()}/{k}.mp4" for k in range(5)]
+    assert [clip.place for clip in manifest.clips[:5]] == [
+        f"{tmp_path.resolve()}/{k}.mp4" for k in range(5)
+    ]
     assert manifest.clips[5].place == os.path.normpath(f"{tmp_path.resolve()}/{path}")
     assert manifest.clips[5].position == 5
 
 
 def test_times_and_further_columns_are_those_of_their_row(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.manifest.BATCH", 4)
+    monkeypatch.setattr("pipeline.manifests.manifest.BATCH", 4)
     rows = "".join(f"{k},{k}.mp4,train,x,{k if k % 5 == 2 else ''},n{k}\n" for k in range(11))
     manifest = read_manifest(save(tmp_path, f"{HEADER.strip()},start,note\n{rows}"))
-    assert [clip.start for clip in manifest.clips] == [float(k) if k % 5 == 2 else None for k in range(11)]
+    assert [clip.start for clip in manifest.clips] == [
+        float(k) if k % 5 == 2 else None for k in range(11)
+    ]
     assert [clip.extra for clip in manifest.clips] == [{"note": f"n{k}"} for k in range(11)]
     assert [clip.position for clip in manifest.clips] == list(range(11))
 
 
 def test_an_id_is_found_again_wherever_it_was_before(tmp_path, monkeypatch):
     for batch in (3, 4096):
-        monkeypatch.setattr("pipeline.manifest.BATCH", batch)
+        monkeypatch.setattr("pipeline.manifests.manifest.BATCH", batch)
         rows = [f"{k},{k}.mp4,train,x\n" for k in range(10)]
         for again in (5, 7, 9):
-            text = HEADER + "\n" + "".join(rows[:again]) + rows[5 if again > 5 else 1] + "".join(rows[again:])
-            with pytest.raises(ManifestError, match=f"line {again + 3}, .* is on line {8 if again > 5 else 4} too"):
+            text = (
+                HEADER
+                + "\n"
+                + "".join(rows[:again])
+                + rows[5 if again > 5 else 1]
+                + "".join(rows[again:])
+            )
+            with pytest.raises(
+                ManifestError, match=f"line {again + 3}, .* is on line {8 if again > 5 else 4} too"
+            ):
                 read_manifest(save(tmp_path, text))
 
 
@@ -236,8 +353,13 @@ def test_ids_up_to_the_limit_and_in_any_script_are_accepted(tmp_path):
 def test_root_is_where_paths_start_and_what_they_may_not_leave(tmp_path):
     videos = tmp_path / "videos"
     (tmp_path / "lists").mkdir()
-    path = save(tmp_path, f"{HEADER}a,x/../a.mp4,train,x\nb,{videos}/b.mp4,train,x\n", "lists/m.csv")
-    assert [clip.path for clip in read_manifest(path, videos).clips] == [videos.resolve() / "a.mp4", videos.resolve() / "b.mp4"]
+    path = save(
+        tmp_path, f"{HEADER}a,x/../a.mp4,train,x\nb,{videos}/b.mp4,train,x\n", "lists/m.csv"
+    )
+    assert [clip.path for clip in read_manifest(path, videos).clips] == [
+        videos.resolve() / "a.mp4",
+        videos.resolve() / "b.mp4",
+    ]
     with pytest.raises(ManifestError, match="column path"):
         read_manifest(path)
     with pytest.raises(ManifestError, match="leaves"):  # a name that only begins like the root's
@@ -274,7 +396,9 @@ def test_a_link_to_itself_is_a_file_that_is_not_there(tmp_path):
 
 
 def test_reading_looks_at_no_video(tmp_path, monkeypatch):
-    """A million rows on a network disk must not be a million accesses: the count does not grow with the rows."""
+    """A million rows on a network disk must not be a million accesses: the count does not grow with
+    the rows.
+    """
     path = save(tmp_path, HEADER + "".join(f"c{k},d{k}/../v{k}.mp4,train,x\n" for k in range(500)))
     calls = []
     for name in ("stat", "lstat", "readlink", "scandir"):
@@ -292,7 +416,7 @@ def test_clips_travel_between_processes(tmp_path):
 
 MEASURED = """
 import sys, time
-from pipeline.manifest import read_manifest
+from pipeline.manifests.manifest import read_manifest
 begun = time.process_time()
 clips = len(read_manifest(sys.argv[1]).clips)
 status = dict(line.split(":") for line in open("/proc/self/status"))
@@ -301,14 +425,25 @@ print(clips, time.process_time() - begun, status["VmHWM"].split()[0])
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc tells what this process has taken")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="no /proc tells what this process has taken"
+)
 def test_a_million_rows_are_read_in_seconds_and_half_a_gigabyte(tmp_path):
-    """Wide limits: here it takes 4 s of processor time and 0.4 GB. In a process of its own, which has loaded nothing else."""
+    """Wide limits: here it takes 4 s of processor time and 0.4 GB. In a process of its own, which
+    has loaded nothing else.
+    """
     path = save(
-        tmp_path, HEADER + "".join(f"something_{k},videos/{k % 174}/something_{k}.webm,train,{k % 174}\n" for k in range(10**6))
+        tmp_path,
+        HEADER
+        + "".join(
+            f"something_{k},videos/{k % 174}/something_{k}.webm,train,{k % 174}\n"
+            for k in range(10**6)
+        ),
     )
-    root = Path(__file__).parent.parent
-    told = subprocess.run([sys.executable, "-c", MEASURED, path], cwd=root, capture_output=True, text=True, check=True)
+    root = Path(__file__).parents[3]
+    told = subprocess.run(
+        [sys.executable, "-c", MEASURED, path], cwd=root, capture_output=True, text=True, check=True
+    )
     clips, seconds, kilobytes = map(float, told.stdout.split())
     assert clips == 10**6
     assert seconds < 20
@@ -326,7 +461,15 @@ def test_what_is_written_reads_back(tmp_path):
             "start": None,
             "end": 2.5,
         },
-        {"note": "", "clip": "b", "path": "b.mp4", "split": "val", "label": "r", "start": 1, "end": None},
+        {
+            "note": "",
+            "clip": "b",
+            "path": "b.mp4",
+            "split": "val",
+            "label": "r",
+            "start": 1,
+            "end": None,
+        },
     ]
     manifest = write_manifest(tmp_path / "deep/m.csv", iter(rows))
     assert manifest == read_manifest(tmp_path / "deep/m.csv")
@@ -392,10 +535,22 @@ def test_labels_that_are_numbers_are_in_the_order_of_numbers():
     assert label_ids(["10.0", "2.0", "0.0"]) == {"0.0": 0, "2.0": 2, "10.0": 10}
     assert label_ids(["10", "2.5", "-3"]) == {"-3": 0, "2.5": 1, "10": 2}
     assert label_ids(["10", "2", "other"]) == {"2": 0, "10": 1, "other": 2}
-    assert list(label_ids(["1_0", "9", "1e1", "nan"])) == ["9", "1_0", "1e1", "nan"]  # float() takes all of them
+    assert list(label_ids(["1_0", "9", "1e1", "nan"])) == [
+        "9",
+        "1_0",
+        "1e1",
+        "nan",
+    ]  # float() takes all of them
     assert label_ids(["9" * 30, "1" + "0" * 29]) == {"1" + "0" * 29: 10**29, "9" * 30: 10**30 - 1}
-    for one, other, plain in (("1", "1.0", "1"), ("2.50", "2.5", "2.5"), ("+7", "7", "7"), ("100", "100.0", "100")):
-        with pytest.raises(ManifestError, match=f"another label is the same number; write {plain} in every row"):
+    for one, other, plain in (
+        ("1", "1.0", "1"),
+        ("2.50", "2.5", "2.5"),
+        ("+7", "7", "7"),
+        ("100", "100.0", "100"),
+    ):
+        with pytest.raises(
+            ManifestError, match=f"another label is the same number; write {plain} in every row"
+        ):
             label_ids([one, other, "cat"])
 
 
@@ -407,7 +562,24 @@ def manifest_of(tmp_path, *labels: str, split: str = "test"):
 
 @pytest.mark.parametrize(
     "label",
-    ["-1", "-1.0", "?", "NA", "n/a", "NaN", "nan", "None", "NULL", "<NA>", "-100", "unknown", "-", "n.a.", "<unk>", "TBD"],
+    [
+        "-1",
+        "-1.0",
+        "?",
+        "NA",
+        "n/a",
+        "NaN",
+        "nan",
+        "None",
+        "NULL",
+        "<NA>",
+        "-100",
+        "unknown",
+        "-",
+        "n.a.",
+        "<unk>",
+        "TBD",
+    ],
 )
 def test_what_programs_write_for_an_unknown_label_is_found(tmp_path, label):
     manifest = manifest_of(tmp_path, label, label, "dog", f"dog;{label}", "")
@@ -433,7 +605,18 @@ def test_classes_come_from_folders_and_ids_from_paths(tmp_path):
     }
 
 
-ADDED = ["c/a.avi", "c/a/1.jpg", "c/A.mp4", "c/a.MP4", "c/ a.mp4", "c/a .mp4", "b/a.mp4", "c/a.mp4.mp4", "a.mp4", "c/a/b.mp4"]
+ADDED = [
+    "c/a.avi",
+    "c/a/1.jpg",
+    "c/A.mp4",
+    "c/a.MP4",
+    "c/ a.mp4",
+    "c/a .mp4",
+    "b/a.mp4",
+    "c/a.mp4.mp4",
+    "a.mp4",
+    "c/a/b.mp4",
+]
 
 
 @pytest.mark.parametrize("added", ADDED)
@@ -448,7 +631,14 @@ def test_the_row_of_a_clip_hangs_on_no_other_file(tmp_path, added):
 
 
 def test_blanks_at_the_ends_of_names_cost_no_video(tmp_path):
-    touch(tmp_path, "jump/one.mp4", "jump/my clip .mp4", " run/three.mp4", "walk/four /1.jpg", "five. mp4/1.jpg")
+    touch(
+        tmp_path,
+        "jump/one.mp4",
+        "jump/my clip .mp4",
+        " run/three.mp4",
+        "walk/four /1.jpg",
+        "five. mp4/1.jpg",
+    )
     scan = scan_folder(tmp_path)
     manifest = write_manifest(tmp_path / "m.csv", scan.rows)
     assert not scan.ignored
@@ -459,7 +649,8 @@ def test_blanks_at_the_ends_of_names_cost_no_video(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", [r"C:\a.mp4", r"\\host\a.mp4", "~me/a.mp4", "...mp4", "a\nb.mp4", "a\x1b[31m.mp4", "a;b/c.mp4"]
+    "name",
+    [r"C:\a.mp4", r"\\host\a.mp4", "~me/a.mp4", "...mp4", "a\nb.mp4", "a\x1b[31m.mp4", "a;b/c.mp4"],
 )
 def test_a_name_that_no_manifest_takes_is_told_and_costs_no_other(tmp_path, name):
     touch(tmp_path, "a.mp4", name)
@@ -473,10 +664,14 @@ def test_a_path_that_is_too_long_for_an_id_is_cut_and_stays_apart_from_others(tm
     names = ["c/" + "映" * 75 + f"{k}.mp4" for k in range(2)]  # 230 bytes in UTF-8
     touch(tmp_path, "c/a.mp4", *names)
     clips = write_manifest(tmp_path / "m.csv", scan_folder(tmp_path).rows).clips
-    assert {clip.path for clip in clips} == {tmp_path.resolve() / name for name in ["c/a.mp4", *names]}
+    assert {clip.path for clip in clips} == {
+        tmp_path.resolve() / name for name in ["c/a.mp4", *names]
+    }
     assert [clip.clip[:3] for clip in clips] == ["c/a", "c/映", "c/映"]
     (tmp_path / names[0]).unlink()  # its id hangs on no other file
-    assert {row["clip"] for row in scan_folder(tmp_path).rows} == {clip.clip for clip in clips if clip.path.exists()}
+    assert {row["clip"] for row in scan_folder(tmp_path).rows} == {
+        clip.clip for clip in clips if clip.path.exists()
+    }
 
 
 def test_a_folder_that_cannot_be_read_costs_no_other(tmp_path, monkeypatch):
@@ -499,22 +694,40 @@ def test_a_folder_that_cannot_be_read_costs_no_other(tmp_path, monkeypatch):
 def test_links_that_are_not_followed_are_said_to_be_links(tmp_path):
     touch(tmp_path, "store/0.mp4", "store/walk/1.jpg")
     (tmp_path / "set/a").mkdir(parents=True)
-    for name, target in (("clip.mp4", "../../store/0.mp4"), ("walk", "../../store/walk"), ("gone.mp4", "nothing.mp4")):
+    for name, target in (
+        ("clip.mp4", "../../store/0.mp4"),
+        ("walk", "../../store/walk"),
+        ("gone.mp4", "nothing.mp4"),
+    ):
         (tmp_path / "set/a" / name).symlink_to(target)
-    with pytest.raises(ManifestError, match=r"3 links \(a/clip.mp4 -> \.\./\.\./store/0.mp4, .*copy the files"):
+    with pytest.raises(
+        ManifestError, match=r"3 links \(a/clip.mp4 -> \.\./\.\./store/0.mp4, .*copy the files"
+    ):
         scan_folder(tmp_path / "set")
     touch(tmp_path, "set/a/own.mp4")
     scan = scan_folder(tmp_path / "set")
     assert [row["path"] for row in scan.rows] == ["a/own.mp4"]
     assert scan.about_ignored().startswith("3 links ignored (a/clip.mp4 -> ")
-    inside = {row["path"] for row in scan_folder(tmp_path).rows}  # from the folder above both, the links to files stay inside
+    inside = {
+        row["path"] for row in scan_folder(tmp_path).rows
+    }  # from the folder above both, the links to files stay inside
     assert {"set/a/clip.mp4", "store/0.mp4", "store/walk"} <= inside
 
 
 def test_a_folder_of_images_is_one_clip_and_pictures_beside_videos_are_none(tmp_path):
-    touch(tmp_path, "c/walk/00001.jpg", "c/walk/00002.jpg", "c/walk/notes.txt", "c/thumb.png", "c/b.mp4")
+    touch(
+        tmp_path,
+        "c/walk/00001.jpg",
+        "c/walk/00002.jpg",
+        "c/walk/notes.txt",
+        "c/thumb.png",
+        "c/b.mp4",
+    )
     scan = scan_folder(tmp_path)
-    assert [(r["clip"], r["path"], r["label"]) for r in scan.rows] == [("c/b.mp4", "c/b.mp4", "c"), ("c/walk", "c/walk", "c")]
+    assert [(r["clip"], r["path"], r["label"]) for r in scan.rows] == [
+        ("c/b.mp4", "c/b.mp4", "c"),
+        ("c/walk", "c/walk", "c"),
+    ]
     assert sorted(scan.ignored) == ["c/thumb.png", "c/walk/notes.txt"]
     with pytest.raises(ManifestError, match="folder above"):
         scan_folder(tmp_path / "c/walk")
@@ -529,7 +742,11 @@ def test_split_folders_are_recognised(tmp_path):
         "test/dog/a.mp4": ("test", "dog"),
     }
     by_hash = scan_folder(tmp_path, split_by="hash", val=0, test=0).rows
-    assert {(r["split"], r["label"]) for r in by_hash} == {("train", "train"), ("train", "Validation"), ("train", "test")}
+    assert {(r["split"], r["label"]) for r in by_hash} == {
+        ("train", "train"),
+        ("train", "Validation"),
+        ("train", "test"),
+    }
 
 
 def test_half_of_the_folders_named_after_splits_is_refused(tmp_path):
@@ -550,13 +767,31 @@ def test_drawn_splits_have_their_shares_and_do_not_move_when_clips_are_added(tmp
     touch(tmp_path, "c/0000.mp4", "b/new.mp4")
     after = {r["clip"]: r["split"] for r in scan_folder(tmp_path, val=0.2, test=0.1).rows}
     assert before.items() <= after.items()
-    assert before != {r["clip"]: r["split"] for r in scan_folder(tmp_path, val=0.2, test=0.1, seed=1).rows}
+    assert before != {
+        r["clip"]: r["split"] for r in scan_folder(tmp_path, val=0.2, test=0.1, seed=1).rows
+    }
     # Written down once: caches and results depend on who is in which split.
-    assert [before[f"c/{k}.mp4"] for k in range(8)] == ["val", "train", "test", "val", "train", "train", "train", "train"]
+    assert [before[f"c/{k}.mp4"] for k in range(8)] == [
+        "val",
+        "train",
+        "test",
+        "val",
+        "train",
+        "train",
+        "train",
+        "train",
+    ]
 
 
 def test_what_no_manifest_can_hold_is_reported_or_refused(tmp_path):
-    touch(tmp_path, "c/a.mp4", "c/.hidden.mp4", "c/tab\there.mp4", "c/" + "x" * 220 + ".mp4", ".git/b.mp4")
+    touch(
+        tmp_path,
+        "c/a.mp4",
+        "c/.hidden.mp4",
+        "c/tab\there.mp4",
+        "c/" + "x" * 220 + ".mp4",
+        ".git/b.mp4",
+    )
     os.makedirs(os.path.join(os.fsencode(tmp_path), b"c"), exist_ok=True)
     open(os.path.join(os.fsencode(tmp_path), b"c", b"caf\xe9.mp4"), "wb").close()
     (tmp_path / "c/round").symlink_to(tmp_path)
@@ -609,19 +844,40 @@ def test_a_manifest_elsewhere_names_the_root_to_use(tmp_path):
     touch(tmp_path, "data/cat/a.mp4")
     result = run("folder", tmp_path / "data", "--out", tmp_path / "lists/m.csv")
     assert f"--root {tmp_path.resolve() / 'data'}" in result.output
-    assert read_manifest(tmp_path / "lists/m.csv", tmp_path / "data").clips[0].path == tmp_path.resolve() / "data/cat/a.mp4"
+    assert (
+        read_manifest(tmp_path / "lists/m.csv", tmp_path / "data").clips[0].path
+        == tmp_path.resolve() / "data/cat/a.mp4"
+    )
 
 
 def test_the_digits_verb_writes_videos_that_its_manifest_lists(tmp_path):
-    asked = ("digits", "--out", tmp_path / "d", "--train", 3, "--val", 0, "--test", 2, "--workers", 0, "--set", "frames=4")
+    asked = (
+        "digits",
+        "--out",
+        tmp_path / "d",
+        "--train",
+        3,
+        "--val",
+        0,
+        "--test",
+        2,
+        "--workers",
+        0,
+        "--set",
+        "frames=4",
+    )
     result = run(*asked)
     assert result.exit_code == 0
     assert "5 clips (train 3, val 0, test 2)" in result.output
-    assert all(clip.path.stat().st_size > 0 for clip in read_manifest(tmp_path / "d/manifest.csv").clips)
+    assert all(
+        clip.path.stat().st_size > 0 for clip in read_manifest(tmp_path / "d/manifest.csv").clips
+    )
     assert run(*asked).output == result.output
 
 
-@pytest.mark.parametrize(("option", "value"), [("--task", "sing"), ("--set", "canvs=3"), ("--train", -1)])
+@pytest.mark.parametrize(
+    ("option", "value"), [("--task", "sing"), ("--set", "canvs=3"), ("--train", -1)]
+)
 def test_the_digits_verb_refuses_what_it_does_not_know(tmp_path, option, value):
     result = run("digits", "--out", tmp_path / "d", option, value)
     assert result.exit_code == 2
@@ -630,7 +886,7 @@ def test_the_digits_verb_refuses_what_it_does_not_know(tmp_path, option, value):
 
 
 def test_the_example_in_the_documentation_is_a_manifest(tmp_path):
-    text = (Path(__file__).parent.parent / "data_manifests/README.md").read_text()
+    text = (Path(__file__).parents[3] / "data_manifests/README.md").read_text()
     example = text.split("```csv\n")[1].split("```")[0]
     manifest = read_manifest(save(tmp_path, example))
     assert manifest.clips[2].labels == ("c092", "c147")

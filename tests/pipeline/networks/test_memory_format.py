@@ -1,28 +1,32 @@
-"""Which memory format convolutions run in, seen from inside torch: what its operators are given, in training and frozen."""
+"""Which memory format convolutions run in, seen from inside torch: what its operators are given, in
+training and frozen.
+"""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_zoo import CASES, make, some_clips
-from tiny_backbone import NAMES, frames, relative, tiny
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from heads.batch import Clips
-from heads.frames import new_network
-from heads.live import live_dims
-from heads.recipe import recipe_from
-from heads.tables import Frames
+from heads.config.recipe import recipe_from
+from heads.config.recipe_tables import Frames
+from heads.finetuning.frame_training import new_network
+from heads.finetuning.joint_network import live_dims
+from heads.interface.clips import Clips
 from pipeline.backbones import build_backbone, freeze
-from pipeline.memory_format import channels_last_is_safe, convolve, guard, lay_out, plain
+from pipeline.networks.memory_format import channels_last_is_safe, convolve, guard, lay_out, plain
 from pipeline.proposals import build_proposals
 from pipeline.proposals.digit_rpn import fit
+from tests.heads.zoo.test_zoo import CASES, make, some_clips
+from tests.support.tiny_backbone import NAMES, frames, relative, tiny
 
 
 def suggests_channels_last(x: torch.Tensor) -> bool:
-    """What c10's `is_channels_last_strides` says, by which torch chooses: strides in the order C, w, h, T, B, none of them
-    smaller than what lies before it needs, and one channel with one place does not count."""
+    """What c10's `is_channels_last_strides` says, by which torch chooses: strides in the order C,
+    w, h, T, B, none of them smaller than what lies before it needs, and one channel with one place
+    does not count.
+    """
     least = 0
     sizes, strides = x.shape, x.stride()
     for axis in (1, *range(x.dim() - 1, 1, -1), 0):
@@ -33,7 +37,9 @@ def suggests_channels_last(x: torch.Tensor) -> bool:
 
 
 class Convolutions(TorchDispatchMode):
-    """Every convolution that torch runs meanwhile: (operator, channels in, channels out, whether in channels last)."""
+    """Every convolution that torch runs meanwhile: (operator, channels in, channels out, whether in
+    channels last).
+    """
 
     def __init__(self):
         super().__init__()
@@ -46,7 +52,9 @@ class Convolutions(TorchDispatchMode):
             transposed = any(value is True for value in others[:6])
             sizes = weight.shape[:2] if transposed else (x.shape[1], weight.shape[0])
             last = x.dim() > 3 and (suggests_channels_last(x) or suggests_channels_last(weight))
-            self.seen.append((name, int(x.shape[1]), int(weight.shape[1] if transposed else sizes[1]), last))
+            self.seen.append(
+                (name, int(x.shape[1]), int(weight.shape[1] if transposed else sizes[1]), last)
+            )
         return function(*args, **(kwargs or {}))
 
     def check(self) -> set[tuple[str, int, int, bool]]:
@@ -64,13 +72,20 @@ def last_and_backward(seen) -> tuple[bool, bool]:
 def test_torch_sees_channels_last_where_the_strides_say_so():
     """Ours is c10's rule: the output is in channels last exactly where an input is said to be."""
     for sizes in ((2, 8, 5, 5), (2, 1, 5, 5), (1, 8, 1, 1), (3, 4, 1, 7)):
-        for x in (torch.zeros(sizes), torch.zeros(sizes).contiguous(memory_format=torch.channels_last)):
+        for x in (
+            torch.zeros(sizes),
+            torch.zeros(sizes).contiguous(memory_format=torch.channels_last),
+        ):
             y = nn.Conv2d(sizes[1], 16, 1)(x)
             if y.shape[2] * y.shape[3] > 1:
-                assert suggests_channels_last(x) == y.is_contiguous(memory_format=torch.channels_last), (sizes, x.stride())
+                assert suggests_channels_last(x) == y.is_contiguous(
+                    memory_format=torch.channels_last
+                ), (sizes, x.stride())
 
 
-@pytest.mark.parametrize("sizes", [(2, 1, 5, 5), (2, 8, 1, 1), (2, 3, 4, 5), (1, 1, 1, 1), (2, 4, 3, 5, 6), (0, 4, 2, 2)])
+@pytest.mark.parametrize(
+    "sizes", [(2, 1, 5, 5), (2, 8, 1, 1), (2, 3, 4, 5), (1, 1, 1, 1), (2, 4, 3, 5, 6), (0, 4, 2, 2)]
+)
 def test_plain_strides_are_those_of_a_new_tensor(sizes):
     last = {4: torch.channels_last, 5: torch.channels_last_3d}[len(sizes)]
     x = torch.randn(sizes).contiguous(memory_format=last)
@@ -85,7 +100,9 @@ def test_only_a_cpu_and_only_narrow_layers_are_kept_from_channels_last():
     assert channels_last_is_safe("cuda", 3, 12)
 
 
-@pytest.mark.parametrize("sizes", [(4, 8, 1, 2), (3, 16, 3, 1), (16, 4, 1, 2), (1, 8, 3, 2), (8, 16, 1, 2)])
+@pytest.mark.parametrize(
+    "sizes", [(4, 8, 1, 2), (3, 16, 3, 1), (16, 4, 1, 2), (1, 8, 3, 2), (8, 16, 1, 2)]
+)
 @pytest.mark.parametrize("last", [False, True])
 def test_values_gradients_and_format_are_those_of_torch(sizes, last):
     channels, width, kernel, stride = sizes
@@ -96,7 +113,9 @@ def test_values_gradients_and_format_are_those_of_torch(sizes, last):
     expected = torch.nn.functional.conv2d(x, weight, stride=stride, padding=kernel // 2)
     torch.testing.assert_close(found, expected)
     assert not last or found.is_contiguous(memory_format=torch.channels_last)
-    for mine, theirs in zip(*(torch.autograd.grad(y.sin().sum(), (x, weight)) for y in (found, expected)), strict=True):
+    for mine, theirs in zip(
+        *(torch.autograd.grad(y.sin().sum(), (x, weight)) for y in (found, expected)), strict=True
+    ):
         torch.testing.assert_close(mine, theirs)
 
 
@@ -135,7 +154,9 @@ def test_heads_on_maps_that_come_from_a_backbone(case):
 @pytest.mark.parametrize("narrow", [3, 4])
 def test_a_network_of_somebody_elses_is_guarded(narrow):
     """Layers of torch's own in a head: convolutions, transposed ones, in any number of axes."""
-    network = nn.Sequential(nn.Conv2d(16, narrow, 3), nn.ReLU(), nn.ConvTranspose2d(narrow, 8, 3), nn.Conv2d(8, 8, 1))
+    network = nn.Sequential(
+        nn.Conv2d(16, narrow, 3), nn.ReLU(), nn.ConvTranspose2d(narrow, 8, 3), nn.Conv2d(8, 8, 1)
+    )
     guard(guard(network))
     assert sum(len(layer._forward_pre_hooks) for layer in network) == 2
     x = torch.randn(2, 16, 9, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -161,11 +182,17 @@ def test_the_region_proposal_networks(tmp_path):
 
 
 def test_a_network_from_frames_to_logits():
-    """As `finetune` and `reproduce` train it: a narrow backbone, a head that reads its map through a convolution."""
+    """As `finetune` and `reproduce` train it: a narrow backbone, a head that reads its map through
+    a convolution.
+    """
     head = {"name": "conv_lstm", "cut": "res3", "width": 5, "convs": 1}
-    recipe = recipe_from({"name": "a", "source": "a test", "head": head, "train": {"epochs": 1, "batch": 2}})
+    recipe = recipe_from(
+        {"name": "a", "source": "a test", "head": head, "train": {"epochs": 1, "batch": 2}}
+    )
     backbone = build_backbone("tsm_r18", width=4)
-    network = new_network(recipe, backbone, live_dims(backbone, 4, 48), 3, 0, Frames(train_from="stem"))
+    network = new_network(
+        recipe, backbone, live_dims(backbone, 4, 48), 3, 0, Frames(train_from="stem")
+    )
     lay_out(network, "cpu")
     with Convolutions() as convolutions:
         network(Clips(frames=frames(2, 4, 48, 48))).logits.sum().backward()
@@ -173,7 +200,9 @@ def test_a_network_from_frames_to_logits():
 
 
 def test_a_frozen_stem_of_three_colours_gives_the_values_of_channels_last():
-    """Caches that were made before stay comparable: only the order of the sums may differ, by the kernel that a CPU has."""
+    """Caches that were made before stay comparable: only the order of the sums may differ, by the
+    kernel that a CPU has.
+    """
     backbone = tiny("i3d_r50", width=64)
     x = backbone.prepare(frames(1, 4, 64, 64))
     layer = backbone.stem.conv1
@@ -190,7 +219,11 @@ def test_few_channels_are_widened_and_give_what_they_gave(channels):
     weight = torch.rand(8, channels, 1, 3, 3, requires_grad=True)
     y = convolve(x, weight, None, (1, 2, 2), (0, 1, 1))
     assert y.is_contiguous(memory_format=torch.channels_last_3d)
-    torch.testing.assert_close(y, F.conv3d(x.contiguous(), weight, None, (1, 2, 2), (0, 1, 1)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        y, F.conv3d(x.contiguous(), weight, None, (1, 2, 2), (0, 1, 1)), rtol=1e-5, atol=1e-6
+    )
     (found,) = torch.autograd.grad(y.sum(), weight)
-    (wanted,) = torch.autograd.grad(F.conv3d(x.contiguous(), weight, None, (1, 2, 2), (0, 1, 1)).sum(), weight)
+    (wanted,) = torch.autograd.grad(
+        F.conv3d(x.contiguous(), weight, None, (1, 2, 2), (0, 1, 1)).sum(), weight
+    )
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)

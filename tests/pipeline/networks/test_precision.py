@@ -1,4 +1,6 @@
-"""What half precision costs on a CPU, and what happens where it has none; other CPUs are played by oneDNN's own variable."""
+"""What half precision costs on a CPU, and what happens where it has none; other CPUs are played by
+oneDNN's own variable.
+"""
 
 import os
 import platform
@@ -10,30 +12,35 @@ import pytest
 import torch
 from torch import nn
 
-import pipeline.precision as precision
-from heads import recurrent
-from heads.recurrent import LSTM
-from pipeline.config import PRECISIONS
+import pipeline.networks.precision as precision
+from heads.interface import lstm as recurrent
+from heads.interface.lstm import LSTM
+from pipeline.stages.config import PRECISIONS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 def under(isa: str, code: str) -> str:
     """What a new process prints whose oneDNN may use no more than `isa`."""
     env = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="oneDNN has other kernels on this CPU")
+@pytest.mark.skipif(
+    platform.machine().lower() not in ("x86_64", "amd64"),
+    reason="oneDNN has other kernels on this CPU",
+)
 def test_a_cpu_with_avx2_alone_says_so_and_trains_an_lstm():
     code = """
 import torch
 from torch import nn
-from heads.recurrent import LSTM
-from pipeline.config import PRECISIONS
-from pipeline.precision import autocast, autocast_runs_lstm, cost
+from heads.interface.lstm import LSTM
+from pipeline.stages.config import PRECISIONS
+from pipeline.networks.precision import autocast, autocast_runs_lstm, cost
 print(cost("bf16", "cpu"))
 layer, x = LSTM(3, 4, batch_first=True), torch.randn(2, 5, 3)
 with autocast(torch.device("cpu"), "bf16"):
@@ -65,7 +72,9 @@ except ValueError as error:
         (True, "AVX512_CORE_AMX", True, "native"),
     ],
 )
-def test_bf16_is_native_only_where_cpu_and_onednn_both_have_it(monkeypatch, onednn, limit, has, found):
+def test_bf16_is_native_only_where_cpu_and_onednn_both_have_it(
+    monkeypatch, onednn, limit, has, found
+):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn)
     monkeypatch.setattr(precision, "_has_bf16", lambda: has)
     monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
@@ -82,7 +91,10 @@ def test_an_lstm_that_stays_in_float32_computes_the_same(monkeypatch):
     ours, theirs = LSTM(6, 5, 2, batch_first=True), nn.LSTM(6, 5, 2, batch_first=True)
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(3, 7, 6)
-    assert all(torch.equal(a, b) for a, b in zip((ours(x)[0], *ours(x)[1]), (theirs(x)[0], *theirs(x)[1]), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip((ours(x)[0], *ours(x)[1]), (theirs(x)[0], *theirs(x)[1]), strict=True)
+    )
     monkeypatch.setattr(recurrent, "autocast_runs_lstm", lambda dtype: False)
     with torch.autocast("cpu", torch.bfloat16):
         y, (h, c) = ours(x.bfloat16())
@@ -91,7 +103,10 @@ def test_an_lstm_that_stays_in_float32_computes_the_same(monkeypatch):
 
 
 def test_other_errors_keep_their_words():
-    with pytest.raises(RuntimeError, match="something else"), precision.autocast(torch.device("cpu"), "bf16"):
+    with (
+        pytest.raises(RuntimeError, match="something else"),
+        precision.autocast(torch.device("cpu"), "bf16"),
+    ):
         raise RuntimeError("something else")
 
 

@@ -10,11 +10,17 @@ from pipeline.proposals.digit_rpn import build, fit, recall
 SIDE = 12
 
 
-def squares(count: int, seed: int, height: int = 34, width: int = 46) -> tuple[np.ndarray, np.ndarray]:
-    """Frames [count,H,W,3] with two bright squares each, boxes [count,2,4] in pixels; no side is a multiple of the stride."""
+def squares(
+    count: int, seed: int, height: int = 34, width: int = 46
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames [count,H,W,3] with two bright squares each, boxes [count,2,4] in pixels; no side is a
+    multiple of the stride.
+    """
     rng = np.random.default_rng(seed)
     frames = np.full((count, height, width, 3), 30, np.uint8)
-    left = np.stack([rng.integers(0, width // 2 - SIDE, count), rng.integers(0, height - SIDE, count)], -1)
+    left = np.stack(
+        [rng.integers(0, width // 2 - SIDE, count), rng.integers(0, height - SIDE, count)], -1
+    )
     right = np.stack([left[:, 0] + width // 2, rng.integers(0, height - SIDE, count)], -1)
     boxes = np.stack([left, right], 1)
     boxes = np.concatenate([boxes, boxes + SIDE], -1)
@@ -119,7 +125,10 @@ def test_it_is_a_source_by_name_with_the_checksum_of_its_weights(weights):
     assert propose(source, squares(2, seed=1)[0])[0].shape == (2, 3, 4)
 
 
-@pytest.mark.parametrize(("option", "value"), [("size", 0), ("num_boxes", 1.5), ("batch", True), ("min_score", 2), ("nms", -1)])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("size", 0), ("num_boxes", 1.5), ("batch", True), ("min_score", 2), ("nms", -1)],
+)
 def test_a_bad_option_is_named(weights, option, value):
     with pytest.raises(ValueError, match=rf"digit_rpn': {option}="):
         build(str(weights), **{option: value})

@@ -1,4 +1,6 @@
-"""detectron2 as it is installed today: a stand-in with its files, tiny networks, and a model_zoo that cannot be imported."""
+"""detectron2 as it is installed today: a stand-in with its files, tiny networks, and a model_zoo
+that cannot be imported.
+"""
 
 import pickle
 import shutil
@@ -90,7 +92,8 @@ class _ModelZooUrls:
         "{ZOO}": "137258492/model_final_02ce48.pkl",  # noqa
     }}
 """,
-    f"model_zoo/configs/{ZOO}.yaml": "MODEL:\n  META_ARCHITECTURE: ProposalNetwork\n  WEIGHTS: detectron2://R-50.pkl\n",
+    f"model_zoo/configs/{ZOO}.yaml": "MODEL:\n  META_ARCHITECTURE: ProposalNetwork\n  WEIGHTS: "
+    "detectron2://R-50.pkl\n",
     "model_zoo/configs/Base-RCNN-FPN.yaml": "MODEL:\n  META_ARCHITECTURE: GeneralizedRCNN\n",
 }
 
@@ -102,7 +105,11 @@ def package(tmp_path, monkeypatch) -> Path:
     for name, text in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    real = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "detectron2"}
+    real = {
+        name: module
+        for name, module in sys.modules.items()
+        if name.partition(".")[0] == "detectron2"
+    }
     for name in real:
         del sys.modules[name]
     monkeypatch.syspath_prepend(str(folder.parent))
@@ -114,13 +121,17 @@ def package(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def weights(package, tmp_path) -> dict[str, torch.Tensor]:
-    """A state dict of the stand-in's networks with recognisable numbers, which lies in ours.pth and ours.pkl."""
+    """A state dict of the stand-in's networks with recognisable numbers, which lies in ours.pth and
+    ours.pkl.
+    """
     from detectron2.modeling import Backbone, Generator
 
     network = torch.nn.ModuleDict({"backbone": Backbone(), "proposal_generator": Generator()})
     state = {name: torch.full_like(value, 0.25) for name, value in network.state_dict().items()}
     torch.save({"model": state}, tmp_path / "ours.pth")
-    arrays = {name: value.numpy() for name, value in state.items()} | {"roi_heads.box_head.fc1.bias": torch.ones(3).numpy()}
+    arrays = {name: value.numpy() for name, value in state.items()} | {
+        "roi_heads.box_head.fc1.bias": torch.ones(3).numpy()
+    }
     (tmp_path / "ours.pkl").write_bytes(pickle.dumps({"model": arrays, "__author__": "somebody"}))
     return state
 
@@ -134,7 +145,9 @@ def holds(source, state) -> bool:
 
 
 @pytest.mark.parametrize("ending", ["", ".yaml"])
-def test_a_name_of_the_model_zoo_needs_a_path_and_a_url_and_no_pkg_resources(package, weights, tmp_path, ending):
+def test_a_name_of_the_model_zoo_needs_a_path_and_a_url_and_no_pkg_resources(
+    package, weights, tmp_path, ending
+):
     from detectron2.utils.file_io import PathManager
 
     PathManager.served[URL] = str(tmp_path / "ours.pkl")
@@ -162,7 +175,11 @@ def test_a_yaml_file_brings_its_own_weights(package, weights, tmp_path, where):
     from detectron2.utils.file_io import PathManager
 
     PathManager.served["detectron2://mine/ours.pkl"] = str(tmp_path / "ours.pkl")
-    named = {"absolute": tmp_path / "ours.pth", "beside": "ours.pth", "address": "detectron2://mine/ours.pkl"}[where]
+    named = {
+        "absolute": tmp_path / "ours.pth",
+        "beside": "ours.pth",
+        "address": "detectron2://mine/ours.pkl",
+    }[where]
     config = tmp_path / "mine.yaml"
     config.write_text(f"MODEL:\n  WEIGHTS: {named}\n")
     assert holds(built(config=str(config)), weights)
@@ -197,9 +214,15 @@ def test_a_detectron2_that_does_not_load_names_the_real_cause(package, monkeypat
 def test_the_folder_of_a_clone_is_not_taken_for_the_package(package, monkeypatch):
     """What `import detectron2` finds in the folder above it, where none is installed."""
     shutil.rmtree(package)
-    monkeypatch.setattr(sys, "path", [path for path in sys.path if not Path(path, "detectron2", "__init__.py").is_file()])
+    monkeypatch.setattr(
+        sys,
+        "path",
+        [path for path in sys.path if not Path(path, "detectron2", "__init__.py").is_file()],
+    )
     (package / "detectron2").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"has no detectron2\.modeling: it is another folder of that name"):
+    with pytest.raises(
+        ValueError, match=r"has no detectron2\.modeling: it is another folder of that name"
+    ):
         built(weights="none")
 
 
@@ -209,7 +232,10 @@ def test_the_folder_of_a_clone_is_not_taken_for_the_package(package, monkeypatch
         ({"config": "COCO-Detection/rpn_R50_FPN"}, f"did you mean .*{ZOO}"),
         ({"config": "/there/is/none.yaml", "weights": "none"}, "there is no such file"),
         ({}, f"could not fetch {URL}.*Name or service not known.*pass weights=FILE"),
-        ({"config": "Base-RCNN-FPN"}, "config 'Base-RCNN-FPN'.*model zoo has no weights for that name; pass weights=FILE"),
+        (
+            {"config": "Base-RCNN-FPN"},
+            "config 'Base-RCNN-FPN'.*model zoo has no weights for that name; pass weights=FILE",
+        ),
         ({"config": "{}/bare.yaml"}, r"names no MODEL\.WEIGHTS; pass weights=FILE"),
         ({"config": "{}/backbone.yaml"}, "expected the weights of a whole network"),
         ({"config": "{}/broken.yaml"}, "expected a detectron2 YAML file"),
@@ -220,7 +246,9 @@ def test_the_folder_of_a_clone_is_not_taken_for_the_package(package, monkeypatch
 def test_every_other_failure_is_one_line_that_names_the_cause(package, tmp_path, options, words):
     (tmp_path / "bare.yaml").write_text("MODEL:\n  META_ARCHITECTURE: ProposalNetwork\n")
     (tmp_path / "backbone.yaml").write_text("MODEL:\n  WEIGHTS: R-50.pkl\n")
-    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"conv1_w": torch.ones(3).numpy(), "__author__": "MSRA"}))
+    (tmp_path / "R-50.pkl").write_bytes(
+        pickle.dumps({"conv1_w": torch.ones(3).numpy(), "__author__": "MSRA"})
+    )
     (tmp_path / "broken.yaml").write_text("MODEL: [1, 2\nWEIGHTS:\n")
     with pytest.raises(ValueError, match=words) as caught:
         built(**{key: value.format(tmp_path) for key, value in options.items()})
@@ -232,7 +260,8 @@ def test_a_model_zoo_of_another_make_is_named(package, source):
     file = package / "model_zoo" / "model_zoo.py"
     file.unlink() if source is None else file.write_text(source)
     with pytest.raises(
-        ValueError, match=r"model_zoo\.py does not list its weights as expected .*; pass weights=FILE"
+        ValueError,
+        match=r"model_zoo\.py does not list its weights as expected .*; pass weights=FILE",
     ) as caught:
         built()
     assert "\n" not in str(caught.value)
@@ -240,5 +269,7 @@ def test_a_model_zoo_of_another_make_is_named(package, source):
 
 def test_configs_that_are_nowhere_are_said_to_be_missing(package):
     (package / "model_zoo" / "configs").rename(package / "elsewhere")
-    with pytest.raises(ValueError, match=r"has no configs \(expected them in .*model_zoo/configs\)"):
+    with pytest.raises(
+        ValueError, match=r"has no configs \(expected them in .*model_zoo/configs\)"
+    ):
         built(weights="none")

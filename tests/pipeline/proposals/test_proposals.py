@@ -1,4 +1,6 @@
-"""Sources of boxes: one contract for all, the RPNs against the libraries they come from, and annotations frame by frame."""
+"""Sources of boxes: one contract for all, the RPNs against the libraries they come from, and
+annotations frame by frame.
+"""
 
 import csv
 import importlib
@@ -23,7 +25,9 @@ SIZE = [80, 40, 80, 40]
 
 
 def frames_of(count=3, height=64, width=100, seed=0):
-    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8))
+    return torch.from_numpy(
+        np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    )
 
 
 def written(path, content):
@@ -36,7 +40,9 @@ def written(path, content):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A folder with a state dict of torchvision's whole detector, whose activations keep their scale, and the detector."""
+    """A folder with a state dict of torchvision's whole detector, whose activations keep their
+    scale, and the detector.
+    """
     from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
     folder = tmp_path_factory.mktemp("weights")
@@ -52,7 +58,9 @@ def weights(tmp_path_factory):
 
 
 def unsettle(norm, scale):
-    """Statistics that folding has to get right, without making activations grow from block to block."""
+    """Statistics that folding has to get right, without making activations grow from block to
+    block.
+    """
     norm.running_mean.normal_(0, 0.1)
     norm.running_var.uniform_(0.8, 1.2)
     norm.weight.uniform_(0.8, 1.2).mul_(scale)
@@ -66,7 +74,9 @@ def make(name, weights, tmp_path):
         listed = {"17": [[[0.1, 0.2, 0.3, 0.4]] * k for k in range(6)]}
         return build_proposals(name, file=written(tmp_path / "boxes.json", listed), num_boxes=4)
     if name == "torchvision":
-        return build_proposals(name, weights=str(folder / "torchvision.pth"), size=64, num_boxes=4, bn_eps=1e-5)
+        return build_proposals(
+            name, weights=str(folder / "torchvision.pth"), size=64, num_boxes=4, bn_eps=1e-5
+        )
     if name == "detectron2":
         require_detectron2()
         return build_proposals(name, weights="none", size=64, num_boxes=4)
@@ -164,9 +174,13 @@ def test_the_grid_is_nine_then_four_then_one_region_row_by_row():
     boxes, scores = build_proposals("grid").propose(None, CLIP, INFO, (5, 6))
     assert boxes.shape == (2, 14, 4)
     np.testing.assert_array_equal(boxes[0], boxes[1])
-    np.testing.assert_allclose(boxes[0, [0, 1, 3, 8]], np.array([[0, 0, 1, 1], [1, 0, 2, 1], [0, 1, 1, 2], [2, 2, 3, 3]]) / 3)
+    np.testing.assert_allclose(
+        boxes[0, [0, 1, 3, 8]],
+        np.array([[0, 0, 1, 1], [1, 0, 2, 1], [0, 1, 1, 2], [2, 2, 3, 3]]) / 3,
+    )
     np.testing.assert_array_equal(
-        boxes[0, 9:], [[0, 0, 0.5, 0.5], [0.5, 0, 1, 0.5], [0, 0.5, 0.5, 1], [0.5, 0.5, 1, 1], [0, 0, 1, 1]]
+        boxes[0, 9:],
+        [[0, 0, 0.5, 0.5], [0.5, 0, 1, 0.5], [0, 0.5, 0.5, 1], [0.5, 0.5, 1, 1], [0, 0, 1, 1]],
     )
     assert (scores == 1).all()
 
@@ -187,7 +201,9 @@ def test_the_rpn_gives_what_torchvisions_own_gives(weights):
 
     folder, model = weights
     frames = frames_of(2, 96, 130)
-    source = build_proposals("torchvision", weights=str(folder / "torchvision.pth"), size=96, num_boxes=40, bn_eps=1e-5)
+    source = build_proposals(
+        "torchvision", weights=str(folder / "torchvision.pth"), size=96, num_boxes=40, bn_eps=1e-5
+    )
     boxes, scores = source.propose(frames, None, None, (0, 1))
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     images = ((frames / 255 - mean) / std).permute(0, 3, 1, 2)
@@ -207,7 +223,9 @@ def test_batches_do_not_change_the_boxes(weights):
     folder, _ = weights
     frames, path = frames_of(5), str(folder / "torchvision.pth")
     one, all_at_once = (
-        build_proposals("torchvision", weights=path, size=64, batch=batch).propose(frames, None, None, range(5))
+        build_proposals("torchvision", weights=path, size=64, batch=batch).propose(
+            frames, None, None, range(5)
+        )
         for batch in (1, 8)
     )
     np.testing.assert_allclose(one[0], all_at_once[0], atol=1e-4)
@@ -216,7 +234,9 @@ def test_batches_do_not_change_the_boxes(weights):
 
 def test_bf16_moves_scores_little_and_ties_none(weights):
     folder, _ = weights
-    source = build_proposals("torchvision", weights=str(folder / "torchvision.pth"), size=64, num_boxes=30)
+    source = build_proposals(
+        "torchvision", weights=str(folder / "torchvision.pth"), size=64, num_boxes=30
+    )
     frames = frames_of(1)
     _, exact = source.propose(frames, None, None, (0,))
     boxes, scores = source.to("cpu", "bf16").propose(frames, None, None, (0,))
@@ -232,7 +252,8 @@ def test_bf16_moves_scores_little_and_ties_none(weights):
 def test_random_weights_follow_their_seed_and_leave_the_global_generator_alone():
     state = torch.random.get_rng_state()
     first, same, other = (
-        build_proposals("torchvision", weights="none", seed=seed).body.body.conv1.weight for seed in (1, 1, 2)
+        build_proposals("torchvision", weights="none", seed=seed).body.body.conv1.weight
+        for seed in (1, 1, 2)
     )
     assert torch.equal(state, torch.random.get_rng_state())
     assert torch.equal(first, same)
@@ -250,19 +271,26 @@ def test_the_network_keeps_no_batch_norm_and_no_gradients(weights):
 
 def test_weights_of_another_network_are_refused_by_name(weights, tmp_path):
     _, model = weights
-    state = {key: value for key, value in model.state_dict().items() if not key.startswith("roi_heads")}
+    state = {
+        key: value for key, value in model.state_dict().items() if not key.startswith("roi_heads")
+    }
     state["rpn.head.cls_logits.bias"] = torch.zeros(5)
     state["rpn.surprise"] = state.pop("rpn.head.bbox_pred.bias")
     torch.save({"model": state}, tmp_path / "other.pth")
     with pytest.raises(
-        ValueError, match=r"missing: rpn.head.bbox_pred.bias; .*unexpected: rpn.surprise; .*cls_logits.bias \(5,\)"
+        ValueError,
+        match=r"missing: rpn.head.bbox_pred.bias; .*unexpected: rpn.surprise; .*cls_logits.bias "
+        r"\(5,\)",
     ):
         build_proposals("torchvision", weights=str(tmp_path / "other.pth"))
 
 
 def test_names_of_old_torchvision_files_are_understood(weights, tmp_path):
     folder, model = weights
-    state = {key.replace("rpn.head.conv.0.0.", "rpn.head.conv."): value for key, value in model.state_dict().items()}
+    state = {
+        key.replace("rpn.head.conv.0.0.", "rpn.head.conv."): value
+        for key, value in model.state_dict().items()
+    }
     torch.save(state, tmp_path / "old.pth")
     old = build_proposals("torchvision", weights=str(tmp_path / "old.pth"), size=64)
     new = build_proposals("torchvision", weights=str(folder / "torchvision.pth"), size=64)
@@ -288,7 +316,9 @@ def test_suppression_stopped_early_is_the_start_of_full_suppression():
     torch.manual_seed(0)
     boxes = torch.rand(3, 200, 2, 2).sort(2).values.flatten(2) * 50
     scores, levels = torch.randn(3, 200), torch.randint(0, 3, (200,))
-    boxes[0, :195, 2] = boxes[0, :195, 0]  # without width: dropped, so that frame 0 has fewer boxes than asked for
+    boxes[0, :195, 2] = boxes[
+        0, :195, 0
+    ]  # without width: dropped, so that frame 0 has fewer boxes than asked for
     found = suppress(boxes, scores, levels, 30, 0.2)
     for k in range(3):
         wide = torch.where((boxes[k, :, 2:] - boxes[k, :, :2] > 1e-3).all(-1))[0]
@@ -304,7 +334,9 @@ def test_suppression_stopped_early_is_the_start_of_full_suppression():
 def test_detectron2_is_asked_for_only_when_chosen_and_says_how_to_install_it(monkeypatch):
     for name in ("detectron2", "detectron2.modeling"):
         monkeypatch.setitem(sys.modules, name, None)  # what an import of a missing package meets
-    with pytest.raises(ValueError, match=r"INSTALL\.md of the repository facebookresearch/detectron2"):
+    with pytest.raises(
+        ValueError, match=r"INSTALL\.md of the repository facebookresearch/detectron2"
+    ):
         build_proposals("detectron2")
 
 
@@ -317,28 +349,45 @@ def test_detectron2_gives_what_its_own_model_gives(ending, tmp_path):
 
     package, name = Path(detectron2.__file__).parent, "configs/COCO-Detection/rpn_R_50_FPN_1x.yaml"
     cfg = get_cfg()
-    cfg.merge_from_file(next(str(path) for path in (package / "model_zoo" / name, package.parent / name) if path.exists()))
+    cfg.merge_from_file(
+        next(
+            str(path)
+            for path in (package / "model_zoo" / name, package.parent / name)
+            if path.exists()
+        )
+    )
     cfg.MODEL.DEVICE, cfg.MODEL.RPN.POST_NMS_TOPK_TEST = "cpu", 40
     model = build_model(cfg).eval()
     with torch.no_grad():
         for name, norm in model.named_modules():
             if type(norm).__name__ == "FrozenBatchNorm2d":
                 unsettle(norm, 0.2 if name.endswith("conv3.norm") else 1.0)
-        model.backbone.bottom_up.stem.conv1.weight.mul_(0.02)  # its pixels are not divided by their deviation
+        model.backbone.bottom_up.stem.conv1.weight.mul_(
+            0.02
+        )  # its pixels are not divided by their deviation
     state = model.state_dict()
     if ending == ".pth":
         torch.save({"model": state, "iteration": 3}, tmp_path / "weights.pth")
     else:
         arrays = {key: value.numpy() for key, value in state.items()}
         arrays["proposal_generator.anchor_generator.cell_anchors.0"] = np.zeros((3, 4))
-        (tmp_path / "weights.pkl").write_bytes(pickle.dumps({"model": arrays, "__author__": "somebody"}))
+        (tmp_path / "weights.pkl").write_bytes(
+            pickle.dumps({"model": arrays, "__author__": "somebody"})
+        )
     frames = frames_of(2, 96, 130)
-    source = build_proposals("detectron2", weights=str(tmp_path / f"weights{ending}"), size=96, num_boxes=40)
+    source = build_proposals(
+        "detectron2", weights=str(tmp_path / f"weights{ending}"), size=96, num_boxes=40
+    )
     boxes, scores = source.propose(frames, None, None, (0, 1))
     with torch.inference_mode():
-        expected = [out["proposals"] for out in model([{"image": f.flip(-1).permute(2, 0, 1)} for f in frames])]
+        expected = [
+            out["proposals"]
+            for out in model([{"image": f.flip(-1).permute(2, 0, 1)} for f in frames])
+        ]
     for k in range(2):
-        np.testing.assert_allclose(boxes[k] * [130, 96, 130, 96], expected[k].proposal_boxes.tensor, atol=2e-3)
+        np.testing.assert_allclose(
+            boxes[k] * [130, 96, 130, 96], expected[k].proposal_boxes.tensor, atol=2e-3
+        )
         np.testing.assert_allclose(scores[k], expected[k].objectness_logits.sigmoid(), atol=1e-5)
 
 
@@ -349,14 +398,21 @@ def test_a_model_zoo_file_that_would_run_code_is_refused(tmp_path):
         build_proposals("detectron2", weights=str(tmp_path / "code.pkl"))
 
 
-@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "model.", "module.detector._orig_mod."])
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "module.", "model.", "module.detector._orig_mod."]
+)
 def test_weights_of_a_wrapped_detector_load(weights, prefix, tmp_path):
     folder, model = weights
     torch.save(
-        {"state_dict": {prefix + key: value for key, value in model.state_dict().items()}, "epoch": 1}, tmp_path / "w.pth"
+        {
+            "state_dict": {prefix + key: value for key, value in model.state_dict().items()},
+            "epoch": 1,
+        },
+        tmp_path / "w.pth",
     )
     plain, wrapped = (
-        build_proposals("torchvision", weights=str(p), size=64) for p in (folder / "torchvision.pth", tmp_path / "w.pth")
+        build_proposals("torchvision", weights=str(p), size=64)
+        for p in (folder / "torchvision.pth", tmp_path / "w.pth")
     )
     for one, other in zip(plain.head.parameters(), wrapped.head.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -366,7 +422,10 @@ def test_two_networks_in_one_file_of_weights_are_refused_by_their_prefixes(tmp_p
     from pipeline.proposals.digit_rpn import Net
 
     state = Net().state_dict()
-    torch.save({f"{part}.{key}": value for part in ("model", "ema") for key, value in state.items()}, tmp_path / "w.pth")
+    torch.save(
+        {f"{part}.{key}": value for part in ("model", "ema") for key, value in state.items()},
+        tmp_path / "w.pth",
+    )
     with pytest.raises(ValueError, match=r"several such networks, below 'model\.', 'ema\.'"):
         build_proposals("digit_rpn", weights=str(tmp_path / "w.pth"))
     torch.save({"student": state, "teacher": state, "epoch": 3}, tmp_path / "w.pth")
@@ -386,7 +445,11 @@ def something_else(*frames):
             "name": f"17/{k + 1:04d}.jpg",
             "nr_instances": len(found),
             "labels": [
-                {"box2d": dict(zip(("x1", "y1", "x2", "y2"), box, strict=True)), "standard_category": category, "category": "x"}
+                {
+                    "box2d": dict(zip(("x1", "y1", "x2", "y2"), box, strict=True)),
+                    "standard_category": category,
+                    "category": "x",
+                }
                 for category, box in found
             ],
         }
@@ -396,8 +459,12 @@ def something_else(*frames):
 
 def test_something_else_gives_objects_before_hands_and_frame_k_from_entry_k(tmp_path):
     a, b, hand = (8, 4, 40, 20), (0, 0, 80, 40), (16, 10, 32, 30)
-    listed = {"17": something_else([("hand", hand), ("0001", b), ("0000", a)], [], [("hand", hand)])}
-    source = build_proposals("annotations", file=written(tmp_path / "boxes.json", listed), num_boxes=2)
+    listed = {
+        "17": something_else([("hand", hand), ("0001", b), ("0000", a)], [], [("hand", hand)])
+    }
+    source = build_proposals(
+        "annotations", file=written(tmp_path / "boxes.json", listed), num_boxes=2
+    )
     boxes, scores = source.propose(None, CLIP, INFO, (2, 0, 1, 5))
     np.testing.assert_allclose(boxes[0] * SIZE, [hand, (0, 0, 0, 0)], rtol=1e-6)
     np.testing.assert_allclose(boxes[1] * SIZE, [a, b], rtol=1e-6)
@@ -406,14 +473,18 @@ def test_something_else_gives_objects_before_hands_and_frame_k_from_entry_k(tmp_
 
 def test_boxes_measured_at_another_height_are_scaled(tmp_path):
     file = written(tmp_path / "boxes.json", {"17": something_else([("0000", (20, 10, 120, 60))])})
-    boxes, _ = build_proposals("annotations", file=file, annotated_height=80).propose(None, CLIP, INFO, (0,))
+    boxes, _ = build_proposals("annotations", file=file, annotated_height=80).propose(
+        None, CLIP, INFO, (0,)
+    )
     np.testing.assert_allclose(boxes[0, 0] * SIZE, [10, 5, 60, 30], rtol=1e-6)
 
 
 def test_gos_json_is_in_fractions_and_keeps_its_order(tmp_path):
     rows = [[0.5, 0.5, 0.6, 0.6], [0, 0, 1, 1], [0.1, 0.2, 0.3, 0.4]]
     file = written(tmp_path / "boxes.json", {"16": [], "17": [[], rows]})
-    boxes, scores = build_proposals("annotations", file=file, num_boxes=2).propose(None, CLIP, INFO, (1, 0))
+    boxes, scores = build_proposals("annotations", file=file, num_boxes=2).propose(
+        None, CLIP, INFO, (1, 0)
+    )
     np.testing.assert_allclose(boxes[0], rows[:2], rtol=1e-6)
     np.testing.assert_array_equal(scores, [[1, 1], [-1, -1]])
 
@@ -439,11 +510,17 @@ def test_csv_rows_are_found_by_clip_and_frame_best_score_first(tmp_path):
 
 
 def test_csv_without_numbers_above_one_is_in_fractions_unless_told_otherwise(tmp_path):
-    file = csv_of(tmp_path / "boxes.csv", [["17", 0, 0.1, 0.2, 0.9, 1.0]], ("clip", "frame", "x1", "y1", "x2", "y2"))
+    file = csv_of(
+        tmp_path / "boxes.csv",
+        [["17", 0, 0.1, 0.2, 0.9, 1.0]],
+        ("clip", "frame", "x1", "y1", "x2", "y2"),
+    )
     boxes, scores = build_proposals("annotations", file=file).propose(None, CLIP, INFO, (0,))
     np.testing.assert_allclose(boxes[0, 0], [0.1, 0.2, 0.9, 1.0], rtol=1e-6)
     assert scores[0, 0] == 1
-    boxes, _ = build_proposals("annotations", file=file, unit="pixels").propose(None, CLIP, INFO, (0,))
+    boxes, _ = build_proposals("annotations", file=file, unit="pixels").propose(
+        None, CLIP, INFO, (0,)
+    )
     np.testing.assert_allclose(boxes[0, 0] * SIZE, [0.1, 0.2, 0.9, 1.0], rtol=1e-6)
 
 
@@ -469,7 +546,9 @@ def test_boxes_far_outside_the_frame_were_measured_in_another(tmp_path):
 
 
 def listed(kind, path, box, size=SIZE):
-    """A file in which clip 17 has one box, xyxy as a share of the frame, in frame 0; `size` of the frame in pixels, twice."""
+    """A file in which clip 17 has one box, xyxy as a share of the frame, in frame 0; `size` of the
+    frame in pixels, twice.
+    """
     pixels = [float(v) for v in np.multiply(box, size)]
     if kind == "csv":
         return csv_of(path / "boxes.csv", [["17", 0, *pixels, 1, ""]])
@@ -495,7 +574,9 @@ def listed(kind, path, box, size=SIZE):
     ],
 )
 def test_boxes_that_end_outside_were_measured_in_a_larger_picture(kind, box, kept, tmp_path):
-    """In every format: clipped where a picture of this size has such boxes, else the clip fails with the cure."""
+    """In every format: clipped where a picture of this size has such boxes, else the clip fails
+    with the cure.
+    """
     source = build_proposals("annotations", file=listed(kind, tmp_path, box))
     if kept:
         boxes, _ = source.propose(None, CLIP, INFO, (0,))
@@ -506,12 +587,18 @@ def test_boxes_that_end_outside_were_measured_in_a_larger_picture(kind, box, kep
 
 
 def test_the_cure_that_the_message_names_cures(tmp_path):
-    file = listed("csv", tmp_path, (0.5, 0.5, 1, 1), [120, 60] * 2)  # drawn in the original, 1.5 times as large
+    file = listed(
+        "csv", tmp_path, (0.5, 0.5, 1, 1), [120, 60] * 2
+    )  # drawn in the original, 1.5 times as large
     with pytest.raises(BoxesError, match="annotated_height"):
         build_proposals("annotations", file=file).propose(None, CLIP, INFO, (0,))
-    boxes, _ = build_proposals("annotations", file=file, annotated_height=60).propose(None, CLIP, INFO, (0,))
+    boxes, _ = build_proposals("annotations", file=file, annotated_height=60).propose(
+        None, CLIP, INFO, (0,)
+    )
     np.testing.assert_allclose(boxes[0, 0], [0.5, 0.5, 1, 1], rtol=1e-6)
-    boxes, _ = build_proposals("annotations", file=file, overhang=0.5).propose(None, CLIP, INFO, (0,))
+    boxes, _ = build_proposals("annotations", file=file, overhang=0.5).propose(
+        None, CLIP, INFO, (0,)
+    )
     np.testing.assert_allclose(boxes[0, 0], [0.75, 0.75, 1, 1], rtol=1e-6)
     for overhang in (-0.1, 0.6, True, "0.1"):
         with pytest.raises(ValueError, match="overhang"):
@@ -519,29 +606,45 @@ def test_the_cure_that_the_message_names_cures(tmp_path):
 
 
 def test_boxes_without_an_area_are_remarked_on(tmp_path):
-    """x, y, width and height where corners are expected, of a square at its own distance from the corner."""
+    """x, y, width and height where corners are expected, of a square at its own distance from the
+    corner.
+    """
     rows = [["17", k, 20, 20, 20, 20, 1, ""] for k in range(4)]
     source = build_proposals("annotations", file=csv_of(tmp_path / "boxes.csv", rows))
     assert "no box with an area at the 2 frames" in source.remark(CLIP, INFO, (0, 2))
     rows[2][4:6] = 30, 30
-    assert build_proposals("annotations", file=csv_of(tmp_path / "boxes.csv", rows)).remark(CLIP, INFO, (0, 2)) == ""
+    assert (
+        build_proposals("annotations", file=csv_of(tmp_path / "boxes.csv", rows)).remark(
+            CLIP, INFO, (0, 2)
+        )
+        == ""
+    )
 
 
 def test_boxes_that_no_frame_meets_are_remarked_on(tmp_path):
-    rows = [["17", k, 0, 0, 40, 20, 1, ""] for k in (1, 3, 5)] + [["18", 0, 0, 0, 4, 4, 1, ""], ["19", 60, 0, 0, 4, 4, 1, ""]]
+    rows = [["17", k, 0, 0, 40, 20, 1, ""] for k in (1, 3, 5)] + [
+        ["18", 0, 0, 0, 4, 4, 1, ""],
+        ["19", 60, 0, 0, 4, 4, 1, ""],
+    ]
     source = build_proposals("annotations", file=csv_of(tmp_path / "boxes.csv", rows))
-    assert "none of its 3 frames with boxes (1, 3, 5) is one of the 4" in source.remark(CLIP, INFO, (0, 2, 4, 6))
+    assert "none of its 3 frames with boxes (1, 3, 5) is one of the 4" in source.remark(
+        CLIP, INFO, (0, 2, 4, 6)
+    )
     assert source.remark(CLIP, INFO, (0, 3)) == ""
     other = SimpleNamespace(clip="18", path="x")
     assert source.remark(other, INFO, (0, 2)) == ""
     assert source.remark(SimpleNamespace(clip="none", path="x"), INFO, (0,)) == ""
     long = SimpleNamespace(clip="19", path="x")
-    assert "boxes up to frame 60, the video only frames 0 to 7" in source.remark(long, INFO, (0, 60))
+    assert "boxes up to frame 60, the video only frames 0 to 7" in source.remark(
+        long, INFO, (0, 60)
+    )
 
 
 def test_a_separator_other_than_the_comma_and_a_mark_are_told(tmp_path):
     text = "clip;frame;x1;y1;x2;y2\n17;0;0;0;1;1\n"
-    with pytest.raises(ValueError, match=r"line 1: no column clip, .* separated by semicolons, expected commas"):
+    with pytest.raises(
+        ValueError, match=r"line 1: no column clip, .* separated by semicolons, expected commas"
+    ):
         build_proposals("annotations", file=written(tmp_path / "boxes.csv", text))
     marked = written(tmp_path / "boxes.csv", "\ufeff" + text.replace(";", ","))
     assert build_proposals("annotations", file=marked).propose(None, CLIP, INFO, (0,))[1][0, 0] == 1
@@ -554,9 +657,13 @@ def test_a_clip_that_is_not_listed_fails_alone_unless_allowed(tmp_path):
     file = written(tmp_path / "boxes.json", {"seventeen": [[[0, 0, 1, 1]]], "18": []})
     with pytest.raises(MissingBoxes, match="'17'"):
         build_proposals("annotations", file=file).propose(None, CLIP, INFO, (0,))
-    _, scores = build_proposals("annotations", file=file, allow_missing=True).propose(None, CLIP, INFO, (0,))
+    _, scores = build_proposals("annotations", file=file, allow_missing=True).propose(
+        None, CLIP, INFO, (0,)
+    )
     assert (scores == -1).all()
-    _, scores = build_proposals("annotations", file=file, key="stem").propose(None, CLIP, INFO, (0,))
+    _, scores = build_proposals("annotations", file=file, key="stem").propose(
+        None, CLIP, INFO, (0,)
+    )
     assert scores[0, 0] == 1
 
 
@@ -565,7 +672,10 @@ def test_a_folder_of_parts_is_one_source_and_no_clip_is_listed_twice(tmp_path):
     written(tmp_path / "part2.json", {"18": [[[0, 0, 0.5, 0.5]]]})
     source = build_proposals("annotations", file=str(tmp_path))
     assert set(source.clips) == {"17", "18"}
-    assert source.weights_sha256 != build_proposals("annotations", file=str(tmp_path / "part1.json")).weights_sha256
+    assert (
+        source.weights_sha256
+        != build_proposals("annotations", file=str(tmp_path / "part1.json")).weights_sha256
+    )
     written(tmp_path / "part3.json", {"17": []})
     with pytest.raises(ValueError, match=r"part3.json: clip '17' is listed twice"):
         build_proposals("annotations", file=str(tmp_path))

@@ -1,9 +1,11 @@
-"""Box geometry: a box follows what it shows through crop and flip, and overlap is measured in continuous coordinates."""
+"""Box geometry: a box follows what it shows through crop and flip, and overlap is measured in
+continuous coordinates.
+"""
 
 import numpy as np
 import pytest
 
-from pipeline.boxes import area, from_view, iou, pack, to_view
+from pipeline.regions.boxes import area, from_view, iou, pack, to_view
 
 SOURCE = (64, 48)  # width, height
 
@@ -15,7 +17,12 @@ def random_boxes(rng, *shape, low=0.0, high=1.0):
 
 def random_crop(rng, source=SOURCE):
     width, height = rng.integers(4, source[0]), rng.integers(4, source[1])
-    return (rng.integers(0, source[0] - width + 1), rng.integers(0, source[1] - height + 1), width, height)
+    return (
+        rng.integers(0, source[0] - width + 1),
+        rng.integers(0, source[1] - height + 1),
+        width,
+        height,
+    )
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -30,7 +37,9 @@ def test_a_painted_rectangle_is_found_where_to_view_says(seed, flip):
     view = frame[y : y + height, x : x + width]
     view = view[:, ::-1] if flip else view
 
-    box, keep = to_view(np.array([x1, y1, x2, y2]) / np.array([*SOURCE, *SOURCE]), crop, SOURCE, flip)
+    box, keep = to_view(
+        np.array([x1, y1, x2, y2]) / np.array([*SOURCE, *SOURCE]), crop, SOURCE, flip
+    )
 
     rows, columns = np.flatnonzero(view.any(1)), np.flatnonzero(view.any(0))
     assert keep == (view.sum() >= 0.01 * frame.sum())
@@ -70,7 +79,9 @@ def test_from_view_undoes_to_view_for_boxes_inside_the_crop(flip):
 
 def test_a_box_is_kept_from_one_hundredth_of_its_area_on():
     crop = (32, 0, 32, 48)  # the right half
-    edge = np.array([0.5 - 0.495, 0.2, 0.5 + 0.005, 0.8])  # 1.0 % of its width is right of the middle
+    edge = np.array(
+        [0.5 - 0.495, 0.2, 0.5 + 0.005, 0.8]
+    )  # 1.0 % of its width is right of the middle
     just_in, just_out = edge + np.array([0, 0, 1e-6, 0]), edge - np.array([0, 0, 1e-4, 0])
     _, keep = to_view(np.stack([just_in, just_out]), crop, SOURCE, False)
     np.testing.assert_array_equal(keep, [True, False])
@@ -78,7 +89,13 @@ def test_a_box_is_kept_from_one_hundredth_of_its_area_on():
 
 def test_boxes_without_area_or_outside_the_crop_are_dropped():
     boxes = np.array(
-        [[0.2, 0.2, 0.2, 0.6], [0.5, 0.5, 0.5, 0.5], [0.6, 0.6, 0.4, 0.9], [0.8, 0.8, 0.9, 0.9], [0.1, 0.1, 0.3, 0.3]]
+        [
+            [0.2, 0.2, 0.2, 0.6],
+            [0.5, 0.5, 0.5, 0.5],
+            [0.6, 0.6, 0.4, 0.9],
+            [0.8, 0.8, 0.9, 0.9],
+            [0.1, 0.1, 0.3, 0.3],
+        ]
     )
     seen, keep = to_view(boxes, (0, 0, 32, 24), SOURCE, False)
     np.testing.assert_array_equal(keep, [False, False, False, False, True])
@@ -95,7 +112,9 @@ def test_iou_equals_a_count_of_small_cells():
     a, b = rng.integers(0, 20, (2, 30, 2, 2))
     a, b = (np.concatenate([c.min(1), c.max(1)], axis=-1) for c in (a, b))
     cells = np.stack(np.meshgrid(np.arange(20), np.arange(20)), -1) + 0.5
-    inside = [((cells > c[:, None, None, :2]) & (cells < c[:, None, None, 2:])).all(-1) for c in (a, b)]
+    inside = [
+        ((cells > c[:, None, None, :2]) & (cells < c[:, None, None, 2:])).all(-1) for c in (a, b)
+    ]
     both = (inside[0][:, None] & inside[1]).sum((-2, -1))
     either = (inside[0][:, None] | inside[1]).sum((-2, -1))
     np.testing.assert_allclose(iou(a.astype(float), b.astype(float)), both / np.maximum(either, 1))
@@ -115,7 +134,9 @@ def test_iou_is_unmoved_by_a_common_shift_scale_or_mirror():
     rng = np.random.default_rng(5)
     a, b = random_boxes(rng, 20), random_boxes(rng, 20)
     expected = iou(a, b)
-    np.testing.assert_allclose(iou(a * 3 + [1, 2, 1, 2], b * 3 + [1, 2, 1, 2]), expected, atol=1e-12)
+    np.testing.assert_allclose(
+        iou(a * 3 + [1, 2, 1, 2], b * 3 + [1, 2, 1, 2]), expected, atol=1e-12
+    )
     a, b = (to_view(boxes, (0, 0, *SOURCE), SOURCE, True)[0] for boxes in (a, b))
     np.testing.assert_allclose(iou(a, b), expected, atol=1e-12)
 
@@ -137,7 +158,11 @@ def test_iou_counts_touching_boxes_as_apart():
 
 def test_pack_puts_valid_rows_first_by_score_and_pads_with_zeros():
     rng = np.random.default_rng(6)
-    boxes, scores, keep = random_boxes(rng, 4, 9), rng.uniform(0, 1, (4, 9)), rng.uniform(size=(4, 9)) < 0.6
+    boxes, scores, keep = (
+        random_boxes(rng, 4, 9),
+        rng.uniform(0, 1, (4, 9)),
+        rng.uniform(size=(4, 9)) < 0.6,
+    )
     packed, best, valid = pack(boxes, scores, keep, 12)
     assert packed.shape == (4, 12, 4)
     assert packed.dtype == best.dtype == np.float32
@@ -175,4 +200,6 @@ def test_pack_of_no_boxes_at_all_is_all_padding():
 
 
 def test_area_is_in_continuous_coordinates():
-    np.testing.assert_allclose(area(np.array([[1.0, 2, 3, 5], [3, 3, 3, 9], [3, 3, 2, 2]])), [6, 0, 0])
+    np.testing.assert_allclose(
+        area(np.array([[1.0, 2, 3, 5], [3, 3, 3, 9], [3, 3, 2, 2]])), [6, 0, 0]
+    )

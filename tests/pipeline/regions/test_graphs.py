@@ -2,11 +2,19 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from small_cache import FIELDS, N, T, make_cache, tensors_of, write_shard
 
-import pipeline.graphs
-from pipeline.cache import Cache, CacheError
-from pipeline.graphs import GraphOptions, build_graphs, graphs_of, inner_products, iou_graph, nearest_nodes, similar_nodes
+import pipeline.regions.graphs
+from pipeline.cache.reader import Cache, CacheError
+from pipeline.regions.graphs import (
+    GraphOptions,
+    build_graphs,
+    graphs_of,
+    inner_products,
+    iou_graph,
+    nearest_nodes,
+    similar_nodes,
+)
+from tests.support.small_cache import FIELDS, N, T, make_cache, tensors_of, write_shard
 
 
 def random_boxes(*shape: int, seed: int = 0) -> np.ndarray:
@@ -15,7 +23,9 @@ def random_boxes(*shape: int, seed: int = 0) -> np.ndarray:
     return corners.reshape(*shape, 4).astype(np.float32)
 
 
-def random_nodes(B: int = 2, T: int = 4, N: int = 5, C: int = 7, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def random_nodes(
+    B: int = 2, T: int = 4, N: int = 5, C: int = 7, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Nodes [B,T,N,C] and valid [B,T,N], valid ones first; step 1 of view 0 has no box at all."""
     rng = np.random.default_rng(seed)
     valid = np.sort(rng.random((B, T, N)) < 0.7, axis=-1)[..., ::-1].copy()
@@ -52,7 +62,9 @@ def test_iou_does_not_change_when_all_boxes_move_or_grow_together():
 
 def test_boxes_that_never_meet_have_no_edges():
     boxes = np.array([[0, 0, 0.4, 0.4], [0.5, 0.5, 1, 1]], np.float32)
-    boxes = np.stack([boxes, boxes + 2, boxes])  # each step far away from the last; touching sides do not count
+    boxes = np.stack(
+        [boxes, boxes + 2, boxes]
+    )  # each step far away from the last; touching sides do not count
     graph = iou_graph(boxes, all_valid(boxes))
     assert not graph.any()
     assert np.isfinite(graph).all()
@@ -92,7 +104,9 @@ def test_nearest_equals_plain_loops():
     assert nearest.shape == (2, 4, 5, 4)
     assert nearest.dtype == torch.int32
     for b, t, i, s in np.ndindex(*nearest.shape):
-        products = [float(nodes[b, t, i] @ nodes[b, s, j]) if valid[b, s, j] else -np.inf for j in range(5)]
+        products = [
+            float(nodes[b, t, i] @ nodes[b, s, j]) if valid[b, s, j] else -np.inf for j in range(5)
+        ]
         want = int(np.argmax(products)) if valid[b, t, i] else 0
         assert nearest[b, t, i, s] == want
 
@@ -109,7 +123,9 @@ def test_similar_equals_plain_loops():
         padding = [0] * (6 - len(best))
         assert index[b].flatten(0, 1)[i].tolist() == best + padding
         np.testing.assert_allclose(
-            value[b].flatten(0, 1)[i], [float(flat[b, i] @ flat[b, j]) for j in best] + padding, rtol=1e-5
+            value[b].flatten(0, 1)[i],
+            [float(flat[b, i] @ flat[b, j]) for j in best] + padding,
+            rtol=1e-5,
         )
 
 
@@ -148,7 +164,9 @@ def test_rows_of_invalid_nodes_are_zero_and_never_chosen():
         assert np.isfinite(graphs[name]).all()
     assert not graphs["iou"][~tensors["valid"][:, :-1]].any()
     assert not graphs["iou"].swapaxes(-1, -2)[~tensors["valid"][:, 1:]].any()
-    chosen = np.take_along_axis(tensors["valid"].reshape(2, -1), graphs["similar"].reshape(2, -1), 1)
+    chosen = np.take_along_axis(
+        tensors["valid"].reshape(2, -1), graphs["similar"].reshape(2, -1), 1
+    )
     assert chosen[graphs["similarity"].reshape(2, -1) != 0].all()
 
 
@@ -158,9 +176,13 @@ def test_permuting_nodes_within_steps_permutes_nearest_and_similar():
     order = torch.tensor([2, 4, 0, 1, 3])
     back = torch.argsort(order)  # old number -> new number
     nodes = torch.randn(1, 4, 5, 7, generator=torch.Generator().manual_seed(3))
-    near, far = (nearest_nodes(inner_products(x, valid), valid) for x in (nodes, nodes[:, :, order]))
+    near, far = (
+        nearest_nodes(inner_products(x, valid), valid) for x in (nodes, nodes[:, :, order])
+    )
     np.testing.assert_array_equal(far, back[near.long()][:, :, order])
-    (index, value), (other, worth) = (similar_nodes(inner_products(x, valid), valid, 4) for x in (nodes, nodes[:, :, order]))
+    (index, value), (other, worth) = (
+        similar_nodes(inner_products(x, valid), valid, 4) for x in (nodes, nodes[:, :, order])
+    )
     renamed = index // 5 * 5 + back[index.long() % 5]
     np.testing.assert_array_equal(other, renamed[:, :, order])
     torch.testing.assert_close(worth, value[:, :, order])
@@ -180,7 +202,10 @@ def test_stored_graphs_are_those_of_the_stored_features(tmp_path):
         group = Cache(path)[name]
         for row in np.flatnonzero(group.ok):
             view = group.view(int(row))
-            features = {key: values[None] for key, values in tensors_of(name, group.clips[row], int(group.views[row])).items()}
+            features = {
+                key: values[None]
+                for key, values in tensors_of(name, group.clips[row], int(group.views[row])).items()
+            }
             for field, values in graphs_of(features, GraphOptions(neighbours=4)).items():
                 np.testing.assert_allclose(view[field], values[0], rtol=1e-6)
 
@@ -189,7 +214,7 @@ def test_graphs_are_the_same_in_small_batches_and_in_another_process(tmp_path, m
     whole = make_cache(tmp_path / "a")
     build_graphs(whole)
     halves = make_cache(tmp_path / "b")
-    monkeypatch.setattr(pipeline.graphs, "BATCH_BYTES", 1)
+    monkeypatch.setattr(pipeline.regions.graphs, "BATCH_BYTES", 1)
     build_graphs(halves)
     others = make_cache(tmp_path / "c")
     build_graphs(others, workers=1)
@@ -223,8 +248,8 @@ def test_graphs_follow_features_that_were_written_again(tmp_path):
 def test_a_run_with_other_options_that_was_stopped_half_way_resumes(tmp_path):
     path = make_cache(tmp_path)
     build_graphs(path, neighbours=3)
-    maker = pipeline.graphs.ShardGraphs(path, GraphOptions(neighbours=4), "cpu", "none")
-    maker(pipeline.graphs.GraphJob(1, path / "graphs/00001.h5"))
+    maker = pipeline.regions.graphs.ShardGraphs(path, GraphOptions(neighbours=4), "cpu", "none")
+    maker(pipeline.regions.graphs.GraphJob(1, path / "graphs/00001.h5"))
     assert "similar" not in Cache(path)["train"].fields
     assert [record["shard"] for record in build_graphs(path, neighbours=4)] == [0, 2]
     assert Cache(path)["train"].shape("similar") == (T, N, 4)
@@ -236,7 +261,9 @@ def test_graphs_that_cannot_be_made_say_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr("small_cache.tensors_of", _without(tensors_of, "nodes", "boxes"))
     path = make_cache(tmp_path)
     with pytest.raises(
-        CacheError, match="train: iou need boxes, which is not stored; extract with --keep boxes, or leave iou out"
+        CacheError,
+        match="train: iou need boxes, which is not stored; extract with --keep boxes, or leave "
+        "iou out",
     ):
         build_graphs(path)
     with pytest.raises(CacheError, match="nearest, similar need nodes"):
@@ -256,9 +283,13 @@ def test_the_command_computes_graphs_and_resumes(tmp_path):
     from cli.graphs import command
 
     path = make_cache(tmp_path, failed=("clip2",))
-    done = CliRunner().invoke(command, ["--cache", str(path), "--neighbours", "3", "--device", "cpu"])
+    done = CliRunner().invoke(
+        command, ["--cache", str(path), "--neighbours", "3", "--device", "cpu"]
+    )
     assert done.exit_code == 0, done.output
     assert "graphs of 18 views in 3 shards written" in done.output
-    again = CliRunner().invoke(command, ["--cache", str(path), "--neighbours", "3", "--device", "cpu"])
+    again = CliRunner().invoke(
+        command, ["--cache", str(path), "--neighbours", "3", "--device", "cpu"]
+    )
     assert "graphs of 0 views in 0 shards written" in again.output
     assert "21 of 21 views lie in shards whose graphs are up to date" in again.output

@@ -1,13 +1,15 @@
-"""RoIAlign: the values of torchvision's, the node of a box follows what the box shows, and padding is never looked at."""
+"""RoIAlign: the values of torchvision's, the node of a box follows what the box shows, and padding
+is never looked at.
+"""
 
 import numpy as np
 import pytest
 import torch
 from torchvision.ops import roi_align as reference
 
-from pipeline import roi
-from pipeline.boxes import to_view
-from pipeline.roi import roi_align
+from pipeline.regions import roi_align as roi
+from pipeline.regions.boxes import to_view
+from pipeline.regions.roi_align import roi_align
 
 POOLING = {"max": lambda bins: bins.amax((2, 3)), "mean": lambda bins: bins.mean((2, 3))}
 
@@ -34,7 +36,9 @@ def from_torchvision(fmap, boxes, size, pool):
 def test_equals_torchvision_aligned_roi_align(pool, size, grid):
     fmap, boxes, valid = random_input(height=grid[0], width=grid[1])
     expected = from_torchvision(fmap, boxes, size, pool)
-    torch.testing.assert_close(roi_align(fmap, boxes, valid, size=size, pool=pool), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        roi_align(fmap, boxes, valid, size=size, pool=pool), expected, atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("pool", ["max", "mean"])
@@ -50,20 +54,26 @@ def test_gradients_equal_torchvisions(pool):
 @pytest.mark.parametrize("pool", ["max", "mean"])
 def test_a_map_of_ones_gives_one_for_every_box_inside(pool):
     _, boxes, valid = random_input(boxes=30)
-    boxes[0, 0, :4] = torch.tensor([[0, 0, 1, 1], [0.5, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]], dtype=torch.float32)
+    boxes[0, 0, :4] = torch.tensor(
+        [[0, 0, 1, 1], [0.5, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]], dtype=torch.float32
+    )
     nodes = roi_align(torch.ones(2, 5, 3, 7, 7), boxes, valid, pool=pool)
     torch.testing.assert_close(nodes, torch.ones_like(nodes))
 
 
 @pytest.mark.parametrize("box", [(0, 0, 12, 12), (4, 0, 8, 6), (5, 5, 6, 7), (-6, 1, 7, 18)])
 def test_area_is_the_mean_over_the_box_of_a_map_that_is_constant_in_each_cell(box):
-    """Boxes in twelfths of the frame, whose borders are those of pixels of a map four times as fine."""
+    """Boxes in twelfths of the frame, whose borders are those of pixels of a map four times as
+    fine.
+    """
     fmap, _, valid = random_input(boxes=1)
     fine = fmap.repeat_interleave(4, -2).repeat_interleave(4, -1)  # 24 x 36
     (x1, y1, x2, y2) = (max(0, side) * scale for side, scale in zip(box, (3, 2, 3, 2), strict=True))
     expected = fine[..., y1:y2, x1:x2].mean((-1, -2)).transpose(1, 2)[:, :, None]
     boxes = (torch.tensor(box) / 12).expand(2, 3, 1, 4)
-    torch.testing.assert_close(roi_align(fmap, boxes, valid, pool="area"), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        roi_align(fmap, boxes, valid, pool="area"), expected, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_area_of_ones_is_one_and_of_no_area_zero():
@@ -105,7 +115,9 @@ def test_padding_of_the_map_is_never_looked_at(pool):
     nodes = roi_align(padded, boxes, valid, pool=pool, grid=torch.tensor(grid))
     for sample, (height, width) in enumerate(grid):
         alone = slice(sample, sample + 1)
-        expected = roi_align(fmap[alone, :, :, :height, :width], boxes[alone], valid[alone], pool=pool)
+        expected = roi_align(
+            fmap[alone, :, :, :height, :width], boxes[alone], valid[alone], pool=pool
+        )
         torch.testing.assert_close(nodes[alone], expected)
 
 
@@ -123,14 +135,21 @@ def test_half_precision_maps_are_aligned_in_float32(pool, dtype):
 def test_neither_memory_layout_nor_chunks_change_the_nodes(pool, monkeypatch):
     fmap, boxes, valid = random_input()
     expected = roi_align(fmap, boxes, valid, pool=pool)
-    torch.testing.assert_close(roi_align(fmap.to(memory_format=torch.channels_last_3d), boxes, valid, pool=pool), expected)
+    torch.testing.assert_close(
+        roi_align(fmap.to(memory_format=torch.channels_last_3d), boxes, valid, pool=pool), expected
+    )
     monkeypatch.setattr(roi, "_CPU_BYTES", 1)
     torch.testing.assert_close(roi_align(fmap, boxes, valid, pool=pool), expected)
 
 
 def test_no_boxes_give_no_nodes():
     for pool in roi.POOLS:
-        assert roi_align(torch.ones(2, 5, 3, 7, 7), torch.zeros(2, 3, 0, 4), torch.zeros(2, 3, 0).bool(), pool=pool).shape == (
+        assert roi_align(
+            torch.ones(2, 5, 3, 7, 7),
+            torch.zeros(2, 3, 0, 4),
+            torch.zeros(2, 3, 0).bool(),
+            pool=pool,
+        ).shape == (
             2,
             3,
             0,
@@ -139,7 +158,9 @@ def test_no_boxes_give_no_nodes():
 
 
 def seen(frame, crop, flip, cells=16):
-    """The view of `frame` [H,W] as a map [1,1,1,cells,cells]: crop, mirror, and the mean of the pixels of every cell."""
+    """The view of `frame` [H,W] as a map [1,1,1,cells,cells]: crop, mirror, and the mean of the
+    pixels of every cell.
+    """
     x, y, width, height = crop
     view = frame[y : y + height, x : x + width]
     view = view[:, ::-1].copy() if flip else view
@@ -151,7 +172,9 @@ def seen(frame, crop, flip, cells=16):
 @pytest.mark.parametrize("crop", [(0, 0, 64, 64), (16, 16, 32, 32), (8, 32, 48, 32)])
 def test_a_painted_box_is_followed_by_its_node_through_crop_and_flip(crop, flip):
     frame = np.zeros((64, 64))
-    box = np.array([18, 36, 34, 46])  # off the centre of every crop: mirroring the wrong axis would miss it
+    box = np.array(
+        [18, 36, 34, 46]
+    )  # off the centre of every crop: mirroring the wrong axis would miss it
     frame[box[1] : box[3], box[0] : box[2]] = 1.0
     places, keep = to_view(box / 64, crop, (64, 64), flip)
     assert keep

@@ -1,4 +1,6 @@
-"""Before a run: each kind of bad clip is found, the good ones are not, and the list says what and where."""
+"""Before a run: each kind of bad clip is found, the good ones are not, and the list says what and
+where.
+"""
 
 import csv
 import json
@@ -10,13 +12,13 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from pipeline import check
-from pipeline.check import Finding, check_clips, frame_numbers, look, write_findings
-from pipeline.decode import write_video
-from pipeline.manifest import Clip, Manifest, read_manifest, write_manifest
-from pipeline.pixels import Opening
-from pipeline.pool import _Worker
+from pipeline.manifests.manifest import Clip, Manifest, read_manifest, write_manifest
 from pipeline.proposals import build_proposals
+from pipeline.stages import check
+from pipeline.stages.check import Finding, check_clips, frame_numbers, look, write_findings
+from pipeline.video.decode import write_video
+from pipeline.video.view_pixels import Opening
+from pipeline.workers.decode_pool import _Worker
 
 
 def moving(seed: int, frames: int = 12) -> np.ndarray:
@@ -37,9 +39,13 @@ def videos(tmp_path_factory) -> Path:
     write_video(folder / "still.mp4", moving(3)[:1].repeat(12, 0), 12)
     write_video(folder / "black.mp4", np.zeros((12, 32, 48, 3), np.uint8), 12)
     shutil.copy(folder / "a.mp4", folder / "copy.mp4")
-    with open(folder / "copy.mp4", "ab") as file:  # what follows a container changes its bytes, not what it shows
+    with open(
+        folder / "copy.mp4", "ab"
+    ) as file:  # what follows a container changes its bytes, not what it shows
         file.write(b"\0\0\0\x08free")
-    (folder / "cut.mp4").write_bytes((folder / "a.mp4").read_bytes()[: (folder / "a.mp4").stat().st_size // 2])
+    (folder / "cut.mp4").write_bytes(
+        (folder / "a.mp4").read_bytes()[: (folder / "a.mp4").stat().st_size // 2]
+    )
     (folder / "text.mp4").write_text("not a video")
     (folder / "nothing").mkdir()
     (folder / "frames").mkdir()
@@ -62,7 +68,17 @@ def test_good_clips_have_no_findings(videos):
 
 
 def test_each_kind_of_bad_clip_is_found(videos):
-    names = ("a.mp4", "cut.mp4", "text.mp4", "none.mp4", "nothing", "b.mp4", "black.mp4", "still.mp4", "copy.mp4")
+    names = (
+        "a.mp4",
+        "cut.mp4",
+        "text.mp4",
+        "none.mp4",
+        "nothing",
+        "b.mp4",
+        "black.mp4",
+        "still.mp4",
+        "copy.mp4",
+    )
     assert found(videos, *names) == {
         **{name: {"unreadable"} for name in ("cut.mp4", "text.mp4", "none.mp4", "nothing")},
         "black.mp4": {"blank"},
@@ -72,8 +88,12 @@ def test_each_kind_of_bad_clip_is_found(videos):
 
 
 def test_a_small_thing_that_moves_is_not_still(tmp_path):
-    """A square of 10 pixels in 96 by 128 that do not change: on average frames differ by half a level."""
-    frames = np.full((12, 96, 128, 3), 90, np.uint8) + np.random.default_rng(0).integers(0, 60, (1, 96, 128, 3), np.uint8)
+    """A square of 10 pixels in 96 by 128 that do not change: on average frames differ by half a
+    level.
+    """
+    frames = np.full((12, 96, 128, 3), 90, np.uint8) + np.random.default_rng(0).integers(
+        0, 60, (1, 96, 128, 3), np.uint8
+    )
     for k in range(12):
         frames[k, 40:50, 9 * k : 9 * k + 10] = 200
     write_video(tmp_path / "small.mp4", frames, 12)
@@ -83,7 +103,9 @@ def test_a_small_thing_that_moves_is_not_still(tmp_path):
 def test_workers_find_what_one_process_finds_in_the_order_of_the_manifest(videos):
     names = ("copy.mp4", "text.mp4", "a.mp4", "b.mp4", "still.mp4")
     manifest = manifest_of(videos, *((name, name, "train", "x") for name in names))
-    alone, together = (check_clips(manifest, Opening(manifest.root), workers).findings for workers in (0, 2))
+    alone, together = (
+        check_clips(manifest, Opening(manifest.root), workers).findings for workers in (0, 2)
+    )
     assert alone == together
     assert [finding.clip for finding in alone] == ["text.mp4", "a.mp4", "still.mp4"]
 
@@ -97,7 +119,14 @@ def test_a_damaged_frame_in_the_middle_of_a_folder_is_found_where_it_is_looked_a
 
 def test_parts_of_one_file_are_no_duplicates_and_the_same_part_twice_is(videos):
     rows = [
-        {"clip": str(k), "path": "a.mp4", "split": "train", "label": "x", "start": start, "end": end}
+        {
+            "clip": str(k),
+            "path": "a.mp4",
+            "split": "train",
+            "label": "x",
+            "start": start,
+            "end": end,
+        }
         for k, (start, end) in enumerate(((0, 0.5), (0.5, 1), (0, 0.5)))
     ]
     manifest = write_manifest(videos / "parts.csv", rows)
@@ -127,46 +156,79 @@ def test_an_end_beyond_the_video_is_a_finding_and_rounding_is_none(videos, end, 
 
 
 def test_an_end_beyond_a_folder_of_frames_is_a_finding_too(videos):
-    row = {"clip": "a", "path": "frames", "split": "train", "label": "x", "start": "", "end": 4000, "fps": 4}
+    row = {
+        "clip": "a",
+        "path": "frames",
+        "split": "train",
+        "label": "x",
+        "start": "",
+        "end": 4000,
+        "fps": 4,
+    }
     manifest = write_manifest(videos / "end.csv", [row])
     (finding,) = check_clips(manifest, Opening(manifest.root), 0).findings
-    assert finding.message.startswith("ends at 4000 s, 3999.00 s beyond the end of the video (1.00 s)")
+    assert finding.message.startswith(
+        "ends at 4000 s, 3999.00 s beyond the end of the video (1.00 s)"
+    )
 
 
 def test_labels_that_look_the_same_and_are_two_classes_are_a_finding(videos):
-    manifest = manifest_of(videos, ("a", "a.mp4", "train", "caf\u00e9"), ("b", "b.mp4", "train", "cafe\u0301"))
+    manifest = manifest_of(
+        videos, ("a", "a.mp4", "train", "caf\u00e9"), ("b", "b.mp4", "train", "cafe\u0301")
+    )
     (finding,) = check_clips(manifest, Opening(manifest.root), 0).findings
     assert finding.kind == "label"
     assert "two classes" in finding.message
 
 
 def test_boxes_are_compared_with_the_clips(videos, tmp_path):
-    """Of a larger picture, at frames that are not looked at, of no clip; good ones are no finding."""
-    boxes = [("a.mp4", k, 4, 4, 48, 32) for k in range(12)] + [("b.mp4", k, 4, 4, 72, 48) for k in range(12)]
-    boxes += [("frames", 1, 4, 4, 40, 30)]  # of 4 frames, 0 0 1 1 2 2 ... are looked at with the usual options
+    """Of a larger picture, at frames that are not looked at, of no clip; good ones are no
+    finding.
+    """
+    boxes = [("a.mp4", k, 4, 4, 48, 32) for k in range(12)] + [
+        ("b.mp4", k, 4, 4, 72, 48) for k in range(12)
+    ]
+    boxes += [
+        ("frames", 1, 4, 4, 40, 30)
+    ]  # of 4 frames, 0 0 1 1 2 2 ... are looked at with the usual options
     text = "clip,frame,x1,y1,x2,y2\n" + "".join(",".join(map(str, row)) + "\n" for row in boxes)
     (tmp_path / "boxes.csv").write_text(text)
     source = build_proposals("annotations", file=str(tmp_path / "boxes.csv"))
-    assert found(videos, "a.mp4", "b.mp4", "still.mp4", boxes=source) == {"b.mp4": {"boxes"}, "still.mp4": {"still", "boxes"}}
+    assert found(videos, "a.mp4", "b.mp4", "still.mp4", boxes=source) == {
+        "b.mp4": {"boxes"},
+        "still.mp4": {"still", "boxes"},
+    }
 
 
 def test_sparse_boxes_that_leave_a_clip_without_any_are_a_finding(tmp_path):
     write_video(
         tmp_path / "long.mp4", moving(5, 64), 12
     )  # frames 1, 5, 9, ... are looked at: the middles of 32 segments, halved
-    looked = set(check._frames_looked_at(look(Opening(tmp_path), Clip("l", str(tmp_path / "long.mp4"), "test", ())).info))
+    looked = set(
+        check._frames_looked_at(
+            look(Opening(tmp_path), Clip("l", str(tmp_path / "long.mp4"), "test", ())).info
+        )
+    )
     assert len(looked) == 16
     for frame in (min(looked), min(set(range(64)) - looked)):
         (tmp_path / "boxes.csv").write_text(f"clip,frame,x1,y1,x2,y2\nlong.mp4,{frame},4,4,40,30\n")
         source = build_proposals("annotations", file=str(tmp_path / "boxes.csv"))
-        assert found(tmp_path, "long.mp4", boxes=source) == ({} if frame in looked else {"long.mp4": {"boxes"}})
+        assert found(tmp_path, "long.mp4", boxes=source) == (
+            {} if frame in looked else {"long.mp4": {"boxes"}}
+        )
 
 
 def test_a_duplicate_says_which_splits_and_labels_disagree(videos):
-    manifest = manifest_of(videos, ("a", "a.mp4", "train", "x"), ("c", "copy.mp4", "val", "y"), ("d", "b.mp4", "train", "y"))
+    manifest = manifest_of(
+        videos,
+        ("a", "a.mp4", "train", "x"),
+        ("c", "copy.mp4", "val", "y"),
+        ("d", "b.mp4", "train", "y"),
+    )
     (finding,) = check_clips(manifest, Opening(manifest.root), 0).findings
     assert finding.message == (
-        "shows the same frames as clip a, which is in train while this one is in val, and is labelled y where that is x"
+        "shows the same frames as clip a, which is in train while this one is in val, and is "
+        "labelled y where that is x"
     )
 
 
@@ -184,13 +246,21 @@ def test_the_frames_are_the_first_the_last_and_three_between():
 @pytest.mark.parametrize(
     ("classes", "labels", "expected"),
     [
-        (["0", "1"], [("train", "0"), ("train", "1"), ("val", "2")], ["label '2' is none of the 2 classes"]),
+        (
+            ["0", "1"],
+            [("train", "0"), ("train", "1"), ("val", "2")],
+            ["label '2' is none of the 2 classes"],
+        ),
         (
             None,
             [("train", "0"), ("train", "1"), ("val", "2"), ("test", "2")],
             ["class '2' is in val, but no clip of train has it"],
         ),
-        (None, [("train", "1"), ("train", "2")], ["labels are numbers from 1; class ids count from 0"]),
+        (
+            None,
+            [("train", "1"), ("train", "2")],
+            ["labels are numbers from 1; class ids count from 0"],
+        ),
         (None, [("train", "a"), ("train", "")], ["no label, while other clips of train have one"]),
         (None, [("train", "a;b"), ("train", ""), ("test", "")], []),
         (None, [("train", "a"), ("val", "a"), ("test", ""), ("test", "")], []),
@@ -220,16 +290,21 @@ def sleep_or_die(opening: Opening, clip) -> object:
 
 
 def test_a_decoder_that_hangs_or_dies_is_a_finding(videos, monkeypatch):
-    from pipeline import check
+    from pipeline.stages import check
 
-    def give_time(worker, ticket, limit):  # only the one that hangs has a limit: others take as long as they take
+    def give_time(
+        worker, ticket, limit
+    ):  # only the one that hangs has a limit: others take as long as they take
         give(worker, ticket, limit if ticket.task.clip == "sleeps" else None)
 
     give = _Worker.give
     monkeypatch.setattr(_Worker, "give", give_time)
     monkeypatch.setattr(check, "look", sleep_or_die)
     manifest = manifest_of(
-        videos, ("sleeps", "a.mp4", "train", "x"), ("dies", "b.mp4", "train", "x"), ("b", "b.mp4", "train", "x")
+        videos,
+        ("sleeps", "a.mp4", "train", "x"),
+        ("dies", "b.mp4", "train", "x"),
+        ("b", "b.mp4", "train", "x"),
     )
     findings = check_clips(manifest, Opening(manifest.root), 2, time_limit=1).findings
     assert [(f.clip, f.kind, f.message.split(":")[0]) for f in findings] == [
@@ -239,7 +314,7 @@ def test_a_decoder_that_hangs_or_dies_is_a_finding(videos, monkeypatch):
 
 
 def test_our_own_errors_are_no_findings(videos, monkeypatch):
-    from pipeline import check
+    from pipeline.stages import check
 
     def broken(opening, clip):
         raise KeyError("ours")
@@ -258,7 +333,16 @@ def run(*args: object):
 
 def test_the_verb_writes_the_list_and_ends_with_3(videos, tmp_path):
     manifest_of(videos, ("a", "a.mp4", "train", "0"), ('t"x', "text.mp4", "train", "7"))
-    done = run("--manifest", videos / "m.csv", "--workers", 0, "--out", tmp_path / "list.csv", "--num-classes", 5)
+    done = run(
+        "--manifest",
+        videos / "m.csv",
+        "--workers",
+        0,
+        "--out",
+        tmp_path / "list.csv",
+        "--num-classes",
+        5,
+    )
     assert done.return_value == 3, done.exception
     assert "1 unreadable, 1 label" in done.output
     rows = list(csv.DictReader((tmp_path / "list.csv").open()))
@@ -271,7 +355,9 @@ def test_the_verb_writes_the_list_and_ends_with_3(videos, tmp_path):
 def test_the_verb_ends_with_0_where_all_is_well(videos):
     manifest_of(videos, ("a", "a.mp4", "train", "x"), ("b", "b.mp4", "val", "x"))
     (videos / "classes.txt").write_text("x\ny\n")
-    done = run("--manifest", videos / "m.csv", "--workers", 0, "--class-list", videos / "classes.txt")
+    done = run(
+        "--manifest", videos / "m.csv", "--workers", 0, "--class-list", videos / "classes.txt"
+    )
     assert done.return_value == 0, done.output
     assert "nothing wrong" in done.output
     assert (videos / "m.check.csv").read_text() == "clip,path,kind,message\n"
@@ -279,13 +365,13 @@ def test_the_verb_ends_with_0_where_all_is_well(videos):
 
 def test_a_list_of_another_kind_is_refused_before_any_video_is_opened(videos, monkeypatch):
     manifest_of(videos, ("a", "a.mp4", "train", "x"))
-    monkeypatch.setattr("pipeline.check.look", lambda *a: pytest.fail("a video was opened"))
+    monkeypatch.setattr("pipeline.stages.check.look", lambda *a: pytest.fail("a video was opened"))
     done = run("--manifest", videos / "m.csv", "--workers", 0, "--out", "list.txt")
     assert "ends in .csv or .json" in str(done.exception)
 
 
 def test_a_list_that_cannot_be_written_leaves_nothing(tmp_path):
-    from pipeline.check import Checked
+    from pipeline.stages.check import Checked
 
     with pytest.raises(ValueError, match=r"\.csv or \.json"):
         write_findings(tmp_path / "x.txt", Checked(findings=[Finding("a", "p", "label", "m")]))
@@ -293,9 +379,14 @@ def test_a_list_that_cannot_be_written_leaves_nothing(tmp_path):
 
 
 def test_of_the_real_videos_the_corrupted_one_is_found(videos_dir, tmp_path):
-    names = sorted(path.name for path in videos_dir.iterdir() if path.suffix in (".mp4", ".mkv", ".mov"))
+    names = sorted(
+        path.name for path in videos_dir.iterdir() if path.suffix in (".mp4", ".mkv", ".mov")
+    )
     rows = [{"clip": name, "path": name, "split": "test", "label": ""} for name in names]
     write_manifest(tmp_path / "real.csv", rows)
     manifest = read_manifest(tmp_path / "real.csv", videos_dir)
     findings = check_clips(manifest, Opening(manifest.root), 0).findings
-    assert [(f.clip, f.kind) for f in findings] == [("corrupted.mp4", "unreadable"), ("unordered.mov", "blank")]
+    assert [(f.clip, f.kind) for f in findings] == [
+        ("corrupted.mp4", "unreadable"),
+        ("unordered.mov", "blank"),
+    ]

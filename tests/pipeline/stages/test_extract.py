@@ -11,35 +11,39 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_videos
 import torch
-from tiny_videos import make_videos, write_csv
 
 from cli.extract import _report_warnings
-from pipeline import boxes as geometry
 from pipeline.backbones import build_backbone
-from pipeline.cache import Cache
-from pipeline.claims import take
-from pipeline.compose import _as_decode_error
-from pipeline.config import ExtractConfig, with_settings
-from pipeline.decode import open_clip, why_no_decord, write_video
-from pipeline.extract import RunOptions, count_shards, describe, extract
-from pipeline.forward import Models, Outline
-from pipeline.manifest import Clip, read_manifest
-from pipeline.pixels import DecodeViews, Opening, step_frames
-from pipeline.repair import Moved, as_extracted
-from pipeline.sample import Sampling
-from pipeline.sealed import read_json, write_json
-from pipeline.verify import shards_to_repair
+from pipeline.cache.reader import Cache
+from pipeline.files.atomic_files import read_json, write_json
+from pipeline.manifests.manifest import Clip, read_manifest
+from pipeline.regions import boxes as geometry
+from pipeline.stages.config import ExtractConfig, with_settings
+from pipeline.stages.extract import RunOptions, count_shards, describe, extract
+from pipeline.stages.frozen_networks import Models, Outline
+from pipeline.stages.repair import Moved, as_extracted
+from pipeline.stages.shard_composer import _as_decode_error
+from pipeline.stages.verify import shards_to_repair
+from pipeline.video.decode import open_clip, why_no_decord, write_video
+from pipeline.video.view_pixels import DecodeViews, Opening, step_frames
+from pipeline.views.sampling import Sampling
+from pipeline.workers.claims import take
+from tests.support import tiny_videos
+from tests.support.tiny_videos import make_videos, write_csv
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 SIDE, LENGTH, CLIPS, BROKEN = 96, 12, 7, 3  # pixels, frames, clips, the clip that cannot be decoded
-SAMPLING = Sampling(frames=4, size=64, train_views=2, train_crop="multiscale", flip=0.5, test_clips=1, test_crops=1)
+SAMPLING = Sampling(
+    frames=4, size=64, train_views=2, train_crop="multiscale", flip=0.5, test_clips=1, test_crops=1
+)
 INLINE = RunOptions(workers=0, batch=3, shard_size=3)
 
 
 def place(clip: int, frame: int) -> tuple[int, int, int, int]:
-    """x, y, width, height of the bright rectangle that moves over the black frames of a clip, pixels."""
+    """x, y, width, height of the bright rectangle that moves over the black frames of a clip,
+    pixels.
+    """
     return 16 + 2 * frame + clip, 20 + 3 * clip, 28, 24
 
 
@@ -75,8 +79,16 @@ def config_of(world: Path, **changes) -> ExtractConfig:
     return tiny_videos.config_of(world, **{"sampling": SAMPLING, **changes})
 
 
-def run(world: Path, cache: Path, config: ExtractConfig | None = None, options: RunOptions = INLINE, **more):
-    return extract(config or config_of(world), read_manifest(world / "manifest.csv"), cache, options, **more)
+def run(
+    world: Path,
+    cache: Path,
+    config: ExtractConfig | None = None,
+    options: RunOptions = INLINE,
+    **more,
+):
+    return extract(
+        config or config_of(world), read_manifest(world / "manifest.csv"), cache, options, **more
+    )
 
 
 def everything(cache: Path) -> dict[str, bytes]:
@@ -131,7 +143,9 @@ def test_finished_shards_are_not_done_again(world, undisturbed):
     assert {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*.h5")} == before
 
 
-def test_a_machine_without_decord_goes_on_with_the_cache_of_one_that_has_it(world, undisturbed, tmp_path, without_decord):
+def test_a_machine_without_decord_goes_on_with_the_cache_of_one_that_has_it(
+    world, undisturbed, tmp_path, without_decord
+):
     there = tmp_path / "cache"
     shutil.copytree(undisturbed, there)
     for name in ("00001.h5", "00001.json"):
@@ -170,33 +184,48 @@ def test_a_cached_map_finishes_the_network(world, undisturbed):
     rows = np.flatnonzero(train.ok)
     cached = train.batch(rows, ("conv2", "pooled"))
     with torch.inference_mode():
-        finished = backbone(torch.from_numpy(cached["conv2"]).movedim(2, 1), start="conv2")  # [R,C,T,h,w]
+        finished = backbone(
+            torch.from_numpy(cached["conv2"]).movedim(2, 1), start="conv2"
+        )  # [R,C,T,h,w]
     pooled = finished.mean((-2, -1)).movedim(1, 2)
     np.testing.assert_allclose(pooled, cached["pooled"], rtol=1e-5, atol=1e-5)
 
 
 def test_a_box_is_followed_by_its_node_through_crop_and_flip(world, tmp_path):
-    """With weights that average brightness, a node inside the rectangle is bright and the rest of the view is dark."""
+    """With weights that average brightness, a node inside the rectangle is bright and the rest of
+    the view is dark.
+    """
     config = config_of(world)
     backbone = build_backbone("digit_cnn", width=8)
     for name, parameter in backbone.named_parameters():
-        torch.nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1 / parameter[0].numel())
+        torch.nn.init.constant_(
+            parameter, 0.0 if name.endswith("bias") else 1 / parameter[0].numel()
+        )
     torch.save(backbone.state_dict(), tmp_path / "brightness.pth")
     flipping = replace(SAMPLING, flip=1.0, train_crop="gos")
-    config = replace(config, weights=str(tmp_path / "brightness.pth"), sampling=flipping, keep=("nodes", "pooled"))
+    config = replace(
+        config,
+        weights=str(tmp_path / "brightness.pth"),
+        sampling=flipping,
+        keep=("nodes", "pooled"),
+    )
     run(world, tmp_path / "cache", config)
     train = Cache(tmp_path / "cache")["train"]
     for row in np.flatnonzero(train.ok):
         view = train.view(row)
         assert view["flip"]
         assert view["valid"][:, 0].all()
-        assert (view["nodes"][:, 0] > 1.5 * view["pooled"]).all()  # the node is bright, the view as a whole is not
+        assert (
+            view["nodes"][:, 0] > 1.5 * view["pooled"]
+        ).all()  # the node is bright, the view as a whole is not
         x, y, w, h = view["crop"][:4]
         clip = int(train.clips[row].removeprefix("clip"))
         left, top, width, _ = place(clip, int(view["frames"][0]))
         inside = np.clip([(left - x) / w, (left + width - x) / w], 0, 1)
         assert np.allclose(view["boxes"][0, 0, [2, 0]], 1 - inside, atol=1e-3)  # mirrored in x
-        assert np.allclose(view["boxes"][0, 0, 1], np.clip((top - y) / h, 0, 1), atol=1e-3)  # and only in x
+        assert np.allclose(
+            view["boxes"][0, 0, 1], np.clip((top - y) / h, 0, 1), atol=1e-3
+        )  # and only in x
 
 
 def test_rows_hold_the_frames_that_were_decoded(world, undisturbed):
@@ -215,8 +244,14 @@ def test_maps_of_whole_frames_are_padded_to_the_widest_and_say_their_true_size(w
     shapes = [(64, 64), (64, 96), (96, 64)]
     for k, (h, w) in enumerate(shapes):
         write_video(folder / f"{k}.mp4", np.full((LENGTH, h, w, 3), 90, np.uint8), fps=8)
-    write_csv(folder / "manifest.csv", ("clip", "path", "split", "label"), [(k, f"{k}.mp4", "test", 0) for k in range(3)])
-    sampling = Sampling(frames=4, size=64, train_views=0, test_clips=1, test_crops="full", test_short_side=64)
+    write_csv(
+        folder / "manifest.csv",
+        ("clip", "path", "split", "label"),
+        [(k, f"{k}.mp4", "test", 0) for k in range(3)],
+    )
+    sampling = Sampling(
+        frames=4, size=64, train_views=0, test_clips=1, test_crops="full", test_short_side=64
+    )
     config = replace(config_of(world), sampling=sampling, keep=("conv3", "pooled"))
     extract(config, read_manifest(folder / "manifest.csv"), tmp_path / "cache", INLINE)
     test = Cache(tmp_path / "cache")["test"]
@@ -236,7 +271,9 @@ def test_a_value_that_overflows_float16_fails_its_clip_by_name(world, tmp_path):
     for parameter in backbone.parameters():
         torch.nn.init.constant_(parameter, 50.0)
     torch.save(backbone.state_dict(), tmp_path / "huge.pth")
-    config = replace(config_of(world), weights=str(tmp_path / "huge.pth"), dtype="float16", keep=("pooled",))
+    config = replace(
+        config_of(world), weights=str(tmp_path / "huge.pth"), dtype="float16", keep=("pooled",)
+    )
     summary = run(world, tmp_path / "cache", config)
     errors = {f["clip"]: f["error"] for f in summary.failures}
     assert errors[f"clip{BROKEN}"] == "DecodeError"
@@ -257,18 +294,26 @@ def test_frozen_networks_run_in_evaluation_without_gradients(world):
 
 def test_dotted_settings_reach_their_place_and_unknown_ones_are_named(world):
     config = with_settings(
-        ExtractConfig(), {"sampling.fps": 3.0, "backbone_options.temporal": "alternating", "roi_pool": "mean"}
+        ExtractConfig(),
+        {"sampling.fps": 3.0, "backbone_options.temporal": "alternating", "roi_pool": "mean"},
     )
-    assert (config.sampling.fps, config.backbone_options, config.roi_pool) == (3.0, {"temporal": "alternating"}, "mean")
+    assert (config.sampling.fps, config.backbone_options, config.roi_pool) == (
+        3.0,
+        {"temporal": "alternating"},
+        "mean",
+    )
     with pytest.raises(ValueError, match=r"sampling\.fsp"):
         with_settings(config, {"sampling.fsp": 3.0})
 
 
 def command_line(world: Path, cache: Path, weights: Path) -> list[str]:
     text = (
-        f"extract --manifest {world}/manifest.csv --cache {cache} --backbone digit_cnn --weights {weights} "
-        f"--keep pooled,nodes,conv2 --proposals annotations --annotations {world}/boxes.csv --boxes 2 "
-        "--frames 4 --size 64 --train-views 2 --dtype float32 --shard-size 1 --workers 1 --device cpu "
+        f"extract --manifest {world}/manifest.csv --cache {cache} --backbone digit_cnn --weights "
+        f"{weights} "
+        f"--keep pooled,nodes,conv2 --proposals annotations --annotations {world}/boxes.csv "
+        f"--boxes 2 "
+        "--frames 4 --size 64 --train-views 2 --dtype float32 --shard-size 1 --workers 1 --device "
+        "cpu "
         "--set backbone_options.width=8"
     )
     return [sys.executable, "-m", "cli", *text.split()]
@@ -282,9 +327,13 @@ def test_killed_at_any_moment_and_resumed_a_run_gives_the_same_bytes(world, tmp_
     command = command_line(world, tmp_path / "killed", tmp_path / "weights.pth")
     features = tmp_path / "killed" / "features"
     features.mkdir(parents=True)
-    with take(features / f"{CLIPS - 1:05d}.h5"):  # it waits for this one: however fast it is, it is never done before the kill
+    with take(
+        features / f"{CLIPS - 1:05d}.h5"
+    ):  # it waits for this one: however fast it is, it is never done before the kill
         for _ in range(3):
-            process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            )
             target = min(len(list(features.glob("*.json"))) + 1, CLIPS - 1)
             while process.poll() is None and len(list(features.glob("*.json"))) < target:
                 time.sleep(0.005)  # past the start-up, which writes nothing worth killing
@@ -333,7 +382,9 @@ def test_a_repaired_clip_gives_the_cache_that_a_healthy_one_would_have_given(bre
     assert (config, options.batch) == (config_of(videos), INLINE.batch)
     summary = extract(config, manifest, cache, options, shards_to_repair(cache), redo=True)
     assert not summary.failures
-    assert {path.name for path in cache.rglob("*.h5") if path.stat().st_mtime > 1} == {f"{BROKEN // INLINE.shard_size:05d}.h5"}
+    assert {path.name for path in cache.rglob("*.h5") if path.stat().st_mtime > 1} == {
+        f"{BROKEN // INLINE.shard_size:05d}.h5"
+    }
     extract(config, manifest, tmp_path / "healthy", INLINE)
     assert everything(cache) == everything(tmp_path / "healthy")
 
@@ -356,7 +407,15 @@ def test_nobody_repairs_a_cache_whose_description_is_damaged(breakable):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"keep": 3}, {"cut": 3}, {"weights": 3}, {"backbone": 3}, {"seed": "abc"}, {"seed": 1.5}, {"allow_truncated": "maybe"}],
+    [
+        {"keep": 3},
+        {"cut": 3},
+        {"weights": 3},
+        {"backbone": 3},
+        {"seed": "abc"},
+        {"seed": 1.5},
+        {"allow_truncated": "maybe"},
+    ],
 )
 def test_an_option_of_the_wrong_type_is_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -369,27 +428,37 @@ def test_a_text_for_a_number_in_a_networks_options_is_the_users_slip(world):
 
 
 def test_a_machine_without_a_gpu_describes_what_one_with_a_gpu_will_store(world, tmp_path):
-    """Shapes and checksums follow from the configuration: only what computes in fp16 needs a GPU."""
+    """Shapes and checksums follow from the configuration: only what computes in fp16 needs a
+    GPU.
+    """
     wide, half = config_of(world), config_of(world, precision="fp16")
     record, clips = describe((half, RunOptions()))
     assert (record | {"precision": "fp32"}, clips) == describe((wide, RunOptions()))
-    assert count_shards(half, read_manifest(world / "manifest.csv"), tmp_path / "cache", INLINE) == 3
+    assert (
+        count_shards(half, read_manifest(world / "manifest.csv"), tmp_path / "cache", INLINE) == 3
+    )
     outline, models = Outline(wide), Models(wide)
     assert outline.record() == models.record()
     assert outline.shapes((64, 48)) == models.shapes((64, 48))
-    with pytest.raises(ValueError, match=r"fp16 on a CPU .*: pass --precision fp32 or bf16, or .*GPU"):
+    with pytest.raises(
+        ValueError, match=r"fp16 on a CPU .*: pass --precision fp32 or bf16, or .*GPU"
+    ):
         extract(half, read_manifest(world / "manifest.csv"), tmp_path / "cache", INLINE)
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("wrong", [{"batch": 0}, {"workers": -1}, {"shard_bytes": 0}, {"shard_size": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"batch": 0}, {"workers": -1}, {"shard_bytes": 0}, {"shard_size": -1}]
+)
 def test_a_run_refuses_numbers_it_cannot_work_with(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         RunOptions(**wrong)
 
 
 def test_what_looks_wrong_with_a_clip_is_said_and_kept_and_fails_nothing(tmp_path, capsys):
-    """An end in milliseconds, and boxes at frames that no view meets; the next run, which finds its shard, says it again."""
+    """An end in milliseconds, and boxes at frames that no view meets; the next run, which finds its
+    shard, says it again.
+    """
     folder = make_videos(tmp_path / "videos", 3)
     rows = [
         ("clip0", "clip0.mp4", "test", 0, "", 1000),
@@ -403,7 +472,9 @@ def test_what_looks_wrong_with_a_clip_is_said_and_kept_and_fails_nothing(tmp_pat
         ("clip2", 1, 0, 0, 9, 9),
     ]
     write_csv(folder / "boxes.csv", ("clip", "frame", "x1", "y1", "x2", "y2"), boxes)
-    config = config_of(folder, sampling=replace(SAMPLING, train_views=0, sampling="linspace"))  # not at 1 and 6
+    config = config_of(
+        folder, sampling=replace(SAMPLING, train_views=0, sampling="linspace")
+    )  # not at 1 and 6
     for _ in range(2):
         summary = run(folder, tmp_path / "cache", config)
         assert not summary.failures
@@ -415,7 +486,9 @@ def test_what_looks_wrong_with_a_clip_is_said_and_kept_and_fails_nothing(tmp_pat
 
 
 def test_a_shard_without_warnings_is_recorded_as_before(undisturbed):
-    assert all("warnings" not in read_json(path) for path in (undisturbed / "features").glob("*.json"))
+    assert all(
+        "warnings" not in read_json(path) for path in (undisturbed / "features").glob("*.json")
+    )
 
 
 def test_a_failed_clip_has_the_seconds_it_took(undisturbed):
@@ -424,14 +497,20 @@ def test_a_failed_clip_has_the_seconds_it_took(undisturbed):
 
 
 @pytest.mark.parametrize(
-    ("said", "shown"), [("", "decode it; try fewer"), ("Unable to allocate 3 GiB", "it (Unable to allocate 3 GiB); try")]
+    ("said", "shown"),
+    [
+        ("", "decode it; try fewer"),
+        ("Unable to allocate 3 GiB", "it (Unable to allocate 3 GiB); try"),
+    ],
 )
 def test_a_clip_that_memory_is_too_small_for_is_a_failure_that_says_what_to_do(said, shown):
     clip = Clip("a", "/videos/a.mp4", "train", (), None, None, {}, 0)
     assert shown in _as_decode_error(clip, MemoryError(said), 1.0).reason
 
 
-def test_a_cache_that_an_earlier_version_began_says_which_videos_are_read_otherwise_now(world, tmp_path):
+def test_a_cache_that_an_earlier_version_began_says_which_videos_are_read_otherwise_now(
+    world, tmp_path
+):
     said = []
     run(world, tmp_path / "cache", shards=[0], say=said.append)
     assert not said

@@ -1,4 +1,6 @@
-"""Repair: what is whole is kept bit by bit, the rest becomes what an undisturbed extraction would have stored."""
+"""Repair: what is whole is kept bit by bit, the rest becomes what an undisturbed extraction would
+have stored.
+"""
 
 import os
 import shutil
@@ -8,21 +10,29 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from test_verify import reseal
-from tiny_videos import INLINE, SAMPLING, config_of, everything, make_videos, picture, run
 
-import pipeline.extract
+import pipeline.stages.extract
 from cli.__main__ import main
 from pipeline.backbones import build_backbone
-from pipeline.decode import write_video
-from pipeline.extract import RunOptions, extract
-from pipeline.forward import Models
-from pipeline.graphs import build_graphs
-from pipeline.pixels import DecodeViews
-from pipeline.repair import Moved, as_extracted, redo_graphs
-from pipeline.sealed import read_json, sha256_of
-from pipeline.shardfile import ShardFile
-from pipeline.verify import bad_shards, shards_to_repair, verify
+from pipeline.cache.shard_reader import ShardFile
+from pipeline.files.atomic_files import read_json, sha256_of
+from pipeline.regions.graphs import build_graphs
+from pipeline.stages.extract import RunOptions, extract
+from pipeline.stages.frozen_networks import Models
+from pipeline.stages.repair import Moved, as_extracted, redo_graphs
+from pipeline.stages.verify import bad_shards, shards_to_repair, verify
+from pipeline.video.decode import write_video
+from pipeline.video.view_pixels import DecodeViews
+from tests.pipeline.stages.test_verify import reseal
+from tests.support.tiny_videos import (
+    INLINE,
+    SAMPLING,
+    config_of,
+    everything,
+    make_videos,
+    picture,
+    run,
+)
 
 BROKEN = 4  # in the middle of shard 1, which holds clips 3 to 5
 
@@ -59,12 +69,14 @@ def whole(healthy, tmp_path):
 
 
 class Work:
-    """What the workers and the networks were asked: the clips decoded, the views of each forward pass that were not black."""
+    """What the workers and the networks were asked: the clips decoded, the views of each forward
+    pass that were not black.
+    """
 
     def __init__(self, monkeypatch):
         self.decoded: list[str] = []
         self.views: list[int] = []
-        work, tensors = pipeline.extract.work, Models.tensors
+        work, tensors = pipeline.stages.extract.work, Models.tensors
 
         def watched_work(task):
             if isinstance(task, DecodeViews):
@@ -75,7 +87,7 @@ class Work:
             self.views.append(int(frames.any((1, 2, 3, 4)).sum()))
             return tensors(models, frames, boxes, valid)
 
-        monkeypatch.setattr(pipeline.extract, "work", watched_work)
+        monkeypatch.setattr(pipeline.stages.extract, "work", watched_work)
         monkeypatch.setattr(Models, "tensors", watched_tensors)
 
 
@@ -91,33 +103,47 @@ def repair(cache, moved=None):
 
 def flip_in(path, group: str, field: str, row: int) -> None:
     """One bit of a stored view."""
-    offset = int(ShardFile(path, read_json(path.with_suffix(".json"))).layout(group, field).offsets[row])
+    offset = int(
+        ShardFile(path, read_json(path.with_suffix(".json"))).layout(group, field).offsets[row]
+    )
     data = bytearray(path.read_bytes())
     data[offset + 3] ^= 16
     path.write_bytes(data)
 
 
-def test_a_repaired_clip_gives_the_undisturbed_cache_and_nothing_else_is_decoded(place, healthy, work):
+def test_a_repaired_clip_gives_the_undisturbed_cache_and_nothing_else_is_decoded(
+    place, healthy, work
+):
     before = {path.name: path.read_bytes() for path in (place / "features").iterdir()}
     good = everything(place)
     summary = repair(place)
     assert not summary.failures
     assert work.decoded == [f"clip{BROKEN}"]
     assert sum(work.views) == 3  # two to train, one to test
-    changed = {name for name, data in before.items() if (place / "features" / name).read_bytes() != data}
+    changed = {
+        name for name, data in before.items() if (place / "features" / name).read_bytes() != data
+    }
     assert changed == {"00001.h5", "00001.json"}
     now = everything(place)
     assert now == everything(healthy[1])
-    assert all(now[field][view] == data for field, views in good.items() for view, data in views.items())
+    assert all(
+        now[field][view] == data for field, views in good.items() for view, data in views.items()
+    )
     assert verify(place) == []
     assert read_json(place / "features/00001.json")["taken_over"] == 6
 
 
 def test_the_networks_see_the_same_batches_as_in_an_undisturbed_run(place, monkeypatch):
-    """What is taken over stands in its batch as a black view, and a batch of nothing else is not computed."""
+    """What is taken over stands in its batch as a black view, and a batch of nothing else is not
+    computed.
+    """
     sizes, tensors = [], Models.tensors
     monkeypatch.setattr(
-        Models, "tensors", lambda models, frames, *boxes: (sizes.append(len(frames)), tensors(models, frames, *boxes))[1]
+        Models,
+        "tensors",
+        lambda models, frames, *boxes: (sizes.append(len(frames)), tensors(models, frames, *boxes))[
+            1
+        ],
     )
     repair(place)
     # Shard 1's training rows are 3.0 3.1 4.0 4.1 | 5.0 5.1, its test rows 3 4 5.
@@ -175,7 +201,9 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize(("hurt", "clips", "views"), [(hurt, *done) for hurt, done in DAMAGES.items()])
+@pytest.mark.parametrize(
+    ("hurt", "clips", "views"), [(hurt, *done) for hurt, done in DAMAGES.items()]
+)
 def test_only_views_that_are_not_whole_are_computed_again(whole, healthy, work, hurt, clips, views):
     hurt(whole / "features/00001.h5")
     assert shards_to_repair(whole) == [1]
@@ -197,7 +225,9 @@ def test_a_file_of_another_configuration_gives_nothing(whole, healthy, tmp_path,
 
 
 def test_whole_frames_of_many_sizes_are_taken_over_with_other_padding(tmp_path, work):
-    """The mended clip is the widest of its shard: maps of the others get more padding, and their values stay."""
+    """The mended clip is the widest of its shard: maps of the others get more padding, and their
+    values stay.
+    """
     sizes = {0: (64, 96), 1: (64, 160), 2: (96, 64)}
     folder = make_videos(tmp_path / "videos", 3, sizes=sizes)
     sampling = replace(SAMPLING, train_views=0, test_crops="full", test_short_side=64)
@@ -213,7 +243,7 @@ def test_whole_frames_of_many_sizes_are_taken_over_with_other_padding(tmp_path, 
 
 
 def test_views_of_a_compressed_shard_are_taken_over(healthy, tmp_path, work, monkeypatch):
-    monkeypatch.setattr("pipeline.shards.SMALL", 16)
+    monkeypatch.setattr("pipeline.cache.shard_writer.SMALL", 16)
     run(healthy[0], tmp_path / "cache", options=replace(INLINE, compression="zstd"))
     work.decoded.clear()
     flip_in(tmp_path / "cache/features/00001.h5", "train", "conv2", 0)
@@ -251,7 +281,11 @@ def test_files_that_moved_are_named_by_options(whole, healthy, tmp_path, capsys)
     flip_in(tmp_path / "moved/features/00001.h5", "train", "nodes", 3)
     now, options = (tmp_path / "now").resolve(), []
     folder.rename(now)
-    for flag, file in (("--weights", "weights.pth"), ("--annotations", "boxes.csv"), ("--root", "")):
+    for flag, file in (
+        ("--weights", "weights.pth"),
+        ("--annotations", "boxes.csv"),
+        ("--root", ""),
+    ):
         code, said = repaired(capsys, tmp_path / "moved", *options)
         assert code == 2
         assert f"pass {flag} with where" in said
@@ -268,18 +302,25 @@ def repaired(capsys, cache, *options) -> tuple[int, str]:
 
 
 def test_a_moved_file_that_the_cache_does_not_know_is_refused(whole):
-    with pytest.raises(ValueError, match=r"--proposal-weights: the boxes of this cache \(annotations\) came from no such file"):
+    with pytest.raises(
+        ValueError,
+        match=r"--proposal-weights: the boxes of this cache \(annotations\) came from no such file",
+    ):
         as_extracted(whole, RunOptions(), Moved(proposal_weights="rpn.pth"))
 
 
 def test_another_file_of_boxes_under_the_same_option_is_refused(whole, healthy, tmp_path):
     flip_in(whole / "features/00001.h5", "train", "nodes", 3)
-    (tmp_path / "boxes.csv").write_text((healthy[0] / "boxes.csv").read_text() + "clip0,7,0,0,1,1\n")
+    (tmp_path / "boxes.csv").write_text(
+        (healthy[0] / "boxes.csv").read_text() + "clip0,7,0,0,1,1\n"
+    )
     with pytest.raises(ValueError, match=r"proposal_options\.file"):
         repair(whole, Moved(annotations=tmp_path / "boxes.csv"))
 
 
-def test_graphs_that_are_damaged_missing_or_stale_are_computed_again_as_they_were(place, healthy, tmp_path, capsys):
+def test_graphs_that_are_damaged_missing_or_stale_are_computed_again_as_they_were(
+    place, healthy, tmp_path, capsys
+):
     shutil.copytree(healthy[1], tmp_path / "calm")
     for cache in (place, tmp_path / "calm"):
         build_graphs(cache, which=("iou", "similar"), neighbours=3)
@@ -298,7 +339,9 @@ def test_whole_graphs_are_left_alone(whole):
     for path in (whole / "graphs").glob("*.h5"):
         os.utime(path, (1, 1))  # whatever is written from now on is younger
     assert len(redo_graphs(whole, [1])) == 1
-    assert [path.name for path in (whole / "graphs").glob("*.h5") if path.stat().st_mtime > 1] == ["00001.h5"]
+    assert [path.name for path in (whole / "graphs").glob("*.h5") if path.stat().st_mtime > 1] == [
+        "00001.h5"
+    ]
 
 
 def test_a_whole_cache_needs_no_repair(whole, capsys):

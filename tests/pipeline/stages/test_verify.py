@@ -7,18 +7,18 @@ import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from small_cache import make_cache, tensors_of, write_shard
 
-import pipeline.smallfile
-from pipeline.cache import Cache, CacheError
-from pipeline.claims import machine, take
-from pipeline.graphs import build_graphs
-from pipeline.owners import part_of
-from pipeline.sealed import read_json, sha256_of, write_json
-from pipeline.shardcheck import ShardChecker
-from pipeline.shardfile import ShardFile
-from pipeline.values import wrong_values
-from pipeline.verify import shards_to_repair, verify
+import pipeline.files.regular_files
+from pipeline.cache.reader import Cache, CacheError
+from pipeline.cache.shard_check import ShardChecker
+from pipeline.cache.shard_reader import ShardFile
+from pipeline.cache.value_checks import wrong_values
+from pipeline.files.atomic_files import read_json, sha256_of, write_json
+from pipeline.files.owners import part_of
+from pipeline.regions.graphs import build_graphs
+from pipeline.stages.verify import shards_to_repair, verify
+from pipeline.workers.claims import machine, take
+from tests.support.small_cache import make_cache, tensors_of, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,9 @@ def cache(made, tmp_path):
 
 
 def reseal(path, edit=lambda record: None) -> None:
-    """Makes a shard's statistics fit its file as it is now, as a faulty writer would; `edit` changes the record further."""
+    """Makes a shard's statistics fit its file as it is now, as a faulty writer would; `edit`
+    changes the record further.
+    """
     record = read_json(path.with_suffix(".json"))
     del record["seal"]
     record |= {"sha256": sha256_of(path), "bytes": path.stat().st_size}
@@ -44,7 +46,9 @@ def reseal(path, edit=lambda record: None) -> None:
 
 
 def change(path, name: str, row: int, values) -> None:
-    """Stores other values in a row behind the writer's back, with a checksum and statistics that fit."""
+    """Stores other values in a row behind the writer's back, with a checksum and statistics that
+    fit.
+    """
     with h5py.File(path, "r+") as file:
         file[name][row] = values
     reseal(path)
@@ -60,7 +64,7 @@ def test_nothing_is_wrong_with_a_whole_cache(cache):
 
 @pytest.mark.parametrize("compression", ["lzf", "zstd"])
 def test_nothing_is_wrong_with_a_compressed_cache(tmp_path, compression, monkeypatch):
-    monkeypatch.setattr("pipeline.shards.SMALL", 16)
+    monkeypatch.setattr("pipeline.cache.shard_writer.SMALL", 16)
     assert verify(make_cache(tmp_path, compression=compression)) == []
 
 
@@ -107,8 +111,10 @@ def test_any_flipped_bit_is_found(cache, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("compression", ["none", "lzf", "zstd"])
 def test_a_thousand_random_flips_are_found(tmp_path, compression, monkeypatch):
-    """Anywhere in the files of all shards, a file as often as it is large; 334 for each way of packing them."""
-    monkeypatch.setattr("pipeline.shards.SMALL", 16)
+    """Anywhere in the files of all shards, a file as often as it is large; 334 for each way of
+    packing them.
+    """
+    monkeypatch.setattr("pipeline.cache.shard_writer.SMALL", 16)
     path = make_cache(tmp_path, compression=compression)
     build_graphs(path, neighbours=3, compression=compression)
     files = [file for stage in ("features", "graphs") for file in sorted((path / stage).iterdir())]
@@ -130,7 +136,7 @@ def test_a_thousand_random_flips_are_found(tmp_path, compression, monkeypatch):
 
 @pytest.mark.parametrize("compression", ["none", "lzf"])
 def test_damage_is_traced_to_the_view(tmp_path, compression, monkeypatch):
-    monkeypatch.setattr("pipeline.shards.SMALL", 16)
+    monkeypatch.setattr("pipeline.cache.shard_writer.SMALL", 16)
     path = make_cache(tmp_path, compression=compression)
     shard = path / "features/00000.h5"
     record = read_json(shard.with_suffix(".json"))
@@ -195,11 +201,13 @@ def dead_claim() -> str:
     return json.dumps(owner) + "\n" + "0" * 20
 
 
-@pytest.mark.parametrize("name", ["features/00001.h5", "features/00001.json", "graphs/00001.h5", "graphs/00001.json"])
+@pytest.mark.parametrize(
+    "name", ["features/00001.h5", "features/00001.json", "graphs/00001.h5", "graphs/00001.json"]
+)
 def test_a_file_that_cannot_be_read_is_found(cache, name, monkeypatch):
     """As a disk says it of a bad sector: an error from `read`, for this file alone."""
     bad = (cache / name).stat().st_ino
-    real = {"preadv": os.preadv, "open": pipeline.smallfile.open_regular}
+    real = {"preadv": os.preadv, "open": pipeline.files.regular_files.open_regular}
 
     def reading(file, *rest):
         if isinstance(file, int) and os.fstat(file).st_ino == bad:
@@ -212,7 +220,7 @@ def test_a_file_that_cannot_be_read_is_found(cache, name, monkeypatch):
         return real["open"](path)
 
     monkeypatch.setattr(os, "preadv", reading)
-    monkeypatch.setattr(pipeline.smallfile, "open_regular", opening)
+    monkeypatch.setattr(pipeline.files.regular_files, "open_regular", opening)
     findings = verify(cache)
     assert any("Input/output error" in finding.what for finding in findings)
     assert {shard for finding in findings for shard in finding.shards} == {1}
@@ -257,7 +265,8 @@ def test_a_shard_under_another_number_is_found(cache):
     findings = said(verify(cache))
     assert f"{cache}/features/00001.h5: shard is 0, this cache's is 1" in findings
     assert (
-        f"{cache}/features/00001.h5 train row 0: row order: clip clip0 view 0, the manifest says clip clip3 view 0" in findings
+        f"{cache}/features/00001.h5 train row 0: row order: clip clip0 view 0, the manifest says "
+        f"clip clip3 view 0" in findings
     )
 
 
@@ -266,12 +275,17 @@ def test_rows_in_another_order_are_found(cache):
     with h5py.File(shard, "r+") as file:
         file["test/clip"][1:3] = file["test/clip"][1:3][::-1]
     reseal(shard)
-    assert said(verify(cache))[0] == f"{shard} test row 1: row order: clip clip5 view 0, the manifest says clip clip4 view 0"
+    assert (
+        said(verify(cache))[0]
+        == f"{shard} test row 1: row order: clip clip5 view 0, the manifest says clip clip4 view 0"
+    )
 
 
 def test_rows_marked_otherwise_than_recorded_are_found(cache):
     change(cache / "features/00000.h5", "train/ok", 2, False)
-    assert f"{cache}/features/00000.h5 train: `ok` differs from what its statistics say" in said(verify(cache))
+    assert f"{cache}/features/00000.h5 train: `ok` differs from what its statistics say" in said(
+        verify(cache)
+    )
 
 
 @pytest.mark.parametrize(
@@ -294,7 +308,10 @@ def test_the_same_fault_in_many_views_is_said_once(cache):
     shard = cache / "features/00000.h5"
     for row in (1, 2, 5):
         change(shard, "train/pooled", row, np.nan)
-    assert f"{shard} train row 1 (clip clip0) and 2 more views: pooled has NaN or infinite values" in said(verify(cache))
+    assert (
+        f"{shard} train row 1 (clip clip0) and 2 more views: pooled has NaN or infinite values"
+        in said(verify(cache))
+    )
 
 
 def test_a_row_that_says_ok_but_was_never_written_is_found(tmp_path):
@@ -335,10 +352,14 @@ def test_a_dataset_without_checksums_is_found(cache):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_every_value_that_is_no_number_is_told_from_those_that_are(dtype):
-    numbers = np.array([0, -0.0, 1, -1, np.finfo(dtype).max, np.finfo(dtype).min, np.finfo(dtype).tiny], dtype)
+    numbers = np.array(
+        [0, -0.0, 1, -1, np.finfo(dtype).max, np.finfo(dtype).min, np.finfo(dtype).tiny], dtype
+    )
     assert list(wrong_values({"pooled": numbers})) == []
     for bad in (np.inf, -np.inf, np.nan, np.copysign(np.nan, -1)):
-        assert list(wrong_values({"pooled": np.append(numbers, dtype(bad))})) == ["pooled has NaN or infinite values"]
+        assert list(wrong_values({"pooled": np.append(numbers, dtype(bad))})) == [
+            "pooled has NaN or infinite values"
+        ]
 
 
 def test_values_of_a_whole_view_are_not_wrong():
@@ -349,9 +370,15 @@ def test_values_of_a_whole_view_are_not_wrong():
     ("tensors", "what"),
     [
         ({"boxes": np.array([[0.5, 0, 0.2, 1]], np.float32)}, "boxes has x1 > x2 or y1 > y2"),
-        ({"crop": np.array([0, 0, 0, 8, 16, 16], np.float32)}, "crop has a width or height that is not positive"),
+        (
+            {"crop": np.array([0, 0, 0, 8, 16, 16], np.float32)},
+            "crop has a width or height that is not positive",
+        ),
         ({"valid": np.array([[True, False, True]])}, "valid has a box after a row that is none"),
-        ({"valid": np.array([[True, False]]), "scores": np.ones((1, 2), np.float32)}, "scores is not 0 where there is no box"),
+        (
+            {"valid": np.array([[True, False]]), "scores": np.ones((1, 2), np.float32)},
+            "scores is not 0 where there is no box",
+        ),
         ({"iou": np.full((1, 2, 2), 1.1, np.float32)}, "iou has values outside 0 to 1"),
         ({"nearest": np.full((2, 3, 2), 3, np.int32)}, "nearest has values outside 0 to 2"),
         ({"similar": np.full((2, 3, 4), 6, np.int32)}, "similar has values outside 0 to 5"),
@@ -375,22 +402,35 @@ def test_the_command_tells_what_to_do_and_exits_with_3(tmp_path):
     from cli.verify import command
 
     path = make_cache(tmp_path, failed=("clip2",))
-    done = CliRunner().invoke(command, ["--cache", str(path), "--workers", "0"], standalone_mode=False)
+    done = CliRunner().invoke(
+        command, ["--cache", str(path), "--workers", "0"], standalone_mode=False
+    )
     assert done.return_value == 3
-    assert f"clip clip2: failed: DecodeError: no video stream; run `vidgraph repair --cache {path}`" in done.output
-    report = CliRunner().invoke(command, ["--cache", str(path), "--workers", "0", "--json"], standalone_mode=False)
+    assert (
+        f"clip clip2: failed: DecodeError: no video stream; run `vidgraph repair --cache {path}`"
+        in done.output
+    )
+    report = CliRunner().invoke(
+        command, ["--cache", str(path), "--workers", "0", "--json"], standalone_mode=False
+    )
     read = json.loads(report.stdout)
     assert read["findings"][0]["shards"] == [0]
     assert read["shards"] == {"features": 3, "graphs": 0}
     assert read["views"] == {"features": 18, "graphs": 0}
     file = tmp_path / "report.json"
-    CliRunner().invoke(command, ["--cache", str(path), "--workers", "0", "--report", str(file)], standalone_mode=False)
+    CliRunner().invoke(
+        command,
+        ["--cache", str(path), "--workers", "0", "--report", str(file)],
+        standalone_mode=False,
+    )
     assert json.loads(file.read_text())["findings"] == read["findings"]
 
 
 def test_the_command_exits_with_0_when_nothing_is_wrong(cache):
     from cli.verify import command
 
-    done = CliRunner().invoke(command, ["--cache", str(cache), "--workers", "0"], standalone_mode=False)
+    done = CliRunner().invoke(
+        command, ["--cache", str(cache), "--workers", "0"], standalone_mode=False
+    )
     assert done.return_value == 0
     assert "nothing wrong" in done.output

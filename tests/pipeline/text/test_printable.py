@@ -1,4 +1,6 @@
-"""Names from data are text: no commands of a terminal, no lines of their own, no markup, no formulas."""
+"""Names from data are text: no commands of a terminal, no lines of their own, no markup, no
+formulas.
+"""
 
 import csv
 import io
@@ -17,9 +19,16 @@ from cli.__main__ import main, vidgraph
 from cli._progress import progress
 from cli._say import console, say, to_json
 from cli.verify import _print_table
-from heads.runs import save_confusion
-from pipeline.check import Checked, Finding, write_findings
-from pipeline.shown import Guarded, as_cell, guard_output, unguarded_error, visible, visible_lines
+from heads.runs.run_files import save_confusion
+from pipeline.stages.check import Checked, Finding, write_findings
+from pipeline.text.printable import (
+    Guarded,
+    as_cell,
+    guard_output,
+    unguarded_error,
+    visible,
+    visible_lines,
+)
 
 CONTROLS = [chr(code) for code in (*range(0x20), 0x7F, *range(0x80, 0xA0))]
 TURNS = list("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u2028\u2029")
@@ -65,7 +74,13 @@ def test_tables_take_names_as_they_are(capsys, monkeypatch):
 def test_a_long_path_stays_in_one_piece_in_a_log(capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     path = "/data/of everybody/" + "a long name with blanks " * 4 + "cache"
-    report = SimpleNamespace(shards={"features": 1}, views={"features": 1}, bytes={"features": 1}, seconds=1.0, findings=[])
+    report = SimpleNamespace(
+        shards={"features": 1},
+        views={"features": 1},
+        bytes={"features": 1},
+        seconds=1.0,
+        findings=[],
+    )
     _print_table(Path(path), report)
     table = Table("path")
     table.add_row(path)
@@ -97,14 +112,19 @@ def test_what_is_said_beside_a_bar_is_text_too(monkeypatch):
 
 
 def guarded_streams(monkeypatch) -> tuple[io.StringIO, io.StringIO]:
-    """Guards both streams of the process; where they write to. (Between a fixture and its test, pytest sets its own.)"""
+    """Guards both streams of the process; where they write to. (Between a fixture and its test,
+    pytest sets its own.)
+    """
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, io.StringIO())
     guard_output()
     return sys.stdout.unguarded, sys.stderr.unguarded
 
 
-@pytest.mark.parametrize("args", ["ls NAME", "NAME", "ls --NAME", "show x --cache NAME", "verify --cache . --workers NAME"])
+@pytest.mark.parametrize(
+    "args",
+    ["ls NAME", "NAME", "ls --NAME", "show x --cache NAME", "verify --cache . --workers NAME"],
+)
 def test_errors_of_ours_and_of_click_are_text(monkeypatch, args):
     streams = guarded_streams(monkeypatch)
     with pytest.raises(SystemExit) as left:
@@ -169,7 +189,10 @@ def test_click_takes_no_sequence_out_before_it_is_seen(monkeypatch):
 # Tables that people open.
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "@SUM(A1)", "-1+1", " =1", "\t=1", "\r=1", "\uff1d1", "-", "- a", "+49 30"])
+@pytest.mark.parametrize(
+    "text",
+    ["=1+1", "+1", "@SUM(A1)", "-1+1", " =1", "\t=1", "\r=1", "\uff1d1", "-", "- a", "+49 30"],
+)
 def test_what_a_spreadsheet_would_calculate_stays_text(text):
     assert as_cell(text).startswith("'")
 
@@ -192,4 +215,8 @@ def test_findings_and_confusion_matrices_hold_no_formula(tmp_path):
     write_findings(tmp_path / "f.json", Checked(1, 1.0, [Finding(name, "-x.mp4", "label", EVIL)]))
     assert json.loads((tmp_path / "f.json").read_text())["findings"][0]["clip"] == name
     save_confusion(tmp_path / "c.csv", np.array([[1, 0], [2, 3]]), (name, "-1"))
-    assert cells(tmp_path / "c.csv") == [["label \\ predicted", "'=1+1", "-1"], ["'=1+1", "1", "0"], ["-1", "2", "3"]]
+    assert cells(tmp_path / "c.csv") == [
+        ["label \\ predicted", "'=1+1", "-1"],
+        ["'=1+1", "1", "0"],
+        ["-1", "2", "3"],
+    ]

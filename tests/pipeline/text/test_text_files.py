@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pipeline.texts import decoded, other_separator, read_names, read_text
+from pipeline.text.text_files import decoded, other_separator, read_names, read_text
 
 COLUMNS = ("clip", "path", "split", "label")
 
@@ -18,7 +18,10 @@ def header(quoting: int, **dialect) -> str:
 
 
 @pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
-@pytest.mark.parametrize(("mark", "words"), [(",", ""), (";", "semicolons"), ("\t", "tabs"), ("|", "pipes"), (" ", "blanks")])
+@pytest.mark.parametrize(
+    ("mark", "words"),
+    [(",", ""), (";", "semicolons"), ("\t", "tabs"), ("|", "pipes"), (" ", "blanks")],
+)
 def test_the_first_line_tells_the_separator_that_a_table_was_written_with(quoting, mark, words):
     told = other_separator(header(quoting, delimiter=mark), COLUMNS)
     assert told.startswith(words)
@@ -26,7 +29,17 @@ def test_the_first_line_tells_the_separator_that_a_table_was_written_with(quotin
 
 
 @pytest.mark.parametrize(
-    "line", ["", "clip", "a;b;c", "a;b;c;d,e", "clip,path,split,label;class", '"clip, path; split"', "\0", '"']
+    "line",
+    [
+        "",
+        "clip",
+        "a;b;c",
+        "a;b;c;d,e",
+        "clip,path,split,label;class",
+        '"clip, path; split"',
+        "\0",
+        '"',
+    ],
 )
 def test_other_first_lines_are_left_to_whoever_reads_the_table(line):
     assert other_separator(line, COLUMNS) == ""
@@ -34,7 +47,11 @@ def test_other_first_lines_are_left_to_whoever_reads_the_table(line):
 
 @pytest.mark.parametrize(
     ("line", "words"),
-    [("Clip;Path;Split;Label", "semicolons"), ("id\tfile\tsubset\tclass\tnote", "tabs"), ("a|b c|d|e", "pipes (|)")],
+    [
+        ("Clip;Path;Split;Label", "semicolons"),
+        ("id\tfile\tsubset\tclass\tnote", "tabs"),
+        ("a|b c|d|e", "pipes (|)"),
+    ],
 )
 def test_enough_cells_show_their_separator_whatever_they_are_called(line, words):
     assert other_separator(line, COLUMNS) == words
@@ -60,8 +77,12 @@ def test_marks_of_texts_that_were_marked_twice_or_joined_change_nothing(tmp_path
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
 def test_other_encodings_are_refused_with_the_name_of_the_file(encoding):
-    data = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}.get(encoding, b"") + "é".encode(encoding)
-    with pytest.raises(ValueError, match=r"^list.txt: (UTF-16 text|byte 0 \(0xe9\) is not UTF-8).* as UTF-8$"):
+    data = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}.get(encoding, b"") + "é".encode(
+        encoding
+    )
+    with pytest.raises(
+        ValueError, match=r"^list.txt: (UTF-16 text|byte 0 \(0xe9\) is not UTF-8).* as UTF-8$"
+    ):
         decoded(data, "list.txt", "names")
 
 

@@ -1,4 +1,6 @@
-"""Decoding: the frame that was asked for, upright, or a reason why not. Numbered videos say which frame they gave."""
+"""Decoding: the frame that was asked for, upright, or a reason why not. Numbered videos say which
+frame they gave.
+"""
 
 import io
 import pickle
@@ -12,15 +14,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import decode
-from pipeline.decode import open_clip, write_video
-from pipeline.reader import DecodeError, DecoderDied, DecodeTimeout, TruncatedVideo, VideoInfo
+from pipeline.video import decode
+from pipeline.video.decode import open_clip, write_video
+from pipeline.video.frame_reader import (
+    DecodeError,
+    DecoderDied,
+    DecodeTimeout,
+    TruncatedVideo,
+    VideoInfo,
+)
 
 DECODERS = ("decord", "pyav")
 X264 = "scenecut=0:b-adapt=0:bframes=3:keyint=12"
 
-# Every way of storing frames in which a decoder can lose count: B-frames, groups of pictures that refer to their neighbours,
-# recovery points, time stamps that are missing (AVI), rounded (Matroska) or uneven.
+# Every way of storing frames in which a decoder can lose count: B-frames, groups of pictures that
+# refer to their neighbours, recovery points, time stamps that are missing (AVI), rounded (Matroska)
+# or uneven.
 FILES = {
     "b_frames.mp4": ("libx264", {"x264-params": X264}),
     "b_frames.mkv": ("libx264", {"x264-params": X264}),
@@ -29,7 +38,13 @@ FILES = {
     "open.mkv": ("libx264", {"x264-params": X264 + ":open-gop=1"}),
     "refresh.mkv": ("libx264", {"x264-params": "intra-refresh=1:keyint=20:bframes=0"}),
     "fragments.mp4": ("libx264", {"g": "12"}, {"movflags": "frag_keyframe+empty_moov"}),
-    "hevc.mp4": ("libx265", {"preset": "ultrafast", "x265-params": "log-level=none:bframes=3:keyint=12:open-gop=1:pools=1"}),
+    "hevc.mp4": (
+        "libx265",
+        {
+            "preset": "ultrafast",
+            "x265-params": "log-level=none:bframes=3:keyint=12:open-gop=1:pools=1",
+        },
+    ),
     "vp8.webm": ("libvpx", {"deadline": "realtime", "cpu-used": "8", "g": "12"}),
     "vp9.webm": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "g": "12"}),
     "mpeg4.avi": ("mpeg4", {"g": "12", "qmin": "1", "qmax": "1"}),
@@ -57,7 +72,12 @@ def file(encode):
             return encode(name, "libx264", stamps=lambda k: 2000 + 40 * k)
         if name.startswith("index_first"):
             b_frames = "2" if "b_frames" in name else "0"
-            return encode(name, "libx264", options={"g": "12", "bf": b_frames}, muxing={"movflags": "faststart"})
+            return encode(
+                name,
+                "libx264",
+                options={"g": "12", "bf": b_frames},
+                muxing={"movflags": "faststart"},
+            )
         codec, options, *muxing = FILES[name]
         return encode(name, codec, options=options, muxing=muxing[0] if muxing else None)
 
@@ -66,7 +86,9 @@ def file(encode):
 
 @pytest.fixture(scope="module")
 def recut(tmp_path_factory):
-    """recut(path, group, earlier): the packets from that group of pictures on, `earlier` frames earlier, not encoded anew."""
+    """recut(path, group, earlier): the packets from that group of pictures on, `earlier` frames
+    earlier, not encoded anew.
+    """
     import av
 
     def make(source, group: int, earlier: int):
@@ -78,7 +100,11 @@ def recut(tmp_path_factory):
             packets = [packet for packet in whole.demux(video) if packet.size]
             keys = [k for k, packet in enumerate(packets) if packet.is_keyframe]
             for packet in packets[keys[group] :]:
-                packet.pts, packet.dts, packet.stream = packet.pts - earlier * tick, packet.dts - earlier * tick, stream
+                packet.pts, packet.dts, packet.stream = (
+                    packet.pts - earlier * tick,
+                    packet.dts - earlier * tick,
+                    stream,
+                )
                 part.mux(packet)
         return path
 
@@ -86,7 +112,9 @@ def recut(tmp_path_factory):
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-@pytest.mark.parametrize("name", [*FILES, "uneven.mp4", "uneven.mkv", "late.mkv", "index_first.mp4"])
+@pytest.mark.parametrize(
+    "name", [*FILES, "uneven.mp4", "uneven.mkv", "late.mkv", "index_first.mp4"]
+)
 def test_read_gives_exactly_the_frames_asked_for(file, clip_of, numbers_in, name, decoder):
     with open_clip(clip_of(file(name)), decoder) as reader:
         assert reader.info.frames == 60
@@ -106,8 +134,12 @@ def test_frames_that_an_edit_list_hides_do_not_count(file, recut, clip_of, numbe
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_frames_that_refer_to_a_part_cut_away_do_not_count(file, recut, clip_of, numbers_in, decoder):
-    """The file begins with a key frame and pictures shown before it, which need the group that is gone."""
+def test_frames_that_refer_to_a_part_cut_away_do_not_count(
+    file, recut, clip_of, numbers_in, decoder
+):
+    """The file begins with a key frame and pictures shown before it, which need the group that is
+    gone.
+    """
     with open_clip(clip_of(recut(file("open.mkv"), group=1, earlier=0)), decoder) as reader:
         numbers = numbers_in(reader.read(range(reader.info.frames)))
     assert numbers == list(range(60 - reader.info.frames, 60))
@@ -115,7 +147,9 @@ def test_frames_that_refer_to_a_part_cut_away_do_not_count(file, recut, clip_of,
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_frames_come_in_the_order_asked_and_repeats_are_equal(numbered_video, clip_of, numbers_in, decoder):
+def test_frames_come_in_the_order_asked_and_repeats_are_equal(
+    numbered_video, clip_of, numbers_in, decoder
+):
     with open_clip(clip_of(numbered_video), decoder) as reader:
         assert reader.info == VideoInfo(frames=40, fps=25.0, width=64, height=48)
         frames = reader.read([9, 3, 3, 39, 9])
@@ -130,9 +164,13 @@ def test_each_distinct_frame_is_decoded_once(numbered_video, clip_of, monkeypatc
 
     asked, turned = [], []
     batch, upright = decord.VideoReader.get_batch, decode._PyavReader._upright
-    monkeypatch.setattr(decord.VideoReader, "get_batch", lambda self, ids: asked.extend(ids) or batch(self, ids))
     monkeypatch.setattr(
-        decode._PyavReader, "_upright", lambda self, frame, aspect: turned.append(frame.pts) or upright(self, frame, aspect)
+        decord.VideoReader, "get_batch", lambda self, ids: asked.extend(ids) or batch(self, ids)
+    )
+    monkeypatch.setattr(
+        decode._PyavReader,
+        "_upright",
+        lambda self, frame, aspect: turned.append(frame.pts) or upright(self, frame, aspect),
     )
     views = [5, 6, 7, 6, 7, 8, 7, 8, 9]
     for decoder in DECODERS:
@@ -144,7 +182,10 @@ def test_each_distinct_frame_is_decoded_once(numbered_video, clip_of, monkeypatc
 
 @pytest.mark.parametrize("number", [-1, 40, 10**9])
 def test_numbers_outside_the_clip_are_refused(numbered_video, clip_of, number):
-    with open_clip(clip_of(numbered_video)) as reader, pytest.raises(ValueError, match=r"expected frame numbers 0 to 39"):
+    with (
+        open_clip(clip_of(numbered_video)) as reader,
+        pytest.raises(ValueError, match=r"expected frame numbers 0 to 39"),
+    ):
         reader.read([0, number])
 
 
@@ -154,9 +195,14 @@ def test_a_number_between_frames_is_refused(numbered_video, clip_of):
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-@pytest.mark.parametrize(("turn", "matrix"), [(0, None), (90, (0, 1, -1, 0)), (180, (-1, 0, 0, -1)), (270, (0, -1, 1, 0))])
+@pytest.mark.parametrize(
+    ("turn", "matrix"),
+    [(0, None), (90, (0, 1, -1, 0)), (180, (-1, 0, 0, -1)), (270, (0, -1, 1, 0))],
+)
 def test_frames_are_upright(clip_of, tmp_path, decoder, turn, matrix):
-    """The first frame's top left corner is white; a display matrix that turns it clockwise moves the corner."""
+    """The first frame's top left corner is white; a display matrix that turns it clockwise moves
+    the corner.
+    """
     frames = np.zeros((4, 48, 64, 3), np.uint8)
     frames[:, :16, :16] = 255
     path = tmp_path / "turned.mp4"
@@ -168,7 +214,9 @@ def test_frames_are_upright(clip_of, tmp_path, decoder, turn, matrix):
         data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
         path.write_bytes(data)
     with open_clip(clip_of(path), decoder) as reader:
-        assert (reader.info.height, reader.info.width) == ((48, 64) if turn % 180 == 0 else (64, 48))
+        assert (reader.info.height, reader.info.width) == (
+            (48, 64) if turn % 180 == 0 else (64, 48)
+        )
         expected = np.rot90(frames, -turn // 90, axes=(1, 2)).astype(int)
         assert np.abs(reader.read([0, 3]) - expected[[0, 3]]).mean() < 4
 
@@ -182,7 +230,9 @@ def test_real_rotated_videos_are_upright(videos_dir, clip_of, decoder, turn):
 
 
 REAL = {
-    "arm_wrestling.mp4": VideoInfo(280, 28.0, 427, 256),  # 340 stored pixels, 64:51 as wide as high by ffprobe
+    "arm_wrestling.mp4": VideoInfo(
+        280, 28.0, 427, 256
+    ),  # 340 stored pixels, 64:51 as wide as high by ffprobe
     "people_indoors.mp4": VideoInfo(57, 6.0, 340, 256),
     "flipping_a_pancake.mkv": VideoInfo(310, 30.0, 426, 240),
     "unordered.mov": VideoInfo(4, 32.0, 50, 50),
@@ -211,7 +261,9 @@ def test_a_single_frame_is_a_video(encode, clip_of, numbers_in):
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-@pytest.mark.parametrize("name", ["b_frames.mp4", "b_frames.mkv", "late.mkv", "vp8.webm", "pictures.avi"])
+@pytest.mark.parametrize(
+    "name", ["b_frames.mp4", "b_frames.mkv", "late.mkv", "vp8.webm", "pictures.avi"]
+)
 @pytest.mark.parametrize(
     ("start", "end", "first", "frames"),
     [
@@ -223,7 +275,9 @@ def test_a_single_frame_is_a_video(encode, clip_of, numbers_in):
         (1.01, 1.02, 25, 1),
     ],
 )
-def test_start_and_end_cut_the_clip(file, clip_of, numbers_in, name, decoder, start, end, first, frames):
+def test_start_and_end_cut_the_clip(
+    file, clip_of, numbers_in, name, decoder, start, end, first, frames
+):
     with open_clip(clip_of(file(name), start, end), decoder) as reader:
         assert (reader.info.first, reader.info.frames) == (first, frames)
         assert numbers_in(reader.read([0, frames - 1])) == [first, first + frames - 1]
@@ -249,9 +303,19 @@ def test_uneven_frames_are_cut_by_their_own_times(file, clip_of):
 @pytest.mark.parametrize("share", [0.5, 0.65, 0.8])
 @pytest.mark.parametrize(
     "name",
-    ["b_frames.mkv", "vp8.webm", "vp9.webm", "mpeg4.avi", "pictures.avi", "index_first.mp4", "index_first_b_frames.mp4"],
+    [
+        "b_frames.mkv",
+        "vp8.webm",
+        "vp9.webm",
+        "mpeg4.avi",
+        "pictures.avi",
+        "index_first.mp4",
+        "index_first_b_frames.mp4",
+    ],
 )
-def test_a_file_cut_short_is_truncated_and_its_rest_can_be_allowed(file, clip_of, numbers_in, tmp_path, name, share, decoder):
+def test_a_file_cut_short_is_truncated_and_its_rest_can_be_allowed(
+    file, clip_of, numbers_in, tmp_path, name, share, decoder
+):
     data = file(name).read_bytes()
     begin = max(
         data.find(b"mdat"), data.find(b"movi"), 0
@@ -266,7 +330,9 @@ def test_a_file_cut_short_is_truncated_and_its_rest_can_be_allowed(file, clip_of
         assert numbers_in(reader.read([0, left // 2])) == [0, left // 2]
         numbers = numbers_in(reader.read(range(left)))
         assert numbers == sorted(set(numbers))
-        if "b_frames" not in name:  # of frames stored out of order, some before the last are missing
+        if (
+            "b_frames" not in name
+        ):  # of frames stored out of order, some before the last are missing
             assert numbers == list(range(left))
 
 
@@ -280,7 +346,10 @@ def test_no_cut_passes_for_a_whole_video(file, clip_of, tmp_path, name, share):
         open_clip(clip_of(path))
 
 
-@pytest.mark.parametrize(("name", "codec"), [("s.mp4", "libx264"), ("s.mkv", "libx264"), ("s.avi", "mpeg4"), ("s.flv", "flv")])
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("s.mp4", "libx264"), ("s.mkv", "libx264"), ("s.avi", "mpeg4"), ("s.flv", "flv")],
+)
 @pytest.mark.parametrize("seconds", [1.0, 5.0])
 def test_sound_of_another_length_is_no_truncation(encode, clip_of, name, codec, seconds):
     path = encode(name, codec, sound=seconds)
@@ -309,7 +378,12 @@ def test_a_real_corrupt_video_fails_with_a_reason(videos_dir, clip_of, decoder):
 def test_damage_that_the_codec_conceals_is_an_error(encode, clip_of, tmp_path, name, decoder):
     """decord gives such frames as if nothing had happened."""
     noise = np.random.default_rng(0).integers(0, 255, (20, 96, 128, 3), np.uint8)
-    whole = encode(name, "libx264", options={"x264-params": "keyint=100:scenecut=0:cabac=0:bframes=0"}, frames=noise)
+    whole = encode(
+        name,
+        "libx264",
+        options={"x264-params": "keyint=100:scenecut=0:cabac=0:bframes=0"},
+        frames=noise,
+    )
     data = bytearray(whole.read_bytes())
     middle = len(data) // 2
     data[middle : middle + 60] = bytes(60)
@@ -317,11 +391,16 @@ def test_damage_that_the_codec_conceals_is_an_error(encode, clip_of, tmp_path, n
     path.write_bytes(data)
     with open_clip(clip_of(whole), decoder) as reader:
         reader.read(range(20))
-    with open_clip(clip_of(path), decoder) as reader, pytest.raises(DecodeError, match=r"damaged|stopped|cannot be decoded"):
+    with (
+        open_clip(clip_of(path), decoder) as reader,
+        pytest.raises(DecodeError, match=r"damaged|stopped|cannot be decoded"),
+    ):
         reader.read(range(20))
 
 
-def test_a_complaint_about_a_good_frame_costs_only_a_second_look(numbered_video, clip_of, numbers_in, monkeypatch):
+def test_a_complaint_about_a_good_frame_costs_only_a_second_look(
+    numbered_video, clip_of, numbers_in, monkeypatch
+):
     decord = pytest.importorskip("decord", reason="decord is not installed")
     batch = decord.VideoReader.get_batch
 
@@ -357,7 +436,9 @@ def test_a_playlist_reaches_no_network(clip_of, tmp_path, decoder):
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         address = f"http://127.0.0.1:{server.getsockname()[1]}/part.ts"
-        path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{address}\n#EXT-X-ENDLIST\n")
+        path.write_text(
+            f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{address}\n#EXT-X-ENDLIST\n"
+        )
         with pytest.raises(DecodeError):
             open_clip(clip_of(path), decoder)
         with pytest.raises(BlockingIOError):
@@ -371,8 +452,12 @@ def test_a_missing_file_and_one_without_pictures_are_errors(clip_of, sound_file,
         open_clip(clip_of(sound_file))
 
 
-@pytest.mark.parametrize(("side", "reason"), [(12_000, "claims frames of 12000x12000 pixels"), (100_000, "impossible")])
-def test_a_claim_of_enormous_frames_is_refused_before_decoding(encode, clip_of, tmp_path, side, reason):
+@pytest.mark.parametrize(
+    ("side", "reason"), [(12_000, "claims frames of 12000x12000 pixels"), (100_000, "impossible")]
+)
+def test_a_claim_of_enormous_frames_is_refused_before_decoding(
+    encode, clip_of, tmp_path, side, reason
+):
     data = bytearray(encode("raw.avi", "rawvideo", count=2).read_bytes())
     at = data.index(b"strf") + 12  # BITMAPINFOHEADER: its size, then width and height
     data[at : at + 8] = struct.pack("<ii", side, side)
@@ -387,7 +472,11 @@ def test_errors_survive_pickling(tmp_path):
     for kind in (DecodeError, TruncatedVideo, DecodeTimeout, DecoderDied):
         error = pickle.loads(pickle.dumps(kind("clip 7", tmp_path / "7.mp4", "no frame in it")))
         assert type(error) is kind
-        assert (error.clip, error.path, error.reason) == ("clip 7", str(tmp_path / "7.mp4"), "no frame in it")
+        assert (error.clip, error.path, error.reason) == (
+            "clip 7",
+            str(tmp_path / "7.mp4"),
+            "no frame in it",
+        )
         assert str(error) == f"clip 7: {tmp_path / '7.mp4'}: no frame in it"
 
 
@@ -406,7 +495,9 @@ def folder(tmp_path, numbered_frames):
     return make
 
 
-@pytest.mark.parametrize("pattern", ["%05d.jpg", "%d.jpg", "frame_%d.PNG", "img%03d.webp", "cam2_%d_left.bmp"])
+@pytest.mark.parametrize(
+    "pattern", ["%05d.jpg", "%d.jpg", "frame_%d.PNG", "img%03d.webp", "cam2_%d_left.bmp"]
+)
 def test_a_folder_gives_its_frames_in_natural_order(folder, clip_of, numbers_in, pattern):
     path = folder(pattern)
     (path / "notes.txt").write_text("not a frame")
@@ -440,8 +531,13 @@ def test_images_of_any_mode_become_rgb_and_upright(clip_of, tmp_path):
 def enormous_png() -> bytes:
     """A PNG whose header claims 100,000 x 100,000 pixels."""
     chunks = b""
-    for kind, body in ((b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b""))):
-        chunks += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    for kind, body in (
+        (b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"")),
+    ):
+        chunks += (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
@@ -483,8 +579,9 @@ def test_a_folder_without_images_is_an_error(clip_of, tmp_path):
 
 # choosing a decoder
 
-# Codec, how it stores colours, height, width, whether decord reads it, colour space. All of FFmpeg's ways to come to RGB: a
-# conversion made for the format, one that interpolates chroma, deep colours, and television's colour spaces.
+# Codec, how it stores colours, height, width, whether decord reads it, colour space. All of
+# FFmpeg's ways to come to RGB: a conversion made for the format, one that interpolates chroma, deep
+# colours, and television's colour spaces.
 COLOURS = {
     "the usual": ("ffv1", "yuv420p", 48, 64, True),
     "an odd width": ("ffv1", "yuv420p", 48, 63, True),
@@ -510,7 +607,9 @@ def test_decord_is_taken_only_where_its_pixels_are_those_of_pyav(clip_of, tmp_pa
     codec, pixels, height, width, by_decord, *space = COLOURS[stored]
     if codec not in av.codecs_available:
         pytest.skip(f"PyAV was built without {codec}")
-    blocks = np.random.default_rng(0).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), np.uint8)
+    blocks = np.random.default_rng(0).integers(
+        0, 256, (height // 4 + 1, width // 4 + 1, 3), np.uint8
+    )
     image = np.ascontiguousarray(blocks.repeat(4, 0).repeat(4, 1)[:height, :width])
     path = tmp_path / "colours.mkv"
     with av.open(str(path), "w") as container:
@@ -518,16 +617,23 @@ def test_decord_is_taken_only_where_its_pixels_are_those_of_pyav(clip_of, tmp_pa
         video.width, video.height, video.pix_fmt = width, height, pixels
         video.codec_context.colorspace = space[0] if space else 2
         for k in range(3):
-            container.mux(video.encode(av.VideoFrame.from_ndarray(np.roll(image, k, 1), format="rgb24")))
+            container.mux(
+                video.encode(av.VideoFrame.from_ndarray(np.roll(image, k, 1), format="rgb24"))
+            )
         container.mux(video.encode())
     with open_clip(clip_of(path), "decord") as first, open_clip(clip_of(path), "pyav") as second:
         assert isinstance(first, decode._DecordReader) == by_decord
         np.testing.assert_array_equal(first.read(range(3)), second.read(range(3)))
 
 
-def test_without_decord_the_default_reads_the_same_frames_by_pyav(numbered_video, clip_of, without_decord):
+def test_without_decord_the_default_reads_the_same_frames_by_pyav(
+    numbered_video, clip_of, without_decord
+):
     assert decode.why_no_decord() == "not installed"
-    with open_clip(clip_of(numbered_video)) as reader, open_clip(clip_of(numbered_video), "pyav") as pyav:
+    with (
+        open_clip(clip_of(numbered_video)) as reader,
+        open_clip(clip_of(numbered_video), "pyav") as pyav,
+    ):
         assert type(reader) is decode._PyavReader
         np.testing.assert_array_equal(reader.read([0, 7, 39]), pyav.read([0, 7, 39]))
 
@@ -535,9 +641,15 @@ def test_without_decord_the_default_reads_the_same_frames_by_pyav(numbered_video
 @pytest.mark.parametrize(
     ("raised", "reason"),
     [
-        (OSError("libdecord.so: cannot open shared object file\nmore"), "does not load: libdecord.so: cannot open shared"),
+        (
+            OSError("libdecord.so: cannot open shared object file\nmore"),
+            "does not load: libdecord.so: cannot open shared",
+        ),
         (AttributeError("module 'numpy' has no attribute 'long'"), "does not load: module 'numpy'"),
-        (ModuleNotFoundError("No module named 'tvm'", name="tvm"), "does not load: No module named 'tvm'"),
+        (
+            ModuleNotFoundError("No module named 'tvm'", name="tvm"),
+            "does not load: No module named 'tvm'",
+        ),
     ],
 )
 def test_a_decord_that_is_broken_stops_nothing_and_is_named(
@@ -557,7 +669,9 @@ def test_a_decord_that_is_broken_stops_nothing_and_is_named(
         assert reader.read([3]).shape == (1, 48, 64, 3)
 
 
-def test_a_decord_whose_errors_would_not_be_heard_is_not_taken(numbered_video, clip_of, without_decord, monkeypatch):
+def test_a_decord_whose_errors_would_not_be_heard_is_not_taken(
+    numbered_video, clip_of, without_decord, monkeypatch
+):
     monkeypatch.delitem(sys.modules, "decord")
     pytest.importorskip("decord", reason="decord is not installed")
     monkeypatch.setattr(decode, "_complaints", lambda: None)
@@ -571,9 +685,13 @@ def test_an_unknown_decoder_is_refused(numbered_video, clip_of):
         open_clip(clip_of(numbered_video), "opencv")
 
 
-def test_a_decoder_that_is_not_installed_says_how_to_install_it(numbered_video, clip_of, monkeypatch):
+def test_a_decoder_that_is_not_installed_says_how_to_install_it(
+    numbered_video, clip_of, monkeypatch
+):
     monkeypatch.setitem(__import__("sys").modules, "torchcodec.decoders", None)
-    with pytest.raises(ValueError, match=r"pip install torchcodec .* or choose another \(decord, pyav\)"):
+    with pytest.raises(
+        ValueError, match=r"pip install torchcodec .* or choose another \(decord, pyav\)"
+    ):
         open_clip(clip_of(numbered_video), "torchcodec")
 
 
@@ -600,7 +718,9 @@ def test_written_frames_come_back_within_two_grey_levels(clip_of, tmp_path):
         assert np.abs(reader.read(range(len(levels))).astype(int) - frames).max() <= 2
 
 
-def test_writing_without_h264_uses_mpeg4(clip_of, numbered_frames, numbers_in, monkeypatch, tmp_path):
+def test_writing_without_h264_uses_mpeg4(
+    clip_of, numbered_frames, numbers_in, monkeypatch, tmp_path
+):
     import av
 
     monkeypatch.setattr(av, "codecs_available", {"mpeg4"})

@@ -1,4 +1,6 @@
-"""Damaged videos and pictures: each is a recorded failure or a clip like any other, and the clips beside it do not notice."""
+"""Damaged videos and pictures: each is a recorded failure or a clip like any other, and the clips
+beside it do not notice.
+"""
 
 import io
 import os
@@ -9,18 +11,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from damage import SIDE, Case, damaged_pictures, damaged_videos, picture_that_claims, whole_videos
 from PIL import Image
-from tiny_videos import SAMPLING, everything, write_csv
 
-from pipeline.cache import Cache
-from pipeline.config import ExtractConfig
-from pipeline.decode import open_clip
-from pipeline.extract import RunOptions, extract
-from pipeline.manifest import read_manifest
-from pipeline.pixels import Opening
-from pipeline.reader import DecodeError
-from pipeline.verify import verify
+from pipeline.cache.reader import Cache
+from pipeline.manifests.manifest import read_manifest
+from pipeline.stages.config import ExtractConfig
+from pipeline.stages.extract import RunOptions, extract
+from pipeline.stages.verify import verify
+from pipeline.video.decode import open_clip
+from pipeline.video.frame_reader import DecodeError
+from pipeline.video.view_pixels import Opening
+from tests.support.damage import (
+    SIDE,
+    Case,
+    damaged_pictures,
+    damaged_videos,
+    picture_that_claims,
+    whole_videos,
+)
+from tests.support.tiny_videos import SAMPLING, everything, write_csv
 
 EVERY = 10  # a whole video after as many damaged ones
 OPTIONS = RunOptions(workers=2, batch=8, shard_size=100, time_limit=300)
@@ -30,7 +39,10 @@ CONFIG = ExtractConfig(
     keep=("pooled",),
     sampling=replace(SAMPLING, frames=4, train_views=1),
 )
-ERRORS = {"DecodeError", "TruncatedVideo"}  # and neither DecodeTimeout (it hung) nor DecoderDied (it crashed)
+ERRORS = {
+    "DecodeError",
+    "TruncatedVideo",
+}  # and neither DecodeTimeout (it hung) nor DecoderDied (it crashed)
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +52,20 @@ def whole(tmp_path_factory) -> dict[str, bytes]:
 
 def picture(suffix: str) -> bytes:
     data = io.BytesIO()
-    pixels = np.random.default_rng(1).integers(0, 255, (SIDE // 8, SIDE // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    pixels = (
+        np.random.default_rng(1)
+        .integers(0, 255, (SIDE // 8, SIDE // 8, 3), np.uint8)
+        .repeat(8, 0)
+        .repeat(8, 1)
+    )
     Image.fromarray(pixels).save(data, {".png": "PNG", ".jpg": "JPEG"}[suffix])
     return data.getvalue()
 
 
 def folder_of(cases: list[Case], whole: dict[str, bytes], folder: Path) -> Path:
-    """The cases as files, or as one picture of a folder of frames, with whole videos between them, and a manifest."""
+    """The cases as files, or as one picture of a folder of frames, with whole videos between them,
+    and a manifest.
+    """
     folder.mkdir()
     rows = []
     for k, case in enumerate(cases):
@@ -54,7 +73,9 @@ def folder_of(cases: list[Case], whole: dict[str, bytes], folder: Path) -> Path:
             suffix = case.name[-4:]
             (folder / case.name).mkdir()
             for n in range(CONFIG.sampling.frames):  # all of them are wanted
-                (folder / case.name / f"{n}{suffix}").write_bytes(case.data if n == 2 else picture(suffix))
+                (folder / case.name / f"{n}{suffix}").write_bytes(
+                    case.data if n == 2 else picture(suffix)
+                )
         else:
             (folder / case.name).write_bytes(case.data)
         rows.append((case.name, case.name, "train", "a"))
@@ -67,7 +88,9 @@ def folder_of(cases: list[Case], whole: dict[str, bytes], folder: Path) -> Path:
 
 
 def check(cases: list[Case], whole: dict[str, bytes], folder: Path) -> Counter:
-    """Extracts the cases; returns how many of each kind ended how. Fails where one was lost, or reached its neighbours."""
+    """Extracts the cases; returns how many of each kind ended how. Fails where one was lost, or
+    reached its neighbours.
+    """
     folder_of(cases, whole, folder / "videos")
     manifest = read_manifest(folder / "videos" / "manifest.csv")
     summary = extract(CONFIG, manifest, folder / "cache", OPTIONS)
@@ -77,7 +100,9 @@ def check(cases: list[Case], whole: dict[str, bytes], folder: Path) -> Counter:
     for case in cases:
         error = failed[case.name]["error"] if case.name in failed else "read"
         outcomes[error] += 1
-        assert error in ERRORS or (error == "read" and not case.hopeless), f"{case.name}: {error} {failed.get(case.name)}"
+        assert error in ERRORS or (error == "read" and not case.hopeless), (
+            f"{case.name}: {error} {failed.get(case.name)}"
+        )
         if error != "read":
             said = failed[case.name]["message"]
             assert said
@@ -88,9 +113,14 @@ def check(cases: list[Case], whole: dict[str, bytes], folder: Path) -> Counter:
     clips = {clip.clip for clip in manifest.clips}
     for table in stored.values():
         assert {clip for clip, _ in table} == clips - failed.keys()  # no silent gap
-        neighbours = [data for (clip, view), data in table.items() if clip.startswith("whole") and view == 0]
+        neighbours = [
+            data for (clip, view), data in table.items() if clip.startswith("whole") and view == 0
+        ]
         assert len(neighbours) == len(range(0, len(cases), EVERY))
-    same = {tuple(table[clip, 0] for clip in sorted(clips) if clip.startswith("whole")) for table in [stored["test/pooled"]]}
+    same = {
+        tuple(table[clip, 0] for clip in sorted(clips) if clip.startswith("whole"))
+        for table in [stored["test/pooled"]]
+    }
     assert len(set(next(iter(same)))) == 1  # they are one video, whatever stood before them
     assert {finding.what.split(":")[0] for finding in verify(opened.path)} <= {"failed"}
     return outcomes
@@ -111,7 +141,10 @@ def test_a_thousand_damaged_videos_end_as_recorded_failures(whole, tmp_path, cap
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_damaged_pictures_in_a_folder_of_frames_end_as_recorded_failures(whole, tmp_path, suffix):
-    cases = [case._replace(name=f"{k}-{case.name}") for k, case in enumerate(damaged_pictures(picture(suffix), suffix))]
+    cases = [
+        case._replace(name=f"{k}-{case.name}")
+        for k, case in enumerate(damaged_pictures(picture(suffix), suffix))
+    ]
     check([case for case in cases if case.hopeless or hash_of(case.name) % 4 == 0], whole, tmp_path)
 
 
@@ -134,16 +167,24 @@ def reason(clip) -> str:
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 @pytest.mark.parametrize("side", [9_000, 65_535, 100_000])
-def test_a_picture_that_claims_to_be_enormous_is_refused_before_it_is_decoded(tmp_path, clip_of, suffix, side):
+def test_a_picture_that_claims_to_be_enormous_is_refused_before_it_is_decoded(
+    tmp_path, clip_of, suffix, side
+):
     if suffix == ".jpg" and side > 65_535:
         pytest.skip("a JPEG cannot say so")
     (tmp_path / "clip").mkdir()
-    (tmp_path / "clip" / f"1{suffix}").write_bytes(picture_that_claims(picture(suffix), suffix, side))
-    assert re.search(f"claims {side}x{side} pixels|exceeds limit", reason(clip_of(tmp_path / "clip")))
+    (tmp_path / "clip" / f"1{suffix}").write_bytes(
+        picture_that_claims(picture(suffix), suffix, side)
+    )
+    assert re.search(
+        f"claims {side}x{side} pixels|exceeds limit", reason(clip_of(tmp_path / "clip"))
+    )
 
 
 def test_a_frame_that_is_larger_than_its_container_says_is_refused(tmp_path, clip_of):
-    """The first pictures of the stream are 64 x 64 pixels, and so says the container; then comes a large one, whole."""
+    """The first pictures of the stream are 64 x 64 pixels, and so says the container; then comes a
+    large one, whole.
+    """
     bomb = io.BytesIO()
     Image.new("RGB", (9_000, 9_000)).save(bomb, "JPEG", quality=1)
     path = tmp_path / "clip.mjpeg"
@@ -161,14 +202,18 @@ def test_a_frame_that_is_larger_than_its_container_says_is_refused(tmp_path, cli
         "#EXTM3U\n#EXT-X-VERSION:7\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{secret}\n#EXT-X-ENDLIST\n",
         "ffconcat version 1.0\nfile {secret}\n",
         "ffconcat version 1.0\nfile '{name}'\n",
-        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT1S">'
-        '<Period><AdaptationSet mimeType="video/mp2t"><Representation id="1" bandwidth="1"><BaseURL>{secret}</BaseURL>'
+        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" '
+        'mediaPresentationDuration="PT1S">'
+        '<Period><AdaptationSet mimeType="video/mp2t"><Representation id="1" '
+        'bandwidth="1"><BaseURL>{secret}</BaseURL>'
         "<SegmentBase/></Representation></AdaptationSet></Period></MPD>",
     ],
     ids=["hls", "concat", "concat by name", "dash"],
 )
 @pytest.mark.parametrize("suffix", [".mp4", ".m3u8", ".mpd", ".ffconcat"])
-def test_a_list_of_other_files_under_a_videos_name_is_not_followed(whole, tmp_path, clip_of, content, suffix):
+def test_a_list_of_other_files_under_a_videos_name_is_not_followed(
+    whole, tmp_path, clip_of, content, suffix
+):
     """FFmpeg plays such lists; what they name may lie outside the root."""
     secret = tmp_path / "secret.ts"
     secret.write_bytes(whole["stream"])
@@ -184,8 +229,18 @@ def test_links_out_of_the_root_are_not_followed(whole, tmp_path, clip_of, what):
     (outside / "frames").mkdir(parents=True)
     (outside / "video.mp4").write_bytes(whole["h264"])
     (outside / "frames" / "1.png").write_bytes(picture(".png"))
-    links = {"file": "clip.mp4", "folder above": "above", "folder of frames": "frames", "picture": "frames/2.png"}
-    targets = {"file": "video.mp4", "folder above": ".", "folder of frames": "frames", "picture": "frames/1.png"}
+    links = {
+        "file": "clip.mp4",
+        "folder above": "above",
+        "folder of frames": "frames",
+        "picture": "frames/2.png",
+    }
+    targets = {
+        "file": "video.mp4",
+        "folder above": ".",
+        "folder of frames": "frames",
+        "picture": "frames/1.png",
+    }
     if what == "picture":
         (root / "frames").mkdir()
         (root / "frames" / "1.png").write_bytes(picture(".png"))
@@ -200,11 +255,16 @@ def test_links_out_of_the_root_are_not_followed(whole, tmp_path, clip_of, what):
     assert Opening(root).open(clip_of(inner)).info.frames == 2
 
 
-@pytest.mark.parametrize("path", ["../secret.mp4", "/etc/passwd", "a/../../secret.mp4", "{root}/../secret.mp4", "a\0b", "\n"])
+@pytest.mark.parametrize(
+    "path",
+    ["../secret.mp4", "/etc/passwd", "a/../../secret.mp4", "{root}/../secret.mp4", "a\0b", "\n"],
+)
 def test_paths_that_leave_the_root_are_refused_when_the_manifest_is_read(tmp_path, path):
     (tmp_path / "root").mkdir()
     write_csv(
-        tmp_path / "root/m.csv", ("clip", "path", "split", "label"), [("a", path.format(root=tmp_path / "root"), "train", "")]
+        tmp_path / "root/m.csv",
+        ("clip", "path", "split", "label"),
+        [("a", path.format(root=tmp_path / "root"), "train", "")],
     )
     with pytest.raises(ValueError, match=r"line 2"):
         read_manifest(tmp_path / "root" / "m.csv")

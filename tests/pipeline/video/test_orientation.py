@@ -1,4 +1,6 @@
-"""From stored pixels to shown ones: the eight turns by their definition, square pixels, and no picture stretched."""
+"""From stored pixels to shown ones: the eight turns by their definition, square pixels, and no
+picture stretched.
+"""
 
 import struct
 from itertools import product
@@ -6,14 +8,18 @@ from itertools import product
 import numpy as np
 import pytest
 
-from pipeline.upright import STRAIGHT, Shape, fitted, turn_of, turned
+from pipeline.video.orientation import STRAIGHT, Shape, fitted, turn_of, turned
 
-EIGHT = [(a, 0, 0, d) for a, d in product((1, -1), repeat=2)] + [(0, b, c, 0) for b, c in product((1, -1), repeat=2)]
+EIGHT = [(a, 0, 0, d) for a, d in product((1, -1), repeat=2)] + [
+    (0, b, c, 0) for b, c in product((1, -1), repeat=2)
+]
 
 
 def matrix(a: float, b: float, c: float, d: float) -> bytes:
     """FFmpeg's display matrix: 16.16 fixed point, the third column 2.30."""
-    return struct.pack("=9i", *(round(value * 65536) for value in (a, b, 0, c, d, 0, 0, 0)), 1 << 30)
+    return struct.pack(
+        "=9i", *(round(value * 65536) for value in (a, b, 0, c, d, 0, 0, 0)), 1 << 30
+    )
 
 
 @pytest.mark.parametrize("turn", EIGHT)
@@ -43,7 +49,9 @@ def test_a_turn_by_another_angle_is_refused():
     sine = 0.5**0.5
     with pytest.raises(ValueError, match="no multiple of 90 degrees"):
         turn_of(matrix(sine, sine, -sine, sine))
-    assert turn_of(matrix(0.9999, 0.01, -0.01, 0.9999)) == STRAIGHT  # half a degree, as hands hold a phone
+    assert (
+        turn_of(matrix(0.9999, 0.01, -0.01, 0.9999)) == STRAIGHT
+    )  # half a degree, as hands hold a phone
 
 
 @pytest.mark.parametrize(

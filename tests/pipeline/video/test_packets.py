@@ -1,11 +1,13 @@
-"""What packets say about a file: its frames, their times, and what of the container's promise is missing."""
+"""What packets say about a file: its frames, their times, and what of the container's promise is
+missing.
+"""
 
 from fractions import Fraction
 from types import SimpleNamespace
 
 import pytest
 
-from pipeline.container import (
+from pipeline.video.packets import (
     MATROSKA,
     STAMPED,
     Packet,
@@ -21,14 +23,29 @@ from pipeline.container import (
 MP4 = STAMPED[0]
 
 
-def described(stamps, keys=(0,), kind=MP4, cut_off=False, ends=None, start=0.0, rate=25, last=0, whole=False, **promises):
-    """Contents of a stream whose header says 25 fps and a tick of 1 ms, and whose packets have these time stamps in its order.
+def described(
+    stamps,
+    keys=(0,),
+    kind=MP4,
+    cut_off=False,
+    ends=None,
+    start=0.0,
+    rate=25,
+    last=0,
+    whole=False,
+    **promises,
+):
+    """Contents of a stream whose header says 25 fps and a tick of 1 ms, and whose packets have
+    these time stamps in its order.
 
-    `keys` are positions in it; `last`: the stated duration of the last packet, ms; `whole`: the file has the bytes that it
-    states; `promises`: duration (of all, seconds), own (of the stream, seconds), frames, tag.
+    `keys` are positions in it; `last`: the stated duration of the last packet, ms; `whole`: the
+    file has the bytes that it states; `promises`: duration (of all, seconds), own (of the stream,
+    seconds), frames, tag.
     """
     container = SimpleNamespace(
-        format=SimpleNamespace(name=kind), start_time=round(start * 1e6), duration=round(promises.get("duration", 0) * 1e6)
+        format=SimpleNamespace(name=kind),
+        start_time=round(start * 1e6),
+        duration=round(promises.get("duration", 0) * 1e6),
     )
     stream = SimpleNamespace(
         index=0,
@@ -37,15 +54,22 @@ def described(stamps, keys=(0,), kind=MP4, cut_off=False, ends=None, start=0.0, 
         time_base=Fraction(1, 1000),
         average_rate=Fraction(rate) if rate else None,
         guessed_rate=None,
-        metadata={**promises.get("tags", {}), **({"DURATION": promises["tag"]} if "tag" in promises else {})},
+        metadata={
+            **promises.get("tags", {}),
+            **({"DURATION": promises["tag"]} if "tag" in promises else {}),
+        },
     )
     end = len(stamps) - 1
     packets = [
-        Packet(stamp, k in keys, k in keys, False, cut_off and k == end, None, last if k == end else 0)
+        Packet(
+            stamp, k in keys, k in keys, False, cut_off and k == end, None, last if k == end else 0
+        )
         for k, stamp in enumerate(stamps)
     ]
     known = [stamp for stamp in stamps if stamp is not None]
-    return contents(container, stream, packets, ends or {0: (max(known, default=0) + 40) / 1000}, "", whole)
+    return contents(
+        container, stream, packets, ends or {0: (max(known, default=0) + 40) / 1000}, "", whole
+    )
 
 
 def every_40_ms(count: int, begin: int = 0) -> list[int]:
@@ -63,7 +87,10 @@ def test_a_container_that_promises_nothing_lacks_nothing(kind):
         (MP4, {"own": 4.0, "frames": 100}),
         (MATROSKA, {"tag": "00:00:04.000000000"}),
         (MATROSKA, {"duration": 4.0}),
-        ("avi", {"frames": 100, "own": 2.0, "duration": 2.0}),  # FFmpeg shortens the durations of an AVI to what is there
+        (
+            "avi",
+            {"frames": 100, "own": 2.0, "duration": 2.0},
+        ),  # FFmpeg shortens the durations of an AVI to what is there
         ("flv", {"duration": 4.0}),
     ],
 )
@@ -77,7 +104,9 @@ def test_half_of_what_was_promised_is_missing(kind, promises):
 def test_durations_count_from_the_start_of_the_stream_but_in_matroska_from_zero():
     late = every_40_ms(50, begin=2000)
     assert "promises 4.00 s" in described(late, start=2.0, own=4.0).missing
-    assert "promises 4.00 s" in described(late, start=0.0, own=4.0).missing  # behind sound that begins at once
+    assert (
+        "promises 4.00 s" in described(late, start=0.0, own=4.0).missing
+    )  # behind sound that begins at once
     assert described(late, kind=MATROSKA, start=2.0, tag="00:00:04.000000000").missing == ""
 
 
@@ -117,7 +146,9 @@ def test_a_stream_is_steady_when_its_key_frames_have_the_same_place_in_file_and_
     assert described(open_group, keys=(0, 3)).keys == [(0, 0), (5, 200)]
 
 
-@pytest.mark.parametrize(("stamps", "kind"), [([0, 40, 40], MP4), ([0, None, 80], MP4), ([0, 40, 80], "avi")])
+@pytest.mark.parametrize(
+    ("stamps", "kind"), [([0, 40, 40], MP4), ([0, None, 80], MP4), ([0, 40, 80], "avi")]
+)
 def test_stamps_that_cannot_name_frames_are_not_used(stamps, kind):
     held = described(stamps, kind=kind)
     assert (held.number, held.keys, held.steady) == ({}, [], False)
@@ -129,7 +160,9 @@ def test_stamps_that_cannot_name_frames_are_not_used(stamps, kind):
 def test_the_rate_is_that_of_the_stamps_where_the_header_states_a_clock(kind, clock):
     assert described(every_40_ms(50), kind=kind, rate=clock).fps == pytest.approx(25)
     uneven = [0, 20, 70, 100, 150, 170, 220, 300]
-    assert described(uneven, kind=kind, rate=clock).fps == pytest.approx(8 / 0.35)  # 300 ms and a median step of 50
+    assert described(uneven, kind=kind, rate=clock).fps == pytest.approx(
+        8 / 0.35
+    )  # 300 ms and a median step of 50
 
 
 def test_a_rate_that_fits_rounded_stamps_is_exact():
@@ -150,7 +183,9 @@ def test_of_several_rates_in_a_header_the_one_that_fits_is_taken():
 @pytest.mark.parametrize("last", [0, 40, 10_000])
 def test_frames_at_even_steps_have_the_rate_of_the_steps(last):
     """Encoders give the last frame of a time lapse the duration of another rate."""
-    assert described([10_000 * k for k in range(10)], rate=None, last=last).fps == pytest.approx(0.1)
+    assert described([10_000 * k for k in range(10)], rate=None, last=last).fps == pytest.approx(
+        0.1
+    )
 
 
 def test_a_last_frame_of_unknown_duration_lasts_as_long_as_its_neighbours():
@@ -160,7 +195,13 @@ def test_a_last_frame_of_unknown_duration_lasts_as_long_as_its_neighbours():
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_matroska_file_whose_last_duration_is_unknown_lacks_nothing(whole):
-    promises = {"kind": MATROSKA, "ends": {0: 1.56}, "duration": 1.6, "tag": "00:00:01.600000000", "whole": whole}
+    promises = {
+        "kind": MATROSKA,
+        "ends": {0: 1.56},
+        "duration": 1.6,
+        "tag": "00:00:01.600000000",
+        "whole": whole,
+    }
     assert described(every_40_ms(40), **promises).missing == ""
     assert "30 frames" in described(every_40_ms(30), **{**promises, "ends": {0: 1.16}}).missing
 
@@ -190,12 +231,21 @@ def test_a_matroska_file_states_its_size():
     assert stated_size(head + b"\x50\x00") == len(head) + 2 + 4096
     for open_end in (b"\x01\xff\xff\xff\xff\xff\xff\xff", b"\xff"):
         assert stated_size(head + open_end) is None  # written live
-    for other in (b"", b"\x1a\x45\xdf\xa3", head, head + b"\x01\x00", b"RIFF" + bytes(30), head.replace(b"\x18", b"\x19")):
+    for other in (
+        b"",
+        b"\x1a\x45\xdf\xa3",
+        head,
+        head + b"\x01\x00",
+        b"RIFF" + bytes(30),
+        head.replace(b"\x18", b"\x19"),
+    ):
         assert stated_size(other) is None
 
 
 def test_pictures_that_are_only_referred_to_show_nothing():
-    """RFC 6386, 9.1: bit 4 of a VP8 frame's first byte; VP9, 7.2: show_existing_frame, show_frame."""
+    """RFC 6386, 9.1: bit 4 of a VP8 frame's first byte; VP9, 7.2: show_existing_frame,
+    show_frame.
+    """
     assert shows_nothing("vp8", memoryview(b"\x01\0"))
     assert not shows_nothing("vp8", memoryview(b"\x11\0"))
     hidden, shown, existing = b"\x84\0", b"\x86\0", b"\x88"
@@ -224,7 +274,10 @@ def test_rounded_times_mean_the_frames_that_they_are_of():
     for rate in (25, 29.97, 240, 960):
         times = [round(k / rate, 3) for k in range(300)]
         for k in range(299):
-            assert between(times, 300 / rate, k / rate, (k + 1) / rate, slack_of(times, 1e-3)) == (k, 1)
+            assert between(times, 300 / rate, k / rate, (k + 1) / rate, slack_of(times, 1e-3)) == (
+                k,
+                1,
+            )
 
 
 def test_between_starts_with_what_is_on_screen():

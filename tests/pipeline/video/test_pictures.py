@@ -1,4 +1,6 @@
-"""Pictures mean what FFmpeg shows of them, other kinds of files stay shut, and a folder is one series of frames or refused."""
+"""Pictures mean what FFmpeg shows of them, other kinds of files stay shut, and a folder is one
+series of frames or refused.
+"""
 
 import contextlib
 import os
@@ -12,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import ExtractConfig
-from pipeline.decode import open_clip
-from pipeline.images import FORMATS, frame_files, read_picture, series
-from pipeline.manifest import Clip
-from pipeline.reader import DecodeError
+from pipeline.manifests.manifest import Clip
+from pipeline.stages.config import ExtractConfig
+from pipeline.video.decode import open_clip
+from pipeline.video.frame_reader import DecodeError
+from pipeline.video.pictures import FORMATS, frame_files, read_picture, series
 
 SMOOTH = np.add.outer(np.arange(32) * 3, np.arange(48) * 2).astype(np.uint8)
 
@@ -37,17 +39,29 @@ def with_alpha(mode: str) -> Image.Image:
 
 
 PICTURES = {
-    "16-bit grey": ("a.png", lambda: Image.fromarray(np.multiply(SMOOTH, 257, dtype=np.uint16)), {}, 1),
+    "16-bit grey": (
+        "a.png",
+        lambda: Image.fromarray(np.multiply(SMOOTH, 257, dtype=np.uint16)),
+        {},
+        1,
+    ),
     "16-bit grey of any value": (
         "a.png",
-        lambda: Image.fromarray(np.random.default_rng(0).integers(0, 65536, (32, 48), dtype=np.uint16)),
+        lambda: Image.fromarray(
+            np.random.default_rng(0).integers(0, 65536, (32, 48), dtype=np.uint16)
+        ),
         {},
         1,
     ),
     "8-bit grey": ("a.png", lambda: Image.fromarray(SMOOTH), {}, 0),
     "1 bit": ("a.png", lambda: Image.fromarray(SMOOTH > 70), {}, 0),
     "palette": ("a.png", lambda: coloured().quantize(64), {}, 0),
-    "palette with a transparent colour": ("a.png", lambda: coloured().quantize(64), {"transparency": 3}, 0),
+    "palette with a transparent colour": (
+        "a.png",
+        lambda: coloured().quantize(64),
+        {"transparency": 3},
+        0,
+    ),
     "RGBA": ("a.png", lambda: with_alpha("RGB"), {}, 0),
     "grey with alpha": ("a.png", lambda: with_alpha("L"), {}, 0),
     "bmp": ("a.bmp", coloured, {}, 0),
@@ -59,7 +73,9 @@ PICTURES = {
 
 @pytest.mark.parametrize("kind", PICTURES)
 def test_a_picture_is_what_ffmpeg_shows(tmp_path, kind):
-    name, make, options, tolerance = PICTURES[kind]  # tolerance: of other rounding, and of another JPEG decoder
+    name, make, options, tolerance = PICTURES[
+        kind
+    ]  # tolerance: of other rounding, and of another JPEG decoder
     make().save(tmp_path / name, **options)
     ours, theirs = read_picture(tmp_path / name), shown_by_ffmpeg(tmp_path / name)
     assert ours.shape == theirs.shape == (32, 48, 3)
@@ -69,7 +85,9 @@ def test_a_picture_is_what_ffmpeg_shows(tmp_path, kind):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
 def test_the_orientation_that_a_camera_noted_is_applied(tmp_path, name, orientation):
-    """By the definition of EXIF tag 0x0112: where row 0 and column 0 of the file belong in the upright picture."""
+    """By the definition of EXIF tag 0x0112: where row 0 and column 0 of the file belong in the
+    upright picture.
+    """
     file = np.zeros((32, 48), np.uint8)
     file[:16, :24], file[:16, 24:], file[16:, :24] = 250, 170, 90  # quarters: 250 170 / 90 0
     upright = {
@@ -98,7 +116,13 @@ def test_damaged_exif_costs_no_picture(tmp_path):
 
 
 def test_a_cameras_jpeg_with_further_pictures_is_its_first(tmp_path):
-    coloured().save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (48, 32))], quality=95)
+    coloured().save(
+        tmp_path / "a.jpg",
+        "MPO",
+        save_all=True,
+        append_images=[Image.new("RGB", (48, 32))],
+        quality=95,
+    )
     assert Image.open(tmp_path / "a.jpg").format == "MPO"
     assert np.abs(read_picture(tmp_path / "a.jpg").astype(int) - np.asarray(coloured())).mean() < 4
 
@@ -149,33 +173,44 @@ def test_a_picture_cut_anywhere_or_with_any_byte_changed_is_read_or_refused(tmp_
 
 
 def test_no_picture_starts_a_program(tmp_path):
-    """PostScript, which Pillow gives to `gs`, under every ending, with a `gs` first in the path that leaves a trace."""
+    """PostScript, which Pillow gives to `gs`, under every ending, with a `gs` first in the path
+    that leaves a trace.
+    """
     program = tmp_path / "bin" / "gs"
     program.parent.mkdir()
     program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
     program.chmod(0o755)
     for ending in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):
         saved("EPS")(tmp_path / f"1{ending}")
-    code = "import sys\nfrom pipeline.images import read_picture\n"
+    code = "import sys\nfrom pipeline.video.pictures import read_picture\n"
     code += "for path in sys.argv[1:]:\n try: read_picture(path)\n except ValueError: pass\n"
     found = [str(path) for path in tmp_path.glob("1.*")]
     env = {**os.environ, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
-    subprocess.run([sys.executable, "-c", code, *found], check=True, env=env, cwd=Path(__file__).parent.parent)
+    subprocess.run(
+        [sys.executable, "-c", code, *found], check=True, env=env, cwd=Path(__file__).parents[3]
+    )
     assert not (tmp_path / "started").exists()
 
 
 def test_pillow_opens_a_file_in_one_place_and_with_its_formats():
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[3]
     for room in ("pipeline", "heads", "cli"):
         for path in (root / room).rglob("*.py"):
             text = path.read_text(encoding="utf-8")
-            named = ("Image.open(path, formats=FORMATS)", 'Image.open(io.BytesIO(jpeg), formats=["JPEG"])')
+            named = (
+                "Image.open(path, formats=FORMATS)",
+                'Image.open(io.BytesIO(jpeg), formats=["JPEG"])',
+            )
             assert text.count("Image.open(") == sum(map(text.count, named)), path
     assert set(FORMATS) == {"JPEG", "PNG", "WEBP", "BMP"}
 
 
 def test_a_header_that_claims_a_huge_picture_is_refused_before_anything_is_allocated(tmp_path):
-    data = b"BM" + struct.pack("<IHHI", 58, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0)
+    data = (
+        b"BM"
+        + struct.pack("<IHHI", 58, 0, 0, 54)
+        + struct.pack("<IiiHHIIiiII", 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0)
+    )
     (tmp_path / "a.bmp").write_bytes(data + bytes(4))
     with pytest.raises(ValueError, match=r"60000x60000|pixels"):
         read_picture(tmp_path / "a.bmp")
@@ -191,11 +226,20 @@ ONE = {
     "alone": ["any name.webp"],
 }
 SEVERAL = {
-    "flow": (["img_01.jpg", "img_02.jpg", "flow_x_01.jpg", "flow_y_01.jpg"], {"img_??.jpg", "flow_x_??.jpg", "flow_y_??.jpg"}),
+    "flow": (
+        ["img_01.jpg", "img_02.jpg", "flow_x_01.jpg", "flow_y_01.jpg"],
+        {"img_??.jpg", "flow_x_??.jpg", "flow_y_??.jpg"},
+    ),
     "two formats": (["1.jpg", "2.jpg", "1.png", "2.png"], {"*.jpg", "*.png"}),
     "two prefixes": (["left1.png", "left2.png", "right1.png"], {"left*.png", "right*.png"}),
-    "two numbered prefixes": ([f"cam{c}_{k}.png" for c in (1, 2) for k in (7, 8, 9)], {"cam1_*.png", "cam2_*.png"}),
-    "two sizes": ([f"{k}_{s}x{s}.png" for s in (64, 128) for k in (1, 2, 3)], {"*_64x64.png", "*_128x128.png"}),
+    "two numbered prefixes": (
+        [f"cam{c}_{k}.png" for c in (1, 2) for k in (7, 8, 9)],
+        {"cam1_*.png", "cam2_*.png"},
+    ),
+    "two sizes": (
+        [f"{k}_{s}x{s}.png" for s in (64, 128) for k in (1, 2, 3)],
+        {"*_64x64.png", "*_128x128.png"},
+    ),
     "two paddings": (["1.jpg", "2.jpg", "0001.jpg", "0002.jpg"], {"*.jpg", "????.jpg"}),
     "a thumbnail": (["1.jpg", "2.jpg", "cover.jpg"], {"*.jpg", "cover.jpg"}),
     "endings in two cases": (["1.jpg", "1.JPG"], {"*.jpg", "*.JPG"}),
@@ -208,7 +252,9 @@ def test_names_that_count_are_one_series(kind):
 
 
 @pytest.mark.parametrize("kind", SEVERAL)
-def test_names_of_several_series_are_refused_with_their_patterns_each_of_which_chooses_its_own(tmp_path, kind):
+def test_names_of_several_series_are_refused_with_their_patterns_each_of_which_chooses_its_own(
+    tmp_path, kind
+):
     names, patterns = SEVERAL[kind]
     for name in names:
         (tmp_path / name).touch()
@@ -216,7 +262,9 @@ def test_names_of_several_series_are_refused_with_their_patterns_each_of_which_c
     with pytest.raises(ValueError, match="--frame-pattern") as error:
         frame_files(tmp_path)
     assert all(pattern in str(error.value) for pattern in patterns)
-    chosen = [[path.name for path in frame_files(tmp_path, pattern)] for pattern in sorted(patterns)]
+    chosen = [
+        [path.name for path in frame_files(tmp_path, pattern)] for pattern in sorted(patterns)
+    ]
     assert sorted(name for names in chosen for name in names) == sorted(names)
 
 

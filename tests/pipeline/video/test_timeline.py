@@ -1,15 +1,19 @@
-"""The recordings in a stream: stamps that start again or jump are parts that a player plays one after the other."""
+"""The recordings in a stream: stamps that start again or jump are parts that a player plays one
+after the other.
+"""
 
 import pytest
 
-from pipeline.container import Packet
-from pipeline.timeline import middle_step, parts_of
+from pipeline.video.packets import Packet
+from pipeline.video.timeline import middle_step, parts_of
 
 TICK = 0.001
 
 
 def packets(*parts, keys=(0,)):
-    """Packets of recordings, each (order of decoding, time stamps) in ms; the packets at `keys` of each are key frames."""
+    """Packets of recordings, each (order of decoding, time stamps) in ms; the packets at `keys` of
+    each are key frames.
+    """
     return [
         Packet(stamp, k in keys, k in keys, False, False, order, 40)
         for orders, stamps in parts
@@ -81,7 +85,9 @@ def test_equal_stamps_tell_no_places():
 
 
 def test_a_stamp_of_the_next_recording_tells_nothing():
-    """FFmpeg gives the last frame of an MPEG program stream that of the first frame behind the joint, 20 s ahead."""
+    """FFmpeg gives the last frame of an MPEG program stream that of the first frame behind the
+    joint, 20 s ahead.
+    """
     first = [0, 40, 80], [0, 40, 20_000]
     found = parts_of(packets(first, even(3, 20_000)), TICK, True)
     assert found.times == [40 * k for k in range(6)]

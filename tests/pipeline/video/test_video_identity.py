@@ -1,4 +1,6 @@
-"""A video that changes after its shard was finished is noticed by the next run; its shard is redone only if somebody asks."""
+"""A video that changes after its shard was finished is noticed by the next run; its shard is redone
+only if somebody asks.
+"""
 
 import os
 import shutil
@@ -6,20 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_verify import reseal
-from tiny_videos import INLINE, everything, make_videos, picture, run
 
 from cli.__main__ import main
-from pipeline.decode import write_video
-from pipeline.manifest import Clip
-from pipeline.repair import changed_shards
-from pipeline.sealed import read_json
-from pipeline.verify import verify
-from pipeline.videos import ENDS, changed_videos, mark_video
+from pipeline.files.atomic_files import read_json
+from pipeline.manifests.manifest import Clip
+from pipeline.stages.repair import changed_shards
+from pipeline.stages.verify import verify
+from pipeline.video.decode import write_video
+from pipeline.video.video_identity import ENDS, changed_videos, mark_video
+from tests.pipeline.stages.test_verify import reseal
+from tests.support.tiny_videos import INLINE, everything, make_videos, picture, run
 
 CLIPS, CHANGED = 5, 3  # in shard 1 of two, which holds clips 3 and 4
 OPTIONS = (
-    "--backbone digit_cnn --weights none --set backbone_options.width=8 --keep pooled,nodes --proposals annotations --boxes 2 "
+    "--backbone digit_cnn --weights none --set backbone_options.width=8 --keep pooled,nodes "
+    "--proposals annotations --boxes 2 "
     "--frames 4 --size 32 --train-views 1 --dtype float32 --shard-size 3 --device cpu --workers 0"
 )
 
@@ -58,14 +61,18 @@ def test_other_content_is_a_change_and_another_date_is_none(tmp_path, size):
     path.write_bytes(data)
     assert not changed_after(path, lambda: None)
     assert not changed_after(path, lambda: os.utime(path, (1, 1)))
-    assert not changed_after(path, path.unlink)  # as after a clean-up: the cache is all that there is
+    assert not changed_after(
+        path, path.unlink
+    )  # as after a clean-up: the cache is all that there is
     path.write_bytes(data)
     assert changed_after(path, lambda: path.write_bytes(data + b"."))
     for place in (0, size - 1) if size else ():
         path.write_bytes(data)
         other = bytearray(data)
         other[place] ^= 1
-        assert changed_after(path, lambda other=other: (path.write_bytes(other), os.utime(path, (2, 2))))
+        assert changed_after(
+            path, lambda other=other: (path.write_bytes(other), os.utime(path, (2, 2)))
+        )
 
 
 def test_a_folder_of_frames_is_known_by_the_names_in_it(tmp_path):
@@ -104,7 +111,9 @@ def test_a_shard_written_again_has_the_new_video_and_takes_the_others_over(place
     run(place / "videos", place / "fresh")
     assert everything(place / "cache") == everything(place / "fresh")
     for name in ("00000", "00001"):
-        assert record_of(place / "cache", name)["videos"] == record_of(place / "fresh", name)["videos"]
+        assert (
+            record_of(place / "cache", name)["videos"] == record_of(place / "fresh", name)["videos"]
+        )
     assert run(place / "videos", place / "cache").changed == []
 
 
@@ -114,7 +123,9 @@ def record_of(cache: Path, name: str) -> dict:
 
 def test_a_clip_that_is_taken_over_keeps_its_mark(place):
     marks = record_of(place / "cache", "00000")["videos"]
-    shutil.copytree(place / "videos", place / "copy", copy_function=shutil.copyfile)  # of other dates
+    shutil.copytree(
+        place / "videos", place / "copy", copy_function=shutil.copyfile
+    )  # of other dates
     assert run(place / "copy", place / "cache", shards=[0], redo=True).shards == 1
     assert record_of(place / "cache", "00000")["videos"] == marks
 
@@ -123,7 +134,10 @@ def test_the_dates_of_the_videos_leave_no_trace_in_the_shards(place):
     shutil.copytree(place / "videos", place / "copy", copy_function=shutil.copyfile)
     run(place / "copy", place / "other")
     assert h5(place / "cache") == h5(place / "other")
-    assert record_of(place / "cache", "00000")["videos"] != record_of(place / "other", "00000")["videos"]
+    assert (
+        record_of(place / "cache", "00000")["videos"]
+        != record_of(place / "other", "00000")["videos"]
+    )
 
 
 def test_a_changed_video_that_cannot_be_read_leaves_the_shard_as_it_was(place):
@@ -137,14 +151,24 @@ def test_a_changed_video_that_cannot_be_read_leaves_the_shard_as_it_was(place):
 def test_the_commands_say_it_and_repair_redoes_it(tmp_path, capsys):
     place, cache = tmp_path, tmp_path / "cache"
     folder = make_videos(place / "videos", CLIPS)
-    files = ["--manifest", folder / "manifest.csv", "--annotations", folder / "boxes.csv", "--cache", cache]
+    files = [
+        "--manifest",
+        folder / "manifest.csv",
+        "--annotations",
+        folder / "boxes.csv",
+        "--cache",
+        cache,
+    ]
 
     def vidgraph(*words: object) -> tuple[int, str]:
         with pytest.raises(SystemExit) as ended:
             main(list(map(str, words)))
         return ended.value.code, "".join(capsys.readouterr())
 
-    extract, repair = ("extract", *files, *OPTIONS.split()), ("repair", "--cache", cache, "--device", "cpu", "--workers", 0)
+    extract, repair = (
+        ("extract", *files, *OPTIONS.split()),
+        ("repair", "--cache", cache, "--device", "cpu", "--workers", 0),
+    )
     assert vidgraph(*extract)[0] == 0
     assert vidgraph(*extract)[0] == 0
     replace_video(place)

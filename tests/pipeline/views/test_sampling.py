@@ -1,4 +1,6 @@
-"""Sampling: the papers' arithmetic, inside its bounds, and the same numbers everywhere and in any order."""
+"""Sampling: the papers' arithmetic, inside its bounds, and the same numbers everywhere and in any
+order.
+"""
 
 import json
 import os
@@ -11,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.crops import even_crops, full_size, multiscale_crop, square_crop
-from pipeline.draws import Draws
-from pipeline.sample import (
+from pipeline.views.crops import even_crops, full_size, multiscale_crop, square_crop
+from pipeline.views.sampling import (
     OFFSETS,
     SAMPLINGS,
     TEST_CROPS,
@@ -27,6 +28,7 @@ from pipeline.sample import (
     stride_frames,
     views_of,
 )
+from pipeline.views.stateless_random import Draws
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,21 @@ def draws(*key) -> Draws:
 
 
 def test_a_view_is_what_it_was_when_caches_were_written():
-    """Written down once. If this fails, every cache made before would disagree with its own configuration: raise FORMAT."""
+    """Written down once. If this fails, every cache made before would disagree with its own
+    configuration: raise FORMAT.
+    """
     sampling = Sampling(frames=8, train_views=2, test_clips=2)
     views = views_of(sampling, Info(), "v_0001", ("x",), seed=7)
     assert views[:2] == EXPECTED_TRAIN
-    assert views[2] == View("test", 0, (0, 12, 25, 37, 50, 62, 75, 87), (42, 0, 256, 256), (224, 224), False)
-    assert views[3] == View("test", 1, (6, 18, 31, 43, 56, 68, 81, 93), (42, 0, 256, 256), (224, 224), False)
-    crops = {crop: training(replace(sampling, train_crop=crop), seed=7)[0].crop for crop in TRAIN_CROPS}
+    assert views[2] == View(
+        "test", 0, (0, 12, 25, 37, 50, 62, 75, 87), (42, 0, 256, 256), (224, 224), False
+    )
+    assert views[3] == View(
+        "test", 1, (6, 18, 31, 43, 56, 68, 81, 93), (42, 0, 256, 256), (224, 224), False
+    )
+    crops = {
+        crop: training(replace(sampling, train_crop=crop), seed=7)[0].crop for crop in TRAIN_CROPS
+    }
     assert crops == EXPECTED_CROPS
     assert [Draws("a", 1).uniform(), Draws(0, "é\n").uniform()] == EXPECTED_UNIFORM
 
@@ -83,7 +93,7 @@ PROGRAM = """
 import json, sys
 from dataclasses import asdict
 from types import SimpleNamespace
-from pipeline.sample import Sampling, views_of
+from pipeline.views.sampling import Sampling, views_of
 info = SimpleNamespace(frames=100, fps=24.0, width=340, height=256)
 views = {clip: [asdict(v) for v in views_of(Sampling(train_views=3), info, clip, ("x",), 3)] for clip in sys.argv[1:]}
 print(json.dumps(views))
@@ -92,11 +102,19 @@ print(json.dumps(views))
 
 def test_views_do_not_depend_on_the_process_or_the_order_of_clips():
     clips = ["b", "ä", "a", "c d"]
-    here = {clip: [asdict(v) for v in views_of(Sampling(train_views=3), Info(), clip, ("x",), 3)] for clip in sorted(clips)}
+    here = {
+        clip: [asdict(v) for v in views_of(Sampling(train_views=3), Info(), clip, ("x",), 3)]
+        for clip in sorted(clips)
+    }
     env = {**os.environ, "PYTHONHASHSEED": "12345", "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[3]
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *clips], cwd=root, env=env, capture_output=True, text=True, check=True
+        [sys.executable, "-c", PROGRAM, *clips],
+        cwd=root,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert json.loads(done.stdout) == json.loads(json.dumps(here))
 
@@ -106,7 +124,12 @@ def test_a_training_view_depends_on_neither_the_other_views_nor_the_test_options
     sampling = Sampling(train_views=5, train_crop=crop)
     five = training(sampling)
     assert training(replace(sampling, train_views=2)) == five[:2]
-    for options in ({"test_clips": 7}, {"test_clips": 0}, {"test_crops": 3}, {"test_crops": "full", "test_short_side": 512}):
+    for options in (
+        {"test_clips": 7},
+        {"test_clips": 0},
+        {"test_crops": 3},
+        {"test_crops": "full", "test_short_side": 512},
+    ):
         assert training(replace(sampling, **options)) == five
 
 
@@ -120,7 +143,11 @@ def test_frames_crop_and_flip_are_drawn_apart():
 
 
 def test_seed_clip_and_number_each_change_the_view():
-    views = training(Sampling(train_views=2)) + training(Sampling(), seed=1) + training(Sampling(), clip="other")
+    views = (
+        training(Sampling(train_views=2))
+        + training(Sampling(), seed=1)
+        + training(Sampling(), clip="other")
+    )
     assert len({(view.frames, view.crop) for view in views}) == 4
 
 
@@ -140,7 +167,9 @@ def test_draws_are_uniform():
     sample = np.array([stream.uniform() for _ in range(4000)])
     assert 0 <= sample.min() < 0.01 < 0.99 < sample.max() < 1
     assert abs(sample.mean() - 0.5) < 0.02
-    first = np.array([draws("first", k).uniform() for k in range(4000)])  # the first draws of neighbouring keys
+    first = np.array(
+        [draws("first", k).uniform() for k in range(4000)]
+    )  # the first draws of neighbouring keys
     assert np.histogram(first, 10, (0, 1))[0].min() > 330
     assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.05
     assert {stream.below(3) for _ in range(100)} == {0, 1, 2}
@@ -176,13 +205,18 @@ def test_frame_numbers_are_in_the_clip_and_never_go_back():
 def test_each_frame_lies_in_its_segment():
     for length in (1, 5, 31, 32, 33, 49, 100, 1000):
         for key in range(50):
-            for numbers in (segment_frames(length, 32, draws=draws(length, key)), segment_frames(length, 32)):
+            for numbers in (
+                segment_frames(length, 32, draws=draws(length, key)),
+                segment_frames(length, 32),
+            ):
                 for k, number in enumerate(numbers):
                     assert k * length // 32 <= number < (k + 1) * length / 32
 
 
 def test_segments_show_every_frame_equally_often():
-    counts = Counter(number for key in range(4000) for number in segment_frames(10, 4, draws=draws(key)))
+    counts = Counter(
+        number for key in range(4000) for number in segment_frames(10, 4, draws=draws(key))
+    )
     assert sorted(counts) == list(range(10))
     assert all(abs(count - 1600) < 160 for count in counts.values())
 
@@ -198,7 +232,9 @@ def test_two_test_clips_start_at_0_and_half_a_segment():
     for length in (20, 49, 100):  # spec 3.5
         tick = length / 16
         assert segment_frames(length, 16, clip=0, clips=2) == [int(tick * k) for k in range(16)]
-        assert segment_frames(length, 16, clip=1, clips=2) == [int(tick * k + tick / 2) for k in range(16)]
+        assert segment_frames(length, 16, clip=1, clips=2) == [
+            int(tick * k + tick / 2) for k in range(16)
+        ]
 
 
 def test_several_consecutive_frames_are_neighbours_and_repeat_the_last():
@@ -213,17 +249,25 @@ def test_several_consecutive_frames_are_neighbours_and_repeat_the_last():
                     assert rest == [min(start + j, length - 1) for j in range(1, 5)]
     tick = (100 - 4) / 8  # spec 5.5
     assert segment_frames(100, 40, 5)[::5] == [int(tick / 2 + tick * k) for k in range(8)]
-    assert max(segment_frames(100, 40, 5, draws=draws(0))) == max(segment_frames(100, 40, 5, draws=draws(0))[::5]) + 4
+    assert (
+        max(segment_frames(100, 40, 5, draws=draws(0)))
+        == max(segment_frames(100, 40, 5, draws=draws(0))[::5]) + 4
+    )
 
 
 def test_tsn_offsets_are_those_of_the_papers():
     for key in range(50):
         numbers = segment_frames(49, 16, offsets="tsn", draws=draws(key))  # spec 3.5: 49 // 16 = 3
         assert all(3 * k <= number < 3 * k + 3 for k, number in enumerate(numbers))
-    seen = {number for key in range(200) for number in segment_frames(49, 16, offsets="tsn", draws=draws(key))}
+    seen = {
+        number
+        for key in range(200)
+        for number in segment_frames(49, 16, offsets="tsn", draws=draws(key))
+    }
     assert seen == set(range(48))
     assert segment_frames(10, 16, offsets="tsn", draws=draws(0)) == [0] * 16
-    # EAN, spec 5.5: nine frames hold five starts for eight segments, so these are sorted random; eight frames give the first.
+    # EAN, spec 5.5: nine frames hold five starts for eight segments, so these are sorted random;
+    # eight frames give the first.
     starts = [segment_frames(9, 40, 5, "tsn", draws(key))[::5] for key in range(100)]
     assert {start for row in starts for start in row} == set(range(5))
     assert all(row == sorted(row) for row in starts)
@@ -239,10 +283,21 @@ def test_short_videos_repeat_frames_evenly():
 
 
 def test_stride_keeps_the_frame_rate():
-    for fps, gap in ((24.0, {4}), (12.0, {2}), (6.0, {1}), (29.97, {5}), (25.0, {4, 5}), (3.0, {0, 1})):
+    for fps, gap in (
+        (24.0, {4}),
+        (12.0, {2}),
+        (6.0, {1}),
+        (29.97, {5}),
+        (25.0, {4, 5}),
+        (3.0, {0, 1}),
+    ):
         options = Sampling(sampling="stride", fps=6.0, train_views=3, test_clips=3)
         for view in views_of(options, Info(frames=1000, fps=fps), "c", (), 0):
-            assert set(np.diff(view.frames)) <= gap | {4} if fps == 29.97 else set(np.diff(view.frames)) == gap
+            assert (
+                set(np.diff(view.frames)) <= gap | {4}
+                if fps == 29.97
+                else set(np.diff(view.frames)) == gap
+            )
     frames = np.array(stride_frames(10_000, 32, 29.97 / 6.0, clip=0, clips=2))
     assert np.abs(frames - np.arange(32) * 29.97 / 6).max() <= 0.5  # the rounding never adds up
 
@@ -268,23 +323,31 @@ def test_stride_needs_a_frame_rate():
             views_of(Sampling(sampling="stride"), Info(fps=fps), "c", (), 0)
         view = at_test(Sampling(sampling="stride", source_fps=12.0), Info(fps=fps))[0]
         assert set(np.diff(view.frames)) == {2}
-    assert set(np.diff(at_test(Sampling(sampling="stride", source_fps=12.0), Info(200))[0].frames)) == {
-        4
-    }  # the file's own wins
+    assert set(
+        np.diff(at_test(Sampling(sampling="stride", source_fps=12.0), Info(200))[0].frames)
+    ) == {4}  # the file's own wins
 
 
 def test_linspace_runs_from_the_first_frame_to_the_last():
     for length in (32, 49, 94, 120):
         numbers = linspace_frames(length, 32)
-        assert np.abs(np.array(numbers) - np.floor(np.linspace(0, length - 1, 32) + 1e-9)).max() == 0
+        assert (
+            np.abs(np.array(numbers) - np.floor(np.linspace(0, length - 1, 32) + 1e-9)).max() == 0
+        )
         shifted = linspace_frames(length, 32, 1, 2)  # spec 4.5
-        assert shifted == [min(number + int(0.5 * length / 32 + 0.5), length - 1) for number in numbers]
+        assert shifted == [
+            min(number + int(0.5 * length / 32 + 0.5), length - 1) for number in numbers
+        ]
     assert linspace_frames(7, 1) == [0]
 
 
 def test_gos_jitter_is_nothing_below_63_frames():
     for length in (5, 32, 62):  # spec 1.8
-        assert gos_frames(length, 32, draws(0)) == gos_frames(length, 32, draws(1)) == linspace_frames(length, 32)
+        assert (
+            gos_frames(length, 32, draws(0))
+            == gos_frames(length, 32, draws(1))
+            == linspace_frames(length, 32)
+        )
     assert len({tuple(gos_frames(63, 32, draws(key))) for key in range(5)}) == 5
     for key in range(50):
         numbers = np.array(gos_frames(200, 32, draws(key)))
@@ -321,7 +384,11 @@ def test_gos_crops_have_its_two_scales_and_go_everywhere():
     assert set(sides) == {256, 230}  # 0.9 x 256 = 230.4
     assert abs(sides[256] - 200) < 50
     whole = [x for x, y, w, _ in crops if w == 256]
-    assert (min(whole) < 5, max(whole) > 79, {y for _, y, w, _ in crops if w == 256}) == (True, True, {0})
+    assert (min(whole) < 5, max(whole) > 79, {y for _, y, w, _ in crops if w == 256}) == (
+        True,
+        True,
+        {0},
+    )
     small = np.array([(x / 110, y / 26) for x, y, w, _ in crops if w == 230])
     assert np.abs(small.mean(0) - 0.5).max() < 0.1
     assert small.min() == 0
@@ -338,7 +405,10 @@ def test_the_last_position_of_a_crop_is_as_likely_as_the_others():
 def test_random_short_sides_crop_the_right_share():
     crops = [
         view.crop
-        for view in training(Sampling(frames=1, train_views=500, train_crop="short_side"), Info(width=600, height=512))
+        for view in training(
+            Sampling(frames=1, train_views=500, train_crop="short_side"),
+            Info(width=600, height=512),
+        )
     ]
     sides = [w for _, _, w, h in crops if w == h]
     assert len(sides) == 500
@@ -352,7 +422,9 @@ def test_random_short_sides_crop_the_right_share():
 
 
 def test_multiscale_crops_are_the_thirteen_positions_and_the_near_pairs():
-    crops = [multiscale_crop(400, 300, (1.0, 0.875, 0.75, 0.66), 1, draws(key)) for key in range(3000)]
+    crops = [
+        multiscale_crop(400, 300, (1.0, 0.875, 0.75, 0.66), 1, draws(key)) for key in range(3000)
+    ]
     sides = [300, 263, 225, 198]
     pairs = {(sides[i], sides[j]) for i in range(4) for j in range(4) if abs(i - j) <= 1}
     assert {(w, h) for _, _, w, h in crops} == pairs
@@ -360,14 +432,21 @@ def test_multiscale_crops_are_the_thirteen_positions_and_the_near_pairs():
     grid = {(i * 175 // 4, j * 75 // 4) for i in (0, 2, 4) for j in (0, 2, 4)}
     between = {(i * 175 // 4, j * 75 // 4) for i in (1, 3) for j in (1, 3)}
     assert at == grid | between
-    assert all(w == h for _, _, w, h in (multiscale_crop(400, 300, (1.0, 0.5), 0, draws(key)) for key in range(50)))
+    assert all(
+        w == h
+        for _, _, w, h in (
+            multiscale_crop(400, 300, (1.0, 0.5), 0, draws(key)) for key in range(50)
+        )
+    )
 
 
 def test_test_crops_run_along_the_long_side():
     assert even_crops(340, 256, 1.0, 1) == [(42, 0, 256, 256)]
     assert even_crops(340, 256, 1.0, 3) == [(0, 0, 256, 256), (42, 0, 256, 256), (84, 0, 256, 256)]
     assert even_crops(256, 340, 1.0, 3) == [(0, 0, 256, 256), (0, 42, 256, 256), (0, 84, 256, 256)]
-    assert even_crops(340, 256, 0.875, 3)[1] == even_crops(340, 256, 0.875, 1)[0] == (58, 16, 224, 224)
+    assert (
+        even_crops(340, 256, 0.875, 3)[1] == even_crops(340, 256, 0.875, 1)[0] == (58, 16, 224, 224)
+    )
     eleven = even_crops(456, 256, 1.0, 11)
     assert [x for x, *_ in eleven] == list(range(0, 201, 20))
     assert even_crops(64, 64, 1.0, 3) == [(0, 0, 64, 64)] * 3
@@ -482,7 +561,9 @@ def test_an_option_outside_its_range_is_named(options, named):
 
 
 def test_an_unknown_option_names_the_nearest():
-    with pytest.raises(ValueError, match=r"sampling\.train_view: no such option; did you mean train_views"):
+    with pytest.raises(
+        ValueError, match=r"sampling\.train_view: no such option; did you mean train_views"
+    ):
         Sampling.from_dict({"train_view": 3})
 
 
@@ -495,7 +576,9 @@ def test_whole_and_real_spellings_are_one_configuration():
 
 
 def test_options_survive_json():
-    options = Sampling(scales=(1.0, 0.5), flip_protect=("a", "b"), test_crops="full", source_fps=12.0)
+    options = Sampling(
+        scales=(1.0, 0.5), flip_protect=("a", "b"), test_crops="full", source_fps=12.0
+    )
     assert Sampling.from_dict(json.loads(json.dumps(asdict(options)))) == options
     sides = Sampling(train_crop="short_side", short_side=(224, 300))
     assert Sampling.from_dict(json.loads(json.dumps(asdict(sides)))) == sides

@@ -1,4 +1,6 @@
-"""Claims: one owner at a time, taken over from the dead and the silent, and nothing lost when the silent wake up."""
+"""Claims: one owner at a time, taken over from the dead and the silent, and nothing lost when the
+silent wake up.
+"""
 
 import errno
 import json
@@ -15,18 +17,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline import claims, shards
-from pipeline.claims import Watch, claim_file, give_up, look, remove_parts, sweep, take
-from pipeline.owners import own_claim, part_of, writer_lives
-from pipeline.sealed import done_marker, publish, read_json, sha256_of
-from pipeline.shards import GroupPlan, ShardWriter
+from pipeline.cache import shard_writer as shards
+from pipeline.cache.shard_writer import GroupPlan, ShardWriter
+from pipeline.files.atomic_files import done_marker, publish, read_json, sha256_of
+from pipeline.files.owners import own_claim, part_of, writer_lives
+from pipeline.workers import claims
+from pipeline.workers.claims import Watch, claim_file, give_up, look, remove_parts, sweep, take
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 OWNER = """
 import sys, time
 from pathlib import Path
-from pipeline.claims import take
-from pipeline.owners import part_of
+from pipeline.workers.claims import take
+from pipeline.files.owners import part_of
 path = Path(sys.argv[1])
 claim = take(path)
 part_of(path, claim.name).write_text("half a shard")
@@ -43,7 +46,9 @@ def shard(tmp_path) -> Path:
 @pytest.fixture
 def owner(shard):
     """Another process that holds the claim and has begun to write."""
-    process = subprocess.Popen([sys.executable, "-c", OWNER, shard], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-c", OWNER, shard], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
     assert process.stdout.readline() == "claimed\n"
     yield process
     process.kill()
@@ -54,7 +59,9 @@ def elsewhere(path: Path, name: str = "other-1-1-00000000", count: int = 0) -> N
     """A claim by a process of another machine, or its sign of life number `count`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     owner = {"claim": name, "machine": "another", "pid": os.getpid(), "start": "1"}
-    claim_file(path).write_bytes(json.dumps(owner).encode() + b"\n" + str(count).zfill(claims.COUNT).encode())
+    claim_file(path).write_bytes(
+        json.dumps(owner).encode() + b"\n" + str(count).zfill(claims.COUNT).encode()
+    )
 
 
 def names(path: Path) -> set[str]:
@@ -100,14 +107,18 @@ def test_a_process_number_that_is_used_again_does_not_keep_a_claim(shard):
         text = claim_file(shard).read_bytes()
     mine = json.loads(text.splitlines()[0])
     assert mine["pid"] == os.getpid()
-    claim_file(shard).write_bytes(json.dumps({**mine, "start": "1"}).encode() + b"\n" + b"0" * claims.COUNT)
+    claim_file(shard).write_bytes(
+        json.dumps({**mine, "start": "1"}).encode() + b"\n" + b"0" * claims.COUNT
+    )
     assert not claim.held() or look(shard).dead
     with take(shard):
         pass
 
 
 def test_silence_is_measured_by_watching_and_not_by_clocks(shard, monkeypatch):
-    """File times and the wall clock may say anything: 60 seconds of one's own, without a change, are what counts."""
+    """File times and the wall clock may say anything: 60 seconds of one's own, without a change,
+    are what counts.
+    """
     elsewhere(shard)
     now = [1000.0]
     monkeypatch.setattr(claims, "time", SimpleNamespace(sleep=time.sleep, monotonic=lambda: now[0]))
@@ -210,7 +221,8 @@ def test_a_link_whose_success_was_not_heard_of_counts(tmp_path, monkeypatch):
 
 
 def test_a_sweep_removes_what_the_dead_left_and_nothing_of_the_living(shard, owner, monkeypatch):
-    dead = subprocess.run([sys.executable, "-c", "from pipeline.owners import own_claim; print(own_claim())"],
+    dead = subprocess.run([sys.executable, "-c", "from pipeline.files.owners import own_claim; "
+                                                 "print(own_claim())"],
                           cwd=ROOT, capture_output=True, text=True).stdout.strip()  # fmt: skip
     left = part_of(shard.with_name("00007.h5"), dead)
     left.write_text("half")
@@ -264,7 +276,11 @@ def until(true, seconds: float = 300.0) -> None:
 
 
 def writer_of(path: Path) -> ShardWriter:
-    writer = ShardWriter(path, {"train": GroupPlan(["a"], [0], {"flip": ((), "bool")})}, attrs={"fingerprint": "f", "shard": 3})
+    writer = ShardWriter(
+        path,
+        {"train": GroupPlan(["a"], [0], {"flip": ((), "bool")})},
+        attrs={"fingerprint": "f", "shard": 3},
+    )
     writer.write("train", 0, {"flip": np.bool_(True)})
     return writer
 
@@ -284,7 +300,9 @@ def test_the_first_complete_shard_wins_and_the_other_leaves_nothing(shard):
 
 @pytest.mark.parametrize("wakes", ["before the other is done", "after the other is done"])
 def test_a_writer_stalled_between_its_two_files_does_no_harm(shard, monkeypatch, wakes):
-    """Whoever takes over removes the file without statistics; the first one then goes on to write them."""
+    """Whoever takes over removes the file without statistics; the first one then goes on to write
+    them.
+    """
     complete = shards.complete
 
     def stalled(part, path, replace=True):
@@ -310,11 +328,15 @@ def test_a_writer_stalled_between_its_two_files_does_no_harm(shard, monkeypatch,
 def test_hdf5_locks_nothing_whatever_the_environment_says(shard, asked):
     code = f"""
 import fcntl, os
-from test_claims import writer_of
+from tests.pipeline.workers.test_claims import writer_of
 from pathlib import Path
 writer = writer_of(Path({str(shard)!r}))
 file = os.open(writer._part, os.O_RDWR)
 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 """
-    env = {**os.environ, "HDF5_USE_FILE_LOCKING": asked, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+    env = {
+        **os.environ,
+        "HDF5_USE_FILE_LOCKING": asked,
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
+    }
     subprocess.run([sys.executable, "-c", code], env=env, check=True)

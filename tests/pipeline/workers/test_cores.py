@@ -1,23 +1,38 @@
-"""Whoever counts cores counts its own share: by affinity, by control groups of both versions, by Slurm."""
+"""Whoever counts cores counts its own share: by affinity, by control groups of both versions, by
+Slurm.
+"""
 
 import ast
 from pathlib import Path
 
 import pytest
 
-from pipeline import cores
+from pipeline.workers import cores
 
-ROOT = Path(__file__).parent.parent
-RECORDS = {"pipeline/compose.py", "heads/reproduce_report.py"}  # say what machine it was
+ROOT = Path(__file__).parents[3]
+RECORDS = {
+    "pipeline/stages/shard_composer.py",
+    "heads/reproduction/report.py",
+}  # say what machine it was
 
 
 @pytest.fixture
 def groups(tmp_path, monkeypatch):
-    """A machine of 16 cores whose control groups are in the returned folder; this process' are what is written to `own`."""
+    """A machine of 16 cores whose control groups are in the returned folder; this process' are what
+    is written to `own`.
+    """
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)), raising=False)
     monkeypatch.setattr(cores, "CGROUPS", tmp_path / "groups")
     monkeypatch.setattr(cores, "OWN_CGROUPS", tmp_path / "own")
-    for name in ("CPUS_PER_TASK", "CPUS_ON_NODE", "STEP_TASKS_PER_NODE", "NODEID", "JOB_ID", "STEP_ID", "PROCID"):
+    for name in (
+        "CPUS_PER_TASK",
+        "CPUS_ON_NODE",
+        "STEP_TASKS_PER_NODE",
+        "NODEID",
+        "JOB_ID",
+        "STEP_ID",
+        "PROCID",
+    ):
         monkeypatch.delenv(f"SLURM_{name}", raising=False)
     monkeypatch.setattr(cores, "_sharing", 1)
     return tmp_path / "groups"
@@ -42,7 +57,14 @@ def test_a_system_without_affinities_counts_its_cores(groups, monkeypatch):
 
 @pytest.mark.parametrize(
     ("limit", "expected"),
-    [("max 100000", 16), ("400000 100000", 4), ("250000 100000", 2), ("50000 100000", 1), ("6400000 100000", 16), ("", 16)],
+    [
+        ("max 100000", 16),
+        ("400000 100000", 4),
+        ("250000 100000", 2),
+        ("50000 100000", 1),
+        ("6400000 100000", 16),
+        ("", 16),
+    ],
 )
 def test_a_control_group_grants_whole_cores_and_at_least_one(groups, limit, expected):
     write(groups.parent / "own", "0::/job/step\n")
@@ -95,7 +117,9 @@ def test_slurms_share_counts_where_it_does_not_confine(groups, monkeypatch):
         ("0", "0", 12),
     ],
 )
-def test_tasks_that_srun_starts_share_what_the_job_has_on_their_node(groups, monkeypatch, tasks, node, expected):
+def test_tasks_that_srun_starts_share_what_the_job_has_on_their_node(
+    groups, monkeypatch, tasks, node, expected
+):
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "12")
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", tasks)
     monkeypatch.setenv("SLURM_NODEID", node)
@@ -130,7 +154,17 @@ def test_processes_have_the_same_place_only_where_they_share_cores(groups, monke
 
 def test_who_starts_processes_or_threads_asks_here():
     asking = set()
-    for path in (path for room in ("cli", "heads", "pipeline") for path in (ROOT / room).rglob("*.py")):
-        names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
-        asking |= {str(path.relative_to(ROOT))} if names & {"cpu_count", "sched_getaffinity", "process_cpu_count"} else set()
-    assert asking - RECORDS == {"pipeline/cores.py"}
+    for path in (
+        path for room in ("cli", "heads", "pipeline") for path in (ROOT / room).rglob("*.py")
+    ):
+        names = {
+            node.attr
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Attribute)
+        }
+        asking |= (
+            {str(path.relative_to(ROOT))}
+            if names & {"cpu_count", "sched_getaffinity", "process_cpu_count"}
+            else set()
+        )
+    assert asking - RECORDS == {"pipeline/workers/cores.py"}

@@ -15,11 +15,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline.pool import MOST_STARTS, Pool, WorkerDied, _Ticket, _Worker
-from pipeline.worker import RemoteTraceback
+from pipeline.workers.decode_pool import MOST_STARTS, Pool, WorkerDied, _Ticket, _Worker
+from pipeline.workers.pool_worker import RemoteTraceback
 
-ROOT = Path(__file__).parent.parent
-NET = 300.0  # seconds: a limit that no working machine reaches, so that a test which would wait for ever fails instead
+ROOT = Path(__file__).parents[3]
+# seconds: a limit that no working machine reaches, so that a test which would wait for ever fails
+# instead
+NET = 300.0
 
 
 def double_after(task: tuple[int, float]) -> int:
@@ -82,7 +84,11 @@ def process_id(_task) -> int:
 
 
 def array_of(count: int) -> dict[str, np.ndarray]:
-    return {"bytes": np.arange(count, dtype=np.uint8), "transposed": np.arange(12.0).reshape(3, 4).T, "none": np.zeros((0, 3))}
+    return {
+        "bytes": np.arange(count, dtype=np.uint8),
+        "transposed": np.arange(12.0).reshape(3, 4).T,
+        "none": np.zeros((0, 3)),
+    }
 
 
 def modules_with(names: tuple[str, ...]) -> set[str]:
@@ -105,7 +111,9 @@ class LoadsBadly:
 
 
 def starts_after(folder: Path, deaths: int, goes_on) -> object:
-    """Loading it kills the process, `deaths` times in all; then it is `goes_on`. Every start leaves a file in `folder`."""
+    """Loading it kills the process, `deaths` times in all; then it is `goes_on`. Every start leaves
+    a file in `folder`.
+    """
     (folder / str(os.getpid())).touch()
     if len(os.listdir(folder)) <= deaths:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -128,7 +136,9 @@ def gone(pid: int) -> bool:
 
 @pytest.fixture(scope="module")
 def pool():
-    """One worker that misbehaves on demand, shared because starting a process costs half a second."""
+    """One worker that misbehaves on demand, shared because starting a process costs half a
+    second.
+    """
     with Pool(misbehave, workers=1, timeout=NET) as pool:
         yield pool
 
@@ -168,8 +178,13 @@ def test_tasks_are_taken_lazily_and_at_most_ahead_of_what_was_yielded():
 
 
 def test_a_task_over_its_time_limit_fails_alone(monkeypatch):
-    """The others have all the time that they need: how long an answer takes is not what is tested."""
-    tasks, give = [1, "hang", 2, "hang, holding the interpreter", 3, "half an answer, then nothing"], _Worker.give
+    """The others have all the time that they need: how long an answer takes is not what is
+    tested.
+    """
+    tasks, give = (
+        [1, "hang", 2, "hang, holding the interpreter", 3, "half an answer, then nothing"],
+        _Worker.give,
+    )
 
     def give_time(worker, ticket, limit):
         give(worker, ticket, NET if ticket.task in (1, 2, 3) else limit)
@@ -178,12 +193,14 @@ def test_a_task_over_its_time_limit_fails_alone(monkeypatch):
     with Pool(misbehave, workers=2, timeout=1.0) as pool:
         answers = [answer for _task, answer in pool.imap(tasks, ahead=6)]
     assert answers[::2] == [2, 4, 6]
-    assert all(isinstance(answer, TimeoutError) and "1 s" in str(answer) for answer in answers[1::2])
+    assert all(
+        isinstance(answer, TimeoutError) and "1 s" in str(answer) for answer in answers[1::2]
+    )
 
 
 def test_the_clock_of_a_task_starts_when_its_worker_does(monkeypatch):
-    """Five tasks are handed over at once, and by the clock of this test each takes 60 s: the last waits 240 s for its turn,
-    which is over the limit."""
+    """Five tasks are handed over at once, and by the clock of this test each takes 60 s: the last
+    waits 240 s for its turn, which is over the limit."""
     now, finish = [0.0], _Ticket.finish
 
     def finish_later(ticket, result):
@@ -191,14 +208,27 @@ def test_the_clock_of_a_task_starts_when_its_worker_does(monkeypatch):
         finish(ticket, result)
 
     monkeypatch.setattr(_Ticket, "finish", finish_later)
-    monkeypatch.setattr("pipeline.pool.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(
+        "pipeline.workers.decode_pool.time", SimpleNamespace(monotonic=lambda: now[0])
+    )
     with Pool(double_after, workers=1, timeout=100.0) as pool:
-        assert [answer for _task, answer in pool.imap([(k, 0.0) for k in range(5)], ahead=5)] == [0, 2, 4, 6, 8]
+        assert [answer for _task, answer in pool.imap([(k, 0.0) for k in range(5)], ahead=5)] == [
+            0,
+            2,
+            4,
+            6,
+            8,
+        ]
 
 
 @pytest.mark.parametrize(
     ("task", "words"),
-    [("exit", "exit status 7"), ("segfault", "SIGSEGV"), ("killed", "SIGKILL"), ("half an answer", "exit status 9")],
+    [
+        ("exit", "exit status 7"),
+        ("segfault", "SIGSEGV"),
+        ("killed", "SIGKILL"),
+        ("half an answer", "exit status 9"),
+    ],
 )
 def test_a_worker_that_dies_fails_only_its_task_and_is_replaced(pool, task, words):
     answers = [answer for _task, answer in pool.imap([1, task, 2], ahead=3)]
@@ -222,7 +252,9 @@ def test_a_worker_that_dies_between_tasks_costs_no_task():
         ((_task, pid),) = pool.imap([0], ahead=1)
         os.kill(pid, signal.SIGKILL)
         end = time.monotonic() + NET
-        while Path(f"/proc/{pid}").exists():  # a zombie's other threads may hold its pipe open: until the pool has reaped it
+        while Path(
+            f"/proc/{pid}"
+        ).exists():  # a zombie's other threads may hold its pipe open: until the pool has reaped it
             assert time.monotonic() < end
             time.sleep(0.01)
         ((_task, other),) = pool.imap([0], ahead=1)
@@ -277,12 +309,17 @@ def test_a_task_that_no_worker_had_begun_is_not_lost(monkeypatch):
 
 def test_a_worker_that_is_killed_while_it_starts_is_started_again(tmp_path):
     """Both workers are; the last one as often as may be."""
-    with Pool(LoadsBadly(starts_after, tmp_path, 2 * MOST_STARTS, misbehave), workers=2, timeout=NET) as pool:
+    with Pool(
+        LoadsBadly(starts_after, tmp_path, 2 * MOST_STARTS, misbehave), workers=2, timeout=NET
+    ) as pool:
         assert list(pool.imap([1, 2, 3], ahead=3)) == [(1, 2), (2, 4), (3, 6)]
 
 
 def test_workers_that_are_always_killed_while_they_start_end_the_run_after_so_many(tmp_path):
-    never, words = LoadsBadly(starts_after, tmp_path, 1000, misbehave), f"{MOST_STARTS + 1} workers in a row .*SIGKILL"
+    never, words = (
+        LoadsBadly(starts_after, tmp_path, 1000, misbehave),
+        f"{MOST_STARTS + 1} workers in a row .*SIGKILL",
+    )
     with Pool(never, workers=1, timeout=NET) as pool, pytest.raises(RuntimeError, match=words):
         list(pool.imap([1], ahead=1))
     assert len(os.listdir(tmp_path)) == MOST_STARTS + 1
@@ -299,7 +336,10 @@ def test_a_worker_that_comes_up_makes_up_for_those_that_were_killed_before(tmp_p
 
 
 def test_workers_that_hang_while_they_start_end_the_run_after_so_many():
-    never, words = LoadsBadly(time.sleep, 600), rf"{MOST_STARTS + 1} workers in a row .*took longer than 0\.2 s"
+    never, words = (
+        LoadsBadly(time.sleep, 600),
+        rf"{MOST_STARTS + 1} workers in a row .*took longer than 0\.2 s",
+    )
     with Pool(never, workers=1, start_limit=0.2) as pool, pytest.raises(RuntimeError, match=words):
         list(pool.imap([1], ahead=1))
 
@@ -312,7 +352,9 @@ def loads_where(there: Path, goes_on) -> object:
 
 
 def test_a_worker_that_hangs_while_it_starts_is_replaced(tmp_path, monkeypatch):
-    """The first one has a short limit and nothing to go on with; the second one has all the time it needs."""
+    """The first one has a short limit and nothing to go on with; the second one has all the time it
+    needs.
+    """
     begin, limits = _Worker.__init__, [0.2, 600.0]
 
     def begin_worker(worker, function, limit):
@@ -322,7 +364,9 @@ def test_a_worker_that_hangs_while_it_starts_is_replaced(tmp_path, monkeypatch):
         begin(worker, function, limits.pop(0))
 
     monkeypatch.setattr(_Worker, "__init__", begin_worker)
-    with Pool(LoadsBadly(loads_where, tmp_path / "there", misbehave), workers=1, start_limit=7.0) as pool:
+    with Pool(
+        LoadsBadly(loads_where, tmp_path / "there", misbehave), workers=1, start_limit=7.0
+    ) as pool:
         assert list(pool.imap([1, 2], ahead=2)) == [(1, 2), (2, 4)]
 
 
@@ -337,7 +381,9 @@ def test_a_worker_that_has_started_may_wait_for_ever():
 
 def pool_of_a_daemon(_task) -> list:
     with Pool(double_after, workers=1, timeout=NET) as pool:
-        return [answer for _task, answer in pool.imap([(3, 0.0)], ahead=1)] + [current_process().daemon]
+        return [answer for _task, answer in pool.imap([(3, 0.0)], ahead=1)] + [
+            current_process().daemon
+        ]
 
 
 def test_a_worker_that_may_have_no_children_has_a_pool_all_the_same():
@@ -418,15 +464,25 @@ def test_a_function_that_does_not_load_is_an_error_and_not_an_endless_restart(fu
 def test_decode_workers_import_neither_torch_nor_another_heavy_library():
     decoders = ("av", "decord") if importlib.util.find_spec("decord") else ("av",)
     with Pool(modules_with, workers=1, timeout=NET) as pool:
-        ((_task, modules),) = pool.imap([("pipeline.pool", "pipeline.decode", "pipeline.sample", *decoders)], ahead=1)
+        ((_task, modules),) = pool.imap(
+            [
+                (
+                    "pipeline.workers.decode_pool",
+                    "pipeline.video.decode",
+                    "pipeline.views.sampling",
+                    *decoders,
+                )
+            ],
+            ahead=1,
+        )
     assert isinstance(modules, set), modules
     assert not modules & {"torch", "torchvision", "h5py", "sklearn", "scipy", "pydantic", "rich"}
 
 
 PARENT = """
 import signal, time
-from pipeline.pool import Pool
-from test_pool import misbehave
+from pipeline.workers.decode_pool import Pool
+from tests.pipeline.workers.test_decode_pool import misbehave
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
     with Pool(misbehave, workers=3, timeout=None) as pool:
@@ -443,14 +499,18 @@ if __name__ == "__main__":
 
 
 def start_a_program(task: tuple[Path, str]) -> None:
-    """Starts a program that would outlive this process, as Pillow starts Ghostscript; then does what the task says."""
+    """Starts a program that would outlive this process, as Pillow starts Ghostscript; then does
+    what the task says.
+    """
     path, then = task
     path.write_text(str(subprocess.Popen(["sleep", "600"]).pid))
     if then != "return":
         misbehave(then)
 
 
-@pytest.mark.parametrize("then", ["return", "hang", "hang, holding the interpreter", "exit", "killed"])
+@pytest.mark.parametrize(
+    "then", ["return", "hang", "hang, holding the interpreter", "exit", "killed"]
+)
 def test_a_worker_ends_with_the_programs_that_it_started(tmp_path, then):
     """Where the pool is closed, a task takes too long, and the worker dies by itself."""
     path = tmp_path / "pid"
@@ -464,8 +524,8 @@ def test_a_worker_ends_with_the_programs_that_it_started(tmp_path, then):
 PARENT_OF_A_PARENT = """
 import sys, time
 from pathlib import Path
-from pipeline.pool import Pool
-from test_pool import start_a_program
+from pipeline.workers.decode_pool import Pool
+from tests.pipeline.workers.test_decode_pool import start_a_program
 if __name__ == "__main__":
     path = Path(sys.argv[1])
     with Pool(start_a_program, workers=1) as pool:
@@ -478,7 +538,9 @@ def test_what_a_worker_started_ends_when_the_parent_is_killed_and_lets_go_of_its
     (tmp_path / "parent.py").write_text(PARENT_OF_A_PARENT)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
     path = tmp_path / "pid"
-    parent = subprocess.Popen([sys.executable, tmp_path / "parent.py", path], env=env, stdout=subprocess.PIPE)
+    parent = subprocess.Popen(
+        [sys.executable, tmp_path / "parent.py", path], env=env, stdout=subprocess.PIPE
+    )
     end = time.monotonic() + NET
     while not (path.exists() and path.read_text()):
         assert time.monotonic() < end
@@ -489,8 +551,8 @@ def test_what_a_worker_started_ends_when_the_parent_is_killed_and_lets_go_of_its
 
 
 FORGETFUL = """
-from pipeline.pool import Pool
-from test_pool import process_id
+from pipeline.workers.decode_pool import Pool
+from tests.pipeline.workers.test_decode_pool import process_id
 if __name__ == "__main__":
     pool = Pool(process_id, workers=1)
     for _task, pid in pool.imap([1], ahead=1):
@@ -499,17 +561,27 @@ if __name__ == "__main__":
 
 
 def test_a_program_that_forgets_to_close_its_pool_ends_all_the_same(tmp_path):
-    """Python waits for its children at the end, and these leave SIGTERM to it. A Dask worker ends like that."""
+    """Python waits for its children at the end, and these leave SIGTERM to it. A Dask worker ends
+    like that.
+    """
     (tmp_path / "forgetful.py").write_text(FORGETFUL)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
-    done = subprocess.run([sys.executable, tmp_path / "forgetful.py"], env=env, capture_output=True, text=True, timeout=NET)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "forgetful.py"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=NET,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert gone(int(done.stdout))
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_worker_outlives_a_parent_that_is_killed(tmp_path, sent):
-    """Idle, asleep, and blocked in native code that holds the interpreter. Ctrl-C reaches the whole group, as in a terminal."""
+    """Idle, asleep, and blocked in native code that holds the interpreter. Ctrl-C reaches the whole
+    group, as in a terminal.
+    """
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
     path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
@@ -534,7 +606,9 @@ def test_no_worker_outlives_a_parent_that_is_killed(tmp_path, sent):
         assert "Traceback" not in err
 
 
-@pytest.mark.parametrize(("workers", "timeout", "start"), [(-1, 1.0, 1.0), (1, 0.0, 1.0), (1, -2.0, 1.0), (1, 1.0, 0.0)])
+@pytest.mark.parametrize(
+    ("workers", "timeout", "start"), [(-1, 1.0, 1.0), (1, 0.0, 1.0), (1, -2.0, 1.0), (1, 1.0, 0.0)]
+)
 def test_bad_numbers_are_refused(workers, timeout, start):
     with pytest.raises(ValueError, match="expected"):
         Pool(misbehave, workers=workers, timeout=timeout, start_limit=start)

@@ -1,4 +1,6 @@
-"""Engines: the same cache whoever computes it; runs that share the work; workers and schedulers that are lost."""
+"""Engines: the same cache whoever computes it; runs that share the work; workers and schedulers
+that are lost.
+"""
 
 import os
 import re
@@ -22,26 +24,34 @@ from typing import NamedTuple
 import psutil
 import pytest
 from click.testing import CliRunner
-from small_cache import make_cache
-from test_claims import elsewhere, until
-from test_extract import INLINE, config_of, everything, run, undisturbed, world  # noqa: F401  (fixtures)
 
-import pipeline.extract
+import pipeline.stages.extract
 from cli.__main__ import vidgraph
 from cli._cluster import without
-from pipeline import claims, cores, slurm
-from pipeline.cache import Cache
-from pipeline.claims import claim_file, take
-from pipeline.cluster import Dask, Here, Tls, WorkersLost, run_jobs, share_jobs
-from pipeline.flight import Flight, _neighbours
-from pipeline.graphs import build_graphs
-from pipeline.repair import as_extracted
-from pipeline.scratch import private_scratch
-from pipeline.tls import files_of_this_run
+from pipeline.cache.reader import Cache
+from pipeline.regions.graphs import build_graphs
+from pipeline.stages.repair import as_extracted
+from pipeline.workers import claims, cores, slurm
+from pipeline.workers.claims import claim_file, take
+from pipeline.workers.dask_jobs import Flight, _neighbours
+from pipeline.workers.dask_scratch import private_scratch
+from pipeline.workers.dask_tls import files_of_this_run
+from pipeline.workers.engines import Dask, Here, Tls, WorkersLost, run_jobs, share_jobs
+from tests.pipeline.stages.test_extract import (  # noqa: F401  (fixtures)
+    INLINE,
+    config_of,
+    everything,
+    run,
+    undisturbed,
+    world,
+)
+from tests.pipeline.workers.test_claims import elsewhere, until
+from tests.support.small_cache import make_cache
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 LOCAL = {"dashboard": "127.0.0.1:0"}
-NET = 300.0  # seconds: a limit that no working machine reaches, so that a thread which does not end is a failure
+# seconds: a limit that no working machine reaches, so that a thread which does not end is a failure
+NET = 300.0
 
 
 def leftovers(cache: Path) -> list[str]:
@@ -51,7 +61,9 @@ def leftovers(cache: Path) -> list[str]:
 # Runs that share the work.
 
 
-def test_a_shard_that_another_run_works_on_is_left_to_it_and_taken_when_it_gives_up(world, undisturbed, tmp_path):  # noqa: F811
+def test_a_shard_that_another_run_works_on_is_left_to_it_and_taken_when_it_gives_up(
+    world, undisturbed, tmp_path
+):
     cache, features = tmp_path / "cache", tmp_path / "cache/features"
     features.mkdir(parents=True)
     claim = take(features / "00001.h5")
@@ -68,7 +80,9 @@ def test_a_shard_that_another_run_works_on_is_left_to_it_and_taken_when_it_gives
 
 def test_two_runs_at_once_do_every_shard_once(world, undisturbed, tmp_path):  # noqa: F811
     cache, summaries = tmp_path / "cache", []
-    threads = [threading.Thread(target=lambda: summaries.append(run(world, cache))) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda: summaries.append(run(world, cache))) for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -84,8 +98,10 @@ def test_a_silent_owner_is_replaced_and_its_part_removed(world, undisturbed, tmp
     cache = tmp_path / "cache"
     elsewhere(cache / "features" / "00001.h5")
     (cache / "features" / "00001.h5.other-1-1-00000000.part").write_text("half")
-    monkeypatch.setattr("pipeline.cluster.POLL", 0.01)
-    monkeypatch.setattr("pipeline.claims.Watch.__init__", lambda watch, silence=0.1: _init(watch, silence))
+    monkeypatch.setattr("pipeline.workers.engines.POLL", 0.01)
+    monkeypatch.setattr(
+        "pipeline.workers.claims.Watch.__init__", lambda watch, silence=0.1: _init(watch, silence)
+    )
     assert run(world, cache).shards == 3
     assert everything(cache) == everything(undisturbed)
     assert not leftovers(cache)
@@ -95,9 +111,13 @@ _init = claims.Watch.__init__
 
 
 @pytest.mark.parametrize("redo", [False, True])
-def test_a_stalled_owner_that_wakes_up_does_no_harm(world, undisturbed, tmp_path, monkeypatch, redo):  # noqa: F811
-    """It stands still when its file is ready for its name; meanwhile it is taken for dead and another run does the shard."""
-    cache, finish, stalled = tmp_path / "cache", pipeline.extract._finish, []
+def test_a_stalled_owner_that_wakes_up_does_no_harm(
+    world, undisturbed, tmp_path, monkeypatch, redo
+):
+    """It stands still when its file is ready for its name; meanwhile it is taken for dead and
+    another run does the shard.
+    """
+    cache, finish, stalled = tmp_path / "cache", pipeline.stages.extract._finish, []
     if redo:
         shutil.copytree(undisturbed, cache)
 
@@ -108,7 +128,7 @@ def test_a_stalled_owner_that_wakes_up_does_no_harm(world, undisturbed, tmp_path
             run(world, cache, redo=redo, shards=[int(claim.path.stem)])
         return finish(complete, claim)
 
-    monkeypatch.setattr(pipeline.extract, "_finish", stall)
+    monkeypatch.setattr(pipeline.stages.extract, "_finish", stall)
     summary = run(world, cache, redo=redo)
     assert summary.shards + summary.already == 3
     assert summary.already > 0
@@ -174,7 +194,11 @@ def jobs_in(folder: Path, count: int) -> list[Numbered]:
 
 def test_jobs_of_other_runs_are_asked_for_again_until_they_are_finished(tmp_path):
     answers = {0: ["a"], 1: [None, None, "b"], 2: [None]}
-    found = dict(share_jobs(None, jobs_in(tmp_path, 3), Scripted(answers), finished=lambda job: job.number == 2))
+    found = dict(
+        share_jobs(
+            None, jobs_in(tmp_path, 3), Scripted(answers), finished=lambda job: job.number == 2
+        )
+    )
     assert {job.number: result for job, result in found.items()} == {0: "a", 1: "b", 2: None}
 
 
@@ -208,7 +232,9 @@ def where_am_i(_job) -> tuple[int, str, str]:
 
 
 def what_it_has(_job) -> tuple[int, int, str]:
-    """Of a worker: its process, with how many it shares its cores, and what Dask's nanny tells libraries of threads."""
+    """Of a worker: its process, with how many it shares its cores, and what Dask's nanny tells
+    libraries of threads.
+    """
     time.sleep(0.05)
     return os.getpid(), cores._sharing, os.environ["OMP_NUM_THREADS"]
 
@@ -224,21 +250,36 @@ def test_jobs_run_here_with_any_number_of_processes(workers):
     assert list(run_jobs(double, range(5), Here(workers))) == [(k, 2 * k) for k in range(5)]
 
 
-def test_on_dask_the_cache_is_the_same_and_every_process_has_a_gpu_of_its_own(world, undisturbed, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")  # names only: nobody asks for the GPUs themselves
+def test_on_dask_the_cache_is_the_same_and_every_process_has_a_gpu_of_its_own(
+    world, undisturbed, tmp_path, monkeypatch
+):
+    monkeypatch.setenv(
+        "CUDA_VISIBLE_DEVICES", "3,5"
+    )  # names only: nobody asks for the GPUs themselves
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("pipeline.cluster.cores_here", lambda: 6)
+    monkeypatch.setattr("pipeline.workers.engines.cores_here", lambda: 6)
     lines = []
     with Dask(workers=2, say=lines.append).open() as run_on:
         places = set()  # of both: the second one starts in its own time
-        until(lambda: places.update(result for _, result in run_on(where_am_i, range(8))) or len(places) == 2)
+        until(
+            lambda: (
+                places.update(result for _, result in run_on(where_am_i, range(8)))
+                or len(places) == 2
+            )
+        )
         assert len({pid for pid, _, _ in places}) == 2
         assert {gpu for _, gpu, _ in places} == {"3", "5"}
         assert {threads for _, _, threads in places} == {"3"}
         assert {sharing for _, (_, sharing, _) in run_on(what_it_has, range(4))} == {2}
-        assert dict(run_on(is_profiled, [0])) == {0: False}  # it would cost each worker 6 % of a core
-        halves = dict(run_on(halve, range(30)))  # several are done at once: each result, or error, is its own job's
-        assert {k: str(half) for k, half in halves.items()} == {k: f"{k} is odd" if k % 2 else str(k // 2) for k in range(30)}
+        assert dict(run_on(is_profiled, [0])) == {
+            0: False
+        }  # it would cost each worker 6 % of a core
+        halves = dict(
+            run_on(halve, range(30))
+        )  # several are done at once: each result, or error, is its own job's
+        assert {k: str(half) for k, half in halves.items()} == {
+            k: f"{k} is odd" if k % 2 else str(k // 2) for k in range(30)
+        }
 
         class Open:
             """The cluster that is there: starting another takes seconds."""
@@ -247,7 +288,9 @@ def test_on_dask_the_cache_is_the_same_and_every_process_has_a_gpu_of_its_own(wo
             def open(self):
                 yield run_on
 
-        options = replace(INLINE, workers=1, device="cpu")  # with a decode process: a child of Dask's worker
+        options = replace(
+            INLINE, workers=1, device="cpu"
+        )  # with a decode process: a child of Dask's worker
         summary = run(world, tmp_path / "cache", options=options, engine=Open())
     assert (summary.shards, summary.clips) == (3, 7)
     assert everything(tmp_path / "cache") == everything(undisturbed)
@@ -271,20 +314,29 @@ def scratch_folder(_) -> str:
     return get_worker().local_directory
 
 
-def test_whatever_listens_on_this_machine_asks_for_a_key_and_scratch_folders_are_private(monkeypatch):
+def test_whatever_listens_on_this_machine_asks_for_a_key_and_scratch_folders_are_private(
+    monkeypatch,
+):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     lines, alert = [], 0x15  # how a TLS server refuses (RFC 8446, 5.1)
     with Dask(workers=1, say=lines.append).open() as run_on:
         ((_, scratch),) = run_on(scratch_folder, [0])
         ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
-        ports = {c.laddr.port for one in ours for c in one.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+        ports = {
+            c.laddr.port
+            for one in ours
+            for c in one.net_connections("inet")
+            if c.status == psutil.CONN_LISTEN
+        }
         assert len(ports) >= 3  # scheduler, nanny, worker
         for port in ports:
             said = answer_of(port)
             assert not said or said[0] == alert, (port, said)
         assert int(re.search(r"tls://127\.0\.0\.1:(\d+)", lines[0])[1]) in ports
         for place in (scratch, next(place for place in sys.path if "dask-scratch-space" in place)):
-            private = next(folder for folder in Path(place).parents if folder.name.startswith("vidgraph-"))
+            private = next(
+                folder for folder in Path(place).parents if folder.name.startswith("vidgraph-")
+            )
             assert stat.S_IMODE(private.stat().st_mode) == 0o700
 
 
@@ -316,7 +368,9 @@ def test_the_key_of_a_run_is_in_files_of_this_user_and_goes_with_the_run(tmp_pat
     umask = os.umask(0)
     try:
         with files_of_this_run(str(tmp_path)) as tls:
-            modes = [stat.S_IMODE(path.stat().st_mode) for path in (tls.key, tls.cert, tls.key.parent)]
+            modes = [
+                stat.S_IMODE(path.stat().st_mode) for path in (tls.key, tls.cert, tls.key.parent)
+            ]
             assert modes == [0o600, 0o600, 0o700]
             assert tls.security().require_encryption
             assert ssl.create_default_context().load_cert_chain(tls.cert, tls.key) is None
@@ -338,7 +392,9 @@ def fragile(job: Numbered) -> int:
 @pytest.mark.slow
 def test_dask_workers_that_are_lost_are_replaced_and_their_jobs_done_by_others(tmp_path):
     jobs = jobs_in(tmp_path / "jobs", 8)
-    found = {job.number: result for job, result in run_jobs(fragile, jobs, Dask(workers=2, **LOCAL))}
+    found = {
+        job.number: result for job, result in run_jobs(fragile, jobs, Dask(workers=2, **LOCAL))
+    }
     assert [found[k] for k in range(7)] == list(range(7))
     assert isinstance(found[7], WorkersLost)
 
@@ -346,10 +402,12 @@ def test_dask_workers_that_are_lost_are_replaced_and_their_jobs_done_by_others(t
 @pytest.mark.slow
 def test_a_worker_that_is_not_back_in_time_is_replaced_all_the_same(tmp_path, monkeypatch):
     """Dask then gives up on it; without any worker the run would wait for ever."""
-    monkeypatch.setattr("pipeline.cluster.COMING_BACK", 0.1)
-    monkeypatch.setattr("pipeline.cluster.KEEPING", 0.5)
+    monkeypatch.setattr("pipeline.workers.engines.COMING_BACK", 0.1)
+    monkeypatch.setattr("pipeline.workers.engines.KEEPING", 0.5)
     found, jobs = [], [Numbered(k, tmp_path / "jobs" / f"{k}.h5") for k in (1, 2)]
-    run = threading.Thread(target=lambda: found.extend(run_jobs(fragile, jobs, Dask(workers=1, **LOCAL))), daemon=True)
+    run = threading.Thread(
+        target=lambda: found.extend(run_jobs(fragile, jobs, Dask(workers=1, **LOCAL))), daemon=True
+    )
     run.start()
     run.join(300)
     assert {job.number: result for job, result in found} == {1: 1, 2: 2}
@@ -364,7 +422,13 @@ def start_dask(tmp_path):
         env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
         with open(tmp_path / f"{arguments[0]}{len(processes)}.log", "w") as log:
             processes.append(
-                subprocess.Popen([sys.executable, "-m", "dask", *arguments], env=env, stdout=log, stderr=log, cwd=tmp_path)
+                subprocess.Popen(
+                    [sys.executable, "-m", "dask", *arguments],
+                    env=env,
+                    stdout=log,
+                    stderr=log,
+                    cwd=tmp_path,
+                )
             )
         return processes[-1]
 
@@ -376,10 +440,20 @@ def start_dask(tmp_path):
 
 @pytest.fixture
 def scheduler(tmp_path, start_dask):
-    """A Dask cluster of somebody else's, with daemonic workers as by default: (address, process of its scheduler)."""
+    """A Dask cluster of somebody else's, with daemonic workers as by default: (address, process of
+    its scheduler).
+    """
     file = tmp_path / "scheduler.json"
     first = start_dask(
-        "scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(file)
+        "scheduler",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--dashboard-address",
+        "127.0.0.1:0",
+        "--scheduler-file",
+        str(file),
     )
     until(file.exists)
     start_dask("worker", "--scheduler-file", str(file), "--nthreads", "1", "--no-dashboard")
@@ -393,22 +467,33 @@ def scheduler(tmp_path, start_dask):
 def test_threads_that_were_asked_for_are_what_each_process_has(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.setattr("pipeline.cluster.visible_gpus", lambda: ["3"])
-    assert {threads for _, (_, _, threads) in run_jobs(where_am_i, range(2), Dask(workers=1, **LOCAL))} == {"7"}
+    monkeypatch.setattr("pipeline.workers.engines.visible_gpus", lambda: ["3"])
+    assert {
+        threads for _, (_, _, threads) in run_jobs(where_am_i, range(2), Dask(workers=1, **LOCAL))
+    } == {"7"}
 
 
 @pytest.mark.slow
-def test_an_existing_cluster_works_too_and_graphs_as_features(world, undisturbed, tmp_path, scheduler):  # noqa: F811
+def test_an_existing_cluster_works_too_and_graphs_as_features(
+    world, undisturbed, tmp_path, scheduler
+):
     address, _ = scheduler
     cache = tmp_path / "cache"
-    run(world, cache, options=replace(INLINE, workers=1, device="auto"), engine=Dask(scheduler=address))
+    run(
+        world,
+        cache,
+        options=replace(INLINE, workers=1, device="auto"),
+        engine=Dask(scheduler=address),
+    )
     assert everything(cache) == everything(undisturbed)
     graphs = build_graphs(cache, ("iou",), engine=Dask(scheduler=address))
     assert [record["shard"] for record in graphs] == [0, 1, 2]
 
 
 @pytest.mark.slow
-def test_workers_started_by_others_find_out_who_shares_their_cores(scheduler, start_dask, monkeypatch):
+def test_workers_started_by_others_find_out_who_shares_their_cores(
+    scheduler, start_dask, monkeypatch
+):
     from distributed import Client
 
     address, _ = scheduler
@@ -417,7 +502,12 @@ def test_workers_started_by_others_find_out_who_shares_their_cores(scheduler, st
         client.wait_for_workers(3, timeout=NET)
     found = set()
     with Dask(scheduler=address).open() as run_on:
-        until(lambda: found.update(result for _, result in run_on(what_it_has, range(12))) or len(found) == 3)
+        until(
+            lambda: (
+                found.update(result for _, result in run_on(what_it_has, range(12)))
+                or len(found) == 3
+            )
+        )
     assert {sharing for _, sharing, _ in found} == {3}
     assert {threads for _, _, threads in found} == {"1"}  # of which no number of cores follows
 
@@ -425,13 +515,18 @@ def test_workers_started_by_others_find_out_who_shares_their_cores(scheduler, st
 @pytest.mark.parametrize(
     ("answers", "expected"),
     [
-        ({"tcp://n1:1": "a", "tcp://n1:2": "a", "tcp://n1:3": "b"}, 2),  # a third of another job, on the same node
+        (
+            {"tcp://n1:1": "a", "tcp://n1:2": "a", "tcp://n1:3": "b"},
+            2,
+        ),  # a third of another job, on the same node
         ({"tcp://n1:1": "a"}, 1),
         ({}, 3),  # they do not say
         (OSError("gone"), 3),
     ],
 )
-def test_a_worker_shares_with_those_of_its_node_that_use_the_same_cores(monkeypatch, answers, expected):
+def test_a_worker_shares_with_those_of_its_node_that_use_the_same_cores(
+    monkeypatch, answers, expected
+):
     def run(function, workers, on_error):
         assert sorted(workers) == ["tcp://n1:1", "tcp://n1:2", "tcp://n1:3"]
         assert function is cores.place
@@ -441,7 +536,9 @@ def test_a_worker_shares_with_those_of_its_node_that_use_the_same_cores(monkeypa
 
     everywhere = {f"tcp://n{node}:{port}": 1 for node in (1, 2) for port in (1, 2, 3)}
     monkeypatch.setattr("distributed.get_worker", lambda: SimpleNamespace(address="tcp://n1:1"))
-    monkeypatch.setattr("distributed.get_client", lambda: SimpleNamespace(nthreads=lambda: everywhere, run=run))
+    monkeypatch.setattr(
+        "distributed.get_client", lambda: SimpleNamespace(nthreads=lambda: everywhere, run=run)
+    )
     monkeypatch.setattr(cores, "place", lambda: "a")
     assert _neighbours() == expected
 
@@ -455,7 +552,9 @@ def slow_double(number: int) -> int:
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_the_loss_of_the_scheduler_ends_the_run_with_a_word(scheduler, monkeypatch, sent):
     address, process = scheduler
-    monkeypatch.setattr("pipeline.cluster.CONNECTING", 3600.0)  # it does not try to connect again for as long as at the start
+    monkeypatch.setattr(
+        "pipeline.workers.engines.CONNECTING", 3600.0
+    )  # it does not try to connect again for as long as at the start
     results = run_jobs(slow_double, range(100), Dask(scheduler=address))
     next(results)
     begun = time.monotonic()
@@ -469,7 +568,7 @@ def test_the_loss_of_the_scheduler_ends_the_run_with_a_word(scheduler, monkeypat
 def test_a_scheduler_that_is_only_slow_is_waited_for(scheduler, monkeypatch):
     """It stands still for longer than a question waits for somebody who takes it."""
     address, process = scheduler
-    monkeypatch.setattr("pipeline.flight.NOBODY", 0.2)
+    monkeypatch.setattr("pipeline.workers.dask_jobs.NOBODY", 0.2)
     results = run_jobs(slow_double, range(6), Dask(scheduler=address))
     first = next(results)
     process.send_signal(signal.SIGSTOP)
@@ -478,7 +577,9 @@ def test_a_scheduler_that_is_only_slow_is_waited_for(scheduler, monkeypatch):
 
 
 class Answers:
-    """Dask's future of a job that is done: what asking for its result brings, question after question."""
+    """Dask's future of a job that is done: what asking for its result brings, question after
+    question.
+    """
 
     def __init__(self, *answers, status: str = "finished", key: str = "job"):
         self.answers, self.status, self.key = list(answers), status, key
@@ -505,7 +606,7 @@ def outcomes(bond: Answers, *futures: Answers) -> list:
 
 
 def test_a_question_that_fails_is_asked_again_while_the_connection_stands(monkeypatch):
-    monkeypatch.setattr("pipeline.flight.AGAIN", 0.0)
+    monkeypatch.setattr("pipeline.workers.dask_jobs.AGAIN", 0.0)
     slow, full = Answers(OSError("timed out"), OSError("closed"), 8), OSError("disk full")
     assert outcomes(Answers(), slow, Answers(full, status="error")) == [8, full]
 
@@ -534,19 +635,21 @@ def test_tls_keeps_out_who_has_no_certificate(tmp_path):
 
 
 def test_a_scheduler_that_is_not_there_is_named_with_what_to_look_at(monkeypatch):
-    monkeypatch.setattr("pipeline.cluster.CONNECTING", 0.1)
+    monkeypatch.setattr("pipeline.workers.engines.CONNECTING", 0.1)
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # taken, so that nobody else listens there
         where = f"tcp://127.0.0.1:{nobody.getsockname()[1]}"
         with pytest.raises(
-            OSError, match=rf"expected a running Dask scheduler at {where}, cannot connect.*look whether it runs"
+            OSError,
+            match=rf"expected a running Dask scheduler at {where}, cannot connect.*look whether "
+            rf"it runs",
         ):
             dict(run_jobs(double, [4], Dask(scheduler=where)))
 
 
 TWICE = """
 import dask
-from pipeline import cluster
+from pipeline.workers import engines as cluster
 cluster.CONNECTING = 0.1
 for _ in range(2):
     try:
@@ -557,7 +660,9 @@ for _ in range(2):
 
 
 def test_an_engine_leaves_dasks_settings_as_they_were_and_can_be_opened_again():
-    """In a process of its own: here others have imported Dask. A study opens one again for members whose process was lost."""
+    """In a process of its own: here others have imported Dask. A study opens one again for members
+    whose process was lost.
+    """
     done = subprocess.run([sys.executable, "-c", TWICE], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "True\nTrue\n"), done.stderr
 
@@ -575,18 +680,28 @@ def test_files_that_are_no_certificate_or_another_key_are_refused_before_anythin
         pytest.skip("no openssl to make a certificate with")
     for name, password in (("a", "-nodes"), ("b", "-nodes"), ("locked", "-passout pass:secret")):
         files = f"-keyout {name}.key -out {name}.crt"
-        request = f"openssl req -x509 -newkey rsa:2048 {files} {password} -days 2 -subj /CN=localhost"
+        request = (
+            f"openssl req -x509 -newkey rsa:2048 {files} {password} -days 2 -subj /CN=localhost"
+        )
         subprocess.run(shlex.split(request), cwd=tmp_path, check=True, capture_output=True)
     for pair in (("a", "b"), ("locked", "locked")):
-        cert, key = (tmp_path / f"{name}.{end}" for name, end in zip(pair, ("crt", "key"), strict=True))
-        with pytest.raises(ValueError, match=r"--tls-cert, --tls-key: expected .*without a password"):
+        cert, key = (
+            tmp_path / f"{name}.{end}" for name, end in zip(pair, ("crt", "key"), strict=True)
+        )
+        with pytest.raises(
+            ValueError, match=r"--tls-cert, --tls-key: expected .*without a password"
+        ):
             Tls(tmp_path / "a.crt", cert, key).security()
-    assert Tls(tmp_path / "a.crt", tmp_path / "a.crt", tmp_path / "a.key").security().require_encryption
+    assert (
+        Tls(tmp_path / "a.crt", tmp_path / "a.crt", tmp_path / "a.key")
+        .security()
+        .require_encryption
+    )
 
 
 def test_a_worker_whose_weights_are_others_is_refused(world, undisturbed):  # noqa: F811
     config, manifest, options = as_extracted(undisturbed, INLINE)
-    extractor = pipeline.extract.ExtractShards(config, manifest.root, options, redo=False)
+    extractor = pipeline.stages.extract.ExtractShards(config, manifest.root, options, redo=False)
     extractor.record = {"weights": "another checksum"}
     with pytest.raises(ValueError, match="other weights"):
         _ = extractor.models
@@ -609,7 +724,14 @@ def test_slurms_options_are_those_of_sbatch():
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("30", 1800), ("30:05", 1805), ("04:00:00", 14400), ("2-3", 183600), ("1-00:30", 88200), ("1-00:00:09", 86409)],
+    [
+        ("30", 1800),
+        ("30:05", 1805),
+        ("04:00:00", 14400),
+        ("2-3", 183600),
+        ("1-00:30", 88200),
+        ("1-00:00:09", 86409),
+    ],
 )
 def test_slurms_times_are_read_as_slurm_reads_them(text, seconds):
     assert slurm.seconds(text) == seconds
@@ -625,14 +747,20 @@ def test_workers_end_before_their_job_does(walltime):
 @pytest.mark.parametrize("shards", [1, 24, 1000, 1001, 4321])
 def test_a_job_array_does_every_shard_once(shards, tmp_path):
     """The script's tasks are run in turn, with a program that notes what it is asked for."""
-    (tmp_path / "note").write_text(f'#!/bin/sh\nfor last; do :; done\necho "$last" >> {tmp_path}/asked\n')
+    (tmp_path / "note").write_text(
+        f'#!/bin/sh\nfor last; do :; done\necho "$last" >> {tmp_path}/asked\n'
+    )
     (tmp_path / "note").chmod(0o755)
-    script = slurm.array_script([str(tmp_path / "note"), "a b"], shards, {"time": "10"}, 16, str(tmp_path), "logs")
+    script = slurm.array_script(
+        [str(tmp_path / "note"), "a b"], shards, {"time": "10"}, 16, str(tmp_path), "logs"
+    )
     tasks = int(re.search(r"#SBATCH --array=0-(\d+)%16\n", script)[1]) + 1
     assert tasks <= 1000
     assert "#SBATCH --time=10\n" in script
     for task in dict.fromkeys((0, 1 % tasks, tasks - 1)):
-        subprocess.run(["bash", "-c", script], env={**os.environ, "SLURM_ARRAY_TASK_ID": str(task)}, check=True)
+        subprocess.run(
+            ["bash", "-c", script], env={**os.environ, "SLURM_ARRAY_TASK_ID": str(task)}, check=True
+        )
     asked = [tuple(map(int, line.split("-"))) for line in (tmp_path / "asked").read_text().split()]
     each = -(-shards // 1000)
     assert asked[0] == ((0, each - 1) if each > 1 else (0,))
@@ -642,8 +770,12 @@ def test_a_job_array_does_every_shard_once(shards, tmp_path):
 
 
 def test_blanks_and_signs_in_paths_and_options_reach_slurm_as_they_are():
-    """sbatch takes quotes around a value, and %% for %; what ends a line or a quote is refused before."""
-    script = slurm.array_script(["x"], 1, slurm.parse_options("comment=a # b,time=10"), 1, "/my data", "c%1/logs")
+    """sbatch takes quotes around a value, and %% for %; what ends a line or a quote is refused
+    before.
+    """
+    script = slurm.array_script(
+        ["x"], 1, slurm.parse_options("comment=a # b,time=10"), 1, "/my data", "c%1/logs"
+    )
     assert '#SBATCH --output="/my data/c%%1/logs/%A_%a.out"\n' in script
     assert '#SBATCH --comment="a # b"\n' in script
     assert "#SBATCH --time=10\n" in script
@@ -667,27 +799,50 @@ def test_blanks_and_signs_in_paths_and_options_reach_slurm_as_they_are():
 
 
 @pytest.mark.parametrize(
-    "name", ["a\ntouch owned\n", "a\n#SBATCH --partition=evil\n", "a\rb", "a\x1b[2J", "a\u2028b", "a\udcff"]
+    "name",
+    [
+        "a\ntouch owned\n",
+        "a\n#SBATCH --partition=evil\n",
+        "a\rb",
+        "a\x1b[2J",
+        "a\u2028b",
+        "a\udcff",
+    ],
 )
 @pytest.mark.parametrize("place", ["folder", "logs", "command", "options"])
 def test_a_name_with_a_line_end_never_reaches_a_script(name, place):
     given = {"command": ["x"], "folder": "/data", "logs": "logs", "options": "time=10"}
-    given[place] = {"command": ["x", "--set", f"key={name}"], "options": f"comment={name}"}.get(place, name)
+    given[place] = {"command": ["x", "--set", f"key={name}"], "options": f"comment={name}"}.get(
+        place, name
+    )
     with pytest.raises(ValueError, match="without line ends"):
-        slurm.array_script(given["command"], 1, slurm.parse_options(given["options"]), 1, given["folder"], given["logs"])
+        slurm.array_script(
+            given["command"],
+            1,
+            slurm.parse_options(given["options"]),
+            1,
+            given["folder"],
+            given["logs"],
+        )
 
 
 @pytest.mark.parametrize("sign", ['"', "\\"])
 def test_a_folder_of_logs_that_a_directive_cannot_name_is_refused(sign, tmp_path, sbatch):
-    with pytest.raises(ValueError, match="folder of logs without line ends, backslashes and quotes"):
+    with pytest.raises(
+        ValueError, match="folder of logs without line ends, backslashes and quotes"
+    ):
         slurm.array_script(["x"], 1, {}, 1, "/data", f"a{sign}b")
-    with pytest.raises(ValueError, match="folder of logs without line ends, backslashes and quotes"):
+    with pytest.raises(
+        ValueError, match="folder of logs without line ends, backslashes and quotes"
+    ):
         slurm_workers(tmp_path, [], logs=str(tmp_path / f"a{sign}b"))
 
 
 @pytest.fixture
 def sbatch(tmp_path, monkeypatch) -> Path:
-    """A folder in PATH with an sbatch that takes jobs, of which none ever runs, until there is a file `full` beside it."""
+    """A folder in PATH with an sbatch that takes jobs, of which none ever runs, until there is a
+    file `full` beside it.
+    """
     folder = tmp_path / "bin"
     folder.mkdir()
     refuse = 'echo "sbatch: error: invalid partition specified: nope" >&2; exit 1'
@@ -703,20 +858,30 @@ def sbatch(tmp_path, monkeypatch) -> Path:
 
 
 def slurm_workers(tmp_path: Path, said: list[str], **more):
-    more = {"security": None, "interface": "lo", "dashboard": "", "logs": str(tmp_path / "logs")} | more
+    more = {
+        "security": None,
+        "interface": "lo",
+        "dashboard": "",
+        "logs": str(tmp_path / "logs"),
+    } | more
     return slurm.start_workers({"partition": "nope"}, 2, say=said.append, **more)
 
 
 def test_a_job_that_sbatch_refuses_ends_the_run_with_its_words(sbatch, tmp_path):
     (sbatch / "full").touch()
     said = []
-    with pytest.raises(ValueError, match=r"--slurm: .* it says: sbatch: error: invalid partition specified: nope; mend"):
+    with pytest.raises(
+        ValueError,
+        match=r"--slurm: .* it says: sbatch: error: invalid partition specified: nope; mend",
+    ):
         slurm_workers(tmp_path, said)
     assert not said
 
 
 def test_a_jobs_script_names_the_key_and_has_none_and_starts_a_worker_of_ours(sbatch, tmp_path):
-    """Its words are what a shell makes of it, in a folder whose name has a blank, a quote and a dollar sign."""
+    """Its words are what a shell makes of it, in a folder whose name has a blank, a quote and a
+    dollar sign.
+    """
     logs = tmp_path / "it's $HOME"
     logs.mkdir()
     with files_of_this_run(str(logs)) as tls:
@@ -726,14 +891,20 @@ def test_a_jobs_script_names_the_key_and_has_none_and_starts_a_worker_of_ours(sb
     script = (sbatch / "script").read_text()
     assert key.splitlines()[1] not in script
     words = shlex.split(next(line for line in script.splitlines() if "--tls-key" in line))
-    assert words[:3] == [sys.executable, str(ROOT / "pipeline/dask_worker.py"), "-m"]
-    for option, value in (("--tls-key", tls.key), ("--tls-cert", tls.cert), ("--tls-ca-file", tls.ca)):
+    assert words[:3] == [sys.executable, str(ROOT / "pipeline/workers/dask_worker.py"), "-m"]
+    for option, value in (
+        ("--tls-key", tls.key),
+        ("--tls-cert", tls.cert),
+        ("--tls-ca-file", tls.ca),
+    ):
         assert words[words.index(option) + 1] == str(value)
-    assert words[words.index("--worker-class") + 1] == "pipeline.dask_nodes.Worker"
+    assert words[words.index("--worker-class") + 1] == "pipeline.workers.dask_nodes.Worker"
     assert any(word.startswith("tls://") for word in words)
 
 
-def test_a_further_job_that_sbatch_refuses_is_said_once_and_submitted_again(sbatch, tmp_path, monkeypatch, caplog):
+def test_a_further_job_that_sbatch_refuses_is_said_once_and_submitted_again(
+    sbatch, tmp_path, monkeypatch, caplog
+):
     monkeypatch.setattr(slurm, "RETRY", 0.05)
     said = []
     cluster = slurm_workers(tmp_path, said)
@@ -757,7 +928,7 @@ def test_a_cluster_that_does_not_end_in_time_is_not_waited_for_again_at_exit(mon
         def close(self, timeout: float) -> None:
             raise TimeoutError
 
-    monkeypatch.setattr("pipeline.cluster._pinned_cluster", lambda *given: Slow())
+    monkeypatch.setattr("pipeline.workers.engines._pinned_cluster", lambda *given: Slow())
     with Dask()._cluster(None) as cluster:
         pass
     assert not cluster.shutdown_on_close
@@ -772,19 +943,31 @@ def test_a_cluster_that_does_not_end_in_time_is_not_waited_for_again_at_exit(mon
     ],
 )
 def test_an_address_that_is_none_is_refused_before_anything_starts(asked, reason):
-    result = CliRunner().invoke(vidgraph, ["extract", "--manifest", "m.csv", "--cache", "c", *asked])
+    result = CliRunner().invoke(
+        vidgraph, ["extract", "--manifest", "m.csv", "--cache", "c", *asked]
+    )
     assert result.exit_code == 2
     assert reason in result.output
 
 
 def test_the_dashboard_is_shown_where_it_listens():
     link = "http://192.0.2.2:8787/status"
-    assert "http://127.0.0.1:8787/status (no password" in Dask(slurm={}, dashboard="127.0.0.1:8787")._shown_at(link)
+    assert "http://127.0.0.1:8787/status (no password" in Dask(
+        slurm={}, dashboard="127.0.0.1:8787"
+    )._shown_at(link)
     assert f"{link} (no password" in Dask(slurm={}, dashboard=":8787")._shown_at(link)
     assert Dask(scheduler="tcp://192.0.2.2:8786")._shown_at(link).endswith(link)
-    assert Dask(slurm={})._shown_at(link) == Dask()._shown_at("") == ""  # none listens unless asked for
+    assert (
+        Dask(slurm={})._shown_at(link) == Dask()._shown_at("") == ""
+    )  # none listens unless asked for
 
 
 def test_what_only_concerns_slurm_is_left_out_of_the_jobs_own_command():
     line = "extract --manifest m.csv --slurm time=10 --jobs=4 --print-sbatch --cache c"
-    assert without(line.split(), ("--slurm", "--jobs", "--print-sbatch")) == ["extract", "--manifest", "m.csv", "--cache", "c"]
+    assert without(line.split(), ("--slurm", "--jobs", "--print-sbatch")) == [
+        "extract",
+        "--manifest",
+        "m.csv",
+        "--cache",
+        "c",
+    ]

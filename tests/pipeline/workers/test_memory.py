@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 
 FAULTS = """
 import resource, threading
 import numpy as np
-from pipeline.memory import keep_freed_memory
+from pipeline.workers.memory import keep_freed_memory
 if {keep}:
     assert keep_freed_memory()
 
@@ -33,12 +33,16 @@ print(sorted(counts)[6])
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is told to keep memory")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is told to keep memory"
+)
 @pytest.mark.parametrize("threaded", [False, True])
 def test_memory_that_is_kept_causes_no_page_faults_again(threaded):
     def faults(keep):
         code = FAULTS.format(keep=keep, threaded=threaded)
-        told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        told = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        )
         return int(told.stdout)
 
     assert faults(keep=False) > 20
@@ -46,7 +50,7 @@ def test_memory_that_is_kept_causes_no_page_faults_again(threaded):
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch):
-    from pipeline import memory
+    from pipeline.workers import memory
 
     monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("musl", "1.2"))
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: pytest.fail("touched the C library"))

@@ -1,4 +1,6 @@
-"""Whoever waits for a claim says for which shard, for whose claim, and until when at most: once for each owner."""
+"""Whoever waits for a claim says for which shard, for whose claim, and until when at most: once for
+each owner.
+"""
 
 import os
 import re
@@ -7,14 +9,17 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from small_cache import make_cache, manifest_of
-from test_claims import elsewhere
 
-from pipeline import claims, cluster, folder, waits
-from pipeline.claims import SILENCE, NotAClaim, Watch, claim_file, look, sweep, take
-from pipeline.folder import create_cache
-from pipeline.graphs import build_graphs
-from pipeline.waits import PATIENCE, Waits
+from pipeline.cache import folder
+from pipeline.cache.folder import create_cache
+from pipeline.regions.graphs import build_graphs
+from pipeline.workers import claims
+from pipeline.workers import engines as cluster
+from pipeline.workers import waiting as waits
+from pipeline.workers.claims import SILENCE, NotAClaim, Watch, claim_file, look, sweep, take
+from pipeline.workers.waiting import PATIENCE, Waits
+from tests.pipeline.workers.test_claims import elsewhere
+from tests.support.small_cache import make_cache, manifest_of
 
 
 @pytest.fixture
@@ -30,7 +35,9 @@ def clock(monkeypatch):
     )
     for module in (cluster, waits, folder):
         monkeypatch.setattr(module, "time", fake)
-    monkeypatch.setattr(claims, "time", SimpleNamespace(monotonic=fake.monotonic, sleep=time.sleep))  # its thread sleeps
+    monkeypatch.setattr(
+        claims, "time", SimpleNamespace(monotonic=fake.monotonic, sleep=time.sleep)
+    )  # its thread sleeps
     return passed
 
 
@@ -76,11 +83,14 @@ def test_an_owner_that_is_seen_to_live_is_waited_for_without_an_end(tmp_path, cl
         for _ in range(20):
             waiting.say_of({path: "shard 0"})
             clock[0] += 1
-        clock[0] += 1000  # stopped, or suspended: it is there all the same, and its claim is never taken
+        clock[0] += (
+            1000  # stopped, or suspended: it is there all the same, and its claim is never taken
+        )
         assert take(path, waiting.watch) is None
         assert not waiting.watch.free(path)
     assert lines == [
-        f"waiting for shard 0, claimed by process {os.getpid()} on this machine, which is at work: until it has ended"
+        f"waiting for shard 0, claimed by process {os.getpid()} on this machine, which is at "
+        f"work: until it has ended"
     ]
 
 
@@ -125,7 +135,10 @@ def test_a_file_of_others_with_the_name_of_a_claim_is_neither_waited_for_nor_rem
     assert (path.parent / "mine.claim").exists()
 
 
-@pytest.mark.parametrize("content", [b"[" * 60_000, b'{"claim": "x", "machine": "m", "pid": Infinity, "start": "1"}', b""])
+@pytest.mark.parametrize(
+    "content",
+    [b"[" * 60_000, b'{"claim": "x", "machine": "m", "pid": Infinity, "start": "1"}', b""],
+)
 def test_a_claim_of_any_content_is_judged_by_its_silence_or_refused(tmp_path, content):
     path = tmp_path / "00000.h5"
     claim_file(path).write_bytes(content)
@@ -146,7 +159,11 @@ def test_a_pipe_with_the_name_of_a_claim_keeps_nobody_waiting(tmp_path):
 def test_what_a_claim_calls_itself_removes_nothing_of_others(tmp_path, name):
     path = tmp_path / "cache" / "features" / "00000.h5"
     path.parent.mkdir(parents=True)
-    kept = [path.parent / "00000.h5.mine.part", tmp_path / "precious.part", path.parent / "00000.h5..part"]
+    kept = [
+        path.parent / "00000.h5.mine.part",
+        tmp_path / "precious.part",
+        path.parent / "00000.h5..part",
+    ]
     for file in kept:
         file.touch()
     claims._remove_parts_under(path, name)
@@ -157,10 +174,17 @@ def test_several_who_wait_for_one_claim_share_the_work_in_the_end(tmp_path, monk
     path, lines, written = make_cache(tmp_path), [], []
     for shard in range(3):
         elsewhere(path / "graphs" / f"0000{shard}.h5")
-    monkeypatch.setattr(claims.Watch, "__init__", lambda watch, silence=0.5, init=claims.Watch.__init__: init(watch, silence))
+    monkeypatch.setattr(
+        claims.Watch,
+        "__init__",
+        lambda watch, silence=0.5, init=claims.Watch.__init__: init(watch, silence),
+    )
     monkeypatch.setattr(waits, "PATIENCE", 0.0)
     monkeypatch.setattr(cluster, "POLL", 0.01)
-    both = [threading.Thread(target=lambda: written.extend(build_graphs(path, say=lines.append))) for _ in range(2)]
+    both = [
+        threading.Thread(target=lambda: written.extend(build_graphs(path, say=lines.append)))
+        for _ in range(2)
+    ]
     for thread in both:
         thread.start()
     for thread in both:
