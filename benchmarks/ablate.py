@@ -20,8 +20,9 @@ from pathlib import Path
 from _caches import drop_pages, node_fields, random_cache
 from _report import arguments, report
 
+from heads.config.member import Member
 from heads.config.recipe import Recipe, recipe_from
-from heads.training.members import Failure, Member
+from heads.training.members import Failure
 from heads.training.train import run_members
 from pipeline.cache.reader import Cache
 from pipeline.workers.memory import keep_freed_memory

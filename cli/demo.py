@@ -279,8 +279,8 @@ def _cache(steps: Steps, out: Path, config: "ExtractConfig", device: str) -> Non
     from cli.extract import default_workers
     from cli.extract import run as run_extract
     from pipeline.manifests.manifest import read_manifest
-    from pipeline.regions.graphs import build_graphs
     from pipeline.stages.extract import RunOptions
+    from pipeline.stages.graphs import build_graphs
 
     cache = out / "cache"
 

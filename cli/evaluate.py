@@ -129,7 +129,7 @@ def _ensemble(runs, split, settings, into) -> int:
 def _evaluate(run, cache, manifest, split, checkpoint, phase, settings, device, precision) -> None:
     from cli._figures import print_figures
     from heads.evaluation.evaluate import evaluate
-    from heads.runs.records import RUN
+    from heads.interface.run_records import RUN
     from heads.runs.run_files import read_json
     from pipeline.cache.reader import Cache
     from pipeline.manifests.manifest import read_manifest

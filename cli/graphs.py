@@ -62,7 +62,7 @@ def command(
         stoppable("stopped; finished graphs are kept, the same command resumes"),
         ExitStack() as stack,
     ):
-        from pipeline.regions.graphs import build_graphs
+        from pipeline.stages.graphs import build_graphs
 
         engine = engine_of(cluster, cache / "logs")
         device = device if engine else pick_device(device)

@@ -36,15 +36,16 @@ from pipeline.digits.digit_cache import cache_digits
 from pipeline.manifests.manifest import Clip, read_manifest
 from pipeline.proposals import digit_rpn
 from pipeline.proposals.detectron2 import Detectron2RPN
-from pipeline.regions.graphs import GraphOptions, build_graphs, graphs_of
+from pipeline.regions.graphs import GraphOptions, graphs_of
 from pipeline.regions.roi_align import roi_align
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.extract import RunOptions
 from pipeline.stages.frozen_networks import Models, source_of
+from pipeline.stages.graphs import build_graphs
 from pipeline.stages.plan import make_plan
-from pipeline.video.frame_reader import VideoInfo
 from pipeline.video.view_pixels import ClipPixels
 from pipeline.views.sampling import Sampling, views_of
+from pipeline.views.video_info import VideoInfo
 from tests.cli.test_demo import run as run_demo
 from tests.heads.finetuning.test_finetune import Videos
 from tests.heads.finetuning.test_finetune import network as live_network

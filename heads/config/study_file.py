@@ -33,10 +33,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from heads.config.member import Member
 from heads.config.recipe import Recipe, read_toml, recipe_path, recipe_with, validated
 from heads.config.recipe_tables import check_name
 from heads.config.training_options import Count
-from heads.training.members import Member
 from heads.zoo import head_names
 from pipeline.text.suggestions import nearest
 

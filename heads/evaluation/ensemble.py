@@ -14,8 +14,8 @@ import numpy as np
 from heads.config.recipe import recipe_from
 from heads.evaluation.metrics import aggregate, scores_of, summarise
 from heads.evaluation.prediction_files import read_predictions
+from heads.interface.run_records import RUN
 from heads.runs import run_files as runs
-from heads.runs.records import RUN
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from heads.data.feature_store import Share, Store, shared_pass
 from heads.data.splits import Part, cache_dims, fields_for, how_to_add, part_of
 from heads.evaluation.metrics import aggregate, confusion, scores_of, summarise
 from heads.interface.clips import Dims, MissingFields, dims_from
+from heads.interface.loss import LossNotFinite, device_for, loss_of
 from heads.runs import run_files as runs
 from heads.runs.folder_lock import Busy, refuse_beside
 from heads.runs.manifest_record import (
@@ -31,7 +32,6 @@ from heads.runs.manifest_record import (
     split_sha256,
 )
 from heads.runs.start_weights import default_checkpoint, phase_checkpoint
-from heads.training.learner import LossNotFinite, device_for, loss_of
 from heads.zoo import build_head
 from pipeline.files.atomic_files import sha256_of
 from pipeline.files.owners import remove_abandoned

@@ -12,8 +12,8 @@ from heads.config.recipe import Data, HeadChoice, Recipe, read_recipe, recipe_fr
 from heads.data.splits import cache_dims, find_classes
 from heads.evaluation.counting import Counted, count_backbone, count_head, dims_on
 from heads.interface.clips import Dims, dims_from
+from heads.interface.run_records import REPORTED
 from heads.runs import run_files as runs
-from heads.runs.records import REPORTED
 from heads.zoo import head_names, head_options
 from pipeline.backbones import backbone_names
 from pipeline.cache.reader import Cache

@@ -31,22 +31,21 @@ from heads.finetuning.frame_training import How, new_network
 from heads.finetuning.joint_network import Live, live_dims
 from heads.finetuning.video_views import BOXES, Footage, Planned
 from heads.interface.clips import Dims, MissingFields
+from heads.interface.loss import device_for
 from heads.runs import run_files as runs
 from heads.runs.manifest_record import say_seen
 from heads.runs.start_weights import checkpoint_of, take_weights
-from heads.training.learner import device_for
 from heads.training.members import Result, Study
 from heads.zoo import build_head
 from pipeline.backbones import Backbone, build_backbone
 from pipeline.cache.fields import FIELDS, is_cut
 from pipeline.manifests.manifest import Manifest
 from pipeline.networks.memory_format import lay_out
-from pipeline.stages.config import ExtractConfig
+from pipeline.stages.config import ExtractConfig, opening_of
 from pipeline.stages.extract import decoders_for
 from pipeline.stages.frozen_networks import backbone_of, source_of
 from pipeline.stages.repair import Moved, as_extracted
 from pipeline.stages.shard_composer import RunOptions
-from pipeline.video.view_pixels import Opening
 from pipeline.workers.cores import cores_here
 from pipeline.workers.waiting import Say
 
@@ -242,7 +241,7 @@ class _Made:
             self.config,
             self.parts,
             self.clips,
-            Opening.of(self.root, self.config),
+            opening_of(self.root, self.config),
             self.backbone.steps(self.config.sampling.frames, self.config.cut or self.backbone.last),
             cache=self.cache,
             source=self.source,

@@ -15,7 +15,7 @@ from heads.evaluation.evaluate import Predictions
 from heads.finetuning.data_parallel import World
 from heads.finetuning.frame_training import Source
 from heads.finetuning.joint_network import Live
-from heads.training.learner import LossNotFinite, loss_of
+from heads.interface.loss import LossNotFinite, loss_of
 from pipeline.networks.precision import autocast
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from heads.evaluation.prediction_files import read_predictions
+from heads.interface.run_records import EVALUATION, FAILED, LOG_LINE, METRICS, REPORTED
 from heads.reporting.predictions import Predicted
 from heads.runs import run_files as runs
 from heads.runs.manifest_record import split_sha256
-from heads.runs.records import EVALUATION, FAILED, LOG_LINE, METRICS, REPORTED
 from pipeline.cache.records import require
 from pipeline.files.atomic_files import Damaged, parse_json
 from pipeline.files.regular_files import read_small, read_small_text
@@ -155,7 +155,7 @@ def read_run(folder: Path) -> FoundRun:
 
 
 def _read(run: FoundRun, name: str, shape: Any) -> dict[str, Any] | None:
-    """A JSON file of the run, of a shape of heads/runs/records.py; None, and a problem, if there is
+    """A JSON file of the run, of a shape of heads/interface/run_records.py; None, and a problem, if there is
     none.
     """
     try:

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
+from heads.interface.run_records import LOG_LINE, METRICS
 from heads.reproduction.reproduce import Work, finished
 from heads.reproduction.tables import Row
 from heads.runs import run_files as runs
-from heads.runs.records import LOG_LINE, METRICS
 from heads.training.study_table import Spread, spread
 from pipeline.cache.records import require
 from pipeline.files.atomic_files import parse_json

@@ -25,6 +25,7 @@ from heads.finetuning.end_to_end import train_frames
 from heads.finetuning.frame_training import How, Piece, new_network, part_of_clips
 from heads.finetuning.joint_network import live_dims
 from heads.interface.clips import Clips
+from heads.interface.run_records import RUN
 from heads.reproduction.pretraining import Pretraining, pretrain
 from heads.reproduction.tables import (
     Row,
@@ -37,7 +38,6 @@ from heads.reproduction.tables import (
 )
 from heads.runs import run_files as runs
 from heads.runs.folder_lock import Busy, alone
-from heads.runs.records import RUN
 from heads.training.learner import INIT, reseed
 from heads.training.members import Result
 from heads.training.train import train

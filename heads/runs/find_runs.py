@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from heads.runs.records import METRICS, RUN
+from heads.interface.run_records import METRICS, RUN
 from pipeline.cache.records import CACHE, require
 from pipeline.files.atomic_files import parse_json
 from pipeline.files.regular_files import MOST_TEXT, opened, read_small
@@ -60,8 +60,16 @@ def _entry(kind: str, path: Path, mark: str) -> Entry:
         fingerprint = record.get("fingerprint", "")
     except (OSError, ValueError) as error:
         name = Path(error.filename).name if isinstance(error, OSError) and error.filename else mark
-        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error).rpartition(f"{path}{os.sep}")[2]
-        what, stage, fingerprint = "?", f"damaged: {said if said.startswith(MINE) else f'{name}: {said}'}", ""
+        said = (
+            error.strerror
+            if isinstance(error, OSError) and error.strerror
+            else str(error).rpartition(f"{path}{os.sep}")[2]
+        )
+        what, stage, fingerprint = (
+            "?",
+            f"damaged: {said if said.startswith(MINE) else f'{name}: {said}'}",
+            "",
+        )
     return Entry(kind, path, what, stage, size, modified, fingerprint)
 
 
@@ -71,8 +79,12 @@ def _cache_state(path: Path, record: dict) -> tuple[str, str]:
         clips = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b"")) - 1
     shards = -(-clips // max(1, record["per_shard"]))
     counts = {stage: len(list((path / stage).glob("*.json"))) for stage in ("features", "graphs")}
-    done = "complete" if counts["features"] == shards else f"{counts['features']} of {shards} shards"
-    graphs = {0: "no graphs", shards: "graphs"}.get(counts["graphs"], f"graphs of {counts['graphs']} shards")
+    done = (
+        "complete" if counts["features"] == shards else f"{counts['features']} of {shards} shards"
+    )
+    graphs = {0: "no graphs", shards: "graphs"}.get(
+        counts["graphs"], f"graphs of {counts['graphs']} shards"
+    )
     return f"{_backbone(record['config'])}, {clips:,} clips", f"{done}, {graphs}"
 
 

@@ -81,7 +81,9 @@ class Held:
                 folder.rmdir()
 
 
-def hold(folders: Sequence[Path], say: Say, silence: float = SILENCE) -> list[Held | Busy | OSError]:
+def hold(
+    folders: Sequence[Path], say: Say, silence: float = SILENCE
+) -> list[Held | Busy | OSError]:
     """For each folder, which is made, that it is held, or what stands against it.
 
     Waits only for claims of other machines, until their owner gives a sign of life (every few
@@ -108,7 +110,10 @@ def _try(folder: Path, watch: Watch, first: dict[Path, Seen]) -> Held | Busy | N
     """Held, or Busy where its owner lives; None where that is not known yet. `first` has claims as
     they were first seen.
     """
-    path, made = claimed(folder), tuple(one for one in (folder, *folder.parents) if not one.exists())
+    path, made = (
+        claimed(folder),
+        tuple(one for one in (folder, *folder.parents) if not one.exists()),
+    )
     make_folder(path.parent)
     if (claim := take(path, watch)) is not None:
         names = Path(os.path.abspath(folder)), path.parent
@@ -119,8 +124,10 @@ def _try(folder: Path, watch: Watch, first: dict[Path, Seen]) -> Held | Busy | N
         return None
     if not _lives(seen, first.setdefault(folder, seen)):
         return None
-    busy = Busy(f"{folder}: {_who(seen)} is at work here{_named(seen)}: wait until it has ended, "
-                f"or choose another folder")
+    busy = Busy(
+        f"{folder}: {_who(seen)} is at work here{_named(seen)}: wait until it has ended, "
+        f"or choose another folder"
+    )
     busy.owner = seen.owner
     return busy
 
@@ -152,8 +159,9 @@ def _waiting(folders: Sequence[Path], watch: Watch) -> Waiting:
     if (seen := look(path)) is None:
         return Waiting(f"{folders[0]}{more}: waiting for a process that has just given it up")
     until = claimed_until(seen, watch.silent_for(path, seen), watch.silence)
-    return Waiting(f"{folders[0]}: {_who(seen)} was at work here{more}; waiting for a sign of "
-                   f"life; {until}")
+    return Waiting(
+        f"{folders[0]}: {_who(seen)} was at work here{more}; waiting for a sign of life; {until}"
+    )
 
 
 def refuse_if_lost(path: Path) -> None:
@@ -163,16 +171,24 @@ def refuse_if_lost(path: Path) -> None:
     Its claim is looked at: it may have stood still (a machine suspended, a network away) so long
     that it was taken for dead. Nothing for a folder that this process does not hold.
     """
-    held = _OURS.get(Path(os.path.abspath(path.parent))) or _OURS.get(path.parent.resolve()) if _OURS else None
+    held = (
+        _OURS.get(Path(os.path.abspath(path.parent))) or _OURS.get(path.parent.resolve())
+        if _OURS
+        else None
+    )
     if held is None:
         return
     held.home.check()
     if not held.claim.held():
         if look(claimed(path.parent)) is None:
-            raise Busy(f"{path.parent}: somebody has removed run.claim, or is removing the whole "
-                       f"folder: this process ends")
-        raise Busy(f"{path.parent}: another process has taken over, as this one gave no sign of "
-                   f"life for long: this one ends")
+            raise Busy(
+                f"{path.parent}: somebody has removed run.claim, or is removing the whole "
+                f"folder: this process ends"
+            )
+        raise Busy(
+            f"{path.parent}: another process has taken over, as this one gave no sign of "
+            f"life for long: this one ends"
+        )
 
 
 def refuse_beside(folder: Path, say: Say, watch: Watch | None = None) -> Watch:
@@ -186,8 +202,9 @@ def refuse_beside(folder: Path, say: Say, watch: Watch | None = None) -> Watch:
     while (seen := look(path)) is not None and not watch.abandoned(path, seen):
         first = first or seen
         if _lives(seen, first):
-            raise Busy(f"{folder}: {_who(seen)} is at work here{_named(seen)}: wait until it has "
-                       f"ended")
+            raise Busy(
+                f"{folder}: {_who(seen)} is at work here{_named(seen)}: wait until it has ended"
+            )
         if seen is first:
             say(_waiting([folder], watch))
         time.sleep(LOOK)

@@ -41,7 +41,11 @@ def manifest_record(manifest: Manifest) -> dict[str, Any]:
     for name, clips in sorted(by_split.items()):
         classes = Counter(label for clip in clips for label in clip.labels)
         sha256 = sha256_of_split((clip.clip, clip.labels) for clip in clips)
-        splits[name] = {"clips": len(clips), "sha256": sha256, "classes": dict(sorted(classes.items()))}
+        splits[name] = {
+            "clips": len(clips),
+            "sha256": sha256,
+            "classes": dict(sorted(classes.items())),
+        }
     return {
         "path": os.path.abspath(manifest.path),
         "root": os.path.abspath(manifest.root),
@@ -59,7 +63,9 @@ def _sha256(rows: Iterable[Sequence]) -> str:
     """Of rows as lines of JSON."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n")
+        digest.update(
+            json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
+        )
     return digest.hexdigest()
 
 
@@ -77,7 +83,11 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
         if split_sha256(there, split) == split_sha256(here, split):
             continue
         old, new = (record["splits"].get(split, {}).get("clips", 0) for record in (there, here))
-        what = f"{old:,} clips there, {new:,} here" if old != new else f"{old:,} clips each, other ones or other labels"
+        what = (
+            f"{old:,} clips there, {new:,} here"
+            if old != new
+            else f"{old:,} clips each, other ones or other labels"
+        )
         said.append(f"{split}: {what}")
     return "; ".join(said)
 
@@ -127,7 +137,9 @@ def seen_in_training(trained_with: Manifest | None, at_hand: Manifest, split: st
     return sum(clip.clip in seen for clip in at_hand.clips if clip.split == split)
 
 
-def say_seen(weights: object, record: Mapping[str, Any] | None, at_hand: Manifest, say: Callable[[str], None]) -> None:
+def say_seen(
+    weights: object, record: Mapping[str, Any] | None, at_hand: Manifest, say: Callable[[str], None]
+) -> None:
     """Says of weights that a run takes from another one, or is taught by, that they know clips
     which it is evaluated on.
 
@@ -147,5 +159,7 @@ def say_seen(weights: object, record: Mapping[str, Any] | None, at_hand: Manifes
         )
     for split in ("val", "test"):
         if seen := seen_in_training(own, at_hand, split):
-            say(f"{seen:,} clips of split {split} are among those that {weights} was trained on: "
-                f"the figures will flatter")
+            say(
+                f"{seen:,} clips of split {split} are among those that {weights} was trained on: "
+                f"the figures will flatter"
+            )

@@ -21,7 +21,6 @@ import io
 import json
 import os
 import platform
-import zipfile
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -30,16 +29,15 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from heads.interface.checkpoints import CHECKPOINT_FORMAT, load_checkpoint  # noqa: F401
+from heads.interface.run_records import LOG_LINE
 from heads.runs.folder_lock import refuse_if_lost
 from heads.runs.manifest_record import refuse_other_labels
-from heads.runs.records import CHECKPOINT, LOG_LINE
 from pipeline.cache.records import require
 from pipeline.files import atomic_files as sealed
 from pipeline.files.owners import own_claim, part_of
-from pipeline.files.regular_files import opened, read_small_text
-from pipeline.text.printable import first_line, write_table
-
-CHECKPOINT_FORMAT = 1
+from pipeline.files.regular_files import read_small_text
+from pipeline.text.printable import write_table
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -75,7 +73,7 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path, shape: Any = None) -> dict[str, Any]:
-    """A file of `write_json`, of a `shape` of heads/runs/records.py.
+    """A file of `write_json`, of a `shape` of heads/interface/run_records.py.
 
     ValueError when it is missing, a single bit of it has changed, or it is of another shape.
     """
@@ -84,18 +82,24 @@ def read_json(path: Path, shape: Any = None) -> dict[str, Any]:
         if shape is not None:
             require(record, shape, path)
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; expected the folder of a run that `vidgraph "
-                         f"train` made") from None
+        raise ValueError(
+            f"{path}: no such file; expected the folder of a run that `vidgraph train` made"
+        ) from None
     except sealed.Changed:
-        raise ValueError(f"{path}: changed since it was written; the run folder is damaged, train "
-                         f"it again") from None
+        raise ValueError(
+            f"{path}: changed since it was written; the run folder is damaged, train it again"
+        ) from None
     del record["seal"]
     return record
 
 
 def versions() -> dict[str, str]:
     """What computed the run: Python, the packages that matter, the machine's kind."""
-    found = {"python": platform.python_version(), "machine": platform.machine(), "torch": torch.__version__}
+    found = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+    }
     for name in ("vidgraph", "numpy", "h5py"):
         try:
             found[name] = metadata.version(name)
@@ -127,32 +131,6 @@ def _on_cpu(value: Any, moved: dict[int, torch.Tensor]) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_on_cpu(one, moved) for one in value)
     return value
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint on the CPU. ValueError when it is missing, damaged, or of another format.
-
-    torch.load does not look at the checksums that it writes: a flipped bit would be a weight like
-    any other.
-    """
-    try:
-        with opened(path) as file, zipfile.ZipFile(file) as archive:
-            if (broken := archive.testzip()) is not None:
-                raise ValueError(f"damaged: the checksum of {broken} differs")
-            file.seek(0)
-            payload = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such checkpoint; expected the folder of a run that "
-                         f"`vidgraph train` made") from None
-    except Exception as error:  # torch.load raises whatever the unpickler met
-        said = first_line(error)
-        raise ValueError(f"{path}: not a checkpoint of vidgraph "
-                         f"({said.split('. ')[0][:120]})") from None
-    if not isinstance(payload, dict) or payload.get("format") != CHECKPOINT_FORMAT:
-        found = payload.get("format") if isinstance(payload, dict) else type(payload).__name__
-        raise ValueError(f"{path}: expected a checkpoint of format {CHECKPOINT_FORMAT}, got "
-                         f"{found}")
-    return require(payload, CHECKPOINT, path)
 
 
 def start_log(path: Path, epochs_done: int) -> None:
@@ -200,17 +178,21 @@ def same_run(folder: Path, there: dict, asked: dict, start: str = "") -> None:
     # runs of earlier versions have no record of theirs
     if "manifest" in there and "manifest" in asked:
         refuse_other_labels(folder, there["manifest"], asked["manifest"])
-    there, asked = ({key: value for key, value in one.items() if key != "manifest"} for one in (there, asked))
+    there, asked = (
+        {key: value for key, value in one.items() if key != "manifest"} for one in (there, asked)
+    )
     old, new = _flat(there), _flat(asked)
     keys = [key for key in new if old.get(key) != new[key]]
     keys += [key for key in old if key not in new and key.split(".")[0] in asked]
     if keys:
-        shown = "; ".join(f"{key} is {old.get(key)!r} there, {new.get(key)!r} "
-                          f"here" for key in keys[:3])
+        shown = "; ".join(
+            f"{key} is {old.get(key)!r} there, {new.get(key)!r} here" for key in keys[:3]
+        )
         more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
         how = (
-            f"choose another folder (--name) with "
-            f"{start}" if start else "choose another folder, or start over with --no-resume"
+            f"choose another folder (--name) with {start}"
+            if start
+            else "choose another folder, or start over with --no-resume"
         )
         raise ValueError(f"{folder} holds another run ({shown}{more}): {how}")
 
@@ -218,7 +200,11 @@ def same_run(folder: Path, there: dict, asked: dict, start: str = "") -> None:
 def _flat(record: dict, prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in record.items():
-        if isinstance(value, (list, tuple)) and value and all(isinstance(row, dict) and "name" in row for row in value):
+        if (
+            isinstance(value, (list, tuple))
+            and value
+            and all(isinstance(row, dict) and "name" in row for row in value)
+        ):
             value = {row["name"]: row for row in value}  # the phases of a recipe
         if isinstance(value, dict):
             flat.update(_flat(value, f"{prefix}{key}."))

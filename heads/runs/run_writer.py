@@ -12,9 +12,9 @@ from typing import Any
 
 from heads.config.recipe import Recipe, to_toml
 from heads.config.recipe_tables import Phase
+from heads.interface.run_records import METRICS, RUN
 from heads.runs import run_files as runs
 from heads.runs.folder_lock import Busy, Held, refuse_if_lost
-from heads.runs.records import METRICS, RUN
 from heads.runs.start_weights import default_checkpoint
 from heads.runs.tensorboard import Curves
 from pipeline.files.owners import remove_abandoned
@@ -125,7 +125,14 @@ class RunFolder:
         path = self.path / f"{phase}.pt"
         if not path.exists():
             saved = runs.load_checkpoint(self.path / f"{default_checkpoint(self.path)}.pt")
-            runs.save_checkpoint(path, {key: saved[key] for key in ("about", "phase", "state", "backbone") if key in saved})
+            runs.save_checkpoint(
+                path,
+                {
+                    key: saved[key]
+                    for key in ("about", "phase", "state", "backbone")
+                    if key in saved
+                },
+            )
 
     def reason(self, error: Exception) -> Exception:
         """What ended the run: `error`, or Gone, where that came of the folder's being moved or
@@ -147,7 +154,9 @@ def epoch_line(line: Mapping[str, Any], name: str, epoch: int, of: int, better: 
     """One epoch for a person: `line` of the log, the phase's `name` ("" for the only one), epochs
     done `of` all.
     """
-    val = ", ".join(f"{k} {v:.3f}" if k == "loss" else f"{k} {100 * v:.1f} %" for k, v in line["val"].items())
+    val = ", ".join(
+        f"{k} {v:.3f}" if k == "loss" else f"{k} {100 * v:.1f} %" for k, v in line["val"].items()
+    )
     share = 100 * line["waiting"] / max(line["seconds"], 1e-9)
     return (
         f"{name + ' ' if name else ''}epoch {epoch}/{of}: loss {line['loss']:.4f}, lr "

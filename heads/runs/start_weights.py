@@ -10,8 +10,8 @@ from torch import nn
 
 from heads.config.recipe import PLAIN, Recipe, recipe_from
 from heads.config.recipe_tables import Phase
+from heads.interface.run_records import RUN
 from heads.runs import run_files as runs
-from heads.runs.records import RUN
 
 
 def default_checkpoint(folder: Path) -> str:
@@ -27,8 +27,10 @@ def phase_checkpoint(folder: Path, phase: str) -> str:
     """
     recipe = recipe_from(runs.read_json(folder / "run.json", RUN)["recipe"], str(folder))
     if not recipe.phases:
-        raise ValueError(f"{folder}: recipe {recipe.name} has no phases to choose phase {phase!r} "
-                         f"from; leave it out")
+        raise ValueError(
+            f"{folder}: recipe {recipe.name} has no phases to choose phase {phase!r} "
+            f"from; leave it out"
+        )
     if not (folder / f"{recipe.phase(phase).name}.pt").exists():
         there = [one.name for one in recipe.phases if (folder / f"{one.name}.pt").exists()]
         raise ValueError(
@@ -57,7 +59,11 @@ def take_weights(head: nn.Module, path: Path, phase: Phase) -> str:
     and where none is taken.
     """
     theirs, own = runs.load_checkpoint(path)["state"], head.state_dict()
-    wanted = {k: t for k, t in theirs.items() if not phase.take or any(k.startswith(name) for name in phase.take)}
+    wanted = {
+        k: t
+        for k, t in theirs.items()
+        if not phase.take or any(k.startswith(name) for name in phase.take)
+    }
     taken = {k: t for k, t in wanted.items() if k in own}
     for name in (name for name, tensor in taken.items() if tensor.shape != own[name].shape):
         raise ValueError(
@@ -66,8 +72,10 @@ def take_weights(head: nn.Module, path: Path, phase: Phase) -> str:
             "head the options of the phase before, or name in `take` which weights are taken"
         )
     if not taken:
-        raise ValueError(f"phase {phase.name}: {path} has no weight that the head "
-                         f"{type(head).__name__} could take")
+        raise ValueError(
+            f"phase {phase.name}: {path} has no weight that the head "
+            f"{type(head).__name__} could take"
+        )
     head.load_state_dict({**own, **taken})
     fresh = [name for name in own if name not in taken]
     said = f"; fresh: {', '.join(fresh[:5])}{', …' if len(fresh) > 5 else ''}" if fresh else ""

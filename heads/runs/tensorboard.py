@@ -55,7 +55,9 @@ class Curves:
         from tensorboard.compat.proto.event_pb2 import Event
         from torch.utils.tensorboard.summary import scalar
 
-        self._put(*(Event(step=step, summary=scalar(name, value)) for name, value in values.items()))
+        self._put(
+            *(Event(step=step, summary=scalar(name, value)) for name, value in values.items())
+        )
 
     def _put(self, *events: Any) -> None:
         """Writes all events or, with an OSError, none: the file is cut back to its length
@@ -86,8 +88,10 @@ class Curves:
         except Exception as error:
             file, self._file = self._file, None
             reason = getattr(error, "strerror", None) or first_line(error)
-            self._say(f"{self.folder}: no more curves for TensorBoard ({reason}); log.jsonl has "
-                      f"the same figures")
+            self._say(
+                f"{self.folder}: no more curves for TensorBoard ({reason}); log.jsonl has "
+                f"the same figures"
+            )
             if file is not None:
                 with suppress(OSError):  # a network file system may say again that its disk is full
                     file.close()

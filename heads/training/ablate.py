@@ -19,16 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from heads.config.member import Member
 from heads.config.study_file import Plan, Row
 from heads.data.splits import cache_dims
 from heads.evaluation.counting import count_head
 from heads.evaluation.evaluate import say_excluded
+from heads.interface.loss import device_for
+from heads.interface.run_records import RUN
 from heads.runs import run_files as runs
 from heads.runs.folder_lock import claimed, quiet
 from heads.runs.manifest_record import manifest_record
-from heads.runs.records import RUN
-from heads.training.learner import device_for
-from heads.training.members import Failure, Member, Result, Study
+from heads.training.members import Failure, Result, Study
 from heads.training.run import Run
 from heads.training.study_table import Failed, Table, TableRow
 from heads.training.train import run_members, stores_for

@@ -6,7 +6,7 @@ generator whose state would have to be saved or kept apart.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,34 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from heads.config.training_options import Training
 from heads.interface.clips import Clips, HeadOutput, clips_of
+from heads.interface.loss import LossNotFinite, loss_of
 from heads.training.optimisers import Average, Optimisers, parameters_of
-from pipeline.networks.precision import autocast, dtype_of, refuse_fp16_on_cpu
-from pipeline.workers.engines import pick_device
+from pipeline.networks.precision import autocast
 
 if TYPE_CHECKING:
     from heads.papers.dyreg.distillation import Teachers
 
 INIT, DROPOUT = 0, 1  # streams of random numbers that one seed feeds
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-class LossNotFinite(RuntimeError):
-    """The loss became NaN or infinite: these weights are lost, the last checkpoint is not."""
-
-
-def device_for(name: str, precision: str) -> torch.device:
-    """A device from "auto", "cpu" or "cuda"; ValueError when it is not there, or cannot compute in
-    `precision`.
-    """
-    dtype_of(precision)  # refuses an unknown name
-    device = torch.device(pick_device(name))
-    refuse_fp16_on_cpu(precision, device)
-    return device
 
 
 def reseed(device: torch.device, seed: int, stream: int, number: int = 0) -> None:
@@ -54,19 +37,6 @@ def reseed(device: torch.device, seed: int, stream: int, number: int = 0) -> Non
     )  # torch.manual_seed also formats a stack trace per call where CUDA is not in use
     if device.type == "cuda":
         torch.cuda.manual_seed(value)
-
-
-def loss_of(target: str, weights: Tensor | None = None) -> Loss:
-    """(logits [B,K], targets) -> scalar: cross-entropy with class ids [B] for "single", the mean
-    over classes of the binary cross-entropy of a sigmoid with targets [B,K] for "multi". `weights`
-    [K] by class, for "single": the mean over the batch of weight times loss."""
-    if target == "multi":
-        return F.binary_cross_entropy_with_logits
-    if weights is None:
-        return F.cross_entropy
-    return lambda logits, targets: (
-        F.cross_entropy(logits, targets, weights, reduction="sum") / len(targets)
-    )
 
 
 @dataclass

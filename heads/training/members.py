@@ -22,21 +22,6 @@ if TYPE_CHECKING:
 SPLITS = ("train", "val", "test")
 
 
-@dataclass(frozen=True)
-class Member:
-    """One run of a study: what is trained, with which seed, and into which folder. `phase`: only
-    this phase of the recipe ("": the first consecutive ones that read the cache). `start`: a run's
-    folder or checkpoint whose weights the first phase starts from, if it starts from a previous
-    one.
-    """
-
-    recipe: Recipe
-    folder: Path
-    seed: int = 0
-    phase: str = ""
-    start: Path | None = None
-
-
 @dataclass
 class Result:
     """A finished run. `metrics`: split -> figure -> value, fractions in [0,1] but for `loss`;

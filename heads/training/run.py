@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from heads.config.member import Member
 from heads.config.recipe import Recipe, command_of
 from heads.data.feature_store import Share
 from heads.data.splits import how_to_add, swap_table
@@ -34,7 +35,7 @@ from heads.runs.manifest_record import say_seen
 from heads.runs.run_writer import RunFolder, epoch_line
 from heads.runs.start_weights import checkpoint_of, default_checkpoint, recipe_of, take_weights
 from heads.training.learner import INIT, Learner, reseed
-from heads.training.members import Member, Result, Study
+from heads.training.members import Result, Study
 from heads.training.optimisers import Optimisers
 from heads.zoo import build_head
 from pipeline.workers.waiting import Say

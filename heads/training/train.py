@@ -35,13 +35,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from heads.config.member import Member
 from heads.config.recipe import Recipe, command_of
 from heads.data.feature_store import Store, shared_pass
 from heads.data.splits import cache_dims
 from heads.evaluation.evaluate import Predictions, predict_all, say_excluded
+from heads.interface.loss import device_for
 from heads.runs.folder_lock import Busy, hold
-from heads.training.learner import device_for
-from heads.training.members import Failure, Member, Result, Study
+from heads.training.members import Failure, Result, Study
 from heads.training.run import Run
 from pipeline.workers.waiting import Say
 

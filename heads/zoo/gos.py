@@ -47,13 +47,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heads.interface.checkpoints import load_checkpoint
 from heads.interface.clips import Clips, Dims, HeadOutput
 from heads.interface.masked_layers import masked_mean
 from heads.interface.variants import at_least, one_of, resolve
 from heads.papers.gos.affinity import FURTHER, VARIANTS, Choices, Sizes, linear
 from heads.papers.gos.operation_inputs import Scene, Stem
 from heads.papers.gos.operations import SPACES, new_operation, node_weights
-from heads.runs.run_files import load_checkpoint
 
 STRUCTURES = ("adaptive", "shared", "shared_test")
 DECAY = 0.99  # of the mean structure that "shared_test" evaluates with

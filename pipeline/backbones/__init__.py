@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Backbone", "backbone_names", "backbone_options", "build_backbone", "freeze"]
 
-_NOT_BACKBONES = ("weights", "frozen")
-_HOMES = {"Backbone": "_base", "freeze": "frozen"}
+
+_HOMES = {"Backbone": "_base", "freeze": "_freezing"}
 
 
 def __getattr__(name: str):
@@ -32,7 +32,7 @@ def __getattr__(name: str):
 def backbone_names() -> list[str]:
     """The names that `build_backbone` knows, in alphabetical order. Loads no backbone."""
     names = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name for name in names if not name.startswith("_") and name not in _NOT_BACKBONES)
+    return sorted(name for name in names if not name.startswith("_"))
 
 
 def backbone_options(name: str) -> dict[str, object]:

@@ -18,9 +18,9 @@ from pipeline.manifests.manifest import (
     foreign_path,
     wrong_id,
 )
-from pipeline.video.pictures import ENDINGS
 from pipeline.views.stateless_random import Draws
 
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 VIDEOS = frozenset(
     {
         ".3gp",
@@ -156,7 +156,7 @@ def _clips(top: Path, base: str, scan: Scan) -> Iterator[str]:
         elif suffix in VIDEOS:
             found = True
             yield path
-        elif suffix in ENDINGS:
+        elif suffix in PICTURES:
             images.append(path)
         else:
             scan.ignored.append(path)

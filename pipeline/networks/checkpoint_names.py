@@ -137,7 +137,10 @@ def _beginning(names: Collection[str]) -> str:
     """What all of several names begin with."""
     first, last = (min(names), max(names)) if len(names) > 1 else ("", "")
     return first[
-        : next((k for k, pair in enumerate(zip(first, last)) if pair[0] != pair[1]), len(first))
+        : next(
+            (k for k, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]),
+            len(first),
+        )
     ]
 
 

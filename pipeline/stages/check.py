@@ -23,10 +23,11 @@ from pipeline.files.atomic_files import write_text
 from pipeline.manifests.manifest import SPLITS, Clip, Manifest, about_withheld, number_of, withheld
 from pipeline.proposals import BoxesError
 from pipeline.text.printable import visible_json, write_table
-from pipeline.video.frame_reader import DecodeError, VideoInfo, beyond_end
+from pipeline.video.frame_reader import DecodeError, beyond_end
 from pipeline.video.view_pixels import Opening, step_frames
 from pipeline.views.sampling import Sampling, views_of
 from pipeline.views.stateless_random import Draws
+from pipeline.views.video_info import VideoInfo
 from pipeline.workers.decode_pool import Pool, WorkerDied
 
 BETWEEN = 3  # frames drawn between the first and the last

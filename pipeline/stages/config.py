@@ -5,10 +5,12 @@ what it computes.
 """
 
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from pipeline.cache.fields import FIELDS, field_of, is_cut
 from pipeline.video.orientation import PIXEL_ASPECTS
+from pipeline.video.view_pixels import Opening
 from pipeline.views.sampling import Sampling
 
 PRECISIONS = (
@@ -179,3 +181,15 @@ def _with_companions(keep: tuple[str, ...]) -> tuple[str, ...]:
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def opening_of(root: Path, config: ExtractConfig) -> Opening:
+    """How an extraction opens the files below `root`."""
+    return Opening(
+        root,
+        config.decoder,
+        config.allow_truncated,
+        config.pixel_aspect,
+        config.frame_pattern,
+        config.sampling.source_fps,
+    )

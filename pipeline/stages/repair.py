@@ -14,9 +14,9 @@ from pipeline.cache.reader import Cache, CacheError
 from pipeline.cache.records import read_statistics
 from pipeline.files.atomic_files import Damaged, done_marker
 from pipeline.manifests.manifest import Manifest, read_manifest
-from pipeline.regions.graphs import build_graphs
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.extract import RunOptions
+from pipeline.stages.graphs import build_graphs
 from pipeline.video.video_identity import changed_videos
 from pipeline.workers.waiting import Say
 

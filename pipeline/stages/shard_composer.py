@@ -25,17 +25,13 @@ from pipeline.cache.shard_writer import GroupPlan, NotFinite, ShardWriter
 from pipeline.files.atomic_files import Damaged
 from pipeline.manifests.manifest import Clip
 from pipeline.proposals import BoxesError
+from pipeline.stages.config import opening_of
 from pipeline.stages.frozen_networks import Boxes, Models
 from pipeline.stages.jobs import Advance, RunOptions, ShardJob
-from pipeline.video.frame_reader import (
-    DecodeError,
-    DecoderDied,
-    DecodeTimeout,
-    VideoInfo,
-    beyond_end,
-)
-from pipeline.video.view_pixels import ClipPixels, DecodeViews, Opening, Probe
+from pipeline.video.frame_reader import DecodeError, DecoderDied, DecodeTimeout, beyond_end
+from pipeline.video.view_pixels import ClipPixels, DecodeViews, Probe
 from pipeline.views.sampling import Sampling, View, count_views, views_of
+from pipeline.views.video_info import VideoInfo
 from pipeline.workers.claims import Claim, Mark, finish
 from pipeline.workers.decode_pool import WorkerDied
 
@@ -66,7 +62,7 @@ def decode_tasks(
     Nothing is asked about clips whose views are all taken over.
     """
     config = models.config
-    opening = Opening.of(root, config)
+    opening = opening_of(root, config)
     clips = [
         clip for place, clip in enumerate(clips) if not _all_good(good, config.sampling, place)
     ]

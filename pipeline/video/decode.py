@@ -37,13 +37,15 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.manifests.folder_scan import PICTURES
 from pipeline.manifests.manifest import Clip
 from pipeline.text.printable import first_line
-from pipeline.video.frame_reader import DecodeError, Reader, TruncatedVideo, VideoInfo, failed
+from pipeline.video.frame_reader import DecodeError, Reader, TruncatedVideo, failed
 from pipeline.video.orientation import PIXEL_ASPECTS, STRAIGHT, Shape, fitted, turned
 from pipeline.video.packets import Contents, between, stated_picture
-from pipeline.video.pictures import ENDINGS, frame_files, read_picture
+from pipeline.video.pictures import frame_files, read_picture
 from pipeline.video.video_file import Held, aspect_of, first_shape, open_video, scan, shape_of
+from pipeline.views.video_info import VideoInfo
 
 
 def open_clip(
@@ -445,7 +447,7 @@ class _FolderReader(Reader):
         if not self._images:
             raise failed(
                 self.clip,
-                f"no image in the folder; expected frames such as 00001.jpg ({', '.join(ENDINGS)})",
+                f"no image in the folder; expected frames such as 00001.jpg ({', '.join(PICTURES)})",
             )
         first, frames = 0, len(self._images)
         if clip.start or clip.end is not None:

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.manifests.folder_scan import PICTURES
 from pipeline.text.printable import first_line
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's names for them
 MAX_PIXELS = (
     64_000_000  # of one picture; a header may claim any size, and decoders allocate what it claims
@@ -171,7 +171,7 @@ def frame_files(folder: str | Path, pattern: str = "") -> list[Path]:
     paths = [
         path
         for path in Path(folder).iterdir()
-        if path.suffix.lower() in ENDINGS and not path.name.startswith(".")
+        if path.suffix.lower() in PICTURES and not path.name.startswith(".")
     ]
     names = [path.name for path in paths]
     found = series(names)

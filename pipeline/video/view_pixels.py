@@ -9,19 +9,16 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from pipeline.manifests.manifest import Clip, ManifestError, inside
 from pipeline.video.decode import open_clip
-from pipeline.video.frame_reader import DecodeError, VideoInfo
+from pipeline.video.frame_reader import DecodeError
 from pipeline.video.video_identity import mark_video
 from pipeline.views.sampling import Sampling, View, views_of
-
-if TYPE_CHECKING:
-    from pipeline.stages.config import ExtractConfig
+from pipeline.views.video_info import VideoInfo
 
 
 @dataclass(frozen=True)
@@ -41,18 +38,6 @@ class Opening:
     pixel_aspect: str = "displayed"
     frame_pattern: str = ""
     source_fps: float | None = None
-
-    @classmethod
-    def of(cls, root: Path, config: "ExtractConfig") -> "Opening":
-        """How an extraction opens the files below `root`."""
-        return cls(
-            root,
-            config.decoder,
-            config.allow_truncated,
-            config.pixel_aspect,
-            config.frame_pattern,
-            config.sampling.source_fps,
-        )
 
     def open(self, clip: Clip):
         """A reader of `clip`; DecodeError if it cannot be read, or a link takes its path out of the

@@ -10,14 +10,12 @@ nothing; they are a fixed grid of clips in time by crops in space.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.text import suggestions as names
 from pipeline.views.crops import Crop, even_crops, full_size, multiscale_crop, nearest, square_crop
 from pipeline.views.stateless_random import Draws
-
-if TYPE_CHECKING:
-    from pipeline.video.frame_reader import VideoInfo
+from pipeline.views.video_info import VideoInfo
 
 SAMPLINGS = ("segments", "stride", "linspace", "gos")
 OFFSETS = ("equal", "tsn")
@@ -248,7 +246,7 @@ def count_views(sampling: Sampling) -> dict[str, int]:
 
 
 def views_of(
-    sampling: Sampling, info: "VideoInfo", clip_id: str, labels: tuple[str, ...], seed: int
+    sampling: Sampling, info: VideoInfo, clip_id: str, labels: tuple[str, ...], seed: int
 ) -> list[View]:
     """The training views of a clip, then its test views (crops of clip 0, crops of clip 1, …).
 
@@ -380,7 +378,7 @@ def gos_frames(
 
 
 def _frames(
-    sampling: Sampling, info: "VideoInfo", draws: Draws | None, clip: int, clips: int
+    sampling: Sampling, info: VideoInfo, draws: Draws | None, clip: int, clips: int
 ) -> tuple[int, ...]:
     length, frames = info.frames, sampling.frames
     if sampling.sampling == "segments":

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import slurm
 import torch
 
 from pipeline.backbones import build_backbone
 from pipeline.video.decode import write_video
 from pipeline.workers.claims import take
+from tests.cluster import slurm
 from tests.pipeline.stages.test_extract import LENGTH, everything, painted, place, write_csv
 
 ROOT = Path(__file__).parents[2]

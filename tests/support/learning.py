@@ -18,8 +18,8 @@ from pipeline.cache.reader import Cache, create_cache
 from pipeline.cache.shard_writer import GroupPlan, ShardWriter
 from pipeline.digits import DigitVideos, Task, load_images
 from pipeline.manifests.manifest import write_manifest
-from pipeline.regions.graphs import build_graphs
 from pipeline.regions.roi_align import roi_align
+from pipeline.stages.graphs import build_graphs
 
 CUT = "conv3"
 AT_ONCE = 20  # videos in a forward pass

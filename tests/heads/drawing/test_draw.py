@@ -35,8 +35,8 @@ from heads.reporting.cache_facts import KnownCache
 from heads.reporting.clip_pictures import strip
 from pipeline.cache.reader import Cache, CacheError
 from pipeline.manifests.manifest import Clip
-from pipeline.regions.graphs import build_graphs
 from pipeline.stages.config import ExtractConfig
+from pipeline.stages.graphs import build_graphs
 from pipeline.video.decode import open_clip, write_video
 from pipeline.views.sampling import Sampling
 from tests.pipeline.stages.test_verify import change

@@ -26,9 +26,9 @@ from pipeline.backbones import Backbone
 from pipeline.backbones._ean import ESPNet
 from pipeline.cache.reader import Cache
 from pipeline.manifests.manifest import Manifest, read_manifest
-from pipeline.regions.graphs import build_graphs
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.extract import RunOptions, extract
+from pipeline.stages.graphs import build_graphs
 from pipeline.video.decode import open_clip, write_video
 from pipeline.views.sampling import Sampling
 from tests.support.tiny_backbone import lively, relative, tiny

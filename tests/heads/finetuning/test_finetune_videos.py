@@ -28,8 +28,8 @@ from heads.runs import run_files as runs
 from heads.training.train import train
 from pipeline.cache.reader import Cache
 from pipeline.manifests.manifest import read_manifest
-from pipeline.regions.graphs import build_graphs
 from pipeline.stages.frozen_networks import source_of
+from pipeline.stages.graphs import build_graphs
 from pipeline.stages.repair import Moved
 from pipeline.video.decode import write_video
 from pipeline.video.view_pixels import Opening

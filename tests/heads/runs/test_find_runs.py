@@ -28,7 +28,12 @@ def place(tmp_path_factory):
     (folder / "tiny.toml").write_text(RECIPE)
     cache = Tiny(per_shard=10).write(folder)
     train(
-        read_recipe(folder / "tiny.toml"), cache, folder / "runs" / "a", device="cpu", say=lambda line: None, tensorboard=False
+        read_recipe(folder / "tiny.toml"),
+        cache,
+        folder / "runs" / "a",
+        device="cpu",
+        say=lambda line: None,
+        tensorboard=False,
     )
     return folder
 
@@ -48,7 +53,9 @@ def test_caches_and_runs_are_found_with_their_sizes_and_fingerprint(place):
     cache, run = found["cache"], found["run"]
     assert cache.what == "digit_cnn, 24 clips"
     assert cache.stage == "complete, no graphs"
-    assert cache.bytes == sum(path.stat().st_size for path in (place / "cache").rglob("*") if path.is_file())
+    assert cache.bytes == sum(
+        path.stat().st_size for path in (place / "cache").rglob("*") if path.is_file()
+    )
     assert run.fingerprint == cache.fingerprint
     assert run.what == "pool, seed 0"
     assert run.stage.startswith("finished, test top1")
@@ -115,10 +122,13 @@ def test_the_environment_names_what_is_missing_and_what_it_is_for(monkeypatch):
     code, found = seen_by_env(monkeypatch, absent)
     assert code == 1
     assert found["packages"]["bokeh"] == "MISSING: not installed"
-    assert found["packages"]["distributed"].startswith("MISSING: installed, but does not load: "
-                                                       "ImportError: cannot import")
+    assert found["packages"]["distributed"].startswith(
+        "MISSING: installed, but does not load: ImportError: cannot import"
+    )
     assert found["packages"]["torch"][0].isdigit()
-    assert found["optional"]["decord"] == "not installed; PyAV decodes in its place, the same frames"
+    assert (
+        found["optional"]["decord"] == "not installed; PyAV decodes in its place, the same frames"
+    )
     assert found["optional"]["torchcodec"].startswith(
         "installed, but does not load: RuntimeError: Could not load libtorchcodec.;"
     )
@@ -129,8 +139,9 @@ def test_the_environment_names_what_is_missing_and_what_it_is_for(monkeypatch):
 def test_the_environment_without_decord_lacks_nothing(monkeypatch):
     import av
 
-    code, found = seen_by_env(monkeypatch, {"decord": ModuleNotFoundError("No module named "
-                                                                          "'decord'", name="decord")})
+    code, found = seen_by_env(
+        monkeypatch, {"decord": ModuleNotFoundError("No module named 'decord'", name="decord")}
+    )
     assert code == 0
     assert found["decoding"]["FFmpeg of PyAV"].startswith(av.ffmpeg_version_info)
     assert "kernels; bf16:" in found["machine"]["cpu"]

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from heads.config.member import Member
 from heads.evaluation import evaluate as evaluation
 from heads.reproduction import reproduce
 from heads.reproduction.tables import TABLES
@@ -22,7 +23,7 @@ from heads.runs import run_files as runs
 from heads.runs.folder_lock import Busy, Held, alone, hold
 from heads.runs.run_writer import RunFolder
 from heads.training.learner import Learner
-from heads.training.members import Failure, Member, Result
+from heads.training.members import Failure, Result
 from heads.training.train import run_members, train
 from pipeline.files.owners import own_claim, part_of
 from pipeline.workers import claims
@@ -51,7 +52,9 @@ def cache(tmp_path_factory):
 @pytest.fixture
 def owner(tmp_path):
     """Another process that works in the folder run."""
-    process = subprocess.Popen([sys.executable, "-c", OWNER, tmp_path / "run"], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-c", OWNER, tmp_path / "run"], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
@@ -66,7 +69,9 @@ def elsewhere(folder: Path, count: int = 0) -> None:
     """A claim by a process of another machine, or its sign of life number `count`."""
     folder.mkdir(exist_ok=True)
     who = {"claim": "other-1-1-00000000", "machine": "another", "pid": 1, "start": "1"}
-    (folder / "run.claim").write_bytes(json.dumps(who).encode() + b"\n" + str(count).zfill(claims.COUNT).encode())
+    (folder / "run.claim").write_bytes(
+        json.dumps(who).encode() + b"\n" + str(count).zfill(claims.COUNT).encode()
+    )
 
 
 def test_the_folder_of_a_living_process_is_busy_and_that_of_a_dead_one_free(owner, tmp_path):
@@ -101,7 +106,9 @@ def test_another_machines_claim_is_watched_until_it_moves_or_is_silent(tmp_path,
         elsewhere(tmp_path / "alive", len(waits))
 
     monkeypatch.setattr(held, "time", SimpleNamespace(sleep=sleep))
-    monkeypatch.setattr(claims, "time", SimpleNamespace(sleep=time.sleep, monotonic=lambda: sum(waits)))
+    monkeypatch.setattr(
+        claims, "time", SimpleNamespace(sleep=time.sleep, monotonic=lambda: sum(waits))
+    )
     for name in ("alive", "silent"):
         elsewhere(tmp_path / name)
     alive, silent = hold([tmp_path / "alive", tmp_path / "silent"], lines.append, silence=60)
@@ -113,10 +120,23 @@ def test_another_machines_claim_is_watched_until_it_moves_or_is_silent(tmp_path,
     assert 60 < sum(waits) < 63
 
 
-def test_the_second_command_ends_with_one_line_and_leaves_the_folder_as_it_is(owner, cache, tmp_path, capsys):
+def test_the_second_command_ends_with_one_line_and_leaves_the_folder_as_it_is(
+    owner, cache, tmp_path, capsys
+):
     (tmp_path / "tiny.toml").write_text(RECIPE)
     before = sorted((tmp_path / "run").iterdir())
-    run = ("train", tmp_path / "tiny.toml", "--cache", cache.path, "--runs", tmp_path, "--name", "run", "--device", "cpu")
+    run = (
+        "train",
+        tmp_path / "tiny.toml",
+        "--cache",
+        cache.path,
+        "--runs",
+        tmp_path,
+        "--name",
+        "run",
+        "--device",
+        "cpu",
+    )
     for more in ((), ("--no-resume",)):
         code, _, err = vidgraph(capsys, *run, *more)
         assert (code, err.count("\n")) == (1, 1)
@@ -146,7 +166,9 @@ WRITES = {
     "a checkpoint": lambda folder: runs.save_checkpoint(folder / "last.pt", {"epoch": 3}),
     "figures": lambda folder: runs.write_json(folder / "metrics.json", {"top1": 0.5}),
     "a line of the log": lambda folder: runs.append_log(folder / "log.jsonl", {"epoch": 3}),
-    "predictions": lambda folder: runs.save_predictions(folder / "predictions_test.npz", {"logits": np.zeros(3)}),
+    "predictions": lambda folder: runs.save_predictions(
+        folder / "predictions_test.npz", {"logits": np.zeros(3)}
+    ),
     "a removal": lambda folder: RunFolder(folder, recipe()).remove("last"),
     "a beginning": lambda folder: RunFolder(folder, recipe()).begin({}, 0, 0, tensorboard=False),
 }
@@ -163,7 +185,9 @@ def test_an_owner_that_was_taken_for_dead_writes_nothing_more(tmp_path, what):
     assert contents(tmp_path / "run") == there
 
 
-def test_a_training_run_that_was_taken_for_dead_ends_with_one_line(cache, tmp_path, capsys, monkeypatch):
+def test_a_training_run_that_was_taken_for_dead_ends_with_one_line(
+    cache, tmp_path, capsys, monkeypatch
+):
     (tmp_path / "tiny.toml").write_text(RECIPE)
     step, there = Learner.step, []
 
@@ -174,7 +198,17 @@ def test_a_training_run_that_was_taken_for_dead_ends_with_one_line(cache, tmp_pa
 
     monkeypatch.setattr(Learner, "step", wake_up)
     code, _, err = vidgraph(
-        capsys, "train", tmp_path / "tiny.toml", "--cache", cache.path, "--runs", tmp_path, "--name", "run", "--device", "cpu"
+        capsys,
+        "train",
+        tmp_path / "tiny.toml",
+        "--cache",
+        cache.path,
+        "--runs",
+        tmp_path,
+        "--name",
+        "run",
+        "--device",
+        "cpu",
     )
     assert (code, err.count("\n")) == (1, 1)
     assert "another process has taken over" in err
@@ -186,20 +220,34 @@ def test_evaluation_beside_a_training_run_is_refused(owner, cache, tmp_path, cap
     for path in (tmp_path / "mine").iterdir():
         path.rename(tmp_path / "run" / path.name)
     there = sorted((tmp_path / "run").iterdir())
-    code, _, err = vidgraph(capsys, "evaluate", tmp_path / "run", "--split", "val", "--device", "cpu")
+    code, _, err = vidgraph(
+        capsys, "evaluate", tmp_path / "run", "--split", "val", "--device", "cpu"
+    )
     assert (code, err.count("\n")) == (1, 1)
     assert f"process {owner.pid} on this machine is at work here: wait until it has ended" in err
     assert sorted((tmp_path / "run").iterdir()) == there
     owner.kill()
     owner.wait()
-    assert vidgraph(capsys, "evaluate", tmp_path / "run", "--split", "val", "--device", "cpu")[0] == 0
+    assert (
+        vidgraph(capsys, "evaluate", tmp_path / "run", "--split", "val", "--device", "cpu")[0] == 0
+    )
 
 
-def test_evaluation_of_weights_that_are_trained_again_meanwhile_leaves_what_is_there(cache, tmp_path, monkeypatch):
+def test_evaluation_of_weights_that_are_trained_again_meanwhile_leaves_what_is_there(
+    cache, tmp_path, monkeypatch
+):
     predict, there = evaluation.predict, []
 
     def trained(resume: bool) -> None:
-        train(recipe(epochs=1), cache, tmp_path / "run", device="cpu", say=quiet, tensorboard=False, resume=resume)
+        train(
+            recipe(epochs=1),
+            cache,
+            tmp_path / "run",
+            device="cpu",
+            say=quiet,
+            tensorboard=False,
+            resume=resume,
+        )
 
     def predict_while_another_trains(*args):
         trained(resume=False)
@@ -213,7 +261,9 @@ def test_evaluation_of_weights_that_are_trained_again_meanwhile_leaves_what_is_t
     assert contents(tmp_path / "run") == there[0]
 
 
-def test_evaluation_watches_another_machines_claim_until_it_moves_or_is_silent(tmp_path, monkeypatch):
+def test_evaluation_watches_another_machines_claim_until_it_moves_or_is_silent(
+    tmp_path, monkeypatch
+):
     waits, lines = [], []
 
     def sleep(seconds: float) -> None:
@@ -222,7 +272,9 @@ def test_evaluation_watches_another_machines_claim_until_it_moves_or_is_silent(t
             elsewhere(tmp_path / "alive", 1)
 
     monkeypatch.setattr(held, "time", SimpleNamespace(sleep=sleep))
-    monkeypatch.setattr(claims, "time", SimpleNamespace(sleep=time.sleep, monotonic=lambda: sum(waits)))
+    monkeypatch.setattr(
+        claims, "time", SimpleNamespace(sleep=time.sleep, monotonic=lambda: sum(waits))
+    )
     for name in ("alive", "silent"):
         elsewhere(tmp_path / name)
     with pytest.raises(Busy, match="a process of another machine is at work here"):
@@ -236,12 +288,16 @@ def test_evaluation_watches_another_machines_claim_until_it_moves_or_is_silent(t
     assert len(lines) == 2
 
 
-def test_a_claim_that_another_machine_left_behind_is_waited_for_once_in_an_evaluation(cache, tmp_path, monkeypatch):
+def test_a_claim_that_another_machine_left_behind_is_waited_for_once_in_an_evaluation(
+    cache, tmp_path, monkeypatch
+):
     train(recipe(epochs=1), cache, tmp_path / "run", device="cpu", say=quiet, tensorboard=False)
     elsewhere(tmp_path / "run")
     waits, lines = [], []
     monkeypatch.setattr(held, "time", SimpleNamespace(sleep=waits.append))
-    monkeypatch.setattr(claims, "time", SimpleNamespace(sleep=time.sleep, monotonic=lambda: sum(waits)))
+    monkeypatch.setattr(
+        claims, "time", SimpleNamespace(sleep=time.sleep, monotonic=lambda: sum(waits))
+    )
     evaluation.evaluate(tmp_path / "run", cache, "test", device="cpu", say=lines.append)
     assert claims.SILENCE < sum(waits) < claims.SILENCE + 3
     assert len([line for line in lines if "was at work here" in line]) == 1
@@ -271,7 +327,9 @@ def test_a_member_that_another_command_finished_in_the_meantime_counts(owner, ca
     assert there.metrics == mine.metrics
 
 
-def test_a_member_whose_folder_another_run_finished_in_leaves_the_others_going(owner, cache, tmp_path):
+def test_a_member_whose_folder_another_run_finished_in_leaves_the_others_going(
+    owner, cache, tmp_path
+):
     there, mine = run_while_another_finishes(recipe(epochs=1, lr=0.2), cache, tmp_path)
     assert isinstance(there, Failure)
     assert "holds another run" in str(there.error)
@@ -336,7 +394,9 @@ def test_work_that_must_be_done_once_is_waited_for(tmp_path, monkeypatch):
 
     thread = threading.Thread(target=second)
     with alone(tmp_path / "work", lines.append):
-        monkeypatch.setattr(held, "time", SimpleNamespace(sleep=lambda seconds: inside.set() or time.sleep(0.01)))
+        monkeypatch.setattr(
+            held, "time", SimpleNamespace(sleep=lambda seconds: inside.set() or time.sleep(0.01))
+        )
         thread.start()
         assert inside.wait(300)
         order.append("first")

@@ -71,17 +71,23 @@ def trained(cache, folds, tmp_path_factory) -> Path:
 def test_a_run_records_whose_labels_and_splits_it_has(trained, folds):
     record = runs.read_json(trained / "run.json")["manifest"]
     assert record["path"] == str(folds[1].path)
-    counts = {split: sum(clip.split == split for clip in folds[1].clips) for split in ("train", "val", "test")}
+    counts = {
+        split: sum(clip.split == split for clip in folds[1].clips)
+        for split in ("train", "val", "test")
+    }
     assert {split: found["clips"] for split, found in record["splits"].items()} == counts
     of_test = [clip.labels[0] for clip in folds[1].clips if clip.split == "test"]
-    assert record["splits"]["test"]["classes"] == {name: of_test.count(name) for name in set(of_test)}
+    assert record["splits"]["test"]["classes"] == {
+        name: of_test.count(name) for name in set(of_test)
+    }
 
 
 def test_a_finished_run_of_one_fold_is_not_read_back_for_another(trained, cache, folds):
     before = (trained / "metrics.json").read_bytes()
     with pytest.raises(
-        ValueError, match=r"labels and splits of .*fold1\.csv, this command gives those of "
-                          r".*fold2\.csv .*test: 6 c"
+        ValueError,
+        match=r"labels and splits of .*fold1\.csv, this command gives those of "
+        r".*fold2\.csv .*test: 6 c",
     ):
         run(recipe("pool", **EPOCHS), cache, trained, manifest=folds[2])
     # the cache's copy is fold 0
@@ -91,7 +97,9 @@ def test_a_finished_run_of_one_fold_is_not_read_back_for_another(trained, cache,
     assert (trained / "metrics.json").read_bytes() == before
 
 
-def test_a_stopped_run_of_one_fold_is_not_continued_with_another(cache, folds, tmp_path, monkeypatch):
+def test_a_stopped_run_of_one_fold_is_not_continued_with_another(
+    cache, folds, tmp_path, monkeypatch
+):
     class Stop(Exception):
         pass
 
@@ -106,17 +114,26 @@ def test_a_stopped_run_of_one_fold_is_not_continued_with_another(cache, folds, t
     assert run(recipe("pool", epochs=2), cache, tmp_path / "run", manifest=folds[0]).epochs == 2
 
 
-def test_the_same_labels_under_another_name_or_with_further_columns_are_the_same_run(trained, cache, folds, tmp_path):
+def test_the_same_labels_under_another_name_or_with_further_columns_are_the_same_run(
+    trained, cache, folds, tmp_path
+):
     rows = list(csv.DictReader(folds[1].path.read_text().splitlines()))
     again = write_manifest(tmp_path / "renamed.csv", [{**row, "note": "x"} for row in rows])
     assert run(recipe("pool", **EPOCHS), cache, trained, manifest=again).epochs == 1
     assert differences(manifest_record(folds[1]), manifest_record(again)) == ""
 
 
-def test_rows_in_another_order_are_another_run_as_they_are_drawn_in_another(trained, cache, folds, tmp_path):
+def test_rows_in_another_order_are_another_run_as_they_are_drawn_in_another(
+    trained, cache, folds, tmp_path
+):
     rows = list(csv.DictReader(folds[1].path.read_text().splitlines()))
     with pytest.raises(ValueError, match="the same clips in another order"):
-        run(recipe("pool", **EPOCHS), cache, trained, manifest=write_manifest(tmp_path / "turned.csv", rows[::-1]))
+        run(
+            recipe("pool", **EPOCHS),
+            cache,
+            trained,
+            manifest=write_manifest(tmp_path / "turned.csv", rows[::-1]),
+        )
 
 
 def test_one_label_that_was_mended_makes_another_run(trained, cache, tmp_path):
@@ -128,9 +145,17 @@ def test_one_label_that_was_mended_makes_another_run(trained, cache, tmp_path):
 def test_a_manifest_that_changed_under_its_name_is_told_from_another_file(cache, tmp_path):
     mine = fold(cache, tmp_path / "mine.csv", 0)
     run(recipe("pool", **EPOCHS), cache, tmp_path / "run", manifest=mine)
-    with pytest.raises(ValueError, match=r"of .*mine\.csv as it was then; it has changed since "
-                                         r"\(test: ") as refused:
-        run(recipe("pool", **EPOCHS), cache, tmp_path / "run", manifest=fold(cache, tmp_path / "mine.csv", 6))
+    with pytest.raises(
+        ValueError,
+        match=r"of .*mine\.csv as it was then; it has changed since "
+        r"\(test: ",
+    ) as refused:
+        run(
+            recipe("pool", **EPOCHS),
+            cache,
+            tmp_path / "run",
+            manifest=fold(cache, tmp_path / "mine.csv", 6),
+        )
     assert "--manifest " + str(tmp_path) not in str(refused.value)
 
 
@@ -146,8 +171,9 @@ def test_a_run_of_an_earlier_version_goes_on_and_says_that_nobody_knows(cache, f
 
 def test_a_study_of_one_fold_is_refused_for_another(cache, folds, tmp_path):
     text = 'source = "a test"\nrecipes = ["r.toml"]\nseeds = [0]\n'
-    (tmp_path / "r.toml").write_text('source = "a test"\n[head]\nname = "pool"\n[train]\nepochs = '
-                                     '1\nbatch = 5\nlr = 0.1\n')
+    (tmp_path / "r.toml").write_text(
+        'source = "a test"\n[head]\nname = "pool"\n[train]\nepochs = 1\nbatch = 5\nlr = 0.1\n'
+    )
     plan = plan_of(tmp_path, text)
     first = ablate_study(plan, cache, tmp_path / "out", replace(CPU, manifest=folds[0]))
     assert not first.failed
@@ -181,13 +207,19 @@ def test_evaluation_with_other_splits_says_so_and_overwrites_nothing(trained, ca
     assert (trained / "predictions_test.npz").read_bytes() == before
     tag = f"test_{manifest_record(folds[2])['splits']['test']['sha256'][:8]}"
     assert clips_of(trained, tag) == of_split(folds[2], "test")
-    assert any("fold2.csv has other labels or splits "
-               "than" in line and "fold1.csv" in line for line in said)
+    assert any(
+        "fold2.csv has other labels or splits than" in line and "fold1.csv" in line for line in said
+    )
     both = len(of_split(folds[2], "test") & of_split(folds[1], "train"))
-    assert any(f"{both} clips of split test are among those that the run was trained on" in line for line in said) == bool(both)
+    assert any(
+        f"{both} clips of split test are among those that the run was trained on" in line
+        for line in said
+    ) == bool(both)
 
 
-def test_weights_of_another_fold_that_know_the_clips_of_this_one_s_test_are_told(cache, folds, tmp_path):
+def test_weights_of_another_fold_that_know_the_clips_of_this_one_s_test_are_told(
+    cache, folds, tmp_path
+):
     whole = two_phases("pool", phases=[phase("one", 1), phase("two", 1, start="previous")])
     run(whole, cache, tmp_path / "first", phase="one", manifest=folds[1])
     start, said = {"phase": "two", "start": tmp_path / "first" / "one.pt"}, {}
@@ -197,8 +229,11 @@ def test_weights_of_another_fold_that_know_the_clips_of_this_one_s_test_are_told
     assert not [line for line in said[1] if "clips of split" in line]
     for split in ("val", "test"):
         both = len(of_split(folds[2], split) & of_split(folds[1], "train"))
-        told = [line for line in said[2] if line.startswith(f"{both} clips of split {split} are "
-                                                            f"among those that ")]
+        told = [
+            line
+            for line in said[2]
+            if line.startswith(f"{both} clips of split {split} are among those that ")
+        ]
         assert len(told) == bool(both)
         assert all("first/one.pt was trained on" in line for line in told)
     assert any("clips of split" in line for line in said[2])
@@ -208,50 +243,84 @@ def test_evaluation_whose_own_manifest_is_gone_asks_for_one(cache, tmp_path):
     moved = fold(cache, tmp_path / "gone.csv", 6)
     run(recipe("pool", **EPOCHS), cache, tmp_path / "run", manifest=moved)
     moved.path.unlink()
-    with pytest.raises(ValueError, match=r"gone\.csv, which is gone or has changed; .*pass "
-                                         r"--manifest"):
+    with pytest.raises(
+        ValueError,
+        match=r"gone\.csv, which is gone or has changed; .*pass "
+        r"--manifest",
+    ):
         evaluate(tmp_path / "run", cache, "test", device="cpu", say=lambda line: None)
 
 
 def test_a_manifest_that_changed_under_its_name_is_not_taken_for_the_runs_own(cache, tmp_path):
-    run(recipe("pool", **EPOCHS), cache, tmp_path / "run", manifest=fold(cache, tmp_path / "f.csv", 6))
+    run(
+        recipe("pool", **EPOCHS),
+        cache,
+        tmp_path / "run",
+        manifest=fold(cache, tmp_path / "f.csv", 6),
+    )
     fold(cache, tmp_path / "f.csv", 12)
     with pytest.raises(ValueError, match="gone or has changed"):
         evaluate(tmp_path / "run", cache, "test", device="cpu", say=lambda line: None)
 
 
 def tables(out: Path) -> dict[str, list[dict[str, str]]]:
-    return {path.stem: list(csv.DictReader(path.open(encoding="utf-8"))) for path in (out / "tables").glob("study*.csv")}
+    return {
+        path.stem: list(csv.DictReader(path.open(encoding="utf-8")))
+        for path in (out / "tables").glob("study*.csv")
+    }
 
 
 def test_rows_of_other_test_clips_are_not_ranked_together(cache, folds, tmp_path):
     for k, name in enumerate(("pool", "roi_pool")):
         for one in folds[:2] if k == 0 else folds[:1]:
             folder = tmp_path / "runs" / f"{name}-{one.path.stem}"
-            train(recipe(name, **EPOCHS), cache, folder, manifest=one, device="cpu", say=lambda line: None, tensorboard=False)
+            train(
+                recipe(name, **EPOCHS),
+                cache,
+                folder,
+                manifest=one,
+                device="cpu",
+                say=lambda line: None,
+                tensorboard=False,
+            )
     report([tmp_path / "runs"], tmp_path / "out", macs=False, say=lambda line: None)
-    names = sorted(sorted(row["name"] for row in rows) for rows in tables(tmp_path / "out").values())
+    names = sorted(
+        sorted(row["name"] for row in rows) for rows in tables(tmp_path / "out").values()
+    )
     assert names == [["pool-fold0", "roi_pool-fold0"], ["pool-fold1"]]
     page = (tmp_path / "out" / "report.md").read_text()
     assert "2 different sets of clips or labels of split test" in page
     commands = re.sub(r" \\\n +", " ", page)
-    assert re.search(rf"vidgraph train \S+pool-fold1/recipe.toml --cache \S+ --manifest "
-                     rf"{folds[1].path} ", commands)
+    assert re.search(
+        rf"vidgraph train \S+pool-fold1/recipe.toml --cache \S+ --manifest "
+        rf"{folds[1].path} ",
+        commands,
+    )
     # the cache's copy says the same
     assert not re.search(rf"--manifest {folds[0].path} ", commands)
     with pytest.raises(ValueError, match="other clips or labels"):
-        report([tmp_path / "runs"], tmp_path / "out", macs=False, compare=("pool-fold0", "pool-fold1"), say=lambda line: None)
+        report(
+            [tmp_path / "runs"],
+            tmp_path / "out",
+            macs=False,
+            compare=("pool-fold0", "pool-fold1"),
+            say=lambda line: None,
+        )
 
 
 def test_runs_of_two_folds_are_no_seeds_of_one_row(folds, tmp_path):
     for seed, one in enumerate(folds[:2]):
-        report_runs.Made(seed=seed, about={"manifest": manifest_record(one)}).write(tmp_path / "runs")
+        report_runs.Made(seed=seed, about={"manifest": manifest_record(one)}).write(
+            tmp_path / "runs"
+        )
     report([tmp_path / "runs"], tmp_path / "out", macs=False, say=lambda line: None)
     rows = [row for found in tables(tmp_path / "out").values() for row in found]
     assert sorted(row["seeds"] for row in rows) == ["1", "1"]
 
 
-def test_runs_that_left_clips_out_or_record_no_manifest_are_ranked_by_what_they_predicted(folds, tmp_path):
+def test_runs_that_left_clips_out_or_record_no_manifest_are_ranked_by_what_they_predicted(
+    folds, tmp_path
+):
     """The same head three times: of all clips, of all but one, and of an earlier version on other
     clips.
     """
@@ -261,8 +330,15 @@ def test_runs_that_left_clips_out_or_record_no_manifest_are_ranked_by_what_they_
     report_runs.Made("whole", seed=1, clips=clips[1:]).write(tmp_path / "runs")
     report_runs.Made("other", clips=tuple(f"other{k}" for k in range(30))).write(tmp_path / "runs")
     report([tmp_path / "runs"], tmp_path / "out", macs=False, say=lambda line: None)
-    rows = [[(row["name"].split(" ")[0], row["seeds"]) for row in found] for found in tables(tmp_path / "out").values()]
-    assert sorted(map(sorted, rows)) == [[("better", "1"), ("whole", "1")], [("other", "1")], [("whole", "1")]]
+    rows = [
+        [(row["name"].split(" ")[0], row["seeds"]) for row in found]
+        for found in tables(tmp_path / "out").values()
+    ]
+    assert sorted(map(sorted, rows)) == [
+        [("better", "1"), ("whole", "1")],
+        [("other", "1")],
+        [("whole", "1")],
+    ]
     page = (tmp_path / "out" / "report.md").read_text()
     assert "The 29 clips of split test; other tables are of other clips or labels" in page
 
@@ -274,4 +350,7 @@ def test_labels_that_differ_from_the_caches_copy_are_told(tmp_path):
     assert relabelled_clips(tmp_path / "cache", manifest) == []
     rows[1]["label"], rows[2]["split"] = "another", "val" if rows[2]["split"] != "val" else "test"
     other = write_manifest(tmp_path / "mended.csv", rows)
-    assert relabelled_clips(tmp_path / "cache", read_manifest(other.path)) == [rows[1]["clip"], rows[2]["clip"]]
+    assert relabelled_clips(tmp_path / "cache", read_manifest(other.path)) == [
+        rows[1]["clip"],
+        rows[2]["clip"],
+    ]

@@ -14,10 +14,10 @@ import pytest
 from heads.evaluation.ensemble import scores_of_run
 from heads.evaluation.prediction_files import read_predictions
 from heads.evaluation.summary import count_named
+from heads.interface.run_records import RUN
 from heads.reporting.report import report
 from heads.reporting.run_folders import failed_members
 from heads.runs.find_runs import entries_below
-from heads.runs.records import RUN
 from heads.runs.run_files import read_json, start_log
 from heads.runs.start_weights import default_checkpoint
 from pipeline.files.atomic_files import Damaged
@@ -56,7 +56,9 @@ def test_any_flipped_bit_of_predictions_is_found_or_changes_nothing(predictions)
     rng, said = np.random.default_rng(0), []
     for _ in range(400):
         place = int(rng.integers(len(good)))
-        predictions.write_bytes(good[:place] + bytes([good[place] ^ 1 << int(rng.integers(8))]) + good[place + 1 :])
+        predictions.write_bytes(
+            good[:place] + bytes([good[place] ^ 1 << int(rng.integers(8))]) + good[place + 1 :]
+        )
         try:
             came = read_predictions(predictions, "run `vidgraph evaluate`")
         except Damaged as error:
@@ -66,26 +68,42 @@ def test_any_flipped_bit_of_predictions_is_found_or_changes_nothing(predictions)
             for name in want:
                 np.testing.assert_array_equal(came[name], want[name])
     assert len(said) > 250
-    assert all(line.startswith(f"{predictions}: "
-                               f"damaged") and line.endswith("run `vidgraph evaluate`") for line in said)
+    assert all(
+        line.startswith(f"{predictions}: damaged") and line.endswith("run `vidgraph evaluate`")
+        for line in said
+    )
 
 
 def bomb(path, name: str, header: bytes, data: bytes, method=zipfile.ZIP_DEFLATED) -> None:
     """Adds an array with this header."""
     with zipfile.ZipFile(path, "a", method) as archive:
         padded = header + b" " * (-(10 + len(header) + 1) % 64) + b"\n"
-        archive.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(padded)) + padded + data)
+        archive.writestr(
+            f"{name}.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(padded)) + padded + data
+        )
 
 
 @pytest.mark.parametrize(
     ("header", "data", "said"),
     [
-        (b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000, 1000), }", b"", "claims the shape"),
+        (
+            b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000, 1000), }",
+            b"",
+            "claims the shape",
+        ),
         (b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 4), }", b"", "the shape"),
         (b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", b"\0" * 8, "dtype object"),
-        (b"{'descr': '<f4', 'fortran_order': False, 'shape': (4,), }", b"\0" * 8, "claims the shape"),
+        (
+            b"{'descr': '<f4', 'fortran_order': False, 'shape': (4,), }",
+            b"\0" * 8,
+            "claims the shape",
+        ),
         (b"{'descr': '<f4', 'fortran_order': False, 'shape': __import__('os'), }", b"", "damaged"),
-        (b"{'descr': '|u1', 'fortran_order': False, 'shape': (100000000,), }", b"\0" * 10**8, "100,0"),
+        (
+            b"{'descr': '|u1', 'fortran_order': False, 'shape': (100000000,), }",
+            b"\0" * 10**8,
+            "100,0",
+        ),
     ],
 )
 def test_sizes_that_an_array_file_only_claims_are_refused(predictions, header, data, said):
@@ -117,7 +135,9 @@ def test_arrays_that_do_not_fit_one_another_are_refused(predictions, change, sai
         scores_of_run(predictions.parent, "test")
 
 
-def test_a_report_lists_damaged_predictions_with_the_command_that_makes_them_again(runs, predictions, tmp_path):
+def test_a_report_lists_damaged_predictions_with_the_command_that_makes_them_again(
+    runs, predictions, tmp_path
+):
     data = bytearray(predictions.read_bytes())
     # a method that there is not
     data[data.find(b"PK\x03\x04") + 8] = data[data.find(b"PK\x01\x02") + 10] = 99
@@ -165,7 +185,9 @@ def test_odd_json_of_a_run_is_a_problem_in_one_line(runs, tmp_path, name):
     if name == "results.json":
         record = {"rows": [{"failed": [{"folder": "a", "seed": 0, "epochs": 1, "error": "b"}]}]}
     else:
-        record = json.loads(path.read_text().splitlines()[0] if name == "log.jsonl" else path.read_text())
+        record = json.loads(
+            path.read_text().splitlines()[0] if name == "log.jsonl" else path.read_text()
+        )
         record.pop("seal", None)
     for what, odd in odd_copies(record, 8, seed=len(name)):
         if name.endswith("jsonl") or name == "results.json":
@@ -188,9 +210,15 @@ def test_odd_json_of_a_run_is_a_problem_in_one_line(runs, tmp_path, name):
 
 def test_arrays_in_both_orders_are_read(tmp_path):
     """numpy writes columns first where an array lies so."""
-    arrays = {"logits": np.asfortranarray(np.arange(6.0).reshape(2, 3)), "video": np.array([0, 1]), "view": np.array([0, 0])}
+    arrays = {
+        "logits": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "video": np.array([0, 1]),
+        "view": np.array([0, 0]),
+    }
     arrays |= {"clips": np.array(["a", "b"]), "classes": np.array(["x", "y", "z"])}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     (tmp_path / "x.npz").write_bytes(buffer.getvalue())
-    np.testing.assert_array_equal(read_predictions(tmp_path / "x.npz", "")["logits"], arrays["logits"])
+    np.testing.assert_array_equal(
+        read_predictions(tmp_path / "x.npz", "")["logits"], arrays["logits"]
+    )

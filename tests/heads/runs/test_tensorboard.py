@@ -15,7 +15,10 @@ from tests.support.tiny_cache import Tiny
 
 
 def lines(count: int) -> list[dict]:
-    return [{"step": 10 * k, "loss": 1.0 / k, "lr": 0.1, "val": {"top1": 0.25 * k}} for k in range(1, count + 1)]
+    return [
+        {"step": 10 * k, "loss": 1.0 / k, "lr": 0.1, "val": {"top1": 0.25 * k}}
+        for k in range(1, count + 1)
+    ]
 
 
 def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -24,7 +27,10 @@ def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
     found = EventAccumulator(str(folder))
     found.Reload()
-    return {tag: [(e.step, pytest.approx(e.value)) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    return {
+        tag: [(e.step, pytest.approx(e.value)) for e in found.Scalars(tag)]
+        for tag in found.Tags()["scalars"]
+    }
 
 
 def write(folder: Path, some: list[dict], step: int = 0) -> list[str]:
@@ -64,8 +70,15 @@ class Full:
 
 
 @pytest.mark.parametrize("room", [0, 10, 100, 200, 333])
-def test_wherever_the_disk_fills_up_whole_events_stay_and_it_is_said_once(tmp_path, monkeypatch, room):
-    monkeypatch.setattr(curves, "open", lambda *args, **how: Full(open(*args, **how), room), raising=False)  # noqa: SIM115
+def test_wherever_the_disk_fills_up_whole_events_stay_and_it_is_said_once(
+    tmp_path, monkeypatch, room
+):
+    monkeypatch.setattr(
+        curves,
+        "open",
+        lambda *args, **how: Full(open(*args, **how), room),  # noqa: SIM115
+        raising=False,
+    )
     (said,) = write(tmp_path, lines(5))
     assert "no more curves for TensorBoard (No space left on device)" in said
     found = read(tmp_path).get("train/loss", []) if room > 100 else []

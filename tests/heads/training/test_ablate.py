@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from heads.config.member import Member
 from heads.config.recipe import recipe_from
 from heads.config.study_file import read_study
 from heads.data.feature_store import Store
@@ -19,7 +20,7 @@ from heads.runs import run_files as runs
 from heads.training import ablate as ablation
 from heads.training.ablate import How, Prospect, ablate, epochs_done, groups_of, passes, prospects
 from heads.training.learner import Learner
-from heads.training.members import Member, Result
+from heads.training.members import Result
 from heads.training.study_table import Failed, Table, TableRow
 from heads.training.train import train
 from pipeline.cache.reader import Cache

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from heads.config.training_options import Alternate, Distil, Groups, LossShare, Training
 from heads.interface.clips import Dims, HeadOutput, clips_of
+from heads.interface.loss import loss_of
 from heads.papers.dyreg.distillation import Teachers
-from heads.training.learner import Learner, loss_of
+from heads.training.learner import Learner
 from heads.training.optimisers import Optimisers
 from heads.zoo import build_head
 

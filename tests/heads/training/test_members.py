@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from heads.config.member import Member
 from heads.config.recipe import read_recipe, recipe_from
 from heads.data.feature_store import Share, Store, shared_pass
 from heads.evaluation.evaluate import evaluate
+from heads.interface.loss import LossNotFinite
 from heads.runs import run_files as runs
-from heads.training.learner import Learner, LossNotFinite
-from heads.training.members import Failure, Member, Result
+from heads.training.learner import Learner
+from heads.training.members import Failure, Result
 from heads.training.run import Run
 from heads.training.train import run_members
 from pipeline.cache.reader import Cache

@@ -16,8 +16,9 @@ from heads.data.feature_store import Store, free_memory
 from heads.data.splits import find_classes, part_of
 from heads.evaluation.evaluate import evaluate
 from heads.evaluation.metrics import aggregate, scores_of, summarise
+from heads.interface.loss import LossNotFinite, device_for
 from heads.runs import run_files as runs
-from heads.training.learner import Learner, LossNotFinite, device_for
+from heads.training.learner import Learner
 from heads.training.run import mirrored
 from heads.training.train import train
 from pipeline.cache.reader import Cache

@@ -12,7 +12,7 @@ import pipeline.cache.open_files
 from pipeline.cache.open_files import OPEN_FILES, OpenFiles, budget
 from pipeline.cache.reader import Cache
 from pipeline.cache.shard_reader import ShardFile
-from pipeline.regions.graphs import build_graphs
+from pipeline.stages.graphs import build_graphs
 from pipeline.workers.claims import take
 from tests.support.small_cache import make_cache, tensors_of
 

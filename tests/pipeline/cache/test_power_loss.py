@@ -9,7 +9,7 @@ import pytest
 
 from heads.runs import run_files as runs
 from pipeline.cache.folder import create_cache, home_of, read_cache_json
-from pipeline.regions.graphs import build_graphs
+from pipeline.stages.graphs import build_graphs
 from tests.support.small_cache import make_cache, manifest_of
 
 

@@ -17,7 +17,7 @@ import pipeline.cache.shard_reader
 from pipeline.cache.fields import FORMAT
 from pipeline.cache.reader import Cache, CacheError, Damaged, create_cache
 from pipeline.files.atomic_files import read_json, write_json
-from pipeline.regions.graphs import build_graphs
+from pipeline.stages.graphs import build_graphs
 from tests.support.small_cache import FIELDS, C, T, make_cache, manifest_of, tensors_of, write_shard
 
 CONFIG = {"backbone": {"name": "tiny", "depth": 3}}

@@ -18,7 +18,7 @@ import pytest
 from pipeline.cache.reader import Cache, Damaged, complete_shard, create_cache
 from pipeline.cache.shard_layout import Unreadable, zstd_content_size
 from pipeline.files.atomic_files import fletcher32, fletcher32_of_rows
-from pipeline.regions.graphs import build_graphs
+from pipeline.stages.graphs import build_graphs
 from pipeline.stages.verify import verify
 from tests.pipeline.stages.test_verify import reseal
 from tests.support.small_cache import FIELDS, make_cache, manifest_of, tensors_of, write_shard

@@ -16,8 +16,8 @@ from heads.training.train import train
 from pipeline.cache.folder import home_of, read_cache_json
 from pipeline.cache.shard_writer import ShardWriter
 from pipeline.files.watched_folder import Gone, Home
-from pipeline.regions import graphs
-from pipeline.regions.graphs import build_graphs
+from pipeline.stages import graphs
+from pipeline.stages.graphs import build_graphs
 from tests.heads.training.test_train import recipe
 from tests.support.small_cache import make_cache
 from tests.support.tiny_cache import Tiny

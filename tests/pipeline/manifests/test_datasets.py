@@ -12,8 +12,17 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from pipeline.datasets import Dataset, Entry, mirrored_pairs, protected
-from pipeline.manifests.datasets import charades, diving48, kinetics, something_v1, something_v2
+from pipeline.manifests.datasets import (
+    Dataset,
+    Entry,
+    charades,
+    diving48,
+    kinetics,
+    mirrored_pairs,
+    protected,
+    something_v1,
+    something_v2,
+)
 from pipeline.manifests.datasets.video_folders import find_media
 from pipeline.manifests.manifest import ManifestError, inside, read_manifest
 

@@ -4,16 +4,17 @@ import torch
 from click.testing import CliRunner
 
 import pipeline.regions.graphs
+import pipeline.stages.graphs
 from pipeline.cache.reader import Cache, CacheError
 from pipeline.regions.graphs import (
     GraphOptions,
-    build_graphs,
     graphs_of,
     inner_products,
     iou_graph,
     nearest_nodes,
     similar_nodes,
 )
+from pipeline.stages.graphs import build_graphs
 from tests.support.small_cache import FIELDS, N, T, make_cache, tensors_of, write_shard
 
 
@@ -214,7 +215,7 @@ def test_graphs_are_the_same_in_small_batches_and_in_another_process(tmp_path, m
     whole = make_cache(tmp_path / "a")
     build_graphs(whole)
     halves = make_cache(tmp_path / "b")
-    monkeypatch.setattr(pipeline.regions.graphs, "BATCH_BYTES", 1)
+    monkeypatch.setattr(pipeline.stages.graphs, "BATCH_BYTES", 1)
     build_graphs(halves)
     others = make_cache(tmp_path / "c")
     build_graphs(others, workers=1)
@@ -248,8 +249,8 @@ def test_graphs_follow_features_that_were_written_again(tmp_path):
 def test_a_run_with_other_options_that_was_stopped_half_way_resumes(tmp_path):
     path = make_cache(tmp_path)
     build_graphs(path, neighbours=3)
-    maker = pipeline.regions.graphs.ShardGraphs(path, GraphOptions(neighbours=4), "cpu", "none")
-    maker(pipeline.regions.graphs.GraphJob(1, path / "graphs/00001.h5"))
+    maker = pipeline.stages.graphs.ShardGraphs(path, GraphOptions(neighbours=4), "cpu", "none")
+    maker(pipeline.stages.graphs.GraphJob(1, path / "graphs/00001.h5"))
     assert "similar" not in Cache(path)["train"].fields
     assert [record["shard"] for record in build_graphs(path, neighbours=4)] == [0, 2]
     assert Cache(path)["train"].shape("similar") == (T, N, 4)

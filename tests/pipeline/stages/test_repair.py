@@ -16,9 +16,9 @@ from cli.__main__ import main
 from pipeline.backbones import build_backbone
 from pipeline.cache.shard_reader import ShardFile
 from pipeline.files.atomic_files import read_json, sha256_of
-from pipeline.regions.graphs import build_graphs
 from pipeline.stages.extract import RunOptions, extract
 from pipeline.stages.frozen_networks import Models
+from pipeline.stages.graphs import build_graphs
 from pipeline.stages.repair import Moved, as_extracted, redo_graphs
 from pipeline.stages.verify import bad_shards, shards_to_repair, verify
 from pipeline.video.decode import write_video

@@ -15,7 +15,7 @@ from pipeline.cache.shard_reader import ShardFile
 from pipeline.cache.value_checks import wrong_values
 from pipeline.files.atomic_files import read_json, sha256_of, write_json
 from pipeline.files.owners import part_of
-from pipeline.regions.graphs import build_graphs
+from pipeline.stages.graphs import build_graphs
 from pipeline.stages.verify import shards_to_repair, verify
 from pipeline.workers.claims import machine, take
 from tests.support.small_cache import make_cache, tensors_of, write_shard

@@ -16,13 +16,8 @@ from PIL import Image
 
 from pipeline.video import decode
 from pipeline.video.decode import open_clip, write_video
-from pipeline.video.frame_reader import (
-    DecodeError,
-    DecoderDied,
-    DecodeTimeout,
-    TruncatedVideo,
-    VideoInfo,
-)
+from pipeline.video.frame_reader import DecodeError, DecoderDied, DecodeTimeout, TruncatedVideo
+from pipeline.views.video_info import VideoInfo
 
 DECODERS = ("decord", "pyav")
 X264 = "scenecut=0:b-adapt=0:bframes=3:keyint=12"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pipeline.stages.config import ExtractConfig
+from pipeline.stages.config import ExtractConfig, opening_of
 from pipeline.video import decode
 from pipeline.video.decode import open_clip
 from pipeline.video.frame_reader import DecodeError, TruncatedVideo
@@ -156,7 +156,7 @@ def test_a_rate_for_all_clips_wins_over_their_files(numbered_video, clip_of):
     config = ExtractConfig(
         sampling=Sampling(sampling="stride", fps=5, frames=4, source_fps=10, test_clips=1)
     )
-    with Opening.of(numbered_video.parent, config).open(clip_of(numbered_video, fps="")) as reader:
+    with opening_of(numbered_video.parent, config).open(clip_of(numbered_video, fps="")) as reader:
         info = reader.info
     (view,) = [view for view in views_of(config.sampling, info, "c", (), 0) if view.group == "test"]
     assert set(np.diff(view.frames)) == {2}

@@ -29,7 +29,7 @@ import pipeline.stages.extract
 from cli.__main__ import vidgraph
 from cli._cluster import without
 from pipeline.cache.reader import Cache
-from pipeline.regions.graphs import build_graphs
+from pipeline.stages.graphs import build_graphs
 from pipeline.stages.repair import as_extracted
 from pipeline.workers import claims, cores, slurm
 from pipeline.workers.claims import claim_file, take
@@ -78,7 +78,7 @@ def test_a_shard_that_another_run_works_on_is_left_to_it_and_taken_when_it_gives
     assert not leftovers(cache)
 
 
-def test_two_runs_at_once_do_every_shard_once(world, undisturbed, tmp_path):  # noqa: F811
+def test_two_runs_at_once_do_every_shard_once(world, undisturbed, tmp_path):
     cache, summaries = tmp_path / "cache", []
     threads = [
         threading.Thread(target=lambda: summaries.append(run(world, cache))) for _ in range(2)
@@ -94,7 +94,7 @@ def test_two_runs_at_once_do_every_shard_once(world, undisturbed, tmp_path):  # 
     assert not leftovers(cache)
 
 
-def test_a_silent_owner_is_replaced_and_its_part_removed(world, undisturbed, tmp_path, monkeypatch):  # noqa: F811
+def test_a_silent_owner_is_replaced_and_its_part_removed(world, undisturbed, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     elsewhere(cache / "features" / "00001.h5")
     (cache / "features" / "00001.h5.other-1-1-00000000.part").write_text("half")
@@ -150,7 +150,7 @@ def test_graphs_are_shared_too(tmp_path):
     assert not leftovers(path)
 
 
-def test_a_file_whose_statistics_were_never_written_is_done_again(world, undisturbed, tmp_path):  # noqa: F811
+def test_a_file_whose_statistics_were_never_written_is_done_again(world, undisturbed, tmp_path):
     """A writer was killed between the two."""
     cache = tmp_path / "cache"
     shutil.copytree(undisturbed, cache)
@@ -699,7 +699,7 @@ def test_files_that_are_no_certificate_or_another_key_are_refused_before_anythin
     )
 
 
-def test_a_worker_whose_weights_are_others_is_refused(world, undisturbed):  # noqa: F811
+def test_a_worker_whose_weights_are_others_is_refused(world, undisturbed):
     config, manifest, options = as_extracted(undisturbed, INLINE)
     extractor = pipeline.stages.extract.ExtractShards(config, manifest.root, options, redo=False)
     extractor.record = {"weights": "another checksum"}

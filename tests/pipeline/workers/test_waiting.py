@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.cache import folder
 from pipeline.cache.folder import create_cache
-from pipeline.regions.graphs import build_graphs
+from pipeline.stages.graphs import build_graphs
 from pipeline.workers import claims
 from pipeline.workers import engines as cluster
 from pipeline.workers import waiting as waits
