@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heads.papers.gos.affinity import VARIANTS, Choices, Sizes
-from heads.papers.gos.operation_inputs import Scene, layout_of
+from heads.papers.gos.affinity import VARIANTS, OperationChoices, OperationSizes
+from heads.papers.gos.operation_inputs import OperationInputs, layout_of
 from heads.papers.gos.operations import new_operation
 
 STEPS, CHANNELS, CELLS, TOP = 16, 256, 49, 10
@@ -29,7 +29,9 @@ NAMES = ("feat_aggr", "diff_prop", "temp_conv", "back_incor", "node_att")
 FEWER = {"diff_prop": 8}  # views of a naive form: 64 would take some 8 GB
 
 
-def make(name: str, variant: str, boxes: int, views: int) -> tuple[torch.nn.Module, Tensor, Scene]:
+def make(
+    name: str, variant: str, boxes: int, views: int
+) -> tuple[torch.nn.Module, Tensor, OperationInputs]:
     """An operation with its inputs: all boxes valid, which is the most work."""
     torch.manual_seed(0)
     taken = {
@@ -37,10 +39,12 @@ def make(name: str, variant: str, boxes: int, views: int) -> tuple[torch.nn.Modu
         for key in ("affinity", "kernel", "padding", "nearest", "attention", "background")
     }
     operation = new_operation(
-        name, Sizes(CHANNELS, STEPS, boxes, CELLS), Choices("benchmark", top=TOP, **taken)
+        name,
+        OperationSizes(CHANNELS, STEPS, boxes, CELLS),
+        OperationChoices("benchmark", top=TOP, **taken),
     )
     corner = torch.rand(views, STEPS, boxes, 2) * 0.5
-    scene = Scene(
+    scene = OperationInputs(
         torch.ones(views, STEPS, boxes, dtype=torch.bool),
         layout=layout_of(torch.cat([corner, corner + 0.4], -1)),
         y=torch.randn(views, STEPS, CELLS, CHANNELS),
@@ -59,12 +63,12 @@ def affinity(operation: torch.nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return torch.einsum("...ic,cd,...jd->...ij", F.normalize(x, dim=-1), U, F.normalize(y, dim=-1))
 
 
-def naive_feat_aggr(operation: torch.nn.Module, x: Tensor, scene: Scene) -> Tensor:
+def naive_feat_aggr(operation: torch.nn.Module, x: Tensor, scene: OperationInputs) -> Tensor:
     P = (5 * affinity(operation, x, x)).softmax(-1)
     return act(operation, torch.einsum("bij,bjc->bic", P, operation.linear(x)))
 
 
-def naive_diff_prop(operation: torch.nn.Module, x: Tensor, scene: Scene) -> Tensor:
+def naive_diff_prop(operation: torch.nn.Module, x: Tensor, scene: OperationInputs) -> Tensor:
     A = 5 * affinity(operation, x, x)
     E = (A - A.amax(-1, keepdim=True)).exp() * (1 - torch.eye(x.shape[1]))
     P = E / E.sum(-1, keepdim=True)
@@ -72,7 +76,7 @@ def naive_diff_prop(operation: torch.nn.Module, x: Tensor, scene: Scene) -> Tens
     return act(operation, torch.einsum("bij,bijc->bic", P, operation.linear(differences)))
 
 
-def naive_temp_conv(operation: torch.nn.Module, x: Tensor, scene: Scene) -> Tensor:
+def naive_temp_conv(operation: torch.nn.Module, x: Tensor, scene: OperationInputs) -> Tensor:
     B, n, C = x.shape
     A = x @ x.mT if operation.affinity is None else affinity(operation, x, x)
     nearest = A.detach().view(B, n, STEPS, -1).argmax(-1) + torch.arange(STEPS) * (n // STEPS)
@@ -82,13 +86,13 @@ def naive_temp_conv(operation: torch.nn.Module, x: Tensor, scene: Scene) -> Tens
     return act(operation, z.mT).mean(1).view(B, n, C)
 
 
-def naive_back_incor(operation: torch.nn.Module, x: Tensor, scene: Scene) -> Tensor:
+def naive_back_incor(operation: torch.nn.Module, x: Tensor, scene: OperationInputs) -> Tensor:
     A = affinity(operation, x.unflatten(1, (STEPS, -1)), scene.y)
     told = torch.cat([torch.einsum("btng,btgc->btnc", (5 * A).softmax(-1), scene.y), A], -1)
     return act(operation, operation.linear(told)).flatten(1, 2)
 
 
-def naive_node_att(operation: torch.nn.Module, x: Tensor, scene: Scene) -> Tensor:
+def naive_node_att(operation: torch.nn.Module, x: Tensor, scene: OperationInputs) -> Tensor:
     cosines = F.normalize(x, dim=-1) @ F.normalize(x, dim=-1).mT
     if operation.all:
         told = torch.cat([cosines, scene.layout.flatten(1, 2)], -1)

@@ -30,7 +30,7 @@ from _report import arguments, report, require_decord
 from pipeline.manifests.manifest import Clip
 from pipeline.video.decode import open_clip, write_video
 from pipeline.video.video_file import scan
-from pipeline.workers.decode_pool import Pool
+from pipeline.workers.decode_pool import WorkerPool
 
 FRAMES = 32
 REAL = ("arm_wrestling.mp4", "flipping_a_pancake.mkv", "people_indoors.mp4")
@@ -159,7 +159,7 @@ def moving(megabytes: int, rounds: int) -> Iterator[dict[str, object]]:
         ours.send(None)
         ours.recv()
 
-    with Pool(ones, workers=1) as pool:
+    with WorkerPool(ones, workers=1) as pool:
         seconds = in_turns(
             {"pickle": through_a_pipe, "ours": lambda: list(pool.imap([count], ahead=1))}, rounds
         )
@@ -203,7 +203,7 @@ def writing(folder: Path, rounds: int) -> Iterator[dict[str, object]]:
 
 def starting(rounds: int) -> Iterator[dict[str, object]]:
     def start() -> None:
-        with Pool(ones, workers=1) as pool:
+        with WorkerPool(ones, workers=1) as pool:
             list(pool.imap([1], ahead=1))
 
     seconds = in_turns({"ours": start}, rounds)["ours"]

@@ -30,9 +30,9 @@ from pipeline.manifests.manifest import Clip, read_manifest, write_manifest
 from pipeline.networks.precision import bf16_on_cpu, cost
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.extract import RunOptions, extract
-from pipeline.stages.frozen_networks import Models
+from pipeline.stages.frozen_networks import FrozenNetworks
 from pipeline.video.decode import write_video
-from pipeline.video.view_pixels import DecodeViews, Opening
+from pipeline.video.view_pixels import ClipOpener, DecodeViews
 from pipeline.views.sampling import Sampling
 from pipeline.workers.memory import keep_freed_memory
 
@@ -74,8 +74,8 @@ def half(manifest_path: Path) -> tuple[Clip, ...]:
 
 def bare(config: ExtractConfig, manifest_path: Path, batch: int) -> float:
     """Seconds per clip of the networks alone."""
-    models, clips = Models(config), half(manifest_path)
-    opening = Opening(manifest_path.parent)
+    models, clips = FrozenNetworks(config), half(manifest_path)
+    opening = ClipOpener(manifest_path.parent)
     pixels = [
         DecodeViews(clip, opening, SAMPLING, 0, models.steps, models.frame_size).run()
         for clip in clips

@@ -24,8 +24,8 @@ from _operations import rows_of
 from extract import make_videos
 
 from heads.config.recipe import Recipe, recipe_from
-from heads.finetuning.finetune import Reading, finetune, frames_phase
-from heads.finetuning.frame_training import How
+from heads.finetuning.finetune import SourceOptions, finetune, frames_phase
+from heads.finetuning.frame_training import FrameRunOptions
 from heads.training.train import train
 from pipeline.manifests.manifest import read_manifest, write_manifest
 from pipeline.stages.config import ExtractConfig
@@ -103,7 +103,7 @@ def from_frames(
         proposal_options={"scales": (3, 1)},  # ten boxes
     )
     recipe, phase = frames_phase(recipe_of(batch, epochs), train_from=train_from, frozen_bn=True)
-    how = How(accumulate=accumulate, tensorboard=False)
+    how = FrameRunOptions(accumulate=accumulate, tensorboard=False)
     manifest = read_manifest(write_manifest(folder / "clips.csv", rows).path)
     finetune(
         recipe,
@@ -112,7 +112,7 @@ def from_frames(
         config=config,
         manifest=manifest,
         how=how,
-        reading=Reading(),
+        reading=SourceOptions(),
         device="cpu",
         say=_quiet,
     )

@@ -29,10 +29,10 @@ from _report import arguments, report
 
 from pipeline.manifests.manifest import read_manifest, write_manifest
 from pipeline.stages.config import ExtractConfig
-from pipeline.stages.extract import RunOptions, ShardJob, Summary, extract
+from pipeline.stages.extract import ExtractSummary, RunOptions, ShardJob, extract
 from pipeline.views.sampling import Sampling
-from pipeline.workers.claims import take
-from pipeline.workers.engines import Dask, Here
+from pipeline.workers.claims import take_claim
+from pipeline.workers.engines import DaskEngine, LocalEngine
 
 PER_SHARD = 100
 QUIET = 0.05  # cores that others may keep busy while workers are measured
@@ -53,14 +53,14 @@ TIMED = ExtractConfig(
 
 def simulate(job: ShardJob) -> dict:
     """Claims a shard and gives it back."""
-    with take(job.path):
+    with take_claim(job.path):
         return {"clips": len(job.clips), "views": len(job.clips), "failures": []}
 
 
 class Simulated:
     """An engine that runs `simulate` in place of what it is given, and notes when."""
 
-    def __init__(self, engine: Dask | Here):
+    def __init__(self, engine: DaskEngine | LocalEngine):
         self.engine = engine
         self.opened = self.first = self.last = self.cpu = 0.0
 
@@ -81,7 +81,9 @@ class Simulated:
 
 def dry_run(manifest: Path, cache: Path, workers: int, begun: float) -> dict[str, float]:
     """In a process of its own, which began at `begun`."""
-    engine = Simulated(Dask(workers=workers, dashboard="127.0.0.1:0") if workers else Here())
+    engine = Simulated(
+        DaskEngine(workers=workers, dashboard="127.0.0.1:0") if workers else LocalEngine()
+    )
     summary = extract(
         SMALL,
         read_manifest(manifest),
@@ -92,7 +94,7 @@ def dry_run(manifest: Path, cache: Path, workers: int, begun: float) -> dict[str
     return {
         "shards": summary.shards,
         "start": engine.first - begun,
-        "start without Dask": engine.opened - begun,
+        "start without DaskEngine": engine.opened - begun,
         "per shard": (engine.last - engine.first) / summary.shards,
         "of the client": engine.cpu / summary.shards,
         "memory": peak_memory(),
@@ -139,7 +141,7 @@ def measure_dry_runs(rows: int, rounds: int) -> list[dict[str, object]]:
                         "rows": rows,
                         "shards": found["shards"],
                         "start, s": found["start"],
-                        "of it before Dask, s": found["start without Dask"],
+                        "of it before DaskEngine, s": found["start without DaskEngine"],
                         "per shard, ms": found["per shard"] * 1e3,
                         "client's CPU, ms": found["of the client"] * 1e3,
                         "client, MB": found["memory"] / 1e6,
@@ -169,10 +171,10 @@ def timed_run(manifest: Path, cache: Path, workers: int, per_shard: int) -> dict
     options = RunOptions(device="cpu", workers=0, shard_size=per_shard)
     begun, clips = time.perf_counter(), read_manifest(manifest)
 
-    def run_all(engine: Warm, name: str, shards: range | None) -> Summary:
+    def run_all(engine: Warm, name: str, shards: range | None) -> ExtractSummary:
         return extract(TIMED, clips, cache / name, options, shards=shards, engine=engine)
 
-    with Dask(workers=workers, dashboard="127.0.0.1:0").open() as run:
+    with DaskEngine(workers=workers, dashboard="127.0.0.1:0").open() as run:
         engine = Warm(run)
         run_all(engine, "warm", range(2 * workers))
         start = time.perf_counter() - begun

@@ -97,10 +97,10 @@ def engine_of(given: dict, logs: Path):
         )
     if not named:
         return None
-    from pipeline.workers.engines import Dask
+    from pipeline.workers.engines import DaskEngine
     from pipeline.workers.slurm import parse_options
 
-    return Dask(
+    return DaskEngine(
         workers=given["dask"] or given["jobs"] or 1,
         scheduler=given["scheduler"] or "",
         slurm=None if given["slurm"] is None else parse_options(given["slurm"]),
@@ -121,9 +121,9 @@ def _tls(given: dict, named: list[str]):
             "--tls-ca, --tls-cert, --tls-key: expected all three, with --dask, --scheduler or "
             "--slurm"
         )
-    from pipeline.workers.engines import Tls
+    from pipeline.workers.engines import TlsFiles
 
-    return Tls(*files)
+    return TlsFiles(*files)
 
 
 def sbatch_script(given: dict, shards: int, logs: Path) -> str:

@@ -7,7 +7,7 @@ from cli._say import console
 from cli._say import to_json as as_json
 
 if TYPE_CHECKING:
-    from heads.evaluation.counting import Counted
+    from heads.evaluation.counting import NetworkCount
 
 WHY = {
     "meta": "on tensors without values",
@@ -15,7 +15,7 @@ WHY = {
 }
 
 
-def print_counts(name: str, counted: "Counted", depth: int) -> None:
+def print_counts(name: str, counted: "NetworkCount", depth: int) -> None:
     """Modules to `depth` levels below the whole that have parameters or MACs, the total last; then
     the operations left out.
     """
@@ -69,7 +69,7 @@ def print_counts(name: str, counted: "Counted", depth: int) -> None:
     )
 
 
-def to_json(name: str, counted: "Counted") -> str:
+def to_json(name: str, counted: "NetworkCount") -> str:
     """Everything, for a program."""
     total = counted.total
     record = {

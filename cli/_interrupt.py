@@ -77,7 +77,7 @@ def stoppable(resume: str) -> Iterator[None]:
         os.close(into)  # ends the thread
 
 
-class _PutOff:
+class _DelayedSignals:
     """Signals that are sent again, LATER; those that come then are no further ones."""
 
     def __init__(self):
@@ -107,7 +107,7 @@ class _PutOff:
             pass
 
 
-_PUT_OFF = _PutOff()
+_PUT_OFF = _DelayedSignals()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -95,13 +95,13 @@ def command(
         ExitStack() as stack,
     ):
         from heads.config.study_file import read_study
-        from heads.training.ablate import How, ablate, passes, prospects
+        from heads.training.ablate import AblateOptions, ablate, passes, prospects
         from pipeline.cache.reader import Cache
         from pipeline.manifests.manifest import read_manifest
 
         plan, opened = read_study(study, settings), Cache(cache)
         folder = runs / (name or plan.name)
-        how = How(
+        how = AblateOptions(
             device, precision, read_manifest(manifest) if manifest else None, resume, resident
         )
         engine, groups = _places(given, folder / "logs")

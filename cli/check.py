@@ -94,7 +94,7 @@ def command(
 
     from pipeline.manifests.manifest import read_manifest
     from pipeline.stages.check import check_clips, write_findings
-    from pipeline.video.view_pixels import Opening
+    from pipeline.video.view_pixels import ClipOpener
     from pipeline.workers.cores import cores_here
 
     classes = _classes(class_list, num_classes)
@@ -115,7 +115,7 @@ def command(
         def announce(total: int):
             return stack.enter_context(progress("check", total, "clips", "found"))
 
-        opening = Opening(clips.root, decoder, allow_truncated, frame_pattern=frame_pattern)
+        opening = ClipOpener(clips.root, decoder, allow_truncated, frame_pattern=frame_pattern)
         checked = check_clips(clips, opening, workers, time_limit, classes, announce, boxes)
     write_findings(out, checked)
     return _say(checked, out)

@@ -94,7 +94,7 @@ class Demo:
 
 
 @dataclass(frozen=True)
-class Row:
+class DemoRow:
     """One head's runs, one per seed."""
 
     head: str
@@ -303,7 +303,7 @@ def _cache(steps: Steps, out: Path, config: "ExtractConfig", device: str) -> Non
 
 
 @dataclass(frozen=True)
-class Run:
+class DemoRun:
     """One training run, as a worker process gets it."""
 
     recipe: str
@@ -313,7 +313,7 @@ class Run:
     device: str
 
 
-def train_one(run: Run) -> "Result":
+def train_one(run: DemoRun) -> "Result":
     """What a worker process does with a run."""
     from heads.config.recipe import read_recipe
     from heads.runs.folder_lock import quiet
@@ -331,24 +331,24 @@ def train_one(run: Run) -> "Result":
     )
 
 
-def _train(steps: Steps, out: Path, seeds: int, device: str) -> list[Row]:
+def _train(steps: Steps, out: Path, seeds: int, device: str) -> list[DemoRow]:
     """Trains every head with every seed: on a CPU one run per core, since heads this small gain
     nothing from a second one.
     """
     from heads.config.recipe import read_recipe
     from pipeline.workers.cores import cores_here
-    from pipeline.workers.decode_pool import Pool
+    from pipeline.workers.decode_pool import WorkerPool
 
     say(f"{steps.title(f'train {len(RECIPES)} heads with {seeds} seeds each')} …")
     todo = [
-        Run(name, seed, out / "runs" / f"{name}-seed{seed}", out / "cache", device)
+        DemoRun(name, seed, out / "runs" / f"{name}-seed{seed}", out / "cache", device)
         for name in RECIPES
         for seed in range(seeds)
     ]
     before = {run.folder for run in todo if (run.folder / "metrics.json").exists()}
     workers = min(cores_here(), len(todo) - len(before)) if device == "cpu" else 0
-    rows = [Row(read_recipe(name).head.name, []) for name in RECIPES]
-    with Pool(train_one, workers if workers > 1 else 0) as pool:
+    rows = [DemoRow(read_recipe(name).head.name, []) for name in RECIPES]
+    with WorkerPool(train_one, workers if workers > 1 else 0) as pool:
         for k, (_, result) in enumerate(pool.imap(todo, ahead=len(todo))):
             if isinstance(result, Exception):
                 raise result
@@ -364,7 +364,7 @@ def _train(steps: Steps, out: Path, seeds: int, device: str) -> list[Row]:
     return rows
 
 
-def _report(out: Path, asked: Demo, rows: list[Row], seconds: float) -> None:
+def _report(out: Path, asked: Demo, rows: list[DemoRow], seconds: float) -> None:
     from rich.table import Table
 
     from pipeline.digits import TASKS

@@ -212,11 +212,11 @@ def _is_told(ctx: click.Context, name: str) -> bool:
 def _run(ctx: click.Context, given: dict) -> int:
     from cli._figures import print_figures
     from heads.config.recipe import read_recipe
-    from heads.finetuning.finetune import Reading, finetune, frames_phase
-    from heads.finetuning.frame_training import How
+    from heads.finetuning.finetune import SourceOptions, finetune, frames_phase
+    from heads.finetuning.frame_training import FrameRunOptions
     from pipeline.cache.reader import Cache
     from pipeline.manifests.manifest import read_manifest
-    from pipeline.stages.repair import Moved
+    from pipeline.stages.repair import MovedFiles
     from pipeline.workers.memory import keep_freed_memory
 
     keep_freed_memory()
@@ -233,10 +233,10 @@ def _run(ctx: click.Context, given: dict) -> int:
         plain, given["phase"], **{key: given[key] for key in keys if given[key] is not None}
     )
     weights, annotations, of_boxes = (given[key] if _is_told(ctx, key) else None for key in MOVED)
-    moved = Moved(given["root"], weights, annotations, of_boxes)
+    moved = MovedFiles(given["root"], weights, annotations, of_boxes)
     fresh = given["views"] and given["views"] == "fresh"
-    reading = Reading(fresh, moved, given["workers"], given["time_limit"], given["check"])
-    how = How(
+    reading = SourceOptions(fresh, moved, given["workers"], given["time_limit"], given["check"])
+    how = FrameRunOptions(
         given["seed"],
         **{
             key: given[key]

@@ -53,7 +53,7 @@ def command(
     from cli._options import pick_device
     from cli.extract import default_workers, run
     from pipeline.stages.extract import RunOptions
-    from pipeline.stages.repair import Moved, as_extracted, changed_shards, redo_graphs
+    from pipeline.stages.repair import MovedFiles, as_extracted, changed_shards, redo_graphs
     from pipeline.stages.verify import bad_shards
 
     with stoppable("stopped; finished shards are kept, the same command goes on"):
@@ -72,7 +72,7 @@ def command(
             )
             options = RunOptions(device=device, workers=workers, time_limit=time_limit)
             config, manifest, options = as_extracted(
-                cache, options, Moved(root, weights, annotations, proposal_weights)
+                cache, options, MovedFiles(root, weights, annotations, proposal_weights)
             )
             code = run(config, manifest, cache, options, features, redo=True)
         if any((cache / "graphs").glob("*.h5")):

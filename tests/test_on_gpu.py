@@ -20,13 +20,13 @@ from cli.__main__ import vidgraph
 from heads.config.recipe import recipe_from
 from heads.config.study_file import read_study
 from heads.config.training_options import Training
-from heads.data.feature_store import Store
+from heads.data.feature_store import FeatureStore
 from heads.evaluation.evaluate import evaluate
 from heads.finetuning.end_to_end import train_frames
-from heads.finetuning.finetune import Reading, finetune, frames_phase
-from heads.finetuning.frame_training import How
+from heads.finetuning.finetune import SourceOptions, finetune, frames_phase
+from heads.finetuning.frame_training import AblateOptions
 from heads.runs import run_files as runs
-from heads.training.ablate import How as AblateHow
+from heads.training.ablate import AblateOptions as AblateHow
 from heads.training.ablate import ablate
 from heads.training.learner import Learner
 from heads.training.train import train
@@ -40,7 +40,7 @@ from pipeline.regions.graphs import GraphOptions, graphs_of
 from pipeline.regions.roi_align import roi_align
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.extract import RunOptions
-from pipeline.stages.frozen_networks import Models, source_of
+from pipeline.stages.frozen_networks import FrozenNetworks, source_of
 from pipeline.stages.graphs import build_graphs
 from pipeline.stages.plan import make_plan
 from pipeline.video.view_pixels import ClipPixels
@@ -129,7 +129,7 @@ def views_config(**changes) -> ExtractConfig:
     )
 
 
-def pixels_of(config: ExtractConfig, models: Models) -> tuple[Clip, ClipPixels]:
+def pixels_of(config: ExtractConfig, models: FrozenNetworks) -> tuple[Clip, ClipPixels]:
     """A clip of noise, as a decode worker hands it over."""
     rng, info = np.random.default_rng(0), VideoInfo(16, 8.0, 64, 48)
     clip = Clip("clip0", "clip0.mp4", "train", ("a",), None, None, {})
@@ -141,7 +141,7 @@ def pixels_of(config: ExtractConfig, models: Models) -> tuple[Clip, ClipPixels]:
 
 
 def computed(config: ExtractConfig, place: str) -> dict[str, np.ndarray]:
-    models = Models(config, place)
+    models = FrozenNetworks(config, place)
     clip, pixels = pixels_of(config, models)
     boxes, scores, valid = models.boxes(clip, pixels)[0]
     out = models.tensors(
@@ -433,7 +433,7 @@ def test_training_there_gives_the_figures_of_the_cpu(cache, resident, tmp_path):
 
 
 def test_rows_that_are_resident_there_are_given_out_there(cache):
-    store = Store(
+    store = FeatureStore(
         cache["train"], ("nodes", "valid"), np.arange(8), "gpu", "cache", torch.device("cuda")
     )
     assert {str(t.device) for t in store.tensors.values()} == {"cuda:0"}
@@ -582,7 +582,7 @@ def test_building_networks_leaves_the_gpus_random_numbers_alone(sources):
     torch.cuda.manual_seed(123)  # another seed than that of any network
     before = torch.cuda.get_rng_state()
     for source in ("digit_rpn", "torchvision"):
-        Models(
+        FrozenNetworks(
             views_config(
                 backbone="digit_cnn",
                 keep=("nodes",),
@@ -692,8 +692,8 @@ def test_fine_tuning_there_starts_from_the_caches_logits(
         tmp_path,
         chosen,
         cache=Cache(videos / "cache"),
-        reading=Reading(workers=0),
-        how=How(
+        reading=SourceOptions(workers=0),
+        how=AblateOptions(
             tensorboard=False,
             checkpointing=checkpointing,
             precision="fp16" if checkpointing else "fp32",
@@ -713,7 +713,9 @@ def test_heads_learn_from_frames_there(head, options, tmp_path):
     asked = live_recipe(head, options, epochs=1)
     network = live_network(asked, width=8).to("cuda")
     source = OnGPU()
-    train_frames(asked, tmp_path, network, source, ("a", "b", "c"), How(tensorboard=False), **QUIET)
+    train_frames(
+        asked, tmp_path, network, source, ("a", "b", "c"), AblateOptions(tensorboard=False), **QUIET
+    )
     saved = runs.load_checkpoint(tmp_path / "last.pt")
     assert places(saved["backbone"]) == {"cpu"}
 
@@ -724,7 +726,7 @@ def test_a_mini_batch_without_any_video_moves_nothing_in_half_precision(tmp_path
     """
     asked = live_recipe("pool", {"dropout": 0.0}, epochs=1)
     network = live_network(asked, width=8).to("cuda")
-    how = How(tensorboard=False, precision="fp16")
+    how = AblateOptions(tensorboard=False, precision="fp16")
     gone = tuple(f"train{k}" for k in range(9))
     lines: list[str] = []
     train_frames(

@@ -33,7 +33,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from heads.config.recipe_tables import Data, Evaluation, HeadChoice, Phase, check_name
+from heads.config.recipe_tables import DataOptions, EvaluationOptions, HeadChoice, Phase, check_name
 from heads.config.training_options import Training
 from heads.zoo import check_options
 from pipeline.files.regular_files import MOST_TEXT, read_small
@@ -59,8 +59,8 @@ class Recipe:
     head: HeadChoice
     train: Training | None = None
     ours: str = ""
-    data: Data = field(default_factory=Data)
-    evaluate: Evaluation = field(default_factory=Evaluation)
+    data: DataOptions = field(default_factory=DataOptions)
+    evaluate: EvaluationOptions = field(default_factory=EvaluationOptions)
     phases: tuple[Phase, ...] = ()
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ class HeadChoice:
 
 
 @dataclass(frozen=True)
-class Data:
+class DataOptions:
     """What is learned from the cached views.
 
     `target`: "single" (softmax, cross-entropy; one label per clip) or "multi" (a sigmoid per class;
@@ -62,7 +62,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationOptions:
     """How a video's test views become one score: `aggregate` ("mean", "max") over the views of
     `scores` ("softmax", "sigmoid", "logits"; "": the softmax, or the sigmoid where `data.target` is
     "multi"). `checkpoint`: "best" on the validation split by top-1 or mAP, or the "last". `batch`:
@@ -76,7 +76,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Frames:
+class FrameOptions:
     """What a phase that reads frames trains beside the head (`vidgraph finetune`).
 
     `train_from`: the first stage or block of the backbone that is unfrozen; "stem": all of it,
@@ -105,7 +105,7 @@ class Phase:
     start: Literal["fresh", "previous"] = "fresh"
     take: tuple[str, ...] = ()
     head: dict[str, Any] = field(default_factory=dict)
-    frames: Frames = Frames()
+    frames: FrameOptions = FrameOptions()
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -114,7 +114,7 @@ class Phase:
                 f"phase {self.name}: take names weights of the previous phase, but start is "
                 f"{self.start!r}"
             )
-        if self.reads == "cache" and self.frames != Frames():
+        if self.reads == "cache" and self.frames != FrameOptions():
             raise ValueError(
                 f"phase {self.name}: the table frames belongs to a phase with reads = 'frames'"
             )

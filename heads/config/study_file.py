@@ -47,7 +47,7 @@ LONGEST = 120  # characters of a row's name; file systems allow 255
 
 
 @dataclass(frozen=True)
-class Subset:
+class LabelSubset:
     """The labels that a member is trained on: as in `heads.config.recipe.Data`; neither for all."""
 
     labels: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class StudyFile:
     order_seed: Count = 0
     set: dict[str, Any] = field(default_factory=dict)
     grid: dict[str, Any] = field(default_factory=dict)
-    subsets: dict[str, Subset] = field(default_factory=dict)
+    subsets: dict[str, LabelSubset] = field(default_factory=dict)
     source: str = ""
     ours: str = ""
     head: dict[str, Any] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class StudyFile:
 
 
 @dataclass(frozen=True)
-class Row:
+class StudyRow:
     """Members that differ in their seed alone. `cells`: column -> what distinguishes them from
     other rows.
     """
@@ -103,14 +103,14 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """All that a study trains: `rows`, each with every seed; `columns` of their cells; `settings`
     that were given beside the file."""
 
     name: str
     source: str
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[StudyRow, ...]
     seeds: tuple[int, ...]
     order_seed: int
     settings: dict[str, Any]
@@ -129,7 +129,7 @@ def study_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
 
 
-def read_study(name: str | Path, settings: Mapping[str, Any] | None = None) -> Plan:
+def read_study(name: str | Path, settings: Mapping[str, Any] | None = None) -> StudyPlan:
     """A study from a TOML file, or by its name among the package's own; `settings` are more keys of
     [set].
 
@@ -166,7 +166,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield "head" if prefix + key == "head.name" else prefix + key, value
 
 
-def _expand(file: StudyFile, path: Path, given: dict[str, Any]) -> Plan:
+def _expand(file: StudyFile, path: Path, given: dict[str, Any]) -> StudyPlan:
     """All rows of a study; errors of its recipes name the row."""
     fixed = {**file.set, **dict(_flat(given))}
     _check_keys(fixed, file.grid)
@@ -196,7 +196,7 @@ def _expand(file: StudyFile, path: Path, given: dict[str, Any]) -> Plan:
                 recipe = recipe_with(
                     deepcopy(base), {**wanted, **varied}, where, f"member {name}", beside
                 )
-                rows.append(Row(name, cells, recipe))
+                rows.append(StudyRow(name, cells, recipe))
     for key in (*file.grid, *fixed):
         if (first := key.partition(".")[0]) not in KEYS and first not in heads:
             raise ValueError(f"{key}: no member has head {first}; {nearest(first, heads)}")
@@ -209,7 +209,7 @@ def _expand(file: StudyFile, path: Path, given: dict[str, Any]) -> Plan:
     shown = (
         ("recipe",) * (len(file.recipes) > 1) + ("head", *axes) + ("subset",) * bool(file.subsets)
     )
-    return Plan(file.name, file.source, shown, tuple(rows), file.seeds, file.order_seed, given)
+    return StudyPlan(file.name, file.source, shown, tuple(rows), file.seeds, file.order_seed, given)
 
 
 def _cells(file: StudyFile, head: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -220,7 +220,7 @@ def _cells(file: StudyFile, head: str) -> Iterator[tuple[dict[str, Any], dict[st
     mine = [key for key in axes if _target(key, head)]
     for values in product(*(file.grid[key] for key in mine)):
         varied = dict(zip(mine, values, strict=True))
-        for name, subset in (file.subsets or {"": Subset()}).items():
+        for name, subset in (file.subsets or {"": LabelSubset()}).items():
             labels = {f"data.{key}": value for key, value in asdict(subset).items() if value}
             cells = {**{key: varied.get(key, "") for key in axes}, "subset": name}
             yield cells, {**{_target(key, head): value for key, value in varied.items()}, **labels}

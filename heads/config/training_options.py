@@ -12,13 +12,13 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Real = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Optimiser = Literal["sgd", "adam", "adamw"]
 
 
 @dataclass(frozen=True)
-class Alternate:
+class AlternatingOptimiser:
     """A second optimiser that takes turns: of the mini-batches of an epoch it gets the second, the
     fourth, ... and the first one the others (GOS's search). `parameters`: the weights that are its
     own, by the start of their name ("" for none: no second optimiser). Its learning rate is
@@ -33,7 +33,7 @@ class Alternate:
 
 
 @dataclass(frozen=True)
-class Groups:
+class ParameterGroups:
     """Factors of the learning rate and of the weight decay for some of the weights.
 
     `bias_lr`, `bias_decay`: every bias, norms' too; `norm_lr`, `norm_decay`: the scales of norms.
@@ -59,11 +59,11 @@ class LossShare:
     the first on, in which it counts (`until`)."""
 
     weight: Real = 1.0
-    until: Share = 1.0
+    until: Fraction = 1.0
 
 
 @dataclass(frozen=True)
-class Distil:
+class Distillation:
     """DyReg's distillation: regions of single-module networks teach those of a head with several
     (heads/papers/dyreg/distillation.py).
 
@@ -74,7 +74,7 @@ class Distil:
 
     teachers: tuple[str, ...] = ()
     weight: Real = 1.0
-    until: Share = 0.1
+    until: Fraction = 0.1
 
 
 @dataclass(frozen=True)
@@ -104,17 +104,17 @@ class Training:
     weight_decay: Real = 1e-4
     schedule: Literal["constant", "steps", "cosine", "plateau"] = "constant"
     drop_at: tuple[Positive, ...] = ()
-    factor: Share = 0.1
+    factor: Fraction = 0.1
     patience: Positive = 5
     stop_below: Real = 0.0
     early_stop: Count = 0
     clip_norm: Real = 0.0
     accumulate: Positive = 1
     ema: Momentum = 0.0
-    groups: Groups = Groups()
-    alternate: Alternate = Alternate()
+    groups: ParameterGroups = ParameterGroups()
+    alternate: AlternatingOptimiser = AlternatingOptimiser()
     losses: dict[str, LossShare] = field(default_factory=dict)
-    distil: Distil = Distil()
+    distil: Distillation = Distillation()
 
     def __post_init__(self) -> None:
         if (self.epochs > 0) == (self.iterations > 0):

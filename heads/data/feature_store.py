@@ -28,7 +28,7 @@ AHEAD = 2  # batches that are prepared while one is used
 Tensors = dict[str, Tensor]
 
 
-class Store:
+class FeatureStore:
     """The fields of some rows of a group, in memory or read as they are asked for.
 
     `resident`: "gpu" and "ram" load them once, in the dtype of the cache, into the memory of
@@ -161,7 +161,7 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Share:
+class ReadRequest:
     """What one reader wants from a pass: `rows` [n] in the order of their `turns` [n] (ascending,
     the position in the order that all readers follow), of these only `fields`, in batches of
     `batch`.
@@ -173,7 +173,9 @@ class Share:
     batch: int
 
 
-def shared_pass(store: Store, shares: Sequence[Share]) -> Iterator[tuple[int, Clips, slice]]:
+def shared_pass(
+    store: FeatureStore, shares: Sequence[ReadRequest]
+) -> Iterator[tuple[int, Clips, slice]]:
     """Every row that somebody wants, read once and in order, and given out as (number of the
     reader, Clips, place in its rows). What a reader gets does not depend on the others: values,
     order, sizes of its batches and their memory's layout.
@@ -204,7 +206,7 @@ def shared_pass(store: Store, shares: Sequence[Share]) -> Iterator[tuple[int, Cl
 class _Cut:
     """A reader's batches, cut from a stream of larger or other ones."""
 
-    def __init__(self, share: Share):
+    def __init__(self, share: ReadRequest):
         self.share, self.given = share, 0
         self.kept: list[Tensors] = []
         self.size = 0

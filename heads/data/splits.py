@@ -1,7 +1,7 @@
 """Cached views with labels: which rows a split has, what their classes are, and in which order an
 epoch visits them.
 
-Rows that were not extracted (`ok` False) are never read; they are counted in `Part.failed`, so that
+Rows that were not extracted (`ok` False) are never read; they are counted in `SplitViews.failed`, so that
 a run can say so. The reading itself is in heads/data/feature_store.py.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from heads.config.recipe_tables import Data
+from heads.config.recipe_tables import DataOptions
 from heads.interface.clips import Dims, MissingFields, dims_of
 from pipeline.cache.fields import FIELDS, grid_at, is_cut
 from pipeline.manifests.manifest import Manifest, about_withheld, label_ids, withheld
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MOST_CLASSES = 1_000_000  # ids beyond are no classes: they would be listed until the memory is full
 
 
-def find_classes(manifest: Manifest, data: Data) -> tuple[str, ...]:
+def find_classes(manifest: Manifest, data: DataOptions) -> tuple[str, ...]:
     """Class names in the order of their ids: those of `data.class_list`, else the manifest's labels
     over all its splits.
 
@@ -101,7 +101,7 @@ def _refuse_withheld(
             raise ValueError(f"{manifest.path}: {about_withheld(label, clips)}")
 
 
-def _subset(classes: tuple[str, ...], data: Data) -> tuple[str, ...]:
+def _subset(classes: tuple[str, ...], data: DataOptions) -> tuple[str, ...]:
     """The classes that `data` keeps, in the order of their ids."""
     if data.first_labels > len(classes):
         raise ValueError(
@@ -123,7 +123,7 @@ def _read_classes(path: Path) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Part:
+class SplitViews:
     """The videos of one split, their views in one group of the cache, and their targets.
 
     clips: V ids, in the manifest's order; rows [V,k] row numbers, padded with -1; counts [V] views
@@ -189,8 +189,13 @@ class Part:
 
 
 def part_of(
-    cache: "Cache", group: str, split: str, manifest: Manifest, classes: Sequence[str], data: Data
-) -> Part | None:
+    cache: "Cache",
+    group: str,
+    split: str,
+    manifest: Manifest,
+    classes: Sequence[str],
+    data: DataOptions,
+) -> SplitViews | None:
     """The videos of `split` with their views in `group` ("train" or "test"); None where the
     manifest has no such split.
 
@@ -240,7 +245,7 @@ def part_of(
     for k, clip in enumerate(kept):
         table[k, : len(good[clip.clip])] = good[clip.clip]
     targets = _targets(kept, classes, data.target, subset is not None)
-    return Part(
+    return SplitViews(
         split,
         rows,
         tuple(clip.clip for clip in kept),
@@ -292,7 +297,7 @@ def _targets(
     return np.array([ids[clip.labels[0]] for clip in clips])
 
 
-def swap_table(classes: Sequence[str], data: Data) -> np.ndarray:
+def swap_table(classes: Sequence[str], data: DataOptions) -> np.ndarray:
     """[K]: the class that a mirrored view of class k shows; k itself but for the pairs of
     `data.swap_on_flip`.
     """

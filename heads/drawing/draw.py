@@ -16,14 +16,14 @@ from heads.drawing import maps as draw_maps
 from heads.drawing import nodes as draw_nodes
 from heads.drawing import sections as draw_sections
 from heads.drawing.canvas import Canvas
-from heads.drawing.head_output import Told, ask
+from heads.drawing.head_output import HeadResult, run_head
 from heads.drawing.layout import page, screen
 from heads.drawing.panels import predictions, structure
-from heads.drawing.sections import Node, Section
-from heads.drawing.source import Shown, load_view
+from heads.drawing.sections import Node, Strip
+from heads.drawing.source import ViewContent, load_view
 from heads.runs.run_files import write_atomically
 from pipeline.cache.reader import Cache
-from pipeline.files.owners import own_claim, part_of, remove_abandoned_of
+from pipeline.files.owners import new_claim_name, part_path, remove_abandoned_of
 from pipeline.text.suggestions import nearest
 from pipeline.video.decode import write_video
 
@@ -67,9 +67,9 @@ class Drawing:
     """
 
     what: tuple[str, ...]
-    shown: Shown
-    told: Told | None
-    sections: list[Section]
+    shown: ViewContent
+    told: HeadResult | None
+    sections: list[Strip]
     panels: list[Canvas]
     style: Style
 
@@ -100,7 +100,7 @@ class Drawing:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned_of(path)
         if ending == ".mp4":
-            part = part_of(path, own_claim())
+            part = part_path(path, new_claim_name())
             try:
                 frames = self.frames()
                 write_video(part, frames, fps or max(len(frames) / 4, 1.0))
@@ -143,7 +143,7 @@ def draw_view(
     shown = load_view(cache, clip, group, view, root)
     if wrong := [t for t in style.steps if t >= len(shown.steps)]:
         raise ValueError(f"steps: expected 0 to {len(shown.steps) - 1}, got {wrong[0]}")
-    told = ask(run, cache, shown.group, shown.row, checkpoint) if run is not None else None
+    told = run_head(run, cache, shown.group, shown.row, checkpoint) if run is not None else None
     made = _Sections(shown, told, style, node)
     there = made.available()
     if refused := [name for name in what if name not in there]:
@@ -158,7 +158,9 @@ def draw_view(
 class _Sections:
     """Which sections a view has, and making them."""
 
-    def __init__(self, shown: Shown, told: Told | None, style: Style, node: Node | None):
+    def __init__(
+        self, shown: ViewContent, told: HeadResult | None, style: Style, node: Node | None
+    ):
         self.shown, self.told, self.style, self.asked = shown, told, style, node
         self.node = self._node(node)
 
@@ -218,7 +220,7 @@ class _Sections:
             return "it needs a trained head: pass --run"
         return f"head {self.told.head} gives {', '.join(self.told.maps) or 'no maps'}"
 
-    def strips(self, chosen: Iterable[str]) -> list[Section]:
+    def strips(self, chosen: Iterable[str]) -> list[Strip]:
         """The sections of `chosen` that are drawn over frames; the frames alone where there is
         none.
         """
@@ -244,7 +246,7 @@ class _Sections:
                 found.append(draw_maps.regions(kernels, f"regions at {point}", *more))
         if "saliency" in chosen:
             found += self._saliency(told.points("regions")[""])
-        return found or [Section("frames")]
+        return found or [Strip("frames")]
 
     def panels(self, chosen: Iterable[str]) -> list[Canvas]:
         """The panels of `chosen`."""
@@ -255,7 +257,7 @@ class _Sections:
             found.append(predictions(self.told, self.shown.clip.labels, self.style.top))
         return found
 
-    def _attention(self) -> list[Section]:
+    def _attention(self) -> list[Strip]:
         """The sections of a head's attention, by the head and the shape of its maps
         (docs/show.md).
         """
@@ -292,10 +294,10 @@ class _Sections:
         if m.shape[-1] == 1:
             return [draw_nodes.node_attention(shown, m[..., 0], "node attention", told.head)]
         if told.head == "gos_temp_conv":
-            return [draw_nodes.told_nearest(shown, node, m)]
+            return [draw_nodes.nearest_of_head(shown, node, m)]
         return [draw_maps.background(shown, node, m, told.cells, "background")]
 
-    def _gos_attention(self, weights: np.ndarray) -> list[Section]:
+    def _gos_attention(self, weights: np.ndarray) -> list[Strip]:
         """weights [cells,E,T,N]: the mean over the edges that have node attention."""
         edges = weights.reshape(-1, *weights.shape[-2:])
         have = edges[~np.isnan(edges).all((1, 2))]
@@ -304,7 +306,7 @@ class _Sections:
         note = f"mean over the {len(have)} of {len(edges)} edges whose operation ends with it"
         return [draw_nodes.node_attention(self.shown, have.mean(0), "node attention", note)]
 
-    def _saliency(self, maps: np.ndarray) -> list[Section]:
+    def _saliency(self, maps: np.ndarray) -> list[Strip]:
         """maps [T,M,P], a strip per object; the mean of them where there are many."""
         maps = maps.reshape(*maps.shape[:2], *self.told.cells)
         if maps.shape[1] > 8:

@@ -19,7 +19,7 @@ from pipeline.cache.reader import Cache, Group
 
 
 @dataclass
-class Told:
+class HeadResult:
     """Of one view: `scores` [K] as the recipe's `scores_kind` makes them, of `classes`; `maps`
     without their axis B, padding included; `cells`: (h, w) of the map that the head reads, None
     where it reads none. `space` and `edges`: of head gos alone.
@@ -49,7 +49,9 @@ class Told:
         return {name[len(kind) + 1 :]: m for name, m in named.items()}
 
 
-def ask(run: str | Path, cache: Cache, group: Group, row: int, checkpoint: str = "") -> Told:
+def run_head(
+    run: str | Path, cache: Cache, group: Group, row: int, checkpoint: str = ""
+) -> HeadResult:
     """Runs the head of a run on one view, on the CPU. ValueError where the run does not fit the
     cache, see `load_trained`, or reads fields that it does not have."""
     trained = load_trained(Path(run), cache, checkpoint)
@@ -62,7 +64,7 @@ def ask(run: str | Path, cache: Cache, group: Group, row: int, checkpoint: str =
     with torch.inference_mode():
         out = head(clips, want_maps=True)
     maps = {name: tensor[0].float().numpy() for name, tensor in out.maps.items()}
-    return Told(
+    return HeadResult(
         Path(run),
         recipe.head.name,
         trained.checkpoint,

@@ -1,6 +1,6 @@
 """Where everything lies: the strips of a picture, row by row, and the panels of a video's frame.
 
-Lengths are pixels. A strip is a `Section` with one frame per step; it wraps to the width that the
+Lengths are pixels. A strip is a `Strip` with one frame per step; it wraps to the width that the
 style gives.
 """
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from heads.drawing.canvas import FAINT, INK, PAPER, Canvas, Colour, Place, shortened, text_width
 from heads.drawing.panels import LINE, TEXT, caption_lines
-from heads.drawing.sections import Section
+from heads.drawing.sections import Strip
 
 if TYPE_CHECKING:
     from heads.drawing.draw import Drawing
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MARGIN, TITLE, FOOT = 20, 38, 18  # around the page, above a strip, below a row of frames
 
 
-def _frame_width(drawing: "Drawing", section: Section) -> tuple[float, float]:
+def _frame_width(drawing: "Drawing", section: Strip) -> tuple[float, float]:
     """Width and height of a frame in a section."""
     width, height = drawing.shown.images[0].size
     tall = drawing.style.height * section.scale
@@ -69,17 +69,17 @@ def _caption(canvas: Canvas, lines: Sequence[tuple[str, int, Colour]]) -> float:
     return y + 6
 
 
-def _heading_height(section: Section, width: float) -> float:
+def _heading_height(section: Strip, width: float) -> float:
     return TITLE if section.note and not _note_fits(section, width) else TITLE - 18
 
 
-def _note_fits(section: Section, width: float) -> bool:
+def _note_fits(section: Strip, width: float) -> bool:
     """Whether a section's note has room behind its title and legend."""
     legend = sum(26 + text_width(text, TEXT) for _, text in section.legend)
     return text_width(section.title, 15) + 14 + legend + text_width(section.note, TEXT) <= width
 
 
-def _heading(canvas: Canvas, section: Section, x: float, y: float, width: float) -> None:
+def _heading(canvas: Canvas, section: Strip, x: float, y: float, width: float) -> None:
     """Title and legend of a section in one line, its note behind them or below."""
     left = x
     x += canvas.text((x, y), section.title, 14) + 14
@@ -95,7 +95,7 @@ def _heading(canvas: Canvas, section: Section, x: float, y: float, width: float)
 def _row(
     canvas: Canvas,
     drawing: "Drawing",
-    section: Section,
+    section: Strip,
     steps: list[int],
     first: int,
     count: int,

@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
 from heads.drawing.canvas import CHOSEN, OVER, Canvas, Colour, Place, colour_of, heated
-from heads.drawing.sections import SMALL, Node, Section, compact
-from heads.drawing.source import Shown
+from heads.drawing.sections import SMALL, Node, Strip, compact
+from heads.drawing.source import ViewContent
 
 
-def heat(maps: np.ndarray, title: str, note: str = "", scale: float = 1.0) -> Section:
+def heat(maps: np.ndarray, title: str, note: str = "", scale: float = 1.0) -> Strip:
     """Maps [T,h,w] as heat over their frames, the largest number of all steps the hottest; one map
     [1,h,w] is for all steps.
     """
@@ -24,12 +24,12 @@ def heat(maps: np.ndarray, title: str, note: str = "", scale: float = 1.0) -> Se
         return heated(frame, level[t if len(level) > 1 else 0])
 
     numbers = f"from {low:.2g} to {high:.2g}; spread evenly, {1 / maps[0].size:.2g}"
-    return Section(title, f"{note}{'; ' if note else ''}{numbers}", scale=scale, backdrop=backdrop)
+    return Strip(title, f"{note}{'; ' if note else ''}{numbers}", scale=scale, backdrop=backdrop)
 
 
 def background(
-    shown: Shown, node: Node, weights: np.ndarray, cells: tuple[int, int], title: str
-) -> Section:
+    shown: ViewContent, node: Node, weights: np.ndarray, cells: tuple[int, int], title: str
+) -> Strip:
     """Which cells the chosen slot hears in every step (GOS back_incor): weights [T,N,G] over the h
     w cells of a map.
     """
@@ -54,7 +54,7 @@ def regions(
     title: str,
     centres: np.ndarray | None = None,
     radii: np.ndarray | None = None,
-) -> Section:
+) -> Strip:
     """DyReg's regions (its Figure 3): kernels [T or 1,N,h,w] of each node, drawn to where they have
     half their height.
 
@@ -84,7 +84,7 @@ def regions(
             canvas.tag((x - 5, y - 7), str(i), colour_of(i), SMALL, taken, place)
 
     note = "each node's kernel down to half its height, and its number in the middle"
-    return Section(title, note, paint=paint)
+    return Strip(title, note, paint=paint)
 
 
 def _outline(canvas: Canvas, place: Place, kernel: np.ndarray, colour: Colour) -> None:
@@ -109,7 +109,7 @@ def _mean_place(kernel: np.ndarray) -> tuple[float, float]:
     return float(x), float(y)
 
 
-def grid(weights: np.ndarray, node: int | None, title: str) -> Section:
+def grid(weights: np.ndarray, node: int | None, title: str) -> Strip:
     """RSTG's 14 nodes with how much they send: weights [T,14,14], rows receive; to node `node`, or
     on average over receivers.
 
@@ -146,7 +146,7 @@ def grid(weights: np.ndarray, node: int | None, title: str) -> Section:
 
     to = "to the others, on average" if node is None else f"to node {node}"
     legend = tuple(zip(colours, ("3x3", "2x2", "1x1: the rim"), strict=True))
-    return Section(
+    return Strip(
         title,
         f"how much each node of the grids sends {to}; largest {compact(top)}",
         legend,

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from heads.drawing.canvas import CHOSEN, GREY, Canvas, Colour, Place, colour_of, heat_colours
-from heads.drawing.sections import LABELLED, Node, Section, box_tag, compact
-from heads.drawing.source import Shown
+from heads.drawing.sections import LABELLED, Node, Strip, box_tag, compact
+from heads.drawing.source import ViewContent
 from pipeline.regions.graphs import inner_products, nearest_nodes, similar_nodes
 
 
-def nearest(shown: Shown, node: Node) -> Section:
+def nearest(shown: ViewContent, node: Node) -> Strip:
     """The node of each step that is nearest to the chosen one, by inner product, joined by a line
     (GOS eq. 4).
     """
@@ -30,7 +30,7 @@ def nearest(shown: Shown, node: Node) -> Section:
     )
 
 
-def told_nearest(shown: Shown, node: Node, table: np.ndarray) -> Section:
+def nearest_of_head(shown: ViewContent, node: Node, table: np.ndarray) -> Strip:
     """The same as GOS's temp_conv chose them: [T,N,T] numbers of boxes."""
     return _sequence(
         shown,
@@ -41,7 +41,7 @@ def told_nearest(shown: Shown, node: Node, table: np.ndarray) -> Section:
     )
 
 
-def _sequence(shown: Shown, node: Node, table: np.ndarray, title: str, note: str) -> Section:
+def _sequence(shown: ViewContent, node: Node, table: np.ndarray, title: str, note: str) -> Strip:
     chosen, there = table[node], shown.valid.any(1)
     colour = colour_of(node[1])
 
@@ -60,10 +60,10 @@ def _sequence(shown: Shown, node: Node, table: np.ndarray, title: str, note: str
             canvas.line(ends, (0, 0, 0), 4)
             canvas.line(ends, colour, 2.5)
 
-    return Section(title, note, gap=12, paint=paint, join=join)
+    return Strip(title, note, gap=12, paint=paint, join=join)
 
 
-def similar(shown: Shown, node: Node, most: int) -> Section:
+def similar(shown: ViewContent, node: Node, most: int) -> Strip:
     """The `most` nodes that are most similar to the chosen one (STRG Figure 3, GOS Figure 7),
     ranked.
     """
@@ -85,14 +85,14 @@ def similar(shown: Shown, node: Node, most: int) -> Section:
     )
 
 
-def listening(shown: Shown, node: Node, weights: np.ndarray, most: int, title: str) -> Section:
+def listening(shown: ViewContent, node: Node, weights: np.ndarray, most: int, title: str) -> Strip:
     """The nodes that the chosen one hears most by a head's graph: weights [n',n'] over the first
     boxes of each step.
     """
     steps, there = shown.valid.shape
     kept = len(weights) // steps  # a head may look at fewer boxes than the cache has
     if node[1] >= kept:
-        return Section(
+        return Strip(
             title,
             f"the head looks at the first {kept} boxes of a step, node {_name(node)} is none of "
             f"them",
@@ -106,8 +106,8 @@ def listening(shown: Shown, node: Node, weights: np.ndarray, most: int, title: s
 
 
 def _ranked(
-    shown: Shown, node: Node, flat: np.ndarray, values: np.ndarray, title: str, note: str
-) -> Section:
+    shown: ViewContent, node: Node, flat: np.ndarray, values: np.ndarray, title: str, note: str
+) -> Strip:
     """Nodes by their flat indices, best first, brighter the better."""
     count = shown.valid.shape[1]
     shades = heat_colours(np.linspace(0.95, 0.42, max(len(flat), 1)))
@@ -126,10 +126,10 @@ def _ranked(
             box_tag(canvas, place, box, f"#{rank + 1}: {compact(values[rank])}", colour, taken)
         _chosen(canvas, place, shown, node, t, taken)
 
-    return Section(title, note, paint=paint)
+    return Strip(title, note, paint=paint)
 
 
-def node_attention(shown: Shown, weights: np.ndarray, title: str, note: str) -> Section:
+def node_attention(shown: ViewContent, weights: np.ndarray, title: str, note: str) -> Strip:
     """How much a head makes of every node: weights [T,N] in [0,1], boxes brighter and thicker the
     more.
     """
@@ -149,10 +149,10 @@ def node_attention(shown: Shown, weights: np.ndarray, title: str, note: str) -> 
             colour = tuple(heat_colours(np.array(0.3 + 0.7 * level[t, i])).tolist())
             box_tag(canvas, place, shown.boxes[t, i], f"{i}: {weights[t, i]:.2f}", colour, taken)
 
-    return Section(title, f"{note}; slot and weight, from {low:.2f} to {high:.2f}", paint=paint)
+    return Strip(title, f"{note}; slot and weight, from {low:.2f} to {high:.2f}", paint=paint)
 
 
-def _products(shown: Shown) -> tuple[torch.Tensor, torch.Tensor]:
+def _products(shown: ViewContent) -> tuple[torch.Tensor, torch.Tensor]:
     valid = torch.from_numpy(shown.valid)[None]
     return inner_products(
         torch.from_numpy(shown.fields["nodes"].astype(np.float32))[None], valid
@@ -163,7 +163,7 @@ def _name(node: Node) -> str:
     return f"({node[0]},{node[1]})"
 
 
-def _dim(canvas: Canvas, place: Place, shown: Shown, t: int) -> None:
+def _dim(canvas: Canvas, place: Place, shown: ViewContent, t: int) -> None:
     for i in np.flatnonzero(shown.valid[t]).tolist():
         canvas.rectangle(place.rectangle(shown.boxes[t, i]), GREY, 0.6)
 
@@ -174,7 +174,7 @@ def _mark(canvas: Canvas, place: Place, box: np.ndarray, colour: Colour, text: s
 
 
 def _chosen(
-    canvas: Canvas, place: Place, shown: Shown, node: Node, t: int, taken: list | None = None
+    canvas: Canvas, place: Place, shown: ViewContent, node: Node, t: int, taken: list | None = None
 ) -> None:
     """The chosen node, in white."""
     if t == node[0]:

@@ -17,15 +17,17 @@ from heads.drawing.canvas import (
     text_width,
     wrapped,
 )
-from heads.drawing.head_output import Told
-from heads.drawing.source import Shown
+from heads.drawing.head_output import HeadResult
+from heads.drawing.source import ViewContent
 
 RIGHT, WRONG = (20, 130, 70), (190, 30, 45)
 LINE = 17  # pixels from one line of text to the next
 TEXT = 12
 
 
-def caption_lines(shown: Shown, told: Told | None, width: float) -> list[tuple[str, int, Colour]]:
+def caption_lines(
+    shown: ViewContent, told: HeadResult | None, width: float
+) -> list[tuple[str, int, Colour]]:
     """The caption in lines of (text, size, colour): clip; view and label; prediction; why there are
     no frames.
     """
@@ -48,7 +50,7 @@ def caption_lines(shown: Shown, told: Told | None, width: float) -> list[tuple[s
     return lines
 
 
-def _of_what(shown: Shown) -> str:
+def _of_what(shown: ViewContent) -> str:
     said = f"{len(shown.steps)} steps of {len(shown.images)} frames"
     if "crop" in shown.fields:
         x, y, width, height, whole, tall = shown.fields["crop"].tolist()
@@ -56,7 +58,7 @@ def _of_what(shown: Shown) -> str:
     return said + ("; mirrored" if shown.flip else "")
 
 
-def predictions(told: Told, labels: tuple[str, ...], most: int, width: float = 520) -> Canvas:
+def predictions(told: HeadResult, labels: tuple[str, ...], most: int, width: float = 520) -> Canvas:
     """Bars of the `most` classes with the highest scores, the clip's own among `labels` in
     green.
     """
@@ -86,14 +88,14 @@ def predictions(told: Told, labels: tuple[str, ...], most: int, width: float = 5
     return canvas
 
 
-def _score(told: Told, k: int) -> str:
+def _score(told: HeadResult, k: int) -> str:
     """Percent for what lies in [0,1], logits as they are."""
     return (
         f"{told.scores[k]:.3g}" if told.scores_kind == "logits" else f"{100 * told.scores[k]:.1f} %"
     )
 
 
-def structure(told: Told, width: float = 620) -> Canvas:
+def structure(told: HeadResult, width: float = 620) -> Canvas:
     """The operation of every edge between the supernodes (GOS Figure 4), its weight where all are
     mixed; a row per cell.
     """

@@ -1,4 +1,4 @@
-"""What is drawn over the frames of a view: a `Section` is a strip of the view's steps with one
+"""What is drawn over the frames of a view: a `Strip` is a strip of the view's steps with one
 thing in it.
 
 The boxes and the edges between them are here; what concerns one node is in heads/drawing/nodes.py,
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from heads.drawing.canvas import BACK, FRONT, Canvas, Colour, Place, colour_of
-from heads.drawing.source import Shown
+from heads.drawing.source import ViewContent
 from heads.interface.masked_layers import front_back
 from pipeline.regions.graphs import iou_graph
 
@@ -27,7 +27,7 @@ Node = tuple[int, int]
 
 
 @dataclass
-class Section:
+class Strip:
     """`backdrop(t, frame)`: the frame of step t, perhaps under heat; `paint(canvas, place, t)`
     draws over it; `join(canvas, place, next place, t, labels)` draws from step t to t + 1, under
     what `paint` draws, with numbers between the frames if `labels`. `gap`: pixels between frames;
@@ -56,7 +56,7 @@ def compact(value: float) -> str:
     return text[:-1] if text.endswith("00") else text.replace("0.", ".", 1)
 
 
-def boxes(shown: Shown) -> Section:
+def boxes(shown: ViewContent) -> Strip:
     """Every box in the colour of its slot, with slot and score."""
     scores = shown.fields.get("scores")
 
@@ -69,12 +69,15 @@ def boxes(shown: Shown) -> Section:
             lambda i: f"{i}" if scores is None else f"{i}: {scores[t, i]:.2f}",
         )
 
-    return Section("boxes", "slot and score", paint=paint)
+    return Strip("boxes", "slot and score", paint=paint)
 
 
 def edges(
-    shown: Shown, told_graphs: tuple[np.ndarray, np.ndarray] | None, least: float, scores: bool
-) -> Section:
+    shown: ViewContent,
+    told_graphs: tuple[np.ndarray, np.ndarray] | None,
+    least: float,
+    scores: bool,
+) -> Strip:
     """The front and back graph over the boxes (STRG eq. 3): edges whose weight is at least `least`.
 
     told_graphs: front and back [T-1,n,n] as a trained head had them; None: from the boxes.
@@ -115,7 +118,7 @@ def edges(
 
     title = "boxes, front and back edges" if scores else "front and back edges"
     note = f"IoU with the boxes of the next step, rows divided by their sum; weights from {compact(least)}"
-    return Section(
+    return Strip(
         title, note, ((FRONT, "front"), (BACK, "back")), EDGE_GAP, paint=section.paint, join=join
     )
 
@@ -142,7 +145,9 @@ def _weights(
         canvas.tag((x, y), f"{edge}: {compact(weight)}", colour, SMALL)
 
 
-def _boxes(canvas: Canvas, place: Place, shown: Shown, t: int, label: Callable[[int], str]) -> None:
+def _boxes(
+    canvas: Canvas, place: Place, shown: ViewContent, t: int, label: Callable[[int], str]
+) -> None:
     slots = np.flatnonzero(shown.valid[t]).tolist()
     for i in reversed(slots):  # the best on top
         canvas.rectangle(place.rectangle(shown.boxes[t, i]), colour_of(i), 1.6)

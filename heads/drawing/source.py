@@ -17,14 +17,14 @@ from pipeline.cache.value_checks import wrong_values
 from pipeline.manifests.manifest import Clip, read_manifest
 from pipeline.text.suggestions import nearest
 from pipeline.video.frame_reader import DecodeError
-from pipeline.video.view_pixels import Opening
+from pipeline.video.view_pixels import ClipOpener
 
 LONGEST = 1024  # pixels of the longer side of a frame that is kept: no picture shows more
 BLANK = (205, 205, 210)
 
 
 @dataclass
-class Shown:
+class ViewContent:
     """One view. `row` of `group`; `fields` from the cache, without maps; `images`: F frames,
     cropped and mirrored, those of one step apart equal; `steps` [T]: which of them belongs to a
     feature step; `missing`: why they are blank, or "".
@@ -84,7 +84,7 @@ def find_row(cache: Cache, clip: str, group: str, view: int) -> tuple[Group, int
 
 def load_view(
     cache: Cache, clip: str, group: str, view: int, root: str | Path | None = None
-) -> Shown:
+) -> ViewContent:
     """A view with its frames; `root`: the videos' folder, where it is not that of the extraction.
     Errors as `find_row`.
     """
@@ -106,7 +106,7 @@ def load_view(
         missing = ""
     except (DecodeError, ValueError) as error:
         images, missing = [_blank(fields)] * count, str(error)
-    return Shown(
+    return ViewContent(
         cache, found, rows, row, fields, images, [t * count // steps for t in range(steps)], missing
     )
 
@@ -130,7 +130,9 @@ def _frames(
     if not {"frames", "crop"} <= fields.keys():
         raise ValueError("the cache does not say which frames and which crop its views are of")
     known = ("decoder", "allow_truncated", "pixel_aspect", "frame_pattern")
-    opening = Opening(root, **{name: cache.config[name] for name in known if name in cache.config})
+    opening = ClipOpener(
+        root, **{name: cache.config[name] for name in known if name in cache.config}
+    )
     x, y, width, height, source_width, source_height = fields["crop"].tolist()
     with opening.open_as(clip, (round(source_width), round(source_height))) as reader:
         info = reader.info

@@ -5,12 +5,12 @@ count_backbone("i3d_r50", {"temporal": "alternating"}, frames=32, size=(224, 224
 
 `torch.utils.flop_counter` counts convolutions and matrix products, two operations for each
 multiply-accumulate (MAC). It leaves out what some papers count: norms, activations, pools, softmax,
-arithmetic. Those operations are listed in `Counted.left_out` with their elements, so that a paper's
+arithmetic. Those operations are listed in `NetworkCount.left_out` with their elements, so that a paper's
 convention can be applied to them (`tool_macs`).
 
 Everything runs on the meta device, where tensors have a shape and no values: no memory, no time. A
 head that asks for values (RoIAlign checks its grid, a discrete structure its choice) is run on
-zeros on the CPU instead; `Counted.device` says which. What a head computes only where its values
+zeros on the CPU instead; `NetworkCount.device` says which. What a head computes only where its values
 say so, GOS's discrete structure, is then that of a fresh network, and another one with another
 seed.
 """
@@ -86,7 +86,7 @@ KINDS = {  # part of an operation's name -> kind
 
 
 @dataclass(frozen=True)
-class Row:
+class ModuleCount:
     """A module: its dotted name ("" is the whole), class, parameters, and MACs that ran inside it,
     those of its parts included.
 
@@ -100,7 +100,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class UncountedOperation:
     """An operation of PyTorch that ran and was not counted: how often, and the elements that went
     in (its first tensor) and came out. `kind`: norm, activation, pool, softmax, sum, RoIAlign or
     arithmetic.
@@ -114,20 +114,20 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Counted:
+class NetworkCount:
     """`rows`: the whole, then every module in order of registration. `device`: "meta", or "cpu"
     where values were needed. `input`: what was run, for a person."""
 
-    rows: tuple[Row, ...]
-    left_out: tuple[LeftOut, ...]
+    rows: tuple[ModuleCount, ...]
+    left_out: tuple[UncountedOperation, ...]
     device: str
     input: str
 
     @property
-    def total(self) -> Row:
+    def total(self) -> ModuleCount:
         return self.rows[0]
 
-    def row(self, name: str) -> Row:
+    def row(self, name: str) -> ModuleCount:
         """The row of the module with this dotted name; KeyError if there is none."""
         return {row.name: row for row in self.rows}[name]
 
@@ -142,7 +142,7 @@ class Counted:
         )
 
 
-class _LeftOut(TorchDispatchMode):
+class _UncountedOperations(TorchDispatchMode):
     """Records the operations on real numbers that `flop_counter` has no formula for."""
 
     def __init__(self):
@@ -172,9 +172,9 @@ class _LeftOut(TorchDispatchMode):
         row.update(calls=1, elements_in=first.numel(), elements_out=made.numel())
         return out
 
-    def rows(self) -> tuple[LeftOut, ...]:
+    def rows(self) -> tuple[UncountedOperation, ...]:
         """The most elements first."""
-        found = (LeftOut(name, _kind(name), **seen) for name, seen in self.seen.items())
+        found = (UncountedOperation(name, _kind(name), **seen) for name, seen in self.seen.items())
         return tuple(sorted(found, key=lambda row: -row.elements_out))
 
 
@@ -190,22 +190,28 @@ def _kind(operation: str) -> str:
     return next((kind for part, kind in KINDS.items() if part in operation), "arithmetic")
 
 
-def count(module: nn.Module, run: Callable[[], Any], described: str) -> Counted:
+def count(module: nn.Module, run: Callable[[], Any], described: str) -> NetworkCount:
     """What `run`, one forward pass of `module`, costs; `described` says on what input.
 
     The module is left in eval mode and without gradients: PyTorch's module tracker fails on
     parameters that want one.
     """
     module.eval().requires_grad_(False)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, _LeftOut() as left_out:
+    with (
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+        _UncountedOperations() as left_out,
+    ):
         run()
     flops, root = counter.get_flop_counts(), type(module).__name__
     rows = []
     for name, part in module.named_modules():
         macs = _macs(part, f"{root}.{name}".strip("."), flops)
-        rows.append(Row(name, type(part).__name__, sum(p.numel() for p in part.parameters()), macs))
+        rows.append(
+            ModuleCount(name, type(part).__name__, sum(p.numel() for p in part.parameters()), macs)
+        )
     device = next((p.device.type for p in module.parameters()), "cpu")
-    return Counted(tuple(rows), left_out.rows(), device, described)
+    return NetworkCount(tuple(rows), left_out.rows(), device, described)
 
 
 def _macs(part: nn.Module, name: str, flops: dict[str, dict[Any, int]]) -> int:
@@ -224,7 +230,7 @@ def count_backbone(
     frames: int = 32,
     size: tuple[int, int] = (224, 224),
     upto: str | None = None,
-) -> Counted:
+) -> NetworkCount:
     """A backbone with these options on one clip [1,3,frames,*size], as far as the cut `upto` (the
     last unless given).
 
@@ -249,7 +255,7 @@ def count_backbone(
             ) from None
 
 
-def count_head(name: str, dims: Dims, num_classes: int, options: dict[str, Any]) -> Counted:
+def count_head(name: str, dims: Dims, num_classes: int, options: dict[str, Any]) -> NetworkCount:
     """A head on one view of these sizes, every box valid. ValueError as `build_head`."""
     with torch.device("meta"):
         head = build_head(name, dims, num_classes, **options)

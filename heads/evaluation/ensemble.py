@@ -19,7 +19,7 @@ from heads.runs import run_files as runs
 
 
 @dataclass(frozen=True)
-class Scores:
+class VideoScores:
     """One score per video and class: `scores` [V,K] of the videos `clips` [V] for the `classes`
     [K], with `targets` as predictions_SPLIT.npz has them (None without labels), and their `figures`
     ({} without labels).
@@ -56,7 +56,7 @@ class Scores:
 
 def scores_of_run(
     folder: Path | str, split: str, settings: Mapping[str, str] | None = None
-) -> Scores:
+) -> VideoScores:
     """A run's scores from its predictions_SPLIT.npz, aggregated over views as its recipe says, or
     `settings` (aggregate, scores). ValueError for a folder without them."""
     folder = Path(folder)
@@ -72,7 +72,7 @@ def scores_of_run(
         raise ValueError(f"{path}: no such file; {advice} first") from None
     scores = scores_of(found["logits"], recipe.scores)
     scores = aggregate(scores, found["video"], len(found["clips"]), recipe.evaluate.aggregate)
-    return Scores(
+    return VideoScores(
         tuple(found["clips"].tolist()),
         tuple(found["classes"].tolist()),
         scores,
@@ -82,7 +82,7 @@ def scores_of_run(
 
 def ensemble(
     folders: Sequence[Path | str], split: str, settings: Mapping[str, str] | None = None
-) -> Scores:
+) -> VideoScores:
     """The sum of the runs' scores; the runs may have been trained on other caches, heads and
     frames.
 
@@ -108,7 +108,7 @@ def ensemble(
                 f"manifest"
             )
         total = total + other.scores[order]
-    return Scores(first.clips, first.classes, total, first.targets)
+    return VideoScores(first.clips, first.classes, total, first.targets)
 
 
 def _same_labels(first: np.ndarray | None, other: np.ndarray | None, order: list[int]) -> bool:

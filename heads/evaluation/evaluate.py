@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from heads.config.recipe import PLAIN, Recipe, recipe_from
-from heads.data.feature_store import Share, Store, shared_pass
-from heads.data.splits import Part, cache_dims, fields_for, how_to_add, part_of
+from heads.data.feature_store import FeatureStore, ReadRequest, shared_pass
+from heads.data.splits import SplitViews, cache_dims, fields_for, how_to_add, part_of
 from heads.evaluation.metrics import aggregate, confusion, scores_of, summarise
 from heads.interface.clips import Dims, MissingFields, dims_from
 from heads.interface.loss import LossNotFinite, device_for, loss_of
 from heads.runs import run_files as runs
-from heads.runs.folder_lock import Busy, refuse_beside
+from heads.runs.folder_lock import FolderBusy, refuse_beside
 from heads.runs.manifest_record import (
     TAG,
     differences,
@@ -35,7 +35,7 @@ from heads.runs.start_weights import default_checkpoint, phase_checkpoint
 from heads.zoo import build_head
 from pipeline.files.atomic_files import sha256_of
 from pipeline.files.owners import remove_abandoned
-from pipeline.files.watched_folder import Home
+from pipeline.files.watched_folder import WatchedFolder
 from pipeline.networks.precision import autocast
 from pipeline.workers.claims import version_of
 
@@ -75,21 +75,21 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class Reader:
+class HeadPredictor:
     """A head (on its device) that predicts the views of a part, as its recipe of one phase says."""
 
     head: nn.Module
-    part: Part
+    part: SplitViews
     recipe: Recipe
     precision: str
 
-    def share(self) -> Share:
+    def share(self) -> ReadRequest:
         """What it wants from a pass."""
         rows, video = self.part.all_rows()
         turns = (
             self.part.place[video] * self.part.group.per_clip + np.nonzero(self.part.rows >= 0)[1]
         )
-        return Share(
+        return ReadRequest(
             rows,
             turns,
             fields_for(self.head, self.part.group),
@@ -98,18 +98,20 @@ class Reader:
 
 
 def predict(
-    head: nn.Module, part: Part, store: Store, recipe: Recipe, precision: str
+    head: nn.Module, part: SplitViews, store: FeatureStore, recipe: Recipe, precision: str
 ) -> Predictions:
     """The logits of every view of `part`, the head in eval mode. LossNotFinite when one is not
     finite.
     """
-    found = predict_all([Reader(head, part, recipe, precision)], store)[0]
+    found = predict_all([HeadPredictor(head, part, recipe, precision)], store)[0]
     if isinstance(found, Exception):
         raise found
     return found
 
 
-def predict_all(readers: Sequence[Reader], store: Store) -> list[Predictions | Exception]:
+def predict_all(
+    readers: Sequence[HeadPredictor], store: FeatureStore
+) -> list[Predictions | Exception]:
     """What each reader predicts, in one pass over `store`; of one that failed, the exception, which
     leaves the others going.
     """
@@ -145,7 +147,10 @@ def predict_all(readers: Sequence[Reader], store: Store) -> list[Predictions | E
 
 
 def _predictions(
-    reader: Reader, logits: list[np.ndarray], stored: dict[str, list[np.ndarray]], seconds: float
+    reader: HeadPredictor,
+    logits: list[np.ndarray],
+    stored: dict[str, list[np.ndarray]],
+    seconds: float,
 ) -> "Predictions | LossNotFinite":
     table, part = np.concatenate(logits), reader.part
     rows, video = part.all_rows()
@@ -170,7 +175,7 @@ def _predictions(
 
 
 def figures(
-    predictions: Predictions, part: Part, recipe: Recipe
+    predictions: Predictions, part: SplitViews, recipe: Recipe
 ) -> tuple[dict[str, float], np.ndarray]:
     """The figures of a split ({} without labels) and its videos' scores [V,K], aggregated over
     views as the recipe says.
@@ -186,7 +191,7 @@ def write_predictions(
     folder: Path,
     tag: str,
     predictions: Predictions,
-    part: Part,
+    part: SplitViews,
     recipe: Recipe,
     classes: tuple[str, ...],
 ) -> dict[str, float]:
@@ -271,7 +276,7 @@ def evaluate(
     home.check()
     refuse_beside(folder, say, watch)
     if version_of(folder / f"{name}.pt") != there.get(f"{name}.pt"):
-        raise Busy(
+        raise FolderBusy(
             f"{folder}: {name}.pt was trained further while it was evaluated; nothing was "
             f"written, evaluate it again"
         )
@@ -331,10 +336,10 @@ def _manifest_for(
     return given, "" if same else split_sha256(here, split)[:TAG]
 
 
-def _home(folder: Path) -> Home:
+def _home(folder: Path) -> WatchedFolder:
     """The run folder as it is now. ValueError if there is none."""
     try:
-        return Home(folder)
+        return WatchedFolder(folder)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{folder}: no such folder; expected the folder of a run that `vidgraph train` made"
@@ -342,7 +347,7 @@ def _home(folder: Path) -> Home:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedHead:
     """A run's head with the weights of its `checkpoint`, on the CPU; its recipe of one phase and
     its classes in the order of their ids. `own_cache`: whether the cache is the one that it was
     trained on. `manifest`: what it records of its own (see `heads.runs.manifest_record`), None if
@@ -359,7 +364,7 @@ class Trained:
 
 def load_trained(
     folder: Path, cache: "Cache", checkpoint: str = "", settings: Mapping[str, str] | None = None
-) -> Trained:
+) -> TrainedHead:
     """The head of the run in `folder`, for views of `cache`; `checkpoint` and `settings` as for
     `evaluate`.
 
@@ -386,29 +391,29 @@ def load_trained(
         raise ValueError(
             f"{folder}/{name}.pt: weights of another head: {str(error).splitlines()[-1].strip()}"
         ) from None
-    return Trained(name, head, recipe, classes, own, about.get("manifest"))
+    return TrainedHead(name, head, recipe, classes, own, about.get("manifest"))
 
 
 def open_store(
     heads: Sequence[nn.Module],
     cache: "Cache",
-    parts: Sequence[Part],
+    parts: Sequence[SplitViews],
     recipe: Recipe,
     resident: str,
     device: torch.device,
-) -> Store:
+) -> FeatureStore:
     """The fields that any of the `heads` reads, for the views of the `parts` (of one split);
     ValueError with the command that would add what is missing."""
     fields: list[str] = []
     for head in heads:
         fields += fields_of(head, cache, parts[0], recipe)
     rows = np.concatenate([part.all_rows()[0] for part in parts])
-    return Store(
+    return FeatureStore(
         parts[0].group, tuple(dict.fromkeys(fields)), rows, resident, str(cache.path), device
     )
 
 
-def fields_of(head: nn.Module, cache: "Cache", part: Part, recipe: Recipe) -> tuple[str, ...]:
+def fields_of(head: nn.Module, cache: "Cache", part: SplitViews, recipe: Recipe) -> tuple[str, ...]:
     """The fields that training or evaluating `head` on `part` reads; ValueError with the command
     that would add what is missing."""
     try:
@@ -420,7 +425,7 @@ def fields_of(head: nn.Module, cache: "Cache", part: Part, recipe: Recipe) -> tu
     return tuple(dict.fromkeys(fields))
 
 
-def say_excluded(part: Part, say: Callable[[str], None]) -> None:
+def say_excluded(part: SplitViews, say: Callable[[str], None]) -> None:
     """Says which clips of a part are left out, if any."""
     left = (
         ("failed at extraction", part.failed),

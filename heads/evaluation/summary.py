@@ -8,9 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from heads.config.recipe import Data, HeadChoice, Recipe, read_recipe, recipe_from, recipe_names
+from heads.config.recipe import (
+    DataOptions,
+    HeadChoice,
+    Recipe,
+    read_recipe,
+    recipe_from,
+    recipe_names,
+)
 from heads.data.splits import cache_dims, find_classes
-from heads.evaluation.counting import Counted, count_backbone, count_head, dims_on
+from heads.evaluation.counting import NetworkCount, count_backbone, count_head, dims_on
 from heads.interface.clips import Dims, dims_from
 from heads.interface.run_records import REPORTED
 from heads.runs import run_files as runs
@@ -28,7 +35,7 @@ OF_CACHES = {"classes"}
 
 def count_named(
     name: str, settings: Mapping[str, Any], *, cache: Path | None = None, **given: Any
-) -> Counted:
+) -> NetworkCount:
     """Counts what `name` stands for: a backbone, else a head, else a run folder, else a recipe.
 
     A recipe's head is that of its last phase. `settings`: options of the backbone or head, keys of
@@ -57,7 +64,7 @@ def count_named(
     }
     own = {key: value for key, value in settings.items() if not key.startswith(LOWER)}
     if name in head_names():
-        head, options, data = name, own, Data()
+        head, options, data = name, own, DataOptions()
     else:
         if name not in recipe_names() and not Path(name).is_file():
             known = {*backbone_names(), *head_names(), *recipe_names()}
@@ -79,7 +86,7 @@ def _last_phase(recipe: Recipe) -> HeadChoice:
 
 
 def _views(
-    head: str, options: dict, lower: dict, data: Data, cache: Path | None, given: dict
+    head: str, options: dict, lower: dict, data: DataOptions, cache: Path | None, given: dict
 ) -> tuple[Dims, int]:
     """The sizes of the views that a head reads, and its classes."""
     if cache is not None:

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from heads.data.splits import Part
-from heads.finetuning.joint_network import Live
+from heads.data.splits import SplitViews
+from heads.finetuning.joint_network import JointNetwork
 from heads.interface.clips import clips_of
 
 if TYPE_CHECKING:
-    from heads.finetuning.video_views import Footage
+    from heads.finetuning.video_views import VideoViews
     from pipeline.cache.reader import Cache
 
 CHECKED = 4  # views whose logits are compared
@@ -24,7 +24,7 @@ COMPUTED = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
 
 
 @torch.no_grad()
-def compare(network: Live, cache: "Cache", source: "Footage", part: Part) -> str:
+def compare(network: JointNetwork, cache: "Cache", source: "VideoViews", part: SplitViews) -> str:
     """Compares what `network` makes of some training views from their frames with what its head
     makes of the cache, in words.
 

@@ -20,7 +20,7 @@ from torch import Tensor, distributed, nn
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """This process among `size` of them, `local` on its own machine; process 0 writes and talks."""
 
     rank: int = 0
@@ -113,14 +113,14 @@ class World:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[tuple[World, torch.device]]:
+def joined(device: torch.device) -> Iterator[tuple[ProcessGroup, torch.device]]:
     """(this process among those that torchrun started, its device); alone without torchrun.
 
     One GPU per process. ValueError for more processes on a machine than it has GPUs.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield World(), device
+        yield ProcessGroup(), device
         return
     local = int(os.environ["LOCAL_RANK"])
     if device.type == "cuda":
@@ -136,7 +136,9 @@ def joined(device: torch.device) -> Iterator[tuple[World, torch.device]]:
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield (
-            World(distributed.get_rank(), size, int(os.environ.get("LOCAL_WORLD_SIZE", size))),
+            ProcessGroup(
+                distributed.get_rank(), size, int(os.environ.get("LOCAL_WORLD_SIZE", size))
+            ),
             device,
         )
     finally:

@@ -4,7 +4,7 @@
     frames=Frames(train_from="stem", frozen_bn=False)) result = train_frames(recipe,
     "runs/digits-0", network, source, classes, seed=0)
 
-`source` is a `heads.finetuning.frame_training.Source`: it says which videos each split has and
+`source` is a `heads.finetuning.frame_training.FrameSource`: it says which videos each split has and
 hands out their frames. The run folder is that of heads/training/train.py (heads/runs/run_files.py
 lists the files), and what a run computes depends on the same things. Its checkpoints hold the
 weights of the backbone too, under "backbone", as `vidgraph extract --weights` reads them; they are
@@ -25,20 +25,25 @@ from torch import Tensor
 
 from heads.config.recipe import PLAIN, Recipe
 from heads.config.recipe_tables import Phase
-from heads.data.splits import Part, swap_table
+from heads.data.splits import SplitViews, swap_table
 from heads.evaluation.evaluate import Predictions, figures, write_predictions
-from heads.finetuning.data_parallel import World
-from heads.finetuning.frame_predictions import FramesReader
-from heads.finetuning.frame_training import FramesLearner, How, Source, for_whole
-from heads.finetuning.joint_network import Live
+from heads.finetuning.data_parallel import ProcessGroup
+from heads.finetuning.frame_predictions import FramePredictor
+from heads.finetuning.frame_training import (
+    FrameRunOptions,
+    FramesLearner,
+    FrameSource,
+    training_of_all_weights,
+)
+from heads.finetuning.joint_network import JointNetwork
 from heads.interface.clips import Clips
 from heads.runs import run_files as runs
-from heads.runs.folder_lock import Busy, hold
-from heads.runs.run_writer import RunFolder, epoch_line
+from heads.runs.folder_lock import FolderBusy, lock_folder
+from heads.runs.run_writer import RunWriter, epoch_line
 from heads.runs.start_weights import default_checkpoint
 from heads.training.members import SPLITS, Result
 from heads.training.run import mirrored
-from pipeline.workers.waiting import Say
+from pipeline.workers.waiting import PrintLine
 
 
 class FramesRun:
@@ -52,12 +57,12 @@ class FramesRun:
         recipe: Recipe,
         phase: Phase,
         folder: Path,
-        network: Live,
-        source: Source,
+        network: JointNetwork,
+        source: FrameSource,
         classes: tuple[str, ...],
-        how: How,
-        world: World,
-        say: Say,
+        how: FrameRunOptions,
+        world: ProcessGroup,
+        say: PrintLine,
         about: Mapping[str, Any] | None = None,
         reading: Mapping[str, Any] | None = None,
         noted: Mapping[str, Any] | None = None,
@@ -81,7 +86,7 @@ class FramesRun:
         self.reading, self.noted = dict(reading or {}), dict(noted or {})
         part = source.parts["train"]
         self.batch = self.recipe.train.batch
-        training = for_whole(self.recipe.train, phase.frames)
+        training = training_of_all_weights(self.recipe.train, phase.frames)
         if how.accumulate:
             training = replace(training, accumulate=how.accumulate)
         if training.distil.teachers:
@@ -102,7 +107,7 @@ class FramesRun:
         self.seconds = self.waiting = 0.0
         self.partial = _nothing()
         self.missing: dict[str, set[str]] = {split: set() for split in SPLITS}
-        self.files = RunFolder(self.folder, recipe, self.say)
+        self.files = RunWriter(self.folder, recipe, self.say)
 
     # --- the folder
 
@@ -122,12 +127,12 @@ class FramesRun:
         """Takes the folder, for all processes of this run; Busy in each of them where another run
         is at work there.
         """
-        held = hold([self.folder], self.say)[0] if self.world.first else None
+        held = lock_folder([self.folder], self.say)[0] if self.world.first else None
         against = self.world.union({"": str(held)} if isinstance(held, Exception) else {})
         if held is not None:
             self.files.enter(held)
         elif against:
-            raise Busy(against[""])
+            raise FolderBusy(against[""])
 
     def open(self) -> bool:
         """Makes the run folder, or continues what is in it; whether this phase was begun before."""
@@ -153,7 +158,9 @@ class FramesRun:
                 self.missing[split] |= set(clips)
             runs.same_run(self.folder, saved["frames"], self.reading)
             self.partial = saved["partial"]
-            self.learner.load({**saved, "state": Live.join(saved["state"], saved["backbone"])})
+            self.learner.load(
+                {**saved, "state": JointNetwork.join(saved["state"], saved["backbone"])}
+            )
             self.say(
                 f"{self.folder}: continued after epoch {self.epochs}, mini-batch {self._inside}"
             )
@@ -331,11 +338,11 @@ class FramesRun:
 
     # --- evaluation
 
-    def predict(self, split: str) -> tuple[Predictions, Part]:
+    def predict(self, split: str) -> tuple[Predictions, SplitViews]:
         """What the present weights predict for a split, and the split without the videos that could
         not be had.
         """
-        reader = FramesReader(
+        reader = FramePredictor(
             self.network,
             self.source,
             self.recipe,
@@ -353,7 +360,7 @@ class FramesRun:
         """
         chosen = default_checkpoint(self.folder)
         saved = runs.load_checkpoint(self.folder / f"{chosen}.pt")
-        self.network.load_state_dict(Live.join(saved["state"], saved["backbone"]))
+        self.network.load_state_dict(JointNetwork.join(saved["state"], saved["backbone"]))
         metrics, excluded, spent = {}, {}, self.seconds
         for split in ("val", "test"):
             if split in self.source.parts:
@@ -399,18 +406,18 @@ class FramesRun:
 def train_frames(
     recipe: Recipe,
     folder: Path | str,
-    network: Live,
-    source: Source,
+    network: JointNetwork,
+    source: FrameSource,
     classes: tuple[str, ...],
-    how: How | None = None,
+    how: FrameRunOptions | None = None,
     *,
     phase: str = "",
-    world: World | None = None,
-    say: Say = print,
+    world: ProcessGroup | None = None,
+    say: PrintLine = print,
     about: Mapping[str, Any] | None = None,
     reading: Mapping[str, Any] | None = None,
     noted: Mapping[str, Any] | None = None,
-    begin: Callable[[Live], None] = lambda network: None,
+    begin: Callable[[JointNetwork], None] = lambda network: None,
 ) -> Result:
     """Trains one phase of a recipe (by default its first) from frames and evaluates it on val and
     test; see the top of this file. `noted` goes into run.json.
@@ -425,8 +432,8 @@ def train_frames(
         network,
         source,
         classes,
-        how or How(),
-        world or World(),
+        how or FrameRunOptions(),
+        world or ProcessGroup(),
         say,
         about,
         reading,

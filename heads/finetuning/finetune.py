@@ -25,11 +25,11 @@ from heads.config.recipe_tables import Phase
 from heads.data.splits import cache_dims
 from heads.evaluation.evaluate import same_backbone, say_excluded
 from heads.finetuning.agreement import compare
-from heads.finetuning.data_parallel import World, joined
+from heads.finetuning.data_parallel import ProcessGroup, joined
 from heads.finetuning.end_to_end import train_frames
-from heads.finetuning.frame_training import How, new_network
-from heads.finetuning.joint_network import Live, live_dims
-from heads.finetuning.video_views import BOXES, Footage, Planned
+from heads.finetuning.frame_training import FrameRunOptions, new_network
+from heads.finetuning.joint_network import JointNetwork, joint_dims
+from heads.finetuning.video_views import BOXES, PlannedCache, VideoViews
 from heads.interface.clips import Dims, MissingFields
 from heads.interface.loss import device_for
 from heads.runs import run_files as runs
@@ -41,20 +41,20 @@ from pipeline.backbones import Backbone, build_backbone
 from pipeline.cache.fields import FIELDS, is_cut
 from pipeline.manifests.manifest import Manifest
 from pipeline.networks.memory_format import lay_out
-from pipeline.stages.config import ExtractConfig, opening_of
+from pipeline.stages.config import ExtractConfig, clip_opener
 from pipeline.stages.extract import decoders_for
 from pipeline.stages.frozen_networks import backbone_of, source_of
-from pipeline.stages.repair import Moved, as_extracted
+from pipeline.stages.repair import MovedFiles, as_extracted
 from pipeline.stages.shard_composer import RunOptions
 from pipeline.workers.cores import cores_here
-from pipeline.workers.waiting import Say
+from pipeline.workers.waiting import PrintLine
 
 if TYPE_CHECKING:
     from pipeline.cache.reader import Cache
 
 
 @dataclass(frozen=True)
-class Reading:
+class SourceOptions:
     """Where frames and views come from.
 
     `fresh`: every epoch draws new training views, in place of those of the cache (None: where there
@@ -64,7 +64,7 @@ class Reading:
     """
 
     fresh: bool | None = None
-    moved: Moved = field(default_factory=Moved)
+    moved: MovedFiles = field(default_factory=MovedFiles)
     workers: int | None = None
     time_limit: float = 120.0
     check: bool = True
@@ -104,10 +104,10 @@ def finetune(
     config: ExtractConfig | None = None,
     manifest: Manifest | None = None,
     start: Path | None = None,
-    reading: Reading | None = None,
-    how: How | None = None,
+    reading: SourceOptions | None = None,
+    how: FrameRunOptions | None = None,
     device: str = "auto",
-    say: Say = print,
+    say: PrintLine = print,
 ) -> Result:
     """Trains a phase of `recipe` that reads frames (see `frames_phase`) and evaluates it on val and
     test.
@@ -117,7 +117,7 @@ def finetune(
     the backbone, where the run trained it); by default the phase before in `folder`, if the phase
     starts from one. ValueError, before the first step, for whatever does not agree.
     """
-    how, reading = how or How(), reading or Reading()
+    how, reading = how or FrameRunOptions(), reading or SourceOptions()
     if reading.fresh is None:
         reading = replace(reading, fresh=cache is None)
     if (cache is None) == (config is None) or (cache is None and manifest is None):
@@ -125,7 +125,7 @@ def finetune(
             "expected either a cache, or a configuration of an extraction and a manifest"
         )
     with joined(device_for(device, how.precision)) as (world, where):
-        made = _Made(recipe, phase, cache, config, manifest, reading, how, where)
+        made = _Setup(recipe, phase, cache, config, manifest, reading, how, where)
         say = say if world.first else _silent
         if not (Path(folder) / "last.pt").exists():
             made.check_start(start, Path(folder))  # before there is a folder
@@ -149,7 +149,7 @@ def finetune(
             )
 
 
-class _Made:
+class _Setup:
     """What a call of `finetune` is about, put together: configuration, splits, network."""
 
     def __init__(
@@ -159,8 +159,8 @@ class _Made:
         cache: "Cache | None",
         config: ExtractConfig | None,
         manifest: Manifest | None,
-        reading: Reading,
-        how: How,
+        reading: SourceOptions,
+        how: FrameRunOptions,
         device: torch.device,
     ):
         self.whole, self.phase, self.recipe = recipe, phase, recipe.of(phase)
@@ -175,7 +175,7 @@ class _Made:
         self.backbone = self._backbone()
         self.source = source_of(self.config, device) if reading.fresh or cache is None else None
         self.dims, self.live = self._dims()
-        place = cache or Planned(str(self.manifest.path), self.manifest, config.sampling)
+        place = cache or PlannedCache(str(self.manifest.path), self.manifest, config.sampling)
         self.study = study = Study(
             place, self.manifest, self.dims, device, how.precision, how.order_seed
         )
@@ -203,10 +203,10 @@ class _Made:
         stored = None if self.cache is None else cache_dims(self.cache)
         if self.config.wants_boxes:
             boxes = stored.N if stored is not None else self.source.num_boxes
-        live = live_dims(self.backbone, sampling.frames, sampling.size, self.config.cut, boxes)
+        live = joint_dims(self.backbone, sampling.frames, sampling.size, self.config.cut, boxes)
         return (stored or live), live
 
-    def _network(self) -> Live:
+    def _network(self) -> JointNetwork:
         options = {
             "cut": self.config.cut,
             "roi_pool": self.config.roi_pool,
@@ -232,16 +232,16 @@ class _Made:
         lay_out(network.backbone, self.device)
         return network.to(self.device)
 
-    def footage(self, world: World) -> Footage:
+    def footage(self, world: ProcessGroup) -> VideoViews:
         """The frames; its decode processes start with the first view."""
         workers = self.reading.workers
         if workers is None:
             workers = decoders_for(self.device.type, cores_here() // world.local)
-        return Footage(
+        return VideoViews(
             self.config,
             self.parts,
             self.clips,
-            opening_of(self.root, self.config),
+            clip_opener(self.root, self.config),
             self.backbone.steps(self.config.sampling.frames, self.config.cut or self.backbone.last),
             cache=self.cache,
             source=self.source,
@@ -273,7 +273,12 @@ class _Made:
         return about if start is None else {**about, "start": str(start)}
 
     def begin(
-        self, network: Live, start: Path | None, folder: Path, source: Footage, say: Say
+        self,
+        network: JointNetwork,
+        start: Path | None,
+        folder: Path,
+        source: VideoViews,
+        say: PrintLine,
     ) -> None:
         """Before the first mini-batch: the weights to start with, and whether the frames give what
         the cache gives.
@@ -298,7 +303,7 @@ class _Made:
             say(compare(network, self.cache, source, self.parts["train"]))
 
     def _take_backbone(
-        self, network: Live, path: Path, state: Mapping[str, torch.Tensor], say: Say
+        self, network: JointNetwork, path: Path, state: Mapping[str, torch.Tensor], say: PrintLine
     ) -> bool:
         """Takes a trained backbone over; whether it is another one than the cache's."""
         before = {name: tensor.clone() for name, tensor in network.backbone.state_dict().items()}
@@ -348,7 +353,7 @@ def _needs_boxes(recipe: Recipe, config: ExtractConfig) -> bool:
     sampling, boxes = config.sampling, config.proposal_options.get("num_boxes", 10)
     with torch.device("meta"):  # no memory, no random numbers
         backbone = build_backbone(config.backbone, **config.backbone_options)
-        dims = live_dims(backbone, sampling.frames, sampling.size, config.cut, boxes)
+        dims = joint_dims(backbone, sampling.frames, sampling.size, config.cut, boxes)
         options = {key: value for key, value in recipe.head.options.items() if key != "weights"}
         needs = build_head(recipe.head.name, dims, 2, **options).needs
     return any({"N", "M"} & set(FIELDS[name].dims) for name in needs if name in FIELDS)

@@ -10,30 +10,30 @@ import numpy as np
 import torch
 
 from heads.config.recipe import Recipe
-from heads.data.splits import Part
+from heads.data.splits import SplitViews
 from heads.evaluation.evaluate import Predictions
-from heads.finetuning.data_parallel import World
-from heads.finetuning.frame_training import Source
-from heads.finetuning.joint_network import Live
+from heads.finetuning.data_parallel import ProcessGroup
+from heads.finetuning.frame_training import FrameSource
+from heads.finetuning.joint_network import JointNetwork
 from heads.interface.loss import LossNotFinite, loss_of
 from pipeline.networks.precision import autocast
 
 
 @dataclass(frozen=True)
-class FramesReader:
+class FramePredictor:
     """`network` (on its device) on the frames of `source`, as a `recipe` of one phase says, for so
     many `classes`; in a `world` of several processes each takes a share of the views, and all know
     the result.
     """
 
-    network: Live
-    source: Source
+    network: JointNetwork
+    source: FrameSource
     recipe: Recipe
     classes: int
     precision: str
-    world: World
+    world: ProcessGroup
 
-    def predict(self, split: str) -> tuple[Predictions, Part, list[str]]:
+    def predict(self, split: str) -> tuple[Predictions, SplitViews, list[str]]:
         """The logits of every view of a split that could be had, the split without the videos that
         could not, and these.
 
@@ -100,7 +100,7 @@ class FramesReader:
         return tables, self.world.sum(seen, device) > 0
 
 
-def _without(part: Part, videos: np.ndarray) -> Part:
+def _without(part: SplitViews, videos: np.ndarray) -> SplitViews:
     """A split without the videos of these numbers."""
     if not len(videos):
         return part

@@ -1,7 +1,7 @@
 """What training from frames works on: where frames come from, the network, and how its weights
 move.
 
-`Source` hands out views as frames; heads/finetuning/video_views.py decodes them, a test or a
+`FrameSource` hands out views as frames; heads/finetuning/video_views.py decodes them, a test or a
 generator may make them. `new_network` puts a head behind a backbone; `FramesLearner` trains it, in
 one process or several. The run around them: heads/finetuning/end_to_end.py.
 """
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from heads.config.recipe import Recipe
-from heads.config.recipe_tables import Data, Frames
+from heads.config.recipe_tables import DataOptions, FrameOptions
 from heads.config.training_options import Training
-from heads.data.splits import Part
-from heads.finetuning.data_parallel import World
-from heads.finetuning.joint_network import Live
+from heads.data.splits import SplitViews
+from heads.finetuning.data_parallel import ProcessGroup
+from heads.finetuning.joint_network import JointNetwork
 from heads.interface.clips import Clips, Dims
 from heads.training.learner import INIT, Learner, in_parts, reseed
 from heads.zoo import build_head
@@ -28,12 +28,12 @@ from pipeline.backbones import Backbone
 Piece = tuple[Clips, np.ndarray]
 
 
-class Source(Protocol):
+class FrameSource(Protocol):
     """Views as frames. `parts`: the splits train, val and test as far as there are, whose rows
     number the views.
     """
 
-    parts: Mapping[str, Part]
+    parts: Mapping[str, SplitViews]
 
     def batches(
         self, split: str, batches: Sequence[np.ndarray], epoch: int
@@ -45,8 +45,8 @@ class Source(Protocol):
 
 
 @dataclass
-class Rows:
-    """The views of a split that is in no cache, as `Part.group`: view number r % per_clip of clip r
+class FrameRows:
+    """The views of a split that is in no cache, as `SplitViews.group`: view number r % per_clip of clip r
     // per_clip.
     """
 
@@ -57,18 +57,18 @@ class Rows:
 
 def part_of_clips(
     split: str, clips: Sequence[str], targets: np.ndarray | None, per_clip: int = 1
-) -> Part:
+) -> SplitViews:
     """A split of clips with so many views each; targets [V] class ids or [V,K], None without
     labels.
     """
     ids, count = tuple(clips), len(clips)
     rows = np.arange(count * per_clip).reshape(count, per_clip)
-    group = Rows(
+    group = FrameRows(
         [clip for clip in ids for _ in range(per_clip)],
         np.tile(np.arange(per_clip), count),
         per_clip,
     )
-    return Part(
+    return SplitViews(
         split,
         group,
         ids,
@@ -84,7 +84,7 @@ def part_of_clips(
 
 
 @dataclass(frozen=True)
-class How:
+class FrameRunOptions:
     """How a run works, of which only `seed`, `order_seed` (None: `seed`), `precision` and, by
     rounding, `accumulate` and the number of processes change what it computes.
 
@@ -104,18 +104,18 @@ class How:
 
 
 class FramesLearner(Learner):
-    """A Learner of a `Live` network, one of several in as many processes: each takes its share of
+    """A Learner of a `JointNetwork` network, one of several in as many processes: each takes its share of
     every mini-batch.
     """
 
     def __init__(
         self,
-        network: Live,
+        network: JointNetwork,
         training: Training,
-        data: Data,
+        data: DataOptions,
         steps: int,
-        how: How,
-        world: World,
+        how: FrameRunOptions,
+        world: ProcessGroup,
         weights: Tensor | None,
     ):
         seed = (
@@ -147,17 +147,17 @@ def new_network(
     dims: Dims,
     classes: int,
     seed: int,
-    frames: Frames,
+    frames: FrameOptions,
     **live: Any,
-) -> Live:
+) -> JointNetwork:
     """The head of a recipe of one phase behind `backbone`, initialised by the seed alone; `live`
-    are options of `Live`.
+    are options of `JointNetwork`.
 
     The part of a backbone that the head holds starts with the weights of `backbone`, unless the
     head's option `weights` names others.
     """
     reseed(torch.device("cpu"), seed, INIT)
-    network = Live(
+    network = JointNetwork(
         backbone, build_head(recipe.head.name, dims, classes, **recipe.head.options), frames, **live
     )
     if network.upper is not None and recipe.head.options.get("weights", "none") == "none":
@@ -168,8 +168,8 @@ def new_network(
     return network
 
 
-def for_whole(training: Training, frames: Frames) -> Training:
-    """`training` with the names of the head's parameters as `Live` has them, and the backbone's
+def training_of_all_weights(training: Training, frames: FrameOptions) -> Training:
+    """`training` with the names of the head's parameters as `JointNetwork` has them, and the backbone's
     factor.
     """
     groups, other = training.groups, training.alternate

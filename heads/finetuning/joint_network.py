@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from heads.config.recipe_tables import Frames
+from heads.config.recipe_tables import FrameOptions
 from heads.interface.clips import Clips, Dims, HeadOutput
 from heads.interface.network_above_cut import norms_in_evaluation
 from pipeline.backbones import Backbone
@@ -29,7 +29,7 @@ from pipeline.regions.roi_align import roi_align
 Norm = nn.modules.batchnorm._BatchNorm
 
 
-class Live(nn.Module):
+class JointNetwork(nn.Module):
     """See the top of this file. Its parameters are those of `backbone`, of which `frames` says what
     is trained, and of `head`.
 
@@ -43,7 +43,7 @@ class Live(nn.Module):
         self,
         backbone: Backbone,
         head: nn.Module,
-        frames: Frames,
+        frames: FrameOptions,
         cut: str = "",
         roi_pool: str = "max",
         neighbours: int = 10,
@@ -81,7 +81,7 @@ class Live(nn.Module):
         nodes = ("nodes",) if set(graphs) - {"iou"} else ()
         return tuple(dict.fromkeys((*own, *nodes, *more)))
 
-    def _choose(self, frames: Frames) -> None:
+    def _choose(self, frames: FrameOptions) -> None:
         """What is trained: units of the backbone from `train_from` on, and everything of the head
         but for units before it.
         """
@@ -106,7 +106,7 @@ class Live(nn.Module):
             for norm in (m for unit in self._moving for m in unit.modules() if isinstance(m, Norm)):
                 norm.requires_grad_(False)
 
-    def train(self, mode: bool = True) -> "Live":
+    def train(self, mode: bool = True) -> "JointNetwork":
         super().train(mode)
         for unit in self._fixed:
             unit.eval()
@@ -254,7 +254,7 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
             norm.num_batches_tracked.copy_(count)
 
 
-def live_dims(backbone: Backbone, frames: int, size: int, cut: str = "", boxes: int = 0) -> Dims:
+def joint_dims(backbone: Backbone, frames: int, size: int, cut: str = "", boxes: int = 0) -> Dims:
     """The sizes that a head reads behind `backbone`, of views of `frames` frames of `size` x `size`
     pixels with `boxes` boxes a step: every cut is there."""
     cut = cut or backbone.last

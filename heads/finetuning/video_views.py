@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from heads.data.splits import Part
+from heads.data.splits import SplitViews
 from heads.finetuning.frame_training import Piece
 from heads.interface.clips import Clips
 from pipeline.manifests.manifest import Clip, Manifest
@@ -23,9 +23,9 @@ from pipeline.proposals import BoxesError
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.frozen_networks import boxes_of
 from pipeline.video.frame_reader import DecodeError
-from pipeline.video.view_pixels import ClipPixels, DecodeViews, Opening, work
+from pipeline.video.view_pixels import ClipOpener, ClipPixels, DecodeViews, run_task
 from pipeline.views.sampling import Sampling, View, count_views
-from pipeline.workers.decode_pool import Pool, WorkerDied
+from pipeline.workers.decode_pool import WorkerDied, WorkerPool
 
 if TYPE_CHECKING:
     from pipeline.cache.reader import Cache
@@ -36,7 +36,7 @@ AGAIN = 1  # times that a clip is given to another decode process when its own d
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedCache:
     """What an extraction of a manifest would hold, as far as training looks at a cache: the views
     of every clip.
     """
@@ -74,8 +74,8 @@ class PlannedGroup:
     ok: np.ndarray
 
 
-class Footage:
-    """A `heads.finetuning.frame_training.Source`. Close it: it owns decode processes.
+class VideoViews:
+    """A `heads.finetuning.frame_training.FrameSource`. Close it: it owns decode processes.
 
     clips: by id, with paths as `root` has them and labels as the extraction had them. `cache`:
     where the boxes of its own views are; `source` (see pipeline/proposals) finds those of other
@@ -86,9 +86,9 @@ class Footage:
     def __init__(
         self,
         config: ExtractConfig,
-        parts: Mapping[str, Part],
+        parts: Mapping[str, SplitViews],
         clips: Mapping[str, Clip],
-        opening: Opening,
+        opening: ClipOpener,
         steps: int,
         *,
         cache: "Cache | None" = None,
@@ -111,14 +111,14 @@ class Footage:
             fresh,
             torch.device(device),
         )
-        self.pool = Pool(work, workers, timeout=time_limit, again=AGAIN)
+        self.pool = WorkerPool(run_task, workers, timeout=time_limit, again=AGAIN)
         self.ahead = max(1, 2 * workers)
 
     def close(self) -> None:
         """Ends the decode processes."""
         self.pool.close()
 
-    def __enter__(self) -> "Footage":
+    def __enter__(self) -> "VideoViews":
         return self
 
     def __exit__(
@@ -129,13 +129,13 @@ class Footage:
     def batches(
         self, split: str, batches: Sequence[np.ndarray], epoch: int
     ) -> Iterator[list[Piece]]:
-        """See `heads.finetuning.frame_training.Source`."""
+        """See `heads.finetuning.frame_training.FrameSource`."""
         return self.views(
             self.parts[split], batches, epoch if self.fresh and split == "train" else None
         )
 
     def views(
-        self, part: Part, batches: Sequence[np.ndarray], epoch: int | None
+        self, part: SplitViews, batches: Sequence[np.ndarray], epoch: int | None
     ) -> Iterator[list[Piece]]:
         """The views of a split, other ones in every `epoch`; None: those that a cache has."""
         runs = [
@@ -152,7 +152,7 @@ class Footage:
                 place += len(rows)
             yield [self._piece(some) for some in _by_size(found)]
 
-    def _task(self, part: Part, rows: Sequence[int], epoch: int | None) -> DecodeViews:
+    def _task(self, part: SplitViews, rows: Sequence[int], epoch: int | None) -> DecodeViews:
         """What a decode process is asked for: these views of one clip."""
         config, sampling, seed, group = (
             self.config,
@@ -176,7 +176,13 @@ class Footage:
         )
 
     def _take(
-        self, part: Part, rows: Sequence[int], place: int, task: DecodeViews, result, kept: bool
+        self,
+        part: SplitViews,
+        rows: Sequence[int],
+        place: int,
+        task: DecodeViews,
+        result,
+        kept: bool,
     ) -> list[tuple]:
         """(place, view, pixels, boxes) of each of these rows; none of a clip that cannot be had."""
         if isinstance(result, (DecodeError, TimeoutError, WorkerDied)):
@@ -201,7 +207,9 @@ class Footage:
             (place + n, result.views[k], result.pixels[k], boxes[k]) for n, k in enumerate(order)
         ]
 
-    def _cached_boxes(self, part: Part, rows: Sequence[int], result: ClipPixels) -> list[tuple]:
+    def _cached_boxes(
+        self, part: SplitViews, rows: Sequence[int], result: ClipPixels
+    ) -> list[tuple]:
         """What the cache holds for the views of a result, in their order. ValueError where its
         views are other ones.
         """
@@ -244,7 +252,7 @@ def _by_size(found: Sequence[tuple]) -> list[list[tuple]]:
     return [[one for one in found if one[1].size == size] for size in sizes]
 
 
-def _group(part: Part) -> str:
+def _group(part: SplitViews) -> str:
     """Which views a split has: random ones to train on, or those of an evaluation."""
     return "train" if part.split == "train" else "test"
 

@@ -32,7 +32,7 @@ def points_in(head: str, backbone: str, at: str) -> tuple[str, ...]:
     return points
 
 
-def upper(
+def network_above(
     head: str, dims: Dims, backbone: str, options: dict, weights: str, points: tuple[str, ...]
 ) -> tuple[str, Backbone]:
     """(cut, backbone): the whole backbone for modules at `points`, and the last cut that no module
@@ -99,7 +99,7 @@ def norms_in_evaluation(network: nn.Module) -> None:
             module.eval()
 
 
-class Continued(nn.Module):
+class HeadAboveCut(nn.Module):
     """A head that reads the last map of `network`, fed from the cached map at `cut`: what lies
     between them is learned too.
     """
@@ -119,15 +119,15 @@ class Continued(nn.Module):
         return self.head(replace(clips, maps={self.network.last: x}, grid=None), want_maps)
 
 
-def continued(
+def head_above_cut(
     head: str, dims: Dims, backbone: str, options: dict, weights: str, cut: str
 ) -> tuple[Backbone, Dims]:
-    """(network, dims) for `Continued`: the part of the backbone above `cut`, and the sizes of what
+    """(network, dims) for `HeadAboveCut`: the part of the backbone above `cut`, and the sizes of what
     the head behind it reads.
 
-    ValueError for a cut with nothing after it, and as `upper`.
+    ValueError for a cut with nothing after it, and as `network_above`.
     """
-    start, network = upper(head, dims, backbone, options, weights, (cut,))
+    start, network = network_above(head, dims, backbone, options, weights, (cut,))
     if start in network.units()[-1][0]:
         raise ValueError(
             f"head {head}: nothing of {backbone} comes after {start}: choose an earlier cut, or "

@@ -74,7 +74,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Frame:
+class AxisFrame:
     """Two axes with their names."""
 
     x: Axis

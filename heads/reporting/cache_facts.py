@@ -19,7 +19,7 @@ STAGES = ("features", "graphs")
 
 
 @dataclass
-class Statistics:
+class StageStatistics:
     """Of one stage of a cache, summed over its complete shards. `seconds`: by what they went into;
     "wall" is that of the processes, which may have worked at the same time. `failures`: error class
     -> how many clips.
@@ -52,7 +52,7 @@ class KnownCache:
     cache: Cache | None = None
     problem: str = ""
     shards: int = 0
-    statistics: dict[str, Statistics] = field(default_factory=dict)
+    statistics: dict[str, StageStatistics] = field(default_factory=dict)
     failed: list[dict[str, Any]] = field(default_factory=list)
     asked: dict[str, Any] = field(default_factory=dict)
 
@@ -108,7 +108,7 @@ def _known(path: Path, fingerprint: str) -> KnownCache:
     return known
 
 
-def _statistics(cache: Cache, stage: str) -> Statistics:
+def _statistics(cache: Cache, stage: str) -> StageStatistics:
     """Of the complete shards of a stage."""
     shards, records = list(cache.records[stage]), list(cache.records[stage].values())
     seconds: Counter[str] = Counter()
@@ -120,7 +120,7 @@ def _statistics(cache: Cache, stage: str) -> Statistics:
         )  # stage two writes one number
         failures.update(failure["error"] for failure in record.get("failures", ()))
     paths = (cache.shards.path(shard, stage) for shard in shards)
-    return Statistics(
+    return StageStatistics(
         len(records),
         sum(len(cache.shards.ranges[shard]) for shard in shards),
         sum(group["rows"] for record in records for group in record["groups"].values()),

@@ -9,7 +9,7 @@ import numpy as np
 
 from heads.papers.gos.operations import SPACES
 from heads.reporting.document import Block, Cell, Column, Figure, Fold, Panel, Section, Table, Text
-from heads.reporting.groups import Group
+from heads.reporting.groups import RunGroup
 from heads.reporting.plots import COLOURS, REST, bars, matrix, shares
 from heads.reporting.result_sections import LONG
 from heads.zoo import head_options
@@ -21,7 +21,7 @@ MOST_CONFUSIONS = 30
 MOST_CLASSES = 24  # with a bar of structures; the table has all
 
 
-def predicting(groups: Sequence[Group], split: str) -> list[Group]:
+def predicting(groups: Sequence[RunGroup], split: str) -> list[RunGroup]:
     """The groups whose predictions are there, with the classes and clips of the first: others
     cannot be put beside them.
     """
@@ -29,7 +29,7 @@ def predicting(groups: Sequence[Group], split: str) -> list[Group]:
     return [group for group in with_some if comparable(group, with_some[0], split)]
 
 
-def comparable(one: Group, other: Group, split: str) -> bool:
+def comparable(one: RunGroup, other: RunGroup, split: str) -> bool:
     """Whether the predictions of two groups have the same classes, and are of the same clips and
     labels.
     """
@@ -38,7 +38,7 @@ def comparable(one: Group, other: Group, split: str) -> bool:
 
 
 def by_class(
-    groups: Sequence[Group], pair: tuple[Group, Group] | None, split: str
+    groups: Sequence[RunGroup], pair: tuple[RunGroup, RunGroup] | None, split: str
 ) -> Section | None:
     """The section of gains and recalls; None without predictions."""
     drawn = predicting(groups, split)
@@ -61,7 +61,7 @@ def by_class(
     return Section("By class", "classes", tuple(blocks))
 
 
-def _gains(pair: tuple[Group, Group], classes: Sequence[str], what: str) -> list[Block]:
+def _gains(pair: tuple[RunGroup, RunGroup], classes: Sequence[str], what: str) -> list[Block]:
     """What the first gains over the second in each class, in points (EAN Figure 6, GOS supplement
     Figure 6).
     """
@@ -84,7 +84,9 @@ def _gains(pair: tuple[Group, Group], classes: Sequence[str], what: str) -> list
     return [Figure(caption, tuple(panels))]
 
 
-def _class_table(groups: Sequence[Group], classes: Sequence[str], what: str, split: str) -> Table:
+def _class_table(
+    groups: Sequence[RunGroup], classes: Sequence[str], what: str, split: str
+) -> Table:
     shown = groups[:MOST_COLUMNS]
     targets = groups[0].predicted[0].targets
     count = np.bincount(targets, minlength=len(classes)) if targets.ndim == 1 else targets.sum(0)
@@ -107,7 +109,7 @@ def _class_table(groups: Sequence[Group], classes: Sequence[str], what: str, spl
     return Table("classes", caption, columns, tuple(rows), long=len(rows) >= LONG)
 
 
-def confusions(groups: Sequence[Group], split: str) -> Section | None:
+def confusions(groups: Sequence[RunGroup], split: str) -> Section | None:
     """The section of the confusion matrices; None with several labels per video, or without
     predictions.
     """
@@ -132,7 +134,7 @@ def confusions(groups: Sequence[Group], split: str) -> Section | None:
     return Section("Confusions", "confusions", tuple(blocks))
 
 
-def _confusion(group: Group, counts: np.ndarray, number: int) -> list[Block]:
+def _confusion(group: RunGroup, counts: np.ndarray, number: int) -> list[Block]:
     classes = group.predicted[0].classes
     alt = f"Confusion matrix of {group.name}"
     caption = f"{group.name}: rows are labels, columns predictions, counts over {len(group.predicted)} runs; shade: share of the row."
@@ -164,7 +166,7 @@ def _confusion(group: Group, counts: np.ndarray, number: int) -> list[Block]:
     ]
 
 
-def structures(groups: Sequence[Group]) -> Section | None:
+def structures(groups: Sequence[RunGroup]) -> Section | None:
     """The section of the structures that a searched head chose by class (GOS Figure 6); None
     without any stored.
     """
@@ -180,7 +182,7 @@ def structures(groups: Sequence[Group]) -> Section | None:
     return Section("Structures", "structures", tuple(blocks))
 
 
-def _structures(group: Group, number: int) -> list[Block]:
+def _structures(group: RunGroup, number: int) -> list[Block]:
     """Of every view of the runs with structures: the operation of each superedge, as one word."""
     some = [one for one in group.predicted if one.structures is not None]
     words = [
@@ -236,7 +238,7 @@ def _structures(group: Group, number: int) -> list[Block]:
     ]
 
 
-def _operations(group: Group) -> str:
+def _operations(group: RunGroup) -> str:
     """What the numbers of GOS's operations stand for."""
     space = group.settings.get("recipe.head.options.space") or head_options(group.head).get("space")
     names = SPACES.get(space, ())

@@ -34,7 +34,7 @@ def _strip(known: KnownCache, clip: str) -> tuple[bytes | None, str]:
     from pipeline.cache.value_checks import wrong_values
     from pipeline.manifests.manifest import inside
     from pipeline.video.frame_reader import DecodeError
-    from pipeline.video.view_pixels import Opening
+    from pipeline.video.view_pixels import ClipOpener
 
     group = known.cache["test"]
     row = next((row for row in group.rows_of(clip) if group.ok[row]), None)
@@ -55,7 +55,7 @@ def _strip(known: KnownCache, clip: str) -> tuple[bytes | None, str]:
     try:
         config = known.cache.config
         asked = {name: config[name] for name in ("pixel_aspect", "frame_pattern") if name in config}
-        opening = Opening(manifest.root, "pyav", True, **asked)
+        opening = ClipOpener(manifest.root, "pyav", True, **asked)
         with opening.open_as(source, (round(float(crop[4])), round(float(crop[5])))) as reader:
             frames = reader.read([int(numbers[k]) - reader.info.first for k in chosen])
     except DecodeError as error:

@@ -9,7 +9,7 @@ import numpy as np
 from heads.reporting.cache_facts import KnownCache, boxes_per_clip
 from heads.reporting.class_sections import predicting
 from heads.reporting.document import Block, Column, Figure, Panel, Section, Spread, Table, Text
-from heads.reporting.groups import Group, series_over, spread_of
+from heads.reporting.groups import RunGroup, series_over, spread_of
 from heads.reporting.plots import Series, curves
 from heads.reporting.predictions import main_figure
 from heads.reporting.result_sections import LONG, NAMES, figure_names, legend_of
@@ -17,7 +17,9 @@ from heads.reporting.result_sections import LONG, NAMES, figure_names, legend_of
 BINS = 8
 
 
-def conditions(groups: Sequence[Group], caches: Sequence[KnownCache], split: str) -> Section | None:
+def conditions(
+    groups: Sequence[RunGroup], caches: Sequence[KnownCache], split: str
+) -> Section | None:
     """The section; None where nothing of it is known."""
     blocks = [*_views(groups, split), *_boxes(groups, caches, split)]
     names = figure_names(groups, split)
@@ -27,7 +29,7 @@ def conditions(groups: Sequence[Group], caches: Sequence[KnownCache], split: str
     return Section("Views and boxes", "conditions", tuple(blocks)) if blocks else None
 
 
-def _views(groups: Sequence[Group], split: str) -> list[Block]:
+def _views(groups: Sequence[RunGroup], split: str) -> list[Block]:
     """Accuracy from the first k test views."""
     groups = predicting(groups, split)
     drawn = [group for group in groups if any(one.by_views for one in group.predicted)]
@@ -44,7 +46,7 @@ def _views(groups: Sequence[Group], split: str) -> list[Block]:
     return _lines(drawn, found, "test views", f"{split} {name}", caption, "views")
 
 
-def _boxes(groups: Sequence[Group], caches: Sequence[KnownCache], split: str) -> list[Block]:
+def _boxes(groups: Sequence[RunGroup], caches: Sequence[KnownCache], split: str) -> list[Block]:
     """Accuracy by how many boxes the clips have, of the caches that are there; needs one label per
     video.
     """
@@ -70,7 +72,7 @@ def _boxes(groups: Sequence[Group], caches: Sequence[KnownCache], split: str) ->
     return blocks
 
 
-def _by_boxes(groups: Sequence[Group], boxes: np.ndarray, split: str, stem: str) -> list[Block]:
+def _by_boxes(groups: Sequence[RunGroup], boxes: np.ndarray, split: str, stem: str) -> list[Block]:
     clips = groups[0].predicted[0].clips
     groups = [group for group in groups if group.predicted[0].clips == clips]
     if boxes.max() - boxes.min() < 1e-6:
@@ -124,23 +126,23 @@ TRAIN_VIEWS = {"recipe.data.train_views", "config.sampling.train_views", "finger
 BOXES_KEPT = {"config.proposal_options.num_boxes", "dims.N", "fingerprint"}
 
 
-def _train_views(group: Group) -> int:
+def _train_views(group: RunGroup) -> int:
     """How many cached training views an epoch draws from."""
     most = int(group.settings.get("config.sampling.train_views") or 0)
     asked = int(group.settings.get("recipe.data.train_views") or 0)
     return min(asked, most) if asked and most else asked or most
 
 
-def _boxes_kept(group: Group) -> int:
+def _boxes_kept(group: RunGroup) -> int:
     return int(group.settings.get("dims.N") or 0)
 
 
 def _series(
-    groups: Sequence[Group],
+    groups: Sequence[RunGroup],
     split: str,
     name: str,
     what: str,
-    value: Callable[[Group], int],
+    value: Callable[[RunGroup], int],
     ignoring: set[str],
 ) -> list[Block]:
     """What more of something buys: groups that differ in its number alone."""
@@ -157,7 +159,7 @@ def _series(
 
 
 def _lines(
-    groups: Sequence[Group],
+    groups: Sequence[RunGroup],
     found: dict[str, dict[int, Spread]],
     x_name: str,
     y_name: str,
@@ -177,7 +179,7 @@ def _lines(
     return [Figure(caption, (panel,), legend_of(groups)), table]
 
 
-def _line(group: Group, by: dict[float, Spread]) -> Series:
+def _line(group: RunGroup, by: dict[float, Spread]) -> Series:
     spreads = list(by.values())
     return Series(
         group.name,

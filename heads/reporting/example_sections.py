@@ -7,15 +7,15 @@ import numpy as np
 from heads.reporting.cache_facts import KnownCache
 from heads.reporting.clip_pictures import strip
 from heads.reporting.document import Block, Card, Cards, Column, Fold, Section, Table, Text
-from heads.reporting.groups import Group
-from heads.reporting.predictions import Predicted
+from heads.reporting.groups import RunGroup
+from heads.reporting.predictions import VideoPredictions
 from heads.reporting.result_sections import LONG
 
 MOST_ROWS = 500  # of the table; there are as many pictures as asked for
 
 
 def examples(
-    pair: tuple[Group, Group] | None, caches: Sequence[KnownCache], pictures: int
+    pair: tuple[RunGroup, RunGroup] | None, caches: Sequence[KnownCache], pictures: int
 ) -> Section | None:
     """The section; None without two groups that have predicted the same videos, of one label
     each.
@@ -53,7 +53,9 @@ def examples(
     return Section("Examples", "examples", tuple(blocks))
 
 
-def _shared(pair: tuple[Group, Group]) -> tuple[list[Predicted], list[Predicted]] | None:
+def _shared(
+    pair: tuple[RunGroup, RunGroup],
+) -> tuple[list[VideoPredictions], list[VideoPredictions]] | None:
     """The predictions of both, of the runs that have the videos and classes of the first."""
     first = pair[0].predicted[0]
     mine = tuple(
@@ -63,11 +65,11 @@ def _shared(pair: tuple[Group, Group]) -> tuple[list[Predicted], list[Predicted]
     return mine if all(mine) else None
 
 
-def _right(some: Sequence[Predicted]) -> np.ndarray:
+def _right(some: Sequence[VideoPredictions]) -> np.ndarray:
     return np.mean([one.right for one in some], 0)
 
 
-def _chosen(good: Sequence[Predicted], bad: Sequence[Predicted]) -> list[int]:
+def _chosen(good: Sequence[VideoPredictions], bad: Sequence[VideoPredictions]) -> list[int]:
     """Videos that most of `good` and less than half of `bad` get right: the clearest of every
     class, then the second.
     """
@@ -83,7 +85,7 @@ def _chosen(good: Sequence[Predicted], bad: Sequence[Predicted]) -> list[int]:
     return [k for _, _, k in sorted(keyed)]
 
 
-def _guess(some: Sequence[Predicted], k: int) -> str:
+def _guess(some: Sequence[VideoPredictions], k: int) -> str:
     """What most of the runs take video k for."""
     votes = np.bincount([int(one.guess[k]) for one in some])
     return some[0].classes[int(votes.argmax())]
@@ -91,10 +93,10 @@ def _guess(some: Sequence[Predicted], k: int) -> str:
 
 def _card(
     k: int,
-    good: Group,
-    bad: Group,
-    goods: Sequence[Predicted],
-    bads: Sequence[Predicted],
+    good: RunGroup,
+    bad: RunGroup,
+    goods: Sequence[VideoPredictions],
+    bads: Sequence[VideoPredictions],
     known: KnownCache,
 ) -> Card:
     clip, label = goods[0].clips[k], goods[0].classes[int(goods[0].targets[k])]
@@ -104,7 +106,11 @@ def _card(
 
 
 def _table(
-    stem: str, chosen: list[int], bad: Group, goods: Sequence[Predicted], bads: Sequence[Predicted]
+    stem: str,
+    chosen: list[int],
+    bad: RunGroup,
+    goods: Sequence[VideoPredictions],
+    bads: Sequence[VideoPredictions],
 ) -> Table:
     columns = (
         Column("clip"),

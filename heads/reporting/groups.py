@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but the seed are one row of the study: a `Group`, with the spread
+"""Runs that differ in nothing but the seed are one row of the study: a `RunGroup`, with the spread
 over its runs.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from heads.config.recipe import PLAIN
 from heads.reporting.document import Spread
 from heads.reporting.plots import COLOURS, REST
-from heads.reporting.predictions import Predicted, main_figure
+from heads.reporting.predictions import VideoPredictions, main_figure
 from heads.reporting.run_folders import FoundRun
 from heads.runs.manifest_record import TAG
 
@@ -25,7 +25,7 @@ MANIFEST = "manifest"  # the setting that says whose labels and splits a run has
 
 
 @dataclass
-class Group:
+class RunGroup:
     """Finished runs of one configuration, by seed; `name` is its own in the report; `rank`: 0 for
     the best main figure.
 
@@ -39,7 +39,7 @@ class Group:
     macs: int | None = None
 
     @property
-    def predicted(self) -> list[Predicted]:
+    def predicted(self) -> list[VideoPredictions]:
         """Of each run that has them."""
         return [run.predicted for run in self.runs if run.predicted is not None]
 
@@ -68,7 +68,7 @@ class Group:
         """Of a figure of a split."""
         return self.spread(lambda run: run.figures(split).get(name), times)
 
-    def mean_of(self, value: Callable[[Predicted], np.ndarray]) -> np.ndarray:
+    def mean_of(self, value: Callable[[VideoPredictions], np.ndarray]) -> np.ndarray:
         """The mean of an array over the runs with predictions."""
         return np.mean([value(one) for one in self.predicted], axis=0)
 
@@ -81,7 +81,7 @@ def spread_of(values: Sequence[float]) -> Spread | None:
     return Spread(float(np.mean(values)), deviation, len(values))
 
 
-def groups_of(found: Iterable[FoundRun], split: str) -> list[Group]:
+def groups_of(found: Iterable[FoundRun], split: str) -> list[RunGroup]:
     """The finished runs by configuration, the best first; names are unique."""
     by_key: dict[str, list[FoundRun]] = {}
     finished = [run for run in found if run.finished]
@@ -98,7 +98,7 @@ def groups_of(found: Iterable[FoundRun], split: str) -> list[Group]:
         for part in _once_per_seed(one)
     ):
         members.sort(key=lambda run: (run.about["seed"], str(run.folder)))
-        groups.append(Group(_name(members), members, settings_of(members[0], manifests)))
+        groups.append(RunGroup(_name(members), members, settings_of(members[0], manifests)))
     for name in {group.name for group in groups}:
         _tell_apart([group for group in groups if group.name == name])
     groups.sort(key=lambda group: -_main(group, split))
@@ -153,7 +153,7 @@ def _name(members: Sequence[FoundRun]) -> str:
     return names.pop() if len(names) == 1 else str(members[0].recipe.get("name", "?"))
 
 
-def _main(group: Group, split: str) -> float:
+def _main(group: RunGroup, split: str) -> float:
     """The main figure, lower than any where there is none."""
     name = main_figure(group.runs[0].figures(split))
     found = group.figure(split, name) if name else None
@@ -191,13 +191,13 @@ def _manifest_names(found: Iterable[FoundRun]) -> dict[str, str]:
     return names
 
 
-def by_test_set(groups: Sequence[Group], split: str) -> list[list[Group]]:
+def by_test_set(groups: Sequence[RunGroup], split: str) -> list[list[RunGroup]]:
     """Groups whose figures of a split can be compared, as they are of the same clips with the same
     labels, together.
 
     The sets in the order of their first group. Groups that do not tell are taken to have one set.
     """
-    sets: dict[str, list[Group]] = {}
+    sets: dict[str, list[RunGroup]] = {}
     for group in groups:
         sets.setdefault(group.test_set(split), []).append(group)
     return list(sets.values())
@@ -220,7 +220,7 @@ def flat(record: dict, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _tell_apart(groups: Sequence[Group]) -> None:
+def _tell_apart(groups: Sequence[RunGroup]) -> None:
     """Adds to names that are alike what the groups differ in."""
     if len(groups) < 2:
         return
@@ -241,7 +241,7 @@ def _tell_apart(groups: Sequence[Group]) -> None:
             group.name = f"{group.name} ({number})"
 
 
-def differences(groups: Sequence[Group]) -> list[str]:
+def differences(groups: Sequence[RunGroup]) -> list[str]:
     """The dotted keys in which groups differ, the recipe's first; fingerprints only where nothing
     else tells.
     """
@@ -262,11 +262,11 @@ def text(value: Any) -> str:
 
 
 def series_over(
-    groups: Sequence[Group], value: Callable[[Group], float], ignoring: set[str]
-) -> list[list[Group]]:
+    groups: Sequence[RunGroup], value: Callable[[RunGroup], float], ignoring: set[str]
+) -> list[list[RunGroup]]:
     """Groups that differ in `value` and in the settings `ignoring` alone, together and by value;
     what stands alone is left out."""
-    together: dict[str, list[Group]] = {}
+    together: dict[str, list[RunGroup]] = {}
     for group in groups:
         rest = {
             key: setting for key, setting in group.settings.items() if key not in ignoring | UNSAID

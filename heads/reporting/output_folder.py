@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.files.atomic_files import make_folder, named, write_text
+from pipeline.files.atomic_files import make_folder, naming_errors, write_text
 from pipeline.files.owners import remove_abandoned
 from pipeline.files.regular_files import read_small_text
 
@@ -93,7 +93,7 @@ def write_report(out: Path, page: str, text: str, files: Mapping[str, bytes]) ->
         path = out / name
         path.parent.mkdir(exist_ok=True)
         path.unlink(missing_ok=True)  # a link is replaced; its target stays
-        with named(path):
+        with naming_errors(path):
             path.write_bytes(data)
     for name in before - mine:
         (out / name).unlink(missing_ok=True)

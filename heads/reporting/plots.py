@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from heads.reporting.axes import Axis, Frame
+from heads.reporting.axes import Axis, AxisFrame
 from heads.reporting.escaping import as_html, shortened
 
 COLOURS = 8
@@ -113,7 +113,7 @@ def _frame(
     form: str,
     log: bool = False,
     roomy: bool = False,
-) -> Frame:
+) -> AxisFrame:
     """The axes of these series."""
     xs = np.concatenate([np.asarray(line.x, float) for line in series])
     low, high = (
@@ -134,7 +134,7 @@ def _frame(
     x = Axis.over(xs.min(), xs.max(), 46, WIDTH - 14, log, margin=0.06 if roomy else 0.0)
     x = replace(x, whole=not roomy and bool((xs == xs.round()).all()))
     y = Axis.over(float(bottom), float(top), HEIGHT - 40, 20, form == "log", margin=0.04)
-    return Frame(x, y, x_name, y_name, WIDTH, HEIGHT)
+    return AxisFrame(x, y, x_name, y_name, WIDTH, HEIGHT)
 
 
 def bars(rows: Sequence[tuple[str, float]], label: str) -> str:

@@ -22,7 +22,7 @@ MOST_POINTS = 12  # numbers of views at which a figure is computed
 
 
 @dataclass
-class Predicted:
+class VideoPredictions:
     """clips [V] and classes [K] by name; targets [V] of class ids, or [V,K] of 0 and 1; figures by
     name.
 
@@ -63,7 +63,9 @@ def main_figure(figures: Mapping[str, float]) -> str:
     return next((name for name in ("map", "top1") if name in figures), "")
 
 
-def predicted_of(arrays: Mapping[str, np.ndarray], recipe: Mapping) -> Predicted | None:
+def predictions_by_video(
+    arrays: Mapping[str, np.ndarray], recipe: Mapping
+) -> VideoPredictions | None:
     """What the arrays of a predictions_SPLIT.npz say, scored as `recipe` (its tables) says; None
     without labels.
     """
@@ -78,7 +80,7 @@ def predicted_of(arrays: Mapping[str, np.ndarray], recipe: Mapping) -> Predicted
     views = scores_of(arrays["logits"], kind)
     scores = aggregate(views, video, videos, how)
     table = confusion(scores, targets) if targets.ndim == 1 else None
-    found = Predicted(
+    found = VideoPredictions(
         tuple(arrays["clips"].tolist()),
         tuple(arrays["classes"].tolist()),
         targets,

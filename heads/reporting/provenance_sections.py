@@ -10,7 +10,7 @@ from typing import Any
 from heads.config.recipe import PLAIN
 from heads.reporting.cache_facts import KnownCache
 from heads.reporting.document import Block, Cell, Code, Column, Fold, Notice, Section, Table, Text
-from heads.reporting.groups import Group, flat, text
+from heads.reporting.groups import RunGroup, flat, text
 from heads.reporting.result_sections import LONG
 from heads.reporting.run_folders import FoundRun
 from pipeline.files.regular_files import read_small_text
@@ -114,7 +114,7 @@ def _details(known: KnownCache) -> list[Block]:
 
 
 def reproduce(
-    groups: Sequence[Group], found: Sequence[FoundRun], caches: Sequence[KnownCache]
+    groups: Sequence[RunGroup], found: Sequence[FoundRun], caches: Sequence[KnownCache]
 ) -> Section:
     """The section of commands, recipes and versions."""
     blocks: list[Block] = []

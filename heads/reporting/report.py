@@ -20,11 +20,11 @@ from heads.reporting.condition_sections import conditions
 from heads.reporting.csv_tables import to_csv
 from heads.reporting.document import Block, Document, Notice, Text, tables_of
 from heads.reporting.example_sections import examples
-from heads.reporting.groups import Group, by_test_set, groups_of
+from heads.reporting.groups import RunGroup, by_test_set, groups_of
 from heads.reporting.html_page import to_html
 from heads.reporting.markdown import to_markdown
 from heads.reporting.output_folder import PAGE, own_files, write_report
-from heads.reporting.predictions import predicted_of
+from heads.reporting.predictions import predictions_by_video
 from heads.reporting.provenance_sections import extraction, reproduce
 from heads.reporting.result_sections import costs, learning, results
 from heads.reporting.run_folders import (
@@ -36,11 +36,11 @@ from heads.reporting.run_folders import (
 )
 from pipeline.text.printable import first_line
 from pipeline.text.suggestions import nearest
-from pipeline.workers.waiting import Say
+from pipeline.workers.waiting import PrintLine
 
 
 @dataclass(frozen=True)
-class Outcome:
+class WrittenReport:
     """What was written: the page's path, how many runs and rows of the study it is about, and what
     is wrong with which run.
     """
@@ -61,8 +61,8 @@ def report(
     caches: Sequence[Path] = (),
     pictures: int = 6,
     macs: bool = True,
-    say: Say = print,
-) -> Outcome:
+    say: PrintLine = print,
+) -> WrittenReport:
     """Writes a report of the runs at `paths` (run folders, folders that hold some, patterns) to the
     folder `out`.
 
@@ -91,7 +91,7 @@ def report(
     markdown, files = to_markdown(document)
     files |= {f"tables/{table.name}.csv": to_csv(table).encode() for table in tables_of(document)}
     write_report(out, to_html(document), markdown, files)
-    return Outcome(out / PAGE, len(found), len(groups), problems)
+    return WrittenReport(out / PAGE, len(found), len(groups), problems)
 
 
 def _split(found: Sequence[FoundRun]) -> str:
@@ -108,7 +108,7 @@ def _read_predictions(run: FoundRun, split: str) -> None:
     the run.
     """
     arrays = predictions_of(run, split) if run.finished and run.figures(split) else None
-    run.predicted = predicted_of(arrays, run.recipe) if arrays else None
+    run.predicted = predictions_by_video(arrays, run.recipe) if arrays else None
     if run.predicted is None:
         return
     said, found = run.figures(split), run.predicted.figures
@@ -125,8 +125,8 @@ def _read_predictions(run: FoundRun, split: str) -> None:
 
 
 def _pair(
-    groups: Sequence[Group], compare: tuple[str, str] | None, split: str
-) -> tuple[Group, Group] | None:
+    groups: Sequence[RunGroup], compare: tuple[str, str] | None, split: str
+) -> tuple[RunGroup, RunGroup] | None:
     """The rows that are compared: those asked for, else the best two that have predictions."""
     if compare is None:
         best = predicting(groups, split)[:2]
@@ -147,7 +147,7 @@ def _pair(
     return one, other
 
 
-def _count(groups: Sequence[Group], say: Say) -> None:
+def _count(groups: Sequence[RunGroup], say: PrintLine) -> None:
     """The MACs of each group's head; one that cannot be built here, for whatever reason, has none,
     nor one that was trained with its backbone, of which it would be a part."""
     from heads.config.recipe import recipe_from
@@ -175,10 +175,10 @@ def _count(groups: Sequence[Group], say: Say) -> None:
 
 def _document(
     title: str,
-    groups: Sequence[Group],
+    groups: Sequence[RunGroup],
     found: Sequence[FoundRun],
     known: Sequence[KnownCache],
-    pair: tuple[Group, Group] | None,
+    pair: tuple[RunGroup, RunGroup] | None,
     split: str,
     pictures: int,
     problems: Sequence[str],

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from heads.reporting.document import Block, Cell, Column, Figure, Fold, Panel, Section, Table, Text
-from heads.reporting.groups import MANIFEST, Group, by_test_set, differences, text
+from heads.reporting.groups import MANIFEST, RunGroup, by_test_set, differences, text
 from heads.reporting.plots import COLOURS, REST, Series, curves, points
 from heads.reporting.predictions import main_figure
 from heads.reporting.run_folders import FoundRun
@@ -20,20 +20,20 @@ NAMES = {
 LONG = 8  # rows from which on a table can be filtered
 
 
-def figure_names(groups: Sequence[Group], split: str) -> list[str]:
+def figure_names(groups: Sequence[RunGroup], split: str) -> list[str]:
     """The figures that any group has on a split, the main one first."""
     there = {name for group in groups for run in group.runs for name in run.figures(split)}
     return [name for name in ("map", "top1", "top5", "class_mean", "loss") if name in there]
 
 
-def legend_of(groups: Sequence[Group]) -> tuple[tuple[int, str], ...]:
+def legend_of(groups: Sequence[RunGroup]) -> tuple[tuple[int, str], ...]:
     """The groups that have a colour of their own; the others as one."""
     named = tuple((group.colour, group.name) for group in groups if group.colour < REST)
     rest = len(groups) - len(named)
     return (*named, (REST, f"{rest} more")) if rest else named
 
 
-def results(groups: Sequence[Group], found: Sequence[FoundRun], split: str) -> Section:
+def results(groups: Sequence[RunGroup], found: Sequence[FoundRun], split: str) -> Section:
     """The section of the study's table."""
     blocks: list[Block] = []
     if groups:
@@ -52,7 +52,7 @@ def results(groups: Sequence[Group], found: Sequence[FoundRun], split: str) -> S
     return Section("Results", "results", tuple(blocks))
 
 
-def _about_set(group: Group, split: str) -> str:
+def _about_set(group: RunGroup, split: str) -> str:
     """Whose figures a table has, where there are several sets of clips: rows of different ones are
     not ranked together.
     """
@@ -65,7 +65,7 @@ def _about_set(group: Group, split: str) -> str:
     return f"The {clips:,}{total} clips of split {split}{of}; other tables are of other clips or labels. "
 
 
-def _study_table(groups: Sequence[Group], split: str, number: int, about: str) -> Table:
+def _study_table(groups: Sequence[RunGroup], split: str, number: int, about: str) -> Table:
     """The rows of one set of clips, the best first; `number` from 0 tells the tables apart."""
     names = [name for name in figure_names(groups, split) if name != "loss"]
     other = "val" if split == "test" else "test"
@@ -110,7 +110,7 @@ def _study_table(groups: Sequence[Group], split: str, number: int, about: str) -
     return Table(name, about + caption, tuple(columns), tuple(rows), long=len(rows) >= LONG)
 
 
-def _settings_table(groups: Sequence[Group]) -> Table | None:
+def _settings_table(groups: Sequence[RunGroup]) -> Table | None:
     """A column for every setting in which groups differ."""
     keys = differences(groups) if len(groups) > 1 else []
     if not keys:
@@ -201,7 +201,7 @@ def _evaluations_table(found: Sequence[FoundRun]) -> Table | None:
     )
 
 
-def learning(groups: Sequence[Group]) -> Section | None:
+def learning(groups: Sequence[RunGroup]) -> Section | None:
     """The section of the learning curves; None without any."""
     drawn = [group for group in groups if any(run.log for run in group.runs)]
     if not drawn:
@@ -244,7 +244,7 @@ def _steep(lines: Sequence[Series]) -> bool:
     return bool(len(values) and values.min() > 0 and values.max() > 20 * values.min())
 
 
-def _curve(group: Group, value) -> Series | None:
+def _curve(group: RunGroup, value) -> Series | None:
     """The mean over the runs, of as many epochs as any of them has."""
     by_epoch: dict[int, list[float]] = {}
     for run in group.runs:
@@ -265,7 +265,7 @@ def _curve(group: Group, value) -> Series | None:
     )
 
 
-def costs(groups: Sequence[Group], split: str) -> Section | None:
+def costs(groups: Sequence[RunGroup], split: str) -> Section | None:
     """The section of accuracy against parameters, MACs and training time; None without a figure."""
     names = figure_names(groups, split)
     if not names or names[0] == "loss":
@@ -292,7 +292,7 @@ def costs(groups: Sequence[Group], split: str) -> Section | None:
 
 
 def _cost_panels(
-    groups: Sequence[Group], title: str, split: str, name: str, suffix: str
+    groups: Sequence[RunGroup], title: str, split: str, name: str, suffix: str
 ) -> list[Panel]:
     """The main figure against each cost; the panels' names end in `suffix`."""
     panels = []

@@ -15,7 +15,7 @@ import numpy as np
 
 from heads.evaluation.prediction_files import read_predictions
 from heads.interface.run_records import EVALUATION, FAILED, LOG_LINE, METRICS, REPORTED
-from heads.reporting.predictions import Predicted
+from heads.reporting.predictions import VideoPredictions
 from heads.runs import run_files as runs
 from heads.runs.manifest_record import split_sha256
 from pipeline.cache.records import require
@@ -40,7 +40,7 @@ class FoundRun:
     log: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    predicted: Predicted | None = None
+    predicted: VideoPredictions | None = None
     own: bool = False
 
     @property

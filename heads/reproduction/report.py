@@ -20,7 +20,7 @@ from heads.interface.run_records import LOG_LINE, METRICS
 from heads.reproduction.reproduce import Work, finished
 from heads.reproduction.tables import Row
 from heads.runs import run_files as runs
-from heads.training.study_table import Spread, spread
+from heads.training.study_table import FigureSpread, spread
 from pipeline.cache.records import require
 from pipeline.files.atomic_files import parse_json
 from pipeline.files.regular_files import read_small_text
@@ -111,12 +111,12 @@ def _processor() -> str:
     return found.group(1) if found else platform.processor() or platform.machine()
 
 
-def accuracy(row: dict[str, Any]) -> Spread | None:
+def accuracy(row: dict[str, Any]) -> FigureSpread | None:
     """A row's test accuracy in percent over its seeds; None without a run."""
     return spread(100 * run["test"]["top1"] for run in row["runs"])
 
 
-def beyond_spread(lower: Spread, higher: Spread) -> bool:
+def beyond_spread(lower: FigureSpread, higher: FigureSpread) -> bool:
     """Whether the means differ by more than both standard deviations together. False for a single
     seed.
     """

@@ -20,24 +20,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from heads.data.splits import Part
+from heads.data.splits import SplitViews
 from heads.finetuning.end_to_end import train_frames
-from heads.finetuning.frame_training import How, Piece, new_network, part_of_clips
-from heads.finetuning.joint_network import live_dims
+from heads.finetuning.frame_training import FrameRunOptions, Piece, new_network, part_of_clips
+from heads.finetuning.joint_network import joint_dims
 from heads.interface.clips import Clips
 from heads.interface.run_records import RUN
 from heads.reproduction.pretraining import Pretraining, pretrain
 from heads.reproduction.tables import (
+    PaperTable,
     Row,
     Size,
-    Table,
     backbone_options,
     lower_width,
     reads_frames,
     recipe_of,
 )
 from heads.runs import run_files as runs
-from heads.runs.folder_lock import Busy, alone
+from heads.runs.folder_lock import FolderBusy, alone
 from heads.training.learner import INIT, reseed
 from heads.training.members import Result
 from heads.training.train import train
@@ -47,7 +47,7 @@ from pipeline.digits import TASKS, DigitVideos, Images, Task, load_images
 from pipeline.digits.digit_cache import cache_digits
 from pipeline.manifests.manifest import SPLITS
 from pipeline.networks.memory_format import lay_out
-from pipeline.workers.waiting import Say
+from pipeline.workers.waiting import PrintLine
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class Work:
     (`pipeline.digits.load_images`).
     """
 
-    table: Table
+    table: PaperTable
     size: Size
     folder: Path
     device: str = "cpu"
     images: str = "sklearn"
-    say: Say = print
+    say: PrintLine = print
 
     def task(self, name: str) -> Task:
         """A task of the table with the options of the size."""
@@ -130,7 +130,7 @@ SEED = 0  # of the videos: one set for all rows and seeds
 
 
 class Generated:
-    """Digit videos as a `heads.finetuning.frame_training.Source`: view k of a split is its video k,
+    """Digit videos as a `heads.finetuning.frame_training.FrameSource`: view k of a split is its video k,
     made when it is asked for.
     """
 
@@ -145,7 +145,7 @@ class Generated:
         self.videos = {
             split: DigitVideos(task, images[split], seed, split, device) for split in SPLITS
         }
-        self.parts: dict[str, Part] = {}
+        self.parts: dict[str, SplitViews] = {}
         for split, count in videos.items():
             labels = task.scenes(self.videos[split].images, seed, split, np.arange(count)).labels
             self.parts[split] = part_of_clips(
@@ -193,7 +193,7 @@ def train_rows(
                     if reads_frames(row, work.size)
                     else _from_maps(work, cache, task, row, seed, resume)
                 )
-            except Busy as error:  # another command has it
+            except FolderBusy as error:  # another command has it
                 work.say(str(error))
     return found
 
@@ -233,7 +233,7 @@ def _from_frames(work: Work, task: str, row: Row, seed: int, resume: bool) -> Re
     phase = recipe.all_phases[0]
     reseed(torch.device("cpu"), seed, INIT, 1)
     backbone = build_backbone(row.backbone, **backbone_options(row, work.size))
-    dims = live_dims(backbone, made.frames, made.size)
+    dims = joint_dims(backbone, made.frames, made.size)
     network = new_network(recipe.of(phase), backbone, dims, len(made.labels), seed, phase.frames)
     network = lay_out(network, work.device)  # channels last: a quarter less time on a CPU
     return train_frames(
@@ -242,7 +242,9 @@ def _from_frames(work: Work, task: str, row: Row, seed: int, resume: bool) -> Re
         network,
         source,
         made.labels,
-        How(seed=seed, order_seed=0, resume=resume, tensorboard=False, checkpoint_every=50),
+        FrameRunOptions(
+            seed=seed, order_seed=0, resume=resume, tensorboard=False, checkpoint_every=50
+        ),
         say=work.say,
         about={
             "task": {"name": task, **asdict(made)},

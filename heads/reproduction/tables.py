@@ -69,7 +69,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Table:
+class PaperTable:
     """One paper's experiment: `tasks` of pipeline.digits, the rows that each is trained with, and
     sizes, smallest first. `lower`: the backbone, with options beside its width, that is pre-trained
     on single digits and frozen; rows that are not trained from frames share a cache of its last
@@ -105,7 +105,7 @@ def _graph(
     )
 
 
-RSTG = Table(
+RSTG = PaperTable(
     "rstg",
     "RSTG (NeurIPS 2019), Table 1",
     ("sync3", "sync5"),
@@ -196,7 +196,7 @@ def _dyreg(name: str, title: str, regions: str, figure: float, table: int = 5) -
     )
 
 
-DYREG = Table(
+DYREG = PaperTable(
     "dyreg",
     "DyReg-GNN (NeurIPS 2021), Tables 5 and 6",
     ("multisync",),
@@ -259,7 +259,7 @@ DYREG = Table(
 TABLES = {table.name: table for table in (RSTG, DYREG)}
 
 
-def size_for(table: Table, budget: float, device: str, seeds: int | None = None) -> Size:
+def size_for(table: PaperTable, budget: float, device: str, seeds: int | None = None) -> Size:
     """The largest size of a table that fits `budget` minutes with so many `seeds` (None: its own),
     on "cpu" or "cuda". ValueError for a budget below 0."""
     if not budget >= 0:
@@ -316,7 +316,7 @@ def reads_frames(row: Row, size: Size) -> bool:
     return bool(row.backbone) and not (row.upper and size.frozen)
 
 
-def lower_width(table: Table, size: Size) -> int:
+def lower_width(table: PaperTable, size: Size) -> int:
     """The width of the table's `lower` network at a size."""
     return size.cnn if table.lower == "digit_cnn" else size.trunk
 

@@ -19,7 +19,7 @@ MINE = (*MARKS, "metrics.json", "manifest.csv", "log.jsonl")
 
 
 @dataclass(frozen=True)
-class Entry:
+class FolderEntry:
     """One cache or run: `kind` "cache" or "run"; `what` it is; `stage`, how far it is; `bytes` of
     all its files; `modified`, when the last of them was written (seconds since 1970);
     `fingerprint`, of a run: that of the cache it was trained on.
@@ -34,14 +34,14 @@ class Entry:
     fingerprint: str
 
 
-def entries_below(folder: Path) -> list[Entry]:
+def entries_below(folder: Path) -> list[FolderEntry]:
     """The caches and runs in `folder` and below, by path. ValueError if there is no such folder."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; expected one that holds caches or runs")
     return sorted(_found(folder), key=lambda entry: entry.path)
 
 
-def _found(folder: Path) -> Iterator[Entry]:
+def _found(folder: Path) -> Iterator[FolderEntry]:
     for path, below, files in os.walk(folder):
         below[:] = sorted(name for name in below if not name.startswith("."))
         for mark, kind in MARKS.items():
@@ -51,7 +51,7 @@ def _found(folder: Path) -> Iterator[Entry]:
                 yield _entry(kind, Path(path), mark)
 
 
-def _entry(kind: str, path: Path, mark: str) -> Entry:
+def _entry(kind: str, path: Path, mark: str) -> FolderEntry:
     size, modified = _size(path)
     try:
         record = parse_json(read_small(path / mark), path / mark)
@@ -70,7 +70,7 @@ def _entry(kind: str, path: Path, mark: str) -> Entry:
             f"damaged: {said if said.startswith(MINE) else f'{name}: {said}'}",
             "",
         )
-    return Entry(kind, path, what, stage, size, modified, fingerprint)
+    return FolderEntry(kind, path, what, stage, size, modified, fingerprint)
 
 
 def _cache_state(path: Path, record: dict) -> tuple[str, str]:

@@ -17,16 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.files.atomic_files import make_folder
-from pipeline.files.watched_folder import Gone, Home
+from pipeline.files.watched_folder import FolderGone, WatchedFolder
 from pipeline.text.printable import visible
-from pipeline.workers.claims import SILENCE, Claim, Seen, Watch, look, take
-from pipeline.workers.waiting import Say, claimed_until
+from pipeline.workers.claims import SILENCE, Claim, ClaimState, ClaimWatch, read_claim, take_claim
+from pipeline.workers.waiting import PrintLine, claimed_until
 
 LOOK = 1.0  # seconds between two looks at a claim
-_OURS: dict[Path, "Held"] = {}  # the folders that this process works in
+_OURS: dict[Path, "FolderLock"] = {}  # the folders that this process works in
 
 
-class Waiting(str):
+class LockMessages(str):
     """A line that says for whom this process waits. `quiet` prints such lines and no others."""
 
 
@@ -34,18 +34,18 @@ def quiet(line: str) -> None:
     """A `say` for runs whose lines are in a log: it prints only the lines that say for whom the run
     waits.
     """
-    if isinstance(line, Waiting):
+    if isinstance(line, LockMessages):
         sys.stderr.write(f"{visible(line)}\n")
 
 
-class Busy(RuntimeError):
+class FolderBusy(RuntimeError):
     """Another process works in the folder: `owner`, in words, where it is known."""
 
     owner = "another process"
 
 
 @dataclass(frozen=True)
-class Held:
+class FolderLock:
     """A folder that this process works in.
 
     `claim` is this process's claim on it. `home` notices when the folder is moved away. `names` are
@@ -54,7 +54,7 @@ class Held:
     """
 
     claim: Claim
-    home: Home
+    home: WatchedFolder
     names: tuple[Path, ...]
     made: tuple[Path, ...]
 
@@ -64,7 +64,7 @@ class Held:
         """
         try:
             self.home.check()
-        except (Gone, OSError) as gone:
+        except (FolderGone, OSError) as gone:
             return gone
         return error
 
@@ -81,16 +81,16 @@ class Held:
                 folder.rmdir()
 
 
-def hold(
-    folders: Sequence[Path], say: Say, silence: float = SILENCE
-) -> list[Held | Busy | OSError]:
+def lock_folder(
+    folders: Sequence[Path], say: PrintLine, silence: float = SILENCE
+) -> list[FolderLock | FolderBusy | OSError]:
     """For each folder, which is made, that it is held, or what stands against it.
 
     Waits only for claims of other machines, until their owner gives a sign of life (every few
     seconds) or has been silent for `silence` seconds; all of them at the same time.
     """
-    watch, first = Watch(silence), {}
-    found: dict[Path, Held | Busy | OSError] = {}
+    watch, first = ClaimWatch(silence), {}
+    found: dict[Path, FolderLock | FolderBusy | OSError] = {}
     while True:
         for folder in (folder for folder in folders if folder not in found):
             try:
@@ -106,7 +106,9 @@ def hold(
         time.sleep(LOOK)
 
 
-def _try(folder: Path, watch: Watch, first: dict[Path, Seen]) -> Held | Busy | None:
+def _try(
+    folder: Path, watch: ClaimWatch, first: dict[Path, ClaimState]
+) -> FolderLock | FolderBusy | None:
     """Held, or Busy where its owner lives; None where that is not known yet. `first` has claims as
     they were first seen.
     """
@@ -115,16 +117,16 @@ def _try(folder: Path, watch: Watch, first: dict[Path, Seen]) -> Held | Busy | N
         tuple(one for one in (folder, *folder.parents) if not one.exists()),
     )
     make_folder(path.parent)
-    if (claim := take(path, watch)) is not None:
+    if (claim := take_claim(path, watch)) is not None:
         names = Path(os.path.abspath(folder)), path.parent
-        held = Held(claim, Home(*names), names, made)
+        held = FolderLock(claim, WatchedFolder(*names), names, made)
         _OURS.update(dict.fromkeys(names, held))
         return held
-    if (seen := look(path)) is None:  # given up in this instant
+    if (seen := read_claim(path)) is None:  # given up in this instant
         return None
     if not _lives(seen, first.setdefault(folder, seen)):
         return None
-    busy = Busy(
+    busy = FolderBusy(
         f"{folder}: {_who(seen)} is at work here{_named(seen)}: wait until it has ended, "
         f"or choose another folder"
     )
@@ -137,29 +139,29 @@ def claimed(folder: Path) -> Path:
     return folder.resolve() / "run"
 
 
-def _lives(seen: Seen, first: Seen) -> bool:
+def _lives(seen: ClaimState, first: ClaimState) -> bool:
     """Whether the owner of a claim that is not abandoned surely lives: it is seen, or its claim has
     moved since `first`.
     """
     return seen.lives is True or seen.content != first.content
 
 
-def _who(seen: Seen) -> str:
+def _who(seen: ClaimState) -> str:
     return f"process {seen.pid} on this machine" if seen.here else "a process of another machine"
 
 
-def _named(seen: Seen) -> str:
+def _named(seen: ClaimState) -> str:
     return "" if seen.here else f" ({seen.owner})"
 
 
-def _waiting(folders: Sequence[Path], watch: Watch) -> Waiting:
+def _waiting(folders: Sequence[Path], watch: ClaimWatch) -> LockMessages:
     """A line that says whose claims on `folders` this process waits for."""
     more = f" (and in {len(folders) - 1} more folders)" if len(folders) > 1 else ""
     path = claimed(folders[0])
-    if (seen := look(path)) is None:
-        return Waiting(f"{folders[0]}{more}: waiting for a process that has just given it up")
+    if (seen := read_claim(path)) is None:
+        return LockMessages(f"{folders[0]}{more}: waiting for a process that has just given it up")
     until = claimed_until(seen, watch.silent_for(path, seen), watch.silence)
-    return Waiting(
+    return LockMessages(
         f"{folders[0]}: {_who(seen)} was at work here{more}; waiting for a sign of life; {until}"
     )
 
@@ -180,29 +182,29 @@ def refuse_if_lost(path: Path) -> None:
         return
     held.home.check()
     if not held.claim.held():
-        if look(claimed(path.parent)) is None:
-            raise Busy(
+        if read_claim(claimed(path.parent)) is None:
+            raise FolderBusy(
                 f"{path.parent}: somebody has removed run.claim, or is removing the whole "
                 f"folder: this process ends"
             )
-        raise Busy(
+        raise FolderBusy(
             f"{path.parent}: another process has taken over, as this one gave no sign of "
             f"life for long: this one ends"
         )
 
 
-def refuse_beside(folder: Path, say: Say, watch: Watch | None = None) -> Watch:
+def refuse_beside(folder: Path, say: PrintLine, watch: ClaimWatch | None = None) -> ClaimWatch:
     """Busy if another process, or this one, works in `folder`. Takes nothing; waits for claims of
-    other machines, as `hold`.
+    other machines, as `lock_folder`.
 
     Returns what it has seen: a later call that is given it as `watch` waits for no claim again that
     has not moved since.
     """
-    watch, first, path = watch or Watch(), None, claimed(folder)
-    while (seen := look(path)) is not None and not watch.abandoned(path, seen):
+    watch, first, path = watch or ClaimWatch(), None, claimed(folder)
+    while (seen := read_claim(path)) is not None and not watch.abandoned(path, seen):
         first = first or seen
         if _lives(seen, first):
-            raise Busy(
+            raise FolderBusy(
                 f"{folder}: {_who(seen)} is at work here{_named(seen)}: wait until it has ended"
             )
         if seen is first:
@@ -212,17 +214,21 @@ def refuse_beside(folder: Path, say: Say, watch: Watch | None = None) -> Watch:
 
 
 @contextmanager
-def alone(folder: Path, say: Say, silence: float = SILENCE) -> Iterator[None]:
+def alone(folder: Path, say: PrintLine, silence: float = SILENCE) -> Iterator[None]:
     """Within it no other process is within it with the same folder: waits until the others are
     done.
     """
-    (outcome,), said = hold([folder], say, silence), False
-    while isinstance(outcome, Busy):
+    (outcome,), said = lock_folder([folder], say, silence), False
+    while isinstance(outcome, FolderBusy):
         if not said:
-            say(Waiting(f"{folder}: {outcome.owner} is at work here; waiting until it has ended"))
+            say(
+                LockMessages(
+                    f"{folder}: {outcome.owner} is at work here; waiting until it has ended"
+                )
+            )
         said = True
         time.sleep(LOOK)
-        (outcome,) = hold([folder], _silent, silence)
+        (outcome,) = lock_folder([folder], _silent, silence)
     if isinstance(outcome, OSError):
         raise outcome
     try:

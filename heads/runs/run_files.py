@@ -35,7 +35,7 @@ from heads.runs.folder_lock import refuse_if_lost
 from heads.runs.manifest_record import refuse_other_labels
 from pipeline.cache.records import require
 from pipeline.files import atomic_files as sealed
-from pipeline.files.owners import own_claim, part_of
+from pipeline.files.owners import new_claim_name, part_path
 from pipeline.files.regular_files import read_small_text
 from pipeline.text.printable import write_table
 
@@ -46,14 +46,14 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     Busy, and nothing of it stays, if this process worked in the folder and has lost it to another
     (see `heads.runs.folder_lock`).
     """
-    part = part_of(path, own_claim())
+    part = part_path(path, new_claim_name())
     try:
-        with sealed.named(path), open(part, "wb") as file:
+        with sealed.naming_errors(path), open(part, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         refuse_if_lost(path)
-        sealed.complete(part, path)
+        sealed.move_into_place(part, path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -67,9 +67,9 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """A JSON file, whole or not at all, with its own checksum as its last key; a NaN is written as
     such. Busy as above.
     """
-    with sealed.json_part(path, record, own_claim(), allow_nan=True) as part:
+    with sealed.json_part(path, record, new_claim_name(), allow_nan=True) as part:
         refuse_if_lost(path)
-        sealed.complete(part, path)
+        sealed.move_into_place(part, path)
 
 
 def read_json(path: Path, shape: Any = None) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def start_log(path: Path, epochs_done: int) -> None:
 def append_log(path: Path, record: dict[str, Any]) -> None:
     """One more line of the log. Busy as above."""
     refuse_if_lost(path)
-    with sealed.named(path), open(path, "a", encoding="utf-8") as file:
+    with sealed.naming_errors(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
         file.flush()
         os.fsync(file.fileno())

@@ -14,26 +14,26 @@ from heads.config.recipe import Recipe, to_toml
 from heads.config.recipe_tables import Phase
 from heads.interface.run_records import METRICS, RUN
 from heads.runs import run_files as runs
-from heads.runs.folder_lock import Busy, Held, refuse_if_lost
+from heads.runs.folder_lock import FolderBusy, FolderLock, refuse_if_lost
 from heads.runs.start_weights import default_checkpoint
 from heads.runs.tensorboard import Curves
 from pipeline.files.owners import remove_abandoned
-from pipeline.workers.waiting import Say
+from pipeline.workers.waiting import PrintLine
 
 
-class RunFolder:
+class RunWriter:
     """`path`, which need not exist yet, of a run of the whole `recipe`; `say` gets lines for a
     person.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, say: Say = print):
+    def __init__(self, path: Path, recipe: Recipe, say: PrintLine = print):
         self.path, self.recipe, self._say = Path(path), recipe, say
         self._curves: Curves | None = None
-        self._held: Held | None = None
+        self._held: FolderLock | None = None
 
-    def enter(self, held: Held | Busy | OSError) -> None:
+    def enter(self, held: FolderLock | FolderBusy | OSError) -> None:
         """From now on this process alone writes there, until `close`; raises what stands against it
-        (see `heads.runs.folder_lock.hold`).
+        (see `heads.runs.folder_lock.lock_folder`).
         """
         if isinstance(held, Exception):
             raise held

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.text.printable import first_line
-from pipeline.workers.waiting import Say
+from pipeline.workers.waiting import PrintLine
 
 _NUMBERS = itertools.count()  # number the files that this process writes
 
@@ -24,7 +24,7 @@ class Curves:
     catch. The first error ends the curves, and `say` gets one line.
     """
 
-    def __init__(self, folder: Path, step: int, say: Say):
+    def __init__(self, folder: Path, step: int, say: PrintLine):
         self.folder, self._say = folder, say
         self._file: FileIO | None = None
         self._attempt(lambda: self._begin(step + 1))

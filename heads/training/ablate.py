@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from heads.config.member import Member
-from heads.config.study_file import Plan, Row
+from heads.config.study_file import StudyPlan, StudyRow
 from heads.data.splits import cache_dims
 from heads.evaluation.counting import count_head
 from heads.evaluation.evaluate import say_excluded
@@ -31,17 +31,17 @@ from heads.runs.folder_lock import claimed, quiet
 from heads.runs.manifest_record import manifest_record
 from heads.training.members import Failure, Result, Study
 from heads.training.run import Run
-from heads.training.study_table import Failed, Table, TableRow
+from heads.training.study_table import FailedRow, StudyTable, TableRow
 from heads.training.train import run_members, stores_for
 from pipeline.files.atomic_files import make_folder
 from pipeline.files.owners import remove_abandoned
 from pipeline.files.regular_files import MOST_TEXT, read_small
-from pipeline.files.watched_folder import Gone, Home
-from pipeline.workers.claims import Watch
-from pipeline.workers.claims import look as claim_on
-from pipeline.workers.engines import Engine, Here, run_jobs
+from pipeline.files.watched_folder import FolderGone, WatchedFolder
+from pipeline.workers.claims import ClaimWatch
+from pipeline.workers.claims import read_claim as claim_on
+from pipeline.workers.engines import Engine, LocalEngine, run_jobs
 from pipeline.workers.memory import keep_freed_memory
-from pipeline.workers.waiting import Say, claimed_until
+from pipeline.workers.waiting import PrintLine, claimed_until
 
 if TYPE_CHECKING:
     from pipeline.cache.reader import Cache
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class How:
+class AblateOptions:
     """How members are trained, the same for all; picklable. See `heads.training.train.train` for
     each.
     """
@@ -62,7 +62,7 @@ class How:
 
 
 @dataclass(frozen=True)
-class Prospect:
+class PassEstimate:
     """A member before its training: `macs` of its head for one view, its `result` if it was
     finished before, else `epochs` at most, of so many `clips`; `order`: members with the same one
     share a pass; `reads`: the fields of its training views. Of one that cannot be built on this
@@ -87,22 +87,27 @@ class Prospect:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class AblateOutcome:
     """What a study came to: its table, the members that failed, how many were trained before, and
     the seconds of this call.
     """
 
-    table: Table
-    failed: tuple[Failed, ...]
+    table: StudyTable
+    failed: tuple[FailedRow, ...]
     before: int
     seconds: float
 
 
 def prospects(
-    plan: Plan, cache: "Cache", folder: Path, how: How = How(), say: Say = print, look: bool = True
-) -> list[Prospect]:
+    plan: StudyPlan,
+    cache: "Cache",
+    folder: Path,
+    how: AblateOptions = AblateOptions(),
+    say: PrintLine = print,
+    read_claim: bool = True,
+) -> list[PassEstimate]:
     """Every member of a study, in its order, each as it will be trained in `folder`; says which
-    clips are left out. `look`: at the features that they will read too, up to a sample of a large
+    clips are left out. `read_claim`: at the features that they will read too, up to a sample of a large
     cache.
 
     ValueError, with the first of them, if there are members that cannot be trained: a head that
@@ -129,7 +134,7 @@ def prospects(
         except ValueError as error:
             wrong.append(f"member {member.folder.name}: {error}")
         except Exception as error:
-            found.append(Prospect(member, why=_one_line(error)))
+            found.append(PassEstimate(member, why=_one_line(error)))
     if wrong:
         more = (
             f" ({len(wrong) - 1} more of {len(members)} members cannot be trained)"
@@ -137,7 +142,7 @@ def prospects(
             else ""
         )
         raise ValueError(wrong[0] + more)
-    if look:
+    if read_claim:
         stores_for(live, study, "disk")
     said = set()
     for part in (part for run in live for part in run.parts.values()):
@@ -147,7 +152,7 @@ def prospects(
     return found
 
 
-def _prospect(run: Run, resume: bool, macs: dict[str, int]) -> Prospect:
+def _prospect(run: Run, resume: bool, macs: dict[str, int]) -> PassEstimate:
     """`macs` remembers what heads cost."""
     head = run.recipe.of(run.phases[-1]).head
     key = repr((head, len(run.classes)))
@@ -157,22 +162,22 @@ def _prospect(run: Run, resume: bool, macs: dict[str, int]) -> Prospect:
     if key not in macs:  # after prepare, which has the better error for a head that lacks something
         macs[key] = count_head(head.name, run.study.dims, len(run.classes), head.options).total.macs
     if result is not None:
-        return Prospect(run.member, macs[key], result, order=repr(run.order))
+        return PassEstimate(run.member, macs[key], result, order=repr(run.order))
     if resume and (run.folder / "last.pt").exists():
         runs.same_run(run.folder, runs.read_json(run.folder / "run.json", RUN), run.about)
     clips = len(run.parts["train"])
     epochs = sum(phase.train.total_epochs(-(-clips // phase.train.batch)) for phase in run.phases)
-    return Prospect(
+    return PassEstimate(
         run.member, macs[key], None, epochs, clips, repr(run.order), run.fields["train"]
     )
 
 
-def passes(some: Sequence[Prospect]) -> int:
+def passes(some: Sequence[PassEstimate]) -> int:
     """How many times an epoch of these members reads the cache."""
     return len({one.order for one in some if not one.why})
 
 
-def epochs_done(some: Sequence[Prospect]) -> int:
+def epochs_done(some: Sequence[PassEstimate]) -> int:
     """Epochs that are over, of all members' together; those that an early stop saved count too."""
     done = 0
     for one in some:
@@ -185,17 +190,17 @@ def epochs_done(some: Sequence[Prospect]) -> int:
 
 
 def ablate(
-    plan: Plan,
+    plan: StudyPlan,
     cache: "Cache",
     folder: Path | str,
-    how: How = How(),
+    how: AblateOptions = AblateOptions(),
     *,
     engine: Engine | None = None,
     jobs: int = 1,
     at_once: int = 0,
-    say: Say = print,
-    before: Callable[[list[Prospect]], None] = lambda some: None,
-) -> Outcome:
+    say: PrintLine = print,
+    before: Callable[[list[PassEstimate]], None] = lambda some: None,
+) -> AblateOutcome:
     """Trains what of a study is not finished in `folder`, and writes results.txt, .csv and .json
     there.
 
@@ -216,15 +221,15 @@ def ablate(
     todo = [one for one in some if one.result is None]
     make_folder(folder)
     remove_abandoned(folder)  # of results that a killed study was writing
-    home = Home(folder)
+    home = WatchedFolder(folder)
     if engine is not None:  # lines of members that are trained elsewhere stay there
         _say_who_holds_members([one.member for one in todo], say)
-    found: dict[Path, Result | Failed] = {
+    found: dict[Path, Result | FailedRow] = {
         one.member.folder: one.result for one in some if one.result
     }
     with home.guarded():
         group = _Group(cache.path.resolve(), plan.order_seed, how, folder)
-        found |= _train(group, groups_of(todo, jobs, at_once), engine or Here())
+        found |= _train(group, groups_of(todo, jobs, at_once), engine or LocalEngine())
     macs = {one.member.folder: one.macs for one in some}
     rows = [_row(row, plan.seeds, folder, macs, found) for row in plan.rows]
     about = {
@@ -239,28 +244,28 @@ def ablate(
         "passes": passes(some),
         "versions": runs.versions(),
     }
-    table = Table(plan.name, plan.columns, tuple(rows), about)
+    table = StudyTable(plan.name, plan.columns, tuple(rows), about)
     with home.guarded():
         table.write(folder)
     failed = tuple(one for row in rows for one in row.failed)
-    return Outcome(table, failed, len(some) - len(todo), time.monotonic() - begun)
+    return AblateOutcome(table, failed, len(some) - len(todo), time.monotonic() - begun)
 
 
 def _row(
-    row: Row,
+    row: StudyRow,
     seeds: Sequence[int],
     folder: Path,
     macs: dict[Path, int | None],
-    found: dict[Path, "Result | Failed"],
+    found: dict[Path, "Result | FailedRow"],
 ) -> TableRow:
     folders = {seed: folder / f"{row.name}-seed{seed}" for seed in seeds}
     outcomes = {seed: found[path] for seed, path in folders.items()}
     results = {seed: one for seed, one in outcomes.items() if isinstance(one, Result)}
-    failed = tuple(one for one in outcomes.values() if isinstance(one, Failed))
+    failed = tuple(one for one in outcomes.values() if isinstance(one, FailedRow))
     return TableRow(row.name, row.cells, results, failed, macs[folders[seeds[0]]])
 
 
-def groups_of(some: Sequence[Prospect], jobs: int, at_once: int = 0) -> list[list[Member]]:
+def groups_of(some: Sequence[PassEstimate], jobs: int, at_once: int = 0) -> list[list[Member]]:
     """Members in at most `jobs` groups of about equal cost, or more, of at most `at_once` (0: any
     number) each; members that see the same views, and of these such as read the same fields, are
     neighbours.
@@ -277,11 +282,11 @@ def groups_of(some: Sequence[Prospect], jobs: int, at_once: int = 0) -> list[lis
 
 def _train(
     function: "_Group", groups: list[list[Member]], engine: Engine
-) -> dict[Path, "Result | Failed"]:
+) -> dict[Path, "Result | FailedRow"]:
     """What came of each member, by its folder. A group whose process was lost is tried again,
     member by member.
     """
-    found: dict[Path, Result | Failed] = {}
+    found: dict[Path, Result | FailedRow] = {}
     alone: list[list[Member]] = []
     for group, outcomes in run_jobs(function, groups, engine):
         if isinstance(outcomes, RuntimeError) and len(group) > 1:
@@ -297,14 +302,14 @@ def _train(
 
 
 def _outcomes(
-    group: list[Member], outcomes: "list[Result | Failed] | Exception"
-) -> dict[Path, "Result | Failed"]:
+    group: list[Member], outcomes: "list[Result | FailedRow] | Exception"
+) -> dict[Path, "Result | FailedRow"]:
     """By folder; raises what is wrong with all members."""
     if isinstance(outcomes, RuntimeError):
         log = group[0].folder / "log.jsonl"
         epochs = read_small(log, MOST_TEXT).count(b"\n") if log.exists() else 0
         return {
-            group[0].folder: Failed(
+            group[0].folder: FailedRow(
                 str(group[0].folder), group[0].seed, _one_line(outcomes), epochs
             )
         }
@@ -322,26 +327,26 @@ class _Group:
 
     cache: Path
     order_seed: int
-    how: How
+    how: AblateOptions
     folder: Path | None = None  # the study's
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "home"}
 
     @cached_property
-    def home(self) -> Home:
+    def home(self) -> WatchedFolder:
         """The study's folder, identified when this process got its first members. Gone if it does
         not exist.
         """
         try:
-            return Home(self.folder)
+            return WatchedFolder(self.folder)
         except (FileNotFoundError, NotADirectoryError):
-            raise Gone(
+            raise FolderGone(
                 f"{self.folder}: the study's folder was moved or deleted: look where it is, and "
                 f"run again"
             ) from None
 
-    def __call__(self, members: list[Member]) -> "list[Result | Failed] | ValueError":
+    def __call__(self, members: list[Member]) -> "list[Result | FailedRow] | ValueError":
         from pipeline.cache.reader import Cache
 
         keep_freed_memory()
@@ -365,10 +370,10 @@ class _Group:
         return [_plain(one, member) for one, member in zip(outcomes, members, strict=True)]
 
 
-def _plain(outcome: Result | Failure, member: Member) -> "Result | Failed":
+def _plain(outcome: Result | Failure, member: Member) -> "Result | FailedRow":
     """What can be sent from process to process: an error as its text."""
     if isinstance(outcome, Failure):
-        return Failed(str(outcome.folder), member.seed, _one_line(outcome.error), outcome.epochs)
+        return FailedRow(str(outcome.folder), member.seed, _one_line(outcome.error), outcome.epochs)
     return outcome
 
 
@@ -376,11 +381,11 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _say_who_holds_members(members: Sequence[Member], say: Say) -> None:
+def _say_who_holds_members(members: Sequence[Member], say: PrintLine) -> None:
     """Prints one line if other processes, which may be at work, hold folders of members that
     workers will wait for.
     """
-    watch, found = Watch(), []
+    watch, found = ClaimWatch(), []
     for member in members:
         path = claimed(Path(member.folder))
         if (seen := claim_on(path)) is not None and not watch.abandoned(path, seen):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from heads.config.training_options import Training
 from heads.interface.clips import Clips, HeadOutput, clips_of
 from heads.interface.loss import LossNotFinite, loss_of
-from heads.training.optimisers import Average, Optimisers, parameters_of
+from heads.training.optimisers import Optimisers, WeightAverage, parameters_of
 from pipeline.networks.precision import autocast
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Learner:
         self.precision, self.teachers = precision, teachers
         self.loss = loss_of(target, None if weights is None else weights.to(self.device))
         self.optimisers = Optimisers(head, training)
-        self.average = Average(head, training.ema) if training.ema else None
+        self.average = WeightAverage(head, training.ema) if training.ema else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.scaler.scale(
             torch.zeros((), device=self.device)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from heads.config.recipe import Recipe
-from heads.data.splits import Part, find_classes, part_of
+from heads.data.splits import SplitViews, find_classes, part_of
 from heads.evaluation.evaluate import splits_of
 from heads.interface.clips import Dims
 from heads.runs.manifest_record import manifest_record
@@ -91,7 +91,7 @@ class Study:
             self.known[key] = find_classes(self.manifest, recipe.data)
         return self.known[key]
 
-    def split(self, recipe: Recipe, classes: tuple[str, ...]) -> dict[str, Part]:
+    def split(self, recipe: Recipe, classes: tuple[str, ...]) -> dict[str, SplitViews]:
         """The splits of the manifest with their views: train from the training views, val and test
         from the test views.
         """
@@ -100,7 +100,7 @@ class Study:
             self.known[key] = self._split(recipe, classes)
         return self.known[key]
 
-    def _split(self, recipe: Recipe, classes: tuple[str, ...]) -> dict[str, Part]:
+    def _split(self, recipe: Recipe, classes: tuple[str, ...]) -> dict[str, SplitViews]:
         path = self.manifest.path
         groups = {"train": "train", "val": "test", "test": "test"}
         found = {

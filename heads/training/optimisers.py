@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from heads.config.training_options import Groups, Training
+from heads.config.training_options import ParameterGroups, Training
 from heads.interface.joint_norm import JointNorm
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, JointNorm)
@@ -58,7 +58,7 @@ def parameters_of(optimiser: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimiser.param_groups for p in group["params"]]
 
 
-class Average:
+class WeightAverage:
     """A moving average of the weights of `head`, `decay` per update; what is no parameter
     (statistics of norms) is copied.
     """
@@ -105,7 +105,7 @@ def _groups(head: nn.Module, named: Iterable[tuple[str, Tensor]], training: Trai
     return list(found.values())
 
 
-def _factors(name: str, is_norm: bool, how: Groups) -> tuple[float, float]:
+def _factors(name: str, is_norm: bool, how: ParameterGroups) -> tuple[float, float]:
     """The factors of the learning rate and the weight decay of the parameter `name`."""
     is_bias = name.rpartition(".")[2].startswith("bias")  # "bias_ih_l0" of an LSTM as well
     scale, decay = (

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from heads.config.member import Member
 from heads.config.recipe import Recipe, command_of
-from heads.data.feature_store import Share
+from heads.data.feature_store import ReadRequest
 from heads.data.splits import how_to_add, swap_table
 from heads.evaluation.evaluate import (
+    HeadPredictor,
     Predictions,
-    Reader,
     fields_of,
     figures,
     same_backbone,
@@ -32,13 +32,13 @@ from heads.interface.clips import Clips, MissingFields
 from heads.papers.dyreg.distillation import Teachers
 from heads.runs import run_files as runs
 from heads.runs.manifest_record import say_seen
-from heads.runs.run_writer import RunFolder, epoch_line
+from heads.runs.run_writer import RunWriter, epoch_line
 from heads.runs.start_weights import checkpoint_of, default_checkpoint, recipe_of, take_weights
 from heads.training.learner import INIT, Learner, reseed
 from heads.training.members import Result, Study
 from heads.training.optimisers import Optimisers
 from heads.zoo import build_head
-from pipeline.workers.waiting import Say
+from pipeline.workers.waiting import PrintLine
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Run:
     """A member at work, `prepare`d, then `open`ed; `error` is what ended it. ValueError for
     whatever the recipe, the manifest and the cache do not agree on, before anything is written."""
 
-    def __init__(self, member: Member, study: Study, say: Say):
+    def __init__(self, member: Member, study: Study, say: PrintLine):
         self.member, self.study, self.say = member, study, say
         self.folder, self.recipe, self.seed = Path(member.folder), member.recipe, member.seed
         self.phases = self.recipe.cached(member.phase)
@@ -64,7 +64,7 @@ class Run:
         self.about = self._about()
         self.number = self.epochs_before = self.steps_before = 0
         self.seconds = self.waiting = 0.0
-        self.files = RunFolder(self.folder, self.recipe, say)
+        self.files = RunWriter(self.folder, self.recipe, say)
         self.learner: Learner | None = None
         self.stats = EpochStats(0.0, 0.0, 0.0)
         self.error: Exception | None = None
@@ -286,13 +286,13 @@ class Run:
         own = (data.labels, data.first_labels) if data.balance == "sampling" else ()
         return self.order_seed, data.train_views, data.balance == "sampling", own
 
-    def draw(self) -> Share:
+    def draw(self) -> ReadRequest:
         """The views of the next epoch."""
         rows, self.video, turns = self.parts["train"].draw(self.order_seed, self.epochs)
         self.stats, self.seen = EpochStats(0.0, 0.0, 0.0), 0
         self.lr = self.learner.lr
         self.learner.head.train()
-        return Share(rows, turns, self.reads, self.now.train.batch)
+        return ReadRequest(rows, turns, self.reads, self.now.train.batch)
 
     def learn(self, clips: Clips, place: slice) -> None:
         """One mini-batch of the views that were drawn."""
@@ -304,9 +304,9 @@ class Run:
         self.stats.loss += self.learner.step(clips, target) * len(target)
         self.seen += len(target)
 
-    def reader(self, split: str) -> Reader:
+    def reader(self, split: str) -> HeadPredictor:
         """Whoever predicts a split with the present weights."""
-        return Reader(self.learner.head, self.parts[split], self.now, self.study.precision)
+        return HeadPredictor(self.learner.head, self.parts[split], self.now, self.study.precision)
 
     def end_epoch(self, waiting: float, predictions: Predictions | None) -> None:
         """Counts the epoch: log, checkpoints, and the next phase where this one is done."""

@@ -16,7 +16,7 @@ from pipeline.text.printable import write_table
 
 
 @dataclass(frozen=True)
-class Failed:
+class FailedRow:
     """A member that ended with an error, as one line, after so many whole epochs."""
 
     folder: str
@@ -30,7 +30,7 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class Spread:
+class FigureSpread:
     """Mean and sample standard deviation (None of a single value) of a figure over seeds."""
 
     mean: float
@@ -42,12 +42,14 @@ class Spread:
         return f"{factor * self.mean:,.{digits}f}{spread}"
 
 
-def spread(values: Iterable[float]) -> Spread | None:
+def spread(values: Iterable[float]) -> FigureSpread | None:
     """Of these values; None of none."""
     values = list(values)
     if not values:
         return None
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+    return FigureSpread(
+        statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+    )
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,10 @@ class TableRow:
     name: str
     cells: dict[str, Any]
     results: dict[int, Result]
-    failed: tuple[Failed, ...]
+    failed: tuple[FailedRow, ...]
     macs: int | None
 
-    def figure(self, split: str, name: str) -> Spread | None:
+    def figure(self, split: str, name: str) -> FigureSpread | None:
         """A figure of a split over the seeds."""
         return spread(
             one.metrics[split][name]
@@ -69,7 +71,7 @@ class TableRow:
             if name in one.metrics.get(split, {})
         )
 
-    def other(self, name: str) -> Spread | None:
+    def other(self, name: str) -> FigureSpread | None:
         """seconds, waiting, best_epoch, epochs or parameters over the seeds."""
         return spread(getattr(one, name) for one in self.results.values())
 
@@ -85,7 +87,7 @@ class TableRow:
 
 
 @dataclass(frozen=True)
-class Table:
+class StudyTable:
     """A study's results; `columns` of the rows' cells are shown; `about`: what all members have in
     common.
     """
@@ -221,11 +223,13 @@ def _aligned(lines: Sequence[Sequence[str]], left: int) -> list[str]:
     return [row(lines[0]), row(rule), *map(row, lines[1:])]
 
 
-def _or_dash(value: Spread | None, digits: int, factor: float = 1.0) -> str:
+def _or_dash(value: FigureSpread | None, digits: int, factor: float = 1.0) -> str:
     return (
         "-"
         if value is None
-        else (Spread(value.mean, value.std or None) if digits == 0 else value).text(digits, factor)
+        else (FigureSpread(value.mean, value.std or None) if digits == 0 else value).text(
+            digits, factor
+        )
     )
 
 

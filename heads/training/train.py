@@ -22,7 +22,7 @@ sees the views in the study's order. Members may differ in head, options, seed, 
 size, label subset and phases; those with other `data.train_views`, or with balanced sampling of
 other labels, see other views, and have a pass of their own over the same store. One that raises is
 a Failure and leaves the others going; so is one whose folder another process works in
-(`heads.runs.folder_lock.Busy`), unless that has finished it by the end. All members have one
+(`heads.runs.folder_lock.FolderBusy`), unless that has finished it by the end. All members have one
 device, with room for all their weights.
 """
 
@@ -37,14 +37,14 @@ import numpy as np
 
 from heads.config.member import Member
 from heads.config.recipe import Recipe, command_of
-from heads.data.feature_store import Store, shared_pass
+from heads.data.feature_store import FeatureStore, shared_pass
 from heads.data.splits import cache_dims
 from heads.evaluation.evaluate import Predictions, predict_all, say_excluded
 from heads.interface.loss import device_for
-from heads.runs.folder_lock import Busy, hold
+from heads.runs.folder_lock import FolderBusy, lock_folder
 from heads.training.members import Failure, Result, Study
 from heads.training.run import Run
-from pipeline.workers.waiting import Say
+from pipeline.workers.waiting import PrintLine
 
 if TYPE_CHECKING:
     from pipeline.cache.reader import Cache
@@ -63,7 +63,7 @@ def train(
     manifest: "Manifest | None" = None,
     resume: bool = True,
     resident: str = "auto",
-    say: Say = print,
+    say: PrintLine = print,
     tensorboard: bool = True,
     phase: str = "",
     start: Path | None = None,
@@ -74,7 +74,7 @@ def train(
     Labels and splits come from `manifest`, by default the cache's copy. The run's files go to
     `folder` (heads/runs/run_files.py lists them); with `resume` a run that is there is continued,
     or only read back if it is finished. `order_seed` (default: `seed`) fixes the order of the
-    views, `seed` the initialisation and dropout. `resident`: see `heads.data.feature_store.Store`.
+    views, `seed` the initialisation and dropout. `resident`: see `heads.data.feature_store.FeatureStore`.
     `say` gets lines for a person. `phase`, `start`: see `heads.training.members.Member`. Torch's
     global generators are reseeded.
 
@@ -112,7 +112,7 @@ def run_members(
     manifest: "Manifest | None" = None,
     resume: bool = True,
     resident: str = "auto",
-    say: Say = print,
+    say: PrintLine = print,
     tensorboard: bool = False,
 ) -> list[Result | Failure]:
     """Trains all members in shared passes over the cache; see the top of this file. Options as for
@@ -149,7 +149,7 @@ def run_members(
             say_excluded(part, say)
     with ExitStack() as stack:
         for run, held in zip(
-            live.values(), hold([run.folder for run in live.values()], say), strict=True
+            live.values(), lock_folder([run.folder for run in live.values()], say), strict=True
         ):
             stack.callback(run.close)
             run.attempt(run.files.enter, held)
@@ -162,9 +162,9 @@ def run_members(
     return [outcomes[k] for k in range(len(members))]
 
 
-def stores_for(live: Sequence[Run], study: Study, resident: str) -> dict[str, Store]:
+def stores_for(live: Sequence[Run], study: Study, resident: str) -> dict[str, FeatureStore]:
     """One store per split, for all that read it: every field that one of them needs. ValueError for
-    features that are not finite (see `heads.data.feature_store.Store`)."""
+    features that are not finite (see `heads.data.feature_store.FeatureStore`)."""
     stores = {}
     for split in ("train", "val", "test"):
         theirs = [run for run in live if split in run.parts]
@@ -175,11 +175,11 @@ def stores_for(live: Sequence[Run], study: Study, resident: str) -> dict[str, St
         fields = tuple(dict.fromkeys(name for run in theirs for name in run.fields[split]))
         how = "disk" if split == "test" else resident  # the test views are read once
         group = theirs[0].parts[split].group
-        stores[split] = Store(group, fields, rows, how, str(study.cache.path), study.device)
+        stores[split] = FeatureStore(group, fields, rows, how, str(study.cache.path), study.device)
     return stores
 
 
-def _fit(live: Sequence[Run], stores: dict[str, Store]) -> None:
+def _fit(live: Sequence[Run], stores: dict[str, FeatureStore]) -> None:
     """Trains to the end, epoch by epoch, those that are behind first: a stopped study may have left
     some an epoch ahead.
     """
@@ -205,7 +205,7 @@ def _fit(live: Sequence[Run], stores: dict[str, Store]) -> None:
                 run.attempt(run.end_epoch, waiting[id(run)], found.get(id(run)))
 
 
-def train_one_epoch(live: Sequence[Run], store: Store) -> float:
+def train_one_epoch(live: Sequence[Run], store: FeatureStore) -> float:
     """One pass over the views that these runs draw, each given every batch of its own; returns the
     seconds of waiting for data. A run ends early at the last mini-batch of its training; one that
     raises is out.
@@ -227,7 +227,9 @@ def train_one_epoch(live: Sequence[Run], store: Store) -> float:
     return waiting
 
 
-def _predict(live: Sequence[Run], split: str, stores: dict[str, Store]) -> dict[int, Predictions]:
+def _predict(
+    live: Sequence[Run], split: str, stores: dict[str, FeatureStore]
+) -> dict[int, Predictions]:
     """What each run that has the split predicts for it, by the run's id; one that raises is out."""
     live = [run for run in live if run.error is None and split in run.parts]
     if not live:
@@ -243,7 +245,7 @@ def _predict(live: Sequence[Run], split: str, stores: dict[str, Store]) -> dict[
     return found
 
 
-def _finish(live: Sequence[Run], stores: dict[str, Store]) -> list[Result | Failure]:
+def _finish(live: Sequence[Run], stores: dict[str, FeatureStore]) -> list[Result | Failure]:
     """Evaluates the weights that were chosen on val and test and closes every run."""
     for run in live:
         if run.error is None:
@@ -253,7 +255,7 @@ def _finish(live: Sequence[Run], stores: dict[str, Store]) -> list[Result | Fail
     for run in live:
         mine = {split: by_run[id(run)] for split, by_run in found.items() if id(run) in by_run}
         result = run.attempt(run.finish, mine) if run.error is None else None
-        if isinstance(run.error, Busy):
+        if isinstance(run.error, FolderBusy):
             try:
                 result = run.finished()  # by the other, in the meantime
             except ValueError as error:  # it was another run
@@ -262,6 +264,6 @@ def _finish(live: Sequence[Run], stores: dict[str, Store]) -> list[Result | Fail
     return outcomes
 
 
-def _named(say: Say, member: Member) -> Say:
+def _named(say: PrintLine, member: Member) -> PrintLine:
     """Lines that begin with whose they are."""
     return lambda line: say(f"{Path(member.folder).name}: {line}")

@@ -16,15 +16,24 @@ from torch import nn
 from heads.interface.clips import Clips, Dims, HeadOutput
 from heads.interface.masked_layers import masked_mean
 from heads.interface.variants import at_least, one_of, resolve
-from heads.papers.gos.affinity import FURTHER, VARIANTS, Choices, Operation, Sizes, linear
-from heads.papers.gos.operation_inputs import REGIONS, Stem
+from heads.papers.gos.affinity import (
+    FURTHER,
+    VARIANTS,
+    Operation,
+    OperationChoices,
+    OperationSizes,
+    linear,
+)
+from heads.papers.gos.operation_inputs import REGIONS, NodeStem
 from heads.papers.gos.operations import new_operation
 
 
 class SingleOperation(nn.Module):
     """An operation between the stem and a classifier of `classes`; see the top of this file."""
 
-    def __init__(self, stem: Stem, operation: Operation, width: int, classes: int, dropout: float):
+    def __init__(
+        self, stem: NodeStem, operation: Operation, width: int, classes: int, dropout: float
+    ):
         super().__init__()
         self.stem, self.operation = stem, operation
         self.drop = nn.Dropout(dropout)
@@ -59,21 +68,21 @@ def single_operation(
     """The head gos_OPERATION for views of `dims`.
 
     `decided`: `roi` of the stem and the options of the operation that `variant` decides where they
-    are ""; `chosen`: its other options, by their names in `Choices`. The rest is the stem's
+    are ""; `chosen`: its other options, by their names in `OperationChoices`. The rest is the stem's
     (heads/papers/gos/operation_inputs.py) and the classifier's.
     """
     one_of(head, "regions", regions, REGIONS)
     at_least(head, 1, width=width, roi_size=roi_size)
     decided = resolve(head, VARIANTS, variant, decided, FURTHER)
     roi = decided.pop("roi")
-    choices = Choices(head, **decided, **chosen)
+    choices = OperationChoices(head, **decided, **chosen)
     dims.require(
         head,
         *((cut, "boxes", "valid") if regions == "map" else ("pooled", "nodes", "boxes", "valid")),
     )
     cells = dims.maps[cut][1] * dims.maps[cut][2] if regions == "map" else 0
     operation = new_operation(
-        head.removeprefix("gos_"), Sizes(width, dims.T, dims.N, cells), choices
+        head.removeprefix("gos_"), OperationSizes(width, dims.T, dims.N, cells), choices
     )
-    stem = Stem(dims, cut, width, roi, roi_size, regions, operation.reads)
+    stem = NodeStem(dims, cut, width, roi, roi_size, regions, operation.reads)
     return SingleOperation(stem, operation, width, num_classes, dropout)

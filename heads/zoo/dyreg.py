@@ -26,7 +26,7 @@ bottlenecks, where the module replaces the block, is not reproduced.
 from torch import Tensor, nn
 
 from heads.interface.clips import Clips, Dims, HeadOutput
-from heads.interface.network_above_cut import frames_of, points_in, unpadded, upper
+from heads.interface.network_above_cut import frames_of, network_above, points_in, unpadded
 from heads.interface.variants import at_least
 from heads.papers.dyreg.kernels import Pair
 from heads.papers.dyreg.module import DyReg, recorded
@@ -150,7 +150,7 @@ def build(
         dims.require("dyreg", cut)
         channels, h, w = dims.maps[cut]
         return DyRegHead(cut, {cut: module(channels, (h, w))}, None, channels, num_classes, dropout)
-    cut, network = upper("dyreg", dims, backbone, backbone_options, weights, points)
+    cut, network = network_above("dyreg", dims, backbone, backbone_options, weights, points)
     frames = frames_of(network, cut, dims.maps[cut][1:])
     inserted_at = () if regions == "none" else points
     modules = {

@@ -47,7 +47,7 @@ from torch import Tensor, nn
 
 from heads.interface.clips import Clips, Dims, HeadOutput
 from heads.interface.masked_layers import grid_mean, masked_mean, masked_softmax, row_normalise
-from heads.interface.network_above_cut import Continued, continued, frames_of, points_of
+from heads.interface.network_above_cut import HeadAboveCut, frames_of, head_above_cut, points_of
 from heads.interface.variants import one_of
 from pipeline.backbones import Backbone
 
@@ -116,7 +116,7 @@ class SaliencyNet(nn.Module):
         return y.flatten(3).transpose(1, 2).softmax(-1)
 
 
-class Attention(nn.Module):
+class TokenAttention(nn.Module):
     """Multi-head self-attention of x [B,n,C] among the tokens where valid [B,n] holds; no bias in
     q, k and v.
     """
@@ -137,13 +137,13 @@ class Attention(nn.Module):
         return self.out((weights @ v).transpose(1, 2).flatten(2)), weights
 
 
-class Layer(nn.Module):
+class TransformerLayer(nn.Module):
     """x + MHSA(BN(x)), then x + FF(BN(x)): x [B,n,C] -> the same, and the attention weights."""
 
     def __init__(self, width: int):
         super().__init__()
         self.norm1, self.norm2 = RowNorm(width), RowNorm(width)
-        self.attention = Attention(width)
+        self.attention = TokenAttention(width)
         self.linears = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
         self.norms = nn.ModuleList(RowNorm(width) for _ in range(2))
 
@@ -180,7 +180,7 @@ class SparseObjects(nn.Module):
         }[position]
         self.position = None if cells is None else nn.Parameter(torch.randn(*cells, width))
         self.saliency = None
-        self.layers = nn.ModuleList(Layer(width) for _ in range(DEPTH))
+        self.layers = nn.ModuleList(TransformerLayer(width) for _ in range(DEPTH))
         self.out = nn.Linear(width, channels, bias=False)
         self.norm = RowNorm(channels)
         nn.init.zeros_(self.norm.weight)
@@ -258,7 +258,7 @@ def coverage(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
     return row_normalise((along_y[..., :, None] * along_x[..., None, :]).flatten(-2))
 
 
-class EAN(nn.Module):
+class EANHead(nn.Module):
     """The head; see the top of this file."""
 
     def __init__(
@@ -331,7 +331,7 @@ def build(
     soi_at: str = "",
     width: int = 512,
     dropout: float = 0.5,
-) -> EAN | Continued:
+) -> EANHead | HeadAboveCut:
     """EAN's head on the map at `cut`, or with a `backbone` on its last map, which is run from the
     one at `cut` and learned: `backbone="ean_r50"`, `cut="res4.5"` learns the last EAB and res5 too.
     `backbone_options` (the trunk's own variant is among them) and `weights` as at the extraction.
@@ -365,7 +365,7 @@ def build(
     last, network = cut, None
     if backbone:
         lower = dims
-        network, dims = continued("ean", dims, backbone, backbone_options, weights, cut)
+        network, dims = head_above_cut("ean", dims, backbone, backbone_options, weights, cut)
         last = network.last
         for point in points_of(soi_at):
             _insert(network, cut, point, lower, variant == "released", width, how)
@@ -375,8 +375,8 @@ def build(
         if regions == "none"
         else new_objects(channels, tuple(grid), dims.T, width, variant == "released", **how)
     )
-    head = EAN(last, channels, num_classes, soi, dropout)
-    return head if network is None else Continued("ean", cut, network, head)
+    head = EANHead(last, channels, num_classes, soi, dropout)
+    return head if network is None else HeadAboveCut("ean", cut, network, head)
 
 
 def new_objects(

@@ -51,8 +51,8 @@ from heads.interface.checkpoints import load_checkpoint
 from heads.interface.clips import Clips, Dims, HeadOutput
 from heads.interface.masked_layers import masked_mean
 from heads.interface.variants import at_least, one_of, resolve
-from heads.papers.gos.affinity import FURTHER, VARIANTS, Choices, Sizes, linear
-from heads.papers.gos.operation_inputs import Scene, Stem
+from heads.papers.gos.affinity import FURTHER, VARIANTS, OperationChoices, OperationSizes, linear
+from heads.papers.gos.operation_inputs import NodeStem, OperationInputs
 from heads.papers.gos.operations import SPACES, new_operation, node_weights
 
 STRUCTURES = ("adaptive", "shared", "shared_test")
@@ -67,7 +67,13 @@ def edges_of(supernodes: int) -> tuple[tuple[int, int], ...]:
 class Cell(nn.Module):
     """`supernodes` states after s_0, every superedge with its own operations of `space`."""
 
-    def __init__(self, space: Sequence[str], supernodes: int, sizes: Sizes, choices: Choices):
+    def __init__(
+        self,
+        space: Sequence[str],
+        supernodes: int,
+        sizes: OperationSizes,
+        choices: OperationChoices,
+    ):
         super().__init__()
         self.space, self.supernodes = tuple(space), supernodes
         self.edges = nn.ModuleList(
@@ -75,7 +81,9 @@ class Cell(nn.Module):
             for _ in edges_of(supernodes)
         )
 
-    def forward(self, x: Tensor, scene: Scene, weights: Tensor, discrete: bool) -> list[Tensor]:
+    def forward(
+        self, x: Tensor, scene: OperationInputs, weights: Tensor, discrete: bool
+    ) -> list[Tensor]:
         """x [B,T,N,C], weights [B,E,O] -> s_1 .. s_S, each [B,T,N,C]; `discrete`: each edge's
         heaviest operation alone.
         """
@@ -87,7 +95,9 @@ class Cell(nn.Module):
             states[j] = states[j] + part(operations, states[i], scene, w)
         return states[1:]
 
-    def node_attention(self, states: list[Tensor], scene: Scene, weights: Tensor) -> Tensor:
+    def node_attention(
+        self, states: list[Tensor], scene: OperationInputs, weights: Tensor
+    ) -> Tensor:
         """[B,E,T,N] from all states s_0 .. s_S: the weights of node_att in each edge's heaviest
         operation, NaN without.
         """
@@ -106,7 +116,9 @@ class Cell(nn.Module):
             found.append(seen)
         return torch.stack(found, 1)
 
-    def _mixed(self, operations: nn.ModuleDict, x: Tensor, scene: Scene, w: Tensor) -> Tensor:
+    def _mixed(
+        self, operations: nn.ModuleDict, x: Tensor, scene: OperationInputs, w: Tensor
+    ) -> Tensor:
         """sum_o w_o o(x), eq. (10): w [B,O]; `none` adds nothing."""
         total = torch.zeros_like(x)
         for o, name in enumerate(self.space):
@@ -114,7 +126,9 @@ class Cell(nn.Module):
                 total = total + w[:, o, None, None, None] * operations[name](x, scene)
         return total
 
-    def _chosen(self, operations: nn.ModuleDict, x: Tensor, scene: Scene, w: Tensor) -> Tensor:
+    def _chosen(
+        self, operations: nn.ModuleDict, x: Tensor, scene: OperationInputs, w: Tensor
+    ) -> Tensor:
         """o*(x) of every view, o* its heaviest operation, eq. (11); views that chose alike are
         computed together.
         """
@@ -183,7 +197,7 @@ class GOS(nn.Module):
 
     def __init__(
         self,
-        stem: Stem,
+        stem: NodeStem,
         cells: Sequence[Cell],
         structure: Structure,
         width: int,
@@ -314,7 +328,7 @@ def build(
         name: options[name]
         for name in ("affinity", "kernel", "padding", "nearest", "attention", "background")
     }
-    choices = Choices(
+    choices = OperationChoices(
         "gos",
         neighbours=neighbours,
         scale=scale,
@@ -325,14 +339,14 @@ def build(
         **operation,
     )
     channels, height, breadth = dims.maps[cut]
-    sizes = Sizes(width, dims.T, dims.N, height * breadth)
+    sizes = OperationSizes(width, dims.T, dims.N, height * breadth)
     made = [Cell(SPACES[space], supernodes, sizes, choices) for _ in range(cells)]
     reads = tuple(
         sorted(
             {name for operations in made[0].edges for o in operations.values() for name in o.reads}
         )
     )
-    stem = Stem(dims, cut, width, options["roi"], roi_size, "map", reads)
+    stem = NodeStem(dims, cut, width, options["roi"], roi_size, "map", reads)
     inputs = channels if options["alpha_input"] == "backbone" else width
     structure = Structure(
         inputs, (cells, len(edges_of(supernodes)), len(SPACES[space])), structures

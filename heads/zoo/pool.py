@@ -15,7 +15,7 @@ from heads.interface.clips import Clips, Dims, HeadOutput
 from heads.interface.variants import SAME, one_of
 
 
-class Pool(nn.Module):
+class PoolHead(nn.Module):
     needs = ("pooled",)
     uses = ()
 
@@ -29,10 +29,12 @@ class Pool(nn.Module):
         return HeadOutput(self.fc(self.drop(clips.get("pooled").mean(1))))
 
 
-def build(dims: Dims, num_classes: int, *, variant: str = "paper", dropout: float = 0.3) -> Pool:
+def build(
+    dims: Dims, num_classes: int, *, variant: str = "paper", dropout: float = 0.3
+) -> PoolHead:
     """`variant`: "paper" or "released", which are the same here. `dropout`: on the pooled feature
     (STRG 0.3, GOS none).
     """
     one_of("pool", "variant", variant, SAME)
     dims.require("pool", "pooled")
-    return Pool(dims.C, num_classes, dropout)
+    return PoolHead(dims.C, num_classes, dropout)

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from heads.interface.clips import Clips, Dims, HeadOutput
 from heads.interface.variants import at_least, one_of, resolve
-from heads.papers.rstg.graph import FURTHER, VARIANTS, Choices
+from heads.papers.rstg.graph import FURTHER, VARIANTS, GraphChoices
 from heads.papers.rstg.grid import NODES
-from heads.papers.rstg.module import Projected, Residual, pool_nodes
+from heads.papers.rstg.module import NormedResidual, ProjectedGraph, pool_nodes
 
 TABLE = {
     "paper": {**VARIANTS["paper"], "readout": "last"},
@@ -49,17 +49,17 @@ class RSTGVector(nn.Module):
         channels: int,
         num_classes: int,
         width: int,
-        choices: Choices,
+        choices: GraphChoices,
         readout: str,
         residual: bool,
         dropout: float,
     ):
         super().__init__()
         self.cut, self.readout = cut, readout
-        self.nodes = Projected(channels, width, choices)
+        self.nodes = ProjectedGraph(channels, width, choices)
         if not residual:
             self.nodes.leave = nn.Identity()
-        self.residual = Residual(channels, axes=1, channel=-1) if residual else None
+        self.residual = NormedResidual(channels, axes=1, channel=-1) if residual else None
         self.drop = nn.Dropout(dropout)
         self.fc = nn.Linear(channels if residual else width, num_classes)
         self.needs = (cut,) if cut else ("pooled", "nodes")
@@ -138,7 +138,7 @@ def build(
     }
     values = resolve("rstg", TABLE, variant, given, FURTHER)
     readout = values.pop("readout")
-    choices = Choices(
+    choices = GraphChoices(
         **values, scheduler=scheduler, norm=norm, inner_norm=inner_norm, iterations=iterations
     )
     dims.require("rstg", *((cut,) if regions == "map" else ("pooled", "nodes")))

@@ -23,9 +23,14 @@ besides the cache.
 from torch import nn
 
 from heads.interface.clips import Clips, Dims, HeadOutput
-from heads.interface.network_above_cut import norms_in_evaluation, points_in, unpadded, upper
+from heads.interface.network_above_cut import (
+    network_above,
+    norms_in_evaluation,
+    points_in,
+    unpadded,
+)
 from heads.interface.variants import at_least, resolve
-from heads.papers.rstg.graph import FURTHER, VARIANTS, Choices
+from heads.papers.rstg.graph import FURTHER, VARIANTS, GraphChoices
 from heads.papers.rstg.module import RSTG
 from pipeline.backbones import Backbone
 
@@ -120,14 +125,14 @@ def build(
         "update": update,
     }
     values = resolve("rstg_map", VARIANTS, variant, given, FURTHER)
-    choices = Choices(
+    choices = GraphChoices(
         **values, scheduler=scheduler, norm=norm, inner_norm=inner_norm, iterations=iterations
     )
     if not backbone:
         dims.require("rstg_map", cut)
         channels = dims.maps[cut][0]
         return RSTGMap(cut, RSTG(channels, width, choices), channels, num_classes, dropout)
-    cut, network = upper("rstg_map", dims, backbone, backbone_options, weights, points)
+    cut, network = network_above("rstg_map", dims, backbone, backbone_options, weights, points)
     for point in points:
         network.insert(point, RSTG(network.channels(point), width, choices))
     network.keep_above(cut)

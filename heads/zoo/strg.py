@@ -54,7 +54,15 @@ from heads.interface.masked_layers import (
     next_frame_iou,
 )
 from heads.interface.variants import SAME, at_least, one_of
-from heads.papers.strg.graph import LASTS, STARTS, Branch, Graph, Similarity, among_all, total
+from heads.papers.strg.graph import (
+    LASTS,
+    STARTS,
+    Graph,
+    GraphBranch,
+    SimilarityGraph,
+    among_all,
+    total,
+)
 from pipeline.regions.roi_align import roi_align
 
 FORMS = ("similarity", "spatial_temporal", "joint")
@@ -96,9 +104,9 @@ class STRG(nn.Module):
         channels: int,
         num_classes: int,
         reduction: Reduction | None,
-        similarity: Similarity | None,
-        branch_s: Branch | None,
-        branch_st: Branch | None,
+        similarity: SimilarityGraph | None,
+        branch_s: GraphBranch | None,
+        branch_st: GraphBranch | None,
         *,
         similarity_each_layer: bool,
         box_pixel: float,
@@ -244,9 +252,9 @@ def build(
         channels,
         num_classes,
         reduction,
-        Similarity(channels, similarity_init, bias) if similar else None,
-        Branch(channels, 1, last, starts, bias) if similar else None,
-        Branch(channels, 2, last, starts, bias) if spatial_temporal else None,
+        SimilarityGraph(channels, similarity_init, bias) if similar else None,
+        GraphBranch(channels, 1, last, starts, bias) if similar else None,
+        GraphBranch(channels, 2, last, starts, bias) if spatial_temporal else None,
         similarity_each_layer=similarity_each_layer,
         box_pixel=box_pixel,
         proposals=proposals,

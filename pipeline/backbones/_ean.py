@@ -138,7 +138,7 @@ class MotionExcitation(nn.Module):
         return x * (self.bn2(self.conv2(self.difference(x))).sigmoid() + 0.5)
 
 
-class Shift(nn.Module):
+class TrainableShift(nn.Module):
     """A depth-wise convolution of three taps over time that starts as TSM's shift and is learned.
 
     y_t = x_{t+1} for the first eighth of the channels, x_{t-1} for the second, x_t for the rest;
@@ -169,7 +169,7 @@ class MotionBottleneck(Bottleneck):
     def __init__(self, channels_in: int, width: int, kernel: int = 1, stride: int = 1):
         super().__init__(channels_in, width, kernel, stride)
         self.me = MotionExcitation(width)
-        self.shift = Shift(width)
+        self.shift = TrainableShift(width)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.backbones._base import Conv, MaxPool, Triple
 from pipeline.backbones._ean import SMALL, Taps, kaiming, taps
-from pipeline.backbones._resnet import Stem
+from pipeline.backbones._resnet import ResNetStem
 
 FRAMES = 5  # adjacent frames per segment
 
@@ -103,7 +103,7 @@ class MotionStack(nn.Module):
 
 
 @dataclass(frozen=True)
-class OneOf:
+class MiddleFrame:
     """One frame of every segment, as a row of a stem's `path`."""
 
     kernel_size: Triple = (FRAMES, 1, 1)
@@ -111,7 +111,7 @@ class OneOf:
     padding: Triple = (0, 0, 0)
 
 
-class MotionStem(Stem):
+class MotionStem(ResNetStem):
     """The stem of one RGB frame per segment, plus Latent Motion Code of all five: [B,3,5T,H,W] ->
     [B,width,T,H/4,W/4].
 
@@ -128,7 +128,7 @@ class MotionStem(Stem):
 
     @property
     def path(self) -> tuple:
-        return OneOf(), self.conv1, self.pool1
+        return MiddleFrame(), self.conv1, self.pool1
 
     def forward(self, x: Tensor) -> Tensor:
         frames, (height, width) = x.shape[2], x.shape[3:]

@@ -27,7 +27,7 @@ def conv(channels_in: int, channels_out: int, kernel: Triple, stride: Triple = (
     )
 
 
-class Stem(nn.Module):
+class ResNetStem(nn.Module):
     """k×7×7 convolution with spatial stride 2, BN, ReLU, maximum: the first rows of GOS's and
     STRG's tables.
     """
@@ -151,7 +151,7 @@ class ResNet(Backbone):
         super().__init__(IMAGENET_MEAN, IMAGENET_STD)
         self.imagenet = imagenet
         self.grey = Grey() if grey else None
-        self.stem = Stem(1 if grey else 3, width, conv1_taps, conv1_stride, pool1)
+        self.stem = ResNetStem(1 if grey else 3, width, conv1_taps, conv1_stride, pool1)
         self.pool2 = pool2
         channels = width
         self._stage_names = [f"res{2 + i}" for i in range(len(taps))]

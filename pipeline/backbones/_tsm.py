@@ -10,7 +10,7 @@ from pipeline.backbones._resnet import BasicBlock, Bottleneck, ResNet
 DEPTHS = {18: (BasicBlock, (2, 2, 2, 2)), 50: (Bottleneck, (3, 4, 6, 3))}
 
 
-class Shift(nn.Module):
+class TemporalShift(nn.Module):
     """[B,C,T,h,w] -> the same: the first C/part channels come from step t+1, the next C/part from
     t-1, zeros at the ends.
     """
@@ -31,7 +31,7 @@ class Shift(nn.Module):
 
 
 def tsm(depth: int, part: int, reduce: int, width: int) -> ResNet:
-    """A ResNet over single frames, T = F, whose blocks look one step back and ahead through `Shift`
+    """A ResNet over single frames, T = F, whose blocks look one step back and ahead through `TemporalShift`
     (spec 3.3).
 
     part: 1/part of the channels each way, 0 for no shift. reduce, width: see `ResNet`. ValueError
@@ -58,5 +58,5 @@ def tsm(depth: int, part: int, reduce: int, width: int) -> ResNet:
     if part:
         for _, unit in backbone.units():
             if isinstance(unit, block):
-                unit.enter = Shift(part)
+                unit.enter = TemporalShift(part)
     return backbone

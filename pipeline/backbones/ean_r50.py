@@ -49,7 +49,7 @@ from pipeline.backbones._resnet import ResNet
 STAGES = ("stem", "res2", "res3", "res4", "res5")
 
 
-class EAN(ResNet):
+class EANResNet(ResNet):
     """ResNet-50 of `MotionBottleneck`s with an `EventAdaptiveBlock` at the end of each of the
     stages `eab`.
     """
@@ -132,4 +132,4 @@ def build(
     if width < 1 or (lmc and width % 4):
         raise ValueError(f"width={width}: expected at least 1, and with lmc a multiple of 4")
     design = Design(variant, fusion, pool, scales, inter_relu, dilation, factorised, expand)
-    return EAN(stages, design, lmc, segments, reduce, width)
+    return EANResNet(stages, design, lmc, segments, reduce, width)

@@ -15,20 +15,20 @@ from pipeline.cache.fields import FORMAT
 from pipeline.cache.records import CACHE, read_statistics, require
 from pipeline.files.atomic_files import (
     Damaged,
-    complete,
     done_marker,
     make_folder,
+    move_into_place,
     read_json,
     sha256_of,
     sync_file,
     sync_folder,
     write_json,
 )
-from pipeline.files.owners import part_of, remove_abandoned
-from pipeline.files.watched_folder import Home
+from pipeline.files.owners import part_path, remove_abandoned
+from pipeline.files.watched_folder import WatchedFolder
 from pipeline.manifests.manifest import Clip, Manifest, read_manifest, shard_ranges
-from pipeline.workers.claims import Mark, Watch, take, version_of
-from pipeline.workers.waiting import Say, Waits
+from pipeline.workers.claims import ClaimWatch, Mark, take_claim, version_of
+from pipeline.workers.waiting import PrintLine, WaitMessages
 
 PIECE = 10_000  # clips that are hashed at a time
 # How videos are read. 1: rates of headers, stored pixels, turned but not mirrored; 2: as a player
@@ -77,7 +77,7 @@ class Shards:
 
 
 def create_cache(
-    path: str | Path, config: dict, manifest: Manifest, per_shard: int, say: Say | None = None
+    path: str | Path, config: dict, manifest: Manifest, per_shard: int, say: PrintLine | None = None
 ) -> Shards:
     """Makes the cache folder, or checks that the one there was made with the same config and clips;
     returns its plan.
@@ -92,12 +92,12 @@ def create_cache(
     fingerprint = _fingerprint(config, manifest)
     check_place(folder)
     make_folder(folder)
-    watch, made = Watch(), folder / "cache.json"
-    waits = Waits(watch, say)
+    watch, made = ClaimWatch(), folder / "cache.json"
+    waits = WaitMessages(watch, say)
     while not made.exists():
         waits.say_of({made: str(made)})
         with (
-            take(folder / "cache.json", watch) or nullcontext() as claim
+            take_claim(folder / "cache.json", watch) or nullcontext() as claim
         ):  # two runs that start at once agree on one plan
             if claim and not (folder / "cache.json").exists():
                 _create(folder, config, manifest, fingerprint, per_shard, claim.name)
@@ -112,7 +112,7 @@ def create_cache(
     return Shards(folder, fingerprint, manifest, read_cache_json(folder)["per_shard"])
 
 
-def home_of(folder: Path, fingerprint: str, stage: str) -> Home:
+def home_of(folder: Path, fingerprint: str, stage: str) -> WatchedFolder:
     """Watches the cache's folder and its folder for a stage, which is made if needed, for a run
     that writes there.
 
@@ -140,7 +140,7 @@ def home_of(folder: Path, fingerprint: str, stage: str) -> Home:
     if not (folder / stage).is_dir():
         (folder / stage).mkdir(exist_ok=True)
         sync_folder(folder)
-    return Home(folder, folder / stage, unchanged=unchanged)
+    return WatchedFolder(folder, folder / stage, unchanged=unchanged)
 
 
 def check_place(folder: Path) -> None:
@@ -156,13 +156,13 @@ def check_place(folder: Path) -> None:
 def _create(
     folder: Path, config: dict, manifest: Manifest, fingerprint: str, per_shard: int, claim: str
 ) -> None:
-    part = part_of(folder / "manifest.csv", claim)
+    part = part_path(folder / "manifest.csv", claim)
     try:
         shutil.copyfile(manifest.path, part)
         sync_file(part)  # else a power loss could leave its name without its rows
         if sha256_of(part) != manifest.sha256:
             raise CacheError(f"{manifest.path}: changed since it was read; start again")
-        complete(part, folder / "manifest.csv")
+        move_into_place(part, folder / "manifest.csv")
     finally:
         part.unlink(missing_ok=True)
     record = {

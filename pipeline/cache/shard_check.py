@@ -15,7 +15,7 @@ from pipeline.cache.fields import FORMAT, ROW_KEYS
 from pipeline.cache.folder import Shards, read_cache_json, read_manifest_copy
 from pipeline.cache.reader import made_from
 from pipeline.cache.records import check_sizes, read_statistics
-from pipeline.cache.shard_layout import Stored, Unreadable
+from pipeline.cache.shard_layout import StoredDataset, Unreadable
 from pipeline.cache.shard_reader import UNREADABLE, ShardFile
 from pipeline.cache.value_checks import wrong_values
 from pipeline.files.atomic_files import Damaged, done_marker, sha256_of
@@ -25,7 +25,7 @@ VERIFY = "; run `vidgraph verify`"  # how errors end where nobody has run it
 
 
 @dataclass(frozen=True)
-class Finding:
+class ShardFinding:
     """Something that is wrong: where (a file, or a row of it), what, what to do; the `stage` and
     `shards` it concerns.
     """
@@ -57,7 +57,7 @@ class ShardChecker:
             record["per_shard"],
         )
 
-    def __call__(self, job: tuple[str, int]) -> tuple[list[Finding], int]:
+    def __call__(self, job: tuple[str, int]) -> tuple[list[ShardFinding], int]:
         check = _Check(self.plan, *job)
         try:
             check.run()
@@ -97,13 +97,13 @@ class _Check:
 
     def __init__(self, plan: Shards, stage: str, shard: int):
         self.plan, self.stage, self.shard, self.path = plan, stage, shard, plan.path(shard, stage)
-        self.findings: list[Finding] = []
+        self.findings: list[ShardFinding] = []
         self.views, self.hashed = 0, _Place()
 
     def say(self, what: str, where: str = "", path: Path | None = None, fix: str = REPAIR) -> None:
         fix = fix.format(cache=quote(str(self.plan.folder)))
         self.findings.append(
-            Finding(f"{path or self.path}{where}", what, fix, self.stage, (self.shard,))
+            ShardFinding(f"{path or self.path}{where}", what, fix, self.stage, (self.shard,))
         )
 
     def run(self) -> None:
@@ -219,7 +219,7 @@ class _Check:
         if np.flatnonzero(~ok).tolist() != table["absent"]:
             self.say("`ok` differs from what its statistics say", f" {group}")
 
-    def _tables(self, group: str, table: dict, described: Mapping[str, Stored]) -> bool:
+    def _tables(self, group: str, table: dict, described: Mapping[str, StoredDataset]) -> bool:
         """Whether every dataset is as its statistics say, so that its rows can be read."""
         before = len(self.findings)
         if set(described) != {*table["fields"], *ROW_KEYS}:
@@ -233,7 +233,9 @@ class _Check:
                 self.say(f"{name} has no checksums", f" {group}")
             if name in table["fields"]:
                 field = table["fields"][name]
-                want = Stored(tuple(field["shape"]), field["dtype"], table["rows"], 1, came.checked)
+                want = StoredDataset(
+                    tuple(field["shape"]), field["dtype"], table["rows"], 1, came.checked
+                )
                 if came != want:
                     self.say(f"{name} is {came}, expected {want}", f" {group}")
         return len(self.findings) == before

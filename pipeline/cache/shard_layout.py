@@ -43,7 +43,7 @@ class Unreadable(Damaged):
         return Unreadable, (self.path, self.why)
 
 
-class Layout(NamedTuple):
+class RowLayout(NamedTuple):
     """Where the rows of a dataset lie.
 
     offsets: int64 [R] bytes from the start of the file, -1 for a row that was never written; size:
@@ -55,7 +55,7 @@ class Layout(NamedTuple):
     packed: bool
 
 
-class Stored(NamedTuple):
+class StoredDataset(NamedTuple):
     """A dataset as HDF5 describes it: shape without R, dtype, rows, rows per chunk, and whether it
     has checksums.
     """
@@ -67,7 +67,7 @@ class Stored(NamedTuple):
     checked: bool
 
 
-class Tables:
+class ShardTables:
     """A shard's open HDF5 file. The caller keeps its descriptor `number` and closes it. Any method
     may raise Unreadable.
     """
@@ -130,7 +130,7 @@ class Tables:
                 )
             return names
 
-    def describe(self) -> dict[str, dict[str, Stored]]:
+    def describe(self) -> dict[str, dict[str, StoredDataset]]:
         """Every dataset, as HDF5 sees it."""
         with self._reading():
             return {
@@ -169,7 +169,7 @@ class Tables:
             )
         return dataset[...]
 
-    def layout(self, group: str, field: str, want: Stored | None = None) -> Layout:
+    def layout(self, group: str, field: str, want: StoredDataset | None = None) -> RowLayout:
         """Where the rows of a field lie. Unreadable if it is not as the statistics say (`want`,
         without `checked`).
         """
@@ -181,7 +181,7 @@ class Tables:
                 )
             return self._layout(dataset, f"{field} of {group}")
 
-    def _layout(self, dataset: h5py.Dataset, where: str) -> Layout:
+    def _layout(self, dataset: h5py.Dataset, where: str) -> RowLayout:
         size = (
             int(np.prod([int(n) for n in dataset.shape[1:]], dtype=object)) * dataset.dtype.itemsize
         )
@@ -225,7 +225,7 @@ class Tables:
                 self.path,
                 f"{where} has {len(wrong):,} views outside their file, or of another size",
             )
-        return Layout(offsets, size, packed)
+        return RowLayout(offsets, size, packed)
 
     def unpack(
         self,
@@ -233,7 +233,7 @@ class Tables:
         field: str,
         rows: Sequence[int],
         outs: Sequence[np.ndarray],
-        layout: Layout,
+        layout: RowLayout,
     ) -> None:
         """Reads rows of a compressed field, each into its array; HDF5 tests their checksums before
         it decompresses them.
@@ -297,12 +297,12 @@ class Tables:
             raise Unreadable(self.path, f"{name} has two names in its file: refused")
         return found
 
-    def _stored(self, group: str, name: str) -> Stored:
+    def _stored(self, group: str, name: str) -> StoredDataset:
         found = self._dataset(group, name)
         plain = np.dtype(found.dtype).newbyteorder("=") if found.dtype.kind != "S" else found.dtype
         little = found.dtype == plain.newbyteorder("<")
         chunk = (found.chunks or (0,))[0]
-        return Stored(
+        return StoredDataset(
             found.shape[1:],
             plain.name if little else found.dtype.str,
             len(found),
@@ -333,7 +333,7 @@ def zstd_content_size(head: bytes) -> int | None:
     )
 
 
-def want_of(table: Mapping, field: str) -> Stored:
+def want_of(table: Mapping, field: str) -> StoredDataset:
     """A field as its group's statistics describe it."""
     stored = table["fields"][field]
-    return Stored(tuple(stored["shape"]), stored["dtype"], table["rows"], 1, True)
+    return StoredDataset(tuple(stored["shape"]), stored["dtype"], table["rows"], 1, True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.cache.fields import ROW_KEYS
 from pipeline.cache.open_files import OPEN_FILES
-from pipeline.cache.shard_layout import Layout, Stored, Tables, Unreadable, want_of
+from pipeline.cache.shard_layout import RowLayout, ShardTables, StoredDataset, Unreadable, want_of
 from pipeline.cache.shard_writer import CHECKSUM_BYTES
 from pipeline.files.atomic_files import Damaged, fletcher32, fletcher32_of_rows
 from pipeline.files.regular_files import open_regular
@@ -32,7 +32,7 @@ class _Opened:
 
     def __init__(self, path: Path, number: int):
         self.path, self.number = path, number
-        self.tables: Tables | None = None
+        self.tables: ShardTables | None = None
         status = os.fstat(number)
         self.identity = status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
@@ -64,7 +64,7 @@ class ShardFile:
         self._opened_now: _Opened | None = None
         self._identity: tuple[int, ...] | None = None
         self._kept = False
-        self._layouts: dict[tuple[str, str], Layout] = {}
+        self._layouts: dict[tuple[str, str], RowLayout] = {}
         self._tested: dict[tuple[str, str], np.ndarray] = {}
 
     @property
@@ -129,14 +129,14 @@ class ShardFile:
                 )
 
     @contextmanager
-    def _asking(self, opened: _Opened) -> Iterator[Tables]:
+    def _asking(self, opened: _Opened) -> Iterator[ShardTables]:
         """The tables of an open file; HDF5 closes them at the end of the context, except within
         `kept_open`.
         """
         if opened.tables is not None:
             yield opened.tables
             return
-        tables = Tables(self.path, opened.number)
+        tables = ShardTables(self.path, opened.number)
         if self._kept:
             opened.tables = tables
         try:
@@ -155,7 +155,7 @@ class ShardFile:
             self._kept = False
             self.release()
 
-    def layout(self, group: str, field: str) -> Layout:
+    def layout(self, group: str, field: str) -> RowLayout:
         """Where the rows of a field lie."""
         key = group, field
         if key not in self._layouts:
@@ -214,7 +214,7 @@ class ShardFile:
         outs: Sequence[np.ndarray],
     ) -> None:
         if opened.tables is None:
-            opened.tables = Tables(self.path, opened.number)  # stays open for the next batches
+            opened.tables = ShardTables(self.path, opened.number)  # stays open for the next batches
         opened.tables.unpack(group, field, rows, outs, self._layouts[group, field])
 
     def read_checked(
@@ -253,7 +253,7 @@ class ShardFile:
         """Memory for `read_checked`; its content is undefined."""
         return np.empty(self.layout(group, field).size + CHECKSUM_BYTES, np.uint8)
 
-    def describe(self) -> dict[str, dict[str, Stored]]:
+    def describe(self) -> dict[str, dict[str, StoredDataset]]:
         """Every dataset, as HDF5 sees it."""
         with self._asking(self.opened()) as tables:
             return tables.describe()
@@ -275,7 +275,7 @@ def record_of(path: Path) -> dict:
     """
     number = open_regular(path)
     try:
-        tables = Tables(path, number)
+        tables = ShardTables(path, number)
         try:
             groups = {
                 group: {
@@ -297,7 +297,9 @@ def record_of(path: Path) -> dict:
         os.close(number)
 
 
-def _fields(described: Mapping[str, Mapping[str, Stored]]) -> dict[str, dict[str, Stored]]:
+def _fields(
+    described: Mapping[str, Mapping[str, StoredDataset]],
+) -> dict[str, dict[str, StoredDataset]]:
     """The result of `describe` without ROW_KEYS."""
     return {
         group: {name: stored for name, stored in tables.items() if name not in ROW_KEYS}

@@ -20,14 +20,14 @@ import numpy as np
 from pipeline.cache.fields import FORMAT, GROUPS, MAX_VIEW, field_of
 from pipeline.cache.part_file import PartFile
 from pipeline.files.atomic_files import (
-    complete,
     done_marker,
     fletcher32,
     json_part,
+    move_into_place,
     sync_and_hash,
     sync_folder,
 )
-from pipeline.files.owners import own_claim, part_of, remove_abandoned_of
+from pipeline.files.owners import new_claim_name, part_path, remove_abandoned_of
 
 COMPRESSIONS = ("none", "lzf", "zstd")
 FEATURE_DTYPES = ("float16", "float32")
@@ -116,12 +116,12 @@ class ShardWriter:
             )
         self.path, self.plans, self.compression = Path(path), dict(plans), compression
         self.attrs = {"format": FORMAT, **attrs}
-        self.claim = claim or own_claim()
+        self.claim = claim or new_claim_name()
         self.ok = {group: np.zeros(len(plan.clips), bool) for group, plan in plans.items()}
         self.path.parent.mkdir(
             exist_ok=True
         )  # not the cache itself: one that was moved away is not made anew
-        self._part = part_of(self.path, self.claim)
+        self._part = part_path(self.path, self.claim)
         self._file: h5py.File | None = None
         for file in (self.path, done_marker(self.path)):
             remove_abandoned_of(file)
@@ -254,13 +254,13 @@ class ShardWriter:
             sync_folder(
                 marker.parent
             )  # after a power loss no marker stands for the file that comes now
-        complete(self._part, self.path, replace)
+        move_into_place(self._part, self.path, replace)
         try:
-            complete(statistics, marker, replace)
+            move_into_place(statistics, marker, replace)
         except FileExistsError:
             if self.path.stat().st_ino != mine:
                 raise
-            complete(statistics, marker)
+            move_into_place(statistics, marker)
 
     def _describe(self, group: str) -> dict:
         fields = self.plans[group].fields.items()

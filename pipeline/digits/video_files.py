@@ -10,7 +10,7 @@ from pipeline.digits.images import Images, load_images
 from pipeline.digits.scenes import Task, Video, videos
 from pipeline.manifests.manifest import SPLITS, write_manifest
 from pipeline.workers.cores import cores_here
-from pipeline.workers.decode_pool import Pool
+from pipeline.workers.decode_pool import WorkerPool
 
 PER_MESSAGE = 50  # videos that a worker process writes before it reports
 BOX_COLUMNS = ("clip", "frame", "x1", "y1", "x2", "y2")  # [0,1] of the frame
@@ -122,7 +122,7 @@ def _write_all(
         for split, count in splits.items()
         for first in range(0, count, PER_MESSAGE)
     ]
-    with Pool(job, min(workers, len(parts))) as pool:
+    with WorkerPool(job, min(workers, len(parts))) as pool:
         for (split, indices), made in pool.imap(parts, ahead=2 * max(1, workers)):
             if isinstance(made, Exception):
                 raise made

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.files.owners import own_claim, part_of, remove_abandoned_of
+from pipeline.files.owners import new_claim_name, part_path, remove_abandoned_of
 from pipeline.files.regular_files import opened, read_small
 
 # What a file system without hard links says: FAT, some that run in user space.
@@ -33,7 +33,7 @@ def done_marker(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def complete(part: Path, path: Path, replace: bool = True) -> None:
+def move_into_place(part: Path, path: Path, replace: bool = True) -> None:
     """Gives a complete, synced file its name, durably: the name is in the folder's own data.
 
     Without `replace`, FileExistsError if the name is taken.
@@ -117,7 +117,7 @@ def sync_and_hash(path: Path) -> str:
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
+def naming_errors(path: Path) -> Iterator[None]:
     """Adds the file's name to an OSError without one, such as that of a write to a full disk or a
     read from a failing one.
     """
@@ -134,13 +134,13 @@ def write_text(path: Path, text: str) -> None:
     writers of it left.
     """
     remove_abandoned_of(path)
-    part = part_of(path, own_claim())
+    part = part_path(path, new_claim_name())
     try:
-        with named(path), open(part, "w", encoding="utf-8", newline="") as file:
+        with naming_errors(path), open(part, "w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        complete(part, path)
+        move_into_place(part, path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -154,7 +154,7 @@ def write_json(
 ) -> None:
     """Writes a JSON file that appears whole or not at all. ValueError as for `json_part`."""
     with json_part(path, record, claim, allow_nan) as part:
-        complete(part, path)
+        move_into_place(part, path)
 
 
 @contextmanager
@@ -162,7 +162,7 @@ def json_part(
     path: Path, record: Mapping[str, object], claim: str, allow_nan: bool = False
 ) -> Iterator[Path]:
     """The part file of a JSON file, synced, so that no full disk keeps it from its name
-    (`complete`); removed in the end.
+    (`move_into_place`); removed in the end.
 
     Its last key, `seal`, is the sha256 of the file as it is with 64 zeros in that place. ValueError
     for a NaN or infinity, for which JSON has no word, unless `allow_nan`: then Python's.
@@ -176,9 +176,9 @@ def json_part(
         + b"\n"
     )
     text = text.replace(_ZEROS, _SEAL % hashlib.sha256(text).hexdigest().encode())
-    part = part_of(path, claim)
+    part = part_path(path, claim)
     try:
-        with named(path), open(part, "wb") as file:
+        with naming_errors(path), open(part, "wb") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -193,7 +193,7 @@ def read_json(path: Path) -> dict:
     Changed if a single bit of it has changed; Damaged if it is sealed and yet no JSON object;
     OSError if it cannot be read.
     """
-    with named(path):
+    with naming_errors(path):
         text = read_small(path)
     body, end = text[: -len(_ZEROS)], text[-len(_ZEROS) :]
     if end != _SEAL % hashlib.sha256(body + _ZEROS).hexdigest().encode():

@@ -31,7 +31,7 @@ _MARK = 8  # hexadecimal digits that say which machine, and as many that say whi
 
 
 @cache
-def machine() -> str:
+def machine_id() -> str:
     """Identifies this boot of this machine and its pid and time namespaces; "" if the system does
     not say.
 
@@ -52,23 +52,23 @@ def machine() -> str:
     return f"{boot} {seen}"
 
 
-def own_claim() -> str:
+def new_claim_name() -> str:
     """A unique claim name of this process. `writer_lives` tells from it whether the process still
     lives.
     """
     host, pid = re.sub(r"[^\w.-]", "_", socket.gethostname(), flags=re.ASCII), os.getpid()
-    return f"{host or '_'}-{pid}-{started(pid) or 0}-{_mark()}{uuid.uuid4().hex[:8]}"
+    return f"{host or '_'}-{pid}-{process_start(pid) or 0}-{_mark()}{uuid.uuid4().hex[:8]}"
 
 
-def started(pid: int) -> str:
+def process_start(pid: int) -> str:
     """Start time of a process of this machine, in ticks since the boot; "" if it has ended or
     cannot be seen.
     """
     return (_state_and_start(pid) or ("", ""))[1]
 
 
-def lives(pid: int, start: str) -> bool | None:
-    """Whether the process of this `machine` that started at `start` lives; None if this process
+def process_lives(pid: int, start: str) -> bool | None:
+    """Whether the process of this `machine_id` that started at `start` lives; None if this process
     cannot tell.
 
     A process without an entry in /proc may live all the same: /proc can hide those of other users
@@ -107,10 +107,12 @@ def _state_and_start(pid: int) -> tuple[str, str] | None:
 
 
 def _mark() -> str:
-    return hashlib.sha256(machine().encode()).hexdigest()[:_MARK] if machine() else "0" * _MARK
+    return (
+        hashlib.sha256(machine_id().encode()).hexdigest()[:_MARK] if machine_id() else "0" * _MARK
+    )
 
 
-class Part(NamedTuple):
+class PartName(NamedTuple):
     """A part file: the file that it would become, and the claim that it was written under."""
 
     path: Path
@@ -118,7 +120,7 @@ class Part(NamedTuple):
     claim: str
 
 
-def part_of(path: Path, claim: str) -> Path:
+def part_path(path: Path, claim: str) -> Path:
     """The name under which a file is written before it is complete; `claim` is the writer's own."""
     return path.with_name(f"{path.name}.{claim}.part")
 
@@ -134,7 +136,7 @@ def host_of(claim: str) -> str:
     return found["host"] if found else ""
 
 
-def parts_in(folder: Path, *becomes: str) -> Iterator[Part]:
+def part_files_in(folder: Path, *becomes: str) -> Iterator[PartName]:
     """Our part files in a folder; with `becomes`, only those of files whose names match one of
     these patterns.
     """
@@ -150,7 +152,7 @@ def parts_in(folder: Path, *becomes: str) -> Iterator[Part]:
         body = name.rpartition(".")[0]
         for dot in (place for place, letter in enumerate(body) if letter == "."):
             if is_claim(body[dot + 1 :]) and wanted.fullmatch(body[:dot]):
-                yield Part(folder / name, body[:dot], body[dot + 1 :])
+                yield PartName(folder / name, body[:dot], body[dot + 1 :])
                 break
 
 
@@ -163,16 +165,16 @@ def writer_lives(part: Path) -> bool | None:
         part.name,
         re.ASCII | re.DOTALL,
     )
-    if not found or not machine() or found[3] != _mark():
+    if not found or not machine_id() or found[3] != _mark():
         return None
-    return lives(int(found[1]), found[2])
+    return process_lives(int(found[1]), found[2])
 
 
 def remove_abandoned(folder: Path, *becomes: str) -> None:
-    """Removes part files whose writers are known to have ended (see `parts_in`), where this user
+    """Removes part files whose writers are known to have ended (see `part_files_in`), where this user
     may remove them.
     """
-    for part in parts_in(folder, *becomes):
+    for part in part_files_in(folder, *becomes):
         if writer_lives(part.path) is False:
             try:
                 part.path.unlink(missing_ok=True)

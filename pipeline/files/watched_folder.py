@@ -14,11 +14,11 @@ from pathlib import Path
 _AWAY = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)  # ESTALE: deleted, on a network file system
 
 
-class Gone(RuntimeError):
+class FolderGone(RuntimeError):
     """The folder that a run works in was moved, deleted or replaced."""
 
 
-class Home:
+class WatchedFolder:
     """The existing folders that one run works in; `check` raises Gone if one of them is no longer
     at its path.
 
@@ -50,11 +50,11 @@ class Home:
                     raise
                 same = False
             if not same:
-                raise Gone(
+                raise FolderGone(
                     self._said(path, "was moved or deleted, or another folder has its name now")
                 )
         if not self._unchanged():
-            raise Gone(
+            raise FolderGone(
                 self._said(next(iter(self._handles)), "was deleted and made anew, by another run")
             )
 

@@ -46,7 +46,7 @@ SPLIT_BY = ("auto", "folders", "hash")
 
 
 @dataclass
-class Scan:
+class FolderScan:
     """What lies in a folder.
 
     `rows` are for write_manifest, with paths relative to the folder, in the order of their names.
@@ -73,7 +73,7 @@ class Scan:
 
 def scan_folder(
     folder: str | Path, split_by: str = "auto", val: float = 0.1, test: float = 0.1, seed: int = 0
-) -> Scan:
+) -> FolderScan:
     """Rows for every video and every folder of images below `folder`.
 
     FOLDER/CLASS/... or FOLDER/SPLIT/CLASS/...: the class is the first folder (below the split's),
@@ -90,7 +90,7 @@ def scan_folder(
         raise ValueError(
             f"expected shares val and test from 0, together at most 1; got {val} and {test}"
         )
-    folder, scan = Path(folder).resolve(), Scan()
+    folder, scan = Path(folder).resolve(), FolderScan()
     if not folder.is_dir():
         raise ManifestError(f"{folder}: expected a folder of videos; there is none of this name")
     paths = [path for path in _clips(folder, "", scan) if _fits(path, scan.ignored)]
@@ -133,7 +133,7 @@ def scan_folder(
     return scan
 
 
-def _clips(top: Path, base: str, scan: Scan) -> Iterator[str]:
+def _clips(top: Path, base: str, scan: FolderScan) -> Iterator[str]:
     """Paths, relative to `top`, of the clips in its sub-folder `base` ("" or ending in "/")."""
     found, images = False, []
     try:

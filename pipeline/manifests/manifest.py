@@ -18,7 +18,7 @@ from decimal import Decimal
 from itertools import chain, islice, pairwise
 from pathlib import Path
 
-from pipeline.files.owners import own_claim, part_of, remove_abandoned_of
+from pipeline.files.owners import new_claim_name, part_path, remove_abandoned_of
 from pipeline.files.regular_files import open_regular
 from pipeline.manifests.rows import (
     COLUMNS,
@@ -28,7 +28,7 @@ from pipeline.manifests.rows import (
     TIMES,
     Clip,
     ManifestError,
-    Rows,
+    RowParser,
     foreign_path,
     wrong_id,
 )
@@ -121,7 +121,7 @@ def _read(path: Path, root: Path, shown: Path) -> Manifest:
     with _open(path, shown) as file, _no_search_for_garbage():
         for lines, records in _records(file, shown, digest):
             if rows is None:
-                rows = Rows(shown, root, lines[0], records[0])
+                rows = RowParser(shown, root, lines[0], records[0])
                 lines, records = lines[1:], records[1:]
             if records:
                 rows.take(lines, records)
@@ -286,7 +286,7 @@ def write_manifest(path: str | Path, rows: Iterable[Mapping[str, object]]) -> Ma
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned_of(path)
-    part = part_of(path, own_claim())
+    part = part_path(path, new_claim_name())
     try:
         with open(part, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")

@@ -90,7 +90,7 @@ class Clip:
         )
 
 
-class Rows:
+class RowParser:
     """The Clips of one manifest, as its rows come in.
 
     `shown` is what errors call the file; `line` is the header's. ManifestError if the header breaks

@@ -24,11 +24,11 @@ from pipeline.manifests.manifest import SPLITS, Clip, Manifest, about_withheld, 
 from pipeline.proposals import BoxesError
 from pipeline.text.printable import visible_json, write_table
 from pipeline.video.frame_reader import DecodeError, beyond_end
-from pipeline.video.view_pixels import Opening, step_frames
+from pipeline.video.view_pixels import ClipOpener, step_frames
 from pipeline.views.sampling import Sampling, views_of
 from pipeline.views.stateless_random import Draws
 from pipeline.views.video_info import VideoInfo
-from pipeline.workers.decode_pool import Pool, WorkerDied
+from pipeline.workers.decode_pool import WorkerDied, WorkerPool
 
 BETWEEN = 3  # frames drawn between the first and the last
 FLAT = 8  # levels of 255 within a frame of one colour: coding leaves a few
@@ -38,7 +38,7 @@ ALIKE = 4.0
 
 
 @dataclass(frozen=True)
-class Finding:
+class ClipFinding:
     """One thing that is wrong with a clip, or looks so.
 
     `kind`: unreadable (no frame, cut short, damaged, too slow, missing, outside the root); blank
@@ -54,18 +54,18 @@ class Finding:
 
 
 @dataclass
-class Checked:
+class CheckResult:
     """What `check_clips` found, in the order of the manifest, labels after pictures; `clips` were
     looked at in `seconds`.
     """
 
     clips: int = 0
     seconds: float = 0.0
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[ClipFinding] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Look:
+class ClipLook:
     """What five frames of a clip show: a digest of them with the clip's size and length, how they
     look, and its length.
     """
@@ -78,13 +78,13 @@ class Look:
 
 def check_clips(
     manifest: Manifest,
-    opening: Opening,
+    opening: ClipOpener,
     workers: int = 1,
     time_limit: float = 60.0,
     classes: Sequence[str] | None = None,
     announce: Callable[[int], Callable[[int, int], None]] | None = None,
     boxes: Any = None,
-) -> Checked:
+) -> CheckResult:
     """Decodes five frames of every clip in `workers` processes (0: in this one, without a time
     limit) and reads the labels.
 
@@ -93,13 +93,15 @@ def check_clips(
     returns `advance(done, found)`. Only what the data causes becomes a finding; anything else is
     raised.
     """
-    begun, checked = time.monotonic(), Checked()
+    begun, checked = time.monotonic(), CheckResult()
     advance = announce(len(manifest.clips)) if announce else (lambda done, found: None)
     seen: dict[bytes, int] = {}
-    with Pool(partial(look, opening), workers, time_limit if workers else None, again=1) as pool:
+    with WorkerPool(
+        partial(look_at_clip, opening), workers, time_limit if workers else None, again=1
+    ) as pool:
         for clip, result in pool.imap(manifest.clips, ahead=max(1, 4 * workers)):
             found = list(_of_pictures(clip, result, seen, manifest.clips, time_limit))
-            if isinstance(result, Look):
+            if isinstance(result, ClipLook):
                 found += _of_units(clip, result.info, boxes)
             checked.findings += found
             checked.clips += 1
@@ -109,7 +111,7 @@ def check_clips(
     return checked
 
 
-def look(opening: Opening, clip: Clip) -> Look:
+def look_at_clip(opening: ClipOpener, clip: Clip) -> ClipLook:
     """What five frames of a clip show; DecodeError if one of them cannot be decoded."""
     with opening.open(clip) as reader:
         info = reader.info
@@ -120,7 +122,7 @@ def look(opening: Opening, clip: Clip) -> Look:
     still = (
         info.frames > 1 and not blank and all(_alike(frames[0], frame) for frame in frames[:0:-1])
     )
-    return Look(digest.digest(), blank, still, info)
+    return ClipLook(digest.digest(), blank, still, info)
 
 
 def _alike(one: np.ndarray, other: np.ndarray) -> bool:
@@ -145,12 +147,12 @@ def frame_numbers(length: int) -> list[int]:
 
 def _of_pictures(
     clip: Clip, result: object, seen: dict[bytes, int], clips: Sequence[Clip], limit: float
-) -> Iterator[Finding]:
+) -> Iterator[ClipFinding]:
     """Findings about one clip, from what its worker sent; `seen` has the digests of the clips
     before it.
     """
-    say = partial(Finding, clip.clip, clip.place)
-    if isinstance(result, Look):
+    say = partial(ClipFinding, clip.clip, clip.place)
+    if isinstance(result, ClipLook):
         if result.blank:
             yield say("blank", "every frame that was looked at is of one colour")
         if result.still:
@@ -171,11 +173,11 @@ def _of_pictures(
         raise result
 
 
-def _of_units(clip: Clip, info: VideoInfo, boxes: Any) -> Iterator[Finding]:
+def _of_units(clip: Clip, info: VideoInfo, boxes: Any) -> Iterator[ClipFinding]:
     """Findings about times and boxes that seem to have other units than the video's: milliseconds,
     another resolution.
     """
-    say = partial(Finding, clip.clip, clip.place)
+    say = partial(ClipFinding, clip.clip, clip.place)
     if words := beyond_end(clip, info):
         yield say("end", words)
     if boxes is None:
@@ -209,7 +211,7 @@ def _of_twins(clip: Clip, other: Clip) -> str:
     return text
 
 
-def _of_labels(manifest: Manifest, classes: Sequence[str] | None) -> Iterator[Finding]:
+def _of_labels(manifest: Manifest, classes: Sequence[str] | None) -> Iterator[ClipFinding]:
     """Findings about labels: outside the classes, missing beside others, in val or test but never
     learned, numbers from 1.
     """
@@ -227,9 +229,9 @@ def _of_labels(manifest: Manifest, classes: Sequence[str] | None) -> Iterator[Fi
     }
     told: set[str] = set(no_labels)
     for label, clips in no_labels.items():
-        yield Finding(clips[0].clip, clips[0].place, "label", about_withheld(label, clips))
+        yield ClipFinding(clips[0].clip, clips[0].place, "label", about_withheld(label, clips))
     for clip in manifest.clips:
-        say = partial(Finding, clip.clip, clip.place, "label")
+        say = partial(ClipFinding, clip.clip, clip.place, "label")
         if (
             not clip.labels and labelled[clip.split] and one_each
         ):  # clips with several labels may have none
@@ -247,10 +249,10 @@ def _of_labels(manifest: Manifest, classes: Sequence[str] | None) -> Iterator[Fi
         other = spelled.setdefault(unicodedata.normalize("NFC", label), label)
         if other != label:
             words = f"labels {other!a} and {label!a} look the same, but are two classes: their accents are encoded in two ways"
-            yield Finding("", str(manifest.path), "label", words)
+            yield ClipFinding("", str(manifest.path), "label", words)
     numbers = {number_of(label) for label in learned - no_labels.keys()}
     if known is None and numbers and None not in numbers and min(numbers) > 0:
-        yield Finding(
+        yield ClipFinding(
             "",
             str(manifest.path),
             "label",
@@ -258,7 +260,7 @@ def _of_labels(manifest: Manifest, classes: Sequence[str] | None) -> Iterator[Fi
         )
 
 
-def write_findings(path: str | Path, checked: Checked) -> None:
+def write_findings(path: str | Path, checked: CheckResult) -> None:
     """The findings as CSV (clip,path,kind,message), or as JSON where the file's name ends so; whole
     or not at all.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.cache.fields import FIELDS, field_of, is_cut
 from pipeline.video.orientation import PIXEL_ASPECTS
-from pipeline.video.view_pixels import Opening
+from pipeline.video.view_pixels import ClipOpener
 from pipeline.views.sampling import Sampling
 
 PRECISIONS = (
@@ -183,9 +183,9 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
 
 
-def opening_of(root: Path, config: ExtractConfig) -> Opening:
+def clip_opener(root: Path, config: ExtractConfig) -> ClipOpener:
     """How an extraction opens the files below `root`."""
-    return Opening(
+    return ClipOpener(
         root,
         config.decoder,
         config.allow_truncated,

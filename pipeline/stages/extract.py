@@ -30,22 +30,30 @@ from pipeline.cache.good_rows import GoodViews
 from pipeline.cache.reader import complete_shard, create_cache, read_cache_json, relabelled_clips
 from pipeline.cache.records import read_statistics
 from pipeline.files.atomic_files import Damaged
-from pipeline.files.watched_folder import Home
+from pipeline.files.watched_folder import WatchedFolder
 from pipeline.manifests.manifest import Clip, Manifest, shard_ranges
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.jobs import Advance, RunOptions, ShardJob
 from pipeline.video.video_identity import changed_videos
-from pipeline.video.view_pixels import work
+from pipeline.video.view_pixels import run_task
 from pipeline.views.sampling import count_views
-from pipeline.workers.claims import Claim, Mark, Watch, begin, mark_of, sweep, take
+from pipeline.workers.claims import (
+    Claim,
+    ClaimWatch,
+    Mark,
+    begin_shard,
+    mark_of,
+    sweep_claims,
+    take_claim,
+)
 from pipeline.workers.cores import cores_here
-from pipeline.workers.decode_pool import Pool
-from pipeline.workers.engines import Engine, Here, pick_device, share_jobs
+from pipeline.workers.decode_pool import WorkerPool
+from pipeline.workers.engines import Engine, LocalEngine, pick_device, share_jobs
 from pipeline.workers.memory import keep_freed_memory
-from pipeline.workers.waiting import Say
+from pipeline.workers.waiting import PrintLine
 
 if TYPE_CHECKING:
-    from pipeline.stages.frozen_networks import Models, Outline
+    from pipeline.stages.frozen_networks import FrozenNetworks, StoredShapes
 
 NOMINAL_ASPECT = (
     16 / 9
@@ -56,7 +64,7 @@ AGAIN = 1  # times that a clip is given to another decode process when its own d
 
 
 @dataclass
-class Summary:
+class ExtractSummary:
     """What a run did: shards written and shards found complete, and clips and views of the former.
 
     `failures` are the records of failed clips in all shards that were asked for, whoever wrote
@@ -88,8 +96,8 @@ def extract(
     redo: bool = False,
     announce: Callable[[int, int], Advance] | None = None,
     engine: Engine | None = None,
-    say: Say | None = None,
-) -> Summary:
+    say: PrintLine | None = None,
+) -> ExtractSummary:
     """Extracts the shards of `manifest` that `cache` lacks, or of `shards` only; with `redo` also
     those that are complete, whose good rows are taken over where their videos are the same. Other
     runs on the same cache share the work.
@@ -104,7 +112,7 @@ def extract(
     options, begun = options or RunOptions(), time.monotonic()
     extractor = ExtractShards(config, manifest.root, options, redo)
     if engine:
-        with Pool(describe, workers=1) as other:
+        with WorkerPool(describe, workers=1) as other:
             ((_, described),) = other.imap([(config, options)], ahead=1)
         if isinstance(described, Exception):
             raise described
@@ -119,12 +127,12 @@ def extract(
             f"shard {max(wanted)}: this cache has {len(plan)} shards, numbered from 0 to "
             f"{len(plan) - 1}"
         )
-    watch = Watch()
-    sweep(plan.folder / "features", watch)
+    watch = ClaimWatch()
+    sweep_claims(plan.folder / "features", watch)
     jobs, there, summary = (
         [],
         [],
-        Summary(Path(cache), relabelled=relabelled_clips(plan.folder, manifest)),
+        ExtractSummary(Path(cache), relabelled=relabelled_clips(plan.folder, manifest)),
     )
     for shard in wanted:
         clips, path = plan.clips(shard), Path(os.path.abspath(plan.path(shard)))
@@ -150,7 +158,9 @@ def extract(
     with (
         closing(extractor),
         closing(
-            share_jobs(extractor, jobs, engine or Here(), extractor.finished, extractor.home, say)
+            share_jobs(
+                extractor, jobs, engine or LocalEngine(), extractor.finished, extractor.home, say
+            )
         ) as results,
     ):
         for job, record in results:
@@ -167,7 +177,7 @@ def extract(
             else:
                 summary.already += 1
         extractor.home.check()
-    sweep(plan.folder / "features", watch)
+    sweep_claims(plan.folder / "features", watch)
     summary.seconds = time.monotonic() - begun
     summary.changed = _changed_clips(there)
     return summary
@@ -193,7 +203,7 @@ def count_shards(
 
 
 @dataclass
-class Turn:
+class ClaimedShard:
     """A shard that this process has claimed: what its decode tasks are, and what is taken over from
     the file that is there.
     """
@@ -235,11 +245,11 @@ class ExtractShards:
         keep_freed_memory()
 
     @cached_property
-    def models(self) -> "Models":
+    def models(self) -> "FrozenNetworks":
         """The networks. ValueError if they are not those that the cache was made with."""
-        from pipeline.stages.frozen_networks import Models
+        from pipeline.stages.frozen_networks import FrozenNetworks
 
-        models = Models(self.config, pick_device(self.options.device), self.options.compile)
+        models = FrozenNetworks(self.config, pick_device(self.options.device), self.options.compile)
         if self.record is not None and _as_json(models.record()) != self.record:
             here = socket.gethostname()
             raise ValueError(
@@ -249,18 +259,18 @@ class ExtractShards:
         return models
 
     @cached_property
-    def home(self) -> Home:
+    def home(self) -> WatchedFolder:
         """The cache's folders, identified when this process began to work there. CacheError if
         there is no cache.
         """
         return home_of(*self.place, "features")
 
     @cached_property
-    def pool(self) -> Pool:
+    def pool(self) -> WorkerPool:
         """The decode workers."""
         workers = self.options.workers
         workers = decoders_for(self.models.device.type, self.cores) if workers is None else workers
-        return Pool(work, workers=workers, timeout=self.options.time_limit, again=AGAIN)
+        return WorkerPool(run_task, workers=workers, timeout=self.options.time_limit, again=AGAIN)
 
     def close(self) -> None:
         """Ends the decode workers, if there are any."""
@@ -287,7 +297,7 @@ class ExtractShards:
         """
         from pipeline.stages.shard_composer import decode_tasks
 
-        turns: deque[Turn] = deque()
+        turns: deque[ClaimedShard] = deque()
         others: deque[ShardJob] = deque()
         held: set[Claim] = set()
 
@@ -313,7 +323,7 @@ class ExtractShards:
 
         results, peeked = self.pool.imap(tasks(), ahead=self._ahead()), deque()
 
-        def results_of(turn: Turn) -> Iterator:
+        def results_of(turn: ClaimedShard) -> Iterator:
             for _ in range(turn.tasks):
                 yield peeked.popleft() if peeked else next(results)
 
@@ -349,7 +359,7 @@ class ExtractShards:
                 claim.abandon()
 
     def _compose(
-        self, turn: Turn, results: Iterator, disk: ThreadPoolExecutor
+        self, turn: ClaimedShard, results: Iterator, disk: ThreadPoolExecutor
     ) -> Callable[[], dict | None] | None:
         """Writes a shard up to what is left to do; None if its part file was taken away because we
         seemed to be dead.
@@ -386,9 +396,9 @@ class ExtractShards:
 
         return guarded
 
-    def _claim(self, job: ShardJob) -> Turn | None:
+    def _claim(self, job: ShardJob) -> ClaimedShard | None:
         with self.home.guarded():
-            claim = take(job.path)
+            claim = take_claim(job.path)
         if claim is None:
             return None
         try:
@@ -397,13 +407,13 @@ class ExtractShards:
                 claim.release()
                 return None
             if not self.redo:
-                return Turn(job, claim, begin(job.path))
+                return ClaimedShard(job, claim, begin_shard(job.path))
             from pipeline.stages.shard_composer import group_plans, rows_of
 
             good = GoodViews(job.path, job.attrs, group_plans(self.models, job.clips, {}))
             for place in self._changed(job):
                 good.forget(rows_of(self.config.sampling, place))
-            return Turn(job, claim, mark_of(job.path), good)
+            return ClaimedShard(job, claim, mark_of(job.path), good)
         except BaseException:
             claim.release()
             raise
@@ -443,13 +453,13 @@ def describe(asked: tuple[ExtractConfig, RunOptions]) -> tuple[dict, int]:
     """The configuration as a cache records it, and clips per shard: loads the networks' weights,
     and computes nothing.
     """
-    from pipeline.stages.frozen_networks import Outline
+    from pipeline.stages.frozen_networks import StoredShapes
 
-    outline = Outline(asked[0])
+    outline = StoredShapes(asked[0])
     return outline.record(), clips_per_shard(outline, asked[1])
 
 
-def clips_per_shard(outline: "Outline", options: RunOptions) -> int:
+def clips_per_shard(outline: "StoredShapes", options: RunOptions) -> int:
     """Clips whose tensors fill about `shard_bytes`, from the shapes alone, so that it is the same
     on every machine.
     """

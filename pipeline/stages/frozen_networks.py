@@ -20,7 +20,7 @@ from pipeline.video.view_pixels import ClipPixels, step_frames
 Boxes = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes [T,N,4], scores [T,N], valid [T,N]
 
 
-class Outline:
+class StoredShapes:
     """Shapes and checksums of what the networks of a configuration store. It computes nothing and
     needs no device.
 
@@ -91,7 +91,7 @@ class Outline:
         return shapes
 
 
-class Models(Outline):
+class FrozenNetworks(StoredShapes):
     """The backbone and the source of boxes that a configuration names, frozen, on one device.
 
     `seconds` sums what each part took. ValueError for a precision that the device does not compute

@@ -12,11 +12,18 @@ from pipeline.cache.folder import home_of
 from pipeline.cache.reader import Cache, CacheError, Group, made_from
 from pipeline.cache.shard_writer import GroupPlan, ShardWriter
 from pipeline.files.atomic_files import Damaged
-from pipeline.files.watched_folder import Home
+from pipeline.files.watched_folder import WatchedFolder
 from pipeline.regions.graphs import GRAPHS, NEEDS, GraphOptions, graphs_of, require_neighbours
-from pipeline.workers.claims import Claim, Watch, begin, finish, sweep, take
-from pipeline.workers.engines import Engine, Here, pick_device, share_jobs
-from pipeline.workers.waiting import Say
+from pipeline.workers.claims import (
+    Claim,
+    ClaimWatch,
+    begin_shard,
+    finish_shard,
+    sweep_claims,
+    take_claim,
+)
+from pipeline.workers.engines import Engine, LocalEngine, pick_device, share_jobs
+from pipeline.workers.waiting import PrintLine
 
 BATCH_BYTES = 64 << 20  # of nodes and inner products at a time: more gains nothing and costs memory
 
@@ -30,7 +37,7 @@ def build_graphs(
     compression: str = "none",
     announce: Callable[[int, int], Callable[[int, int], None]] | None = None,
     engine: Engine | None = None,
-    say: Say | None = None,
+    say: PrintLine | None = None,
 ) -> list[dict]:
     """Computes the graphs of every complete shard that lacks them, or whose features were written
     again since.
@@ -59,16 +66,16 @@ def build_graphs(
         if announce
         else lambda done, failed: None
     )
-    written, watch = [], Watch()
-    sweep(maker.path / "graphs", watch)
+    written, watch = [], ClaimWatch()
+    sweep_claims(maker.path / "graphs", watch)
     jobs = [GraphJob(shard, maker.cache.shards.path(shard, "graphs")) for shard in todo]
     if jobs:
-        engine = engine or Here(min(workers, len(jobs)))
+        engine = engine or LocalEngine(min(workers, len(jobs)))
         with closing(share_jobs(maker, jobs, engine, maker.finished, maker.home, say)) as results:
             for job, record in results:
                 written += [record] if record else []
                 advance(sizes[job.shard], 0)
-    sweep(maker.path / "graphs", watch)
+    sweep_claims(maker.path / "graphs", watch)
     return sorted(written, key=lambda record: record["shard"])
 
 
@@ -97,7 +104,7 @@ class ShardGraphs:
         return Cache(self.path)
 
     @cached_property
-    def home(self) -> Home:
+    def home(self) -> WatchedFolder:
         """The cache's folders, identified when this process began."""
         return home_of(self.cache.path, self.cache.fingerprint, "graphs")
 
@@ -144,7 +151,7 @@ class ShardGraphs:
         was.
         """
         with self.home.guarded():
-            claim = take(job.path)
+            claim = take_claim(job.path)
             if claim is None:
                 return None
             with claim:
@@ -155,7 +162,7 @@ class ShardGraphs:
         features, shards = self.cache.records["features"][shard], self.cache.shards
         attrs = {**shards.attrs(shard), "source_sha256": features["sha256"]}
         plans = {name: self._plan(self.cache[name], shard) for name in features["groups"]}
-        begun, mark = time.monotonic(), begin(claim.path)
+        begun, mark = time.monotonic(), begin_shard(claim.path)
         with ShardWriter(
             claim.path, plans, attrs=attrs, compression=self.compression, claim=claim.name
         ) as writer:
@@ -169,7 +176,7 @@ class ShardGraphs:
                 "views": views,
             }
             self.home.check()
-            return finish(
+            return finish_shard(
                 writer, {**stats, "seconds": round(time.monotonic() - begun, 3)}, claim, mark
             )
 

@@ -22,8 +22,8 @@ from pipeline.cache.folder import check_place
 from pipeline.cache.reader import Cache
 from pipeline.manifests.manifest import COLUMNS, TIMES, Clip, Manifest, read_manifest
 from pipeline.stages.config import ExtractConfig
-from pipeline.stages.extract import Summary, clips_per_shard, decoders_for, extract
-from pipeline.stages.frozen_networks import Outline
+from pipeline.stages.extract import ExtractSummary, clips_per_shard, decoders_for, extract
+from pipeline.stages.frozen_networks import StoredShapes
 from pipeline.stages.shard_composer import RunOptions
 from pipeline.views.stateless_random import Draws
 from pipeline.workers.cores import cores_here
@@ -61,7 +61,7 @@ class WorkersPlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExtractionPlan:
     """What extracting a manifest will take.
 
     `clips` are all, `measured` of which were extracted, `failed` of these not; `clip_seconds` is a
@@ -110,7 +110,7 @@ def make_plan(
     options: RunOptions | None = None,
     clips: int = 8,
     announce: Announce | None = None,
-) -> Plan:
+) -> ExtractionPlan:
     """Extracts two shards of `clips` clips and a short one on the disk where `cache` would lie;
     half a shard is to get going.
 
@@ -179,13 +179,13 @@ def _clip_seconds(moments: Sequence[float], per_shard: int, batch: int) -> float
 def _worked_out(
     measured: Cache,
     manifest: Manifest,
-    done: Summary,
+    done: ExtractSummary,
     clip_seconds: float,
     options: RunOptions,
     per_shard: int,
     cache: Path,
     disk: Path,
-) -> Plan:
+) -> ExtractionPlan:
     """The plan for all clips, from the sample's shards."""
     records, ranges = measured.records["features"], measured.shards.ranges
     last = 1 if len(ranges) > 1 else 0  # of the two shards the one that had no start to pay for
@@ -200,7 +200,7 @@ def _worked_out(
     count, shards = len(manifest.clips), math.ceil(len(manifest.clips) / per_shard)
     sizes = [measured.shards.path(shard).stat().st_size for shard in range(len(ranges))]
     fields = tuple(_fields(measured, count))
-    return Plan(
+    return ExtractionPlan(
         clips=count,
         measured=len(measured.manifest.clips),
         failed=tuple(failure["clip"] for failure in done.failures),
@@ -221,7 +221,7 @@ def _clips_per_shard(config: ExtractConfig, options: RunOptions, cache: Path) ->
     """Of the real run, which goes on with a cache as it was begun."""
     if (cache / "cache.json").exists():
         return Cache(cache).record["per_shard"]
-    return options.shard_size or clips_per_shard(Outline(config), options)
+    return options.shard_size or clips_per_shard(StoredShapes(config), options)
 
 
 def _decoders(options: RunOptions) -> int:

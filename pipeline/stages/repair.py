@@ -18,11 +18,11 @@ from pipeline.stages.config import ExtractConfig
 from pipeline.stages.extract import RunOptions
 from pipeline.stages.graphs import build_graphs
 from pipeline.video.video_identity import changed_videos
-from pipeline.workers.waiting import Say
+from pipeline.workers.waiting import PrintLine
 
 
 @dataclass(frozen=True)
-class Moved:
+class MovedFiles:
     """Where files are now that the first run found elsewhere; None: where they were.
 
     `root` of the videos; `weights` of the backbone; `annotations` and `proposal_weights` of the
@@ -36,7 +36,7 @@ class Moved:
 
 
 def as_extracted(
-    path: str | Path, options: RunOptions, moved: Moved | None = None
+    path: str | Path, options: RunOptions, moved: MovedFiles | None = None
 ) -> tuple[ExtractConfig, Manifest, RunOptions]:
     """The configuration, the manifest and the options that fill the shards of a cache again with
     the same bits.
@@ -45,7 +45,7 @@ def as_extracted(
     ValueError for a file that is not where it was, with the option that says where it is, and for
     one that this cache was not made with.
     """
-    cache, moved = Cache(path), moved or Moved()
+    cache, moved = Cache(path), moved or MovedFiles()
     record = next(_records(cache.path, "features"), None)
     if record is None:
         raise CacheError(
@@ -96,7 +96,7 @@ def redo_graphs(
     shards: Iterable[int],
     workers: int = 0,
     device: str = "cpu",
-    say: Say | None = None,
+    say: PrintLine | None = None,
 ) -> list[dict]:
     """Computes graphs again: those of `shards`, and what is missing or stale; returns the
     statistics of what was written.
@@ -121,7 +121,7 @@ def redo_graphs(
     return build_graphs(path, which, neighbours or 1, workers, device, compression, say=say)
 
 
-def _with_moved(config: ExtractConfig, moved: Moved) -> ExtractConfig:
+def _with_moved(config: ExtractConfig, moved: MovedFiles) -> ExtractConfig:
     """The configuration with its files where they are now."""
     options, now = (
         dict(config.proposal_options),

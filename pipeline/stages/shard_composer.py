@@ -25,21 +25,21 @@ from pipeline.cache.shard_writer import GroupPlan, NotFinite, ShardWriter
 from pipeline.files.atomic_files import Damaged
 from pipeline.manifests.manifest import Clip
 from pipeline.proposals import BoxesError
-from pipeline.stages.config import opening_of
-from pipeline.stages.frozen_networks import Boxes, Models
+from pipeline.stages.config import clip_opener
+from pipeline.stages.frozen_networks import Boxes, FrozenNetworks
 from pipeline.stages.jobs import Advance, RunOptions, ShardJob
 from pipeline.video.frame_reader import DecodeError, DecoderDied, DecodeTimeout, beyond_end
-from pipeline.video.view_pixels import ClipPixels, DecodeViews, Probe
+from pipeline.video.view_pixels import ClipPixels, DecodeViews, ProbeClip
 from pipeline.views.sampling import Sampling, View, count_views, views_of
 from pipeline.views.video_info import VideoInfo
-from pipeline.workers.claims import Claim, Mark, finish
+from pipeline.workers.claims import Claim, Mark, finish_shard
 from pipeline.workers.decode_pool import WorkerDied
 
 PENDING_WRITES = 2  # batches that may wait for the disk while the device goes on
 
 
 @dataclass
-class Row:
+class ViewRow:
     """A view on its way through the networks; `pixels` is None where its clip failed, or it is
     `kept`: taken over.
     """
@@ -54,20 +54,20 @@ class Row:
 
 
 def decode_tasks(
-    models: Models, root: Path, clips: Sequence[Clip], good: GoodViews | None
-) -> list[Probe | DecodeViews]:
+    models: FrozenNetworks, root: Path, clips: Sequence[Clip], good: GoodViews | None
+) -> list[ProbeClip | DecodeViews]:
     """What the decode workers are asked for a shard: each clip's size, where that of its views
     follows from it, and its pixels.
 
     Nothing is asked about clips whose views are all taken over.
     """
     config = models.config
-    opening = opening_of(root, config)
+    opening = clip_opener(root, config)
     clips = [
         clip for place, clip in enumerate(clips) if not _all_good(good, config.sampling, place)
     ]
     sizes_differ = config.sampling.test_clips and config.sampling.size_of("test") is None
-    probes = [Probe(clip, opening) for clip in clips] if sizes_differ else []
+    probes = [ProbeClip(clip, opening) for clip in clips] if sizes_differ else []
     views = (config.sampling, config.seed, models.steps, models.frame_size)
     return probes + [DecodeViews(clip, opening, *views) for clip in clips]
 
@@ -84,7 +84,7 @@ def _all_good(good: GoodViews | None, sampling: Sampling, place: int) -> bool:
 
 
 def group_plans(
-    models: Models, clips: Sequence[Clip], sizes: Mapping[str, list[tuple[int, int]]]
+    models: FrozenNetworks, clips: Sequence[Clip], sizes: Mapping[str, list[tuple[int, int]]]
 ) -> dict[str, GroupPlan]:
     """The groups of a shard's file: which rows, and each tensor's shape, padded to the widest view
     where sizes differ.
@@ -123,7 +123,7 @@ class ShardComposer:
         job: ShardJob,
         claim: Claim,
         mark: Mark,
-        models: Models,
+        models: FrozenNetworks,
         options: RunOptions,
         disk: ThreadPoolExecutor,
         good: GoodViews | None = None,
@@ -132,7 +132,7 @@ class ShardComposer:
         self.models, self.options, self.disk, self.good = models, options, disk, good
         self.sampling = models.config.sampling
         self.counts = {group: count for group, count in count_views(self.sampling).items() if count}
-        self.waiting: dict[str, list[Row]] = {group: [] for group in self.counts}
+        self.waiting: dict[str, list[ViewRow]] = {group: [] for group in self.counts}
         self.pending: list[Future] = []
         self.failures: dict[str, dict] = {}
         self.warnings: dict[str, list[str]] = {}
@@ -173,7 +173,7 @@ class ShardComposer:
 
         def complete() -> dict | None:
             with open_writer:
-                return finish(
+                return finish_shard(
                     writer, statistics, self.claim, self.mark, replace=self.good is not None
                 )
 
@@ -246,7 +246,7 @@ class ShardComposer:
             self._fail(clip.clip, _as_decode_error(clip, result, self.options.time_limit), seconds)
         kept = self.good.rows if self.good else dict.fromkeys(self.counts, ())
         rows = {
-            group: [Row(number, clip.clip, kept=number in kept[group]) for number in numbers]
+            group: [ViewRow(number, clip.clip, kept=number in kept[group]) for number in numbers]
             for group, numbers in rows_of(self.sampling, place).items()
         }
         if pixels:
@@ -286,7 +286,7 @@ class ShardComposer:
             self.pending.append(self.disk.submit(self._write, group, batch, writer))
         self._drain(PENDING_WRITES)
 
-    def _forward(self, rows: list[Row], size: tuple[int, int]) -> list[tuple[int, Extracted]]:
+    def _forward(self, rows: list[ViewRow], size: tuple[int, int]) -> list[tuple[int, Extracted]]:
         frames = np.zeros((len(rows), self.sampling.frames, *size, 3), np.uint8)
         boxes = np.zeros((len(rows), self.models.steps, self.models.num_boxes, 4), np.float32)
         scores, valid = boxes[..., 0].copy(), np.zeros(boxes.shape[:-1], bool)
@@ -418,7 +418,7 @@ def _padded(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return wide
 
 
-def _placement(row: Row) -> dict[str, np.ndarray]:
+def _placement(row: ViewRow) -> dict[str, np.ndarray]:
     view, info = row.view, row.info
     return {
         "frames": np.array(view.frames, np.int32) + info.first,

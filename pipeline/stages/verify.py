@@ -10,12 +10,12 @@ from shlex import quote
 
 from pipeline.cache.folder import Shards
 from pipeline.cache.reader import STAGES
-from pipeline.cache.shard_check import GRAPHS, REPAIR, Finding, ShardChecker
+from pipeline.cache.shard_check import GRAPHS, REPAIR, ShardChecker, ShardFinding
 from pipeline.files import owners
 from pipeline.files.atomic_files import Damaged
 from pipeline.manifests.manifest import ManifestError
-from pipeline.workers.claims import SHARD, NotAClaim, look
-from pipeline.workers.decode_pool import Pool, WorkerDied
+from pipeline.workers.claims import SHARD, NotAClaim, read_claim
+from pipeline.workers.decode_pool import WorkerDied, WorkerPool
 
 SUFFIXES = (".h5", ".json")  # of a shard's two files
 # What runs leave that were stopped; other files with such endings, such as a downloader's, are none
@@ -26,19 +26,19 @@ HALF_WRITTEN = re.compile(
 
 
 @dataclass
-class Report:
+class VerifyReport:
     """What `inspect` found, and how much it read: complete shards per stage, views, bytes,
     seconds.
     """
 
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[ShardFinding] = field(default_factory=list)
     shards: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
     views: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
     bytes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
     seconds: float = 0.0
 
 
-def verify(path: str | Path, workers: int = 0) -> list[Finding]:
+def verify(path: str | Path, workers: int = 0) -> list[ShardFinding]:
     """Everything that `inspect` finds; empty for a cache that is whole."""
     return inspect(path, workers).findings
 
@@ -71,7 +71,7 @@ Advance = Callable[[int, int], None]
 
 def inspect(
     path: str | Path, workers: int = 0, announce: Callable[[int], Advance] | None = None
-) -> Report:
+) -> VerifyReport:
     """Checks hashes, checksums, shapes, row order, NaN, ranges, failed clips, missing shards, stale
     graphs, leftovers.
 
@@ -79,19 +79,19 @@ def inspect(
     read)` is called once and returns `advance(bytes, findings)`. CacheError if there is no cache,
     or its FORMAT is another.
     """
-    begun, report, folder = time.monotonic(), Report(), Path(path)
+    begun, report, folder = time.monotonic(), VerifyReport(), Path(path)
     try:
         checker = ShardChecker(folder)
         plan = checker.plan
     except (Damaged, ManifestError) as error:
         fix = "delete cache.json and run the same `vidgraph extract` again: it writes both anew and keeps the shards"
-        return Report([Finding(str(folder), str(error), fix)])
+        return VerifyReport([ShardFinding(str(folder), str(error), fix)])
     jobs = [
         (stage, shard) for stage in STAGES for shard in range(len(plan)) if plan.done(shard, stage)
     ]
     sizes = {job: _size(plan.path(job[1], job[0])) for job in jobs}
     advance = announce(sum(sizes.values())) if announce else lambda done, found: None
-    with Pool(checker, min(workers, len(jobs))) as pool:
+    with WorkerPool(checker, min(workers, len(jobs))) as pool:
         for (stage, shard), result in pool.imap(jobs, ahead=2 * max(1, workers)):
             findings, views = _or_died(result, plan, stage, shard)
             report.findings += findings
@@ -104,11 +104,13 @@ def inspect(
     return report
 
 
-def _or_died(result: object, plan: Shards, stage: str, shard: int) -> tuple[list[Finding], int]:
+def _or_died(
+    result: object, plan: Shards, stage: str, shard: int
+) -> tuple[list[ShardFinding], int]:
     if isinstance(result, WorkerDied):
         what = f"reading it ended the process ({result})"
         return [
-            Finding(
+            ShardFinding(
                 str(plan.path(shard, stage)),
                 what,
                 REPAIR.format(cache=quote(str(plan.folder))),
@@ -125,7 +127,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _missing(plan: Shards, jobs: Sequence[tuple[str, int]]) -> Iterator[Finding]:
+def _missing(plan: Shards, jobs: Sequence[tuple[str, int]]) -> Iterator[ShardFinding]:
     """Shards that are not complete; graphs only where some were made."""
     done = {stage: {shard for s, shard in jobs if s == stage} for stage in STAGES}
     expected = {
@@ -136,23 +138,23 @@ def _missing(plan: Shards, jobs: Sequence[tuple[str, int]]) -> Iterator[Finding]
         if lost := sorted(shards - done[stage]):
             what = f"{len(lost):,} of {len(shards):,} shards are missing: {_ranges(lost)}"
             fix = (GRAPHS if stage == "graphs" else REPAIR).format(cache=quote(str(plan.folder)))
-            yield Finding(str(plan.folder / stage), what, fix, stage, tuple(lost))
+            yield ShardFinding(str(plan.folder / stage), what, fix, stage, tuple(lost))
 
 
-def _strangers(plan: Shards) -> Iterator[Finding]:
+def _strangers(plan: Shards) -> Iterator[ShardFinding]:
     """Files that belong to no complete shard: what a stopped run left, and shards beyond the plan.
     Not those of a live run.
     """
     for path in sorted(p for folder in (".", *STAGES) for p in (plan.folder / folder).glob("*")):
         if HALF_WRITTEN.fullmatch(path.name):
             if not _in_use(path):
-                yield Finding(
+                yield ShardFinding(
                     str(path),
                     "left by a run that was stopped",
                     "delete it, if no run is writing to this cache",
                 )
         elif path.parent != plan.folder and not _planned(path, len(plan)):
-            yield Finding(str(path), "not part of this cache's plan", "move it elsewhere")
+            yield ShardFinding(str(path), "not part of this cache's plan", "move it elsewhere")
 
 
 def _in_use(path: Path) -> bool:
@@ -160,7 +162,7 @@ def _in_use(path: Path) -> bool:
     if path.suffix in owners.HALF_WRITTEN:
         return owners.writer_lives(path) is True
     with suppress(NotAClaim, OSError):  # a pipe, for example
-        seen = look(path)
+        seen = read_claim(path)
         return seen is not None and not seen.dead
     return False
 

@@ -40,11 +40,18 @@ import numpy as np
 from pipeline.manifests.folder_scan import PICTURES
 from pipeline.manifests.manifest import Clip
 from pipeline.text.printable import first_line
-from pipeline.video.frame_reader import DecodeError, Reader, TruncatedVideo, failed
-from pipeline.video.orientation import PIXEL_ASPECTS, STRAIGHT, Shape, fitted, turned
-from pipeline.video.packets import Contents, between, stated_picture
+from pipeline.video.frame_reader import DecodeError, FrameReader, TruncatedVideo, failed
+from pipeline.video.orientation import PIXEL_ASPECTS, STRAIGHT, PictureShape, fitted, turned
+from pipeline.video.packets import StreamContents, between, stated_picture
 from pipeline.video.pictures import frame_files, read_picture
-from pipeline.video.video_file import Held, aspect_of, first_shape, open_video, scan, shape_of
+from pipeline.video.video_file import (
+    ScannedVideo,
+    aspect_of,
+    first_shape,
+    open_video,
+    scan,
+    shape_of,
+)
 from pipeline.views.video_info import VideoInfo
 
 
@@ -54,7 +61,7 @@ def open_clip(
     allow_truncated: bool = False,
     pixel_aspect: str = "displayed",
     frame_pattern: str = "",
-) -> Reader:
+) -> FrameReader:
     """A reader of the clip's file, or of its folder of frames (images in natural order: 2.jpg
     before 10.jpg).
 
@@ -126,20 +133,20 @@ def _within(
         raise failed(clip, str(error)) from None
 
 
-def _info(clip: Clip, held: Contents, size: tuple[int, int]) -> VideoInfo:
+def _info(clip: Clip, held: StreamContents, size: tuple[int, int]) -> VideoInfo:
     first, frames = _within(clip, held.times, held.until, held.slack)
     rate = (getattr(clip, "extra", None) or {}).get("fps", "").strip()
     return VideoInfo(frames, float(rate) if rate else held.fps, *size, first, held.until)
 
 
-class _PyavReader(Reader):
+class _PyavReader(FrameReader):
     """Decodes forward from the last key frame before the first frame asked for.
 
     Frames are told by their time stamps, or by the packets that they come from where several
     recordings share one clock.
     """
 
-    def __init__(self, clip: Clip, held: Held):
+    def __init__(self, clip: Clip, held: ScannedVideo):
         self._held = held.contents
         self._shape = held.shape or first_shape(clip)
         self._size = self._shape.shown
@@ -239,7 +246,7 @@ class _PyavReader(Reader):
         return fitted(pixels, shape.shown, self._size)
 
 
-def _decord_where_it_can_be_trusted(clip: Clip, held: Held) -> Reader:
+def _decord_where_it_can_be_trusted(clip: Clip, held: ScannedVideo) -> FrameReader:
     """A _DecordReader; a _PyavReader, with the same frames, where decord is of no use.
 
     That is where it is not installed, cannot open the file (AV1), cannot find its way in it, reads
@@ -296,7 +303,7 @@ def ffmpeg_versions() -> dict[str, str]:
     return found
 
 
-def _decord_turns(shape: Shape | None) -> bool:
+def _decord_turns(shape: PictureShape | None) -> bool:
     """Whether decord shows pictures of this shape upright, or in a size that gives it away.
 
     It knows the matrix of the container, not that of the stream (a message of H.264 and HEVC).
@@ -307,12 +314,12 @@ def _decord_turns(shape: Shape | None) -> bool:
     )
 
 
-class _DecordReader(Reader):
+class _DecordReader(FrameReader):
     """decord; a _PyavReader takes over when its FFmpeg complains, or gives pictures of another size
     than the first.
     """
 
-    def __init__(self, clip: Clip, held: Held):
+    def __init__(self, clip: Clip, held: ScannedVideo):
         decord = _module("decord")
         self._held, self._complaints = held, _complaints()
         # decord decodes ahead: what it says later may be about any frame of this file
@@ -376,7 +383,7 @@ def _complaints() -> _Complaints | None:
     return _Complaints(ctypes.CDLL(str(found[0]))) if found else None
 
 
-def _torchcodec_where_it_can_be_trusted(clip: Clip, held: Held) -> Reader:
+def _torchcodec_where_it_can_be_trusted(clip: Clip, held: ScannedVideo) -> FrameReader:
     """A _TorchcodecReader, or a _PyavReader for what torchcodec does not show as a player does:
     mirrored, or joined.
     """
@@ -389,12 +396,12 @@ def _torchcodec_where_it_can_be_trusted(clip: Clip, held: Held) -> Reader:
     return _PyavReader(clip, held)
 
 
-class _TorchcodecReader(Reader):
+class _TorchcodecReader(FrameReader):
     """torchcodec; a _PyavReader takes over where it stops, as at a change of size. Damage that
     FFmpeg conceals stays unseen.
     """
 
-    def __init__(self, clip: Clip, held: Held, decoders):
+    def __init__(self, clip: Clip, held: ScannedVideo, decoders):
         options = {
             "dimension_order": "NHWC",
             "num_ffmpeg_threads": 1,
@@ -431,7 +438,7 @@ class _TorchcodecReader(Reader):
         )
 
 
-class _FolderReader(Reader):
+class _FolderReader(FrameReader):
     """A folder of images of one size. Its frame rate is the manifest's column `fps`, and 0 without
     one.
     """

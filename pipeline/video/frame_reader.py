@@ -52,7 +52,7 @@ class DecoderDied(DecodeError):
     """The process that decoded the clip ended."""
 
 
-class Reader(ABC):
+class FrameReader(ABC):
     """Frames of one clip by number. Built inside the process that uses it; `info` is known from the
     start.
     """
@@ -88,7 +88,7 @@ class Reader(ABC):
         """Lets go of the file."""
         self._video = None
 
-    def __enter__(self) -> "Reader":
+    def __enter__(self) -> "FrameReader":
         return self
 
     def __exit__(self, *exception: object) -> None:

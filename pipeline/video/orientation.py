@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 PIXEL_ASPECTS = ("displayed", "stored")  # pixels that are not square become square, or stay
-Turn = tuple[int, int, int, int]  # see Shape
+Rotation = tuple[int, int, int, int]  # see Shape
 STRAIGHT = (1, 0, 0, 1)
 QUARTERS = (STRAIGHT, (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))  # counter-clockwise
 # By the orientation of Exif 2.3, 4.6.4 A: which sides of the picture its first row and its first
@@ -31,7 +31,7 @@ SKEW = 0.02
 
 
 @dataclass(frozen=True)
-class Shape:
+class PictureShape:
     """How a stored picture is shown.
 
     `width` and `height` are stored pixels. `turn` = (a, b, c, d) moves the stored pixel (x, y) to
@@ -41,7 +41,7 @@ class Shape:
 
     width: int
     height: int
-    turn: Turn = STRAIGHT
+    turn: Rotation = STRAIGHT
     aspect: float = 1.0
 
     @property
@@ -68,7 +68,7 @@ class Shape:
         return (self.height, self.width) if self.turn[1] else (self.width, self.height)
 
 
-def turn_of(matrix: bytes | None) -> Turn:
+def turn_of(matrix: bytes | None) -> Rotation:
     """FFmpeg's display matrix (nine 32-bit numbers) as one of the eight turns; STRAIGHT without a
     matrix.
 
@@ -93,7 +93,7 @@ def _sign(value: float) -> int:
     return -1 if value < 0 else 1
 
 
-def turned(pixels: np.ndarray, turn: Turn) -> np.ndarray:
+def turned(pixels: np.ndarray, turn: Rotation) -> np.ndarray:
     """A stored picture [H,W,3] as it is shown, without a copy."""
     a, b, c, d = turn
     if b:

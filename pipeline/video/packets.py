@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.video.timeline import Parts, middle_step, parts_of
+from pipeline.video.timeline import Recordings, middle_step, parts_of
 
 # FFmpeg's names of the two containers that stamp every frame with the time when it is shown.
 MATROSKA = "matroska,webm"
@@ -59,7 +59,7 @@ class Packet(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Contents:
+class StreamContents:
     """A file's video stream. Frame k is the k-th that a player would show.
 
     `times[k]` is when frame k is shown, in seconds from the start of the file, ascending; `until`
@@ -197,7 +197,7 @@ def contents(
     stopped: str,
     whole: bool = False,
     begins: dict[int, float] | None = None,
-) -> Contents:
+) -> StreamContents:
     """The `packets` of PyAV's `stream` in the file's order, and the second at which each stream
     ends -> Contents.
 
@@ -260,7 +260,7 @@ def contents(
     # decord makes room for as many frames as the container claims, and ends the process if that
     # cannot be had.
     steady = in_order and len(shown) == total >= stream.frames and not missing
-    return Contents(
+    return StreamContents(
         rate_of(header, len(times), _seconds(times, until, step, tick), step, tick),
         times,
         until,
@@ -345,7 +345,7 @@ def _begin(own: int, begin: float, begins: dict[int, float]) -> float:
     )
 
 
-def _last_duration(shown: list[Packet], parts: Parts, tick: float, step: float) -> float:
+def _last_duration(shown: list[Packet], parts: Recordings, tick: float, step: float) -> float:
     """Seconds for which the last frame is shown: what the file says, if it says of most frames how
     long they are shown.
 

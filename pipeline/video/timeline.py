@@ -22,7 +22,7 @@ PACES = 10  # the same in steps, for streams that have a frame every few seconds
 
 
 @dataclass(frozen=True)
-class Parts:
+class Recordings:
     """The recordings that a stream holds, one after the other.
 
     `starts` are the packets with which they begin. `shown` are the packets that show a frame, in
@@ -59,7 +59,9 @@ class Parts:
         return found
 
 
-def parts_of(packets: "list[Packet]", tick: float, broadcast: bool, stamped: bool = True) -> Parts:
+def parts_of(
+    packets: "list[Packet]", tick: float, broadcast: bool, stamped: bool = True
+) -> Recordings:
     """The recordings in `packets`, which are in the file's order. `tick`: seconds of one unit of
     their stamps.
 
@@ -78,7 +80,7 @@ def parts_of(packets: "list[Packet]", tick: float, broadcast: bool, stamped: boo
     if sortable and broadcast and ordered:
         ordered = not _mixed_up([packets[k] for k in shown], tick)
     if not (ordered or sortable):
-        return Parts(starts, shown, None, frozenset(unfed), 0, False)
+        return Recordings(starts, shown, None, frozenset(unfed), 0, False)
 
     def when(k: int) -> int | None:
         return packets[k].stamp if ordered else packets[k].decoded
@@ -92,7 +94,7 @@ def parts_of(packets: "list[Packet]", tick: float, broadcast: bool, stamped: boo
         first = known[0] if first is None else first
         times += [when(k) + shift for k in shown if start <= k < end]
         until = known[-1] + shift + max(1, round(middle_step(known)))
-    return Parts(starts, shown, times, frozenset(unfed), first or 0, ordered)
+    return Recordings(starts, shown, times, frozenset(unfed), first or 0, ordered)
 
 
 def middle_step(times: list) -> float:

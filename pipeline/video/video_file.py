@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 from pipeline.manifests.manifest import Clip
 from pipeline.video.frame_reader import failed
-from pipeline.video.orientation import EXIF_TURNS, QUARTERS, Shape, Turn, turn_of
+from pipeline.video.orientation import EXIF_TURNS, QUARTERS, PictureShape, Rotation, turn_of
 from pipeline.video.packets import (
-    Contents,
     Packet,
+    StreamContents,
     contents,
     same_colours,
     shows_nothing,
@@ -32,7 +32,7 @@ HEAD = 4096  # bytes at a file's begin that say how long it is
 
 
 @dataclass(frozen=True)
-class Held:
+class ScannedVideo:
     """A video file as `scan` found it: what its packets say, which stream they are of, and how its
     pictures are shown.
 
@@ -40,9 +40,9 @@ class Held:
     stream.
     """
 
-    contents: Contents
+    contents: StreamContents
     stream: int
-    shape: Shape | None
+    shape: PictureShape | None
     alone: bool
 
 
@@ -102,7 +102,7 @@ def _video_stream(container) -> tuple:
     return best, len(container.streams.video) - len(films)
 
 
-def scan(clip: Clip) -> Held:
+def scan(clip: Clip) -> ScannedVideo:
     """Reads every packet once. DecodeError if the file does not open, or claims frames larger than
     MAX_PIXELS.
     """
@@ -139,7 +139,7 @@ def scan(clip: Clip) -> Held:
         ends = {which: end * seconds[which] for which, end in ends.items()}
         held = contents(container, stream, packets, ends, stopped, _is_whole(clip), begins)
         held = replace(held, same_colours=same_colours(codec))
-        return Held(held, stream.index, first.shape, len(container.streams.video) == 1)
+        return ScannedVideo(held, stream.index, first.shape, len(container.streams.video) == 1)
 
 
 def _described(packet, codec) -> Packet:
@@ -184,12 +184,12 @@ class _First:
             self.left = 0  # whoever decodes says why
 
 
-def _exif_turn(packet) -> Turn | None:
+def _exif_turn(packet) -> Rotation | None:
     """The turn that a JPEG's own metadata ask for, None where they ask for none."""
     return EXIF_TURNS.get(orientation_of(bytes(packet)))
 
 
-def shape_of(clip: Clip, frame, aspect: float, known: Turn | None = None) -> Shape:
+def shape_of(clip: Clip, frame, aspect: float, known: Rotation | None = None) -> PictureShape:
     """How one of PyAV's frames is shown: by its matrix, or by the turn that is `known` where PyAV
     cannot tell.
 
@@ -206,7 +206,7 @@ def shape_of(clip: Clip, frame, aspect: float, known: Turn | None = None) -> Sha
             turn = turn_of(bytes(matrix) if matrix is not None else None)
         except ValueError as error:
             raise failed(clip, str(error)) from None
-    shape = Shape(frame.width, frame.height, turn, aspect)
+    shape = PictureShape(frame.width, frame.height, turn, aspect)
     width, height = shape.shown
     if not 1 <= width * height <= MAX_PIXELS:
         raise failed(
@@ -224,7 +224,7 @@ def aspect_of(stream) -> float:
     return float(stream.sample_aspect_ratio or 0) or 1.0
 
 
-def first_shape(clip: Clip) -> Shape:
+def first_shape(clip: Clip) -> PictureShape:
     """How the first picture of a file is shown. DecodeError if it cannot be decoded."""
     import av
 

@@ -22,7 +22,7 @@ from pipeline.views.video_info import VideoInfo
 
 
 @dataclass(frozen=True)
-class Opening:
+class ClipOpener:
     """How a clip's file is opened: the folder it may not leave, the decoder, whether a file cut
     short is taken as it is.
 
@@ -77,11 +77,11 @@ def _pictures_inside(root: Path, clip: Clip) -> None:
 
 
 @dataclass(frozen=True)
-class Probe:
+class ProbeClip:
     """Asks a worker for a clip's VideoInfo only."""
 
     clip: Clip
-    opening: Opening
+    opening: ClipOpener
 
     def run(self) -> VideoInfo:
         with self.opening.open(self.clip) as reader:
@@ -118,7 +118,7 @@ class DecodeViews:
     """
 
     clip: Clip
-    opening: Opening
+    opening: ClipOpener
     sampling: Sampling
     seed: int
     steps: int
@@ -153,7 +153,7 @@ class DecodeViews:
         return ClipPixels(info, views, pixels, numbers, frames, time.perf_counter() - begun, video)
 
 
-def work(task: "Probe | DecodeViews"):
+def run_task(task: "ProbeClip | DecodeViews"):
     """What a worker process does with a task; exceptions travel back as results, with the `seconds`
     that they took.
     """

@@ -9,7 +9,7 @@ is abandoned when a watcher has seen it unchanged for SILENCE seconds of the wat
 clock: clocks of different machines, and file times, are never compared.
 
 Claims divide the work, they do not guard the data: an owner that was stalled and wakes up goes on
-writing its own part file, and whoever completes the shard first wins (`ShardWriter.finish`).
+writing its own part file, and whoever completes the shard first wins (`ShardWriter.finish_shard`).
 """
 
 import json
@@ -26,12 +26,12 @@ from typing import Protocol
 from pipeline.files.atomic_files import done_marker, publish
 from pipeline.files.owners import (
     host_of,
-    lives,
-    machine,
-    own_claim,
-    part_of,
-    parts_in,
-    started,
+    machine_id,
+    new_claim_name,
+    part_files_in,
+    part_path,
+    process_lives,
+    process_start,
     writer_lives,
 )
 from pipeline.files.regular_files import NotAFile, opened, read_small
@@ -53,14 +53,14 @@ class NotAClaim(ValueError):
 
 
 @dataclass(frozen=True)
-class Seen:
+class ClaimState:
     """A claim file as it was read: its bytes, and the owner's name, machine, process number, start
     and host.
     """
 
     content: bytes
     name: str = ""
-    machine: str = ""
+    machine_id: str = ""
     pid: int = 0
     start: str = ""
     host: str = ""
@@ -68,12 +68,12 @@ class Seen:
     @property
     def here(self) -> bool:
         """Whether the owner is, or was, a process of this machine."""
-        return self.machine == machine() != ""
+        return self.machine == machine_id() != ""
 
     @property
-    def lives(self) -> bool | None:
+    def process_lives(self) -> bool | None:
         """Whether the owner lives; None if this process cannot know."""
-        return lives(self.pid, self.start) if self.here else None
+        return process_lives(self.pid, self.start) if self.here else None
 
     @property
     def dead(self) -> bool:
@@ -89,7 +89,7 @@ class Seen:
         return f"process {self.pid} on {''.join(c if c.isprintable() else '?' for c in where[:80])}"
 
 
-def look(path: Path) -> Seen | None:
+def read_claim(path: Path) -> ClaimState | None:
     """The claim on a shard's HDF5 file as it is now; None if there is none. NotAClaim for a file
     that none of ours wrote.
 
@@ -108,27 +108,27 @@ def look(path: Path) -> Seen | None:
     with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
         owner = json.loads(content.partition(b"\n")[0])
         where = (
-            str(owner["machine"]),
+            str(owner["machine_id"]),
             int(owner["pid"]),
             str(owner["start"]),
             str(owner.get("host", "")),
         )
-        return Seen(content, str(owner["claim"]), *where)
+        return ClaimState(content, str(owner["claim"]), *where)
     if content.strip(b"\0") and not content.startswith(b'{"claim"'):
         raise NotAClaim(
             f"{claim_file(path)}: expected no such file, or a claim of vidgraph, found something "
             f"else; move it away"
         )
-    return Seen(content)  # by another version, or written half: judged by its silence
+    return ClaimState(content)  # by another version, or written half: judged by its silence
 
 
-class Writer(Protocol):
+class ShardFileWriter(Protocol):
     """What writes a shard: `pipeline.cache.shard_writer.ShardWriter`."""
 
-    def finish(self, stats: Mapping[str, object], replace: bool) -> dict: ...
+    def finish_shard(self, stats: Mapping[str, object], replace: bool) -> dict: ...
 
 
-class Watch:
+class ClaimWatch:
     """One process' memory of claims that it has looked at: since when each has stood still, by the
     monotonic clock.
     """
@@ -137,14 +137,14 @@ class Watch:
         self.silence = silence
         self._since: dict[Path, tuple[bytes, float]] = {}
 
-    def abandoned(self, path: Path, seen: Seen) -> bool:
+    def abandoned(self, path: Path, seen: ClaimState) -> bool:
         """Whether a claim that was just read is abandoned: its owner is dead or, if nobody can
         know, silent for too long.
         """
         silent, owner_lives = self.silent_for(path, seen), seen.lives
         return silent > self.silence if owner_lives is None else not owner_lives
 
-    def silent_for(self, path: Path, seen: Seen) -> float:
+    def silent_for(self, path: Path, seen: ClaimState) -> float:
         """Seconds since a claim that was just read last changed, as far as this process has watched
         it.
         """
@@ -173,18 +173,18 @@ class Watch:
         """Whether a shard has no claim any more; one that is abandoned is removed, with what its
         owner left half written.
         """
-        seen = look(path)
+        seen = read_claim(path)
         if seen is None:
             self._since.pop(path, None)
             return True
         return self.abandoned(path, seen) and _remove(path, seen)
 
 
-def _remove(path: Path, seen: Seen) -> bool:
+def _remove(path: Path, seen: ClaimState) -> bool:
     """Removes an abandoned claim; False if somebody else was faster. Part files go only where the
     owner is surely dead.
     """
-    grave = part_of(claim_file(path), own_claim())
+    grave = part_path(claim_file(path), new_claim_name())
     try:
         os.rename(claim_file(path), grave)
     except FileNotFoundError:
@@ -233,7 +233,7 @@ class Claim:
 
     def held(self) -> bool:
         """Whether it is still ours: not if another took us for dead."""
-        seen = look(self.path)
+        seen = read_claim(self.path)
         return seen is not None and seen.name == self.name
 
     def release(self) -> None:
@@ -266,7 +266,7 @@ def _names(file: int, name: str) -> bool:
     return os.pread(file, LONGEST, 0).find(name.encode()) >= 0
 
 
-def take(path: Path, watch: Watch | None = None) -> Claim | None:
+def take_claim(path: Path, watch: ClaimWatch | None = None) -> Claim | None:
     """Claims a shard's HDF5 file, taking over from an owner that is gone; None if another's claim
     stands.
 
@@ -274,14 +274,14 @@ def take(path: Path, watch: Watch | None = None) -> Claim | None:
     somebody has moved away.
     """
     path.parent.mkdir(exist_ok=True)
-    if not (watch or Watch()).free(path):
+    if not (watch or ClaimWatch()).free(path):
         return None
-    name = own_claim()
+    name = new_claim_name()
     owner = {
         "claim": name,
-        "machine": machine(),
+        "machine_id": machine_id(),
         "pid": os.getpid(),
-        "start": started(os.getpid()),
+        "start": process_start(os.getpid()),
         "host": host_of(name),
     }
     part = claim_file(path).with_name(
@@ -309,10 +309,10 @@ def take(path: Path, watch: Watch | None = None) -> Claim | None:
 
 # A claim is made or given up in them: an exception that came up in one would leave a claim that
 # nobody holds.
-STEPS = frozenset(step.__code__ for step in (take, _remove, Claim.release, Claim.abandon))
+STEPS = frozenset(step.__code__ for step in (take_claim, _remove, Claim.release, Claim.abandon))
 
 
-def sweep(folder: Path, watch: Watch) -> None:
+def sweep_claims(folder: Path, watch: ClaimWatch) -> None:
     """Removes what dead runs left in a stage's folder: their claims, and part files that no claim
     stands for any more.
 
@@ -326,9 +326,9 @@ def sweep(folder: Path, watch: Watch) -> None:
             if re.fullmatch(rf"{SHARD}\.claim", name):
                 with suppress(NotAClaim):
                     watch.free(folder / f"{name.partition('.')[0]}.h5")
-        for part in parts_in(folder, rf"{SHARD}\.(h5|json|claim)"):
+        for part in part_files_in(folder, rf"{SHARD}\.(h5|json|claim)"):
             with suppress(NotAClaim):
-                seen = look(folder / f"{part.becomes.partition('.')[0]}.h5")
+                seen = read_claim(folder / f"{part.becomes.partition('.')[0]}.h5")
                 claimed = seen is not None and part.claim == seen.name
                 if not claimed and watch.left_behind(part.path):
                     part.path.unlink(missing_ok=True)
@@ -353,7 +353,7 @@ def version_of(path: Path) -> Mark:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def begin(path: Path) -> Mark:
+def begin_shard(path: Path) -> Mark:
     """Under a claim, before writing: a shard's mark; removes a file without statistics, of a writer
     killed between the two.
     """
@@ -363,8 +363,12 @@ def begin(path: Path) -> Mark:
     return mark
 
 
-def finish(
-    writer: Writer, stats: Mapping[str, object], claim: Claim, mark: Mark, replace: bool = False
+def finish_shard(
+    writer: ShardFileWriter,
+    stats: Mapping[str, object],
+    claim: Claim,
+    mark: Mark,
+    replace: bool = False,
 ) -> dict | None:
     """Completes a shard that was begun at `mark`, and returns its statistics; None if another was
     faster, whose shard stays.
@@ -387,7 +391,7 @@ def finish(
 
 def remove_parts(path: Path) -> None:
     """Removes every part file of a shard that is complete: whoever still writes one has lost."""
-    for part in parts_in(path.parent, *(re.escape(file.name) for file in _files_of(path))):
+    for part in part_files_in(path.parent, *(re.escape(file.name) for file in _files_of(path))):
         part.path.unlink(missing_ok=True)
 
 
@@ -397,7 +401,7 @@ def _remove_parts_under(path: Path, claim: str) -> None:
     """
     if claim and claim == os.path.basename(claim):  # a claim file may hold any text, even a path
         for file in _files_of(path):
-            part_of(file, claim).unlink(missing_ok=True)
+            part_path(file, claim).unlink(missing_ok=True)
 
 
 def _files_of(path: Path) -> tuple[Path, Path, Path]:
@@ -408,7 +412,7 @@ def _digits(count: int) -> bytes:
     return str(count).zfill(COUNT).encode()
 
 
-class _Heart:
+class _Heartbeat:
     """One thread that beats for all claims of this process, for as long as there are any."""
 
     def __init__(self):
@@ -442,7 +446,7 @@ class _Heart:
                 claim.beat()
 
 
-_HEART = _Heart()
+_HEART = _Heartbeat()
 
 
 def give_up() -> None:

@@ -30,7 +30,7 @@ class WorkersLost(RuntimeError):
     """Jobs took worker after worker with them, or the scheduler is gone."""
 
 
-class Flight:
+class DaskJobs:
     """The jobs that a Dask scheduler has: a few more than there are workers, so that neither side's
     memory grows.
 

@@ -9,7 +9,7 @@ import distributed
 from pipeline.text.printable import guard_output
 
 
-class Scheduler(distributed.Scheduler):
+class QuietScheduler(distributed.Scheduler):
     """A scheduler that starts its web server only for a dashboard."""
 
     def start_http_server(self, routes, dashboard_address, *more, **named) -> None:
@@ -17,7 +17,7 @@ class Scheduler(distributed.Scheduler):
             super().start_http_server(routes, dashboard_address, *more, **named)
 
 
-class Worker(distributed.Worker):
+class QuietWorker(distributed.Worker):
     """A worker without a web server, whose output has control characters as escapes."""
 
     def __init__(self, *given, **named):

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 
 @dataclass(frozen=True)
-class Tls:
+class TlsFiles:
     """PEM files for encrypted connections with certificates on both sides: authority, certificate,
     private key.
     """
@@ -70,7 +70,7 @@ def security_of_this_run():
 
 
 @contextmanager
-def files_of_this_run(folder: str) -> Iterator[Tls]:
+def files_of_this_run(folder: str) -> Iterator[TlsFiles]:
     """A new key and certificate as files below `folder` that only this user may read; removed at
     the end of the context.
 
@@ -87,4 +87,4 @@ def files_of_this_run(folder: str) -> Iterator[Tls]:
                 os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii"
             ) as file:
                 file.write(text)
-        yield Tls(cert, cert, key)
+        yield TlsFiles(cert, cert, key)

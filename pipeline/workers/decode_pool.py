@@ -1,6 +1,6 @@
 """Worker processes that may hang, crash or be killed without taking the run down.
 
-`multiprocessing.Pool` and `ProcessPoolExecutor` break, or wait for ever, when a worker dies, and
+`multiprocessing.WorkerPool` and `ProcessPoolExecutor` break, or wait for ever, when a worker dies, and
 neither ends a task that hangs. Native decoders do all three. A thread of the parent feeds the
 workers, watches their clocks and replaces the dead, so that they stay busy while the caller
 computes.
@@ -37,7 +37,7 @@ class WorkerDied(RuntimeError):
     """The process that ran a task ended without an answer; says the signal or the exit status."""
 
 
-class Pool:
+class WorkerPool:
     """Runs `function(task)` in `workers` processes; each task may take `timeout` seconds (None: for
     ever).
 
@@ -125,7 +125,7 @@ class Pool:
         if self._feeder:
             self._close()
 
-    def __enter__(self) -> "Pool":
+    def __enter__(self) -> "WorkerPool":
         return self
 
     def __exit__(self, *exception: object) -> None:

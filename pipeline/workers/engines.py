@@ -18,15 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from pipeline.files.watched_folder import Home
+from pipeline.files.watched_folder import WatchedFolder
 from pipeline.workers import slurm
-from pipeline.workers.claims import Watch
+from pipeline.workers.claims import ClaimWatch
 from pipeline.workers.cores import cores_here
-from pipeline.workers.dask_jobs import ALLOWED_DEATHS, Flight, WorkersLost
+from pipeline.workers.dask_jobs import ALLOWED_DEATHS, DaskJobs, WorkersLost
 from pipeline.workers.dask_scratch import private_scratch
-from pipeline.workers.dask_tls import Tls, files_of_this_run, security_of_this_run
-from pipeline.workers.decode_pool import Pool
-from pipeline.workers.waiting import Say, Waits
+from pipeline.workers.dask_tls import TlsFiles, files_of_this_run, security_of_this_run
+from pipeline.workers.decode_pool import WorkerPool
+from pipeline.workers.waiting import PrintLine, WaitMessages
 
 POLL = 0.5  # seconds between two looks at shards that other runs work on
 CLOSING = 3.0  # seconds that workers which we started have to end
@@ -35,7 +35,7 @@ COMING_BACK = 120.0
 KEEPING = 5.0  # seconds between two looks whether there are as many workers as there should be
 CONNECTING = 20.0  # seconds within which a scheduler has to be there at the start
 
-Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[Any, Any]]]
+RunJobs = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[Any, Any]]]
 
 
 class Engine(Protocol):
@@ -45,11 +45,11 @@ class Engine(Protocol):
     In place of a result comes the exception that the function raised, or WorkersLost.
     """
 
-    def open(self) -> AbstractContextManager[Run]: ...
+    def open(self) -> AbstractContextManager[RunJobs]: ...
 
 
 @dataclass(frozen=True)
-class Here:
+class LocalEngine:
     """`workers` processes of this machine; 0: this one, where a function that has `stream(jobs)`
     may look ahead.
     """
@@ -57,15 +57,15 @@ class Here:
     workers: int = 0
 
     @contextmanager
-    def open(self) -> Iterator[Run]:
-        pools: list[Pool] = []
+    def open(self) -> Iterator[RunJobs]:
+        pools: list[WorkerPool] = []
 
         def run(function: Callable, jobs: Iterable) -> Iterator[tuple[Any, Any]]:
             if not self.workers and hasattr(function, "stream"):
                 yield from function.stream(jobs)
                 return
             if not pools:
-                pools.append(Pool(function, self.workers))
+                pools.append(WorkerPool(function, self.workers))
             yield from pools[0].imap(jobs, ahead=2 * max(1, self.workers))
 
         try:
@@ -76,7 +76,7 @@ class Here:
 
 
 @dataclass(frozen=True)
-class Dask:
+class DaskEngine:
     """Dask workers, one job at a time each: of the cluster at `scheduler`, else of Slurm jobs if
     `slurm` says which, else `workers` processes of this machine, of which each has a GPU of its own
     where there are GPUs.
@@ -100,12 +100,12 @@ class Dask:
     slurm: dict[str, str] | None = None
     dashboard: str = ""
     interface: str = ""
-    tls: Tls | None = None
+    tls: TlsFiles | None = None
     logs: str = "."
     say: Callable[[str], None] = field(default=lambda line: None, compare=False)
 
     @contextmanager
-    def open(self) -> Iterator[Run]:
+    def open(self) -> Iterator[RunJobs]:
         import dask
         import distributed  # noqa: F401  (before its settings are set: else all that it has go with them in the end)
 
@@ -138,7 +138,7 @@ class Dask:
         ):
             self.say(self._described(client) + self._shown_at(client.dashboard_link))
             ours = not self.scheduler and self.slurm is None
-            flight = Flight(client, self.workers, sharing=self.workers if ours else 0)
+            flight = DaskJobs(client, self.workers, sharing=self.workers if ours else 0)
             try:
                 yield flight.run
             finally:
@@ -248,13 +248,13 @@ def run_jobs(
         yield from run(function, jobs)
 
 
-class Claimed(Protocol):
+class ClaimedJob(Protocol):
     """A job that writes the file `path` of a shard, under its claim (`pipeline.workers.claims`)."""
 
     path: Path
 
 
-Job = TypeVar("Job", bound=Claimed)
+Job = TypeVar("Job", bound=ClaimedJob)
 
 
 def share_jobs(
@@ -262,8 +262,8 @@ def share_jobs(
     jobs: Sequence[Job],
     engine: Engine,
     finished: Callable[[Job], bool],
-    home: Home | None = None,
-    say: Say | None = None,
+    home: WatchedFolder | None = None,
+    say: PrintLine | None = None,
 ) -> Iterator[tuple[Job, Any]]:
     """run_jobs for several runs on one cache: yields (job, result), and (job, None) for what
     another run has finished.
@@ -273,7 +273,7 @@ def share_jobs(
     seconds. The first exception ends it, except WorkersLost, which is raised after all other jobs.
     Gone when the files' `home` is no longer at its path.
     """
-    waits, lost = Waits(Watch(), say), []
+    waits, lost = WaitMessages(ClaimWatch(), say), []
     with home.guarded() if home else nullcontext(), engine.open() as run:
         left: list[Job] = list(jobs)
         while left:
@@ -294,7 +294,10 @@ def share_jobs(
 
 
 def _wait(
-    jobs: list[Job], finished: Callable[[Job], bool], waits: Waits, home: Home | None
+    jobs: list[Job],
+    finished: Callable[[Job], bool],
+    waits: WaitMessages,
+    home: WatchedFolder | None,
 ) -> tuple[list[Job], list[Job]]:
     """Waits for other runs until one of their jobs is finished or free: (the finished ones, the
     rest).
@@ -334,7 +337,7 @@ def _pinned_cluster(workers: int, dashboard: str, security):
         """
 
         def __init__(self, *, scheduler: dict, **more):
-            super().__init__(scheduler={**scheduler, "cls": dask_nodes.Scheduler}, **more)
+            super().__init__(scheduler={**scheduler, "cls": dask_nodes.QuietScheduler}, **more)
 
     class Pinned(LocalCluster, OwnScheduler):
         """Gives every worker, and every one that replaces it, the GPU of its number."""
@@ -347,7 +350,11 @@ def _pinned_cluster(workers: int, dashboard: str, security):
             return {
                 number: {
                     **spec,
-                    "options": {**spec["options"], "env": env, "worker_class": dask_nodes.Worker},
+                    "options": {
+                        **spec["options"],
+                        "env": env,
+                        "worker_class": dask_nodes.QuietWorker,
+                    },
                 }
             }
 

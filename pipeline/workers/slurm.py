@@ -89,7 +89,7 @@ def worker_arguments(options: Mapping[str, str]) -> list[str]:
         "0",
         "--no-dashboard",
         "--worker-class",
-        "pipeline.workers.dask_nodes.Worker",
+        "pipeline.workers.dask_nodes.QuietWorker",
     ]
     if "time" in options:
         life, varies = lifetime(seconds(options["time"]))
@@ -127,7 +127,7 @@ def start_workers(
     submissions = _Submissions(say)
     cluster = SLURMCluster(
         job_cls=_job_class(submissions),
-        scheduler_cls=dask_nodes.Scheduler,
+        scheduler_cls=dask_nodes.QuietScheduler,
         python=shlex.join([sys.executable, dask_worker.__file__]),
         cores=1,  # threads of a worker: it works on one shard at a time
         processes=1,

@@ -4,16 +4,16 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pipeline.workers.claims import Seen, Watch, look
+from pipeline.workers.claims import ClaimState, ClaimWatch, read_claim
 
 PATIENCE = 3.0  # seconds of waiting before a person is told
-Say = Callable[[str], None]  # gets lines for a person
+PrintLine = Callable[[str], None]  # gets lines for a person
 
 
-class Waits:
+class WaitMessages:
     """Says whose claims this process waits for, after PATIENCE seconds and once for each owner."""
 
-    def __init__(self, watch: Watch, say: Say | None):
+    def __init__(self, watch: ClaimWatch, say: PrintLine | None):
         self.watch, self._say = watch, say
         self._begun: float | None = None
         self._told: set[str] = set()
@@ -28,9 +28,9 @@ class Waits:
         self._begun = now if self._begun is None else self._begun
         if now - self._begun < PATIENCE:
             return
-        found: dict[str, list[tuple[Path, Seen]]] = {}
+        found: dict[str, list[tuple[Path, ClaimState]]] = {}
         for path in paths:
-            if (seen := look(path)) is not None:
+            if (seen := read_claim(path)) is not None:
                 found.setdefault(seen.owner, []).append((path, seen))
         for owner, theirs in found.items():
             if owner not in self._told:
@@ -41,13 +41,13 @@ class Waits:
         """The wait has ended: the next one starts with its own PATIENCE."""
         self._begun = None
 
-    def _line(self, names: Mapping[Path, str], theirs: list[tuple[Path, Seen]]) -> str:
+    def _line(self, names: Mapping[Path, str], theirs: list[tuple[Path, ClaimState]]) -> str:
         path, seen = theirs[0]
         more = f" and {len(theirs) - 1} more" if len(theirs) > 1 else ""
         return f"waiting for {names[path]}{more}, {claimed_until(seen, self.watch.silent_for(path, seen), self.watch.silence)}"
 
 
-def claimed_until(seen: Seen, silent: float, silence: float) -> str:
+def claimed_until(seen: ClaimState, silent: float, silence: float) -> str:
     """Whose claim it is and until when this run waits at most; `silent`: seconds since its last
     sign of life.
     """

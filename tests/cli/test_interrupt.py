@@ -175,7 +175,7 @@ def test_a_signal_that_comes_while_hdf5_calls_us_is_put_off_and_counts_once(
         assert np.array_equal(file["there"], np.arange(1000))
 
 
-@pytest.mark.parametrize("step", ["publish", "own_claim"])
+@pytest.mark.parametrize("step", ["publish", "new_claim_name"])
 def test_a_signal_while_a_claim_is_made_leaves_none(tmp_path, monkeypatch, step):
     done = getattr(claims, step)
 
@@ -186,7 +186,7 @@ def test_a_signal_while_a_claim_is_made_leaves_none(tmp_path, monkeypatch, step)
 
     def work() -> None:
         monkeypatch.setattr(claims, step, struck)
-        claims.take(tmp_path / "00000.h5")  # which nobody holds by a with
+        claims.take_claim(tmp_path / "00000.h5")  # which nobody holds by a with
         while True:
             time.sleep(0.01)
 

@@ -17,7 +17,7 @@ import torch
 
 from pipeline.backbones import build_backbone
 from pipeline.video.decode import write_video
-from pipeline.workers.claims import take
+from pipeline.workers.claims import take_claim
 from tests.cluster import slurm
 from tests.pipeline.stages.test_extract import LENGTH, everything, painted, place, write_csv
 
@@ -92,7 +92,7 @@ def last(cache: Path):
     not over.
     """
     cache.mkdir(exist_ok=True)
-    return take(cache / "features" / f"{CLIPS - 1:05d}.h5")
+    return take_claim(cache / "features" / f"{CLIPS - 1:05d}.h5")
 
 
 def until(true, what: str, seconds: float = 600) -> None:

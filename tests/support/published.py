@@ -16,7 +16,7 @@ from functools import cache
 
 import torch
 
-from heads.evaluation.counting import Counted, count, count_backbone, count_head
+from heads.evaluation.counting import NetworkCount, count, count_backbone, count_head
 from heads.interface.clips import Dims
 from heads.papers.dyreg.module import DyReg
 from heads.zoo.ean import ObjectsAdded, new_objects
@@ -83,7 +83,7 @@ class Figure:
 # in.
 
 
-def cost_of(counted: Counted, part: str = "") -> Cost:
+def cost_of(counted: NetworkCount, part: str = "") -> Cost:
     row = counted.row(part)
     return Cost(row.parameters, row.macs, counted.tool_macs)
 
@@ -98,7 +98,9 @@ def backbone(name: str, frames: int = 32, size: int = 224, **options) -> Cost:
 
 
 @cache
-def _head(name: str, sizes: tuple, cut: str, shape: tuple, classes: int, options: tuple) -> Counted:
+def _head(
+    name: str, sizes: tuple, cut: str, shape: tuple, classes: int, options: tuple
+) -> NetworkCount:
     return count_head(name, Dims(*sizes, maps={cut: shape}), classes, dict(options))
 
 
@@ -323,7 +325,7 @@ def digits(regions: str) -> Cost:
 
 
 @cache
-def _dyreg(regions: str) -> tuple[Counted, ...]:
+def _dyreg(regions: str) -> tuple[NetworkCount, ...]:
     found = []
     for channels, side in PLACES:
         module = DyReg(channels, (side, side), variant="released", regions=regions)

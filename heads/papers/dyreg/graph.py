@@ -34,7 +34,7 @@ ITERATIONS = 3  # K
 VARIANTS = ("paper", "released")
 
 
-class OverTime(nn.GRU):
+class NodeGRU(nn.GRU):
     """A GRU along T of [B,T,N,C], the nodes of a batch in parallel, from a zero state; output t
     sees inputs up to t.
     """
@@ -50,7 +50,7 @@ class OverTime(nn.GRU):
         return y.view(B, N, T, C).transpose(1, 2)
 
 
-class Attention(nn.Module):
+class MessageAttention(nn.Module):
     """p [..,N,N] from nodes [..,N,C]; rows sum to 1."""
 
     def __init__(self, channels: int):
@@ -101,8 +101,8 @@ class PaperGraph(nn.Module):
     def __init__(self, channels: int, iterations: int = ITERATIONS):
         super().__init__()
         self.iterations = iterations
-        self.attention, self.messages = Attention(channels), ConcatMessages(channels)
-        self.time = OverTime(channels)
+        self.attention, self.messages = MessageAttention(channels), ConcatMessages(channels)
+        self.time = NodeGRU(channels)
 
     def forward(self, v: Tensor) -> Tensor:
         for _ in range(self.iterations):
@@ -118,11 +118,11 @@ class ReleasedGraph(nn.Module):
         super().__init__()
         self.iterations = iterations
         self.norm_in = JointNorm(channels, axes=2)
-        self.time = OverTime(channels)
-        self.attention, self.messages = Attention(channels), SumMessages(channels)
+        self.time = NodeGRU(channels)
+        self.attention, self.messages = MessageAttention(channels), SumMessages(channels)
         self.beta = nn.Parameter(torch.zeros(channels))
         self.norm = JointNorm(channels, axes=2)
-        self.time_out = OverTime(channels)
+        self.time_out = NodeGRU(channels)
 
     def forward(self, v: Tensor) -> Tensor:
         v = self.norm_in(v)

@@ -8,7 +8,7 @@ Spatio-Temporal Graph Neural Networks, NeurIPS 2021, sec. 3.1. N = 9 regions per
     (6)    [B,T,N,h,w] half size r and centre c from o = (o_h, o_w, o_y, o_x):
            heads/papers/dyreg/kernels.py
     f(X): `Fishnet`, the generator "big"; g_i: one convolution as large as its output. The generator
-    "lite" is `Lite`.
+    "lite" is `LiteGenerator`.
 
 | regions | kernels | o |
 |---|---|---|
@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heads.interface.joint_norm import JointNorm
-from heads.papers.dyreg.graph import OverTime
+from heads.papers.dyreg.graph import NodeGRU
 from heads.papers.dyreg.kernels import (
     ANCHORS,
     NODES,
@@ -157,7 +157,7 @@ class Fishnet(nn.Module):
         return self.leave(self.up(self.tail1(tail)) + tail)
 
 
-class Big(nn.Module):
+class BigGenerator(nn.Module):
     """g_i(f(X)): maps [n,C,h,w] -> [n,N,width]; g_i is a row of weights of its own per node."""
 
     def __init__(self, channels: int, grid: Pair, width: int):
@@ -171,7 +171,7 @@ class Big(nn.Module):
         return self.g(m).flatten(1).unflatten(1, (NODES, -1))
 
 
-class Lite(nn.Module):
+class LiteGenerator(nn.Module):
     """The generator "lite": maps [n,C,h,w] -> [n,N,width]. Every location is divided between the
     nodes by a softmax over them; a node is the (not normalised) sum of its share of x plus an
     embedding of the place.
@@ -206,7 +206,7 @@ def place_waves(channels: int, grid: Pair) -> Tensor:
     return torch.cat(both)[:channels]
 
 
-class Predicted(nn.Module):
+class PredictedRegions(nn.Module):
     """Regions from o: `kind` dynamic, lite, constant_time, position_only or static. width: d_o, of
     g_i, the GRU and z.
     """
@@ -219,9 +219,11 @@ class Predicted(nn.Module):
         if kind == "static":
             self.z = nn.Parameter(torch.randn(NODES, width))
         else:
-            self.generator = (Lite if kind == "lite" else Big)(channels, grid, width)
+            self.generator = (LiteGenerator if kind == "lite" else BigGenerator)(
+                channels, grid, width
+            )
             self.norm_in = JointNorm(width, axes=2)
-            self.time = OverTime(width)
+            self.time = NodeGRU(width)
         self.norm = JointNorm(width, axes=2)
         self.linear = nn.Linear(width, 4)
         self.alpha = nn.Parameter(torch.zeros(4))
@@ -251,7 +253,7 @@ class Predicted(nn.Module):
         return Regions(kernels_of(centres, radii, grid, self.normalise), offsets, centres, radii)
 
 
-class Fixed(nn.Module):
+class FixedRegions(nn.Module):
     """The cells of a 3 x 3 grid, the same for every frame; no parameters."""
 
     def forward(
@@ -262,7 +264,7 @@ class Fixed(nn.Module):
         return Regions(kernels.expand(x.shape[0], 1, *kernels.shape))
 
 
-class Semantic(nn.Module):
+class SemanticRegions(nn.Module):
     """Nine maps of weights, as a network that up-samples back to the grid gives them (Table 6,
     "Semantic").
     """
@@ -285,7 +287,7 @@ class Semantic(nn.Module):
         return Regions(weights.unflatten(0, x.shape[:2]))
 
 
-class Detector(nn.Module):
+class DetectorRegions(nn.Module):
     """Regions at the first nine boxes of a frame; fewer, and padded ones, leave kernels of zeros.
     No parameters.
     """
@@ -344,12 +346,12 @@ def build_regions(
         if value not in known:
             raise ValueError(f"option {option}: expected one of {', '.join(known)}, got {value!r}")
     if kind == "fixed":
-        return Fixed()
+        return FixedRegions()
     if kind == "semantic":
-        return Semantic(channels, grid)
+        return SemanticRegions(channels, grid)
     if kind == "detector":
-        return Detector(normalise)
-    return Predicted(kind, channels, grid, width, anchors, normalise)
+        return DetectorRegions(normalise)
+    return PredictedRegions(kind, channels, grid, width, anchors, normalise)
 
 
 def distillation_loss(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:

@@ -70,7 +70,7 @@ FURTHER = {"background": ("softmax",)}  # what neither variant takes
 
 
 @dataclass(frozen=True)
-class Choices:
+class OperationChoices:
     """How operations are computed: the table at the top, and `neighbours` ("live", "cached"),
     `scale`, the factor 5 before a softmax, `normalise`, whether affinities see x^ or x, `top`, M of
     node_att, `taps`, the length of the temporal kernel, and `skip_dropout`. `head` is named in
@@ -102,7 +102,7 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class OperationSizes:
     """What an operation is built for: `channels` C, `steps` T, `nodes` N per frame, `cells` G (0:
     there is no background).
     """
@@ -124,12 +124,12 @@ class Operation(nn.Module):
     reads: tuple[str, ...] = ()
 
 
-class Affinity(nn.Module):
+class BilinearAffinity(nn.Module):
     """A_ij = x_i^T U y_j of features that `features` made ready. U [C,C] is whole in both forms, as
     the paper counts it.
     """
 
-    def __init__(self, channels: int, choices: Choices):
+    def __init__(self, channels: int, choices: OperationChoices):
         super().__init__()
         self.U = nn.Parameter(torch.eye(channels))
         self.diagonal, self.normalise = choices.affinity == "diagonal", choices.normalise

@@ -33,8 +33,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heads.interface.masked_layers import masked_mean
-from heads.papers.gos.affinity import Affinity, Choices, Operation, Sizes, activated, linear, unit
-from heads.papers.gos.operation_inputs import LAYOUT, Scene
+from heads.papers.gos.affinity import (
+    BilinearAffinity,
+    Operation,
+    OperationChoices,
+    OperationSizes,
+    activated,
+    linear,
+    unit,
+)
+from heads.papers.gos.operation_inputs import LAYOUT, OperationInputs
 from pipeline.regions.graphs import nearest_nodes, similar_nodes
 
 # Bytes of temp_conv's values before their mean over time: on a CPU what its caches hold, and below
@@ -45,10 +53,10 @@ _CPU_BYTES, _DEVICE_BYTES = 16 << 20, 1 << 30
 class TempConv(Operation):
     """Temporal convolution over the sequence of a node's nearest nodes, eq. (4), (5)."""
 
-    def __init__(self, sizes: Sizes, choices: Choices):
+    def __init__(self, sizes: OperationSizes, choices: OperationChoices):
         super().__init__()
         C, self.taps = sizes.channels, choices.taps
-        self.affinity = Affinity(C, choices) if choices.nearest == "affinity" else None
+        self.affinity = BilinearAffinity(C, choices) if choices.nearest == "affinity" else None
         self.conv = nn.Conv1d(
             C, C, self.taps, groups=C if choices.kernel == "depthwise" else 1
         )  # applied in `convolved`
@@ -67,7 +75,7 @@ class TempConv(Operation):
             )
 
     @torch.no_grad()
-    def attention(self, x: Tensor, scene: Scene) -> Tensor:
+    def attention(self, x: Tensor, scene: OperationInputs) -> Tensor:
         """Box numbers [B,T,N,T]: the node of each frame that is nearest; 0 for a frame without
         boxes.
         """
@@ -83,7 +91,7 @@ class TempConv(Operation):
             products.float().masked_fill_(~valid[:, None], -torch.inf), scene.valid
         ).long()
 
-    def forward(self, x: Tensor, scene: Scene) -> Tensor:
+    def forward(self, x: Tensor, scene: OperationInputs) -> Tensor:
         B, T, N, C = x.shape
         self._check(T)
         pick = x.new_zeros(
@@ -129,7 +137,7 @@ class TempConv(Operation):
 class NodeAtt(Operation):
     """Node attention, eq. (9): a scalar per node, no norm, no activation."""
 
-    def __init__(self, sizes: Sizes, choices: Choices):
+    def __init__(self, sizes: OperationSizes, choices: OperationChoices):
         super().__init__()
         self.normalise, self.top, self.nodes = (
             choices.normalise,
@@ -141,17 +149,17 @@ class NodeAtt(Operation):
         self.cached = choices.neighbours == "cached" and not self.all
         self.reads = ("layout", "similar") if self.cached else ("layout",)
 
-    def attention(self, x: Tensor, scene: Scene) -> Tensor:
+    def attention(self, x: Tensor, scene: OperationInputs) -> Tensor:
         """w [B,T,N,1] in (0,1)."""
         flat = x.flatten(1, 2)
         flat = unit(flat) if self.normalise else flat
         logits = self._from_all(flat, scene) if self.all else self._from_top(flat, scene)
         return logits.sigmoid().view(*x.shape[:3], 1)
 
-    def forward(self, x: Tensor, scene: Scene) -> Tensor:
+    def forward(self, x: Tensor, scene: OperationInputs) -> Tensor:
         return self.attention(x, scene) * x
 
-    def _from_all(self, x: Tensor, scene: Scene) -> Tensor:
+    def _from_all(self, x: Tensor, scene: OperationInputs) -> Tensor:
         """x [B,n,C] -> [B,n,1]: v [cos(x_i,x_1) .. cos(x_i,x_n) ; layout_i] + c."""
         if x.shape[1] != self.nodes:
             raise ValueError(
@@ -165,7 +173,7 @@ class NodeAtt(Operation):
         ] @ x  # [B,1,C]: sum_j v_j x_j over the valid nodes
         return x @ total.mT + F.linear(scene.layout.flatten(1, 2), own, self.linear.bias)
 
-    def _from_top(self, x: Tensor, scene: Scene) -> Tensor:
+    def _from_top(self, x: Tensor, scene: OperationInputs) -> Tensor:
         """x [B,n,C] -> [B,n,1]: v [similarities to the M most similar others ; their positions
         minus the node's] + c.
         """
@@ -180,7 +188,7 @@ class NodeAtt(Operation):
         return self.linear(torch.cat([F.pad(t, (0, self.top - t.shape[-1])) for t in told], -1))
 
     @torch.no_grad()
-    def _similar(self, x: Tensor, scene: Scene) -> tuple[Tensor, Tensor]:
+    def _similar(self, x: Tensor, scene: OperationInputs) -> tuple[Tensor, Tensor]:
         """Flat indices of the M most similar valid others [B,n,m], and whether there are that many
         [B,n,m].
         """
@@ -195,7 +203,7 @@ class NodeAtt(Operation):
             return nobody, nobody.bool()
         return self._real(similar_nodes(products, scene.valid, most)[0].flatten(1, 2).long(), scene)
 
-    def _similar_cached(self, scene: Scene) -> tuple[Tensor, Tensor]:
+    def _similar_cached(self, scene: OperationInputs) -> tuple[Tensor, Tensor]:
         kept = scene.similar.shape[-1]
         if kept < min(self.top, scene.valid[0].numel() - 1):
             raise ValueError(
@@ -205,7 +213,7 @@ class NodeAtt(Operation):
         return self._real(scene.similar[..., : self.top].flatten(1, 2), scene)
 
     @staticmethod
-    def _real(index: Tensor, scene: Scene) -> tuple[Tensor, Tensor]:
+    def _real(index: Tensor, scene: OperationInputs) -> tuple[Tensor, Tensor]:
         """A node has as many neighbours as there are other valid nodes; the entries after them say
         nothing.
         """

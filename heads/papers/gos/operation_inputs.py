@@ -36,7 +36,7 @@ REGIONS = ("map", "nodes")
 
 
 @dataclass(frozen=True)
-class Scene:
+class OperationInputs:
     """A batch of B views beside their nodes; what the operations at hand do not read is None.
 
     valid [B,T,N] bool; layout [B,T,N,9]; y [B,T,G,C]; cells [B,G] bool, whether a cell lies on the
@@ -60,7 +60,7 @@ class Scene:
         """y / |y| [B,T,G,C], computed once for all operations."""
         return unit(self.y)
 
-    def take(self, rows: Tensor) -> "Scene":
+    def take(self, rows: Tensor) -> "OperationInputs":
         """The scene of some views: rows [b], their numbers in the batch."""
         tensors = {
             name: tensor[rows] for name, tensor in vars(self).items() if isinstance(tensor, Tensor)
@@ -114,7 +114,7 @@ def _old_weights(low: Tensor, high: Tensor, cells: Tensor, length: int, size: in
     return weights.scatter_add_(-1, right.long(), (at - left) * inside)
 
 
-class Stem(nn.Module):
+class NodeStem(nn.Module):
     """The reduction with its nodes and background; `reads` is what the operations take from the
     scene.
 
@@ -149,7 +149,7 @@ class Stem(nn.Module):
         )
         self.uses = ("grid",) if regions == "map" else ()
 
-    def forward(self, clips: Clips) -> tuple[Tensor, Scene, Tensor, Tensor]:
+    def forward(self, clips: Clips) -> tuple[Tensor, OperationInputs, Tensor, Tensor]:
         """Clips with `needs` -> x [B,T,N,C], the scene, the mean of y over the view [B,C], the mean
         of the map [B,channels].
         """
@@ -159,13 +159,13 @@ class Stem(nn.Module):
             given["layout"] = layout_of(clips.get("boxes"))
         if self.regions == "nodes":
             x, pooled = self._reduced(clips.get("nodes")), clips.get("pooled")
-            return x, Scene(valid, **given), self._reduced(pooled).mean(1), pooled.mean(1)
+            return x, OperationInputs(valid, **given), self._reduced(pooled).mean(1), pooled.mean(1)
         fmap = clips.get(self.cut)
         y = self._background(fmap)  # [B,T,h,w,C]
         grid = self._true_grid(clips.grid, y)
         x = self._nodes(y, clips.get("boxes"), valid, grid)
         cells = self._cells(grid, y)
-        scene = Scene(valid, y=y.flatten(2, 3), cells=cells, **given)
+        scene = OperationInputs(valid, y=y.flatten(2, 3), cells=cells, **given)
         mean = masked_mean(scene.y, cells[:, None].expand(scene.y.shape[:3]))
         return x, scene, mean, grid_mean(fmap, clips.grid).mean(1)
 

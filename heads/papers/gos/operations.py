@@ -1,7 +1,7 @@
 """GOS's graph operations: Li et al., Adaptive Interaction Modeling via Graph Operations Search,
 CVPR 2020, sec. 3.2 and 3.3.
 
-Every operation maps nodes x [B,T,N,C] to nodes [B,T,N,C] in the light of a `Scene`
+Every operation maps nodes x [B,T,N,C] to nodes [B,T,N,C] in the light of a `OperationInputs`
 (heads/papers/gos/operation_inputs.py). n = T N nodes of a view, frame by frame; G = h w cells of a
 frame's background y [B,T,G,C]; A and act as in heads/papers/gos/affinity.py.
 
@@ -37,9 +37,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heads.interface.masked_layers import masked_softmax
-from heads.papers.gos.affinity import Affinity, Choices, Operation, Sizes, activated, linear
+from heads.papers.gos.affinity import (
+    BilinearAffinity,
+    Operation,
+    OperationChoices,
+    OperationSizes,
+    activated,
+    linear,
+)
 from heads.papers.gos.neighbours import NodeAtt, TempConv
-from heads.papers.gos.operation_inputs import Scene
+from heads.papers.gos.operation_inputs import OperationInputs
 
 COMBINATIONS = {
     "comb1": ("diff_prop", "feat_aggr", "node_att"),
@@ -55,9 +62,9 @@ SPACES = {
 class FeatAggr(Operation):
     """Feature aggregation, eq. (2)."""
 
-    def __init__(self, sizes: Sizes, choices: Choices):
+    def __init__(self, sizes: OperationSizes, choices: OperationChoices):
         super().__init__()
-        self.affinity = Affinity(sizes.channels, choices)
+        self.affinity = BilinearAffinity(sizes.channels, choices)
         self.linear = linear(sizes.channels, sizes.channels)
         self.norm = nn.LayerNorm(sizes.channels)
         self.scale = choices.scale
@@ -66,12 +73,12 @@ class FeatAggr(Operation):
         """valid [B,n] -> [B,1 or n,n]: whom a node hears."""
         return valid[:, None]
 
-    def attention(self, x: Tensor, scene: Scene) -> Tensor:
+    def attention(self, x: Tensor, scene: OperationInputs) -> Tensor:
         """P [B,n,n]; rows sum to 1, or are 0 where there is nobody to listen to."""
         x = self.affinity.features(x.flatten(1, 2))
         return masked_softmax(self.scale * self.affinity(x, x), self.heard(scene.valid.flatten(1)))
 
-    def forward(self, x: Tensor, scene: Scene) -> Tensor:
+    def forward(self, x: Tensor, scene: OperationInputs) -> Tensor:
         P = self.attention(x, scene)
         return activated(self.norm, P @ self.linear(x.flatten(1, 2))).view_as(x)  # [B,n,C], eq. (2)
 
@@ -82,7 +89,7 @@ class DiffProp(FeatAggr):
     def heard(self, valid: Tensor) -> Tensor:
         return valid[:, None] & ~torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
 
-    def forward(self, x: Tensor, scene: Scene) -> Tensor:
+    def forward(self, x: Tensor, scene: OperationInputs) -> Tensor:
         P, flat = self.attention(x, scene), x.flatten(1, 2)
         r = (
             self.heard(scene.valid.flatten(1)).any(-1, keepdim=True).to(x.dtype)
@@ -102,24 +109,24 @@ class BackIncor(Operation):
 
     reads = ("y",)
 
-    def __init__(self, sizes: Sizes, choices: Choices):
+    def __init__(self, sizes: OperationSizes, choices: OperationChoices):
         super().__init__()
-        self.affinity = Affinity(sizes.channels, choices)
+        self.affinity = BilinearAffinity(sizes.channels, choices)
         self.linear = linear(sizes.channels + sizes.cells, sizes.channels)
         self.norm = nn.LayerNorm(sizes.channels)
         self.scale, self.raw = choices.scale, choices.background == "raw"
 
-    def affinities(self, x: Tensor, scene: Scene) -> Tensor:
+    def affinities(self, x: Tensor, scene: OperationInputs) -> Tensor:
         """A [B,T,N,G]."""
         return self.affinity(
             self.affinity.features(x), scene.directions if self.affinity.normalise else scene.y
         )
 
-    def attention(self, x: Tensor, scene: Scene) -> Tensor:
+    def attention(self, x: Tensor, scene: OperationInputs) -> Tensor:
         """P [B,T,N,G]; rows sum to 1, cells in the padding of a narrower map get 0."""
         return masked_softmax(self.scale * self.affinities(x, scene), scene.cells[:, None, None])
 
-    def forward(self, x: Tensor, scene: Scene) -> Tensor:
+    def forward(self, x: Tensor, scene: OperationInputs) -> Tensor:
         A, cells = self.affinities(x, scene), scene.cells[:, None, None]
         P = masked_softmax(self.scale * A, cells)
         told = torch.cat(
@@ -131,21 +138,21 @@ class BackIncor(Operation):
 class Skip(Operation):
     """The identity with dropout on single values."""
 
-    def __init__(self, sizes: Sizes, choices: Choices):
+    def __init__(self, sizes: OperationSizes, choices: OperationChoices):
         super().__init__()
         self.drop = nn.Dropout(choices.skip_dropout)
 
-    def forward(self, x: Tensor, scene: Scene) -> Tensor:
+    def forward(self, x: Tensor, scene: OperationInputs) -> Tensor:
         return self.drop(x)
 
 
 class Zero(Operation):
     """No interaction."""
 
-    def __init__(self, sizes: Sizes, choices: Choices):
+    def __init__(self, sizes: OperationSizes, choices: OperationChoices):
         super().__init__()
 
-    def forward(self, x: Tensor, scene: Scene) -> Tensor:
+    def forward(self, x: Tensor, scene: OperationInputs) -> Tensor:
         return torch.zeros_like(x)
 
 
@@ -159,7 +166,7 @@ class Chain(Operation):
             dict.fromkeys(name for operation in operations for name in operation.reads)
         )
 
-    def forward(self, x: Tensor, scene: Scene) -> Tensor:
+    def forward(self, x: Tensor, scene: OperationInputs) -> Tensor:
         for operation in self.operations:
             x = operation(x, scene)
         return x
@@ -176,14 +183,14 @@ KINDS = {
 }
 
 
-def new_operation(name: str, sizes: Sizes, choices: Choices) -> Operation:
+def new_operation(name: str, sizes: OperationSizes, choices: OperationChoices) -> Operation:
     """A fresh operation or combination of the two spaces, by name."""
     if name in COMBINATIONS:
         return Chain([new_operation(part, sizes, choices) for part in COMBINATIONS[name]])
     return KINDS[name](sizes, choices)
 
 
-def node_weights(operation: Operation, x: Tensor, scene: Scene) -> Tensor | None:
+def node_weights(operation: Operation, x: Tensor, scene: OperationInputs) -> Tensor | None:
     """w [B,T,N] of the node attention that `operation` is, or ends with, on nodes x; None where
     there is none.
     """

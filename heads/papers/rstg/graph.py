@@ -16,7 +16,7 @@ channels (512), K = 3 iterations.
     v_{i,1..T} <- LSTM_extern(v_{i,1..T})                                        eq. (6); weights of
     its own
 
-p are the 36 numbers of a position. `Choices` holds what the variants do otherwise; the released
+p are the 36 numbers of a position. `GraphChoices` holds what the variants do otherwise; the released
 code
   takes messages from all 14 nodes, itself included, and weighs them by softmax_j(A_ij (W1 v_i +
   b)^T (W2 v_j + b)), so that nodes that are no neighbours have the logit 0 and not the weight 0;
@@ -68,7 +68,7 @@ FURTHER = {"attention": ("simple",), "positions": ("none",)}  # values that no v
 
 
 @dataclass(frozen=True)
-class Choices:
+class GraphChoices:
     """What can be chosen of a graph; the values are those of `VARIANTS`, `FURTHER`, `SCHEDULERS`
     and `NORMS`.
 
@@ -88,7 +88,7 @@ class Choices:
     iterations: int = 3
 
 
-class OverTime(LSTM):
+class NodeLSTM(LSTM):
     """An LSTM along T of [B,T,N,C], the nodes of a batch in parallel, from a zero state;
     glorot-uniform, zero biases.
     """
@@ -158,7 +158,7 @@ class Messages(nn.Module):
         return F.relu(self.second(F.relu(pairs)))
 
 
-class Affinity(nn.Module):
+class MessageAffinity(nn.Module):
     """(W1 v_i + b)^T (W2 v_j + b), or with `kind` "simple" f1 v_i + f2 v_j: two of [...,N,C] ->
     [...,N,N], rows receive.
     """
@@ -174,14 +174,14 @@ class Affinity(nn.Module):
         return q + k.mT if self.kind == "simple" else q @ k.mT
 
 
-class Space(nn.Module):
+class SpaceIteration(nn.Module):
     """One iteration in space: send, gather, update (eq. 1-5). `links` is A [N,N], rows receive."""
 
-    def __init__(self, channels: int, choices: Choices, links: Tensor):
+    def __init__(self, channels: int, choices: GraphChoices, links: Tensor):
         super().__init__()
         self.attention, self.homogeneous = choices.attention, choices.scheduler == "homogeneous"
         self.messages = Messages(channels, choices.positions, choices.position_map)
-        self.affinity = Affinity(channels, choices.attention)
+        self.affinity = MessageAffinity(channels, choices.attention)
         self.bias = None if choices.attention == "raw" else nn.Parameter(torch.zeros(channels))
         self.sizes = [scale * scale for scale in SCALES] if choices.update == "scale" else [NODES]
         self.update = nn.ModuleList(
@@ -244,14 +244,14 @@ def _earlier(x: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
 
 
-class Graph(nn.Module):
+class SpaceTimeGraph(nn.Module):
     """Nodes [B,T,N,C] to nodes; see the top of this file. links: A [N,N] instead of the grid's
     `adjacency`.
 
     ValueError for values that `choices` cannot have.
     """
 
-    def __init__(self, channels: int, choices: Choices, links: Tensor | None = None):
+    def __init__(self, channels: int, choices: GraphChoices, links: Tensor | None = None):
         super().__init__()
         _check(choices)
         scheduler, self.iterations = choices.scheduler, choices.iterations
@@ -261,13 +261,13 @@ class Graph(nn.Module):
             "batch": BatchNorm(channels),
             "none": nn.Identity(),
         }[choices.norm]
-        self.intern = OverTime(channels) if in_time else None
+        self.intern = NodeLSTM(channels) if in_time else None
         self.space = (
-            Space(channels, choices, adjacency() if links is None else links)
+            SpaceIteration(channels, choices, adjacency() if links is None else links)
             if scheduler != "time_only"
             else None
         )
-        self.extern = OverTime(channels) if in_time or scheduler == "one_temporal" else None
+        self.extern = NodeLSTM(channels) if in_time or scheduler == "one_temporal" else None
 
     def forward(self, v: Tensor) -> tuple[Tensor, Tensor | None]:
         """v [B,T,N,C] -> the same, and the last iteration's weights [B,T,N,N], rows receive (None
@@ -295,7 +295,7 @@ class BatchNorm(nn.BatchNorm1d):
         return super().forward(v.flatten(0, 2)).view_as(v)
 
 
-def _check(choices: Choices) -> None:
+def _check(choices: GraphChoices) -> None:
     allowed = {
         option: (*(table[option] for table in VARIANTS.values()), *FURTHER.get(option, ()))
         for option in VARIANTS["paper"]

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heads.papers.rstg.graph import Choices, Graph, linear
+from heads.papers.rstg.graph import GraphChoices, SpaceTimeGraph, linear
 from heads.papers.rstg.grid import pool_weights, remap_weights
 
 
@@ -52,7 +52,7 @@ def remap(v: Tensor, size: tuple[int, int]) -> Tensor:
     return (v.mT @ _constants(size)[1].to(v.device, v.dtype)).unflatten(-1, size)
 
 
-class Residual(nn.Module):
+class NormedResidual(nn.Module):
     """x + (LN(y) + beta) s; LN over the last `axes` axes of y, beta and s [C] along the axis
     `channel`, both 0 at first.
     """
@@ -72,19 +72,19 @@ class Residual(nn.Module):
         )
 
 
-class Projected(nn.Module):
+class ProjectedGraph(nn.Module):
     """The graph with `width` channels on nodes [B,T,N,channels], projected where the two differ;
     `leave` projects back.
     """
 
-    def __init__(self, channels: int, width: int, choices: Choices):
+    def __init__(self, channels: int, width: int, choices: GraphChoices):
         super().__init__()
         self.enter = linear(channels, width) if channels != width else nn.Identity()
-        self.graph = Graph(width, choices)
+        self.graph = SpaceTimeGraph(width, choices)
         self.leave = linear(width, channels) if channels != width else nn.Identity()
 
     def forward(self, v: Tensor) -> tuple[Tensor, Tensor | None]:
-        """v [B,T,N,channels] -> [B,T,N,width], before `leave`, and the weights as `Graph` gives
+        """v [B,T,N,channels] -> [B,T,N,width], before `leave`, and the weights as `SpaceTimeGraph` gives
         them.
         """
         return self.graph(self.enter(v))
@@ -98,11 +98,11 @@ class RSTG(nn.Module):
     without messages).
     """
 
-    def __init__(self, channels: int, width: int, choices: Choices):
+    def __init__(self, channels: int, width: int, choices: GraphChoices):
         super().__init__()
         self.record: list[Tensor | None] | None = None
-        self.nodes = Projected(channels, width, choices)
-        self.residual = Residual(channels, axes=4, channel=-3)
+        self.nodes = ProjectedGraph(channels, width, choices)
+        self.residual = NormedResidual(channels, axes=4, channel=-3)
 
     def forward(self, x: Tensor) -> Tensor:
         frames = x.transpose(1, 2)  # [B,T,C_b,h,w]

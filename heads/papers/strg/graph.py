@@ -26,7 +26,7 @@ STARTS = ("xavier", "normal", "zero")
 Graph = Callable[[Tensor], Tensor]  # X [B,T,N,C] -> G X
 
 
-class Branch(nn.Module):
+class GraphBranch(nn.Module):
     """Three graph convolutions over the same graphs; returns the mean over nodes of the last one's
     output.
 
@@ -69,7 +69,7 @@ class Branch(nn.Module):
         return masked_mean(x.relu() if self.last == "norm_relu" else x, valid)
 
 
-class Similarity(nn.Module):
+class SimilarityGraph(nn.Module):
     """G^sim (eq. 1, 2): row softmax of (w x_i)^T (w' x_j) over the valid nodes of the view, no
     scale, no L2 norm.
 

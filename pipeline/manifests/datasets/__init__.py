@@ -22,7 +22,7 @@ _UNFIT = re.compile(
 
 
 @dataclass(slots=True)
-class Entry:
+class DatasetClip:
     """One clip of an annotation file.
 
     `names`: how its video may be called, without the ending, the best first; or its folder of
@@ -53,7 +53,7 @@ class Dataset:
 
     name: str
     classes: tuple[str, ...]
-    entries: list[Entry]
+    entries: list[DatasetClip]
     official: Mapping[str, int | None]
     num_classes: int | None
     layout: str

@@ -12,7 +12,7 @@ actions.
 import math
 from pathlib import Path
 
-from pipeline.manifests.datasets import Dataset, Entry
+from pipeline.manifests.datasets import Dataset, DatasetClip
 from pipeline.manifests.datasets.annotation_files import find, read_lines, read_table
 from pipeline.manifests.manifest import ManifestError
 
@@ -35,7 +35,7 @@ def read(folder: str | Path, window: float = 0.0) -> Dataset:
     if not (window >= 0 and math.isfinite(window)):
         raise ValueError(f"window: expected seconds, or 0 for whole videos, got {window}")
     _check_classes(find(folder, r"Charades_v1_classes\.txt", "Charades_v1_classes.txt"))
-    entries: list[Entry] = []
+    entries: list[DatasetClip] = []
     counted = {}
     for split, name in _LISTS.items():
         path = find(folder, name.replace(".", r"\."), name)
@@ -61,11 +61,11 @@ def read(folder: str | Path, window: float = 0.0) -> Dataset:
 
 def _entries(
     clip: str, split: str, actions: list[Action], pieces: list[tuple[float, float | None]]
-) -> list[Entry]:
+) -> list[DatasetClip]:
     if not pieces:
-        return [Entry(clip, split, _labels(actions), (clip,))]
+        return [DatasetClip(clip, split, _labels(actions), (clip,))]
     return [
-        Entry(
+        DatasetClip(
             f"{clip}_{k:04d}",
             split,
             _labels([a for a in actions if _overlaps(a, *piece)]),

@@ -9,7 +9,7 @@ validation set.
 
 from pathlib import Path
 
-from pipeline.manifests.datasets import Dataset, Entry
+from pipeline.manifests.datasets import Dataset, DatasetClip
 from pipeline.manifests.datasets.annotation_files import find, read_json, text_of, whole_of
 from pipeline.manifests.manifest import ManifestError
 
@@ -31,7 +31,7 @@ def read(folder: str | Path, version: int = 2, fps: float | None = None) -> Data
     tag = "Diving48_V2" if version == 2 else "Diving48(_V1)?"
     vocab = find(folder, r"Diving48_vocab\.json", "Diving48_vocab.json")
     classes = _vocabulary(vocab) if vocab else tuple(str(k) for k in range(CLASSES))
-    entries: list[Entry] = []
+    entries: list[DatasetClip] = []
     for split, word in _LISTS.items():
         example = f"Diving48{'_V2' if version == 2 else ''}_{word}.json"
         if path := find(folder, rf"{tag}_{word}\.json", example):
@@ -65,7 +65,7 @@ def read(folder: str | Path, version: int = 2, fps: float | None = None) -> Data
 
 def _entry(
     path: Path, k: int, item: object, split: str, classes: tuple[str, ...], fps: float | None
-) -> Entry:
+) -> DatasetClip:
     clip, label = text_of(item, "vid_name", path, k), whole_of(item, "label", path, k)
     first, last = whole_of(item, "start_frame", path, k), whole_of(item, "end_frame", path, k)
     if label >= len(classes):
@@ -74,7 +74,7 @@ def _entry(
         )
     times = (first / fps, last / fps) if fps and first and last > first else (None, None)
     extra = {"start_frame": str(first), "end_frame": str(last)}
-    return Entry(clip, split, (classes[label],), (clip,), *times, extra=extra)
+    return DatasetClip(clip, split, (classes[label],), (clip,), *times, extra=extra)
 
 
 def _vocabulary(path: Path) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ the alphabetical one.
 import re
 from pathlib import Path
 
-from pipeline.manifests.datasets import Dataset, Entry
+from pipeline.manifests.datasets import Dataset, DatasetClip
 from pipeline.manifests.datasets.annotation_files import find, read_table
 from pipeline.manifests.manifest import SPLIT_ALIASES, SPLITS, ManifestError, is_no_label
 
@@ -49,7 +49,7 @@ def _files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _entries(path: Path, split: str, trimmed: bool) -> list[Entry]:
+def _entries(path: Path, split: str, trimmed: bool) -> list[DatasetClip]:
     """The clips of one list, whose split is `split`, or told by its rows where that is ""."""
     entries, labels = [], {}
     for number, row in read_table(path, _COLUMNS if split else (*_COLUMNS, "split")):
@@ -79,7 +79,7 @@ def _entries(path: Path, split: str, trimmed: bool) -> list[Entry]:
         hints = (name, name.replace(" ", "_"), its) if name else (its,)
         whole = () if trimmed else (float(start), float(end))
         entries.append(
-            Entry(
+            DatasetClip(
                 tag,
                 its,
                 labels.setdefault(name, (name,) if name else ()),

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.files.atomic_files import write_text
-from pipeline.manifests.datasets import Dataset, Entry, mirrored_pairs, protected
+from pipeline.manifests.datasets import Dataset, DatasetClip, mirrored_pairs, protected
 from pipeline.manifests.datasets.video_folders import choose, find_media
 from pipeline.manifests.manifest import Manifest, ManifestError, write_manifest
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenManifest:
     """What was written.
 
     `missing`: ids whose video is not there, left out of the manifest. `classes`: the class list
@@ -37,7 +37,7 @@ def write_dataset(
     out: str | Path,
     order: str = "official",
     allow_missing: bool = False,
-) -> Written:
+) -> WrittenManifest:
     """Writes `out` with a row for every entry whose video is below `videos`, and the lists beside
     it.
 
@@ -71,7 +71,7 @@ def write_dataset(
         )
     start, root = _start(videos, out)
     manifest = write_manifest(out, _rows(data, there, start))
-    return Written(
+    return WrittenManifest(
         manifest,
         tuple(missing),
         _write(out.with_suffix(".classes.txt"), "".join(f"{name}\n" for name in classes)),
@@ -105,7 +105,7 @@ def _start(videos: Path, out: Path) -> tuple[str, Path | None]:
 
 
 def _rows(
-    data: Dataset, there: list[tuple[Entry, tuple[str, str, bool]]], start: str
+    data: Dataset, there: list[tuple[DatasetClip, tuple[str, str, bool]]], start: str
 ) -> Iterator[dict[str, object]]:
     """Rows with the same columns: times and the frame rate of folders only where some row has
     them.
@@ -130,7 +130,7 @@ def _rows(
         yield {**row, **entry.extra}
 
 
-def _span(entry: Entry, name: str) -> tuple[float | None, float | None]:
+def _span(entry: DatasetClip, name: str) -> tuple[float | None, float | None]:
     """Seconds of the clip in its file: none where the file is called like a clip that was cut out
     (Kinetics).
     """

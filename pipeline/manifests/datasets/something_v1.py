@@ -7,7 +7,7 @@ Files: something-something-v1-labels.csv (a class per line, in the order of GOS'
 
 from pathlib import Path
 
-from pipeline.manifests.datasets import Dataset, Entry
+from pipeline.manifests.datasets import Dataset, DatasetClip
 from pipeline.manifests.datasets.annotation_files import find, read_lines, require
 from pipeline.manifests.manifest import ManifestError
 
@@ -34,7 +34,7 @@ def read(folder: str | Path) -> Dataset:
                     f"{path}, line {number}: expected id;class with a class of {labels.name}, got "
                     f"{line[:80]!r}"
                 )
-            entries.append(Entry(clip, split, known.get(label, ()), (clip,)))
+            entries.append(DatasetClip(clip, split, known.get(label, ()), (clip,)))
     if not entries:
         raise ManifestError(
             f"{folder}: no list of clips such as something-something-v1-train.csv; download it "

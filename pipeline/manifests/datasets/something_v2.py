@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.manifests.datasets import Dataset, Entry
+from pipeline.manifests.datasets import Dataset, DatasetClip
 from pipeline.manifests.datasets.annotation_files import (
     find,
     read_json,
@@ -24,7 +24,7 @@ FPS = 12.0
 
 
 @dataclass(frozen=True)
-class Protocol:
+class SplitLists:
     """Which lists there are: patterns of their names, an example of each for messages, clips that
     each should have.
     """
@@ -36,13 +36,13 @@ class Protocol:
     classes: int
 
 
-def _official() -> Protocol:
+def _official() -> SplitLists:
     prefix, names = (
         r"(something-something-v2-)?",
         {"train": "train", "val": "validation", "test": "test"},
     )
     lists = {split: (prefix + name + r"\.json", f"{name}.json") for split, name in names.items()}
-    return Protocol(
+    return SplitLists(
         "",
         (prefix + r"labels\.json", "labels.json"),
         lists,
@@ -58,9 +58,9 @@ def _else(
     val: str,
     counts: tuple[int | None, int | None],
     classes: int,
-) -> Protocol:
+) -> SplitLists:
     lists = {"train": (rf"{train}\.json", f"{train}.json"), "val": (rf"{val}\.json", f"{val}.json")}
-    return Protocol(
+    return SplitLists(
         folder,
         (rf"{labels}\.json", f"{labels}.json"),
         lists,
@@ -150,7 +150,7 @@ def _classes(path: Path) -> tuple[str, ...]:
 
 def _entries(
     path: Path, split: str, known: dict[str, tuple[str, ...]], told: dict[str, tuple[str, ...]]
-) -> list[Entry]:
+) -> list[DatasetClip]:
     """The clips of one list; test clips have the labels that `told` knows."""
     entries = []
     for k, item in enumerate(read_json(path, list)):
@@ -169,7 +169,7 @@ def _entries(
                     f"{path}, entry {k + 1}: class {name!r} is not in the list of labels; are "
                     f"both of one release?"
                 )
-        entries.append(Entry(clip, split, labels, (clip,)))
+        entries.append(DatasetClip(clip, split, labels, (clip,)))
     return entries
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from pipeline.manifests.datasets import Entry
+from pipeline.manifests.datasets import DatasetClip
 from pipeline.manifests.folder_scan import VIDEOS
 from pipeline.manifests.manifest import ManifestError
 
@@ -49,7 +49,7 @@ def _walk(
 
 
 def choose(
-    entry: Entry, found: dict[str, list[tuple[str, bool]]], folder: str | Path
+    entry: DatasetClip, found: dict[str, list[tuple[str, bool]]], folder: str | Path
 ) -> tuple[str, str, bool] | None:
     """(name, path, whether a folder of frames) of the entry's media, None if it is not there.
 

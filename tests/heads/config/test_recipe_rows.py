@@ -15,7 +15,7 @@ import torch
 from cli._options import toml_value
 from heads.config.recipe import FOLDER, Recipe, read_recipe, recipe_from, recipe_names
 from heads.finetuning.frame_training import new_network
-from heads.finetuning.joint_network import live_dims
+from heads.finetuning.joint_network import joint_dims
 from heads.interface.clips import Dims, dims_from
 from heads.zoo import build_head
 from pipeline.backbones import build_backbone
@@ -236,7 +236,7 @@ def network_of(name: str, options: str):
 def dims_of(backbone: tuple[str, str], frames: int, size: int, cut: str, boxes: int) -> Dims:
     """The sizes of what a backbone gives of frames."""
     with torch.device("meta"):
-        return live_dims(network_of(*backbone), frames, size, cut, boxes)
+        return joint_dims(network_of(*backbone), frames, size, cut, boxes)
 
 
 @cache

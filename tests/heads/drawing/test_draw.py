@@ -27,7 +27,7 @@ from heads.drawing.canvas import (
     text_width,
 )
 from heads.drawing.draw import WHAT, Style, draw_view
-from heads.drawing.head_output import Told
+from heads.drawing.head_output import HeadResult
 from heads.drawing.panels import structure
 from heads.interface.masked_layers import front_back
 from heads.papers.dyreg.kernels import kernels_of
@@ -430,7 +430,7 @@ def test_every_operation_of_a_structure_is_named_with_its_weight(monkeypatch):
     space, edges = ("none", "skip", "comb1"), ((0, 1), (0, 2), (1, 2))
     weights = np.array([[[0.1, 0.2, 0.7], [0.8, 0.1, 0.1], [0.2, 0.6, 0.2]]], np.float32)
     maps = {"structure": weights.argmax(-1), "weights": weights}
-    told = Told(
+    told = HeadResult(
         "run", "gos", "best", ("a", "b"), np.array([0.2, 0.8]), "softmax", maps, None, space, edges
     )
     assert labels_of(monkeypatch, lambda: structure(told)) == [

@@ -20,7 +20,7 @@ from torchvision.ops import roi_align
 
 from heads.data.splits import cache_dims, fields_for
 from heads.interface.clips import clips_of
-from heads.interface.network_above_cut import Continued
+from heads.interface.network_above_cut import HeadAboveCut
 from heads.zoo import build_head
 from pipeline.backbones import Backbone
 from pipeline.backbones._ean import ESPNet
@@ -360,7 +360,7 @@ def live_logits(head, row: Row, made: Made, group: str, number: int, **wrong) ->
         if row.options.get("regions") == "detector":
             network.inserted[point].boxes, network.inserted[point].valid = boxes, valid
     x = network(network.prepare(frames))  # [1,C,T,h,w]
-    if isinstance(head, Continued):
+    if isinstance(head, HeadAboveCut):
         return head.head(clips_of({network.last: x.transpose(1, 2)})).logits
     return head.fc(x.mean((2, 3, 4)))
 

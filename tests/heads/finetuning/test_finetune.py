@@ -17,10 +17,10 @@ from torch import nn
 
 import heads.finetuning.finetune
 from heads.config.recipe import recipe_from
-from heads.finetuning.data_parallel import World, joined
+from heads.finetuning.data_parallel import ProcessGroup, joined
 from heads.finetuning.end_to_end import train_frames
-from heads.finetuning.frame_training import How, new_network, part_of_clips
-from heads.finetuning.joint_network import live_dims
+from heads.finetuning.frame_training import FrameRunOptions, new_network, part_of_clips
+from heads.finetuning.joint_network import joint_dims
 from heads.interface.clips import Clips
 from heads.runs import run_files as runs
 from pipeline.backbones import build_backbone
@@ -91,12 +91,12 @@ def network(recipe_, name="tsm_r18", **options):
     torch.manual_seed(5)
     backbone = lively(build_backbone(name, **{"width": 8, **options}))
     phase = recipe_.phases[0]
-    dims = live_dims(backbone, LENGTH, SIDE)
+    dims = joint_dims(backbone, LENGTH, SIDE)
     return new_network(recipe_.of(phase), backbone, dims, len(CLASSES), 0, phase.frames)
 
 
 def run(recipe_, folder, source=None, how=None, net=None, **more):
-    how = replace(how or How(), tensorboard=False)
+    how = replace(how or FrameRunOptions(), tensorboard=False)
     net = net or network(recipe_)
     return train_frames(
         recipe_, folder, net, source or Videos(), CLASSES, how, **{"say": lambda line: None, **more}
@@ -225,7 +225,7 @@ def test_a_head_that_continues_a_map_and_the_part_below_are_the_whole_network(tm
 def test_activations_that_are_computed_twice_change_nothing(tmp_path):
     """Weights and batch norms' statistics, which must not count a mini-batch twice."""
     for name, checkpointing in (("kept", False), ("twice", True)):
-        run(recipe(), tmp_path / name, how=How(checkpointing=checkpointing))
+        run(recipe(), tmp_path / name, how=FrameRunOptions(checkpointing=checkpointing))
     assert same(weights(tmp_path / "kept"), weights(tmp_path / "twice"))
 
 
@@ -312,7 +312,7 @@ def test_a_run_that_was_killed_and_resumed_gives_the_weights_of_one_that_was_not
     """Inside an epoch too: three mini-batches an epoch, a checkpoint after every second one;
     dropout, momentum, batch norms.
     """
-    how = How(checkpoint_every=2)
+    how = FrameRunOptions(checkpoint_every=2)
     run(recipe(), tmp_path / "whole", how=how)
     with pytest.raises(KeyboardInterrupt):
         run(recipe(), tmp_path / "killed", Videos(stop_at=stop_at), how)
@@ -343,7 +343,7 @@ def test_starting_a_phase_over_never_removes_what_it_starts_from(tmp_path):
     whole = replace(whole, phases=(first, replace(whole.phases[0], start="previous")))
     for phase in ("backbone", "joint"):
         run(whole, tmp_path, phase=phase)
-    for again in (How(resume=False), How(resume=True)):
+    for again in (FrameRunOptions(resume=False), FrameRunOptions(resume=True)):
         (tmp_path / "last.pt").unlink(missing_ok=again.resume)
         (tmp_path / "metrics.json").unlink(missing_ok=True)
         with pytest.raises(
@@ -376,7 +376,7 @@ def train_in_two(folder):
             recipe(**FIXED),
             folder,
             source,
-            How(accumulate=2),
+            FrameRunOptions(accumulate=2),
             deciding(recipe(**FIXED)),
             world=world,
         )
@@ -467,13 +467,13 @@ def test_a_process_knows_how_many_there_are_on_its_own_machine(monkeypatch, envi
         (
             "cuda",
             None,
-            World(5, 8, 4),
+            ProcessGroup(5, 8, 4),
             7,
         ),  # 32 cores for four processes: 8 each, one of which feeds the GPU
-        ("cuda", None, World(), 16),
-        ("cuda", None, World(0, 64, 64), 1),
-        ("cpu", None, World(0, 2, 2), 1),
-        ("cuda", 3, World(5, 8, 4), 3),
+        ("cuda", None, ProcessGroup(), 16),
+        ("cuda", None, ProcessGroup(0, 64, 64), 1),
+        ("cpu", None, ProcessGroup(0, 2, 2), 1),
+        ("cuda", 3, ProcessGroup(5, 8, 4), 3),
     ],
 )
 def test_the_processes_of_a_machine_divide_its_cores_among_their_decoders(
@@ -481,7 +481,7 @@ def test_the_processes_of_a_machine_divide_its_cores_among_their_decoders(
 ):
     monkeypatch.setattr(heads.finetuning.finetune, "cores_here", lambda: 32)
     monkeypatch.setattr(
-        heads.finetuning.finetune, "Footage", lambda *given, **more: more["workers"]
+        heads.finetuning.finetune, "VideoViews", lambda *given, **more: more["workers"]
     )
     reading = SimpleNamespace(workers=asked, fresh=False, time_limit=1.0)
     sampling = SimpleNamespace(frames=8, source_fps=None)
@@ -497,4 +497,4 @@ def test_the_processes_of_a_machine_divide_its_cores_among_their_decoders(
         device=torch.device(device), reading=reading, config=config, backbone=backbone
     )
     run.parts = run.clips = run.root = run.cache = run.source = None
-    assert heads.finetuning.finetune._Made.footage(run, world) == workers
+    assert heads.finetuning.finetune._Setup.footage(run, world) == workers

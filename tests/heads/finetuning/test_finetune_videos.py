@@ -18,21 +18,21 @@ import torch
 
 from cli.__main__ import main
 from heads.config.recipe import FOLDER, read_recipe, recipe_from
-from heads.config.recipe_tables import Data
+from heads.config.recipe_tables import DataOptions
 from heads.data.splits import part_of
 from heads.evaluation.evaluate import evaluate
-from heads.finetuning.finetune import Reading, finetune, frames_phase
-from heads.finetuning.frame_training import How
-from heads.finetuning.video_views import Footage
+from heads.finetuning.finetune import SourceOptions, finetune, frames_phase
+from heads.finetuning.frame_training import FrameRunOptions
+from heads.finetuning.video_views import VideoViews
 from heads.runs import run_files as runs
 from heads.training.train import train
 from pipeline.cache.reader import Cache
 from pipeline.manifests.manifest import read_manifest
 from pipeline.stages.frozen_networks import source_of
 from pipeline.stages.graphs import build_graphs
-from pipeline.stages.repair import Moved
+from pipeline.stages.repair import MovedFiles
 from pipeline.video.decode import write_video
-from pipeline.video.view_pixels import Opening
+from pipeline.video.view_pixels import ClipOpener
 from tests.support.tiny_backbone import tiny
 from tests.support.tiny_cache import Tiny
 from tests.support.tiny_videos import config_of, make_videos, picture, write_csv
@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[3]
 SPLITS = ("train",) * 6 + ("val",) * 2 + ("test",) * 2
 OPTIONS = {"width": 8, "reduce": 8}
 QUIET = {"say": lambda line: None, "device": "cpu"}
-HERE = Reading(workers=0)
+HERE = SourceOptions(workers=0)
 HEADS = {
     "roi_pool": {},
     "strg": {},
@@ -89,7 +89,7 @@ def recipe(head="roi_pool", phases=None, **training):
 
 def tune(recipe_, folder, phase="", frames=None, **how):
     whole, chosen = frames_phase(recipe_, phase, **(frames or {}))
-    given = {"reading": HERE, "how": How(tensorboard=False), **QUIET, **how}
+    given = {"reading": HERE, "how": FrameRunOptions(tensorboard=False), **QUIET, **how}
     return finetune(whole, folder, chosen, **given)
 
 
@@ -155,7 +155,9 @@ def test_the_phase_that_reads_frames_follows_those_that_read_the_cache_in_one_fo
     ):
         tune(asked, tmp_path, cache=cache)
     train(asked, cache, tmp_path, tensorboard=False, **QUIET)
-    result = tune(asked, tmp_path, cache=cache, how=How(precision="bf16", tensorboard=False))
+    result = tune(
+        asked, tmp_path, cache=cache, how=FrameRunOptions(precision="bf16", tensorboard=False)
+    )
     assert (result.epochs, result.phase) == (2, "joint")
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(line["epoch"], line["phase"]) for line in log] == [(1, "alone"), (2, "joint")]
@@ -184,7 +186,7 @@ def test_what_is_not_as_at_the_extraction_is_refused_in_one_line(fault, place, t
             video.unlink()
             if fault != "gone":
                 write_video(video, picture(clip + 50)[: 8 if fault == "pixels" else 6], fps=8)
-    moved = Moved(root, weights)
+    moved = MovedFiles(root, weights)
     with pytest.raises(ValueError, match=match) as error:
         tune(recipe(), tmp_path / "run", cache=cache, reading=replace(HERE, moved=moved))
     assert "\n" not in str(error.value)
@@ -255,7 +257,7 @@ def test_fresh_views_are_those_of_a_cache_with_another_seed_and_change_every_epo
     cache = Cache(place / "cache")
     asked = config(place, dtype="float32")
     manifest = read_manifest(place / "manifest.csv")
-    parts = {"train": part_of(cache, "train", "train", manifest, ("0", "1"), Data())}
+    parts = {"train": part_of(cache, "train", "train", manifest, ("0", "1"), DataOptions())}
     clips = {clip.clip: clip for clip in manifest.clips}
     rows = [parts["train"].rows[:, 0]]
     seed = int(np.random.SeedSequence([asked.seed, 4]).generate_state(1)[0])
@@ -267,11 +269,11 @@ def test_fresh_views_are_those_of_a_cache_with_another_seed_and_change_every_epo
     )
     stored = Cache(tmp_path / "other")["train"].batch(range(6), fields=("boxes", "valid", "flip"))
     found = source_of(asked, "cpu")
-    with Footage(
+    with VideoViews(
         asked,
         parts,
         clips,
-        Opening(manifest.root),
+        ClipOpener(manifest.root),
         steps=4,
         cache=cache,
         source=found,

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from heads.papers.gos.affinity import VARIANTS, Choices, Sizes, unit
-from heads.papers.gos.operation_inputs import Scene, layout_of
+from heads.papers.gos.affinity import VARIANTS, OperationChoices, OperationSizes, unit
+from heads.papers.gos.operation_inputs import OperationInputs, layout_of
 from heads.papers.gos.operations import SPACES, new_operation
 from pipeline.regions.graphs import inner_products, nearest_nodes, similar_nodes
 
@@ -30,20 +30,26 @@ def draw(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def choices(variant: str = "paper", **changes) -> Choices:
-    return Choices(
+def choices(variant: str = "paper", **changes) -> OperationChoices:
+    return OperationChoices(
         "test",
         **{**{name: VARIANTS[variant][name] for name in OPERATION_OPTIONS}, "top": 4, **changes},
     )
 
 
 def operation(
-    name: str, variant: str = "paper", random: bool = True, sizes: Sizes | None = None, **changes
+    name: str,
+    variant: str = "paper",
+    random: bool = True,
+    sizes: OperationSizes | None = None,
+    **changes,
 ):
     """The operation in float64 and eval mode; `random` draws every weight."""
     torch.manual_seed(0)
     op = (
-        new_operation(name, sizes or Sizes(C, T, N, G), choices(variant, **changes)).double().eval()
+        new_operation(name, sizes or OperationSizes(C, T, N, G), choices(variant, **changes))
+        .double()
+        .eval()
     )
     if random:
         with torch.no_grad():
@@ -52,7 +58,7 @@ def operation(
     return op
 
 
-def some_scene(missing: bool = False, seed: int = 1) -> Scene:
+def some_scene(missing: bool = False, seed: int = 1) -> OperationInputs:
     """Boxes, background and layout of B views; with `missing` a third of the boxes, a whole frame
     and nearly a whole view.
     """
@@ -65,7 +71,7 @@ def some_scene(missing: bool = False, seed: int = 1) -> Scene:
         valid[0, 2], valid[1, 1:], valid[1, 0] = False, False, torch.tensor([True, True, False])
         cells[1, 3:] = False
     layout = layout_of(torch.cat([corner, corner + 0.4], -1))
-    return Scene(valid, layout=layout, y=draw(B, T, G, C, seed=seed + 1), cells=cells)
+    return OperationInputs(valid, layout=layout, y=draw(B, T, G, C, seed=seed + 1), cells=cells)
 
 
 def nodes(seed: int = 3) -> torch.Tensor:
@@ -81,7 +87,7 @@ def affinity(op, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return F.normalize(x, dim=-1) @ U @ F.normalize(y, dim=-1).T
 
 
-def by_hand(name: str, op, x: torch.Tensor, scene: Scene, b: int) -> torch.Tensor:
+def by_hand(name: str, op, x: torch.Tensor, scene: OperationInputs, b: int) -> torch.Tensor:
     """One view by the naive equations, over its valid nodes and nothing else -> [V,C]."""
     valid = scene.valid[b]
     frame = torch.arange(T)[:, None].expand(T, N)[valid]
@@ -189,17 +195,17 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_difference_propagation_never_forms_all_differences():
-    sizes, n = Sizes(32, T, 10), T * 10
+    sizes, n = OperationSizes(32, T, 10), T * 10
     op = operation("diff_prop", sizes=sizes).float()
     x = torch.randn(B, T, 10, 32, requires_grad=True)
     with LargestTensor() as largest:
-        op(x, Scene(torch.ones(B, T, 10, dtype=torch.bool))).sum().backward()
+        op(x, OperationInputs(torch.ones(B, T, 10, dtype=torch.bool))).sum().backward()
     assert largest.size <= B * n * max(n, 32)
 
 
 @pytest.mark.parametrize(("name", "count"), list(RELEASED.items()))
 def test_parameters_of_the_released_operations(name, count):
-    op = operation(name, "released", random=False, sizes=Sizes(256, 16, 10, 49))
+    op = operation(name, "released", random=False, sizes=OperationSizes(256, 16, 10, 49))
     assert sum(p.numel() for p in op.parameters()) == count
 
 
@@ -207,7 +213,7 @@ def test_parameters_of_the_released_operations(name, count):
     ("name", "count"), list((RELEASED | {"temp_conv": 459_520, "node_att": 41}).items())
 )
 def test_parameters_of_the_operations_in_the_paper(name, count):
-    op = operation(name, random=False, sizes=Sizes(256, 16, 10, 49), top=10)
+    op = operation(name, random=False, sizes=OperationSizes(256, 16, 10, 49), top=10)
     assert sum(p.numel() for p in op.parameters()) == count
 
 
@@ -289,13 +295,15 @@ def test_without_a_bias_the_scale_of_the_nodes_does_not_matter(name, variant):
     torch.testing.assert_close(op(7 * x, some_scene()), op(x, some_scene()), rtol=1e-6, atol=1e-6)
 
 
-def permuted(order: torch.Tensor, x: torch.Tensor, scene: Scene) -> tuple[torch.Tensor, Scene]:
+def permuted(
+    order: torch.Tensor, x: torch.Tensor, scene: OperationInputs
+) -> tuple[torch.Tensor, OperationInputs]:
     """Nodes and scene with the nodes of every view in another order: order [n]."""
 
     def move(t):
         return t.flatten(1, 2)[:, order].unflatten(1, (T, N))
 
-    return move(x), Scene(
+    return move(x), OperationInputs(
         move(scene.valid), layout=move(scene.layout), y=scene.y, cells=scene.cells
     )
 
@@ -370,7 +378,7 @@ def test_a_sequence_constant_in_time_gives_one_convolution(variant):
 
 @pytest.mark.parametrize(("padding", "positions"), [("valid", 10), ("same", 16)])
 def test_temporal_convolution_has_as_many_positions_as_its_padding_leaves(padding, positions):
-    op = operation("temp_conv", "released", padding=padding, sizes=Sizes(C, 16, N))
+    op = operation("temp_conv", "released", padding=padding, sizes=OperationSizes(C, 16, N))
     pick = torch.zeros(1, 16 * N, 16, N, dtype=torch.float64)
     weights = op.conv.weight.permute(2, 1, 0).unbind()
     assert op.convolved(draw(1, 16, N, C, seed=1), pick, weights).shape == (1, positions, 16 * N, C)
@@ -378,11 +386,11 @@ def test_temporal_convolution_has_as_many_positions_as_its_padding_leaves(paddin
 
 def test_seven_taps_without_padding_need_seven_steps():
     with pytest.raises(ValueError, match=r"at least 7 steps, got 6; pass padding='same'"):
-        operation("temp_conv", "released", sizes=Sizes(C, 6, N))
+        operation("temp_conv", "released", sizes=OperationSizes(C, 6, N))
     short = operation("temp_conv", "released")
     with pytest.raises(ValueError, match="got 5"):
-        short(nodes()[:, :5], Scene(torch.ones(B, 5, N, dtype=torch.bool)))
-    assert operation("temp_conv", "paper", sizes=Sizes(C, 1, N)) is not None
+        short(nodes()[:, :5], OperationInputs(torch.ones(B, 5, N, dtype=torch.bool)))
+    assert operation("temp_conv", "paper", sizes=OperationSizes(C, 1, N)) is not None
     with pytest.raises(ValueError, match="expected an odd number"):
         choices(taps=4)
 
@@ -393,7 +401,7 @@ def test_reversing_time_is_flipping_the_kernel(variant):
     forwards = op(x, scene)
     with torch.no_grad():
         op.conv.weight.copy_(op.conv.weight.flip(-1))
-    backwards = op(x.flip(1), Scene(scene.valid.flip(1))).flip(1)
+    backwards = op(x.flip(1), OperationInputs(scene.valid.flip(1))).flip(1)
     torch.testing.assert_close(backwards[scene.valid], forwards[scene.valid])
 
 
@@ -416,7 +424,7 @@ def test_nodes_with_the_same_nearest_nodes_get_the_same_output(variant):
 def test_background_comes_from_the_nodes_own_frame():
     op, x, scene = operation("back_incor"), nodes(), some_scene()
     before = op(x, scene)
-    other = Scene(scene.valid, y=scene.y.clone(), cells=scene.cells)
+    other = OperationInputs(scene.valid, y=scene.y.clone(), cells=scene.cells)
     other.y[:, 4] += 1.0
     changed = (op(x, other) != before).any(-1)
     assert changed[:, 4].all()
@@ -426,7 +434,7 @@ def test_background_comes_from_the_nodes_own_frame():
 @variants
 def test_uniform_background_is_attended_uniformly(variant):
     op, scene = operation("back_incor", variant), some_scene()
-    flat = Scene(scene.valid, y=scene.y[:, :, :1].expand(B, T, G, C), cells=scene.cells)
+    flat = OperationInputs(scene.valid, y=scene.y[:, :, :1].expand(B, T, G, C), cells=scene.cells)
     torch.testing.assert_close(
         op.attention(nodes(), flat), torch.full((B, T, N, G), 1 / G, dtype=torch.float64)
     )
@@ -452,7 +460,7 @@ def test_cached_neighbours_are_the_live_ones_of_the_same_features(name):
     products = inner_products(x, scene.valid)
     near = nearest_nodes(products, scene.valid).long()
     similar = similar_nodes(products, scene.valid, 6)[0].long()
-    cached = Scene(scene.valid, layout=scene.layout, nearest=near, similar=similar)
+    cached = OperationInputs(scene.valid, layout=scene.layout, nearest=near, similar=similar)
     live, stored = operation(name), operation(name, neighbours="cached")
     assert set(stored.reads) - set(live.reads) == {"nearest" if name == "temp_conv" else "similar"}
     torch.testing.assert_close(stored(x, cached)[scene.valid], live(x, scene)[scene.valid])
@@ -460,7 +468,9 @@ def test_cached_neighbours_are_the_live_ones_of_the_same_features(name):
 
 def test_too_few_cached_neighbours_are_refused_with_the_command():
     op, scene = operation("node_att", neighbours="cached"), some_scene()
-    few = Scene(scene.valid, layout=scene.layout, similar=torch.zeros(B, T, N, 3, dtype=torch.long))
+    few = OperationInputs(
+        scene.valid, layout=scene.layout, similar=torch.zeros(B, T, N, 3, dtype=torch.long)
+    )
     with pytest.raises(
         ValueError,
         match=r"4 most similar nodes in the cache, got 3; run `vidgraph graphs` with --neighbours 4",
@@ -506,7 +516,7 @@ def test_bfloat16_arithmetic_chooses_the_same_neighbours():
 def test_slots_of_the_released_node_attention_are_counted():
     with pytest.raises(ValueError, match="a weight for each of 24 nodes, got 15"):
         operation("node_att", "released")(
-            nodes()[:, :5], Scene(torch.ones(B, 5, N, dtype=torch.bool))
+            nodes()[:, :5], OperationInputs(torch.ones(B, 5, N, dtype=torch.bool))
         )
 
 

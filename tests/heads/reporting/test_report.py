@@ -20,7 +20,7 @@ from heads.reporting.cache_facts import boxes_per_clip
 from heads.reporting.document import Document
 from heads.reporting.html_page import to_html
 from heads.reporting.output_folder import write_report
-from heads.reporting.predictions import predicted_of
+from heads.reporting.predictions import predictions_by_video
 from heads.reporting.report import report
 from heads.reporting.run_folders import read_run
 from heads.runs import run_files as runs
@@ -49,7 +49,7 @@ def table(out: Path, name: str) -> list[dict[str, str]]:
 
 def predictions(folder: Path):
     with np.load(folder / "predictions_test.npz") as file:
-        return predicted_of(dict(file), read_run(folder).recipe)
+        return predictions_by_video(dict(file), read_run(folder).recipe)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from heads.reproduction.pretraining import Pretraining, pretrain
 from heads.reproduction.report import accuracy, beyond_spread, markdown, order, record
 from heads.reproduction.reproduce import Generated, Work, train_rows
 from heads.reproduction.tables import DYREG, RSTG, TABLES, reads_frames, recipe_of, size_for
-from heads.training.study_table import Spread
+from heads.training.study_table import FigureSpread
 from pipeline.backbones import build_backbone, freeze
 from pipeline.digits import (
     DigitVideos,
@@ -330,8 +330,8 @@ def test_pairs_in_the_papers_order_are_counted_and_the_others_named():
 
 @pytest.mark.parametrize(("gap", "beyond"), [(2.9, False), (3.1, True)])
 def test_a_margin_beyond_the_spread_exceeds_both_deviations(gap, beyond):
-    assert beyond_spread(Spread(30, 1), Spread(30 + gap, 2)) is beyond
-    assert not beyond_spread(Spread(30, None), Spread(90, 2))
+    assert beyond_spread(FigureSpread(30, 1), FigureSpread(30 + gap, 2)) is beyond
+    assert not beyond_spread(FigureSpread(30, None), FigureSpread(90, 2))
 
 
 @pytest.mark.slow

@@ -20,12 +20,12 @@ from heads.reproduction import reproduce
 from heads.reproduction.tables import TABLES
 from heads.runs import folder_lock as held
 from heads.runs import run_files as runs
-from heads.runs.folder_lock import Busy, Held, alone, hold
-from heads.runs.run_writer import RunFolder
+from heads.runs.folder_lock import FolderBusy, FolderLock, alone, lock_folder
+from heads.runs.run_writer import RunWriter
 from heads.training.learner import Learner
 from heads.training.members import Failure, Result
 from heads.training.train import run_members, train
-from pipeline.files.owners import own_claim, part_of
+from pipeline.files.owners import new_claim_name, part_path
 from pipeline.workers import claims
 from tests.heads.finetuning.test_finetune import recipe as frames_recipe
 from tests.heads.finetuning.test_finetune import run as run_frames
@@ -68,21 +68,21 @@ def quiet(line):
 def elsewhere(folder: Path, count: int = 0) -> None:
     """A claim by a process of another machine, or its sign of life number `count`."""
     folder.mkdir(exist_ok=True)
-    who = {"claim": "other-1-1-00000000", "machine": "another", "pid": 1, "start": "1"}
+    who = {"claim": "other-1-1-00000000", "machine_id": "another", "pid": 1, "start": "1"}
     (folder / "run.claim").write_bytes(
         json.dumps(who).encode() + b"\n" + str(count).zfill(claims.COUNT).encode()
     )
 
 
 def test_the_folder_of_a_living_process_is_busy_and_that_of_a_dead_one_free(owner, tmp_path):
-    free, busy = hold([tmp_path / "free", tmp_path / "run"], quiet)
-    assert isinstance(free, Held)
-    assert isinstance(busy, Busy)
+    free, busy = lock_folder([tmp_path / "free", tmp_path / "run"], quiet)
+    assert isinstance(free, FolderLock)
+    assert isinstance(busy, FolderBusy)
     assert f"process {owner.pid} on this machine is at work here" in str(busy)
     owner.kill()
     owner.wait()
-    (taken,) = hold([tmp_path / "run"], quiet)
-    assert isinstance(taken, Held)
+    (taken,) = lock_folder([tmp_path / "run"], quiet)
+    assert isinstance(taken, FolderLock)
     for one in (free, taken):
         one.leave()
     assert not (tmp_path / "free").exists()
@@ -91,7 +91,9 @@ def test_the_folder_of_a_living_process_is_busy_and_that_of_a_dead_one_free(owne
 
 def test_only_folders_that_were_made_for_it_and_are_empty_go(tmp_path):
     (tmp_path / "there").mkdir()
-    outcomes = hold([tmp_path / "there" / "deep" / "run", tmp_path / "there" / "kept"], quiet)
+    outcomes = lock_folder(
+        [tmp_path / "there" / "deep" / "run", tmp_path / "there" / "kept"], quiet
+    )
     (tmp_path / "there" / "kept" / "file").touch()
     for one in outcomes:
         one.leave()
@@ -111,10 +113,10 @@ def test_another_machines_claim_is_watched_until_it_moves_or_is_silent(tmp_path,
     )
     for name in ("alive", "silent"):
         elsewhere(tmp_path / name)
-    alive, silent = hold([tmp_path / "alive", tmp_path / "silent"], lines.append, silence=60)
-    assert isinstance(alive, Busy)
+    alive, silent = lock_folder([tmp_path / "alive", tmp_path / "silent"], lines.append, silence=60)
+    assert isinstance(alive, FolderBusy)
     assert "a process of another machine is at work here" in str(alive)
-    assert isinstance(silent, Held)
+    assert isinstance(silent, FolderLock)
     silent.leave()
     assert len(lines) == 1
     assert 60 < sum(waits) < 63
@@ -169,17 +171,17 @@ WRITES = {
     "predictions": lambda folder: runs.save_predictions(
         folder / "predictions_test.npz", {"logits": np.zeros(3)}
     ),
-    "a removal": lambda folder: RunFolder(folder, recipe()).remove("last"),
-    "a beginning": lambda folder: RunFolder(folder, recipe()).begin({}, 0, 0, tensorboard=False),
+    "a removal": lambda folder: RunWriter(folder, recipe()).remove("last"),
+    "a beginning": lambda folder: RunWriter(folder, recipe()).begin({}, 0, 0, tensorboard=False),
 }
 
 
 @pytest.mark.parametrize("what", WRITES)
 def test_an_owner_that_was_taken_for_dead_writes_nothing_more(tmp_path, what):
-    (mine,) = hold([tmp_path / "run"], quiet)
+    (mine,) = lock_folder([tmp_path / "run"], quiet)
     runs.write_text(tmp_path / "run" / "recipe.toml", "mine")
     there = take_over(tmp_path / "run")
-    with pytest.raises(Busy, match="another process has taken over"):
+    with pytest.raises(FolderBusy, match="another process has taken over"):
         WRITES[what](tmp_path / "run")
     mine.leave()
     assert contents(tmp_path / "run") == there
@@ -256,7 +258,7 @@ def test_evaluation_of_weights_that_are_trained_again_meanwhile_leaves_what_is_t
 
     trained(resume=True)
     monkeypatch.setattr(evaluation, "predict", predict_while_another_trains)
-    with pytest.raises(Busy, match="trained further while it was evaluated"):
+    with pytest.raises(FolderBusy, match="trained further while it was evaluated"):
         evaluation.evaluate(tmp_path / "run", cache, "test", device="cpu", say=quiet)
     assert contents(tmp_path / "run") == there[0]
 
@@ -277,10 +279,10 @@ def test_evaluation_watches_another_machines_claim_until_it_moves_or_is_silent(
     )
     for name in ("alive", "silent"):
         elsewhere(tmp_path / name)
-    with pytest.raises(Busy, match="a process of another machine is at work here"):
-        held.refuse_beside(tmp_path / "alive", lines.append, claims.Watch(60))
+    with pytest.raises(FolderBusy, match="a process of another machine is at work here"):
+        held.refuse_beside(tmp_path / "alive", lines.append, claims.ClaimWatch(60))
     assert len(waits) == 5
-    watch = held.refuse_beside(tmp_path / "silent", lines.append, claims.Watch(60))
+    watch = held.refuse_beside(tmp_path / "silent", lines.append, claims.ClaimWatch(60))
     assert 65 < sum(waits) < 68
     # at the end of an evaluation: it is not waited for again
     held.refuse_beside(tmp_path / "silent", lines.append, watch)
@@ -304,8 +306,10 @@ def test_a_claim_that_another_machine_left_behind_is_waited_for_once_in_an_evalu
 
 
 def test_what_a_killed_run_was_writing_goes_and_what_a_living_one_writes_stays(cache, tmp_path):
-    dead = part_of(tmp_path / "mine" / "last.pt", own_claim().replace(f"-{os.getpid()}-", "-0-"))
-    alive = part_of(tmp_path / "mine" / "metrics_test.json", own_claim())
+    dead = part_path(
+        tmp_path / "mine" / "last.pt", new_claim_name().replace(f"-{os.getpid()}-", "-0-")
+    )
+    alive = part_path(tmp_path / "mine" / "metrics_test.json", new_claim_name())
     (tmp_path / "mine").mkdir()
     for part in (dead, alive):
         part.touch()
@@ -317,7 +321,7 @@ def test_a_busy_member_leaves_the_others_going(owner, cache, tmp_path):
     members = [Member(recipe(epochs=1), tmp_path / name, 0) for name in ("run", "mine")]
     busy, mine = run_members(members, cache, order_seed=0, device="cpu", say=quiet)
     assert isinstance(busy, Failure)
-    assert isinstance(busy.error, Busy)
+    assert isinstance(busy.error, FolderBusy)
     assert isinstance(mine, Result)
 
 
@@ -350,7 +354,7 @@ def run_while_another_finishes(theirs, cache, place):
 
 
 def test_training_from_frames_holds_its_folder_too(owner, tmp_path):
-    with pytest.raises(Busy, match="is at work here"):
+    with pytest.raises(FolderBusy, match="is at work here"):
         run_frames(frames_recipe(), tmp_path / "run")
     run_frames(frames_recipe(), tmp_path / "mine")
     assert not (tmp_path / "mine" / "run.claim").exists()
@@ -360,7 +364,7 @@ def test_a_reproduction_leaves_a_row_that_another_command_trains_to_it(tmp_path,
     def train_row(*given):
         row = next(one for one in given if one in rows)
         if row is rows[0]:
-            raise Busy("the first is taken")
+            raise FolderBusy("the first is taken")
         return row.name
 
     table, lines = TABLES["dyreg"], []

@@ -15,16 +15,24 @@ import torch
 from heads.config.member import Member
 from heads.config.recipe import recipe_from
 from heads.config.study_file import read_study
-from heads.data.feature_store import Store
+from heads.data.feature_store import FeatureStore
 from heads.runs import run_files as runs
 from heads.training import ablate as ablation
-from heads.training.ablate import How, Prospect, ablate, epochs_done, groups_of, passes, prospects
+from heads.training.ablate import (
+    AblateOptions,
+    PassEstimate,
+    ablate,
+    epochs_done,
+    groups_of,
+    passes,
+    prospects,
+)
 from heads.training.learner import Learner
 from heads.training.members import Result
-from heads.training.study_table import Failed, Table, TableRow
+from heads.training.study_table import FailedRow, StudyTable, TableRow
 from heads.training.train import train
 from pipeline.cache.reader import Cache
-from pipeline.workers.engines import Dask, Here
+from pipeline.workers.engines import DaskEngine, LocalEngine
 from tests.heads.training.test_train import poison, same, weights
 from tests.support.tiny_cache import Tiny
 
@@ -47,7 +55,7 @@ head = ["strg", "pool"]
 labels = ["class 0", "class 2"]
 """
 SMALL = STUDY[: STUDY.index('"data.train_views"')]
-CPU = How(device="cpu")
+CPU = AblateOptions(device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -119,29 +127,33 @@ def test_members_of_one_row_differ(whole):
 
 
 def test_members_with_the_same_views_share_every_read(cache, tmp_path, monkeypatch):
-    rows, original = [], Store._read
+    rows, original = [], FeatureStore._read
     monkeypatch.setattr(
-        Store, "_read", lambda self, some: rows.append(len(some)) or original(self, some)
+        FeatureStore, "_read", lambda self, some: rows.append(len(some)) or original(self, some)
     )
     counts = {}
     for seeds in ("[0]", "[0, 1, 2]"):
         rows.clear()
         plan = plan_of(tmp_path, SMALL.replace("[0, 1]", seeds))
-        study(plan, cache, tmp_path / seeds, How(device="cpu", resident="disk"))
+        study(plan, cache, tmp_path / seeds, AblateOptions(device="cpu", resident="disk"))
         counts[seeds] = sum(rows)
     assert counts["[0]"] == counts["[0, 1, 2]"]
 
 
 @pytest.mark.parametrize("how", [{"jobs": 3}, {"at_once": 1}, {"jobs": 2, "at_once": 2}])
 def test_how_members_are_spread_changes_nothing(cache, tmp_path, whole, how):
-    study(plan_of(tmp_path), cache, tmp_path / "runs", **how, engine=Here())
+    study(plan_of(tmp_path), cache, tmp_path / "runs", **how, engine=LocalEngine())
     assert equal(tmp_path / "runs", whole)
 
 
 @pytest.mark.slow
 def test_dask_workers_compute_the_same(cache, tmp_path, whole):
     study(
-        plan_of(tmp_path), cache, tmp_path / "runs", jobs=2, engine=Dask(2, dashboard="127.0.0.1:0")
+        plan_of(tmp_path),
+        cache,
+        tmp_path / "runs",
+        jobs=2,
+        engine=DaskEngine(2, dashboard="127.0.0.1:0"),
     )
     for name, those in everything(whole).items():  # with other numbers of threads, other last bits
         for key, tensor in everything(tmp_path / "runs")[name].items():
@@ -235,7 +247,7 @@ def test_members_whose_process_is_lost_are_tried_again_alone(cache, tmp_path, wh
     monkeypatch.setattr(
         runs, "append_log", lambda path, line: written.append(path) or original(path, line)
     )
-    how = How(device="cpu", resume=False)  # starts over, but not a second time
+    how = AblateOptions(device="cpu", resume=False)  # starts over, but not a second time
     outcome = study(plan_of(tmp_path), cache, tmp_path / "runs", how, engine=engine, jobs=2)
     assert {written.count(path) for path in written} == {2}
     assert engine.groups[2:] == [1] * 6
@@ -280,7 +292,7 @@ def test_features_that_are_not_finite_are_said_before_any_member_is_trained(tmp_
             plan_of(tmp_path),
             poisoned,
             tmp_path / "runs",
-            engine=Here(),
+            engine=LocalEngine(),
             before=before.append,
             **how,
         )
@@ -412,12 +424,12 @@ def test_members_with_other_views_have_a_pass_of_their_own(cache, tmp_path):
     assert count(STUDY) == 2
 
 
-def prospect(name: str, cost: int, order: str = "a", reads=("nodes",)) -> Prospect:
+def prospect(name: str, cost: int, order: str = "a", reads=("nodes",)) -> PassEstimate:
     member = Member(
         recipe_from({"name": name, "source": "", "head": {"name": "pool"}, "train": {"epochs": 1}}),
         Path(name),
     )
-    return Prospect(member, int(cost * 1e9), None, 1, 1, order, reads)
+    return PassEstimate(member, int(cost * 1e9), None, 1, 1, order, reads)
 
 
 def test_groups_cost_about_the_same_and_readers_of_the_same_stay_together():
@@ -463,7 +475,7 @@ def result(seed: int, top1: float, seconds: float = 2.0) -> Result:
 
 
 def test_the_table_has_means_and_spreads_over_seeds_as_text_csv_and_json(tmp_path):
-    failed = (Failed("row-seed2", 2, "LossNotFinite: the loss is nan", 1),)
+    failed = (FailedRow("row-seed2", 2, "LossNotFinite: the loss is nan", 1),)
     rows = (
         TableRow(
             "row",
@@ -475,7 +487,7 @@ def test_the_table_has_means_and_spreads_over_seeds_as_text_csv_and_json(tmp_pat
         TableRow("one", {"head": "pool", "train.lr": ""}, {0: result(0, 0.25)}, (), 640),
         TableRow("none", {"head": "gos", "train.lr": 0.2}, {}, failed, 1),
     )
-    Table("t", ("head", "train.lr"), rows, {"study": "t"}).write(tmp_path)
+    StudyTable("t", ("head", "train.lr"), rows, {"study": "t"}).write(tmp_path)
     lines = (tmp_path / "results.txt").read_text().splitlines()
     cells = [
         [cell.strip() for cell in line.strip("| ").split("|")]

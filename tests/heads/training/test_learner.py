@@ -10,7 +10,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from heads.config.training_options import Alternate, Distil, Groups, LossShare, Training
+from heads.config.training_options import (
+    AlternatingOptimiser,
+    Distillation,
+    LossShare,
+    ParameterGroups,
+    Training,
+)
 from heads.interface.clips import Dims, HeadOutput, clips_of
 from heads.interface.loss import loss_of
 from heads.papers.dyreg.distillation import Teachers
@@ -59,7 +65,9 @@ def moved(before, after) -> set[str]:
 
 
 def test_two_optimisers_take_turns_and_neither_moves_the_others_weights():
-    one = learner(alternate=Alternate("structure", lr=0.01, weight_decay=0.1), clip_norm=1.0)
+    one = learner(
+        alternate=AlternatingOptimiser("structure", lr=0.01, weight_decay=0.1), clip_norm=1.0
+    )
     theirs = {"structure.weight", "structure.bias"}
     for number in range(2 * STEPS):
         before = weights(one)
@@ -74,7 +82,7 @@ def test_an_alternating_step_is_the_step_of_its_optimiser():
     """The second mini-batch moves the structure as Adam alone would, from the gradient of the same
     loss.
     """
-    one = learner(alternate=Alternate("structure", lr=0.01, weight_decay=0.0))
+    one = learner(alternate=AlternatingOptimiser("structure", lr=0.01, weight_decay=0.0))
     one.step(*batch(0))
     head = Small()
     head.load_state_dict(one.head.state_dict())
@@ -91,7 +99,7 @@ def test_the_papers_factors_reach_the_right_parameters():
     """DyReg and EAN: biases at twice the rate and without decay, norms without, the classifier at 5
     and 10 times.
     """
-    how = Groups(bias_lr=2, bias_decay=0, norm_decay=0, last_lr=5, last_bias_lr=10)
+    how = ParameterGroups(bias_lr=2, bias_decay=0, norm_decay=0, last_lr=5, last_bias_lr=10)
     head = Small()
     names = {id(p): name for name, p in head.named_parameters()}
     optimisers = Optimisers(head, Training(epochs=1, lr=0.01, weight_decay=0.5, groups=how))
@@ -111,7 +119,9 @@ def test_the_papers_factors_reach_the_right_parameters():
         "fc.weight": (0.05, 0.5),
         "fc.bias": (0.1, 0),
     }
-    slow = Optimisers(head, Training(epochs=1, lr=1.0, groups=Groups(first="lower", first_lr=0.1)))
+    slow = Optimisers(
+        head, Training(epochs=1, lr=1.0, groups=ParameterGroups(first="lower", first_lr=0.1))
+    )
     slow.set_lr(1.0)
     assert {g["lr"]: len(g["params"]) for g in slow.first.param_groups} == {0.1: 2, 1.0: 6}
 
@@ -120,14 +130,14 @@ def test_the_papers_factors_reach_the_right_parameters():
     ("training", "match"),
     [
         (
-            {"alternate": Alternate("strcuture")},
+            {"alternate": AlternatingOptimiser("strcuture")},
             "train.alternate.parameters: no trained parameter of Small starts with",
         ),
         (
-            {"groups": Groups(last="classifier", last_lr=5)},
+            {"groups": ParameterGroups(last="classifier", last_lr=5)},
             "train.groups.last: .*its parts: lower, norm, structure, fc",
         ),
-        ({"groups": Groups(first="backbone", first_lr=0.1)}, "train.groups.first"),
+        ({"groups": ParameterGroups(first="backbone", first_lr=0.1)}, "train.groups.first"),
     ],
 )
 def test_a_name_that_no_parameter_has_is_refused(training, match):
@@ -249,7 +259,9 @@ def test_teachers_are_followed_in_the_first_share_of_the_training_and_stay_as_th
         for p in teacher.parameters():
             p.copy_(torch.randn_like(p) * 0.3)
     before = {name: p.clone() for name, p in teacher.state_dict().items()}
-    training = Training(epochs=2, lr=1e-9, distil=Distil(("teacher",), weight=1000.0, until=0.5))
+    training = Training(
+        epochs=2, lr=1e-9, distil=Distillation(("teacher",), weight=1000.0, until=0.5)
+    )
     one = Learner(student, training, "single", STEPS, 0, "fp32", None, Teachers(student, [teacher]))
     clips = clips_of(
         {"res5": np.random.default_rng(0).normal(size=(2, 2, 4, 7, 7)).astype(np.float32)}
@@ -272,7 +284,10 @@ def test_distillation_moves_the_regions_towards_the_teachers():
         {"res5": np.random.default_rng(0).normal(size=(2, 2, 4, 7, 7)).astype(np.float32)}
     )
     training = Training(
-        epochs=100, optimiser="adam", lr=0.01, distil=Distil(("teacher",), weight=100.0, until=1.0)
+        epochs=100,
+        optimiser="adam",
+        lr=0.01,
+        distil=Distillation(("teacher",), weight=100.0, until=1.0),
     )
     one = Learner(student, training, "single", STEPS, 0, "fp32", None, teachers)
     first = teachers.teach(student, clips, 1.0).losses["distillation"].item()

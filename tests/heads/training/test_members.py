@@ -10,7 +10,7 @@ import torch
 
 from heads.config.member import Member
 from heads.config.recipe import read_recipe, recipe_from
-from heads.data.feature_store import Share, Store, shared_pass
+from heads.data.feature_store import FeatureStore, ReadRequest, shared_pass
 from heads.evaluation.evaluate import evaluate
 from heads.interface.loss import LossNotFinite
 from heads.runs import run_files as runs
@@ -101,13 +101,13 @@ def test_a_member_equals_the_same_run_alone_bit_for_bit(cache, tmp_path):
 
 def test_views_that_several_members_want_are_read_once(cache, tmp_path, monkeypatch):
     read = []
-    original = Store._read
+    original = FeatureStore._read
 
     def counted(self, rows):
         read.append((self.fields, len(rows)))
         return original(self, rows)
 
-    monkeypatch.setattr(Store, "_read", counted)
+    monkeypatch.setattr(FeatureStore, "_read", counted)
     rows = {}
     for count in (1, 4):
         read.clear()
@@ -204,12 +204,12 @@ def test_two_members_in_one_folder_are_refused(cache, tmp_path):
 def test_a_shared_pass_gives_everybody_the_batches_of_a_pass_of_their_own(cache):
     group = cache["train"]
     rows = np.flatnonzero(group.ok)[::-1].copy()
-    store = Store(group, ("pooled", "nodes"), rows, "ram", "here")
+    store = FeatureStore(group, ("pooled", "nodes"), rows, "ram", "here")
     some = np.arange(0, len(rows), 3)
     shares = [
-        Share(rows, np.arange(len(rows)), ("pooled",), 5),
-        Share(rows[some], some, ("nodes",), 4),
-        Share(rows[2:9], np.arange(2, 9), ("nodes", "pooled"), 20),
+        ReadRequest(rows, np.arange(len(rows)), ("pooled",), 5),
+        ReadRequest(rows[some], some, ("nodes",), 4),
+        ReadRequest(rows[2:9], np.arange(2, 9), ("nodes", "pooled"), 20),
     ]
     found = [[], [], []]
     for k, clips, place in shared_pass(store, shares):

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from heads.config.recipe import recipe_from
-from heads.config.recipe_tables import Data
+from heads.config.recipe_tables import DataOptions
 from heads.config.training_options import Training
-from heads.data.feature_store import Store, free_memory
+from heads.data.feature_store import FeatureStore, free_memory
 from heads.data.splits import find_classes, part_of
 from heads.evaluation.evaluate import evaluate
 from heads.evaluation.metrics import aggregate, scores_of, summarise
@@ -210,7 +210,7 @@ def test_the_last_checkpoint_can_be_what_counts(cache, tmp_path):
 
 
 def a_part(cache, split="train", data=None):
-    data = data or Data()
+    data = data or DataOptions()
     group = "train" if split == "train" else "test"
     return part_of(cache, group, split, cache.manifest, find_classes(cache.manifest, data), data)
 
@@ -228,7 +228,7 @@ def test_an_epoch_draws_one_view_of_every_clip(cache):
 
 
 def test_the_number_of_training_views_is_one_option(cache):
-    part = a_part(cache, data=Data(train_views=1))
+    part = a_part(cache, data=DataOptions(train_views=1))
     assert {cache["train"].views[row] for epoch in range(10) for row in part.draw(0, epoch)[0]} == {
         0
     }
@@ -266,10 +266,10 @@ def test_labels_and_splits_can_come_from_another_manifest(cache, tmp_path):
 
 def test_whole_numbers_keep_their_class(tmp_path):
     cache = Tiny(splits=("train", "train", "val"), labels=["10", "2", "2"]).write(tmp_path)
-    assert find_classes(cache.manifest, Data()) == tuple(map(str, range(11)))
-    assert len(find_classes(cache.manifest, Data(num_classes=12))) == 12
+    assert find_classes(cache.manifest, DataOptions()) == tuple(map(str, range(11)))
+    assert len(find_classes(cache.manifest, DataOptions(num_classes=12))) == 12
     with pytest.raises(ValueError, match=r"label '10' is class 10, expected classes 0 to 4"):
-        find_classes(cache.manifest, Data(num_classes=5))
+        find_classes(cache.manifest, DataOptions(num_classes=5))
 
 
 @pytest.mark.parametrize(("label", "number"), [("99999999999999999999", 0), ("1", 10**12)])
@@ -280,15 +280,18 @@ def test_numbers_that_are_no_classes_are_refused_before_they_are_counted_out(
     with pytest.raises(
         ValueError, match=f"{number or label}'?: expected class ids up to 1,000,000"
     ):
-        find_classes(cache.manifest, Data(num_classes=number))
+        find_classes(cache.manifest, DataOptions(num_classes=number))
 
 
 def test_a_class_list_fixes_the_order(cache, tmp_path):
     (tmp_path / "list.txt").write_text("class 2\nclass 0\nclass 1\nunused\n")
-    assert find_classes(cache.manifest, Data(class_list=str(tmp_path / "list.txt")))[0] == "class 2"
+    assert (
+        find_classes(cache.manifest, DataOptions(class_list=str(tmp_path / "list.txt")))[0]
+        == "class 2"
+    )
     (tmp_path / "list.txt").write_text("class 2\nclass 0\n")
     with pytest.raises(ValueError, match="label 'class 1' is not in"):
-        find_classes(cache.manifest, Data(class_list=str(tmp_path / "list.txt")))
+        find_classes(cache.manifest, DataOptions(class_list=str(tmp_path / "list.txt")))
 
 
 def test_a_label_that_reads_like_none_is_no_class_in_silence(tmp_path):
@@ -300,17 +303,17 @@ def test_a_label_that_reads_like_none_is_no_class_in_silence(tmp_path):
         splits=("train", "train", "val", "val", "test", "test"), labels=labels, fields=("pooled",)
     ).write(tmp_path / "c")
     with pytest.raises(ValueError, match=r"label '-1' \(2 clips of test\) .*data\.no_label"):
-        find_classes(cache.manifest, Data())
-    data = Data(no_label=("-1",))
+        find_classes(cache.manifest, DataOptions())
+    data = DataOptions(no_label=("-1",))
     assert [name for name in find_classes(cache.manifest, data) if name in labels] == ["2", "10"]
     assert a_part(cache, "test", data).targets is None
     assert a_part(cache, "val", data).targets.tolist() == [2, 10]
     with pytest.raises(
         ValueError, match="label '-1'"
     ):  # a manifest that comes later, to a run that knows its classes
-        part_of(cache, "test", "test", cache.manifest, ("2", "10"), Data())
+        part_of(cache, "test", "test", cache.manifest, ("2", "10"), DataOptions())
     (tmp_path / "classes.txt").write_text("-1\n2\n10\n")
-    assert find_classes(cache.manifest, Data(class_list=str(tmp_path / "classes.txt"))) == (
+    assert find_classes(cache.manifest, DataOptions(class_list=str(tmp_path / "classes.txt"))) == (
         "-1",
         "2",
         "10",
@@ -325,8 +328,8 @@ def test_a_label_that_reads_like_none_is_left_out_of_several(tmp_path):
     ]
     manifest = write_manifest(tmp_path / "other.csv", rows)
     with pytest.raises(ValueError, match=r"label '\?'"):
-        find_classes(manifest, Data(target="multi"))
-    data = Data(target="multi", no_label=("?",))
+        find_classes(manifest, DataOptions(target="multi"))
+    data = DataOptions(target="multi", no_label=("?",))
     assert find_classes(manifest, data) == ("a", "b")
     assert part_of(cache, "train", "train", manifest, ("a", "b"), data).targets.tolist() == [
         [1, 0],
@@ -346,7 +349,7 @@ def test_a_class_list_may_be_written_by_any_editor(tmp_path, data):
         tmp_path / "c"
     )
     (tmp_path / "classes.txt").write_bytes(data)
-    assert find_classes(cache.manifest, Data(class_list=str(tmp_path / "classes.txt"))) == (
+    assert find_classes(cache.manifest, DataOptions(class_list=str(tmp_path / "classes.txt"))) == (
         "b",
         "a",
     )
@@ -354,7 +357,7 @@ def test_a_class_list_may_be_written_by_any_editor(tmp_path, data):
     with pytest.raises(
         ValueError, match=r"data\.class_list: .*UTF-16 text; save the file as UTF-8"
     ):
-        find_classes(cache.manifest, Data(class_list=str(tmp_path / "classes.txt")))
+        find_classes(cache.manifest, DataOptions(class_list=str(tmp_path / "classes.txt")))
 
 
 def test_a_subset_of_the_labels_leaves_the_other_videos_out_and_counts_them(cache, tmp_path):
@@ -369,13 +372,16 @@ def test_a_subset_of_the_labels_leaves_the_other_videos_out_and_counts_them(cach
     )
     assert np.load(tmp_path / "predictions_test.npz")["logits"].shape == (8, 2)
     assert evaluate(tmp_path, cache, "test", device="cpu", say=str) == result.metrics["test"]
-    assert find_classes(cache.manifest, Data(first_labels=2)) == ("class 0", "class 1")
+    assert find_classes(cache.manifest, DataOptions(first_labels=2)) == ("class 0", "class 1")
     for data, match in [
-        (Data(labels=("class 7",)), r"data.labels: 'class 7' is no class; did you mean class"),
-        (Data(first_labels=9), "data.first_labels: expected at most the 3 classes"),
-        (Data(labels=("class 1",)), "expected at least 2 classes"),
         (
-            Data(labels=("class 0", "class 1"), swap_on_flip=(("class 1", "class 2"),)),
+            DataOptions(labels=("class 7",)),
+            r"data.labels: 'class 7' is no class; did you mean class",
+        ),
+        (DataOptions(first_labels=9), "data.first_labels: expected at most the 3 classes"),
+        (DataOptions(labels=("class 1",)), "expected at least 2 classes"),
+        (
+            DataOptions(labels=("class 0", "class 1"), swap_on_flip=(("class 1", "class 2"),)),
             "exchanged by a flip: keep both",
         ),
     ]:
@@ -384,7 +390,7 @@ def test_a_subset_of_the_labels_leaves_the_other_videos_out_and_counts_them(cach
 
 
 def test_a_subset_sees_its_videos_in_the_order_of_the_whole_split(cache):
-    whole, part = a_part(cache), a_part(cache, data=Data(labels=("class 0", "class 2")))
+    whole, part = a_part(cache), a_part(cache, data=DataOptions(labels=("class 0", "class 2")))
     assert set(part.clips) < set(whole.clips)
     for epoch in range(3):
         rows, video, turn = whole.draw(7, epoch)
@@ -398,7 +404,7 @@ def test_balanced_classes_are_drawn_or_weighed_alike(tmp_path):
     cache = Tiny(splits=("train",) * 12 + ("val",) * 2, labels=labels, fields=("pooled",)).write(
         tmp_path
     )
-    part = a_part(cache, data=Data(balance="sampling"))
+    part = a_part(cache, data=DataOptions(balance="sampling"))
     drawn = np.concatenate([part.targets[part.draw(0, epoch)[1]] for epoch in range(200)])
     assert len(drawn) == 200 * 12
     assert abs((drawn == 0).mean() - 0.5) < 0.03
@@ -710,7 +716,7 @@ def test_a_store_gives_rows_in_the_order_asked(cache):
     asked = rows[[3, 0, 3, 1]]
     expected = group.batch(asked.tolist(), ("nodes",))["nodes"].astype(np.float32)
     for resident in ("ram", "disk"):
-        store = Store(group, ("nodes",), rows, resident, "here")
+        store = FeatureStore(group, ("nodes",), rows, resident, "here")
         batches = [tensors["nodes"] for tensors, _ in store.batches(asked, 3)]
         assert [len(batch) for batch in batches] == [3, 1]
         np.testing.assert_array_equal(torch.cat(batches).numpy(), expected)

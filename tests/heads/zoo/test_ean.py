@@ -18,7 +18,7 @@ from pipeline.backbones._ean import (
     Design,
     EventAdaptiveBlock,
     MotionExcitation,
-    Shift,
+    TrainableShift,
     fuse,
     shuffled,
     thirds,
@@ -91,11 +91,13 @@ def shift_by_index(x):
 
 def test_the_trainable_shift_starts_as_tsms_shift_in_every_block():
     x = noise(2, 16, 5, 3, 4)
-    assert torch.equal(Shift(16).double()(x), shift_by_index(x))
+    assert torch.equal(TrainableShift(16).double()(x), shift_by_index(x))
     backbone = build_backbone("ean_r50", width=16)
-    shifts = [module for module in backbone.modules() if isinstance(module, Shift)]
+    shifts = [module for module in backbone.modules() if isinstance(module, TrainableShift)]
     assert len(shifts) == 16
-    assert all(torch.equal(shift.weight, Shift(len(shift.weight)).weight) for shift in shifts)
+    assert all(
+        torch.equal(shift.weight, TrainableShift(len(shift.weight)).weight) for shift in shifts
+    )
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from heads.interface.clips import Dims, clips_of
-from heads.papers.rstg.graph import SCHEDULERS, VARIANTS, Choices, Graph
+from heads.papers.rstg.graph import SCHEDULERS, VARIANTS, GraphChoices, SpaceTimeGraph
 from heads.papers.rstg.grid import NODES, SCALES, adjacency, pool_weights, positions, remap_weights
 from heads.papers.rstg.module import RSTG, pool_nodes, remap
 from heads.zoo import build_head
@@ -23,7 +23,9 @@ def graph(seed=0, links=None, channels=C, **choices):
     flows through it.
     """
     torch.manual_seed(seed)
-    found = Graph(channels, Choices(**{"norm": "none", **choices}), links).double().eval()
+    found = (
+        SpaceTimeGraph(channels, GraphChoices(**{"norm": "none", **choices}), links).double().eval()
+    )
     with torch.no_grad():
         for parameter in found.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.4)
@@ -369,7 +371,7 @@ def test_every_parameter_gets_a_gradient_and_one_step_is_enough(scheduler):
     for variant in VARIANTS.values():
         for T in (1, 3):
             torch.manual_seed(0)
-            g = Graph(8, Choices(**variant, scheduler=scheduler, inner_norm=True))
+            g = SpaceTimeGraph(8, GraphChoices(**variant, scheduler=scheduler, inner_norm=True))
             y, _ = g(torch.randn(2, T, NODES, 8))
             assert y.shape == (2, T, NODES, 8)
             (y * torch.randn_like(y)).sum().backward()
@@ -389,7 +391,7 @@ def test_every_parameter_gets_a_gradient_and_one_step_is_enough(scheduler):
 
 def test_the_module_is_the_identity_at_first_and_then_its_three_parts():
     torch.manual_seed(0)
-    module = RSTG(8, 4, Choices()).eval()
+    module = RSTG(8, 4, GraphChoices()).eval()
     x = torch.randn(2, 8, 3, 5, 6)
     with torch.no_grad():
         assert torch.equal(module(x), x)

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from heads.config.recipe import FOLDER, read_recipe
 from heads.interface.clips import Clips, Dims, clips_of
 from heads.interface.masked_layers import dense_graph, front_back, next_frame_iou
-from heads.papers.strg.graph import LAYERS, Branch
+from heads.papers.strg.graph import LAYERS, GraphBranch
 from heads.zoo import build_head
 from pipeline.backbones import build_backbone
 from pipeline.backbones._non_local import NonLocal
@@ -329,7 +329,7 @@ def test_after_three_steps_every_parameter_has_moved(options):
 def test_the_dead_initialisation_is_refused_and_is_dead():
     with pytest.raises(ValueError, match="can never learn"):
         build_head("strg", DIMS, K, last="norm_relu")
-    branch = Branch(C, 1, "norm_relu", ("xavier", "zero"), bias=False)
+    branch = GraphBranch(C, 1, "norm_relu", ("xavier", "zero"), bias=False)
     branch(
         torch.randn(B, T, N, C), (lambda x: x,), torch.ones(B, T, N, dtype=torch.bool)
     ).sum().backward()

@@ -7,7 +7,7 @@ import torch
 from torchvision.models import resnet18, resnet50
 
 from pipeline.backbones import build_backbone
-from pipeline.backbones._tsm import Shift
+from pipeline.backbones._tsm import TemporalShift
 from tests.support.tiny_backbone import frames, relative, tiny
 
 
@@ -15,21 +15,21 @@ def test_an_eighth_of_the_channels_comes_from_each_neighbour_and_zeros_from_outs
     x = torch.arange(1, 4).float()[:, None] * 100 + torch.arange(
         16
     )  # step t = 1, 2, 3, channel c: 100 t + c
-    y = Shift(8)(x.T[None, :, :, None, None])[0, :, :, 0, 0]
+    y = TemporalShift(8)(x.T[None, :, :, None, None])[0, :, :, 0, 0]
     assert y[:2].tolist() == [[200, 300, 0], [201, 301, 0]]
     assert y[2:4].tolist() == [[0, 102, 202], [0, 103, 203]]
     assert torch.equal(y[4:], x.T[4:])
 
 
 def test_a_single_step_sees_zeros_on_both_sides():
-    y = Shift(4)(torch.ones(1, 8, 1, 2, 2))
+    y = TemporalShift(4)(torch.ones(1, 8, 1, 2, 2))
     assert y[0, :, 0, 0, 0].tolist() == [0] * 4 + [1] * 4
 
 
 def test_the_shift_leaves_its_input_alone_and_hands_every_gradient_back():
     x = torch.randn(1, 8, 4, 2, 2, requires_grad=True)
     before = x.detach().clone()
-    Shift(8)(x).sum().backward()
+    TemporalShift(8)(x).sum().backward()
     assert torch.equal(x.detach(), before)
     counts = x.grad[0, :, :, 0, 0]
     assert counts[0].tolist() == [0, 1, 1, 1]  # the first step's value has left the clip

@@ -13,7 +13,7 @@ from pipeline.cache.open_files import OPEN_FILES, OpenFiles, budget
 from pipeline.cache.reader import Cache
 from pipeline.cache.shard_reader import ShardFile
 from pipeline.stages.graphs import build_graphs
-from pipeline.workers.claims import take
+from pipeline.workers.claims import take_claim
 from tests.support.small_cache import make_cache, tensors_of
 
 
@@ -148,7 +148,7 @@ def test_a_file_that_is_closed_and_opened_again_is_asked_for_its_tables_once(tmp
 
 def test_a_claim_keeps_no_file_open(tmp_path):
     before = descriptors()
-    claims = [take(tmp_path / f"{k}.h5") for k in range(5)]
+    claims = [take_claim(tmp_path / f"{k}.h5") for k in range(5)]
     for claim in claims:
         claim.beat()
     assert descriptors() == before

@@ -185,7 +185,7 @@ def test_the_done_marker_comes_last_and_goes_first(tmp_path, monkeypatch):
         os.replace(part, target)
 
     for module in (shards, sealed):
-        monkeypatch.setattr(module, "complete", spy)
+        monkeypatch.setattr(module, "move_into_place", spy)
     for _ in range(2):
         with ShardWriter(path, one_field(), attrs=ATTRS, claim="me") as writer:
             writer.finish({})

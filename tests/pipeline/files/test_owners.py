@@ -13,12 +13,12 @@ import pytest
 from pipeline.files import owners
 from pipeline.files.owners import (
     is_claim,
-    lives,
-    own_claim,
-    part_of,
-    parts_in,
+    new_claim_name,
+    part_files_in,
+    part_path,
+    process_lives,
+    process_start,
     remove_abandoned,
-    started,
     writer_lives,
 )
 
@@ -72,52 +72,52 @@ def hide(monkeypatch, denied: bool) -> None:
 
 
 def test_a_process_lives_until_it_has_ended_and_its_number_alone_does_not_name_it(living):
-    assert lives(living, started(living)) is True
-    assert lives(living, "1") is False  # the number is another's by now
-    assert lives(living, "") is None
+    assert process_lives(living, process_start(living)) is True
+    assert process_lives(living, "1") is False  # the number is another's by now
+    assert process_lives(living, "") is None
     ended = subprocess.Popen(["true"])
-    start = started(ended.pid)
+    start = process_start(ended.pid)
     ended.wait()
-    assert lives(ended.pid, start) is False
+    assert process_lives(ended.pid, start) is False
 
 
 def test_a_zombie_has_ended():
     process = subprocess.Popen(["true"])
-    start = started(process.pid)
+    start = process_start(process.pid)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert lives(process.pid, start) is False
+    assert process_lives(process.pid, start) is False
     process.wait()
 
 
 @pytest.mark.parametrize("denied", [True, False])
 def test_a_process_that_cannot_be_seen_may_live(living, monkeypatch, denied):
-    start = started(living)
+    start = process_start(living)
     hide(monkeypatch, denied)
-    assert lives(living, start) is None
-    assert lives(os.getpid(), started(os.getpid())) is True
+    assert process_lives(living, start) is None
+    assert process_lives(os.getpid(), process_start(os.getpid())) is True
 
 
 def test_a_process_that_nobody_can_signal_has_ended_though_processes_are_hidden(monkeypatch):
     ended = subprocess.Popen(["true"])
-    start = started(ended.pid)
+    start = process_start(ended.pid)
     ended.wait()
     hide(monkeypatch, denied=True)
-    assert lives(ended.pid, start) is False
+    assert process_lives(ended.pid, start) is False
 
 
 @pytest.mark.parametrize("pid", [0, -1, 1 << 40])
 def test_a_number_that_no_process_has_is_never_signalled(pid):
-    assert lives(pid, "1") is False
+    assert process_lives(pid, "1") is False
 
 
 def test_proc_of_another_table_of_processes_tells_nothing(living, monkeypatch):
     """unshare --pid without --mount-proc: /proc/self is another process there, or none."""
-    start, readlink = started(living), os.readlink
+    start, readlink = process_start(living), os.readlink
     monkeypatch.setattr(
         os, "readlink", lambda path: "4711" if path == "/proc/self" else readlink(path)
     )
-    assert started(living) == ""
-    assert lives(living, start) is None
+    assert process_start(living) == ""
+    assert process_lives(living, start) is None
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_proc_of_another_table_of_processes_tells_nothing(living, monkeypatch):
 def test_of_another_machine_or_table_of_processes_nothing_is_known(dead, monkeypatch, where):
     part = Path(f"00000.h5.{dead}.part")
     assert writer_lives(part) is False
-    monkeypatch.setattr(owners, "machine", lambda: where)
+    monkeypatch.setattr(owners, "machine_id", lambda: where)
     assert writer_lives(part) is None
 
 
@@ -134,27 +134,27 @@ def test_the_time_namespace_is_part_of_the_machine():
     """Starts in /proc are told by the reader's clock."""
     for name in ("pid", "time"):
         if os.path.exists(f"/proc/self/ns/{name}"):
-            assert os.readlink(f"/proc/self/ns/{name}") in owners.machine()
+            assert os.readlink(f"/proc/self/ns/{name}") in owners.machine_id()
 
 
 def test_only_names_that_ours_make_are_part_files_and_only_those_of_the_dead_go(dead, tmp_path):
     for name in OF_OTHERS:
         (tmp_path / name).touch()
     mine, theirs = (
-        part_of(tmp_path / "run.json", own_claim()),
-        part_of(tmp_path / "run.json", "node7.cluster.org-1-2-0123456789abcdef"),
+        part_path(tmp_path / "run.json", new_claim_name()),
+        part_path(tmp_path / "run.json", "node7.cluster.org-1-2-0123456789abcdef"),
     )
     left = [
-        part_of(tmp_path / name, dead)
+        part_path(tmp_path / name, dead)
         for name in ("last.pt", "00000.h5", "my.clips.csv", "a [b].json")
     ]
     for path in (mine, theirs, *left):
         path.touch()
-    assert {part.path for part in parts_in(tmp_path)} == {mine, theirs, *left}
-    assert [part.becomes for part in parts_in(tmp_path, r"\d{5}\.h5")] == ["00000.h5"]
-    assert [part.claim for part in parts_in(tmp_path, r"run\.json") if part.path == theirs] == [
-        "node7.cluster.org-1-2-0123456789abcdef"
-    ]
+    assert {part.path for part in part_files_in(tmp_path)} == {mine, theirs, *left}
+    assert [part.becomes for part in part_files_in(tmp_path, r"\d{5}\.h5")] == ["00000.h5"]
+    assert [
+        part.claim for part in part_files_in(tmp_path, r"run\.json") if part.path == theirs
+    ] == ["node7.cluster.org-1-2-0123456789abcdef"]
     remove_abandoned(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*OF_OTHERS, mine.name, theirs.name}
 
@@ -162,7 +162,7 @@ def test_only_names_that_ours_make_are_part_files_and_only_those_of_the_dead_go(
 def test_a_hosts_name_of_any_kind_makes_a_claim(monkeypatch):
     for host in ("node-7.cluster.org", "x" * 64, "ein/zwei drei", ""):
         monkeypatch.setattr("socket.gethostname", lambda host=host: host)
-        claim = own_claim()
+        claim = new_claim_name()
         assert is_claim(claim)
         assert "/" not in claim
         assert writer_lives(Path(f"run.json.{claim}.part")) is True

@@ -25,7 +25,7 @@ from pipeline.files.regular_files import NotAFile, read_small, read_small_text
 from pipeline.manifests.datasets.annotation_files import read_text
 from pipeline.manifests.manifest import ManifestError, read_manifest
 from pipeline.stages.verify import verify
-from pipeline.workers.claims import look
+from pipeline.workers.claims import read_claim
 from tests.support.small_cache import make_cache
 
 
@@ -99,7 +99,7 @@ READERS = {
     "hash": sha256_of,
     "shard": lambda path: ShardFile(path, RECORD).opened(),
     "statistics": lambda path: read_statistics(path.with_suffix(".h5")),
-    "claim": lambda path: look(path.with_suffix(".h5")),
+    "claim": lambda path: read_claim(path.with_suffix(".h5")),
 }
 
 

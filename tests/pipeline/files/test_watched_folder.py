@@ -9,13 +9,13 @@ import pytest
 
 from heads.config.study_file import read_study
 from heads.runs import run_files as runs
-from heads.runs.folder_lock import hold, refuse_if_lost
-from heads.training.ablate import How, ablate
+from heads.runs.folder_lock import lock_folder, refuse_if_lost
+from heads.training.ablate import AblateOptions, ablate
 from heads.training.learner import Learner
 from heads.training.train import train
 from pipeline.cache.folder import home_of, read_cache_json
 from pipeline.cache.shard_writer import ShardWriter
-from pipeline.files.watched_folder import Gone, Home
+from pipeline.files.watched_folder import FolderGone, WatchedFolder
 from pipeline.stages import graphs
 from pipeline.stages.graphs import build_graphs
 from tests.heads.training.test_train import recipe
@@ -50,25 +50,25 @@ def linked(folder):
 @pytest.mark.parametrize("happens", [moved, deleted, replaced])
 def test_a_folder_that_is_not_where_it_was_is_noticed(tmp_path, happens):
     (tmp_path / "cache" / "features").mkdir(parents=True)
-    home = Home(tmp_path / "cache", tmp_path / "cache" / "features")
+    home = WatchedFolder(tmp_path / "cache", tmp_path / "cache" / "features")
     home.check()
     happens(tmp_path / "cache")
-    with pytest.raises(Gone, match="moved or deleted, or another folder has its name"):
+    with pytest.raises(FolderGone, match="moved or deleted, or another folder has its name"):
         home.check()
-    with pytest.raises(Gone), home.guarded():
+    with pytest.raises(FolderGone), home.guarded():
         raise FileNotFoundError
     home.close()
 
 
 def test_a_link_to_the_same_folder_is_the_same_folder(tmp_path):
     (tmp_path / "cache").mkdir()
-    home = Home(tmp_path / "cache")
+    home = WatchedFolder(tmp_path / "cache")
     linked(tmp_path / "cache")
     home.check()
 
 
 def test_other_errors_stay_what_they_are(tmp_path):
-    with pytest.raises(KeyError), Home(tmp_path).guarded():
+    with pytest.raises(KeyError), WatchedFolder(tmp_path).guarded():
         raise KeyError("mine")
 
 
@@ -83,13 +83,13 @@ def test_a_cache_that_is_made_anew_in_the_same_folder_is_another(tmp_path):
     )  # written again, as with other labels: still the same cache
     home.check()
     (path / "cache.json").unlink()
-    with pytest.raises(Gone):
+    with pytest.raises(FolderGone):
         home.check()
     runs.write_json(
         path / "cache.json",
         {**{k: v for k, v in record.items() if k != "seal"}, "fingerprint": "f" * 64},
     )
-    with pytest.raises(Gone, match="deleted and made anew"):
+    with pytest.raises(FolderGone, match="deleted and made anew"):
         home.check()
 
 
@@ -101,9 +101,10 @@ def test_graphs_end_where_their_cache_goes_away_and_leave_what_is_there_alone(
     tmp_path, monkeypatch, happens, moment
 ):
     path = make_cache(tmp_path)
-    step = {"a shard is begun": (graphs, "take"), "a view is written": (ShardWriter, "write")}.get(
-        moment, (graphs, "finish")
-    )
+    step = {
+        "a shard is begun": (graphs, "take_claim"),
+        "a view is written": (ShardWriter, "write"),
+    }.get(moment, (graphs, "finish_shard"))
     done, struck = getattr(*step), []
 
     def strike(*args, **named):
@@ -113,7 +114,7 @@ def test_graphs_end_where_their_cache_goes_away_and_leave_what_is_there_alone(
         return done(*args, **named)
 
     monkeypatch.setattr(*step, strike)
-    with pytest.raises(Gone):
+    with pytest.raises(FolderGone):
         build_graphs(path)
     assert struck == [files(path)]
 
@@ -146,7 +147,7 @@ def test_a_training_whose_folder_goes_away_ends_and_makes_none_anew(tmp_path, mo
         return step(*args)
 
     monkeypatch.setattr(Learner, "step", strike)
-    with pytest.raises(Gone, match="moved or deleted"):
+    with pytest.raises(FolderGone, match="moved or deleted"):
         train(recipe(epochs=2), cache, tmp_path / "runs" / "mine", device="cpu", say=quiet)
     assert struck == [files(tmp_path / "runs")]
 
@@ -167,7 +168,7 @@ def test_a_training_s_folder_may_go_away_at_any_file(tmp_path, monkeypatch, mome
             return step(*args)
 
     monkeypatch.setattr(runs, moment, strike)
-    with pytest.raises(Gone, match="moved or deleted"):
+    with pytest.raises(FolderGone, match="moved or deleted"):
         train(recipe(epochs=1), cache, tmp_path / "runs" / "mine", device="cpu", say=quiet)
 
 
@@ -175,11 +176,11 @@ def test_a_link_that_leads_elsewhere_now_is_noticed(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     (tmp_path / "runs").symlink_to("one")
-    (held,) = hold([tmp_path / "runs" / "mine"], quiet)
+    (held,) = lock_folder([tmp_path / "runs" / "mine"], quiet)
     refuse_if_lost(tmp_path / "runs" / "mine" / "last.pt")
     (tmp_path / "runs").unlink()
     (tmp_path / "runs").symlink_to("two")
-    with pytest.raises(Gone):
+    with pytest.raises(FolderGone):
         refuse_if_lost(tmp_path / "runs" / "mine" / "last.pt")
     held.leave()
 
@@ -199,13 +200,13 @@ def test_a_study_whose_folder_goes_away_ends_and_makes_none_anew(tmp_path, monke
 
     monkeypatch.setattr(Learner, "step", strike)
     with pytest.raises(
-        Gone, match="moved or deleted"
+        FolderGone, match="moved or deleted"
     ):  # in groups of one: the second begins when the folder is away
         ablate(
             read_study(tmp_path / "two.toml"),
             cache,
             tmp_path / "runs",
-            How(device="cpu"),
+            AblateOptions(device="cpu"),
             at_once=1,
             say=quiet,
         )

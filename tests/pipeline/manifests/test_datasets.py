@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.manifests.datasets import (
     Dataset,
-    Entry,
+    DatasetClip,
     charades,
     diving48,
     kinetics,
@@ -141,13 +141,13 @@ def test_frame_folders_of_a_manifest_can_be_decoded(tmp_path):
 
 
 def test_the_class_list_has_the_official_order_and_the_alphabetical_one_on_request(tmp_path):
-    from heads.config.recipe import Data
+    from heads.config.recipe import DataOptions
     from heads.data.splits import find_classes
 
     annotations, videos = v1(tmp_path)
     for order, expected in ((), CLASSES), (("--order", "alphabetical"), tuple(sorted(CLASSES))):
         make("something-something-v1", annotations, videos, *order)
-        listed = Data(class_list=str(tmp_path / "out.classes.txt"))
+        listed = DataOptions(class_list=str(tmp_path / "out.classes.txt"))
         assert find_classes(read_manifest(tmp_path / "out.csv"), listed) == expected
 
 
@@ -509,7 +509,7 @@ def test_counts_are_compared_with_the_official_ones_unless_the_lists_are_a_part(
 
 def test_official_counts_leave_nothing_to_say():
     entries = [
-        Entry(str(k), split, (), (str(k),)) for k, split in enumerate(["train"] * 3 + ["val"])
+        DatasetClip(str(k), split, (), (str(k),)) for k, split in enumerate(["train"] * 3 + ["val"])
     ]
     data = Dataset("x", ("a", "b"), entries, {"train": 3, "val": 1, "test": 9}, 2, "called ID.mp4")
     assert data.differences() == []

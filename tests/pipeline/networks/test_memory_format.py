@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from heads.config.recipe import recipe_from
-from heads.config.recipe_tables import Frames
+from heads.config.recipe_tables import FrameOptions
 from heads.finetuning.frame_training import new_network
-from heads.finetuning.joint_network import live_dims
+from heads.finetuning.joint_network import joint_dims
 from heads.interface.clips import Clips
 from pipeline.backbones import build_backbone, freeze
 from pipeline.networks.memory_format import channels_last_is_safe, convolve, guard, lay_out, plain
@@ -191,7 +191,7 @@ def test_a_network_from_frames_to_logits():
     )
     backbone = build_backbone("tsm_r18", width=4)
     network = new_network(
-        recipe, backbone, live_dims(backbone, 4, 48), 3, 0, Frames(train_from="stem")
+        recipe, backbone, joint_dims(backbone, 4, 48), 3, 0, FrameOptions(train_from="stem")
     )
     lay_out(network, "cpu")
     with Convolutions() as convolutions:

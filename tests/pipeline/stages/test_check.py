@@ -15,9 +15,15 @@ from PIL import Image
 from pipeline.manifests.manifest import Clip, Manifest, read_manifest, write_manifest
 from pipeline.proposals import build_proposals
 from pipeline.stages import check
-from pipeline.stages.check import Finding, check_clips, frame_numbers, look, write_findings
+from pipeline.stages.check import (
+    ClipFinding,
+    check_clips,
+    frame_numbers,
+    look_at_clip,
+    write_findings,
+)
 from pipeline.video.decode import write_video
-from pipeline.video.view_pixels import Opening
+from pipeline.video.view_pixels import ClipOpener
 from pipeline.workers.decode_pool import _Worker
 
 
@@ -58,7 +64,7 @@ def found(folder: Path, *names: str, workers: int = 0, **more) -> dict[str, set[
     """clip -> kinds, for clips called like their files."""
     manifest = manifest_of(folder, *((name, name, "train", "x") for name in names))
     kinds: dict[str, set[str]] = {}
-    for finding in check_clips(manifest, Opening(manifest.root), workers, **more).findings:
+    for finding in check_clips(manifest, ClipOpener(manifest.root), workers, **more).findings:
         kinds.setdefault(finding.clip, set()).add(finding.kind)
     return kinds
 
@@ -104,7 +110,7 @@ def test_workers_find_what_one_process_finds_in_the_order_of_the_manifest(videos
     names = ("copy.mp4", "text.mp4", "a.mp4", "b.mp4", "still.mp4")
     manifest = manifest_of(videos, *((name, name, "train", "x") for name in names))
     alone, together = (
-        check_clips(manifest, Opening(manifest.root), workers).findings for workers in (0, 2)
+        check_clips(manifest, ClipOpener(manifest.root), workers).findings for workers in (0, 2)
     )
     assert alone == together
     assert [finding.clip for finding in alone] == ["text.mp4", "a.mp4", "still.mp4"]
@@ -130,7 +136,7 @@ def test_parts_of_one_file_are_no_duplicates_and_the_same_part_twice_is(videos):
         for k, (start, end) in enumerate(((0, 0.5), (0.5, 1), (0, 0.5)))
     ]
     manifest = write_manifest(videos / "parts.csv", rows)
-    findings = check_clips(manifest, Opening(manifest.root), 0).findings
+    findings = check_clips(manifest, ClipOpener(manifest.root), 0).findings
     assert [(f.clip, f.kind) for f in findings] == [("2", "duplicate")]
     assert "clip 0" in findings[0].message
 
@@ -150,7 +156,7 @@ def test_an_end_beyond_the_video_is_a_finding_and_rounding_is_none(videos, end, 
     """a.mp4 has 12 frames, 12 a second."""
     row = {"clip": "a", "path": "a.mp4", "split": "train", "label": "x", "start": 0, "end": end}
     manifest = write_manifest(videos / "end.csv", [row])
-    findings = check_clips(manifest, Opening(manifest.root), 0).findings
+    findings = check_clips(manifest, ClipOpener(manifest.root), 0).findings
     assert [(f.clip, f.kind) for f in findings] == ([("a", "end")] if words else [])
     assert all(words in f.message for f in findings)
 
@@ -166,7 +172,7 @@ def test_an_end_beyond_a_folder_of_frames_is_a_finding_too(videos):
         "fps": 4,
     }
     manifest = write_manifest(videos / "end.csv", [row])
-    (finding,) = check_clips(manifest, Opening(manifest.root), 0).findings
+    (finding,) = check_clips(manifest, ClipOpener(manifest.root), 0).findings
     assert finding.message.startswith(
         "ends at 4000 s, 3999.00 s beyond the end of the video (1.00 s)"
     )
@@ -176,7 +182,7 @@ def test_labels_that_look_the_same_and_are_two_classes_are_a_finding(videos):
     manifest = manifest_of(
         videos, ("a", "a.mp4", "train", "caf\u00e9"), ("b", "b.mp4", "train", "cafe\u0301")
     )
-    (finding,) = check_clips(manifest, Opening(manifest.root), 0).findings
+    (finding,) = check_clips(manifest, ClipOpener(manifest.root), 0).findings
     assert finding.kind == "label"
     assert "two classes" in finding.message
 
@@ -206,7 +212,9 @@ def test_sparse_boxes_that_leave_a_clip_without_any_are_a_finding(tmp_path):
     )  # frames 1, 5, 9, ... are looked at: the middles of 32 segments, halved
     looked = set(
         check._frames_looked_at(
-            look(Opening(tmp_path), Clip("l", str(tmp_path / "long.mp4"), "test", ())).info
+            look_at_clip(
+                ClipOpener(tmp_path), Clip("l", str(tmp_path / "long.mp4"), "test", ())
+            ).info
         )
     )
     assert len(looked) == 16
@@ -225,7 +233,7 @@ def test_a_duplicate_says_which_splits_and_labels_disagree(videos):
         ("c", "copy.mp4", "val", "y"),
         ("d", "b.mp4", "train", "y"),
     )
-    (finding,) = check_clips(manifest, Opening(manifest.root), 0).findings
+    (finding,) = check_clips(manifest, ClipOpener(manifest.root), 0).findings
     assert finding.message == (
         "shows the same frames as clip a, which is in train while this one is in val, and is "
         "labelled y where that is x"
@@ -269,7 +277,7 @@ def test_the_frames_are_the_first_the_last_and_three_between():
 def test_labels_out_of_range_are_found(videos, classes, labels, expected):
     rows = [(str(k), f"none{k}.mp4", split, label) for k, (split, label) in enumerate(labels)]
     manifest = manifest_of(videos, *rows)
-    found = check_clips(manifest, Opening(manifest.root), 0, classes=classes).findings
+    found = check_clips(manifest, ClipOpener(manifest.root), 0, classes=classes).findings
     assert [finding.message for finding in found if finding.kind == "label"] == expected
 
 
@@ -278,7 +286,7 @@ def test_a_link_out_of_the_root_is_not_followed(videos, tmp_path):
     assert found(tmp_path, "out.mp4") == {"out.mp4": {"unreadable"}}
 
 
-def sleep_or_die(opening: Opening, clip) -> object:
+def sleep_or_die(opening: ClipOpener, clip) -> object:
     import os
     import time
 
@@ -286,7 +294,7 @@ def sleep_or_die(opening: Opening, clip) -> object:
         time.sleep(600)
     if clip.clip == "dies":
         os._exit(3)
-    return look(opening, clip)
+    return look_at_clip(opening, clip)
 
 
 def test_a_decoder_that_hangs_or_dies_is_a_finding(videos, monkeypatch):
@@ -299,14 +307,14 @@ def test_a_decoder_that_hangs_or_dies_is_a_finding(videos, monkeypatch):
 
     give = _Worker.give
     monkeypatch.setattr(_Worker, "give", give_time)
-    monkeypatch.setattr(check, "look", sleep_or_die)
+    monkeypatch.setattr(check, "look_at_clip", sleep_or_die)
     manifest = manifest_of(
         videos,
         ("sleeps", "a.mp4", "train", "x"),
         ("dies", "b.mp4", "train", "x"),
         ("b", "b.mp4", "train", "x"),
     )
-    findings = check_clips(manifest, Opening(manifest.root), 2, time_limit=1).findings
+    findings = check_clips(manifest, ClipOpener(manifest.root), 2, time_limit=1).findings
     assert [(f.clip, f.kind, f.message.split(":")[0]) for f in findings] == [
         ("sleeps", "unreadable", "DecodeTimeout"),
         ("dies", "unreadable", "DecoderDied"),
@@ -319,10 +327,10 @@ def test_our_own_errors_are_no_findings(videos, monkeypatch):
     def broken(opening, clip):
         raise KeyError("ours")
 
-    monkeypatch.setattr(check, "look", broken)
+    monkeypatch.setattr(check, "look_at_clip", broken)
     manifest = manifest_of(videos, ("a", "a.mp4", "train", "x"))
     with pytest.raises(KeyError, match="ours"):
-        check_clips(manifest, Opening(manifest.root), 0)
+        check_clips(manifest, ClipOpener(manifest.root), 0)
 
 
 def run(*args: object):
@@ -365,16 +373,20 @@ def test_the_verb_ends_with_0_where_all_is_well(videos):
 
 def test_a_list_of_another_kind_is_refused_before_any_video_is_opened(videos, monkeypatch):
     manifest_of(videos, ("a", "a.mp4", "train", "x"))
-    monkeypatch.setattr("pipeline.stages.check.look", lambda *a: pytest.fail("a video was opened"))
+    monkeypatch.setattr(
+        "pipeline.stages.check.look_at_clip", lambda *a: pytest.fail("a video was opened")
+    )
     done = run("--manifest", videos / "m.csv", "--workers", 0, "--out", "list.txt")
     assert "ends in .csv or .json" in str(done.exception)
 
 
 def test_a_list_that_cannot_be_written_leaves_nothing(tmp_path):
-    from pipeline.stages.check import Checked
+    from pipeline.stages.check import CheckResult
 
     with pytest.raises(ValueError, match=r"\.csv or \.json"):
-        write_findings(tmp_path / "x.txt", Checked(findings=[Finding("a", "p", "label", "m")]))
+        write_findings(
+            tmp_path / "x.txt", CheckResult(findings=[ClipFinding("a", "p", "label", "m")])
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -385,7 +397,7 @@ def test_of_the_real_videos_the_corrupted_one_is_found(videos_dir, tmp_path):
     rows = [{"clip": name, "path": name, "split": "test", "label": ""} for name in names]
     write_manifest(tmp_path / "real.csv", rows)
     manifest = read_manifest(tmp_path / "real.csv", videos_dir)
-    findings = check_clips(manifest, Opening(manifest.root), 0).findings
+    findings = check_clips(manifest, ClipOpener(manifest.root), 0).findings
     assert [(f.clip, f.kind) for f in findings] == [
         ("corrupted.mp4", "unreadable"),
         ("unordered.mov", "blank"),

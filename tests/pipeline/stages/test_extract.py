@@ -21,14 +21,14 @@ from pipeline.manifests.manifest import Clip, read_manifest
 from pipeline.regions import boxes as geometry
 from pipeline.stages.config import ExtractConfig, with_settings
 from pipeline.stages.extract import RunOptions, count_shards, describe, extract
-from pipeline.stages.frozen_networks import Models, Outline
-from pipeline.stages.repair import Moved, as_extracted
+from pipeline.stages.frozen_networks import FrozenNetworks, StoredShapes
+from pipeline.stages.repair import MovedFiles, as_extracted
 from pipeline.stages.shard_composer import _as_decode_error
 from pipeline.stages.verify import shards_to_repair
 from pipeline.video.decode import open_clip, why_no_decord, write_video
-from pipeline.video.view_pixels import DecodeViews, Opening, step_frames
+from pipeline.video.view_pixels import ClipOpener, DecodeViews, step_frames
 from pipeline.views.sampling import Sampling
-from pipeline.workers.claims import take
+from pipeline.workers.claims import take_claim
 from tests.support import tiny_videos
 from tests.support.tiny_videos import make_videos, write_csv
 
@@ -166,10 +166,10 @@ def test_batch_size_changes_only_rounding(world, undisturbed, tmp_path):
 
 def test_cached_tensors_equal_a_live_forward(world, undisturbed):
     """Decode, crop, normalise and run the network by hand: the cache holds the same numbers."""
-    models = Models(config_of(world))
+    models = FrozenNetworks(config_of(world))
     manifest = read_manifest(world / "manifest.csv")
     clip = manifest.clips[1]
-    pixels = DecodeViews(clip, Opening(manifest.root), SAMPLING, 0, models.steps).run()
+    pixels = DecodeViews(clip, ClipOpener(manifest.root), SAMPLING, 0, models.steps).run()
     cached = Cache(undisturbed)["train"]
     for row in (2, 3):
         view = cached.view(row)
@@ -180,7 +180,7 @@ def test_cached_tensors_equal_a_live_forward(world, undisturbed):
 
 
 def test_a_cached_map_finishes_the_network(world, undisturbed):
-    train, backbone = Cache(undisturbed)["train"], Models(config_of(world)).backbone
+    train, backbone = Cache(undisturbed)["train"], FrozenNetworks(config_of(world)).backbone
     rows = np.flatnonzero(train.ok)
     cached = train.batch(rows, ("conv2", "pooled"))
     with torch.inference_mode():
@@ -287,7 +287,7 @@ def test_another_configuration_is_refused_with_the_differing_keys(world, undistu
 
 
 def test_frozen_networks_run_in_evaluation_without_gradients(world):
-    models = Models(config_of(world))
+    models = FrozenNetworks(config_of(world))
     assert not models.backbone.training
     assert not any(p.requires_grad for p in models.backbone.parameters())
 
@@ -327,7 +327,7 @@ def test_killed_at_any_moment_and_resumed_a_run_gives_the_same_bytes(world, tmp_
     command = command_line(world, tmp_path / "killed", tmp_path / "weights.pth")
     features = tmp_path / "killed" / "features"
     features.mkdir(parents=True)
-    with take(
+    with take_claim(
         features / f"{CLIPS - 1:05d}.h5"
     ):  # it waits for this one: however fast it is, it is never done before the kill
         for _ in range(3):
@@ -395,7 +395,7 @@ def test_nobody_repairs_a_cache_whose_videos_are_gone(breakable):
     with pytest.raises(ValueError, match="pass --annotations"):
         as_extracted(cache, RunOptions())
     with pytest.raises(ValueError, match="pass --root"):
-        as_extracted(cache, RunOptions(), Moved(annotations=__file__))
+        as_extracted(cache, RunOptions(), MovedFiles(annotations=__file__))
 
 
 def test_nobody_repairs_a_cache_whose_description_is_damaged(breakable):
@@ -424,7 +424,7 @@ def test_an_option_of_the_wrong_type_is_named(wrong):
 
 def test_a_text_for_a_number_in_a_networks_options_is_the_users_slip(world):
     with pytest.raises(ValueError, match="backbone_options"):
-        Models(replace(config_of(world), backbone_options={"width": "abc"}))
+        FrozenNetworks(replace(config_of(world), backbone_options={"width": "abc"}))
 
 
 def test_a_machine_without_a_gpu_describes_what_one_with_a_gpu_will_store(world, tmp_path):
@@ -437,7 +437,7 @@ def test_a_machine_without_a_gpu_describes_what_one_with_a_gpu_will_store(world,
     assert (
         count_shards(half, read_manifest(world / "manifest.csv"), tmp_path / "cache", INLINE) == 3
     )
-    outline, models = Outline(wide), Models(wide)
+    outline, models = StoredShapes(wide), FrozenNetworks(wide)
     assert outline.record() == models.record()
     assert outline.shapes((64, 48)) == models.shapes((64, 48))
     with pytest.raises(

@@ -17,7 +17,7 @@ from pipeline.manifests.manifest import Manifest, read_manifest
 from pipeline.stages import plan as planning
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.extract import RunOptions, extract
-from pipeline.stages.plan import Plan, make_plan
+from pipeline.stages.plan import ExtractionPlan, make_plan
 from pipeline.video.decode import write_video
 from pipeline.views.sampling import Sampling
 
@@ -63,9 +63,9 @@ def manifest(world) -> Manifest:
     return read_manifest(world / "m.csv")
 
 
-def made(**changes) -> Plan:
+def made(**changes) -> ExtractionPlan:
     """A plan of 1,000 clips at 2 s, 10 shards, 6 s to start."""
-    base = Plan(
+    base = ExtractionPlan(
         clips=1000,
         measured=10,
         failed=(),

@@ -17,9 +17,9 @@ from pipeline.backbones import build_backbone
 from pipeline.cache.shard_reader import ShardFile
 from pipeline.files.atomic_files import read_json, sha256_of
 from pipeline.stages.extract import RunOptions, extract
-from pipeline.stages.frozen_networks import Models
+from pipeline.stages.frozen_networks import FrozenNetworks
 from pipeline.stages.graphs import build_graphs
-from pipeline.stages.repair import Moved, as_extracted, redo_graphs
+from pipeline.stages.repair import MovedFiles, as_extracted, redo_graphs
 from pipeline.stages.verify import bad_shards, shards_to_repair, verify
 from pipeline.video.decode import write_video
 from pipeline.video.view_pixels import DecodeViews
@@ -76,7 +76,7 @@ class Work:
     def __init__(self, monkeypatch):
         self.decoded: list[str] = []
         self.views: list[int] = []
-        work, tensors = pipeline.stages.extract.work, Models.tensors
+        work, tensors = pipeline.stages.extract.run_task, FrozenNetworks.tensors
 
         def watched_work(task):
             if isinstance(task, DecodeViews):
@@ -87,8 +87,8 @@ class Work:
             self.views.append(int(frames.any((1, 2, 3, 4)).sum()))
             return tensors(models, frames, boxes, valid)
 
-        monkeypatch.setattr(pipeline.stages.extract, "work", watched_work)
-        monkeypatch.setattr(Models, "tensors", watched_tensors)
+        monkeypatch.setattr(pipeline.stages.extract, "run_task", watched_work)
+        monkeypatch.setattr(FrozenNetworks, "tensors", watched_tensors)
 
 
 @pytest.fixture
@@ -137,9 +137,9 @@ def test_the_networks_see_the_same_batches_as_in_an_undisturbed_run(place, monke
     """What is taken over stands in its batch as a black view, and a batch of nothing else is not
     computed.
     """
-    sizes, tensors = [], Models.tensors
+    sizes, tensors = [], FrozenNetworks.tensors
     monkeypatch.setattr(
-        Models,
+        FrozenNetworks,
         "tensors",
         lambda models, frames, *boxes: (sizes.append(len(frames)), tensors(models, frames, *boxes))[
             1
@@ -256,7 +256,7 @@ def test_a_clip_that_fails_again_costs_the_others_nothing(place, failed, tmp_pat
     empty = tmp_path / "empty"
     empty.mkdir()
     good = everything(place)
-    summary = repair(place, Moved(root=empty, annotations=failed / "videos/boxes.csv"))
+    summary = repair(place, MovedFiles(root=empty, annotations=failed / "videos/boxes.csv"))
     assert [failure["clip"] for failure in summary.failures] == [f"clip{BROKEN}"]
     assert everything(place) == good
 
@@ -268,7 +268,7 @@ def test_a_repair_that_would_lose_good_clips_leaves_the_shard_as_it_was(whole, h
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(ValueError, match=r"left as it was, for 1 of its clips fail now \(clip4"):
-        repair(whole, Moved(root=empty))
+        repair(whole, MovedFiles(root=empty))
     assert sha256_of(whole / "features/00001.h5") == before
     assert not list(whole.rglob("*.part"))
 
@@ -306,7 +306,7 @@ def test_a_moved_file_that_the_cache_does_not_know_is_refused(whole):
         ValueError,
         match=r"--proposal-weights: the boxes of this cache \(annotations\) came from no such file",
     ):
-        as_extracted(whole, RunOptions(), Moved(proposal_weights="rpn.pth"))
+        as_extracted(whole, RunOptions(), MovedFiles(proposal_weights="rpn.pth"))
 
 
 def test_another_file_of_boxes_under_the_same_option_is_refused(whole, healthy, tmp_path):
@@ -315,7 +315,7 @@ def test_another_file_of_boxes_under_the_same_option_is_refused(whole, healthy, 
         (healthy[0] / "boxes.csv").read_text() + "clip0,7,0,0,1,1\n"
     )
     with pytest.raises(ValueError, match=r"proposal_options\.file"):
-        repair(whole, Moved(annotations=tmp_path / "boxes.csv"))
+        repair(whole, MovedFiles(annotations=tmp_path / "boxes.csv"))
 
 
 def test_graphs_that_are_damaged_missing_or_stale_are_computed_again_as_they_were(

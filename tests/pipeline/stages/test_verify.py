@@ -14,10 +14,10 @@ from pipeline.cache.shard_check import ShardChecker
 from pipeline.cache.shard_reader import ShardFile
 from pipeline.cache.value_checks import wrong_values
 from pipeline.files.atomic_files import read_json, sha256_of, write_json
-from pipeline.files.owners import part_of
+from pipeline.files.owners import part_path
 from pipeline.stages.graphs import build_graphs
 from pipeline.stages.verify import shards_to_repair, verify
-from pipeline.workers.claims import machine, take
+from pipeline.workers.claims import machine_id, take_claim
 from tests.support.small_cache import make_cache, tensors_of, write_shard
 
 
@@ -188,8 +188,8 @@ def test_what_a_stopped_run_left_is_found(cache):
 
 def test_what_a_live_run_is_writing_is_no_finding(cache):
     plan = Cache(cache).shards
-    with take(plan.path(1)) as claim:
-        part_of(plan.path(1), claim.name).touch()
+    with take_claim(plan.path(1)) as claim:
+        part_path(plan.path(1), claim.name).touch()
         assert verify(cache) == []
     (cache / "features/00001.claim").write_text(dead_claim())
     assert f"{cache}/features/00001.claim: left by a run that was stopped" in said(verify(cache))
@@ -197,7 +197,12 @@ def test_what_a_live_run_is_writing_is_no_finding(cache):
 
 def dead_claim() -> str:
     """A claim of a process of this machine that has ended."""
-    owner = {"claim": "a", "machine": machine(), "pid": os.getpid(), "start": "before this one"}
+    owner = {
+        "claim": "a",
+        "machine_id": machine_id(),
+        "pid": os.getpid(),
+        "start": "before this one",
+    }
     return json.dumps(owner) + "\n" + "0" * 20
 
 

@@ -20,7 +20,7 @@ from cli._progress import progress
 from cli._say import console, say, to_json
 from cli.verify import _print_table
 from heads.runs.run_files import save_confusion
-from pipeline.stages.check import Checked, Finding, write_findings
+from pipeline.stages.check import CheckResult, ClipFinding, write_findings
 from pipeline.text.printable import (
     Guarded,
     as_cell,
@@ -210,9 +210,13 @@ def test_findings_and_confusion_matrices_hold_no_formula(tmp_path):
     import numpy as np
 
     name = "=1+1"
-    write_findings(tmp_path / "f.csv", Checked(1, 1.0, [Finding(name, "-x.mp4", "label", EVIL)]))
+    write_findings(
+        tmp_path / "f.csv", CheckResult(1, 1.0, [ClipFinding(name, "-x.mp4", "label", EVIL)])
+    )
     assert cells(tmp_path / "f.csv")[1] == ["'=1+1", "'-x.mp4", "label", SAFE]
-    write_findings(tmp_path / "f.json", Checked(1, 1.0, [Finding(name, "-x.mp4", "label", EVIL)]))
+    write_findings(
+        tmp_path / "f.json", CheckResult(1, 1.0, [ClipFinding(name, "-x.mp4", "label", EVIL)])
+    )
     assert json.loads((tmp_path / "f.json").read_text())["findings"][0]["clip"] == name
     save_confusion(tmp_path / "c.csv", np.array([[1, 0], [2, 3]]), (name, "-1"))
     assert cells(tmp_path / "c.csv") == [

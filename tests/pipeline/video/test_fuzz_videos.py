@@ -20,7 +20,7 @@ from pipeline.stages.extract import RunOptions, extract
 from pipeline.stages.verify import verify
 from pipeline.video.decode import open_clip
 from pipeline.video.frame_reader import DecodeError
-from pipeline.video.view_pixels import Opening
+from pipeline.video.view_pixels import ClipOpener
 from tests.support.damage import (
     SIDE,
     Case,
@@ -247,12 +247,12 @@ def test_links_out_of_the_root_are_not_followed(whole, tmp_path, clip_of, what):
     (root / links[what]).symlink_to(outside / targets[what])
     clip = {"file": "clip.mp4", "folder above": "above/video.mp4"}.get(what, "frames")
     with pytest.raises(DecodeError, match="outside"):
-        Opening(root).open(clip_of(root / clip))
+        ClipOpener(root).open(clip_of(root / clip))
     inner = root / "inner"
     inner.mkdir()
     (inner / "1.png").write_bytes(picture(".png"))
     (inner / "2.png").symlink_to("1.png")
-    assert Opening(root).open(clip_of(inner)).info.frames == 2
+    assert ClipOpener(root).open(clip_of(inner)).info.frames == 2
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from pipeline.video.orientation import STRAIGHT, Shape, fitted, turn_of, turned
+from pipeline.video.orientation import STRAIGHT, PictureShape, fitted, turn_of, turned
 
 EIGHT = [(a, 0, 0, d) for a, d in product((1, -1), repeat=2)] + [
     (0, b, c, 0) for b, c in product((1, -1), repeat=2)
@@ -31,14 +31,14 @@ def test_every_pixel_goes_where_the_matrix_sends_it(turn):
     shown = turned(pixels, turn)
     assert shown.shape == ((2, 3, 3) if a else (3, 2, 3))
     assert all((shown[y - top, x - left] == value).all() for (x, y), value in sent.items())
-    assert Shape(3, 2, turn).upright == shown.shape[1::-1]
+    assert PictureShape(3, 2, turn).upright == shown.shape[1::-1]
 
 
 @pytest.mark.parametrize("turn", EIGHT)
 def test_a_matrix_is_read_as_its_turn_whatever_its_scale(turn):
     assert turn_of(matrix(*turn)) == turn
     assert turn_of(matrix(*(0.5 * value for value in turn))) == turn
-    assert Shape(4, 2, turn).mirrored == (np.linalg.det(np.array(turn).reshape(2, 2)) < 0)
+    assert PictureShape(4, 2, turn).mirrored == (np.linalg.det(np.array(turn).reshape(2, 2)) < 0)
 
 
 def test_no_matrix_and_an_empty_one_turn_nothing():
@@ -66,9 +66,9 @@ def test_a_turn_by_another_angle_is_refused():
     ],
 )
 def test_pixels_that_are_not_square_get_the_width_of_the_screen(stored, aspect, shown):
-    assert Shape(*stored, aspect=aspect).shown == shown
-    assert Shape(*stored, (0, 1, -1, 0), aspect).shown == shown[::-1]
-    assert Shape(*stored, (0, 1, -1, 0), aspect).upright == stored[::-1]
+    assert PictureShape(*stored, aspect=aspect).shown == shown
+    assert PictureShape(*stored, (0, 1, -1, 0), aspect).shown == shown[::-1]
+    assert PictureShape(*stored, (0, 1, -1, 0), aspect).upright == stored[::-1]
 
 
 def test_a_picture_of_another_shape_keeps_its_own():

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pipeline.stages.config import ExtractConfig, opening_of
+from pipeline.stages.config import ExtractConfig, clip_opener
 from pipeline.video import decode
 from pipeline.video.decode import open_clip
 from pipeline.video.frame_reader import DecodeError, TruncatedVideo
-from pipeline.video.view_pixels import Opening
+from pipeline.video.view_pixels import ClipOpener
 from pipeline.views.sampling import Sampling, views_of
 
 DECODERS = ("decord", "pyav", "torchcodec")
@@ -146,7 +146,7 @@ def jittered(k: int) -> int:
 def test_the_manifest_s_rate_wins_over_the_file_s(numbered_video, clip_of, text, rate):
     with open_clip(clip_of(numbered_video, fps=text)) as reader:
         assert reader.info.fps == pytest.approx(rate)
-    with Opening(numbered_video.parent, source_fps=50.0).open(
+    with ClipOpener(numbered_video.parent, source_fps=50.0).open(
         clip_of(numbered_video, fps=text)
     ) as reader:
         assert reader.info.fps == pytest.approx(rate)
@@ -156,11 +156,11 @@ def test_a_rate_for_all_clips_wins_over_their_files(numbered_video, clip_of):
     config = ExtractConfig(
         sampling=Sampling(sampling="stride", fps=5, frames=4, source_fps=10, test_clips=1)
     )
-    with opening_of(numbered_video.parent, config).open(clip_of(numbered_video, fps="")) as reader:
+    with clip_opener(numbered_video.parent, config).open(clip_of(numbered_video, fps="")) as reader:
         info = reader.info
     (view,) = [view for view in views_of(config.sampling, info, "c", (), 0) if view.group == "test"]
     assert set(np.diff(view.frames)) == {2}
-    with Opening(numbered_video.parent).open(clip_of(numbered_video)) as reader:
+    with ClipOpener(numbered_video.parent).open(clip_of(numbered_video)) as reader:
         assert reader.info.fps == 25.0
 
 
@@ -335,7 +335,7 @@ def test_pixels_are_as_wide_as_on_the_screen_unless_the_stored_ones_are_asked_fo
 def test_frames_of_an_older_cache_are_found_by_the_size_that_they_had(tmp_path, clip_of):
     clip, opening = (
         clip_of(write(tmp_path / "a.mp4", square(96, 128, 3), aspect=(4, 3))),
-        Opening(tmp_path),
+        ClipOpener(tmp_path),
     )
     for size, came in (((171, 96), 171), ((128, 96), 128), ((50, 50), 171)):
         with opening.open_as(clip, size) as reader:

@@ -20,9 +20,17 @@ import pytest
 from pipeline.cache import shard_writer as shards
 from pipeline.cache.shard_writer import GroupPlan, ShardWriter
 from pipeline.files.atomic_files import done_marker, publish, read_json, sha256_of
-from pipeline.files.owners import own_claim, part_of, writer_lives
+from pipeline.files.owners import new_claim_name, part_path, writer_lives
 from pipeline.workers import claims
-from pipeline.workers.claims import Watch, claim_file, give_up, look, remove_parts, sweep, take
+from pipeline.workers.claims import (
+    ClaimWatch,
+    claim_file,
+    give_up,
+    read_claim,
+    remove_parts,
+    sweep_claims,
+    take_claim,
+)
 
 ROOT = Path(__file__).parents[3]
 OWNER = """
@@ -58,7 +66,7 @@ def owner(shard):
 def elsewhere(path: Path, name: str = "other-1-1-00000000", count: int = 0) -> None:
     """A claim by a process of another machine, or its sign of life number `count`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    owner = {"claim": name, "machine": "another", "pid": os.getpid(), "start": "1"}
+    owner = {"claim": name, "machine_id": "another", "pid": os.getpid(), "start": "1"}
     claim_file(path).write_bytes(
         json.dumps(owner).encode() + b"\n" + str(count).zfill(claims.COUNT).encode()
     )
@@ -69,11 +77,11 @@ def names(path: Path) -> set[str]:
 
 
 def test_a_claim_has_one_owner_until_it_is_released(shard):
-    with take(shard) as claim:
+    with take_claim(shard) as claim:
         assert claim.held()
-        assert take(shard) is None
+        assert take_claim(shard) is None
     assert names(shard) == set()
-    with take(shard) as again:
+    with take_claim(shard) as again:
         assert again.name != claim.name
 
 
@@ -82,7 +90,7 @@ def test_of_many_that_ask_at_once_one_gets_it(shard):
 
     def ask():
         ready.wait()
-        got.append(take(shard))
+        got.append(take_claim(shard))
 
     threads = [threading.Thread(target=ask) for _ in range(16)]
     for thread in threads:
@@ -95,23 +103,23 @@ def test_of_many_that_ask_at_once_one_gets_it(shard):
 
 
 def test_a_dead_owners_claim_is_taken_over_at_once_and_its_part_removed(shard, owner):
-    assert take(shard) is None
+    assert take_claim(shard) is None
     owner.kill()  # not waited for: a zombie is dead too
     until(lambda: not writer_lives(next(shard.parent.glob("*.part"))))
-    with take(shard):
+    with take_claim(shard):
         assert names(shard) == {"00003.claim"}
 
 
 def test_a_process_number_that_is_used_again_does_not_keep_a_claim(shard):
-    with take(shard) as claim:
+    with take_claim(shard) as claim:
         text = claim_file(shard).read_bytes()
     mine = json.loads(text.splitlines()[0])
     assert mine["pid"] == os.getpid()
     claim_file(shard).write_bytes(
         json.dumps({**mine, "start": "1"}).encode() + b"\n" + b"0" * claims.COUNT
     )
-    assert not claim.held() or look(shard).dead
-    with take(shard):
+    assert not claim.held() or read_claim(shard).dead
+    with take_claim(shard):
         pass
 
 
@@ -122,7 +130,7 @@ def test_silence_is_measured_by_watching_and_not_by_clocks(shard, monkeypatch):
     elsewhere(shard)
     now = [1000.0]
     monkeypatch.setattr(claims, "time", SimpleNamespace(sleep=time.sleep, monotonic=lambda: now[0]))
-    watch = Watch(silence=60)
+    watch = ClaimWatch(silence=60)
     for age in (0, 10**9, -(10**9)):
         os.utime(claim_file(shard), (time.time() - age,) * 2)
         assert not watch.free(shard)
@@ -139,18 +147,18 @@ def test_silence_is_measured_by_watching_and_not_by_clocks(shard, monkeypatch):
 
 def test_owners_give_signs_of_life(shard, monkeypatch):
     monkeypatch.setattr(claims, "BEAT", 0.02)
-    monkeypatch.setattr(claims, "_HEART", claims._Heart())
-    with take(shard):
+    monkeypatch.setattr(claims, "_HEART", claims._Heartbeat())
+    with take_claim(shard):
         before = claim_file(shard).read_bytes()
         until(lambda: claim_file(shard).read_bytes() != before)
         assert len(claim_file(shard).read_bytes()) == len(before)
-        assert look(shard).name
+        assert read_claim(shard).name
 
 
 def test_an_owner_that_was_taken_for_dead_knows_it_and_leaves_the_others_claim_alone(shard):
-    first = take(shard)
+    first = take_claim(shard)
     os.rename(claim_file(shard), shard.with_suffix(".gone"))
-    second = take(shard)
+    second = take_claim(shard)
     assert not first.held()
     first.beat()  # into its own file, which is nobody's
     first.release()
@@ -161,21 +169,21 @@ def test_an_owner_that_was_taken_for_dead_knows_it_and_leaves_the_others_claim_a
 def test_a_sign_of_life_at_the_last_moment_keeps_the_claim(shard, monkeypatch):
     """Whoever takes over compares what it moved away with what it had judged."""
     elsewhere(shard)
-    seen = look(shard)
+    seen = read_claim(shard)
     content = claim_file(shard).read_bytes()
     claim_file(shard).write_bytes(content[:-1] + b"1")
     assert not claims._remove(shard, seen)
-    assert look(shard).content == content[:-1] + b"1"
+    assert read_claim(shard).content == content[:-1] + b"1"
     assert names(shard) == {"00003.claim"}
 
 
 def test_an_unreadable_claim_is_judged_by_its_silence(shard, monkeypatch):
     shard.parent.mkdir()
     claim_file(shard).write_bytes(b"")
-    assert take(shard) is None
+    assert take_claim(shard) is None
     now = [1000.0]
     monkeypatch.setattr(claims, "time", SimpleNamespace(sleep=time.sleep, monotonic=lambda: now[0]))
-    watch = Watch(silence=60)
+    watch = ClaimWatch(silence=60)
     for later, free in ((0, False), (59, False), (2, True)):
         now[0] += later
         assert watch.free(shard) == free
@@ -197,9 +205,9 @@ def test_publishing_never_replaces_a_file(tmp_path, monkeypatch):
 
 def test_a_file_system_without_links_still_has_claims(shard, monkeypatch):
     monkeypatch.setattr(os, "link", _refuse)
-    with take(shard) as claim:
+    with take_claim(shard) as claim:
         assert claim.held()
-        assert take(shard) is None
+        assert take_claim(shard) is None
     assert names(shard) == set()
 
 
@@ -224,34 +232,34 @@ def test_a_sweep_removes_what_the_dead_left_and_nothing_of_the_living(shard, own
     dead = subprocess.run([sys.executable, "-c", "from pipeline.files.owners import own_claim; "
                                                  "print(own_claim())"],
                           cwd=ROOT, capture_output=True, text=True).stdout.strip()  # fmt: skip
-    left = part_of(shard.with_name("00007.h5"), dead)
+    left = part_path(shard.with_name("00007.h5"), dead)
     left.write_text("half")
-    foreign = part_of(shard.with_name("00008.h5"), "other-1-1-00000000")
+    foreign = part_path(shard.with_name("00008.h5"), "other-1-1-00000000")
     foreign.write_text("half")
     elsewhere(shard.with_name("00008.h5"))
-    unclaimed = part_of(shard.with_name("00009.h5"), "other-1-1-00000000")
+    unclaimed = part_path(shard.with_name("00009.h5"), "other-1-1-00000000")
     unclaimed.write_text("half")
-    ours = part_of(shard.with_name("00010.h5"), own_claim())
+    ours = part_path(shard.with_name("00010.h5"), new_claim_name())
     ours.write_text("half")
-    now, watch = [1000.0], Watch(silence=60)
+    now, watch = [1000.0], ClaimWatch(silence=60)
     monkeypatch.setattr(claims, "time", SimpleNamespace(sleep=time.sleep, monotonic=lambda: now[0]))
-    sweep(shard.parent, watch)
+    sweep_claims(shard.parent, watch)
     assert not left.exists()
     now[0] += 50
     unclaimed.write_text("half and more")  # its writer, which nobody here can see, lives
-    sweep(shard.parent, watch)
+    sweep_claims(shard.parent, watch)
     now[0] += 50
     elsewhere(shard.with_name("00008.h5"), count=1)
-    sweep(shard.parent, watch)
+    sweep_claims(shard.parent, watch)
     assert unclaimed.exists()
     now[0] += 11
-    sweep(shard.parent, watch)
+    sweep_claims(shard.parent, watch)
     assert not unclaimed.exists()
     assert {"00003.claim", "00008.claim", foreign.name, ours.name} < names(shard)
     assert len(list(shard.parent.glob("00003.h5.*.part"))) == 1
     owner.send_signal(signal.SIGKILL)
     owner.wait()
-    sweep(shard.parent, Watch())
+    sweep_claims(shard.parent, ClaimWatch())
     assert not list(shard.parent.glob("00003.*"))
 
 
@@ -261,8 +269,8 @@ def test_a_complete_shard_keeps_no_part_of_anybody(shard, owner):
 
 
 def test_giving_up_leaves_nothing(shard):
-    claim = take(shard)
-    part_of(shard, claim.name).write_text("half")
+    claim = take_claim(shard)
+    part_path(shard, claim.name).write_text("half")
     give_up()
     assert names(shard) == set()
 
@@ -303,12 +311,12 @@ def test_a_writer_stalled_between_its_two_files_does_no_harm(shard, monkeypatch,
     """Whoever takes over removes the file without statistics; the first one then goes on to write
     them.
     """
-    complete = shards.complete
+    complete = shards.move_into_place
 
     def stalled(part, path, replace=True):
         if path == shard:
             return complete(part, path, replace)
-        monkeypatch.setattr(shards, "complete", complete)
+        monkeypatch.setattr(shards, "move_into_place", complete)
         shard.unlink()
         if wakes.startswith("after"):
             other.finish({"who": "other"}, replace=False)
@@ -316,7 +324,7 @@ def test_a_writer_stalled_between_its_two_files_does_no_harm(shard, monkeypatch,
         if wakes.startswith("before"):
             other.finish({"who": "other"}, replace=False)
 
-    monkeypatch.setattr(shards, "complete", stalled)
+    monkeypatch.setattr(shards, "move_into_place", stalled)
     with writer_of(shard) as first, writer_of(shard) as other, suppress(FileExistsError):
         first.finish({"who": "first"}, replace=False)
     assert names(shard) == {"00003.h5", "00003.json"}

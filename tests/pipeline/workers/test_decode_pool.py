@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline.workers.decode_pool import MOST_STARTS, Pool, WorkerDied, _Ticket, _Worker
+from pipeline.workers.decode_pool import MOST_STARTS, WorkerDied, WorkerPool, _Ticket, _Worker
 from pipeline.workers.pool_worker import RemoteTraceback
 
 ROOT = Path(__file__).parents[3]
@@ -139,19 +139,19 @@ def pool():
     """One worker that misbehaves on demand, shared because starting a process costs half a
     second.
     """
-    with Pool(misbehave, workers=1, timeout=NET) as pool:
+    with WorkerPool(misbehave, workers=1, timeout=NET) as pool:
         yield pool
 
 
 def test_results_come_in_submission_order_whatever_the_order_of_completion():
     tasks = [(0, 0.4), (1, 0.0), (2, 0.0), (3, 0.2), (4, 0.0)]
-    with Pool(double_after, workers=2, timeout=NET) as pool:
+    with WorkerPool(double_after, workers=2, timeout=NET) as pool:
         assert list(pool.imap(tasks, ahead=4)) == [(task, 2 * task[0]) for task in tasks]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_results_do_not_depend_on_the_number_of_workers(workers):
-    with Pool(misbehave, workers=workers, timeout=NET) as pool:
+    with WorkerPool(misbehave, workers=workers, timeout=NET) as pool:
         answers = dict(pool.imap([3, "raise", 4], ahead=2))
     assert answers[3] == 6
     assert answers[4] == 8
@@ -169,7 +169,7 @@ def test_tasks_are_taken_lazily_and_at_most_ahead_of_what_was_yielded():
             yield (number, 0.0)
             number += 1
 
-    with Pool(double_after, workers=2, timeout=NET) as pool:
+    with WorkerPool(double_after, workers=2, timeout=NET) as pool:
         for yielded, (task, _result) in enumerate(pool.imap(endless(), ahead=3)):
             assert task[0] == yielded
             assert len(taken) <= yielded + 3
@@ -190,7 +190,7 @@ def test_a_task_over_its_time_limit_fails_alone(monkeypatch):
         give(worker, ticket, NET if ticket.task in (1, 2, 3) else limit)
 
     monkeypatch.setattr(_Worker, "give", give_time)
-    with Pool(misbehave, workers=2, timeout=1.0) as pool:
+    with WorkerPool(misbehave, workers=2, timeout=1.0) as pool:
         answers = [answer for _task, answer in pool.imap(tasks, ahead=6)]
     assert answers[::2] == [2, 4, 6]
     assert all(
@@ -211,7 +211,7 @@ def test_the_clock_of_a_task_starts_when_its_worker_does(monkeypatch):
     monkeypatch.setattr(
         "pipeline.workers.decode_pool.time", SimpleNamespace(monotonic=lambda: now[0])
     )
-    with Pool(double_after, workers=1, timeout=100.0) as pool:
+    with WorkerPool(double_after, workers=1, timeout=100.0) as pool:
         assert [answer for _task, answer in pool.imap([(k, 0.0) for k in range(5)], ahead=5)] == [
             0,
             2,
@@ -248,7 +248,7 @@ def test_memory_that_runs_out_while_a_worker_answers_costs_its_task_alone(pool, 
 
 
 def test_a_worker_that_dies_between_tasks_costs_no_task():
-    with Pool(process_id, workers=1, timeout=NET) as pool:
+    with WorkerPool(process_id, workers=1, timeout=NET) as pool:
         ((_task, pid),) = pool.imap([0], ahead=1)
         os.kill(pid, signal.SIGKILL)
         end = time.monotonic() + NET
@@ -276,12 +276,12 @@ class DiesOnce:
 
 
 def test_a_task_whose_worker_died_by_chance_is_given_to_another_one(tmp_path):
-    with Pool(DiesOnce(tmp_path / "died"), workers=1, timeout=NET, again=1) as pool:
+    with WorkerPool(DiesOnce(tmp_path / "died"), workers=1, timeout=NET, again=1) as pool:
         assert list(pool.imap([5], ahead=1)) == [(5, 5)]
 
 
 def test_a_task_that_kills_every_worker_fails_in_the_end():
-    with Pool(misbehave, workers=1, timeout=NET, again=1) as pool:
+    with WorkerPool(misbehave, workers=1, timeout=NET, again=1) as pool:
         answers = [answer for _task, answer in pool.imap(["killed", 2], ahead=2)]
     assert isinstance(answers[0], WorkerDied)
     assert answers[1] == 4
@@ -301,7 +301,7 @@ def test_a_task_that_no_worker_had_begun_is_not_lost(monkeypatch):
             give(worker, ticket, limit)
 
     monkeypatch.setattr(_Worker, "give", give_to_the_dying)
-    with Pool(process_id, workers=1, timeout=NET) as pool:
+    with WorkerPool(process_id, workers=1, timeout=NET) as pool:
         ((_task, answer),) = pool.imap([0], ahead=1)
     assert isinstance(answer, int)
     assert answer not in killed
@@ -309,7 +309,7 @@ def test_a_task_that_no_worker_had_begun_is_not_lost(monkeypatch):
 
 def test_a_worker_that_is_killed_while_it_starts_is_started_again(tmp_path):
     """Both workers are; the last one as often as may be."""
-    with Pool(
+    with WorkerPool(
         LoadsBadly(starts_after, tmp_path, 2 * MOST_STARTS, misbehave), workers=2, timeout=NET
     ) as pool:
         assert list(pool.imap([1, 2, 3], ahead=3)) == [(1, 2), (2, 4), (3, 6)]
@@ -320,7 +320,10 @@ def test_workers_that_are_always_killed_while_they_start_end_the_run_after_so_ma
         LoadsBadly(starts_after, tmp_path, 1000, misbehave),
         f"{MOST_STARTS + 1} workers in a row .*SIGKILL",
     )
-    with Pool(never, workers=1, timeout=NET) as pool, pytest.raises(RuntimeError, match=words):
+    with (
+        WorkerPool(never, workers=1, timeout=NET) as pool,
+        pytest.raises(RuntimeError, match=words),
+    ):
         list(pool.imap([1], ahead=1))
     assert len(os.listdir(tmp_path)) == MOST_STARTS + 1
 
@@ -328,7 +331,7 @@ def test_workers_that_are_always_killed_while_they_start_end_the_run_after_so_ma
 def test_a_worker_that_comes_up_makes_up_for_those_that_were_killed_before(tmp_path):
     """Kills at the start do not add up over the days that a run takes."""
     unlucky = LoadsBadly(starts_after, tmp_path, MOST_STARTS, misbehave)
-    with Pool(unlucky, workers=1, timeout=NET, again=1) as pool:
+    with WorkerPool(unlucky, workers=1, timeout=NET, again=1) as pool:
         assert list(pool.imap([1], ahead=1)) == [(1, 2)]
         for start in tmp_path.iterdir():
             start.unlink()
@@ -340,7 +343,10 @@ def test_workers_that_hang_while_they_start_end_the_run_after_so_many():
         LoadsBadly(time.sleep, 600),
         rf"{MOST_STARTS + 1} workers in a row .*took longer than 0\.2 s",
     )
-    with Pool(never, workers=1, start_limit=0.2) as pool, pytest.raises(RuntimeError, match=words):
+    with (
+        WorkerPool(never, workers=1, start_limit=0.2) as pool,
+        pytest.raises(RuntimeError, match=words),
+    ):
         list(pool.imap([1], ahead=1))
 
 
@@ -364,14 +370,14 @@ def test_a_worker_that_hangs_while_it_starts_is_replaced(tmp_path, monkeypatch):
         begin(worker, function, limits.pop(0))
 
     monkeypatch.setattr(_Worker, "__init__", begin_worker)
-    with Pool(
+    with WorkerPool(
         LoadsBadly(loads_where, tmp_path / "there", misbehave), workers=1, start_limit=7.0
     ) as pool:
         assert list(pool.imap([1, 2], ahead=2)) == [(1, 2), (2, 4)]
 
 
 def test_a_worker_that_has_started_may_wait_for_ever():
-    with Pool(double_after, workers=1) as pool:
+    with WorkerPool(double_after, workers=1) as pool:
         end = time.monotonic() + NET
         while not any(worker.ready for worker in pool._feeder._workers):
             assert time.monotonic() < end
@@ -380,7 +386,7 @@ def test_a_worker_that_has_started_may_wait_for_ever():
 
 
 def pool_of_a_daemon(_task) -> list:
-    with Pool(double_after, workers=1, timeout=NET) as pool:
+    with WorkerPool(double_after, workers=1, timeout=NET) as pool:
         return [answer for _task, answer in pool.imap([(3, 0.0)], ahead=1)] + [
             current_process().daemon
         ]
@@ -388,13 +394,13 @@ def pool_of_a_daemon(_task) -> list:
 
 def test_a_worker_that_may_have_no_children_has_a_pool_all_the_same():
     """As within a Dask worker, which multiprocessing takes for a daemon."""
-    with Pool(pool_of_a_daemon, workers=1, timeout=NET) as pool:
+    with WorkerPool(pool_of_a_daemon, workers=1, timeout=NET) as pool:
         ((_task, answer),) = pool.imap([0], ahead=1)
     assert answer == [6, True]
 
 
 def test_workers_leave_sigterm_to_their_parent():
-    with Pool(process_id, workers=1, timeout=NET) as pool:
+    with WorkerPool(process_id, workers=1, timeout=NET) as pool:
         ((_task, pid),) = pool.imap([0], ahead=1)
         os.kill(pid, signal.SIGTERM)
         time.sleep(0.1)
@@ -423,7 +429,7 @@ def test_a_task_that_cannot_be_sent_is_the_callers_error(pool):
 
 
 def test_arrays_come_back_whole_and_writable():
-    with Pool(array_of, workers=1, timeout=NET) as pool:
+    with WorkerPool(array_of, workers=1, timeout=NET) as pool:
         ((_task, answer),) = pool.imap([3_000_001], ahead=1)
     expected = array_of(3_000_001)
     for name, array in expected.items():
@@ -432,14 +438,14 @@ def test_arrays_come_back_whole_and_writable():
 
 
 def test_a_caller_that_stops_early_can_go_on_with_other_tasks():
-    with Pool(double_after, workers=2, timeout=NET) as pool:
+    with WorkerPool(double_after, workers=2, timeout=NET) as pool:
         for _task, _answer in pool.imap([(k, 0.05) for k in range(8)], ahead=8):
             break
         assert [answer for _task, answer in pool.imap([(20, 0.0), (21, 0.0)], ahead=2)] == [40, 42]
 
 
 def test_closing_ends_busy_workers_at_once():
-    pool = Pool(misbehave, workers=2, timeout=None)
+    pool = WorkerPool(misbehave, workers=2, timeout=None)
     answers = pool.imap([1, 2, "hang", "hang"], ahead=4)
     next(answers)
     pids = [worker.process.pid for worker in pool._feeder._workers]
@@ -457,13 +463,16 @@ def test_closing_ends_busy_workers_at_once():
     ],
 )
 def test_a_function_that_does_not_load_is_an_error_and_not_an_endless_restart(function, words):
-    with Pool(function, workers=2, timeout=NET) as pool, pytest.raises(RuntimeError, match=words):
+    with (
+        WorkerPool(function, workers=2, timeout=NET) as pool,
+        pytest.raises(RuntimeError, match=words),
+    ):
         list(pool.imap([1, 2, 3], ahead=3))
 
 
 def test_decode_workers_import_neither_torch_nor_another_heavy_library():
     decoders = ("av", "decord") if importlib.util.find_spec("decord") else ("av",)
-    with Pool(modules_with, workers=1, timeout=NET) as pool:
+    with WorkerPool(modules_with, workers=1, timeout=NET) as pool:
         ((_task, modules),) = pool.imap(
             [
                 (
@@ -514,7 +523,7 @@ def start_a_program(task: tuple[Path, str]) -> None:
 def test_a_worker_ends_with_the_programs_that_it_started(tmp_path, then):
     """Where the pool is closed, a task takes too long, and the worker dies by itself."""
     path = tmp_path / "pid"
-    with Pool(start_a_program, workers=1, timeout=None if then == "return" else 2.0) as pool:
+    with WorkerPool(start_a_program, workers=1, timeout=None if then == "return" else 2.0) as pool:
         list(pool.imap([(path, then)], ahead=1))
         if then == "return":
             os.kill(int(path.read_text()), 0)  # it may live as long as the worker does
@@ -611,4 +620,4 @@ def test_no_worker_outlives_a_parent_that_is_killed(tmp_path, sent):
 )
 def test_bad_numbers_are_refused(workers, timeout, start):
     with pytest.raises(ValueError, match="expected"):
-        Pool(misbehave, workers=workers, timeout=timeout, start_limit=start)
+        WorkerPool(misbehave, workers=workers, timeout=timeout, start_limit=start)

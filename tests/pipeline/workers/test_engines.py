@@ -32,11 +32,18 @@ from pipeline.cache.reader import Cache
 from pipeline.stages.graphs import build_graphs
 from pipeline.stages.repair import as_extracted
 from pipeline.workers import claims, cores, slurm
-from pipeline.workers.claims import claim_file, take
-from pipeline.workers.dask_jobs import Flight, _neighbours
+from pipeline.workers.claims import claim_file, take_claim
+from pipeline.workers.dask_jobs import DaskJobs, _neighbours
 from pipeline.workers.dask_scratch import private_scratch
 from pipeline.workers.dask_tls import files_of_this_run
-from pipeline.workers.engines import Dask, Here, Tls, WorkersLost, run_jobs, share_jobs
+from pipeline.workers.engines import (
+    DaskEngine,
+    LocalEngine,
+    TlsFiles,
+    WorkersLost,
+    run_jobs,
+    share_jobs,
+)
 from tests.pipeline.stages.test_extract import (  # noqa: F401  (fixtures)
     INLINE,
     config_of,
@@ -66,7 +73,7 @@ def test_a_shard_that_another_run_works_on_is_left_to_it_and_taken_when_it_gives
 ):
     cache, features = tmp_path / "cache", tmp_path / "cache/features"
     features.mkdir(parents=True)
-    claim = take(features / "00001.h5")
+    claim = take_claim(features / "00001.h5")
     ours = threading.Thread(target=run, args=(world, cache))
     ours.start()
     until(lambda: {p.name for p in features.glob("*.json")} == {"00000.json", "00002.json"})
@@ -100,14 +107,15 @@ def test_a_silent_owner_is_replaced_and_its_part_removed(world, undisturbed, tmp
     (cache / "features" / "00001.h5.other-1-1-00000000.part").write_text("half")
     monkeypatch.setattr("pipeline.workers.engines.POLL", 0.01)
     monkeypatch.setattr(
-        "pipeline.workers.claims.Watch.__init__", lambda watch, silence=0.1: _init(watch, silence)
+        "pipeline.workers.claims.ClaimWatch.__init__",
+        lambda watch, silence=0.1: _init(watch, silence),
     )
     assert run(world, cache).shards == 3
     assert everything(cache) == everything(undisturbed)
     assert not leftovers(cache)
 
 
-_init = claims.Watch.__init__
+_init = claims.ClaimWatch.__init__
 
 
 @pytest.mark.parametrize("redo", [False, True])
@@ -139,7 +147,7 @@ def test_a_stalled_owner_that_wakes_up_does_no_harm(
 
 def test_graphs_are_shared_too(tmp_path):
     path = make_cache(tmp_path)
-    with take(path / "graphs" / "00001.h5"):
+    with take_claim(path / "graphs" / "00001.h5"):
         both = [threading.Thread(target=build_graphs, args=(path,)) for _ in range(2)]
         for thread in both:
             thread.start()
@@ -247,7 +255,7 @@ def is_profiled(_job) -> bool:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_jobs_run_here_with_any_number_of_processes(workers):
-    assert list(run_jobs(double, range(5), Here(workers))) == [(k, 2 * k) for k in range(5)]
+    assert list(run_jobs(double, range(5), LocalEngine(workers))) == [(k, 2 * k) for k in range(5)]
 
 
 def test_on_dask_the_cache_is_the_same_and_every_process_has_a_gpu_of_its_own(
@@ -259,7 +267,7 @@ def test_on_dask_the_cache_is_the_same_and_every_process_has_a_gpu_of_its_own(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("pipeline.workers.engines.cores_here", lambda: 6)
     lines = []
-    with Dask(workers=2, say=lines.append).open() as run_on:
+    with DaskEngine(workers=2, say=lines.append).open() as run_on:
         places = set()  # of both: the second one starts in its own time
         until(
             lambda: (
@@ -319,7 +327,7 @@ def test_whatever_listens_on_this_machine_asks_for_a_key_and_scratch_folders_are
 ):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     lines, alert = [], 0x15  # how a TLS server refuses (RFC 8446, 5.1)
-    with Dask(workers=1, say=lines.append).open() as run_on:
+    with DaskEngine(workers=1, say=lines.append).open() as run_on:
         ((_, scratch),) = run_on(scratch_folder, [0])
         ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
         ports = {
@@ -357,8 +365,8 @@ def test_a_scratch_folder_that_others_made_is_not_taken(tmp_path, monkeypatch):
 def test_a_scheduler_of_others_without_tls_is_said_to_be_open(monkeypatch):
     said = []
     stack = ExitStack()
-    assert Dask(scheduler="tcp://127.0.0.1:1", say=said.append)._security(stack) is None
-    assert Dask(scheduler="tls://127.0.0.1:1", say=said.append)._security(stack) is None
+    assert DaskEngine(scheduler="tcp://127.0.0.1:1", say=said.append)._security(stack) is None
+    assert DaskEngine(scheduler="tls://127.0.0.1:1", say=said.append)._security(stack) is None
     (line,) = said
     assert "tcp://127.0.0.1:1: without TLS" in line
     assert "--tls-ca" in line
@@ -393,7 +401,8 @@ def fragile(job: Numbered) -> int:
 def test_dask_workers_that_are_lost_are_replaced_and_their_jobs_done_by_others(tmp_path):
     jobs = jobs_in(tmp_path / "jobs", 8)
     found = {
-        job.number: result for job, result in run_jobs(fragile, jobs, Dask(workers=2, **LOCAL))
+        job.number: result
+        for job, result in run_jobs(fragile, jobs, DaskEngine(workers=2, **LOCAL))
     }
     assert [found[k] for k in range(7)] == list(range(7))
     assert isinstance(found[7], WorkersLost)
@@ -406,7 +415,8 @@ def test_a_worker_that_is_not_back_in_time_is_replaced_all_the_same(tmp_path, mo
     monkeypatch.setattr("pipeline.workers.engines.KEEPING", 0.5)
     found, jobs = [], [Numbered(k, tmp_path / "jobs" / f"{k}.h5") for k in (1, 2)]
     run = threading.Thread(
-        target=lambda: found.extend(run_jobs(fragile, jobs, Dask(workers=1, **LOCAL))), daemon=True
+        target=lambda: found.extend(run_jobs(fragile, jobs, DaskEngine(workers=1, **LOCAL))),
+        daemon=True,
     )
     run.start()
     run.join(300)
@@ -469,7 +479,8 @@ def test_threads_that_were_asked_for_are_what_each_process_has(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setattr("pipeline.workers.engines.visible_gpus", lambda: ["3"])
     assert {
-        threads for _, (_, _, threads) in run_jobs(where_am_i, range(2), Dask(workers=1, **LOCAL))
+        threads
+        for _, (_, _, threads) in run_jobs(where_am_i, range(2), DaskEngine(workers=1, **LOCAL))
     } == {"7"}
 
 
@@ -483,10 +494,10 @@ def test_an_existing_cluster_works_too_and_graphs_as_features(
         world,
         cache,
         options=replace(INLINE, workers=1, device="auto"),
-        engine=Dask(scheduler=address),
+        engine=DaskEngine(scheduler=address),
     )
     assert everything(cache) == everything(undisturbed)
-    graphs = build_graphs(cache, ("iou",), engine=Dask(scheduler=address))
+    graphs = build_graphs(cache, ("iou",), engine=DaskEngine(scheduler=address))
     assert [record["shard"] for record in graphs] == [0, 1, 2]
 
 
@@ -501,7 +512,7 @@ def test_workers_started_by_others_find_out_who_shares_their_cores(
     with Client(address) as client:
         client.wait_for_workers(3, timeout=NET)
     found = set()
-    with Dask(scheduler=address).open() as run_on:
+    with DaskEngine(scheduler=address).open() as run_on:
         until(
             lambda: (
                 found.update(result for _, result in run_on(what_it_has, range(12)))
@@ -555,7 +566,7 @@ def test_the_loss_of_the_scheduler_ends_the_run_with_a_word(scheduler, monkeypat
     monkeypatch.setattr(
         "pipeline.workers.engines.CONNECTING", 3600.0
     )  # it does not try to connect again for as long as at the start
-    results = run_jobs(slow_double, range(100), Dask(scheduler=address))
+    results = run_jobs(slow_double, range(100), DaskEngine(scheduler=address))
     next(results)
     begun = time.monotonic()
     process.send_signal(sent)
@@ -569,7 +580,7 @@ def test_a_scheduler_that_is_only_slow_is_waited_for(scheduler, monkeypatch):
     """It stands still for longer than a question waits for somebody who takes it."""
     address, process = scheduler
     monkeypatch.setattr("pipeline.workers.dask_jobs.NOBODY", 0.2)
-    results = run_jobs(slow_double, range(6), Dask(scheduler=address))
+    results = run_jobs(slow_double, range(6), DaskEngine(scheduler=address))
     first = next(results)
     process.send_signal(signal.SIGSTOP)
     threading.Timer(3.0, process.send_signal, (signal.SIGCONT,)).start()
@@ -600,7 +611,7 @@ def outcomes(bond: Answers, *futures: Answers) -> list:
     def gather(some):
         raise OSError("nobody takes the connection")
 
-    flight = object.__new__(Flight)
+    flight = object.__new__(DaskJobs)
     flight.client, flight.bond = SimpleNamespace(gather=gather), bond
     return list(flight._outcomes(list(futures)))
 
@@ -624,14 +635,14 @@ def test_tls_keeps_out_who_has_no_certificate(tmp_path):
         pytest.skip("no openssl to make a certificate with")
     request = "openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 2 -subj /CN=localhost"
     subprocess.run(shlex.split(request), cwd=tmp_path, check=True, capture_output=True)
-    tls = Tls(tmp_path / "cert.pem", tmp_path / "cert.pem", tmp_path / "key.pem")
+    tls = TlsFiles(tmp_path / "cert.pem", tmp_path / "cert.pem", tmp_path / "key.pem")
     lines = []
-    with Dask(workers=1, tls=tls, say=lines.append, **LOCAL).open() as run_on:
+    with DaskEngine(workers=1, tls=tls, say=lines.append, **LOCAL).open() as run_on:
         assert "tls://127.0.0.1" in lines[0]
         assert dict(run_on(double, [4])) == {4: 8}
         address = re.search(r"tls://\S+?(?=;)", lines[0])[0].replace("tls://", "tcp://")
         with pytest.raises(OSError, match=r"(?i)connect|closed"):
-            dict(run_jobs(double, [4], Dask(scheduler=address)))
+            dict(run_jobs(double, [4], DaskEngine(scheduler=address)))
 
 
 def test_a_scheduler_that_is_not_there_is_named_with_what_to_look_at(monkeypatch):
@@ -644,7 +655,7 @@ def test_a_scheduler_that_is_not_there_is_named_with_what_to_look_at(monkeypatch
             match=rf"expected a running Dask scheduler at {where}, cannot connect.*look whether "
             rf"it runs",
         ):
-            dict(run_jobs(double, [4], Dask(scheduler=where)))
+            dict(run_jobs(double, [4], DaskEngine(scheduler=where)))
 
 
 TWICE = """
@@ -669,13 +680,13 @@ def test_an_engine_leaves_dasks_settings_as_they_were_and_can_be_opened_again():
 
 def test_a_missing_certificate_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"--tls-ca: expected a PEM file.*nothing\.pem"):
-        Tls(*[tmp_path / "nothing.pem"] * 3).security()
+        TlsFiles(*[tmp_path / "nothing.pem"] * 3).security()
 
 
 def test_files_that_are_no_certificate_or_another_key_are_refused_before_anything_starts(tmp_path):
     (tmp_path / "words.pem").write_text("words\n")
     with pytest.raises(ValueError, match=r"--tls-ca: .*words\.pem: expected a certificate"):
-        Tls(*[tmp_path / "words.pem"] * 3).security()
+        TlsFiles(*[tmp_path / "words.pem"] * 3).security()
     if not shutil.which("openssl"):
         pytest.skip("no openssl to make a certificate with")
     for name, password in (("a", "-nodes"), ("b", "-nodes"), ("locked", "-passout pass:secret")):
@@ -691,9 +702,9 @@ def test_files_that_are_no_certificate_or_another_key_are_refused_before_anythin
         with pytest.raises(
             ValueError, match=r"--tls-cert, --tls-key: expected .*without a password"
         ):
-            Tls(tmp_path / "a.crt", cert, key).security()
+            TlsFiles(tmp_path / "a.crt", cert, key).security()
     assert (
-        Tls(tmp_path / "a.crt", tmp_path / "a.crt", tmp_path / "a.key")
+        TlsFiles(tmp_path / "a.crt", tmp_path / "a.crt", tmp_path / "a.key")
         .security()
         .require_encryption
     )
@@ -898,7 +909,7 @@ def test_a_jobs_script_names_the_key_and_has_none_and_starts_a_worker_of_ours(sb
         ("--tls-ca-file", tls.ca),
     ):
         assert words[words.index(option) + 1] == str(value)
-    assert words[words.index("--worker-class") + 1] == "pipeline.workers.dask_nodes.Worker"
+    assert words[words.index("--worker-class") + 1] == "pipeline.workers.dask_nodes.QuietWorker"
     assert any(word.startswith("tls://") for word in words)
 
 
@@ -929,7 +940,7 @@ def test_a_cluster_that_does_not_end_in_time_is_not_waited_for_again_at_exit(mon
             raise TimeoutError
 
     monkeypatch.setattr("pipeline.workers.engines._pinned_cluster", lambda *given: Slow())
-    with Dask()._cluster(None) as cluster:
+    with DaskEngine()._cluster(None) as cluster:
         pass
     assert not cluster.shutdown_on_close
 
@@ -952,13 +963,13 @@ def test_an_address_that_is_none_is_refused_before_anything_starts(asked, reason
 
 def test_the_dashboard_is_shown_where_it_listens():
     link = "http://192.0.2.2:8787/status"
-    assert "http://127.0.0.1:8787/status (no password" in Dask(
+    assert "http://127.0.0.1:8787/status (no password" in DaskEngine(
         slurm={}, dashboard="127.0.0.1:8787"
     )._shown_at(link)
-    assert f"{link} (no password" in Dask(slurm={}, dashboard=":8787")._shown_at(link)
-    assert Dask(scheduler="tcp://192.0.2.2:8786")._shown_at(link).endswith(link)
+    assert f"{link} (no password" in DaskEngine(slurm={}, dashboard=":8787")._shown_at(link)
+    assert DaskEngine(scheduler="tcp://192.0.2.2:8786")._shown_at(link).endswith(link)
     assert (
-        Dask(slurm={})._shown_at(link) == Dask()._shown_at("") == ""
+        DaskEngine(slurm={})._shown_at(link) == DaskEngine()._shown_at("") == ""
     )  # none listens unless asked for
 
 

@@ -16,8 +16,16 @@ from pipeline.stages.graphs import build_graphs
 from pipeline.workers import claims
 from pipeline.workers import engines as cluster
 from pipeline.workers import waiting as waits
-from pipeline.workers.claims import SILENCE, NotAClaim, Watch, claim_file, look, sweep, take
-from pipeline.workers.waiting import PATIENCE, Waits
+from pipeline.workers.claims import (
+    SILENCE,
+    ClaimWatch,
+    NotAClaim,
+    claim_file,
+    read_claim,
+    sweep_claims,
+    take_claim,
+)
+from pipeline.workers.waiting import PATIENCE, WaitMessages
 from tests.pipeline.workers.test_claims import elsewhere
 from tests.support.small_cache import make_cache, manifest_of
 
@@ -62,7 +70,7 @@ def test_within_ten_seconds_a_person_knows_the_shard_the_owner_and_the_end(tmp_p
 def test_a_new_owner_is_named_and_the_same_one_once(tmp_path, clock):
     shards, lines = [tmp_path / "features" / f"0000{k}.h5" for k in range(3)], []
     (tmp_path / "features").mkdir()
-    waiting = Waits(Watch(), lines.append)
+    waiting = WaitMessages(ClaimWatch(), lines.append)
     for k in range(100):
         elsewhere(shards[0], "one-1-1-0123456789abcdef", count=k)
         elsewhere(shards[1], "one-1-1-0123456789abcdee", count=k)
@@ -78,15 +86,15 @@ def test_a_new_owner_is_named_and_the_same_one_once(tmp_path, clock):
 
 def test_an_owner_that_is_seen_to_live_is_waited_for_without_an_end(tmp_path, clock):
     path, lines = tmp_path / "features" / "00000.h5", []
-    with take(path):
-        waiting = Waits(Watch(), lines.append)
+    with take_claim(path):
+        waiting = WaitMessages(ClaimWatch(), lines.append)
         for _ in range(20):
             waiting.say_of({path: "shard 0"})
             clock[0] += 1
         clock[0] += (
             1000  # stopped, or suspended: it is there all the same, and its claim is never taken
         )
-        assert take(path, waiting.watch) is None
+        assert take_claim(path, waiting.watch) is None
         assert not waiting.watch.free(path)
     assert lines == [
         f"waiting for shard 0, claimed by process {os.getpid()} on this machine, which is at "
@@ -98,7 +106,7 @@ def test_short_waits_are_not_worth_a_line(tmp_path, clock):
     path, lines = tmp_path / "features" / "00000.h5", []
     (tmp_path / "features").mkdir()
     elsewhere(path)
-    waiting = Waits(Watch(), lines.append)
+    waiting = WaitMessages(ClaimWatch(), lines.append)
     for _ in range(5):
         waiting.say_of({path: "shard 0"})
         clock[0] += PATIENCE - 0.1
@@ -118,7 +126,7 @@ def test_the_claim_on_a_cache_that_is_being_made_is_waited_for_with_words(tmp_pa
 def test_control_characters_in_a_claim_do_not_reach_the_terminal(tmp_path):
     (tmp_path / "features").mkdir()
     elsewhere(tmp_path / "features" / "00000.h5", "x\x1b[2J\n-1-1-00000000")
-    assert look(tmp_path / "features" / "00000.h5").owner.isprintable()
+    assert read_claim(tmp_path / "features" / "00000.h5").owner.isprintable()
 
 
 def test_a_file_of_others_with_the_name_of_a_claim_is_neither_waited_for_nor_removed(tmp_path):
@@ -126,11 +134,11 @@ def test_a_file_of_others_with_the_name_of_a_claim_is_neither_waited_for_nor_rem
     path.parent.mkdir()
     claim_file(path).write_text(lines)
     with pytest.raises(NotAClaim, match="expected no such file, or a claim of vidgraph"):
-        take(path)
-    watch = Watch(silence=-1)  # all have been silent for long
+        take_claim(path)
+    watch = ClaimWatch(silence=-1)  # all have been silent for long
     (path.parent / "mine.claim").write_text("not the name of a shard's")
-    sweep(path.parent, watch)
-    sweep(path.parent, watch)
+    sweep_claims(path.parent, watch)
+    sweep_claims(path.parent, watch)
     assert claim_file(path).read_text() == lines
     assert (path.parent / "mine.claim").exists()
 
@@ -143,8 +151,8 @@ def test_a_claim_of_any_content_is_judged_by_its_silence_or_refused(tmp_path, co
     path = tmp_path / "00000.h5"
     claim_file(path).write_bytes(content)
     try:
-        assert take(path) is None
-        assert Watch(silence=-1).free(path)
+        assert take_claim(path) is None
+        assert ClaimWatch(silence=-1).free(path)
     except NotAClaim:
         assert content.startswith(b"[")
 
@@ -152,7 +160,7 @@ def test_a_claim_of_any_content_is_judged_by_its_silence_or_refused(tmp_path, co
 def test_a_pipe_with_the_name_of_a_claim_keeps_nobody_waiting(tmp_path):
     os.mkfifo(claim_file(tmp_path / "00000.h5"))
     with pytest.raises(NotAClaim):
-        take(tmp_path / "00000.h5")
+        take_claim(tmp_path / "00000.h5")
 
 
 @pytest.mark.parametrize("name", ["../../precious", "*", ""])
@@ -175,9 +183,9 @@ def test_several_who_wait_for_one_claim_share_the_work_in_the_end(tmp_path, monk
     for shard in range(3):
         elsewhere(path / "graphs" / f"0000{shard}.h5")
     monkeypatch.setattr(
-        claims.Watch,
+        claims.ClaimWatch,
         "__init__",
-        lambda watch, silence=0.5, init=claims.Watch.__init__: init(watch, silence),
+        lambda watch, silence=0.5, init=claims.ClaimWatch.__init__: init(watch, silence),
     )
     monkeypatch.setattr(waits, "PATIENCE", 0.0)
     monkeypatch.setattr(cluster, "POLL", 0.01)
