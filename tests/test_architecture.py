@@ -10,132 +10,46 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("cli", "heads", "pipeline")
+PACKAGES = ("cli", "heads", "pipeline")
 
-# What a file of the pipeline may import from the others, beyond these, which are words and
-# arithmetic rather than stages.
-WORDS = {"names", "tensors", "boxes", "manifest", "sealed", "owners", "smallfile", "draws", "cores"}
-WORDS |= {"memory_format", "precision", "shown", "texts", "wrappers"}
+# The rooms, from the ground up. A room imports from rooms above its own line only, and only from
+# those that its row names. Rooms of `heads` may use all of `pipeline` but NEEDS_FRAMES.
 PIPELINE = {
-    "rows": set(),
-    "manifest": {"rows"},
-    "timeline": {"container"},  # for its types alone
-    "container": {"timeline"},
-    "upright": set(),
-    "images": set(),
-    "reader": set(),
-    "video_file": {"container", "images", "reader", "upright"},
-    "decode": {"container", "images", "reader", "upright", "video_file"},
-    "scan": {"images"},
-    "datasets": {"scan"},
-    "crops": set(),
-    "sample": {"reader", "crops"},  # reader: the VideoInfo that it samples from
-    "worker": set(),
-    "module_path": set(),
-    "tls": set(),
-    "dask_nodes": set(),
-    "scratch": set(),
-    "dask_worker": {"module_path", "scratch"},
-    "pool": {"worker", "module_path"},
-    "memory": set(),
-    "videos": set(),
-    "pixels": {"config", "decode", "reader", "sample", "videos"},
-    "check": {"pixels", "pool", "proposals", "reader", "sample"},
-    "config": {"sample", "upright"},
-    "backbones": set(),
-    "proposals": {"reader"},
-    "roi": set(),
-    "partfile": set(),
-    "shards": {"partfile"},
-    "shardtables": {"shards", "partfile"},
-    "handles": set(),
-    "shardfile": {"shards", "shardtables", "handles"},
-    "records": set(),
-    "claims": set(),
-    "home": set(),
-    "waits": {"claims"},
-    "folder": {"claims", "home", "records", "waits"},
-    "cache": {"shards", "shardfile", "folder"},
-    "slurm": {"dask_nodes", "dask_worker"},
-    "flight": set(),
-    "cluster": {
-        "claims",
-        "flight",
-        "home",
-        "pool",
-        "slurm",
-        "tls",
-        "dask_nodes",
-        "scratch",
-        "waits",
+    "lazy_names": set(),
+    "files": set(),
+    "text": {"files"},
+    "networks": set(),
+    "views": {"text"},
+    "manifests": {"files", "text", "views"},
+    "video": {"manifests", "text", "views"},
+    "regions": set(),
+    "backbones": {"files", "networks", "text"},
+    "proposals": {"files", "networks", "regions", "text"},
+    "workers": {"files", "text"},
+    "cache": {"files", "manifests", "workers"},
+    "stages": {
+        *("files", "text", "views", "manifests", "video", "regions", "backbones", "proposals"),
+        *("workers", "cache"),
     },
-    "graphs": {"cache", "folder", "home", "shards", "claims", "cluster", "waits"},
-    "values": {"shards"},
-    "shardcheck": {"cache", "folder", "records", "shardfile", "shardtables", "values"},
-    "verify": {"cache", "folder", "pool", "claims", "shardcheck"},
-    "takeover": {"records", "shards", "shardfile", "values"},
-    "digits": {"decode", "pool"},
-    "digit_cache": {"digits", "backbones", "cache", "shards"},
-    "forward": {"backbones", "proposals", "roi", "config", "pixels", "decode"},
-    "jobs": {"claims"},
-    "compose": {
-        "jobs",
-        "claims",
-        "forward",
-        "pixels",
-        "pool",
-        "reader",
-        "sample",
-        "shards",
-        "proposals",
-        "takeover",
-        "records",
-    },
-    "extract": {
-        "compose",
-        "jobs",
-        "claims",
-        "cluster",
-        "folder",
-        "home",
-        "forward",
-        "config",
-        "pixels",
-        "pool",
-        "sample",
-        "cache",
-        "takeover",
-        "memory",
-        "records",
-        "videos",
-        "waits",
-    },
-    "plan": {"cache", "cluster", "compose", "config", "extract", "folder", "forward"},
-    "repair": {"extract", "config", "cache", "folder", "graphs", "records", "videos", "waits"},
+    "digits": {"files", "manifests", "video", "backbones", "workers", "cache"},
 }
-HEADS_MAY_USE = {
-    "cache",
-    "tensors",
-    "boxes",
-    "roi",
-    "graphs",
-    "backbones",
-    "cluster",
-    "memory",
-    "manifest",
-    "sealed",
+HEADS = {
+    "interface": set(),
+    "papers": {"interface"},
+    "zoo": {"interface", "papers"},
+    "config": {"zoo"},
+    "data": {"interface", "config"},
+    "runs": {"interface", "config"},
+    "evaluation": {"interface", "zoo", "config", "data", "runs"},
+    "training": {"interface", "papers", "zoo", "config", "data", "runs", "evaluation"},
+    "finetuning": {"interface", "zoo", "config", "data", "runs", "evaluation", "training"},
+    "drawing": {"interface", "data", "runs", "evaluation"},
+    "reporting": {"interface", "papers", "zoo", "config", "runs", "evaluation"},
+    "reproduction": {"interface", "config", "data", "runs", "training", "finetuning"},
 }
-HEADS_MAY_USE |= {
-    "digits",
-    "digit_cache",
-    "claims",
-    "names",
-    "memory_format",
-    "precision",
-    "shown",
-    "texts",
-}
-HEADS_MAY_USE |= {"home", "owners", "reader", "records", "smallfile", "waits"}
+# What decodes videos or runs a network that proposes boxes, and who may use it.
+NEEDS_FRAMES = {"video", "proposals", "stages"}
+READ_FRAMES = {"finetuning", "drawing", "reporting"}
 ONE_PLACE = {
     "h5py": {"pipeline/cache/shard_writer.py", "pipeline/cache/shard_layout.py"},
     "hdf5plugin": {"pipeline/cache/shard_writer.py", "pipeline/cache/shard_reader.py"},
@@ -163,48 +77,102 @@ def imports(path: Path, top_level_only: bool = False) -> set[str]:
     return found
 
 
-def room_of_pipeline(path: Path) -> str:
-    return path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")
+def room_of(path: Path) -> str:
+    """The room of a module: the folder, or the module, below its package."""
+    return path.relative_to(ROOT).parts[1].removesuffix(".py")
 
 
-def test_arrows_point_down_only():
+def rooms_used(path: Path, package: str) -> set[str]:
+    """The rooms of `package` that a module imports anything from."""
+    return {name.split(".")[1] for name in imports(path) if name.startswith(f"{package}.")}
+
+
+def test_arrows_between_packages_point_down_only():
     above = {"pipeline": {"heads", "cli"}, "heads": {"cli"}, "cli": set()}
-    for room in ROOMS:
-        for path in files(room):
-            wrong = {name for name in imports(path) if name.split(".")[0] in above[room]}
+    for package in PACKAGES:
+        for path in files(package):
+            wrong = {name for name in imports(path) if name.split(".")[0] in above[package]}
             assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
 
 
-def test_stages_of_the_pipeline_meet_only_in_the_composer():
-    for path in files("pipeline"):
-        me = room_of_pipeline(path)
-        if me == "__init__":
+@pytest.mark.parametrize(("package", "rooms"), [("pipeline", PIPELINE), ("heads", HEADS)])
+def test_arrows_between_rooms_are_those_of_the_table(package, rooms):
+    for path in files(package):
+        me = room_of(path)
+        if me in ("__init__", "recipes", "studies"):
             continue
-        assert me in PIPELINE or me in WORDS, (
-            f"{path.relative_to(ROOT)}: add its row to the table of this test"
-        )
-        used = (
-            {name.split(".")[1] for name in imports(path) if name.startswith("pipeline.")}
-            - {me}
-            - WORDS
-        )
-        assert used <= PIPELINE.get(me, set()), (
-            f"{path.relative_to(ROOT)} imports {used - PIPELINE.get(me, set())}"
-        )
+        assert me in rooms, f"{path.relative_to(ROOT)}: add the room to the table of this test"
+        wrong = rooms_used(path, package) - {me, "lazy_names"} - rooms[me]
+        assert not wrong, f"{path.relative_to(ROOT)} imports from {wrong}"
 
 
-def test_heads_import_only_what_loads_no_decoder():
+@pytest.mark.parametrize("rooms", [PIPELINE, HEADS])
+def test_the_table_of_rooms_has_no_circle(rooms):
+    lower = set()
+    for room, uses in rooms.items():
+        assert uses <= lower, f"{room} uses {uses - lower}, which the table lists after it"
+        lower.add(room)
+
+
+def test_the_table_has_no_arrow_that_nobody_uses():
+    for package, rooms in (("pipeline", PIPELINE), ("heads", HEADS)):
+        used = {room: set() for room in rooms}
+        for path in files(package):
+            if room_of(path) in rooms:
+                used[room_of(path)] |= rooms_used(path, package)
+        for room, uses in rooms.items():
+            assert uses <= used[room], f"{package}.{room} does not use {uses - used[room]}"
+
+
+def test_modules_import_one_another_without_a_circle():
+    """Imports inside functions and for type checkers count, too."""
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for package in PACKAGES
+        for path in files(package)
+        if path.stem != "__init__"
+    }
+    waits_for = {name: imports(path) & set(modules) for name, path in modules.items()}
+    while True:
+        used = set().union(*waits_for.values())
+        # A module that imports no other one left, or that none imports, is on no circle.
+        free = {name for name, uses in waits_for.items() if not uses or name not in used}
+        if not free:
+            break
+        waits_for = {name: uses - free for name, uses in waits_for.items() if name not in free}
+    assert not waits_for, f"these modules import one another: {waits_for}"
+
+
+def test_no_folder_is_crowded():
+    """A room of more than 20 modules is two rooms; zoos have one file for each of their kind."""
+    zoos = {ROOT / "heads/zoo", ROOT / "pipeline/backbones"}
+    for package in ("pipeline", "heads"):
+        for folder in {path.parent for path in files(package)} - zoos:
+            count = len([path for path in folder.glob("*.py") if path.stem != "__init__"])
+            assert count <= 20, f"{folder.relative_to(ROOT)} has {count} modules"
+
+
+def test_every_room_says_what_it_is_for():
+    for package, rooms in (("pipeline", PIPELINE), ("heads", HEADS)):
+        for room in rooms:
+            folder = ROOT / package / room
+            if folder.is_dir():
+                tree = ast.parse((folder / "__init__.py").read_text())
+                assert ast.get_docstring(tree), f"{package}/{room}/__init__.py has no docstring"
+
+
+def test_only_rooms_that_need_frames_import_what_reads_them():
     for path in files("heads"):
-        used = {name.split(".")[1] for name in imports(path) if name.startswith("pipeline.")}
-        if path.stem not in ("finetune", "footage", "draw", "draw_source", "pictures"):
-            assert used <= HEADS_MAY_USE, f"{path.relative_to(ROOT)} imports {used - HEADS_MAY_USE}"
+        if room_of(path) not in READ_FRAMES:
+            wrong = rooms_used(path, "pipeline") & NEEDS_FRAMES
+            assert not wrong, f"{path.relative_to(ROOT)} imports from {wrong}"
 
 
 @pytest.mark.parametrize("library", ONE_PLACE)
 def test_a_delicate_library_is_imported_in_one_place(library):
     users = {
         str(p.relative_to(ROOT))
-        for room in ROOMS
+        for room in PACKAGES
         for p in files(room)
         if library in {n.split(".")[0] for n in imports(p)}
     }
@@ -263,7 +231,7 @@ def test_the_command_line_answers_without_heavy_imports():
 
 def test_nothing_that_is_read_can_run_code():
     """Checkpoints load as tensors only; no pickle, no eval, no YAML."""
-    for room in ROOMS:
+    for room in PACKAGES:
         for path in files(room):
             where = path.relative_to(ROOT)
             assert not {n.split(".")[0] for n in imports(path)} & {
@@ -301,7 +269,7 @@ def test_text_for_people_goes_through_one_place():
         "summary",
         "verify",
     }  # several lines at once
-    for room in ROOMS:
+    for room in PACKAGES:
         for path in files(room):
             where, text = str(path.relative_to(ROOT)), path.read_text()
             assert where == "cli/_say.py" or "rich.console" not in imports(path), where

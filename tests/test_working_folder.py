@@ -36,10 +36,10 @@ with open(os.environ["SEEN"], "a") as file:
 """
 SCRIPT = "import re, sys\nfrom cli.__main__ import main\nif __name__ == '__main__':\n    sys.exit(main())\n"  # as pip writes it
 POOL = """
-from pipeline.workers.decode_pool import Pool
+from pipeline.workers.decode_pool import WorkerPool
 from tests.pipeline.workers.test_decode_pool import double_after
 if __name__ == "__main__":
-    with Pool(double_after, workers=1) as pool:
+    with WorkerPool(double_after, workers=1) as pool:
         print(*[answer for _, answer in pool.imap([(21, 0.0)], ahead=1)])
 """
 

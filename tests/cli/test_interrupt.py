@@ -29,11 +29,11 @@ SCRIPT = """
 import ctypes, sys, threading, time
 from pathlib import Path
 from cli import _interrupt
-from pipeline.workers.claims import take
-from pipeline.files.owners import part_of
+from pipeline.workers.claims import take_claim
+from pipeline.files.owners import part_path
 _interrupt.GRACE, _interrupt.PARTING = {grace}, {net}
-claim = take(Path(sys.argv[1]))
-part_of(claim.path, claim.name).write_text("half")
+claim = take_claim(Path(sys.argv[1]))
+part_path(claim.path, claim.name).write_text("half")
 
 def native():
     # Waiting frees the mutex: whoever has it afterwards knows that this thread is inside, where Python hears of no signal.

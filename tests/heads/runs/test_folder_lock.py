@@ -37,8 +37,8 @@ ROOT = Path(__file__).parents[3]
 OWNER = """
 import sys, time
 from pathlib import Path
-from heads.runs.folder_lock import hold
-hold([Path(sys.argv[1])], print)
+from heads.runs.folder_lock import lock_folder
+lock_folder([Path(sys.argv[1])], print)
 print("held", flush=True)
 time.sleep(600)
 """

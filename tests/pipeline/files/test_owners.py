@@ -23,7 +23,7 @@ from pipeline.files.owners import (
 )
 
 ROOT = Path(__file__).parents[3]
-CLAIM = "from pipeline.files.owners import own_claim; print(own_claim())"
+CLAIM = "from pipeline.files.owners import new_claim_name; print(new_claim_name())"
 OF_OTHERS = (
     "lecture.mp4.part",
     "clip9.webm.part",

@@ -36,11 +36,11 @@ ROOT = Path(__file__).parents[3]
 OWNER = """
 import sys, time
 from pathlib import Path
-from pipeline.workers.claims import take
-from pipeline.files.owners import part_of
+from pipeline.workers.claims import take_claim
+from pipeline.files.owners import part_path
 path = Path(sys.argv[1])
-claim = take(path)
-part_of(path, claim.name).write_text("half a shard")
+claim = take_claim(path)
+part_path(path, claim.name).write_text("half a shard")
 print("claimed", flush=True)
 time.sleep(600)
 """
@@ -229,7 +229,7 @@ def test_a_link_whose_success_was_not_heard_of_counts(tmp_path, monkeypatch):
 
 
 def test_a_sweep_removes_what_the_dead_left_and_nothing_of_the_living(shard, owner, monkeypatch):
-    dead = subprocess.run([sys.executable, "-c", "from pipeline.files.owners import own_claim; "
+    dead = subprocess.run([sys.executable, "-c", "from pipeline.files.owners import new_claim_name; "
                                                  "print(own_claim())"],
                           cwd=ROOT, capture_output=True, text=True).stdout.strip()  # fmt: skip
     left = part_path(shard.with_name("00007.h5"), dead)

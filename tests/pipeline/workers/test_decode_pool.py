@@ -490,11 +490,11 @@ def test_decode_workers_import_neither_torch_nor_another_heavy_library():
 
 PARENT = """
 import signal, time
-from pipeline.workers.decode_pool import Pool
+from pipeline.workers.decode_pool import WorkerPool
 from tests.pipeline.workers.test_decode_pool import misbehave
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
-    with Pool(misbehave, workers=3, timeout=None) as pool:
+    with WorkerPool(misbehave, workers=3, timeout=None) as pool:
         answers = pool.imap([1, "hang", "hang, holding the interpreter"], ahead=3)
         next(answers)
         while sum(w.ready for w in pool._feeder._workers) < 3:
@@ -533,11 +533,11 @@ def test_a_worker_ends_with_the_programs_that_it_started(tmp_path, then):
 PARENT_OF_A_PARENT = """
 import sys, time
 from pathlib import Path
-from pipeline.workers.decode_pool import Pool
+from pipeline.workers.decode_pool import WorkerPool
 from tests.pipeline.workers.test_decode_pool import start_a_program
 if __name__ == "__main__":
     path = Path(sys.argv[1])
-    with Pool(start_a_program, workers=1) as pool:
+    with WorkerPool(start_a_program, workers=1) as pool:
         answers = pool.imap([(path, "hang, holding the interpreter")], ahead=1)
         next(answers)
 """
@@ -560,10 +560,10 @@ def test_what_a_worker_started_ends_when_the_parent_is_killed_and_lets_go_of_its
 
 
 FORGETFUL = """
-from pipeline.workers.decode_pool import Pool
+from pipeline.workers.decode_pool import WorkerPool
 from tests.pipeline.workers.test_decode_pool import process_id
 if __name__ == "__main__":
-    pool = Pool(process_id, workers=1)
+    pool = WorkerPool(process_id, workers=1)
     for _task, pid in pool.imap([1], ahead=1):
         print(pid)
 """
