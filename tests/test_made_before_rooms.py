@@ -16,7 +16,7 @@ import torch
 
 from cli.__main__ import main
 from cli.__main__ import vidgraph as command
-from pipeline.cache import Cache
+from pipeline.cache.reader import Cache
 
 ROOT = next(above for above in Path(__file__).resolve().parents if (above / "setup.cfg").exists())
 DATA = ROOT / "tests" / "data" / "made_before_rooms"

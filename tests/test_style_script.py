@@ -8,7 +8,7 @@ from textwrap import dedent
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "style.py"
 
 LONG = " ".join(["word"] * 31)
@@ -71,8 +71,8 @@ TREE = {
     "heads/training/__init__.py": '''
         """Training."""
 
-        from heads.training._learner import Learner as Teacher
-        from pipeline.cache import open_cache
+        from heads.config.training_options._learner import Learner as Teacher
+        from pipeline.cache.reader import open_cache
 
 
         def _hidden(value):
