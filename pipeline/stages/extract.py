@@ -32,6 +32,7 @@ from pipeline.cache.records import read_statistics
 from pipeline.files.atomic_files import Damaged
 from pipeline.files.watched_folder import WatchedFolder
 from pipeline.manifests.manifest import Clip, Manifest, shard_ranges
+from pipeline.plugins import given_files, take_over
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.jobs import Advance, RunOptions, ShardJob
 from pipeline.video.video_identity import changed_videos
@@ -113,7 +114,7 @@ def extract(
     extractor = ExtractShards(config, manifest.root, options, redo)
     if engine:
         with WorkerPool(describe, workers=1) as other:
-            ((_, described),) = other.imap([(config, options)], ahead=1)
+            ((_, described),) = other.imap([(config, options, given_files())], ahead=1)
         if isinstance(described, Exception):
             raise described
     else:
@@ -197,7 +198,7 @@ def count_shards(
     each = (
         read_cache_json(made.parent)["per_shard"]
         if made.exists()
-        else describe((config, options))[1]
+        else describe((config, options, {}))[1]
     )
     return len(shard_ranges(len(manifest.clips), each))
 
@@ -234,12 +235,14 @@ class ExtractShards:
         self.cores = cores_here()
 
     def __getstate__(self) -> dict:
-        return {
+        state = {
             name: getattr(self, name)
             for name in ("config", "root", "options", "redo", "record", "place")
         }
+        return {**state, "plugins": given_files()}
 
     def __setstate__(self, state: dict) -> None:
+        take_over(state["plugins"])
         self.__init__(*(state[name] for name in ("config", "root", "options", "redo")))
         self.record, self.place = state["record"], state["place"]
         keep_freed_memory()
@@ -449,14 +452,16 @@ def decoders_for(device: str, cores: int) -> int:
     return 1 if device == "cpu" else max(1, min(MOST_DECODERS, cores - 1))
 
 
-def describe(asked: tuple[ExtractConfig, RunOptions]) -> tuple[dict, int]:
+def describe(asked: tuple[ExtractConfig, RunOptions, dict[str, str]]) -> tuple[dict, int]:
     """The configuration as a cache records it, and clips per shard: loads the networks' weights,
-    and computes nothing.
+    and computes nothing. The last part of `asked` are the plug-in files that it may execute.
     """
     from pipeline.stages.frozen_networks import StoredShapes
 
-    outline = StoredShapes(asked[0])
-    return outline.record(), clips_per_shard(outline, asked[1])
+    config, options, plugins = asked
+    take_over(plugins)
+    outline = StoredShapes(config)
+    return outline.record(), clips_per_shard(outline, options)
 
 
 def clips_per_shard(outline: "StoredShapes", options: RunOptions) -> int:
