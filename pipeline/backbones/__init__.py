@@ -24,7 +24,15 @@ _HOMES = {
     "freeze": "_freezing",
 }
 
-__all__ = [*_HOMES, "backbone_names", "backbone_options", "build_backbone"]
+__all__ = [
+    "Backbone",
+    "Conv",
+    "MaxPool",
+    "backbone_names",
+    "backbone_options",
+    "build_backbone",
+    "freeze",
+]
 
 __getattr__ = load_lazily(__name__, _HOMES)
 

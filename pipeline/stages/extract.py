@@ -113,8 +113,9 @@ def extract(
     options, begun = options or RunOptions(), time.monotonic()
     extractor = ExtractShards(config, manifest.root, options, redo)
     if engine:
-        with WorkerPool(describe, workers=1) as other:
-            ((_, described),) = other.imap([(config, options, given_files())], ahead=1)
+        with WorkerPool(_describe_with_plugins, workers=1) as other:
+            asked = (config, options), given_files()
+            ((_, described),) = other.imap([asked], ahead=1)
         if isinstance(described, Exception):
             raise described
     else:
@@ -198,7 +199,7 @@ def count_shards(
     each = (
         read_cache_json(made.parent)["per_shard"]
         if made.exists()
-        else describe((config, options, {}))[1]
+        else describe((config, options))[1]
     )
     return len(shard_ranges(len(manifest.clips), each))
 
@@ -452,16 +453,23 @@ def decoders_for(device: str, cores: int) -> int:
     return 1 if device == "cpu" else max(1, min(MOST_DECODERS, cores - 1))
 
 
-def describe(asked: tuple[ExtractConfig, RunOptions, dict[str, str]]) -> tuple[dict, int]:
+def describe(asked: tuple[ExtractConfig, RunOptions]) -> tuple[dict, int]:
     """The configuration as a cache records it, and clips per shard: loads the networks' weights,
-    and computes nothing. The last part of `asked` are the plug-in files that it may execute.
+    and computes nothing.
     """
     from pipeline.stages.frozen_networks import StoredShapes
 
-    config, options, plugins = asked
+    outline = StoredShapes(asked[0])
+    return outline.record(), clips_per_shard(outline, asked[1])
+
+
+def _describe_with_plugins(
+    asked: tuple[tuple[ExtractConfig, RunOptions], dict[str, str]],
+) -> tuple[dict, int]:
+    """`describe` in another process, which may execute the same plug-in files as this one."""
+    config_and_options, plugins = asked
     take_over(plugins)
-    outline = StoredShapes(config)
-    return outline.record(), clips_per_shard(outline, options)
+    return describe(config_and_options)
 
 
 def clips_per_shard(outline: "StoredShapes", options: RunOptions) -> int:
