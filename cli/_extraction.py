@@ -2,6 +2,7 @@
 where there is no cache.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -85,7 +86,11 @@ def network_options(function):
             callback=commas,
             help="Fields to store: pooled, nodes, boxes, cuts (res5).",
         ),
-        click.option("--backbone", default="i3d_r50", help="A file of pipeline/backbones."),
+        click.option(
+            "--backbone",
+            default="i3d_r50",
+            help="A file of pipeline/backbones, or the path of a plug-in's file, which is executed.",
+        ),
         click.option(
             "--weights",
             default="imagenet",
@@ -100,7 +105,8 @@ def network_options(function):
         click.option(
             "--proposals",
             default="torchvision",
-            help="Source of boxes: a file of pipeline/proposals.",
+            help="Source of boxes: a file of pipeline/proposals, or the path of a plug-in's file, "
+            "which is executed.",
         ),
         click.option(
             "--proposal-weights",
@@ -228,6 +234,7 @@ def config_for(given: dict, manifest):
 
 def config_of(given: dict):
     """The `ExtractConfig` that these options, by name, say."""
+    from pipeline.plugins import given_name
     from pipeline.stages.config import ExtractConfig, with_settings
     from pipeline.views.sampling import Sampling
 
@@ -273,4 +280,7 @@ def config_of(given: dict):
             )
         },
     )
-    return with_settings(config, given["settings"])
+    config = with_settings(config, given["settings"])
+    return replace(
+        config, backbone=given_name(config.backbone), proposals=given_name(config.proposals)
+    )

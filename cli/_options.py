@@ -127,6 +127,29 @@ set_option = click.option(
     callback=settings,
     help="Any configuration key; may be repeated.",
 )
+
+
+def _give(ctx: click.Context, param: click.Parameter, paths: tuple[Path, ...]) -> None:
+    """Click callback: the files of plug-ins that this process may execute."""
+    from pipeline.plugins import give_file
+
+    for path in paths:
+        try:
+            give_file(path)
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+
+
+plugin_option = click.option(
+    "--plugin",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    callback=_give,
+    expose_value=False,
+    help="A plug-in's file that the run or the cache names: it is executed if its SHA-256 is the "
+    "recorded one; may be repeated.",
+)
 frame_pattern_option = click.option(
     "--frame-pattern",
     default="",

@@ -9,7 +9,7 @@ import click
 
 from cli._cluster import engine_of, place_options
 from cli._interrupt import stoppable
-from cli._options import device_option, say_cost, set_option
+from cli._options import device_option, plugin_option, say_cost, set_option
 from cli._progress import progress
 from cli._say import say
 from pipeline.text.printable import visible_lines
@@ -67,6 +67,7 @@ LOOK = 1.0  # seconds between two looks at the members' logs
     "--list", "only_list", is_flag=True, help="Check every member, print them, and train none."
 )
 @set_option
+@plugin_option
 def command(
     study,
     cache,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cli._options import device_option, say_cost
+from cli._options import device_option, plugin_option, say_cost
 from cli._say import say
 
 
@@ -64,6 +64,7 @@ from cli._say import say
     type=click.Path(path_type=Path),
     help="With --ensemble: a folder for the sums and their figures.",
 )
+@plugin_option
 def command(
     runs,
     cache,

@@ -7,7 +7,14 @@ import click
 
 from cli._extraction import config_of, network_options, views_options
 from cli._interrupt import stoppable
-from cli._options import device_option, say_cost, set_option, time_limit_option, together
+from cli._options import (
+    device_option,
+    plugin_option,
+    say_cost,
+    set_option,
+    time_limit_option,
+    together,
+)
 from cli._say import say
 
 # Options of `vidgraph extract` that say what the frames and the networks are: a cache knows them, a
@@ -168,6 +175,7 @@ def _trained(function):
 )
 @_trained
 @_running
+@plugin_option
 @click.pass_context
 def command(ctx, **given) -> int:
     """Train a phase of RECIPE from frames: the head with its backbone, and evaluate it on val and

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from cli._interrupt import stoppable
-from cli._options import FOLDER, device_option, time_limit_option
+from cli._options import FOLDER, device_option, plugin_option, time_limit_option
 from cli._progress import say_aside
 from cli._say import say
 
@@ -32,6 +32,7 @@ _FILE = click.Path(path_type=Path)
 )
 @time_limit_option(120.0)
 @device_option
+@plugin_option
 def command(
     cache: Path,
     root: Path | None,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli._options import set_option
+from cli._options import plugin_option, set_option
 
 
 @click.command("summary")
@@ -38,6 +38,7 @@ from cli._options import set_option
 )
 @click.option("--json", "as_json", is_flag=True, help="Every module and exact numbers, as JSON.")
 @set_option
+@plugin_option
 def command(
     name, frames, size, upto, backbone, nodes, cache, classes, depth, as_json, settings
 ) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from cli._interrupt import stoppable
-from cli._options import device_option, say_cost, set_option
+from cli._options import device_option, plugin_option, say_cost, set_option
 from cli._say import say
 
 
@@ -58,6 +58,7 @@ from cli._say import say
     "--resume/--no-resume", default=True, help="Continue what is in the run folder, or start over."
 )
 @set_option
+@plugin_option
 def command(
     recipe,
     cache,

@@ -28,16 +28,17 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from heads.config.member import Member
-from heads.config.recipe import Recipe, read_toml, recipe_path, recipe_with, validated
+from heads.config.recipe import Recipe, give_plugins, read_toml, recipe_path, recipe_with, validated
 from heads.config.recipe_tables import check_name
 from heads.config.training_options import Count
 from heads.zoo import head_names
+from pipeline.plugins import HEAD, display_name, given_name, is_known, is_recorded
 from pipeline.text.suggestions import nearest
 
 FOLDER = Path(__file__).parent / "studies"
@@ -168,13 +169,18 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def _expand(file: StudyFile, path: Path, given: dict[str, Any]) -> StudyPlan:
     """All rows of a study; errors of its recipes name the row."""
+    file = _with_given_heads(file, path.parent)
     fixed = {**file.set, **dict(_flat(given))}
+    if "head" in fixed:
+        fixed["head"] = _given_head(fixed["head"], Path.cwd())
     _check_keys(fixed, file.grid)
     rows, heads = [], set()
     for base, where in _bases(file, path):
         own = base["head"].get("name") if isinstance(base.get("head"), dict) else None
         for choice in file.grid.get("head", [fixed.get("head", own)]):
-            heads.add(head := choice["name"] if isinstance(choice, dict) else choice)
+            name = choice["name"] if isinstance(choice, dict) else choice
+            head = display_name(name) if isinstance(name, str) else name
+            heads.add(head)
             wanted = (
                 {}
                 if choice == own
@@ -230,7 +236,9 @@ def _bases(file: StudyFile, path: Path) -> Iterator[tuple[dict[str, Any], Path]]
     """The tables of each recipe, and its file."""
     for name in file.recipes:
         found = recipe_path(name, path.parent)
-        yield read_toml(found), found.resolve()
+        table = read_toml(found)
+        give_plugins(table, found.parent, str(found))
+        yield table, found.resolve()
     if not file.recipes:
         table = {key: getattr(file, key) for key in TABLES}
         yield {"source": file.source or f"study {file.name}", "ours": file.ours, **table}, path
@@ -240,13 +248,16 @@ def _check_keys(fixed: Mapping[str, Any], grid: Mapping[str, Any]) -> None:
     """ValueError for a key of [set] or [grid] that can be none of a recipe, and for values that are
     no list without repeats.
     """
+    choices = [*grid.get("head", ()), fixed.get("head")]
+    names = [choice.get("name") if isinstance(choice, dict) else choice for choice in choices]
+    plugins = [display_name(name) for name in names if isinstance(name, str) and is_recorded(name)]
+    firsts = (*KEYS, *head_names(), *plugins)
     for key in (*fixed, *grid):
         first = key.partition(".")[0]
-        if first not in (*KEYS, *head_names()) or (key == first != "head"):
-            known = (
-                (*KEYS, *head_names()) if first not in (*KEYS, *head_names()) else [f"{first}.KEY"]
-            )
-            raise ValueError(f"no key {key}; {nearest(first, known)}")
+        if first not in firsts:
+            raise ValueError(f"no key {key}; {nearest(first, firsts)}")
+        if key == first != "head":
+            raise ValueError(f"no key {key}; {nearest(first, [f'{first}.KEY'])}")
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise ValueError(f"grid.{key}: expected a list of values, got {values!r}")
@@ -261,7 +272,7 @@ def _check_keys(fixed: Mapping[str, Any], grid: Mapping[str, Any]) -> None:
                 f"head: expected the name of a head, or a table with a name and options, got "
                 f"{choice!r}"
             )
-        if name not in head_names():
+        if not is_known(HEAD, name):
             raise ValueError(f"no head {name!r}: {nearest(name, head_names())}")
 
 
@@ -280,10 +291,28 @@ def _target(key: str, head: str) -> str:
 def _shown(choice: str | dict[str, Any]) -> str:
     """A head for a person: its name, and the options that were given with it."""
     if not isinstance(choice, dict):
-        return choice
-    return " ".join(
-        [choice["name"], *(f"{key}={value}" for key, value in choice.items() if key != "name")]
-    )
+        return display_name(choice) if isinstance(choice, str) else choice
+    options = [f"{key}={value}" for key, value in choice.items() if key != "name"]
+    return " ".join([display_name(choice["name"]), *options])
+
+
+def _given_head(choice: Any, folder: Path) -> Any:
+    """A choice of a head; the path of a plug-in's file is replaced by the name of a given file."""
+    if isinstance(choice, str):
+        return given_name(choice, folder)
+    if isinstance(choice, dict) and isinstance(choice.get("name"), str):
+        return {**choice, "name": given_name(choice["name"], folder)}
+    return choice
+
+
+def _with_given_heads(file: StudyFile, folder: Path) -> StudyFile:
+    """The study with its heads as `_given_head`; relative paths start from the study's folder."""
+    chosen, grid = dict(file.set), dict(file.grid)
+    if "head" in chosen:
+        chosen["head"] = _given_head(chosen["head"], folder)
+    if isinstance(grid.get("head"), list):
+        grid["head"] = [_given_head(choice, folder) for choice in grid["head"]]
+    return replace(file, set=chosen, grid=grid, head=_given_head(file.head, folder))
 
 
 def _name(cells: Mapping[str, Any], recipes: bool, heads: bool) -> str:

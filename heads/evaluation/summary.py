@@ -24,6 +24,7 @@ from heads.runs import run_files as runs
 from heads.zoo import head_names, head_options
 from pipeline.backbones import backbone_names
 from pipeline.cache.reader import Cache
+from pipeline.plugins import HEAD, give_file, given_name, is_recorded, kind_of, load_build
 from pipeline.text.suggestions import nearest
 
 CLASSES = 174  # Something-Something
@@ -45,10 +46,15 @@ def count_named(
     everything, and one that does not is refused. ValueError for it, and for a name that stands for
     nothing.
     """
-    if name in backbone_names():
+    if name.endswith(".py"):  # not `given_name`: run folders and recipes have paths, too
+        name = give_file(name)
+    if given.get("backbone"):
+        given["backbone"] = given_name(given["backbone"])
+    if name in backbone_names() or (is_recorded(name) and not _is_head(name)):
         _refuse(name, "a backbone", given, OF_BACKBONES, cache)
         return count_backbone(name, dict(settings), **given)
-    if name not in head_names() and Path(name).is_dir():
+    is_head = name in head_names() or is_recorded(name)
+    if not is_head and Path(name).is_dir():
         _refuse(
             name,
             "a run folder, whose sizes are known",
@@ -63,7 +69,7 @@ def count_named(
         key.removeprefix(LOWER): value for key, value in settings.items() if key.startswith(LOWER)
     }
     own = {key: value for key, value in settings.items() if not key.startswith(LOWER)}
-    if name in head_names():
+    if is_head:
         head, options, data = name, own, DataOptions()
     else:
         if name not in recipe_names() and not Path(name).is_file():
@@ -78,6 +84,11 @@ def count_named(
         options = {**options, "backbone_options": {**options.get("backbone_options", {}), **lower}}
     dims, classes = _views(head, options, lower, data, cache, given)
     return count_head(head, dims, classes, options)
+
+
+def _is_head(name: str) -> bool:
+    """Whether a plug-in's file is a head, as its `build` takes dims and num_classes."""
+    return kind_of(load_build(HEAD, name)) == HEAD
 
 
 def _last_phase(recipe: Recipe) -> HeadChoice:

@@ -39,6 +39,7 @@ from heads.finetuning.joint_network import JointNetwork
 from heads.interface.clips import Clips
 from heads.runs import run_files as runs
 from heads.runs.folder_lock import FolderBusy, lock_folder
+from heads.runs.run_files import with_plugins
 from heads.runs.run_writer import RunWriter, epoch_line
 from heads.runs.start_weights import default_checkpoint
 from heads.training.members import SPLITS, Result
@@ -82,7 +83,7 @@ class FramesRun:
             "order_seed": self.order_seed,
             "precision": how.precision,
         }
-        self.about = {**shared, "classes": list(classes), **(about or {})}
+        self.about = with_plugins({**shared, "classes": list(classes), **(about or {})})
         self.reading, self.noted = dict(reading or {}), dict(noted or {})
         part = source.parts["train"]
         self.batch = self.recipe.train.batch

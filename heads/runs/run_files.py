@@ -37,6 +37,7 @@ from pipeline.cache.records import require
 from pipeline.files import atomic_files as sealed
 from pipeline.files.owners import new_claim_name, part_path
 from pipeline.files.regular_files import read_small_text
+from pipeline.plugins import mentioned_in, note_paths
 from pipeline.text.printable import write_table
 
 
@@ -90,7 +91,16 @@ def read_json(path: Path, shape: Any = None) -> dict[str, Any]:
             f"{path}: changed since it was written; the run folder is damaged, train it again"
         ) from None
     del record["seal"]
+    if shape is not None:
+        note_paths(record.get("plugins", {}))
     return record
+
+
+def with_plugins(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run records about itself, and under "plugins" where the plug-in files lie that it
+    names (checksum -> path); without plug-ins nothing is added."""
+    plugins = mentioned_in(about)
+    return {**about, "plugins": plugins} if plugins else dict(about)
 
 
 def versions() -> dict[str, str]:
@@ -179,7 +189,9 @@ def same_run(folder: Path, there: dict, asked: dict, start: str = "") -> None:
     if "manifest" in there and "manifest" in asked:
         refuse_other_labels(folder, there["manifest"], asked["manifest"])
     there, asked = (
-        {key: value for key, value in one.items() if key != "manifest"} for one in (there, asked)
+        # Where a plug-in's file lies makes no other run: its name has its checksum.
+        {key: value for key, value in one.items() if key not in ("manifest", "plugins")}
+        for one in (there, asked)
     )
     old, new = _flat(there), _flat(asked)
     keys = [key for key in new if old.get(key) != new[key]]

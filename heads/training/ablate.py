@@ -37,6 +37,7 @@ from pipeline.files.atomic_files import make_folder
 from pipeline.files.owners import remove_abandoned
 from pipeline.files.regular_files import MOST_TEXT, read_small
 from pipeline.files.watched_folder import FolderGone, WatchedFolder
+from pipeline.plugins import given_files, take_over
 from pipeline.workers.claims import ClaimWatch
 from pipeline.workers.claims import read_claim as claim_on
 from pipeline.workers.engines import Engine, LocalEngine, run_jobs
@@ -215,7 +216,7 @@ def ablate(
     if engine is None:
         device_for(how.device, how.precision)
     some = prospects(
-        plan, cache, folder, how, say, look=jobs > 1 or at_once > 0
+        plan, cache, folder, how, say, read_claim=jobs > 1 or at_once > 0
     )  # a single group looks before it trains
     before(some)
     todo = [one for one in some if one.result is None]
@@ -331,7 +332,11 @@ class _Group:
     folder: Path | None = None  # the study's
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "home"}
+        state = {key: value for key, value in vars(self).items() if key != "home"}
+        return {**state, "plugins": given_files()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
 
     @cached_property
     def home(self) -> WatchedFolder:
@@ -351,6 +356,10 @@ class _Group:
 
         keep_freed_memory()
         how = self.how
+        try:
+            take_over(vars(self).get("plugins", {}))
+        except ValueError as error:
+            return error
         if self.folder is not None:  # no member makes the study's folder anew
             self.home.check()
         try:

@@ -32,6 +32,7 @@ from heads.interface.clips import Clips, MissingFields
 from heads.papers.dyreg.distillation import Teachers
 from heads.runs import run_files as runs
 from heads.runs.manifest_record import say_seen
+from heads.runs.run_files import with_plugins
 from heads.runs.run_writer import RunWriter, epoch_line
 from heads.runs.start_weights import checkpoint_of, default_checkpoint, recipe_of, take_weights
 from heads.training.learner import INIT, Learner, reseed
@@ -98,7 +99,9 @@ class Run:
             "config": self.study.cache.config,
             "manifest": self.study.manifest_record,
         }
-        return about if self.member.start is None else {**about, "start": str(self.member.start)}
+        if self.member.start is not None:
+            about["start"] = str(self.member.start)
+        return with_plugins(about)
 
     def _fields(self) -> dict[str, tuple[str, ...]]:
         """What this run reads of each split, over all its phases; builds every head once, which
