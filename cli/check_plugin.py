@@ -1,4 +1,4 @@
-"""`vidgraph check-plugin`: does a plug-in do what extraction, training and people rely on?"""
+"""`vidgraph check-plugin`: checks that a plug-in does what extraction and training rely on."""
 
 import click
 

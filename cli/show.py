@@ -10,7 +10,7 @@ from cli._say import say
 
 
 def node(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    """Click callback: `t,i`, two whole numbers from 0."""
+    """Click callback: parse `t,i`, two whole numbers from 0."""
     if value is None:
         return None
     step, comma, box = value.partition(",")
