@@ -181,7 +181,7 @@ def test_each_edge_is_drawn_by_the_weights_that_the_head_had(cache, tmp_path):
     """STRG may look at fewer boxes than there are: its graphs are the smaller ones."""
     run = run_of(tmp_path / "strg", cache, "strg", proposals=2)
     drawing = draw_view(cache, "clip-18", run=run, what=["edges", "attention"], node=(0, 0))
-    assert drawing.told.maps["front"].shape == (3, 2, 2)
+    assert drawing.result.maps["front"].shape == (3, 2, 2)
     assert len(drawing.sections) == 2
     assert drawing.picture().width > 100
 
