@@ -118,8 +118,8 @@ def load_view(
         CacheError: as `find_row`; or the cache holds values that no view can have.
     """
     rows, row = find_row(cache, clip, group, view)
-    names = [name for name in rows.fields if not is_cut(name)]
-    batch = rows.batch([row], names)
+    maps = set(filter(is_cut, rows.fields))
+    batch = rows.batch([row], [name for name in rows.fields if name not in maps])
     fields = {name: values[0] for name, values in batch.items()}
     for wrong in wrong_values(fields):
         raise CacheError(

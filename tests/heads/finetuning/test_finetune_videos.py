@@ -1,6 +1,4 @@
-"""Fine-tuning on videos: live equals cached, what does not is refused, a trained backbone is what a
-cache is made with.
-"""
+"""Fine-tuning on videos: frames must agree with the cache, a trained backbone makes a cache."""
 
 import csv
 import json
@@ -87,9 +85,14 @@ def recipe(head="roi_pool", phases=None, **training):
     return recipe_from({**table, "phases": [{"train": training, **phase} for phase in phases]})
 
 
-def tune(recipe_, folder, phase="", frames=None, **how):
+def tune(recipe_, folder, phase="", frames=None, **more):
     whole, chosen = frames_phase(recipe_, phase, **(frames or {}))
-    given = {"reading": HERE, "how": FrameRunOptions(tensorboard=False), **QUIET, **how}
+    given = {
+        "source_options": HERE,
+        "options": FrameRunOptions(tensorboard=False),
+        **QUIET,
+        **more,
+    }
     return finetune(whole, folder, chosen, **given)
 
 
@@ -108,11 +111,8 @@ def test_a_trained_head_goes_on_where_it_stopped_and_live_logits_equal_cached_on
         say=lines.append,
     )
     assert "starts from" in lines[0]
-    said = next(
-        line
-        for line in lines
-        if line.startswith("live logits equal the cached ones: 4 views differ by at most")
-    )
+    (said,) = [line for line in lines if line.startswith("logits from the frames equal")]
+    assert "the cached ones: 4 views differ by at most" in said
     assert 0 < float(said.split("at most ")[1].split()[0]) < 1e-2
     assert "for data" in lines[-1]
     assert result.metrics.keys() == {"val", "test"}
@@ -156,7 +156,7 @@ def test_the_phase_that_reads_frames_follows_those_that_read_the_cache_in_one_fo
         tune(asked, tmp_path, cache=cache)
     train(asked, cache, tmp_path, tensorboard=False, **QUIET)
     result = tune(
-        asked, tmp_path, cache=cache, how=FrameRunOptions(precision="bf16", tensorboard=False)
+        asked, tmp_path, cache=cache, options=FrameRunOptions(precision="bf16", tensorboard=False)
     )
     assert (result.epochs, result.phase) == (2, "joint")
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -178,7 +178,7 @@ def test_what_is_not_as_at_the_extraction_is_refused_in_one_line(fault, place, t
         torch.save(tiny("tsm_r18", seed=1, **OPTIONS).state_dict(), weights)
     else:
         match = {
-            "pixels": "the live nodes differ from those of .* the videos or the decoder",
+            "pixels": "nodes computed from the frames differ from .* the videos or the decoder",
             "length": "is another file",
         }.get(fault, "cannot")
         for clip in range(len(SPLITS)):
@@ -188,11 +188,14 @@ def test_what_is_not_as_at_the_extraction_is_refused_in_one_line(fault, place, t
                 write_video(video, picture(clip + 50)[: 8 if fault == "pixels" else 6], fps=8)
     moved = MovedFiles(root, weights)
     with pytest.raises(ValueError, match=match) as error:
-        tune(recipe(), tmp_path / "run", cache=cache, reading=replace(HERE, moved=moved))
+        tune(recipe(), tmp_path / "run", cache=cache, source_options=replace(HERE, moved=moved))
     assert "\n" not in str(error.value)
     if fault == "pixels":
         tune(
-            recipe(), tmp_path / "run", cache=cache, reading=replace(HERE, moved=moved, check=False)
+            recipe(),
+            tmp_path / "run",
+            cache=cache,
+            source_options=replace(HERE, moved=moved, check=False),
         )
 
 
@@ -240,9 +243,8 @@ def test_a_backbone_that_was_trained_from_scratch_is_what_the_next_cache_is_made
     np.testing.assert_allclose(
         np.load(again)["logits"], live, rtol=1e-3, atol=1e-4 * np.abs(live).max()
     )
-    assert evaluate(
-        tmp_path / "run", Cache(tmp_path / "cache"), "test", phase="backbone", **QUIET
-    )  # the same weights
+    # The same weights.
+    assert evaluate(tmp_path / "run", Cache(tmp_path / "cache"), "test", phase="backbone", **QUIET)
     extract_run(place, tmp_path / "stale", scratch)
     with pytest.raises(ValueError, match=r"trained its backbone too.*--weights .*best\.pt"):
         evaluate(tmp_path / "run", Cache(tmp_path / "stale"), "test", **QUIET)
@@ -251,7 +253,7 @@ def test_a_backbone_that_was_trained_from_scratch_is_what_the_next_cache_is_made
 
 
 def test_fresh_views_are_those_of_a_cache_with_another_seed_and_change_every_epoch(place, tmp_path):
-    """Frames, mirroring and boxes: the live nodes of epoch 3 are the cached ones of an extraction
+    """Frames, mirroring and boxes: the nodes of epoch 3 are the cached ones of an extraction
     with that epoch's seed.
     """
     cache = Cache(place / "cache")
@@ -316,7 +318,7 @@ def test_the_command_trains_from_frames_with_a_cache_and_without(place, tmp_path
         "--checkpointing",
     )
     assert code == 0
-    assert "live logits equal the cached ones" in out
+    assert "logits from the frames equal the cached ones" in out
     assert "waiting for data; " in out
     assert (tmp_path / "runs" / "tiny-frames-seed0" / "best.pt").exists()
     frames = (
@@ -483,7 +485,7 @@ def test_torchrun_as_the_pages_have_it_leaves_every_option_to_finetune():
     ]
     assert {"--start", "--cache", "--frozen-bn", "--train-bn"} <= set(options)
     for text in texts:
-        words = re.search(r"torchrun (.*? finetune)", text).group(1).split()
+        words = re.search(r"torchrun (--.*?\sfinetune)", text, re.DOTALL).group(1).split()
         for option in options:
             given = get_args_parser().parse_args([*words, "strg", option, "x"])
             assert (given.training_script, given.training_script_args[-2:]) == (
