@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from heads.reporting.escaping import as_html, short
+from heads.reporting.escaping import as_html, short_number
 
 
 @dataclass(frozen=True)
@@ -117,4 +117,4 @@ class AxisFrame:
 
 
 def _number(value: float) -> str:
-    return short(value) if abs(value) >= 1000 else f"{value:.4g}"
+    return short_number(value) if abs(value) >= 1000 else f"{value:.4g}"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from heads.reporting.document import Block, Cards, Code, Document, Figure, Fold, Notice, Table, Text
-from heads.reporting.escaping import as_markdown, shown
+from heads.reporting.escaping import as_markdown, cell_text
 from heads.reporting.plots import standalone
 from pipeline.text.printable import visible_lines
 
@@ -60,7 +60,7 @@ def _table(table: Table) -> Iterator[str]:
     yield f"|{'|'.join('---' if column.form == 'text' else '--:' for column in table.columns)}|"
     for row in table.rows[:MOST_ROWS]:
         cells = (
-            as_markdown(shown(cell, column.form))
+            as_markdown(cell_text(cell, column.form))
             for cell, column in zip(row, table.columns, strict=True)
         )
         yield f"| {' | '.join(cells)} |"

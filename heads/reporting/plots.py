@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from heads.reporting.axes import Axis, AxisFrame
-from heads.reporting.escaping import as_html, shortened
+from heads.reporting.escaping import as_html, shorten
 
 COLOURS = 8
 REST = 8
@@ -155,7 +155,7 @@ def bars(rows: Sequence[tuple[str, float]], label: str) -> str:
             f'height="9" rx="1.5"/>'
         )
         parts.append(
-            f'<text class="ink" x="4" y="{y + 9}">{as_html(shortened(name, 58))}{said}</text>'
+            f'<text class="ink" x="4" y="{y + 9}">{as_html(shorten(name, 58))}{said}</text>'
         )
         parts.append(f'<path class="axis" d="M{zero:.1f} {y + 11}v13"/>')
         edge, side = (zero + length + 4, "") if value >= 0 else (zero - length - 4, ' class="end"')
@@ -170,7 +170,7 @@ def shares(rows: Sequence[tuple[str, Sequence[float]]], label: str) -> str:
     parts = []
     for k, (name, values) in enumerate(rows):
         y, x = 28 * k + 4, 4.0
-        parts.append(f'<text class="ink" x="4" y="{y + 9}">{as_html(shortened(name, 58))}</text>')
+        parts.append(f'<text class="ink" x="4" y="{y + 9}">{as_html(shorten(name, 58))}</text>')
         for colour, value in enumerate(values):
             width = value * (WIDTH - 8)
             said = f"<title>{100 * value:.0f} %</title>"
@@ -192,12 +192,12 @@ def matrix(counts: np.ndarray, names: Sequence[str], label: str) -> str:
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     if classes > SMALL:
         return _picture_of(share, label)
-    longest = max(len(shortened(name, 22)) for name in names)
+    longest = max(len(shorten(name, 22)) for name in names)
     side, left = 30, 14 + round(6.1 * longest)
     width, top = left + side * classes + 12, 20 + round(6.1 * longest)
     parts = [f'<text class="mid" x="{left + side * classes / 2:.0f}" y="11">predicted</text>']
     for k, name in enumerate(names):
-        said, middle = as_html(shortened(name, 22)), side * k + side / 2 + 4
+        said, middle = as_html(shorten(name, 22)), side * k + side / 2 + 4
         parts.append(
             f'<text class="end ink" x="{left - 6}" '
             f'y="{top + middle:.0f}">{said}<title>{as_html(name)}</title></text>'
@@ -263,7 +263,7 @@ def standalone(svg: str, legend: Sequence[tuple[int, str]] = ()) -> str:
             f'<rect class="f{min(colour, REST)}" x="8" y="{y - 9:g}" width="10" height="10" '
             f'rx="2"/>'
         )
-        parts.append(f'<text class="ink" x="24" y="{y:g}">{as_html(shortened(name, 50))}</text>')
+        parts.append(f'<text class="ink" x="24" y="{y:g}">{as_html(shorten(name, 50))}</text>')
     head = head.replace(f'0 0 {width:g} {height:g}"', f'0 0 {width:g} {whole:g}"')
     head = head.replace(f' height="{height:g}"', f' height="{whole:g}"')
     style = f'<style>{STYLE.read_text(encoding="utf-8")}</style><rect width="100%" height="100%" fill="var(--paper)"/>'
