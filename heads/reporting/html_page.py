@@ -23,11 +23,15 @@ def to_html(document: Document) -> str:
     """Return the text of the HTML file."""
     script = _read("page.js")
     digest = hashlib.sha256(script.encode()).digest()
-    return _environment().get_template("page.html").render(
-        document=document,
-        style=Markup(_read("plots.css") + _read("page.css")),
-        script=Markup(script),
-        script_hash=base64.b64encode(digest).decode(),
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            document=document,
+            style=Markup(_read("plots.css") + _read("page.css")),
+            script=Markup(script),
+            script_hash=base64.b64encode(digest).decode(),
+        )
     )
 
 
