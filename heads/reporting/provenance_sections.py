@@ -10,7 +10,7 @@ from typing import Any
 from heads.config.recipe import PLAIN
 from heads.reporting.cache_facts import KnownCache
 from heads.reporting.document import Block, Cell, Code, Column, Fold, Notice, Section, Table, Text
-from heads.reporting.groups import RunGroup, flat, text
+from heads.reporting.groups import RunGroup, flatten, setting_text
 from heads.reporting.result_sections import LONG
 from heads.reporting.run_folders import FoundRun
 from pipeline.files.regular_files import read_small_text
@@ -99,7 +99,7 @@ def _details(known: KnownCache) -> list[Block]:
                 rows,
             )
         )
-    rows = tuple((key, text(value)) for key, value in flat(known.cache.config).items())
+    rows = tuple((key, setting_text(value)) for key, value in flatten(known.cache.config).items())
     columns = (Column("key"), Column("value"))
     inside.append(
         Table(
@@ -204,7 +204,7 @@ def _extract_command(known: KnownCache) -> str:
         "--cache",
         "NEW",
     ]
-    for key, value in flat(known.asked).items():
+    for key, value in flatten(known.asked).items():
         if value is not None and value != {}:
             words += ["--set", f"{key}={_toml(value)}"]
     return _joined(words)

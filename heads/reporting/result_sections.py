@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from heads.reporting.document import Block, Cell, Column, Figure, Fold, Panel, Section, Table, Text
-from heads.reporting.groups import MANIFEST, RunGroup, by_test_set, differences, text
+from heads.reporting.groups import MANIFEST, RunGroup, by_test_set, differences, setting_text
 from heads.reporting.plots import COLOURS, REST, Series, curves, points
 from heads.reporting.predictions import main_figure
 from heads.reporting.run_folders import FoundRun
@@ -60,7 +60,7 @@ def _about_set(group: RunGroup, split: str) -> str:
     if not group.predicted and record is None:
         return f"Runs that do not record which clips are in {split}. "
     clips = len(group.predicted[0].clips) if group.predicted else record["clips"]
-    of = f" of {text(group.settings[MANIFEST])}" if MANIFEST in group.settings else ""
+    of = f" of {setting_text(group.settings[MANIFEST])}" if MANIFEST in group.settings else ""
     total = f" of {record['clips']:,}" if record and record["clips"] != clips else ""
     return f"The {clips:,}{total} clips of split {split}{of}; other tables are of other clips or labels. "
 
@@ -116,7 +116,7 @@ def _settings_table(groups: Sequence[RunGroup]) -> Table | None:
     if not keys:
         return None
     columns = (Column("name"), *(Column(key.removeprefix("recipe.")) for key in keys))
-    rows = tuple((group.name, *(text(group.settings.get(key)) for key in keys)) for group in groups)
+    rows = tuple((group.name, *(setting_text(group.settings.get(key)) for key in keys)) for group in groups)
     caption = "Keys of the recipe and, as config, of the cache's configuration."
     return Table("settings", caption, columns, rows, long=len(rows) >= LONG)
 
