@@ -257,14 +257,20 @@ def flatten(record: dict, prefix: str = "") -> dict[str, Any]:
     """Flatten nested tables: {"a": {"b": 1}} -> {"a.b": 1}; a recipe's phases by their names."""
     found: dict[str, Any] = {}
     for key, value in record.items():
-        if isinstance(value, list) and value:
-            if all(isinstance(row, dict) and "name" in row for row in value):
-                value = {row["name"]: row for row in value}
+        if _is_list_of_named(value):
+            value = {row["name"]: row for row in value}
         if isinstance(value, dict):
             found |= flatten(value, f"{prefix}{key}.")
         else:
             found[f"{prefix}{key}"] = value
     return found
+
+
+def _is_list_of_named(value: Any) -> bool:
+    """Whether a value is a list of tables with names, such as a recipe's phases."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(row, dict) and "name" in row for row in value)
 
 
 def _make_names_unique(groups: Sequence[RunGroup]) -> None:
