@@ -182,8 +182,10 @@ class JointNetwork(nn.Module):
     @torch.no_grad()
     def _graphs(self, clips: Clips) -> dict[str, Tensor]:
         """The graphs that the head needs; as in a cache, no gradient goes through them."""
-        needed = set(self.head.needs)
-        which = tuple([name for name in GRAPHS if not needed.isdisjoint(GRAPHS[name])])
+        which = []
+        for name, fields in GRAPHS.items():
+            if not set(fields).isdisjoint(self.head.needs):
+                which.append(name)
         if not which:
             return {}
 
@@ -194,7 +196,7 @@ class JointNetwork(nn.Module):
                 arrays[name] = tensor.detach().cpu().numpy()
 
         tensors = {}
-        for name, array in graphs_of(arrays, GraphOptions(which, self.neighbours)).items():
+        for name, array in graphs_of(arrays, GraphOptions(tuple(which), self.neighbours)).items():
             tensor = torch.from_numpy(array).to(clips.boxes.device)
             # Indices are stored in small integers, which torch cannot index with.
             tensors[name] = tensor if tensor.is_floating_point() else tensor.long()

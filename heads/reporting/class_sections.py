@@ -75,7 +75,8 @@ def _gains(pair: tuple[RunGroup, RunGroup], classes: Sequence[str], what: str) -
     one, other = pair
     gain = 100 * (one.mean_of(lambda p: p.per_class) - other.mean_of(lambda p: p.per_class))
     # The largest gain first; classes without a video have none.
-    ordered = [int(k) for k in np.argsort(-gain) if np.isfinite(gain[k])]
+    order = np.argsort(-gain)
+    ordered = order[np.isfinite(gain[order])].tolist()
     gaining = [k for k in ordered if gain[k] > 0]
     losing = [k for k in reversed(ordered) if gain[k] < 0]
 

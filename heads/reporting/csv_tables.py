@@ -11,7 +11,14 @@ from pipeline.text.printable import write_table
 
 
 def to_csv(table: Table) -> str:
-    """Return the text of a table's CSV file."""
+    """Write a table as CSV.
+
+    Args:
+        table: of a document.
+
+    Returns:
+        The text of the file, with a header.
+    """
     has_spread = []
     for k in range(len(table.columns)):
         has_spread.append(any(isinstance(row[k], Spread) for row in table.rows))

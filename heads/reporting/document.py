@@ -151,7 +151,13 @@ Block = Text | Notice | Code | Table | Figure | Cards | Fold
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report with a heading; `anchor` is its address in the page."""
+    """A part of the report with a heading.
+
+    Attributes:
+        title: its heading.
+        anchor: its address in the page.
+        blocks: in order.
+    """
 
     title: str
     anchor: str
@@ -160,7 +166,13 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A whole report; `blocks` come before the first section."""
+    """A whole report.
+
+    Attributes:
+        title: of the page.
+        blocks: before the first section.
+        sections: in order.
+    """
 
     title: str
     blocks: tuple[Block, ...]

@@ -20,8 +20,16 @@ HERE = Path(__file__).parent
 
 
 def to_html(document: Document) -> str:
-    """Return the text of the HTML file."""
+    """Write the document as one HTML file.
+
+    Args:
+        document: the report; its texts are escaped here.
+
+    Returns:
+        The text of the file.
+    """
     script = _read("page.js")
+    # The page's policy runs this script and no other.
     digest = hashlib.sha256(script.encode()).digest()
     return (
         _environment()

@@ -65,10 +65,12 @@ def _code(text: str) -> Iterator[str]:
 
 def _table(table: Table) -> Iterator[str]:
     yield from (as_markdown(table.caption), "")
-    names = [as_markdown(column.name) for column in table.columns]
+    names, rules = [], []
+    for column in table.columns:
+        names.append(as_markdown(column.name))
+        # "--:" aligns numbers to the right.
+        rules.append("---" if column.form == "text" else "--:")
     yield f"| {' | '.join(names)} |"
-    # "--:" aligns numbers to the right.
-    rules = ["---" if column.form == "text" else "--:" for column in table.columns]
     yield f"|{'|'.join(rules)}|"
     for row in table.rows[:MOST_ROWS]:
         cells = []

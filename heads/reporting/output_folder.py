@@ -52,7 +52,7 @@ def report_files(out: Path) -> set[str]:
     if (out / MARKER).is_file():
         try:
             listed = json.loads(read_small_text(out / MARKER))["files"]
-            names = {name for name in listed if isinstance(name, str)}
+            names = [str(name) for name in listed]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise ValueError(
                 f"{out / MARKER}: damaged; expected a list of the report's files: choose a new "

@@ -190,13 +190,15 @@ def _runs_table(found: Sequence[FoundRun], split: str) -> Table:
 
 def _evaluations_table(found: Sequence[FoundRun]) -> Table | None:
     """What `vidgraph evaluate` has left; None without any."""
-    records = []
+    records, figures = [], set()
     for run in found:
-        records += [(run, tag, record) for tag, record in run.evaluations]
+        for tag, record in run.evaluations:
+            records.append((run, tag, record))
+            figures |= record.keys()
     if not records:
         return None
 
-    names = [name for name in NAMES if any(name in record for _, _, record in records)]
+    names = [name for name in NAMES if name in figures]
     columns = [
         Column("run"),
         Column("evaluation"),

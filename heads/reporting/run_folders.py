@@ -153,7 +153,14 @@ def failed_members(folders: Iterable[Path]) -> list[tuple[str, str]]:
 
 
 def read_run(folder: Path) -> FoundRun:
-    """Read what a run folder holds."""
+    """Read what a run folder holds.
+
+    Args:
+        folder: of the run, in any state.
+
+    Returns:
+        The run; files that cannot be read are among its `problems`.
+    """
     run = FoundRun(folder)
     run.about = _read(run, "run.json", REPORTED)
     if (folder / "metrics.json").exists():
