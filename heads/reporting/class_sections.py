@@ -6,10 +6,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from heads.papers.gos.operations import SPACES
-from heads.reporting.document import Block, Cell, Column, Figure, Fold, Panel, Section, Table, Text
+from heads.reporting.document import (
+    Block,
+    Cell,
+    Column,
+    Figure,
+    Fold,
+    Panel,
+    Section,
+    Table,
+    Text,
+    long_table,
+)
 from heads.reporting.groups import RunGroup
 from heads.reporting.plots import COLOURS, REST, bars, matrix, shares
-from heads.reporting.result_sections import LONG
 from heads.zoo import head_options
 
 # Gains that are drawn, and as many losses.
@@ -115,7 +125,7 @@ def _class_table(
     caption = f"{what.capitalize()} on {split}, mean over seeds."
     if len(groups) > MOST_COLUMNS:
         caption += f" The {MOST_COLUMNS} best of {len(groups)} rows of the study."
-    return Table("classes", caption, tuple(columns), tuple(rows), long=len(rows) >= LONG)
+    return long_table("classes", caption, columns, rows)
 
 
 def confusions(groups: Sequence[RunGroup], split: str) -> Section | None:
@@ -176,9 +186,7 @@ def _confusion(group: RunGroup, number: int) -> list[Block]:
         Column("of the label %", "percent"),
     )
     title = f"What {group.name} confuses most."
-    table: Block = Table(
-        f"confusions-{number}", title, columns, tuple(rows), long=len(rows) >= LONG
-    )
+    table: Block = long_table(f"confusions-{number}", title, columns, rows)
     # The other groups' blocks are folded as a whole.
     if number == 0:
         table = Fold("The most frequent confusions", (table,))
@@ -255,7 +263,7 @@ def _structures(group: RunGroup, number: int) -> list[Block]:
         largest = 100 * float(share[k].max())
         rows.append((classes[k], int(total[k]), different, common[frequent], largest))
     name = f"structures-{number}"
-    return [figure, Table(name, "Every class.", columns, tuple(rows), long=len(rows) >= LONG)]
+    return [figure, long_table(name, "Every class.", columns, rows)]
 
 
 def _operations(group: RunGroup) -> str:

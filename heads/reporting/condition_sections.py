@@ -6,11 +6,21 @@ import numpy as np
 
 from heads.reporting.cache_facts import KnownCache, boxes_per_clip
 from heads.reporting.class_sections import predicting
-from heads.reporting.document import Block, Column, Figure, Panel, Section, Spread, Table, Text
+from heads.reporting.document import (
+    Block,
+    Column,
+    Figure,
+    Panel,
+    Section,
+    Spread,
+    Table,
+    Text,
+    long_table,
+)
 from heads.reporting.groups import RunGroup, series_over, spread_of
 from heads.reporting.plots import Series, curves
 from heads.reporting.predictions import main_figure
-from heads.reporting.result_sections import LONG, NAMES, figure_names, legend_of
+from heads.reporting.result_sections import NAMES, figure_names, legend_of
 
 # Clips are sorted into so many bins by their number of boxes.
 BINS = 8
@@ -189,7 +199,7 @@ def _lines(
     for group in groups:
         rows.append((group.name, *[found[group.name].get(k) for k in counts]))
     title = f"The same in numbers; columns are {x_name}."
-    return [figure, Table(name, title, columns, tuple(rows), long=len(rows) >= LONG)]
+    return [figure, long_table(name, title, columns, rows)]
 
 
 def _line(group: RunGroup, by_x: Mapping[float, Spread]) -> Series:

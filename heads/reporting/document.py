@@ -5,8 +5,11 @@ markdown.py, csv_tables.py) escape. The drawings of plots.py are the only markup
 escape their own labels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+# A table of so many rows can be filtered.
+LONG = 8
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,23 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     long: bool = False
+
+
+def long_table(
+    name: str, caption: str, columns: Sequence[Column], rows: Sequence[tuple[Cell, ...]]
+) -> Table:
+    """Make a table whose rows can be filtered where there are LONG of them or more.
+
+    Args:
+        name: of its CSV file.
+        caption: what it shows.
+        columns: one per cell of a row.
+        rows: the cells.
+
+    Returns:
+        The table.
+    """
+    return Table(name, caption, tuple(columns), tuple(rows), long=len(rows) >= LONG)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,19 @@ import numpy as np
 
 from heads.reporting.cache_facts import KnownCache
 from heads.reporting.clip_pictures import strip
-from heads.reporting.document import Block, Card, Cards, Column, Fold, Section, Table, Text
+from heads.reporting.document import (
+    Block,
+    Card,
+    Cards,
+    Column,
+    Fold,
+    Section,
+    Table,
+    Text,
+    long_table,
+)
 from heads.reporting.groups import RunGroup
 from heads.reporting.predictions import VideoPredictions
-from heads.reporting.result_sections import LONG
 
 # Rows of the table.
 MOST_ROWS = 500
@@ -135,4 +144,4 @@ def _table(name: str, chosen: list[int], good: _Side, bad: _Side) -> Table:
     )
     if len(chosen) > MOST_ROWS:
         caption += f" The first {MOST_ROWS} of them."
-    return Table(f"examples-{name}", caption, columns, tuple(rows), long=len(rows) >= LONG)
+    return long_table(f"examples-{name}", caption, columns, rows)

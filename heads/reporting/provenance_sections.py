@@ -7,9 +7,19 @@ from typing import Any
 
 from heads.config.recipe import PLAIN
 from heads.reporting.cache_facts import KnownCache, StageStatistics
-from heads.reporting.document import Block, Cell, Code, Column, Fold, Notice, Section, Table, Text
+from heads.reporting.document import (
+    Block,
+    Cell,
+    Code,
+    Column,
+    Fold,
+    Notice,
+    Section,
+    Table,
+    Text,
+    long_table,
+)
 from heads.reporting.groups import RunGroup, flatten, setting_text
-from heads.reporting.result_sections import LONG
 from heads.reporting.run_folders import FoundRun
 from pipeline.files.regular_files import read_small_text
 
@@ -84,8 +94,8 @@ def _failures(known: KnownCache, found: StageStatistics) -> list[Block]:
     rows = []
     for failure in known.failed:
         rows.append((str(failure["clip"]), str(failure["error"]), str(failure["message"])))
-    caption, long = "Every clip that failed.", len(rows) >= LONG
-    clips = Table(f"failed-clips-{name}", caption, columns, tuple(rows), long=long)
+    caption = "Every clip that failed."
+    clips = long_table(f"failed-clips-{name}", caption, columns, rows)
     return [reasons, Fold(f"Clips that failed in {known.path}", (clips,))]
 
 
@@ -103,9 +113,9 @@ def _details(known: KnownCache, found: StageStatistics) -> Fold:
         inner.append(Table(f"seconds-{name}", caption, columns, tuple(rows)))
 
     rows = [(key, setting_text(value)) for key, value in flatten(known.cache.config).items()]
-    caption, long = f"Fingerprint {known.fingerprint}", len(rows) >= LONG
+    caption = f"Fingerprint {known.fingerprint}"
     columns = (Column("key"), Column("value"))
-    inner.append(Table(f"config-{name}", caption, columns, tuple(rows), long=long))
+    inner.append(long_table(f"config-{name}", caption, columns, rows))
     return Fold(f"Seconds and configuration of {known.path}", tuple(inner))
 
 

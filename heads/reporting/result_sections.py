@@ -5,7 +5,19 @@ from typing import Any
 
 import numpy as np
 
-from heads.reporting.document import Block, Cell, Column, Figure, Fold, Panel, Section, Table, Text
+from heads.reporting.document import (
+    Block,
+    Cell,
+    Column,
+    Figure,
+    Fold,
+    Panel,
+    Section,
+    Spread,
+    Table,
+    Text,
+    long_table,
+)
 from heads.reporting.groups import MANIFEST, RunGroup, by_test_set, differences, setting_text
 from heads.reporting.plots import COLOURS, REST, Series, curves, points
 from heads.reporting.predictions import main_figure
@@ -20,9 +32,6 @@ NAMES = {
     "loss": "loss",
 }
 ORDER = ("map", "top1", "top5", "class_mean", "loss")
-
-# A table with so many rows can be filtered.
-LONG = 8
 
 
 def figure_names(groups: Sequence[RunGroup], split: str) -> list[str]:
@@ -71,7 +80,9 @@ def results(groups: Sequence[RunGroup], found: Sequence[FoundRun], split: str) -
     blocks: list[Block] = []
     sets = by_test_set(groups, split)
     for number, members in enumerate(sets):
-        about = _about_set(members[0], split) if len(sets) > 1 else ""
+        about = ""
+        if len(sets) > 1:
+            about = _about_set(members[0], split)
         blocks.append(_study_table(members, split, number, about))
     settings = _settings_table(groups)
     if settings is not None:
@@ -107,6 +118,7 @@ def _about_set(group: RunGroup, split: str) -> str:
 def _study_table(groups: Sequence[RunGroup], split: str, number: int, about: str) -> Table:
     """The rows of one set of clips, the best first; `number` from 0 tells the tables apart."""
     names = [name for name in figure_names(groups, split) if name != "loss"]
+    # The main figure of the other split stands beside them.
     other = "val" if split == "test" else "test"
     main = main_figure(dict.fromkeys(names))
     figures = [(split, name) for name in names]
@@ -135,10 +147,10 @@ def _study_table(groups: Sequence[RunGroup], split: str, number: int, about: str
         caption += " Trained from frames, they are the whole network's."
     caption += " Seconds: its own computing and waiting for data."
     name = f"study-{number}" if number else "study"
-    return Table(name, caption, tuple(columns), tuple(rows), long=len(rows) >= LONG)
+    return long_table(name, caption, columns, rows)
 
 
-def _seconds(group: RunGroup):
+def _seconds(group: RunGroup) -> Spread:
     """The spread of its training seconds."""
     return group.spread(lambda run: run.result["seconds"])
 
@@ -149,15 +161,15 @@ def _several_seeds(groups: Sequence[RunGroup]) -> bool:
 
 def _settings_table(groups: Sequence[RunGroup]) -> Table | None:
     """A column for every setting in which groups differ."""
-    keys = differences(groups) if len(groups) > 1 else []
-    if not keys:
+    keys = differences(groups)
+    if len(groups) < 2 or not keys:
         return None
     columns = [Column("name"), *[Column(key.removeprefix("recipe.")) for key in keys]]
     rows = []
     for group in groups:
         rows.append((group.name, *[setting_text(group.settings.get(key)) for key in keys]))
     caption = "Keys of the recipe and, as config, of the cache's configuration."
-    return Table("settings", caption, tuple(columns), tuple(rows), long=len(rows) >= LONG)
+    return long_table("settings", caption, columns, rows)
 
 
 def _runs_table(found: Sequence[FoundRun], split: str) -> Table:
@@ -184,8 +196,8 @@ def _runs_table(found: Sequence[FoundRun], split: str) -> Table:
         row += [str(about.get("fingerprint", ""))[:12]]
         row += [str((about.get("manifest") or {}).get("path", ""))]
         rows.append(tuple(row))
-    title, long = "One row per run folder.", len(rows) >= LONG
-    return Table("runs", title, tuple(columns), tuple(rows), long=long)
+    title = "One row per run folder."
+    return long_table("runs", title, columns, rows)
 
 
 def _evaluations_table(found: Sequence[FoundRun]) -> Table | None:
@@ -217,7 +229,7 @@ def _evaluations_table(found: Sequence[FoundRun]) -> Table | None:
         "Named after the split, the cache's fingerprint where it is not the run's own, and the "
         "checksum of a split that is not."
     )
-    return Table("evaluations", caption, tuple(columns), tuple(rows), long=len(rows) >= LONG)
+    return long_table("evaluations", caption, columns, rows)
 
 
 def learning(groups: Sequence[RunGroup]) -> Section | None:
@@ -235,6 +247,7 @@ def learning(groups: Sequence[RunGroup]) -> Section | None:
 
     wanted: list[tuple[str, str, str, Callable[[dict[str, Any]], float]]] = []
     wanted.append(("loss", "Training loss", "plain", lambda row: row["loss"]))
+    # A run with several labels has a mAP, others a top-1.
     if name:
         title = f"val {NAMES[name]}"
         wanted.append((name, title, "percent", lambda row: 100 * row["val"].get(name, np.nan)))
@@ -298,7 +311,9 @@ def costs(groups: Sequence[RunGroup], split: str) -> Section | None:
         panels = _cost_panels(members, split, names[0], f"-{number}" if number else "")
         if not panels:
             continue
-        caption = _about_set(members[0], split) if len(sets) > 1 else ""
+        caption = ""
+        if len(sets) > 1:
+            caption = _about_set(members[0], split)
         caption += (
             "Of the head alone: what is cached was computed once for all. Bars are one standard "
             "deviation over seeds."

@@ -154,7 +154,9 @@ def test_a_negative_number_is_no_formula():
 
 
 def test_numbers_are_shown_for_people():
-    assert (short_number(999), short_number(46858), short_number(2_389_347_328)) == ("999", "46.9 k", "2.39 G")
+    assert short_number(999) == "999"
+    assert short_number(46858) == "46.9 k"
+    assert short_number(2_389_347_328) == "2.39 G"
     assert cell_text(Spread(91.27, 0.84, 3), "percent") == "91.3 ± 0.8"
     assert cell_text(math.nan, "percent") == cell_text(None, "count") == "–"
 
