@@ -109,6 +109,7 @@ def heat_overlay(frame: Image.Image, values: np.ndarray) -> Image.Image:
     return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
 
 
+# A page has hundreds of labels, and loading a font takes milliseconds.
 @lru_cache(maxsize=256)
 def _font(name: str, size: int):
     """Pillow's own font for "", else an installed font file; None where it is not installed."""
@@ -271,10 +272,12 @@ class Canvas:
             fill: colour of the inside; None leaves it as it is.
         """
         x1, y1, x2, y2 = (round(v * SUPERSAMPLING) for v in corners)
+        # Pillow refuses corners in the wrong order.
         x2, y2 = max(x1, x2), max(y1, y2)
         if fill is not None:
             self._draw.rectangle((x1, y1, x2, y2), fill)
 
+        # The border is one canvas pixel wide on either side of the outline.
         if width:
             thickness = max(1, round(width * SUPERSAMPLING))
             around = (x1 - 1, y1 - 1, x2 + 1, y2 + 1)
@@ -383,6 +386,7 @@ def shorten(text: str, size: int, width: float) -> str:
     if text_width(text, size) <= width:
         return text
 
+    # Characters differ in width, so the longest text that fits is searched for.
     low, high = 0, len(text)
     while low < high:
         middle = (low + high + 1) // 2

@@ -122,6 +122,7 @@ class _SectionBuilder:
         valid = self.view.valid
         drawn = self.style.steps or range(len(valid))
         middle = drawn[len(drawn) // 2]
+        # Without scores the first box is the best.
         scores = self.view.fields.get("scores", np.zeros(valid.shape))
         for t in sorted(range(len(valid)), key=lambda t: abs(t - middle)):
             if valid[t].any():
@@ -175,6 +176,7 @@ class _SectionBuilder:
     def strips(self, chosen: Iterable[str]) -> list[Strip]:
         """The strips of `chosen`; the frames alone where it names none."""
         chosen, view, result, found = set(chosen), self.view, self.result, []
+        # Boxes and edges share one strip.
         if "edges" in chosen:
             graphs = None
             if result is not None and "front" in result.maps:
@@ -211,6 +213,7 @@ class _SectionBuilder:
         view, result, node, most = self.view, self.result, self.node, self.style.neighbours
         if result is None:
             return []
+        # RSTG's strips are the only ones that need no boxes.
         if self.grid_nodes:
             return self._grid_attention()
         if node is None:

@@ -125,6 +125,7 @@ class Drawing:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned_of(path)
 
+        # The encoder wants a path, so a video is written to a part file and renamed.
         if ending == ".mp4":
             part = part_path(path, new_claim_name())
             try:
@@ -207,6 +208,7 @@ def screen(drawing: Drawing, k: int) -> Canvas:
     # Video codecs want even sizes.
     canvas = Canvas(math.ceil((inner + 2 * MARGIN) / 2) * 2, math.ceil(total / 2) * 2)
 
+    # The step that the image belongs to, or the last one before it.
     t = max([t for t, at in enumerate(view.steps) if at <= k], default=0)
     y = _draw_caption(canvas, lines)
     for n, strip in enumerate(strips):
@@ -244,6 +246,7 @@ def _strip_size(drawing: Drawing, strip: Strip, steps: int) -> _StripSize:
     if steps * (width + strip.gap) - strip.gap > room:
         per_row = max(1, min(steps - 1, int(room // (width + strip.gap))))
     rows = math.ceil(steps / per_row)
+    # Rows of equal length, instead of full ones and a short one.
     return _StripSize(width, height, math.ceil(steps / rows), rows)
 
 
@@ -309,6 +312,7 @@ def _draw_row(
         foot = f"step {t}"
         if view.frame_numbers:
             foot += f", frame {view.frame_numbers[view.steps[t]]}"
+        # Small frames have room for the step alone.
         if text_width(foot, 11) > at.width:
             foot = str(t)
         canvas.text((at.x, at.y + at.height + 3), foot, 11, FAINT)
@@ -331,6 +335,7 @@ def _draw_joins(
         at = k - first + 1
         strip.join(canvas, rects[at], rects[at + 1], steps[k], k >= first)
 
+    # What the lines draw beyond the gap is erased.
     end = rects[-1].x
     below = rect.y + rect.height + 1
     canvas.rectangle((end, rect.y - 1, canvas.width, below), PAPER, 0, fill=PAPER)

@@ -64,7 +64,7 @@ def background(
     # Maps of a cache with several sizes are padded to the largest; `grid` is the real size.
     h, w = view.fields["grid"].tolist() if "grid" in view.fields else cells
     maps = weights[:, slot].reshape(-1, *cells)[:, : min(h, cells[0]), : min(w, cells[1])]
-    note = "the cells of its own step that the box hears"
+    note = "the cells of its own step that the box listens to"
     strip = heat(maps, f"{title} of box {slot} of each step", note)
 
     def paint(canvas: Canvas, rect: FrameRect, t: int) -> None:
@@ -98,6 +98,7 @@ def regions(
     def paint(canvas: Canvas, rect: FrameRect, t: int) -> None:
         if len(kernels) == 1:
             t = 0
+        # Numbers are drawn last, on top of all regions.
         middles = {}
         for i, kernel in enumerate(kernels[t]):
             if not kernel.max() > 0:
@@ -125,6 +126,7 @@ def _outline(canvas: Canvas, rect: FrameRect, kernel: np.ndarray, colour: Colour
     relative = Image.fromarray((kernel / kernel.max()).astype(np.float32))
     relative = relative.resize((max(1, width), max(1, height)), Image.Resampling.BILINEAR)
 
+    # Eroding the inside by three canvas pixels leaves the rim.
     inside = Image.fromarray(np.uint8(np.asarray(relative) >= 0.5) * 255)
     rim = ImageChops.subtract(inside, inside.filter(ImageFilter.MinFilter(7)))
     canvas.tint(inside.point(lambda v: v // 8), colour, rect)
@@ -176,6 +178,7 @@ def grid(weights: np.ndarray, node: int | None, title: str) -> Strip:
             if k == 2:
                 canvas.rectangle(rect.rectangle((0, 0, 1, 1)), colours[k], 0.5 + 5 * fraction)
                 continue
+            # The square root makes the disc's area proportional, which is what the eye compares.
             radius = 1.5 + rect.height / 14 * fraction**0.5
             canvas.disc(rect.at(u, v), radius, colours[k], (0, 0, 0))
             if number == node:

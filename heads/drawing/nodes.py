@@ -100,11 +100,13 @@ def listening(view: ViewContent, node: Node, weights: np.ndarray, most: int, tit
 
     row = weights[node[0] * kept + node[1]]
     order = np.argsort(-row, kind="stable")[:most]
+    # Smaller weights would be written as .00.
     order = order[row[order] >= 0.005]
     note = (
         f"rank and weight; the {len(order)} largest of {len(row)} have {row[order].sum():.2f} "
         f"of {row.sum():.2f}"
     )
+    # From indices over the head's boxes to indices over the cache's.
     flat = order // kept * slots + order % kept
     return _ranked(view, node, flat, row[order], f"{title} of node {_name(node)}", note)
 
@@ -158,6 +160,7 @@ def node_attention(view: ViewContent, weights: np.ndarray, title: str, note: str
         return tuple(heat_colours(np.array(0.3 + 0.7 * level[t, i])).tolist())
 
     def paint(canvas: Canvas, rect: FrameRect, t: int) -> None:
+        # The heaviest box last, on top.
         order = sorted(np.flatnonzero(valid[t]).tolist(), key=lambda i: weights[t, i])
         for i in order:
             width = 1 + 2.5 * float(level[t, i])

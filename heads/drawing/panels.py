@@ -43,6 +43,7 @@ def caption_lines(
         Lines of (text, size, colour).
     """
     clip = view.clip
+    # The clip's id is the title; long lines below it are wrapped, not shortened.
     lines = [(shorten(clip.clip, 20, width), 20, INK)]
 
     def add(text: str, colour: Colour) -> None:
@@ -204,4 +205,5 @@ def _draw_edge(
 
     text = f"{operation} {weight:.2f}"
     label_x = (x1 + x2) / 2 - (text_width(text, TEXT - 1) + 5) / 2
+    # The label lies on the middle of the edge.
     canvas.tag((label_x, y + rise - 8), text, colour, TEXT - 1)

@@ -121,6 +121,7 @@ def load_view(
     maps = set(filter(is_cut, rows.fields))
     batch = rows.batch([row], [name for name in rows.fields if name not in maps])
     fields = {name: values[0] for name, values in batch.items()}
+    # A damaged cache could hold boxes that no picture can show, such as infinite ones.
     for wrong in wrong_values(fields):
         raise CacheError(
             f"{cache.path}: clip {clip}, {group} view {view}: {wrong}; "
@@ -136,6 +137,7 @@ def load_view(
     step_count = _step_count(rows)
     count = len(fields["frames"]) if "frames" in fields else step_count
     steps = [t * count // step_count for t in range(step_count)]
+    # A view without its video is still drawn: boxes on grey.
     try:
         images = _frames(cache, found, manifest.root, fields)
         missing = ""
@@ -176,6 +178,7 @@ def _frames(
                 f"{clip.path} is another video now: frames of {now} pixels, {before} when it was "
                 f"extracted"
             )
+        # The cache numbers frames as the file does; the reader counts from 0.
         numbers = (fields["frames"].astype(int) - info.first).tolist()
         distinct = sorted(set(numbers))
         decoded = reader.read(distinct)

@@ -42,6 +42,7 @@ def check_agreement(
         ValueError: a field or the logits differ by more than rounding explains, or a clip
             cannot be decoded. The message names the likely cause.
     """
+    # A few rows from all over the split.
     rows = part.all_rows()[0]
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, VIEWS).astype(int))]
     network.eval()
@@ -59,6 +60,7 @@ def check_agreement(
     computed = network.fields(clips)
     for name in fields:
         values = computed.get(name)
+        # Rounding can change an index, such as that of the nearest node, as a whole.
         if not values.is_floating_point():
             continue
         difference = _relative_difference(values, cached.get(name))

@@ -61,6 +61,8 @@ class ProcessGroup:
         if self.size == 1:
             return value
 
+        # Which parameters have a gradient in any process is summed as well, in float64 so that
+        # the loss keeps its precision.
         device = parameters[0].device
         has_gradient = [float(p.grad is not None) for p in parameters]
         counts = torch.tensor([*has_gradient, value], dtype=torch.float64, device=device)
@@ -68,6 +70,7 @@ class ProcessGroup:
         for parameter in parameters:
             grad = parameter.grad
             grads.append(torch.zeros_like(parameter) if grad is None else grad)
+        # One exchange of all gradients is faster than one per parameter.
         flat = torch.cat([grad.reshape(-1) for grad in grads])
         distributed.all_reduce(counts)
         distributed.all_reduce(flat)
@@ -161,6 +164,7 @@ def join_processes(device: torch.device) -> Iterator[tuple[ProcessGroup, torch.d
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
 
+    # torchrun's environment variables hold the address of the others.
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))

@@ -286,6 +286,7 @@ class _Setup:
             for name in network.head.needs:
                 if name not in group.fields and (is_cut(name) or name in FIELDS):
                     self.dims = self.frame_dims
+        # Memory formats that suit the device, before the network moves there.
         lay_out(network.backbone, self.device)
         return network.to(self.device)
 
@@ -368,6 +369,7 @@ class _Setup:
         self, network: JointNetwork, path: Path, state: Mapping[str, torch.Tensor], say: PrintLine
     ) -> bool:
         """Load a trained backbone; return whether it differs from the cache's."""
+        # Whether the weights change decides if the cache can still be compared with.
         before = {name: tensor.clone() for name, tensor in network.backbone.state_dict().items()}
         try:
             network.backbone.load_state_dict(state)

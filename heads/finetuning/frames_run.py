@@ -127,10 +127,9 @@ class FramesRun:
         Raises:
             ValueError: the folder holds another run.
         """
-        found = self.files.finished()
-        if found is None:
+        metrics, record = self.files.finished() or (None, None)
+        if metrics is None:
             return None
-        metrics, record = found
         if self.files.after(metrics["phase"], self.phase.name) < 0:
             return None
         runs.same_run(self.folder, record, {**self.about, "frames": self.conditions})
@@ -142,6 +141,7 @@ class FramesRun:
         Raises:
             FolderBusy: another run is at work there; raised in every process.
         """
+        # The first process takes the lock; the others learn from it whether that failed.
         lock = lock_folder([self.folder], self.say)[0] if self.processes.first else None
         refused = {"": str(lock)} if isinstance(lock, Exception) else {}
         refused = self.processes.merge(refused)
@@ -273,6 +273,7 @@ class FramesRun:
     def _epoch(self) -> None:
         """Train what is left of an epoch."""
         part, learner, partial = self.source.parts["train"], self.learner, self.partial
+        # The order follows from the seed and the epoch, so a continued epoch skips what is done.
         rows, video, _ = part.draw(self.order_seed, self.epochs)
         batches = []
         for start in range(0, len(rows), self.batch):
@@ -297,8 +298,10 @@ class FramesRun:
             partial["seen"] += len(batch)
             partial["waiting"] += received - asked
             partial["seconds"] += time.monotonic() - asked
+            # A number of steps may end the training inside an epoch.
             if learner.done:
                 break
+            # The epoch's end writes a checkpoint anyway.
             inside = self._epoch_steps < learner.steps_per_epoch
             if inside and self._epoch_steps % self.options.checkpoint_every == 0:
                 self.save()
@@ -321,12 +324,14 @@ class FramesRun:
 
     def _end_epoch(self, found: Mapping[str, float]) -> None:
         """Count the epoch; write the log and checkpoints."""
+        # The first process reports the clips that others could not decode.
         everywhere = self.processes.merge(dict.fromkeys(self.missing["train"]))
         self._report_missing("train", everywhere)
 
         learner, partial = self.learner, self.partial
         first_step = learner.progress.epoch * learner.steps_per_epoch
         lr = learner.training.lr_at(first_step, learner.steps_per_epoch) * learner.progress.factor
+        # Without labels of val both are NaN, and no epoch is the best.
         figure = found.get("map", found.get("top1", math.nan))
         better = learner.end_epoch(figure, found.get("loss", math.nan))
         self.seconds += partial["seconds"]

@@ -115,6 +115,7 @@ class JointNetwork(nn.Module):
         for module in (*units[:used], self.head):
             self.size += sum([parameter.numel() for parameter in module.parameters()])
 
+        # Units that the head does not need stay fixed, too.
         self.backbone.requires_grad_(False)
         for unit in self._trained_units:
             unit.requires_grad_(True)

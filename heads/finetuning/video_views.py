@@ -198,6 +198,7 @@ class VideoViews:
         sampling, seed = self.config.sampling, self.config.seed
         only = tuple([(group, int(part.group.views[row])) for row in rows])
         if epoch is not None:
+            # One view of the clip, as an extraction with this epoch's seed would draw it.
             sampling = replace(sampling, train_views=1, test_clips=0)
             only = (("train", 0),)
             seed = int(np.random.SeedSequence([seed, 1 + epoch]).generate_state(1)[0])
@@ -223,6 +224,7 @@ class VideoViews:
         """The views of these rows; none of a clip that cannot be decoded or has no boxes."""
         if isinstance(result, (DecodeError, TimeoutError, WorkerDied)):
             return []
+        # Any other error is a fault of the program, or of the machine.
         if not isinstance(result, ClipPixels):
             raise result
 
@@ -249,6 +251,7 @@ class VideoViews:
         self, part: SplitViews, rows: Sequence[int], result: ClipPixels
     ) -> list[tuple[np.ndarray, ...]]:
         """The cache's boxes for the views of a result; ValueError where its views are others."""
+        # The result's views may come in another order than the rows.
         row_of = {int(part.group.views[row]): row for row in rows}
         ordered = [row_of[view.number] for view in result.views]
         names = BOXES if self.config.wants_boxes else ()

@@ -117,6 +117,7 @@ def _open(path: Path, fingerprint: str) -> KnownCache:
         if cache.fingerprint != fingerprint:
             known.problem = "another cache lies there now"
             return known
+        # A cache that is being written may lack records of some shards.
         known.shards = len(cache.shards)
         records = cache.records
         for stage in STAGES:
@@ -189,6 +190,7 @@ def boxes_per_clip(cache: Cache, clips: Sequence[str]) -> np.ndarray | None:
                 rows.append(row)
                 video.append(k)
 
-    valid = group.batch(rows, fields=("valid",))["valid"]  # [R,T,N]
+    # One read for all clips: [R,T,N].
+    valid = group.batch(rows, fields=("valid",))["valid"]
     total = np.bincount(video, weights=valid.sum(-1).mean(-1), minlength=len(clips))
     return total / np.maximum(np.bincount(video, minlength=len(clips)), 1)

@@ -225,6 +225,7 @@ def _structures(group: RunGroup, number: int) -> list[Block]:
             labels.append(predictions.view_targets)
             classes = predictions.classes
 
+    # The most frequent structures have colours.
     common = [word for word, _ in Counter(words).most_common()]
     index = {word: k for k, word in enumerate(common)}
     counts = np.zeros((len(classes), len(common)))

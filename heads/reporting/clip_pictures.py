@@ -60,6 +60,7 @@ def _strip(known: KnownCache, clip: str) -> tuple[bytes | None, str]:
 
     numbers, crop = stored["frames"], stored["crop"].tolist()
     chosen = np.unique(np.linspace(0, len(numbers) - 1, FRAMES).round().astype(int)).tolist()
+    # As in the extraction, but with a decoder that is always installed, and lenient.
     options = {}
     for name in ("pixel_aspect", "frame_pattern"):
         if name in known.cache.config:

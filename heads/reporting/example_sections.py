@@ -64,6 +64,7 @@ def examples(
         return None
     one, other = sides
     fingerprint = pair[0].runs[0].about["fingerprint"]
+    # Pictures come from the cache of the first group.
     known = next((cache for cache in caches if cache.fingerprint == fingerprint), None)
 
     blocks: list[Block] = []
@@ -91,6 +92,7 @@ def _sides(pair: tuple[RunGroup, RunGroup] | None) -> tuple[_Side, _Side] | None
     for group in pair:
         if not group.predicted or group.predicted[0].right is None:
             return None
+    # A run may have left out clips that it could not decode.
     first = pair[0].predicted[0]
     sides = []
     for group in pair:

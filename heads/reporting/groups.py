@@ -105,6 +105,7 @@ def spread_of(values: Sequence[float]) -> Spread | None:
     """Return the mean and sample deviation of values; None for no value."""
     if not values:
         return None
+    # One value has no deviation.
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return Spread(float(np.mean(values)), deviation, len(values))
 
@@ -189,6 +190,7 @@ def _stem(run: FoundRun) -> str:
 
 def _name(members: Sequence[FoundRun]) -> str:
     """The name that their folders share, without the seed; else the recipe's name."""
+    # A user knows runs by their folders.
     names = {_stem(run) for run in members}
     return names.pop() if len(names) == 1 else str(members[0].recipe.get("name", "?"))
 
@@ -300,6 +302,7 @@ def differences(groups: Sequence[RunGroup]) -> list[str]:
 
     The fingerprint is among them only where nothing else differs.
     """
+    # A dictionary keeps the order in which keys occur.
     keys: dict[str, None] = {}
     for group in groups:
         keys.update(dict.fromkeys(group.settings))
@@ -339,6 +342,7 @@ def series_over(
         key = json.dumps(rest, sort_keys=True, default=str)
         together.setdefault(key, []).append(group)
 
+    # A group alone shows nothing of the number.
     series = []
     for members in together.values():
         if len({value(group) for group in members}) > 1:

@@ -167,6 +167,7 @@ def _frame(
     bottom, top = (low.min(), high.max()) if len(low) else (0.0, 1.0)
     if form == "percent":
         bottom, top = max(bottom, 0.0), min(top, 100.0)
+    # A logarithmic axis begins at the lowest value, not at the band below it.
     if form == "log":
         bottom = min([np.nanmin(np.asarray(line.y, float)) for line in series])
 
@@ -321,6 +322,7 @@ def standalone(svg: str, legend: Sequence[tuple[int, str]] = ()) -> str:
     Returns:
         The element with its colours, a background and the legend.
     """
+    # The legend makes the drawing higher, so its size is written anew.
     start, _, content = svg.partition(">")
     width, height = (_attribute(start, name) for name in ("width", "height"))
     total = height + 18 * len(legend) + (8 if legend else 0)

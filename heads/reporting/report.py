@@ -119,6 +119,7 @@ def report(
         extraction(known),
         reproduce(groups, found, known),
     )
+    # A section without content is None.
     shown = tuple([section for section in sections if section is not None])
     document = Document(title or "Report", tuple(blocks), shown)
 
@@ -167,6 +168,7 @@ def _pair(
         best = predicting(groups, split)[:2]
         return (best[0], best[1]) if len(best) == 2 else None
 
+    # Names of rows are unique.
     by_name = {group.name: group for group in groups}
     for name in compare:
         if name not in by_name:
@@ -201,6 +203,7 @@ def _count_macs(groups: Sequence[RunGroup], say: PrintLine) -> None:
             recipe = recipe_from(run.about["recipe"], str(run.folder))
             head = recipe.of(run.result.get("phase", recipe.all_phases[-1].name)).head
             dims, classes = run.about["dims"], len(run.about["classes"])
+            # Rows that differ in training alone share their head's count.
             key = repr((head, dims, classes))
             if key not in counted:
                 count = count_head(head.name, dims_from(dims), classes, head.options)

@@ -193,6 +193,7 @@ def _runs_table(found: Sequence[FoundRun], split: str) -> Table:
         row += [result.get("epochs", len(run.log)), result.get("best_epoch")]
         row += [_figure_value(name, run.figures(split).get(name)) for name in names]
         row += [result.get("seconds"), str(about.get("device", ""))]
+        # Twelve characters tell caches apart.
         row += [str(about.get("fingerprint", ""))[:12]]
         row += [str((about.get("manifest") or {}).get("path", ""))]
         rows.append(tuple(row))

@@ -110,6 +110,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
                 f"{path}: holds no run; expected folders that `vidgraph train` or `vidgraph "
                 f"ablate` made"
             )
+        # Two paths may name the same run; it keeps the name that was given first.
         for folder in folders:
             found.setdefault(folder.resolve(), folder)
     return list(found.values())
