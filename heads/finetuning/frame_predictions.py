@@ -65,7 +65,7 @@ class FramePredictor:
 
         # A video that lacks one of its views is left out as a whole.
         lost = np.unique(video[~decoded])
-        lost_clips = [part.clips[k] for k in lost]
+        lost_clips = np.array(part.clips, object)[lost].tolist()
         kept = ~np.isin(video, lost)
         tables = {name: table[kept] for name, table in tables.items()}
         part = _without(part, lost)
@@ -127,7 +127,7 @@ def _without(part: SplitViews, videos: np.ndarray) -> SplitViews:
     kept = np.setdiff1d(np.arange(len(part)), videos)
     return replace(
         part,
-        clips=tuple([part.clips[k] for k in kept]),
+        clips=tuple(np.array(part.clips, object)[kept].tolist()),
         rows=part.rows[kept],
         counts=part.counts[kept],
         targets=None if part.targets is None else part.targets[kept],

@@ -269,20 +269,22 @@ class VideoViews:
                         "pixels are not square; extract again, or pass --root with the videos of "
                         "the extraction"
                     )
-        return [tuple([stored[name][k] for name in names]) for k in range(len(ordered))]
+        if not names:
+            return [()] * len(ordered)
+        return list(zip(*[stored[name] for name in names], strict=True))
 
     def _piece(self, found: Sequence[DecodedView]) -> Piece:
         """Views of one size as tensors on the device."""
+        positions, views, pixels, boxes = zip(*found, strict=True)
         tensors = {
-            "frames": torch.from_numpy(np.stack([one.pixels for one in found])),
-            "flip": torch.tensor([one.view.flip for one in found]),
+            "frames": torch.from_numpy(np.stack(pixels)),
+            "flip": torch.tensor([view.flip for view in views]),
         }
         # Without boxes the tuples are empty, and no field is added.
-        columns = zip(*[one.boxes for one in found], strict=True)
-        for name, arrays in zip(BOXES, columns, strict=False):
+        for name, arrays in zip(BOXES, zip(*boxes, strict=True), strict=False):
             tensors[name] = torch.from_numpy(np.stack(arrays))
         clips = Clips(**{name: tensor.to(self.device) for name, tensor in tensors.items()})
-        return clips, np.array([one.position for one in found])
+        return clips, np.array(positions)
 
 
 def _by_size(found: Sequence[DecodedView]) -> list[list[DecodedView]]:
