@@ -26,8 +26,7 @@ from heads.finetuning.end_to_end import train_frames
 from heads.finetuning.finetune import SourceOptions, finetune, frames_phase
 from heads.finetuning.frame_training import FrameRunOptions
 from heads.runs import run_files as runs
-from heads.training.ablate import AblateOptions
-from heads.training.ablate import ablate
+from heads.training.ablate import AblateOptions, ablate
 from heads.training.learner import Learner
 from heads.training.train import train
 from pipeline.cache.reader import Cache
@@ -692,8 +691,8 @@ def test_fine_tuning_there_starts_from_the_caches_logits(
         tmp_path,
         chosen,
         cache=Cache(videos / "cache"),
-        reading=SourceOptions(workers=0),
-        how=FrameRunOptions(
+        source_options=SourceOptions(workers=0),
+        options=FrameRunOptions(
             tensorboard=False,
             checkpointing=checkpointing,
             precision="fp16" if checkpointing else "fp32",
@@ -701,7 +700,8 @@ def test_fine_tuning_there_starts_from_the_caches_logits(
         device="cuda",
         say=lines.append,
     )
-    assert any("live logits equal the cached ones" in line for line in lines) or checkpointing
+    agree = "logits from the frames equal the cached ones"
+    assert any(agree in line for line in lines) or checkpointing
     assert np.isfinite(result.metrics["test"]["loss"])
 
 
@@ -713,15 +713,8 @@ def test_heads_learn_from_frames_there(head, options, tmp_path):
     asked = live_recipe(head, options, epochs=1)
     network = live_network(asked, width=8).to("cuda")
     source = OnGPU()
-    train_frames(
-        asked,
-        tmp_path,
-        network,
-        source,
-        ("a", "b", "c"),
-        FrameRunOptions(tensorboard=False),
-        **QUIET,
-    )
+    options = FrameRunOptions(tensorboard=False)
+    train_frames(asked, tmp_path, network, source, ("a", "b", "c"), options, **QUIET)
     saved = runs.load_checkpoint(tmp_path / "last.pt")
     assert places(saved["backbone"]) == {"cpu"}
 
@@ -732,7 +725,7 @@ def test_a_mini_batch_without_any_video_moves_nothing_in_half_precision(tmp_path
     """
     asked = live_recipe("pool", {"dropout": 0.0}, epochs=1)
     network = live_network(asked, width=8).to("cuda")
-    how = FrameRunOptions(tensorboard=False, precision="fp16")
+    options = FrameRunOptions(tensorboard=False, precision="fp16")
     gone = tuple(f"train{k}" for k in range(9))
     lines: list[str] = []
     train_frames(
@@ -741,7 +734,7 @@ def test_a_mini_batch_without_any_video_moves_nothing_in_half_precision(tmp_path
         network,
         OnGPU(clips=9, gone=gone[:8]),
         ("a", "b", "c"),
-        how,
+        options,
         say=lines.append,
     )
     assert sum("cannot be decoded" in line for line in lines) == 8

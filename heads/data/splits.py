@@ -328,7 +328,11 @@ def fields_for(head: torch.nn.Module, group: "Group") -> tuple[str, ...]:
     if missing := [name for name in head.needs if name not in group.fields]:
         raise MissingFields(type(head).__name__, missing)
     own = [grid_at(name) for name in head.needs if is_cut(name) and grid_at(name) in group.fields]
-    uses = [name for use in getattr(head, "uses", ()) for name in (own if use == "grid" and own else [use])]
+    uses = [
+        name
+        for use in getattr(head, "uses", ())
+        for name in (own if use == "grid" and own else [use])
+    ]
     return (*head.needs, *(name for name in uses if name in group.fields))
 
 
