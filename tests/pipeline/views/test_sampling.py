@@ -1,6 +1,4 @@
-"""Sampling: the papers' arithmetic, inside its bounds, and the same numbers everywhere and in any
-order.
-"""
+"""Sampling follows the papers' arithmetic, and gives the same numbers everywhere, in any order."""
 
 import json
 import os
@@ -14,6 +12,12 @@ import numpy as np
 import pytest
 
 from pipeline.views.crops import even_crops, full_size, multiscale_crop, square_crop
+from pipeline.views.frame_numbers import (
+    gos_frames,
+    linspace_frames,
+    segment_frames,
+    stride_frames,
+)
 from pipeline.views.sampling import (
     OFFSETS,
     SAMPLINGS,
@@ -22,10 +26,6 @@ from pipeline.views.sampling import (
     Sampling,
     View,
     count_views,
-    gos_frames,
-    linspace_frames,
-    segment_frames,
-    stride_frames,
     views_of,
 )
 from pipeline.views.stateless_random import Draws
@@ -95,7 +95,10 @@ from dataclasses import asdict
 from types import SimpleNamespace
 from pipeline.views.sampling import Sampling, views_of
 info = SimpleNamespace(frames=100, fps=24.0, width=340, height=256)
-views = {clip: [asdict(v) for v in views_of(Sampling(train_views=3), info, clip, ("x",), 3)] for clip in sys.argv[1:]}
+views = {}
+for clip in sys.argv[1:]:
+    found = views_of(Sampling(train_views=3), info, clip, ("x",), 3)
+    views[clip] = [asdict(view) for view in found]
 print(json.dumps(views))
 """
 
@@ -167,9 +170,8 @@ def test_draws_are_uniform():
     sample = np.array([stream.uniform() for _ in range(4000)])
     assert 0 <= sample.min() < 0.01 < 0.99 < sample.max() < 1
     assert abs(sample.mean() - 0.5) < 0.02
-    first = np.array(
-        [draws("first", k).uniform() for k in range(4000)]
-    )  # the first draws of neighbouring keys
+    # The first draws of neighbouring keys.
+    first = np.array([draws("first", k).uniform() for k in range(4000)])
     assert np.histogram(first, 10, (0, 1))[0].min() > 330
     assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.05
     assert {stream.below(3) for _ in range(100)} == {0, 1, 2}
@@ -229,7 +231,7 @@ def test_a_middle_frame_stands_for_each_segment_at_test():
 
 
 def test_two_test_clips_start_at_0_and_half_a_segment():
-    for length in (20, 49, 100):  # spec 3.5
+    for length in (20, 49, 100):  # DyReg-GNN's and EAN's released code
         tick = length / 16
         assert segment_frames(length, 16, clip=0, clips=2) == [int(tick * k) for k in range(16)]
         assert segment_frames(length, 16, clip=1, clips=2) == [
@@ -247,17 +249,16 @@ def test_several_consecutive_frames_are_neighbours_and_repeat_the_last():
             ):
                 for start, *rest in np.reshape(numbers, (8, 5)).tolist():
                     assert rest == [min(start + j, length - 1) for j in range(1, 5)]
-    tick = (100 - 4) / 8  # spec 5.5
+    tick = (100 - 4) / 8  # EAN's released code
     assert segment_frames(100, 40, 5)[::5] == [int(tick / 2 + tick * k) for k in range(8)]
-    assert (
-        max(segment_frames(100, 40, 5, draws=draws(0)))
-        == max(segment_frames(100, 40, 5, draws=draws(0))[::5]) + 4
-    )
+    numbers = segment_frames(100, 40, 5, draws=draws(0))
+    assert max(numbers) == max(numbers[::5]) + 4
 
 
 def test_tsn_offsets_are_those_of_the_papers():
     for key in range(50):
-        numbers = segment_frames(49, 16, offsets="tsn", draws=draws(key))  # spec 3.5: 49 // 16 = 3
+        # DyReg-GNN's released code: segments of 49 // 16 = 3 frames.
+        numbers = segment_frames(49, 16, offsets="tsn", draws=draws(key))
         assert all(3 * k <= number < 3 * k + 3 for k, number in enumerate(numbers))
     seen = {
         number
@@ -266,8 +267,8 @@ def test_tsn_offsets_are_those_of_the_papers():
     }
     assert seen == set(range(48))
     assert segment_frames(10, 16, offsets="tsn", draws=draws(0)) == [0] * 16
-    # EAN, spec 5.5: nine frames hold five starts for eight segments, so these are sorted random;
-    # eight frames give the first.
+    # EAN's released code: nine frames hold five starts for eight segments, so these are sorted
+    # random; eight frames give the first.
     starts = [segment_frames(9, 40, 5, "tsn", draws(key))[::5] for key in range(100)]
     assert {start for row in starts for start in row} == set(range(5))
     assert all(row == sorted(row) for row in starts)
@@ -293,11 +294,11 @@ def test_stride_keeps_the_frame_rate():
     ):
         options = Sampling(sampling="stride", fps=6.0, train_views=3, test_clips=3)
         for view in views_of(options, Info(frames=1000, fps=fps), "c", (), 0):
-            assert (
-                set(np.diff(view.frames)) <= gap | {4}
-                if fps == 29.97
-                else set(np.diff(view.frames)) == gap
-            )
+            found = set(np.diff(view.frames))
+            if fps == 29.97:
+                assert found <= gap | {4}
+            else:
+                assert found == gap
     frames = np.array(stride_frames(10_000, 32, 29.97 / 6.0, clip=0, clips=2))
     assert np.abs(frames - np.arange(32) * 29.97 / 6).max() <= 0.5  # the rounding never adds up
 
@@ -323,31 +324,26 @@ def test_stride_needs_a_frame_rate():
             views_of(Sampling(sampling="stride"), Info(fps=fps), "c", (), 0)
         view = at_test(Sampling(sampling="stride", source_fps=12.0), Info(fps=fps))[0]
         assert set(np.diff(view.frames)) == {2}
-    assert set(
-        np.diff(at_test(Sampling(sampling="stride", source_fps=12.0), Info(200))[0].frames)
-    ) == {4}  # the file's own wins
+    # The file's own rate wins.
+    view = at_test(Sampling(sampling="stride", source_fps=12.0), Info(200))[0]
+    assert set(np.diff(view.frames)) == {4}
 
 
 def test_linspace_runs_from_the_first_frame_to_the_last():
     for length in (32, 49, 94, 120):
         numbers = linspace_frames(length, 32)
-        assert (
-            np.abs(np.array(numbers) - np.floor(np.linspace(0, length - 1, 32) + 1e-9)).max() == 0
-        )
-        shifted = linspace_frames(length, 32, 1, 2)  # spec 4.5
-        assert shifted == [
-            min(number + int(0.5 * length / 32 + 0.5), length - 1) for number in numbers
-        ]
+        expected = np.floor(np.linspace(0, length - 1, 32) + 1e-9)
+        assert np.abs(np.array(numbers) - expected).max() == 0
+        shifted = linspace_frames(length, 32, 1, 2)
+        shift = int(0.5 * length / 32 + 0.5)  # RSTG's released code
+        assert shifted == [min(number + shift, length - 1) for number in numbers]
     assert linspace_frames(7, 1) == [0]
 
 
 def test_gos_jitter_is_nothing_below_63_frames():
-    for length in (5, 32, 62):  # spec 1.8
-        assert (
-            gos_frames(length, 32, draws(0))
-            == gos_frames(length, 32, draws(1))
-            == linspace_frames(length, 32)
-        )
+    for length in (5, 32, 62):  # GOS's released code
+        steps = linspace_frames(length, 32)
+        assert gos_frames(length, 32, draws(0)) == gos_frames(length, 32, draws(1)) == steps
     assert len({tuple(gos_frames(63, 32, draws(key))) for key in range(5)}) == 5
     for key in range(50):
         numbers = np.array(gos_frames(200, 32, draws(key)))
@@ -384,11 +380,9 @@ def test_gos_crops_have_its_two_scales_and_go_everywhere():
     assert set(sides) == {256, 230}  # 0.9 x 256 = 230.4
     assert abs(sides[256] - 200) < 50
     whole = [x for x, y, w, _ in crops if w == 256]
-    assert (min(whole) < 5, max(whole) > 79, {y for _, y, w, _ in crops if w == 256}) == (
-        True,
-        True,
-        {0},
-    )
+    assert min(whole) < 5
+    assert max(whole) > 79
+    assert {y for _, y, w, _ in crops if w == 256} == {0}
     small = np.array([(x / 110, y / 26) for x, y, w, _ in crops if w == 230])
     assert np.abs(small.mean(0) - 0.5).max() < 0.1
     assert small.min() == 0
@@ -403,13 +397,8 @@ def test_the_last_position_of_a_crop_is_as_likely_as_the_others():
 
 
 def test_random_short_sides_crop_the_right_share():
-    crops = [
-        view.crop
-        for view in training(
-            Sampling(frames=1, train_views=500, train_crop="short_side"),
-            Info(width=600, height=512),
-        )
-    ]
+    options = Sampling(frames=1, train_views=500, train_crop="short_side")
+    crops = [view.crop for view in training(options, Info(width=600, height=512))]
     sides = [w for _, _, w, h in crops if w == h]
     assert len(sides) == 500
     # 224 of a short side of 320 up to 256, in a frame of 512
@@ -432,21 +421,17 @@ def test_multiscale_crops_are_the_thirteen_positions_and_the_near_pairs():
     grid = {(i * 175 // 4, j * 75 // 4) for i in (0, 2, 4) for j in (0, 2, 4)}
     between = {(i * 175 // 4, j * 75 // 4) for i in (1, 3) for j in (1, 3)}
     assert at == grid | between
-    assert all(
-        w == h
-        for _, _, w, h in (
-            multiscale_crop(400, 300, (1.0, 0.5), 0, draws(key)) for key in range(50)
-        )
-    )
+    for key in range(50):
+        _, _, w, h = multiscale_crop(400, 300, (1.0, 0.5), 0, draws(key))
+        assert w == h
 
 
 def test_test_crops_run_along_the_long_side():
     assert even_crops(340, 256, 1.0, 1) == [(42, 0, 256, 256)]
     assert even_crops(340, 256, 1.0, 3) == [(0, 0, 256, 256), (42, 0, 256, 256), (84, 0, 256, 256)]
     assert even_crops(256, 340, 1.0, 3) == [(0, 0, 256, 256), (0, 42, 256, 256), (0, 84, 256, 256)]
-    assert (
-        even_crops(340, 256, 0.875, 3)[1] == even_crops(340, 256, 0.875, 1)[0] == (58, 16, 224, 224)
-    )
+    middle = (58, 16, 224, 224)
+    assert even_crops(340, 256, 0.875, 3)[1] == even_crops(340, 256, 0.875, 1)[0] == middle
     eleven = even_crops(456, 256, 1.0, 11)
     assert [x for x, *_ in eleven] == list(range(0, 201, 20))
     assert even_crops(64, 64, 1.0, 3) == [(0, 0, 64, 64)] * 3
@@ -568,10 +553,8 @@ def test_an_unknown_option_names_the_nearest():
 
 
 def test_whole_and_real_spellings_are_one_configuration():
-    whole, real = (
-        Sampling(fps=6, source_fps=12, flip=1, scales=[1]),
-        Sampling(fps=6.0, source_fps=12.0, flip=1.0, scales=(1.0,)),
-    )
+    whole = Sampling(fps=6, source_fps=12, flip=1, scales=[1])
+    real = Sampling(fps=6.0, source_fps=12.0, flip=1.0, scales=(1.0,))
     assert json.dumps(asdict(whole)) == json.dumps(asdict(real))
 
 
