@@ -198,13 +198,13 @@ def _blocks(file, shown: Path, digest) -> Iterator[Iterable[str]]:
         whole = b"".join(block)
         digest.update(whole)
         if number == 0:
-            if texts.utf16(whole):
+            if texts.is_utf16(whole):
                 raise ManifestError(
                     f"{shown}, line 1: UTF-16 text; save the file as UTF-8 (in a spreadsheet: CSV "
                     f"UTF-8)"
                 )
-            whole = texts.unmarked(whole)
-            block[0] = texts.unmarked(block[0])
+            whole = texts.without_mark(whole)
+            block[0] = texts.without_mark(block[0])
             first = block[0].decode("utf-8", "replace")
             if words := texts.other_separator(first, COLUMNS):
                 header = (
