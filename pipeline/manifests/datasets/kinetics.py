@@ -13,7 +13,8 @@ from pathlib import Path
 
 from pipeline.manifests.datasets import Dataset, DatasetClip
 from pipeline.manifests.datasets.annotation_files import find, read_table
-from pipeline.manifests.manifest import SPLIT_ALIASES, SPLITS, ManifestError, is_no_label
+from pipeline.manifests.labels import is_no_label
+from pipeline.manifests.manifest import SPLIT_ALIASES, SPLITS, ManifestError
 
 CLASSES = (400, 600, 700)
 _LISTS = {"train": "train", "val": "val|validate|validation", "test": "test"}

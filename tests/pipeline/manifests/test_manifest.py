@@ -11,14 +11,12 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.manifests.folder_scan import scan_folder
+from pipeline.manifests.labels import about_withheld, label_ids, withheld
 from pipeline.manifests.manifest import (
     ManifestError,
-    about_withheld,
     inside,
-    label_ids,
     read_manifest,
     shard_ranges,
-    withheld,
     write_manifest,
 )
 
