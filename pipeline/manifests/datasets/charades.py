@@ -12,7 +12,7 @@ actions.
 import math
 from pathlib import Path
 
-from pipeline.manifests.datasets import Dataset, DatasetClip
+from pipeline.manifests.datasets.dataset import Dataset, DatasetClip
 from pipeline.manifests.datasets.annotation_files import find, read_lines, read_table
 from pipeline.manifests.manifest import ManifestError
 

@@ -9,7 +9,7 @@ validation set.
 
 from pathlib import Path
 
-from pipeline.manifests.datasets import Dataset, DatasetClip
+from pipeline.manifests.datasets.dataset import Dataset, DatasetClip
 from pipeline.manifests.datasets.annotation_files import find, read_json, text_of, whole_of
 from pipeline.manifests.manifest import ManifestError
 

@@ -11,7 +11,7 @@ the alphabetical one.
 import re
 from pathlib import Path
 
-from pipeline.manifests.datasets import Dataset, DatasetClip
+from pipeline.manifests.datasets.dataset import Dataset, DatasetClip
 from pipeline.manifests.datasets.annotation_files import find, read_table
 from pipeline.manifests.labels import is_no_label
 from pipeline.manifests.manifest import SPLIT_ALIASES, SPLITS, ManifestError

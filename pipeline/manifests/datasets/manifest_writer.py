@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.files.atomic_files import write_text
-from pipeline.manifests.datasets import Dataset, DatasetClip, mirrored_pairs, protected
+from pipeline.manifests.datasets.dataset import Dataset, DatasetClip, mirrored_pairs, protected
 from pipeline.manifests.datasets.video_folders import choose, find_media
 from pipeline.manifests.manifest import Manifest, ManifestError, write_manifest
 

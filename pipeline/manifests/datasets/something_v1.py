@@ -7,7 +7,7 @@ Files: something-something-v1-labels.csv (a class per line, in the order of GOS'
 
 from pathlib import Path
 
-from pipeline.manifests.datasets import Dataset, DatasetClip
+from pipeline.manifests.datasets.dataset import Dataset, DatasetClip
 from pipeline.manifests.datasets.annotation_files import find, read_lines, require
 from pipeline.manifests.manifest import ManifestError
 

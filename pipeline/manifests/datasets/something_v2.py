@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.manifests.datasets import Dataset, DatasetClip
+from pipeline.manifests.datasets.dataset import Dataset, DatasetClip
 from pipeline.manifests.datasets.annotation_files import (
     find,
     read_json,

@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from pipeline.manifests.datasets import DatasetClip
+from pipeline.manifests.datasets.dataset import DatasetClip
 from pipeline.manifests.folder_scan import VIDEOS
 from pipeline.manifests.manifest import ManifestError
 
