@@ -74,9 +74,9 @@ def scan_folder(
 
     Args:
         folder: the folder.
-        split_by: "folders" demands folders named train, val, test (or training, validation, ...);
-            "hash" draws splits by a hash of (seed, path without the ending), so clips that are
-            added later move no other; "auto" uses folders if there are any.
+        split_by: where splits come from. "folders": folders named train, val, test (or training,
+            validation, ...), which must be there. "hash": a hash of (seed, path without the
+            ending), so clips that are added later move no other. "auto": folders if there are any.
         val: share of the clips that "hash" puts into val, from 0 to 1.
         test: share of the clips that "hash" puts into test, from 0 to 1.
         seed: seed of "hash".
@@ -133,7 +133,11 @@ def _find_clips(folder: Path, scan: FolderScan) -> list[str]:
     """Return the paths of all clips that a manifest can name. ManifestError if there is none."""
     if not folder.is_dir():
         raise ManifestError(f"{folder}: expected a folder of videos; there is none of this name")
-    paths = [path for path in _walk(folder, "", scan) if _fits(path, scan.ignored)]
+    paths = []
+    for path in _walk(folder, "", scan):
+        if _fits(path, scan.ignored):
+            paths.append(path)
+
     if not paths and scan.links:
         links = f"{len(scan.links):,} links ({_some(scan.links)})"
         raise ManifestError(f"{folder}: no video below it but {links}: {_LINKS_ADVICE}")
@@ -154,8 +158,10 @@ def _walk(top: Path, base: str, scan: FolderScan) -> Iterator[str]:
     base: "" or a path that ends in "/".
     """
     try:
+        # In the order of names, so that the same folder gives the same manifest everywhere.
         entries = sorted(os.scandir(top / base), key=lambda entry: entry.name)
     except OSError as error:
+        # Without the top folder there is nothing to list; without another, the rest remains.
         if not base:
             raise
         scan.ignored.append(f"{base} (cannot be read: {error.strerror})")
@@ -227,9 +233,11 @@ def _id_of(path: str) -> str:
         after = path[len(path.rstrip()) :]
         clip = quote(before) + inner + quote(after)
 
+    # Surrogates stand for bytes that are not UTF-8; such a path is refused later, by name.
     data = clip.encode(errors="surrogateescape")
     if len(data) <= ID_BYTES:
         return clip
+    # The digest keeps two long paths with the same beginning apart.
     mark = "~" + hashlib.blake2b(data, digest_size=8).hexdigest()
     return data[: ID_BYTES - len(mark)].decode(errors="ignore") + mark
 
@@ -278,6 +286,7 @@ def _has_split_folders(folder: Path, paths: list[str], required: bool) -> bool:
 
 
 def _drawn_split(clip: str, val: float, test: float, seed: int) -> str:
+    # Each clip has a stream of its own, so its split does not depend on the other clips.
     number = Draws(seed, clip, "split").uniform()
     if number < test:
         return "test"
@@ -288,6 +297,8 @@ def _drawn_split(clip: str, val: float, test: float, seed: int) -> str:
 
 def _some(names: list[str], shown: int = 3) -> str:
     """Return the first few names, and how many more there are."""
-    listed = ", ".join(name if name.isprintable() else ascii(name) for name in names[:shown])
+    listed = []
+    for name in names[:shown]:
+        listed.append(name if name.isprintable() else ascii(name))
     more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
-    return listed + more
+    return ", ".join(listed) + more

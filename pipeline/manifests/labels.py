@@ -67,6 +67,7 @@ def number_of(label: str) -> Decimal | None:
     Returns:
         The number, or None for a name.
     """
+    # A longer one is no number that a person wrote, and Decimal would take its time.
     if len(label) <= 40 and _NUMBER.fullmatch(label):
         return Decimal(label)
     return None

@@ -165,7 +165,7 @@ def _records(file, shown_path: Path, digest) -> Iterator[tuple[array, list[list[
                 line = reader.line_num + 1
         except csv.Error as error:
             problem = ManifestError(
-                f"{shown_path}, line {line}: not CSV ({error}); put \"…\" around a cell that holds "
+                f'{shown_path}, line {line}: not CSV ({error}); put "…" around a cell that holds '
                 "a comma, quote or line break, double the quotes inside, end lines with LF"
             )
         except ManifestError as error:
@@ -229,6 +229,7 @@ def _check_first_line(data: bytes, shown_path: Path) -> None:
 def _some_lines(file, shown_path: Path, number: int) -> list[bytes]:
     """Read the next whole lines, after `number` lines. ManifestError if one is too long."""
     data = file.read(BLOCK)
+    # The block most likely ends within a line: read that line to its end.
     if data and not data.endswith(b"\n"):
         data += file.readline(LONGEST)
         if len(data) >= LONGEST and not data.endswith(b"\n"):
@@ -297,6 +298,7 @@ def write_manifest(path: str | Path, rows: Iterable[Mapping[str, object]]) -> Ma
         ManifestError: there is no row, the rows have different columns, or one breaks a rule.
     """
     path = Path(path)
+    # Rows may come from a generator: only the first is kept, for its columns.
     rows = iter(rows)
     first = next(rows, None)
     if first is None:
@@ -320,6 +322,7 @@ def write_manifest(path: str | Path, rows: Iterable[Mapping[str, object]]) -> Ma
                 writer.writerow([_cell(row[name]) for name in columns])
             file.flush()
             os.fsync(file.fileno())
+        # Read back before it gets its name: what cannot be read does not replace an older file.
         manifest = _read(part, path.parent, shown_path=path)
         move_into_place(part, path)
     finally:

@@ -150,19 +150,17 @@ class RowParser:
                 self.lines.append(line)
             return
 
+        # `map` builds the clips without a loop in Python: a manifest may have a million rows.
         starts, ends, extras = repeat(None), repeat(None), repeat(self.no_extra)
-        if self._any_times(rows):
+        if any(self._has_times(cells) for cells in rows):
             starts, ends = zip(*map(self._times, rows, lines), strict=True)
         if self.further:
             extras = map(self._extra, rows)
         self.clips += map(Clip, *plain, starts, ends, extras, count(len(self.clips)))
         self.lines.extend(lines)
 
-    def _any_times(self, rows: Sequence[list[str]]) -> bool:
-        for k in self.times:
-            if any(cells[k] for cells in rows):
-                return True
-        return False
+    def _has_times(self, cells: list[str]) -> bool:
+        return any(cells[k] for k in self.times)
 
     def _plain(self, rows: Sequence[list[str]]) -> tuple[Iterable, ...] | None:
         """Return ids, places, splits and labels of rows that obey all rules but those of times.
@@ -198,6 +196,7 @@ class RowParser:
         wrong = wrong_id(name)
         if wrong:
             self._fail(line, "clip", wrong)
+        # Aliases are refused, not translated: the file itself must say which split it means.
         if split not in SPLITS:
             word = split.strip().lower()
             meant = SPLIT_ALIASES.get(word, word)
@@ -212,6 +211,7 @@ class RowParser:
         times = self._times(cells, line)
         place = self._place(path, line)
         extra = self._extra(cells)
+        # This search is slow, but it runs once, for the error.
         if name in self.ids:
             first = next(clip for clip in self.clips if clip.clip == name)
             first_line = self.lines[first.position]
@@ -237,6 +237,7 @@ class RowParser:
         if foreign:
             self._fail(line, "path", f"{text!r} is {foreign}")
 
+        # Unlike Path.resolve, normpath does not ask the disk.
         path = os.path.normpath(text if text.startswith("/") else self.prefix + text)
         if path.startswith(self.prefix) or path == str(self.root):
             return path

@@ -30,7 +30,7 @@ def save(tmp_path: Path, content: str | bytes, name: str = "m.csv") -> Path:
     return path
 
 
-def row(clip="a", path="a.mp4", split="train", label="x") -> dict[str, str]:
+def row(clip="a", path="a.mp4", split="train", label="x") -> dict[str, object]:
     return {"clip": clip, "path": path, "split": split, "label": label}
 
 
@@ -42,17 +42,13 @@ def touch(folder: Path, *names: str) -> Path:
 
 
 def test_a_row_becomes_a_clip(tmp_path):
-    text = 'label,clip,split,path,start,end,note\nc1; c2,ä b,val,sub/a.mp4,1.5,2,"x, ""y""\nz"\n\n,b,test,b.mp4,,,\n'
-    path = save(tmp_path, text)
+    header = "label,clip,split,path,start,end,note\n"
+    rows = 'c1; c2,ä b,val,sub/a.mp4,1.5,2,"x, ""y""\nz"\n' + "\n" + ",b,test,b.mp4,,,\n"
+    path = save(tmp_path, header + rows)
     manifest = read_manifest(path)
     first, second = manifest.clips
-    assert (first.clip, first.split, first.labels, first.start, first.end) == (
-        "ä b",
-        "val",
-        ("c1", "c2"),
-        1.5,
-        2.0,
-    )
+    assert (first.clip, first.split, first.labels) == ("ä b", "val", ("c1", "c2"))
+    assert (first.start, first.end) == (1.5, 2.0)
     assert first.path == tmp_path.resolve() / "sub/a.mp4"
     assert first.extra == {"note": 'x, "y"\nz'}
     assert (second.labels, second.start, second.end, second.position) == ((), None, None, 1)
@@ -62,9 +58,8 @@ def test_a_row_becomes_a_clip(tmp_path):
 
 def test_the_spreadsheet_mark_and_its_line_ends_change_nothing_but_the_checksum(tmp_path):
     plain = read_manifest(save(tmp_path, HEADER + GOOD))
-    marked = read_manifest(
-        save(tmp_path, ("\ufeff" + HEADER + GOOD).replace("\n", "\r\n"), "other.csv")
-    )
+    text = ("\ufeff" + HEADER + GOOD).replace("\n", "\r\n")
+    marked = read_manifest(save(tmp_path, text, "other.csv"))
     assert plain.clips == marked.clips
     assert plain.sha256 != marked.sha256
 
@@ -82,18 +77,15 @@ def test_names_that_only_look_like_other_systems_are_paths(tmp_path):
     ]
     text = HEADER + "".join(f"{k},{name},train,x\n" for k, name in enumerate(names))
     root = tmp_path.resolve()
-    assert [clip.place for clip in read_manifest(save(tmp_path, text)).clips] == [
-        str(root / name) for name in names
-    ]
+    places = [clip.place for clip in read_manifest(save(tmp_path, text)).clips]
+    assert places == [str(root / name) for name in names]
 
 
 def test_a_cell_may_be_longer_than_the_csv_module_likes(tmp_path):
     long = "x" * 300_000
     text = HEADER.strip() + f",note\na,a.mp4,train,x,{long}\nb,b.mp4,train,y,\n"
-    assert [len(clip.extra["note"]) for clip in read_manifest(save(tmp_path, text)).clips] == [
-        300_000,
-        0,
-    ]
+    notes = [clip.extra["note"] for clip in read_manifest(save(tmp_path, text)).clips]
+    assert [len(note) for note in notes] == [300_000, 0]
 
 
 def test_the_checksum_is_the_files(tmp_path):
@@ -300,9 +292,8 @@ ODD = (
 def test_a_path_is_worked_out_alone_as_among_others(tmp_path, path):
     other = "".join(f"{k},{k}.mp4,train,x\n" for k in range(5))
     manifest = read_manifest(save(tmp_path, f"{HEADER}{other}odd,{path},test,y\n"))
-    assert [clip.place for clip in manifest.clips[:5]] == [
-        f"{tmp_path.resolve()}/{k}.mp4" for k in range(5)
-    ]
+    places = [f"{tmp_path.resolve()}/{k}.mp4" for k in range(5)]
+    assert [clip.place for clip in manifest.clips[:5]] == places
     assert manifest.clips[5].place == os.path.normpath(f"{tmp_path.resolve()}/{path}")
     assert manifest.clips[5].position == 5
 
@@ -311,9 +302,8 @@ def test_times_and_further_columns_are_those_of_their_row(tmp_path, monkeypatch)
     monkeypatch.setattr("pipeline.manifests.manifest.BATCH", 4)
     rows = "".join(f"{k},{k}.mp4,train,x,{k if k % 5 == 2 else ''},n{k}\n" for k in range(11))
     manifest = read_manifest(save(tmp_path, f"{HEADER.strip()},start,note\n{rows}"))
-    assert [clip.start for clip in manifest.clips] == [
-        float(k) if k % 5 == 2 else None for k in range(11)
-    ]
+    starts = [float(k) if k % 5 == 2 else None for k in range(11)]
+    assert [clip.start for clip in manifest.clips] == starts
     assert [clip.extra for clip in manifest.clips] == [{"note": f"n{k}"} for k in range(11)]
     assert [clip.position for clip in manifest.clips] == list(range(11))
 
@@ -323,16 +313,10 @@ def test_an_id_is_found_again_wherever_it_was_before(tmp_path, monkeypatch):
         monkeypatch.setattr("pipeline.manifests.manifest.BATCH", batch)
         rows = [f"{k},{k}.mp4,train,x\n" for k in range(10)]
         for again in (5, 7, 9):
-            text = (
-                HEADER
-                + "\n"
-                + "".join(rows[:again])
-                + rows[5 if again > 5 else 1]
-                + "".join(rows[again:])
-            )
-            with pytest.raises(
-                ManifestError, match=f"line {again + 3}, .* is on line {8 if again > 5 else 4} too"
-            ):
+            first = 5 if again > 5 else 1
+            text = HEADER + "\n" + "".join([*rows[:again], rows[first], *rows[again:]])
+            expected = f"line {again + 3}, .* is on line {first + 3} too"
+            with pytest.raises(ManifestError, match=expected):
                 read_manifest(save(tmp_path, text))
 
 
@@ -351,16 +335,14 @@ def test_ids_up_to_the_limit_and_in_any_script_are_accepted(tmp_path):
 def test_root_is_where_paths_start_and_what_they_may_not_leave(tmp_path):
     videos = tmp_path / "videos"
     (tmp_path / "lists").mkdir()
-    path = save(
-        tmp_path, f"{HEADER}a,x/../a.mp4,train,x\nb,{videos}/b.mp4,train,x\n", "lists/m.csv"
-    )
-    assert [clip.path for clip in read_manifest(path, videos).clips] == [
-        videos.resolve() / "a.mp4",
-        videos.resolve() / "b.mp4",
-    ]
+    text = f"{HEADER}a,x/../a.mp4,train,x\nb,{videos}/b.mp4,train,x\n"
+    path = save(tmp_path, text, "lists/m.csv")
+    paths = [clip.path for clip in read_manifest(path, videos).clips]
+    assert paths == [videos.resolve() / "a.mp4", videos.resolve() / "b.mp4"]
     with pytest.raises(ManifestError, match="column path"):
         read_manifest(path)
-    with pytest.raises(ManifestError, match="leaves"):  # a name that only begins like the root's
+    # A name that only begins like the root's.
+    with pytest.raises(ManifestError, match="leaves"):
         read_manifest(save(tmp_path, f"{HEADER}a,../videos2/a.mp4,train,x\n"), videos)
 
 
@@ -387,16 +369,14 @@ def test_a_link_out_of_root_is_seen_when_the_clip_is_opened(tmp_path):
 
 
 def test_a_link_to_itself_is_a_file_that_is_not_there(tmp_path):
-    """It is one clip's failure and no end of a run, which Path.resolve would make of it."""
+    """It is one clip's failure. Path.resolve would raise, and end the run."""
     (tmp_path / "round.mp4").symlink_to("round.mp4")
     manifest = read_manifest(save(tmp_path, HEADER + "a,round.mp4,train,x\n"))
     assert not inside(manifest.root, manifest.clips[0]).exists()
 
 
 def test_reading_looks_at_no_video(tmp_path, monkeypatch):
-    """A million rows on a network disk must not be a million accesses: the count does not grow with
-    the rows.
-    """
+    """The number of disk accesses does not grow with the rows: there may be a million."""
     path = save(tmp_path, HEADER + "".join(f"c{k},d{k}/../v{k}.mp4,train,x\n" for k in range(500)))
     calls = []
     for name in ("stat", "lstat", "readlink", "scandir"):
@@ -423,21 +403,15 @@ print(clips, time.process_time() - begun, status["VmHWM"].split()[0])
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="no /proc tells what this process has taken"
-)
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see the memory")
 def test_a_million_rows_are_read_in_seconds_and_half_a_gigabyte(tmp_path):
-    """Wide limits: here it takes 4 s of processor time and 0.4 GB. In a process of its own, which
-    has loaded nothing else.
+    """The limits are wide: here it takes 4 s of processor time and 0.4 GB.
+
+    It runs in a process of its own, which has loaded nothing else.
     """
-    path = save(
-        tmp_path,
-        HEADER
-        + "".join(
-            f"something_{k},videos/{k % 174}/something_{k}.webm,train,{k % 174}\n"
-            for k in range(10**6)
-        ),
-    )
+    row = "something_{k},videos/{label}/something_{k}.webm,train,{label}\n"
+    rows = (row.format(k=k, label=k % 174) for k in range(10**6))
+    path = save(tmp_path, HEADER + "".join(rows))
     root = Path(__file__).parents[3]
     told = subprocess.run(
         [sys.executable, "-c", MEASURED, path], cwd=root, capture_output=True, text=True, check=True
@@ -449,25 +423,11 @@ def test_a_million_rows_are_read_in_seconds_and_half_a_gigabyte(tmp_path):
 
 
 def test_what_is_written_reads_back(tmp_path):
+    first = row("a", "x/a.mp4", "test", ["p", "q"])
+    second = row("b", "b.mp4", "val", "r")
     rows = [
-        {
-            "note": 'a "b", c\nd',
-            "clip": "a",
-            "path": "x/a.mp4",
-            "split": "test",
-            "label": ["p", "q"],
-            "start": None,
-            "end": 2.5,
-        },
-        {
-            "note": "",
-            "clip": "b",
-            "path": "b.mp4",
-            "split": "val",
-            "label": "r",
-            "start": 1,
-            "end": None,
-        },
+        {"note": 'a "b", c\nd', **first, "start": None, "end": 2.5},
+        {"note": "", **second, "start": 1, "end": None},
     ]
     manifest = write_manifest(tmp_path / "deep/m.csv", iter(rows))
     assert manifest == read_manifest(tmp_path / "deep/m.csv")
@@ -533,12 +493,8 @@ def test_labels_that_are_numbers_are_in_the_order_of_numbers():
     assert label_ids(["10.0", "2.0", "0.0"]) == {"0.0": 0, "2.0": 2, "10.0": 10}
     assert label_ids(["10", "2.5", "-3"]) == {"-3": 0, "2.5": 1, "10": 2}
     assert label_ids(["10", "2", "other"]) == {"2": 0, "10": 1, "other": 2}
-    assert list(label_ids(["1_0", "9", "1e1", "nan"])) == [
-        "9",
-        "1_0",
-        "1e1",
-        "nan",
-    ]  # float() takes all of them
+    # float() takes all of them.
+    assert list(label_ids(["1_0", "9", "1e1", "nan"])) == ["9", "1_0", "1e1", "nan"]
     assert label_ids(["9" * 30, "1" + "0" * 29]) == {"1" + "0" * 29: 10**29, "9" * 30: 10**30 - 1}
     for one, other, plain in (
         ("1", "1.0", "1"),
@@ -546,9 +502,8 @@ def test_labels_that_are_numbers_are_in_the_order_of_numbers():
         ("+7", "7", "7"),
         ("100", "100.0", "100"),
     ):
-        with pytest.raises(
-            ManifestError, match=f"another label is the same number; write {plain} in every row"
-        ):
+        expected = f"another label is the same number; write {plain} in every row"
+        with pytest.raises(ManifestError, match=expected):
             label_ids([one, other, "cat"])
 
 
@@ -698,17 +653,15 @@ def test_links_that_are_not_followed_are_said_to_be_links(tmp_path):
         ("gone.mp4", "nothing.mp4"),
     ):
         (tmp_path / "set/a" / name).symlink_to(target)
-    with pytest.raises(
-        ManifestError, match=r"3 links \(a/clip.mp4 -> \.\./\.\./store/0.mp4, .*copy the files"
-    ):
+    expected = r"3 links \(a/clip.mp4 -> \.\./\.\./store/0.mp4, .*copy the files"
+    with pytest.raises(ManifestError, match=expected):
         scan_folder(tmp_path / "set")
     touch(tmp_path, "set/a/own.mp4")
     scan = scan_folder(tmp_path / "set")
     assert [row["path"] for row in scan.rows] == ["a/own.mp4"]
     assert scan.about_ignored().startswith("3 links ignored (a/clip.mp4 -> ")
-    inside = {
-        row["path"] for row in scan_folder(tmp_path).rows
-    }  # from the folder above both, the links to files stay inside
+    # From the folder above both, the links to files stay inside.
+    inside = {row["path"] for row in scan_folder(tmp_path).rows}
     assert {"set/a/clip.mp4", "store/0.mp4", "store/walk"} <= inside
 
 
@@ -769,16 +722,8 @@ def test_drawn_splits_have_their_shares_and_do_not_move_when_clips_are_added(tmp
         r["clip"]: r["split"] for r in scan_folder(tmp_path, val=0.2, test=0.1, seed=1).rows
     }
     # Written down once: caches and results depend on who is in which split.
-    assert [before[f"c/{k}.mp4"] for k in range(8)] == [
-        "val",
-        "train",
-        "test",
-        "val",
-        "train",
-        "train",
-        "train",
-        "train",
-    ]
+    splits = " ".join(before[f"c/{k}.mp4"] for k in range(8))
+    assert splits == "val train test val train train train train"
 
 
 def test_what_no_manifest_can_hold_is_reported_or_refused(tmp_path):
@@ -833,43 +778,27 @@ def test_the_folder_verb_writes_a_manifest_that_reads_and_says_what_it_left_out(
     assert "3 clips (train 3, val 0, test 0), 2 classes" in result.output
     assert "1 ignored" in result.output
     assert "notes.txt" in result.output
-    assert [str(clip.path) for clip in read_manifest(tmp_path / "m.csv").clips] == [
-        str(tmp_path.resolve() / "data" / name) for name in ("cat/a.mp4", "cat/b.mp4", "dog/c.mp4")
-    ]
+    data = tmp_path.resolve() / "data"
+    paths = [clip.path for clip in read_manifest(tmp_path / "m.csv").clips]
+    assert paths == [data / name for name in ("cat/a.mp4", "cat/b.mp4", "dog/c.mp4")]
 
 
 def test_a_manifest_elsewhere_names_the_root_to_use(tmp_path):
     touch(tmp_path, "data/cat/a.mp4")
     result = run("folder", tmp_path / "data", "--out", tmp_path / "lists/m.csv")
     assert f"--root {tmp_path.resolve() / 'data'}" in result.output
-    assert (
-        read_manifest(tmp_path / "lists/m.csv", tmp_path / "data").clips[0].path
-        == tmp_path.resolve() / "data/cat/a.mp4"
-    )
+    manifest = read_manifest(tmp_path / "lists/m.csv", tmp_path / "data")
+    assert manifest.clips[0].path == tmp_path.resolve() / "data/cat/a.mp4"
 
 
 def test_the_digits_verb_writes_videos_that_its_manifest_lists(tmp_path):
-    asked = (
-        "digits",
-        "--out",
-        tmp_path / "d",
-        "--train",
-        3,
-        "--val",
-        0,
-        "--test",
-        2,
-        "--workers",
-        0,
-        "--set",
-        "frames=4",
-    )
+    counts = ("--train", 3, "--val", 0, "--test", 2)
+    asked = ("digits", "--out", tmp_path / "d", *counts, "--workers", 0, "--set", "frames=4")
     result = run(*asked)
     assert result.exit_code == 0
     assert "5 clips (train 3, val 0, test 2)" in result.output
-    assert all(
-        clip.path.stat().st_size > 0 for clip in read_manifest(tmp_path / "d/manifest.csv").clips
-    )
+    clips = read_manifest(tmp_path / "d/manifest.csv").clips
+    assert all(clip.path.stat().st_size > 0 for clip in clips)
     assert run(*asked).output == result.output
 
 
