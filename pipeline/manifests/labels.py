@@ -128,7 +128,8 @@ def about_withheld(label: str, clips: Sequence[Clip]) -> str:
     used = {clip.split for clip in clips}
     splits = ", ".join(split for split in SPLITS if split in used)
     return (
-        f"label {label!r} ({len(clips):,} clips of {splits}) reads like a label that is not "
-        "known, not like a class: leave the cell empty, or train with "
-        f"--set 'data.no_label=[\"{label}\"]'; if it is a class, name it in a class list"
+        f"label {label!r} ({len(clips):,} clips of {splits}) "
+        "reads like a label that is not known, not like a class: "
+        f"leave the cell empty, or train with --set 'data.no_label=[\"{label}\"]'; "
+        "if it is a class, name it in a class list"
     )
