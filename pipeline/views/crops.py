@@ -25,6 +25,7 @@ def square_crop(width: int, height: int, scale: float, draws: Draws) -> Crop:
         scale: side of the square, as a fraction of the frame's short side, in (0, 1].
         draws: random numbers of the view.
     """
+    # The first and the last position are as likely as the others.
     side = _side(width, height, scale)
     x = draws.below(width - side + 1)
     y = draws.below(height - side + 1)
@@ -107,6 +108,7 @@ def full_size(width: int, height: int, short_side: int, multiple: int) -> tuple[
 
 
 def _side(width: int, height: int, scale: float) -> int:
+    # A crop of a tiny frame still has a pixel.
     return max(1, int(scale * min(width, height) + 0.5))
 
 

@@ -47,6 +47,7 @@ def segment_frames(
         F frame numbers.
     """
     count = frames // consecutive
+    # A clip shorter than K frames has one start, its first frame.
     room = max(length - consecutive + 1, 1)
 
     if draws is None:
@@ -123,6 +124,7 @@ def linspace_frames(length: int, frames: int, clip: int = 0, clips: int = 1) -> 
         F frame numbers; the same for training and test.
     """
     shift = round_quotient(clip * length, clips * frames)
+    # A single frame has no gap, and is the first.
     gaps = max(frames - 1, 1)
     return [min(k * (length - 1) // gaps + shift, length - 1) for k in range(frames)]
 
@@ -146,6 +148,7 @@ def gos_frames(
     Returns:
         F frame numbers.
     """
+    # The largest jitter, ⌊step/2⌋, without a float.
     most = (length - 1) // (2 * max(frames - 1, 1))
     numbers = [0]
     for k in range(1, frames):

@@ -248,6 +248,7 @@ class Sampling:
         Raises:
             ValueError: an option does not exist (the message names the nearest), or as the class.
         """
+        # The TypeError of the class itself would not name the nearest option.
         known = [f.name for f in fields(cls)]
         for name in options:
             if name not in known:

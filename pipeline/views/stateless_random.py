@@ -25,6 +25,7 @@ class Draws:
 
     def uniform(self) -> float:
         """Return the next number in [0, 1)."""
+        # A float64 holds 53 bits exactly, so the same bits give the same number everywhere.
         return (int(self._bits.random_raw()) >> 11) * 2.0**-53
 
     def below(self, n: int) -> int:
