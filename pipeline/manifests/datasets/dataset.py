@@ -82,13 +82,13 @@ class Dataset:
         for name in self.classes:
             if not name or name != name.strip() or _UNFIT.search(name):
                 raise ManifestError(
-                    f"{self.name}: class {name!r}: expected one line of text without ';'; mend "
+                    f"{self.name}: class {name!r}: expected one line of text without ';'; correct "
                     "the official file"
                 )
         for entry in self.entries:
             wrong = wrong_id(entry.clip)
             if wrong:
-                raise ManifestError(f"{self.name}: {wrong}; mend the official file")
+                raise ManifestError(f"{self.name}: {wrong}; correct the official file")
 
         listed = set()
         for name in self.classes:
