@@ -2,11 +2,11 @@
 
 Where things are decided:
 
-    which frame numbers     pipeline/views/frame_numbers.py   segments, stride, linspace, gos
-    which crop              pipeline/views/crops.py
-    all of one view         pipeline/views/sampling.py        `Sampling` (options), `views_of`
-    random numbers          pipeline/views/stateless_random.py
-    what is known of a clip pipeline/views/video_info.py
+    which frame numbers      pipeline/views/frame_numbers.py   segments, stride, linspace, gos
+    which crop               pipeline/views/crops.py
+    all of one view          pipeline/views/sampling.py        `Sampling` (options), `views_of`
+    random numbers           pipeline/views/stateless_random.py
+    what is known of a clip  pipeline/views/video_info.py
 
 The room uses numpy and `pipeline.text`, and no other room.
 """
