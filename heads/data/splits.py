@@ -16,7 +16,8 @@ import torch
 from heads.config.recipe_tables import DataOptions
 from heads.interface.clips import Dims, MissingFields, dims_of
 from pipeline.cache.fields import FIELDS, grid_at, is_cut
-from pipeline.manifests.manifest import Manifest, about_withheld, label_ids, withheld
+from pipeline.manifests.labels import about_withheld, label_ids, withheld
+from pipeline.manifests.manifest import Manifest
 from pipeline.text import text_files as texts
 from pipeline.text.suggestions import nearest
 

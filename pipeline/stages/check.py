@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.files.atomic_files import write_text
-from pipeline.manifests.manifest import SPLITS, Clip, Manifest, about_withheld, number_of, withheld
+from pipeline.manifests.labels import about_withheld, number_of, withheld
+from pipeline.manifests.manifest import SPLITS, Clip, Manifest
 from pipeline.proposals import BoxesError
 from pipeline.text.printable import visible_json, write_table
 from pipeline.video.frame_reader import DecodeError, beyond_end

@@ -177,6 +177,10 @@ NAMES: dict[str, str] = {
     "heads.members:Member": "heads.config.member:Member",
     "heads.runs:load_checkpoint": "heads.interface.checkpoints:load_checkpoint",
     "pipeline.reader:VideoInfo": "pipeline.views.video_info:VideoInfo",
+    "pipeline.sample:gos_frames": "pipeline.views.frame_numbers:gos_frames",
+    "pipeline.sample:linspace_frames": "pipeline.views.frame_numbers:linspace_frames",
+    "pipeline.sample:segment_frames": "pipeline.views.frame_numbers:segment_frames",
+    "pipeline.sample:stride_frames": "pipeline.views.frame_numbers:stride_frames",
 }
 
 
