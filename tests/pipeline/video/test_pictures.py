@@ -272,7 +272,7 @@ def test_a_pattern_takes_what_it_says_and_never_a_frame_twice(tmp_path):
     for name in ("a_2.jpg", "a_10.jpg", "b_1.jpg", "b_1.png", ".a_3.jpg", "a_4.txt"):
         (tmp_path / name).touch()
     assert [path.name for path in frame_files(tmp_path, "a_*")] == ["a_2.jpg", "a_10.jpg"]
-    with pytest.raises(ValueError, match=r"b_1\.jpg and b_1\.png, one frame twice"):
+    with pytest.raises(ValueError, match=r"b_1\.jpg and b_1\.png, which are the same frame"):
         frame_files(tmp_path, "*")
     with pytest.raises(ValueError, match=r"no picture is named like 'c_\*'.*a_\*\.jpg"):
         frame_files(tmp_path, "c_*")

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from pipeline.stages.config import ExtractConfig, clip_opener
 from pipeline.video import decode
 from pipeline.video.decode import open_clip
-from pipeline.video.frame_reader import DecodeError, TruncatedVideo
+from pipeline.video.frame_reader import DecodeError, TruncatedVideo, import_decoder
 from pipeline.video.view_pixels import ClipOpener
 from pipeline.views.sampling import Sampling, views_of
 
@@ -30,7 +30,7 @@ X264 = {"crf": "3", "preset": "ultrafast", "bf": "0", "g": "10"}
 def decoder(request) -> str:
     """Each decoder; one that does not load here is skipped."""
     try:
-        decode._module(
+        import_decoder(
             {"torchcodec": "torchcodec.decoders", "pyav": "av"}.get(request.param, request.param)
         )
     except ValueError as error:
