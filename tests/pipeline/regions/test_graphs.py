@@ -259,7 +259,7 @@ def test_a_run_with_other_options_that_was_stopped_half_way_resumes(tmp_path):
 def test_graphs_that_cannot_be_made_say_what_is_missing(tmp_path, monkeypatch):
     for name in ("nodes", "boxes"):
         monkeypatch.delitem(FIELDS, name)
-    monkeypatch.setattr("small_cache.tensors_of", _without(tensors_of, "nodes", "boxes"))
+    monkeypatch.setattr("tests.support.small_cache.tensors_of", _without(tensors_of, "nodes", "boxes"))
     path = make_cache(tmp_path)
     with pytest.raises(
         CacheError,
