@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from heads.interface.run_records import LOG_LINE, METRICS
-from heads.reproduction.reproduce import Work, finished
-from heads.reproduction.tables import Row
+from heads.reproduction.reproduce import Reproduction, finished
+from heads.reproduction.tables import PaperRow
 from heads.runs import run_files as runs
 from heads.training.study_table import FigureSpread, spread
 from pipeline.cache.records import require
@@ -29,7 +29,7 @@ CURVE = ("epoch", "loss", "val", "seconds")  # what of a run's log is kept
 SHOWN = 8  # pairs of rows in another order that are named
 
 
-def record(work: Work) -> dict[str, Any]:
+def record(work: Reproduction) -> dict[str, Any]:
     """What is known of a reproduction, as JSON can hold it: the machine, the size, and per task the
     rows with their runs.
 
@@ -59,7 +59,7 @@ def record(work: Work) -> dict[str, Any]:
     }
 
 
-def _row(work: Work, task: str, row: Row) -> dict[str, Any]:
+def _row(work: Reproduction, task: str, row: PaperRow) -> dict[str, Any]:
     found = []
     for folder in sorted((work.folder / task).glob(f"{row.name}-seed*")):
         seed = int(folder.name.rpartition("seed")[2])
@@ -125,7 +125,7 @@ def beyond_spread(lower: FigureSpread, higher: FigureSpread) -> bool:
     return higher.mean - lower.mean > lower.std + higher.std
 
 
-def order(rows: list[dict[str, Any]]) -> tuple[int, int, list[str]]:
+def compare_order(rows: list[dict[str, Any]]) -> tuple[int, int, list[str]]:
     """(pairs of rows that the paper and the runs put in the same order, all pairs that both have,
     the others as sentences).
     """
@@ -207,7 +207,7 @@ def _section(name: str, task: dict[str, Any]) -> list[str]:
             )
             + " |"
         )
-    same, pairs, other = order(task["rows"])
+    same, pairs, other = compare_order(task["rows"])
     if pairs:
         lines += [
             "",
@@ -218,7 +218,7 @@ def _section(name: str, task: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def write(work: Work, out: Path) -> tuple[Path, Path]:
+def write_report(work: Reproduction, out: Path) -> tuple[Path, Path]:
     """Writes the record and the page to out/TABLE-SIZE.json and .md; returns their paths."""
     found, name = record(work), f"{work.table.name}-{work.size.name}"
     out.mkdir(parents=True, exist_ok=True)

@@ -28,9 +28,9 @@ from heads.interface.clips import Clips
 from heads.interface.run_records import RUN
 from heads.reproduction.pretraining import Pretraining, pretrain
 from heads.reproduction.tables import (
+    ExperimentSize,
+    PaperRow,
     PaperTable,
-    Row,
-    Size,
     backbone_options,
     lower_width,
     reads_frames,
@@ -51,14 +51,14 @@ from pipeline.workers.waiting import PrintLine
 
 
 @dataclass(frozen=True)
-class Work:
+class Reproduction:
     """A table at a size, and where it is done. Everything in `folder` follows from (table, size,
     images, seeds); `device` is where the networks run. `images`: "sklearn" or "mnist"
     (`pipeline.digits.load_images`).
     """
 
     table: PaperTable
-    size: Size
+    size: ExperimentSize
     folder: Path
     device: str = "cpu"
     images: str = "sklearn"
@@ -71,7 +71,7 @@ class Work:
         least = plain.digits if kind.name != "multisync" else 2
         return replace(plain, classes=max(self.size.classes, least))
 
-    def videos(self, row: Row | None = None) -> dict[str, int]:
+    def videos(self, row: PaperRow | None = None) -> dict[str, int]:
         """How many videos each split has; a row that is trained from frames may get fewer for
         training.
         """
@@ -79,7 +79,7 @@ class Work:
         share = self.size.end_to_end if row is not None and reads_frames(row, self.size) else 1.0
         return {"train": max(self.size.batch, round(train * share)), "val": val, "test": test}
 
-    def run_folder(self, task: str, row: Row, seed: int) -> Path:
+    def run_folder(self, task: str, row: PaperRow, seed: int) -> Path:
         """Where a row's run is."""
         return self.folder / task / f"{row.name}-seed{seed}"
 
@@ -129,7 +129,7 @@ STEPS = 400  # of the digit network's training, at most
 SEED = 0  # of the videos: one set for all rows and seeds
 
 
-class Generated:
+class GeneratedFrames:
     """Digit videos as a `heads.finetuning.frame_training.FrameSource`: view k of a split is its video k,
     made when it is asked for.
     """
@@ -165,7 +165,11 @@ class Generated:
 
 
 def train_rows(
-    work: Work, task: str, rows: Iterable[Row], seeds: Iterable[int], resume: bool = True
+    work: Reproduction,
+    task: str,
+    rows: Iterable[PaperRow],
+    seeds: Iterable[int],
+    resume: bool = True,
 ) -> list[Result]:
     """Trains rows of a task with these seeds, all rows with the first seed first; what is finished
     is read back, what another process trains at the moment is left to it.
@@ -198,7 +202,7 @@ def train_rows(
     return found
 
 
-def finished(work: Work, task: str, row: Row, seed: int) -> bool:
+def finished(work: Reproduction, task: str, row: PaperRow, seed: int) -> bool:
     """Whether this run has its figures; those of a size that was another one, under the same name,
     do not count.
     """
@@ -213,7 +217,9 @@ def finished(work: Work, task: str, row: Row, seed: int) -> bool:
     )
 
 
-def _from_maps(work: Work, cache: Cache, task: str, row: Row, seed: int, resume: bool) -> Result:
+def _from_maps(
+    work: Reproduction, cache: Cache, task: str, row: PaperRow, seed: int, resume: bool
+) -> Result:
     return train(
         recipe_of(row, work.size, task),
         cache,
@@ -227,9 +233,9 @@ def _from_maps(work: Work, cache: Cache, task: str, row: Row, seed: int, resume:
     )
 
 
-def _from_frames(work: Work, task: str, row: Row, seed: int, resume: bool) -> Result:
+def _from_frames(work: Reproduction, task: str, row: PaperRow, seed: int, resume: bool) -> Result:
     made, recipe = work.task(task), recipe_of(row, work.size, task)
-    source = Generated(made, work.pictures(made), work.videos(row), work.device)
+    source = GeneratedFrames(made, work.pictures(made), work.videos(row), work.device)
     phase = recipe.all_phases[0]
     reseed(torch.device("cpu"), seed, INIT, 1)
     backbone = build_backbone(row.backbone, **backbone_options(row, work.size))

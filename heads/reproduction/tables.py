@@ -15,7 +15,7 @@ from heads.config.recipe import Recipe, read_recipe
 
 
 @dataclass(frozen=True)
-class Row:
+class PaperRow:
     """A row of a paper's table. `name`: of its folder; `title`: the paper's; `recipe` with the
     options `head` on top; `paper`: accuracy in percent by task, where the paper has one.
     `backbone`: the network that is trained from frames, with its options ("": the head alone is
@@ -34,7 +34,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Size:
+class ExperimentSize:
     """How large a reproduction is. `minutes` of one seed of all rows and tasks on one CPU core, as
     estimated from the time of a mini-batch.
 
@@ -82,8 +82,8 @@ class PaperTable:
     name: str
     title: str
     tasks: tuple[str, ...]
-    rows: tuple[Row, ...]
-    sizes: tuple[Size, ...]
+    rows: tuple[PaperRow, ...]
+    sizes: tuple[ExperimentSize, ...]
     lower: str = "digit_cnn"
     lower_options: Mapping[str, Any] = field(default_factory=lambda: {"pixels": "unit"})
     gpu: float = 200.0
@@ -96,11 +96,11 @@ def _graph(
     three: float | None,
     five: float | None,
     positions: str = "none",
-) -> Row:
+) -> PaperRow:
     figures = {
         task: figure for task, figure in (("sync3", three), ("sync5", five)) if figure is not None
     }
-    return Row(
+    return PaperRow(
         name, title, "rstg_table1_rstg", figures, {"scheduler": scheduler, "positions": positions}
     )
 
@@ -110,10 +110,12 @@ RSTG = PaperTable(
     "RSTG (NeurIPS 2019), Table 1",
     ("sync3", "sync5"),
     (
-        Row("mean_lstm", "Mean + LSTM", "rstg_table1_mean_lstm", {"sync3": 77.0}),
-        Row("conv_lstm", "Conv + LSTM", "rstg_table1_conv_lstm", {"sync3": 95.0, "sync5": 39.7}),
-        Row("i3d", "I3D", "rstg_table1_i3d", {"sync5": 90.6}, backbone="digit_i3d"),
-        Row("nl", "Non-Local", "rstg_table1_nl", {"sync5": 93.5}, backbone="digit_nl"),
+        PaperRow("mean_lstm", "Mean + LSTM", "rstg_table1_mean_lstm", {"sync3": 77.0}),
+        PaperRow(
+            "conv_lstm", "Conv + LSTM", "rstg_table1_conv_lstm", {"sync3": 95.0, "sync5": 39.7}
+        ),
+        PaperRow("i3d", "I3D", "rstg_table1_i3d", {"sync5": 90.6}, backbone="digit_i3d"),
+        PaperRow("nl", "Non-Local", "rstg_table1_nl", {"sync5": 93.5}, backbone="digit_nl"),
         _graph("space_only", "RSTG: Space-Only", "space_only", 61.3, None),
         _graph("time_only", "RSTG: Time-Only", "time_only", 89.7, None),
         _graph("homogeneous", "RSTG: Homogeneous", "homogeneous", 95.7, 58.3),
@@ -122,7 +124,7 @@ RSTG = PaperTable(
         _graph("positional", "RSTG: Positional All-temp", "all_temporal", None, 97.2, "sender"),
     ),
     (
-        Size(
+        ExperimentSize(
             "tiny",
             0,
             3,
@@ -134,7 +136,7 @@ RSTG = PaperTable(
             batch=12,
             task={"reach": 30},
         ),
-        Size(
+        ExperimentSize(
             "small",
             55,
             3,
@@ -147,7 +149,7 @@ RSTG = PaperTable(
             task={"reach": 30},
             graph={"iterations": 1, "inner_norm": True},
         ),
-        Size(
+        ExperimentSize(
             "middle",
             200,
             5,
@@ -160,8 +162,12 @@ RSTG = PaperTable(
             task={"reach": 20},
             graph={"inner_norm": True},
         ),
-        Size("large", 900, 10, (60000, 2000, 5000), cnn=64, width=128, trunk=16, epochs=10),
-        Size("paper", 50000, 10, (600000, 10000, 10000), cnn=512, width=512, trunk=64, epochs=5),
+        ExperimentSize(
+            "large", 900, 10, (60000, 2000, 5000), cnn=64, width=128, trunk=16, epochs=10
+        ),
+        ExperimentSize(
+            "paper", 50000, 10, (600000, 10000, 10000), cnn=512, width=512, trunk=64, epochs=5
+        ),
     ),
 )
 
@@ -182,9 +188,9 @@ EAGER = {
 }  # gets going on few videos
 
 
-def _dyreg(name: str, title: str, regions: str, figure: float, table: int = 5) -> Row:
+def _dyreg(name: str, title: str, regions: str, figure: float, table: int = 5) -> PaperRow:
     recipe = "dyreg_table5_multisync" if table == 5 else "dyreg_table6_multisync"
-    return Row(
+    return PaperRow(
         name,
         title,
         recipe,
@@ -211,7 +217,7 @@ DYREG = PaperTable(
         _dyreg("dyreg", "DyReg", "dynamic", 95.09),
     ),
     (
-        Size(
+        ExperimentSize(
             "tiny",
             0,
             3,
@@ -225,7 +231,7 @@ DYREG = PaperTable(
             graph=EAGER,
             frozen=True,
         ),
-        Size(
+        ExperimentSize(
             "small",
             12,
             3,
@@ -238,7 +244,7 @@ DYREG = PaperTable(
             graph=EAGER,
             frozen=True,
         ),
-        Size(
+        ExperimentSize(
             "middle",
             120,
             3,
@@ -249,8 +255,10 @@ DYREG = PaperTable(
             epochs=8,
             task={"digits": 3, "reach": 40},
         ),
-        Size("large", 1500, 5, (20000, 1000, 2000), cnn=0, width=32, trunk=32, epochs=8),
-        Size("paper", 100000, 10, (600000, 10000, 10000), cnn=0, width=32, trunk=64, epochs=5),
+        ExperimentSize("large", 1500, 5, (20000, 1000, 2000), cnn=0, width=32, trunk=32, epochs=8),
+        ExperimentSize(
+            "paper", 100000, 10, (600000, 10000, 10000), cnn=0, width=32, trunk=64, epochs=5
+        ),
     ),
     lower="resnet18",
     lower_options={**R18, "stages": 2},
@@ -259,7 +267,9 @@ DYREG = PaperTable(
 TABLES = {table.name: table for table in (RSTG, DYREG)}
 
 
-def size_for(table: PaperTable, budget: float, device: str, seeds: int | None = None) -> Size:
+def size_for(
+    table: PaperTable, budget: float, device: str, seeds: int | None = None
+) -> ExperimentSize:
     """The largest size of a table that fits `budget` minutes with so many `seeds` (None: its own),
     on "cpu" or "cuda". ValueError for a budget below 0."""
     if not budget >= 0:
@@ -268,7 +278,7 @@ def size_for(table: PaperTable, budget: float, device: str, seeds: int | None = 
     return [size for size in table.sizes if size.minutes * (seeds or size.seeds) <= minutes][-1]
 
 
-def recipe_of(row: Row, size: Size, task: str) -> Recipe:
+def recipe_of(row: PaperRow, size: ExperimentSize, task: str) -> Recipe:
     """A row's recipe at a size, for a task: its widths, length and batch; Adam on a cosine in place
     of the papers' plain SGD, whose rates suit trainings of hundreds of thousands of videos."""
     recipe = read_recipe(row.recipe)
@@ -309,18 +319,18 @@ def recipe_of(row: Row, size: Size, task: str) -> Recipe:
 LR = {"conv_lstm": 1e-3}
 
 
-def reads_frames(row: Row, size: Size) -> bool:
+def reads_frames(row: PaperRow, size: ExperimentSize) -> bool:
     """Whether a row is trained from frames at a size, rather than on the cached maps of the table's
     `lower` network.
     """
     return bool(row.backbone) and not (row.upper and size.frozen)
 
 
-def lower_width(table: PaperTable, size: Size) -> int:
+def lower_width(table: PaperTable, size: ExperimentSize) -> int:
     """The width of the table's `lower` network at a size."""
     return size.cnn if table.lower == "digit_cnn" else size.trunk
 
 
-def backbone_options(row: Row, size: Size) -> dict[str, Any]:
+def backbone_options(row: PaperRow, size: ExperimentSize) -> dict[str, Any]:
     """The options of a row's backbone at a size."""
     return {**row.backbone_options, "width": size.trunk}
