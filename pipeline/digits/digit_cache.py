@@ -111,7 +111,7 @@ def _write_shard(
         # Splits in the order of the manifest.
         for split in dict.fromkeys(split for split, _ in videos):
             group = "train" if split == "train" else "test"
-            rows = [row for row, (other, _) in enumerate(videos) if other == split]
+            rows = [row for row, video in enumerate(videos) if video[0] == split]
             at_once = AT_ONCE[generators[split].device.type]
             for first in range(0, len(rows), at_once):
                 batch = rows[first : first + at_once]

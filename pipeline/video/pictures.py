@@ -303,12 +303,13 @@ def _divide_equal_numbers(names: Sequence[str]) -> list[list[str]]:
     """Divide names of equal numbers: by suffix, else by zero padding, else one by one."""
     padded = set()
     for name in names:
-        padded |= {len(digits) for digits in _split(name).digits if digits[0] == "0"}
-    # A lone 0 is not padded.
-    padded.discard(1)
+        for digits in _split(name).digits:
+            # A lone 0 is not padded.
+            if digits[0] == "0" and len(digits) > 1:
+                padded.add(len(digits))
 
     def padding(name: str) -> list[int]:
-        widths = [len(digits) for digits in _split(name).digits]
+        widths = map(len, _split(name).digits)
         return [width * (width in padded) for width in widths]
 
     for key in (lambda name: _split(name).suffix, padding):
@@ -335,8 +336,8 @@ def _glob(names: Sequence[str], counting: int | None) -> str:
     pattern = glob.escape(parts[0].texts[0])
     for k, text in enumerate(parts[0].texts[1:]):
         column = [part.digits[k] for part in parts]
-        same_width = len({len(digits) for digits in column}) == 1
-        zeros = "0" in [digits[0] for digits in column]
+        same_width = len(set(map(len, column))) == 1
+        zeros = any(digits.startswith("0") for digits in column)
         if len(set(column)) == 1 and k != counting:
             pattern += column[0]
         elif same_width and zeros and len(column[0]) > 1:

@@ -201,13 +201,15 @@ def _stamps_mixed_up(packets: list[Packet], tick: float) -> bool:
 
 def _recording_starts(packets: list[Packet], tick: float, broadcast: bool) -> list[int]:
     """Return the packets that begin a recording, by jumps in the decoding order."""
-    known = [(k, packet.decoded) for k, packet in enumerate(packets) if packet.decoded is not None]
-    if not known:
-        return [0]
+    known, clock = [], []
+    for k, packet in enumerate(packets):
+        if packet.decoded is not None:
+            known.append(k)
+            clock.append(packet.decoded)
 
-    wait = _longest_wait([decoded for _, decoded in known], tick)
+    wait = _longest_wait(clock, tick)
     starts = [0]
-    for (_, before), (k, now) in pairwise(known):
+    for k, (before, now) in zip(known[1:], pairwise(clock), strict=True):
         step = (now - before) * tick
         goes_back = step < -BACK or (step < 0 and packets[k].key)
         if goes_back or (broadcast and step > wait):
@@ -221,10 +223,10 @@ def _decodable(packets: list[Packet], start: int, end: int) -> tuple[list[int], 
     lost = set(range(start, key))
     shown = [k for k in range(key, end) if not packets[k].hidden]
 
-    stamped = all(packets[k].stamp is not None for k in shown)
-    if shown and packets[shown[0]].key and stamped:
+    stamps = [packets[k].stamp for k in shown]
+    if shown and packets[shown[0]].key and None not in stamps:
         # Leading pictures refer to frames before the first key frame, which are not in the file.
-        begin = packets[shown[0]].stamp
-        lost |= {k for k in shown if packets[k].stamp < begin}
-        shown = [k for k in shown if packets[k].stamp >= begin]
+        leading = {k for k, stamp in zip(shown, stamps, strict=True) if stamp < stamps[0]}
+        lost |= leading
+        shown = sorted(set(shown) - leading)
     return shown, lost

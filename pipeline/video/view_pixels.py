@@ -168,8 +168,8 @@ class DecodeViews:
         frames = None
         if self.frame_size is not None:
             height, width = short_side(info.height, info.width, self.frame_size)
-            resized = [images[k].resize((width, height), Image.Resampling.BILINEAR) for k in steps]
-            frames = np.stack([np.asarray(image) for image in resized])
+            whole = [images[k].resize((width, height), Image.Resampling.BILINEAR) for k in steps]
+            frames = np.stack(list(map(np.asarray, whole)))
 
         numbers = tuple(info.first + k for k in steps)
         seconds = time.perf_counter() - started

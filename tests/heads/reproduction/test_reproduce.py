@@ -103,20 +103,9 @@ def test_a_table_that_was_stopped_anywhere_ends_with_the_same_curves(stop, tmp_p
 
 
 def test_the_command_writes_the_table_of_what_is_done(tmp_path):
-    asked = [
-        "rstg",
-        "--budget",
-        "0",
-        "--rows",
-        "mean_lstm",
-        "--tasks",
-        "sync3",
-        "--seeds",
-        "1",
-        "--device",
-        "cpu",
-    ]
-    done = CliRunner().invoke(command, [*asked, "--folder", str(tmp_path)], standalone_mode=False)
+    options = "--budget 0 --rows mean_lstm --tasks sync3 --seeds 1 --device cpu"
+    asked = ["rstg", *options.split(), "--folder", str(tmp_path)]
+    done = CliRunner().invoke(command, asked, standalone_mode=False)
     assert done.exception is None
     found = json.loads((tmp_path / "rstg-tiny" / "rstg-tiny.json").read_text())
     assert [row["name"] for row in found["tasks"]["sync3"]["rows"] if row["runs"]] == ["mean_lstm"]
@@ -156,9 +145,8 @@ def test_the_small_size_of_dyreg_is_half_guessed_by_who_knows_the_digits_alone()
     task = Reproduction(DYREG, DYREG.sizes[1], Path()).task("multisync")
     scenes = task.scenes(load_images()["val"], 0, "val", np.arange(2000))
     assert task.guess == 0.5
-    assert (
-        abs((scenes.labels == task.labels.index("none")).mean() - 0.5) < 0.04
-    )  # four standard deviations
+    # Four standard deviations.
+    assert abs((scenes.labels == task.labels.index("none")).mean() - 0.5) < 0.04
     room = task.canvas - task.tile - 1
     assert task.reach > room  # a digit on its own may be anywhere in the next frame
 
@@ -325,9 +313,9 @@ def test_pairs_in_the_papers_order_are_counted_and_the_others_named():
         ("not run", 1, ()),
     )
     assert compare_order(table) == (2, 3, ["a is not below b"])
-    assert compare_order(rows(("a", 50, (0.4,)), ("b", 60, (0.4,))))[2] == [
-        "a is not below b"
-    ]  # equal is not the paper's order
+    # Equal figures are not in the paper's order.
+    equal = rows(("a", 50, (0.4,)), ("b", 60, (0.4,)))
+    assert compare_order(equal)[2] == ["a is not below b"]
 
 
 @pytest.mark.parametrize(("gap", "beyond"), [(2.9, False), (3.1, True)])

@@ -197,9 +197,8 @@ def test_a_single_digit_lies_whole_on_its_canvas_with_its_class(images):
         known.setdefault(int(tile.sum()), set()).add(int(c))
     for frame, c in zip(frames[..., 0], classes, strict=True):
         assert c in known[int(frame.sum())]
-    assert (
-        len({tuple(np.argwhere(frame[..., 0])[0]) for frame in frames}) > 25
-    )  # all over the place
+    # The digits are all over the canvas.
+    assert len({tuple(np.argwhere(frame[..., 0])[0]) for frame in frames}) > 25
 
 
 def test_impossible_rules_are_refused_rather_than_tried_for_ever():

@@ -129,9 +129,8 @@ def test_steps_are_from_minus_10_to_9_and_as_long_on_average_as_the_rule_makes_t
 def test_places_end_at_70_after_a_move_and_71_survives_only_where_a_pair_cannot_move(sync):
     corners = sync.corners
     assert corners.min() == 0
-    assert (
-        corners[:, :, 2:].max() == 70
-    )  # a move comes before frame 0, so that a start at 71 is not seen
+    # A move comes before frame 0, so no frame shows a start at 71.
+    assert corners[:, :, 2:].max() == 70
     assert corners.max() == 71
     stuck = np.argwhere(corners[:, 1:] == 71)
     assert set(stuck[:, 2]) <= {0, 1}
@@ -147,9 +146,8 @@ def test_paths_are_distributed_as_those_of_the_rule_written_out_plainly(sync):
 
     found = []
     for _ in range(4000):
-        places = [
-            int(rng.integers(0, 72)) for _ in range(3)
-        ]  # on one axis: the two of the pair, and another digit
+        # On one axis: the two of the pair, and another digit.
+        places = [int(rng.integers(0, 72)) for _ in range(3)]
         path = []
         for _ in range(10):
             (low0, high0), (low1, high1), (low2, high2) = (limits(c) for c in places)

@@ -228,9 +228,8 @@ def test_real_rotated_videos_are_upright(videos_dir, clip_of, decoder, turn):
 
 
 REAL = {
-    "arm_wrestling.mp4": VideoInfo(
-        280, 28.0, 427, 256
-    ),  # 340 stored pixels, 64:51 as wide as high by ffprobe
+    # 340 stored pixels, 64:51 as wide as high by ffprobe.
+    "arm_wrestling.mp4": VideoInfo(280, 28.0, 427, 256),
     "people_indoors.mp4": VideoInfo(57, 6.0, 340, 256),
     "flipping_a_pancake.mkv": VideoInfo(310, 30.0, 426, 240),
     "unordered.mov": VideoInfo(4, 32.0, 50, 50),
@@ -315,9 +314,8 @@ def test_a_file_cut_short_is_truncated_and_its_rest_can_be_allowed(
     file, clip_of, numbers_in, tmp_path, name, share, decoder
 ):
     data = file(name).read_bytes()
-    begin = max(
-        data.find(b"mdat"), data.find(b"movi"), 0
-    )  # where the frames begin, after a header that a small file is full of
+    # Where the frames begin: most of a small file is its header.
+    begin = max(data.find(b"mdat"), data.find(b"movi"), 0)
     path = tmp_path / name
     path.write_bytes(data[: begin + int(share * (len(data) - begin))])
     with pytest.raises(TruncatedVideo, match=r"promises|cut off"):
@@ -328,9 +326,8 @@ def test_a_file_cut_short_is_truncated_and_its_rest_can_be_allowed(
         assert numbers_in(reader.read([0, left // 2])) == [0, left // 2]
         numbers = numbers_in(reader.read(range(left)))
         assert numbers == sorted(set(numbers))
-        if (
-            "b_frames" not in name
-        ):  # of frames stored out of order, some before the last are missing
+        # Of frames stored out of order, some before the last one are missing.
+        if "b_frames" not in name:
             assert numbers == list(range(left))
 
 

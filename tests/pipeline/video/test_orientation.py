@@ -54,9 +54,8 @@ def test_a_turn_by_another_angle_is_refused():
     sine = 0.5**0.5
     with pytest.raises(ValueError, match="no multiple of 90 degrees"):
         orientation_of_matrix(matrix(sine, sine, -sine, sine))
-    assert (
-        orientation_of_matrix(matrix(0.9999, 0.01, -0.01, 0.9999)) == STRAIGHT
-    )  # half a degree, as hands hold a phone
+    # Half a degree, as hands hold a phone.
+    assert orientation_of_matrix(matrix(0.9999, 0.01, -0.01, 0.9999)) == STRAIGHT
 
 
 @pytest.mark.parametrize(

@@ -77,10 +77,8 @@ def test_a_container_that_promises_nothing_lacks_nothing(kind):
         (MP4, {"own": 4.0, "frames": 100}),
         (MATROSKA, {"tag": "00:00:04.000000000"}),
         (MATROSKA, {"duration": 4.0}),
-        (
-            "avi",
-            {"frames": 100, "own": 2.0, "duration": 2.0},
-        ),  # FFmpeg shortens the durations of an AVI to what is there
+        # FFmpeg shortens the durations of an AVI to what is there.
+        ("avi", {"frames": 100, "own": 2.0, "duration": 2.0}),
         ("flv", {"duration": 4.0}),
     ],
 )
@@ -94,9 +92,8 @@ def test_half_of_what_was_promised_is_missing(kind, promises):
 def test_durations_count_from_the_start_of_the_stream_but_in_matroska_from_zero():
     late = every_40_ms(50, begin=2000)
     assert "promises 4.00 s" in described(late, start=2.0, own=4.0).missing
-    assert (
-        "promises 4.00 s" in described(late, start=0.0, own=4.0).missing
-    )  # behind sound that begins at once
+    # The sound begins at once.
+    assert "promises 4.00 s" in described(late, start=0.0, own=4.0).missing
     assert described(late, kind=MATROSKA, start=2.0, tag="00:00:04.000000000").missing == ""
 
 
@@ -150,9 +147,8 @@ def test_stamps_that_cannot_name_frames_are_not_used(stamps, kind):
 def test_the_rate_is_that_of_the_stamps_where_the_header_states_a_clock(kind, clock):
     assert described(every_40_ms(50), kind=kind, rate=clock).fps == pytest.approx(25)
     uneven = [0, 20, 70, 100, 150, 170, 220, 300]
-    assert described(uneven, kind=kind, rate=clock).fps == pytest.approx(
-        8 / 0.35
-    )  # 300 ms and a median step of 50
+    # 300 ms and a median step of 50.
+    assert described(uneven, kind=kind, rate=clock).fps == pytest.approx(8 / 0.35)
 
 
 def test_a_rate_that_fits_rounded_stamps_is_exact():

@@ -73,9 +73,8 @@ PICTURES = {
 
 @pytest.mark.parametrize("kind", PICTURES)
 def test_a_picture_is_what_ffmpeg_shows(tmp_path, kind):
-    name, make, options, tolerance = PICTURES[
-        kind
-    ]  # tolerance: of other rounding, and of another JPEG decoder
+    # The tolerance is for other rounding, and for another JPEG decoder.
+    name, make, options, tolerance = PICTURES[kind]
     make().save(tmp_path / name, **options)
     ours, theirs = read_picture(tmp_path / name), shown_by_ffmpeg(tmp_path / name)
     assert ours.shape == theirs.shape == (32, 48, 3)
