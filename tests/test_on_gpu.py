@@ -229,7 +229,7 @@ def test_every_source_of_boxes_feeds_the_nodes_there(source, pool, sources):
             "detectron2", reason="detectron2 is not installed; what is ours of it is tested below"
         )
     options = sources.get(source, {"weights": "none", "size": 48, "num_boxes": 3})
-    small = {"backbone": "digit_cnn", "backbone_options": {"width": 8}}
+    small = {"backbone": "digit_cnn", "row_backbone_options": {"width": 8}}
     config = views_config(
         **small, keep=("nodes",), proposals=source, proposal_options=options, roi_pool=pool
     )
@@ -238,7 +238,7 @@ def test_every_source_of_boxes_feeds_the_nodes_there(source, pool, sources):
 
 
 def test_views_without_boxes_are_computed_there():
-    small = {"backbone": "digit_cnn", "backbone_options": {"width": 8}}
+    small = {"backbone": "digit_cnn", "row_backbone_options": {"width": 8}}
     assert same_arrays(views_config(**small, keep=("pooled", "conv2")))["boxes"].shape[1] == 0
 
 
@@ -246,7 +246,7 @@ def test_views_without_boxes_are_computed_there():
 def test_stage_one_computes_there_in_half_precision(precision, sources):
     small = {
         "backbone": "resnet18",
-        "backbone_options": {"width": 8},
+        "row_backbone_options": {"width": 8},
         "keep": ("pooled", "nodes", "res4"),
     }
     options = {"proposals": "digit_rpn", "proposal_options": sources["digit_rpn"]}
@@ -597,7 +597,9 @@ def test_the_papers_digit_experiments_run_there(tmp_path, monkeypatch):
     from heads.reproduction.tables import RSTG, reads_frames
 
     monkeypatch.setattr(reproduce, "STEPS", 2)
-    work = reproduce.Work(RSTG, RSTG.sizes[0], tmp_path, device="cuda", say=lambda line: None)
+    work = reproduce.Reproduction(
+        RSTG, RSTG.sizes[0], tmp_path, device="cuda", say=lambda line: None
+    )
     frozen = next(row for row in RSTG.rows if not reads_frames(row, work.size))
     whole = next(row for row in RSTG.rows if reads_frames(row, work.size))
     found = reproduce.train_rows(work, RSTG.tasks[0], [frozen, whole], [0])
@@ -705,7 +707,7 @@ def test_fine_tuning_there_starts_from_the_caches_logits(
     assert np.isfinite(result.metrics["test"]["loss"])
 
 
-INSIDE = {"backbone": "tsm_r18", "backbone_options": {"width": 8}, "at": "res3.0"}
+INSIDE = {"backbone": "tsm_r18", "row_backbone_options": {"width": 8}, "at": "res3.0"}
 
 
 @pytest.mark.parametrize(("head", "options"), [("pool", {"dropout": 0.5}), ("rstg_map", INSIDE)])

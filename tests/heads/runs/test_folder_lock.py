@@ -371,8 +371,8 @@ def test_a_reproduction_leaves_a_row_that_another_command_trains_to_it(tmp_path,
     rows = list(table.rows[:2])
     for loop in ("_from_frames", "_from_maps"):
         monkeypatch.setattr(reproduce, loop, train_row)
-    monkeypatch.setattr(reproduce.Work, "cache", lambda work, task: None)
-    work = reproduce.Work(table, table.sizes[0], tmp_path, say=lines.append)
+    monkeypatch.setattr(reproduce.Reproduction, "cache", lambda work, task: None)
+    work = reproduce.Reproduction(table, table.sizes[0], tmp_path, say=lines.append)
     assert reproduce.train_rows(work, table.tasks[0], rows, [0]) == [rows[1].name]
     assert "the first is taken" in lines
 
