@@ -90,7 +90,7 @@ def create_cache(
     folder = Path(path)
     config = json.loads(_canonical(config))
     fingerprint = _fingerprint(config, manifest)
-    check_place(folder)
+    require_folder_path(folder)
     make_folder(folder)
     watch, made = ClaimWatch(), folder / "cache.json"
     waits = WaitMessages(watch, say)
@@ -112,7 +112,7 @@ def create_cache(
     return Shards(folder, fingerprint, manifest, read_cache_json(folder)["per_shard"])
 
 
-def home_of(folder: Path, fingerprint: str, stage: str) -> WatchedFolder:
+def watch_cache_folder(folder: Path, fingerprint: str, stage: str) -> WatchedFolder:
     """Watches the cache's folder and its folder for a stage, which is made if needed, for a run
     that writes there.
 
@@ -143,7 +143,7 @@ def home_of(folder: Path, fingerprint: str, stage: str) -> WatchedFolder:
     return WatchedFolder(folder, folder / stage, unchanged=unchanged)
 
 
-def check_place(folder: Path) -> None:
+def require_folder_path(folder: Path) -> None:
     """CacheError where a file is in the way of a folder for a cache."""
     for place in (folder, *folder.parents):
         if place.exists() and not place.is_dir():
@@ -200,7 +200,7 @@ def read_cache_json(folder: Path) -> dict:
     return record
 
 
-def other_reading(folder: Path) -> str:
+def decoding_warning(folder: Path) -> str:
     """The warning for a run that adds shards to a cache of an earlier version, which read videos
     differently; else "".
     """

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.cache.fields import FORMAT, is_cut
 from pipeline.cache.records import read_statistics
-from pipeline.cache.shard_reader import UNREADABLE, ShardFile, record_of
+from pipeline.cache.shard_reader import UNREADABLE, ShardFile, record_from_file
 from pipeline.cache.shard_writer import GroupPlan
 from pipeline.cache.value_checks import wrong_values
 from pipeline.files.atomic_files import Damaged
@@ -32,7 +32,7 @@ class GoodViews:
     def __init__(self, path: Path, attrs: Mapping[str, str | int], plans: Mapping[str, GroupPlan]):
         self.rows: dict[str, set[int]] = {group: set() for group in plans}
         with suppress(*UNREADABLE):
-            self._file = ShardFile(path, record_of(path))
+            self._file = ShardFile(path, record_from_file(path))
             with self._file.kept_open():
                 self._look(attrs, plans, _absent(path))
             self._file.release()

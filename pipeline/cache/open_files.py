@@ -18,7 +18,7 @@ MOST_OPEN = 256  # more open files would not make reading faster
 NO_MORE = (errno.EMFILE, errno.ENFILE)
 
 
-class OpenedFile(Protocol):
+class ReopenableFile(Protocol):
     """What can be closed and opened again: `pipeline.cache.shard_reader.ShardFile`."""
 
     def release(self) -> None: ...
@@ -33,21 +33,21 @@ class OpenFiles:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._files: OrderedDict[ref[OpenedFile], None] = OrderedDict()
+        self._files: OrderedDict[ref[ReopenableFile], None] = OrderedDict()
 
-    def __iter__(self) -> Iterator[OpenedFile]:
+    def __iter__(self) -> Iterator[ReopenableFile]:
         return (file for key in list(self._files) if (file := key()) is not None)
 
-    def __contains__(self, file: OpenedFile) -> bool:
+    def __contains__(self, file: ReopenableFile) -> bool:
         return ref(file) in self._files
 
-    def used(self, file: OpenedFile) -> None:
+    def used(self, file: ReopenableFile) -> None:
         """Notes that an open file is in use now."""
         with self._lock:
             if ref(file) in self._files:
                 self._files.move_to_end(ref(file))
 
-    def open(self, file: OpenedFile, opener: Callable[[], int]) -> int:
+    def open(self, file: ReopenableFile, opener: Callable[[], int]) -> int:
         """Opens a descriptor for `file` and closes others to stay within the limit. Raises the
         OSError of `opener`.
         """
@@ -60,12 +60,12 @@ class OpenFiles:
                     self.closed(file)
                     raise
 
-    def closed(self, file: OpenedFile) -> None:
+    def closed(self, file: ReopenableFile) -> None:
         """Notes that a file is closed."""
         with self._lock:
             self._files.pop(ref(file), None)
 
-    def _make_room(self, file: OpenedFile) -> None:
+    def _make_room(self, file: ReopenableFile) -> None:
         with self._lock:
             for gone in [key for key in self._files if key() is None or key() is file]:
                 del self._files[gone]
@@ -76,7 +76,7 @@ class OpenFiles:
             if other is not None:
                 other.release()
 
-    def _close_oldest(self, but: OpenedFile) -> bool:
+    def _close_oldest(self, but: ReopenableFile) -> bool:
         with self._lock:
             oldest = next(
                 (other for key in self._files if (other := key()) not in (None, but)), None

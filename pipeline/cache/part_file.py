@@ -134,7 +134,7 @@ class PartFile(_Positioned):
         """Nothing waits here."""
 
 
-class OpenFile(_Positioned):
+class ReadOnlyFile(_Positioned):
     """A file that is open already, for `h5py.File` to read: `number` is its descriptor, which stays
     the caller's.
 
@@ -167,5 +167,5 @@ class OpenFile(_Positioned):
 
 # HDF5 waits for them: an exception that came up in one would be lost in it, or leave it with half a
 # file.
-CALLED = [method for kind in (_Positioned, PartFile, OpenFile) for method in vars(kind).values()]
+CALLED = [method for kind in (_Positioned, PartFile, ReadOnlyFile) for method in vars(kind).values()]
 STEPS = frozenset(method.__code__ for method in CALLED if isinstance(method, FunctionType))

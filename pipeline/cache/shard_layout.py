@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from pipeline.cache.fields import GROUPS, MAX_VIEW, ROW_KEYS
-from pipeline.cache.part_file import OpenFile
+from pipeline.cache.part_file import ReadOnlyFile
 from pipeline.cache.shard_writer import CHECKSUM_BYTES
 from pipeline.files.atomic_files import Damaged
 
@@ -73,7 +73,7 @@ class ShardTables:
     """
 
     def __init__(self, path: Path, number: int):
-        self.path, self.bytes = path, OpenFile(number)
+        self.path, self.bytes = path, ReadOnlyFile(number)
         with self._reading():
             # A finished file never changes, and some file systems refuse locks.
             self._file = h5py.File(self.bytes, "r", locking=False)
@@ -333,7 +333,7 @@ def zstd_content_size(head: bytes) -> int | None:
     )
 
 
-def want_of(table: Mapping, field: str) -> StoredDataset:
+def expected_dataset(table: Mapping, field: str) -> StoredDataset:
     """A field as its group's statistics describe it."""
     stored = table["fields"][field]
     return StoredDataset(tuple(stored["shape"]), stored["dtype"], table["rows"], 1, True)

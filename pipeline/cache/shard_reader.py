@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.cache.fields import ROW_KEYS
 from pipeline.cache.open_files import OPEN_FILES
-from pipeline.cache.shard_layout import RowLayout, ShardTables, StoredDataset, Unreadable, want_of
+from pipeline.cache.shard_layout import RowLayout, ShardTables, StoredDataset, Unreadable, expected_dataset
 from pipeline.cache.shard_writer import CHECKSUM_BYTES
 from pipeline.files.atomic_files import Damaged, fletcher32, fletcher32_of_rows
 from pipeline.files.regular_files import open_regular
@@ -160,7 +160,7 @@ class ShardFile:
         key = group, field
         if key not in self._layouts:
             table = self.record["groups"][group]
-            want = want_of(table, field) if "rows" in table else None
+            want = expected_dataset(table, field) if "rows" in table else None
             with self._asking(self.opened()) as tables:
                 found = tables.layout(group, field, want)
             self._tested[key] = np.zeros(len(found.offsets), bool)
@@ -269,7 +269,7 @@ class ShardFile:
             return tables.keys(group, self.record["groups"][group].get("rows"))
 
 
-def record_of(path: Path) -> dict:
+def record_from_file(path: Path) -> dict:
     """As much of a shard's statistics as `ShardFile` needs, from its HDF5 file alone. One of
     UNREADABLE if that is damaged.
     """

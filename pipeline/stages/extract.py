@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.cache.fields import GROUPS
-from pipeline.cache.folder import home_of, other_reading
+from pipeline.cache.folder import watch_cache_folder, decoding_warning
 from pipeline.cache.good_rows import GoodViews
 from pipeline.cache.reader import complete_shard, create_cache, read_cache_json, relabelled_clips
 from pipeline.cache.records import read_statistics
@@ -149,7 +149,7 @@ def extract(
         if announce
         else (lambda done, failed: None)
     )
-    if jobs and say and (line := other_reading(plan.folder)):
+    if jobs and say and (line := decoding_warning(plan.folder)):
         say(line)
     if not jobs:
         summary.changed = _changed_clips(there)
@@ -263,7 +263,7 @@ class ExtractShards:
         """The cache's folders, identified when this process began to work there. CacheError if
         there is no cache.
         """
-        return home_of(*self.place, "features")
+        return watch_cache_folder(*self.place, "features")
 
     @cached_property
     def pool(self) -> WorkerPool:

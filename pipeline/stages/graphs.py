@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.cache.fields import FIELDS
-from pipeline.cache.folder import home_of
+from pipeline.cache.folder import watch_cache_folder
 from pipeline.cache.reader import Cache, CacheError, Group, made_from
 from pipeline.cache.shard_writer import GroupPlan, ShardWriter
 from pipeline.files.atomic_files import Damaged
@@ -106,7 +106,7 @@ class ShardGraphs:
     @cached_property
     def home(self) -> WatchedFolder:
         """The cache's folders, identified when this process began."""
-        return home_of(self.cache.path, self.cache.fingerprint, "graphs")
+        return watch_cache_folder(self.cache.path, self.cache.fingerprint, "graphs")
 
     def check(self) -> None:
         """CacheError or ValueError if the cache holds no views, or they do not allow these

@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 
-from pipeline.cache.folder import check_place
+from pipeline.cache.folder import require_folder_path
 from pipeline.cache.reader import Cache
 from pipeline.manifests.manifest import COLUMNS, TIMES, Clip, Manifest, read_manifest
 from pipeline.stages.config import ExtractConfig
@@ -118,7 +118,7 @@ def make_plan(
     whole batches. Nothing stays on the disk. ValueError if every clip fails, or what `extract`
     raises.
     """
-    check_place(Path(cache))
+    require_folder_path(Path(cache))
     options = options or RunOptions()
     timed = math.ceil(max(1, clips) / options.batch) * options.batch
     chosen = _sample(manifest.clips, 2 * timed + max(1, timed // 4))

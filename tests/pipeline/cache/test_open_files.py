@@ -142,7 +142,7 @@ def test_a_file_that_is_closed_and_opened_again_is_asked_for_its_tables_once(tmp
     out = np.empty((1, 4, 6), np.float16)
     file.read("train", "pooled", [0], out)
     file.release()
-    monkeypatch.setattr("pipeline.cache.shard_reader.Tables", None)
+    monkeypatch.setattr("pipeline.cache.shard_reader.ShardTables", None)
     file.read("train", "pooled", [1], out)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from heads.runs import run_files as runs
-from pipeline.cache.folder import create_cache, home_of, read_cache_json
+from pipeline.cache.folder import create_cache, watch_cache_folder, read_cache_json
 from pipeline.stages.graphs import build_graphs
 from tests.support.small_cache import make_cache, manifest_of
 
@@ -97,7 +97,7 @@ def test_of_a_shard_that_is_written_again_the_old_marker_is_gone_for_good_before
 def test_a_new_cache_is_durable_from_its_folder_to_its_description(tmp_path, calls):
     folder = tmp_path / "deep" / "cache"
     create_cache(folder, {"a": 1}, manifest_of(tmp_path), 3)
-    home_of(folder, read_cache_json(folder)["fingerprint"], "features")
+    watch_cache_folder(folder, read_cache_json(folder)["fingerprint"], "features")
     check(calls, folder / "manifest.csv", before=(folder / "cache.json",))
     check(calls, folder / "cache.json")
     for made in (folder.parent, folder, folder / "features"):
