@@ -14,7 +14,13 @@ import numpy as np
 
 from pipeline.cache.fields import ROW_KEYS
 from pipeline.cache.open_files import OPEN_FILES
-from pipeline.cache.shard_layout import RowLayout, ShardTables, StoredDataset, Unreadable, expected_dataset
+from pipeline.cache.shard_layout import (
+    RowLayout,
+    ShardTables,
+    StoredDataset,
+    Unreadable,
+    expected_dataset,
+)
 from pipeline.cache.shard_writer import CHECKSUM_BYTES
 from pipeline.files.atomic_files import Damaged, fletcher32, fletcher32_of_rows
 from pipeline.files.regular_files import open_regular

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from heads.runs import run_files as runs
-from pipeline.cache.folder import create_cache, watch_cache_folder, read_cache_json
+from pipeline.cache.folder import create_cache, read_cache_json, watch_cache_folder
 from pipeline.stages.graphs import build_graphs
 from tests.support.small_cache import make_cache, manifest_of
 

@@ -129,7 +129,7 @@ def files(path) -> set[str]:
 
 def test_a_worker_whose_path_leads_to_another_cache_says_so(tmp_path):
     path = make_cache(tmp_path)
-    with pytest.raises(ValueError, match="another cache than the one that this run began with"):
+    with pytest.raises(ValueError, match="this is not the cache that the run started with"):
         watch_cache_folder(path, "0" * 64, "features")
     with pytest.raises(ValueError, match="no cache here"):
         watch_cache_folder(tmp_path / "nothing", "0" * 64, "features")
