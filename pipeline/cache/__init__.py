@@ -6,7 +6,8 @@ neither videos nor networks.
 
     fields         which tensors there are, with their axes, dtypes and units
     reader         Cache and Group: what notebooks and training read
-    folder         cache.json, the manifest's copy, and which shard holds which clips
+    folder         cache.json and the copy of the manifest
+    shards         which shard holds which clips, where its files are, whether it is complete
     shard_writer   writes one shard's HDF5 file and its statistics (through part_file)
     shard_reader   reads one shard (shard_layout asks HDF5; open_files limits descriptors)
     shard_check    verifies every byte of a shard (value_checks looks at the numbers)
@@ -20,7 +21,7 @@ _HOMES = {
     "Cache": "reader",
     "Group": "reader",
     "CacheError": "folder",
-    "Shards": "folder",
+    "Shards": "shards",
     "create_cache": "folder",
     "FIELDS": "fields",
     "Field": "fields",

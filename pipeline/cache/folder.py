@@ -13,10 +13,10 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from pipeline.cache.fields import FORMAT
-from pipeline.cache.records import CACHE, read_statistics, require
+from pipeline.cache.records import CACHE, require
+from pipeline.cache.shards import Shards
 from pipeline.files.atomic_files import (
     Damaged,
-    done_marker,
     make_folder,
     move_into_place,
     read_json,
@@ -27,7 +27,7 @@ from pipeline.files.atomic_files import (
 )
 from pipeline.files.owners import part_path, remove_abandoned
 from pipeline.files.watched_folder import WatchedFolder
-from pipeline.manifests.manifest import Clip, Manifest, read_manifest, shard_ranges
+from pipeline.manifests.manifest import Clip, Manifest, read_manifest
 from pipeline.workers.claims import ClaimWatch, Mark, take_claim, version_of
 from pipeline.workers.waiting import PrintLine, WaitMessages
 
@@ -45,96 +45,6 @@ _ENCODER = json.JSONEncoder(
 
 class CacheError(ValueError):
     """There is no cache, it is not the one that was asked for, or it lacks something."""
-
-
-class Shards:
-    """The shards of a cache: which clips each holds, and where its files are.
-
-    `len(shards)` is their number. A shard is a range of consecutive clips of the manifest.
-
-    Attributes:
-        folder: the cache.
-        fingerprint: the cache's fingerprint, which every file of a shard repeats.
-        manifest: the clips of the cache.
-        ranges: for each shard, the positions of its clips in `manifest.clips`.
-    """
-
-    def __init__(self, folder: Path, fingerprint: str, manifest: Manifest, per_shard: int):
-        """Divide a manifest into shards.
-
-        Args:
-            folder: the cache.
-            fingerprint: the cache's fingerprint.
-            manifest: the clips of the cache.
-            per_shard: clips per shard; the last shard may have fewer.
-        """
-        self.folder, self.fingerprint, self.manifest = folder, fingerprint, manifest
-        self.ranges = shard_ranges(len(manifest.clips), per_shard)
-
-    def __len__(self) -> int:
-        return len(self.ranges)
-
-    def clips(self, shard: int) -> tuple[Clip, ...]:
-        """Return the clips of a shard.
-
-        Args:
-            shard: a number from 0 to `len(self) - 1`.
-
-        Returns:
-            The clips in the order of the shard's rows.
-        """
-        return self.manifest.clips[self.ranges[shard].start : self.ranges[shard].stop]
-
-    def path(self, shard: int, stage: str = "features") -> Path:
-        """Return the path of a shard's HDF5 file, whether it exists or not.
-
-        Args:
-            shard: the shard's number.
-            stage: "features" or "graphs".
-
-        Returns:
-            `CACHE/STAGE/NNNNN.h5`.
-        """
-        return self.folder / stage / f"{shard:05d}.h5"
-
-    def done(self, shard: int, stage: str = "features") -> bool:
-        """Return whether a shard is complete.
-
-        Args:
-            shard: the shard's number.
-            stage: "features" or "graphs".
-
-        Returns:
-            Whether the statistics file is there, which is written after the HDF5 file.
-        """
-        return done_marker(self.path(shard, stage)).exists()
-
-    def record(self, shard: int, stage: str = "features") -> dict:
-        """Read the statistics of a complete shard.
-
-        Args:
-            shard: the shard's number.
-            stage: "features" or "graphs".
-
-        Returns:
-            The statistics (`pipeline.cache.records.STATISTICS`).
-
-        Raises:
-            Damaged: they are damaged, or belong to another shard or cache.
-            OSError: there are none, or they cannot be read.
-        """
-        return read_statistics(self.path(shard, stage), self.attrs(shard))
-
-    def attrs(self, shard: int) -> dict[str, str | int]:
-        """Return what every file of a shard repeats to say where it belongs.
-
-        Args:
-            shard: the shard's number.
-
-        Returns:
-            "fingerprint" and "shard": the attributes of the HDF5 file and of its statistics.
-        """
-        return {"fingerprint": self.fingerprint, "shard": shard}
 
 
 def create_cache(

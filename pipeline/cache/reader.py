@@ -15,13 +15,13 @@ import numpy as np
 from pipeline.cache.fields import FIELDS, GROUPS
 from pipeline.cache.folder import (
     CacheError,
-    Shards,
     check_manifest_copy,
     create_cache,
     read_cache_json,
     relabelled_clips,
 )
 from pipeline.cache.shard_reader import ShardFile
+from pipeline.cache.shards import Shards, made_from
 from pipeline.files.atomic_files import Damaged
 from pipeline.manifests.manifest import Manifest, read_manifest
 
@@ -30,9 +30,7 @@ __all__ = [
     "CacheError",
     "Damaged",
     "Group",
-    "complete_shard",
     "create_cache",
-    "made_from",
     "relabelled_clips",
 ]
 
@@ -294,16 +292,10 @@ class Group:
         return self._field(field)[1]
 
     def dtype(self, field: str) -> np.dtype:
-        """Return the dtype of a field, as it is stored.
+        """Return the dtype of a field as it is stored, little-endian.
 
         Args:
-            field: one of `fields`.
-
-        Returns:
-            The dtype, little-endian.
-
-        Raises:
-            CacheError: not every complete shard has the field.
+            field: one of `fields`. CacheError as for `shape`.
         """
         return self._field(field)[2]
 
@@ -414,7 +406,7 @@ class Group:
         file = self.cache.files.get(self.cache.shards.path(shard, stage), record)
         stored = tuple(record["groups"][self.name]["fields"][name]["shape"])
         if stored == out.shape[1:]:
-            # Slices, not indices: an index would give a copy, and the read would go there.
+            # Slices, because an index would give a copy where a view has one value.
             targets = [out[position : position + 1] for position in positions.tolist()]
             file.read(self.name, name, rows, targets)
             return
@@ -443,41 +435,6 @@ class Group:
             f"{self.views[row]}) {why}; ask for rows where `ok`, or run `vidgraph {verb} --cache "
             f"{self.cache.path}`"
         )
-
-
-def complete_shard(plan: Shards, shard: int) -> dict:
-    """Read the statistics of a complete shard, and check that its HDF5 file belongs to them.
-
-    Args:
-        plan: the shards of the cache.
-        shard: the shard's number.
-
-    Returns:
-        The statistics.
-
-    Raises:
-        Damaged: the statistics or the HDF5 file are damaged, or belong to another shard or cache.
-        OSError: there are none, or a file cannot be read.
-    """
-    record = plan.record(shard)
-    file = ShardFile(plan.path(shard), record)
-    # Opening compares the file's attributes with the statistics.
-    file.opened()
-    file.release()
-    return record
-
-
-def made_from(graphs: dict, features: dict) -> bool:
-    """Return whether a shard's graphs were computed from its features as they are now.
-
-    Args:
-        graphs: the statistics of the graphs.
-        features: the statistics of the features.
-
-    Returns:
-        Whether the graphs name the sha256 of the features' file.
-    """
-    return graphs["attrs"].get("source_sha256") == features["sha256"]
 
 
 def _differ_in_map_size_only(shapes: Iterable[tuple[int, ...]]) -> bool:

@@ -12,11 +12,11 @@ from shlex import quote
 import numpy as np
 
 from pipeline.cache.fields import FORMAT, ROW_KEYS
-from pipeline.cache.folder import Shards, read_cache_json, read_manifest_copy
-from pipeline.cache.reader import made_from
+from pipeline.cache.folder import read_cache_json, read_manifest_copy
 from pipeline.cache.records import check_sizes, read_statistics
 from pipeline.cache.shard_layout import StoredDataset, Unreadable
 from pipeline.cache.shard_reader import UNREADABLE, ShardFile
+from pipeline.cache.shards import Shards, made_from
 from pipeline.cache.value_checks import wrong_values
 from pipeline.files.atomic_files import Damaged, done_marker, sha256_of
 
@@ -104,8 +104,8 @@ class _Stop(Exception):
 class _HashProgress:
     """How many bytes of a file have been hashed.
 
-    Who reads views waits for the hash to come by. So one reader reads the disk in order, and the
-    views come from the system's cache.
+    The check reads a view once the hash has passed it. So the disk is read once, in order, and
+    the views come from the system's cache.
     """
 
     def __init__(self):

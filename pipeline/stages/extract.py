@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.cache.fields import GROUPS
-from pipeline.cache.folder import watch_cache_folder, decoding_warning
+from pipeline.cache.folder import decoding_warning, watch_cache_folder
 from pipeline.cache.good_rows import GoodViews
-from pipeline.cache.reader import complete_shard, create_cache, read_cache_json, relabelled_clips
+from pipeline.cache.reader import create_cache, read_cache_json, relabelled_clips
 from pipeline.cache.records import read_statistics
+from pipeline.cache.shards import complete_shard
 from pipeline.files.atomic_files import Damaged
 from pipeline.files.watched_folder import WatchedFolder
 from pipeline.manifests.manifest import Clip, Manifest, shard_ranges

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from pipeline.cache.fields import FIELDS
 from pipeline.cache.folder import watch_cache_folder
-from pipeline.cache.reader import Cache, CacheError, Group, made_from
+from pipeline.cache.reader import Cache, CacheError, Group
 from pipeline.cache.shard_writer import GroupPlan, ShardWriter
+from pipeline.cache.shards import made_from
 from pipeline.files.atomic_files import Damaged
 from pipeline.files.watched_folder import WatchedFolder
 from pipeline.regions.graphs import GRAPHS, NEEDS, GraphOptions, graphs_of, require_neighbours

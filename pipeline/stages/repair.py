@@ -9,9 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.cache.folder import Shards
 from pipeline.cache.reader import Cache, CacheError
 from pipeline.cache.records import read_statistics
+from pipeline.cache.shards import Shards
 from pipeline.files.atomic_files import Damaged, done_marker
 from pipeline.manifests.manifest import Manifest, read_manifest
 from pipeline.stages.config import ExtractConfig

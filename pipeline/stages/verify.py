@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 
-from pipeline.cache.folder import Shards
 from pipeline.cache.reader import STAGES
 from pipeline.cache.shard_check import GRAPHS, REPAIR, ShardChecker, ShardFinding
+from pipeline.cache.shards import Shards
 from pipeline.files import owners
 from pipeline.files.atomic_files import Damaged
 from pipeline.manifests.manifest import ManifestError

@@ -15,8 +15,9 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.cache.reader import Cache, Damaged, complete_shard, create_cache
+from pipeline.cache.reader import Cache, Damaged, create_cache
 from pipeline.cache.shard_layout import Unreadable, zstd_content_size
+from pipeline.cache.shards import complete_shard
 from pipeline.files.atomic_files import fletcher32, fletcher32_of_rows
 from pipeline.stages.graphs import build_graphs
 from pipeline.stages.verify import verify

@@ -13,7 +13,6 @@ from pipeline.cache import shard_writer as shards
 from pipeline.cache.reader import create_cache
 from pipeline.cache.shard_reader import ShardFile
 from pipeline.cache.shard_writer import COMPRESSIONS, GroupPlan, NotFinite, ShardWriter
-from pipeline.files import atomic_files as sealed
 from pipeline.files.atomic_files import Damaged, done_marker, fletcher32, read_json, write_json
 from tests.support.small_cache import FIELDS, VIEWS, manifest_of, tensors_of, write_shard
 
@@ -71,13 +70,13 @@ def test_any_reader_of_hdf5_finds_what_was_written(plan, compression):
 
 def test_the_default_file_needs_no_plugin(plan):
     write_shard(plan, 0)
-    code = f"import h5py, sys; f = h5py.File({str(plan.path(0))!r}); f['train/nodes'][:]; print('hdf5plugin' in sys.modules)"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout
-        == "False\n"
-    )
+    code = f"""
+import h5py, sys
+h5py.File({str(plan.path(0))!r})["train/nodes"][:]
+print("hdf5plugin" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_large_views_are_compressed_by_choice(tmp_path):
@@ -213,11 +212,13 @@ write_shard(plan, 0)
 WOUNDS = {
     "while writing": "shards._Column.store = lambda self, row: die() if row == 3 else None",
     "before the hash": "shards.sync_and_hash = die",
-    "before the rename": "shards.complete = die",
+    "before the rename": "shards.move_into_place = die",
     "before the statistics": "shards.json_part = die",
     "between the renames": """
-complete = shards.complete
-shards.complete = lambda part, path, *how: (die if path.suffix == ".json" else complete)(part, path, *how)
+move = shards.move_into_place
+def move_or_die(part, path, *replace):
+    (die if path.suffix == ".json" else move)(part, path, *replace)
+shards.move_into_place = move_or_die
 """,
 }
 
@@ -244,7 +245,8 @@ sys.path[:0] = {[str(Path(__file__).parents[3]), str(Path(__file__).parent)]!r}
 from tests.pipeline.cache.test_shard_writer import *
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
-    with ShardWriter({str(tmp_path / "00000.h5")!r}, one_field(shape=(16, 512)), attrs=ATTRS) as writer:
+    plan = one_field(shape=(16, 512))
+    with ShardWriter({str(tmp_path / "00000.h5")!r}, plan, attrs=ATTRS) as writer:
         for row in range(3):
             writer.write("train", row, {{"pooled": np.zeros((16, 512), np.float16)}})
         writer.finish({{}})
