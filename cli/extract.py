@@ -208,8 +208,8 @@ def _run_options(given: dict, elsewhere: bool):
 
 
 def default_workers(device: str) -> int:
-    """Decode processes where nobody says how many; see `pipeline.stages.extract.decoders_for`."""
-    from pipeline.stages.extract import decoders_for
+    """Decode processes where nobody says how many; see `pipeline.stages.jobs.decoders_for`."""
+    from pipeline.stages.jobs import decoders_for
     from pipeline.workers.cores import cores_here
 
     return decoders_for(device, cores_here())

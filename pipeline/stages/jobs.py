@@ -1,4 +1,4 @@
-"""What an extraction is asked to do, without the networks that do it: options, and shards to write."""
+"""What a run is asked to do: its options, and the shards to write. Needs no networks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +10,9 @@ from pipeline.workers.claims import Mark
 
 # Called with (clips done, clips failed) since the last call.
 Advance = Callable[[int, int], None]
+
+# Decode processes, where nobody says how many.
+MOST_DECODERS = 16
 
 
 @dataclass(frozen=True)
@@ -64,3 +67,17 @@ class ShardJob(NamedTuple):
     attrs: dict[str, str | int]
     clips: tuple[Clip, ...]
     mark: Mark
+
+
+def decoders_for(device: str, cores: int) -> int:
+    """Return how many decode processes suit a device.
+
+    Args:
+        device: "cpu" or "cuda".
+        cores: CPU cores of this process.
+
+    Returns:
+        1 on a CPU, where the networks need every core and are slower than one decoder. Beside a
+        GPU the cores are free.
+    """
+    return 1 if device == "cpu" else max(1, min(MOST_DECODERS, cores - 1))

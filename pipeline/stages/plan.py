@@ -22,9 +22,9 @@ from pipeline.cache.folder import require_folder_path
 from pipeline.cache.reader import Cache
 from pipeline.manifests.manifest import COLUMNS, TIMES, Clip, Manifest, read_manifest
 from pipeline.stages.config import ExtractConfig
-from pipeline.stages.extract import ExtractSummary, clips_per_shard, decoders_for, extract
+from pipeline.stages.extract import ExtractSummary, clips_per_shard, extract
 from pipeline.stages.frozen_networks import StoredShapes
-from pipeline.stages.shard_composer import RunOptions
+from pipeline.stages.jobs import RunOptions, decoders_for
 from pipeline.views.stateless_random import Draws
 from pipeline.workers.cores import cores_here
 from pipeline.workers.engines import pick_device

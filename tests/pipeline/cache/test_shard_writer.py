@@ -13,6 +13,7 @@ from pipeline.cache import shard_writer as shards
 from pipeline.cache.reader import create_cache
 from pipeline.cache.shard_reader import ShardFile
 from pipeline.cache.shard_writer import COMPRESSIONS, GroupPlan, NotFinite, ShardWriter
+from pipeline.files import atomic_files
 from pipeline.files.atomic_files import Damaged, done_marker, fletcher32, read_json, write_json
 from tests.support.small_cache import FIELDS, VIEWS, manifest_of, tensors_of, write_shard
 
@@ -120,7 +121,7 @@ def test_our_checksum_is_that_of_hdf5(tmp_path, size, kind):
 def test_checksum_is_the_same_in_pieces(monkeypatch):
     data = np.random.default_rng(0).integers(0, 256, 50_001, dtype=np.uint8)
     whole = fletcher32(data)
-    monkeypatch.setattr(sealed, "PIECE", 8192)
+    monkeypatch.setattr(atomic_files, "PIECE", 8192)
     assert fletcher32(data) == whole
 
 
@@ -183,7 +184,7 @@ def test_the_done_marker_comes_last_and_goes_first(tmp_path, monkeypatch):
         seen.append((target.name, names(tmp_path)))
         os.replace(part, target)
 
-    for module in (shards, sealed):
+    for module in (shards, atomic_files):
         monkeypatch.setattr(module, "move_into_place", spy)
     for _ in range(2):
         with ShardWriter(path, one_field(), attrs=ATTRS, claim="me") as writer:
@@ -201,7 +202,6 @@ import os, signal, sys
 from pathlib import Path
 sys.path[:0] = {path!r}
 from pipeline.cache import shard_writer as shards
-from pipeline.files import atomic_files as sealed
 from pipeline.cache.reader import create_cache
 from tests.support.small_cache import manifest_of, write_shard
 plan = create_cache(Path({folder!r}) / "cache", {{"a": 1}}, manifest_of(Path({folder!r})), 3)

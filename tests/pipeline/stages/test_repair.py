@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import pipeline.stages.extract
+import pipeline.stages.extract_shards
 from cli.__main__ import main
 from pipeline.backbones import build_backbone
 from pipeline.cache.shard_reader import ShardFile
@@ -76,7 +76,7 @@ class Work:
     def __init__(self, monkeypatch):
         self.decoded: list[str] = []
         self.views: list[int] = []
-        work, tensors = pipeline.stages.extract.run_task, FrozenNetworks.tensors
+        work, tensors = pipeline.stages.extract_shards.run_task, FrozenNetworks.tensors
 
         def watched_work(task):
             if isinstance(task, DecodeViews):
@@ -87,7 +87,7 @@ class Work:
             self.views.append(int(frames.any((1, 2, 3, 4)).sum()))
             return tensors(models, frames, boxes, valid)
 
-        monkeypatch.setattr(pipeline.stages.extract, "run_task", watched_work)
+        monkeypatch.setattr(pipeline.stages.extract_shards, "run_task", watched_work)
         monkeypatch.setattr(FrozenNetworks, "tensors", watched_tensors)
 
 
