@@ -171,7 +171,7 @@ class ExtractShards:
             (job, statistics). The statistics are None if another run writes the shard or has
             written it.
         """
-        from pipeline.stages.shard_composer import decode_tasks
+        from pipeline.stages.shard_rows import decode_tasks
 
         claimed: deque[ClaimedShard] = deque()
         claims: set[Claim] = set()
@@ -284,7 +284,7 @@ class ExtractShards:
                 return None
             if not self.redo:
                 return ClaimedShard(job, claim, begin_shard(job.path))
-            from pipeline.stages.shard_composer import group_plans, rows_of
+            from pipeline.stages.shard_rows import group_plans, rows_of
 
             good = GoodViews(job.path, job.attrs, group_plans(self.models, job.clips, {}))
             for position in self._changed(job):
