@@ -24,6 +24,7 @@ FORMAT = 1
 # Bytes of one view: Linux reads no more in one system call. HDF5's own limit is 4 GiB.
 MAX_VIEW = 0x7FFFF000
 
+# Training and test views are stored apart, because their maps may differ in size.
 GROUPS = ("train", "test")
 
 

@@ -70,6 +70,7 @@ def create_cache(
         OSError: the folder cannot be written.
     """
     folder = Path(path)
+    # As it comes back from cache.json: lists for tuples, so that configs can be compared.
     config = json.loads(_canonical(config))
     fingerprint = _fingerprint(config, manifest)
     require_folder_path(folder)
@@ -117,6 +118,7 @@ def watch_cache_folder(folder: Path, fingerprint: str, stage: str) -> WatchedFol
         mark = version_of(record_path)
         if mark is None:
             return False
+        # Reading the file costs more than looking at its version.
         if mark != checked[0]:
             with suppress(Damaged, CacheError):
                 if read_cache_json(folder)["fingerprint"] != fingerprint:
@@ -299,8 +301,10 @@ def _require_same(folder: Path, config: dict, manifest: Manifest, fingerprint: s
         return
 
     stored, wanted = _flatten(record["config"]), _flatten(config)
-    keys = sorted({*stored, *wanted})
-    differing = [key for key in keys if stored.get(key) != wanted.get(key)]
+    differing = []
+    for key in sorted({*stored, *wanted}):
+        if stored.get(key) != wanted.get(key):
+            differing.append(key)
     if differing:
         raise CacheError(
             f"{folder}: the cache was made with {_settings(stored, differing)}; this command asks "

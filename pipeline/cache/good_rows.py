@@ -45,6 +45,7 @@ class GoodViews:
     def _find_good_rows(
         self, attrs: Mapping, plans: Mapping[str, GroupPlan], absent: Mapping[str, set[int]]
     ) -> None:
+        # A file that was copied here from another cache has other views.
         if self._file.attrs() != {"format": FORMAT, **attrs}:
             return
         for group, plan in plans.items():

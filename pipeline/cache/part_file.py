@@ -93,6 +93,7 @@ class PartFile(_FileObject):
 
         A network file system may report a full disk only now: call `check` afterwards.
         """
+        # First: the number may soon be another file's, which a late write must not reach.
         number, self._number = self._number, -1
         if number >= 0:
             try:

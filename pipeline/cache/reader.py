@@ -216,6 +216,7 @@ class Group:
         self.cache, self.name = cache, name
         self.per_clip = self._views_per_clip()
 
+        # Rows follow from the plan, not from what is complete: no row moves when shards are added.
         clips = cache.manifest.clips
         self.clips: list[str] = []
         for clip in clips:
@@ -256,6 +257,7 @@ class Group:
         described = {}
         for stage, records in self.cache.records.items():
             tables = [record["groups"][self.name]["fields"] for record in records.values()]
+            # Some shards may lack graphs; a field counts only if all rows have it.
             if len(tables) < len(self.cache.records["features"]):
                 continue
             for name in set(tables[0]).intersection(*tables[1:]):
@@ -321,9 +323,6 @@ class Group:
 
         Args:
             shard: the shard's number; it need not be complete.
-
-        Returns:
-            Consecutive rows.
         """
         first = int(self._starts[shard])
         return range(first, first + len(self.cache.shards.ranges[shard]) * self.per_clip)

@@ -44,6 +44,7 @@ class _OpenShard:
     def __init__(self, path: Path, number: int):
         self.path, self.number = path, number
         self.tables: ShardTables | None = None
+        # If one of these differs, the path names another file than before.
         status = os.fstat(number)
         self.identity = status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 

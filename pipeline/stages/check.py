@@ -127,6 +127,7 @@ def check_clips(
     begun, result = time.monotonic(), CheckResult()
     advance = announce(len(manifest.clips)) if announce else (lambda done, found: None)
     seen: dict[bytes, int] = {}
+    # A limit needs a process that can be ended.
     limit = time_limit if workers else None
     with WorkerPool(partial(look_at_clip, opening), workers, limit, again=1) as pool:
         for clip, look in pool.imap(manifest.clips, ahead=max(1, 4 * workers)):
@@ -157,6 +158,7 @@ def look_at_clip(opening: ClipOpener, clip: Clip) -> ClipLook:
     with opening.open(clip) as reader:
         info = reader.info
         frames = reader.read(frame_numbers(info.frames))  # [k,H,W,3]
+    # Blank clips of different sizes or lengths are no copies of one another.
     digest = hashlib.blake2b(f"{info.frames} {info.width} {info.height}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(frames))
 

@@ -82,6 +82,7 @@ class ExtractConfig:
             names = [name.strip() for name in self.keep.split(",")]
             object.__setattr__(self, "keep", tuple(name for name in names if name))
 
+        # `type`, because True is an instance of int.
         for name, kind in KINDS.items():
             if type(getattr(self, name)) is not kind:
                 raise ValueError(f"{name}: expected {kind.__name__}, got {getattr(self, name)!r}")

@@ -110,6 +110,7 @@ def extract(
     record, per_shard = _describe_for(engine, extractor)
     extractor.record = record
     plan = create_cache(cache, record, manifest, per_shard, say)
+    # Absolute, because other processes may have another working directory.
     extractor.place = Path(os.path.abspath(plan.folder)), plan.fingerprint
 
     wanted = range(len(plan)) if shards is None else sorted(set(shards))
@@ -119,6 +120,7 @@ def extract(
             f"{len(plan) - 1}"
         )
 
+    # Removes claims and part files of runs that have ended.
     watch = ClaimWatch()
     sweep_claims(plan.folder / "features", watch)
     summary = ExtractSummary(Path(cache), relabelled=relabelled_clips(plan.folder, manifest))

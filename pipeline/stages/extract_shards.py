@@ -94,6 +94,7 @@ class ExtractShards:
         self.cores = cores_here()
 
     def __getstate__(self) -> dict:
+        # Without networks and workers: each process makes its own.
         names = ("config", "root", "options", "redo", "record", "place")
         return {name: getattr(self, name) for name in names}
 
@@ -251,6 +252,7 @@ class ExtractShards:
             self.home.check()
             self.advance(done, failed)
 
+        # Writing also fails where another process took this one for dead and removed its file.
         try:
             return composer.run(results, advance)
         except OSError:
@@ -279,6 +281,7 @@ class ExtractShards:
         try:
             # The claim must lie in the cache that the run started in.
             self.home.check()
+            # Another run may have completed the shard just before this claim.
             if self.finished(job):
                 claim.release()
                 return None

@@ -104,6 +104,7 @@ class StoredShapes:
             "flip": (),
             **dict.fromkeys(self.grids(size), (2,)),
         }
+        # What is not known by name is a map at a cut.
         for name in self.config.keep:
             if name in known:
                 shapes[name] = known[name]

@@ -83,6 +83,7 @@ def build_graphs(
     watch = ClaimWatch()
     sweep_claims(maker.path / "graphs", watch)
     if jobs:
+        # More processes than shards would have nothing to do.
         engine = engine or LocalEngine(min(workers, len(jobs)))
         with closing(share_jobs(maker, jobs, engine, maker.finished, maker.home, say)) as results:
             for job, record in results:
@@ -127,6 +128,7 @@ class ShardGraphs:
         self.path, self.options, self.device, self.compression = path, options, device, compression
 
     def __getstate__(self) -> dict:
+        # Each process opens the cache itself.
         return {key: value for key, value in vars(self).items() if key not in ("cache", "home")}
 
     @cached_property
@@ -225,6 +227,7 @@ class ShardGraphs:
                 "options": self.options.record,
                 "views": sum(int(ok.sum()) for ok in writer.ok.values()),
             }
+            # A cache that was replaced in the meantime must not get this shard.
             self.home.check()
             statistics["seconds"] = round(time.monotonic() - begun, 3)
             return finish_shard(writer, statistics, claim, mark)

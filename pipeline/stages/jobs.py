@@ -44,6 +44,7 @@ class RunOptions:
     shard_size: int = 0
 
     def __post_init__(self) -> None:
+        # None is allowed for `workers`: the device decides.
         lowest = {"batch": 1, "workers": 0, "shard_bytes": 1, "shard_size": 0}
         for name, low in lowest.items():
             value = getattr(self, name)

@@ -162,6 +162,7 @@ def make_plan(
     moments: list[float] = []
     sample_options = replace(options, shard_size=min(timed, len(chosen)))
     per_shard = _clips_per_shard(config, options, Path(cache))
+    # The sample goes to the disk of the cache, whose speed and room are to be known.
     disk = _nearest_folder(Path(cache))
     folder = Path(tempfile.mkdtemp(prefix=".plan-", dir=disk))
     try:
@@ -170,6 +171,7 @@ def make_plan(
         noted = partial(_noted, moments, announce)
         done = extract(config, sample, folder / "cache", sample_options, announce=noted)
         measured = Cache(folder / "cache")
+        # Without a single view there is nothing to estimate from.
         if len(done.failures) == len(chosen):
             failure = done.failures[0]
             raise ValueError(

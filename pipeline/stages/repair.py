@@ -83,6 +83,7 @@ def as_extracted(
             f"{manifest.root}: no such folder, expected the videos there; pass --root with where "
             f"they are now"
         )
+    # Another batch size would round differently.
     options = replace(options, batch=record["batch"], compression=record["compression"])
     return config, manifest, options
 
@@ -145,6 +146,7 @@ def redo_graphs(
             f"`vidgraph graphs`"
         )
 
+    # Without its marker a shard counts as missing, and `build_graphs` makes it again.
     for shard in shards:
         done_marker(cache.shards.path(shard, "graphs")).unlink(missing_ok=True)
     (which, neighbours, compression), _ = made.most_common(1)[0]

@@ -106,6 +106,7 @@ class ShardComposer:
             self.videos = list(existing.get("videos", self.videos))
             for record in existing.get("warnings", ()):
                 self.warnings.setdefault(record["clip"], []).append(record["message"])
+        # The networks serve one shard after another; what they count from now on is this one's.
         models.seconds.clear()
 
     def run(self, results: Iterator, advance: Advance) -> Callable[[], dict | None]:
@@ -248,6 +249,7 @@ class ShardComposer:
             "message": reason,
             "seconds": round(seconds, 6),
         }
+        # The first failure of a clip is the one that counts.
         self.failures.setdefault(clip, record)
 
     def _flush(self, group: str, writer: ShardWriter) -> None:
@@ -260,6 +262,7 @@ class ShardComposer:
         if kept:
             self.pending.append(self.disk.submit(self._copy_good, group, kept, writer))
 
+        # Failed and kept rows take part with their sizes, so that batches do not depend on them.
         fixed = self.sampling.size_of(group)
         size_of = {row.number: fixed or self.sizes.get(row.number) for row in rows}
         sizes = [size_of[row.number] for row in rows if row.pixels is not None]

@@ -35,6 +35,7 @@ def decode_tasks(
         if not all_good(good, config.sampling, position):
             decoded.append(clip)
 
+    # Probes come first: the file's shapes follow from the sizes of all clips.
     probes = []
     if config.sampling.test_clips and config.sampling.size_of("test") is None:
         probes = [ProbeClip(clip, opener) for clip in decoded]

@@ -76,6 +76,7 @@ def bad_shards(path: str | Path, workers: int = 0) -> dict[str, list[int]]:
         Damaged: cache.json or the manifest's copy is damaged, so that the shards are unknown.
     """
     report = inspect(path, workers)
+    # A finding about the folder itself says that nothing else could be read.
     if not any(report.shards.values()):
         for finding in report.findings:
             if finding.where == str(path) and not finding.stage:
@@ -143,6 +144,7 @@ def inspect(
     jobs = list(sizes)
     advance = announce(sum(sizes.values())) if announce else lambda done, found: None
     with WorkerPool(checker, min(workers, len(jobs))) as pool:
+        # Twice as many as workers, so that none waits while findings are taken in.
         for (stage, shard), result in pool.imap(jobs, ahead=2 * max(1, workers)):
             findings, views = _findings_of(result, plan, stage, shard)
             report.findings += findings
