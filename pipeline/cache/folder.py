@@ -308,8 +308,8 @@ def _require_same(folder: Path, config: dict, manifest: Manifest, fingerprint: s
     if differing:
         raise CacheError(
             f"{folder}: the cache was made with {_settings(stored, differing)}; this command asks "
-            f"for {_settings(wanted, differing)}. Point --cache at another folder, or pass the "
-            f"same options"
+            f"for {_settings(wanted, differing)}. "
+            "Point --cache at another folder, or pass the same options"
         )
 
     # The configs agree, so the clips differ.

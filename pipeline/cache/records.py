@@ -237,8 +237,8 @@ def read_statistics(path: Path, attrs: Mapping[str, str | int] | None = None) ->
         if record["attrs"].get(key) != expected:
             found = shown(record["attrs"].get(key, "missing"))
             raise Damaged(
-                f"{path}: {key} is {found}, this cache's is {expected!r}: it was made for another "
-                f"place; {repair}"
+                f"{path}: {key} is {found}, this cache's is {expected!r}: "
+                f"it was made for another place; {repair}"
             )
     try:
         size = path.stat().st_size

@@ -267,7 +267,7 @@ def test_a_repair_that_would_lose_good_clips_leaves_the_shard_as_it_was(whole, h
     before = sha256_of(whole / "features/00001.h5")
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(ValueError, match=r"left as it was, because 1 of its clips fail now \(clip4"):
+    with pytest.raises(ValueError, match=r"left as it was, because 1 of .*fail now \(clip4"):
         repair(whole, MovedFiles(root=empty))
     assert sha256_of(whole / "features/00001.h5") == before
     assert not list(whole.rglob("*.part"))
