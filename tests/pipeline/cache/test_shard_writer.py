@@ -1,3 +1,5 @@
+"""A shard appears whole or not at all, with checksums, and any HDF5 reader can read it."""
+
 import hashlib
 import os
 import signal
@@ -23,11 +25,8 @@ ATTRS = {"fingerprint": "f", "shard": 0}
 def one_field(
     rows: int = 3, shape: tuple[int, ...] = (2, 4), dtype: str = "float16"
 ) -> dict[str, GroupPlan]:
-    return {
-        "train": GroupPlan(
-            [f"clip{k}" for k in range(rows)], [0] * rows, {"pooled": (shape, dtype)}
-        )
-    }
+    clips = [f"clip{k}" for k in range(rows)]
+    return {"train": GroupPlan(clips, [0] * rows, {"pooled": (shape, dtype)})}
 
 
 def names(folder: Path) -> list[str]:
@@ -55,14 +54,8 @@ def test_any_reader_of_hdf5_finds_what_was_written(plan, compression):
     """h5py reads through HDF5's own filters, which refuse a chunk whose checksum is not theirs."""
     write_shard(plan, 1, compression=compression)
     with h5py.File(plan.path(1)) as file:
-        assert file["train/clip"].asstr()[:].tolist() == [
-            "clip3",
-            "clip3",
-            "clip4",
-            "clip4",
-            "clip5",
-            "clip5",
-        ]
+        clips = file["train/clip"].asstr()[:].tolist()
+        assert clips == ["clip3", "clip3", "clip4", "clip4", "clip5", "clip5"]
         assert file["train/view"][:].tolist() == [0, 1] * 3
         assert file["train/ok"][:].all()
         for name, values in tensors_of("train", "clip4", 1).items():
@@ -191,10 +184,8 @@ def test_the_done_marker_comes_last_and_goes_first(tmp_path, monkeypatch):
             writer.finish({})
     assert seen[0] == ("00000.h5", ["00000.h5.me.part", "00000.json.me.part"])
     assert seen[1] == ("00000.json", ["00000.h5", "00000.json.me.part"])
-    assert seen[2] == (
-        "00000.h5",
-        ["00000.h5", "00000.h5.me.part", "00000.json.me.part"],
-    )  # the old one is not done any more
+    # The old shard does not count as done any more.
+    assert seen[2] == ("00000.h5", ["00000.h5", "00000.h5.me.part", "00000.json.me.part"])
 
 
 KILLED = """
