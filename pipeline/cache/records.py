@@ -264,8 +264,8 @@ def _check_groups(record: Mapping, marker: Path) -> None:
         in_range = all(0 <= row < rows for row in absent)
         if rows < 1 or not in_range or len(set(absent)) < len(absent):
             raise Damaged(
-                f"{marker}: {group} has {rows} rows, of which {shown(absent)} are absent: this "
-                f"cannot be"
+                f"{marker}: {group} has {rows} rows, and {shown(absent)} are absent; expected "
+                f"at least one row, and each absent one once and within them"
             )
         for name, field in table["fields"].items():
             _check_field(f"{marker}: {group}.{name}", name, field)
@@ -276,7 +276,7 @@ def _check_field(where: str, name: str, field: Mapping) -> None:
     try:
         known = field_of(name)
     except ValueError:
-        raise Damaged(f"{where}: no field of this version") from None
+        raise Damaged(f"{where}: this version has no such field") from None
 
     allowed = ("float16", "float32") if known.dtype == "feature" else (known.dtype,)
     if name in ROW_KEYS or dtype not in allowed:
@@ -298,8 +298,8 @@ def check_sizes(record: Mapping, size: int, marker: Path, repair: str) -> None:
         repair: what to do, for the message.
 
     Raises:
-        Damaged: every row has an id of at least one byte, and every view of an uncompressed
-            shard has its values. The file is too small for them.
+        Damaged: the file is too small. Every row needs an id of at least one byte, and every view
+            of an uncompressed shard needs its values.
     """
     for group, table in record["groups"].items():
         needed = table["rows"]

@@ -164,7 +164,7 @@ class ShardTables:
     def _attr(self, name: str) -> str | int:
         attribute = self._file.attrs.get_id(name)
         if attribute.shape != () or attribute.get_storage_size() > LONG_ATTR:
-            raise Unreadable(self.path, f"its attribute {name} is no single value")
+            raise Unreadable(self.path, f"its attribute {name} is not a single value")
         value = self._file.attrs[name]
         return value if isinstance(value, str) else int(value)
 
@@ -262,7 +262,7 @@ class ShardTables:
         known = set(filters) <= KNOWN and h5py.h5z.FILTER_FLETCHER32 in filters
         if not known or dataset.chunks != (1, *dataset.shape[1:]):
             raise Unreadable(
-                self.path, f"{where} is stored in another way than ours, or without checksums"
+                self.path, f"{where} is not stored as vidgraph stores it, or has no checksums"
             )
         # Each row has an id of at least one byte, so a file cannot hold more rows than bytes.
         if size > MAX_VIEW or len(dataset) > file_size:
@@ -345,14 +345,14 @@ class ShardTables:
     def _group(self, name: str) -> h5py.Group:
         found = self._hard(self._file, name)
         if not isinstance(found, h5py.Group):
-            raise Unreadable(self.path, f"{name} is no group")
+            raise Unreadable(self.path, f"{name} is not a group")
         return found
 
     def _dataset(self, group: str, name: str) -> h5py.Dataset:
         """A dataset of plain numbers that lies in this file."""
         dataset, where = self._hard(self._group(group), name), f"{name} of {group}"
         if not isinstance(dataset, h5py.Dataset):
-            raise Unreadable(self.path, f"{where} is no dataset")
+            raise Unreadable(self.path, f"{where} is not a dataset")
         created = dataset.id.get_create_plist()
         if created.get_layout() != h5py.h5d.CHUNKED or created.get_external_count():
             raise Unreadable(self.path, f"{where} lies outside its file, or not in chunks: refused")

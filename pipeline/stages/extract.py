@@ -159,7 +159,7 @@ def extract(
 def _describe_for(engine: Engine | None, extractor: ExtractShards) -> tuple[dict, int]:
     """The config as the cache records it, and clips per shard.
 
-    With an engine this process computes nothing, so a process of its own loads the networks.
+    With an engine, the networks are loaded in another process, which ends: this one stays small.
     """
     if engine is None:
         models = extractor.models

@@ -162,7 +162,7 @@ def make_plan(
     moments: list[float] = []
     sample_options = replace(options, shard_size=min(timed, len(chosen)))
     per_shard = _clips_per_shard(config, options, Path(cache))
-    # The sample goes to the disk of the cache, whose speed and room are to be known.
+    # The sample goes to the disk of the cache: its speed and its free space matter.
     disk = _nearest_folder(Path(cache))
     folder = Path(tempfile.mkdtemp(prefix=".plan-", dir=disk))
     try:
