@@ -111,7 +111,7 @@ def extract(
     extractor.record = record
     plan = create_cache(cache, record, manifest, per_shard, say)
     # Absolute, because other processes may have another working directory.
-    extractor.place = Path(os.path.abspath(plan.folder)), plan.fingerprint
+    extractor.cache_id = Path(os.path.abspath(plan.folder)), plan.fingerprint
 
     wanted = range(len(plan)) if shards is None else sorted(set(shards))
     if wanted and not 0 <= min(wanted) <= max(wanted) < len(plan):
@@ -180,7 +180,7 @@ def _share_and_collect(
 ) -> None:
     """Have all shards written, by this run or others, and add them to the summary."""
     with closing(extractor):
-        shared = share_jobs(extractor, jobs, engine, extractor.finished, extractor.home, say)
+        shared = share_jobs(extractor, jobs, engine, extractor.finished, extractor.watched, say)
         with closing(shared) as results:
             for job, record in results:
                 statistics = record or read_statistics(job.path, job.attrs)
@@ -196,7 +196,7 @@ def _share_and_collect(
                     summary.views += record["views"]
                 else:
                     summary.already += 1
-            extractor.home.check()
+            extractor.watched.check()
 
 
 def _changed_clips(complete: list[tuple[Sequence[Clip], Mapping]]) -> list[str]:

@@ -72,7 +72,7 @@ class ExtractShards:
     Attributes:
         record: the config that the cache was made with. Another machine may hold other weights
             under the same path.
-        place: the cache's folder and its fingerprint.
+        cache_id: the cache's folder and its fingerprint.
         advance: called with (clips done, clips failed) after every clip.
         reported: the numbers of the shards whose clips were reported through `advance`.
     """
@@ -88,19 +88,19 @@ class ExtractShards:
         """
         self.config, self.root, self.options, self.redo = config, root, options, redo
         self.record: dict | None = None
-        self.place: tuple[Path, str] | None = None
+        self.cache_id: tuple[Path, str] | None = None
         self.advance: Advance = lambda done, failed: None
         self.reported: set[int] = set()
         self.cores = cores_here()
 
     def __getstate__(self) -> dict:
         # Without networks and workers: each process makes its own.
-        names = ("config", "root", "options", "redo", "record", "place")
+        names = ("config", "root", "options", "redo", "record", "cache_id")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(*(state[name] for name in ("config", "root", "options", "redo")))
-        self.record, self.place = state["record"], state["place"]
+        self.record, self.cache_id = state["record"], state["cache_id"]
         keep_freed_memory()
 
     @cached_property
@@ -117,9 +117,9 @@ class ExtractShards:
         return models
 
     @cached_property
-    def home(self) -> WatchedFolder:
+    def watched(self) -> WatchedFolder:
         """A watch on the cache's folders from now on. CacheError if there is no cache."""
-        return watch_cache_folder(*self.place, "features")
+        return watch_cache_folder(*self.cache_id, "features")
 
     @cached_property
     def pool(self) -> WorkerPool:
@@ -133,8 +133,8 @@ class ExtractShards:
         """End the decode workers and the watch, if there are any."""
         if "pool" in vars(self):
             self.pool.close()
-        if "home" in vars(self):
-            self.home.close()
+        if "watched" in vars(self):
+            self.watched.close()
 
     def finished(self, job: ShardJob) -> bool:
         """Return whether a shard needs no more work.
@@ -249,14 +249,14 @@ class ExtractShards:
 
         def advance(done: int, failed: int) -> None:
             # Without this check, hours of work could be lost in a deleted cache.
-            self.home.check()
+            self.watched.check()
             self.advance(done, failed)
 
         # Writing also fails where another process took this one for dead and removed its file.
         try:
             return composer.run(results, advance)
         except OSError:
-            self.home.check()
+            self.watched.check()
             if shard.claim.held():
                 raise
             # The next shard's results come after the rest of this one's.
@@ -267,20 +267,20 @@ class ExtractShards:
         """The last step of a shard, which names files only in the cache that the run started in."""
 
         def guarded() -> dict | None:
-            with self.home.guarded():
-                self.home.check()
+            with self.watched.guarded():
+                self.watched.check()
                 return complete()
 
         return guarded
 
     def _claim(self, job: ShardJob) -> ClaimedShard | None:
-        with self.home.guarded():
+        with self.watched.guarded():
             claim = take_claim(job.path)
         if claim is None:
             return None
         try:
             # The claim must lie in the cache that the run started in.
-            self.home.check()
+            self.watched.check()
             # Another run may have completed the shard just before this claim.
             if self.finished(job):
                 claim.release()

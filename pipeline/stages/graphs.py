@@ -85,7 +85,8 @@ def build_graphs(
     if jobs:
         # More processes than shards would have nothing to do.
         engine = engine or LocalEngine(min(workers, len(jobs)))
-        with closing(share_jobs(maker, jobs, engine, maker.finished, maker.home, say)) as results:
+        shared = share_jobs(maker, jobs, engine, maker.finished, maker.watched, say)
+        with closing(shared) as results:
             for job, record in results:
                 if record:
                     written.append(record)
@@ -129,7 +130,7 @@ class ShardGraphs:
 
     def __getstate__(self) -> dict:
         # Each process opens the cache itself.
-        return {key: value for key, value in vars(self).items() if key not in ("cache", "home")}
+        return {key: value for key, value in vars(self).items() if key not in ("cache", "watched")}
 
     @cached_property
     def cache(self) -> Cache:
@@ -137,7 +138,7 @@ class ShardGraphs:
         return Cache(self.path)
 
     @cached_property
-    def home(self) -> WatchedFolder:
+    def watched(self) -> WatchedFolder:
         """A watch on the cache's folders from now on."""
         return watch_cache_folder(self.cache.path, self.cache.fingerprint, "graphs")
 
@@ -202,13 +203,13 @@ class ShardGraphs:
         Returns:
             Its statistics; None if another run writes it or has written it.
         """
-        with self.home.guarded():
+        with self.watched.guarded():
             claim = take_claim(job.path)
             if claim is None:
                 return None
             with claim:
                 # The claim must lie in the cache that the run started in.
-                self.home.check()
+                self.watched.check()
                 return None if self.finished(job) else self._make(job.shard, claim)
 
     def _make(self, shard: int, claim: Claim) -> dict | None:
@@ -228,7 +229,7 @@ class ShardGraphs:
                 "views": sum(int(ok.sum()) for ok in writer.ok.values()),
             }
             # A cache that was replaced in the meantime must not get this shard.
-            self.home.check()
+            self.watched.check()
             statistics["seconds"] = round(time.monotonic() - begun, 3)
             return finish_shard(writer, statistics, claim, mark)
 
