@@ -96,7 +96,7 @@ def build_graphs(
 
 
 def _ignore(done: int, failed: int) -> None:
-    """Progress that nobody asked for."""
+    """Report progress to nobody."""
 
 
 class GraphJob(NamedTuple):
