@@ -42,8 +42,8 @@ from pipeline.cache.fields import FIELDS, is_cut
 from pipeline.manifests.manifest import Manifest
 from pipeline.networks.memory_format import lay_out
 from pipeline.stages.config import ExtractConfig, clip_opener
-from pipeline.stages.extract import decoders_for
 from pipeline.stages.frozen_networks import backbone_of, source_of
+from pipeline.stages.jobs import decoders_for
 from pipeline.stages.repair import MovedFiles, as_extracted
 from pipeline.stages.shard_composer import RunOptions
 from pipeline.workers.cores import cores_here

@@ -11,7 +11,7 @@ from heads.runs.folder_lock import lock_folder, refuse_if_lost
 from heads.training.ablate import AblateOptions, ablate
 from heads.training.learner import Learner
 from heads.training.train import train
-from pipeline.cache.folder import home_of, read_cache_json
+from pipeline.cache.folder import watch_cache_folder, read_cache_json
 from pipeline.cache.shard_writer import ShardWriter
 from pipeline.files.watched_folder import FolderGone, WatchedFolder
 from pipeline.stages import graphs
@@ -73,7 +73,7 @@ def test_other_errors_stay_what_they_are(tmp_path):
 def test_a_cache_that_is_made_anew_in_the_same_folder_is_another(tmp_path):
     path = make_cache(tmp_path)
     record = read_cache_json(path)
-    home = home_of(path, record["fingerprint"], "features")
+    home = watch_cache_folder(path, record["fingerprint"], "features")
     home.check()
     # Written again, as with other labels: still the same cache.
     text = (path / "cache.json").read_bytes()
@@ -122,10 +122,10 @@ def files(path) -> set[str]:
 
 def test_a_worker_whose_path_leads_to_another_cache_says_so(tmp_path):
     path = make_cache(tmp_path)
-    with pytest.raises(ValueError, match="another cache than the one that this run began with"):
-        home_of(path, "0" * 64, "features")
+    with pytest.raises(ValueError, match="this is not the cache that the run started with"):
+        watch_cache_folder(path, "0" * 64, "features")
     with pytest.raises(ValueError, match="no cache here"):
-        home_of(tmp_path / "nothing", "0" * 64, "features")
+        watch_cache_folder(tmp_path / "nothing", "0" * 64, "features")
     assert not (tmp_path / "nothing").exists()
 
 

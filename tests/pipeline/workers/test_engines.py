@@ -25,7 +25,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-import pipeline.stages.extract
+import pipeline.stages.extract_shards
 from cli.__main__ import vidgraph
 from cli._cluster import without
 from pipeline.cache.reader import Cache
@@ -125,7 +125,7 @@ def test_a_stalled_owner_that_wakes_up_does_no_harm(
     """It stands still when its file is ready for its name; meanwhile it is taken for dead and
     another run does the shard.
     """
-    cache, finish, stalled = tmp_path / "cache", pipeline.stages.extract._finish, []
+    cache, finish, stalled = tmp_path / "cache", pipeline.stages.extract_shards._finish, []
     if redo:
         shutil.copytree(undisturbed, cache)
 
@@ -136,7 +136,7 @@ def test_a_stalled_owner_that_wakes_up_does_no_harm(
             run(world, cache, redo=redo, shards=[int(claim.path.stem)])
         return finish(complete, claim)
 
-    monkeypatch.setattr(pipeline.stages.extract, "_finish", stall)
+    monkeypatch.setattr(pipeline.stages.extract_shards, "_finish", stall)
     summary = run(world, cache, redo=redo)
     assert summary.shards + summary.already == 3
     assert summary.already > 0
@@ -712,7 +712,7 @@ def test_files_that_are_no_certificate_or_another_key_are_refused_before_anythin
 
 def test_a_worker_whose_weights_are_others_is_refused(world, undisturbed):
     config, manifest, options = as_extracted(undisturbed, INLINE)
-    extractor = pipeline.stages.extract.ExtractShards(config, manifest.root, options, redo=False)
+    extractor = pipeline.stages.extract_shards.ExtractShards(config, manifest.root, options, redo=False)
     extractor.record = {"weights": "another checksum"}
     with pytest.raises(ValueError, match="other weights"):
         _ = extractor.models
