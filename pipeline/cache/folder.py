@@ -27,7 +27,8 @@ from pipeline.files.atomic_files import (
 from pipeline.files.owners import part_path, remove_abandoned
 from pipeline.files.watched_folder import WatchedFolder
 from pipeline.manifests.manifest import Clip, Manifest, read_manifest, shard_ranges
-from pipeline.workers.claims import ClaimWatch, Mark, take_claim, version_of
+from pipeline.workers.claims import ClaimWatch, take_claim
+from pipeline.workers.completion import Mark, version_of
 from pipeline.workers.waiting import PrintLine, WaitMessages
 
 PIECE = 10_000  # clips that are hashed at a time

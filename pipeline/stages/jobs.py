@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.manifests.manifest import Clip
-from pipeline.workers.claims import Mark
+from pipeline.workers.completion import Mark
 
 Advance = Callable[[int, int], None]  # (clips done, clips failed) since the last call
 

@@ -199,7 +199,7 @@ def dead_claim() -> str:
     """A claim of a process of this machine that has ended."""
     owner = {
         "claim": "a",
-        "machine_id": machine_id(),
+        "machine": machine_id(),
         "pid": os.getpid(),
         "start": "before this one",
     }
