@@ -86,8 +86,9 @@ class LocalEngine:
 class DaskEngine:
     """Dask workers, one job at a time each.
 
-    The workers are those of the cluster at `scheduler`; else Slurm jobs, if `slurm` has options;
-    else processes of this machine, each with a GPU of its own where there are GPUs.
+    The workers are those of the cluster at `scheduler`, if there is an address. Otherwise they are
+    Slurm jobs, if `slurm` has options. Otherwise they are processes of this machine, each with a
+    GPU of its own where there are GPUs.
 
     A scheduler counts as gone when the connection to it closes: its process has ended, or has
     closed it. (The system notices within half a minute that a whole machine has vanished:

@@ -1,4 +1,4 @@
-"""A run that waits for a claim says for which shard, whose claim, and until when, once per owner."""
+"""A run that waits for a claim says for which shard, whose claim it is, and until when."""
 
 import os
 import re
