@@ -49,6 +49,7 @@ class Backbone(nn.Module):
         self, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
     ):
         super().__init__()
+        # Buffers, so that they are saved with the weights and set by a checkpoint.
         self.register_buffer("pixel_mean", torch.tensor(mean))
         self.register_buffer("pixel_std", torch.tensor(std))
         self.name, self.options, self.weights_sha256 = "", {}, ""
@@ -98,11 +99,12 @@ class Backbone(nn.Module):
         for position, (names, _) in enumerate(self.units(), 1):
             if cut in names:
                 return position
+        expected = ", ".join(self.stages)
         blocks = [name for name in self.cuts() if "." in name]
-        example = f", or a block such as {blocks[-1]}" if blocks else ""
+        if blocks:
+            expected += f", or a block such as {blocks[-1]}"
         raise ValueError(
-            f"cut {cut!r} is not one of {self.name or 'this backbone'}: expected "
-            f"{', '.join(self.stages)}{example}"
+            f"cut {cut!r} is not one of {self.name or 'this backbone'}: expected {expected}"
         )
 
     def _point(self, point: str) -> tuple[int, Conv | None]:
@@ -139,6 +141,7 @@ class Backbone(nn.Module):
                 f"{point} has a module already: a point takes one, so join the two in an "
                 f"nn.Sequential"
             )
+        # guard: a module of somebody else may have convolutions that are unsafe in channels last.
         self.inserted.put(point, guard(module))
         if convolution is not None:
             convolution.after = (self.inserted, point)
@@ -188,6 +191,7 @@ class Backbone(nn.Module):
             for module in unit.modules():
                 tensors = dict(module.named_parameters(recurse=False))
                 tensors.update(module.named_buffers(recurse=False))
+                # None, not deleted: the modules stay at their places in `units`.
                 for name in tensors:
                     setattr(module, name, None)
                 # Else it would miss its counter in a state dict, and add one.
@@ -224,6 +228,7 @@ class Backbone(nn.Module):
         Raises:
             ValueError: the point is unknown.
         """
+        # T does not depend on the size of the frames.
         return self._size(point or self.last, (frames, 64, 64))[0]
 
     def grid(self, point: str, size: tuple[int, int]) -> tuple[int, int]:
@@ -236,11 +241,13 @@ class Backbone(nn.Module):
         Raises:
             ValueError: the point is unknown.
         """
+        # Nor does the grid depend on the number of frames.
         return self._size(point, (64, *size))[1:]
 
     def _size(self, point: str, size: Triple) -> Triple:
         position, convolution = self._point(point)
         units = [module for _, module in self.units()[:position]]
+        # Inside a unit, only the layers up to the convolution count.
         if convolution is not None:
             path = units.pop().path
             units += path[: path.index(convolution) + 1]
@@ -317,6 +324,7 @@ class Backbone(nn.Module):
         Raises:
             ValueError: as for `forward`.
         """
+        # A frozen backbone saves what autograd would keep.
         with torch.inference_mode() if self.frozen else nullcontext():
             return self._maps(x, tuple(cuts), start)
 
@@ -336,11 +344,13 @@ class Backbone(nn.Module):
         x = x.to(parameter.device, parameter.dtype)
         found: dict[str, Tensor] = {}
         for position, (_, module) in enumerate(self.units(), 1):
+            # Nobody asked for what comes after the last cut.
             if position > max(wanted.values(), default=0):
                 break
             if position > first:
                 # In channels_last_3d every convolution is fastest, and `Conv` folds without a copy.
                 x = module(x.contiguous(memory_format=torch.channels_last_3d))
+            # Also at `start` itself: its cached map has not passed the module.
             if position >= first and position in after:
                 x = self.inserted.run(after[position], x)
             for cut, at in wanted.items():

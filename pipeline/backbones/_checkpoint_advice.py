@@ -97,6 +97,7 @@ def _others_that_fit(
             if _fits(backbone.name, {**given, option: value}, shapes, fresh):
                 fitting.append(f"{backbone.name} with --set backbone_options.{option}={value}")
 
+    # Other backbones with the same width and reduction, or with their defaults.
     kept = {option: given[option] for option in ("width", "reduce") if option in given}
     for name in backbone_names():
         # By the names first: to build a network takes a good part of a second.

@@ -28,6 +28,7 @@ def rename(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor
         A new state dict. One from another project gains `pixel_mean` and `pixel_std`: ImageNet's
         where its kernels are 2-D, else those of the Kinetics models.
     """
+    # Our own names, in a checkpoint of ours: they bring their normalisation with them.
     if own.keys() & state.keys():
         renamed = dict(state)
     else:
@@ -35,10 +36,14 @@ def rename(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor
         for key, value in state.items():
             if not _CLASSIFIER.match(key):
                 renamed[_our_name(key, state)] = value
-        of_images = renamed.get("stem.conv1.weight", torch.empty(0)).dim() == 4
-        renamed["pixel_mean"] = torch.tensor(IMAGENET_MEAN if of_images else KINETICS_MEAN)
-        renamed["pixel_std"] = torch.tensor(IMAGENET_STD if of_images else KINETICS_STD)
+        mean, std = KINETICS_MEAN, KINETICS_STD
+        # Only image networks have 2-D kernels.
+        if renamed.get("stem.conv1.weight", torch.empty(0)).dim() == 4:
+            mean, std = IMAGENET_MEAN, IMAGENET_STD
+        renamed["pixel_mean"] = torch.tensor(mean)
+        renamed["pixel_std"] = torch.tensor(std)
 
+    # A backbone may end before the checkpoint's last stage.
     stages = {key.split(".")[0] for key in own}
     kept = {}
     for key, value in renamed.items():

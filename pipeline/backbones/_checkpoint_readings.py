@@ -74,8 +74,10 @@ def _inflated(value: Tensor, shape: torch.Size, inflate: str) -> Tensor:
         return value
     taps = shape[2]
     kernel = value.unsqueeze(2).repeat(1, 1, taps, 1, 1)
+    # The sum over the taps stays: a still clip gives what the image gave.
     if inflate == "mean":
         return kernel / taps
+    # Only the middle tap stays: each frame gives what it gave as an image.
     return kernel * (torch.arange(taps) == taps // 2).to(value.dtype)[:, None, None]
 
 

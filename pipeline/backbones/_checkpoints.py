@@ -75,6 +75,7 @@ def load(
             raise ValueError(f"fresh={part!r}: expected names among {', '.join(FRESH)}")
 
     own = backbone.state_dict()
+    # A file may hold several state dicts: of the network and of its moving average, say.
     if source == "imagenet":
         found = [_fetch_imagenet(backbone)]
         digest = _state_sha256(found[0])
@@ -93,6 +94,7 @@ def load(
         raise ValueError(
             f"weights {source}: do not fit {refusal(backbone, readings, found, fresh)}"
         )
+    # Not strict: `fresh` parts may be missing. All else was compared above.
     backbone.load_state_dict(reading.state, strict=False)
     backbone.weights_sha256 = digest
 

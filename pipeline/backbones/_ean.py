@@ -145,6 +145,7 @@ class MotionExcitation(nn.Module):
     def difference(self, x: Tensor) -> Tensor:
         """Return mean_hw d: [B,C,T,h,w] -> [B,C/16,T,1,1]; the last step is 0."""
         u = self.bn1(self.conv1(x))
+        # A single step has no next one to differ from.
         if u.shape[2] == 1:
             return torch.zeros_like(u[..., :1, :1])
         d = self.depthwise(u[:, :, 1:]) - u[:, :, :-1]
@@ -196,7 +197,7 @@ class MotionBottleneck(Bottleneck):
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         y = F.relu(self.bn2(self.conv2(self.shift(self.me(y)))), inplace=True)
         y = self.bn3(self.conv3(y))
-        return F.relu(y.add_(x if self.downsample is None else self.downsample(x)), inplace=True)
+        return F.relu(y.add_(self.shortcut(x)), inplace=True)
 
 
 class ESPNet(nn.Module):
@@ -213,19 +214,21 @@ class ESPNet(nn.Module):
 
     def __init__(self, channels: int, inner: int, released: bool):
         super().__init__()
-        # At least two: the next BN would remove a lone channel's scale. Only networks narrower than
-        # any paper's come that low.
-        p = max(1, inner // 16) if released else max(2, channels // 16)
         # Convolutions (from, to, taps, stride); those of the release have biases.
         if released:
+            p = max(1, inner // 16)
             layers = [(inner, p, 1, 1), (p, p, 3, 1), (p, p, 3, 1), (p, 2 * p, 3, 2)]
             layers += [(2 * p, 2 * p, 3, 1), (2 * p, 2 * p, 3, 1), (2 * p, 4 * p, 3, 2)]
         else:
+            # At least two: the next BN would remove a lone channel's scale. Only networks narrower
+            # than the paper's come that low.
+            p = max(2, channels // 16)
             layers = [(channels, p, 1, 1), (p, p, 5, 2), (p, p, 5, 2)]
 
         modules: list[nn.Module] = []
         for source, target, size, stride in layers:
-            padding = 2 if stride == 2 else size // 2  # the release pads the strided ones by 2
+            # The release pads its strided convolutions by 2, too.
+            padding = 2 if stride == 2 else size // 2
             modules.append(Conv(source, target, (size,) * 3, stride, padding, bias=released))
             modules += [nn.BatchNorm3d(target), nn.ReLU(inplace=True)]
         self.convs = nn.Sequential(*modules)
@@ -272,6 +275,7 @@ def shuffled(channels: int) -> Tensor:
 
 def fuse(matrix: Tensor, z: Tensor) -> Tensor:
     """Return z_o = Σ_i M_oi z_i at every position: matrix [B,u,u], z [B,u,T,h,w]."""
+    # The matrix comes from a linear layer, whose dtype autocast may have changed.
     return torch.bmm(matrix.to(z.dtype), z.flatten(2)).view_as(z)
 
 
@@ -308,9 +312,13 @@ class MultiScale(nn.Module):
 
 
 def _convolutions(size: int, axis: str, reach: int, design: Design) -> list[nn.Module]:
+    if reach == 1 and design.released:
+        return []
     if reach == 1:
-        return [] if design.released else [taps(size, size, (1, 1, 1))]
-    k, dilation = (3, reach // 2) if design.dilation else (reach, 1)
+        return [taps(size, size, (1, 1, 1))]
+    k, dilation = reach, 1
+    if design.dilation:
+        k, dilation = 3, reach // 2
     if axis == "time":
         kernels = [(k, 1, 1)]
     elif design.factorised:
@@ -336,8 +344,10 @@ class EventAdaptiveBlock(nn.Module):
         super().__init__()
         self.channels, self.design = channels, design
         inner = max(1, channels // 4)
-        groups = gcd(4, gcd(inner, channels)) if design.released else 1
-        axes = ("time", "space") if design.released else ("space", "time")
+        groups, axes = 1, ("space", "time")
+        if design.released:
+            # 4 groups, or fewer in a network that is narrower than the release.
+            groups, axes = gcd(4, gcd(inner, channels)), ("time", "space")
         self.compress = taps(channels, inner, (1, 1, 1), groups=groups)
         self.first = MultiScale(inner, axes[0], design, norm=True)
         self.second = MultiScale(inner, axes[1], design, norm=False)
@@ -350,8 +360,9 @@ class EventAdaptiveBlock(nn.Module):
         elif design.fusion == "shuffle":
             self.register_buffer("order", shuffled(inner), persistent=False)
 
-        self.pooled = None if design.pool == "none" else taps(inner, inner, (1, 1, 1))
-        self.pool = None
+        self.pool = self.pooled = None
+        if design.pool != "none":
+            self.pooled = taps(inner, inner, (1, 1, 1))
         if design.pool == "max":
             self.pool = MaxPool((3, 3, 3), (1, 1, 1), (1, 1, 1))
         elif design.pool == "avg":
@@ -361,8 +372,9 @@ class EventAdaptiveBlock(nn.Module):
         self.expand = taps(inner, channels, (1, 1, 1), groups=groups)
         start = self.expand.weight.detach().clone()
         kaiming(self.modules())
+        factor = 0.0 if design.expand == "zero" else SMALL
         with torch.no_grad():
-            self.expand.weight.copy_(start * (0.0 if design.expand == "zero" else SMALL))
+            self.expand.weight.copy_(start * factor)
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.compress(x)

@@ -42,7 +42,9 @@ def freeze(
     """
     dtype = dtype_of(precision)
     refuse_fp16_on_cpu(precision, device)
+    # Evaluation mode first: only then does a batch norm fold into a convolution.
     frozen = copy.deepcopy(backbone).eval().requires_grad_(False)
+    # A list: folding replaces modules while they are visited.
     for module in list(frozen.modules()):
         _fold(module)
 

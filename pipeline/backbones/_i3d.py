@@ -23,13 +23,14 @@ def temporal_taps(depth: int, temporal: str) -> list[list[int]]:
     """
     taps = []
     for stage, blocks in enumerate(DEPTHS[depth]):
-        first = 1 if stage == 3 else 0  # the first block of a stage with taps, if every other has
-        in_time = {
-            "every": [True] * blocks,
-            "alternating": [stage == 0 or block % 2 == first for block in range(blocks)],
-            "none": [False] * blocks,
-        }
-        taps.append([3 if wanted else 1 for wanted in in_time[temporal]])
+        stage_taps = [1] * blocks
+        if temporal == "every" or (temporal == "alternating" and stage == 0):
+            stage_taps = [3] * blocks
+        elif temporal == "alternating":
+            first = 1 if stage == 3 else 0
+            for block in range(first, blocks, 2):
+                stage_taps[block] = 3
+        taps.append(stage_taps)
     return taps
 
 
@@ -87,6 +88,7 @@ def resnet3d(
     require_allowed(allowed)
     require_widths(reduce, width)
 
+    # Half a window, so that in time only strides change the size.
     pool1_padding = ((pool1_time - 1) // 2, pool1_pad, pool1_pad)
     pool2 = None
     if pool2_time > 1:

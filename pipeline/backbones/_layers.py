@@ -94,7 +94,7 @@ class Grey(nn.Module):
     """The mean over colours: [B,C,T,h,w] -> [B,1,T,h,w]."""
 
     channels = 1
-    path = ()
+    path = ()  # it changes no size
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(1, keepdim=True)

@@ -32,12 +32,15 @@ class LatentMotion(nn.Module):
     def __init__(self, width: int, released: bool):
         super().__init__()
         self.released, self.cell = released, 8
-        inner = (4 if released else 2) * width
-        patch = 16 if released else 32
+        # The release sees every other pixel: its patches are half as wide.
+        inner, patch = 2 * width, 32
+        if released:
+            inner, patch = 4 * width, 16
         self.project = Conv(3, inner, (1, patch, patch), (1, patch, patch), bias=False)
         self.first = nn.Sequential(*self._layers(inner, deep=released))
         self.second = nn.Sequential(*self._layers(inner, deep=False))
         kaiming(self.modules())
+        # Made after `kaiming`, since it keeps its default start, times SMALL.
         self.back = Conv(inner, width // 4 * self.cell**2, (1, 1, 1), bias=False)
         with torch.no_grad():
             self.back.weight.mul_(SMALL)
@@ -50,7 +53,7 @@ class LatentMotion(nn.Module):
         return layers
 
     def forward(self, frames: Tensor) -> Tensor:
-        # [B·T,3,4,H,W], or half of H and W
+        # [B·T,3,4,H,W], or half of H and W: the differences take the place of time.
         segments = differences(frames, self.released).transpose(1, 2).flatten(0, 1)
         h = self.project(segments)
         h = h + self.first(h)
@@ -143,9 +146,12 @@ class MotionStem(ResNetStem):
 
     def __init__(self, width: int, pool: MaxPool, released: bool, segments: int):
         super().__init__(3, width, 1, 1, pool)
-        self.segments, self.rgb = segments, FRAMES // 2 if released else 0
+        self.segments = segments
+        self.rgb = FRAMES // 2 if released else 0  # which frame of a segment the stem sees
         self.lmc = LatentMotion(width, released)
-        self.stack = MotionStack(width) if released and segments == 16 else None
+        self.stack = None
+        if released and segments == 16:
+            self.stack = MotionStack(width)
         kaiming([self.conv1])
 
     @property
@@ -153,6 +159,7 @@ class MotionStem(ResNetStem):
         return MiddleFrame(), self.conv1, self.pool1
 
     def forward(self, x: Tensor) -> Tensor:
+        # 32: the patches of LatentMotion, whose cells must be those of the stem's map.
         frames, (height, width) = x.shape[2], x.shape[3:]
         if frames != FRAMES * self.segments or height % 32 or width % 32:
             raise ValueError(

@@ -33,7 +33,9 @@ class NonLocal(nn.Module):
         self.g = Conv(channels, inner, (1, 1, 1))
         self.out = Conv(inner, channels, (1, 1, 1))
         self.bn = nn.BatchNorm3d(channels)
-        self.pool = MaxPool((1, 2, 2), (1, 2, 2), (0, 0, 0)) if pool else None
+        self.pool = None
+        if pool:
+            self.pool = MaxPool((1, 2, 2), (1, 2, 2), (0, 0, 0))
         # The norm starts at zero, so the block starts as the identity (sec. 4.1 of the paper).
         nn.init.zeros_(self.bn.weight)
         for convolution in (self.theta, self.phi, self.g, self.out):
@@ -41,7 +43,9 @@ class NonLocal(nn.Module):
             nn.init.zeros_(convolution.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = x if self.pool is None else self.pool(x)
+        pooled = x
+        if self.pool is not None:
+            pooled = self.pool(x)
         # [B,cells,C/2]: in channels_last_3d the maps lie in this order already.
         theta = self.theta(x).flatten(2).transpose(1, 2)
         phi = self.phi(pooled).flatten(2).transpose(1, 2)

@@ -83,12 +83,21 @@ class Bottleneck(nn.Module):
         return self.conv1, self.conv2, self.conv3
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x if self.enter is None else self.enter(x)
+        y = x
+        if self.enter is not None:
+            y = self.enter(x)
         y = F.relu(self.bn1(self.conv1(y)), inplace=True)
         y = F.relu(self.bn2(self.conv2(y)), inplace=True)
         y = self.bn3(self.conv3(y))
-        y = F.relu(y.add_(x if self.downsample is None else self.downsample(x)), inplace=True)
-        return y if self.non_local is None else self.non_local(y)
+        # In place: a new tensor for the sum would be as large as the map.
+        y = F.relu(y.add_(self.shortcut(x)), inplace=True)
+        if self.non_local is not None:
+            y = self.non_local(y)
+        return y
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """Return what is added to the result: x, in the shape of the result."""
+        return x if self.downsample is None else self.downsample(x)
 
 
 class BasicBlock(nn.Module):
@@ -121,10 +130,13 @@ class BasicBlock(nn.Module):
         return self.conv1, self.conv2
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x if self.enter is None else self.enter(x)
+        y = x
+        if self.enter is not None:
+            y = self.enter(x)
         y = F.relu(self.bn1(self.conv1(y)), inplace=True)
         y = self.bn2(self.conv2(y))
-        return F.relu(y.add_(x if self.downsample is None else self.downsample(x)), inplace=True)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return F.relu(y.add_(shortcut), inplace=True)
 
 
 def _downsample(channels_in: int, channels_out: int, stride: int) -> nn.Sequential | None:
@@ -177,18 +189,21 @@ class ResNet(Backbone):
         self.stem = ResNetStem(1 if grey else 3, width, conv1_taps, conv1_stride, pool1)
         self.pool2 = pool2
 
+        # res2 has stride 1: the stem's maximum has halved h and w just before it.
         channels = width
         strides = (1, 2, 2, res5_stride)
         self._stage_names = [f"res{2 + i}" for i in range(len(taps))]
         for i, (name, stage_taps) in enumerate(zip(self._stage_names, taps, strict=True)):
             blocks = []
-            for j, kernel in enumerate(stage_taps):
-                stride = strides[i] if j == 0 else 1
+            stride = strides[i]
+            for kernel in stage_taps:
                 blocks.append(block(channels, width * 2**i, kernel, stride))
                 channels = blocks[-1].channels
+                stride = 1  # only the first block of a stage shrinks the map
             self.add_module(name, nn.Sequential(*blocks))
 
         self.reduced = Conv(channels, reduce, (1, 1, 1)) if reduce else None
+        # As torchvision's ResNets start.
         for module in self.modules():
             if isinstance(module, Conv):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -102,6 +102,7 @@ class EANResNet(ResNet):
 
     def units(self) -> list[tuple[tuple[str, ...], nn.Module]]:
         """Return the modules in the order in which they run (see `Backbone.units`)."""
+        # A stage's name goes from its last block to the EAB behind it.
         units = []
         for names, module in super().units():
             stage = names[-1] if names else ""
