@@ -387,11 +387,14 @@ def test_five_non_local_blocks_are_spread_evenly_over_res3_and_res4(name, places
 
 
 def test_listing_backbones_loads_no_torch():
-    code = "import sys; from pipeline.backbones import backbone_names; print(len(backbone_names()), 'torch' in sys.modules)"
-    told = subprocess.run(
+    code = (
+        "import sys; from pipeline.backbones import backbone_names; "
+        "print(len(backbone_names()), 'torch' in sys.modules)"
+    )
+    printed = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    assert told.split() == [str(len(NAMES)), "False"]
+    assert printed.split() == [str(len(NAMES)), "False"]
 
 
 def test_a_backbone_says_how_it_was_built():

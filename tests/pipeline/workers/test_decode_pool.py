@@ -493,7 +493,8 @@ import signal, time
 from pipeline.workers.decode_pool import WorkerPool
 from tests.pipeline.workers.test_decode_pool import misbehave
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+    # A shell lets what it starts in the background ignore the signal.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with WorkerPool(misbehave, workers=3, timeout=None) as pool:
         answers = pool.imap([1, "hang", "hang, holding the interpreter"], ahead=3)
         next(answers)
