@@ -1,6 +1,4 @@
-"""Modules inside backbones: where they run, what they see, how they are saved, and the part of a
-backbone above a cut.
-"""
+"""Modules inside backbones: where they run, what they see, how they are saved."""
 
 import copy
 
