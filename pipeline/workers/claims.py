@@ -421,7 +421,7 @@ class _Heartbeat:
             self._claims.add(claim)
             if not self._running:
                 self._running = True
-                threading.Thread(target=self._run, name="claims-heart", daemon=True).start()
+                threading.Thread(target=self._run, name="claims-heartbeat", daemon=True).start()
 
     def drop(self, claim: Claim) -> None:
         with self._lock:

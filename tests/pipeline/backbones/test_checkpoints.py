@@ -65,9 +65,8 @@ def test_mean_inflation_gives_a_still_clip_what_the_image_gives_away_from_its_en
     x = backbone.prepare(still)
     expected = stages_of_images(imagenet, x[0, :, :1].transpose(0, 1))["res2"][0]
     found = backbone(x, upto="res2")[0]
-    for step in range(
-        5, 8
-    ):  # five taps and three times three: what lies five steps from an end sees no padding
+    # Five taps and three times three: what lies five steps from an end sees no padding.
+    for step in range(5, 8):
         assert relative(found[:, step], expected) < 1e-4
     assert relative(found[:, 0], expected) > 1e-2
 
@@ -118,9 +117,8 @@ def test_imagenet_weights_that_cannot_be_had_say_what_to_do(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torchvision.models.ResNet50_Weights, "get_state_dict", offline)
-    with pytest.raises(
-        OSError, match=r"could not fetch https://.*no route to host.*download it and give its path"
-    ):
+    expected = r"could not fetch https://.*no route to host.*download it and give its path"
+    with pytest.raises(OSError, match=expected):
         build_backbone("i3d_r50", "imagenet")
     with pytest.raises(ValueError, match="there are none for digit_cnn"):
         build_backbone("digit_cnn", "imagenet")
