@@ -37,7 +37,7 @@ from pipeline.files.atomic_files import sha256_of
 from pipeline.files.owners import remove_abandoned
 from pipeline.files.watched_folder import WatchedFolder
 from pipeline.networks.precision import autocast
-from pipeline.workers.claims import version_of
+from pipeline.workers.completion import version_of
 
 if TYPE_CHECKING:
     from pipeline.cache.reader import Cache

@@ -29,7 +29,8 @@ from pipeline.files.owners import part_path, remove_abandoned
 from pipeline.files.watched_folder import WatchedFolder
 from pipeline.manifests.manifest import Clip, Manifest, read_manifest
 from pipeline.plugins import mentioned_in, note_paths
-from pipeline.workers.claims import ClaimWatch, Mark, take_claim, version_of
+from pipeline.workers.claims import ClaimWatch, take_claim
+from pipeline.workers.completion import Mark, version_of
 from pipeline.workers.waiting import PrintLine, WaitMessages
 
 # Clips that are hashed at a time.

@@ -26,7 +26,8 @@ from pipeline.stages.extract_shards import ExtractShards, as_json
 from pipeline.stages.jobs import Advance, RunOptions, ShardJob
 from pipeline.video.video_identity import changed_videos
 from pipeline.views.sampling import count_views
-from pipeline.workers.claims import ClaimWatch, mark_of, sweep_claims
+from pipeline.workers.claims import ClaimWatch, sweep_claims
+from pipeline.workers.completion import mark_of
 from pipeline.workers.decode_pool import WorkerPool
 from pipeline.workers.engines import Engine, LocalEngine, share_jobs
 from pipeline.workers.waiting import PrintLine

@@ -30,7 +30,8 @@ from pipeline.stages.jobs import Advance, RunOptions, ShardJob, decoders_for
 from pipeline.video.video_identity import changed_videos
 from pipeline.video.view_pixels import run_task
 from pipeline.views.sampling import count_views
-from pipeline.workers.claims import Claim, Mark, begin_shard, mark_of, take_claim
+from pipeline.workers.claims import Claim, take_claim
+from pipeline.workers.completion import Mark, begin_shard, mark_of
 from pipeline.workers.cores import cores_here
 from pipeline.workers.decode_pool import WorkerPool
 from pipeline.workers.engines import pick_device

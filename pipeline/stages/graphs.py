@@ -15,14 +15,8 @@ from pipeline.cache.shards import made_from
 from pipeline.files.atomic_files import Damaged
 from pipeline.files.watched_folder import WatchedFolder
 from pipeline.regions.graphs import GRAPHS, NEEDS, GraphOptions, graphs_of, require_neighbours
-from pipeline.workers.claims import (
-    Claim,
-    ClaimWatch,
-    begin_shard,
-    finish_shard,
-    sweep_claims,
-    take_claim,
-)
+from pipeline.workers.claims import Claim, ClaimWatch, sweep_claims, take_claim
+from pipeline.workers.completion import begin_shard, finish_shard
 from pipeline.workers.engines import Engine, LocalEngine, pick_device, share_jobs
 from pipeline.workers.waiting import PrintLine
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.manifests.manifest import Clip
-from pipeline.workers.claims import Mark
+from pipeline.workers.completion import Mark
 
 # Called with (clips done, clips failed) since the last call.
 Advance = Callable[[int, int], None]

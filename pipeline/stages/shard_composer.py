@@ -33,7 +33,8 @@ from pipeline.video.frame_reader import DecodeError, DecoderDied, DecodeTimeout,
 from pipeline.video.view_pixels import ClipPixels
 from pipeline.views.sampling import View, count_views, views_of
 from pipeline.views.video_info import VideoInfo
-from pipeline.workers.claims import Claim, Mark, finish_shard
+from pipeline.workers.claims import Claim
+from pipeline.workers.completion import Mark, finish_shard
 from pipeline.workers.decode_pool import WorkerDied
 
 # Batches that may wait for the disk while the device computes the next ones.

@@ -176,6 +176,8 @@ NAMES: dict[str, str] = {
     "heads.learner:loss_of": "heads.interface.loss:loss_of",
     "heads.members:Member": "heads.config.member:Member",
     "heads.runs:load_checkpoint": "heads.interface.checkpoints:load_checkpoint",
+    "pipeline.backbones._ean:Shift": "pipeline.backbones._ean:TrainableShift",
+    "pipeline.backbones._tsm:Shift": "pipeline.backbones._tsm:TemporalShift",
     "pipeline.reader:VideoInfo": "pipeline.views.video_info:VideoInfo",
     "pipeline.sample:gos_frames": "pipeline.views.frame_numbers:gos_frames",
     "pipeline.sample:linspace_frames": "pipeline.views.frame_numbers:linspace_frames",

@@ -68,9 +68,9 @@ def quiet(line):
 def elsewhere(folder: Path, count: int = 0) -> None:
     """A claim by a process of another machine, or its sign of life number `count`."""
     folder.mkdir(exist_ok=True)
-    who = {"claim": "other-1-1-00000000", "machine_id": "another", "pid": 1, "start": "1"}
+    who = {"claim": "other-1-1-00000000", "machine": "another", "pid": 1, "start": "1"}
     (folder / "run.claim").write_bytes(
-        json.dumps(who).encode() + b"\n" + str(count).zfill(claims.COUNT).encode()
+        json.dumps(who).encode() + b"\n" + str(count).zfill(claims.COUNTER_DIGITS).encode()
     )
 
 

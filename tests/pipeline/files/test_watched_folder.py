@@ -11,7 +11,7 @@ from heads.runs.folder_lock import lock_folder, refuse_if_lost
 from heads.training.ablate import AblateOptions, ablate
 from heads.training.learner import Learner
 from heads.training.train import train
-from pipeline.cache.folder import watch_cache_folder, read_cache_json
+from pipeline.cache.folder import read_cache_json, watch_cache_folder
 from pipeline.cache.shard_writer import ShardWriter
 from pipeline.files.watched_folder import FolderGone, WatchedFolder
 from pipeline.stages import graphs

@@ -54,26 +54,6 @@ def painted(clip: int) -> np.ndarray:
     return frames
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    """A manifest of seven videos, one of them a text file, with a box around each rectangle."""
-    folder = tmp_path_factory.mktemp("world")
-    rows, boxes = [], []
-    for clip in range(CLIPS):
-        name = f"clip{clip}"
-        rows.append((name, f"{name}.mp4", "train", clip % 2))
-        if clip == BROKEN:
-            (folder / f"{name}.mp4").write_text("not a video")
-        else:
-            write_video(folder / f"{name}.mp4", painted(clip), fps=8)
-        for k in range(LENGTH):
-            x, y, w, h = place(clip, k)
-            boxes.append((name, k, x, y, x + w, y + h))
-    write_csv(folder / "manifest.csv", ("clip", "path", "split", "label"), rows)
-    write_csv(folder / "boxes.csv", ("clip", "frame", "x1", "y1", "x2", "y2"), boxes)
-    return folder
-
-
 def config_of(world: Path, **changes) -> ExtractConfig:
     return tiny_videos.config_of(world, **{"sampling": SAMPLING, **changes})
 
@@ -100,14 +80,6 @@ def everything(cache: Path) -> dict[str, bytes]:
             found[f"{group}/{name}"] = array.tobytes()
         found[f"{group}/ok"] = np.asarray(rows.ok).tobytes()
     return found
-
-
-@pytest.fixture(scope="module")
-def undisturbed(world, tmp_path_factory) -> Path:
-    cache = tmp_path_factory.mktemp("undisturbed") / "cache"
-    summary = run(world, cache)
-    assert [f["clip"] for f in summary.failures] == [f"clip{BROKEN}"]
-    return cache
 
 
 def test_a_failed_clip_keeps_its_rows_and_its_reason(undisturbed):

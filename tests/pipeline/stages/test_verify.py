@@ -196,8 +196,12 @@ def test_what_a_live_run_is_writing_is_no_finding(cache):
 
 def dead_claim() -> str:
     """A claim of a process of this machine that has ended."""
-    owner = {"claim": "a", "machine_id": machine_id(), "pid": os.getpid()}
-    owner["start"] = "before this one"
+    owner = {
+        "claim": "a",
+        "machine": machine_id(),
+        "pid": os.getpid(),
+        "start": "before this one",
+    }
     return json.dumps(owner) + "\n" + "0" * 20
 
 
