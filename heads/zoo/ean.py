@@ -41,221 +41,18 @@ each cell by the part of it that the box covers; a transformer before the last s
 of its channels, as the last, and adds its vector at every position.
 """
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from heads.interface.clips import Clips, Dims, HeadOutput
-from heads.interface.masked_layers import grid_mean, masked_mean, masked_softmax, row_normalise
+from heads.interface.masked_layers import grid_mean
 from heads.interface.network_above_cut import HeadAboveCut, frames_of, head_above_cut, points_of
 from heads.interface.variants import one_of
+from heads.papers.ean.sparse_objects import ObjectsAdded, SparseObjects, new_objects
 from pipeline.backbones import Backbone
 
 NO_OPTIONS: dict = {}
 REGIONS = ("saliency", "fixed", "all", "boxes", "none")
 POSITIONS = ("auto", "spatial", "spatio_temporal", "none")
-HEADS, HEAD_WIDTH, DEPTH = 8, 64, 2
-
-
-class RowNorm(nn.BatchNorm1d):
-    """Batch norm of x [...,C] over the rows where valid [...] holds (all unless given); the other
-    rows come out as 0.
-    """
-
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        rows = x.flatten(0, -2) if valid is None else x[valid]
-        if not len(rows):
-            return torch.zeros_like(x)
-        training = (
-            self.training and len(rows) > 1
-        )  # the variance of one row is nothing to divide by
-        y = F.batch_norm(
-            rows,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            training,
-            self.momentum,
-            self.eps,
-        )
-        return (
-            y.view_as(x)
-            if valid is None
-            else torch.zeros_like(x, dtype=y.dtype).index_put((valid,), y)
-        )
-
-
-class SaliencyNet(nn.Module):
-    """The maps O (eq. 4): x [B,T,P,C] -> [B,T,M,P], each the softmax over the P = h w cells of its
-    step.
-    """
-
-    def __init__(self, channels: int, objects: int, released: bool):
-        super().__init__()
-        kernels = (
-            [(1, 1, 1), (3, 3, 3), (1, 3, 3), (1, 3, 3)]
-            if released
-            else [(1, 1, 1), (3, 1, 1), (1, 5, 5)]
-        )
-        inner = max(1, channels // (4 if released else 8))
-        sizes = [channels, *[inner] * (len(kernels) - 1), objects]
-        layers: list[nn.Module] = []
-        for i, kernel in enumerate(kernels):
-            layers.append(
-                nn.Conv3d(sizes[i], sizes[i + 1], kernel, padding=tuple(k // 2 for k in kernel))
-            )
-            nn.init.kaiming_normal_(layers[-1].weight, mode="fan_out", nonlinearity="relu")
-            if i < len(kernels) - 1:
-                pair = [nn.BatchNorm3d(inner), nn.ReLU()]
-                layers += reversed(pair) if released else pair
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        y = self.layers(x.unflatten(2, grid).movedim(-1, 1))  # [B,M,T,h,w]
-        return y.flatten(3).transpose(1, 2).softmax(-1)
-
-
-class TokenAttention(nn.Module):
-    """Multi-head self-attention of x [B,n,C] among the tokens where valid [B,n] holds; no bias in
-    q, k and v.
-    """
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.qkv = nn.Linear(width, 3 * HEADS * HEAD_WIDTH, bias=False)
-        self.out = nn.Linear(HEADS * HEAD_WIDTH, width)
-
-    def forward(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Also returns the weights [B,heads,n,n]; each row sums to 1, or is 0 in a view without any
-        token.
-        """
-        q, k, v = (
-            self.qkv(x).unflatten(-1, (3, HEADS, HEAD_WIDTH)).permute(2, 0, 3, 1, 4)
-        )  # each [B,heads,n,64]
-        weights = masked_softmax(q @ k.mT * HEAD_WIDTH**-0.5, valid[:, None, None])
-        return self.out((weights @ v).transpose(1, 2).flatten(2)), weights
-
-
-class TransformerLayer(nn.Module):
-    """x + MHSA(BN(x)), then x + FF(BN(x)): x [B,n,C] -> the same, and the attention weights."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm1, self.norm2 = RowNorm(width), RowNorm(width)
-        self.attention = TokenAttention(width)
-        self.linears = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
-        self.norms = nn.ModuleList(RowNorm(width) for _ in range(2))
-
-    def forward(self, x: Tensor, valid: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """valid [B,n]; mask: the same where some token may be invalid, None where all count."""
-        y, weights = self.attention(self.norm1(x, mask), valid)
-        x = x + y
-        y = self.norm2(x, mask)
-        for linear, norm in zip(self.linears, self.norms, strict=False):
-            y = norm(linear(y), mask).relu()
-        return x + self.linears[-1](y), weights
-
-
-class SparseObjects(nn.Module):
-    """From the map to what is added to its mean: x [B,T,P,C] -> [B,C]; see the top of this file."""
-
-    def __init__(
-        self,
-        channels: int,
-        grid: tuple[int, int],
-        steps: int,
-        width: int,
-        objects: int,
-        regions: str,
-        position: str,
-    ):
-        super().__init__()
-        self.grid, self.regions, self.objects = grid, regions, objects
-        self.squeeze = nn.Linear(channels, width, bias=False)
-        cells = {
-            "none": None,
-            "spatial": (1, grid[0] * grid[1]),
-            "spatio_temporal": (steps, grid[0] * grid[1]),
-        }[position]
-        self.position = None if cells is None else nn.Parameter(torch.randn(*cells, width))
-        self.saliency = None
-        self.layers = nn.ModuleList(TransformerLayer(width) for _ in range(DEPTH))
-        self.out = nn.Linear(width, channels, bias=False)
-        self.norm = RowNorm(channels)
-        nn.init.zeros_(self.norm.weight)
-
-    def weights(self, x: Tensor, grid: tuple[int, int], boxes: Tensor | None) -> Tensor:
-        """O [B,T,M,P] of squeezed x [B,T,P,width]; boxes [B,T,N,4] for regions="boxes"."""
-        if self.saliency is not None:
-            return self.saliency(x, grid)
-        if self.regions == "boxes":
-            return coverage(boxes, grid).to(x.dtype)
-        return coverage(tiles(self.objects).to(x), grid).expand(*x.shape[:2], -1, -1)
-
-    def forward(
-        self, x: Tensor, grid: tuple[int, int], clips: Clips
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Also returns maps: regions [B,T,M,P] (but for "all") and attention
-        [B,layers,heads,n,n].
-        """
-        self._check(grid, x.shape[1])
-        x = self.squeeze(x)
-        placed = x if self.position is None else x + self.position
-        maps = {}
-        if self.regions != "all":
-            maps["regions"] = self.weights(
-                x, grid, clips.get("boxes") if self.regions == "boxes" else None
-            )
-            placed = maps["regions"] @ placed  # [B,T,M,width], eq. (5)
-        tokens = placed.flatten(1, 2)
-        mask = clips.get("valid").flatten(1) if self.regions == "boxes" else None
-        valid = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
-        tokens = tokens.masked_fill(~valid[..., None], 0)
-        attention = []
-        for layer in self.layers:
-            tokens, weights = layer(tokens, valid, mask)
-            attention.append(weights)
-        maps["attention"] = torch.stack(attention, 1)
-        return self.norm(self.out(masked_mean(tokens, valid))), maps
-
-    def _check(self, grid: tuple[int, int], steps: int) -> None:
-        fixed = 1 if self.position is None else self.position.shape[0]
-        if self.position is not None and (grid != self.grid or fixed not in (1, steps)):
-            wanted = f"{self.grid[0]}×{self.grid[1]} cells" + (
-                f" and {fixed} steps" if fixed > 1 else ""
-            )
-            raise ValueError(
-                f"head ean has one position vector for each of {wanted}, got a map of "
-                f"{grid[0]}×{grid[1]} cells and {steps} "
-                "steps: cut the views to one size, or build it with position=none"
-            )
-
-
-def tiles(count: int) -> Tensor:
-    """`count` boxes [count,4] that tile the frame in equal rows and columns, as square as the
-    number allows.
-    """
-    rows = max(k for k in range(1, count + 1) if count % k == 0 and k * k <= count)
-    columns = count // rows
-    corners = [
-        (j / columns, i / rows, (j + 1) / columns, (i + 1) / rows)
-        for i in range(rows)
-        for j in range(columns)
-    ]
-    return torch.tensor(corners)
-
-
-def coverage(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The part of each cell that a box covers, divided by their sum: boxes [...,4] xyxy in [0,1] ->
-    [...,h·w]; empty: zeros.
-    """
-    h, w = grid
-    rows, columns = (torch.arange(n, device=boxes.device, dtype=boxes.dtype) for n in grid)
-    x1, y1, x2, y2 = (side[..., None] for side in boxes.unbind(-1))
-    along_y = (torch.minimum(y2 * h, rows + 1) - torch.maximum(y1 * h, rows)).clamp_min(0)
-    along_x = (torch.minimum(x2 * w, columns + 1) - torch.maximum(x1 * w, columns)).clamp_min(0)
-    return row_normalise((along_y[..., :, None] * along_x[..., None, :]).flatten(-2))
 
 
 class EANHead(nn.Module):
@@ -300,20 +97,6 @@ class EANHead(nn.Module):
             self.fc(self.drop(v)),
             maps={k: m.detach() for k, m in maps.items()} if want_maps else {},
         )
-
-
-class ObjectsAdded(nn.Module):
-    """What `SparseObjects` makes of a map, added at every position of it: [B,C,T,h,w] -> the same,
-    the identity at first.
-    """
-
-    def __init__(self, objects: SparseObjects):
-        super().__init__()
-        self.objects = objects
-
-    def forward(self, x: Tensor) -> Tensor:
-        v, _ = self.objects(x.transpose(1, 2).flatten(3).mT, tuple(x.shape[-2:]), Clips())
-        return x + v[:, :, None, None, None]
 
 
 def build(
@@ -377,26 +160,6 @@ def build(
     )
     head = EANHead(last, channels, num_classes, soi, dropout)
     return head if network is None else HeadAboveCut("ean", cut, network, head)
-
-
-def new_objects(
-    channels: int,
-    grid: tuple[int, int],
-    steps: int,
-    width: int,
-    released: bool,
-    *,
-    regions: str = "saliency",
-    objects: int = 4,
-    position: str = "auto",
-) -> SparseObjects:
-    """The transformer on maps of `channels` and `grid`; the options are those of `build`."""
-    if position == "auto":
-        position = "spatio_temporal" if released else "spatial"
-    soi = SparseObjects(channels, grid, steps, width, objects, regions, position)
-    if regions == "saliency":
-        soi.saliency = SaliencyNet(width, objects, released)
-    return soi
 
 
 def _insert(

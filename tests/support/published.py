@@ -19,7 +19,7 @@ import torch
 from heads.evaluation.counting import NetworkCount, count, count_backbone, count_head
 from heads.interface.clips import Dims
 from heads.papers.dyreg.module import DyReg
-from heads.zoo.ean import ObjectsAdded, new_objects
+from heads.papers.ean.sparse_objects import ObjectsAdded, new_objects
 from pipeline.backbones import build_backbone
 
 CLASSES = 174

@@ -11,8 +11,9 @@ from torch import nn
 
 from heads.interface.clips import Clips, Dims
 from heads.interface.masked_layers import masked_mean
+from heads.papers.ean.regions import coverage, tiles
+from heads.papers.ean.transformer import RowNorm
 from heads.zoo import build_head
-from heads.zoo.ean import RowNorm, coverage, tiles
 from pipeline.backbones import build_backbone
 from pipeline.backbones._ean import (
     Design,
