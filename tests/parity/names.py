@@ -172,10 +172,23 @@ MODULES: dict[str, str] = {
 # "package.module:Name" at 4cc30e9 -> "package.module:Name" today.
 # For a class or function with a new name, or one that left its module. Wins over MODULES.
 NAMES: dict[str, str] = {
+    "heads.affinity:Affinity": "heads.papers.gos.affinity:BilinearAffinity",
+    "heads.affinity:Choices": "heads.papers.gos.affinity:OperationChoices",
+    "heads.affinity:Sizes": "heads.papers.gos.affinity:OperationSizes",
+    "heads.dyreg_regions:Big": "heads.papers.dyreg.regions:BigGenerator",
+    "heads.dyreg_regions:Detector": "heads.papers.dyreg.regions:DetectorRegions",
+    "heads.dyreg_regions:Fixed": "heads.papers.dyreg.regions:FixedRegions",
+    "heads.dyreg_regions:Lite": "heads.papers.dyreg.regions:LiteGenerator",
+    "heads.dyreg_regions:Predicted": "heads.papers.dyreg.regions:PredictedRegions",
+    "heads.dyreg_regions:Semantic": "heads.papers.dyreg.regions:SemanticRegions",
     "heads.learner:device_for": "heads.interface.loss:device_for",
     "heads.learner:loss_of": "heads.interface.loss:loss_of",
     "heads.members:Member": "heads.config.member:Member",
+    "heads.rstg_graph:Choices": "heads.papers.rstg.graph:GraphChoices",
+    "heads.rstg_graph:Graph": "heads.papers.rstg.graph:SpaceTimeGraph",
     "heads.runs:load_checkpoint": "heads.interface.checkpoints:load_checkpoint",
+    "heads.scene:Scene": "heads.papers.gos.operation_inputs:OperationInputs",
+    "heads.scene:Stem": "heads.papers.gos.operation_inputs:NodeStem",
     "pipeline.reader:VideoInfo": "pipeline.views.video_info:VideoInfo",
 }
 
