@@ -26,7 +26,7 @@ bottlenecks, where the module replaces the block, is not reproduced.
 from torch import Tensor, nn
 
 from heads.interface.clips import Clips, Dims, HeadOutput
-from heads.interface.network_above_cut import frames_of, network_above, points_in, unpadded
+from heads.interface.network_above_cut import smallest_frames, network_above, insertion_points, without_padding
 from heads.interface.variants import at_least
 from heads.papers.dyreg.kernels import Pair
 from heads.papers.dyreg.module import DyReg, recorded
@@ -78,7 +78,7 @@ class DyRegHead(nn.Module):
         """Clips with `needs` -> logits [B,K]; maps: for every point "kernels.POINT" [B,T,9,h,w],
         where they have a box "centres.POINT" and "radii.POINT" [B,T,9,2] (y, x) in cells, and where
         regions are predicted "offsets.POINT" [B,T,9,4] (T is 1 where all frames share them)."""
-        x = unpadded("dyreg", clips.get(self.cut), clips.grid).transpose(1, 2)  # [B,C,T,h,w]
+        x = without_padding("dyreg", clips.get(self.cut), clips.grid).transpose(1, 2)  # [B,C,T,h,w]
         for module in self.dyregs if self.detector else ():
             module.boxes, module.valid = clips.get("boxes"), clips.get("valid")
         with recorded(self.dyregs if want_maps else ()) as records:
@@ -125,7 +125,7 @@ def build(
     the classifier.
     """
     at_least("dyreg", 1, width=width, offset_width=offset_width, iterations=iterations)
-    points = points_in("dyreg", backbone, at)
+    points = insertion_points("dyreg", backbone, at)
     if regions == "none" and not backbone:
         raise ValueError(
             "head dyreg, option regions: 'none' leaves nothing to learn without a backbone: give "
@@ -151,7 +151,7 @@ def build(
         channels, h, w = dims.maps[cut]
         return DyRegHead(cut, {cut: module(channels, (h, w))}, None, channels, num_classes, dropout)
     cut, network = network_above("dyreg", dims, backbone, backbone_options, weights, points)
-    frames = frames_of(network, cut, dims.maps[cut][1:])
+    frames = smallest_frames(network, cut, dims.maps[cut][1:])
     inserted_at = () if regions == "none" else points
     modules = {
         point: module(network.channels(point), network.grid(point, frames)) for point in inserted_at

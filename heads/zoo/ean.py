@@ -45,7 +45,7 @@ from torch import nn
 
 from heads.interface.clips import Clips, Dims, HeadOutput
 from heads.interface.masked_layers import grid_mean
-from heads.interface.network_above_cut import HeadAboveCut, frames_of, head_above_cut, points_of
+from heads.interface.network_above_cut import HeadAboveCut, smallest_frames, head_above_cut, split_points
 from heads.interface.variants import one_of
 from heads.papers.ean.sparse_objects import ObjectsAdded, SparseObjects, new_objects
 from pipeline.backbones import Backbone
@@ -150,7 +150,7 @@ def build(
         lower = dims
         network, dims = head_above_cut("ean", dims, backbone, backbone_options, weights, cut)
         last = network.last
-        for point in points_of(soi_at):
+        for point in split_points(soi_at):
             _insert(network, cut, point, lower, variant == "released", width, how)
     channels, *grid = dims.maps[last]
     soi = (
@@ -175,6 +175,6 @@ def _insert(
             f"{point!r}"
         )
     channels = network.channels(point)
-    grid = network.grid(point, frames_of(network, cut, dims.maps[cut][1:]))
+    grid = network.grid(point, smallest_frames(network, cut, dims.maps[cut][1:]))
     width = max(1, width * channels // network.channels())
     network.insert(point, ObjectsAdded(new_objects(channels, grid, dims.T, width, released, **how)))

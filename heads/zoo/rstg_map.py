@@ -26,8 +26,8 @@ from heads.interface.clips import Clips, Dims, HeadOutput
 from heads.interface.network_above_cut import (
     network_above,
     norms_in_evaluation,
-    points_in,
-    unpadded,
+    insertion_points,
+    without_padding,
 )
 from heads.interface.variants import at_least, resolve
 from heads.papers.rstg.graph import FURTHER, VARIANTS, GraphChoices
@@ -62,7 +62,7 @@ class RSTGMap(nn.Module):
     def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
         """The map at `cut` -> logits [B,K]; maps: "attention.POINT" [B,T,14,14] of every module,
         rows receive (none with "time_only"). ValueError for views of different grids in a batch."""
-        x = unpadded("rstg_map", clips.get(self.cut), clips.grid).transpose(1, 2)  # [B,C,T,h,w]
+        x = without_padding("rstg_map", clips.get(self.cut), clips.grid).transpose(1, 2)  # [B,C,T,h,w]
         modules = self._modules_by_point() if want_maps else {}
         for module in modules.values():
             module.record = []
@@ -116,7 +116,7 @@ def build(
     cut before it.
     """
     at_least("rstg_map", 1, width=width, iterations=iterations)
-    points = points_in("rstg_map", backbone, at)
+    points = insertion_points("rstg_map", backbone, at)
     given = {
         "neighbourhood": neighbourhood,
         "attention": attention,

@@ -60,7 +60,7 @@ from heads.papers.strg.graph import (
     Graph,
     GraphBranch,
     SimilarityGraph,
-    among_all,
+    multiply_similarity,
     total,
 )
 from pipeline.regions.roi_align import roi_align
@@ -167,8 +167,8 @@ class STRG(nn.Module):
         """G^sim of X [B,n,n], and what multiplies a layer's input by it, or by that input's own."""
         graph = self.similarity(x, valid)
         if self.similarity_each_layer:
-            return graph, lambda z: among_all(graph if z is x else self.similarity(z, valid), z)
-        return graph, partial(among_all, graph)
+            return graph, lambda z: multiply_similarity(graph if z is x else self.similarity(z, valid), z)
+        return graph, partial(multiply_similarity, graph)
 
     def _overlaps(self, clips: Clips) -> Tensor:
         """IoU of the boxes that count with those of the next frame [B,T-1,N,N]."""

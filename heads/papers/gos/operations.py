@@ -172,7 +172,7 @@ class Chain(Operation):
         return x
 
 
-KINDS = {
+OPERATIONS = {
     "none": Zero,
     "skip": Skip,
     "feat_aggr": FeatAggr,
@@ -187,7 +187,7 @@ def new_operation(name: str, sizes: OperationSizes, choices: OperationChoices) -
     """A fresh operation or combination of the two spaces, by name."""
     if name in COMBINATIONS:
         return Chain([new_operation(part, sizes, choices) for part in COMBINATIONS[name]])
-    return KINDS[name](sizes, choices)
+    return OPERATIONS[name](sizes, choices)
 
 
 def node_weights(operation: Operation, x: Tensor, scene: OperationInputs) -> Tensor | None:

@@ -92,7 +92,7 @@ class SimilarityGraph(nn.Module):
         return graph.masked_fill(~valid[..., None], 0)
 
 
-def among_all(graph: Tensor, x: Tensor) -> Tensor:
+def multiply_similarity(graph: Tensor, x: Tensor) -> Tensor:
     """G^sim X: graph [B,n,n], x [B,T,N,C] -> [B,T,N,C]."""
     return (graph @ x.flatten(1, 2)).view_as(x)
 

@@ -12,7 +12,7 @@ from heads.interface.clips import Clips, Dims, clips_of
 from heads.interface.masked_layers import masked_mean
 from heads.papers.gos.affinity import VARIANTS
 from heads.papers.gos.operation_inputs import layout_of, old_roi_mean
-from heads.papers.gos.operations import KINDS, SPACES, Skip, Zero
+from heads.papers.gos.operations import OPERATIONS, SPACES, Skip, Zero
 from heads.runs.run_files import load_checkpoint, save_checkpoint
 from heads.training.train import train
 from heads.zoo import build_head
@@ -483,7 +483,7 @@ def test_a_single_operation_is_pooled_beside_the_global_feature(name, variant):
     out = head(clips, want_maps=True)
     torch.testing.assert_close(out.logits, head.fc(torch.cat([z, mean], 1)))
     assert out.maps["attention"].equal(head.operation.attention(x, scene))
-    assert type(head.operation) is KINDS[name.removeprefix("gos_")]
+    assert type(head.operation) is OPERATIONS[name.removeprefix("gos_")]
 
 
 @pytest.mark.parametrize("name", [s for s in SINGLE if s != "gos_back_incor"])
