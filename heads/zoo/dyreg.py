@@ -26,7 +26,12 @@ bottlenecks, where the module replaces the block, is not reproduced.
 from torch import Tensor, nn
 
 from heads.interface.clips import Clips, Dims, HeadOutput
-from heads.interface.network_above_cut import smallest_frames, network_above, insertion_points, without_padding
+from heads.interface.network_above_cut import (
+    smallest_frames,
+    network_above,
+    insertion_points,
+    without_padding,
+)
 from heads.interface.variants import at_least
 from heads.papers.dyreg.kernels import Pair
 from heads.papers.dyreg.module import DyReg, recorded

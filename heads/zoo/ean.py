@@ -45,7 +45,12 @@ from torch import nn
 
 from heads.interface.clips import Clips, Dims, HeadOutput
 from heads.interface.masked_layers import grid_mean
-from heads.interface.network_above_cut import HeadAboveCut, smallest_frames, head_above_cut, split_points
+from heads.interface.network_above_cut import (
+    HeadAboveCut,
+    smallest_frames,
+    head_above_cut,
+    split_points,
+)
 from heads.interface.variants import one_of
 from heads.papers.ean.sparse_objects import ObjectsAdded, SparseObjects, new_objects
 from pipeline.backbones import Backbone

@@ -62,7 +62,9 @@ class RSTGMap(nn.Module):
     def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
         """The map at `cut` -> logits [B,K]; maps: "attention.POINT" [B,T,14,14] of every module,
         rows receive (none with "time_only"). ValueError for views of different grids in a batch."""
-        x = without_padding("rstg_map", clips.get(self.cut), clips.grid).transpose(1, 2)  # [B,C,T,h,w]
+        x = without_padding("rstg_map", clips.get(self.cut), clips.grid).transpose(
+            1, 2
+        )  # [B,C,T,h,w]
         modules = self._modules_by_point() if want_maps else {}
         for module in modules.values():
             module.record = []

@@ -167,7 +167,9 @@ class STRG(nn.Module):
         """G^sim of X [B,n,n], and what multiplies a layer's input by it, or by that input's own."""
         graph = self.similarity(x, valid)
         if self.similarity_each_layer:
-            return graph, lambda z: multiply_similarity(graph if z is x else self.similarity(z, valid), z)
+            return graph, lambda z: multiply_similarity(
+                graph if z is x else self.similarity(z, valid), z
+            )
         return graph, partial(multiply_similarity, graph)
 
     def _overlaps(self, clips: Clips) -> Tensor:
