@@ -1,15 +1,17 @@
 """GOS's background incorporation as a head: Li et al., CVPR 2020, Table 2.
 
-    A_ig = x^_i^T U y^_g,  P = softmax_g(5 A), step by step                 eq. (6), (7)
-    z_i = act( V [sum_g P_ig y_g ; A_i] + b )                  [B,T,N,C]    eq. (8)
+    A_ig = x^_i^T U y^_g,  P = softmax_g(5 A), step by step                 eq. (6)-(8)
+    z_i = act( V [sum_g P_ig y_g ; A_i] + b )                  [B,T,N,C]
     logits = K [ mean over valid nodes of z ; mean of y ] + k  [B,K]        no dropout
 
 x [B,T,N,C] and y come from the stem (heads/papers/gos/operation_inputs.py). The operation is in
-heads/papers/gos/operations.py, its two variants in heads/papers/gos/affinity.py. 144 384 parameters at
-C = 256 and 7 x 7 cells.
+heads/papers/gos/operations.py, its two variants in heads/papers/gos/affinity.py.
+
+Parameters of the operation: 144 384 at C = 256 and 7 x 7 cells.
 The paper reports 49.7 % on Something-Something V1 and 62.4 % on V2.
 
 Differs from the paper: the backbone is frozen; padded boxes are masked.
+
 Not stated in the paper, and chosen: the mean over nodes is concatenated with the global feature of
 C before the classifier.
 """
@@ -39,7 +41,7 @@ def build(
         dims: the sizes of the cached views.
         num_classes: K.
         variant: "paper" or "released"; it decides every option that is "".
-        dropout: before the classifier; the paper has none.
+        dropout: before the classifier; the release has none.
         cut: the map [B,T,C,h,w].
         width: C of the nodes.
         roi_size: bins per side of RoIAlign.

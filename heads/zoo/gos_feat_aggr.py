@@ -5,10 +5,13 @@
     logits = K [ mean over valid nodes of z ; mean of y ] + k  [B,K]        no dropout
 
 x [B,T,N,C] and y come from the stem (heads/papers/gos/operation_inputs.py). The operation is in
-heads/papers/gos/operations.py, its two variants in heads/papers/gos/affinity.py. 131 840 parameters at C = 256.
+heads/papers/gos/operations.py, its two variants in heads/papers/gos/affinity.py.
+
+Parameters of the operation: 131 840 at C = 256.
 The paper reports 49.9 % on Something-Something V1 and 62.0 % on V2.
 
 Differs from the paper: the backbone is frozen; padded boxes are masked.
+
 Not stated in the paper, and chosen: the mean over nodes is concatenated with the global feature of
 C before the classifier.
 """
@@ -38,7 +41,7 @@ def build(
         dims: the sizes of the cached views.
         num_classes: K.
         variant: "paper" or "released"; it decides every option that is "".
-        dropout: before the classifier; the paper has none.
+        dropout: before the classifier; the release has none.
         regions: "map" (paper), or "nodes": from cached nodes and pooled features, approximate.
         cut: the map [B,T,C,h,w].
         width: C of the nodes.

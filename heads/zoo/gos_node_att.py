@@ -5,12 +5,14 @@
     logits = K [ mean over valid nodes of z ; mean of y ] + k  [B,K]        no dropout
 
 x [B,T,N,C] and y come from the stem (heads/papers/gos/operation_inputs.py). The operation is in
-heads/papers/gos/neighbours.py, its two variants in heads/papers/gos/affinity.py. 41 parameters with
-M = 10, 170 in the released variant at 16 x 10 nodes.
+heads/papers/gos/neighbours.py, its two variants in heads/papers/gos/affinity.py.
+
+Parameters of the operation: 41 with M = 10, 170 in the released variant at 16 x 10 nodes.
 The paper reports 49.8 % on Something-Something V1 and 61.8 % on V2.
 
-Differs from the paper: the backbone is frozen; padded boxes are masked; with
-`neighbours="cached"` the most similar nodes are those among the backbone's features.
+Differs from the paper: the backbone is frozen; padded boxes are masked; with `neighbours="cached"`
+the most similar nodes are those among the backbone's features.
+
 Not stated in the paper, and chosen: the mean over nodes is concatenated with the global feature of
 C before the classifier.
 """
@@ -41,7 +43,7 @@ def build(
         dims: the sizes of the cached views.
         num_classes: K.
         variant: "paper" or "released"; it decides every option that is "".
-        dropout: before the classifier; the paper has none.
+        dropout: before the classifier; the release has none.
         regions: "map" (paper), or "nodes": from cached nodes and pooled features, approximate.
         cut: the map [B,T,C,h,w].
         width: C of the nodes.

@@ -5,12 +5,14 @@
     logits = K [ mean over valid nodes of z ; mean of y ] + k  [B,K]        no dropout
 
 x [B,T,N,C] and y come from the stem (heads/papers/gos/operation_inputs.py). The operation is in
-heads/papers/gos/neighbours.py, its two variants in heads/papers/gos/affinity.py. 459 520 parameters at
-C = 256, 68 096 in the released variant.
+heads/papers/gos/neighbours.py, its two variants in heads/papers/gos/affinity.py.
+
+Parameters of the operation: 459 520 at C = 256, 68 096 in the released variant.
 The paper reports 48.7 % on Something-Something V1 and 61.0 % on V2.
 
-Differs from the paper: the backbone is frozen; padded boxes are masked; with
-`neighbours="cached"` the nearest nodes are those among the backbone's features.
+Differs from the paper: the backbone is frozen; padded boxes are masked; with `neighbours="cached"`
+the nearest nodes are those among the backbone's features.
+
 Not stated in the paper, and chosen: the mean over nodes is concatenated with the global feature of
 C before the classifier.
 """
@@ -44,7 +46,7 @@ def build(
         dims: the sizes of the cached views.
         num_classes: K.
         variant: "paper" or "released"; it decides every option that is "".
-        dropout: before the classifier; the paper has none.
+        dropout: before the classifier; the release has none.
         regions: "map" (paper), or "nodes": from cached nodes and pooled features, approximate.
         cut: the map [B,T,C,h,w].
         width: C of the nodes.
