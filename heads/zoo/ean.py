@@ -1,29 +1,25 @@
-"""EAN's Sparse Object Interaction Transformer: Tian et al., EAN, Event Adaptive Network, IJCV 2022,
-sec. 3.3.
+"""EAN with its Sparse Object Interaction Transformer.
 
-    X = W_s res5, 2048 -> 512, no bias                                [B,T,P,512]     P = h w cells
-    O_{m,t} = softmax over p of Saliency-Net(X)_m                     [B,T,M,P]       eq. (4); M = 4
-    objects
-    F_{m,t} = Σ_p O_{m,t}(p) (X_{t,p} + E_p)                          [B,T·M,512]     eq. (5)
-    F = F + MHSA(BN(F)),  F = F + FF(BN(F)), twice                                    8 heads of 64,
-                          scale 1/8
-    FF = Linear, BN, ReLU, Linear, BN, ReLU, Linear, all of 512
-    v = GAP(res5) + BN(W_o mean F),  BN starts at gain and offset 0   [B,2048]        so v = GAP at
-                                     first
-    y = W drop(v) + b                                                 [B,K]           W starts at
-    N(0, 0.001), b at 0
+Tian et al., EAN: Event Adaptive Network for Enhanced Action Recognition, IJCV 2022, sec. 3.3.
 
-Saliency-Net, paper: 1×1×1 to 64, BN, ReLU, 3×1×1, BN, ReLU, 1×5×5 to M. Released: 1×1×1 to 128,
-ReLU, BN, 3×3×3, ReLU, BN, 1×3×3, ReLU, BN, 1×3×3 to M. E is N(0,1) at first: one vector per cell
-(paper), one per cell and step (released). Parameters at 2048×8×7×7, released: 6 645 380, of which E
-is 200 704; paper: 5 860 484, of which E is 25 088.
+    v = GAP(res5) + SOI(res5),  SOI = 0 at first         [B,2048]
+    y = W drop(v) + b                                    [B,K]      W from N(0, 0.001), b = 0
 
-variant="released" differs from "paper" in Saliency-Net and in E, as above.
+The equations of SOI are in heads/papers/ean/sparse_objects.py. variant="released" differs from
+"paper" in two places:
 
-The last Event Adaptive Block and res5 are learned with it from the map before that block, the cut
-res4.5 of ean_r50 (1024 x 8 x 14 x 14, 3.2 MB a view in float16): backbone="ean_r50", cut="res4.5".
-Table 6 has transformers at the stages without a block too: `soi_at="res4"` with cut="res4" and a
-trunk of eab="stem,res2,res3" is its row 1-3.
+    Saliency-Net, paper      1x1x1 to 64, BN, ReLU, 3x1x1, BN, ReLU, 1x5x5 to M
+    Saliency-Net, released   1x1x1 to 128, ReLU, BN, 3x3x3, ReLU, BN, 1x3x3, ReLU, BN, 1x3x3 to M
+    E, paper                 one vector per cell
+    E, released              one vector per cell and step
+
+Parameters at 2048x8x7x7, released: 6 645 380, of which E is 200 704; paper: 5 860 484, of which E
+is 25 088.
+
+The last Event Adaptive Block and res5 can be learned with it, from the map before that block. That
+is the cut res4.5 of ean_r50 (1024 x 8 x 14 x 14, 3.2 MB a view in float16): backbone="ean_r50",
+cut="res4.5". Table 6 has transformers at the stages without a block too: `soi_at="res4"` with
+cut="res4" and a trunk of eab="stem,res2,res3" is its row 1-3.
 
 Differs from the paper:
 - what is below `cut` is frozen;
@@ -35,10 +31,10 @@ Differs from the paper:
 Dead in training in both variants, as in the release: biases in front of a batch norm or of the
 softmax over cells.
 
-The grid is fixed by E, and in the released variant the number of steps; another one is refused. Not
-stated in the paper, and chosen: fixed regions are a grid of equal tiles (2×2 for 4); a box weighs
-each cell by the part of it that the box covers; a transformer before the last stage has a quarter
-of its channels, as the last, and adds its vector at every position.
+E fixes the grid, and in the released variant the number of steps; another one is refused. Not
+stated in the paper, and chosen: fixed regions are a grid of equal tiles (2x2 for 4); a box weighs
+each cell by the part of it that the box covers. Also chosen: a transformer before the last stage
+has a quarter of its channels, as the last has, and adds its vector at every position.
 """
 
 from torch import nn
@@ -47,8 +43,8 @@ from heads.interface.clips import Clips, Dims, HeadOutput
 from heads.interface.masked_layers import grid_mean
 from heads.interface.network_above_cut import (
     HeadAboveCut,
-    smallest_frames,
     head_above_cut,
+    smallest_frames,
     split_points,
 )
 from heads.interface.variants import one_of
@@ -61,7 +57,15 @@ POSITIONS = ("auto", "spatial", "spatio_temporal", "none")
 
 
 class EANHead(nn.Module):
-    """The head; see the top of this file."""
+    """The head; see the top of this file.
+
+    Args:
+        cut: the map.
+        channels: C of the map.
+        num_classes: K.
+        objects: the transformer; None leaves the mean of the map.
+        dropout: before the classifier.
+    """
 
     def __init__(
         self,
@@ -77,31 +81,41 @@ class EANHead(nn.Module):
         self.fc = nn.Linear(channels, num_classes)
         nn.init.normal_(self.fc.weight, std=0.001)
         nn.init.zeros_(self.fc.bias)
-        self.needs = (
-            (cut, "boxes", "valid")
-            if objects is not None and objects.regions == "boxes"
-            else (cut,)
-        )
+        self.needs = (cut,)
+        if objects is not None and objects.regions == "boxes":
+            self.needs = (cut, "boxes", "valid")
         self.uses = ("grid",)
 
     def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
-        """Clips with `needs` -> logits [B,K]; maps: regions and attention of `SparseObjects`."""
+        """Classify a batch.
+
+        Args:
+            clips: the fields of `needs`.
+            want_maps: whether to return the maps "regions" [B,T,M,P] and "attention"
+                [B,layers,heads,n,n].
+
+        Returns:
+            logits [B,K].
+
+        Raises:
+            ValueError: a part of the map is padding, or its grid is not the one that E has.
+        """
         fmap = clips.get(self.cut)  # [B,T,C,h,w]
         v, maps = grid_mean(fmap, clips.grid).mean(1), {}
         if self.objects is not None:
-            size = tuple(fmap.shape[-2:])
-            if clips.grid is not None and (clips.grid != clips.grid.new_tensor(size)).any():
+            h, w = fmap.shape[-2:]
+            if clips.grid is not None and (clips.grid != clips.grid.new_tensor((h, w))).any():
                 raise ValueError(
-                    f"head ean takes views of one size, got maps of {size[0]}×{size[1]} cells of "
-                    f"which some are padding: "
-                    "extract square views"
+                    f"head ean takes views of one size, got maps of {h}×{w} cells of which some "
+                    "are padding: extract square views"
                 )
-            more, maps = self.objects(fmap.flatten(3).mT, size, clips)
+            more, maps = self.objects(fmap.flatten(3).mT, (h, w), clips)
             v = v + more
-        return HeadOutput(
-            self.fc(self.drop(v)),
-            maps={k: m.detach() for k, m in maps.items()} if want_maps else {},
-        )
+
+        logits = self.fc(self.drop(v))
+        if not want_maps:
+            return HeadOutput(logits)
+        return HeadOutput(logits, maps={name: m.detach() for name, m in maps.items()})
 
 
 def build(
@@ -120,59 +134,71 @@ def build(
     width: int = 512,
     dropout: float = 0.5,
 ) -> EANHead | HeadAboveCut:
-    """EAN's head on the map at `cut`, or with a `backbone` on its last map, which is run from the
-    one at `cut` and learned: `backbone="ean_r50"`, `cut="res4.5"` learns the last EAB and res5 too.
-    `backbone_options` (the trunk's own variant is among them) and `weights` as at the extraction.
-    `soi_at` (Table 6): earlier cuts of it, a comma between them, that have a transformer too.
+    """Build EAN: Tian et al., IJCV 2022, sec. 3.3, Tables 5 to 7.
 
-    `variant`: "paper" or "released", see the top of this file. `regions` (Table 7): "saliency"
-    learns `objects` maps per step, "fixed" takes as many equal tiles, "all" makes every cell a
-    token, "boxes" every valid box, "none" leaves the transformer away: the mean of the map, Table 5
-    without SOI. `position`, E: "spatial", "spatio_temporal", "none", or "auto" for the variant's.
-    `width`: channels of the transformer. `dropout`: before the classifier.
+    Args:
+        dims: the sizes of the cached views.
+        num_classes: K.
+        variant: "paper" or "released", see the top of this file.
+        regions: "saliency" learns `objects` maps per step, "fixed" takes as many equal tiles, "all"
+            makes every cell a token, "boxes" every valid box (Table 7). "none" leaves the
+            transformer out: the mean of the map (Table 5 without SOI).
+        objects: M, regions per step.
+        position: E: "spatial", "spatio_temporal", "none", or "auto" for the variant's.
+        cut: the map [B,T,C,h,w].
+        backbone: the network that is run from the map at `cut`, and learned; "" puts the head on
+            that map. "ean_r50" with cut="res4.5" learns the last EAB and res5 too.
+        backbone_options: its options, as at the extraction; the trunk's variant is one of them.
+        weights: its weights, as at the extraction.
+        soi_at: earlier cuts of it, separated by commas, that have a transformer too (Table 6).
+        width: channels of the transformer.
+        dropout: before the classifier.
+
+    Returns:
+        The head with fresh weights; those of the backbone are loaded.
+
+    Raises:
+        ValueError: a value that an option cannot have, or a cut that does not fit.
+        MissingFields: the cache lacks the map or the boxes.
     """
-    for option, value, choices in (
-        ("variant", variant, ("paper", "released")),
-        ("regions", regions, REGIONS),
-        ("position", position, POSITIONS),
-    ):
-        one_of("ean", option, value, choices)
+    one_of("ean", "variant", variant, ("paper", "released"))
+    one_of("ean", "regions", regions, REGIONS)
+    one_of("ean", "position", position, POSITIONS)
     if objects < 1 or width < 1:
         raise ValueError(
             f"head ean: expected objects and width of at least 1, got objects={objects}, "
             f"width={width}"
         )
-    dims.require("ean", cut, *(("boxes", "valid") if regions == "boxes" else ()))
+    needs = (cut, "boxes", "valid") if regions == "boxes" else (cut,)
+    dims.require("ean", *needs)
     if soi_at and (not backbone or regions in ("boxes", "none")):
         raise ValueError(
-            f"head ean, option soi_at: expected a backbone and regions of the map alone, got "
-            f"backbone={backbone!r}, "
-            f"regions={regions!r}"
+            "head ean, option soi_at: expected a backbone and regions of the map alone, got "
+            f"backbone={backbone!r}, regions={regions!r}"
         )
-    how = {"regions": regions, "objects": objects, "position": position}
+
+    released = variant == "released"
+    options = {"regions": regions, "objects": objects, "position": position}
     last, network = cut, None
     if backbone:
-        lower = dims
+        cached = dims
         network, dims = head_above_cut("ean", dims, backbone, backbone_options, weights, cut)
         last = network.last
         for point in split_points(soi_at):
-            _insert(network, cut, point, lower, variant == "released", width, how)
-    channels, *grid = dims.maps[last]
-    soi = (
-        None
-        if regions == "none"
-        else new_objects(channels, tuple(grid), dims.T, width, variant == "released", **how)
-    )
+            _insert(network, cut, point, cached, released, width, options)
+
+    channels, h, w = dims.maps[last]
+    soi = None
+    if regions != "none":
+        soi = new_objects(channels, (h, w), dims.T, width, released, **options)
     head = EANHead(last, channels, num_classes, soi, dropout)
     return head if network is None else HeadAboveCut("ean", cut, network, head)
 
 
 def _insert(
-    network: Backbone, cut: str, point: str, dims: Dims, released: bool, width: int, how: dict
+    network: Backbone, cut: str, point: str, dims: Dims, released: bool, width: int, options: dict
 ) -> None:
-    """Puts a transformer at `point`, its width in proportion to the channels there; `dims` has the
-    map at `cut`.
-    """
+    """Put a transformer at a point, its width in proportion to the channels there."""
     cuts = network.cuts()
     if point not in cuts[cuts.index(cut) :] or point in network.units()[-1][0]:
         raise ValueError(
@@ -182,4 +208,5 @@ def _insert(
     channels = network.channels(point)
     grid = network.grid(point, smallest_frames(network, cut, dims.maps[cut][1:]))
     width = max(1, width * channels // network.channels())
-    network.insert(point, ObjectsAdded(new_objects(channels, grid, dims.T, width, released, **how)))
+    objects = new_objects(channels, grid, dims.T, width, released, **options)
+    network.insert(point, ObjectsAdded(objects))
