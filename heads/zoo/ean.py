@@ -31,10 +31,13 @@ Differs from the paper:
 Dead in training in both variants, as in the release: biases in front of a batch norm or of the
 softmax over cells.
 
-E fixes the grid, and in the released variant the number of steps; another one is refused. Not
-stated in the paper, and chosen: fixed regions are a grid of equal tiles (2x2 for 4); a box weighs
-each cell by the part of it that the box covers. Also chosen: a transformer before the last stage
-has a quarter of its channels, as the last has, and adds its vector at every position.
+E fixes the grid, and in the released variant the number of steps; another one is refused.
+
+Not stated in the paper, and chosen:
+- fixed regions are a grid of equal tiles (2x2 for 4);
+- a box weighs each cell by the part of it that the box covers;
+- a transformer before the last stage has a quarter of its channels, as the last has, and adds its
+  vector at every position.
 """
 
 from torch import nn

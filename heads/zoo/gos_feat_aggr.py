@@ -52,7 +52,7 @@ def build(
         normalise: whether the affinity sees x/|x|. Not stated in the paper.
 
     Returns:
-        The head with fresh weights: Li et al., CVPR 2020, sec. 3.2, eq. (2), Table 2.
+        The head with fresh weights: Li et al., CVPR 2020, eq. (2), Table 2.
 
     Raises:
         ValueError: a value that an option cannot have.

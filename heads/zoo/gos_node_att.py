@@ -55,7 +55,7 @@ def build(
         normalise: whether similarities are cosines. Not stated in the paper.
 
     Returns:
-        The head with fresh weights: Li et al., CVPR 2020, sec. 3.2, eq. (9), Table 2.
+        The head with fresh weights: Li et al., CVPR 2020, eq. (9), Table 2.
 
     Raises:
         ValueError: a value that an option cannot have.

@@ -11,8 +11,8 @@ Nicolicioiu, Duta and Leordeanu, Recurrent Space-time Graph Neural Networks, Neu
 The graph is in heads/papers/rstg/graph.py, its nodes in heads/papers/rstg/grid.py. The release sums
 the mean of v over time. Without `residual`, u = z (SyncMNIST).
 
-Nodes are means of the map over the cells of three grids, exact from a cached map at `cut`: 3.2 MB a
-view of 16 x 2048 x 7 x 7 in float16. regions="nodes" reads the nodes of `--proposals grid
+Nodes are means of the map over the cells of three grids, exact from a cached map at `cut`. A view
+of 16 x 2048 x 7 x 7 has 3.2 MB in float16. regions="nodes" reads the nodes of `--proposals grid
 --roi-pool area` instead, 0.9 MB, which are the same means. With another --roi-pool they are
 RoIAlign's samples: approximate. The graph as modules inside the backbone, to maps, is the head
 rstg_map.

@@ -9,11 +9,16 @@ Nicolicioiu, Duta and Leordeanu, Recurrent Space-time Graph Neural Networks, Neu
 
 The equations of the module are in heads/papers/rstg/module.py. It is the identity at first.
 
-The paper's places on `backbone="i3d_r50"` (Table 3): at = res2.1, res3.2 or res4.4, the best single
-one, or res3.2,res4.4 for its best result. What comes before the first is frozen, and the cut is
-that block itself. res4.4 is 1024 x 16 x 14 x 14 (6.4 MB a view in float16), res3.2 is 512 x 16 x 28
-x 28 (12.8 MB), and res2.1 is practically end to end. Batch norms keep the statistics of the weights
-that were loaded.
+The paper's places on `backbone="i3d_r50"` (Table 3) are
+
+    at               cut      map of a view         float16
+    res4.4           res4.4   1024 x 16 x 14 x 14    6.4 MB   the best single one
+    res3.2           res3.2    512 x 16 x 28 x 28   12.8 MB
+    res3.2,res4.4    res3.2    512 x 16 x 28 x 28   12.8 MB   the best result
+    res2.1           res2.1                                   practically end to end
+
+What comes before the first point is frozen, and the cut is that block itself. Batch norms keep the
+statistics of the weights that were loaded.
 
 Differs from the paper: the network up to the first module is frozen; otherwise see
 heads/papers/rstg/graph.py. Without a `backbone`, the default, there is one module on the map at

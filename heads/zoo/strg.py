@@ -35,9 +35,11 @@ Differs from the paper:
   paper's GCN stage if the cut is `reduced`, whose convolution was learned with the backbone and is
   then fixed. With another cut the nodes keep that cut's C channels.
 
-Not stated in the paper, and chosen: layer 3 linear (its LN and ReLU would leave W = 0 without a
-gradient for ever), Xavier weights in layers 1 and 2, no biases, IoU in continuous coordinates,
-G^sim computed once from X, the initial size of w and w'.
+Not stated in the paper, and chosen:
+- layer 3 is linear; LN and ReLU would leave W = 0 without a gradient for ever;
+- Xavier weights in layers 1 and 2, no biases, the initial size of w and w';
+- IoU in continuous coordinates;
+- G^sim is computed once, from X.
 """
 
 from functools import partial

@@ -1,18 +1,18 @@
 """DyReg's distillation: networks with one module each teach the regions of one with several.
 
 Duta, Nicolicioiu and Leordeanu, NeurIPS 2021, sec. 3.3. The modules of student and teachers are
-matched by the point of the backbone at which they are inserted. `distillation_loss` in
-heads/papers/dyreg/regions.py says what is compared, the recipe's table [train.distil] for how long.
+matched by the point of the backbone at which they are inserted. The recipe's table [train.distil]
+says for how many iterations the loss counts.
 """
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heads.interface.clips import Clips, HeadOutput
 from heads.papers.dyreg.module import recorded
-from heads.papers.dyreg.regions import distillation_loss
 
 
 class Teachers:
@@ -77,3 +77,39 @@ class Teachers:
         with recorded(head.dyregs) as records:
             head(clips)
         return records[head.points.index(point)][-1].offsets
+
+
+def distillation_loss(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
+    """Compare the offsets of a network's modules with those of their single-module teachers.
+
+    The form, smooth-L1, is not stated in the paper (sec. 3.3).
+
+    Args:
+        students: o [B,T,N,4] of every module.
+        teachers: o [B,T,N,4] of every teacher; they get no gradient.
+
+    Returns:
+        A scalar, the mean over everything and over the modules.
+
+    Raises:
+        ValueError: a student has no teacher of the same shape.
+    """
+    if not students or len(students) != len(teachers):
+        raise ValueError(
+            f"expected a teacher for each module, got {len(students)} modules and {len(teachers)} "
+            "teachers"
+        )
+
+    losses = []
+    for student, teacher in zip(students, teachers, strict=True):
+        if student is None or teacher is None or student.shape != teacher.shape:
+            raise ValueError(
+                "expected offsets of the same shape of module and teacher, got "
+                f"{_shape(student)} and {_shape(teacher)}"
+            )
+        losses.append(F.smooth_l1_loss(student, teacher.detach()))
+    return torch.stack(losses).mean()
+
+
+def _shape(offsets: Tensor | None) -> str:
+    return "none" if offsets is None else str(list(offsets.shape))

@@ -8,9 +8,8 @@ Neural Networks, NeurIPS 2021, sec. 3.1. Lengths are in grid cells.
     K_i(y,x) = relu(r_h - |y - c_y|) relu(r_w - |x - c_x|),     [B,T,N,h,w] eq. (5), (6)
                divided by its sum
 
-Half size r and centre c come from o = (o_h, o_w, o_y, o_x), see heads/papers/dyreg/kernels.py. f is
-`Fishnet`, the generator "big"; g_i is one convolution as large as its output. The generator "lite"
-is `LiteGenerator`.
+Half size r and centre c come from o = (o_h, o_w, o_y, o_x), see heads/papers/dyreg/kernels.py. f
+and g_i are the generators "big" and "lite" of heads/papers/dyreg/generators.py.
 
     regions         kernels                                                 o
     dynamic, lite   from o, generator big or lite                           yes
@@ -24,17 +23,16 @@ is `LiteGenerator`.
                     no shape, not normalised
     detector        centre and half size of the first nine boxes            no
 
-Differs from the paper: kernels of sum 1, see heads/papers/dyreg/kernels.py. A detector's half size
-is at least 1 cell, so that no kernel is empty, and a padded box has the kernel 0. A map of another
-grid than the built one is averaged (adaptive pooling) to the built one before f, as in the release;
-semantic weights are then stretched back, keeping their sum.
+Differs from the paper:
+- kernels sum to 1, see heads/papers/dyreg/kernels.py;
+- a detector's half size is at least 1 cell, so that no kernel is empty; a padded box has the kernel
+  0;
+- a map of another grid than the built one is averaged to the built one before f, as in the release.
+  Semantic weights are then stretched back, keeping their sum.
 
-Not stated in any source, and chosen: static and constant-time as above. Also the place of the last
-LN in "lite", of which the paper's parameter count shows that there is one more. Also the strides of
-`Fishnet` for maps other than 7, 8, 14, 16, 28 and 32.
+Not stated in any source, and chosen: static and constant-time as above.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heads.interface.joint_norm import JointNorm
+from heads.papers.dyreg.generators import HIDDEN, BigGenerator, Fishnet, LiteGenerator
 from heads.papers.dyreg.graph import NodeGRU
 from heads.papers.dyreg.kernels import (
     ANCHORS,
@@ -64,10 +63,6 @@ REGIONS = (
     "semantic",
     "detector",
 )
-# The smallest and the largest map, in cells a side; the release fails beyond 50 too.
-GRIDS = (3, 50)
-# Channels inside `Fishnet` and of its output.
-HIDDEN, OUT = 32, 16
 
 
 @dataclass(frozen=True)
@@ -85,160 +80,6 @@ class Regions:
     offsets: Tensor | None = None
     centres: Tensor | None = None
     radii: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Strides:
-    """How one axis of a map runs through `Fishnet`.
-
-    Attributes:
-        cells: the length of the axis.
-    """
-
-    cells: int
-
-    @property
-    def first(self) -> int:
-        """The stride of tail0."""
-        return 1 if self.cells < 10 else 2
-
-    @property
-    def middle(self) -> int:
-        """Cells after tail0."""
-        return (self.cells - 3) // self.first + 1
-
-    @property
-    def second(self) -> int:
-        """The stride of tail1, of the transposed convolution and of the head."""
-        return 1 if self.middle <= 7 else 2
-
-    @property
-    def pad(self) -> int:
-        """The padding of tail1, of the transposed convolution and of the head."""
-        return 1 if self.second == 1 else 0
-
-    @property
-    def last(self) -> int:
-        """Cells after tail1 and after the head."""
-        return (self.middle + 2 * self.pad - 3) // self.second + 1
-
-    @property
-    def extra(self) -> int:
-        """The output padding with which the transposed convolution returns to `middle` cells."""
-        return self.middle - ((self.last - 1) * self.second + 3 - 2 * self.pad)
-
-    @property
-    def back(self) -> int:
-        """The output padding with which tail0's transposed twin returns to `cells` cells."""
-        return self.cells - ((self.middle - 1) * self.first + 3)
-
-
-def _layer(convolution: nn.Module) -> nn.Sequential:
-    norm = JointNorm(convolution.out_channels, axes=3, channel=-3)
-    return nn.Sequential(convolution, nn.ReLU(), norm)
-
-
-class Fishnet(nn.Module):
-    """f of the generator "big": 1x1 -> tail0 3x3 -> tail1 3x3 -> transposed 3x3 -> head 3x3.
-
-    The output of tail0 is added before the head. ReLU and LN over (C,h,w) follow each convolution.
-
-    Args:
-        channels: C of the maps [n,C,h,w].
-        grid: (h, w) of the maps.
-        upsample: return to the grid, [n,32,h,w], in place of M [n,16,s,s].
-    """
-
-    def __init__(self, channels: int, grid: Pair, upsample: bool = False):
-        super().__init__()
-        check_grid(grid)
-        y, x = Strides(grid[0]), Strides(grid[1])
-        first, second, pad = (y.first, x.first), (y.second, x.second), (y.pad, x.pad)
-        extra, back = (y.extra, x.extra), (y.back, x.back)
-        self.size = (y.last, x.last)
-
-        self.enter = _layer(nn.Conv2d(channels, HIDDEN, 1))
-        self.tail0 = _layer(nn.Conv2d(HIDDEN, HIDDEN, 3, first))
-        self.tail1 = _layer(nn.Conv2d(HIDDEN, OUT, 3, second, pad))
-        self.up = _layer(nn.ConvTranspose2d(OUT, HIDDEN, 3, second, pad, output_padding=extra))
-        if upsample:
-            leave = nn.ConvTranspose2d(HIDDEN, HIDDEN, 3, first, output_padding=back)
-        else:
-            leave = nn.Conv2d(HIDDEN, OUT, 3, second, pad)
-        self.leave = _layer(leave)
-
-    def forward(self, x: Tensor) -> Tensor:
-        tail = self.tail0(self.enter(x))
-        return self.leave(self.up(self.tail1(tail)) + tail)
-
-
-class BigGenerator(nn.Module):
-    """g_i(f(X)): maps [n,C,h,w] -> [n,N,width]; every node has weights g_i of its own."""
-
-    def __init__(self, channels: int, grid: Pair, width: int):
-        super().__init__()
-        self.fishnet = Fishnet(channels, grid)
-        self.g = nn.Conv2d(OUT, NODES * width, self.fishnet.size)
-
-    def forward(self, x: Tensor, frames: int = 1) -> Tensor:
-        """Apply f, average it over every `frames` maps in a row, and apply g.
-
-        Args:
-            x: [n,C,h,w].
-            frames: how many maps share their regions.
-
-        Returns:
-            [n / frames,N,width].
-        """
-        m = self.fishnet(x).unflatten(0, (-1, frames)).mean(1)
-        return self.g(m).flatten(1).unflatten(1, (NODES, -1))
-
-
-class LiteGenerator(nn.Module):
-    """The generator "lite": maps [n,C,h,w] -> [n,N,width].
-
-    A softmax over the nodes divides every cell between them. A node is the sum, not normalised, of
-    its parts of x plus an embedding of the place.
-    """
-
-    def __init__(self, channels: int, grid: Pair, width: int):
-        super().__init__()
-        self.mask = nn.Conv2d(channels, NODES, 1)
-        self.place = nn.Conv2d(channels, channels, 1)
-        self.norm = JointNorm(channels, axes=2)
-        self.out = nn.Linear(channels, width)
-        self.register_buffer("waves", place_waves(channels, grid), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        masks = self.mask(x).softmax(1)
-        x = x + self.place(self.waves[None])
-        return self.out(self.norm(torch.einsum("nihw,nchw->nic", masks, x)))
-
-
-def place_waves(channels: int, grid: Pair) -> Tensor:
-    """Return the sinusoidal embedding of the place that "lite" adds.
-
-    Positions go from 0 to 1, the frequency of channel k is 10000^(k / (C/2)), with a sine for even
-    and a cosine for odd k.
-
-    Args:
-        channels: C.
-        grid: (h, w).
-
-    Returns:
-        [C,h,w]; the first half of the channels is for rows, the rest for columns.
-    """
-    half = (channels + 1) // 2
-    k = torch.arange(half)
-
-    def waves(length: int) -> Tensor:
-        angles = torch.linspace(0, 1, length) * (10000.0 ** (k / half))[:, None]
-        return torch.where(k[:, None] % 2 == 0, angles.sin(), angles.cos())  # [half,length]
-
-    h, w = grid
-    rows = waves(h)[:, :, None].expand(half, h, w)
-    columns = waves(w)[:, None, :].expand(half, h, w)
-    return torch.cat([rows, columns])[:channels]
 
 
 class PredictedRegions(nn.Module):
@@ -428,42 +269,6 @@ def build_regions(
     return PredictedRegions(kind, channels, grid, width, anchors, normalise)
 
 
-def distillation_loss(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
-    """Compare the offsets of a network's modules with those of their single-module teachers.
-
-    Sec. 3.3. The form, smooth-L1, is not stated in the paper.
-
-    Args:
-        students: o [B,T,N,4] of every module.
-        teachers: o [B,T,N,4] of every teacher; they get no gradient.
-
-    Returns:
-        A scalar, the mean over everything and over the modules.
-
-    Raises:
-        ValueError: a student has no teacher of the same shape.
-    """
-    if not students or len(students) != len(teachers):
-        raise ValueError(
-            f"expected a teacher for each module, got {len(students)} modules and {len(teachers)} "
-            "teachers"
-        )
-
-    losses = []
-    for student, teacher in zip(students, teachers, strict=True):
-        if student is None or teacher is None or student.shape != teacher.shape:
-            raise ValueError(
-                "expected offsets of the same shape of module and teacher, got "
-                f"{_shape(student)} and {_shape(teacher)}"
-            )
-        losses.append(F.smooth_l1_loss(student, teacher.detach()))
-    return torch.stack(losses).mean()
-
-
-def _shape(offsets: Tensor | None) -> str:
-    return "none" if offsets is None else str(list(offsets.shape))
-
-
 def to_grid(x: Tensor, grid: Pair) -> Tensor:
     """Return x [B,T,C,h,w] as [B T,C,*grid], averaged if its grid is another one."""
     maps = x.flatten(0, 1)
@@ -478,15 +283,3 @@ def full_precision(x: Tensor) -> Tensor:
     A coordinate in bfloat16 has steps of an eighth of a cell on a map of 32.
     """
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
-def check_grid(grid: Pair) -> None:
-    """Raise ValueError for a map that f cannot take."""
-    least, most = GRIDS
-    if least <= min(grid) and max(grid) <= most:
-        return
-    direction = "deeper in" if max(grid) > most else "higher up"
-    raise ValueError(
-        f"DyReg predicts regions from maps of {least} to {most} cells per side, got {grid[0]} x "
-        f"{grid[1]}: insert the module {direction} the network, or change the size of the frames"
-    )

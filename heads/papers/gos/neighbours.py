@@ -26,8 +26,9 @@ Where feat_aggr made the nodes alike, their inner products differ by less than f
 and noise would choose. The result is rounded to float32: nodes that are equal, as temp_conv leaves
 them, stay equal and go by their index.
 
-Not stated in the paper, and chosen: "same" padding and the mean over time after the activation, M =
-10, ties by index, neighbours other than the node itself, positions in [0,1].
+Not stated in the paper, and chosen:
+- "same" padding and the mean over time after the activation;
+- M = 10, ties by index, neighbours other than the node itself, positions in [0,1].
 """
 
 import torch

@@ -27,9 +27,13 @@ the sender's position.
 - on SyncMNIST uses softmax_j(LeakyReLU_0.2(A_ij (f1 v_i + f2 v_j)) + A_ij), with f1 and f2 linear
   to one number.
 
-Schedulers (Table 1): "all_temporal" as above; "one_temporal" without LSTM_intern; "space_only"
-without both LSTMs; "time_only" without messages; "homogeneous" without LSTMs, where a node also
-gets a message, by the same MLP, from itself one step earlier.
+Schedulers (Table 1):
+- "all_temporal" as above;
+- "one_temporal" without LSTM_intern;
+- "space_only" without both LSTMs;
+- "time_only" without messages;
+- "homogeneous" without LSTMs; a node also gets a message, by the same MLP, from itself one step
+  earlier.
 
 Differs from the paper: the first layer of MLP_s is applied to the nodes, and its halves are added
 edge by edge. That is the same and takes 1/N of the products.

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from heads.papers.dyreg.distillation import distillation_loss
+from heads.papers.dyreg.generators import Fishnet, place_waves
 from heads.papers.dyreg.kernels import (
     ANCHORS,
     NODES,
@@ -17,13 +19,7 @@ from heads.papers.dyreg.kernels import (
     geometry,
     kernels_of,
 )
-from heads.papers.dyreg.regions import (
-    REGIONS,
-    Fishnet,
-    build_regions,
-    distillation_loss,
-    place_waves,
-)
+from heads.papers.dyreg.regions import REGIONS, build_regions
 from tests.support.small_dyreg import (
     GRID,
     PREDICTED,

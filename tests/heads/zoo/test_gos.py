@@ -11,12 +11,12 @@ from heads.config.recipe import recipe_from
 from heads.interface.clips import Clips, Dims, clips_of
 from heads.interface.masked_layers import masked_mean
 from heads.papers.gos.affinity import VARIANTS
+from heads.papers.gos.cell import diversity_of, edges_of
 from heads.papers.gos.operation_inputs import layout_of, old_roi_mean
 from heads.papers.gos.operations import OPERATIONS, SPACES, Skip, Zero
 from heads.runs.run_files import load_checkpoint, save_checkpoint
 from heads.training.train import train
 from heads.zoo import build_head
-from heads.zoo.gos import diversity_of, edges_of
 from tests.support.tiny_cache import Tiny
 
 B, T, N, K, W = 3, 8, 3, 5, 6
