@@ -1,6 +1,4 @@
-"""A small DyReg module, its input, and its recurrent and normalising parts by hand, for the tests
-of DyReg-GNN.
-"""
+"""A small DyReg module, its input, and its recurrent and normalising parts by hand."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""Clips, Dims: what a head receives."""
+"""`Clips` and `Dims`: what a head receives."""
 
 import numpy as np
 import pytest

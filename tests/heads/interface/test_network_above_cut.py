@@ -1,6 +1,4 @@
-"""Heads behind the upper part of a backbone (heads/interface/network_above_cut.py): EAN's last
-block and res5 learned from the map before them.
-"""
+"""Heads above a cut: EAN's last block and res5, learned from the map before them."""
 
 import pytest
 import torch

@@ -1,6 +1,4 @@
-"""DyReg-GNN as a module and as a head: its equations, what holds without trained weights (spec
-3.8), the papers' figures.
-"""
+"""DyReg-GNN as a module and as a head: its equations (NeurIPS 2021, sec. 3) and its figures."""
 
 import copy
 

@@ -1,6 +1,4 @@
-"""Where DyReg-GNN looks: kernels, what predicts them, every kind of regions, and distillation (spec
-3.1, 3.4, 3.8).
-"""
+"""Where DyReg-GNN looks (NeurIPS 2021, sec. 3.1 and 3.3): kernels, regions, distillation."""
 
 import math
 

@@ -1,6 +1,4 @@
-"""GOS's operations against their equations, node by node, and what holds of them without any
-trained weights (float64).
-"""
+"""GOS's operations against their equations, node by node, in float64 and without training."""
 
 import pytest
 import torch
@@ -471,10 +469,8 @@ def test_too_few_cached_neighbours_are_refused_with_the_command():
     few = OperationInputs(
         scene.valid, layout=scene.layout, similar=torch.zeros(B, T, N, 3, dtype=torch.long)
     )
-    with pytest.raises(
-        ValueError,
-        match=r"4 most similar nodes in the cache, got 3; run `vidgraph graphs` with --neighbours 4",
-    ):
+    message = "4 most similar nodes in the cache, got 3; run `vidgraph graphs` with --neighbours 4"
+    with pytest.raises(ValueError, match=message):
         op(nodes(), few)
 
 

@@ -1,6 +1,4 @@
-"""The GOS head: sizes as exact integers, search and discrete structures, its stem, and the
-operations as heads of their own.
-"""
+"""The GOS heads: exact sizes, search and discrete structures, the stem, single operations."""
 
 import pytest
 import torch

@@ -1,6 +1,4 @@
-"""docs/heads.md says what is true: sizes and parameters are recomputed, every option of every head
-stands there as it is.
-"""
+"""docs/heads.md agrees with the heads: sizes and parameters are recomputed, options compared."""
 
 import re
 from math import prod

@@ -1,6 +1,4 @@
-"""RSTG against its equations and the properties that hold without training: geometry, graph, maps,
-both heads.
-"""
+"""RSTG against its equations, and what holds without training: geometry, graph, maps, heads."""
 
 import pytest
 import torch
@@ -246,7 +244,7 @@ def test_attention_rows_sum_to_1(attention, neighbourhood):
 
 
 @torch.no_grad()
-def test_without_links_the_released_gather_is_the_uniform_mean_of_all_messages_and_the_papers_is_zero():
+def test_without_links_the_released_gather_is_a_uniform_mean_and_the_papers_is_zero():
     links = torch.zeros(NODES, NODES)
     _, weights = graph(links=links, **VARIANTS["released"])(nodes())
     torch.testing.assert_close(weights, torch.full_like(weights, 1 / NODES))

@@ -1,6 +1,4 @@
-"""STRG against its equations: the graphs, the branches, the sizes, and what holds without any
-trained weights.
-"""
+"""STRG against its equations: graphs, branches, sizes, and what holds without training."""
 
 import re
 import shlex

@@ -1,6 +1,4 @@
-"""Contract tests over every file in heads/zoo: what training, evaluation and a person rely on in
-any head.
-"""
+"""Contract tests over every file in heads/zoo: what training, evaluation and users rely on."""
 
 import importlib
 import io
