@@ -209,12 +209,12 @@ def build(
         return DyRegHead(cut, modules, None, channels, num_classes, dropout)
 
     cut, network = network_above("dyreg", dims, backbone, backbone_options, weights, points)
+    # Any frames whose map at the cut has the cached grid give the grids at the points.
     frames = smallest_frames(network, cut, dims.maps[cut][1:])
     modules = {}
     if regions != "none":
         for point in points:
             modules[point] = new_module(network.channels(point), network.grid(point, frames))
-    for point, module in modules.items():
-        network.insert(point, module)
+            network.insert(point, modules[point])
     network.keep_above(cut)
     return DyRegHead(cut, modules, network, network.channels(), num_classes, dropout)

@@ -182,6 +182,7 @@ def build(
 
     released = variant == "released"
     options = {"regions": regions, "objects": objects, "position": position}
+    # Without a backbone the head reads the cached map itself.
     last, network = cut, None
     if backbone:
         cached = dims
@@ -208,6 +209,7 @@ def _insert(
             f"head ean, option soi_at: expected cuts from {cut} on and before {network.last}, got "
             f"{point!r}"
         )
+    # The last transformer has `width` for the channels of the last map.
     channels = network.channels(point)
     grid = network.grid(point, smallest_frames(network, cut, dims.maps[cut][1:]))
     width = max(1, width * channels // network.channels())

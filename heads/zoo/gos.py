@@ -130,6 +130,7 @@ class GOS(nn.Module):
             pooled.append(mean)
         logits = self.fc(self.drop(torch.cat(pooled, 1)))
 
+        # A fixed structure gets no gradient from its loss.
         losses = {}
         if self.searching:
             diversity = diversity_of(alpha if self.diversity_on == "raw" else weights)
@@ -253,6 +254,7 @@ def build(
     sizes = OperationSizes(width, dims.T, dims.N, h * w)
     built = [Cell(SPACES[space], supernodes, sizes, choices) for _ in range(cells)]
 
+    # All edges have the same operations, so that those of one cell say what is read.
     reads = set()
     for operations in built[0].edges:
         for operation in operations.values():
@@ -264,6 +266,7 @@ def build(
     structure = Structure(inputs, shape, structures)
     if transfer:
         load_structure(structure, Path(transfer))
+    # A structure that is given, or no longer searched, stays as it is.
     structure.requires_grad_(mode == "search" and not transfer)
     return GOS(stem, built, structure, width, num_classes, options, mode, diversity, dropout)
 

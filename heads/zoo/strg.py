@@ -142,6 +142,7 @@ class STRG(nn.Module):
         self.similarity_each_layer, self.box_pixel = similarity_each_layer, box_pixel
         # [:None] takes all boxes.
         self.proposals = proposals or None
+        # Only the global half passes through it, see `forward`.
         self.drop = nn.Dropout(dropout)
         self.fc = nn.Linear(2 * channels, num_classes)
 

@@ -165,10 +165,19 @@ class Structure(nn.Module):
             self.register_buffer("mean", self.alpha.bias.detach().clone())
 
     def forward(self, g: Tensor) -> Tensor:
+        """Compute alpha.
+
+        Args:
+            g: [B,inputs].
+
+        Returns:
+            [B,cells,E,O]. "shared_test" updates its mean in training.
+        """
         if self.form == "shared":
             alpha = self.alpha.expand(len(g), -1)
         else:
             alpha = self.alpha(g)
+            # Autocast returns half precision, which is too coarse to choose a structure with.
             if g.dtype != torch.float64:
                 alpha = alpha.float()
         if self.form == "shared_test":

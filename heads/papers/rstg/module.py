@@ -83,6 +83,15 @@ class NormedResidual(nn.Module):
         self.axes, self.broadcast = axes, (channels,) + (1,) * (-channel - 1)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Add y to x.
+
+        Args:
+            x: any shape that has the channels at `channel`.
+            y: the same shape.
+
+        Returns:
+            The same shape, in the dtype of x.
+        """
         # The graph of a new network gives numbers below 0.01. Their variance would drown in the
         # usual eps of 1e-5.
         y = F.layer_norm(y, y.shape[-self.axes :], eps=1e-9)
@@ -139,6 +148,14 @@ class RSTG(nn.Module):
         self.residual = NormedResidual(channels, axes=4, channel=-3)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Run the module.
+
+        Args:
+            x: [B,C_b,T,h,w].
+
+        Returns:
+            The same shape.
+        """
         frames = x.transpose(1, 2)  # [B,T,C_b,h,w]
         v, weights = self.nodes(pool_nodes(frames))
         if self.record is not None:
