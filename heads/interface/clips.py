@@ -182,7 +182,8 @@ def clips_of(
             # An unknown name gets the message that lists the fields.
             field_of(name)
             raise ValueError(
-                f"field {name!r} describes a row of the cache and is nothing that a head reads"
+                f"field {name!r} describes a row of the cache: expected a field that heads read, "
+                f"one of {', '.join(sorted(_FIELD_NAMES))}, or a cut"
             )
     return Clips(**plain, maps=maps)
 
@@ -286,8 +287,8 @@ def dims_of(shapes: Mapping[str, Iterable[int]]) -> Dims:
             other, first = axes.setdefault(axis, (size, name))
             if other != size:
                 raise ValueError(
-                    f"{name} has {axis}={size} but {first} has {axis}={other}: the fields are not "
-                    "of one extraction"
+                    f"{name} has {axis}={size} but {first} has {axis}={other}: the fields come "
+                    "from different extractions"
                 )
 
     T, N, C = (axes.get(axis, (0, ""))[0] for axis in ("T", "N", "C"))

@@ -36,7 +36,8 @@ def insertion_points(head: str, backbone: str, at: str) -> tuple[str, ...]:
     points = split_points(at)
     if bool(backbone) != bool(points):
         raise ValueError(
-            f"head {head}: backbone and at go together, got backbone={backbone!r} and at={at!r}"
+            f"head {head}: backbone and at go together, got backbone={backbone!r} and at={at!r}; "
+            "give both or neither"
         )
     return points
 

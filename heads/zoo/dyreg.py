@@ -184,7 +184,7 @@ def build(
     points = insertion_points("dyreg", backbone, at)
     if regions == "none" and not backbone:
         raise ValueError(
-            "head dyreg, option regions: 'none' leaves nothing to learn without a backbone: give "
+            "head dyreg, option regions: 'none' leaves nothing to learn without a backbone; give "
             "backbone and at"
         )
 
