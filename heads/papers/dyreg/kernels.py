@@ -4,7 +4,7 @@ Duta, Nicolicioiu and Leordeanu, Discovering Dynamic Salient Regions for Spatio-
 Neural Networks, NeurIPS 2021, eq. (4) to (6). Lengths are in grid cells, N = 9 nodes.
 
     o = (o_h, o_w, o_y, o_x)                                                [..,N,4]
-    r_h = e^(o_h) (h / 6 + 1) + 1,  r_w alike                               [..,N,2]
+    r_h = e^(o_h) (h / 6 + 1) + 1,  r_w alike                               [..,N,2]   eq. (4)
     c_y = clamp(h/2 tanh(o_y + atanh(2 p_y / h - 1)) + h/2, 0, h - 1),      [..,N,2]   eq. (4)
           c_x alike
     K_i(y,x) = relu(r_h - |y - c_y|) relu(r_w - |x - c_x|),                 [..,N,h,w] eq. (5), (6)

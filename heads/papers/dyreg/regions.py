@@ -3,8 +3,8 @@
 Duta, Nicolicioiu and Leordeanu, Discovering Dynamic Salient Regions for Spatio-Temporal Graph
 Neural Networks, NeurIPS 2021, sec. 3.1. Lengths are in grid cells.
 
-    z_{i,t} = GRU(LN(g_i(f(X_t))))                                          eq. (2)
-    o_{i,t} = alpha * (W LN(z_{i,t}) + b),  alpha = 0 at first  [B,T,N,4]   eq. (3)
+    z_{i,t} = GRU(LN(g_i(f(X_t))))                                          eq. (2), (3)
+    o_{i,t} = alpha * (W LN(z_{i,t}) + b),  alpha = 0 at first  [B,T,N,4]
     K_i(y,x) = relu(r_h - |y - c_y|) relu(r_w - |x - c_x|),     [B,T,N,h,w] eq. (5), (6)
                divided by its sum
 
