@@ -128,19 +128,18 @@ def by_hand(name: str, op, x: torch.Tensor, scene: OperationInputs, b: int) -> t
     rows = []
     for i in range(V):
         if op.all:
-            told = torch.zeros(B, T, N, dtype=x.dtype)[0]
-            told[valid] = cosine[i]
-            told = torch.cat([told.flatten(), layout[i]])
+            given = torch.zeros(B, T, N, dtype=x.dtype)[0]
+            given[valid] = cosine[i]
+            given = torch.cat([given.flatten(), layout[i]])
         else:
-            others = [j for j in sorted(range(V), key=lambda j: -cosine[i, j].item()) if j != i][
-                : op.top
-            ]
+            nearest_first = sorted(range(V), key=lambda j: -cosine[i, j].item())
+            others = [j for j in nearest_first if j != i][: op.top]
             table = torch.zeros(4, op.top, dtype=x.dtype)
             for m, j in enumerate(others):
                 table[0, m] = cosine[i, j]
                 table[1:, m] = (layout[j] - layout[i])[[4, 5, 8]]
-            told = table.flatten()
-        rows.append(torch.sigmoid(op.linear(told)) * x[i])
+            given = table.flatten()
+        rows.append(torch.sigmoid(op.linear(given)) * x[i])
     return torch.stack(rows)
 
 
