@@ -57,9 +57,7 @@ def operation(
 
 
 def some_scene(missing: bool = False, seed: int = 1) -> OperationInputs:
-    """Boxes, background and layout of B views; with `missing` a third of the boxes, a whole frame
-    and nearly a whole view.
-    """
+    """Make the inputs of B views; `missing` leaves out boxes, a whole frame and most of a view."""
     g = torch.Generator().manual_seed(seed)
     corner = torch.rand(B, T, N, 2, generator=g, dtype=torch.float64) * 0.5
     valid = torch.ones(B, T, N, dtype=torch.bool)
@@ -306,9 +304,7 @@ def permuted(
 
 
 def is_equivariant(name: str, variant: str, within_frames: bool) -> bool:
-    """Whether a permutation of the nodes, their boxes included, permutes the outputs in the same
-    way.
-    """
+    """Say whether a permutation of the nodes and their boxes permutes the outputs alike."""
     g = torch.Generator().manual_seed(4)
     if within_frames:
         order = torch.cat([t * N + torch.randperm(N, generator=g) for t in range(T)])

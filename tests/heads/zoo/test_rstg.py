@@ -17,9 +17,7 @@ SLICES = (slice(0, 9), slice(9, 13), slice(13, 14))
 
 
 def graph(seed=0, links=None, channels=C, **choices):
-    """A graph in float64 with every weight drawn anew: one that starts at zero would hide what
-    flows through it.
-    """
+    """Build a graph in float64; every weight is drawn anew, as a start at zero hides the rest."""
     torch.manual_seed(seed)
     found = (
         SpaceTimeGraph(channels, GraphChoices(**{"norm": "none", **choices}), links).double().eval()
