@@ -41,14 +41,14 @@ from heads.runs import run_files as runs
 from heads.runs.folder_lock import FolderBusy, lock_folder
 from heads.runs.run_writer import RunWriter, epoch_line
 from heads.runs.start_weights import default_checkpoint
-from heads.training.members import SPLITS, Result
-from heads.training.run import mirrored
+from heads.training.study import SPLITS, Result
+from heads.training.training_run import mirrored
 from pipeline.workers.waiting import PrintLine
 
 
 class FramesRun:
     """One phase of a run that reads frames. `network` is on its device; `about` tells runs apart
-    (see heads/training/run.py), and `reading` what else the phase's result depends on. ValueError
+    (see heads/training/training_run.py), and `reading` what else the phase's result depends on. ValueError
     for what the recipe and the splits do not agree on.
     """
 

@@ -35,7 +35,7 @@ from heads.interface.loss import device_for
 from heads.runs import run_files as runs
 from heads.runs.manifest_record import say_seen
 from heads.runs.start_weights import checkpoint_of, take_weights
-from heads.training.members import Result, Study
+from heads.training.study import Result, Study
 from heads.zoo import build_head
 from pipeline.backbones import Backbone, build_backbone
 from pipeline.cache.fields import FIELDS, is_cut
@@ -253,7 +253,7 @@ class _Setup:
 
     def about(self, start: Path | None) -> dict[str, Any]:
         """What makes this run another than others, beside the recipe and the seeds; as
-        heads/training/run.py has it.
+        heads/training/training_run.py has it.
         """
         if self.cache is not None:
             about = {"fingerprint": self.cache.fingerprint, "config": self.cache.config}

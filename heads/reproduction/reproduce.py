@@ -39,7 +39,7 @@ from heads.reproduction.tables import (
 from heads.runs import run_files as runs
 from heads.runs.folder_lock import FolderBusy, alone
 from heads.training.learner import INIT, reseed
-from heads.training.members import Result
+from heads.training.study import Result
 from heads.training.train import train
 from pipeline.backbones import build_backbone, freeze
 from pipeline.cache.reader import Cache

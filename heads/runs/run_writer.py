@@ -1,7 +1,7 @@
 """The folder of a run at work, whichever loop trains it: its log, its checkpoints by name, and what
 a phase leaves behind.
 
-heads/runs/run_files.py lists the files. heads/training/run.py trains on a cache,
+heads/runs/run_files.py lists the files. heads/training/training_run.py trains on a cache,
 heads/finetuning/end_to_end.py on frames; a recipe's phases may do one after the other in one
 folder.
 """

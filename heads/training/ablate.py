@@ -29,8 +29,8 @@ from heads.interface.run_records import RUN
 from heads.runs import run_files as runs
 from heads.runs.folder_lock import claimed, quiet
 from heads.runs.manifest_record import manifest_record
-from heads.training.members import Failure, Result, Study
-from heads.training.run import Run
+from heads.training.study import Failure, Result, Study
+from heads.training.training_run import Run
 from heads.training.study_table import FailedRow, StudyTable, TableRow
 from heads.training.train import run_members, stores_for
 from pipeline.files.atomic_files import make_folder

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from heads.runs import run_files as runs
-from heads.training.members import Result
+from heads.training.study import Result
 from pipeline.text.printable import write_table
 
 

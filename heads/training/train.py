@@ -42,8 +42,8 @@ from heads.data.splits import cache_dims
 from heads.evaluation.evaluate import Predictions, predict_all, say_excluded
 from heads.interface.loss import device_for
 from heads.runs.folder_lock import FolderBusy, lock_folder
-from heads.training.members import Failure, Result, Study
-from heads.training.run import Run
+from heads.training.study import Failure, Result, Study
+from heads.training.training_run import Run
 from pipeline.workers.waiting import PrintLine
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def train(
     `folder` (heads/runs/run_files.py lists them); with `resume` a run that is there is continued,
     or only read back if it is finished. `order_seed` (default: `seed`) fixes the order of the
     views, `seed` the initialisation and dropout. `resident`: see `heads.data.feature_store.FeatureStore`.
-    `say` gets lines for a person. `phase`, `start`: see `heads.training.members.Member`. Torch's
+    `say` gets lines for a person. `phase`, `start`: see `heads.training.study.Member`. Torch's
     global generators are reseeded.
 
     ValueError, before the first step, for whatever the recipe, the manifest and the cache do not

@@ -35,7 +35,7 @@ from heads.runs.manifest_record import say_seen
 from heads.runs.run_writer import RunWriter, epoch_line
 from heads.runs.start_weights import checkpoint_of, default_checkpoint, recipe_of, take_weights
 from heads.training.learner import INIT, Learner, reseed
-from heads.training.members import Result, Study
+from heads.training.study import Result, Study
 from heads.training.optimisers import Optimisers
 from heads.zoo import build_head
 from pipeline.workers.waiting import PrintLine

@@ -23,7 +23,7 @@ from heads.runs import run_files as runs
 from heads.runs.folder_lock import FolderBusy, FolderLock, alone, lock_folder
 from heads.runs.run_writer import RunWriter
 from heads.training.learner import Learner
-from heads.training.members import Failure, Result
+from heads.training.study import Failure, Result
 from heads.training.train import run_members, train
 from pipeline.files.owners import new_claim_name, part_path
 from pipeline.workers import claims

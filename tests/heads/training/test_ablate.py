@@ -28,7 +28,7 @@ from heads.training.ablate import (
     prospects,
 )
 from heads.training.learner import Learner
-from heads.training.members import Result
+from heads.training.study import Result
 from heads.training.study_table import FailedRow, StudyTable, TableRow
 from heads.training.train import train
 from pipeline.cache.reader import Cache

@@ -15,8 +15,8 @@ from heads.evaluation.evaluate import evaluate
 from heads.interface.loss import LossNotFinite
 from heads.runs import run_files as runs
 from heads.training.learner import Learner
-from heads.training.members import Failure, Result
-from heads.training.run import Run
+from heads.training.study import Failure, Result
+from heads.training.training_run import Run
 from heads.training.train import run_members
 from pipeline.cache.reader import Cache
 from tests.heads.training.test_train import Stop, run, same, stop_after, weights

@@ -19,7 +19,7 @@ from heads.evaluation.metrics import aggregate, scores_of, summarise
 from heads.interface.loss import LossNotFinite, device_for
 from heads.runs import run_files as runs
 from heads.training.learner import Learner
-from heads.training.run import mirrored
+from heads.training.training_run import mirrored
 from heads.training.train import train
 from pipeline.cache.reader import Cache
 from pipeline.files.atomic_files import fletcher32
