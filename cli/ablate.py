@@ -95,7 +95,7 @@ def command(
         ExitStack() as stack,
     ):
         from heads.config.study_file import read_study
-        from heads.training.ablate import AblateOptions, ablate, passes, prospects
+        from heads.training.ablate import AblateOptions, ablate, count_passes, estimate_members
         from pipeline.cache.reader import Cache
         from pipeline.manifests.manifest import read_manifest
 
@@ -120,7 +120,7 @@ def command(
                 else ""
             )
             share = (
-                f"; an epoch of {'those' if known else 'all'} is {_times(passes(left))}"
+                f"; an epoch of {'those' if known else 'all'} is {_times(count_passes(left))}"
                 if left
                 else ""
             )
@@ -129,7 +129,7 @@ def command(
                 stack.enter_context(_watched(left))
 
         if only_list:
-            some = prospects(plan, opened, folder.resolve(), how, say)
+            some = estimate_members(plan, opened, folder.resolve(), how, say)
             announce(some)
             for one in some:
                 state = (
@@ -175,14 +175,14 @@ def _places(given: dict, logs: Path):
 @contextmanager
 def _watched(some) -> Iterator[None]:
     """Shows how many epochs are over, from the members' logs, wherever they are trained."""
-    from heads.training.ablate import epochs_done
+    from heads.training.ablate import count_epochs
 
-    before, over = epochs_done(some), threading.Event()
+    before, over = count_epochs(some), threading.Event()
     shown = before
 
     def look(advance: Callable[[int, int], None]) -> None:
         nonlocal shown
-        now = epochs_done(some)
+        now = count_epochs(some)
         if now != shown:
             advance(now - shown, 0)
         shown = now

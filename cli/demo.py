@@ -316,7 +316,7 @@ class DemoRun:
 def train_one(run: DemoRun) -> "Result":
     """What a worker process does with a run."""
     from heads.config.recipe import read_recipe
-    from heads.runs.folder_lock import quiet
+    from heads.runs.folder_lock import print_waiting
     from heads.training.train import train
     from pipeline.cache.reader import Cache
 
@@ -327,7 +327,7 @@ def train_one(run: DemoRun) -> "Result":
         run.folder,
         seed=run.seed,
         device=run.device,
-        say=quiet,
+        say=print_waiting,
     )
 
 

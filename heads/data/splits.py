@@ -188,7 +188,7 @@ class SplitViews:
         return (len(self) / (np.count_nonzero(count) * np.maximum(count, 1))).astype(np.float32)
 
 
-def part_of(
+def split_views(
     cache: "Cache",
     group: str,
     split: str,

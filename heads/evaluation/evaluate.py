@@ -17,12 +17,12 @@ from torch import nn
 
 from heads.config.recipe import PLAIN, Recipe, recipe_from
 from heads.data.feature_store import FeatureStore, ReadRequest, shared_pass
-from heads.data.splits import SplitViews, cache_dims, fields_for, how_to_add, part_of
+from heads.data.splits import SplitViews, cache_dims, fields_for, how_to_add, split_views
 from heads.evaluation.metrics import aggregate, confusion, scores_of, summarise
 from heads.interface.clips import Dims, MissingFields, dims_from
 from heads.interface.loss import LossNotFinite, device_for, loss_of
 from heads.runs import run_files as runs
-from heads.runs.folder_lock import FolderBusy, refuse_beside
+from heads.runs.folder_lock import FolderBusy, refuse_if_busy
 from heads.runs.manifest_record import (
     TAG,
     differences,
@@ -174,7 +174,7 @@ def _predictions(
     )
 
 
-def figures(
+def compute_figures(
     predictions: Predictions, part: SplitViews, recipe: Recipe
 ) -> tuple[dict[str, float], np.ndarray]:
     """The figures of a split ({} without labels) and its videos' scores [V,K], aggregated over
@@ -198,7 +198,7 @@ def write_predictions(
     """Writes predictions_TAG.npz and, for one label per video, confusion_TAG.csv; returns the
     figures.
     """
-    found, scores = figures(predictions, part, recipe)
+    found, scores = compute_figures(predictions, part, recipe)
     arrays = {
         "clip": np.array([part.group.clips[row] for row in predictions.rows]),
         "view": np.array([part.group.views[row] for row in predictions.rows]),
@@ -248,7 +248,7 @@ def evaluate(
     where a process trains in the folder, which would write files of the same names in the end.
     """
     folder, device = Path(folder), device_for(device, precision)
-    watch, home = refuse_beside(folder, say), _home(folder)
+    watch, home = refuse_if_busy(folder, say), _home(folder)
     remove_abandoned(folder)  # what an evaluation was writing when it was killed
     there = {path.name: version_of(path) for path in folder.glob("*.pt")}
     trained = load_trained(
@@ -264,17 +264,17 @@ def evaluate(
         tag += f"_{cache.fingerprint[:8]}"
     manifest, other = _manifest_for(folder, trained.manifest, cache, manifest, split, say)
     tag += f"_{other}" if other else ""
-    part = part_of(cache, "test", split, manifest, classes, recipe.data)
+    part = split_views(cache, "test", split, manifest, classes, recipe.data)
     if part is None:
         raise ValueError(
             f"{manifest.path}: no clip in split {split!r}; its splits: "
             f"{', '.join(splits_of(manifest))}"
         )
-    say_excluded(part, say)
+    print_excluded(part, say)
     store = open_store([head.to(device)], cache, [part], recipe, "disk", device)
     predictions = predict(head, part, store, recipe, precision)
     home.check()
-    refuse_beside(folder, say, watch)
+    refuse_if_busy(folder, say, watch)
     if version_of(folder / f"{name}.pt") != there.get(f"{name}.pt"):
         raise FolderBusy(
             f"{folder}: {name}.pt was trained further while it was evaluated; nothing was "
@@ -425,7 +425,7 @@ def fields_of(head: nn.Module, cache: "Cache", part: SplitViews, recipe: Recipe)
     return tuple(dict.fromkeys(fields))
 
 
-def say_excluded(part: SplitViews, say: Callable[[str], None]) -> None:
+def print_excluded(part: SplitViews, say: Callable[[str], None]) -> None:
     """Says which clips of a part are left out, if any."""
     left = (
         ("failed at extraction", part.failed),
@@ -447,7 +447,7 @@ def splits_of(manifest: "Manifest") -> list[str]:
     return sorted({clip.split for clip in manifest.clips})
 
 
-def same_backbone(config: Mapping, cache: "Cache") -> None:
+def require_same_backbone(config: Mapping, cache: "Cache") -> None:
     """ValueError unless the cache's features are of the network that `config` names, whatever its
     weights were.
     """

@@ -26,7 +26,7 @@ from torch import Tensor
 from heads.config.recipe import PLAIN, Recipe
 from heads.config.recipe_tables import Phase
 from heads.data.splits import SplitViews, swap_table
-from heads.evaluation.evaluate import Predictions, figures, write_predictions
+from heads.evaluation.evaluate import Predictions, compute_figures, write_predictions
 from heads.finetuning.data_parallel import ProcessGroup
 from heads.finetuning.frame_predictions import FramePredictor
 from heads.finetuning.frame_training import (
@@ -38,7 +38,7 @@ from heads.finetuning.frame_training import (
 from heads.finetuning.joint_network import JointNetwork
 from heads.interface.clips import Clips
 from heads.runs import run_files as runs
-from heads.runs.folder_lock import FolderBusy, lock_folder
+from heads.runs.folder_lock import FolderBusy, lock_folders
 from heads.runs.run_writer import RunWriter, epoch_line
 from heads.runs.start_weights import default_checkpoint
 from heads.training.study import SPLITS, Result
@@ -120,14 +120,14 @@ class FramesRun:
         metrics, record = there
         if self.files.after(metrics["phase"], self.phase.name) < 0:
             return None
-        runs.same_run(self.folder, record, {**self.about, "frames": self.reading})
+        runs.require_same_run(self.folder, record, {**self.about, "frames": self.reading})
         return Result(**{**metrics, "folder": self.folder})
 
     def enter(self) -> None:
         """Takes the folder, for all processes of this run; Busy in each of them where another run
         is at work there.
         """
-        held = lock_folder([self.folder], self.say)[0] if self.world.first else None
+        held = lock_folders([self.folder], self.say)[0] if self.world.first else None
         against = self.world.union({"": str(held)} if isinstance(held, Exception) else {})
         if held is not None:
             self.files.enter(held)
@@ -146,7 +146,7 @@ class FramesRun:
                 if continued
                 else {**self.about, "precision": saved["about"]["precision"]}
             )
-            runs.same_run(
+            runs.require_same_run(
                 self.folder, saved["about"], asked, "" if continued else f"--start {self.folder}"
             )
             for name in ("epochs_before", "steps_before", "seconds", "waiting"):
@@ -156,7 +156,7 @@ class FramesRun:
                 "missing", {}
             ).items():  # not a phase before's: videos may have been mended since
                 self.missing[split] |= set(clips)
-            runs.same_run(self.folder, saved["frames"], self.reading)
+            runs.require_same_run(self.folder, saved["frames"], self.reading)
             self.partial = saved["partial"]
             self.learner.load(
                 {**saved, "state": JointNetwork.join(saved["state"], saved["backbone"])}
@@ -236,7 +236,7 @@ class FramesRun:
                 found = {}
                 if part is not None and part.targets is not None:
                     predictions, part = self.predict("val")
-                    found = figures(predictions, part, self.recipe)[0]
+                    found = compute_figures(predictions, part, self.recipe)[0]
                     self.seconds += predictions.seconds
             self._end_epoch(found)
         if self.world.first:
@@ -366,7 +366,7 @@ class FramesRun:
             if split in self.source.parts:
                 predictions, part = self.predict(split)
                 spent += predictions.seconds
-                metrics[split] = figures(predictions, part, self.recipe)[0]
+                metrics[split] = compute_figures(predictions, part, self.recipe)[0]
                 if self.world.first:
                     write_predictions(
                         self.folder, split, predictions, part, self.recipe, self.classes

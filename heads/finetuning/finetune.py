@@ -23,7 +23,7 @@ import torch
 from heads.config.recipe import PLAIN, Recipe, command_of
 from heads.config.recipe_tables import Phase
 from heads.data.splits import cache_dims
-from heads.evaluation.evaluate import same_backbone, say_excluded
+from heads.evaluation.evaluate import print_excluded, require_same_backbone
 from heads.finetuning.agreement import compare
 from heads.finetuning.data_parallel import ProcessGroup, joined
 from heads.finetuning.end_to_end import train_frames
@@ -33,7 +33,7 @@ from heads.finetuning.video_views import BOXES, PlannedCache, VideoViews
 from heads.interface.clips import Dims, MissingFields
 from heads.interface.loss import device_for
 from heads.runs import run_files as runs
-from heads.runs.manifest_record import say_seen
+from heads.runs.manifest_record import warn_if_seen
 from heads.runs.start_weights import checkpoint_of, take_weights
 from heads.training.study import Result, Study
 from heads.zoo import build_head
@@ -130,7 +130,7 @@ def finetune(
         if not (Path(folder) / "last.pt").exists():
             made.check_start(start, Path(folder))  # before there is a folder
         for part in made.parts.values():
-            say_excluded(part, say)
+            print_excluded(part, say)
         with made.footage(world) as source:
             return train_frames(
                 recipe,
@@ -287,7 +287,7 @@ class _Setup:
         if (path := self.check_start(start, folder)) is not None:
             saved = runs.load_checkpoint(path)
             say(take_weights(network.head, path, self.phase))
-            say_seen(path, saved["about"].get("manifest"), self.manifest, say)
+            warn_if_seen(path, saved["about"].get("manifest"), self.manifest, say)
             if "backbone" in saved:
                 moved = self._take_backbone(network, path, saved["backbone"], say)
         if self.cache is None:
@@ -327,7 +327,7 @@ class _Setup:
         if path is not None:
             saved = runs.load_checkpoint(path)
             if self.cache is not None:
-                same_backbone(saved["about"]["config"], self.cache)
+                require_same_backbone(saved["about"]["config"], self.cache)
         return path
 
     def _start(self, start: Path | None, folder: Path) -> Path | None:

@@ -37,7 +37,7 @@ from heads.reproduction.tables import (
     recipe_of,
 )
 from heads.runs import run_files as runs
-from heads.runs.folder_lock import FolderBusy, alone
+from heads.runs.folder_lock import FolderBusy, hold_folder
 from heads.training.learner import INIT, reseed
 from heads.training.study import Result
 from heads.training.train import train
@@ -179,7 +179,7 @@ def train_rows(
     ]
     cache = None
     if begun:
-        with alone(work.folder / task, work.say):
+        with hold_folder(work.folder / task, work.say):
             cache = work.cache(task)
     for seed in seeds:
         for row in rows:

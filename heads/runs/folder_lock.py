@@ -27,10 +27,10 @@ _OURS: dict[Path, "FolderLock"] = {}  # the folders that this process works in
 
 
 class LockMessages(str):
-    """A line that says for whom this process waits. `quiet` prints such lines and no others."""
+    """A line that says for whom this process waits. `print_waiting` prints such lines and no others."""
 
 
-def quiet(line: str) -> None:
+def print_waiting(line: str) -> None:
     """A `say` for runs whose lines are in a log: it prints only the lines that say for whom the run
     waits.
     """
@@ -81,7 +81,7 @@ class FolderLock:
                 folder.rmdir()
 
 
-def lock_folder(
+def lock_folders(
     folders: Sequence[Path], say: PrintLine, silence: float = SILENCE
 ) -> list[FolderLock | FolderBusy | OSError]:
     """For each folder, which is made, that it is held, or what stands against it.
@@ -113,7 +113,7 @@ def _try(
     they were first seen.
     """
     path, made = (
-        claimed(folder),
+        claim_path(folder),
         tuple(one for one in (folder, *folder.parents) if not one.exists()),
     )
     make_folder(path.parent)
@@ -134,7 +134,7 @@ def _try(
     return busy
 
 
-def claimed(folder: Path) -> Path:
+def claim_path(folder: Path) -> Path:
     """What is claimed of a folder, under whatever name it is reached."""
     return folder.resolve() / "run"
 
@@ -157,7 +157,7 @@ def _named(seen: ClaimState) -> str:
 def _waiting(folders: Sequence[Path], watch: ClaimWatch) -> LockMessages:
     """A line that says whose claims on `folders` this process waits for."""
     more = f" (and in {len(folders) - 1} more folders)" if len(folders) > 1 else ""
-    path = claimed(folders[0])
+    path = claim_path(folders[0])
     if (seen := read_claim(path)) is None:
         return LockMessages(f"{folders[0]}{more}: waiting for a process that has just given it up")
     until = claimed_until(seen, watch.silent_for(path, seen), watch.silence)
@@ -182,7 +182,7 @@ def refuse_if_lost(path: Path) -> None:
         return
     held.home.check()
     if not held.claim.held():
-        if read_claim(claimed(path.parent)) is None:
+        if read_claim(claim_path(path.parent)) is None:
             raise FolderBusy(
                 f"{path.parent}: somebody has removed run.claim, or is removing the whole "
                 f"folder: this process ends"
@@ -193,14 +193,14 @@ def refuse_if_lost(path: Path) -> None:
         )
 
 
-def refuse_beside(folder: Path, say: PrintLine, watch: ClaimWatch | None = None) -> ClaimWatch:
+def refuse_if_busy(folder: Path, say: PrintLine, watch: ClaimWatch | None = None) -> ClaimWatch:
     """Busy if another process, or this one, works in `folder`. Takes nothing; waits for claims of
-    other machines, as `lock_folder`.
+    other machines, as `lock_folders`.
 
     Returns what it has seen: a later call that is given it as `watch` waits for no claim again that
     has not moved since.
     """
-    watch, first, path = watch or ClaimWatch(), None, claimed(folder)
+    watch, first, path = watch or ClaimWatch(), None, claim_path(folder)
     while (seen := read_claim(path)) is not None and not watch.abandoned(path, seen):
         first = first or seen
         if _lives(seen, first):
@@ -214,11 +214,11 @@ def refuse_beside(folder: Path, say: PrintLine, watch: ClaimWatch | None = None)
 
 
 @contextmanager
-def alone(folder: Path, say: PrintLine, silence: float = SILENCE) -> Iterator[None]:
+def hold_folder(folder: Path, say: PrintLine, silence: float = SILENCE) -> Iterator[None]:
     """Within it no other process is within it with the same folder: waits until the others are
     done.
     """
-    (outcome,), said = lock_folder([folder], say, silence), False
+    (outcome,), said = lock_folders([folder], say, silence), False
     while isinstance(outcome, FolderBusy):
         if not said:
             say(
@@ -228,7 +228,7 @@ def alone(folder: Path, say: PrintLine, silence: float = SILENCE) -> Iterator[No
             )
         said = True
         time.sleep(LOOK)
-        (outcome,) = lock_folder([folder], _silent, silence)
+        (outcome,) = lock_folders([folder], _silent, silence)
     if isinstance(outcome, OSError):
         raise outcome
     try:

@@ -137,7 +137,7 @@ def seen_in_training(trained_with: Manifest | None, at_hand: Manifest, split: st
     return sum(clip.clip in seen for clip in at_hand.clips if clip.split == split)
 
 
-def say_seen(
+def warn_if_seen(
     weights: object, record: Mapping[str, Any] | None, at_hand: Manifest, say: Callable[[str], None]
 ) -> None:
     """Says of weights that a run takes from another one, or is taught by, that they know clips

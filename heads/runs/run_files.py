@@ -172,7 +172,7 @@ def save_confusion(path: Path, table: np.ndarray, classes: tuple[str, ...]) -> N
     write_text(path, text.getvalue())
 
 
-def same_run(folder: Path, there: dict, asked: dict, start: str = "") -> None:
+def require_same_run(folder: Path, there: dict, asked: dict, start: str = "") -> None:
     """ValueError naming what differs unless the run in `folder` is the one that is asked for.
     `start`: what another folder would be given to start from what is in this one."""
     # runs of earlier versions have no record of theirs

@@ -33,7 +33,7 @@ class RunWriter:
 
     def enter(self, held: FolderLock | FolderBusy | OSError) -> None:
         """From now on this process alone writes there, until `close`; raises what stands against it
-        (see `heads.runs.folder_lock.lock_folder`).
+        (see `heads.runs.folder_lock.lock_folders`).
         """
         if isinstance(held, Exception):
             raise held

@@ -23,14 +23,14 @@ from heads.config.member import Member
 from heads.config.study_file import StudyPlan, StudyRow
 from heads.data.splits import cache_dims
 from heads.evaluation.counting import count_head
-from heads.evaluation.evaluate import say_excluded
+from heads.evaluation.evaluate import print_excluded
 from heads.interface.loss import device_for
 from heads.interface.run_records import RUN
 from heads.runs import run_files as runs
-from heads.runs.folder_lock import claimed, quiet
+from heads.runs.folder_lock import claim_path, print_waiting
 from heads.runs.manifest_record import manifest_record
 from heads.training.study import Failure, Result, Study
-from heads.training.training_run import Run
+from heads.training.training_run import TrainingRun
 from heads.training.study_table import FailedRow, StudyTable, TableRow
 from heads.training.train import run_members, stores_for
 from pipeline.files.atomic_files import make_folder
@@ -62,7 +62,7 @@ class AblateOptions:
 
 
 @dataclass(frozen=True)
-class PassEstimate:
+class MemberEstimate:
     """A member before its training: `macs` of its head for one view, its `result` if it was
     finished before, else `epochs` at most, of so many `clips`; `order`: members with the same one
     share a pass; `reads`: the fields of its training views. Of one that cannot be built on this
@@ -98,14 +98,14 @@ class AblateOutcome:
     seconds: float
 
 
-def prospects(
+def estimate_members(
     plan: StudyPlan,
     cache: "Cache",
     folder: Path,
     how: AblateOptions = AblateOptions(),
     say: PrintLine = print,
     read_claim: bool = True,
-) -> list[PassEstimate]:
+) -> list[MemberEstimate]:
     """Every member of a study, in its order, each as it will be trained in `folder`; says which
     clips are left out. `read_claim`: at the features that they will read too, up to a sample of a large
     cache.
@@ -128,13 +128,13 @@ def prospects(
     members = plan.members(folder)
     for member in members:
         try:
-            run = Run(member, study, say)
+            run = TrainingRun(member, study, say)
             found.append(_prospect(run, how.resume, macs))
             live += [] if found[-1].result else [run]
         except ValueError as error:
             wrong.append(f"member {member.folder.name}: {error}")
         except Exception as error:
-            found.append(PassEstimate(member, why=_one_line(error)))
+            found.append(MemberEstimate(member, why=_one_line(error)))
     if wrong:
         more = (
             f" ({len(wrong) - 1} more of {len(members)} members cannot be trained)"
@@ -148,11 +148,11 @@ def prospects(
     for part in (part for run in live for part in run.parts.values()):
         if (key := (part.split, part.failed, part.absent, part.others)) not in said:
             said.add(key)
-            say_excluded(part, say)
+            print_excluded(part, say)
     return found
 
 
-def _prospect(run: Run, resume: bool, macs: dict[str, int]) -> PassEstimate:
+def _prospect(run: TrainingRun, resume: bool, macs: dict[str, int]) -> MemberEstimate:
     """`macs` remembers what heads cost."""
     head = run.recipe.of(run.phases[-1]).head
     key = repr((head, len(run.classes)))
@@ -162,22 +162,22 @@ def _prospect(run: Run, resume: bool, macs: dict[str, int]) -> PassEstimate:
     if key not in macs:  # after prepare, which has the better error for a head that lacks something
         macs[key] = count_head(head.name, run.study.dims, len(run.classes), head.options).total.macs
     if result is not None:
-        return PassEstimate(run.member, macs[key], result, order=repr(run.order))
+        return MemberEstimate(run.member, macs[key], result, order=repr(run.order))
     if resume and (run.folder / "last.pt").exists():
-        runs.same_run(run.folder, runs.read_json(run.folder / "run.json", RUN), run.about)
+        runs.require_same_run(run.folder, runs.read_json(run.folder / "run.json", RUN), run.about)
     clips = len(run.parts["train"])
     epochs = sum(phase.train.total_epochs(-(-clips // phase.train.batch)) for phase in run.phases)
-    return PassEstimate(
+    return MemberEstimate(
         run.member, macs[key], None, epochs, clips, repr(run.order), run.fields["train"]
     )
 
 
-def passes(some: Sequence[PassEstimate]) -> int:
+def count_passes(some: Sequence[MemberEstimate]) -> int:
     """How many times an epoch of these members reads the cache."""
     return len({one.order for one in some if not one.why})
 
 
-def epochs_done(some: Sequence[PassEstimate]) -> int:
+def count_epochs(some: Sequence[MemberEstimate]) -> int:
     """Epochs that are over, of all members' together; those that an early stop saved count too."""
     done = 0
     for one in some:
@@ -199,7 +199,7 @@ def ablate(
     jobs: int = 1,
     at_once: int = 0,
     say: PrintLine = print,
-    before: Callable[[list[PassEstimate]], None] = lambda some: None,
+    before: Callable[[list[MemberEstimate]], None] = lambda some: None,
 ) -> AblateOutcome:
     """Trains what of a study is not finished in `folder`, and writes results.txt, .csv and .json
     there.
@@ -209,12 +209,12 @@ def ablate(
     fails leaves the others going, one whose process ends is tried again alone; the next call tries
     both again. `before` gets all members when they are known to be right.
 
-    ValueError, before the first step, for whatever is wrong with a member (see `prospects`).
+    ValueError, before the first step, for whatever is wrong with a member (see `estimate_members`).
     """
     begun, folder = time.monotonic(), Path(folder).resolve()
     if engine is None:
         device_for(how.device, how.precision)
-    some = prospects(
+    some = estimate_members(
         plan, cache, folder, how, say, look=jobs > 1 or at_once > 0
     )  # a single group looks before it trains
     before(some)
@@ -241,7 +241,7 @@ def ablate(
         "fingerprint": cache.fingerprint,
         "manifest": manifest_record(how.manifest or cache.manifest),
         "precision": how.precision,
-        "passes": passes(some),
+        "passes": count_passes(some),
         "versions": runs.versions(),
     }
     table = StudyTable(plan.name, plan.columns, tuple(rows), about)
@@ -265,7 +265,7 @@ def _row(
     return TableRow(row.name, row.cells, results, failed, macs[folders[seeds[0]]])
 
 
-def groups_of(some: Sequence[PassEstimate], jobs: int, at_once: int = 0) -> list[list[Member]]:
+def groups_of(some: Sequence[MemberEstimate], jobs: int, at_once: int = 0) -> list[list[Member]]:
     """Members in at most `jobs` groups of about equal cost, or more, of at most `at_once` (0: any
     number) each; members that see the same views, and of these such as read the same fields, are
     neighbours.
@@ -363,7 +363,7 @@ class _Group:
                 manifest=how.manifest,
                 resume=how.resume,
                 resident=how.resident,
-                say=quiet,
+                say=print_waiting,
             )
         except ValueError as error:
             return error
@@ -387,7 +387,7 @@ def _say_who_holds_members(members: Sequence[Member], say: PrintLine) -> None:
     """
     watch, found = ClaimWatch(), []
     for member in members:
-        path = claimed(Path(member.folder))
+        path = claim_path(Path(member.folder))
         if (seen := claim_on(path)) is not None and not watch.abandoned(path, seen):
             found.append((member.folder, seen))
     if found:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from heads.config.recipe import Recipe
-from heads.data.splits import SplitViews, find_classes, part_of
+from heads.data.splits import SplitViews, find_classes, split_views
 from heads.evaluation.evaluate import splits_of
 from heads.interface.clips import Dims
 from heads.runs.manifest_record import manifest_record
@@ -104,7 +104,7 @@ class Study:
         path = self.manifest.path
         groups = {"train": "train", "val": "test", "test": "test"}
         found = {
-            name: part_of(self.cache, groups[name], name, self.manifest, classes, recipe.data)
+            name: split_views(self.cache, groups[name], name, self.manifest, classes, recipe.data)
             for name in SPLITS
         }
         parts = {name: part for name, part in found.items() if part is not None}

@@ -39,11 +39,11 @@ from heads.config.member import Member
 from heads.config.recipe import Recipe, command_of
 from heads.data.feature_store import FeatureStore, shared_pass
 from heads.data.splits import cache_dims
-from heads.evaluation.evaluate import Predictions, predict_all, say_excluded
+from heads.evaluation.evaluate import Predictions, predict_all, print_excluded
 from heads.interface.loss import device_for
-from heads.runs.folder_lock import FolderBusy, lock_folder
+from heads.runs.folder_lock import FolderBusy, lock_folders
 from heads.training.study import Failure, Result, Study
-from heads.training.training_run import Run
+from heads.training.training_run import TrainingRun
 from pipeline.workers.waiting import PrintLine
 
 if TYPE_CHECKING:
@@ -129,11 +129,11 @@ def run_members(
         cache, manifest or cache.manifest, cache_dims(cache), where, precision, order_seed
     )
     outcomes: dict[int, Result | Failure] = {}
-    live: dict[int, Run] = {}
+    live: dict[int, TrainingRun] = {}
     for k, member in enumerate(members):
         mine = say if len(members) == 1 else _named(say, member)
         try:
-            run = Run(member, study, mine)
+            run = TrainingRun(member, study, mine)
             if resume and (finished := run.finished()):
                 mine(f"{member.folder}: finished before, read back")
                 outcomes[k] = finished
@@ -146,10 +146,10 @@ def run_members(
     for part in (part for run in live.values() for part in run.parts.values()):
         if (key := (part.split, part.failed, part.absent, part.others)) not in said:
             said.add(key)
-            say_excluded(part, say)
+            print_excluded(part, say)
     with ExitStack() as stack:
         for run, held in zip(
-            live.values(), lock_folder([run.folder for run in live.values()], say), strict=True
+            live.values(), lock_folders([run.folder for run in live.values()], say), strict=True
         ):
             stack.callback(run.close)
             run.attempt(run.files.enter, held)
@@ -162,7 +162,7 @@ def run_members(
     return [outcomes[k] for k in range(len(members))]
 
 
-def stores_for(live: Sequence[Run], study: Study, resident: str) -> dict[str, FeatureStore]:
+def stores_for(live: Sequence[TrainingRun], study: Study, resident: str) -> dict[str, FeatureStore]:
     """One store per split, for all that read it: every field that one of them needs. ValueError for
     features that are not finite (see `heads.data.feature_store.FeatureStore`)."""
     stores = {}
@@ -179,7 +179,7 @@ def stores_for(live: Sequence[Run], study: Study, resident: str) -> dict[str, Fe
     return stores
 
 
-def _fit(live: Sequence[Run], stores: dict[str, FeatureStore]) -> None:
+def _fit(live: Sequence[TrainingRun], stores: dict[str, FeatureStore]) -> None:
     """Trains to the end, epoch by epoch, those that are behind first: a stopped study may have left
     some an epoch ahead.
     """
@@ -205,7 +205,7 @@ def _fit(live: Sequence[Run], stores: dict[str, FeatureStore]) -> None:
                 run.attempt(run.end_epoch, waiting[id(run)], found.get(id(run)))
 
 
-def train_one_epoch(live: Sequence[Run], store: FeatureStore) -> float:
+def train_one_epoch(live: Sequence[TrainingRun], store: FeatureStore) -> float:
     """One pass over the views that these runs draw, each given every batch of its own; returns the
     seconds of waiting for data. A run ends early at the last mini-batch of its training; one that
     raises is out.
@@ -228,7 +228,7 @@ def train_one_epoch(live: Sequence[Run], store: FeatureStore) -> float:
 
 
 def _predict(
-    live: Sequence[Run], split: str, stores: dict[str, FeatureStore]
+    live: Sequence[TrainingRun], split: str, stores: dict[str, FeatureStore]
 ) -> dict[int, Predictions]:
     """What each run that has the split predicts for it, by the run's id; one that raises is out."""
     live = [run for run in live if run.error is None and split in run.parts]
@@ -245,7 +245,7 @@ def _predict(
     return found
 
 
-def _finish(live: Sequence[Run], stores: dict[str, FeatureStore]) -> list[Result | Failure]:
+def _finish(live: Sequence[TrainingRun], stores: dict[str, FeatureStore]) -> list[Result | Failure]:
     """Evaluates the weights that were chosen on val and test and closes every run."""
     for run in live:
         if run.error is None:

@@ -24,14 +24,14 @@ from heads.evaluation.evaluate import (
     HeadPredictor,
     Predictions,
     fields_of,
-    figures,
-    same_backbone,
+    compute_figures,
+    require_same_backbone,
     write_predictions,
 )
 from heads.interface.clips import Clips, MissingFields
 from heads.papers.dyreg.distillation import Teachers
 from heads.runs import run_files as runs
-from heads.runs.manifest_record import say_seen
+from heads.runs.manifest_record import warn_if_seen
 from heads.runs.run_writer import RunWriter, epoch_line
 from heads.runs.start_weights import checkpoint_of, default_checkpoint, recipe_of, take_weights
 from heads.training.learner import INIT, Learner, reseed
@@ -51,7 +51,7 @@ class EpochStats:
     waiting: float
 
 
-class Run:
+class TrainingRun:
     """A member at work, `prepare`d, then `open`ed; `error` is what ended it. ValueError for
     whatever the recipe, the manifest and the cache do not agree on, before anything is written."""
 
@@ -77,7 +77,7 @@ class Run:
         self.swap = torch.from_numpy(swap_table(self.classes, self.recipe.data)).to(study.device)
         self.fields = self._fields()
         if self.member.start is not None:
-            same_backbone(
+            require_same_backbone(
                 runs.load_checkpoint(checkpoint_of(self.member.start))["about"]["config"],
                 study.cache,
             )
@@ -148,7 +148,7 @@ class Run:
         if (there := self.files.finished()) is None:
             return None
         metrics, record = there
-        runs.same_run(self.folder, record, self.about)
+        runs.require_same_run(self.folder, record, self.about)
         self._say_without_manifest(record)
         if self.files.after(metrics["phase"], self.phases[-1].name) < 0:
             return None
@@ -173,7 +173,7 @@ class Run:
             self.files.remove("last", "best", *(phase.name for phase in self.recipe.phases))
         else:
             start = "" if saved["phase"] in names else f"--start {self.folder}"
-            runs.same_run(self.folder, saved["about"], self.about, start)
+            runs.require_same_run(self.folder, saved["about"], self.about, start)
             self._say_without_manifest(saved["about"])
             self.files.after(saved["phase"], self.phases[-1].name)
             self.epochs_before, self.steps_before = saved["epochs_before"], saved["steps_before"]
@@ -235,7 +235,7 @@ class Run:
 
     def _say_seen(self, weights: Path) -> None:
         """Says whether weights of another run know clips that this one is evaluated on."""
-        say_seen(
+        warn_if_seen(
             weights,
             runs.load_checkpoint(weights)["about"].get("manifest"),
             self.study.manifest,
@@ -316,7 +316,7 @@ class Run:
             stats.seconds + waiting,
             waiting,
         )
-        found = figures(predictions, self.parts["val"], self.now)[0] if predictions else {}
+        found = compute_figures(predictions, self.parts["val"], self.now)[0] if predictions else {}
         self.seconds += stats.seconds + (predictions.seconds if predictions else 0)
         self.waiting += waiting
         better = learner.end_epoch(

@@ -20,12 +20,12 @@ from heads.runs import run_files as runs
 from heads.training import ablate as ablation
 from heads.training.ablate import (
     AblateOptions,
-    PassEstimate,
+    MemberEstimate,
     ablate,
-    epochs_done,
+    count_epochs,
     groups_of,
-    passes,
-    prospects,
+    count_passes,
+    estimate_members,
 )
 from heads.training.learner import Learner
 from heads.training.study import Result
@@ -200,9 +200,9 @@ def test_a_member_whose_head_has_no_room_in_memory_leaves_the_others_going(cache
         SMALL[: SMALL.index("[grid]")]
         + '[grid]\nhead = ["mean_lstm", "pool"]\n"mean_lstm.hidden" = [4, 100_000_000]\n'
     )
-    some = prospects(plan_of(tmp_path, text), cache, tmp_path / "runs", CPU, lambda line: None)
+    some = estimate_members(plan_of(tmp_path, text), cache, tmp_path / "runs", CPU, lambda line: None)
     assert [bool(one.why) for one in some] == [False, False, True, True, False, False]
-    assert (passes(some), passes(some[2:4])) == (1, 0)
+    assert (count_passes(some), count_passes(some[2:4])) == (1, 0)
     assert groups_of(some[2:4], 2)[0] == [one.member for one in some[2:4]]  # of nothing, no shares
     outcome = study(plan_of(tmp_path, text), cache, tmp_path / "runs")
     assert {Path(one.folder).name for one in outcome.failed} == {
@@ -415,8 +415,8 @@ def without_times(folder: Path) -> str:
 
 def test_members_with_other_views_have_a_pass_of_their_own(cache, tmp_path):
     def count(text: str) -> int:
-        return passes(
-            prospects(plan_of(tmp_path, text), cache, tmp_path / "runs", CPU, lambda line: None)
+        return count_passes(
+            estimate_members(plan_of(tmp_path, text), cache, tmp_path / "runs", CPU, lambda line: None)
         )
 
     assert count(SMALL) == 1
@@ -424,12 +424,12 @@ def test_members_with_other_views_have_a_pass_of_their_own(cache, tmp_path):
     assert count(STUDY) == 2
 
 
-def prospect(name: str, cost: int, order: str = "a", reads=("nodes",)) -> PassEstimate:
+def prospect(name: str, cost: int, order: str = "a", reads=("nodes",)) -> MemberEstimate:
     member = Member(
         recipe_from({"name": name, "source": "", "head": {"name": "pool"}, "train": {"epochs": 1}}),
         Path(name),
     )
-    return PassEstimate(member, int(cost * 1e9), None, 1, 1, order, reads)
+    return MemberEstimate(member, int(cost * 1e9), None, 1, 1, order, reads)
 
 
 def test_groups_cost_about_the_same_and_readers_of_the_same_stay_together():
@@ -453,10 +453,10 @@ def test_progress_counts_the_epochs_of_all_members(cache, tmp_path):
     plan = plan_of(tmp_path, SMALL.replace("epochs = 2", "epochs = 6\nearly_stop = 1"))
     seen = []
     study(
-        plan, cache, tmp_path / "runs", before=lambda some: seen.append((some, epochs_done(some)))
+        plan, cache, tmp_path / "runs", before=lambda some: seen.append((some, count_epochs(some)))
     )
     ((some, before),) = seen
-    assert (before, epochs_done(some), len(some)) == (0, 36, 6)
+    assert (before, count_epochs(some), len(some)) == (0, 36, 6)
 
 
 def test_what_goes_to_a_worker_can_be_sent(cache, tmp_path):

@@ -16,7 +16,7 @@ from heads.interface.loss import LossNotFinite
 from heads.runs import run_files as runs
 from heads.training.learner import Learner
 from heads.training.study import Failure, Result
-from heads.training.training_run import Run
+from heads.training.training_run import TrainingRun
 from heads.training.train import run_members
 from pipeline.cache.reader import Cache
 from tests.heads.training.test_train import Stop, run, same, stop_after, weights
@@ -160,13 +160,13 @@ class Broken(torch.nn.Module):
 
 
 def test_a_member_whose_validation_fails_leaves_the_others_going(cache, tmp_path, monkeypatch):
-    good, original = recipe("roi_pool"), Run.reader
+    good, original = recipe("roi_pool"), TrainingRun.reader
 
     def reader(self, split):
         found = original(self, split)
         return replace(found, head=Broken()) if self.seed == 9 and self.epochs == 1 else found
 
-    monkeypatch.setattr(Run, "reader", reader)
+    monkeypatch.setattr(TrainingRun, "reader", reader)
     outcomes = study([Member(good, tmp_path / "bad", 9), Member(good, tmp_path / "good")], cache)
     assert [type(one) for one in outcomes] == [Failure, Result]
     assert outcomes[0].epochs == 1
