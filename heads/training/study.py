@@ -1,6 +1,4 @@
-"""What goes into the runs of a study and what comes out: members, what they have in common, results
-and failures.
-"""
+"""What the runs of a study share, and what comes out of a run: a result or a failure."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,15 +18,26 @@ if TYPE_CHECKING:
     from pipeline.manifests.manifest import Manifest
 
 SPLITS = ("train", "val", "test")
+# Training uses random views, evaluation the fixed test views.
+GROUPS = {"train": "train", "val": "test", "test": "test"}
 
 
 @dataclass
 class Result:
-    """A finished run. `metrics`: split -> figure -> value, fractions in [0,1] but for `loss`;
-    `excluded`: split -> how many clips were left out because their extraction `failed`, the cache
-    does not have them (`absent`), their label is an `other` one than those that are kept or, of a
-    run from frames, they could not be decoded now (`undecoded`). seconds: of this run's own
-    computing and of waiting for data, `waiting` of them for data, over all calls that it took.
+    """A finished run.
+
+    Attributes:
+        folder: the run folder.
+        metrics: split -> figure -> value; fractions in [0,1], except for `loss`.
+        epochs: whole epochs that were trained, over all phases.
+        best_epoch: the epoch whose weights were evaluated, counted from 1.
+        parameters: parameters of the head.
+        seconds: the run's own computing and its waiting for data, over all calls.
+        waiting: the part of `seconds` that was waiting for data.
+        excluded: split -> reason -> how many clips were left out. Reasons: `failed` (at
+            extraction), `absent` (not in the cache), `other` (a label that is not trained), and
+            `undecoded` (a run from frames could not decode them).
+        phase: the last phase that was trained.
     """
 
     folder: Path
@@ -43,21 +52,26 @@ class Result:
 
     @property
     def undecoded(self) -> int:
-        """How many clips could not be decoded while it was trained and evaluated."""
+        """How many clips could not be decoded while the run was trained and evaluated."""
         return sum(counts.get("undecoded", 0) for counts in self.excluded.values())
 
     @property
     def split(self) -> str:
-        """The split that a table reports: test where it has labels, else val ("" without
-        either).
-        """
-        return next((name for name in ("test", "val") if self.metrics.get(name)), "")
+        """The split that a table reports: test if it has labels, else val, else ""."""
+        for name in ("test", "val"):
+            if self.metrics.get(name):
+                return name
+        return ""
 
 
 @dataclass
 class Failure:
-    """A run that ended with an error, after so many whole epochs; its folder holds its last
-    checkpoint, if it had one.
+    """A run that ended with an error.
+
+    Attributes:
+        folder: the run folder, with the last checkpoint if there was one.
+        error: what ended the run.
+        epochs: whole epochs that were trained before.
     """
 
     folder: Path
@@ -67,8 +81,16 @@ class Failure:
 
 @dataclass
 class Study:
-    """What the runs of a study have in common; `known` remembers classes and splits by what of a
-    recipe decides them.
+    """What the runs of a study share.
+
+    Attributes:
+        cache: the features.
+        manifest: labels and splits.
+        dims: the sizes of a cached view.
+        device: where all heads compute.
+        precision: "fp32", "bf16" or "fp16".
+        order_seed: fixes the order of the views; None: each run's own seed.
+        known: classes and splits that were computed before, by the recipe tables that decide them.
     """
 
     cache: "Cache"
@@ -85,15 +107,17 @@ class Study:
         return manifest_record(self.manifest)
 
     def classes(self, recipe: Recipe) -> tuple[str, ...]:
-        """The names of the classes, in the order of their ids."""
+        """Return the names of the classes, in the order of their ids."""
         key = ("classes", repr(recipe.data))
         if key not in self.known:
             self.known[key] = find_classes(self.manifest, recipe.data)
         return self.known[key]
 
     def split(self, recipe: Recipe, classes: tuple[str, ...]) -> dict[str, SplitViews]:
-        """The splits of the manifest with their views: train from the training views, val and test
-        from the test views.
+        """Return the manifest's splits with their views, by the split's name.
+
+        Raises:
+            ValueError: no clip to train on or to evaluate on, or no labels to train with.
         """
         key = ("splits", repr(recipe.data))
         if key not in self.known:
@@ -101,17 +125,21 @@ class Study:
         return self.known[key]
 
     def _split(self, recipe: Recipe, classes: tuple[str, ...]) -> dict[str, SplitViews]:
-        path = self.manifest.path
-        groups = {"train": "train", "val": "test", "test": "test"}
-        found = {
-            name: split_views(self.cache, groups[name], name, self.manifest, classes, recipe.data)
-            for name in SPLITS
-        }
-        parts = {name: part for name, part in found.items() if part is not None}
-        for name, why in (("train", "train on"), ("val or test", "evaluate on")):
-            if not any(choice in parts for choice in name.split(" or ")):
-                there = ", ".join(splits_of(self.manifest))
-                raise ValueError(f"{path}: no clip in split {name} to {why}; its splits: {there}")
+        parts = {}
+        for name in SPLITS:
+            part = split_views(
+                self.cache, GROUPS[name], name, self.manifest, classes, recipe.data
+            )
+            if part is not None:
+                parts[name] = part
+
+        path, there = self.manifest.path, ", ".join(splits_of(self.manifest))
+        if "train" not in parts:
+            raise ValueError(f"{path}: no clip in split train to train on; its splits: {there}")
+        if "val" not in parts and "test" not in parts:
+            raise ValueError(
+                f"{path}: no clip in split val or test to evaluate on; its splits: {there}"
+            )
         if parts["train"].targets is None:
             raise ValueError(
                 f"{path}: the clips of split train have no labels; write them in the column `label`"

@@ -135,7 +135,7 @@ def test_the_papers_factors_reach_the_right_parameters():
         ),
         (
             {"groups": ParameterGroups(last="classifier", last_lr=5)},
-            "train.groups.last: .*its parts: lower, norm, structure, fc",
+            "train.groups.last: .*its modules: lower, norm, structure, fc",
         ),
         ({"groups": ParameterGroups(first="backbone", first_lr=0.1)}, "train.groups.first"),
     ],

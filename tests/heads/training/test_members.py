@@ -160,13 +160,13 @@ class Broken(torch.nn.Module):
 
 
 def test_a_member_whose_validation_fails_leaves_the_others_going(cache, tmp_path, monkeypatch):
-    good, original = recipe("roi_pool"), TrainingRun.reader
+    good, original = recipe("roi_pool"), TrainingRun.predictor
 
-    def reader(self, split):
+    def predictor(self, split):
         found = original(self, split)
         return replace(found, head=Broken()) if self.seed == 9 and self.epochs == 1 else found
 
-    monkeypatch.setattr(TrainingRun, "reader", reader)
+    monkeypatch.setattr(TrainingRun, "predictor", predictor)
     outcomes = study([Member(good, tmp_path / "bad", 9), Member(good, tmp_path / "good")], cache)
     assert [type(one) for one in outcomes] == [Failure, Result]
     assert outcomes[0].epochs == 1
