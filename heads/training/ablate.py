@@ -1,13 +1,12 @@
-"""Trains all members of a study, in as few passes over the cache as they allow, and gathers what
-came out.
+"""Train all members of a study in as few passes over the cache as possible, and tabulate them.
 
     plan = read_study("demo")
     outcome = ablate(plan, Cache("demo/cache"), "runs/demo")
     print(outcome.table.text())
 
-What a member computes does not depend on the others, nor on how they are spread over processes, as
-long as these compute with the same number of threads: it is what `train(recipe, cache, folder,
-seed=seed, order_seed=plan.order_seed)` computes.
+A member computes what `train(recipe, cache, folder, seed=seed, order_seed=plan.order_seed)`
+computes. It depends neither on the other members nor on how members are spread over processes, as
+long as every process uses the same number of threads.
 """
 
 import time
@@ -23,22 +22,20 @@ from heads.config.member import Member
 from heads.config.study_file import StudyPlan, StudyRow
 from heads.data.splits import cache_dims
 from heads.evaluation.counting import count_head
-from heads.evaluation.evaluate import print_excluded
 from heads.interface.loss import device_for
 from heads.interface.run_records import RUN
-from heads.runs import run_files as runs
+from heads.runs import run_files
 from heads.runs.folder_lock import claim_path, print_waiting
 from heads.runs.manifest_record import manifest_record
 from heads.training.study import Failure, Result, Study
-from heads.training.training_run import TrainingRun
 from heads.training.study_table import FailedRow, StudyTable, TableRow
-from heads.training.train import run_members, stores_for
+from heads.training.train import print_excluded_clips, run_members, stores_for
+from heads.training.training_run import TrainingRun
 from pipeline.files.atomic_files import make_folder
 from pipeline.files.owners import remove_abandoned
 from pipeline.files.regular_files import MOST_TEXT, read_small
 from pipeline.files.watched_folder import FolderGone, WatchedFolder
-from pipeline.workers.claims import ClaimWatch
-from pipeline.workers.claims import read_claim as claim_on
+from pipeline.workers.claims import ClaimWatch, read_claim
 from pipeline.workers.engines import Engine, LocalEngine, run_jobs
 from pipeline.workers.memory import keep_freed_memory
 from pipeline.workers.waiting import PrintLine, claimed_until
@@ -47,11 +44,19 @@ if TYPE_CHECKING:
     from pipeline.cache.reader import Cache
     from pipeline.manifests.manifest import Manifest
 
+# What a training step costs besides the MACs of its head, in MACs per clip. Rough: it only keeps
+# a head of no MACs from counting as free.
+STEP_MACS = 1e6
+
+Outcomes = dict[Path, "Result | FailedRow"]
+
 
 @dataclass(frozen=True)
 class AblateOptions:
-    """How members are trained, the same for all; picklable. See `heads.training.train.train` for
-    each.
+    """How members are trained, the same for all; can be pickled.
+
+    Attributes:
+        device, precision, manifest, resume, resident: as for `heads.training.train.train`.
     """
 
     device: str = "auto"
@@ -63,10 +68,17 @@ class AblateOptions:
 
 @dataclass(frozen=True)
 class MemberEstimate:
-    """A member before its training: `macs` of its head for one view, its `result` if it was
-    finished before, else `epochs` at most, of so many `clips`; `order`: members with the same one
-    share a pass; `reads`: the fields of its training views. Of one that cannot be built on this
-    machine (no memory for its head) nothing is known but `why`, the error.
+    """What is known of a member before its training.
+
+    Attributes:
+        member: the member.
+        macs: MACs of its head for one view; None if the head could not be built.
+        result: its result, if it was finished before.
+        epochs: the most epochs that its training takes; 0 if it was finished before.
+        clips: training clips per epoch.
+        order: members of the same order can share a pass.
+        reads: the cached fields that its training reads.
+        why: the error, if it could not be built on this machine (no memory for its head).
     """
 
     member: Member
@@ -80,16 +92,19 @@ class MemberEstimate:
 
     @property
     def cost(self) -> float:
-        """What its training takes, in units that only members of one study share."""
-        return (
-            self.epochs * self.clips * ((self.macs or 0) + 1e6)
-        )  # a step costs something whatever its head
+        """The cost of its training, comparable within one study only."""
+        return self.epochs * self.clips * ((self.macs or 0) + STEP_MACS)
 
 
 @dataclass(frozen=True)
 class AblateOutcome:
-    """What a study came to: its table, the members that failed, how many were trained before, and
-    the seconds of this call.
+    """What came out of a study.
+
+    Attributes:
+        table: one row per combination of the grid.
+        failed: the members that failed.
+        before: how many members were finished before this call.
+        seconds: how long this call took.
     """
 
     table: StudyTable
@@ -102,90 +117,120 @@ def estimate_members(
     plan: StudyPlan,
     cache: "Cache",
     folder: Path,
-    how: AblateOptions = AblateOptions(),
+    options: AblateOptions = AblateOptions(),
     say: PrintLine = print,
-    read_claim: bool = True,
+    check_features: bool = True,
 ) -> list[MemberEstimate]:
-    """Every member of a study, in its order, each as it will be trained in `folder`; says which
-    clips are left out. `read_claim`: at the features that they will read too, up to a sample of a large
-    cache.
+    """Check every member of a study and estimate its training; print which clips are left out.
 
-    ValueError, with the first of them, if there are members that cannot be trained: a head that
-    reads what the cache lacks, labels that are not there, a folder that holds another run; and for
-    features that are not finite. Any other error is that member's own: training it is tried, and
-    records it.
+    An error that is not a ValueError belongs to that member alone: it is tried in training, which
+    records the error.
+
+    Args:
+        plan: the study.
+        cache: the features to train on.
+        folder: the study's folder.
+        options: how the members will be trained.
+        say: prints one line for a person.
+        check_features: also check that the features are finite; of a large cache, a sample.
+
+    Returns:
+        One estimate per member, in the study's order.
+
+    Raises:
+        ValueError: a member cannot be trained (its head reads what the cache lacks, a label is
+            missing, its folder holds another run), or a feature is not finite.
     """
     study = Study(
-        cache,
-        how.manifest or cache.manifest,
-        cache_dims(cache),
-        torch.device("cpu"),
-        how.precision,
-        plan.order_seed,
+        cache=cache,
+        manifest=options.manifest or cache.manifest,
+        dims=cache_dims(cache),
+        device=torch.device("cpu"),
+        precision=options.precision,
+        order_seed=plan.order_seed,
     )
-    found, wrong, live = [], [], []
+
+    estimates: list[MemberEstimate] = []
+    problems: list[str] = []
+    runs: list[TrainingRun] = []
     macs: dict[str, int] = {}
     members = plan.members(folder)
     for member in members:
         try:
             run = TrainingRun(member, study, say)
-            found.append(_prospect(run, how.resume, macs))
-            live += [] if found[-1].result else [run]
+            estimate = _estimate(run, options.resume, macs)
         except ValueError as error:
-            wrong.append(f"member {member.folder.name}: {error}")
+            problems.append(f"member {member.folder.name}: {error}")
+            continue
         except Exception as error:
-            found.append(MemberEstimate(member, why=_one_line(error)))
-    if wrong:
-        more = (
-            f" ({len(wrong) - 1} more of {len(members)} members cannot be trained)"
-            if len(wrong) > 1
-            else ""
-        )
-        raise ValueError(wrong[0] + more)
-    if read_claim:
-        stores_for(live, study, "disk")
-    said = set()
-    for part in (part for run in live for part in run.parts.values()):
-        if (key := (part.split, part.failed, part.absent, part.others)) not in said:
-            said.add(key)
-            print_excluded(part, say)
-    return found
+            estimates.append(MemberEstimate(member, why=_one_line(error)))
+            continue
+        estimates.append(estimate)
+        if estimate.result is None:
+            runs.append(run)
+
+    if problems:
+        message = problems[0]
+        if len(problems) > 1:
+            rest = len(problems) - 1
+            message += f" ({rest} more of {len(members)} members cannot be trained)"
+        raise ValueError(message)
+
+    if check_features:
+        stores_for(runs, study, "disk")
+    print_excluded_clips(runs, say)
+    return estimates
 
 
-def _prospect(run: TrainingRun, resume: bool, macs: dict[str, int]) -> MemberEstimate:
-    """`macs` remembers what heads cost."""
+def _estimate(run: TrainingRun, resume: bool, macs: dict[str, int]) -> MemberEstimate:
+    """Estimate one member; `macs` caches the cost of heads."""
     head = run.recipe.of(run.phases[-1]).head
     key = repr((head, len(run.classes)))
     result = run.finished() if resume else None
     if result is None:
         run.prepare()
-    if key not in macs:  # after prepare, which has the better error for a head that lacks something
+    # After `prepare`, whose error is better for a head that needs fields the cache lacks.
+    if key not in macs:
         macs[key] = count_head(head.name, run.study.dims, len(run.classes), head.options).total.macs
     if result is not None:
         return MemberEstimate(run.member, macs[key], result, order=repr(run.order))
+
     if resume and (run.folder / "last.pt").exists():
-        runs.require_same_run(run.folder, runs.read_json(run.folder / "run.json", RUN), run.about)
+        record = run_files.read_json(run.folder / "run.json", RUN)
+        run_files.require_same_run(run.folder, record, run.about)
+
     clips = len(run.parts["train"])
-    epochs = sum(phase.train.total_epochs(-(-clips // phase.train.batch)) for phase in run.phases)
+    epochs = 0
+    for phase in run.phases:
+        steps_per_epoch = -(-clips // phase.train.batch)
+        epochs += phase.train.total_epochs(steps_per_epoch)
     return MemberEstimate(
-        run.member, macs[key], None, epochs, clips, repr(run.order), run.fields["train"]
+        run.member,
+        macs[key],
+        epochs=epochs,
+        clips=clips,
+        order=repr(run.order),
+        reads=run.fields["train"],
     )
 
 
-def count_passes(some: Sequence[MemberEstimate]) -> int:
-    """How many times an epoch of these members reads the cache."""
-    return len({one.order for one in some if not one.why})
+def count_passes(estimates: Sequence[MemberEstimate]) -> int:
+    """Return how many times one epoch of these members reads the cache."""
+    return len({one.order for one in estimates if not one.why})
 
 
-def count_epochs(some: Sequence[MemberEstimate]) -> int:
-    """Epochs that are over, of all members' together; those that an early stop saved count too."""
+def count_epochs(estimates: Sequence[MemberEstimate]) -> int:
+    """Return the epochs that are over, of all members together.
+
+    The epochs that an early stop saved count as over.
+    """
     done = 0
-    for one in some:
+    for one in estimates:
         folder = one.member.folder
         if (folder / "metrics.json").exists():
             done += one.epochs
-        elif (log := folder / "log.jsonl").exists():
-            done += min(one.epochs, read_small(log, MOST_TEXT).count(b"\n"))
+        else:
+            done += min(one.epochs, _epochs_in_log(folder))
     return done
 
 
@@ -193,45 +238,66 @@ def ablate(
     plan: StudyPlan,
     cache: "Cache",
     folder: Path | str,
-    how: AblateOptions = AblateOptions(),
+    options: AblateOptions = AblateOptions(),
     *,
     engine: Engine | None = None,
     jobs: int = 1,
     at_once: int = 0,
     say: PrintLine = print,
-    before: Callable[[list[MemberEstimate]], None] = lambda some: None,
+    before: Callable[[list[MemberEstimate]], None] = lambda estimates: None,
 ) -> AblateOutcome:
-    """Trains what of a study is not finished in `folder`, and writes results.txt, .csv and .json
-    there.
+    """Train the members of a study that are not finished, and write its table.
 
-    Members go in `jobs` groups of about equal cost to `engine`, by default one after the other to
-    this process; those of a group share their passes, at most `at_once` of them (0: all). One that
-    fails leaves the others going, one whose process ends is tried again alone; the next call tries
-    both again. `before` gets all members when they are known to be right.
+    The table goes to results.txt, results.csv and results.json in `folder`. A member that fails
+    does not stop the others. A member whose process is lost is tried again alone. The next call
+    tries failed members again.
 
-    ValueError, before the first step, for whatever is wrong with a member (see `estimate_members`).
+    Args:
+        plan: the study.
+        cache: the features to train on.
+        folder: the study's folder; each member gets a folder in it.
+        options: how the members are trained.
+        engine: where groups of members are trained; None: here, one group after the other.
+        jobs: the number of groups, of about equal cost.
+        at_once: the most members that share a pass; 0: all members of a group.
+        say: prints one line for a person.
+        before: gets the estimates of all members once they have been checked.
+
+    Returns:
+        The table and the failures.
+
+    Raises:
+        ValueError: a member cannot be trained (see `estimate_members`); before the first step.
     """
-    begun, folder = time.monotonic(), Path(folder).resolve()
+    started, folder = time.monotonic(), Path(folder).resolve()
     if engine is None:
-        device_for(how.device, how.precision)
-    some = estimate_members(
-        plan, cache, folder, how, say, look=jobs > 1 or at_once > 0
-    )  # a single group looks before it trains
-    before(some)
-    todo = [one for one in some if one.result is None]
+        device_for(options.device, options.precision)
+
+    # A single group checks its features when it loads them.
+    several = jobs > 1 or at_once > 0
+    estimates = estimate_members(plan, cache, folder, options, say, check_features=several)
+    before(estimates)
+    todo = [one for one in estimates if one.result is None]
+
     make_folder(folder)
-    remove_abandoned(folder)  # of results that a killed study was writing
-    home = WatchedFolder(folder)
-    if engine is not None:  # lines of members that are trained elsewhere stay there
+    # Partial files of a study that was killed while it wrote its table.
+    remove_abandoned(folder)
+    watched = WatchedFolder(folder)
+    # The lines of members that are trained elsewhere stay there, so a wait is announced here.
+    if engine is not None:
         _say_who_holds_members([one.member for one in todo], say)
-    found: dict[Path, Result | FailedRow] = {
-        one.member.folder: one.result for one in some if one.result
-    }
-    with home.guarded():
-        group = _Group(cache.path.resolve(), plan.order_seed, how, folder)
-        found |= _train(group, groups_of(todo, jobs, at_once), engine or LocalEngine())
-    macs = {one.member.folder: one.macs for one in some}
-    rows = [_row(row, plan.seeds, folder, macs, found) for row in plan.rows]
+
+    outcomes: Outcomes = {}
+    for one in estimates:
+        if one.result is not None:
+            outcomes[one.member.folder] = one.result
+    with watched.guarded():
+        function = _TrainGroup(cache.path.resolve(), plan.order_seed, options, folder)
+        groups = groups_of(todo, jobs, at_once)
+        outcomes |= _train_groups(function, groups, engine or LocalEngine())
+
+    macs = {one.member.folder: one.macs for one in estimates}
+    rows = [_table_row(row, plan.seeds, folder, macs, outcomes) for row in plan.rows]
     about = {
         "study": plan.name,
         "source": plan.source,
@@ -239,142 +305,167 @@ def ablate(
         "settings": plan.settings,
         "cache": str(cache.path.resolve()),
         "fingerprint": cache.fingerprint,
-        "manifest": manifest_record(how.manifest or cache.manifest),
-        "precision": how.precision,
-        "passes": count_passes(some),
-        "versions": runs.versions(),
+        "manifest": manifest_record(options.manifest or cache.manifest),
+        "precision": options.precision,
+        "passes": count_passes(estimates),
+        "versions": run_files.versions(),
     }
     table = StudyTable(plan.name, plan.columns, tuple(rows), about)
-    with home.guarded():
+    with watched.guarded():
         table.write(folder)
-    failed = tuple(one for row in rows for one in row.failed)
-    return AblateOutcome(table, failed, len(some) - len(todo), time.monotonic() - begun)
+
+    failed: list[FailedRow] = []
+    for row in rows:
+        failed += row.failed
+    seconds = time.monotonic() - started
+    return AblateOutcome(table, tuple(failed), len(estimates) - len(todo), seconds)
 
 
-def _row(
+def _table_row(
     row: StudyRow,
     seeds: Sequence[int],
     folder: Path,
     macs: dict[Path, int | None],
-    found: dict[Path, "Result | FailedRow"],
+    outcomes: Outcomes,
 ) -> TableRow:
-    folders = {seed: folder / f"{row.name}-seed{seed}" for seed in seeds}
-    outcomes = {seed: found[path] for seed, path in folders.items()}
-    results = {seed: one for seed, one in outcomes.items() if isinstance(one, Result)}
-    failed = tuple(one for one in outcomes.values() if isinstance(one, FailedRow))
-    return TableRow(row.name, row.cells, results, failed, macs[folders[seeds[0]]])
+    results: dict[int, Result] = {}
+    failed: list[FailedRow] = []
+    for seed in seeds:
+        outcome = outcomes[folder / f"{row.name}-seed{seed}"]
+        if isinstance(outcome, Result):
+            results[seed] = outcome
+        else:
+            failed.append(outcome)
+    first = folder / f"{row.name}-seed{seeds[0]}"
+    return TableRow(row.name, row.cells, results, tuple(failed), macs[first])
 
 
-def groups_of(some: Sequence[MemberEstimate], jobs: int, at_once: int = 0) -> list[list[Member]]:
-    """Members in at most `jobs` groups of about equal cost, or more, of at most `at_once` (0: any
-    number) each; members that see the same views, and of these such as read the same fields, are
-    neighbours.
+def groups_of(
+    estimates: Sequence[MemberEstimate], jobs: int, at_once: int = 0
+) -> list[list[Member]]:
+    """Divide members into groups of about equal cost.
+
+    Members of the same order of views are neighbours, and among these, members that read the same
+    fields, so that they share passes.
+
+    Args:
+        estimates: the members.
+        jobs: the number of groups; there are fewer if there are fewer members.
+        at_once: the most members in a group, which may make more groups; 0: any number.
+
+    Returns:
+        The groups, none of them empty.
     """
-    ordered = sorted(some, key=lambda one: (one.order, one.reads))
+    ordered = sorted(estimates, key=lambda one: (one.order, one.reads))
     total, before = sum(one.cost for one in ordered), 0.0
-    groups: list[list[Member]] = [[] for _ in range(jobs)]
+    shares: list[list[Member]] = [[] for _ in range(jobs)]
     for one in ordered:
-        groups[int(jobs * (before + one.cost / 2) / max(total, 1.0))].append(one.member)
+        # The group into which the middle of the member's cost falls.
+        number = int(jobs * (before + one.cost / 2) / max(total, 1.0))
+        shares[number].append(one.member)
         before += one.cost
+
     size = at_once or max(1, len(ordered))
-    return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
+    groups = []
+    for share in shares:
+        for start in range(0, len(share), size):
+            groups.append(share[start : start + size])
+    return groups
 
 
-def _train(
-    function: "_Group", groups: list[list[Member]], engine: Engine
-) -> dict[Path, "Result | FailedRow"]:
-    """What came of each member, by its folder. A group whose process was lost is tried again,
-    member by member.
-    """
-    found: dict[Path, Result | FailedRow] = {}
+def _train_groups(function: "_TrainGroup", groups: list[list[Member]], engine: Engine) -> Outcomes:
+    """Train the groups; members of a group whose process was lost are tried again alone."""
+    outcomes: Outcomes = {}
     alone: list[list[Member]] = []
-    for group, outcomes in run_jobs(function, groups, engine):
-        if isinstance(outcomes, RuntimeError) and len(group) > 1:
+    for group, found in run_jobs(function, groups, engine):
+        if isinstance(found, RuntimeError) and len(group) > 1:
             alone += [[member] for member in group]
         else:
-            found |= _outcomes(group, outcomes)
-    again = replace(
-        function, how=replace(function.how, resume=True)
-    )  # what the lost process left is continued
-    for group, outcomes in run_jobs(again, alone, engine) if alone else ():
-        found |= _outcomes(group, outcomes)
-    return found
+            outcomes |= _by_folder(group, found)
+
+    if alone:
+        # Continue what the lost process left, even if the first try was to start over.
+        again = replace(function, options=replace(function.options, resume=True))
+        for group, found in run_jobs(again, alone, engine):
+            outcomes |= _by_folder(group, found)
+    return outcomes
 
 
-def _outcomes(
-    group: list[Member], outcomes: "list[Result | FailedRow] | Exception"
-) -> dict[Path, "Result | FailedRow"]:
-    """By folder; raises what is wrong with all members."""
-    if isinstance(outcomes, RuntimeError):
-        log = group[0].folder / "log.jsonl"
-        epochs = read_small(log, MOST_TEXT).count(b"\n") if log.exists() else 0
-        return {
-            group[0].folder: FailedRow(
-                str(group[0].folder), group[0].seed, _one_line(outcomes), epochs
-            )
-        }
-    if isinstance(outcomes, Exception):
-        raise outcomes
-    return {Path(one.folder): one for one in outcomes}
+def _by_folder(group: list[Member], found: "list[Result | FailedRow] | Exception") -> Outcomes:
+    """Return the outcomes of a group by folder; raise what is wrong with all of its members."""
+    if isinstance(found, RuntimeError):
+        folder = group[0].folder
+        error, epochs = _one_line(found), _epochs_in_log(folder)
+        return {folder: FailedRow(str(folder), group[0].seed, error, epochs)}
+    if isinstance(found, Exception):
+        raise found
+    return {Path(one.folder): one for one in found}
+
+
+def _epochs_in_log(folder: Path) -> int:
+    log = folder / "log.jsonl"
+    return read_small(log, MOST_TEXT).count(b"\n") if log.exists() else 0
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Trains a group of members in the process that it is called in; returns the ValueError for
-    what is wrong with all of them, of which a Dask worker would print a traceback if it was
-    raised.
+class _TrainGroup:
+    """Train a group of members in the process that calls it.
+
+    A ValueError about all members is returned and not raised: a Dask worker would print a
+    traceback of it.
     """
 
     cache: Path
     order_seed: int
-    how: AblateOptions
-    folder: Path | None = None  # the study's
+    options: AblateOptions
+    # The study's folder; None: not watched.
+    folder: Path | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "home"}
+        return {key: value for key, value in vars(self).items() if key != "watched"}
 
     @cached_property
-    def home(self) -> WatchedFolder:
-        """The study's folder, identified when this process got its first members. Gone if it does
-        not exist.
-        """
+    def watched(self) -> WatchedFolder:
+        """The study's folder, as this process found it when it got its first members."""
         try:
             return WatchedFolder(self.folder)
         except (FileNotFoundError, NotADirectoryError):
             raise FolderGone(
-                f"{self.folder}: the study's folder was moved or deleted: look where it is, and "
-                f"run again"
+                f"{self.folder}: the study's folder was moved or deleted; find it, and run the "
+                f"command again"
             ) from None
 
     def __call__(self, members: list[Member]) -> "list[Result | FailedRow] | ValueError":
         from pipeline.cache.reader import Cache
 
         keep_freed_memory()
-        how = self.how
-        if self.folder is not None:  # no member makes the study's folder anew
-            self.home.check()
+        # No member may make the study's folder anew after it was moved.
+        if self.folder is not None:
+            self.watched.check()
+        options = self.options
         try:
             outcomes = run_members(
                 members,
                 Cache(self.cache),
                 order_seed=self.order_seed,
-                device=how.device,
-                precision=how.precision,
-                manifest=how.manifest,
-                resume=how.resume,
-                resident=how.resident,
+                device=options.device,
+                precision=options.precision,
+                manifest=options.manifest,
+                resume=options.resume,
+                resident=options.resident,
                 say=print_waiting,
             )
         except ValueError as error:
             return error
-        return [_plain(one, member) for one, member in zip(outcomes, members, strict=True)]
 
-
-def _plain(outcome: Result | Failure, member: Member) -> "Result | FailedRow":
-    """What can be sent from process to process: an error as its text."""
-    if isinstance(outcome, Failure):
-        return FailedRow(str(outcome.folder), member.seed, _one_line(outcome.error), outcome.epochs)
-    return outcome
+        # An exception may not survive pickling: send its text.
+        rows: list[Result | FailedRow] = []
+        for outcome, member in zip(outcomes, members, strict=True):
+            if isinstance(outcome, Failure):
+                error = _one_line(outcome.error)
+                outcome = FailedRow(str(outcome.folder), member.seed, error, outcome.epochs)
+            rows.append(outcome)
+        return rows
 
 
 def _one_line(error: Exception) -> str:
@@ -382,15 +473,15 @@ def _one_line(error: Exception) -> str:
 
 
 def _say_who_holds_members(members: Sequence[Member], say: PrintLine) -> None:
-    """Prints one line if other processes, which may be at work, hold folders of members that
-    workers will wait for.
-    """
-    watch, found = ClaimWatch(), []
+    """Print one line if other processes hold members' folders that workers will wait for."""
+    watch = ClaimWatch()
+    held = []
     for member in members:
         path = claim_path(Path(member.folder))
-        if (seen := claim_on(path)) is not None and not watch.abandoned(path, seen):
-            found.append((member.folder, seen))
-    if found:
-        folder, seen = found[0]
-        more = f" and {len(found) - 1} more members" if len(found) > 1 else ""
-        say(f"waiting for {folder}{more}, {claimed_until(seen, 0.0, watch.silence)}")
+        claim = read_claim(path)
+        if claim is not None and not watch.abandoned(path, claim):
+            held.append((member.folder, claim))
+    if held:
+        folder, claim = held[0]
+        more = f" and {len(held) - 1} more members" if len(held) > 1 else ""
+        say(f"waiting for {folder}{more}, {claimed_until(claim, 0.0, watch.silence)}")

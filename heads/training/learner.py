@@ -271,8 +271,8 @@ class Learner:
         if better:
             progress.best, progress.best_loss, progress.best_epoch = figure, loss, progress.epoch
         elif training.early_stop and progress.best_epoch:
-            if progress.epoch - progress.best_epoch >= training.early_stop:
-                progress.stopped = True
+            epochs_since = progress.epoch - progress.best_epoch
+            progress.stopped = progress.stopped or epochs_since >= training.early_stop
         return better
 
     def _plateau(self, loss: float) -> None:

@@ -127,9 +127,7 @@ class Study:
     def _split(self, recipe: Recipe, classes: tuple[str, ...]) -> dict[str, SplitViews]:
         parts = {}
         for name in SPLITS:
-            part = split_views(
-                self.cache, GROUPS[name], name, self.manifest, classes, recipe.data
-            )
+            part = split_views(self.cache, GROUPS[name], name, self.manifest, classes, recipe.data)
             if part is not None:
                 parts[name] = part
 

@@ -204,9 +204,7 @@ def _train_all(
         return _finish(runs, stores)
 
 
-def stores_for(
-    runs: Sequence[TrainingRun], study: Study, resident: str
-) -> dict[str, FeatureStore]:
+def stores_for(runs: Sequence[TrainingRun], study: Study, resident: str) -> dict[str, FeatureStore]:
     """Open one store per split, with every row and field that any of the runs reads.
 
     Args:
@@ -338,9 +336,7 @@ def _predict(
     return predictions
 
 
-def _finish(
-    runs: Sequence[TrainingRun], stores: dict[str, FeatureStore]
-) -> list[Result | Failure]:
+def _finish(runs: Sequence[TrainingRun], stores: dict[str, FeatureStore]) -> list[Result | Failure]:
     """Evaluate the chosen weights on val and test, and close every run."""
     for run in runs:
         if run.error is None:

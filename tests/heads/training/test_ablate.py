@@ -303,10 +303,10 @@ def test_features_that_are_not_finite_are_said_before_any_member_is_trained(tmp_
 def test_what_is_wrong_with_a_group_comes_back_as_it_is(cache, tmp_path):
     """A Dask worker prints the traceback of an error that is raised in it."""
     members = plan_of(tmp_path).members(tmp_path / "runs")[:1]
-    wrong = ablation._Group(cache.path, 5, replace(CPU, resident="ra"))(members)
+    wrong = ablation._TrainGroup(cache.path, 5, replace(CPU, resident="ra"))(members)
     assert isinstance(wrong, ValueError)
     with pytest.raises(ValueError, match="resident: expected one of"):
-        ablation._outcomes(members, wrong)
+        ablation._by_folder(members, wrong)
 
 
 def test_a_folder_of_another_study_is_refused(cache, tmp_path, whole):
@@ -460,7 +460,7 @@ def test_progress_counts_the_epochs_of_all_members(cache, tmp_path):
 
 
 def test_what_goes_to_a_worker_can_be_sent(cache, tmp_path):
-    function = ablation._Group(cache.path, 5, replace(CPU, manifest=cache.manifest))
+    function = ablation._TrainGroup(cache.path, 5, replace(CPU, manifest=cache.manifest))
     members = plan_of(tmp_path).members(tmp_path / "runs")[:1]
     sent, job = pickle.loads(pickle.dumps((function, members)))
     assert len(pickle.loads(pickle.dumps(sent(job)))) == 1
