@@ -1,0 +1,101 @@
+"""The cached views of a split as a torch Dataset."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from heads.config.recipe_tables import DataOptions
+from heads.data.splits import cache_dims, find_classes, part_of
+from pipeline.cache.reader import Cache
+from pipeline.manifests.manifest import Manifest
+
+Item = dict[str, Tensor]
+
+
+class ViewDataset(Dataset):
+    """Every cached view of a split, with its label.
+
+    An item is a dictionary: the fields that were asked for, as float32 where the cache stores
+    floats, and `target`, where the split has labels. Views whose extraction failed are left out;
+    `failed` names their clips. Works in the worker processes of a DataLoader.
+
+    Args:
+        cache: a Cache, or the path of one.
+        split: "train", "val" or "test".
+        fields: what to read, such as `["nodes", "valid"]`; None for all fields of the cache.
+        views: "train" or "test", the group of views; None for training views of the train split
+            and test views of the others.
+        manifest: labels and splits; None for the cache's own copy.
+        target: "single" for one class id per video, "multi" for a vector of 0 and 1.
+
+    Attributes:
+        classes: names of the classes, in the order of their ids.
+        clips: ids of the videos that have at least one view.
+        failed: ids of the videos that have none, because their extraction failed.
+        dims: the sizes that `build_head` needs.
+
+    Raises:
+        ValueError: the split has no views in the cache, or its labels do not fit `target`.
+        CacheError: a field is not in the cache.
+    """
+
+    def __init__(
+        self,
+        cache: Cache | str | Path,
+        split: str = "train",
+        fields: Sequence[str] | None = None,
+        *,
+        views: str | None = None,
+        manifest: Manifest | None = None,
+        target: str = "single",
+    ):
+        self.cache = cache if isinstance(cache, Cache) else Cache(cache)
+        manifest = manifest or self.cache.manifest
+        options = DataOptions(target=target)
+        self.classes = find_classes(manifest, options)
+        self.dims = cache_dims(self.cache)
+
+        group = views or ("train" if split == "train" else "test")
+        found = part_of(self.cache, group, split, manifest, self.classes, options)
+        if found is None:
+            there = ", ".join(dict.fromkeys(clip.split for clip in manifest.clips))
+            raise ValueError(f"{manifest.path}: no clip in split {split!r}; its splits: {there}")
+        self.clips, self.failed = found.clips, found.failed
+        self.group = found.group
+        self.rows, self.video = found.all_rows()
+        self.targets = None if found.targets is None else torch.from_numpy(found.targets)
+
+        self.fields = tuple(self.group.fields if fields is None else fields)
+        for name in self.fields:
+            self.group.shape(name)  # raises CacheError for a field that is not there
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Item:
+        """Return one view; see the class."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+        """Return several views with one pass over the files; DataLoader calls this."""
+        count = len(self)
+        for index in indices:
+            if not -count <= index < count:
+                raise IndexError(f"index {index}: expected 0 to {count - 1}")
+
+        arrays = self.group.batch([int(self.rows[index]) for index in indices], self.fields)
+        tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        for name, values in tensors.items():
+            if values.is_floating_point():
+                tensors[name] = values.float()
+
+        items = []
+        for place, index in enumerate(indices):
+            item = {name: values[place] for name, values in tensors.items()}
+            if self.targets is not None:
+                item["target"] = self.targets[self.video[index]]
+            items.append(item)
+        return items

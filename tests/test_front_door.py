@@ -1,0 +1,178 @@
+"""`import vidgraph`: what a notebook needs, in one flat list."""
+
+import ast
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import vidgraph
+from heads.config.recipe import read_recipe
+from heads.training.train import train
+from pipeline.cache.reader import CacheError
+from tests.support.tiny_cache import Tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return Tiny(failed=(1, 13)).write(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def run(cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "pool"
+    text = 'source = "a test"\n[head]\nname = "pool"\n[train]\nepochs = 2\nbatch = 4\nlr = 0.1\n'
+    recipe = folder.parent / "pool.toml"
+    recipe.write_text(text)
+    train(read_recipe(recipe), cache, folder, device="cpu")
+    return folder
+
+
+def python(code: str, folder: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize("name", vidgraph.__all__)
+def test_every_name_of_the_list_is_there(name):
+    assert getattr(vidgraph, name) is not None
+    assert name in dir(vidgraph)
+
+
+def test_the_table_of_names_and_the_imports_for_type_checkers_agree():
+    tree = ast.parse((ROOT / "vidgraph/__init__.py").read_text())
+    imported = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in ("heads", "pipeline"):
+            imported |= {alias.name: node.module for alias in node.names}
+    assert imported == vidgraph._HOMES
+
+
+def test_a_name_that_is_not_in_the_list_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'chache'"):
+        vidgraph.chache  # noqa: B018
+
+
+def test_importing_it_loads_nothing_heavy(tmp_path):
+    code = "import vidgraph, sys; print(sorted({'torch', 'numpy', 'h5py'} & set(sys.modules)))"
+    assert python(code, tmp_path).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["pipeline", "heads", "cli"])
+def test_a_folder_that_hides_one_of_our_packages_is_named_in_one_line(name, tmp_path):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").touch()
+    done = python("import vidgraph", tmp_path)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1
+    assert last.startswith("ImportError: ")
+    assert f"{tmp_path / name} hides vidgraph's package {name}: rename that folder" in last
+
+
+def test_a_folder_without_python_files_hides_nothing(tmp_path):
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "notes.txt").touch()
+    assert python("import vidgraph; vidgraph.Cache", tmp_path).returncode == 0
+
+
+def test_a_dataset_has_the_views_that_the_cache_has(cache):
+    data = vidgraph.ViewDataset(cache, "train", ["nodes", "valid"])
+    group = cache["train"]
+    assert len(data) == 2 * 11  # two views of each clip but the failed one
+    assert data.failed == ("clip-1",)
+    assert data.classes == ("class 0", "class 1", "class 2")
+
+    seen = []
+    for index in range(len(data)):
+        item, row = data[index], int(data.rows[index])
+        assert set(item) == {"nodes", "valid", "target"}
+        assert item["nodes"].dtype == torch.float32
+        assert item["valid"].dtype == torch.bool
+        np.testing.assert_array_equal(item["nodes"], group.batch([row], ["nodes"])["nodes"][0])
+        number = int(group.clips[row].removeprefix("clip-"))
+        assert item["target"] == number % 3
+        seen.append((number, int(group.views[row])))
+    assert seen == [(clip, view) for clip in range(12) if clip != 1 for view in range(2)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_dataloader_gets_the_same_views_in_any_process(cache, workers):
+    data = vidgraph.ViewDataset(cache, "val", ["pooled"])
+    order = list(reversed(range(len(data))))
+    loader = DataLoader(
+        data, batch_size=5, sampler=order, num_workers=workers, multiprocessing_context=None
+    )
+    batches = list(loader)
+    pooled = torch.cat([batch["pooled"] for batch in batches])
+    targets = torch.cat([batch["target"] for batch in batches])
+    for place, index in enumerate(order):
+        assert torch.equal(pooled[place], data[index]["pooled"])
+        assert targets[place] == data[index]["target"]
+
+
+def test_a_dataset_pickles(cache):
+    data = pickle.loads(pickle.dumps(vidgraph.ViewDataset(cache.path, "test", ["pooled"])))
+    assert torch.isfinite(data[0]["pooled"]).all()
+
+
+def test_without_fields_a_dataset_reads_all_of_them(cache):
+    item = vidgraph.ViewDataset(cache, "test")[0]
+    assert set(item) == {*cache["test"].fields, "target"}
+
+
+def test_test_views_of_the_train_split_are_asked_for_by_name(cache):
+    data = vidgraph.ViewDataset(cache, "train", ["pooled"], views="train")
+    assert data.group.name == "train"
+
+
+def test_what_a_dataset_refuses(cache):
+    with pytest.raises(CacheError, match="no res5"):
+        vidgraph.ViewDataset(cache, "train", ["res5"])
+    with pytest.raises(ValueError, match="no clip in split 'fold-1'; its splits: train, val, test"):
+        vidgraph.ViewDataset(cache, "fold-1")
+    with pytest.raises(IndexError, match="expected 0 to"):
+        vidgraph.ViewDataset(cache, "val", ["pooled"])[1000]
+
+
+def test_a_head_built_from_a_dataset_runs_on_its_batches(cache):
+    data = vidgraph.ViewDataset(cache, "train", ["pooled", "nodes", "boxes", "valid"])
+    head = vidgraph.build_head("strg", data.dims, len(data.classes), width=8)
+    batch = next(iter(DataLoader(data, batch_size=3)))
+    del batch["target"]
+    from heads.interface.clips import clips_of
+
+    assert head(clips_of(batch, dtype=None)).logits.shape == (3, 3)
+
+
+def test_predicted_scores_are_those_that_evaluate_writes(cache, run):
+    from heads.evaluation.evaluate import evaluate
+
+    scores = vidgraph.predict(vidgraph.load_run(run, cache), cache, "val", device="cpu")
+    evaluate(run, cache, "val", device="cpu", say=lambda line: None)
+    with np.load(run / "predictions_val.npz") as stored:
+        views = torch.softmax(torch.from_numpy(stored["logits"]), 1).numpy()
+        means = [views[stored["video"] == k].mean(0) for k in range(len(stored["clips"]))]
+        assert list(scores.clips) == stored["clips"].tolist()
+    np.testing.assert_allclose(scores.scores, means, rtol=1e-5)
+    recorded = json.loads((run / "metrics_val.json").read_text())
+    assert scores.figures["top1"] == pytest.approx(recorded["top1"])
+
+
+def test_predict_writes_nothing(cache, run):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    vidgraph.predict(vidgraph.load_run(run, cache.path), cache.path, "test", device="cpu")
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_a_split_that_is_not_there_is_refused(cache, run):
+    with pytest.raises(ValueError, match="no clip in split 'fold-1'"):
+        vidgraph.predict(vidgraph.load_run(run, cache), cache, "fold-1")
