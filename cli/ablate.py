@@ -95,7 +95,8 @@ def command(
         ExitStack() as stack,
     ):
         from heads.config.study_file import read_study
-        from heads.training.ablate import AblateOptions, ablate, count_passes, estimate_members
+        from heads.training.ablate import ablate
+        from heads.training.estimates import AblateOptions, count_passes, estimate_members
         from pipeline.cache.reader import Cache
         from pipeline.manifests.manifest import read_manifest
 
@@ -175,7 +176,7 @@ def _places(given: dict, logs: Path):
 @contextmanager
 def _watched(some) -> Iterator[None]:
     """Shows how many epochs are over, from the members' logs, wherever they are trained."""
-    from heads.training.ablate import count_epochs
+    from heads.training.estimates import count_epochs
 
     before, over = count_epochs(some), threading.Event()
     shown = before

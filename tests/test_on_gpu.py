@@ -24,10 +24,10 @@ from heads.data.feature_store import FeatureStore
 from heads.evaluation.evaluate import evaluate
 from heads.finetuning.end_to_end import train_frames
 from heads.finetuning.finetune import SourceOptions, finetune, frames_phase
-from heads.finetuning.frame_training import AblateOptions
+from heads.finetuning.frame_training import FrameRunOptions
 from heads.runs import run_files as runs
-from heads.training.ablate import AblateOptions as AblateHow
 from heads.training.ablate import ablate
+from heads.training.estimates import AblateOptions as AblateHow
 from heads.training.learner import Learner
 from heads.training.train import train
 from pipeline.cache.reader import Cache
@@ -693,7 +693,7 @@ def test_fine_tuning_there_starts_from_the_caches_logits(
         chosen,
         cache=Cache(videos / "cache"),
         reading=SourceOptions(workers=0),
-        how=AblateOptions(
+        how=FrameRunOptions(
             tensorboard=False,
             checkpointing=checkpointing,
             precision="fp16" if checkpointing else "fp32",
@@ -714,7 +714,7 @@ def test_heads_learn_from_frames_there(head, options, tmp_path):
     network = live_network(asked, width=8).to("cuda")
     source = OnGPU()
     train_frames(
-        asked, tmp_path, network, source, ("a", "b", "c"), AblateOptions(tensorboard=False), **QUIET
+        asked, tmp_path, network, source, ("a", "b", "c"), FrameRunOptions(tensorboard=False), **QUIET
     )
     saved = runs.load_checkpoint(tmp_path / "last.pt")
     assert places(saved["backbone"]) == {"cpu"}
@@ -726,7 +726,7 @@ def test_a_mini_batch_without_any_video_moves_nothing_in_half_precision(tmp_path
     """
     asked = live_recipe("pool", {"dropout": 0.0}, epochs=1)
     network = live_network(asked, width=8).to("cuda")
-    how = AblateOptions(tensorboard=False, precision="fp16")
+    how = FrameRunOptions(tensorboard=False, precision="fp16")
     gone = tuple(f"train{k}" for k in range(9))
     lines: list[str] = []
     train_frames(

@@ -72,6 +72,7 @@ class FeatureStore:
             )
 
         rows = np.unique(rows)
+        # Row of the group -> row of the loaded tensors; -1 for rows that are not loaded.
         self.position = np.full(len(group), -1)
         self.position[rows] = np.arange(len(rows))
         self.row_bytes = 0
@@ -228,6 +229,7 @@ def shared_pass(
     """
     all_turns = np.concatenate([request.turns for request in requests])
     all_rows = np.concatenate([request.rows for request in requests])
+    # At one turn all readers want the same row: read the first reader's.
     turns, first = np.unique(all_turns, return_index=True)
     rows = all_rows[first]
 

@@ -1,146 +1,25 @@
-"""Cached views with labels: which rows a split has, their classes, and their order in an epoch.
+"""Cached views with labels: which rows a split has, their targets, and their order in an epoch.
 
 Rows that could not be extracted (`ok` False) are never read. `SplitViews.failed` lists their clips,
 so that a run can print them. heads/data/feature_store.py does the reading.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from heads.config.recipe_tables import DataOptions
+from heads.data.classes import refuse_withheld
 from heads.interface.clips import Dims, MissingFields, dims_of
 from pipeline.cache.fields import FIELDS, grid_at, is_cut
-from pipeline.manifests.manifest import Clip, Manifest, about_withheld, label_ids, withheld
-from pipeline.text import text_files
+from pipeline.manifests.manifest import Clip, Manifest, withheld
 from pipeline.text.suggestions import nearest
 
 if TYPE_CHECKING:
     from pipeline.cache.reader import Cache, Group
-
-# Larger numbers are no class ids: listing the classes up to them would fill the memory.
-MOST_CLASSES = 1_000_000
-
-
-def find_classes(manifest: Manifest, data: DataOptions) -> tuple[str, ...]:
-    """Return the class names in the order of their ids.
-
-    They are the lines of `data.class_list`, else the labels of all splits of the manifest. Labels
-    that are whole numbers keep these as ids, and the classes reach to the largest one, or to
-    `data.num_classes`. With `data.labels` or `data.first_labels`, only those are kept and numbered
-    from 0.
-
-    Args:
-        manifest: labels and splits.
-        data: the recipe's table `data`.
-
-    Raises:
-        ValueError: a label is none of the classes or reads like a missing one (such as -1), no
-            clip has a label, or there are fewer than 2 classes.
-    """
-    labels: set[str] = set()
-    for clip in manifest.clips:
-        labels.update(clip.labels)
-    labels -= set(data.no_label)
-
-    doubtful = {}
-    for label, clips in withheld(manifest).items():
-        if label in labels:
-            doubtful[label] = clips
-
-    if data.class_list:
-        classes = _read_classes(Path(data.class_list))
-        _refuse_withheld(manifest, doubtful, classes)
-        unknown = sorted(labels - set(classes))
-        if unknown:
-            raise ValueError(
-                f"{manifest.path}: label {unknown[0]!r} is not in {data.class_list}; "
-                f"{nearest(unknown[0], classes)}"
-            )
-    elif labels:
-        _refuse_withheld(manifest, doubtful)
-        classes = _classes_of_labels(labels, manifest, data)
-    else:
-        raise ValueError(
-            f"{manifest.path}: no clip has a label; training needs them in the column `label`"
-        )
-
-    for pair in data.swap_on_flip:
-        for name in pair:
-            if name not in classes:
-                raise ValueError(
-                    f"data.swap_on_flip: {name!r} is no class; {nearest(name, classes)}"
-                )
-    classes = _subset(classes, data)
-    for pair in data.swap_on_flip:
-        if len(set(pair) & set(classes)) == 1:
-            raise ValueError(
-                f"data.labels: {pair[0]!r} and {pair[1]!r} are exchanged by a flip: keep both, or "
-                f"none of them"
-            )
-    if len(classes) < 2:
-        raise ValueError(f"{manifest.path}: expected at least 2 classes, got {list(classes)}")
-    return classes
-
-
-def _classes_of_labels(
-    labels: Collection[str], manifest: Manifest, data: DataOptions
-) -> tuple[str, ...]:
-    """Return the classes that the labels of a manifest make, where no file lists the classes."""
-    ids = label_ids(labels)
-    highest = max(ids, key=lambda name: ids[name])
-    if data.num_classes and ids[highest] >= data.num_classes:
-        raise ValueError(
-            f"{manifest.path}: label {highest!r} is class {ids[highest]}, expected classes 0 to "
-            f"{data.num_classes - 1} (data.num_classes = {data.num_classes})"
-        )
-    if max(ids[highest], data.num_classes) > MOST_CLASSES:
-        if data.num_classes > ids[highest]:
-            cause = f"data.num_classes = {data.num_classes}"
-        else:
-            cause = f"label {highest!r}"
-        raise ValueError(
-            f"{manifest.path}: {cause}: expected class ids up to {MOST_CLASSES:,}; count the "
-            f"classes from 0"
-        )
-    names = {number: name for name, number in ids.items()}
-    count = max(ids[highest] + 1, data.num_classes)
-    return tuple(names.get(number, str(number)) for number in range(count))
-
-
-def _refuse_withheld(
-    manifest: Manifest, doubtful: Mapping[str, Sequence], classes: Collection[str] = ()
-) -> None:
-    """Raise ValueError for a label that reads like a missing one, unless it is a class."""
-    for label, clips in doubtful.items():
-        if label not in classes:
-            raise ValueError(f"{manifest.path}: {about_withheld(label, clips)}")
-
-
-def _subset(classes: tuple[str, ...], data: DataOptions) -> tuple[str, ...]:
-    """Return the classes that `data` keeps, in the order of their ids."""
-    if data.first_labels > len(classes):
-        raise ValueError(
-            f"data.first_labels: expected at most the {len(classes)} classes, got "
-            f"{data.first_labels}"
-        )
-    for name in data.labels:
-        if name not in classes:
-            raise ValueError(f"data.labels: {name!r} is no class; {nearest(name, classes)}")
-    if data.labels:
-        return tuple(name for name in classes if name in data.labels)
-    return classes[: data.first_labels or None]
-
-
-def _read_classes(path: Path) -> tuple[str, ...]:
-    try:
-        return text_files.read_names(path, "a text file with one class name per line")
-    except ValueError as error:
-        raise ValueError(f"data.class_list: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -254,18 +133,15 @@ def split_views(
     wanted = [clip for clip in manifest.clips if clip.split == split]
     if data.no_label:
         wanted = [_without_labels(clip, data.no_label) for clip in wanted]
-    _refuse_withheld(manifest, withheld(replace(manifest, clips=tuple(wanted))), classes)
+    refuse_withheld(manifest, withheld(replace(manifest, clips=tuple(wanted))), classes)
     if not wanted:
         return None
 
     views = cache[group]
     limit = data.train_views if group == "train" and data.train_views else None
-    cached = {clip for clip, present in zip(views.clips, views.present, strict=True) if present}
-    rows_of: dict[str, list[int]] = {}
-    for row, (clip, view, ok) in enumerate(zip(views.clips, views.views, views.ok, strict=True)):
-        if ok and (limit is None or view < limit):
-            rows_of.setdefault(clip, []).append(row)
+    cached, rows_of = _rows_by_clip(views, limit)
 
+    # A clip has failed if no view of it is there.
     whole: list[Clip] = []
     failed: list[str] = []
     absent: list[str] = []
@@ -287,6 +163,7 @@ def split_views(
     place: list[int] = []
     others: list[str] = []
     for number, clip in enumerate(whole):
+        # A clip without a label is kept, so that `_targets` can report it.
         if not subset or not clip.labels or known & set(clip.labels):
             place.append(number)
         else:
@@ -317,6 +194,22 @@ def split_views(
         place=np.array(place),
         balanced=group == "train" and data.balance == "sampling" and targets is not None,
     )
+
+
+def _rows_by_clip(views: "Group", limit: int | None) -> tuple[set[str], dict[str, list[int]]]:
+    """Return the clips that the cache has, and the rows of those that were extracted.
+
+    `limit`: only the views of lower numbers than this.
+    """
+    cached: set[str] = set()
+    rows_of: dict[str, list[int]] = {}
+    columns = zip(views.clips, views.views, views.ok, views.present, strict=True)
+    for row, (clip, view, ok, present) in enumerate(columns):
+        if present:
+            cached.add(clip)
+        if ok and (limit is None or view < limit):
+            rows_of.setdefault(clip, []).append(row)
+    return cached, rows_of
 
 
 def _without_labels(clip: Clip, labels: Collection[str]) -> Clip:
@@ -368,28 +261,39 @@ def _targets(
     return np.array([ids[clip.labels[0]] for clip in clips])
 
 
-def swap_table(classes: Sequence[str], data: DataOptions) -> np.ndarray:
-    """Return the class that a mirrored view of each class shows.
+def splits_of(manifest: Manifest) -> list[str]:
+    """Return the splits that a manifest has clips in, sorted."""
+    return sorted({clip.split for clip in manifest.clips})
+
+
+def print_excluded(part: SplitViews, say: Callable[[str], None]) -> None:
+    """Print which clips of a split are left out, one line per reason.
 
     Args:
-        classes: the K class names.
-        data: the recipe's table `data`; `swap_on_flip` lists pairs such as ("left", "right").
-
-    Returns:
-        [K] class ids; a class outside the pairs keeps its own.
+        part: the split.
+        say: prints one line for a person.
     """
-    table = np.arange(len(classes))
-    for one, other in data.swap_on_flip:
-        # A subset of the labels may lack the pair.
-        if one not in classes:
-            continue
-        a, b = classes.index(one), classes.index(other)
-        table[a], table[b] = b, a
-    return table
+    excluded = {
+        "failed at extraction": part.failed,
+        "are not in the cache": part.absent,
+        "have other labels than those that are kept": part.others,
+    }
+    total = len(part) + sum(len(clips) for clips in excluded.values())
+    for reason, clips in excluded.items():
+        if clips:
+            more = ", …" if len(clips) > 5 else ""
+            say(
+                f"split {part.split}: {len(clips):,} of {total:,} clips {reason} and are left "
+                f"out: {', '.join(clips[:5])}{more}"
+            )
 
 
 def cache_dims(cache: "Cache") -> Dims:
-    """Return the sizes of a cache's views: of its training group, else of its test group."""
+    """Return the sizes of a cache's views, which every head is built for.
+
+    Args:
+        cache: its training views decide, or its test views if it has no others.
+    """
     group = cache["train" if "train" in cache.groups else "test"]
     shapes = {}
     for name in group.fields:

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from heads.config.recipe import PLAIN, Recipe
 from heads.config.recipe_tables import Phase
-from heads.data.splits import SplitViews, swap_table
-from heads.evaluation.evaluate import Predictions, compute_figures, write_predictions
+from heads.data.classes import mirrored, swap_table
+from heads.data.splits import SplitViews
+from heads.evaluation.head_predictor import Predictions, compute_figures, write_predictions
 from heads.finetuning.data_parallel import ProcessGroup
 from heads.finetuning.frame_predictions import FramePredictor
 from heads.finetuning.frame_training import (
@@ -42,7 +43,6 @@ from heads.runs.folder_lock import FolderBusy, lock_folders
 from heads.runs.run_writer import RunWriter, epoch_line
 from heads.runs.start_weights import default_checkpoint
 from heads.training.study import SPLITS, Result
-from heads.training.training_run import mirrored
 from pipeline.workers.waiting import PrintLine
 
 

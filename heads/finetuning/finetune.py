@@ -22,8 +22,8 @@ import torch
 
 from heads.config.recipe import PLAIN, Recipe, command_of
 from heads.config.recipe_tables import Phase
-from heads.data.splits import cache_dims
-from heads.evaluation.evaluate import print_excluded, require_same_backbone
+from heads.data.splits import cache_dims, print_excluded
+from heads.evaluation.saved_heads import require_same_backbone
 from heads.finetuning.agreement import compare
 from heads.finetuning.data_parallel import ProcessGroup, joined
 from heads.finetuning.end_to_end import train_frames

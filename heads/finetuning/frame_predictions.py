@@ -11,7 +11,7 @@ import torch
 
 from heads.config.recipe import Recipe
 from heads.data.splits import SplitViews
-from heads.evaluation.evaluate import Predictions
+from heads.evaluation.head_predictor import Predictions
 from heads.finetuning.data_parallel import ProcessGroup
 from heads.finetuning.frame_training import FrameSource
 from heads.finetuning.joint_network import JointNetwork

@@ -46,12 +46,21 @@ class FolderEntry:
 def entries_below(folder: Path) -> list[FolderEntry]:
     """Return the caches and runs in a folder and below it, sorted by path.
 
+    Args:
+        folder: where to look. Hidden folders are left out.
+
     Raises:
         ValueError: the folder does not exist.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; expected one that holds caches or runs")
     return sorted(_find(folder), key=lambda entry: entry.path)
+
+
+def epochs_in_log(folder: Path) -> int:
+    """Return the epochs that the log of a run has; 0 without a log."""
+    log = folder / "log.jsonl"
+    return read_small(log, MOST_TEXT).count(b"\n") if log.exists() else 0
 
 
 def _find(folder: Path) -> Iterator[FolderEntry]:
@@ -128,9 +137,7 @@ def _run_state(path: Path, record: dict) -> tuple[str, str]:
     what = f"{record['recipe']['head']['name']}, seed {record['seed']}"
     file = path / "metrics.json"
     if not file.exists():
-        log = path / "log.jsonl"
-        epochs = read_small(log, MOST_TEXT).count(b"\n") if log.exists() else 0
-        return what, f"after epoch {epochs}, unfinished"
+        return what, f"after epoch {epochs_in_log(path)}, unfinished"
 
     metrics = require(parse_json(read_small(file), file), METRICS, file)["metrics"]
     for split in ("test", "val"):

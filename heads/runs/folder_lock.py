@@ -79,6 +79,7 @@ class FolderLock:
             _LOCKED.pop(name, None)
         self.claim.release()
         self.home.close()
+        # A folder that is not empty stays.
         with suppress(OSError):
             for folder in self.made:
                 folder.rmdir()
@@ -89,8 +90,8 @@ def lock_folders(
 ) -> list[FolderLock | FolderBusy | OSError]:
     """Make and lock folders.
 
-    Waits only for locks of other machines, for all of them at the same time: until the owner gives
-    a sign of life (every few seconds), or until it has been silent for `silence` seconds.
+    Waits only for locks of other machines, and for all of them at the same time. The wait ends when
+    the owner gives a sign of life, which it does every few seconds, or after `silence` seconds.
 
     Args:
         folders: the folders.
@@ -130,12 +131,15 @@ def _try_lock(
     `first` remembers each folder's claim as it was first read.
     """
     path = claim_path(folder)
-    made = tuple(one for one in (folder, *folder.parents) if not one.exists())
+    made = []
+    for one in (folder, *folder.parents):
+        if not one.exists():
+            made.append(one)
     make_folder(path.parent)
     claim = take_claim(path, watch)
     if claim is not None:
         names = Path(os.path.abspath(folder)), path.parent
-        lock = FolderLock(claim, WatchedFolder(*names), names, made)
+        lock = FolderLock(claim, WatchedFolder(*names), names, tuple(made))
         _LOCKED.update(dict.fromkeys(names, lock))
         return lock
 

@@ -70,6 +70,7 @@ def _sha256(rows: Iterable[Sequence]) -> str:
     digest = hashlib.sha256()
     for row in rows:
         line = json.dumps(row, ensure_ascii=False)
+        # Labels may hold bytes that are not UTF-8.
         digest.update(line.encode("utf-8", "surrogateescape") + b"\n")
     return digest.hexdigest()
 
@@ -126,6 +127,7 @@ def refuse_other_labels(folder: object, there: Mapping[str, Any], here: Mapping[
     if there["sha256"] == here["sha256"]:
         return
     what = differences(there, here) or "the same clips in another order"
+    # The same path: the file was changed. Another path: another file was given, e.g. a fold.
     if there["path"] == here["path"]:
         raise ValueError(
             f"{folder} holds a run on the labels and splits of {there['path']}, which has changed "

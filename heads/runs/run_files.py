@@ -58,7 +58,9 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         with atomic_files.naming_errors(path), open(part, "wb") as file:
             write(file)
             file.flush()
+            # On the disk before it gets its name: a crash leaves the old file or the new one.
             os.fsync(file.fileno())
+        # As late as possible, so that little time is left in which the lock could be lost.
         refuse_if_lost(path)
         atomic_files.move_into_place(part, path)
     finally:
@@ -121,6 +123,7 @@ def versions() -> dict[str, str]:
         "machine": platform.machine(),
         "torch": torch.__version__,
     }
+    # By their records, not by importing them.
     for name in ("vidgraph", "numpy", "h5py"):
         try:
             found[name] = metadata.version(name)
@@ -259,10 +262,12 @@ def _flat(record: dict, prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in record.items():
         if _is_named_rows(value):
+            # By name, so that a message says "phases.joint.train.lr".
             value = {row["name"]: row for row in value}
         if isinstance(value, dict):
             flat.update(_flat(value, f"{prefix}{key}."))
         elif isinstance(value, tuple):
+            # JSON has lists only.
             flat[f"{prefix}{key}"] = list(value)
         else:
             flat[f"{prefix}{key}"] = value

@@ -79,6 +79,7 @@ class RunWriter:
             ValueError: the folder has a later phase.
         """
         names = [phase.name for phase in self.recipe.all_phases]
+        # A phase that the recipe does not have any more counts as earlier than all.
         position = names.index(there) if there in names else -1
         after = position - names.index(mine)
         if after > 0:
@@ -105,6 +106,7 @@ class RunWriter:
         """
         names = [phase.name for phase in self.recipe.all_phases]
         earlier = names[: names.index(phases[0].name)]
+        # PHASE.pt of teachers, and of the phase before the first one.
         needed: set[str] = set()
         for phase in phases:
             needed.update(phase.train.distil.teachers)
@@ -139,6 +141,7 @@ class RunWriter:
             tensorboard: also write curves for TensorBoard.
         """
         refuse_if_lost(self.path / "metrics.json")
+        # It marks a finished run, which this one is not any more.
         (self.path / "metrics.json").unlink(missing_ok=True)
         run_files.start_log(self.path / "log.jsonl", epochs)
         run_files.write_text(self.path / "recipe.toml", to_toml(self.recipe))

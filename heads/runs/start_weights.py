@@ -16,7 +16,11 @@ from heads.runs import run_files
 def default_checkpoint(folder: Path) -> str:
     """Return the name of the checkpoint that a run's figures come from.
 
-    It is "best" if the recipe asks for it and validation found one, else "last".
+    Args:
+        folder: the run folder.
+
+    Returns:
+        "best" if the recipe asks for it and validation found one, else "last".
     """
     wanted = run_files.read_json(folder / "run.json", RUN)["recipe"]["evaluate"]["checkpoint"]
     if wanted == "best" and (folder / "best.pt").exists():
@@ -42,7 +46,10 @@ def phase_checkpoint(folder: Path, phase: str) -> str:
             f"it out"
         )
     if not (folder / f"{recipe.phase(phase).name}.pt").exists():
-        trained = [one.name for one in recipe.phases if (folder / f"{one.name}.pt").exists()]
+        trained = []
+        for one in recipe.phases:
+            if (folder / f"{one.name}.pt").exists():
+                trained.append(one.name)
         raise ValueError(
             f"{folder}: phase {phase} was not trained to its end; phases that were: "
             f"{', '.join(trained) or 'none'}"
@@ -51,7 +58,14 @@ def phase_checkpoint(folder: Path, phase: str) -> str:
 
 
 def checkpoint_of(path: Path) -> Path:
-    """Return the checkpoint that a run's figures come from, or `path` itself if it is a file."""
+    """Return the checkpoint that a path stands for.
+
+    Args:
+        path: a run folder, or a checkpoint.
+
+    Returns:
+        The checkpoint that the run's figures come from; `path` itself if it is a file.
+    """
     return path if path.is_file() else path / f"{default_checkpoint(path)}.pt"
 
 
@@ -82,9 +96,9 @@ def take_weights(head: nn.Module, path: Path, phase: Phase) -> str:
     stored, own = run_files.load_checkpoint(path)["state"], head.state_dict()
     taken = {}
     for name, tensor in stored.items():
-        if phase.take and not name.startswith(tuple(phase.take)):
-            continue
-        if name not in own:
+        asked = not phase.take or name.startswith(tuple(phase.take))
+        # A head of other parts has weights that this one lacks: they are not needed.
+        if not asked or name not in own:
             continue
         if tensor.shape != own[name].shape:
             raise ValueError(
@@ -99,6 +113,7 @@ def take_weights(head: nn.Module, path: Path, phase: Phase) -> str:
             f"take"
         )
 
+    # The weights that are not taken stay as the seed initialised them.
     head.load_state_dict({**own, **taken})
     line = f"phase {phase.name}: starts from {path.name}"
     fresh = [name for name in own if name not in taken]

@@ -16,24 +16,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from heads.config.member import Member
 from heads.config.study_file import StudyPlan, StudyRow
-from heads.data.splits import cache_dims
-from heads.evaluation.counting import count_head
 from heads.interface.loss import device_for
-from heads.interface.run_records import RUN
 from heads.runs import run_files
+from heads.runs.find_runs import epochs_in_log
 from heads.runs.folder_lock import claim_path, print_waiting
 from heads.runs.manifest_record import manifest_record
-from heads.training.study import Failure, Result, Study
+from heads.training.estimates import (
+    AblateOptions,
+    MemberEstimate,
+    count_passes,
+    estimate_members,
+    groups_of,
+)
+from heads.training.study import Failure, Result, one_line
 from heads.training.study_table import FailedRow, StudyTable, TableRow
-from heads.training.train import print_excluded_clips, run_members, stores_for
-from heads.training.training_run import TrainingRun
+from heads.training.train import run_members
 from pipeline.files.atomic_files import make_folder
 from pipeline.files.owners import remove_abandoned
-from pipeline.files.regular_files import MOST_TEXT, read_small
 from pipeline.files.watched_folder import FolderGone, WatchedFolder
 from pipeline.workers.claims import ClaimWatch, read_claim
 from pipeline.workers.engines import Engine, LocalEngine, run_jobs
@@ -42,58 +43,8 @@ from pipeline.workers.waiting import PrintLine, claimed_until
 
 if TYPE_CHECKING:
     from pipeline.cache.reader import Cache
-    from pipeline.manifests.manifest import Manifest
-
-# What a training step costs besides the MACs of its head, in MACs per clip. Rough: it only keeps
-# a head of no MACs from counting as free.
-STEP_MACS = 1e6
 
 Outcomes = dict[Path, "Result | FailedRow"]
-
-
-@dataclass(frozen=True)
-class AblateOptions:
-    """How members are trained, the same for all; can be pickled.
-
-    Attributes:
-        device, precision, manifest, resume, resident: as for `heads.training.train.train`.
-    """
-
-    device: str = "auto"
-    precision: str = "fp32"
-    manifest: "Manifest | None" = None
-    resume: bool = True
-    resident: str = "auto"
-
-
-@dataclass(frozen=True)
-class MemberEstimate:
-    """What is known of a member before its training.
-
-    Attributes:
-        member: the member.
-        macs: MACs of its head for one view; None if the head could not be built.
-        result: its result, if it was finished before.
-        epochs: the most epochs that its training takes; 0 if it was finished before.
-        clips: training clips per epoch.
-        order: members of the same order can share a pass.
-        reads: the cached fields that its training reads.
-        why: the error, if it could not be built on this machine (no memory for its head).
-    """
-
-    member: Member
-    macs: int | None = None
-    result: Result | None = None
-    epochs: int = 0
-    clips: int = 0
-    order: str = ""
-    reads: tuple[str, ...] = ()
-    why: str = ""
-
-    @property
-    def cost(self) -> float:
-        """The cost of its training, comparable within one study only."""
-        return self.epochs * self.clips * ((self.macs or 0) + STEP_MACS)
 
 
 @dataclass(frozen=True)
@@ -113,132 +64,11 @@ class AblateOutcome:
     seconds: float
 
 
-def estimate_members(
-    plan: StudyPlan,
-    cache: "Cache",
-    folder: Path,
-    options: AblateOptions = AblateOptions(),
-    say: PrintLine = print,
-    check_features: bool = True,
-) -> list[MemberEstimate]:
-    """Check every member of a study and estimate its training; print which clips are left out.
-
-    An error that is not a ValueError belongs to that member alone: it is tried in training, which
-    records the error.
-
-    Args:
-        plan: the study.
-        cache: the features to train on.
-        folder: the study's folder.
-        options: how the members will be trained.
-        say: prints one line for a person.
-        check_features: also check that the features are finite; of a large cache, a sample.
-
-    Returns:
-        One estimate per member, in the study's order.
-
-    Raises:
-        ValueError: a member cannot be trained (its head reads what the cache lacks, a label is
-            missing, its folder holds another run), or a feature is not finite.
-    """
-    study = Study(
-        cache=cache,
-        manifest=options.manifest or cache.manifest,
-        dims=cache_dims(cache),
-        device=torch.device("cpu"),
-        precision=options.precision,
-        order_seed=plan.order_seed,
-    )
-
-    estimates: list[MemberEstimate] = []
-    problems: list[str] = []
-    runs: list[TrainingRun] = []
-    macs: dict[str, int] = {}
-    members = plan.members(folder)
-    for member in members:
-        try:
-            run = TrainingRun(member, study, say)
-            estimate = _estimate(run, options.resume, macs)
-        except ValueError as error:
-            problems.append(f"member {member.folder.name}: {error}")
-            continue
-        except Exception as error:
-            estimates.append(MemberEstimate(member, why=_one_line(error)))
-            continue
-        estimates.append(estimate)
-        if estimate.result is None:
-            runs.append(run)
-
-    if problems:
-        message = problems[0]
-        if len(problems) > 1:
-            rest = len(problems) - 1
-            message += f" ({rest} more of {len(members)} members cannot be trained)"
-        raise ValueError(message)
-
-    if check_features:
-        stores_for(runs, study, "disk")
-    print_excluded_clips(runs, say)
-    return estimates
-
-
-def _estimate(run: TrainingRun, resume: bool, macs: dict[str, int]) -> MemberEstimate:
-    """Estimate one member; `macs` caches the cost of heads."""
-    head = run.recipe.of(run.phases[-1]).head
-    key = repr((head, len(run.classes)))
-    result = run.finished() if resume else None
-    if result is None:
-        run.prepare()
-    # After `prepare`, whose error is better for a head that needs fields the cache lacks.
-    if key not in macs:
-        macs[key] = count_head(head.name, run.study.dims, len(run.classes), head.options).total.macs
-    if result is not None:
-        return MemberEstimate(run.member, macs[key], result, order=repr(run.order))
-
-    if resume and (run.folder / "last.pt").exists():
-        record = run_files.read_json(run.folder / "run.json", RUN)
-        run_files.require_same_run(run.folder, record, run.about)
-
-    clips = len(run.parts["train"])
-    epochs = 0
-    for phase in run.phases:
-        steps_per_epoch = -(-clips // phase.train.batch)
-        epochs += phase.train.total_epochs(steps_per_epoch)
-    return MemberEstimate(
-        run.member,
-        macs[key],
-        epochs=epochs,
-        clips=clips,
-        order=repr(run.order),
-        reads=run.fields["train"],
-    )
-
-
-def count_passes(estimates: Sequence[MemberEstimate]) -> int:
-    """Return how many times one epoch of these members reads the cache."""
-    return len({one.order for one in estimates if not one.why})
-
-
-def count_epochs(estimates: Sequence[MemberEstimate]) -> int:
-    """Return the epochs that are over, of all members together.
-
-    The epochs that an early stop saved count as over.
-    """
-    done = 0
-    for one in estimates:
-        folder = one.member.folder
-        if (folder / "metrics.json").exists():
-            done += one.epochs
-        else:
-            done += min(one.epochs, _epochs_in_log(folder))
-    return done
-
-
 def ablate(
     plan: StudyPlan,
     cache: "Cache",
     folder: Path | str,
-    options: AblateOptions = AblateOptions(),
+    options: AblateOptions = AblateOptions(),  # noqa: B008 (it is frozen)
     *,
     engine: Engine | None = None,
     jobs: int = 1,
@@ -340,39 +170,6 @@ def _table_row(
     return TableRow(row.name, row.cells, results, tuple(failed), macs[first])
 
 
-def groups_of(
-    estimates: Sequence[MemberEstimate], jobs: int, at_once: int = 0
-) -> list[list[Member]]:
-    """Divide members into groups of about equal cost.
-
-    Members of the same order of views are neighbours, and among these, members that read the same
-    fields, so that they share passes.
-
-    Args:
-        estimates: the members.
-        jobs: the number of groups; there are fewer if there are fewer members.
-        at_once: the most members in a group, which may make more groups; 0: any number.
-
-    Returns:
-        The groups, none of them empty.
-    """
-    ordered = sorted(estimates, key=lambda one: (one.order, one.reads))
-    total, before = sum(one.cost for one in ordered), 0.0
-    shares: list[list[Member]] = [[] for _ in range(jobs)]
-    for one in ordered:
-        # The group into which the middle of the member's cost falls.
-        number = int(jobs * (before + one.cost / 2) / max(total, 1.0))
-        shares[number].append(one.member)
-        before += one.cost
-
-    size = at_once or max(1, len(ordered))
-    groups = []
-    for share in shares:
-        for start in range(0, len(share), size):
-            groups.append(share[start : start + size])
-    return groups
-
-
 def _train_groups(function: "_TrainGroup", groups: list[list[Member]], engine: Engine) -> Outcomes:
     """Train the groups; members of a group whose process was lost are tried again alone."""
     outcomes: Outcomes = {}
@@ -395,16 +192,11 @@ def _by_folder(group: list[Member], found: "list[Result | FailedRow] | Exception
     """Return the outcomes of a group by folder; raise what is wrong with all of its members."""
     if isinstance(found, RuntimeError):
         folder = group[0].folder
-        error, epochs = _one_line(found), _epochs_in_log(folder)
+        error, epochs = one_line(found), epochs_in_log(folder)
         return {folder: FailedRow(str(folder), group[0].seed, error, epochs)}
     if isinstance(found, Exception):
         raise found
     return {Path(one.folder): one for one in found}
-
-
-def _epochs_in_log(folder: Path) -> int:
-    log = folder / "log.jsonl"
-    return read_small(log, MOST_TEXT).count(b"\n") if log.exists() else 0
 
 
 @dataclass(frozen=True)
@@ -462,14 +254,10 @@ class _TrainGroup:
         rows: list[Result | FailedRow] = []
         for outcome, member in zip(outcomes, members, strict=True):
             if isinstance(outcome, Failure):
-                error = _one_line(outcome.error)
+                error = one_line(outcome.error)
                 outcome = FailedRow(str(outcome.folder), member.seed, error, outcome.epochs)
             rows.append(outcome)
         return rows
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _say_who_holds_members(members: Sequence[Member], say: PrintLine) -> None:

@@ -159,6 +159,7 @@ class Learner:
         """
         reseed(self.device, self.seed, DROPOUT, self.progress.step)
         self.optimisers.set_lr(self.lr)
+        # Of both, so that no gradient of the other one's last turn is left.
         for optimiser in self.optimisers.both:
             optimiser.zero_grad(set_to_none=True)
         optimiser = self.optimisers.for_batch(self.progress.step % self.steps_per_epoch)
@@ -173,6 +174,7 @@ class Learner:
         # No weight has a gradient if no clip of the mini-batch could be decoded.
         if any(weight.grad is not None for weight in moved):
             if self.training.clip_norm:
+                # The limit is for true gradients, not for those that fp16 scales up.
                 self.scaler.unscale_(optimiser)
                 nn.utils.clip_grad_norm_(moved, self.training.clip_norm)
             self.scaler.step(optimiser)
@@ -198,6 +200,7 @@ class Learner:
         """
         with self.autocast():
             out = self._forward(clips)
+        # The loss in float32, whatever the head computes in: half precision may overflow.
         loss = self.loss(out.logits.float(), targets)
         extras = self._extra_losses(out)
         for extra in extras.values():

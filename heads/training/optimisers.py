@@ -101,6 +101,7 @@ class WeightAverage:
     @torch.no_grad()
     def update(self) -> None:
         """Add the head's present weights to the average."""
+        # Counters of integers cannot be averaged, and statistics follow the data by themselves.
         learned = {name for name, _ in self.head.named_parameters()}
         for name, tensor in self.head.state_dict().items():
             if name in learned and tensor.is_floating_point():
@@ -176,6 +177,7 @@ def _norm_parameters(head: nn.Module) -> set[str]:
 def _new(
     name: str, groups: list[dict], lr: float, momentum: float, nesterov: bool
 ) -> torch.optim.Optimizer:
+    # Adam and AdamW have no momentum in this sense.
     if name == "sgd":
         return torch.optim.SGD(groups, lr, momentum, nesterov=nesterov)
     return OPTIMISERS[name](groups, lr)

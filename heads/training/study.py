@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from heads.config.recipe import Recipe
-from heads.data.splits import SplitViews, find_classes, split_views
-from heads.evaluation.evaluate import splits_of
+from heads.data.classes import find_classes
+from heads.data.splits import SplitViews, split_views, splits_of
 from heads.interface.clips import Dims
 from heads.runs.manifest_record import manifest_record
 
@@ -77,6 +77,11 @@ class Failure:
     folder: Path
     error: Exception
     epochs: int
+
+
+def one_line(error: Exception) -> str:
+    """Return an error as one line: its class and its message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 @dataclass

@@ -11,8 +11,8 @@ every batch once and gives it to each member whose head needs it.
 
 What a run computes depends on (recipe, cache, seed) and on the device's arithmetic alone. The
 initial weights follow from the seed, the order of the views from (order seed, epoch), and dropout
-from (seed, mini-batch). A run that was stopped and resumed therefore ends with the same weights as
-one that was not: bit for bit on a CPU in fp32 with the same number of threads.
+from (seed, mini-batch). A run that was stopped and resumed therefore ends with the weights of one
+that was not. On a CPU in fp32, with the same number of threads, they are equal bit for bit.
 
 A member gets the same weights and figures as `train(..., order_seed=order_seed)` would give it
 alone. Members may differ in head, options, seed, schedule, batch size, labels and phases. Members
@@ -34,8 +34,8 @@ import numpy as np
 from heads.config.member import Member
 from heads.config.recipe import Recipe, command_of
 from heads.data.feature_store import FeatureStore, shared_pass
-from heads.data.splits import cache_dims
-from heads.evaluation.evaluate import Predictions, predict_all, print_excluded
+from heads.data.splits import cache_dims, print_excluded
+from heads.evaluation.head_predictor import Predictions, predict_all
 from heads.interface.loss import device_for
 from heads.runs.folder_lock import FolderBusy, lock_folders
 from heads.training.study import SPLITS, Failure, Result, Study
@@ -191,6 +191,7 @@ def _train_all(
     """Lock the folders, load the features, train and evaluate; every lock is released after."""
     with ExitStack() as stack:
         locks = lock_folders([run.folder for run in runs], say)
+        # A run whose folder another process holds fails here; the others continue.
         for run, lock in zip(runs, locks, strict=True):
             stack.callback(run.close)
             run.attempt(run.files.enter, lock)
@@ -295,6 +296,7 @@ def train_one_epoch(runs: Sequence[TrainingRun], store: FeatureStore) -> float:
         if run.active and not run.learner.done:
             run.attempt(run.learn, clips, rows)
             run.stats.seconds += time.monotonic() - received
+    # Ends the reading thread: the runs may be done before the pass is.
     batches.close()
     return waiting
 
@@ -341,6 +343,7 @@ def _finish(runs: Sequence[TrainingRun], stores: dict[str, FeatureStore]) -> lis
     for run in runs:
         if run.error is None:
             run.attempt(run.restore)
+    # All runs predict a split in one pass, before any of them writes its result.
     predictions = {split: _predict(runs, split, stores) for split in ("val", "test")}
 
     outcomes: list[Result | Failure] = []

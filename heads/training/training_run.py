@@ -17,30 +17,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from heads.config.member import Member
-from heads.config.recipe import Recipe, command_of
+from heads.config.recipe import command_of
+from heads.data.classes import mirrored, swap_table
 from heads.data.feature_store import ReadRequest
-from heads.data.splits import how_to_add, swap_table
-from heads.evaluation.evaluate import (
+from heads.evaluation.head_predictor import (
     HeadPredictor,
     Predictions,
     compute_figures,
     fields_of,
-    require_same_backbone,
     write_predictions,
 )
-from heads.interface.clips import Clips, MissingFields
+from heads.evaluation.saved_heads import require_same_backbone
+from heads.interface.clips import Clips
 from heads.papers.dyreg.distillation import Teachers
 from heads.runs import run_files
 from heads.runs.manifest_record import warn_if_seen
 from heads.runs.run_writer import RunWriter, epoch_line
-from heads.runs.start_weights import checkpoint_of, default_checkpoint, recipe_of, take_weights
-from heads.training.learner import INIT, Learner, reseed
-from heads.training.optimisers import Optimisers
+from heads.runs.start_weights import checkpoint_of, default_checkpoint, take_weights
+from heads.training.head_builder import HeadBuilder
+from heads.training.learner import Learner
 from heads.training.study import Result, Study
-from heads.zoo import build_head
 from pipeline.workers.waiting import PrintLine
 
 
@@ -54,9 +52,9 @@ class EpochStats:
         waiting: the part of `seconds` that was waiting for data.
     """
 
-    loss: float
-    seconds: float
-    waiting: float
+    loss: float = 0.0
+    seconds: float = 0.0
+    waiting: float = 0.0
 
 
 class TrainingRun:
@@ -84,13 +82,14 @@ class TrainingRun:
         self.phases = self.recipe.cached(member.phase)
         self.order_seed = self.seed if study.order_seed is None else study.order_seed
         self.classes = study.classes(self.recipe)
+        self.heads = HeadBuilder(study, self.recipe, self.classes, self.seed, self.folder)
         self.about = self._about()
-        # The present phase's number, and what the phases before it have done.
+        # The number of the present phase, and what earlier phases have trained.
         self.number = self.epochs_before = self.steps_before = 0
         self.seconds = self.waiting = 0.0
         self.files = RunWriter(self.folder, self.recipe, say)
         self.learner: Learner | None = None
-        self.stats = EpochStats(0.0, 0.0, 0.0)
+        self.stats = EpochStats()
         self.error: Exception | None = None
         self.over = False
 
@@ -101,7 +100,7 @@ class TrainingRun:
         study = self.study
         self.parts = study.split(self.recipe, self.classes)
         self.swap = torch.from_numpy(swap_table(self.classes, self.recipe.data)).to(study.device)
-        self.fields = self._fields()
+        self.fields = self.heads.fields(self.phases, self.parts)
 
         if self.member.start is not None:
             start = run_files.load_checkpoint(checkpoint_of(self.member.start))
@@ -112,10 +111,7 @@ class TrainingRun:
             self._start_checkpoint()
 
     def _about(self) -> dict[str, Any]:
-        """Describe what makes this run differ from others.
-
-        A folder whose run was described otherwise is not continued.
-        """
+        """Describe the run; a folder whose run was described otherwise is not continued."""
         about = {
             "recipe": self.recipe.as_dict(),
             "seed": self.seed,
@@ -130,50 +126,6 @@ class TrainingRun:
         if self.member.start is not None:
             about["start"] = str(self.member.start)
         return about
-
-    def _fields(self) -> dict[str, tuple[str, ...]]:
-        """Return the fields that this run reads of each split, over all its phases."""
-        names: dict[str, list[str]] = {split: [] for split in self.parts}
-        for phase in self.phases:
-            recipe = self.recipe.of(phase)
-            # Building the heads and an optimiser checks their options before training starts.
-            head = self.new_head(recipe)
-            teachers = [teacher for teacher, _ in self._teachers(recipe)]
-            Optimisers(head, recipe.train)
-            for split, part in self.parts.items():
-                # Teachers see the training views only.
-                readers = [head, *teachers] if split == "train" else [head]
-                for reader in readers:
-                    names[split] += fields_of(reader, self.study.cache, part, recipe)
-        return {split: tuple(dict.fromkeys(fields)) for split, fields in names.items()}
-
-    def new_head(self, recipe: Recipe) -> nn.Module:
-        """Build the head of a recipe of one phase, on the device, from the seed alone."""
-        study = self.study
-        reseed(study.device, self.seed, INIT)
-        try:
-            head = build_head(
-                recipe.head.name, study.dims, len(self.classes), **recipe.head.options
-            )
-        except MissingFields as error:
-            raise ValueError(how_to_add(study.cache, recipe.head.name, error.names)) from None
-        return head.to(study.device)
-
-    def _teachers(self, recipe: Recipe) -> list[tuple[nn.Module, Path]]:
-        """Build the heads that teach a phase; each comes with the path of its weights.
-
-        The weights of an earlier phase of this run need not exist yet.
-        """
-        phases = {phase.name for phase in self.recipe.all_phases}
-        teachers = []
-        for name in recipe.train.distil.teachers:
-            if name in phases:
-                head, path = self.new_head(self.recipe.of(name)), self.folder / f"{name}.pt"
-            else:
-                path = checkpoint_of(Path(name))
-                head = self.new_head(recipe_of(path))
-            teachers.append((head, path))
-        return teachers
 
     def finished(self) -> Result | None:
         """Read the result of this run from its folder, if it is finished there.
@@ -247,7 +199,8 @@ class TrainingRun:
         """Start phase `number`, or continue it from `saved`, the content of last.pt."""
         self.number, self.phase = number, self.phases[number]
         self.now = recipe = self.recipe.of(self.phase)
-        head, part = self.new_head(recipe), self.parts["train"]
+        head, part = self.heads.new(recipe), self.parts["train"]
+        # A phase that continues has taken its start weights before.
         if self.phase.start == "previous" and saved is None:
             start = self._start_checkpoint()
             self.say(take_weights(head, start, self.phase))
@@ -256,10 +209,9 @@ class TrainingRun:
         weights = None
         if recipe.data.balance == "loss":
             weights = torch.from_numpy(part.class_weights(len(self.classes)))
-
         teachers = None
         if recipe.train.distil.teachers:
-            taught_by = self._teachers(recipe)
+            taught_by = self.heads.teachers(recipe)
             for teacher, path in taught_by:
                 teacher.load_state_dict(run_files.load_checkpoint(path)["state"])
                 if saved is None:
@@ -337,7 +289,7 @@ class TrainingRun:
     def draw(self) -> ReadRequest:
         """Draw the views of the next epoch."""
         rows, self.video, turns = self.parts["train"].draw(self.order_seed, self.epochs)
-        self.stats, self.clips_seen = EpochStats(0.0, 0.0, 0.0), 0
+        self.stats, self.clips_seen = EpochStats(), 0
         self.lr = self.learner.lr
         self.learner.head.train()
         return ReadRequest(rows, turns, self.reads, self.now.train.batch)
@@ -415,6 +367,7 @@ class TrainingRun:
 
     def _advance(self) -> None:
         """End the present phase if it is done, and begin the next one."""
+        # A run that was stopped at the end of a phase resumes with that phase done.
         while self.learner.done and not self.over:
             if self.recipe.phases:
                 self.files.keep(self.phase.name)
@@ -485,7 +438,7 @@ class TrainingRun:
     def fail(self, error: Exception) -> None:
         """End the run with an error and free its memory."""
         self.error, self.failed_after = self.files.reason(error), self.epochs
-        # The frames of the traceback hold the mini-batch and its graph.
+        # The traceback's frames hold the mini-batch and its graph.
         traceback.clear_frames(error.__traceback__)
         self.learner = None
         if self.study.device.type == "cuda":
@@ -495,19 +448,3 @@ class TrainingRun:
     def close(self) -> None:
         """Release the folder."""
         self.files.close()
-
-
-def mirrored(target: Tensor, flip: Tensor, swap: Tensor) -> Tensor:
-    """Exchange the classes of mirrored views, such as "left" and "right".
-
-    Args:
-        target: class ids [B], or 0 and 1 [B,K].
-        flip: [B] bool, whether the view is mirrored.
-        swap: [K], the class that a mirrored view of each class shows.
-
-    Returns:
-        The targets, in the shape of `target`.
-    """
-    if target.dim() == 1:
-        return torch.where(flip, swap[target], target)
-    return torch.where(flip[:, None], target[:, swap], target)

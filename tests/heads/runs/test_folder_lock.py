@@ -113,7 +113,9 @@ def test_another_machines_claim_is_watched_until_it_moves_or_is_silent(tmp_path,
     )
     for name in ("alive", "silent"):
         elsewhere(tmp_path / name)
-    alive, silent = lock_folders([tmp_path / "alive", tmp_path / "silent"], lines.append, silence=60)
+    alive, silent = lock_folders(
+        [tmp_path / "alive", tmp_path / "silent"], lines.append, silence=60
+    )
     assert isinstance(alive, FolderBusy)
     assert "a process of another machine is at work here" in str(alive)
     assert isinstance(silent, FolderLock)

@@ -18,14 +18,14 @@ from heads.config.study_file import read_study
 from heads.data.feature_store import FeatureStore
 from heads.runs import run_files as runs
 from heads.training import ablate as ablation
-from heads.training.ablate import (
+from heads.training.ablate import ablate
+from heads.training.estimates import (
     AblateOptions,
     MemberEstimate,
-    ablate,
     count_epochs,
-    groups_of,
     count_passes,
     estimate_members,
+    groups_of,
 )
 from heads.training.learner import Learner
 from heads.training.study import Result
@@ -200,7 +200,9 @@ def test_a_member_whose_head_has_no_room_in_memory_leaves_the_others_going(cache
         SMALL[: SMALL.index("[grid]")]
         + '[grid]\nhead = ["mean_lstm", "pool"]\n"mean_lstm.hidden" = [4, 100_000_000]\n'
     )
-    some = estimate_members(plan_of(tmp_path, text), cache, tmp_path / "runs", CPU, lambda line: None)
+    some = estimate_members(
+        plan_of(tmp_path, text), cache, tmp_path / "runs", CPU, lambda line: None
+    )
     assert [bool(one.why) for one in some] == [False, False, True, True, False, False]
     assert (count_passes(some), count_passes(some[2:4])) == (1, 0)
     assert groups_of(some[2:4], 2)[0] == [one.member for one in some[2:4]]  # of nothing, no shares
@@ -416,7 +418,9 @@ def without_times(folder: Path) -> str:
 def test_members_with_other_views_have_a_pass_of_their_own(cache, tmp_path):
     def count(text: str) -> int:
         return count_passes(
-            estimate_members(plan_of(tmp_path, text), cache, tmp_path / "runs", CPU, lambda line: None)
+            estimate_members(
+                plan_of(tmp_path, text), cache, tmp_path / "runs", CPU, lambda line: None
+            )
         )
 
     assert count(SMALL) == 1

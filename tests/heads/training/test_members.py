@@ -16,8 +16,8 @@ from heads.interface.loss import LossNotFinite
 from heads.runs import run_files as runs
 from heads.training.learner import Learner
 from heads.training.study import Failure, Result
-from heads.training.training_run import TrainingRun
 from heads.training.train import run_members
+from heads.training.training_run import TrainingRun
 from pipeline.cache.reader import Cache
 from tests.heads.training.test_train import Stop, run, same, stop_after, weights
 from tests.support.tiny_cache import Tiny

@@ -12,14 +12,14 @@ import torch
 from heads.config.recipe import recipe_from
 from heads.config.recipe_tables import DataOptions
 from heads.config.training_options import Training
+from heads.data.classes import find_classes, mirrored
 from heads.data.feature_store import FeatureStore, free_memory
-from heads.data.splits import find_classes, split_views
+from heads.data.splits import split_views
 from heads.evaluation.evaluate import evaluate
 from heads.evaluation.metrics import aggregate, scores_of, summarise
 from heads.interface.loss import LossNotFinite, device_for
 from heads.runs import run_files as runs
 from heads.training.learner import Learner
-from heads.training.training_run import mirrored
 from heads.training.train import train
 from pipeline.cache.reader import Cache
 from pipeline.files.atomic_files import fletcher32
@@ -212,7 +212,9 @@ def test_the_last_checkpoint_can_be_what_counts(cache, tmp_path):
 def a_part(cache, split="train", data=None):
     data = data or DataOptions()
     group = "train" if split == "train" else "test"
-    return split_views(cache, group, split, cache.manifest, find_classes(cache.manifest, data), data)
+    return split_views(
+        cache, group, split, cache.manifest, find_classes(cache.manifest, data), data
+    )
 
 
 def test_an_epoch_draws_one_view_of_every_clip(cache):

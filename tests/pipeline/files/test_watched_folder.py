@@ -10,7 +10,8 @@ import pytest
 from heads.config.study_file import read_study
 from heads.runs import run_files as runs
 from heads.runs.folder_lock import lock_folders, refuse_if_lost
-from heads.training.ablate import AblateOptions, ablate
+from heads.training.ablate import ablate
+from heads.training.estimates import AblateOptions
 from heads.training.learner import Learner
 from heads.training.train import train
 from pipeline.cache.folder import home_of, read_cache_json
