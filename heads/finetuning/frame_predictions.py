@@ -1,4 +1,4 @@
-"""What a network that reads frames predicts for a split; heads/evaluation/evaluate.py does the same
+"""What a network that reads frames predicts for a split; heads/evaluation/head_predictor.py does the same
 for a head on a cache.
 """
 
