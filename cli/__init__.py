@@ -1,33 +1,33 @@
-"""The command line: parse, call, print."""
+"""The command line: parse, call, print. One file per verb; `_`-files are shared by several."""
 
 import os
 import sys
 
 
 def _leave_out_working_folder() -> None:
-    """Takes the working folder off the module path before any other import, since it may hold other
-    people's files.
+    """Take the working folder off the module path before anything else is imported.
 
-    Python puts it there for `python -m cli`, and for an empty entry of PYTHONPATH. Folders that
-    PYTHONPATH names stay. If this package itself lies in the working folder, the folder moves to
-    the end of the path.
+    It may hold other people's files. Python puts it on the path for `python -m cli` and for an
+    empty entry of PYTHONPATH. Folders that PYTHONPATH names stay. If this package itself lies in
+    the working folder, that folder moves to the end of the path.
     """
-    here, named = os.getcwd(), os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    first = sys.argv[:1] == ["-m"] and not getattr(sys.flags, "safe_path", False)
-    by_mistake = (
-        "" in named and any(named) and here not in map(os.path.abspath, filter(None, named))
-    )
-    if first:
+    working_folder = os.getcwd()
+    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    absolute = [os.path.abspath(entry) for entry in named if entry]
+
+    started_as_module = sys.argv[:1] == ["-m"] and not getattr(sys.flags, "safe_path", False)
+    if started_as_module:
         del sys.path[0]
-    if by_mistake and here in sys.path:
-        sys.path.remove(here)
-    if (first or by_mistake) and os.path.dirname(
-        os.path.dirname(os.path.abspath(__file__))
-    ) == here:
-        sys.path.append(here)
+
+    empty_entry = "" in named and bool(absolute) and working_folder not in absolute
+    if empty_entry and working_folder in sys.path:
+        sys.path.remove(working_folder)
+
+    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if (started_as_module or empty_entry) and home == working_folder:
+        sys.path.append(working_folder)
 
 
-if (
-    sys.argv[:1] == ["-m"] or os.path.basename(sys.argv[0]) == "vidgraph"
-):  # a program, not somebody's `import cli`
+# Only where this process is the command, not where a program of somebody else imports `cli`.
+if sys.argv[:1] == ["-m"] or os.path.basename(sys.argv[0]) == "vidgraph":
     _leave_out_working_folder()

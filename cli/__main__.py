@@ -1,7 +1,7 @@
-"""`vidgraph VERB`: finds the verbs by file, turns errors into one line and an exit code.
+"""`vidgraph VERB`: finds a verb by its file, and turns errors into one line and an exit code.
 
-Exit codes: 0 done; 1 an error that is ours or the machine's; 2 bad usage or bad input; 3 done, but
-something is wrong in the data; 130 interrupted.
+Exit codes: 0 done; 1 our error or the machine's; 2 bad usage or bad input; 3 done, but something is
+wrong in the data; 130 interrupted.
 """
 
 import importlib
@@ -19,15 +19,16 @@ from pipeline.workers.module_path import guard_program
 
 
 def _verbs() -> list[str]:
-    return sorted(
-        m.name.replace("_", "-")
-        for m in pkgutil.iter_modules(cli.__path__)
-        if not m.name.startswith("_")
-    )
+    """The names of all verbs: the files of this folder without a leading underscore."""
+    verbs = []
+    for module in pkgutil.iter_modules(cli.__path__):
+        if not module.name.startswith("_"):
+            verbs.append(module.name.replace("_", "-"))
+    return sorted(verbs)
 
 
 class Verbs(click.Group):
-    """A group whose commands are the files beside this one, imported when they are asked for."""
+    """A group whose commands are the files of this folder. Each is imported when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return _verbs()
@@ -44,8 +45,8 @@ class Verbs(click.Group):
         return super().resolve_command(ctx, args)
 
 
-# color: Click would take some control sequences out where there is no terminal; they are shown as
-# escapes everywhere.
+# color: without a terminal, Click would strip some control sequences. We print them as escapes
+# everywhere instead.
 @click.group(
     cls=Verbs,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "color": True},
@@ -61,14 +62,23 @@ def vidgraph() -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point of the `vidgraph` command; leaves through SystemExit with one of the codes
-    above.
+    """Run the `vidgraph` command.
+
+    Args:
+        args: the arguments; None for those of this process.
+
+    Raises:
+        SystemExit: always, with one of the exit codes above.
     """
-    if args is None:  # a process of our own, not a function that somebody calls
+    if args is None:
+        # This may restart the process, which a caller from Python would not expect.
         ensure_utf8()
     guard_program()
-    if "_VIDGRAPH_COMPLETE" not in os.environ:  # then it speaks to the shell, in bytes
+
+    # Shell completion reads bytes from us, which must stay as they are.
+    if "_VIDGRAPH_COMPLETE" not in os.environ:
         guard_output()
+
     try:
         code = vidgraph.main(args=args, prog_name="vidgraph", standalone_mode=False)
     except click.ClickException as error:
@@ -80,9 +90,8 @@ def main(args: list[str] | None = None) -> None:
         print("interrupted", file=sys.stderr)
         code = 130
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # the reader left: nothing more to say
+        # The reader of a pipe is gone. What is still in the buffer must go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except (
         ValueError,
@@ -98,7 +107,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _report(error: BaseException, code: int) -> int:
-    """One line for a person; the traceback only when VIDGRAPH_TRACEBACK is set."""
+    """Print an error as one line; raise it again if VIDGRAPH_TRACEBACK is set."""
     if os.environ.get("VIDGRAPH_TRACEBACK"):
         raise error
     text = " ".join(_words(error).split()) or type(error).__name__
@@ -107,15 +116,14 @@ def _report(error: BaseException, code: int) -> int:
 
 
 def _words(error: BaseException) -> str:
-    """What an error says; where it is the system's, the file, what it said, and what was expected
-    of a file's rights.
-    """
+    """The text of an error. An error of the operating system names its file first."""
     if not isinstance(error, OSError) or error.filename is None or not error.strerror:
         return str(error)
-    right = (
-        "; expected a place that this user may use" if isinstance(error, PermissionError) else ""
-    )
-    return f"{error.filename}: {error.strerror}{right}"
+
+    text = f"{error.filename}: {error.strerror}"
+    if isinstance(error, PermissionError):
+        text += "; expected a place that this user may use"
+    return text
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Options that say on which machines a stage runs, and what they mean."""
+"""The options that choose the machines of a stage: --dask, --scheduler, --slurm."""
 
 import re
 import sys
@@ -16,8 +16,10 @@ _NOT_IN_JOBS = ("--slurm", "--jobs", "--print-sbatch")
 
 
 def place_options(jobs: str):
-    """Decorator: --dask, --scheduler or --slurm, and what belongs to them; `jobs` is the help of
-    --jobs.
+    """Make the decorator that adds --dask, --scheduler, --slurm and the options that go with them.
+
+    Args:
+        jobs: the help of --jobs.
     """
     options = (
         click.option(
@@ -39,7 +41,7 @@ def place_options(jobs: str):
         click.option(
             "--interface",
             default="",
-            help="Network by which Slurm's nodes reach this machine, such as ib0.",
+            help="Network interface on which Slurm's nodes reach this machine, such as ib0.",
         ),
         click.option(
             "--dashboard",
@@ -72,13 +74,22 @@ cluster_options = place_options(
 
 
 def engine_of(given: dict, logs: Path):
-    """The engine that the options name, or None for this process; logs: folder for what Slurm jobs
-    print.
+    """Build the engine that the options name.
+
+    Args:
+        given: the options of `place_options`, by name.
+        logs: folder for the output of Slurm jobs.
+
+    Returns:
+        A DaskEngine, or None to work in this process.
+
+    Raises:
+        click.UsageError: options that do not go together.
     """
     named = [name for name in ("dask", "scheduler", "slurm") if given[name] is not None]
     if len(named) > 1:
         raise click.UsageError(
-            f"--{named[0]} and --{named[1]}: expected one place to work at; leave one out"
+            f"--{named[0]} and --{named[1]}: expected one of them, got both; leave one out"
         )
     if given["scheduler"] == "":
         raise click.UsageError(
@@ -93,7 +104,7 @@ def engine_of(given: dict, logs: Path):
     tls = _tls(given, named)
     if given["jobs"] and named != ["slurm"]:
         raise click.UsageError(
-            "--jobs: expected it with --slurm; --dask says how many processes work here"
+            "--jobs goes with --slurm only; with --dask, give the number of processes to --dask"
         )
     if not named:
         return None
@@ -127,17 +138,24 @@ def _tls(given: dict, named: list[str]):
 
 
 def sbatch_script(given: dict, shards: int, logs: Path) -> str:
-    """The job array that does what this command line would do; see
-    `pipeline.workers.slurm.array_script`.
+    """Write the job array that does what this command line does.
+
+    Args:
+        given: the options of `place_options`, by name.
+        shards: how many shards there are; the array has at most as many jobs.
+        logs: folder for the output of the jobs.
     """
     import os
 
     from pipeline.workers.slurm import array_script, parse_options
 
     program = Path(sys.executable).with_name("vidgraph")
-    command = (
-        [str(program)] if program.exists() else [sys.executable, "-m", "cli"]
-    )  # cli/__init__.py is careful
+    if program.exists():
+        command = [str(program)]
+    else:
+        # Safe in any working folder: cli/__init__.py takes that folder off the module path.
+        command = [sys.executable, "-m", "cli"]
+
     options = parse_options(given["slurm"] or "")
     return array_script(
         [*command, *without(sys.argv[1:], _NOT_IN_JOBS)],
@@ -150,7 +168,7 @@ def sbatch_script(given: dict, shards: int, logs: Path) -> str:
 
 
 def without(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
-    """A command line without some of its options and their values; --print-sbatch has none."""
+    """Remove options and their values from a command line. --print-sbatch takes no value."""
     kept, skip = [], False
     for argument in arguments:
         name, equals, _ = argument.partition("=")

@@ -1,4 +1,4 @@
-"""The tables of `summary`: modules, and what was not counted."""
+"""The tables of `vidgraph summary`: modules, and operations that were not counted."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -9,15 +9,19 @@ from cli._say import to_json as as_json
 if TYPE_CHECKING:
     from heads.evaluation.counting import NetworkCount
 
-WHY = {
+HOW_COUNTED = {
     "meta": "on tensors without values",
     "cpu": "on zeros on the CPU, because it asks for values",
 }
 
 
 def print_counts(name: str, counted: "NetworkCount", depth: int) -> None:
-    """Modules to `depth` levels below the whole that have parameters or MACs, the total last; then
-    the operations left out.
+    """Print a table of modules, then a table of the operations that were not counted.
+
+    Args:
+        name: of the network.
+        counted: its counts.
+        depth: levels of modules to print. Modules without parameters and MACs are left out.
     """
     from rich.table import Table
 
@@ -59,18 +63,18 @@ def print_counts(name: str, counted: "NetworkCount", depth: int) -> None:
             f"{left.elements_in:,}",
             f"{left.elements_out:,}",
         )
-    paper = console()
-    paper.print(modules)
-    paper.print(others)
-    paper.print(
-        f"counted {WHY[counted.device]}; views, copies and masks are not listed. With 2 per "
-        f"element of a norm, 1 of an "
-        f"activation and of a pool's input, as GOS's tool counts: {counted.tool_macs / 1e9:.2f} G"
+    output = console()
+    output.print(modules)
+    output.print(others)
+    output.print(
+        f"counted {HOW_COUNTED[counted.device]}; views, copies and masks are not listed. With 2 "
+        f"per element of a norm, 1 of an activation and of a pool's input, as GOS's tool counts: "
+        f"{counted.tool_macs / 1e9:.2f} G"
     )
 
 
 def to_json(name: str, counted: "NetworkCount") -> str:
-    """Everything, for a program."""
+    """All counts as JSON."""
     total = counted.total
     record = {
         "name": name,

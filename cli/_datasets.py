@@ -1,6 +1,4 @@
-"""`vidgraph manifest something-something-v1`, … : the papers' datasets from their official
-files.
-"""
+"""`vidgraph manifest something-something-v1`, …: the papers' datasets from their official files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +10,7 @@ from cli._say import say
 
 
 def _common(name: str, order: bool = False, fps: float | None = None):
-    """What every dataset has: ANNOTATIONS, the videos, the file to write, what may be missing."""
+    """Make the decorator that adds the options of every dataset."""
     options = [
         click.argument("annotations", type=click.Path(exists=True, path_type=Path)),
         click.option(
@@ -58,8 +56,10 @@ def _common(name: str, order: bool = False, fps: float | None = None):
 
 
 def dataset_commands(describe: Callable) -> list[click.Command]:
-    """The kinds of `vidgraph manifest` that read a dataset; `describe` prints what is in a
-    manifest.
+    """Make the kinds of `vidgraph manifest` that read a dataset.
+
+    Args:
+        describe: prints what is in a manifest.
     """
 
     @click.command("something-something-v1")
@@ -181,9 +181,7 @@ def dataset_commands(describe: Callable) -> list[click.Command]:
 def _write(
     data, annotations: Path, given: dict, describe: Callable, boxes: Path | None = None
 ) -> int:
-    """Writes the manifest and what stands beside it, and says what there is and what is missing; 3
-    if something is.
-    """
+    """Write the manifest and the files beside it, print what is missing, return the exit code."""
     from pipeline.manifests.datasets.manifest_writer import about_missing, write_dataset
 
     total, differences = len(data.entries), [] if given["subset"] else data.differences()
@@ -201,7 +199,8 @@ def _write(
         )
     if done.root:
         say(
-            f"its paths start from {done.root}: say --root {done.root} wherever you use it",
+            f"its paths start from {done.root}: give --root {done.root} to every command that "
+            f"reads it",
             err=True,
         )
     found = [f"{data.name}: {line}" for line in differences]
@@ -219,8 +218,13 @@ def _write(
 
 
 def _drop_unboxed(data, boxes: Path, allow: bool) -> str:
-    """Leaves the clips without boxes out of `data`; one line about them, "" if there are none.
-    ValueError unless `allow`.
+    """Leave the clips without boxes out of `data`.
+
+    Returns:
+        One line about them, or "" if there are none.
+
+    Raises:
+        ValueError: there are some and `allow` is false, or no clip has boxes.
     """
     from pipeline.manifests.datasets.manifest_writer import about_missing
     from pipeline.proposals.annotations import build

@@ -1,4 +1,4 @@
-"""The table that `train` and `evaluate` end with."""
+"""The table of figures that `train`, `evaluate` and `finetune` print at the end."""
 
 from collections.abc import Mapping
 
@@ -16,13 +16,18 @@ NAMES = {
 def print_figures(
     title: str, metrics: Mapping[str, Mapping[str, float]], rows: str = "split"
 ) -> None:
-    """One row per split, or whatever `rows` names.
+    """Print a table with one row per split.
 
-    Fractions are shown in percent, the loss as it is, a split without labels as such.
+    Args:
+        title: of the table.
+        metrics: split -> figure -> value. Fractions are printed in percent. A split without
+            figures is marked as one without labels.
+        rows: what a row is, the heading of the first column.
     """
     from rich.table import Table
 
-    columns = [name for name in NAMES if any(name in found for found in metrics.values())]
+    present = set().union(*metrics.values())
+    columns = [name for name in NAMES if name in present]
     table = Table(title=title, title_justify="left")
     table.add_column(rows)
     for name in columns:
@@ -36,4 +41,6 @@ def print_figures(
 def _cell(name: str, value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.3f}" if name == "loss" else f"{100 * value:.1f}"
+    if name == "loss":
+        return f"{value:.3f}"
+    return f"{100 * value:.1f}"

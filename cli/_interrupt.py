@@ -1,5 +1,6 @@
-"""Ctrl-C and SIGTERM (a batch system's, at the end of a job's time) end a run within seconds,
-whatever it is doing.
+"""Ctrl-C and SIGTERM end a run within seconds, whatever it is doing.
+
+Batch systems send SIGTERM at the end of a job's time.
 """
 
 import os
@@ -12,25 +13,30 @@ from types import FrameType
 
 from cli._say import say
 
-# seconds for what is under way to end by itself; a batch system kills after 30, a person loses
-# patience earlier
+# Seconds that work under way has to end by itself. Batch systems kill after 30 s, and people lose
+# patience earlier.
 GRACE = 7.0
-PARTING = 1.0  # seconds to give claims up in; a file system that hangs must not keep us
-LATER = 0.005  # seconds until a signal that came at a bad moment comes again
+PARTING = 1.0  # seconds to release claims in; a file system that hangs must not hold us up
+LATER = 0.005  # seconds after which a delayed signal is sent again
 
 
 @contextmanager
 def stoppable(resume: str) -> Iterator[None]:
-    """Within it both signals raise KeyboardInterrupt; `resume` says to a person what is kept and
-    how to go on.
+    """Let Ctrl-C and SIGTERM raise KeyboardInterrupt within the `with` block.
 
-    Python only hears of a signal between two of its own instructions, and a forward pass or a full
-    disk may take long: so a thread hears of it too, and ends the process after GRACE seconds, or at
-    the second Ctrl-C. Only for the main thread; the outermost counts. A signal that comes while
-    HDF5 calls Python, or while a claim is made or given up, is put off until that is over; claims
-    that the exception left behind are given up.
+    Python handles a signal between two of its own instructions only, and a forward pass or a full
+    disk may take long. A thread therefore hears of the signal, too. It ends the process after GRACE
+    seconds, or at the second Ctrl-C.
+
+    A signal that comes while HDF5 calls Python, or while a claim is made or released, is delayed
+    until that is over. Claims that the exception leaves behind are released. In any thread but the
+    main one, and inside another `stoppable`, this does nothing.
+
+    Args:
+        resume: one line for the user: what is kept, and which command resumes.
     """
-    from pipeline.cache import part_file as partfile  # noqa: F401  (with claims, what _interrupt looks at: no handler should have to load it)
+    # _interrupt looks at part_file and claims: a signal handler must not have to load modules.
+    from pipeline.cache import part_file  # noqa: F401
     from pipeline.workers.claims import give_up
 
     if (
@@ -43,16 +49,14 @@ def stoppable(resume: str) -> Iterator[None]:
     os.set_blocking(into, False)
 
     def watch() -> None:
-        heard = 0
+        count = 0
         while number := os.read(out, 1):
-            if (
-                number[0] not in before
-            ):  # the end of a child, where a library (torch's DataLoader) listens for that
+            # Other signals arrive here too: torch's DataLoader listens for the end of a child.
+            if number[0] not in before or _DELAYED.came_again():
                 continue
-            if _PUT_OFF.came_again():
-                continue
-            heard += 1
-            timer = threading.Timer(GRACE if heard == 1 else 0, _end, (ended, resume))
+            count += 1
+            patience = GRACE if count == 1 else 0
+            timer = threading.Timer(patience, _end, (ended, resume))
             timer.daemon = True
             timer.start()
         os.close(out)
@@ -70,7 +74,7 @@ def stoppable(resume: str) -> Iterator[None]:
         raise
     finally:
         ended.set()
-        _PUT_OFF.forget()
+        _DELAYED.forget()
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -78,10 +82,11 @@ def stoppable(resume: str) -> Iterator[None]:
 
 
 class _DelayedSignals:
-    """Signals that are sent again, LATER; those that come then are no further ones."""
+    """Sends signals again after LATER seconds, and tells those from new ones."""
 
     def __init__(self):
-        self._due = queue.SimpleQueue()  # which a signal handler may use at any moment
+        # A signal handler may use a SimpleQueue at any moment.
+        self._due = queue.SimpleQueue()
         self._timers: list[threading.Timer] = []
 
     def send(self, number: int) -> None:
@@ -91,14 +96,14 @@ class _DelayedSignals:
         self._timers[-1].start()
 
     def came_again(self) -> bool:
-        """Called for every signal that is heard: whether it is one that was put off."""
+        """Return whether a signal that just arrived is a delayed one. Call it once per signal."""
         with suppress(queue.Empty):
             self._due.get_nowait()
             return True
         return False
 
     def forget(self) -> None:
-        """What is over can no longer be stopped."""
+        """Cancel all delayed signals: the work that they would stop has ended."""
         for timer in self._timers:
             timer.cancel()
             timer.join()
@@ -107,23 +112,25 @@ class _DelayedSignals:
             pass
 
 
-_PUT_OFF = _DelayedSignals()
+_DELAYED = _DelayedSignals()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    from pipeline.cache import part_file as partfile  # loaded before this function was set
-    from pipeline.workers import claims  # loaded before this function was set
+    """The signal handler: raise KeyboardInterrupt, unless this is a moment that must not be cut."""
+    # `stoppable` has loaded both.
+    from pipeline.cache import part_file
+    from pipeline.workers import claims
 
     while frame:
-        if frame.f_code in claims.STEPS or frame.f_code in partfile.STEPS:
-            _PUT_OFF.send(number)
+        if frame.f_code in claims.STEPS or frame.f_code in part_file.STEPS:
+            _DELAYED.send(number)
             return
         frame = frame.f_back
     raise KeyboardInterrupt
 
 
 def _end(ended: threading.Event, resume: str) -> None:
-    """Ends the process without waiting for anything; nothing that was half written stays."""
+    """End the process without waiting for anything. No half-written file keeps its final name."""
     if ended.is_set():
         return
     from pipeline.workers.claims import give_up

@@ -1,6 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line every 30 seconds elsewhere (a batch job's
-log).
-"""
+"""Progress of long work: a bar on a terminal, a line every 30 seconds in a log file."""
 
 import sys
 import threading
@@ -15,9 +13,7 @@ LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
 def say_aside(line: str) -> None:
-    """Prints a line beside a progress bar, such as for whom the run waits. A line that cannot be
-    printed is dropped.
-    """
+    """Print a line above a progress bar. A line that cannot be printed is dropped."""
     with suppress(OSError):
         warn(line)
 
@@ -26,11 +22,16 @@ def say_aside(line: str) -> None:
 def progress(
     what: str, total: int, unit: str, bad: str = "failed"
 ) -> Iterator[Callable[[int, int], None]]:
-    """Shows how far a long job is; yields `advance(done, failed)`, which adds `done` units and
-    `failed` of what `bad` names.
+    """Show how far a long job is.
 
-    On a terminal it is a bar with units per second and the time left; without one it is a line
-    every 30 s and one at the end.
+    Args:
+        what: the job's name, at the start of the line.
+        total: how many units there are.
+        unit: what is counted, such as "clips".
+        bad: what the second count is called.
+
+    Yields:
+        `advance(done, failed)`, which adds to the two counts.
     """
     if sys.stderr.isatty():
         with _bar(what, total, unit, bad) as advance:
@@ -89,9 +90,8 @@ def _lines(what: str, total: int, unit: str, bad: str) -> Iterator[Callable[[int
         text = (
             f"{what}: {count:,}/{total:,} {unit}, {_short(rate)} {unit}/s, {failures} {bad}, {left}"
         )
-        with suppress(
-            OSError
-        ):  # a log on a full disk, a terminal that went away: what accompanies the work never ends it
+        # The log's disk may be full, or the terminal gone. That must not end the work.
+        with suppress(OSError):
             print(text, file=sys.stderr, flush=True)
 
     def lines() -> None:
@@ -102,7 +102,8 @@ def _lines(what: str, total: int, unit: str, bad: str) -> Iterator[Callable[[int
         nonlocal count, failures
         count, failures = count + done, failures + failed
 
-    threading.Thread(target=lines, daemon=True).start()  # speaks also while nothing is finished
+    # A thread of its own prints lines even while no unit is finished.
+    threading.Thread(target=lines, daemon=True).start()
     try:
         yield advance
     finally:
@@ -112,5 +113,7 @@ def _lines(what: str, total: int, unit: str, bad: str) -> Iterator[Callable[[int
 
 
 def _short(rate: float) -> str:
-    """Three digits at least: a clip may take a minute, or a thousandth of a second."""
-    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+    """A rate with at least three digits: a clip may take a minute, or a thousandth of a second."""
+    if rate >= 100:
+        return f"{rate:,.0f}"
+    return f"{rate:.3g}"

@@ -1,21 +1,21 @@
-"""Makes names and texts UTF-8, whatever the shell's locale is."""
+"""Makes file names and texts UTF-8, whatever the shell's locale is."""
 
 import os
 import sys
 
 
 def ensure_utf8() -> None:
-    """Restarts this command in Python's UTF-8 mode if the locale has another encoding.
+    """Restart this command in Python's UTF-8 mode if the locale has another encoding.
 
-    Batch systems and small containers run programs with LC_ALL=C. Python may then take file names,
-    arguments and texts as ASCII, and it decides that once, when it starts. Child processes inherit
-    the mode.
+    Batch systems and small containers run programs with LC_ALL=C. Python may then read file names,
+    arguments and texts as ASCII. It decides that once, when it starts. Child processes inherit the
+    mode.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # so that no name raises UnicodeEncodeError
+            # No file name may raise UnicodeEncodeError when it is printed.
+            stream.reconfigure(errors="backslashreplace")
+
     if sys.getfilesystemencoding() == "utf-8" or not sys.executable or not hasattr(os, "execv"):
         return
     os.environ["PYTHONUTF8"] = "1"

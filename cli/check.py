@@ -1,4 +1,4 @@
-"""`vidgraph check`: looks at every clip of a manifest before a run."""
+"""`vidgraph check`: decodes a few frames of every clip of a manifest before a run."""
 
 from pathlib import Path
 
@@ -79,14 +79,13 @@ def command(
     annotations,
     settings,
 ) -> int:
-    """Decode the first, the last and three frames between of every clip, and list what is wrong or
-    looks so.
+    """Decode five frames of every clip, and list what is wrong or looks wrong.
 
-    unreadable: cut short, damaged, missing, too slow, without a frame. blank, still: all frames one
-    colour, or all the same. duplicate: shows what another clip shows, with both splits and labels.
-    end: beyond the end of the video (milliseconds?). boxes: outside the frame (of another
-    resolution?), or none at the frames that are looked at. label: not one of the classes, or none,
-    or never in train, or one that stands for none (-1).
+    unreadable: cut short, damaged, missing, too slow, without a frame. blank, still: all frames of
+    one colour, or all the same. duplicate: shows the same as another clip; both splits and labels
+    are named. end: beyond the end of the video (milliseconds?). boxes: outside the frame (of
+    another resolution?), or none at the decoded frames. label: not one of the classes, none at all,
+    never in train, or one that stands for none (-1).
 
     Exit code 0: all is well; 3: there are findings.
     """
@@ -122,22 +121,24 @@ def command(
 
 
 def _boxes(annotations: Path | None, settings: dict):
-    """The source of boxes for `--annotations`, with the options of `--set`; None without a file."""
+    """Build the source of boxes that --annotations and --set name; None without a file."""
     from pipeline.proposals import build_proposals
 
     prefix = "proposal_options."
-    if other := [key for key in settings if not key.startswith(prefix) or annotations is None]:
-        raise click.BadParameter(
-            f"expected {prefix}KEY=VALUE beside --annotations, got {other[0]}", param_hint="--set"
-        )
+    for key in settings:
+        if annotations is None or not key.startswith(prefix):
+            raise click.BadParameter(
+                f"expected {prefix}KEY=VALUE beside --annotations, got {key}", param_hint="--set"
+            )
     if annotations is None:
         return None
+
     options = {key.removeprefix(prefix): value for key, value in settings.items()}
     return build_proposals("annotations", file=str(annotations), **options)
 
 
 def _classes(class_list: Path | None, num_classes: int | None) -> list[str] | None:
-    """The labels that there may be, None for any."""
+    """The labels that clips may have; None for any."""
     from pipeline.text.text_files import read_names
 
     if class_list and num_classes:
@@ -148,7 +149,7 @@ def _classes(class_list: Path | None, num_classes: int | None) -> list[str] | No
 
 
 def _say(checked, out: Path) -> int:
-    """Counts by kind, the first few findings, and where all of them are; the exit code."""
+    """Print the first findings and their counts, and return the exit code."""
     from collections import Counter
 
     for finding in checked.findings[:SHOWN]:

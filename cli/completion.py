@@ -1,4 +1,4 @@
-"""`vidgraph completion`: the script that makes a shell complete verbs, options and choices."""
+"""`vidgraph completion`: prints the script with which a shell completes verbs and options."""
 
 import click
 
@@ -18,7 +18,7 @@ def command(shell: str) -> int:
     from cli.__main__ import vidgraph
 
     script = get_completion_class(shell)(vidgraph, {}, "vidgraph", "_VIDGRAPH_COMPLETE")
-    # click's own bash script starts by asking bash for its version, which a shell that evaluates it
-    # has answered already.
+    # Click's `source()` would start bash to ask for its version. The shell that evaluates the
+    # script is bash already, so the template is filled in directly.
     click.echo(script.source_template % script.source_vars())
     return 0

@@ -1,4 +1,4 @@
-"""`vidgraph env`: versions, devices, decoders, and what is missing."""
+"""`vidgraph env`: prints versions, devices and decoders, and what is missing."""
 
 import click
 
@@ -30,8 +30,7 @@ NEEDED = {
 @click.command("env")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON instead.")
 def command(as_json: bool) -> int:
-    """Show versions, devices and decoders, and what is missing; paste it into a report of a
-    problem.
+    """Show versions, devices and decoders, and what is missing. Paste it into a bug report.
 
     Exit code 0: all that vidgraph needs is there; 1: something that it needs does not load.
     """
@@ -48,7 +47,7 @@ def command(as_json: bool) -> int:
 
 
 def environment() -> dict[str, dict[str, str]]:
-    """Sections of name -> what was found, all as text."""
+    """Collect what is installed: section -> name -> text."""
     import platform
     from importlib import metadata
 
@@ -74,12 +73,13 @@ def environment() -> dict[str, dict[str, str]]:
 
 
 def _trouble(module: str) -> str:
-    """Why a module cannot be imported, "" where it can."""
+    """Why a module cannot be imported; "" if it can."""
     import importlib
 
     try:
         importlib.import_module(module)
-    except Exception as error:  # a broken build raises whatever it likes
+    except Exception as error:
+        # A broken build may raise anything.
         package = module.partition(".")[0]
         if isinstance(error, ModuleNotFoundError) and error.name == package:
             return "not installed"
@@ -97,8 +97,8 @@ def _version(name: str) -> str:
 
 
 def _optional() -> dict[str, str]:
-    """What an option needs, and decord: the version, or why it is of no use."""
-    trouble = {
+    """Packages that only some options need: the version, or why the package cannot be used."""
+    packages = {
         "decord": (
             _asked("pipeline.video.decode", "why_no_decord"),
             "PyAV decodes in its place, the same frames",
@@ -109,17 +109,22 @@ def _optional() -> dict[str, str]:
             "--proposals detectron2 needs it",
         ),
     }
-    return {
-        name: f"{why}; {purpose}" if why else _version(name)
-        for name, (why, purpose) in trouble.items()
-    }
+    found = {}
+    for name, (trouble, consequence) in packages.items():
+        if trouble:
+            found[name] = f"{trouble}; {consequence}"
+        else:
+            found[name] = _version(name)
+    return found
 
 
 def _decoding() -> dict[str, str]:
-    """Which decoder is the default here, and the FFmpeg that each brings."""
+    """The default decoder here, and the FFmpeg that each decoder brings."""
     default, rows = "decord, and pyav for files that decord reads wrongly", {}
-    if why := _asked("pipeline.video.decode", "why_no_decord"):
-        default = f"pyav (decord is {why})"
+    trouble = _asked("pipeline.video.decode", "why_no_decord")
+    if trouble:
+        default = f"pyav (decord is {trouble})"
+
     if not _trouble("pipeline.video.decode"):
         from pipeline.video.decode import ffmpeg_versions
 
@@ -128,33 +133,32 @@ def _decoding() -> dict[str, str]:
 
 
 def _asked(module: str, question: str) -> str:
-    """The answer of a function of ours or, if its module does not load, the reason for that."""
+    """Call a function of ours. If its module does not load, return the reason for that."""
     import importlib
 
-    if trouble := _trouble(module):
+    trouble = _trouble(module)
+    if trouble:
         return f"not to be tried ({trouble.rpartition('does not load: ')[2]})"
     return getattr(importlib.import_module(module), question)()
 
 
 def _cpu() -> str:
-    """The CPU's name, the kernels that torch takes on it, and whether it has instructions for
-    bf16.
-    """
+    """The CPU's name, torch's kernels for it, and whether it has instructions for bf16."""
     try:
         import torch
 
         from pipeline.networks.precision import words_for_cpu
     except Exception as error:
         return f"unknown, torch does not load: {type(error).__name__}"
-    about = (
-        torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    )  # torch from 2.12 on
+    about = {}
+    if hasattr(torch.cpu, "get_capabilities"):  # torch 2.12 and newer
+        about = torch.cpu.get_capabilities()
     name = about.get("cpu_name") or about.get("architecture") or "CPU"
     return f"{name}, {words_for_cpu()}"
 
 
 def _devices() -> dict[str, str]:
-    """The GPUs that torch sees, and why one is of no use; the reason where there is none."""
+    """The GPUs that torch sees, with a note on those that it cannot use."""
     try:
         import torch
     except Exception as error:
@@ -169,37 +173,39 @@ def _devices() -> dict[str, str]:
             f"{about.major}.{about.minor}"
         )
         if not _has_kernels(torch.cuda.get_arch_list(), about.major, about.minor):
-            found[f"cuda:{index}"] += (
-                f"; UNUSABLE: this torch has kernels for {', '.join(torch.cuda.get_arch_list())} "
-                f"only"
-            )
+            built = ", ".join(torch.cuda.get_arch_list())
+            found[f"cuda:{index}"] += f"; UNUSABLE: this torch has kernels for {built} only"
     return found
 
 
 def _why_no_gpu(torch) -> str:
-    """Why torch can use no GPU, in words."""
+    """Why torch can use no GPU."""
     if torch.backends.mps.is_available():
         return "Apple's GPU is not supported"
     if not torch.version.cuda:
         return "this torch was built without CUDA"
     try:
         torch.cuda.init()
-    except Exception as error:  # no driver, too old a driver, a GPU in a bad state
+    except Exception as error:
+        # No driver, an old driver, or a GPU in a bad state.
         return first_line(error).rstrip(".").split(". Please")[0]
-    return "CUDA sees no device" if not torch.cuda.device_count() else "CUDA does not start"
+    if torch.cuda.device_count() == 0:
+        return "CUDA sees no device"
+    return "CUDA does not start"
 
 
 def _has_kernels(built: list[str], major: int, minor: int) -> bool:
-    """Whether one of torch's builds ("sm_90", "compute_90") runs on compute capability major.minor.
+    """Return whether torch has kernels that run on compute capability major.minor.
 
-    Machine code runs on the same major version from its minor one on, PTX ("compute_") on
-    everything newer.
+    Args:
+        built: what torch was built for, such as "sm_90" (machine code, which runs on the same major
+            version from its minor one on) or "compute_90" (PTX, which runs on everything newer).
     """
     for name in built:
         kind, _, digits = name.rstrip("abcdefghijklmnopqrstuvwxyz").partition("_")
         if not digits.isdecimal() or len(digits) < 2:
             continue
-        of = int(digits[:-1]), int(digits[-1])
-        if of <= (major, minor) and (kind == "compute" or of[0] == major):
+        target = int(digits[:-1]), int(digits[-1])
+        if target <= (major, minor) and (kind == "compute" or target[0] == major):
             return True
     return not built

@@ -52,9 +52,9 @@ def command(
 ) -> int:
     """Compute IoU, nearest-node and similarity graphs of every cached view.
 
-    Shards whose graphs are up to date, with the same options, are left alone: so the same command
-    resumes a run that was stopped, and follows a repaired cache. Several runs at the same time
-    share the work.
+    Shards whose graphs are up to date, with the same options, are skipped. The same command
+    therefore resumes a stopped run, and updates the graphs of a repaired cache. Several runs at the
+    same time share the work.
     """
     from contextlib import ExitStack
 
@@ -69,20 +69,15 @@ def command(
 
         def announce(todo: int, total: int):
             if todo < total:
-                say(
-                    f"{total - todo:,} of {total:,} views lie in shards whose graphs are up to "
-                    f"date",
-                    err=True,
-                )
+                skipped = f"{total - todo:,} of {total:,} views"
+                say(f"{skipped} are in shards whose graphs are up to date", err=True)
             return stack.enter_context(progress("graphs", todo, "views"))
 
         written = build_graphs(
             cache, which, neighbours, workers, device, compression, announce, engine, say_aside
         )
-    views, size = (
-        sum(record["views"] for record in written),
-        sum(record["bytes"] for record in written),
-    )
+    views = sum(record["views"] for record in written)
+    size = sum(record["bytes"] for record in written)
     say(
         f"{cache}: graphs of {views:,} views in {len(written):,} shards written, "
         f"{size / 1e6:,.1f} MB"

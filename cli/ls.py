@@ -11,8 +11,9 @@ from cli._say import console, say, to_json
 @click.argument("folder", type=click.Path(path_type=Path), default=".")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON instead.")
 def command(folder: Path, as_json: bool) -> int:
-    """List the caches and runs in FOLDER (by default this one) and below, with stage, size, age and
-    fingerprint.
+    """List the caches and runs in FOLDER (default: this one) and below it.
+
+    Prints stage, size, age and fingerprint of each.
     """
     import time
     from dataclasses import asdict
@@ -46,7 +47,7 @@ def command(folder: Path, as_json: bool) -> int:
 
 
 def age(seconds: float) -> str:
-    """Seconds in the largest unit that gives at least 1."""
+    """Write seconds in the largest unit that gives at least 1."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"

@@ -51,11 +51,14 @@ def from_folder(folder: Path, out: Path, split_by: str, val: float, test: float,
     below = folder.is_relative_to(beside)
     start = folder.relative_to(beside) if below else Path()
     rows = ({**row, "path": (start / row["path"]).as_posix()} for row in scan.rows)
-    _say(write_manifest(out, rows))
+    _print_counts(write_manifest(out, rows))
     if scan.ignored:
         say(scan.about_ignored(), err=True)
     if not below:
-        say(f"its paths start from {folder}: say --root {folder} wherever you use it", err=True)
+        say(
+            f"its paths start from {folder}: give --root {folder} to every command that reads it",
+            err=True,
+        )
 
 
 @command.command("digits")
@@ -109,32 +112,38 @@ def digits(
         raise click.BadParameter(
             f"expected one of {', '.join(TASKS)}, got {task!r}", param_hint="--task"
         )
-    known = [f.name for f in fields(TASKS[task])]
-    if unknown := [key for key in settings if key not in known]:
-        raise click.BadParameter(
-            f"{unknown[0]}: task {task} has {', '.join(known)}", param_hint="--set"
-        )
-    splits = {
-        split: count for split, count in (("train", train), ("val", val), ("test", test)) if count
-    }
+    known = [option.name for option in fields(TASKS[task])]
+    for key in settings:
+        if key not in known:
+            raise click.BadParameter(
+                f"task {task} has no option {key}; its options are {', '.join(known)}",
+                param_hint="--set",
+            )
+
+    asked = {"train": train, "val": val, "test": test}
+    splits = {split: count for split, count in asked.items() if count}
     if not splits:
         raise click.UsageError("--train, --val, --test: expected at least one video, got none")
     made = write_dataset(out, TASKS[task](**settings), splits, seed, workers, load_images(images))
-    _say(read_manifest(made))
+    _print_counts(read_manifest(made))
 
 
-def _say(manifest) -> None:
-    """What is in a manifest: clips per split, classes, clips per class."""
+def _print_counts(manifest) -> None:
+    """Print clips per split, the number of classes, and clips per class."""
     splits = Counter(clip.split for clip in manifest.clips)
-    classes = Counter(label for clip in manifest.clips for label in clip.labels)
+    classes = Counter()
+    for clip in manifest.clips:
+        classes.update(clip.labels)
+
     shares = ", ".join(f"{split} {splits[split]:,}" for split in ("train", "val", "test"))
     say(f"{manifest.path}: {len(manifest.clips):,} clips ({shares}), {len(classes):,} classes")
     if classes:
         (most, many), (least, few) = classes.most_common()[0], classes.most_common()[-1]
         say(f"  clips per class: {few:,} ({least}) to {many:,} ({most})")
-    if unlabelled := sum(not clip.labels for clip in manifest.clips):
+    unlabelled = sum(not clip.labels for clip in manifest.clips)
+    if unlabelled:
         say(f"  without a label: {unlabelled:,}")
 
 
-for _kind in dataset_commands(_say):
+for _kind in dataset_commands(_print_counts):
     command.add_command(_kind)

@@ -47,12 +47,11 @@ from cli._say import say, warn
     help="Count the heads' multiply-accumulates, seconds for a large one.",
 )
 def command(runs, out, title, split, compare, caches, pictures, macs) -> int:
-    """Write a report of RUNS: run folders, folders that hold some (of `vidgraph ablate`), or
-    patterns of both.
+    """Write a report of RUNS: run folders, folders of runs (of `vidgraph ablate`), or patterns.
 
-    report.html is one file that loads nothing else and can be read without JavaScript; report.md
-    has plots/ and pictures/ beside it; tables/ has every table as CSV. Runs that differ in their
-    seed alone are one row. Unfinished and damaged runs are listed, and the exit code is 3 then.
+    report.html is one file that loads nothing else and can be read without JavaScript. report.md
+    has plots/ and pictures/ beside it. tables/ has every table as CSV. Runs that differ only in
+    their seed are one row. Unfinished and damaged runs are listed, and the exit code is then 3.
     """
     from heads.reporting.report import report
 

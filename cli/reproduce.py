@@ -1,4 +1,4 @@
-"""`vidgraph reproduce`: the papers' experiments on digits again, sized by a budget."""
+"""`vidgraph reproduce`: repeats the papers' experiments on digits, within a budget of time."""
 
 from pathlib import Path
 
@@ -66,8 +66,8 @@ def command(
 
     rstg: RSTG, Table 1, on 3 and 5 synchronous digits. dyreg: DyReg-GNN, Tables 5 and 6. Small
     budgets have fewer digit classes and videos, larger steps and narrower networks than the papers;
-    the table says which. A run that was stopped continues with the same command; several commands
-    may share a folder: each leaves rows that another trains to it.
+    the table says which. The same command resumes a stopped run. Several commands may share a
+    folder: each skips rows that another one is training.
     """
     from heads.reproduction.report import write
     from heads.reproduction.reproduce import Work, train_rows
@@ -96,9 +96,7 @@ def command(
 
 
 def _chosen(option: str, names, known: dict) -> list:
-    """What the names say; all without names. ValueError for one that is not known, with the nearest
-    ones.
-    """
+    """Look names up; None means all. An unknown name is a ValueError with the nearest ones."""
     from pipeline.text.suggestions import nearest
 
     for name in names or ():

@@ -1,4 +1,4 @@
-"""`vidgraph verify`: reads a whole cache and says what is wrong with it."""
+"""`vidgraph verify`: reads a whole cache and lists what is wrong with it."""
 
 from pathlib import Path
 
@@ -40,10 +40,8 @@ def command(cache: Path, workers: int, as_json: bool, report: Path | None) -> in
     with ExitStack() as stack:
 
         def announce(total: int):
-            show, read = (
-                stack.enter_context(progress("verify", _megabytes(total), "MB", "found")),
-                0,
-            )
+            show = stack.enter_context(progress("verify", _megabytes(total), "MB", "found"))
+            read = 0
 
             def advance(done: int, found: int) -> None:
                 nonlocal read
@@ -64,7 +62,7 @@ def command(cache: Path, workers: int, as_json: bool, report: Path | None) -> in
 
 
 def _megabytes(size: int) -> int:
-    """Rounded up, so that a small cache has one."""
+    """Bytes in MB, rounded up, so that a small cache has one."""
     return -(-size // 1_000_000)
 
 
@@ -78,7 +76,8 @@ def _print_table(cache: Path, report) -> None:
     from rich import box
     from rich.table import Table
 
-    say(cache)  # a title would be broken at the table's width
+    # A line of its own: a title of the table would be broken at the table's width.
+    say(cache)
     table = Table("stage", "shards", "views", "GB", "findings", box=box.SIMPLE)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -96,5 +95,10 @@ def _print_table(cache: Path, report) -> None:
         say(f"{finding.where}: {finding.what}; {finding.fix}")
     rate = sum(report.bytes.values()) / 1e6 / max(report.seconds, 1e-9)
     count = len(report.findings)
-    ending = f"{count:,} finding{'s' if count > 1 else ''}" if count else "nothing wrong"
+    if count == 0:
+        ending = "nothing wrong"
+    elif count == 1:
+        ending = "1 finding"
+    else:
+        ending = f"{count:,} findings"
     say(f"{ending}; {report.seconds:,.1f} s, {rate:,.0f} MB/s")

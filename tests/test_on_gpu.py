@@ -27,7 +27,7 @@ from heads.finetuning.finetune import SourceOptions, finetune, frames_phase
 from heads.finetuning.frame_training import FrameRunOptions
 from heads.runs import run_files as runs
 from heads.training.ablate import ablate
-from heads.training.estimates import AblateOptions as AblateHow
+from heads.training.estimates import AblateOptions
 from heads.training.learner import Learner
 from heads.training.train import train
 from pipeline.cache.reader import Cache
@@ -532,7 +532,7 @@ def test_a_study_shares_its_passes_there(cache, tmp_path):
         read_study(tmp_path / "study.toml"),
         cache,
         tmp_path / "runs",
-        AblateHow(device="cuda"),
+        AblateOptions(device="cuda"),
         **QUIET,
     )
     assert not outcome.failed
@@ -714,7 +714,13 @@ def test_heads_learn_from_frames_there(head, options, tmp_path):
     network = live_network(asked, width=8).to("cuda")
     source = OnGPU()
     train_frames(
-        asked, tmp_path, network, source, ("a", "b", "c"), FrameRunOptions(tensorboard=False), **QUIET
+        asked,
+        tmp_path,
+        network,
+        source,
+        ("a", "b", "c"),
+        FrameRunOptions(tensorboard=False),
+        **QUIET,
     )
     saved = runs.load_checkpoint(tmp_path / "last.pt")
     assert places(saved["backbone"]) == {"cpu"}
