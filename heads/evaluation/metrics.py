@@ -37,33 +37,33 @@ def scores_of(logits: np.ndarray, kind: str) -> np.ndarray:
     raise ValueError(f"scores {kind!r}: expected one of {', '.join(SCORES)}")
 
 
-def aggregate(scores: np.ndarray, video: np.ndarray, videos: int, how: str) -> np.ndarray:
+def aggregate(scores: np.ndarray, video: np.ndarray, videos: int, kind: str) -> np.ndarray:
     """Aggregate the scores of views to scores of videos.
 
     Args:
         scores: [R,K].
         video: [R] number of each view's video, in 0..V-1.
         videos: the number of videos V.
-        how: "mean" or "max" over the views of a video.
+        kind: "mean" or "max" over the views of a video.
 
     Returns:
         [V,K].
 
     Raises:
-        ValueError: a video has no view, or unknown `how`.
+        ValueError: a video has no view, or unknown `kind`.
     """
     counts = np.bincount(video, minlength=videos)
     if (counts == 0).any():
         raise ValueError(f"video {int(np.argmin(counts))} of {videos} has no view to aggregate")
-    if how == "mean":
+    if kind == "mean":
         total = np.zeros((videos, scores.shape[1]))
         np.add.at(total, video, scores)
         return total / counts[:, None]
-    if how == "max":
+    if kind == "max":
         best = np.full((videos, scores.shape[1]), -np.inf)
         np.maximum.at(best, video, scores)
         return best
-    raise ValueError(f"aggregate {how!r}: expected one of {', '.join(AGGREGATES)}")
+    raise ValueError(f"aggregate {kind!r}: expected one of {', '.join(AGGREGATES)}")
 
 
 def top_k(scores: np.ndarray, labels: np.ndarray, k: int) -> float:

@@ -72,8 +72,7 @@ class TrainingRun:
         learner: the head in training (after `open`); None once the run has failed.
 
     Raises:
-        ValueError: recipe, manifest and cache do not fit together. `prepare` raises it too,
-            before anything is written.
+        ValueError: recipe, manifest and cache do not fit together; nothing was written.
     """
 
     def __init__(self, member: Member, study: Study, say: PrintLine):
@@ -198,7 +197,7 @@ class TrainingRun:
     def _begin_phase(self, number: int, saved: Mapping[str, Any] | None) -> None:
         """Start phase `number`, or continue it from `saved`, the content of last.pt."""
         self.number, self.phase = number, self.phases[number]
-        self.now = recipe = self.recipe.of(self.phase)
+        self.phase_recipe = recipe = self.recipe.of(self.phase)
         head, part = self.heads.new(recipe), self.parts["train"]
         # A phase that continues has taken its start weights before.
         if self.phase.start == "previous" and saved is None:
@@ -292,7 +291,7 @@ class TrainingRun:
         self.stats, self.clips_seen = EpochStats(), 0
         self.lr = self.learner.lr
         self.learner.head.train()
-        return ReadRequest(rows, turns, self.reads, self.now.train.batch)
+        return ReadRequest(rows, turns, self.reads, self.phase_recipe.train.batch)
 
     def learn(self, clips: Clips, rows: slice) -> None:
         """Train on one mini-batch.
@@ -310,7 +309,8 @@ class TrainingRun:
 
     def predictor(self, split: str) -> HeadPredictor:
         """Return what predicts a split with the present weights."""
-        return HeadPredictor(self.learner.head, self.parts[split], self.now, self.study.precision)
+        head, part = self.learner.head, self.parts[split]
+        return HeadPredictor(head, part, self.phase_recipe, self.study.precision)
 
     def end_epoch(self, waiting: float, predictions: Predictions | None) -> None:
         """Write the log and the checkpoints of an epoch; start the next phase if this one is done.
@@ -328,7 +328,7 @@ class TrainingRun:
         self.seconds += stats.seconds
         self.waiting += waiting
         if predictions is not None:
-            val = compute_figures(predictions, self.parts["val"], self.now)[0]
+            val = compute_figures(predictions, self.parts["val"], self.phase_recipe)[0]
             self.seconds += predictions.seconds
         figure = val.get("map", val.get("top1", math.nan))
         better = learner.end_epoch(figure, val.get("loss", math.nan))
@@ -361,7 +361,7 @@ class TrainingRun:
         run_files.save_checkpoint(self.folder / "last.pt", last)
         self.files.show(line)
 
-        total = self.now.train.total_epochs(learner.steps_per_epoch)
+        total = self.phase_recipe.train.total_epochs(learner.steps_per_epoch)
         self.say(epoch_line(line, line.get("phase", ""), learner.progress.epoch, total, better))
         self._advance()
 
@@ -398,7 +398,7 @@ class TrainingRun:
         seconds = self.seconds
         for split, found in predictions.items():
             metrics[split] = write_predictions(
-                self.folder, split, found, self.parts[split], self.now, self.classes
+                self.folder, split, found, self.parts[split], self.phase_recipe, self.classes
             )
             seconds += found.seconds
 

@@ -1,6 +1,4 @@
-"""`vidgraph summary` and what it counts with: modules, operations left out, names, and what a
-person sees.
-"""
+"""`vidgraph summary`: the modules, the operations that are not counted, the output."""
 
 import json
 

@@ -1,6 +1,4 @@
-"""One process at a time in a run folder: the second ends with one line, a dead owner's folder is
-free, nothing stays behind.
-"""
+"""The lock on a run folder: a second process is refused, a dead owner's lock is taken over."""
 
 import json
 import os

@@ -1,6 +1,4 @@
-"""Runs of other labels or splits are never taken for one another: folds of a dataset are manifests
-that differ in `split`.
-"""
+"""Runs of other labels or splits are told apart, such as the folds of a dataset."""
 
 import csv
 import json

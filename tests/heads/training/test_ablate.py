@@ -1,6 +1,4 @@
-"""Studies on a tiny cache: members equal runs alone, failures stay alone, stopped studies go on,
-the table says what was.
-"""
+"""Studies on a tiny cache: members equal runs alone, failures stay alone, studies resume."""
 
 import csv
 import json

@@ -221,7 +221,6 @@ def test_the_study_of_the_page_is_one(write):
     (path.parent / "mine.toml").write_text(RECIPE)
     plan = read_study(path)
     assert plan.name == "regions"
-    assert (
-        len(plan.rows) == 2 * (1 + 2) * 2 * 2 * 3
-    )  # recipes, roi_pool and two forms of strg, rates, views, subsets
+    # Recipes, roi_pool and two forms of strg, rates, views, subsets.
+    assert len(plan.rows) == 2 * (1 + 2) * 2 * 2 * 3
     assert len({row.name for row in plan.rows}) == len(plan.rows)

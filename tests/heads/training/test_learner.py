@@ -1,6 +1,4 @@
-"""The learner and its optimisers: whose turn a mini-batch is, when a rate falls, what a loss
-counts.
-"""
+"""The learner and its optimisers: alternating mini-batches, schedules, auxiliary losses."""
 
 import math
 

@@ -356,9 +356,8 @@ def test_a_phase_that_reads_frames_is_named_with_its_command(cache, tmp_path):
     ]
     chosen = recipe("strg", phases=phases)
     lines = _said(lambda say: run(chosen, cache, tmp_path, say=say))
-    assert (
-        lines[-1] == "next phase: joint; run `vidgraph finetune RECIPE --phase joint`"
-    )  # its file may lie anywhere
+    # RECIPE and not a path: the recipe's file may lie anywhere.
+    assert lines[-1] == "next phase: joint; run `vidgraph finetune RECIPE --phase joint`"
     assert not (tmp_path / "backbone.pt").exists()
     with pytest.raises(
         ValueError,
