@@ -46,7 +46,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-FOLDER = Path(__file__).parent / "recipes"
+FOLDER = Path(__file__).parents[1] / "recipes"
 PLAIN = "train"  # the name of the one phase of a recipe without [[phases]]
 
 
