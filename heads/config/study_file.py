@@ -41,7 +41,7 @@ from heads.zoo import head_names
 from pipeline.plugins import HEAD, display_name, given_name, is_known, is_recorded
 from pipeline.text.suggestions import nearest
 
-FOLDER = Path(__file__).parent / "studies"
+FOLDER = Path(__file__).parents[1] / "studies"
 TABLES = ("head", "train", "data", "evaluate")  # of a recipe that is written out in the study
 KEYS = (*TABLES, "phases")
 LONGEST = 120  # characters of a row's name; file systems allow 255
