@@ -66,6 +66,7 @@ def read_state(path: str | Path, own: Collection[str]) -> dict[str, Tensor]:
             f"{path}: not a file of tensors written by torch.save ({first.split('. ')[0][:120]})"
         ) from error
 
+    # Training programs keep the weights beside optimisers and averages, under names of their own.
     tables = [("", table) for table in states(state)] or list(other_states(state))
     readings = []
     for key, table in tables:
@@ -77,6 +78,7 @@ def read_state(path: str | Path, own: Collection[str]) -> dict[str, Tensor]:
             f"'state_dict'"
         )
 
+    # The reading with most of the network's names; `load_exactly` says what it lacks.
     known = [len(below.keys() & set(own)) for _, _, below in readings]
     complete = []  # where the file has all of the network's names
     for (key, prefix, _), count in zip(readings, known, strict=True):
@@ -260,6 +262,7 @@ def suppress(
     batch, rows = len(boxes), torch.arange(len(boxes), device=boxes.device)
     size = boxes[..., 2:] - boxes[..., :2]
     areas = size.prod(-1)
+    # A frame that overflows in low precision has boxes or scores that are not finite.
     alive = (size >= MIN_SIDE).all(-1) & scores.isfinite()
     kept, valid = [], []
     for _ in range(min(num_boxes, scores.shape[1])):

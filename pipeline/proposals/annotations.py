@@ -10,8 +10,8 @@ CSV              a header with clip, frame, x1, y1, x2, y2 and, if wanted, score
                  it if none in the file is above 1.5. Boxes come by falling score, else in the
                  file's order.
 
-Entry k of a clip's list, and frame k of the CSV, is frame k of the video file, counted from 0
-(picture k+1 of a folder that counts from 1). A frame without an entry, or after the end of the
+Entry k of a clip's list, and frame k of the CSV, is frame k of the video file, counted from 0. In
+a folder whose pictures count from 1 it is picture k+1. A frame without an entry, or after the end of the
 list, has no boxes. A score that is not given is 1.
 
 A box may reach beyond the right or lower edge by a tenth of the frame's side (rounding, a
@@ -100,6 +100,7 @@ class Annotations:
         self.allow_missing, self.overhang = allow_missing, overhang
         self.where = files[0] if len(files) == 1 else files[0].parent
         self.clips: dict[str, ClipBoxes | str] = {}
+        # One checksum over all files: it stands for these boxes in a cache's fingerprint.
         digest = hashlib.sha256()
         for file in files:
             read = _csv_clips if file.suffix == ".csv" else _json_clips
@@ -144,6 +145,7 @@ class Annotations:
         whole = self._fractions(listed, clip.clip, info)
         for row, number in enumerate(numbers):
             first, end = np.searchsorted(listed.frames, (number, number + 1))
+            # Stable: boxes of equal score stay in the file's order.
             order = np.argsort(-listed.scores[first:end], kind="stable")
             best = first + order[: self.num_boxes]
             boxes[row, : len(best)], scores[row, : len(best)] = whole[best], listed.scores[best]
@@ -393,6 +395,7 @@ def _csv_clips(path: Path, text: str) -> Iterator[tuple[str, ClipBoxes]]:
     """Every clip of a CSV file with its boxes. ValueError, with line and column, for a malformed
     row.
     """
+    # newline="": quoted cells may hold line ends.
     reader = csv.reader(io.StringIO(text, newline=""))
     header = [name.strip() for name in next(reader, [])]
     missing = [name for name in COLUMNS if name not in header]
@@ -415,6 +418,7 @@ def _csv_clips(path: Path, text: str) -> Iterator[tuple[str, ClipBoxes]]:
             reason = f"{len(row)} cells, expected {len(header)}"
         raise ValueError(f"{path}: line {reader.line_num}: {reason}") from error
     tables = {clip: np.array(numbers).reshape(-1, 6) for clip, numbers in values.items()}
+    # One unit for the whole file: a clip of small boxes near the corner says nothing by itself.
     unit = "fraction"
     for table in tables.values():
         if table[:, 1:5].max() > 1 + OUTSIDE:

@@ -65,6 +65,7 @@ class Detectron2RPN:
         self.bgr = cfg.INPUT.FORMAT == "BGR"
         self.pixel_mean, self.pixel_std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
         head = generator.rpn_head
+        # These two layers stay in float32, whatever the precision of those before them.
         for layer in (head.objectness_logits, head.anchor_deltas):
             layer.register_forward_pre_hook(lambda layer, inputs: (inputs[0].float(),))
         self.to("cpu", "fp32")
@@ -99,6 +100,7 @@ class Detectron2RPN:
         frames = frames.flip(-1) if self.bgr else frames
         multiple = max(1, self.backbone.size_divisibility)
         images = padded(frames, self.mean, self.std, multiple, self.dtype)
+        # Without the padding: boxes are clipped to the frame.
         sizes = [tuple(frames.shape[1:3])] * len(frames)
         found, _ = self.generator(ImageList(images, sizes), self.backbone(images), None)
         return [(each.proposal_boxes.tensor, each.objectness_logits) for each in found]
@@ -117,9 +119,9 @@ def build(
 
     Args:
         config: a name in detectron2's model zoo, or a YAML file.
-        weights: "coco" (the model zoo's for that name, or what the YAML file calls MODEL.WEIGHTS;
-            downloaded once), a file (.pkl of the model zoo, or a .pth checkpoint), or "none"
-            (random; for tests).
+        weights: "coco", a file (.pkl of the model zoo, or a .pth checkpoint), or "none" (random;
+            for tests). "coco" is the model zoo's for that name, or what the YAML file calls
+            MODEL.WEIGHTS; it is downloaded once.
         size: short side, in pixels, of the frames. detectron2's own default is 800.
         num_boxes: N.
         nms: overlap (IoU) above which the weaker box is dropped.

@@ -125,6 +125,7 @@ class DigitRPN:
         size = tuple(frames.shape[1:3])
         anchors = self.anchors(ImageList(images[:1], [size]), [features])[0].float()
         scores, boxes = best_of_level(logits.flatten(1), deltas.flatten(2).mT, anchors)
+        # Suppression keeps N of them; far more would cost time and change nothing.
         scores, boxes = scores[:, : 8 * self.num_boxes], boxes[:, : 8 * self.num_boxes]
         levels = scores.new_zeros(scores.shape[1])  # there is one level
         return suppress(clip_to(boxes, *size), scores, levels, self.num_boxes, self.nms)
@@ -133,8 +134,8 @@ class DigitRPN:
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Compute on one core inside this context."""
-    # The maps are so small that a second core costs more than it saves, and ten times more where
-    # that core is busy: 200 to 400 against 3,400 frames a second, measured on a loaded machine.
+    # The maps are so small that a second core costs more than it saves. Where that core is busy it
+    # costs ten times more: 200 to 400 frames a second in place of 3,400 (on a loaded machine).
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -214,6 +215,7 @@ def _descend(net, frames, boxes, there, steps, batch, lr, rng, say) -> None:
         images = padded(torch.from_numpy(frames[rows]), mean, std, STRIDE, torch.float32)
         targets = [{"boxes": torch.from_numpy(boxes[row][there[row]]).float()} for row in rows]
         sizes = [frames.shape[1:3]] * batch
+        # torchvision's own module has the loss; its boxes are not used.
         _, losses = rpn(ImageList(images, sizes), {"0": net.body(images)}, targets)
         loss = losses["loss_objectness"] + losses["loss_rpn_box_reg"]
         optimiser.zero_grad(set_to_none=True)

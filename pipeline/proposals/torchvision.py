@@ -112,6 +112,7 @@ class TorchvisionRPN:
         anchors = self.anchors(ImageList(images[:1], sizes), hidden)[0]
         anchors = anchors.split([level.shape[1] for level in logits])
         chosen = [best_of_level(*level) for level in zip(logits, deltas, anchors, strict=True)]
+        # Suppression is within a level, so each box keeps the number of its own.
         scores, boxes = (torch.cat(part, 1) for part in zip(*chosen, strict=True))
         levels = torch.cat([torch.full_like(level[0][0], k) for k, level in enumerate(chosen)])
         return suppress(clip_to(boxes, *sizes[0]), scores, levels, self.num_boxes, self.nms)
