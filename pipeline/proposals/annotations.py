@@ -11,8 +11,8 @@ CSV              a header with clip, frame, x1, y1, x2, y2 and, if wanted, score
                  file's order.
 
 Entry k of a clip's list, and frame k of the CSV, is frame k of the video file, counted from 0. In
-a folder whose pictures count from 1 it is picture k+1. A frame without an entry, or after the end of the
-list, has no boxes. A score that is not given is 1.
+a folder whose pictures count from 1 it is picture k+1. A frame without an entry, or after the end
+of the list, has no boxes. A score that is not given is 1.
 
 A box may reach beyond the right or lower edge by a tenth of the frame's side (rounding, a
 detector's overhang), and is clipped. One that reaches further fails its clip: it was probably
