@@ -12,7 +12,7 @@ import sys
 import click
 
 import cli
-from cli._utf8 import ensure_utf8
+from cli._shared.utf8 import ensure_utf8
 from pipeline.text.printable import guard_output
 from pipeline.text.suggestions import nearest
 from pipeline.workers.module_path import guard_program

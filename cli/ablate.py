@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from cli._cluster import engine_of, place_options
-from cli._interrupt import stoppable
-from cli._options import device_option, plugin_option, say_cost, set_option
-from cli._progress import progress
-from cli._say import say
+from cli._shared.cluster import engine_of, place_options
+from cli._shared.interrupt import stoppable
+from cli._shared.options import device_option, plugin_option, say_cost, set_option
+from cli._shared.progress import progress
+from cli._shared.say import say
 from pipeline.text.printable import visible_lines
 
 INTERVAL = 1.0  # seconds between two readings of the members' logs

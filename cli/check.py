@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from cli._interrupt import stoppable
-from cli._options import (
+from cli._shared.interrupt import stoppable
+from cli._shared.options import (
     FOLDER,
     decoder_option,
     frame_pattern_option,
@@ -13,8 +13,8 @@ from cli._options import (
     settings,
     time_limit_option,
 )
-from cli._progress import progress
-from cli._say import say
+from cli._shared.progress import progress
+from cli._shared.say import say
 
 SHOWN = 10  # findings printed; all of them are in the file
 

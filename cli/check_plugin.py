@@ -2,8 +2,8 @@
 
 import click
 
-from cli._options import set_option
-from cli._say import say
+from cli._shared.options import set_option
+from cli._shared.say import say
 
 
 @click.command("check-plugin")

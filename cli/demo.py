@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli._interrupt import stoppable
-from cli._options import device_option, pick_device
-from cli._say import console, say
+from cli._shared.interrupt import stoppable
+from cli._shared.options import device_option, pick_device
+from cli._shared.say import console, say
 from pipeline.text.printable import visible
 
 if TYPE_CHECKING:

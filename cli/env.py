@@ -2,7 +2,7 @@
 
 import click
 
-from cli._say import say, to_json
+from cli._shared.say import say, to_json
 from pipeline.text.printable import first_line
 
 # Distribution -> the module of it that vidgraph imports.

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from cli._options import device_option, plugin_option, say_cost
-from cli._say import say
+from cli._shared.options import device_option, plugin_option, say_cost
+from cli._shared.say import say
 
 
 @click.command("evaluate")
@@ -121,7 +121,7 @@ def command(
 
 
 def _ensemble(runs, split, settings, into) -> int:
-    from cli._figures import print_figures
+    from cli._shared.figures import print_figures
     from heads.evaluation.ensemble import ensemble, scores_of_run
 
     total = ensemble(runs, split, settings)
@@ -133,7 +133,7 @@ def _ensemble(runs, split, settings, into) -> int:
 
 
 def _evaluate(run, cache, manifest, split, checkpoint, phase, settings, device, precision) -> None:
-    from cli._figures import print_figures
+    from cli._shared.figures import print_figures
     from heads.evaluation.evaluate import evaluate
     from heads.interface.run_records import RUN
     from heads.runs.run_files import read_json

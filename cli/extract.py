@@ -5,12 +5,12 @@ from pathlib import Path
 
 import click
 
-from cli._cluster import cluster_options, engine_of, sbatch_script
-from cli._extraction import config_for, network_options, running_options, views_options
-from cli._interrupt import stoppable
-from cli._options import pick_device, say_cost
-from cli._progress import progress, say_aside
-from cli._say import say, warn
+from cli._shared.cluster import cluster_options, engine_of, sbatch_script
+from cli._shared.extraction import config_for, network_options, running_options, views_options
+from cli._shared.interrupt import stoppable
+from cli._shared.options import pick_device, say_cost
+from cli._shared.progress import progress, say_aside
+from cli._shared.say import say, warn
 
 RESUME = "stopped; finished shards are kept, the same command resumes"
 

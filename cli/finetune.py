@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
-from cli._extraction import SAMPLING, config_of, network_options, views_options
-from cli._interrupt import stoppable
-from cli._options import (
+from cli._shared.extraction import SAMPLING, config_of, network_options, views_options
+from cli._shared.interrupt import stoppable
+from cli._shared.options import (
     device_option,
     plugin_option,
     say_cost,
@@ -15,7 +15,7 @@ from cli._options import (
     time_limit_option,
     together,
 )
-from cli._say import say
+from cli._shared.say import say
 
 # Options of `vidgraph extract` that describe frames and networks. A cache records them. A run
 # without a cache takes them from the command line.
@@ -196,7 +196,7 @@ def _is_given(ctx: click.Context, name: str) -> bool:
 
 
 def _run(ctx: click.Context, given: dict) -> int:
-    from cli._figures import print_figures
+    from cli._shared.figures import print_figures
     from heads.config.recipe import read_recipe
     from heads.finetuning.finetune import SourceOptions, finetune, frames_phase
     from heads.finetuning.frame_training import FrameRunOptions

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from cli._cluster import cluster_options, engine_of
-from cli._interrupt import stoppable
-from cli._options import commas, device_option, pick_device
-from cli._progress import progress, say_aside
-from cli._say import say
+from cli._shared.cluster import cluster_options, engine_of
+from cli._shared.interrupt import stoppable
+from cli._shared.options import commas, device_option, pick_device
+from cli._shared.progress import progress, say_aside
+from cli._shared.say import say
 
 
 @click.command("graphs")

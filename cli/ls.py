@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cli._say import console, say, to_json
+from cli._shared.say import console, say, to_json
 
 
 @click.command("ls")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
-from cli._datasets import dataset_commands
-from cli._options import set_option
-from cli._say import say
+from cli._shared.datasets import dataset_commands
+from cli._shared.options import set_option
+from cli._shared.say import say
 
 
 @click.group("manifest")

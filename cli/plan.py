@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from cli._extraction import config_for, network_options, running_options, views_options
-from cli._interrupt import stoppable
-from cli._options import FOLDER, pick_device, say_cost
-from cli._progress import progress
-from cli._say import console, say
+from cli._shared.extraction import config_for, network_options, running_options, views_options
+from cli._shared.interrupt import stoppable
+from cli._shared.options import FOLDER, pick_device, say_cost
+from cli._shared.progress import progress
+from cli._shared.say import console, say
 
 
 @click.command("plan")

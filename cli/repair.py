@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from cli._interrupt import stoppable
-from cli._options import FOLDER, device_option, plugin_option, time_limit_option
-from cli._progress import say_aside
-from cli._say import say
+from cli._shared.interrupt import stoppable
+from cli._shared.options import FOLDER, device_option, plugin_option, time_limit_option
+from cli._shared.progress import say_aside
+from cli._shared.say import say
 
 _FILE = click.Path(path_type=Path)
 
@@ -50,7 +50,7 @@ def command(
     again, with the configuration and the batch size that the cache was made with. A shard stays as
     it was if clips that it holds cannot be read now.
     """
-    from cli._options import pick_device
+    from cli._shared.options import pick_device
     from cli.extract import default_workers, run
     from pipeline.stages.extract import RunOptions
     from pipeline.stages.repair import MovedFiles, as_extracted, changed_shards, redo_graphs

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cli._say import say, warn
+from cli._shared.say import say, warn
 
 
 @click.command("report")

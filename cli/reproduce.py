@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from cli._interrupt import stoppable
-from cli._options import commas, device_option, pick_device
-from cli._say import say
+from cli._shared.interrupt import stoppable
+from cli._shared.options import commas, device_option, pick_device
+from cli._shared.say import say
 from pipeline.text.printable import visible_lines
 
 RESUME = "stopped; finished epochs are kept, the same command resumes"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from cli._options import commas, plugin_option, shard_numbers
-from cli._say import say
+from cli._shared.options import commas, plugin_option, shard_numbers
+from cli._shared.say import say
 
 
 def node(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cli._options import plugin_option, set_option
+from cli._shared.options import plugin_option, set_option
 
 
 @click.command("summary")
@@ -54,7 +54,7 @@ def command(
     --set takes the options of the named backbone or head. For a head, backbone_options.KEY are
     options of --backbone.
     """
-    from cli._counts import print_counts, to_json
+    from cli._shared.counts import print_counts, to_json
     from heads.evaluation.summary import count_named
 
     about = {

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from cli._interrupt import stoppable
-from cli._options import device_option, plugin_option, say_cost, set_option
-from cli._say import say
+from cli._shared.interrupt import stoppable
+from cli._shared.options import device_option, plugin_option, say_cost, set_option
+from cli._shared.say import say
 
 
 @click.command("train")
@@ -80,7 +80,7 @@ def command(
     that read the cache are trained one after the other; `--set phases.NAME.train.lr=0.1` sets a key
     of one of them. A stopped run continues after its last epoch. A finished run is read back.
     """
-    from cli._figures import print_figures
+    from cli._shared.figures import print_figures
     from heads.config.recipe import read_recipe
     from heads.training.train import train
     from pipeline.cache.reader import Cache

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from cli._options import require_writable
-from cli._progress import progress
-from cli._say import console, say, to_json
+from cli._shared.options import require_writable
+from cli._shared.progress import progress
+from cli._shared.say import console, say, to_json
 
 
 @click.command("verify")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from cli._options import together
-from cli._say import warn
+from cli._shared.options import together
+from cli._shared.say import warn
 
 _FILE = click.Path(path_type=Path)
 _LISTENS = re.compile(r"[^\s/]*:[0-9]{1,5}")

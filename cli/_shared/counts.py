@@ -3,8 +3,8 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from cli._say import console
-from cli._say import to_json as as_json
+from cli._shared.say import console
+from cli._shared.say import to_json as as_json
 
 if TYPE_CHECKING:
     from heads.evaluation.counting import NetworkCount

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from cli._options import together
-from cli._say import say
+from cli._shared.options import together
+from cli._shared.say import say
 
 
 def _common(name: str, order: bool = False, fps: float | None = None):

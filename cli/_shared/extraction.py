@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from cli._options import (
+from cli._shared.options import (
     commas,
     decoder_option,
     device_option,
@@ -15,7 +15,7 @@ from cli._options import (
     time_limit_option,
     together,
 )
-from cli._say import say
+from cli._shared.say import say
 
 # Options that go into `Sampling` and `ExtractConfig` under their own names.
 SAMPLING = "frames sampling fps source_fps size train_views train_crop flip flip_protect test_clips"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from cli._say import console
+from cli._shared.say import console
 
 NAMES = {
     "top1": "top-1 %",

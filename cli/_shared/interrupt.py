@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from cli._say import say
+from cli._shared.say import say
 
 # Seconds that work under way has to end by itself. Batch systems kill after 30 s, and people lose
 # patience earlier.

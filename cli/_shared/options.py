@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cli._say import warn
+from cli._shared.say import warn
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 MOST_SHARDS = 10_000_000  # a larger number in --shard is a typing error

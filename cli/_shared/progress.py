@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from cli._say import console, warn
+from cli._shared.say import console, warn
 from pipeline.text.printable import guarded_output, visible
 
 LINE_EVERY = 30.0  # seconds between lines where there is no terminal

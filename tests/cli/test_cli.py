@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from cli.__main__ import _verbs, main, vidgraph
-from cli._options import require_writable, shard_numbers, toml_value
-from cli._utf8 import ensure_utf8
+from cli._shared.options import require_writable, shard_numbers, toml_value
+from cli._shared.utf8 import ensure_utf8
 from pipeline.cache.reader import Cache
 
 ROOT = Path(__file__).parents[2]

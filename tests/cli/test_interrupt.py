@@ -16,8 +16,8 @@ import h5py
 import numpy as np
 import pytest
 
-from cli import _interrupt
-from cli._interrupt import stoppable
+from cli._shared import interrupt
+from cli._shared.interrupt import stoppable
 from pipeline.cache.part_file import PartFile
 from pipeline.workers import claims
 
@@ -28,10 +28,10 @@ NET = 300.0
 SCRIPT = """
 import ctypes, sys, threading, time
 from pathlib import Path
-from cli import _interrupt
+from cli._shared import interrupt
 from pipeline.workers.claims import take_claim
 from pipeline.files.owners import part_path
-_interrupt.GRACE, _interrupt.PARTING = {grace}, {net}
+interrupt.GRACE, interrupt.PARTING = {grace}, {net}
 claim = take_claim(Path(sys.argv[1]))
 part_path(claim.path, claim.name).write_text("half")
 
@@ -46,7 +46,7 @@ def native():
     libc.pthread_cond_wait(condition, mutex)
 
 try:
-    with _interrupt.stoppable("go on so"):
+    with interrupt.stoppable("go on so"):
         {busy}
 except KeyboardInterrupt:
     sys.exit(130)
@@ -64,7 +64,7 @@ def patience(monkeypatch):
     """What is stopped in this process would end it, and all tests with it, where a machine takes
     longer than GRACE.
     """
-    monkeypatch.setattr(_interrupt, "GRACE", NET)
+    monkeypatch.setattr(interrupt, "GRACE", NET)
 
 
 @pytest.fixture
@@ -119,10 +119,10 @@ def test_the_second_ctrl_c_ends_it_at_once(busy):
 
 OTHER = """
 import signal, time
-from cli import _interrupt
-_interrupt.GRACE = 0
+from cli._shared import interrupt
+interrupt.GRACE = 0
 signal.signal(signal.SIGCHLD, lambda *given: None)
-with _interrupt.stoppable("go on so"):
+with interrupt.stoppable("go on so"):
     for _ in range(2):
         signal.raise_signal(signal.SIGCHLD)
         time.sleep(0.3)
@@ -155,7 +155,7 @@ def test_a_signal_that_comes_while_hdf5_calls_us_is_put_off_and_counts_once(
     def slow(*args) -> int:
         if not struck:
             struck.append(signal.raise_signal(sent))
-            time.sleep(20 * _interrupt.LATER)  # it comes again, and is put off again
+            time.sleep(20 * interrupt.LATER)  # it comes again, and is put off again
         return write(*args)
 
     def work() -> None:
@@ -196,7 +196,7 @@ def test_a_signal_while_a_claim_is_made_leaves_none(tmp_path, monkeypatch, step)
 
 
 def test_a_signal_that_was_put_off_until_all_was_done_is_forgotten(tmp_path, monkeypatch):
-    monkeypatch.setattr(_interrupt, "LATER", 3600.0)
+    monkeypatch.setattr(interrupt, "LATER", 3600.0)
     monkeypatch.setattr(
         os,
         "pwrite",

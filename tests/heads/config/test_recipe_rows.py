@@ -12,7 +12,7 @@ from functools import cache
 import pytest
 import torch
 
-from cli._options import toml_value
+from cli._shared.options import toml_value
 from heads.config.recipe import FOLDER, Recipe, read_recipe, recipe_from, recipe_names
 from heads.finetuning.frame_training import new_network
 from heads.finetuning.joint_network import joint_dims
@@ -208,7 +208,7 @@ def config_of_command(name: str, more: tuple[str, ...]):
     from.
     """
     from cli import extract, finetune
-    from cli._extraction import config_of
+    from cli._shared.extraction import config_of
 
     text = comment(name).replace("(the six classes of left and right)", "x")
     verb = "extract" if "vidgraph extract" in text else "finetune"

@@ -98,7 +98,7 @@ def test_a_recipe_written_out_reads_back_the_same(name, tmp_path):
 def test_the_command_in_a_recipe_makes_the_cache_that_its_heads_read(name):
     """Steps, channels and grids of every map that is kept are those of the backbone in the command;
     nothing that a phase reads is missing."""
-    from cli._extraction import config_of
+    from cli._shared.extraction import config_of
     from cli.extract import command
 
     comment = " ".join(

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli.__main__ import vidgraph
-from cli._options import toml_value
+from cli._shared.options import toml_value
 from heads.config.recipe import recipe_with
 from heads.reporting.cache_facts import boxes_per_clip
 from heads.reporting.document import Document

@@ -461,7 +461,7 @@ def test_every_row_has_its_recipe():
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_command_of_a_recipe_makes_the_cache_that_its_head_reads(name):
-    from cli._extraction import config_of
+    from cli._shared.extraction import config_of
     from cli.extract import command
 
     comment = " ".join(

@@ -177,7 +177,7 @@ def test_classes_that_name_a_side_are_protected_and_adverbs_are_not():
 
 
 def test_the_files_for_mirrored_views_are_what_the_verbs_take(tmp_path):
-    from cli._options import commas, toml_value
+    from cli._shared.options import commas, toml_value
     from heads.config.recipe import read_recipe
 
     make("something-something-v1", *v1(tmp_path))

@@ -112,7 +112,7 @@ def test_other_errors_keep_their_words():
 
 
 def test_the_commands_say_it_once(monkeypatch, capsys):
-    from cli._options import say_cost
+    from cli._shared.options import say_cost
 
     monkeypatch.setattr(precision, "bf16_on_cpu", lambda: "none")
     say_cost("bf16", "cpu")

@@ -14,8 +14,8 @@ import pytest
 from rich.table import Table
 
 from cli.__main__ import main, vidgraph
-from cli._progress import progress
-from cli._say import console, say, to_json
+from cli._shared.progress import progress
+from cli._shared.say import console, say, to_json
 from cli.verify import _print_table
 from heads.runs.run_files import save_confusion
 from pipeline.stages.check import CheckResult, ClipFinding, write_findings

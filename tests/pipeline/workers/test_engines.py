@@ -26,7 +26,7 @@ from click.testing import CliRunner
 
 import pipeline.stages.extract_shards
 from cli.__main__ import vidgraph
-from cli._cluster import without
+from cli._shared.cluster import without
 from pipeline.cache.reader import Cache
 from pipeline.stages.graphs import build_graphs
 from pipeline.stages.repair import as_extracted
