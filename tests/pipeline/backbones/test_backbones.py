@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.backbones import Backbone, backbone_names, build_backbone
-from pipeline.backbones._base import Conv
+from pipeline.backbones._layers import Conv
 from pipeline.backbones._non_local import NonLocal
 from pipeline.cache.fields import is_cut
 from tests.support.tiny_backbone import NAMES, frames, lively, relative, tiny
