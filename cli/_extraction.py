@@ -1,7 +1,6 @@
-"""The options that say what an extraction computes and how: of `extract`, `plan`, and `finetune`
-where there is no cache.
-"""
+"""The options of an extraction, shared by `extract`, `plan`, and `finetune` without a cache."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -18,13 +17,19 @@ from cli._options import (
 )
 from cli._say import say
 
+# Options that go into `Sampling` and `ExtractConfig` under their own names.
+SAMPLING = "frames sampling fps source_fps size train_views train_crop flip flip_protect test_clips"
+SAMPLING = (*SAMPLING.split(), "test_short_side")
+CONFIG = "backbone weights cut keep proposals roi_pool precision dtype seed decoder allow_truncated"
+CONFIG = (*CONFIG.split(), "pixel_aspect", "frame_pattern")
+
 
 def _one_of(names: str) -> click.Choice:
     return click.Choice(names.split())
 
 
 def views_options(function):
-    """The options that say which frames and which crops."""
+    """Add the options that choose frames and crops."""
     options = (
         click.option("--frames", default=32, help="F, frames fed to the backbone per view."),
         click.option(
@@ -77,7 +82,7 @@ def views_options(function):
 
 
 def network_options(function):
-    """The options that say what is computed and kept."""
+    """Add the options that choose what is computed and stored."""
     options = (
         click.option(
             "--keep",
@@ -85,7 +90,12 @@ def network_options(function):
             callback=commas,
             help="Fields to store: pooled, nodes, boxes, cuts (res5).",
         ),
-        click.option("--backbone", default="i3d_r50", help="A file of pipeline/backbones."),
+        click.option(
+            "--backbone",
+            default="i3d_r50",
+            help="A file of pipeline/backbones, or the path of a plug-in's file, which is "
+            "executed.",
+        ),
         click.option(
             "--weights",
             default="imagenet",
@@ -100,7 +110,8 @@ def network_options(function):
         click.option(
             "--proposals",
             default="torchvision",
-            help="Source of boxes: a file of pipeline/proposals.",
+            help="Source of boxes: a file of pipeline/proposals, or the path of a plug-in's file, "
+            "which is executed.",
         ),
         click.option(
             "--proposal-weights",
@@ -155,7 +166,7 @@ def network_options(function):
 
 
 def running_options(function):
-    """The options that say how the work is done."""
+    """Add the options that choose how the work is done."""
     options = (
         click.option(
             "--shard",
@@ -198,55 +209,56 @@ def running_options(function):
 
 
 def config_for(given: dict, manifest):
-    """As `config_of`. Labels that are never to be mirrored and that no clip of the manifest has are
-    said: the list of a dataset has more than a part of it. ValueError if no clip has any of
-    them.
+    """Build the configuration that the options name, for a manifest.
+
+    A list of protected labels of a whole dataset is fine for a part of it: labels that no clip has
+    are printed.
+
+    Args:
+        given: the options, by name.
+        manifest: the clips.
+
+    Raises:
+        ValueError: --flip-protect names labels, and no clip has any of them.
     """
     from pipeline.text.suggestions import nearest
 
     config = config_of(given)
-    if protected := set(config.sampling.flip_protect):
-        known = {label for clip in manifest.clips for label in clip.labels}
-        if unknown := protected - known:
-            label = min(unknown)
-            if unknown == protected:
-                what = f"no clip has the label {label!r}" + (
-                    " or another of these" if len(unknown) > 1 else ""
-                )
-                raise ValueError(
-                    f"--flip-protect: {what}: {nearest(label, known)}; name labels of clips, or "
-                    f"leave it out"
-                )
-            some = f"{len(unknown)} of these {len(protected)} labels"
-            say(
-                f"--flip-protect: no clip has {some}, such as {label!r}; it goes on with the "
-                f"others",
-                err=True,
-            )
+    protected = set(config.sampling.flip_protect)
+    if not protected:
+        return config
+
+    known = set()
+    for clip in manifest.clips:
+        known.update(clip.labels)
+    unknown = protected - known
+    if not unknown:
+        return config
+
+    label = min(unknown)
+    if unknown == protected:
+        what = f"no clip has the label {label!r}"
+        if len(unknown) > 1:
+            what += " or another of these"
+        raise ValueError(
+            f"--flip-protect: {what}: {nearest(label, known)}; name labels of clips, or leave it "
+            f"out"
+        )
+    some = f"{len(unknown)} of these {len(protected)} labels"
+    say(f"--flip-protect: no clip has {some}, such as {label!r}; using the rest", err=True)
     return config
 
 
 def config_of(given: dict):
-    """The `ExtractConfig` that these options, by name, say."""
+    """Build the ExtractConfig that the options name."""
+    from pipeline.plugins import given_name
     from pipeline.stages.config import ExtractConfig, with_settings
     from pipeline.views.sampling import Sampling
 
     crops = given["test_crops"]
     sampling = Sampling(
         test_crops=crops if crops == "full" else int(crops),
-        **{
-            key: given[key]
-            for key in (
-                "frames",
-                "sampling",
-                "fps",
-                "source_fps",
-                "size",
-                "train_views",
-                "train_crop",
-            )
-        },
-        **{key: given[key] for key in ("flip", "flip_protect", "test_clips", "test_short_side")},
+        **{key: given[key] for key in SAMPLING},
     )
     boxes = {
         "weights": given["proposal_weights"],
@@ -257,20 +269,9 @@ def config_of(given: dict):
     config = ExtractConfig(
         sampling=sampling,
         proposal_options={key: value for key, value in boxes.items() if value is not None},
-        **{
-            key: given[key]
-            for key in ("backbone", "weights", "cut", "keep", "proposals", "roi_pool", "precision")
-        },
-        **{
-            key: given[key]
-            for key in (
-                "dtype",
-                "seed",
-                "decoder",
-                "allow_truncated",
-                "pixel_aspect",
-                "frame_pattern",
-            )
-        },
+        **{key: given[key] for key in CONFIG},
     )
-    return with_settings(config, given["settings"])
+    config = with_settings(config, given["settings"])
+    return replace(
+        config, backbone=given_name(config.backbone), proposals=given_name(config.proposals)
+    )

@@ -10,11 +10,11 @@ import click
 from cli._say import warn
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-MOST_SHARDS = 10_000_000  # of a cache; a range that goes on is a slip of the keys
+MOST_SHARDS = 10_000_000  # a larger number in --shard is a typing error
 
 
 def together(options: Sequence[Callable]) -> Callable:
-    """One decorator of several options, which --help lists in this order."""
+    """Combine options into one decorator. --help lists them in this order."""
 
     def add(function):
         for option in reversed(options):
@@ -25,9 +25,7 @@ def together(options: Sequence[Callable]) -> Callable:
 
 
 def settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    """Click callback: `key=value` pairs, the value read as TOML where it is TOML (numbers, lists,
-    true), else as text.
-    """
+    """Click callback: parse `key=value` pairs. Values are TOML (numbers, lists, true) or text."""
     found = {}
     for text in values:
         key, equals, value = text.partition("=")
@@ -38,7 +36,7 @@ def settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
 
 
 def toml_value(text: str) -> Any:
-    """One TOML value, or the text itself where it is none."""
+    """Parse one TOML value; return the text itself if it is none."""
     try:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
@@ -50,16 +48,17 @@ def toml_value(text: str) -> Any:
 
 
 def commas(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    """Click callback: a comma-separated list of names."""
-    return (
-        None if value is None else tuple(name.strip() for name in value.split(",") if name.strip())
-    )
+    """Click callback: split a comma-separated list of names."""
+    if value is None:
+        return None
+    names = [name.strip() for name in value.split(",")]
+    return tuple(name for name in names if name)
 
 
 def shard_numbers(
     ctx: click.Context, param: click.Parameter, value: str | None
 ) -> list[int] | None:
-    """Click callback: `3`, `10-20` (both ends included) or a comma-separated list of these."""
+    """Click callback: parse `3`, `10-20` (both ends included) or a list of these."""
     if value is None:
         return None
     numbers: list[int] = []
@@ -74,19 +73,29 @@ def shard_numbers(
 
 
 def require_writable(path: Path, as_it_is: bool = False) -> None:
-    """ValueError if a file could not be written there: to be known before hours of work, not after
-    them. `as_it_is`: what is there already is written to, such as /dev/stdout, and not replaced."""
+    """Check that a file can be written, before hours of work rather than after them.
+
+    Args:
+        path: of the file. Missing folders would be made.
+        as_it_is: an existing file, such as /dev/stdout, is written to and not replaced.
+
+    Raises:
+        ValueError: the file could not be written there.
+    """
     if as_it_is and path.exists() and not path.is_dir() and os.access(path, os.W_OK):
         return
-    folder = next(place for place in path.absolute().parents if place.exists())
+
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
     if not os.access(folder, os.W_OK | os.X_OK) or not folder.is_dir():
         raise ValueError(
-            f"{path}: expected a place to write to, {folder} cannot be written; give another name"
+            f"{path}: expected a file that can be written, but {folder} cannot; give another name"
         )
 
 
 def time_limit_option(seconds: float) -> Callable:
-    """--time-limit with its default."""
+    """Make the option --time-limit with its default."""
     positive = click.FloatRange(min=0, min_open=True)
     return click.option(
         "--time-limit", default=seconds, type=positive, help="Seconds a clip may take to decode."
@@ -94,20 +103,22 @@ def time_limit_option(seconds: float) -> Callable:
 
 
 def installed(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    """Click callback: refuses `--decoder decord` if decord is not installed. As the default it may
-    be absent: PyAV decodes.
-    """
-    if (
-        value == "decord"
-        and ctx.get_parameter_source(param.name) is click.core.ParameterSource.COMMANDLINE
-    ):
-        from pipeline.video.decode import why_no_decord
+    """Click callback: refuse `--decoder decord` if decord is not installed.
 
-        if reason := why_no_decord():
-            advice = "leave --decoder out: PyAV decodes then, with the same frames"
-            raise click.BadParameter(
-                f"expected decord to be installed here, it is {reason}; {advice}", ctx, param
-            )
+    Only when it was asked for: where the default is missing, PyAV decodes in its place.
+    """
+    source = ctx.get_parameter_source(param.name)
+    if value != "decord" or source is not click.core.ParameterSource.COMMANDLINE:
+        return value
+
+    from pipeline.video.decode import why_no_decord
+
+    reason = why_no_decord()
+    if reason:
+        advice = "leave --decoder out: PyAV decodes then, with the same frames"
+        raise click.BadParameter(
+            f"expected decord to be installed here, it is {reason}; {advice}", ctx, param
+        )
     return value
 
 
@@ -127,6 +138,29 @@ set_option = click.option(
     callback=settings,
     help="Any configuration key; may be repeated.",
 )
+
+
+def _give(ctx: click.Context, param: click.Parameter, paths: tuple[Path, ...]) -> None:
+    """Click callback: allow this process to execute the files of plug-ins."""
+    from pipeline.plugins import give_file
+
+    for path in paths:
+        try:
+            give_file(path)
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+
+
+plugin_option = click.option(
+    "--plugin",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    callback=_give,
+    expose_value=False,
+    help="A plug-in's file that the run or the cache names: it is executed if its SHA-256 is the "
+    "recorded one; may be repeated.",
+)
 frame_pattern_option = click.option(
     "--frame-pattern",
     default="",
@@ -144,29 +178,32 @@ device_option = click.option(
 
 
 def say_cost(precision: str, device: str, elsewhere: bool = False) -> None:
-    """Prints what `--precision` costs where it is slower than fp32.
+    """Print what --precision costs where it is slower than fp32.
 
     Args:
         precision: "fp32", "bf16" or "fp16".
         device: as `--device` names it.
         elsewhere: the work runs on other machines, whose CPUs are unknown here.
     """
+    # The usual case needs no import of torch.
     if precision != "bf16" or (elsewhere and device == "cuda"):
-        return  # without importing torch
+        return
     if elsewhere:
         warn(
             "precision bf16: workers whose CPU has no bf16 arithmetic take about 12 times as long "
             "as with fp32"
         )
         return
-    from pipeline.networks import precision as arithmetic
 
-    if line := arithmetic.cost(precision, pick_device(device)):
+    from pipeline.networks.precision import cost
+
+    line = cost(precision, pick_device(device))
+    if line:
         warn(line)
 
 
 def pick_device(name: str) -> str:
-    """The device that `--device` names. ValueError if it asks for a GPU that is not there."""
-    from pipeline.workers import engines as cluster
+    """Return the device that --device names; ValueError if it is a GPU that is not there."""
+    from pipeline.workers import engines
 
-    return cluster.pick_device(name)
+    return engines.pick_device(name)

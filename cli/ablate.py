@@ -9,12 +9,12 @@ import click
 
 from cli._cluster import engine_of, place_options
 from cli._interrupt import stoppable
-from cli._options import device_option, say_cost, set_option
+from cli._options import device_option, plugin_option, say_cost, set_option
 from cli._progress import progress
 from cli._say import say
 from pipeline.text.printable import visible_lines
 
-LOOK = 1.0  # seconds between two looks at the members' logs
+INTERVAL = 1.0  # seconds between two readings of the members' logs
 
 
 @click.command("ablate")
@@ -67,6 +67,7 @@ LOOK = 1.0  # seconds between two looks at the members' logs
     "--list", "only_list", is_flag=True, help="Check every member, print them, and train none."
 )
 @set_option
+@plugin_option
 def command(
     study,
     cache,
@@ -82,13 +83,13 @@ def command(
     settings,
     **given,
 ) -> int:
-    """Train all members of STUDY (a TOML file, or the name of a study of the package: demo) and
-    print their table.
+    """Train all members of STUDY and print their table.
 
-    A study is a grid of heads or recipes, options, seeds and label subsets. Members read the cache
-    together: every batch is read once and given to each. One that fails is reported at the end and
-    leaves the others going (exit code 3). The same command resumes a study that was stopped, tries
-    failed members again, and trains those that the file has got since.
+    STUDY is a TOML file, or the name of a study of the package (demo): a grid of heads or recipes,
+    options, seeds and label subsets. Members read the cache together: every batch is read once and
+    given to each. A member that fails is reported at the end, and the rest continues (exit code 3).
+    The same command resumes a stopped study, tries failed members again, and trains members that
+    were added to the file.
     """
     with (
         stoppable("stopped; finished epochs are kept, the same command resumes"),
@@ -115,17 +116,13 @@ def command(
 
         def announce(some) -> None:
             left = [one for one in some if one.result is None]
-            known = (
-                f", {len(some) - len(left)} of them finished before"
-                if len(left) < len(some)
-                else ""
-            )
-            share = (
-                f"; an epoch of {'those' if known else 'all'} is {_times(count_passes(left))}"
-                if left
-                else ""
-            )
-            say(f"{plan.name}: {len(some)} members{known}{share}")
+            line, which = f"{plan.name}: {len(some)} members", "all"
+            if len(left) < len(some):
+                line += f", {len(some) - len(left)} of them finished before"
+                which = "those"
+            if left:
+                line += f"; an epoch of {which} is {_times(count_passes(left))}"
+            say(line)
             if left and not only_list:
                 stack.enter_context(_watched(left))
 
@@ -133,11 +130,10 @@ def command(
             some = estimate_members(plan, opened, folder.resolve(), how, say)
             announce(some)
             for one in some:
-                state = (
-                    "finished"
-                    if one.result
-                    else one.why or f"{one.epochs} epochs, reads {', '.join(one.reads)}"
-                )
+                if one.result:
+                    state = "finished"
+                else:
+                    state = one.why or f"{one.epochs} epochs, reads {', '.join(one.reads)}"
                 say(f"  {one.member.folder.name}: {state}")
             return 0
         outcome = ablate(
@@ -157,7 +153,9 @@ def command(
 
 
 def _times(count: int) -> str:
-    return "1 pass over the cache" if count == 1 else f"{count} passes over the cache"
+    if count == 1:
+        return "1 pass over the cache"
+    return f"{count} passes over the cache"
 
 
 def _places(given: dict, logs: Path):
@@ -175,7 +173,7 @@ def _places(given: dict, logs: Path):
 
 @contextmanager
 def _watched(some) -> Iterator[None]:
-    """Shows how many epochs are over, from the members' logs, wherever they are trained."""
+    """Show how many epochs are finished. It reads the members' logs, wherever they are trained."""
     from heads.training.estimates import count_epochs
 
     before, over = count_epochs(some), threading.Event()
@@ -189,7 +187,7 @@ def _watched(some) -> Iterator[None]:
         shown = now
 
     def watch(advance: Callable[[int, int], None]) -> None:
-        while not over.wait(LOOK):
+        while not over.wait(INTERVAL):
             look(advance)
 
     with progress("train", sum(one.epochs for one in some) - before, "epochs") as advance:

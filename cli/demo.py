@@ -31,21 +31,27 @@ RPN_VIDEOS = 200  # training videos whose frames the RPN is fitted to
 STEPS = 6
 NEXT = """
 {minutes} min {seconds:.0f} s. Everything is in {out}:
-  videos/       mp4 files, manifest.csv, boxes.csv       digit_cnn.pt, digit_rpn.pt   the networks
-  cache/        features and graphs                      runs/                        checkpoints, logs, predictions
-  results.json  the table                                steps.json                   what each step took
+  videos/                        mp4 files, manifest.csv, boxes.csv
+  digit_cnn.pt, digit_rpn.pt     the networks
+  cache/                         features and graphs
+  runs/                          checkpoints, logs, predictions
+  results.json, steps.json       the table; what each step took
 Try next:
-  vidgraph train demo_strg --cache {out}/cache --runs {out}/runs --name similarity --set head.form=similarity
+  vidgraph train demo_strg --cache {out}/cache --runs {out}/runs --name similarity \\
+    --set head.form=similarity
   vidgraph verify --cache {out}/cache
-  vidgraph manifest folder YOUR_VIDEOS --out mine.csv && vidgraph extract --manifest mine.csv --cache mine"""
+  vidgraph manifest folder YOUR_VIDEOS --out mine.csv
+  vidgraph extract --manifest mine.csv --cache mine"""
 
 
 @dataclass
 class Steps:
-    """The demo's steps, what came out of each and how long it took, kept in `file` so that a rerun
-    does none of them twice.
+    """The demo's steps, with their results and times. A rerun skips those that are done.
 
-    `done` also has the options of the demo, under "asked".
+    Attributes:
+        file: where the record is kept.
+        done: step -> its result; also the options of the demo, under "asked".
+        number: how many steps have begun.
     """
 
     file: Path
@@ -53,8 +59,12 @@ class Steps:
     number: int = 0
 
     def run(self, name: str, made: Path, work: Callable[[], dict]) -> dict:
-        """Does a step unless it is done and `made`, what it leaves on the disk, is there; returns
-        what `work` returned.
+        """Do a step, unless it is done and its output exists.
+
+        Args:
+            name: of the step.
+            made: the file or folder that the step writes.
+            work: does the step and returns its result.
         """
         title = self.title(name)
         if name in self.done and made.exists():
@@ -62,20 +72,22 @@ class Steps:
             say(f"{title}: done before, in {found['seconds']:.1f} s: {made}")
             return found
         say(f"{title} …")
-        begun = time.monotonic()
+        start = time.monotonic()
         found = work()
-        self.done[name] = {**found, "seconds": round(time.monotonic() - begun, 1)}
+        self.done[name] = {**found, "seconds": round(time.monotonic() - start, 1)}
         self.save()
         say(f"    {self.done[name]['seconds']:.1f} s: {made}")
         return self.done[name]
 
     def title(self, name: str) -> str:
-        """The next step's heading."""
+        """Count the next step and write its heading."""
         self.number += 1
         return f"[{self.number}/{STEPS}] {name}"
 
     def save(self) -> None:
-        """Keeps the record; a run killed in between repeats a step, which is harmless."""
+        """Write the record. A run that is killed before this repeats the step, which is
+        harmless.
+        """
         from pipeline.files.atomic_files import write_text
 
         write_text(self.file, json.dumps(self.done, indent=1) + "\n")
@@ -83,7 +95,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Demo:
-    """The demo's options; two runs with other ones do not share a folder."""
+    """The demo's options. A folder belongs to one set of options."""
 
     task: str
     train: int
@@ -108,8 +120,10 @@ class DemoRow:
     @property
     def accuracy(self) -> str:
         """Mean and standard deviation over seeds."""
-        spread = f" ± {statistics.stdev(self.accuracies):.1f}" if len(self.results) > 1 else ""
-        return f"{statistics.mean(self.accuracies):.1f}{spread}"
+        text = f"{statistics.mean(self.accuracies):.1f}"
+        if len(self.results) > 1:
+            text += f" ± {statistics.stdev(self.accuracies):.1f}"
+        return text
 
     @property
     def seconds(self) -> float:
@@ -155,10 +169,10 @@ class DemoRow:
 def command(
     out, task, videos, val_videos, test_videos, seeds, seed, images, workers, device
 ) -> int:
-    """Generate digit videos, train on them from end to end, and print how far each head gets.
+    """Generate digit videos, run every stage on them, and print the accuracy of each head.
 
-    Digits bounce about and one pair of them meets: which two? Pooled features see which digits are
-    there; the graph of overlapping boxes joins those that meet. A rerun continues where the last
+    Digits bounce about and one pair of them meets: which two? Pooled features show which digits are
+    there. The graph of overlapping boxes joins those that meet. A rerun continues where the last
     one stopped.
     """
     from pipeline.digits import TASKS, load_images
@@ -182,7 +196,7 @@ def command(
 
 
 def _open(out: Path, asked: Demo) -> Steps:
-    """The record of the steps in OUT; ValueError if the demo that is there was another one."""
+    """Read the record of the steps in `out`; ValueError if the demo there has other options."""
     from pipeline.files.atomic_files import make_folder
     from pipeline.files.owners import remove_abandoned
 
@@ -191,12 +205,15 @@ def _open(out: Path, asked: Demo) -> Steps:
     file, mine = out / "steps.json", {"asked": asdict(asked)}
     there = json.loads(file.read_text(encoding="utf-8")) if file.exists() else mine
     if there["asked"] != mine["asked"]:
-        keys = [key for key, value in mine["asked"].items() if there["asked"].get(key) != value]
-        shown = "; ".join(
-            f"{key} {there['asked'].get(key)!r} there, {mine['asked'][key]!r} asked for"
-            for key in keys
+        differences = []
+        for key, value in mine["asked"].items():
+            found = there["asked"].get(key)
+            if found != value:
+                differences.append(f"{key} {found!r} there, {value!r} asked for")
+        raise ValueError(
+            f"{out}: holds another demo ({'; '.join(differences)}); choose another --out, or "
+            f"delete it"
         )
-        raise ValueError(f"{out}: holds another demo ({shown}); choose another --out, or delete it")
     return Steps(file, there)
 
 
@@ -217,7 +234,7 @@ def _videos(
 def _networks(
     steps: Steps, out: Path, asked: Demo, images: "dict[str, Images]"
 ) -> tuple[Path, Path]:
-    """Pre-trains the digit network and fits the RPN; returns their weights."""
+    """Pre-train the digit network, fit the RPN, and return the files of their weights."""
     import numpy as np
 
     from heads.reproduction.pretraining import Pretraining, pretrain
@@ -255,7 +272,7 @@ def _networks(
 
 
 def _config(asked: Demo, backbone: Path, rpn: Path) -> "ExtractConfig":
-    """What stage one computes: every frame of a video, whole, and its boxes by the RPN."""
+    """Configure stage one: every frame of a video, uncropped, and boxes by the RPN."""
     from pipeline.digits import TASKS
     from pipeline.stages.config import ExtractConfig
     from pipeline.views.sampling import Sampling
@@ -275,7 +292,7 @@ def _config(asked: Demo, backbone: Path, rpn: Path) -> "ExtractConfig":
 
 
 def _cache(steps: Steps, out: Path, config: "ExtractConfig", device: str) -> None:
-    """Stages one and two, as `vidgraph extract` and `vidgraph graphs` run them."""
+    """Run stages one and two as `vidgraph extract` and `vidgraph graphs` do."""
     from cli.extract import default_workers
     from cli.extract import run as run_extract
     from pipeline.manifests.manifest import read_manifest
@@ -286,9 +303,9 @@ def _cache(steps: Steps, out: Path, config: "ExtractConfig", device: str) -> Non
 
     def extract() -> dict:
         options = RunOptions(device=device, batch=VIEWS, workers=default_workers(device))
-        if code := run_extract(
-            config, read_manifest(out / "videos" / "manifest.csv"), cache, options
-        ):
+        manifest = read_manifest(out / "videos" / "manifest.csv")
+        code = run_extract(config, manifest, cache, options)
+        if code:
             raise RuntimeError(
                 f"{cache}: the demo's own videos failed to extract (exit code {code}); see above"
             )
@@ -304,7 +321,7 @@ def _cache(steps: Steps, out: Path, config: "ExtractConfig", device: str) -> Non
 
 @dataclass(frozen=True)
 class DemoRun:
-    """One training run, as a worker process gets it."""
+    """One training run, as it is sent to a worker process."""
 
     recipe: str
     seed: int
@@ -314,13 +331,13 @@ class DemoRun:
 
 
 def train_one(run: DemoRun) -> "Result":
-    """What a worker process does with a run."""
+    """Train one run in a worker process."""
     from heads.config.recipe import read_recipe
     from heads.runs.folder_lock import print_waiting
     from heads.training.train import train
     from pipeline.cache.reader import Cache
 
-    # The demo says one line per head; each run's own lines are in its log.
+    # The demo prints one line per head. Each run's own lines are in its log.
     return train(
         read_recipe(run.recipe),
         Cache(run.cache),
@@ -332,8 +349,9 @@ def train_one(run: DemoRun) -> "Result":
 
 
 def _train(steps: Steps, out: Path, seeds: int, device: str) -> list[DemoRow]:
-    """Trains every head with every seed: on a CPU one run per core, since heads this small gain
-    nothing from a second one.
+    """Train every head with every seed.
+
+    On a CPU there is one run per core: heads this small gain nothing from a second core.
     """
     from heads.config.recipe import read_recipe
     from pipeline.workers.cores import cores_here
@@ -345,7 +363,11 @@ def _train(steps: Steps, out: Path, seeds: int, device: str) -> list[DemoRow]:
         for name in RECIPES
         for seed in range(seeds)
     ]
-    before = {run.folder for run in todo if (run.folder / "metrics.json").exists()}
+    before = set()
+    for run in todo:
+        if (run.folder / "metrics.json").exists():
+            before.add(run.folder)
+
     workers = min(cores_here(), len(todo) - len(before)) if device == "cpu" else 0
     rows = [DemoRow(read_recipe(name).head.name, []) for name in RECIPES]
     with WorkerPool(train_one, workers if workers > 1 else 0) as pool:
@@ -356,7 +378,9 @@ def _train(steps: Steps, out: Path, seeds: int, device: str) -> list[DemoRow]:
             row.results.append(result)
             if len(row.results) == seeds:
                 known = sum(one.folder in before for one in todo[k + 1 - seeds : k + 1])
-                again = f"; {known} of {seeds} runs were trained before" if known else ""
+                again = ""
+                if known:
+                    again = f"; {known} of {seeds} runs were trained before"
                 say(
                     f"    {row.head}: {row.accuracy} % of test videos right, {row.seconds:.1f} s "
                     f"a run{again}"
@@ -372,9 +396,9 @@ def _report(out: Path, asked: Demo, rows: list[DemoRow], seconds: float) -> None
 
     task = TASKS[asked.task]()
     seeds = len(rows[0].results)
-    title = f"{asked.task}: {asked.test:,} test videos" + (
-        f", mean ± standard deviation over {seeds} seeds" * (seeds > 1)
-    )
+    title = f"{asked.task}: {asked.test:,} test videos"
+    if seeds > 1:
+        title += f", mean ± standard deviation over {seeds} seeds"
     table = Table(title=title, title_justify="left")
     for name in ("head", "top-1 %", "parameters", "s per run"):
         table.add_column(name, justify="left" if name == "head" else "right")
@@ -394,8 +418,7 @@ def _report(out: Path, asked: Demo, rows: list[DemoRow], seconds: float) -> None
         for row in rows
     }
     write_text(out / "results.json", json.dumps(record, indent=1) + "\n")
-    command = (
-        "vidgraph" if shutil.which("vidgraph") else sys.argv[0]
-    )  # make runs it from an environment that is not active
+    # make runs the demo from an environment that is not active: then name the whole path.
+    command = "vidgraph" if shutil.which("vidgraph") else sys.argv[0]
     took = {"minutes": math.floor(seconds / 60), "seconds": seconds % 60}
     click.echo(NEXT.replace("vidgraph ", f"{command} ").format(out=visible(str(out)), **took))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cli._options import device_option, say_cost
+from cli._options import device_option, plugin_option, say_cost
 from cli._say import say
 
 
@@ -64,6 +64,7 @@ from cli._say import say
     type=click.Path(path_type=Path),
     help="With --ensemble: a folder for the sums and their figures.",
 )
+@plugin_option
 def command(
     runs,
     cache,
@@ -78,19 +79,23 @@ def command(
     ensemble,
     into,
 ) -> int:
-    """Evaluate the checkpoint in the folder RUN, or in each of several; predictions and figures are
-    written there, those of another phase (--phase) beside those of the run.
+    """Evaluate the trained head in the folder RUN, or in each of several.
 
-    With --ensemble the runs count as one: for every video their scores are summed, from the
-    predictions that evaluating each has left in its folder. `vidgraph evaluate runs/ean8 runs/ean16
-    --ensemble` is EAN's of 8 and 16 frames.
+    Predictions and figures are written to that folder, those of another phase (--phase) beside
+    those of the run.
+
+    With --ensemble the runs count as one: their scores are summed, video by video. It reads the
+    predictions that evaluating each run has written. `vidgraph evaluate runs/ean8 runs/ean16
+    --ensemble` is EAN's ensemble of 8 and 16 frames.
     """
-    settings = {
-        name: value for name, value in (("aggregate", aggregate), ("scores", scores)) if value
-    }
+    settings = {}
+    if aggregate:
+        settings["aggregate"] = aggregate
+    if scores:
+        settings["scores"] = scores
     if phase and checkpoint:
         raise click.UsageError(
-            "--phase and --checkpoint: expected one; a phase has one checkpoint, what it ended with"
+            "--phase and --checkpoint: expected one of them; a phase has one checkpoint, its last"
         )
     if ensemble:
         given = {
@@ -99,14 +104,15 @@ def command(
             "--checkpoint": checkpoint,
             "--phase": phase,
         }
-        if wrong := next((option for option, value in given.items() if value), None):
-            raise click.UsageError(
-                f"{wrong} says nothing about an ensemble: it sums stored predictions"
-            )
+        for option, value in given.items():
+            if value:
+                raise click.UsageError(
+                    f"{option} does not apply to --ensemble, which sums stored predictions"
+                )
         return _ensemble(runs, split, settings, into)
     if into is not None:
         raise click.UsageError(
-            "--into belongs to --ensemble; an evaluation writes to the run's folder"
+            "--into goes with --ensemble only; an evaluation writes to the run's folder"
         )
     say_cost(precision, device)
     for run in runs:

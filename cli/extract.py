@@ -43,12 +43,11 @@ RESUME = "stopped; finished shards are kept, the same command resumes"
     help="Print a job-array script for sbatch that does this (see --slurm, --jobs).",
 )
 def command(**given) -> int:
-    """Decode, run the frozen backbone and the source of boxes, and store the results in sharded
-    HDF5.
+    """Decode videos, run the frozen networks, and store the results in sharded HDF5.
 
-    Shards that are complete are left alone, so the same command resumes a run that was stopped;
-    several runs at the same time share the work. Clips that cannot be read are recorded in their
-    shard's statistics and the exit code is 3.
+    Complete shards are skipped, so the same command resumes a stopped run. Several runs at the same
+    time share the work. Clips that cannot be read are recorded in their shard's statistics, and the
+    exit code is then 3.
     """
     if given["print_sbatch"]:
         return _print_sbatch(given)
@@ -56,11 +55,10 @@ def command(**given) -> int:
         from pipeline.manifests.manifest import read_manifest
 
         engine = engine_of(given, given["cache"] / "logs")
-        if (
-            engine is None and given["root"] and not given["root"].is_dir()
-        ):  # elsewhere, workers see it
+        # With an engine only the workers need to see the videos.
+        if engine is None and given["root"] and not given["root"].is_dir():
             raise ValueError(
-                f"--root: expected the folder of the videos, there is none at {given['root']}"
+                f"--root: expected the folder of the videos, there is no folder {given['root']}"
             )
         manifest = read_manifest(given["manifest"], given["root"])
         options = _run_options(given, elsewhere=engine is not None)
@@ -81,8 +79,7 @@ def _print_sbatch(given: dict) -> int:
     for name in ("dask", "scheduler", "shards"):
         if given[name] is not None:
             raise click.UsageError(
-                f"--print-sbatch and --{name.removesuffix('s')}: expected one of them; leave one "
-                f"out"
+                f"--print-sbatch and --{name.removesuffix('s')}: expected one of them, got both"
             )
     manifest = read_manifest(given["manifest"], given["root"])
     shards = count_shards(
@@ -90,9 +87,8 @@ def _print_sbatch(given: dict) -> int:
     )
     logs = given["cache"] / "logs"
     script = sbatch_script(given, shards, logs)
-    logs.mkdir(
-        parents=True, exist_ok=True
-    )  # Slurm makes no folders, and tasks whose output has none fail without a word
+    # Slurm makes no folders. A task whose output has none fails without a message.
+    logs.mkdir(parents=True, exist_ok=True)
     click.echo(script, nl=False)
     return 0
 
@@ -100,7 +96,7 @@ def _print_sbatch(given: dict) -> int:
 def run(
     config, manifest, cache: Path, options, shards=None, redo: bool = False, engine=None
 ) -> int:
-    """Extracts with a progress display, prints what came out and returns the exit code."""
+    """Extract with a progress display, print what came out, and return the exit code."""
     from contextlib import ExitStack
 
     from pipeline.stages.extract import extract
@@ -114,18 +110,21 @@ def run(
 
         def announce(todo: int, total: int):
             if todo < total:
-                say(
-                    f"resuming: {total - todo:,} of {total:,} clips lie in finished shards",
-                    err=True,
-                )
+                finished = f"{total - todo:,} of {total:,} clips"
+                say(f"resuming: {finished} are in finished shards", err=True)
             return stack.enter_context(progress("extract", todo, "clips"))
 
         summary = extract(
             config, manifest, cache, options, shards, redo, announce, engine, say_aside
         )
     rate = summary.clips / max(summary.seconds, 1e-9)
-    done = f"{summary.clips:,} clips, {summary.views:,} views in {summary.seconds:,.1f} s ({rate:.2f} clips/s)"
-    say(f"{cache}: {done if summary.shards else 'every shard was complete already'}")
+    if summary.shards:
+        say(
+            f"{cache}: {summary.clips:,} clips, {summary.views:,} views in "
+            f"{summary.seconds:,.1f} s ({rate:.2f} clips/s)"
+        )
+    else:
+        say(f"{cache}: every shard was complete already")
     _report_relabelled(summary.relabelled, manifest.path, cache)
     _report_warnings(summary.warnings, cache)
     return max(
@@ -148,9 +147,7 @@ def _report_failures(failures: list[dict], clips: int, cache: Path) -> int:
 
 
 def _report_warnings(warnings: list[dict], cache: Path) -> None:
-    """Prints what looks wrong with clips that were stored nevertheless. It does not change the exit
-    code.
-    """
+    """Print what looks wrong with clips that were stored anyway. The exit code stays 0."""
     for warning in warnings[:10]:
         warn(f"  warning: {warning['clip']}: {warning['message']}")
     if len(warnings) > 10:
@@ -158,57 +155,65 @@ def _report_warnings(warnings: list[dict], cache: Path) -> None:
 
 
 def _report_changed(changed: list[str], cache: Path) -> int:
+    if not changed:
+        return 0
     if len(changed) == 1:
         found = f"1 clip in finished shards ({changed[0]}) has another video now; to redo it"
     else:
-        some = ", ".join(changed[:3]) + ", …" * (len(changed) > 3)
-        found = f"{len(changed):,} clips in finished shards ({some}) have other videos now; to redo them"
-    if changed:
-        say(f"{found}: {_repair(cache)} --changed", err=True)
-    return 3 if changed else 0
+        found = (
+            f"{len(changed):,} clips in finished shards ({_first(changed)}) have other videos now; "
+            f"to redo them"
+        )
+    say(f"{found}: {_repair(cache)} --changed", err=True)
+    return 3
+
+
+def _first(clips: list[str]) -> str:
+    """The first three names of a list."""
+    text = ", ".join(clips[:3])
+    if len(clips) > 3:
+        text += ", …"
+    return text
 
 
 def _report_relabelled(clips: list[str], manifest: Path, cache: Path) -> None:
-    if clips:
-        some = ", ".join(clips[:3]) + ", …" * (len(clips) > 3)
-        which = (
-            "1 clip has another label or split"
-            if len(clips) == 1
-            else f"{len(clips):,} clips have other labels or splits"
-        )
-        use = f"--manifest {shlex.quote(str(manifest))}"
-        warn(f"{which} in {manifest} than in the copy in {cache} ({some})")
-        warn(f"train, ablate and finetune read the copy; give them {use} for the new ones")
+    if not clips:
+        return
+    if len(clips) == 1:
+        which = "1 clip has another label or split"
+    else:
+        which = f"{len(clips):,} clips have other labels or splits"
+    use = f"--manifest {shlex.quote(str(manifest))}"
+    warn(f"{which} in {manifest} than in the copy in {cache} ({_first(clips)})")
+    warn(f"train, ablate and finetune read the copy; give them {use} for the new ones")
 
 
 def _repair(cache: Path) -> str:
-    """The command, to be copied."""
+    """The command that repairs a cache, ready to be copied."""
     return f"vidgraph repair --cache {shlex.quote(str(cache))}"
 
 
 def _run_options(given: dict, elsewhere: bool):
-    """How the work is done; `elsewhere`, each worker finds out what its machine has."""
+    """Collect the options of a run. On other machines each worker picks its own device."""
     from pipeline.stages.extract import RunOptions
 
-    return RunOptions(
-        device=given["device"] if elsewhere else pick_device(given["device"]),
-        **{
-            key: given[key]
-            for key in (
-                "batch",
-                "workers",
-                "time_limit",
-                "compile",
-                "compression",
-                "shard_bytes",
-                "shard_size",
-            )
-        },
-    )
+    device = given["device"]
+    if not elsewhere:
+        device = pick_device(device)
+    names = [
+        "batch",
+        "workers",
+        "time_limit",
+        "compile",
+        "compression",
+        "shard_bytes",
+        "shard_size",
+    ]
+    return RunOptions(device=device, **{name: given[name] for name in names})
 
 
 def default_workers(device: str) -> int:
-    """Decode processes where nobody says how many; see `pipeline.stages.extract.decoders_for`."""
+    """The default number of decode processes; see `pipeline.stages.extract.decoders_for`."""
     from pipeline.stages.extract import decoders_for
     from pipeline.workers.cores import cores_here
 

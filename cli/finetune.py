@@ -5,51 +5,34 @@ from pathlib import Path
 
 import click
 
-from cli._extraction import config_of, network_options, views_options
+from cli._extraction import SAMPLING, config_of, network_options, views_options
 from cli._interrupt import stoppable
-from cli._options import device_option, say_cost, set_option, time_limit_option, together
+from cli._options import (
+    device_option,
+    plugin_option,
+    say_cost,
+    set_option,
+    time_limit_option,
+    together,
+)
 from cli._say import say
 
-# Options of `vidgraph extract` that say what the frames and the networks are: a cache knows them, a
-# run without one is told.
+# Options of `vidgraph extract` that describe frames and networks. A cache records them. A run
+# without a cache takes them from the command line.
 OF_EXTRACTION = (
-    *(
-        "frames",
-        "sampling",
-        "fps",
-        "source_fps",
-        "size",
-        "train_views",
-        "train_crop",
-        "flip",
-        "flip_protect",
-    ),
-    *(
-        "test_clips",
-        "test_crops",
-        "test_short_side",
-        "backbone",
-        "cut",
-        "proposals",
-        "proposal_size",
-    ),
-    *("boxes", "roi_pool", "decoder", "allow_truncated", "pixel_aspect", "frame_pattern"),
+    *SAMPLING,
+    *("test_crops", "backbone", "cut", "proposals", "proposal_size", "boxes", "roi_pool"),
+    *("decoder", "allow_truncated", "pixel_aspect", "frame_pattern"),
 )
-MOVED = (
-    "weights",
-    "annotations",
-    "proposal_weights",
-)  # files: of the extraction, or where they are now
-CONFIG = (
-    "backbone_options",
-    "proposal_options",
-    "sampling",
-)  # tables that --set changes without a cache
+# Files of the extraction. With a cache these options say where they are now.
+MOVED = ("weights", "annotations", "proposal_weights")
+# Tables of the extraction that --set changes if there is no cache.
+CONFIG = ("backbone_options", "proposal_options", "sampling")
 RESUME = "stopped; the last checkpoint is kept, the same command continues from it"
 
 
 def _running(function):
-    """The options that say how the work is done."""
+    """Add the options that choose how the work is done."""
     options = (
         click.option(
             "--precision",
@@ -97,7 +80,7 @@ def _running(function):
 
 
 def _trained(function):
-    """The options that say what is trained from what."""
+    """Add the options that choose what is trained, and from which weights."""
     options = (
         click.option(
             "--phase",
@@ -168,16 +151,16 @@ def _trained(function):
 )
 @_trained
 @_running
+@plugin_option
 @click.pass_context
 def command(ctx, **given) -> int:
-    """Train a phase of RECIPE from frames: the head with its backbone, and evaluate it on val and
-    test.
+    """Train the head of RECIPE with its backbone, from frames, and evaluate it on val and test.
 
-    With --cache everything is as in the extraction, and live logits must equal cached ones before
-    the first step. Without one, the options of `vidgraph extract` say which frames and networks: so
-    a backbone is trained before its cache. The checkpoints are weights for `vidgraph extract
-    --weights RUN/best.pt`. Several GPUs: `torchrun --nproc-per-node 8 --no-python -- vidgraph
-    finetune ...`.
+    With --cache, frames and networks are those of the extraction. Before the first step, the logits
+    from frames must equal those from the cache. Without --cache, the options of `vidgraph extract`
+    choose frames and networks: this trains a backbone before its cache is made. Its checkpoints are
+    weights for `vidgraph extract --weights RUN/best.pt`. Several GPUs: `torchrun --nproc-per-node 8
+    --no-python -- vidgraph finetune ...`.
 
     A recipe without phases is trained as it stands, with --train-from. Exit code 3: some clips
     could not be decoded.
@@ -186,11 +169,13 @@ def command(ctx, **given) -> int:
         raise click.UsageError(
             "expected --cache, or --manifest and the options of `vidgraph extract`"
         )
-    told = [p for p in ctx.command.params if p.name in OF_EXTRACTION and _is_told(ctx, p.name)]
-    if given["cache"] is not None and told:
-        raise click.UsageError(
-            f"{told[0].opts[0]}: --cache knows it; leave it out, or train without a cache"
-        )
+    if given["cache"] is not None:
+        for parameter in ctx.command.params:
+            if parameter.name in OF_EXTRACTION and _is_given(ctx, parameter.name):
+                raise click.UsageError(
+                    f"{parameter.opts[0]}: the cache fixes this; leave it out, or train without "
+                    f"--cache"
+                )
     with stoppable(RESUME):
         return _run(ctx, given)
 
@@ -199,13 +184,14 @@ def command(ctx, **given) -> int:
 @views_options
 @network_options
 def _of_extraction(**given) -> None:
-    """Only for its options."""
+    """Not a command: it exists for its options, which `finetune` takes over."""
 
 
 command.params += [p for p in _of_extraction.params if p.name in (*OF_EXTRACTION, *MOVED)]
 
 
-def _is_told(ctx: click.Context, name: str) -> bool:
+def _is_given(ctx: click.Context, name: str) -> bool:
+    """Return whether the command line has this option."""
     return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
@@ -222,18 +208,26 @@ def _run(ctx: click.Context, given: dict) -> int:
     keep_freed_memory()
     cache = None if given["cache"] is None else Cache(given["cache"])
     settings = given.pop("settings")
-    own = {
-        key: value
-        for key, value in settings.items()
-        if cache is not None or key.partition(".")[0] not in CONFIG
-    }
+
+    # Without a cache, --set also changes tables of the extraction's configuration.
+    own, extraction = {}, {}
+    for key, value in settings.items():
+        if cache is None and key.partition(".")[0] in CONFIG:
+            extraction[key] = value
+        else:
+            own[key] = value
+
     keys = ("train_from", "frozen_bn", "backbone_lr")
     plain = read_recipe(given["recipe"], own)
     recipe, phase = frames_phase(
         plain, given["phase"], **{key: given[key] for key in keys if given[key] is not None}
     )
-    weights, annotations, of_boxes = (given[key] if _is_told(ctx, key) else None for key in MOVED)
-    moved = MovedFiles(given["root"], weights, annotations, of_boxes)
+
+    files = dict.fromkeys(MOVED)
+    for key in MOVED:
+        if _is_given(ctx, key):
+            files[key] = given[key]
+    moved = MovedFiles(given["root"], *files.values())
     fresh = given["views"] and given["views"] == "fresh"
     reading = SourceOptions(fresh, moved, given["workers"], given["time_limit"], given["check"])
     how = FrameRunOptions(
@@ -245,14 +239,16 @@ def _run(ctx: click.Context, given: dict) -> int:
     )
     if os.environ.get("RANK", "0") == "0":
         say_cost(given["precision"], given["device"])
-    name = (
-        recipe.name
-        if plain.phases and cache is not None
-        else f"{recipe.name}-{phase.name if plain.phases else 'frames'}"
-    )
+
+    if not plain.phases:
+        name = f"{recipe.name}-frames"
+    elif cache is None:
+        name = f"{recipe.name}-{phase.name}"
+    else:
+        name = recipe.name
+
     config = None
     if cache is None:
-        extraction = {key: value for key, value in settings.items() if key not in own}
         config = config_of(
             {
                 **given,
@@ -275,16 +271,19 @@ def _run(ctx: click.Context, given: dict) -> int:
         device=given["device"],
         say=say,
     )
-    if os.environ.get("RANK", "0") != "0":  # one of torchrun's processes; the first one says it
+    # Under torchrun only the first process prints.
+    if os.environ.get("RANK", "0") != "0":
         return 0
-    title = f"{recipe.name}, {phase.name}, seed {given['seed']}: {result.parameters:,} parameters, epoch {result.best_epoch}"
+    title = (
+        f"{recipe.name}, {phase.name}, seed {given['seed']}: {result.parameters:,} parameters, "
+        f"epoch {result.best_epoch}"
+    )
     print_figures(title, result.metrics)
     share = 100 * result.waiting / max(result.seconds, 1e-9)
     say(
-        f"{result.epochs} epochs in {result.seconds:.1f} s, of which {share:.1f} % waiting for "
-        f"data; {result.folder}"
+        f"{result.epochs} epochs in {result.seconds:.1f} s, {share:.1f} % of it waiting for data; "
+        f"{result.folder}"
     )
-    alone = (
-        int(os.environ.get("WORLD_SIZE", "1")) == 1
-    )  # torchrun takes any other code than 0 for a crash
+    # torchrun takes any other code than 0 for a crash.
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     return 3 if result.undecoded and alone else 0

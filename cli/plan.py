@@ -35,7 +35,7 @@ from cli._say import console, say
 @network_options
 @running_options
 def command(**given) -> int:
-    """Measure a few clips and say what `extract`, with the same options, would take for all.
+    """Measure a few clips and print what `extract` would take for all, with the same options.
 
     Prints bytes per field, shards, seconds, hours of the device with 1, 8 and 64 workers on
     machines like this one, and whether the disk has room. Nothing stays on the disk.
@@ -51,7 +51,7 @@ def command(**given) -> int:
 
     keep_freed_memory()
     manifest = read_manifest(given["manifest"], given["root"])
-    names = (
+    names = [
         "batch",
         "workers",
         "time_limit",
@@ -59,7 +59,7 @@ def command(**given) -> int:
         "compression",
         "shard_bytes",
         "shard_size",
-    )
+    ]
     options = RunOptions(
         device=pick_device(given["device"]), **{name: given[name] for name in names}
     )
@@ -71,16 +71,15 @@ def command(**given) -> int:
         config = config_for(given, manifest)
         say_cost(config.precision, given["device"])
         plan = make_plan(config, manifest, given["cache"], options, given["clips"], announce)
-    return _say(plan, given["cache"])
+    return _print(plan, given["cache"])
 
 
-command.params = [
-    parameter for parameter in command.params if parameter.name != "shards"
-]  # clips come from all of them
+# The measured clips come from all shards.
+command.params = [parameter for parameter in command.params if parameter.name != "shards"]
 
 
-def _say(plan, cache: Path) -> int:
-    """The tables and the lines below them; the exit code."""
+def _print(plan, cache: Path) -> int:
+    """Print the tables and the lines below them, and return the exit code."""
     from rich import box
     from rich.table import Table
 
@@ -123,22 +122,24 @@ def _say(plan, cache: Path) -> int:
     for table, first in ((fields, 4), (workers, 0)):
         for column in table.columns[first:]:
             column.justify = "right"
-    paper = console()
-    paper.print(fields)
-    paper.print(workers)
+    output = console()
+    output.print(fields)
+    output.print(workers)
     parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in plan.parts.items() if seconds)
     say(
         f"measured {plan.measured:,} of {plan.clips:,} clips on {plan.device}: "
         f"{plan.clip_seconds:.3g} s a clip "
         f"({parts}; they overlap), {plan.start_seconds:.1f} s to start"
     )
+
     room = (
         f"{_bytes(plan.bytes)} on the disk, in {plan.shards:,} shards of {plan.per_shard:,} clips"
     )
-    room += f", {_bytes(plan.there)} of it there already" if plan.there else ""
-    verdict = (
-        "it fits" if plan.fits else f"{_bytes(plan.bytes - plan.there - plan.free)} are missing"
-    )
+    if plan.there:
+        room += f", {_bytes(plan.there)} of it there already"
+    verdict = "it fits"
+    if not plan.fits:
+        verdict = f"{_bytes(plan.bytes - plan.there - plan.free)} are missing"
     say(f"{room}; {_bytes(plan.free)} free for {cache}: {verdict}")
     if plan.failed:
         say(
@@ -161,4 +162,6 @@ def _time(seconds: float) -> str:
         return f"{seconds / 86400:,.1f} days"
     if seconds >= 2 * 3600:
         return f"{seconds / 3600:,.1f} h"
-    return f"{seconds / 60:,.1f} min" if seconds >= 120 else f"{seconds:,.0f} s"
+    if seconds >= 120:
+        return f"{seconds / 60:,.1f} min"
+    return f"{seconds:,.0f} s"

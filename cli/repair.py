@@ -1,11 +1,11 @@
-"""`vidgraph repair`: redoes what `verify` or a run found wrong."""
+"""`vidgraph repair`: writes damaged shards and shards with failed clips again."""
 
 from pathlib import Path
 
 import click
 
 from cli._interrupt import stoppable
-from cli._options import FOLDER, device_option, time_limit_option
+from cli._options import FOLDER, device_option, plugin_option, time_limit_option
 from cli._progress import say_aside
 from cli._say import say
 
@@ -32,6 +32,7 @@ _FILE = click.Path(path_type=Path)
 )
 @time_limit_option(120.0)
 @device_option
+@plugin_option
 def command(
     cache: Path,
     root: Path | None,
@@ -43,12 +44,11 @@ def command(
     time_limit: float,
     device: str,
 ) -> int:
-    """Write again exactly the shards that are damaged, missing, or hold failed clips, and their
-    graphs.
+    """Write again the shards that are damaged, missing, or hold failed clips, and their graphs.
 
-    Views that are whole are taken over as they are, where their videos are still the same; only the
-    others are decoded and computed, with the configuration and the batch size that the cache was
-    made with. A shard stays as it was if clips that it holds cannot be read now.
+    Whole views are copied if their videos are still the same. The rest is decoded and computed
+    again, with the configuration and the batch size that the cache was made with. A shard stays as
+    it was if clips that it holds cannot be read now.
     """
     from cli._options import pick_device
     from cli.extract import default_workers, run
@@ -56,7 +56,7 @@ def command(
     from pipeline.stages.repair import MovedFiles, as_extracted, changed_shards, redo_graphs
     from pipeline.stages.verify import bad_shards
 
-    with stoppable("stopped; finished shards are kept, the same command goes on"):
+    with stoppable("stopped; finished shards are kept, the same command resumes"):
         device = pick_device(device)
         workers = default_workers(device) if workers is None else workers
         found, code = bad_shards(cache, workers), 0
@@ -65,11 +65,11 @@ def command(
         if not any(found.values()):
             say(f"{cache}: nothing to repair")
             return 0
-        if features := found["features"]:
-            say(
-                f"{cache}: redoing {len(features)} shards: {', '.join(map(str, features))}",
-                err=True,
-            )
+
+        features = found["features"]
+        if features:
+            listed = ", ".join(map(str, features))
+            say(f"{cache}: redoing {len(features)} shards: {listed}", err=True)
             options = RunOptions(device=device, workers=workers, time_limit=time_limit)
             config, manifest, options = as_extracted(
                 cache, options, MovedFiles(root, weights, annotations, proposal_weights)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import click
 
-from cli._options import commas, shard_numbers
+from cli._options import commas, plugin_option, shard_numbers
 from cli._say import say
 
 
 def node(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    """Click callback: `t,i`, two whole numbers from 0."""
+    """Click callback: parse `t,i`, two whole numbers from 0."""
     if value is None:
         return None
     step, comma, box = value.partition(",")
@@ -96,6 +96,7 @@ def node(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple
     type=click.Path(path_type=Path),
     help="Folder of the videos.  [default: that of the extraction]",
 )
+@plugin_option
 def command(
     clip,
     cache,

@@ -1,12 +1,10 @@
-"""`vidgraph summary`: parameters and multiply-accumulates of a backbone or a head, module by
-module.
-"""
+"""`vidgraph summary`: parameters and multiply-accumulates of a network, module by module."""
 
 from pathlib import Path
 
 import click
 
-from cli._options import set_option
+from cli._options import plugin_option, set_option
 
 
 @click.command("summary")
@@ -38,20 +36,23 @@ from cli._options import set_option
 )
 @click.option("--json", "as_json", is_flag=True, help="Every module and exact numbers, as JSON.")
 @set_option
+@plugin_option
 def command(
     name, frames, size, upto, backbone, nodes, cache, classes, depth, as_json, settings
 ) -> int:
     """Parameters and MACs (multiply-accumulates) of NAME, one clip or view at a time.
 
-    NAME is a backbone, a head, the folder of a run, or a recipe; where two are called the same, the first of these. MACs are
-    those of convolutions and matrix products, by torch.utils.flop_counter; what it leaves out is listed below.
+    NAME is a backbone, a head, the folder of a run, or a recipe. If several have this name, the
+    first of these is taken. MACs are those of convolutions and matrix products, as
+    torch.utils.flop_counter counts them. What it leaves out is listed below.
 
     \b
     vidgraph summary i3d_r50 --set temporal=alternating --set res5_stride=1
     vidgraph summary gos --nodes 50 --set variant=released
     vidgraph summary ean --backbone ean_r50 --frames 8 --set backbone_options.eab=none
 
-    --set takes the options of the backbone or head that is named; for a head, backbone_options.KEY are those of --backbone.
+    --set takes the options of the named backbone or head. For a head, backbone_options.KEY are
+    options of --backbone.
     """
     from cli._counts import print_counts, to_json
     from heads.evaluation.summary import count_named

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from cli._interrupt import stoppable
-from cli._options import device_option, say_cost, set_option
+from cli._options import device_option, plugin_option, say_cost, set_option
 from cli._say import say
 
 
@@ -58,6 +58,7 @@ from cli._say import say
     "--resume/--no-resume", default=True, help="Continue what is in the run folder, or start over."
 )
 @set_option
+@plugin_option
 def command(
     recipe,
     cache,
@@ -73,12 +74,11 @@ def command(
     resume,
     settings,
 ) -> int:
-    """Train the head of RECIPE (a TOML file, or the name of a recipe of the package) and evaluate
-    it on val and test.
+    """Train the head of RECIPE, and evaluate it on val and test.
 
-    Of a recipe with several phases, those that read the cache are trained one after the other;
-    `--set phases.NAME.train.lr=0.1` sets a key of one of them.
-    A run that was stopped continues after its last epoch; one that is finished is read back.
+    RECIPE is a TOML file, or the name of a recipe of the package. If it has several phases, those
+    that read the cache are trained one after the other; `--set phases.NAME.train.lr=0.1` sets a key
+    of one of them. A stopped run continues after its last epoch. A finished run is read back.
     """
     from cli._figures import print_figures
     from heads.config.recipe import read_recipe
@@ -111,7 +111,7 @@ def command(
     )
     share = 100 * result.waiting / max(result.seconds, 1e-9)
     say(
-        f"{result.epochs} epochs in {result.seconds:.1f} s, of which {share:.1f} % waiting for "
-        f"data; {result.folder}"
+        f"{result.epochs} epochs in {result.seconds:.1f} s, {share:.1f} % of it waiting for data; "
+        f"{result.folder}"
     )
     return 0

@@ -20,9 +20,10 @@ from tests.support.crashes import pytest_xdist_make_scheduler  # noqa: F401  (a 
 if os.environ.get("VIDGRAPH_TESTS_HIDE"):
     # Packages that behave as not installed, here and in what the tests start:
     # VIDGRAPH_TESTS_HIDE=decord pytest ...
-    runpy.run_path(str(Path(__file__).with_name("sitecustomize.py")))
+    hidden = Path(__file__).parent / "support" / "hidden_packages"
+    runpy.run_path(str(hidden / "sitecustomize.py"))
     os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH")))
+        filter(None, (str(hidden), os.environ.get("PYTHONPATH")))
     )
 
 BRIGHTER = 4  # grey levels from one frame to the next, more than any codec here blurs

@@ -18,18 +18,19 @@ PIPELINE = {
     "lazy_names": set(),
     "files": set(),
     "text": {"files"},
+    "plugins": {"files", "text"},
     "networks": set(),
     "views": {"text"},
     "manifests": {"files", "text", "views"},
     "video": {"manifests", "text", "views"},
     "regions": set(),
-    "backbones": {"files", "networks", "text"},
-    "proposals": {"files", "networks", "regions", "text"},
+    "backbones": {"files", "networks", "plugins", "text"},
+    "proposals": {"files", "networks", "plugins", "regions", "text"},
     "workers": {"files", "text"},
-    "cache": {"files", "manifests", "workers"},
+    "cache": {"files", "manifests", "plugins", "workers"},
     "stages": {
-        *("files", "text", "views", "manifests", "video", "regions", "backbones", "proposals"),
-        *("workers", "cache"),
+        *("files", "text", "plugins", "views", "manifests", "video", "regions", "backbones"),
+        *("proposals", "workers", "cache"),
     },
     "digits": {"files", "manifests", "video", "backbones", "workers", "cache"},
 }
@@ -37,6 +38,7 @@ HEADS = {
     "interface": set(),
     "papers": {"interface"},
     "zoo": {"interface", "papers"},
+    "plugin_check": {"interface", "zoo"},
     "config": {"zoo"},
     "data": {"interface", "config"},
     "runs": {"interface", "config"},
@@ -49,7 +51,7 @@ HEADS = {
 }
 # What decodes videos or runs a network that proposes boxes, and who may use it.
 NEEDS_FRAMES = {"video", "proposals", "stages"}
-READ_FRAMES = {"finetuning", "drawing", "reporting"}
+READ_FRAMES = {"finetuning", "drawing", "reporting", "plugin_check"}
 ONE_PLACE = {
     "h5py": {"pipeline/cache/shard_writer.py", "pipeline/cache/shard_layout.py"},
     "hdf5plugin": {"pipeline/cache/shard_writer.py", "pipeline/cache/shard_reader.py"},

@@ -8,8 +8,18 @@ import pytest
 
 pytest.importorskip("xdist")
 HERE = Path(__file__).parent
-CONFTEST = f"import sys\nsys.path.insert(0, {str(HERE)!r})\nfrom crashes import pytest_xdist_make_scheduler\n"
-DIES = "import os\ndef test_{k}a(): pass\ndef test_{k}dies(): os.abort()\ndef test_{k}b(): pass\ndef test_{k}c(): pass\n"
+CONFTEST = f"""
+import sys
+sys.path.insert(0, {str(HERE.parent)!r})
+from tests.support.crashes import pytest_xdist_make_scheduler
+"""
+DIES = """
+import os
+def test_{k}a(): pass
+def test_{k}dies(): os.abort()
+def test_{k}b(): pass
+def test_{k}c(): pass
+"""
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -1,5 +1,6 @@
 """The pages in docs/: their code runs as written, and their tables are those of the code."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,11 +8,15 @@ import pytest
 import torch
 
 import heads.zoo
-from heads.config.recipe import read_recipe
-from heads.training.train import train
+from cli.__main__ import main
+from heads.interface.contract import CHECKS, CLASSES, HeadCase
 from heads.zoo import build_head, head_names
+from pipeline import plugins
+from pipeline.backbones import build_backbone
 from pipeline.cache.fields import FIELDS
+from pipeline.cache.reader import Cache
 from tests.support.tiny_cache import Tiny
+from tests.support.tiny_videos import make_videos
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -24,40 +29,89 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 @pytest.fixture
-def pairs(tmp_path, monkeypatch):
-    """The head of the page on adding one, saved beside the others."""
-    (source,) = blocks("adding_a_head.md", "python")
-    assert len(source.splitlines()) <= 45
-    (tmp_path / "pairs.py").write_text(source)
-    monkeypatch.setattr(heads.zoo, "__path__", [*heads.zoo.__path__, str(tmp_path)])
+def vidgraph(tmp_path, monkeypatch, capsys):
+    """A command in a folder with a tiny cache, as in a process of its own; its standard output."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: str) -> str:
+        monkeypatch.setattr(plugins, "_given", {})
+        with pytest.raises(SystemExit) as left:
+            main(list(args))
+        found = capsys.readouterr()
+        assert left.value.code == 0, found.out + found.err
+        return found.out
+
+    return run
+
+
+def code_of(page: str, lines: int) -> str:
+    """The plug-in of a page, which is short."""
+    (source,) = blocks(page, "python")
+    written = [line for line in source.splitlines() if line.strip()]
+    assert len(written) <= lines
     return source
 
 
-def test_the_head_that_the_page_adds_trains_by_the_page_s_recipe(pairs, tmp_path):
-    assert "pairs" in head_names()
+def test_the_head_of_the_page_is_checked_trained_evaluated_and_counted_as_written(
+    vidgraph, tmp_path
+):
+    page = (DOCS / "adding_a_head.md").read_text()
+    (tmp_path / "my_head.py").write_text(code_of("adding_a_head.md", 30))
     (recipe,) = blocks("adding_a_head.md", "toml")
-    (tmp_path / "pairs.toml").write_text(recipe)
-    cache = Tiny().write(tmp_path)
-    result = train(
-        read_recipe(tmp_path / "pairs.toml", {"train.epochs": 3}),
-        cache,
-        tmp_path / "run",
-        say=lambda line: None,
-        device="cpu",
+    (tmp_path / "mine.toml").write_text(recipe)
+    Tiny().write(tmp_path)
+    (tmp_path / "cache").rename(tmp_path / "CACHE")
+    commands = re.findall(r"^vidgraph (.*)$", page, flags=re.M)
+    assert [command.split()[0] for command in commands] == [
+        *("check-plugin", "train", "evaluate", "summary")
+    ]
+    for command in commands:
+        vidgraph(*command.split())
+    metrics = json.loads((tmp_path / "runs/mine-seed0/metrics.json").read_text())
+    assert metrics["metrics"]["test"]["top1"] > 1 / 3
+
+
+def test_the_head_of_the_page_is_a_head_of_the_zoo_when_it_lies_there(tmp_path, monkeypatch):
+    (tmp_path / "my_head.py").write_text(code_of("adding_a_head.md", 30))
+    monkeypatch.setattr(heads.zoo, "__path__", [*heads.zoo.__path__, str(tmp_path)])
+    assert "my_head" in head_names()
+    case = HeadCase(lambda dims: build_head("my_head", dims, CLASSES))
+    for check in CHECKS.values():
+        check(case)
+
+
+def test_the_backbone_and_the_source_of_boxes_of_the_pages_extract_as_written(vidgraph, tmp_path):
+    (tmp_path / "my_backbone.py").write_text(code_of("adding_a_backbone.md", 30))
+    (tmp_path / "my_boxes.py").write_text(code_of("adding_a_source_of_boxes.md", 30))
+    make_videos(tmp_path, clips=3)
+    (tmp_path / "manifest.csv").rename(tmp_path / "clips.csv")
+    name = plugins.give_file("my_backbone.py")
+    torch.save(build_backbone(name, width=32).state_dict(), "my.pt")
+    small = ["--device", "cpu", "--workers", "0", "--frames", "4", "--size", "64"]
+
+    check, extract = re.findall(
+        r"^vidgraph (.*)$", (DOCS / "adding_a_backbone.md").read_text(), flags=re.M
     )
-    assert result.metrics["test"]["top1"] > 1 / 3
+    vidgraph(*check.split())
+    vidgraph(*extract.split(), *small, "--proposals", "grid", "--keep", "pooled,nodes")
+    assert Cache("CACHE")["train"].shape("pooled") == (4, 128)
+
+    (tmp_path / "CACHE").rename(tmp_path / "first")
+    check, extract = re.findall(
+        r"^vidgraph (.*)$", (DOCS / "adding_a_source_of_boxes.md").read_text(), flags=re.M
+    )
+    vidgraph(*check.split())
+    options = ("--backbone", "digit_cnn", "--weights", "none")
+    vidgraph(*extract.split(), *small, *options)
+    assert Cache("CACHE")["train"].shape("boxes") == (4, 5, 4)
 
 
-def test_the_head_that_the_page_adds_ignores_padded_regions(pairs, tmp_path):
-    cache = Tiny().write(tmp_path)
-    from heads.data.splits import cache_dims
-    from heads.interface.clips import clips_of
-
-    head = build_head("pairs", cache_dims(cache), 3)
-    batch = cache["train"].batch([0, 1], fields=head.needs)
-    clips, noisy = clips_of(batch), clips_of(batch)
-    noisy.nodes[~noisy.valid] = 7.0
-    assert torch.equal(head(clips).logits, head(noisy).logits)
+@pytest.mark.parametrize("kind", [plugins.HEAD, plugins.BACKBONE, plugins.PROPOSALS])
+def test_the_pages_name_the_groups_of_entry_points(kind):
+    page = {"vidgraph.heads": "head", "vidgraph.backbones": "backbone"}.get(
+        kind.group, "source_of_boxes"
+    )
+    assert f"\n{kind.group} =\n" in (DOCS / f"adding_a_{page}.md").read_text()
 
 
 @pytest.mark.parametrize("block", range(2))

@@ -71,8 +71,8 @@ TREE = {
     "heads/training/__init__.py": '''
         """Training."""
 
-        from heads.config.training_options._learner import Learner as Teacher
-        from pipeline.cache.reader import open_cache
+        from heads.training._learner import Learner as Teacher
+        from pipeline.cache import open_cache
 
 
         def _hidden(value):

@@ -70,7 +70,7 @@ assert importlib.metadata.version("numpy") == numpy.__version__
 def test_a_package_that_the_tests_hide_is_as_if_not_installed_in_the_programs_that_they_start():
     env = {
         **os.environ,
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": str(Path(__file__).parent / "support" / "hidden_packages"),
         "VIDGRAPH_TESTS_HIDE": "click, dask_jobqueue",
     }
     done = subprocess.run([sys.executable, "-c", HIDDEN], env=env, capture_output=True, text=True)

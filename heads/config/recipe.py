@@ -37,6 +37,7 @@ from heads.config.recipe_tables import DataOptions, EvaluationOptions, HeadChoic
 from heads.config.training_options import Training
 from heads.zoo import check_options
 from pipeline.files.regular_files import MOST_TEXT, read_small
+from pipeline.plugins import given_name
 from pipeline.text import text_files as texts
 from pipeline.text.suggestions import nearest
 
@@ -227,8 +228,10 @@ def recipe_with(
     it, in the folder `beside`, by default the working directory. ValueError names `where`, by
     default the file.
     """
+    give_plugins(table, path.parent, where or str(path))
     for key, value in settings.items():
         _put(table, key, value)
+    give_plugins(table, beside or Path.cwd(), where or str(path))  # paths that `settings` name
     listed = (
         table.get("data", {}).get("class_list") if isinstance(table.get("data"), dict) else None
     )
@@ -239,6 +242,32 @@ def recipe_with(
         )
     table.setdefault("name", path.stem)
     return recipe_from(table, where or str(path))
+
+
+def give_plugins(table: Mapping[str, Any], folder: Path, where: str) -> None:
+    """Replace the paths of plug-in files in a recipe's tables of heads, in place, by the names of
+    `pipeline.plugins.give_file`: a recipe that a person names may execute what it names.
+
+    Args:
+        table: the tables of a recipe, as TOML has them.
+        folder: what relative paths start from.
+        where: the recipe, for messages.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    phases = table.get("phases")
+    tables = [table, *(phases if isinstance(phases, list) else ())]
+    for one in tables:
+        head = one.get("head") if isinstance(one, Mapping) else None
+        if not isinstance(head, dict):
+            continue
+        for key in ("name", "backbone"):  # some heads continue a backbone
+            if isinstance(head.get(key), str):
+                try:
+                    head[key] = given_name(head[key], folder)
+                except ValueError as error:
+                    raise ValueError(f"{where}, head.{key}: {error}") from None
 
 
 def recipe_from(table: Mapping[str, Any], where: str = "recipe") -> Recipe:

@@ -29,16 +29,17 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from heads.config.member import Member
-from heads.config.recipe import Recipe, read_toml, recipe_path, recipe_with, validated
+from heads.config.recipe import Recipe, give_plugins, read_toml, recipe_path, recipe_with, validated
 from heads.config.recipe_tables import check_name
 from heads.config.training_options import Count
 from heads.zoo import head_names
+from pipeline.plugins import HEAD, display_name, given_name, is_known, is_recorded
 from pipeline.text.suggestions import nearest
 
 FOLDER = Path(__file__).parents[1] / "studies"
@@ -203,7 +204,10 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def _expand(file: StudyFile, path: Path, given: dict[str, Any]) -> StudyPlan:
     """Return all rows of a study; errors of its recipes name the row."""
+    file = _with_given_heads(file, path.parent)
     fixed = {**file.set, **dict(_flat(given))}
+    if "head" in fixed:
+        fixed["head"] = _given_head(fixed["head"], Path.cwd())
     _check_keys(fixed, file.grid)
 
     # A list of classes that is given on the command line lies relative to the working directory.
@@ -215,7 +219,8 @@ def _expand(file: StudyFile, path: Path, given: dict[str, Any]) -> StudyPlan:
     for base, recipe_file in _bases(file, path):
         own = base["head"].get("name") if isinstance(base.get("head"), dict) else None
         for choice in file.grid.get("head", [fixed.get("head", own)]):
-            head = choice["name"] if isinstance(choice, dict) else choice
+            head_name = choice["name"] if isinstance(choice, dict) else choice
+            head = display_name(head_name) if isinstance(head_name, str) else head_name
             heads.add(head)
 
             keys: dict[str, Any] = {}
@@ -281,7 +286,9 @@ def _bases(file: StudyFile, path: Path) -> Iterator[tuple[dict[str, Any], Path]]
     """Yield the tables of each recipe, and its file."""
     for name in file.recipes:
         found = recipe_path(name, path.parent)
-        yield read_toml(found), found.resolve()
+        table = read_toml(found)
+        give_plugins(table, found.parent, str(found))
+        yield table, found.resolve()
     if not file.recipes:
         table = {key: getattr(file, key) for key in TABLES}
         yield {"source": file.source or f"study {file.name}", "ours": file.ours, **table}, path
@@ -289,7 +296,16 @@ def _bases(file: StudyFile, path: Path) -> Iterator[tuple[dict[str, Any], Path]]
 
 def _check_keys(fixed: Mapping[str, Any], grid: Mapping[str, Any]) -> None:
     """Raise ValueError for a key that no recipe can have, or a grid's values that are no list."""
-    firsts = (*KEYS, *head_names())
+    choices = list(grid["head"]) if isinstance(grid.get("head"), list) else []
+    if "head" in fixed:
+        choices.append(fixed["head"])
+    plugins = []
+    for choice in choices:
+        name = choice.get("name") if isinstance(choice, dict) else choice
+        if isinstance(name, str) and is_recorded(name):
+            plugins.append(display_name(name))
+
+    firsts = (*KEYS, *head_names(), *plugins)
     for key in (*fixed, *grid):
         first = key.partition(".")[0]
         if first not in firsts:
@@ -305,9 +321,6 @@ def _check_keys(fixed: Mapping[str, Any], grid: Mapping[str, Any]) -> None:
         if key in fixed:
             raise ValueError(f"{key}: expected it in [grid], or in [set] or --set; got both")
 
-    choices = list(grid.get("head", ()))
-    if "head" in fixed:
-        choices.append(fixed["head"])
     for choice in choices:
         name = choice.get("name") if isinstance(choice, dict) else choice
         if not isinstance(name, str):
@@ -315,7 +328,7 @@ def _check_keys(fixed: Mapping[str, Any], grid: Mapping[str, Any]) -> None:
                 f"head: expected the name of a head, or a table with a name and options, got "
                 f"{choice!r}"
             )
-        if name not in head_names():
+        if not is_known(HEAD, name):
             raise ValueError(f"no head {name!r}: {nearest(name, head_names())}")
 
 
@@ -338,10 +351,31 @@ def _recipe_key(key: str, head: str) -> str:
 
 def _shown(choice: str | dict[str, Any]) -> str:
     """Return a head for a person: its name, and the options that were given with it."""
+    if isinstance(choice, str):
+        return display_name(choice)
     if not isinstance(choice, dict):
         return choice
     options = [f"{key}={value}" for key, value in choice.items() if key != "name"]
-    return " ".join([choice["name"], *options])
+    return " ".join([display_name(choice["name"]), *options])
+
+
+def _given_head(choice: Any, folder: Path) -> Any:
+    """Return a choice of a head; a plug-in's path becomes the name of a given file."""
+    if isinstance(choice, str):
+        return given_name(choice, folder)
+    if isinstance(choice, dict) and isinstance(choice.get("name"), str):
+        return {**choice, "name": given_name(choice["name"], folder)}
+    return choice
+
+
+def _with_given_heads(file: StudyFile, folder: Path) -> StudyFile:
+    """Return the study with its heads as `_given_head`; paths are relative to its folder."""
+    chosen, grid = dict(file.set), dict(file.grid)
+    if "head" in chosen:
+        chosen["head"] = _given_head(chosen["head"], folder)
+    if isinstance(grid.get("head"), list):
+        grid["head"] = [_given_head(choice, folder) for choice in grid["head"]]
+    return replace(file, set=chosen, grid=grid, head=_given_head(file.head, folder))
 
 
 def _row_name(cells: Mapping[str, Any], recipes: bool, heads: bool) -> str:

@@ -323,7 +323,7 @@ def fields_for(head: torch.nn.Module, group: "Group") -> tuple[str, ...]:
             grids.append(grid_at(name))
 
     optional = []
-    for name in head.uses:
+    for name in getattr(head, "uses", ()):
         if name == "grid" and grids:
             optional += grids
         elif name in group.fields:

@@ -18,6 +18,7 @@ from heads.runs import run_files
 from heads.zoo import head_names, head_options
 from pipeline.backbones import backbone_names
 from pipeline.cache.reader import Cache
+from pipeline.plugins import HEAD, give_file, given_name, is_recorded, kind_of, load_build
 from pipeline.text.suggestions import nearest
 
 # The classes of Something-Something, where nothing says how many there are.
@@ -38,7 +39,7 @@ def count_named(
     Of a recipe, the head of its last phase is counted.
 
     Args:
-        name: the name of a backbone, head or recipe, or the path of a run or recipe.
+        name: the name of a backbone, head or recipe, or the path of a run, recipe or plug-in.
         settings: options of the backbone or head, or keys of the recipe. Keys
             "backbone_options.KEY" are options of the backbone that a head reads, and of the part
             of it that a head continues.
@@ -49,10 +50,16 @@ def count_named(
     Raises:
         ValueError: the name stands for nothing, or an option does not apply to it.
     """
-    if name in backbone_names():
+    # Not `given_name`: run folders and recipes have paths, too.
+    if name.endswith(".py"):
+        name = give_file(name)
+    if given.get("backbone"):
+        given["backbone"] = given_name(given["backbone"])
+    if name in backbone_names() or (is_recorded(name) and not _is_head(name)):
         _refuse(name, "backbone", given, OF_BACKBONES, cache)
         return count_backbone(name, dict(settings), **given)
-    if name not in head_names() and Path(name).is_dir():
+    is_head = name in head_names() or is_recorded(name)
+    if not is_head and Path(name).is_dir():
         options = given | dict.fromkeys(settings)
         _refuse(name, "run folder, whose sizes are known", options, set(), cache)
         about = run_files.read_json(Path(name) / "run.json", REPORTED)
@@ -67,7 +74,7 @@ def count_named(
         else:
             own[key] = value
 
-    if name in head_names():
+    if is_head:
         head_name, options, data = name, own, DataOptions()
     else:
         if name not in recipe_names() and not Path(name).is_file():
@@ -83,6 +90,11 @@ def count_named(
         options = {**options, "backbone_options": continued}
     dims, classes = _views(head_name, options, lower, data, cache, given)
     return count_head(head_name, dims, classes, options)
+
+
+def _is_head(name: str) -> bool:
+    """Return whether a plug-in's file is a head: its `build` takes dims and num_classes."""
+    return kind_of(load_build(HEAD, name)) == HEAD
 
 
 def _last_head(recipe: Recipe) -> HeadChoice:

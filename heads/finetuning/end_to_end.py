@@ -82,7 +82,7 @@ class FramesRun:
             "order_seed": self.order_seed,
             "precision": how.precision,
         }
-        self.about = {**shared, "classes": list(classes), **(about or {})}
+        self.about = runs.with_plugins({**shared, "classes": list(classes), **(about or {})})
         self.reading, self.noted = dict(reading or {}), dict(noted or {})
         part = source.parts["train"]
         self.batch = self.recipe.train.batch

@@ -9,6 +9,7 @@ import torch
 from heads.interface.run_records import CHECKPOINT
 from pipeline.cache.records import require
 from pipeline.files.regular_files import opened
+from pipeline.plugins import note_paths
 from pipeline.text.printable import first_line
 
 CHECKPOINT_FORMAT = 1
@@ -40,4 +41,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: expected a checkpoint of format {CHECKPOINT_FORMAT}, got {found}"
         )
-    return require(payload, CHECKPOINT, path)
+    require(payload, CHECKPOINT, path)
+    note_paths(payload.get("about", {}).get("plugins", {}))
+    return payload

@@ -43,6 +43,7 @@ RUN = {
     "manifest?": MANIFEST,  # earlier versions recorded none
     "start?": str,
     "frames?": dict,
+    "plugins?": Each(str),  # files of plug-ins: SHA-256 -> path
 }
 REPORTED = {**RUN, "seed": int, "dims": DIMS, "config": CONFIG, "fingerprint": str}
 CHECKPOINT = {

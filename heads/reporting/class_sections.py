@@ -13,6 +13,7 @@ from heads.reporting.groups import RunGroup
 from heads.reporting.plots import COLOURS, REST, bars, matrix, shares
 from heads.reporting.result_sections import LONG
 from heads.zoo import head_options
+from pipeline.plugins import HEAD, own_names
 
 MOST_BARS = 10  # largest gains, and as many losses
 MOST_MATRICES = 6
@@ -240,7 +241,9 @@ def _structures(group: RunGroup, number: int) -> list[Block]:
 
 def _operations(group: RunGroup) -> str:
     """What the numbers of GOS's operations stand for."""
-    space = group.settings.get("recipe.head.options.space") or head_options(group.head).get("space")
+    space = group.settings.get("recipe.head.options.space")
+    if not space and group.settings["recipe.head.name"] in own_names(HEAD):  # a report executes no plug-in
+        space = head_options(group.head).get("space")
     names = SPACES.get(space, ())
     return f"{', '.join(f'{k} {name}' for k, name in enumerate(names))}. " if names else ""
 

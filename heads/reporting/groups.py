@@ -16,6 +16,7 @@ from heads.reporting.plots import COLOURS, REST
 from heads.reporting.predictions import VideoPredictions, main_figure
 from heads.reporting.run_folders import FoundRun
 from heads.runs.manifest_record import TAG
+from pipeline.plugins import display_name
 
 # What of run.json tells one group from another. A start is the weights of one run, and seeds start
 # from different ones.
@@ -50,7 +51,7 @@ class RunGroup:
 
     @property
     def head(self) -> str:
-        return str(self.settings["recipe.head.name"])
+        return display_name(str(self.settings["recipe.head.name"]))
 
     def test_set(self, split: str) -> str:
         """The checksum of the clips and labels that its figures of a split are of; "" where no run

@@ -8,9 +8,10 @@ The runs' files are read; a cache is asked where it is there (boxes of each clip
 statistics), and videos for a few pictures. The same runs give the same bytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,7 @@ from heads.reporting.run_folders import (
     predictions_of,
     read_run,
 )
+from pipeline.plugins import HEAD, own_names
 from pipeline.text.printable import first_line
 from pipeline.text.suggestions import nearest
 from pipeline.workers.waiting import PrintLine
@@ -160,6 +162,8 @@ def _count(groups: Sequence[RunGroup], say: PrintLine) -> None:
         if "frames" in about:
             continue
         try:
+            if not _head_names(about["recipe"]) <= set(own_names(HEAD)):
+                raise ValueError("a report executes no plug-in")
             recipe = recipe_from(about["recipe"], str(group.runs[0].folder))
             head = recipe.of(group.runs[0].result.get("phase", recipe.all_phases[-1].name)).head
             key = repr((head, about["dims"], len(about["classes"])))
@@ -171,6 +175,12 @@ def _count(groups: Sequence[RunGroup], say: PrintLine) -> None:
         except Exception as error:  # whatever a head raises: its figures are there all the same
             said = first_line(error)
             say(f"{group.name}: MACs are not counted: {said}")
+
+
+def _head_names(recipe: Mapping[str, Any]) -> set[str]:
+    """The heads that a recorded recipe names."""
+    heads = [recipe["head"], *(phase.get("head", {}) for phase in recipe.get("phases", ()))]
+    return {str(head["name"]) for head in heads if "name" in head}
 
 
 def _document(

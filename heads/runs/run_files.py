@@ -40,7 +40,12 @@ from pipeline.cache.records import require
 from pipeline.files import atomic_files
 from pipeline.files.owners import new_claim_name, part_path
 from pipeline.files.regular_files import read_small_text
+from pipeline.plugins import mentioned_in, note_paths
 from pipeline.text.printable import write_table
+
+# Keys of run.json that `require_same_run` does not compare one by one. Manifests have a message of
+# their own. The path of a plug-in's file makes no other run: its name has its checksum.
+NOT_COMPARED = ("manifest", "plugins")
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -113,7 +118,22 @@ def read_json(path: Path, shape: Any = None) -> dict[str, Any]:
             f"{path}: changed since it was written; the run folder is damaged, train it again"
         ) from None
     del record["seal"]
+    if shape is not None:
+        note_paths(record.get("plugins", {}))
     return record
+
+
+def with_plugins(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Add to a run's description where the plug-in files that it names lie.
+
+    Args:
+        about: what the run records about itself.
+
+    Returns:
+        The description, with checksum -> path under "plugins" if it names any plug-in file.
+    """
+    plugins = mentioned_in(about)
+    return {**about, "plugins": plugins} if plugins else dict(about)
 
 
 def versions() -> dict[str, str]:
@@ -236,10 +256,10 @@ def require_same_run(folder: Path, there: dict, asked: dict, start: str = "") ->
     old, new = _flat(there), _flat(asked)
     differing = []
     for key, value in new.items():
-        if _top(key) != "manifest" and old.get(key) != value:
+        if _top(key) not in NOT_COMPARED and old.get(key) != value:
             differing.append(key)
     for key in old:
-        if _top(key) != "manifest" and key not in new and _top(key) in asked:
+        if _top(key) not in NOT_COMPARED and key not in new and _top(key) in asked:
             differing.append(key)
     if not differing:
         return

@@ -36,6 +36,7 @@ from heads.training.train import run_members
 from pipeline.files.atomic_files import make_folder
 from pipeline.files.owners import remove_abandoned
 from pipeline.files.watched_folder import FolderGone, WatchedFolder
+from pipeline.plugins import given_files, take_over
 from pipeline.workers.claims import ClaimWatch, read_claim
 from pipeline.workers.engines import Engine, LocalEngine, run_jobs
 from pipeline.workers.memory import keep_freed_memory
@@ -214,7 +215,12 @@ class _TrainGroup:
     folder: Path | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "watched"}
+        state = {key: value for key, value in vars(self).items() if key != "watched"}
+        # The process that trains must know the plug-in files that were given to this one.
+        return {**state, "plugins": given_files()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
 
     @cached_property
     def watched(self) -> WatchedFolder:
@@ -231,6 +237,10 @@ class _TrainGroup:
         from pipeline.cache.reader import Cache
 
         keep_freed_memory()
+        try:
+            take_over(vars(self).get("plugins", {}))
+        except ValueError as error:
+            return error
         # No member may make the study's folder anew after it was moved.
         if self.folder is not None:
             self.watched.check()

@@ -124,7 +124,7 @@ class TrainingRun:
         }
         if self.member.start is not None:
             about["start"] = str(self.member.start)
-        return about
+        return run_files.with_plugins(about)
 
     def finished(self) -> Result | None:
         """Read the result of this run from its folder, if it is finished there.

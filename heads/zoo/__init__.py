@@ -1,20 +1,21 @@
-"""One file per head, found by its file name; each has `build(dims, num_classes, *, named options)
--> nn.Module`.
-
-Every build takes `variant`, "paper" (the default) or "released" (heads/interface/variants.py);
-docs/heads.md lists all options.
+"""Heads, one file each: a head `NAME` is the module `NAME.py`, with a function
+`build(dims, num_classes, *, named options) -> nn.Module`.
 
 A head is an nn.Module with
-  needs   the fields it reads, as `pipeline.cache.fields.FIELDS` and the cuts name them;
-  uses    fields that it reads where the cache has them, and works without;
-  forward(clips: heads.interface.clips.Clips, want_maps=False) -> heads.interface.clips.HeadOutput.
+
+- `needs`: the fields that it reads, named as in `pipeline.cache.fields` (cuts by their own names);
+- `uses`, if there are any: fields that it reads where the cache has them, and works without;
+- `forward(clips, want_maps=False)`: `heads.interface.clips.Clips` -> `HeadOutput`.
+
+Files whose names start with "_" are shared code. Heads of other packages and files are found too
+(see `pipeline.plugins`). docs/heads.md lists the options of ours, docs/adding_a_head.md shows how
+to add one.
 """
 
-import importlib
 import inspect
-import pkgutil
 from typing import TYPE_CHECKING, Any
 
+from pipeline.plugins import HEAD, is_known, is_recorded, known_names, load_build, may_execute
 from pipeline.text.suggestions import nearest
 
 if TYPE_CHECKING:
@@ -22,44 +23,75 @@ if TYPE_CHECKING:
 
     from heads.interface.clips import Dims
 
+__all__ = ["build_head", "check_options", "head_names", "head_options"]
+
 
 def head_names() -> tuple[str, ...]:
-    """The names of all heads, in alphabetical order."""
-    return tuple(
-        sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
-    )
+    """Return the names of all heads, ours and those of installed packages, in alphabetical order.
+
+    It imports none of them.
+    """
+    return known_names(HEAD)
 
 
 def head_options(name: str) -> dict[str, Any]:
-    """The options of head `name` with their defaults; ValueError with the nearest names for a head
-    that is not there.
+    """Return the options of a head with their defaults.
+
+    Args:
+        name: a name of `head_names`, or that of a file (see `pipeline.plugins.give_file`).
+
+    Raises:
+        ValueError: there is no such head; the message has the nearest names.
     """
-    if name not in head_names():
+    if not is_known(HEAD, name):
         raise ValueError(f"no head {name!r}: {nearest(name, head_names())}")
-    parameters = inspect.signature(
-        importlib.import_module(f"{__name__}.{name}").build
-    ).parameters.values()
+    parameters = inspect.signature(load_build(HEAD, name)).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def build_head(name: str, dims: "Dims", num_classes: int, **options: Any) -> "nn.Module":
-    """Head `name` for views of these sizes, freshly initialised from torch's generator.
+    """Build a head, freshly initialised from torch's generator.
 
-    ValueError for an unknown head or option (with the nearest names), an option of another type
-    than its default, fewer than 2 classes, or dims that lack what the head needs.
+    Args:
+        name: a name of `head_names`, or that of a file (see `pipeline.plugins.give_file`).
+        dims: the sizes of the views that it will read.
+        num_classes: K, at least 2.
+        **options: options of the head's own `build`.
+
+    Returns:
+        The head, on the CPU.
+
+    Raises:
+        MissingFields: `dims` lack what the head needs.
+        ValueError: unknown head or option (with the nearest names), an option of another type than
+            its default, or fewer than 2 classes.
     """
-    check_options(name, options)
+    _check_types(name, options)
     if num_classes < 2:
         raise ValueError(f"head {name}: expected at least 2 classes, got {num_classes}")
     from pipeline.networks.memory_format import guard
 
-    return guard(importlib.import_module(f"{__name__}.{name}").build(dims, num_classes, **options))
+    return guard(load_build(HEAD, name)(dims, num_classes, **options))
 
 
 def check_options(name: str, options: dict[str, Any]) -> None:
-    """ValueError unless every option is one of head `name`'s and of its default's type (an int may
-    stand for a float).
+    """Check the options of a head before it is built.
+
+    The record of a run may name a plug-in's file that this process may not execute. Then nothing is
+    checked: reading a record executes nothing, and `build_head` refuses such a file.
+
+    Args:
+        name: as for `build_head`.
+        options: option -> value. An int may stand for a float.
+
+    Raises:
+        ValueError: unknown head or option, or a value of another type than the default.
     """
+    if not is_recorded(name) or may_execute(name):
+        _check_types(name, options)
+
+
+def _check_types(name: str, options: dict[str, Any]) -> None:
     defaults = head_options(name)
     for key, value in options.items():
         if key not in defaults:

@@ -1,52 +1,64 @@
-"""Backbones: frames in, feature maps out. One file per backbone; a file whose name starts with "_"
-is shared code.
+"""Backbones: frames in, feature maps out. A backbone `NAME` is the module `NAME.py`, with a
+function `build(*, named options) -> Backbone`.
 
-A backbone file has `build(*, named options) -> Backbone`. Its file name is its name, so a new file
-is a new backbone.
+Files whose names start with "_" are shared code. Backbones of other packages and files are found
+too (see `pipeline.plugins`). docs/adding_a_backbone.md shows how to add one.
 """
 
-import importlib
 import inspect
-import pkgutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pipeline.lazy_names import load_lazily
+from pipeline.plugins import BACKBONE, is_known, known_names, load_build, own_names
 from pipeline.text.suggestions import nearest
 
 if TYPE_CHECKING:
-    from pipeline.backbones._base import Backbone
+    from pipeline.backbones._base import Backbone, Conv, MaxPool
     from pipeline.backbones._freezing import freeze
 
-__all__ = ["Backbone", "backbone_names", "backbone_options", "build_backbone", "freeze"]
+# Loaded when first asked for, so that a command line can list the names without loading torch.
+_HOMES = {
+    "Backbone": "_base",
+    "Conv": "_base",
+    "MaxPool": "_base",
+    "freeze": "_freezing",
+}
+
+__all__ = [
+    "Backbone",
+    "Conv",
+    "MaxPool",
+    "backbone_names",
+    "backbone_options",
+    "build_backbone",
+    "freeze",
+]
+
+__getattr__ = load_lazily(__name__, _HOMES)
 
 
-_HOMES = {"Backbone": "_base", "freeze": "_freezing"}
+def backbone_names() -> tuple[str, ...]:
+    """Return the names of all backbones, ours and those of installed packages, in alphabetical
+    order.
+
+    It imports none of them.
+    """
+    return known_names(BACKBONE)
 
 
-def __getattr__(name: str):
-    # Loaded when first asked for, so that a command line can list the names without loading torch.
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def backbone_options(name: str) -> dict[str, Any]:
+    """Return the options of a backbone with their defaults.
 
+    Args:
+        name: a name of `backbone_names`, or that of a file (see `pipeline.plugins.give_file`).
 
-def backbone_names() -> list[str]:
-    """The names that `build_backbone` knows, in alphabetical order. Loads no backbone."""
-    names = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name for name in names if not name.startswith("_"))
-
-
-def backbone_options(name: str) -> dict[str, object]:
-    """The options of the backbone `name` with their defaults. ValueError for an unknown name."""
-    return {
-        option: parameter.default
-        for option, parameter in inspect.signature(_build_of(name)).parameters.items()
-    }
-
-
-def _build_of(name: str):
-    if name not in backbone_names():
+    Raises:
+        ValueError: there is no such backbone; the message has the nearest names.
+    """
+    if not is_known(BACKBONE, name):
         raise ValueError(f"backbone {name!r} is not known: {nearest(name, backbone_names())}")
-    return importlib.import_module(f"{__name__}.{name}").build
+    parameters = inspect.signature(load_build(BACKBONE, name)).parameters
+    return {option: parameter.default for option, parameter in parameters.items()}
 
 
 def build_backbone(
@@ -57,21 +69,36 @@ def build_backbone(
     fresh: str | tuple[str, ...] = (),
     **options,
 ) -> "Backbone":
-    """Builds the backbone `name` with the options of its file's `build`, in training mode, in
-    float32 on the CPU.
+    """Build a backbone, in training mode, float32, on the CPU.
 
-    weights: None or "none" (random initialisation), "imagenet" (torchvision's, fetched through
-    torchvision), or the path of a checkpoint; see `weights.load`, which also says what `inflate`
-    ("mean" or "centre") and `fresh` mean. ValueError for a name, option or value that is not known,
-    and for weights that do not fit.
+    Args:
+        name: a name of `backbone_names`, such as "i3d_r50", or that of a file (see
+            `pipeline.plugins.give_file`).
+        weights: None or "none" for random weights, "imagenet" for torchvision's ResNet, which
+            torchvision fetches, or the path of a checkpoint.
+        inflate: how a 2-D kernel fills the T taps of a 3-D one: "mean" (each gets 1/T) or "centre".
+        fresh: prefixes of parameters that keep their random values, e.g. "non_local".
+        **options: options of the backbone's own `build`.
+
+    Returns:
+        The backbone. `backbone.stages` names the points where it can be cut.
+
+    Raises:
+        ValueError: unknown name, option or value, or weights that do not fit.
     """
-    build = _build_of(name)
     known = backbone_options(name)
     for option in options:
         if option not in known:
             raise ValueError(f"backbone {name} has no option {option!r}: {nearest(option, known)}")
-    backbone = build(**options)
+    backbone = load_build(BACKBONE, name)(**options)
+
+    if name not in own_names(BACKBONE):
+        # Ours run their convolutions through `convolve`; one of others may have torch's own layers.
+        from pipeline.networks.memory_format import guard
+
+        guard(backbone)
     backbone.name, backbone.options = name, {**known, **options}
+
     if weights not in (None, "none"):
         from pipeline.backbones import _checkpoints as checkpoints
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from pipeline.backbones._base import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from pipeline.files.atomic_files import sha256_of
 from pipeline.networks.checkpoint_names import HOLDERS, other_states, states, tried, unwrapped
+from pipeline.plugins import BACKBONE, own_names
 from pipeline.text.printable import unguarded_error
 
 KINETICS_MEAN = (0.45, 0.45, 0.45)
@@ -364,8 +365,6 @@ def _others_that_fit(
     """What a checkpoint fits instead: this backbone with another value of one option, or other
     backbones.
     """
-    from pipeline.backbones import backbone_names
-
     given, shapes = (
         getattr(backbone, "options", {}),
         [{key: value.to("meta") for key, value in one.items()} for one in found],
@@ -396,8 +395,9 @@ def _others_that_fit(
     ]
     kept = {option: given[option] for option in ("width", "reduce") if option in given}
     fitting = [words for name, options, words in same if _fits(name, options, shapes, fresh)]
-    for name in backbone_names():
-        # By the names first: to build a network takes a good part of a second.
+    for name in own_names(BACKBONE):
+        # Not those of other packages, whose code would run. By the names first: to build a network
+        # takes a good part of a second.
         if name != backbone.name and _fits(name, {}, shapes, fresh, names_only=True):
             fitting += [f"the backbone {name}"] * any(
                 _fits(name, options, shapes, fresh) for options in (kept, {})

@@ -27,6 +27,7 @@ from pipeline.files.atomic_files import (
 from pipeline.files.owners import part_path, remove_abandoned
 from pipeline.files.watched_folder import WatchedFolder
 from pipeline.manifests.manifest import Clip, Manifest, read_manifest, shard_ranges
+from pipeline.plugins import mentioned_in, note_paths
 from pipeline.workers.claims import ClaimWatch, Mark, take_claim, version_of
 from pipeline.workers.waiting import PrintLine, WaitMessages
 
@@ -173,6 +174,9 @@ def _create(
         "per_shard": per_shard,
         "reading": READING,
     }
+    plugins = mentioned_in(config)
+    if plugins:
+        record["plugins"] = plugins
     write_json(folder / "cache.json", record, claim)
 
 
@@ -192,6 +196,7 @@ def read_cache_json(folder: Path) -> dict:
             f"use that version"
         )
     require(record, CACHE, folder / "cache.json")
+    note_paths(record.get("plugins", {}))
     if record["per_shard"] < 1:
         raise Damaged(
             f"{folder / 'cache.json'}: per_shard is {record['per_shard']}, expected clips per "

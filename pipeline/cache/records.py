@@ -81,6 +81,7 @@ CACHE = {
     "fingerprint": str,
     "manifest": {"sha256": str, "root": str},
     "per_shard": int,
+    "plugins?": Each(str),  # files of plug-ins: SHA-256 -> path
 }
 
 

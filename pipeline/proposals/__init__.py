@@ -1,33 +1,35 @@
-"""Sources of boxes, one file each, found under the file's name: `build_proposals("torchvision",
-size=480)`.
+"""Sources of boxes. A source `NAME` is the module `NAME.py`, with a function
+`build(*, named options)`: `build_proposals("torchvision", size=480)`.
 
-A source has
+A source is an object with
 
-`frame_size`      short side, in pixels, to which whole frames are resized before it sees them;
-                  None: it needs no pixels
-`in_view`         False: its boxes are in [0,1] of the whole upright frame; True: already in [0,1]
-                  of the view's crop
-`num_boxes`       N, the rows it gives per frame
-`weights_sha256`  of the file that decides its boxes (weights or annotations); "" where there is
-                  none
-`to(device, precision)`  moves it there and returns it; precision is "fp32", "bf16" or "fp16"
-`propose(frames, clip, info, numbers)`
-    frames uint8 tensor [K,H,W,3] RGB (None if `frame_size` is None), `clip` a manifest.Clip, `info`
-    its decode.VideoInfo, numbers the K frame numbers in the file (info.first + number in the clip).
-    Returns numpy float32 boxes [K,N,4] xyxy and scores [K,N], best first; rows after the last box
-    have score -1 and zero boxes. A `BoxesError` is the clip's failure.
+- `frame_size`: short side, in pixels, to which whole frames are resized before it gets them;
+  None if it needs no pixels;
+- `in_view`: False if its boxes are in [0,1] of the whole upright frame, True if they are in [0,1]
+  of the view's crop already;
+- `num_boxes`: N, the rows that it gives per frame;
+- `weights_sha256`: checksum of the file that decides its boxes (weights or annotations), "" where
+  there is none;
+- `to(device, precision)`: moves it there and returns it; precision is "fp32", "bf16" or "fp16";
+- `propose(frames, clip, info, numbers)`: the boxes of K frames of a clip. `frames` is a uint8 tensor
+  [K,H,W,3], RGB, or None where `frame_size` is None; `clip` a `pipeline.manifests.manifest.Clip`;
+  `info` its `pipeline.views.video_info.VideoInfo`; `numbers` the K frame numbers in the file. It
+  returns two numpy arrays, float32: boxes [K,N,4] xyxy and scores [K,N], best first. Rows after the
+  last box have score -1 and a box of zeros. A `BoxesError` is that clip's failure, and the run
+  continues.
 
-A new source is one new file here with build(named options); a name that starts with "_" is not a
-source.
+Files whose names start with "_" are shared code. Sources of other packages and files are found too
+(see `pipeline.plugins`). docs/adding_a_source_of_boxes.md shows how to add one.
 """
 
-import importlib
 import inspect
-import pkgutil
 
+from pipeline.plugins import PROPOSALS, is_known, known_names, load_build
 from pipeline.text.suggestions import nearest
 
-# Options that the command line calls otherwise.
+__all__ = ["BoxesError", "MissingBoxes", "build_proposals", "proposal_names"]
+
+# Options that have another name on the command line.
 _FLAGS = {
     "num_boxes": "--boxes",
     "size": "--proposal-size",
@@ -37,10 +39,12 @@ _FLAGS = {
 
 
 class BoxesError(ValueError):
-    """One clip's boxes cannot be given; the run records it as that clip's failure and goes on.
-    Picklable.
+    """The boxes of one clip cannot be given: the clip fails, and the run continues. Picklable.
 
-    `clip` is its id, `path` the file that should have given the boxes, `reason` one line.
+    Attributes:
+        clip: the clip's id.
+        path: the file that should have given its boxes.
+        reason: one line.
     """
 
     def __init__(self, clip: str, path, reason: str):
@@ -56,41 +60,47 @@ class MissingBoxes(BoxesError):
 
 
 def proposal_names() -> tuple[str, ...]:
-    """The names that `build_proposals` knows, in alphabetical order: one per file of this
-    folder.
+    """Return the names of all sources of boxes, ours and those of installed packages, in
+    alphabetical order.
+
+    It imports none of them.
     """
-    return tuple(
-        sorted(
-            found.name for found in pkgutil.iter_modules(__path__) if not found.name.startswith("_")
-        )
-    )
+    return known_names(PROPOSALS)
 
 
 def build_proposals(name: str, **options):
-    """The source of boxes in the file `name`, built with its named options (each file's `build`
-    lists them).
+    """Build a source of boxes, on the CPU.
 
-    ValueError, naming the nearest names, for an unknown source or option; for a missing one; for a
-    bad value.
+    Args:
+        name: a name of `proposal_names`, or that of a file (see `pipeline.plugins.give_file`).
+        **options: options of the source's own `build`.
+
+    Returns:
+        The source; the docstring of this package says what it has.
+
+    Raises:
+        ValueError: unknown source or option (with the nearest names), a missing option, or a bad
+            value.
     """
-    names = proposal_names()
-    if name not in names:
-        raise ValueError(f"proposals {name!r}: no such source of boxes; {nearest(name, names)}")
-    build = importlib.import_module(f"{__name__}.{name}").build
+    if not is_known(PROPOSALS, name):
+        raise ValueError(
+            f"proposals {name!r}: no such source of boxes; {nearest(name, proposal_names())}"
+        )
+    build = load_build(PROPOSALS, name)
     known = inspect.signature(build).parameters
     for option in options:
         if option not in known:
             raise ValueError(
-                f"proposals {name!r} has no option {_called(option)}: {nearest(option, known)}"
+                f"proposals {name!r} has no option {_with_flag(option)}: {nearest(option, known)}"
             )
     for option, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and option not in options:
             raise ValueError(
-                f"proposals {name!r} needs the option {_called(option)}, which was not given"
+                f"proposals {name!r} needs the option {_with_flag(option)}, which was not given"
             )
     return build(**options)
 
 
-def _called(option: str) -> str:
+def _with_flag(option: str) -> str:
     """An option, with its name on the command line where that is another."""
     return f"{option!r} ({_FLAGS[option]})" if option in _FLAGS else repr(option)

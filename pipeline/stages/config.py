@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cache.fields import FIELDS, field_of, is_cut
+from pipeline.plugins import without_file_name
 from pipeline.video.orientation import PIXEL_ASPECTS
 from pipeline.video.view_pixels import ClipOpener
 from pipeline.views.sampling import Sampling
@@ -107,11 +108,13 @@ class ExtractConfig:
         return tuple(name for name in self.keep if is_cut(name))
 
     def computed(self, weights_sha256: str, proposal_sha256: str) -> dict[str, Any]:
-        """The configuration as the cache's fingerprint sees it: a file of weights counts by what is
-        in it, not by its path.
+        """The configuration as the cache's fingerprint sees it: a file of weights, or of a plug-in,
+        counts by what is in it, not by its path.
         """
         record = asdict(self)
         record["weights"] = weights_sha256 or "none"
+        for key in ("backbone", "proposals"):
+            record[key] = without_file_name(record[key])
         options = dict(record["proposal_options"])
         for key in ("weights", "file"):
             if key in options:

@@ -32,6 +32,7 @@ from pipeline.cache.records import read_statistics
 from pipeline.files.atomic_files import Damaged
 from pipeline.files.watched_folder import WatchedFolder
 from pipeline.manifests.manifest import Clip, Manifest, shard_ranges
+from pipeline.plugins import given_files, take_over
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.jobs import Advance, RunOptions, ShardJob
 from pipeline.video.video_identity import changed_videos
@@ -112,8 +113,9 @@ def extract(
     options, begun = options or RunOptions(), time.monotonic()
     extractor = ExtractShards(config, manifest.root, options, redo)
     if engine:
-        with WorkerPool(describe, workers=1) as other:
-            ((_, described),) = other.imap([(config, options)], ahead=1)
+        with WorkerPool(_describe_with_plugins, workers=1) as other:
+            asked = (config, options), given_files()
+            ((_, described),) = other.imap([asked], ahead=1)
         if isinstance(described, Exception):
             raise described
     else:
@@ -234,12 +236,14 @@ class ExtractShards:
         self.cores = cores_here()
 
     def __getstate__(self) -> dict:
-        return {
+        state = {
             name: getattr(self, name)
             for name in ("config", "root", "options", "redo", "record", "place")
         }
+        return {**state, "plugins": given_files()}
 
     def __setstate__(self, state: dict) -> None:
+        take_over(state["plugins"])
         self.__init__(*(state[name] for name in ("config", "root", "options", "redo")))
         self.record, self.place = state["record"], state["place"]
         keep_freed_memory()
@@ -457,6 +461,15 @@ def describe(asked: tuple[ExtractConfig, RunOptions]) -> tuple[dict, int]:
 
     outline = StoredShapes(asked[0])
     return outline.record(), clips_per_shard(outline, asked[1])
+
+
+def _describe_with_plugins(
+    asked: tuple[tuple[ExtractConfig, RunOptions], dict[str, str]],
+) -> tuple[dict, int]:
+    """`describe` in another process, which may execute the same plug-in files as this one."""
+    config_and_options, plugins = asked
+    take_over(plugins)
+    return describe(config_and_options)
 
 
 def clips_per_shard(outline: "StoredShapes", options: RunOptions) -> int:

@@ -42,7 +42,7 @@ class Teachers:
                 f"{', '.join(student.points)}"
             )
         self.needs = tuple(dict.fromkeys(name for head in teachers for name in head.needs))
-        self.uses = tuple(dict.fromkeys(name for head in teachers for name in head.uses))
+        self.uses = tuple(dict.fromkeys(name for head in teachers for name in getattr(head, "uses", ())))
 
     def teach(self, student: nn.Module, clips: Clips, weight: float) -> HeadOutput:
         """student(clips) with `losses["distillation"]`, `weight` times the loss of the offsets of

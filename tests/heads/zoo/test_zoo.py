@@ -1,9 +1,8 @@
-"""Contract tests over every file in heads/zoo: what training, evaluation and a person rely on in
-any head.
+"""Every file in heads/zoo keeps the contract of heads/interface/contract.py, and what else this
+project asks of its own heads.
 """
 
 import importlib
-import io
 import re
 from dataclasses import replace
 
@@ -11,12 +10,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from heads.interface.clips import Clips, Dims, HeadOutput, MissingFields, clips_of
+from heads.interface.clips import Clips, Dims, MissingFields
+from heads.interface.contract import (
+    CHECKS,
+    CLASSES,
+    DIMS,
+    HeadCase,
+    options_have_defaults,
+    random_clips,
+)
 from heads.zoo import build_head, head_names, head_options
-from pipeline.cache.fields import field_of
+from pipeline.plugins import HEAD, load_build
 
-DIMS = Dims(T=8, N=3, C=8, maps={"res5": (8, 5, 5), "res4.0": (32, 5, 5)})
-CLASSES = 6
 B = 3
 
 INSIDE = {"backbone": "resnet18", "backbone_options": {"width": 8}, "at": "res4.0"}
@@ -86,182 +91,38 @@ heads = pytest.mark.parametrize("name", head_names())
 cases = pytest.mark.parametrize("case", CASES)
 
 
-def fresh(case: str, seed: int = 0, dims: Dims = DIMS, **further) -> torch.nn.Module:
-    torch.manual_seed(seed)
+def head_case(case: str, dims: Dims = DIMS, **further) -> HeadCase:
+    """A case for the contract of heads/interface/contract.py."""
     name, options = CASES[case]
-    return build_head(name, dims, CLASSES, **WIDTHS.get(name, {}), **options, **further)
+
+    def build(dims: Dims) -> torch.nn.Module:
+        return build_head(name, dims, CLASSES, **WIDTHS.get(name, {}), **options, **further)
+
+    return HeadCase(build, dims, one_size=case in ONE_SIZE)
+
+
+def fresh(case: str, seed: int = 0, dims: Dims = DIMS, **further) -> torch.nn.Module:
+    return head_case(case, dims, **further).fresh(seed)
 
 
 def make(
     case: str, seed: int = 0, dtype: torch.dtype = torch.float64, dims: Dims = DIMS, **further
 ) -> torch.nn.Module:
-    """The head with every weight drawn anew: a layer that starts at zero would hide what flows
-    through it.
-
-    Matrices have rows of length 1 on average, so that values keep their size at any width. float64,
-    so that a tolerance can be tight and two nodes are never equally similar by rounding.
-    """
-    head = fresh(case, seed, dims, **further).eval()
-    with torch.no_grad():
-        for parameter in head.parameters():
-            scale = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.3
-            parameter.copy_(torch.randn_like(parameter) * scale)
-    return head.to(dtype)
+    """The head with every weight drawn anew."""
+    return head_case(case, dims, **further).drawn(seed, dtype)
 
 
 def some_clips(
     size: int = B, T: int = DIMS.T, seed: int = 1, dtype: torch.dtype = torch.float64
 ) -> Clips:
     """Views with every field; the last box of a frame is padding in about half of the frames."""
-    g = torch.Generator().manual_seed(seed)
-    N, C = DIMS.N, DIMS.C
-    valid = torch.ones(size, T, N, dtype=torch.bool)
-    valid[..., -1] = torch.rand(size, T, generator=g) < 0.5
-    corner = torch.rand(size, T, N, 2, generator=g) * 0.6
-    boxes = torch.cat([corner, corner + 0.4], -1) * valid[..., None]
-    return clips_of(
-        {
-            "boxes": boxes,
-            "scores": torch.rand(size, T, N, generator=g) * valid,
-            "valid": valid,
-            "nodes": torch.randn(size, T, N, C, generator=g) * valid[..., None],
-            "pooled": torch.randn(size, T, C, generator=g),
-            **{cut: torch.randn(size, T, *shape, generator=g) for cut, shape in DIMS.maps.items()},
-            "grid": torch.full((size, 2), 5),
-            "nearest": torch.randint(0, N, (size, T, N, T), generator=g),
-            "similar": torch.randint(0, T * N, (size, T, N, 3), generator=g),
-            "similarity": torch.randn(size, T, N, 3, generator=g),
-        },
-        dtype,
-    )
+    return random_clips(DIMS, size, T, seed, dtype)
 
 
-def wider(clips: Clips) -> Clips:
-    """The same views with maps of one row and two columns more."""
-    tensors = clips.tensors()
-    for cut in clips.maps:
-        tensors[cut] = torch.cat([tensors[cut], tensors[cut][..., :2]], -1)
-        tensors[cut] = torch.cat([tensors[cut], tensors[cut][..., :1, :]], -2)
-    return clips_of(tensors | {"grid": clips.grid + torch.tensor([1, 2])}, None)
-
-
-def part_of(clips: Clips, rows: slice) -> Clips:
-    return clips_of({name: tensor[rows] for name, tensor in clips.tensors().items()}, None)
-
-
-def logits_or_refusal(head: torch.nn.Module, clips: Clips) -> torch.Tensor | str:
-    """Finite logits, or the words of a ValueError, which say the sizes that were expected and
-    came.
-    """
-    refusal = ""
-    try:
-        logits = head(clips).logits
-    except ValueError as error:
-        refusal = str(error)
-    if refusal:
-        assert re.search(r"\d", refusal)
-        return refusal
-    assert logits.shape == (clips.size, CLASSES)
-    assert torch.isfinite(logits).all()
-    return logits
-
-
+@pytest.mark.parametrize("check", CHECKS)
 @cases
-def test_logits_have_one_column_per_class_and_maps_only_when_asked(case):
-    out = make(case)(some_clips())
-    assert isinstance(out, HeadOutput)
-    assert out.logits.shape == (B, CLASSES)
-    assert out.maps == {}
-    assert make(case)(some_clips(), want_maps=True).logits.equal(out.logits)
-
-
-@cases
-def test_needs_are_fields_and_all_that_is_read(case):
-    head = make(case)
-    for field in (*head.needs, *head.uses):
-        field_of(field)
-    clips = some_clips()
-    least = clips.without(*(set(clips.tensors()) - set(head.needs)))
-    assert head(least).logits.shape == (B, CLASSES)
-    for field in head.needs:
-        with pytest.raises(ValueError, match=f"no {field}"):
-            head(least.without(field))
-
-
-@cases
-def test_a_view_alone_gives_what_it_gives_in_a_batch(case):
-    head, clips = make(case), some_clips()
-    together = head(clips).logits
-    for k in range(B):
-        alone = head(part_of(clips, slice(k, k + 1))).logits
-        torch.testing.assert_close(alone, together[k : k + 1], rtol=1e-8, atol=1e-10)
-
-
-@cases
-def test_padded_nodes_never_change_logits(case):
-    """Whatever lies in the rows that `valid` rules out."""
-    head, clips = make(case), some_clips()
-    before = head(clips).logits
-    padded = ~clips.valid
-    clips.nodes[padded] = 1e3
-    clips.boxes[padded] = clips.boxes.new_tensor([0.1, 0.1, 0.9, 0.9])
-    clips.scores[padded] = 1.0
-    torch.testing.assert_close(head(clips).logits, before)
-
-
-@cases
-def test_more_padding_never_changes_logits(case):
-    head, clips = make(case), some_clips()
-    before = head(clips).logits
-    wide = {
-        n: t for n, t in clips.tensors().items() if n not in ("nearest", "similar", "similarity")
-    }
-    for field in ("boxes", "scores", "valid", "nodes"):
-        wide[field] = torch.cat([wide[field], torch.zeros_like(wide[field][:, :, :2])], 2)
-    after = logits_or_refusal(head, clips_of(wide, None))
-    if case in ONE_SIZE and isinstance(after, str):
-        assert {"nodes", "boxes"} & set(head.needs)
-    else:
-        torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-7)
-
-
-@cases
-def test_a_frame_and_a_view_without_boxes_give_finite_logits_and_gradients(case):
-    head, clips = make(case), some_clips()
-    clips.valid[0, 1] = False
-    clips.valid[1] = False
-    clips.nodes[~clips.valid] = 0
-    clips.boxes[~clips.valid] = 0
-    logits = head(clips).logits
-    logits.square().sum().backward()
-    assert torch.isfinite(logits).all()
-    assert all(torch.isfinite(p.grad).all() for p in head.parameters() if p.grad is not None)
-
-
-@cases
-def test_one_step_is_enough(case):
-    found = logits_or_refusal(make(case), some_clips(T=1))
-    assert case in ONE_SIZE or isinstance(found, torch.Tensor)
-
-
-@cases
-@pytest.mark.parametrize("change", ["steps", "grid"])
-def test_another_step_count_or_grid_works_or_is_refused_in_words(case, change):
-    """Views of two more steps than the head was built for, or of a wider map (a larger test
-    crop).
-    """
-    logits_or_refusal(
-        make(case), some_clips(T=DIMS.T + 2) if change == "steps" else wider(some_clips())
-    )
-
-
-@cases
-def test_bfloat16_arithmetic_stays_close(case):
-    head, clips = make(case, dtype=torch.float32), some_clips(dtype=torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        rough = head(clips).logits.float()
-    exact = head(clips).logits
-    assert (rough - exact).abs().max() < 0.1 * exact.abs().max()
+def test_the_contract(case, check):
+    CHECKS[check](head_case(case))
 
 
 @pytest.mark.slow
@@ -292,30 +153,6 @@ def test_compiled_gives_the_same_logits_and_gradients(name):
 
 
 @cases
-def test_saved_weights_give_the_same_logits(case):
-    head, file = make(case), io.BytesIO()
-    torch.save(head.state_dict(), file)
-    file.seek(0)
-    other = make(case, seed=5)
-    other.load_state_dict(torch.load(file, weights_only=True))
-    assert other(some_clips()).logits.equal(head(some_clips()).logits)
-
-
-@cases
-def test_a_seed_fixes_the_initialisation_and_a_training_step(case):
-    """What a head draws in training (dropout) follows torch's generator too."""
-    states, gradients = [], []
-    for seed in (3, 3, 4):
-        head = fresh(case, seed).double().train()
-        states.append({key: tensor.clone() for key, tensor in head.state_dict().items()})
-        head(some_clips()).logits.square().sum().backward()
-        gradients.append([p.grad for p in head.parameters() if p.grad is not None])
-    assert all(states[0][key].equal(states[1][key]) for key in states[0])
-    assert not all(states[0][key].equal(states[2][key]) for key in states[0])
-    assert all(a.equal(b) for a, b in zip(*gradients[:2], strict=True))
-
-
-@cases
 def test_after_three_steps_every_parameter_has_moved_but_for_the_dead_ones(case):
     head = fresh(case).double().train()
     before = {name: p.detach().clone() for name, p in head.named_parameters()}
@@ -332,7 +169,7 @@ def test_after_three_steps_every_parameter_has_moved_but_for_the_dead_ones(case)
     assert all(any(name.endswith(end) for name in still) for end in DEAD.get(case, ()))
 
 
-@heads
+@pytest.mark.parametrize("name", [n for n in head_names() if "variant" in head_options(n)])
 def test_both_variants_are_there_and_no_third(name):
     assert head_options(name)["variant"] == "paper"
     for variant in ("paper", "released"):
@@ -347,6 +184,7 @@ def test_both_variants_are_there_and_no_third(name):
 def test_every_option_has_a_default_that_builds_and_the_docstring_names_it(name):
     text = importlib.import_module(f"heads.zoo.{name}").build.__doc__
     options = head_options(name)
+    options_have_defaults(load_build(HEAD, name))
     build_head(name, DIMS, CLASSES, **options)
     for option in options:
         assert f"`{option}`" in text

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.backbones import Backbone, backbone_names, build_backbone
 from pipeline.backbones._base import Conv
+from pipeline.backbones._contract import CHECKS, cuts_are_fields, saved_weights_give_the_same
 from pipeline.backbones._non_local import NonLocal
 from pipeline.cache.fields import is_cut
 from tests.support.tiny_backbone import NAMES, frames, lively, relative, tiny
@@ -28,43 +29,17 @@ def test_every_file_is_a_backbone_and_is_tested():
     assert tuple(backbone_names()) == NAMES
 
 
-@torch.no_grad()
-def test_shapes_are_what_the_arithmetic_says_at_odd_sizes(backbone):
-    maps = backbone.maps(backbone.prepare(frames(2, 9, 45, 51)), backbone.cuts())
-    assert tuple(maps) == backbone.cuts()
-    for cut, found in maps.items():
-        assert found.shape == (
-            2,
-            backbone.channels(cut),
-            backbone.steps(9, cut),
-            *backbone.grid(cut, (45, 51)),
-        ), cut
-    assert backbone.steps(9) == backbone.steps(9, backbone.last)
-
-
-@torch.no_grad()
-def test_finishing_from_any_cut_equals_the_whole_network(backbone):
-    x = backbone.prepare(frames(2))
-    whole = backbone(x)
-    for cut, found in backbone.maps(x, backbone.cuts()).items():
-        assert torch.equal(backbone(found.contiguous(), start=cut), whole), cut
-
-
-@torch.no_grad()
-def test_maps_in_one_pass_equal_separate_passes_and_stay_as_they_were(backbone):
-    x = backbone.prepare(frames())
-    input_before = x.clone()
-    together = backbone.maps(x, backbone.cuts())
-    for cut in backbone.cuts():
-        assert torch.equal(together[cut], backbone(x, upto=cut)), cut
-    assert torch.equal(x, input_before)
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_contract(backbone, check):
+    CHECKS[check](backbone)
 
 
 def test_every_cut_is_a_field_that_can_be_stored_and_blocks_belong_to_stages(backbone):
-    assert all(is_cut(cut) for cut in backbone.cuts())
-    assert backbone.stages == tuple(cut for cut in backbone.cuts() if "." not in cut)
-    assert {cut.split(".")[0] for cut in backbone.cuts()} == set(backbone.stages)
-    assert backbone.last == backbone.stages[-1] == backbone.cuts()[-1]
+    cuts_are_fields(backbone, is_cut)
+
+
+def test_saved_weights_give_the_same_maps(backbone):
+    saved_weights_give_the_same(backbone, tiny(backbone.name, seed=1))
 
 
 def test_a_backbone_learns_in_every_parameter(backbone):

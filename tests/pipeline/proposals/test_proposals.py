@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from pipeline.proposals import BoxesError, MissingBoxes, build_proposals, proposal_names
+from pipeline.proposals._contract import CHECKS, SourceCase
 from pipeline.proposals._model_zoo import why_no_detectron2
 
 INFO = SimpleNamespace(frames=8, fps=12.0, width=80, height=40, first=0)
@@ -98,23 +99,9 @@ def require_detectron2():
 
 @pytest.mark.parametrize("name", proposal_names())
 def test_every_source_keeps_the_contract(name, weights, tmp_path):
-    source = make(name, weights, tmp_path)
-    assert source.to("cpu", "fp32") is source
-    assert isinstance(source.in_view, bool)
-    assert isinstance(source.weights_sha256, str)
-    frames = None if source.frame_size is None else frames_of()
-    boxes, scores = source.propose(frames, CLIP, INFO, (0, 3, 7))
-    again = source.propose(frames, CLIP, INFO, (0, 3, 7))
-    assert boxes.shape == (3, source.num_boxes, 4)
-    assert scores.shape == (3, source.num_boxes)
-    assert boxes.dtype == scores.dtype == np.float32
-    assert ((boxes >= 0) & (boxes <= 1)).all()
-    assert (boxes[..., :2] <= boxes[..., 2:]).all()
-    assert ((scores >= 0) | (scores == -1)).all()
-    assert (np.diff(scores, axis=1) <= 0).all()
-    assert not boxes[scores < 0].any()
-    np.testing.assert_array_equal(boxes, again[0])
-    np.testing.assert_array_equal(scores, again[1])
+    case = SourceCase(make(name, weights, tmp_path), CLIP, INFO)
+    for check in CHECKS.values():
+        check(case)
 
 
 @pytest.mark.parametrize("name", proposal_names())
