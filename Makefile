@@ -85,7 +85,8 @@ reproduce-rstg: $(READY) ## RSTG's Table 1 on generated digits, beside the paper
 reproduce-dyreg: $(READY) ## DyReg-GNN's Tables 5 and 6 likewise: BUDGET=minutes ARGS=...
 	$(BIN)/vidgraph reproduce dyreg --budget $(BUDGET) $(ARGS)
 
-# One process per core, each with one thread; the tests of a file stay together, with what they share. TESTERS=0: in one process.
+# One process per core, each with one thread. The tests of a file stay together, because they share
+# fixtures. TESTERS=0: in one process.
 test test-slow test-cpus: export OMP_NUM_THREADS ?= 1
 # A test that kills its process has failed, and the others go on: tests/support/crashes.py.
 PYTEST := $(BIN)/python -m pytest -q -n $(TESTERS) --maxprocesses 8 --dist loadfile --max-worker-restart 20
@@ -96,13 +97,14 @@ test: $(READY) ## the tests that every change must pass: TESTERS=processes ARGS=
 test-slow: $(READY) ## all tests, the slow ones too
 	$(PYTEST) $(ARGS)
 
-# What computes with torch: its figures may depend neither on the instructions that a CPU has nor on the number of threads.
-NUMERIC := backbones cached_equals_live digit_backbones digit_rpn dyreg dyreg_graph dyreg_regions ean extract finetune \
-  finetune_videos frozen gos graphs insertion layers learner memory_format operations precision proposals reproduce roi rstg \
-  strg train tsm upper weights zoo
+# The tests of what computes with torch. Figures may depend neither on the instructions of the CPU nor
+# on the number of threads.
+NUMERIC := parity heads/interface heads/papers heads/zoo heads/finetuning heads/reproduction \
+  heads/training/test_learner.py heads/training/test_train.py pipeline/backbones pipeline/networks \
+  pipeline/proposals pipeline/regions pipeline/stages/test_extract.py test_made_before_rooms.py
 
 test-cpus: $(READY) ## the numeric tests, by default as on a CPU with AVX2 alone: ISA=AVX2 OMP_NUM_THREADS=1 ARGS=...
-	$(if $(ISA),ONEDNN_MAX_CPU_ISA=$(ISA) ATEN_CPU_CAPABILITY=avx2) $(PYTEST) -m "not slow" $(ARGS) $(NUMERIC:%=tests/test_%.py)
+	$(if $(ISA),ONEDNN_MAX_CPU_ISA=$(ISA) ATEN_CPU_CAPABILITY=avx2) $(PYTEST) -m "not slow" $(ARGS) $(NUMERIC:%=tests/%)
 
 lint: $(READY) ## ruff, as linter and as formatter
 	$(BIN)/ruff check .

@@ -243,7 +243,7 @@ def test_protected_labels_of_a_whole_dataset_do_for_a_part_of_it(capsys, tmp_pat
         "--backbone",
         "nothing",
     )
-    assert "no clip has 1 of these 2 labels, such as 'to the right'; it goes on" in said
+    assert "no clip has 1 of these 2 labels, such as 'to the right'; using the rest" in said
     assert (code, "backbone 'nothing'" in said) == (2, True), said
 
 
