@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from cli.__main__ import main
-from heads.training.ablate import AblateOptions, _Group
+from heads.training.ablate import _TrainGroup
+from heads.training.estimates import AblateOptions
 from pipeline import plugins
 from pipeline.cache.reader import Cache
 from pipeline.stages.config import ExtractConfig
@@ -133,7 +134,7 @@ def test_the_same_command_continues_a_run_and_a_changed_file_is_another_run(plac
     again = ("train", "plug/mine.toml", "--cache", "cache", "--device", "cpu")
     code, out, _ = vidgraph(*again)
     assert code == 0
-    assert "finished before, read back" in out
+    assert "finished before; reading its result" in out
     (run / "metrics.json").unlink()
     assert vidgraph(*again)[0] == 0
     # the recipe that the run folder has names no path: nothing of it is executed by itself
@@ -335,7 +336,7 @@ def test_workers_get_the_files_of_the_client_and_refuse_others(place, monkeypatc
     small = plugins.give_file(plugin_of(place, plugin_files.BACKBONE, "small.py"))
     config = ExtractConfig(backbone=small, keep=("pooled",))
     job = pickle.dumps(ExtractShards(config, place, RunOptions(), redo=False))
-    members = pickle.dumps(_Group(place / "cache", 0, AblateOptions()))
+    members = pickle.dumps(_TrainGroup(place / "cache", 0, AblateOptions()))
 
     monkeypatch.setattr(plugins, "_given", {})
     assert pickle.loads(job).models.backbone.channels("conv2") == 8
