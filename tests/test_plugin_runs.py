@@ -147,7 +147,7 @@ def test_the_same_command_continues_a_run_and_a_changed_file_is_another_run(plac
     moved = place / "moved"
     shutil.move(place / "plug", moved)
     again = ("train", "moved/mine.toml", "--cache", "cache", "--device", "cpu")
-    assert "read back" in vidgraph(*again)[1]
+    assert "finished before" in vidgraph(*again)[1]
     (moved / "my_head.py").write_text((moved / "my_head.py").read_text() + "# changed\n")
     code, _, said = vidgraph(*again)
     assert code == 2
