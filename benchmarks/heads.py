@@ -103,7 +103,7 @@ def from_frames(
         proposal_options={"scales": (3, 1)},  # ten boxes
     )
     recipe, phase = frames_phase(recipe_of(batch, epochs), train_from=train_from, frozen_bn=True)
-    how = FrameRunOptions(accumulate=accumulate, tensorboard=False)
+    options = FrameRunOptions(accumulate=accumulate, tensorboard=False)
     manifest = read_manifest(write_manifest(folder / "clips.csv", rows).path)
     finetune(
         recipe,
@@ -111,8 +111,8 @@ def from_frames(
         phase,
         config=config,
         manifest=manifest,
-        how=how,
-        reading=SourceOptions(),
+        options=options,
+        source_options=SourceOptions(),
         device="cpu",
         say=_quiet,
     )

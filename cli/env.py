@@ -12,6 +12,7 @@ NEEDED = {
     "numpy": "numpy",
     "h5py": "h5py",
     "hdf5plugin": "hdf5plugin",
+    "jinja2": "jinja2",
     "av": "av",
     "pillow": "PIL.Image",
     "scikit-learn": "sklearn.metrics",

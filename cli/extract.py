@@ -213,8 +213,8 @@ def _run_options(given: dict, elsewhere: bool):
 
 
 def default_workers(device: str) -> int:
-    """The default number of decode processes; see `pipeline.stages.extract.decoders_for`."""
-    from pipeline.stages.extract import decoders_for
+    """The default number of decode processes; see `pipeline.stages.jobs.decoders_for`."""
+    from pipeline.stages.jobs import decoders_for
     from pipeline.workers.cores import cores_here
 
     return decoders_for(device, cores_here())

@@ -229,8 +229,10 @@ def _run(ctx: click.Context, given: dict) -> int:
             files[key] = given[key]
     moved = MovedFiles(given["root"], *files.values())
     fresh = given["views"] and given["views"] == "fresh"
-    reading = SourceOptions(fresh, moved, given["workers"], given["time_limit"], given["check"])
-    how = FrameRunOptions(
+    source_options = SourceOptions(
+        fresh, moved, given["workers"], given["time_limit"], given["check"]
+    )
+    options = FrameRunOptions(
         given["seed"],
         **{
             key: given[key]
@@ -266,8 +268,8 @@ def _run(ctx: click.Context, given: dict) -> int:
         config=config,
         manifest=read_manifest(given["manifest"], given["root"]) if given["manifest"] else None,
         start=given["start"],
-        reading=reading,
-        how=how,
+        source_options=source_options,
+        options=options,
         device=given["device"],
         say=say,
     )

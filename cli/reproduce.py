@@ -69,8 +69,8 @@ def command(
     the table says which. The same command resumes a stopped run. Several commands may share a
     folder: each skips rows that another one is training.
     """
-    from heads.reproduction.report import write
-    from heads.reproduction.reproduce import Work, train_rows
+    from heads.reproduction.report import write_report
+    from heads.reproduction.reproduce import Reproduction, train_rows
     from heads.reproduction.tables import TABLES, size_for
     from pipeline.text.suggestions import nearest
     from pipeline.workers.memory import keep_freed_memory
@@ -83,13 +83,13 @@ def command(
     size = sizes[size_name] if size_name else size_for(plan, budget, where, seeds)
     chosen = _chosen("--rows", rows, {row.name: row for row in plan.rows})
     names = _chosen("--tasks", tasks, {task: task for task in plan.tasks})
-    work = Work(plan, size, folder / f"{table}-{size.name}", where, images, say)
+    work = Reproduction(plan, size, folder / f"{table}-{size.name}", where, images, say)
     say(f"{plan.title}: size {size.name} of {', '.join(sizes)}, in {work.folder}")
     with stoppable(RESUME):
         for seed in range(seeds or size.seeds):
             for task in names:
                 train_rows(work, task, chosen, [seed], resume)
-    paths = write(work, out or work.folder)
+    paths = write_report(work, out or work.folder)
     click.echo(f"\n{visible_lines(paths[1].read_text(encoding='utf-8'))}")
     say(f"{paths[0]}, {paths[1]}")
     return 0

@@ -55,9 +55,12 @@ READ_FRAMES = {"finetuning", "drawing", "reporting", "plugin_check"}
 ONE_PLACE = {
     "h5py": {"pipeline/cache/shard_writer.py", "pipeline/cache/shard_layout.py"},
     "hdf5plugin": {"pipeline/cache/shard_writer.py", "pipeline/cache/shard_reader.py"},
-    "decord": {"pipeline/video/decode.py"},
-    "av": {"pipeline/video/decode.py", "pipeline/video/video_file.py"},
-    "torchcodec": {"pipeline/video/decode.py"},
+    "decord": {"pipeline/video/decord_reader.py"},
+    "av": {
+        *("pipeline/video/decode.py", "pipeline/video/pyav_reader.py"),
+        "pipeline/video/video_file.py",
+    },
+    "torchcodec": {"pipeline/video/torchcodec_reader.py"},
     "detectron2": {"pipeline/proposals/detectron2.py"},
 }
 

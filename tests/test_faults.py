@@ -1,5 +1,6 @@
-"""After any fault (tests/support/faults.py injects them) and a rerun, the cache is the undisturbed
-one, byte for byte.
+"""After any fault and a rerun, the cache is the undisturbed one, byte for byte.
+
+`tests/support/faults.py` injects the faults.
 """
 
 import errno
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import pipeline.stages.extract
+import pipeline.stages.extract_shards
 from pipeline.cache import shard_writer as shards
 from tests.pipeline.workers.test_claims import writer_of
 from tests.support import tiny_videos
@@ -50,9 +51,8 @@ def _inject(lab: Lab, name: str, count: int, seed: int) -> None:
 
 @pytest.mark.parametrize("name", [name for name, (_, few, _) in FAULTS.items() if few])
 def test_after_a_fault_a_rerun_gives_the_undisturbed_cache(lab, name, monkeypatch):
-    monkeypatch.setattr(
-        lab, "soon", HOPELESS
-    )  # other tests run beside: the 10 seconds are for the slow tests to hold
+    # Other tests run beside this one: only the slow tests have to hold the 10 seconds.
+    monkeypatch.setattr(lab, "soon", HOPELESS)
     _inject(lab, name, FAULTS[name][1], seed=1)
 
 
@@ -64,15 +64,9 @@ def test_after_many_faults_too(lab, name):
 
 @pytest.mark.slow
 def test_a_run_of_the_laboratory_does_what_the_command_does(lab, tmp_path):
-    files = [
-        "--manifest",
-        lab.world / "manifest.csv",
-        "--annotations",
-        lab.world / "boxes.csv",
-        "--cache",
-        tmp_path / "cache",
-    ]
-    command = [sys.executable, "-m", "cli", "extract", *files, *OPTIONS.split()]
+    inputs = ["--manifest", lab.world / "manifest.csv", "--annotations", lab.world / "boxes.csv"]
+    options = ["--cache", tmp_path / "cache", *OPTIONS.split()]
+    command = [sys.executable, "-m", "cli", "extract", *inputs, *options]
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 3
     assert not differences(tmp_path / "cache", lab.calm)
 
@@ -102,32 +96,24 @@ def test_the_comparison_sees_what_is_missing_left_or_other(lab, tmp_path):
 
 
 def test_a_shard_that_waits_for_one_that_fails_leaves_no_part_file(tmp_path, monkeypatch):
-    """The second shard is written while the first is hashed; the error of the first ends the
-    run.
-    """
+    """The second shard is written while the first is hashed, whose error ends the run."""
 
     def full(_complete, _claim):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     world = tiny_videos.make_videos(tmp_path / "world", 3)
     monkeypatch.setattr(pipeline.stages.extract, "_finish", full)
+    options = replace(tiny_videos.INLINE, shard_size=1)
     with pytest.raises(OSError, match="No space left"):
-        tiny_videos.run(
-            world, tmp_path / "cache", options=replace(tiny_videos.INLINE, shard_size=1)
-        )
+        tiny_videos.run(world, tmp_path / "cache", options=options)
     assert not list((tmp_path / "cache" / "features").iterdir())
 
 
 def test_a_shard_that_has_no_room_is_not_begun(tmp_path, monkeypatch):
-    found = os.statvfs(tmp_path)
-    monkeypatch.setattr(
-        shards.os,
-        "statvfs",
-        lambda path: SimpleNamespace(f_blocks=9, f_bavail=1, f_frsize=found.f_frsize),
-    )
-    with pytest.raises(
-        OSError,
-        match=r"No space left on device: expected [\d,]+ bytes for the next shard, [\d,]+ are free",
-    ):
+    size = os.statvfs(tmp_path).f_frsize
+    full = SimpleNamespace(f_blocks=9, f_bavail=1, f_frsize=size)
+    monkeypatch.setattr(shards.os, "statvfs", lambda path: full)
+    expected = r"expected [\d,]+ bytes for the next shard, [\d,]+ are free"
+    with pytest.raises(OSError, match=f"No space left on device: {expected}"):
         writer_of(tmp_path / "00000.h5")
     assert not list(tmp_path.iterdir())

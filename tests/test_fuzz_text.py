@@ -1,8 +1,6 @@
-"""Damaged manifests, recipes, files of boxes, checkpoints, run folders: taken as what they then
-say, or one line and code 2.
+"""Damaged manifests, recipes, boxes, checkpoints and run folders: valid, or one line and code 2.
 
-Every case goes through the command line, in this process: whatever else than an exit code comes out
-is a failure.
+Every case goes through the command line, in this process. Any other exception is a failure.
 """
 
 import contextlib
@@ -25,18 +23,9 @@ from tests.support.tiny_cache import Tiny
 from tests.support.tiny_videos import make_videos, write_csv
 
 EXTRACT = (
-    "--backbone",
-    "digit_cnn",
-    "--set",
-    "backbone_options.width=8",
-    "--frames",
-    "2",
-    "--size",
-    "32",
-    "--train-views",
-    "0",
+    "--backbone digit_cnn --set backbone_options.width=8 --frames 2 --size 32 --train-views 0 "
+    "--device cpu --workers 0 --batch 4 --shard-size 8"
 )
-EXTRACT = (*EXTRACT, "--device", "cpu", "--workers", "0", "--batch", "4", "--shard-size", "8")
 RECIPE = """\
 name = "fuzz"
 source = "a test"
@@ -64,9 +53,7 @@ checkpoint = "last"
 
 
 def outcome(*args: object) -> tuple[int, str]:
-    """The exit code of a command and its last line on standard error, which is all that it says
-    where it fails.
-    """
+    """Return the exit code of a command and its last line on standard error."""
     out, err = io.StringIO(), io.StringIO()
     with (
         contextlib.redirect_stdout(out),
@@ -79,14 +66,15 @@ def outcome(*args: object) -> tuple[int, str]:
     if left.value.code == 2:
         assert said.strip()
         assert len([line for line in said.splitlines() if line.startswith("vidgraph: ")]) <= 1
-        assert len(said.splitlines()[-1]) < 20_000  # what a person wrote may be quoted
+        # The line may quote what a person wrote.
+        assert len(said.splitlines()[-1]) < 20_000
     return left.value.code, said.strip().splitlines()[-1] if said.strip() else ""
 
 
 def every(
     cases: Iterator[Case], use: Callable[[Case], tuple[int, str]], allowed: set[int]
 ) -> Counter:
-    """Runs all cases; how many ended with which code."""
+    """Run all cases, and count their exit codes."""
     codes: Counter = Counter()
     for case in cases:
         try:
@@ -102,30 +90,26 @@ def every(
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory) -> Path:
-    """Two whole videos, a manifest with every column, and their boxes as JSON."""
+    """Make two whole videos, a manifest with every column, and their boxes as JSON."""
     folder = make_videos(tmp_path_factory.mktemp("fuzz") / "videos", clips=2)
     rows = [
         ("clip0", "clip0.mp4", "train", "a;b", "0", "", "25"),
         ("clip1", "clip1.mp4", "test", "ä", "0.1", "0.9", ""),
     ]
-    write_csv(
-        folder / "manifest.csv", ("clip", "path", "split", "label", "start", "end", "fps"), rows
-    )
-    frame = {
-        "labels": [{"box2d": {"x1": 1, "y1": 2.5, "x2": 30, "y2": 40}, "standard_category": "0001"}]
-    }
-    (folder / "boxes.json").write_text(
-        json.dumps({"clip0": [frame] * 3, "clip1": [{"labels": []}, frame]}, indent=1)
-    )
+    header = ("clip", "path", "split", "label", "start", "end", "fps")
+    write_csv(folder / "manifest.csv", header, rows)
+    box = {"x1": 1, "y1": 2.5, "x2": 30, "y2": 40}
+    frame = {"labels": [{"box2d": box, "standard_category": "0001"}]}
+    boxes = {"clip0": [frame] * 3, "clip1": [{"labels": []}, frame]}
+    (folder / "boxes.json").write_text(json.dumps(boxes, indent=1))
     return folder
 
 
 def extraction(videos: Path, folder: Path, *options: object) -> tuple[int, str]:
-    """The outcome of a fresh extraction; its cache is looked at as a whole where there is one."""
+    """Return the outcome of a fresh extraction; `verify` must agree where there is a cache."""
     shutil.rmtree(folder / "cache", ignore_errors=True)
-    code, said = outcome(
-        "extract", "--root", videos, "--cache", folder / "cache", *EXTRACT, *options
-    )
+    where = ("--root", videos, "--cache", folder / "cache")
+    code, said = outcome("extract", *where, *EXTRACT.split(), *options)
     if code in (0, 3):
         assert outcome("verify", "--cache", folder / "cache", "--workers", "0")[0] == code
     return code, said
@@ -134,9 +118,8 @@ def extraction(videos: Path, folder: Path, *options: object) -> tuple[int, str]:
 def manifests(videos: Path, folder: Path, count: int) -> Counter:
     def use(case: Case) -> tuple[int, str]:
         (folder / "m.csv").write_bytes(case.data)
-        return extraction(
-            videos, folder, "--manifest", folder / "m.csv", "--keep", "pooled", "--weights", "none"
-        )
+        given = ("--manifest", folder / "m.csv", "--keep", "pooled", "--weights", "none")
+        return extraction(videos, folder, *given)
 
     return every(damaged_text((videos / "manifest.csv").read_text(), count), use, {0, 2, 3})
 
@@ -144,34 +127,24 @@ def manifests(videos: Path, folder: Path, count: int) -> Counter:
 def boxes(videos: Path, folder: Path, count: int) -> Counter:
     def use(case: Case) -> tuple[int, str]:
         (folder / "b.json").write_bytes(case.data)
-        given = (
-            "--proposals",
-            "annotations",
-            "--annotations",
-            folder / "b.json",
-            "--boxes",
-            2,
-            "--weights",
-            "none",
-        )
-        return extraction(
-            videos, folder, "--manifest", videos / "manifest.csv", "--keep", "boxes", *given
-        )
+        given = ("--manifest", videos / "manifest.csv", "--annotations", folder / "b.json")
+        more = "--keep boxes --proposals annotations --boxes 2 --weights none"
+        return extraction(videos, folder, *given, *more.split())
 
     return every(damaged_text((videos / "boxes.json").read_text(), count), use, {0, 2, 3})
 
 
 def recipes(folder: Path, count: int) -> Counter:
-    """Read alone (a recipe that is still valid may ask for a million epochs), and by the command,
-    which finds no cache.
+    """Read recipes, and give them to a command that finds no cache.
+
+    A recipe that is still valid may ask for a million epochs, so none is trained.
     """
 
     def use(case: Case) -> tuple[int, str]:
         path = folder / "r.toml"
         path.write_bytes(case.data)
-        code, said = outcome(
-            "train", path, "--cache", folder / "none", "--runs", folder / "runs", "--device", "cpu"
-        )
+        where = ("--cache", folder / "none", "--runs", folder / "runs")
+        code, said = outcome("train", path, *where, "--device", "cpu")
         try:
             read_recipe(path)
             return (0 if code == 2 else code), said
@@ -182,7 +155,7 @@ def recipes(folder: Path, count: int) -> Counter:
 
 
 def weights(videos: Path, folder: Path, count: int) -> Counter:
-    """Checkpoints of a backbone."""
+    """Extract with damaged checkpoints of a backbone."""
     torch.save(build_backbone("digit_cnn", width=8).state_dict(), folder / "good.pth")
 
     def use(case: Case) -> tuple[int, str]:
@@ -197,50 +170,28 @@ def weights(videos: Path, folder: Path, count: int) -> Counter:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A cache and the folder of a finished run."""
+    """Make a cache and the folder of a finished run."""
     folder = tmp_path_factory.mktemp("trained")
     Tiny(splits=("train",) * 4 + ("val", "test")).write(folder)
     (folder / "fuzz.toml").write_text(RECIPE)
-    code, said = outcome(
-        "train",
-        folder / "fuzz.toml",
-        "--cache",
-        folder / "cache",
-        "--runs",
-        folder,
-        "--device",
-        "cpu",
-    )
+    where = ("--cache", folder / "cache", "--runs", folder)
+    code, said = outcome("train", folder / "fuzz.toml", *where, "--device", "cpu")
     assert code == 0, said
     return folder
 
 
 def run_folders(trained: Path, folder: Path, count: int) -> Counter:
-    """The checkpoint of a run, evaluated, and a run that is continued from it; then the run's own
-    description.
-    """
+    """Evaluate and continue a run from damaged checkpoints, then damage the run's record."""
     run, codes = folder / "run", Counter()
     shutil.copytree(trained / "fuzz-seed0", run)
 
     def use(case: Case) -> tuple[int, str]:
         (run / "last.pt").write_bytes(case.data)
         (run / "metrics.json").unlink(missing_ok=True)
-        again = (
-            "train",
-            trained / "fuzz.toml",
-            "--cache",
-            trained / "cache",
-            "--runs",
-            folder,
-            "--name",
-            "run",
-            "--device",
-            "cpu",
-        )
-        evaluated = outcome(
-            "evaluate", run, "--cache", trained / "cache", "--checkpoint", "last", "--device", "cpu"
-        )
-        continued = outcome(*again)
+        given = ("--cache", trained / "cache", "--device", "cpu")
+        evaluated = outcome("evaluate", run, *given, "--checkpoint", "last")
+        again = ("--runs", folder, "--name", "run")
+        continued = outcome("train", trained / "fuzz.toml", *given, *again)
         assert continued[0] in (0, 2), continued
         assert evaluated[0] == 2 or not case.hopeless
         return evaluated
@@ -251,34 +202,14 @@ def run_folders(trained: Path, folder: Path, count: int) -> Counter:
 
     codes += every(damaged_weights((run / "last.pt").read_bytes(), count), use, {0, 2})
     shutil.copy(trained / "fuzz-seed0" / "last.pt", run)
-    return codes + every(
-        damaged_text((trained / "fuzz-seed0" / "run.json").read_text(), count), describe, {0, 2}
-    )
+    record = (trained / "fuzz-seed0" / "run.json").read_text()
+    return codes + every(damaged_text(record, count), describe, {0, 2})
 
 
 def test_the_undamaged_files_go_through(videos, tmp_path):
-    given = (
-        "--manifest",
-        videos / "manifest.csv",
-        "--weights",
-        "none",
-        "--proposals",
-        "annotations",
-        "--boxes",
-        2,
-    )
-    assert (
-        extraction(
-            videos,
-            tmp_path,
-            *given,
-            "--keep",
-            "pooled,boxes",
-            "--annotations",
-            videos / "boxes.json",
-        )[0]
-        == 0
-    )
+    given = ("--manifest", videos / "manifest.csv", "--annotations", videos / "boxes.json")
+    more = "--weights none --proposals annotations --boxes 2 --keep pooled,boxes"
+    assert extraction(videos, tmp_path, *given, *more.split())[0] == 0
 
 
 def test_damaged_manifests(videos, tmp_path):

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from cli.__main__ import main
-from heads.training.ablate import _TrainGroup
-from heads.training.estimates import AblateOptions
+from heads.training.ablate import AblateOptions, _TrainGroup
 from pipeline import plugins
 from pipeline.cache.reader import Cache
 from pipeline.stages.config import ExtractConfig
@@ -134,7 +133,7 @@ def test_the_same_command_continues_a_run_and_a_changed_file_is_another_run(plac
     again = ("train", "plug/mine.toml", "--cache", "cache", "--device", "cpu")
     code, out, _ = vidgraph(*again)
     assert code == 0
-    assert "finished before; reading its result" in out
+    assert "finished before, read back" in out
     (run / "metrics.json").unlink()
     assert vidgraph(*again)[0] == 0
     # the recipe that the run folder has names no path: nothing of it is executed by itself
@@ -147,7 +146,7 @@ def test_the_same_command_continues_a_run_and_a_changed_file_is_another_run(plac
     moved = place / "moved"
     shutil.move(place / "plug", moved)
     again = ("train", "moved/mine.toml", "--cache", "cache", "--device", "cpu")
-    assert "finished before" in vidgraph(*again)[1]
+    assert "read back" in vidgraph(*again)[1]
     (moved / "my_head.py").write_text((moved / "my_head.py").read_text() + "# changed\n")
     code, _, said = vidgraph(*again)
     assert code == 2

@@ -13,7 +13,7 @@ from pipeline.workers.module_path import guard_children, guard_program
 
 ROOT = Path(__file__).parents[1]
 OTHERS = """
-    av bokeh cli click cryptography cupy dask dask_cuda decord detectron2 distributed h5py hdf5plugin heads lz4 msgpack numba
+    av bokeh cli click cryptography cupy dask dask_cuda decord detectron2 distributed h5py hdf5plugin heads jinja2 lz4 msgpack numba
     numpy pandas PIL pipeline psutil pyarrow pydantic rich scipy sitecustomize sklearn snappy tensorboard test_pool tomli torch
     torchcodec torchvision tornado triton usercustomize uvloop vidgraph yaml
 """

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from heads.config.recipe_tables import DataOptions
-from pipeline.manifests.manifest import Clip, Manifest, about_withheld, label_ids, withheld
+from pipeline.manifests.labels import about_withheld, label_ids, withheld
+from pipeline.manifests.manifest import Clip, Manifest
 from pipeline.text import text_files
 from pipeline.text.suggestions import nearest
 

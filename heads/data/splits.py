@@ -15,7 +15,8 @@ from heads.config.recipe_tables import DataOptions
 from heads.data.classes import refuse_withheld
 from heads.interface.clips import Dims, MissingFields, dims_of
 from pipeline.cache.fields import FIELDS, grid_at, is_cut
-from pipeline.manifests.manifest import Clip, Manifest, withheld
+from pipeline.manifests.labels import withheld
+from pipeline.manifests.manifest import Clip, Manifest
 from pipeline.text.suggestions import nearest
 
 if TYPE_CHECKING:

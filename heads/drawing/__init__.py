@@ -1,0 +1,16 @@
+"""Pictures and videos of cached views, with what a trained head made of them (`vidgraph show`).
+
+It reads caches, videos and runs. Only `cli` imports it. `draw` chooses what is drawn, `sections`,
+`nodes` and `maps` draw strips of frames, `panels` what stands beside them, `layout` arranges them.
+"""
+
+from pipeline.lazy_names import load_lazily
+
+_HOMES = {
+    "WHAT": "draw",
+    "Drawing": "layout",
+    "Style": "layout",
+    "draw_view": "draw",
+}
+__all__ = list(_HOMES)
+__getattr__ = load_lazily(__name__, _HOMES)

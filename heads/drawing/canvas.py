@@ -1,5 +1,4 @@
-"""Ink on paper: a canvas with lines, boxes, labels and arrows, the colours, heat, and text in
-whatever script it is.
+"""Drawing primitives on a Pillow image: lines, boxes, labels, arrows, heat maps, Unicode text.
 
 Lengths are pixels of the finished picture. A canvas is drawn at twice its size and halved at the
 end, so that lines are smooth.
@@ -16,10 +15,11 @@ from PIL import Image, ImageDraw, ImageFont
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
 
-OVER = 2  # canvas pixels per pixel of the picture
+SUPERSAMPLING = 2  # canvas pixels per pixel of the finished picture
 PAPER, INK, FAINT, GREY = (255, 255, 255), (24, 24, 27), (113, 113, 122), (176, 176, 182)
-# One colour per box slot, told apart from one another, from skin and from grass, and by people who
-# confuse red and green.
+
+# One colour per box slot. They differ from one another, from skin and from grass, also for
+# people who confuse red and green.
 PALETTE = (
     (230, 159, 0),
     (0, 158, 255),
@@ -33,6 +33,8 @@ PALETTE = (
     (160, 190, 60),
 )
 FRONT, BACK, CHOSEN = (255, 122, 0), (30, 110, 255), (255, 255, 255)
+
+# Dark to bright.
 _HEAT = (
     (0, 0, 4),
     (66, 10, 104),
@@ -40,7 +42,8 @@ _HEAT = (
     (221, 81, 58),
     (252, 165, 10),
     (252, 255, 164),
-)  # dark to bright
+)
+
 # Where Pillow's own font lacks a character, the first of these that is installed and has it.
 _FONTS = (
     "DejaVuSans.ttf",
@@ -59,45 +62,57 @@ _FONTS = (
 
 
 def colour_of(slot: int) -> Colour:
-    """The colour of a box slot, region or operation; they repeat after ten."""
+    """Return the colour of a box slot, region or operation; colours repeat after ten."""
     return PALETTE[slot % len(PALETTE)]
 
 
-def ink_on(colour: Colour) -> Colour:
-    """Black or white, whichever is read better on `colour`."""
-    r, g, b = colour
-    return (0, 0, 0) if 0.299 * r + 0.587 * g + 0.114 * b > 128 else (255, 255, 255)
+def text_colour_on(background: Colour) -> Colour:
+    """Return black or white, whichever has the higher contrast with `background`."""
+    r, g, b = background
+    luma = 0.299 * r + 0.587 * g + 0.114 * b
+    return (0, 0, 0) if luma > 128 else (255, 255, 255)
 
 
 def heat_colours(values: np.ndarray) -> np.ndarray:
-    """Values in [0,1] of any shape -> RGB uint8 [...,3], from nearly black over red to pale
-    yellow.
+    """Map values to colours, from nearly black over red to pale yellow.
+
+    Args:
+        values: numbers in [0,1], any shape [...].
+
+    Returns:
+        RGB, uint8 [...,3].
     """
     stops = np.linspace(0, 1, len(_HEAT))
-    channels = [np.interp(values, stops, [colour[k] for colour in _HEAT]) for k in range(3)]
+    channels = []
+    for channel in zip(*_HEAT, strict=True):
+        channels.append(np.interp(values, stops, channel))
     return np.stack(channels, -1).round().astype(np.uint8)
 
 
-def heated(frame: Image.Image, values: np.ndarray) -> Image.Image:
-    """`frame` in grey under a map [h,w] of numbers in [0,1]: its cells in place, the hotter the
-    less of the frame is seen.
+def heat_overlay(frame: Image.Image, values: np.ndarray) -> Image.Image:
+    """Lay a heat map over a grey copy of a frame; hot cells cover more of the frame.
+
+    Args:
+        frame: the picture, any size.
+        values: the map [h,w], numbers in [0,1]; it is stretched over the frame.
+
+    Returns:
+        An RGB picture of the frame's size.
     """
-    stretched = Image.fromarray(np.asarray(values, np.float32)).resize(
-        frame.size, Image.Resampling.BICUBIC
-    )
-    level = np.clip(np.asarray(stretched), 0, 1)[..., None]
+    heat = Image.fromarray(np.asarray(values, np.float32))
+    heat = heat.resize(frame.size, Image.Resampling.BICUBIC)
+    level = np.clip(np.asarray(heat), 0, 1)
+
     grey = np.asarray(frame.convert("L"), np.float32)[..., None]
-    share = 0.3 + 0.45 * level
-    return Image.fromarray(
-        (grey * (1 - share) + heat_colours(level[..., 0]) * share).clip(0, 255).astype(np.uint8)
-    )
+    opacity = 0.3 + 0.45 * level[..., None]
+    mixed = grey * (1 - opacity) + heat_colours(level) * opacity
+    return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
 
 
+# A page has hundreds of labels, and loading a font takes milliseconds.
 @lru_cache(maxsize=256)
 def _font(name: str, size: int):
-    """Pillow's own font for "", else the installed one of that file name; None where there is
-    none.
-    """
+    """Pillow's own font for "", else an installed font file; None where it is not installed."""
     try:
         return ImageFont.truetype(name, size) if name else ImageFont.load_default(size)
     except OSError:
@@ -105,41 +120,58 @@ def _font(name: str, size: int):
 
 
 @lru_cache(maxsize=4096)
-def _has(name: str, character: str) -> bool:
-    """Whether a font draws `character` as something else than what it draws for what no font
-    has.
-    """
-    font = _font(name, 20)
+def _has_glyph(font_name: str, character: str) -> bool:
+    """Whether a font has a glyph of its own for a character."""
+    font = _font(font_name, 20)
     if font is None:
         return False
     if character.isspace():
         return True
-    mask, nothing = font.getmask(character), font.getmask("\U0010ffff")
-    return mask.size != nothing.size or bytes(mask) != bytes(nothing)
+
+    # A font draws the same placeholder for every character that it lacks. No font has U+10FFFF.
+    mask, placeholder = font.getmask(character), font.getmask("\U0010ffff")
+    return mask.size != placeholder.size or bytes(mask) != bytes(placeholder)
 
 
 @lru_cache(maxsize=4096)
 def legible(text: str) -> tuple[str, str]:
-    """(text, font): what can be drawn of `text` on this machine. What no font has, and control characters, become \\u6f22."""
-    text = "".join(c if c.isprintable() else _escaped(c) for c in text)
+    r"""Replace what cannot be drawn on this machine by escapes such as \u6f22.
+
+    Args:
+        text: any text. Control characters become escapes, too.
+
+    Returns:
+        (text, font): the text to draw, and the file name of the font that has most of it
+        ("" for Pillow's own font).
+    """
+    text = "".join([_escape_unless(c.isprintable(), c) for c in text])
     for name in ("", *_FONTS):
-        if all(_has(name, c) for c in set(text)):
+        if all(_has_glyph(name, c) for c in set(text)):
             return text, name
-    best = max(("", *_FONTS), key=lambda name: sum(_has(name, c) for c in text))
-    return "".join(c if _has(best, c) else _escaped(c) for c in text), best
+
+    def glyphs(name: str) -> int:
+        return sum(_has_glyph(name, c) for c in text)
+
+    best = max(("", *_FONTS), key=glyphs)
+    return "".join([_escape_unless(_has_glyph(best, c), c) for c in text]), best
 
 
-def _escaped(character: str) -> str:
-    return (
-        character.encode("ascii", "backslashreplace").decode()
-        if ord(character) > 126
-        else f"\\x{ord(character):02x}"
-    )
+def _escape_unless(drawable: bool, character: str) -> str:
+    if drawable:
+        return character
+    if ord(character) > 126:
+        return character.encode("ascii", "backslashreplace").decode()
+    return f"\\x{ord(character):02x}"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a frame lies on a canvas: its upper left corner, width and height."""
+class FrameRect:
+    """The rectangle of a frame on a canvas.
+
+    Attributes:
+        x, y: its upper left corner, canvas pixels.
+        width, height: its size, canvas pixels.
+    """
 
     x: float
     y: float
@@ -147,84 +179,82 @@ class Place:
     height: float
 
     def at(self, u: float, v: float) -> Point:
-        """A point of the frame, (0,0) to (1,1), on the canvas."""
+        """Convert a point of the frame, (0,0) to (1,1), to canvas pixels."""
         return self.x + u * self.width, self.y + v * self.height
 
     def rectangle(self, box: Sequence[float]) -> tuple[float, float, float, float]:
-        """x1 y1 x2 y2 in [0,1] of the frame -> the same on the canvas."""
+        """Convert a box x1 y1 x2 y2 in [0,1] of the frame to canvas pixels."""
         x1, y1, x2, y2 = map(float, box)
         return *self.at(x1, y1), *self.at(x2, y2)
 
     def centre(self, box: Sequence[float]) -> Point:
-        """The middle of a box."""
+        """Return the centre of a box x1 y1 x2 y2 in [0,1], in canvas pixels."""
         x1, y1, x2, y2 = map(float, box)
         return self.at((x1 + x2) / 2, (y1 + y2) / 2)
 
 
 class Canvas:
-    """White paper of width x height pixels."""
+    """A white picture to draw on.
+
+    Args:
+        width: pixels, rounded up.
+        height: pixels, rounded up.
+    """
 
     def __init__(self, width: float, height: float):
         self.width, self.height = math.ceil(width), math.ceil(height)
-        self._image = Image.new("RGB", (self.width * OVER, self.height * OVER), PAPER)
+        size = (self.width * SUPERSAMPLING, self.height * SUPERSAMPLING)
+        self._image = Image.new("RGB", size, PAPER)
         self._draw = ImageDraw.Draw(self._image)
 
     def finished(self) -> Image.Image:
-        """The picture, RGB of width x height."""
+        """Return the picture, RGB of width x height."""
         return self._image.resize((self.width, self.height), Image.Resampling.BOX)
 
-    def image(self, picture: Image.Image, place: Place) -> None:
-        """A picture stretched over `place`."""
-        size = max(1, round(place.width * OVER)), max(1, round(place.height * OVER))
-        self._image.paste(
-            picture.convert("RGB").resize(size, Image.Resampling.BICUBIC),
-            self._whole(place.x, place.y),
-        )
+    def image(self, picture: Image.Image, rect: FrameRect) -> None:
+        """Draw a picture, stretched to `rect`."""
+        picture = picture.convert("RGB").resize(_size(rect), Image.Resampling.BICUBIC)
+        self._image.paste(picture, _corner(rect.x, rect.y))
 
-    def sheet(self, other: "Canvas", at: Point) -> None:
-        """Another canvas, its upper left corner at a point."""
-        self._image.paste(other._image, self._whole(*at))
+    def paste(self, other: "Canvas", at: Point) -> None:
+        """Copy another canvas here, its upper left corner at a point."""
+        self._image.paste(other._image, _corner(*at))
 
-    def tint(self, mask: Image.Image, colour: Colour, place: Place) -> None:
-        """A colour over `place`, as strong as the mask (mode L) is there."""
-        size = max(1, round(place.width * OVER)), max(1, round(place.height * OVER))
-        self._image.paste(
-            colour, self._whole(place.x, place.y), mask.resize(size, Image.Resampling.BILINEAR)
-        )
+    def tint(self, mask: Image.Image, colour: Colour, rect: FrameRect) -> None:
+        """Blend a colour over `rect`; the mask (mode L), stretched to it, is the opacity."""
+        mask = mask.resize(_size(rect), Image.Resampling.BILINEAR)
+        self._image.paste(colour, _corner(rect.x, rect.y), mask)
 
     def line(
         self, points: Sequence[Point], colour: Colour, width: float = 1.5, dashed: bool = False
     ) -> None:
-        """A line through the points; `dashed` is for two of them."""
+        """Draw a line through the points; `dashed` takes exactly two of them."""
         if dashed:
             (x1, y1), (x2, y2) = points
-            steps = max(1, int(math.hypot(x2 - x1, y2 - y1) / 5)) | 1  # odd: ends with a dash
-            cuts = [
-                (x1 + (x2 - x1) * k / steps, y1 + (y2 - y1) * k / steps) for k in range(steps + 1)
-            ]
-            for k in range(0, steps, 2):
-                self.line(cuts[k : k + 2], colour, width)
+            # An odd number of pieces, so that the line ends with a dash.
+            count = max(1, int(math.hypot(x2 - x1, y2 - y1) / 5)) | 1
+            ends = []
+            for k in range(count + 1):
+                ends.append((x1 + (x2 - x1) * k / count, y1 + (y2 - y1) * k / count))
+            for k in range(0, count, 2):
+                self.line(ends[k : k + 2], colour, width)
             return
-        self._draw.line(
-            [(x * OVER, y * OVER) for x, y in points],
-            colour,
-            max(1, round(width * OVER)),
-            joint="curve",
-        )
+
+        thickness = max(1, round(width * SUPERSAMPLING))
+        self._draw.line(_scaled(points), colour, thickness, joint="curve")
 
     def arrow(self, start: Point, end: Point, colour: Colour, width: float = 1.5) -> None:
-        """A line with a head at `end`."""
+        """Draw a line with an arrowhead at `end`."""
         (x1, y1), (x2, y2) = start, end
         length = math.hypot(x2 - x1, y2 - y1) or 1.0
-        u, v, size = (x2 - x1) / length, (y2 - y1) / length, min(length, 4 + 1.5 * width)
-        bx, by = x2 - u * size, y2 - v * size
-        self.line([start, (bx, by)], colour, width)
-        corners = [
-            (x2, y2),
-            (bx - v * size / 2, by + u * size / 2),
-            (bx + v * size / 2, by - u * size / 2),
-        ]
-        self._draw.polygon([(x * OVER, y * OVER) for x, y in corners], colour)
+        u, v = (x2 - x1) / length, (y2 - y1) / length
+        head = min(length, 4 + 1.5 * width)
+
+        base_x, base_y = x2 - u * head, y2 - v * head
+        self.line([start, (base_x, base_y)], colour, width)
+        left = (base_x - v * head / 2, base_y + u * head / 2)
+        right = (base_x + v * head / 2, base_y - u * head / 2)
+        self._draw.polygon(_scaled([(x2, y2), left, right]), colour)
 
     def rectangle(
         self,
@@ -233,16 +263,26 @@ class Canvas:
         width: float = 1.5,
         fill: Colour | None = None,
     ) -> None:
-        """An outline x1 y1 x2 y2, with a dark line around it that keeps it visible on any frame."""
-        x1, y1, x2, y2 = (round(v * OVER) for v in corners)
-        x2, y2, thick = max(x1, x2), max(y1, y2), max(1, round(width * OVER))
+        """Draw a rectangle with a dark border around its outline, visible on any frame.
+
+        Args:
+            corners: x1 y1 x2 y2.
+            colour: of the outline.
+            width: of the outline; 0 draws none.
+            fill: colour of the inside; None leaves it as it is.
+        """
+        x1, y1, x2, y2 = (round(v * SUPERSAMPLING) for v in corners)
+        # Pillow refuses corners in the wrong order.
+        x2, y2 = max(x1, x2), max(y1, y2)
         if fill is not None:
             self._draw.rectangle((x1, y1, x2, y2), fill)
+
+        # The border is one canvas pixel wide on either side of the outline.
         if width:
-            self._draw.rectangle(
-                (x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=(0, 0, 0), width=thick + 2
-            )
-            self._draw.rectangle((x1, y1, x2, y2), outline=colour, width=thick)
+            thickness = max(1, round(width * SUPERSAMPLING))
+            around = (x1 - 1, y1 - 1, x2 + 1, y2 + 1)
+            self._draw.rectangle(around, outline=(0, 0, 0), width=thickness + 2)
+            self._draw.rectangle((x1, y1, x2, y2), outline=colour, width=thickness)
 
     def disc(
         self,
@@ -252,19 +292,19 @@ class Canvas:
         edge: Colour | None = None,
         width: float = 1.0,
     ) -> None:
-        """A disc, or with `fill` None a ring."""
+        """Draw a disc; with `fill` None, a ring."""
         (x, y), r = centre, max(radius, 0.5)
-        corners = [(x - r) * OVER, (y - r) * OVER, (x + r) * OVER, (y + r) * OVER]
-        self._draw.ellipse(corners, fill, edge, max(1, round(width * OVER)))
+        corners = _scaled([(x - r, y - r), (x + r, y + r)])
+        self._draw.ellipse(corners, fill, edge, max(1, round(width * SUPERSAMPLING)))
 
     def text(
         self, at: Point, text: str, size: int, colour: Colour = INK, anchor: str = "la"
     ) -> float:
-        """One line of text at a point, `anchor` as Pillow's; returns its width."""
+        """Draw one line of text at a point and return its width; `anchor` is Pillow's."""
         text, name = legible(text)
-        font = _font(name, size * OVER)
-        self._draw.text((at[0] * OVER, at[1] * OVER), text, colour, font, anchor)
-        return font.getlength(text) / OVER
+        font = _font(name, size * SUPERSAMPLING)
+        self._draw.text(_scaled([at])[0], text, colour, font, anchor)
+        return font.getlength(text) / SUPERSAMPLING
 
     def tag(
         self,
@@ -273,10 +313,18 @@ class Canvas:
         colour: Colour,
         size: int,
         taken: list | None = None,
-        within: Place | None = None,
+        within: FrameRect | None = None,
     ):
-        """A label on a patch of `colour`, its upper left corner `at` a point, moved into `within`
-        and beside those `taken`.
+        """Draw a label: text on a filled rectangle.
+
+        Args:
+            at: the upper left corner.
+            text: one line.
+            colour: of the rectangle.
+            size: of the text.
+            taken: rectangles x1 y1 x2 y2 of earlier labels. The label moves beside them, and
+                its own rectangle is appended.
+            within: the label moves into this rectangle.
         """
         width, height = text_width(text, size) + 5, size + 4
         x, y = at
@@ -284,58 +332,80 @@ class Canvas:
             x = min(max(x, within.x), max(within.x, within.x + within.width - width))
             y = min(max(y, within.y), within.y + within.height - height)
         if taken is not None:
-            top = y
-            for _ in range(2 * len(taken) + 1):
-                hit = [
-                    b
-                    for b in taken
-                    if x < b[2] and x + width > b[0] and y < b[3] and y + height > b[1]
-                ]
-                if not hit:
-                    break
-                y = max(b[3] for b in hit)
-                if (
-                    within is not None and y + height > within.y + within.height + 1
-                ):  # no room below: on to the right
-                    x, y = max(b[2] for b in hit), top
+            x, y = _free_corner(x, y, width, height, taken, within)
             taken.append((x, y, x + width, y + height))
-        self.rectangle((x, y, x + width - 0.5, y + height - 0.5), colour, 0, fill=colour)
-        self.text((x + 2.5, y + height / 2), text, size, ink_on(colour), "lm")
 
-    @staticmethod
-    def _whole(x: float, y: float) -> tuple[int, int]:
-        return round(x * OVER), round(y * OVER)
+        self.rectangle((x, y, x + width - 0.5, y + height - 0.5), colour, 0, fill=colour)
+        self.text((x + 2.5, y + height / 2), text, size, text_colour_on(colour), "lm")
+
+
+def _free_corner(
+    x: float, y: float, width: float, height: float, taken: list, within: FrameRect | None
+) -> Point:
+    """Move a label's upper left corner down, then right, until it overlaps none of `taken`."""
+    top = y
+    for _ in range(2 * len(taken) + 1):
+        hit = []
+        for x1, y1, x2, y2 in taken:
+            if x < x2 and x + width > x1 and y < y2 and y + height > y1:
+                hit.append((x1, y1, x2, y2))
+        if not hit:
+            break
+
+        y = max(y2 for _, _, _, y2 in hit)
+        # No room below: start again at the top, to the right.
+        if within is not None and y + height > within.y + within.height + 1:
+            x, y = max(x2 for _, _, x2, _ in hit), top
+    return x, y
+
+
+def _scaled(points: Sequence[Point]) -> list[Point]:
+    """Points in pixels of the enlarged canvas."""
+    return [(x * SUPERSAMPLING, y * SUPERSAMPLING) for x, y in points]
+
+
+def _corner(x: float, y: float) -> tuple[int, int]:
+    """A point in whole pixels of the enlarged canvas."""
+    return round(x * SUPERSAMPLING), round(y * SUPERSAMPLING)
+
+
+def _size(rect: FrameRect) -> tuple[int, int]:
+    """A rectangle's size in whole pixels of the enlarged canvas."""
+    width, height = round(rect.width * SUPERSAMPLING), round(rect.height * SUPERSAMPLING)
+    return max(1, width), max(1, height)
 
 
 def text_width(text: str, size: int) -> float:
-    """Pixels that a line of text takes."""
+    """Return the width of a line of text, in pixels."""
     text, name = legible(text)
-    return _font(name, size * OVER).getlength(text) / OVER
+    return _font(name, size * SUPERSAMPLING).getlength(text) / SUPERSAMPLING
 
 
-def shortened(text: str, size: int, width: float) -> str:
-    """`text`, or as much of it as fits into `width` with an ellipsis."""
+def shorten(text: str, size: int, width: float) -> str:
+    """Return `text`, or as much of it as fits into `width` pixels with an ellipsis."""
     if text_width(text, size) <= width:
         return text
+
+    # Characters differ in width, so the longest text that fits is searched for.
     low, high = 0, len(text)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (
-            (middle, high)
-            if text_width(text[:middle] + "...", size) <= width
-            else (low, middle - 1)
-        )
+        if text_width(text[:middle] + "...", size) <= width:
+            low = middle
+        else:
+            high = middle - 1
     return text[:low] + "..."
 
 
-def wrapped(text: str, size: int, width: float) -> list[str]:
-    """`text` in lines of at most `width`, broken between words; a word that is longer is
-    shortened.
+def wrap(text: str, size: int, width: float) -> list[str]:
+    """Break `text` between words into lines of at most `width` pixels.
+
+    A word that is longer than a line is shortened.
     """
     lines: list[str] = []
     for word in text.split(" "):
         if lines and text_width(f"{lines[-1]} {word}", size) <= width:
             lines[-1] += f" {word}"
         else:
-            lines.append(shortened(word, size, width))
+            lines.append(shorten(word, size, width))
     return lines

@@ -1,7 +1,6 @@
-"""What a trained head says of a view: its scores, and the maps of `head(clips, want_maps=True)` by
-their documented names.
+"""Run a trained head on one view: its scores, and the maps of `head(clips, want_maps=True)`.
 
-docs/show.md has the table of names and shapes.
+docs/show.md has the table of the maps' names and shapes.
 """
 
 from collections.abc import Sequence
@@ -20,9 +19,19 @@ from pipeline.cache.reader import Cache, Group
 
 @dataclass
 class HeadResult:
-    """Of one view: `scores` [K] as the recipe's `scores_kind` makes them, of `classes`; `maps`
-    without their axis B, padding included; `cells`: (h, w) of the map that the head reads, None
-    where it reads none. `space` and `edges`: of head gos alone.
+    """What a trained head returns for one view.
+
+    Attributes:
+        run: the run's folder.
+        head: the head's name in the zoo.
+        checkpoint: which weights, "best" or "last".
+        classes: the K class names.
+        scores: [K], as the recipe's `scores` makes them.
+        scores_kind: "softmax", "sigmoid" or "logits".
+        maps: the head's maps without their batch axis, padding included.
+        cells: (h, w) of the map that the head reads; None where it reads none.
+        space: operations that head `gos` chooses from.
+        edges: pairs of supernodes of head `gos`.
     """
 
     run: Path
@@ -38,51 +47,67 @@ class HeadResult:
 
     @property
     def best(self) -> int:
-        """The class with the highest score, the lower one of equals."""
+        """The class with the highest score; of equal scores, the first."""
         return int(self.scores.argmax())
 
-    def points(self, kind: str) -> dict[str, np.ndarray]:
-        """The maps named `kind` or `kind.POINT`, by point; "" for the plain name."""
-        named = {
-            name: m for name, m in self.maps.items() if name == kind or name.startswith(f"{kind}.")
-        }
-        return {name[len(kind) + 1 :]: m for name, m in named.items()}
+    def by_point(self, kind: str) -> dict[str, np.ndarray]:
+        """Return the maps named `kind` or `kind.POINT`, by point; "" for the plain name."""
+        found = {}
+        for name, values in self.maps.items():
+            if name == kind or name.startswith(f"{kind}."):
+                found[name[len(kind) + 1 :]] = values
+        return found
 
 
 def run_head(
     run: str | Path, cache: Cache, group: Group, row: int, checkpoint: str = ""
 ) -> HeadResult:
-    """Runs the head of a run on one view, on the CPU. ValueError where the run does not fit the
-    cache, see `load_trained`, or reads fields that it does not have."""
+    """Run the head of a run on one view, on the CPU.
+
+    Args:
+        run: the run's folder.
+        cache: the cache that holds the view.
+        group: the view's group.
+        row: the view's row in the group.
+        checkpoint: "best" or "last"; "" for the one that the run's figures use.
+
+    Returns:
+        The scores and maps of the view.
+
+    Raises:
+        ValueError: the run does not fit the cache (see `load_trained`), or the cache lacks
+            fields that the head reads.
+    """
     trained = load_trained(Path(run), cache, checkpoint)
     head, recipe = trained.head.eval(), trained.recipe
     try:
         fields = fields_for(head, group)
     except MissingFields as error:
         raise ValueError(how_to_add(cache, recipe.head.name, error.names)) from None
+
     clips = clips_of(group.batch([row], fields))
     with torch.inference_mode():
         out = head(clips, want_maps=True)
-    maps = {name: tensor[0].float().numpy() for name, tensor in out.maps.items()}
     return HeadResult(
-        Path(run),
-        recipe.head.name,
-        trained.checkpoint,
-        trained.classes,
-        scores_of(out.logits.float().numpy(), recipe.scores)[0],
-        recipe.scores,
-        maps,
-        _cells(head, clips.maps),
-        getattr(head, "space", ()),
-        getattr(head, "edges", ()),
+        run=Path(run),
+        head=recipe.head.name,
+        checkpoint=trained.checkpoint,
+        classes=trained.classes,
+        scores=scores_of(out.logits.float().numpy(), recipe.scores)[0],
+        scores_kind=recipe.scores,
+        maps={name: tensor[0].float().numpy() for name, tensor in out.maps.items()},
+        cells=_cells(head, clips.maps),
+        space=getattr(head, "space", ()),
+        edges=getattr(head, "edges", ()),
     )
 
 
 def _cells(head: torch.nn.Module, maps: dict[str, torch.Tensor]) -> tuple[int, int] | None:
-    """(h, w) of the map that a head's attention or saliency is over: EAN's own where a backbone
-    continues the cached one.
-    """
+    """(h, w) of the map that a head's attention or saliency covers."""
+    # EAN's saliency covers its own map, where a backbone continues the cached one.
     objects = getattr(getattr(head, "head", None), "objects", None)
     if objects is not None:
         return tuple(objects.grid)
-    return tuple(next(iter(maps.values())).shape[-2:]) if maps else None
+    if not maps:
+        return None
+    return tuple(next(iter(maps.values())).shape[-2:])

@@ -1,5 +1,4 @@
-"""Strips of maps and regions: heat over the frames, the cells that a box hears, DyReg's regions,
-RSTG's grid.
+"""Strips of maps: heat over frames, cells that a box listens to, DyReg's regions, RSTG's grid.
 
 Letters: T steps, N boxes per step, n = T N nodes, M neighbours, h w grid; node (t,i) is box i of
 step t, its index t N + i.
@@ -8,45 +7,72 @@ step t, its index t N + i.
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
-from heads.drawing.canvas import CHOSEN, OVER, Canvas, Colour, Place, colour_of, heated
-from heads.drawing.sections import SMALL, Node, Strip, compact
+from heads.drawing.canvas import (
+    CHOSEN,
+    SUPERSAMPLING,
+    Canvas,
+    Colour,
+    FrameRect,
+    colour_of,
+    heat_overlay,
+)
+from heads.drawing.sections import LABEL_SIZE, Node, Strip, compact
 from heads.drawing.source import ViewContent
 
 
 def heat(maps: np.ndarray, title: str, note: str = "", scale: float = 1.0) -> Strip:
-    """Maps [T,h,w] as heat over their frames, the largest number of all steps the hottest; one map
-    [1,h,w] is for all steps.
+    """Draw maps as heat over their frames.
+
+    Args:
+        maps: [T,h,w], or [1,h,w] for one map that all steps share. The largest number of all
+            steps is the hottest.
+        title: of the strip.
+        note: of the strip; the range of numbers is added.
+        scale: a frame's height as a fraction of the style's.
+
+    Returns:
+        The strip.
     """
     low, high = float(maps.min()), float(maps.max())
     level = (maps - low) / (high - low if high > low else 1)
 
     def backdrop(t: int, frame: Image.Image) -> Image.Image:
-        return heated(frame, level[t if len(level) > 1 else 0])
+        return heat_overlay(frame, level[t if len(level) > 1 else 0])
 
     numbers = f"from {low:.2g} to {high:.2g}; spread evenly, {1 / maps[0].size:.2g}"
-    return Strip(title, f"{note}{'; ' if note else ''}{numbers}", scale=scale, backdrop=backdrop)
+    if note:
+        numbers = f"{note}; {numbers}"
+    return Strip(title, numbers, scale=scale, backdrop=backdrop)
 
 
 def background(
-    shown: ViewContent, node: Node, weights: np.ndarray, cells: tuple[int, int], title: str
+    view: ViewContent, node: Node, weights: np.ndarray, cells: tuple[int, int], title: str
 ) -> Strip:
-    """Which cells the chosen slot hears in every step (GOS back_incor): weights [T,N,G] over the h
-    w cells of a map.
+    """Draw which cells a slot listens to in every step (GOS back_incor).
+
+    Args:
+        view: the view.
+        node: the chosen node; its slot is drawn.
+        weights: [T,N,G] over the G = h w cells of a map.
+        cells: (h, w) of that map.
+        title: of the strip.
+
+    Returns:
+        The strip.
     """
-    h, w = shown.fields["grid"].tolist() if "grid" in shown.fields else cells
-    maps = weights[:, node[1]].reshape(-1, *cells)[:, : min(h, cells[0]), : min(w, cells[1])]
-    section = heat(
-        maps,
-        f"{title} of box {node[1]} of each step",
-        "the cells of its own step that the box hears",
-    )
+    slot = node[1]
+    # Maps of a cache with several sizes are padded to the largest; `grid` is the real size.
+    h, w = view.fields["grid"].tolist() if "grid" in view.fields else cells
+    maps = weights[:, slot].reshape(-1, *cells)[:, : min(h, cells[0]), : min(w, cells[1])]
+    note = "the cells of its own step that the box listens to"
+    strip = heat(maps, f"{title} of box {slot} of each step", note)
 
-    def paint(canvas: Canvas, place: Place, t: int) -> None:
-        if shown.valid[t, node[1]]:
-            canvas.rectangle(place.rectangle(shown.boxes[t, node[1]]), CHOSEN, 2)
+    def paint(canvas: Canvas, rect: FrameRect, t: int) -> None:
+        if view.valid[t, slot]:
+            canvas.rectangle(rect.rectangle(view.boxes[t, slot]), CHOSEN, 2)
 
-    section.paint = paint
-    return section
+    strip.paint = paint
+    return strip
 
 
 def regions(
@@ -55,100 +81,110 @@ def regions(
     centres: np.ndarray | None = None,
     radii: np.ndarray | None = None,
 ) -> Strip:
-    """DyReg's regions (its Figure 3): kernels [T or 1,N,h,w] of each node, drawn to where they have
-    half their height.
+    """Draw DyReg's regions (its Figure 3), to where each kernel has half its height.
 
-    With centres and radii [T or 1,N,2] (y, x) in cells these are boxes, else outlines of whatever
-    shape the kernels have.
+    Args:
+        kernels: [T or 1,N,h,w], one per node.
+        title: of the strip.
+        centres: [T or 1,N,2], (y, x) in cells. With centres and radii the regions are drawn as
+            boxes, else as the kernels' outlines.
+        radii: [T or 1,N,2], (y, x) in cells.
+
+    Returns:
+        The strip.
     """
     size = np.array(kernels.shape[-2:], np.float32)
 
-    def paint(canvas: Canvas, place: Place, t: int) -> None:
-        t = t if len(kernels) > 1 else 0
-        there = [i for i, kernel in enumerate(kernels[t]) if kernel.max() > 0]
+    def paint(canvas: Canvas, rect: FrameRect, t: int) -> None:
+        if len(kernels) == 1:
+            t = 0
+        # Numbers are drawn last, on top of all regions.
         middles = {}
-        for i in there:
+        for i, kernel in enumerate(kernels[t]):
+            if not kernel.max() > 0:
+                continue
             if centres is None or radii is None:
-                _outline(canvas, place, kernels[t, i], colour_of(i))
-                middles[i] = place.at(*_mean_place(kernels[t, i]))
+                _outline(canvas, rect, kernel, colour_of(i))
+                middles[i] = rect.at(*_centre_of_mass(kernel))
             else:
-                middle, half = (
-                    (centres[t, i] + 0.5) / size,
-                    radii[t, i] / 2 / size,
-                )  # a cell's middle is half a cell in
+                # The middle of a cell is half a cell from its corner.
+                middle, half = (centres[t, i] + 0.5) / size, radii[t, i] / 2 / size
                 (y1, x1), (y2, x2) = (middle - half).clip(0, 1), (middle + half).clip(0, 1)
-                canvas.rectangle(place.rectangle((x1, y1, x2, y2)), colour_of(i), 1.6)
-                middles[i] = place.at(*middle[::-1])
+                canvas.rectangle(rect.rectangle((x1, y1, x2, y2)), colour_of(i), 1.6)
+                middles[i] = rect.at(*middle[::-1])
         taken: list = []
         for i, (x, y) in middles.items():
-            canvas.tag((x - 5, y - 7), str(i), colour_of(i), SMALL, taken, place)
+            canvas.tag((x - 5, y - 7), str(i), colour_of(i), LABEL_SIZE, taken, rect)
 
     note = "each node's kernel down to half its height, and its number in the middle"
     return Strip(title, note, paint=paint)
 
 
-def _outline(canvas: Canvas, place: Place, kernel: np.ndarray, colour: Colour) -> None:
-    """The rim of where a kernel [h,w] has at least half its height, and a breath of colour
-    inside.
-    """
-    size = max(1, round(OVER * place.width)), max(1, round(OVER * place.height))
-    high = Image.fromarray((kernel / kernel.max()).astype(np.float32)).resize(
-        size, Image.Resampling.BILINEAR
-    )
-    inside = Image.fromarray(np.uint8(np.asarray(high) >= 0.5) * 255)
-    canvas.tint(inside.point(lambda v: v // 8), colour, place)
-    canvas.tint(ImageChops.subtract(inside, inside.filter(ImageFilter.MinFilter(7))), colour, place)
+def _outline(canvas: Canvas, rect: FrameRect, kernel: np.ndarray, colour: Colour) -> None:
+    """Draw the rim of where a kernel [h,w] has half its height, and tint the inside."""
+    width, height = round(SUPERSAMPLING * rect.width), round(SUPERSAMPLING * rect.height)
+    relative = Image.fromarray((kernel / kernel.max()).astype(np.float32))
+    relative = relative.resize((max(1, width), max(1, height)), Image.Resampling.BILINEAR)
+
+    # Eroding the inside by three canvas pixels leaves the rim.
+    inside = Image.fromarray(np.uint8(np.asarray(relative) >= 0.5) * 255)
+    rim = ImageChops.subtract(inside, inside.filter(ImageFilter.MinFilter(7)))
+    canvas.tint(inside.point(lambda v: v // 8), colour, rect)
+    canvas.tint(rim, colour, rect)
 
 
-def _mean_place(kernel: np.ndarray) -> tuple[float, float]:
-    """(x, y) in [0,1] of a kernel's centre of mass; what is negative counts for nothing."""
+def _centre_of_mass(kernel: np.ndarray) -> tuple[float, float]:
+    """(x, y) in [0,1] of a kernel's centre of mass; negative values count as 0."""
     mass = np.maximum(kernel, 0) / np.maximum(kernel, 0).sum()
-    y, x = (
-        (mass.sum(1 - axis) * (np.arange(n) + 0.5)).sum() / n for axis, n in enumerate(mass.shape)
-    )
+    h, w = mass.shape
+    y = (mass.sum(1) * (np.arange(h) + 0.5)).sum() / h
+    x = (mass.sum(0) * (np.arange(w) + 0.5)).sum() / w
     return float(x), float(y)
 
 
 def grid(weights: np.ndarray, node: int | None, title: str) -> Strip:
-    """RSTG's 14 nodes with how much they send: weights [T,14,14], rows receive; to node `node`, or
-    on average over receivers.
+    """Draw how much RSTG's 14 nodes send.
 
-    A disc lies in each cell of the 3x3 and of the 2x2 grid, as large as its share of the largest;
-    the frame's rim is the 1x1.
+    A disc lies in each cell of the 3x3 and of the 2x2 grid, its area proportional to what the
+    cell sends. The frame's rim is the 1x1 grid.
+
+    Args:
+        weights: [T,14,14]; rows receive.
+        node: the receiver, 0 to 13; None for the mean over receivers.
+        title: of the strip.
+
+    Returns:
+        The strip.
     """
     sent = np.abs(weights).mean(1) if node is None else np.abs(weights[:, node])
-    top = float(sent.max()) or 1.0
+    largest = float(sent.max()) or 1.0
     colours = colour_of(1), colour_of(0), colour_of(2)
-    places = [
-        ((j + 0.5) / s, (i + 0.5) / s, k)
-        for k, s in enumerate((3, 2, 1))
-        for i in range(s)
-        for j in range(s)
-    ]
 
-    def paint(canvas: Canvas, place: Place, t: int) -> None:
-        for k, s in ((0, 3), (1, 2)):
-            for cut in range(1, s):
-                canvas.line(
-                    [place.at(cut / s, 0), place.at(cut / s, 1)], colours[k], 1, dashed=True
-                )
-                canvas.line(
-                    [place.at(0, cut / s), place.at(1, cut / s)], colours[k], 1, dashed=True
-                )
-        for number, (u, v, k) in enumerate(places):
-            share = float(sent[t, number]) / top
+    # RSTG numbers its nodes grid by grid, row by row.
+    cells = []
+    for k, side in enumerate((3, 2, 1)):
+        for i in range(side):
+            for j in range(side):
+                cells.append(((j + 0.5) / side, (i + 0.5) / side, k))
+
+    def paint(canvas: Canvas, rect: FrameRect, t: int) -> None:
+        for colour, side in zip(colours, (3, 2), strict=False):
+            for line in range(1, side):
+                at = line / side
+                canvas.line([rect.at(at, 0), rect.at(at, 1)], colour, 1, dashed=True)
+                canvas.line([rect.at(0, at), rect.at(1, at)], colour, 1, dashed=True)
+        for number, (u, v, k) in enumerate(cells):
+            fraction = float(sent[t, number]) / largest
             if k == 2:
-                canvas.rectangle(place.rectangle((0, 0, 1, 1)), colours[k], 0.5 + 5 * share)
+                canvas.rectangle(rect.rectangle((0, 0, 1, 1)), colours[k], 0.5 + 5 * fraction)
                 continue
-            canvas.disc(place.at(u, v), 1.5 + place.height / 14 * share**0.5, colours[k], (0, 0, 0))
+            # The square root makes the disc's area proportional, which is what the eye compares.
+            radius = 1.5 + rect.height / 14 * fraction**0.5
+            canvas.disc(rect.at(u, v), radius, colours[k], (0, 0, 0))
             if number == node:
-                canvas.disc(place.at(u, v), 4 + place.height / 14, None, CHOSEN, 2)
+                canvas.disc(rect.at(u, v), 4 + rect.height / 14, None, CHOSEN, 2)
 
-    to = "to the others, on average" if node is None else f"to node {node}"
+    receiver = "to the others, on average" if node is None else f"to node {node}"
+    note = f"how much each node of the grids sends {receiver}; largest {compact(largest)}"
     legend = tuple(zip(colours, ("3x3", "2x2", "1x1: the rim"), strict=True))
-    return Strip(
-        title,
-        f"how much each node of the grids sends {to}; largest {compact(top)}",
-        legend,
-        paint=paint,
-    )
+    return Strip(title, note, legend, paint=paint)

@@ -1,6 +1,4 @@
-"""What stands beside the frames: the caption, the structure that GOS chose (its Figure 4), the
-classes with the best scores.
-"""
+"""Panels beside the frames: the caption, GOS's structure (its Figure 4), the best classes."""
 
 import numpy as np
 
@@ -13,136 +11,199 @@ from heads.drawing.canvas import (
     Colour,
     Point,
     colour_of,
-    shortened,
+    shorten,
     text_width,
-    wrapped,
+    wrap,
 )
 from heads.drawing.head_output import HeadResult
 from heads.drawing.source import ViewContent
 
 RIGHT, WRONG = (20, 130, 70), (190, 30, 45)
-LINE = 17  # pixels from one line of text to the next
+
+# Pixels from one line of text to the next, and the size of text.
+LINE = 17
 TEXT = 12
+
+# Pixels of the structure panel: radius of a supernode, height of an arc over one supernode.
+NODE_RADIUS = 15
+ARC_HEIGHT = 44
 
 
 def caption_lines(
-    shown: ViewContent, told: HeadResult | None, width: float
+    view: ViewContent, result: HeadResult | None, width: float
 ) -> list[tuple[str, int, Colour]]:
-    """The caption in lines of (text, size, colour): clip; view and label; prediction; why there are
-    no frames.
+    """Write the caption: the clip, the view and its label, the prediction, why frames are missing.
+
+    Args:
+        view: the view.
+        result: what a head returns for it; None without a head.
+        width: of the page, pixels; longer lines are wrapped.
+
+    Returns:
+        Lines of (text, size, colour).
     """
-    lines = [(shortened(shown.clip.clip, 20, width), 20, INK)]
-    label = "; ".join(shown.clip.labels) or "none"
-    about = f"{shown.group.name} view {shown.view} of {shown.group.per_clip}, split {shown.clip.split}; label: {label}"
-    lines += [(line, TEXT, INK) for line in wrapped(about, TEXT, width)]
-    lines += [(line, TEXT, FAINT) for line in wrapped(_of_what(shown), TEXT, width)]
-    if shown.missing:
-        said = f"no frames, boxes on grey: {shown.missing}"
-        lines += [(line, TEXT, WRONG) for line in wrapped(said, TEXT, width)]
-    if told is not None:
-        right = told.classes[told.best] in shown.clip.labels
-        known = bool(shown.clip.labels)
-        verdict = f" ({'right' if right else 'wrong'})" if known else ""
-        said = f"{told.head}, {told.run.name}, {told.checkpoint}: {told.classes[told.best]}"
-        said += f", {told.scores_kind} {_score(told, told.best)}{verdict}"
-        colour = (RIGHT if right else WRONG) if known else INK
-        lines += [(line, TEXT, colour) for line in wrapped(said, TEXT, width)]
+    clip = view.clip
+    # The clip's id is the title; long lines below it are wrapped, not shortened.
+    lines = [(shorten(clip.clip, 20, width), 20, INK)]
+
+    def add(text: str, colour: Colour) -> None:
+        lines.extend([(line, TEXT, colour) for line in wrap(text, TEXT, width)])
+
+    label = "; ".join(clip.labels) or "none"
+    add(
+        f"{view.group.name} view {view.number} of {view.group.per_clip}, split {clip.split}; "
+        f"label: {label}",
+        INK,
+    )
+    add(_sizes(view), FAINT)
+    if view.missing:
+        add(f"no frames, boxes on grey: {view.missing}", WRONG)
+
+    if result is not None:
+        best = result.classes[result.best]
+        verdict, colour = "", INK
+        if clip.labels and best in clip.labels:
+            verdict, colour = " (right)", RIGHT
+        elif clip.labels:
+            verdict, colour = " (wrong)", WRONG
+        score = f"{result.scores_kind} {_score(result, result.best)}"
+        source = f"{result.head}, {result.run.name}, {result.checkpoint}"
+        add(f"{source}: {best}, {score}{verdict}", colour)
     return lines
 
 
-def _of_what(shown: ViewContent) -> str:
-    said = f"{len(shown.steps)} steps of {len(shown.images)} frames"
-    if "crop" in shown.fields:
-        x, y, width, height, whole, tall = shown.fields["crop"].tolist()
-        said += f"; {width:.0f}x{height:.0f} pixels at ({x:.0f},{y:.0f}) of {whole:.0f}x{tall:.0f}"
-    return said + ("; mirrored" if shown.flip else "")
+def _sizes(view: ViewContent) -> str:
+    """Steps, frames, crop and mirroring of a view, in words."""
+    text = f"{len(view.steps)} steps of {len(view.images)} frames"
+    if "crop" in view.fields:
+        x, y, width, height, full_width, full_height = view.fields["crop"].tolist()
+        text += f"; {width:.0f}x{height:.0f} pixels at ({x:.0f},{y:.0f})"
+        text += f" of {full_width:.0f}x{full_height:.0f}"
+    if view.flip:
+        text += "; mirrored"
+    return text
 
 
-def predictions(told: HeadResult, labels: tuple[str, ...], most: int, width: float = 520) -> Canvas:
-    """Bars of the `most` classes with the highest scores, the clip's own among `labels` in
-    green.
+def predictions(
+    result: HeadResult, labels: tuple[str, ...], most: int, width: float = 520
+) -> Canvas:
+    """Draw bars of the classes with the highest scores, the true classes in green.
+
+    Args:
+        result: what the head returns.
+        labels: the clip's true classes; may be empty.
+        most: the number of classes to draw.
+        width: of the panel, pixels.
+
+    Returns:
+        The panel.
     """
-    order = np.argsort(-told.scores, kind="stable")[:most].tolist()
+    order = np.argsort(-result.scores, kind="stable")[:most].tolist()
     canvas = Canvas(width, 24 + 22 * len(order))
-    canvas.text(
-        (0, 0), f"predictions: {told.scores_kind}, the best {len(order)} of {len(told.classes)}", 14
-    )
-    names = min(width / 2, max(text_width(told.classes[k], TEXT) for k in order) + 8)
-    low = min(0.0, float(told.scores[order].min()))
-    full = max(float(told.scores[order[0]]) - low, 1e-9)
-    if told.scores_kind != "logits":
-        low, full = 0.0, 1.0
+    title = f"predictions: {result.scores_kind}, the best {len(order)} of {len(result.classes)}"
+    canvas.text((0, 0), title, 14)
+
+    # Logits have no fixed range, so the bars show the drawn ones relative to their best.
+    low, span = 0.0, 1.0
+    if result.scores_kind == "logits":
+        low = min(0.0, float(result.scores[order].min()))
+        span = max(float(result.scores[order[0]]) - low, 1e-9)
+
+    widest = max([text_width(result.classes[k], TEXT) for k in order])
+    left = min(width / 2, widest + 8)
     for n, k in enumerate(order):
-        y, own = 24 + 22 * n, told.classes[k] in labels
-        colour = RIGHT if own else (FAINT if labels else INK)
-        canvas.text(
-            (0, y + 8),
-            shortened(told.classes[k], TEXT, names - 8),
-            TEXT,
-            colour if own else INK,
-            "lm",
-        )
-        length = (width - names - 60) * (float(told.scores[k]) - low) / full
-        canvas.rectangle((names, y, names + max(length, 1), y + 15), colour, 0, fill=colour)
-        canvas.text((names + max(length, 1) + 6, y + 8), _score(told, k), TEXT, INK, "lm")
+        y = 24 + 22 * n
+        bar, name_colour = INK, INK
+        if result.classes[k] in labels:
+            bar = name_colour = RIGHT
+        elif labels:
+            bar = FAINT
+        name = shorten(result.classes[k], TEXT, left - 8)
+        canvas.text((0, y + 8), name, TEXT, name_colour, "lm")
+
+        length = (width - left - 60) * (float(result.scores[k]) - low) / span
+        right = left + max(length, 1)
+        canvas.rectangle((left, y, right, y + 15), bar, 0, fill=bar)
+        canvas.text((right + 6, y + 8), _score(result, k), TEXT, INK, "lm")
     return canvas
 
 
-def _score(told: HeadResult, k: int) -> str:
-    """Percent for what lies in [0,1], logits as they are."""
-    return (
-        f"{told.scores[k]:.3g}" if told.scores_kind == "logits" else f"{100 * told.scores[k]:.1f} %"
-    )
+def _score(result: HeadResult, k: int) -> str:
+    """A class's score: a logit as it is, others in percent."""
+    if result.scores_kind == "logits":
+        return f"{result.scores[k]:.3g}"
+    return f"{100 * result.scores[k]:.1f} %"
 
 
-def structure(told: HeadResult, width: float = 620) -> Canvas:
-    """The operation of every edge between the supernodes (GOS Figure 4), its weight where all are
-    mixed; a row per cell.
+def structure(result: HeadResult, width: float = 620) -> Canvas:
+    """Draw the heaviest operation of every edge between supernodes (GOS Figure 4), a row per cell.
+
+    Args:
+        result: what a head `gos` returns.
+        width: of the panel, pixels.
+
+    Returns:
+        The panel; each edge is labelled with its operation and that operation's weight.
     """
-    chosen, weights = told.maps["structure"].astype(int), told.maps["weights"]
-    last = max(j for _, j in told.edges)
-    above, below = 26 + 44 * max(1, last - 1), 40 + 44 * max(0, last - 2)
+    chosen, weights = result.maps["structure"].astype(int), result.maps["weights"]
+    last = max([j for _, j in result.edges])
+    above = 26 + ARC_HEIGHT * max(1, last - 1)
+    below = 40 + ARC_HEIGHT * max(0, last - 2)
     canvas = Canvas(width, 24 + (above + below) * len(chosen))
-    canvas.text(
-        (0, 0), "structure: the heaviest operation of each edge, and its weight in the softmax", 14
-    )
+    title = "structure: the heaviest operation of each edge, and its weight in the softmax"
+    canvas.text((0, 0), title, 14)
+
     for cell, operations in enumerate(chosen.tolist()):
         y = 24 + (above + below) * cell + above
-        places = [(40 + (width - 80) * k / last, y) for k in range(last + 1)]
-        for (i, j), o, w in zip(told.edges, operations, weights[cell], strict=True):
-            _edge(canvas, places, (i, j), told.space[o], colour_of(o), float(w[o]))
-        for k, (x, _) in enumerate(places):
-            canvas.disc((x, y), 15, PAPER, INK, 1.5)
-            canvas.text((x, y), f"s{k}", TEXT, INK, "mm")
+        centres = [(40 + (width - 80) * k / last, y) for k in range(last + 1)]
+        for edge, o, w in zip(result.edges, operations, weights[cell], strict=True):
+            _draw_edge(canvas, centres, edge, result.space[o], colour_of(o), float(w[o]))
+        for k, centre in enumerate(centres):
+            canvas.disc(centre, NODE_RADIUS, PAPER, INK, 1.5)
+            canvas.text(centre, f"s{k}", TEXT, INK, "mm")
         if len(chosen) > 1:
             canvas.text((0, y - above + 4), f"cell {cell + 1}", TEXT, FAINT)
     return canvas
 
 
-def _edge(
+def _draw_edge(
     canvas: Canvas,
-    places: list[Point],
+    centres: list[Point],
     edge: tuple[int, int],
-    name: str,
+    operation: str,
     colour: Colour,
     weight: float,
 ) -> None:
-    """An arc from supernode i to j: straight to the next one, above for those from an even i, below
-    from an odd one.
+    """Draw an edge from supernode i to j with its label.
+
+    An edge to the next supernode is straight. Others are arcs, above for an even i, below for an
+    odd one, so that they do not cross. The operation "none" is dashed and grey.
     """
     i, j = edge
-    (x1, y), (x2, _) = places[i], places[j]
-    rise = 0.0 if j == i + 1 else (-1 if i % 2 == 0 else 1) * 44.0 * (j - i - 1)
-    steps = np.linspace(0, np.pi, 33)
-    points = [(x1 + (x2 - x1) * (1 - np.cos(a)) / 2, y + rise * float(np.sin(a))) for a in steps]
-    if rise == 0:
-        points = [(x1, y), (x2, y)]
-    if name == "none":
-        for k in range(0, len(points) - 1, 2 if rise else 1):
-            canvas.line([points[k], points[k + 1]], GREY, 1.2, dashed=rise == 0)
+    (x1, y), (x2, _) = centres[i], centres[j]
+    straight = j == i + 1
+    rise = 0.0 if straight else float(ARC_HEIGHT * (j - i - 1))
+    if i % 2 == 0:
+        rise = -rise
+
+    points = [(x1, y), (x2, y)]
+    if not straight:
+        points = []
+        for angle in np.linspace(0, np.pi, 33):
+            x = x1 + (x2 - x1) * (1 - np.cos(angle)) / 2
+            points.append((x, y + rise * float(np.sin(angle))))
+
+    if operation == "none":
+        colour = GREY
+        # Every second piece of an arc is drawn, which makes it dashed.
+        for k in range(0, len(points) - 1, 2):
+            canvas.line([points[k], points[k + 1]], GREY, 1.2, dashed=straight)
     else:
         canvas.line(points, colour, 2.2)
-        canvas.arrow((x2 - 26, y), (x2 - 15, y), colour, 2.2) if rise == 0 else None
-    text = f"{name} {weight:.2f}"
-    middle = (x1 + x2) / 2 - (text_width(text, TEXT - 1) + 5) / 2, y + rise - 8
-    canvas.tag(middle, text, GREY if name == "none" else colour, TEXT - 1)
+        if straight:
+            canvas.arrow((x2 - NODE_RADIUS - 11, y), (x2 - NODE_RADIUS, y), colour, 2.2)
+
+    text = f"{operation} {weight:.2f}"
+    label_x = (x1 + x2) / 2 - (text_width(text, TEXT - 1) + 5) / 2
+    # The label lies on the middle of the edge.
+    canvas.tag((label_x, y + rise - 8), text, colour, TEXT - 1)

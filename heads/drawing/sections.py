@@ -1,8 +1,6 @@
-"""What is drawn over the frames of a view: a `Strip` is a strip of the view's steps with one
-thing in it.
+"""Strips of boxes, and of the edges between them. A `Strip` is one row of a view's frames.
 
-The boxes and the edges between them are here; what concerns one node is in heads/drawing/nodes.py,
-maps and regions in heads/drawing/maps.py.
+Strips about one node are in heads/drawing/nodes.py, maps and regions in heads/drawing/maps.py.
 
 Letters: T steps, N boxes per step, n = T N nodes, M neighbours, h w grid; node (t,i) is box i of
 step t, its index t N + i.
@@ -15,23 +13,34 @@ import numpy as np
 import torch
 from PIL import Image
 
-from heads.drawing.canvas import BACK, FRONT, Canvas, Colour, Place, colour_of
+from heads.drawing.canvas import BACK, FRONT, Canvas, Colour, FrameRect, colour_of
 from heads.drawing.source import ViewContent
 from heads.interface.masked_layers import front_back
 from pipeline.regions.graphs import iou_graph
 
-LABELLED = 12  # boxes of a step that get a label; they come best first
-SMALL = 10  # text size of labels
-EDGE_GAP = 96.0  # pixels between frames where edges and their weights are drawn
+# Boxes of a step that get a label. The cache stores the best boxes first.
+LABELLED = 12
+LABEL_SIZE = 10
+
+# Pixels between frames where edges and their weights are drawn.
+EDGE_GAP = 96.0
 Node = tuple[int, int]
 
 
 @dataclass
 class Strip:
-    """`backdrop(t, frame)`: the frame of step t, perhaps under heat; `paint(canvas, place, t)`
-    draws over it; `join(canvas, place, next place, t, labels)` draws from step t to t + 1, under
-    what `paint` draws, with numbers between the frames if `labels`. `gap`: pixels between frames;
-    `scale`: of a frame's height; `legend`: colours and what they stand for.
+    """A row of frames, one per step, with one kind of drawing over them.
+
+    Attributes:
+        title: written above the strip.
+        note: written behind the title, or below it.
+        legend: (colour, meaning) pairs.
+        gap: pixels between frames.
+        scale: a frame's height as a fraction of the style's.
+        backdrop: (t, frame) -> the picture to draw for step t, e.g. the frame under heat.
+        paint: (canvas, rect, t) draws over the frame of step t.
+        join: (canvas, rect, next rect, t, labels) draws from step t to t + 1, before `paint`
+            does. With `labels` it writes numbers between the frames. None: nothing.
     """
 
     title: str
@@ -40,12 +49,12 @@ class Strip:
     gap: float = 8.0
     scale: float = 1.0
     backdrop: Callable[[int, Image.Image], Image.Image] = field(default=lambda t, frame: frame)
-    paint: Callable[[Canvas, Place, int], None] = field(default=lambda canvas, place, t: None)
-    join: Callable[[Canvas, Place, Place, int, bool], None] | None = None
+    paint: Callable[[Canvas, FrameRect, int], None] = field(default=lambda canvas, rect, t: None)
+    join: Callable[[Canvas, FrameRect, FrameRect, int, bool], None] | None = None
 
 
 def compact(value: float) -> str:
-    """.83 for 0.83, 1.0 for 1, three digits of what is larger."""
+    """Format a number in few characters: .83 for 0.83, 1.0 for 1, three digits from 2 on."""
     if abs(value) >= 99999.5:
         return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
     if abs(value) >= 99.95:
@@ -56,111 +65,147 @@ def compact(value: float) -> str:
     return text[:-1] if text.endswith("00") else text.replace("0.", ".", 1)
 
 
-def boxes(shown: ViewContent) -> Strip:
-    """Every box in the colour of its slot, with slot and score."""
-    scores = shown.fields.get("scores")
+def boxes(view: ViewContent) -> Strip:
+    """Draw every box in the colour of its slot, with slot and score."""
+    scores = view.fields.get("scores")
 
-    def paint(canvas: Canvas, place: Place, t: int) -> None:
-        _boxes(
-            canvas,
-            place,
-            shown,
-            t,
-            lambda i: f"{i}" if scores is None else f"{i}: {scores[t, i]:.2f}",
-        )
+    def paint(canvas: Canvas, rect: FrameRect, t: int) -> None:
+        def label(i: int) -> str:
+            return f"{i}" if scores is None else f"{i}: {scores[t, i]:.2f}"
+
+        _draw_boxes(canvas, rect, view, t, label)
 
     return Strip("boxes", "slot and score", paint=paint)
 
 
 def edges(
-    shown: ViewContent,
-    told_graphs: tuple[np.ndarray, np.ndarray] | None,
+    view: ViewContent,
+    head_graphs: tuple[np.ndarray, np.ndarray] | None,
     least: float,
     scores: bool,
 ) -> Strip:
-    """The front and back graph over the boxes (STRG eq. 3): edges whose weight is at least `least`.
+    """Draw the front and back graph over the boxes (STRG eq. 3).
 
-    told_graphs: front and back [T-1,n,n] as a trained head had them; None: from the boxes.
+    Args:
+        view: the view.
+        head_graphs: front and back [T-1,n,n] of a trained head; None computes them from the
+            boxes.
+        least: the smallest weight of an edge that is drawn.
+        scores: whether boxes are labelled with their scores, too.
+
+    Returns:
+        The strip.
     """
-    if told_graphs is None:
-        iou = shown.fields["iou"] if "iou" in shown.fields else iou_graph(shown.boxes, shown.valid)
-        front, back = (
-            g[0].numpy()
-            for g in front_back(torch.from_numpy(iou)[None], torch.from_numpy(shown.valid)[None])
-        )
-    else:
-        front, back = told_graphs
-    section = boxes(shown)
+    front, back = head_graphs if head_graphs is not None else _iou_graphs(view)
+    title, paint = "boxes, front and back edges", boxes(view).paint
     if not scores:
-        section.paint = lambda canvas, place, t: _boxes(canvas, place, shown, t, str)
+        title = "front and back edges"
 
-    def join(canvas: Canvas, here: Place, there: Place, t: int, labels: bool) -> None:
-        left, right = [], []
+        def paint(canvas: Canvas, rect: FrameRect, t: int) -> None:
+            _draw_boxes(canvas, rect, view, t, str)
+
+    def join(canvas: Canvas, rect: FrameRect, after: FrameRect, t: int, labels: bool) -> None:
+        front_labels, back_labels = [], []
         for i, j in np.argwhere(np.maximum(front[t], back[t].T) >= least).tolist():
-            a, b = here.centre(shown.boxes[t, i]), there.centre(shown.boxes[t + 1, j])
-            for weight, colour, down in ((front[t, i, j], FRONT, -1.5), (back[t, j, i], BACK, 1.5)):
-                if weight >= least:
-                    ends = [(a[0], a[1] + down), (b[0], b[1] + down)]
-                    canvas.arrow(
-                        *(ends if colour is FRONT else ends[::-1]),
-                        colour,
-                        0.8 + 1.7 * float(weight),
-                    )
-            if labels:
-                x1, x2 = here.x + here.width + 2, there.x - 2
-                y1, y2 = (
-                    a[1] + (b[1] - a[1]) * (x - a[0]) / max(b[0] - a[0], 1e-6) for x in (x1, x2)
-                )
-                left += [(y1, front[t, i, j], f"{i}>{j}")] if front[t, i, j] >= least else []
-                right += [(y2, back[t, j, i], f"{j}>{i}")] if back[t, j, i] >= least else []
-        _weights(canvas, here, here.x + here.width + 3, left, FRONT)
-        _weights(canvas, here, there.x - EDGE_GAP / 2 + 2, right, BACK)
+            forward, backward = front[t, i, j], back[t, j, i]
+            start, end = rect.centre(view.boxes[t, i]), after.centre(view.boxes[t + 1, j])
 
-    title = "boxes, front and back edges" if scores else "front and back edges"
-    note = f"IoU with the boxes of the next step, rows divided by their sum; weights from {compact(least)}"
-    return Strip(
-        title, note, ((FRONT, "front"), (BACK, "back")), EDGE_GAP, paint=section.paint, join=join
+            # The two directions run beside one another. Labels stand where the line leaves its
+            # frame and where it enters the next.
+            if forward >= least:
+                line = [(start[0], start[1] - 1.5), (end[0], end[1] - 1.5)]
+                canvas.arrow(*line, FRONT, 0.8 + 1.7 * float(forward))
+                y = _height_at(rect.x + rect.width + 2, start, end)
+                front_labels.append((y, forward, f"{i}>{j}"))
+            if backward >= least:
+                line = [(end[0], end[1] + 1.5), (start[0], start[1] + 1.5)]
+                canvas.arrow(*line, BACK, 0.8 + 1.7 * float(backward))
+                y = _height_at(after.x - 2, start, end)
+                back_labels.append((y, backward, f"{j}>{i}"))
+        if labels:
+            _weights(canvas, rect, rect.x + rect.width + 3, front_labels, FRONT)
+            _weights(canvas, rect, after.x - EDGE_GAP / 2 + 2, back_labels, BACK)
+
+    note = (
+        "IoU with the boxes of the next step, rows divided by their sum; "
+        f"weights from {compact(least)}"
     )
+    legend = ((FRONT, "front"), (BACK, "back"))
+    return Strip(title, note, legend, EDGE_GAP, paint=paint, join=join)
+
+
+def _iou_graphs(view: ViewContent) -> tuple[np.ndarray, np.ndarray]:
+    """The front and back graph of the cached boxes."""
+    iou = view.fields.get("iou")
+    if iou is None:
+        iou = iou_graph(view.boxes, view.valid)
+    front, back = front_back(torch.from_numpy(iou)[None], torch.from_numpy(view.valid)[None])
+    return front[0].numpy(), back[0].numpy()
+
+
+def _height_at(x: float, start: tuple[float, float], end: tuple[float, float]) -> float:
+    """y of a line at x."""
+    return start[1] + (end[1] - start[1]) * (x - start[0]) / max(end[0] - start[0], 1e-6)
 
 
 def _weights(
     canvas: Canvas,
-    frame: Place,
+    frame: FrameRect,
     x: float,
     weights: Sequence[tuple[float, float, str]],
     colour: Colour,
 ) -> None:
-    """A column of labels (y, weight, edge) at x, near their y, moved apart beside `frame`; the
-    heaviest that fit.
+    """Draw a column of labels (y, weight, edge) at x, near their y, beside `frame`.
+
+    Only the heaviest are drawn where there is no room for all.
     """
-    tall = SMALL + 5
-    kept = sorted(sorted(weights, key=lambda label: -label[1])[: int(frame.height // tall)])
-    places: list[float] = []
+    height = LABEL_SIZE + 5
+    heaviest = sorted(weights, key=lambda label: -label[1])[: int(frame.height // height)]
+    kept = sorted(heaviest)
+
+    # Labels that overlap move down.
+    tops: list[float] = []
     for y, _, _ in kept:
-        places.append(max(y - tall / 2, places[-1] + tall if places else frame.y))
+        lowest = tops[-1] + height if tops else frame.y
+        tops.append(max(y - height / 2, lowest))
+
+    # Labels that this moved below the frame come back up.
     end = frame.y + frame.height
-    for k in reversed(range(len(places))):  # what was pushed out below comes back up
-        places[k] = end = min(places[k], end - tall)
-    for y, (_, weight, edge) in zip(places, kept, strict=True):
-        canvas.tag((x, y), f"{edge}: {compact(weight)}", colour, SMALL)
+    for k in reversed(range(len(tops))):
+        tops[k] = end = min(tops[k], end - height)
+
+    for y, (_, weight, edge) in zip(tops, kept, strict=True):
+        canvas.tag((x, y), f"{edge}: {compact(weight)}", colour, LABEL_SIZE)
 
 
-def _boxes(
-    canvas: Canvas, place: Place, shown: ViewContent, t: int, label: Callable[[int], str]
+def _draw_boxes(
+    canvas: Canvas, rect: FrameRect, view: ViewContent, t: int, label: Callable[[int], str]
 ) -> None:
-    slots = np.flatnonzero(shown.valid[t]).tolist()
-    for i in reversed(slots):  # the best on top
-        canvas.rectangle(place.rectangle(shown.boxes[t, i]), colour_of(i), 1.6)
+    slots = np.flatnonzero(view.valid[t]).tolist()
+
+    # In reverse, so that the best box is on top.
+    for i in reversed(slots):
+        canvas.rectangle(rect.rectangle(view.boxes[t, i]), colour_of(i), 1.6)
     taken: list = []
     for i in slots[:LABELLED]:
-        box_tag(canvas, place, shown.boxes[t, i], label(i), colour_of(i), taken)
+        box_tag(canvas, rect, view.boxes[t, i], label(i), colour_of(i), taken)
 
 
 def box_tag(
-    canvas: Canvas, place: Place, box: np.ndarray, text: str, colour: Colour, taken: list
+    canvas: Canvas, rect: FrameRect, box: np.ndarray, text: str, colour: Colour, taken: list
 ) -> None:
-    """A label above a box, or inside it at the frame's upper border."""
-    x, y, _, _ = place.rectangle(box)
-    canvas.tag(
-        (x, y - SMALL - 4 if y - SMALL - 4 >= place.y else y), text, colour, SMALL, taken, place
-    )
+    """Draw a label above a box, or inside it at the frame's upper border.
+
+    Args:
+        canvas: where to draw.
+        rect: the box's frame.
+        box: x1 y1 x2 y2 in [0,1] of the frame.
+        text: the label.
+        colour: of its background.
+        taken: rectangles of earlier labels (see `Canvas.tag`).
+    """
+    x, y, _, _ = rect.rectangle(box)
+    above = y - LABEL_SIZE - 4
+    if above >= rect.y:
+        y = above
+    canvas.tag((x, y), text, colour, LABEL_SIZE, taken, rect)

@@ -1,7 +1,6 @@
-"""What a picture of a view is made of: its fields in the cache, and its frames, cut out of the
-source video.
+"""Read what a picture shows of a view: its cached fields, and its frames from the source video.
 
-Frames are those that the cache says were decoded, its crop of them and its mirroring, in the
+The frames are the decoded ones that the cache names, with its crop and its mirroring, in the
 video's own resolution.
 """
 
@@ -19,17 +18,24 @@ from pipeline.text.suggestions import nearest
 from pipeline.video.frame_reader import DecodeError
 from pipeline.video.view_pixels import ClipOpener
 
-LONGEST = 1024  # pixels of the longer side of a frame that is kept: no picture shows more
+# Pixels of a kept frame's longer side: no picture shows more.
+MAX_SIDE = 1024
 BLANK = (205, 205, 210)
 
 
 @dataclass
 class ViewContent:
-    """One view. `row` of `group`; `fields` from the cache, without maps; `images`: F frames,
-    cropped and mirrored, those of one step apart equal; `steps` [T]: which of them belongs to a
-    feature step; `missing`: why they are blank, or "".
+    """One view of a clip. Letters: F frames, T steps, N boxes per step.
 
-    boxes [T,N,4] and valid [T,N] are empty (N = 0) where the cache has none.
+    Attributes:
+        cache: where the view is from.
+        clip: its clip, with the video's path.
+        group: its group of the cache.
+        row: its row in the group.
+        fields: its cached fields, without maps.
+        images: its F frames, cropped and mirrored, all of one size.
+        steps: [T], the image that belongs to each feature step.
+        missing: why the images are blank, or "".
     """
 
     cache: Cache
@@ -42,31 +48,45 @@ class ViewContent:
     missing: str
 
     @property
-    def view(self) -> int:
+    def number(self) -> int:
         """The view's number in its group."""
         return int(self.group.views[self.row])
 
     @property
-    def numbers(self) -> list[int]:
+    def frame_numbers(self) -> list[int]:
         """Each image's frame number in the file; empty where the cache does not say."""
         return self.fields["frames"].tolist() if "frames" in self.fields else []
 
     @property
     def boxes(self) -> np.ndarray:
+        """[T,N,4], x1 y1 x2 y2 in [0,1]; N = 0 where the cache has no boxes."""
         return self.fields.get("boxes", np.zeros((len(self.steps), 0, 4), np.float32))
 
     @property
     def valid(self) -> np.ndarray:
+        """[T,N], which boxes are real; N = 0 where the cache has no boxes."""
         return self.fields.get("valid", np.zeros(self.boxes.shape[:2], bool))
 
     @property
     def flip(self) -> bool:
+        """Whether the view is mirrored."""
         return bool(self.fields.get("flip", False))
 
 
 def find_row(cache: Cache, clip: str, group: str, view: int) -> tuple[Group, int]:
-    """The row of a clip's view. CacheError naming the nearest for a clip or view that is not
-    there.
+    """Find the row of a clip's view.
+
+    Args:
+        cache: the cache.
+        clip: the clip's id.
+        group: "train" or "test".
+        view: the view's number in the group.
+
+    Returns:
+        (group, row).
+
+    Raises:
+        CacheError: no such clip (the message names the nearest) or view.
     """
     rows = cache[group]
     known = [c.clip for c in cache.manifest.clips]
@@ -75,9 +95,9 @@ def find_row(cache: Cache, clip: str, group: str, view: int) -> tuple[Group, int
             f"{cache.path}: no clip {clip!r} among its {len(known):,}; {nearest(clip, known)}"
         )
     if not 0 <= view < rows.per_clip:
-        there = "view 0 alone" if rows.per_clip == 1 else f"views 0 to {rows.per_clip - 1}"
+        views = "view 0 alone" if rows.per_clip == 1 else f"views 0 to {rows.per_clip - 1}"
         raise CacheError(
-            f"{cache.path}: no view {view} of clip {clip} in group {group}: it has {there}"
+            f"{cache.path}: no view {view} of clip {clip} in group {group}: it has {views}"
         )
     return rows, rows.rows_of(clip)[view]
 
@@ -85,34 +105,49 @@ def find_row(cache: Cache, clip: str, group: str, view: int) -> tuple[Group, int
 def load_view(
     cache: Cache, clip: str, group: str, view: int, root: str | Path | None = None
 ) -> ViewContent:
-    """A view with its frames; `root`: the videos' folder, where it is not that of the extraction.
-    Errors as `find_row`.
+    """Read a view and its frames.
+
+    Args:
+        cache, clip, group, view: as in `find_row`.
+        root: the folder of the videos; None for that of the extraction.
+
+    Returns:
+        The view. Where its frames cannot be had they are blank, and `missing` says why.
+
+    Raises:
+        CacheError: as `find_row`; or the cache holds values that no view can have.
     """
     rows, row = find_row(cache, clip, group, view)
-    wanted = [name for name in rows.fields if not is_cut(name)]
-    fields = {name: values[0] for name, values in rows.batch([row], wanted).items()}
+    maps = set(filter(is_cut, rows.fields))
+    batch = rows.batch([row], [name for name in rows.fields if name not in maps])
+    fields = {name: values[0] for name, values in batch.items()}
+    # A damaged cache could hold boxes that no picture can show, such as infinite ones.
     for wrong in wrong_values(fields):
         raise CacheError(
-            f"{cache.path}: clip {clip}, {group} view {view}: {wrong}; run `vidgraph verify "
-            f"--cache {cache.path}`, then "
+            f"{cache.path}: clip {clip}, {group} view {view}: {wrong}; "
+            f"run `vidgraph verify --cache {cache.path}`, then "
             f"`vidgraph repair --cache {cache.path}`"
         )
-    manifest = cache.manifest if root is None else read_manifest(cache.path / "manifest.csv", root)
+
+    manifest = cache.manifest
+    if root is not None:
+        manifest = read_manifest(cache.path / "manifest.csv", root)
     found = manifest.clips[row // rows.per_clip]
-    steps = _step_count(rows)
-    count = len(fields["frames"]) if "frames" in fields else steps
+
+    step_count = _step_count(rows)
+    count = len(fields["frames"]) if "frames" in fields else step_count
+    steps = [t * count // step_count for t in range(step_count)]
+    # A view without its video is still drawn: boxes on grey.
     try:
         images = _frames(cache, found, manifest.root, fields)
         missing = ""
     except (DecodeError, ValueError) as error:
         images, missing = [_blank(fields)] * count, str(error)
-    return ViewContent(
-        cache, found, rows, row, fields, images, [t * count // steps for t in range(steps)], missing
-    )
+    return ViewContent(cache, found, rows, row, fields, images, steps, missing)
 
 
 def _step_count(group: Group) -> int:
-    """T, by whatever field has it."""
+    """T, from any field that has it."""
     for name in group.fields:
         if is_cut(name) or name in ("pooled", "boxes", "valid", "nodes"):
             return group.shape(name)[0]
@@ -124,45 +159,48 @@ def _step_count(group: Group) -> int:
 def _frames(
     cache: Cache, clip: Clip, root: Path, fields: dict[str, np.ndarray]
 ) -> list[Image.Image]:
-    """The view's frames. DecodeError, or ValueError where the video is not the one that was
-    extracted.
-    """
+    """Decode the view's frames; ValueError where the video is not the extracted one."""
     if not {"frames", "crop"} <= fields.keys():
         raise ValueError("the cache does not say which frames and which crop its views are of")
-    known = ("decoder", "allow_truncated", "pixel_aspect", "frame_pattern")
-    opening = ClipOpener(
-        root, **{name: cache.config[name] for name in known if name in cache.config}
-    )
+
+    options = {}
+    for name in ("decoder", "allow_truncated", "pixel_aspect", "frame_pattern"):
+        if name in cache.config:
+            options[name] = cache.config[name]
+
     x, y, width, height, source_width, source_height = fields["crop"].tolist()
-    with opening.open_as(clip, (round(source_width), round(source_height))) as reader:
+    source_size = (round(source_width), round(source_height))
+    with ClipOpener(root, **options).open_as(clip, source_size) as reader:
         info = reader.info
         if (info.width, info.height) != (source_width, source_height):
-            was, now = f"{source_width:.0f}x{source_height:.0f}", f"{info.width}x{info.height}"
+            before, now = f"{source_width:.0f}x{source_height:.0f}", f"{info.width}x{info.height}"
             raise ValueError(
-                f"{clip.path} is another video now: frames of {now} pixels, {was} when it was "
+                f"{clip.path} is another video now: frames of {now} pixels, {before} when it was "
                 f"extracted"
             )
-        numbers = fields["frames"].astype(int) - info.first
-        distinct = sorted(set(numbers.tolist()))
-        images = dict(zip(distinct, map(Image.fromarray, reader.read(distinct)), strict=True))
-    size = _size(width, height)
-    cut = {
-        k: image.resize(
-            size, Image.Resampling.BICUBIC, box=(x, y, x + width, y + height), reducing_gap=3
-        )
-        for k, image in images.items()
-    }
-    if bool(fields.get("flip", False)):
-        cut = {k: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for k, image in cut.items()}
-    return [cut[k] for k in numbers.tolist()]
+        # The cache numbers frames as the file does; the reader counts from 0.
+        numbers = (fields["frames"].astype(int) - info.first).tolist()
+        distinct = sorted(set(numbers))
+        decoded = reader.read(distinct)
+
+    # A view may repeat a frame, so each distinct frame is cropped once.
+    size, box = _kept_size(width, height), (x, y, x + width, y + height)
+    cropped = {}
+    for number, pixels in zip(distinct, decoded, strict=True):
+        image = Image.fromarray(pixels)
+        image = image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=3)
+        if bool(fields.get("flip", False)):
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        cropped[number] = image
+    return [cropped[number] for number in numbers]
 
 
 def _blank(fields: dict[str, np.ndarray]) -> Image.Image:
-    """Grey in the shape of the view's crop, square where that is not known."""
+    """A grey frame of the crop's shape; square where the crop is not known."""
     width, height = fields["crop"][2:4].tolist() if "crop" in fields else (64, 64)
-    return Image.new("RGB", _size(width, height), BLANK)
+    return Image.new("RGB", _kept_size(width, height), BLANK)
 
 
-def _size(width: float, height: float) -> tuple[int, int]:
-    scale = min(1.0, LONGEST / max(width, height))
+def _kept_size(width: float, height: float) -> tuple[int, int]:
+    scale = min(1.0, MAX_SIDE / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))

@@ -28,7 +28,7 @@ from heads.runs.manifest_record import (
 from heads.runs.start_weights import phase_checkpoint
 from pipeline.files.owners import remove_abandoned
 from pipeline.files.watched_folder import WatchedFolder
-from pipeline.workers.claims import version_of
+from pipeline.workers.completion import version_of
 
 if TYPE_CHECKING:
     from pipeline.cache.reader import Cache

@@ -1,11 +1,13 @@
-"""Several processes that train one network, each on its share of every mini-batch (torchrun starts
-them).
+"""Data parallelism: processes that train one network, each on its part of every mini-batch.
 
-Gradients are added up after the backward pass in one exchange rather than by
-DistributedDataParallel during it: a head may have weights that some mini-batches do not reach, the
-last mini-batch of an epoch may have fewer clips than there are processes, and where two optimisers
-take turns only some gradients are computed. What the sum is then does not depend on how many
-processes there are, beyond the rounding of its order.
+torchrun starts the processes. Gradients are summed in one exchange after the backward pass, not
+by DistributedDataParallel during it, for three reasons:
+
+- some weights of a head are not reached by every mini-batch;
+- the last mini-batch of an epoch may have fewer clips than there are processes;
+- where two optimisers alternate, only some gradients are computed.
+
+The sum does not depend on the number of processes, apart from the order of rounding.
 """
 
 import os
@@ -21,125 +23,151 @@ from torch import Tensor, distributed, nn
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among `size` of them, `local` on its own machine; process 0 writes and talks."""
+    """This process among all that train.
+
+    Attributes:
+        rank: its number, from 0.
+        size: how many processes there are.
+        local_size: how many of them run on this machine.
+    """
 
     rank: int = 0
     size: int = 1
-    local: int = 1
+    local_size: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
-    def share(self, items: np.ndarray) -> np.ndarray:
-        """This process's part of `items`: consecutive, as long as the others' or one longer; may be
-        empty.
+    def part_of(self, items: np.ndarray) -> np.ndarray:
+        """Return this process's part of `items`.
+
+        Parts are consecutive and differ in length by at most one. A part may be empty.
         """
         return np.array_split(items, self.size)[self.rank]
 
-    def add_up(self, value: float, parameters: Sequence[Tensor]) -> float:
-        """Replaces the gradients of `parameters` by their sums over the processes; returns the sum
-        of `value`.
+    def sum_gradients(self, value: float, parameters: Sequence[Tensor]) -> float:
+        """Replace gradients by their sums over all processes.
 
-        A parameter that no process has a gradient of keeps none.
+        Args:
+            value: a number to sum as well.
+            parameters: tensors on one device. A parameter without a gradient in every process
+                keeps none.
+
+        Returns:
+            The sum of `value`.
         """
         if self.size == 1:
             return value
+
+        # Which parameters have a gradient in any process is summed as well, in float64 so that
+        # the loss keeps its precision.
         device = parameters[0].device
-        there = torch.tensor(
-            [float(p.grad is not None) for p in parameters] + [value],
-            dtype=torch.float64,
-            device=device,
-        )
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        has_gradient = [float(p.grad is not None) for p in parameters]
+        counts = torch.tensor([*has_gradient, value], dtype=torch.float64, device=device)
+        grads = []
+        for parameter in parameters:
+            grad = parameter.grad
+            grads.append(torch.zeros_like(parameter) if grad is None else grad)
+        # One exchange of all gradients is faster than one per parameter.
         flat = torch.cat([grad.reshape(-1) for grad in grads])
-        distributed.all_reduce(there)
+        distributed.all_reduce(counts)
         distributed.all_reduce(flat)
-        for parameter, grad, piece, known in zip(
-            parameters,
-            grads,
-            flat.split([p.numel() for p in parameters]),
-            there[:-1].tolist(),
-            strict=True,
-        ):
-            if known:
+
+        pieces = flat.split([p.numel() for p in parameters])
+        *totals, value = counts.tolist()
+        for parameter, grad, piece, total in zip(parameters, grads, pieces, totals, strict=True):
+            if total:
                 parameter.grad = grad.copy_(piece.view_as(grad))
-        return float(there[-1])
+        return value
 
     def average_statistics(self, network: nn.Module) -> None:
-        """Gives the batch norms that gather statistics the mean of all processes'."""
-        norms = [
-            m
-            for m in network.modules()
-            if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training
-        ]
-        buffers = [
-            b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None
-        ]
-        if self.size == 1 or not buffers:
+        """Average the running statistics of the network's batch norms in training mode."""
+        if self.size == 1:
             return
+
+        buffers = []
+        for module in network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+                statistics = (module.running_mean, module.running_var)
+                buffers += [buffer for buffer in statistics if buffer is not None]
+        if not buffers:
+            return
+
         flat = torch.cat(buffers)
         distributed.all_reduce(flat)
-        for buffer, piece in zip(
-            buffers, (flat / self.size).split([b.numel() for b in buffers]), strict=True
-        ):
+        pieces = (flat / self.size).split([buffer.numel() for buffer in buffers])
+        for buffer, piece in zip(buffers, pieces, strict=True):
             buffer.copy_(piece)
 
     def sum(self, table: np.ndarray, device: torch.device) -> np.ndarray:
-        """The sum of all processes' arrays, in their dtype."""
+        """Return the sum of all processes' arrays, in their dtype."""
         if self.size == 1:
             return table
-        wide = (
-            table if table.dtype.kind == "f" else table.astype(np.int64)
-        )  # not every back end adds every integer
+
+        # Not every back end of torch.distributed adds every integer type.
+        wide = table if table.dtype.kind == "f" else table.astype(np.int64)
         tensor = torch.from_numpy(wide).to(device)
         distributed.all_reduce(tensor)
         return tensor.cpu().numpy().astype(table.dtype)
 
-    def union(self, known: Mapping[str, Any]) -> dict[str, Any]:
-        """What any process knows by name, plain values; where several know a name, it is the same
-        value.
-        """
-        found: list[Mapping[str, Any]] = [known] * self.size
-        if self.size > 1:
-            distributed.all_gather_object(found, dict(known))
-        return {name: value for one in found for name, value in one.items()}
+    def merge(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Merge the dictionaries of all processes.
 
-    def wait(self) -> None:
-        """Returns once every process has come here."""
+        Args:
+            values: plain values by name. Processes that share a name have the same value.
+
+        Returns:
+            All names with their values.
+        """
+        found: list[Mapping[str, Any]] = [values] * self.size
+        if self.size > 1:
+            distributed.all_gather_object(found, dict(values))
+        merged: dict[str, Any] = {}
+        for one in found:
+            merged.update(one)
+        return merged
+
+    def barrier(self) -> None:
+        """Wait until every process has called this."""
         if self.size > 1:
             distributed.barrier()
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[tuple[ProcessGroup, torch.device]]:
-    """(this process among those that torchrun started, its device); alone without torchrun.
+def join_processes(device: torch.device) -> Iterator[tuple[ProcessGroup, torch.device]]:
+    """Join the processes that torchrun started; without torchrun there is one process.
 
-    One GPU per process. ValueError for more processes on a machine than it has GPUs.
+    Args:
+        device: the device that was asked for. Each process gets a GPU of its own.
+
+    Yields:
+        (this process, its device).
+
+    Raises:
+        ValueError: more processes on this machine than it has GPUs.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield ProcessGroup(), device
         return
-    local = int(os.environ["LOCAL_RANK"])
+
+    local_rank = int(os.environ["LOCAL_RANK"])
     if device.type == "cuda":
-        if local >= torch.cuda.device_count():
+        gpus = torch.cuda.device_count()
+        if local_rank >= gpus:
             raise ValueError(
-                f"torchrun started process {local} of this machine, which has "
-                f"{torch.cuda.device_count()} GPUs: pass "
-                f"--nproc-per-node {torch.cuda.device_count()} to torchrun, or --device cpu to "
-                f"vidgraph"
+                f"torchrun started process {local_rank} of this machine, which has {gpus} GPUs: "
+                f"pass --nproc-per-node {gpus} to torchrun, or --device cpu to vidgraph"
             )
-        device = torch.device("cuda", local)
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
+
+    # torchrun's environment variables hold the address of the others.
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield (
-            ProcessGroup(
-                distributed.get_rank(), size, int(os.environ.get("LOCAL_WORLD_SIZE", size))
-            ),
-            device,
-        )
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        yield ProcessGroup(distributed.get_rank(), size, local_size), device
     finally:
         distributed.destroy_process_group()

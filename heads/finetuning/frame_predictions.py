@@ -1,6 +1,4 @@
-"""What a network that reads frames predicts for a split; heads/evaluation/head_predictor.py does the same
-for a head on a cache.
-"""
+"""Predict a split from frames. heads/evaluation/head_predictor.py does it from a cache."""
 
 import math
 import time
@@ -21,9 +19,15 @@ from pipeline.networks.precision import autocast
 
 @dataclass(frozen=True)
 class FramePredictor:
-    """`network` (on its device) on the frames of `source`, as a `recipe` of one phase says, for so
-    many `classes`; in a `world` of several processes each takes a share of the views, and all know
-    the result.
+    """A network that predicts splits from frames.
+
+    Attributes:
+        network: on its device.
+        source: of the frames.
+        recipe: of one phase.
+        classes: K, the number of classes.
+        precision: "fp32", "fp16" or "bf16".
+        processes: those that train. Each predicts a part of the views, and all get the result.
     """
 
     network: JointNetwork
@@ -31,73 +35,89 @@ class FramePredictor:
     recipe: Recipe
     classes: int
     precision: str
-    world: ProcessGroup
+    processes: ProcessGroup
 
     def predict(self, split: str) -> tuple[Predictions, SplitViews, list[str]]:
-        """The logits of every view of a split that could be had, the split without the videos that
-        could not, and these.
+        """Predict every view of a split that can be decoded.
 
-        LossNotFinite where a logit is not finite; ValueError where no view could be had.
+        Args:
+            split: "train", "val" or "test".
+
+        Returns:
+            (predictions, the split without videos that could not be decoded, those clips).
+
+        Raises:
+            LossNotFinite: a logit is not finite.
+            ValueError: no view could be decoded.
         """
-        begun = time.monotonic()
+        started = time.monotonic()
         part = self.source.parts[split]
         rows, video = part.all_rows()
-        tables, seen = self._compute(split, rows)
+        tables, decoded = self._compute(split, rows)
         if not np.isfinite(tables["logits"]).all():
             raise LossNotFinite(
                 f"the logits on split {split} are not finite: the weights diverged; lower train.lr"
             )
-        if not seen.any():
+        if not decoded.any():
             raise ValueError(
                 f"split {split}: none of its {len(part)} clips can be decoded; run `vidgraph check`"
             )
-        gone = np.unique(video[~seen])
-        lost, kept = [part.clips[k] for k in gone], ~np.isin(video, gone)
+
+        # A video that lacks one of its views is left out as a whole.
+        lost = np.unique(video[~decoded])
+        lost_clips = np.array(part.clips, object)[lost].tolist()
+        kept = ~np.isin(video, lost)
         tables = {name: table[kept] for name, table in tables.items()}
-        part, logits = _without(part, gone), tables.pop("logits")
-        (rows, video), loss = part.all_rows(), math.nan
+        part = _without(part, lost)
+        logits = tables.pop("logits")
+
+        rows, video = part.all_rows()
+        loss = math.nan
         if part.targets is not None:
-            loss = loss_of(self.recipe.data.target)(
-                torch.from_numpy(logits), torch.from_numpy(part.targets[video])
-            ).item()
-        return Predictions(logits, rows, video, loss, time.monotonic() - begun, tables), part, lost
+            targets = torch.from_numpy(part.targets[video])
+            loss = loss_of(self.recipe.data.target)(torch.from_numpy(logits), targets).item()
+        seconds = time.monotonic() - started
+        return Predictions(logits, rows, video, loss, seconds, tables), part, lost_clips
 
     @torch.inference_mode()
     def _compute(self, split: str, rows: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """("logits" and what the head's output has under `stored` by name, each [R,...], 0 where a
-        view could not be had; whether it could [R])."""
-        device, own, seen = (
-            next(self.network.parameters()).device,
-            {},
-            np.zeros(len(rows), np.float32),
-        )
-        mine, size = (
-            self.world.share(np.arange(len(rows))),
-            self.recipe.evaluate.batch or self.recipe.train.batch,
-        )
-        places = [mine[start : start + size] for start in range(0, len(mine), size)]
+        """Run the network on the views in `rows`, over all processes.
+
+        Returns (tables [R,...] by name, decoded [R]). The tables are "logits" and what the
+        head's output has under `stored`; they are 0 where a view could not be decoded.
+        """
+        device = next(self.network.parameters()).device
+        tables: dict[str, np.ndarray] = {}
+        decoded = np.zeros(len(rows), np.float32)
+
+        mine = self.processes.part_of(np.arange(len(rows)))
+        size = self.recipe.evaluate.batch or self.recipe.train.batch
+        batches = [mine[start : start + size] for start in range(0, len(mine), size)]
+        found = self.source.batches(split, [rows[batch] for batch in batches], 0)
         self.network.eval()
         with autocast(device, self.precision):
-            for place, pieces in zip(
-                places, self.source.batches(split, [rows[p] for p in places], 0), strict=True
-            ):
-                for clips, at in pieces:
+            for batch, pieces in zip(batches, found, strict=True):
+                for clips, positions in pieces:
                     out = self.network(clips)
+                    at = batch[positions]
                     for name, tensor in {"logits": out.logits.float(), **out.stored}.items():
                         values = tensor.cpu().numpy()
-                        if name not in own:
-                            own[name] = np.zeros((len(rows), *values.shape[1:]), values.dtype)
-                        own[name][place[at]] = values
-                    seen[place[at]] = 1
-        shapes = self.world.union(
-            {name: (table.shape, table.dtype.str) for name, table in own.items()}
-        )
-        shapes.setdefault("logits", ((len(rows), self.classes), "<f4"))  # no process had a view
-        tables = {
-            name: self.world.sum(own.get(name, np.zeros(shape, dtype)), device)
-            for name, (shape, dtype) in sorted(shapes.items())
-        }
-        return tables, self.world.sum(seen, device) > 0
+                        if name not in tables:
+                            shape = (len(rows), *values.shape[1:])
+                            tables[name] = np.zeros(shape, values.dtype)
+                        tables[name][at] = values
+                    decoded[at] = 1
+
+        # A process without views has no tables: it learns their shapes from the others.
+        shapes = {name: (table.shape, table.dtype.str) for name, table in tables.items()}
+        shapes = self.processes.merge(shapes)
+        # Nor has any process, where no view could be decoded.
+        shapes.setdefault("logits", ((len(rows), self.classes), "<f4"))
+        summed = {}
+        for name, (shape, dtype) in sorted(shapes.items()):
+            table = tables.get(name, np.zeros(shape, dtype))
+            summed[name] = self.processes.sum(table, device)
+        return summed, self.processes.sum(decoded, device) > 0
 
 
 def _without(part: SplitViews, videos: np.ndarray) -> SplitViews:
@@ -105,13 +125,11 @@ def _without(part: SplitViews, videos: np.ndarray) -> SplitViews:
     if not len(videos):
         return part
     kept = np.setdiff1d(np.arange(len(part)), videos)
-    targets = None if part.targets is None else part.targets[kept]
-    clips = tuple(part.clips[k] for k in kept)
     return replace(
         part,
-        clips=clips,
+        clips=tuple(np.array(part.clips, object)[kept].tolist()),
         rows=part.rows[kept],
         counts=part.counts[kept],
-        targets=targets,
+        targets=None if part.targets is None else part.targets[kept],
         place=part.place[kept],
     )

@@ -1,9 +1,8 @@
-"""What training from frames works on: where frames come from, the network, and how its weights
-move.
+"""What training from frames works with: a source of frames, the network, its learner.
 
-`FrameSource` hands out views as frames; heads/finetuning/video_views.py decodes them, a test or a
-generator may make them. `new_network` puts a head behind a backbone; `FramesLearner` trains it, in
-one process or several. The run around them: heads/finetuning/end_to_end.py.
+`FrameSource` hands out views as frames. heads/finetuning/video_views.py decodes them from videos;
+a test or a generator may make them. `new_network` puts a head behind a backbone, `FramesLearner`
+trains it, in one process or in several. The loop is in heads/finetuning/end_to_end.py.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,12 +24,15 @@ from heads.training.learner import INIT, Learner, in_parts, reseed
 from heads.zoo import build_head
 from pipeline.backbones import Backbone
 
+# Views of one size, and their positions in the batch that was asked for.
 Piece = tuple[Clips, np.ndarray]
 
 
 class FrameSource(Protocol):
-    """Views as frames. `parts`: the splits train, val and test as far as there are, whose rows
-    number the views.
+    """Views as frames.
+
+    Attributes:
+        parts: the splits by name ("train", "val", "test"); a split's rows number its views.
     """
 
     parts: Mapping[str, SplitViews]
@@ -38,16 +40,28 @@ class FrameSource(Protocol):
     def batches(
         self, split: str, batches: Sequence[np.ndarray], epoch: int
     ) -> Iterator[list[Piece]]:
-        """For each array of rows of a split: their views as (Clips with frames, and boxes where it
-        has them, on the device; their places in the array), in several pieces where sizes differ. A
-        row in no piece could not be had.
+        """Yield the views of each batch.
+
+        Args:
+            split: a name of `parts`.
+            batches: arrays of rows of the split.
+            epoch: whole epochs trained so far; a source may draw other views in each.
+
+        Yields:
+            For each array a list of (clips, positions): `Clips` with frames on the device, and
+            boxes where the source has them, and their positions in the array. There are several
+            pieces where views differ in size. A row in no piece could not be decoded.
         """
 
 
 @dataclass
 class FrameRows:
-    """The views of a split that is in no cache, as `SplitViews.group`: view number r % per_clip of clip r
-    // per_clip.
+    """The group of views that are in no cache, as `SplitViews.group` wants it.
+
+    Attributes:
+        clips: each row's clip; row r is view r % per_clip of clip r // per_clip.
+        views: each row's view number.
+        per_clip: views per clip.
     """
 
     clips: list[str]
@@ -58,39 +72,46 @@ class FrameRows:
 def part_of_clips(
     split: str, clips: Sequence[str], targets: np.ndarray | None, per_clip: int = 1
 ) -> SplitViews:
-    """A split of clips with so many views each; targets [V] class ids or [V,K], None without
-    labels.
+    """Make a split of clips that are in no cache.
+
+    Args:
+        split: its name.
+        clips: V ids.
+        targets: class ids [V], or [V,K] for several labels; None without labels.
+        per_clip: views per clip.
+
+    Returns:
+        The split.
     """
     ids, count = tuple(clips), len(clips)
+    clip_of_row = np.repeat(np.array(ids, object), per_clip).tolist()
+    group = FrameRows(clip_of_row, np.tile(np.arange(per_clip), count), per_clip)
     rows = np.arange(count * per_clip).reshape(count, per_clip)
-    group = FrameRows(
-        [clip for clip in ids for _ in range(per_clip)],
-        np.tile(np.arange(per_clip), count),
-        per_clip,
-    )
-    return SplitViews(
-        split,
-        group,
-        ids,
-        rows,
-        np.full(count, per_clip),
-        targets,
-        (),
-        (),
-        (),
-        count,
-        np.arange(count),
-    )
+    counts, order = np.full(count, per_clip), np.arange(count)
+
+    # No clip is left out: none failed, is absent, or has another label.
+    return SplitViews(split, group, ids, rows, counts, targets, (), (), (), count, order)
 
 
 @dataclass(frozen=True)
 class FrameRunOptions:
-    """How a run works, of which only `seed`, `order_seed` (None: `seed`), `precision` and, by
-    rounding, `accumulate` and the number of processes change what it computes.
+    """How a run on frames works.
 
-    `accumulate`: parts of a mini-batch, per process (0: the recipe's). `checkpointing`: activations
-    of the backbone are computed twice in place of being kept. `checkpoint_every` mini-batches, and
-    after every epoch, last.pt is written.
+    Only `seed`, `order_seed`, `precision` and, by rounding, `accumulate` and the number of
+    processes change what it computes.
+
+    Attributes:
+        seed: of weights and dropout.
+        order_seed: of the clips' order; None for `seed`.
+        precision: "fp32", "fp16" or "bf16".
+        accumulate: parts of a mini-batch per process, whose gradients are added; 0 for the
+            recipe's number.
+        checkpointing: recompute the backbone's activations in the backward pass instead of
+            keeping them.
+        checkpoint_every: mini-batches between writes of last.pt; it is also written after
+            every epoch.
+        resume: continue from last.pt, or read back a finished run.
+        tensorboard: whether to write TensorBoard's files.
     """
 
     seed: int = 0
@@ -104,8 +125,16 @@ class FrameRunOptions:
 
 
 class FramesLearner(Learner):
-    """A Learner of a `JointNetwork` network, one of several in as many processes: each takes its share of
-    every mini-batch.
+    """A `Learner` of a `JointNetwork`, in one of several processes.
+
+    Args:
+        network: on its device.
+        training: options with the network's parameter names (see `training_of_all_weights`).
+        data: the recipe's data options.
+        steps: mini-batches per epoch.
+        options: of the run.
+        processes: those that train; each takes its part of every mini-batch.
+        weights: loss weights [K] of the classes; None for equal ones.
     """
 
     def __init__(
@@ -114,30 +143,36 @@ class FramesLearner(Learner):
         training: Training,
         data: DataOptions,
         steps: int,
-        how: FrameRunOptions,
-        world: ProcessGroup,
+        options: FrameRunOptions,
+        processes: ProcessGroup,
         weights: Tensor | None,
     ):
-        seed = (
-            how.seed
-            if world.first
-            else int(np.random.SeedSequence([how.seed, world.rank]).generate_state(1)[0])
-        )
-        super().__init__(network, training, data.target, steps, seed, how.precision, weights)
-        self.world = world
+        # Processes draw different dropout masks; the first draws those of a run on its own.
+        seed = options.seed
+        if not processes.first:
+            sequence = np.random.SeedSequence([options.seed, processes.rank])
+            seed = int(sequence.generate_state(1)[0])
+        super().__init__(network, training, data.target, steps, seed, options.precision, weights)
+        self.processes = processes
 
-    def step_share(self, pieces: Sequence[tuple[Clips, Tensor]], whole: int) -> float:
-        """One mini-batch of `whole` clips, of which these pieces (maybe none) are this process's;
-        returns the loss of all.
+    def step_part(self, pieces: Sequence[tuple[Clips, Tensor]], whole: int) -> float:
+        """Take one step on a mini-batch.
+
+        Args:
+            pieces: this process's (clips, targets); may be empty.
+            whole: the number of clips in the mini-batch of all processes.
+
+        Returns:
+            The loss of the whole mini-batch.
         """
-        optimiser, moved = self.begin_step()
+        optimiser, parameters = self.begin_step()
         value = 0.0
         for clips, targets in pieces:
             for part, wanted in in_parts(clips, targets, self.training.accumulate):
-                value += self.backward(part, wanted, part.size / whole, moved)
-        value = self.world.add_up(value, moved)
-        self.end_step(optimiser, moved)
-        self.world.average_statistics(self.head)
+                value += self.backward(part, wanted, part.size / whole, parameters)
+        value = self.processes.sum_gradients(value, parameters)
+        self.end_step(optimiser, parameters)
+        self.processes.average_statistics(self.head)
         return value
 
 
@@ -148,36 +183,54 @@ def new_network(
     classes: int,
     seed: int,
     frames: FrameOptions,
-    **live: Any,
+    **options: Any,
 ) -> JointNetwork:
-    """The head of a recipe of one phase behind `backbone`, initialised by the seed alone; `live`
-    are options of `JointNetwork`.
+    """Put a new head behind a backbone.
 
-    The part of a backbone that the head holds starts with the weights of `backbone`, unless the
-    head's option `weights` names others.
+    The head's weights depend on the seed alone. The part of a backbone that the head holds
+    starts with the weights of `backbone`, unless the head's option `weights` names others.
+
+    Args:
+        recipe: of one phase; it names the head.
+        backbone: with its weights.
+        dims: sizes that the head reads.
+        classes: K, the number of classes.
+        seed: of the head's weights.
+        frames: which weights are trained.
+        **options: further options of `JointNetwork`.
+
+    Returns:
+        The network, on the CPU.
     """
     reseed(torch.device("cpu"), seed, INIT)
-    network = JointNetwork(
-        backbone, build_head(recipe.head.name, dims, classes, **recipe.head.options), frames, **live
-    )
-    if network.upper is not None and recipe.head.options.get("weights", "none") == "none":
-        own = network.upper.state_dict()
-        network.upper.load_state_dict(
-            {name: t for name, t in backbone.state_dict().items() if name in own}, strict=False
-        )
+    head = build_head(recipe.head.name, dims, classes, **recipe.head.options)
+    network = JointNetwork(backbone, head, frames, **options)
+
+    upper = network.backbone_in_head
+    if upper is not None and recipe.head.options.get("weights", "none") == "none":
+        shared = {}
+        for name, tensor in backbone.state_dict().items():
+            if name in upper.state_dict():
+                shared[name] = tensor
+        upper.load_state_dict(shared, strict=False)
     return network
 
 
 def training_of_all_weights(training: Training, frames: FrameOptions) -> Training:
-    """`training` with the names of the head's parameters as `JointNetwork` has them, and the backbone's
-    factor.
+    """Adapt a recipe's training options to a `JointNetwork`.
+
+    Args:
+        training: options that name the head's parameters.
+        frames: the phase's `frames` table, with the backbone's learning rate.
+
+    Returns:
+        The options with the parameter names of the whole network, and the backbone's factor.
     """
-    groups, other = training.groups, training.alternate
-    groups = replace(
-        groups, last=f"head.{groups.last}", first=f"head.{groups.first}" if groups.first else ""
-    )
-    if frames.backbone_lr != 1 and not groups.first and frames.train_from != "none":
+    groups, alternate = training.groups, training.alternate
+    first = f"head.{groups.first}" if groups.first else ""
+    groups = replace(groups, last=f"head.{groups.last}", first=first)
+    if frames.backbone_lr != 1 and not first and frames.train_from != "none":
         groups = replace(groups, first="backbone", first_lr=frames.backbone_lr)
-    if other.parameters:
-        other = replace(other, parameters=f"head.{other.parameters}")
-    return replace(training, groups=groups, alternate=other)
+    if alternate.parameters:
+        alternate = replace(alternate, parameters=f"head.{alternate.parameters}")
+    return replace(training, groups=groups, alternate=alternate)

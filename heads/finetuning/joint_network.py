@@ -1,13 +1,12 @@
-"""A backbone and a head as one network that reads frames: what a cache holds is computed on the
-way, and learned through.
+"""A backbone and a head as one network that reads frames, and computes what a cache would hold.
 
-    network = Live(build_backbone("i3d_r50", "I3D.pt"), build_head("strg", dims, 174),
-    Frames(train_from="res4"))
+    backbone, head = build_backbone("i3d_r50", "I3D.pt"), build_head("strg", dims, 174)
+    network = JointNetwork(backbone, head, FrameOptions(train_from="res4"))
     network(Clips(frames=frames, boxes=boxes, valid=valid)).logits      # frames uint8 [B,F,H,W,3]
 
-A head that continues a cached map by the upper part of a backbone
-(heads/interface/network_above_cut.py) and the part below its cut are then the whole network, with
-the modules that the head put into it.
+A head may continue a cached map with the upper part of a backbone
+(heads/interface/network_above_cut.py). Such a head and the part below its cut are then the whole
+network, with the modules that the head put into it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,13 +29,23 @@ Norm = nn.modules.batchnorm._BatchNorm
 
 
 class JointNetwork(nn.Module):
-    """See the top of this file. Its parameters are those of `backbone`, of which `frames` says what
-    is trained, and of `head`.
+    """A backbone with a head behind it; its input are frames.
 
-    `size`: how many parameters it computes with. `cut`: what is pooled and aligned, "" for the last
-    stage. `roi_pool`: how boxes become nodes. `neighbours`: M of `similar`.
-    ValueError for a `train_from` that is no stage or block of the backbone, and for a head that
-    continues another backbone.
+    Args:
+        backbone: computes the maps.
+        head: reads what a cache would hold.
+        frames: which weights of the backbone are trained.
+        cut: the map that is pooled and that boxes are aligned on; "" for the last stage.
+        roi_pool: how boxes become nodes, "max", "mean" or "area".
+        neighbours: M, nodes per row of the field `similar`.
+
+    Attributes:
+        needs: fields of `Clips` that it reads: frames, and boxes where the head wants them.
+        size: how many parameters it computes with.
+
+    Raises:
+        ValueError: `train_from` is no stage or block of the backbone, or the head continues
+            another backbone.
     """
 
     def __init__(
@@ -51,96 +60,122 @@ class JointNetwork(nn.Module):
         super().__init__()
         self.backbone, self.head, self.frames = backbone, head, frames
         self.cut, self.roi_pool, self.neighbours = cut or backbone.last, roi_pool, neighbours
-        self.needs = (
-            "frames",
-            *(name for name in ("boxes", "scores", "valid") if name in self._all_needs()),
-        )
+        wanted = self._all_needs()
+        boxes = [name for name in ("boxes", "scores", "valid") if name in wanted]
+        self.needs = ("frames", *boxes)
         self.uses = ("flip",)
-        if (upper := self.upper) is not None and (upper.name, upper.options) != (
-            backbone.name,
-            backbone.options,
-        ):
-            raise ValueError(
-                f"the head continues {upper.name} {upper.options}, the frames go through "
-                f"{backbone.name} {backbone.options}: "
-                "give the head the backbone and backbone_options of the extraction"
-            )
-        self._choose(frames)
+
+        upper = self.backbone_in_head
+        if upper is not None:
+            above, below = (upper.name, upper.options), (backbone.name, backbone.options)
+            if above != below:
+                raise ValueError(
+                    f"the head continues {above[0]} {above[1]}, the frames go through {below[0]} "
+                    f"{below[1]}: give the head the backbone and backbone_options of the extraction"
+                )
+        self._select_trained(frames)
 
     @property
-    def upper(self) -> Backbone | None:
-        """The part of a backbone that the head holds, if it does."""
+    def backbone_in_head(self) -> Backbone | None:
+        """The part of a backbone that the head holds; None where it holds none."""
         network = getattr(self.head, "network", None)
         return network if isinstance(network, Backbone) else None
 
     def _all_needs(self) -> tuple[str, ...]:
-        """The head's needs, and what these are computed from."""
-        own = self.head.needs
-        graphs = [name for name in own if name in FIELDS and FIELDS[name].stage == "graphs"]
-        more = ("boxes", "valid") if "nodes" in own or graphs else ()
-        nodes = ("nodes",) if set(graphs) - {"iou"} else ()
-        return tuple(dict.fromkeys((*own, *nodes, *more)))
+        """The head's needs, and the fields that these are computed from."""
+        needs = self.head.needs
+        graphs = {name for name in needs if name in FIELDS and FIELDS[name].stage == "graphs"}
+        more = []
+        if graphs - {"iou"}:
+            more.append("nodes")
+        if graphs or "nodes" in needs:
+            more += ["boxes", "valid"]
+        return tuple(dict.fromkeys((*needs, *more)))
 
-    def _choose(self, frames: FrameOptions) -> None:
-        """What is trained: units of the backbone from `train_from` on, and everything of the head
-        but for units before it.
+    def _select_trained(self, frames: FrameOptions) -> None:
+        """Require gradients of what is trained.
+
+        That is the backbone's units from `train_from` on, and all of the head but for units of
+        the backbone that lie before it.
         """
         start = first_unit(self.backbone, frames.train_from)
-        used = max((self.backbone._position(cut) for cut in self._cuts()), default=0)
         units = [unit for _, unit in self.backbone.units()]
-        self._fixed = [
-            unit for k, unit in enumerate(units) if start is None or k < start or k >= used
-        ]
-        self._moving = [
-            unit for k, unit in enumerate(units) if start is not None and start <= k < used
-        ]
-        for k, (_, unit) in enumerate(self.upper.units() if self.upper is not None else ()):
-            (self._fixed if start is not None and k < start else self._moving).append(unit)
-        self.size = sum(p.numel() for part in (*units[:used], self.head) for p in part.parameters())
+        used = max([self.backbone._position(cut) for cut in self._cuts()], default=0)
+        self._trained_units, self._fixed_units = [], []
+        for k, unit in enumerate(units):
+            trained = start is not None and start <= k < used
+            (self._trained_units if trained else self._fixed_units).append(unit)
+        if self.backbone_in_head is not None:
+            for k, (_, unit) in enumerate(self.backbone_in_head.units()):
+                # With train_from "none" the head's own part is trained as a whole.
+                trained = start is None or k >= start
+                (self._trained_units if trained else self._fixed_units).append(unit)
+
+        self.size = 0
+        for module in (*units[:used], self.head):
+            self.size += sum([parameter.numel() for parameter in module.parameters()])
+
+        # Units that the head does not need stay fixed, too.
         self.backbone.requires_grad_(False)
-        for unit in self._moving:
+        for unit in self._trained_units:
             unit.requires_grad_(True)
-        for unit in self._fixed:
+        for unit in self._fixed_units:
             unit.requires_grad_(False)
         if frames.frozen_bn:
-            for norm in (m for unit in self._moving for m in unit.modules() if isinstance(m, Norm)):
-                norm.requires_grad_(False)
+            for unit in self._trained_units:
+                for module in unit.modules():
+                    if isinstance(module, Norm):
+                        module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "JointNetwork":
+        """Set training mode; fixed units and frozen batch norms stay in evaluation mode."""
         super().train(mode)
-        for unit in self._fixed:
+        for unit in self._fixed_units:
             unit.eval()
-        for unit in self._moving if self.frames.frozen_bn else ():
-            norms_in_evaluation(unit)
+        if self.frames.frozen_bn:
+            for unit in self._trained_units:
+                norms_in_evaluation(unit)
         return self
 
     def _cuts(self) -> tuple[str, ...]:
         """The cuts that are computed from the frames."""
         names = self._all_needs()
-        last = (self.cut,) if {"pooled", "nodes"} & set(names) else ()
-        return tuple(dict.fromkeys((*(name for name in names if is_cut(name)), *last)))
+        cuts = list(filter(is_cut, names))
+        if "pooled" in names or "nodes" in names:
+            cuts.append(self.cut)
+        return tuple(dict.fromkeys(cuts))
 
     def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
-        """Clips with `needs` -> what the head returns for them."""
+        """Run the backbone and the head.
+
+        Args:
+            clips: with the fields of `needs`.
+            want_maps: whether the head returns its maps.
+
+        Returns:
+            What the head returns.
+        """
         return self.head(self.fields(clips), want_maps)
 
     def fields(self, clips: Clips) -> Clips:
-        """Clips with `needs` -> the fields that the head needs, as a cache would hold them, in
-        float32 or autocast's dtype.
+        """Compute the fields that the head needs, as a cache would hold them.
+
+        Args:
+            clips: with the fields of `needs`.
+
+        Returns:
+            The fields, in float32 or in autocast's dtype.
         """
         names = self._all_needs()
         maps = self.backbone.maps(self.backbone.prepare(clips.get("frames")), self._cuts())
-        found = replace(
-            clips,
-            frames=None,
-            maps={name: maps[name].transpose(1, 2) for name in names if is_cut(name)},
-        )
+        # The backbone computes [B,C,T,h,w]; a cache stores [B,T,C,h,w].
+        stored = {name: maps[name].transpose(1, 2) for name in filter(is_cut, names)}
+        found = replace(clips, frames=None, maps=stored)
         if "pooled" in names:
             found.pooled = maps[self.cut].float().mean((-2, -1)).transpose(1, 2)
         if "nodes" in names:
-            found.nodes = roi_align(
-                maps[self.cut], clips.get("boxes"), clips.get("valid"), pool=self.roi_pool
-            )
+            boxes, valid = clips.get("boxes"), clips.get("valid")
+            found.nodes = roi_align(maps[self.cut], boxes, valid, pool=self.roi_pool)
         for name, tensor in self._graphs(found).items():
             setattr(found, name, tensor)
         return found
@@ -148,118 +183,148 @@ class JointNetwork(nn.Module):
     @torch.no_grad()
     def _graphs(self, clips: Clips) -> dict[str, Tensor]:
         """The graphs that the head needs; as in a cache, no gradient goes through them."""
-        which = tuple(name for name, fields in GRAPHS.items() if set(fields) & set(self.head.needs))
+        which = []
+        for name, fields in GRAPHS.items():
+            if not set(fields).isdisjoint(self.head.needs):
+                which.append(name)
         if not which:
             return {}
-        tensors = {name: getattr(clips, name) for name in ("boxes", "valid", "nodes")}
-        arrays = {
-            name: tensor.detach().cpu().numpy()
-            for name, tensor in tensors.items()
-            if tensor is not None
-        }
-        graphs = graphs_of(arrays, GraphOptions(which, self.neighbours))
-        device = clips.boxes.device
-        tensors = {name: torch.from_numpy(array).to(device) for name, array in graphs.items()}
-        return {
-            name: tensor if tensor.is_floating_point() else tensor.long()
-            for name, tensor in tensors.items()
-        }
 
-    def checkpointed(self) -> None:
-        """From now on no activation inside a trained unit is kept: the backward pass computes them
-        again.
-        """
-        for unit in self._moving:
-            recomputed(unit)
+        arrays = {}
+        for name in ("boxes", "valid", "nodes"):
+            tensor = getattr(clips, name)
+            if tensor is not None:
+                arrays[name] = tensor.detach().cpu().numpy()
+
+        tensors = {}
+        for name, array in graphs_of(arrays, GraphOptions(tuple(which), self.neighbours)).items():
+            tensor = torch.from_numpy(array).to(clips.boxes.device)
+            # Indices are stored in small integers, which torch cannot index with.
+            tensors[name] = tensor if tensor.is_floating_point() else tensor.long()
+        return tensors
+
+    def checkpoint_activations(self) -> None:
+        """Recompute activations of trained units in the backward pass instead of keeping them."""
+        for unit in self._trained_units:
+            recompute_in_backward(unit)
 
     def split(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """A state dict of this network -> (the head's, the backbone's), under their own names.
-        Units of the backbone that the head holds are the head's."""
+        """Split a state dict of this network.
+
+        Args:
+            state: by this network's names.
+
+        Returns:
+            (the head's, the backbone's), under their own names. Units of the backbone that the
+            head holds have the head's weights in both.
+        """
         parts: dict[str, dict[str, Tensor]] = {"head": {}, "backbone": {}}
         for name, tensor in state.items():
-            part, _, own = name.partition(".")
-            parts[part][own] = tensor
-        if self.upper is not None:
-            for name in self.upper.state_dict():
+            part, _, inner_name = name.partition(".")
+            parts[part][inner_name] = tensor
+        if self.backbone_in_head is not None:
+            for name in self.backbone_in_head.state_dict():
                 if name in parts["backbone"]:
                     parts["backbone"][name] = parts["head"][f"network.{name}"]
         return parts["head"], parts["backbone"]
 
     @staticmethod
     def join(head: Mapping[str, Tensor], backbone: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse of `split`."""
-        return {
-            f"{part}.{name}": t
-            for part, s in (("backbone", backbone), ("head", head))
-            for name, t in s.items()
-        }
+        """Join the two state dicts of `split` into one of this network."""
+        state = {f"backbone.{name}": tensor for name, tensor in backbone.items()}
+        state.update({f"head.{name}": tensor for name, tensor in head.items()})
+        return state
 
 
 def first_unit(backbone: Backbone, train_from: str) -> int | None:
-    """The number of the first unit that is trained; None for "none". ValueError for a name that is
-    no stage or block.
+    """Return the number of the backbone's first trained unit.
+
+    Args:
+        backbone: the backbone.
+        train_from: "none", "stem", or a stage or block such as "res4" or "res4.3".
+
+    Returns:
+        The number of the unit; None for "none".
+
+    Raises:
+        ValueError: a name that is no stage or block.
     """
-    if train_from in ("none", "stem"):
-        return None if train_from == "none" else 0
+    if train_from == "none":
+        return None
+    if train_from == "stem":
+        return 0
     for k, (names, _) in enumerate(backbone.units()):
-        if any(name == train_from or name.startswith(f"{train_from}.") for name in names):
-            return k
+        for name in names:
+            if name == train_from or name.startswith(f"{train_from}."):
+                return k
+
     stages = dict.fromkeys(("none", "stem", *backbone.stages))
+    blocks = [cut for cut in backbone.cuts() if "." in cut]
+    example = blocks[0] if blocks else backbone.last
     raise ValueError(
         f"train_from {train_from!r}: expected one of {', '.join(stages)}, or a block of "
-        f"{backbone.name} such as "
-        f"{next((c for c in backbone.cuts() if '.' in c), backbone.last)}"
+        f"{backbone.name} such as {example}"
     )
 
 
-def recomputed(module: nn.Module) -> None:
-    """Makes `module`, tensor -> tensor, keep its input only, and compute the rest again in the
-    backward pass.
-    """
-    whole = module.forward
+def recompute_in_backward(module: nn.Module) -> None:
+    """Make a module, tensor -> tensor, keep only its input for the backward pass."""
+    forward = module.forward
 
-    def forward(x: Tensor) -> Tensor:
+    def contexts() -> tuple:
+        return nullcontext(), _no_statistics(module)
+
+    def checkpointed(x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
-            return whole(x)
-        return checkpoint(
-            whole,
-            x,
-            use_reentrant=False,
-            context_fn=lambda: (nullcontext(), _statistics_kept(module)),
-        )
+            return forward(x)
+        return checkpoint(forward, x, use_reentrant=False, context_fn=contexts)
 
-    module.forward = forward
+    module.forward = checkpointed
 
 
 @contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batch norms compute as in training but gather nothing: the second time, a batch would count
-    twice.
+def _no_statistics(module: nn.Module) -> Iterator[None]:
+    """Let batch norms compute as in training without updating their statistics.
+
+    The second forward pass would otherwise count a batch twice.
     """
-    inside = [
-        conv.after[0][conv.after[1]]
-        for conv in module.modules()
-        if getattr(conv, "after", None) is not None
-    ]
-    found = (m for part in (module, *inside) for m in part.modules())
-    norms = [m for m in found if isinstance(m, Norm) and m.training and m.track_running_stats]
-    before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
+    # A module that was inserted after a convolution is not among its submodules.
+    parts = [module]
+    for conv in module.modules():
+        after = getattr(conv, "after", None)
+        if after is not None:
+            parts.append(after[0][after[1]])
+
+    saved = []
+    for part in parts:
+        for norm in part.modules():
+            if isinstance(norm, Norm) and norm.training and norm.track_running_stats:
+                saved.append((norm, norm.momentum, norm.num_batches_tracked.clone()))
+    for norm, _, _ in saved:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, momentum, count in before:
+        for norm, momentum, count in saved:
             norm.momentum = momentum
             norm.num_batches_tracked.copy_(count)
 
 
 def joint_dims(backbone: Backbone, frames: int, size: int, cut: str = "", boxes: int = 0) -> Dims:
-    """The sizes that a head reads behind `backbone`, of views of `frames` frames of `size` x `size`
-    pixels with `boxes` boxes a step: every cut is there."""
+    """Return the sizes that a head reads behind a backbone; every cut is available.
+
+    Args:
+        backbone: the backbone.
+        frames: F, frames per view.
+        size: side of the square frames, pixels.
+        cut: as in `JointNetwork`.
+        boxes: N, boxes per step.
+
+    Returns:
+        The sizes.
+    """
     cut = cut or backbone.last
-    maps = {
-        name: (backbone.channels(name), *backbone.grid(name, (size, size)))
-        for name in backbone.cuts()
-    }
+    maps = {}
+    for name in backbone.cuts():
+        maps[name] = (backbone.channels(name), *backbone.grid(name, (size, size)))
     return Dims(backbone.steps(frames, cut), boxes, backbone.channels(cut), maps)

@@ -1,7 +1,6 @@
-"""Views of videos as frames: decoded by worker processes, with boxes from a cache or from the
-source that would fill one.
+"""Views of videos as frames: decoded by worker processes, with boxes from a cache or its source.
 
-The views are the cache's own: the same frames, crops and mirroring, found again from (seed, clip,
+The views are the cache's own: the same frames, crops and mirroring, drawn again from (seed, clip,
 view number). With `fresh` every epoch draws other training views, as if the cache had been made
 with another seed.
 """
@@ -10,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,14 +30,22 @@ if TYPE_CHECKING:
     from pipeline.cache.reader import Cache
 
 BOXES = ("boxes", "scores", "valid")
-PLACE = ("frames", "crop", "flip")  # what a cache says of where a view comes from
-AGAIN = 1  # times that a clip is given to another decode process when its own died
+
+# What a cache stores of where a view comes from.
+ORIGIN = ("frames", "crop", "flip")
+
+# How often a clip is given to another decode process when its own died.
+RETRIES = 1
 
 
 @dataclass(frozen=True)
 class PlannedCache:
-    """What an extraction of a manifest would hold, as far as training looks at a cache: the views
-    of every clip.
+    """Stands for the cache that an extraction would make: the views of every clip, no fields.
+
+    Attributes:
+        path: names it in messages.
+        manifest: its clips.
+        sampling: how many views each clip has.
     """
 
     path: str
@@ -48,24 +55,32 @@ class PlannedCache:
     @property
     def groups(self) -> tuple[str, ...]:
         """train, test, or both."""
-        return tuple(group for group, count in count_views(self.sampling).items() if count)
+        return tuple([group for group, count in count_views(self.sampling).items() if count])
 
     def __getitem__(self, group: str) -> "PlannedGroup":
         count = count_views(self.sampling)[group]
         if not count:
             option = {"train": "--train-views", "test": "--test-clips"}[group]
             raise ValueError(f"{self.path}: no {group} view is asked for; pass {option} from 1")
-        clips = [clip.clip for clip in self.manifest.clips]
-        views = np.tile(np.arange(count, dtype=np.int32), len(clips))
-        there = np.ones(len(views), bool)
-        return PlannedGroup(
-            [clip for clip in clips for _ in range(count)], views, count, there, there
-        )
+
+        ids = [clip.clip for clip in self.manifest.clips]
+        clips = np.repeat(np.array(ids, object), count).tolist()
+        views = np.tile(np.arange(count, dtype=np.int32), len(ids))
+        everywhere = np.ones(len(views), bool)
+        return PlannedGroup(clips, views, count, everywhere, everywhere)
 
 
 @dataclass
 class PlannedGroup:
-    """As `pipeline.cache.reader.Group`, without fields."""
+    """As `pipeline.cache.reader.Group`, without fields.
+
+    Attributes:
+        clips: each row's clip.
+        views: each row's view number.
+        per_clip: views per clip.
+        present: all True.
+        ok: all True.
+    """
 
     clips: list[str]
     views: np.ndarray
@@ -74,13 +89,33 @@ class PlannedGroup:
     ok: np.ndarray
 
 
-class VideoViews:
-    """A `heads.finetuning.frame_training.FrameSource`. Close it: it owns decode processes.
+class DecodedView(NamedTuple):
+    """A view of a batch: its position there, what was drawn, pixels [F,H,W,3], boxes."""
 
-    clips: by id, with paths as `root` has them and labels as the extraction had them. `cache`:
-    where the boxes of its own views are; `source` (see pipeline/proposals) finds those of other
-    views; without either a view has none. `steps`: T. `workers` 0 decodes in this process;
-    `time_limit`: seconds for a clip.
+    position: int
+    view: View
+    pixels: np.ndarray
+    boxes: tuple[np.ndarray, ...]
+
+
+class VideoViews:
+    """A `heads.finetuning.frame_training.FrameSource` that decodes videos.
+
+    Close it: it owns decode processes.
+
+    Args:
+        config: of the extraction whose views these are.
+        parts: the splits by name.
+        clips: by id, with the paths to decode and the labels of the extraction.
+        opener: opens a clip.
+        steps: T, feature steps per view.
+        cache: holds the boxes of its own views; None without a cache.
+        source: finds boxes of other views (see pipeline/proposals). Without cache and source a
+            view has no boxes.
+        fresh: whether every epoch draws new training views.
+        device: where clips are put.
+        workers: decode processes; 0 decodes in this process.
+        time_limit: seconds for a clip.
     """
 
     def __init__(
@@ -88,7 +123,7 @@ class VideoViews:
         config: ExtractConfig,
         parts: Mapping[str, SplitViews],
         clips: Mapping[str, Clip],
-        opening: ClipOpener,
+        opener: ClipOpener,
         steps: int,
         *,
         cache: "Cache | None" = None,
@@ -98,24 +133,16 @@ class VideoViews:
         workers: int = 1,
         time_limit: float = 120.0,
     ):
-        self.config, self.parts, self.clips, self.opening, self.steps = (
-            config,
-            parts,
-            clips,
-            opening,
-            steps,
-        )
-        self.cache, self.source, self.fresh, self.device = (
-            cache,
-            source,
-            fresh,
-            torch.device(device),
-        )
-        self.pool = WorkerPool(run_task, workers, timeout=time_limit, again=AGAIN)
-        self.ahead = max(1, 2 * workers)
+        self.config, self.parts, self.clips = config, parts, clips
+        self.opener, self.steps = opener, steps
+        self.cache, self.source, self.fresh = cache, source, fresh
+        self.device = torch.device(device)
+        self.pool = WorkerPool(run_task, workers, timeout=time_limit, again=RETRIES)
+        # Enough tasks in the queue that no worker waits for the network.
+        self.queued = max(1, 2 * workers)
 
     def close(self) -> None:
-        """Ends the decode processes."""
+        """End the decode processes."""
         self.pool.close()
 
     def __enter__(self) -> "VideoViews":
@@ -129,67 +156,79 @@ class VideoViews:
     def batches(
         self, split: str, batches: Sequence[np.ndarray], epoch: int
     ) -> Iterator[list[Piece]]:
-        """See `heads.finetuning.frame_training.FrameSource`."""
-        return self.views(
-            self.parts[split], batches, epoch if self.fresh and split == "train" else None
-        )
+        """Yield the views of each batch; see `heads.finetuning.frame_training.FrameSource`."""
+        fresh = self.fresh and split == "train"
+        return self.views(self.parts[split], batches, epoch if fresh else None)
 
     def views(
         self, part: SplitViews, batches: Sequence[np.ndarray], epoch: int | None
     ) -> Iterator[list[Piece]]:
-        """The views of a split, other ones in every `epoch`; None: those that a cache has."""
-        runs = [
-            [list(run) for _, run in groupby(rows.tolist(), key=lambda row: part.group.clips[row])]
-            for rows in batches
-        ]
-        asked = self.pool.imap((self._task(part, run, epoch) for run in chain(*runs)), self.ahead)
-        kept = self.cache is not None and epoch is None
-        for mine in runs:
-            found: list[tuple[int, View, np.ndarray, tuple]] = []
-            place = 0
-            for rows in mine:
-                found += self._take(part, rows, place, *next(asked), kept)
-                place += len(rows)
-            yield [self._piece(some) for some in _by_size(found)]
+        """Yield the views of each batch.
+
+        Args:
+            part: the split.
+            batches: arrays of its rows.
+            epoch: draws other views in each epoch; None for the views that a cache has.
+
+        Yields:
+            Pieces, as `heads.finetuning.frame_training.FrameSource.batches`.
+        """
+        # One task decodes neighbouring rows of one clip.
+        by_clip = []
+        for rows in batches:
+            runs = groupby(rows.tolist(), key=lambda row: part.group.clips[row])
+            by_clip.append([list(run) for _, run in runs])
+        tasks = (self._task(part, run, epoch) for run in chain(*by_clip))
+        results = self.pool.imap(tasks, self.queued)
+
+        cached_boxes = self.cache is not None and epoch is None
+        for runs in by_clip:
+            found: list[DecodedView] = []
+            position = 0
+            for rows in runs:
+                task, result = next(results)
+                found += self._decoded(part, rows, position, task, result, cached_boxes)
+                position += len(rows)
+            yield [self._piece(views) for views in _by_size(found)]
 
     def _task(self, part: SplitViews, rows: Sequence[int], epoch: int | None) -> DecodeViews:
-        """What a decode process is asked for: these views of one clip."""
-        config, sampling, seed, group = (
-            self.config,
-            self.config.sampling,
-            self.config.seed,
-            _group(part),
-        )
-        only = tuple((group, int(part.group.views[row])) for row in rows)
+        """The decode task for these views of one clip."""
+        # Training takes random views, everything else those of an evaluation.
+        group = "train" if part.split == "train" else "test"
+        sampling, seed = self.config.sampling, self.config.seed
+        only = tuple([(group, int(part.group.views[row])) for row in rows])
         if epoch is not None:
-            sampling, only = replace(sampling, train_views=1, test_clips=0), (("train", 0),)
-            seed = int(np.random.SeedSequence([config.seed, 1 + epoch]).generate_state(1)[0])
-        size = self.source.frame_size if self.source is not None else None
+            # One view of the clip, as an extraction with this epoch's seed would draw it.
+            sampling = replace(sampling, train_views=1, test_clips=0)
+            only = (("train", 0),)
+            seed = int(np.random.SeedSequence([seed, 1 + epoch]).generate_state(1)[0])
         return DecodeViews(
             self.clips[part.group.clips[rows[0]]],
-            self.opening,
+            self.opener,
             sampling,
             seed,
             self.steps,
-            size,
+            None if self.source is None else self.source.frame_size,
             only,
         )
 
-    def _take(
+    def _decoded(
         self,
         part: SplitViews,
         rows: Sequence[int],
-        place: int,
+        position: int,
         task: DecodeViews,
-        result,
-        kept: bool,
-    ) -> list[tuple]:
-        """(place, view, pixels, boxes) of each of these rows; none of a clip that cannot be had."""
+        result: Any,
+        cached_boxes: bool,
+    ) -> list[DecodedView]:
+        """The views of these rows; none of a clip that cannot be decoded or has no boxes."""
         if isinstance(result, (DecodeError, TimeoutError, WorkerDied)):
             return []
+        # Any other error is a fault of the program, or of the machine.
         if not isinstance(result, ClipPixels):
             raise result
-        if kept:
+
+        if cached_boxes:
             boxes = self._cached_boxes(part, rows, result)
         elif self.source is None:
             boxes = [()] * len(rows)
@@ -198,63 +237,62 @@ class VideoViews:
                 boxes = boxes_of(self.source, task.clip, result, self.steps)
             except BoxesError:
                 return []
+
         numbers = {(view.group, view.number): k for k, view in enumerate(result.views)}
         order = [numbers[name] for name in task.only]
-        order += order[:1] * (
-            len(rows) - len(order)
-        )  # a clip that is drawn twice running has one fresh view
-        return [
-            (place + n, result.views[k], result.pixels[k], boxes[k]) for n, k in enumerate(order)
-        ]
+        # A clip that is drawn twice in a row has one fresh view, which then counts twice.
+        order += order[:1] * (len(rows) - len(order))
+        found = []
+        for n, k in enumerate(order):
+            found.append(DecodedView(position + n, result.views[k], result.pixels[k], boxes[k]))
+        return found
 
     def _cached_boxes(
         self, part: SplitViews, rows: Sequence[int], result: ClipPixels
-    ) -> list[tuple]:
-        """What the cache holds for the views of a result, in their order. ValueError where its
-        views are other ones.
-        """
+    ) -> list[tuple[np.ndarray, ...]]:
+        """The cache's boxes for the views of a result; ValueError where its views are others."""
+        # The result's views may come in another order than the rows.
         row_of = {int(part.group.views[row]): row for row in rows}
-        own = [row_of[view.number] for view in result.views]
+        ordered = [row_of[view.number] for view in result.views]
         names = BOXES if self.config.wants_boxes else ()
-        stored = part.group.batch(own, fields=(*PLACE, *names))
+        stored = part.group.batch(ordered, fields=(*ORIGIN, *names))
         for k, view in enumerate(result.views):
             crop = np.array((*view.crop, result.info.width, result.info.height), np.float32)
-            here = (np.array(view.frames) + result.info.first, crop, np.bool_(view.flip))
-            for name, value in zip(PLACE, here, strict=True):
+            drawn = (np.array(view.frames) + result.info.first, crop, np.bool_(view.flip))
+            for name, value in zip(ORIGIN, drawn, strict=True):
                 if not np.array_equal(stored[name][k], value):
                     raise ValueError(
-                        f"{self.cache.path}, clip {part.group.clips[own[k]]}, view {view.number}: "
-                        f"{name} is "
-                        f"{_short(stored[name][k])} in the cache, {_short(value)} in the video as "
-                        f"it is now: it is another "
-                        "file, its labels are others, or the cache is older than --pixel-aspect "
-                        "and its pixels are not square; "
-                        "extract again, or pass --root with the videos of the extraction"
+                        f"{self.cache.path}, clip {part.group.clips[ordered[k]]}, view "
+                        f"{view.number}: {name} is {_short(stored[name][k])} in the cache, "
+                        f"{_short(value)} in the video as it is now: it is another file, its "
+                        "labels are others, or the cache is older than --pixel-aspect and its "
+                        "pixels are not square; extract again, or pass --root with the videos of "
+                        "the extraction"
                     )
-        return [tuple(stored[name][k] for name in names) for k in range(len(own))]
+        if not names:
+            return [()] * len(ordered)
+        return list(zip(*[stored[name] for name in names], strict=True))
 
-    def _piece(self, found: Sequence[tuple[int, View, np.ndarray, tuple]]) -> Piece:
-        places, views, pixels, boxes = zip(*found, strict=True)
+    def _piece(self, found: Sequence[DecodedView]) -> Piece:
+        """Views of one size as tensors on the device."""
+        positions, views, pixels, boxes = zip(*found, strict=True)
         tensors = {
             "frames": torch.from_numpy(np.stack(pixels)),
             "flip": torch.tensor([view.flip for view in views]),
         }
+        # Without boxes the tuples are empty, and no field is added.
         for name, arrays in zip(BOXES, zip(*boxes, strict=True), strict=False):
             tensors[name] = torch.from_numpy(np.stack(arrays))
-        return Clips(
-            **{name: tensor.to(self.device) for name, tensor in tensors.items()}
-        ), np.array(places)
+        clips = Clips(**{name: tensor.to(self.device) for name, tensor in tensors.items()})
+        return clips, np.array(positions)
 
 
-def _by_size(found: Sequence[tuple]) -> list[list[tuple]]:
-    """What was found, split where the sizes of the views differ."""
-    sizes = dict.fromkeys(one[1].size for one in found)
-    return [[one for one in found if one[1].size == size] for size in sizes]
-
-
-def _group(part: SplitViews) -> str:
-    """Which views a split has: random ones to train on, or those of an evaluation."""
-    return "train" if part.split == "train" else "test"
+def _by_size(found: Sequence[DecodedView]) -> list[list[DecodedView]]:
+    """Views grouped by their size."""
+    groups: dict[Any, list[DecodedView]] = {}
+    for one in found:
+        groups.setdefault(one.view.size, []).append(one)
+    return list(groups.values())
 
 
 def _short(value: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""Reads a head's checkpoint file."""
+"""Read the checkpoint of a run."""
 
 import zipfile
 from pathlib import Path
@@ -16,14 +16,22 @@ CHECKPOINT_FORMAT = 1
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint on the CPU. ValueError when it is missing, damaged, or of another format.
+    """Read a checkpoint file onto the CPU.
 
-    torch.load does not look at the checksums that it writes: a flipped bit would be a weight like
-    any other.
+    Args:
+        path: the file, as `vidgraph train` wrote it.
+
+    Returns:
+        The checkpoint; `run_records.CHECKPOINT` lists its keys. "state" holds the weights.
+
+    Raises:
+        ValueError: the file is missing, damaged, or of another format.
     """
     try:
         with opened(path) as file, zipfile.ZipFile(file) as archive:
-            if (broken := archive.testzip()) is not None:
+            # torch.load ignores the checksums in the file: a flipped bit would become a weight.
+            broken = archive.testzip()
+            if broken is not None:
                 raise ValueError(f"damaged: the checksum of {broken} differs")
             file.seek(0)
             payload = torch.load(file, map_location="cpu", weights_only=True)
@@ -31,13 +39,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: no such checkpoint; expected the folder of a run that `vidgraph train` made"
         ) from None
-    except Exception as error:  # torch.load raises whatever the unpickler met
-        said = first_line(error)
-        raise ValueError(
-            f"{path}: not a checkpoint of vidgraph ({said.split('. ')[0][:120]})"
-        ) from None
-    if not isinstance(payload, dict) or payload.get("format") != CHECKPOINT_FORMAT:
-        found = payload.get("format") if isinstance(payload, dict) else type(payload).__name__
+    # torch.load raises whatever its unpickler came across, so nothing narrower would do.
+    except Exception as error:
+        reason = first_line(error).split(". ")[0][:120]
+        raise ValueError(f"{path}: not a checkpoint of vidgraph ({reason})") from None
+
+    found = type(payload).__name__
+    if isinstance(payload, dict):
+        found = payload.get("format")
+    if found != CHECKPOINT_FORMAT:
         raise ValueError(
             f"{path}: expected a checkpoint of format {CHECKPOINT_FORMAT}, got {found}"
         )

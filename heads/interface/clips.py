@@ -1,5 +1,6 @@
-"""What a head receives and returns: `Clips`, the typed record of a batch of views; `Dims`, its
-sizes; `HeadOutput`.
+"""What a head receives and returns.
+
+`Clips` is a batch of views, `Dims` the sizes that a head is built for, `HeadOutput` its result.
 
 Dimension letters: B views in the batch, T steps, N boxes per step, C channels, h w grid, M
 neighbours, K classes.
@@ -14,17 +15,31 @@ from torch import Tensor
 
 from pipeline.cache.fields import FIELDS, field_of, grid_at, is_cut
 
+# Fields that index other tensors, or are compared with indices.
+INTEGERS = ("nearest", "similar", "grid")
+
 
 @dataclass
 class Clips:
-    """A batch of B views, as far as they were read: a field that was not asked for is None, a cut
-    is missing from `maps`.
+    """A batch of B views: the tensors that a head reads.
 
-    boxes [B,T,N,4] xyxy in [0,1] of the view's crop, padded rows 0; scores [B,T,N]; valid [B,T,N]
-    bool; nodes [B,T,N,C], invalid rows 0; pooled [B,T,C]; maps[cut] [B,T,C,h,w]; grid [B,2] true
-    height and width in cells of the one map; flip [B] bool; iou [B,T-1,N,N]; nearest [B,T,N,T];
-    similar and similarity [B,T,N,M]; frames, whatever pixels a fine-tuning run adds. Features are
-    float32 unless `to` was asked for another dtype, whatever the cache stores.
+    A field that was not read is None, and a cut that was not read is missing from `maps`. Features
+    are float32 whatever the cache stores, unless `to` was asked for another dtype.
+
+    Attributes:
+        boxes: [B,T,N,4], xyxy in [0,1] of the view's crop; padded rows are 0.
+        scores: [B,T,N], objectness of the boxes.
+        valid: [B,T,N] bool, whether a row is a box.
+        nodes: [B,T,N,C], RoIAlign features of the boxes; invalid rows are 0.
+        pooled: [B,T,C], the mean over the grid of the last cut.
+        maps: by cut, [B,T,C,h,w].
+        grid: [B,2], the true height and width, in cells, of the one map that was read.
+        flip: [B] bool, whether the view is mirrored.
+        iou: [B,T-1,N,N], IoU of box i at step t with box j at t+1.
+        nearest: [B,T,N,T], for each node, the most similar node of every step.
+        similar: [B,T,N,M], the M most similar other nodes, as flat indices t N + i.
+        similarity: [B,T,N,M], their inner products.
+        frames: pixels, in fine-tuning runs only.
     """
 
     boxes: Tensor | None = None
@@ -43,86 +58,143 @@ class Clips:
 
     @property
     def size(self) -> int:
-        """B. ValueError for a record without any tensor."""
+        """B, the number of views.
+
+        Raises:
+            ValueError: the record holds no tensor.
+        """
         for tensor in self.tensors().values():
             return tensor.shape[0]
         raise ValueError("Clips: expected at least one tensor, got none")
 
     def tensors(self) -> dict[str, Tensor]:
-        """The fields that are there, maps under the name of their cut."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "maps"}
-        return {name: tensor for name, tensor in plain.items() if tensor is not None} | self.maps
+        """Return the fields that were read, by name; maps under the name of their cut."""
+        found = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name != "maps" and value is not None:
+                found[f.name] = value
+        return found | self.maps
 
     def get(self, name: str) -> Tensor:
-        """The tensor of a field or cut; ValueError naming it when the batch was read without it."""
+        """Return the tensor of a field or cut.
+
+        Args:
+            name: a field, such as "nodes", or a cut, such as "res5".
+
+        Returns:
+            The tensor; the attributes list the shapes.
+
+        Raises:
+            ValueError: the batch was read without it.
+        """
         tensor = self.maps.get(name) if is_cut(name) else getattr(self, name, None)
         if tensor is None:
-            raise ValueError(
-                f"the batch has no {name}: it holds {', '.join(self.tensors()) or 'nothing'}; "
-                f"read {name} too"
-            )
+            names = ", ".join(self.tensors()) or "nothing"
+            raise ValueError(f"the batch has no {name}: it holds {names}; read {name} too")
         return tensor
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> "Clips":
-        """A copy on `device`, its floating tensors in `dtype`; float16 goes over the bus before it
-        is widened.
+        """Return a copy on another device or in another dtype.
+
+        Args:
+            device: where the tensors go; None leaves them where they are.
+            dtype: the dtype of floating tensors; None leaves them as they are. The copy to the
+                device comes first, so that float16 crosses the bus before it is widened.
+
+        Returns:
+            The copy.
         """
-        # Only on its way to a GPU may a copy still be under way when this returns: there, what
-        # reads it waits for it.
-        late = device is not None and torch.device(device).type != "cpu"
+        # A copy may still be in flight when this returns only on its way to a GPU: kernels there
+        # wait for it. The CPU would read half a tensor.
+        non_blocking = device is not None and torch.device(device).type != "cpu"
 
-        def move(tensor: Tensor) -> Tensor:
-            tensor = tensor if device is None else tensor.to(device, non_blocking=late)
-            return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-
-        return clips_of({name: move(tensor) for name, tensor in self.tensors().items()}, dtype=None)
+        moved = {}
+        for name, tensor in self.tensors().items():
+            if device is not None:
+                tensor = tensor.to(device, non_blocking=non_blocking)
+            if dtype is not None and tensor.is_floating_point():
+                tensor = tensor.to(dtype)
+            moved[name] = tensor
+        return clips_of(moved, dtype=None)
 
     def without(self, *names: str) -> "Clips":
-        """A copy without these fields."""
-        kept = {cut: tensor for cut, tensor in self.maps.items() if cut not in names}
-        return replace(self, maps=kept, **{name: None for name in names if not is_cut(name)})
+        """Return a copy without some fields.
+
+        Args:
+            *names: fields and cuts; those that were not read are ignored.
+
+        Returns:
+            The copy.
+        """
+        maps = {cut: tensor for cut, tensor in self.maps.items() if cut not in names}
+        return replace(self, maps=maps, **dict.fromkeys(_FIELD_NAMES.intersection(names)))
+
+
+_FIELD_NAMES = {f.name for f in fields(Clips)} - {"maps"}
 
 
 def clips_of(
     arrays: Mapping[str, np.ndarray | Tensor], dtype: torch.dtype | None = torch.float32
 ) -> Clips:
-    """Clips from arrays by field name, as `cache[group].batch()` returns them; floats are cast to
-    `dtype` (None: left alone).
+    """Make `Clips` from arrays, as `cache[group].batch()` returns them.
 
-    Integer fields become int64 where they index. The `grid` of a single map is its own where that
-    was read. ValueError for a name that is neither a field nor a cut.
+    Args:
+        arrays: by field or cut. "grid_CUT" becomes `grid` if CUT is the only map.
+        dtype: of floating tensors; None leaves them as they are. `nearest`, `similar` and `grid`
+            become int64.
+
+    Returns:
+        The batch.
+
+    Raises:
+        ValueError: a name is neither a cut nor a field that heads read.
     """
-    known, maps = {f.name for f in fields(Clips)} - {"maps"}, {}
-    plain: dict[str, Tensor] = {}
-    grids = {name: array for name, array in arrays.items() if name.startswith(grid_at(""))}
-    cuts = [name for name in arrays if is_cut(name)]
-    arrays = {name: array for name, array in arrays.items() if name not in grids}
+    arrays = dict(arrays)
+    cuts = list(filter(is_cut, arrays))
+
+    # A head reads one grid: with a single map, that map's own and not the last cut's.
+    grids = {}
+    for name in list(arrays):
+        if name.startswith(grid_at("")):
+            grids[name] = arrays.pop(name)
     if len(cuts) == 1 and grid_at(cuts[0]) in grids:
         arrays["grid"] = grids[grid_at(cuts[0])]
+
+    plain: dict[str, Tensor] = {}
+    maps: dict[str, Tensor] = {}
     for name, array in arrays.items():
-        tensor = (
-            array if isinstance(array, Tensor) else torch.from_numpy(np.ascontiguousarray(array))
-        )
+        tensor = array
+        if not isinstance(array, Tensor):
+            tensor = torch.from_numpy(np.ascontiguousarray(array))
         if dtype is not None and tensor.is_floating_point():
             tensor = tensor.to(dtype)
-        if name in ("nearest", "similar", "grid"):
+        if name in INTEGERS:
             tensor = tensor.long()
+
         if is_cut(name):
             maps[name] = tensor
-        elif name in known:
+        elif name in _FIELD_NAMES:
             plain[name] = tensor
         else:
-            field_of(name)  # a name that is no field at all gets the message that lists them
+            # An unknown name gets the message that lists the fields.
+            field_of(name)
             raise ValueError(
-                f"field {name!r} describes a row of the cache and is nothing that a head reads"
+                f"field {name!r} describes a row of the cache: expected a field that heads read, "
+                f"one of {', '.join(sorted(_FIELD_NAMES))}, or a cut"
             )
     return Clips(**plain, maps=maps)
 
 
 class MissingFields(ValueError):
-    """A head needs fields (`names`) that are not there."""
+    """The cache or batch lacks fields that a head needs.
+
+    Args:
+        head: the head's name, for the message.
+        names: the fields that are missing; kept as the attribute `names`.
+    """
 
     def __init__(self, head: str, names: Iterable[str]):
         self.names = tuple(names)
@@ -131,10 +203,13 @@ class MissingFields(ValueError):
 
 @dataclass(frozen=True)
 class Dims:
-    """The sizes that a head is built for: T steps, N boxes per step, C channels of nodes and pooled
-    (0: not in the cache).
+    """The sizes that a head is built for.
 
-    maps: cut -> (C, h, w) of the training views; test views may have a wider grid.
+    Attributes:
+        T: steps.
+        N: boxes per step; 0 if the cache has no boxes.
+        C: channels of `nodes` and `pooled`; 0 if the cache has neither.
+        maps: by cut, (C, h, w) of the training views. Test views may have a wider grid.
     """
 
     T: int
@@ -143,62 +218,95 @@ class Dims:
     maps: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
     def require(self, head: str, *names: str) -> None:
-        """MissingFields unless these sizes can hold all of `names`."""
+        """Check that views of these sizes can hold what a head needs.
+
+        Args:
+            head: the head's name, for the message.
+            *names: fields and cuts.
+
+        Raises:
+            MissingFields: some of `names` are not there; the error names all of them.
+        """
         axes = {"T": self.T, "N": self.N, "C": self.C}
-        missing = [
-            name
-            for name in names
-            if (
-                name not in self.maps
-                if is_cut(name)
-                else not all(axes.get(axis, 1) > 0 for axis in FIELDS[name].dims)
-            )
-        ]
+        missing = []
+        for name in names:
+            if is_cut(name):
+                present = name in self.maps
+            else:
+                present = all(axes.get(axis, 1) > 0 for axis in FIELDS[name].dims)
+            if not present:
+                missing.append(name)
         if missing:
             raise MissingFields(head, missing)
 
     def as_dict(self) -> dict:
-        """Plain lists and numbers, for a checkpoint; `dims_from` reads them back."""
+        """Return plain lists and numbers for a checkpoint; `dims_from` reads them."""
         return {**asdict(self), "maps": {cut: list(size) for cut, size in self.maps.items()}}
 
 
 def dims_from(record: Mapping) -> Dims:
-    """The inverse of `Dims.as_dict`."""
-    maps = {cut: tuple(int(n) for n in size) for cut, size in record["maps"].items()}
+    """Read what `Dims.as_dict` returned.
+
+    Args:
+        record: {"T": int, "N": int, "C": int, "maps": {cut: [C, h, w]}}.
+
+    Returns:
+        The sizes.
+    """
+    maps = {cut: tuple(map(int, size)) for cut, size in record["maps"].items()}
     return Dims(int(record["T"]), int(record["N"]), int(record["C"]), maps)
 
 
 def dims_of(shapes: Mapping[str, Iterable[int]]) -> Dims:
-    """Dims from the shapes of stored fields (with or without a leading R: the last axes count), by
-    field name.
+    """Work out `Dims` from the shapes of stored fields.
 
-    ValueError if two fields disagree, e.g. nodes of 512 channels beside pooled of 2048.
+    Args:
+        shapes: by field or cut; with or without a leading R or B, because the last axes count.
+
+    Returns:
+        The sizes; 0 for an axis that no field has.
+
+    Raises:
+        ValueError: two fields disagree, e.g. nodes of 512 channels beside pooled of 2048.
     """
-    sizes: dict[str, tuple[int, str]] = {}
+    # For each axis its length and the first field that has it, for the message.
+    axes: dict[str, tuple[int, str]] = {}
     maps = {}
     for name, shape in shapes.items():
-        axes = field_of(name).dims
-        shape = tuple(int(n) for n in shape)[len(tuple(shape)) - len(axes) :]
+        dims = field_of(name).dims
+        shape = tuple(map(int, shape))
+        shape = shape[len(shape) - len(dims) :]
+
         if is_cut(name):
             maps[name] = shape[1:]
-            sizes.setdefault("T", (shape[0], name))
+            axes.setdefault("T", (shape[0], name))
             continue
-        for axis, size in zip(axes, shape, strict=True):
-            if axis in ("T", "N", "C") and sizes.setdefault(axis, (size, name))[0] != size:
-                other, first = sizes[axis]
+        for axis, size in zip(dims, shape, strict=True):
+            if axis not in ("T", "N", "C"):
+                continue
+            other, first = axes.setdefault(axis, (size, name))
+            if other != size:
                 raise ValueError(
-                    f"{name} has {axis}={size} but {first} has {axis}={other}: the fields are not "
-                    f"of one extraction"
+                    f"{name} has {axis}={size} but {first} has {axis}={other}: the fields come "
+                    "from different extractions"
                 )
-    return Dims(*(sizes.get(axis, (0, ""))[0] for axis in "TNC"), maps=maps)
+
+    T, N, C = (axes.get(axis, (0, ""))[0] for axis in ("T", "N", "C"))
+    return Dims(T, N, C, maps)
 
 
 @dataclass
 class HeadOutput:
-    """logits [B,K]; losses: auxiliary losses by name, scalars already weighted, added to the main
-    loss; maps: what a person may want to look at (graphs, attention), filled only by `head(clips,
-    want_maps=True)`; stored: what the head decided for each view, a few numbers [B,...] by name,
-    which evaluation writes beside its logits.
+    """What a head returns.
+
+    Attributes:
+        logits: [B,K].
+        losses: auxiliary losses by name: scalars, already weighted, that are added to the loss of
+            the logits.
+        maps: what a person may want to look at, such as graphs and attention. Filled only by
+            `head(clips, want_maps=True)`.
+        stored: what the head decided for each view, a few numbers [B,...] by name. Evaluation
+            writes them beside the logits.
     """
 
     logits: Tensor

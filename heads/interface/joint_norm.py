@@ -1,18 +1,22 @@
-"""Layer normalisation over several axes at once with one scale and shift per channel (DyReg-GNN's
-LN).
-"""
+"""Layer normalisation over several axes with one scale and shift per channel (DyReg-GNN's LN)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class JointNorm(nn.LayerNorm):
-    """y = (x - mean) / std * scale_c + shift_c, mean and std over the last `axes` axes, c along the
-    axis `channel` of x.
+    """Normalise over several axes at once, then scale and shift each channel.
 
-    Maps [..,C,h,w]: axes=3, channel=-3. Nodes [..,N,C]: axes=2, messages [..,N,N,C]: axes=3;
-    channel=-1. The normalised sizes are those of x, so that a map may have another grid than in
-    training. start: the initial scale.
+        y = (x - mean) / std * scale_c + shift_c
+
+    Mean and std are over the last `axes` axes; c runs along the axis `channel`. Maps [..,C,h,w]
+    take axes=3 and channel=-3. Nodes [..,N,C] take axes=2, messages [..,N,N,C] axes=3.
+
+    Args:
+        channels: C.
+        axes: how many of the last axes are normalised together.
+        channel: which axis of x holds the channels, counted from the end; default -1.
+        start: the initial scale; default 1.
     """
 
     def __init__(self, channels: int, axes: int, channel: int = -1, start: float = 1.0):
@@ -22,5 +26,14 @@ class JointNorm(nn.LayerNorm):
         self.broadcast = (channels,) + (1,) * (-channel - 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise x.
+
+        Args:
+            x: [..,C,..]; its grid may differ from the grid in training.
+
+        Returns:
+            The same shape.
+        """
+        # The sizes come from x, not from the constructor, so that any grid will do.
         y = F.layer_norm(x, x.shape[-self.axes :], eps=self.eps)
         return y * self.weight.view(self.broadcast) + self.bias.view(self.broadcast)

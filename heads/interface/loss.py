@@ -1,4 +1,4 @@
-"""The loss of a batch, and the device and precision that it is computed with."""
+"""The loss of a batch, and the device that computes it."""
 
 from collections.abc import Callable
 
@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from pipeline.networks.precision import dtype_of, refuse_fp16_on_cpu
 from pipeline.workers.engines import pick_device
 
+# (logits [B,K], targets) -> scalar
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -17,23 +18,45 @@ class LossNotFinite(RuntimeError):
 
 
 def device_for(name: str, precision: str) -> torch.device:
-    """A device from "auto", "cpu" or "cuda"; ValueError when it is not there, or cannot compute in
-    `precision`.
+    """Choose a device that can compute in a precision.
+
+    Args:
+        name: "auto", "cpu" or "cuda".
+        precision: "fp32", "bf16" or "fp16".
+
+    Returns:
+        The device; for "auto" a GPU if there is one.
+
+    Raises:
+        ValueError: unknown name or precision, no such device, or fp16 on a CPU.
     """
-    dtype_of(precision)  # refuses an unknown name
+    # Only for its check of the name.
+    dtype_of(precision)
     device = torch.device(pick_device(name))
     refuse_fp16_on_cpu(precision, device)
     return device
 
 
 def loss_of(target: str, weights: Tensor | None = None) -> Loss:
-    """(logits [B,K], targets) -> scalar: cross-entropy with class ids [B] for "single", the mean
-    over classes of the binary cross-entropy of a sigmoid with targets [B,K] for "multi". `weights`
-    [K] by class, for "single": the mean over the batch of weight times loss."""
+    """Return the loss function for a kind of label.
+
+    Args:
+        target: "single" is cross-entropy with class ids [B]. "multi" is the binary cross-entropy
+            of a sigmoid with targets [B,K], averaged over classes.
+        weights: [K], a weight per class, for "single" only. The loss is then the mean over the
+            batch of weight times cross-entropy.
+
+    Returns:
+        A function of (logits [B,K], targets) that returns a scalar.
+    """
     if target == "multi":
         return F.binary_cross_entropy_with_logits
     if weights is None:
         return F.cross_entropy
-    return lambda logits, targets: (
-        F.cross_entropy(logits, targets, weights, reduction="sum") / len(targets)
-    )
+
+    def weighted(logits: Tensor, targets: Tensor) -> Tensor:
+        # torch's own mean divides by the sum of the weights, which differs from batch to batch.
+        total = F.cross_entropy(logits, targets, weights, reduction="sum")
+        return total / len(targets)
+
+    return weighted

@@ -1,5 +1,7 @@
-"""The shapes of a run's JSON files (see `pipeline.cache.records.require`), as far as anybody reads
-them.
+"""The JSON files of a run: which keys they have, and of which types.
+
+Only keys that some command reads are listed. `pipeline.cache.records.require` checks a file against
+such a table; a key that ends in "?" may be missing.
 """
 
 from pipeline.cache.records import CONFIG, Each, Either, OneOf
@@ -34,17 +36,20 @@ RUN = {
     "order_seed?": int,
     "precision?": str,
     "classes": [str],
-    "dims?": DIMS,  # not of one that reads generated frames
+    # A run on generated frames has no cached sizes.
+    "dims?": DIMS,
     "config?": CONFIG,
     "fingerprint?": str,
     "cache?": Either(str, NOTHING),
     "device?": str,
     "versions?": Each(str),
-    "manifest?": MANIFEST,  # earlier versions recorded none
+    # Earlier versions recorded none.
+    "manifest?": MANIFEST,
     "start?": str,
     "frames?": dict,
     "plugins?": Each(str),  # files of plug-ins: SHA-256 -> path
 }
+# A report needs more of a run than other commands do.
 REPORTED = {**RUN, "seed": int, "dims": DIMS, "config": CONFIG, "fingerprint": str}
 CHECKPOINT = {
     "about?": RUN,

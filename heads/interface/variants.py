@@ -1,8 +1,13 @@
-"""`variant="paper"` or `"released"`: options that are not given take the value of the variant."""
+"""Checks of a head's options, and the options that its `variant` decides.
+
+A published head has the variants "paper" and "released". An option whose value is "" takes the
+value of the variant.
+"""
 
 from collections.abc import Iterable, Mapping
 
-SAME = ("paper", "released")  # the variants of a head of which no release differs from the paper
+# The variants of a head whose release does not differ from its paper.
+SAME = ("paper", "released")
 
 
 def resolve(
@@ -12,24 +17,45 @@ def resolve(
     given: Mapping[str, str],
     further: Mapping[str, Iterable[str]] | None = None,
 ) -> dict[str, str]:
-    """`given` options with every "" replaced by the value that `variants[variant]` has for it.
+    """Replace every "" by the value of the variant.
 
-    `further` lists, by option, the values that no variant takes but a person may. ValueError for a
-    variant or value unknown.
+    Args:
+        head: the head's name, for messages.
+        variants: by variant, the value of each option.
+        variant: the one to use.
+        given: the options as the user gave them; "" leaves the choice to the variant.
+        further: by option, values that no variant takes but a user may.
+
+    Returns:
+        The options of `given` with a value each.
+
+    Raises:
+        ValueError: unknown variant or value.
     """
     one_of(head, "variant", variant, variants)
+    further = further or {}
+
     values = {}
     for option, value in given.items():
-        known = [table[option] for table in variants.values()] + list(
-            (further or {}).get(option, ())
-        )
+        known = [table[option] for table in variants.values()]
+        known += further.get(option, ())
         values[option] = value or variants[variant][option]
         one_of(head, option, values[option], dict.fromkeys(known))
     return values
 
 
 def one_of(head: str, option: str, value: str, known: Iterable[str]) -> None:
-    """ValueError unless `value` is among `known`."""
+    """Check that an option has one of its values.
+
+    Args:
+        head: the head's name, for the message.
+        option: the option's name.
+        value: the value that was given.
+        known: all values that it may have.
+
+    Raises:
+        ValueError: `value` is not among `known`.
+    """
     if value not in known:
         raise ValueError(
             f"head {head}, option {option}: expected one of {', '.join(known)}, got {value!r}"
@@ -37,7 +63,16 @@ def one_of(head: str, option: str, value: str, known: Iterable[str]) -> None:
 
 
 def at_least(head: str, least: int, **options: float) -> None:
-    """ValueError unless each of these options is at least `least`."""
+    """Check that numbers are not too small.
+
+    Args:
+        head: the head's name, for the message.
+        least: the smallest value allowed.
+        **options: the options to check, by name.
+
+    Raises:
+        ValueError: an option is smaller.
+    """
     for option, value in options.items():
         if value < least:
             raise ValueError(

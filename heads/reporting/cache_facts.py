@@ -1,6 +1,4 @@
-"""What the caches of the runs add to a report, where they are there: boxes of each clip, where its
-frames are, statistics.
-"""
+"""Read what a report shows of the runs' caches: boxes of each clip, statistics, failures."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -20,9 +18,18 @@ STAGES = ("features", "graphs")
 
 @dataclass
 class StageStatistics:
-    """Of one stage of a cache, summed over its complete shards. `seconds`: by what they went into;
-    "wall" is that of the processes, which may have worked at the same time. `failures`: error class
-    -> how many clips.
+    """One stage of a cache, summed over its complete shards.
+
+    Attributes:
+        shards: how many are complete.
+        clips: in those shards.
+        views: rows in those shards.
+        bytes: of their files.
+        seconds: by what they were spent on. "wall" is the time of processes, which may have
+            worked at the same time.
+        failures: error class -> how many clips.
+        devices: that computed the shards.
+        versions: of the software of the first shard.
     """
 
     shards: int
@@ -43,8 +50,17 @@ class StageStatistics:
 
 @dataclass
 class KnownCache:
-    """A cache that runs were trained on; `cache` None, and `problem` why, where it cannot be
-    opened.
+    """A cache that runs were trained on.
+
+    Attributes:
+        path: where it is, or was.
+        fingerprint: of the cache.
+        cache: the open cache; None where it cannot be opened.
+        problem: why it cannot be opened, or "".
+        shards: how many it has.
+        statistics: by stage.
+        failed: records of clips that failed.
+        asked: the configuration as it was asked for.
     """
 
     path: Path
@@ -58,50 +74,60 @@ class KnownCache:
 
     @cached_property
     def labels_sha256(self) -> str:
-        """The checksum of the labels and splits of the cache's copy of the manifest; "" where it
-        cannot be opened.
-        """
+        """The checksum of labels and splits in the cache's manifest; "" if it cannot be opened."""
         return "" if self.cache is None else manifest_record(self.cache.manifest)["sha256"]
 
 
-def known_caches(found: Iterable[FoundRun], given: Sequence[Path]) -> list[KnownCache]:
-    """The caches of these runs by fingerprint: where they were, or one of `given` that has the
-    fingerprint.
+def known_caches(found: Iterable[FoundRun], moved: Sequence[Path]) -> list[KnownCache]:
+    """Open the caches that runs were trained on.
 
-    ValueError for one of `given` that is no cache, or of none of the runs.
+    Args:
+        found: the runs.
+        moved: paths of caches that were moved; their fingerprints say which they are.
+
+    Returns:
+        One entry per cache; a cache that cannot be opened has a `problem`.
+
+    Raises:
+        ValueError: a path of `moved` is no cache, or the cache of no run.
     """
-    wanted: dict[str, Path] = {}
+    recorded: dict[str, Path] = {}
     for run in found:
-        if run.about is not None and run.about.get("cache"):  # a run from frames may have none
-            wanted.setdefault(str(run.about["fingerprint"]), Path(str(run.about["cache"])))
-    moved = {}
-    for path in given:
+        # A run from frames may have no cache.
+        if run.about is not None and run.about.get("cache"):
+            path = Path(str(run.about["cache"]))
+            recorded.setdefault(str(run.about["fingerprint"]), path)
+
+    paths = dict(recorded)
+    for path in moved:
         cache = Cache(path)
-        if cache.fingerprint not in wanted:
+        if cache.fingerprint not in recorded:
             raise ValueError(
                 f"{path}: none of the runs was trained on this cache; expected one of "
-                f"{', '.join(map(str, wanted.values()))}"
+                f"{', '.join(map(str, recorded.values()))}"
             )
-        moved[cache.fingerprint] = path
-    return [
-        _known(moved.get(fingerprint, path), fingerprint) for fingerprint, path in wanted.items()
-    ]
+        paths[cache.fingerprint] = path
+    return [_open(path, fingerprint) for fingerprint, path in paths.items()]
 
 
-def _known(path: Path, fingerprint: str) -> KnownCache:
+def _open(path: Path, fingerprint: str) -> KnownCache:
     known = KnownCache(path, fingerprint)
     try:
         cache = Cache(path)
         if cache.fingerprint != fingerprint:
             known.problem = "another cache lies there now"
             return known
+        # A cache that is being written may lack records of some shards.
         known.shards = len(cache.shards)
         records = cache.records
-        known.statistics = {stage: _statistics(cache, stage) for stage in STAGES if records[stage]}
+        for stage in STAGES:
+            if records[stage]:
+                known.statistics[stage] = _statistics(cache, stage)
         known.failed = cache.failures
-        known.asked = next(
-            (record["asked"] for record in records["features"].values() if "asked" in record), {}
-        )
+        for record in records["features"].values():
+            if "asked" in record:
+                known.asked = record["asked"]
+                break
         known.cache = cache
     except (OSError, ValueError, KeyError, TypeError) as error:
         known.problem = f"not there, or not readable: {error}"
@@ -109,38 +135,62 @@ def _known(path: Path, fingerprint: str) -> KnownCache:
 
 
 def _statistics(cache: Cache, stage: str) -> StageStatistics:
-    """Of the complete shards of a stage."""
-    shards, records = list(cache.records[stage]), list(cache.records[stage].values())
+    """Sum the records of a stage's complete shards."""
+    records = cache.records[stage]
+    clips = views = size = 0
     seconds: Counter[str] = Counter()
     failures: Counter[str] = Counter()
-    for record in records:
+    devices: dict[str, None] = {}
+    versions: dict[str, str] = {}
+    for shard, record in records.items():
+        clips += len(cache.shards.ranges[shard])
+        views += sum([group["rows"] for group in record["groups"].values()])
+        path = cache.shards.path(shard, stage)
+        if path.exists():
+            size += path.stat().st_size
+
+        # The stage `graphs` records one number.
         spent = record.get("seconds") or {}
-        seconds.update(
-            spent if isinstance(spent, dict) else {"wall": float(spent)}
-        )  # stage two writes one number
-        failures.update(failure["error"] for failure in record.get("failures", ()))
-    paths = (cache.shards.path(shard, stage) for shard in shards)
+        seconds.update(spent if isinstance(spent, dict) else {"wall": float(spent)})
+        failures.update([failure["error"] for failure in record.get("failures", ())])
+        if "device" in record:
+            devices[record["device"]] = None
+        if "versions" in record and not versions:
+            versions = record["versions"]
     return StageStatistics(
         len(records),
-        sum(len(cache.shards.ranges[shard]) for shard in shards),
-        sum(group["rows"] for record in records for group in record["groups"].values()),
-        sum(path.stat().st_size for path in paths if path.exists()),
+        clips,
+        views,
+        size,
         dict(seconds),
         dict(failures.most_common()),
-        tuple(dict.fromkeys(record["device"] for record in records if "device" in record)),
-        next((record["versions"] for record in records if "versions" in record), {}),
+        tuple(devices),
+        versions,
     )
 
 
 def boxes_per_clip(cache: Cache, clips: Sequence[str]) -> np.ndarray | None:
-    """[V] mean number of boxes per step over the test views of each clip; None where the cache has
-    no boxes.
+    """Count the boxes of clips.
+
+    Args:
+        cache: the cache.
+        clips: V ids.
+
+    Returns:
+        [V], the mean number of boxes per step over each clip's test views; None where the cache
+        has no boxes.
     """
     if "test" not in cache.groups or "valid" not in cache["test"].fields:
         return None
     group = cache["test"]
-    rows = [[row for row in group.rows_of(clip) if group.ok[row]] for clip in clips]
-    valid = group.batch([row for own in rows for row in own], fields=("valid",))["valid"]  # [R,T,N]
-    video = np.repeat(np.arange(len(rows)), [len(own) for own in rows])
-    total = np.bincount(video, weights=valid.sum(-1).mean(-1), minlength=len(rows))
-    return total / np.maximum(np.bincount(video, minlength=len(rows)), 1)
+    rows, video = [], []
+    for k, clip in enumerate(clips):
+        for row in group.rows_of(clip):
+            if group.ok[row]:
+                rows.append(row)
+                video.append(k)
+
+    # One read for all clips: [R,T,N].
+    valid = group.batch(rows, fields=("valid",))["valid"]
+    total = np.bincount(video, weights=valid.sum(-1).mean(-1), minlength=len(clips))
+    return total / np.maximum(np.bincount(video, minlength=len(clips)), 1)

@@ -1,18 +1,25 @@
-"""What a report says, free of how it is written: every text is plain, as it came from a manifest or
-a run, escaped by no one.
+"""The content of a report, independent of its format.
 
-The writers (page.py, markdown.py, sheets.py) escape; nothing else does, and nothing that holds
-markup comes in here but the drawings of plots.py, which escape their own labels.
+Every text is plain, as it came from a manifest or a run. Only the writers (html_page.py,
+markdown.py, csv_tables.py) escape. The drawings of plots.py are the only markup in here; they
+escape their own labels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+# A table of so many rows can be filtered.
+LONG = 8
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The mean over `count` runs and their standard deviation (that of a sample; None for one
-    run).
+    """A mean over runs.
+
+    Attributes:
+        mean: of the runs' values.
+        deviation: their sample standard deviation; None for one run.
+        count: how many runs.
     """
 
     mean: float
@@ -25,8 +32,12 @@ Cell = str | int | float | Spread | None
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table; `form` says how its numbers are shown: text, count, short (1.2 M),
-    percent, fixed, or seconds.
+    """A column of a table.
+
+    Attributes:
+        name: its heading.
+        form: how its numbers are written: "text", "count" (1,234), "short" (1.2 M), "percent",
+            "fixed" (three decimals) or "seconds".
     """
 
     name: str
@@ -35,8 +46,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells. `name`: of its CSV file. `caption`: what it shows. `long`: it has a field to
-    filter its rows.
+    """Rows of cells.
+
+    Attributes:
+        name: of its CSV file.
+        caption: what it shows.
+        columns: one per cell of a row.
+        rows: the cells.
+        long: whether it gets a field that filters its rows.
     """
 
     name: str
@@ -44,6 +61,23 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     long: bool = False
+
+
+def long_table(
+    name: str, caption: str, columns: Sequence[Column], rows: Sequence[tuple[Cell, ...]]
+) -> Table:
+    """Make a table whose rows can be filtered where there are LONG of them or more.
+
+    Args:
+        name: of its CSV file.
+        caption: what it shows.
+        columns: one per cell of a row.
+        rows: the cells.
+
+    Returns:
+        The table.
+    """
+    return Table(name, caption, tuple(columns), tuple(rows), long=len(rows) >= LONG)
 
 
 @dataclass(frozen=True)
@@ -55,21 +89,28 @@ class Text:
 
 @dataclass(frozen=True)
 class Notice:
-    """What must not be overlooked, one line each."""
+    """A warning, one paragraph per line."""
 
     lines: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Code:
-    """Commands or a file's text, as they are."""
+    """Commands or the text of a file, printed as they are."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One drawing: its file's `name`, its SVG, and what it shows, for whoever cannot see it."""
+    """One drawing.
+
+    Attributes:
+        name: of its file.
+        svg: one <svg> element.
+        alt: what it shows, for readers who cannot see it.
+        wide: whether it may be wider than the other panels.
+    """
 
     name: str
     svg: str
@@ -79,7 +120,13 @@ class Panel:
 
 @dataclass(frozen=True)
 class Figure:
-    """Drawings side by side. `legend`: number of the colour (plots.py), name."""
+    """Drawings side by side.
+
+    Attributes:
+        caption: what they show.
+        panels: the drawings.
+        legend: (number of the colour in plots.py, name).
+    """
 
     caption: str
     panels: tuple[Panel, ...]
@@ -88,7 +135,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Card:
-    """A clip: its name, lines about it, and its picture, a JPEG, or why there is none."""
+    """A clip with its picture.
+
+    Attributes:
+        title: the clip's name.
+        lines: about the clip.
+        picture: a JPEG; None where there is none.
+        alt: what the picture shows, or why there is none.
+    """
 
     title: str
     lines: tuple[str, ...]
@@ -98,7 +152,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Cards:
-    """Clips side by side; `name`: what their pictures' files are called."""
+    """Clips side by side; `name` begins the names of their pictures' files."""
 
     name: str
     cards: tuple[Card, ...]
@@ -106,7 +160,7 @@ class Cards:
 
 @dataclass(frozen=True)
 class Fold:
-    """What is shown when it is asked for."""
+    """Blocks that a reader opens with a click."""
 
     title: str
     blocks: "tuple[Block, ...]"
@@ -117,7 +171,13 @@ Block = Text | Notice | Code | Table | Figure | Cards | Fold
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report with a heading; `anchor`: its address in the page."""
+    """A part of the report with a heading.
+
+    Attributes:
+        title: its heading.
+        anchor: its address in the page.
+        blocks: in order.
+    """
 
     title: str
     anchor: str
@@ -126,7 +186,13 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A whole report."""
+    """A whole report.
+
+    Attributes:
+        title: of the page.
+        blocks: before the first section.
+        sections: in order.
+    """
 
     title: str
     blocks: tuple[Block, ...]
@@ -134,7 +200,7 @@ class Document:
 
 
 def tables_of(document: Document) -> Iterator[Table]:
-    """Every table, in order."""
+    """Yield every table of the document, in order."""
 
     def inside(blocks: tuple[Block, ...]) -> Iterator[Table]:
         for block in blocks:

@@ -1,4 +1,4 @@
-"""Clips that one head gets right and another wrong, with their pictures."""
+"""Report section of clips that one row gets right and another wrong, with their pictures."""
 
 from collections.abc import Sequence
 
@@ -6,112 +6,130 @@ import numpy as np
 
 from heads.reporting.cache_facts import KnownCache
 from heads.reporting.clip_pictures import strip
-from heads.reporting.document import Block, Card, Cards, Column, Fold, Section, Table, Text
+from heads.reporting.document import (
+    Block,
+    Card,
+    Cards,
+    Column,
+    Fold,
+    Section,
+    Table,
+    Text,
+    long_table,
+)
 from heads.reporting.groups import RunGroup
 from heads.reporting.predictions import VideoPredictions
-from heads.reporting.result_sections import LONG
 
-MOST_ROWS = 500  # of the table; there are as many pictures as asked for
+# Rows of the table.
+MOST_ROWS = 500
+
+
+class _Side:
+    """One of the two rows: its name, and its runs' predictions of the shared videos."""
+
+    def __init__(self, group: RunGroup, predictions: Sequence[VideoPredictions]):
+        self.name, self.predictions = group.name, predictions
+        first = predictions[0]
+        self.clips, self.classes, self.targets = first.clips, first.classes, first.targets
+        # Means over the runs: how often each video is right, and the score of its label.
+        self.right = np.mean([one.right for one in predictions], 0)
+        self.sure = np.mean([one.sure for one in predictions], 0)
+
+    def label(self, k: int) -> str:
+        """The class of video k."""
+        return self.classes[int(self.targets[k])]
+
+    def guess(self, k: int) -> str:
+        """The class that most runs predict for video k."""
+        votes = np.bincount([int(one.guess[k]) for one in self.predictions])
+        return self.classes[int(votes.argmax())]
 
 
 def examples(
     pair: tuple[RunGroup, RunGroup] | None, caches: Sequence[KnownCache], pictures: int
 ) -> Section | None:
-    """The section; None without two groups that have predicted the same videos, of one label
-    each.
+    """Make the section of examples.
+
+    Args:
+        pair: the two groups that are compared.
+        caches: of the runs.
+        pictures: how many clips have a picture, each way.
+
+    Returns:
+        The section; None without two groups that have predicted the same videos, of one label
+        each.
     """
-    if pair is None or any(
-        not group.predicted or group.predicted[0].right is None for group in pair
-    ):
+    sides = _sides(pair)
+    if sides is None:
         return None
-    shared = _shared(pair)
-    if shared is None:
-        return None
-    known = next(
-        (one for one in caches if one.fingerprint == pair[0].runs[0].about["fingerprint"]), None
-    )
+    one, other = sides
+    fingerprint = pair[0].runs[0].about["fingerprint"]
+    # Pictures come from the cache of the first group.
+    known = next((cache for cache in caches if cache.fingerprint == fingerprint), None)
+
     blocks: list[Block] = []
-    for stem, (good, bad) in {"better": (0, 1), "worse": (1, 0)}.items():
-        chosen = _chosen(shared[good], shared[bad])
-        title = f"{pair[good].name} right, {pair[bad].name} wrong: {len(chosen):,} of {len(shared[0][0].clips):,} videos."
+    for name, good, bad in (("better", one, other), ("worse", other, one)):
+        chosen = _chosen(good, bad)
         blocks.append(
-            Text(f"{title} Majority of the seeds; the clearest first, one class after the other.")
+            Text(
+                f"{good.name} right, {bad.name} wrong: {len(chosen):,} of {len(one.clips):,} "
+                "videos. Majority of the seeds; the clearest first, one class after the other."
+            )
         )
         if chosen and known is not None and pictures:
-            cards = tuple(
-                _card(k, pair[good], pair[bad], shared[good], shared[bad], known)
-                for k in chosen[:pictures]
-            )
-            blocks.append(Cards(stem, cards))
+            cards = [_card(k, good, bad, known) for k in chosen[:pictures]]
+            blocks.append(Cards(name, tuple(cards)))
         if chosen:
-            table = _table(stem, chosen, pair[bad], shared[good], shared[bad])
-            blocks.append(
-                Fold(
-                    f"All {len(chosen):,} as a table" if len(chosen) > 1 else "As a table", (table,)
-                )
-            )
+            title = f"All {len(chosen):,} as a table" if len(chosen) > 1 else "As a table"
+            blocks.append(Fold(title, (_table(name, chosen, good, bad),)))
     return Section("Examples", "examples", tuple(blocks))
 
 
-def _shared(
-    pair: tuple[RunGroup, RunGroup],
-) -> tuple[list[VideoPredictions], list[VideoPredictions]] | None:
-    """The predictions of both, of the runs that have the videos and classes of the first."""
+def _sides(pair: tuple[RunGroup, RunGroup] | None) -> tuple[_Side, _Side] | None:
+    """Both groups, with the runs that have the videos and classes of the first run."""
+    if pair is None:
+        return None
+    for group in pair:
+        if not group.predicted or group.predicted[0].right is None:
+            return None
+    # A run may have left out clips that it could not decode.
     first = pair[0].predicted[0]
-    mine = tuple(
-        [p for p in group.predicted if p.clips == first.clips and p.classes == first.classes]
-        for group in pair
-    )
-    return mine if all(mine) else None
+    sides = []
+    for group in pair:
+        shared = []
+        for predictions in group.predicted:
+            if predictions.clips == first.clips and predictions.classes == first.classes:
+                shared.append(predictions)
+        if not shared:
+            return None
+        sides.append(_Side(group, shared))
+    return sides[0], sides[1]
 
 
-def _right(some: Sequence[VideoPredictions]) -> np.ndarray:
-    return np.mean([one.right for one in some], 0)
+def _chosen(good: _Side, bad: _Side) -> list[int]:
+    """Videos that most runs of `good` and less than half of `bad` get right.
 
-
-def _chosen(good: Sequence[VideoPredictions], bad: Sequence[VideoPredictions]) -> list[int]:
-    """Videos that most of `good` and less than half of `bad` get right: the clearest of every
-    class, then the second.
+    The clearest of every class come first, then the second of every class, and so on.
     """
-    found = np.flatnonzero((_right(good) > 0.5) & (_right(bad) < 0.5))
-    gap = np.mean([one.sure for one in good], 0) - np.mean([one.sure for one in bad], 0)
+    found = np.flatnonzero((good.right > 0.5) & (bad.right < 0.5))
+    gap = good.sure - bad.sure
     ordered = found[np.argsort(-gap[found], kind="stable")]
-    turn: dict[int, int] = {}
+    count: dict[int, int] = {}
     keyed = []
-    for place, k in enumerate(ordered.tolist()):
-        label = int(good[0].targets[k])
-        turn[label] = turn.get(label, -1) + 1
-        keyed.append((turn[label], place, k))
+    for position, k in enumerate(ordered.tolist()):
+        label = int(good.targets[k])
+        count[label] = count.get(label, 0) + 1
+        keyed.append((count[label], position, k))
     return [k for _, _, k in sorted(keyed)]
 
 
-def _guess(some: Sequence[VideoPredictions], k: int) -> str:
-    """What most of the runs take video k for."""
-    votes = np.bincount([int(one.guess[k]) for one in some])
-    return some[0].classes[int(votes.argmax())]
+def _card(k: int, good: _Side, bad: _Side, known: KnownCache) -> Card:
+    picture, alt = strip(known, good.clips[k])
+    lines = (f"{good.label(k)}, as {good.name} says", f"{bad.name}: {bad.guess(k)}")
+    return Card(good.clips[k], lines, picture, alt)
 
 
-def _card(
-    k: int,
-    good: RunGroup,
-    bad: RunGroup,
-    goods: Sequence[VideoPredictions],
-    bads: Sequence[VideoPredictions],
-    known: KnownCache,
-) -> Card:
-    clip, label = goods[0].clips[k], goods[0].classes[int(goods[0].targets[k])]
-    picture, alt = strip(known, clip)
-    wrong = f"{bad.name}: {_guess(bads, k)}"
-    return Card(clip, (f"{label}, as {good.name} says", wrong), picture, alt)
-
-
-def _table(
-    stem: str,
-    chosen: list[int],
-    bad: RunGroup,
-    goods: Sequence[VideoPredictions],
-    bads: Sequence[VideoPredictions],
-) -> Table:
+def _table(name: str, chosen: list[int], good: _Side, bad: _Side) -> Table:
     columns = (
         Column("clip"),
         Column("label"),
@@ -119,11 +137,13 @@ def _table(
         Column("score of the label", "fixed"),
         Column("there", "fixed"),
     )
-    sure, unsure = (np.mean([one.sure for one in some], 0) for some in (goods, bads))
     rows = []
     for k in chosen[:MOST_ROWS]:
-        label = goods[0].classes[int(goods[0].targets[k])]
-        rows.append((goods[0].clips[k], label, _guess(bads, k), float(sure[k]), float(unsure[k])))
-    more = f" The first {MOST_ROWS} of them." if len(chosen) > MOST_ROWS else ""
-    caption = f"Mean score of the label with the head that is right, and there with the one that is wrong.{more}"
-    return Table(f"examples-{stem}", caption, columns, tuple(rows), long=len(rows) >= LONG)
+        scores = (float(good.sure[k]), float(bad.sure[k]))
+        rows.append((good.clips[k], good.label(k), bad.guess(k), *scores))
+    caption = (
+        "Mean score of the label with the head that is right, and there with the one that is wrong."
+    )
+    if len(chosen) > MOST_ROWS:
+        caption += f" The first {MOST_ROWS} of them."
+    return long_table(f"examples-{name}", caption, columns, rows)

@@ -1,6 +1,4 @@
-"""Runs that differ in nothing but the seed are one row of the study: a `RunGroup`, with the spread
-over its runs.
-"""
+"""Group runs that differ only in their seed into rows of the study."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,19 +16,30 @@ from heads.reporting.run_folders import FoundRun
 from heads.runs.manifest_record import TAG
 from pipeline.plugins import display_name
 
-# What of run.json tells one group from another. A start is the weights of one run, and seeds start
-# from different ones.
+# Parts of run.json that tell one group from another. `start` is not among them: it is the weights
+# of one run, and seeds start from different ones.
 PARTS = ("recipe", "config", "dims", "fingerprint", "precision", "frames")
-UNSAID = {"recipe.name", "recipe.source", "recipe.ours"}
-MANIFEST = "manifest"  # the setting that says whose labels and splits a run has
+
+# Settings that never name a difference.
+IGNORED = {"recipe.name", "recipe.source", "recipe.ours"}
+
+# The setting that holds whose labels and splits a run has.
+MANIFEST = "manifest"
+
+# A name shows at most this many settings.
+MOST_SETTINGS = 4
 
 
 @dataclass
 class RunGroup:
-    """Finished runs of one configuration, by seed; `name` is its own in the report; `rank`: 0 for
-    the best main figure.
+    """Finished runs of one configuration: a row of the study.
 
-    `macs`: of the head on one view, None where they could not be counted.
+    Attributes:
+        name: unique in the report.
+        runs: by seed.
+        settings: by dotted key.
+        rank: 0 for the best main figure.
+        macs: of the head on one view; None where they could not be counted.
     """
 
     name: str
@@ -41,78 +50,107 @@ class RunGroup:
 
     @property
     def predicted(self) -> list[VideoPredictions]:
-        """Of each run that has them."""
+        """The predictions of each run that has them."""
         return [run.predicted for run in self.runs if run.predicted is not None]
 
     @property
     def colour(self) -> int:
-        """Of its curves and points."""
+        """The colour of its curves and points."""
         return self.rank if self.rank < COLOURS else REST
 
     @property
     def head(self) -> str:
+        """The name of its head."""
         return display_name(str(self.settings["recipe.head.name"]))
 
     def test_set(self, split: str) -> str:
-        """The checksum of the clips and labels that its figures of a split are of; "" where no run
-        tells.
+        """Return the checksum of the clips and labels that its figures of a split are of.
+
+        "" where no run knows.
         """
-        return next((known for run in self.runs if (known := run.test_set(split))), "")
+        for run in self.runs:
+            checksum = run.test_set(split)
+            if checksum:
+                return checksum
+        return ""
 
     def spread(
-        self, value: Callable[[FoundRun], float | None], times: float = 1.0
+        self, value: Callable[[FoundRun], float | None], factor: float = 1.0
     ) -> Spread | None:
-        """Mean and deviation of a value over the runs that have it."""
-        return spread_of([found * times for run in self.runs if (found := value(run)) is not None])
+        """Return the mean and deviation of a value over the runs that have it.
 
-    def figure(self, split: str, name: str, times: float = 1.0) -> Spread | None:
-        """Of a figure of a split."""
-        return self.spread(lambda run: run.figures(split).get(name), times)
+        Args:
+            value: run -> its value, or None.
+            factor: multiplies each value.
+
+        Returns:
+            The spread; None where no run has the value.
+        """
+        values = []
+        for run in self.runs:
+            found = value(run)
+            if found is not None:
+                values.append(found * factor)
+        return spread_of(values)
+
+    def figure(self, split: str, name: str, factor: float = 1.0) -> Spread | None:
+        """Return the spread of a figure of a split, multiplied by `factor`."""
+        return self.spread(lambda run: run.figures(split).get(name), factor)
 
     def mean_of(self, value: Callable[[VideoPredictions], np.ndarray]) -> np.ndarray:
-        """The mean of an array over the runs with predictions."""
-        return np.mean([value(one) for one in self.predicted], axis=0)
+        """Return the mean of an array over the runs with predictions."""
+        return np.mean([value(predictions) for predictions in self.predicted], axis=0)
 
 
 def spread_of(values: Sequence[float]) -> Spread | None:
-    """Mean and sample deviation; None of nothing."""
+    """Return the mean and sample deviation of values; None for no value."""
     if not values:
         return None
+    # One value has no deviation.
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return Spread(float(np.mean(values)), deviation, len(values))
 
 
 def groups_of(found: Iterable[FoundRun], split: str) -> list[RunGroup]:
-    """The finished runs by configuration, the best first; names are unique."""
-    by_key: dict[str, list[FoundRun]] = {}
+    """Group finished runs by their configuration.
+
+    Args:
+        found: runs; those that are not finished are left out.
+        split: whose main figure ranks the groups.
+
+    Returns:
+        The groups, the best first, with unique names.
+    """
     finished = [run for run in found if run.finished]
     manifests = _manifest_names(finished)
+    by_key: dict[str, list[FoundRun]] = {}
     for run in finished:
-        by_key.setdefault(
-            json.dumps(settings_of(run, manifests), sort_keys=True, default=str), []
-        ).append(run)
+        key = json.dumps(settings_of(run, manifests), sort_keys=True, default=str)
+        by_key.setdefault(key, []).append(run)
+
+    parts = []
+    for members in by_key.values():
+        for same_clips in _split_by_test_set(members, split):
+            parts += _split_repeated_seeds(same_clips)
+
     groups = []
-    for members in (
-        part
-        for some in by_key.values()
-        for one in _by_test_set(some, split)
-        for part in _once_per_seed(one)
-    ):
+    for members in parts:
         members.sort(key=lambda run: (run.about["seed"], str(run.folder)))
         groups.append(RunGroup(_name(members), members, settings_of(members[0], manifests)))
     for name in {group.name for group in groups}:
-        _tell_apart([group for group in groups if group.name == name])
-    groups.sort(key=lambda group: -_main(group, split))
+        _make_names_unique([group for group in groups if group.name == name])
+
+    groups.sort(key=lambda group: -_main_value(group, split))
     for rank, group in enumerate(groups):
         group.rank = rank
     return groups
 
 
-def _by_test_set(members: list[FoundRun], split: str) -> list[list[FoundRun]]:
-    """Runs of one configuration apart by the clips that their figures are of: the cache may have
-    lost or found some since.
+def _split_by_test_set(members: list[FoundRun], split: str) -> list[list[FoundRun]]:
+    """Split runs of one configuration by the clips that their figures are of.
 
-    Those that do not tell are with the first.
+    They differ where clips of the cache failed, or were repaired, between two runs. Runs that do
+    not know their clips stay with the first.
     """
     sets: dict[str, list[FoundRun]] = {}
     for run in members:
@@ -124,79 +162,93 @@ def _by_test_set(members: list[FoundRun], split: str) -> list[list[FoundRun]]:
     return list(sets.values())
 
 
-def _once_per_seed(members: list[FoundRun]) -> list[list[FoundRun]]:
-    """Runs of one configuration: together if every seed is there once; else apart by the names of
-    their folders, and of the folders that hold them: a run that was repeated, perhaps with other
-    code, is no further seed.
+def _split_repeated_seeds(members: list[FoundRun]) -> list[list[FoundRun]]:
+    """Split runs of one configuration until no part has a seed twice.
+
+    A run that was repeated, perhaps with other code, is no further seed. Runs are told apart by
+    the names of their folders, then by the folders that hold them, then one by one.
     """
-    for key in (
+    keys: tuple[Callable[[FoundRun], Any], ...] = (
         lambda run: "",
         _stem,
         lambda run: (run.folder.resolve().parent, _stem(run)),
         lambda run: run.folder,
-    ):
+    )
+    for key in keys:
         parts: dict[Any, list[FoundRun]] = {}
         for run in members:
             parts.setdefault(key(run), []).append(run)
-        if all(len({run.about["seed"] for run in part}) == len(part) for part in parts.values()):
+        seeds = [{run.about["seed"] for run in part} for part in parts.values()]
+        if sum(map(len, seeds)) == len(members):
             break
     return list(parts.values())
 
 
 def _stem(run: FoundRun) -> str:
-    """The name of its folder but for the seed."""
+    """The name of its folder without the seed."""
     return run.folder.resolve().name.removesuffix(f"-seed{run.about['seed']}")
 
 
 def _name(members: Sequence[FoundRun]) -> str:
-    """What their folders are called but for the seed, where they agree; else the recipe's name."""
+    """The name that their folders share, without the seed; else the recipe's name."""
+    # A user knows runs by their folders.
     names = {_stem(run) for run in members}
     return names.pop() if len(names) == 1 else str(members[0].recipe.get("name", "?"))
 
 
-def _main(group: RunGroup, split: str) -> float:
-    """The main figure, lower than any where there is none."""
+def _main_value(group: RunGroup, split: str) -> float:
+    """The main figure; -1 where there is none, which is below any."""
     name = main_figure(group.runs[0].figures(split))
     found = group.figure(split, name) if name else None
     return found.mean if found else -1.0
 
 
 def settings_of(run: FoundRun, manifests: Mapping[str, str]) -> dict[str, Any]:
-    """Every setting of a finished run by its dotted key: recipe.train.lr, config.sampling.frames,
-    …; and its last phase.
+    """Return every setting of a finished run, and its last phase.
 
-    manifests: what each manifest is called, by the checksum of its labels and splits.
+    Args:
+        run: the run.
+        manifests: a manifest's name by the checksum of its labels and splits.
+
+    Returns:
+        Values by dotted key: recipe.train.lr, config.sampling.frames, ...
     """
     record = {part: run.about[part] for part in PARTS if part in run.about}
-    if checksum := _manifest_of(run).get("sha256"):
+    checksum = _manifest_of(run).get("sha256")
+    if checksum:
         record[MANIFEST] = manifests[checksum]
-    return flat({**record, "phase": run.result.get("phase", PLAIN)})
+    return flatten({**record, "phase": run.result.get("phase", PLAIN)})
 
 
 def _manifest_of(run: FoundRun) -> Mapping[str, Any]:
-    """What the run records of its manifest; {} of a run of an earlier version."""
+    """What the run records of its manifest; {} for a run of an earlier version."""
     return run.about.get("manifest") or {}
 
 
 def _manifest_names(found: Iterable[FoundRun]) -> dict[str, str]:
-    """Checksum of labels and splits -> the first file's name that has them, and as much of the
-    checksum as tells it apart.
-    """
+    """Checksum of labels and splits -> the first file's name with a part of the checksum."""
     names: dict[str, str] = {}
     for run in found:
         record = _manifest_of(run)
         if record:
             path = Path(record["path"])
+            # Every cache has a manifest.csv, so its folder is named, too.
             name = f"{path.parent.name}/{path.name}" if path.name == "manifest.csv" else path.name
             names.setdefault(record["sha256"], f"{name} ({record['sha256'][:TAG]})")
     return names
 
 
 def by_test_set(groups: Sequence[RunGroup], split: str) -> list[list[RunGroup]]:
-    """Groups whose figures of a split can be compared, as they are of the same clips with the same
-    labels, together.
+    """Put groups together whose figures of a split are of the same clips with the same labels.
 
-    The sets in the order of their first group. Groups that do not tell are taken to have one set.
+    Only those can be compared. Groups that do not know their clips are taken to share one set.
+
+    Args:
+        groups: the best first.
+        split: the split.
+
+    Returns:
+        The sets, in the order of their first group.
     """
     sets: dict[str, list[RunGroup]] = {}
     for group in groups:
@@ -204,74 +256,96 @@ def by_test_set(groups: Sequence[RunGroup], split: str) -> list[list[RunGroup]]:
     return list(sets.values())
 
 
-def flat(record: dict, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; the phases of a recipe by their names."""
+def flatten(record: dict, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested tables: {"a": {"b": 1}} -> {"a.b": 1}; a recipe's phases by their names."""
     found: dict[str, Any] = {}
     for key, value in record.items():
-        if (
-            isinstance(value, list)
-            and value
-            and all(isinstance(row, dict) and "name" in row for row in value)
-        ):
+        if _is_list_of_named(value):
             value = {row["name"]: row for row in value}
         if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
+            found |= flatten(value, f"{prefix}{key}.")
         else:
             found[f"{prefix}{key}"] = value
     return found
 
 
-def _tell_apart(groups: Sequence[RunGroup]) -> None:
-    """Adds to names that are alike what the groups differ in."""
+def _is_list_of_named(value: Any) -> bool:
+    """Whether a value is a list of tables with names, such as a recipe's phases."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(row, dict) and "name" in row for row in value)
+
+
+def _make_names_unique(groups: Sequence[RunGroup]) -> None:
+    """Add what groups of one name differ in: settings, else their parent folders, else a number."""
     if len(groups) < 2:
         return
-    differing, parents = (
-        differences(groups),
-        [group.runs[0].folder.resolve().parent.name for group in groups],
-    )
+    keys = differences(groups)[:MOST_SETTINGS]
+    parents = [group.runs[0].folder.resolve().parent.name for group in groups]
     for number, group in enumerate(groups, 1):
-        told = [
-            f"{key.rsplit('.', 1)[-1]}={text(group.settings.get(key))}" for key in differing[:4]
-        ]
-        if not told and len(set(parents)) == len(groups):
-            told = [f"in {parents[number - 1]}"]
-        group.name = f"{group.name}, {', '.join(told)}" if told else f"{group.name} ({number})"
+        parts = []
+        for key in keys:
+            parts.append(f"{key.rsplit('.', 1)[-1]}={setting_text(group.settings.get(key))}")
+        if not parts and len(set(parents)) == len(groups):
+            parts = [f"in {parents[number - 1]}"]
+        suffix = f", {', '.join(parts)}" if parts else f" ({number})"
+        group.name += suffix
+
+    # Names are still equal where groups differ in more settings than a name shows.
     names = [group.name for group in groups]
     for number, group in enumerate(groups, 1):
-        if names.count(group.name) > 1:  # more keys differ than are written
+        if names.count(group.name) > 1:
             group.name = f"{group.name} ({number})"
 
 
 def differences(groups: Sequence[RunGroup]) -> list[str]:
-    """The dotted keys in which groups differ, the recipe's first; fingerprints only where nothing
-    else tells.
+    """Return the dotted keys in which groups differ, the recipe's first.
+
+    The fingerprint is among them only where nothing else differs.
     """
-    keys = dict.fromkeys(key for group in groups for key in group.settings)
-    found = [
-        key
-        for key in keys
-        if key not in UNSAID and len({text(group.settings.get(key)) for group in groups}) > 1
-    ]
+    # A dictionary keeps the order in which keys occur.
+    keys: dict[str, None] = {}
+    for group in groups:
+        keys.update(dict.fromkeys(group.settings))
+
+    found = []
+    for key in keys:
+        values = {setting_text(group.settings.get(key)) for group in groups}
+        if key not in IGNORED and len(values) > 1:
+            found.append(key)
     return [key for key in found if key != "fingerprint"] or found
 
 
-def text(value: Any) -> str:
-    """A setting for a person."""
+def setting_text(value: Any) -> str:
+    """Format a setting for people."""
     if value is None:
         return "-"
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def series_over(
-    groups: Sequence[RunGroup], value: Callable[[RunGroup], float], ignoring: set[str]
+    groups: Sequence[RunGroup], value: Callable[[RunGroup], float], ignored: set[str]
 ) -> list[list[RunGroup]]:
-    """Groups that differ in `value` and in the settings `ignoring` alone, together and by value;
-    what stands alone is left out."""
+    """Find groups that differ in one number alone.
+
+    Args:
+        groups: all groups.
+        value: group -> the number.
+        ignored: settings that differ with the number.
+
+    Returns:
+        Series of two or more groups, each sorted by the number.
+    """
     together: dict[str, list[RunGroup]] = {}
     for group in groups:
-        rest = {
-            key: setting for key, setting in group.settings.items() if key not in ignoring | UNSAID
-        }
-        together.setdefault(json.dumps(rest, sort_keys=True, default=str), []).append(group)
-    found = [sorted(members, key=value) for members in together.values()]
-    return [members for members in found if len({value(group) for group in members}) > 1]
+        kept = group.settings.keys() - ignored - IGNORED
+        rest = {key: group.settings[key] for key in kept}
+        key = json.dumps(rest, sort_keys=True, default=str)
+        together.setdefault(key, []).append(group)
+
+    # A group alone shows nothing of the number.
+    series = []
+    for members in together.values():
+        if len({value(group) for group in members}) > 1:
+            series.append(sorted(members, key=value))
+    return series

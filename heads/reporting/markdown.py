@@ -1,17 +1,25 @@
-"""A document as Markdown of the GitHub kind; drawings and pictures are files beside it."""
+"""Write a document as GitHub Markdown; drawings and pictures are files beside it."""
 
 from collections.abc import Iterator
 
 from heads.reporting.document import Block, Cards, Code, Document, Figure, Fold, Notice, Table, Text
-from heads.reporting.escaping import as_markdown, shown
+from heads.reporting.escaping import as_markdown, cell_text
 from heads.reporting.plots import standalone
 from pipeline.text.printable import visible_lines
 
-MOST_ROWS = 60  # of a table; the CSV file has the rest
+# Rows of a table; the CSV file has all of them.
+MOST_ROWS = 60
 
 
 def to_markdown(document: Document) -> tuple[str, dict[str, bytes]]:
-    """The text, and the files that it shows, by path relative to it."""
+    """Write the document as Markdown.
+
+    Args:
+        document: the report.
+
+    Returns:
+        (the text, the files that it shows by path relative to it).
+    """
     files: dict[str, bytes] = {}
     lines = [f"# {as_markdown(document.title)}", ""]
     for block in document.blocks:
@@ -24,13 +32,15 @@ def to_markdown(document: Document) -> tuple[str, dict[str, bytes]]:
 
 
 def _block(block: Block, files: dict[str, bytes]) -> Iterator[str]:
+    """The lines of a block; its drawings and pictures are added to `files`."""
     if isinstance(block, Text):
         yield from (as_markdown(block.text), "")
     elif isinstance(block, Notice):
-        yield from (f"> - {as_markdown(line)}" for line in block.lines)
+        for line in block.lines:
+            yield f"> - {as_markdown(line)}"
         yield ""
     elif isinstance(block, Code):
-        yield from _fenced(block.text)
+        yield from _code(block.text)
     elif isinstance(block, Table):
         yield from _table(block)
     elif isinstance(block, Figure):
@@ -43,11 +53,10 @@ def _block(block: Block, files: dict[str, bytes]) -> Iterator[str]:
             yield from _block(inner, files)
 
 
-def _fenced(text: str) -> Iterator[str]:
-    """A fence longer than any run of backticks inside; control characters, which a terminal obeys,
-    as escapes.
-    """
+def _code(text: str) -> Iterator[str]:
+    # A terminal obeys control characters, so they become escapes.
     text = visible_lines(text)
+    # The fence must be longer than any run of backticks inside.
     fence = "```"
     while fence in text:
         fence += "`"
@@ -56,13 +65,17 @@ def _fenced(text: str) -> Iterator[str]:
 
 def _table(table: Table) -> Iterator[str]:
     yield from (as_markdown(table.caption), "")
-    yield f"| {' | '.join(as_markdown(column.name) for column in table.columns)} |"
-    yield f"|{'|'.join('---' if column.form == 'text' else '--:' for column in table.columns)}|"
+    names, rules = [], []
+    for column in table.columns:
+        names.append(as_markdown(column.name))
+        # "--:" aligns numbers to the right.
+        rules.append("---" if column.form == "text" else "--:")
+    yield f"| {' | '.join(names)} |"
+    yield f"|{'|'.join(rules)}|"
     for row in table.rows[:MOST_ROWS]:
-        cells = (
-            as_markdown(shown(cell, column.form))
-            for cell, column in zip(row, table.columns, strict=True)
-        )
+        cells = []
+        for cell, column in zip(row, table.columns, strict=True):
+            cells.append(as_markdown(cell_text(cell, column.form)))
         yield f"| {' | '.join(cells)} |"
     yield ""
     if len(table.rows) > MOST_ROWS:

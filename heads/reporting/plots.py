@@ -1,9 +1,9 @@
-"""Drawings as SVG: curves, points, bars, shares, matrices. Colours are variables of plots.css,
-which knows light and dark.
+"""Drawings as SVG: curves, points, bars, shares, matrices.
 
-Every function returns one <svg> whose labels are escaped here. A drawing is about as wide as a
-phone, so that its text is as large there as on a wide screen; several stand side by side. Colours
-are numbered 0 to 7 as in the legend, REST is grey.
+Every function returns one <svg> element whose labels are escaped here. Colours are variables of
+plots.css, which has light and dark ones; they are numbered 0 to 7 as in the legend, and REST is
+grey. A drawing is about as wide as a phone, so that its text has the same size there as on a wide
+screen. Several drawings stand side by side.
 """
 
 import base64
@@ -15,19 +15,29 @@ from pathlib import Path
 import numpy as np
 
 from heads.reporting.axes import Axis, AxisFrame
-from heads.reporting.escaping import as_html, shortened
+from heads.reporting.escaping import as_html, shorten
 
 COLOURS = 8
 REST = 8
 WIDTH, HEIGHT = 350, 240
 STYLE = Path(__file__).with_name("plots.css")
-SMALL = 24  # classes of a matrix whose cells are drawn one by one, with their numbers
+
+# A matrix of more classes is a picture without numbers.
+MOST_CELLS = 24
+
+# Pixels of a character in a label that stands beside a matrix.
+CHARACTER = 6.1
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line or a set of points: x and y [n], and the half height of its band or error bars (None:
-    none).
+    """A line or a set of points.
+
+    Attributes:
+        name: what it is of.
+        colour: its number.
+        x, y: [n].
+        spread: [n], half the height of its band or error bars; None for none.
     """
 
     name: str
@@ -36,14 +46,21 @@ class Series:
     y: Sequence[float]
     spread: Sequence[float] | None = None
 
+    def shifted(self, sign: int) -> np.ndarray:
+        """Return y plus `sign` times the spread."""
+        spread = 0 if self.spread is None else self.spread
+        return np.asarray(self.y, float) + sign * np.asarray(spread)
+
 
 def _svg(width: float, height: float, label: str, parts: Sequence[str]) -> str:
-    inside = "\n".join(parts)
-    return (
-        f'<svg class="plot" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
-        f'width="{width:g}" '
-        f'height="{height:g}" role="img" aria-label="{as_html(label)}">\n{inside}\n</svg>'
-    )
+    size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
+    start = f'<svg class="plot" xmlns="http://www.w3.org/2000/svg" {size} role="img"'
+    return "\n".join([f'{start} aria-label="{as_html(label)}">', *parts, "</svg>"])
+
+
+def _title(text: str) -> str:
+    """What a browser shows when the mouse is over an element."""
+    return f"<title>{as_html(text)}</title>"
 
 
 def curves(
@@ -54,28 +71,44 @@ def curves(
     form: str = "plain",
     marks: bool = False,
 ) -> str:
-    """Lines, each with the band of its spread; `marks`: a dot at every point. `form`: of the y
-    axis, plain, percent or log.
+    """Draw lines, each with the band of its spread.
+
+    Args:
+        series: the lines, the most important first.
+        x_name: of the x axis.
+        y_name: of the y axis.
+        label: what the drawing shows, for readers who cannot see it.
+        form: of the y axis: "plain", "percent" or "log".
+        marks: whether every point gets a dot.
+
+    Returns:
+        One <svg> element.
     """
     frame = _frame(series, x_name, y_name, form)
     parts = frame.parts()
     for line in series:
         if line.spread is not None and np.any(np.asarray(line.spread) > 0):
-            low, high = (np.asarray(line.y) + sign * np.asarray(line.spread) for sign in (-1, 1))
-            low = np.clip(low, frame.y.low, None)
-            around = [*frame.points(line.x, high), *reversed(frame.points(line.x, low))]
-            parts.append(f'<polygon class="band f{line.colour}" points="{" ".join(around)}"/>')
+            # A logarithmic axis cannot show a band that goes below zero.
+            low = np.clip(line.shifted(-1), frame.y.low, None)
+            upper, lower = frame.points(line.x, line.shifted(1)), frame.points(line.x, low)
+            corners = " ".join([*upper, *reversed(lower)])
+            parts.append(f'<polygon class="band f{line.colour}" points="{corners}"/>')
+
+    # In reverse, so that the most important line is on top.
     for line in reversed(series):
-        places = frame.points(line.x, line.y)
-        title = f"<title>{as_html(line.name)}</title>"
+        points = frame.points(line.x, line.y)
         parts.append(
-            f'<polyline class="curve s{line.colour}" points="{" ".join(places)}">{title}</polyline>'
+            f'<polyline class="curve s{line.colour}" points="{" ".join(points)}">'
+            f"{_title(line.name)}</polyline>"
         )
-        for place, y in zip(places if marks or len(places) == 1 else (), line.y, strict=False):
-            x, _, height = place.partition(",")
-            said = f"<title>{as_html(line.name)}: {y:.4g}</title>"
+        # A single point makes no line.
+        if not marks and len(points) != 1:
+            continue
+        for point, y in zip(points, line.y, strict=False):
+            cx, _, cy = point.partition(",")
+            title = _title(f"{line.name}: {y:.4g}")
             parts.append(
-                f'<circle class="f{line.colour}" cx="{x}" cy="{height}" r="3">{said}</circle>'
+                f'<circle class="f{line.colour}" cx="{cx}" cy="{cy}" r="3">{title}</circle>'
             )
     return _svg(WIDTH, HEIGHT, label, parts)
 
@@ -88,20 +121,32 @@ def points(
     form: str = "percent",
     log: bool = False,
 ) -> str:
-    """Points with error bars; `log`: x by its logarithm."""
-    frame = _frame(series, x_name, y_name, form, log, roomy=True)
+    """Draw points with error bars.
+
+    Args:
+        series: the points; later ones are on top.
+        x_name: of the x axis.
+        y_name: of the y axis.
+        label: what the drawing shows, for readers who cannot see it.
+        form: of the y axis: "plain", "percent" or "log".
+        log: whether the x axis is logarithmic.
+
+    Returns:
+        One <svg> element.
+    """
+    frame = _frame(series, x_name, y_name, form, log, margin=True)
     parts = frame.parts()
-    for dot in series:
-        for k, (x, y) in enumerate(zip(dot.x, dot.y, strict=True)):
-            px, py = frame.x.at(x), frame.y.at(y)
-            if dot.spread is not None and dot.spread[k] > 0:
-                top, bottom = frame.y.at(y + dot.spread[k]), frame.y.at(y - dot.spread[k])
-                parts.append(
-                    f'<path class="error s{dot.colour}" d="M{px:.1f} {top:.1f}V{bottom:.1f}"/>'
-                )
-            said = f"<title>{as_html(dot.name)}: {x:.4g}, {y:.4g}</title>"
+    for dots in series:
+        for k, (x, y) in enumerate(zip(dots.x, dots.y, strict=True)):
+            cx, cy = frame.x.at(x), frame.y.at(y)
+            if dots.spread is not None and dots.spread[k] > 0:
+                top, bottom = frame.y.at(y + dots.spread[k]), frame.y.at(y - dots.spread[k])
+                line = f"M{cx:.1f} {top:.1f}V{bottom:.1f}"
+                parts.append(f'<path class="error s{dots.colour}" d="{line}"/>')
+            title = _title(f"{dots.name}: {x:.4g}, {y:.4g}")
             parts.append(
-                f'<circle class="f{dot.colour}" cx="{px:.1f}" cy="{py:.1f}" r="4.5">{said}</circle>'
+                f'<circle class="f{dots.colour}" cx="{cx:.1f}" cy="{cy:.1f}" r="4.5">{title}'
+                "</circle>"
             )
     return _svg(WIDTH, HEIGHT, label, parts)
 
@@ -112,159 +157,192 @@ def _frame(
     y_name: str,
     form: str,
     log: bool = False,
-    roomy: bool = False,
+    margin: bool = False,
 ) -> AxisFrame:
-    """The axes of these series."""
+    """The axes of these series; `margin` keeps points away from the ends of the x axis."""
     xs = np.concatenate([np.asarray(line.x, float) for line in series])
-    low, high = (
-        np.concatenate(
-            [
-                np.asarray(s.y, float) + sign * np.asarray(0 if s.spread is None else s.spread)
-                for s in series
-            ]
-        )
-        for sign in (-1, 1)
-    )
+    low = np.concatenate([line.shifted(-1) for line in series])
+    high = np.concatenate([line.shifted(1) for line in series])
     low, high = low[np.isfinite(low)], high[np.isfinite(high)]
     bottom, top = (low.min(), high.max()) if len(low) else (0.0, 1.0)
     if form == "percent":
         bottom, top = max(bottom, 0.0), min(top, 100.0)
+    # A logarithmic axis begins at the lowest value, not at the band below it.
     if form == "log":
-        bottom = min(np.nanmin(np.asarray(line.y, float)) for line in series)
-    x = Axis.over(xs.min(), xs.max(), 46, WIDTH - 14, log, margin=0.06 if roomy else 0.0)
-    x = replace(x, whole=not roomy and bool((xs == xs.round()).all()))
+        bottom = min([np.nanmin(np.asarray(line.y, float)) for line in series])
+
+    x_margin = 0.06 if margin else 0.0
+    x = Axis.over(xs.min(), xs.max(), 46, WIDTH - 14, log, margin=x_margin)
+    # Epochs and numbers of views have no halves.
+    x = replace(x, whole=not margin and bool((xs == xs.round()).all()))
     y = Axis.over(float(bottom), float(top), HEIGHT - 40, 20, form == "log", margin=0.04)
     return AxisFrame(x, y, x_name, y_name, WIDTH, HEIGHT)
 
 
 def bars(rows: Sequence[tuple[str, float]], label: str) -> str:
-    """Horizontal bars from a common zero, the name above each: positive ones in the first colour,
-    negative in the second.
+    """Draw horizontal bars from a common zero, the name above each.
+
+    Args:
+        rows: (name, value); positive bars have the first colour, negative ones the second.
+        label: what the drawing shows, for readers who cannot see it.
+
+    Returns:
+        One <svg> element.
     """
-    lowest, highest = (pick(0.0, *(value for _, value in rows)) for pick in (min, max))
-    left, right, height = (46 if lowest < 0 else 4), WIDTH - 46, 30 * len(rows) + 6
+    values = [value for _, value in rows]
+    lowest, highest = min(0.0, *values), max(0.0, *values)
+    # Negative bars have their number to the left.
+    left, right = (46 if lowest < 0 else 4), WIDTH - 46
     scale = (right - left) / ((highest - lowest) or 1.0)
     zero = left - lowest * scale
+
     parts = []
     for k, (name, value) in enumerate(rows):
         y, length = 30 * k + 4, abs(value) * scale
-        start = zero if value >= 0 else zero - length
-        said = f"<title>{as_html(name)}: {value:+.1f}</title>"
-        parts.append(
-            f'<rect class="f{int(value < 0)}" x="{start:.1f}" y="{y + 13}" width="{length:.1f}" '
-            f'height="9" rx="1.5"/>'
-        )
-        parts.append(
-            f'<text class="ink" x="4" y="{y + 9}">{as_html(shortened(name, 58))}{said}</text>'
-        )
-        parts.append(f'<path class="axis" d="M{zero:.1f} {y + 11}v13"/>')
-        edge, side = (zero + length + 4, "") if value >= 0 else (zero - length - 4, ' class="end"')
-        parts.append(f'<text{side} x="{edge:.1f}" y="{y + 21}">{value:+.1f}</text>')
-    return _svg(WIDTH, height, label, parts)
+        if value >= 0:
+            colour, start, number_x, anchor = 0, zero, zero + length + 4, ""
+        else:
+            start = zero - length
+            colour, number_x, anchor = 1, start - 4, ' class="end"'
+        title = _title(f"{name}: {value:+.1f}")
+        parts += [
+            f'<rect class="f{colour}" x="{start:.1f}" y="{y + 13}" width="{length:.1f}" '
+            'height="9" rx="1.5"/>',
+            f'<text class="ink" x="4" y="{y + 9}">{as_html(shorten(name, 58))}{title}</text>',
+            f'<path class="axis" d="M{zero:.1f} {y + 11}v13"/>',
+            f'<text{anchor} x="{number_x:.1f}" y="{y + 21}">{value:+.1f}</text>',
+        ]
+    return _svg(WIDTH, 30 * len(rows) + 6, label, parts)
 
 
 def shares(rows: Sequence[tuple[str, Sequence[float]]], label: str) -> str:
-    """One stacked bar for each row, the name above it; shares in [0,1], the k-th in colour k, those
-    beyond the colours grey.
+    """Draw one stacked bar for each row, the name above it.
+
+    Args:
+        rows: (name, shares in [0,1]); the k-th share has colour k, those beyond the colours
+            are grey.
+        label: what the drawing shows, for readers who cannot see it.
+
+    Returns:
+        One <svg> element.
     """
     parts = []
     for k, (name, values) in enumerate(rows):
         y, x = 28 * k + 4, 4.0
-        parts.append(f'<text class="ink" x="4" y="{y + 9}">{as_html(shortened(name, 58))}</text>')
-        for colour, value in enumerate(values):
-            width = value * (WIDTH - 8)
-            said = f"<title>{100 * value:.0f} %</title>"
-            kind = min(colour, REST)
+        parts.append(f'<text class="ink" x="4" y="{y + 9}">{as_html(shorten(name, 58))}</text>')
+        for number, value in enumerate(values):
+            width, colour = value * (WIDTH - 8), min(number, REST)
             if value > 0:
+                title = _title(f"{100 * value:.0f} %")
                 parts.append(
-                    f'<rect class="f{kind}" x="{x:.1f}" y="{y + 13}" width="{width:.1f}" '
-                    f'height="9">{said}</rect>'
+                    f'<rect class="f{colour}" x="{x:.1f}" y="{y + 13}" width="{width:.1f}" '
+                    f'height="9">{title}</rect>'
                 )
             x += width
     return _svg(WIDTH, 28 * len(rows) + 6, label, parts)
 
 
 def matrix(counts: np.ndarray, names: Sequence[str], label: str) -> str:
-    """counts [K,K], rows labels, columns predictions; shaded by the share of the row. From SMALL
-    classes on, one picture.
+    """Draw a confusion matrix, shaded by the share of the row.
+
+    Args:
+        counts: [K,K], rows labels, columns predictions.
+        names: of the K classes. With more than MOST_CELLS classes the matrix is one picture.
+        label: what the drawing shows, for readers who cannot see it.
+
+    Returns:
+        One <svg> element.
     """
     classes = len(names)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    if classes > SMALL:
-        return _picture_of(share, label)
-    longest = max(len(shortened(name, 22)) for name in names)
-    side, left = 30, 14 + round(6.1 * longest)
-    width, top = left + side * classes + 12, 20 + round(6.1 * longest)
-    parts = [f'<text class="mid" x="{left + side * classes / 2:.0f}" y="11">predicted</text>']
+    if classes > MOST_CELLS:
+        return _matrix_picture(share, label)
+
+    shortened = [shorten(name, 22) for name in names]
+    longest = round(CHARACTER * max(map(len, shortened)))
+    side, left, top = 30, 14 + longest, 20 + longest
+    extent = side * classes
+    parts = [f'<text class="mid" x="{left + extent / 2:.0f}" y="11">predicted</text>']
     for k, name in enumerate(names):
-        said, middle = as_html(shortened(name, 22)), side * k + side / 2 + 4
-        parts.append(
-            f'<text class="end ink" x="{left - 6}" '
-            f'y="{top + middle:.0f}">{said}<title>{as_html(name)}</title></text>'
-        )
+        text, middle = as_html(shortened[k]) + _title(name), side * k + side / 2 + 4
         turned = f"translate({left + middle:.0f} {top - 6}) rotate(-90)"
-        parts.append(
-            f'<text class="ink" transform="{turned}">{said}<title>{as_html(name)}</title></text>'
-        )
-    for row in range(classes):
-        for column in np.flatnonzero(counts[row]):
-            x, y, value = left + side * column, top + side * row, share[row, column]
-            parts.append(
-                f'<rect class="cell" x="{x}" y="{y}" width="{side}" height="{side}" '
-                f'opacity="{0.08 + 0.92 * value:.2f}"/>'
-            )
-            kind = "over" if value > 0.5 else "ink"
-            number = f"{counts[row, column]:,.0f}"
-            parts.append(
-                f'<text class="mid {kind}" x="{x + side / 2:g}" '
-                f'y="{y + side / 2 + 4:g}">{number}</text>'
-            )
-    parts.append(
-        f'<rect class="frame" x="{left}" y="{top}" width="{side * classes}" '
-        f'height="{side * classes}"/>'
-    )
-    return _svg(width, top + side * classes + 4, label, parts)
+        parts += [
+            f'<text class="end ink" x="{left - 6}" y="{top + middle:.0f}">{text}</text>',
+            f'<text class="ink" transform="{turned}">{text}</text>',
+        ]
+    for row, column in np.argwhere(counts).tolist():
+        x, y, value = left + side * column, top + side * row, share[row, column]
+        # A dark cell has light text.
+        colour = "over" if value > 0.5 else "ink"
+        parts += [
+            f'<rect class="cell" x="{x}" y="{y}" width="{side}" height="{side}" '
+            f'opacity="{0.08 + 0.92 * value:.2f}"/>',
+            f'<text class="mid {colour}" x="{x + side / 2:g}" y="{y + side / 2 + 4:g}">'
+            f"{counts[row, column]:,.0f}</text>",
+        ]
+    parts.append(f'<rect class="frame" x="{left}" y="{top}" width="{extent}" height="{extent}"/>')
+    return _svg(left + extent + 12, top + extent + 4, label, parts)
 
 
-def _picture_of(share: np.ndarray, label: str) -> str:
-    """A large matrix: a pixel for each cell, transparent where nothing is, so that it suits light
-    and dark.
+def _matrix_picture(share: np.ndarray, label: str) -> str:
+    """A large matrix: a pixel for each cell, transparent where nothing is.
+
+    So it suits light and dark pages.
     """
     from PIL import Image
 
     pixels = np.zeros((*share.shape, 4), np.uint8)
-    pixels[..., :3] = (74, 136, 208)  # between the two blues of plots.css
-    pixels[..., 3] = np.rint(255 * np.sqrt(share))  # a square root: rare confusions are to be seen
+    # Between the two blues of plots.css.
+    pixels[..., :3] = (74, 136, 208)
+    # The square root keeps rare confusions visible.
+    pixels[..., 3] = np.rint(255 * np.sqrt(share))
     data = io.BytesIO()
     Image.fromarray(pixels, "RGBA").save(data, "PNG", optimize=True)
+
     side, left, top = 512, 18, 20
-    place = f'x="{left}" y="{top}" width="{side}" height="{side}"'
-    address = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+    area = f'x="{left}" y="{top}" width="{side}" height="{side}"'
+    href = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+    last = len(share) - 1
     parts = [
-        f'<text class="mid" x="{left + side / 2:g}" y="12">predicted: class 0 to '
-        f"{len(share) - 1}</text>",
+        f'<text class="mid" x="{left + side / 2:g}" y="12">predicted: class 0 to {last}</text>',
         f'<text class="mid" transform="translate(12 {top + side / 2:g}) rotate(-90)">label</text>',
-        f'<image {place} preserveAspectRatio="none" image-rendering="pixelated" href="{address}"/>',
-        f'<rect class="frame" {place}/>',
+        f'<image {area} preserveAspectRatio="none" image-rendering="pixelated" href="{href}"/>',
+        f'<rect class="frame" {area}/>',
     ]
     return _svg(left + side + 6, top + side + 6, label, parts)
 
 
 def standalone(svg: str, legend: Sequence[tuple[int, str]] = ()) -> str:
-    """A drawing as a file of its own: with its colours, its paper, and the legend below it."""
-    head, _, rest = svg.partition(">")
-    width, height = (
-        float(head.split(f' {name}="')[1].split('"')[0]) for name in ("width", "height")
-    )
-    parts, whole = [], height + 18 * len(legend) + (8 if legend else 0)
+    """Make a drawing a file of its own.
+
+    Args:
+        svg: one <svg> element of this module.
+        legend: (number of the colour, name); drawn below.
+
+    Returns:
+        The element with its colours, a background and the legend.
+    """
+    # The legend makes the drawing higher, so its size is written anew.
+    start, _, content = svg.partition(">")
+    width, height = (_attribute(start, name) for name in ("width", "height"))
+    total = height + 18 * len(legend) + (8 if legend else 0)
+    start = start.replace(f'0 0 {width:g} {height:g}"', f'0 0 {width:g} {total:g}"')
+    start = start.replace(f' height="{height:g}"', f' height="{total:g}"')
+
+    parts = []
     for k, (colour, name) in enumerate(legend):
         y = height + 16 + 18 * k
-        parts.append(
+        parts += [
             f'<rect class="f{min(colour, REST)}" x="8" y="{y - 9:g}" width="10" height="10" '
-            f'rx="2"/>'
-        )
-        parts.append(f'<text class="ink" x="24" y="{y:g}">{as_html(shortened(name, 50))}</text>')
-    head = head.replace(f'0 0 {width:g} {height:g}"', f'0 0 {width:g} {whole:g}"')
-    head = head.replace(f' height="{height:g}"', f' height="{whole:g}"')
-    style = f'<style>{STYLE.read_text(encoding="utf-8")}</style><rect width="100%" height="100%" fill="var(--paper)"/>'
-    return f"{head}>{style}{rest.removesuffix('</svg>')}{''.join(parts)}</svg>\n"
+            'rx="2"/>',
+            f'<text class="ink" x="24" y="{y:g}">{as_html(shorten(name, 50))}</text>',
+        ]
+    style = f"<style>{STYLE.read_text(encoding='utf-8')}</style>"
+    background = '<rect width="100%" height="100%" fill="var(--paper)"/>'
+    content = content.removesuffix("</svg>")
+    return f"{start}>{style}{background}{content}{''.join(parts)}</svg>\n"
+
+
+def _attribute(start: str, name: str) -> float:
+    """The number of an attribute in the start of an element."""
+    return float(start.split(f' {name}="')[1].split('"')[0])

@@ -1,6 +1,7 @@
-"""What a run's stored predictions say of every video and class: V videos, K classes, R views.
+"""What a run's stored predictions say of every video and class.
 
-Scores of views become scores of videos as the run's recipe says (heads/evaluation/metrics.py).
+Letters: V videos, K classes, R views. Scores of views become scores of videos as the run's recipe
+says (heads/evaluation/metrics.py).
 """
 
 from collections.abc import Mapping
@@ -18,18 +19,28 @@ from heads.evaluation.metrics import (
 )
 from heads.runs.manifest_record import sha256_of_split
 
-MOST_POINTS = 12  # numbers of views at which a figure is computed
+# How many numbers of views a figure is computed at.
+MOST_POINTS = 12
 
 
 @dataclass
 class VideoPredictions:
-    """clips [V] and classes [K] by name; targets [V] of class ids, or [V,K] of 0 and 1; figures by
-    name.
+    """The predictions of a split, by video.
 
-    With one label per video: `right` [V] bool, `guess` [V] class ids, `sure` [V] the score of the
-    label, `confusion` [K,K]. `per_class` [K]: recall, or average precision with several labels; NaN
-    for a class without a video. `by_views`: number of views -> the main figure. `structures`
-    [R,cells,E]: what a structured head chose for each view, with `view_targets` [R].
+    Attributes:
+        clips: V ids.
+        classes: K names.
+        targets: [V] class ids, or [V,K] of 0 and 1.
+        figures: of the split, by name.
+        per_class: [K] recalls, or average precisions with several labels per video. NaN for a
+            class without a video.
+        by_views: number of views -> the main figure.
+        right: [V] bool. This and the next three need one label per video.
+        guess: [V] class ids.
+        sure: [V] the score of the label.
+        confusion: [K,K], rows labels.
+        structures: [R,cells,E], what a structured head chose for each view.
+        view_targets: [R] class ids, with `structures`.
     """
 
     clips: tuple[str, ...]
@@ -47,49 +58,53 @@ class VideoPredictions:
 
     @cached_property
     def test_set(self) -> str:
-        """The checksum of the clips and labels that were predicted, as `heads.runs.manifest_record`
-        has it of a whole split.
-        """
-        several = self.targets.ndim == 2
-        labels = [np.flatnonzero(target) if several else [target] for target in self.targets]
-        return sha256_of_split(
-            (clip, [self.classes[k] for k in own])
-            for clip, own in zip(self.clips, labels, strict=True)
-        )
+        """The checksum of the predicted clips and labels (see `heads.runs.manifest_record`)."""
+        labelled = []
+        for clip, target in zip(self.clips, self.targets, strict=True):
+            labels = np.flatnonzero(target) if self.targets.ndim == 2 else [target]
+            labelled.append((clip, [self.classes[k] for k in labels]))
+        return sha256_of_split(labelled)
 
 
 def main_figure(figures: Mapping[str, float]) -> str:
-    """The figure that a table is about: map, or top1; "" without either."""
+    """Return the figure that a table ranks by: "map", else "top1"; "" without either."""
     return next((name for name in ("map", "top1") if name in figures), "")
 
 
 def predictions_by_video(
     arrays: Mapping[str, np.ndarray], recipe: Mapping
 ) -> VideoPredictions | None:
-    """What the arrays of a predictions_SPLIT.npz say, scored as `recipe` (its tables) says; None
-    without labels.
+    """Score stored predictions by video.
+
+    Args:
+        arrays: of a predictions_SPLIT.npz.
+        recipe: its tables, which name the scores and how views are aggregated.
+
+    Returns:
+        The predictions; None without labels.
     """
     if "targets" not in arrays:
         return None
     targets, video, videos = arrays["targets"], arrays["video"], len(arrays["clips"])
-    kind = (
-        recipe["evaluate"]["scores"]
-        or {"single": "softmax", "multi": "sigmoid"}[recipe["data"]["target"]]
-    )
-    how = recipe["evaluate"]["aggregate"]
-    views = scores_of(arrays["logits"], kind)
-    scores = aggregate(views, video, videos, how)
-    table = confusion(scores, targets) if targets.ndim == 1 else None
+    kind = recipe["evaluate"]["scores"]
+    if not kind:
+        kind = {"single": "softmax", "multi": "sigmoid"}[recipe["data"]["target"]]
+    aggregation = recipe["evaluate"]["aggregate"]
+    view_scores = scores_of(arrays["logits"], kind)
+    scores = aggregate(view_scores, video, videos, aggregation)
+
+    several = targets.ndim == 2
+    table = None if several else confusion(scores, targets)
     found = VideoPredictions(
         tuple(arrays["clips"].tolist()),
         tuple(arrays["classes"].tolist()),
         targets,
         summarise(scores, targets),
-        _precisions(scores, targets) if table is None else _recalls(table),
-        _by_views(views, video, arrays["view"], targets, how),
+        _precisions(scores, targets) if several else _recalls(table),
+        _by_views(view_scores, video, arrays["view"], targets, aggregation),
         confusion=table,
     )
-    if targets.ndim == 1:
+    if not several:
         found.guess = scores.argmax(1)
         found.right = found.guess == targets
         found.sure = scores[np.arange(videos), targets]
@@ -115,32 +130,41 @@ def _precisions(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def _by_views(
-    views: np.ndarray, video: np.ndarray, number: np.ndarray, targets: np.ndarray, how: str
+    views: np.ndarray, video: np.ndarray, number: np.ndarray, targets: np.ndarray, aggregation: str
 ) -> dict[int, float]:
-    """The main figure from the first k views of every video, for k from 1 to all; {} where each has
-    one.
+    """The main figure from the first k views of every video, for k from 1 to all.
+
+    `views` [R,K] are scores, `video` [R] and `number` [R] say which view they are. {} where each
+    video has one view.
     """
-    ordered, counts = np.lexsort((number, video)), np.bincount(video)
-    starts, most = np.cumsum(counts) - counts, int(counts.max())
+    counts = np.bincount(video)
+    most = int(counts.max())
     if most < 2:
         return {}
-    wanted = (
-        {round(x) for x in np.geomspace(1, most, MOST_POINTS)}
-        if most > MOST_POINTS
-        else set(range(1, most + 1))
-    )
+    wanted = set(range(1, most + 1))
+    if most > MOST_POINTS:
+        wanted = {round(x) for x in np.geomspace(1, most, MOST_POINTS)}
+
+    # Rows video by video, views in the order of their numbers; a video's first row is at `starts`.
+    ordered = np.lexsort((number, video))
+    starts = np.cumsum(counts) - counts
     total, found = views[ordered[starts]], {}
     for k in range(1, most + 1):
         if k > 1:
+            # Videos with fewer views keep what they have.
             more = np.flatnonzero(counts >= k)
             new = views[ordered[starts[more] + k - 1]]
-            total[more] = np.maximum(total[more], new) if how == "max" else total[more] + new
-        if k in wanted:
-            scores = total if how == "max" else total / np.minimum(counts, k)[:, None]
-            several = targets.ndim == 2
-            found[k] = (
-                mean_average_precision(scores, targets)
-                if several
-                else float((scores.argmax(1) == targets).mean())
-            )
+            if aggregation == "max":
+                total[more] = np.maximum(total[more], new)
+            else:
+                total[more] = total[more] + new
+        if k not in wanted:
+            continue
+        scores = total
+        if aggregation != "max":
+            scores = total / np.minimum(counts, k)[:, None]
+        if targets.ndim == 2:
+            found[k] = mean_average_precision(scores, targets)
+        else:
+            found[k] = float((scores.argmax(1) == targets).mean())
     return found

@@ -1,11 +1,10 @@
-"""Run folders -> report.html, report.md and CSV files: what was run, what came out, and how to get
-it again.
+"""Write a report of runs: report.html, report.md and CSV files.
 
-    outcome = report(["runs"], "report")
-    outcome.problems          # what is unfinished or damaged: it is listed, never hidden
+    written = report(["runs"], "report")
+    written.problems          # runs that are unfinished or damaged; the report lists them, too
 
-The runs' files are read; a cache is asked where it is there (boxes of each clip, extraction
-statistics), and videos for a few pictures. The same runs give the same bytes.
+The runs' files are read. Their caches are read where they still exist, for boxes of each clip and
+extraction statistics, and videos for a few pictures. The same runs give the same bytes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from heads.reporting.cache_facts import KnownCache, known_caches
+from heads.reporting.cache_facts import known_caches
 from heads.reporting.class_sections import by_class, confusions, predicting, structures
 from heads.reporting.condition_sections import conditions
 from heads.reporting.csv_tables import to_csv
@@ -24,7 +23,7 @@ from heads.reporting.example_sections import examples
 from heads.reporting.groups import RunGroup, by_test_set, groups_of
 from heads.reporting.html_page import to_html
 from heads.reporting.markdown import to_markdown
-from heads.reporting.output_folder import PAGE, own_files, write_report
+from heads.reporting.output_folder import PAGE, report_files, write_report
 from heads.reporting.predictions import predictions_by_video
 from heads.reporting.provenance_sections import extraction, reproduce
 from heads.reporting.result_sections import costs, learning, results
@@ -43,8 +42,13 @@ from pipeline.workers.waiting import PrintLine
 
 @dataclass(frozen=True)
 class WrittenReport:
-    """What was written: the page's path, how many runs and rows of the study it is about, and what
-    is wrong with which run.
+    """What was written.
+
+    Attributes:
+        page: the path of report.html.
+        runs: how many runs the report covers.
+        rows: how many rows its study has.
+        problems: "folder: what is wrong", for runs that are unfinished or damaged.
     """
 
     page: Path
@@ -65,163 +69,46 @@ def report(
     macs: bool = True,
     say: PrintLine = print,
 ) -> WrittenReport:
-    """Writes a report of the runs at `paths` (run folders, folders that hold some, patterns) to the
-    folder `out`.
+    """Write a report of runs to a folder.
 
-    `split`: whose figures ("": test, or val where no run has figures of test). `compare`: two rows
-    of the study by name, the first against the second ("None": the best two). `caches`: where
-    caches lie now, if they were moved. `pictures`: of examples each way. `macs`: count them, which
-    may take seconds for a large head.
+    Args:
+        paths: run folders, folders that hold some, or patterns.
+        out: the folder to write; a new one, or that of an earlier report.
+        title: of the page.
+        split: whose figures are reported; "" for test, or val where no run has figures of test.
+        compare: names of two rows of the study; None for the best two.
+        caches: where caches are now, if they were moved.
+        pictures: how many examples have pictures, each way; 0 reads no video.
+        macs: whether to count MACs, which may take seconds for a large head.
+        say: prints a line.
 
-    ValueError for a path without a run, an unknown row, two rows of different clips to compare, a
-    cache of none of the runs, or a folder `out` that holds something else.
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: a path without a run, an unknown row, two rows of different clips to compare,
+            a cache of none of the runs, or a folder `out` that holds something else.
     """
     folders, out = find_runs(paths), Path(out)
-    own_files(out)  # refuses a folder that holds something else before the work, not after it
+    # Refuses a folder that holds something else before the work, not after it.
+    report_files(out)
+
     found = [read_run(folder) for folder in folders]
-    split = split or _split(found)
+    split = split or _default_split(found)
     for run in found:
         _read_predictions(run, split)
     groups = groups_of(found, split)
     known = known_caches(found, caches)
     pair = _pair(groups, compare, split)
     if macs:
-        _count(groups, say)
-    failed = [f"{folder}: {why}" for folder, why in failed_members(folders)]
-    problems = (*(f"{run.folder}: {problem}" for run in found for problem in run.problems), *failed)
-    document = _document(title, groups, found, known, pair, split, pictures, problems)
-    markdown, files = to_markdown(document)
-    files |= {f"tables/{table.name}.csv": to_csv(table).encode() for table in tables_of(document)}
-    write_report(out, to_html(document), markdown, files)
-    return WrittenReport(out / PAGE, len(found), len(groups), problems)
+        _count_macs(groups, say)
 
+    problems = []
+    for run in found:
+        problems += [f"{run.folder}: {problem}" for problem in run.problems]
+    problems += [f"{folder}: {reason}" for folder, reason in failed_members(folders)]
 
-def _split(found: Sequence[FoundRun]) -> str:
-    """test where a run has figures of it, else val."""
-    return (
-        "test"
-        if any(run.figures("test") for run in found) or not any(run.figures("val") for run in found)
-        else "val"
-    )
-
-
-def _read_predictions(run: FoundRun, split: str) -> None:
-    """Fills `run.predicted`; predictions that are not those of the run's figures are a problem of
-    the run.
-    """
-    arrays = predictions_of(run, split) if run.finished and run.figures(split) else None
-    run.predicted = predictions_by_video(arrays, run.recipe) if arrays else None
-    if run.predicted is None:
-        return
-    said, found = run.figures(split), run.predicted.figures
-    run.own = all(
-        np.isclose(value, said.get(name, value), atol=1e-6, equal_nan=True)
-        for name, value in found.items()
-    )
-    if not run.own:
-        run.problems.append(
-            f"predictions_{split}.npz gives other figures than metrics.json: it is of another "
-            f"evaluation; "
-            f"run `vidgraph evaluate {run.folder} --split {split}`"
-        )
-
-
-def _pair(
-    groups: Sequence[RunGroup], compare: tuple[str, str] | None, split: str
-) -> tuple[RunGroup, RunGroup] | None:
-    """The rows that are compared: those asked for, else the best two that have predictions."""
-    if compare is None:
-        best = predicting(groups, split)[:2]
-        return (best[0], best[1]) if len(best) == 2 else None
-    by_name = {group.name: group for group in groups}
-    for name in compare:
-        if name not in by_name:
-            raise ValueError(f"no row {name!r} to compare: {nearest(name, by_name)}")
-    one, other = (by_name[name] for name in compare)
-    if one is other:
-        raise ValueError(f"compare: expected two different rows, got {one.name!r} twice")
-    if one.test_set(split) != other.test_set(split):
-        raise ValueError(
-            f"compare: {one.name!r} and {other.name!r} were evaluated on other clips or labels of "
-            f"split {split}; expected two "
-            "rows of one manifest"
-        )
-    return one, other
-
-
-def _count(groups: Sequence[RunGroup], say: PrintLine) -> None:
-    """The MACs of each group's head; one that cannot be built here, for whatever reason, has none,
-    nor one that was trained with its backbone, of which it would be a part."""
-    from heads.config.recipe import recipe_from
-    from heads.evaluation.counting import count_head
-    from heads.interface.clips import dims_from
-
-    known: dict[str, int | None] = {}
-    for group in groups:
-        about = group.runs[0].about
-        if "frames" in about:
-            continue
-        try:
-            if not _head_names(about["recipe"]) <= set(own_names(HEAD)):
-                raise ValueError("a report executes no plug-in")
-            recipe = recipe_from(about["recipe"], str(group.runs[0].folder))
-            head = recipe.of(group.runs[0].result.get("phase", recipe.all_phases[-1].name)).head
-            key = repr((head, about["dims"], len(about["classes"])))
-            if key not in known:
-                known[key] = count_head(
-                    head.name, dims_from(about["dims"]), len(about["classes"]), head.options
-                ).total.macs
-            group.macs = known[key]
-        except Exception as error:  # whatever a head raises: its figures are there all the same
-            said = first_line(error)
-            say(f"{group.name}: MACs are not counted: {said}")
-
-
-def _head_names(recipe: Mapping[str, Any]) -> set[str]:
-    """The heads that a recorded recipe names."""
-    heads = [recipe["head"], *(phase.get("head", {}) for phase in recipe.get("phases", ()))]
-    return {str(head["name"]) for head in heads if "name" in head}
-
-
-def _document(
-    title: str,
-    groups: Sequence[RunGroup],
-    found: Sequence[FoundRun],
-    known: Sequence[KnownCache],
-    pair: tuple[RunGroup, RunGroup] | None,
-    split: str,
-    pictures: int,
-    problems: Sequence[str],
-) -> Document:
-    """All sections that have something to say."""
-    done = sum(run.finished for run in found)
-    heads = ", ".join(sorted({group.head for group in groups})) or "none"
-    blocks: list[Block] = [
-        Text(
-            f"Finished runs: {done}, in {len(groups)} rows. Heads: {heads}. Figures of split "
-            f"{split}."
-        )
-    ]
-    sets = len(by_test_set(groups, split))
-    if sets > 1:
-        blocks.append(
-            Notice(
-                (
-                    f"The rows' figures are of {sets} different sets of clips or labels of split "
-                    f"{split}, each with tables of "
-                    "its own: figures of different sets cannot be compared. Classes, confusions, "
-                    "views and examples are of the "
-                    "best row's set.",
-                )
-            )
-        )
-    if problems:
-        left = (
-            f"Not in the tables: {len(found) - done} of {len(found)} runs. "
-            if done < len(found)
-            else ""
-        )
-        blocks.append(Notice((f"{left}Not as it should be:", *problems)))
+    blocks = _summary(groups, found, split, problems)
     sections = (
         results(groups, found, split),
         learning(groups),
@@ -234,8 +121,135 @@ def _document(
         extraction(known),
         reproduce(groups, found, known),
     )
-    return Document(
-        title or "Report",
-        tuple(blocks),
-        tuple(section for section in sections if section is not None),
-    )
+    # A section without content is None.
+    shown = tuple([section for section in sections if section is not None])
+    document = Document(title or "Report", tuple(blocks), shown)
+
+    markdown, files = to_markdown(document)
+    for table in tables_of(document):
+        files[f"tables/{table.name}.csv"] = to_csv(table).encode()
+    write_report(out, to_html(document), markdown, files)
+    return WrittenReport(out / PAGE, len(found), len(groups), tuple(problems))
+
+
+def _default_split(found: Sequence[FoundRun]) -> str:
+    """val where runs have figures of val alone, else test."""
+    has_test = any(run.figures("test") for run in found)
+    has_val = any(run.figures("val") for run in found)
+    return "val" if has_val and not has_test else "test"
+
+
+def _read_predictions(run: FoundRun, split: str) -> None:
+    """Read the run's predictions, and check that they give the run's figures."""
+    if not run.finished or not run.figures(split):
+        return
+    arrays = predictions_of(run, split)
+    if not arrays:
+        return
+    run.predicted = predictions_by_video(arrays, run.recipe)
+    if run.predicted is None:
+        return
+
+    recorded, computed = run.figures(split), run.predicted.figures
+    run.agrees = True
+    for name, value in computed.items():
+        if not np.isclose(value, recorded.get(name, value), atol=1e-6, equal_nan=True):
+            run.agrees = False
+    if not run.agrees:
+        run.problems.append(
+            f"predictions_{split}.npz gives other figures than metrics.json: it is of another "
+            f"evaluation; run `vidgraph evaluate {run.folder} --split {split}`"
+        )
+
+
+def _pair(
+    groups: Sequence[RunGroup], compare: tuple[str, str] | None, split: str
+) -> tuple[RunGroup, RunGroup] | None:
+    """The rows that are compared: those asked for, else the best two that have predictions."""
+    if compare is None:
+        best = predicting(groups, split)[:2]
+        return (best[0], best[1]) if len(best) == 2 else None
+
+    # Names of rows are unique.
+    by_name = {group.name: group for group in groups}
+    for name in compare:
+        if name not in by_name:
+            raise ValueError(f"no row {name!r} to compare: {nearest(name, by_name)}")
+    one, other = (by_name[name] for name in compare)
+    if one is other:
+        raise ValueError(f"compare: expected two different rows, got {one.name!r} twice")
+    if one.test_set(split) != other.test_set(split):
+        raise ValueError(
+            f"compare: {one.name!r} and {other.name!r} were evaluated on other clips or labels of "
+            f"split {split}; expected two rows of one manifest"
+        )
+    return one, other
+
+
+def _count_macs(groups: Sequence[RunGroup], say: PrintLine) -> None:
+    """Count the MACs of each group's head, where the head can be built here.
+
+    A head that was trained with its backbone is only a part of its network, so it is not counted.
+    """
+    from heads.config.recipe import recipe_from
+    from heads.evaluation.counting import count_head
+    from heads.interface.clips import dims_from
+
+    counted: dict[str, int | None] = {}
+    for group in groups:
+        run = group.runs[0]
+        if "frames" in run.about:
+            continue
+        # A head may raise anything. The other figures are reported all the same.
+        try:
+            if not _head_names(run.about["recipe"]) <= set(own_names(HEAD)):
+                raise ValueError("a report executes no plug-in")
+            recipe = recipe_from(run.about["recipe"], str(run.folder))
+            head = recipe.of(run.result.get("phase", recipe.all_phases[-1].name)).head
+            dims, classes = run.about["dims"], len(run.about["classes"])
+            # Rows that differ in training alone share their head's count.
+            key = repr((head, dims, classes))
+            if key not in counted:
+                count = count_head(head.name, dims_from(dims), classes, head.options)
+                counted[key] = count.total.macs
+            group.macs = counted[key]
+        except Exception as error:
+            say(f"{group.name}: MACs are not counted: {first_line(error)}")
+
+
+def _head_names(recipe: Mapping[str, Any]) -> set[str]:
+    """The heads that a recorded recipe names."""
+    tables = [recipe["head"]]
+    for phase in recipe.get("phases", ()):
+        tables.append(phase.get("head", {}))
+    return {str(table["name"]) for table in tables if "name" in table}
+
+
+def _summary(
+    groups: Sequence[RunGroup], found: Sequence[FoundRun], split: str, problems: Sequence[str]
+) -> list[Block]:
+    """What stands before the first section."""
+    finished = sum([run.finished for run in found])
+    heads = ", ".join(sorted({group.head for group in groups})) or "none"
+    blocks: list[Block] = [
+        Text(
+            f"Finished runs: {finished}, in {len(groups)} rows. Heads: {heads}. Figures of split "
+            f"{split}."
+        )
+    ]
+
+    sets = len(by_test_set(groups, split))
+    if sets > 1:
+        line = (
+            f"The rows' figures are of {sets} different sets of clips or labels of split {split}, "
+            "each with tables of its own: figures of different sets cannot be compared. Classes, "
+            "confusions, views and examples are of the best row's set."
+        )
+        blocks.append(Notice((line,)))
+
+    if problems:
+        left_out = ""
+        if finished < len(found):
+            left_out = f"Not in the tables: {len(found) - finished} of {len(found)} runs. "
+        blocks.append(Notice((f"{left_out}Problems:", *problems)))
+    return blocks

@@ -1,8 +1,8 @@
-"""Pre-training of a digit network on single digits, before it is frozen (RSTG sec. 5; its recipe is
-in no source, spec 10).
+"""Train a digit network on single digits, before it is frozen.
 
-The classifier looks at the maximum over places, so that the network learns features of a digit
-wherever it is, the ones that RoIAlign with max pooling will read out of a frame with several.
+RSTG, sec. 5, trains its network so too, but no source gives the recipe: it is our choice. The
+classifier takes the maximum over positions. So the network learns features of a digit wherever it
+is. RoIAlign with max pooling later reads these features from a frame with several digits.
 """
 
 import time
@@ -18,21 +18,35 @@ from torch.nn import functional as F
 from heads.runs.run_files import write_atomically
 from heads.training.learner import INIT, reseed
 from pipeline.backbones import Backbone, build_backbone
-from pipeline.digits import Images, single_digits
+from pipeline.digits.images import Images, single_digits
 from pipeline.networks.memory_format import lay_out
 
 CLASSES = 10
-CHECKED = 500  # validation pictures
-CHECK_EVERY = 25  # steps
+# Pictures on which the accuracy is measured, and how many at a time.
+CHECKED, CHECK_BATCH = 500, 100
+# Steps between two measurements.
+CHECK_EVERY = 25
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """How the digit network is pre-trained: `backbone` of `width` with these `options`; digits of
-    `tile` × `tile` pixels at random places of frames of `canvas` pixels (`train_canvas` while it
-    learns: a smaller frame is cheaper and teaches the same, since the network is convolutional and
-    the classifier takes a maximum); Adam, its rate rising to `lr` and falling to 0 in one cycle of
-    `steps`, ended as soon as the validation accuracy reaches `target`.
+    """How the digit network is trained.
+
+    Adam's learning rate rises to `lr` and falls to 0 in one cycle. Training ends early when the
+    validation accuracy reaches `target`.
+
+    Attributes:
+        backbone: name of the network.
+        width: its width.
+        options: its other options.
+        tile: side of a digit, in pixels.
+        canvas: side of a validation picture, in pixels.
+        train_canvas: side of a training picture. A smaller one is cheaper and teaches the same,
+            because the network is convolutional and the classifier takes a maximum.
+        steps: steps at most.
+        batch: pictures per step.
+        lr: highest learning rate.
+        target: validation accuracy in [0,1].
     """
 
     backbone: str = "digit_cnn"
@@ -49,7 +63,14 @@ class Pretraining:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """The checkpoint's path, the validation accuracy in [0,1] at its step, and how long it took."""
+    """A trained digit network.
+
+    Attributes:
+        path: its checkpoint.
+        accuracy: on the validation pictures after the last step, in [0,1].
+        steps: steps taken.
+        seconds: how long training took.
+    """
 
     path: Path
     accuracy: float
@@ -60,59 +81,83 @@ class Pretrained:
 def pretrain(
     path: str | Path,
     images: Mapping[str, Images],
-    how: Pretraining | None = None,
+    options: Pretraining | None = None,
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> Pretrained:
-    """Trains the backbone to tell ten digits apart, on the split train of `images`, until the split
-    val says it can.
+    """Train a backbone to tell ten digits apart, and write its state dict.
 
-    Writes the backbone's state dict to `path`, for build_backbone(BACKBONE, weights=path, width=…,
-    …). A result below the target is still written, and said. ValueError for digits that do not fit
-    the canvas.
+    `build_backbone` loads the file with the same name, width and options. A network that misses
+    the target is written, too, with a message.
+
+    Args:
+        path: where to write.
+        images: the images of the splits train and val.
+        options: how to train; default `Pretraining()`.
+        seed: of weights and pictures.
+        say: prints a line.
+
+    Returns:
+        The path, the accuracy and the cost.
+
+    Raises:
+        ValueError: the digits do not fit the canvas.
     """
-    how, begun = how or Pretraining(), time.monotonic()
-    tiles = {split: images[split].resized(how.tile) for split in ("train", "val")}
+    options = options or Pretraining()
+    started = time.monotonic()
+    train_digits = images["train"].resized(options.tile)
+    val_digits = images["val"].resized(options.tile)
+
     device = torch.device("cpu")
     reseed(device, seed, INIT)
-    backbone = lay_out(build_backbone(how.backbone, width=how.width, **how.options), device)
-    for module in backbone.modules():
-        if (
-            isinstance(module, nn.Conv3d) and module.bias is not None
-        ):  # PyTorch's default, a gain of 1/3, takes twice the steps
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            nn.init.zeros_(module.bias)
+    network = build_backbone(options.backbone, width=options.width, **options.options)
+    backbone = lay_out(network, device)
+    _initialise(backbone)
     classifier = nn.Linear(backbone.channels(), CLASSES)
-    optimiser = torch.optim.Adam([*backbone.parameters(), *classifier.parameters()], how.lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, how.lr, total_steps=how.steps)
+    optimiser = torch.optim.Adam([*backbone.parameters(), *classifier.parameters()], options.lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.lr, total_steps=options.steps)
+
     rng = np.random.default_rng([seed, 1])
-    checked = single_digits(tiles["val"], CHECKED, how.canvas, np.random.default_rng([seed, 2]))
+    val_rng = np.random.default_rng([seed, 2])
+    val_pictures = single_digits(val_digits, CHECKED, options.canvas, val_rng)
     accuracy, step = 0.0, 0
-    while step < how.steps and accuracy < how.target:
-        frames, classes = single_digits(tiles["train"], how.batch, how.train_canvas, rng)
+    while step < options.steps and accuracy < options.target:
+        frames, classes = single_digits(train_digits, options.batch, options.train_canvas, rng)
         loss = F.cross_entropy(classifier(_features(backbone, frames)), torch.from_numpy(classes))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
         schedule.step()
         step += 1
-        if step % CHECK_EVERY == 0 or step == how.steps:
-            accuracy = _accuracy(backbone, classifier, *checked)
+        if step % CHECK_EVERY == 0 or step == options.steps:
+            accuracy = _accuracy(backbone, classifier, *val_pictures)
             say(
                 f"step {step}: loss {loss.item():.3f}, {100 * accuracy:.1f} % of {CHECKED} "
-                f"validation digits right"
+                "validation digits right"
             )
-    if accuracy < how.target:
+
+    if accuracy < options.target:
         say(
-            f"the digit network reached {100 * accuracy:.1f} %, not the {100 * how.target:.0f} % "
-            f"aimed at, in {step} steps"
+            f"the digit network reached {100 * accuracy:.1f} % in {step} steps; the target is "
+            f"{100 * options.target:.0f} %"
         )
     write_atomically(Path(path), lambda file: torch.save(backbone.state_dict(), file))
-    return Pretrained(Path(path), accuracy, step, time.monotonic() - begun)
+    return Pretrained(Path(path), accuracy, step, time.monotonic() - started)
+
+
+def _initialise(backbone: Backbone) -> None:
+    """Set the convolutions with a bias to He's initialisation.
+
+    PyTorch's default, with a gain of 1/3, needs twice the steps.
+    """
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv3d) and module.bias is not None:
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            nn.init.zeros_(module.bias)
 
 
 def _features(backbone: Backbone, frames: np.ndarray) -> Tensor:
-    """frames uint8 [B,S,S,3] -> [B,C], the maximum of the last map over places."""
+    """Return the maximum of the last map over positions: uint8 [B,S,S,3] -> [B,C]."""
     return backbone(backbone.prepare(torch.from_numpy(frames)[:, None])).amax((2, 3, 4))
 
 
@@ -121,12 +166,10 @@ def _accuracy(
     backbone: Backbone, classifier: nn.Module, frames: np.ndarray, classes: np.ndarray
 ) -> float:
     backbone.eval()
-    right = [
-        (
-            classifier(_features(backbone, frames[k : k + 100])).argmax(1).numpy()
-            == classes[k : k + 100]
-        ).sum()
-        for k in range(0, len(frames), 100)
-    ]
+    right = 0
+    for first in range(0, len(frames), CHECK_BATCH):
+        batch = slice(first, first + CHECK_BATCH)
+        predicted = classifier(_features(backbone, frames[batch])).argmax(1).numpy()
+        right += (predicted == classes[batch]).sum()
     backbone.train()
-    return float(sum(right) / len(frames))
+    return float(right / len(frames))

@@ -1,8 +1,7 @@
-"""The results of a reproduction: a record of every run, and a page with the measured figures beside
-the paper's.
+"""The results of a reproduction: a record of every run, and a page beside the paper's figures.
 
-Both are made from the run folders that are finished, whenever asked: a table that is half done
-shows what there is.
+Both are made from the finished run folders at any time. A table that is half done shows what
+exists.
 """
 
 import json
@@ -17,39 +16,73 @@ from typing import Any
 import torch
 
 from heads.interface.run_records import LOG_LINE, METRICS
-from heads.reproduction.reproduce import Work, finished
-from heads.reproduction.tables import Row
+from heads.reproduction.reproduce import Reproduction, finished
+from heads.reproduction.tables import PaperRow
 from heads.runs import run_files as runs
 from heads.training.study_table import FigureSpread, spread
 from pipeline.cache.records import require
 from pipeline.files.atomic_files import parse_json
 from pipeline.files.regular_files import read_small_text
 
-CURVE = ("epoch", "loss", "val", "seconds")  # what of a run's log is kept
-SHOWN = 8  # pairs of rows in another order that are named
+# What the record keeps of each line of a run's log, and of its metrics.
+CURVE = ("epoch", "loss", "val", "seconds")
+KEPT = ("parameters", "epochs", "best_epoch", "seconds")
+# Options of a task that the page names.
+TASK_OPTIONS = ("digits", "classes", "reach", "frames", "canvas", "size", "none_in")
+# How many pairs of rows in another order the page names.
+PAIRS_NAMED = 8
+HEADER = [
+    "| row | paper % | here % | seeds | training videos | parameters | seconds a run |",
+    "|---|--:|--:|--:|--:|--:|--:|",
+]
 
 
-def record(work: Work) -> dict[str, Any]:
-    """What is known of a reproduction, as JSON can hold it: the machine, the size, and per task the
-    rows with their runs.
+def write_report(work: Reproduction, out: Path) -> tuple[Path, Path]:
+    """Write the record and the page.
 
-    Accuracies are fractions of the test videos. A run: seed, figures, parameters, epochs, seconds,
-    and its curve by epoch.
+    Args:
+        work: the reproduction.
+        out: the folder to write to.
+
+    Returns:
+        The paths out/TABLE-SIZE.json and out/TABLE-SIZE.md.
+    """
+    found = record(work)
+    out.mkdir(parents=True, exist_ok=True)
+    name = f"{work.table.name}-{work.size.name}"
+    paths = out / f"{name}.json", out / f"{name}.md"
+    runs.write_text(paths[0], json.dumps(found, indent=1) + "\n")
+    runs.write_text(paths[1], markdown(found))
+    return paths
+
+
+# ---- The record
+
+
+def record(work: Reproduction) -> dict[str, Any]:
+    """Return what is known of a reproduction, as JSON can hold it.
+
+    Args:
+        work: the reproduction.
+
+    Returns:
+        The title, the size, the images, the machine, and per task the rows with their runs. A
+        run has its seed, figures, parameters, epochs, seconds, and a curve by epoch. Accuracies
+        are fractions of the test videos.
     """
     tasks = {}
     for name in work.table.tasks:
         task = work.task(name)
         rows = [{**_row(work, name, row), "videos": work.videos(row)} for row in work.table.rows]
-        plain = {
+        tasks[name] = {
             "guess": task.guess,
             "labels": len(task.labels),
             "options": asdict(task),
             "rows": rows,
         }
-        tasks[name] = plain
-    size = {
-        key: value for key, value in asdict(work.size).items() if key not in ("minutes", "seeds")
-    }
+    # Estimated minutes and default seeds say nothing about the runs.
+    size = asdict(work.size)
+    del size["minutes"], size["seeds"]
     return {
         "title": work.table.title,
         "size": size,
@@ -59,9 +92,9 @@ def record(work: Work) -> dict[str, Any]:
     }
 
 
-def _row(work: Work, task: str, row: Row) -> dict[str, Any]:
+def _row(work: Reproduction, task: str, row: PaperRow) -> dict[str, Any]:
     found = []
-    for folder in sorted((work.folder / task).glob(f"{row.name}-seed*")):
+    for folder in (work.folder / task).glob(f"{row.name}-seed*"):
         seed = int(folder.name.rpartition("seed")[2])
         if finished(work, task, row, seed):
             found.append(_run(folder, seed))
@@ -69,96 +102,114 @@ def _row(work: Work, task: str, row: Row) -> dict[str, Any]:
         "name": row.name,
         "title": row.title,
         "paper": row.paper.get(task),
-        "runs": sorted(found, key=lambda r: r["seed"]),
+        "runs": sorted(found, key=lambda run: run["seed"]),
     }
 
 
 def _run(folder: Path, seed: int) -> dict[str, Any]:
     metrics = runs.read_json(folder / "metrics.json", METRICS)
     log = folder / "log.jsonl"
-    lines = [
-        require(parse_json(line, log), LOG_LINE, log) for line in read_small_text(log).splitlines()
-    ]
-    curve = [{key: line[key] for key in CURVE if key in line} for line in lines]
-    kept = {key: metrics[key] for key in ("parameters", "epochs", "best_epoch", "seconds")}
+    curve = []
+    for text in read_small_text(log).splitlines():
+        line = require(parse_json(text, log), LOG_LINE, log)
+        curve.append({key: line[key] for key in CURVE if key in line})
     return {
         "seed": seed,
         "test": metrics["metrics"]["test"],
         "val": metrics["metrics"]["val"],
-        **kept,
+        **{key: metrics[key] for key in KEPT},
         "curve": curve,
     }
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What computed it: processor, cores, GPU, versions."""
+    """Return the processor, cores, GPU and versions of this process.
+
+    Args:
+        device: "cpu" or "cuda", where networks run.
+    """
     gpu = torch.cuda.get_device_name() if device == "cuda" else "none"
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": gpu,
-    } | runs.versions()
+        **runs.versions(),
+    }
 
 
 def _processor() -> str:
+    """Return the name of the processor: Python's own answer is often empty on Linux."""
     try:
-        found = re.search(
-            r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        )
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        found = None
-    return found.group(1) if found else platform.processor() or platform.machine()
+        text = ""
+    name = re.search(r"model name\s*:\s*(.+)", text)
+    if name:
+        return name.group(1)
+    return platform.processor() or platform.machine()
+
+
+# ---- The page
 
 
 def accuracy(row: dict[str, Any]) -> FigureSpread | None:
-    """A row's test accuracy in percent over its seeds; None without a run."""
+    """Return a row's test accuracy in percent over its seeds, None without a run."""
     return spread(100 * run["test"]["top1"] for run in row["runs"])
 
 
 def beyond_spread(lower: FigureSpread, higher: FigureSpread) -> bool:
-    """Whether the means differ by more than both standard deviations together. False for a single
-    seed.
+    """Return whether the means differ by more than the sum of both standard deviations.
+
+    False for a single seed, which has no standard deviation.
     """
     if lower.std is None or higher.std is None:
         return False
     return higher.mean - lower.mean > lower.std + higher.std
 
 
-def order(rows: list[dict[str, Any]]) -> tuple[int, int, list[str]]:
-    """(pairs of rows that the paper and the runs put in the same order, all pairs that both have,
-    the others as sentences).
+def compare_order(rows: list[dict[str, Any]]) -> tuple[int, int, list[str]]:
+    """Compare the order of the rows with the paper's.
+
+    Args:
+        rows: the rows of one task in a record.
+
+    Returns:
+        The number of pairs in the paper's order, the number of pairs for which both orders are
+        known, and one sentence for each pair in another order.
     """
-    there = [
-        (row["title"], row["paper"], accuracy(row))
-        for row in rows
-        if row["paper"] is not None and row["runs"]
-    ]
-    same, other = 0, []
-    for (one, paper, mine), (two, theirs, yours) in combinations(there, 2):
-        if (paper - theirs) * (mine.mean - yours.mean) > 0:
+    known = []
+    for row in rows:
+        if row["paper"] is not None and row["runs"]:
+            known.append((row["title"], row["paper"], accuracy(row).mean))
+
+    same, others = 0, []
+    for (title_a, paper_a, mean_a), (title_b, paper_b, mean_b) in combinations(known, 2):
+        if (paper_a - paper_b) * (mean_a - mean_b) > 0:
             same += 1
+        elif paper_a < paper_b:
+            others.append(f"{title_a} is not below {title_b}")
         else:
-            low, high = (one, two) if paper < theirs else (two, one)
-            other.append(f"{low} is not below {high}")
-    return same, same + len(other), other
-
-
-def _epochs(count: int | dict[str, int]) -> str:
-    if isinstance(count, int):
-        return f"{count} epochs"
-    return " and ".join(f"{some} epochs on {task}" for task, some in count.items())
+            others.append(f"{title_b} is not below {title_a}")
+    return same, same + len(others), others
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """The page: what was run, a table per task beside the paper's, and where the orders differ."""
-    size, made = found["size"], found["machine"]
-    lines = [f"# {found['title']}, size `{size['name']}`", ""]
-    lines += [
+    """Return the page of a record.
+
+    It says what was run, and has one table per task beside the paper's figures. It names the
+    pairs of rows that are in another order.
+    """
+    size = found["size"]
+    of_machine = ", ".join(f"{key} {value}" for key, value in found["machine"].items())
+    lines = [
+        f"# {found['title']}, size `{size['name']}`",
+        "",
         f"Digits: {found['images']}. {_epochs(size['epochs'])}, mini-batches of {size['batch']}.",
         "",
+        f"Machine: {of_machine}.",
+        "",
     ]
-    lines += ["Machine: " + ", ".join(f"{key} {value}" for key, value in made.items()) + ".", ""]
     for name, task in found["tasks"].items():
         lines += _section(name, task)
     lines += [
@@ -170,59 +221,50 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _epochs(epochs: int | dict[str, int]) -> str:
+    if isinstance(epochs, int):
+        return f"{epochs} epochs"
+    return " and ".join(f"{count} epochs on {task}" for task, count in epochs.items())
+
+
 def _section(name: str, task: dict[str, Any]) -> list[str]:
-    options = task["options"]
-    shown = ", ".join(
-        f"{key} {options[key]}"
-        for key in ("digits", "classes", "reach", "frames", "canvas", "size", "none_in")
-    )
+    """Return the lines of one task."""
+    options = ", ".join(f"{key} {task['options'][key]}" for key in TASK_OPTIONS)
     lines = [
         f"## {name}",
         "",
-        f"{task['labels']} labels; {shown}. Who knows which digits are there, and no more, is "
-        f"right in",
+        f"{task['labels']} labels; {options}. A guess that knows which digits are there is right "
+        "in",
+        f"{100 * task['guess']:.1f} % of the videos.",
+        "",
+        *HEADER,
     ]
-    lines += [f"{100 * task['guess']:.1f} % of the videos.", ""]
-    lines += [
-        "| row | paper % | here % | seeds | training videos | parameters | seconds a run |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for row in task["rows"]:
-        paper = "–" if row["paper"] is None else f"{row['paper']:g}"
-        if not row["runs"]:
-            lines.append(f"| {row['title']} | {paper} | not run | 0 | | | |")
-            continue
-        seconds = spread(run["seconds"] for run in row["runs"])
-        cells = [
-            row["title"],
-            paper,
-            accuracy(row).text(1),
-            len(row["runs"]),
-            f"{row['videos']['train']:,}",
-        ]
-        lines.append(
-            "| "
-            + " | ".join(
-                map(str, [*cells, f"{row['runs'][0]['parameters']:,}", f"{seconds.mean:.0f}"])
-            )
-            + " |"
-        )
-    same, pairs, other = order(task["rows"])
+    lines += [_table_row(row) for row in task["rows"]]
+
+    same, pairs, others = compare_order(task["rows"])
     if pairs:
-        lines += [
-            "",
-            f"Of {pairs} pairs of rows with a figure in the paper {same} are in the paper's order.",
-        ]
-        more = f"; and {len(other) - SHOWN} more" if len(other) > SHOWN else ""
-        lines += [f"Not: {'; '.join(other[:SHOWN])}{more}."] if other else []
+        sentence = f"Of {pairs} pairs of rows with a figure in the paper, {same} are in its order."
+        lines += ["", sentence]
+    if others:
+        named = "; ".join(others[:PAIRS_NAMED])
+        if len(others) > PAIRS_NAMED:
+            named += f"; and {len(others) - PAIRS_NAMED} more"
+        lines.append(f"Not: {named}.")
     return [*lines, ""]
 
 
-def write(work: Work, out: Path) -> tuple[Path, Path]:
-    """Writes the record and the page to out/TABLE-SIZE.json and .md; returns their paths."""
-    found, name = record(work), f"{work.table.name}-{work.size.name}"
-    out.mkdir(parents=True, exist_ok=True)
-    paths = out / f"{name}.json", out / f"{name}.md"
-    runs.write_text(paths[0], json.dumps(found, indent=1) + "\n")
-    runs.write_text(paths[1], markdown(found))
-    return paths
+def _table_row(row: dict[str, Any]) -> str:
+    paper = "–" if row["paper"] is None else f"{row['paper']:g}"
+    if not row["runs"]:
+        return f"| {row['title']} | {paper} | not run | 0 | | | |"
+    seconds = spread(run["seconds"] for run in row["runs"])
+    cells = [
+        row["title"],
+        paper,
+        accuracy(row).text(1),
+        str(len(row["runs"])),
+        f"{row['videos']['train']:,}",
+        f"{row['runs'][0]['parameters']:,}",
+        f"{seconds.mean:.0f}",
+    ]
+    return "| " + " | ".join(cells) + " |"

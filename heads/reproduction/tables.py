@@ -1,10 +1,9 @@
-"""What `vidgraph reproduce` trains: the rows of RSTG's Table 1 and DyReg-GNN's Tables 5 and 6, and
-sizes for any budget.
+"""What `vidgraph reproduce` trains: RSTG's Table 1 and DyReg-GNN's Tables 5 and 6, in many sizes.
 
-A row is a recipe of the package with some options; its figures are the paper's, in percent, by
-task. A size says how much of the papers' experiment fits a budget: how many classes, videos and
-channels, how long, and how hard the videos are. What a size changes beside the recipes is stated in
-every table that comes out.
+A row is a recipe of the package with some options. Its figures are the paper's, in percent, by
+task. A size says how much of the paper's experiment fits a budget: how many classes, videos and
+channels, how many epochs, and how hard the videos are. Every table that is written states what
+the size changes.
 """
 
 from collections.abc import Mapping
@@ -13,14 +12,27 @@ from typing import Any
 
 from heads.config.recipe import Recipe, read_recipe
 
+# Adam's learning rates. At 0.001 the graphs need twice as many videos. At 0.003 Conv + LSTM stays
+# at the level of guessing.
+LR = 3e-3
+LR_OF_HEAD = {"conv_lstm": 1e-3}
+
 
 @dataclass(frozen=True)
-class Row:
-    """A row of a paper's table. `name`: of its folder; `title`: the paper's; `recipe` with the
-    options `head` on top; `paper`: accuracy in percent by task, where the paper has one.
-    `backbone`: the network that is trained from frames, with its options ("": the head alone is
-    trained, on maps of the table's pre-trained digit network); `upper`: its lower part is that
-    digit network, so that a size may freeze it, and train the upper part with the head on its maps.
+class PaperRow:
+    """A row of a paper's table.
+
+    Attributes:
+        name: of its run folders.
+        title: its name in the paper.
+        recipe: name of the recipe.
+        paper: task -> accuracy in percent, where the paper states one.
+        head: options of the head that differ from the recipe's.
+        backbone: the network that is trained from frames. "": only the head is trained, on maps
+            of the table's pre-trained network.
+        backbone_options: options of `backbone` beside its width.
+        shares_lower: the lower part of `backbone` is the table's pre-trained network. A size may
+            freeze it, and train the rest with the head on its maps.
     """
 
     name: str
@@ -30,22 +42,31 @@ class Row:
     head: Mapping[str, Any] = field(default_factory=dict)
     backbone: str = ""
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
-    upper: bool = False
+    shares_lower: bool = False
 
 
 @dataclass(frozen=True)
-class Size:
-    """How large a reproduction is. `minutes` of one seed of all rows and tasks on one CPU core, as
-    estimated from the time of a mini-batch.
+class ExperimentSize:
+    """How large a reproduction is.
 
-    `classes` of digits, at least (a task whose digits differ needs as many); `videos` of the splits
-    train, val, test; `end_to_end`: the share of the training videos that rows which train from
-    frames get. `cnn`: channels of the digit network, `width`: of heads, `trunk`: of the first stage
-    of networks that are trained from frames. `epochs`, perhaps by task; `batch`; `seeds` where the
-    command names none. `task`: options of the task (`pipeline.digits`) that differ from the
-    paper's. `graph`: options of the head rstg or dyreg that differ from the recipe's: what trains
-    on few videos. `frozen`: rows whose `upper` part can be trained alone are, on maps of the
-    pre-trained lower part.
+    Attributes:
+        name: of the size.
+        minutes: one seed of all rows and tasks on one CPU core, estimated from the time of a
+            mini-batch.
+        classes: digit classes, at least; a task whose digits all differ may need more.
+        videos: number of train, val and test videos.
+        cnn: channels of the digit network.
+        width: of heads.
+        trunk: channels of the first stage of networks that are trained from frames.
+        epochs: of every run, or task -> epochs.
+        batch: videos in a mini-batch.
+        seeds: runs per row, where the command names no number.
+        end_to_end: fraction of the training videos for rows that are trained from frames.
+        task: options of the task (`pipeline.digits`) that differ from the paper's.
+        graph: options of the head rstg or dyreg that differ from the recipe's, so that it learns
+            from few videos.
+        frozen: rows that share their lower part with the pre-trained network are trained on its
+            maps.
     """
 
     name: str
@@ -64,234 +85,87 @@ class Size:
     frozen: bool = False
 
     def epochs_of(self, task: str) -> int:
-        """How many epochs a task is trained for."""
+        """Return for how many epochs a task is trained."""
         return self.epochs if isinstance(self.epochs, int) else self.epochs[task]
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One paper's experiment: `tasks` of pipeline.digits, the rows that each is trained with, and
-    sizes, smallest first. `lower`: the backbone, with options beside its width, that is pre-trained
-    on single digits and frozen; rows that are not trained from frames share a cache of its last
-    map.
+    """One paper's experiment.
 
-    When a size is chosen, a minute on a GPU counts as `gpu` minutes of a core: a guess, which
-    nobody has measured.
+    Attributes:
+        name: of the table, on the command line.
+        title: of the written table.
+        tasks: tasks of `pipeline.digits`; each is trained with every row.
+        rows: the rows of the paper's table.
+        sizes: smallest first.
+        lower: the network that is pre-trained on single digits and frozen. Rows that are not
+            trained from frames share a cache of its last map.
+        lower_options: options of `lower` beside its width.
+        gpu: a minute on a GPU counts as so many minutes of a CPU core when a size is chosen. It
+            is a guess that nobody has measured.
     """
 
     name: str
     title: str
     tasks: tuple[str, ...]
-    rows: tuple[Row, ...]
-    sizes: tuple[Size, ...]
+    rows: tuple[PaperRow, ...]
+    sizes: tuple[ExperimentSize, ...]
     lower: str = "digit_cnn"
     lower_options: Mapping[str, Any] = field(default_factory=lambda: {"pixels": "unit"})
     gpu: float = 200.0
 
 
-def _graph(
-    name: str,
-    title: str,
-    scheduler: str,
-    three: float | None,
-    five: float | None,
-    positions: str = "none",
-) -> Row:
-    figures = {
-        task: figure for task, figure in (("sync3", three), ("sync5", five)) if figure is not None
-    }
-    return Row(
-        name, title, "rstg_table1_rstg", figures, {"scheduler": scheduler, "positions": positions}
-    )
+def size_for(
+    table: PaperTable, budget: float, device: str, seeds: int | None = None
+) -> ExperimentSize:
+    """Return the largest size of a table that fits a budget.
 
+    Args:
+        table: the paper's experiment.
+        budget: minutes.
+        device: "cpu" or "cuda".
+        seeds: runs per row; default the size's own number.
 
-RSTG = PaperTable(
-    "rstg",
-    "RSTG (NeurIPS 2019), Table 1",
-    ("sync3", "sync5"),
-    (
-        Row("mean_lstm", "Mean + LSTM", "rstg_table1_mean_lstm", {"sync3": 77.0}),
-        Row("conv_lstm", "Conv + LSTM", "rstg_table1_conv_lstm", {"sync3": 95.0, "sync5": 39.7}),
-        Row("i3d", "I3D", "rstg_table1_i3d", {"sync5": 90.6}, backbone="digit_i3d"),
-        Row("nl", "Non-Local", "rstg_table1_nl", {"sync5": 93.5}, backbone="digit_nl"),
-        _graph("space_only", "RSTG: Space-Only", "space_only", 61.3, None),
-        _graph("time_only", "RSTG: Time-Only", "time_only", 89.7, None),
-        _graph("homogeneous", "RSTG: Homogeneous", "homogeneous", 95.7, 58.3),
-        _graph("one_temporal", "RSTG: 1-temp", "one_temporal", 97.0, 74.1),
-        _graph("all_temporal", "RSTG: All-temp", "all_temporal", 98.9, 94.5),
-        _graph("positional", "RSTG: Positional All-temp", "all_temporal", None, 97.2, "sender"),
-    ),
-    (
-        Size(
-            "tiny",
-            0,
-            3,
-            (24, 12, 12),
-            cnn=4,
-            width=4,
-            trunk=2,
-            epochs=1,
-            batch=12,
-            task={"reach": 30},
-        ),
-        Size(
-            "small",
-            55,
-            3,
-            (20000, 500, 1000),
-            cnn=16,
-            width=24,
-            trunk=4,
-            epochs={"sync3": 4, "sync5": 6},
-            end_to_end=0.1,
-            task={"reach": 30},
-            graph={"iterations": 1, "inner_norm": True},
-        ),
-        Size(
-            "middle",
-            200,
-            5,
-            (20000, 1000, 2000),
-            cnn=32,
-            width=48,
-            trunk=8,
-            epochs=8,
-            end_to_end=0.2,
-            task={"reach": 20},
-            graph={"inner_norm": True},
-        ),
-        Size("large", 900, 10, (60000, 2000, 5000), cnn=64, width=128, trunk=16, epochs=10),
-        Size("paper", 50000, 10, (600000, 10000, 10000), cnn=512, width=512, trunk=64, epochs=5),
-    ),
-)
-
-R18 = {"stages": 3, "grey": True}
-EASY = {
-    "digits": 2,
-    "canvas": 128,
-    "size": 64,
-    "reach": 100,
-    "frames": 4,
-    "none_in": 2,
-}  # do the two move together?
-EAGER = {
-    "variant": "released",
-    "iterations": 1,
-    "anchors": "grid",
-    "start": 1.0,
-}  # gets going on few videos
-
-
-def _dyreg(name: str, title: str, regions: str, figure: float, table: int = 5) -> Row:
-    recipe = "dyreg_table5_multisync" if table == 5 else "dyreg_table6_multisync"
-    return Row(
-        name,
-        title,
-        recipe,
-        {"multisync": figure},
-        {"regions": regions},
-        "resnet18",
-        R18,
-        upper=True,
-    )
-
-
-DYREG = PaperTable(
-    "dyreg",
-    "DyReg-GNN (NeurIPS 2021), Tables 5 and 6",
-    ("multisync",),
-    (
-        _dyreg("r18", "ResNet-18", "none", 52.29, table=6),
-        _dyreg("fixed", "+ GNN, Fixed", "fixed", 78.85),
-        _dyreg("static", "Static", "static", 81.48),
-        _dyreg("semantic", "DyReg-Semantic", "semantic", 82.41, table=6),
-        _dyreg("constant_time", "Ct-Time", "constant_time", 86.77),
-        _dyreg("lite", "DyReg-Lite", "lite", 91.43, table=6),
-        _dyreg("position_only", "Pos-Only", "position_only", 93.41),
-        _dyreg("dyreg", "DyReg", "dynamic", 95.09),
-    ),
-    (
-        Size(
-            "tiny",
-            0,
-            3,
-            (12, 6, 6),
-            cnn=0,
-            width=4,
-            trunk=4,
-            epochs=1,
-            batch=6,
-            task=EASY,
-            graph=EAGER,
-            frozen=True,
-        ),
-        Size(
-            "small",
-            12,
-            3,
-            (8000, 500, 1000),
-            cnn=0,
-            width=32,
-            trunk=16,
-            epochs=3,
-            task=EASY,
-            graph=EAGER,
-            frozen=True,
-        ),
-        Size(
-            "middle",
-            120,
-            3,
-            (6000, 500, 1000),
-            cnn=0,
-            width=32,
-            trunk=16,
-            epochs=8,
-            task={"digits": 3, "reach": 40},
-        ),
-        Size("large", 1500, 5, (20000, 1000, 2000), cnn=0, width=32, trunk=32, epochs=8),
-        Size("paper", 100000, 10, (600000, 10000, 10000), cnn=0, width=32, trunk=64, epochs=5),
-    ),
-    lower="resnet18",
-    lower_options={**R18, "stages": 2},
-)
-
-TABLES = {table.name: table for table in (RSTG, DYREG)}
-
-
-def size_for(table: PaperTable, budget: float, device: str, seeds: int | None = None) -> Size:
-    """The largest size of a table that fits `budget` minutes with so many `seeds` (None: its own),
-    on "cpu" or "cuda". ValueError for a budget below 0."""
+    Raises:
+        ValueError: the budget is below 0.
+    """
     if not budget >= 0:
         raise ValueError(f"budget: expected minutes from 0, got {budget:g}")
     minutes = budget * (table.gpu if device == "cuda" else 1.0)
     return [size for size in table.sizes if size.minutes * (seeds or size.seeds) <= minutes][-1]
 
 
-def recipe_of(row: Row, size: Size, task: str) -> Recipe:
-    """A row's recipe at a size, for a task: its widths, length and batch; Adam on a cosine in place
-    of the papers' plain SGD, whose rates suit trainings of hundreds of thousands of videos."""
+def recipe_of(row: PaperRow, size: ExperimentSize, task: str) -> Recipe:
+    """Return a row's recipe with the widths, epochs and batch of a size.
+
+    Adam with a cosine schedule replaces the papers' plain SGD: its rates suit trainings of
+    hundreds of thousands of videos.
+
+    Args:
+        row: a row of a table.
+        size: a size of the same table.
+        task: a task of the same table.
+    """
     recipe = read_recipe(row.recipe)
     phase = recipe.all_phases[0].name
+    head = recipe.head.name
     options: dict[str, Any] = dict(row.head)
-    if recipe.head.name == "mean_lstm":
+    if head == "mean_lstm":
         options["hidden"] = max(64, size.width)
-    elif recipe.head.name == "conv_lstm":
+    elif head == "conv_lstm":
         options |= {"width": size.width, "hidden": max(64, size.width)}
-    elif recipe.head.name == "rstg":
+    elif head == "rstg":
         options |= {"width": size.width, **size.graph}
-    elif recipe.head.name == "dyreg":
-        options |= {
-            "width": size.width,
-            "offset_width": size.width,
-            "backbone_options": backbone_options(row, size),
-        }
-        options |= size.graph
+    elif head == "dyreg":
+        options |= {"width": size.width, "offset_width": size.width}
+        options |= {"backbone_options": backbone_options(row, size), **size.graph}
+
     training = {
         "epochs": size.epochs_of(task),
         "batch": size.batch,
         "optimiser": "adam",
-        "lr": LR.get(recipe.head.name, 3e-3),
+        "lr": LR_OF_HEAD.get(head, LR),
         "nesterov": False,
         "schedule": "cosine",
         "stop_below": 0.0,
@@ -304,23 +178,225 @@ def recipe_of(row: Row, size: Size, task: str) -> Recipe:
     return read_recipe(row.recipe, settings)
 
 
-# Of Adam, where it is not 0.003: at 0.001 the graphs need twice as many videos, and at 0.003 Conv +
-# LSTM does not leave the level of guessing.
-LR = {"conv_lstm": 1e-3}
+def reads_frames(row: PaperRow, size: ExperimentSize) -> bool:
+    """Return whether a row is trained from frames, rather than on cached maps."""
+    return bool(row.backbone) and not (row.shares_lower and size.frozen)
 
 
-def reads_frames(row: Row, size: Size) -> bool:
-    """Whether a row is trained from frames at a size, rather than on the cached maps of the table's
-    `lower` network.
-    """
-    return bool(row.backbone) and not (row.upper and size.frozen)
-
-
-def lower_width(table: PaperTable, size: Size) -> int:
-    """The width of the table's `lower` network at a size."""
+def lower_width(table: PaperTable, size: ExperimentSize) -> int:
+    """Return the width of a table's pre-trained network."""
     return size.cnn if table.lower == "digit_cnn" else size.trunk
 
 
-def backbone_options(row: Row, size: Size) -> dict[str, Any]:
-    """The options of a row's backbone at a size."""
+def backbone_options(row: PaperRow, size: ExperimentSize) -> dict[str, Any]:
+    """Return the options of a row's backbone."""
     return {**row.backbone_options, "width": size.trunk}
+
+
+# ---- RSTG
+
+
+def _rstg(
+    name: str,
+    title: str,
+    scheduler: str,
+    sync3: float | None,
+    sync5: float | None,
+    positions: str = "none",
+) -> PaperRow:
+    """Return a row with RSTG's graph; `sync3` and `sync5` are the paper's figures."""
+    paper = {}
+    if sync3 is not None:
+        paper["sync3"] = sync3
+    if sync5 is not None:
+        paper["sync5"] = sync5
+    head = {"scheduler": scheduler, "positions": positions}
+    return PaperRow(name, title, "rstg_table1_rstg", paper, head)
+
+
+RSTG_ROWS = (
+    PaperRow("mean_lstm", "Mean + LSTM", "rstg_table1_mean_lstm", {"sync3": 77.0}),
+    PaperRow("conv_lstm", "Conv + LSTM", "rstg_table1_conv_lstm", {"sync3": 95.0, "sync5": 39.7}),
+    PaperRow("i3d", "I3D", "rstg_table1_i3d", {"sync5": 90.6}, backbone="digit_i3d"),
+    PaperRow("nl", "Non-Local", "rstg_table1_nl", {"sync5": 93.5}, backbone="digit_nl"),
+    _rstg("space_only", "RSTG: Space-Only", "space_only", 61.3, None),
+    _rstg("time_only", "RSTG: Time-Only", "time_only", 89.7, None),
+    _rstg("homogeneous", "RSTG: Homogeneous", "homogeneous", 95.7, 58.3),
+    _rstg("one_temporal", "RSTG: 1-temp", "one_temporal", 97.0, 74.1),
+    _rstg("all_temporal", "RSTG: All-temp", "all_temporal", 98.9, 94.5),
+    _rstg("positional", "RSTG: Positional All-temp", "all_temporal", None, 97.2, "sender"),
+)
+RSTG_SIZES = (
+    ExperimentSize(
+        name="tiny",
+        minutes=0,
+        classes=3,
+        videos=(24, 12, 12),
+        cnn=4,
+        width=4,
+        trunk=2,
+        epochs=1,
+        batch=12,
+        task={"reach": 30},
+    ),
+    ExperimentSize(
+        name="small",
+        minutes=55,
+        classes=3,
+        videos=(20000, 500, 1000),
+        cnn=16,
+        width=24,
+        trunk=4,
+        epochs={"sync3": 4, "sync5": 6},
+        end_to_end=0.1,
+        task={"reach": 30},
+        graph={"iterations": 1, "inner_norm": True},
+    ),
+    ExperimentSize(
+        name="middle",
+        minutes=200,
+        classes=5,
+        videos=(20000, 1000, 2000),
+        cnn=32,
+        width=48,
+        trunk=8,
+        epochs=8,
+        end_to_end=0.2,
+        task={"reach": 20},
+        graph={"inner_norm": True},
+    ),
+    ExperimentSize(
+        name="large",
+        minutes=900,
+        classes=10,
+        videos=(60000, 2000, 5000),
+        cnn=64,
+        width=128,
+        trunk=16,
+        epochs=10,
+    ),
+    ExperimentSize(
+        name="paper",
+        minutes=50000,
+        classes=10,
+        videos=(600000, 10000, 10000),
+        cnn=512,
+        width=512,
+        trunk=64,
+        epochs=5,
+    ),
+)
+RSTG = PaperTable("rstg", "RSTG (NeurIPS 2019), Table 1", ("sync3", "sync5"), RSTG_ROWS, RSTG_SIZES)
+
+
+# ---- DyReg-GNN
+
+RESNET18 = {"stages": 3, "grey": True}
+# Two digits that do or do not move together: an easy question.
+EASY_TASK = {
+    "digits": 2,
+    "canvas": 128,
+    "size": 64,
+    "reach": 100,
+    "frames": 4,
+    "none_in": 2,
+}
+# A graph that learns from few videos.
+EAGER_GRAPH = {"variant": "released", "iterations": 1, "anchors": "grid", "start": 1.0}
+
+
+def _dyreg(name: str, title: str, regions: str, figure: float, table: int = 5) -> PaperRow:
+    """Return a row of DyReg-GNN's Table 5 or 6; `figure` is the paper's."""
+    return PaperRow(
+        name,
+        title,
+        recipe=f"dyreg_table{table}_multisync",
+        paper={"multisync": figure},
+        head={"regions": regions},
+        backbone="resnet18",
+        backbone_options=RESNET18,
+        shares_lower=True,
+    )
+
+
+DYREG_ROWS = (
+    _dyreg("r18", "ResNet-18", "none", 52.29, table=6),
+    _dyreg("fixed", "+ GNN, Fixed", "fixed", 78.85),
+    _dyreg("static", "Static", "static", 81.48),
+    _dyreg("semantic", "DyReg-Semantic", "semantic", 82.41, table=6),
+    _dyreg("constant_time", "Ct-Time", "constant_time", 86.77),
+    _dyreg("lite", "DyReg-Lite", "lite", 91.43, table=6),
+    _dyreg("position_only", "Pos-Only", "position_only", 93.41),
+    _dyreg("dyreg", "DyReg", "dynamic", 95.09),
+)
+DYREG_SIZES = (
+    ExperimentSize(
+        name="tiny",
+        minutes=0,
+        classes=3,
+        videos=(12, 6, 6),
+        cnn=0,
+        width=4,
+        trunk=4,
+        epochs=1,
+        batch=6,
+        task=EASY_TASK,
+        graph=EAGER_GRAPH,
+        frozen=True,
+    ),
+    ExperimentSize(
+        name="small",
+        minutes=12,
+        classes=3,
+        videos=(8000, 500, 1000),
+        cnn=0,
+        width=32,
+        trunk=16,
+        epochs=3,
+        task=EASY_TASK,
+        graph=EAGER_GRAPH,
+        frozen=True,
+    ),
+    ExperimentSize(
+        name="middle",
+        minutes=120,
+        classes=3,
+        videos=(6000, 500, 1000),
+        cnn=0,
+        width=32,
+        trunk=16,
+        epochs=8,
+        task={"digits": 3, "reach": 40},
+    ),
+    ExperimentSize(
+        name="large",
+        minutes=1500,
+        classes=5,
+        videos=(20000, 1000, 2000),
+        cnn=0,
+        width=32,
+        trunk=32,
+        epochs=8,
+    ),
+    ExperimentSize(
+        name="paper",
+        minutes=100000,
+        classes=10,
+        videos=(600000, 10000, 10000),
+        cnn=0,
+        width=32,
+        trunk=64,
+        epochs=5,
+    ),
+)
+DYREG = PaperTable(
+    "dyreg",
+    "DyReg-GNN (NeurIPS 2021), Tables 5 and 6",
+    ("multisync",),
+    DYREG_ROWS,
+    DYREG_SIZES,
+    lower="resnet18",
+    lower_options={**RESNET18, "stages": 2},
+)
+
+TABLES = {table.name: table for table in (RSTG, DYREG)}

@@ -43,8 +43,8 @@ from pipeline.files.regular_files import read_small_text
 from pipeline.plugins import mentioned_in, note_paths
 from pipeline.text.printable import write_table
 
-# Keys of run.json that `require_same_run` does not compare one by one. Manifests have a message of
-# their own. The path of a plug-in's file makes no other run: its name has its checksum.
+# Manifests are compared by their labels. A plug-in is compared by its name, which has the checksum
+# of its file: where the file lies does not matter.
 NOT_COMPARED = ("manifest", "plugins")
 
 
@@ -124,16 +124,18 @@ def read_json(path: Path, shape: Any = None) -> dict[str, Any]:
 
 
 def with_plugins(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Add to a run's description where the plug-in files that it names lie.
+    """Add to a run's description where the files of its plug-ins are.
 
     Args:
-        about: what the run records about itself.
+        about: the description.
 
     Returns:
-        The description, with checksum -> path under "plugins" if it names any plug-in file.
+        A copy with the key "plugins" (checksum -> path); without plug-ins nothing is added.
     """
     plugins = mentioned_in(about)
-    return {**about, "plugins": plugins} if plugins else dict(about)
+    if not plugins:
+        return dict(about)
+    return {**about, "plugins": plugins}
 
 
 def versions() -> dict[str, str]:

@@ -216,7 +216,6 @@ class _TrainGroup:
 
     def __getstate__(self) -> dict[str, Any]:
         state = {key: value for key, value in vars(self).items() if key != "watched"}
-        # The process that trains must know the plug-in files that were given to this one.
         return {**state, "plugins": given_files()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -237,10 +236,12 @@ class _TrainGroup:
         from pipeline.cache.reader import Cache
 
         keep_freed_memory()
+        # In another process, the plug-ins that this study was given may be executed, too.
         try:
             take_over(vars(self).get("plugins", {}))
         except ValueError as error:
             return error
+
         # No member may make the study's folder anew after it was moved.
         if self.folder is not None:
             self.watched.check()

@@ -34,6 +34,7 @@ from heads.interface.clips import Clips
 from heads.papers.dyreg.distillation import Teachers
 from heads.runs import run_files
 from heads.runs.manifest_record import warn_if_seen
+from heads.runs.run_files import with_plugins
 from heads.runs.run_writer import RunWriter, epoch_line
 from heads.runs.start_weights import checkpoint_of, default_checkpoint, take_weights
 from heads.training.head_builder import HeadBuilder
@@ -124,7 +125,7 @@ class TrainingRun:
         }
         if self.member.start is not None:
             about["start"] = str(self.member.start)
-        return run_files.with_plugins(about)
+        return with_plugins(about)
 
     def finished(self) -> Result | None:
         """Read the result of this run from its folder, if it is finished there.

@@ -1,11 +1,14 @@
-"""One operation of GOS on top of the backbone (CVPR 2020, Table 2): what the files gos_feat_aggr,
-gos_diff_prop, ... build.
+"""One operation of GOS on top of the backbone (CVPR 2020, Table 2).
 
-    o(x)                                                        [B,T,N,C]
-    heads/papers/gos/operations.py; x and y: heads/papers/gos/operation_inputs.py
-    logits = K [ mean over valid nodes of o(x) ; mean of y ] + k    [B,K]
+The files gos_feat_aggr, gos_diff_prop, gos_temp_conv, gos_back_incor and gos_node_att build it.
 
-Differs from the paper: as the files that build it say.
+    z = o(x)                                                        [B,T,N,C]
+    logits = K [ mean over valid nodes of z ; mean of y ] + k       [B,K]
+
+The operations o are in heads/papers/gos/operations.py, x and y in
+heads/papers/gos/operation_inputs.py.
+
+Differs from the paper: as those files say.
 """
 
 from typing import Any
@@ -29,7 +32,15 @@ from heads.papers.gos.operations import new_operation
 
 
 class SingleOperation(nn.Module):
-    """An operation between the stem and a classifier of `classes`; see the top of this file."""
+    """An operation between the stem and a classifier.
+
+    Args:
+        stem: makes the nodes and what the operation reads.
+        operation: the operation.
+        width: C of the nodes.
+        classes: K.
+        dropout: before the classifier.
+    """
 
     def __init__(
         self, stem: NodeStem, operation: Operation, width: int, classes: int, dropout: float
@@ -41,13 +52,22 @@ class SingleOperation(nn.Module):
         self.needs, self.uses = stem.needs, stem.uses
 
     def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
-        """Clips with `needs` -> logits [B,K]; maps: attention, as the operation has it
-        (heads/papers/gos/operations.py).
+        """Classify a batch.
+
+        Args:
+            clips: the fields of `needs`.
+            want_maps: whether to return the operation's `attention`.
+
+        Returns:
+            logits [B,K].
         """
-        x, scene, mean, _ = self.stem(clips)
-        pooled = masked_mean(self.operation(x, scene), scene.valid)
+        x, inputs, mean, _ = self.stem(clips)
+        pooled = masked_mean(self.operation(x, inputs), inputs.valid)
         logits = self.fc(self.drop(torch.cat([pooled, mean], 1)))
-        maps = {"attention": self.operation.attention(x, scene).detach()} if want_maps else {}
+
+        maps = {}
+        if want_maps:
+            maps["attention"] = self.operation.attention(x, inputs).detach()
         return HeadOutput(logits, maps=maps)
 
 
@@ -65,24 +85,44 @@ def single_operation(
     regions: str,
     dropout: float,
 ) -> SingleOperation:
-    """The head gos_OPERATION for views of `dims`.
+    """Build the head gos_OPERATION.
 
-    `decided`: `roi` of the stem and the options of the operation that `variant` decides where they
-    are ""; `chosen`: its other options, by their names in `OperationChoices`. The rest is the stem's
-    (heads/papers/gos/operation_inputs.py) and the classifier's.
+    Args:
+        head: its name, which names the operation too.
+        dims: the sizes of the cached views.
+        num_classes: K.
+        variant: "paper" or "released".
+        decided: options that the variant decides where they are "": `roi` and those of the
+            operation.
+        chosen: the operation's other options, by their names in `OperationChoices`.
+        cut: the map.
+        width: C.
+        roi_size: bins per side of RoIAlign.
+        regions: "map" or "nodes".
+        dropout: before the classifier.
+
+    Returns:
+        The head with fresh weights.
+
+    Raises:
+        ValueError: a value that an option cannot have.
+        MissingFields: the cache lacks what the head needs.
     """
     one_of(head, "regions", regions, REGIONS)
     at_least(head, 1, width=width, roi_size=roi_size)
     decided = resolve(head, VARIANTS, variant, decided, FURTHER)
     roi = decided.pop("roi")
     choices = OperationChoices(head, **decided, **chosen)
-    dims.require(
-        head,
-        *((cut, "boxes", "valid") if regions == "map" else ("pooled", "nodes", "boxes", "valid")),
-    )
-    cells = dims.maps[cut][1] * dims.maps[cut][2] if regions == "map" else 0
-    operation = new_operation(
-        head.removeprefix("gos_"), OperationSizes(width, dims.T, dims.N, cells), choices
-    )
+
+    cells = 0
+    if regions == "map":
+        dims.require(head, cut, "boxes", "valid")
+        _, h, w = dims.maps[cut]
+        cells = h * w
+    else:
+        dims.require(head, "pooled", "nodes", "boxes", "valid")
+
+    sizes = OperationSizes(width, dims.T, dims.N, cells)
+    operation = new_operation(head.removeprefix("gos_"), sizes, choices)
     stem = NodeStem(dims, cut, width, roi, roi_size, regions, operation.reads)
     return SingleOperation(stem, operation, width, num_classes, dropout)

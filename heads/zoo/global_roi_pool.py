@@ -1,11 +1,10 @@
-"""Global pooling beside pooling over regions: the two halves of STRG's classifier without any
-graph.
+"""Global pooling and pooling over regions: the two halves of STRG's classifier, without a graph.
 
-y = W [drop(mean_t p_t) ; mean of x_i over the valid nodes] + b, with p [B,T,C] (`pooled`), x
-[B,T,N,C] (`nodes`) -> logits [B,K].
+    y = W [drop(mean_t p_t) ; mean of x_i over the valid nodes] + b       [B,K]
 
-STRG (ECCV 2018), Table 2a, "Proposal + AvgPool". Global half first, dropout on it alone, as in
-`strg`. No release differs from that: both variants are the paper.
+p [B,T,C] is `pooled`, x [B,T,N,C] is `nodes`. It is STRG's row "Proposal + AvgPool" (ECCV 2018,
+Table 2a). As in `strg`, the global half comes first and dropout is on it alone. No release differs
+from that: both variants are the paper.
 
 Differs from the paper: the backbone is frozen, so this is the classifier's part of that row.
 """
@@ -19,6 +18,8 @@ from heads.interface.variants import SAME, one_of
 
 
 class GlobalRoiPool(nn.Module):
+    """A linear layer on the mean of `pooled` and the mean of the valid nodes."""
+
     needs = ("pooled", "nodes", "valid")
     uses = ()
 
@@ -28,18 +29,37 @@ class GlobalRoiPool(nn.Module):
         self.fc = nn.Linear(2 * channels, num_classes)
 
     def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
-        """pooled [B,T,C], nodes [B,T,N,C], valid [B,T,N] -> logits [B,K]; no maps."""
+        """Classify a batch.
+
+        Args:
+            clips: pooled [B,T,C], nodes [B,T,N,C] and valid [B,T,N].
+            want_maps: ignored, there are no maps.
+
+        Returns:
+            logits [B,K].
+        """
+        view = self.drop(clips.get("pooled").mean(1))  # [B,C]
         regions = masked_mean(clips.get("nodes"), clips.get("valid"))  # [B,C]
-        return HeadOutput(
-            self.fc(torch.cat([self.drop(clips.get("pooled").mean(1)), regions], dim=1))
-        )
+        return HeadOutput(self.fc(torch.cat([view, regions], dim=1)))
 
 
 def build(
     dims: Dims, num_classes: int, *, variant: str = "paper", dropout: float = 0.3
 ) -> GlobalRoiPool:
-    """`variant`: "paper" or "released", which are the same here. `dropout`: on the global half
-    (STRG's 0.3).
+    """Build the head: STRG, Table 2a, "Proposal + AvgPool".
+
+    Args:
+        dims: the sizes of the cached views.
+        num_classes: K.
+        variant: "paper" or "released", which are the same here.
+        dropout: on the global half (STRG's 0.3).
+
+    Returns:
+        The head with fresh weights.
+
+    Raises:
+        ValueError: unknown variant.
+        MissingFields: the cache lacks `pooled`, `nodes` or `valid`.
     """
     one_of("global_roi_pool", "variant", variant, SAME)
     dims.require("global_roi_pool", "pooled", "nodes", "valid")

@@ -1,31 +1,37 @@
 """GOS: Li et al., Adaptive Interaction Modeling via Graph Operations Search, CVPR 2020.
 
-    V = LeakyReLU(R res5 + r), nodes x = mean RoIAlign of V at every box, y = V's cells
-    heads/papers/gos/operation_inputs.py
-    s_0 = x,  s_j = sum_(i<j) sum_o w^ij_o o(s_i)        [B,T,N,C]    eq. (1), (10); operations o:
-              heads/papers/gos/operations.py
-    w^ij = softmax_o(alpha^ij)                           [B,E,O]      search: all operations, mixed;
-    E = S (S+1) / 2 edges
-    w^ij = 1[alpha^ij_o = max]                                        discrete, eq. (11): only the
-    chosen ones are computed
-    alpha = A g + a                                      [B,E,O]      eq. (12), g the mean of the
-    map: a structure per video
-    L = L_ce + 0.1 var_o(sum_ij alpha^ij_o)                           eq. (13),
-    `losses["diversity"]`
-    logits = K [ mean over valid nodes of (s_1, .., s_S) ] + k        [B,K]
+    s_0 = x,  s_j = sum_(i<j) sum_o w^ij_o o(s_i)             [B,T,N,C]   eq. (1), (10)
+    search:   w^ij = softmax_o(alpha^ij)                      [B,E,O]     all operations, mixed
+    discrete: w^ij = 1[alpha^ij_o = max]                      [B,E,O]     eq. (11)
+    alpha = A g + a                                           [B,E,O]     eq. (12)
+    L = L_ce + 0.1 var_o(sum_ij alpha^ij_o)                               eq. (13)
+    logits = K [ mean over valid nodes of (s_1, .., s_S) ] + k            [B,K]
 
-Edges are ordered (0,1), (0,2), (1,2), (0,3), (1,3), (2,3), `head.edges`. `maps["structure"]`
-[B,cells,E] is the heaviest operation of each edge, a number in `head.space`; `maps["weights"]`
-[B,cells,E,O] the softmax; `maps["node_attention"]` [B,cells,E,T,N] what node_att, in that
-operation, gives each node (NaN where it has none). heads/papers/gos/affinity.py has the table of
-what `variant` decides.
+Nodes x and what the operations o read come from the stem in heads/papers/gos/operation_inputs.py.
+The operations are in heads/papers/gos/operations.py, the cell is in heads/papers/gos/cell.py. There
+are E = S (S+1) / 2 edges; g is the mean of the map, so that every video has a structure of its own.
+In discrete mode only the chosen operations are computed. The second term of L is
+`losses["diversity"]`.
 
-Parameters of the released variant at 2048 -> 256, 3 supernodes, 174 classes, with whole matrices U,
-as the paper counts: six edges of 740 350, reducer 524 544, alpha 7 710, classifier 178 350,
-together 5 152 704; with the backbone's 32.1 M they are the paper's 37.3 M. The full temporal
-kernels of the paper variant make the head 7 508 142. The paper's 138.4 GMACs count the n x n
-differences of diff_prop as 10.1 G; linear layers and convolutions of the released variant are 0.76
-G here, 128.3 in all.
+Edges are ordered (0,1), (0,2), (1,2), (0,3), (1,3), (2,3), `head.edges`. The maps are
+- "structure" [B,cells,E], the heaviest operation of each edge, a number in `head.space`;
+- "weights" [B,cells,E,O], the softmax;
+- "node_attention" [B,cells,E,T,N], what node_att in that operation gives each node, NaN where the
+  operation has no node_att.
+
+heads/papers/gos/affinity.py has the table of what `variant` decides.
+
+Parameters of the released variant at 2048 -> 256, 3 supernodes, 174 classes:
+
+    six edges of 740 350, with whole matrices U as the paper counts   4 442 100
+    reducer                                                             524 544
+    alpha                                                                 7 710
+    classifier                                                          178 350
+    together                                                          5 152 704
+
+With the backbone's 32.1 M they are the paper's 37.3 M. The full temporal kernels of the paper
+variant make the head 7 508 142. The paper's 138.4 GMACs count the n x n differences of diff_prop as
+10.1 G. Linear layers and convolutions of the released variant are 0.76 G here, 128.3 in all.
 
 Differs from the paper:
 - padded boxes are masked everywhere;
@@ -34,12 +40,12 @@ Differs from the paper:
 - the released evaluation, which crashes, and its boxes mirrored in y are not reproduced;
 - the mean over nodes is taken before the supernodes are concatenated, which is the same.
 
-Not stated in the paper, and chosen: between two cells, s_0 = LeakyReLU(linear layer of (s_1, ..,
-s_S)); the variance is the unbiased one; `structures="shared_test"` averages alpha over the training
-views with a decay of 0.99.
+Not stated in the paper, and chosen:
+- between two cells, s_0 = LeakyReLU(linear layer of (s_1, .., s_S));
+- the variance is the unbiased one;
+- `structures="shared_test"` averages alpha over the training views with a decay of 0.99.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,148 +58,25 @@ from heads.interface.clips import Clips, Dims, HeadOutput
 from heads.interface.masked_layers import masked_mean
 from heads.interface.variants import at_least, one_of, resolve
 from heads.papers.gos.affinity import FURTHER, VARIANTS, OperationChoices, OperationSizes, linear
-from heads.papers.gos.operation_inputs import NodeStem, OperationInputs
-from heads.papers.gos.operations import SPACES, new_operation, node_weights
-
-STRUCTURES = ("adaptive", "shared", "shared_test")
-DECAY = 0.99  # of the mean structure that "shared_test" evaluates with
-
-
-def edges_of(supernodes: int) -> tuple[tuple[int, int], ...]:
-    """(i, j) of every superedge, i < j, grouped by where they end."""
-    return tuple((i, j) for j in range(1, supernodes + 1) for i in range(j))
-
-
-class Cell(nn.Module):
-    """`supernodes` states after s_0, every superedge with its own operations of `space`."""
-
-    def __init__(
-        self,
-        space: Sequence[str],
-        supernodes: int,
-        sizes: OperationSizes,
-        choices: OperationChoices,
-    ):
-        super().__init__()
-        self.space, self.supernodes = tuple(space), supernodes
-        self.edges = nn.ModuleList(
-            nn.ModuleDict({name: new_operation(name, sizes, choices) for name in space})
-            for _ in edges_of(supernodes)
-        )
-
-    def forward(
-        self, x: Tensor, scene: OperationInputs, weights: Tensor, discrete: bool
-    ) -> list[Tensor]:
-        """x [B,T,N,C], weights [B,E,O] -> s_1 .. s_S, each [B,T,N,C]; `discrete`: each edge's
-        heaviest operation alone.
-        """
-        states = [x] + [torch.zeros_like(x)] * self.supernodes
-        for (i, j), operations, w in zip(
-            edges_of(self.supernodes), self.edges, weights.unbind(1), strict=True
-        ):
-            part = self._chosen if discrete else self._mixed
-            states[j] = states[j] + part(operations, states[i], scene, w)
-        return states[1:]
-
-    def node_attention(
-        self, states: list[Tensor], scene: OperationInputs, weights: Tensor
-    ) -> Tensor:
-        """[B,E,T,N] from all states s_0 .. s_S: the weights of node_att in each edge's heaviest
-        operation, NaN without.
-        """
-        found = []
-        for (i, _), operations, w in zip(
-            edges_of(self.supernodes), self.edges, weights.unbind(1), strict=True
-        ):
-            choice, seen = w.argmax(-1), torch.full_like(states[i][..., 0], math.nan)
-            for o in choice.unique().tolist():
-                rows = (choice == o).nonzero()[:, 0]
-                attended = node_weights(
-                    operations[self.space[o]], states[i][rows], scene.take(rows)
-                )
-                if attended is not None:
-                    seen[rows] = attended.to(seen.dtype)
-            found.append(seen)
-        return torch.stack(found, 1)
-
-    def _mixed(
-        self, operations: nn.ModuleDict, x: Tensor, scene: OperationInputs, w: Tensor
-    ) -> Tensor:
-        """sum_o w_o o(x), eq. (10): w [B,O]; `none` adds nothing."""
-        total = torch.zeros_like(x)
-        for o, name in enumerate(self.space):
-            if name != "none":
-                total = total + w[:, o, None, None, None] * operations[name](x, scene)
-        return total
-
-    def _chosen(
-        self, operations: nn.ModuleDict, x: Tensor, scene: OperationInputs, w: Tensor
-    ) -> Tensor:
-        """o*(x) of every view, o* its heaviest operation, eq. (11); views that chose alike are
-        computed together.
-        """
-        choice = w.argmax(-1)
-        total = torch.zeros_like(x)
-        for o in choice.unique().tolist():
-            rows = (choice == o).nonzero()[:, 0]
-            operation = operations[self.space[o]]
-            if len(rows) == len(x):
-                return operation(x, scene)
-            if self.space[o] != "none":
-                total = total.index_add(
-                    0, rows, operation(x[rows], scene.take(rows)).to(total.dtype)
-                )
-        return total
-
-
-class Structure(nn.Module):
-    """alpha [B,cells,E,O] (eq. 12) from g [B,inputs]; weights start at 0: the same structure for
-    every view at first.
-
-    `form`: "adaptive"; "shared", one learned structure for all videos; "shared_test", adaptive in
-    training and its mean in evaluation.
-    """
-
-    def __init__(self, inputs: int, shape: tuple[int, int, int], form: str):
-        super().__init__()
-        self.form = form
-        self.register_buffer(
-            "shape", torch.tensor(shape)
-        )  # saved: cells, edges and operations of a run's structure
-        self.sizes = shape
-        outputs = math.prod(shape)
-        if form == "shared":
-            self.alpha = nn.Parameter(torch.empty(outputs).uniform_(-(inputs**-0.5), inputs**-0.5))
-        else:
-            self.alpha = nn.Linear(
-                inputs, outputs
-            )  # its bias stays torch's U(-1/sqrt(inputs), 1/sqrt(inputs))
-            nn.init.zeros_(self.alpha.weight)
-        if form == "shared_test":
-            self.register_buffer("mean", self.alpha.bias.detach().clone())
-
-    def forward(self, g: Tensor) -> Tensor:
-        if self.form == "shared":
-            alpha = self.alpha.expand(len(g), -1)
-        else:
-            alpha = self.alpha(g).float() if g.dtype != torch.float64 else self.alpha(g)
-        if self.form == "shared_test":
-            if self.training and self.alpha.bias.requires_grad:
-                self.mean.lerp_(alpha.detach().mean(0).to(self.mean.dtype), 1 - DECAY)
-            else:
-                alpha = self.mean.expand_as(alpha)
-        return alpha.unflatten(1, self.sizes)
-
-
-def diversity_of(alpha: Tensor) -> Tensor:
-    """L_var, eq. (13): values [B,cells,E,O], summed over the edges; their variance over the
-    operations, mean over the views.
-    """
-    return alpha.sum((1, 2)).var(-1).mean()
+from heads.papers.gos.cell import STRUCTURES, Cell, Structure, diversity_of, edges_of
+from heads.papers.gos.operation_inputs import NodeStem
+from heads.papers.gos.operations import SPACES
 
 
 class GOS(nn.Module):
-    """The searched head; see the top of this file."""
+    """The searched head; see the top of this file.
+
+    Args:
+        stem: makes the nodes and what the operations read.
+        cells: the cells, one after another.
+        structure: makes alpha.
+        width: C.
+        num_classes: K.
+        options: `classifier`, `alpha_input` and `diversity_on`.
+        mode: "search" or "discrete".
+        diversity: the factor of L_var.
+        dropout: before the classifier.
+    """
 
     def __init__(
         self,
@@ -221,26 +104,37 @@ class GOS(nn.Module):
         self.needs, self.uses = stem.needs, stem.uses
 
     def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
-        """Clips with `needs` -> logits [B,K]; losses: diversity, while alpha is learned; maps:
-        structure, weights, node_attention."""
-        x, scene, mean, g = self.stem(clips)
+        """Classify a batch.
+
+        Args:
+            clips: the fields of `needs`.
+            want_maps: whether to return the maps "structure", "weights" and "node_attention".
+
+        Returns:
+            logits [B,K]; the loss "diversity" while alpha is learned; "structure" is stored.
+        """
+        x, inputs, mean, g = self.stem(clips)
         alpha = self.structure(g if self.alpha_input == "backbone" else mean)
         weights, states, attention = alpha.softmax(-1), [x], []
         for k, cell in enumerate(self.cells):
-            if k:
-                x = F.leaky_relu(self.joins[k - 1](torch.cat(states, -1)), 0.01).to(x.dtype)
-            states = cell(x, scene, weights[:, k], self.discrete)
+            if k > 0:
+                joined = self.joins[k - 1](torch.cat(states, -1))
+                x = F.leaky_relu(joined, 0.01).to(x.dtype)
+            states = cell(x, inputs, weights[:, k], self.discrete)
             if want_maps:
-                attention.append(cell.node_attention([x, *states], scene, weights[:, k]).detach())
-        pooled = [masked_mean(s, scene.valid) for s in states] + (
-            [mean] if self.with_global else []
-        )
+                part = cell.node_attention([x, *states], inputs, weights[:, k])
+                attention.append(part.detach())
+
+        pooled = [masked_mean(state, inputs.valid) for state in states]
+        if self.with_global:
+            pooled.append(mean)
         logits = self.fc(self.drop(torch.cat(pooled, 1)))
+
+        # A fixed structure gets no gradient from its loss.
         losses = {}
         if self.searching:
-            losses["diversity"] = self.diversity * diversity_of(
-                alpha if self.diversity_on == "raw" else weights
-            )
+            diversity = diversity_of(alpha if self.diversity_on == "raw" else weights)
+            losses["diversity"] = self.diversity * diversity
         maps = {}
         if want_maps:
             maps = {
@@ -284,106 +178,135 @@ def build(
     alpha_input: str = "",
     diversity_on: str = "",
 ) -> GOS:
-    """GOS for views of `dims`.
+    """Build GOS: Li et al., CVPR 2020, sec. 3.
 
-    `variant`: "paper" or "released"; it decides every option that is "": `affinity`, `kernel`,
-    `padding`, `nearest`, `attention`, `background`, `roi`, `classifier`, `alpha_input`,
-    `diversity_on` (table in heads/papers/gos/affinity.py). `supernodes` of a cell after s_0,
-    `cells` stacked. `space`: "fixed" (none, skip and the three combinations) or "original" (none,
-    skip and the five operations). `structures`: "adaptive", a structure per video; "shared", one
-    for all; "shared_test", adaptive in training, their mean in evaluation. `mode`: "search" mixes
-    all operations; "discrete" computes the chosen ones, and alpha is fixed. `transfer`: the
-    checkpoint of another GOS run, whose structure weights are taken and fixed (with alpha_input
-    "reduced" they also depend on the reduction, which is not taken). `neighbours`: "live", from the
-    current features, or "cached", from stage two's `nearest` and `similar` (approximate).
-    `diversity`: factor of L_var. `cut`: the map; `width`: C; `roi_size`: bins per side; `taps` of
-    temp_conv. Not stated in the paper: `dropout` before the classifier (the release has none),
-    `skip_dropout` of the operation skip, `top`, M of node_att, `scale`, the factor 5 before each
-    softmax, `normalise`, whether affinities see x/|x|.
+    Args:
+        dims: the sizes of the cached views.
+        num_classes: K.
+        variant: "paper" or "released"; it decides every option that is "".
+        supernodes: S, states of a cell after s_0.
+        cells: how many cells are stacked.
+        space: "fixed" (none, skip and the three combinations) or "original" (none, skip and the
+            five operations).
+        structures: "adaptive", a structure per video; "shared", one for all; "shared_test",
+            adaptive in training and their mean in evaluation (Table 1).
+        mode: "search" mixes all operations; "discrete" computes the chosen ones and fixes alpha.
+        transfer: the checkpoint of another GOS run, whose structure weights are taken and fixed
+            (supplement, Table 6). With alpha_input "reduced" they also depend on the reduction,
+            which is not taken.
+        neighbours: "live", from the current features, or "cached": stage two's `nearest` and
+            `similar`, which is approximate.
+        diversity: the factor of L_var, eq. (13).
+        dropout: before the classifier; the release has none. Not stated in the paper.
+        skip_dropout: of the operation skip. Not stated in the paper.
+        cut: the map [B,T,C,h,w].
+        width: C of the nodes.
+        roi_size: bins per side of RoIAlign.
+        top: M of node_att. Not stated in the paper.
+        taps: the length of temp_conv's kernel in steps.
+        scale: the factor before a softmax of affinities. Not stated in the paper.
+        normalise: whether affinities see x/|x|. Not stated in the paper.
+        affinity, kernel, padding, nearest, attention, background, roi, classifier, alpha_input,
+            diversity_on: see the table in heads/papers/gos/affinity.py; "" is the variant's.
+
+    Returns:
+        The head with fresh weights.
+
+    Raises:
+        ValueError: a value that an option cannot have, or a checkpoint that does not fit.
+        MissingFields: the cache lacks the map or the boxes.
     """
-    options = resolve(
-        "gos",
-        VARIANTS,
-        variant,
-        {
-            "affinity": affinity,
-            "kernel": kernel,
-            "padding": padding,
-            "nearest": nearest,
-            "attention": attention,
-            "background": background,
-            "roi": roi,
-            "classifier": classifier,
-            "alpha_input": alpha_input,
-            "diversity_on": diversity_on,
-        },
-        FURTHER,
-    )
+    given = {
+        "affinity": affinity,
+        "kernel": kernel,
+        "padding": padding,
+        "nearest": nearest,
+        "attention": attention,
+        "background": background,
+        "roi": roi,
+        "classifier": classifier,
+        "alpha_input": alpha_input,
+        "diversity_on": diversity_on,
+    }
+    options = resolve("gos", VARIANTS, variant, given, FURTHER)
     one_of("gos", "space", space, SPACES)
     one_of("gos", "structures", structures, STRUCTURES)
     one_of("gos", "mode", mode, ("search", "discrete"))
     at_least("gos", 1, supernodes=supernodes, cells=cells, width=width, roi_size=roi_size)
     dims.require("gos", cut, "boxes", "valid")
-    operation = {
-        name: options[name]
-        for name in ("affinity", "kernel", "padding", "nearest", "attention", "background")
-    }
+
     choices = OperationChoices(
         "gos",
+        affinity=options["affinity"],
+        kernel=options["kernel"],
+        padding=options["padding"],
+        nearest=options["nearest"],
+        attention=options["attention"],
+        background=options["background"],
         neighbours=neighbours,
         scale=scale,
         normalise=normalise,
         top=top,
         taps=taps,
         skip_dropout=skip_dropout,
-        **operation,
     )
-    channels, height, breadth = dims.maps[cut]
-    sizes = OperationSizes(width, dims.T, dims.N, height * breadth)
-    made = [Cell(SPACES[space], supernodes, sizes, choices) for _ in range(cells)]
-    reads = tuple(
-        sorted(
-            {name for operations in made[0].edges for o in operations.values() for name in o.reads}
-        )
-    )
-    stem = NodeStem(dims, cut, width, options["roi"], roi_size, "map", reads)
+    channels, h, w = dims.maps[cut]
+    sizes = OperationSizes(width, dims.T, dims.N, h * w)
+    built = [Cell(SPACES[space], supernodes, sizes, choices) for _ in range(cells)]
+
+    # All edges have the same operations, so that those of one cell say what is read.
+    reads = set()
+    for operations in built[0].edges:
+        for operation in operations.values():
+            reads.update(operation.reads)
+    stem = NodeStem(dims, cut, width, options["roi"], roi_size, "map", tuple(sorted(reads)))
+
     inputs = channels if options["alpha_input"] == "backbone" else width
-    structure = Structure(
-        inputs, (cells, len(edges_of(supernodes)), len(SPACES[space])), structures
-    )
+    shape = (cells, len(edges_of(supernodes)), len(SPACES[space]))
+    structure = Structure(inputs, shape, structures)
     if transfer:
         load_structure(structure, Path(transfer))
+    # A structure that is given, or no longer searched, stays as it is.
     structure.requires_grad_(mode == "search" and not transfer)
-    return GOS(stem, made, structure, width, num_classes, options, mode, diversity, dropout)
+    return GOS(stem, built, structure, width, num_classes, options, mode, diversity, dropout)
 
 
 def load_structure(structure: Structure, path: Path) -> None:
-    """Takes the structure weights of the run whose checkpoint is `path`; ValueError unless they
-    have the same form and size.
+    """Take the structure weights of another run.
+
+    Args:
+        structure: receives the weights.
+        path: the checkpoint of a run of head gos.
+
+    Raises:
+        ValueError: the checkpoint holds no structure, or one of another form or size.
     """
-    state = load_checkpoint(path)["state"]
-    found = {
-        key.removeprefix("structure."): tensor
-        for key, tensor in state.items()
-        if key.startswith("structure.")
-    }
-    mine = structure.state_dict()
+    prefix = "structure."
+    found = {}
+    for key, tensor in load_checkpoint(path)["state"].items():
+        if key.startswith(prefix):
+            found[key.removeprefix(prefix)] = tensor
+    expected = structure.state_dict()
+
     if "shape" not in found:
         raise ValueError(
             f"{path}: holds no structure to transfer; expected the checkpoint of a run of head gos"
         )
-    if (there := found["shape"].tolist()) != (here := mine["shape"].tolist()):
+    cells, edges, operations = found["shape"].tolist()
+    sizes = expected["shape"].tolist()
+    if [cells, edges, operations] != sizes:
         raise ValueError(
-            f"{path}: its structure has {there[0]} cells, {there[1]} edges, {there[2]} "
-            f"operations, expected "
-            f"{here[0]}, {here[1]}, {here[2]}; pass the supernodes, cells and space that it was "
-            f"searched with"
+            f"{path}: its structure has {cells} cells, {edges} edges, {operations} operations, "
+            f"expected {sizes[0]}, {sizes[1]}, {sizes[2]}; pass the supernodes, cells and space "
+            "that it was searched with"
         )
-    if {key: t.shape for key, t in found.items()} != {key: t.shape for key, t in mine.items()}:
+    if _shapes(found) != _shapes(expected):
         raise ValueError(
-            f"{path}: its structure depends on other features "
-            f"({', '.join(f'{k} {list(t.shape)}' for k, t in found.items())}), "
-            f"expected {', '.join(f'{k} {list(t.shape)}' for k, t in mine.items())}; pass its "
-            f"structures and alpha_input"
+            f"{path}: its structure depends on other features ({_shapes(found)}), expected "
+            f"{_shapes(expected)}; pass its structures and alpha_input"
         )
     structure.load_state_dict(found)
+
+
+def _shapes(state: dict[str, Tensor]) -> str:
+    return ", ".join(f"{key} {list(tensor.shape)}" for key, tensor in sorted(state.items()))

@@ -1,15 +1,17 @@
-"""GOS's background incorporation as a head: Li et al., CVPR 2020, Table 2 (Something-Something V1
-49.7 %, V2 62.4 %).
+"""GOS's background incorporation as a head: Li et al., CVPR 2020, Table 2.
 
-    A_ig = x^_i^T U y^_g per frame,  P = softmax_g(5 A),  z_i = act( V [sum_g P_ig y_g ; A_i] + b )
-                                     eq. (6)-(8)
-    logits = K [ mean over valid nodes of z ; mean of y ] + k          no dropout
+    A_ig = x^_i^T U y^_g,  P = softmax_g(5 A), step by step                 eq. (6)-(8)
+    z_i = act( V [sum_g P_ig y_g ; A_i] + b )                  [B,T,N,C]
+    logits = K [ mean over valid nodes of z ; mean of y ] + k  [B,K]        no dropout
 
-x [B,T,N,C] and y come from the stem (heads/papers/gos/operation_inputs.py); the operation is in
-heads/papers/gos/operations.py, its two variants are in heads/papers/gos/affinity.py. 144 384
-parameters at C = 256 and 7 x 7 cells.
+x [B,T,N,C] and y come from the stem (heads/papers/gos/operation_inputs.py). The operation is in
+heads/papers/gos/operations.py, its two variants in heads/papers/gos/affinity.py.
+
+Parameters of the operation: 144 384 at C = 256 and 7 x 7 cells.
+The paper reports 49.7 % on Something-Something V1 and 62.4 % on V2.
 
 Differs from the paper: the backbone is frozen; padded boxes are masked.
+
 Not stated in the paper, and chosen: the mean over nodes is concatenated with the global feature of
 C before the classifier.
 """
@@ -33,13 +35,28 @@ def build(
     scale: float = 5.0,
     normalise: bool = True,
 ) -> SingleOperation:
-    """`variant`: "paper" or "released"; it decides `affinity` ("full", "diagonal"), `background`
-    ("raw", "softmax") and `roi` ("aligned", "old").
+    """Build the head; the nodes and the background come from the stem of GOS.
 
-    The nodes and the background are those of the map.
-    `cut`: the map; `width`: C; `roi_size`: bins per side; `dropout` before the classifier.
-    Not stated in the paper: `scale`, the factor 5 before the softmax; `normalise`, whether the
-    affinity sees x/|x|.
+    Args:
+        dims: the sizes of the cached views.
+        num_classes: K.
+        variant: "paper" or "released"; it decides every option that is "".
+        dropout: before the classifier; the release has none.
+        cut: the map [B,T,C,h,w].
+        width: C of the nodes.
+        roi_size: bins per side of RoIAlign.
+        roi: "aligned" (paper) or "old" (release); "" is the variant's.
+        affinity: "full" (paper) or "diagonal" (release) matrix U; "" is the variant's.
+        background: whether V sees "raw" affinities A or their "softmax" P; "" is "raw".
+        scale: the factor before the softmax. Not stated in the paper.
+        normalise: whether the affinity sees x/|x|. Not stated in the paper.
+
+    Returns:
+        The head with fresh weights: Li et al., CVPR 2020, eq. (6) to (8), Table 2.
+
+    Raises:
+        ValueError: a value that an option cannot have.
+        MissingFields: the cache lacks the map or the boxes.
     """
     return single_operation(
         "gos_back_incor",

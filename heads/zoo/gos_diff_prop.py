@@ -1,17 +1,20 @@
-"""GOS's difference propagation as a head: Li et al., CVPR 2020, Table 2 (Something-Something V1
-49.5 %, V2 61.8 %).
+"""GOS's difference propagation as a head: Li et al., CVPR 2020, Table 2.
 
-    P = softmax_(j != i)(5 x^_i^T U x^_j),  z_i = act( sum_j P_ij (W (x_i - x_j) + b) )          eq.
-                                            (3)
-    logits = K [ mean over valid nodes of z ; mean of y ] + k          no dropout
+    P = softmax_(j != i)(5 x^_i^T U x^_j)                                   eq. (3)
+    z_i = act( sum_j P_ij (W (x_i - x_j) + b) )                [B,T,N,C]
+    logits = K [ mean over valid nodes of z ; mean of y ] + k  [B,K]        no dropout
 
-x [B,T,N,C] and y come from the stem (heads/papers/gos/operation_inputs.py); the operation is in
-heads/papers/gos/operations.py, its two variants are in heads/papers/gos/affinity.py. 131 840
-parameters at C = 256.
+x [B,T,N,C] and y come from the stem (heads/papers/gos/operation_inputs.py). The operation is in
+heads/papers/gos/operations.py, its two variants in heads/papers/gos/affinity.py.
+
+Parameters of the operation: 131 840 at C = 256.
+The paper reports 49.5 % on Something-Something V1 and 61.8 % on V2.
 
 Differs from the paper: the backbone is frozen; padded boxes are masked; the n x n differences are
-never formed. Not stated in the paper, and chosen: the mean over nodes is concatenated with the
-global feature of C before the classifier.
+never formed.
+
+Not stated in the paper, and chosen: the mean over nodes is concatenated with the global feature of
+C before the classifier.
 """
 
 from heads.interface.clips import Dims
@@ -33,13 +36,28 @@ def build(
     scale: float = 5.0,
     normalise: bool = True,
 ) -> SingleOperation:
-    """`variant`: "paper" or "released"; it decides `affinity` ("full", "diagonal") and `roi`
-    ("aligned", "old").
+    """Build the head; the nodes come from the stem of GOS.
 
-    `regions`: "map", as the paper, or "nodes", from the cached nodes and pooled features
-    (approximate, heads/papers/gos/operation_inputs.py). `cut`: the map; `width`: C; `roi_size`:
-    bins per side; `dropout` before the classifier. Not stated in the paper: `scale`, the factor 5
-    before the softmax; `normalise`, whether the affinity sees x/|x|.
+    Args:
+        dims: the sizes of the cached views.
+        num_classes: K.
+        variant: "paper" or "released"; it decides every option that is "".
+        dropout: before the classifier; the release has none.
+        regions: "map" (paper), or "nodes": from cached nodes and pooled features, approximate.
+        cut: the map [B,T,C,h,w].
+        width: C of the nodes.
+        roi_size: bins per side of RoIAlign.
+        roi: "aligned" (paper) or "old" (release); "" is the variant's.
+        affinity: "full" (paper) or "diagonal" (release) matrix U; "" is the variant's.
+        scale: the factor before the softmax. Not stated in the paper.
+        normalise: whether the affinity sees x/|x|. Not stated in the paper.
+
+    Returns:
+        The head with fresh weights: Li et al., CVPR 2020, eq. (3), Table 2.
+
+    Raises:
+        ValueError: a value that an option cannot have.
+        MissingFields: the cache lacks the map, the nodes or the boxes.
     """
     return single_operation(
         "gos_diff_prop",

@@ -1,15 +1,18 @@
-"""GOS's node attention as a head: Li et al., CVPR 2020, Table 2 (Something-Something V1 49.8 %, V2
-61.8 %).
+"""GOS's node attention as a head: Li et al., CVPR 2020, Table 2.
 
-    w_i = sigmoid(v [similarities ; positions] + c),  z_i = w_i x_i          eq. (9)
-    logits = K [ mean over valid nodes of z ; mean of y ] + k          no dropout
+    w_i = sigmoid(v [similarities ; positions] + c)                         eq. (9)
+    z_i = w_i x_i                                              [B,T,N,C]
+    logits = K [ mean over valid nodes of z ; mean of y ] + k  [B,K]        no dropout
 
-x [B,T,N,C] and y come from the stem (heads/papers/gos/operation_inputs.py); the operation is in
-heads/papers/gos/neighbours.py, its two variants are in heads/papers/gos/affinity.py. 41 parameters
-with M = 10, 170 in the released variant at 16 x 10 nodes.
+x [B,T,N,C] and y come from the stem (heads/papers/gos/operation_inputs.py). The operation is in
+heads/papers/gos/neighbours.py, its two variants in heads/papers/gos/affinity.py.
+
+Parameters of the operation: 41 with M = 10, 170 in the released variant at 16 x 10 nodes.
+The paper reports 49.8 % on Something-Something V1 and 61.8 % on V2.
 
 Differs from the paper: the backbone is frozen; padded boxes are masked; with `neighbours="cached"`
 the most similar nodes are those among the backbone's features.
+
 Not stated in the paper, and chosen: the mean over nodes is concatenated with the global feature of
 C before the classifier.
 """
@@ -34,14 +37,29 @@ def build(
     top: int = 10,
     normalise: bool = True,
 ) -> SingleOperation:
-    """`variant`: "paper" or "released"; it decides `attention` ("top", "all") and `roi` ("aligned",
-    "old").
+    """Build the head; the nodes come from the stem of GOS.
 
-    `regions`: "map", as the paper, or "nodes", from the cached nodes and pooled features
-    (approximate, heads/papers/gos/operation_inputs.py). `cut`: the map; `width`: C; `roi_size`:
-    bins per side; `dropout` before the classifier. `neighbours`: "live", or "cached", stage two's
-    `similar` (approximate). Not stated in the paper: `top`, M; `normalise`, whether similarities
-    are cosines.
+    Args:
+        dims: the sizes of the cached views.
+        num_classes: K.
+        variant: "paper" or "released"; it decides every option that is "".
+        dropout: before the classifier; the release has none.
+        regions: "map" (paper), or "nodes": from cached nodes and pooled features, approximate.
+        cut: the map [B,T,C,h,w].
+        width: C of the nodes.
+        roi_size: bins per side of RoIAlign.
+        roi: "aligned" (paper) or "old" (release); "" is the variant's.
+        neighbours: "live", or "cached": stage two's `similar`, which is approximate.
+        attention: sees the "top" M nodes (paper) or "all" (release); "" is the variant's.
+        top: M. Not stated in the paper.
+        normalise: whether similarities are cosines. Not stated in the paper.
+
+    Returns:
+        The head with fresh weights: Li et al., CVPR 2020, eq. (9), Table 2.
+
+    Raises:
+        ValueError: a value that an option cannot have.
+        MissingFields: the cache lacks the map, the nodes or the boxes.
     """
     return single_operation(
         "gos_node_att",

@@ -1,16 +1,18 @@
-"""GOS's temporal convolution as a head: Li et al., CVPR 2020, Table 2 (Something-Something V1 48.7
-%, V2 61.0 %).
+"""GOS's temporal convolution as a head: Li et al., CVPR 2020, Table 2.
 
-    s_i(f) = the node of frame f nearest to i,  z_i = mean_t act( conv_7(x_s)(t) )          eq. (4),
-    (5)
-    logits = K [ mean over valid nodes of z ; mean of y ] + k          no dropout
+    s_i(f) = the node of step f nearest to i                                eq. (4)
+    z_i = mean_t act( conv_7(x_s)(t) )                         [B,T,N,C]    eq. (5)
+    logits = K [ mean over valid nodes of z ; mean of y ] + k  [B,K]        no dropout
 
-x [B,T,N,C] and y come from the stem (heads/papers/gos/operation_inputs.py); the operation is in
-heads/papers/gos/neighbours.py, its two variants are in heads/papers/gos/affinity.py. 459 520
-parameters at C = 256, 68 096 in the released variant.
+x [B,T,N,C] and y come from the stem (heads/papers/gos/operation_inputs.py). The operation is in
+heads/papers/gos/neighbours.py, its two variants in heads/papers/gos/affinity.py.
+
+Parameters of the operation: 459 520 at C = 256, 68 096 in the released variant.
+The paper reports 48.7 % on Something-Something V1 and 61.0 % on V2.
 
 Differs from the paper: the backbone is frozen; padded boxes are masked; with `neighbours="cached"`
 the nearest nodes are those among the backbone's features.
+
 Not stated in the paper, and chosen: the mean over nodes is concatenated with the global feature of
 C before the classifier.
 """
@@ -38,15 +40,32 @@ def build(
     taps: int = 7,
     normalise: bool = True,
 ) -> SingleOperation:
-    """`variant`: "paper" or "released"; it decides `kernel` ("full", "depthwise"), `padding`
-    ("same", "valid"), `nearest` ("inner", "affinity"), `affinity` ("full", "diagonal") and `roi`
-    ("aligned", "old").
+    """Build the head; the nodes come from the stem of GOS.
 
-    `regions`: "map", as the paper, or "nodes", from the cached nodes and pooled features
-    (approximate, heads/papers/gos/operation_inputs.py). `cut`: the map; `width`: C; `roi_size`:
-    bins per side; `dropout` before the classifier. `neighbours`: "live", or "cached", stage two's
-    `nearest` (approximate). `taps`: length of the kernel. Not stated in the paper: `normalise`,
-    whether the affinity sees x/|x|.
+    Args:
+        dims: the sizes of the cached views.
+        num_classes: K.
+        variant: "paper" or "released"; it decides every option that is "".
+        dropout: before the classifier; the release has none.
+        regions: "map" (paper), or "nodes": from cached nodes and pooled features, approximate.
+        cut: the map [B,T,C,h,w].
+        width: C of the nodes.
+        roi_size: bins per side of RoIAlign.
+        roi: "aligned" (paper) or "old" (release); "" is the variant's.
+        neighbours: "live", or "cached": stage two's `nearest`, which is approximate.
+        kernel: "full" (paper) or "depthwise" (release); "" is the variant's.
+        padding: "same" (paper) or "valid" (release); "" is the variant's.
+        nearest: by "inner" product (paper) or by "affinity" (release); "" is the variant's.
+        affinity: "full" (paper) or "diagonal" (release) matrix U; "" is the variant's.
+        taps: the length of the kernel in steps.
+        normalise: whether the affinity sees x/|x|. Not stated in the paper.
+
+    Returns:
+        The head with fresh weights: Li et al., CVPR 2020, eq. (4) and (5), Table 2.
+
+    Raises:
+        ValueError: a value that an option cannot have.
+        MissingFields: the cache lacks the map, the nodes or the boxes.
     """
     return single_operation(
         "gos_temp_conv",

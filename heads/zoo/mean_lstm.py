@@ -1,9 +1,9 @@
-"""Mean + LSTM: RSTG's weakest baseline, which sees time but no space (NeurIPS 2019, Table 1,
-"Mean+LSTM").
+"""Mean + LSTM: RSTG's weakest baseline, which sees time but no space (NeurIPS 2019, Table 1).
 
-h_t = LSTM(p_t, h_{t-1}), y = W drop(h_T) + b, with p [B,T,C] the spatial mean of the map at each
-step (`pooled`) -> logits [B,K]. RSTG's release differs in the graph, not in this row: both variants
-are the paper.
+    h_t = LSTM(p_t, h_{t-1}),  y = W drop(h_T) + b       [B,K]
+
+p [B,T,C] is the spatial mean of the map at each step (`pooled`). RSTG's release differs in the
+graph, not in this row ("Mean+LSTM"): both variants are the paper.
 
 Differs from the paper: the convolutional network below is frozen. Not stated in the paper for this
 row: the LSTM's width (512, the paper's node width) and depth (1).
@@ -17,6 +17,8 @@ from heads.interface.variants import SAME, at_least, one_of
 
 
 class MeanLSTM(nn.Module):
+    """An LSTM on `pooled`, and a linear layer on its last state."""
+
     needs = ("pooled",)
     uses = ()
 
@@ -27,7 +29,15 @@ class MeanLSTM(nn.Module):
         self.fc = nn.Linear(hidden, num_classes)
 
     def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
-        """pooled [B,T,C] -> logits [B,K] from the last step's state; no maps."""
+        """Classify a batch.
+
+        Args:
+            clips: pooled [B,T,C].
+            want_maps: ignored, there are no maps.
+
+        Returns:
+            logits [B,K], from the last step's state.
+        """
         states, _ = self.lstm(clips.get("pooled"))  # [B,T,hidden]
         return HeadOutput(self.fc(self.drop(states[:, -1])))
 
@@ -41,10 +51,22 @@ def build(
     layers: int = 1,
     dropout: float = 0.0,
 ) -> MeanLSTM:
-    """`variant`: "paper" or "released", which are the same here.
+    """Build the head: RSTG, Table 1, "Mean+LSTM".
 
-    Not stated in the paper: `hidden` units per layer, `layers` stacked, `dropout` on the last
-    state.
+    Args:
+        dims: the sizes of the cached views.
+        num_classes: K.
+        variant: "paper" or "released", which are the same here.
+        hidden: units per layer. Not stated in the paper.
+        layers: how many layers are stacked. Not stated in the paper.
+        dropout: on the last state. Not stated in the paper.
+
+    Returns:
+        The head with fresh weights.
+
+    Raises:
+        ValueError: unknown variant, or a size below 1.
+        MissingFields: the cache lacks `pooled`.
     """
     one_of("mean_lstm", "variant", variant, SAME)
     at_least("mean_lstm", 1, hidden=hidden, layers=layers)

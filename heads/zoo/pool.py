@@ -1,9 +1,9 @@
 """Global average pooling: the baseline that sees no regions.
 
-y = W drop(mean_t p_t) + b, with p [B,T,C] the per-frame features (`pooled`) -> logits [B,K].
+    y = W drop(mean_t p_t) + b       [B,K],  p [B,T,C] the per-frame features (`pooled`)
 
 It is the classifier of the I3D baseline (STRG, ECCV 2018: average pooling, dropout 0.3, one linear
-layer) and of GOS's "global pooling" row (CVPR 2020, Table 1). No release differs from that: both
+layer) and of GOS's row "global pooling" (CVPR 2020, Table 1). No release differs from that: both
 variants are the paper.
 
 Differs from the paper: only the classifier learns, the backbone is frozen.
@@ -16,6 +16,8 @@ from heads.interface.variants import SAME, one_of
 
 
 class PoolHead(nn.Module):
+    """Dropout and a linear layer on the mean of `pooled` over time."""
+
     needs = ("pooled",)
     uses = ()
 
@@ -25,15 +27,35 @@ class PoolHead(nn.Module):
         self.fc = nn.Linear(channels, num_classes)
 
     def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
-        """pooled [B,T,C] -> logits [B,K]; no maps."""
+        """Classify a batch.
+
+        Args:
+            clips: pooled [B,T,C].
+            want_maps: ignored, there are no maps.
+
+        Returns:
+            logits [B,K].
+        """
         return HeadOutput(self.fc(self.drop(clips.get("pooled").mean(1))))
 
 
 def build(
     dims: Dims, num_classes: int, *, variant: str = "paper", dropout: float = 0.3
 ) -> PoolHead:
-    """`variant`: "paper" or "released", which are the same here. `dropout`: on the pooled feature
-    (STRG 0.3, GOS none).
+    """Build the head: STRG's I3D baseline; GOS, Table 1, "global pooling".
+
+    Args:
+        dims: the sizes of the cached views.
+        num_classes: K.
+        variant: "paper" or "released", which are the same here.
+        dropout: on the pooled feature (STRG 0.3, GOS none).
+
+    Returns:
+        The head with fresh weights.
+
+    Raises:
+        ValueError: unknown variant.
+        MissingFields: the cache lacks `pooled`.
     """
     one_of("pool", "variant", variant, SAME)
     dims.require("pool", "pooled")

@@ -1,13 +1,12 @@
-"""Average pooling over regions: the baseline that sees objects but not how they relate.
+"""Average pooling over regions: the baseline that sees objects, but not how they relate.
 
-y = W drop(mean of x_i over the valid nodes) + b, with x [B,T,N,C] the RoIAlign features (`nodes`)
--> logits [B,K].
+    y = W drop(mean of x_i over the valid nodes) + b       [B,K],  x [B,T,N,C] the `nodes`
 
-GOS (CVPR 2020), Table 2, "pooling over RoIs" (no dropout, the default). No release differs from
-that: both variants are the paper.
+It is GOS's row "pooling over RoIs" (CVPR 2020, Table 2; no dropout, the default). No release
+differs from that: both variants are the paper.
 
-Differs from the paper: only the classifier learns, and the nodes are aligned on the cached cut, not
-on a reduced map learned beside it.
+Differs from the paper: only the classifier learns. The nodes are aligned on the cached cut, not on
+a reduced map that is learned too.
 """
 
 from torch import nn
@@ -18,6 +17,8 @@ from heads.interface.variants import SAME, one_of
 
 
 class RoiPool(nn.Module):
+    """Dropout and a linear layer on the mean of the valid nodes."""
+
     needs = ("nodes", "valid")
     uses = ()
 
@@ -27,15 +28,33 @@ class RoiPool(nn.Module):
         self.fc = nn.Linear(channels, num_classes)
 
     def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
-        """nodes [B,T,N,C], valid [B,T,N] -> logits [B,K]; a view without boxes gets W 0 + b; no
-        maps.
+        """Classify a batch.
+
+        Args:
+            clips: nodes [B,T,N,C] and valid [B,T,N].
+            want_maps: ignored, there are no maps.
+
+        Returns:
+            logits [B,K]; W 0 + b for a view without boxes.
         """
         return HeadOutput(self.fc(self.drop(masked_mean(clips.get("nodes"), clips.get("valid")))))
 
 
 def build(dims: Dims, num_classes: int, *, variant: str = "paper", dropout: float = 0.0) -> RoiPool:
-    """`variant`: "paper" or "released", which are the same here. `dropout`: on the pooled feature
-    (not stated in the paper).
+    """Build the head: GOS, Table 2, "pooling over RoIs".
+
+    Args:
+        dims: the sizes of the cached views.
+        num_classes: K.
+        variant: "paper" or "released", which are the same here.
+        dropout: on the pooled feature. Not stated in the paper.
+
+    Returns:
+        The head with fresh weights.
+
+    Raises:
+        ValueError: unknown variant.
+        MissingFields: the cache lacks `nodes` or `valid`.
     """
     one_of("roi_pool", "variant", variant, SAME)
     dims.require("roi_pool", "nodes", "valid")

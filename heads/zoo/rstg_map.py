@@ -1,33 +1,39 @@
-"""RSTG inside the backbone: Nicolicioiu, Duta and Leordeanu, Recurrent Space-time Graph Neural
-Networks, NeurIPS 2019.
+"""RSTG inside the backbone.
 
-    the map at a cut                                               [B,T,C,h,w]     cached
-    what comes after the cut, learned here, with a module          [B,C',T,h',w']
-    heads/papers/rstg/module.py: equations, shapes
-      x + (LN(remap(graph(nodes(x)))) + beta) s                                    the identity at
-      first after every block of `at`
-    logits = W drop(mean over time and grid) + b                   [B,K]
+Nicolicioiu, Duta and Leordeanu, Recurrent Space-time Graph Neural Networks, NeurIPS 2019.
 
-The paper's places on `backbone="i3d_r50"` (Table 3): at = res2.1, res3.2, res4.4 (default of the
-best single one), or res3.2,res4.4 for its best result. What comes before the first is frozen, and
-the cut is that block itself: res4.4 is 1024 x 16 x 14 x 14 (6.4 MB a view in float16), res3.2 512 x
-16 x 28 x 28 (12.8 MB), res2.1 practically end to end. Batch norms keep the statistics of the
-weights that were loaded.
+    the cached map at a cut                                    [B,T,C,h,w]
+    what comes after the cut, learned here                     [B,C',T,h',w']
+      with x + (LN(remap(graph(nodes(x)))) + beta) s           after every block of `at`
+    logits = W drop(mean over time and grid) + b               [B,K]
+
+The equations of the module are in heads/papers/rstg/module.py. It is the identity at first.
+
+The paper's places on `backbone="i3d_r50"` (Table 3) are
+
+    at               cut      map of a view         float16
+    res4.4           res4.4   1024 x 16 x 14 x 14    6.4 MB   the best single one
+    res3.2           res3.2    512 x 16 x 28 x 28   12.8 MB
+    res3.2,res4.4    res3.2    512 x 16 x 28 x 28   12.8 MB   the best result
+    res2.1           res2.1                                   practically end to end
+
+What comes before the first point is frozen, and the cut is that block itself. Batch norms keep the
+statistics of the weights that were loaded.
 
 Differs from the paper: the network up to the first module is frozen; otherwise see
 heads/papers/rstg/graph.py. Without a `backbone`, the default, there is one module on the map at
-`cut` and only the mean and the classifier follow: no placement of the paper's, but it needs nothing
-besides the cache.
+`cut`, and only the mean and the classifier follow. The paper has no such placement, but it needs
+nothing besides the cache.
 """
 
 from torch import nn
 
 from heads.interface.clips import Clips, Dims, HeadOutput
 from heads.interface.network_above_cut import (
+    insertion_points,
     network_above,
     norms_in_evaluation,
-    points_in,
-    unpadded,
+    without_padding,
 )
 from heads.interface.variants import at_least, resolve
 from heads.papers.rstg.graph import FURTHER, VARIANTS, GraphChoices
@@ -38,8 +44,14 @@ NO_OPTIONS: dict = {}
 
 
 class RSTGMap(nn.Module):
-    """See the top of this file. network: the backbone with its modules, run from `cut`, or a module
-    of its own alone.
+    """The head; see the top of this file.
+
+    Args:
+        cut: the cached map.
+        network: the backbone with its modules, run from `cut`, or a single module.
+        channels: of the last map.
+        num_classes: K.
+        dropout: before the classifier.
     """
 
     def __init__(
@@ -53,24 +65,39 @@ class RSTGMap(nn.Module):
         self.uses = ("grid",)
 
     def train(self, mode: bool = True) -> "RSTGMap":
+        """Set the mode; the backbone's batch norms always stay in eval mode."""
         super().train(mode)
         if isinstance(self.network, Backbone):
-            for unit in self.network.units():  # not those of a graph with norm="batch"
+            # Unit by unit: the batch norm of a graph with norm="batch" is no unit and does train.
+            for unit in self.network.units():
                 norms_in_evaluation(unit[1])
         return self
 
     def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
-        """The map at `cut` -> logits [B,K]; maps: "attention.POINT" [B,T,14,14] of every module,
-        rows receive (none with "time_only"). ValueError for views of different grids in a batch."""
-        x = unpadded("rstg_map", clips.get(self.cut), clips.grid).transpose(1, 2)  # [B,C,T,h,w]
+        """Classify a batch.
+
+        Args:
+            clips: the map at the cut [B,T,C,h,w].
+            want_maps: whether to return the map "attention.POINT" [B,T,14,14] of every module, rows
+                receive; "time_only" has none.
+
+        Returns:
+            logits [B,K].
+
+        Raises:
+            ValueError: the views of the batch have different grids.
+        """
+        fmap = without_padding("rstg_map", clips.get(self.cut), clips.grid)
+        x = fmap.transpose(1, 2)  # [B,C,T,h,w]
         modules = self._modules_by_point() if want_maps else {}
         for module in modules.values():
             module.record = []
-        x = (
-            self.network(x, start=self.cut)
-            if isinstance(self.network, Backbone)
-            else self.network(x)
-        )
+
+        if isinstance(self.network, Backbone):
+            x = self.network(x, start=self.cut)
+        else:
+            x = self.network(x)
+
         maps = {}
         for point, module in modules.items():
             (weights,), module.record = module.record, None
@@ -80,7 +107,8 @@ class RSTGMap(nn.Module):
 
     def _modules_by_point(self) -> dict[str, RSTG]:
         if isinstance(self.network, Backbone):
-            return {point: self.network.inserted[point] for point in self.network.inserted}
+            inserted = self.network.inserted
+            return {point: inserted[point] for point in inserted}
         return {self.cut: self.network}
 
 
@@ -106,17 +134,32 @@ def build(
     inner_norm: bool = False,
     dropout: float = 0.3,
 ) -> RSTGMap:
-    """`backbone`: the network that continues the cached map, with `backbone_options` and `weights`
-    as at the extraction; a module is put `at` each of these points of it, separated by commas. ""
-    for both: one module on the map at `cut`.
+    """Build RSTG inside a backbone: Nicolicioiu et al., NeurIPS 2019, sec. 3 and Table 3.
 
-    The others are those of the head rstg: `variant`, `width` (the paper: 512, and 256 channels of
-    res2 are projected), `scheduler`, `iterations`, `neighbourhood`, `attention`, `positions`,
-    `position_map`, `update`, `norm`, `inner_norm`, `dropout`. ValueError for a point that has no
-    cut before it.
+    Args:
+        dims: the sizes of the cached views.
+        num_classes: K.
+        variant: "paper" or "released"; it decides every option that is "".
+        backbone: the network that continues the cached map; "" puts one module on the map at
+            `cut`, and nothing after it.
+        backbone_options: its options, as at the extraction.
+        weights: its weights, as at the extraction.
+        at: the points of it that get a module, separated by commas; "" without a backbone.
+        cut: the map [B,T,C,h,w], without a backbone.
+        width: C of the graph; maps of other channels are projected.
+        scheduler, iterations, neighbourhood, attention, positions, position_map, update, norm,
+            inner_norm: those of the head rstg.
+        dropout: before the classifier.
+
+    Returns:
+        The head with fresh weights; those of the backbone are loaded.
+
+    Raises:
+        ValueError: a value that an option cannot have, or a point that has no cut before it.
+        MissingFields: the cache lacks the map.
     """
     at_least("rstg_map", 1, width=width, iterations=iterations)
-    points = points_in("rstg_map", backbone, at)
+    points = insertion_points("rstg_map", backbone, at)
     given = {
         "neighbourhood": neighbourhood,
         "attention": attention,
@@ -132,6 +175,7 @@ def build(
         dims.require("rstg_map", cut)
         channels = dims.maps[cut][0]
         return RSTGMap(cut, RSTG(channels, width, choices), channels, num_classes, dropout)
+
     cut, network = network_above("rstg_map", dims, backbone, backbone_options, weights, points)
     for point in points:
         network.insert(point, RSTG(network.channels(point), width, choices))

@@ -1,6 +1,4 @@
-"""Frozen backbones: the fastest form of a trained network whose features are to be computed
-once.
-"""
+"""Frozen backbones: the fastest form of a trained network whose features are computed once."""
 
 import copy
 from itertools import pairwise
@@ -9,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from pipeline.backbones._base import Backbone, Conv
+from pipeline.backbones._base import Backbone
+from pipeline.backbones._layers import Conv
 from pipeline.networks.memory_format import lay_out
 from pipeline.networks.precision import dtype_of, refuse_fp16_on_cpu
 
@@ -20,28 +19,39 @@ def freeze(
     device: str | torch.device = "cpu",
     compile: bool = False,
 ) -> Backbone:
-    """A copy of `backbone` for inference, with the same `maps`, `prepare` and cuts; the original is
-    left as it is.
+    """Make a copy of a backbone for inference; the original stays as it is.
 
     The copy is in evaluation mode for good (`train()` does not change it), needs no gradient and
-    runs in inference mode. Its batch norms are folded into the convolutions before them, and its
+    runs in inference mode. Its batch norms are folded into the convolutions before them. Its
     kernels have the fastest memory format that is safe on the device
-    (`pipeline.networks.memory_format`). It computes in `precision` ("fp32", "bf16", "fp16") on
-    `device`: `prepare` returns that dtype, `maps` takes any and returns that one. The results are
-    inference tensors: clone them before autograd has to save them. compile: `torch.compile` block
-    by block, on the first call for every new shape. ValueError for an unknown precision, and for
-    fp16 on a CPU.
+    (`pipeline.networks.memory_format`).
+
+    Args:
+        backbone: a trained backbone.
+        precision: "fp32", "bf16" or "fp16". `prepare` returns that dtype; `maps` takes any dtype
+            and returns that one.
+        device: where the copy runs.
+        compile: run `torch.compile` block by block, on the first call for every new shape.
+
+    Returns:
+        The copy, with the same `maps`, `prepare` and cuts. Its results are inference tensors: clone
+        them before autograd has to save them.
+
+    Raises:
+        ValueError: an unknown precision, or fp16 on a CPU.
     """
     dtype = dtype_of(precision)
     refuse_fp16_on_cpu(precision, device)
+    # Evaluation mode first: only then does a batch norm fold into a convolution.
     frozen = copy.deepcopy(backbone).eval().requires_grad_(False)
+    # A list: folding replaces modules while they are visited.
     for module in list(frozen.modules()):
         _fold(module)
-    pixels = frozen.pixel_mean, frozen.pixel_std
+
+    # Pixels are normalised in float32, whatever the network computes in.
+    mean, std = frozen.pixel_mean, frozen.pixel_std
     lay_out(frozen.to(device, dtype), device)
-    frozen.pixel_mean, frozen.pixel_std = (
-        buffer.to(device) for buffer in pixels
-    )  # pixels are normalised in float32
+    frozen.pixel_mean, frozen.pixel_std = mean.to(device), std.to(device)
     frozen.frozen = True
     if compile:
         for _, module in frozen.units():
@@ -50,11 +60,10 @@ def freeze(
 
 
 def _fold(module: nn.Module) -> None:
-    """Folds every batch norm that `module` registers right after a convolution into it: blocks list
-    them in that order.
+    """Fold every batch norm that `module` registers right after a convolution into it.
 
-    Where something was put between the two (`Backbone.insert`, or a convolution that is no `Conv`
-    any more) the norm stays.
+    Blocks list them in that order. Where something comes between the two (`Backbone.insert`, or a
+    convolution that is no `Conv` any more), the norm stays.
     """
     for (name, layer), (norm_name, norm) in pairwise(list(module.named_children())):
         if isinstance(layer, Conv) and layer.after is None and isinstance(norm, nn.BatchNorm3d):

@@ -1,28 +1,37 @@
-"""The options that I3D and C2D ResNets share, checked and turned into a `ResNet`."""
+"""I3D and C2D ResNets: their options, checked and turned into a `ResNet`."""
 
-from pipeline.backbones._base import MaxPool
+from pipeline.backbones._layers import MaxPool
 from pipeline.backbones._non_local import KINDS, NonLocal
+from pipeline.backbones._options import require_allowed, require_widths
 from pipeline.backbones._resnet import Bottleneck, ResNet
 
 DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+TEMPORAL = ("every", "alternating", "none")
 
 
 def temporal_taps(depth: int, temporal: str) -> list[list[int]]:
-    """Taps in time of the first convolution of every block, stage by stage (spec 2.2).
+    """Return the taps in time of the first convolution of every block, stage by stage.
 
-    "every": 3 everywhere, GOS's table. "alternating": all of res2, then every other block (res3 and
-    res4 from the first on, res5 from the second on), which is what STRG's 153 GFLOPs and the public
-    Kinetics checkpoints have. "none": C2D.
+    Args:
+        depth: 50 or 101.
+        temporal: "every", "alternating" or "none".
+            "every": 3 taps in all blocks, as in GOS's supp. Table 3 and STRG's Table 1.
+            "alternating": 3 taps in all of res2 and then in every other block. They are the first,
+            third, ... of res3 and res4, but the second, fourth, ... of res5. The 153 GFLOPs of
+            STRG's sec. 6.1 and the public Kinetics checkpoints have these.
+            "none": 1 tap everywhere (C2D).
     """
-    with_time = {
-        "every": lambda stage, block: True,
-        "alternating": lambda stage, block: stage == 0 or block % 2 == (1 if stage == 3 else 0),
-        "none": lambda stage, block: False,
-    }[temporal]
-    return [
-        [3 if with_time(i, j) else 1 for j in range(blocks)]
-        for i, blocks in enumerate(DEPTHS[depth])
-    ]
+    taps = []
+    for stage, blocks in enumerate(DEPTHS[depth]):
+        stage_taps = [1] * blocks
+        if temporal == "every" or (temporal == "alternating" and stage == 0):
+            stage_taps = [3] * blocks
+        elif temporal == "alternating":
+            first = 1 if stage == 3 else 0
+            for block in range(first, blocks, 2):
+                stage_taps[block] = 3
+        taps.append(stage_taps)
+    return taps
 
 
 def resnet3d(
@@ -40,19 +49,34 @@ def resnet3d(
     non_local_pool: bool = True,
     width: int = 64,
 ) -> ResNet:
-    """A bottleneck ResNet over clips; without options GOS's (spec 1.2).
+    """Build a bottleneck ResNet over clips; without options that of GOS (supp. Table 3).
 
-    temporal: see `temporal_taps`; conv1 has 5 taps, or 1 with "none". conv1_stride: in time, 1 or
-    2. pool1_time, pool1_stride: window (1, 2 or 3) and stride (1 or 2) in time of the 3×3 maximum
-       after conv1; pool1_pad: its padding in
-    space, 1 (224 -> 56) or 0 (224 -> 55). pool2_time: window of the maximum over time with stride 2
-    before res3: 3 (padded), 2, or 1 for no such pool. A window of 3 is padded by one in time, so
-    that T only changes by strides. non_local: "gaussian" or "dot_product" puts five blocks of that
-    kind behind those of `non_local_places`, and into their cuts; non_local_pool: see `NonLocal`.
-    res5_stride, reduce, width: see `ResNet`. ValueError for any other value.
+    A temporal window of 3 is padded by one step, so that only strides change T.
+
+    Args:
+        depth: 50 or 101.
+        temporal: see `temporal_taps`. conv1 has 5 taps in time, or 1 with "none".
+        res5_stride: spatial stride of res5, 1 or 2.
+        conv1_stride: stride in time of the first convolution, 1 or 2.
+        pool1_time: window in time of the 3×3 maximum after conv1: 1, 2 or 3.
+        pool1_stride: its stride in time, 1 or 2.
+        pool1_pad: its padding in space: 1 (224 -> 56) or 0 (224 -> 55).
+        pool2_time: window of the maximum over time with stride 2 before res3: 3 (padded), 2, or
+            1 for no such maximum.
+        reduce: channels of the stage "reduced" (see `ResNet`), 0 for none.
+        non_local: "gaussian" or "dot_product" adds five blocks of that kind at the
+            `non_local_places`, as parts of their cuts; "none" adds none.
+        non_local_pool: see `NonLocal`.
+        width: channels of the stem.
+
+    Returns:
+        The backbone, with random weights.
+
+    Raises:
+        ValueError: another value.
     """
     allowed = {
-        "temporal": (temporal, ("every", "alternating", "none")),
+        "temporal": (temporal, TEMPORAL),
         "conv1_stride": (conv1_stride, (1, 2)),
         "pool1_time": (pool1_time, (1, 2, 3)),
         "pool1_stride": (pool1_stride, (1, 2)),
@@ -61,46 +85,54 @@ def resnet3d(
         "res5_stride": (res5_stride, (1, 2)),
         "non_local": (non_local, (*KINDS, "none")),
     }
-    for option, (value, values) in allowed.items():
-        if value not in values:
-            raise ValueError(f"{option}={value!r}: expected one of {', '.join(map(str, values))}")
-    if reduce < 0 or width < 1:
-        raise ValueError(
-            f"reduce={reduce}, width={width}: expected reduce at least 0 (no reduction) and width "
-            f"at least 1"
-        )
+    require_allowed(allowed)
+    require_widths(reduce, width)
+
+    # Half a window, so that in time only strides change the size.
+    pool1_padding = ((pool1_time - 1) // 2, pool1_pad, pool1_pad)
+    pool2 = None
+    if pool2_time > 1:
+        pool2 = MaxPool((pool2_time, 1, 1), (2, 1, 1), ((pool2_time - 1) // 2, 0, 0))
     backbone = ResNet(
         Bottleneck,
         temporal_taps(depth, temporal),
         width=width,
         conv1_taps=1 if temporal == "none" else 5,
         conv1_stride=conv1_stride,
-        pool1=MaxPool(
-            (pool1_time, 3, 3), (pool1_stride, 2, 2), ((pool1_time - 1) // 2, pool1_pad, pool1_pad)
-        ),
-        pool2=MaxPool((pool2_time, 1, 1), (2, 1, 1), ((pool2_time - 1) // 2, 0, 0))
-        if pool2_time > 1
-        else None,
+        pool1=MaxPool((pool1_time, 3, 3), (pool1_stride, 2, 2), pool1_padding),
+        pool2=pool2,
         res5_stride=res5_stride,
         reduce=reduce,
         imagenet=f"ResNet{depth}",
     )
-    for place in non_local_places(depth) if non_local != "none" else ():
-        block = backbone.get_submodule(place)
-        block.non_local = NonLocal(block.channels, non_local, non_local_pool)
+    if non_local != "none":
+        add_non_local(backbone, depth, non_local, non_local_pool)
     return backbone
 
 
-def non_local_places(depth: int) -> list[str]:
-    """The five blocks of Wang et al. 2018: two in res3 and three in res4, each after the same
-    number of blocks.
+def add_non_local(backbone: ResNet, depth: int, kind: str, pool: bool) -> None:
+    """Add a non-local block after each of the `non_local_places`, as a part of the block there.
 
-    At depth 50 that is every other block, as stated there; at 101, where it is not stated, every
-    seventh block of res4.
+    Args:
+        backbone: a bottleneck ResNet with res3 and res4 of this depth.
+        depth: 50 or 101.
+        kind: see `NonLocal`.
+        pool: see `NonLocal`.
+    """
+    for place in non_local_places(depth):
+        block = backbone.get_submodule(place)
+        block.non_local = NonLocal(block.channels, kind, pool)
+
+
+def non_local_places(depth: int) -> list[str]:
+    """Return the five blocks after which Wang et al. 2018 (sec. 5.1) put a non-local block.
+
+    There are two in res3 and three in res4, at equal distances. At depth 50 that is every other
+    block, as stated there. At depth 101, where it is not stated, it is every seventh block of res4.
     """
     _, res3, res4, _ = DEPTHS[depth]
-    return [
-        f"{name}.{n // k * (i + 1) - 1}"
-        for name, n, k in (("res3", res3, 2), ("res4", res4, 3))
-        for i in range(k)
-    ]
+    places = []
+    for stage, blocks, count in (("res3", res3, 2), ("res4", res4, 3)):
+        distance = blocks // count
+        places += [f"{stage}.{distance * (i + 1) - 1}" for i in range(count)]
+    return places

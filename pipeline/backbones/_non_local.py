@@ -1,21 +1,28 @@
-"""The non-local block of Wang et al. 2018: every cell of a clip looks at every other one."""
+"""The non-local block (Wang et al., CVPR 2018): every cell of a clip looks at every other one.
+
+    y = x + BN(out(Σ_j f(x_i, x_j) g(x_j)))        eq. 1 and 6, over all T·h·w cells
+    "gaussian":    f = softmax_j(θ(x_i)·φ(x_j) / √(C/2))    eq. 3 (embedded Gaussian)
+    "dot_product": f = θ(x_i)·φ(x_j) / number of cells      eq. 4
+
+θ, φ, g: 1×1×1 convolutions to C/2 channels. The factor 1/√(C/2) is the authors' release's; the
+paper has none.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.backbones._base import Conv, MaxPool
+from pipeline.backbones._layers import Conv, MaxPool
 
 KINDS = ("gaussian", "dot_product")
 
 
 class NonLocal(nn.Module):
-    """y = x + BN(out(f(theta(x), phi(x)) g(x))) over all T·h·w cells of x [B,C,T,h,w], C/2 channels
-    inside.
+    """A non-local block on maps [B,C,T,h,w], which is the identity at first.
 
-    kind "gaussian": f = softmax(theta phi / sqrt(C/2)), embedded Gaussian with the scale of the
-    authors' release (the paper has none); "dot_product": f = theta phi / number of cells. pool: phi
-    and g see x after a 1×2×2 maximum, the paper's sub-sampling. The BN starts at zero, so that the
-    block is the identity at first.
+    Args:
+        channels: C; C/2 inside.
+        kind: "gaussian" or "dot_product".
+        pool: let φ and g see x after a 1×2×2 maximum, the paper's sub-sampling (sec. 3.3).
     """
 
     def __init__(self, channels: int, kind: str = "gaussian", pool: bool = True):
@@ -26,23 +33,28 @@ class NonLocal(nn.Module):
         self.g = Conv(channels, inner, (1, 1, 1))
         self.out = Conv(inner, channels, (1, 1, 1))
         self.bn = nn.BatchNorm3d(channels)
-        self.pool = MaxPool((1, 2, 2), (1, 2, 2), (0, 0, 0)) if pool else None
+        self.pool = None
+        if pool:
+            self.pool = MaxPool((1, 2, 2), (1, 2, 2), (0, 0, 0))
+        # The norm starts at zero, so the block starts as the identity (sec. 4.1 of the paper).
         nn.init.zeros_(self.bn.weight)
         for convolution in (self.theta, self.phi, self.g, self.out):
             nn.init.normal_(convolution.weight, std=0.01)
             nn.init.zeros_(convolution.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = x if self.pool is None else self.pool(x)
-        # [B, cells, channels]: the layout that the maps already have in channels_last_3d.
-        theta, phi, g = (
-            m.flatten(2).transpose(1, 2) for m in (self.theta(x), self.phi(pooled), self.g(pooled))
-        )
+        pooled = x
+        if self.pool is not None:
+            pooled = self.pool(x)
+        # [B,cells,C/2]: in channels_last_3d the maps lie in this order already.
+        theta = self.theta(x).flatten(2).transpose(1, 2)
+        phi = self.phi(pooled).flatten(2).transpose(1, 2)
+        g = self.g(pooled).flatten(2).transpose(1, 2)
+
         if self.kind == "gaussian":
             y = F.scaled_dot_product_attention(theta, phi, g)
         else:
-            y = theta @ (
-                phi.transpose(1, 2) @ g / g.shape[1]
-            )  # (theta phi) g regrouped: no cells × cells matrix
+            # (θ φᵀ) g as θ (φᵀ g): there is no matrix of cells × cells.
+            y = theta @ (phi.transpose(1, 2) @ g / g.shape[1])
         y = y.transpose(1, 2).unflatten(2, x.shape[2:])
         return x + self.bn(self.out(y))

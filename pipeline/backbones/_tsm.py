@@ -1,18 +1,24 @@
-"""The temporal shift of TSM (Lin et al., ICCV 2019) and 2-D ResNets that have it on the way into
-every residual block.
+"""The temporal shift of TSM (Lin et al., ICCV 2019), and 2-D ResNets with it in every block.
+
+    y_t = x_{t+1} in the first C/part channels, x_{t−1} in the next C/part, x_t in the rest
+
+Beyond the ends of the clip x is zero. The shift is on the way into a residual block's first
+convolution and not on its shortcut (sec. 3.2, residual shift).
 """
 
 from torch import Tensor, nn
 
-from pipeline.backbones._base import MaxPool
+from pipeline.backbones._layers import MaxPool
 from pipeline.backbones._resnet import BasicBlock, Bottleneck, ResNet
 
 DEPTHS = {18: (BasicBlock, (2, 2, 2, 2)), 50: (Bottleneck, (3, 4, 6, 3))}
 
 
 class TemporalShift(nn.Module):
-    """[B,C,T,h,w] -> the same: the first C/part channels come from step t+1, the next C/part from
-    t-1, zeros at the ends.
+    """The shift of channels along time: [B,C,T,h,w] -> the same.
+
+    Args:
+        part: C/part channels are shifted each way.
     """
 
     def __init__(self, part: int):
@@ -31,11 +37,16 @@ class TemporalShift(nn.Module):
 
 
 def tsm(depth: int, part: int, reduce: int, width: int) -> ResNet:
-    """A ResNet over single frames, T = F, whose blocks look one step back and ahead through `TemporalShift`
-    (spec 3.3).
+    """Build a 2-D ResNet over frames, T = F, whose blocks see one step back and one ahead.
 
-    part: 1/part of the channels each way, 0 for no shift. reduce, width: see `ResNet`. ValueError
-    for a part of 1 or below 0.
+    Args:
+        depth: 18 or 50.
+        part: 1/part of the channels are shifted each way; 0 for no shift.
+        reduce: see `ResNet`.
+        width: see `ResNet`.
+
+    Raises:
+        ValueError: `part` is 1 or below 0.
     """
     if part < 0 or part == 1:
         raise ValueError(

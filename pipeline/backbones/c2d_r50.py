@@ -1,5 +1,7 @@
-"""C2D on ResNet-50 (spec 4.4): I3D without temporal kernels, so that only the pools look across
-time.
+"""C2D on ResNet-50: I3D without temporal kernels, so that only its pools look across time.
+
+RSTG's backbone of that name: res5_stride=1, pool1_pad=0, pool2_time=2. Per frame, T = F:
+pool2_time=1.
 """
 
 from pipeline.backbones._base import Backbone
@@ -15,8 +17,22 @@ def build(
     reduce: int = 0,
     width: int = 64,
 ) -> Backbone:
-    """Options as in `_i3d.resnet3d`. RSTG: res5_stride=1, pool1_pad=0, pool2_time=2. Per frame, T =
-    F: pool2_time=1.
+    """Build C2D on ResNet-50. `_i3d.resnet3d` says what the options mean.
+
+    Args:
+        res5_stride: spatial stride of res5, 1 or 2.
+        pool1_time: window in time of the maximum after conv1: 1, 2 or 3.
+        pool1_stride: its stride in time, 1 or 2.
+        pool1_pad: its padding in space, 0 or 1.
+        pool2_time: window of the maximum over time before res3: 3, 2, or 1 for none.
+        reduce: channels of the stage "reduced", 0 for none.
+        width: channels of the stem.
+
+    Returns:
+        The backbone, with random weights.
+
+    Raises:
+        ValueError: another value.
     """
     return resnet3d(
         50,

@@ -1,16 +1,18 @@
-"""A small I3D for digit videos: the I3D row of RSTG's Table 1 (NeurIPS 2019), whose network the
-paper does not describe.
+"""A small I3D for digit videos: the row I3D of RSTG's Table 1 (NeurIPS 2019).
 
-Not stated in the paper: everything. Chosen here: I3D on ResNet-50 as far as res4, with temporal
-taps in every other block and no pool in time, so that T = F, and no maximum in the stem, so that
-frames of 64×64 give 1024 channels on 8×8 cells. With a classifier of 46 classes it has 10 177 774
-parameters and 13.6 G multiply-adds a video; RSTG's digit network has 10 565 168 parameters, and its
-convolutions alone take 23.4 G.
+The paper does not describe this network; everything about it is our choice. It is I3D on ResNet-50
+as far as res4, with temporal taps in every other block and no pool in time, so that T = F. The stem
+has no maximum, so that frames of 64×64 give 1024 channels on 8×8 cells.
+
+With a classifier of 46 classes it has 10 177 774 parameters and takes 13.6 G multiply-adds a video.
+RSTG's digit network has 10 565 168 parameters, and its convolutions alone take 23.4 G.
 """
 
-from pipeline.backbones._base import Backbone, MaxPool
-from pipeline.backbones._i3d import non_local_places, temporal_taps
-from pipeline.backbones._non_local import KINDS, NonLocal
+from pipeline.backbones._base import Backbone
+from pipeline.backbones._i3d import TEMPORAL, add_non_local, temporal_taps
+from pipeline.backbones._layers import MaxPool
+from pipeline.backbones._non_local import KINDS
+from pipeline.backbones._options import require_allowed, require_widths
 from pipeline.backbones._resnet import Bottleneck, ResNet
 
 
@@ -22,24 +24,28 @@ def build(
     reduce: int = 0,
     width: int = 64,
 ) -> Backbone:
-    """Stages stem, res2, res3, res4; frames of 64×64 have 32, 32, 16 and 8 cells a side there.
+    """Build a small I3D with the stages stem, res2, res3 and res4.
 
-    temporal: see `_i3d.temporal_taps`. non_local: "gaussian" or "dot_product" puts five blocks of
-    that kind where I3D-R50 has them; non_local_pool: see `NonLocal`. grey: one input channel, the
-    mean over colours. reduce, width: see `ResNet`. ValueError for any other value.
+    Frames of 64×64 have 32, 32, 16 and 8 cells a side there.
+
+    Args:
+        temporal: "every", "alternating" or "none", see `_i3d.temporal_taps`.
+        non_local: "gaussian" or "dot_product" adds five blocks of that kind where I3D-R50 has
+            them; "none" adds none.
+        non_local_pool: see `NonLocal`.
+        grey: one input channel, the mean over colours.
+        reduce: channels of the stage "reduced", 0 for none.
+        width: channels of the stem.
+
+    Returns:
+        The backbone, with random weights.
+
+    Raises:
+        ValueError: another value.
     """
-    allowed = {
-        "temporal": (temporal, ("every", "alternating", "none")),
-        "non_local": (non_local, (*KINDS, "none")),
-    }
-    for option, (value, values) in allowed.items():
-        if value not in values:
-            raise ValueError(f"{option}={value!r}: expected one of {', '.join(values)}")
-    if reduce < 0 or width < 1:
-        raise ValueError(
-            f"reduce={reduce}, width={width}: expected reduce at least 0 (no reduction) and width "
-            f"at least 1"
-        )
+    allowed = {"temporal": (temporal, TEMPORAL), "non_local": (non_local, (*KINDS, "none"))}
+    require_allowed(allowed)
+    require_widths(reduce, width)
     backbone = ResNet(
         Bottleneck,
         temporal_taps(50, temporal)[:3],
@@ -53,7 +59,6 @@ def build(
         imagenet="",
         grey=grey,
     )
-    for place in non_local_places(50) if non_local != "none" else ():
-        block = backbone.get_submodule(place)
-        block.non_local = NonLocal(block.channels, non_local, non_local_pool)
+    if non_local != "none":
+        add_non_local(backbone, 50, non_local, non_local_pool)
     return backbone

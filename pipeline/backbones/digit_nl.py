@@ -1,9 +1,10 @@
-"""A small non-local network for digit videos: the NL row of RSTG's Table 1, whose network the paper
-does not describe.
+"""A small non-local network for digit videos: the row NL of RSTG's Table 1 (NeurIPS 2019).
 
-Not stated in the paper: everything. Chosen here: `digit_i3d` with the five non-local blocks (Wang
-et al. 2018) that I3D-R50 has in res3 and res4; 17 536 238 parameters with a classifier of 46
-classes, 19.8 G multiply-adds. Options: those of `digit_i3d`.
+The paper does not describe this network; everything about it is our choice. It is `digit_i3d` with
+the five non-local blocks (Wang et al. 2018) that I3D-R50 has in res3 and res4. With a classifier of
+46 classes it has 17 536 238 parameters and takes 19.8 G multiply-adds a video.
+
+The options are those of `digit_i3d.build`.
 """
 
 from functools import partial

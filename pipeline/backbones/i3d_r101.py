@@ -1,9 +1,9 @@
-"""I3D on ResNet-101, as STRG's largest models (Charades, spec 7): 128 frames at 288² give
-2048×16×18×18.
+"""I3D on ResNet-101: STRG's largest models (Table 3). 128 frames at 288² give 2048×16×18×18.
 
-Options: `_i3d.resnet3d`. STRG: reduce=512. How 128 frames become 16 steps is not stated in the
-paper. Our choice: conv1, pool1 and pool2 halve time each, as in the 32-frame models of the
-Non-local networks' release, which STRG builds on.
+The options are those of `_i3d.resnet3d`; STRG: reduce=512.
+
+The paper does not state how 128 frames become 16 steps. Our choice: conv1, pool1 and pool2 halve
+time each, as in the 32-frame models of the Non-local networks' release, which STRG builds on.
 """
 
 from functools import partial

@@ -1,8 +1,8 @@
-"""I3D on ResNet-101 with five non-local blocks: STRG's Table 3, rows NL. 128 frames at 288² give
-2048×16×18×18.
+"""I3D on ResNet-101 with five non-local blocks: STRG's Table 3, rows NL.
 
-The blocks follow res3.1, res3.3, res4.6, res4.13 and res4.20 (not stated in the paper, see
-`_i3d.non_local_places`). Options: `_i3d.resnet3d`; time as in i3d_r101. STRG: reduce=512.
+128 frames at 288² give 2048×16×18×18. The blocks follow res3.1, res3.3, res4.6, res4.13 and
+res4.20, which the paper does not state (see `_i3d.non_local_places`). Time is halved as in
+i3d_r101. The options are those of `_i3d.resnet3d`; STRG: reduce=512.
 """
 
 from functools import partial

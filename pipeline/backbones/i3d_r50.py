@@ -1,10 +1,10 @@
-"""I3D on ResNet-50. Without options it is GOS's backbone (spec 1.2): 32×224² frames give
-2048×16×7×7.
+"""I3D on ResNet-50. Without options it is GOS's backbone (supp. Table 3): 32×224² -> 2048×16×7×7.
 
-Options: `_i3d.resnet3d`. STRG (spec 2.2): temporal="alternating", res5_stride=1, pool1_time=1,
-reduce=512, 16×14×14. PySlowFast and pytorchvideo I3D_8x8_R50: temporal="alternating", pool1_time=1,
-pool2_time=2. The kinetics-res50 port: the same with pool1_pad=0; its authors ran it with
-conv1_stride=2, pool1_time=2, pool1_stride=2.
+The options are those of `_i3d.resnet3d`. Published models:
+- STRG (Table 1): temporal="alternating", res5_stride=1, pool1_time=1, reduce=512; 16×14×14.
+- PySlowFast's and pytorchvideo's I3D_8x8_R50: temporal="alternating", pool1_time=1, pool2_time=2.
+- The kinetics-res50 port: the same with pool1_pad=0. Its authors ran it with conv1_stride=2,
+  pool1_time=2, pool1_stride=2.
 """
 
 from functools import partial

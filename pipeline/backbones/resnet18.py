@@ -1,14 +1,27 @@
-"""ResNet-18 on every frame by itself: T = F."""
+"""ResNet-18 on every frame by itself, T = F.
 
-from pipeline.backbones._base import Backbone, MaxPool
+DyReg's trunk on MultiSyncMNIST (Table 6) is stages=3, grey=True.
+"""
+
+from pipeline.backbones._base import Backbone
+from pipeline.backbones._layers import MaxPool
 from pipeline.backbones._resnet import BasicBlock, ResNet
 
 
 def build(stages: int = 4, grey: bool = False, reduce: int = 0, width: int = 64) -> Backbone:
-    """stages: how many of res2 .. res5 there are. grey: one input channel, the mean over colours.
+    """Build a ResNet-18 over frames.
 
-    DyReg's MultiSyncMNIST trunk (spec 3.6) is stages=3, grey=True. reduce, width: see `ResNet`.
-    ValueError if stages is not 1 to 4.
+    Args:
+        stages: how many of res2 .. res5 there are.
+        grey: one input channel, the mean over colours.
+        reduce: channels of the stage "reduced" (see `ResNet`), 0 for none.
+        width: channels of the stem.
+
+    Returns:
+        The backbone, with random weights.
+
+    Raises:
+        ValueError: `stages` is not 1 to 4.
     """
     if stages not in (1, 2, 3, 4):
         raise ValueError(f"stages={stages!r}: expected 1 to 4, the number of stages after the stem")

@@ -1,5 +1,6 @@
-"""TSM on ResNet-18: 2-D convolutions on every frame, T = F, and a shift of channels along time in
-every block (spec 3.3).
+"""TSM on ResNet-18 (Lin et al., ICCV 2019): 2-D convolutions per frame, and shifts along time.
+
+T = F. A clip's frames are its segments, in one chunk: sample 8 or 16 of them.
 """
 
 from pipeline.backbones._base import Backbone
@@ -7,10 +8,18 @@ from pipeline.backbones._tsm import tsm
 
 
 def build(shift: int = 8, reduce: int = 0, width: int = 64) -> Backbone:
-    """shift: 1/shift of the channels come from the next step, as many from the last; 0 for none.
-    reduce, width: see `ResNet`.
+    """Build TSM on ResNet-18.
 
-    A clip's frames are its segments, one chunk: sample 8 or 16 of them. ValueError for a shift of 1
-    or below 0.
+    Args:
+        shift: 1/shift of the channels come from the next step, as many from the step before; 0
+            for no shift.
+        reduce: channels of the stage "reduced" (see `ResNet`), 0 for none.
+        width: channels of the stem.
+
+    Returns:
+        The backbone, with random weights.
+
+    Raises:
+        ValueError: `shift` is 1 or below 0.
     """
     return tsm(18, shift, reduce, width)

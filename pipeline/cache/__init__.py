@@ -1,0 +1,37 @@
+"""The cache: features of views on disk, and the only code that reads or writes their HDF5 files.
+
+Open a cache with `Cache`, make one with `create_cache`, write its shards with `ShardWriter`. The
+room imports from `pipeline.files`, `pipeline.manifests` and `pipeline.workers` only. It knows
+neither videos nor networks.
+
+    fields         which tensors there are, with their axes, dtypes and units
+    reader         Cache and Group: what notebooks and training read
+    folder         cache.json and the copy of the manifest
+    shards         which shard holds which clips, where its files are, whether it is complete
+    shard_writer   writes one shard's HDF5 file and its statistics (through part_file)
+    shard_reader   reads one shard (shard_layout asks HDF5; open_files limits descriptors)
+    shard_check    verifies every byte of a shard (value_checks looks at the numbers)
+    good_rows      the rows of a damaged shard that can be kept
+    records        types and sizes of everything that is read from JSON
+"""
+
+from pipeline.lazy_names import load_lazily
+
+_HOMES = {
+    "Cache": "reader",
+    "Group": "reader",
+    "CacheError": "folder",
+    "Shards": "shards",
+    "create_cache": "folder",
+    "FIELDS": "fields",
+    "Field": "fields",
+    "field_of": "fields",
+    "is_cut": "fields",
+    "GroupPlan": "shard_writer",
+    "NotFinite": "shard_writer",
+    "ShardWriter": "shard_writer",
+}
+
+__all__ = list(_HOMES)
+
+__getattr__ = load_lazily(__name__, _HOMES)

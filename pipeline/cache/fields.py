@@ -1,8 +1,16 @@
-"""What the cache stores: one row of `FIELDS` per tensor, and `Extracted`, one view's results.
+"""The tensors of a cache: one row of `FIELDS` for each, and the names of maps at cuts.
 
-Dimension letters: R rows (views), F frames fed to the backbone, T feature steps, N boxes per step,
-C channels, h w grid, M neighbours kept per node. The dims of a field name its axes without R; row r
-of a group is the same view in every file.
+Axes are named by letters:
+
+    R   rows of a group, one view each; row r is the same view in every file of a shard
+    F   frames fed to the backbone
+    T   feature steps that the backbone returns
+    N   boxes per step
+    C   channels
+    h w height and width of a map, in cells
+    M   neighbours kept per node
+
+R is the first axis of every stored dataset, and no `dims` names it.
 """
 
 import re
@@ -10,18 +18,26 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-FORMAT = 1  # raised whenever a file written before can no longer be read as it was meant
+# Raise this number when files written before can no longer be read as they were meant.
+FORMAT = 1
 
-MAX_VIEW = 0x7FFFF000  # bytes of a view: what one system call reads on Linux; HDF5's limit is 4 GiB
+# Bytes of one view: Linux reads no more in one system call. HDF5's own limit is 4 GiB.
+MAX_VIEW = 0x7FFFF000
+
+# Training and test views are stored apart, because their maps may differ in size.
 GROUPS = ("train", "test")
 
 
 @dataclass(frozen=True)
 class Field:
-    """One stored tensor: its name, its axes after R, the dtype on disk and the unit of its values.
+    """One stored tensor.
 
-    `dtype` "feature" is the run's feature dtype (float16 unless asked otherwise); `stage` is the
-    folder that holds it.
+    Attributes:
+        name: the name of the HDF5 dataset.
+        dims: the names of its axes after R.
+        dtype: the dtype on disk. "feature" is the extraction's `--dtype`: float16 or float32.
+        unit: what the values mean, as the dataset's attribute `unit` says it.
+        stage: the folder of the cache that holds it, "features" or "graphs".
     """
 
     name: str
@@ -31,87 +47,104 @@ class Field:
     stage: str = "features"
 
 
-FIELDS = {
-    row.name: row
-    for row in (
-        Field("frames", ("F",), "int32", "frame numbers in the file, from 0"),
-        Field(
-            "crop",
-            ("6",),
-            "float32",
-            "x, y, width, height of the crop, then source width, height; source pixels",
-        ),
-        Field("flip", (), "bool", "whether the crop was mirrored left to right"),
-        Field(
-            "grid",
-            ("2",),
-            "int16",
-            "true height and width of the last cut's map, in cells; the rest is padding",
-        ),
-        Field("pooled", ("T", "C"), "feature", "mean over the grid of the last cut"),
-        Field(
-            "boxes",
-            ("T", "N", "4"),
-            "float32",
-            "x1 y1 x2 y2 in [0,1] of the view's crop; padded rows are 0",
-        ),
-        Field("scores", ("T", "N"), "float32", "objectness; padded rows are 0"),
-        Field("valid", ("T", "N"), "bool", "whether the row is a box; valid rows come first"),
-        Field("nodes", ("T", "N", "C"), "feature", "RoIAlign of the last cut; invalid rows are 0"),
-        Field("iou", ("T-1", "N", "N"), "float32", "IoU of box i at t with box j at t+1", "graphs"),
-        Field(
-            "nearest",
-            ("T", "N", "T"),
-            "int32",
-            "node index in each frame with the largest inner product",
-            "graphs",
-        ),
-        Field(
-            "similar",
-            ("T", "N", "M"),
-            "int32",
-            "flat indices t*N+i of the most similar other nodes",
-            "graphs",
-        ),
-        Field("similarity", ("T", "N", "M"), "float32", "their inner products", "graphs"),
-    )
-}
+_ROWS = (
+    Field("frames", ("F",), "int32", "frame numbers in the file, from 0"),
+    Field(
+        "crop",
+        ("6",),
+        "float32",
+        "x, y, width, height of the crop, then source width, height; source pixels",
+    ),
+    Field("flip", (), "bool", "whether the crop was mirrored left to right"),
+    Field(
+        "grid",
+        ("2",),
+        "int16",
+        "true height and width of the last cut's map, in cells; the rest is padding",
+    ),
+    Field("pooled", ("T", "C"), "feature", "mean over the grid of the last cut"),
+    Field(
+        "boxes",
+        ("T", "N", "4"),
+        "float32",
+        "x1 y1 x2 y2 in [0,1] of the view's crop; padded rows are 0",
+    ),
+    Field("scores", ("T", "N"), "float32", "objectness; padded rows are 0"),
+    Field("valid", ("T", "N"), "bool", "whether the row is a box; valid rows come first"),
+    Field("nodes", ("T", "N", "C"), "feature", "RoIAlign of the last cut; invalid rows are 0"),
+    Field("iou", ("T-1", "N", "N"), "float32", "IoU of box i at t with box j at t+1", "graphs"),
+    Field(
+        "nearest",
+        ("T", "N", "T"),
+        "int32",
+        "node index in each frame with the largest inner product",
+        "graphs",
+    ),
+    Field(
+        "similar",
+        ("T", "N", "M"),
+        "int32",
+        "flat indices t*N+i of the most similar other nodes",
+        "graphs",
+    ),
+    Field("similarity", ("T", "N", "M"), "float32", "their inner products", "graphs"),
+)
 
-# Which rows there are, not what was computed for them: written for every row, failed or not.
+FIELDS = {row.name: row for row in _ROWS}
+
+# These datasets say which rows a group has. Every row has them, whether its clip failed or not.
 ROW_KEYS = ("clip", "view", "ok")
 
-# A cut is a point of a backbone: a stage, a block of a stage, or the learned reduction.
 _CUT = re.compile(r"^(stem|res[2-5]|conv[1-9]|layer[1-4]|reduced)(\.\d+)?$")
 
 
 def is_cut(name: str) -> bool:
-    """Whether `name` is the name of a backbone's cut, so that its map [T,C,h,w] can be a stored
-    field.
+    """Return whether `name` is a cut: a point of a backbone whose map can be stored.
+
+    Args:
+        name: for example "res4" (a stage), "res4.3" (a block of a stage), or "reduced" (the
+            learned 1×1×1 convolution after the last stage).
+
+    Returns:
+        True for a cut. Its map is stored as [R,T,C,h,w] under this name.
     """
     return bool(_CUT.match(name))
 
 
 def grid_at(cut: str) -> str:
-    """The field with the true size of the map at a cut that is not the extraction's last, whose own
-    is in `grid`.
+    """Return the name of the field with the true size of the map at `cut`.
+
+    Args:
+        cut: a cut that is not the extraction's last one, whose size is in `grid`.
+
+    Returns:
+        For example "grid.res4.3".
     """
     return f"grid.{cut}"
 
 
 def field_of(name: str) -> Field:
-    """The row of `FIELDS` for `name`; a cut (`res4`, `res4.3`, `reduced`) gives a map field, and
-    `grid_at(cut)` its true size. ValueError for anything else."""
+    """Return the description of a field.
+
+    Args:
+        name: a name of `FIELDS`, a cut (see `is_cut`), or `grid_at(cut)`.
+
+    Returns:
+        The row of `FIELDS`, or one made for the cut.
+
+    Raises:
+        ValueError: no field has this name.
+    """
     if name in FIELDS:
         return FIELDS[name]
     if is_cut(name):
         return Field(name, ("T", "C", "h", "w"), "feature", "the backbone's map at this cut")
-    if name.startswith(grid_at("")) and is_cut(name.removeprefix(grid_at(""))):
-        return Field(
-            name,
-            ("2",),
-            "int16",
-            "true height and width of the map at this cut, where it is not the last one",
-        )
+
+    prefix = grid_at("")
+    if name.startswith(prefix) and is_cut(name.removeprefix(prefix)):
+        unit = "true height and width of the map at this cut, where it is not the last one"
+        return Field(name, ("2",), "int16", unit)
+
     raise ValueError(
         f"field {name!r}: expected one of {', '.join(FIELDS)}, or a cut such as res5, res4.3, "
         f"reduced"
@@ -120,8 +153,12 @@ def field_of(name: str) -> Field:
 
 @dataclass
 class Extracted:
-    """One view's results: `tensors` maps field names to arrays without the R axis, in the dims that
-    `FIELDS` gives.
+    """The tensors of one view, before they are written.
+
+    Attributes:
+        clip: the clip's id.
+        view: the view's number within its clip and group, from 0.
+        tensors: field -> array without the axis R, in the dims that `FIELDS` gives.
     """
 
     clip: str

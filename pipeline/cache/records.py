@@ -1,8 +1,8 @@
-"""Checks records that were read from JSON: their keys, types and sizes.
+"""Check records that were read from JSON: their keys, types and sizes.
 
-A seal proves that a file has not changed since it was written. It does not prove that we wrote it:
-people share caches and runs, and anybody can seal a file. So types are checked, and sizes are
-compared with the file that they describe.
+The seal of a JSON file proves that the file has not changed since it was written. It does not
+prove that vidgraph wrote it: people share caches and runs, and anybody can seal a file. So types
+are checked, and sizes are compared with the file that they describe.
 """
 
 import math
@@ -14,8 +14,13 @@ from typing import Any
 from pipeline.cache.fields import GROUPS, MAX_VIEW, ROW_KEYS, field_of
 from pipeline.files.atomic_files import Damaged, done_marker, read_json
 
-LARGEST = 2**53  # beyond it a float tells no whole numbers apart
+# A float cannot represent every whole number beyond this one.
+LARGEST = 2**53
+
+# Bytes of a value of each dtype that a field may have.
 SIZES = {"float16": 2, "float32": 4, "int16": 2, "int32": 4, "bool": 1}
+
+# What messages call the types of JSON.
 WORDS = {
     int: "a whole number",
     float: "a number",
@@ -28,26 +33,42 @@ WORDS = {
 
 
 class Each:
-    """An object with any keys, whose values all have one shape."""
+    """A JSON object with any keys, whose values all have one shape."""
 
     def __init__(self, shape: Any):
+        """Describe the object.
+
+        Args:
+            shape: the shape of every value (see `require`).
+        """
         self.shape = shape
 
 
 class OneOf:
-    """One of some texts."""
+    """One of several texts."""
 
     def __init__(self, *texts: str):
+        """List the texts.
+
+        Args:
+            *texts: the allowed values.
+        """
         self.texts = texts
 
 
 class Either:
-    """One of several shapes of which at most one is a list or an object."""
+    """A value of one of several shapes, of which at most one is a list or an object."""
 
     def __init__(self, *shapes: Any):
+        """List the shapes.
+
+        Args:
+            *shapes: the allowed shapes (see `require`).
+        """
         self.shapes = shapes
 
 
+# Shapes of records, as `require` takes them. A key that ends in "?" may be missing.
 FAILURE = {"clip": str, "error": str, "message": str, "seconds": float}
 STATISTICS = {
     "attrs": {"format": int, "fingerprint": str, "shard": int, "source_sha256?": str},
@@ -86,10 +107,21 @@ CACHE = {
 
 
 def require(record: Any, shape: Any, path: Path, key: str = "") -> Any:
-    """Returns `record`; Damaged, with the file and the key, unless it has the shape.
+    """Check that a value has the expected shape.
 
-    shape: a type of Python (a float may be a whole number), `[shape]` for a list, `{key: shape}`
-    for an object with at least these keys (`"key?"`: if it is there), or one of the classes above.
+    Args:
+        record: a value that was read from JSON.
+        shape: a type (`float` also takes whole numbers), `[shape]` for a list, or
+            `{key: shape}` for an object with at least these keys. A key "name?" may be missing.
+            `Each`, `OneOf` and `Either` describe the rest.
+        path: the file, for messages.
+        key: where in the file the value is, such as "groups.train", for messages.
+
+    Returns:
+        `record`.
+
+    Raises:
+        Damaged: the value has another shape. The message names the file and the key.
     """
     if isinstance(shape, OneOf):
         if not isinstance(record, str) or record not in shape.texts:
@@ -97,85 +129,128 @@ def require(record: Any, shape: Any, path: Path, key: str = "") -> Any:
                 f"{path}: {key} is {shown(record)}, expected one of "
                 f"{', '.join(map(repr, shape.texts))}"
             )
-        return record
-    if isinstance(shape, Either):
-        plain = next(
-            (one for one in shape.shapes if isinstance(one, type) and _is_of(record, one)), None
-        )
-        deep = next((one for one in shape.shapes if not isinstance(one, type)), shape.shapes[-1])
-        return record if plain is not None else require(record, deep, path, key)
-    kind = shape if isinstance(shape, type) else list if isinstance(shape, list) else dict
-    if not _is_of(record, kind):
-        said = f"{key or 'it'} is {shown(record)}, expected {WORDS[kind]}"
-        raise Damaged(f"{path}: {said}; written by another version, or by hand")
-    if isinstance(shape, Each):
+    elif isinstance(shape, Either):
+        _require_either(record, shape, path, key)
+    elif isinstance(shape, Each):
+        _require_type(record, dict, path, key)
         for name, value in record.items():
             require(value, shape.shape, path, f"{key}.{name}".lstrip("."))
     elif isinstance(shape, Mapping):
-        for name, inner in shape.items():
-            where = f"{key}.{name.removesuffix('?')}".lstrip(".")
-            if name.removesuffix("?") in record:
-                require(record[name.removesuffix("?")], inner, path, where)
-            elif not name.endswith("?"):
-                raise Damaged(
-                    f"{path}: it holds no {where}; written by another version, or by hand"
-                )
-    elif isinstance(shape, list) and not (
-        isinstance(shape[0], type) and all(_is_of(value, shape[0]) for value in record)
-    ):
-        for number, value in enumerate(record):
-            require(value, shape[0], path, f"{key}[{number}]")
+        _require_type(record, dict, path, key)
+        _require_keys(record, shape, path, key)
+    elif isinstance(shape, list):
+        _require_type(record, list, path, key)
+        _require_items(record, shape[0], path, key)
+    else:
+        _require_type(record, shape, path, key)
     return record
+
+
+def _require_type(record: Any, kind: type, path: Path, key: str) -> None:
+    if not _is_of(record, kind):
+        raise Damaged(
+            f"{path}: {key or 'it'} is {shown(record)}, expected {WORDS[kind]}; written by "
+            f"another version, or by hand"
+        )
+
+
+def _require_either(record: Any, either: Either, path: Path, key: str) -> None:
+    # The last shape names what was expected if no other one does.
+    deep = either.shapes[-1]
+    for shape in either.shapes:
+        if not isinstance(shape, type):
+            deep = shape
+        elif _is_of(record, shape):
+            return
+    require(record, deep, path, key)
+
+
+def _require_keys(record: Mapping, shape: Mapping, path: Path, key: str) -> None:
+    for name, inner in shape.items():
+        bare = name.removesuffix("?")
+        where = f"{key}.{bare}".lstrip(".")
+        if bare in record:
+            require(record[bare], inner, path, where)
+        elif bare == name:
+            raise Damaged(f"{path}: it holds no {where}; written by another version, or by hand")
+
+
+def _require_items(record: list, shape: Any, path: Path, key: str) -> None:
+    # A shortcut for long lists of numbers, such as the absent rows of a shard.
+    if isinstance(shape, type) and all(_is_of(value, shape) for value in record):
+        return
+    for number, value in enumerate(record):
+        require(value, shape, path, f"{key}[{number}]")
 
 
 def _is_of(value: Any, kind: type) -> bool:
     if kind is float:
-        return type(value) is float or (type(value) is int and abs(value) <= LARGEST)
+        return type(value) is float or _is_of(value, int)
+    if kind is int:
+        # `type`, because True is an instance of int.
+        return type(value) is int and abs(value) <= LARGEST
     if kind is dict:
-        return isinstance(value, dict)  # of a checkpoint: weights are an OrderedDict
-    return type(value) is kind and (kind is not int or abs(value) <= LARGEST)
+        # The weights of a checkpoint are an OrderedDict.
+        return isinstance(value, dict)
+    return type(value) is kind
 
 
 def shown(value: Any) -> str:
-    """A value of a file, for a message: not more of it than fits a line."""
+    """Return a value of a file for a message.
+
+    Args:
+        value: any value, however long.
+
+    Returns:
+        Its `repr`, cut off after 60 characters.
+    """
     try:
-        said = repr(value)
+        text = repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits
-        said = type(value).__name__
-    return said if len(said) <= 60 else f"{said[:60]}…"
+        text = type(value).__name__
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def read_statistics(path: Path, attrs: Mapping[str, str | int] | None = None) -> dict:
-    """The statistics of a shard, by the path of its HDF5 file.
+    """Read and check the statistics of a shard.
 
     Args:
-        path: `CACHE/STAGE/NNNNN.h5`.
-        attrs: what identifies the shard in its cache (`Shards.attrs`): then it is compared, and
-        sizes are with the file's.
+        path: the shard's HDF5 file, `CACHE/STAGE/NNNNN.h5`. The statistics are beside it.
+        attrs: what identifies the shard in its cache (`Shards.attrs`). If given, the statistics
+            must have it, and their sizes must fit the HDF5 file.
+
+    Returns:
+        The record (`STATISTICS`).
 
     Raises:
-        Damaged: they have changed, are not what ours are, or belong to another shard or cache.
+        Damaged: the statistics have changed, are not vidgraph's, or belong to another shard or
+            cache.
         OSError: there are none, or they cannot be read.
     """
     marker = done_marker(path)
     record = require(read_json(marker), STATISTICS, marker)
     _check_groups(record, marker)
-    if attrs is not None:
-        repair = f"run `vidgraph repair --cache {quote(str(path.parent.parent))}`"
-        for key in attrs:
-            if record["attrs"].get(key) != attrs[key]:
-                said = f"{key} is {shown(record['attrs'].get(key, 'missing'))}, this cache's is {attrs[key]!r}"
-                raise Damaged(f"{path}: {said}: it was made for another place; {repair}")
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError:
-            raise Damaged(f"{path}: missing, although its statistics are there; {repair}") from None
-        check_sizes(record, size, marker, repair)
+    if attrs is None:
+        return record
+
+    repair = f"run `vidgraph repair --cache {quote(str(path.parent.parent))}`"
+    for key, expected in attrs.items():
+        if record["attrs"].get(key) != expected:
+            found = shown(record["attrs"].get(key, "missing"))
+            raise Damaged(
+                f"{path}: {key} is {found}, this cache's is {expected!r}: "
+                f"it was made for another place; {repair}"
+            )
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise Damaged(f"{path}: missing, although its statistics are there; {repair}") from None
+    check_sizes(record, size, marker, repair)
     return record
 
 
 def _check_groups(record: Mapping, marker: Path) -> None:
-    """Damaged unless groups, fields, shapes and dtypes are some that a shard of ours can have."""
+    """Damaged unless a shard can have these groups, rows, fields, shapes and dtypes."""
     if not record["groups"] or not set(record["groups"]) <= set(GROUPS):
         raise Damaged(
             f"{marker}: groups are {shown(list(record['groups']))}, expected "
@@ -187,10 +262,11 @@ def _check_groups(record: Mapping, marker: Path) -> None:
         )
     for group, table in record["groups"].items():
         rows, absent = table["rows"], table["absent"]
-        if rows < 1 or any(not 0 <= row < rows for row in absent) or len(set(absent)) < len(absent):
+        in_range = all(0 <= row < rows for row in absent)
+        if rows < 1 or not in_range or len(set(absent)) < len(absent):
             raise Damaged(
-                f"{marker}: {group} has {rows} rows, of which {shown(absent)} are absent: this "
-                f"cannot be"
+                f"{marker}: {group} has {rows} rows, and {shown(absent)} are absent; expected "
+                f"at least one row, and each absent one once and within them"
             )
         for name, field in table["fields"].items():
             _check_field(f"{marker}: {group}.{name}", name, field)
@@ -201,29 +277,40 @@ def _check_field(where: str, name: str, field: Mapping) -> None:
     try:
         known = field_of(name)
     except ValueError:
-        raise Damaged(f"{where}: no field of this version") from None
+        raise Damaged(f"{where}: this version has no such field") from None
+
     allowed = ("float16", "float32") if known.dtype == "feature" else (known.dtype,)
     if name in ROW_KEYS or dtype not in allowed:
         raise Damaged(f"{where}: its dtype is {shown(dtype)}, expected {' or '.join(allowed)}")
-    if (
-        len(shape) != len(known.dims)
-        or min(shape, default=1) < 1
-        or math.prod(shape) * SIZES[dtype] > MAX_VIEW
-    ):
+
+    fits = len(shape) == len(known.dims) and min(shape, default=1) >= 1
+    if not fits or math.prod(shape) * SIZES[dtype] > MAX_VIEW:
         dims = " ".join(known.dims) or "one value"
         raise Damaged(f"{where}: its shape is {shown(shape)}, expected lengths from 1 for {dims}")
 
 
 def check_sizes(record: Mapping, size: int, marker: Path, repair: str) -> None:
-    """Damaged if the file is too small for what its statistics claim: every row has an id, and
-    every view its values.
+    """Check that a file is large enough for the rows that its statistics describe.
+
+    Args:
+        record: the statistics.
+        size: the length of the HDF5 file, in bytes.
+        marker: the statistics' file, for the message.
+        repair: what to do, for the message.
+
+    Raises:
+        Damaged: the file is too small. Every row needs an id of at least one byte, and every view
+            of an uncompressed shard needs its values.
     """
     for group, table in record["groups"].items():
-        views = table["rows"] - len(table["absent"])
-        each = sum(math.prod(f["shape"]) * SIZES[f["dtype"]] for f in table["fields"].values())
-        claimed = max(table["rows"], views * each if record["compression"] == "none" else 0)
-        if claimed > size:
+        needed = table["rows"]
+        if record["compression"] == "none":
+            view = 0
+            for field in table["fields"].values():
+                view += math.prod(field["shape"]) * SIZES[field["dtype"]]
+            needed = max(needed, (table["rows"] - len(table["absent"])) * view)
+        if needed > size:
             raise Damaged(
-                f"{marker}: claims {table['rows']:,} rows in {group}, {claimed:,} bytes, its file "
+                f"{marker}: claims {table['rows']:,} rows in {group}, {needed:,} bytes, its file "
                 f"has {size:,}; {repair}"
             )

@@ -1,8 +1,8 @@
-"""Checks one shard of one stage: every byte of its HDF5 file and of the statistics beside it."""
+"""Check one shard of one stage: every byte of its HDF5 file, and the statistics beside it."""
 
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,22 +12,32 @@ from shlex import quote
 import numpy as np
 
 from pipeline.cache.fields import FORMAT, ROW_KEYS
-from pipeline.cache.folder import Shards, read_cache_json, read_manifest_copy
-from pipeline.cache.reader import made_from
+from pipeline.cache.folder import read_cache_json, read_manifest_copy
 from pipeline.cache.records import check_sizes, read_statistics
 from pipeline.cache.shard_layout import StoredDataset, Unreadable
 from pipeline.cache.shard_reader import UNREADABLE, ShardFile
+from pipeline.cache.shards import Shards, made_from
 from pipeline.cache.value_checks import wrong_values
 from pipeline.files.atomic_files import Damaged, done_marker, sha256_of
 
-REPAIR, GRAPHS = "run `vidgraph repair --cache {cache}`", "run `vidgraph graphs --cache {cache}`"
-VERIFY = "; run `vidgraph verify`"  # how errors end where nobody has run it
+# What to do about a finding; `{cache}` is the cache's path.
+REPAIR = "run `vidgraph repair --cache {cache}`"
+GRAPHS = "run `vidgraph graphs --cache {cache}`"
+
+# The end of errors that others than `verify` raise. `verify` itself leaves it out.
+VERIFY = "; run `vidgraph verify`"
 
 
 @dataclass(frozen=True)
 class ShardFinding:
-    """Something that is wrong: where (a file, or a row of it), what, what to do; the `stage` and
-    `shards` it concerns.
+    """Something that is wrong with a shard.
+
+    Attributes:
+        where: a file, or a row of it.
+        what: what is wrong.
+        fix: what to do.
+        stage: "features", "graphs", or "" for the cache as a whole.
+        shards: the numbers of the shards that it concerns.
     """
 
     where: str
@@ -38,9 +48,18 @@ class ShardFinding:
 
 
 class ShardChecker:
-    """Checks one shard of one stage: called with (stage, shard), returns (findings, views read)."""
+    """Checks shards of a cache. It can be pickled and sent to another process.
+
+    Attributes:
+        folder: the cache.
+    """
 
     def __init__(self, folder: Path):
+        """Remember the cache; it is opened in the process that checks.
+
+        Args:
+            folder: the cache.
+        """
         self.folder = folder
 
     def __getstate__(self) -> dict:
@@ -48,7 +67,7 @@ class ShardChecker:
 
     @cached_property
     def plan(self) -> Shards:
-        """The cache's plan, read once per process."""
+        """The shards of the cache, read once per process."""
         record = read_cache_json(self.folder)
         return Shards(
             self.folder,
@@ -58,83 +77,145 @@ class ShardChecker:
         )
 
     def __call__(self, job: tuple[str, int]) -> tuple[list[ShardFinding], int]:
+        """Check one shard.
+
+        Args:
+            job: (stage, shard).
+
+        Returns:
+            The findings, and how many views were read.
+        """
         check = _Check(self.plan, *job)
         try:
             check.run()
-        except _Hopeless:
+        except _Stop:
             pass
-        except Exception as error:  # one shard never ends the check of the others
-            check.say(
-                f"cannot be checked ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-            )
+        # An error in one shard must not end the check of the others.
+        except Exception as error:
+            text = " ".join(str(error).split())[:200]
+            check.say(f"cannot be checked ({type(error).__name__}: {text})")
         return check.findings, check.views
 
 
-class _Hopeless(Exception):
-    """What is left of a shard cannot be looked at."""
+class _Stop(Exception):
+    """The rest of the shard cannot be checked; the findings say why."""
 
 
-class _Place:
-    """How far the hash of a file has come. Who waits for it reads from memory, and leaves the disk
-    to one reader in order.
+class _HashProgress:
+    """How many bytes of a file have been hashed.
+
+    The check reads a view once the hash has passed it. So the disk is read once, in order, and
+    the views come from the system's cache.
     """
 
     def __init__(self):
-        self._place, self._moved = 0, threading.Condition()
+        self._offset, self._changed = 0, threading.Condition()
 
-    def come_to(self, place: int) -> None:
-        with self._moved:
-            self._place = place
-            self._moved.notify_all()
+    def advance_to(self, offset: int) -> None:
+        with self._changed:
+            self._offset = offset
+            self._changed.notify_all()
 
-    def wait_for(self, place: int) -> None:
-        with self._moved:
-            self._moved.wait_for(lambda: self._place >= place)
+    def wait_for(self, offset: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._offset >= offset)
 
 
 class _Check:
-    """One shard of one stage being checked."""
+    """The check of one shard of one stage."""
 
     def __init__(self, plan: Shards, stage: str, shard: int):
         self.plan, self.stage, self.shard, self.path = plan, stage, shard, plan.path(shard, stage)
         self.findings: list[ShardFinding] = []
-        self.views, self.hashed = 0, _Place()
+        self.views, self.hashed = 0, _HashProgress()
 
     def say(self, what: str, where: str = "", path: Path | None = None, fix: str = REPAIR) -> None:
+        """Add a finding. `where` is the part of the file, `path` another file than the HDF5 one."""
         fix = fix.format(cache=quote(str(self.plan.folder)))
-        self.findings.append(
-            ShardFinding(f"{path or self.path}{where}", what, fix, self.stage, (self.shard,))
-        )
+        place = f"{path or self.path}{where}"
+        self.findings.append(ShardFinding(place, what, fix, self.stage, (self.shard,)))
 
     def run(self) -> None:
-        """Statistics, then the file as a whole, and at the same time what is in it: each reads what
-        the other has read.
-        """
-        record = self._record()
-        self._size(record)
+        """Check the statistics, then hash the file and read its views at the same time."""
+        record = self._check_record()
+        self._check_size(record)
         before = len(self.findings)
         with ThreadPoolExecutor(1) as other:
             digest = other.submit(self._hash)
             file = ShardFile(self.path, record)
             try:
                 with file.kept_open():
-                    self._contents(file, record)
+                    self._check_contents(file, record)
             except Unreadable as error:
                 self.say(error.why)
             except UNREADABLE as error:
                 self.say(f"cannot be read ({' '.join(str(error).split())})")
+
+            # The finding on the whole file comes before those on its parts.
             inside = self.findings[before:]
             del self.findings[before:]
-            self._digest(digest, record)
+            self._check_digest(digest, record)
             self.findings += inside
 
     def _hash(self) -> str:
         try:
-            return sha256_of(self.path, self.hashed.come_to)
+            return sha256_of(self.path, self.hashed.advance_to)
         finally:
-            self.hashed.come_to(sys.maxsize)
+            # After an error too, nobody may wait for ever.
+            self.hashed.advance_to(sys.maxsize)
 
-    def _contents(self, file: ShardFile, record: dict) -> None:
+    def _check_record(self) -> dict:
+        marker = done_marker(self.path)
+        try:
+            if not marker.is_file():
+                raise OSError(0, "not a file")
+            record = read_statistics(self.path)
+        except Damaged as error:
+            self.say(str(error).removeprefix(f"{marker}: ").removesuffix(VERIFY), path=marker)
+            raise _Stop from None
+        except OSError as error:
+            self.say(f"cannot be read ({error.strerror})", path=marker)
+            raise _Stop from None
+
+        for key, expected in {"format": FORMAT, **self.plan.attrs(self.shard)}.items():
+            found = record["attrs"].get(key, "missing")
+            if found != expected:
+                self.say(f"{key} is {found}, this cache's is {expected}")
+        if self.stage == "graphs":
+            self._check_freshness(record)
+        return record
+
+    def _check_freshness(self, record: dict) -> None:
+        try:
+            features = read_statistics(self.plan.path(self.shard))
+        except (Damaged, OSError):
+            # The check of the features reports this.
+            return
+        if not made_from(record, features):
+            self.say("stale: its features were written again since", fix=GRAPHS)
+
+    def _check_size(self, record: dict) -> None:
+        if not self.path.is_file():
+            self.say("missing, although its statistics are there")
+            raise _Stop
+        size = self.path.stat().st_size
+        if size != record["bytes"]:
+            self.say(f"has {size:,} bytes, was written with {record['bytes']:,}")
+            raise _Stop
+        try:
+            check_sizes(record, size, self.path, "")
+        except Damaged as error:
+            self.say(str(error).removeprefix(f"{self.path}: ").removesuffix("; "))
+            raise _Stop from None
+
+    def _check_digest(self, digest: Future, record: dict) -> None:
+        try:
+            if digest.result() != record["sha256"]:
+                self.say("changed since it was written (its sha256 differs)")
+        except OSError as error:
+            self.say(f"cannot be read ({error.strerror})")
+
+    def _check_contents(self, file: ShardFile, record: dict) -> None:
         described, attrs = file.describe(), file.attrs()
         if attrs != record["attrs"]:
             self.say(f"its attributes are {attrs}, its statistics say {record['attrs']}")
@@ -144,139 +225,107 @@ class _Check:
                 f"{', '.join(record['groups'])}"
             )
             return
+
         keys = {group: file.keys(group) for group in record["groups"]}
         for group, table in record["groups"].items():
-            self._keys(group, table, *keys[group])
-            if self._tables(group, table, described[group]):
-                self._rows(file, group, table, keys[group][0])
+            self._check_keys(group, table, *keys[group])
+            if self._check_datasets(group, table, described[group]):
+                self._check_rows(file, group, table, keys[group][0])
         if self.stage == "features":
-            self._failures(record, keys)
+            self._report_failures(record, keys)
 
-    def _record(self) -> dict:
-        marker = done_marker(self.path)
-        try:
-            if not marker.is_file():
-                raise OSError(0, "not a file")
-            record = read_statistics(self.path)
-        except Damaged as error:
-            self.say(str(error).removeprefix(f"{marker}: ").removesuffix(VERIFY), path=marker)
-            raise _Hopeless from None
-        except OSError as error:
-            self.say(f"cannot be read ({error.strerror})", path=marker)
-            raise _Hopeless from None
-        want = {"format": FORMAT, **self.plan.attrs(self.shard)}
-        for key in (key for key in want if record["attrs"].get(key) != want[key]):
-            self.say(f"{key} is {record['attrs'].get(key, 'missing')}, this cache's is {want[key]}")
-        if self.stage == "graphs":
-            self._freshness(record)
-        return record
-
-    def _freshness(self, record: dict) -> None:
-        try:
-            features = read_statistics(self.plan.path(self.shard))
-        except (Damaged, OSError):
-            return  # said of the features
-        if not made_from(record, features):
-            self.say("stale: its features were written again since", fix=GRAPHS)
-
-    def _size(self, record: dict) -> None:
-        if not self.path.is_file():
-            self.say("missing, although its statistics are there")
-            raise _Hopeless
-        if (size := self.path.stat().st_size) != record["bytes"]:
-            self.say(f"has {size:,} bytes, was written with {record['bytes']:,}")
-            raise _Hopeless
-        try:
-            check_sizes(record, size, self.path, "")
-        except Damaged as error:
-            self.say(str(error).removeprefix(f"{self.path}: ").removesuffix("; "))
-            raise _Hopeless from None
-
-    def _digest(self, digest: Future, record: dict) -> None:
-        try:
-            if digest.result() != record["sha256"]:
-                self.say("changed since it was written (its sha256 differs)")
-        except OSError as error:
-            self.say(f"cannot be read ({error.strerror})")
-
-    def _keys(
+    def _check_keys(
         self, group: str, table: dict, clips: list[str], views: list[int], ok: np.ndarray
     ) -> None:
         planned = [clip.clip for clip in self.plan.clips(self.shard)]
-        count = table["rows"] // len(planned)
-        want = [(clip, view) for clip in planned for view in range(count)]
-        came = list(zip(clips, views, strict=True))
-        if want != came:
-            row = next(
-                (k for k, (a, b) in enumerate(zip(want, came, strict=False)) if a != b),
-                min(len(want), len(came)),
+        per_clip = table["rows"] // len(planned)
+        expected = []
+        for clip in planned:
+            expected += [(clip, view) for view in range(per_clip)]
+
+        found = list(zip(clips, views, strict=True))
+        if found != expected:
+            row = 0
+            while row < min(len(found), len(expected)) and found[row] == expected[row]:
+                row += 1
+            self.say(
+                f"row order: {_row_in_words(found, row)}, the manifest says "
+                f"{_row_in_words(expected, row)}",
+                f" {group} row {row}",
             )
-            said = [
-                f"clip {rows[row][0]} view {rows[row][1]}" if row < len(rows) else "no row"
-                for rows in (came, want)
-            ]
-            self.say(f"row order: {said[0]}, the manifest says {said[1]}", f" {group} row {row}")
         if np.flatnonzero(~ok).tolist() != table["absent"]:
             self.say("`ok` differs from what its statistics say", f" {group}")
 
-    def _tables(self, group: str, table: dict, described: Mapping[str, StoredDataset]) -> bool:
-        """Whether every dataset is as its statistics say, so that its rows can be read."""
+    def _check_datasets(
+        self, group: str, table: dict, described: Mapping[str, StoredDataset]
+    ) -> bool:
+        """Whether every dataset is as the statistics say, so that its rows can be read."""
         before = len(self.findings)
-        if set(described) != {*table["fields"], *ROW_KEYS}:
+        expected_names = {*table["fields"], *ROW_KEYS}
+        if set(described) != expected_names:
             self.say(
                 f"holds {', '.join(sorted(described))}; expected "
-                f"{', '.join(sorted({*table['fields'], *ROW_KEYS}))}",
+                f"{', '.join(sorted(expected_names))}",
                 f" {group}",
             )
-        for name, came in described.items():
-            if not came.checked:
+        for name, found in described.items():
+            if not found.checked:
                 self.say(f"{name} has no checksums", f" {group}")
             if name in table["fields"]:
                 field = table["fields"][name]
-                want = StoredDataset(
-                    tuple(field["shape"]), field["dtype"], table["rows"], 1, came.checked
+                # Missing checksums have a finding of their own already.
+                expected = StoredDataset(
+                    tuple(field["shape"]), field["dtype"], table["rows"], 1, found.checked
                 )
-                if came != want:
-                    self.say(f"{name} is {came}, expected {want}", f" {group}")
+                if found != expected:
+                    self.say(f"{name} is {found}, expected {expected}", f" {group}")
         return len(self.findings) == before
 
-    def _rows(self, file: ShardFile, group: str, table: dict, clips: list[str]) -> None:
-        """Reads every view that should be there; what is wrong in the same way is said once, with
-        the number of views.
-        """
+    def _check_rows(self, file: ShardFile, group: str, table: dict, clips: list[str]) -> None:
+        """Read every view that was extracted. Views with the same fault share one finding."""
         wrong: dict[str, list[int]] = {}
         absent = set(table["absent"])
-        space = {
-            name: file.space(group, name) for name in table["fields"]
-        }  # memory that every row uses again
+        # Memory that all rows use in turn.
+        space = {name: file.space(group, name) for name in table["fields"]}
         layouts = [file.layout(group, name) for name in space]
         ends = np.max([layout.offsets + layout.size for layout in layouts], axis=0)
-        for row in (row for row in range(table["rows"]) if row not in absent):
-            self.hashed.wait_for(int(ends[row]))
-            for said in _wrong_in_row(file, group, space, row):
-                wrong.setdefault(said, []).append(row)
-            self.views += 1
-        for said, rows in wrong.items():
-            more = f" and {len(rows) - 1:,} more views" if len(rows) > 1 else ""
-            self.say(said, f" {group} row {rows[0]} (clip {clips[rows[0]]}){more}")
 
-    def _failures(self, record: dict, keys: Mapping[str, tuple]) -> None:
-        """Clips with rows that are not ok, and why."""
-        reasons = {
-            failure["clip"]: f"{failure['error']}: {failure['message']}"
-            for failure in record.get("failures", ())
-        }
-        failed = {
-            clips[row]: None
-            for group, (clips, _, _) in keys.items()
-            for row in record["groups"][group]["absent"]
-            if row < len(clips)
-        }
+        for row in range(table["rows"]):
+            if row in absent:
+                continue
+            self.hashed.wait_for(int(ends[row]))
+            for fault in _faults_of_row(file, group, space, row):
+                wrong.setdefault(fault, []).append(row)
+            self.views += 1
+
+        for fault, rows in wrong.items():
+            more = f" and {len(rows) - 1:,} more views" if len(rows) > 1 else ""
+            self.say(fault, f" {group} row {rows[0]} (clip {clips[rows[0]]}){more}")
+
+    def _report_failures(self, record: dict, keys: Mapping[str, tuple]) -> None:
+        """Report the clips with rows that were not extracted, and why."""
+        reasons = {}
+        for failure in record.get("failures", ()):
+            reasons[failure["clip"]] = f"{failure['error']}: {failure['message']}"
+
+        # A dictionary, because it keeps the order and names each clip once.
+        failed: dict[str, None] = {}
+        for group, (clips, _, _) in keys.items():
+            for row in record["groups"][group]["absent"]:
+                if row < len(clips):
+                    failed[clips[row]] = None
         for clip in failed | dict.fromkeys(reasons):
             self.say(f"failed: {reasons.get(clip, 'no reason recorded')}", f" clip {clip}")
 
 
-def _wrong_in_row(
+def _row_in_words(rows: Sequence[tuple[str, int]], row: int) -> str:
+    if row >= len(rows):
+        return "no row"
+    clip, view = rows[row]
+    return f"clip {clip} view {view}"
+
+
+def _faults_of_row(
     file: ShardFile, group: str, space: Mapping[str, np.ndarray], row: int
 ) -> Iterator[str]:
     tensors = {}

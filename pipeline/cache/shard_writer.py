@@ -1,10 +1,12 @@
-"""Writes one shard: an HDF5 file that appears whole or not at all, and the JSON file beside it that
-marks it as done.
+"""Write one shard: an HDF5 file that appears whole or not at all, and its statistics.
 
-Groups `train` and `test`; every dataset has R (rows, one view each) first; a chunk is one view, so
-that a view is one read; HDF5's fletcher32 checksum on every chunk; NaN where a float was never
-written. Clip ids are UTF-8 of a fixed length, because checksums do not cover HDF5's heap of
-variable-length strings.
+The statistics are a JSON file beside the HDF5 file. They are written last and mark the shard as
+done.
+
+The HDF5 file has the groups `train` and `test`. The first axis of every dataset is R: rows, one
+view each. A chunk is one view, so that one read gets a view. Every chunk has HDF5's fletcher32
+checksum. A float that was never written is NaN. Clip ids are UTF-8 of a fixed length, because
+checksums do not cover the heap where HDF5 keeps strings of variable length.
 """
 
 import errno
@@ -31,28 +33,40 @@ from pipeline.files.owners import new_claim_name, part_path, remove_abandoned_of
 
 COMPRESSIONS = ("none", "lzf", "zstd")
 FEATURE_DTYPES = ("float16", "float32")
-CHECKSUM_BYTES = 4  # fletcher32, which HDF5 appends to a chunk
-SMALL = 4096  # bytes of a view below which compression costs more than it saves
-# What HDF5 1.10 (2016) and later read: all of its metadata has checksums, which that of older
-# formats lacks.
+
+# HDF5 appends a fletcher32 of this size to every chunk.
+CHECKSUM_BYTES = 4
+
+# Bytes of a view. Compressing smaller views costs more than it saves.
+SMALL = 4096
+
+# HDF5 1.10 (2016) and later read this. Older formats have no checksums on their metadata.
 LIBVER = ("v110", "v110")
-PER_DATASET = 4096  # bytes that describe a dataset, at most
-# Bytes: what starts on a page is copied out of memory a fifth faster; views so large that it costs
-# little space.
+
+# Bytes of metadata per dataset, at most.
+PER_DATASET = 4096
+
+# In bytes. Data that starts on a page is copied out of memory a fifth faster. Only views that are
+# much larger than a page are aligned, so that the gaps cost little space.
 ALIGNED = {"alignment_threshold": 64 << 10, "alignment_interval": 4096}
 
 
 class NotFinite(ValueError):
-    """A tensor holds NaN, infinity, or a value too large for the dtype it is stored in."""
+    """A tensor has NaN, infinity, or a value too large for the dtype it is stored in."""
 
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """The rows of a group and what each stores.
+    """The rows of one group of a shard, and the fields that each row stores.
 
-    `clips` and `views` give each row's clip id and view number; `fields` maps names to (shape
-    without R, dtype). ValueError for a field that `FIELDS` does not know, a shape that does not fit
-    its dims or has an empty axis, or another dtype than its own.
+    Attributes:
+        clips: R clip ids.
+        views: R view numbers.
+        fields: name -> (shape without R, dtype).
+
+    Raises:
+        ValueError: there are no rows, `FIELDS` has no such field, or a shape or dtype does not
+            fit the field.
     """
 
     clips: Sequence[str]
@@ -64,36 +78,46 @@ class GroupPlan:
         if not rows or rows != len(self.views):
             raise ValueError(
                 f"a group with {rows} clip ids and {len(self.views)} view numbers: expected one "
-                f"of each per row, and a row"
+                f"of each per row, and at least one row"
             )
         for name, (shape, dtype) in self.fields.items():
-            row = field_of(name)
-            if len(shape) != len(row.dims) or min(shape, default=1) < 1:
-                dims = " ".join(row.dims) or "one value"
-                raise ValueError(
-                    f"field {name}: expected lengths from 1 for {dims}, got {tuple(shape)}"
-                )
-            known = FEATURE_DTYPES if row.dtype == "feature" else (row.dtype,)
-            if np.dtype(dtype).name not in known:
-                raise ValueError(
-                    f"field {name}: expected dtype {' or '.join(known)}, got {np.dtype(dtype).name}"
-                )
-            if (size := _bytes_of(shape, dtype)) > MAX_VIEW:
-                raise ValueError(
-                    f"field {name}: a view has {size:,} bytes, expected at most {MAX_VIEW:,}; "
-                    f"keep a smaller cut"
-                )
+            _check_planned_field(name, shape, dtype)
+
+
+def _check_planned_field(name: str, shape: tuple[int, ...], dtype: str) -> None:
+    field = field_of(name)
+    if len(shape) != len(field.dims) or min(shape, default=1) < 1:
+        dims = " ".join(field.dims) or "one value"
+        raise ValueError(f"field {name}: expected lengths from 1 for {dims}, got {tuple(shape)}")
+
+    allowed = FEATURE_DTYPES if field.dtype == "feature" else (field.dtype,)
+    if np.dtype(dtype).name not in allowed:
+        raise ValueError(
+            f"field {name}: expected dtype {' or '.join(allowed)}, got {np.dtype(dtype).name}"
+        )
+
+    size = _bytes_of(shape, dtype)
+    if size > MAX_VIEW:
+        raise ValueError(
+            f"field {name}: a view has {size:,} bytes, expected at most {MAX_VIEW:,}; keep a "
+            f"smaller cut"
+        )
 
 
 class ShardWriter:
-    """Streams views into `NAME.<claim>.part`; `finish` makes it the file `path` and writes its
-    statistics, the done marker.
+    """Writes the views of one shard to `NAME.<claim>.part`, then moves that file into place.
 
-    path: `…/NNNNN.h5`. plans: group -> GroupPlan. attrs: what identifies the shard (`Shards.attrs`,
-    and what it was computed from), kept in both files. compression: none, lzf or zstd, whose
-    readers outside need hdf5plugin. claim: a name that no other writer has; made from host and
-    process unless given. Left without `finish`, nothing remains of it. Memory does not grow with
-    the number of rows. `finish` may run in another thread than `write` did.
+    Use it as a context manager: without `finish`, nothing of the shard remains. Memory does not
+    grow with the number of rows. `finish` may run in another thread than `write`.
+
+        with ShardWriter(shards.path(0), plans, attrs=shards.attrs(0)) as writer:
+            writer.write("train", 0, tensors)
+            writer.finish({"failures": []})
+
+    Attributes:
+        path: the shard's HDF5 file.
+        plans: group -> its plan.
+        ok: group -> bool [R], whether the row was written.
     """
 
     def __init__(
@@ -105,6 +129,20 @@ class ShardWriter:
         compression: str = "none",
         claim: str | None = None,
     ):
+        """Create the part file with empty datasets.
+
+        Args:
+            path: `CACHE/STAGE/NNNNN.h5`. CACHE must exist; STAGE is created.
+            plans: group ("train", "test", or both) -> its rows and fields.
+            attrs: what identifies the shard (`Shards.attrs`, and what it was computed from). The
+                HDF5 file and the statistics both keep it.
+            compression: "none", "lzf" or "zstd". Reading zstd needs `hdf5plugin`.
+            claim: a name that no other writer has; None makes one from host and process.
+
+        Raises:
+            ValueError: unknown groups or compression.
+            OSError: the disk is full or has not enough room for the shard, or cannot be written.
+        """
         if compression not in COMPRESSIONS:
             raise ValueError(
                 f"compression: expected one of {', '.join(COMPRESSIONS)}, got {compression!r}"
@@ -118,18 +156,19 @@ class ShardWriter:
         self.attrs = {"format": FORMAT, **attrs}
         self.claim = claim or new_claim_name()
         self.ok = {group: np.zeros(len(plan.clips), bool) for group, plan in plans.items()}
-        self.path.parent.mkdir(
-            exist_ok=True
-        )  # not the cache itself: one that was moved away is not made anew
+
+        # Not the cache itself: a cache that was moved away must not appear again.
+        self.path.parent.mkdir(exist_ok=True)
         self._part = part_path(self.path, self.claim)
         self._file: h5py.File | None = None
         for file in (self.path, done_marker(self.path)):
             remove_abandoned_of(file)
-        self._refuse_without_room()
+
+        self._require_room()
         self._out = PartFile(self._part)
         try:
-            # No locks: network file systems without a lock daemon refuse them, and nobody else
-            # knows this name.
+            # No locks: network file systems without a lock daemon refuse them, and no other
+            # process knows this name.
             self._file = h5py.File(self._out, "w", libver=LIBVER, locking=False, **ALIGNED)
             self._file.attrs.update(self.attrs)
             self._columns = {group: self._create(group, plan) for group, plan in plans.items()}
@@ -138,48 +177,38 @@ class ShardWriter:
             self._abandon()
             raise
 
-    def _refuse_without_room(self) -> None:
-        """OSError if the disk has not the room for this shard: better now than after most of its
-        work.
-        """
-        columns = [
-            (len(plan.clips), shape, dtype)
-            for plan in self.plans.values()
-            for shape, dtype in plan.fields.values()
-        ]
-        stored = (
-            sum(rows * _bytes_of(shape, dtype) for rows, shape, dtype in columns)
-            if self.compression == "none"
-            else 0
-        )
-        needed = stored + PER_DATASET * (len(columns) + 3 * len(self.plans))
+    def _require_room(self) -> None:
+        """OSError if the disk cannot hold the shard: better now than after most of the work."""
+        needed = 0
+        for plan in self.plans.values():
+            needed += PER_DATASET * (len(plan.fields) + 3)
+            if self.compression == "none":
+                for shape, dtype in plan.fields.values():
+                    needed += len(plan.clips) * _bytes_of(shape, dtype)
+
         disk = os.statvfs(self.path.parent)
-        if (
-            disk.f_blocks and disk.f_bavail * disk.f_frsize < needed
-        ):  # some file systems tell nothing
-            free = (
-                f"{needed:,} bytes for the next shard, {disk.f_bavail * disk.f_frsize:,} are free"
-            )
+        free = disk.f_bavail * disk.f_frsize
+        # Some file systems report 0 blocks: they do not say how much is free.
+        if disk.f_blocks and free < needed:
             raise OSError(
                 errno.ENOSPC,
-                f"No space left on device: expected {free}; make room",
+                f"No space left on device: expected {needed:,} bytes for the next shard, {free:,} "
+                f"are free; make room",
                 str(self.path.parent),
             )
 
     def _create(self, name: str, plan: GroupPlan) -> dict[str, "_Column"]:
+        """Write the clip ids, view numbers and `ok` of a group, and create its other datasets."""
         group = self._file.create_group(name)
         length = max(len(clip.encode()) for clip in plan.clips)
         ids = np.array([clip.encode() for clip in plan.clips], h5py.string_dtype("utf-8", length))
-        for key, values in (
-            ("clip", ids),
-            ("view", np.array(plan.views, np.int32)),
-            ("ok", self.ok[name]),
-        ):
+        row_keys = {"clip": ids, "view": np.array(plan.views, np.int32), "ok": self.ok[name]}
+        for key, values in row_keys.items():
             group.create_dataset(
                 key, data=values, chunks=values.shape, fletcher32=True, track_times=False
             )
-            # it has its place now, and not when its handle goes, which whoever looks at frames may
-            # hold
+            # Give the chunk its place in the file now. Else it gets one when its handle is
+            # deleted, and a debugger or traceback may keep that handle: the bytes would differ.
             self._file.flush()
         return {
             field: _Column(group, field, len(ids), *plan.fields[field], self.compression)
@@ -187,13 +216,21 @@ class ShardWriter:
         }
 
     def write(self, group: str, row: int, tensors: Mapping[str, np.ndarray]) -> None:
-        """Stores one view and marks its row ok: every field of the plan, without the R axis, cast
-        to its stored dtype.
+        """Store one view and mark its row as ok.
 
-        NotFinite if a float is NaN or infinite once cast (nothing of the row is stored then);
-        OSError if the disk is full, for example; ValueError for a row outside the plan or written
-        before, a missing or unplanned field, or another shape. Cast large tensors beforehand, on
-        their device: numpy's float16 is slow.
+        Cast large tensors beforehand, on their device: numpy's float16 is slow.
+
+        Args:
+            group: "train" or "test".
+            row: the row of the group's plan.
+            tensors: every planned field -> array without the axis R. It is cast to the stored
+                dtype.
+
+        Raises:
+            NotFinite: a float is NaN or infinite once it is cast. Nothing of the row is stored.
+            ValueError: the row is not in the plan or was written before, a field is missing or
+                not planned, or a shape or kind of dtype differs.
+            OSError: the disk is full, for example.
         """
         columns, plan = self._columns[group], self.plans[group]
         if not 0 <= row < len(plan.clips):
@@ -205,6 +242,8 @@ class ShardWriter:
             raise ValueError(
                 f"{where}: expected the fields {', '.join(columns)}, got {', '.join(tensors)}"
             )
+
+        # All are checked before the first is stored.
         for name, column in columns.items():
             column.take(np.asarray(tensors[name]), where)
         for column in columns.values():
@@ -213,12 +252,19 @@ class ShardWriter:
         self.ok[group][row] = True
 
     def finish(self, stats: Mapping[str, object], replace: bool = True) -> dict:
-        """Completes the shard and returns its statistics: `stats` and what describes the file.
+        """Complete the shard: write `ok`, sync and hash the file, and give both files their names.
 
-        `stats["failures"]` (rows of clip, error, message, seconds) says why rows are not ok. A
-        shard that is there is replaced, and counts as not done while it is; without `replace` it
-        stays: FileExistsError. OSError if the disk is full, for example. Nothing is left behind in
-        any of these cases.
+        Args:
+            stats: what else the statistics record. `stats["failures"]` is a list of records
+                (clip, error, message, seconds) that say why rows are not ok.
+            replace: whether to replace an existing shard, which counts as not done meanwhile.
+
+        Returns:
+            The statistics: `stats`, and what describes the file.
+
+        Raises:
+            FileExistsError: the shard exists and `replace` is false.
+            OSError: the disk is full, for example. No file of this writer remains after an error.
         """
         record = {
             **stats,
@@ -242,38 +288,37 @@ class ShardWriter:
         return record
 
     def _publish(self, statistics: Path, replace: bool) -> None:
-        """Gives both files their names; without `replace`, if they are free.
+        """Give both files their names; without `replace`, only if the names are free.
 
-        A writer that is stopped between the two and taken for dead may find another shard there
-        when it goes on, or leave statistics for the one that is being written now: so the
-        statistics follow the file whose name was given last.
+        This process may be stalled between the two moves, and another may take over the shard and
+        write it. Then the statistics of whoever moved the HDF5 file last must win.
         """
-        marker, mine = done_marker(self.path), self._part.stat().st_ino
+        marker, inode = done_marker(self.path), self._part.stat().st_ino
         if replace and marker.exists():
             marker.unlink()
-            sync_folder(
-                marker.parent
-            )  # after a power loss no marker stands for the file that comes now
+            # After a power loss, an old marker must not stand beside the new file.
+            sync_folder(marker.parent)
+
         move_into_place(self._part, self.path, replace)
         try:
             move_into_place(statistics, marker, replace)
         except FileExistsError:
-            if self.path.stat().st_ino != mine:
+            if self.path.stat().st_ino != inode:
                 raise
             move_into_place(statistics, marker)
 
     def _describe(self, group: str) -> dict:
-        fields = self.plans[group].fields.items()
+        fields = {}
+        for name, (shape, dtype) in self.plans[group].fields.items():
+            fields[name] = {"shape": list(shape), "dtype": np.dtype(dtype).name}
         return {
             "rows": len(self.ok[group]),
             "absent": np.flatnonzero(~self.ok[group]).tolist(),
-            "fields": {
-                name: {"shape": list(shape), "dtype": np.dtype(dtype).name}
-                for name, (shape, dtype) in fields
-            },
+            "fields": fields,
         }
 
     def _abandon(self) -> None:
+        """Close and remove the part file; does nothing after `finish`."""
         self._out.drop()
         with suppress(OSError, RuntimeError, ValueError):
             if self._file:
@@ -289,8 +334,9 @@ class ShardWriter:
 
 
 class _Column:
-    """One dataset being written: a view's tensor is cast into a buffer, checked there, and stored
-    as one chunk.
+    """One dataset that is being written.
+
+    A view's tensor is cast into a buffer, checked there, and stored as one chunk.
     """
 
     def __init__(
@@ -305,64 +351,67 @@ class _Column:
         self.name, self.size = name, _bytes_of(shape, dtype)
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self.packed = compression != "none" and self.size >= SMALL
-        packing = {"compression": _filter(compression), "shuffle": True} if self.packed else {}
+
+        filters = {"fletcher32": True}
+        if self.packed:
+            filters |= {"compression": _filter(compression), "shuffle": True}
         self.dataset = group.create_dataset(
             name,
             shape=(rows, *shape),
             dtype=self.dtype,
             chunks=(1, *shape),
             fillvalue=np.nan if self.dtype.kind == "f" else None,
-            fletcher32=True,
             track_times=False,
-            **packing,
+            **filters,
         )
-        row = field_of(name)
-        self.dataset.attrs.update({"dims": " ".join(("R", *row.dims)), "unit": row.unit})
+        field = field_of(name)
+        self.dataset.attrs.update({"dims": " ".join(("R", *field.dims)), "unit": field.unit})
+
         self.chunk = np.empty(self.size + CHECKSUM_BYTES, np.uint8)
         self.values = self.chunk[: self.size].view(self.dtype).reshape(shape)
 
     def take(self, array: np.ndarray, where: str) -> None:
-        """Casts a tensor into the buffer; ValueError if its shape or kind is another, NotFinite as
-        `write` says.
-        """
-        if array.shape != self.values.shape or not np.can_cast(
-            array.dtype, self.dtype, "same_kind"
-        ):
-            came, want = (f"{a.dtype.name} {a.shape}" for a in (array, self.values))
-            raise ValueError(f"{where}: {self.name} is {came}, expected {want}")
-        with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused below
+        """Cast a tensor into the buffer and check it. Raises as `ShardWriter.write`."""
+        same_kind = np.can_cast(array.dtype, self.dtype, "same_kind")
+        if array.shape != self.values.shape or not same_kind:
+            raise ValueError(
+                f"{where}: {self.name} is {array.dtype.name} {array.shape}, expected "
+                f"{self.values.dtype.name} {self.values.shape}"
+            )
+        # Values that do not fit become infinite, which is refused below.
+        with np.errstate(over="ignore"):
             np.copyto(self.values, array, casting="same_kind")
         if self.dtype.kind == "f" and not all_finite(self.values):
-            raise NotFinite(f"{where}: {self._complaint(array)}")
+            raise NotFinite(f"{where}: {self._why_not_finite(array)}")
 
-    def _complaint(self, array: np.ndarray) -> str:
-        wrong, came = (
-            np.count_nonzero(~np.isfinite(self.values)),
-            np.count_nonzero(~np.isfinite(array)),
+    def _why_not_finite(self, array: np.ndarray) -> str:
+        before = np.count_nonzero(~np.isfinite(array))
+        after = np.count_nonzero(~np.isfinite(self.values))
+        values = f"{self.name} has {after:,} of {array.size:,} values"
+        if after > before:
+            return (
+                f"{values} that {self.dtype.name} cannot hold (its largest is "
+                f"{np.finfo(self.dtype).max:g}); extract with --dtype float32"
+            )
+        hint = ""
+        if array.dtype == np.float16:
+            hint = " (infinite: perhaps too large for float16; then --dtype float32)"
+        return (
+            f"{values} that are NaN or infinite{hint}; look at the weights, and try --precision "
+            f"fp32"
         )
-        said = f"{self.name} has {wrong:,} of {array.size:,} values"
-        if wrong > came:
-            most = np.finfo(self.dtype).max
-            return f"{said} that {self.dtype.name} cannot hold (its largest is {most:g}); extract with --dtype float32"
-        narrow = (
-            " (infinite: perhaps too large for float16; then --dtype float32)"
-            if array.dtype == np.float16
-            else ""
-        )
-        return f"{said} that are NaN or infinite{narrow}; look at the weights, and try --precision fp32"
 
     def store(self, row: int) -> None:
-        """Stores the buffer as the chunk of a row.
+        """Store the buffer as the chunk of a row.
 
-        HDF5 computes the same checksum several times slower and copies twice, so it is handed the
-        chunk as it lies on disk.
+        HDF5 would compute the same checksum several times slower and copy the data twice. So it
+        gets the chunk as it is on disk.
         """
         if self.packed:
             self.dataset[row] = self.values
             return
-        self.chunk[self.size :] = np.frombuffer(
-            fletcher32(self.chunk[: self.size]).to_bytes(CHECKSUM_BYTES, "little"), np.uint8
-        )
+        checksum = fletcher32(self.chunk[: self.size]).to_bytes(CHECKSUM_BYTES, "little")
+        self.chunk[self.size :] = np.frombuffer(checksum, np.uint8)
         self.dataset.id.write_direct_chunk((row,) + (0,) * self.values.ndim, self.chunk)
 
 
@@ -379,11 +428,17 @@ def _filter(compression: str) -> object:
 
 
 def all_finite(values: np.ndarray) -> bool:
-    """numpy's isfinite is slow on float16, where +inf and NaN are the largest bits with a sign,
-    -inf and -NaN without.
+    """Return whether no value is NaN or infinite.
+
+    Args:
+        values: floats of any dtype and shape.
+
+    Returns:
+        As `np.isfinite(values).all()`, which is slow on float16.
     """
     if values.dtype.itemsize != 2:
         return bool(np.isfinite(values).all())
-    return not values.size or bool(
-        values.view(np.int16).max() < 0x7C00 and values.view(np.uint16).max() < 0xFC00
-    )
+    if not values.size:
+        return True
+    # +inf and NaN have the largest bits of a signed number, -inf and -NaN those of an unsigned.
+    return bool(values.view(np.int16).max() < 0x7C00 and values.view(np.uint16).max() < 0xFC00)

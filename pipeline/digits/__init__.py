@@ -1,53 +1,39 @@
-"""Generated digit videos: handwritten digits that move over a black canvas, with their boxes and a
-label.
+"""Generated digit videos: handwritten digits that move over black, with their boxes and a label.
 
-A task says what happens (`TASKS`); drawing, boxes, splits and files are the same for all. Which
-video comes out depends on (task, images, seed, split, index) alone: never on how many are made, in
-which order or batches, by how many processes, or on which device. `DigitVideos` makes batches in
-memory, `write_dataset` writes mp4 files; both draw the same frames.
+A task says what happens (`tasks.TASKS`). Drawing, boxes, splits and files are the same for all.
+A video depends on (task, images, seed, split, index) alone. The number of videos, their order,
+batches, processes and the device do not matter. `DigitVideos` makes batches in memory,
+`write_dataset` writes mp4 files; both show the same frames.
+
+Imports the rooms `backbones`, `cache`, `files`, `manifests`, `video` and `workers`. Processes that
+write files load no torch.
 """
 
-import importlib
-from typing import TYPE_CHECKING
+from pipeline.lazy_names import load_lazily
 
-from pipeline.digits.images import INK, Images, load_images, single_digits, split_images
-from pipeline.digits.meet_task import Meet
-from pipeline.digits.scenes import Scene, Scenes, Task, Video, draw, video, videos
-from pipeline.digits.sync_tasks import MultiSyncDigits, Sync3, SyncDigits
-from pipeline.digits.video_files import write_dataset
-
-if TYPE_CHECKING:
-    from pipeline.digits.batches import Batch, DigitVideos, generate
-
-__all__ = [
-    "INK",
-    "TASKS",
-    "Batch",
-    "DigitVideos",
-    "Images",
-    "Meet",
-    "MultiSyncDigits",
-    "Scene",
-    "Scenes",
-    "Sync3",
-    "SyncDigits",
-    "Task",
-    "Video",
-    "draw",
-    "generate",
-    "load_images",
-    "single_digits",
-    "split_images",
-    "video",
-    "videos",
-    "write_dataset",
-]
-
-TASKS = {kind.name: kind for kind in (Meet, Sync3, SyncDigits, MultiSyncDigits)}
-
-
-def __getattr__(name: str):
-    # Loaded when first asked for, so that the processes that write files load no torch.
-    if name in ("Batch", "DigitVideos", "generate"):
-        return getattr(importlib.import_module("pipeline.digits.batches"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+_HOMES = {
+    "INK": "images",
+    "TASKS": "tasks",
+    "Batch": "batches",
+    "DigitVideos": "batches",
+    "Images": "images",
+    "Meet": "meet_task",
+    "MultiSyncDigits": "sync_tasks",
+    "Scene": "scenes",
+    "Scenes": "scenes",
+    "Sync3": "sync_tasks",
+    "SyncDigits": "sync_tasks",
+    "Task": "scenes",
+    "Video": "scenes",
+    "cache_digits": "digit_cache",
+    "draw": "scenes",
+    "generate": "batches",
+    "load_images": "images",
+    "single_digits": "images",
+    "split_images": "images",
+    "video": "scenes",
+    "videos": "scenes",
+    "write_dataset": "video_files",
+}
+__all__ = list(_HOMES)
+__getattr__ = load_lazily(__name__, _HOMES)

@@ -1,4 +1,4 @@
-"""Digit videos in memory, a batch at a time, drawn on the device that trains on them."""
+"""Digit videos in memory, one batch at a time, drawn on the device that trains on them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,20 +11,21 @@ from pipeline.digits.images import INK, Images
 from pipeline.digits.resize import Shrink
 from pipeline.digits.scenes import Task, boxes_of
 
-AT_ONCE = {
-    "cpu": 8,
-    "cuda": 256,
-}  # videos that are drawn together: on a CPU about what fits its cache, 1 GB on a GPU
+# Videos that are drawn together: about what fits the cache of a CPU, or 1 GB on a GPU.
+AT_ONCE = {"cpu": 8, "cuda": 256}
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B videos, on one device. `frames` uint8 [B,F,S,S], grey; `rgb` the same as [B,F,S,S,3], as
-    backbones prepare them.
+    """B videos of F frames and n digits, on one device.
 
-    labels int64 [B], into the task's `labels`. boxes float32 [B,F,n,4], the digits' tiles as xyxy
-    in pixels of the frame; corners int64 [B,F,n,2], their (x,y) in pixels of the canvas. classes
-    int64 [B,n]. chosen bool [B,n]: the digits that the label is about.
+    Attributes:
+        frames: uint8 [B,F,S,S], grey.
+        labels: int64 [B], positions in the task's `labels`.
+        boxes: float32 [B,F,n,4], the digits' tiles as xyxy in pixels of the frame.
+        corners: int64 [B,F,n,2], their top left corners (x,y) in pixels of the canvas.
+        classes: int64 [B,n].
+        chosen: bool [B,n], the digits that the label is about.
     """
 
     frames: Tensor
@@ -36,16 +37,21 @@ class Batch:
 
     @property
     def rgb(self) -> Tensor:
-        """A view: no memory is copied."""
+        """The frames as [B,F,S,S,3], as backbones prepare them; a view, not a copy."""
         return self.frames[..., None].expand(*self.frames.shape, 3)
 
 
 class DigitVideos:
-    """The videos of one split of a task, without end: `videos[3, 1, 2]` are a `Batch`, `batches`
-    many of them.
+    """The endless videos of one split of a task; `videos[3, 1, 2]` is a `Batch` of three.
 
-    Frames are those that `write_dataset` writes, bit for bit, on any device. images: those of the
-    split, at any size.
+    Frames are those that `write_dataset` writes, bit for bit, on any device.
+
+    Args:
+        task: what can happen in a video.
+        images: the images of the split, at any size.
+        seed: with the split and an index, it determines a video.
+        split: "train", "val" or "test".
+        device: where to draw.
     """
 
     def __init__(
@@ -59,17 +65,21 @@ class DigitVideos:
         self.task, self.seed, self.split, self.device = task, seed, split, torch.device(device)
         self.images = images.resized(task.tile)
         self._tiles = torch.from_numpy(self.images.pixels).to(device).flatten(1)  # [images,tile²]
-        self._shrink = (
-            Shrink(task.canvas, task.size, task.tile, device) if task.size != task.canvas else None
-        )
+        self._shrink = None
+        if task.size != task.canvas:
+            self._shrink = Shrink(task.canvas, task.size, task.tile, device)
+        # The positions of a tile's pixels in a flattened canvas, relative to its corner.
         side = torch.arange(task.tile, device=device)
-        self._tile = (
-            side[:, None] * task.canvas + side
-        ).flatten()  # a tile's pixels, counted from its corner
+        self._tile = (side[:, None] * task.canvas + side).flatten()
 
     def __getitem__(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        """The videos of these numbers, in this order. ValueError for a number below 0, or none at
-        all.
+        """Make videos.
+
+        Args:
+            indices: numbers of the videos, from 0, in any order.
+
+        Raises:
+            ValueError: no number, or one below 0.
         """
         indices = np.asarray(indices, np.int64)
         if indices.ndim != 1 or not len(indices):
@@ -77,38 +87,54 @@ class DigitVideos:
                 f"videos: expected a list of one or more numbers, got {indices.tolist()}"
             )
         scenes = self.task.scenes(self.images, self.seed, self.split, indices)
-        boxes = torch.from_numpy(boxes_of(self.task, scenes.corners))
+        boxes = boxes_of(self.task, scenes.corners)
         parts = (scenes.labels, boxes, scenes.corners, scenes.classes, scenes.chosen, scenes.rows)
         labels, boxes, corners, classes, chosen, rows = (
             torch.as_tensor(part).to(self.device) for part in parts
         )
+
         at_once = AT_ONCE.get(self.device.type, AT_ONCE["cuda"])
-        parts = zip(corners.split(at_once), rows.split(at_once), strict=True)
-        frames = torch.cat([self._draw(*part) for part in parts])
+        groups = zip(corners.split(at_once), rows.split(at_once), strict=True)
+        frames = torch.cat([self._draw(*group) for group in groups])
         return Batch(frames, labels, boxes, corners, classes, chosen)
 
     def batches(
         self, indices: Sequence[int] | np.ndarray, size: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """(RGB frames uint8 [B,F,S,S,3], labels int64 [B]) of `size` videos at a time, the last
-        time of what is left.
+        """Make batches of videos.
+
+        Args:
+            indices: numbers of the videos.
+            size: videos per batch; the last batch may be smaller.
+
+        Yields:
+            RGB frames uint8 [B,F,S,S,3], labels int64 [B].
         """
         for first in range(0, len(indices), size):
             batch = self[indices[first : first + size]]
             yield batch.rgb, batch.labels
 
     def _draw(self, corners: Tensor, rows: Tensor) -> Tensor:
-        """corners [b,F,n,2], rows [b,n] -> uint8 [b,F,S,S]; as `draw`, `stretch` and `shrink` of
-        scenes.py do it.
+        """Draw, stretch and shrink as the functions of `scenes.py` do.
+
+        Args:
+            corners: int64 [b,F,n,2].
+            rows: int64 [b,n].
+
+        Returns:
+            uint8 [b,F,S,S].
         """
-        (videos, length, _, _), canvas = corners.shape, self.task.canvas
+        (videos, length, digits, _), canvas = corners.shape, self.task.canvas
         flat = torch.zeros(videos * length * canvas**2, dtype=torch.uint8, device=self.device)
         frame = torch.arange(videos * length, device=self.device).view(videos, length) * canvas**2
-        for k in range(corners.shape[2]):
+        # Later digits cover earlier ones.
+        for k in range(digits):
             start = frame + corners[:, :, k, 1] * canvas + corners[:, :, k, 0]  # [b,F]
-            places = (start[..., None] + self._tile).flatten()
+            positions = (start[..., None] + self._tile).flatten()
             tiles = self._tiles[rows[:, k], None].expand(-1, length, -1).flatten()
-            flat.scatter_(0, places, torch.where(tiles >= INK, tiles, flat.gather(0, places)))
+            below = flat.gather(0, positions)
+            flat.scatter_(0, positions, torch.where(tiles >= INK, tiles, below))
+
         frames = flat.view(-1, canvas, canvas)
         if self.task.stretch:
             stretch_(frames)
@@ -118,15 +144,15 @@ class DigitVideos:
 
 
 def stretch_(frames: Tensor) -> None:
-    """`scenes.stretch` in place, uint8 [N,S,S]."""
+    """Stretch the contrast of uint8 [N,S,S] in place, as `scenes.stretch` does."""
     low, high = frames.flatten(1).aminmax(dim=1)
-    todo = (
-        ((low > 0) | (high < 255)).nonzero().squeeze(1)
-    )  # few: nearly every frame shows black and white
-    if len(todo):
-        low, high = (side[todo].double()[:, None, None] for side in (low, high))
-        scaled = (frames[todo].double() - low) * (255 / (high - low).clamp(min=1))
-        frames[todo] = (scaled + 0.5).floor().to(torch.uint8)
+    # Few frames: nearly every one has black and white pixels already.
+    rows = ((low > 0) | (high < 255)).nonzero().squeeze(1)
+    if len(rows):
+        low = low[rows].double()[:, None, None]
+        high = high[rows].double()[:, None, None]
+        scaled = (frames[rows].double() - low) * (255 / (high - low).clamp(min=1))
+        frames[rows] = (scaled + 0.5).floor().to(torch.uint8)
 
 
 def generate(
@@ -137,7 +163,16 @@ def generate(
     split: str = "train",
     device: str | torch.device = "cpu",
 ) -> Batch:
-    """Some videos of a split, once; `DigitVideos` keeps its digits on the device where more are
-    wanted.
+    """Make some videos of a split once.
+
+    For many batches, keep a `DigitVideos`: it keeps the digits on the device.
+
+    Args:
+        task: what can happen in a video.
+        images: the images of the split, at any size.
+        indices: numbers of the videos, from 0.
+        seed: with the split and an index, it determines a video.
+        split: "train", "val" or "test".
+        device: where to draw.
     """
     return DigitVideos(task, images, seed, split, device)[indices]

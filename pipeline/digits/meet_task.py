@@ -14,19 +14,27 @@ from pipeline.manifests.manifest import SPLITS
 
 @dataclass(frozen=True)
 class Meet:
-    """Digits of distinct classes bounce about; exactly one pair meets; the label is the unordered
-    pair of its classes.
+    """Digits of distinct classes bounce around, and exactly one pair meets.
 
-    Boxes are the digits' tiles. Those of the pair overlap by at least `depth[0]` pixels in both
-    axes in `together` frames or more, and never by more than `depth[1]`, so that both can be read;
-    all other pairs stay `margin` pixels apart throughout. Each digit moves in a straight line at a
-    speed in `speed` pixels per frame and is reflected at the edges. Paths are drawn until the rules
-    hold, all digits by the same law, and only then do classes get their paths: nothing but who
-    touches tells the pair. Of the `digits` classes in a video, any two are equally likely to be the
-    label.
+    The label is the unordered pair of the classes that meet. Boxes are the digits' tiles. Those
+    of the pair overlap by at least `depth[0]` pixels in both axes in `together` frames or more.
+    They never overlap by more than `depth[1]`, so that both digits can be read. All other pairs
+    stay `margin` pixels apart throughout.
 
-    `classes` digit classes from 0, `digits` in a video, `frames`, `canvas` and `tile` (sides,
-    pixels).
+    Each digit moves in a straight line and is reflected at the edges. Paths are drawn at random,
+    all digits alike, until the rules hold. Only then do classes get their paths: nothing but the
+    contact reveals the pair. Of the digits in a video, any two are equally likely to be the label.
+
+    Attributes:
+        classes: digit classes from 0 on.
+        digits: number of digits in a video.
+        frames: number of frames of a video.
+        canvas: side of a frame, in pixels.
+        tile: side of a digit, in pixels.
+        speed: slowest and fastest digit, in pixels per frame.
+        together: in how many frames the pair overlaps, at least.
+        depth: least and greatest overlap of the pair, in pixels.
+        margin: distance of all other pairs, in pixels.
     """
 
     name: ClassVar[str] = "meet"
@@ -42,16 +50,10 @@ class Meet:
     margin: int = 3
 
     def __post_init__(self) -> None:
-        numbers = [
-            *self.speed,
-            *self.depth,
-            *(v for name, v in vars(self).items() if name not in ("speed", "depth")),
-        ]
-        if (
-            not all(type(v) in (int, float) for v in numbers)
-            or len(self.speed) != 2
-            or len(self.depth) != 2
-        ):
+        numbers = [*self.speed, *self.depth]
+        numbers += [value for name, value in vars(self).items() if name not in ("speed", "depth")]
+        all_numbers = all(type(number) in (int, float) for number in numbers)
+        if not all_numbers or len(self.speed) != 2 or len(self.depth) != 2:
             raise ValueError(
                 f"meet: expected numbers, and two of them for speed and depth; got {self}"
             )
@@ -60,68 +62,80 @@ class Meet:
                 f"meet: expected 2 <= digits <= classes <= 10, got {self.digits} digits of "
                 f"{self.classes} classes"
             )
-        if not (
-            0 < self.tile < self.canvas
-            and 1 <= self.together <= self.frames
-            and 0 < self.depth[0] <= self.depth[1]
-        ):
+        fits = 0 < self.tile < self.canvas
+        if not (fits and 1 <= self.together <= self.frames and 0 < self.depth[0] <= self.depth[1]):
             raise ValueError(
-                f"meet: expected tile below canvas, together up to frames, depth from 1 and "
+                "meet: expected tile below canvas, together up to frames, depth from 1 and "
                 f"rising; got {self}"
             )
 
     @property
     def size(self) -> int:
-        """The side of a frame: the canvas is shown as it is."""
+        """The side of a frame: the canvas is not shrunk."""
         return self.canvas
 
     @property
     def shown(self) -> int:
-        """The side of a digit's tile in a frame."""
+        """The side of a digit in a frame."""
         return self.tile
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels in the order of their numbers: "0-1", "0-2", …"""
-        return tuple(f"{a}-{b}" for a, b in combinations(range(self.classes), 2))
+        """The labels by their numbers: "0-1", "0-2", …"""
+        return tuple(f"{low}-{high}" for low, high in self._pairs())
 
     @property
     def guess(self) -> float:
-        """The accuracy of one who knows which digits are there, and no more."""
+        """The accuracy of a guess by somebody who only knows which digits are in the video."""
         return 1 / comb(self.digits, 2)
 
+    def _pairs(self) -> list[tuple[int, int]]:
+        return list(combinations(range(self.classes), 2))
+
     def scene(self, number: int, rng: np.random.Generator) -> Scene:
-        """A scene whose label is `labels[number]`. ValueError when no paths obey the rules."""
-        pair = np.array(list(combinations(range(self.classes), 2))[number])
-        corners, places = self._paths(rng)
+        """Make a scene with a given label.
+
+        Args:
+            number: position in `labels`.
+            rng: where random numbers come from.
+
+        Raises:
+            ValueError: no random paths obey the rules.
+        """
+        pair = np.array(self._pairs()[number])
+        corners, meeting = self._paths(rng)
+        others = np.setdiff1d(np.arange(self.digits), meeting)
+        other_classes = np.setdiff1d(np.arange(self.classes), pair)
         classes = np.empty(self.digits, int)
-        others = np.setdiff1d(np.arange(self.digits), places)
-        classes[places] = rng.permutation(pair)
-        classes[others] = rng.permutation(np.setdiff1d(np.arange(self.classes), pair))[
-            : len(others)
-        ]
+        classes[meeting] = rng.permutation(pair)
+        classes[others] = rng.permutation(other_classes)[: len(others)]
         return Scene(corners, classes, self.labels[number])
 
     def scenes(self, images: Images, seed: int, split: str, indices: np.ndarray) -> Scenes:
-        """See `Task.scenes`. Labels take turns, so that classes are balanced: `index` modulo their
-        number.
+        """Choose what happens in some videos; see `Task.scenes`.
+
+        The label of a video is its index modulo the number of labels, so labels are balanced.
         """
         numbers = np.asarray(indices, np.int64) % len(self.labels)
-        rngs = [np.random.default_rng([seed, SPLITS.index(split), int(index)]) for index in indices]
-        made = [self.scene(int(number), rng) for number, rng in zip(numbers, rngs, strict=True)]
-        rows = [images.pick(scene.classes, rng) for scene, rng in zip(made, rngs, strict=True)]
-        pairs = np.array(list(combinations(range(self.classes), 2)))[numbers]
-        classes = np.stack([scene.classes for scene in made])
+        scenes, rows = [], []
+        for number, index in zip(numbers, indices, strict=True):
+            rng = np.random.default_rng([seed, SPLITS.index(split), int(index)])
+            scene = self.scene(int(number), rng)
+            scenes.append(scene)
+            rows.append(images.pick(scene.classes, rng))
+
+        corners = np.stack([scene.corners for scene in scenes])
+        classes = np.stack([scene.classes for scene in scenes])
+        pairs = np.array(self._pairs())[numbers]
         chosen = (classes[..., None] == pairs[:, None]).any(-1)
-        return Scenes(
-            np.stack([scene.corners for scene in made]), classes, np.stack(rows), chosen, numbers
-        )
+        return Scenes(corners, classes, np.stack(rows), chosen, numbers)
 
     def _paths(
         self, rng: np.random.Generator, tries: int = 256, rounds: int = 500
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Corners [F,n,2] that obey the rules, and the two digits that meet. `tries` at a time:
-        about one in 140 does.
+        """Return corners [F,n,2] that obey the rules, and the two digits that meet.
+
+        About one in 140 random paths does, so `tries` of them are made at a time.
         """
         for _ in range(rounds):
             corners = self._bounce(rng, tries)
@@ -137,24 +151,29 @@ class Meet:
         )
 
     def _bounce(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Corners int [count,F,n,2] of digits that start anywhere and bounce between the edges."""
+        """Return corners int [count,F,n,2] of digits that bounce between the edges."""
         room = self.canvas - self.tile
         start = rng.random((count, 1, self.digits, 2)) * room
         speed = rng.uniform(*self.speed, (count, 1, self.digits))
         angle = rng.uniform(0, 2 * np.pi, (count, 1, self.digits))
         step = np.stack([speed * np.cos(angle), speed * np.sin(angle)], -1)
-        free = start + step * np.arange(self.frames)[:, None, None]
-        return np.rint(np.abs((free + room) % (2 * room) - room)).astype(int)
+        # A reflection at an edge folds the straight line back.
+        straight = start + step * np.arange(self.frames)[:, None, None]
+        return np.rint(np.abs((straight + room) % (2 * room) - room)).astype(int)
 
     def relations(self, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which pairs meet and which stay apart, as the rules define it: corners [...,F,n,2] -> two
-        bool [...,pairs].
+        """Return which pairs of digits meet, and which stay apart, by the rules.
 
-        Pairs are in the order of `itertools.combinations`; one may do neither.
+        Args:
+            corners: [...,F,n,2].
+
+        Returns:
+            Two bool arrays [...,pairs], in the order of `itertools.combinations`. A pair may do
+            neither.
         """
         i, j = np.triu_indices(self.digits, 1)
-        gap = (
-            np.abs(corners[..., i, :] - corners[..., j, :]).max(-1) - self.tile
-        )  # [...,F,pairs], below 0: overlap
-        meets = ((gap <= -self.depth[0]).sum(-2) >= self.together) & (gap >= -self.depth[1]).all(-2)
-        return meets, (gap >= self.margin).all(-2)
+        distance = np.abs(corners[..., i, :] - corners[..., j, :]).max(-1)
+        gap = distance - self.tile  # [...,F,pairs], negative where tiles overlap
+        deep_enough = (gap <= -self.depth[0]).sum(-2) >= self.together
+        not_too_deep = (gap >= -self.depth[1]).all(-2)
+        return deep_enough & not_too_deep, (gap >= self.margin).all(-2)

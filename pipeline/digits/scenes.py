@@ -1,6 +1,4 @@
-"""What a task provides, and one video after the other from it: drawn on a canvas, shrunk to frames,
-with boxes.
-"""
+"""What a task provides, and how one video is made from it: draw on a canvas, shrink, add boxes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,8 +12,12 @@ from pipeline.digits.images import INK, Images
 
 @dataclass(frozen=True)
 class Scene:
-    """What happens in a video: corners int [F,n,2], the (x,y) of each digit's tile in canvas
-    pixels; classes [n]; the label.
+    """What happens in one video of F frames and n digits.
+
+    Attributes:
+        corners: int [F,n,2], top left corner (x,y) of each digit's tile, in canvas pixels.
+        classes: int [n].
+        label: name of the label.
     """
 
     corners: np.ndarray
@@ -25,11 +27,14 @@ class Scene:
 
 @dataclass(frozen=True)
 class Scenes:
-    """What happens in several videos.
+    """What happens in B videos of F frames and n digits.
 
-    corners int [B,F,n,2]: the (x,y) of each digit's tile in canvas pixels. classes int [B,n]. rows
-    int [B,n]: which of the images each digit is. chosen bool [B,n]: the digits that the label is
-    about. labels int [B]: into the task's `labels`.
+    Attributes:
+        corners: int [B,F,n,2], top left corner (x,y) of each digit's tile, in canvas pixels.
+        classes: int [B,n].
+        rows: int [B,n], which image each digit is.
+        chosen: bool [B,n], the digits that the label is about.
+        labels: int [B], positions in the task's `labels`.
     """
 
     corners: np.ndarray
@@ -40,12 +45,19 @@ class Scenes:
 
 
 class Task(Protocol):
-    """What can happen in a video: a frozen dataclass of options with these.
+    """What can happen in a video. A task is a frozen dataclass of options with these attributes.
 
-    `canvas` is the side of what is drawn, `tile` that of a digit on it, `size` that of a frame, to
-    which the canvas is shrunk, `shown` that of a digit in a frame, rounded; all in pixels.
-    `stretch`: the contrast of each frame is stretched before that. `labels` are the names of the
-    labels by their numbers, `guess` the accuracy of one who knows which digits are there.
+    Attributes:
+        name: the name of the task.
+        frames: number of frames of a video.
+        digits: number of digits in a video.
+        canvas: side of the square on which digits are drawn, in pixels.
+        tile: side of a digit on the canvas, in pixels.
+        size: side of a frame, in pixels; the canvas is shrunk to it.
+        shown: side of a digit in a frame, in pixels, rounded.
+        stretch: stretch the contrast of each canvas before it is shrunk.
+        labels: the names of the labels by their numbers.
+        guess: accuracy of a guess by somebody who only knows which digits are in the video.
     """
 
     name: ClassVar[str]
@@ -60,16 +72,29 @@ class Task(Protocol):
     guess: float
 
     def scenes(self, images: Images, seed: int, split: str, indices: np.ndarray) -> Scenes:
-        """The videos `indices` [B] of a split, whose images these are. ValueError for a class
-        without images.
+        """Choose what happens in some videos of a split.
+
+        Args:
+            images: the images of the split.
+            seed: with the split and an index, it determines a video.
+            split: "train", "val" or "test".
+            indices: int [B], numbers of the videos, from 0.
+
+        Raises:
+            ValueError: a class has no image, or an index is below 0.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Video:
-    """frames uint8 [F,S,S,3] RGB; boxes float32 [F,n,4], the digits' tiles as xyxy in pixels;
-    classes int [n]; label.
+    """One video.
+
+    Attributes:
+        frames: uint8 [F,S,S,3] RGB.
+        boxes: float32 [F,n,4], the digits' tiles as xyxy in pixels of the frame.
+        classes: int [n].
+        label: name of the label.
     """
 
     frames: np.ndarray
@@ -79,7 +104,15 @@ class Video:
 
 
 def video(task: Task, images: Images, seed: int, split: str, index: int) -> Video:
-    """Video `index` of a split. images: those of the split, at any size."""
+    """Make one video.
+
+    Args:
+        task: what can happen.
+        images: the images of the split, at any size.
+        seed: see `Task.scenes`.
+        split: "train", "val" or "test".
+        index: number of the video in the split, from 0.
+    """
     scenes = task.scenes(images, seed, split, np.array([index]))
     tiles = images.resized(task.tile).pixels[scenes.rows[0]]
     frames = draw(scenes.corners[0], tiles, task.canvas)
@@ -91,25 +124,48 @@ def video(task: Task, images: Images, seed: int, split: str, index: int) -> Vide
 
 
 def videos(task: Task, images: Images, seed: int, split: str, indices: range) -> Iterator[Video]:
-    """Some videos of a split, one after the other; `images` are resized once."""
+    """Make several videos, one after the other.
+
+    Args:
+        task: what can happen.
+        images: the images of the split, at any size; they are resized once.
+        seed: see `Task.scenes`.
+        split: "train", "val" or "test".
+        indices: numbers of the videos in the split.
+
+    Returns:
+        An iterator that makes each video when it is asked for.
+    """
     tiles = images.resized(task.tile)
     return (video(task, tiles, seed, split, index) for index in indices)
 
 
 def boxes_of(task: Task, corners: np.ndarray) -> np.ndarray:
-    """The tiles' boxes in pixels of the frame: corners [...,2] in pixels of the canvas -> float32
-    [...,4], xyxy.
+    """Return the digits' boxes in a frame.
+
+    Args:
+        task: its canvas, tile and size matter.
+        corners: [...,2], (x,y) in pixels of the canvas.
+
+    Returns:
+        float32 [...,4], xyxy in pixels of the frame.
     """
-    return (np.concatenate([corners, corners + task.tile], -1) * (task.size / task.canvas)).astype(
-        np.float32
-    )
+    boxes = np.concatenate([corners, corners + task.tile], -1) * (task.size / task.canvas)
+    return boxes.astype(np.float32)
 
 
 def draw(corners: np.ndarray, tiles: np.ndarray, canvas: int) -> np.ndarray:
-    """Digits on black: corners [F,n,2] (x,y), tiles uint8 [n,s,s] -> uint8 [F,canvas,canvas].
+    """Draw digits on black, in order: digit 0 is at the bottom.
 
-    Painted in order, digit 0 first: where a later digit has ink (`INK` or more) it hides what is
-    below, without blending.
+    Where a later digit has ink (`INK` or more), it hides what is below, without blending.
+
+    Args:
+        corners: int [F,n,2], (x,y) of each tile.
+        tiles: uint8 [n,s,s].
+        canvas: side of the canvas in pixels.
+
+    Returns:
+        uint8 [F,canvas,canvas].
     """
     frames = np.zeros((len(corners), canvas, canvas), np.uint8)
     side = np.arange(tiles.shape[1])
@@ -122,24 +178,36 @@ def draw(corners: np.ndarray, tiles: np.ndarray, canvas: int) -> np.ndarray:
 
 
 def stretch(frames: np.ndarray) -> np.ndarray:
-    """Each frame's darkest pixel becomes 0 and its brightest 255, uint8 [F,S,S] (scipy's imresize
-    did, spec 6.1).
+    """Stretch the contrast: each frame's darkest pixel becomes 0 and its brightest 255.
+
+    RSTG's released generator does so, through scipy's `imresize`.
+
+    Args:
+        frames: uint8 [F,S,S].
+
+    Returns:
+        uint8 [F,S,S].
     """
-    low, high = (
-        part(frames, axis=(1, 2), keepdims=True).astype(np.float64) for part in (np.min, np.max)
-    )
-    return np.floor((frames - low) * (255 / np.maximum(high - low, 1)) + 0.5).astype(np.uint8)
+    low = np.min(frames, axis=(1, 2), keepdims=True).astype(np.float64)
+    high = np.max(frames, axis=(1, 2), keepdims=True).astype(np.float64)
+    scaled = (frames - low) * (255 / np.maximum(high - low, 1))
+    return np.floor(scaled + 0.5).astype(np.uint8)
 
 
 def shrink(frames: np.ndarray, size: int) -> np.ndarray:
-    """Frames uint8 [F,S,S] at `size` × `size` pixels, by Pillow's bilinear filter (antialiased
-    where it shrinks).
+    """Shrink frames by Pillow's antialiased bilinear filter.
+
+    Args:
+        frames: uint8 [F,S,S].
+        size: the new side in pixels.
+
+    Returns:
+        uint8 [F,size,size].
     """
     if frames.shape[1] == size:
         return frames
-    return np.stack(
-        [
-            np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR))
-            for frame in frames
-        ]
-    )
+    small = []
+    for frame in frames:
+        image = Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR)
+        small.append(np.asarray(image))
+    return np.stack(small)

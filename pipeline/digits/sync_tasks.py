@@ -1,11 +1,11 @@
-"""The tasks "sync3", "sync5" (RSTG's SyncMNIST, spec 6.1) and "multisync" (DyReg's MultiSyncMNIST,
-spec 6.2 and 10).
+"""The tasks sync3, sync5 (RSTG's SyncMNIST) and multisync (DyReg's MultiSyncMNIST).
 
-Digits wander at random; some of them take the same steps. Which? All numbers come from a `Counter`,
-a batch at a time.
+Digits move at random, and some of them take the same steps. The label names these. SyncMNIST
+follows RSTG's released generator, `create_syncMNIST`. DyReg released no generator: what its paper
+does not state is our choice (see `MultiSyncDigits`).
 """
 
-from collections import Counter as Tally
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations, combinations_with_replacement
@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from pipeline.digits.counted_random import Counter
+from pipeline.digits.counted_random import CountedRandom
 from pipeline.digits.images import Images
 from pipeline.digits.scenes import Scenes
 
@@ -23,21 +23,29 @@ CLASSES = 10
 
 @dataclass(frozen=True)
 class SyncDigits:
-    """Digits 0 and 1 take the same steps; the label is the unordered pair of their classes, or
-    "none" (46 labels).
+    """Two digits take the same steps; the label is the unordered pair of their classes, or "none".
 
-    Digit 0 is image `index` of the split, over and over; the others are random images of classes
-    that all differ. Digits start anywhere. Before every frame, the first one too, each takes a
-    whole step per axis: at least -`reach`, below `reach`, and never to a place above `canvas - tile
-    - 2`. Those that move together draw one step from the range that suits both, and stay where they
-      are on an axis without such a step. In one of `none_in` videos all move on their own. Digits 0
-      and 1 are painted
-    below the others.
+    With 10 classes there are 46 labels.
 
-    `digits` in a video, `frames`, `canvas` and `tile` (sides, pixels), `size` of a frame.
-    `stretch`: frames are stretched in contrast before they are shrunk, as the released generator's
-    `imresize` did; MNIST's frames hardly change by it. `classes`: only digits below this number, an
-    easier task with fewer labels.
+    Digit 0 is image `index` of the split; the images repeat when there are no more. The other
+    digits are random images, and all classes differ. Digits 0 and 1 are painted below the others.
+
+    Digits start anywhere. Before every frame, the first one too, each digit takes an integer step
+    on each axis: at least -`reach`, below `reach`, and never beyond position `canvas - tile - 2`.
+    Digits 0 and 1 take a common step from the range that suits both. On an axis without such a
+    step they do not move. In one of `none_in` videos, all digits move on their own.
+
+    Attributes:
+        digits: number of digits in a video.
+        frames: number of frames of a video.
+        canvas: side of the canvas, in pixels.
+        tile: side of a digit on the canvas, in pixels.
+        size: side of a frame, in pixels.
+        reach: the largest step, in canvas pixels.
+        none_in: one of so many videos has the label "none".
+        stretch: stretch the contrast before shrinking, as the released generator's `imresize`
+            does. MNIST's frames hardly change by it.
+        classes: only digits below this number, for an easier task with fewer labels.
     """
 
     digits: int = 5
@@ -55,21 +63,18 @@ class SyncDigits:
 
     def __post_init__(self) -> None:
         numbers = [value for name, value in vars(self).items() if name != "stretch"]
-        if not all(type(v) is int for v in numbers) or type(self.stretch) is not bool:
+        if {type(number) for number in numbers} != {int} or type(self.stretch) is not bool:
             raise ValueError(
                 f"{self.name}: expected whole numbers, and true or false for stretch; got {self}"
             )
-        if not (
-            2 <= self.digits <= self.most_digits
-            and min(self.frames, self.reach, self.size) >= 1
-            and self.none_in >= 2
-        ):
-            most = f"2 to {self.most_digits} digits"
+        smallest = min(self.frames, self.reach, self.size)
+        if not 2 <= self.digits <= self.most_digits or smallest < 1 or self.none_in < 2:
             raise ValueError(
-                f"{self.name}: expected {most}, frames, reach and size from 1, none_in from 2; "
-                f"got {self}"
+                f"{self.name}: expected 2 to {self.most_digits} digits, frames, reach and size "
+                f"from 1, none_in from 2; got {self}"
             )
-        distinct = min(self.digits, self.most_digits) if self.most_digits == CLASSES else 2
+        # Only multisync draws classes with replacement.
+        distinct = self.digits if self.most_digits == CLASSES else 2
         if not distinct <= self.classes <= CLASSES:
             raise ValueError(
                 f"{self.name}: expected classes from {distinct} to {CLASSES}, got {self}"
@@ -82,82 +87,89 @@ class SyncDigits:
 
     @property
     def shown(self) -> int:
-        """The side of a digit's tile in a frame, rounded: 18 of 64 pixels, as the paper says."""
+        """The side of a digit in a frame, rounded: 18 of 64 pixels, as RSTG's paper says."""
         return round(self.tile * self.size / self.canvas)
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels in the order of their numbers: "0-1", "0-2", "1-2", "0-3", … "8-9", "none"."""
-        return (
-            *(f"{j}-{i}" for i in range(self.classes) for j in range(i)),
-            "none",
-        )  # number i(i-1)/2 + j for i > j
+        """The labels by their numbers: "0-1", "0-2", "1-2", "0-3", … "8-9", "none".
+
+        The pair i > j has the number i(i-1)/2 + j.
+        """
+        names = []
+        for high in range(self.classes):
+            names += [f"{low}-{high}" for low in range(high)]
+        return (*names, "none")
 
     @property
     def guess(self) -> float:
-        """The accuracy of one who knows which digits are there, and no more."""
+        """The accuracy of a guess by somebody who only knows which digits are in the video."""
         return max((1 - 1 / self.none_in) / comb(self.digits, 2), 1 / self.none_in)
 
     def scenes(self, images: Images, seed: int, split: str, indices: np.ndarray) -> Scenes:
-        """See `Task.scenes`. ValueError for a class without images, or an index below 0."""
-        draws = Counter(("digits", seed, split), indices)
-        classes, rows = self._who(images, np.asarray(indices, np.int64), draws)
-        chosen = self._chosen(draws) & (draws.below(self.none_in, 1) != 0)
-        return Scenes(
-            self._paths(chosen, draws),
-            classes,
-            rows,
-            chosen,
-            label_numbers(classes, chosen, self.classes),
-        )
+        """Choose what happens in some videos; see `Task.scenes`."""
+        # The order of the calls that take random numbers determines the videos.
+        random = CountedRandom(("digits", seed, split), indices)
+        classes, rows = self._choose_images(images, np.asarray(indices, np.int64), random)
+        synchronous = self._choose_synchronous(random)
+        chosen = synchronous & (random.below(self.none_in, 1) != 0)
+        corners = self._move(chosen, random)
+        labels = label_numbers(classes, chosen, self.classes)
+        return Scenes(corners, classes, rows, chosen, labels)
 
-    def _who(
-        self, images: Images, indices: np.ndarray, draws: Counter
+    def _choose_images(
+        self, images: Images, indices: np.ndarray, random: CountedRandom
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Classes and rows, int [B,n] each."""
+        """Return classes and rows of the digits, int [B,n] each."""
         usable = np.flatnonzero(images.classes < self.classes)
         if not len(usable):
             raise ValueError(f"images {images.name}: none of a class below {self.classes}")
         row = usable[indices % len(usable)]
         first = images.classes[row].astype(np.int64)
-        keys = draws.bits(self.classes) | np.uint64(1)
-        keys[np.arange(len(row)), first] = (
-            0  # sorts it to the front, and the other nine at random behind
-        )
+
+        # The smallest key sorts the class of digit 0 to the front; the other classes follow at
+        # random.
+        keys = random.bits(self.classes) | np.uint64(1)
+        keys[np.arange(len(row)), first] = 0
         classes = keys.argsort(axis=1)[:, : self.digits]
-        rows = random_rows(images, classes, draws, self.classes)
+        rows = random_rows(images, classes, random, self.classes)
         rows[:, 0] = row
         return classes, rows
 
-    def _chosen(self, draws: Counter) -> np.ndarray:
-        """Which digits move together unless none do: bool [B,n], or [1,n] where it is the same in
-        all videos.
-        """
+    def _choose_synchronous(self, random: CountedRandom) -> np.ndarray:
+        """Return which digits take the same steps: bool [B,n], or [1,n] where always the same."""
         return np.arange(self.digits)[None] < 2
 
-    def _paths(self, chosen: np.ndarray, draws: Counter) -> np.ndarray:
-        """Corners int [B,F,n,2]; the digits `chosen` [B,n] take the same steps."""
+    def _move(self, chosen: np.ndarray, random: CountedRandom) -> np.ndarray:
+        """Return corners int [B,F,n,2]; the digits `chosen` [B,n] take the same steps."""
         last = self.canvas - self.tile - 1
-        some = chosen[..., None]
-        corners = draws.below(last + 1, self.digits, 2)
+        together = chosen[..., None]
+        corners = random.below(last + 1, self.digits, 2)
         path = []
         for _ in range(self.frames):
-            low, high = (
-                np.clip(-corners, -self.reach, self.reach),
-                np.clip(last - corners, -self.reach, self.reach),
-            )
-            alone = low + draws.below(high - low, self.digits, 2)
-            shared_low = np.where(some, low, -self.reach).max(1, keepdims=True)
-            room = np.where(some, high, self.reach).min(1, keepdims=True) - shared_low
-            shared = np.where(room > 0, shared_low + draws.below(np.maximum(room, 1), 1, 2), 0)
-            corners = corners + np.where(some, shared, alone)
+            low = np.clip(-corners, -self.reach, self.reach)
+            high = np.clip(last - corners, -self.reach, self.reach)
+            alone = low + random.below(high - low, self.digits, 2)
+
+            # The range of steps that suits all chosen digits.
+            shared_low = np.where(together, low, -self.reach).max(1, keepdims=True)
+            shared_high = np.where(together, high, self.reach).min(1, keepdims=True)
+            room = shared_high - shared_low
+            step = shared_low + random.below(np.maximum(room, 1), 1, 2)
+            shared = np.where(room > 0, step, 0)
+
+            corners = corners + np.where(together, shared, alone)
             path.append(corners)
         return np.stack(path, 1)
 
 
 @dataclass(frozen=True)
 class Sync3(SyncDigits):
-    """`SyncDigits` with three digits, RSTG's easier set."""
+    """`SyncDigits` with three digits, RSTG's easier data set.
+
+    Attributes:
+        digits: number of digits in a video; the other options are those of `SyncDigits`.
+    """
 
     digits: int = 3
 
@@ -166,13 +178,25 @@ class Sync3(SyncDigits):
 
 @dataclass(frozen=True)
 class MultiSyncDigits(SyncDigits):
-    """Some of the digits take the same steps; the label is the smallest and the largest of their
-    classes (56 labels).
+    """Some digits take the same steps; the label is the smallest and the largest of their classes.
 
-    Classes are drawn with replacement, so that the two may be equal. No generator was released; not
-    stated in the paper are: that 2 to all of the digits move together, each number and each of its
-    subsets equally likely, that in one of `none_in` videos none do, how digits hide each other,
-    `canvas`, `tile` and `stretch` (spec 10). Digits move as those of `SyncDigits`.
+    With 10 classes there are 56 labels: classes are drawn with replacement, so that the two may
+    be equal. Digits move as in `SyncDigits`.
+
+    DyReg released no generator, and its paper leaves these open. Our choices are:
+
+    - Two to all of the digits take the same steps. Each number, and each subset of that number,
+      is equally likely.
+    - In one of `none_in` videos no digits do.
+    - Digits hide each other as in `SyncDigits`.
+    - `canvas`, `tile` and `stretch`.
+
+    Attributes:
+        canvas: side of the canvas, in pixels.
+        size: side of a frame, in pixels.
+        none_in: one of so many videos has the label "none".
+        stretch: stretch the contrast before shrinking; the other options are those of
+            `SyncDigits`.
     """
 
     canvas: int = 256
@@ -185,73 +209,92 @@ class MultiSyncDigits(SyncDigits):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels in the order of their numbers: those of `SyncDigits`, then "0-0", "1-1", …
-        "9-9".
-        """
+        """The labels by their numbers: those of `SyncDigits`, then "0-0", "1-1", … "9-9"."""
         return (*super().labels, *(f"{c}-{c}" for c in range(self.classes)))
 
     @property
     def guess(self) -> float:
-        """The accuracy of one who knows which digits are there, and no more."""
+        """The accuracy of a guess by somebody who only knows which digits are in the video."""
         sizes = range(2, self.digits + 1)
         total = 0.0
         for classes in combinations_with_replacement(range(self.classes), self.digits):
-            labels = Tally[tuple[int, int]]()
-            for (low, high), share in _ends(classes, sizes):
-                labels[low, high] += share
-            likely = (
-                factorial(self.digits)
-                / prod(factorial(m) for m in Tally(classes).values())
-                / self.classes**self.digits
-            )
+            labels = Counter[tuple[int, int]]()
+            for ends, probability in _label_probabilities(classes, sizes):
+                labels[ends] += probability
+
+            # In how many orders these classes can be drawn.
+            repeats = prod(factorial(count) for count in Counter(classes).values())
+            likely = factorial(self.digits) / repeats / self.classes**self.digits
             total += likely * max((1 - 1 / self.none_in) * max(labels.values()), 1 / self.none_in)
         return total
 
-    def _who(
-        self, images: Images, indices: np.ndarray, draws: Counter
+    def _choose_images(
+        self, images: Images, indices: np.ndarray, random: CountedRandom
     ) -> tuple[np.ndarray, np.ndarray]:
-        classes = draws.below(self.classes, self.digits)
-        return classes, random_rows(images, classes, draws, self.classes)
+        classes = random.below(self.classes, self.digits)
+        return classes, random_rows(images, classes, random, self.classes)
 
-    def _chosen(self, draws: Counter) -> np.ndarray:
-        count = 2 + draws.below(self.digits - 1, 1)
-        order = draws.bits(self.digits).argsort(axis=1)
-        return order.argsort(axis=1) < count
+    def _choose_synchronous(self, random: CountedRandom) -> np.ndarray:
+        count = 2 + random.below(self.digits - 1, 1)
+        # The rank of each digit in a random order.
+        rank = random.bits(self.digits).argsort(axis=1).argsort(axis=1)
+        return rank < count
 
 
-def _ends(classes: tuple[int, ...], sizes: range) -> Iterator[tuple[tuple[int, int], float]]:
-    """The smallest and the largest class, in rising `classes`, of every subset of those sizes, with
-    its share.
-    """
+def _label_probabilities(
+    classes: tuple[int, ...], sizes: range
+) -> Iterator[tuple[tuple[int, int], float]]:
+    """Yield (smallest and largest class, probability) of the subsets of ascending `classes`."""
     for size in sizes:
         for a, b in combinations(range(len(classes)), 2):
-            yield (
-                (classes[a], classes[b]),
-                comb(b - a - 1, size - 2) / comb(len(classes), size) / len(sizes),
-            )
+            subsets = comb(b - a - 1, size - 2)
+            probability = subsets / comb(len(classes), size) / len(sizes)
+            yield (classes[a], classes[b]), probability
 
 
 def label_numbers(classes: np.ndarray, chosen: np.ndarray, count: int = CLASSES) -> np.ndarray:
-    """Labels int [B] of the digits `chosen` among `classes`, both [B,n], of which there are `count`
-    (spec 6.1, 6.2).
+    """Number the labels as RSTG and DyReg do.
 
-    i(i-1)/2 + j for the largest class i and the smallest j below it, 45 for no digits, 46 + i for i
-    = j: 45 is the number of pairs of 10 classes.
+    With 10 classes, for the largest class i and the smallest class j of the chosen digits:
+
+    - i(i-1)/2 + j where j is below i;
+    - 46 + i where i = j;
+    - 45, the number of pairs, where no digit is chosen.
+
+    Args:
+        classes: int [B,n].
+        chosen: bool [B,n], the digits that the label is about.
+        count: number of classes.
+
+    Returns:
+        int [B].
     """
     none = comb(count, 2)
     high = np.where(chosen, classes, -1).max(1)
     low = np.where(chosen, classes, count).min(1)
-    return np.where(
-        high < 0, none, np.where(high == low, none + 1 + high, high * (high - 1) // 2 + low)
-    )
+    pairs = np.where(high == low, none + 1 + high, high * (high - 1) // 2 + low)
+    return np.where(high < 0, none, pairs)
 
 
 def random_rows(
-    images: Images, classes: np.ndarray, draws: Counter, count: int = CLASSES
+    images: Images, classes: np.ndarray, random: CountedRandom, count: int = CLASSES
 ) -> np.ndarray:
-    """A random image of each class: classes [B,n], of which there are `count` -> rows int [B,n].
-    ValueError for a class without images."""
+    """Pick a random image of each class.
+
+    Args:
+        images: the images of a split.
+        classes: int [B,n].
+        random: where random numbers come from.
+        count: number of classes.
+
+    Returns:
+        int [B,n], rows of the images.
+
+    Raises:
+        ValueError: a class has no image.
+    """
     rows = images.rows_of(np.arange(count))
-    counts = np.array([len(some) for some in rows])
+    counts = np.array([len(rows_of_class) for rows_of_class in rows])
     starts = counts.cumsum() - counts
-    return np.concatenate(rows)[starts[classes] + draws.below(counts[classes], classes.shape[1])]
+    picks = random.below(counts[classes], classes.shape[1])
+    return np.concatenate(rows)[starts[classes] + picks]

@@ -1,4 +1,4 @@
-"""Opens regular files only, and reads small ones whole, within a limit.
+"""Open regular files only, and read small ones whole, within a limit.
 
 A pipe would block its reader. A device such as /dev/zero, or a sparse file of a terabyte, would
 fill the memory.
@@ -10,11 +10,13 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-MOST_JSON = (
-    256 << 20
-)  # bytes: the statistics of a shard of a hundred thousand clips have a tenth of that
-MOST_TEXT = 64 << 20  # bytes of a recipe, a study, a list of classes, the log of a run
-KINDS = (
+# Most bytes of a JSON file: ten times the statistics of a shard of a hundred thousand clips.
+MOST_JSON = 256 << 20
+
+# Most bytes of a recipe, a study, a list of classes, the log of a run.
+MOST_TEXT = 64 << 20
+
+_KINDS = (
     (stat.S_ISFIFO, "a pipe"),
     (stat.S_ISSOCK, "a socket"),
     (stat.S_ISCHR, "a device"),
@@ -23,23 +25,28 @@ KINDS = (
 
 
 class NotAFile(OSError, ValueError):
-    """A pipe, a device or a far too large file in the place of a small one; `strerror` says
-    which.
-    """
+    """A pipe, a device or a far too large file in place of a small one; `strerror` says which."""
 
 
 def open_regular(path: str | os.PathLike) -> int:
-    """Opens a regular file for reading and returns its descriptor.
+    """Open a regular file for reading.
+
+    Args:
+        path: the file, or a link to it.
+
+    Returns:
+        Its file descriptor.
 
     Raises:
-        NotAFile: it is a pipe, a socket or a device; IsADirectoryError for a folder; another
-        OSError if it cannot be opened.
+        NotAFile: it is a pipe, a socket or a device.
+        IsADirectoryError: it is a folder.
+        OSError: it cannot be opened.
     """
-    _refuse(
-        path, os.stat(path).st_mode
-    )  # before opening, which may rewind a tape or wait for a pipe's other end
+    # Look before opening: that may rewind a tape, or wait for the other end of a pipe.
+    _refuse(path, os.stat(path).st_mode)
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     try:
+        # The name may lead to something else by now.
         _refuse(path, os.fstat(number).st_mode)
     except BaseException:
         os.close(number)
@@ -48,24 +55,44 @@ def open_regular(path: str | os.PathLike) -> int:
 
 
 def opened(path: str | os.PathLike, most: int | None = None) -> BinaryIO:
-    """A regular file of at most `most` bytes, open for reading without a buffer. Errors as for
-    `open_regular`.
+    """Open a regular file for reading bytes, without a buffer.
+
+    Args:
+        path: the file.
+        most: most bytes that it may have; None for no limit.
+
+    Raises:
+        NotAFile: it is larger, or as `open_regular`.
+        OSError: as `open_regular`.
     """
     file = os.fdopen(open_regular(path), "rb", buffering=0)
     size = os.fstat(file.fileno()).st_size
     if most is not None and size > most:
         file.close()
-        raise NotAFile(
-            errno.EFBIG, f"a file of {size:,} bytes, expected at most {most:,}", str(path)
-        )
+        message = f"a file of {size:,} bytes, expected at most {most:,}"
+        raise NotAFile(errno.EFBIG, message, str(path))
     return file
 
 
 def read_small(path: str | os.PathLike, most: int = MOST_JSON) -> bytes:
-    """The bytes of a regular file of at most `most` bytes. Errors as for `opened`."""
+    """Read a regular file whole.
+
+    Args:
+        path: the file.
+        most: most bytes that it may have (256 MiB).
+
+    Raises:
+        NotAFile: it is larger, or as `open_regular`.
+        OSError: as `open_regular`.
+    """
+    parts = []
+    left = most
     with opened(path, most) as file:
-        parts, left = [], most
-        while left > 0 and (part := file.read(min(left, 1 << 20))):  # the file may grow meanwhile
+        # The file may grow while it is read, so the limit holds here too.
+        while left > 0:
+            part = file.read(min(left, 1 << 20))
+            if not part:
+                break
             parts.append(part)
             left -= len(part)
     return b"".join(parts)
@@ -74,14 +101,31 @@ def read_small(path: str | os.PathLike, most: int = MOST_JSON) -> bytes:
 def read_small_text(
     path: str | os.PathLike, most: int = MOST_TEXT, encoding: str = "utf-8", errors: str = "strict"
 ) -> str:
-    """The text of a small file, with \\n as line ends. UnicodeDecodeError, and errors as for `read_small`."""
+    r"""Read a text file whole, with \n as line ends.
+
+    Args:
+        path: the file.
+        most: most bytes that it may have (64 MiB).
+        encoding: as for `bytes.decode`.
+        errors: as for `bytes.decode`.
+
+    Raises:
+        UnicodeDecodeError: the bytes do not fit the encoding.
+        NotAFile, OSError: as `read_small`.
+    """
     text = read_small(path, most).decode(encoding, errors)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _refuse(path: str | os.PathLike, mode: int) -> None:
+    """Raise unless the mode is that of a regular file."""
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(mode):
-        kind = next((name for test, name in KINDS if test(mode)), "no regular file")
-        raise NotAFile(errno.EINVAL, f"{kind}, expected a file", str(Path(path)))
+    if stat.S_ISREG(mode):
+        return
+    kind = "no regular file"
+    for is_kind, name in _KINDS:
+        if is_kind(mode):
+            kind = name
+            break
+    raise NotAFile(errno.EINVAL, f"{kind}, expected a file", str(Path(path)))

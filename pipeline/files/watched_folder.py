@@ -1,8 +1,8 @@
-"""The folder that a run works in: the run notices when it is moved, deleted or replaced by another
-of the same name.
+"""Notice that the folder of a run was moved, deleted or replaced by another of the same name.
 
 An open handle identifies the folder, and `check` compares the folder at its path with the handle.
-Stored inode numbers would not do: some file systems number a folder anew when nobody has it open.
+A stored inode number would not do: some file systems number a folder anew when nobody has it
+open.
 """
 
 import errno
@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_AWAY = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)  # ESTALE: deleted, on a network file system
+# Errors that mean that a folder is gone. ESTALE: it was deleted on a network file system.
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 
 class FolderGone(RuntimeError):
@@ -19,20 +20,20 @@ class FolderGone(RuntimeError):
 
 
 class WatchedFolder:
-    """The existing folders that one run works in; `check` raises Gone if one of them is no longer
-    at its path.
+    """The folders that one run works in, watched for being moved, deleted or replaced.
 
     Args:
-        *paths: the folders.
-        unchanged: whether their content still belongs to this run; False for a cache that was made
-        anew in the same folder.
+        *paths: existing folders.
+        unchanged: returns whether their content still belongs to this run. It returns False for
+            a cache that was made anew in the same folder.
 
     Raises:
         FileNotFoundError: a folder does not exist.
     """
 
     def __init__(self, *paths: Path, unchanged: Callable[[], bool] = lambda: True):
-        self._unchanged, self._handles = unchanged, {}
+        self._unchanged = unchanged
+        self._handles = {}
         try:
             for path in paths:
                 self._handles[path] = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -41,30 +42,29 @@ class WatchedFolder:
             raise
 
     def check(self) -> None:
-        """Gone if one of the folders is no longer where it was."""
+        """Check that all folders are where they were.
+
+        Raises:
+            FolderGone: one of them was moved, deleted, replaced or made anew.
+        """
         for path, handle in self._handles.items():
             try:
-                same = os.path.samestat(os.stat(path), os.fstat(handle))
+                is_same = os.path.samestat(os.stat(path), os.fstat(handle))
             except OSError as error:
-                if error.errno not in _AWAY:
+                if error.errno not in _GONE:
                     raise
-                same = False
-            if not same:
-                raise FolderGone(
-                    self._said(path, "was moved or deleted, or another folder has its name now")
-                )
+                is_same = False
+            if not is_same:
+                raise _gone(path, "was moved or deleted, or another folder has its name now")
         if not self._unchanged():
-            raise FolderGone(
-                self._said(next(iter(self._handles)), "was deleted and made anew, by another run")
-            )
-
-    def _said(self, path: Path, what: str) -> str:
-        return f"{path}: this folder {what}, while this run wrote to it; nothing more is written: look where it is, and run again"
+            raise _gone(next(iter(self._handles)), "was deleted and made anew, by another run")
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Checks at its end. Gone replaces an error that was raised within, if the folders are gone
-        then.
+        """Run a block, then check.
+
+        Raises:
+            FolderGone: a folder is gone. It replaces an error of the block.
         """
         try:
             yield
@@ -74,10 +74,17 @@ class WatchedFolder:
         self.check()
 
     def close(self) -> None:
-        """Closes the handles; may be called again."""
+        """Close the handles; it may be called again."""
         while self._handles:
             with suppress(OSError):
                 os.close(self._handles.popitem()[1])
 
     def __del__(self) -> None:
         self.close()
+
+
+def _gone(path: Path, what: str) -> FolderGone:
+    return FolderGone(
+        f"{path}: this folder {what}, while this run wrote to it; nothing more is written: "
+        "find the folder, and run again"
+    )

@@ -1,7 +1,7 @@
-"""A manifest (a CSV file that lists clips) -> validated Clips, and clips -> shards.
+"""A manifest (a CSV file that lists clips) becomes validated Clips, and clips become shards.
 
 data_manifests/README.md says what the columns mean. Every rule is checked when the manifest is
-read; no video is opened.
+read; no video is opened. `rows` holds the rules of a row; its names are exported here too.
 """
 
 import csv
@@ -9,15 +9,14 @@ import gc
 import hashlib
 import io
 import os
-import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from decimal import Decimal
-from itertools import chain, islice, pairwise
+from itertools import chain, islice
 from pathlib import Path
 
+from pipeline.files.atomic_files import move_into_place
 from pipeline.files.owners import new_claim_name, part_path, remove_abandoned_of
 from pipeline.files.regular_files import open_regular
 from pipeline.manifests.rows import (
@@ -32,7 +31,7 @@ from pipeline.manifests.rows import (
     foreign_path,
     wrong_id,
 )
-from pipeline.text import text_files as texts
+from pipeline.text import text_files
 
 __all__ = [
     "COLUMNS",
@@ -43,58 +42,34 @@ __all__ = [
     "Clip",
     "Manifest",
     "ManifestError",
-    "about_withheld",
     "foreign_path",
     "inside",
-    "is_no_label",
-    "label_ids",
-    "number_of",
     "read_manifest",
     "shard_ranges",
-    "withheld",
     "write_manifest",
     "wrong_id",
 ]
 
-# What programs write in place of a missing label, in lower case.
-_NO_LABEL = {"?", "na", "n/a", "#n/a", "<na>", "nan", "null"}
-_PERHAPS_NO_LABEL = {
-    "none",
-    "-",
-    "--",
-    "hidden",
-    "missing",
-    "undefined",
-    "unknown",
-    "unlabeled",
-    "unlabelled",
-    "withheld",
-}
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)")
+# Rows that are checked together.
+BATCH = 4096
 
-# Rarer words, which may name a class too.
-_PERHAPS_NO_LABEL |= {
-    "_",
-    "*",
-    "<unk>",
-    "ignore",
-    "n.a.",
-    "nil",
-    "no label",
-    "no_label",
-    "not available",
-}
-_PERHAPS_NO_LABEL |= {"tba", "tbd", "unannotated", "unk", "unspecified"}
+# Bytes that are read and decoded together.
+BLOCK = 1 << 20
 
-BATCH = 4096  # rows that are checked together
-BLOCK = 1 << 20  # bytes that are read and decoded together
-LONGEST = 16 << 20  # bytes of a line
+# Most bytes of a line.
+LONGEST = 16 << 20
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest as read: its file, the folder no path may leave, its clips in order, the file's
-    sha256, its header.
+    """A manifest as read.
+
+    Attributes:
+        path: its file.
+        root: the folder that no path may leave.
+        clips: its clips, in the order of the rows.
+        sha256: the checksum of the file's bytes.
+        columns: names of the columns, in the file's order.
     """
 
     path: Path
@@ -105,73 +80,83 @@ class Manifest:
 
 
 def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
-    """Reads and checks every row; `root` (default: the manifest's folder) is what paths are
-    relative to and may not leave.
+    """Read a manifest and check every row.
 
-    ManifestError names file, line and column. No video is looked at: a million rows would be a
-    million disk accesses.
+    No video is looked at: a million rows would be a million disk accesses.
+
+    Args:
+        path: the CSV file.
+        root: the folder that paths are relative to and may not leave; default: the file's folder.
+
+    Raises:
+        ManifestError: a rule is broken. The message names file, line and column.
     """
     path = Path(path)
-    return _read(path, path.parent if root is None else Path(root), shown=path)
+    return _read(path, path.parent if root is None else Path(root), shown_path=path)
 
 
-def _read(path: Path, root: Path, shown: Path) -> Manifest:
-    """read_manifest for a file that errors call `shown`."""
-    digest, rows = hashlib.sha256(), None
-    with _open(path, shown) as file, _no_search_for_garbage():
-        for lines, records in _records(file, shown, digest):
-            if rows is None:
-                rows = RowParser(shown, root, lines[0], records[0])
+def _read(path: Path, root: Path, shown_path: Path) -> Manifest:
+    """Read a manifest that errors call `shown_path`."""
+    digest = hashlib.sha256()
+    parser = None
+    with _open(path, shown_path) as file, _garbage_collection_off():
+        for lines, records in _records(file, shown_path, digest):
+            if parser is None:
+                parser = RowParser(shown_path, root, lines[0], records[0])
                 lines, records = lines[1:], records[1:]
             if records:
-                rows.take(lines, records)
-    if rows is None:
+                parser.take(lines, records)
+
+    if parser is None:
+        header = ",".join(COLUMNS)
         raise ManifestError(
-            f"{shown}, line 1: the file is empty; write the header {','.join(COLUMNS)} and one "
-            f"row per clip"
+            f"{shown_path}, line 1: the file is empty; write the header {header} and one row per "
+            "clip"
         )
-    if not rows.clips:
-        raise ManifestError(f"{shown}, line 2: no clips below the header; write one row per clip")
-    return Manifest(shown, rows.root, tuple(rows.clips), digest.hexdigest(), rows.columns)
+    if not parser.clips:
+        raise ManifestError(
+            f"{shown_path}, line 2: no clips below the header; write one row per clip"
+        )
+    clips = tuple(parser.clips)
+    return Manifest(shown_path, parser.root, clips, digest.hexdigest(), parser.columns)
 
 
 @contextmanager
-def _no_search_for_garbage() -> Iterator[None]:
-    """A million new objects make Python look through all of them several times, for cycles that
-    there are none of.
-    """
-    was = gc.isenabled()
+def _garbage_collection_off() -> Iterator[None]:
+    """Stop Python from searching a million new objects for cycles, of which there are none."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was:
+        if was_enabled:
             gc.enable()
 
 
-def _open(path: Path, shown: Path):
+def _open(path: Path, shown_path: Path):
     try:
         return os.fdopen(open_regular(path), "rb")
     except FileNotFoundError:
         raise ManifestError(
-            f"{shown}: no such file; `vidgraph manifest folder` makes a manifest"
+            f"{shown_path}: no such file; `vidgraph manifest folder` makes a manifest"
         ) from None
     except IsADirectoryError:
         raise ManifestError(
-            f"{shown}: a folder, expected a CSV file; `vidgraph manifest folder` makes one"
+            f"{shown_path}: a folder, expected a CSV file; `vidgraph manifest folder` makes one"
         ) from None
 
 
-def _records(file, shown: Path, digest) -> Iterator[tuple[array, list[list[str]]]]:
-    """(lines on which they begin, cells) of the records of a CSV file, up to BATCH together; blank
-    lines are left out.
+def _records(file, shown_path: Path, digest) -> Iterator[tuple[array, list[list[str]]]]:
+    """Yield (lines on which they begin, cells) of records, up to BATCH together.
 
-    ManifestError for what is not CSV, after the records before it.
+    Blank lines are left out. The ManifestError about what is not CSV comes after the records
+    before it.
     """
-    reader = csv.reader(chain.from_iterable(_blocks(file, shown, digest)), strict=True)
+    reader = csv.reader(chain.from_iterable(_blocks(file, shown_path, digest)), strict=True)
     line = 1
     while True:
-        lines, records, begun, wrong = array("q"), [], line, None
+        lines, records = array("q"), []
+        first_line, problem = line, None
         try:
             for cells in islice(reader, BATCH):
                 if cells:
@@ -179,111 +164,148 @@ def _records(file, shown: Path, digest) -> Iterator[tuple[array, list[list[str]]
                     records.append(cells)
                 line = reader.line_num + 1
         except csv.Error as error:
-            advice = 'put "…" around a cell that holds a comma, quote or line break, double the quotes inside, end lines with LF'
-            wrong = ManifestError(f"{shown}, line {line}: not CSV ({error}); {advice}")
+            problem = ManifestError(
+                f'{shown_path}, line {line}: not CSV ({error}); put "…" around a cell that holds '
+                "a comma, quote or line break, double the quotes inside, end lines with LF"
+            )
         except ManifestError as error:
-            wrong = error
+            problem = error
+
         if records:
             yield lines, records
-        if wrong:
-            raise wrong from None
-        if line == begun:
+        if problem:
+            raise problem from None
+        # No line was read: the end of the file.
+        if line == first_line:
             return
 
 
-def _blocks(file, shown: Path, digest) -> Iterator[Iterable[str]]:
-    """The lines of a binary file, decoded, some thousands together; `digest` sees every byte."""
+def _blocks(file, shown_path: Path, digest) -> Iterator[Iterable[str]]:
+    """Yield the decoded lines of a binary file, some thousands together.
+
+    `digest` receives every byte.
+    """
     number = 0
-    while block := _some_lines(file, shown, number):
-        whole = b"".join(block)
-        digest.update(whole)
+    while True:
+        block = _some_lines(file, shown_path, number)
+        if not block:
+            return
+        data = b"".join(block)
+        digest.update(data)
         if number == 0:
-            if texts.utf16(whole):
-                raise ManifestError(
-                    f"{shown}, line 1: UTF-16 text; save the file as UTF-8 (in a spreadsheet: CSV "
-                    f"UTF-8)"
-                )
-            whole = texts.unmarked(whole)
-            block[0] = texts.unmarked(block[0])
-            first = block[0].decode("utf-8", "replace")
-            if words := texts.other_separator(first, COLUMNS):
-                header = (
-                    f"missing from the header {first.strip()[:200]!r}; expected {','.join(COLUMNS)}"
-                )
-                raise ManifestError(
-                    f"{shown}, line 1, column clip: {header}: {texts.separator_advice(words)}"
-                )
+            _check_first_line(data, shown_path)
+            data = text_files.without_mark(data)
+            block[0] = text_files.without_mark(block[0])
+
         try:
-            text = whole.decode()
+            text = data.decode()
         except UnicodeDecodeError:
-            text = "\0"
-        yield _lines(block, number, shown) if "\0" in text else io.StringIO(text, newline="\n")
+            text = None
+        if text is None or "\0" in text:
+            # Line by line, to find the line of the bad byte.
+            yield _decode_each(block, number, shown_path)
+        else:
+            yield io.StringIO(text, newline="\n")
         number += len(block)
 
 
-def _some_lines(file, shown: Path, number: int) -> list[bytes]:
-    """The next whole lines of a file. ManifestError for a line longer than LONGEST."""
+def _check_first_line(data: bytes, shown_path: Path) -> None:
+    """Refuse UTF-16, and a table whose cells are not separated by commas."""
+    if text_files.is_utf16(data):
+        raise ManifestError(
+            f"{shown_path}, line 1: UTF-16 text; save the file as UTF-8 (in a spreadsheet: CSV "
+            "UTF-8)"
+        )
+    first = text_files.without_mark(data).partition(b"\n")[0].decode("utf-8", "replace")
+    separator = text_files.other_separator(first, COLUMNS)
+    if separator:
+        found = first.strip()[:200]
+        raise ManifestError(
+            f"{shown_path}, line 1, column clip: missing from the header {found!r}; expected "
+            f"{','.join(COLUMNS)}: {text_files.separator_advice(separator)}"
+        )
+
+
+def _some_lines(file, shown_path: Path, number: int) -> list[bytes]:
+    """Read the next whole lines, after `number` lines. ManifestError if one is too long."""
     data = file.read(BLOCK)
+    # The block most likely ends within a line: read that line to its end.
     if data and not data.endswith(b"\n"):
         data += file.readline(LONGEST)
         if len(data) >= LONGEST and not data.endswith(b"\n"):
             line = number + data.count(b"\n") + 1
             raise ManifestError(
-                f"{shown}, line {line}: no end of the line within {LONGEST:,} bytes; expected a "
-                f"CSV file"
+                f"{shown_path}, line {line}: no end of the line within {LONGEST:,} bytes; "
+                "expected a CSV file"
             )
     return io.BytesIO(data).readlines()
 
 
-def _lines(block: list[bytes], number: int, shown: Path) -> Iterator[str]:
-    """Decodes lines one by one, so that a bad byte has a line number, after `number` lines;
-    ManifestError for the first.
-    """
-    for at, raw in enumerate(block, number + 1):
+def _decode_each(block: list[bytes], number: int, shown_path: Path) -> Iterator[str]:
+    """Decode lines one by one, after `number` lines. ManifestError about the first bad byte."""
+    for line, raw in enumerate(block, number + 1):
         if b"\0" in raw:
             raise ManifestError(
-                f"{shown}, line {at}: a NUL byte, expected text; save the file as UTF-8 CSV"
+                f"{shown_path}, line {line}: a NUL byte, expected text; save the file as UTF-8 CSV"
             )
         try:
             yield raw.decode()
         except UnicodeDecodeError as error:
-            wrong = f"byte {error.start + 1} of the line (0x{raw[error.start]:02x}) is not UTF-8"
-            raise ManifestError(f"{shown}, line {at}: {wrong}; save the file as UTF-8") from None
+            byte = f"byte {error.start + 1} of the line (0x{raw[error.start]:02x})"
+            raise ManifestError(
+                f"{shown_path}, line {line}: {byte} is not UTF-8; save the file as UTF-8"
+            ) from None
 
 
 def inside(root: str | Path, clip: Clip) -> Path:
-    """Where the clip's path leads on the disk; ManifestError if a link takes it out of `root`.
+    """Return where a clip's path leads on the disk.
 
-    read_manifest works paths out in the text alone, so this is for whoever opens the file, once per
-    clip.
+    `read_manifest` works paths out in the text alone. Call this once per clip, before opening
+    the file.
+
+    Args:
+        root: the folder that the path may not leave.
+        clip: the clip.
+
+    Raises:
+        ManifestError: a link leads out of `root`.
     """
-    target, root = (
-        Path(os.path.realpath(clip.place)),
-        Path(root).resolve(),
-    )  # Path.resolve raises where a link leads to itself
+    # Path.resolve raises where a link leads to itself.
+    target = Path(os.path.realpath(clip.place))
+    root = Path(root).resolve()
     if not target.is_relative_to(root):
         raise ManifestError(
             f"clip {clip.clip}: {clip.path} is a link to {target}, outside {root}; "
-            f"write the real path in the manifest and pass --root with a folder above it"
+            "write the real path in the manifest and pass --root with a folder above it"
         )
     return target
 
 
 def write_manifest(path: str | Path, rows: Iterable[Mapping[str, object]]) -> Manifest:
-    """Writes rows (clip, path, split, label and whatever else all of them have) and returns them as
-    read back.
+    """Write a manifest and read it back.
 
-    `label` is text or a list of classes; None is an empty cell. The file appears whole or not at
-    all, and only if read_manifest accepts it: ManifestError otherwise.
+    The file appears whole or not at all, and only if `read_manifest` accepts it.
+
+    Args:
+        path: the CSV file; it is replaced if it exists.
+        rows: clip, path, split, label and further columns, the same in all rows. `label` is text
+            or a list of classes; None is an empty cell.
+
+    Returns:
+        The manifest as read back.
+
+    Raises:
+        ManifestError: there is no row, the rows have different columns, or one breaks a rule.
     """
     path = Path(path)
+    # Rows may come from a generator: only the first is kept, for its columns.
     rows = iter(rows)
     first = next(rows, None)
     if first is None:
         raise ManifestError(f"{path}: no clips to write; expected at least one row")
-    columns = [name for name in COLUMNS + TIMES if name in first] + [
-        name for name in first if name not in COLUMNS + TIMES
-    ]
+    columns = [name for name in COLUMNS + TIMES if name in first]
+    columns += [name for name in first if name not in COLUMNS + TIMES]
+
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned_of(path)
     part = part_path(path, new_claim_name())
@@ -300,107 +322,42 @@ def write_manifest(path: str | Path, rows: Iterable[Mapping[str, object]]) -> Ma
                 writer.writerow([_cell(row[name]) for name in columns])
             file.flush()
             os.fsync(file.fileno())
-        manifest = _read(part, path.parent, shown=path)
-        os.replace(part, path)
+        # Read back before it gets its name: what cannot be read does not replace an older file.
+        manifest = _read(part, path.parent, shown_path=path)
+        move_into_place(part, path)
     finally:
         part.unlink(missing_ok=True)
-    _sync_folder(path.parent)
     return manifest
 
 
 def _cell(value: object) -> object:
-    if isinstance(value, (list, tuple)):
-        if broken := [label for label in value if ";" in label]:
+    if not isinstance(value, (list, tuple)):
+        return value
+    for label in value:
+        if ";" in label:
             raise ManifestError(
-                f"class {broken[0]!r}: ';' separates classes in a manifest; rename the class"
+                f"class {label!r}: ';' separates classes in a manifest; rename the class"
             )
-        return ";".join(value)
-    return value
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename durable: the new name is in the folder's own data."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return ";".join(value)
 
 
 def shard_ranges(num_clips: int, per_shard: int) -> list[range]:
-    """Clip positions of each shard: contiguous, `per_shard` long, the last one shorter; fixed by
-    position alone.
+    """Divide clips into shards, by their position alone.
+
+    Args:
+        num_clips: clips of the manifest, from 0.
+        per_shard: clips of a shard, from 1.
+
+    Returns:
+        The positions of each shard's clips: contiguous, `per_shard` long, the last one shorter.
+
+    Raises:
+        ValueError: a number is too small.
     """
     if num_clips < 0 or per_shard < 1:
         raise ValueError(
-            f"shards: expected clips from 0 and at least 1 clip per shard, got {num_clips} clips, "
-            f"{per_shard} per shard"
+            "shards: expected clips from 0 and at least 1 clip per shard, "
+            f"got {num_clips} clips, {per_shard} per shard"
         )
-    return [
-        range(first, min(first + per_shard, num_clips)) for first in range(0, num_clips, per_shard)
-    ]
-
-
-def label_ids(labels: Iterable[str]) -> dict[str, int]:
-    """Class name -> class id, in the order of ids.
-
-    Labels that are all whole numbers from 0 (`7`, `7.0`) keep them. Others count up: numbers by
-    their value, then names in alphabetical order. ManifestError where two labels are the same
-    number.
-    """
-    numbers = {name: number_of(name) for name in set(labels)}
-    ordered = sorted((value, name) for name, value in numbers.items() if value is not None)
-    for (value, one), (again, other) in pairwise(ordered):
-        if value == again:
-            plain = f"{value.normalize():f}"
-            odd = one if other == plain else other
-            raise ManifestError(
-                f"label {odd!r}: another label is the same number; write {plain} in every row"
-            )
-    names = sorted(name for name, value in numbers.items() if value is None)
-    if not names and all(value >= 0 and value == int(value) for value, _ in ordered):
-        return {name: int(value) for value, name in ordered}
-    return {name: k for k, name in enumerate([*(name for _, name in ordered), *names])}
-
-
-def number_of(label: str) -> Decimal | None:
-    """The number that a label is, as it is written (`10`, `-1`, `2.0`, `.5`); None for a name."""
-    return Decimal(label) if len(label) <= 40 and _NUMBER.fullmatch(label) else None
-
-
-def withheld(manifest: Manifest) -> dict[str, list[Clip]]:
-    """Labels that stand for a missing label, each with the clips that have it.
-
-    -1, ?, NA, NaN, None and null always; words that may name a class (none, unknown, missing) and
-    other numbers below 0 where no clip of train has them.
-    """
-    labels = {label for clip in manifest.clips for label in clip.labels}
-    learned = {label for clip in manifest.clips if clip.split == "train" for label in clip.labels}
-    found = {label: [] for label in sorted(labels) if is_no_label(label, label in learned)}
-    for clip in manifest.clips if found else ():
-        for label in found.keys() & set(clip.labels):
-            found[label].append(clip)
-    return found
-
-
-def is_no_label(label: str, learned: bool = True) -> bool:
-    """Whether a label stands for a missing one. If a clip of train has it (`learned`), words and
-    most numbers are classes.
-    """
-    number, word = number_of(label), label.lower()
-    if (
-        number == -1 or word in _NO_LABEL or label == "None"
-    ):  # as Python writes it; "none" may be what a clip shows
-        return True
-    return not learned and (word in _PERHAPS_NO_LABEL or (number is not None and number < 0))
-
-
-def about_withheld(label: str, clips: Sequence[Clip]) -> str:
-    """The message about a label that `withheld` found, with what to do."""
-    splits = ", ".join(split for split in SPLITS if any(clip.split == split for clip in clips))
-    return (
-        f"label {label!r} ({len(clips):,} clips of {splits}) reads like a label that is not "
-        f"known, not like a class: leave the "
-        f"cell empty, or train with --set 'data.no_label=[\"{label}\"]'; if it is a class, name "
-        f"it in a class list"
-    )
+    firsts = range(0, num_clips, per_shard)
+    return [range(first, min(first + per_shard, num_clips)) for first in firsts]

@@ -1,8 +1,8 @@
-"""The rows of a manifest -> Clips: what a row may hold, and what is said where it does not.
+"""The rows of a manifest become Clips: what a row may hold, and the error where it does not.
 
-Rows come some thousands at a time. Their columns are looked at as a whole first, which is many
-times faster; where something in them is not plain they are taken one by one, by the same rules, so
-that the message is about the first that breaks one.
+Rows come some thousands at a time. Their columns are checked as a whole first, which is many
+times faster. If anything in them is unusual, they are taken one by one, by the same rules, so
+that the error is about the first row that breaks one.
 """
 
 import math
@@ -29,23 +29,27 @@ SPLIT_ALIASES = {
 }
 COLUMNS = ("clip", "path", "split", "label")
 TIMES = ("start", "end")
-# shards store clip ids as UTF-8 of this length, so that a row's id is found without a
-# variable-length heap
+
+# Shards store clip ids as UTF-8 of this length, so that a row's id is found without a
+# variable-length heap.
 ID_BYTES = 200
 
-# What would break a one-line message, a fixed-length id or a terminal. Format characters (joiners)
-# belong to some scripts.
+# Characters that would break a one-line message, a fixed-length id or a terminal. Format
+# characters (joiners) belong to some scripts, and are allowed.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-# Among paths with a line break before and after each: what os.path.normpath may change, and what is
-# absolute or empty.
+
+# Paths are searched for these with a line break before and after each: what os.path.normpath may
+# change, and what is absolute or empty.
 _UNTIDY = ("\n\n", "\n/", "\n.", "//", "/.", "/\n")
+
 # Parts of text that may belong to a path of another system, or to an address.
 _FOREIGN = (":/", "\\", "\n~", "\n$", "\n%", ":\n")
 
 
 class ManifestError(ValueError):
-    """A manifest, or a folder to make one from, breaks a rule; says where, what was expected, what
-    came and what to do.
+    """A manifest, or a folder to make one from, breaks a rule.
+
+    The message says where, what was expected, what came and what to do.
     """
 
 
@@ -53,9 +57,16 @@ class ManifestError(ValueError):
 class Clip:
     """One row of a manifest.
 
-    `place` is where the video lies: an absolute path as text, normalised without looking at the
-    disk (see `inside`). `labels` is empty where none is given. `start` and `end` are seconds in the
-    file, None for the file's own. `extra` has the further columns. `position` is the row, from 0.
+    Attributes:
+        clip: the id.
+        place: the absolute path of the video as text. It is normalised without looking at the
+            disk (see `inside`).
+        split: "train", "val" or "test".
+        labels: class names; empty if the row has none.
+        start: seconds in the file, None for its beginning.
+        end: seconds in the file, None for its end.
+        extra: cells of further columns, by column.
+        position: number of the row, from 0.
     """
 
     clip: str
@@ -69,182 +80,181 @@ class Clip:
 
     @property
     def path(self) -> Path:
-        """`place`, made into a Path each time it is asked for: of a million clips they would fill
-        300 MB.
-        """
+        """`place` as a new Path; stored Paths of a million clips would fill 300 MB."""
         return Path(self.place)
 
     def __reduce__(self) -> tuple:
-        """What a dataclass does by itself is several times slower, and a shard travels with all of
-        its clips.
-        """
-        return Clip, (
-            self.clip,
-            self.place,
-            self.split,
-            self.labels,
-            self.start,
-            self.end,
-            self.extra,
-            self.position,
-        )
+        # A shard is sent with all of its clips, and the default of a dataclass is several times
+        # slower.
+        times = (self.start, self.end)
+        fields = (self.clip, self.place, self.split, self.labels, *times)
+        return Clip, (*fields, self.extra, self.position)
 
 
 class RowParser:
-    """The Clips of one manifest, as its rows come in.
+    """Collects the Clips of one manifest from its rows.
 
-    `shown` is what errors call the file; `line` is the header's. ManifestError if the header breaks
-    a rule.
+    Args:
+        file: the manifest, for messages.
+        root: the folder that paths are relative to and may not leave.
+        line: the header's line.
+        header: the header's cells.
+
+    Attributes:
+        clips: the Clips of all rows so far.
+        columns: names of the columns.
+        root: the folder without links in its path.
+
+    Raises:
+        ManifestError: the header breaks a rule.
     """
 
-    def __init__(self, shown: Path, root: Path, line: int, header: list[str]):
-        self.shown = shown
-        self.columns = tuple(_header(shown, line, header))
+    def __init__(self, file: Path, root: Path, line: int, header: list[str]):
+        self.file = file
+        self.columns = tuple(_header(file, line, header))
         self.index = {name: k for k, name in enumerate(self.columns)}
-        self.further = [
-            (k, name) for k, name in enumerate(self.columns) if name not in COLUMNS + TIMES
-        ]
+        self.further = []
+        for k, name in enumerate(self.columns):
+            if name not in COLUMNS + TIMES:
+                self.further.append((k, name))
         self.times = [self.index[name] for name in TIMES if name in self.index]
-        self.root = root.resolve()
-        self.spelled = os.path.join(
-            os.path.abspath(root), ""
-        )  # the root as the person spells it, perhaps through a link
-        self.prefix = os.path.join(self.root, "")
         self.cells = itemgetter(*(self.index[column] for column in COLUMNS))
-        self.labels: dict[
-            str, tuple[str, ...]
-        ] = {}  # rows share their tuples: at a million rows this is memory
+
+        self.root = root.resolve()
+        self.prefix = os.path.join(self.root, "")
+        # The root as the person spells it, perhaps through a link.
+        self.spelled_prefix = os.path.join(os.path.abspath(root), "")
+
+        # Rows share their tuples of labels: at a million rows this saves memory.
+        self.labels: dict[str, tuple[str, ...]] = {}
         self.no_extra: dict[str, str] = {}
         self.clips: list[Clip] = []
-        self.lines = array("q")  # on which each begins, for a message about a duplicate
-        self.seen: set[str] = set()
+        # The line on which each clip begins, for the error about a duplicate.
+        self.lines = array("q")
+        self.ids: set[str] = set()
 
     def take(self, lines: Sequence[int], rows: Sequence[list[str]]) -> None:
-        """Adds rows, which begin on `lines`; ManifestError for the first that breaks a rule."""
+        """Add rows.
+
+        Args:
+            lines: the lines on which they begin.
+            rows: their cells.
+
+        Raises:
+            ManifestError: about the first row that breaks a rule.
+        """
         plain = self._plain(rows)
         if plain is None:
             for line, cells in zip(lines, rows, strict=True):
                 self.clips.append(self._clip(cells, line, len(self.clips)))
                 self.lines.append(line)
             return
-        timed = any(cells[k] for k in self.times for cells in rows)
-        starts, ends = (
-            zip(*map(self._times, rows, lines), strict=True)
-            if timed
-            else (repeat(None), repeat(None))
-        )
-        extras = map(self._extra, rows) if self.further else repeat(self.no_extra)
+
+        # `map` builds the clips without a loop in Python: a manifest may have a million rows.
+        starts, ends, extras = repeat(None), repeat(None), repeat(self.no_extra)
+        if any(self._has_times(cells) for cells in rows):
+            starts, ends = zip(*map(self._times, rows, lines), strict=True)
+        if self.further:
+            extras = map(self._extra, rows)
         self.clips += map(Clip, *plain, starts, ends, extras, count(len(self.clips)))
         self.lines.extend(lines)
 
+    def _has_times(self, cells: list[str]) -> bool:
+        return any(cells[k] for k in self.times)
+
     def _plain(self, rows: Sequence[list[str]]) -> tuple[Iterable, ...] | None:
-        """Ids, places, splits and labels of rows that all pass, but for their times; None if one
-        needs a closer look.
+        """Return ids, places, splits and labels of rows that obey all rules but those of times.
+
+        None if one of the rows needs a closer look.
         """
         if set(map(len, rows)) != {len(self.columns)}:
             return None
-        names, paths, splits, texts = self.cells(list(zip(*rows, strict=True)))
-        fresh = set(names)
-        if (
-            len(fresh) < len(names)
-            or not self.seen.isdisjoint(fresh)
-            or not set(splits).issubset(SPLITS)
-        ):
+        ids, paths, splits, texts = self.cells(list(zip(*rows, strict=True)))
+        new_ids = set(ids)
+        if len(new_ids) < len(ids) or not self.ids.isdisjoint(new_ids):
             return None
-        if not (_plain_ids(names) and _plain_paths(paths)):
+        if not set(splits).issubset(SPLITS):
+            return None
+        if not (_plain_ids(ids) and _plain_paths(paths)):
             return None
         for text in set(texts) - self.labels.keys():
-            self.labels[text], wrong = _classes(text)
+            labels, wrong = _classes(text)
             if wrong:
-                del self.labels[text]
                 return None
-        self.seen |= fresh
-        return names, map(self.prefix.__add__, paths), splits, map(self.labels.__getitem__, texts)
+            self.labels[text] = labels
+
+        self.ids |= new_ids
+        places = map(self.prefix.__add__, paths)
+        return ids, places, splits, map(self.labels.__getitem__, texts)
 
     def _clip(self, cells: list[str], line: int, position: int) -> Clip:
-        """The Clip of one row that begins on `line`."""
+        """Return the Clip of one row."""
         if len(cells) != len(self.columns):
-            came = f"{len(cells)} cells, expected {len(self.columns)} ({','.join(self.columns)})"
-            where = self.columns[len(cells)] if len(cells) < len(self.columns) else self.columns[-1]
-            other = cell_separator(cells[0], len(self.columns)) if len(cells) == 1 else ""
-            advice = (
-                separator_advice(other)
-                if other
-                else 'put a cell that holds a comma in quotes, as "…"'
-            )
-            _fail(self.shown, line, where, f"{came}; {advice}")
+            self._fail_for_length(cells, line)
         name, path, split, label = self.cells(cells)
-        if wrong := wrong_id(name):
-            _fail(self.shown, line, "clip", wrong)
+
+        wrong = wrong_id(name)
+        if wrong:
+            self._fail(line, "clip", wrong)
+        # Aliases are refused, not translated: the file itself must say which split it means.
         if split not in SPLITS:
-            meant = SPLIT_ALIASES.get(split.strip().lower(), split.strip().lower())
-            write = f"write {meant}" if meant in SPLITS else "write one of these"
-            _fail(
-                self.shown, line, "split", f"expected {', '.join(SPLITS)}, got {split!r}; {write}"
-            )
+            word = split.strip().lower()
+            meant = SPLIT_ALIASES.get(word, word)
+            advice = f"write {meant}" if meant in SPLITS else "write one of these"
+            self._fail(line, "split", f"expected {', '.join(SPLITS)}, got {split!r}; {advice}")
         if label not in self.labels:
             classes, wrong = _classes(label)
             if wrong:
-                _fail(self.shown, line, "label", wrong)
+                self._fail(line, "label", wrong)
             self.labels[label] = classes
-        start, end = self._times(cells, line)
-        clip = Clip(
-            name,
-            self._place(path, line),
-            split,
-            self.labels[label],
-            start,
-            end,
-            self._extra(cells),
-            position,
-        )
-        if name in self.seen:
-            first = self.lines[next(c.position for c in self.clips if c.clip == name)]
-            _fail(
-                self.shown,
-                line,
-                "clip",
-                f"{name!r} is on line {first} too; give each row an id of its own",
-            )
-        self.seen.add(name)
-        return clip
+
+        times = self._times(cells, line)
+        place = self._place(path, line)
+        extra = self._extra(cells)
+        # This search is slow, but it runs once, for the error.
+        if name in self.ids:
+            first = next(clip for clip in self.clips if clip.clip == name)
+            first_line = self.lines[first.position]
+            advice = "give each row an id of its own"
+            self._fail(line, "clip", f"{name!r} is on line {first_line} too; {advice}")
+        self.ids.add(name)
+        return Clip(name, place, split, self.labels[label], *times, extra, position)
 
     def _extra(self, cells: list[str]) -> dict[str, str]:
-        return {name: cells[k] for k, name in self.further} if self.further else self.no_extra
+        if not self.further:
+            return self.no_extra
+        return {name: cells[k] for k, name in self.further}
 
     def _place(self, text: str, line: int) -> str:
-        """The absolute path, "." and ".." worked out in the text alone; where links lead is seen
-        when the file is opened.
+        """Return the absolute path, with "." and ".." worked out in the text alone.
+
+        Where links lead is found out when the file is opened.
         """
         if not text or (not text.isprintable() and _CONTROL.search(text)):
-            _fail(
-                self.shown,
-                line,
-                "path",
-                f"expected a video or a folder of frames below {self.root}, got {text!r}",
-            )
-        if foreign := foreign_path(text):
-            _fail(self.shown, line, "path", f"{text!r} is {foreign}")
+            expected = f"expected a video or a folder of frames below {self.root}"
+            self._fail(line, "path", f"{expected}, got {text!r}")
+        foreign = foreign_path(text)
+        if foreign:
+            self._fail(line, "path", f"{text!r} is {foreign}")
+
+        # Unlike Path.resolve, normpath does not ask the disk.
         path = os.path.normpath(text if text.startswith("/") else self.prefix + text)
         if path.startswith(self.prefix) or path == str(self.root):
             return path
-        if path.startswith(self.spelled):
-            return self.prefix + path[len(self.spelled) :]
+        if path.startswith(self.spelled_prefix):
+            return self.prefix + path[len(self.spelled_prefix) :]
+
         advice = "write a path below it, or pass --root with a folder above both"
         if re.match(r"//[^/]", text):
             advice = f"if it is a network share, mount it; {advice}"
-        _fail(self.shown, line, "path", f"{text!r} leaves {self.root}; {advice}")
+        self._fail(line, "path", f"{text!r} leaves {self.root}; {advice}")
 
     def _times(self, cells: list[str], line: int) -> tuple[float | None, float | None]:
-        start, end = (self._seconds(cells, column, line) for column in TIMES)
+        start = self._seconds(cells, "start", line)
+        end = self._seconds(cells, "end", line)
         if end is not None and end <= (start or 0.0):
-            _fail(
-                self.shown,
-                line,
-                "end",
-                f"expected seconds after the start ({start or 0.0:g}), got {end:g}; leave it "
-                f"empty for the file's end",
-            )
+            expected = f"expected seconds after the start ({start or 0.0:g})"
+            self._fail(line, "end", f"{expected}, got {end:g}; leave it empty for the file's end")
         return start, end
 
     def _seconds(self, cells: list[str], column: str, line: int) -> float | None:
@@ -252,50 +262,52 @@ class RowParser:
         if not text:
             return None
         try:
-            seconds = math.nan if "_" in text else float(text)  # float() reads 1_0 as ten
+            # float() reads 1_0 as ten.
+            seconds = math.nan if "_" in text else float(text)
         except ValueError:
             seconds = math.nan
         if not (math.isfinite(seconds) and seconds >= 0.0):
-            _fail(
-                self.shown,
-                line,
-                column,
-                f"expected seconds from 0, such as 12.5, or nothing, got {text!r}",
-            )
+            expected = "expected seconds from 0, such as 12.5, or nothing"
+            self._fail(line, column, f"{expected}, got {text!r}")
         return seconds
 
+    def _fail_for_length(self, cells: list[str], line: int) -> NoReturn:
+        """Raise for a row of too few or too many cells."""
+        expected = len(self.columns)
+        column = self.columns[min(len(cells), expected - 1)]
+        separator = cell_separator(cells[0], expected) if len(cells) == 1 else ""
+        if separator:
+            advice = separator_advice(separator)
+        else:
+            advice = 'put a cell that holds a comma in quotes, as "…"'
+        header = ",".join(self.columns)
+        self._fail(line, column, f"{len(cells)} cells, expected {expected} ({header}); {advice}")
 
-def _header(shown: Path, line: int, cells: list[str]) -> list[str]:
+    def _fail(self, line: int, column: str, message: str) -> NoReturn:
+        _fail(self.file, line, column, message)
+
+
+def _header(file: Path, line: int, cells: list[str]) -> list[str]:
+    """Return the names of the columns."""
     columns = [cell.strip() for cell in cells]
-    if missing := [name for name in COLUMNS if name not in columns]:
+    missing = [name for name in COLUMNS if name not in columns]
+    if missing:
         found = ",".join(columns)[:200]
-        _fail(
-            shown,
-            line,
-            missing[0],
-            f"missing from the header {found!r}; expected {','.join(COLUMNS)}, separated by "
-            f"commas (further columns are kept)",
-        )
+        expected = f"{','.join(COLUMNS)}, separated by commas (further columns are kept)"
+        _fail(file, line, missing[0], f"missing from the header {found!r}; expected {expected}")
     for k, name in enumerate(columns):
         if not name or name in columns[:k] or _CONTROL.search(name):
-            _fail(
-                shown,
-                line,
-                repr(name),
-                f"column {k + 1} of the header is empty, repeated or unprintable; give every "
-                f"column its own name",
-            )
+            wrong = f"column {k + 1} of the header is empty, repeated or unprintable"
+            _fail(file, line, repr(name), f"{wrong}; give every column its own name")
     return columns
 
 
-def _fail(shown: Path, line: int, column: str, said: str) -> NoReturn:
-    raise ManifestError(f"{shown}, line {line}, column {column}: {said}")
+def _fail(file: Path, line: int, column: str, message: str) -> NoReturn:
+    raise ManifestError(f"{file}, line {line}, column {column}: {message}")
 
 
 def _classes(text: str) -> tuple[tuple[str, ...], str]:
-    """(classes, "") of a cell: none if it is blank, else what stands between the semicolons; or
-    ((), what is wrong).
-    """
+    """Return (class names, "") of a cell, or ((), what is wrong)."""
     if not text.strip():
         return (), ""
     labels = tuple(part.strip() for part in text.split(";"))
@@ -307,43 +319,59 @@ def _classes(text: str) -> tuple[tuple[str, ...], str]:
 
 
 def wrong_id(name: str) -> str:
-    """What is wrong with a clip id and what to write instead; "" if nothing is."""
+    """Say what is wrong with a clip id.
+
+    Args:
+        name: the id.
+
+    Returns:
+        What is wrong and what to write instead; "" if nothing is.
+    """
     if not name or name != name.strip():
-        return f"expected an id without blanks at its ends, got {name!r}; write the file's name, for example"
+        expected = "expected an id without blanks at its ends"
+        return f"{expected}, got {name!r}; write the file's name, for example"
     if not name.isprintable() and _CONTROL.search(name):
         return f"a control character or line break in {name!r}; write an id in one line of text"
+    # A character has at most four bytes, so most ids need no encoding.
     if len(name) * 4 > ID_BYTES and len(name.encode()) > ID_BYTES:
-        return f"the id {name[:40]!r}… has {len(name.encode())} bytes, expected at most {ID_BYTES}; write a shorter one"
+        size = f"{len(name.encode())} bytes, expected at most {ID_BYTES}"
+        return f"the id {name[:40]!r}… has {size}; write a shorter one"
     return ""
 
 
 def foreign_path(text: str) -> str:
-    """What kind of foreign path it is (Windows, URL) and what to write instead; "" for a path of
-    this system.
+    """Say whether a path is one of another system.
+
+    Args:
+        text: the path as it stands in the manifest.
+
+    Returns:
+        The kind of path (Windows, URL, …) and what to write instead; "" for a path of this system.
     """
-    below = "write the path of a file below the manifest's folder, or below --root"
+    advice = "write the path of a file below the manifest's folder, or below --root"
     if re.match(r"[A-Za-z]:([\\/]|$)", text):
-        return f"a Windows path with a drive letter; {below}, with / between folders"
+        return f"a Windows path with a drive letter; {advice}, with / between folders"
     if text.startswith("\\\\"):
-        return f"a Windows path of a network share; mount it, and {below}, with / between folders"
+        return f"a Windows path of a network share; mount it, and {advice}, with / between folders"
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        return f"an address (URL), and nothing is read over the network; download the file, and {below}"
-    if shell := re.match(r"~[^/]*/|\$\{?[A-Za-z_]\w*\}?/|%[A-Za-z_]\w*%[\\/]", text):
-        return f"a path that only a shell understands ({shell[0]}); {below}"
+        no_network = "an address (URL), and nothing is read over the network"
+        return f"{no_network}; download the file, and {advice}"
+    shell = re.match(r"~[^/]*/|\$\{?[A-Za-z_]\w*\}?/|%[A-Za-z_]\w*%[\\/]", text)
+    if shell:
+        return f"a path that only a shell understands ({shell[0]}); {advice}"
     return ""
 
 
 def _plain_ids(names: Sequence[str]) -> bool:
-    """Whether `wrong_id` is sure to find nothing."""
-    return (
-        all(names)
-        and tuple(map(str.strip, names)) == names
-        and "".join(names).isprintable()
-        and max(map(len, names)) * 4 <= ID_BYTES
-    )
+    """Return whether `wrong_id` is sure to find nothing in any of the names."""
+    if not all(names) or tuple(map(str.strip, names)) != names:
+        return False
+    return "".join(names).isprintable() and max(map(len, names)) * 4 <= ID_BYTES
 
 
 def _plain_paths(paths: Sequence[str]) -> bool:
-    """Whether all are relative, and as os.path.normpath would leave them."""
+    """Return whether all are relative, and as os.path.normpath would leave them."""
+    if not "".join(paths).isprintable():
+        return False
     joined = "\n".join(("", *paths, ""))
-    return "".join(paths).isprintable() and not any(part in joined for part in _UNTIDY + _FOREIGN)
+    return not any(part in joined for part in _UNTIDY + _FOREIGN)

@@ -1,16 +1,15 @@
-"""Takes off what other programs put around a model's names: prefixes of wrappers, and the keys of a
-checkpoint's tables.
+"""Find state dicts in a checkpoint, and remove the prefixes that other programs put before names.
 
 `torch.compile` puts `_orig_mod.` before every name below it, data-parallel wrappers `module.`,
-training frameworks `model.`, `backbone.` or `encoder.`; in any order and depth, and in the middle
-of a name where only a part was wrapped.
+training frameworks `model.`, `backbone.` or `encoder.`. Prefixes come in any order and depth, and
+in the middle of a name where only a part was wrapped.
 """
 
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-# Of wrappers that add nothing but their name: these may stand anywhere in a name.
+# Parts of names that wrappers add; they may stand anywhere in a name.
 WRAPPERS = (
     "module",
     "_orig_mod",
@@ -19,139 +18,176 @@ WRAPPERS = (
     "_forward_module",
     "_module",
 )
-# Where training scripts keep the weights in what they save, the most specific first.
+
+# Keys under which training scripts save the weights, the most specific first.
 HOLDERS = (
-    *(
-        "backbone",
-        "encoder",
-        "model_state",
-        "model_state_dict",
-        "state_dict",
-        "model",
-        "network",
-        "net",
-        "module",
-    ),
-    *("params", "weights"),
+    *("backbone", "encoder", "model_state", "model_state_dict", "state_dict"),
+    *("model", "network", "net", "module", "params", "weights"),
 )
-DEPTH = 6  # tables in one another that are looked through
-LONGEST = 64  # names before a name that are looked through
-# What may stand beside a backbone in one table: the classifier; and what averages count.
+
+# How many levels of nested tables are searched.
+DEPTH = 6
+
+# How many parts of a name may be a prefix.
+LONGEST_PREFIX = 64
+
+# Classifiers, which may stand beside a backbone in one table.
 BESIDE = re.compile(r"(^|\.)(fc|fc_cls|classifier|head|heads|cls_head|logits)\.")
+
+# Counters of weight averages.
 COUNTERS = re.compile(r"(^|\.)(n_averaged|_extra_state)$")
 
 
 def states(saved: object, depth: int = DEPTH) -> Iterator[dict[str, Any]]:
-    """Every table of named tensors in what was saved, the outermost first.
+    """Find the state dicts under usual keys in what was saved.
 
     Args:
-        saved: what torch.load returned: a table of tensors, or one that holds it below a key of
-        HOLDERS, in any depth. depth: how deep to look.
+        saved: what torch.load returned: a state dict, or a table that holds one below a key of
+            `HOLDERS`, at any depth.
+        depth: how many levels to search.
 
     Yields:
-        name -> tensor, with whatever else a table holds left out.
+        name -> tensor, in the order of `HOLDERS`; other values of a table are left out.
     """
     if not isinstance(saved, dict):
         return
-    tensors = {
-        key: value
-        for key, value in saved.items()
-        if isinstance(key, str) and hasattr(value, "shape")
-    }
+    tensors = {}
+    for key, value in saved.items():
+        if isinstance(key, str) and hasattr(value, "shape"):
+            tensors[key] = value
     if tensors and len(tensors) == len(saved):
         yield tensors
         return
-    for key in HOLDERS if depth else ():
-        if key in saved:
-            yield from states(saved[key], depth - 1)
+
+    if depth:
+        for key in HOLDERS:
+            if key in saved:
+                yield from states(saved[key], depth - 1)
     if tensors:
         yield tensors
 
 
 def other_states(saved: object, depth: int = DEPTH) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(keys that lead to it, table of named tensors) below every key of what was saved, whatever it
-    is called; see `states`.
+    """Find the state dicts below every key of what was saved, whatever its name.
+
+    Args:
+        saved: what torch.load returned.
+        depth: how many levels to search.
+
+    Yields:
+        (the keys that lead to it, separated by blanks; name -> tensor).
     """
-    for key, value in saved.items() if isinstance(saved, dict) else ():
-        if isinstance(value, dict) and isinstance(key, str):
-            if found := list(states(value, depth)):
-                yield from ((key, table) for table in found)
-            elif depth:
-                yield from (
-                    (f"{key} {deeper}", table) for deeper, table in other_states(value, depth - 1)
-                )
+    if not isinstance(saved, dict):
+        return
+    for key, value in saved.items():
+        if not isinstance(value, dict) or not isinstance(key, str):
+            continue
+        found = list(states(value, depth))
+        for table in found:
+            yield key, table
+        if not found and depth:
+            for deeper, table in other_states(value, depth - 1):
+                yield f"{key} {deeper}", table
 
 
-def without_wrappers(state: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
-    """A copy of the table without the parts that wrappers add to names and without their counters,
-    unless `own` has them.
+def without_wrappers(state: Mapping[str, Any], own: Collection[str]) -> Mapping[str, Any]:
+    """Remove `WRAPPERS` from names, and counters from the table, unless `own` has them.
 
-    The table itself if two names would become equal.
+    Args:
+        state: name -> tensor.
+        own: the names that the network has.
+
+    Returns:
+        A new table. Wrappers stay in the names if two names would become equal.
     """
-    theirs = {part for name in own for part in name.split(".")}
-    extra = set(WRAPPERS) - theirs
-    state = {
-        name: value for name, value in state.items() if name in own or not COUNTERS.search(name)
-    }
-    plain = {
-        ".".join(part for part in name.split(".") if part not in extra): value
-        for name, value in state.items()
-    }
-    return plain if len(plain) == len(state) else state
+    removed = set(WRAPPERS) - _parts(own)
+    kept, plain = {}, {}
+    for name, value in state.items():
+        if name not in own and COUNTERS.search(name):
+            continue
+        kept[name] = value
+        parts = [part for part in name.split(".") if part not in removed]
+        plain[".".join(parts)] = value
+    return plain if len(plain) == len(kept) else kept
 
 
 def unwrapped(
     state: Mapping[str, Any], own: Collection[str]
 ) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
-    """The ways to read a table without its prefixes, the plainest first.
+    """Read a state dict in every way that a prefix of its names allows, the plainest first.
 
     Args:
         state: name -> tensor.
         own: the names that the network has.
 
     Yields:
-        (prefix, name -> tensor below it, names beside it that are neither below it nor known to
-        stand beside a backbone). WRAPPERS are removed from the names in all of them.
+        (prefix; name -> tensor below it; unexpected names beside it). The names of classifiers
+        are expected beside a backbone. `WRAPPERS` are removed from all names.
     """
     plain = without_wrappers(state, own)
-    prefixes = {"": len(plain)}
+
+    # How many names begin with each prefix.
+    counts = {"": len(plain)}
     for name in plain:
-        parts = name.split(".")[:-1][:LONGEST]
+        parts = name.split(".")[:-1][:LONGEST_PREFIX]
         for end in range(1, len(parts) + 1):
             prefix = ".".join(parts[:end]) + "."
-            prefixes[prefix] = prefixes.get(prefix, 0) + 1
-    least = len(own) // 2  # fewer names below a prefix are not this network
-    for prefix in (p for p in prefixes if p == "" or prefixes[p] >= least):
-        below = {
-            name[len(prefix) :]: value for name, value in plain.items() if name.startswith(prefix)
-        }
-        beside = [name for name in plain if not name.startswith(prefix) and not BESIDE.search(name)]
+            counts[prefix] = counts.get(prefix, 0) + 1
+
+    # Fewer names below a prefix than this cannot be the network.
+    least = len(own) // 2
+    for prefix, count in counts.items():
+        if prefix and count < least:
+            continue
+        below, beside = {}, []
+        for name, value in plain.items():
+            if name.startswith(prefix):
+                below[name[len(prefix) :]] = value
+            elif not BESIDE.search(name):
+                beside.append(name)
         yield prefix, below, beside
-    # Of a wrapper that puts something else than a dot behind its name.
-    prefix = _beginning(plain)
-    if prefix and not prefix.endswith(".") and not _beginning(own):
+
+    # Some wrappers put another character than a dot behind their name.
+    prefix = _common_prefix(plain)
+    if prefix and not prefix.endswith(".") and not _common_prefix(own):
         yield prefix, {name.removeprefix(prefix): value for name, value in plain.items()}, []
 
 
-def _beginning(names: Collection[str]) -> str:
-    """What all of several names begin with."""
-    first, last = (min(names), max(names)) if len(names) > 1 else ("", "")
-    return first[
-        : next(
-            (k for k, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]),
-            len(first),
-        )
-    ]
+def _common_prefix(names: Collection[str]) -> str:
+    """Return what all of several names begin with; "" for fewer than two."""
+    if len(names) < 2:
+        return ""
+    # What the first and the last in alphabetical order share, all between them share.
+    first, last = min(names), max(names)
+    length = 0
+    while length < len(first) and first[length] == last[length]:
+        length += 1
+    return first[:length]
+
+
+def _parts(names: Collection[str]) -> set[str]:
+    """Return what stands between the dots of all names."""
+    parts = set()
+    for name in names:
+        parts.update(name.split("."))
+    return parts
 
 
 def tried(prefixes: Collection[str], state: Mapping[str, Any], own: Collection[str]) -> str:
-    """In words, which prefixes were taken off the names of a table; "" where there was none to
-    take.
+    """Return which prefixes were removed from names, as a part of a message.
+
+    Args:
+        prefixes: prefixes of `unwrapped` that were tried.
+        state: name -> anything.
+        own: the names that the network has.
+
+    Returns:
+        "tried without the prefixes …", or "" if there was none.
     """
-    parts = {part for name in state for part in name.split(".")} - {
-        part for name in own for part in name.split(".")
-    }
-    found = [f"{part}." for part in WRAPPERS if part in parts] + [
-        prefix for prefix in prefixes if prefix
-    ]
-    return f"tried without the prefixes {', '.join(dict.fromkeys(found))}" if found else ""
+    parts = _parts(state) - _parts(own)
+    found = [f"{part}." for part in WRAPPERS if part in parts]
+    found += [prefix for prefix in prefixes if prefix]
+    if not found:
+        return ""
+    # Without duplicates, in this order.
+    return f"tried without the prefixes {', '.join(dict.fromkeys(found))}"

@@ -1,16 +1,16 @@
-"""The memory format of every convolution, channels last or contiguous. Only this module decides it.
+"""The memory format of every convolution: channels last or contiguous. Only this module decides it.
 
 Channels last is faster. On a CPU it is used only if the numbers of input and output channels are
-both multiples of 8. With fewer than 8, oneDNN's backward pass of a strided 1×1 convolution for AVX2
-writes beyond the end of its buffer (`Conv2d(4, 8, 1, stride=2)`, torch 2.14.1). Then the process
-ends in `free(): invalid pointer`, at once or later.
+both multiples of 8. With fewer than 8, oneDNN's backward pass of a strided 1×1 convolution for
+AVX2 writes beyond the end of its buffer (`Conv2d(4, 8, 1, stride=2)`, torch 2.14.1). Then the
+process ends in `free(): invalid pointer`, at once or later.
 
-A stem of one or two channels gets zeros as further channels, so that it may stay in channels last.
-Every other narrow convolution runs contiguous. A stem of three colours is slower that way: 327 ms
-against 204 ms for the first convolution of `i3d_r50` on a view of 32 frames (2 cores of an AMD
-EPYC, torch 2.14.1).
+A stem of one or two channels gets zeros as further channels, so that it may stay in channels
+last. Every other narrow convolution runs contiguous. A stem of three colours is slower that way:
+327 ms against 204 ms for the first convolution of `i3d_r50` on a view of 32 frames (2 cores of an
+AMD EPYC, torch 2.14.1).
 
-torch uses channels last if the strides of the input or of the weight do: both are made
+torch uses channels last if the strides of the input or of the weight do, so both are made
 contiguous.
 """
 
@@ -21,24 +21,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-LANES = 8  # channels are a multiple of this where a convolution runs in channels last on a CPU
+# On a CPU, a convolution runs in channels last if its channels are multiples of this.
+LANES = 8
 
-# Up to so many input channels, zeros for the rest of LANES cost less than leaving channels last: 37
-# against 104 ms for one channel of 64x64 pixels to 64 (3x3, 64 frames, 2 cores of an AMD EPYC,
-# torch 2.14.1). Three channels cost more (516 against
-# 327 ms for the stem of i3d_r50).
+# Up to so many input channels, zeros for the rest of LANES cost less than leaving channels last.
+# One channel of 64×64 pixels to 64 channels takes 37 ms against 104 ms (3×3, 64 frames, 2 cores of
+# an AMD EPYC, torch 2.14.1). Three channels cost more: 516 against 327 ms for the stem of i3d_r50.
 FEW = 2
 
-FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
+# By the number of axes.
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def channels_last_is_safe(device: torch.device | str, channels_in: int, channels_out: int) -> bool:
-    """Whether a convolution from `channels_in` to `channels_out` channels may run in channels last
-    on `device`.
+    """Return whether a convolution may run in channels last.
+
+    Args:
+        device: where it runs.
+        channels_in: its input channels.
+        channels_out: its output channels.
     """
-    return torch.device(device).type != "cpu" or (
-        channels_in % LANES == 0 and channels_out % LANES == 0
-    )
+    if torch.device(device).type != "cpu":
+        return True
+    return channels_in % LANES == 0 and channels_out % LANES == 0
 
 
 def convolve(
@@ -50,65 +55,80 @@ def convolve(
     dilation=1,
     groups: int = 1,
 ) -> Tensor:
-    """`F.conv2d` of [B,C,h,w] or `F.conv3d` of [B,C,T,h,w], in a memory format that is safe.
+    """Convolve like `F.conv2d` or `F.conv3d`, in a memory format that is safe.
 
-    The other arguments are those of torch's functions. The result is in channels last where x is.
+    Args:
+        x: [B,C,h,w] or [B,C,T,h,w].
+        weight: as for torch's functions, and so are all further arguments.
+
+    Returns:
+        What torch returns, in channels last if x is.
     """
     run = F.conv2d if x.dim() == 4 else F.conv3d
     if channels_last_is_safe(x.device, x.shape[1], weight.shape[0]):
         return run(x, weight, bias, stride, padding, dilation, groups)
+
     last = FORMATS[x.dim()]
-    if (
-        x.shape[1] <= FEW
-        and weight.shape[0] % LANES == 0
-        and groups == 1
-        and x.is_contiguous(memory_format=last)
-    ):
+    is_last = x.is_contiguous(memory_format=last)
+    can_widen = x.shape[1] <= FEW and weight.shape[0] % LANES == 0 and groups == 1
+    if can_widen and is_last:
         return run(_widened(x), _widened(weight), bias, stride, padding, dilation)
+
     y = run(plain(x), plain(weight), bias, stride, padding, dilation, groups)
-    return y.contiguous(memory_format=last) if x.is_contiguous(memory_format=last) else y
+    return y.contiguous(memory_format=last) if is_last else y
 
 
 def _widened(x: Tensor) -> Tensor:
-    """x with zeros as further channels, LANES in all, in channels last: a convolution of it gives
-    the same.
-    """
+    """Append zeros as further channels, LANES in all; a convolution gives the same values."""
     missing = LANES - x.shape[1]
-    return F.pad(x, (0, 0) * (x.dim() - 2) + (0, missing)).to(
-        memory_format=FORMATS[x.dim()]
-    )  # strides of one place too
+    padded = F.pad(x, (0, 0) * (x.dim() - 2) + (0, missing))
+    # `to` also changes the strides of an axis of length one, which `contiguous` keeps.
+    return padded.to(memory_format=FORMATS[x.dim()])
 
 
 def plain(x: Tensor) -> Tensor:
-    """x, contiguous in its strides too.
+    """Return x, contiguous in its strides too.
 
-    `contiguous` alone keeps the strides of channels last where there is one channel or one place:
-    the order in memory is the same, but torch goes by the strides.
+    With one channel or one place, `contiguous` alone keeps the strides of channels last. The
+    order in memory is the same, but torch chooses by the strides.
     """
     return x.contiguous().flatten().view(x.shape)
 
 
 def lay_out(module: nn.Module, device: torch.device | str) -> nn.Module:
-    """Move a network to `device`, in place, its convolutions in channels last where that is safe
-    there; returns it.
+    """Move a network to a device, with its convolutions in channels last where that is safe.
+
+    Args:
+        module: the network; it is changed in place.
+        device: where it will run.
+
+    Returns:
+        The network.
     """
     guard(module.to(device))
     for layer in _convolutions(module):
         last = FORMATS.get(layer.weight.dim())
-        if last and channels_last_is_safe(device, layer.in_channels, layer.out_channels):
-            layer.weight.data = layer.weight.data.to(
-                memory_format=last
-            )  # strides too, where `contiguous` keeps them
-        if last and _is_narrow(layer) and layer.out_channels % LANES == 0:
+        if last is None:
+            continue
+        if channels_last_is_safe(device, layer.in_channels, layer.out_channels):
+            # `to` also changes the strides of an axis of length one, which `contiguous` keeps.
+            layer.weight.data = layer.weight.data.to(memory_format=last)
+        if _is_narrow(layer) and layer.out_channels % LANES == 0:
             _hook_once(layer._forward_hooks, layer.register_forward_hook, _channels_last)
     return module
 
 
 def guard(module: nn.Module) -> nn.Module:
-    """Make the convolutions in `module` that do not call `convolve` safe for input of any memory
-    format; returns it.
+    """Make torch's own convolutions in a network safe for input of any memory format.
 
-    Only those from or to a number of channels that is no multiple of 8 are changed.
+    Only convolutions from or to a number of channels that is no multiple of 8 are changed.
+    Layers that call `convolve` are safe already.
+
+    Args:
+        module: the network; it is changed in place.
+
+    Returns:
+        The network.
     """
     for layer in _convolutions(module):
         if not channels_last_is_safe("cpu", layer.in_channels, layer.out_channels):
@@ -119,13 +139,14 @@ def guard(module: nn.Module) -> nn.Module:
 
 
 def _convolutions(module: nn.Module) -> list[nn.Module]:
-    """The convolutions in `module` that have weights: a backbone has freed those below its first
-    cut.
-    """
-    layers = (
-        layer for layer in module.modules() if isinstance(layer, _ConvNd) or _calls_convolve(layer)
-    )
-    return [layer for layer in layers if layer.weight is not None]
+    """Return the convolutions that have weights."""
+    found = []
+    for layer in module.modules():
+        is_convolution = isinstance(layer, _ConvNd) or _calls_convolve(layer)
+        # A frozen backbone has freed the weights below its first cut.
+        if is_convolution and layer.weight is not None:
+            found.append(layer)
+    return found
 
 
 def _calls_convolve(layer: nn.Module) -> bool:
@@ -133,25 +154,24 @@ def _calls_convolve(layer: nn.Module) -> bool:
 
 
 def _is_narrow(layer: nn.Module) -> bool:
-    """Whether a convolution needs help: channels last is not safe on a CPU, and it does not call
-    `convolve`.
-    """
-    return not _calls_convolve(layer) and not channels_last_is_safe(
-        "cpu", layer.in_channels, layer.out_channels
-    )
+    """Return whether a convolution needs a hook: unsafe on a CPU, and it does not `convolve`."""
+    is_safe = channels_last_is_safe("cpu", layer.in_channels, layer.out_channels)
+    return not is_safe and not _calls_convolve(layer)
 
 
-def _hook_once(there: dict, register: Callable, hook: Callable) -> None:
-    if hook not in there.values():
+def _hook_once(hooks: dict, register: Callable, hook: Callable) -> None:
+    if hook not in hooks.values():
         register(hook)
 
 
 def _contiguous(layer: nn.Module, args: tuple) -> tuple | None:
-    """Hook before the forward pass of a narrow convolution: makes its input contiguous on a CPU."""
+    """Hook before a narrow convolution: make its input contiguous on a CPU."""
     x, *others = args
-    return (plain(x), *others) if x.device.type == "cpu" else None
+    if x.device.type != "cpu":
+        return None
+    return plain(x), *others
 
 
 def _channels_last(layer: nn.Module, args: tuple, y: Tensor) -> Tensor:
-    """Hook after it: the layers that follow a stem of three colours are faster in channels last."""
+    """Hook after a narrow convolution: the layers after a stem of three colours are faster so."""
     return y.contiguous(memory_format=FORMATS[y.dim()])

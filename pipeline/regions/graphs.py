@@ -11,31 +11,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.regions import boxes as box_geometry
+from pipeline.regions.boxes import iou
 
-GRAPHS = {
-    "iou": ("iou",),
-    "nearest": ("nearest",),
-    "similar": ("similar", "similarity"),
-}  # what is asked for -> fields stored
+# Name of a graph -> the fields that a cache stores for it.
+GRAPHS = {"iou": ("iou",), "nearest": ("nearest",), "similar": ("similar", "similarity")}
+# Name of a graph -> the fields that it is computed from.
 NEEDS = {"iou": ("boxes", "valid"), "nearest": ("nodes", "valid"), "similar": ("nodes", "valid")}
 
 
 def iou_graph(boxes: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """IoU of every box with every box of the next step (STRG eq. 3 before normalisation).
+    """Return the IoU of every box with every box of the next step.
 
-    boxes [...,T,N,4] xyxy, continuous coordinates; valid [...,T,N] bool. Returns float32
-    [...,T-1,N,N]; rows and columns of invalid boxes are 0. T = 1 gives an empty result.
+    STRG, eq. 3 before normalisation.
+
+    Args:
+        boxes: [...,T,N,4] xyxy, continuous coordinates.
+        valid: [...,T,N] bool.
+
+    Returns:
+        float32 [...,T-1,N,N]; rows and columns of invalid boxes are 0. Empty for T = 1.
     """
     both = valid[..., :-1, :, None] & valid[..., 1:, None, :]
-    return np.where(both, box_geometry.iou(boxes[..., :-1, :, :], boxes[..., 1:, :, :]), 0).astype(
-        np.float32
-    )
+    overlap = iou(boxes[..., :-1, :, :], boxes[..., 1:, :, :])
+    return np.where(both, overlap, 0).astype(np.float32)
 
 
 def inner_products(nodes: Tensor, valid: Tensor) -> Tensor:
-    """nodes [B,T,N,C], valid [B,T,N] -> float32 [B,T*N,T*N] of x_i·x_j; columns of invalid nodes
-    are -inf.
+    """Return the inner products of all pairs of nodes.
+
+    Args:
+        nodes: [B,T,N,C].
+        valid: [B,T,N] bool.
+
+    Returns:
+        float32 [B,T*N,T*N]; columns of invalid nodes are -inf.
     """
     flat = nodes.flatten(1, 2).float()
     products = flat @ flat.mT
@@ -43,60 +52,80 @@ def inner_products(nodes: Tensor, valid: Tensor) -> Tensor:
 
 
 def nearest_nodes(products: Tensor, valid: Tensor) -> Tensor:
-    """For every node the one of each step with the largest inner product, itself included (GOS eq.
-    4).
+    """Return for every node the node of each step with the largest inner product.
 
-    products [B,T*N,T*N] of `inner_products`; valid [B,T,N]. Returns int32 [B,T,N,T] of box numbers,
-    the lowest among equals. Rows of invalid nodes are 0, and so is the entry of a step without any
-    valid box: `valid` tells it from box 0.
+    GOS, eq. 4. In its own step, a node may be its own nearest node.
+
+    Args:
+        products: [B,T*N,T*N] of `inner_products`.
+        valid: [B,T,N] bool.
+
+    Returns:
+        int32 [B,T,N,T], box numbers; the lowest among equals. Rows of invalid nodes are 0, and
+        so are the entries of steps without a valid box: `valid` tells them from box 0.
     """
     steps, count = valid.shape[1:]
-    best = products.unflatten(2, (steps, count)).argmax(
-        -1
-    )  # the first of equals; 0 where all are -inf
+    # argmax takes the first of equals, and 0 where all are -inf.
+    best = products.unflatten(2, (steps, count)).argmax(-1)
     return torch.where(valid[..., None], best.unflatten(1, (steps, count)), 0).int()
 
 
 def similar_nodes(products: Tensor, valid: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
-    """For every node the `neighbours` other nodes of the view with the largest inner products, best
-    first (GOS eq. 9).
+    """Return for every node the other nodes of the view with the largest inner products.
 
-    products [B,T*N,T*N] of `inner_products`, which are changed; valid [B,T,N]. Returns (int32
-    [B,T,N,M] flat indices, float32 [B,T,N,M] inner products); equals in the order of their indices.
-    A view with V valid nodes fills the first min(M, V-1) entries of their rows; the other entries,
-    and rows of invalid nodes, are 0 in both. ValueError if M > T*N-1.
+    GOS, eq. 9. A view with V valid nodes fills the first min(M, V-1) entries of their rows. The
+    other entries, and rows of invalid nodes, are 0 in both results.
+
+    Args:
+        products: [B,T*N,T*N] of `inner_products`; overwritten.
+        valid: [B,T,N] bool.
+        neighbours: M, at most T*N-1.
+
+    Returns:
+        int32 [B,T,N,M], flat indices, best first, equals by index; float32 [B,T,N,M], the inner
+        products.
+
+    Raises:
+        ValueError: too many neighbours.
     """
     total = products.shape[1]
     require_neighbours(neighbours, total)
     products.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
-    # Key: the float's bits, made to order as integers do, then the index backwards. No two are
-    # equal, so top-k has one answer.
+
+    # The sorting key: the bits of the float, changed to sort as integers do, then the index
+    # backwards. No two keys are equal, so top-k has one answer on every device.
     bits = (products + 0.0).view(torch.int32)
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    order = torch.arange(total - 1, -1, -1, device=products.device)
-    best = torch.topk((bits.long() << 32) | order, neighbours).values
+    backwards = torch.arange(total - 1, -1, -1, device=products.device)
+    best = torch.topk((bits.long() << 32) | backwards, neighbours).values
     index = total - 1 - (best & 0xFFFFFFFF)
+
     value = products.gather(2, index)
     real = torch.isfinite(value) & valid.flatten(1)[..., None]
-    shape = (*valid.shape[1:], neighbours)
-    return torch.where(real, index, 0).int().unflatten(1, shape[:2]), torch.where(
-        real, value, 0.0
-    ).unflatten(1, shape[:2])
+    index = torch.where(real, index, 0).int()
+    value = torch.where(real, value, 0.0)
+    return index.unflatten(1, valid.shape[1:]), value.unflatten(1, valid.shape[1:])
 
 
 def require_neighbours(neighbours: int, nodes: int) -> None:
-    """ValueError unless a view of `nodes` nodes has `neighbours` others."""
+    """Raise ValueError unless each of `nodes` nodes of a view has `neighbours` others."""
     if not 1 <= neighbours < nodes:
         raise ValueError(
             f"neighbours: expected 1 to {nodes - 1} (a view has {nodes} nodes), got {neighbours}; "
-            f"change --neighbours"
+            "change --neighbours"
         )
 
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """Which graphs, and how many neighbours per node of `similar`. ValueError for a name that is
-    not in GRAPHS.
+    """Which graphs to compute.
+
+    Attributes:
+        which: names in GRAPHS; stored in the order of GRAPHS.
+        neighbours: neighbours per node in the graph "similar".
+
+    Raises:
+        ValueError: no name, or one that is not in GRAPHS.
     """
 
     which: tuple[str, ...] = tuple(GRAPHS)
@@ -112,20 +141,23 @@ class GraphOptions:
 
     @property
     def record(self) -> dict:
-        """As a shard's statistics hold it; `neighbours` says nothing where `similar` is not
-        computed.
-        """
-        return {
-            "which": list(self.which),
-            "neighbours": self.neighbours if "similar" in self.which else 0,
-        }
+        """The options in a shard's record; `neighbours` is 0 where "similar" is not computed."""
+        neighbours = self.neighbours if "similar" in self.which else 0
+        return {"which": list(self.which), "neighbours": neighbours}
 
 
 def graphs_of(
     tensors: Mapping[str, np.ndarray], options: GraphOptions, device: str = "cpu"
 ) -> dict[str, np.ndarray]:
-    """The graphs of a batch of views: boxes [B,T,N,4], valid [B,T,N] and nodes [B,T,N,C], as far as
-    `options` needs them.
+    """Compute the graphs of a batch of views.
+
+    Args:
+        tensors: boxes [B,T,N,4], valid [B,T,N] and nodes [B,T,N,C], those that NEEDS lists.
+        options: which graphs.
+        device: where to compute inner products.
+
+    Returns:
+        Field -> array, see GRAPHS and the functions above.
     """
     graphs = {}
     if "iou" in options.which:
@@ -133,6 +165,7 @@ def graphs_of(
     if set(options.which) != {"iou"}:
         valid = torch.from_numpy(tensors["valid"]).to(device)
         products = inner_products(torch.from_numpy(tensors["nodes"]).to(device), valid)
+        # `similar_nodes` overwrites the products, so it comes last.
         if "nearest" in options.which:
             graphs["nearest"] = nearest_nodes(products, valid).cpu().numpy()
         if "similar" in options.which:

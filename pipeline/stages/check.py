@@ -1,9 +1,8 @@
-"""Looks at every clip of a manifest before a run: what cannot be decoded, what looks wrong, what is
-there twice.
+"""Look at every clip of a manifest before a run: what cannot be decoded, looks wrong, or repeats.
 
-Five frames of each clip are decoded: the first, the last and three between, drawn from the clip's
-length alone, so that two copies of one video show the same five and are found by what they show,
-whatever their files are called or hold beside it.
+Five frames of each clip are decoded: the first, the last and three between. The three are drawn
+from the clip's length alone, so that two copies of a video show the same five. Copies are found by
+these frames, whatever their files are called.
 """
 
 import hashlib
@@ -20,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.files.atomic_files import write_text
-from pipeline.manifests.manifest import SPLITS, Clip, Manifest, about_withheld, number_of, withheld
+from pipeline.manifests.labels import about_withheld, number_of, withheld
+from pipeline.manifests.manifest import Clip, Manifest
 from pipeline.proposals import BoxesError
 from pipeline.text.printable import visible_json, write_table
 from pipeline.video.frame_reader import DecodeError, beyond_end
@@ -30,21 +30,34 @@ from pipeline.views.stateless_random import Draws
 from pipeline.views.video_info import VideoInfo
 from pipeline.workers.decode_pool import WorkerDied, WorkerPool
 
-BETWEEN = 3  # frames drawn between the first and the last
-FLAT = 8  # levels of 255 within a frame of one colour: coding leaves a few
-# levels by which coding changes an 8x8 block of a picture that stands still; what moves changes it
-# by more
+# Frames drawn between the first and the last.
+BETWEEN = 3
+
+# Levels of 255 within a frame of one colour: coding leaves a few.
+FLAT = 8
+
+# Levels of 255. Coding changes the mean of an 8×8 block of a still picture by less, motion by more.
 ALIKE = 4.0
 
 
 @dataclass(frozen=True)
 class ClipFinding:
-    """One thing that is wrong with a clip, or looks so.
+    """Something that is wrong with a clip, or looks wrong.
 
-    `kind`: unreadable (no frame, cut short, damaged, too slow, missing, outside the root); blank
-    (every frame of one colour); still (the five frames are alike); duplicate (shows what an earlier
-    clip shows); end (beyond the video's); boxes (none at the frames that are looked at, or outside
-    the frame); label (none, or not one of the classes).
+    Attributes:
+        clip: the clip's id; "" for a finding about the manifest.
+        path: its file, or the manifest.
+        kind: one of the words below.
+        message: what is wrong.
+
+    Kinds:
+        unreadable: no frame, cut short, damaged, too slow, missing, or outside the root.
+        blank: every frame has one colour.
+        still: the five frames are alike.
+        duplicate: shows what an earlier clip shows.
+        end: ends after its video does.
+        boxes: none at the frames that are looked at, or outside the frame.
+        label: none, or not one of the classes.
     """
 
     clip: str
@@ -55,8 +68,12 @@ class ClipFinding:
 
 @dataclass
 class CheckResult:
-    """What `check_clips` found, in the order of the manifest, labels after pictures; `clips` were
-    looked at in `seconds`.
+    """What `check_clips` found.
+
+    Attributes:
+        clips: how many clips were looked at.
+        seconds: wall time.
+        findings: those about pictures in the order of the manifest, then those about labels.
     """
 
     clips: int = 0
@@ -66,8 +83,13 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class ClipLook:
-    """What five frames of a clip show: a digest of them with the clip's size and length, how they
-    look, and its length.
+    """What five frames of a clip show.
+
+    Attributes:
+        digest: a hash of the frames, with the clip's size and length.
+        blank: whether every frame has one colour.
+        still: whether the frames are alike.
+        info: the clip's size, length and rate.
     """
 
     digest: bytes
@@ -85,195 +107,238 @@ def check_clips(
     announce: Callable[[int], Callable[[int, int], None]] | None = None,
     boxes: Any = None,
 ) -> CheckResult:
-    """Decodes five frames of every clip in `workers` processes (0: in this one, without a time
-    limit) and reads the labels.
+    """Decode five frames of every clip, and check the labels.
 
-    `classes`: those that labels may be; None accepts all. `boxes`: the source "annotations", whose
-    boxes are compared with every clip's size and frames. `announce(clips)` is called once and
-    returns `advance(done, found)`. Only what the data causes becomes a finding; anything else is
-    raised.
+    Only errors that the data causes become findings; others are raised.
+
+    Args:
+        manifest: the clips.
+        opening: opens their files.
+        workers: processes; 0 decodes in this process, without a time limit.
+        time_limit: seconds for the five frames of a clip.
+        classes: the allowed labels; None allows all.
+        announce: called once with the number of clips. It returns a function that is called with
+            (1, findings) after every clip.
+        boxes: the source of boxes "annotations", to compare its boxes with the size and the
+            frames of every clip; None compares nothing.
+
+    Returns:
+        The findings.
     """
-    begun, checked = time.monotonic(), CheckResult()
+    begun, result = time.monotonic(), CheckResult()
     advance = announce(len(manifest.clips)) if announce else (lambda done, found: None)
     seen: dict[bytes, int] = {}
-    with WorkerPool(
-        partial(look_at_clip, opening), workers, time_limit if workers else None, again=1
-    ) as pool:
-        for clip, result in pool.imap(manifest.clips, ahead=max(1, 4 * workers)):
-            found = list(_of_pictures(clip, result, seen, manifest.clips, time_limit))
-            if isinstance(result, ClipLook):
-                found += _of_units(clip, result.info, boxes)
-            checked.findings += found
-            checked.clips += 1
-            advance(1, len(found))
-    checked.findings += _of_labels(manifest, classes)
-    checked.seconds = time.monotonic() - begun
-    return checked
+    # A limit needs a process that can be ended.
+    limit = time_limit if workers else None
+    with WorkerPool(partial(look_at_clip, opening), workers, limit, again=1) as pool:
+        for clip, look in pool.imap(manifest.clips, ahead=max(1, 4 * workers)):
+            findings = list(_about_pictures(clip, look, seen, manifest.clips, time_limit))
+            if isinstance(look, ClipLook):
+                findings += _about_units(clip, look.info, boxes)
+            result.findings += findings
+            result.clips += 1
+            advance(1, len(findings))
+    result.findings += _about_labels(manifest, classes)
+    result.seconds = time.monotonic() - begun
+    return result
 
 
 def look_at_clip(opening: ClipOpener, clip: Clip) -> ClipLook:
-    """What five frames of a clip show; DecodeError if one of them cannot be decoded."""
+    """Decode five frames of a clip.
+
+    Args:
+        opening: opens the file.
+        clip: the clip.
+
+    Returns:
+        What they show.
+
+    Raises:
+        DecodeError: one of them cannot be decoded.
+    """
     with opening.open(clip) as reader:
         info = reader.info
-        frames = reader.read(frame_numbers(info.frames))
+        frames = reader.read(frame_numbers(info.frames))  # [k,H,W,3]
+    # Blank clips of different sizes or lengths are no copies of one another.
     digest = hashlib.blake2b(f"{info.frames} {info.width} {info.height}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(frames))
-    blank = all(int(np.ptp(frame[..., c])) <= FLAT for frame in frames for c in range(3))
-    still = (
-        info.frames > 1 and not blank and all(_alike(frames[0], frame) for frame in frames[:0:-1])
-    )
+
+    blank = all(_has_one_colour(frame) for frame in frames)
+    still = info.frames > 1 and not blank and all(_alike(frames[0], f) for f in frames[:0:-1])
     return ClipLook(digest.digest(), blank, still, info)
 
 
+def _has_one_colour(frame: np.ndarray) -> bool:
+    return all(int(np.ptp(frame[..., channel])) <= FLAT for channel in range(3))
+
+
 def _alike(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two frames [H,W,3] differ by no more than coding does, in any block of 8 by 8
-    pixels.
-    """
+    """Whether no 8×8 block of two frames [H,W,3] differs by more than coding explains."""
     difference = np.abs(one.astype(np.int16) - other).mean(-1)
     height, width = (max(8, -(-side // 8) * 8) for side in difference.shape)
     padded = np.zeros((height, width))
     padded[: difference.shape[0], : difference.shape[1]] = difference
-    return bool(padded.reshape(height // 8, 8, width // 8, 8).mean((1, 3)).max() <= ALIKE)
+    blocks = padded.reshape(height // 8, 8, width // 8, 8).mean((1, 3))
+    return bool(blocks.max() <= ALIKE)
 
 
 def frame_numbers(length: int) -> list[int]:
-    """The first, the last and three frames between of a clip of `length` frames; fewer, each once,
-    of a shorter one.
+    """Return the frames of a clip that are looked at.
+
+    Args:
+        length: frames of the clip.
+
+    Returns:
+        The first, the last and three between, ascending; fewer of a short clip.
     """
     draws = Draws("check", length)
-    between = [1 + draws.below(length - 2) for _ in range(BETWEEN)] if length > 2 else []
-    return sorted({0, length - 1, *between})
+    numbers = {0, length - 1}
+    if length > 2:
+        numbers.update(1 + draws.below(length - 2) for _ in range(BETWEEN))
+    return sorted(numbers)
 
 
-def _of_pictures(
+def _about_pictures(
     clip: Clip, result: object, seen: dict[bytes, int], clips: Sequence[Clip], limit: float
 ) -> Iterator[ClipFinding]:
-    """Findings about one clip, from what its worker sent; `seen` has the digests of the clips
-    before it.
-    """
-    say = partial(ClipFinding, clip.clip, clip.place)
+    """Findings from what the worker returned; `seen` maps digests to positions of earlier clips."""
+    finding = partial(ClipFinding, clip.clip, clip.place)
     if isinstance(result, ClipLook):
         if result.blank:
-            yield say("blank", "every frame that was looked at is of one colour")
+            yield finding("blank", "every frame that was looked at is of one colour")
         if result.still:
-            yield say("still", "the first, the last and the frames between look the same")
+            yield finding("still", "the first, the last and the frames between look the same")
         first = seen.setdefault(result.digest, clip.position)
         if first != clip.position:
-            yield say("duplicate", _of_twins(clip, clips[first]))
+            yield finding("duplicate", _about_twins(clip, clips[first]))
     elif isinstance(result, DecodeError):
-        yield say("unreadable", f"{type(result).__name__}: {' '.join(result.reason.split())}")
+        yield finding("unreadable", f"{type(result).__name__}: {' '.join(result.reason.split())}")
     elif isinstance(result, TimeoutError):
-        yield say(
-            "unreadable",
-            f"DecodeTimeout: five frames took longer than {limit:g} s to decode (--time-limit)",
-        )
+        reason = f"five frames took longer than {limit:g} s to decode (--time-limit)"
+        yield finding("unreadable", f"DecodeTimeout: {reason}")
     elif isinstance(result, WorkerDied):
-        yield say("unreadable", f"DecoderDied: {' '.join(str(result).split())}")
+        yield finding("unreadable", f"DecoderDied: {' '.join(str(result).split())}")
     else:
         raise result
 
 
-def _of_units(clip: Clip, info: VideoInfo, boxes: Any) -> Iterator[ClipFinding]:
-    """Findings about times and boxes that seem to have other units than the video's: milliseconds,
-    another resolution.
-    """
-    say = partial(ClipFinding, clip.clip, clip.place)
-    if words := beyond_end(clip, info):
-        yield say("end", words)
+def _about_units(clip: Clip, info: VideoInfo, boxes: Any) -> Iterator[ClipFinding]:
+    """Findings about times and boxes that seem to be in other units: milliseconds, other pixels."""
+    finding = partial(ClipFinding, clip.clip, clip.place)
+    text = beyond_end(clip, info)
+    if text:
+        yield finding("end", text)
     if boxes is None:
         return
+
     numbers = [info.first + k for k in _frames_looked_at(info)]
     try:
         boxes.propose(None, clip, info, numbers)
     except BoxesError as error:
-        yield say("boxes", error.reason)
-    else:
-        if words := boxes.remark(clip, info, numbers):
-            yield say("boxes", words)
+        yield finding("boxes", error.reason)
+        return
+    text = boxes.remark(clip, info, numbers)
+    if text:
+        yield finding("boxes", text)
 
 
 def _frames_looked_at(info: VideoInfo) -> tuple[int, ...]:
-    """The frames at which an extraction with default options looks for boxes in a clip's test
-    view.
-    """
+    """The frames where an extraction with default options looks for boxes of a test view."""
     sampling = Sampling(train_views=0)
     (view,) = views_of(sampling, info, "", (), 0)
     return step_frames(view, sampling.frames // 2)
 
 
-def _of_twins(clip: Clip, other: Clip) -> str:
-    """What a clip has in common with one before it, and what that spoils."""
+def _about_twins(clip: Clip, other: Clip) -> str:
+    """What a clip shares with an earlier one, and how they differ."""
     text = f"shows the same frames as clip {other.clip}"
     if clip.split != other.split:
         text += f", which is in {other.split} while this one is in {clip.split}"
     if set(clip.labels) != set(other.labels):
-        text += f", and is labelled {';'.join(clip.labels) or 'nothing'} where that is {';'.join(other.labels) or 'nothing'}"
+        labels, other_labels = ";".join(clip.labels), ";".join(other.labels)
+        text += f", and is labelled {labels or 'nothing'} where that is {other_labels or 'nothing'}"
     return text
 
 
-def _of_labels(manifest: Manifest, classes: Sequence[str] | None) -> Iterator[ClipFinding]:
-    """Findings about labels: outside the classes, missing beside others, in val or test but never
-    learned, numbers from 1.
-    """
+def _about_labels(manifest: Manifest, classes: Sequence[str] | None) -> Iterator[ClipFinding]:
+    """Findings about labels that are missing, unknown, or not in train, and about spellings."""
     known = None if classes is None else set(classes)
-    labelled = {
-        split: any(clip.labels for clip in manifest.clips if clip.split == split)
-        for split in SPLITS
-    }
-    learned = {label for clip in manifest.clips if clip.split == "train" for label in clip.labels}
-    one_each = all(len(clip.labels) < 2 for clip in manifest.clips)
-    no_labels = {
-        label: clips
-        for label, clips in withheld(manifest).items()
-        if known is None or label not in known
-    }
-    told: set[str] = set(no_labels)
-    for label, clips in no_labels.items():
-        yield ClipFinding(clips[0].clip, clips[0].place, "label", about_withheld(label, clips))
+    labelled_splits, trained, one_each = set(), set(), True
     for clip in manifest.clips:
-        say = partial(ClipFinding, clip.clip, clip.place, "label")
-        if (
-            not clip.labels and labelled[clip.split] and one_each
-        ):  # clips with several labels may have none
-            yield say(f"no label, while other clips of {clip.split} have one")
+        if clip.labels:
+            labelled_splits.add(clip.split)
+        if clip.split == "train":
+            trained.update(clip.labels)
+        if len(clip.labels) > 1:
+            one_each = False
+
+    # Labels such as "-1" or "?" stand for a missing one.
+    no_labels = {}
+    for label, clips in withheld(manifest).items():
+        if known is None or label not in known:
+            no_labels[label] = clips
+            yield ClipFinding(clips[0].clip, clips[0].place, "label", about_withheld(label, clips))
+
+    reported: set[str] = set()
+    for clip in manifest.clips:
+        finding = partial(ClipFinding, clip.clip, clip.place, "label")
+        # Where clips may have several labels, they may also have none.
+        if not clip.labels and clip.split in labelled_splits and one_each:
+            yield finding(f"no label, while other clips of {clip.split} have one")
         for label in clip.labels:
             if label in no_labels:
                 continue
             if known is not None and label not in known:
-                yield say(f"label {label!r} is none of the {len(known):,} classes")
-            elif learned and label not in learned and label not in told:
-                told.add(label)
-                yield say(f"class {label!r} is in {clip.split}, but no clip of train has it")
+                yield finding(f"label {label!r} is none of the {len(known):,} classes")
+            elif trained and label not in trained and label not in reported:
+                reported.add(label)
+                yield finding(f"class {label!r} is in {clip.split}, but no clip of train has it")
+
+    yield from _about_spellings(manifest)
+    numbers = {number_of(label) for label in trained - no_labels.keys()}
+    if known is None and numbers and None not in numbers and min(numbers) > 0:
+        text = f"labels are numbers from {min(numbers)}; class ids count from 0"
+        yield ClipFinding("", str(manifest.path), "label", text)
+
+
+def _about_spellings(manifest: Manifest) -> Iterator[ClipFinding]:
+    """Findings about labels that differ in how their accents are encoded, and in nothing else."""
+    labels = set()
+    for clip in manifest.clips:
+        labels.update(clip.labels)
+
     spelled: dict[str, str] = {}
-    for label in sorted({label for clip in manifest.clips for label in clip.labels}):
+    for label in sorted(labels):
         other = spelled.setdefault(unicodedata.normalize("NFC", label), label)
         if other != label:
-            words = f"labels {other!a} and {label!a} look the same, but are two classes: their accents are encoded in two ways"
-            yield ClipFinding("", str(manifest.path), "label", words)
-    numbers = {number_of(label) for label in learned - no_labels.keys()}
-    if known is None and numbers and None not in numbers and min(numbers) > 0:
-        yield ClipFinding(
-            "",
-            str(manifest.path),
-            "label",
-            f"labels are numbers from {min(numbers)}; class ids count from 0",
-        )
+            text = (
+                f"labels {other!a} and {label!a} look the same, but are two classes: their "
+                f"accents are encoded in two ways"
+            )
+            yield ClipFinding("", str(manifest.path), "label", text)
 
 
 def write_findings(path: str | Path, checked: CheckResult) -> None:
-    """The findings as CSV (clip,path,kind,message), or as JSON where the file's name ends so; whole
-    or not at all.
+    """Write findings to a file that appears whole or not at all.
 
-    The CSV is for people: an apostrophe precedes names that a spreadsheet would evaluate. JSON has
-    names as they are.
+    Args:
+        path: ".csv" gets the columns clip, path, kind, message, with an apostrophe before names
+            that a spreadsheet would evaluate. ".json" has names as they are.
+        checked: the findings.
+
+    Raises:
+        ValueError: the name ends in neither.
+        OSError: the file cannot be written.
     """
     path = Path(path)
-    if path.suffix.lower() == ".json":
+    suffix = path.suffix.lower()
+    if suffix == ".json":
         text = visible_json(json.dumps(asdict(checked), indent=1, ensure_ascii=False)) + "\n"
-    elif path.suffix.lower() == ".csv":
+    elif suffix == ".csv":
         lines = io.StringIO()
-        found = ((f.clip, f.path, f.kind, f.message) for f in checked.findings)
-        write_table(lines, [("clip", "path", "kind", "message"), *found])
+        rows = [("clip", "path", "kind", "message")]
+        rows += [(f.clip, f.path, f.kind, f.message) for f in checked.findings]
+        write_table(lines, rows)
         text = lines.getvalue()
     else:
         raise ValueError(f"{path}: expected a name that ends in .csv or .json")

@@ -1,7 +1,7 @@
-"""What an extraction computes: every option that changes a stored value, and nothing else.
+"""The options of stage one that change a stored value, and no others.
 
-The device, the number of workers, and the batch size are not here: they are how a run does it, not
-what it computes.
+The device, the number of workers and the batch size are not here. They say how a run works, not
+what it computes (`pipeline.stages.jobs.RunOptions`).
 """
 
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -14,14 +14,16 @@ from pipeline.video.orientation import PIXEL_ASPECTS
 from pipeline.video.view_pixels import ClipOpener
 from pipeline.views.sampling import Sampling
 
-PRECISIONS = (
-    "fp32",
-    "bf16",
-    "fp16",
-)  # their dtypes: `pipeline.networks.precision`, which needs torch
+# The torch dtypes of these are in `pipeline.networks.precision`, which needs torch.
+PRECISIONS = ("fp32", "bf16", "fp16")
 DTYPES = ("float16", "float32")
 POOLS = ("max", "mean", "area")
-NESTED = ("backbone_options", "proposal_options")  # of the named file's build()
+
+# Options that are dictionaries: the keyword arguments of the named file's `build`.
+NESTED = ("backbone_options", "proposal_options")
+
+# Fields that every shard has, so that `keep` need not name them.
+ALWAYS_WRITTEN = ("frames", "crop", "flip", "grid")
 
 TEXTS = (
     *("backbone", "weights", "cut", "proposals", "roi_pool", "precision", "dtype"),
@@ -32,15 +34,31 @@ KINDS = dict.fromkeys(TEXTS, str) | {"keep": tuple, "seed": int, "allow_truncate
 
 @dataclass(frozen=True)
 class ExtractConfig:
-    """The options of stage one. ValueError for a value outside what it names.
+    """The options of stage one.
 
-    `keep` names the fields to store: any of `pooled`, `boxes` (with `scores` and `valid`), `nodes`
-    (which brings `boxes`), and maps by their cut (`res5`, `res4.3`). `cut` is the last cut, whose
-    map is pooled and aligned ("": the backbone's last stage). `weights` is `none`, `imagenet` or a
-    checkpoint's path; `backbone_options` and `proposal_options` are the keyword arguments of the
-    named file's build(). `pixel_aspect`: pixels that are not square get the width that a player
-    gives them (displayed), or are taken as they are (stored). `frame_pattern` is a glob of the
-    pictures that are frames, "" where a folder holds one series.
+    Attributes:
+        backbone: a module of `pipeline.backbones`.
+        backbone_options: keyword arguments of its `build`.
+        weights: "none", "imagenet", or the path of a checkpoint.
+        cut: the last cut, whose map is pooled and aligned; "" is the backbone's last stage.
+        keep: the fields to store: "pooled", "nodes" (which adds boxes), "boxes" (which adds
+            "scores" and "valid"), and maps by their cuts, such as "res5" or "res4.3".
+        sampling: which frames and which crop each view has.
+        proposals: a module of `pipeline.proposals`, the source of boxes.
+        proposal_options: keyword arguments of its `build`.
+        roi_pool: how RoIAlign's 7×7 values become one node: "max", "mean" or "area".
+        precision: what the networks compute in: "fp32", "bf16" or "fp16".
+        dtype: what features are stored in: "float16" or "float32".
+        seed: of the training views, and of a backbone without weights.
+        decoder: the video library, such as "decord".
+        allow_truncated: whether to accept videos with fewer frames than they promise.
+        pixel_aspect: "displayed" gives pixels that are not square the width that a player shows;
+            "stored" takes them as they are.
+        frame_pattern: a glob for the pictures in a folder that are frames; "" where a folder
+            holds one series.
+
+    Raises:
+        ValueError: an option has a value or a type that it does not take.
     """
 
     backbone: str = "i3d_r50"
@@ -62,9 +80,10 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.keep, str):
-            object.__setattr__(
-                self, "keep", tuple(filter(None, (name.strip() for name in self.keep.split(","))))
-            )
+            names = [name.strip() for name in self.keep.split(",")]
+            object.__setattr__(self, "keep", tuple(name for name in names if name))
+
+        # `type`, because True is an instance of int.
         for name, kind in KINDS.items():
             if type(getattr(self, name)) is not kind:
                 raise ValueError(f"{name}: expected {kind.__name__}, got {getattr(self, name)!r}")
@@ -76,20 +95,15 @@ class ExtractConfig:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("roi_pool", self.roi_pool, POOLS)
         _one_of("pixel_aspect", self.pixel_aspect, PIXEL_ASPECTS)
+
         if not self.keep:
             raise ValueError("keep: expected at least one field, such as pooled,nodes,boxes")
         for name in self.keep:
-            row = field_of(name)
-            if row.stage != "features" or row.name.split(".")[0] in (
-                "frames",
-                "crop",
-                "flip",
-                "grid",
-            ):
+            # "grid.res4" is written where "grid" is.
+            if field_of(name).stage != "features" or name.split(".")[0] in ALWAYS_WRITTEN:
                 raise ValueError(
                     f"keep: expected pooled, boxes, nodes or a cut such as res5, got {name}, "
-                    f"which is always written, or "
-                    "made by `vidgraph graphs`; leave it out"
+                    f"which is always written, or made by `vidgraph graphs`; leave it out"
                 )
         if self.cut and not is_cut(self.cut):
             raise ValueError(
@@ -99,17 +113,25 @@ class ExtractConfig:
 
     @property
     def wants_boxes(self) -> bool:
-        """Whether a source of boxes has to run."""
+        """Whether a source of boxes must run."""
         return "boxes" in self.keep
 
     @property
     def cuts(self) -> tuple[str, ...]:
         """The cuts whose maps are stored."""
-        return tuple(name for name in self.keep if is_cut(name))
+        return tuple(filter(is_cut, self.keep))
 
     def computed(self, weights_sha256: str, proposal_sha256: str) -> dict[str, Any]:
-        """The configuration as the cache's fingerprint sees it: a file of weights, or of a plug-in,
-        counts by what is in it, not by its path.
+        """Return the config that the cache's fingerprint is made from.
+
+        Files of weights and of plug-ins count by their content, not by their path.
+
+        Args:
+            weights_sha256: of the backbone's weights, "" without any.
+            proposal_sha256: of the file of the source of boxes, "" without any.
+
+        Returns:
+            A dictionary that JSON can hold.
         """
         record = asdict(self)
         record["weights"] = weights_sha256 or "none"
@@ -120,23 +142,37 @@ class ExtractConfig:
             if key in options:
                 options[key] = proposal_sha256 or options[key]
         record["proposal_options"] = options
-        if (
-            self.pixel_aspect == "displayed"
-        ):  # as it is for square pixels, of which caches are older than this option
+
+        # Two options are younger than the first caches. Their defaults are left out, so that
+        # those caches keep their fingerprints.
+        if self.pixel_aspect == "displayed":
             record.pop("pixel_aspect")
-        if not self.frame_pattern:  # so that caches of versions without this option stay the same
+        if not self.frame_pattern:
             record.pop("frame_pattern")
-        if not self.wants_boxes:  # nothing of the source of boxes reaches the disk
+
+        # Without boxes, no value depends on their source.
+        if not self.wants_boxes:
             for key in ("proposals", "proposal_options", "roi_pool"):
                 record.pop(key)
         return record
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> "ExtractConfig":
-        """The inverse of dataclasses.asdict; ValueError names a key that is no option."""
+        """Make a config from what `dataclasses.asdict` made of one.
+
+        Args:
+            record: option -> value; missing options have their defaults.
+
+        Returns:
+            The config.
+
+        Raises:
+            ValueError: a key is no option, or a value is not allowed.
+        """
         record = dict(record)
         known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(record) - known):
+        unknown = sorted(set(record) - known)
+        if unknown:
             raise ValueError(
                 f"option {unknown[0]!r} of an extraction: expected one of "
                 f"{', '.join(sorted(known))}"
@@ -148,32 +184,41 @@ class ExtractConfig:
 
 
 def with_settings(config: ExtractConfig, settings: dict[str, Any]) -> ExtractConfig:
-    """A copy of `config` with dotted keys replaced (`sampling.fps`, `backbone_options.temporal`,
-    `roi_pool`).
+    """Return a copy of a config with some options replaced.
+
+    Args:
+        config: the config.
+        settings: dotted key -> value, such as "roi_pool", "sampling.fps" or
+            "backbone_options.temporal".
+
+    Returns:
+        The new config.
+
+    Raises:
+        ValueError: a key is no option, or a value is not allowed.
     """
+    names = [f.name for f in fields(ExtractConfig)]
     for key, value in settings.items():
-        head, _, rest = key.partition(".")
-        if head == "sampling" and rest:
-            config = replace(
-                config, sampling=Sampling.from_dict({**asdict(config.sampling), rest: value})
-            )
-        elif head in NESTED and rest:
-            config = replace(config, **{head: {**getattr(config, head), rest: value}})
-        elif head in {f.name for f in fields(ExtractConfig)} - {"sampling", *NESTED} and not rest:
-            config = replace(config, **{head: tuple(value) if isinstance(value, list) else value})
+        option, _, rest = key.partition(".")
+        if option == "sampling" and rest:
+            sampling = Sampling.from_dict({**asdict(config.sampling), rest: value})
+            config = replace(config, sampling=sampling)
+        elif option in NESTED and rest:
+            config = replace(config, **{option: {**getattr(config, option), rest: value}})
+        elif option in names and option not in ("sampling", *NESTED) and not rest:
+            if isinstance(value, list):
+                value = tuple(value)
+            config = replace(config, **{option: value})
         else:
-            known = ", ".join(f.name for f in fields(ExtractConfig))
             raise ValueError(
-                f"--set {key}: expected one of {known} (the nested ones as "
+                f"--set {key}: expected one of {', '.join(names)} (the nested ones as "
                 f"backbone_options.NAME=VALUE)"
             )
     return config
 
 
 def _with_companions(keep: tuple[str, ...]) -> tuple[str, ...]:
-    """Nodes mean nothing without their boxes, nor boxes without their scores and which of them are
-    real.
-    """
+    """Add what nodes and boxes mean nothing without: boxes, their scores, which are valid."""
     wanted = set(keep)
     if wanted & {"nodes", "boxes", "scores", "valid"}:
         wanted |= {"boxes", "scores", "valid"}
@@ -187,7 +232,15 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def clip_opener(root: Path, config: ExtractConfig) -> ClipOpener:
-    """How an extraction opens the files below `root`."""
+    """Return what opens the files of an extraction.
+
+    Args:
+        root: the folder that no clip may leave.
+        config: its options of decoding.
+
+    Returns:
+        The opener.
+    """
     return ClipOpener(
         root,
         config.decoder,

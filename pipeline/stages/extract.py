@@ -1,78 +1,62 @@
-"""Stage one's composer: sample -> decode -> backbone and proposals -> RoIAlign -> Extracted ->
-writer, shard after shard.
+"""Stage one: sample -> decode -> backbone and proposals -> RoIAlign -> shard, shard after shard.
 
-A shard is claimed when its first clip is about to be decoded, by whichever process does it
-(`pipeline.workers.claims`): so several runs on one cache share the work, and the workers decode the
-next shard while the device is at this one.
-
-The networks (torch) are imported where they run: a client that only hands out shards does without.
+`extract` decides which shards to write and has an engine share them out. What one process does
+with its shards is in `extract_shards`.
 """
 
-import json
 import os
-import socket
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.cache.fields import GROUPS
-from pipeline.cache.folder import home_of, other_reading
-from pipeline.cache.good_rows import GoodViews
-from pipeline.cache.reader import complete_shard, create_cache, read_cache_json, relabelled_clips
+from pipeline.cache.folder import decoding_warning
+from pipeline.cache.reader import create_cache, read_cache_json, relabelled_clips
 from pipeline.cache.records import read_statistics
-from pipeline.files.atomic_files import Damaged
-from pipeline.files.watched_folder import WatchedFolder
+from pipeline.cache.shards import complete_shard
 from pipeline.manifests.manifest import Clip, Manifest, shard_ranges
 from pipeline.plugins import given_files, take_over
 from pipeline.stages.config import ExtractConfig
+from pipeline.stages.extract_shards import ExtractShards, as_json
 from pipeline.stages.jobs import Advance, RunOptions, ShardJob
 from pipeline.video.video_identity import changed_videos
-from pipeline.video.view_pixels import run_task
 from pipeline.views.sampling import count_views
-from pipeline.workers.claims import (
-    Claim,
-    ClaimWatch,
-    Mark,
-    begin_shard,
-    mark_of,
-    sweep_claims,
-    take_claim,
-)
-from pipeline.workers.cores import cores_here
+from pipeline.workers.claims import ClaimWatch, sweep_claims
+from pipeline.workers.completion import mark_of
 from pipeline.workers.decode_pool import WorkerPool
-from pipeline.workers.engines import Engine, LocalEngine, pick_device, share_jobs
-from pipeline.workers.memory import keep_freed_memory
+from pipeline.workers.engines import Engine, LocalEngine, share_jobs
 from pipeline.workers.waiting import PrintLine
 
 if TYPE_CHECKING:
-    from pipeline.stages.frozen_networks import FrozenNetworks, StoredShapes
+    from pipeline.stages.frozen_networks import StoredShapes
 
-NOMINAL_ASPECT = (
-    16 / 9
-)  # of whole-frame views, when a shard's length is worked out before any video is opened
-VIEWS_AHEAD = 64  # decoded views that may wait for the device, where that leaves a clip per worker
-MOST_DECODERS = 16  # processes, where their number is not given
-AGAIN = 1  # times that a clip is given to another decode process when its own died
+# The shape that whole-frame views are taken to have, because a shard's length is decided before
+# any video is opened.
+NOMINAL_ASPECT = 16 / 9
 
 
 @dataclass
 class ExtractSummary:
-    """What a run did: shards written and shards found complete, and clips and views of the former.
+    """What a run did.
 
-    `failures` are the records of failed clips in all shards that were asked for, whoever wrote
-    them, out of `asked` clips. `warnings` (`clip`, `message`) say what looks wrong with clips that
-    were stored all the same. `changed` are clips of shards found complete whose videos have changed
-    since. `relabelled` are clips whose labels or split differ from the cache's copy of the
-    manifest, which training reads unless it is given another one.
+    Attributes:
+        cache: the cache's folder.
+        shards: shards that this run wrote.
+        already: shards that were complete, or that other runs wrote.
+        clips: clips of the shards that this run wrote.
+        views: views of these clips.
+        asked: clips of all shards that were asked for.
+        failures: the records of failed clips in all of these shards.
+        warnings: (`clip`, `message`) of clips that were stored although something looks wrong.
+        changed: clips of complete shards whose videos have changed since.
+        relabelled: clips whose labels or split differ from the cache's copy of the manifest.
+            Training reads the copy unless it is given another manifest.
+        seconds: wall time.
     """
 
     cache: Path
@@ -99,368 +83,169 @@ def extract(
     engine: Engine | None = None,
     say: PrintLine | None = None,
 ) -> ExtractSummary:
-    """Extracts the shards of `manifest` that `cache` lacks, or of `shards` only; with `redo` also
-    those that are complete, whose good rows are taken over where their videos are the same. Other
-    runs on the same cache share the work.
+    """Extract the shards of a manifest that a cache lacks. Other runs on it share the work.
 
-    `announce(clips to do, clips done before)` is called once and returns `advance(done, failed)`,
-    called after every clip, or every shard of other processes. `engine` says where shards are
-    worked on, by default in this process; elsewhere the paths must lead to the same files. `say` is
-    told whose claims are waited for. Gone if the cache is moved, deleted or replaced while this run
-    writes to it. ValueError if the cache was made with another configuration, or a shard is not in
-    the plan.
+    Args:
+        config: what to compute.
+        manifest: the clips.
+        cache: the cache's folder; it is created if needed.
+        options: how to work; None takes the defaults.
+        shards: the numbers of the shards to extract; None takes all.
+        redo: also write complete shards again. Their good rows are copied if the videos are the
+            same.
+        announce: called once with (clips to do, clips done before). It returns a function that is
+            called with (clips done, clips failed) after every clip, or after every shard of
+            another process.
+        engine: where shards are worked on; None is this process. Elsewhere the paths must lead to
+            the same files.
+        say: prints a line where another run's claim is waited for.
+
+    Returns:
+        What was done.
+
+    Raises:
+        FolderGone: the cache was moved, deleted or replaced during the run.
+        ValueError: the cache was made with another config, or has no such shard.
     """
     options, begun = options or RunOptions(), time.monotonic()
     extractor = ExtractShards(config, manifest.root, options, redo)
-    if engine:
-        with WorkerPool(_describe_with_plugins, workers=1) as other:
-            asked = (config, options), given_files()
-            ((_, described),) = other.imap([asked], ahead=1)
-        if isinstance(described, Exception):
-            raise described
-    else:
-        described = extractor.models.record(), clips_per_shard(extractor.models, options)
-    extractor.record, per_shard = _as_json(described[0]), described[1]
-    plan = create_cache(cache, extractor.record, manifest, per_shard, say)
-    extractor.place = Path(os.path.abspath(plan.folder)), plan.fingerprint
+    record, per_shard = _describe_for(engine, extractor)
+    extractor.record = record
+    plan = create_cache(cache, record, manifest, per_shard, say)
+    # Absolute, because other processes may have another working directory.
+    extractor.cache_id = Path(os.path.abspath(plan.folder)), plan.fingerprint
+
     wanted = range(len(plan)) if shards is None else sorted(set(shards))
     if wanted and not 0 <= min(wanted) <= max(wanted) < len(plan):
         raise ValueError(
             f"shard {max(wanted)}: this cache has {len(plan)} shards, numbered from 0 to "
             f"{len(plan) - 1}"
         )
+
+    # Removes claims and part files of runs that have ended.
     watch = ClaimWatch()
     sweep_claims(plan.folder / "features", watch)
-    jobs, there, summary = (
-        [],
-        [],
-        ExtractSummary(Path(cache), relabelled=relabelled_clips(plan.folder, manifest)),
-    )
+    summary = ExtractSummary(Path(cache), relabelled=relabelled_clips(plan.folder, manifest))
+    jobs: list[ShardJob] = []
+    complete: list[tuple[Sequence[Clip], Mapping]] = []
     for shard in wanted:
         clips, path = plan.clips(shard), Path(os.path.abspath(plan.path(shard)))
         summary.asked += len(clips)
         if redo or not plan.done(shard):
             jobs.append(ShardJob(shard, path, plan.attrs(shard), clips, mark_of(path)))
-        else:
-            summary.already += 1
-            there.append((clips, complete_shard(plan, shard)))
-            summary.failures += there[-1][1].get("failures", ())
-            summary.warnings += there[-1][1].get("warnings", ())
-    advance = (
-        announce(sum(len(job.clips) for job in jobs), summary.asked)
-        if announce
-        else (lambda done, failed: None)
-    )
-    if jobs and say and (line := other_reading(plan.folder)):
-        say(line)
+            continue
+        statistics = complete_shard(plan, shard)
+        complete.append((clips, statistics))
+        summary.already += 1
+        summary.failures += statistics.get("failures", ())
+        summary.warnings += statistics.get("warnings", ())
+
+    if announce:
+        extractor.advance = announce(sum(len(job.clips) for job in jobs), summary.asked)
     if not jobs:
-        summary.changed = _changed_clips(there)
+        summary.changed = _changed_clips(complete)
         return summary
-    extractor.advance = advance
-    with (
-        closing(extractor),
-        closing(
-            share_jobs(
-                extractor, jobs, engine or LocalEngine(), extractor.finished, extractor.home, say
-            )
-        ) as results,
-    ):
-        for job, record in results:
-            written = record or read_statistics(job.path, job.attrs)
-            failures = written.get("failures", [])
-            summary.failures += failures
-            summary.warnings += written.get("warnings", ())
-            if job.shard not in extractor.told:
-                advance(len(job.clips), len(failures))
-            if record:
-                summary.shards += 1
-                summary.clips += record["clips"]
-                summary.views += record["views"]
-            else:
-                summary.already += 1
-        extractor.home.check()
+
+    if say:
+        warning = decoding_warning(plan.folder)
+        if warning:
+            say(warning)
+    _share_and_collect(extractor, jobs, engine or LocalEngine(), summary, say)
     sweep_claims(plan.folder / "features", watch)
     summary.seconds = time.monotonic() - begun
-    summary.changed = _changed_clips(there)
+    # Last: on a network file system, a look at a million files would keep the workers waiting.
+    summary.changed = _changed_clips(complete)
     return summary
 
 
-def _changed_clips(there: list[tuple[Sequence[Clip], Mapping]]) -> list[str]:
-    """The clips of shards that were there, with their statistics, whose videos have changed since.
-    Last of all: on a network's disk, a million looks at files would keep workers waiting."""
-    return [clips[place].clip for clips, record in there for place in changed_videos(record, clips)]
+def _describe_for(engine: Engine | None, extractor: ExtractShards) -> tuple[dict, int]:
+    """The config as the cache records it, and clips per shard.
+
+    With an engine, the networks are loaded in another process, which ends: this one stays small.
+    """
+    if engine is None:
+        models = extractor.models
+        return as_json(models.record()), clips_per_shard(models, extractor.options)
+    with WorkerPool(_describe_with_plugins, workers=1) as other:
+        asked = (extractor.config, extractor.options), given_files()
+        ((_, described),) = other.imap([asked], ahead=1)
+    if isinstance(described, Exception):
+        raise described
+    return as_json(described[0]), described[1]
+
+
+def _share_and_collect(
+    extractor: ExtractShards,
+    jobs: list[ShardJob],
+    engine: Engine,
+    summary: ExtractSummary,
+    say: PrintLine | None,
+) -> None:
+    """Have all shards written, by this run or others, and add them to the summary."""
+    with closing(extractor):
+        shared = share_jobs(extractor, jobs, engine, extractor.finished, extractor.watched, say)
+        with closing(shared) as results:
+            for job, record in results:
+                statistics = record or read_statistics(job.path, job.attrs)
+                failures = statistics.get("failures", [])
+                summary.failures += failures
+                summary.warnings += statistics.get("warnings", ())
+                # Shards of this process have reported their clips one by one.
+                if job.shard not in extractor.reported:
+                    extractor.advance(len(job.clips), len(failures))
+                if record:
+                    summary.shards += 1
+                    summary.clips += record["clips"]
+                    summary.views += record["views"]
+                else:
+                    summary.already += 1
+            extractor.watched.check()
+
+
+def _changed_clips(complete: list[tuple[Sequence[Clip], Mapping]]) -> list[str]:
+    """The clips of complete shards, given with their statistics, whose videos have changed."""
+    changed = []
+    for clips, statistics in complete:
+        changed += [clips[position].clip for position in changed_videos(statistics, clips)]
+    return changed
 
 
 def count_shards(
     config: ExtractConfig, manifest: Manifest, cache: str | Path, options: RunOptions
 ) -> int:
-    """How many shards `extract` would make, or has planned; writes nothing."""
-    made = Path(cache) / "cache.json"
-    each = (
-        read_cache_json(made.parent)["per_shard"]
-        if made.exists()
-        else describe((config, options))[1]
-    )
-    return len(shard_ranges(len(manifest.clips), each))
+    """Return how many shards `extract` would make. Nothing is written.
 
+    Args:
+        config: what to compute.
+        manifest: the clips.
+        cache: the cache's folder. If it is a cache, its own clips per shard count.
+        options: how to work.
 
-@dataclass
-class ClaimedShard:
-    """A shard that this process has claimed: what its decode tasks are, and what is taken over from
-    the file that is there.
+    Returns:
+        The number of shards.
     """
-
-    job: ShardJob
-    claim: Claim
-    mark: Mark
-    good: GoodViews | None = None
-    tasks: int = 0
-
-
-class ExtractShards:
-    """Stage one in one process: networks and decode workers are loaded once and serve one shard
-    after another.
-
-    root: folder that no clip may leave. `advance(done, failed)` is called after every clip of a
-    shard in `told`. `record`, if given, is the configuration that the cache was made with: another
-    machine may hold other weights under the same path. `place` is the cache's folder and its
-    fingerprint.
-    """
-
-    def __init__(self, config: ExtractConfig, root: Path, options: RunOptions, redo: bool):
-        self.config, self.root, self.options, self.redo = config, root, options, redo
-        self.record: dict | None = None
-        self.place: tuple[Path, str] | None = None
-        self.advance: Advance = lambda done, failed: None
-        self.told: set[int] = set()
-        self.cores = cores_here()
-
-    def __getstate__(self) -> dict:
-        state = {
-            name: getattr(self, name)
-            for name in ("config", "root", "options", "redo", "record", "place")
-        }
-        return {**state, "plugins": given_files()}
-
-    def __setstate__(self, state: dict) -> None:
-        take_over(state["plugins"])
-        self.__init__(*(state[name] for name in ("config", "root", "options", "redo")))
-        self.record, self.place = state["record"], state["place"]
-        keep_freed_memory()
-
-    @cached_property
-    def models(self) -> "FrozenNetworks":
-        """The networks. ValueError if they are not those that the cache was made with."""
-        from pipeline.stages.frozen_networks import FrozenNetworks
-
-        models = FrozenNetworks(self.config, pick_device(self.options.device), self.options.compile)
-        if self.record is not None and _as_json(models.record()) != self.record:
-            here = socket.gethostname()
-            raise ValueError(
-                f"{here}: other weights than those that this run began with; let all machines "
-                f"read the same"
-            )
-        return models
-
-    @cached_property
-    def home(self) -> WatchedFolder:
-        """The cache's folders, identified when this process began to work there. CacheError if
-        there is no cache.
-        """
-        return home_of(*self.place, "features")
-
-    @cached_property
-    def pool(self) -> WorkerPool:
-        """The decode workers."""
-        workers = self.options.workers
-        workers = decoders_for(self.models.device.type, self.cores) if workers is None else workers
-        return WorkerPool(run_task, workers=workers, timeout=self.options.time_limit, again=AGAIN)
-
-    def close(self) -> None:
-        """Ends the decode workers, if there are any."""
-        if "pool" in vars(self):
-            self.pool.close()
-        if "home" in vars(self):
-            self.home.close()
-
-    def finished(self, job: ShardJob) -> bool:
-        """Whether a shard is complete; to do it again, whether that has been done since this run
-        began.
-        """
-        mark = mark_of(job.path)
-        return mark is not None and (not self.redo or mark != job.mark)
-
-    def __call__(self, job: ShardJob) -> dict | None:
-        """The statistics of a shard; None if another run is at it, or was."""
-        ((_, record),) = self.stream([job])
-        return record
-
-    def stream(self, jobs: Iterable[ShardJob]) -> Iterator[tuple[ShardJob, dict | None]]:
-        """(job, statistics) of one shard after the other, whose clips are decoded ahead; None as
-        for a call.
-        """
-        from pipeline.stages.shard_composer import decode_tasks
-
-        turns: deque[ClaimedShard] = deque()
-        others: deque[ShardJob] = deque()
-        held: set[Claim] = set()
-
-        def tasks() -> Iterator:
-            for job in jobs:
-                if (turn := self._claim(job)) is None:
-                    others.append(job)
-                    continue
-                held.add(turn.claim)
-                tasks = decode_tasks(self.models, self.root, job.clips, turn.good)
-                turn.tasks = len(tasks)
-                turns.append(turn)
-                yield from tasks
-
-        finishing: deque[tuple[ShardJob, Future]] = deque()
-
-        def settled(most: int) -> Iterator[tuple[ShardJob, dict | None]]:
-            while others:
-                yield others.popleft(), None
-            while len(finishing) > most:
-                job, future = finishing.popleft()
-                yield job, future.result()
-
-        results, peeked = self.pool.imap(tasks(), ahead=self._ahead()), deque()
-
-        def results_of(turn: ClaimedShard) -> Iterator:
-            for _ in range(turn.tasks):
-                yield peeked.popleft() if peeked else next(results)
-
-        try:
-            with (
-                ThreadPoolExecutor(1, "finish") as finisher,
-                ThreadPoolExecutor(1, "write") as disk,
-            ):
-                while True:
-                    if not turns:
-                        peeked.extend(
-                            islice(results, 1)
-                        )  # makes the tasks, whose shard is claimed then
-                    if not turns:
-                        break
-                    turn = turns.popleft()
-                    if complete := self._compose(turn, results_of(turn), disk):
-                        finishing.append(
-                            (
-                                turn.job,
-                                finisher.submit(_finish, self._at_home(complete), turn.claim),
-                            )
-                        )
-                        yield from settled(
-                            1
-                        )  # at most one shard is being hashed while the next is computed
-                    else:
-                        others.append(turn.job)
-                yield from settled(0)
-        finally:
-            for claim in held:
-                # a shard that waited for its turn to be hashed, where an earlier one's failed
-                claim.abandon()
-
-    def _compose(
-        self, turn: ClaimedShard, results: Iterator, disk: ThreadPoolExecutor
-    ) -> Callable[[], dict | None] | None:
-        """Writes a shard up to what is left to do; None if its part file was taken away because we
-        seemed to be dead.
-        """
-        from pipeline.stages.shard_composer import ShardComposer
-
-        composer = ShardComposer(
-            turn.job, turn.claim, turn.mark, self.models, self.options, disk, turn.good
-        )
-        self.told.add(turn.job.shard)
-
-        def advance(done: int, failed: int) -> None:
-            self.home.check()  # else hours of work could be lost in a deleted cache
-            self.advance(done, failed)
-
-        try:
-            return composer.run(results, advance)
-        except OSError:
-            self.home.check()
-            if turn.claim.held():
-                raise
-            deque(results, maxlen=0)
-            return None
-
-    def _at_home(self, complete: Callable[[], dict | None]) -> Callable[[], dict | None]:
-        """Wraps `complete`, the last step of a shard: it names files only in the cache that this
-        run began with.
-        """
-
-        def guarded() -> dict | None:
-            with self.home.guarded():
-                self.home.check()
-                return complete()
-
-        return guarded
-
-    def _claim(self, job: ShardJob) -> ClaimedShard | None:
-        with self.home.guarded():
-            claim = take_claim(job.path)
-        if claim is None:
-            return None
-        try:
-            self.home.check()  # the claim lies in the cache that this run began with
-            if self.finished(job):
-                claim.release()
-                return None
-            if not self.redo:
-                return ClaimedShard(job, claim, begin_shard(job.path))
-            from pipeline.stages.shard_composer import group_plans, rows_of
-
-            good = GoodViews(job.path, job.attrs, group_plans(self.models, job.clips, {}))
-            for place in self._changed(job):
-                good.forget(rows_of(self.config.sampling, place))
-            return ClaimedShard(job, claim, mark_of(job.path), good)
-        except BaseException:
-            claim.release()
-            raise
-
-    def _changed(self, job: ShardJob) -> list[int]:
-        """Which clips of a shard that is there have other videos now."""
-        try:
-            return changed_videos(read_statistics(job.path), job.clips)
-        except (OSError, Damaged):  # what it was made from, nobody knows any more
-            return []
-
-    def _ahead(self) -> int:
-        """Every worker has a task and one waits for each, unless clips have so many views that a
-        few fill the memory.
-        """
-        views, workers = sum(count_views(self.config.sampling).values()), self.pool.workers
-        return max(1, workers, min(2 * workers, VIEWS_AHEAD // views))
-
-
-def _finish(complete: Callable[[], dict | None], claim: Claim) -> dict | None:
-    with claim:
-        return complete()
-
-
-def _as_json(record: dict) -> dict:
-    return json.loads(json.dumps(record))
-
-
-def decoders_for(device: str, cores: int) -> int:
-    """On a CPU the networks want every core and one process decodes faster than they run; beside a
-    GPU the cores are free.
-    """
-    return 1 if device == "cpu" else max(1, min(MOST_DECODERS, cores - 1))
+    folder = Path(cache)
+    if (folder / "cache.json").exists():
+        per_shard = read_cache_json(folder)["per_shard"]
+    else:
+        _, per_shard = describe((config, options))
+    return len(shard_ranges(len(manifest.clips), per_shard))
 
 
 def describe(asked: tuple[ExtractConfig, RunOptions]) -> tuple[dict, int]:
-    """The configuration as a cache records it, and clips per shard: loads the networks' weights,
-    and computes nothing.
+    """Load the networks' weights to describe an extraction; nothing is computed.
+
+    Args:
+        asked: the config and the options.
+
+    Returns:
+        The config as a cache records it, and clips per shard.
     """
     from pipeline.stages.frozen_networks import StoredShapes
 
-    outline = StoredShapes(asked[0])
-    return outline.record(), clips_per_shard(outline, asked[1])
+    config, options = asked
+    stored = StoredShapes(config)
+    return stored.record(), clips_per_shard(stored, options)
 
 
 def _describe_with_plugins(
@@ -472,22 +257,27 @@ def _describe_with_plugins(
     return describe(config_and_options)
 
 
-def clips_per_shard(outline: "StoredShapes", options: RunOptions) -> int:
-    """Clips whose tensors fill about `shard_bytes`, from the shapes alone, so that it is the same
-    on every machine.
+def clips_per_shard(stored: "StoredShapes", options: RunOptions) -> int:
+    """Return how many clips a shard holds. Only shapes count, so all machines agree.
+
+    Args:
+        stored: the shapes of what is stored.
+        options: `shard_size`, or else `shard_bytes`.
+
+    Returns:
+        At least 1.
     """
     if options.shard_size:
         return options.shard_size
-    sampling, total = outline.config.sampling, 0
+    sampling = stored.config.sampling
+    feature_bytes = np.dtype(stored.config.dtype).itemsize
+    clip_bytes = 0
     for group in GROUPS:
-        size = sampling.size_of(group) or (
-            sampling.resized,
-            round(sampling.resized * NOMINAL_ASPECT),
-        )
-        width = np.dtype(outline.config.dtype).itemsize
-        view = sum(
-            int(np.prod(shape)) * (width if len(shape) > 1 else 4)
-            for shape in outline.shapes(size).values()
-        )
-        total += view * count_views(sampling)[group]
-    return max(1, options.shard_bytes // total)
+        size = sampling.size_of(group)
+        if not size:
+            size = sampling.resized, round(sampling.resized * NOMINAL_ASPECT)
+        view_bytes = 0
+        for shape in stored.shapes(size).values():
+            view_bytes += int(np.prod(shape)) * (feature_bytes if len(shape) > 1 else 4)
+        clip_bytes += view_bytes * count_views(sampling)[group]
+    return max(1, options.shard_bytes // clip_bytes)

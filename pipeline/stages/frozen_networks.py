@@ -1,4 +1,4 @@
-"""The frozen networks of stage one: pixels of views in, the tensors that are stored out."""
+"""The frozen networks of stage one: pixels of views in, the stored tensors out."""
 
 import time
 from collections import defaultdict
@@ -17,18 +17,32 @@ from pipeline.regions.roi_align import roi_align
 from pipeline.stages.config import ExtractConfig
 from pipeline.video.view_pixels import ClipPixels, step_frames
 
-Boxes = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes [T,N,4], scores [T,N], valid [T,N]
+# boxes [T,N,4], scores [T,N], valid [T,N]
+Boxes = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class StoredShapes:
-    """Shapes and checksums of what the networks of a configuration store. It computes nothing and
-    needs no device.
+    """The shapes and checksums of what a config stores. It computes nothing and needs no device.
 
-    `cut` is the last cut; `steps` is T; `num_boxes` is N (0 when no boxes are wanted). `backbone`
-    and `source` are on the CPU.
+    Attributes:
+        config: the config.
+        backbone: the backbone, on the CPU.
+        cut: the last cut, whose map is pooled and aligned.
+        steps: T.
+        weights_sha256: of the backbone's weights, "" without any.
+        source: the source of boxes, on the CPU; None if no boxes are wanted.
+        num_boxes: N; 0 if no boxes are wanted.
     """
 
     def __init__(self, config: ExtractConfig):
+        """Build the networks and load their weights.
+
+        Args:
+            config: the config.
+
+        Raises:
+            ValueError: unknown names or options, or weights that do not fit.
+        """
         self.config = config
         self.backbone = backbone_of(config)
         self.cut = config.cut or self.backbone.last
@@ -39,33 +53,41 @@ class StoredShapes:
 
     @property
     def frame_size(self) -> int | None:
-        """Short side in pixels of the whole frames that the source of boxes looks at; None if it
-        needs none.
+        """The short side, in pixels, of the whole frames that the source of boxes reads.
+
+        None if it reads none.
         """
         return self.source.frame_size if self.source else None
 
     def record(self) -> dict:
-        """The configuration for the cache's fingerprint, with the checksums of the weights that
-        were loaded.
-        """
-        return self.config.computed(
-            self.weights_sha256, self.source.weights_sha256 if self.source else ""
-        )
+        """Return the config for the cache's fingerprint, with the checksums of loaded weights."""
+        source_sha256 = self.source.weights_sha256 if self.source else ""
+        return self.config.computed(self.weights_sha256, source_sha256)
 
     def grids(self, size: tuple[int, int]) -> dict[str, tuple[int, int]]:
-        """(h, w) of the last cut's map, as `grid`, and of each stored one, for a view of `size`
-        (height, width) in pixels.
+        """Return the true sizes of a view's maps.
+
+        Args:
+            size: (height, width) of the view in pixels.
+
+        Returns:
+            "grid" -> (h, w) of the last cut's map, and "grid.CUT" -> (h, w) of each other stored
+            one.
         """
-        stored = {
-            grid_at(cut): self.backbone.grid(cut, size)
-            for cut in self.config.cuts
-            if cut != self.cut
-        }
-        return {"grid": self.backbone.grid(self.cut, size), **stored}
+        grids = {"grid": self.backbone.grid(self.cut, size)}
+        for cut in self.config.cuts:
+            if cut != self.cut:
+                grids[grid_at(cut)] = self.backbone.grid(cut, size)
+        return grids
 
     def shapes(self, size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
-        """The shape of every stored tensor of a view whose pixels measure `size` (height, width),
-        without the R axis.
+        """Return the shapes of a view's stored tensors.
+
+        Args:
+            size: (height, width) of the view in pixels.
+
+        Returns:
+            Field -> shape without the axis R.
         """
         frames, steps, boxes = self.config.sampling.frames, self.steps, self.num_boxes
         channels = self.backbone.channels(self.cut)
@@ -82,6 +104,7 @@ class StoredShapes:
             "flip": (),
             **dict.fromkeys(self.grids(size), (2,)),
         }
+        # What is not known by name is a map at a cut.
         for name in self.config.keep:
             if name in known:
                 shapes[name] = known[name]
@@ -92,13 +115,24 @@ class StoredShapes:
 
 
 class FrozenNetworks(StoredShapes):
-    """The backbone and the source of boxes that a configuration names, frozen, on one device.
+    """The backbone and the source of boxes of a config, frozen, on one device.
 
-    `seconds` sums what each part took. ValueError for a precision that the device does not compute
-    in.
+    Attributes:
+        device: the device.
+        seconds: "backbone" and "proposals" -> seconds spent in it.
     """
 
     def __init__(self, config: ExtractConfig, device: str = "cpu", compile: bool = False):
+        """Build the networks, load their weights and move them to a device.
+
+        Args:
+            config: the config.
+            device: "cpu" or "cuda".
+            compile: whether `torch.compile` compiles the backbone.
+
+        Raises:
+            ValueError: as for `StoredShapes`, or the device does not compute in the precision.
+        """
         super().__init__(config)
         self.device = torch.device(device)
         self.backbone = freeze(
@@ -110,8 +144,14 @@ class FrozenNetworks(StoredShapes):
 
     @torch.inference_mode()
     def boxes(self, clip: Clip, pixels: ClipPixels) -> list[Boxes]:
-        """Boxes of every view of a clip, in the view's own [0,1]; each frame of the video passes
-        the source once.
+        """Find the boxes of every view of a clip. Each frame of the video is looked at once.
+
+        Args:
+            clip: the clip.
+            pixels: its decoded frames and views.
+
+        Returns:
+            For each view, boxes in [0,1] of the view, scores, and which are valid.
         """
         if self.source is None:
             return [_no_boxes(self.steps)] * len(pixels.views)
@@ -121,8 +161,14 @@ class FrozenNetworks(StoredShapes):
         return views
 
     def remark(self, clip: Clip, pixels: ClipPixels) -> str:
-        """What looks wrong with a clip's boxes although they can be used, in words; "" if
-        nothing.
+        """Return what looks wrong with a clip's boxes although they can be used.
+
+        Args:
+            clip: the clip.
+            pixels: its decoded frames.
+
+        Returns:
+            A text; "" if nothing looks wrong.
         """
         if self.source is None or not hasattr(self.source, "remark"):
             return ""
@@ -132,28 +178,33 @@ class FrozenNetworks(StoredShapes):
     def tensors(
         self, frames: np.ndarray, boxes: np.ndarray, valid: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """The computed fields of a batch of views of one size.
+        """Compute the fields of a batch of views of one size.
 
-        frames uint8 [B,F,h,w,3]; boxes [B,T,N,4] xyxy in [0,1] of the view; valid [B,T,N]. Returns
-        arrays of the stored dtype with the batch first: `pooled` [B,T,C], `nodes` [B,T,N,C] and a
-        map [B,T,C,h,w] for each cut that is kept.
+        Args:
+            frames: uint8 [B,F,h,w,3].
+            boxes: float32 [B,T,N,4], xyxy in [0,1] of the view.
+            valid: bool [B,T,N].
+
+        Returns:
+            Arrays of the stored dtype: "pooled" [B,T,C], "nodes" [B,T,N,C], and a map
+            [B,T,C,h,w] for each cut, as far as the config keeps them.
         """
         begun = time.perf_counter()
         keep = self.config.keep
         batch = self.backbone.prepare(torch.from_numpy(frames).to(self.device))
         maps = self.backbone.maps(batch, cuts=tuple(dict.fromkeys((*self.config.cuts, self.cut))))
-        last = maps[self.cut]
+        last = maps[self.cut]  # [B,C,T,h,w]
+
         out = {cut: maps[cut].permute(0, 2, 1, 3, 4) for cut in self.config.cuts}
         if "pooled" in keep:
             out["pooled"] = last.float().mean((-2, -1)).transpose(1, 2)
         if "nodes" in keep:
-            places = (
-                torch.from_numpy(boxes).to(self.device),
-                torch.from_numpy(valid).to(self.device),
-            )
-            out["nodes"] = roi_align(last, *places, pool=self.config.roi_pool)
-        # Cast on the device: half the bytes cross to the host; a value that overflows becomes inf,
-        # which the writer refuses.
+            boxes_here = torch.from_numpy(boxes).to(self.device)
+            valid_here = torch.from_numpy(valid).to(self.device)
+            out["nodes"] = roi_align(last, boxes_here, valid_here, pool=self.config.roi_pool)
+
+        # Cast on the device, so that half the bytes cross to the host. A value that overflows
+        # becomes infinite, which the writer refuses.
         dtype = getattr(torch, self.config.dtype)
         arrays = {name: tensor.to(dtype).cpu().numpy() for name, tensor in out.items()}
         self.seconds["backbone"] += time.perf_counter() - begun
@@ -161,21 +212,38 @@ class FrozenNetworks(StoredShapes):
 
 
 def backbone_of(config: ExtractConfig) -> Backbone:
-    """The backbone that a configuration names, with its weights, in training mode on the CPU."""
+    """Build the backbone of a config, with its weights.
+
+    Args:
+        config: the config.
+
+    Returns:
+        The backbone, in training mode, on the CPU.
+
+    Raises:
+        ValueError: unknown name or options, or weights that do not fit.
+    """
     with torch.random.fork_rng(devices=[]), _wrong_types("backbone_options"):
         # Without weights the network is random, and a resumed run needs the same one. Not
-        # torch.manual_seed: it would also seed the generators of GPUs, which fork_rng does not put
-        # back.
+        # `torch.manual_seed`: it also seeds the generators of GPUs, which `fork_rng` would not
+        # restore.
         torch.default_generator.manual_seed(config.seed)
         return build_backbone(config.backbone, weights=config.weights, **config.backbone_options)
 
 
 def source_of(config: ExtractConfig, device: str | torch.device):
-    """The source of boxes that a configuration names, on its device; None where no boxes are
-    wanted.
+    """Build the source of boxes of a config.
 
-    On a CPU, fp32 replaces fp16: it is a hundred times faster there, and the boxes differ by
-    rounding only.
+    Args:
+        config: the config.
+        device: where it computes. On a CPU, fp32 replaces fp16: fp16 is a hundred times slower
+            there, and the boxes differ by rounding only.
+
+    Returns:
+        The source; None if no boxes are wanted.
+
+    Raises:
+        ValueError: unknown name or options, or weights that do not fit.
     """
     source = _built_source(config)
     slow = config.precision == "fp16" and torch.device(device).type == "cpu"
@@ -183,9 +251,7 @@ def source_of(config: ExtractConfig, device: str | torch.device):
 
 
 def _built_source(config: ExtractConfig):
-    """The source of boxes that a configuration names, as it is built: on the CPU; None where no
-    boxes are wanted.
-    """
+    """The source of boxes on the CPU; None if no boxes are wanted."""
     if not config.wants_boxes:
         return None
     with _wrong_types("proposal_options"):
@@ -193,8 +259,16 @@ def _built_source(config: ExtractConfig):
 
 
 def boxes_of(source, clip: Clip, pixels: ClipPixels, steps: int) -> list[Boxes]:
-    """The boxes of `source` for every view of a clip at its `steps` feature steps, in the view's
-    own [0,1].
+    """Find the boxes of every view of a clip.
+
+    Args:
+        source: a source of boxes.
+        clip: the clip.
+        pixels: its decoded frames and views.
+        steps: T.
+
+    Returns:
+        For each view, boxes [T,N,4] in [0,1] of the view, scores [T,N], valid [T,N].
     """
     frames = None if pixels.frames is None else torch.from_numpy(pixels.frames)
     found, scores = source.propose(frames, clip, pixels.info, pixels.numbers)
@@ -203,17 +277,17 @@ def boxes_of(source, clip: Clip, pixels: ClipPixels, steps: int) -> list[Boxes]:
     views = []
     for view in pixels.views:
         rows = [row_of[pixels.info.first + k] for k in step_frames(view, steps)]
-        there, keep = found[rows], scores[rows] >= 0
+        boxes, keep = found[rows], scores[rows] >= 0
         if not source.in_view:
-            there, inside = geometry.to_view(there, view.crop, source_size, view.flip)
+            boxes, inside = geometry.to_view(boxes, view.crop, source_size, view.flip)
             keep &= inside
-        views.append(geometry.pack(there, scores[rows], keep, source.num_boxes))
+        views.append(geometry.pack(boxes, scores[rows], keep, source.num_boxes))
     return views
 
 
 @contextmanager
 def _wrong_types(options: str) -> Iterator[None]:
-    """A text where an option takes a number is the user's slip, not ours."""
+    """Turn a TypeError into a ValueError: the user gave text where an option takes a number."""
     try:
         yield
     except TypeError as error:
@@ -223,8 +297,5 @@ def _wrong_types(options: str) -> Iterator[None]:
 
 
 def _no_boxes(steps: int) -> Boxes:
-    return (
-        np.zeros((steps, 0, 4), np.float32),
-        np.zeros((steps, 0), np.float32),
-        np.zeros((steps, 0), bool),
-    )
+    boxes = np.zeros((steps, 0, 4), np.float32)
+    return boxes, boxes[..., 0].copy(), np.zeros((steps, 0), bool)

@@ -1,4 +1,4 @@
-"""Stage two: computes the graphs of every shard and stores them beside its features."""
+"""Stage two: compute the graphs of every shard and store them beside its features."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,24 +8,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.cache.fields import FIELDS
-from pipeline.cache.folder import home_of
-from pipeline.cache.reader import Cache, CacheError, Group, made_from
+from pipeline.cache.folder import watch_cache_folder
+from pipeline.cache.reader import Cache, CacheError, Group
 from pipeline.cache.shard_writer import GroupPlan, ShardWriter
+from pipeline.cache.shards import made_from
 from pipeline.files.atomic_files import Damaged
 from pipeline.files.watched_folder import WatchedFolder
 from pipeline.regions.graphs import GRAPHS, NEEDS, GraphOptions, graphs_of, require_neighbours
-from pipeline.workers.claims import (
-    Claim,
-    ClaimWatch,
-    begin_shard,
-    finish_shard,
-    sweep_claims,
-    take_claim,
-)
+from pipeline.workers.claims import Claim, ClaimWatch, sweep_claims, take_claim
+from pipeline.workers.completion import begin_shard, finish_shard
 from pipeline.workers.engines import Engine, LocalEngine, pick_device, share_jobs
 from pipeline.workers.waiting import PrintLine
 
-BATCH_BYTES = 64 << 20  # of nodes and inner products at a time: more gains nothing and costs memory
+# Bytes of nodes and inner products at a time. More would only cost memory.
+BATCH_BYTES = 64 << 20
 
 
 def build_graphs(
@@ -39,106 +35,152 @@ def build_graphs(
     engine: Engine | None = None,
     say: PrintLine | None = None,
 ) -> list[dict]:
-    """Computes the graphs of every complete shard that lacks them, or whose features were written
-    again since.
+    """Compute the graphs of every complete shard that lacks them, or whose graphs are stale.
 
-    Returns the statistics of the shards that it wrote; those that are up to date, with the same
-    options, are left alone, and other runs on the cache share the work. `workers` processes of this
-    machine (0: this one), unless an `engine` says where. `announce(views to do, views there are)`
-    is called once and returns `advance(done, failed)`. `say` is told whose claims are waited for.
-    Gone if the cache is moved, deleted or replaced meanwhile. CacheError if a field that the graphs
-    need is not stored; ValueError for options that do not fit.
+    Graphs that were computed with the same options from the same features stay. Other runs on the
+    cache share the work.
+
+    Args:
+        path: the cache.
+        which: the graphs: any of "iou", "nearest", "similar".
+        neighbours: M, nodes that "similar" keeps per node.
+        workers: processes on this machine; 0 is this process.
+        device: "auto", "cpu" or "cuda", of the process that computes.
+        compression: of the shards: "none", "lzf" or "zstd".
+        announce: called once with (views to do, views in all). It returns a function that is
+            called with (views done, 0) after every shard.
+        engine: where shards are worked on, in place of `workers`.
+        say: prints a line where another run's claim is waited for.
+
+    Returns:
+        The statistics of the shards that this run wrote, in the order of the shards.
+
+    Raises:
+        FolderGone: the cache was moved, deleted or replaced during the run.
+        CacheError: a field that the graphs need is not stored, or no shard is complete.
+        ValueError: unknown graphs, or more neighbours than nodes.
     """
     maker = ShardGraphs(Path(path), GraphOptions(tuple(which), neighbours), device, compression)
     maker.check()
     features, graphs = maker.cache.records["features"], maker.cache.records["graphs"]
-    sizes = {
-        shard: sum(group["rows"] for group in record["groups"].values())
-        for shard, record in features.items()
-    }
-    todo = [
-        shard
-        for shard in features
-        if shard not in graphs or graphs[shard].get("options") != maker.options.record
-    ]
-    advance = (
-        announce(sum(sizes[s] for s in todo), sum(sizes.values()))
-        if announce
-        else lambda done, failed: None
-    )
-    written, watch = [], ClaimWatch()
+    views: dict[int, int] = {}
+    jobs: list[GraphJob] = []
+    for shard, record in features.items():
+        views[shard] = sum(group["rows"] for group in record["groups"].values())
+        if shard not in graphs or graphs[shard].get("options") != maker.options.record:
+            jobs.append(GraphJob(shard, maker.cache.shards.path(shard, "graphs")))
+
+    advance = _ignore
+    if announce:
+        advance = announce(sum(views[job.shard] for job in jobs), sum(views.values()))
+    written: list[dict] = []
+    watch = ClaimWatch()
     sweep_claims(maker.path / "graphs", watch)
-    jobs = [GraphJob(shard, maker.cache.shards.path(shard, "graphs")) for shard in todo]
     if jobs:
+        # More processes than shards would have nothing to do.
         engine = engine or LocalEngine(min(workers, len(jobs)))
-        with closing(share_jobs(maker, jobs, engine, maker.finished, maker.home, say)) as results:
+        shared = share_jobs(maker, jobs, engine, maker.finished, maker.watched, say)
+        with closing(shared) as results:
             for job, record in results:
-                written += [record] if record else []
-                advance(sizes[job.shard], 0)
+                if record:
+                    written.append(record)
+                advance(views[job.shard], 0)
     sweep_claims(maker.path / "graphs", watch)
     return sorted(written, key=lambda record: record["shard"])
 
 
+def _ignore(done: int, failed: int) -> None:
+    """Report progress to nobody."""
+
+
 class GraphJob(NamedTuple):
-    """A shard whose graphs are to be made, and their file."""
+    """A shard whose graphs are to be computed.
+
+    Attributes:
+        shard: its number.
+        path: the HDF5 file of its graphs.
+    """
 
     shard: int
     path: Path
 
 
 class ShardGraphs:
-    """Computes the graphs of one shard after another; each process that it is sent to opens the
-    cache once.
+    """Computes the graphs of one shard after another.
 
-    `device` is `auto`, `cpu` or `cuda`, of the process that computes.
+    Each process that gets a pickled copy opens the cache once.
     """
 
     def __init__(self, path: Path, options: GraphOptions, device: str, compression: str):
+        """Remember what to do; the cache is opened later.
+
+        Args:
+            path: the cache.
+            options: which graphs.
+            device: "auto", "cpu" or "cuda", of the process that computes.
+            compression: of the shards: "none", "lzf" or "zstd".
+        """
         self.path, self.options, self.device, self.compression = path, options, device, compression
 
     def __getstate__(self) -> dict:
-        return {key: value for key, value in vars(self).items() if key not in ("cache", "home")}
+        # Each process opens the cache itself.
+        return {key: value for key, value in vars(self).items() if key not in ("cache", "watched")}
 
     @cached_property
     def cache(self) -> Cache:
+        """The cache, as it was when this process opened it."""
         return Cache(self.path)
 
     @cached_property
-    def home(self) -> WatchedFolder:
-        """The cache's folders, identified when this process began."""
-        return home_of(self.cache.path, self.cache.fingerprint, "graphs")
+    def watched(self) -> WatchedFolder:
+        """A watch on the cache's folders from now on."""
+        return watch_cache_folder(self.cache.path, self.cache.fingerprint, "graphs")
 
     def check(self) -> None:
-        """CacheError or ValueError if the cache holds no views, or they do not allow these
-        graphs.
+        """Check that the cache has what the graphs need.
+
+        Raises:
+            CacheError: no shard is complete, or a field is not stored.
+            ValueError: there are more neighbours than nodes.
         """
         if not self.cache.groups:
             raise CacheError(f"{self.path}: no shard is complete yet; run `vidgraph extract` first")
+        which = self.options.which
         for name in self.cache.groups:
             group = self.cache[name]
             for field in self._needs():
                 if field not in group.fields:
-                    graphs = ", ".join(
-                        graph for graph in self.options.which if field in NEEDS[graph]
-                    )
-                    advice = f"extract with --keep {'nodes' if field == 'nodes' else 'boxes'}, or leave {graphs} out of --which"
-                    raise CacheError(
-                        f"{self.path} {name}: {graphs} need {field}, which is not stored; {advice}"
-                    )
+                    self._refuse_without(field, name)
             steps, count = group.shape("valid")
-            if "iou" in self.options.which and steps < 2:
+            if "iou" in which and steps < 2:
                 raise CacheError(
                     f"{self.path} {name}: iou needs 2 steps, the views have {steps}; leave it out "
                     f"of --which"
                 )
-            if "similar" in self.options.which:
+            if "similar" in which:
                 require_neighbours(self.options.neighbours, steps * count)
 
+    def _refuse_without(self, field: str, group: str) -> None:
+        graphs = ", ".join(graph for graph in self.options.which if field in NEEDS[graph])
+        kept = "nodes" if field == "nodes" else "boxes"
+        raise CacheError(
+            f"{self.path} {group}: {graphs} need {field}, which is not stored; extract with "
+            f"--keep {kept}, or leave {graphs} out of --which"
+        )
+
     def _needs(self) -> list[str]:
-        return sorted({field for graph in self.options.which for field in NEEDS[graph]})
+        """The fields that the graphs are computed from."""
+        fields = set()
+        for graph in self.options.which:
+            fields.update(NEEDS[graph])
+        return sorted(fields)
 
     def finished(self, job: GraphJob) -> bool:
-        """Whether a shard's graphs are there as asked for, by what the disk says now."""
+        """Return whether a shard has these graphs, by what is on the disk now.
+
+        Args:
+            job: the shard.
+        """
         try:
             graphs = self.cache.shards.record(job.shard, "graphs")
             features = self.cache.shards.record(job.shard)
@@ -147,15 +189,21 @@ class ShardGraphs:
         return graphs.get("options") == self.options.record and made_from(graphs, features)
 
     def __call__(self, job: GraphJob) -> dict | None:
-        """Writes the graphs of a shard and returns its statistics; None if another run is at it, or
-        was.
+        """Write the graphs of a shard.
+
+        Args:
+            job: the shard.
+
+        Returns:
+            Its statistics; None if another run writes it or has written it.
         """
-        with self.home.guarded():
+        with self.watched.guarded():
             claim = take_claim(job.path)
             if claim is None:
                 return None
             with claim:
-                self.home.check()  # the claim lies in the cache that this run began with
+                # The claim must lie in the cache that the run started in.
+                self.watched.check()
                 return None if self.finished(job) else self._make(job.shard, claim)
 
     def _make(self, shard: int, claim: Claim) -> dict | None:
@@ -168,51 +216,47 @@ class ShardGraphs:
         ) as writer:
             for name in plans:
                 self._write(self.cache[name], shard, writer)
-            views = sum(int(ok.sum()) for ok in writer.ok.values())
-            stats = {
+            statistics = {
                 "stage": "graphs",
                 "shard": shard,
                 "options": self.options.record,
-                "views": views,
+                "views": sum(int(ok.sum()) for ok in writer.ok.values()),
             }
-            self.home.check()
-            return finish_shard(
-                writer, {**stats, "seconds": round(time.monotonic() - begun, 3)}, claim, mark
-            )
+            # A cache that was replaced in the meantime must not get this shard.
+            self.watched.check()
+            statistics["seconds"] = round(time.monotonic() - begun, 3)
+            return finish_shard(writer, statistics, claim, mark)
 
     def _plan(self, group: Group, shard: int) -> GroupPlan:
-        rows = group.rows_in(shard)
+        """The rows of the features, with the graphs' fields."""
         steps, count = group.shape("valid")
-        most = self.options.neighbours
+        neighbours = self.options.neighbours
         shapes = {
             "iou": (steps - 1, count, count),
             "nearest": (steps, count, steps),
-            "similar": (steps, count, most),
-            "similarity": (steps, count, most),
+            "similar": (steps, count, neighbours),
+            "similarity": (steps, count, neighbours),
         }
-        fields = {
-            name: (shapes[name], FIELDS[name].dtype)
-            for graph in self.options.which
-            for name in GRAPHS[graph]
-        }
-        return GroupPlan(
-            group.clips[rows.start : rows.stop],
-            group.views[rows.start : rows.stop].tolist(),
-            fields,
-        )
+        fields = {}
+        for graph in self.options.which:
+            for name in GRAPHS[graph]:
+                fields[name] = (shapes[name], FIELDS[name].dtype)
+        rows = group.rows_in(shard)
+        rows = slice(rows.start, rows.stop)
+        return GroupPlan(group.clips[rows], group.views[rows].tolist(), fields)
 
     def _write(self, group: Group, shard: int, writer: ShardWriter) -> None:
         rows, needs = group.rows_in(shard), self._needs()
         steps, count = group.shape("valid")
         channels = group.shape("nodes")[-1] if "nodes" in needs else 0
-        size = max(1, BATCH_BYTES // (4 * steps * count * (steps * count + channels)))
+        # Inner products [T*N,T*N] and nodes [T*N,C] of a view, in float32.
+        view_bytes = 4 * steps * count * (steps * count + channels)
+        size = max(1, BATCH_BYTES // view_bytes)
+
         ok = [row for row in rows if group.ok[row]]
         for start in range(0, len(ok), size):
             batch = ok[start : start + size]
             graphs = graphs_of(group.batch(batch, needs), self.options, pick_device(self.device))
             for k, row in enumerate(batch):
-                writer.write(
-                    group.name,
-                    row - rows.start,
-                    {field: values[k] for field, values in graphs.items()},
-                )
+                tensors = {field: values[k] for field, values in graphs.items()}
+                writer.write(group.name, row - rows.start, tensors)

@@ -1,6 +1,4 @@
-"""What stage one is asked to do, without the networks that do it: options of a run, and shards to
-be written.
-"""
+"""What a run is asked to do: its options, and the shards to write. Needs no networks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,20 +6,32 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.manifests.manifest import Clip
-from pipeline.workers.claims import Mark
+from pipeline.workers.completion import Mark
 
-Advance = Callable[[int, int], None]  # (clips done, clips failed) since the last call
+# Called with (clips done, clips failed) since the last call.
+Advance = Callable[[int, int], None]
+
+# Decode processes, where nobody says how many.
+MOST_DECODERS = 16
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run does its work; none of it changes what is stored, beyond the rounding that a batch
-    size brings.
+    """How a run does its work. No option changes what is stored; `batch` changes its rounding.
 
-    `device` is `auto`, `cpu` or `cuda`, where the work is done; `batch` is views per forward pass;
-    `workers` decode processes (0: in this process, without a time limit; None: what suits the
-    device); `time_limit` seconds a clip may take to decode; `shard_size` clips per shard, or 0 to
-    derive it from `shard_bytes`.
+    Attributes:
+        device: "auto", "cpu" or "cuda", on the machine that computes.
+        batch: views per forward pass.
+        workers: decode processes. 0 decodes in this process, without a time limit; None chooses
+            what suits the device.
+        time_limit: seconds that decoding a clip may take.
+        compile: whether `torch.compile` compiles the backbone.
+        compression: of the shards: "none", "lzf" or "zstd".
+        shard_bytes: bytes of a shard, approximately.
+        shard_size: clips per shard; 0 derives the number from `shard_bytes`.
+
+    Raises:
+        ValueError: a number is too small.
     """
 
     device: str = "cpu"
@@ -34,16 +44,23 @@ class RunOptions:
     shard_size: int = 0
 
     def __post_init__(self) -> None:
-        for name, low in (("batch", 1), ("workers", 0), ("shard_bytes", 1), ("shard_size", 0)):
-            if getattr(self, name) is not None and getattr(self, name) < low:
-                raise ValueError(
-                    f"{name}: expected a whole number from {low}, got {getattr(self, name)}"
-                )
+        # None is allowed for `workers`: the device decides.
+        lowest = {"batch": 1, "workers": 0, "shard_bytes": 1, "shard_size": 0}
+        for name, low in lowest.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ValueError(f"{name}: expected a whole number from {low}, got {value}")
 
 
 class ShardJob(NamedTuple):
-    """A shard to be written: its number, file, attributes and clips; `mark` of the shard that was
-    there when the run began.
+    """A shard to write.
+
+    Attributes:
+        shard: its number.
+        path: its HDF5 file.
+        attrs: what identifies it (`Shards.attrs`).
+        clips: its clips.
+        mark: the version of the shard that existed when the run started.
     """
 
     shard: int
@@ -51,3 +68,17 @@ class ShardJob(NamedTuple):
     attrs: dict[str, str | int]
     clips: tuple[Clip, ...]
     mark: Mark
+
+
+def decoders_for(device: str, cores: int) -> int:
+    """Return how many decode processes suit a device.
+
+    Args:
+        device: "cpu" or "cuda".
+        cores: CPU cores of this process.
+
+    Returns:
+        1 on a CPU, where the networks need every core and are slower than one decoder. Beside a
+        GPU the cores are free.
+    """
+    return 1 if device == "cpu" else max(1, min(MOST_DECODERS, cores - 1))

@@ -1,9 +1,8 @@
-"""A dry run of stage one: a few clips are extracted into a folder that is thrown away, and the
-whole is worked out from them.
+"""A dry run of stage one: extract a few clips into a temporary folder, and scale up to all.
 
-What is measured is the run itself, in its steady state: two shards of equal length, without the
-first clips, which pay for starting. Bytes follow from two shards of different length, so that what
-a file costs beside its views is known apart.
+The steady state of a real run is measured: two shards of equal length, without the first clips,
+which pay for starting. Bytes follow from two shards of different length, which separates what a
+file costs from what its views cost.
 """
 
 import csv
@@ -18,17 +17,18 @@ from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 
-from pipeline.cache.folder import check_place
+from pipeline.cache.folder import require_folder_path
 from pipeline.cache.reader import Cache
 from pipeline.manifests.manifest import COLUMNS, TIMES, Clip, Manifest, read_manifest
 from pipeline.stages.config import ExtractConfig
-from pipeline.stages.extract import ExtractSummary, clips_per_shard, decoders_for, extract
+from pipeline.stages.extract import ExtractSummary, clips_per_shard, extract
 from pipeline.stages.frozen_networks import StoredShapes
-from pipeline.stages.shard_composer import RunOptions
+from pipeline.stages.jobs import RunOptions, decoders_for
 from pipeline.views.stateless_random import Draws
 from pipeline.workers.cores import cores_here
 from pipeline.workers.engines import pick_device
 
+# The numbers of machines that a plan is printed for.
 WORKERS = (1, 8, 64)
 
 Announce = Callable[[int, int], Callable[[int, int], None]]
@@ -36,8 +36,15 @@ Announce = Callable[[int, int], Callable[[int, int], None]]
 
 @dataclass(frozen=True)
 class FieldPlan:
-    """One stored tensor: its group, the shape of a view (padded to the widest that was measured),
-    bytes of all its views.
+    """One stored tensor.
+
+    Attributes:
+        group: "train" or "test".
+        name: the field.
+        shape: of one view; maps have the size of the largest that was measured.
+        dtype: numpy's name of the dtype.
+        view_bytes: of one view.
+        bytes: of all views of all clips.
     """
 
     group: str
@@ -50,8 +57,13 @@ class FieldPlan:
 
 @dataclass(frozen=True)
 class WorkersPlan:
-    """What so many workers take: wall seconds, and device hours, all workers' together. `busy`:
-    those that find a shard.
+    """The time that a number of machines needs.
+
+    Attributes:
+        workers: machines.
+        busy: those of them that get a shard.
+        seconds: wall time.
+        device_hours: of all machines together.
     """
 
     workers: int
@@ -64,10 +76,20 @@ class WorkersPlan:
 class ExtractionPlan:
     """What extracting a manifest will take.
 
-    `clips` are all, `measured` of which were extracted, `failed` of these not; `clip_seconds` is a
-    clip in the steady state and `parts` what of it each part took (they overlap); `start_seconds` a
-    worker's start. `bytes` is what the finished cache weighs, `there` what of it lies in the folder
-    already, `free` what its disk has left. Shards have `per_shard` clips.
+    Attributes:
+        clips: clips of the manifest.
+        measured: how many of them were extracted for this plan.
+        failed: the ids of those that failed.
+        clip_seconds: per clip, in the steady state.
+        start_seconds: until a machine has started.
+        parts: seconds per clip of each part, such as "decode". Parts overlap.
+        fields: what is stored.
+        bytes: of the finished cache.
+        there: bytes of it that exist already.
+        free: free bytes of the disk.
+        shards: number of shards.
+        per_shard: clips per shard.
+        device: the measured device, in words.
     """
 
     clips: int
@@ -86,21 +108,23 @@ class ExtractionPlan:
 
     @property
     def fits(self) -> bool:
-        """Whether the disk has room for what is not there yet."""
+        """Whether the disk has room for what does not exist yet."""
         return self.bytes - self.there <= self.free
 
     def with_workers(self, workers: int) -> WorkersPlan:
-        """Time for `workers` machines like this one; a shard is one worker's, and none is
-        shared.
+        """Return the time that a number of machines like this one needs.
+
+        Args:
+            workers: machines. A shard is the work of one machine.
         """
         busy = min(workers, self.shards)
-        most = (
-            self.clips
-            if busy == 1
-            else min(self.clips, math.ceil(self.shards / busy) * self.per_shard)
-        )
+        most_clips = self.clips
+        if busy > 1:
+            shards_each = math.ceil(self.shards / busy)
+            most_clips = min(self.clips, shards_each * self.per_shard)
+        seconds = self.start_seconds + most_clips * self.clip_seconds
         hours = (busy * self.start_seconds + self.clips * self.clip_seconds) / 3600
-        return WorkersPlan(workers, busy, self.start_seconds + most * self.clip_seconds, hours)
+        return WorkersPlan(workers, busy, seconds, hours)
 
 
 def make_plan(
@@ -111,39 +135,52 @@ def make_plan(
     clips: int = 8,
     announce: Announce | None = None,
 ) -> ExtractionPlan:
-    """Extracts two shards of `clips` clips and a short one on the disk where `cache` would lie;
-    half a shard is to get going.
+    """Extract two shards of `clips` clips and a short one, and estimate the rest from them.
 
-    The clips are drawn from equal parts of the manifest, always the same. `clips` is rounded up to
-    whole batches. Nothing stays on the disk. ValueError if every clip fails, or what `extract`
-    raises.
+    The first half of the first shard is not counted. The clips are spread over the manifest, and
+    are the same in each plan. Nothing stays on the disk.
+
+    Args:
+        config: what to compute.
+        manifest: the clips.
+        cache: where the cache would be; the plan uses the same disk.
+        options: how to work; None takes the defaults.
+        clips: clips per measured shard, rounded up to whole batches.
+        announce: as for `extract`.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: every clip failed.
+        Exception: whatever `extract` raises.
     """
-    check_place(Path(cache))
+    require_folder_path(Path(cache))
     options = options or RunOptions()
     timed = math.ceil(max(1, clips) / options.batch) * options.batch
     chosen = _sample(manifest.clips, 2 * timed + max(1, timed // 4))
     moments: list[float] = []
-    per_shard = min(timed, len(chosen))
-    length = _clips_per_shard(config, options, Path(cache))
-    there = _nearest_folder(Path(cache))
-    folder = Path(tempfile.mkdtemp(prefix=".plan-", dir=there))
+    sample_options = replace(options, shard_size=min(timed, len(chosen)))
+    per_shard = _clips_per_shard(config, options, Path(cache))
+    # The sample goes to the disk of the cache: its speed and its free space matter.
+    disk = _nearest_folder(Path(cache))
+    folder = Path(tempfile.mkdtemp(prefix=".plan-", dir=disk))
     try:
         _write_sample(folder / "manifest.csv", chosen)
         sample = read_manifest(folder / "manifest.csv", manifest.root)
         noted = partial(_noted, moments, announce)
-        done = extract(
-            config, sample, folder / "cache", replace(options, shard_size=per_shard), announce=noted
-        )
+        done = extract(config, sample, folder / "cache", sample_options, announce=noted)
         measured = Cache(folder / "cache")
+        # Without a single view there is nothing to estimate from.
         if len(done.failures) == len(chosen):
             failure = done.failures[0]
             raise ValueError(
                 f"{manifest.path}: all {len(chosen)} clips that were tried failed "
-                f"({failure['clip']}: {failure['message']}); "
-                f"look at the videos with `vidgraph check --manifest {manifest.path}`"
+                f"({failure['clip']}: {failure['message']}); look at the videos with `vidgraph "
+                f"check --manifest {manifest.path}`"
             )
-        seconds = _clip_seconds(moments, per_shard, options.batch)
-        return _worked_out(measured, manifest, done, seconds, options, length, Path(cache), there)
+        seconds = _clip_seconds(moments, sample_options.shard_size, options.batch)
+        return _scale_up(measured, manifest, done, seconds, options, per_shard, Path(cache), disk)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -151,24 +188,22 @@ def make_plan(
 def _noted(
     moments: list[float], announce: Announce | None, todo: int, total: int
 ) -> Callable[[int, int], None]:
-    """`announce`, but the moment when a clip is done is added to `moments` too, after the one when
-    all began.
-    """
+    """`announce` that also appends to `moments` when the run starts and when each clip is done."""
     advance = announce(todo, total) if announce else (lambda done, failed: None)
     moments.append(monotonic())
 
-    def told(done: int, failed: int) -> None:
+    def note(done: int, failed: int) -> None:
         moments.extend([monotonic()] * done)
         advance(done, failed)
 
-    return told
+    return note
 
 
 def _clip_seconds(moments: Sequence[float], per_shard: int, batch: int) -> float:
-    """Seconds a clip, from the middle of the first shard to the end of the second; of fewer clips
-    than that, of them all.
+    """Seconds per clip, from the middle of the first shard to the end of the second.
 
-    Both ends fall on whole batches, when no view is waiting for others.
+    Both ends are at whole batches, when no view waits for others. With too few clips for that, all
+    of them count.
     """
     first, last = math.ceil(per_shard / 2 / batch) * batch, 2 * per_shard
     if last >= len(moments) or first >= last:
@@ -176,7 +211,7 @@ def _clip_seconds(moments: Sequence[float], per_shard: int, batch: int) -> float
     return (moments[last] - moments[first]) / (last - first)
 
 
-def _worked_out(
+def _scale_up(
     measured: Cache,
     manifest: Manifest,
     done: ExtractSummary,
@@ -186,29 +221,31 @@ def _worked_out(
     cache: Path,
     disk: Path,
 ) -> ExtractionPlan:
-    """The plan for all clips, from the sample's shards."""
+    """The plan for all clips, from the shards of the sample."""
     records, ranges = measured.records["features"], measured.shards.ranges
-    last = 1 if len(ranges) > 1 else 0  # of the two shards the one that had no start to pay for
-    parts = {
-        part: took / len(ranges[last])
-        for part, took in records[last]["seconds"].items()
-        if part != "wall"
-    }
-    # The decode workers ran ahead of what was timed; where they are the slowest part, theirs is the
-    # time that counts.
+    # The second shard did not pay for starting.
+    last = 1 if len(ranges) > 1 else 0
+    parts = {}
+    for part, seconds in records[last]["seconds"].items():
+        if part != "wall":
+            parts[part] = seconds / len(ranges[last])
+
+    # The decode workers may have run ahead before the time was taken. Where they are the slowest
+    # part, their time counts.
     clip_seconds = max(clip_seconds, parts["decode"] / max(1, _decoders(options)))
-    count, shards = len(manifest.clips), math.ceil(len(manifest.clips) / per_shard)
+
+    clips, sampled = len(manifest.clips), len(measured.manifest.clips)
+    shards = math.ceil(clips / per_shard)
     sizes = [measured.shards.path(shard).stat().st_size for shard in range(len(ranges))]
-    fields = tuple(_fields(measured, count))
     return ExtractionPlan(
-        clips=count,
-        measured=len(measured.manifest.clips),
+        clips=clips,
+        measured=sampled,
         failed=tuple(failure["clip"] for failure in done.failures),
         clip_seconds=clip_seconds,
-        start_seconds=max(0.0, done.seconds - len(measured.manifest.clips) * clip_seconds),
+        start_seconds=max(0.0, done.seconds - sampled * clip_seconds),
         parts=parts,
-        fields=fields,
-        bytes=_bytes(sizes, list(map(len, ranges)), count, shards),
+        fields=tuple(_fields(measured, clips)),
+        bytes=_bytes(sizes, list(map(len, ranges)), clips, shards),
         there=sum(path.stat().st_size for path in cache.glob("features/*.h5")),
         free=shutil.disk_usage(disk).free,
         shards=shards,
@@ -218,14 +255,14 @@ def _worked_out(
 
 
 def _clips_per_shard(config: ExtractConfig, options: RunOptions, cache: Path) -> int:
-    """Of the real run, which goes on with a cache as it was begun."""
+    """Clips per shard of the real run; an existing cache keeps its own number."""
     if (cache / "cache.json").exists():
         return Cache(cache).record["per_shard"]
     return options.shard_size or clips_per_shard(StoredShapes(config), options)
 
 
 def _decoders(options: RunOptions) -> int:
-    """The decode processes of a run."""
+    """The number of decode processes of a run."""
     if options.workers is not None:
         return options.workers
     return decoders_for(pick_device(options.device), cores_here())
@@ -243,25 +280,24 @@ def _fields(measured: Cache, clips: int) -> Iterator[FieldPlan]:
 
 
 def _bytes(sizes: Sequence[int], lengths: Sequence[int], clips: int, shards: int) -> int:
-    """Bytes of `shards` files with `clips` clips in all, from files of `sizes` bytes with `lengths`
-    clips.
+    """Bytes of `shards` files with `clips` clips in all.
 
-    A file is a constant and so much per clip; both follow from the longest and the shortest. Of
-    files of one length only, the constant is taken for none, which errs on the safe side.
+    sizes: bytes of the measured files; lengths: their clips. A file has a constant size plus so
+    much per clip. The longest and the shortest file give both. If all have one length, the
+    constant is taken as 0, which overestimates.
     """
-    (most, large), (few, small) = (
-        max(zip(lengths, sizes, strict=True)),
-        min(zip(lengths, sizes, strict=True)),
-    )
-    each = (large - small) / (most - few) if most > few else large / most
-    each = each if 0 < each <= large / most else large / most
-    return math.ceil(clips * each + shards * max(0.0, large - most * each))
+    files = list(zip(lengths, sizes, strict=True))
+    (most, large), (few, small) = max(files), min(files)
+    per_clip = large / most
+    if most > few:
+        slope = (large - small) / (most - few)
+        if 0 < slope <= per_clip:
+            per_clip = slope
+    return math.ceil(clips * per_clip + shards * max(0.0, large - most * per_clip))
 
 
 def _sample(clips: Sequence[Clip], count: int) -> list[Clip]:
-    """`count` clips in their order, one drawn from each of as many equal parts; all of them, if
-    there are no more.
-    """
+    """`count` clips in order, one drawn from each of as many equal parts; or all, if fewer."""
     if len(clips) <= count:
         return list(clips)
     draws = Draws("plan", len(clips), count)
@@ -270,19 +306,21 @@ def _sample(clips: Sequence[Clip], count: int) -> list[Clip]:
 
 
 def _write_sample(path: Path, clips: Sequence[Clip]) -> None:
-    """A manifest of these clips, with absolute paths."""
+    """Write a manifest of these clips, with absolute paths."""
     extra = list(clips[0].extra)
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow((*COLUMNS, *TIMES, *extra))
         for clip in clips:
-            times = ("" if second is None else repr(second) for second in (clip.start, clip.end))
-            row = (clip.clip, clip.place, clip.split, ";".join(clip.labels), *times)
-            writer.writerow((*row, *(clip.extra[name] for name in extra)))
+            row = [clip.clip, clip.place, clip.split, ";".join(clip.labels)]
+            for second in (clip.start, clip.end):
+                row.append("" if second is None else repr(second))
+            row += [clip.extra[name] for name in extra]
+            writer.writerow(row)
 
 
 def _nearest_folder(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that is there."""
+    """The folder itself, or the nearest parent that exists."""
     path = Path(os.path.abspath(path))
     while not path.is_dir():
         path = path.parent

@@ -1,6 +1,4 @@
-"""Repair: extracts again, as they were extracted, the shards that are damaged, missing, or hold
-failed clips.
-"""
+"""Repair a cache: extract bad shards again, with the options that they were extracted with."""
 
 import os
 from collections import Counter
@@ -9,24 +7,32 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.cache.folder import Shards
 from pipeline.cache.reader import Cache, CacheError
 from pipeline.cache.records import read_statistics
+from pipeline.cache.shards import Shards
 from pipeline.files.atomic_files import Damaged, done_marker
 from pipeline.manifests.manifest import Manifest, read_manifest
 from pipeline.stages.config import ExtractConfig
-from pipeline.stages.extract import RunOptions
 from pipeline.stages.graphs import build_graphs
+from pipeline.stages.jobs import RunOptions
 from pipeline.video.video_identity import changed_videos
 from pipeline.workers.waiting import PrintLine
+
+# The options of `vidgraph repair` that say where a file of the source of boxes is now.
+FLAGS = {"file": "--annotations", "weights": "--proposal-weights"}
 
 
 @dataclass(frozen=True)
 class MovedFiles:
-    """Where files are now that the first run found elsewhere; None: where they were.
+    """Where files are now that the first run found elsewhere. None: where they were.
 
-    `root` of the videos; `weights` of the backbone; `annotations` and `proposal_weights` of the
-    source of boxes. What is in the last three has to be the same: the cache's fingerprint says so.
+    The content of the last three must be the same: the cache's fingerprint covers it.
+
+    Attributes:
+        root: the folder of the videos.
+        weights: the backbone's weights.
+        annotations: the file of annotated boxes.
+        proposal_weights: the weights of the source of boxes.
     """
 
     root: str | Path | None = None
@@ -38,12 +44,22 @@ class MovedFiles:
 def as_extracted(
     path: str | Path, options: RunOptions, moved: MovedFiles | None = None
 ) -> tuple[ExtractConfig, Manifest, RunOptions]:
-    """The configuration, the manifest and the options that fill the shards of a cache again with
-    the same bits.
+    """Find what fills the shards of a cache again with the same bits.
 
-    They come from the statistics of any shard that can be read: CacheError if there is none.
-    ValueError for a file that is not where it was, with the option that says where it is, and for
-    one that this cache was not made with.
+    It comes from the statistics of any shard that can be read.
+
+    Args:
+        path: the cache.
+        options: how to work.
+        moved: where files are now; None means where they were.
+
+    Returns:
+        The config, the manifest, and the options with the cache's own batch size and compression.
+
+    Raises:
+        CacheError: no statistics can be read, or `vidgraph extract` did not make the cache.
+        ValueError: a file is not where it was, or the cache was not made with such a file. The
+            message names the option that says where it is.
     """
     cache, moved = Cache(path), moved or MovedFiles()
     record = next(_records(cache.path, "features"), None)
@@ -55,40 +71,43 @@ def as_extracted(
     if "asked" not in record:
         raise CacheError(
             f"{cache.path}: expected a cache of `vidgraph extract`, this one was filled by "
-            f"something else, such as `vidgraph "
-            "reproduce`, which alone can fill it again"
+            f"something else, such as `vidgraph reproduce`, which alone can fill it again"
         )
     config = _with_moved(ExtractConfig.from_dict(record["asked"]), moved)
-    manifest = (
-        cache.manifest
-        if moved.root is None
-        else read_manifest(cache.path / "manifest.csv", moved.root)
-    )
+
+    manifest = cache.manifest
+    if moved.root is not None:
+        manifest = read_manifest(cache.path / "manifest.csv", moved.root)
     if not manifest.root.is_dir():
         raise ValueError(
             f"{manifest.root}: no such folder, expected the videos there; pass --root with where "
             f"they are now"
         )
-    return (
-        config,
-        manifest,
-        replace(options, batch=record["batch"], compression=record["compression"]),
-    )
+    # Another batch size would round differently.
+    options = replace(options, batch=record["batch"], compression=record["compression"])
+    return config, manifest, options
 
 
 def changed_shards(path: str | Path, root: str | Path | None = None) -> list[int]:
-    """The shards some of whose videos have changed since they were extracted; `root` of the videos:
-    None, where they were.
+    """Find the shards with videos that have changed since they were extracted.
+
+    Args:
+        path: the cache.
+        root: the folder of the videos; None means where it was.
+
+    Returns:
+        Numbers of shards.
     """
     cache = Cache(path)
     manifest = cache.manifest if root is None else read_manifest(cache.path / "manifest.csv", root)
     plan = Shards(cache.path, cache.fingerprint, manifest, cache.record["per_shard"])
-    found = []
+    changed = []
     for shard in range(len(plan)):
-        with suppress(Damaged, OSError):  # it is not complete, or about to be redone anyway
+        # A shard that is missing or damaged is redone anyway.
+        with suppress(Damaged, OSError):
             if changed_videos(plan.record(shard), plan.clips(shard)):
-                found.append(shard)
-    return found
+                changed.append(shard)
+    return changed
 
 
 def redo_graphs(
@@ -98,23 +117,36 @@ def redo_graphs(
     device: str = "cpu",
     say: PrintLine | None = None,
 ) -> list[dict]:
-    """Computes graphs again: those of `shards`, and what is missing or stale; returns the
-    statistics of what was written.
+    """Compute graphs again: those of some shards, and all that are missing or stale.
 
-    With the options that most of the graphs there were made with: CacheError if none of their
-    statistics can be read.
+    The options are those that most of the existing graphs were made with.
+
+    Args:
+        path: the cache.
+        shards: the numbers of the shards.
+        workers: as for `build_graphs`.
+        device: as for `build_graphs`.
+        say: as for `build_graphs`.
+
+    Returns:
+        The statistics of the shards that were written.
+
+    Raises:
+        CacheError: no statistics of graphs can be read.
     """
     cache = Cache(path)
-    made = Counter(
-        (tuple(record["options"]["which"]), record["options"]["neighbours"], record["compression"])
-        for record in _records(cache.path, "graphs")
-        if "options" in record
-    )
+    made: Counter[tuple] = Counter()
+    for record in _records(cache.path, "graphs"):
+        if "options" in record:
+            options = record["options"]
+            made[tuple(options["which"]), options["neighbours"], record["compression"]] += 1
     if not made:
         raise CacheError(
             f"{cache.path}/graphs: no statistics can be read; delete that folder and run "
             f"`vidgraph graphs`"
         )
+
+    # Without its marker a shard counts as missing, and `build_graphs` makes it again.
     for shard in shards:
         done_marker(cache.shards.path(shard, "graphs")).unlink(missing_ok=True)
     (which, neighbours, compression), _ = made.most_common(1)[0]
@@ -122,35 +154,37 @@ def redo_graphs(
 
 
 def _with_moved(config: ExtractConfig, moved: MovedFiles) -> ExtractConfig:
-    """The configuration with its files where they are now."""
-    options, now = (
-        dict(config.proposal_options),
-        {"file": moved.annotations, "weights": moved.proposal_weights},
-    )
-    flags = {"file": "--annotations", "weights": "--proposal-weights"}
-    for key in (key for key in now if now[key] is not None):
+    """The config with its files where they are now."""
+    options = dict(config.proposal_options)
+    for key, path in (("file", moved.annotations), ("weights", moved.proposal_weights)):
+        if path is None:
+            continue
         if key not in options:
             raise ValueError(
-                f"{flags[key]}: the boxes of this cache ({config.proposals}) came from no such "
+                f"{FLAGS[key]}: the boxes of this cache ({config.proposals}) came from no such "
                 f"file; leave it out"
             )
-        options[key] = os.path.abspath(now[key])
+        options[key] = os.path.abspath(path)
+
     weights = config.weights if moved.weights is None else str(moved.weights)
-    for flag, there in (
-        ("--weights", weights),
-        *((flags[key], str(options[key])) for key in flags if key in options),
-    ):
-        if os.path.isabs(there) and not os.path.exists(there):
-            raise ValueError(
-                f"{there}: no such file, expected it where the first run found it; pass {flag} "
-                f"with where it is now"
-            )
+    _require_where_it_was("--weights", weights)
+    for key, flag in FLAGS.items():
+        if key in options:
+            _require_where_it_was(flag, str(options[key]))
     return replace(config, weights=weights, proposal_options=options)
 
 
+def _require_where_it_was(flag: str, path: str) -> None:
+    if os.path.isabs(path) and not os.path.exists(path):
+        raise ValueError(
+            f"{path}: no such file, expected it where the first run found it; pass {flag} with "
+            f"where it is now"
+        )
+
+
 def _records(cache: Path, stage: str) -> Iterator[dict]:
+    """The statistics of a stage's shards, as far as they can be read."""
     for path in sorted((cache / stage).glob("*.json")):
-        try:
+        # Damaged ones are about to be redone. Those of another shard say the same.
+        with suppress(Damaged, OSError):
             yield read_statistics(path.with_suffix(".h5"))
-        except (Damaged, OSError):  # what is damaged is about to be redone; another shard's will do
-            continue

@@ -1,4 +1,4 @@
-"""Reads every byte of a cache and says what is wrong with it, where, and what to do about it."""
+"""Read every byte of a cache, and say what is wrong, where, and what to do about it."""
 
 import re
 import time
@@ -8,27 +8,38 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 
-from pipeline.cache.folder import Shards
 from pipeline.cache.reader import STAGES
 from pipeline.cache.shard_check import GRAPHS, REPAIR, ShardChecker, ShardFinding
+from pipeline.cache.shards import Shards
 from pipeline.files import owners
 from pipeline.files.atomic_files import Damaged
 from pipeline.manifests.manifest import ManifestError
 from pipeline.workers.claims import SHARD, NotAClaim, read_claim
 from pipeline.workers.decode_pool import WorkerDied, WorkerPool
 
-SUFFIXES = (".h5", ".json")  # of a shard's two files
-# What runs leave that were stopped; other files with such endings, such as a downloader's, are none
-# of ours.
+# The endings of a shard's two files.
+SUFFIXES = (".h5", ".json")
+
+# Files that stopped runs of vidgraph leave. Other files with these endings, such as a downloader's,
+# are not ours.
 HALF_WRITTEN = re.compile(
-    rf"({SHARD}|cache)\.claim|({SHARD}\.(h5|json|claim)|cache\.(json|claim)|manifest\.csv)\..+\.(part|claiming)"
+    rf"({SHARD}|cache)\.claim"
+    rf"|({SHARD}\.(h5|json|claim)|cache\.(json|claim)|manifest\.csv)\..+\.(part|claiming)"
 )
+
+Advance = Callable[[int, int], None]
 
 
 @dataclass
 class VerifyReport:
-    """What `inspect` found, and how much it read: complete shards per stage, views, bytes,
-    seconds.
+    """What `inspect` found, and how much it read.
+
+    Attributes:
+        findings: what is wrong.
+        shards: stage -> complete shards.
+        views: stage -> views that were read.
+        bytes: stage -> bytes that were read.
+        seconds: wall time.
     """
 
     findings: list[ShardFinding] = field(default_factory=list)
@@ -39,85 +50,121 @@ class VerifyReport:
 
 
 def verify(path: str | Path, workers: int = 0) -> list[ShardFinding]:
-    """Everything that `inspect` finds; empty for a cache that is whole."""
+    """Return everything that `inspect` finds.
+
+    Args:
+        path: the cache.
+        workers: as for `inspect`.
+
+    Returns:
+        The findings; none for an undamaged cache.
+    """
     return inspect(path, workers).findings
 
 
 def bad_shards(path: str | Path, workers: int = 0) -> dict[str, list[int]]:
-    """stage -> its shards that are damaged, missing, stale, or hold failed clips.
+    """Find the shards that are damaged, missing, stale, or hold failed clips.
 
-    Damaged if the cache's own description is, so that nobody can say which shards there should be.
+    Args:
+        path: the cache.
+        workers: as for `inspect`.
+
+    Returns:
+        Stage -> numbers of shards.
+
+    Raises:
+        Damaged: cache.json or the manifest's copy is damaged, so that the shards are unknown.
     """
     report = inspect(path, workers)
-    if not any(report.shards.values()) and (
-        hopeless := [f for f in report.findings if f.where == str(path) and not f.stage]
-    ):
-        raise Damaged(f"{hopeless[0].where}: {hopeless[0].what}; {hopeless[0].fix}")
-    found: dict[str, set[int]] = {stage: set() for stage in STAGES}
+    # A finding about the folder itself says that nothing else could be read.
+    if not any(report.shards.values()):
+        for finding in report.findings:
+            if finding.where == str(path) and not finding.stage:
+                raise Damaged(f"{finding.where}: {finding.what}; {finding.fix}")
+
+    bad: dict[str, set[int]] = {stage: set() for stage in STAGES}
     for finding in report.findings:
-        found.get(finding.stage, set()).update(finding.shards)
-    return {stage: sorted(shards) for stage, shards in found.items()}
+        if finding.stage in bad:
+            bad[finding.stage].update(finding.shards)
+    return {stage: sorted(shards) for stage, shards in bad.items()}
 
 
 def shards_to_repair(path: str | Path, workers: int = 0) -> list[int]:
-    """The shards whose features are damaged, missing, or hold failed clips. Damaged as for
-    `bad_shards`.
+    """Find the shards whose features are damaged, missing, or hold failed clips.
+
+    Args:
+        path: the cache.
+        workers: as for `inspect`.
+
+    Returns:
+        Numbers of shards.
+
+    Raises:
+        Damaged: as for `bad_shards`.
     """
     return bad_shards(path, workers)["features"]
-
-
-Advance = Callable[[int, int], None]
 
 
 def inspect(
     path: str | Path, workers: int = 0, announce: Callable[[int], Advance] | None = None
 ) -> VerifyReport:
-    """Checks hashes, checksums, shapes, row order, NaN, ranges, failed clips, missing shards, stale
-    graphs, leftovers.
+    """Check a cache: hashes, checksums, shapes, row order, values, failed clips, missing files.
 
-    `workers` processes; 0: in this one, which a damaged file might then crash. `announce(bytes to
-    read)` is called once and returns `advance(bytes, findings)`. CacheError if there is no cache,
-    or its FORMAT is another.
+    It also finds stale graphs, and files that stopped runs have left.
+
+    Args:
+        path: the cache.
+        workers: processes. 0 reads in this process, which a damaged file might crash.
+        announce: called once with the bytes to read. It returns a function that is called with
+            (bytes read, findings) after every shard.
+
+    Returns:
+        The findings, and how much was read.
+
+    Raises:
+        CacheError: there is no cache, or its format number is another one.
     """
     begun, report, folder = time.monotonic(), VerifyReport(), Path(path)
     try:
         checker = ShardChecker(folder)
         plan = checker.plan
     except (Damaged, ManifestError) as error:
-        fix = "delete cache.json and run the same `vidgraph extract` again: it writes both anew and keeps the shards"
+        fix = (
+            "delete cache.json and run the same `vidgraph extract` again: it writes both anew and "
+            "keeps the shards"
+        )
         return VerifyReport([ShardFinding(str(folder), str(error), fix)])
-    jobs = [
-        (stage, shard) for stage in STAGES for shard in range(len(plan)) if plan.done(shard, stage)
-    ]
-    sizes = {job: _size(plan.path(job[1], job[0])) for job in jobs}
+
+    sizes: dict[tuple[str, int], int] = {}
+    for stage in STAGES:
+        for shard in range(len(plan)):
+            if plan.done(shard, stage):
+                sizes[stage, shard] = _size(plan.path(shard, stage))
+
+    jobs = list(sizes)
     advance = announce(sum(sizes.values())) if announce else lambda done, found: None
     with WorkerPool(checker, min(workers, len(jobs))) as pool:
+        # Twice as many as workers, so that none waits while findings are taken in.
         for (stage, shard), result in pool.imap(jobs, ahead=2 * max(1, workers)):
-            findings, views = _or_died(result, plan, stage, shard)
+            findings, views = _findings_of(result, plan, stage, shard)
             report.findings += findings
             report.shards[stage] += 1
             report.views[stage] += views
             report.bytes[stage] += sizes[stage, shard]
             advance(sizes[stage, shard], len(findings))
-    report.findings += [*_missing(plan, jobs), *_strangers(plan)]
+    report.findings += [*_missing_shards(plan, jobs), *_foreign_files(plan)]
     report.seconds = time.monotonic() - begun
     return report
 
 
-def _or_died(
+def _findings_of(
     result: object, plan: Shards, stage: str, shard: int
 ) -> tuple[list[ShardFinding], int]:
+    """A worker's findings; if it died, that is the finding."""
     if isinstance(result, WorkerDied):
         what = f"reading it ended the process ({result})"
-        return [
-            ShardFinding(
-                str(plan.path(shard, stage)),
-                what,
-                REPAIR.format(cache=quote(str(plan.folder))),
-                stage,
-                (shard,),
-            )
-        ], 0
+        path, fix = str(plan.path(shard, stage)), REPAIR.format(cache=quote(str(plan.folder)))
+        return [ShardFinding(path, what, fix, stage, (shard,))], 0
     if isinstance(result, Exception):
         raise result
     return result
@@ -127,52 +174,57 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _missing(plan: Shards, jobs: Sequence[tuple[str, int]]) -> Iterator[ShardFinding]:
-    """Shards that are not complete; graphs only where some were made."""
-    done = {stage: {shard for s, shard in jobs if s == stage} for stage in STAGES}
-    expected = {
-        "features": set(range(len(plan))),
-        "graphs": done["features"] if done["graphs"] else set(),
-    }
+def _missing_shards(plan: Shards, jobs: Sequence[tuple[str, int]]) -> Iterator[ShardFinding]:
+    """Shards that are not complete. Graphs count only if some were made."""
+    done: dict[str, set[int]] = {stage: set() for stage in STAGES}
+    for stage, shard in jobs:
+        done[stage].add(shard)
+    expected = {"features": set(range(len(plan))), "graphs": set()}
+    if done["graphs"]:
+        expected["graphs"] = done["features"]
+
     for stage, shards in expected.items():
-        if lost := sorted(shards - done[stage]):
-            what = f"{len(lost):,} of {len(shards):,} shards are missing: {_ranges(lost)}"
-            fix = (GRAPHS if stage == "graphs" else REPAIR).format(cache=quote(str(plan.folder)))
-            yield ShardFinding(str(plan.folder / stage), what, fix, stage, tuple(lost))
+        missing = sorted(shards - done[stage])
+        if missing:
+            what = f"{len(missing):,} of {len(shards):,} shards are missing: {_ranges(missing)}"
+            fix = GRAPHS if stage == "graphs" else REPAIR
+            fix = fix.format(cache=quote(str(plan.folder)))
+            yield ShardFinding(str(plan.folder / stage), what, fix, stage, tuple(missing))
 
 
-def _strangers(plan: Shards) -> Iterator[ShardFinding]:
-    """Files that belong to no complete shard: what a stopped run left, and shards beyond the plan.
-    Not those of a live run.
+def _foreign_files(plan: Shards) -> Iterator[ShardFinding]:
+    """Files that belong to no complete shard: leftovers, and shards beyond the plan.
+
+    Files of a run that is alive are not reported.
     """
-    for path in sorted(p for folder in (".", *STAGES) for p in (plan.folder / folder).glob("*")):
+    paths: list[Path] = []
+    for folder in (plan.folder, *(plan.folder / stage for stage in STAGES)):
+        paths += folder.glob("*")
+    for path in sorted(paths):
         if HALF_WRITTEN.fullmatch(path.name):
             if not _in_use(path):
-                yield ShardFinding(
-                    str(path),
-                    "left by a run that was stopped",
-                    "delete it, if no run is writing to this cache",
-                )
+                fix = "delete it, if no run is writing to this cache"
+                yield ShardFinding(str(path), "left by a run that was stopped", fix)
         elif path.parent != plan.folder and not _planned(path, len(plan)):
             yield ShardFinding(str(path), "not part of this cache's plan", "move it elsewhere")
 
 
 def _in_use(path: Path) -> bool:
-    """Whether a claim or a part file is, or may be, a live run's."""
+    """Whether a claim or part file belongs, or may belong, to a run that is alive."""
     if path.suffix in owners.HALF_WRITTEN:
         return owners.writer_lives(path) is True
-    with suppress(NotAClaim, OSError):  # a pipe, for example
-        seen = read_claim(path)
-        return seen is not None and not seen.dead
+    # The name may be that of a pipe, for example.
+    with suppress(NotAClaim, OSError):
+        claim = read_claim(path)
+        return claim is not None and not claim.dead
     return False
 
 
 def _planned(path: Path, shards: int) -> bool:
-    return (
-        path.stem.isdecimal()
-        and int(path.stem) < shards
-        and path.name in (f"{int(path.stem):05d}{s}" for s in SUFFIXES)
-    )
+    """Whether a name is that of one of the shards' two files."""
+    if not path.stem.isdecimal() or int(path.stem) >= shards:
+        return False
+    return path.name in [f"{int(path.stem):05d}{suffix}" for suffix in SUFFIXES]
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -183,4 +235,8 @@ def _ranges(numbers: Sequence[int]) -> str:
             runs[-1][1] = number
         else:
             runs.append([number, number])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+    texts = []
+    for first, last in runs:
+        texts.append(f"{first}" if first == last else f"{first}-{last}")
+    return ", ".join(texts)

@@ -1,8 +1,8 @@
-"""Makes text from files and file names safe to print on a terminal and to open in a spreadsheet.
+"""Make text from files and file names safe for a terminal and for a spreadsheet.
 
-Names may hold any character. Control characters can retitle a terminal, clear it, hide lines or
-enter commands. A spreadsheet evaluates a cell that begins with =, which may read files and reach
-the network.
+Names may contain any character. Control characters can retitle a terminal, clear it, hide lines
+or enter commands. A spreadsheet evaluates a cell that begins with "=", which may read files and
+reach the network.
 """
 
 import csv
@@ -12,47 +12,78 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-# C0, DEL and C1; line and paragraph separators; marks of writing direction; surrogates, from names
-# that are not UTF-8.
+# Characters to escape: C0, DEL and C1; line and paragraph separators; marks of writing direction;
+# surrogates, which stand for bytes of file names that are not UTF-8.
 _HIDDEN = "\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff"
 UNSEEN = re.compile(f"[{_HIDDEN}]")
 _UNSEEN_IN_LINES = re.compile(f"(?!\n)[{_HIDDEN}]")
+
+# How a formula begins; the last four are the full-width forms of the first four.
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
 
 def visible(text: str) -> str:
-    r"""The text on one line: control characters and line ends become escapes such as \x1b."""
+    r"""Return the text on one line, with control characters and line ends escaped.
+
+    Args:
+        text: any text, such as a file name.
+
+    Returns:
+        The text with escapes such as \x1b and \n; unchanged if it has no such character.
+    """
     return UNSEEN.sub(_escape, text)
 
 
 def visible_lines(text: str) -> str:
-    """As `visible`, but line ends stay."""
+    """Return the text with control characters escaped and line ends kept.
+
+    Args:
+        text: any text of several lines.
+    """
     return _UNSEEN_IN_LINES.sub(_escape, text)
 
 
 def visible_json(text: str) -> str:
-    """As `visible_lines`, for JSON text: escapes have the form \\u001b."""
-    return _UNSEEN_IN_LINES.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    r"""Return JSON text with control characters escaped as JSON does (\u001b), line ends kept.
+
+    Args:
+        text: JSON.
+    """
+    return _UNSEEN_IN_LINES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def _escape(found: re.Match) -> str:
-    return found[0].encode("unicode_escape").decode()
+def _escape(match: re.Match) -> str:
+    return match[0].encode("unicode_escape").decode()
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message; the name of its class if it has no message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return the first line of an error's message.
+
+    Args:
+        error: any exception.
+
+    Returns:
+        The line, or the name of the error's class if it has no message.
+    """
+    message = str(error).strip() or type(error).__name__
+    return message.splitlines()[0]
 
 
 def has_unseen(text: str) -> bool:
-    """Whether `visible` would change it."""
+    """Return whether `visible` would change the text."""
     return bool(UNSEEN.search(text))
 
 
 def as_cell(text: str) -> str:
-    """A cell of a table for people: an apostrophe precedes text that a spreadsheet would evaluate;
-    numbers stay numbers.
+    """Return text as a cell of a table for people.
+
+    Args:
+        text: any text.
+
+    Returns:
+        The text as `visible` gives it. An apostrophe precedes it if a spreadsheet would evaluate
+        it; numbers stay numbers.
     """
     if text.lstrip().startswith(_FORMULA) and not _NUMBER.fullmatch(text):
         text = f"'{text}"
@@ -60,55 +91,70 @@ def as_cell(text: str) -> str:
 
 
 def write_table(file: TextIO, rows: Iterable[Iterable[Any]]) -> None:
-    """Rows as CSV for people: every text as `as_cell` gives it."""
+    """Write rows as CSV for people.
+
+    Args:
+        file: a text file, opened with newline="".
+        rows: cells of each row; text goes through `as_cell`.
+    """
     writer = csv.writer(file, lineterminator="\n")
     for row in rows:
-        writer.writerow([as_cell(cell) if isinstance(cell, str) else cell for cell in row])
+        cells = []
+        for cell in row:
+            # Numbers and None are written as they are.
+            cells.append(as_cell(cell) if isinstance(cell, str) else cell)
+        writer.writerow(cells)
 
 
-class Guarded:
-    """A text stream that writes control characters as escapes, for verbs, Click, warnings, logs and
-    tracebacks.
+class EscapingStream:
+    """A text stream that escapes control characters, for everything that the process prints.
 
-    Code that draws on the terminal itself (`rich`, a download's progress bar) uses `unguarded` and
-    escapes names on its own.
+    Verbs, Click, warnings, logs and tracebacks all write to it. Code that draws on the terminal
+    itself (`rich`, a download's progress bar) writes to `unguarded` and escapes names on its own.
+
+    Args:
+        stream: the stream that receives the escaped text.
     """
 
     def __init__(self, stream: TextIO):
         self.unguarded = stream
 
     def write(self, text: str) -> int:
+        """Write the text with control characters escaped, and return the length of the text."""
         self.unguarded.write(visible_lines(text))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
+        """Write several texts, each as `write` does."""
         for line in lines:
             self.write(line)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "buffer":  # Click would write past this one
+        # Click writes bytes to `buffer` where there is one, which would go round this stream.
+        if name == "buffer":
             raise AttributeError(name)
         return getattr(self.unguarded, name)
 
 
 def guard_output() -> None:
-    """Guards standard output and error from now on; characters that their encoding lacks become
-    escapes too.
+    """Escape control characters on standard output and error from now on.
+
+    Characters that the stream's encoding lacks become escapes too. Calling it again does nothing.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None or isinstance(stream, Guarded):
+        if stream is None or isinstance(stream, EscapingStream):
             continue
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-        setattr(sys, name, Guarded(stream))
+        setattr(sys, name, EscapingStream(stream))
 
 
 @contextmanager
 def guarded_output() -> Iterator[None]:
-    """Guards the streams that a progress bar has put in place of standard output and error."""
+    """Guard the streams that a progress bar has put in place of standard output and error."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(Guarded, before)
+    sys.stdout, sys.stderr = map(EscapingStream, before)
     try:
         yield
     finally:
@@ -117,7 +163,7 @@ def guarded_output() -> Iterator[None]:
 
 @contextmanager
 def unguarded_error() -> Iterator[None]:
-    """Standard error without the guard, for a library that draws its own progress bar."""
+    """Use standard error without the guard, for a library that draws its own progress bar."""
     before = sys.stderr
     sys.stderr = getattr(before, "unguarded", before)
     try:

@@ -1,7 +1,6 @@
-"""From the pixels that a codec stores to the picture that a player shows: turned, mirrored, with
-square pixels.
+"""From the pixels that a codec stores to the picture on the screen: turn, mirror, square pixels.
 
-Pure arithmetic on arrays. What a stream says about its pictures is read in `decode.py`.
+Arithmetic on arrays. `video_file.py` reads what a stream says about its pictures.
 """
 
 import struct
@@ -9,13 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PIXEL_ASPECTS = ("displayed", "stored")  # pixels that are not square become square, or stay
-Rotation = tuple[int, int, int, int]  # see Shape
-STRAIGHT = (1, 0, 0, 1)
-QUARTERS = (STRAIGHT, (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))  # counter-clockwise
-# By the orientation of Exif 2.3, 4.6.4 A: which sides of the picture its first row and its first
-# column are.
-EXIF_TURNS = {
+# Whether pixels that are not square become square, or stay as they are stored.
+PIXEL_ASPECTS = ("displayed", "stored")
+
+# (a, b, c, d) moves the stored pixel (x, y) to (a·x + c·y, b·x + d·y).
+Orientation = tuple[int, int, int, int]
+STRAIGHT: Orientation = (1, 0, 0, 1)
+# By how many quarter turns, counter-clockwise.
+QUARTER_TURNS = (STRAIGHT, (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))
+# By the number in Exif 2.3, 4.6.4 A: on which sides of the picture the first stored row and the
+# first stored column are.
+EXIF_ORIENTATIONS = {
     1: STRAIGHT,
     2: (-1, 0, 0, 1),
     3: (-1, 0, 0, -1),
@@ -25,8 +28,8 @@ EXIF_TURNS = {
     7: (0, -1, -1, 0),
     8: (0, -1, 1, 0),
 }
-# the sine of the angle up to which a turn counts as a quarter turn: 1.1 degrees; FFmpeg takes 1
-# degree
+# The sine of the angle by which a matrix may miss a quarter turn: 1.1 degrees. FFmpeg's own
+# tolerance is 1 degree.
 SKEW = 0.02
 
 
@@ -34,45 +37,57 @@ SKEW = 0.02
 class PictureShape:
     """How a stored picture is shown.
 
-    `width` and `height` are stored pixels. `turn` = (a, b, c, d) moves the stored pixel (x, y) to
-    (a·x + c·y, b·x + d·y): one of the eight ways to turn and mirror a picture. `aspect` is the
-    width of a stored pixel by its height.
+    Attributes:
+        width: stored pixels in a row.
+        height: stored rows.
+        orientation: one of the eight ways to turn and mirror the picture.
+        aspect: width of a stored pixel divided by its height.
     """
 
     width: int
     height: int
-    turn: Rotation = STRAIGHT
+    orientation: Orientation = STRAIGHT
     aspect: float = 1.0
 
     @property
     def mirrored(self) -> bool:
-        """Whether the turn mirrors the picture."""
-        a, b, c, d = self.turn
+        """Whether the picture is mirrored."""
+        a, b, c, d = self.orientation
         return a * d - b * c < 0
 
     @property
-    def shown(self) -> tuple[int, int]:
-        """(width, height) in square pixels of the picture on the screen: the stored height stays,
-        the width follows.
-
-        Pixels whose shape moves the width by one pixel at most are square: `scale=-2:256` of FFmpeg
-        leaves such shapes.
-        """
-        width = self.width * self.aspect
-        width = self.width if abs(width - self.width) <= 1 else round(width)
-        return (self.height, width) if self.turn[1] else (width, self.height)
+    def swaps_sides(self) -> bool:
+        """Whether stored rows become columns."""
+        return self.orientation[1] != 0
 
     @property
-    def upright(self) -> tuple[int, int]:
-        """(width, height) of the stored pixels once they are turned."""
-        return (self.height, self.width) if self.turn[1] else (self.width, self.height)
+    def display_size(self) -> tuple[int, int]:
+        """(width, height) on the screen in square pixels: the stored height with its new width."""
+        width = self.width
+        scaled = self.width * self.aspect
+        # `scale=-2:256` of FFmpeg leaves pixels that are almost square: their shape moves the
+        # width by one pixel at most.
+        if abs(scaled - width) > 1:
+            width = round(scaled)
+        return (self.height, width) if self.swaps_sides else (width, self.height)
+
+    @property
+    def oriented_size(self) -> tuple[int, int]:
+        """(width, height) of the stored pixels after turning."""
+        return (self.height, self.width) if self.swaps_sides else (self.width, self.height)
 
 
-def turn_of(matrix: bytes | None) -> Rotation:
-    """FFmpeg's display matrix (nine 32-bit numbers) as one of the eight turns; STRAIGHT without a
-    matrix.
+def orientation_of_matrix(matrix: bytes | None) -> Orientation:
+    """Read FFmpeg's display matrix.
 
-    ValueError if the matrix turns by another angle than a multiple of 90 degrees.
+    Args:
+        matrix: nine 32-bit numbers in the machine's byte order; None for no matrix.
+
+    Returns:
+        One of the eight orientations, STRAIGHT without a matrix.
+
+    Raises:
+        ValueError: the matrix turns by another angle than a multiple of 90 degrees.
     """
     if not matrix:
         return STRAIGHT
@@ -93,9 +108,17 @@ def _sign(value: float) -> int:
     return -1 if value < 0 else 1
 
 
-def turned(pixels: np.ndarray, turn: Rotation) -> np.ndarray:
-    """A stored picture [H,W,3] as it is shown, without a copy."""
-    a, b, c, d = turn
+def orient(pixels: np.ndarray, orientation: Orientation) -> np.ndarray:
+    """Turn and mirror a stored picture.
+
+    Args:
+        pixels: [H,W,3] as stored.
+        orientation: how the picture is shown.
+
+    Returns:
+        [H,W,3], or [W,H,3] where rows become columns; a view of `pixels`, not a copy.
+    """
+    a, b, c, d = orientation
     if b:
         pixels, right, down = pixels.swapaxes(0, 1), c, b
     else:
@@ -103,27 +126,40 @@ def turned(pixels: np.ndarray, turn: Rotation) -> np.ndarray:
     return pixels[:: down or 1, :: right or 1]
 
 
-def fitted(pixels: np.ndarray, shown: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Scales a turned picture [h,w,3], displayed at `shown`, to `size` [H,W,3]; both are (width,
-    height).
+def fit(pixels: np.ndarray, display_size: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """Scale an upright picture into a frame of another size.
 
     A picture of another aspect ratio keeps it and is centred between black bars. One that fits
     already is not resampled.
+
+    Args:
+        pixels: [h,w,3] uint8.
+        display_size: (width, height) of the picture on the screen.
+        size: (width, height) of the frame.
+
+    Returns:
+        [H,W,3] uint8.
     """
-    if pixels.shape[1::-1] == size == shown:
+    if pixels.shape[1::-1] == size == display_size:
         return pixels
     from PIL import Image
 
-    scale = min(size[0] / shown[0], size[1] / shown[1])
-    width, height = (
-        max(1, min(round(side * scale), most)) for side, most in zip(shown, size, strict=True)
-    )
-    picture = Image.fromarray(np.ascontiguousarray(pixels)).resize(
-        (width, height), Image.Resampling.BILINEAR
-    )
+    scale = min(size[0] / display_size[0], size[1] / display_size[1])
+    width = max(1, min(round(display_size[0] * scale), size[0]))
+    height = max(1, min(round(display_size[1] * scale), size[1]))
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
     if (width, height) == size:
         return np.asarray(picture)
-    page = np.zeros((size[1], size[0], 3), np.uint8)
+
+    frame = np.zeros((size[1], size[0], 3), np.uint8)
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    page[top : top + height, left : left + width] = picture
-    return page
+    frame[top : top + height, left : left + width] = picture
+    return frame
+
+
+def fit_all(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Scale upright frames [F,h,w,3] to (width, height) = `size`: [F,H,W,3] uint8."""
+    if frames.shape[2:0:-1] == size:
+        return frames
+    return np.stack([fit(pixels, size, size) for pixels in frames])

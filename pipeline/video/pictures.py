@@ -1,12 +1,12 @@
-"""Reads pictures and finds the frames in a folder. Pillow opens files here and nowhere else.
+"""Read pictures, and find the frames in a folder. Only this module opens files with Pillow.
 
 Pillow recognises some fifty formats by a file's content, and opens one of them (PostScript) by
-starting another program. Here it may open JPEG, PNG, WebP and BMP only; for other formats, the
+starting another program. Here it may open JPEG, PNG, WebP and BMP only. For other formats, the
 error names what the file holds.
 
-Pixels are those of FFmpeg and OpenCV: transparency is dropped (the colours below it stay), 16-bit
-values keep their high byte, CMYK becomes RGB, and the EXIF orientation is applied. Of a JPEG with
-several pictures (MPO) the first counts. An animation is refused.
+Pixels are those of FFmpeg and OpenCV. Transparency is dropped, and the colours below it stay.
+16-bit values keep their high byte. CMYK becomes RGB. The EXIF orientation is applied. Of a JPEG
+with several pictures (MPO) the first counts. Animations are refused.
 """
 
 import glob
@@ -17,17 +17,20 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipeline.manifests.folder_scan import PICTURES
 from pipeline.text.printable import first_line
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's names for them
-MAX_PIXELS = (
-    64_000_000  # of one picture; a header may claim any size, and decoders allocate what it claims
-)
+# Pillow's names of the formats that may be read.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+# Of one picture. A header may claim any size, and decoders allocate what it claims.
+MAX_PIXELS = 64_000_000
+# How many patterns an error message lists.
 PATTERNS_SHOWN = 4
+EXIF_ORIENTATION_TAG = 0x0112
 
 # First bytes of other formats, for the error message.
 _OTHERS = (
@@ -50,89 +53,100 @@ _OTHERS = (
 )
 
 
+# ---- One picture
+
+
 def read_picture(path: str | Path) -> np.ndarray:
-    """The picture in a file, upright.
+    """Read the picture in a file, upright.
 
     Args:
-        path: a regular file that holds a JPEG, PNG, WebP or BMP picture, whatever its name ends in.
+        path: a regular file that holds a JPEG, PNG, WebP or BMP picture, whatever its suffix.
 
     Returns:
-        pixels [H,W,3] uint8 RGB.
+        [H,W,3] uint8 RGB.
 
     Raises:
-        ValueError: not a file, another format, an animation, more than MAX_PIXELS, or damaged; one
-        line without the name. OSError: the file cannot be read.
+        ValueError: not a file, another format, an animation, more than MAX_PIXELS, or damaged.
+            The message is one line and does not name the file.
+        OSError: the file cannot be read.
     """
     from PIL import Image
 
     path = Path(path)
-    if not path.is_file():  # a pipe would be waited for
+    # Opening a pipe would wait for its other end.
+    if not path.is_file():
         raise ValueError("not a file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # such as DecompressionBombWarning: our own limit is below Pillow's
+            # Such as DecompressionBombWarning: our own limit is below Pillow's.
+            warnings.simplefilter("ignore")
             with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(
-                        f"claims {image.width}x{image.height} pixels; expected {MAX_PIXELS:,} "
-                        f"pixels at most"
-                    )
-                if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-                    raise ValueError(
-                        f"an animation of {image.n_frames} pictures; expected one picture per file"
-                    )
+                _check_header(image)
                 image.load()
-                return _upright(_eight_bits(image), image)
+                return _apply_orientation(_eight_bits(image), _orientation(image))
     except Image.UnidentifiedImageError:
         raise ValueError(
-            f"cannot identify a JPEG, PNG, WebP or BMP picture in it: {_looks_like(path)}"
+            f"cannot identify a JPEG, PNG, WebP or BMP picture in it: {_describe_content(path)}"
         ) from None
     except (ValueError, OSError, MemoryError):
         raise
-    except (
-        Exception
-    ) as error:  # a damaged file fails in whichever line of its decoder it happens to reach
+    except Exception as error:
+        # A damaged file fails in whichever line of its decoder it happens to reach.
         raise ValueError(f"damaged ({type(error).__name__}: {first_line(error)})") from None
 
 
+def _check_header(image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(
+            f"claims {image.width}x{image.height} pixels; expected {MAX_PIXELS:,} pixels at most"
+        )
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise ValueError(
+            f"an animation of {image.n_frames} pictures; expected one picture per file"
+        )
+
+
 def _eight_bits(image) -> np.ndarray:
-    """A loaded Pillow image as [H,W,3] uint8, not yet turned upright."""
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+    """Return the pixels [H,W,3] uint8 of a loaded Pillow image, as they are stored."""
+    # Pillow would clip 16-bit grey at 255.
+    if image.mode.startswith("I"):
         grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     return np.asarray(image.convert("RGB"))
 
 
-def orientation_of(jpeg: bytes) -> int:
-    """The EXIF orientation of a JPEG picture, from 1 to 8; 1 where it has none, or none that can be
-    read.
+def exif_orientation(jpeg: bytes) -> int:
+    """Return the EXIF orientation of a JPEG picture.
+
+    Args:
+        jpeg: the bytes of the file.
+
+    Returns:
+        1 to 8; 1 where there is none, or none that can be read.
     """
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
             return _orientation(image)
-    except Exception:  # decoding the picture reports what is wrong with it
+    except Exception:
+        # Decoding the picture reports what is wrong with it.
         return 1
 
 
 def _orientation(image) -> int:
-    """The EXIF orientation of a Pillow image, from 1 to 8; 1 where it has none, or none that can be
-    read.
-    """
+    """Return the EXIF orientation of a Pillow image, 1 without a valid one."""
     try:
-        found = image.getexif().get(0x0112, 1)
-    except Exception:  # damaged EXIF data do not make the picture unreadable
+        orientation = image.getexif().get(EXIF_ORIENTATION_TAG, 1)
+    except Exception:
+        # Damaged EXIF data do not make the picture unreadable.
         return 1
-    return found if found in range(1, 9) else 1
+    return orientation if orientation in range(1, 9) else 1
 
 
-def _upright(pixels: np.ndarray, image) -> np.ndarray:
-    """Applies the EXIF orientation of an image to its pixels."""
-    orientation = _orientation(image)
-    if orientation in (5, 6, 7, 8):  # rows and columns are swapped
+def _apply_orientation(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn and mirror stored pixels by their EXIF orientation."""
+    if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
@@ -141,129 +155,171 @@ def _upright(pixels: np.ndarray, image) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _looks_like(path: Path) -> str:
-    """What an unknown file seems to hold, in words."""
+def _describe_content(path: Path) -> str:
+    """Say what an unknown file seems to hold."""
     with open(path, "rb") as file:
         start = file.read(16)
     if not start:
         return "it is empty"
     if start[4:8] == b"ftyp":
         return "it looks like HEIC, AVIF or a video"
-    kind = next((kind for mark, kind in _OTHERS if start.lstrip().startswith(mark)), "")
-    return f"it looks like {kind}" if kind else "it is damaged or of another kind"
+    text = start.lstrip()
+    for mark, kind in _OTHERS:
+        if text.startswith(mark):
+            return f"it looks like {kind}"
+    return "it is damaged or of another kind"
+
+
+# ---- The frames in a folder
 
 
 def frame_files(folder: str | Path, pattern: str = "") -> list[Path]:
-    """The frames in a folder in natural order (2.jpg before 10.jpg), if they are one series.
+    """Return the frames in a folder, if they are one series.
 
     Args:
-        folder: a folder of frames; hidden files and files with other endings are not looked at.
-        pattern: a glob that the names must match, such as "img_*.jpg"; "" takes all, if their names
-        count one series.
+        folder: a folder of frames; hidden files and files with other suffixes do not count.
+        pattern: a glob that the names must match, such as "img_*.jpg"; "" takes all pictures
+            if their names count one series.
 
     Returns:
-        Paths; empty where the folder has no picture.
+        Paths in natural order (2.jpg before 10.jpg); empty where the folder has no picture.
 
     Raises:
-        ValueError: the names count several series (and no pattern chooses), show a frame twice, or
-        none matches.
+        ValueError: the names count several series and there is no pattern; or no name matches
+            the pattern; or two matching names are the same frame.
     """
-    paths = [
-        path
-        for path in Path(folder).iterdir()
-        if path.suffix.lower() in PICTURES and not path.name.startswith(".")
-    ]
-    names = [path.name for path in paths]
+    names = []
+    for path in Path(folder).iterdir():
+        if path.suffix.lower() in PICTURES and not path.name.startswith("."):
+            names.append(path.name)
+
     found = series(names)
     if pattern and names:
-        names = found.get(pattern) or [name for name in names if fnmatchcase(name, pattern)]
+        names = found.get(pattern) or _matching(names, pattern)
         if not names:
             raise ValueError(
                 f"no picture is named like {pattern!r} (--frame-pattern); there are "
-                f"{_listed(found)}"
+                f"{_list_patterns(found)}"
             )
-        if twice := _shown_twice(sorted(names, key=natural)):
+        duplicate = _duplicate_frame(sorted(names, key=natural))
+        if duplicate:
             raise ValueError(
-                f"{pattern!r} (--frame-pattern) takes {twice[0]} and {twice[1]}, one frame twice; "
-                f"narrow it"
+                f"{pattern!r} (--frame-pattern) matches {duplicate[0]} and {duplicate[1]}, which "
+                "are the same frame; choose a narrower pattern"
             )
     elif len(found) > 1:
         raise ValueError(
-            f"the names in the folder count {len(found)} series ({_listed(found)}), expected one; "
-            f"choose one of these with "
-            "--frame-pattern, or take all of them in the order of their names with "
-            "--frame-pattern '*'"
+            f"the names in the folder count {len(found)} series ({_list_patterns(found)}), "
+            "expected one; choose one of these with --frame-pattern, or take all of them in the "
+            "order of their names with --frame-pattern '*'"
         )
     return [Path(folder, name) for name in sorted(names, key=natural)]
 
 
+def _matching(names: Iterable[str], pattern: str) -> list[str]:
+    matching = []
+    for name in names:
+        if fnmatchcase(name, pattern):
+            matching.append(name)
+    return matching
+
+
 def series(names: Iterable[str]) -> dict[str, list[str]]:
-    """Divides the names of pictures into series: glob -> names, sorted by the glob.
+    """Divide the names of pictures into series.
 
     The names of one series differ in their numbers only, and one of the numbers never repeats
     (`0001.jpg`; `7_0.28.png`). Gaps are fine, and so is any first number.
+
+    Args:
+        names: file names.
+
+    Returns:
+        A glob -> the names of its series, sorted by the glob.
     """
-    by_text = _grouped(names, _text_of)
+    parts = []
+    for group in _group_by(names, lambda name: _split(name).texts):
+        parts += _series_of_one_text(group)
+
     found: dict[str, list[str]] = {}
-    for pattern, of_it in sorted(part for group in by_text for part in _series_of_one_text(group)):
-        found.setdefault(pattern, []).extend(of_it)
+    for pattern, members in sorted(parts):
+        found.setdefault(pattern, []).extend(members)
     return found
 
 
 def natural(name: str) -> tuple:
-    """A sorting key by which 2.jpg comes before 10.jpg; the name itself decides between 2.jpg and
-    02.jpg.
+    """Return a sorting key by which 2.jpg comes before 10.jpg.
+
+    The name itself decides between 2.jpg and 02.jpg.
     """
-    return [
-        int(part) if k % 2 else part for k, part in enumerate(re.split(r"(\d+)", name.lower()))
-    ], name
+    pieces: list[Any] = re.split(r"(\d+)", name.lower())
+    pieces[1::2] = map(int, pieces[1::2])
+    return pieces, name
 
 
-def _split(name: str) -> tuple[list[str], str]:
-    """(texts and digits of a stem by turns, texts first; the ending in lower case)."""
-    stem, dot, ending = name.rpartition(".")
-    return re.split(r"(\d+)", stem), dot + ending.lower()
+class _NameParts(NamedTuple):
+    """A file name in pieces: text, digits, text, ..., text, suffix."""
+
+    texts: tuple[str, ...]
+    digits: tuple[str, ...]
+    suffix: str
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        return tuple(map(int, self.digits))
 
 
-def _text_of(name: str) -> tuple[str, ...]:
-    return tuple(_split(name)[0][::2])
+def _split(name: str) -> _NameParts:
+    stem, dot, suffix = name.rpartition(".")
+    pieces = re.split(r"(\d+)", stem)
+    return _NameParts(tuple(pieces[::2]), tuple(pieces[1::2]), dot + suffix.lower())
 
 
 def _series_of_one_text(names: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """(glob, names) of the series among names that differ in numbers and endings only."""
-    rows = [_numbers_of(name) for name in names]
+    """Return (glob, names) of each series among names that differ in numbers and suffix only."""
+    rows = [_split(name).numbers for name in names]
     distinct = [len(set(column)) for column in zip(*rows, strict=True)]
+    # The number with the most values counts the frames; of several such, the last one.
     counting = max(range(len(distinct)), key=lambda k: (distinct[k], k), default=None)
     if len(names) == 1 or (distinct and distinct[counting] == len(names)):
         return [(_glob(names, counting), list(names))]
-    # Divide by the ending, else by the padding, else by every number but the one with the most
-    # values.
-    if len(set(rows)) < len(names):
-        padded = {
-            len(digits)
-            for name in names
-            for digits in _split(name)[0][1::2]
-            if re.match("0.", digits)
-        }
-        keys = [
-            lambda name: _split(name)[1],
-            lambda name: [
-                len(digits) if len(digits) in padded else 0 for digits in _split(name)[0][1::2]
-            ],
-            lambda name: name,
-        ]
+
+    if len(set(rows)) == len(names):
+
+        def other_numbers(name: str) -> list[int]:
+            numbers = enumerate(_split(name).numbers)
+            return [number for k, number in numbers if k != counting]
+
+        groups = _group_by(names, other_numbers)
     else:
-        keys = [lambda name: [n for k, n in enumerate(_numbers_of(name)) if k != counting]]
-    groups = next(groups for groups in (_grouped(names, key) for key in keys) if len(groups) > 1)
-    return [part for group in groups for part in _series_of_one_text(group)]
+        groups = _divide_equal_numbers(names)
+
+    found = []
+    for group in groups:
+        found += _series_of_one_text(group)
+    return found
 
 
-def _numbers_of(name: str) -> tuple[int, ...]:
-    return tuple(map(int, _split(name)[0][1::2]))
+def _divide_equal_numbers(names: Sequence[str]) -> list[list[str]]:
+    """Divide names of equal numbers: by suffix, else by zero padding, else one by one."""
+    padded = set()
+    for name in names:
+        for digits in _split(name).digits:
+            # A lone 0 is not padded.
+            if digits[0] == "0" and len(digits) > 1:
+                padded.add(len(digits))
+
+    def padding(name: str) -> list[int]:
+        widths = map(len, _split(name).digits)
+        return [width * (width in padded) for width in widths]
+
+    for key in (lambda name: _split(name).suffix, padding):
+        groups = _group_by(names, key)
+        if len(groups) > 1:
+            return groups
+    return [[name] for name in names]
 
 
-def _grouped(names: Iterable[str], key: Callable) -> list[list[str]]:
-    """The names in groups of one key."""
+def _group_by(names: Iterable[str], key: Callable) -> list[list[str]]:
     groups = defaultdict(list)
     for name in names:
         groups[str(key(name))].append(name)
@@ -271,43 +327,45 @@ def _grouped(names: Iterable[str], key: Callable) -> list[list[str]]:
 
 
 def _glob(names: Sequence[str], counting: int | None) -> str:
-    """A glob that the names of one series match: digits that are the same in all stay, others
-    become `*`, or one `?` a digit where zeros pad them. `counting`: the number that counts, which
-    is `*` even in a series of one.
+    """Return a glob that matches the names of one series.
+
+    Digits that are the same in all names stay. Others become `*`, or one `?` per digit where
+    zeros pad them. The number at position `counting` is a wildcard even in a series of one.
     """
-    parts, texts = [_split(name) for name in names], []
-    for k, text in enumerate(parts[0][0]):
-        column = [pieces[k] for pieces, _ in parts]
-        if k % 2 == 0:
-            texts.append(glob.escape(text))
-        elif len(set(column)) == 1 and k // 2 != counting:
-            texts.append(text)
+    parts = [_split(name) for name in names]
+    pattern = glob.escape(parts[0].texts[0])
+    for k, text in enumerate(parts[0].texts[1:]):
+        column = [part.digits[k] for part in parts]
+        same_width = len(set(map(len, column))) == 1
+        zeros = any(digits.startswith("0") for digits in column)
+        if len(set(column)) == 1 and k != counting:
+            pattern += column[0]
+        elif same_width and zeros and len(column[0]) > 1:
+            pattern += "?" * len(column[0])
         else:
-            padded = len({len(digits) for digits in column}) == 1 and any(
-                d.startswith("0") for d in column
-            )
-            texts.append("?" * len(column[0]) if padded and len(column[0]) > 1 else "*")
-    endings = {Path(name).suffix for name in names}
-    if len(endings) > 1:
-        endings = {ending.lower() for ending in endings}
-    return "".join(texts) + (endings.pop() if len(endings) == 1 else ".*")
+            pattern += "*"
+        pattern += glob.escape(text)
+
+    suffixes = {Path(name).suffix for name in names}
+    if len(suffixes) > 1:
+        suffixes = {suffix.lower() for suffix in suffixes}
+    return pattern + (suffixes.pop() if len(suffixes) == 1 else ".*")
 
 
-def _shown_twice(names: Sequence[str]) -> tuple[str, str] | None:
-    """Two names of the same frame: they differ in their ending or in the padding of their numbers
-    only.
-    """
-    seen: dict[tuple, str] = {}
+def _duplicate_frame(names: Sequence[str]) -> tuple[str, str] | None:
+    """Return two names of the same frame: only their suffix or zero padding differs."""
+    first: dict[tuple, str] = {}
     for name in names:
-        pieces, _ = _split(name)
-        key = tuple(int(piece) if k % 2 else piece for k, piece in enumerate(pieces))
-        if key in seen:
-            return seen[key], name
-        seen[key] = name
+        parts = _split(name)
+        key = (parts.texts, parts.numbers)
+        if key in first:
+            return first[key], name
+        first[key] = name
     return None
 
 
-def _listed(patterns: Iterable[str]) -> str:
+def _list_patterns(patterns: Iterable[str]) -> str:
     patterns = list(patterns)
-    more = f" and {len(patterns) - PATTERNS_SHOWN} more" if len(patterns) > PATTERNS_SHOWN else ""
-    return ", ".join(patterns[:PATTERNS_SHOWN]) + more
+    listed = ", ".join(patterns[:PATTERNS_SHOWN])
+    more = len(patterns) - PATTERNS_SHOWN
+    return f"{listed} and {more} more" if more > 0 else listed

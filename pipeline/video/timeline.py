@@ -1,146 +1,232 @@
-"""The recordings that a video stream is made of, and when each frame is shown. Pure arithmetic on
-time stamps.
+"""The recordings in a video stream, and when each frame is shown: arithmetic on time stamps.
 
-Files that are joined byte by byte, and captures whose clock is set anew, hold several recordings,
-whose stamps start again or jump. Players play one after the other.
+Files that are joined byte by byte, and captures whose clock restarts, hold several recordings.
+Their time stamps start again or jump. Players show one recording after the other.
 """
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from pipeline.video.packets import Packet
+from pipeline.video.bitstream import Packet
 
-BACK = 0.1  # seconds by which stamps that are merely untidy go back
-# seconds for which a player waits for the next frame; a longer wait is another clock (FFmpeg's
-# bound)
+# Seconds by which time stamps may go back without being those of another recording.
+BACK = 0.1
+# Seconds for which a player waits for the next frame (FFmpeg's bound). After a longer gap, the
+# time stamps are those of another clock.
 AHEAD = 10.0
-PACES = 10  # the same in steps, for streams that have a frame every few seconds
+# The same bound in steps, for streams that have a frame every few seconds.
+AHEAD_STEPS = 10
+# The times in a manifest are often rounded to milliseconds.
+ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
 class Recordings:
-    """The recordings that a stream holds, one after the other.
+    """The recordings of a stream, in the order of the file.
 
-    `starts` are the packets with which they begin. `shown` are the packets that show a frame, in
-    the file's order, `times` when each of them does, in ticks on one clock, or None where that is
-    unknown. `unfed` are packets that cannot be decoded, since what they refer to is not there.
-    `begins`: the tick at which the first recording begins. `ordered`: frames follow their stamps;
-    else they come as the decoder gives them.
+    Attributes:
+        starts: the packets that begin a recording, the first one included.
+        shown: the packets that show a frame, in the order of the file.
+        times: when each packet of `shown` is shown, in ticks of one clock; None if unknown.
+        undecodable: packets whose reference frames are not in the file.
+        first_tick: the tick at which the first recording begins.
+        ordered: time stamps say when frames are shown; else only the decoding order is known.
     """
 
     starts: list[int]
     shown: list[int]
     times: list[int] | None
-    unfed: frozenset[int]
-    begins: int
+    undecodable: frozenset[int]
+    first_tick: int
     ordered: bool
 
     def __len__(self) -> int:
         return len(self.starts)
 
     @property
-    def joints(self) -> frozenset[int]:
-        """The packets with which the second recording and later ones begin."""
+    def boundaries(self) -> frozenset[int]:
+        """The packets that begin the second recording and later ones."""
         return frozenset(self.starts[1:])
 
-    def places(self, total: int) -> list[int]:
-        """The frame that each of `total` packets shows, -1 for none; empty where the stamps do not
-        say.
+    def frame_of_packet(self, total: int) -> list[int]:
+        """Return the frame that each of `total` packets shows.
+
+        Returns:
+            One frame number per packet, -1 for a packet that shows none. Empty where time
+            stamps cannot tell frames apart.
         """
         if not self.ordered or len(set(self.times)) < len(self.times):
             return []
-        found = [-1] * total
-        for number, k in enumerate(sorted(range(len(self.shown)), key=self.times.__getitem__)):
-            found[self.shown[k]] = number
-        return found
+        frames = [-1] * total
+        by_time = sorted(range(len(self.shown)), key=self.times.__getitem__)
+        for number, k in enumerate(by_time):
+            frames[self.shown[k]] = number
+        return frames
 
 
-def parts_of(
-    packets: "list[Packet]", tick: float, broadcast: bool, stamped: bool = True
+def find_recordings(
+    packets: list[Packet], tick: float, broadcast: bool, stamped: bool = True
 ) -> Recordings:
-    """The recordings in `packets`, which are in the file's order. `tick`: seconds of one unit of
-    their stamps.
+    """Find the recordings in a stream.
 
-    broadcast: whether a jump ahead is another clock. stamped: whether stamps say when frames are
-    shown.
+    Args:
+        packets: the packets of the stream, in the order of the file.
+        tick: seconds per unit of their time stamps.
+        broadcast: a jump ahead means another clock; elsewhere it is a long wait.
+        stamped: whether time stamps say when frames are shown.
+
+    Returns:
+        The recordings, at least one.
     """
-    starts = _starts(packets, tick, broadcast)
+    starts = _recording_starts(packets, tick, broadcast)
     ends = [*starts[1:], len(packets)]
-    shown, unfed = [], set()
+    shown, undecodable = [], set()
     for start, end in zip(starts, ends, strict=True):
-        some, lost = _decodable(packets, start, end)
-        shown += some
-        unfed |= lost
+        visible, lost = _decodable(packets, start, end)
+        shown += visible
+        undecodable |= lost
+
     sortable = all(packets[k].decoded is not None for k in shown)
     ordered = all(packets[k].stamp is not None for k in shown) and (stamped or not sortable)
     if sortable and broadcast and ordered:
-        ordered = not _mixed_up([packets[k] for k in shown], tick)
+        ordered = not _stamps_mixed_up([packets[k] for k in shown], tick)
     if not (ordered or sortable):
-        return Recordings(starts, shown, None, frozenset(unfed), 0, False)
+        return Recordings(starts, shown, None, frozenset(undecodable), 0, False)
 
-    def when(k: int) -> int | None:
-        return packets[k].stamp if ordered else packets[k].decoded
+    if ordered:
+        clock = [packet.stamp for packet in packets]
+    else:
+        clock = [packet.decoded for packet in packets]
 
-    times, first, until = [], None, None
+    # Each recording is moved to where the one before it ends.
+    times = []
+    first_tick = until = None
     for start, end in zip(starts, ends, strict=True):
-        known = sorted(time for k in range(start, end) if (time := when(k)) is not None)
+        known = sorted(time for time in clock[start:end] if time is not None)
         if not known:
             continue
-        shift = 0 if until is None else until - known[0]
-        first = known[0] if first is None else first
-        times += [when(k) + shift for k in shown if start <= k < end]
+        if until is None:
+            first_tick, shift = known[0], 0
+        else:
+            shift = until - known[0]
+        times += [clock[k] + shift for k in shown if start <= k < end]
         until = known[-1] + shift + max(1, round(middle_step(known)))
-    return Recordings(starts, shown, times, frozenset(unfed), first or 0, ordered)
+    return Recordings(starts, shown, times, frozenset(undecodable), first_tick or 0, ordered)
+
+
+def frames_between(
+    times: list[float],
+    until: float,
+    start: float | None,
+    end: float | None,
+    slack: float | None = None,
+) -> tuple[int, int]:
+    """Find the frames that are shown within [start, end).
+
+    Args:
+        times: when each frame is first shown, in seconds, ascending.
+        until: when the last frame ends, in seconds.
+        start: seconds; None begins with the first frame.
+        end: seconds; None ends with the last frame.
+        slack: see `rounding_slack`, which None calls.
+
+    Returns:
+        (number of the first frame, number of frames). The first frame is the one on screen at
+        `start`.
+
+    Raises:
+        ValueError: no frame is shown within this interval.
+    """
+    if slack is None:
+        slack = rounding_slack(times)
+    since = start or 0.0
+    till = until if end is None else end
+    if since >= until or till <= since or till <= times[0]:
+        raise ValueError(
+            f"no frame between {since:g} and {till:g} s: there are frames from {times[0]:.2f} to "
+            f"{until:.2f} s"
+        )
+
+    first = 0
+    if start is not None:
+        first = max(0, int(np.searchsorted(times, since + slack, side="right")) - 1)
+    last = len(times)
+    if end is not None:
+        last = int(np.searchsorted(times, till - slack))
+    return first, max(1, last - first)
+
+
+def rounding_slack(times: list[float], tick: float = 0.0) -> float:
+    """Return by how many seconds a written time may miss the frame that it means.
+
+    Both the time in a manifest and the time stamps of a file are rounded.
+
+    Args:
+        times: when each frame is shown, in seconds, ascending.
+        tick: seconds to which the file rounds its time stamps.
+
+    Returns:
+        One millisecond, but less than half of what a frame lasts.
+    """
+    step = middle_step(times)
+    if not step:
+        return ROUNDING
+    return min(ROUNDING, max(step / 4, min(0.52 * tick, step / 2)))
 
 
 def middle_step(times: list) -> float:
-    """The median of what lies between times that ascend, 0 for fewer than two of them."""
+    """Return the median gap between ascending times; 0 for fewer than two distinct ones."""
     steps = [later - earlier for earlier, later in pairwise(times) if later > earlier]
     return float(np.median(steps)) if steps else 0.0
 
 
-def _patience(orders: list[int], tick: float) -> float:
-    """Seconds for which a player waits for the next frame."""
-    return max(AHEAD, PACES * middle_step(orders) * tick)
+def _longest_wait(clock: list[int], tick: float) -> float:
+    """Return the seconds for which a player waits for the next frame."""
+    return max(AHEAD, AHEAD_STEPS * middle_step(clock) * tick)
 
 
-def _mixed_up(packets: "list[Packet]", tick: float) -> bool:
-    """Whether a frame has the time stamp of another recording: FFmpeg gives the last frame before a
-    joint that of the next.
+def _stamps_mixed_up(packets: list[Packet], tick: float) -> bool:
+    """Return whether a frame has the time stamp of another recording.
+
+    FFmpeg gives the last frame of a recording the time stamp of the next recording.
     """
-    lags = [packet.stamp - packet.decoded for packet in packets]
-    if not lags:
+    if not packets:
         return False
-    bound = _patience([packet.decoded for packet in packets], tick)
-    return float(np.abs(np.array(lags) - np.median(lags)).max()) * tick > bound
+    lags = np.array([packet.stamp - packet.decoded for packet in packets])
+    farthest = float(np.abs(lags - np.median(lags)).max()) * tick
+    return farthest > _longest_wait([packet.decoded for packet in packets], tick)
 
 
-def _starts(packets: "list[Packet]", tick: float, broadcast: bool) -> list[int]:
-    """The packets with which a recording begins, the first packet first."""
-    orders = [(k, packet.decoded) for k, packet in enumerate(packets) if packet.decoded is not None]
-    if not packets or not orders:
-        return [0]
-    ahead = _patience([order for _, order in orders], tick)
+def _recording_starts(packets: list[Packet], tick: float, broadcast: bool) -> list[int]:
+    """Return the packets that begin a recording, by jumps in the decoding order."""
+    known, clock = [], []
+    for k, packet in enumerate(packets):
+        if packet.decoded is not None:
+            known.append(k)
+            clock.append(packet.decoded)
+
+    wait = _longest_wait(clock, tick)
     starts = [0]
-    for (_, before), (k, now) in pairwise(orders):
+    for k, (before, now) in zip(known[1:], pairwise(clock), strict=True):
         step = (now - before) * tick
-        if step < -BACK or (step < 0 and packets[k].key) or (broadcast and step > ahead):
+        goes_back = step < -BACK or (step < 0 and packets[k].key)
+        if goes_back or (broadcast and step > wait):
             starts.append(k)
     return starts
 
 
-def _decodable(packets: "list[Packet]", start: int, end: int) -> tuple[list[int], set[int]]:
-    """(packets of a recording that show a frame, packets that cannot be decoded)."""
+def _decodable(packets: list[Packet], start: int, end: int) -> tuple[list[int], set[int]]:
+    """Return (packets of a recording that show a frame, packets that cannot be decoded)."""
     key = next((k for k in range(start, end) if packets[k].key), end)
     lost = set(range(start, key))
     shown = [k for k in range(key, end) if not packets[k].hidden]
-    if shown and packets[shown[0]].key and all(packets[k].stamp is not None for k in shown):
+
+    stamps = [packets[k].stamp for k in shown]
+    if shown and packets[shown[0]].key and None not in stamps:
         # Leading pictures refer to frames before the first key frame, which are not in the file.
-        begin = packets[shown[0]].stamp
-        lost |= {k for k in shown if packets[k].stamp < begin}
-        shown = [k for k in shown if packets[k].stamp >= begin]
+        leading = {k for k, stamp in zip(shown, stamps, strict=True) if stamp < stamps[0]}
+        lost |= leading
+        shown = sorted(set(shown) - leading)
     return shown, lost

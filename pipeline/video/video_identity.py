@@ -1,10 +1,14 @@
-"""What a clip's video was when it was extracted, so that a later run notices one that has changed
-since.
+"""Recognise a video that changed after its features were extracted.
 
-A shard's statistics have a mark for each of its clips: "SIZE MODIFIED DIGEST", bytes, nanoseconds
-since 1970, and the first 16 digits of the sha256 of the file's first and last ENDS bytes, which
-hold a container's index; "" where nobody knows. Of a folder of frames: 0, and the sha256 of the
-names. A copy of another date has the same digest: it has not changed.
+The record of a shard has a mark for each of its clips, "SIZE MODIFIED DIGEST":
+
+- SIZE: bytes of the file; 0 for a folder of pictures;
+- MODIFIED: its modification time, nanoseconds since 1970;
+- DIGEST: the first 16 hex digits of a sha256. Of a file, it covers the first and last ENDS bytes,
+  which hold a container's index. Of a folder, it covers the names in it.
+
+The mark is "" where it is unknown. A copy with another date has the same digest: it counts as
+unchanged.
 """
 
 import hashlib
@@ -15,11 +19,16 @@ from pathlib import Path
 
 from pipeline.manifests.manifest import Clip
 
+# Bytes at each end of a file that its digest covers.
 ENDS = 64 << 10
 
 
 def mark_video(path: Path) -> str:
-    """The mark of a video as it is now; "" if it cannot be read."""
+    """Return the mark of a video as it is now, "" if it cannot be read.
+
+    Args:
+        path: a video file, or a folder of pictures.
+    """
     try:
         size, modified = _size_and_date(path)
         return f"{size} {modified} {_digest(path)}"
@@ -28,33 +37,41 @@ def mark_video(path: Path) -> str:
 
 
 def changed_videos(record: Mapping, clips: Sequence[Clip]) -> list[int]:
-    """The clips, by place in their shard, whose videos are others than its statistics say.
+    """Find the clips of a shard whose videos changed after extraction.
 
-    Not those whose videos are gone, or that have no mark: nothing can be said of them. Costs an
-    `os.stat` per clip, and where size and date do not tell, a look into the file.
+    Videos that are gone, or that have no mark, are left out. Costs one `os.stat` per clip, and a
+    look into the file where size or date differ.
+
+    Args:
+        record: the record of the shard; "videos" has a mark per clip.
+        clips: the clips of the shard.
+
+    Returns:
+        Positions in `clips`.
     """
+    changed = []
     marks = record.get("videos", ())
-    return [
-        place
-        for place, (mark, clip) in enumerate(zip(marks, clips, strict=False))
-        if mark and _changed(clip.place, mark)
-    ]
+    for position, (mark, clip) in enumerate(zip(marks, clips, strict=False)):
+        if mark and _changed(clip.place, mark):
+            changed.append(position)
+    return changed
 
 
 def _changed(path: str, mark: str) -> bool:
     size, modified, digest = mark.split()
     try:
-        now = _size_and_date(path)
-        return now != (int(size), int(modified)) and (
-            now[0] != int(size) or _digest(Path(path)) != digest
-        )
+        size_now, modified_now = _size_and_date(path)
+        if (size_now, modified_now) == (int(size), int(modified)):
+            return False
+        return size_now != int(size) or _digest(Path(path)) != digest
     except OSError:
         return False
 
 
 def _size_and_date(path: str | Path) -> tuple[int, int]:
-    found = os.stat(path)
-    return 0 if stat.S_ISDIR(found.st_mode) else found.st_size, found.st_mtime_ns
+    status = os.stat(path)
+    size = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
+    return size, status.st_mtime_ns
 
 
 def _digest(path: Path) -> str:
@@ -63,6 +80,7 @@ def _digest(path: Path) -> str:
     else:
         with open(path, "rb", buffering=0) as file:
             data = file.read(ENDS)
+            # A file shorter than both ends together has no byte twice.
             file.seek(max(file.tell(), os.fstat(file.fileno()).st_size - ENDS))
             data += file.read(ENDS)
     return hashlib.sha256(data).hexdigest()[:16]

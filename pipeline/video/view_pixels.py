@@ -1,5 +1,4 @@
-"""One clip's pixels, made in a decode worker: sample the views, decode their frames once, crop and
-resize.
+"""The pixels of a clip's views, made in a decode worker: sample, decode once, crop and resize.
 
 Imports no torch, so that a worker process starts in a fraction of a second and stays small.
 """
@@ -15,7 +14,7 @@ from PIL import Image
 
 from pipeline.manifests.manifest import Clip, ManifestError, inside
 from pipeline.video.decode import open_clip
-from pipeline.video.frame_reader import DecodeError
+from pipeline.video.frame_reader import DecodeError, FrameReader
 from pipeline.video.video_identity import mark_video
 from pipeline.views.sampling import Sampling, View, views_of
 from pipeline.views.video_info import VideoInfo
@@ -23,13 +22,15 @@ from pipeline.views.video_info import VideoInfo
 
 @dataclass(frozen=True)
 class ClipOpener:
-    """How a clip's file is opened: the folder it may not leave, the decoder, whether a file cut
-    short is taken as it is.
+    """How to open the videos of a manifest.
 
-    `pixel_aspect`: "displayed" or "stored", see `decode.open_clip`. `frame_pattern`: which pictures
-    of a folder are its frames (a glob; "" where they are one series). `source_fps`: the frame rate
-    of every clip for which the manifest has none in its column `fps`, whatever its file says; None:
-    the rate of the file.
+    Attributes:
+        root: the folder that no clip may leave, not even through a link.
+        decoder: "decord", "pyav" or "torchcodec"; see `decode.open_clip`.
+        allow_truncated: read files that were cut short, as far as they go.
+        pixel_aspect: "displayed" or "stored"; see `decode.open_clip`.
+        frame_pattern: a glob for the pictures of a folder; "" where they are one series.
+        source_fps: frame rate of every clip whose column fps is empty; None takes the file's.
     """
 
     root: Path
@@ -39,13 +40,15 @@ class ClipOpener:
     frame_pattern: str = ""
     source_fps: float | None = None
 
-    def open(self, clip: Clip):
-        """A reader of `clip`; DecodeError if it cannot be read, or a link takes its path out of the
-        root.
+    def open(self, clip: Clip) -> FrameReader:
+        """Open a clip.
+
+        Raises:
+            DecodeError: it cannot be read, or a link leads out of the root.
         """
         try:
             inside(self.root, clip)
-            _pictures_inside(self.root, clip)
+            _check_pictures_inside(self.root, clip)
         except ManifestError as error:
             raise DecodeError(clip.clip, clip.path, str(error)) from None
         if self.source_fps and not clip.extra.get("fps", "").strip():
@@ -54,37 +57,54 @@ class ClipOpener:
             clip, self.decoder, self.allow_truncated, self.pixel_aspect, self.frame_pattern
         )
 
-    def open_as(self, clip: Clip, size: tuple[int, int]):
-        """As `open`, for frames that were (width, height) when they were extracted.
+    def open_as(self, clip: Clip, size: tuple[int, int]) -> FrameReader:
+        """Open a clip whose features were extracted from frames of a known size.
 
-        Caches older than `pixel_aspect` hold stored pixels, whatever their shape.
+        Caches older than `pixel_aspect` hold features of stored pixels, whatever their shape.
+
+        Args:
+            clip: the clip.
+            size: (width, height) of its frames when they were extracted.
+
+        Returns:
+            A reader of frames of that size if there is one, else of frames as displayed.
         """
         reader = self.open(clip)
-        if (reader.info.width, reader.info.height) != size and self.pixel_aspect != "stored":
-            stored = replace(self, pixel_aspect="stored").open(clip)
-            if (stored.info.width, stored.info.height) == size:
-                reader, stored = stored, reader
-            stored.close()
+        if (reader.info.width, reader.info.height) == size or self.pixel_aspect == "stored":
+            return reader
+
+        stored = replace(self, pixel_aspect="stored").open(clip)
+        if (stored.info.width, stored.info.height) == size:
+            reader, stored = stored, reader
+        stored.close()
         return reader
 
 
-def _pictures_inside(root: Path, clip: Clip) -> None:
-    """ManifestError if a link in a folder of frames leads out of the root."""
-    with suppress(OSError):  # whoever opens it says so
-        for entry in os.scandir(clip.path) if clip.path.is_dir() else ():
-            if entry.is_symlink():
-                inside(root, replace(clip, place=entry.path))
+def _check_pictures_inside(root: Path, clip: Clip) -> None:
+    """Raise ManifestError if a link in a folder of pictures leads out of the root."""
+    # Opening the folder later reports what is wrong with it.
+    with suppress(OSError):
+        if clip.path.is_dir():
+            for entry in os.scandir(clip.path):
+                if entry.is_symlink():
+                    inside(root, replace(clip, place=entry.path))
 
 
 @dataclass(frozen=True)
 class ProbeClip:
-    """Asks a worker for a clip's VideoInfo only."""
+    """A task for a worker: return the VideoInfo of a clip.
+
+    Attributes:
+        clip: the clip.
+        opener: how to open it.
+    """
 
     clip: Clip
-    opening: ClipOpener
+    opener: ClipOpener
 
     def run(self) -> VideoInfo:
-        with self.opening.open(self.clip) as reader:
+        """Open the clip, and return its size, length and frame rate."""
+        with self.opener.open(self.clip) as reader:
             return reader.info
 
 
@@ -92,11 +112,14 @@ class ProbeClip:
 class ClipPixels:
     """What a worker returns for one clip.
 
-    `pixels[v]` [F,h,w,3] uint8 RGB is view v cropped, resized and mirrored where it says so.
-    `numbers` are the frames of the file, counted from 0 and ascending, that some view's feature
-    step looks at; `frames` [K,h',w',3] uint8 are these, whole, or None when no source of boxes
-    asked for pixels. `seconds` is the time that decoding and resizing took, `video` the mark of the
-    file (`pipeline.video.video_identity`).
+    Attributes:
+        info: the clip's size, length and frame rate.
+        views: its views; V of them.
+        pixels: V arrays [F,h,w,3] uint8 RGB, cropped, resized and mirrored as the view says.
+        numbers: the frames of the file (from 0, ascending) at which some view has a feature step.
+        frames: these frames whole, [K,h',w',3] uint8; None when no source of boxes needs them.
+        seconds: how long decoding and resizing took.
+        video: the mark of the file, see `video_identity`.
     """
 
     info: VideoInfo
@@ -110,15 +133,20 @@ class ClipPixels:
 
 @dataclass(frozen=True)
 class DecodeViews:
-    """Asks a worker for the pixels of all views of a clip.
+    """A task for a worker: return the pixels of a clip's views.
 
-    `steps` is T, the number of feature steps; the whole frames are wanted at these only.
-    `frame_size` is their short side in pixels, None when nobody looks at whole frames. `only`:
-    groups and numbers of the views that are wanted, () for all.
+    Attributes:
+        clip: the clip.
+        opener: how to open it.
+        sampling: which views the clip has.
+        seed: of the random choices in `sampling`.
+        steps: T, the number of feature steps; whole frames are needed at these only.
+        frame_size: short side of whole frames in pixels; None when nobody needs them.
+        only: (group, number) of the views to make; empty for all.
     """
 
     clip: Clip
-    opening: ClipOpener
+    opener: ClipOpener
     sampling: Sampling
     seed: int
     steps: int
@@ -126,67 +154,83 @@ class DecodeViews:
     only: tuple[tuple[str, int], ...] = ()
 
     def run(self) -> ClipPixels:
-        begun = time.perf_counter()
-        with self.opening.open(self.clip) as reader:
-            info, video = reader.info, mark_video(self.clip.path)
-            try:
-                views = views_of(self.sampling, info, self.clip.clip, self.clip.labels, self.seed)
-            except ValueError as error:  # no frame, or no frame rate where one is needed: this clip's failure, not the run's
-                raise DecodeError(self.clip.clip, self.clip.path, str(error)) from None
-            views = [
-                view for view in views if not self.only or (view.group, view.number) in self.only
-            ]
-            wanted = sorted({number for view in views for number in view.frames})
+        """Choose the views, decode each frame once, and cut the views from the frames."""
+        started = time.perf_counter()
+        with self.opener.open(self.clip) as reader:
+            info = reader.info
+            video = mark_video(self.clip.path)
+            views = self._views(info)
+            wanted = sorted(set().union(*(view.frames for view in views)))
             images = dict(zip(wanted, map(Image.fromarray, reader.read(wanted)), strict=True))
+
         pixels = [_crop(images, view) for view in views]
-        steps = sorted({number for view in views for number in step_frames(view, self.steps)})
+        steps = sorted(set().union(*(step_frames(view, self.steps) for view in views)))
         frames = None
         if self.frame_size is not None:
             height, width = short_side(info.height, info.width, self.frame_size)
-            frames = np.stack(
-                [
-                    np.asarray(images[k].resize((width, height), Image.Resampling.BILINEAR))
-                    for k in steps
-                ]
-            )
+            whole = [images[k].resize((width, height), Image.Resampling.BILINEAR) for k in steps]
+            frames = np.stack(list(map(np.asarray, whole)))
+
         numbers = tuple(info.first + k for k in steps)
-        return ClipPixels(info, views, pixels, numbers, frames, time.perf_counter() - begun, video)
+        seconds = time.perf_counter() - started
+        return ClipPixels(info, views, pixels, numbers, frames, seconds, video)
+
+    def _views(self, info: VideoInfo) -> list[View]:
+        try:
+            views = views_of(self.sampling, info, self.clip.clip, self.clip.labels, self.seed)
+        except ValueError as error:
+            # No frame, or no frame rate where one is needed: only this clip fails.
+            raise DecodeError(self.clip.clip, self.clip.path, str(error)) from None
+        if self.only:
+            views = [view for view in views if (view.group, view.number) in self.only]
+        return views
 
 
-def run_task(task: "ProbeClip | DecodeViews"):
-    """What a worker process does with a task; exceptions travel back as results, with the `seconds`
-    that they took.
+def run_task(task: ProbeClip | DecodeViews) -> VideoInfo | ClipPixels:
+    """Run a task in a worker process.
+
+    Raises:
+        DecodeError: with an attribute `seconds`, which is how long the attempt took.
     """
-    begun = time.perf_counter()
+    started = time.perf_counter()
     try:
         return task.run()
     except DecodeError as error:
-        error.seconds = time.perf_counter() - begun
+        error.seconds = time.perf_counter() - started
         raise
 
 
 def step_frames(view: View, steps: int) -> tuple[int, ...]:
-    """The frame at each of the T feature steps: every (F/T)-th of the view's, from the first (0, 2,
-    …, 30; GOS supp. 2).
+    """Return the frame of each feature step: every (F/T)-th frame of a view, from the first.
+
+    GOS, supplement 2: frames 0, 2, ..., 30 of 32 frames for 16 steps.
+
+    Args:
+        view: a view of F frames.
+        steps: T.
+
+    Returns:
+        T frame numbers of the clip.
     """
     count = len(view.frames)
     return tuple(view.frames[t * count // steps] for t in range(steps))
 
 
 def short_side(height: int, width: int, size: int) -> tuple[int, int]:
-    """(height, width) in whole pixels after scaling the shorter side to `size`, the aspect kept."""
+    """Return (height, width) in pixels after scaling the shorter side to `size`."""
     scale = size / min(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _crop(images: dict[int, Image.Image], view: View) -> np.ndarray:
-    """The view's crop of each of its frames [F,h,w,3]; a frame that repeats is resized once."""
+    """Return a view's crop of each of its frames, [F,h,w,3]."""
     x, y, width, height = view.crop
     out_height, out_width = view.size
     box = (x, y, x + width, y + height)
-    resized = {
-        k: np.asarray(images[k].resize((out_width, out_height), Image.Resampling.BILINEAR, box=box))
-        for k in set(view.frames)
-    }
+    # A frame that repeats in the view is resized once.
+    resized = {}
+    for k in set(view.frames):
+        image = images[k].resize((out_width, out_height), Image.Resampling.BILINEAR, box=box)
+        resized[k] = np.asarray(image)
     stack = np.stack([resized[k] for k in view.frames])
     return np.ascontiguousarray(stack[:, :, ::-1]) if view.flip else stack

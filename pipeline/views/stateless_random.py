@@ -1,6 +1,4 @@
-"""Random numbers without state: the same key gives the same numbers on any machine, in any order,
-after any resume.
-"""
+"""Random numbers without state: a key gives the same numbers on any machine, in any order."""
 
 import hashlib
 import json
@@ -9,23 +7,27 @@ import numpy as np
 
 
 class Draws:
-    """Uniform random numbers that depend only on the key: two equal keys give equal streams,
-    anywhere.
+    """A stream of uniform random numbers that depends only on its key.
 
-    Built on Philox's raw bits, which numpy promises never to change; the distributions of its
-    Generator may change.
+    Equal keys give equal streams, in any process and after any resume. The stream uses Philox's
+    raw bits, which numpy promises never to change; the distributions of numpy's Generator may
+    change.
+
+    Args:
+        *key: texts and whole numbers, such as (seed, clip id, "train", view number, "crop").
     """
 
     def __init__(self, *key: str | int):
-        # JSON tells ("1", 2) from (1, "2"), whatever a clip id holds; Python's own hash() differs
-        # from process to process.
+        # JSON tells ("1", 2) from (1, "2"), whatever a clip id contains. Python's own hash()
+        # differs from process to process.
         digest = hashlib.blake2b(json.dumps(key).encode(), digest_size=16).digest()
         self._bits = np.random.Philox(key=int.from_bytes(digest, "little"))
 
     def uniform(self) -> float:
-        """The next number in [0, 1)."""
+        """Return the next number in [0, 1)."""
+        # A float64 holds 53 bits exactly, so the same bits give the same number everywhere.
         return (int(self._bits.random_raw()) >> 11) * 2.0**-53
 
     def below(self, n: int) -> int:
-        """The next whole number in 0 .. n-1."""
+        """Return the next whole number in 0 .. n-1."""
         return int(self.uniform() * n)

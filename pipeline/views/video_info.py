@@ -1,17 +1,21 @@
-"""What the choice of frames and crops needs to know about a video."""
+"""What the choice of frames and crops must know about a video."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """A clip as it will be read: `frames` it has, `fps` on average (0: unknown), `width` and
-    `height` as shown, in pixels.
+    """Length, rate and size of a clip as it will be read.
 
-    `fps` is the manifest's where it has a column `fps`, else frames by the seconds for which they
-    are shown. `first` is the number in the file of the clip's frame 0; it is not 0 where the
-    manifest's `start` cuts the clip. `until` is the second at which the file's last frame ends, 0
-    where that is unknown.
+    Attributes:
+        frames: how many frames the clip has.
+        fps: frames per second, 0 if unknown. The manifest's column `fps` if it has one, else the
+            average: frames divided by the seconds for which they are shown.
+        width: pixels of the upright frame.
+        height: pixels of the upright frame.
+        first: number, in the file, of the clip's frame 0; above 0 where the manifest's `start`
+            cuts the clip.
+        until: the second at which the file's last frame ends, 0 if unknown. Not compared.
     """
 
     frames: int

@@ -1,15 +1,18 @@
-"""Who works on what: several runs, on one machine or on many that share a file system, divide the
-shards of one cache.
+"""Claims on shards: runs on one machine, or on many that share a file system, divide one cache.
 
-A writer claims the file `NAME.h5` by a claim file `NAME.claim` beside it, which appears whole (a
-hard link), names its owner and holds a number that the owner raises every few seconds. The file
-system needs no locks. A claim whose owner is known to live is never taken. It is abandoned when its
-owner is known to be dead, which only a process of the same machine can know. If nobody can know, it
-is abandoned when a watcher has seen it unchanged for SILENCE seconds of the watcher's own monotonic
-clock: clocks of different machines, and file times, are never compared.
+A writer of the file `NAME.h5` first makes the claim file `NAME.claim` beside it. The claim file
+appears whole, by a hard link, so the file system needs no locks. It names its owner and holds a
+counter that the owner raises every HEARTBEAT seconds.
 
-Claims divide the work, they do not guard the data: an owner that was stalled and wakes up goes on
-writing its own part file, and whoever completes the shard first wins (`ShardWriter.finish_shard`).
+Who may take a claim over:
+- A claim whose owner is known to be alive is never taken.
+- A claim whose owner is known to be dead is taken at once. Only a process of the same machine can
+  know that.
+- Any other claim is taken after SILENCE seconds without a change. The watcher measures them with
+  its own monotonic clock, and never compares file times or clocks of different machines.
+
+Claims divide the work; they do not guard the data. An owner that stalls and wakes up continues with
+its own part file. Whoever completes the shard first wins (`pipeline.workers.completion`).
 """
 
 import json
@@ -17,11 +20,9 @@ import os
 import re
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from pipeline.files.atomic_files import done_marker, publish
 from pipeline.files.owners import (
@@ -36,31 +37,39 @@ from pipeline.files.owners import (
 )
 from pipeline.files.regular_files import NotAFile, opened, read_small
 
-BEAT = 5.0  # seconds between an owner's signs of life
-SILENCE = 60.0  # seconds without one after which a claim is taken over
-LONGEST = 1 << 16  # bytes of a claim file that are looked at
-SHARD = r"\d{5,}"  # names of shards' files, without their ending
-COUNT = 20  # digits of the number at the end of a claim file, so that it is overwritten in place
+HEARTBEAT = 5.0  # seconds between two writes of an owner to its claim file
+SILENCE = 60.0  # seconds without a heartbeat after which a claim is taken over
+MAX_BYTES = 1 << 16  # read at most so much of a claim file
+SHARD = r"\d{5,}"  # pattern of a shard's file name, without its ending
+# The counter at the end of a claim file has a fixed length, so that it is overwritten in place.
+COUNTER_DIGITS = 20
 
 
 def claim_file(path: Path) -> Path:
-    """The claim file of a shard's HDF5 file."""
+    """Return the claim file of a shard's HDF5 file."""
     return path.with_suffix(".claim")
 
 
 class NotAClaim(ValueError):
-    """A file has the name of a claim and is none: another program or a person made it."""
+    """A file has the name of a claim, but another program or a person made it."""
 
 
 @dataclass(frozen=True)
 class ClaimState:
-    """A claim file as it was read: its bytes, and the owner's name, machine, process number, start
-    and host.
+    """A claim file at the moment when it was read.
+
+    Attributes:
+        content: the bytes of the file.
+        name: the claim's unique name; "" where the file does not tell its owner.
+        machine: the owner's `machine_id`.
+        pid: the owner's process number.
+        start: the owner's start time, in ticks since the boot of its machine.
+        host: the owner's host name.
     """
 
     content: bytes
     name: str = ""
-    machine_id: str = ""
+    machine: str = ""
     pid: int = 0
     start: str = ""
     host: str = ""
@@ -71,8 +80,8 @@ class ClaimState:
         return self.machine == machine_id() != ""
 
     @property
-    def process_lives(self) -> bool | None:
-        """Whether the owner lives; None if this process cannot know."""
+    def lives(self) -> bool | None:
+        """Whether the owner is alive; None if this process cannot know."""
         return process_lives(self.pid, self.start) if self.here else None
 
     @property
@@ -82,175 +91,210 @@ class ClaimState:
 
     @property
     def owner(self) -> str:
-        """The owner for a person."""
+        """The owner in words, for messages; without control characters."""
         if not self.name:
             return "an unknown process (its claim names none)"
-        where = "this machine" if self.here else self.host or host_of(self.name) or self.machine
-        return f"process {self.pid} on {''.join(c if c.isprintable() else '?' for c in where[:80])}"
+
+        host = self.host or host_of(self.name) or self.machine
+        if self.here:
+            host = "this machine"
+        # Anybody can write a claim file: its text must not control the terminal.
+        printable = ""
+        for character in host[:80]:
+            printable += character if character.isprintable() else "?"
+        return f"process {self.pid} on {printable}"
 
 
 def read_claim(path: Path) -> ClaimState | None:
-    """The claim on a shard's HDF5 file as it is now; None if there is none. NotAClaim for a file
-    that none of ours wrote.
+    """Read the claim on a shard.
 
-    Opening a file is what makes a network file system ask its server for the present content.
+    Opening the file makes a network file system ask its server for the current content.
+
+    Args:
+        path: the shard's HDF5 file.
+
+    Returns:
+        The claim as it is now, or None if there is none. A claim that is only half written, or
+        written by another version, has no `name`; its silence decides.
+
+    Raises:
+        NotAClaim: a file of that name is not one of our claims.
     """
     try:
         with opened(claim_file(path)) as file:
-            content = file.read(LONGEST)
+            content = file.read(MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (NotAFile, IsADirectoryError) as error:
         raise NotAClaim(
-            f"{claim_file(path)}: {error.strerror}; expected no such file, or a claim of "
-            f"vidgraph: move it away"
+            f"{claim_file(path)}: expected no such file, or a claim of vidgraph; "
+            f"{error.strerror}: move it away"
         ) from None
+
     with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
         owner = json.loads(content.partition(b"\n")[0])
-        where = (
-            str(owner["machine_id"]),
-            int(owner["pid"]),
-            str(owner["start"]),
-            str(owner.get("host", "")),
+        return ClaimState(
+            content,
+            name=str(owner["claim"]),
+            machine=str(owner["machine"]),
+            pid=int(owner["pid"]),
+            start=str(owner["start"]),
+            host=str(owner.get("host", "")),
         )
-        return ClaimState(content, str(owner["claim"]), *where)
+    # A file system that was not synced before a power loss may return zeros.
     if content.strip(b"\0") and not content.startswith(b'{"claim"'):
         raise NotAClaim(
             f"{claim_file(path)}: expected no such file, or a claim of vidgraph, found something "
-            f"else; move it away"
+            f"else: move it away"
         )
-    return ClaimState(content)  # by another version, or written half: judged by its silence
-
-
-class ShardFileWriter(Protocol):
-    """What writes a shard: `pipeline.cache.shard_writer.ShardWriter`."""
-
-    def finish_shard(self, stats: Mapping[str, object], replace: bool) -> dict: ...
+    return ClaimState(content)
 
 
 class ClaimWatch:
-    """One process' memory of claims that it has looked at: since when each has stood still, by the
-    monotonic clock.
+    """One process's memory of the claims that it has read: since when each has not changed.
+
+    Args:
+        silence: seconds without a change after which a claim counts as abandoned, where nobody
+            can know whether its owner lives.
     """
 
     def __init__(self, silence: float = SILENCE):
         self.silence = silence
+        # path -> (what was last read there, when that was first read, by the monotonic clock)
         self._since: dict[Path, tuple[bytes, float]] = {}
 
-    def abandoned(self, path: Path, seen: ClaimState) -> bool:
-        """Whether a claim that was just read is abandoned: its owner is dead or, if nobody can
-        know, silent for too long.
-        """
-        silent, owner_lives = self.silent_for(path, seen), seen.lives
-        return silent > self.silence if owner_lives is None else not owner_lives
+    def abandoned(self, path: Path, state: ClaimState) -> bool:
+        """Return whether the claim on a shard, read just now, may be taken over.
 
-    def silent_for(self, path: Path, seen: ClaimState) -> float:
-        """Seconds since a claim that was just read last changed, as far as this process has watched
-        it.
+        True if the owner is dead or, where nobody can know, has been silent for too long.
         """
-        now = time.monotonic()
-        content, since = self._since.get(path, (b"", now))
-        if content != seen.content:
-            since = now
-        self._since[path] = seen.content, since
-        return now - since
+        # Also where the owner is known to live: the silence is then measured from the start.
+        silent = self.silent_for(path, state)
+        owner_lives = state.lives
+        if owner_lives is None:
+            return silent > self.silence
+        return not owner_lives
+
+    def silent_for(self, path: Path, state: ClaimState) -> float:
+        """Return for how many seconds this process has seen a shard's claim unchanged."""
+        return self._unchanged_for(path, state.content)
 
     def left_behind(self, part: Path) -> bool:
-        """Whether the writer of a part file without a claim has ended or, if nobody can know, been
-        silent for too long.
+        """Return whether the writer of a part file without a claim has ended.
+
+        Where nobody can know, a file that has not changed for `silence` seconds counts as left
+        behind.
         """
-        writer = writer_lives(part)
-        if writer is not None:
-            return not writer
-        now, found = time.monotonic(), os.stat(part)
-        size, since = self._since.get(part, (b"", now))
-        if size != (grown := f"{found.st_size} {found.st_mtime_ns}".encode()):
-            since = now
-        self._since[part] = grown, since
-        return now - since > self.silence
+        lives = writer_lives(part)
+        if lives is not None:
+            return not lives
+        found = os.stat(part)
+        state = f"{found.st_size} {found.st_mtime_ns}".encode()
+        return self._unchanged_for(part, state) > self.silence
 
     def free(self, path: Path) -> bool:
-        """Whether a shard has no claim any more; one that is abandoned is removed, with what its
-        owner left half written.
+        """Return whether a shard has no claim, after removing an abandoned one.
+
+        The half-written files of an owner that is surely dead go with its claim.
+
+        Raises:
+            NotAClaim: a file of that name is not one of our claims.
         """
-        seen = read_claim(path)
-        if seen is None:
+        state = read_claim(path)
+        if state is None:
             self._since.pop(path, None)
             return True
-        return self.abandoned(path, seen) and _remove(path, seen)
+        return self.abandoned(path, state) and _remove(path, state)
+
+    def _unchanged_for(self, path: Path, state: bytes) -> float:
+        now = time.monotonic()
+        last, since = self._since.get(path, (b"", now))
+        if last != state:
+            since = now
+        self._since[path] = state, since
+        return now - since
 
 
-def _remove(path: Path, seen: ClaimState) -> bool:
-    """Removes an abandoned claim; False if somebody else was faster. Part files go only where the
-    owner is surely dead.
-    """
+def _remove(path: Path, state: ClaimState) -> bool:
+    """Remove an abandoned claim; False if another process was faster."""
+    # Renaming is atomic: of several processes that do this at once, one gets the file.
     grave = part_path(claim_file(path), new_claim_name())
     try:
         os.rename(claim_file(path), grave)
     except FileNotFoundError:
         return False
+
     try:
-        if (
-            read_small(grave, LONGEST) != seen.content
-        ):  # it is another's by now, or gave a sign of life: give it back
+        if read_small(grave, MAX_BYTES) != state.content:
+            # It is another process's claim by now, or had a heartbeat: give it back.
             with suppress(OSError):
                 os.link(grave, claim_file(path))
             return False
-        if seen.dead:
-            _remove_parts_under(path, seen.name)
+        # A silent owner may still wake up and write: its part files stay.
+        if state.dead:
+            _remove_parts_under(path, state.name)
         return True
     finally:
         grave.unlink(missing_ok=True)
 
 
 class Claim:
-    """A claim that this process holds on a shard's HDF5 file; `name` is its own among all claims
-    ever made.
+    """A claim that this process holds. A context manager: it is released at the end.
+
+    Attributes:
+        path: the shard's HDF5 file.
+        name: the claim's name, unique among all claims ever made.
     """
 
     def __init__(self, path: Path, name: str):
-        self.path, self.name, self._given_up = path, name, False
-        self._count, self._lock = 0, threading.Lock()
+        self.path = path
+        self.name = name
+        self._released = False
+        self._counter = 0
+        self._lock = threading.Lock()
 
     def beat(self) -> None:
-        """Gives a sign of life: overwrites the number in the claim file.
+        """Raise the counter in the claim file, as a heartbeat.
 
-        If another process takes the claim over meanwhile, the write goes to a file that has no name
-        any more. The file is closed after each write, since a study holds a claim for each of its
-        members.
+        If another process takes the claim over meanwhile, the write goes to a file without a name.
+        An error is ignored: other processes then see silence, and take the claim over.
         """
         with self._lock:
-            if not self._given_up:
-                self._count += 1
-                with suppress(OSError):  # others see its silence, and take it over
-                    file = os.open(claim_file(self.path), os.O_RDWR | os.O_NONBLOCK)
-                    try:
-                        if _names(file, self.name):
-                            os.pwrite(file, _digits(self._count), os.fstat(file).st_size - COUNT)
-                            os.fsync(file)
-                    finally:
-                        os.close(file)
+            if self._released:
+                return
+            self._counter += 1
+            # The file is closed after each write: a study holds a claim for each of its members.
+            with suppress(OSError):
+                file = os.open(claim_file(self.path), os.O_RDWR | os.O_NONBLOCK)
+                try:
+                    if _names(file, self.name):
+                        place = os.fstat(file).st_size - COUNTER_DIGITS
+                        os.pwrite(file, _digits(self._counter), place)
+                        os.fsync(file)
+                finally:
+                    os.close(file)
 
     def held(self) -> bool:
-        """Whether it is still ours: not if another took us for dead."""
-        seen = read_claim(self.path)
-        return seen is not None and seen.name == self.name
+        """Return whether the claim is still ours: no other process has taken it over."""
+        state = read_claim(self.path)
+        return state is not None and state.name == self.name
 
     def release(self) -> None:
-        """Gives it up; may be called again."""
+        """Give the claim up; further calls do nothing."""
         with self._lock:
-            if self._given_up:
+            if self._released:
                 return
-            self._given_up = True
-        _HEART.drop(self)
+            self._released = True
+        _HEARTBEAT.drop(self)
         if self.held():
             claim_file(self.path).unlink(missing_ok=True)
 
     def abandon(self) -> None:
-        """Gives it up before its shard is complete: what was written under it goes, too. Nothing if
-        it was released before.
+        """Give the claim up before its shard is complete, and remove what was written under it.
+
+        A claim that was released before does nothing.
         """
-        if not self._given_up:
+        if not self._released:
             _remove_parts_under(self.path, self.name)
             self.release()
 
@@ -263,162 +307,110 @@ class Claim:
 
 def _names(file: int, name: str) -> bool:
     """Whether an open claim file belongs to the claim `name`."""
-    return os.pread(file, LONGEST, 0).find(name.encode()) >= 0
+    return os.pread(file, MAX_BYTES, 0).find(name.encode()) >= 0
 
 
 def take_claim(path: Path, watch: ClaimWatch | None = None) -> Claim | None:
-    """Claims a shard's HDF5 file, taking over from an owner that is gone; None if another's claim
-    stands.
+    """Claim a shard, taking over an abandoned claim.
 
-    FileNotFoundError where the folder above its own is not there: nobody makes a cache anew that
-    somebody has moved away.
+    Args:
+        path: the shard's HDF5 file. Its folder is made; the folder above must exist, so that
+            nobody makes a cache anew that somebody has moved away.
+        watch: this process's memory of claims; a new one unless given.
+
+    Returns:
+        The claim, or None if another process holds it.
+
+    Raises:
+        FileNotFoundError: the folder above the shard's own does not exist.
+        NotAClaim: a file of that name is not one of our claims.
     """
     path.parent.mkdir(exist_ok=True)
     if not (watch or ClaimWatch()).free(path):
         return None
+
     name = new_claim_name()
     owner = {
         "claim": name,
-        "machine_id": machine_id(),
+        "machine": machine_id(),
         "pid": os.getpid(),
         "start": process_start(os.getpid()),
         "host": host_of(name),
     }
-    part = claim_file(path).with_name(
-        f"{claim_file(path).name}.{name}.claiming"
-    )  # no part of a shard: nothing stands for it
+    # Not ".part": no claim stands for this file yet, so `sweep_claims` would remove it.
+    part = claim_file(path).with_name(f"{claim_file(path).name}.{name}.claiming")
     try:
-        part.write_bytes(
-            json.dumps(owner).encode() + b"\n" + _digits(0)
-        )  # closing it is what sends it to a network's server
+        # Closing the file is what sends its content to a network file system's server.
+        part.write_bytes(json.dumps(owner).encode() + b"\n" + _digits(0))
         publish(part, claim_file(path))
         file = os.open(claim_file(path), os.O_RDWR)
     except (FileExistsError, FileNotFoundError):
-        os.stat(path.parent)  # raises where the folder has gone in this instant
+        os.stat(path.parent)  # raises if the folder has been removed meanwhile
         return None
     finally:
         part.unlink(missing_ok=True)
+
+    # Another process may have taken it over between the last two calls.
     ours = _names(file, name)
     os.close(file)
-    if not ours:  # taken over in this instant
+    if not ours:
         return None
     claim = Claim(path, name)
-    _HEART.add(claim)
+    _HEARTBEAT.add(claim)
     return claim
 
 
-# A claim is made or given up in them: an exception that came up in one would leave a claim that
-# nobody holds.
+# The code of functions that make or give up a claim. `cli._interrupt` delays signals in them: an
+# exception raised inside would leave a claim that nobody holds.
 STEPS = frozenset(step.__code__ for step in (take_claim, _remove, Claim.release, Claim.abandon))
 
 
 def sweep_claims(folder: Path, watch: ClaimWatch) -> None:
-    """Removes what dead runs left in a stage's folder: their claims, and part files that no claim
-    stands for any more.
+    """Remove what dead runs left in a stage's folder: claims, and part files without a claim.
 
-    Only what has the name of a shard's claim or part file, and whose writer is known to have ended:
-    a file that is called otherwise is somebody else's, whatever it holds. Of a writer that cannot
-    be seen, part files go when `watch` has seen them stand still for long, or with the shard's
-    completion.
+    Only files with the name of a shard's claim or part file are removed, and only where the writer
+    has ended. Part files of a writer that cannot be seen go once `watch` has seen them unchanged
+    for long, or when the shard is complete.
     """
-    with suppress(OSError):  # a cache that may only be read is none the worse for them
+    # A cache that may only be read works all the same.
+    with suppress(OSError):
         for name in os.listdir(folder):
             if re.fullmatch(rf"{SHARD}\.claim", name):
                 with suppress(NotAClaim):
                     watch.free(folder / f"{name.partition('.')[0]}.h5")
+
         for part in part_files_in(folder, rf"{SHARD}\.(h5|json|claim)"):
             with suppress(NotAClaim):
-                seen = read_claim(folder / f"{part.becomes.partition('.')[0]}.h5")
-                claimed = seen is not None and part.claim == seen.name
+                state = read_claim(folder / f"{part.becomes.partition('.')[0]}.h5")
+                claimed = state is not None and part.claim == state.name
                 if not claimed and watch.left_behind(part.path):
                     part.path.unlink(missing_ok=True)
 
 
-Mark = tuple[int, int, int] | None
-
-
-def mark_of(path: Path) -> Mark:
-    """What tells a shard's done marker from one that is written later; None if the shard is not
-    complete.
-    """
-    return version_of(done_marker(path))
-
-
-def version_of(path: Path) -> Mark:
-    """What tells a file from one that is written in its place; None if there is none."""
-    try:
-        found = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def begin_shard(path: Path) -> Mark:
-    """Under a claim, before writing: a shard's mark; removes a file without statistics, of a writer
-    killed between the two.
-    """
-    mark = mark_of(path)
-    if mark is None:
-        path.unlink(missing_ok=True)
-    return mark
-
-
-def finish_shard(
-    writer: ShardFileWriter,
-    stats: Mapping[str, object],
-    claim: Claim,
-    mark: Mark,
-    replace: bool = False,
-) -> dict | None:
-    """Completes a shard that was begun at `mark`, and returns its statistics; None if another was
-    faster, whose shard stays.
-
-    A shard that had a mark is replaced; with `replace` a file that had none, too.
-    """
-    try:
-        if mark_of(claim.path) != mark:
-            return None
-        record = writer.finish(stats, replace=replace or mark is not None)
-    except FileExistsError:
-        return None
-    except OSError:  # the part file of one who was taken for dead may be gone
-        if claim.held():
-            raise
-        return None
-    remove_parts(claim.path)
-    return record
-
-
-def remove_parts(path: Path) -> None:
-    """Removes every part file of a shard that is complete: whoever still writes one has lost."""
-    for part in part_files_in(path.parent, *(re.escape(file.name) for file in _files_of(path))):
-        part.path.unlink(missing_ok=True)
-
-
 def _remove_parts_under(path: Path, claim: str) -> None:
-    """Removes the part files of a shard that were written under a claim which was given up or whose
-    owner has ended.
-    """
-    if claim and claim == os.path.basename(claim):  # a claim file may hold any text, even a path
-        for file in _files_of(path):
+    """Remove the part files that were written under one claim."""
+    # A claim file may hold any text, even a path.
+    if claim and claim == os.path.basename(claim):
+        for file in files_of(path):
             part_path(file, claim).unlink(missing_ok=True)
 
 
-def _files_of(path: Path) -> tuple[Path, Path, Path]:
+def files_of(path: Path) -> tuple[Path, Path, Path]:
+    """Return a shard's HDF5 file, its done marker and its claim file."""
     return path, done_marker(path), claim_file(path)
 
 
 def _digits(count: int) -> bytes:
-    return str(count).zfill(COUNT).encode()
+    return str(count).zfill(COUNTER_DIGITS).encode()
 
 
 class _Heartbeat:
-    """One thread that beats for all claims of this process, for as long as there are any."""
+    """The thread that sends the heartbeats of all claims of this process, while there are any."""
 
     def __init__(self):
         self._claims: set[Claim] = set()
         self._lock = threading.Lock()
-        self._beating = False
+        self._running = False
 
     def held(self) -> tuple[Claim, ...]:
         with self._lock:
@@ -427,9 +419,9 @@ class _Heartbeat:
     def add(self, claim: Claim) -> None:
         with self._lock:
             self._claims.add(claim)
-            if not self._beating:
-                self._beating = True
-                threading.Thread(target=self._run, name="claims-heart", daemon=True).start()
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._run, name="claims-heartbeat", daemon=True).start()
 
     def drop(self, claim: Claim) -> None:
         with self._lock:
@@ -437,21 +429,22 @@ class _Heartbeat:
 
     def _run(self) -> None:
         while True:
-            time.sleep(BEAT)
+            time.sleep(HEARTBEAT)
             with self._lock:
                 if not self._claims:
-                    self._beating = False
+                    self._running = False
                     return
             for claim in self.held():
                 claim.beat()
 
 
-_HEART = _Heartbeat()
+_HEARTBEAT = _Heartbeat()
 
 
 def give_up() -> None:
-    """Releases every claim of this process and removes what was written under it: for one that has
-    to end at once.
+    """Release every claim of this process and remove what was written under it.
+
+    For a process that has to end at once.
     """
-    for claim in _HEART.held():
+    for claim in _HEARTBEAT.held():
         claim.abandon()

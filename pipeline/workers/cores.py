@@ -1,6 +1,6 @@
-"""How many cores this process may keep busy: its share of a machine that it shares with others.
+"""How many cores this process may keep busy: its part of a machine that it shares with others.
 
-OMP_NUM_THREADS does not count here: it says how many threads one computation takes. Dask's nannies
+OMP_NUM_THREADS does not count here: it says how many threads one computation uses. Dask's nannies
 set it to 1 in every worker, torchrun in every process, and many people in their shell.
 """
 
@@ -9,38 +9,42 @@ import re
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
-OWN_CGROUPS = Path(
-    "/proc/self/cgroup"
-)  # lines "number:controllers:/path", for version 2 "0::/path"
+# Lines "number:controllers:/path"; for cgroups of version 2 "0::/path".
+OWN_CGROUPS = Path("/proc/self/cgroup")
 
-_sharing = 1  # processes of ours that use the cores that this one may use, itself among them
+_sharing = 1  # our processes that use the same cores as this one, this one included
+_MAX_TASKS = 1_000_000  # of one node, as far as they are listed
 
 
 def cores_here() -> int:
-    """The cores that this process may use, at least 1.
+    """Return the number of cores that this process may use, at least 1.
 
-    No more than its affinity (taskset, a batch system that confines its jobs), than the time on
-    cores that its control groups grant (containers, systemd), and than Slurm gave its job, where it
-    does not confine it; divided by the processes that `share_with` says.
+    It is the least of three limits, divided by the number of processes given to `share_with`:
+    the process's affinity (taskset, a batch system that confines its jobs); the time that its
+    control groups grant (containers, systemd); and what Slurm gave its job.
     """
-    shares = (len(_affinity()), _slurms_share(), _cgroups_share())
-    return max(1, min(share for share in shares if share is not None) // _sharing)
+    limits = [len(_affinity())]
+    for limit in (_slurm_limit(), _cgroup_limit()):
+        if limit is not None:
+            limits.append(limit)
+    return max(1, min(limits) // _sharing)
 
 
 def share_with(processes: int) -> None:
-    """From now on `cores_here` divides the cores by so many processes, this one included."""
+    """Divide the cores of `cores_here` from now on by this many processes, this one included."""
     global _sharing
     _sharing = max(1, processes)
 
 
 def place() -> tuple[str, ...]:
-    """Identifies the cores of this process: affinity, control groups, Slurm's task. Processes with
-    equal values share cores.
+    """Identify the cores of this process; processes with equal values share them.
+
+    Returns:
+        The affinity, the control groups, and Slurm's job, step and task.
     """
     try:
-        groups = OWN_CGROUPS.read_text() + os.readlink(
-            "/proc/self/ns/cgroup"
-        )  # a container calls its own group "/"
+        # A container calls its own group "/": only the namespace tells containers apart.
+        groups = OWN_CGROUPS.read_text() + os.readlink("/proc/self/ns/cgroup")
     except OSError:
         groups = ""
     task = [os.environ.get(f"SLURM_{name}", "") for name in ("JOB_ID", "STEP_ID", "PROCID")]
@@ -49,49 +53,55 @@ def place() -> tuple[str, ...]:
 
 def _affinity() -> list[int]:
     """The numbers of the cores that the system lets this process run on."""
-    return (
-        sorted(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else list(range(os.cpu_count() or 1))
-    )
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
-def _slurms_share() -> int | None:
-    """What Slurm says that a task of this job has on this node; None outside of one."""
-    if given := _number("SLURM_CPUS_PER_TASK"):
-        return given
-    if given := _number("SLURM_CPUS_ON_NODE"):
-        return max(1, given // _slurms_tasks())
+def _slurm_limit() -> int | None:
+    """The cores that Slurm gives each task of this job on this node; None outside a job."""
+    per_task = _environment_number("SLURM_CPUS_PER_TASK")
+    if per_task:
+        return per_task
+    on_node = _environment_number("SLURM_CPUS_ON_NODE")
+    if on_node:
+        return max(1, on_node // _slurm_tasks())
     return None
 
 
-def _slurms_tasks() -> int:
+def _slurm_tasks() -> int:
     """How many tasks srun started on this node; 1 in the script of a job."""
+    # "4(x2),1" means four tasks on each of two nodes, then one task on a third.
     counts: list[int] = []
-    for piece in os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split(
-        ","
-    ):  # "4(x2),1": four on two nodes, then one
-        if match := re.fullmatch(r"([0-9]+)(?:\(x([0-9]+)\))?", piece):
-            counts += [int(match[1])] * min(int(match[2] or 1), 1_000_000 - len(counts))
+    for piece in os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
+        match = re.fullmatch(r"([0-9]+)(?:\(x([0-9]+)\))?", piece)
+        if match:
+            nodes = min(int(match[2] or 1), _MAX_TASKS - len(counts))
+            counts += [int(match[1])] * nodes
+
     node = os.environ.get("SLURM_NODEID", "")
-    return max(1, counts[int(node)]) if node.isdecimal() and int(node) < len(counts) else 1
+    if not node.isdecimal() or int(node) >= len(counts):
+        return 1
+    return max(1, counts[int(node)])
 
 
-def _number(name: str) -> int:
-    """A whole number of the environment, 0 where there is none."""
-    given = os.environ.get(name, "")
-    return int(given) if given.isdecimal() else 0
+def _environment_number(name: str) -> int:
+    """A whole number from the environment, 0 if there is none."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else 0
 
 
-def _cgroups_share() -> int | None:
-    """Whole cores' worth of time that the tightest of this process' control groups grants; None
-    without a limit.
+def _cgroup_limit() -> int | None:
+    """The whole cores that the tightest of this process's control groups grants; None if none does.
+
+    A group grants microseconds of core time per period of so many microseconds.
     """
-    grants = []
     try:
         lines = OWN_CGROUPS.read_text().splitlines()
     except OSError:
         return None
+
+    limits: list[int] = []
     for line in lines:
         number, controllers, path = line.split(":", 2)
         if number == "0":
@@ -100,21 +110,18 @@ def _cgroups_share() -> int | None:
             root, files = CGROUPS / "cpu", ("cpu.cfs_quota_us", "cpu.cfs_period_us")
         else:
             continue
+
+        # In a container the path may be the host's, of which only the root exists here.
         group = root / path.lstrip("/")
-        for folder in (
-            group,
-            *group.parents,
-        ):  # in a container the path may be the host's, of which only the root is there
-            grants += _grant(folder, files)
+        for folder in (group, *group.parents):
+            limits += _limit_of_group(folder, files)
             if folder == root:
                 break
-    return min(grants, default=None)
+    return min(limits, default=None)
 
 
-def _grant(folder: Path, files: tuple[str, ...]) -> list[int]:
-    """[cores] where a control group has a limit: microseconds on cores per period of so many, "max"
-    or -1 for none.
-    """
+def _limit_of_group(folder: Path, files: tuple[str, ...]) -> list[int]:
+    """[cores] of one control group; empty without a limit (its quota is "max" or -1)."""
     try:
         quota, period = " ".join((folder / name).read_text() for name in files).split()
         return [int(quota) // int(period)] if int(quota) > 0 else []

@@ -1,8 +1,12 @@
-"""Jobs on their way: what a Dask scheduler has been given, what comes back, and what is done where
-nothing does.
+"""Jobs on a Dask scheduler: submits them, collects their results, and notices lost workers.
 
-`pipeline.workers.engines` says which workers there are; this file runs in the client, and, for one
-job at a time, in a worker.
+`pipeline.workers.engines` starts or finds the workers. This module runs in the client; `_run_job`
+runs in a worker, for one job at a time.
+
+What happens when something dies:
+- A worker: Dask gives its job to another worker. After ALLOWED_DEATHS + 1 dead workers the job's
+  result is a WorkersLost, and the run continues with the rest.
+- The scheduler: the connection to it closes, and `DaskJobs.run` raises WorkersLost.
 """
 
 import hashlib
@@ -18,107 +22,126 @@ from typing import Any
 
 from pipeline.workers import cores
 
-ALLOWED_DEATHS = 3  # workers that a job may take with it
+ALLOWED_DEATHS = 3  # dead workers after which a job is still given to another one
 GONE = "the Dask scheduler is gone; finished shards are kept, the same command resumes"
-AGAIN = 0.1  # seconds before a question that failed is asked again
+RETRY = 0.1  # seconds before a failed request to the scheduler is sent again
+COUNTING = 5.0  # seconds between two requests for the number of workers
 NEIGHBOURS = 10.0  # seconds to wait for the other workers of a machine to say which cores they use
-# seconds in which nobody takes a connection, later on, before we look whether the scheduler is gone
-NOBODY = 3.0
+# Seconds to wait for a connection later on, before looking whether the scheduler is gone.
+CONNECTING = 3.0
 
 
 class WorkersLost(RuntimeError):
-    """Jobs took worker after worker with them, or the scheduler is gone."""
+    """A job ended worker after worker, or the scheduler is gone."""
 
 
 class DaskJobs:
-    """The jobs that a Dask scheduler has: a few more than there are workers, so that neither side's
-    memory grows.
+    """The jobs that a Dask scheduler has got and not yet returned.
 
-    `sharing` is the number of workers that share this machine's cores; 0 if workers have to find
-    that out on their machines.
+    The scheduler gets a few more jobs than it has workers, so that no memory grows with the number
+    of jobs.
+
+    Args:
+        client: a connected `distributed.Client`.
+        workers: the number of workers that are expected.
+        sharing: how many workers share this machine's cores; 0 if the workers have to find out on
+            their own machines.
     """
 
     def __init__(self, client, workers: int, sharing: int = 0):
         from distributed import Future
 
-        self.client, self.workers, self.sharing = client, workers, sharing
-        client.rpc.timeout = NOBODY
-        self.bond = Future(
-            f"bond-{uuid.uuid4().hex}", client
-        )  # of no task: cancelled, as all are, when the connection closes
-        self.id = (
-            uuid.uuid4().hex
-        )  # a later run loads its functions anew: the files that they opened may have changed
-        self.seen = 0.0
+        self.client = client
+        self.workers = workers
+        self.sharing = sharing
+        client.rpc.timeout = CONNECTING
+        # A future without a task: Dask cancels all futures when the connection closes.
+        self.connection = Future(f"bond-{uuid.uuid4().hex}", client)
+        # Every run loads its function anew: the files that an earlier one opened may have changed.
+        self.id = uuid.uuid4().hex
+        self.counted_at = 0.0
         self.futures: dict[str, tuple[Any, Any]] = {}
 
     def room(self) -> int:
-        """How many more jobs the scheduler is to have; it is asked for its workers every few
-        seconds.
-        """
-        if time.monotonic() - self.seen > 5:
-            with suppress(OSError):  # it is asked again; if it is gone, that is noticed elsewhere
+        """Return how many more jobs the scheduler may get now."""
+        if time.monotonic() - self.counted_at > COUNTING:
+            # If it does not answer it is asked again later; if it is gone, `check` notices.
+            with suppress(OSError):
                 self.workers = max(self.workers, len(self.client.nthreads()))
-            self.seen = time.monotonic()
+            self.counted_at = time.monotonic()
         return 2 * self.workers + 2 - len(self.futures)
 
     def run(self, function: Callable, jobs: Iterable) -> Iterator[tuple[Any, Any]]:
+        """Run jobs on the workers.
+
+        Args:
+            function: a picklable callable of an importable module, which takes one job.
+            jobs: picklable; iterated as there is room for more.
+
+        Yields:
+            (job, result) in the order of completion. The result is the exception of a job that
+            failed, WorkersLost for one that ended too many workers.
+
+        Raises:
+            WorkersLost: the scheduler is gone.
+        """
         from distributed import as_completed
 
         payload = pickle.dumps(function, protocol=5)
         name = f"{self.id} {hashlib.sha256(payload).hexdigest()}"
-        completed, jobs = as_completed(loop=self.client.loop), iter(jobs)
+        completed = as_completed(loop=self.client.loop)
+        jobs = iter(jobs)
 
         def submit() -> None:
-            """As many as there is room for, in one message; a job travels as bytes, into which Dask
-            does not look.
-            """
             some = list(islice(jobs, self.room()))
             if not some:
                 return
-            sent = [pickle.dumps(job, protocol=5) for job in some]
+            # A job travels as bytes, so that Dask does not walk through it.
+            pickled = [pickle.dumps(job, protocol=5) for job in some]
             keys = [f"job-{uuid.uuid4().hex}" for _ in some]
-            futures = self.client.map(
-                partial(_work, name, payload, self.sharing), sent, key=keys, pure=False
-            )
+            run_job = partial(_run_job, name, payload, self.sharing)
+            futures = self.client.map(run_job, pickled, key=keys, pure=False)
             for job, future in zip(some, futures, strict=True):
                 self.futures[future.key] = job, future
             completed.update(futures)
-            self.check()  # what was sent after the connection was closed would never come back
+            # Jobs that are sent after the connection has closed would never come back.
+            self.check()
 
         submit()
         for futures in completed.batches():
             done = [self.futures.pop(future.key)[0] for future in futures]
             if any(future.cancelled() for future in futures):
                 raise WorkersLost(GONE)
+            # New jobs first: the workers continue while the results are fetched.
             submit()
             yield from zip(done, self._outcomes(futures), strict=True)
 
     def check(self) -> None:
-        """WorkersLost if the connection to the scheduler has been closed since the beginning."""
-        if self.bond.cancelled():
+        """Raise WorkersLost if the connection to the scheduler has closed."""
+        if self.connection.cancelled():
             raise WorkersLost(GONE)
 
     def _outcomes(self, futures: list) -> Iterator[Any]:
-        """Their results, asked for together, since each question is a journey of its own; or
-        exceptions.
-        """
+        """The results of finished futures, or their exceptions, in one request where possible."""
         import asyncio
 
-        whole, results = [future for future in futures if future.status == "finished"], {}
+        whole = [future for future in futures if future.status == "finished"]
+        results: dict[str, Any] = {}
         if whole:
-            with suppress(
-                Exception, asyncio.CancelledError
-            ):  # one was lost after it was finished: each is asked for by itself
-                results = dict(
-                    zip((future.key for future in whole), self.client.gather(whole), strict=True)
-                )
+            # If one was lost after it had finished, each is requested by itself below.
+            with suppress(Exception, asyncio.CancelledError):
+                keys = [future.key for future in whole]
+                results = dict(zip(keys, self.client.gather(whole), strict=True))
         for future in futures:
-            yield results[future.key] if future.key in results else self._outcome(future)
+            if future.key in results:
+                yield results[future.key]
+            else:
+                yield self._outcome(future)
 
     def _outcome(self, future) -> Any:
-        """A finished future's result, or its exception; asked for until the scheduler answers or is
-        gone.
+        """The result of a finished future, or its exception.
+
+        The request is repeated until the scheduler answers or is gone.
         """
         import asyncio
         from concurrent import futures
@@ -134,38 +157,37 @@ class DaskJobs:
                     f"a job ended {ALLOWED_DEATHS + 1} workers, the last at "
                     f"{error.last_worker.address}; see its log for why"
                 )
-            except (
-                asyncio.CancelledError,
-                futures.CancelledError,
-            ):  # of these two, Dask's versions disagree
+            # Dask's versions differ in which of the two they raise.
+            except (asyncio.CancelledError, futures.CancelledError):
                 raise WorkersLost(GONE) from None
             except Exception as error:
-                if future.status == "error" or not isinstance(
-                    error, OSError
-                ):  # else it was the question that failed
+                # An OSError of a job that did not fail is the request's own.
+                if future.status == "error" or not isinstance(error, OSError):
                     return error
-            time.sleep(AGAIN)
+            time.sleep(RETRY)
 
     def cancel(self) -> None:
-        """Takes back what has not begun."""
-        with suppress(Exception):  # a scheduler that is gone has forgotten them anyway
+        """Take back the jobs that no worker has started."""
+        # A scheduler that is gone has forgotten them anyway.
+        with suppress(Exception):
             self.client.cancel([future for _, future in self.futures.values()], force=True)
 
 
-_FUNCTIONS: dict[
-    str, Callable
-] = {}  # of this worker process: the last job function, with what it has loaded
+# In a worker: the last job function by its name, with everything that it has loaded.
+_FUNCTIONS: dict[str, Callable] = {}
 _ONE_AT_A_TIME = threading.Lock()
 
 
-def _work(name: str, payload: bytes, sharing: int, job: bytes) -> Any:
-    """In a Dask worker: the job function, unpickled where it is new here, on one job."""
+def _run_job(name: str, payload: bytes, sharing: int, job: bytes) -> Any:
+    """In a Dask worker: run the pickled job function on one job.
+
+    The function is unpickled once, and kept until another `name` comes.
+    """
     with _ONE_AT_A_TIME:
         if name not in _FUNCTIONS:
             _FUNCTIONS.clear()
-            cores.share_with(
-                sharing or _neighbours()
-            )  # before the function is there, which may count its cores
+            # Before the function is loaded, which may count its cores.
+            cores.share_with(sharing or _neighbours())
             _FUNCTIONS[name] = pickle.loads(payload)
         return _FUNCTIONS[name](pickle.loads(job))
 
@@ -178,23 +200,28 @@ def _neighbours() -> int:
     from distributed import get_client, get_worker
     from distributed.comm import get_address_host
 
-    mine = get_worker().address
+    host = get_address_host(get_worker().address)
+    on_this_machine = []
     try:
         client = get_client()
-        there = [
-            address
-            for address in client.nthreads()
-            if get_address_host(address) == get_address_host(mine)
-        ]
+        for address in client.nthreads():
+            if get_address_host(address) == host:
+                on_this_machine.append(address)
     except (OSError, ValueError):  # the scheduler does not answer, which the run will notice too
         return 1
+
     places: dict[str, tuple[str, ...]] = {}
 
     def ask() -> None:
-        with suppress(Exception):  # one that is just ending, or a scheduler that is
-            places.update(client.run(cores.place, workers=there, on_error="ignore"))
+        # A worker that is ending, or the scheduler, may fail to answer.
+        with suppress(Exception):
+            answers = client.run(cores.place, workers=on_this_machine, on_error="ignore")
+            places.update(answers)
 
     asking = threading.Thread(target=ask, name="neighbours", daemon=True)
     asking.start()
     asking.join(NEIGHBOURS)
-    return sum(place == cores.place() for place in list(places.values())) or len(there) or 1
+
+    # A copy: the thread may still be waiting, and write.
+    same = sum(place == cores.place() for place in list(places.values()))
+    return same or len(on_this_machine) or 1

@@ -1,7 +1,7 @@
 """Dask's scheduler and workers without their web servers.
 
-Each of Dask's own opens a web server, dashboard or not, which shows tasks, call stacks and logs to
-anybody who asks.
+Dask's own classes open a web server even without a dashboard. It shows tasks, call stacks and logs
+to anybody who asks.
 """
 
 import distributed
@@ -12,17 +12,17 @@ from pipeline.text.printable import guard_output
 class QuietScheduler(distributed.Scheduler):
     """A scheduler that starts its web server only for a dashboard."""
 
-    def start_http_server(self, routes, dashboard_address, *more, **named) -> None:
+    def start_http_server(self, routes, dashboard_address, *args, **kwargs) -> None:
         if dashboard_address:
-            super().start_http_server(routes, dashboard_address, *more, **named)
+            super().start_http_server(routes, dashboard_address, *args, **kwargs)
 
 
 class QuietWorker(distributed.Worker):
-    """A worker without a web server, whose output has control characters as escapes."""
+    """A worker without a web server, which prints control characters as escapes."""
 
-    def __init__(self, *given, **named):
+    def __init__(self, *args, **kwargs):
         guard_output()
-        super().__init__(*given, **named)
+        super().__init__(*args, **kwargs)
 
-    def start_http_server(self, *given, **named) -> None:
+    def start_http_server(self, *args, **kwargs) -> None:
         pass

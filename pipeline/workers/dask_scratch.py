@@ -1,8 +1,7 @@
-"""A private folder for Dask's temporary files. It must be private because Dask puts it on the
-module path.
+"""A private folder for Dask's temporary files.
 
-Dask's own choice is a folder in /tmp with a well-known name, which another user could have made
-first.
+It must be private because Dask puts it on the module path. By default Dask uses a folder in /tmp
+with a well-known name, which another user could have made first.
 """
 
 import os
@@ -12,16 +11,20 @@ from contextlib import suppress
 
 
 def private_scratch() -> str:
-    """The folder vidgraph-USERID in the system's temporary folder; a new one if somebody else owns
-    that name.
+    """Return the folder vidgraph-USERID in the system's temporary folder, making it if needed.
 
-    Every run of this user gets the same folder, so that Dask removes what killed processes left
-    there.
+    All runs of a user get the same folder, so that Dask removes what killed processes left there.
+
+    Returns:
+        The path. It is a new folder with a random name if another user owns the usual name.
     """
     folder = os.path.join(tempfile.gettempdir(), f"vidgraph-{os.getuid()}")
     with suppress(FileExistsError):
         os.mkdir(folder, 0o700)
-    found = os.lstat(folder)  # a link is not trusted
-    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+
+    # lstat: a symbolic link of that name is not trusted.
+    found = os.lstat(folder)
+    private = found.st_uid == os.getuid() and not found.st_mode & 0o077
+    if stat.S_ISDIR(found.st_mode) and private:
         return folder
     return tempfile.mkdtemp(prefix="vidgraph-")

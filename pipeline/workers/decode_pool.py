@@ -1,9 +1,16 @@
-"""Worker processes that may hang, crash or be killed without taking the run down.
+"""Worker processes that may hang, crash or be killed without ending the run.
 
-`multiprocessing.WorkerPool` and `ProcessPoolExecutor` break, or wait for ever, when a worker dies, and
-neither ends a task that hangs. Native decoders do all three. A thread of the parent feeds the
-workers, watches their clocks and replaces the dead, so that they stay busy while the caller
+Native decoders do all three. `multiprocessing.Pool` and `ProcessPoolExecutor` break, or wait for
+ever, when a worker dies, and neither ends a task that hangs. Here a thread of the parent feeds the
+workers, watches their deadlines and replaces dead ones, so that they stay busy while the caller
 computes.
+
+What happens when a worker dies:
+- With a task: another worker gets the task, `again` times. Then the task's result is WorkerDied.
+- Between getting a task and starting it: another worker gets the task, up to MOST_LOSSES times.
+- While it starts: another one is started. After MOST_STARTS in a row for each worker, the pool
+  gives up with a RuntimeError.
+A worker past its time limit is killed, and the task's result is a TimeoutError.
 """
 
 import os
@@ -22,33 +29,39 @@ from typing import Any
 from pipeline.workers.module_path import guard_children
 from pipeline.workers.pool_worker import receive, serve
 
-guard_children()  # before anything is spawned
+guard_children()  # before any process is spawned
 
-# workers that may die between being given a task and beginning with it, before it is to blame
+# Workers that may die after they got a task and before they started it; then the task is to blame.
 MOST_LOSSES = 3
-# per worker: starts in a row that a signal or START_LIMIT may end before none of them comes up any
-# more
+# Per worker: starts in a row that end by a signal or a time-out before the pool gives up.
 MOST_STARTS = 3
-# seconds that a worker may take to start: imports from a cold network disk take one or two hundred
+# Seconds that a worker may take to start: imports from a cold network disk take up to 200.
 START_LIMIT = 300.0
 
 
 class WorkerDied(RuntimeError):
-    """The process that ran a task ended without an answer; says the signal or the exit status."""
+    """The process that ran a task ended without an answer, by a signal or with an exit status."""
 
 
 class WorkerPool:
-    """Runs `function(task)` in `workers` processes; each task may take `timeout` seconds (None: for
-    ever).
+    """Runs `function(task)` in worker processes.
 
-    `function` is a picklable callable of an importable module. 0 workers: tasks run in this
-    process, without a time limit. Workers are started by spawn, so nothing is inherited from a
-    parent that holds a GPU or threads; they import what `function` needs and no more, ignore Ctrl-C
-    and SIGTERM (closing the pool ends them, as the program's own end does) and end when the parent
-    dies, however it dies. A worker ends with the programs that it has started: each leads a process
-    group of its own. A task whose worker dies is given to another one `again` times, because what
-    killed it may have nothing to do with it. A worker that takes longer than `start_limit` seconds
-    until it has loaded `function` is ended and started again.
+    Workers are started by spawn, so they inherit nothing from a parent that holds a GPU or threads.
+    They import what `function` needs and no more. They ignore Ctrl-C and SIGTERM: closing the pool
+    ends them, as the program's own end does. They also end when the parent dies in any way. A
+    worker leads a process group of its own, so the programs that it has started end with it.
+
+    Args:
+        function: a picklable callable of an importable module.
+        workers: the number of processes; with 0 tasks run in this process, without a time limit.
+        timeout: seconds that each task may take; None for no limit.
+        again: how many times a task is given to another worker after its worker has died, since
+            what killed it may have nothing to do with the task.
+        start_limit: seconds after which a worker that has not loaded `function` is ended and
+            started again.
+
+    Raises:
+        ValueError: a number is out of range.
     """
 
     def __init__(
@@ -69,21 +82,29 @@ class WorkerPool:
             raise ValueError(f"start_limit: expected seconds above 0, got {start_limit}")
         self.workers = workers
         self._function = function
-        self._feeder = _Feeder(function, workers, timeout, again, start_limit) if workers else None
-        if self._feeder:
+        self._feeder: _Feeder | None = None
+        if workers:
+            self._feeder = _Feeder(function, workers, timeout, again, start_limit)
             self._feeder.start()
-            # Python waits for its children when it ends: a Dask worker that is closed does not know
-            # that it has some.
+            # Python waits for its children when it ends, and a Dask worker that closes does not
+            # know that it has some.
             self._close = Finalize(None, self._feeder.close, exitpriority=0)
 
     def imap(self, tasks: Iterable[Any], ahead: int) -> Iterator[tuple[Any, Any]]:
-        """Yields (task, result) in the order of `tasks`, whatever the order of completion.
+        """Run tasks and yield their results in the order of the tasks.
 
-        `tasks` is iterated lazily, at most `ahead` tasks beyond the last one yielded. In place of a
-        result comes the exception that `function` raised, a TimeoutError when the task took too
-        long, or WorkerDied when its process ended. RuntimeError if workers cannot start at all (one
-        that a signal or its time limit ends while it starts is started again, MOST_STARTS times in
-        a row for each worker); whatever pickling raises if a task cannot be sent.
+        Args:
+            tasks: picklable; iterated lazily.
+            ahead: how many tasks are taken at most beyond the last one yielded.
+
+        Yields:
+            (task, result). The result is the exception that `function` raised; a TimeoutError if
+            the task took too long; or WorkerDied if its process ended.
+
+        Raises:
+            ValueError: `ahead` is below 1.
+            RuntimeError: workers cannot start, or the pool is closed.
+            Exception: what pickling a task raises.
         """
         if ahead < 1:
             raise ValueError(f"ahead: expected 1 or more, got {ahead}")
@@ -115,13 +136,12 @@ class WorkerPool:
                 ticket = pending.popleft()
                 yield ticket.task, ticket.result
         finally:
-            for (
-                ticket
-            ) in pending:  # the caller stopped early, or something broke: nobody wants these
+            # The caller stopped early, or something broke: nobody wants the rest.
+            for ticket in pending:
                 ticket.abandoned = True
 
     def close(self) -> None:
-        """Ends the workers at once, whatever they are doing, and waits until they are gone."""
+        """End the workers at once, whatever they are doing, and wait until they are gone."""
         if self._feeder:
             self._close()
 
@@ -133,17 +153,26 @@ class WorkerPool:
 
 
 class _Ticket:
-    """One submitted task: its pickled form on the way in, its result on the way out."""
+    """One submitted task.
+
+    Attributes:
+        payload: the pickled task.
+        done: set once `result` or `broken` is there.
+        broken: why no worker can ever run it; "" if one can.
+        abandoned: nobody waits for it any more.
+        deaths: of workers that had started it.
+        losses: of workers that had got it and not started it.
+    """
 
     def __init__(self, task: Any):
         self.task = task
         self.payload = pickle.dumps(task, protocol=5)
         self.done = threading.Event()
         self.result: Any = None
-        self.broken = ""  # why no worker can ever run it
+        self.broken = ""
         self.abandoned = False
-        self.deaths = 0  # of workers that had begun with it
-        self.losses = 0  # of workers that had not
+        self.deaths = 0
+        self.losses = 0
 
     def finish(self, result: Any) -> None:
         self.result = result
@@ -151,57 +180,64 @@ class _Ticket:
 
 
 class _Worker:
-    """One process, the parent's end of its pipe, and the task it has."""
+    """One process, the parent's end of its pipe, and the task that it has.
+
+    Attributes:
+        ready: it has loaded the pool's function.
+        started: it has started its task.
+        signalled: a signal ended it; known after `end`.
+        deadline: until it is ready, then of its task; by the monotonic clock.
+    """
 
     def __init__(self, function: bytes, limit: float):
-        ours, theirs = _SPAWN.Pipe()
+        self.pipe, child_end = _SPAWN.Pipe()
         self.process = _SPAWN.Process(
-            target=serve, args=(theirs, function, os.getpid()), daemon=True
+            target=serve, args=(child_end, function, os.getpid()), daemon=True
         )
         with _as_no_daemon():
             self.process.start()
-        theirs.close()  # else the worker's death would not end the pipe
-        self.pipe = ours
+        child_end.close()  # else the worker's death would not end the pipe
         self.ready = False
-        self.signalled = False  # ended by a signal
-        self.begun = False  # with its ticket
+        self.signalled = False
+        self.started = False
         self.ticket: _Ticket | None = None
-        self.deadline = time.monotonic() + limit  # until it is ready, then of its task
+        self.deadline = time.monotonic() + limit
 
     def give(self, ticket: _Ticket, limit: float | None) -> None:
-        """Sends a task; its clock starts here, because the worker is waiting for it."""
-        self.ticket, self.begun = ticket, False
+        """Send a task. Its time starts now, because the worker is waiting for it."""
+        self.ticket = ticket
+        self.started = False
         self.deadline = time.monotonic() + limit if limit else float("inf")
         self.pipe.send_bytes(ticket.payload)
 
     def end(self) -> str:
-        """Kills the process if it still runs, with all that it started; says how it ended."""
-        if (
-            self.process.exitcode is None
-        ):  # of one that has ended, its guard ends what it left (pipeline.workers.pool_worker)
-            with suppress(
-                ProcessLookupError, PermissionError
-            ):  # it leads no group yet; macOS: all of it has ended
+        """Kill the process if it still runs, with all that it started; return how it ended."""
+        # If it has ended already, its guard ends what it left (pipeline.workers.pool_worker).
+        if self.process.exitcode is None:
+            # It leads no group yet; or, on macOS, all of the group has ended.
+            with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.kill()
         self.process.join()
         code = self.process.exitcode
         self.pipe.close()
         self.process.close()
+
         self.signalled = code < 0
         if not self.signalled:
             return f"exit status {code}"
         name = signal.Signals(-code).name if -code in set(signal.Signals) else "unknown"
-        return f"signal {-code}, {name}" + (
-            "; the machine may be out of memory" if -code == signal.SIGKILL else ""
-        )
+        words = f"signal {-code}, {name}"
+        if -code == signal.SIGKILL:
+            words += "; the machine may be out of memory"
+        return words
 
 
 class _Feeder(threading.Thread):
     """The parent's thread that owns the workers.
 
-    It lives as long as the pool: Linux ends a child when the thread that started it ends
-    (PR_SET_PDEATHSIG), so workers must not be started by a caller's short-lived thread.
+    It lives as long as the pool. Linux ends a child when the thread that started it ends
+    (PR_SET_PDEATHSIG), so a caller's short-lived thread must not start workers.
     """
 
     def __init__(
@@ -214,21 +250,18 @@ class _Feeder(threading.Thread):
     ):
         super().__init__(name="pool-feeder", daemon=True)
         self._function = pickle.dumps(function, protocol=5)
-        self._count, self._timeout, self._again, self._start_limit = (
-            workers,
-            timeout,
-            again,
-            start_limit,
-        )
+        self._count = workers
+        self._timeout = timeout
+        self._again = again
+        self._start_limit = start_limit
         self._workers: list[_Worker] = []
         self._queue: deque[_Ticket] = deque()
         self._wake_out, self._wake_in = os.pipe()
-        self._lock = (
-            threading.Lock()
-        )  # guards _queue against _broken, so that no ticket is left behind
+        # Guards _queue against _broken: no ticket is queued after the last worker has gone.
+        self._lock = threading.Lock()
         self._closing = False
         self._broken = ""
-        self._vain = 0  # starts in a row that a signal or their time limit ended
+        self._failed_starts = 0  # in a row, by a signal or by the time limit
 
     def submit(self, task: Any) -> _Ticket:
         ticket = _Ticket(task)
@@ -250,8 +283,8 @@ class _Feeder(threading.Thread):
         os.close(self._wake_out)
 
     def run(self) -> None:
-        # Workers inherit the mask: Ctrl-C must not end one before it can ask to ignore it. Spawning
-        # the first one starts the resource tracker, which would take the mask off again.
+        # Workers inherit the signal mask: Ctrl-C must not end one before it has asked to ignore it.
+        # The first spawn starts the resource tracker, which would take the mask off again.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         reason = "the pool was closed before this task was done"
@@ -266,38 +299,44 @@ class _Feeder(threading.Thread):
             self._shut(reason)
 
     def _shut(self, reason: str) -> None:
+        """End all workers; every open ticket gets the reason."""
         with self._lock:
             self._broken = reason
         for worker in self._workers:
             worker.end()
-        for ticket in (*(w.ticket for w in self._workers if w.ticket), *self._queue):
+        running = [worker.ticket for worker in self._workers if worker.ticket]
+        for ticket in (*running, *self._queue):
             ticket.broken = reason
             ticket.done.set()
         self._workers = []
 
     def _step(self) -> None:
-        """Starts and feeds what is idle, then handles whatever happens next."""
+        """Start missing workers, feed idle ones, then wait for the next event and handle it."""
         while len(self._workers) < self._count:
             self._workers.append(_Worker(self._function, self._start_limit))
         for worker in self._workers:
             if worker.ready and worker.ticket is None:
                 self._feed(worker)
-        nearest = min(worker.deadline for worker in self._workers)
-        happened = self._wait(
-            [w.pipe for w in self._workers] + [w.process.sentinel for w in self._workers], nearest
-        )
+
+        pipes = [worker.pipe for worker in self._workers]
+        ends = [worker.process.sentinel for worker in self._workers]
+        happened = self._wait(pipes + ends, min(worker.deadline for worker in self._workers))
         for worker in tuple(self._workers):
             if worker.pipe in happened or worker.process.sentinel in happened:
-                self._hear(worker)
+                self._receive(worker)
             elif time.monotonic() > worker.deadline:
                 self._replace(worker, timed_out=True)
 
-    def _wait(self, for_what: list, deadline: float) -> list:
-        """What of `for_what` is ready; empty after a wake-up or at `deadline`. _Closed if the pool
-        is closing.
+    def _wait(self, objects: list, deadline: float) -> list:
+        """Wait for pipes and processes.
+
+        Returns those that are ready; none after a wake-up or at the deadline. Raises _Closed if the
+        pool closes.
         """
-        left = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
-        happened = wait([*for_what, self._wake_out], left)
+        left = None
+        if deadline != float("inf"):
+            left = max(0.0, deadline - time.monotonic())
+        happened = wait([*objects, self._wake_out], left)
         if self._wake_out in happened:
             os.read(self._wake_out, 4096)
         if self._closing:
@@ -311,64 +350,81 @@ class _Feeder(threading.Thread):
                 continue
             try:
                 worker.give(ticket, self._timeout)
-            except OSError:  # it died while idle, which is heard next; the task is another worker's
+            except OSError:
+                # It died while idle, which is noticed next; another worker gets the task.
                 worker.ticket = None
                 self._queue.appendleft(ticket)
             return
 
-    def _hear(self, worker: _Worker) -> None:
-        """Takes a message, or the end of the worker: an answer sent before it died still counts."""
+    def _receive(self, worker: _Worker) -> None:
+        """Take a message of a worker, or notice its end.
+
+        An answer that was sent before the worker died still counts.
+        """
         try:
             if not worker.pipe.poll():
                 raise EOFError
-            answer = receive(worker.pipe, lambda: self._more(worker))
+            answer = receive(worker.pipe, lambda: self._wait_for_more(worker))
         except (EOFError, OSError):
             self._replace(worker)
             return
-        if worker.ready and not worker.begun:
-            worker.begun = True
+
+        if worker.ready and not worker.started:
+            worker.started = True
         elif worker.ready:
             worker.ticket.finish(answer)
-            worker.ticket, worker.deadline = None, float("inf")
+            worker.ticket = None
+            worker.deadline = float("inf")
         elif answer is None:
-            worker.deadline, worker.ready, self._vain = float("inf"), True, 0
+            worker.ready = True
+            worker.deadline = float("inf")
+            self._failed_starts = 0
         else:
             raise RuntimeError(f"cannot load the pool's function ({answer!r})") from answer
 
-    def _more(self, worker: _Worker) -> None:
-        """Waits for more of a message; EOFError past the worker's time limit, so that half an
-        answer cannot block for ever.
+    def _wait_for_more(self, worker: _Worker) -> None:
+        """Wait for more of a message; EOFError past the worker's deadline.
+
+        Without the deadline, half an answer could block the thread for ever.
         """
         while worker.pipe not in self._wait([worker.pipe], worker.deadline):
             if time.monotonic() > worker.deadline:
                 raise EOFError
 
     def _replace(self, worker: _Worker, timed_out: bool = False) -> None:
+        """End a worker, and decide what becomes of its task; `_step` starts another worker."""
         self._workers.remove(worker)
         ticket, ready = worker.ticket, worker.ready
         timed_out = timed_out or time.monotonic() > worker.deadline
-        how = worker.end()
+        ending = worker.end()
+
         if not ready:
-            self._vain += 1
+            self._failed_starts += 1
             if timed_out:
-                how = f"took longer than {self._start_limit:g} s"
+                ending = f"took longer than {self._start_limit:g} s"
             elif not worker.signalled:
                 raise RuntimeError(
-                    f"a worker ended while it started ({how}); its own message is above"
+                    f"a worker ended while it started ({ending}); its own message is above"
                 )
-            if self._vain > MOST_STARTS * self._count:
+            if self._failed_starts > MOST_STARTS * self._count:
                 raise RuntimeError(
-                    f"{self._vain} workers in a row ended while they started (the last: {how})"
+                    f"{self._failed_starts} workers in a row ended while they started "
+                    f"(the last: {ending})"
                 )
-        if ticket and timed_out:
+
+        if ticket is None:
+            return
+        if timed_out:
             ticket.finish(TimeoutError(f"took longer than {self._timeout:g} s"))
-        elif ticket:
-            ticket.deaths += worker.begun
-            ticket.losses += not worker.begun
-            if ticket.deaths <= self._again and ticket.losses <= MOST_LOSSES:
-                self._queue.appendleft(ticket)
-            else:
-                ticket.finish(WorkerDied(f"the worker process ended without an answer ({how})"))
+            return
+        if worker.started:
+            ticket.deaths += 1
+        else:
+            ticket.losses += 1
+        if ticket.deaths <= self._again and ticket.losses <= MOST_LOSSES:
+            self._queue.appendleft(ticket)
+        else:
+            ticket.finish(WorkerDied(f"the worker process ended without an answer ({ending})"))
 
 
 class _Closed(Exception):
@@ -380,13 +436,14 @@ _SPAWN = get_context("spawn")
 
 @contextmanager
 def _as_no_daemon() -> Iterator[None]:
-    """Lets a process that multiprocessing calls a daemon (a Dask worker) have children: ours end
-    with it, however it ends.
+    """Let a process that multiprocessing calls a daemon (a Dask worker) have children.
+
+    multiprocessing forbids it because children could outlive a daemon; ours end with it.
     """
-    mine = current_process()._config
-    daemon = mine.pop("daemon", None)
+    config = current_process()._config
+    daemon = config.pop("daemon", None)
     try:
         yield
     finally:
         if daemon is not None:
-            mine["daemon"] = daemon
+            config["daemon"] = daemon

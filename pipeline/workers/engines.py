@@ -1,9 +1,10 @@
-"""Runs jobs: in this process, in processes of this machine, on Dask workers, or on Slurm; and
-divides them with other runs.
+"""Engines run jobs: in this process, in processes of this machine, on Dask workers, or on Slurm.
 
 A job function is a picklable callable of an importable module. A process keeps it from one job to
 the next, so what it loads (networks, an open cache) is loaded once per process. It returns
-statistics: tensors go from the worker to the disk.
+statistics only: tensors go from the worker to the disk.
+
+`share_jobs` also divides jobs with other runs on the same cache, by claims.
 """
 
 import logging
@@ -30,28 +31,34 @@ from pipeline.workers.waiting import PrintLine, WaitMessages
 
 POLL = 0.5  # seconds between two looks at shards that other runs work on
 CLOSING = 3.0  # seconds that workers which we started have to end
-# seconds in which a worker that was lost has to be replaced; it imports torch on a busy machine
+# Seconds in which a lost worker has to be replaced: it imports torch, on a busy machine.
 COMING_BACK = 120.0
-KEEPING = 5.0  # seconds between two looks whether there are as many workers as there should be
-CONNECTING = 20.0  # seconds within which a scheduler has to be there at the start
+KEEPING = 5.0  # seconds between two checks that there are as many workers as there should be
+CONNECTING = 20.0  # seconds within which a scheduler has to answer at the start
 
 RunJobs = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[Any, Any]]]
 
 
 class Engine(Protocol):
-    """Where jobs run: `open()` yields run(function, jobs) -> (job, result) in the order of
-    completion.
+    """The place where jobs run."""
 
-    In place of a result comes the exception that the function raised, or WorkersLost.
-    """
+    def open(self) -> AbstractContextManager[RunJobs]:
+        """Start the workers for the duration of a context.
 
-    def open(self) -> AbstractContextManager[RunJobs]: ...
+        Returns:
+            A context of `run(function, jobs)`, which yields (job, result) in the order of
+            completion. The result is the exception that the function raised, or WorkersLost.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """`workers` processes of this machine; 0: this one, where a function that has `stream(jobs)`
-    may look ahead.
+    """Processes of this machine.
+
+    Attributes:
+        workers: the number of processes. With 0 jobs run in this process, where a function that
+            has `stream(jobs)` may look ahead.
     """
 
     workers: int = 0
@@ -77,22 +84,29 @@ class LocalEngine:
 
 @dataclass(frozen=True)
 class DaskEngine:
-    """Dask workers, one job at a time each: of the cluster at `scheduler`, else of Slurm jobs if
-    `slurm` says which, else `workers` processes of this machine, of which each has a GPU of its own
-    where there are GPUs.
+    """Dask workers, one job at a time each.
 
-    The scheduler is gone, and the run ends, when the connection to it is closed: its process has
-    ended, or has closed it. (That its machine has vanished, the system notices in half a minute:
-    `distributed.comm.timeouts.tcp`.) One that is only slow, however slow, keeps its connection and
-    is waited for: a question that it does not answer in time is asked again.
+    The workers are those of the cluster at `scheduler`, if there is an address. Otherwise they are
+    Slurm jobs, if `slurm` has options. Otherwise they are processes of this machine, each with a
+    GPU of its own where there are GPUs.
 
-    `workers` is the number of processes, or of Slurm jobs at most. `interface` names the network
-    that Slurm's nodes reach this machine by; `logs` a folder for what Slurm jobs print, which the
-    nodes share; `say` gets lines for a person.
+    A scheduler counts as gone when the connection to it closes: its process has ended, or has
+    closed it. (The system notices within half a minute that a whole machine has vanished:
+    `distributed.comm.timeouts.tcp`.) A scheduler that is only slow keeps its connection. Requests
+    that it does not answer in time are sent again, for as long as it takes.
 
-    Connections need a key: that of `tls`, else one that is made for the run. A scheduler at
-    `scheduler` was started by others: without `tls` it is used as it is. `dashboard` (HOST:PORT, ""
-    for none) can be read without a key.
+    Connections need a key: the one in `tls`, else one made for this run. A cluster at `scheduler`
+    was started by somebody else: without `tls` it is used as it is.
+
+    Attributes:
+        workers: the number of processes, or of Slurm jobs at most.
+        scheduler: address of a running scheduler, "" to start one.
+        slurm: options of sbatch; None for no Slurm.
+        dashboard: HOST:PORT of a web page about the work, which needs no key; "" for none.
+        interface: the network by which Slurm's nodes reach this machine, "" for the default.
+        tls: files with the keys.
+        logs: a folder for the output of Slurm jobs, which the nodes share.
+        say: prints a line for a person.
     """
 
     workers: int = 1
@@ -107,56 +121,56 @@ class DaskEngine:
     @contextmanager
     def open(self) -> Iterator[RunJobs]:
         import dask
-        import distributed  # noqa: F401  (before its settings are set: else all that it has go with them in the end)
 
-        logging.getLogger("distributed.client").setLevel(
-            logging.CRITICAL
-        )  # what it has to say, our errors say in one line
-        warnings.filterwarnings(
-            "ignore", "Port .* is already in use"
-        )  # it takes another, which is printed
+        # Before its settings are set: what is imported inside their context loses its own settings
+        # at the end of the context.
+        import distributed  # noqa: F401
+
+        # Our own errors say in one line what the client's log says.
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
+        # Dask takes another port, which is printed.
+        warnings.filterwarnings("ignore", "Port .* is already in use")
         stack = ExitStack()
         security = self._security(stack)
         settings = {
             "temporary-directory": private_scratch(),
-            "distributed.worker.daemon": False,  # decode processes are its children
+            # A daemon may not have children, and decode processes are a worker's children.
+            "distributed.worker.daemon": False,
             "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
-            "distributed.scheduler.default-task-durations": {
-                "job": "1h"
-            },  # else adaptive scaling waits to see one end
+            # Else adaptive scaling would wait to see a job end before it asks for more workers.
+            "distributed.scheduler.default-task-durations": {"job": "1h"},
             "distributed.scheduler.worker-saturation": 1.0,
             "distributed.deploy.lost-worker-timeout": f"{COMING_BACK}s",
-            # it looks at the threads 100 times a second: 6 % of a core
+            # The profiler looks at the threads 100 times a second: 6 % of a core.
             "distributed.worker.profile.enabled": False,
             "distributed.comm.timeouts.connect": f"{CONNECTING}s",
         }
         with (
             stack,
             dask.config.set(settings),
-            self._cluster(security) as where,
-            self._client(where, security) as client,
+            self._cluster(security) as cluster,
+            self._client(cluster, security) as client,
         ):
             self.say(self._described(client) + self._shown_at(client.dashboard_link))
-            ours = not self.scheduler and self.slurm is None
-            flight = DaskJobs(client, self.workers, sharing=self.workers if ours else 0)
+            # Workers of other people, or on other machines, find out who shares their cores.
+            on_this_machine = not self.scheduler and self.slurm is None
+            sharing = self.workers if on_this_machine else 0
+            jobs = DaskJobs(client, self.workers, sharing)
             try:
-                yield flight.run
+                yield jobs.run
             finally:
-                flight.cancel()
+                jobs.cancel()
 
     def _security(self, stack: ExitStack):
-        """The keys for all connections until `stack` closes; None for a `scheduler` that was
-        started without TLS.
-        """
+        """The keys for all connections until `stack` closes; None for a cluster without TLS."""
         if self.tls:
             return self.tls.security()
         if self.scheduler:
             if not self.scheduler.startswith("tls://"):
                 self.say(
-                    f"{self.scheduler}: without TLS, whoever reaches this port can run code as "
-                    f"the user of its workers, "
-                    "and as you; start it with certificates and pass --tls-ca, --tls-cert and "
-                    "--tls-key"
+                    f"{self.scheduler}: without TLS, whoever reaches this port can run code as the "
+                    f"user of its workers, and as you; start it with certificates and pass "
+                    f"--tls-ca, --tls-cert and --tls-key"
                 )
             return None
         if self.slurm is None:
@@ -164,18 +178,18 @@ class DaskEngine:
         os.makedirs(self.logs, exist_ok=True)
         return stack.enter_context(files_of_this_run(self.logs)).security()
 
-    def _client(self, where, security):
-        """A connection to the scheduler. OSError if there is none that takes it."""
+    def _client(self, cluster, security):
+        """A connection to the scheduler. OSError if nothing answers."""
         from distributed import Client
 
         try:
-            return Client(where, security=security, set_as_default=False, name="vidgraph")
+            return Client(cluster, security=security, set_as_default=False, name="vidgraph")
         except OSError as error:
             if not self.scheduler:
                 raise
-            expected = f"--scheduler: expected a running Dask scheduler at {where}, cannot connect ({error})"
             raise OSError(
-                f"{expected}; look whether it runs, and whether both sides use TLS"
+                f"--scheduler: expected a running Dask scheduler at {cluster}, cannot connect "
+                f"({error}); look whether it runs, and whether both sides use TLS"
             ) from None
 
     @contextmanager
@@ -185,64 +199,69 @@ class DaskEngine:
             yield self.scheduler
             return
         if self.slurm is not None:
-            more = {
-                "interface": self.interface,
-                "dashboard": self.dashboard,
-                "logs": self.logs,
-                "say": self.say,
-            }
-            cluster = slurm.start_workers(self.slurm, self.workers, security=security, **more)
+            cluster = slurm.start_workers(
+                self.slurm,
+                self.workers,
+                security=security,
+                interface=self.interface,
+                dashboard=self.dashboard,
+                logs=self.logs,
+                say=self.say,
+            )
         else:
             cluster = _pinned_cluster(self.workers, self.dashboard, security)
         try:
             yield cluster
         finally:
-            logging.getLogger("distributed").setLevel(
-                logging.CRITICAL
-            )  # workers that are ended complain
+            # Workers that are ended complain.
+            logging.getLogger("distributed").setLevel(logging.CRITICAL)
             with suppress(TimeoutError):
                 cluster.close(timeout=CLOSING)
-            cluster.shutdown_on_close = (
-                False  # at exit Dask would wait another ten seconds for what did not end in time
-            )
+            # At exit Dask would wait another ten seconds for what did not end in time.
+            cluster.shutdown_on_close = False
 
     def _shown_at(self, link: str) -> str:
-        """The dashboard's address as it can be opened: Dask puts the scheduler's host in, where it
-        need not listen.
+        """The dashboard's address as it can be opened.
+
+        Dask puts in the scheduler's host, where the dashboard need not listen.
         """
-        if not self.scheduler and not self.dashboard:
+        if self.scheduler:
+            return f"; dashboard: {link}"
+        if not self.dashboard:
             return ""
         host = self.dashboard.rpartition(":")[0]
-        link = (
-            link
-            if self.scheduler or host in ("", "0.0.0.0")
-            else re.sub(r"//[^/]*:", f"//{host}:", link)
-        )
-        return f"; dashboard: {link}" + (
-            "" if self.scheduler else " (no password: whoever reaches it can read it)"
-        )
+        if host not in ("", "0.0.0.0"):
+            link = re.sub(r"//[^/]*:", f"//{host}:", link)
+        return f"; dashboard: {link} (no password: whoever reaches it can read it)"
 
     def _described(self, client) -> str:
         if self.slurm is not None:
             return f"up to {self.workers} Slurm jobs, scheduler {client.scheduler.address}"
-        threads = client.nthreads()
         if not self.scheduler:
             return f"{self.workers} processes, scheduler {client.scheduler.address}"
+
+        threads = client.nthreads()
         if any(count > 1 for count in threads.values()):
             self.say(
-                "workers with several threads work on one shard at a time all the same; start "
-                "them with --nthreads 1"
+                "workers with several threads still work on one shard at a time; start them with "
+                "--nthreads 1"
             )
-        return f"{len(threads)} workers at {self.scheduler}" + (
-            "" if threads else "; waiting for workers"
-        )
+        workers = f"{len(threads)} workers at {self.scheduler}"
+        return workers if threads else f"{workers}; waiting for workers"
 
 
 def run_jobs(
     function: Callable[[Any], Any], jobs: Iterable[Any], engine: Engine
 ) -> Iterator[tuple[Any, Any]]:
-    """(job, result) of every job, in the order of completion; in place of a result its exception.
-    See `Engine`.
+    """Run jobs on an engine.
+
+    Args:
+        function: a picklable callable of an importable module, which takes one job.
+        jobs: picklable.
+        engine: the place where they run.
+
+    Yields:
+        (job, result) in the order of completion; the result is an exception if the job failed.
     """
     with engine.open() as run:
         yield from run(function, jobs)
@@ -265,19 +284,32 @@ def share_jobs(
     home: WatchedFolder | None = None,
     say: PrintLine | None = None,
 ) -> Iterator[tuple[Job, Any]]:
-    """run_jobs for several runs on one cache: yields (job, result), and (job, None) for what
-    another run has finished.
+    """Run jobs on an engine, divided with other runs on the same cache.
 
-    `function` returns None for a job that another run has claimed or finished. Such jobs are waited
-    for, and taken over when their owner is gone. `say` gets a line when that takes more than a few
-    seconds. The first exception ends it, except WorkersLost, which is raised after all other jobs.
-    Gone when the files' `home` is no longer at its path.
+    Args:
+        function: a picklable callable, which claims the job's shard. It returns None if another
+            run has claimed or finished it. Such a job is waited for, and taken over when the other
+            run's process is gone.
+        jobs: the shards to write.
+        engine: the place where they run.
+        finished: whether a job's shard is complete.
+        home: the folder of the files; None to skip the check that it is still there.
+        say: prints a line when waiting takes more than a few seconds.
+
+    Yields:
+        (job, result), and (job, None) for a shard that another run has finished.
+
+    Raises:
+        FolderGone: `home` was moved, deleted or replaced.
+        WorkersLost: some jobs ended their workers; raised after all other jobs.
+        Exception: the first one that a job raised.
     """
-    waits, lost = WaitMessages(ClaimWatch(), say), []
+    messages = WaitMessages(ClaimWatch(), say)
+    lost: list[WorkersLost] = []
     with home.guarded() if home else nullcontext(), engine.open() as run:
-        left: list[Job] = list(jobs)
+        left = list(jobs)
         while left:
-            elsewhere = []
+            elsewhere: list[Job] = []
             for job, result in run(function, left):
                 if isinstance(result, WorkersLost):
                     lost.append(result)
@@ -287,8 +319,10 @@ def share_jobs(
                     elsewhere.append(job)
                 else:
                     yield job, result
-            done, left = _wait(elsewhere, finished, waits, home)
-            yield from ((job, None) for job in done)
+
+            done, left = _wait(elsewhere, finished, messages, home)
+            for job in done:
+                yield job, None
     if lost:
         raise lost[0]
 
@@ -296,32 +330,36 @@ def share_jobs(
 def _wait(
     jobs: list[Job],
     finished: Callable[[Job], bool],
-    waits: WaitMessages,
+    messages: WaitMessages,
     home: WatchedFolder | None,
 ) -> tuple[list[Job], list[Job]]:
-    """Waits for other runs until one of their jobs is finished or free: (the finished ones, the
-    rest).
-    """
+    """Wait until a job of another run is finished or free: (finished jobs, the rest)."""
     names = {job.path: f"shard {job.path.stem} ({job.path})" for job in jobs}
     while jobs:
         if home:
             home.check()
-        free = [waits.watch.free(job.path) for job in jobs]  # each is watched from the start
+        # All of them, not only up to the first: a claim's silence is measured from its first look.
+        free = [messages.watch.free(job.path) for job in jobs]
         done = [finished(job) for job in jobs]
         if any(free) or any(done):
-            waits.over()
-            pairs = list(zip(jobs, done, strict=True))
-            return [job for job, is_done in pairs if is_done], [
-                job for job, is_done in pairs if not is_done
-            ]
-        waits.say_of(names)
+            messages.over()
+            finished_jobs, rest = [], []
+            for job, is_done in zip(jobs, done, strict=True):
+                if is_done:
+                    finished_jobs.append(job)
+                else:
+                    rest.append(job)
+            return finished_jobs, rest
+        messages.say_of(names)
         time.sleep(POLL)
     return [], []
 
 
 def _pinned_cluster(workers: int, dashboard: str, security):
-    """Processes of this machine that only it can reach; each sees one GPU, in turn, where there are
-    any, and computes with its share of the cores, or with as many threads as OMP_NUM_THREADS says.
+    """Workers of this machine that only it can reach.
+
+    Each sees one GPU, in turn, where there are any. It computes with its part of the cores, or with
+    as many threads as OMP_NUM_THREADS says.
     """
     from distributed import LocalCluster, SpecCluster
     from tornado.ioloop import PeriodicCallback
@@ -331,15 +369,13 @@ def _pinned_cluster(workers: int, dashboard: str, security):
     gpus = visible_gpus()
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores_here() // workers))
 
-    class OwnScheduler(SpecCluster):
-        """Passes our class of schedulers to SpecCluster: LocalCluster, which calls this, has no
-        option for it.
-        """
+    class QuietCluster(SpecCluster):
+        """Passes our class of schedulers on: LocalCluster, which calls this, has no option."""
 
-        def __init__(self, *, scheduler: dict, **more):
-            super().__init__(scheduler={**scheduler, "cls": dask_nodes.QuietScheduler}, **more)
+        def __init__(self, *, scheduler: dict, **kwargs):
+            super().__init__(scheduler={**scheduler, "cls": dask_nodes.QuietScheduler}, **kwargs)
 
-    class Pinned(LocalCluster, OwnScheduler):
+    class PinnedCluster(LocalCluster, QuietCluster):
         """Gives every worker, and every one that replaces it, the GPU of its number."""
 
         def new_worker_spec(self) -> dict:
@@ -347,18 +383,10 @@ def _pinned_cluster(workers: int, dashboard: str, security):
             env = {"OMP_NUM_THREADS": threads}
             if gpus:
                 env["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-            return {
-                number: {
-                    **spec,
-                    "options": {
-                        **spec["options"],
-                        "env": env,
-                        "worker_class": dask_nodes.QuietWorker,
-                    },
-                }
-            }
+            ours = {"env": env, "worker_class": dask_nodes.QuietWorker}
+            return {number: {**spec, "options": {**spec["options"], **ours}}}
 
-    cluster = Pinned(
+    cluster = PinnedCluster(
         n_workers=0,
         threads_per_worker=1,
         memory_limit=0,  # networks are not Dask's to spill
@@ -369,40 +397,48 @@ def _pinned_cluster(workers: int, dashboard: str, security):
         silence_logs=logging.ERROR,
     )
     cluster.scale(workers)
-    # Dask gives up on a worker that is not back within the time that it is given, and on one that
-    # dies while it starts.
+    # Dask gives up on a worker that is not back in time, and on one that dies while it starts.
     keeper = PeriodicCallback(lambda: cluster.scale(workers), 1000 * KEEPING)
     cluster.loop.add_callback(keeper.start)
     return cluster
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs of this machine as CUDA_VISIBLE_DEVICES names them; those that it names already, if
-    it is set.
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them.
+
+    They are the value of CUDA_VISIBLE_DEVICES if it is set, else all GPUs of this machine.
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return [name.strip() for name in named.split(",") if name.strip()]
-    asked = [
-        "nvidia-smi",
-        "--query-gpu=uuid",
-        "--format=csv,noheader",
-    ]  # torch would cost the client half a gigabyte
+        stripped = [name.strip() for name in named.split(",")]
+        return [name for name in stripped if name]
+    # torch would answer too, but it would cost the client half a gigabyte.
+    command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
     try:
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     except (OSError, subprocess.CalledProcessError):
         return []
 
 
 def pick_device(name: str) -> str:
-    """The device that `auto`, `cpu` or `cuda` means in this process. ValueError if it asks for a
-    GPU that is not there.
+    """Return the device that an option means in this process.
+
+    Args:
+        name: "auto" (CUDA where there is a GPU), "cpu" or "cuda".
+
+    Returns:
+        "cpu" or "cuda".
+
+    Raises:
+        ValueError: "cuda" where torch finds no GPU.
     """
     import torch
 
-    there = torch.cuda.is_available()
-    if name == "cuda" and not there:
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
         raise ValueError(
             "--device cuda: expected a GPU that torch can use, found none; say --device cpu"
         )
-    return ("cuda" if there else "cpu") if name == "auto" else name
+    if name != "auto":
+        return name
+    return "cuda" if available else "cpu"

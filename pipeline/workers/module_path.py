@@ -7,31 +7,28 @@ module path, and multiprocessing starts children by `python -c`.
 
 import os
 
-# sys is built in: no file can be it
-_WITHOUT_IT = "import sys; sys.path[:] = [place for place in sys.path if place]; "
+# Only sys is imported: it is built in, so no file can take its place.
+_DROP_WORKING_FOLDER = "import sys; sys.path[:] = [place for place in sys.path if place]; "
 
 
 def guard_program() -> None:
-    """For a program of ours: all Python processes that any library starts from now on leave the
-    working folder out.
+    """Keep the working folder off the module path of all Python processes started from now on.
 
-    To Python, an empty entry of PYTHONPATH (`PYTHONPATH=$PYTHONPATH:/mine` with nothing set before)
-    is the working folder. Hardly anybody means that, so it is dropped. Folders that PYTHONPATH
-    names stay.
+    An empty entry of PYTHONPATH (`PYTHONPATH=$PYTHONPATH:/mine` with nothing set before) means the
+    working folder. Hardly anybody intends that, so it is dropped. Named folders stay.
     """
     os.environ["PYTHONSAFEPATH"] = "1"  # ignored by Python 3.10, where guard_children does it
     if "PYTHONPATH" in os.environ:
-        named = [place for place in os.environ["PYTHONPATH"].split(os.pathsep) if place]
-        os.environ["PYTHONPATH"] = os.pathsep.join(named)
+        folders = [place for place in os.environ["PYTHONPATH"].split(os.pathsep) if place]
+        os.environ["PYTHONPATH"] = os.pathsep.join(folders)
     guard_children()
 
 
 def guard_children() -> None:
-    """Processes of multiprocessing (workers, Dask's, the resource tracker) start without the
-    working folder on the path.
+    """Keep the working folder off the module path of processes that multiprocessing starts.
 
-    They import much of the standard library before multiprocessing sends them this process's module
-    path.
+    Those are decode workers, Dask's workers and the resource tracker. They import much of the
+    standard library before multiprocessing sends them this process's module path.
     """
     from multiprocessing import util
 
@@ -43,7 +40,7 @@ def guard_children() -> None:
         arguments = list(arguments)
         if "-c" in arguments:
             program = arguments.index("-c") + 1
-            arguments[program] = _WITHOUT_IT + arguments[program]
+            arguments[program] = _DROP_WORKING_FOLDER + arguments[program]
         return start(path, arguments, descriptors)
 
     guarded.guarded = True

@@ -1,5 +1,7 @@
-"""A worker process of `pipeline.workers.decode_pool`: its life, and how its answers reach the
-parent.
+"""The worker process of `pipeline.workers.decode_pool`, and how its answers reach the parent.
+
+What happens when something dies: a worker ends when its parent does, in the middle of a task
+(`_die_with`). The programs that a worker has started end with it (`_lead_group`).
 """
 
 import ctypes
@@ -21,31 +23,34 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class RemoteTraceback(Exception):
-    """Where in the worker an exception was raised; it is the `__cause__` of the exception that came
-    back.
-    """
+    """The traceback in the worker, as the `__cause__` of an exception that came back."""
 
 
 def serve(pipe: Connection, function: bytes, parent: int) -> None:
-    """A worker's life: load the function, answer None for ready (or the error); for each task None,
-    then the answer.
+    """Run a worker: load the function, then answer tasks until the pipe closes.
+
+    The worker sends None when it is ready, or the error of loading. For each task it sends None
+    when it starts, then the answer or the exception.
+
+    Args:
+        pipe: the worker's end of a pipe to the parent.
+        function: the pickled function.
+        parent: the parent's process number.
     """
-    for ignored in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # a batch system sends it to the whole job: the parent decides
-        signal.signal(ignored, signal.SIG_IGN)
-    guard_output()  # warnings of libraries name files
+    # A terminal and a batch system signal all processes of a job: the parent decides what to do.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    guard_output()  # warnings of libraries contain file names
     _lead_group()
     _die_with(parent)
-    os.environ.setdefault(
-        "OMP_NUM_THREADS", "1"
-    )  # workers share the cores; read when `function` imports numpy
+    # The workers share the cores. numpy reads it when `function` imports it.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         function = pickle.loads(function)
     except Exception as error:
         _send(pipe, _portable(error))
         return
+
     _send(pipe, None)
     while True:
         try:
@@ -59,33 +64,31 @@ def serve(pipe: Connection, function: bytes, parent: int) -> None:
             answer = error
         try:
             _send(pipe, answer)
-        except (
-            MemoryError,
-            OSError,
-        ):  # half an answer cannot be taken back: end as the kernel ends who has no memory left
+        except (MemoryError, OSError):
+            # Half an answer cannot be taken back: end as if the kernel had killed this process.
             os.kill(os.getpid(), signal.SIGKILL)
         answer = None  # a worker that waits must not hold the last result
 
 
 def _lead_group() -> None:
-    """Makes this process the head of a group of its own, and ends the rest of the group when it
-    ends, however it ends.
+    """Make this process the leader of a process group that ends with it, in whatever way it ends.
 
-    What a library starts here (Pillow starts Ghostscript) would otherwise outlive it, and keep the
-    output of the whole command open. On Linux a fork of this process, which is still small, waits
-    for its death; a thread could not, inside native code or after SIGKILL.
+    A program that a library starts here (Pillow starts Ghostscript) would otherwise outlive it, and
+    keep the output of the whole command open. On Linux a fork of this process, which is still
+    small, waits for its death. A thread could not do so inside native code or after SIGKILL.
     """
     with suppress(PermissionError):  # it leads one already
         os.setsid()
     worker = os.getpid()
     if sys.platform != "linux" or os.fork():
         return
+
+    # From here on in the fork.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     _signal_at_death(signal.SIGUSR1)
-    for number in os.listdir(
-        "/proc/self/fd"
-    ):  # the parent waits for the ends of the worker's pipes
-        with suppress(OSError):  # the listing's own
+    # Open copies of the worker's pipes would hide its death from the parent.
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the number of the listing itself
             os.close(int(number))
     if os.getppid() == worker:
         signal.sigwait({signal.SIGUSR1})
@@ -95,17 +98,19 @@ def _lead_group() -> None:
 
 
 def _signal_at_death(number: int) -> None:
-    """Lets Linux send this signal to this process when the thread that started it ends."""
+    """Let Linux send this signal to this process when the thread that started it ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def _die_with(parent: int) -> None:
-    """Ends this process when the parent does, even inside a task: by a signal on Linux, by a
-    watching thread elsewhere.
+    """End this process when its parent ends, even inside a task.
+
+    Linux does it by a signal; elsewhere a thread waits for the parent.
     """
     if sys.platform == "linux":
         _signal_at_death(signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the line above
+        # The parent may have died before the line above.
+        if os.getppid() != parent:
             os._exit(1)
 
     def watch() -> None:
@@ -118,28 +123,31 @@ def _die_with(parent: int) -> None:
 
 
 def _send(pipe: Connection, answer: Any) -> None:
-    """Pickles with protocol 5: arrays follow the message as they are, without a copy in this
-    process.
-    """
+    """Send an answer, pickled with protocol 5: arrays follow the message without being copied."""
     buffers: list[pickle.PickleBuffer] = []
+    where = ""  # the traceback of an exception
     try:
         if isinstance(answer, Exception):
             raise answer
-        head, where = pickle.dumps(answer, protocol=5, buffer_callback=buffers.append), ""
-    except Exception as error:
+        head = pickle.dumps(answer, protocol=5, buffer_callback=buffers.append)
+    except Exception as error:  # the answer itself, or that it cannot be pickled
         buffers.clear()
-        where = traceback.format_exc() if error is answer else ""
+        if error is answer:
+            where = traceback.format_exc()
         head = pickle.dumps(_portable(error), protocol=5)
+
     views = [buffer.raw() for buffer in buffers]
-    pipe.send_bytes(pickle.dumps((head, [view.nbytes for view in views], where), protocol=5))
+    sizes = [view.nbytes for view in views]
+    pipe.send_bytes(pickle.dumps((head, sizes, where), protocol=5))
     for view in views:
         while view.nbytes:
             view = view[os.write(pipe.fileno(), view) :]
 
 
 def _portable(error: Exception) -> Exception:
-    """`error` if it survives pickling (a class may ask for more arguments than it keeps), else a
-    RuntimeError of its words.
+    """`error` if it can be unpickled again, else a RuntimeError with its words.
+
+    A class may ask for more arguments than its instances keep.
     """
     try:
         pickle.loads(pickle.dumps(error, protocol=5))
@@ -149,10 +157,19 @@ def _portable(error: Exception) -> Exception:
 
 
 def receive(pipe: Connection, more: Callable[[], None]) -> Any:
-    """What a worker's `_send` sent. `more()` waits until the pipe has data. EOFError if the other
-    end is gone.
+    """Receive an answer of a worker.
+
+    Args:
+        pipe: the parent's end of the pipe.
+        more: waits until the pipe has data.
+
+    Returns:
+        The answer. Its arrays lie in memory that nothing else uses.
+
+    Raises:
+        EOFError: the worker is gone, or `more` raised it.
     """
-    # here, and not in workers, which would pay for it before they know that they need it
+    # Imported here, and not in the workers: it would delay those that do not need it.
     import numpy
 
     head, sizes, where = pickle.loads(pipe.recv_bytes())
@@ -170,6 +187,7 @@ def receive(pipe: Connection, more: Callable[[], None]) -> Any:
                 raise EOFError
             view = view[count:]
     os.set_blocking(pipe.fileno(), True)
+
     answer = pickle.loads(head, buffers=buffers)
     if where:
         answer.__cause__ = RemoteTraceback(f"\n{where}")

@@ -1,4 +1,4 @@
-"""Slurm: what `--slurm` says, Dask workers as Slurm jobs, and a script for plain sbatch."""
+"""Slurm: the options of `--slurm`, Dask workers as Slurm jobs, and a script for plain sbatch."""
 
 import asyncio
 import os
@@ -15,44 +15,54 @@ from tempfile import TemporaryDirectory
 from pipeline.text.printable import has_unseen
 
 RETRY = 60.0  # seconds until a job that sbatch refused is submitted again
-MOST_TASKS = (
-    1000  # of a job array; Slurm's own limit (MaxArraySize) is 1001 unless the site has raised it
-)
+# Tasks of a job array: Slurm's own limit (MaxArraySize) is 1001 unless the site has raised it.
+MOST_TASKS = 1000
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
 
 
 def parse_options(text: str) -> dict[str, str]:
-    """`partition=gpu,gres=gpu:1,time=04:00:00` -> {"partition": "gpu", ...}: any of sbatch's long
-    options.
+    """Parse the value of `--slurm`: any of sbatch's long options.
 
-    A piece without `=` belongs to the value before it (`partition=gpu,gpu2`). A value may stand in
-    quotes, as in a script. ValueError for what is no option or no time.
+    Args:
+        text: such as `partition=gpu,gres=gpu:1,time=04:00:00`. A piece without `=` belongs to the
+            value before it (`partition=gpu,gpu2`). A value may be in double quotes.
+
+    Returns:
+        The options by name, such as {"partition": "gpu", "gres": "gpu:1", "time": "04:00:00"}.
+
+    Raises:
+        ValueError: a piece is no option, or the time is not one.
     """
-    found: dict[str, str] = {}
+    options: dict[str, str] = {}
     last = ""
-    for piece in filter(None, (piece.strip() for piece in text.split(","))):
+    pieces = [piece.strip() for piece in text.split(",")]
+    for piece in pieces:
+        if not piece:
+            continue
         key, equals, value = piece.partition("=")
         if equals and re.fullmatch(r"[a-z][a-z-]*", key) and value:
-            found[key], last = value, key
+            options[key] = value
+            last = key
         elif not equals and last:
-            found[last] += f",{piece}"
+            options[last] += f",{piece}"
         else:
             raise ValueError(
                 f"--slurm: expected options of sbatch such as "
                 f"partition=gpu,gres=gpu:1,time=04:00:00, got {piece!r}"
             )
-    for key, value in found.items():
-        found[key] = (re.fullmatch(r'"([^"]+)"', value) or (value, value))[1]
-        _refuse_odd(f"--slurm: expected {key}", found[key])
-    if "time" in found:
-        seconds(found["time"])
-    return found
+
+    for key, value in options.items():
+        quoted = re.fullmatch(r'"([^"]+)"', value)
+        if quoted:
+            options[key] = quoted[1]
+        _require_one_value(f"--slurm: expected {key}", options[key])
+    if "time" in options:
+        seconds(options["time"])
+    return options
 
 
-def _refuse_odd(expected: str, value: str) -> None:
-    """ValueError for a value that would not stay one value in a job script (#SBATCH
-    --key=value).
-    """
+def _require_one_value(expected: str, value: str) -> None:
+    """ValueError for a value that would not stay one in a job script (#SBATCH --key=value)."""
     if has_unseen(value) or re.search(r'["\\]', value):
         raise ValueError(
             f"{expected} without line ends, backslashes and quotes in it, got {value!r}"
@@ -60,37 +70,55 @@ def _refuse_odd(expected: str, value: str) -> None:
 
 
 def seconds(time: str) -> int:
-    """Slurm's way to write a time: MM, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS."""
+    """Return the seconds of a time as Slurm writes it.
+
+    Args:
+        time: MM, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS.
+
+    Raises:
+        ValueError: another form.
+    """
     match = _TIME.fullmatch(time)
     if not match:
         raise ValueError(f"--slurm time={time}: expected HH:MM:SS or D-HH:MM:SS, such as 04:00:00")
     parts = [int(part) for part in match["rest"].split(":")]
+
+    days = 0
     if match["days"]:
-        hours, minutes, left = (*parts, 0, 0)[:3]
-        return ((int(match["days"]) * 24 + hours) * 60 + minutes) * 60 + left
-    hours, minutes, left = {1: (0, parts[0], 0), 2: (0, *parts)}.get(len(parts), parts)
-    return (hours * 60 + minutes) * 60 + left
+        days = int(match["days"])
+        parts += [0] * (3 - len(parts))  # after days the first part is hours
+    elif len(parts) == 1:
+        parts = [0, *parts, 0]  # one part alone is minutes
+    elif len(parts) == 2:
+        parts = [0, *parts]
+    hours, minutes, rest = parts
+    return ((days * 24 + hours) * 60 + minutes) * 60 + rest
 
 
 def lifetime(walltime: int) -> tuple[int, int]:
-    """(seconds that a worker lives, seconds by which that varies) so that jobs end before their
-    walltime, not all at once.
+    """Return how long a Dask worker lives, so that it ends before its job's walltime.
+
+    Args:
+        walltime: seconds that Slurm gives the job.
+
+    Returns:
+        (seconds, seconds by which they vary), so that the workers do not all end at once.
     """
     spare = max(10, min(600, walltime // 10))
     return max(1, walltime - spare), spare // 3
 
 
 def worker_arguments(options: Mapping[str, str]) -> list[str]:
-    """Of `dask worker`: no memory limit beside the job's own, no web server, a lifetime below the
-    job's walltime.
+    """Return the arguments of `dask worker` in a Slurm job.
+
+    There is no memory limit besides the job's own and no web server. The worker's lifetime is
+    shorter than the job's.
+
+    Args:
+        options: sbatch's, as `parse_options` returns them.
     """
-    arguments = [
-        "--memory-limit",
-        "0",
-        "--no-dashboard",
-        "--worker-class",
-        "pipeline.workers.dask_nodes.QuietWorker",
-    ]
+    arguments = ["--memory-limit", "0", "--no-dashboard"]
+    arguments += ["--worker-class", "pipeline.workers.dask_nodes.QuietWorker"]
     if "time" in options:
         life, varies = lifetime(seconds(options["time"]))
         arguments += ["--lifetime", f"{life}s", "--lifetime-stagger", f"{varies}s"]
@@ -107,10 +135,25 @@ def start_workers(
     logs: str,
     say: Callable[[str], None],
 ):
-    """A dask_jobqueue cluster of up to `jobs` jobs of one worker each, as there is work.
+    """Start a Dask cluster of Slurm jobs with one worker each, as many as there is work for.
 
-    RuntimeError without sbatch, ValueError with its words if it refuses the first job; that it
-    refuses a later one is said.
+    The cluster submits a new job in place of one that has ended, and again one that sbatch refused.
+
+    Args:
+        options: sbatch's, as `parse_options` returns them.
+        jobs: at most so many.
+        security: Dask's `Security` with file names that the nodes can read.
+        interface: the network by which the nodes reach this machine; "" for the default.
+        dashboard: HOST:PORT, "" for none.
+        logs: a folder for the jobs' output, made if needed.
+        say: prints a line when sbatch refuses a later job.
+
+    Returns:
+        The `dask_jobqueue.SLURMCluster`.
+
+    Raises:
+        RuntimeError: there is no sbatch on this machine.
+        ValueError: sbatch refuses the first job, or `logs` has a name that no script can hold.
     """
     import shutil
 
@@ -122,7 +165,7 @@ def start_workers(
         raise RuntimeError(
             "--slurm: no sbatch on this machine; run it where jobs are submitted from"
         )
-    output = _printed(logs, "vidgraph-%J")
+    directives = {"output": _output_file(logs, "vidgraph-%J"), **options}
     os.makedirs(logs, exist_ok=True)  # Slurm makes no folders
     submissions = _Submissions(say)
     cluster = SLURMCluster(
@@ -131,24 +174,23 @@ def start_workers(
         python=shlex.join([sys.executable, dask_worker.__file__]),
         cores=1,  # threads of a worker: it works on one shard at a time
         processes=1,
-        memory="1GB",  # asked for and not used: see worker_arguments
+        memory="1GB",  # required, but unused: see worker_arguments
         job_name="vidgraph",
         job_directives_skip=["#SBATCH --mem", "#SBATCH --cpus-per-task", "#SBATCH -t"],
-        job_extra_directives=[directive(*pair) for pair in {"output": output, **options}.items()],
+        job_extra_directives=[directive(key, value) for key, value in directives.items()],
         worker_extra_args=worker_arguments(options),
         interface=interface or None,
         scheduler_options={"dashboard_address": dashboard or None, "dashboard": bool(dashboard)},
         security=security,
     )
-    cluster.worker_spec.update(
-        cluster.new_worker_spec()
-    )  # the first job, to be waited for: adapt() submits the others
+    # The first job is submitted here, to see whether sbatch takes it; adapt() submits the others.
+    cluster.worker_spec.update(cluster.new_worker_spec())
     cluster.sync(_started, cluster)
-    if not submissions.taken:
+    if not submissions.accepted:
         cluster.close()
         raise ValueError(
-            f"--slurm: expected a job that sbatch takes; it says: {submissions.said}; mend these "
-            f"options"
+            f"--slurm: expected a job that sbatch takes; it says: {submissions.refusal}; mend "
+            f"these options"
         )
     cluster.adapt(minimum=1, maximum=jobs)
     return cluster
@@ -160,39 +202,43 @@ async def _started(cluster) -> None:
 
 @dataclass
 class _Submissions:
-    """How many jobs sbatch took, and what it said of the last one that it refused."""
+    """What sbatch has done with the jobs of a cluster.
+
+    Attributes:
+        say: prints a line.
+        accepted: how many jobs it took.
+        refusal: its words about the last job that it refused.
+    """
 
     say: Callable[[str], None]
-    taken: int = 0
-    said: str = ""
+    accepted: int = 0
+    refusal: str = ""
 
-    def refused(self, said: str) -> None:
-        if self.taken and said != self.said:
+    def refused(self, words: str) -> None:
+        if self.accepted and words != self.refusal:
             self.say(
-                f"Slurm takes no further job for now, the run goes on with what it has: {said}"
+                f"Slurm takes no further job for now; continuing with those that it has: {words}"
             )
-        self.said = said
+        self.refusal = words
 
 
 def _job_class(submissions: _Submissions):
-    """The class of jobs that are tried again when sbatch refused them: a site's limit, or a
-    controller that restarts.
+    """The class of jobs that are submitted again when sbatch refused them.
 
-    Dask would log a traceback, count the job as there for ever, and fail to end.
+    A site's limit, or a controller that restarts, makes sbatch refuse. Dask alone would log a
+    traceback, count the job as present for ever, and fail to end.
     """
     from dask_jobqueue.slurm import SLURMJob
     from distributed.core import Status
     from distributed.deploy.spec import ProcessInterface
 
     class Job(SLURMJob):
-        def __init__(self, *given, security=None, **more):
-            super().__init__(*given, security=_quoted(security), **more)
+        def __init__(self, *args, security=None, **kwargs):
+            super().__init__(*args, security=_quoted(security), **kwargs)
 
         @contextmanager
         def job_file(self) -> Iterator[str]:
-            """Writes the script to a private folder: in /tmp, others could replace it before sbatch
-            reads it.
-            """
+            # In a private folder: in /tmp, others could replace the script before sbatch reads it.
             with TemporaryDirectory(prefix="vidgraph-") as folder:
                 path = os.path.join(folder, "job.sh")
                 with open(path, "w", encoding="utf-8") as file:
@@ -202,19 +248,22 @@ def _job_class(submissions: _Submissions):
         async def start(self) -> None:
             try:
                 await super().start()
-                submissions.taken += 1
+                submissions.accepted += 1
             except RuntimeError as error:
                 submissions.refused(refusal(str(error)))
-                await ProcessInterface.start(self)  # there, without a number
+                # To Dask the job has started, without a number; `forget` removes it later.
+                await ProcessInterface.start(self)
                 asyncio.get_running_loop().call_later(RETRY, self.forget)
 
         async def close(self) -> None:
             await super().close()
-            self.status = Status.closed  # which the cluster asserts of what is not yet collected
+            # The cluster asserts it of jobs that are not yet collected.
+            self.status = Status.closed
 
         def forget(self) -> None:
-            """The cluster no longer has it, and submits another if there is work."""
-            if cluster := self._cluster and self._cluster():
+            """Remove this job from the cluster, which submits another one if there is work."""
+            cluster = self._cluster and self._cluster()
+            if cluster:
                 cluster.worker_spec.pop(self.name, None)
                 cluster.workers.pop(self.name, None)
 
@@ -222,8 +271,9 @@ def _job_class(submissions: _Submissions):
 
 
 def _quoted(security):
-    """A copy whose file names are quoted for the shell: dask_jobqueue writes them into its script
-    as they are.
+    """A copy of a `Security` with file names quoted for the shell.
+
+    dask_jobqueue writes them into its script as they are.
     """
     if security is None:
         return None
@@ -234,26 +284,33 @@ def _quoted(security):
 
 
 def refusal(text: str) -> str:
-    """What sbatch itself said, in dask_jobqueue's account of a command that failed; the whole
-    account where it said nothing.
+    """Return sbatch's own words from dask_jobqueue's error about a command that failed.
+
+    Args:
+        text: the error's message.
+
+    Returns:
+        What sbatch printed, on one line; the whole message if it printed nothing.
     """
-    said = filter(None, map(str.strip, text.partition("stderr:")[2].splitlines()))
-    return ", ".join(said) or " ".join(text.split())
+    lines = [line.strip() for line in text.partition("stderr:")[2].splitlines()]
+    words = ", ".join(line for line in lines if line)
+    return words or " ".join(text.split())
 
 
-def _printed(folder: str, name: str) -> str:
-    """The file for a job's output; Slurm replaces % in `name`. ValueError if a script cannot hold
-    the path.
-    """
-    _refuse_odd("job scripts: expected the path of the folder of logs", folder)
+def _output_file(folder: str, name: str) -> str:
+    """The file for a job's output; Slurm replaces % in `name`, but not in `folder`."""
+    _require_one_value("job scripts: expected the path of the folder of logs", folder)
     return f"{folder.replace('%', '%%')}/{name}.out"
 
 
 def directive(key: str, value: str) -> str:
-    """An option as sbatch reads it in a script, where a blank would end the value and # the
-    line.
+    """Return an option as sbatch reads it in a script.
+
+    A value with a blank or # is quoted: they would end the value and the line.
     """
-    return f"--{key}={value}" if re.fullmatch(r"[^\s\"'#\\]+", value) else f'--{key}="{value}"'
+    if re.fullmatch(r"[^\s\"'#\\]+", value):
+        return f"--{key}={value}"
+    return f'--{key}="{value}"'
 
 
 def array_script(
@@ -264,47 +321,62 @@ def array_script(
     folder: str,
     logs: str,
 ) -> str:
-    """A job-array script for sbatch: `command --shard N` for each of `shards`, at most `jobs` at a
-    time (0: no limit).
+    """Write a job-array script for sbatch, which runs `command --shard N` for each shard.
 
-    Where there are more shards than an array may have tasks, each task does several in a row.
-    folder: where it runs.
+    Where there are more shards than an array may have tasks, each task does several in a row. A
+    task that is ended early loses only the shard that it is working on.
 
-    ValueError for names with line ends or other control characters: they would become lines of the
-    script.
+    Args:
+        command: the words of the command.
+        shards: the number of shards.
+        options: sbatch's, as `parse_options` returns them.
+        jobs: at most so many tasks run at a time; 0 for no limit.
+        folder: the working folder of the command.
+        logs: the folder for the tasks' output, relative to `folder`.
+
+    Returns:
+        The text of the script.
+
+    Raises:
+        ValueError: a name has line ends or other control characters, which would become lines of
+            the script.
     """
-    for what, text in (
-        ("the working folder", folder),
-        *(("every word of the command", word) for word in command),
-    ):
-        if has_unseen(text):
-            raise ValueError(
-                f"job scripts: expected {what} without line ends and other control characters, "
-                f"got {text!r}; rename it"
-            )
-    each = ceil(shards / MOST_TASKS)
-    tasks = ceil(shards / each)
-    at_once = f"%{jobs}" if jobs else ""
-    lines = [
-        "#!/bin/bash",
-        "#SBATCH --job-name=vidgraph",
-        f"#SBATCH --array=0-{tasks - 1}{at_once}",
-    ]
-    printed = _printed(os.path.join(folder, logs), "%A_%a")  # wherever it is submitted from
-    lines += [f"#SBATCH {directive(*pair)}" for pair in {"output": printed, **options}.items()]
+    _require_one_line("the working folder", folder)
+    for word in command:
+        _require_one_line("every word of the command", word)
+
+    per_task = ceil(shards / MOST_TASKS)
+    array = f"0-{ceil(shards / per_task) - 1}"
+    if jobs:
+        array += f"%{jobs}"
+    # An absolute path: the script may be submitted from any folder.
+    output = _output_file(os.path.join(folder, logs), "%A_%a")
+    lines = ["#!/bin/bash", "#SBATCH --job-name=vidgraph", f"#SBATCH --array={array}"]
+    for key, value in {"output": output, **options}.items():
+        lines.append(f"#SBATCH {directive(key, value)}")
+
     lines += [
-        f"# {shards} shards, {each} per task. A task that is ended early loses the shard it is "
+        f"# {shards} shards, {per_task} per task. A task that is ended early loses the shard it is "
         f"at: submit this script again,",
         "# finished shards are skipped. Exit code 3: clips failed; `vidgraph repair` tries them "
         "again.",
         f"cd {shlex.quote(folder)} || exit 1",
     ]
     which = "$SLURM_ARRAY_TASK_ID"
-    if each > 1:
-        lines.append(f"FIRST=$((SLURM_ARRAY_TASK_ID * {each}))")
-        lines.append(
-            f"LAST=$((FIRST + {each - 1} < {shards - 1} ? FIRST + {each - 1} : {shards - 1}))"
-        )
+    if per_task > 1:
+        end = per_task - 1
+        last = shards - 1
+        lines.append(f"FIRST=$((SLURM_ARRAY_TASK_ID * {per_task}))")
+        lines.append(f"LAST=$((FIRST + {end} < {last} ? FIRST + {end} : {last}))")
         which = '"$FIRST-$LAST"'
-    lines.append(f"exec {shlex.join(command)} --shard {which}")  # exec: Slurm's SIGTERM reaches it
+    # exec: Slurm's SIGTERM then reaches the command.
+    lines.append(f"exec {shlex.join(command)} --shard {which}")
     return "\n".join(lines) + "\n"
+
+
+def _require_one_line(what: str, text: str) -> None:
+    if has_unseen(text):
+        raise ValueError(
+            f"job scripts: expected {what} without line ends and other control characters, "
+            f"got {text!r}; rename it"
+        )

@@ -1,4 +1,4 @@
-"""Tells a person when this process waits for a claim: whose it is, and until when at most."""
+"""Messages for a person while this process waits for a claim: whose it is, and until when."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -6,57 +6,75 @@ from pathlib import Path
 
 from pipeline.workers.claims import ClaimState, ClaimWatch, read_claim
 
-PATIENCE = 3.0  # seconds of waiting before a person is told
-PrintLine = Callable[[str], None]  # gets lines for a person
+PATIENCE = 3.0  # seconds of waiting before the first message
+PrintLine = Callable[[str], None]  # prints one line for a person
 
 
 class WaitMessages:
-    """Says whose claims this process waits for, after PATIENCE seconds and once for each owner."""
+    """Tells a person whose claims this process waits for: once for each owner, after PATIENCE.
+
+    Args:
+        watch: this process's memory of claims.
+        say: prints a line; None for silence.
+    """
 
     def __init__(self, watch: ClaimWatch, say: PrintLine | None):
-        self.watch, self._say = watch, say
-        self._begun: float | None = None
-        self._told: set[str] = set()
+        self.watch = watch
+        self._say = say
+        self._since: float | None = None
+        self._named: set[str] = set()
 
     def say_of(self, paths: Mapping[Path, str]) -> None:
-        """To be called repeatedly while waiting; `paths`: each claimed file with its name for a
-        person.
+        """Print a line for each new owner. Call it repeatedly while waiting.
+
+        Args:
+            paths: the claimed files, each with its name for a person.
         """
         if self._say is None:
             return
         now = time.monotonic()
-        self._begun = now if self._begun is None else self._begun
-        if now - self._begun < PATIENCE:
+        if self._since is None:
+            self._since = now
+        if now - self._since < PATIENCE:
             return
-        found: dict[str, list[tuple[Path, ClaimState]]] = {}
+
+        by_owner: dict[str, list[tuple[Path, ClaimState]]] = {}
         for path in paths:
-            if (seen := read_claim(path)) is not None:
-                found.setdefault(seen.owner, []).append((path, seen))
-        for owner, theirs in found.items():
-            if owner not in self._told:
-                self._told.add(owner)
-                self._say(self._line(paths, theirs))
+            state = read_claim(path)
+            if state is not None:
+                by_owner.setdefault(state.owner, []).append((path, state))
+
+        for owner, claims in by_owner.items():
+            if owner not in self._named:
+                self._named.add(owner)
+                self._say(self._line(paths, claims))
 
     def over(self) -> None:
-        """The wait has ended: the next one starts with its own PATIENCE."""
-        self._begun = None
+        """End the wait: the next one starts with its own PATIENCE."""
+        self._since = None
 
-    def _line(self, names: Mapping[Path, str], theirs: list[tuple[Path, ClaimState]]) -> str:
-        path, seen = theirs[0]
-        more = f" and {len(theirs) - 1} more" if len(theirs) > 1 else ""
-        return f"waiting for {names[path]}{more}, {claimed_until(seen, self.watch.silent_for(path, seen), self.watch.silence)}"
+    def _line(self, names: Mapping[Path, str], claims: list[tuple[Path, ClaimState]]) -> str:
+        path, state = claims[0]
+        files = names[path]
+        if len(claims) > 1:
+            files += f" and {len(claims) - 1} more"
+        silent = self.watch.silent_for(path, state)
+        return f"waiting for {files}, {claimed_until(state, silent, self.watch.silence)}"
 
 
-def claimed_until(seen: ClaimState, silent: float, silence: float) -> str:
-    """Whose claim it is and until when this run waits at most; `silent`: seconds since its last
-    sign of life.
+def claimed_until(state: ClaimState, silent: float, silence: float) -> str:
+    """Say whose claim it is, and until when this run waits at most.
+
+    Args:
+        state: the claim.
+        silent: seconds since its last heartbeat.
+        silence: seconds without a heartbeat after which this run takes it over.
     """
-    if seen.lives:
-        return f"claimed by {seen.owner}, which is at work: until it has ended"
+    if state.lives:
+        return f"claimed by {state.owner}, which is running: until it ends"
     left = max(0.0, silence - silent)
     when = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
     return (
-        f"claimed by {seen.owner}: until it is done, or has given no sign of life for "
-        f"{silence:.0f} s "
+        f"claimed by {state.owner}: until it is done, or has sent no heartbeat for {silence:.0f} s "
         f"(without one, this run takes over in {left:.0f} s, at {when})"
     )

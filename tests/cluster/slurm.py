@@ -1,5 +1,6 @@
-"""A Slurm of one node, this machine: munged, slurmctld and slurmd on loopback, with their files in
-a folder of their own.
+"""A Slurm of one node, this machine: munged, slurmctld and slurmd on loopback.
+
+Their files lie in a folder of their own.
 """
 
 import os
@@ -50,7 +51,11 @@ PartitionName=main Nodes=localhost Default=YES MaxTime=INFINITE State=UP
 
 def why_not() -> str:
     """Why no Slurm can be started here; "" if one can."""
-    if missing := [name for name in NEEDED if not shutil.which(name, path=_path())]:
+    missing = []
+    for name in NEEDED:
+        if not shutil.which(name, path=_path()):
+            missing.append(name)
+    if missing:
         return f"{', '.join(missing)} not found: apt-get install slurm-wlm munge"
     if os.geteuid() != 0:
         return "not root, whom Slurm's daemons have to run as"
@@ -65,8 +70,9 @@ def _path() -> str:
 
 @contextmanager
 def running() -> Iterator[dict[str, str]]:
-    """Starts it and yields the environment in which sbatch and its kin find it; RuntimeError with
-    its logs if it cannot.
+    """Start Slurm and yield the environment in which sbatch finds it.
+
+    RuntimeError with its logs if it does not start.
     """
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     folder.chmod(0o755)  # munged is another user
@@ -81,11 +87,9 @@ def running() -> Iterator[dict[str, str]]:
         processes.append(_munged(folder / "munge"))
         for daemon in (["slurmctld", "-D"], ["slurmd", "-D", "-N", "localhost"]):
             with open(folder / f"{daemon[0]}.out", "wb") as log:
-                processes.append(
-                    subprocess.Popen(
-                        daemon, env=env, stdout=log, stderr=log, start_new_session=True
-                    )
-                )
+                output = {"stdout": log, "stderr": log}
+                process = subprocess.Popen(daemon, env=env, start_new_session=True, **output)
+            processes.append(process)
         _wait_for_node(folder, env, processes)
         yield env
     finally:
@@ -106,14 +110,8 @@ def _munged(folder: Path) -> subprocess.Popen:
     for path in (folder, folder / "key"):
         shutil.chown(path, "munge", "munge")
     (folder / "key").chmod(0o400)
-    files = {
-        "key-file": "key",
-        "socket": "socket",
-        "pid-file": "pid",
-        "log-file": "log",
-        "seed-file": "seed",
-    }
-    options = [f"--{option}={folder / name}" for option, name in files.items()]
+    options = [f"--socket={folder / 'socket'}"]
+    options += [f"--{name}-file={folder / name}" for name in ("key", "pid", "log", "seed")]
     command = ["runuser", "-u", "munge", "--", "munged", "--foreground", *options]
     process = subprocess.Popen(
         command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -122,9 +120,8 @@ def _munged(folder: Path) -> subprocess.Popen:
     while not (folder / "socket").exists():
         if time.monotonic() > end or process.poll() is not None:
             log = folder / "log"
-            raise RuntimeError(
-                f"munged did not start: {log.read_text() if log.exists() else process.poll()}"
-            )
+            reason = log.read_text() if log.exists() else process.poll()
+            raise RuntimeError(f"munged did not start: {reason}")
         time.sleep(0.05)
     return process
 
@@ -132,21 +129,20 @@ def _munged(folder: Path) -> subprocess.Popen:
 def _wait_for_node(folder: Path, env: dict[str, str], processes: list[subprocess.Popen]) -> None:
     end = time.monotonic() + START
     while True:
-        state = subprocess.run(
-            ["sinfo", "--noheader", "--format=%T"], env=env, capture_output=True, text=True
-        ).stdout.strip()
+        command = ["sinfo", "--noheader", "--format=%T"]
+        shown = subprocess.run(command, env=env, capture_output=True, text=True)
+        state = shown.stdout.strip()
         if state in ("idle", "mixed"):
             return
         if time.monotonic() > end or any(process.poll() is not None for process in processes):
-            logs = "\n".join(
-                f"{path.name}: {path.read_text()[-2000:]}" for path in folder.glob("slurm*.[lo]*")
-            )
+            files = folder.glob("slurm*.[lo]*")
+            logs = "\n".join(f"{path.name}: {path.read_text()[-2000:]}" for path in files)
             raise RuntimeError(f"Slurm did not start (node {state or 'unknown'})\n{logs}")
         time.sleep(0.2)
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody has, below those that the kernel gives to whoever asks for any."""
+    """Free ports, below those that the kernel gives to programs that ask for any port."""
     found: list[int] = []
     for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
         with socket.socket() as probe, suppress(OSError):

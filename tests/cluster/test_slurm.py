@@ -1,7 +1,7 @@
-"""Extraction on a real Slurm, both ways: a job array for plain sbatch, and Dask workers as jobs.
-Jobs are cancelled half way.
+"""Extraction on a real Slurm: a job array for plain sbatch, and Dask workers as jobs.
 
-Needs Debian's slurm-wlm and munge, and root; `.ci/run` installs them where it may.
+Jobs are cancelled half way. Needs Debian's slurm-wlm and munge, and root. `.ci/run` installs them
+where it may.
 """
 
 import os
@@ -19,10 +19,15 @@ from pipeline.backbones import build_backbone
 from pipeline.video.decode import write_video
 from pipeline.workers.claims import take_claim
 from tests.cluster import slurm
-from tests.pipeline.stages.test_extract import LENGTH, everything, painted, place, write_csv
+from tests.pipeline.stages.test_extract import LENGTH, everything, painted, place
+from tests.support.tiny_videos import write_csv
 
 ROOT = Path(__file__).parents[2]
 CLIPS = 6
+ON_SLURM = (
+    *("--slurm", "time=00:10:00", "--jobs", "2"),
+    *("--interface", "lo", "--dashboard", "127.0.0.1:0"),
+)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(slurm.why_not()), reason=f"no Slurm here: {slurm.why_not()}"),
@@ -55,12 +60,11 @@ def world(tmp_path_factory) -> Path:
 
 def command(world: Path, cache: Path, *more: str) -> list[str]:
     text = (
-        f"extract --manifest {world}/manifest.csv --cache {cache} --backbone digit_cnn --weights "
-        f"{world}/weights.pth "
+        f"extract --manifest {world}/manifest.csv --cache {cache} --backbone digit_cnn "
+        f"--weights {world}/weights.pth --set backbone_options.width=8 "
         f"--keep pooled,nodes,conv2 --proposals annotations --annotations {world}/boxes.csv "
-        f"--boxes 2 "
-        "--frames 4 --size 64 --train-views 60 --dtype float32 --shard-size 1 --workers 1 --set "
-        "backbone_options.width=8"
+        f"--boxes 2 --frames 4 --size 64 --train-views 60 --dtype float32 --shard-size 1 "
+        f"--workers 1"
     )
     return [sys.executable, "-m", "cli", *text.split(), *more]
 
@@ -77,20 +81,13 @@ def done(cache: Path) -> set[str]:
 
 
 def jobs(env) -> list[str]:
-    found = subprocess.run(
-        ["squeue", "--noheader", "--array", "--format=%A"],
-        env=env,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = ["squeue", "--noheader", "--array", "--format=%A"]
+    found = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     return found.stdout.split()
 
 
 def last(cache: Path):
-    """The claim on the last shard: for as long as it is held, however fast the machine is, a run is
-    not over.
-    """
+    """The claim on the last shard: while it is held, no run is over, however fast the machine."""
     cache.mkdir(exist_ok=True)
     return take_claim(cache / "features" / f"{CLIPS - 1:05d}.h5")
 
@@ -115,61 +112,37 @@ def test_a_job_array_that_was_cancelled_and_submitted_again_gives_the_undisturbe
 ):
     cache = tmp_path / "cache"
     asked = command(world, cache, "--print-sbatch", "--slurm", "time=00:10:00", "--jobs", "2")
-    script = subprocess.run(
-        asked, cwd=ROOT, env=env, check=True, capture_output=True, text=True
-    ).stdout
+    options = {"cwd": ROOT, "env": env, "check": True, "capture_output": True, "text": True}
+    script = subprocess.run(asked, **options).stdout
     assert "#SBATCH --array=0-5%2\n" in script
     assert "#SBATCH --time=00:10:00\n" in script
 
     def submit() -> str:
-        told = subprocess.run(
-            ["sbatch", "--parsable"],
-            input=script,
-            cwd=ROOT,
-            env=env,
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        return told.stdout.strip()
+        printed = subprocess.run(["sbatch", "--parsable"], input=script, **options)
+        return printed.stdout.strip()
 
     with last(cache):
         job = submit()
         until(lambda: done(cache), "the first shard")
         subprocess.run(["scancel", job], env=env, check=True)
         until(lambda: not jobs(env), "the end of what was cancelled")
-    before = {
-        path: path.stat().st_mtime_ns
-        for path in (cache / "features").glob("*.h5")
-        if path.with_suffix(".json").exists()
-    }
+    finished = [cache / "features" / f"{shard}.h5" for shard in done(cache)]
+    before = {path: path.stat().st_mtime_ns for path in finished}
     assert 0 < len(before) < CLIPS, said(cache)
     submit()
     until(lambda: not jobs(env), "the end of the array")
     assert len(done(cache)) == CLIPS, said(cache)
     assert everything(cache) == undisturbed
     assert not leftovers(cache)
-    assert before == {path: path.stat().st_mtime_ns for path in before}, (
-        "finished shards were done again"
-    )
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert before == after, "finished shards were done again"
 
 
 def test_dask_workers_in_slurm_jobs_lose_nothing_when_a_job_is_cancelled(
     world, env, undisturbed, tmp_path
 ):
     cache = tmp_path / "cache"
-    asked = command(
-        world,
-        cache,
-        "--slurm",
-        "time=00:10:00",
-        "--jobs",
-        "2",
-        "--interface",
-        "lo",
-        "--dashboard",
-        "127.0.0.1:0",
-    )
+    asked = command(world, cache, *ON_SLURM)
     with open(tmp_path / "log", "w+") as log:
         claim = last(cache)
         run = subprocess.Popen(asked, cwd=ROOT, env=env, stdout=log, stderr=log)
@@ -193,27 +166,15 @@ def test_dask_workers_in_slurm_jobs_lose_nothing_when_a_job_is_cancelled(
 
 def test_a_run_that_is_interrupted_takes_its_slurm_jobs_with_it(world, env, undisturbed, tmp_path):
     cache = tmp_path / "cache"
-    asked = command(
-        world,
-        cache,
-        "--slurm",
-        "time=00:10:00",
-        "--jobs",
-        "2",
-        "--interface",
-        "lo",
-        "--dashboard",
-        "127.0.0.1:0",
-    )
+    asked = command(world, cache, *ON_SLURM)
     with last(cache):
         run = subprocess.Popen(asked, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
         until(lambda: done(cache) or run.poll() is not None, "the first shard")
         asked_at = time.monotonic()
         os.kill(run.pid, signal.SIGTERM)
         _, words = run.communicate(timeout=600)
-    print(
-        f"ended after {time.monotonic() - asked_at:.1f} s"
-    )  # 10 on a quiet machine, which this one may not be
+    # 10 on a quiet machine, which this one may not be.
+    print(f"ended after {time.monotonic() - asked_at:.1f} s")
     assert run.returncode == 130
     assert "the same command resumes" in words
     until(lambda: not jobs(env), "the end of all jobs")

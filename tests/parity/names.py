@@ -172,11 +172,33 @@ MODULES: dict[str, str] = {
 # "package.module:Name" at 4cc30e9 -> "package.module:Name" today.
 # For a class or function with a new name, or one that left its module. Wins over MODULES.
 NAMES: dict[str, str] = {
+    "heads.affinity:Affinity": "heads.papers.gos.affinity:BilinearAffinity",
+    "heads.affinity:Choices": "heads.papers.gos.affinity:OperationChoices",
+    "heads.affinity:Sizes": "heads.papers.gos.affinity:OperationSizes",
+    "heads.dyreg_regions:Big": "heads.papers.dyreg.generators:BigGenerator",
+    "heads.dyreg_regions:Detector": "heads.papers.dyreg.regions:DetectorRegions",
+    "heads.dyreg_regions:Fishnet": "heads.papers.dyreg.generators:Fishnet",
+    "heads.dyreg_regions:Fixed": "heads.papers.dyreg.regions:FixedRegions",
+    "heads.dyreg_regions:Lite": "heads.papers.dyreg.generators:LiteGenerator",
+    "heads.dyreg_regions:Predicted": "heads.papers.dyreg.regions:PredictedRegions",
+    "heads.dyreg_regions:Semantic": "heads.papers.dyreg.regions:SemanticRegions",
+    "heads.dyreg_regions:place_waves": "heads.papers.dyreg.generators:place_waves",
     "heads.learner:device_for": "heads.interface.loss:device_for",
     "heads.learner:loss_of": "heads.interface.loss:loss_of",
     "heads.members:Member": "heads.config.member:Member",
+    "heads.rstg_graph:Choices": "heads.papers.rstg.graph:GraphChoices",
+    "heads.rstg_graph:Graph": "heads.papers.rstg.graph:SpaceTimeGraph",
     "heads.runs:load_checkpoint": "heads.interface.checkpoints:load_checkpoint",
+    "pipeline.backbones._ean:Shift": "pipeline.backbones._ean:TrainableShift",
+    "pipeline.backbones._tsm:Shift": "pipeline.backbones._tsm:TemporalShift",
+    "heads.scene:Scene": "heads.papers.gos.operation_inputs:OperationInputs",
+    "heads.scene:Stem": "heads.papers.gos.operation_inputs:NodeStem",
+    "heads.zoo.gos:diversity_of": "heads.papers.gos.cell:diversity_of",
     "pipeline.reader:VideoInfo": "pipeline.views.video_info:VideoInfo",
+    "pipeline.sample:gos_frames": "pipeline.views.frame_numbers:gos_frames",
+    "pipeline.sample:linspace_frames": "pipeline.views.frame_numbers:linspace_frames",
+    "pipeline.sample:segment_frames": "pipeline.views.frame_numbers:segment_frames",
+    "pipeline.sample:stride_frames": "pipeline.views.frame_numbers:stride_frames",
 }
 
 

@@ -1,7 +1,6 @@
-"""Makers of damaged input: files that carry a video's name, and the small text and weight files
-that a run reads.
+"""Make damaged files: videos, pictures, and the small text and weight files that a run reads.
 
-Everything is drawn from a seeded generator, so that a case can be made again from its name alone.
+All randomness is seeded, so that the name of a case is enough to make it again.
 """
 
 import gzip
@@ -15,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-SIDE, LENGTH = 64, 12  # pixels, frames
-# (suffix, encoder, options of the container) of the whole videos that are damaged.
+# Of every video: pixels, frames.
+SIDE, LENGTH = 64, 12
+# The videos that are damaged: (suffix, encoder, options of the container).
 VIDEOS = {
     "h264": (".mp4", "libx264", {}),
     "faststart": (".mp4", "libx264", {"movflags": "faststart"}),
@@ -32,21 +32,17 @@ VIDEOS = {
     "mpeg2": (".mpg", "mpeg2video", {}),
     "windows": (".wmv", "wmv2", {}),
 }
-PROMISES = {
-    "h264",
-    "faststart",
-    "mpeg4",
-    "matroska",
-    "webm",
-    "vp9",
-    "avi",
-    "pictures",
-}  # containers that say what they hold
+# Those whose containers state what they hold.
+PROMISES = {"h264", "faststart", "mpeg4", "matroska", "webm", "vp9", "avi", "pictures"}
 
 
 class Case(NamedTuple):
-    """A damaged file: its name with the kind of damage in it, its bytes, and whether it cannot
-    possibly pass for a video.
+    """A damaged file.
+
+    Attributes:
+        name: names the kind of damage.
+        data: the bytes.
+        hopeless: nobody can read it as what it claims to be.
     """
 
     name: str
@@ -55,12 +51,11 @@ class Case(NamedTuple):
 
 
 def whole_videos(folder: Path) -> dict[str, bytes]:
-    """A tiny video of moving blocks in each container of VIDEOS that this PyAV can write."""
+    """Make a tiny video in each container of VIDEOS that this PyAV can write."""
     import av
 
-    frames = np.random.default_rng(0).integers(
-        0, 255, (LENGTH, SIDE // 16, SIDE // 16, 3), np.uint8
-    )
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (LENGTH, SIDE // 16, SIDE // 16, 3), np.uint8)
     frames = frames.repeat(16, 1).repeat(16, 2)
     made = {}
     for name, (suffix, codec, options) in VIDEOS.items():
@@ -82,10 +77,10 @@ def whole_videos(folder: Path) -> dict[str, bytes]:
 
 
 def damaged_videos(whole: dict[str, bytes], count: int, seed: int = 0) -> Iterator[Case]:
-    """`count` cases: every cut at a tenth, every other format, every absurd size, then flips, noise
-    and wrong headers.
+    """Make `count` cases.
 
-    A small `count` takes its share of each kind.
+    Half of them, at most, are cuts at a tenth, other formats and absurd sizes. The others have
+    flipped bits, noise or wrong headers.
     """
     rng = np.random.default_rng(seed)
     fixed = [*_cuts(whole), *_other_formats(), *_absurd(whole)]
@@ -108,13 +103,12 @@ def _cuts(whole: dict[str, bytes]) -> Iterator[Case]:
     for name, data in whole.items():
         for tenth in range(10):
             hopeless = tenth == 0 or name in PROMISES
-            yield Case(
-                f"cut{tenth}-{name}{VIDEOS[name][0]}", data[: len(data) * tenth // 10], hopeless
-            )
+            suffix = VIDEOS[name][0]
+            yield Case(f"cut{tenth}-{name}{suffix}", data[: len(data) * tenth // 10], hopeless)
 
 
 def _other_formats() -> Iterator[Case]:
-    """What is not a video, under names that say it is."""
+    """Make files that are not videos, under the names of videos."""
     sound, archive = io.BytesIO(), io.BytesIO()
     with wave.open(sound, "wb") as file:
         file.setparams((1, 2, 8000, 0, "NONE", ""))
@@ -140,8 +134,9 @@ def _other_formats() -> Iterator[Case]:
         "playlist": b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n/etc/passwd\n#EXT-X-ENDLIST\n",
         "concat": b"ffconcat version 1.0\nfile /etc/passwd\n",
         "subtitles": b"1\n00:00:00,000 --> 00:00:01,000\nhello\n",
-        "sdp": b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP "
-        b"96\n",
+        "sdp": (
+            b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\n"
+        ),
         "newline": b"\n",
     }
     for what, data in contents.items():
@@ -150,36 +145,31 @@ def _other_formats() -> Iterator[Case]:
 
 
 def _absurd(whole: dict[str, bytes]) -> Iterator[Case]:
-    """Headers that claim what cannot be: sizes of frames, of tables, of the file's own parts."""
+    """Make headers that claim impossible sizes of frames, of tables, or of parts of the file."""
     mp4, avi = whole["h264"], whole["avi"]
     for tag, at, kind in (("avc1", 28, ">HH"), ("tkhd", 80, ">II"), ("btrt", 8, ">II")):
-        if (found := mp4.find(tag.encode())) > 0:
+        found = mp4.find(tag.encode())
+        if found > 0:
             for value in (0, 1, 65_535, 100_000, 0xFFFFFFFF):
                 value = min(value, 65_535) if kind == ">HH" else value
-                yield Case(
-                    f"{tag}{value}.mp4", _put(mp4, found + at, struct.pack(kind, value, value))
-                )
+                data = _put(mp4, found + at, struct.pack(kind, value, value))
+                yield Case(f"{tag}{value}.mp4", data)
     for tag in ("stsz", "stts", "stco", "stsc", "stss", "mdhd", "mvhd", "elst", "ctts"):
-        if (found := mp4.find(tag.encode())) > 0:
+        found = mp4.find(tag.encode())
+        if found > 0:
             for offset in (4, 8, 12, 16, 20):
                 for value in (0, 0x7FFFFFFF, 0xFFFFFFFF):
-                    yield Case(
-                        f"{tag}{offset}-{value}.mp4",
-                        _put(mp4, found + offset, struct.pack(">I", value)),
-                    )
+                    data = _put(mp4, found + offset, struct.pack(">I", value))
+                    yield Case(f"{tag}{offset}-{value}.mp4", data)
     for tag in ("ftyp", "moov", "trak", "mdia", "stbl", "mdat"):
         for value in (0, 1, 7, 0x7FFFFFFF, 0xFFFFFFFF):
-            yield Case(
-                f"size-{tag}{value}.mp4",
-                _put(mp4, mp4.find(tag.encode()) - 4, struct.pack(">I", value)),
-            )
+            data = _put(mp4, mp4.find(tag.encode()) - 4, struct.pack(">I", value))
+            yield Case(f"size-{tag}{value}.mp4", data)
     for value in (0, -1, 100_000, 0x7FFFFFFF):
-        yield Case(
-            f"frame{value}.avi", _put(avi, avi.find(b"strf") + 12, struct.pack("<ii", value, value))
-        )
-        yield Case(
-            f"frames{value}.avi", _put(avi, avi.find(b"avih") + 24, struct.pack("<i", value))
-        )
+        size = _put(avi, avi.find(b"strf") + 12, struct.pack("<ii", value, value))
+        yield Case(f"frame{value}.avi", size)
+        count = _put(avi, avi.find(b"avih") + 24, struct.pack("<i", value))
+        yield Case(f"frames{value}.avi", count)
 
 
 def _put(data: bytes, at: int, new: bytes) -> bytes:
@@ -201,14 +191,14 @@ def _flips(data: bytearray, rng, count: int) -> bytearray:
 
 
 def _head_flips(data: bytearray, rng, other: bytes) -> bytearray:
-    """Where the container's own words stand."""
+    """Flip bits in the header of the container."""
     for bit in rng.integers(0, 8 * min(len(data), 400), 4).tolist():
         data[bit // 8] ^= 1 << bit % 8
     return data
 
 
 def _tail_flips(data: bytearray, rng, other: bytes) -> bytearray:
-    """The tables of an MP4, the index of an AVI or of Matroska."""
+    """Flip bits in the tables of an MP4, the index of an AVI or of Matroska."""
     for bit in rng.integers(8 * max(0, len(data) - 700), 8 * len(data), 4).tolist():
         data[bit // 8] ^= 1 << bit % 8
     return data
@@ -261,7 +251,7 @@ def _spliced(data: bytearray, rng, other: bytes) -> bytearray:
 
 
 def _numbers(data: bytearray, rng, other: bytes) -> bytearray:
-    """Some 32 bits become a number at the edge of what fits."""
+    """Replace 32 bits by a number at the edge of its range."""
     for _ in range(2):
         at = int(rng.integers(max(1, len(data) - 4)))
         value = int(rng.choice([0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]))
@@ -276,28 +266,24 @@ DRAWN = (
 
 
 def damaged_pictures(good: bytes, suffix: str, seed: int = 0) -> Iterator[Case]:
-    """Damaged pictures (PNG or JPEG, of the bytes `good`): what a folder of frames may hold."""
+    """Make damaged versions of a PNG or JPEG picture with the bytes `good`."""
     rng = np.random.default_rng(seed)
     for tenth in range(10):
         yield Case(f"cut{tenth}{suffix}", good[: len(good) * tenth // 10], tenth < 5)
     for k, kind in enumerate((*DRAWN, *DRAWN)):
-        yield Case(
-            f"{kind.__name__[1:]}{k}{suffix}",
-            bytes(kind(bytearray(good), rng, b"GIF89a" + bytes(300))),
-        )
-    for what, data in (
-        ("text", b"no picture"),
-        ("zeros", bytes(500)),
-        ("svg", b'<svg width="100000" height="100000"/>'),
-    ):
+        data = bytes(kind(bytearray(good), rng, b"GIF89a" + bytes(300)))
+        yield Case(f"{kind.__name__[1:]}{k}{suffix}", data)
+    svg = b'<svg width="100000" height="100000"/>'
+    for what, data in (("text", b"no picture"), ("zeros", bytes(500)), ("svg", svg)):
         yield Case(f"{what}{suffix}", data, True)
     for side in (0, 9_000, 65_500, 100_000, 0x7FFFFFFF):
         yield Case(f"claims{side}{suffix}", picture_that_claims(good, suffix, side), True)
 
 
 def picture_that_claims(good: bytes, suffix: str, side: int) -> bytes:
-    """A picture whose header says that it is `side` x `side` pixels large; at most 65,535 fit into
-    a JPEG's.
+    """Change the header of a picture: it claims `side` x `side` pixels.
+
+    The header of a JPEG claims 65,535 at most.
     """
     if suffix == ".png":
         import zlib
@@ -309,8 +295,9 @@ def picture_that_claims(good: bytes, suffix: str, side: int) -> bytes:
 
 
 def damaged_text(good: str, count: int, seed: int = 0) -> Iterator[Case]:
-    """`count` damaged versions of a text file: cuts, flips, other encodings, other values, lines
-    moved, nesting, long lines.
+    """Make `count` damaged versions of a text file.
+
+    They have cuts, flipped bits, other encodings, other values, moved lines, nesting, long lines.
     """
     rng = np.random.default_rng(seed)
     data = good.encode()
@@ -322,16 +309,8 @@ def damaged_text(good: str, count: int, seed: int = 0) -> Iterator[Case]:
         data.replace(b"\n", b"\r"),
         b"\0" + data,
     ]
-    fixed += [
-        data + data,
-        data * 40,
-        b"\n" * 1000,
-        b'"' * 999,
-        data + b"\xff\xfe",
-        data + b"\x1a",
-        b"[" * 100_000,
-        b'{"a":' * 50_000,
-    ]
+    fixed += [data + data, data * 40, b"\n" * 1000, b'"' * 999, data + b"\xff\xfe"]
+    fixed += [data + b"\x1a", b"[" * 100_000, b'{"a":' * 50_000]
     fixed += [
         data.replace(b",", b";"),
         data.replace(b"\n", b""),
@@ -341,57 +320,24 @@ def damaged_text(good: str, count: int, seed: int = 0) -> Iterator[Case]:
     ]
     for k in range(count):
         if k < min(len(fixed), count // 3):
-            yield Case(
-                f"{k:04d}-fixed",
-                fixed[k if count >= 3 * len(fixed) else int(rng.integers(len(fixed)))],
-            )
+            which = k if count >= 3 * len(fixed) else int(rng.integers(len(fixed)))
+            yield Case(f"{k:04d}-fixed", fixed[which])
             continue
         kind = TEXT[k % len(TEXT)]
         yield Case(f"{k:04d}-{kind.__name__[1:]}", kind(data, rng))
 
 
 VALUES = (
-    *(
-        b"",
-        b"null",
-        b"true",
-        b"-1",
-        b"0",
-        b"1e999",
-        b"nan",
-        b"NaN",
-        b"inf",
-        b"Infinity",
-        b"-0.0",
-        b"9" * 400,
-        b"9" * 5000,
-    ),
-    *(
-        b"[]",
-        b"{}",
-        b'""',
-        b'"\\ud800"',
-        b"\\u0000",
-        b"../../etc/passwd",
-        b"/etc/passwd",
-        b"~",
-        b"$HOME",
-        b"__import__('os')",
-    ),
-    *(
-        b"!!python/object/apply:os.system [true]",
-        b"2020-01-01",
-        b"0x10",
-        b"1_000",
-        "é".encode(),
-        "\u202e".encode(),
-        b"%s%n",
-    ),
+    *(b"", b"null", b"true", b"-1", b"0", b"1e999", b"nan", b"NaN", b"inf", b"Infinity", b"-0.0"),
+    *(b"9" * 400, b"9" * 5000, b"[]", b"{}", b'""', b'"\\ud800"', b"\\u0000"),
+    *(b"../../etc/passwd", b"/etc/passwd", b"~", b"$HOME", b"__import__('os')"),
+    *(b"!!python/object/apply:os.system [true]", b"2020-01-01", b"0x10", b"1_000"),
+    *("é".encode(), "\u202e".encode(), b"%s%n"),
 )
 
 
 def _values(data: bytes, rng) -> bytes:
-    """A word becomes another word, or none."""
+    """Replace a word by another word, or by none."""
     import re
 
     words = list(re.finditer(rb"[\w.+-]+", data))
@@ -411,35 +357,27 @@ def _bits(data: bytes, rng) -> bytes:
 
 
 def _lines(data: bytes, rng) -> bytes:
-    """Lines in another order, some twice, some not at all."""
+    """Change the order of lines, repeat some and drop some."""
     lines = data.splitlines(keepends=True)
     return b"".join(lines[k] for k in rng.integers(0, len(lines), len(lines)).tolist())
 
 
 def _signs(data: bytes, rng) -> bytes:
-    """A sign that means something put in, or taken out."""
+    """Insert or remove a character that has a meaning."""
     at = int(rng.integers(len(data)))
     sign = rng.choice(list(b",;:\"'[]{}=#\n\t\\\0-."))
-    return (
-        data[:at]
-        + (bytes([sign]) if rng.random() < 0.6 else b"")
-        + data[at + int(rng.integers(2)) :]
-    )
+    inserted = bytes([sign]) if rng.random() < 0.6 else b""
+    return data[:at] + inserted + data[at + int(rng.integers(2)) :]
 
 
 TEXT = (_values, _bytes, _bits, _lines, _values, _signs)
 
 
 def damaged_weights(good: bytes, count: int, seed: int = 0) -> Iterator[Case]:
-    """`count` damaged versions of a file that torch.save wrote (a zip archive with a pickle in
-    it).
-    """
+    """Make `count` damaged versions of a file of torch.save (a zip archive with a pickle)."""
     rng = np.random.default_rng(seed)
-    fixed = [good[: len(good) * tenth // 10] for tenth in range(10)] + [
-        b"text\n" * 99,
-        bytes(5000),
-        b"PK\x03\x04" + bytes(99),
-    ]
+    fixed = [good[: len(good) * tenth // 10] for tenth in range(10)]
+    fixed += [b"text\n" * 99, bytes(5000), b"PK\x03\x04" + bytes(99)]
     for k in range(count):
         if k < min(len(fixed), count // 3):
             yield Case(f"{k:04d}-fixed", fixed[k], True)

@@ -1,9 +1,8 @@
-"""A laboratory for faults: runs of the command that can be hit at any moment, and what a cache has
-to be like afterwards.
+"""A laboratory for faults: runs of the command that can be hit at any moment, and their caches.
 
-A server process loads the networks' libraries once and forks for every run, which then is a process
-of its own, in a session of its own, and does what `python -m cli` does: a run takes a second, not
-ten, and nearly all of it is worth hitting. Needs Linux (/proc, fork).
+A server process loads the networks' libraries once and forks for every run. The run is then a
+process of its own, in a session of its own, and does what `python -m cli` does. It takes a second,
+not ten, and nearly all of it is worth hitting. Needs Linux (/proc, fork).
 """
 
 import atexit
@@ -28,14 +27,12 @@ from typing import NoReturn
 from tests.support.tiny_videos import make_videos
 
 ROOT = Path(__file__).parents[2]
-CLIPS, BROKEN = (
-    12,
-    5,
-)  # one shard each; the clip that is no video, so that every cache has a failure in its statistics
+CLIPS = 12  # one shard each
+BROKEN = 5  # the clip that is no video: every cache has a failure in its statistics
 OPTIONS = (
     "--backbone digit_cnn --weights none --set backbone_options.width=8 --keep pooled,nodes "
-    "--proposals annotations "
-    "--boxes 2 --frames 4 --size 32 --train-views 1 --dtype float32 --shard-size 1 --device cpu"
+    "--proposals annotations --boxes 2 --frames 4 --size 32 --train-views 1 --dtype float32 "
+    "--shard-size 1 --device cpu"
 )
 # Keys of a shard's statistics: times, of the videos too, and how it came to be.
 NEVER_THE_SAME = ("seconds", "seal", "device", "taken_over", "videos")
@@ -46,16 +43,18 @@ FAT, FAT_SIDE = 2, 2048  # of `memory_world`: the clip of large frames, pixels
 
 # The server, and what it forks.
 
-# in the environment of what a run starts: decode workers have sessions of their own
+# In the environment of what a run starts: decode workers have sessions of their own.
 MARK = "VIDGRAPH_FAULT_LAB"
 JUMPS = (0.0, 3e4, -3e4, 4e8, -4e8)  # seconds by which a clock that jumps is wrong
 
 
 def serve() -> None:
-    """Forks a run for every line (JSON) of the standard input; returns, in each run, when that has
-    ended.
+    """Fork a run for every line (JSON) of the standard input.
+
+    It returns in each run when the run has ended.
     """
-    import av  # noqa: F401  (loaded here so that no run has to)
+    # Loaded here so that no run has to.
+    import av  # noqa: F401
     import decord  # noqa: F401
 
     import cli.__main__
@@ -70,7 +69,7 @@ def serve() -> None:
     import pipeline.stages.verify  # noqa: F401
 
     gc.freeze()  # else each run would copy all of it
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whom nobody waits for leaves no zombie
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that no run becomes a zombie
     for line in sys.stdin:
         order = json.loads(line)
         if order["program"] != "vidgraph":
@@ -82,7 +81,7 @@ def serve() -> None:
 
 
 def _attend(order: dict) -> None:
-    """Forks the run itself, writes its process number and, in the end, its exit code."""
+    """Fork the run itself, write its process number and, in the end, its exit code."""
     folder = Path(order["folder"])
     pid = os.fork()
     if pid:
@@ -113,8 +112,9 @@ def _attend(order: dict) -> None:
 
 
 def _leave(code: int | None) -> NoReturn:
-    """Ends as an interpreter does, without taking every module apart, which takes longer than a
-    small extraction.
+    """End as an interpreter does, but without taking every module apart.
+
+    That would take longer than a small extraction.
     """
     threading._shutdown()
     atexit._run_exitfuncs()
@@ -156,20 +156,18 @@ class Run:
         return text
 
     def kill(self, number: int, all_of_it: bool = False) -> None:
-        """Sends a signal to it, or to its decode workers too, as a terminal or a batch system
-        does.
-        """
+        """Send a signal to it, or to its decode workers too, as a terminal does."""
         with suppress(ProcessLookupError):
             (os.killpg if all_of_it else os.kill)(self.pid, number)
 
     def members(self) -> list[int]:
         """The living processes of its session, and of those of its workers."""
         mark = f"{MARK}={self.pid}\0".encode()
-        return [
-            pid
-            for pid, session, _ in _processes()
-            if session == self.pid or mark in _read(pid, "environ")
-        ]
+        members = []
+        for pid, session, _ in _processes():
+            if session == self.pid or mark in _read(pid, "environ"):
+                members.append(pid)
+        return members
 
     def decoders(self) -> list[int]:
         """Its decode workers."""
@@ -178,7 +176,7 @@ class Run:
 
 
 def signalled(pid: int, number: int) -> bool:
-    """Sends a signal to a process of a run; False if it has just ended."""
+    """Send a signal to a process of a run; False if it has just ended."""
     with suppress(ProcessLookupError):
         os.kill(pid, number)
         return True
@@ -201,7 +199,7 @@ def _processes():
 
 
 def until(true: Callable[[], object], what: str, seconds: float = HOPELESS) -> None:
-    """Waits; AssertionError after `seconds`."""
+    """Wait; AssertionError after `seconds`."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"waited {seconds:g} s until {what}"
@@ -209,11 +207,13 @@ def until(true: Callable[[], object], what: str, seconds: float = HOPELESS) -> N
 
 
 class Lab:
-    """Small videos, what an undisturbed run makes of them, and the server; `folder` is its own.
-    Close it.
+    """Small videos, what an undisturbed run makes of them, and the server. Close it at the end.
 
-    `soon`: seconds that an interrupted run has to end; to be raised where the machine may be busy
-    with other things.
+    Args:
+        folder: a folder of its own.
+
+    Attributes:
+        soon: seconds that an interrupted run has to end; raise it where the machine may be busy.
     """
 
     def __init__(self, folder: Path):
@@ -224,19 +224,20 @@ class Lab:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
         }
-        code = "import fault_lab; fault_lab.serve()"  # without a file: decode workers would load it
-        how = {
-            "cwd": ROOT,
-            "env": env,
-            "stdin": subprocess.PIPE,
-            "text": True,
-            "start_new_session": True,
-        }
-        self._server = subprocess.Popen([sys.executable, "-c", code], **how)
+        # Without a file: decode workers would load it.
+        code = "from tests.support import fault_lab; fault_lab.serve()"
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=env,
+            stdin=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
         self.runs: list[Run] = []
 
     def close(self) -> None:
-        """Ends the server and every run."""
+        """End the server and every run."""
         for run in self.runs:
             if run.code() is None:
                 run.kill(signal.SIGCONT, True)
@@ -252,11 +253,11 @@ class Lab:
         self.close()
 
     def fresh(self) -> Path:
-        """A folder for a cache that is not there yet."""
+        """Return a path for a cache that does not exist yet."""
         return self.folder / f"cache-{uuid.uuid4().hex[:8]}"
 
     def start(self, args: Sequence[object], program: str = "vidgraph", clock: bool = False) -> Run:
-        """Starts the command; with `clock`, its wall clock jumps by years."""
+        """Start the command; with `clock`, its wall clock jumps by years."""
         folder = self.folder / f"run-{uuid.uuid4().hex[:8]}"
         folder.mkdir()
         order = {
@@ -280,17 +281,9 @@ class Lab:
     ) -> Run:
         """`vidgraph extract`, under way."""
         world = world or self.world
-        files = (
-            "--manifest",
-            world / "manifest.csv",
-            "--annotations",
-            world / "boxes.csv",
-            "--cache",
-            cache,
-        )
-        return self.start(
-            ("extract", *files, *OPTIONS.split(), "--workers", workers, *more), clock=clock
-        )
+        inputs = ("--manifest", world / "manifest.csv", "--annotations", world / "boxes.csv")
+        options = ("--cache", cache, *OPTIONS.split(), "--workers", workers)
+        return self.start(("extract", *inputs, *options, *more), clock=clock)
 
     def asked(self, *args: object) -> tuple[int, str]:
         """(exit code, what it said) of another verb."""
@@ -337,22 +330,22 @@ class Lab:
     def pace(self) -> float:
         """Seconds from one finished shard to the next, undisturbed."""
         times = sorted(path.stat().st_mtime for path in (self.calm / "features").glob("*.json"))
-        return statistics.median(
-            after - before for before, after in pairwise(times)
-        )  # whatever else the machine does
+        # The median, whatever else the machine does.
+        return statistics.median(after - before for before, after in pairwise(times))
 
     def moment(
         self, run: Run, cache: Path, drawn: random.Random, first: int = 0, last: int = CLIPS - 1
     ) -> bool:
-        """Waits for a random moment: `first` to `last` shards, and a part of the next; False if the
-        run was over.
+        """Wait until `first` to `last` shards, and a part of the next, are done.
+
+        Returns False if the run was over before.
         """
         pace, count = self.pace, drawn.randint(first, last)
 
         def there() -> bool:
-            return run.code() is not None or (
-                (cache / "features").exists() and len(done(cache)) >= count
-            )
+            if run.code() is not None:
+                return True
+            return (cache / "features").exists() and len(done(cache)) >= count
 
         until(there, "shards appear")
         time.sleep(drawn.uniform(0, pace))
@@ -365,8 +358,9 @@ class Lab:
         calm: Path | None = None,
         world: Path | None = None,
     ) -> str:
-        """Runs the same command again: the cache is the undisturbed one then, and the shards of
-        `before` were left alone.
+        """Run the same command again, and check that the cache is the undisturbed one.
+
+        The shards of `before` must have been left alone.
         """
         run = self.extract(cache, world=world, workers=0)
         assert run.wait() == (0 if world else 3), run.said()
@@ -376,9 +370,7 @@ class Lab:
 
 
 def done(cache: Path) -> dict[str, tuple]:
-    """shard -> what tells its two files from others of the same content, of the shards that are
-    complete.
-    """
+    """Complete shard -> what tells its two files from others of the same content."""
     found = {}
     for marker in (cache / "features").glob("*.json"):
         both = [os.stat(path) for path in (marker, marker.with_suffix(".h5")) if path.exists()]
@@ -392,36 +384,39 @@ def half_written(cache: Path) -> list[str]:
 
 
 def differences(cache: Path, calm: Path, but: Sequence[str] = ()) -> list[str]:
-    """Files that are in one of two caches, or differ: by a byte, for statistics by more than times.
-    `but`: shards left out.
+    """Files that are in only one of two caches, or that differ.
+
+    Statistics differ if more than times do, other files by any byte. `but`: shards left out.
     """
-    names = [
-        {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-        for folder in (cache, calm)
-    ]
-    found = sorted(names[0] ^ names[1])
-    for name in sorted(names[0] & names[1]):
+    names, calm_names = _files_in(cache), _files_in(calm)
+    found = sorted(names ^ calm_names)
+    for name in sorted(names & calm_names):
         if Path(name).stem in but:
             continue
-        ours, theirs = (folder / name for folder in (cache, calm))
         if name.startswith("features/") and name.endswith(".json"):
-            same = _statistics(ours) == _statistics(theirs)
+            same = _statistics(cache / name) == _statistics(calm / name)
         else:
-            same = ours.read_bytes() == theirs.read_bytes()
-        found += [] if same else [name]
+            same = (cache / name).read_bytes() == (calm / name).read_bytes()
+        if not same:
+            found.append(name)
     return found
 
 
+def _files_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
 def _statistics(path: Path) -> dict:
-    """What a shard's statistics say, but for times."""
+    """A shard's statistics without times."""
     record = json.loads(path.read_text())
     record["failures"] = [{**failure, "seconds": 0} for failure in record["failures"]]
     return {key: value for key, value in record.items() if key not in NEVER_THE_SAME}
 
 
 def failures(cache: Path) -> dict[str, str]:
-    """clip -> kind of error, of the clips that the finished shards say have failed."""
-    records = [json.loads(path.read_text()) for path in sorted((cache / "features").glob("*.json"))]
-    return {
-        failure["clip"]: failure["error"] for record in records for failure in record["failures"]
-    }
+    """Failed clip -> kind of error, as the finished shards say."""
+    errors = {}
+    for path in sorted((cache / "features").glob("*.json")):
+        for failure in json.loads(path.read_text())["failures"]:
+            errors[failure["clip"]] = failure["error"]
+    return errors

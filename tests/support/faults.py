@@ -1,10 +1,11 @@
-"""Faults that are injected into running extractions, and what has to be true of the cache
-afterwards.
+"""Injects faults into running extractions, and checks what must be true of the cache afterwards.
 
-Each fault is a function of the laboratory (`fault_lab.Lab`) and a generator of random numbers; it
-injects itself once and returns what happened in a few words, None if the run was over before it
-could. AssertionError if a promise was broken. `python tests/support/faults.py` injects all of them,
-as often as `make test-slow` does, and prints the table of docs/faults.md.
+Each fault is a function of the laboratory (`fault_lab.Lab`) and a generator of random numbers. It
+injects itself once and returns what happened in a few words; None if the run was over before. It
+raises AssertionError if a promise was broken.
+
+`python -m tests.support.faults` injects all of them, as often as `make test-slow` does, and prints
+the table of docs/faults.md.
 """
 
 import argparse
@@ -46,7 +47,7 @@ RESUMES = "the same command resumes"
 
 
 class CannotBeMade(Exception):
-    """This machine does not let the fault be injected; says why."""
+    """The fault cannot be injected on this machine; the message says why."""
 
 
 # A process is killed.
@@ -62,29 +63,24 @@ def main_process_killed(lab: Lab, drawn: random.Random) -> str | None:
     before, left = done(cache), half_written(cache)
     lab.complete(cache, before)
     until(lambda: not run.members(), "its decode workers have ended with it", lab.soon)
-    return (
-        "it left claims or part files, which the rerun removed"
-        if left
-        else "it left nothing half-written"
-    )
+    if left:
+        return "it left claims or part files, which the rerun removed"
+    return "it left nothing half-written"
 
 
 def decode_worker_killed(lab: Lab, drawn: random.Random) -> str | None:
     cache = lab.fresh()
     run = lab.extract(cache, "--workers", 2)
     lab.moment(run, cache, drawn)
-    if not (workers := run.decoders()):
+    workers = run.decoders()
+    if not workers:
         return None
     worker = drawn.choice(workers)
-    at_work = "libdecord" in _read(worker, "maps")
+    state = "at work" if "libdecord" in _read(worker, "maps") else "starting"
     met = signalled(worker, signal.SIGKILL)
     assert run.wait() == 3, run.said()
     assert not (wrong := differences(cache, lab.calm)), wrong
-    return (
-        f"it was {'at work' if at_work else 'starting'}: the run went on, nothing failed"
-        if met
-        else None
-    )
+    return f"it was {state}: the run went on, nothing failed" if met else None
 
 
 # Somebody stops the run.
@@ -120,13 +116,10 @@ def _interrupted(lab: Lab, drawn: random.Random, number: int, all_of_it: bool) -
 
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """A file system in memory of `size` bytes, for as long as it is needed; CannotBeMade where
-    nobody may mount one.
-    """
+    """A file system in memory of `size` bytes. CannotBeMade where this user may not mount one."""
     folder.mkdir(exist_ok=True)
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
-    ).returncode:
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
+    if subprocess.run(command, capture_output=True).returncode:
         raise CannotBeMade("this user may not mount a small file system (tmpfs)")
     try:
         yield folder
@@ -139,9 +132,8 @@ def _remount(folder: Path, option: str) -> None:
 
 
 def disk_full(lab: Lab, drawn: random.Random) -> str:
-    whole = sum(
-        -(-path.stat().st_size // 4096) * 4096 for path in lab.calm.rglob("*") if path.is_file()
-    )
+    files = [path for path in lab.calm.rglob("*") if path.is_file()]
+    whole = sum(-(-path.stat().st_size // 4096) * 4096 for path in files)  # in whole pages
     with small_disk(lab.fresh(), drawn.randrange(8192, int(0.95 * whole))) as disk:
         run = lab.extract(disk / "cache", workers=0)
         assert run.wait() == 1, run.said()
@@ -154,20 +146,19 @@ def disk_full(lab: Lab, drawn: random.Random) -> str:
 
 
 def disk_filled_by_another(lab: Lab, drawn: random.Random) -> str | None:
-    """While a shard is written, something else takes what is left of the disk, but for some
-    pages.
-    """
+    """While a shard is written, another program takes the rest of the disk but for some pages."""
     calm, pages = lab.coarse_calm, drawn.randrange(8)
     written = drawn.randrange((calm / "features/00000.h5").stat().st_size)
     with small_disk(lab.fresh(), 16 << 20) as disk:
         cache, count = disk / "cache", drawn.randrange(2)
         run = lab.extract(cache, *COARSE)
-        until(
-            lambda: (
-                run.code() is not None or (len(done(cache)) >= count and _written(cache) >= written)
-            ),
-            "a shard grows",
-        )
+
+        def grown() -> bool:
+            if run.code() is not None:
+                return True
+            return len(done(cache)) >= count and _written(cache) >= written
+
+        until(grown, "a shard grows")
         _fill(disk, pages)
         code = run.wait()
         if code == 3:  # it needed no more room
@@ -188,7 +179,7 @@ def _written(cache: Path) -> int:
 
 
 def _fill(disk: Path, pages: int) -> None:
-    """Leaves so many free, while others write."""
+    """Fill a disk but for some pages, while others write."""
     with open(disk / "other", "wb") as other:
         while (free := os.statvfs(disk).f_bavail - pages) > 0:
             with suppress(OSError):
@@ -196,10 +187,12 @@ def _fill(disk: Path, pages: int) -> None:
 
 
 def _unfinished(cache: Path) -> list[str]:
-    """What of shards that are not complete is there."""
-    return half_written(cache) + [
-        path.name for path in cache.glob("features/*.h5") if not path.with_suffix(".json").exists()
-    ]
+    """The files of shards that are not complete."""
+    files = half_written(cache)
+    for path in cache.glob("features/*.h5"):
+        if not path.with_suffix(".json").exists():
+            files.append(path.name)
+    return files
 
 
 def cache_read_only(lab: Lab, drawn: random.Random) -> str:
@@ -207,12 +200,8 @@ def cache_read_only(lab: Lab, drawn: random.Random) -> str:
     with small_disk(lab.fresh(), 64 << 20) as disk:
         cache = disk / "cache"
         if state == "half done":
-            assert (
-                lab.extract(
-                    cache, "--shard", f"0-{drawn.randrange(BROKEN, CLIPS - 1)}", workers=0
-                ).wait()
-                == 3
-            )
+            shards = f"0-{drawn.randrange(BROKEN, CLIPS - 1)}"
+            assert lab.extract(cache, "--shard", shards, workers=0).wait() == 3
         elif state == "complete":
             shutil.copytree(lab.calm, cache)
         before = done(cache)
@@ -227,9 +216,9 @@ def cache_read_only(lab: Lab, drawn: random.Random) -> str:
         assert done(cache) == before
         _remount(disk, "rw")
         lab.complete(cache, before)
-    return f"{state}: " + (
-        "all is well" if state == "complete" else "ended with one line and exit code 1"
-    )
+    if state == "complete":
+        return "complete: all is well"
+    return f"{state}: ended with one line and exit code 1"
 
 
 # Decode workers in trouble.
@@ -239,24 +228,21 @@ def decoder_hangs(lab: Lab, drawn: random.Random) -> str | None:
     """A worker is stopped where it is: it neither ends nor answers any more."""
     cache = lab.fresh()
     run = lab.extract(cache, "--time-limit", 3)
-    lab.moment(
-        run, cache, drawn, first=1, last=CLIPS - 4
-    )  # the last clips are decoded well before their shards are done
-    if (
-        run.code() is not None
-        or not (workers := run.decoders())
-        or "libdecord" not in _read(workers[0], "maps")
-    ):
-        return None  # one that still starts has five minutes
+    # The last clips are decoded well before their shards are done.
+    lab.moment(run, cache, drawn, first=1, last=CLIPS - 4)
+    workers = run.decoders()
+    if run.code() is not None or not workers:
+        return None
+    # A worker that still starts has five minutes.
+    if "libdecord" not in _read(workers[0], "maps"):
+        return None
     signalled(workers[0], signal.SIGSTOP)
     assert run.wait() == 3, run.said()
     return _failed_and_mended(lab, cache, lab.calm, "DecodeTimeout")
 
 
 def _failed_and_mended(lab: Lab, cache: Path, calm: Path, error: str) -> str | None:
-    """The clips that failed are named as such, the others are unharmed, and `repair` makes the
-    cache the undisturbed one.
-    """
+    """Check that only failed clips differ, and that `repair` makes the cache as undisturbed."""
     always = failures(calm)
     failed = {clip: kind for clip, kind in failures(cache).items() if always.get(clip) != kind}
     if not failed:
@@ -265,11 +251,8 @@ def _failed_and_mended(lab: Lab, cache: Path, calm: Path, error: str) -> str | N
     assert set(failed.values()) == {error}, failed
     shards = [f"{int(clip.removeprefix('clip')):05d}" for clip in failed]
     assert not (wrong := differences(cache, calm, but=shards)), wrong
-    before = {
-        shard: mark
-        for shard, mark in done(cache).items()
-        if shard not in (*shards, f"{BROKEN:05d}")
-    }
+    redone = (*shards, f"{BROKEN:05d}")
+    before = {shard: mark for shard, mark in done(cache).items() if shard not in redone}
     code, said = lab.asked("repair", "--cache", cache, "--device", "cpu", "--workers", 0)
     assert code == (3 if always else 0), said
     assert before.items() <= done(cache).items(), "a finished shard was done again"
@@ -282,9 +265,8 @@ def worker_out_of_memory(lab: Lab, drawn: random.Random) -> str | None:
     cache, room = lab.fresh(), drawn.randrange(60, 200) << 20
 
     def limit(worker: int) -> bool:
-        loaded = "libdecord" in _read(
-            worker, "maps"
-        )  # else its libraries would not load, which is another fault
+        # Before that its libraries would not load, which is another fault.
+        loaded = "libdecord" in _read(worker, "maps")
         if loaded:
             most = int(_read(worker, "statm").split()[0]) * resource.getpagesize() + room
             resource.prlimit(worker, resource.RLIMIT_AS, (most, most))
@@ -294,9 +276,7 @@ def worker_out_of_memory(lab: Lab, drawn: random.Random) -> str | None:
 
 
 def worker_killed_by_the_kernel(lab: Lab, drawn: random.Random) -> str | None:
-    """As by the kernel where memory is short: with SIGKILL, whenever it has the clip of large
-    frames open.
-    """
+    """SIGKILL whenever a worker has the clip of large frames open, as where memory is short."""
     cache, wait = lab.fresh(), drawn.uniform(0, 0.05)
 
     def kill(worker: int) -> bool:
@@ -308,7 +288,7 @@ def worker_killed_by_the_kernel(lab: Lab, drawn: random.Random) -> str | None:
 
 
 def _at_the_fat_clip(lab: Lab, cache: Path, act: Callable[[int], bool]) -> str | None:
-    """Calls `act(worker)` on every worker that has the clip open, until it returns True."""
+    """Call `act(worker)` on every worker that has the clip open, until it returns True."""
     calm, fat = lab.memory_calm, str(lab.memory_world / f"clip{FAT}.mp4")
     run = lab.extract(cache, world=lab.memory_world)
     harmed: set[int] = set()
@@ -379,14 +359,12 @@ def dask_scheduler_lost(lab: Lab, drawn: random.Random) -> str | None:
 
 
 def video_changed(lab: Lab, drawn: random.Random) -> str:
-    """A video is replaced between two runs. What is finished is left alone, but named; `repair
-    --changed` redoes it.
+    """A video is replaced between two runs.
+
+    What is finished is left alone, but named; `repair --changed` redoes it.
     """
-    world, cache, count = (
-        lab.folder / f"world-{drawn.getrandbits(32):x}",
-        lab.fresh(),
-        drawn.choice((CLIPS - 2, CLIPS - 1)),
-    )
+    world, cache = lab.folder / f"world-{drawn.getrandbits(32):x}", lab.fresh()
+    count = drawn.choice((CLIPS - 2, CLIPS - 1))
     shutil.copytree(lab.world, world)
     clip = drawn.randrange(BROKEN + 1, CLIPS)
     changed = f"{clip:05d}"
@@ -396,36 +374,34 @@ def video_changed(lab: Lab, drawn: random.Random) -> str:
     run = lab.extract(cache, world=world, workers=0)
     assert run.wait() == 3, run.said()
     assert before.items() <= done(cache).items(), "a finished shard was done again"
-    assert not [
-        name for name in differences(cache, lab.calm, but=[changed]) if name.endswith(".h5")
-    ]
-    old = (cache / f"features/{changed}.h5").read_bytes() == (
-        lab.calm / f"features/{changed}.h5"
-    ).read_bytes()
+    others = differences(cache, lab.calm, but=[changed])
+    assert not [name for name in others if name.endswith(".h5")]
+    shard = f"features/{changed}.h5"
+    old = (cache / shard).read_bytes() == (lab.calm / shard).read_bytes()
     named = f"(clip{clip}) has another video now" in run.said()
     assert old == named == (changed in before), run.said()
-    code, said = lab.asked(
-        "repair", "--cache", cache, "--changed", "--device", "cpu", "--workers", 0
-    )
+    command = ("repair", "--cache", cache, "--changed", "--device", "cpu", "--workers", 0)
+    code, said = lab.asked(*command)
     assert code == 3, said  # for the one that is no video
-    same = {
-        shard: mark for shard, mark in before.items() if shard not in (changed, f"{BROKEN:05d}")
-    }
+    redone = (changed, f"{BROKEN:05d}")
+    same = {name: mark for name, mark in before.items() if name not in redone}
     assert same.items() <= done(cache).items(), "a finished shard was done again"
     fresh = lab.fresh()
     assert lab.extract(fresh, "--shard", clip, world=world, workers=0).wait() == 0
-    assert (cache / f"features/{changed}.h5").read_bytes() == (
-        fresh / f"features/{changed}.h5"
-    ).read_bytes()
+    assert (cache / shard).read_bytes() == (fresh / shard).read_bytes()
     shutil.rmtree(world)
     if changed in before:
-        return "its shard was finished: it stays as it was, the rerun names the clip, `repair --changed` redoes it"
+        return (
+            "its shard was finished: it stays as it was, the rerun names the clip, "
+            "`repair --changed` redoes it"
+        )
     return "its shard was not finished: it has the new video"
 
 
 def input_changed(lab: Lab, drawn: random.Random) -> str:
-    """The manifest or the file of boxes has changed: the rerun is refused, for its rows would not
-    fit those that are there.
+    """The manifest or the file of boxes has changed: the rerun is refused.
+
+    Its rows would not fit those that are there.
     """
     world, cache = lab.folder / f"world-{drawn.getrandbits(32):x}", lab.fresh()
     shutil.copytree(lab.world, world)
@@ -437,9 +413,8 @@ def input_changed(lab: Lab, drawn: random.Random) -> str:
     (world / name).write_bytes(b"".join(lines))
     run = lab.extract(cache, world=world, workers=0)
     assert run.wait() == 2, run.said()
-    assert ("manifest" if name == "manifest.csv" else "proposal_options.file") in run.said(), (
-        run.said()
-    )
+    key = "manifest" if name == "manifest.csv" else "proposal_options.file"
+    assert key in run.said(), run.said()
     assert done(cache) == before
     shutil.copy(lab.world / name, world / name)
     assert lab.extract(cache, world=world, workers=0).wait() == 3
@@ -455,18 +430,16 @@ def shard_changed(lab: Lab, drawn: random.Random) -> str:
     """A bit of a shard's files is flipped, or a file is gone."""
     cache = lab.fresh()
     shutil.copytree(lab.calm, cache)
-    shard, how = (
-        drawn.choice([k for k in range(CLIPS) if k != BROKEN]),
-        drawn.choice(("flipped bit", "cut short", "gone")),
-    )
+    shard = drawn.choice([k for k in range(CLIPS) if k != BROKEN])
+    damage = drawn.choice(("flipped bit", "cut short", "gone"))
     path = cache / f"features/{shard:05d}{drawn.choice(('.h5', '.json'))}"
     data = bytearray(path.read_bytes())
-    if how == "gone":
+    if damage == "gone":
         path.unlink()
     else:
         place = drawn.randrange(len(data))
         data[place] ^= 1 << drawn.randrange(8)
-        path.write_bytes(data if how == "flipped bit" else data[:place])
+        path.write_bytes(data if damage == "flipped bit" else data[:place])
     before = {name: mark for name, mark in done(cache).items() if int(name) not in (shard, BROKEN)}
     code, said = lab.asked("verify", "--cache", cache, "--workers", 0)
     assert code == 3, said
@@ -475,15 +448,16 @@ def shard_changed(lab: Lab, drawn: random.Random) -> str:
     assert code == 3, said
     assert before.items() <= done(cache).items(), "a finished shard was done again"
     assert not (wrong := differences(cache, lab.calm)), wrong
-    return f"{path.suffix}, {how}: verify found it, repair mended it"
+    return f"{path.suffix}, {damage}: verify found it, repair mended it"
 
 
 # Clocks.
 
 
 def clocks_jump(lab: Lab, drawn: random.Random) -> str:
-    """Two runs at once, whose clocks jump by years; the times of their files, too. No shard is done
-    twice for it.
+    """Two runs at once whose clocks, and the times of their files, jump by years.
+
+    No shard is done twice.
     """
     cache = lab.fresh()
     runs = [lab.extract(cache, clock=True, workers=0) for _ in range(2)]
@@ -548,10 +522,11 @@ FAULTS: dict[str, tuple[Fault, int, int]] = {
 
 
 def inject(lab: Lab, fault: Fault, count: int, seed: int = 0) -> Counter:
-    """Injects a fault `count` times at moments of its own: what happened -> how often."""
+    """Inject a fault `count` times, each at a moment of its own: what happened -> how often."""
     found: Counter = Counter()
     for number in itertools.count():
-        if (outcome := fault(lab, random.Random(f"{fault.__name__} {seed} {number}"))) is not None:
+        outcome = fault(lab, random.Random(f"{fault.__name__} {seed} {number}"))
+        if outcome is not None:
             found[outcome] += 1
         assert number < 20 + 5 * count, "the fault rarely met a run"
         if found.total() == count:
@@ -559,7 +534,7 @@ def inject(lab: Lab, fault: Fault, count: int, seed: int = 0) -> Counter:
 
 
 def main() -> None:
-    """Prints a table: the fault, how often, what happened, how long it took."""
+    """Print a table: the fault, how often, what happened, how long it took."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument(
         "--count", type=int, help="times that each fault is injected, instead of its own number"
@@ -576,19 +551,19 @@ def main() -> None:
         for name, (fault, _, count) in FAULTS.items():
             if not any(part in fault.__name__ for part in given.only.split(",")):
                 continue
-            begun, _ = time.monotonic(), lab.calm
+            _ = lab.calm  # made before the clock starts
+            started, found = time.monotonic(), Counter()
             try:
                 found = inject(lab, fault, given.count or count, given.seed)
-                told = "; ".join(f"{count} × {outcome}" for outcome, count in found.most_common())
+                cases = [f"{count} × {outcome}" for outcome, count in found.most_common()]
+                outcome = "; ".join(cases)
             except CannotBeMade as error:
-                found, told = Counter(), f"skipped: {error}"
+                outcome = f"skipped: {error}"
             except AssertionError as error:
                 traceback.print_exc()
-                found, told = Counter(), f"A PROMISE WAS BROKEN: {' '.join(str(error).split())}"
-            print(
-                f"| {name} | {found.total()} | {told} | {time.monotonic() - begun:.0f} |",
-                flush=True,
-            )
+                outcome = f"A PROMISE WAS BROKEN: {' '.join(str(error).split())}"
+            seconds = f"{time.monotonic() - started:.0f}"
+            print(f"| {name} | {found.total()} | {outcome} | {seconds} |", flush=True)
 
 
 if __name__ == "__main__":

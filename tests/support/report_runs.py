@@ -1,6 +1,4 @@
-"""Run folders as `vidgraph train` leaves them, written without a training, for tests of the
-report.
-"""
+"""Run folders as `vidgraph train` leaves them, made without training, for tests of the report."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +14,15 @@ CLASSES = ("put", "take", "turn")
 
 @dataclass
 class Made:
-    """One run: its head and options, seed, how often it is right (`skill`), its videos and their
-    views.
+    """One run.
+
+    Attributes:
+        name, seed: of its folder.
+        head, options: of its recipe, as are `data` and `epochs`.
+        skill: how often it is right.
+        clips, classes, views, targets: what it predicts.
+        more: further arrays beside the predictions.
+        about: further keys of run.json.
     """
 
     name: str = "pool"
@@ -37,12 +42,12 @@ class Made:
     fingerprint: str = "f" * 64
     cache: str = "nowhere/cache"
     targets: np.ndarray | None = None
-    more: dict = field(default_factory=dict)  # arrays beside the predictions
-    about: dict = field(default_factory=dict)  # further keys of run.json
+    more: dict = field(default_factory=dict)
+    about: dict = field(default_factory=dict)
     phase: str = "train"
 
     def write(self, parent: Path) -> Path:
-        """The folder NAME-seedSEED in `parent`, finished."""
+        """Write the folder NAME-seedSEED in `parent`, finished."""
         folder = parent / f"{self.name}-seed{self.seed}"
         folder.mkdir(parents=True)
         table = {
@@ -58,36 +63,29 @@ class Made:
             "seed": self.seed,
             "order_seed": self.seed,
             "precision": "fp32",
-        }
-        about |= {
             "classes": list(self.classes),
             "dims": self.dims,
             "fingerprint": self.fingerprint,
             "config": self.config,
+            "cache": self.cache,
+            "device": "cpu",
+            "versions": {"torch": "2"},
+            **self.about,
         }
-        about |= {"cache": self.cache, "device": "cpu", "versions": {"torch": "2"}, **self.about}
         runs.write_json(folder / "run.json", about)
+
         figures = self._predict(folder, recipe)
+        halved = {key: value / 2 for key, value in figures.items()}
         for epoch in range(1, self.epochs + 1):
-            line = {
-                "epoch": epoch,
-                "step": epoch,
-                "lr": 0.1,
-                "loss": 2.0 / epoch,
-                "seconds": 1.0,
-                "waiting": 0.1,
-            }
-            runs.append_log(
-                folder / "log.jsonl",
-                {**line, "val": {key: value / 2 for key, value in figures.items()}},
-            )
+            line = {"epoch": epoch, "step": epoch, "lr": 0.1, "loss": 2.0 / epoch}
+            line |= {"seconds": 1.0, "waiting": 0.1, "val": halved}
+            runs.append_log(folder / "log.jsonl", line)
+
         result = {
             "folder": folder.name,
             "metrics": {"test": figures},
             "epochs": self.epochs,
             "best_epoch": 2,
-        }
-        result |= {
             "parameters": 1234,
             "seconds": 5.0 + self.seed,
             "waiting": 1.0,
@@ -98,43 +96,39 @@ class Made:
         return folder
 
     def _predict(self, folder: Path, recipe) -> dict[str, float]:
-        """predictions_test.npz; returns its figures. Whether a video is right depends on the seed
-        and the skill alone.
+        """Write predictions_test.npz; return its figures.
+
+        Whether a video is right depends only on the seed and the skill.
         """
         rng = np.random.default_rng([self.seed, round(1000 * self.skill)])
         videos, classes = len(self.clips), len(self.classes)
         targets = np.arange(videos) % classes if self.targets is None else self.targets
-        video, view = (
-            np.repeat(np.arange(videos), self.views),
-            np.tile(np.arange(self.views), videos),
-        )
+        video = np.repeat(np.arange(videos), self.views)
         logits = rng.normal(size=(len(video), classes)).astype(np.float32)
         right = np.repeat(rng.random(videos) < self.skill, self.views)
         if targets.ndim == 1:
             logits[np.arange(len(video)), targets[video]] += np.where(right, 9, -9)
         else:
             logits += 4 * targets[video] * right[:, None]
+
         arrays = {
             "clip": np.array(self.clips)[video],
-            "view": view,
+            "view": np.tile(np.arange(self.views), videos),
             "logits": logits,
             "video": video,
-        }
-        arrays |= {
             "clips": np.array(self.clips),
             "classes": np.array(self.classes),
             "targets": targets,
             **self.more,
         }
         runs.save_predictions(folder / "predictions_test.npz", arrays)
-        scores = aggregate(
-            scores_of(logits, recipe.scores), video, videos, recipe.evaluate.aggregate
-        )
+        view_scores = scores_of(logits, recipe.scores)
+        scores = aggregate(view_scores, video, videos, recipe.evaluate.aggregate)
         return {**summarise(scores, targets), "loss": 1.0}
 
 
 def study(parent: Path, **changes) -> Path:
-    """Two heads with two seeds each."""
+    """Write two heads with two seeds each."""
     for name, head, skill in (("strong", "strg", 0.9), ("weak", "pool", 0.3)):
         for seed in (0, 1):
             Made(name, seed, head, skill=skill, **changes).write(parent)

@@ -1,5 +1,6 @@
-"""A cache of a few tiny views, written through the real writer; every value follows from (group,
-clip, view).
+"""A cache of a few small views, written with the real writer.
+
+Every value follows from (group, clip, view), so that a test can tell which view it got.
 """
 
 import zlib
@@ -24,11 +25,13 @@ FIELDS = {
     "nodes": ((T, N, C), "float16"),
     "res5": ((T, C, 3, 3), "float16"),
 }
+
+# Views per clip.
 VIEWS = {"train": 2, "test": 1}
 
 
 def tensors_of(group: str, clip: str, view: int, width: int = 3) -> dict[str, np.ndarray]:
-    """What a view holds; `width` of its map."""
+    """Return what a view holds. `width` is that of its map."""
     rng = np.random.default_rng(zlib.crc32(f"{group} {clip} {view}".encode()))
     valid = np.sort(rng.random((T, N)) < 0.7, axis=-1)[..., ::-1].copy()
     corners = np.sort(rng.random((T, N, 2, 2)), axis=-2).reshape(T, N, 4)
@@ -47,10 +50,11 @@ def tensors_of(group: str, clip: str, view: int, width: int = 3) -> dict[str, np
 
 
 def manifest_of(folder: Path, clips: int = 7, **columns: str):
-    rows = (
-        {"clip": f"clip{k}", "path": f"{k}.mp4", "split": "train", "label": "a", **columns}
-        for k in range(clips)
-    )
+    """Write a manifest of clips "clip0", "clip1", … to folder/clips.csv."""
+    rows = []
+    for k in range(clips):
+        row = {"clip": f"clip{k}", "path": f"{k}.mp4", "split": "train", "label": "a"}
+        rows.append(row | columns)
     return write_manifest(folder / "clips.csv", rows)
 
 
@@ -61,12 +65,20 @@ def make_cache(
     compression: str = "none",
     widths=(3, 3, 3),
 ) -> Path:
-    """A cache at folder/cache with 3 clips per shard; shard s has maps of widths[s]. Clips in
-    `failed` have no rows.
+    """Make a cache at folder/cache, with 3 clips per shard.
+
+    Args:
+        folder: gets the cache and the manifest.
+        clips: how many clips.
+        failed: ids of clips that are never written.
+        compression: of all shards.
+        widths: of the maps of each shard.
+
+    Returns:
+        The cache's folder.
     """
-    plan = create_cache(
-        folder / "cache", {"backbone": {"name": "tiny", "depth": 3}}, manifest_of(folder, clips), 3
-    )
+    config = {"backbone": {"name": "tiny", "depth": 3}}
+    plan = create_cache(folder / "cache", config, manifest_of(folder, clips), 3)
     for shard in range(len(plan)):
         write_shard(plan, shard, failed, compression, widths[shard])
     return folder / "cache"
@@ -80,20 +92,20 @@ def write_shard(
     width: int = 3,
     salt: str = "",
 ) -> dict:
-    """Writes one shard of the plan; another `salt`, other values."""
+    """Write one shard and return its statistics. Another `salt` gives other values."""
     clips = [clip.clip for clip in plan.clips(shard)]
     fields = {**FIELDS, "res5": ((T, C, 3, width), "float16")}
-    plans = {
-        group: GroupPlan(
-            [clip for clip in clips for _ in range(count)], list(range(count)) * len(clips), fields
-        )
-        for group, count in VIEWS.items()
-    }
-    failures = [
-        {"clip": c, "error": "DecodeError", "message": "no video stream", "seconds": 0.1}
-        for c in clips
-        if c in failed
-    ]
+    plans = {}
+    for group, count in VIEWS.items():
+        names = np.repeat(clips, count).tolist()
+        plans[group] = GroupPlan(names, list(range(count)) * len(clips), fields)
+
+    failures = []
+    for clip in clips:
+        if clip in failed:
+            error = {"error": "DecodeError", "message": "no video stream", "seconds": 0.1}
+            failures.append({"clip": clip, **error})
+
     with ShardWriter(
         plan.path(shard), plans, attrs=plan.attrs(shard), compression=compression
     ) as writer:

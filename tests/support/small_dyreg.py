@@ -1,6 +1,4 @@
-"""A small DyReg module, its input, and its recurrent and normalising parts by hand, for the tests
-of DyReg-GNN.
-"""
+"""A small DyReg module, its input, and its recurrent and normalising parts by hand."""
 
 import torch
 from torch import nn
@@ -21,10 +19,8 @@ def maps(grid=GRID, channels=C, steps=T, seed=0, batch=B) -> torch.Tensor:
 
 
 def boxes(n=NODES) -> dict[str, torch.Tensor]:
-    corner = (
-        torch.rand(B, T, n, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-        * 0.5
-    )
+    g = torch.Generator().manual_seed(4)
+    corner = torch.rand(B, T, n, 2, generator=g, dtype=torch.float64) * 0.5
     return {
         "boxes": torch.cat([corner, corner + 0.4], -1),
         "valid": torch.ones(B, T, n, dtype=torch.bool),
@@ -32,9 +28,7 @@ def boxes(n=NODES) -> dict[str, torch.Tensor]:
 
 
 def dyreg(seed=0, random=True, width=6, **options) -> DyReg:
-    """A module in float64; `random` draws every weight, so that nothing hides behind a scale of
-    zero.
-    """
+    """Build a module in float64; `random` draws every weight, as a scale of 0 hides the rest."""
     torch.manual_seed(seed)
     module = DyReg(C, GRID, width, **{"offset_width": 5, **options}).double()
     if module.reads_boxes:
@@ -53,7 +47,7 @@ def regions_of(module: DyReg, x: torch.Tensor):
 
 
 def gru_by_hand(gru: nn.GRU, x: torch.Tensor) -> torch.Tensor:
-    """x [T,C] of one node."""
+    """Run a GRU over x [T,C] of one node."""
     h, out = torch.zeros(x.shape[1], dtype=x.dtype), []
     for step in x:
         a, b = gru.weight_ih_l0 @ step + gru.bias_ih_l0, gru.weight_hh_l0 @ h + gru.bias_hh_l0
@@ -65,9 +59,11 @@ def gru_by_hand(gru: nn.GRU, x: torch.Tensor) -> torch.Tensor:
 
 
 def over_time(gru: nn.GRU, v: torch.Tensor) -> torch.Tensor:
-    return torch.stack(
-        [torch.stack([gru_by_hand(gru, video[:, i]) for i in range(NODES)], 1) for video in v]
-    )
+    videos = []
+    for video in v:
+        nodes = [gru_by_hand(gru, video[:, i]) for i in range(NODES)]
+        videos.append(torch.stack(nodes, 1))
+    return torch.stack(videos)
 
 
 def norm_by_hand(norm: JointNorm, x: torch.Tensor) -> torch.Tensor:

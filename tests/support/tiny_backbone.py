@@ -1,5 +1,6 @@
-"""Narrow backbones with lively batch-norm statistics, and small frames, for the tests of backbones,
-weights and freezing.
+"""Narrow backbones and small frames for the tests of backbones, checkpoints and freezing.
+
+Their batch norms have statistics far from those of the identity.
 """
 
 import torch
@@ -8,25 +9,13 @@ from torch import nn
 from pipeline.backbones import build_backbone
 
 NAMES = (
-    *(
-        "c2d_r50",
-        "digit_cnn",
-        "digit_i3d",
-        "digit_nl",
-        "ean_r50",
-        "i3d_r101",
-        "i3d_r101_nl",
-        "i3d_r50",
-        "i3d_r50_nl",
-    ),
-    *("resnet18", "tsm_r18", "tsm_r50"),
+    *("c2d_r50", "digit_cnn", "digit_i3d", "digit_nl", "ean_r50", "i3d_r101", "i3d_r101_nl"),
+    *("i3d_r50", "i3d_r50_nl", "resnet18", "tsm_r18", "tsm_r50"),
 )
 
 
 def tiny(name, seed=0, width=8, **options):
-    """The backbone `name` in evaluation mode, its batch norms as after some training: far from the
-    identity.
-    """
+    """The backbone `name` in evaluation mode, with batch norms as after some training."""
     torch.manual_seed(seed)
     return lively(build_backbone(name, width=width, **options)).eval()
 

@@ -1,6 +1,6 @@
-"""A real cache of random features, written through ShardWriter, for tests of heads and training.
+"""A real cache of random features, written with ShardWriter, for tests of heads and training.
 
-Classes are told apart by the mean of their features, so that a few epochs learn them.
+Each class has features with another mean, so that a few epochs learn them.
 """
 
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.cache.reader import Cache, create_cache
 from pipeline.cache.shard_writer import GroupPlan, ShardWriter
+from pipeline.cache.shards import Shards
 from pipeline.manifests.manifest import write_manifest
 
 SPLITS = ("train",) * 12 + ("val",) * 6 + ("test",) * 6
@@ -17,8 +18,13 @@ SPLITS = ("train",) * 12 + ("val",) * 6 + ("test",) * 6
 
 @dataclass
 class Tiny:
-    """Sizes and contents of a tiny cache. `labels`: one per clip, lists for several classes;
-    `failed`: clips never written.
+    """The sizes and contents of a tiny cache.
+
+    Attributes:
+        splits: of each clip.
+        labels: of each clip; a list for several classes; empty takes "class k % 3".
+        side: height and width of the map.
+        failed: positions of clips that are never written.
     """
 
     splits: tuple[str, ...] = SPLITS
@@ -34,10 +40,9 @@ class Tiny:
     per_shard: int = 10
     config: dict = field(default_factory=lambda: {"backbone": "digit_cnn"})
     dtype: str = "float16"
-    poison: tuple[int, str] | None = None  # (clip, field) that gets a NaN behind the writer's back
 
     def tensors(self, clip: int, label: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """One view of a clip, every field of `fields`."""
+        """Return one view of a clip: every field of `fields`."""
         T, N, C = self.T, self.N, self.C
         signal = np.zeros(C, np.float32)
         signal[label % C] = 2
@@ -58,53 +63,44 @@ class Tiny:
         return {name: tensors[name] for name in self.fields}
 
     def write(self, folder: Path) -> Cache:
-        """The cache in `folder`; clip k is named "clip-k" and has label k % 3 unless `labels` says
-        otherwise.
+        """Write the cache to folder/cache and open it.
+
+        Clip k is called "clip-k". Its label is "class k % 3" unless `labels` says otherwise.
         """
         folder.mkdir(parents=True, exist_ok=True)
         labels = self.labels or [f"class {k % 3}" for k in range(len(self.splits))]
-        names = sorted(
-            {name for label in labels for name in ([label] if isinstance(label, str) else label)}
-        )
-        rows = [
-            {"clip": f"clip-{k}", "path": f"{k}.mp4", "split": split, "label": label}
-            for k, (split, label) in enumerate(zip(self.splits, labels, strict=True))
-        ]
+        rows, names = [], set()
+        for k, (split, label) in enumerate(zip(self.splits, labels, strict=True)):
+            rows.append({"clip": f"clip-{k}", "path": f"{k}.mp4", "split": split, "label": label})
+            names.update([label] if isinstance(label, str) else label)
+        classes = {name: number for number, name in enumerate(sorted(names))}
+
         manifest = write_manifest(folder / "given.csv", rows)
         shards = create_cache(folder / "cache", self.config, manifest, self.per_shard)
         for shard in range(len(shards)):
-            clips = shards.clips(shard)
-            sample = self.tensors(0, 0, np.random.default_rng(0))
-            fields = {
-                name: (
-                    value.shape,
-                    self.dtype if name in ("pooled", "nodes", "res5") else value.dtype.name,
-                )
-                for name, value in sample.items()
-            }
-            views = {"train": self.train_views, "test": self.test_views}
-            plans = {
-                group: GroupPlan(
-                    [c.clip for c in clips for _ in range(count)],
-                    list(range(count)) * len(clips),
-                    fields,
-                )
-                for group, count in views.items()
-                if count
-            }
-            with ShardWriter(shards.path(shard), plans, attrs=shards.attrs(shard)) as writer:
-                for k, clip in enumerate(clips):
-                    if clip.position in self.failed:
-                        continue
-                    label = names.index(clip.labels[0]) if clip.labels else 0
-                    for group, plan in plans.items():
-                        for view in range(views[group]):
-                            rng = np.random.default_rng([clip.position, view, group == "test"])
-                            writer.write(
-                                group,
-                                k * views[group] + view,
-                                self.tensors(clip.position, label, rng),
-                            )
-                            assert plan.clips[k * views[group] + view] == clip.clip
-                writer.finish({"failures": [], "clips": len(clips)})
+            self._write_shard(shards, shard, classes)
         return Cache(folder / "cache")
+
+    def _write_shard(self, shards: Shards, shard: int, classes: dict[str, int]) -> None:
+        clips, fields = shards.clips(shard), {}
+        for name, value in self.tensors(0, 0, np.random.default_rng(0)).items():
+            is_feature = name in ("pooled", "nodes", "res5")
+            fields[name] = (value.shape, self.dtype if is_feature else value.dtype.name)
+
+        views, plans = {"train": self.train_views, "test": self.test_views}, {}
+        for group, count in views.items():
+            if count:
+                names = np.repeat([clip.clip for clip in clips], count).tolist()
+                plans[group] = GroupPlan(names, list(range(count)) * len(clips), fields)
+
+        with ShardWriter(shards.path(shard), plans, attrs=shards.attrs(shard)) as writer:
+            for k, clip in enumerate(clips):
+                if clip.position in self.failed:
+                    continue
+                label = classes[clip.labels[0]] if clip.labels else 0
+                for group in plans:
+                    for view in range(views[group]):
+                        rng = np.random.default_rng([clip.position, view, group == "test"])
+                        tensors = self.tensors(clip.position, label, rng)
+                        writer.write(group, k * views[group] + view, tensors)
+            writer.finish({"failures": [], "clips": len(clips)})

@@ -1,6 +1,4 @@
-"""A folder of tiny videos with a box in each frame, a small extraction of them, and what a cache of
-it holds, as bytes.
-"""
+"""Make tiny videos with a box in each frame, extract them, and read their cache as bytes."""
 
 import csv
 from dataclasses import replace
@@ -15,19 +13,17 @@ from pipeline.stages.extract import RunOptions, extract
 from pipeline.video.decode import write_video
 from pipeline.views.sampling import Sampling
 
-SIDE, LENGTH = 64, 8  # pixels, frames
+# Of every video: pixels, frames.
+SIDE, LENGTH = 64, 8
 SAMPLING = Sampling(
     frames=4, size=32, train_views=2, train_crop="multiscale", flip=0.5, test_clips=1, test_crops=1
 )
-INLINE = RunOptions(
-    workers=0, batch=4, shard_size=3
-)  # batches of 4 rows cut through clips of 2 views
+# A batch of 4 rows ends in the middle of a clip, which has 3 views.
+INLINE = RunOptions(workers=0, batch=4, shard_size=3)
 
 
 def picture(clip: int, height: int = SIDE, width: int = SIDE) -> np.ndarray:
-    """The frames [F,H,W,3] of a clip: noise in coarse blocks, so that no two frames or clips are
-    alike.
-    """
+    """Make the frames [F,H,W,3] of a clip: coarse noise, different in every frame and clip."""
     rng = np.random.default_rng(clip)
     blocks = rng.integers(0, 255, (LENGTH, height // 16, width // 16, 3), np.uint8)
     return blocks.repeat(16, 1).repeat(16, 2)
@@ -39,8 +35,13 @@ def make_videos(
     broken: tuple[int, ...] = (),
     sizes: dict[int, tuple[int, int]] | None = None,
 ):
-    """`clips` videos (text files instead where `broken`), manifest.csv and boxes.csv; `sizes`
-    (height, width) of some.
+    """Write `clips` videos, manifest.csv and boxes.csv.
+
+    Args:
+        folder: where to write.
+        clips: number of videos.
+        broken: videos that are text files instead.
+        sizes: video -> (height, width), where it is not SIDE x SIDE.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows, boxes = [], []
@@ -49,7 +50,8 @@ def make_videos(
         if clip in broken:
             path.write_text("not a video")
         else:
-            write_video(path, picture(clip, *(sizes or {}).get(clip, (SIDE, SIDE))), fps=8)
+            size = (sizes or {}).get(clip, (SIDE, SIDE))
+            write_video(path, picture(clip, *size), fps=8)
         rows.append((path.stem, path.name, "train", clip % 2))
         boxes += [(path.stem, k, 8 + clip, 8 + 2 * k, 40 + clip, 40 + 2 * k) for k in range(LENGTH)]
     write_csv(folder / "manifest.csv", ("clip", "path", "split", "label"), rows)
@@ -63,7 +65,7 @@ def write_csv(path: Path, header, rows) -> None:
 
 
 def config_of(folder: Path, **changes) -> ExtractConfig:
-    """A small network, boxes from the folder's file, two views to train and one to test."""
+    """Make a configuration: a small network, boxes from a file, 2 training views, 1 test view."""
     base = ExtractConfig(
         backbone="digit_cnn",
         backbone_options={"width": 8},
@@ -83,23 +85,21 @@ def run(
     options: RunOptions = INLINE,
     **more,
 ):
-    """Extracts the folder's manifest; `more` as for `extract`."""
+    """Extract the folder's manifest; `more` are further arguments of `extract`."""
     return extract(
         config or config_of(folder), read_manifest(folder / "manifest.csv"), cache, options, **more
     )
 
 
 def everything(cache: Path) -> dict[str, dict[tuple[str, int], bytes]]:
-    """Every stored byte of a cache's tensors: "group/field" -> (clip, view) -> bytes, of the rows
-    that are ok.
-    """
+    """Return all stored bytes of the good rows: "group/field" -> (clip, view) -> bytes."""
     opened, found = Cache(cache), {}
     for group in opened.groups:
         rows = opened[group]
         good = np.flatnonzero(rows.ok)
         for name, array in rows.batch(good).items():
-            found[f"{group}/{name}"] = {
-                (rows.clips[row], int(rows.views[row])): array[k].tobytes()
-                for k, row in enumerate(good.tolist())
-            }
+            table = {}
+            for k, row in enumerate(good.tolist()):
+                table[rows.clips[row], int(rows.views[row])] = array[k].tobytes()
+            found[f"{group}/{name}"] = table
     return found

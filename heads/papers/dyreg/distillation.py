@@ -1,67 +1,115 @@
-"""DyReg's distillation: networks with one module each teach the regions of one with several
-(NeurIPS 2021, sec. 3.3).
+"""DyReg's distillation: networks with one module each teach the regions of one with several.
 
-The student's modules and the teachers' are matched by the point of the backbone they stand at. What
-is compared, and for how long, is in heads/papers/dyreg/regions.py (`distillation_loss`) and the
-recipe's table [train.distil].
+Duta, Nicolicioiu and Leordeanu, NeurIPS 2021, sec. 3.3. The modules of student and teachers are
+matched by the point of the backbone at which they are inserted. The recipe's table [train.distil]
+says for how many iterations the loss counts.
 """
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heads.interface.clips import Clips, HeadOutput
 from heads.papers.dyreg.module import recorded
-from heads.papers.dyreg.regions import distillation_loss
 
 
 class Teachers:
-    """Frozen heads that teach a `student` (heads.zoo.dyreg); on the student's device.
+    """Frozen heads that teach a student, on the student's device.
 
-    needs, uses: what the teachers read. ValueError unless every module of the student has exactly
-    one teacher.
+    `needs` and `uses` name the fields that the teachers read.
+
+    Args:
+        student: a head of `heads.zoo.dyreg`.
+        teachers: heads of `heads.zoo.dyreg`; they are put in eval mode and frozen.
+
+    Raises:
+        ValueError: a head is not dyreg, or a module of the student has no teacher or several.
     """
 
     def __init__(self, student: nn.Module, teachers: Sequence[nn.Module]):
         for head in (student, *teachers):
             if not hasattr(head, "dyregs"):
                 raise ValueError(
-                    f"train.distil: expected heads dyreg as student and teachers, got "
+                    "train.distil: expected heads dyreg as student and teachers, got "
                     f"{type(head).__name__}"
                 )
-        self.heads = {
-            point: head.eval().requires_grad_(False) for head in teachers for point in head.points
-        }
-        if sorted(self.heads) != sorted(student.points) or len(self.heads) != sum(
-            len(head.points) for head in teachers
-        ):
-            theirs = ", ".join(point for head in teachers for point in head.points)
+
+        points, needs, uses = [], [], []
+        self.heads = {}
+        for head in teachers:
+            head.eval().requires_grad_(False)
+            self.heads.update(dict.fromkeys(head.points, head))
+            points += head.points
+            needs += head.needs
+            uses += getattr(head, "uses", ())
+        self.needs, self.uses = tuple(dict.fromkeys(needs)), tuple(dict.fromkeys(uses))
+
+        if sorted(points) != sorted(student.points):
             raise ValueError(
-                f"train.distil.teachers: their modules are at {theirs}, expected one for each of "
-                f"{', '.join(student.points)}"
+                f"train.distil.teachers: their modules are at {', '.join(points)}, expected one "
+                f"for each of {', '.join(student.points)}"
             )
-        self.needs = tuple(dict.fromkeys(name for head in teachers for name in head.needs))
-        self.uses = tuple(dict.fromkeys(name for head in teachers for name in getattr(head, "uses", ())))
 
     def teach(self, student: nn.Module, clips: Clips, weight: float) -> HeadOutput:
-        """student(clips) with `losses["distillation"]`, `weight` times the loss of the offsets of
-        its regions.
+        """Run the student and add the distillation loss.
+
+        Args:
+            student: the head that learns.
+            clips: a batch with what student and teachers read.
+            weight: of the loss.
+
+        Returns:
+            What the student returns, with `losses["distillation"]`.
         """
-        wanted = [self._offsets(point, clips) for point in student.points]
+        targets = [self._offsets(point, clips) for point in student.points]
         with recorded(student.dyregs) as records:
             out = student(clips)
-        found = [record[-1].offsets for record in records]
-        return HeadOutput(
-            out.logits,
-            {**out.losses, "distillation": weight * distillation_loss(found, wanted)},
-            out.maps,
-        )
+        offsets = [record[-1].offsets for record in records]
+        loss = weight * distillation_loss(offsets, targets)
+        return HeadOutput(out.logits, {**out.losses, "distillation": loss}, out.maps)
 
     @torch.no_grad()
     def _offsets(self, point: str, clips: Clips) -> Tensor | None:
-        """The offsets [B,T,N,4] that the teacher at `point` predicts."""
+        """Return the offsets [B,T,N,4] that the teacher at a point predicts."""
         head = self.heads[point]
         with recorded(head.dyregs) as records:
             head(clips)
         return records[head.points.index(point)][-1].offsets
+
+
+def distillation_loss(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
+    """Compare the offsets of a network's modules with those of their single-module teachers.
+
+    The form, smooth-L1, is not stated in the paper (sec. 3.3).
+
+    Args:
+        students: o [B,T,N,4] of every module.
+        teachers: o [B,T,N,4] of every teacher; they get no gradient.
+
+    Returns:
+        A scalar, the mean over everything and over the modules.
+
+    Raises:
+        ValueError: a student has no teacher of the same shape.
+    """
+    if not students or len(students) != len(teachers):
+        raise ValueError(
+            f"expected a teacher for each module, got {len(students)} modules and {len(teachers)} "
+            "teachers"
+        )
+
+    losses = []
+    for student, teacher in zip(students, teachers, strict=True):
+        if student is None or teacher is None or student.shape != teacher.shape:
+            raise ValueError(
+                "expected offsets of the same shape of module and teacher, got "
+                f"{_shape(student)} and {_shape(teacher)}"
+            )
+        losses.append(F.smooth_l1_loss(student, teacher.detach()))
+    return torch.stack(losses).mean()
+
+
+def _shape(offsets: Tensor | None) -> str:
+    return "none" if offsets is None else str(list(offsets.shape))

@@ -1,18 +1,20 @@
-"""The geometry of DyReg-GNN's regions: Duta, Nicolicioiu and Leordeanu, Discovering Dynamic Salient
-Regions for Spatio-Temporal Graph Neural Networks, NeurIPS 2021, eq. (4) to (6). Nothing here
-learns. Lengths are in grid cells, N = 9 nodes.
+"""The geometry of DyReg-GNN's regions. Nothing here learns.
 
-    o = (o_h, o_w, o_y, o_x) [..,N,4]                                      order of the release; the
-    paper writes (dx, dy, w, h)
-    r_h = e^(o_h) (h / 6 + 1) + 1, r_w alike                               [..,N,2]      half height
-    and half width
-    c_y = clamp(h/2 tanh(o_y + atanh(2 p_y / h - 1)) + h/2, 0, h - 1), c_x alike         p: the
-    node's anchor; o = 0: c = p
-    K_i(y,x) = relu(r_h - |y - c_y|) relu(r_w - |x - c_x|), divided by its sum           eq. (5),
-    (6)    [..,N,h,w]
+Duta, Nicolicioiu and Leordeanu, Discovering Dynamic Salient Regions for Spatio-Temporal Graph
+Neural Networks, NeurIPS 2021, eq. (4) to (6). Lengths are in grid cells, N = 9 nodes.
 
-Differs from the paper: kernels are divided by their sum, as in the release (without it the module
-is not scale-free); `normalise=False` is the paper's eq. (5).
+    o = (o_h, o_w, o_y, o_x)                                                [..,N,4]
+    r_h = e^(o_h) (h / 6 + 1) + 1,  r_w alike                               [..,N,2]   eq. (4)
+    c_y = clamp(h/2 tanh(o_y + atanh(2 p_y / h - 1)) + h/2, 0, h - 1),      [..,N,2]   eq. (4)
+          c_x alike
+    K_i(y,x) = relu(r_h - |y - c_y|) relu(r_w - |x - c_x|),                 [..,N,h,w] eq. (5), (6)
+          divided by its sum
+
+r is half the height and half the width, c the centre. p is the node's anchor: o = 0 gives c = p.
+The order of o is the release's; the paper writes (dx, dy, w, h).
+
+Differs from the paper: kernels are divided by their sum, as in the release. Without that the module
+is not scale-free; `normalise=False` is the paper's eq. (5).
 """
 
 import torch
@@ -26,8 +28,14 @@ Pair = tuple[int, int]
 
 
 def anchor_points(anchors: str, grid: Pair) -> Tensor:
-    """p [N,2] (y, x) in cells: all (h/2, w/2) for "centre"; (h/6, w/6) times {1,3,5} row by row for
-    "grid".
+    """Return the anchors p.
+
+    Args:
+        anchors: "centre" puts all at (h/2, w/2); "grid" at (h/6, w/6) times {1,3,5}, row by row.
+        grid: (h, w).
+
+    Returns:
+        float64 [N,2], (y, x) in cells.
     """
     h, w = grid
     if anchors == "centre":
@@ -37,39 +45,60 @@ def anchor_points(anchors: str, grid: Pair) -> Tensor:
 
 
 def geometry(offsets: Tensor, anchors: Tensor, grid: Pair) -> tuple[Tensor, Tensor]:
-    """Offsets [..,N,4] and anchors [N,2] -> centres and radii [..,N,2]; alpha(.) of eq. (4). Beyond
-    o_h = 20, where a kernel is flat anyway, radii no longer grow: infinite ones would have no
-    sum.
+    """Compute where regions are, alpha(.) of eq. (4).
+
+    Args:
+        offsets: o [..,N,4].
+        anchors: p [N,2], (y, x) in cells.
+        grid: (h, w).
+
+    Returns:
+        Centres (y, x) and radii (half height, half width), both [..,N,2] in cells.
     """
     size = offsets.new_tensor(grid)  # (h, w)
     sizes, moves = offsets.split(2, -1)
+    # Beyond o_h = 20 a kernel is flat anyway, and infinite radii would have no sum.
     radii = sizes.clamp_max(20).exp() * (size / (2 * SIDE) + 1) + 1
+
     # In float64, because close to 1 float32 has only a few numbers for atanh to tell apart.
-    at = torch.atanh((2 * anchors.double() / size.double() - 1).clamp(-1 + 1e-7, 1 - 1e-7)).to(
-        offsets.dtype
-    )
-    centres = size / 2 * torch.tanh(moves + at) + size / 2
+    relative = 2 * anchors.double() / size.double() - 1
+    start = torch.atanh(relative.clamp(-1 + 1e-7, 1 - 1e-7)).to(offsets.dtype)
+    centres = size / 2 * torch.tanh(moves + start) + size / 2
     return centres.clamp_min(0).minimum(size - 1), radii
 
 
 def kernels_of(centres: Tensor, radii: Tensor, grid: Pair, normalise: bool = True) -> Tensor:
-    """Pyramids of eq. (5) over the cells: centres, radii [..,2] in cells -> [..,h,w], each of sum 1
-    if `normalise`.
+    """Compute the pyramids of eq. (5).
 
-    A kernel is a row times a column, so that each axis is normalised alone. A radius above 1/2
-    leaves at least one cell, which makes an epsilon unnecessary.
+    Args:
+        centres: [..,2], (y, x) in cells.
+        radii: [..,2], half height and half width in cells.
+        grid: (h, w).
+        normalise: whether each kernel sums to 1.
+
+    Returns:
+        [..,h,w].
     """
+    # A kernel is a row times a column, so that each axis is normalised alone. A radius above 1/2
+    # leaves at least one cell, so that no sum is 0.
     axes = []
     for axis, length in enumerate(grid):
         cells = torch.arange(length, device=centres.device, dtype=centres.dtype)
         profile = (radii[..., axis, None] - (cells - centres[..., axis, None]).abs()).relu()
-        axes.append(profile / profile.sum(-1, keepdim=True) if normalise else profile)
+        if normalise:
+            profile = profile / profile.sum(-1, keepdim=True)
+        axes.append(profile)
     return axes[0][..., :, None] * axes[1][..., None, :]
 
 
 def area_grid(grid: Pair) -> Tensor:
-    """[N,h,w]: the mean over the i-th cell of a 3 x 3 grid; cells that it cuts count with the part
-    that lies inside.
+    """Return the averages over the cells of a 3 x 3 grid.
+
+    Args:
+        grid: (h, w) of the map.
+
+    Returns:
+        float64 [N,h,w]; a cell of the map that a border cuts counts in parts.
     """
 
     def rows(length: int) -> Tensor:

@@ -1,32 +1,36 @@
-"""What GOS's operations have in common: the choices between paper and released code, the affinity
-of two sets of nodes.
+"""What GOS's operations have in common: their choices, and the affinity of two sets of nodes.
 
-Li et al., Adaptive Interaction Modeling via Graph Operations Search, CVPR 2020, sec. 3.2; the
+Li et al., Adaptive Interaction Modeling via Graph Operations Search, CVPR 2020, sec. 3.2. The
 operations and the letters are in heads/papers/gos/operations.py.
 
-    x^ = x / |x|,  A_ij = x^_i^T U y^_j,  U = 1 at first          affinity
+    x^ = x / |x|,  A_ij = x^_i^T U y^_j,  U = 1 at first      affinity
     act(z) = LeakyReLU_0.01(LayerNorm_C(z))
 
-Where the paper and its released code differ (`VARIANTS`); every entry is an option of its own:
+Where the paper and its released code differ (`VARIANTS`), each row is an option of its own:
 
-    option       paper                                         released
-    affinity     full: U a C x C matrix                        diagonal: U's diagonal alone is read,
-                 the rest gets no gradient
-    kernel       full: C -> C channels                         depthwise
-    padding      same: T positions                             valid: T - 6
-    nearest      inner: largest x_i . x_j                      affinity: largest A_ij (a choice,
-                 which gives U no gradient)
-    attention    top: the M most similar other nodes and       all: the cosines to all n nodes in
-                 their order, and the node's
-                 their (cx, cy, t) minus the node's own        own layout; built for one n
-    background   raw: V reads A itself                         raw ("softmax": V reads P)
-    roi          aligned: torchvision's, then the mean         old: one sample per bin, 0 outside
-                 the map
-    alpha_input  backbone: g = mean of the map [2048]          reduced: g = mean of V [256]
-    diversity_on raw: alpha summed over the edges              softmax: w summed over the edges,
-    none and skip included
-    classifier   nodes                                         nodes_global: beside them the mean of
-                 V
+    option        value       meaning
+    affinity      full        paper: U is a C x C matrix
+                  diagonal    release: only U's diagonal is read, the rest gets no gradient
+    kernel        full        paper: C -> C channels
+                  depthwise   release
+    padding       same        paper: T positions
+                  valid       release: T - 6
+    nearest       inner       paper: largest x_i . x_j
+                  affinity    release: largest A_ij (a hard choice, so that U gets no gradient)
+    attention     top         paper: similarities to the M most similar other nodes, in this order,
+                              and their (cx, cy, t) minus the node's
+                  all         release: cosines to all n nodes and the node's layout; built for one n
+    background    raw         both: V reads A itself
+                  softmax     neither: V reads P
+    roi           aligned     paper: torchvision's RoIAlign, then the mean
+                  old         release: one sample per bin, 0 outside the map
+    alpha_input   backbone    paper: g is the mean of the map [2048]
+                  reduced     release: g is the mean of V [256]
+    diversity_on  raw         paper: alpha summed over the edges
+                  softmax     release: w summed over the edges, none and skip included
+    classifier    nodes       paper
+                  nodes_global
+                              release: also the mean of V
 
 Differs from the paper: nodes of length 0 have affinity 0. Not stated in the paper: that affinities
 see x^, and the slope 0.01.
@@ -66,15 +70,27 @@ VARIANTS = {
         "classifier": "nodes_global",
     },
 }
-FURTHER = {"background": ("softmax",)}  # what neither variant takes
+# Values that neither variant takes, but a user may.
+FURTHER = {"background": ("softmax",)}
 
 
 @dataclass(frozen=True)
 class OperationChoices:
-    """How operations are computed: the table at the top, and `neighbours` ("live", "cached"),
-    `scale`, the factor 5 before a softmax, `normalise`, whether affinities see x^ or x, `top`, M of
-    node_att, `taps`, the length of the temporal kernel, and `skip_dropout`. `head` is named in
-    errors. ValueError for values out of range.
+    """How operations are computed.
+
+    Attributes:
+        head: the head's name, for messages.
+        affinity, kernel, padding, nearest, attention, background: see the top of this file.
+        neighbours: "live" chooses neighbours among the nodes at hand, "cached" takes those that
+            stage two found.
+        scale: the factor before a softmax of affinities.
+        normalise: whether affinities see x^ (True) or x.
+        top: M of node_att.
+        taps: the length of the temporal kernel.
+        skip_dropout: dropout of the operation skip.
+
+    Raises:
+        ValueError: a value out of range.
     """
 
     head: str
@@ -94,6 +110,7 @@ class OperationChoices:
     def __post_init__(self) -> None:
         one_of(self.head, "neighbours", self.neighbours, ("live", "cached"))
         at_least(self.head, 1, top=self.top, taps=self.taps)
+        # An even kernel has no middle: T positions would need one more step on one side.
         if self.padding == "same" and self.taps % 2 == 0:
             raise ValueError(
                 f"head {self.head}, option taps: expected an odd number with padding='same', got "
@@ -103,8 +120,13 @@ class OperationChoices:
 
 @dataclass(frozen=True)
 class OperationSizes:
-    """What an operation is built for: `channels` C, `steps` T, `nodes` N per frame, `cells` G (0:
-    there is no background).
+    """The sizes that an operation is built for.
+
+    Attributes:
+        channels: C.
+        steps: T.
+        nodes: N per step.
+        cells: G, cells of the background per step; 0 without a background.
     """
 
     channels: int
@@ -114,19 +136,24 @@ class OperationSizes:
 
 
 class Operation(nn.Module):
-    """A module `operation(x, scene)`, nodes [B,T,N,C] -> [B,T,N,C].
+    """A module `operation(x, inputs)` from nodes [B,T,N,C] to nodes [B,T,N,C].
 
-    `reads` names what it takes from the scene: "y", "layout", "nearest", "similar". The five
-    operations of the paper also have `attention(x, scene)`, which a person may look at: who listens
-    to whom, or how much a node counts.
+    `reads` names the fields of `OperationInputs` that it takes: "y", "layout", "nearest",
+    "similar". The paper's five operations also have `attention(x, inputs)` for a person to look
+    at: who listens to whom, or how much a node counts.
     """
 
     reads: tuple[str, ...] = ()
 
 
 class BilinearAffinity(nn.Module):
-    """A_ij = x_i^T U y_j of features that `features` made ready. U [C,C] is whole in both forms, as
-    the paper counts it.
+    """A_ij = x_i^T U y_j, of features that the method `features` has prepared.
+
+    U [C,C] is a whole matrix in both forms, as the paper counts its parameters.
+
+    Args:
+        channels: C.
+        choices: `affinity` and `normalise` are read.
     """
 
     def __init__(self, channels: int, choices: OperationChoices):
@@ -135,22 +162,31 @@ class BilinearAffinity(nn.Module):
         self.diagonal, self.normalise = choices.affinity == "diagonal", choices.normalise
 
     def features(self, x: Tensor) -> Tensor:
+        """Return x^ or x, as `normalise` says."""
         return unit(x) if self.normalise else x
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """x [...,n,C], y [...,m,C] -> [...,n,m]."""
+        """Compute A.
+
+        Args:
+            x: [...,n,C].
+            y: [...,m,C].
+
+        Returns:
+            [...,n,m].
+        """
         U = self.U.to(x.dtype)
         return (x * U.diagonal() if self.diagonal else x @ U) @ y.mT
 
 
 def unit(x: Tensor) -> Tensor:
-    """x / |x| along the last axis; a zero vector stays zero, with a gradient that is finite."""
+    """Return x / |x| along the last axis; a zero vector stays zero and its gradient finite."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / torch.where(norm > 1e-12, norm, 1)
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer as GOS starts it: Kaiming-normal weights (fan in, gain sqrt 2), zero bias."""
+    """Make a linear layer with GOS's start: Kaiming-normal (fan in, gain sqrt 2), zero bias."""
     layer = nn.Linear(inputs, outputs)
     nn.init.kaiming_normal_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -158,7 +194,6 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 def activated(norm: nn.LayerNorm, z: Tensor) -> Tensor:
-    """act(z) at the top of this file."""
-    return F.leaky_relu(
-        norm(z), 0.01, inplace=True
-    )  # in place: the norm's gradient needs its input, not its output
+    """Return act(z), see the top of this file."""
+    # In place, because the gradient of the norm needs its input and not its output.
+    return F.leaky_relu(norm(z), 0.01, inplace=True)

@@ -1,35 +1,39 @@
-"""GOS's graph operations: Li et al., Adaptive Interaction Modeling via Graph Operations Search,
-CVPR 2020, sec. 3.2 and 3.3.
+"""GOS's graph operations.
 
-Every operation maps nodes x [B,T,N,C] to nodes [B,T,N,C] in the light of a `OperationInputs`
-(heads/papers/gos/operation_inputs.py). n = T N nodes of a view, frame by frame; G = h w cells of a
-frame's background y [B,T,G,C]; A and act as in heads/papers/gos/affinity.py.
+Li et al., Adaptive Interaction Modeling via Graph Operations Search, CVPR 2020, sec. 3.2 and 3.3.
 
-    feat_aggr    P = softmax_j(5 A),           z_i = act( sum_j P_ij (W x_j + b) )
-                 eq. (2)
-    diff_prop    P = softmax_(j != i)(5 A),    z_i = act( sum_j P_ij (W (x_i - x_j) + b) )
-                 eq. (3)
-    temp_conv    s_i(f) = the node of frame f nearest to i,  z_i = mean_t act( conv_7(x_s)(t) )
-                 eq. (4), (5)
-    back_incor   per frame P = softmax_g(5 A), z_i = act( V [sum_g P_ig y_g ; A_i] + b )
-                 eq. (6)-(8)
-    node_att     w_i = sigmoid(v [similarities ; positions] + c),  z_i = w_i x_i
-                 eq. (9)
-    skip, none   dropout(x), 0
-    comb1 = diff_prop, comb2 = temp_conv, comb3 = back_incor, each followed by feat_aggr, then
-    node_att    Fig. 4
+Every operation maps nodes x [B,T,N,C] to nodes [B,T,N,C], given `OperationInputs`
+(heads/papers/gos/operation_inputs.py). n = T N nodes of a view, step by step; G = h w cells of the
+background y [B,T,G,C] of a step; A and act are in heads/papers/gos/affinity.py.
 
-temp_conv and node_att, which choose neighbours, are in heads/papers/gos/neighbours.py; what the
-paper and its released code do differently is in heads/papers/gos/affinity.py.
+    feat_aggr   P = softmax_j(5 A)                                                 eq. (2)
+                z_i = act( sum_j P_ij (W x_j + b) )
+    diff_prop   P = softmax_(j != i)(5 A)                                          eq. (3)
+                z_i = act( sum_j P_ij (W (x_i - x_j) + b) )
+    temp_conv   s_i(f) = the node of step f nearest to i                           eq. (4), (5)
+                z_i = mean_t act( conv_7(x_s)(t) )
+    back_incor  P = softmax_g(5 A), step by step                                   eq. (6)-(8)
+                z_i = act( V [sum_g P_ig y_g ; A_i] + b )
+    node_att    w_i = sigmoid(v [similarities ; positions] + c)                    eq. (9)
+                z_i = w_i x_i
+    skip        dropout(x)
+    none        0
+    comb1       diff_prop,  then feat_aggr, then node_att                          Fig. 4
+    comb2       temp_conv,  then feat_aggr, then node_att
+    comb3       back_incor, then feat_aggr, then node_att
+
+temp_conv and node_att, which choose neighbours, are in heads/papers/gos/neighbours.py. The table of
+what the paper and its released code do differently is in heads/papers/gos/affinity.py.
 
 Differs from the paper:
-- diff_prop never forms the n x n x C differences: with r_i = sum_j P_ij, sum_j P_ij (W (x_i - x_j)
-  + b) is W (r_i x_i - sum_j P_ij x_j) + r_i b (1.68 G multiplications fewer at n = 160, C = 256);
+- diff_prop never forms the n x n x C differences. With r_i = sum_j P_ij, the sum over j of
+  P_ij (W (x_i - x_j) + b) is W (r_i x_i - sum_j P_ij x_j) + r_i b. At n = 160 and C = 256 that
+  takes 1.68 G multiplications fewer;
 - padded nodes are masked: they send nothing, are nobody's neighbour and count in no mean. What an
   operation returns in their rows is finite and means nothing.
 
-Not stated in the paper, and chosen: the factor 5 and the LayerNorm (the released code's), V reading
-A itself, dropout 0.5.
+Not stated in the paper, and chosen: the factor 5 and the LayerNorm (the release's), V reading A
+itself, dropout 0.5.
 """
 
 import torch
@@ -69,42 +73,44 @@ class FeatAggr(Operation):
         self.norm = nn.LayerNorm(sizes.channels)
         self.scale = choices.scale
 
-    def heard(self, valid: Tensor) -> Tensor:
-        """valid [B,n] -> [B,1 or n,n]: whom a node hears."""
+    def senders(self, valid: Tensor) -> Tensor:
+        """Return which nodes j send to a node i: [B,1 or n,n] from valid [B,n]."""
         return valid[:, None]
 
-    def attention(self, x: Tensor, scene: OperationInputs) -> Tensor:
-        """P [B,n,n]; rows sum to 1, or are 0 where there is nobody to listen to."""
+    def attention(self, x: Tensor, inputs: OperationInputs) -> Tensor:
+        """Return P [B,n,n]; a row sums to 1, or is 0 where nobody sends."""
         x = self.affinity.features(x.flatten(1, 2))
-        return masked_softmax(self.scale * self.affinity(x, x), self.heard(scene.valid.flatten(1)))
+        senders = self.senders(inputs.valid.flatten(1))
+        return masked_softmax(self.scale * self.affinity(x, x), senders)
 
-    def forward(self, x: Tensor, scene: OperationInputs) -> Tensor:
-        P = self.attention(x, scene)
-        return activated(self.norm, P @ self.linear(x.flatten(1, 2))).view_as(x)  # [B,n,C], eq. (2)
+    def forward(self, x: Tensor, inputs: OperationInputs) -> Tensor:
+        P = self.attention(x, inputs)
+        z = P @ self.linear(x.flatten(1, 2))  # [B,n,C], eq. (2)
+        return activated(self.norm, z).view_as(x)
 
 
 class DiffProp(FeatAggr):
     """Difference propagation, eq. (3), by the identity at the top of this file."""
 
-    def heard(self, valid: Tensor) -> Tensor:
-        return valid[:, None] & ~torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
+    def senders(self, valid: Tensor) -> Tensor:
+        itself = torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
+        return valid[:, None] & ~itself
 
-    def forward(self, x: Tensor, scene: OperationInputs) -> Tensor:
-        P, flat = self.attention(x, scene), x.flatten(1, 2)
-        r = (
-            self.heard(scene.valid.flatten(1)).any(-1, keepdim=True).to(x.dtype)
-        )  # P's row sums: 0 for a node alone
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # the difference of near nodes would drown in bf16's rounding
+    def forward(self, x: Tensor, inputs: OperationInputs) -> Tensor:
+        P, flat = self.attention(x, inputs), x.flatten(1, 2)
+        # The row sums of P: 1, or 0 for a node to which nobody sends.
+        r = self.senders(inputs.valid.flatten(1)).any(-1, keepdim=True).to(x.dtype)
+        # In bf16 the difference of similar nodes would drown in rounding.
+        with torch.autocast(x.device.type, enabled=False):
             difference = r * flat - P.to(x.dtype) @ flat
         z = F.linear(difference, self.linear.weight) + r * self.linear.bias
         return activated(self.norm, z).view_as(x)
 
 
 class BackIncor(Operation):
-    """Background incorporation, eq. (6) to (8), frame by frame; one layer of both parts is the
-    paper's sum of two.
+    """Background incorporation, eq. (6) to (8), step by step.
+
+    One linear layer on both parts is the paper's sum of two layers.
     """
 
     reads = ("y",)
@@ -116,23 +122,21 @@ class BackIncor(Operation):
         self.norm = nn.LayerNorm(sizes.channels)
         self.scale, self.raw = choices.scale, choices.background == "raw"
 
-    def affinities(self, x: Tensor, scene: OperationInputs) -> Tensor:
-        """A [B,T,N,G]."""
-        return self.affinity(
-            self.affinity.features(x), scene.directions if self.affinity.normalise else scene.y
-        )
+    def affinities(self, x: Tensor, inputs: OperationInputs) -> Tensor:
+        """Return A [B,T,N,G]."""
+        y = inputs.directions if self.affinity.normalise else inputs.y
+        return self.affinity(self.affinity.features(x), y)
 
-    def attention(self, x: Tensor, scene: OperationInputs) -> Tensor:
-        """P [B,T,N,G]; rows sum to 1, cells in the padding of a narrower map get 0."""
-        return masked_softmax(self.scale * self.affinities(x, scene), scene.cells[:, None, None])
+    def attention(self, x: Tensor, inputs: OperationInputs) -> Tensor:
+        """Return P [B,T,N,G]; rows sum to 1, cells in the padding of a narrower map get 0."""
+        return masked_softmax(self.scale * self.affinities(x, inputs), inputs.cells[:, None, None])
 
-    def forward(self, x: Tensor, scene: OperationInputs) -> Tensor:
-        A, cells = self.affinities(x, scene), scene.cells[:, None, None]
+    def forward(self, x: Tensor, inputs: OperationInputs) -> Tensor:
+        A, cells = self.affinities(x, inputs), inputs.cells[:, None, None]
         P = masked_softmax(self.scale * A, cells)
-        told = torch.cat(
-            [P @ scene.y, A.masked_fill(~cells, 0) if self.raw else P], -1
-        )  # [B,T,N,C+G]
-        return activated(self.norm, self.linear(told))
+        second = A.masked_fill(~cells, 0) if self.raw else P
+        both = torch.cat([P @ inputs.y, second], -1)  # [B,T,N,C+G]
+        return activated(self.norm, self.linear(both))
 
 
 class Skip(Operation):
@@ -142,7 +146,7 @@ class Skip(Operation):
         super().__init__()
         self.drop = nn.Dropout(choices.skip_dropout)
 
-    def forward(self, x: Tensor, scene: OperationInputs) -> Tensor:
+    def forward(self, x: Tensor, inputs: OperationInputs) -> Tensor:
         return self.drop(x)
 
 
@@ -152,7 +156,7 @@ class Zero(Operation):
     def __init__(self, sizes: OperationSizes, choices: OperationChoices):
         super().__init__()
 
-    def forward(self, x: Tensor, scene: OperationInputs) -> Tensor:
+    def forward(self, x: Tensor, inputs: OperationInputs) -> Tensor:
         return torch.zeros_like(x)
 
 
@@ -162,17 +166,18 @@ class Chain(Operation):
     def __init__(self, operations: list[Operation]):
         super().__init__()
         self.operations = nn.ModuleList(operations)
-        self.reads = tuple(
-            dict.fromkeys(name for operation in operations for name in operation.reads)
-        )
+        reads = []
+        for operation in operations:
+            reads += operation.reads
+        self.reads = tuple(dict.fromkeys(reads))
 
-    def forward(self, x: Tensor, scene: OperationInputs) -> Tensor:
+    def forward(self, x: Tensor, inputs: OperationInputs) -> Tensor:
         for operation in self.operations:
-            x = operation(x, scene)
+            x = operation(x, inputs)
         return x
 
 
-KINDS = {
+OPERATIONS = {
     "none": Zero,
     "skip": Skip,
     "feat_aggr": FeatAggr,
@@ -184,19 +189,36 @@ KINDS = {
 
 
 def new_operation(name: str, sizes: OperationSizes, choices: OperationChoices) -> Operation:
-    """A fresh operation or combination of the two spaces, by name."""
+    """Build an operation or a combination.
+
+    Args:
+        name: a name of one of the two `SPACES`.
+        sizes: the sizes that it is built for.
+        choices: how it is computed.
+
+    Returns:
+        The operation with fresh weights.
+    """
     if name in COMBINATIONS:
         return Chain([new_operation(part, sizes, choices) for part in COMBINATIONS[name]])
-    return KINDS[name](sizes, choices)
+    return OPERATIONS[name](sizes, choices)
 
 
-def node_weights(operation: Operation, x: Tensor, scene: OperationInputs) -> Tensor | None:
-    """w [B,T,N] of the node attention that `operation` is, or ends with, on nodes x; None where
-    there is none.
+def node_weights(operation: Operation, x: Tensor, inputs: OperationInputs) -> Tensor | None:
+    """Compute the weights w of the node attention that an operation is, or ends with.
+
+    Args:
+        operation: a single operation or a combination.
+        x: [B,T,N,C], the nodes that enter it.
+        inputs: what it reads.
+
+    Returns:
+        [B,T,N], or None if the operation has no node attention.
     """
-    *before, last = operation.operations if isinstance(operation, Chain) else [operation]
+    parts = operation.operations if isinstance(operation, Chain) else [operation]
+    *before, last = parts
     if not isinstance(last, NodeAtt):
         return None
     for part in before:
-        x = part(x, scene)
-    return last.attention(x, scene)[..., 0]
+        x = part(x, inputs)
+    return last.attention(x, inputs)[..., 0]

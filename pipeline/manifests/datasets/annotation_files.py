@@ -1,5 +1,6 @@
-"""Official annotation files, found by name and read as text; whatever is wrong with one is a
-ManifestError of one line.
+"""Find official files by their names, and read them as text.
+
+Whatever is wrong with one of them is a ManifestError of one line.
 """
 
 import csv
@@ -12,53 +13,66 @@ from typing import Any
 
 from pipeline.files.regular_files import NotAFile, read_small
 from pipeline.manifests.manifest import ManifestError
-from pipeline.text import text_files as texts
+from pipeline.text import text_files
 
-MOST = 1 << 30  # bytes of an annotation file
+# Most bytes of an official file.
+MOST = 1 << 30
 
 
 def find(folder: str | Path, pattern: str, example: str) -> Path | None:
-    """The one file of `folder` whose whole name matches `pattern` (any case), None if there is
-    none.
+    """Find a file by its name.
 
-    ManifestError where several match, and where `folder` is none: `example` is the name that the
-    message gives.
+    Args:
+        folder: the folder of the official files.
+        pattern: regular expression that the whole name must match, in any case.
+        example: a name that matches, for messages.
+
+    Returns:
+        The one file that matches, or None.
+
+    Raises:
+        ManifestError: several match, or there is no such folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ManifestError(
             f"{folder}: expected the folder of the official annotation files (such as {example}); "
-            f"found no folder"
+            "found no folder"
         )
     matching = re.compile(pattern, re.IGNORECASE)
-    found = sorted(path for path in folder.iterdir() if matching.fullmatch(path.name))
+    found = []
+    for path in folder.iterdir():
+        if matching.fullmatch(path.name):
+            found.append(path)
     if len(found) > 1:
-        names = ", ".join(path.name for path in found)
+        names = ", ".join(sorted(path.name for path in found))
         raise ManifestError(
             f"{folder}: expected one file such as {example}, found {names}; leave one of them in "
-            f"the folder"
+            "the folder"
         )
     return found[0] if found else None
 
 
 def require(folder: str | Path, pattern: str, example: str) -> Path:
-    """`find`, but ManifestError if there is none."""
-    if (path := find(folder, pattern, example)) is None:
+    """Find a file by its name, as `find` does. ManifestError if there is none."""
+    path = find(folder, pattern, example)
+    if path is None:
         raise ManifestError(
             f"{folder}: no file such as {example} in it; download it, or name the folder that "
-            f"holds it"
+            "holds it"
         )
     return path
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, with or without the mark that spreadsheets put before it."""
+    """Read a UTF-8 file, with or without the mark that spreadsheets put before it."""
     try:
-        return texts.decoded(read_small(path, MOST), path)
+        return text_files.decoded(read_small(path, MOST), path)
     except NotAFile as error:
         raise ManifestError(f"{path}: {error.strerror}") from None
     except ValueError as error:
-        raise ManifestError(f"{str(error).partition(';')[0]}; download the file again") from None
+        problem = str(error).partition(";")[0]
+        raise ManifestError(f"{problem}; download the file again") from None
     except OSError as error:
         raise ManifestError(
             f"{path}: cannot be read ({error.strerror}); expected an official annotation file"
@@ -66,23 +80,33 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number, text without blanks at its ends) of the lines that are not blank."""
+    """Yield (line number, text without blanks at its ends) of the lines that are not blank."""
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if line.strip():
             yield number, line.strip()
 
 
 def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, cells by column) of every row of a CSV file with a header, which must name
-    `columns`.
+    """Read the rows of a CSV file with a header.
+
+    Args:
+        path: the file.
+        columns: names that the header must contain.
+
+    Yields:
+        (line number, cells by column).
+
+    Raises:
+        ManifestError: it is not CSV, a column is missing, or a row has another length.
     """
     text = read_text(path)
     reader = csv.reader(io.StringIO(text, newline=""))
     try:
         header = [name.strip() for name in next(reader, [])]
-        if missing := [name for name in columns if name not in header]:
-            other = texts.other_separator(text.partition("\n")[0], columns)
-            advice = f" ({texts.separator_advice(other)})" if other else ""
+        missing = [name for name in columns if name not in header]
+        if missing:
+            separator = text_files.other_separator(text.partition("\n")[0], columns)
+            advice = f" ({text_files.separator_advice(separator)})" if separator else ""
             raise ManifestError(
                 f"{path}, line 1: no column {missing[0]}{advice}; expected the official header, "
                 f"with {','.join(columns)}"
@@ -93,7 +117,7 @@ def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict
             if len(cells) != len(header):
                 raise ManifestError(
                     f"{path}, line {reader.line_num}: {len(cells)} cells, expected {len(header)}; "
-                    f"download it again"
+                    "download it again"
                 )
             yield reader.line_num, dict(zip(header, cells, strict=True))
     except csv.Error as error:
@@ -103,26 +127,46 @@ def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict
 
 
 def read_json(path: Path, kind: type) -> Any:
-    """A JSON file that holds a list or an object (`kind` list or dict)."""
+    """Read a JSON file.
+
+    Args:
+        path: the file.
+        kind: what it must hold at its top, `list` or `dict`.
+
+    Raises:
+        ManifestError: it is not JSON, or holds something else.
+    """
     try:
         value = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = str(error) if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        raise ManifestError(f"{path}: not JSON ({reason}); download the file again") from None
+    except json.JSONDecodeError as error:
+        raise ManifestError(f"{path}: not JSON ({error}); download the file again") from None
+    except RecursionError:
+        raise ManifestError(
+            f"{path}: not JSON (nested too deeply); download the file again"
+        ) from None
     if not isinstance(value, kind):
         expected = {list: "a list", dict: "an object"}[kind]
+        got = type(value).__name__
         raise ManifestError(
-            f"{path}: expected {expected} at its top, got {type(value).__name__}; is it the "
-            f"official file?"
+            f"{path}: expected {expected} at its top, got {got}; is it the official file?"
         )
     return value
 
 
 def text_of(item: Any, key: str, path: Path, position: int) -> str:
-    """item[key] as text; ManifestError, with the place in the list, if the item is no object or has
-    no such text.
+    """Return a text, or a whole number as text, from an entry of a list.
+
+    Args:
+        item: the entry.
+        key: the key of the text.
+        path: the list's file, for messages.
+        position: the entry's place in the list, from 0.
+
+    Raises:
+        ManifestError: the entry is not an object, or has no such text.
     """
     value = item.get(key) if isinstance(item, dict) else None
+    # Some lists write ids as numbers. True is an int too, but no id.
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value:
@@ -132,13 +176,11 @@ def text_of(item: Any, key: str, path: Path, position: int) -> str:
 
 
 def whole_of(item: Any, key: str, path: Path, position: int) -> int:
-    """item[key] as a whole number from 0; ManifestError, with the place in the list, otherwise."""
+    """Return a whole number from 0 from an entry of a list; arguments as for `text_of`."""
     value = item.get(key) if isinstance(item, dict) else None
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ManifestError(
-            f"{path}, entry {position + 1}: expected a whole number from 0 under {key!r}, got "
-            f"{_short(value)}"
-        )
+        expected = f"expected a whole number from 0 under {key!r}"
+        raise ManifestError(f"{path}, entry {position + 1}: {expected}, got {_short(value)}")
     return value
 
 

@@ -1,15 +1,13 @@
-"""A dataset's entries and its videos -> the manifest, its class list, and the lists for mirrored
-views.
-"""
+"""Write the manifest of a data set, its class list, and the lists for mirrored views."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.files.atomic_files import write_text
-from pipeline.manifests.datasets import Dataset, DatasetClip, mirrored_pairs, protected
-from pipeline.manifests.datasets.video_folders import choose, find_media
+from pipeline.manifests.datasets.dataset import Dataset, DatasetClip, mirrored_pairs, protected
+from pipeline.manifests.datasets.video_folders import Media, choose, find_media
 from pipeline.manifests.manifest import Manifest, ManifestError, write_manifest
 
 
@@ -17,10 +15,13 @@ from pipeline.manifests.manifest import Manifest, ManifestError, write_manifest
 class WrittenManifest:
     """What was written.
 
-    `missing`: ids whose video is not there, left out of the manifest. `classes`: the class list
-    (`data.class_list` of a recipe). `protect`, `swap`: files for `extract --flip-protect` and
-    `train --set data.swap_on_flip`, None where no class names a side. `root`: the folder that paths
-    start from, None where it is the manifest's own.
+    Attributes:
+        manifest: the manifest as read back.
+        missing: ids of clips without a video, which the manifest leaves out.
+        classes: the file of the class list (`data.class_list` of a recipe).
+        protect: the file for `extract --flip-protect`; None if no class names a side.
+        swap: the file for `train --set data.swap_on_flip`; None if no class names a side.
+        root: the folder that paths start from; None if it is the manifest's own.
     """
 
     manifest: Manifest
@@ -31,6 +32,16 @@ class WrittenManifest:
     root: Path | None
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A clip whose video was found."""
+
+    entry: DatasetClip
+    media: Media
+    start: float | None
+    end: float | None
+
+
 def write_dataset(
     data: Dataset,
     videos: str | Path,
@@ -38,65 +49,90 @@ def write_dataset(
     order: str = "official",
     allow_missing: bool = False,
 ) -> WrittenManifest:
-    """Writes `out` with a row for every entry whose video is below `videos`, and the lists beside
-    it.
+    """Write a manifest with a row for every clip whose video is found, and the lists beside it.
 
-    Nothing is written, and ManifestError says which, if a video is missing (unless `allow_missing`)
-    or all are.
+    Args:
+        data: what the official files say.
+        videos: the folder of the videos.
+        out: the manifest's file; the lists get its name with other endings.
+        order: "official" or "alphabetical" order of the classes in the list.
+        allow_missing: leave clips without a video out.
+
+    Raises:
+        ManifestError: a video is missing (without `allow_missing`), or all are. Nothing is
+            written.
     """
     classes, out, videos = data.in_order(order), Path(out), Path(videos)
     sides = protected(classes)
-    if unfit := [name for name in sides if "," in name]:
-        raise ManifestError(
-            f"class {unfit[0]!r}: expected no comma in the name of a class that has a left and a "
-            f"right"
-        )
-    found = find_media(videos, {name for entry in data.entries for name in entry.names}, data.depth)
-    there, missing = [], []
-    for entry in data.entries:
-        place = choose(entry, found, videos)
-        if place:
-            there.append((entry, place))
-        else:
-            missing.append(entry.clip)
-    if missing and not there:
+    # --flip-protect takes names separated by commas.
+    for name in sides:
+        if "," in name:
+            raise ManifestError(
+                f"class {name!r}: expected no comma in the name of a class that has a left and a "
+                "right"
+            )
+
+    rows, missing = _find_videos(data, videos)
+    if missing and not rows:
         raise ManifestError(
             f"{videos}: none of the {len(missing):,} clips is there; expected each {data.layout} "
             f"({missing[0]})"
         )
     if missing and not allow_missing:
-        raise ManifestError(
-            f"{about_missing(missing, len(data.entries), videos)}; pass --allow-missing to leave "
-            f"them out"
-        )
+        about = about_missing(missing, len(data.entries), videos)
+        raise ManifestError(f"{about}; pass --allow-missing to leave them out")
+
+    # The manifest comes first: it is the only step that can still refuse something.
     start, root = _start(videos, out)
-    manifest = write_manifest(out, _rows(data, there, start))
-    return WrittenManifest(
-        manifest,
-        tuple(missing),
-        _write(out.with_suffix(".classes.txt"), "".join(f"{name}\n" for name in classes)),
-        _write(out.with_suffix(".flip-protect.txt"), ",".join(sides) + "\n") if sides else None,
-        _write(out.with_suffix(".swap-on-flip.txt"), json.dumps(mirrored_pairs(classes)) + "\n")
-        if sides
-        else None,
-        root,
-    )
+    manifest = write_manifest(out, _cells(data, rows, start))
+
+    class_list = out.with_suffix(".classes.txt")
+    write_text(class_list, "".join(f"{name}\n" for name in classes))
+    protect, swap = None, None
+    if sides:
+        protect, swap = out.with_suffix(".flip-protect.txt"), out.with_suffix(".swap-on-flip.txt")
+        write_text(protect, ",".join(sides) + "\n")
+        write_text(swap, json.dumps(mirrored_pairs(classes)) + "\n")
+    return WrittenManifest(manifest, tuple(missing), class_list, protect, swap, root)
 
 
-def about_missing(
-    missing: list[str] | tuple[str, ...], total: int, where: Path, what: str = "video"
-) -> str:
-    """How many clips have no video (or what else is looked for in `where`), and the first few of
-    them.
+def about_missing(missing: Collection[str], total: int, where: Path, what: str = "video") -> str:
+    """Say how many clips lack a file, and the first few of them.
+
+    Args:
+        missing: ids of the clips.
+        total: how many clips there are.
+        where: the folder or file that was searched.
+        what: what was searched for.
     """
+    first = ", ".join(list(missing)[:3])
     more = f" and {len(missing) - 3:,} more" if len(missing) > 3 else ""
-    return f"{where}: {len(missing):,} of {total:,} clips have no {what} there: {', '.join(missing[:3])}{more}"
+    return f"{where}: {len(missing):,} of {total:,} clips have no {what} there: {first}{more}"
+
+
+def _find_videos(data: Dataset, videos: Path) -> tuple[list[_Row], list[str]]:
+    """Return (clips with a video, ids of clips without)."""
+    wanted = set()
+    for entry in data.entries:
+        wanted.update(entry.names)
+    found = find_media(videos, wanted, data.depth)
+
+    rows, missing = [], []
+    for entry in data.entries:
+        chosen = choose(entry, found, videos)
+        if chosen is None:
+            missing.append(entry.clip)
+            continue
+        name, media = chosen
+        # A file with the first of several names was cut to the clip already (Kinetics).
+        is_cut_out = len(entry.names) > 1 and name == entry.names[0]
+        start, end = (None, None) if is_cut_out else (entry.start, entry.end)
+        rows.append(_Row(entry, media, start, end))
+    return rows, missing
 
 
 def _start(videos: Path, out: Path) -> tuple[str, Path | None]:
-    """What paths begin with, and the root to name where the videos do not lie below the manifest's
-    folder.
-    """
+    """Return what paths begin with, and the root if it is not the manifest's own folder."""
     inner, beside = videos.resolve(), out.resolve().parent
     if not inner.is_relative_to(beside):
         return "", inner
@@ -104,41 +140,23 @@ def _start(videos: Path, out: Path) -> tuple[str, Path | None]:
     return ("" if start == "." else start + "/"), None
 
 
-def _rows(
-    data: Dataset, there: list[tuple[DatasetClip, tuple[str, str, bool]]], start: str
-) -> Iterator[dict[str, object]]:
-    """Rows with the same columns: times and the frame rate of folders only where some row has
-    them.
+def _cells(data: Dataset, rows: list[_Row], start: str) -> Iterator[dict[str, object]]:
+    """Yield rows with the same columns.
+
+    Times, and the frame rate of folders of frames, are columns only if some row has them.
     """
-    spans = [_span(entry, name) for entry, (name, _, _) in there]
-    times, folders = (
-        any(span != (None, None) for span in spans),
-        any(frames for _, (_, _, frames) in there),
-    )
-    rate = f"{data.fps:g}" if data.fps else ""
-    for (entry, (_, path, frames)), span in zip(there, spans, strict=True):
-        row = {
+    has_times = any(row.start is not None or row.end is not None for row in rows)
+    has_fps = bool(data.fps) and any(row.media.is_folder for row in rows)
+    for row in rows:
+        entry = row.entry
+        cells = {
             "clip": entry.clip,
-            "path": start + path,
+            "path": start + row.media.path,
             "split": entry.split,
             "label": list(entry.labels),
         }
-        if times:
-            row |= {"start": span[0], "end": span[1]}
-        if folders and rate:
-            row["fps"] = rate if frames else ""
-        yield {**row, **entry.extra}
-
-
-def _span(entry: DatasetClip, name: str) -> tuple[float | None, float | None]:
-    """Seconds of the clip in its file: none where the file is called like a clip that was cut out
-    (Kinetics).
-    """
-    cut_out = len(entry.names) > 1 and name == entry.names[0]
-    return (None, None) if cut_out else (entry.start, entry.end)
-
-
-def _write(path: Path, text: str) -> Path:
-    """Writes a text file that appears whole or not at all."""
-    write_text(path, text)
-    return path
+        if has_times:
+            cells |= {"start": row.start, "end": row.end}
+        if has_fps:
+            cells["fps"] = f"{data.fps:g}" if row.media.is_folder else ""
+        yield {**cells, **entry.extra}

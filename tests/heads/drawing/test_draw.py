@@ -19,11 +19,11 @@ from heads.drawing.canvas import (
     FRONT,
     PAPER,
     Canvas,
-    Place,
+    FrameRect,
     colour_of,
-    heated,
+    heat_overlay,
     legible,
-    shortened,
+    shorten,
     text_width,
 )
 from heads.drawing.draw import WHAT, Style, draw_view
@@ -45,7 +45,8 @@ from tests.support.tiny_videos import run, write_csv
 
 HEIGHT, WIDTH, LENGTH, SIDE = 64, 96, 8, 24  # pixels, frames, pixels
 RED = (250, 40, 40)
-PLACE = Place(20, 10, 200, 100)
+RECT = FrameRect(20, 10, 200, 100)
+HERE, NEXT = FrameRect(0, 0, 100, 100), FrameRect(200, 0, 100, 100)
 LABEL = "手を 振る, \u202eabc\u202c 'é'"
 
 
@@ -117,7 +118,7 @@ def painted(canvas: Canvas, colour) -> np.ndarray:
 
 def on_paper(section, t: int) -> Canvas:
     canvas = Canvas(300, 130)
-    section.paint(canvas, PLACE, t)
+    section.paint(canvas, RECT, t)
     return canvas
 
 
@@ -125,26 +126,21 @@ def test_boxes_lie_on_the_object_in_every_view_mirrored_or_not(folder):
     cache, seen = Cache(folder / "cache"), []
     for clip in ("one", "two", "three"):
         for group, view in (*(("train", view) for view in range(6)), ("test", 0)):
-            shown = draw_view(cache, clip, group=group, view=view).shown
-            assert not shown.missing
-            for t, at in enumerate(shown.steps):
-                if (
-                    shown.valid[t].sum() == 2
-                    and shown.boxes[t, 0].min() > 0.02
-                    and shown.boxes[t, 0].max() < 0.98
-                ):
-                    np.testing.assert_allclose(
-                        red_part(shown.images[at]), shown.boxes[t, 0], atol=0.04
-                    )
-                    seen.append(shown.flip)
+            content = draw_view(cache, clip, group=group, view=view).view
+            assert not content.missing
+            for t, at in enumerate(content.steps):
+                box = content.boxes[t, 0]
+                if content.valid[t].sum() == 2 and box.min() > 0.02 and box.max() < 0.98:
+                    np.testing.assert_allclose(red_part(content.images[at]), box, atol=0.04)
+                    seen.append(content.flip)
     assert min(seen.count(False), seen.count(True)) > 4
 
 
 def test_an_outline_is_drawn_at_its_box(folder):
     drawing = draw_view(folder / "cache", "one", group="test", what=["boxes"])
-    shown, canvas = drawing.shown, on_paper(drawing.sections[0], 2)
+    view, canvas = drawing.view, on_paper(drawing.sections[0], 2)
     for i in (0, 1):
-        x1, _, x2, y2 = PLACE.rectangle(shown.boxes[2, i])
+        x1, _, x2, y2 = RECT.rectangle(view.boxes[2, i])
         at = painted(canvas, colour_of(i))
         np.testing.assert_allclose(at.max(0), (y2, x2), atol=2)
         np.testing.assert_allclose(at[:, 1].min(), x1, atol=2)
@@ -153,17 +149,16 @@ def test_an_outline_is_drawn_at_its_box(folder):
 
 def test_edges_join_the_centres_of_boxes_that_overlap(folder):
     drawing = draw_view(folder / "cache", "one", group="test", what=["edges"])
-    shown, (section,) = drawing.shown, drawing.sections
-    here, there = Place(0, 0, 100, 100), Place(200, 0, 100, 100)
+    view, (section,) = drawing.view, drawing.sections
     canvas = Canvas(300, 100)
-    section.join(canvas, here, there, 3, False)
+    section.join(canvas, HERE, NEXT, 3, False)
     front, _ = front_back(
-        torch.from_numpy(shown.fields["iou"])[None], torch.from_numpy(shown.valid)[None]
+        torch.from_numpy(view.fields["iou"])[None], torch.from_numpy(view.valid)[None]
     )
     joined = {tuple(pair) for pair in np.argwhere(front[0, 3].numpy() > 0.25).tolist()}
     assert joined == {(0, 0), (1, 1)}
     for i in (0, 1):
-        start, end = here.centre(shown.boxes[3, i]), there.centre(shown.boxes[4, i])
+        start, end = HERE.centre(view.boxes[3, i]), NEXT.centre(view.boxes[4, i])
         for colour in (FRONT, BACK):
             at = painted(canvas, colour)
             line = at[np.abs(at[:, 0] - (start[1] + end[1]) / 2) < 8]
@@ -174,12 +169,10 @@ def test_edges_join_the_centres_of_boxes_that_overlap(folder):
 
 def test_only_edges_of_some_weight_are_drawn(folder):
     graphs = tuple(np.full((7, 3, 3), 0.5, np.float32) for _ in range(2))
-    shown = draw_view(folder / "cache", "one", group="test").shown
+    view = draw_view(folder / "cache", "one", group="test").view
     for least, drawn in ((0.4, True), (0.6, False)):
         canvas = Canvas(300, 100)
-        draw_sections.edges(shown, graphs, least, True).join(
-            canvas, Place(0, 0, 100, 100), Place(200, 0, 100, 100), 0, True
-        )
+        draw_sections.edges(view, graphs, least, True).join(canvas, HERE, NEXT, 0, True)
         assert bool(len(painted(canvas, FRONT))) == drawn
 
 
@@ -205,7 +198,9 @@ def test_weights_are_written_beside_edges(folder, monkeypatch):
     join = drawing.sections[0].join
     written = labels_of(
         monkeypatch,
-        lambda: join(Canvas(300, 100), Place(0, 0, 100, 100), Place(200, 0, 100, 100), 0, True),
+        lambda: join(
+            Canvas(300, 100), FrameRect(0, 0, 100, 100), FrameRect(200, 0, 100, 100), 0, True
+        ),
     )
     assert sorted(written) == ["0>0: 1.0", "0>0: 1.0", "1>1: 1.0", "1>1: 1.0"]
 
@@ -213,7 +208,7 @@ def test_weights_are_written_beside_edges(folder, monkeypatch):
 def test_many_weights_stay_beside_their_frame():
     canvas = Canvas(300, 140)
     draw_sections._weights(
-        canvas, Place(0, 20, 100, 100), 110, [(110, k / 20, "0>1") for k in range(20)], FRONT
+        canvas, FrameRect(0, 20, 100, 100), 110, [(110, k / 20, "0>1") for k in range(20)], FRONT
     )
     rows = painted(canvas, FRONT)[:, 0]
     assert rows.min() >= 20 - 1
@@ -227,8 +222,8 @@ def test_graphs_that_are_not_stored_are_computed(folder):
         "style": Style(neighbours=3, height=60),
     }
     stored, computed = (draw_view(folder / name, "one", **how) for name in ("cache", "plain"))
-    assert "similar" in stored.shown.fields
-    assert "similar" not in computed.shown.fields
+    assert "similar" in stored.view.fields
+    assert "similar" not in computed.view.fields
     assert stored.picture().tobytes() == computed.picture().tobytes()
 
 
@@ -249,8 +244,8 @@ def test_heat_is_hottest_where_the_map_is_largest():
         bright = np.asarray(section.backdrop(t, frame)).astype(int).sum(-1)
         peak = np.argwhere(bright == bright.max()).mean(0)
         np.testing.assert_allclose(peak, (y * 20, x * 20), atol=10)
-    assert np.asarray(heated(frame, np.zeros((2, 2)))).std() == pytest.approx(
-        np.asarray(heated(frame, np.zeros((2, 2))))[0, 0].std()
+    assert np.asarray(heat_overlay(frame, np.zeros((2, 2)))).std() == pytest.approx(
+        np.asarray(heat_overlay(frame, np.zeros((2, 2))))[0, 0].std()
     )
 
 
@@ -258,7 +253,7 @@ def test_a_region_is_outlined_around_its_kernel():
     kernels = np.zeros((1, 9, 5, 10), np.float32)
     kernels[0, 3, 1:4, 6:9] = [[0.2, 0.4, 0.2], [0.4, 1, 0.4], [0.2, 0.4, 0.2]]
     at = painted(on_paper(draw_maps.regions(kernels, "regions"), 7), colour_of(3))
-    np.testing.assert_allclose(at.mean(0), PLACE.at(7.5 / 10, 2.5 / 5)[::-1], atol=5)
+    np.testing.assert_allclose(at.mean(0), RECT.at(7.5 / 10, 2.5 / 5)[::-1], atol=5)
 
 
 def test_a_region_s_box_is_where_its_kernel_has_half_its_height():
@@ -278,7 +273,7 @@ def test_a_grid_node_that_sends_more_has_a_larger_disc():
     weights[:, 3, 0], weights[:, 3, 8], weights[:, 5, 4] = 1, 0.2, 1
     at = painted(on_paper(draw_maps.grid(weights, 3, "grid"), 0), colour_of(1))
     first, last, middle = (
-        ((np.abs(at - np.array(PLACE.at(u, u)[::-1])) < 14).all(1)).sum()
+        ((np.abs(at - np.array(RECT.at(u, u)[::-1])) < 14).all(1)).sum()
         for u in (1 / 6, 5 / 6, 1 / 2)
     )
     assert first > last > middle
@@ -287,10 +282,10 @@ def test_a_grid_node_that_sends_more_has_a_larger_disc():
 def test_without_the_video_the_boxes_are_on_grey_and_it_is_said(folder, tmp_path):
     drawing = draw_view(folder / "cache", "one", root=tmp_path)
     assert "no such file" in drawing.missing
-    assert drawing.shown.images[0].getextrema() == ((205, 205),) * 2 + ((210, 210),)
+    assert drawing.view.images[0].getextrema() == ((205, 205),) * 2 + ((210, 210),)
     same = draw_view(folder / "cache", "one")
-    assert np.array_equal(drawing.shown.boxes, same.shown.boxes)
-    assert drawing.shown.images[0].size == same.shown.images[0].size
+    assert np.array_equal(drawing.view.boxes, same.view.boxes)
+    assert drawing.view.images[0].size == same.view.images[0].size
     assert drawing.picture().size[0] == same.picture().size[0]
 
 
@@ -412,7 +407,7 @@ def test_any_text_can_be_drawn(text):
     canvas = Canvas(200, 40)
     canvas.text((2, 2), text, 12)
     assert (np.asarray(canvas.finished()) != PAPER).any() == bool(text)
-    assert text_width(shortened(text * 30, 12, 60), 12) <= 60
+    assert text_width(shorten(text * 30, 12, 60), 12) <= 60
 
 
 def test_what_no_font_has_is_written_as_its_code():
@@ -422,7 +417,7 @@ def test_what_no_font_has_is_written_as_its_code():
 
 def test_labels_in_any_script_are_drawn(folder):
     drawing = draw_view(folder / "cache", "two")
-    assert drawing.shown.clip.labels == (LABEL,)
+    assert drawing.view.clip.labels == (LABEL,)
     assert drawing.picture().width > 100
 
 
@@ -430,10 +425,10 @@ def test_every_operation_of_a_structure_is_named_with_its_weight(monkeypatch):
     space, edges = ("none", "skip", "comb1"), ((0, 1), (0, 2), (1, 2))
     weights = np.array([[[0.1, 0.2, 0.7], [0.8, 0.1, 0.1], [0.2, 0.6, 0.2]]], np.float32)
     maps = {"structure": weights.argmax(-1), "weights": weights}
-    told = HeadResult(
+    result = HeadResult(
         "run", "gos", "best", ("a", "b"), np.array([0.2, 0.8]), "softmax", maps, None, space, edges
     )
-    assert labels_of(monkeypatch, lambda: structure(told)) == [
+    assert labels_of(monkeypatch, lambda: structure(result)) == [
         "comb1 0.70",
         "none 0.80",
         "skip 0.60",

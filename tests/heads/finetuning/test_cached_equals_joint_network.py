@@ -1,9 +1,8 @@
-"""Every head that can be trained from a cache gives the logits that its network gives on the frames
-themselves.
+"""Every head gives the same logits from a cache as its network gives from the frames.
 
 Cached: real videos through `extract` (frozen network, folded batch norms), the HDF5 file, `Cache`,
-and what training reads. Live: the frames that the row names, cut and mirrored here by hand, through
-the unfrozen network in evaluation mode, with torchvision's RoIAlign; heads that live inside a
+and what training reads. Live: the frames that the row names, cropped and mirrored here by hand,
+through the unfrozen network in evaluation mode, with torchvision's RoIAlign. Heads that continue a
 backbone are run as one whole network with their modules in it.
 """
 
@@ -34,11 +33,9 @@ from pipeline.views.sampling import Sampling
 from tests.support.tiny_backbone import lively, relative, tiny
 
 CLASSES = 5
-LENGTH, SIZES = (
-    48,
-    {"wide": (150, 200), "high": (180, 140)},
-)  # frames; height and width of each video, pixels
-# boxes stored per step, one more than are annotated; the last of those lies outside many crops
+# Frames, and height and width, of each video.
+LENGTH, SIZES = 48, {"wide": (150, 200), "high": (180, 140)}
+# Boxes stored per step: one more than are annotated. The last of those lies outside many crops.
 BOXES = 4
 
 
@@ -100,10 +97,10 @@ class Row:
     head: str
     options: dict = field(default_factory=dict)
     inside: bool = False  # whether it continues the world's backbone
-    gain: float = (
-        1.0  # of the head's random weights, where 1 would saturate a softmax or leave ReLUs dead
-    )
-    one_size: bool = False  # whether it refuses test views of another size than the training views'
+    # Of the head's random weights, where 1 would saturate a softmax or leave ReLUs dead.
+    gain: float = 1.0
+    # Whether it refuses test views of another size than the training views'.
+    one_size: bool = False
 
 
 SYNC_MNIST = {
@@ -225,11 +222,11 @@ def make(videos, tmp_path_factory):
             world, folder = WORLDS[name], tmp_path_factory.mktemp(name)
             network = tiny(world.backbone, **world.options)
             for module in network.modules():
-                if isinstance(
-                    module, ESPNet
-                ):  # its product with the map would make the features of random weights explode
+                # Its product with the map would make the features of random weights explode.
+                if isinstance(module, ESPNet):
                     module.fc.weight.data.mul_(0.05)
             torch.save(network.state_dict(), folder / "weights.pth")
+            boxes = {"file": str(videos / "boxes.csv"), "num_boxes": BOXES}
             config = ExtractConfig(
                 backbone=world.backbone,
                 backbone_options=world.options,
@@ -244,9 +241,7 @@ def make(videos, tmp_path_factory):
                     **world.sampling,
                 ),
                 proposals="grid" if world.cells else "annotations",
-                proposal_options={}
-                if world.cells
-                else {"file": str(videos / "boxes.csv"), "num_boxes": BOXES},
+                proposal_options={} if world.cells else boxes,
                 roi_pool="area" if world.cells else "max",
                 dtype=dtype,
             )
@@ -273,11 +268,10 @@ def new_head(row: Row, made: Made):
     """
     torch.manual_seed(3)
     world = made.world
-    inside = (
-        {"backbone": world.backbone, "backbone_options": world.options, "weights": made.weights}
-        if row.inside
-        else {}
-    )
+    inside = {}
+    if row.inside:
+        inside = {"backbone": world.backbone, "backbone_options": world.options}
+        inside["weights"] = made.weights
     head = build_head(row.head, cache_dims(made.cache), CLASSES, **row.options, **inside).eval()
     own = [
         (name, m)
@@ -346,10 +340,8 @@ def live_logits(head, row: Row, made: Made, group: str, number: int, **wrong) ->
         key = (group, number, wrong.get("mirror_frames", True))
         if key not in made.maps:
             made.maps[key] = made.network.maps(made.network.prepare(frames), made.network.cuts())
-        fields = {cut: fmap.transpose(1, 2) for cut, fmap in made.maps[key].items()} | {
-            "boxes": boxes,
-            "valid": valid,
-        }
+        fields = {cut: fmap.transpose(1, 2) for cut, fmap in made.maps[key].items()}
+        fields |= {"boxes": boxes, "valid": valid}
         last = made.maps[key][made.network.last]
         nodes = cells_of(last) if made.world.cells else nodes_of(last, boxes, valid)
         fields |= {"pooled": last.mean((3, 4)).transpose(1, 2), "nodes": nodes}
@@ -396,9 +388,8 @@ def views_of(row: Row, made: Made) -> list[tuple[str, int]]:
 @torch.no_grad()
 def cached_logits(head, made: Made, group: str, number: int) -> torch.Tensor:
     rows = made.cache[group]
-    return head(
-        clips_of(rows.batch([number], fields=fields_for(head, rows)), dtype=torch.float32)
-    ).logits
+    batch = rows.batch([number], fields=fields_for(head, rows))
+    return head(clips_of(batch, dtype=torch.float32)).logits
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -408,10 +399,8 @@ def test_logits_from_the_cache_equal_logits_from_the_frames(name, make):
     made, rounded = make(row.world), make(row.world, "float16")
     head, differs = head_of(name, made), 0.0
     for group, number in views_of(row, made):
-        live, exact = (
-            live_logits(head, row, made, group, number),
-            cached_logits(head, made, group, number),
-        )
+        live = live_logits(head, row, made, group, number)
+        exact = cached_logits(head, made, group, number)
         rough = cached_logits(head, rounded, group, number)
         assert relative(exact, live) < 1e-5
         assert relative(rough, live) < 2e-3

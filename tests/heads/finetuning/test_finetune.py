@@ -1,6 +1,4 @@
-"""Training from frames: what moves, that live equals cached, that a run may be killed anywhere, and
-several processes.
-"""
+"""Training from frames: which weights move, stopping and continuing, several processes."""
 
 import json
 import os
@@ -17,7 +15,7 @@ from torch import nn
 
 import heads.finetuning.finetune
 from heads.config.recipe import recipe_from
-from heads.finetuning.data_parallel import ProcessGroup, joined
+from heads.finetuning.data_parallel import ProcessGroup, join_processes
 from heads.finetuning.end_to_end import train_frames
 from heads.finetuning.frame_training import FrameRunOptions, new_network, part_of_clips
 from heads.finetuning.joint_network import joint_dims
@@ -31,8 +29,10 @@ LENGTH, SIDE = 4, 32
 
 
 class Videos:
-    """A source in memory: noise whose brightness tells the label. `gone`: clips that cannot be had;
-    `stop_at`: raises before it gives out so many training mini-batches."""
+    """A source in memory: noise whose brightness tells the label.
+
+    `gone`: clips that cannot be decoded; `stop_at`: training mini-batches before it raises.
+    """
 
     def __init__(self, clips: int = 10, gone: tuple[str, ...] = (), stop_at: int | None = None):
         self.parts, self.gone, self.left = {}, gone, stop_at
@@ -50,16 +50,11 @@ class Videos:
                 if self.left < 0:
                     raise KeyboardInterrupt
             at = [k for k, row in enumerate(rows) if part.group.clips[row] not in self.gone]
-            yield (
-                [
-                    (
-                        Clips(frames=torch.stack([self._frames(split, int(rows[k])) for k in at])),
-                        np.array(at),
-                    )
-                ]
-                if at
-                else []
-            )
+            if not at:
+                yield []
+                continue
+            frames = torch.stack([self._frames(split, int(rows[k])) for k in at])
+            yield [(Clips(frames=frames), np.array(at))]
 
     def _frames(self, split, row):
         rng = np.random.default_rng([len(split), row])
@@ -95,12 +90,11 @@ def network(recipe_, name="tsm_r18", **options):
     return new_network(recipe_.of(phase), backbone, dims, len(CLASSES), 0, phase.frames)
 
 
-def run(recipe_, folder, source=None, how=None, net=None, **more):
-    how = replace(how or FrameRunOptions(), tensorboard=False)
+def run(recipe_, folder, source=None, options=None, net=None, **more):
+    options = replace(options or FrameRunOptions(), tensorboard=False)
     net = net or network(recipe_)
-    return train_frames(
-        recipe_, folder, net, source or Videos(), CLASSES, how, **{"say": lambda line: None, **more}
-    )
+    more = {"say": lambda line: None, **more}
+    return train_frames(recipe_, folder, net, source or Videos(), CLASSES, options, **more)
 
 
 def weights(folder, name="last"):
@@ -225,7 +219,7 @@ def test_a_head_that_continues_a_map_and_the_part_below_are_the_whole_network(tm
 def test_activations_that_are_computed_twice_change_nothing(tmp_path):
     """Weights and batch norms' statistics, which must not count a mini-batch twice."""
     for name, checkpointing in (("kept", False), ("twice", True)):
-        run(recipe(), tmp_path / name, how=FrameRunOptions(checkpointing=checkpointing))
+        run(recipe(), tmp_path / name, options=FrameRunOptions(checkpointing=checkpointing))
     assert same(weights(tmp_path / "kept"), weights(tmp_path / "twice"))
 
 
@@ -279,9 +273,8 @@ def test_a_phase_of_other_options_than_its_run_is_told_where_to_start_from(tmp_p
         match=r"lr is 0.05 there, 0.1 here\): choose another folder \(--name\) with --start ",
     ) as error:
         run(other, tmp_path, phase="joint")
-    assert "--no-resume" not in str(
-        error.value
-    )  # which would be refused, since the phase starts from what is there
+    # It would be refused, since the phase starts from what is there.
+    assert "--no-resume" not in str(error.value)
 
 
 def deciding(recipe_):
@@ -312,12 +305,12 @@ def test_a_run_that_was_killed_and_resumed_gives_the_weights_of_one_that_was_not
     """Inside an epoch too: three mini-batches an epoch, a checkpoint after every second one;
     dropout, momentum, batch norms.
     """
-    how = FrameRunOptions(checkpoint_every=2)
-    run(recipe(), tmp_path / "whole", how=how)
+    options = FrameRunOptions(checkpoint_every=2)
+    run(recipe(), tmp_path / "whole", options=options)
     with pytest.raises(KeyboardInterrupt):
-        run(recipe(), tmp_path / "killed", Videos(stop_at=stop_at), how)
+        run(recipe(), tmp_path / "killed", Videos(stop_at=stop_at), options)
     lines = []
-    run(recipe(), tmp_path / "killed", how=how, say=lines.append)
+    run(recipe(), tmp_path / "killed", options=options, say=lines.append)
     assert stop_at == 1 or "continued after epoch" in lines[0]
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
     whole, killed = (
@@ -349,7 +342,7 @@ def test_starting_a_phase_over_never_removes_what_it_starts_from(tmp_path):
         with pytest.raises(
             ValueError, match="starting over would remove it, and phase joint needs it"
         ):
-            run(whole, tmp_path, how=again, phase="joint")
+            run(whole, tmp_path, options=again, phase="joint")
         assert (tmp_path / "backbone.pt").exists()
 
 
@@ -370,7 +363,7 @@ def train_in_two(folder):
     """One of two processes; the last mini-batch of an epoch has one clip, so that one of them has
     none.
     """
-    with joined(torch.device("cpu")) as (world, _):
+    with join_processes(torch.device("cpu")) as (processes, _):
         source = Videos(clips=9, gone=("test1", "train8"))
         return run(
             recipe(**FIXED),
@@ -378,17 +371,17 @@ def train_in_two(folder):
             source,
             FrameRunOptions(accumulate=2),
             deciding(recipe(**FIXED)),
-            world=world,
+            processes=processes,
         )
 
 
 def test_two_processes_train_as_one_does_on_the_same_mini_batches(tmp_path, monkeypatch):
     tests = Path(__file__).parent
-    store = torch.distributed.TCPStore(
-        "127.0.0.1", 0, 2, is_master=True, wait_for_workers=False
-    )  # at a port of its own
+    # Port 0: the system picks a free one.
+    store = torch.distributed.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-    shared["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # so torchrun says that a store is there
+    # As torchrun does: the store exists already.
+    shared["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     command = [sys.executable, "-c", WORKER, str(tmp_path / "two"), str(tests), str(tests.parent)]
     other = subprocess.Popen(
         command,
@@ -457,19 +450,15 @@ def test_a_process_knows_how_many_there_are_on_its_own_machine(monkeypatch, envi
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: None)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 5)
-    with joined(torch.device("cpu")) as (world, _):
-        assert (world.rank, world.size, world.local) == (5, 8, local)
+    with join_processes(torch.device("cpu")) as (processes, _):
+        assert (processes.rank, processes.size, processes.local_size) == (5, 8, local)
 
 
 @pytest.mark.parametrize(
-    ("device", "asked", "world", "workers"),
+    ("device", "asked", "processes", "workers"),
     [
-        (
-            "cuda",
-            None,
-            ProcessGroup(5, 8, 4),
-            7,
-        ),  # 32 cores for four processes: 8 each, one of which feeds the GPU
+        # 32 cores for four processes: 8 each, one of which feeds the GPU.
+        ("cuda", None, ProcessGroup(5, 8, 4), 7),
         ("cuda", None, ProcessGroup(), 16),
         ("cuda", None, ProcessGroup(0, 64, 64), 1),
         ("cpu", None, ProcessGroup(0, 2, 2), 1),
@@ -477,13 +466,13 @@ def test_a_process_knows_how_many_there_are_on_its_own_machine(monkeypatch, envi
     ],
 )
 def test_the_processes_of_a_machine_divide_its_cores_among_their_decoders(
-    monkeypatch, device, asked, world, workers
+    monkeypatch, device, asked, processes, workers
 ):
     monkeypatch.setattr(heads.finetuning.finetune, "cores_here", lambda: 32)
     monkeypatch.setattr(
         heads.finetuning.finetune, "VideoViews", lambda *given, **more: more["workers"]
     )
-    reading = SimpleNamespace(workers=asked, fresh=False, time_limit=1.0)
+    source_options = SimpleNamespace(workers=asked, fresh=False, time_limit=1.0)
     sampling = SimpleNamespace(frames=8, source_fps=None)
     opened = {
         "decoder": "decord",
@@ -493,8 +482,7 @@ def test_the_processes_of_a_machine_divide_its_cores_among_their_decoders(
     }
     config = SimpleNamespace(**opened, cut="", sampling=sampling)
     backbone = SimpleNamespace(steps=lambda frames, cut: 4, last="res5")
-    run = SimpleNamespace(
-        device=torch.device(device), reading=reading, config=config, backbone=backbone
-    )
-    run.parts = run.clips = run.root = run.cache = run.source = None
-    assert heads.finetuning.finetune._Setup.footage(run, world) == workers
+    setup = SimpleNamespace(device=torch.device(device), source_options=source_options)
+    setup.config, setup.backbone = config, backbone
+    setup.parts = setup.clips = setup.root = setup.cache = setup.source = None
+    assert heads.finetuning.finetune._Setup.video_views(setup, processes) == workers

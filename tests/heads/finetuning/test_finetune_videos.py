@@ -1,6 +1,4 @@
-"""Fine-tuning on videos: live equals cached, what does not is refused, a trained backbone is what a
-cache is made with.
-"""
+"""Fine-tuning on videos: frames must agree with the cache, a trained backbone makes a cache."""
 
 import csv
 import json
@@ -87,9 +85,14 @@ def recipe(head="roi_pool", phases=None, **training):
     return recipe_from({**table, "phases": [{"train": training, **phase} for phase in phases]})
 
 
-def tune(recipe_, folder, phase="", frames=None, **how):
+def tune(recipe_, folder, phase="", frames=None, **more):
     whole, chosen = frames_phase(recipe_, phase, **(frames or {}))
-    given = {"reading": HERE, "how": FrameRunOptions(tensorboard=False), **QUIET, **how}
+    given = {
+        "source_options": HERE,
+        "options": FrameRunOptions(tensorboard=False),
+        **QUIET,
+        **more,
+    }
     return finetune(whole, folder, chosen, **given)
 
 
@@ -108,23 +111,15 @@ def test_a_trained_head_goes_on_where_it_stopped_and_live_logits_equal_cached_on
         say=lines.append,
     )
     assert "starts from" in lines[0]
-    said = next(
-        line
-        for line in lines
-        if line.startswith("live logits equal the cached ones: 4 views differ by at most")
-    )
+    (said,) = [line for line in lines if line.startswith("logits from the frames equal")]
+    assert "the cached ones: 4 views differ by at most" in said
     assert 0 < float(said.split("at most ")[1].split()[0]) < 1e-2
     assert "for data" in lines[-1]
     assert result.metrics.keys() == {"val", "test"}
     here = tmp_path / "whole"
-    assert {
-        "recipe.toml",
-        "run.json",
-        "log.jsonl",
-        "metrics.json",
-        "predictions_test.npz",
-        "confusion_test.csv",
-    } <= {path.name for path in here.iterdir()}
+    names = {"recipe.toml", "run.json", "log.jsonl", "metrics.json"}
+    names |= {"predictions_test.npz", "confusion_test.csv"}
+    assert names <= {path.name for path in here.iterdir()}
     assert runs.read_json(here / "run.json")["cache"] == str(cache.path.resolve())
 
 
@@ -156,7 +151,7 @@ def test_the_phase_that_reads_frames_follows_those_that_read_the_cache_in_one_fo
         tune(asked, tmp_path, cache=cache)
     train(asked, cache, tmp_path, tensorboard=False, **QUIET)
     result = tune(
-        asked, tmp_path, cache=cache, how=FrameRunOptions(precision="bf16", tensorboard=False)
+        asked, tmp_path, cache=cache, options=FrameRunOptions(precision="bf16", tensorboard=False)
     )
     assert (result.epochs, result.phase) == (2, "joint")
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -178,7 +173,7 @@ def test_what_is_not_as_at_the_extraction_is_refused_in_one_line(fault, place, t
         torch.save(tiny("tsm_r18", seed=1, **OPTIONS).state_dict(), weights)
     else:
         match = {
-            "pixels": "the live nodes differ from those of .* the videos or the decoder",
+            "pixels": "nodes computed from the frames differ from .* the videos or the decoder",
             "length": "is another file",
         }.get(fault, "cannot")
         for clip in range(len(SPLITS)):
@@ -188,11 +183,14 @@ def test_what_is_not_as_at_the_extraction_is_refused_in_one_line(fault, place, t
                 write_video(video, picture(clip + 50)[: 8 if fault == "pixels" else 6], fps=8)
     moved = MovedFiles(root, weights)
     with pytest.raises(ValueError, match=match) as error:
-        tune(recipe(), tmp_path / "run", cache=cache, reading=replace(HERE, moved=moved))
+        tune(recipe(), tmp_path / "run", cache=cache, source_options=replace(HERE, moved=moved))
     assert "\n" not in str(error.value)
     if fault == "pixels":
         tune(
-            recipe(), tmp_path / "run", cache=cache, reading=replace(HERE, moved=moved, check=False)
+            recipe(),
+            tmp_path / "run",
+            cache=cache,
+            source_options=replace(HERE, moved=moved, check=False),
         )
 
 
@@ -222,13 +220,8 @@ def test_a_backbone_that_was_trained_from_scratch_is_what_the_next_cache_is_made
         backbone_options={**OPTIONS, "fresh": "reduced"},
     )
     manifest, lines = read_manifest(place / "manifest.csv"), []
-    tune(
-        recipe("roi_pool", phases, lr=0.02),
-        tmp_path / "run",
-        config=begun,
-        manifest=manifest,
-        say=lines.append,
-    )
+    options = {"config": begun, "manifest": manifest, "say": lines.append}
+    tune(recipe("roi_pool", phases, lr=0.02), tmp_path / "run", **options)
     assert "no cache: no logits to compare with" in lines
     saved = runs.load_checkpoint(tmp_path / "run" / "best.pt")
     assert "reduced.weight" in saved["backbone"]
@@ -240,9 +233,8 @@ def test_a_backbone_that_was_trained_from_scratch_is_what_the_next_cache_is_made
     np.testing.assert_allclose(
         np.load(again)["logits"], live, rtol=1e-3, atol=1e-4 * np.abs(live).max()
     )
-    assert evaluate(
-        tmp_path / "run", Cache(tmp_path / "cache"), "test", phase="backbone", **QUIET
-    )  # the same weights
+    # The same weights.
+    assert evaluate(tmp_path / "run", Cache(tmp_path / "cache"), "test", phase="backbone", **QUIET)
     extract_run(place, tmp_path / "stale", scratch)
     with pytest.raises(ValueError, match=r"trained its backbone too.*--weights .*best\.pt"):
         evaluate(tmp_path / "run", Cache(tmp_path / "stale"), "test", **QUIET)
@@ -251,7 +243,7 @@ def test_a_backbone_that_was_trained_from_scratch_is_what_the_next_cache_is_made
 
 
 def test_fresh_views_are_those_of_a_cache_with_another_seed_and_change_every_epoch(place, tmp_path):
-    """Frames, mirroring and boxes: the live nodes of epoch 3 are the cached ones of an extraction
+    """Frames, mirroring and boxes: the nodes of epoch 3 are the cached ones of an extraction
     with that epoch's seed.
     """
     cache = Cache(place / "cache")
@@ -262,24 +254,12 @@ def test_fresh_views_are_those_of_a_cache_with_another_seed_and_change_every_epo
     rows = [parts["train"].rows[:, 0]]
     seed = int(np.random.SeedSequence([asked.seed, 4]).generate_state(1)[0])
     sampling = replace(asked.sampling, train_views=1, test_clips=0)
-    extract_run(
-        place,
-        tmp_path / "other",
-        replace(asked, sampling=sampling, seed=seed, weights=asked.weights),
-    )
+    other = replace(asked, sampling=sampling, seed=seed, weights=asked.weights)
+    extract_run(place, tmp_path / "other", other)
     stored = Cache(tmp_path / "other")["train"].batch(range(6), fields=("boxes", "valid", "flip"))
     found = source_of(asked, "cpu")
-    with VideoViews(
-        asked,
-        parts,
-        clips,
-        ClipOpener(manifest.root),
-        steps=4,
-        cache=cache,
-        source=found,
-        fresh=True,
-        workers=0,
-    ) as source:
+    options = {"steps": 4, "cache": cache, "source": found, "fresh": True, "workers": 0}
+    with VideoViews(asked, parts, clips, ClipOpener(manifest.root), **options) as source:
         ((drawn, at),) = next(iter(source.batches("train", rows, 3)))
         ((later, _),) = next(iter(source.batches("train", rows, 4)))
         ((own, _),) = next(iter(source.views(parts["train"], rows, None)))
@@ -305,36 +285,16 @@ def test_the_command_trains_from_frames_with_a_cache_and_without(place, tmp_path
         'source = "a test"\n[head]\nname = "pool"\n[train]\nepochs = 1\nbatch = 4\n'
     )
     run = (tmp_path / "tiny.toml", "--runs", tmp_path / "runs", "--device", "cpu", "--workers", 0)
-    code, out, _ = vidgraph(
-        capsys,
-        "finetune",
-        *run,
-        "--cache",
-        place / "cache",
-        "--train-from",
-        "res4",
-        "--checkpointing",
-    )
+    cached = ("--cache", place / "cache", "--train-from", "res4", "--checkpointing")
+    code, out, _ = vidgraph(capsys, "finetune", *run, *cached)
     assert code == 0
-    assert "live logits equal the cached ones" in out
+    assert "logits from the frames equal the cached ones" in out
     assert "waiting for data; " in out
     assert (tmp_path / "runs" / "tiny-frames-seed0" / "best.pt").exists()
-    frames = (
-        "--manifest",
-        place / "manifest.csv",
-        "--backbone",
-        "tsm_r18",
-        "--weights",
-        "none",
-        "--frames",
-        4,
-        "--size",
-        32,
-    )
-    network = ("--set", "backbone_options.width=8", "--name", "scratch")
-    code, out, err = vidgraph(
-        capsys, "finetune", *run, *frames, *network, "--train-from", "stem", "--train-bn"
-    )
+    frames = ("--manifest", place / "manifest.csv", "--frames", 4, "--size", 32)
+    network = ("--backbone", "tsm_r18", "--weights", "none", "--set", "backbone_options.width=8")
+    more = ("--name", "scratch", "--train-from", "stem", "--train-bn")
+    code, out, err = vidgraph(capsys, "finetune", *run, *frames, *network, *more)
     assert (code, err) == (0, "")
     assert runs.read_json(tmp_path / "runs" / "scratch" / "run.json")["config"][
         "backbone_options"
@@ -351,29 +311,11 @@ def test_videos_that_cannot_be_decoded_are_left_out_and_exit_code_3_says_so(
     (tmp_path / "tiny.toml").write_text(
         'source = "a test"\n[head]\nname = "pool"\n[train]\nepochs = 1\nbatch = 4\n'
     )
-    frames = (
-        "--manifest",
-        tmp_path / "videos" / "manifest.csv",
-        "--frames",
-        4,
-        "--size",
-        32,
-        "--workers",
-        0,
-    )
+    manifest = tmp_path / "videos" / "manifest.csv"
+    frames = ("--manifest", manifest, "--frames", 4, "--size", 32, "--workers", 0)
     network = ("--backbone", "tsm_r18", "--weights", "none", "--set", "backbone_options.width=8")
-    run = (
-        "finetune",
-        tmp_path / "tiny.toml",
-        "--runs",
-        tmp_path,
-        "--name",
-        "run",
-        "--device",
-        "cpu",
-        *frames,
-        *network,
-    )
+    run = ("finetune", tmp_path / "tiny.toml", "--runs", tmp_path, "--name", "run")
+    run += ("--device", "cpu", *frames, *network)
     code, out, _ = vidgraph(capsys, *run)
     assert code == 3
     assert (
@@ -401,16 +343,8 @@ def test_bad_usage_is_one_line_and_exit_code_2(options, match, place, tmp_path, 
         'source = "a test"\n[head]\nname = "pool"\n[train]\nepochs = 1\nbatch = 4\n'
     )
     options = [str(place / "cache") if option == "CACHE" else option for option in options]
-    code, _, err = vidgraph(
-        capsys,
-        "finetune",
-        tmp_path / "tiny.toml",
-        "--runs",
-        tmp_path / "runs",
-        "--device",
-        "cpu",
-        *options,
-    )
+    run = (tmp_path / "tiny.toml", "--runs", tmp_path / "runs", "--device", "cpu")
+    code, _, err = vidgraph(capsys, "finetune", *run, *options)
     assert code == 2
     assert match in err
 
@@ -483,7 +417,7 @@ def test_torchrun_as_the_pages_have_it_leaves_every_option_to_finetune():
     ]
     assert {"--start", "--cache", "--frozen-bn", "--train-bn"} <= set(options)
     for text in texts:
-        words = re.search(r"torchrun (.*? finetune)", text).group(1).split()
+        words = re.search(r"torchrun (--.*?\sfinetune)", text, re.DOTALL).group(1).split()
         for option in options:
             given = get_args_parser().parse_args([*words, "strg", option, "x"])
             assert (given.training_script, given.training_script_args[-2:]) == (
@@ -504,48 +438,15 @@ def test_torchrun_trains_as_one_process_does(place, tmp_path):
         "= 4\n[evaluate]\nbatch = 2\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    rest = (
-        "finetune",
-        tmp_path / "tiny.toml",
-        "--cache",
-        place / "cache",
-        "--train-from",
-        "res2",
-        "--device",
-        "cpu",
-    )
-    many = (
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "--no-python",
-        "--",
-        sys.executable,
-        "-m",
-        "cli",
-    )
-    train(
-        read_recipe(tmp_path / "tiny.toml"),
-        Cache(place / "cache"),
-        tmp_path / "head",
-        tensorboard=False,
-        **QUIET,
-    )
-    rest += ("--start", tmp_path / "head")
+    head = tmp_path / "head"
+    cache = Cache(place / "cache")
+    train(read_recipe(tmp_path / "tiny.toml"), cache, head, tensorboard=False, **QUIET)
+    rest = ("finetune", tmp_path / "tiny.toml", "--cache", place / "cache", "--start", head)
+    rest += ("--train-from", "res2", "--device", "cpu", "--workers", "1", "--runs", tmp_path)
+    many = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", "--")
+    many += (sys.executable, "-m", "cli")
     for name, start in (("one", ("cli",)), ("two", many)):
-        command = [
-            sys.executable,
-            "-m",
-            *start,
-            *rest,
-            "--workers",
-            "1",
-            "--runs",
-            tmp_path,
-            "--name",
-            name,
-        ]
+        command = [sys.executable, "-m", *start, *rest, "--name", name]
         done = subprocess.run(
             list(map(str, command)),
             env=environment,

@@ -1,4 +1,4 @@
-"""Clips, Dims: what a head receives."""
+"""`Clips` and `Dims`: what a head receives."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_a_field_that_was_not_read_is_named():
 
 
 @pytest.mark.parametrize(
-    ("name", "match"), [("boxen", "expected one of"), ("crop", "nothing that a head reads")]
+    ("name", "match"), [("boxen", "expected one of"), ("crop", "expected a field that heads read")]
 )
 def test_what_no_head_reads_is_refused(name, match):
     with pytest.raises(ValueError, match=match):

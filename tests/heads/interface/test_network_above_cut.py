@@ -1,12 +1,10 @@
-"""Heads behind the upper part of a backbone (heads/interface/network_above_cut.py): EAN's last
-block and res5 learned from the map before them.
-"""
+"""Heads above a cut: EAN's last block and res5, learned from the map before them."""
 
 import pytest
 import torch
 
 from heads.interface.clips import Dims, clips_of
-from heads.interface.network_above_cut import frames_of
+from heads.interface.network_above_cut import smallest_frames
 from heads.zoo import build_head
 from pipeline.backbones import build_backbone
 from tests.support.tiny_backbone import frames, relative, tiny
@@ -96,6 +94,6 @@ def test_padding_of_a_map_never_changes_logits():
 def test_frames_of_a_grid_give_that_grid_and_a_pixel_less_gives_another(name):
     network = build_backbone(name, width=8)
     cut = network.stages[1]
-    H, W = frames_of(network, cut, (7, 5))
+    H, W = smallest_frames(network, cut, (7, 5))
     assert network.grid(cut, (H, W)) == (7, 5)
     assert network.grid(cut, (H - 1, W - 1)) == (6, 4)

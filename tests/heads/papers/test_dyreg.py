@@ -1,6 +1,4 @@
-"""DyReg-GNN as a module and as a head: its equations, what holds without trained weights (spec
-3.8), the papers' figures.
-"""
+"""DyReg-GNN as a module and as a head: its equations (NeurIPS 2021, sec. 3) and its figures."""
 
 import copy
 
@@ -392,9 +390,7 @@ def test_padding_of_a_map_never_changes_logits():
 
 @variants
 def test_in_a_network_every_parameter_learns(variant):
-    """With the batch norms' running statistics; over batch statistics the shift b before a batch
-    norm never learns.
-    """
+    """With running statistics: over those of a batch, b before a batch norm never learns."""
     made, clips = head(random=False, at="res5.1.conv2", variant=variant, **TSM), views()
     nn.init.normal_(made.fc.weight)
     nn.init.ones_(
@@ -435,9 +431,7 @@ def parameters(module: nn.Module) -> int:
 
 
 def test_the_papers_own_graph_has_fewer_parameters():
-    """Table 6 counts the released graph; the one of eq. (8), (9) has 4 480 fewer: one GRU, no
-    norms, a second layer.
-    """
+    """Table 6 counts the released graph. Eq. (8) and (9) have one GRU and no norms: 4 480 fewer."""
     counts = [
         parameters(DyReg(128, (16, 16), 32, offset_width=32, variant=variant))
         for variant in VARIANTS

@@ -1,4 +1,4 @@
-"""The graph of DyReg-GNN against its equations, in both variants (spec 3.2, 3.8)."""
+"""The graph of DyReg-GNN against its equations (NeurIPS 2021, sec. 3.2), in both variants."""
 
 import pytest
 import torch

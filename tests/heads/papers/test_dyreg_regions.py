@@ -1,6 +1,4 @@
-"""Where DyReg-GNN looks: kernels, what predicts them, every kind of regions, and distillation (spec
-3.1, 3.4, 3.8).
-"""
+"""Where DyReg-GNN looks (NeurIPS 2021, sec. 3.1 and 3.3): kernels, regions, distillation."""
 
 import math
 
@@ -9,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from heads.papers.dyreg.distillation import distillation_loss
+from heads.papers.dyreg.generators import Fishnet, place_waves
 from heads.papers.dyreg.kernels import (
     ANCHORS,
     NODES,
@@ -17,13 +17,7 @@ from heads.papers.dyreg.kernels import (
     geometry,
     kernels_of,
 )
-from heads.papers.dyreg.regions import (
-    REGIONS,
-    Fishnet,
-    build_regions,
-    distillation_loss,
-    place_waves,
-)
+from heads.papers.dyreg.regions import REGIONS, build_regions
 from tests.support.small_dyreg import (
     GRID,
     PREDICTED,

@@ -1,6 +1,4 @@
-"""GOS's operations against their equations, node by node, and what holds of them without any
-trained weights (float64).
-"""
+"""GOS's operations against their equations, node by node, in float64 and without training."""
 
 import pytest
 import torch
@@ -59,9 +57,7 @@ def operation(
 
 
 def some_scene(missing: bool = False, seed: int = 1) -> OperationInputs:
-    """Boxes, background and layout of B views; with `missing` a third of the boxes, a whole frame
-    and nearly a whole view.
-    """
+    """Make the inputs of B views; `missing` leaves out boxes, a whole frame and most of a view."""
     g = torch.Generator().manual_seed(seed)
     corner = torch.rand(B, T, N, 2, generator=g, dtype=torch.float64) * 0.5
     valid = torch.ones(B, T, N, dtype=torch.bool)
@@ -130,19 +126,18 @@ def by_hand(name: str, op, x: torch.Tensor, scene: OperationInputs, b: int) -> t
     rows = []
     for i in range(V):
         if op.all:
-            told = torch.zeros(B, T, N, dtype=x.dtype)[0]
-            told[valid] = cosine[i]
-            told = torch.cat([told.flatten(), layout[i]])
+            given = torch.zeros(B, T, N, dtype=x.dtype)[0]
+            given[valid] = cosine[i]
+            given = torch.cat([given.flatten(), layout[i]])
         else:
-            others = [j for j in sorted(range(V), key=lambda j: -cosine[i, j].item()) if j != i][
-                : op.top
-            ]
+            nearest_first = sorted(range(V), key=lambda j: -cosine[i, j].item())
+            others = [j for j in nearest_first if j != i][: op.top]
             table = torch.zeros(4, op.top, dtype=x.dtype)
             for m, j in enumerate(others):
                 table[0, m] = cosine[i, j]
                 table[1:, m] = (layout[j] - layout[i])[[4, 5, 8]]
-            told = table.flatten()
-        rows.append(torch.sigmoid(op.linear(told)) * x[i])
+            given = table.flatten()
+        rows.append(torch.sigmoid(op.linear(given)) * x[i])
     return torch.stack(rows)
 
 
@@ -309,9 +304,7 @@ def permuted(
 
 
 def is_equivariant(name: str, variant: str, within_frames: bool) -> bool:
-    """Whether a permutation of the nodes, their boxes included, permutes the outputs in the same
-    way.
-    """
+    """Say whether a permutation of the nodes and their boxes permutes the outputs alike."""
     g = torch.Generator().manual_seed(4)
     if within_frames:
         order = torch.cat([t * N + torch.randperm(N, generator=g) for t in range(T)])
@@ -471,10 +464,8 @@ def test_too_few_cached_neighbours_are_refused_with_the_command():
     few = OperationInputs(
         scene.valid, layout=scene.layout, similar=torch.zeros(B, T, N, 3, dtype=torch.long)
     )
-    with pytest.raises(
-        ValueError,
-        match=r"4 most similar nodes in the cache, got 3; run `vidgraph graphs` with --neighbours 4",
-    ):
+    message = "4 most similar nodes in the cache, got 3; run `vidgraph graphs` with --neighbours 4"
+    with pytest.raises(ValueError, match=message):
         op(nodes(), few)
 
 

@@ -268,9 +268,8 @@ def test_accuracy_by_views_takes_the_first_of_every_video_and_ends_at_the_runs_o
     path = folder / "predictions_test.npz"
     arrays = dict(np.load(path))
     wrong = arrays["view"] == 0
-    arrays["logits"][wrong] = -arrays["logits"][
-        wrong
-    ]  # the first view alone is the opposite of the others
+    # The first view alone is the opposite of the others.
+    arrays["logits"][wrong] = -arrays["logits"][wrong]
     shuffled = np.random.default_rng(0).permutation(len(wrong))
     runs.save_predictions(
         path,
@@ -346,16 +345,8 @@ def test_examples_are_what_one_head_gets_right_and_the_other_wrong(study, writte
 def test_examples_have_pictures_of_their_clips(on_videos, videos, tmp_path):
     write(on_videos, tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
-    assert (
-        len(
-            re.findall(
-                '<img alt="clip[0124]: frames [0-9, ]+ of clip[0124].mp4" '
-                'src="data:image/jpeg;base64,',
-                page,
-            )
-        )
-        == 4
-    )
+    alt = "clip[0124]: frames [0-9, ]+ of clip[0124].mp4"
+    assert len(re.findall(f'<img alt="{alt}" src="data:image/jpeg;base64,', page)) == 4
     assert len(list((tmp_path / "out" / "pictures").iterdir())) == 4
     write(on_videos, tmp_path / "out", pictures=0)
     assert "<img" not in (tmp_path / "out" / "report.html").read_text()
@@ -412,9 +403,8 @@ def test_the_command_for_a_cache_gives_the_configuration_that_it_was_made_with(
 
 
 def test_the_command_for_a_run_names_its_recipe_cache_and_seed(study, written):
-    text = " ".join(
-        (written / "report.md").read_text().replace("\\\n", " ").split()
-    )  # long commands go over several lines
+    # Long commands go over several lines.
+    text = " ".join((written / "report.md").read_text().replace("\\\n", " ").split())
     assert f"vidgraph train {study}/weak-seed1/recipe.toml --cache nowhere/cache" in text
     assert "--seed 1" in text
 
@@ -467,17 +457,18 @@ def test_a_recipe_that_is_no_small_file_of_the_run_is_not_shown(study, tmp_path,
     shutil.copytree(study, tmp_path / "runs")
     for recipe in (tmp_path / "runs").rglob("recipe.toml"):
         recipe.unlink()
-        recipe.symlink_to(
-            tmp_path / "secret"
-        ) if odd == "a link" else recipe.touch() or os.truncate(recipe, 2**40)
+        if odd == "a link":
+            recipe.symlink_to(tmp_path / "secret")
+        else:
+            recipe.touch()
+            os.truncate(recipe, 2**40)
     write(tmp_path / "runs", tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
     assert "of the reader" not in text
-    assert (
-        "is a link, which is not followed"
-        if odd == "a link"
-        else "cannot be read: a file of 1,099,511,627,776"
-    ) in text
+    if odd == "a link":
+        assert "is a link, which is not followed" in text
+    else:
+        assert "cannot be read: a file of 1,099,511,627,776" in text
 
 
 # --- runs that are not as they should be
@@ -643,9 +634,7 @@ def test_a_report_replaces_no_file_that_it_has_not_written(study, written, tmp_p
 def test_a_report_stopped_anywhere_can_be_written_again(
     study, written, tmp_path, monkeypatch, over
 ):
-    """At every file in turn the disk is full; the same call then ends as if nothing had happened,
-    and leaves no part file.
-    """
+    """The disk is full at every file in turn. The same call then ends as if nothing happened."""
     text, page = "# text", to_html(Document("title", (), ()))
     files = {"plots/a.svg": b"a", "plots/b.svg": b"b", "tables/t.csv": b"t"}
     write_report(tmp_path / "calm", page, text, files)

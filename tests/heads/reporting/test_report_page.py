@@ -1,5 +1,4 @@
-"""The report's page in headless Chromium: no errors, nothing fetched, sorting, filtering, narrow
-and wide, light and dark.
+"""The report's page in headless Chromium: errors, requests, sorting, filtering, sizes, colours.
 
 Needs selenium, Chromium and its driver (Debian: chromium, chromium-driver); skipped without. The
 page comes from a server here on this machine, which sees every request that a file would not make.
@@ -19,10 +18,8 @@ from tests.support import report_runs, tiny_videos
 from tests.support.report_runs import Made
 
 SIZES = {"phone": 360, "wide": 1600}
-CHROMIUM, DRIVER = (
-    shutil.which("chromium") or shutil.which("chromium-browser"),
-    shutil.which("chromedriver"),
-)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+DRIVER = shutil.which("chromedriver")
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -39,9 +36,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         super().do_GET()
 
     def end_headers(self):
-        self.send_header(
-            "Cache-Control", "no-store"
-        )  # the page is asked for in every test, not in the first one only
+        # Every test asks for the page again.
+        self.send_header("Cache-Control", "no-store")
         super().end_headers()
 
     def log_message(self, *words):
@@ -50,9 +46,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """A report with everything that a page can hold: pictures, nasty names, long names, a run that
-    is unfinished.
-    """
+    """A report with pictures, markup in names, long names, and an unfinished run."""
     folder = tmp_path_factory.mktemp("page")
     videos = tiny_videos.make_videos(folder / "videos", clips=4)
     tiny_videos.run(
@@ -66,16 +60,12 @@ def server(tmp_path_factory):
         "views": 2,
         "config": cache.config,
         "classes": names,
+        "clips": tuple(f"clip{k}" for k in range(4)),
     }
-    more["clips"] = tuple(f"clip{k}" for k in range(4))
     report_runs.study(folder / "runs", **more)
     for k in range(8):
-        Made(
-            f"a_row_with_a_long_name_{k}_" + "y" * 40,
-            options={"dropout": k / 10},
-            skill=0.2,
-            **more,
-        ).write(folder / "runs")
+        name, options = f"a_row_with_a_long_name_{k}_" + "y" * 40, {"dropout": k / 10}
+        Made(name, options=options, skill=0.2, **more).write(folder / "runs")
     (Made("late", **more).write(folder / "runs") / "metrics.json").unlink()
     report([folder / "runs"], folder / "out", macs=False, say=lambda line: None)
     with Server(folder / "out") as made:
@@ -93,14 +83,9 @@ def browser():
         )
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for word in (
-        "headless=new",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-dev-shm-usage",
-        "no-first-run",
-        "disable-extensions",
-    ):
+    for word in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"):
+        options.add_argument(f"--{word}")
+    for word in ("no-first-run", "disable-extensions"):
         options.add_argument(f"--{word}")
     options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
@@ -134,9 +119,9 @@ def open_all(browser) -> None:
 
 def column(browser, table: str, number: int, visible: bool = False) -> list[str]:
     return browser.execute_script(
-        "return [...document.querySelectorAll(`#table-${arguments[0]} tbody tr`)].filter((row) => "
-        "!arguments[2] || "
-        "row.offsetParent).map((row) => row.cells[arguments[1]].textContent)",
+        "return [...document.querySelectorAll(`#table-${arguments[0]} tbody tr`)]"
+        ".filter((row) => !arguments[2] || row.offsetParent)"
+        ".map((row) => row.cells[arguments[1]].textContent)",
         table,
         number,
         visible,
@@ -225,10 +210,12 @@ def test_the_page_is_never_wider_than_the_screen(page, size):
     resize(page, SIZES[size])
     open_all(page)
     assert page.execute_script("return document.documentElement.scrollWidth") <= SIZES[size]
-    lost = page.execute_script(  # what sticks out, and cannot be scrolled to
-        "return [...document.querySelectorAll('h1,h2,p,figure,img,details,.panels>div,.scroll,pre,.legend,nav')]"
-        ".filter((e) => e.getBoundingClientRect().right > innerWidth + 1).map((e) => "
-        "e.outerHTML.slice(0, 80))"
+    # What sticks out, and cannot be scrolled to.
+    lost = page.execute_script(
+        "const all = 'h1,h2,p,figure,img,details,.panels>div,.scroll,pre,.legend,nav';"
+        "return [...document.querySelectorAll(all)]"
+        ".filter((e) => e.getBoundingClientRect().right > innerWidth + 1)"
+        ".map((e) => e.outerHTML.slice(0, 80))"
     )
     assert lost == []
 
@@ -237,8 +224,8 @@ def test_the_page_is_never_wider_than_the_screen(page, size):
 def test_text_in_drawings_is_as_large_as_it_was_drawn(page, size):
     resize(page, SIZES[size])
     scales = page.execute_script(
-        "return [...document.querySelectorAll('.panels svg')].filter((s) => "
-        "s.getBoundingClientRect().width)"
+        "return [...document.querySelectorAll('.panels svg')]"
+        ".filter((s) => s.getBoundingClientRect().width)"
         ".map((s) => s.getBoundingClientRect().width / s.viewBox.baseVal.width)"
     )
     assert scales

@@ -12,7 +12,7 @@ import pytest
 from heads.reporting.axes import Axis
 from heads.reporting.csv_tables import to_csv
 from heads.reporting.document import Code, Column, Document, Spread, Table
-from heads.reporting.escaping import as_html, as_markdown, one_line, short, shown
+from heads.reporting.escaping import as_html, as_markdown, cell_text, one_line, short_number
 from heads.reporting.markdown import to_markdown
 from heads.reporting.plots import Series, bars, curves, matrix, standalone
 from heads.reporting.report import report
@@ -154,9 +154,11 @@ def test_a_negative_number_is_no_formula():
 
 
 def test_numbers_are_shown_for_people():
-    assert (short(999), short(46858), short(2_389_347_328)) == ("999", "46.9 k", "2.39 G")
-    assert shown(Spread(91.27, 0.84, 3), "percent") == "91.3 ± 0.8"
-    assert shown(math.nan, "percent") == shown(None, "count") == "–"
+    assert short_number(999) == "999"
+    assert short_number(46858) == "46.9 k"
+    assert short_number(2_389_347_328) == "2.39 G"
+    assert cell_text(Spread(91.27, 0.84, 3), "percent") == "91.3 ± 0.8"
+    assert cell_text(math.nan, "percent") == cell_text(None, "count") == "–"
 
 
 @pytest.mark.parametrize(

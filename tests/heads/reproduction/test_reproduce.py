@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from cli.reproduce import command
 from heads.reproduction import reproduce
 from heads.reproduction.pretraining import Pretraining, pretrain
-from heads.reproduction.report import accuracy, beyond_spread, markdown, order, record
-from heads.reproduction.reproduce import Generated, Work, train_rows
+from heads.reproduction.report import accuracy, beyond_spread, compare_order, markdown, record
+from heads.reproduction.reproduce import GeneratedFrames, Reproduction, train_rows
 from heads.reproduction.tables import DYREG, RSTG, TABLES, reads_frames, recipe_of, size_for
 from heads.training.study_table import FigureSpread
 from pipeline.backbones import build_backbone, freeze
@@ -37,14 +37,14 @@ def _short(monkeypatch):
     monkeypatch.setattr(reproduce, "STEPS", 2)  # of the digit network's training
 
 
-def work(folder: Path, table=RSTG, said: list | None = None, stop: str = "never") -> Work:
+def work(folder: Path, table=RSTG, said: list | None = None, stop: str = "never") -> Reproduction:
     def say(line: str) -> None:
         if said is not None:
             said.append(line)
         if stop in line:
             raise KeyboardInterrupt
 
-    return Work(table, table.sizes[0], folder, say=say)
+    return Reproduction(table, table.sizes[0], folder, say=say)
 
 
 def curves(found: dict) -> dict:
@@ -103,20 +103,9 @@ def test_a_table_that_was_stopped_anywhere_ends_with_the_same_curves(stop, tmp_p
 
 
 def test_the_command_writes_the_table_of_what_is_done(tmp_path):
-    asked = [
-        "rstg",
-        "--budget",
-        "0",
-        "--rows",
-        "mean_lstm",
-        "--tasks",
-        "sync3",
-        "--seeds",
-        "1",
-        "--device",
-        "cpu",
-    ]
-    done = CliRunner().invoke(command, [*asked, "--folder", str(tmp_path)], standalone_mode=False)
+    options = "--budget 0 --rows mean_lstm --tasks sync3 --seeds 1 --device cpu"
+    asked = ["rstg", *options.split(), "--folder", str(tmp_path)]
+    done = CliRunner().invoke(command, asked, standalone_mode=False)
     assert done.exception is None
     found = json.loads((tmp_path / "rstg-tiny" / "rstg-tiny.json").read_text())
     assert [row["name"] for row in found["tasks"]["sync3"]["rows"] if row["runs"]] == ["mean_lstm"]
@@ -137,11 +126,13 @@ def test_a_name_that_is_not_known_is_refused_with_the_nearest(option, value, tmp
 
 def test_a_row_whose_lower_part_is_not_frozen_is_trained_from_frames(tmp_path):
     size = replace(DYREG.sizes[0], videos=(60, 6, 6), batch=60)  # every label occurs
-    whole = Work(DYREG, replace(size, frozen=False), tmp_path, say=str)
+    whole = Reproduction(DYREG, replace(size, frozen=False), tmp_path, say=str)
     rows = [row for row in DYREG.rows if row.name in ("r18", "dyreg")]
     found = train_rows(whole, "multisync", rows, [0])
     assert not (tmp_path / "multisync" / "cache").exists()
-    frozen = train_rows(Work(DYREG, size, tmp_path / "frozen", say=str), "multisync", rows, [0])
+    frozen = train_rows(
+        Reproduction(DYREG, size, tmp_path / "frozen", say=str), "multisync", rows, [0]
+    )
     assert (tmp_path / "frozen" / "multisync" / "cache").exists()
     lower = build_backbone("resnet18", width=size.trunk, **DYREG.lower_options)
     more = sum(p.numel() for p in lower.parameters())
@@ -151,12 +142,11 @@ def test_a_row_whose_lower_part_is_not_frozen_is_trained_from_frames(tmp_path):
 
 
 def test_the_small_size_of_dyreg_is_half_guessed_by_who_knows_the_digits_alone():
-    task = Work(DYREG, DYREG.sizes[1], Path()).task("multisync")
+    task = Reproduction(DYREG, DYREG.sizes[1], Path()).task("multisync")
     scenes = task.scenes(load_images()["val"], 0, "val", np.arange(2000))
     assert task.guess == 0.5
-    assert (
-        abs((scenes.labels == task.labels.index("none")).mean() - 0.5) < 0.04
-    )  # four standard deviations
+    # Four standard deviations.
+    assert abs((scenes.labels == task.labels.index("none")).mean() - 0.5) < 0.04
     room = task.canvas - task.tile - 1
     assert task.reach > room  # a digit on its own may be anywhere in the next frame
 
@@ -167,7 +157,7 @@ def test_dyregs_graph_sees_that_digits_move_together_and_resnet_18_alone_does_no
 ):
     """The size `small` with two of its three epochs: about three minutes of one core."""
     monkeypatch.setattr(reproduce, "STEPS", 400)
-    small = Work(DYREG, replace(DYREG.sizes[1], epochs=2), tmp_path, say=str)
+    small = Reproduction(DYREG, replace(DYREG.sizes[1], epochs=2), tmp_path, say=str)
     train_rows(
         small, "multisync", [row for row in DYREG.rows if row.name in ("r18", "dyreg")], [0, 1]
     )
@@ -195,13 +185,13 @@ def test_the_statistics_of_norms_come_from_the_training_digits_alone(tmp_path):
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
 def test_a_larger_budget_never_takes_a_smaller_size(table):
-    order = [
+    compare_order = [
         table.sizes.index(size_for(table, minutes, "cpu"))
         for minutes in (0, 1, 5, 20, 300, 1e4, 1e6)
     ]
-    assert order == sorted(order)
-    assert order[0] == 0
-    assert order[-1] == len(table.sizes) - 1
+    assert compare_order == sorted(compare_order)
+    assert compare_order[0] == 0
+    assert compare_order[-1] == len(table.sizes) - 1
     with pytest.raises(ValueError, match="budget"):
         size_for(table, -1, "cpu")
     small = table.sizes[1]
@@ -232,8 +222,8 @@ def test_a_rows_recipe_has_the_widths_of_the_size_and_the_rows_options(table, ro
 def test_the_largest_size_is_the_papers_task(table):
     for name in table.tasks:
         assert (
-            Work(table, table.sizes[-1], Path()).task(name)
-            == type(Work(table, table.sizes[-1], Path()).task(name))()
+            Reproduction(table, table.sizes[-1], Path()).task(name)
+            == type(Reproduction(table, table.sizes[-1], Path()).task(name))()
         )
 
 
@@ -288,9 +278,9 @@ def test_the_cache_holds_the_maps_of_the_generated_videos(tmp_path, monkeypatch)
 
 
 def test_generated_frames_are_the_videos_of_their_numbers():
-    task = Work(DYREG, DYREG.sizes[0], Path()).task("multisync")
-    images = Work(DYREG, DYREG.sizes[0], Path()).pictures(task)
-    source = Generated(task, images, {"train": 5, "val": 2, "test": 2}, "cpu")
+    task = Reproduction(DYREG, DYREG.sizes[0], Path()).task("multisync")
+    images = Reproduction(DYREG, DYREG.sizes[0], Path()).pictures(task)
+    source = GeneratedFrames(task, images, {"train": 5, "val": 2, "test": 2}, "cpu")
     ((clips, places),) = next(source.batches("train", [np.array([4, 1])], 0))
     alone = DigitVideos(task, images["train"], 0, "train")[[4, 1]]
     assert clips.frames.equal(alone.rgb)
@@ -322,10 +312,10 @@ def test_pairs_in_the_papers_order_are_counted_and_the_others_named():
         ("no figure", None, (0.1,)),
         ("not run", 1, ()),
     )
-    assert order(table) == (2, 3, ["a is not below b"])
-    assert order(rows(("a", 50, (0.4,)), ("b", 60, (0.4,))))[2] == [
-        "a is not below b"
-    ]  # equal is not the paper's order
+    assert compare_order(table) == (2, 3, ["a is not below b"])
+    # Equal figures are not in the paper's order.
+    equal = rows(("a", 50, (0.4,)), ("b", 60, (0.4,)))
+    assert compare_order(equal)[2] == ["a is not below b"]
 
 
 @pytest.mark.parametrize(("gap", "beyond"), [(2.9, False), (3.1, True)])
@@ -345,7 +335,7 @@ def test_a_graph_over_time_beats_a_mean_over_the_map_beyond_the_spread_of_seeds(
     small = next(size for size in RSTG.sizes if size.name == "small")
     fraction = replace(small, videos=(8000, 300, 600), epochs=5)
     rows = [row for row in RSTG.rows if row.name in ("mean_lstm", "all_temporal")]
-    one = Work(RSTG, fraction, tmp_path, say=str)
+    one = Reproduction(RSTG, fraction, tmp_path, say=str)
     train_rows(one, "sync3", rows, [0, 1])
     mean_lstm, graph = (
         accuracy(row) for row in record(one)["tasks"]["sync3"]["rows"] if row["runs"]

@@ -103,7 +103,6 @@ def seen_by_env(monkeypatch, broken: dict[str, Exception]) -> tuple[int, dict]:
         return real(name, *more)
 
     monkeypatch.setattr(importlib, "import_module", imports)
-    monkeypatch.setattr(decode, "import_module", imports)
     decode.why_no_decord.cache_clear()
     try:
         result = CliRunner().invoke(vidgraph, ["env", "--json"], standalone_mode=False)

@@ -66,9 +66,9 @@ def quiet(line):
 def elsewhere(folder: Path, count: int = 0) -> None:
     """A claim by a process of another machine, or its sign of life number `count`."""
     folder.mkdir(exist_ok=True)
-    who = {"claim": "other-1-1-00000000", "machine_id": "another", "pid": 1, "start": "1"}
+    who = {"claim": "other-1-1-00000000", "machine": "another", "pid": 1, "start": "1"}
     (folder / "run.claim").write_bytes(
-        json.dumps(who).encode() + b"\n" + str(count).zfill(claims.COUNT).encode()
+        json.dumps(who).encode() + b"\n" + str(count).zfill(claims.COUNTER_DIGITS).encode()
     )
 
 
@@ -371,8 +371,8 @@ def test_a_reproduction_leaves_a_row_that_another_command_trains_to_it(tmp_path,
     rows = list(table.rows[:2])
     for loop in ("_from_frames", "_from_maps"):
         monkeypatch.setattr(reproduce, loop, train_row)
-    monkeypatch.setattr(reproduce.Work, "cache", lambda work, task: None)
-    work = reproduce.Work(table, table.sizes[0], tmp_path, say=lines.append)
+    monkeypatch.setattr(reproduce.Reproduction, "cache", lambda work, task: None)
+    work = reproduce.Reproduction(table, table.sizes[0], tmp_path, say=lines.append)
     assert reproduce.train_rows(work, table.tasks[0], rows, [0]) == [rows[1].name]
     assert "the first is taken" in lines
 

@@ -1,6 +1,4 @@
-"""EAN against its equations and the sizes that the paper reports: trunk, Event Adaptive Blocks,
-motion code, transformer.
-"""
+"""EAN's trunk, Event Adaptive Blocks, motion code and transformer, against equations and sizes."""
 
 from functools import cache
 
@@ -11,8 +9,9 @@ from torch import nn
 
 from heads.interface.clips import Clips, Dims
 from heads.interface.masked_layers import masked_mean
+from heads.papers.ean.regions import coverage, tiles
+from heads.papers.ean.transformer import RowNorm
 from heads.zoo import build_head
-from heads.zoo.ean import RowNorm, coverage, tiles
 from pipeline.backbones import build_backbone
 from pipeline.backbones._ean import (
     Design,
@@ -61,8 +60,9 @@ def classifier(variant, position):
 def test_parts_have_the_parameters_that_their_equations_give(
     variant, blocks, matrices, soi, positions, total
 ):
-    """Released: spec 5.7, less its unused BNs of 3 712. The paper's variant has 3 % more than Table
-    5: 1×1×1 without groups.
+    """The sizes of the released code, less the 3 712 parameters of its unused batch norms.
+
+    The paper's variant has 3 % more than Table 5: its 1×1×1 convolutions have no groups.
     """
     plain, full = trunk(variant, eab="none"), trunk(variant)
     assert plain == 23_686_692

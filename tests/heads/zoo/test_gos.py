@@ -1,6 +1,4 @@
-"""The GOS head: sizes as exact integers, search and discrete structures, its stem, and the
-operations as heads of their own.
-"""
+"""The GOS heads: exact sizes, search and discrete structures, the stem, single operations."""
 
 import pytest
 import torch
@@ -11,12 +9,12 @@ from heads.config.recipe import recipe_from
 from heads.interface.clips import Clips, Dims, clips_of
 from heads.interface.masked_layers import masked_mean
 from heads.papers.gos.affinity import VARIANTS
+from heads.papers.gos.cell import diversity_of, edges_of
 from heads.papers.gos.operation_inputs import layout_of, old_roi_mean
-from heads.papers.gos.operations import KINDS, SPACES, Skip, Zero
+from heads.papers.gos.operations import OPERATIONS, SPACES, Skip, Zero
 from heads.runs.run_files import load_checkpoint, save_checkpoint
 from heads.training.train import train
 from heads.zoo import build_head
-from heads.zoo.gos import diversity_of, edges_of
 from tests.support.tiny_cache import Tiny
 
 B, T, N, K, W = 3, 8, 3, 5, 6
@@ -50,9 +48,7 @@ def views(size: int = B, T: int = T, H: int = H, missing: bool = True, seed: int
 def gos(
     name: str = "gos", seed: int = 0, random: bool = True, dims: Dims = DIMS, **options
 ) -> nn.Module:
-    """The head, narrow, in float64 and eval mode; `random` draws every weight, so that structures
-    differ between views.
-    """
+    """Build the narrow head in float64 and eval mode; `random` draws every weight anew."""
     torch.manual_seed(seed)
     wanted = {k: v for k, v in SMALL.items() if k == "width" or name in ("gos", "gos_node_att")}
     head = build_head(name, dims, K, **{**wanted, **options}).double().eval()
@@ -71,9 +67,7 @@ def count(module: nn.Module) -> int:
 
 
 def test_parameters_of_the_paper_variant():
-    """Its full temporal kernels and the structure from 2048 features make it larger than the
-    paper's 37.3 M; see gos.py.
-    """
+    """Full temporal kernels and 2048 features for alpha give more than 37.3 M, see gos.py."""
     head = build_head("gos", PAPERS, 174)
     assert [count(edge) for edge in head.cells[0].edges] == [263_721 + 591_401 + 276_265] * 6
     assert (count(head.stem), count(head.structure), count(head.fc)) == (524_544, 61_470, 133_806)
@@ -99,9 +93,7 @@ def test_parameters_of_a_single_operation(name, own):
 
 
 def test_multiplications_are_our_count():
-    """By torch's counter, which sees matrix products and convolutions and nothing element by
-    element.
-    """
+    """By torch's counter, which sees only matrix products and convolutions."""
     n, C, G, frames, boxes, taps, positions = 160, 256, 49, 16, 10, 7, 10
     layers = 16 * G * 2048 * C + C * 30 + 1024 * 174  # reduction, alpha, classifier
     layers += 6 * (
@@ -483,7 +475,7 @@ def test_a_single_operation_is_pooled_beside_the_global_feature(name, variant):
     out = head(clips, want_maps=True)
     torch.testing.assert_close(out.logits, head.fc(torch.cat([z, mean], 1)))
     assert out.maps["attention"].equal(head.operation.attention(x, scene))
-    assert type(head.operation) is KINDS[name.removeprefix("gos_")]
+    assert type(head.operation) is OPERATIONS[name.removeprefix("gos_")]
 
 
 @pytest.mark.parametrize("name", [s for s in SINGLE if s != "gos_back_incor"])

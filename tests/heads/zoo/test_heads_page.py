@@ -1,6 +1,4 @@
-"""docs/heads.md says what is true: sizes and parameters are recomputed, every option of every head
-stands there as it is.
-"""
+"""docs/heads.md agrees with the heads: sizes and parameters are recomputed, options compared."""
 
 import re
 from math import prod
@@ -137,9 +135,7 @@ def test_every_row_is_recomputed_and_every_head_has_one():
 
 
 def options_of(heading: str) -> list[tuple[set[str], set[str], str]]:
-    """(options, the heads that they are of: none for all of the section, default) of every row of a
-    section's table.
-    """
+    """Read (options, heads that have them or none for all, default) of each row of a section."""
     rows = []
     for row in rows_of(heading)[1:]:
         options, _, heads = row[0].partition(" of ")

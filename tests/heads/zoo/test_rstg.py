@@ -1,6 +1,4 @@
-"""RSTG against its equations and the properties that hold without training: geometry, graph, maps,
-both heads.
-"""
+"""RSTG against its equations, and what holds without training: geometry, graph, maps, heads."""
 
 import pytest
 import torch
@@ -19,9 +17,7 @@ SLICES = (slice(0, 9), slice(9, 13), slice(13, 14))
 
 
 def graph(seed=0, links=None, channels=C, **choices):
-    """A graph in float64 with every weight drawn anew: one that starts at zero would hide what
-    flows through it.
-    """
+    """Build a graph in float64; every weight is drawn anew, as a start at zero hides the rest."""
     torch.manual_seed(seed)
     found = (
         SpaceTimeGraph(channels, GraphChoices(**{"norm": "none", **choices}), links).double().eval()
@@ -246,7 +242,7 @@ def test_attention_rows_sum_to_1(attention, neighbourhood):
 
 
 @torch.no_grad()
-def test_without_links_the_released_gather_is_the_uniform_mean_of_all_messages_and_the_papers_is_zero():
+def test_without_links_the_released_gather_is_a_uniform_mean_and_the_papers_is_zero():
     links = torch.zeros(NODES, NODES)
     _, weights = graph(links=links, **VARIANTS["released"])(nodes())
     torch.testing.assert_close(weights, torch.full_like(weights, 1 / NODES))

@@ -1,6 +1,4 @@
-"""STRG against its equations: the graphs, the branches, the sizes, and what holds without any
-trained weights.
-"""
+"""STRG against its equations: graphs, branches, sizes, and what holds without training."""
 
 import re
 import shlex
@@ -38,9 +36,7 @@ def views(seed: int = 0, T: int = T, valid: torch.Tensor | None = None) -> Clips
 
 
 def strg(seed: int = 0, random: bool = True, dims: Dims = DIMS, **options) -> nn.Module:
-    """The head in float64 and eval mode; `random` draws every weight, so that nothing hides behind
-    a layer of zeros.
-    """
+    """Build the head in float64 and eval mode; `random` draws every weight anew."""
     torch.manual_seed(seed)
     head = build_head("strg", dims, K, **options).double().eval()
     if random:
@@ -56,9 +52,7 @@ def similarity_by_hand(head: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def by_hand(head: nn.Module, clips: Clips, each_layer: bool = False) -> torch.Tensor:
-    """Logits by the paper's equations, view by view, with n x n matrices over the valid nodes and
-    nothing else.
-    """
+    """Compute logits by the paper's equations, view by view, with dense n x n matrices."""
     rows = []
     for b in range(B):
         keep = clips.valid[b].flatten()
@@ -344,9 +338,7 @@ def test_layer_three_starts_at_zero_and_the_others_do_not():
 
 
 def test_a_fresh_reduction_equals_the_cached_one():
-    """Nodes and the pooled feature made by the head from the map are those that the cache would
-    hold for `reduced`.
-    """
+    """The head makes from the map what the cache holds for `reduced`."""
     from pipeline.regions.roi_align import roi_align
 
     head, clips = strg(reduce="conv", width=C), views(valid=torch.rand(B, T, N) < 0.7)
@@ -389,9 +381,7 @@ def test_wrong_options_are_refused(options, match):
 @pytest.mark.parametrize("stored", [True, False])
 @pytest.mark.parametrize("options", [{}, {"reduce": "conv", "width": C}], ids=str)
 def test_fewer_proposals_are_those_of_an_extraction_with_fewer(options, stored):
-    """The first boxes of a frame are the best, so one cache of 100 serves the rows of 25, 50 and
-    100.
-    """
+    """The first boxes are the best: one cache of 100 serves the rows of 25, 50 and 100."""
     clips = views()
     if stored:
         clips.iou = next_frame_iou(clips.boxes)
@@ -409,9 +399,7 @@ def test_fewer_proposals_are_those_of_an_extraction_with_fewer(options, stored):
 
 
 def test_inclusive_pixels_count_one_more_on_each_side_and_leave_the_stored_overlaps_alone():
-    """Two boxes of 10 pixels a side that share 5 columns: 5/15 in continuous coordinates, 66 / (2 x
-    121 - 66) inclusively.
-    """
+    """Boxes of 10 pixels that share 5 columns: 5/15 continuous, 66 / (2 x 121 - 66) inclusive."""
     clips = views(T=2)
     clips.boxes = torch.zeros(B, 2, N, 4).double()
     clips.valid = torch.tensor([True, False, False]).expand(B, 2, N)

@@ -49,11 +49,9 @@ def test_a_backbone_learns_in_every_parameter(backbone):
         if isinstance(module, NonLocal):
             nn.init.ones_(module.bn.weight)
     learner(learner.prepare(frames(2, 16, 64, 64))).square().sum().backward()
-    assert [
-        name
-        for name, p in learner.named_parameters()
-        if p.grad is None or not p.grad.abs().sum() > 0
-    ] == []
+    for name, parameter in learner.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
 
 
 def test_the_last_block_of_a_stage_is_the_stage():
@@ -103,9 +101,8 @@ def test_prepare_normalises_rgb_and_leaves_the_layout_of_the_frames():
     backbone = tiny("i3d_r50")
     given = frames(2)
     x = backbone.prepare(given)
-    by_hand = (given.double() / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor(
-        [0.229, 0.224, 0.225]
-    )
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    by_hand = (given.double() / 255 - mean) / std
     assert torch.allclose(x.double(), by_hand.permute(0, 4, 1, 2, 3), atol=1e-5)
     assert x.is_contiguous(memory_format=torch.channels_last_3d)
     assert x.dtype == torch.float32
@@ -132,9 +129,8 @@ def test_conv_equals_the_plain_3d_convolution():
         ((5, 7, 7), (2, 2, 2), (2, 3, 3)),
     ]:
         ours = Conv(4, 6, kernel, stride, padding)
-        assert torch.allclose(
-            ours(x), F.conv3d(x, ours.weight, ours.bias, stride, padding), atol=1e-5
-        ), (kernel, stride)
+        plain = F.conv3d(x, ours.weight, ours.bias, stride, padding)
+        assert torch.allclose(ours(x), plain, atol=1e-5), (kernel, stride)
 
 
 # Sizes that the papers report, counted without memory or time on the meta device.
@@ -146,11 +142,8 @@ def on_meta(name, shape, **options):
         backbone = build_backbone(name, **options).eval()
         with FlopCounterMode(display=False) as counter:
             y = backbone(torch.empty(shape))
-    return (
-        sum(p.numel() for p in backbone.parameters()),
-        counter.get_total_flops() // 2,
-        tuple(y.shape),
-    )
+    parameters = sum(p.numel() for p in backbone.parameters())
+    return parameters, counter.get_total_flops() // 2, tuple(y.shape)
 
 
 CLIP = (1, 3, 32, 224, 224)
@@ -170,9 +163,8 @@ def test_i3d_has_the_parameters_macs_and_grid_of_the_papers(options, parameters,
 
 
 def test_reduction_adds_a_last_stage_of_one_convolution_with_bias():
-    parameters, macs, shape = on_meta(
-        "i3d_r50", CLIP, temporal="alternating", res5_stride=1, reduce=512
-    )
+    options = {"temporal": "alternating", "res5_stride": 1, "reduce": 512}
+    parameters, macs, shape = on_meta("i3d_r50", CLIP, **options)
     assert shape == (1, 512, 16, 14, 14)
     assert parameters == 27_223_872 + 2048 * 512 + 512
     assert macs == 152_470_814_720 + 2048 * 512 * 16 * 14 * 14
@@ -181,9 +173,8 @@ def test_reduction_adds_a_last_stage_of_one_convolution_with_bias():
     x = backbone.prepare(frames())
     res5 = backbone(x, upto="res5")
     by_hand = torch.einsum("oc,bcthw->bothw", backbone.reduced.weight[:, :, 0, 0, 0], res5)
-    assert torch.allclose(
-        backbone(x), by_hand + backbone.reduced.bias[:, None, None, None], atol=1e-4
-    )
+    by_hand = by_hand + backbone.reduced.bias[:, None, None, None]
+    assert torch.allclose(backbone(x), by_hand, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["i3d_r101", "i3d_r101_nl"])
@@ -192,22 +183,17 @@ def test_resnet101_turns_128_frames_of_288_into_16_steps_of_18x18(name):
         backbone = build_backbone(name, reduce=512)
         y = backbone(torch.empty(1, 3, 128, 288, 288))
     assert tuple(y.shape) == (1, 512, 16, 18, 18)
-    assert (backbone.steps(128), backbone.grid("res5", (288, 288)), backbone.channels("res5")) == (
-        16,
-        (18, 18),
-        2048,
-    )
+    assert backbone.steps(128) == 16
+    assert backbone.grid("res5", (288, 288)) == (18, 18)
+    assert backbone.channels("res5") == 2048
 
 
 def test_resnet18_grey_with_three_stages_has_dyregs_parameters():
     with torch.device("meta"):
         backbone = build_backbone("resnet18", stages=3, grey=True)
     assert sum(p.numel() for p in backbone.parameters()) + 256 * 56 + 56 == 2_790_904
-    assert [backbone.grid(cut, (128, 128)) for cut in ("res2", "res3", "res4")] == [
-        (32, 32),
-        (16, 16),
-        (8, 8),
-    ]
+    grids = [backbone.grid(cut, (128, 128)) for cut in ("res2", "res3", "res4")]
+    assert grids == [(32, 32), (16, 16), (8, 8)]
     assert backbone.stages == ("stem", "res2", "res3", "res4")
 
 
@@ -290,11 +276,8 @@ def test_i3d_looks_across_frames_and_c2d_only_through_its_pool():
     changed[:, 0] = 255 - changed[:, 0]
     for name, touched in (("c2d_r50", [True, False, False, False]), ("i3d_r50", [True] * 4)):
         backbone = tiny(name)
-        difference = (
-            (backbone(backbone.prepare(given)) - backbone(backbone.prepare(changed)))
-            .abs()
-            .amax((0, 1, 3, 4))
-        )
+        moved = backbone(backbone.prepare(given)) - backbone(backbone.prepare(changed))
+        difference = moved.abs().amax((0, 1, 3, 4))
         assert (difference > 0).tolist() == touched, name
 
 
@@ -303,10 +286,8 @@ def test_i3d_looks_across_frames_and_c2d_only_through_its_pool():
 
 @torch.no_grad()
 def test_non_local_blocks_are_the_identity_at_first():
-    plain, other = (
-        tiny("i3d_r50", temporal="alternating"),
-        build_backbone("i3d_r50_nl", width=8).eval(),
-    )
+    plain = tiny("i3d_r50", temporal="alternating")
+    other = build_backbone("i3d_r50_nl", width=8).eval()
     keys = other.load_state_dict(plain.state_dict(), strict=False)
     assert all(".non_local." in key for key in keys.missing_keys)
     assert not keys.unexpected_keys
@@ -327,18 +308,16 @@ def test_non_local_block_is_its_formula(kind, pool):
     seen = F.max_pool3d(x, (1, 2, 2)) if pool else x
 
     def rows(layer, map):
-        return (
-            torch.einsum("oc,bcthw->bthwo", layer.weight[:, :, 0, 0, 0], map).flatten(1, 3)
-            + layer.bias
-        )
+        y = torch.einsum("oc,bcthw->bthwo", layer.weight[:, :, 0, 0, 0], map)
+        return y.flatten(1, 3) + layer.bias
 
     affinity = rows(block.theta, x) @ rows(block.phi, seen).mT
-    weights = (
-        (affinity / 4**0.5).softmax(-1) if kind == "gaussian" else affinity / affinity.shape[-1]
-    )
-    y = rows(block.out, (weights @ rows(block.g, seen)).mT.reshape(2, 4, 3, 6, 4)).mT.reshape(
-        x.shape
-    )
+    if kind == "gaussian":
+        weights = (affinity / 4**0.5).softmax(-1)
+    else:
+        weights = affinity / affinity.shape[-1]
+    inner = (weights @ rows(block.g, seen)).mT.reshape(2, 4, 3, 6, 4)
+    y = rows(block.out, inner).mT.reshape(x.shape)
     norm = block.bn
     y = F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias)
     assert torch.allclose(block(x), x + y, rtol=1e-4, atol=1e-4)
@@ -362,11 +341,14 @@ def test_five_non_local_blocks_are_spread_evenly_over_res3_and_res4(name, places
 
 
 def test_listing_backbones_loads_no_torch():
-    code = "import sys; from pipeline.backbones import backbone_names; print(len(backbone_names()), 'torch' in sys.modules)"
-    told = subprocess.run(
+    code = (
+        "import sys; from pipeline.backbones import backbone_names; "
+        "print(len(backbone_names()), 'torch' in sys.modules)"
+    )
+    printed = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    assert told.split() == [str(len(NAMES)), "False"]
+    assert printed.split() == [str(len(NAMES)), "False"]
 
 
 def test_a_backbone_says_how_it_was_built():

@@ -1,4 +1,4 @@
-"""Checkpoints: inflation (spec 1.2), other projects' names, what must fit, and what is refused."""
+"""Checkpoints: inflation, other projects' names, what must fit, and what is refused."""
 
 import hashlib
 import pickle
@@ -65,9 +65,8 @@ def test_mean_inflation_gives_a_still_clip_what_the_image_gives_away_from_its_en
     x = backbone.prepare(still)
     expected = stages_of_images(imagenet, x[0, :, :1].transpose(0, 1))["res2"][0]
     found = backbone(x, upto="res2")[0]
-    for step in range(
-        5, 8
-    ):  # five taps and three times three: what lies five steps from an end sees no padding
+    # Five taps and three times three: what lies five steps from an end sees no padding.
+    for step in range(5, 8):
         assert relative(found[:, step], expected) < 1e-4
     assert relative(found[:, 0], expected) > 1e-2
 
@@ -118,9 +117,8 @@ def test_imagenet_weights_that_cannot_be_had_say_what_to_do(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torchvision.models.ResNet50_Weights, "get_state_dict", offline)
-    with pytest.raises(
-        OSError, match=r"could not fetch https://.*no route to host.*download it and give its path"
-    ):
+    expected = r"could not fetch https://.*no route to host.*download it and give its path"
+    with pytest.raises(OSError, match=expected):
         build_backbone("i3d_r50", "imagenet")
     with pytest.raises(ValueError, match="there are none for digit_cnn"):
         build_backbone("digit_cnn", "imagenet")
@@ -130,9 +128,7 @@ def test_imagenet_weights_that_cannot_be_had_say_what_to_do(monkeypatch):
 
 
 def blocks(state):
-    """(stage number 2..5, block, rest, value) of every tensor in a stage, and the stem's as (1,
-    None, rest, value).
-    """
+    """(stage number, block, rest, value) of every tensor; the stem is stage 1, block None."""
     for key, value in state.items():
         if match := re.match(r"res(\d)\.(\d+)\.(.*)", key):
             yield int(match[1]), int(match[2]), match[3], value
@@ -155,9 +151,8 @@ def as_pytorchvideo(state):
         if stage == 1:
             rows[f"blocks.0.{names[layer]}.{leaf}"] = value
         else:
-            rows[
-                f"blocks.{place[stage]}.res_blocks.{block}.{names.get('res.' + layer) or names[layer]}.{leaf}"
-            ] = value
+            name = names.get(f"res.{layer}") or names[layer]
+            rows[f"blocks.{place[stage]}.res_blocks.{block}.{name}.{leaf}"] = value
     return {**rows, "blocks.6.proj.weight": torch.zeros(4, 5), "blocks.6.proj.bias": torch.zeros(4)}
 
 
@@ -171,14 +166,13 @@ def as_pyslowfast(state):
         if stage == 1:
             rows[f"s1.pathway0_stem.{names[layer]}.{leaf}"] = value
         elif layer.startswith("non_local."):
-            layer = layer.removeprefix("non_local.")
-            rows[
-                f"s{stage}.pathway0_nonlocal{block}.{layer if layer == 'bn' else 'conv_' + layer}.{leaf}"
-            ] = value
+            name = layer.removeprefix("non_local.")
+            if name != "bn":
+                name = f"conv_{name}"
+            rows[f"s{stage}.pathway0_nonlocal{block}.{name}.{leaf}"] = value
         else:
-            rows[
-                f"s{stage}.pathway0_res{block}.{names.get('res.' + layer) or names[layer]}.{leaf}"
-            ] = value
+            name = names.get(f"res.{layer}") or names[layer]
+            rows[f"s{stage}.pathway0_res{block}.{name}.{leaf}"] = value
     return {
         **rows,
         "head.projection.weight": torch.zeros(4, 5),

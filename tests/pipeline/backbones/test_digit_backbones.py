@@ -30,22 +30,18 @@ def test_they_are_about_as_large_as_the_digit_network_and_keep_every_frame(name,
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_pooled_features_of_generated_videos_train_end_to_end(name):
-    """One step of descent on digit videos, with a head that pools, changes the trunk's first
-    weights and the logits.
-    """
+    """One step of descent changes the trunk's first weights and the logits."""
     task = SyncDigits()
     made = generate(task, load_images()["train"], range(2))
     torch.manual_seed(0)
     backbone = build_backbone(name, width=8)
-    head = build_head(
-        "pool", Dims(T=task.frames, C=backbone.channels()), len(task.labels), dropout=0.0
-    )
+    dims = Dims(T=task.frames, C=backbone.channels())
+    head = build_head("pool", dims, len(task.labels), dropout=0.0)
     optimiser = torch.optim.SGD([*backbone.parameters(), *head.parameters()], lr=0.1)
 
     def logits() -> torch.Tensor:
-        return head(
-            Clips(pooled=backbone(backbone.prepare(made.rgb)).mean((3, 4)).transpose(1, 2))
-        ).logits
+        pooled = backbone(backbone.prepare(made.rgb)).mean((3, 4)).transpose(1, 2)
+        return head(Clips(pooled=pooled)).logits
 
     first, before = logits(), backbone.stem.conv1.weight.detach().clone()
     assert first.shape == (2, 46)
@@ -90,11 +86,8 @@ def test_non_local_blocks_are_where_i3d_has_them():
         if "." in cut and backbone.get_submodule(cut).non_local is not None
     ]
     assert places == ["res3.1", "res3.3", "res4.1", "res4.3", "res4.5"]
-    assert all(
-        block.non_local is None
-        for cut in ("res3", "res4")
-        for block in getattr(tiny("digit_i3d", width=8), cut)
-    )
+    plain = tiny("digit_i3d", width=8)
+    assert all(block.non_local is None for block in (*plain.res3, *plain.res4))
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from tests.support.tiny_backbone import NAMES, frames, relative, tiny
 
 
 def calm(backbone):
-    """Non-local blocks as after training: small. A dot product of large maps grows with their third
-    power.
+    """Make non-local blocks as small as after training.
+
+    A dot product of large maps grows with their third power.
     """
     for module in backbone.modules():
         if isinstance(module, NonLocal):
@@ -81,9 +82,7 @@ def test_frozen_backbone_needs_no_gradient_and_runs_in_inference_mode():
 def test_every_batch_norm_is_folded_away():
     for name in NAMES:
         frozen = freeze(tiny(name))
-        assert not [
-            n for n, module in frozen.named_modules() if isinstance(module, nn.BatchNorm3d)
-        ], name
+        assert not any(isinstance(module, nn.BatchNorm3d) for module in frozen.modules()), name
 
 
 @torch.no_grad()
@@ -112,11 +111,9 @@ def test_what_identifies_a_backbone_survives_freezing():
     backbone = tiny("i3d_r50", res5_stride=1)
     backbone.weights_sha256 = "ab12"
     frozen = freeze(backbone, "bf16")
-    assert (frozen.name, frozen.options, frozen.weights_sha256) == (
-        backbone.name,
-        backbone.options,
-        "ab12",
-    )
+    assert frozen.name == backbone.name
+    assert frozen.options == backbone.options
+    assert frozen.weights_sha256 == "ab12"
 
 
 def test_precisions_that_make_no_sense_are_refused():

@@ -1,6 +1,4 @@
-"""Modules inside backbones: where they run, what they see, how they are saved, and the part of a
-backbone above a cut.
-"""
+"""Modules inside backbones: where they run, what they see, how they are saved."""
 
 import copy
 
@@ -64,7 +62,7 @@ def test_every_backbone_takes_a_module_after_each_stage_and_inside_its_blocks(na
 
 
 @torch.no_grad()
-def test_a_module_inside_a_block_sees_what_its_convolution_gives_and_the_batch_norm_sees_the_module():
+def test_a_module_inside_a_block_lies_between_its_convolution_and_the_batch_norm():
     backbone = with_module("res4.4.conv2", Scale(3))
     block, noted = backbone.res4[4], {}
     backbone.res4[4].bn2.register_forward_pre_hook(

@@ -1,6 +1,4 @@
-"""TSM: what the shift moves, that nothing else of the ResNet changes, and how far a frame is
-seen.
-"""
+"""TSM: what the shift moves, that the rest of the ResNet is as before, how far a frame is seen."""
 
 import pytest
 import torch
@@ -12,9 +10,8 @@ from tests.support.tiny_backbone import frames, relative, tiny
 
 
 def test_an_eighth_of_the_channels_comes_from_each_neighbour_and_zeros_from_outside():
-    x = torch.arange(1, 4).float()[:, None] * 100 + torch.arange(
-        16
-    )  # step t = 1, 2, 3, channel c: 100 t + c
+    # Step t = 1, 2, 3, channel c: 100 t + c.
+    x = torch.arange(1, 4).float()[:, None] * 100 + torch.arange(16)
     y = TemporalShift(8)(x.T[None, :, :, None, None])[0, :, :, 0, 0]
     assert y[:2].tolist() == [[200, 300, 0], [201, 301, 0]]
     assert y[2:4].tolist() == [[0, 102, 202], [0, 103, 203]]

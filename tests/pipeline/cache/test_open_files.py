@@ -1,4 +1,4 @@
-"""Few open files: shards are closed and opened again within what the system's limit leaves."""
+"""With few open files allowed, shards are closed and opened again."""
 
 import errno
 import gc
@@ -23,14 +23,15 @@ def descriptors() -> int:
 
 @pytest.fixture
 def few(request):
-    """Lets this process open so many files more than are open now."""
+    """Let this process open so many more files than are open now."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     for file in OPEN_FILES:
         file.release()
 
     def allow(more: int) -> None:
         used, limit = set(map(int, os.listdir("/proc/self/fd"))), 0
-        while more:  # numbers are given from below: what lies in between is free
+        # The system gives the lowest free number, so gaps count as free.
+        while more:
             more -= limit not in used
             limit += 1
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
@@ -54,12 +55,10 @@ def test_two_caches_of_more_shards_than_files_may_be_open_are_read(
     for row in rows * 2:
         for cache in caches:
             group = cache["train"]
-            values, want = (
-                group.view(row),
-                tensors_of("train", group.clips[row], int(group.views[row])),
-            )
+            values = group.view(row)
+            expected = tensors_of("train", group.clips[row], int(group.views[row]))
             for name in ("nodes", "valid"):
-                np.testing.assert_array_equal(values[name], want[name])
+                np.testing.assert_array_equal(values[name], expected[name])
             assert values["iou"].shape == (3, 5, 5)
     assert 1 <= sum(len(list(cache.files)) for cache in caches) <= 8
 
@@ -103,11 +102,8 @@ def test_where_no_file_is_left_those_not_used_for_longest_are_closed():
     files.open(older, lambda: 3)
     files.open(old, lambda: 4)
     files.used(older)
-    answers = [
-        OSError(errno.EMFILE, "Too many open files"),
-        OSError(errno.ENFILE, "of the system"),
-        5,
-    ]
+    too_many = OSError(errno.EMFILE, "Too many open files")
+    answers = [too_many, OSError(errno.ENFILE, "of the system"), 5]
 
     def opener() -> int:
         answer = answers.pop(0)
@@ -119,10 +115,9 @@ def test_where_no_file_is_left_those_not_used_for_longest_are_closed():
     assert files.open(new, opener) == 5
     assert (old.released, older.released, new.released) == (1, 1, 0)
     assert list(files) == [new]
+    answers = [too_many] * 3
     with pytest.raises(OSError, match="Too many"):
-        files.open(
-            File(), lambda: (_ for _ in ()).throw(OSError(errno.EMFILE, "Too many open files"))
-        )
+        files.open(File(), opener)
 
 
 def test_what_nobody_holds_any_more_is_closed(tmp_path):
@@ -142,7 +137,7 @@ def test_a_file_that_is_closed_and_opened_again_is_asked_for_its_tables_once(tmp
     out = np.empty((1, 4, 6), np.float16)
     file.read("train", "pooled", [0], out)
     file.release()
-    monkeypatch.setattr("pipeline.cache.shard_reader.Tables", None)
+    monkeypatch.setattr("pipeline.cache.shard_reader.ShardTables", None)
     file.read("train", "pooled", [1], out)
 
 

@@ -1,6 +1,4 @@
-"""What HDF5 writes through a PartFile is what it would write itself, and no error of the disk
-reaches it.
-"""
+"""HDF5 writes through a PartFile what it would write itself, and sees no error of the disk."""
 
 import errno
 import io
@@ -16,7 +14,8 @@ from pipeline.cache.shard_writer import GroupPlan, ShardWriter
 from pipeline.files.atomic_files import sha256_of
 
 PWRITE = os.pwrite
-ROWS = 40  # so many that HDF5 writes some of what describes them before the end
+# So many that HDF5 writes some metadata before the end.
+ROWS = 40
 FIELDS = {
     "pooled": ((2, 1500), "float32"),
     "boxes": ((2, 2, 4), "float32"),
@@ -25,9 +24,7 @@ FIELDS = {
 
 
 class Disk:
-    """Stands for `os.pwrite`: takes `piece` bytes at once, and fails from the call number `full`
-    on.
-    """
+    """Replaces `os.pwrite`: writes `piece` bytes at once, and fails from call number `full` on."""
 
     def __init__(self, full: float = float("inf"), piece: int = 1 << 30):
         self.full, self.piece, self.calls = full, piece, 0
@@ -46,14 +43,10 @@ def write_shard(path, compression="none") -> dict:
         path, {"train": plan}, attrs={"shard": 0}, compression=compression, claim="test"
     ) as writer:
         for row in range(ROWS):
-            writer.write(
-                "train",
-                row,
-                {
-                    name: rng.integers(0, 2, shape).astype(kind)
-                    for name, (shape, kind) in FIELDS.items()
-                },
-            )
+            tensors = {}
+            for name, (shape, kind) in FIELDS.items():
+                tensors[name] = rng.integers(0, 2, shape).astype(kind)
+            writer.write("train", row, tensors)
         return writer.finish({"failures": []})
 
 
@@ -75,14 +68,13 @@ def test_wherever_the_disk_fills_up_the_shard_ends_with_that_error_and_leaves_no
 def test_a_disk_that_takes_a_little_at_a_time_gets_the_same_file(tmp_path, monkeypatch):
     expected = write_shard(tmp_path / "00000.h5")["sha256"]
     monkeypatch.setattr(partfile.os, "pwrite", slow := Disk(piece=1000))
-    assert (
-        write_shard(tmp_path / "00001.h5")["sha256"] == sha256_of(tmp_path / "00001.h5") == expected
-    )
+    written = write_shard(tmp_path / "00001.h5")["sha256"]
+    assert written == sha256_of(tmp_path / "00001.h5") == expected
     assert slow.calls > ROWS * 12
 
 
 def write_much(file) -> dict[str, np.ndarray]:
-    """Writes by HDF5 through `file`, and reads it back before it is closed."""
+    """Write with HDF5 through `file`, and read everything back before it is closed."""
     rng = np.random.default_rng(1)
     with h5py.File(file, "w", libver=("v110", "v110")) as made:
         for name in "abc":
@@ -110,7 +102,7 @@ def test_hdf5_finds_again_what_did_not_reach_the_disk(tmp_path, monkeypatch, ful
 
 @pytest.mark.parametrize("ended", [PartFile.drop, PartFile.close])
 def test_nothing_is_written_to_a_file_that_is_dropped_or_closed(tmp_path, ended):
-    """Its number is another file's by then."""
+    """Its descriptor number may belong to another file by then."""
     file = PartFile(tmp_path / "part")
     file.write(b"before")
     ended(file)

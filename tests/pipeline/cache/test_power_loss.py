@@ -1,6 +1,4 @@
-"""What a power loss leaves: content reaches the disk before the name, a file's name before its done
-marker.
-"""
+"""What a power loss leaves: content is on the disk before its name, a shard before its marker."""
 
 import os
 from pathlib import Path
@@ -8,26 +6,25 @@ from pathlib import Path
 import pytest
 
 from heads.runs import run_files as runs
-from pipeline.cache.folder import create_cache, home_of, read_cache_json
+from pipeline.cache.folder import create_cache, read_cache_json, watch_cache_folder
 from pipeline.stages.graphs import build_graphs
 from tests.support.small_cache import make_cache, manifest_of
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """(what, file) of every step that matters to a disk: "sync" of content or of a folder's names,
-    "name", "unname".
+    """(what, file) of every step that matters to a disk: "sync", "name" and "unname".
+
+    A sync is that of a file's content, or of the names in a folder.
     """
     done = []
 
     def noting(what, function, which):
         def call(*args, **named):
             result = function(*args, **named)
-            place = (
-                os.readlink(f"/proc/self/fd/{args[0]}")
-                if isinstance(args[0], int)
-                else str(args[which])
-            )
+            place = str(args[which])
+            if isinstance(args[0], int):
+                place = os.readlink(f"/proc/self/fd/{args[0]}")
             done.append((what, Path(place)))
             return result
 
@@ -46,21 +43,18 @@ def calls(monkeypatch):
 
 
 def check(done, path: Path, before: tuple[Path, ...] = ()) -> int:
-    """Asserts that `path` got its name after its content was durable, and that the name is durable
-    before what comes later.
+    """Assert that `path` got its name after its content was durable.
+
+    The name must be durable before the files of `before` get theirs.
     """
     named = max(k for k, (what, file) in enumerate(done) if what == "name" and file == path)
-    parts = [
-        k
-        for k, (what, file) in enumerate(done)
-        if what == "sync" and file.name.startswith(f"{path.name}.")
-    ]
-    assert [k for k in parts if k < named], f"{path}: has a name before its content is durable"
-    synced = [
-        k
-        for k, (what, file) in enumerate(done)
-        if k > named and what == "sync" and file == path.parent
-    ]
+    parts, synced = [], []
+    for k, (what, file) in enumerate(done):
+        if what == "sync" and k < named and file.name.startswith(f"{path.name}."):
+            parts.append(k)
+        if what == "sync" and k > named and file == path.parent:
+            synced.append(k)
+    assert parts, f"{path}: has a name before its content is durable"
     assert synced, f"{path}: its name is not durable"
     for other in before:
         later = max(k for k, (what, file) in enumerate(done) if what == "name" and file == other)
@@ -86,18 +80,14 @@ def test_of_a_shard_that_is_written_again_the_old_marker_is_gone_for_good_before
     for shard in range(3):
         file = path / "graphs" / f"{shard:05d}.h5"
         named = check(calls, file, before=(file.with_suffix(".json"),))
-        unnamed = min(
-            k
-            for k, (what, other) in enumerate(calls)
-            if what == "unname" and other == file.with_suffix(".json")
-        )
+        unnamed = calls.index(("unname", file.with_suffix(".json")))
         assert ("sync", file.parent) in calls[unnamed:named]
 
 
 def test_a_new_cache_is_durable_from_its_folder_to_its_description(tmp_path, calls):
     folder = tmp_path / "deep" / "cache"
     create_cache(folder, {"a": 1}, manifest_of(tmp_path), 3)
-    home_of(folder, read_cache_json(folder)["fingerprint"], "features")
+    watch_cache_folder(folder, read_cache_json(folder)["fingerprint"], "features")
     check(calls, folder / "manifest.csv", before=(folder / "cache.json",))
     check(calls, folder / "cache.json")
     for made in (folder.parent, folder, folder / "features"):

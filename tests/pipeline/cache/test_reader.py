@@ -1,3 +1,5 @@
+"""What was written comes back: in any order, from any process, and never from a wrong file."""
+
 import hashlib
 import json
 import multiprocessing
@@ -25,8 +27,9 @@ CONFIG = {"backbone": {"name": "tiny", "depth": 3}}
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """A cache that no test changes: 7 clips, 3 shards, whose maps are 3, 4 and 2 wide; clip2
-    failed; with graphs.
+    """A cache with graphs that no test changes.
+
+    It has 7 clips in 3 shards, with maps that are 3, 4 and 2 wide. clip2 failed.
     """
     path = make_cache(tmp_path_factory.mktemp("shared"), failed=("clip2",), widths=(3, 4, 2))
     build_graphs(path, neighbours=3)
@@ -34,13 +37,13 @@ def shared(tmp_path_factory):
 
 
 def assert_row(group, row: int, values: dict[str, np.ndarray]) -> None:
-    """That `values` are what was written for a row of a cache like `shared`."""
+    """Assert that `values` are what was written for a row of a cache like `shared`."""
     width = (3, 4, 2)[int(group.clips[row][4:]) // 3]
-    want = tensors_of(group.name, group.clips[row], int(group.views[row]), width)
+    expected = tensors_of(group.name, group.clips[row], int(group.views[row]), width)
     for name in FIELDS:
-        came = values[name][..., :width] if name == "res5" else values[name]
-        np.testing.assert_array_equal(came, want[name])
-        assert came.dtype == want[name].dtype
+        found = values[name][..., :width] if name == "res5" else values[name]
+        np.testing.assert_array_equal(found, expected[name])
+        assert found.dtype == expected[name].dtype
 
 
 def test_rows_come_in_the_order_asked(shared):
@@ -66,18 +69,16 @@ def test_a_view_is_a_batch_of_one(shared):
 
 @pytest.mark.parametrize("compression", ["lzf", "zstd"])
 def test_compressed_views_read_the_same(tmp_path, shared, compression, monkeypatch):
-    monkeypatch.setattr(
-        "pipeline.cache.shard_writer.SMALL", 16
-    )  # so that even these are compressed
+    # So that even these small views are compressed.
+    monkeypatch.setattr("pipeline.cache.shard_writer.SMALL", 16)
     path = make_cache(tmp_path, failed=("clip2",), compression=compression, widths=(3, 4, 2))
     group, plain = Cache(path)["train"], Cache(shared)["train"]
     rows = [9, 1, 12, 1]
     for name, values in group.batch(rows).items():
         np.testing.assert_array_equal(values, plain.batch(rows, (name,))[name])
-    layout = pipeline.cache.shard_reader.ShardFile(
-        Cache(path).shards.path(0), Cache(path).records["features"][0]
-    ).layout("train", "res5")
-    assert layout.packed
+    cache = Cache(path)
+    file = pipeline.cache.shard_reader.ShardFile(cache.shards.path(0), cache.records["features"][0])
+    assert file.layout("train", "res5").packed
 
 
 def test_maps_are_padded_with_zeros_to_the_widest_shard(shared):
@@ -99,12 +100,13 @@ def test_what_the_disk_has_to_be_waited_for_reads_the_same(shared, monkeypatch):
 
 
 class Rows(Dataset):
-    """The nodes of every view that was extracted, as a DataLoader asks for them."""
+    """The nodes of every extracted view, as a dataset for a DataLoader."""
 
     def __init__(self, path: Path, opened: bool):
         self.cache = Cache(path)
         self.rows = np.flatnonzero(self.cache["train"].ok)
-        if opened:  # handles that a forked worker inherits and must not use
+        # A forked worker inherits these handles and must not use them.
+        if opened:
             self.cache["train"].batch(self.rows)
 
     def __len__(self) -> int:
@@ -123,12 +125,11 @@ def test_data_loader_workers_read_what_was_written(tmp_path, method, compression
     dataset = Rows(path, opened=True)
     loader = DataLoader(dataset, batch_size=3, num_workers=2, multiprocessing_context=method)
     seen = 0
+    group = dataset.cache["train"]
     for rows, nodes in loader:
         for row, values in zip(rows.tolist(), nodes.numpy(), strict=True):
-            group = dataset.cache["train"]
-            np.testing.assert_array_equal(
-                values, tensors_of("train", group.clips[row], int(group.views[row]))["nodes"]
-            )
+            expected = tensors_of("train", group.clips[row], int(group.views[row]))
+            np.testing.assert_array_equal(values, expected["nodes"])
             seen += 1
     assert seen == len(dataset) == 12
 
@@ -283,14 +284,13 @@ def test_another_config_is_refused_with_the_keys_that_differ(tmp_path):
     with pytest.raises(CacheError) as caught:
         create_cache(path, {"backbone": {"name": "tiny", "depth": 5}, "seed": 1}, manifest, 3)
     said = str(caught.value)
-    assert "written with backbone.depth=3, seed=none; asked for backbone.depth=5, seed=1" in said
+    assert "made with backbone.depth=3, seed=none;" in said
+    assert "this command asks for backbone.depth=5, seed=1" in said
     assert "backbone.name" not in said
 
 
 def test_the_same_config_and_clips_continue_a_cache(tmp_path):
-    """In any order of keys, tuples for lists, with other labels and another number of clips per
-    shard.
-    """
+    """The order of keys, tuples for lists, labels and clips per shard may differ."""
     config = {"size": (224, 224), "a": {"b": 1, "c": 2}}
     first = create_cache(tmp_path / "cache", config, manifest_of(tmp_path), 3)
     again = create_cache(
@@ -339,11 +339,13 @@ def test_a_folder_without_a_cache_is_refused(tmp_path):
 def test_changed_files_of_a_cache_are_noticed(tmp_path, name):
     path = make_cache(tmp_path)
     text = (path / name).read_bytes()
-    (path / name).write_bytes(
-        text.replace(b"clip4", b"clip5")
-        .replace(b'"shard": 1', b'"shard": 2')
-        .replace(b"tiny", b"Tiny")
-    )
+    for old, new in (
+        (b"clip4", b"clip5"),
+        (b'"shard": 1', b'"shard": 2'),
+        (b"tiny", b"Tiny"),
+    ):
+        text = text.replace(old, new)
+    (path / name).write_bytes(text)
     with pytest.raises(Damaged, match="changed since"):
         Cache(path)["train"].ok  # noqa: B018
 
@@ -379,10 +381,8 @@ def test_cache_json_says_what_it_is_in_plain_json(tmp_path):
 def test_a_fingerprint_is_the_hash_of_canonical_json_however_many_clips(tmp_path, monkeypatch):
     manifest = manifest_of(tmp_path, 7)
     odd = ({"clip": 'é"\\ 日\u200d'}, {"start": 1 / 3}, {"end": 1e-7}, {"start": 0.0, "end": 1e22})
-    manifest = replace(
-        manifest,
-        clips=tuple(map(lambda clip, k: replace(clip, **odd[k % 4]), manifest.clips, range(7))),
-    )
+    changed = tuple(replace(clip, **odd[k % 4]) for k, clip in enumerate(manifest.clips))
+    manifest = replace(manifest, clips=changed)
     clips = [[clip.clip, clip.start, clip.end] for clip in manifest.clips]
     record = {"format": FORMAT, "config": {"a": [1, "é"]}, "clips": clips}
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

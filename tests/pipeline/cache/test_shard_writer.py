@@ -1,3 +1,5 @@
+"""A shard appears whole or not at all, with checksums, and any HDF5 reader can read it."""
+
 import hashlib
 import os
 import signal
@@ -13,7 +15,7 @@ from pipeline.cache import shard_writer as shards
 from pipeline.cache.reader import create_cache
 from pipeline.cache.shard_reader import ShardFile
 from pipeline.cache.shard_writer import COMPRESSIONS, GroupPlan, NotFinite, ShardWriter
-from pipeline.files import atomic_files as sealed
+from pipeline.files import atomic_files
 from pipeline.files.atomic_files import Damaged, done_marker, fletcher32, read_json, write_json
 from tests.support.small_cache import FIELDS, VIEWS, manifest_of, tensors_of, write_shard
 
@@ -23,11 +25,8 @@ ATTRS = {"fingerprint": "f", "shard": 0}
 def one_field(
     rows: int = 3, shape: tuple[int, ...] = (2, 4), dtype: str = "float16"
 ) -> dict[str, GroupPlan]:
-    return {
-        "train": GroupPlan(
-            [f"clip{k}" for k in range(rows)], [0] * rows, {"pooled": (shape, dtype)}
-        )
-    }
+    clips = [f"clip{k}" for k in range(rows)]
+    return {"train": GroupPlan(clips, [0] * rows, {"pooled": (shape, dtype)})}
 
 
 def names(folder: Path) -> list[str]:
@@ -55,14 +54,8 @@ def test_any_reader_of_hdf5_finds_what_was_written(plan, compression):
     """h5py reads through HDF5's own filters, which refuse a chunk whose checksum is not theirs."""
     write_shard(plan, 1, compression=compression)
     with h5py.File(plan.path(1)) as file:
-        assert file["train/clip"].asstr()[:].tolist() == [
-            "clip3",
-            "clip3",
-            "clip4",
-            "clip4",
-            "clip5",
-            "clip5",
-        ]
+        clips = file["train/clip"].asstr()[:].tolist()
+        assert clips == ["clip3", "clip3", "clip4", "clip4", "clip5", "clip5"]
         assert file["train/view"][:].tolist() == [0, 1] * 3
         assert file["train/ok"][:].all()
         for name, values in tensors_of("train", "clip4", 1).items():
@@ -71,13 +64,13 @@ def test_any_reader_of_hdf5_finds_what_was_written(plan, compression):
 
 def test_the_default_file_needs_no_plugin(plan):
     write_shard(plan, 0)
-    code = f"import h5py, sys; f = h5py.File({str(plan.path(0))!r}); f['train/nodes'][:]; print('hdf5plugin' in sys.modules)"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout
-        == "False\n"
-    )
+    code = f"""
+import h5py, sys
+h5py.File({str(plan.path(0))!r})["train/nodes"][:]
+print("hdf5plugin" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_large_views_are_compressed_by_choice(tmp_path):
@@ -121,7 +114,7 @@ def test_our_checksum_is_that_of_hdf5(tmp_path, size, kind):
 def test_checksum_is_the_same_in_pieces(monkeypatch):
     data = np.random.default_rng(0).integers(0, 256, 50_001, dtype=np.uint8)
     whole = fletcher32(data)
-    monkeypatch.setattr(sealed, "PIECE", 8192)
+    monkeypatch.setattr(atomic_files, "PIECE", 8192)
     assert fletcher32(data) == whole
 
 
@@ -184,17 +177,15 @@ def test_the_done_marker_comes_last_and_goes_first(tmp_path, monkeypatch):
         seen.append((target.name, names(tmp_path)))
         os.replace(part, target)
 
-    for module in (shards, sealed):
+    for module in (shards, atomic_files):
         monkeypatch.setattr(module, "move_into_place", spy)
     for _ in range(2):
         with ShardWriter(path, one_field(), attrs=ATTRS, claim="me") as writer:
             writer.finish({})
     assert seen[0] == ("00000.h5", ["00000.h5.me.part", "00000.json.me.part"])
     assert seen[1] == ("00000.json", ["00000.h5", "00000.json.me.part"])
-    assert seen[2] == (
-        "00000.h5",
-        ["00000.h5", "00000.h5.me.part", "00000.json.me.part"],
-    )  # the old one is not done any more
+    # The old shard does not count as done any more.
+    assert seen[2] == ("00000.h5", ["00000.h5", "00000.h5.me.part", "00000.json.me.part"])
 
 
 KILLED = """
@@ -202,7 +193,6 @@ import os, signal, sys
 from pathlib import Path
 sys.path[:0] = {path!r}
 from pipeline.cache import shard_writer as shards
-from pipeline.files import atomic_files as sealed
 from pipeline.cache.reader import create_cache
 from tests.support.small_cache import manifest_of, write_shard
 plan = create_cache(Path({folder!r}) / "cache", {{"a": 1}}, manifest_of(Path({folder!r})), 3)
@@ -213,11 +203,13 @@ write_shard(plan, 0)
 WOUNDS = {
     "while writing": "shards._Column.store = lambda self, row: die() if row == 3 else None",
     "before the hash": "shards.sync_and_hash = die",
-    "before the rename": "shards.complete = die",
+    "before the rename": "shards.move_into_place = die",
     "before the statistics": "shards.json_part = die",
     "between the renames": """
-complete = shards.complete
-shards.complete = lambda part, path, *how: (die if path.suffix == ".json" else complete)(part, path, *how)
+move = shards.move_into_place
+def move_or_die(part, path, *replace):
+    (die if path.suffix == ".json" else move)(part, path, *replace)
+shards.move_into_place = move_or_die
 """,
 }
 
@@ -244,7 +236,8 @@ sys.path[:0] = {[str(Path(__file__).parents[3]), str(Path(__file__).parent)]!r}
 from tests.pipeline.cache.test_shard_writer import *
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
-    with ShardWriter({str(tmp_path / "00000.h5")!r}, one_field(shape=(16, 512)), attrs=ATTRS) as writer:
+    plan = one_field(shape=(16, 512))
+    with ShardWriter({str(tmp_path / "00000.h5")!r}, plan, attrs=ATTRS) as writer:
         for row in range(3):
             writer.write("train", row, {{"pooled": np.zeros((16, 512), np.float16)}})
         writer.finish({{}})

@@ -197,9 +197,8 @@ def test_a_single_digit_lies_whole_on_its_canvas_with_its_class(images):
         known.setdefault(int(tile.sum()), set()).add(int(c))
     for frame, c in zip(frames[..., 0], classes, strict=True):
         assert c in known[int(frame.sum())]
-    assert (
-        len({tuple(np.argwhere(frame[..., 0])[0]) for frame in frames}) > 25
-    )  # all over the place
+    # The digits are all over the canvas.
+    assert len({tuple(np.argwhere(frame[..., 0])[0]) for frame in frames}) > 25
 
 
 def test_impossible_rules_are_refused_rather_than_tried_for_ever():
@@ -283,9 +282,9 @@ def test_videos_that_are_there_are_left_alone_and_others_are_refused(dataset, im
         == dataset
     )
     assert before == {path: path.stat().st_mtime_ns for path in dataset.parent.rglob("*.*")}
-    with pytest.raises(ValueError, match="seed 1 there, 2 asked for"):
+    with pytest.raises(ValueError, match="seed: made with 1, asked for 2"):
         write_dataset(dataset.parent, SMALL, {"train": 7, "test": 5}, seed=2, images=images)
-    with pytest.raises(ValueError, match=r"margin 3 there, 2 asked for"):
+    with pytest.raises(ValueError, match=r"margin: made with 3, asked for 2"):
         write_dataset(
             dataset.parent, replace(SMALL, margin=2), {"train": 7, "test": 5}, seed=1, images=images
         )

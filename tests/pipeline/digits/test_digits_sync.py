@@ -1,8 +1,6 @@
-"""SyncDigits and MultiSyncDigits: the rules of RSTG's and DyReg's generators (spec 6.1, 6.2, 10),
-measured on many paths.
-"""
+"""SyncDigits and MultiSyncDigits: the rules of RSTG's and DyReg's generators, on many paths."""
 
-from collections import Counter as Tally
+from collections import Counter
 from dataclasses import replace
 from itertools import combinations, product
 
@@ -23,7 +21,7 @@ from pipeline.digits import (
     video,
     write_dataset,
 )
-from pipeline.digits.counted_random import Counter
+from pipeline.digits.counted_random import CountedRandom
 from pipeline.manifests.manifest import read_manifest
 from pipeline.proposals import build_proposals
 from pipeline.video.decode import open_clip
@@ -67,7 +65,7 @@ def moved_alike(scenes: Scenes) -> np.ndarray:
 
 
 def test_the_counters_numbers_are_those_of_splitmix64():
-    draws = Counter(("any",), np.zeros(1))
+    draws = CountedRandom(("any",), np.zeros(1))
     draws._starts = np.array([1234567], np.uint64)
     known = [
         6457827717110365317,
@@ -80,19 +78,19 @@ def test_the_counters_numbers_are_those_of_splitmix64():
 
 
 def test_a_streams_numbers_depend_on_key_and_index_alone():
-    together = Counter(("a", 1), np.arange(50))
+    together = CountedRandom(("a", 1), np.arange(50))
     numbers = np.concatenate([together.bits(3), together.bits(2)], 1)
-    one = Counter(("a", 1), [31])
+    one = CountedRandom(("a", 1), [31])
     assert np.array_equal(np.concatenate([one.bits(4), one.bits(1)], 1)[0], numbers[31])
     assert len(np.unique(numbers)) == 250
-    assert not np.isin(Counter(("a", 2), np.arange(50)).bits(5), numbers).any()
+    assert not np.isin(CountedRandom(("a", 2), np.arange(50)).bits(5), numbers).any()
     with pytest.raises(ValueError, match="video -1: expected indices from 0"):
-        Counter(("a",), np.array([3, -1]))
+        CountedRandom(("a",), np.array([3, -1]))
 
 
 def test_numbers_below_n_are_equally_likely_and_each_has_its_own_n():
     limits = np.tile(np.array([1, 6, 10]), (MANY, 1))
-    found = Counter(("b",), np.arange(MANY)).below(limits, 3)
+    found = CountedRandom(("b",), np.arange(MANY)).below(limits, 3)
     for column, n in enumerate((1, 6, 10)):
         counts = np.bincount(found[:, column], minlength=n)
         assert len(counts) == n
@@ -109,7 +107,7 @@ def test_one_video_in_92_has_no_pair(sync):
     assert (sync.chosen[~alone] == [True, True, False, False, False]).all()
 
 
-def test_digits_0_and_1_keep_their_offset_in_exactly_the_synchronous_videos_and_no_other_pair_ever_does(
+def test_digits_0_and_1_keep_their_offset_in_exactly_the_synchronous_videos_and_no_other_pair_does(
     sync,
 ):
     assert np.array_equal(moved_alike(sync)[:, 0], sync.labels != 45)
@@ -131,9 +129,8 @@ def test_steps_are_from_minus_10_to_9_and_as_long_on_average_as_the_rule_makes_t
 def test_places_end_at_70_after_a_move_and_71_survives_only_where_a_pair_cannot_move(sync):
     corners = sync.corners
     assert corners.min() == 0
-    assert (
-        corners[:, :, 2:].max() == 70
-    )  # a move comes before frame 0, so that a start at 71 is not seen
+    # A move comes before frame 0, so no frame shows a start at 71.
+    assert corners[:, :, 2:].max() == 70
     assert corners.max() == 71
     stuck = np.argwhere(corners[:, 1:] == 71)
     assert set(stuck[:, 2]) <= {0, 1}
@@ -141,7 +138,7 @@ def test_places_end_at_70_after_a_move_and_71_survives_only_where_a_pair_cannot_
 
 
 def test_paths_are_distributed_as_those_of_the_rule_written_out_plainly(sync):
-    """The rule of spec 6.1, digit by digit, with numpy's generator."""
+    """The rule of RSTG's `create_syncMNIST`, digit by digit, with numpy's generator."""
     rng = np.random.default_rng(0)
 
     def limits(c):
@@ -149,9 +146,8 @@ def test_paths_are_distributed_as_those_of_the_rule_written_out_plainly(sync):
 
     found = []
     for _ in range(4000):
-        places = [
-            int(rng.integers(0, 72)) for _ in range(3)
-        ]  # on one axis: the two of the pair, and another digit
+        # On one axis: the two of the pair, and another digit.
+        places = [int(rng.integers(0, 72)) for _ in range(3)]
         path = []
         for _ in range(10):
             (low0, high0), (low1, high1), (low2, high2) = (limits(c) for c in places)
@@ -245,7 +241,7 @@ def test_one_video_in_56_has_no_subset_and_all_sizes_and_subsets_of_a_size_are_e
         assert as_often(sizes[size], 55 / 56 / 4, MANY)
     for size in (2, 3, 4):
         some = multi.chosen[multi.chosen.sum(1) == size]
-        subsets = Tally(map(tuple, some.tolist()))
+        subsets = Counter(map(tuple, some.tolist()))
         assert len(subsets) == {2: 10, 3: 10, 4: 5}[size]
         assert all(as_often(count, 1 / len(subsets), len(some)) for count in subsets.values())
 
@@ -287,7 +283,7 @@ def test_a_guess_at_a_subset_is_right_as_often_as_counting_says():
     task = MultiSyncDigits(digits=3)
     total = 0.0
     for classes in product(range(10), repeat=3):
-        labels = Tally()
+        labels = Counter()
         for size, share in ((2, 1 / 3), (3, 1)):
             for some in combinations(classes, size):
                 labels[min(some), max(some)] += share / 2
@@ -389,7 +385,7 @@ def test_the_digits_verb_writes_every_task_with_boxes_that_can_be_read(tmp_path)
 def test_files_of_one_task_are_not_taken_for_those_of_another(tmp_path):
     images = load_images()
     write_dataset(tmp_path, Sync3(frames=1), {"test": 1}, workers=0, images=images)
-    with pytest.raises(ValueError, match="task 'sync3' there, 'sync5' asked for"):
+    with pytest.raises(ValueError, match="task: made with 'sync3', asked for 'sync5'"):
         write_dataset(
             tmp_path, SyncDigits(digits=3, frames=1), {"test": 1}, workers=0, images=images
         )

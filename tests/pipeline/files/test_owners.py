@@ -1,6 +1,4 @@
-"""Who has written what: a process that cannot be seen has not ended, and only names that ours make
-are those of part files.
-"""
+"""A process that cannot be seen has not ended, and only our own names are part files."""
 
 import os
 import signal
@@ -36,10 +34,8 @@ OF_OTHERS = (
 
 @pytest.fixture
 def living():
-    process, kill = (
-        subprocess.Popen(["sleep", "600"]),
-        os.kill,
-    )  # a test may have replaced it by the end
+    process = subprocess.Popen(["sleep", "600"])
+    kill = os.kill  # a test may have replaced it by the end
     yield process.pid
     kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -54,13 +50,16 @@ def dead() -> str:
 
 
 def hide(monkeypatch, denied: bool) -> None:
-    """/proc as hidepid=2 shows it to another user, nothing of other processes; and what the kernel
-    says to their signals.
+    """Hide other processes, as /proc does for other users with hidepid=2.
+
+    denied: whether the kernel refuses signals to them, too.
     """
-    seen = owners._state_and_start
-    monkeypatch.setattr(
-        owners, "_state_and_start", lambda pid: seen(pid) if pid == os.getpid() else None
-    )
+    look_up = owners._state_and_start
+
+    def own_only(pid: int) -> tuple[str, str] | None:
+        return look_up(pid) if pid == os.getpid() else None
+
+    monkeypatch.setattr(owners, "_state_and_start", own_only)
     kill = os.kill
 
     def refuse(pid: int, number: int) -> None:
@@ -140,21 +139,17 @@ def test_the_time_namespace_is_part_of_the_machine():
 def test_only_names_that_ours_make_are_part_files_and_only_those_of_the_dead_go(dead, tmp_path):
     for name in OF_OTHERS:
         (tmp_path / name).touch()
-    mine, theirs = (
-        part_path(tmp_path / "run.json", new_claim_name()),
-        part_path(tmp_path / "run.json", "node7.cluster.org-1-2-0123456789abcdef"),
-    )
-    left = [
-        part_path(tmp_path / name, dead)
-        for name in ("last.pt", "00000.h5", "my.clips.csv", "a [b].json")
-    ]
+    other = "node7.cluster.org-1-2-0123456789abcdef"
+    mine = part_path(tmp_path / "run.json", new_claim_name())
+    theirs = part_path(tmp_path / "run.json", other)
+    names = ("last.pt", "00000.h5", "my.clips.csv", "a [b].json")
+    left = [part_path(tmp_path / name, dead) for name in names]
     for path in (mine, theirs, *left):
         path.touch()
     assert {part.path for part in part_files_in(tmp_path)} == {mine, theirs, *left}
     assert [part.becomes for part in part_files_in(tmp_path, r"\d{5}\.h5")] == ["00000.h5"]
-    assert [
-        part.claim for part in part_files_in(tmp_path, r"run\.json") if part.path == theirs
-    ] == ["node7.cluster.org-1-2-0123456789abcdef"]
+    of_run = part_files_in(tmp_path, r"run\.json")
+    assert [part.claim for part in of_run if part.path == theirs] == [other]
     remove_abandoned(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*OF_OTHERS, mine.name, theirs.name}
 

@@ -1,6 +1,4 @@
-"""What stands in the place of a small file and is none is refused at once, by everybody who reads
-one.
-"""
+"""Every reader of a small file refuses at once what is no small file."""
 
 import ast
 import os
@@ -51,7 +49,8 @@ def make(kind: str, path: Path) -> None:
     elif kind == "socket":
         with socket.socket(socket.AF_UNIX) as other:
             here = os.getcwd()
-            os.chdir(path.parent)  # the path of a socket may be short only
+            # The path of a socket must be short.
+            os.chdir(path.parent)
             other.bind(path.name)
             os.chdir(here)
     elif kind == "device":
@@ -191,15 +190,9 @@ def test_files_are_read_whole_in_one_place():
     found = set()
     for room in ("pipeline", "heads", "cli"):
         for path in (root / room).rglob("*.py"):
-            calls = [
-                node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
-            ]
-            names = {
-                ast.unparse(call.func).rpartition(".")[2]
-                for call in calls
-                if isinstance(call.func, ast.Attribute)
-            }
-            texts = {name for name in names if name in ("read_text", "read_bytes")}
-            texts |= {"np.load"} & {ast.unparse(call.func) for call in calls}
-            found |= {str(path.relative_to(root))} if texts else set()
+            nodes = ast.walk(ast.parse(path.read_text()))
+            called = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
+            methods = {name.rpartition(".")[2] for name in called if "." in name}
+            if methods & {"read_text", "read_bytes"} or "np.load" in called:
+                found.add(str(path.relative_to(root)))
     assert found <= OWN

@@ -1,6 +1,4 @@
-"""A folder that a run works in: moved, deleted or replaced, the run ends, makes no folder anew and
-writes into no other.
-"""
+"""A run whose folder is moved, deleted or replaced ends, and writes into no other folder."""
 
 import os
 import shutil
@@ -14,7 +12,7 @@ from heads.training.ablate import ablate
 from heads.training.estimates import AblateOptions
 from heads.training.learner import Learner
 from heads.training.train import train
-from pipeline.cache.folder import home_of, read_cache_json
+from pipeline.cache.folder import read_cache_json, watch_cache_folder
 from pipeline.cache.shard_writer import ShardWriter
 from pipeline.files.watched_folder import FolderGone, WatchedFolder
 from pipeline.stages import graphs
@@ -37,13 +35,13 @@ def deleted(folder):
 
 
 def replaced(folder):
-    """By a copy, which has everything that the other has but is another folder."""
+    """Replace it by a copy: the same content, but another folder."""
     moved(folder)
     shutil.copytree(folder.with_name("elsewhere"), folder)
 
 
 def linked(folder):
-    """A link to where it is now is the same folder: nothing is lost, and nothing has to end."""
+    """Move it and leave a link: this is still the same folder, and nothing has to end."""
     moved(folder)
     folder.symlink_to("elsewhere")
 
@@ -76,20 +74,17 @@ def test_other_errors_stay_what_they_are(tmp_path):
 def test_a_cache_that_is_made_anew_in_the_same_folder_is_another(tmp_path):
     path = make_cache(tmp_path)
     record = read_cache_json(path)
-    home = home_of(path, record["fingerprint"], "features")
+    home = watch_cache_folder(path, record["fingerprint"], "features")
     home.check()
+    # Written again, as with other labels: still the same cache.
     text = (path / "cache.json").read_bytes()
-    (path / "cache.json").write_bytes(
-        text
-    )  # written again, as with other labels: still the same cache
+    (path / "cache.json").write_bytes(text)
     home.check()
     (path / "cache.json").unlink()
     with pytest.raises(FolderGone):
         home.check()
-    runs.write_json(
-        path / "cache.json",
-        {**{k: v for k, v in record.items() if k != "seal"}, "fingerprint": "f" * 64},
-    )
+    del record["seal"]
+    runs.write_json(path / "cache.json", {**record, "fingerprint": "f" * 64})
     with pytest.raises(FolderGone, match="deleted and made anew"):
         home.check()
 
@@ -121,19 +116,17 @@ def test_graphs_end_where_their_cache_goes_away_and_leave_what_is_there_alone(
 
 
 def files(path) -> set[str]:
-    """What is there, but for what bears the name of one claim: a copy of that is its own to
-    remove.
-    """
+    """The files below a folder without claims and part files, whose owner may remove a copy."""
     found = path.rglob("*") if path.exists() else ()
     return {str(file.relative_to(path)) for file in found if file.suffix not in (".claim", ".part")}
 
 
 def test_a_worker_whose_path_leads_to_another_cache_says_so(tmp_path):
     path = make_cache(tmp_path)
-    with pytest.raises(ValueError, match="another cache than the one that this run began with"):
-        home_of(path, "0" * 64, "features")
+    with pytest.raises(ValueError, match="this is not the cache that the run started with"):
+        watch_cache_folder(path, "0" * 64, "features")
     with pytest.raises(ValueError, match="no cache here"):
-        home_of(tmp_path / "nothing", "0" * 64, "features")
+        watch_cache_folder(tmp_path / "nothing", "0" * 64, "features")
     assert not (tmp_path / "nothing").exists()
 
 
@@ -164,7 +157,8 @@ def test_a_training_s_folder_may_go_away_at_any_file(tmp_path, monkeypatch, mome
     def strike(*args):
         if (tmp_path / "runs").exists():
             happens(tmp_path / "runs")
-        with monkeypatch.context() as once:  # as if it went away after the last look at it
+        # As if it went away after the last check.
+        with monkeypatch.context() as once:
             once.setattr(runs, "refuse_if_lost", lambda path: None)
             return step(*args)
 
@@ -200,9 +194,8 @@ def test_a_study_whose_folder_goes_away_ends_and_makes_none_anew(tmp_path, monke
         return step(*args)
 
     monkeypatch.setattr(Learner, "step", strike)
-    with pytest.raises(
-        FolderGone, match="moved or deleted"
-    ):  # in groups of one: the second begins when the folder is away
+    # In groups of one: the second begins when the folder is gone.
+    with pytest.raises(FolderGone, match="moved or deleted"):
         ablate(
             read_study(tmp_path / "two.toml"),
             cache,

@@ -1,5 +1,4 @@
-"""The papers' datasets: small files in the official formats become the manifests that the papers
-mean.
+"""The papers' data sets: small files in the official formats become the expected manifests.
 
 Class names here are made up: the datasets' own may not be committed.
 """
@@ -36,8 +35,9 @@ CLASSES = (
 
 
 def put(folder: Path, **files: object) -> Path:
-    """Writes text as it is and everything else as JSON; `__` in a name stands for the dot before
-    its ending.
+    """Write files: text as it is, everything else as JSON.
+
+    In a name, `__` stands for the dot before its ending, and DASH for a dash.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -60,30 +60,23 @@ def run(kind: str, *args: object):
 
 
 def make(kind: str, annotations: Path, videos: Path, *more: object) -> dict[str, tuple]:
-    """The rows of a manifest that the verb made: clip -> (path below the videos, split, labels,
-    start, end, extra).
+    """Run the verb and return the rows of its manifest.
+
+    clip -> (path below the videos, split, labels, start, end, extra).
     """
     out = videos.parent / "out.csv"
     result = run(kind, annotations, "--videos", videos, "--out", out, "--subset", *more)
     assert result.exception is None, result.exception
-    rows = read_manifest(out).clips
-    return {
-        c.clip: (
-            c.path.relative_to(videos.resolve()).as_posix(),
-            c.split,
-            c.labels,
-            c.start,
-            c.end,
-            dict(c.extra),
-        )
-        for c in rows
-    }
+    rows = {}
+    for clip in read_manifest(out).clips:
+        path = clip.path.relative_to(videos.resolve()).as_posix()
+        times = (clip.start, clip.end)
+        rows[clip.clip] = (path, clip.split, clip.labels, *times, dict(clip.extra))
+    return rows
 
 
 def v1(tmp_path: Path) -> tuple[Path, Path]:
-    """V1 as downloaded: three training clips, one for validation, one for the test, in folders of
-    two frames.
-    """
+    """V1 as downloaded: 3 clips of train, 1 of val, 1 of test, in folders of two frames."""
     pre = "somethingDASHsomethingDASHv1DASH"
     lists = {
         f"{pre}labels__csv": "\n".join(CLASSES) + "\n",
@@ -116,9 +109,8 @@ def v2(tmp_path: Path) -> tuple[Path, Path]:
         "test__json": [{"id": "5"}],
         "testDASHanswers__csv": f"5;{CLASSES[2]}\n",
     }
-    return put(tmp_path / "labels", **lists), touch(
-        tmp_path / "videos", *(f"{k}.webm" for k in (1, 2, 3, 5))
-    )
+    videos = touch(tmp_path / "videos", *(f"{k}.webm" for k in (1, 2, 3, 5)))
+    return put(tmp_path / "labels", **lists), videos
 
 
 def test_something_v1_is_read_as_downloaded(tmp_path):
@@ -171,20 +163,17 @@ def test_something_v2_takes_the_template_without_brackets_and_withholds_test_lab
     assert rows["2"] == ("2.webm", "train", (CLASSES[3],), None, None, {})
     assert rows["3"][1:3] == ("val", (CLASSES[1],))
     assert rows["5"][1:3] == ("test", ())
-    assert make("something-something-v2", annotations, videos, "--test-answers")["5"][2] == (
-        CLASSES[2],
-    )
+    rows = make("something-something-v2", annotations, videos, "--test-answers")
+    assert rows["5"][2] == (CLASSES[2],)
 
 
 def test_classes_that_name_a_side_are_protected_and_adverbs_are_not():
     assert protected(CLASSES) == SIDES
-    assert protected(
-        ("Turning the camera left while filming", "Left-handed", "uplifting", "brightness")
-    ) == ("Turning the camera left while filming",)
+    turning = "Turning the camera left while filming"
+    assert protected((turning, "Left-handed", "uplifting", "brightness")) == (turning,)
     assert mirrored_pairs(CLASSES) == (SIDES,)
-    assert (
-        mirrored_pairs(SIDES[:1]) == ()
-    )  # a few-shot split may hold one of a pair: protected, but nothing to exchange
+    # A few-shot split may hold one of a pair: protected, but nothing to exchange.
+    assert mirrored_pairs(SIDES[:1]) == ()
 
 
 def test_the_files_for_mirrored_views_are_what_the_verbs_take(tmp_path):
@@ -218,9 +207,8 @@ def test_something_else_protocols_are_found_by_their_official_names(tmp_path, pr
     files = {f"{name}__json": content for name, content in zip(names, contents, strict=True)}
     put(tmp_path / "dataset_splits" / folder, **files)
     videos = touch(tmp_path / "videos", "1.webm", "2.webm", "3.webm")
-    rows = make(
-        "something-something-v2", tmp_path / "dataset_splits", videos, "--protocol", protocol
-    )
+    splits = tmp_path / "dataset_splits"
+    rows = make("something-something-v2", splits, videos, "--protocol", protocol)
     assert {clip: row[1:3] for clip, row in rows.items()} == {
         "1": ("train", (CLASSES[0],)),
         "2": ("val", (CLASSES[1],)),
@@ -230,21 +218,10 @@ def test_something_else_protocols_are_found_by_their_official_names(tmp_path, pr
 def test_clips_without_boxes_are_missing(tmp_path):
     annotations, videos = v2(tmp_path)
     box = {"box2d": {"x1": 1, "y1": 2, "x2": 30, "y2": 40}, "standard_category": "0000"}
-    put(
-        tmp_path,
-        boxes__json={
-            clip: [{"name": f"{clip}/0001.jpg", "labels": [box]}] for clip in ("1", "2", "5")
-        },
-    )
-    asked = (
-        "something-something-v2",
-        annotations,
-        "--videos",
-        videos,
-        "--out",
-        tmp_path / "m.csv",
-        "--subset",
-    )
+    boxes = {clip: [{"name": f"{clip}/0001.jpg", "labels": [box]}] for clip in ("1", "2", "5")}
+    put(tmp_path, boxes__json=boxes)
+    out = tmp_path / "m.csv"
+    asked = ("something-something-v2", annotations, "--videos", videos, "--out", out, "--subset")
     refused = run(*asked, "--boxes", tmp_path / "boxes.json").exception
     assert isinstance(refused, ValueError)
     assert "1 of 4 clips have no boxes there: 3" in str(refused)
@@ -279,8 +256,9 @@ def test_charades_clips_have_the_set_of_their_classes(tmp_path):
 
 
 def test_charades_windows_have_the_labels_of_the_actions_that_overlap_them(tmp_path):
-    """30 s in windows of 8: the last one ends with the video. c147 lasts to 12.6, c092 is at 1-2
-    and at 11.9-21.2.
+    """30 s in windows of 8: the last one ends with the video.
+
+    c147 lasts to 12.6, c092 is at 1-2 and at 11.9-21.2.
     """
     videos = touch(tmp_path / "videos", "ABCDE.mp4", "EMPTY.mp4", "VALID.mp4")
     rows = make("charades", charades_lists(tmp_path), videos, "--window", 8)
@@ -293,10 +271,8 @@ def test_charades_windows_have_the_labels_of_the_actions_that_overlap_them(tmp_p
         "VALID": (("c000",), None, None),
     }
     data = charades.read(tmp_path / "Charades", window=8)
-    assert data.counted == {
-        "train": 2,
-        "val": 1,
-    }  # windows are no more clips than the official lists have
+    # Windows do not count: the official lists have so many clips.
+    assert data.counted == {"train": 2, "val": 1}
 
 
 def test_windows_of_a_length_that_divides_the_video_do_not_overlap(tmp_path):
@@ -322,11 +298,13 @@ KINETICS = "label,youtube_id,time_start,time_end,split\n"
 
 
 def test_kinetics_files_are_found_in_every_common_layout(tmp_path):
-    text = (
-        KINETICS
-        + '"air drumming",-abc_DEFGH1,10,20,train\nyoga,flatFILE123,0,10,train\nyoga,wholeVIDEO1,5,15,train\n'
-        + "yoga,slashLABEL1,7,17,validate\n"
+    rows = (
+        '"air drumming",-abc_DEFGH1,10,20,train',
+        "yoga,flatFILE123,0,10,train",
+        "yoga,wholeVIDEO1,5,15,train",
+        "yoga,slashLABEL1,7,17,validate",
     )
+    text = KINETICS + "".join(f"{row}\n" for row in rows)
     lists = put(tmp_path / "lists", all__csv=text)
     videos = touch(
         tmp_path / "videos",
@@ -337,33 +315,17 @@ def test_kinetics_files_are_found_in_every_common_layout(tmp_path):
         "yoga/unlisted_000007_000017.mp4",
     )
     rows = make("kinetics", lists / "all.csv", videos)
+    in_class, flat = "-abc_DEFGH1_000010_000020", "flatFILE123_000000_000010"
+    whole, slash = "wholeVIDEO1_000005_000015", "slashLABEL1_000007_000017"
+    no_times = (None, None)
     assert {clip: row[:5] for clip, row in rows.items()} == {
-        "-abc_DEFGH1_000010_000020": (
-            "train/air_drumming/-abc_DEFGH1_000010_000020.mp4",
-            "train",
-            ("air drumming",),
-            None,
-            None,
-        ),
-        "flatFILE123_000000_000010": (
-            "flatFILE123_000000_000010.mkv",
-            "train",
-            ("yoga",),
-            None,
-            None,
-        ),
-        "wholeVIDEO1_000005_000015": ("wholeVIDEO1.webm", "train", ("yoga",), 5.0, 15.0),
-        "slashLABEL1_000007_000017": (
-            "yoga/slashLABEL1_000007_000017.mp4",
-            "val",
-            ("yoga",),
-            None,
-            None,
-        ),
+        in_class: (f"train/air_drumming/{in_class}.mp4", "train", ("air drumming",), *no_times),
+        flat: (f"{flat}.mkv", "train", ("yoga",), *no_times),
+        whole: ("wholeVIDEO1.webm", "train", ("yoga",), 5.0, 15.0),
+        slash: (f"yoga/{slash}.mp4", "val", ("yoga",), *no_times),
     }
-    assert make("kinetics", lists / "all.csv", videos, "--trimmed")["wholeVIDEO1_000005_000015"][
-        3:5
-    ] == (None, None)
+    trimmed = make("kinetics", lists / "all.csv", videos, "--trimmed")
+    assert trimmed["wholeVIDEO1_000005_000015"][3:5] == (None, None)
 
 
 def test_kinetics_lists_of_a_folder_give_the_splits(tmp_path):
@@ -381,7 +343,7 @@ def test_kinetics_lists_of_a_folder_give_the_splits(tmp_path):
     ]
 
 
-def test_a_clip_that_is_there_twice_is_told_by_its_label_or_refused(tmp_path):
+def test_of_two_videos_the_one_in_the_labels_folder_is_taken_and_more_are_refused(tmp_path):
     lists = put(tmp_path / "lists", train__csv=KINETICS + "hot yoga,a,0,10,train\n")
     videos = touch(
         tmp_path / "videos", "hot_yoga/a_000000_000010.mp4", "not_hot_yoga/a_000000_000010.mp4"
@@ -390,7 +352,7 @@ def test_a_clip_that_is_there_twice_is_told_by_its_label_or_refused(tmp_path):
     touch(videos, "hot_yoga/a_000000_000010.webm")
     refused = run("kinetics", lists, "--videos", videos, "--out", tmp_path / "m.csv").exception
     assert isinstance(refused, ManifestError)
-    assert "there 2 times" in str(refused)
+    assert "has 2 videos" in str(refused)
 
 
 @pytest.mark.parametrize(
@@ -424,18 +386,11 @@ def test_diving48_labels_are_named_by_the_vocabulary(tmp_path):
     videos = touch(tmp_path / "rgb", "a_1_00001.mp4", "b_00002.mp4")
     rows = make("diving48", folder, videos)
     extra = {"start_frame": "0", "end_frame": "90"}
-    assert rows["a_1_00001"] == (
-        "a_1_00001.mp4",
-        "train",
-        ("Back 47som NoTwis FREE",),
-        None,
-        None,
-        extra,
-    )
+    labels = ("Back 47som NoTwis FREE",)
+    assert rows["a_1_00001"] == ("a_1_00001.mp4", "train", labels, None, None, extra)
     assert rows["b_00002"][1:3] == ("val", ("Back 00som NoTwis FREE",))
-    assert make("diving48", folder, videos, "--version", 1)["a_1_00001"][2] == (
-        "Back 03som NoTwis FREE",
-    )
+    older = make("diving48", folder, videos, "--version", 1)
+    assert older["a_1_00001"][2] == ("Back 03som NoTwis FREE",)
 
 
 def test_diving48_frames_become_seconds_where_a_dive_starts_later(tmp_path):
@@ -460,15 +415,8 @@ def test_missing_videos_end_it_or_are_left_out_with_code_3(tmp_path):
     annotations, videos = v2(tmp_path)
     (videos / "1.webm").unlink()
     (videos / "3.webm").unlink()
-    asked = (
-        "something-something-v2",
-        annotations,
-        "--videos",
-        videos,
-        "--out",
-        tmp_path / "m.csv",
-        "--subset",
-    )
+    out = tmp_path / "m.csv"
+    asked = ("something-something-v2", annotations, "--videos", videos, "--out", out, "--subset")
     refused = run(*asked).exception
     assert isinstance(refused, ManifestError)
     assert "2 of 4 clips have no video there: 1, 3; pass --allow-missing" in str(refused)
@@ -482,14 +430,8 @@ def test_missing_videos_end_it_or_are_left_out_with_code_3(tmp_path):
 def test_videos_elsewhere_are_an_error_even_where_missing_ones_are_allowed(tmp_path):
     annotations, _ = v2(tmp_path)
     (tmp_path / "empty").mkdir()
-    asked = (
-        "something-something-v2",
-        annotations,
-        "--videos",
-        tmp_path / "empty",
-        "--out",
-        tmp_path / "m.csv",
-    )
+    empty, out = tmp_path / "empty", tmp_path / "m.csv"
+    asked = ("something-something-v2", annotations, "--videos", empty, "--out", out)
     refused = run(*asked, "--allow-missing").exception
     assert isinstance(refused, ManifestError)
     assert "none of the 4 clips is there; expected each called ID.webm" in str(refused)
@@ -508,29 +450,23 @@ def test_counts_are_compared_with_the_official_ones_unless_the_lists_are_a_part(
 
 
 def test_official_counts_leave_nothing_to_say():
-    entries = [
-        DatasetClip(str(k), split, (), (str(k),)) for k, split in enumerate(["train"] * 3 + ["val"])
-    ]
+    splits = ("train", "train", "train", "val")
+    entries = [DatasetClip(str(k), split, (), (str(k),)) for k, split in enumerate(splits)]
     data = Dataset("x", ("a", "b"), entries, {"train": 3, "val": 1, "test": 9}, 2, "called ID.mp4")
     assert data.differences() == []
     assert data.absent() == ("test",)
-    assert (something_v1.OFFICIAL, charades.OFFICIAL) == (
-        {"train": 86_017, "val": 11_522, "test": 10_960},
-        {"train": 7_985, "val": 1_863},
-    )
-    assert [something_v2.PROTOCOLS[f"few-shot-{k}"].official["train"] for k in (5, 10)] == [
-        430,
-        860,
-    ]
+    assert something_v1.OFFICIAL == {"train": 86_017, "val": 11_522, "test": 10_960}
+    assert charades.OFFICIAL == {"train": 7_985, "val": 1_863}
+    assert something_v2.PROTOCOLS["few-shot-5"].official["train"] == 430
+    assert something_v2.PROTOCOLS["few-shot-10"].official["train"] == 860
 
 
 def test_a_name_that_climbs_out_of_the_videos_is_not_followed(tmp_path):
     annotations, videos = v2(tmp_path)
     touch(tmp_path, "6.webm")
     put(annotations, train__json=[item(1, CLASSES[0]), {**item(6, CLASSES[0]), "id": "../6"}])
-    refused = run(
-        "something-something-v2", annotations, "--videos", videos, "--out", tmp_path / "m.csv"
-    ).exception
+    asked = ("something-something-v2", annotations, "--videos", videos, "--out", tmp_path / "m.csv")
+    refused = run(*asked).exception
     assert isinstance(refused, ManifestError)
     assert "1 of 4 clips have no video there: ../6" in str(refused)
 
@@ -560,9 +496,8 @@ def test_looking_for_videos_is_one_listing_per_folder(tmp_path, monkeypatch):
 def test_a_manifest_elsewhere_names_the_root_to_use(tmp_path):
     annotations, videos = v2(tmp_path)
     out = tmp_path / "lists/m.csv"
-    result = run(
-        "something-something-v2", annotations, "--videos", videos, "--out", out, "--subset"
-    )
+    asked = ("something-something-v2", annotations, "--videos", videos, "--out", out, "--subset")
+    result = run(*asked)
     assert f"--root {videos.resolve()}" in result.output
     assert read_manifest(out, videos).clips[0].path == videos.resolve() / "1.webm"
 
@@ -583,9 +518,8 @@ BROKEN = {
 def test_damaged_lists_are_one_line_errors(tmp_path, case):
     annotations, videos = v2(tmp_path)
     put(annotations, train__json=BROKEN[case])
-    refused = run(
-        "something-something-v2", annotations, "--videos", videos, "--out", tmp_path / "m.csv"
-    ).exception
+    asked = ("something-something-v2", annotations, "--videos", videos, "--out", tmp_path / "m.csv")
+    refused = run(*asked).exception
     assert isinstance(refused, ManifestError), refused
     assert "\n" not in str(refused)
     assert not (tmp_path / "m.csv").exists()

@@ -1,6 +1,4 @@
-"""The commands on the datasets' pages are commands of this program, and hold nothing of the
-datasets.
-"""
+"""The commands on the data sets' pages are commands of this program."""
 
 import re
 import shlex
@@ -19,7 +17,7 @@ COMMANDS = [
 
 
 def command_of(words: list[str]) -> tuple[click.Command, list[str]]:
-    """The command that the words name, and what is given to it."""
+    """Return the command that the words name, and its arguments."""
     from cli.__main__ import vidgraph
 
     command, words = vidgraph, words[1:]
@@ -50,11 +48,7 @@ def test_a_command_on_a_page_has_only_options_that_there_are(line):
 def test_every_dataset_has_a_page_that_starts_with_its_command():
     from cli.manifest import command
 
-    kinds = [
-        name
-        for name in command.list_commands(click.Context(command))
-        if name not in ("folder", "digits")
-    ]
+    kinds = set(command.list_commands(click.Context(command))) - {"folder", "digits"}
     assert len(kinds) == 5
     readme = (Path(__file__).parents[3] / "data_manifests/README.md").read_text()
     for kind in kinds:

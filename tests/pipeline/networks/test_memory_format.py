@@ -1,6 +1,4 @@
-"""Which memory format convolutions run in, seen from inside torch: what its operators are given, in
-training and frozen.
-"""
+"""The memory format of convolutions, seen from inside torch: what its operators receive."""
 
 import numpy as np
 import pytest
@@ -23,9 +21,10 @@ from tests.support.tiny_backbone import NAMES, frames, relative, tiny
 
 
 def suggests_channels_last(x: torch.Tensor) -> bool:
-    """What c10's `is_channels_last_strides` says, by which torch chooses: strides in the order C,
-    w, h, T, B, none of them smaller than what lies before it needs, and one channel with one place
-    does not count.
+    """Return what c10's `is_channels_last_strides` says, by which torch chooses.
+
+    Strides rise in the order C, w, h, T, B, and none is smaller than the axes before it need. One
+    channel with one place does not count.
     """
     least = 0
     sizes, strides = x.shape, x.stride()
@@ -37,9 +36,7 @@ def suggests_channels_last(x: torch.Tensor) -> bool:
 
 
 class Convolutions(TorchDispatchMode):
-    """Every convolution that torch runs meanwhile: (operator, channels in, channels out, whether in
-    channels last).
-    """
+    """Record every convolution: (operator, channels in, channels out, whether channels last)."""
 
     def __init__(self):
         super().__init__()
@@ -52,13 +49,12 @@ class Convolutions(TorchDispatchMode):
             transposed = any(value is True for value in others[:6])
             sizes = weight.shape[:2] if transposed else (x.shape[1], weight.shape[0])
             last = x.dim() > 3 and (suggests_channels_last(x) or suggests_channels_last(weight))
-            self.seen.append(
-                (name, int(x.shape[1]), int(weight.shape[1] if transposed else sizes[1]), last)
-            )
+            channels_out = weight.shape[1] if transposed else sizes[1]
+            self.seen.append((name, int(x.shape[1]), int(channels_out), last))
         return function(*args, **(kwargs or {}))
 
     def check(self) -> set[tuple[str, int, int, bool]]:
-        """The convolutions, of which there are some and none ran in channels last that must not."""
+        """Return the convolutions; check that none ran in channels last that must not."""
         assert self.seen
         wrong = {(n, a, b) for n, a, b, last in self.seen if last and (a % 8 or b % 8)}
         assert not wrong, wrong
@@ -72,15 +68,12 @@ def last_and_backward(seen) -> tuple[bool, bool]:
 def test_torch_sees_channels_last_where_the_strides_say_so():
     """Ours is c10's rule: the output is in channels last exactly where an input is said to be."""
     for sizes in ((2, 8, 5, 5), (2, 1, 5, 5), (1, 8, 1, 1), (3, 4, 1, 7)):
-        for x in (
-            torch.zeros(sizes),
-            torch.zeros(sizes).contiguous(memory_format=torch.channels_last),
-        ):
+        plain_x = torch.zeros(sizes)
+        for x in (plain_x, plain_x.contiguous(memory_format=torch.channels_last)):
             y = nn.Conv2d(sizes[1], 16, 1)(x)
+            is_last = y.is_contiguous(memory_format=torch.channels_last)
             if y.shape[2] * y.shape[3] > 1:
-                assert suggests_channels_last(x) == y.is_contiguous(
-                    memory_format=torch.channels_last
-                ), (sizes, x.stride())
+                assert suggests_channels_last(x) == is_last, (sizes, x.stride())
 
 
 @pytest.mark.parametrize(
@@ -113,10 +106,9 @@ def test_values_gradients_and_format_are_those_of_torch(sizes, last):
     expected = torch.nn.functional.conv2d(x, weight, stride=stride, padding=kernel // 2)
     torch.testing.assert_close(found, expected)
     assert not last or found.is_contiguous(memory_format=torch.channels_last)
-    for mine, theirs in zip(
-        *(torch.autograd.grad(y.sin().sum(), (x, weight)) for y in (found, expected)), strict=True
-    ):
-        torch.testing.assert_close(mine, theirs)
+    mine = torch.autograd.grad(found.sin().sum(), (x, weight))
+    theirs = torch.autograd.grad(expected.sin().sum(), (x, weight))
+    torch.testing.assert_close(mine, theirs)
 
 
 @pytest.mark.parametrize("width", [4, 8])
@@ -182,17 +174,13 @@ def test_the_region_proposal_networks(tmp_path):
 
 
 def test_a_network_from_frames_to_logits():
-    """As `finetune` and `reproduce` train it: a narrow backbone, a head that reads its map through
-    a convolution.
-    """
+    """As `finetune` and `reproduce` train it: a narrow backbone, and a head with a convolution."""
     head = {"name": "conv_lstm", "cut": "res3", "width": 5, "convs": 1}
-    recipe = recipe_from(
-        {"name": "a", "source": "a test", "head": head, "train": {"epochs": 1, "batch": 2}}
-    )
+    train = {"epochs": 1, "batch": 2}
+    recipe = recipe_from({"name": "a", "source": "a test", "head": head, "train": train})
     backbone = build_backbone("tsm_r18", width=4)
-    network = new_network(
-        recipe, backbone, joint_dims(backbone, 4, 48), 3, 0, FrameOptions(train_from="stem")
-    )
+    dims = joint_dims(backbone, 4, 48)
+    network = new_network(recipe, backbone, dims, 3, 0, FrameOptions(train_from="stem"))
     lay_out(network, "cpu")
     with Convolutions() as convolutions:
         network(Clips(frames=frames(2, 4, 48, 48))).logits.sum().backward()
@@ -200,9 +188,7 @@ def test_a_network_from_frames_to_logits():
 
 
 def test_a_frozen_stem_of_three_colours_gives_the_values_of_channels_last():
-    """Caches that were made before stay comparable: only the order of the sums may differ, by the
-    kernel that a CPU has.
-    """
+    """Older caches stay comparable: only the order of sums may differ, by the CPU's kernel."""
     backbone = tiny("i3d_r50", width=64)
     x = backbone.prepare(frames(1, 4, 64, 64))
     layer = backbone.stem.conv1
@@ -219,11 +205,8 @@ def test_few_channels_are_widened_and_give_what_they_gave(channels):
     weight = torch.rand(8, channels, 1, 3, 3, requires_grad=True)
     y = convolve(x, weight, None, (1, 2, 2), (0, 1, 1))
     assert y.is_contiguous(memory_format=torch.channels_last_3d)
-    torch.testing.assert_close(
-        y, F.conv3d(x.contiguous(), weight, None, (1, 2, 2), (0, 1, 1)), rtol=1e-5, atol=1e-6
-    )
+    expected = F.conv3d(x.contiguous(), weight, None, (1, 2, 2), (0, 1, 1))
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
     (found,) = torch.autograd.grad(y.sum(), weight)
-    (wanted,) = torch.autograd.grad(
-        F.conv3d(x.contiguous(), weight, None, (1, 2, 2), (0, 1, 1)).sum(), weight
-    )
+    (wanted,) = torch.autograd.grad(expected.sum(), weight)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)

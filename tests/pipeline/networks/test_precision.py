@@ -1,5 +1,6 @@
-"""What half precision costs on a CPU, and what happens where it has none; other CPUs are played by
-oneDNN's own variable.
+"""What half precision costs on a CPU, and what happens on a CPU that has none.
+
+oneDNN's own variable plays the other CPUs.
 """
 
 import os
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def under(isa: str, code: str) -> str:
-    """What a new process prints whose oneDNN may use no more than `isa`."""
+    """Return what a new process prints, with oneDNN limited to `isa`."""
     env = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True
@@ -91,10 +92,10 @@ def test_an_lstm_that_stays_in_float32_computes_the_same(monkeypatch):
     ours, theirs = LSTM(6, 5, 2, batch_first=True), nn.LSTM(6, 5, 2, batch_first=True)
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(3, 7, 6)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip((ours(x)[0], *ours(x)[1]), (theirs(x)[0], *theirs(x)[1]), strict=True)
-    )
+    (y, (h, c)), (other_y, (other_h, other_c)) = ours(x), theirs(x)
+    assert torch.equal(y, other_y)
+    assert torch.equal(h, other_h)
+    assert torch.equal(c, other_c)
     monkeypatch.setattr(recurrent, "autocast_runs_lstm", lambda dtype: False)
     with torch.autocast("cpu", torch.bfloat16):
         y, (h, c) = ours(x.bfloat16())

@@ -79,9 +79,8 @@ def test_from_view_undoes_to_view_for_boxes_inside_the_crop(flip):
 
 def test_a_box_is_kept_from_one_hundredth_of_its_area_on():
     crop = (32, 0, 32, 48)  # the right half
-    edge = np.array(
-        [0.5 - 0.495, 0.2, 0.5 + 0.005, 0.8]
-    )  # 1.0 % of its width is right of the middle
+    # 1.0 % of its width is right of the middle.
+    edge = np.array([0.5 - 0.495, 0.2, 0.5 + 0.005, 0.8])
     just_in, just_out = edge + np.array([0, 0, 1e-6, 0]), edge - np.array([0, 0, 1e-4, 0])
     _, keep = to_view(np.stack([just_in, just_out]), crop, SOURCE, False)
     np.testing.assert_array_equal(keep, [True, False])

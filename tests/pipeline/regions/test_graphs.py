@@ -63,9 +63,8 @@ def test_iou_does_not_change_when_all_boxes_move_or_grow_together():
 
 def test_boxes_that_never_meet_have_no_edges():
     boxes = np.array([[0, 0, 0.4, 0.4], [0.5, 0.5, 1, 1]], np.float32)
-    boxes = np.stack(
-        [boxes, boxes + 2, boxes]
-    )  # each step far away from the last; touching sides do not count
+    # Each step is far away from the last; touching sides do not count.
+    boxes = np.stack([boxes, boxes + 2, boxes])
     graph = iou_graph(boxes, all_valid(boxes))
     assert not graph.any()
     assert np.isfinite(graph).all()
@@ -259,7 +258,8 @@ def test_a_run_with_other_options_that_was_stopped_half_way_resumes(tmp_path):
 def test_graphs_that_cannot_be_made_say_what_is_missing(tmp_path, monkeypatch):
     for name in ("nodes", "boxes"):
         monkeypatch.delitem(FIELDS, name)
-    monkeypatch.setattr("small_cache.tensors_of", _without(tensors_of, "nodes", "boxes"))
+    fewer = _without(tensors_of, "nodes", "boxes")
+    monkeypatch.setattr("tests.support.small_cache.tensors_of", fewer)
     path = make_cache(tmp_path)
     with pytest.raises(
         CacheError,

@@ -172,9 +172,8 @@ def seen(frame, crop, flip, cells=16):
 @pytest.mark.parametrize("crop", [(0, 0, 64, 64), (16, 16, 32, 32), (8, 32, 48, 32)])
 def test_a_painted_box_is_followed_by_its_node_through_crop_and_flip(crop, flip):
     frame = np.zeros((64, 64))
-    box = np.array(
-        [18, 36, 34, 46]
-    )  # off the centre of every crop: mirroring the wrong axis would miss it
+    # Off the centre of every crop: mirroring the wrong axis would miss it.
+    box = np.array([18, 36, 34, 46])
     frame[box[1] : box[3], box[0] : box[2]] = 1.0
     places, keep = to_view(box / 64, crop, (64, 64), flip)
     assert keep

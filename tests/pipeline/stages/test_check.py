@@ -1,6 +1,4 @@
-"""Before a run: each kind of bad clip is found, the good ones are not, and the list says what and
-where.
-"""
+"""Each kind of bad clip is found before a run, good ones are not, and the list says where."""
 
 import csv
 import json
@@ -45,13 +43,11 @@ def videos(tmp_path_factory) -> Path:
     write_video(folder / "still.mp4", moving(3)[:1].repeat(12, 0), 12)
     write_video(folder / "black.mp4", np.zeros((12, 32, 48, 3), np.uint8), 12)
     shutil.copy(folder / "a.mp4", folder / "copy.mp4")
-    with open(
-        folder / "copy.mp4", "ab"
-    ) as file:  # what follows a container changes its bytes, not what it shows
+    # Bytes after the container change the file, not what it shows.
+    with open(folder / "copy.mp4", "ab") as file:
         file.write(b"\0\0\0\x08free")
-    (folder / "cut.mp4").write_bytes(
-        (folder / "a.mp4").read_bytes()[: (folder / "a.mp4").stat().st_size // 2]
-    )
+    data = (folder / "a.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(data[: len(data) // 2])
     (folder / "text.mp4").write_text("not a video")
     (folder / "nothing").mkdir()
     (folder / "frames").mkdir()
@@ -74,19 +70,10 @@ def test_good_clips_have_no_findings(videos):
 
 
 def test_each_kind_of_bad_clip_is_found(videos):
-    names = (
-        "a.mp4",
-        "cut.mp4",
-        "text.mp4",
-        "none.mp4",
-        "nothing",
-        "b.mp4",
-        "black.mp4",
-        "still.mp4",
-        "copy.mp4",
-    )
+    unreadable = ("cut.mp4", "text.mp4", "none.mp4", "nothing")
+    names = ("a.mp4", *unreadable, "b.mp4", "black.mp4", "still.mp4", "copy.mp4")
     assert found(videos, *names) == {
-        **{name: {"unreadable"} for name in ("cut.mp4", "text.mp4", "none.mp4", "nothing")},
+        **{name: {"unreadable"} for name in unreadable},
         "black.mp4": {"blank"},
         "still.mp4": {"still"},
         "copy.mp4": {"duplicate"},
@@ -94,12 +81,9 @@ def test_each_kind_of_bad_clip_is_found(videos):
 
 
 def test_a_small_thing_that_moves_is_not_still(tmp_path):
-    """A square of 10 pixels in 96 by 128 that do not change: on average frames differ by half a
-    level.
-    """
-    frames = np.full((12, 96, 128, 3), 90, np.uint8) + np.random.default_rng(0).integers(
-        0, 60, (1, 96, 128, 3), np.uint8
-    )
+    """A square of 10 pixels moves over 96 by 128: on average, frames differ by half a level."""
+    noise = np.random.default_rng(0).integers(0, 60, (1, 96, 128, 3), np.uint8)
+    frames = np.full((12, 96, 128, 3), 90, np.uint8) + noise
     for k in range(12):
         frames[k, 40:50, 9 * k : 9 * k + 10] = 200
     write_video(tmp_path / "small.mp4", frames, 12)
@@ -109,9 +93,8 @@ def test_a_small_thing_that_moves_is_not_still(tmp_path):
 def test_workers_find_what_one_process_finds_in_the_order_of_the_manifest(videos):
     names = ("copy.mp4", "text.mp4", "a.mp4", "b.mp4", "still.mp4")
     manifest = manifest_of(videos, *((name, name, "train", "x") for name in names))
-    alone, together = (
-        check_clips(manifest, ClipOpener(manifest.root), workers).findings for workers in (0, 2)
-    )
+    opener = ClipOpener(manifest.root)
+    alone, together = (check_clips(manifest, opener, workers).findings for workers in (0, 2))
     assert alone == together
     assert [finding.clip for finding in alone] == ["text.mp4", "a.mp4", "still.mp4"]
 
@@ -124,17 +107,10 @@ def test_a_damaged_frame_in_the_middle_of_a_folder_is_found_where_it_is_looked_a
 
 
 def test_parts_of_one_file_are_no_duplicates_and_the_same_part_twice_is(videos):
-    rows = [
-        {
-            "clip": str(k),
-            "path": "a.mp4",
-            "split": "train",
-            "label": "x",
-            "start": start,
-            "end": end,
-        }
-        for k, (start, end) in enumerate(((0, 0.5), (0.5, 1), (0, 0.5)))
-    ]
+    row = {"path": "a.mp4", "split": "train", "label": "x"}
+    rows = []
+    for k, (start, end) in enumerate(((0, 0.5), (0.5, 1), (0, 0.5))):
+        rows.append({"clip": str(k), **row, "start": start, "end": end})
     manifest = write_manifest(videos / "parts.csv", rows)
     findings = check_clips(manifest, ClipOpener(manifest.root), 0).findings
     assert [(f.clip, f.kind) for f in findings] == [("2", "duplicate")]
@@ -162,20 +138,12 @@ def test_an_end_beyond_the_video_is_a_finding_and_rounding_is_none(videos, end, 
 
 
 def test_an_end_beyond_a_folder_of_frames_is_a_finding_too(videos):
-    row = {
-        "clip": "a",
-        "path": "frames",
-        "split": "train",
-        "label": "x",
-        "start": "",
-        "end": 4000,
-        "fps": 4,
-    }
+    row = {"clip": "a", "path": "frames", "split": "train", "label": "x"}
+    row |= {"start": "", "end": 4000, "fps": 4}
     manifest = write_manifest(videos / "end.csv", [row])
     (finding,) = check_clips(manifest, ClipOpener(manifest.root), 0).findings
-    assert finding.message.startswith(
-        "ends at 4000 s, 3999.00 s beyond the end of the video (1.00 s)"
-    )
+    expected = "ends at 4000 s, 3999.00 s beyond the end of the video (1.00 s)"
+    assert finding.message.startswith(expected)
 
 
 def test_labels_that_look_the_same_and_are_two_classes_are_a_finding(videos):
@@ -188,15 +156,11 @@ def test_labels_that_look_the_same_and_are_two_classes_are_a_finding(videos):
 
 
 def test_boxes_are_compared_with_the_clips(videos, tmp_path):
-    """Of a larger picture, at frames that are not looked at, of no clip; good ones are no
-    finding.
-    """
-    boxes = [("a.mp4", k, 4, 4, 48, 32) for k in range(12)] + [
-        ("b.mp4", k, 4, 4, 72, 48) for k in range(12)
-    ]
-    boxes += [
-        ("frames", 1, 4, 4, 40, 30)
-    ]  # of 4 frames, 0 0 1 1 2 2 ... are looked at with the usual options
+    """Good boxes, boxes of a larger picture, a clip without boxes, and boxes of no clip here."""
+    boxes = [("a.mp4", k, 4, 4, 48, 32) for k in range(12)]
+    boxes += [("b.mp4", k, 4, 4, 72, 48) for k in range(12)]
+    # Of 4 frames, 0 0 1 1 2 2 ... are looked at with the default options.
+    boxes += [("frames", 1, 4, 4, 40, 30)]
     text = "clip,frame,x1,y1,x2,y2\n" + "".join(",".join(map(str, row)) + "\n" for row in boxes)
     (tmp_path / "boxes.csv").write_text(text)
     source = build_proposals("annotations", file=str(tmp_path / "boxes.csv"))
@@ -207,23 +171,17 @@ def test_boxes_are_compared_with_the_clips(videos, tmp_path):
 
 
 def test_sparse_boxes_that_leave_a_clip_without_any_are_a_finding(tmp_path):
-    write_video(
-        tmp_path / "long.mp4", moving(5, 64), 12
-    )  # frames 1, 5, 9, ... are looked at: the middles of 32 segments, halved
-    looked = set(
-        check._frames_looked_at(
-            look_at_clip(
-                ClipOpener(tmp_path), Clip("l", str(tmp_path / "long.mp4"), "test", ())
-            ).info
-        )
-    )
+    write_video(tmp_path / "long.mp4", moving(5, 64), 12)
+    clip = Clip("l", str(tmp_path / "long.mp4"), "test", ())
+    look = look_at_clip(ClipOpener(tmp_path), clip)
+    # Frames 1, 5, 9, ... are looked at: every second middle of 32 segments.
+    looked = set(check._frames_looked_at(look.info))
     assert len(looked) == 16
     for frame in (min(looked), min(set(range(64)) - looked)):
         (tmp_path / "boxes.csv").write_text(f"clip,frame,x1,y1,x2,y2\nlong.mp4,{frame},4,4,40,30\n")
         source = build_proposals("annotations", file=str(tmp_path / "boxes.csv"))
-        assert found(tmp_path, "long.mp4", boxes=source) == (
-            {} if frame in looked else {"long.mp4": {"boxes"}}
-        )
+        expected = {} if frame in looked else {"long.mp4": {"boxes"}}
+        assert found(tmp_path, "long.mp4", boxes=source) == expected
 
 
 def test_a_duplicate_says_which_splits_and_labels_disagree(videos):
@@ -300,9 +258,8 @@ def sleep_or_die(opening: ClipOpener, clip) -> object:
 def test_a_decoder_that_hangs_or_dies_is_a_finding(videos, monkeypatch):
     from pipeline.stages import check
 
-    def give_time(
-        worker, ticket, limit
-    ):  # only the one that hangs has a limit: others take as long as they take
+    # Only the clip that hangs has a limit: this machine may be slow.
+    def give_time(worker, ticket, limit):
         give(worker, ticket, limit if ticket.task.clip == "sleeps" else None)
 
     give = _Worker.give
@@ -341,31 +298,22 @@ def run(*args: object):
 
 def test_the_verb_writes_the_list_and_ends_with_3(videos, tmp_path):
     manifest_of(videos, ("a", "a.mp4", "train", "0"), ('t"x', "text.mp4", "train", "7"))
-    done = run(
-        "--manifest",
-        videos / "m.csv",
-        "--workers",
-        0,
-        "--out",
-        tmp_path / "list.csv",
-        "--num-classes",
-        5,
-    )
+    given = ("--manifest", videos / "m.csv", "--workers", 0)
+    done = run(*given, "--out", tmp_path / "list.csv", "--num-classes", 5)
     assert done.return_value == 3, done.exception
     assert "1 unreadable, 1 label" in done.output
     rows = list(csv.DictReader((tmp_path / "list.csv").open()))
     assert [(row["clip"], row["kind"]) for row in rows] == [('t"x', "unreadable"), ('t"x', "label")]
     assert rows[0]["path"].endswith("text.mp4")
-    run("--manifest", videos / "m.csv", "--workers", 0, "--out", tmp_path / "list.json")
+    run(*given, "--out", tmp_path / "list.json")
     assert json.loads((tmp_path / "list.json").read_text())["findings"][0]["kind"] == "unreadable"
 
 
 def test_the_verb_ends_with_0_where_all_is_well(videos):
     manifest_of(videos, ("a", "a.mp4", "train", "x"), ("b", "b.mp4", "val", "x"))
     (videos / "classes.txt").write_text("x\ny\n")
-    done = run(
-        "--manifest", videos / "m.csv", "--workers", 0, "--class-list", videos / "classes.txt"
-    )
+    given = ("--manifest", videos / "m.csv", "--workers", 0)
+    done = run(*given, "--class-list", videos / "classes.txt")
     assert done.return_value == 0, done.output
     assert "nothing wrong" in done.output
     assert (videos / "m.check.csv").read_text() == "clip,path,kind,message\n"
@@ -383,17 +331,15 @@ def test_a_list_of_another_kind_is_refused_before_any_video_is_opened(videos, mo
 def test_a_list_that_cannot_be_written_leaves_nothing(tmp_path):
     from pipeline.stages.check import CheckResult
 
+    result = CheckResult(findings=[ClipFinding("a", "p", "label", "m")])
     with pytest.raises(ValueError, match=r"\.csv or \.json"):
-        write_findings(
-            tmp_path / "x.txt", CheckResult(findings=[ClipFinding("a", "p", "label", "m")])
-        )
+        write_findings(tmp_path / "x.txt", result)
     assert not list(tmp_path.iterdir())
 
 
 def test_of_the_real_videos_the_corrupted_one_is_found(videos_dir, tmp_path):
-    names = sorted(
-        path.name for path in videos_dir.iterdir() if path.suffix in (".mp4", ".mkv", ".mov")
-    )
+    suffixes = (".mp4", ".mkv", ".mov")
+    names = sorted(path.name for path in videos_dir.iterdir() if path.suffix in suffixes)
     rows = [{"clip": name, "path": name, "split": "test", "label": ""} for name in names]
     write_manifest(tmp_path / "real.csv", rows)
     manifest = read_manifest(tmp_path / "real.csv", videos_dir)

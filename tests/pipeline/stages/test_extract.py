@@ -33,7 +33,8 @@ from tests.support import tiny_videos
 from tests.support.tiny_videos import make_videos, write_csv
 
 ROOT = Path(__file__).parents[3]
-SIDE, LENGTH, CLIPS, BROKEN = 96, 12, 7, 3  # pixels, frames, clips, the clip that cannot be decoded
+# Pixels, frames, clips, and the clip that cannot be decoded.
+SIDE, LENGTH, CLIPS, BROKEN = 96, 12, 7, 3
 SAMPLING = Sampling(
     frames=4, size=64, train_views=2, train_crop="multiscale", flip=0.5, test_clips=1, test_crops=1
 )
@@ -41,9 +42,7 @@ INLINE = RunOptions(workers=0, batch=3, shard_size=3)
 
 
 def place(clip: int, frame: int) -> tuple[int, int, int, int]:
-    """x, y, width, height of the bright rectangle that moves over the black frames of a clip,
-    pixels.
-    """
+    """(x, y, width, height) in pixels of the bright rectangle that moves over black frames."""
     return 16 + 2 * frame + clip, 20 + 3 * clip, 28, 24
 
 
@@ -53,26 +52,6 @@ def painted(clip: int) -> np.ndarray:
         x, y, w, h = place(clip, k)
         frames[k, y : y + h, x : x + w] = 200
     return frames
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    """A manifest of seven videos, one of them a text file, with a box around each rectangle."""
-    folder = tmp_path_factory.mktemp("world")
-    rows, boxes = [], []
-    for clip in range(CLIPS):
-        name = f"clip{clip}"
-        rows.append((name, f"{name}.mp4", "train", clip % 2))
-        if clip == BROKEN:
-            (folder / f"{name}.mp4").write_text("not a video")
-        else:
-            write_video(folder / f"{name}.mp4", painted(clip), fps=8)
-        for k in range(LENGTH):
-            x, y, w, h = place(clip, k)
-            boxes.append((name, k, x, y, x + w, y + h))
-    write_csv(folder / "manifest.csv", ("clip", "path", "split", "label"), rows)
-    write_csv(folder / "boxes.csv", ("clip", "frame", "x1", "y1", "x2", "y2"), boxes)
-    return folder
 
 
 def config_of(world: Path, **changes) -> ExtractConfig:
@@ -101,14 +80,6 @@ def everything(cache: Path) -> dict[str, bytes]:
             found[f"{group}/{name}"] = array.tobytes()
         found[f"{group}/ok"] = np.asarray(rows.ok).tobytes()
     return found
-
-
-@pytest.fixture(scope="module")
-def undisturbed(world, tmp_path_factory) -> Path:
-    cache = tmp_path_factory.mktemp("undisturbed") / "cache"
-    summary = run(world, cache)
-    assert [f["clip"] for f in summary.failures] == [f"clip{BROKEN}"]
-    return cache
 
 
 def test_a_failed_clip_keeps_its_rows_and_its_reason(undisturbed):
@@ -184,23 +155,19 @@ def test_a_cached_map_finishes_the_network(world, undisturbed):
     rows = np.flatnonzero(train.ok)
     cached = train.batch(rows, ("conv2", "pooled"))
     with torch.inference_mode():
-        finished = backbone(
-            torch.from_numpy(cached["conv2"]).movedim(2, 1), start="conv2"
-        )  # [R,C,T,h,w]
+        maps = torch.from_numpy(cached["conv2"]).movedim(2, 1)  # [R,C,T,h,w]
+        finished = backbone(maps, start="conv2")
     pooled = finished.mean((-2, -1)).movedim(1, 2)
     np.testing.assert_allclose(pooled, cached["pooled"], rtol=1e-5, atol=1e-5)
 
 
 def test_a_box_is_followed_by_its_node_through_crop_and_flip(world, tmp_path):
-    """With weights that average brightness, a node inside the rectangle is bright and the rest of
-    the view is dark.
-    """
+    """The weights average brightness: a node in the rectangle is bright, the view is dark."""
     config = config_of(world)
     backbone = build_backbone("digit_cnn", width=8)
     for name, parameter in backbone.named_parameters():
-        torch.nn.init.constant_(
-            parameter, 0.0 if name.endswith("bias") else 1 / parameter[0].numel()
-        )
+        value = 0.0 if name.endswith("bias") else 1 / parameter[0].numel()
+        torch.nn.init.constant_(parameter, value)
     torch.save(backbone.state_dict(), tmp_path / "brightness.pth")
     flipping = replace(SAMPLING, flip=1.0, train_crop="gos")
     config = replace(
@@ -215,17 +182,15 @@ def test_a_box_is_followed_by_its_node_through_crop_and_flip(world, tmp_path):
         view = train.view(row)
         assert view["flip"]
         assert view["valid"][:, 0].all()
-        assert (
-            view["nodes"][:, 0] > 1.5 * view["pooled"]
-        ).all()  # the node is bright, the view as a whole is not
+        assert (view["nodes"][:, 0] > 1.5 * view["pooled"]).all()
         x, y, w, h = view["crop"][:4]
         clip = int(train.clips[row].removeprefix("clip"))
         left, top, width, _ = place(clip, int(view["frames"][0]))
         inside = np.clip([(left - x) / w, (left + width - x) / w], 0, 1)
-        assert np.allclose(view["boxes"][0, 0, [2, 0]], 1 - inside, atol=1e-3)  # mirrored in x
-        assert np.allclose(
-            view["boxes"][0, 0, 1], np.clip((top - y) / h, 0, 1), atol=1e-3
-        )  # and only in x
+        # Mirrored in x, and only in x.
+        upper = np.clip((top - y) / h, 0, 1)
+        assert np.allclose(view["boxes"][0, 0, [2, 0]], 1 - inside, atol=1e-3)
+        assert np.allclose(view["boxes"][0, 0, 1], upper, atol=1e-3)
 
 
 def test_rows_hold_the_frames_that_were_decoded(world, undisturbed):
@@ -308,13 +273,11 @@ def test_dotted_settings_reach_their_place_and_unknown_ones_are_named(world):
 
 def command_line(world: Path, cache: Path, weights: Path) -> list[str]:
     text = (
-        f"extract --manifest {world}/manifest.csv --cache {cache} --backbone digit_cnn --weights "
-        f"{weights} "
-        f"--keep pooled,nodes,conv2 --proposals annotations --annotations {world}/boxes.csv "
-        f"--boxes 2 "
-        "--frames 4 --size 64 --train-views 2 --dtype float32 --shard-size 1 --workers 1 --device "
-        "cpu "
-        "--set backbone_options.width=8"
+        f"extract --manifest {world}/manifest.csv --cache {cache} --device cpu --workers 1 "
+        f"--backbone digit_cnn --set backbone_options.width=8 --weights {weights} "
+        f"--proposals annotations --annotations {world}/boxes.csv --boxes 2 "
+        "--keep pooled,nodes,conv2 --dtype float32 --shard-size 1 "
+        "--frames 4 --size 64 --train-views 2"
     )
     return [sys.executable, "-m", "cli", *text.split()]
 
@@ -327,16 +290,16 @@ def test_killed_at_any_moment_and_resumed_a_run_gives_the_same_bytes(world, tmp_
     command = command_line(world, tmp_path / "killed", tmp_path / "weights.pth")
     features = tmp_path / "killed" / "features"
     features.mkdir(parents=True)
-    with take_claim(
-        features / f"{CLIPS - 1:05d}.h5"
-    ):  # it waits for this one: however fast it is, it is never done before the kill
+    # The run waits for this claim: however fast it is, it is not done before the kill.
+    with take_claim(features / f"{CLIPS - 1:05d}.h5"):
         for _ in range(3):
             process = subprocess.Popen(
                 command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
             )
             target = min(len(list(features.glob("*.json"))) + 1, CLIPS - 1)
             while process.poll() is None and len(list(features.glob("*.json"))) < target:
-                time.sleep(0.005)  # past the start-up, which writes nothing worth killing
+                # Until after the start-up, which writes nothing worth killing.
+                time.sleep(0.005)
             time.sleep(rng.uniform(0, 0.05))
             os.kill(process.pid, signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL
@@ -382,9 +345,8 @@ def test_a_repaired_clip_gives_the_cache_that_a_healthy_one_would_have_given(bre
     assert (config, options.batch) == (config_of(videos), INLINE.batch)
     summary = extract(config, manifest, cache, options, shards_to_repair(cache), redo=True)
     assert not summary.failures
-    assert {path.name for path in cache.rglob("*.h5") if path.stat().st_mtime > 1} == {
-        f"{BROKEN // INLINE.shard_size:05d}.h5"
-    }
+    written = {path.name for path in cache.rglob("*.h5") if path.stat().st_mtime > 1}
+    assert written == {f"{BROKEN // INLINE.shard_size:05d}.h5"}
     extract(config, manifest, tmp_path / "healthy", INLINE)
     assert everything(cache) == everything(tmp_path / "healthy")
 
@@ -428,9 +390,7 @@ def test_a_text_for_a_number_in_a_networks_options_is_the_users_slip(world):
 
 
 def test_a_machine_without_a_gpu_describes_what_one_with_a_gpu_will_store(world, tmp_path):
-    """Shapes and checksums follow from the configuration: only what computes in fp16 needs a
-    GPU.
-    """
+    """Shapes and checksums follow from the config. Only computing in fp16 needs a GPU."""
     wide, half = config_of(world), config_of(world, precision="fp16")
     record, clips = describe((half, RunOptions()))
     assert (record | {"precision": "fp32"}, clips) == describe((wide, RunOptions()))
@@ -456,8 +416,9 @@ def test_a_run_refuses_numbers_it_cannot_work_with(wrong):
 
 
 def test_what_looks_wrong_with_a_clip_is_said_and_kept_and_fails_nothing(tmp_path, capsys):
-    """An end in milliseconds, and boxes at frames that no view meets; the next run, which finds its
-    shard, says it again.
+    """An end in milliseconds, and boxes at frames that no view has.
+
+    The next run finds the shard complete and repeats the warning.
     """
     folder = make_videos(tmp_path / "videos", 3)
     rows = [
@@ -466,11 +427,8 @@ def test_what_looks_wrong_with_a_clip_is_said_and_kept_and_fails_nothing(tmp_pat
         ("clip2", "clip2.mp4", "test", 0, 0, 1),
     ]
     write_csv(folder / "manifest.csv", ("clip", "path", "split", "label", "start", "end"), rows)
-    boxes = [("clip0", k, 0, 0, 9, 9) for k in range(8)] + [
-        ("clip1", 1, 0, 0, 9, 9),
-        ("clip2", 6, 0, 0, 9, 9),
-        ("clip2", 1, 0, 0, 9, 9),
-    ]
+    frames = [("clip0", k) for k in range(8)] + [("clip1", 1), ("clip2", 6), ("clip2", 1)]
+    boxes = [(clip, frame, 0, 0, 9, 9) for clip, frame in frames]
     write_csv(folder / "boxes.csv", ("clip", "frame", "x1", "y1", "x2", "y2"), boxes)
     config = config_of(
         folder, sampling=replace(SAMPLING, train_views=0, sampling="linspace")

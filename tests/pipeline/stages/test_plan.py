@@ -1,6 +1,4 @@
-"""The dry run foretells the real one: bytes as they come out, time by arithmetic that is shown on
-invented clocks.
-"""
+"""The dry run predicts the real one: bytes are compared, times are computed with made-up clocks."""
 
 import csv
 import shutil
@@ -44,17 +42,9 @@ def world(tmp_path_factory) -> Path:
         writer = csv.writer(file)
         writer.writerow(("note", "clip", "path", "split", "label", "start", "end"))
         for k in range(COUNT):
-            writer.writerow(
-                (
-                    f"n, {k}",
-                    f"c {k}",
-                    f"a clip {k % 3}.mp4",
-                    "train",
-                    "x;y",
-                    "" if k % 2 else "0.25",
-                    "",
-                )
-            )
+            start = "" if k % 2 else "0.25"
+            clip = (f"n, {k}", f"c {k}", f"a clip {k % 3}.mp4")
+            writer.writerow((*clip, "train", "x;y", start, ""))
     return folder
 
 
@@ -95,27 +85,22 @@ def test_bytes_are_those_of_the_real_run(manifest, tmp_path):
         sizes = {(field.group, field.name): field for field in plan.fields}
         for group in cache.groups:
             for name in cache[group].fields:
-                field = sizes.pop((group, name))
+                field, rows = sizes.pop((group, name)), range(len(cache[group]))
                 assert field.shape == cache[group].shape(name)
-                assert (
-                    field.bytes == cache[group].batch(range(len(cache[group])), [name])[name].nbytes
-                )
+                assert field.bytes == cache[group].batch(rows, [name])[name].nbytes
         assert not sizes
 
 
 def test_what_is_there_already_needs_no_room(manifest, tmp_path, monkeypatch):
-    extract(
-        CONFIG, manifest, tmp_path / "cache", INLINE, shards=[0, 1]
-    )  # of three, with ten clips each
+    # Two of three shards, with ten clips each.
+    extract(CONFIG, manifest, tmp_path / "cache", INLINE, shards=[0, 1])
     free = []
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(planning.shutil, "disk_usage", lambda path: usage._replace(free=free[0]))
     free.append(0)
     plan = make_plan(CONFIG, manifest, tmp_path / "cache", replace(INLINE, shard_size=7), clips=2)
-    assert (plan.shards, plan.per_shard) == (
-        3,
-        10,
-    )  # as the cache that is there was begun, whatever is asked now
+    # The existing cache keeps its own clips per shard.
+    assert (plan.shards, plan.per_shard) == (3, 10)
     assert plan.bytes * 0.6 < plan.there < plan.bytes * 0.75
     assert not plan.fits
     assert replace(plan, free=plan.bytes - plan.there).fits
@@ -124,10 +109,9 @@ def test_what_is_there_already_needs_no_room(manifest, tmp_path, monkeypatch):
 def test_nothing_stays_on_the_disk(manifest, world, tmp_path):
     before = sorted(world.rglob("*"))
     make_plan(CONFIG, manifest, tmp_path / "not/there/yet", INLINE, clips=2)
+    wrong = replace(CONFIG, backbone_options={"width": "x"})
     with pytest.raises(ValueError, match="backbone_options"):
-        make_plan(
-            replace(CONFIG, backbone_options={"width": "x"}), manifest, tmp_path, INLINE, clips=2
-        )
+        make_plan(wrong, manifest, tmp_path, INLINE, clips=2)
     assert not list(tmp_path.iterdir())
     assert sorted(world.rglob("*")) == before
 
@@ -136,9 +120,8 @@ def test_the_sample_is_spread_over_the_manifest_and_always_the_same(manifest):
     clips = planning._sample(manifest.clips, 10)
     assert clips == planning._sample(manifest.clips, 10)
     assert [clip.position // 3 for clip in clips] == list(range(10))
-    assert (
-        len({clip.position % 3 for clip in clips}) > 1
-    )  # not every third: a manifest may have a rhythm
+    # Not every third clip: a manifest may have a rhythm.
+    assert len({clip.position % 3 for clip in clips}) > 1
     assert planning._sample(manifest.clips, 99) == list(manifest.clips)
 
 
@@ -146,14 +129,14 @@ def test_the_sample_holds_the_clips_as_the_manifest_has_them(manifest, tmp_path)
     chosen = planning._sample(manifest.clips, 7)
     planning._write_sample(tmp_path / "m.csv", chosen)
     again = read_manifest(tmp_path / "m.csv", manifest.root).clips
-    assert [replace(clip, position=0) for clip in again] == [
-        replace(clip, position=0) for clip in chosen
-    ]
+    expected = [replace(clip, position=0) for clip in chosen]
+    assert [replace(clip, position=0) for clip in again] == expected
 
 
 def invented(monkeypatch, steps: dict[int, float], total: float, decode: float = 2.0) -> None:
-    """A clock by which clip k (from 1) takes steps[k] s, else 2; a run of `total` s; shards whose
-    decoding took `decode` s.
+    """Replace the clock: clip k (from 1) takes steps[k] seconds, or 2.
+
+    The run takes `total` seconds, and the decoding of a shard `decode` seconds.
     """
     moments, now = [0.0], 0.0
     for k in range(1, COUNT + 1):
@@ -161,7 +144,7 @@ def invented(monkeypatch, steps: dict[int, float], total: float, decode: float =
         moments.append(now)
     clock = iter(moments)
 
-    class Told(Cache):
+    class TimedCache(Cache):
         @cached_property
         def records(self):
             records = super().records
@@ -170,19 +153,20 @@ def invented(monkeypatch, steps: dict[int, float], total: float, decode: float =
             return records
 
     monkeypatch.setattr(planning, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(planning, "Cache", Told)
-    monkeypatch.setattr(
-        planning, "extract", lambda *args, **more: replace(extract(*args, **more), seconds=total)
-    )
+
+    def timed_extract(*args, **more):
+        return replace(extract(*args, **more), seconds=total)
+
+    monkeypatch.setattr(planning, "Cache", TimedCache)
+    monkeypatch.setattr(planning, "extract", timed_extract)
 
 
 def test_the_first_clips_and_the_last_shard_are_not_timed_and_the_rest_is_the_start(
     manifest, tmp_path, monkeypatch
 ):
     invented(monkeypatch, {1: 90.0, 2: 7.0, 9: 50.0}, total=175.0)
-    plan = make_plan(
-        CONFIG, manifest, tmp_path / "cache", INLINE, clips=3
-    )  # rounded up to whole batches: 4, 4 and 1
+    # Rounded up to whole batches: shards of 4, 4 and 1 clips.
+    plan = make_plan(CONFIG, manifest, tmp_path / "cache", INLINE, clips=3)
     assert plan.measured == 9
     assert plan.clip_seconds == 2.0
     assert plan.start_seconds == 175.0 - 9 * 2.0
@@ -213,11 +197,8 @@ def test_more_workers_share_shards_and_each_pays_for_its_start():
     plan = made()
     one, eight, many = (plan.with_workers(workers) for workers in (1, 8, 64))
     assert (one.busy, one.seconds, one.device_hours) == (1, 6 + 2000, 2006 / 3600)
-    assert (eight.busy, eight.seconds, eight.device_hours) == (
-        8,
-        6 + 2 * 200,
-        2048 / 3600,
-    )  # two rounds of shards
+    # Two rounds of shards.
+    assert (eight.busy, eight.seconds, eight.device_hours) == (8, 6 + 2 * 200, 2048 / 3600)
     assert (many.busy, many.seconds, many.device_hours) == (10, 6 + 200, 2060 / 3600)
     assert made(shards=1, per_shard=5000).with_workers(64).seconds == 2006
 
@@ -225,9 +206,8 @@ def test_more_workers_share_shards_and_each_pays_for_its_start():
 def test_a_manifest_shorter_than_the_sample_is_planned(manifest, world, tmp_path):
     lines = (world / "m.csv").read_text().splitlines()
     (world / "short.csv").write_text("\n".join(lines[:3]) + "\n")
-    plan = make_plan(
-        CONFIG, read_manifest(world / "short.csv"), tmp_path / "cache", INLINE, clips=8
-    )
+    short = read_manifest(world / "short.csv")
+    plan = make_plan(CONFIG, short, tmp_path / "cache", INLINE, clips=8)
     assert (plan.clips, plan.measured, plan.shards) == (2, 2, 1)
     assert plan.clip_seconds > 0
 
@@ -250,31 +230,12 @@ def test_clips_that_fail_are_told_and_if_all_do_there_is_no_plan(world, tmp_path
 def run(world: Path, *more: object):
     from cli.plan import command
 
-    given = (
-        "--manifest",
-        world / "m.csv",
-        "--cache",
-        world / "cache",
-        "--backbone",
-        "digit_cnn",
-        "--weights",
-        "none",
-    )
-    given += (
-        "--set",
-        "backbone_options.width=8",
-        "--proposals",
-        "grid",
-        "--frames",
-        4,
-        "--size",
-        64,
-        "--workers",
-        0,
-    )
-    return CliRunner().invoke(
-        command, list(map(str, (*given, "--clips", 2, *more))), standalone_mode=False
-    )
+    given = [
+        *("--manifest", world / "m.csv", "--cache", world / "cache"),
+        *("--backbone", "digit_cnn", "--weights", "none", "--set", "backbone_options.width=8"),
+        *("--proposals", "grid", "--frames", 4, "--size", 64, "--workers", 0, "--clips", 2),
+    ]
+    return CliRunner().invoke(command, list(map(str, (*given, *more))), standalone_mode=False)
 
 
 def test_the_verb_says_bytes_time_and_room(world, monkeypatch):
@@ -298,15 +259,6 @@ def test_the_options_and_their_defaults_are_those_of_extract():
     for name in set(ours) - {"clips"}:
         assert ours[name].opts == theirs[name].opts
         assert ours[name].default == theirs[name].default
-    assert {
-        "frames",
-        "keep",
-        "backbone",
-        "batch",
-        "workers",
-        "compression",
-        "shard_bytes",
-        "device",
-        "settings",
-    } <= set(ours)
+    expected = "frames keep backbone batch workers compression shard_bytes device settings"
+    assert set(expected.split()) <= set(ours)
     assert "shards" not in ours

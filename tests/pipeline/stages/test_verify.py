@@ -1,3 +1,5 @@
+"""Every fault of a cache is found, with its place and what to do; a whole cache has none."""
+
 import errno
 import json
 import os
@@ -35,8 +37,9 @@ def cache(made, tmp_path):
 
 
 def reseal(path, edit=lambda record: None) -> None:
-    """Makes a shard's statistics fit its file as it is now, as a faulty writer would; `edit`
-    changes the record further.
+    """Make a shard's statistics fit its file as it is now, as a faulty writer would.
+
+    `edit` changes the record further.
     """
     record = read_json(path.with_suffix(".json"))
     del record["seal"]
@@ -46,9 +49,7 @@ def reseal(path, edit=lambda record: None) -> None:
 
 
 def change(path, name: str, row: int, values) -> None:
-    """Stores other values in a row behind the writer's back, with a checksum and statistics that
-    fit.
-    """
+    """Store other values in a row, with a checksum and statistics that fit."""
     with h5py.File(path, "r+") as file:
         file[name][row] = values
     reseal(path)
@@ -111,9 +112,7 @@ def test_any_flipped_bit_is_found(cache, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("compression", ["none", "lzf", "zstd"])
 def test_a_thousand_random_flips_are_found(tmp_path, compression, monkeypatch):
-    """Anywhere in the files of all shards, a file as often as it is large; 334 for each way of
-    packing them.
-    """
+    """Anywhere in the files of all shards, 334 for each compression."""
     monkeypatch.setattr("pipeline.cache.shard_writer.SMALL", 16)
     path = make_cache(tmp_path, compression=compression)
     build_graphs(path, neighbours=3, compression=compression)
@@ -199,7 +198,7 @@ def dead_claim() -> str:
     """A claim of a process of this machine that has ended."""
     owner = {
         "claim": "a",
-        "machine_id": machine_id(),
+        "machine": machine_id(),
         "pid": os.getpid(),
         "start": "before this one",
     }
@@ -269,10 +268,8 @@ def test_a_shard_under_another_number_is_found(cache):
         shutil.copy(cache / f"features/00000.{suffix}", cache / f"features/00001.{suffix}")
     findings = said(verify(cache))
     assert f"{cache}/features/00001.h5: shard is 0, this cache's is 1" in findings
-    assert (
-        f"{cache}/features/00001.h5 train row 0: row order: clip clip0 view 0, the manifest says "
-        f"clip clip3 view 0" in findings
-    )
+    order = "row order: clip clip0 view 0, the manifest says clip clip3 view 0"
+    assert f"{cache}/features/00001.h5 train row 0: {order}" in findings
 
 
 def test_rows_in_another_order_are_found(cache):
@@ -280,17 +277,14 @@ def test_rows_in_another_order_are_found(cache):
     with h5py.File(shard, "r+") as file:
         file["test/clip"][1:3] = file["test/clip"][1:3][::-1]
     reseal(shard)
-    assert (
-        said(verify(cache))[0]
-        == f"{shard} test row 1: row order: clip clip5 view 0, the manifest says clip clip4 view 0"
-    )
+    order = "row order: clip clip5 view 0, the manifest says clip clip4 view 0"
+    assert said(verify(cache))[0] == f"{shard} test row 1: {order}"
 
 
 def test_rows_marked_otherwise_than_recorded_are_found(cache):
     change(cache / "features/00000.h5", "train/ok", 2, False)
-    assert f"{cache}/features/00000.h5 train: `ok` differs from what its statistics say" in said(
-        verify(cache)
-    )
+    finding = f"{cache}/features/00000.h5 train: `ok` differs from what its statistics say"
+    assert finding in said(verify(cache))
 
 
 @pytest.mark.parametrize(
@@ -313,10 +307,8 @@ def test_the_same_fault_in_many_views_is_said_once(cache):
     shard = cache / "features/00000.h5"
     for row in (1, 2, 5):
         change(shard, "train/pooled", row, np.nan)
-    assert (
-        f"{shard} train row 1 (clip clip0) and 2 more views: pooled has NaN or infinite values"
-        in said(verify(cache))
-    )
+    where = f"{shard} train row 1 (clip clip0) and 2 more views"
+    assert f"{where}: pooled has NaN or infinite values" in said(verify(cache))
 
 
 def test_a_row_that_says_ok_but_was_never_written_is_found(tmp_path):
@@ -357,14 +349,12 @@ def test_a_dataset_without_checksums_is_found(cache):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_every_value_that_is_no_number_is_told_from_those_that_are(dtype):
-    numbers = np.array(
-        [0, -0.0, 1, -1, np.finfo(dtype).max, np.finfo(dtype).min, np.finfo(dtype).tiny], dtype
-    )
+    info = np.finfo(dtype)
+    numbers = np.array([0, -0.0, 1, -1, info.max, info.min, info.tiny], dtype)
     assert list(wrong_values({"pooled": numbers})) == []
     for bad in (np.inf, -np.inf, np.nan, np.copysign(np.nan, -1)):
-        assert list(wrong_values({"pooled": np.append(numbers, dtype(bad))})) == [
-            "pooled has NaN or infinite values"
-        ]
+        faults = list(wrong_values({"pooled": np.append(numbers, dtype(bad))}))
+        assert faults == ["pooled has NaN or infinite values"]
 
 
 def test_values_of_a_whole_view_are_not_wrong():
@@ -403,39 +393,31 @@ def test_a_folder_without_a_cache_is_refused(tmp_path):
         verify(tmp_path)
 
 
-def test_the_command_tells_what_to_do_and_exits_with_3(tmp_path):
+def run(path, *options: str):
+    """Run `vidgraph verify` in this process."""
     from cli.verify import command
 
+    arguments = ["--cache", str(path), "--workers", "0", *options]
+    return CliRunner().invoke(command, arguments, standalone_mode=False)
+
+
+def test_the_command_tells_what_to_do_and_exits_with_3(tmp_path):
     path = make_cache(tmp_path, failed=("clip2",))
-    done = CliRunner().invoke(
-        command, ["--cache", str(path), "--workers", "0"], standalone_mode=False
-    )
+    done = run(path)
     assert done.return_value == 3
-    assert (
-        f"clip clip2: failed: DecodeError: no video stream; run `vidgraph repair --cache {path}`"
-        in done.output
-    )
-    report = CliRunner().invoke(
-        command, ["--cache", str(path), "--workers", "0", "--json"], standalone_mode=False
-    )
+    failed = "clip clip2: failed: DecodeError: no video stream"
+    assert f"{failed}; run `vidgraph repair --cache {path}`" in done.output
+    report = run(path, "--json")
     read = json.loads(report.stdout)
     assert read["findings"][0]["shards"] == [0]
     assert read["shards"] == {"features": 3, "graphs": 0}
     assert read["views"] == {"features": 18, "graphs": 0}
     file = tmp_path / "report.json"
-    CliRunner().invoke(
-        command,
-        ["--cache", str(path), "--workers", "0", "--report", str(file)],
-        standalone_mode=False,
-    )
+    run(path, "--report", str(file))
     assert json.loads(file.read_text())["findings"] == read["findings"]
 
 
 def test_the_command_exits_with_0_when_nothing_is_wrong(cache):
-    from cli.verify import command
-
-    done = CliRunner().invoke(
-        command, ["--cache", str(cache), "--workers", "0"], standalone_mode=False
-    )
+    done = run(cache)
     assert done.return_value == 0
     assert "nothing wrong" in done.output

@@ -1,6 +1,4 @@
-"""Names from data are text: no commands of a terminal, no lines of their own, no markup, no
-formulas.
-"""
+"""Names from data are text: no terminal commands, no extra lines, no markup, no formulas."""
 
 import csv
 import io
@@ -22,7 +20,7 @@ from cli.verify import _print_table
 from heads.runs.run_files import save_confusion
 from pipeline.stages.check import CheckResult, ClipFinding, write_findings
 from pipeline.text.printable import (
-    Guarded,
+    EscapingStream,
     as_cell,
     guard_output,
     unguarded_error,
@@ -112,8 +110,9 @@ def test_what_is_said_beside_a_bar_is_text_too(monkeypatch):
 
 
 def guarded_streams(monkeypatch) -> tuple[io.StringIO, io.StringIO]:
-    """Guards both streams of the process; where they write to. (Between a fixture and its test,
-    pytest sets its own.)
+    """Guard both streams of the process, and return where they write to.
+
+    This is no fixture: between a fixture and its test, pytest sets streams of its own.
     """
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, io.StringIO())
@@ -150,7 +149,7 @@ def test_a_stream_is_guarded_once_and_a_librarys_bar_gets_it_as_it_is(monkeypatc
     guard_output()
     assert sys.stderr is before
     with unguarded_error():
-        assert not isinstance(sys.stderr, Guarded)
+        assert not isinstance(sys.stderr, EscapingStream)
     assert sys.stderr is before
 
 
@@ -210,13 +209,10 @@ def test_findings_and_confusion_matrices_hold_no_formula(tmp_path):
     import numpy as np
 
     name = "=1+1"
-    write_findings(
-        tmp_path / "f.csv", CheckResult(1, 1.0, [ClipFinding(name, "-x.mp4", "label", EVIL)])
-    )
+    result = CheckResult(1, 1.0, [ClipFinding(name, "-x.mp4", "label", EVIL)])
+    write_findings(tmp_path / "f.csv", result)
     assert cells(tmp_path / "f.csv")[1] == ["'=1+1", "'-x.mp4", "label", SAFE]
-    write_findings(
-        tmp_path / "f.json", CheckResult(1, 1.0, [ClipFinding(name, "-x.mp4", "label", EVIL)])
-    )
+    write_findings(tmp_path / "f.json", result)
     assert json.loads((tmp_path / "f.json").read_text())["findings"][0]["clip"] == name
     save_confusion(tmp_path / "c.csv", np.array([[1, 0], [2, 3]]), (name, "-1"))
     assert cells(tmp_path / "c.csv") == [

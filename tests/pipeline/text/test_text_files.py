@@ -77,18 +77,16 @@ def test_marks_of_texts_that_were_marked_twice_or_joined_change_nothing(tmp_path
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
 def test_other_encodings_are_refused_with_the_name_of_the_file(encoding):
-    data = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}.get(encoding, b"") + "é".encode(
-        encoding
-    )
-    with pytest.raises(
-        ValueError, match=r"^list.txt: (UTF-16 text|byte 0 \(0xe9\) is not UTF-8).* as UTF-8$"
-    ):
+    mark = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}.get(encoding, b"")
+    data = mark + "é".encode(encoding)
+    expected = r"^list.txt: (UTF-16 text|byte 0 \(0xe9\) is not UTF-8).* as UTF-8$"
+    with pytest.raises(ValueError, match=expected):
         decoded(data, "list.txt", "names")
 
 
-def test_a_name_that_is_there_twice_and_a_file_that_is_not_there_are_told(tmp_path):
+def test_a_duplicate_name_and_a_missing_file_are_errors(tmp_path):
     (tmp_path / "t").write_text("a\nb\n a\n")
-    with pytest.raises(ValueError, match="'a' is there twice"):
+    with pytest.raises(ValueError, match="duplicate name 'a'"):
         read_names(tmp_path / "t", "names")
     with pytest.raises(ValueError, match="No such file or directory; expected one class per line"):
         read_names(tmp_path / "none", "one class per line")

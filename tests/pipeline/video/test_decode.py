@@ -2,6 +2,7 @@
 frame they gave.
 """
 
+import importlib
 import io
 import pickle
 import random
@@ -14,9 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.video import decode
+from pipeline.video import decode, decord_reader
 from pipeline.video.decode import open_clip, write_video
+from pipeline.video.decord_reader import DecordReader
 from pipeline.video.frame_reader import DecodeError, DecoderDied, DecodeTimeout, TruncatedVideo
+from pipeline.video.pyav_reader import PyavReader
 from pipeline.views.video_info import VideoInfo
 
 DECODERS = ("decord", "pyav")
@@ -158,12 +161,12 @@ def test_each_distinct_frame_is_decoded_once(numbered_video, clip_of, monkeypatc
     decord = pytest.importorskip("decord", reason="decord is not installed")
 
     asked, turned = [], []
-    batch, upright = decord.VideoReader.get_batch, decode._PyavReader._upright
+    batch, upright = decord.VideoReader.get_batch, PyavReader._upright
     monkeypatch.setattr(
         decord.VideoReader, "get_batch", lambda self, ids: asked.extend(ids) or batch(self, ids)
     )
     monkeypatch.setattr(
-        decode._PyavReader,
+        PyavReader,
         "_upright",
         lambda self, frame, aspect: turned.append(frame.pts) or upright(self, frame, aspect),
     )
@@ -225,9 +228,8 @@ def test_real_rotated_videos_are_upright(videos_dir, clip_of, decoder, turn):
 
 
 REAL = {
-    "arm_wrestling.mp4": VideoInfo(
-        280, 28.0, 427, 256
-    ),  # 340 stored pixels, 64:51 as wide as high by ffprobe
+    # 340 stored pixels, 64:51 as wide as high by ffprobe.
+    "arm_wrestling.mp4": VideoInfo(280, 28.0, 427, 256),
     "people_indoors.mp4": VideoInfo(57, 6.0, 340, 256),
     "flipping_a_pancake.mkv": VideoInfo(310, 30.0, 426, 240),
     "unordered.mov": VideoInfo(4, 32.0, 50, 50),
@@ -312,9 +314,8 @@ def test_a_file_cut_short_is_truncated_and_its_rest_can_be_allowed(
     file, clip_of, numbers_in, tmp_path, name, share, decoder
 ):
     data = file(name).read_bytes()
-    begin = max(
-        data.find(b"mdat"), data.find(b"movi"), 0
-    )  # where the frames begin, after a header that a small file is full of
+    # Where the frames begin: most of a small file is its header.
+    begin = max(data.find(b"mdat"), data.find(b"movi"), 0)
     path = tmp_path / name
     path.write_bytes(data[: begin + int(share * (len(data) - begin))])
     with pytest.raises(TruncatedVideo, match=r"promises|cut off"):
@@ -325,9 +326,8 @@ def test_a_file_cut_short_is_truncated_and_its_rest_can_be_allowed(
         assert numbers_in(reader.read([0, left // 2])) == [0, left // 2]
         numbers = numbers_in(reader.read(range(left)))
         assert numbers == sorted(set(numbers))
-        if (
-            "b_frames" not in name
-        ):  # of frames stored out of order, some before the last are missing
+        # Of frames stored out of order, some before the last one are missing.
+        if "b_frames" not in name:
             assert numbers == list(range(left))
 
 
@@ -400,12 +400,12 @@ def test_a_complaint_about_a_good_frame_costs_only_a_second_look(
     batch = decord.VideoReader.get_batch
 
     def complain(self, numbers):
-        decode._complaints().heard.append(b"co located POCs unavailable")
+        decord_reader.ffmpeg_log().messages.append(b"co located POCs unavailable")
         return batch(self, numbers)
 
     monkeypatch.setattr(decord.VideoReader, "get_batch", complain)
     with open_clip(clip_of(numbered_video)) as reader:
-        assert isinstance(reader, decode._DecordReader)
+        assert isinstance(reader, DecordReader)
         assert numbers_in(reader.read([30, 2])) == [30, 2]
 
 
@@ -617,7 +617,7 @@ def test_decord_is_taken_only_where_its_pixels_are_those_of_pyav(clip_of, tmp_pa
             )
         container.mux(video.encode())
     with open_clip(clip_of(path), "decord") as first, open_clip(clip_of(path), "pyav") as second:
-        assert isinstance(first, decode._DecordReader) == by_decord
+        assert isinstance(first, DecordReader) == by_decord
         np.testing.assert_array_equal(first.read(range(3)), second.read(range(3)))
 
 
@@ -629,7 +629,7 @@ def test_without_decord_the_default_reads_the_same_frames_by_pyav(
         open_clip(clip_of(numbered_video)) as reader,
         open_clip(clip_of(numbered_video), "pyav") as pyav,
     ):
-        assert type(reader) is decode._PyavReader
+        assert type(reader) is PyavReader
         np.testing.assert_array_equal(reader.read([0, 7, 39]), pyav.read([0, 7, 39]))
 
 
@@ -650,14 +650,14 @@ def test_without_decord_the_default_reads_the_same_frames_by_pyav(
 def test_a_decord_that_is_broken_stops_nothing_and_is_named(
     numbered_video, clip_of, without_decord, monkeypatch, raised, reason
 ):
-    real = decode.import_module
+    real = importlib.import_module
 
     def fails(name):
         if name == "decord":
             raise raised
         return real(name)
 
-    monkeypatch.setattr(decode, "import_module", fails)
+    monkeypatch.setattr(importlib, "import_module", fails)
     assert decode.why_no_decord().startswith(f"installed, but {reason}")
     assert "\n" not in decode.why_no_decord()
     with open_clip(clip_of(numbered_video)) as reader:
@@ -669,10 +669,10 @@ def test_a_decord_whose_errors_would_not_be_heard_is_not_taken(
 ):
     monkeypatch.delitem(sys.modules, "decord")
     pytest.importorskip("decord", reason="decord is not installed")
-    monkeypatch.setattr(decode, "_complaints", lambda: None)
+    monkeypatch.setattr(decord_reader, "ffmpeg_log", lambda: None)
     assert "would not be heard" in decode.why_no_decord()
     with open_clip(clip_of(numbered_video)) as reader:
-        assert type(reader) is decode._PyavReader
+        assert type(reader) is PyavReader
 
 
 def test_an_unknown_decoder_is_refused(numbered_video, clip_of):

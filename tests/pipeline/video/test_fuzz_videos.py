@@ -39,10 +39,8 @@ CONFIG = ExtractConfig(
     keep=("pooled",),
     sampling=replace(SAMPLING, frames=4, train_views=1),
 )
-ERRORS = {
-    "DecodeError",
-    "TruncatedVideo",
-}  # and neither DecodeTimeout (it hung) nor DecoderDied (it crashed)
+# Neither DecodeTimeout (it hung) nor DecoderDied (it crashed).
+ERRORS = {"DecodeError", "TruncatedVideo"}
 
 
 @pytest.fixture(scope="module")
@@ -52,19 +50,16 @@ def whole(tmp_path_factory) -> dict[str, bytes]:
 
 def picture(suffix: str) -> bytes:
     data = io.BytesIO()
-    pixels = (
-        np.random.default_rng(1)
-        .integers(0, 255, (SIDE // 8, SIDE // 8, 3), np.uint8)
-        .repeat(8, 0)
-        .repeat(8, 1)
-    )
+    rng = np.random.default_rng(1)
+    pixels = rng.integers(0, 255, (SIDE // 8, SIDE // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
     Image.fromarray(pixels).save(data, {".png": "PNG", ".jpg": "JPEG"}[suffix])
     return data.getvalue()
 
 
 def folder_of(cases: list[Case], whole: dict[str, bytes], folder: Path) -> Path:
-    """The cases as files, or as one picture of a folder of frames, with whole videos between them,
-    and a manifest.
+    """Write the cases, with whole videos between them, and a manifest.
+
+    A case that is a picture is one frame of a folder.
     """
     folder.mkdir()
     rows = []
@@ -72,10 +67,10 @@ def folder_of(cases: list[Case], whole: dict[str, bytes], folder: Path) -> Path:
         if case.name.endswith((".png", ".jpg")):
             suffix = case.name[-4:]
             (folder / case.name).mkdir()
-            for n in range(CONFIG.sampling.frames):  # all of them are wanted
-                (folder / case.name / f"{n}{suffix}").write_bytes(
-                    case.data if n == 2 else picture(suffix)
-                )
+            # The sampling reads all of these frames.
+            for n in range(CONFIG.sampling.frames):
+                data = case.data if n == 2 else picture(suffix)
+                (folder / case.name / f"{n}{suffix}").write_bytes(data)
         else:
             (folder / case.name).write_bytes(case.data)
         rows.append((case.name, case.name, "train", "a"))
@@ -88,8 +83,9 @@ def folder_of(cases: list[Case], whole: dict[str, bytes], folder: Path) -> Path:
 
 
 def check(cases: list[Case], whole: dict[str, bytes], folder: Path) -> Counter:
-    """Extracts the cases; returns how many of each kind ended how. Fails where one was lost, or
-    reached its neighbours.
+    """Extract the cases, and count how they end.
+
+    Fails where a case is missing, or changes its neighbours.
     """
     folder_of(cases, whole, folder / "videos")
     manifest = read_manifest(folder / "videos" / "manifest.csv")
@@ -117,11 +113,9 @@ def check(cases: list[Case], whole: dict[str, bytes], folder: Path) -> Counter:
             data for (clip, view), data in table.items() if clip.startswith("whole") and view == 0
         ]
         assert len(neighbours) == len(range(0, len(cases), EVERY))
-    same = {
-        tuple(table[clip, 0] for clip in sorted(clips) if clip.startswith("whole"))
-        for table in [stored["test/pooled"]]
-    }
-    assert len(set(next(iter(same)))) == 1  # they are one video, whatever stood before them
+    # The whole videos are one video, whatever stood before them.
+    pooled = stored["test/pooled"]
+    assert len({pooled[clip, 0] for clip in clips if clip.startswith("whole")}) == 1
     assert {finding.what.split(":")[0] for finding in verify(opened.path)} <= {"failed"}
     return outcomes
 

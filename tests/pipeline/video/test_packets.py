@@ -7,18 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.video.packets import (
-    MATROSKA,
-    STAMPED,
-    Packet,
-    between,
-    contents,
-    rate_of,
-    shows_nothing,
-    slack_of,
-    starts_afresh,
-    stated_size,
-)
+from pipeline.video.bitstream import Packet
+from pipeline.video.packets import MATROSKA, STAMPED, frame_rate, stream_contents
 
 MP4 = STAMPED[0]
 
@@ -67,7 +57,7 @@ def described(
         for k, stamp in enumerate(stamps)
     ]
     known = [stamp for stamp in stamps if stamp is not None]
-    return contents(
+    return stream_contents(
         container, stream, packets, ends or {0: (max(known, default=0) + 40) / 1000}, "", whole
     )
 
@@ -87,10 +77,8 @@ def test_a_container_that_promises_nothing_lacks_nothing(kind):
         (MP4, {"own": 4.0, "frames": 100}),
         (MATROSKA, {"tag": "00:00:04.000000000"}),
         (MATROSKA, {"duration": 4.0}),
-        (
-            "avi",
-            {"frames": 100, "own": 2.0, "duration": 2.0},
-        ),  # FFmpeg shortens the durations of an AVI to what is there
+        # FFmpeg shortens the durations of an AVI to what is there.
+        ("avi", {"frames": 100, "own": 2.0, "duration": 2.0}),
         ("flv", {"duration": 4.0}),
     ],
 )
@@ -104,9 +92,8 @@ def test_half_of_what_was_promised_is_missing(kind, promises):
 def test_durations_count_from_the_start_of_the_stream_but_in_matroska_from_zero():
     late = every_40_ms(50, begin=2000)
     assert "promises 4.00 s" in described(late, start=2.0, own=4.0).missing
-    assert (
-        "promises 4.00 s" in described(late, start=0.0, own=4.0).missing
-    )  # behind sound that begins at once
+    # The sound begins at once.
+    assert "promises 4.00 s" in described(late, start=0.0, own=4.0).missing
     assert described(late, kind=MATROSKA, start=2.0, tag="00:00:04.000000000").missing == ""
 
 
@@ -124,14 +111,14 @@ def test_a_last_frame_that_is_cut_off_does_not_count():
     held = described(every_40_ms(10), cut_off=True, own=0.4, frames=10)
     assert "the last of 10 frames is cut off" in held.missing
     assert len(held.times) == 9
-    assert not held.steady
+    assert not held.countable
 
 
 def test_leading_pictures_of_a_first_group_do_not_count():
     held = described([120, 40, 80, 240, 160, 200], kind=MATROSKA)
-    assert list(held.number) == [120, 160, 200, 240]
+    assert list(held.frame_of_stamp) == [120, 160, 200, 240]
     assert held.keys == [(0, 120)]
-    assert not held.steady
+    assert not held.countable
 
 
 def test_what_comes_before_the_first_key_frame_does_not_count():
@@ -140,9 +127,9 @@ def test_what_comes_before_the_first_key_frame_does_not_count():
 
 def test_a_stream_is_steady_when_its_key_frames_have_the_same_place_in_file_and_time():
     closed = [0, 80, 40, 120, 200, 160]
-    assert described(closed, keys=(0, 3)).steady
+    assert described(closed, keys=(0, 3)).countable
     open_group = [0, 80, 40, 200, 120, 160]
-    assert not described(open_group, keys=(0, 3)).steady
+    assert not described(open_group, keys=(0, 3)).countable
     assert described(open_group, keys=(0, 3)).keys == [(0, 0), (5, 200)]
 
 
@@ -151,7 +138,7 @@ def test_a_stream_is_steady_when_its_key_frames_have_the_same_place_in_file_and_
 )
 def test_stamps_that_cannot_name_frames_are_not_used(stamps, kind):
     held = described(stamps, kind=kind)
-    assert (held.number, held.keys, held.steady) == ({}, [], False)
+    assert (held.frame_of_stamp, held.keys, held.countable) == ({}, [], False)
     assert len(held.times) == 3
 
 
@@ -160,9 +147,8 @@ def test_stamps_that_cannot_name_frames_are_not_used(stamps, kind):
 def test_the_rate_is_that_of_the_stamps_where_the_header_states_a_clock(kind, clock):
     assert described(every_40_ms(50), kind=kind, rate=clock).fps == pytest.approx(25)
     uneven = [0, 20, 70, 100, 150, 170, 220, 300]
-    assert described(uneven, kind=kind, rate=clock).fps == pytest.approx(
-        8 / 0.35
-    )  # 300 ms and a median step of 50
+    # 300 ms and a median step of 50.
+    assert described(uneven, kind=kind, rate=clock).fps == pytest.approx(8 / 0.35)
 
 
 def test_a_rate_that_fits_rounded_stamps_is_exact():
@@ -174,10 +160,10 @@ def test_a_rate_that_fits_rounded_stamps_is_exact():
 
 
 def test_of_several_rates_in_a_header_the_one_that_fits_is_taken():
-    assert rate_of([50.0, 25.0], 100, 4.0, 0.04, 0.001) == 25.0  # fields, frames
-    assert rate_of([24.0], 1000, 40.0, 0.04, 0.001) == 25.0
-    assert rate_of([30.0], 0, 0.0, 0.0, 0.001) == 30.0
-    assert rate_of([], 1, 0.0, 0.0, 0.001) == 0.0
+    assert frame_rate([50.0, 25.0], 100, 4.0, 0.04, 0.001) == 25.0  # fields, frames
+    assert frame_rate([24.0], 1000, 40.0, 0.04, 0.001) == 25.0
+    assert frame_rate([30.0], 0, 0.0, 0.0, 0.001) == 30.0
+    assert frame_rate([], 1, 0.0, 0.0, 0.001) == 0.0
 
 
 @pytest.mark.parametrize("last", [0, 40, 10_000])
@@ -223,84 +209,3 @@ def test_a_tag_that_was_copied_from_a_longer_file_promises_nothing():
 @pytest.mark.parametrize("kind", ["mpegts", "mpeg", "ogg", "h264", "m4v"])
 def test_a_duration_that_is_guessed_from_what_is_there_is_no_promise(kind):
     assert described(every_40_ms(10), kind=kind, own=4.0, duration=4.0).missing == ""
-
-
-def test_a_matroska_file_states_its_size():
-    head = b"\x1a\x45\xdf\xa3\x83abc\x18\x53\x80\x67"
-    assert stated_size(head + b"\x01\x00\x00\x00\x00\x00\x10\x00") == len(head) + 8 + 4096
-    assert stated_size(head + b"\x50\x00") == len(head) + 2 + 4096
-    for open_end in (b"\x01\xff\xff\xff\xff\xff\xff\xff", b"\xff"):
-        assert stated_size(head + open_end) is None  # written live
-    for other in (
-        b"",
-        b"\x1a\x45\xdf\xa3",
-        head,
-        head + b"\x01\x00",
-        b"RIFF" + bytes(30),
-        head.replace(b"\x18", b"\x19"),
-    ):
-        assert stated_size(other) is None
-
-
-def test_pictures_that_are_only_referred_to_show_nothing():
-    """RFC 6386, 9.1: bit 4 of a VP8 frame's first byte; VP9, 7.2: show_existing_frame,
-    show_frame.
-    """
-    assert shows_nothing("vp8", memoryview(b"\x01\0"))
-    assert not shows_nothing("vp8", memoryview(b"\x11\0"))
-    hidden, shown, existing = b"\x84\0", b"\x86\0", b"\x88"
-    assert shows_nothing("vp9", memoryview(hidden))
-    assert not shows_nothing("vp9", memoryview(shown))
-    assert not shows_nothing("vp9", memoryview(existing))
-    superframe = hidden + shown + b"\xc1\x02\x02\xc1"
-    assert not shows_nothing("vp9", memoryview(superframe))
-    assert shows_nothing("vp9", memoryview(hidden + hidden + b"\xc1\x02\x02\xc1"))
-    assert not shows_nothing("h264", memoryview(hidden))
-    assert not shows_nothing("vp8", memoryview(b""))
-
-
-@pytest.mark.parametrize("rate", [25, 240, 1000, 2000, 10_000, 0.1])
-def test_no_frame_is_lost_at_the_ends_at_any_rate(rate):
-    times = [k / rate for k in range(60)]
-    until = 60 / rate
-    assert between(times, until, None, None) == (0, 60)
-    assert between(times, until, 0.0, until) == (0, 60)
-    assert between(times, until, 10 / rate, 20 / rate) == (10, 10)
-    assert slack_of(times) <= min(1e-3, 0.5 / rate) or rate < 500
-
-
-def test_rounded_times_mean_the_frames_that_they_are_of():
-    """Matroska rounds to milliseconds, and so do people."""
-    for rate in (25, 29.97, 240, 960):
-        times = [round(k / rate, 3) for k in range(300)]
-        for k in range(299):
-            assert between(times, 300 / rate, k / rate, (k + 1) / rate, slack_of(times, 1e-3)) == (
-                k,
-                1,
-            )
-
-
-def test_between_starts_with_what_is_on_screen():
-    times = [0.0, 1.0, 1.5, 3.0]
-    assert between(times, 4.0, None, None) == (0, 4)
-    assert between(times, 4.0, 1.2, 3.0) == (1, 2)
-    assert between(times, 4.0, 1.0, 1.1) == (1, 1)
-    assert between(times, 4.0, 3.5, 9.0) == (3, 1)
-    for start, end in ((4.0, None), (2.0, 2.0), (2.0, 1.0)):
-        with pytest.raises(ValueError, match="no frame between"):
-            between(times, 4.0, start, end)
-    with pytest.raises(ValueError, match="no frame between 0 and 1 s: there are frames from 2"):
-        between([2.0, 3.0], 4.0, None, 1.0)
-
-
-def test_only_an_idr_picture_starts_afresh():
-    lengths_of_4 = bytes([1, 100, 0, 31, 0xFF])
-
-    def unit(kind: int) -> bytes:
-        return (3).to_bytes(4, "big") + bytes([0x60 | kind, 0, 0])
-
-    settings, recovery, idr, other = unit(7), unit(6), unit(5), unit(1)
-    assert starts_afresh(memoryview(settings + idr), lengths_of_4)
-    assert not starts_afresh(memoryview(recovery + other), lengths_of_4)
-    assert not starts_afresh(memoryview(idr), None)
-    assert not starts_afresh(memoryview(b""), lengths_of_4)

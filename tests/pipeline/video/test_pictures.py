@@ -73,9 +73,8 @@ PICTURES = {
 
 @pytest.mark.parametrize("kind", PICTURES)
 def test_a_picture_is_what_ffmpeg_shows(tmp_path, kind):
-    name, make, options, tolerance = PICTURES[
-        kind
-    ]  # tolerance: of other rounding, and of another JPEG decoder
+    # The tolerance is for other rounding, and for another JPEG decoder.
+    name, make, options, tolerance = PICTURES[kind]
     make().save(tmp_path / name, **options)
     ours, theirs = read_picture(tmp_path / name), shown_by_ffmpeg(tmp_path / name)
     assert ours.shape == theirs.shape == (32, 48, 3)
@@ -272,7 +271,7 @@ def test_a_pattern_takes_what_it_says_and_never_a_frame_twice(tmp_path):
     for name in ("a_2.jpg", "a_10.jpg", "b_1.jpg", "b_1.png", ".a_3.jpg", "a_4.txt"):
         (tmp_path / name).touch()
     assert [path.name for path in frame_files(tmp_path, "a_*")] == ["a_2.jpg", "a_10.jpg"]
-    with pytest.raises(ValueError, match=r"b_1\.jpg and b_1\.png, one frame twice"):
+    with pytest.raises(ValueError, match=r"b_1\.jpg and b_1\.png, which are the same frame"):
         frame_files(tmp_path, "*")
     with pytest.raises(ValueError, match=r"no picture is named like 'c_\*'.*a_\*\.jpg"):
         frame_files(tmp_path, "c_*")

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from pipeline.stages.config import ExtractConfig, clip_opener
 from pipeline.video import decode
 from pipeline.video.decode import open_clip
-from pipeline.video.frame_reader import DecodeError, TruncatedVideo
+from pipeline.video.frame_reader import DecodeError, TruncatedVideo, import_decoder
 from pipeline.video.view_pixels import ClipOpener
 from pipeline.views.sampling import Sampling, views_of
 
@@ -30,7 +30,7 @@ X264 = {"crf": "3", "preset": "ultrafast", "bf": "0", "g": "10"}
 def decoder(request) -> str:
     """Each decoder; one that does not load here is skipped."""
     try:
-        decode._module(
+        import_decoder(
             {"torchcodec": "torchcodec.decoders", "pyav": "av"}.get(request.param, request.param)
         )
     except ValueError as error:
@@ -60,17 +60,13 @@ def write(
         for k, frames in enumerate(tracks):
             stream = container.add_stream(codec, rate=25)
             stream.height, stream.width = frames.shape[1:3]
-            stream.pix_fmt, stream.options, stream.codec_context.thread_count = (
-                "yuv420p",
-                options,
-                1,
-            )
+            stream.pix_fmt, stream.options = "yuv420p", options
+            stream.codec_context.thread_count = 1
             if aspect:
                 stream.codec_context.sample_aspect_ratio = Fraction(*aspect)
             if default is not None:
-                stream.disposition = (
-                    av.stream.Disposition.default if k == default else av.stream.Disposition(0)
-                )
+                marks = av.stream.Disposition
+                stream.disposition = marks.default if k == default else marks(0)
             streams.append(stream)
         for k in range(len(tracks[0])):
             for stream, frames in zip(streams, tracks, strict=True):
@@ -94,11 +90,8 @@ def append(target: Path, *sources: Path) -> Path:
                 stream = stream or out.add_stream_from_template(video)
                 for packet in part.demux(video):
                     if packet.size:
-                        packet.pts, packet.dts, packet.stream = (
-                            packet.pts + begin,
-                            packet.dts + begin,
-                            stream,
-                        )
+                        packet.pts, packet.dts = packet.pts + begin, packet.dts + begin
+                        packet.stream = stream
                         out.mux(packet)
                         last = packet.pts
                 begin = last + round(Fraction(1, 25) / video.time_base)
@@ -108,9 +101,9 @@ def append(target: Path, *sources: Path) -> Path:
 def square(height: int, width: int, count: int = 10, side: int = 32) -> np.ndarray:
     """A white square in the middle of each frame."""
     frames = np.full((count, height, width, 3), 20, np.uint8)
-    frames[
-        :, (height - side) // 2 : (height + side) // 2, (width - side) // 2 : (width + side) // 2
-    ] = 235
+    rows = slice((height - side) // 2, (height + side) // 2)
+    columns = slice((width - side) // 2, (width + side) // 2)
+    frames[:, rows, columns] = 235
     return frames
 
 
@@ -131,9 +124,9 @@ def test_the_rate_is_frames_by_the_seconds_shown(encode, clip_of, name, codec):
     """The header says 25; 60 frames are shown in jittered steps of 20 and 30 ms."""
     path = encode(name, codec, stamps=jittered)
     with open_clip(clip_of(path)) as reader:
-        assert reader.info.fps == pytest.approx(
-            60 / (jittered(59) / 1000 + 0.025), rel=0.012
-        )  # half a frame
+        # Within half a frame.
+        expected = 60 / (jittered(59) / 1000 + 0.025)
+        assert reader.info.fps == pytest.approx(expected, rel=0.012)
 
 
 def jittered(k: int) -> int:
@@ -382,9 +375,8 @@ def test_pictures_that_change_their_size_keep_their_shape(
     ]
     with open_clip(clip_of(append(tmp_path / "turned.mkv", *parts)), decoder) as reader:
         assert (reader.info.frames, reader.info.width, reader.info.height) == (30, 128, 96)
-        sizes = [
-            measured(reader.read([k])[0]) for k in (0, 9, 10, 19, 20, 29, 5)
-        ]  # one by one: decord decodes ahead
+        # One by one: decord decodes ahead.
+        sizes = [measured(reader.read([k])[0]) for k in (0, 9, 10, 19, 20, 29, 5)]
     for (wide, high), side in zip(sizes, (32, 32, 24, 24, 32, 32, 32), strict=True):
         assert abs(wide - side) <= 2, sizes
         assert abs(high - side) <= 2, sizes
@@ -460,9 +452,8 @@ PARTS = {
 
 
 @pytest.mark.parametrize("kind", PARTS)
-@pytest.mark.parametrize(
-    "start", [0, 500, 90_000]
-)  # of the second recording, in frames: back, 20 s ahead, an hour ahead
+# Where the second recording starts, in frames: back, 20 s ahead, an hour ahead.
+@pytest.mark.parametrize("start", [0, 500, 90_000])
 def test_joined_recordings_are_played_one_after_the_other(
     tmp_path, numbered_frames, numbers_in, clip_of, decoder, kind, start
 ):

@@ -61,9 +61,8 @@ def test_other_content_is_a_change_and_another_date_is_none(tmp_path, size):
     path.write_bytes(data)
     assert not changed_after(path, lambda: None)
     assert not changed_after(path, lambda: os.utime(path, (1, 1)))
-    assert not changed_after(
-        path, path.unlink
-    )  # as after a clean-up: the cache is all that there is
+    # As after a clean-up: only the cache is left.
+    assert not changed_after(path, path.unlink)
     path.write_bytes(data)
     assert changed_after(path, lambda: path.write_bytes(data + b"."))
     for place in (0, size - 1) if size else ():
@@ -123,9 +122,8 @@ def record_of(cache: Path, name: str) -> dict:
 
 def test_a_clip_that_is_taken_over_keeps_its_mark(place):
     marks = record_of(place / "cache", "00000")["videos"]
-    shutil.copytree(
-        place / "videos", place / "copy", copy_function=shutil.copyfile
-    )  # of other dates
+    # The copies have other dates.
+    shutil.copytree(place / "videos", place / "copy", copy_function=shutil.copyfile)
     assert run(place / "copy", place / "cache", shards=[0], redo=True).shards == 1
     assert record_of(place / "cache", "00000")["videos"] == marks
 

@@ -1,5 +1,6 @@
-"""Claims: one owner at a time, taken over from the dead and the silent, and nothing lost when the
-silent wake up.
+"""Claims have one owner at a time, and are taken over from dead and silent owners.
+
+Nothing is lost when a silent owner wakes up.
 """
 
 import errno
@@ -27,10 +28,10 @@ from pipeline.workers.claims import (
     claim_file,
     give_up,
     read_claim,
-    remove_parts,
     sweep_claims,
     take_claim,
 )
+from pipeline.workers.completion import remove_parts
 
 ROOT = Path(__file__).parents[3]
 OWNER = """
@@ -64,11 +65,11 @@ def owner(shard):
 
 
 def elsewhere(path: Path, name: str = "other-1-1-00000000", count: int = 0) -> None:
-    """A claim by a process of another machine, or its sign of life number `count`."""
+    """A claim by a process of another machine, or its heartbeat number `count`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    owner = {"claim": name, "machine_id": "another", "pid": os.getpid(), "start": "1"}
+    owner = {"claim": name, "machine": "another", "pid": os.getpid(), "start": "1"}
     claim_file(path).write_bytes(
-        json.dumps(owner).encode() + b"\n" + str(count).zfill(claims.COUNT).encode()
+        json.dumps(owner).encode() + b"\n" + str(count).zfill(claims.COUNTER_DIGITS).encode()
     )
 
 
@@ -116,7 +117,7 @@ def test_a_process_number_that_is_used_again_does_not_keep_a_claim(shard):
     mine = json.loads(text.splitlines()[0])
     assert mine["pid"] == os.getpid()
     claim_file(shard).write_bytes(
-        json.dumps({**mine, "start": "1"}).encode() + b"\n" + b"0" * claims.COUNT
+        json.dumps({**mine, "start": "1"}).encode() + b"\n" + b"0" * claims.COUNTER_DIGITS
     )
     assert not claim.held() or read_claim(shard).dead
     with take_claim(shard):
@@ -137,7 +138,7 @@ def test_silence_is_measured_by_watching_and_not_by_clocks(shard, monkeypatch):
     now[0] += 59
     assert not watch.free(shard)
     content = claim_file(shard).read_bytes()
-    claim_file(shard).write_bytes(content[:-1] + b"1")  # a sign of life
+    claim_file(shard).write_bytes(content[:-1] + b"1")  # a heartbeat
     now[0] += 59
     assert not watch.free(shard)
     now[0] += 61
@@ -145,9 +146,9 @@ def test_silence_is_measured_by_watching_and_not_by_clocks(shard, monkeypatch):
     assert names(shard) == set()
 
 
-def test_owners_give_signs_of_life(shard, monkeypatch):
-    monkeypatch.setattr(claims, "BEAT", 0.02)
-    monkeypatch.setattr(claims, "_HEART", claims._Heartbeat())
+def test_owners_send_heartbeats(shard, monkeypatch):
+    monkeypatch.setattr(claims, "HEARTBEAT", 0.02)
+    monkeypatch.setattr(claims, "_HEARTBEAT", claims._Heartbeat())
     with take_claim(shard):
         before = claim_file(shard).read_bytes()
         until(lambda: claim_file(shard).read_bytes() != before)
@@ -229,9 +230,11 @@ def test_a_link_whose_success_was_not_heard_of_counts(tmp_path, monkeypatch):
 
 
 def test_a_sweep_removes_what_the_dead_left_and_nothing_of_the_living(shard, owner, monkeypatch):
-    dead = subprocess.run([sys.executable, "-c", "from pipeline.files.owners import new_claim_name; "
-                                                 "print(own_claim())"],
-                          cwd=ROOT, capture_output=True, text=True).stdout.strip()  # fmt: skip
+    code = "from pipeline.files.owners import new_claim_name; print(new_claim_name())"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    dead = ended.stdout.strip()
     left = part_path(shard.with_name("00007.h5"), dead)
     left.write_text("half")
     foreign = part_path(shard.with_name("00008.h5"), "other-1-1-00000000")

@@ -1,6 +1,4 @@
-"""Whoever counts cores counts its own share: by affinity, by control groups of both versions, by
-Slurm.
-"""
+"""The cores of a process: by affinity, by control groups of both versions, and by Slurm."""
 
 import ast
 from pathlib import Path
@@ -10,29 +8,21 @@ import pytest
 from pipeline.workers import cores
 
 ROOT = Path(__file__).parents[3]
-RECORDS = {
-    "pipeline/stages/shard_composer.py",
-    "heads/reproduction/report.py",
-}  # say what machine it was
+# They record what machine it was.
+RECORDS = {"pipeline/stages/shard_composer.py", "heads/reproduction/report.py"}
 
 
 @pytest.fixture
 def groups(tmp_path, monkeypatch):
-    """A machine of 16 cores whose control groups are in the returned folder; this process' are what
-    is written to `own`.
+    """A machine of 16 cores whose control groups are in the returned folder.
+
+    The file `own` beside it names those of this process.
     """
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)), raising=False)
     monkeypatch.setattr(cores, "CGROUPS", tmp_path / "groups")
     monkeypatch.setattr(cores, "OWN_CGROUPS", tmp_path / "own")
-    for name in (
-        "CPUS_PER_TASK",
-        "CPUS_ON_NODE",
-        "STEP_TASKS_PER_NODE",
-        "NODEID",
-        "JOB_ID",
-        "STEP_ID",
-        "PROCID",
-    ):
+    per_node = ("CPUS_PER_TASK", "CPUS_ON_NODE", "STEP_TASKS_PER_NODE", "NODEID")
+    for name in (*per_node, "JOB_ID", "STEP_ID", "PROCID"):
         monkeypatch.delenv(f"SLURM_{name}", raising=False)
     monkeypatch.setattr(cores, "_sharing", 1)
     return tmp_path / "groups"

@@ -19,8 +19,7 @@ from pipeline.workers.decode_pool import MOST_STARTS, WorkerDied, WorkerPool, _T
 from pipeline.workers.pool_worker import RemoteTraceback
 
 ROOT = Path(__file__).parents[3]
-# seconds: a limit that no working machine reaches, so that a test which would wait for ever fails
-# instead
+# Seconds: no working machine takes so long, so a test that would wait for ever fails.
 NET = 300.0
 
 
@@ -178,13 +177,9 @@ def test_tasks_are_taken_lazily_and_at_most_ahead_of_what_was_yielded():
 
 
 def test_a_task_over_its_time_limit_fails_alone(monkeypatch):
-    """The others have all the time that they need: how long an answer takes is not what is
-    tested.
-    """
-    tasks, give = (
-        [1, "hang", 2, "hang, holding the interpreter", 3, "half an answer, then nothing"],
-        _Worker.give,
-    )
+    """The others have all the time that they need: the test is not about how long they take."""
+    tasks = [1, "hang", 2, "hang, holding the interpreter", 3, "half an answer, then nothing"]
+    give = _Worker.give
 
     def give_time(worker, ticket, limit):
         give(worker, ticket, NET if ticket.task in (1, 2, 3) else limit)
@@ -193,14 +188,16 @@ def test_a_task_over_its_time_limit_fails_alone(monkeypatch):
     with WorkerPool(misbehave, workers=2, timeout=1.0) as pool:
         answers = [answer for _task, answer in pool.imap(tasks, ahead=6)]
     assert answers[::2] == [2, 4, 6]
-    assert all(
-        isinstance(answer, TimeoutError) and "1 s" in str(answer) for answer in answers[1::2]
-    )
+    for answer in answers[1::2]:
+        assert isinstance(answer, TimeoutError)
+        assert "1 s" in str(answer)
 
 
 def test_the_clock_of_a_task_starts_when_its_worker_does(monkeypatch):
-    """Five tasks are handed over at once, and by the clock of this test each takes 60 s: the last
-    waits 240 s for its turn, which is over the limit."""
+    """Five tasks are submitted at once, and by the clock of this test each takes 60 s.
+
+    The last one waits 240 s before it starts, which is over the limit.
+    """
     now, finish = [0.0], _Ticket.finish
 
     def finish_later(ticket, result):
@@ -211,14 +208,9 @@ def test_the_clock_of_a_task_starts_when_its_worker_does(monkeypatch):
     monkeypatch.setattr(
         "pipeline.workers.decode_pool.time", SimpleNamespace(monotonic=lambda: now[0])
     )
+    tasks = [(k, 0.0) for k in range(5)]
     with WorkerPool(double_after, workers=1, timeout=100.0) as pool:
-        assert [answer for _task, answer in pool.imap([(k, 0.0) for k in range(5)], ahead=5)] == [
-            0,
-            2,
-            4,
-            6,
-            8,
-        ]
+        assert [answer for _task, answer in pool.imap(tasks, ahead=5)] == [0, 2, 4, 6, 8]
 
 
 @pytest.mark.parametrize(
@@ -252,9 +244,8 @@ def test_a_worker_that_dies_between_tasks_costs_no_task():
         ((_task, pid),) = pool.imap([0], ahead=1)
         os.kill(pid, signal.SIGKILL)
         end = time.monotonic() + NET
-        while Path(
-            f"/proc/{pid}"
-        ).exists():  # a zombie's other threads may hold its pipe open: until the pool has reaped it
+        # A zombie's other threads may hold its pipe open: wait until the pool has reaped it.
+        while Path(f"/proc/{pid}").exists():
             assert time.monotonic() < end
             time.sleep(0.01)
         ((_task, other),) = pool.imap([0], ahead=1)
@@ -309,17 +300,14 @@ def test_a_task_that_no_worker_had_begun_is_not_lost(monkeypatch):
 
 def test_a_worker_that_is_killed_while_it_starts_is_started_again(tmp_path):
     """Both workers are; the last one as often as may be."""
-    with WorkerPool(
-        LoadsBadly(starts_after, tmp_path, 2 * MOST_STARTS, misbehave), workers=2, timeout=NET
-    ) as pool:
+    unlucky = LoadsBadly(starts_after, tmp_path, 2 * MOST_STARTS, misbehave)
+    with WorkerPool(unlucky, workers=2, timeout=NET) as pool:
         assert list(pool.imap([1, 2, 3], ahead=3)) == [(1, 2), (2, 4), (3, 6)]
 
 
 def test_workers_that_are_always_killed_while_they_start_end_the_run_after_so_many(tmp_path):
-    never, words = (
-        LoadsBadly(starts_after, tmp_path, 1000, misbehave),
-        f"{MOST_STARTS + 1} workers in a row .*SIGKILL",
-    )
+    never = LoadsBadly(starts_after, tmp_path, 1000, misbehave)
+    words = f"{MOST_STARTS + 1} workers in a row .*SIGKILL"
     with (
         WorkerPool(never, workers=1, timeout=NET) as pool,
         pytest.raises(RuntimeError, match=words),
@@ -339,10 +327,8 @@ def test_a_worker_that_comes_up_makes_up_for_those_that_were_killed_before(tmp_p
 
 
 def test_workers_that_hang_while_they_start_end_the_run_after_so_many():
-    never, words = (
-        LoadsBadly(time.sleep, 600),
-        rf"{MOST_STARTS + 1} workers in a row .*took longer than 0\.2 s",
-    )
+    never = LoadsBadly(time.sleep, 600)
+    words = rf"{MOST_STARTS + 1} workers in a row .*took longer than 0\.2 s"
     with (
         WorkerPool(never, workers=1, start_limit=0.2) as pool,
         pytest.raises(RuntimeError, match=words),
@@ -358,9 +344,7 @@ def loads_where(there: Path, goes_on) -> object:
 
 
 def test_a_worker_that_hangs_while_it_starts_is_replaced(tmp_path, monkeypatch):
-    """The first one has a short limit and nothing to go on with; the second one has all the time it
-    needs.
-    """
+    """The first one has a short limit and nothing to load; the second one has all the time."""
     begin, limits = _Worker.__init__, [0.2, 600.0]
 
     def begin_worker(worker, function, limit):
@@ -370,9 +354,8 @@ def test_a_worker_that_hangs_while_it_starts_is_replaced(tmp_path, monkeypatch):
         begin(worker, function, limits.pop(0))
 
     monkeypatch.setattr(_Worker, "__init__", begin_worker)
-    with WorkerPool(
-        LoadsBadly(loads_where, tmp_path / "there", misbehave), workers=1, start_limit=7.0
-    ) as pool:
+    slow = LoadsBadly(loads_where, tmp_path / "there", misbehave)
+    with WorkerPool(slow, workers=1, start_limit=7.0) as pool:
         assert list(pool.imap([1, 2], ahead=2)) == [(1, 2), (2, 4)]
 
 
@@ -387,9 +370,8 @@ def test_a_worker_that_has_started_may_wait_for_ever():
 
 def pool_of_a_daemon(_task) -> list:
     with WorkerPool(double_after, workers=1, timeout=NET) as pool:
-        return [answer for _task, answer in pool.imap([(3, 0.0)], ahead=1)] + [
-            current_process().daemon
-        ]
+        answers = [answer for _task, answer in pool.imap([(3, 0.0)], ahead=1)]
+    return [*answers, current_process().daemon]
 
 
 def test_a_worker_that_may_have_no_children_has_a_pool_all_the_same():
@@ -472,18 +454,9 @@ def test_a_function_that_does_not_load_is_an_error_and_not_an_endless_restart(fu
 
 def test_decode_workers_import_neither_torch_nor_another_heavy_library():
     decoders = ("av", "decord") if importlib.util.find_spec("decord") else ("av",)
+    ours = ("pipeline.workers.decode_pool", "pipeline.video.decode", "pipeline.views.sampling")
     with WorkerPool(modules_with, workers=1, timeout=NET) as pool:
-        ((_task, modules),) = pool.imap(
-            [
-                (
-                    "pipeline.workers.decode_pool",
-                    "pipeline.video.decode",
-                    "pipeline.views.sampling",
-                    *decoders,
-                )
-            ],
-            ahead=1,
-        )
+        ((_task, modules),) = pool.imap([(*ours, *decoders)], ahead=1)
     assert isinstance(modules, set), modules
     assert not modules & {"torch", "torchvision", "h5py", "sklearn", "scipy", "pydantic", "rich"}
 
@@ -493,7 +466,8 @@ import signal, time
 from pipeline.workers.decode_pool import WorkerPool
 from tests.pipeline.workers.test_decode_pool import misbehave
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+    # A shell lets what it starts in the background ignore the signal.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with WorkerPool(misbehave, workers=3, timeout=None) as pool:
         answers = pool.imap([1, "hang", "hang, holding the interpreter"], ahead=3)
         next(answers)
@@ -508,9 +482,7 @@ if __name__ == "__main__":
 
 
 def start_a_program(task: tuple[Path, str]) -> None:
-    """Starts a program that would outlive this process, as Pillow starts Ghostscript; then does
-    what the task says.
-    """
+    """Start a program that would outlive this process, then do what the task says."""
     path, then = task
     path.write_text(str(subprocess.Popen(["sleep", "600"]).pid))
     if then != "return":
@@ -570,8 +542,9 @@ if __name__ == "__main__":
 
 
 def test_a_program_that_forgets_to_close_its_pool_ends_all_the_same(tmp_path):
-    """Python waits for its children at the end, and these leave SIGTERM to it. A Dask worker ends
-    like that.
+    """Python waits for its children at the end, and these ignore SIGTERM.
+
+    A Dask worker ends like that.
     """
     (tmp_path / "forgetful.py").write_text(FORGETFUL)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
@@ -588,8 +561,9 @@ def test_a_program_that_forgets_to_close_its_pool_ends_all_the_same(tmp_path):
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_worker_outlives_a_parent_that_is_killed(tmp_path, sent):
-    """Idle, asleep, and blocked in native code that holds the interpreter. Ctrl-C reaches the whole
-    group, as in a terminal.
+    """The workers are idle, asleep, and blocked in native code that holds the interpreter.
+
+    Ctrl-C reaches the whole group, as in a terminal.
     """
     script = tmp_path / "parent.py"
     script.write_text(PARENT)

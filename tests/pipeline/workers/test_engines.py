@@ -1,7 +1,6 @@
-"""Engines: the same cache whoever computes it; runs that share the work; workers and schedulers
-that are lost.
-"""
+"""Engines: the same cache whoever computes it, runs that share the work, lost workers."""
 
+import json
 import os
 import re
 import shlex
@@ -25,7 +24,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-import pipeline.stages.extract
+import pipeline.stages.extract_shards
 from cli.__main__ import vidgraph
 from cli._cluster import without
 from pipeline.cache.reader import Cache
@@ -44,20 +43,13 @@ from pipeline.workers.engines import (
     run_jobs,
     share_jobs,
 )
-from tests.pipeline.stages.test_extract import (  # noqa: F401  (fixtures)
-    INLINE,
-    config_of,
-    everything,
-    run,
-    undisturbed,
-    world,
-)
+from tests.pipeline.stages.test_extract import INLINE, everything, run
 from tests.pipeline.workers.test_claims import elsewhere, until
 from tests.support.small_cache import make_cache
 
 ROOT = Path(__file__).parents[3]
 LOCAL = {"dashboard": "127.0.0.1:0"}
-# seconds: a limit that no working machine reaches, so that a thread which does not end is a failure
+# Seconds: no working machine takes so long, so a thread that does not end is a failure.
 NET = 300.0
 
 
@@ -122,10 +114,8 @@ _init = claims.ClaimWatch.__init__
 def test_a_stalled_owner_that_wakes_up_does_no_harm(
     world, undisturbed, tmp_path, monkeypatch, redo
 ):
-    """It stands still when its file is ready for its name; meanwhile it is taken for dead and
-    another run does the shard.
-    """
-    cache, finish, stalled = tmp_path / "cache", pipeline.stages.extract._finish, []
+    """It stalls when its file is ready for its name; another run then takes it for dead."""
+    cache, finish, stalled = tmp_path / "cache", pipeline.stages.extract_shards._finish, []
     if redo:
         shutil.copytree(undisturbed, cache)
 
@@ -136,7 +126,7 @@ def test_a_stalled_owner_that_wakes_up_does_no_harm(
             run(world, cache, redo=redo, shards=[int(claim.path.stem)])
         return finish(complete, claim)
 
-    monkeypatch.setattr(pipeline.stages.extract, "_finish", stall)
+    monkeypatch.setattr(pipeline.stages.extract_shards, "_finish", stall)
     summary = run(world, cache, redo=redo)
     assert summary.shards + summary.already == 3
     assert summary.already > 0
@@ -202,11 +192,8 @@ def jobs_in(folder: Path, count: int) -> list[Numbered]:
 
 def test_jobs_of_other_runs_are_asked_for_again_until_they_are_finished(tmp_path):
     answers = {0: ["a"], 1: [None, None, "b"], 2: [None]}
-    found = dict(
-        share_jobs(
-            None, jobs_in(tmp_path, 3), Scripted(answers), finished=lambda job: job.number == 2
-        )
-    )
+    jobs = jobs_in(tmp_path, 3)
+    found = dict(share_jobs(None, jobs, Scripted(answers), finished=lambda job: job.number == 2))
     assert {job.number: result for job, result in found.items()} == {0: "a", 1: "b", 2: None}
 
 
@@ -240,9 +227,7 @@ def where_am_i(_job) -> tuple[int, str, str]:
 
 
 def what_it_has(_job) -> tuple[int, int, str]:
-    """Of a worker: its process, with how many it shares its cores, and what Dask's nanny tells
-    libraries of threads.
-    """
+    """Of a worker: its process, how many share its cores, and OMP_NUM_THREADS as Dask sets it."""
     time.sleep(0.05)
     return os.getpid(), cores._sharing, os.environ["OMP_NUM_THREADS"]
 
@@ -261,33 +246,28 @@ def test_jobs_run_here_with_any_number_of_processes(workers):
 def test_on_dask_the_cache_is_the_same_and_every_process_has_a_gpu_of_its_own(
     world, undisturbed, tmp_path, monkeypatch
 ):
-    monkeypatch.setenv(
-        "CUDA_VISIBLE_DEVICES", "3,5"
-    )  # names only: nobody asks for the GPUs themselves
+    # Names only: nobody uses the GPUs themselves.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("pipeline.workers.engines.cores_here", lambda: 6)
     lines = []
     with DaskEngine(workers=2, say=lines.append).open() as run_on:
-        places = set()  # of both: the second one starts in its own time
-        until(
-            lambda: (
-                places.update(result for _, result in run_on(where_am_i, range(8)))
-                or len(places) == 2
-            )
-        )
+        places = set()
+
+        def both_have_answered() -> bool:
+            places.update(result for _, result in run_on(where_am_i, range(8)))
+            return len(places) == 2
+
+        until(both_have_answered)  # the second worker starts in its own time
         assert len({pid for pid, _, _ in places}) == 2
         assert {gpu for _, gpu, _ in places} == {"3", "5"}
         assert {threads for _, _, threads in places} == {"3"}
         assert {sharing for _, (_, sharing, _) in run_on(what_it_has, range(4))} == {2}
-        assert dict(run_on(is_profiled, [0])) == {
-            0: False
-        }  # it would cost each worker 6 % of a core
-        halves = dict(
-            run_on(halve, range(30))
-        )  # several are done at once: each result, or error, is its own job's
-        assert {k: str(half) for k, half in halves.items()} == {
-            k: f"{k} is odd" if k % 2 else str(k // 2) for k in range(30)
-        }
+        # The profiler would cost each worker 6 % of a core.
+        assert dict(run_on(is_profiled, [0])) == {0: False}
+        # Several jobs end at once: each result, or error, is its own job's.
+        halves = {k: str(half) for k, half in run_on(halve, range(30))}
+        assert halves == {k: f"{k} is odd" if k % 2 else str(k // 2) for k in range(30)}
 
         class Open:
             """The cluster that is there: starting another takes seconds."""
@@ -296,9 +276,8 @@ def test_on_dask_the_cache_is_the_same_and_every_process_has_a_gpu_of_its_own(
             def open(self):
                 yield run_on
 
-        options = replace(
-            INLINE, workers=1, device="cpu"
-        )  # with a decode process: a child of Dask's worker
+        # With a decode process, which is a child of Dask's worker.
+        options = replace(INLINE, workers=1, device="cpu")
         summary = run(world, tmp_path / "cache", options=options, engine=Open())
     assert (summary.shards, summary.clips) == (3, 7)
     assert everything(tmp_path / "cache") == everything(undisturbed)
@@ -322,29 +301,26 @@ def scratch_folder(_) -> str:
     return get_worker().local_directory
 
 
-def test_whatever_listens_on_this_machine_asks_for_a_key_and_scratch_folders_are_private(
-    monkeypatch,
-):
+def test_every_port_on_this_machine_asks_for_a_key_and_scratch_folders_are_private(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     lines, alert = [], 0x15  # how a TLS server refuses (RFC 8446, 5.1)
     with DaskEngine(workers=1, say=lines.append).open() as run_on:
         ((_, scratch),) = run_on(scratch_folder, [0])
         ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
-        ports = {
-            c.laddr.port
-            for one in ours
-            for c in one.net_connections("inet")
-            if c.status == psutil.CONN_LISTEN
-        }
+        ports = set()
+        for process in ours:
+            for connection in process.net_connections("inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    ports.add(connection.laddr.port)
         assert len(ports) >= 3  # scheduler, nanny, worker
         for port in ports:
             said = answer_of(port)
             assert not said or said[0] == alert, (port, said)
         assert int(re.search(r"tls://127\.0\.0\.1:(\d+)", lines[0])[1]) in ports
-        for place in (scratch, next(place for place in sys.path if "dask-scratch-space" in place)):
-            private = next(
-                folder for folder in Path(place).parents if folder.name.startswith("vidgraph-")
-            )
+        here = next(place for place in sys.path if "dask-scratch-space" in place)
+        for place in (scratch, here):
+            parents = Path(place).parents
+            private = next(folder for folder in parents if folder.name.startswith("vidgraph-"))
             assert stat.S_IMODE(private.stat().st_mode) == 0o700
 
 
@@ -376,9 +352,8 @@ def test_the_key_of_a_run_is_in_files_of_this_user_and_goes_with_the_run(tmp_pat
     umask = os.umask(0)
     try:
         with files_of_this_run(str(tmp_path)) as tls:
-            modes = [
-                stat.S_IMODE(path.stat().st_mode) for path in (tls.key, tls.cert, tls.key.parent)
-            ]
+            files = (tls.key, tls.cert, tls.key.parent)
+            modes = [stat.S_IMODE(path.stat().st_mode) for path in files]
             assert modes == [0o600, 0o600, 0o700]
             assert tls.security().require_encryption
             assert ssl.create_default_context().load_cert_chain(tls.cert, tls.key) is None
@@ -400,10 +375,8 @@ def fragile(job: Numbered) -> int:
 @pytest.mark.slow
 def test_dask_workers_that_are_lost_are_replaced_and_their_jobs_done_by_others(tmp_path):
     jobs = jobs_in(tmp_path / "jobs", 8)
-    found = {
-        job.number: result
-        for job, result in run_jobs(fragile, jobs, DaskEngine(workers=2, **LOCAL))
-    }
+    results = run_jobs(fragile, jobs, DaskEngine(workers=2, **LOCAL))
+    found = {job.number: result for job, result in results}
     assert [found[k] for k in range(7)] == list(range(7))
     assert isinstance(found[7], WorkersLost)
 
@@ -431,16 +404,10 @@ def start_dask(tmp_path):
     def start(*arguments: str) -> subprocess.Popen:
         env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
         with open(tmp_path / f"{arguments[0]}{len(processes)}.log", "w") as log:
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "dask", *arguments],
-                    env=env,
-                    stdout=log,
-                    stderr=log,
-                    cwd=tmp_path,
-                )
-            )
-        return processes[-1]
+            command = [sys.executable, "-m", "dask", *arguments]
+            process = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=tmp_path)
+        processes.append(process)
+        return process
 
     yield start
     for process in reversed(processes):
@@ -450,25 +417,12 @@ def start_dask(tmp_path):
 
 @pytest.fixture
 def scheduler(tmp_path, start_dask):
-    """A Dask cluster of somebody else's, with daemonic workers as by default: (address, process of
-    its scheduler).
-    """
+    """Address and process of another person's Dask scheduler, whose workers are daemonic."""
     file = tmp_path / "scheduler.json"
-    first = start_dask(
-        "scheduler",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "0",
-        "--dashboard-address",
-        "127.0.0.1:0",
-        "--scheduler-file",
-        str(file),
-    )
+    options = "--host 127.0.0.1 --port 0 --dashboard-address 127.0.0.1:0 --scheduler-file"
+    first = start_dask("scheduler", *options.split(), str(file))
     until(file.exists)
     start_dask("worker", "--scheduler-file", str(file), "--nthreads", "1", "--no-dashboard")
-    import json
-
     until(file.read_text)
     return json.loads(file.read_text())["address"], first
 
@@ -478,10 +432,8 @@ def test_threads_that_were_asked_for_are_what_each_process_has(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setattr("pipeline.workers.engines.visible_gpus", lambda: ["3"])
-    assert {
-        threads
-        for _, (_, _, threads) in run_jobs(where_am_i, range(2), DaskEngine(workers=1, **LOCAL))
-    } == {"7"}
+    results = run_jobs(where_am_i, range(2), DaskEngine(workers=1, **LOCAL))
+    assert {threads for _, (_, _, threads) in results} == {"7"}
 
 
 @pytest.mark.slow
@@ -490,12 +442,8 @@ def test_an_existing_cluster_works_too_and_graphs_as_features(
 ):
     address, _ = scheduler
     cache = tmp_path / "cache"
-    run(
-        world,
-        cache,
-        options=replace(INLINE, workers=1, device="auto"),
-        engine=DaskEngine(scheduler=address),
-    )
+    options = replace(INLINE, workers=1, device="auto")
+    run(world, cache, options=options, engine=DaskEngine(scheduler=address))
     assert everything(cache) == everything(undisturbed)
     graphs = build_graphs(cache, ("iou",), engine=DaskEngine(scheduler=address))
     assert [record["shard"] for record in graphs] == [0, 1, 2]
@@ -513,12 +461,12 @@ def test_workers_started_by_others_find_out_who_shares_their_cores(
         client.wait_for_workers(3, timeout=NET)
     found = set()
     with DaskEngine(scheduler=address).open() as run_on:
-        until(
-            lambda: (
-                found.update(result for _, result in run_on(what_it_has, range(12)))
-                or len(found) == 3
-            )
-        )
+
+        def all_have_answered() -> bool:
+            found.update(result for _, result in run_on(what_it_has, range(12)))
+            return len(found) == 3
+
+        until(all_have_answered)
     assert {sharing for _, sharing, _ in found} == {3}
     assert {threads for _, _, threads in found} == {"1"}  # of which no number of cores follows
 
@@ -526,10 +474,8 @@ def test_workers_started_by_others_find_out_who_shares_their_cores(
 @pytest.mark.parametrize(
     ("answers", "expected"),
     [
-        (
-            {"tcp://n1:1": "a", "tcp://n1:2": "a", "tcp://n1:3": "b"},
-            2,
-        ),  # a third of another job, on the same node
+        # The third one is of another job, on the same node.
+        ({"tcp://n1:1": "a", "tcp://n1:2": "a", "tcp://n1:3": "b"}, 2),
         ({"tcp://n1:1": "a"}, 1),
         ({}, 3),  # they do not say
         (OSError("gone"), 3),
@@ -563,9 +509,8 @@ def slow_double(number: int) -> int:
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_the_loss_of_the_scheduler_ends_the_run_with_a_word(scheduler, monkeypatch, sent):
     address, process = scheduler
-    monkeypatch.setattr(
-        "pipeline.workers.engines.CONNECTING", 3600.0
-    )  # it does not try to connect again for as long as at the start
+    # The client does not try to connect again for as long as at the start.
+    monkeypatch.setattr("pipeline.workers.engines.CONNECTING", 3600.0)
     results = run_jobs(slow_double, range(100), DaskEngine(scheduler=address))
     next(results)
     begun = time.monotonic()
@@ -577,9 +522,9 @@ def test_the_loss_of_the_scheduler_ends_the_run_with_a_word(scheduler, monkeypat
 
 @pytest.mark.slow
 def test_a_scheduler_that_is_only_slow_is_waited_for(scheduler, monkeypatch):
-    """It stands still for longer than a question waits for somebody who takes it."""
+    """It stands still for longer than a request waits for a connection."""
     address, process = scheduler
-    monkeypatch.setattr("pipeline.workers.dask_jobs.NOBODY", 0.2)
+    monkeypatch.setattr("pipeline.workers.dask_jobs.CONNECTING", 0.2)
     results = run_jobs(slow_double, range(6), DaskEngine(scheduler=address))
     first = next(results)
     process.send_signal(signal.SIGSTOP)
@@ -588,9 +533,7 @@ def test_a_scheduler_that_is_only_slow_is_waited_for(scheduler, monkeypatch):
 
 
 class Answers:
-    """Dask's future of a job that is done: what asking for its result brings, question after
-    question.
-    """
+    """Dask's future of a job that is done: what each request for its result brings."""
 
     def __init__(self, *answers, status: str = "finished", key: str = "job"):
         self.answers, self.status, self.key = list(answers), status, key
@@ -605,24 +548,25 @@ class Answers:
         return answer
 
 
-def outcomes(bond: Answers, *futures: Answers) -> list:
-    """As a flight tells them whose questions for several results at once all fail."""
+def outcomes(connection: Answers, *futures: Answers) -> list:
+    """The outcomes of jobs where every request for several results at once fails."""
 
     def gather(some):
         raise OSError("nobody takes the connection")
 
-    flight = object.__new__(DaskJobs)
-    flight.client, flight.bond = SimpleNamespace(gather=gather), bond
-    return list(flight._outcomes(list(futures)))
+    jobs = object.__new__(DaskJobs)
+    jobs.client = SimpleNamespace(gather=gather)
+    jobs.connection = connection
+    return list(jobs._outcomes(list(futures)))
 
 
-def test_a_question_that_fails_is_asked_again_while_the_connection_stands(monkeypatch):
-    monkeypatch.setattr("pipeline.workers.dask_jobs.AGAIN", 0.0)
+def test_a_failed_request_is_repeated_while_the_connection_stands(monkeypatch):
+    monkeypatch.setattr("pipeline.workers.dask_jobs.RETRY", 0.0)
     slow, full = Answers(OSError("timed out"), OSError("closed"), 8), OSError("disk full")
     assert outcomes(Answers(), slow, Answers(full, status="error")) == [8, full]
 
 
-def test_a_scheduler_whose_connection_is_closed_is_asked_nothing():
+def test_a_scheduler_whose_connection_is_closed_gets_no_request():
     with pytest.raises(WorkersLost, match=r"scheduler is gone.*the same command resumes"):
         outcomes(Answers(status="cancelled"), Answers())
     with pytest.raises(WorkersLost, match="scheduler is gone"):  # where it closes in this instant
@@ -633,7 +577,10 @@ def test_a_scheduler_whose_connection_is_closed_is_asked_nothing():
 def test_tls_keeps_out_who_has_no_certificate(tmp_path):
     if not shutil.which("openssl"):
         pytest.skip("no openssl to make a certificate with")
-    request = "openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 2 -subj /CN=localhost"
+    request = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 2 "
+        "-subj /CN=localhost"
+    )
     subprocess.run(shlex.split(request), cwd=tmp_path, check=True, capture_output=True)
     tls = TlsFiles(tmp_path / "cert.pem", tmp_path / "cert.pem", tmp_path / "key.pem")
     lines = []
@@ -650,29 +597,27 @@ def test_a_scheduler_that_is_not_there_is_named_with_what_to_look_at(monkeypatch
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # taken, so that nobody else listens there
         where = f"tcp://127.0.0.1:{nobody.getsockname()[1]}"
-        with pytest.raises(
-            OSError,
-            match=rf"expected a running Dask scheduler at {where}, cannot connect.*look whether "
-            rf"it runs",
-        ):
+        expected = rf"expected a running Dask scheduler at {where}, cannot connect"
+        with pytest.raises(OSError, match=rf"{expected}.*look whether it runs"):
             dict(run_jobs(double, [4], DaskEngine(scheduler=where)))
 
 
 TWICE = """
 import dask
-from pipeline.workers import engines as cluster
-cluster.CONNECTING = 0.1
+from pipeline.workers import engines
+engines.CONNECTING = 0.1
 for _ in range(2):
     try:
-        list(cluster.run_jobs(abs, [1], cluster.Dask(scheduler="tcp://127.0.0.1:1")))
+        list(engines.run_jobs(abs, [1], engines.DaskEngine(scheduler="tcp://127.0.0.1:1")))
     except OSError as error:
         print(dask.config.get("distributed.worker.daemon"))
 """
 
 
 def test_an_engine_leaves_dasks_settings_as_they_were_and_can_be_opened_again():
-    """In a process of its own: here others have imported Dask. A study opens one again for members
-    whose process was lost.
+    """In a process of its own, since others here have imported Dask.
+
+    A study opens an engine again for members whose process was lost.
     """
     done = subprocess.run([sys.executable, "-c", TWICE], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "True\nTrue\n"), done.stderr
@@ -696,29 +641,25 @@ def test_files_that_are_no_certificate_or_another_key_are_refused_before_anythin
         )
         subprocess.run(shlex.split(request), cwd=tmp_path, check=True, capture_output=True)
     for pair in (("a", "b"), ("locked", "locked")):
-        cert, key = (
-            tmp_path / f"{name}.{end}" for name, end in zip(pair, ("crt", "key"), strict=True)
-        )
-        with pytest.raises(
-            ValueError, match=r"--tls-cert, --tls-key: expected .*without a password"
-        ):
+        cert, key = tmp_path / f"{pair[0]}.crt", tmp_path / f"{pair[1]}.key"
+        expected = r"--tls-cert, --tls-key: expected .*without a password"
+        with pytest.raises(ValueError, match=expected):
             TlsFiles(tmp_path / "a.crt", cert, key).security()
-    assert (
-        TlsFiles(tmp_path / "a.crt", tmp_path / "a.crt", tmp_path / "a.key")
-        .security()
-        .require_encryption
-    )
+    right = TlsFiles(tmp_path / "a.crt", tmp_path / "a.crt", tmp_path / "a.key")
+    assert right.security().require_encryption
 
 
 def test_a_worker_whose_weights_are_others_is_refused(world, undisturbed):
     config, manifest, options = as_extracted(undisturbed, INLINE)
-    extractor = pipeline.stages.extract.ExtractShards(config, manifest.root, options, redo=False)
+    extractor = pipeline.stages.extract_shards.ExtractShards(
+        config, manifest.root, options, redo=False
+    )
     extractor.record = {"weights": "another checksum"}
     with pytest.raises(ValueError, match="other weights"):
         _ = extractor.models
 
 
-# Slurm's words.
+# Slurm.
 
 
 def test_slurms_options_are_those_of_sbatch():
@@ -781,8 +722,9 @@ def test_a_job_array_does_every_shard_once(shards, tmp_path):
 
 
 def test_blanks_and_signs_in_paths_and_options_reach_slurm_as_they_are():
-    """sbatch takes quotes around a value, and %% for %; what ends a line or a quote is refused
-    before.
+    """sbatch takes quotes around a value, and %% for %.
+
+    What ends a line or a quote is refused before.
     """
     script = slurm.array_script(
         ["x"], 1, slurm.parse_options("comment=a # b,time=10"), 1, "/my data", "c%1/logs"
@@ -795,16 +737,8 @@ def test_blanks_and_signs_in_paths_and_options_reach_slurm_as_they_are():
         "comment": "two words,or more",
         "time": "10",
     }
-    for wrong in (
-        'comment=a"',
-        'comment="a"b"',
-        'comment="',
-        'comment=""',
-        'a=b,c"',
-        "a=b,c\nd",
-        "comment=a\nb",
-        "comment=a\\",
-    ):
+    wrong_quotes = ('comment=a"', 'comment="a"b"', 'comment="', 'comment=""', 'a=b,c"')
+    for wrong in (*wrong_quotes, "a=b,c\nd", "comment=a\nb", "comment=a\\"):
         with pytest.raises(ValueError, match="--slurm"):
             slurm.parse_options(wrong)
 
@@ -822,37 +756,33 @@ def test_blanks_and_signs_in_paths_and_options_reach_slurm_as_they_are():
 )
 @pytest.mark.parametrize("place", ["folder", "logs", "command", "options"])
 def test_a_name_with_a_line_end_never_reaches_a_script(name, place):
-    given = {"command": ["x"], "folder": "/data", "logs": "logs", "options": "time=10"}
-    given[place] = {"command": ["x", "--set", f"key={name}"], "options": f"comment={name}"}.get(
-        place, name
-    )
+    command, options, folder, logs = ["x"], "time=10", "/data", "logs"
+    if place == "command":
+        command = ["x", "--set", f"key={name}"]
+    elif place == "options":
+        options = f"comment={name}"
+    elif place == "folder":
+        folder = name
+    else:
+        logs = name
     with pytest.raises(ValueError, match="without line ends"):
-        slurm.array_script(
-            given["command"],
-            1,
-            slurm.parse_options(given["options"]),
-            1,
-            given["folder"],
-            given["logs"],
-        )
+        slurm.array_script(command, 1, slurm.parse_options(options), 1, folder, logs)
 
 
 @pytest.mark.parametrize("sign", ['"', "\\"])
 def test_a_folder_of_logs_that_a_directive_cannot_name_is_refused(sign, tmp_path, sbatch):
-    with pytest.raises(
-        ValueError, match="folder of logs without line ends, backslashes and quotes"
-    ):
+    expected = "folder of logs without line ends, backslashes and quotes"
+    with pytest.raises(ValueError, match=expected):
         slurm.array_script(["x"], 1, {}, 1, "/data", f"a{sign}b")
-    with pytest.raises(
-        ValueError, match="folder of logs without line ends, backslashes and quotes"
-    ):
+    with pytest.raises(ValueError, match=expected):
         slurm_workers(tmp_path, [], logs=str(tmp_path / f"a{sign}b"))
 
 
 @pytest.fixture
 def sbatch(tmp_path, monkeypatch) -> Path:
-    """A folder in PATH with an sbatch that takes jobs, of which none ever runs, until there is a
-    file `full` beside it.
+    """A folder in PATH with an sbatch that takes jobs until there is a file `full` beside it.
+
+    None of its jobs ever runs.
     """
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -868,30 +798,25 @@ def sbatch(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def slurm_workers(tmp_path: Path, said: list[str], **more):
-    more = {
-        "security": None,
-        "interface": "lo",
-        "dashboard": "",
-        "logs": str(tmp_path / "logs"),
-    } | more
-    return slurm.start_workers({"partition": "nope"}, 2, say=said.append, **more)
+def slurm_workers(tmp_path: Path, said: list[str], **changes):
+    options = {"security": None, "interface": "lo", "dashboard": "", "logs": str(tmp_path / "logs")}
+    options.update(changes)
+    return slurm.start_workers({"partition": "nope"}, 2, say=said.append, **options)
 
 
 def test_a_job_that_sbatch_refuses_ends_the_run_with_its_words(sbatch, tmp_path):
     (sbatch / "full").touch()
     said = []
-    with pytest.raises(
-        ValueError,
-        match=r"--slurm: .* it says: sbatch: error: invalid partition specified: nope; mend",
-    ):
+    expected = r"--slurm: .* it says: sbatch: error: invalid partition specified: nope; mend"
+    with pytest.raises(ValueError, match=expected):
         slurm_workers(tmp_path, said)
     assert not said
 
 
 def test_a_jobs_script_names_the_key_and_has_none_and_starts_a_worker_of_ours(sbatch, tmp_path):
-    """Its words are what a shell makes of it, in a folder whose name has a blank, a quote and a
-    dollar sign.
+    """Its words are what a shell makes of it.
+
+    The folder's name has a blank, a quote and a dollar sign.
     """
     logs = tmp_path / "it's $HOME"
     logs.mkdir()
@@ -903,11 +828,8 @@ def test_a_jobs_script_names_the_key_and_has_none_and_starts_a_worker_of_ours(sb
     assert key.splitlines()[1] not in script
     words = shlex.split(next(line for line in script.splitlines() if "--tls-key" in line))
     assert words[:3] == [sys.executable, str(ROOT / "pipeline/workers/dask_worker.py"), "-m"]
-    for option, value in (
-        ("--tls-key", tls.key),
-        ("--tls-cert", tls.cert),
-        ("--tls-ca-file", tls.ca),
-    ):
+    files = {"--tls-key": tls.key, "--tls-cert": tls.cert, "--tls-ca-file": tls.ca}
+    for option, value in files.items():
         assert words[words.index(option) + 1] == str(value)
     assert words[words.index("--worker-class") + 1] == "pipeline.workers.dask_nodes.QuietWorker"
     assert any(word.startswith("tls://") for word in words)
@@ -954,31 +876,23 @@ def test_a_cluster_that_does_not_end_in_time_is_not_waited_for_again_at_exit(mon
     ],
 )
 def test_an_address_that_is_none_is_refused_before_anything_starts(asked, reason):
-    result = CliRunner().invoke(
-        vidgraph, ["extract", "--manifest", "m.csv", "--cache", "c", *asked]
-    )
+    command = ["extract", "--manifest", "m.csv", "--cache", "c", *asked]
+    result = CliRunner().invoke(vidgraph, command)
     assert result.exit_code == 2
     assert reason in result.output
 
 
 def test_the_dashboard_is_shown_where_it_listens():
     link = "http://192.0.2.2:8787/status"
-    assert "http://127.0.0.1:8787/status (no password" in DaskEngine(
-        slurm={}, dashboard="127.0.0.1:8787"
-    )._shown_at(link)
+    on_loopback = DaskEngine(slurm={}, dashboard="127.0.0.1:8787")
+    assert "http://127.0.0.1:8787/status (no password" in on_loopback._shown_at(link)
     assert f"{link} (no password" in DaskEngine(slurm={}, dashboard=":8787")._shown_at(link)
     assert DaskEngine(scheduler="tcp://192.0.2.2:8786")._shown_at(link).endswith(link)
-    assert (
-        DaskEngine(slurm={})._shown_at(link) == DaskEngine()._shown_at("") == ""
-    )  # none listens unless asked for
+    # Without the option there is no dashboard.
+    assert DaskEngine(slurm={})._shown_at(link) == DaskEngine()._shown_at("") == ""
 
 
 def test_what_only_concerns_slurm_is_left_out_of_the_jobs_own_command():
     line = "extract --manifest m.csv --slurm time=10 --jobs=4 --print-sbatch --cache c"
-    assert without(line.split(), ("--slurm", "--jobs", "--print-sbatch")) == [
-        "extract",
-        "--manifest",
-        "m.csv",
-        "--cache",
-        "c",
-    ]
+    left = without(line.split(), ("--slurm", "--jobs", "--print-sbatch"))
+    assert left == ["extract", "--manifest", "m.csv", "--cache", "c"]

@@ -1,6 +1,4 @@
-"""Whoever waits for a claim says for which shard, for whose claim, and until when at most: once for
-each owner.
-"""
+"""A run that waits for a claim says for which shard, whose claim it is, and until when."""
 
 import os
 import re
@@ -13,9 +11,7 @@ import pytest
 from pipeline.cache import folder
 from pipeline.cache.folder import create_cache
 from pipeline.stages.graphs import build_graphs
-from pipeline.workers import claims
-from pipeline.workers import engines as cluster
-from pipeline.workers import waiting as waits
+from pipeline.workers import claims, engines, waiting
 from pipeline.workers.claims import (
     SILENCE,
     ClaimWatch,
@@ -41,11 +37,10 @@ def clock(monkeypatch):
         localtime=time.localtime,
         strftime=time.strftime,
     )
-    for module in (cluster, waits, folder):
+    for module in (engines, waiting, folder):
         monkeypatch.setattr(module, "time", fake)
-    monkeypatch.setattr(
-        claims, "time", SimpleNamespace(monotonic=fake.monotonic, sleep=time.sleep)
-    )  # its thread sleeps
+    # The thread of the heartbeats really sleeps.
+    monkeypatch.setattr(claims, "time", SimpleNamespace(monotonic=fake.monotonic, sleep=time.sleep))
     return passed
 
 
@@ -70,13 +65,13 @@ def test_within_ten_seconds_a_person_knows_the_shard_the_owner_and_the_end(tmp_p
 def test_a_new_owner_is_named_and_the_same_one_once(tmp_path, clock):
     shards, lines = [tmp_path / "features" / f"0000{k}.h5" for k in range(3)], []
     (tmp_path / "features").mkdir()
-    waiting = WaitMessages(ClaimWatch(), lines.append)
+    messages = WaitMessages(ClaimWatch(), lines.append)
     for k in range(100):
         elsewhere(shards[0], "one-1-1-0123456789abcdef", count=k)
         elsewhere(shards[1], "one-1-1-0123456789abcdee", count=k)
         if k == 50:
             elsewhere(shards[2], "two-1-1-0123456789abcdef")
-        waiting.say_of({path: path.name for path in shards if claim_file(path).exists()})
+        messages.say_of({path: path.name for path in shards if claim_file(path).exists()})
         clock[0] += 0.5
     assert len(lines) == 2
     assert "00000.h5 and 1 more" in lines[0]
@@ -87,18 +82,17 @@ def test_a_new_owner_is_named_and_the_same_one_once(tmp_path, clock):
 def test_an_owner_that_is_seen_to_live_is_waited_for_without_an_end(tmp_path, clock):
     path, lines = tmp_path / "features" / "00000.h5", []
     with take_claim(path):
-        waiting = WaitMessages(ClaimWatch(), lines.append)
+        messages = WaitMessages(ClaimWatch(), lines.append)
         for _ in range(20):
-            waiting.say_of({path: "shard 0"})
+            messages.say_of({path: "shard 0"})
             clock[0] += 1
-        clock[0] += (
-            1000  # stopped, or suspended: it is there all the same, and its claim is never taken
-        )
-        assert take_claim(path, waiting.watch) is None
-        assert not waiting.watch.free(path)
+        # Stopped, or suspended: the owner still exists, and its claim is never taken.
+        clock[0] += 1000
+        assert take_claim(path, messages.watch) is None
+        assert not messages.watch.free(path)
     assert lines == [
-        f"waiting for shard 0, claimed by process {os.getpid()} on this machine, which is at "
-        f"work: until it has ended"
+        f"waiting for shard 0, claimed by process {os.getpid()} on this machine, which is "
+        f"running: until it ends"
     ]
 
 
@@ -106,11 +100,11 @@ def test_short_waits_are_not_worth_a_line(tmp_path, clock):
     path, lines = tmp_path / "features" / "00000.h5", []
     (tmp_path / "features").mkdir()
     elsewhere(path)
-    waiting = WaitMessages(ClaimWatch(), lines.append)
+    messages = WaitMessages(ClaimWatch(), lines.append)
     for _ in range(5):
-        waiting.say_of({path: "shard 0"})
+        messages.say_of({path: "shard 0"})
         clock[0] += PATIENCE - 0.1
-        waiting.over()
+        messages.over()
     assert lines == []
 
 
@@ -187,8 +181,8 @@ def test_several_who_wait_for_one_claim_share_the_work_in_the_end(tmp_path, monk
         "__init__",
         lambda watch, silence=0.5, init=claims.ClaimWatch.__init__: init(watch, silence),
     )
-    monkeypatch.setattr(waits, "PATIENCE", 0.0)
-    monkeypatch.setattr(cluster, "POLL", 0.01)
+    monkeypatch.setattr(waiting, "PATIENCE", 0.0)
+    monkeypatch.setattr(engines, "POLL", 0.01)
     both = [
         threading.Thread(target=lambda: written.extend(build_graphs(path, say=lines.append)))
         for _ in range(2)

@@ -1,0 +1,188 @@
+"""What predicts DyReg-GNN's regions: f and g, the generators "big" and "lite".
+
+Duta, Nicolicioiu and Leordeanu, NeurIPS 2021, sec. 3.1, eq. (2), and Table 6. The regions are in
+heads/papers/dyreg/regions.py.
+
+Not stated in any source, and chosen:
+- the strides of `Fishnet` for maps other than 7, 8, 14, 16, 28 and 32;
+- the place of the last LN in "lite". That there is one more, the paper's parameter count shows.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from heads.interface.joint_norm import JointNorm
+from heads.papers.dyreg.kernels import NODES, Pair
+
+# The smallest and the largest map, in cells a side; the release fails beyond 50 too.
+GRIDS = (3, 50)
+# Channels inside `Fishnet` and of its output.
+HIDDEN, OUT = 32, 16
+
+
+@dataclass(frozen=True)
+class Strides:
+    """How one axis of a map runs through `Fishnet`.
+
+    Attributes:
+        cells: the length of the axis.
+    """
+
+    cells: int
+
+    @property
+    def first(self) -> int:
+        """The stride of tail0."""
+        return 1 if self.cells < 10 else 2
+
+    @property
+    def middle(self) -> int:
+        """Cells after tail0."""
+        return (self.cells - 3) // self.first + 1
+
+    @property
+    def second(self) -> int:
+        """The stride of tail1, of the transposed convolution and of the head."""
+        return 1 if self.middle <= 7 else 2
+
+    @property
+    def pad(self) -> int:
+        """The padding of tail1, of the transposed convolution and of the head."""
+        return 1 if self.second == 1 else 0
+
+    @property
+    def last(self) -> int:
+        """Cells after tail1 and after the head."""
+        return (self.middle + 2 * self.pad - 3) // self.second + 1
+
+    @property
+    def extra(self) -> int:
+        """The output padding with which the transposed convolution returns to `middle` cells."""
+        return self.middle - ((self.last - 1) * self.second + 3 - 2 * self.pad)
+
+    @property
+    def back(self) -> int:
+        """The output padding with which tail0's transposed twin returns to `cells` cells."""
+        return self.cells - ((self.middle - 1) * self.first + 3)
+
+
+def _layer(convolution: nn.Module) -> nn.Sequential:
+    norm = JointNorm(convolution.out_channels, axes=3, channel=-3)
+    return nn.Sequential(convolution, nn.ReLU(), norm)
+
+
+class Fishnet(nn.Module):
+    """f of the generator "big": 1x1 -> tail0 3x3 -> tail1 3x3 -> transposed 3x3 -> head 3x3.
+
+    The output of tail0 is added before the head. ReLU and LN over (C,h,w) follow each convolution.
+
+    Args:
+        channels: C of the maps [n,C,h,w].
+        grid: (h, w) of the maps.
+        upsample: return to the grid, [n,32,h,w], in place of M [n,16,s,s].
+    """
+
+    def __init__(self, channels: int, grid: Pair, upsample: bool = False):
+        super().__init__()
+        check_grid(grid)
+        y, x = Strides(grid[0]), Strides(grid[1])
+        first, second, pad = (y.first, x.first), (y.second, x.second), (y.pad, x.pad)
+        extra, back = (y.extra, x.extra), (y.back, x.back)
+        self.size = (y.last, x.last)
+
+        self.enter = _layer(nn.Conv2d(channels, HIDDEN, 1))
+        self.tail0 = _layer(nn.Conv2d(HIDDEN, HIDDEN, 3, first))
+        self.tail1 = _layer(nn.Conv2d(HIDDEN, OUT, 3, second, pad))
+        self.up = _layer(nn.ConvTranspose2d(OUT, HIDDEN, 3, second, pad, output_padding=extra))
+        if upsample:
+            leave = nn.ConvTranspose2d(HIDDEN, HIDDEN, 3, first, output_padding=back)
+        else:
+            leave = nn.Conv2d(HIDDEN, OUT, 3, second, pad)
+        self.leave = _layer(leave)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tail = self.tail0(self.enter(x))
+        return self.leave(self.up(self.tail1(tail)) + tail)
+
+
+class BigGenerator(nn.Module):
+    """g_i(f(X)): maps [n,C,h,w] -> [n,N,width]; every node has weights g_i of its own."""
+
+    def __init__(self, channels: int, grid: Pair, width: int):
+        super().__init__()
+        self.fishnet = Fishnet(channels, grid)
+        self.g = nn.Conv2d(OUT, NODES * width, self.fishnet.size)
+
+    def forward(self, x: Tensor, frames: int = 1) -> Tensor:
+        """Apply f, average it over every `frames` maps in a row, and apply g.
+
+        Args:
+            x: [n,C,h,w].
+            frames: how many maps share their regions.
+
+        Returns:
+            [n / frames,N,width].
+        """
+        m = self.fishnet(x).unflatten(0, (-1, frames)).mean(1)
+        return self.g(m).flatten(1).unflatten(1, (NODES, -1))
+
+
+class LiteGenerator(nn.Module):
+    """The generator "lite": maps [n,C,h,w] -> [n,N,width].
+
+    A softmax over the nodes divides every cell between them. A node is the sum, not normalised, of
+    its parts of x plus an embedding of the place.
+    """
+
+    def __init__(self, channels: int, grid: Pair, width: int):
+        super().__init__()
+        self.mask = nn.Conv2d(channels, NODES, 1)
+        self.place = nn.Conv2d(channels, channels, 1)
+        self.norm = JointNorm(channels, axes=2)
+        self.out = nn.Linear(channels, width)
+        self.register_buffer("waves", place_waves(channels, grid), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        masks = self.mask(x).softmax(1)
+        x = x + self.place(self.waves[None])
+        return self.out(self.norm(torch.einsum("nihw,nchw->nic", masks, x)))
+
+
+def place_waves(channels: int, grid: Pair) -> Tensor:
+    """Return the sinusoidal embedding of the place that "lite" adds.
+
+    Positions go from 0 to 1, the frequency of channel k is 10000^(k / (C/2)), with a sine for even
+    and a cosine for odd k.
+
+    Args:
+        channels: C.
+        grid: (h, w).
+
+    Returns:
+        [C,h,w]; the first half of the channels is for rows, the rest for columns.
+    """
+    half = (channels + 1) // 2
+    k = torch.arange(half)
+
+    def waves(length: int) -> Tensor:
+        angles = torch.linspace(0, 1, length) * (10000.0 ** (k / half))[:, None]
+        return torch.where(k[:, None] % 2 == 0, angles.sin(), angles.cos())  # [half,length]
+
+    h, w = grid
+    rows = waves(h)[:, :, None].expand(half, h, w)
+    columns = waves(w)[:, None, :].expand(half, h, w)
+    return torch.cat([rows, columns])[:channels]
+
+
+def check_grid(grid: Pair) -> None:
+    """Raise ValueError for a map that f cannot take."""
+    least, most = GRIDS
+    if least <= min(grid) and max(grid) <= most:
+        return
+    direction = "deeper in" if max(grid) > most else "higher up"
+    raise ValueError(
+        f"DyReg predicts regions from maps of {least} to {most} cells per side, got {grid[0]} x "
+        f"{grid[1]}: insert the module {direction} the network, or change the size of the frames"
+    )

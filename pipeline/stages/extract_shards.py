@@ -1,0 +1,333 @@
+"""Stage one in one process: networks and decode workers serve one shard after another.
+
+A process claims a shard when it is about to decode the shard's first clip
+(`pipeline.workers.claims`). So several runs on one cache share the work, and the decode workers
+start on the next shard while the device computes this one.
+
+The networks, and with them torch, are imported where they run. A client that only hands out shards
+does without.
+"""
+
+import json
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.cache.folder import watch_cache_folder
+from pipeline.cache.good_rows import GoodViews
+from pipeline.cache.records import read_statistics
+from pipeline.files.atomic_files import Damaged
+from pipeline.files.watched_folder import WatchedFolder
+from pipeline.plugins import given_files, take_over
+from pipeline.stages.config import ExtractConfig
+from pipeline.stages.jobs import Advance, RunOptions, ShardJob, decoders_for
+from pipeline.video.video_identity import changed_videos
+from pipeline.video.view_pixels import run_task
+from pipeline.views.sampling import count_views
+from pipeline.workers.claims import Claim, take_claim
+from pipeline.workers.completion import Mark, begin_shard, mark_of
+from pipeline.workers.cores import cores_here
+from pipeline.workers.decode_pool import WorkerPool
+from pipeline.workers.engines import pick_device
+from pipeline.workers.memory import keep_freed_memory
+
+if TYPE_CHECKING:
+    from pipeline.stages.frozen_networks import FrozenNetworks
+
+# Decoded views that may wait for the device, if that leaves one clip per worker.
+VIEWS_AHEAD = 64
+
+# How often a clip is given to another decode process after its own died.
+AGAIN = 1
+
+
+@dataclass
+class ClaimedShard:
+    """A shard that this process has claimed.
+
+    Attributes:
+        job: the shard.
+        claim: the claim.
+        mark: the version of the shard's file when it was claimed.
+        good: the views to copy from the existing file; None if there is nothing to copy.
+        tasks: how many decode tasks its clips have.
+    """
+
+    job: ShardJob
+    claim: Claim
+    mark: Mark
+    good: GoodViews | None = None
+    tasks: int = 0
+
+
+class ExtractShards:
+    """Stage one in one process: it loads networks and decode workers once, for all its shards.
+
+    A pickled copy goes to every other process that an engine uses.
+
+    Attributes:
+        record: the config that the cache was made with. Another machine may hold other weights
+            under the same path.
+        cache_id: the cache's folder and its fingerprint.
+        advance: called with (clips done, clips failed) after every clip.
+        reported: the numbers of the shards whose clips were reported through `advance`.
+    """
+
+    def __init__(self, config: ExtractConfig, root: Path, options: RunOptions, redo: bool):
+        """Remember what to do; nothing is loaded yet.
+
+        Args:
+            config: what to compute.
+            root: the folder that no clip may leave.
+            options: how to work.
+            redo: whether to write complete shards again.
+        """
+        self.config, self.root, self.options, self.redo = config, root, options, redo
+        self.record: dict | None = None
+        self.cache_id: tuple[Path, str] | None = None
+        self.advance: Advance = lambda done, failed: None
+        self.reported: set[int] = set()
+        self.cores = cores_here()
+
+    def __getstate__(self) -> dict:
+        # Without networks and workers: each process makes its own.
+        names = ("config", "root", "options", "redo", "record", "cache_id")
+        state = {name: getattr(self, name) for name in names}
+        return {**state, "plugins": given_files()}
+
+    def __setstate__(self, state: dict) -> None:
+        take_over(state["plugins"])
+        self.__init__(*(state[name] for name in ("config", "root", "options", "redo")))
+        self.record, self.cache_id = state["record"], state["cache_id"]
+        keep_freed_memory()
+
+    @cached_property
+    def models(self) -> "FrozenNetworks":
+        """The networks. ValueError if the cache was made with other weights."""
+        from pipeline.stages.frozen_networks import FrozenNetworks
+
+        models = FrozenNetworks(self.config, pick_device(self.options.device), self.options.compile)
+        if self.record is not None and as_json(models.record()) != self.record:
+            raise ValueError(
+                f"{socket.gethostname()}: the weights here are not those that the run started "
+                f"with; let all machines read the same"
+            )
+        return models
+
+    @cached_property
+    def watched(self) -> WatchedFolder:
+        """A watch on the cache's folders from now on. CacheError if there is no cache."""
+        return watch_cache_folder(*self.cache_id, "features")
+
+    @cached_property
+    def pool(self) -> WorkerPool:
+        """The decode workers."""
+        workers = self.options.workers
+        if workers is None:
+            workers = decoders_for(self.models.device.type, self.cores)
+        return WorkerPool(run_task, workers=workers, timeout=self.options.time_limit, again=AGAIN)
+
+    def close(self) -> None:
+        """End the decode workers and the watch, if there are any."""
+        if "pool" in vars(self):
+            self.pool.close()
+        if "watched" in vars(self):
+            self.watched.close()
+
+    def finished(self, job: ShardJob) -> bool:
+        """Return whether a shard needs no more work.
+
+        Args:
+            job: the shard.
+
+        Returns:
+            Whether it is complete. With `redo`, whether it was written since the run started.
+        """
+        mark = mark_of(job.path)
+        return mark is not None and (not self.redo or mark != job.mark)
+
+    def __call__(self, job: ShardJob) -> dict | None:
+        """Write one shard.
+
+        Args:
+            job: the shard.
+
+        Returns:
+            Its statistics; None if another run writes it or has written it.
+        """
+        ((_, record),) = self.stream([job])
+        return record
+
+    def stream(self, jobs: Iterable[ShardJob]) -> Iterator[tuple[ShardJob, dict | None]]:
+        """Write shards one after the other, and decode clips of the next ones ahead.
+
+        While a shard is computed, the one before is hashed in a thread.
+
+        Args:
+            jobs: the shards.
+
+        Yields:
+            (job, statistics). The statistics are None if another run writes the shard or has
+            written it.
+        """
+        from pipeline.stages.shard_rows import decode_tasks
+
+        claimed: deque[ClaimedShard] = deque()
+        claims: set[Claim] = set()
+        # Shards that other runs write.
+        others: deque[ShardJob] = deque()
+        finishing: deque[tuple[ShardJob, Future]] = deque()
+
+        def tasks() -> Iterator:
+            for job in jobs:
+                shard = self._claim(job)
+                if shard is None:
+                    others.append(job)
+                    continue
+                claims.add(shard.claim)
+                shard_tasks = decode_tasks(self.models, self.root, job.clips, shard.good)
+                shard.tasks = len(shard_tasks)
+                claimed.append(shard)
+                yield from shard_tasks
+
+        def settled(unfinished: int) -> Iterator[tuple[ShardJob, dict | None]]:
+            """Yield what is done, and wait until at most so many shards are being finished."""
+            while others:
+                yield others.popleft(), None
+            while len(finishing) > unfinished:
+                job, future = finishing.popleft()
+                yield job, future.result()
+
+        results = self.pool.imap(tasks(), ahead=self._ahead())
+        peeked: deque = deque()
+
+        def results_of(shard: ClaimedShard) -> Iterator:
+            for _ in range(shard.tasks):
+                yield peeked.popleft() if peeked else next(results)
+
+        try:
+            with (
+                ThreadPoolExecutor(1, "finish") as finisher,
+                ThreadPoolExecutor(1, "write") as disk,
+            ):
+                while True:
+                    # Asking for a result runs `tasks`, which claims the next shard.
+                    if not claimed:
+                        peeked.extend(islice(results, 1))
+                    if not claimed:
+                        break
+                    shard = claimed.popleft()
+                    complete = self._compose(shard, results_of(shard), disk)
+                    if complete is None:
+                        others.append(shard.job)
+                        continue
+                    future = finisher.submit(_finish, self._guarded(complete), shard.claim)
+                    finishing.append((shard.job, future))
+                    # One more shard may be hashed while the next is computed.
+                    yield from settled(1)
+                yield from settled(0)
+        finally:
+            # After an error, shards may remain that were claimed and not finished.
+            for claim in claims:
+                claim.abandon()
+
+    def _compose(
+        self, shard: ClaimedShard, results: Iterator, disk: ThreadPoolExecutor
+    ) -> Callable[[], dict | None] | None:
+        """Write the rows of a shard and return the step that completes it.
+
+        None if another process took the claim over, because this one had seemed dead.
+        """
+        from pipeline.stages.shard_composer import ShardComposer
+
+        composer = ShardComposer(
+            shard.job, shard.claim, shard.mark, self.models, self.options, disk, shard.good
+        )
+        self.reported.add(shard.job.shard)
+
+        def advance(done: int, failed: int) -> None:
+            # Without this check, hours of work could be lost in a deleted cache.
+            self.watched.check()
+            self.advance(done, failed)
+
+        # Writing also fails where another process took this one for dead and removed its file.
+        try:
+            return composer.run(results, advance)
+        except OSError:
+            self.watched.check()
+            if shard.claim.held():
+                raise
+            # The next shard's results come after the rest of this one's.
+            deque(results, maxlen=0)
+            return None
+
+    def _guarded(self, complete: Callable[[], dict | None]) -> Callable[[], dict | None]:
+        """The last step of a shard, which names files only in the cache that the run started in."""
+
+        def guarded() -> dict | None:
+            with self.watched.guarded():
+                self.watched.check()
+                return complete()
+
+        return guarded
+
+    def _claim(self, job: ShardJob) -> ClaimedShard | None:
+        with self.watched.guarded():
+            claim = take_claim(job.path)
+        if claim is None:
+            return None
+        try:
+            # The claim must lie in the cache that the run started in.
+            self.watched.check()
+            # Another run may have completed the shard just before this claim.
+            if self.finished(job):
+                claim.release()
+                return None
+            if not self.redo:
+                return ClaimedShard(job, claim, begin_shard(job.path))
+            from pipeline.stages.shard_rows import group_plans, rows_of
+
+            good = GoodViews(job.path, job.attrs, group_plans(self.models, job.clips, {}))
+            for position in self._changed(job):
+                good.forget(rows_of(self.config.sampling, position))
+            return ClaimedShard(job, claim, mark_of(job.path), good)
+        except BaseException:
+            claim.release()
+            raise
+
+    def _changed(self, job: ShardJob) -> list[int]:
+        """The positions of a shard's clips whose videos have changed since it was written."""
+        try:
+            return changed_videos(read_statistics(job.path), job.clips)
+        except (OSError, Damaged):
+            # Nobody knows which videos it was made from.
+            return []
+
+    def _ahead(self) -> int:
+        """How many clips are decoded ahead.
+
+        Every worker has one, and one waits for each. Clips of many views are fewer, because they
+        would fill the memory.
+        """
+        views, workers = sum(count_views(self.config.sampling).values()), self.pool.workers
+        return max(1, workers, min(2 * workers, VIEWS_AHEAD // views))
+
+
+def _finish(complete: Callable[[], dict | None], claim: Claim) -> dict | None:
+    with claim:
+        return complete()
+
+
+def as_json(record: dict) -> dict:
+    """Return a record as it comes back from JSON.
+
+    Args:
+        record: for example with tuples, which become lists.
+    """
+    return json.loads(json.dumps(record))

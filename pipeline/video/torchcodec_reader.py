@@ -1,0 +1,62 @@
+"""Read frames with torchcodec, which finds each frame by its time stamp."""
+
+import numpy as np
+
+from pipeline.manifests.manifest import Clip
+from pipeline.text.printable import first_line
+from pipeline.video.frame_reader import FrameReader, clip_info, decode_error, import_decoder
+from pipeline.video.orientation import STRAIGHT, fit_all
+from pipeline.video.pyav_reader import PyavReader
+from pipeline.video.video_file import ScannedVideo
+
+
+class TorchcodecReader(FrameReader):
+    """Reads with torchcodec; PyAV takes over where it stops, as at a change of size.
+
+    Damage that FFmpeg conceals stays unnoticed.
+    """
+
+    def __init__(self, clip: Clip, video: ScannedVideo, decoders):
+        try:
+            self._video = decoders.VideoDecoder(
+                str(clip.path),
+                dimension_order="NHWC",
+                num_ffmpeg_threads=1,
+                seek_mode="exact",
+                stream_index=video.stream,
+            )
+        except (RuntimeError, ValueError) as error:
+            reason = f"torchcodec cannot open it ({first_line(error)})"
+            raise decode_error(clip, reason) from None
+        self._scanned = video
+        super().__init__(clip, clip_info(clip, video.contents, video.shape.display_size))
+        # torchcodec reads the display matrix of the container only.
+        self.rotates = bool(self._video.metadata.rotation)
+
+        counted, expected = len(self._video), len(video.contents.times)
+        if counted < expected or (counted > expected and not video.contents.missing):
+            raise decode_error(
+                clip,
+                f"torchcodec counts {counted} frames in it, FFmpeg {expected}; choose pyav",
+            )
+
+    def _decode(self, numbers: list[int]) -> np.ndarray:
+        try:
+            frames = self._video.get_frames_at(numbers).data.numpy()
+        except (RuntimeError, ValueError, IndexError):
+            return PyavReader(self.clip, self._scanned)._decode(numbers)
+        return fit_all(frames, (self.info.width, self.info.height))
+
+
+def open_torchcodec(clip: Clip, video: ScannedVideo) -> FrameReader:
+    """Open a clip with torchcodec, or with PyAV what torchcodec shows differently from a player.
+
+    That is a stream of several recordings, and pictures that are mirrored.
+    """
+    decoders = import_decoder("torchcodec.decoders")
+    shape = video.shape
+    if video.contents.continuous and shape and not shape.mirrored:
+        reader = TorchcodecReader(clip, video, decoders)
+        if reader.rotates == (shape.orientation != STRAIGHT):
+            return reader
+    return PyavReader(clip, video)
