@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from cli.__main__ import main
-from heads.training.ablate import AblateOptions, _TrainGroup
+from heads.training.ablate import _TrainGroup
+from heads.training.estimates import AblateOptions
 from pipeline import plugins
 from pipeline.cache.reader import Cache
 from pipeline.stages.config import ExtractConfig
@@ -133,7 +134,7 @@ def test_the_same_command_continues_a_run_and_a_changed_file_is_another_run(plac
     again = ("train", "plug/mine.toml", "--cache", "cache", "--device", "cpu")
     code, out, _ = vidgraph(*again)
     assert code == 0
-    assert "finished before, read back" in out
+    assert "finished before; reading its result" in out
     (run / "metrics.json").unlink()
     assert vidgraph(*again)[0] == 0
     # the recipe that the run folder has names no path: nothing of it is executed by itself
@@ -146,7 +147,7 @@ def test_the_same_command_continues_a_run_and_a_changed_file_is_another_run(plac
     moved = place / "moved"
     shutil.move(place / "plug", moved)
     again = ("train", "moved/mine.toml", "--cache", "cache", "--device", "cpu")
-    assert "read back" in vidgraph(*again)[1]
+    assert "finished before" in vidgraph(*again)[1]
     (moved / "my_head.py").write_text((moved / "my_head.py").read_text() + "# changed\n")
     code, _, said = vidgraph(*again)
     assert code == 2

@@ -219,9 +219,8 @@ def _expand(file: StudyFile, path: Path, given: dict[str, Any]) -> StudyPlan:
     for base, recipe_file in _bases(file, path):
         own = base["head"].get("name") if isinstance(base.get("head"), dict) else None
         for choice in file.grid.get("head", [fixed.get("head", own)]):
-            head = choice["name"] if isinstance(choice, dict) else choice
-            if isinstance(head, str):
-                head = display_name(head)
+            head_name = choice["name"] if isinstance(choice, dict) else choice
+            head = display_name(head_name) if isinstance(head_name, str) else head_name
             heads.add(head)
 
             keys: dict[str, Any] = {}
@@ -297,13 +296,16 @@ def _bases(file: StudyFile, path: Path) -> Iterator[tuple[dict[str, Any], Path]]
 
 def _check_keys(fixed: Mapping[str, Any], grid: Mapping[str, Any]) -> None:
     """Raise ValueError for a key that no recipe can have, or a grid's values that are no list."""
+    choices = list(grid["head"]) if isinstance(grid.get("head"), list) else []
+    if "head" in fixed:
+        choices.append(fixed["head"])
     plugins = []
-    for choice in (*grid.get("head", ()), fixed.get("head")):
+    for choice in choices:
         name = choice.get("name") if isinstance(choice, dict) else choice
         if isinstance(name, str) and is_recorded(name):
             plugins.append(display_name(name))
-    firsts = (*KEYS, *head_names(), *plugins)
 
+    firsts = (*KEYS, *head_names(), *plugins)
     for key in (*fixed, *grid):
         first = key.partition(".")[0]
         if first not in firsts:
@@ -319,9 +321,6 @@ def _check_keys(fixed: Mapping[str, Any], grid: Mapping[str, Any]) -> None:
         if key in fixed:
             raise ValueError(f"{key}: expected it in [grid], or in [set] or --set; got both")
 
-    choices = list(grid.get("head", ()))
-    if "head" in fixed:
-        choices.append(fixed["head"])
     for choice in choices:
         name = choice.get("name") if isinstance(choice, dict) else choice
         if not isinstance(name, str):
@@ -352,14 +351,16 @@ def _recipe_key(key: str, head: str) -> str:
 
 def _shown(choice: str | dict[str, Any]) -> str:
     """Return a head for a person: its name, and the options that were given with it."""
+    if isinstance(choice, str):
+        return display_name(choice)
     if not isinstance(choice, dict):
-        return display_name(choice) if isinstance(choice, str) else choice
+        return choice
     options = [f"{key}={value}" for key, value in choice.items() if key != "name"]
     return " ".join([display_name(choice["name"]), *options])
 
 
 def _given_head(choice: Any, folder: Path) -> Any:
-    """Return a choice of a head with the path of a plug-in replaced by its file's recorded name."""
+    """Return a choice of a head; a plug-in's path becomes the name of a given file."""
     if isinstance(choice, str):
         return given_name(choice, folder)
     if isinstance(choice, dict) and isinstance(choice.get("name"), str):
@@ -368,7 +369,7 @@ def _given_head(choice: Any, folder: Path) -> Any:
 
 
 def _with_given_heads(file: StudyFile, folder: Path) -> StudyFile:
-    """Return the study with heads as `_given_head` does; paths start from the study's folder."""
+    """Return the study with its heads as `_given_head`; paths are relative to its folder."""
     chosen, grid = dict(file.set), dict(file.grid)
     if "head" in chosen:
         chosen["head"] = _given_head(chosen["head"], folder)

@@ -157,9 +157,9 @@ def _manifest_for(
         if own is None:
             what = differences(record, manifest_record(cache.manifest))
             raise ValueError(
-                f"{folder} was trained with the labels and splits of {record['path']}, which is "
-                f"gone or has changed; those of {cache.path} are others ({what}): pass --manifest "
-                f"with the file to use"
+                f"{folder} was trained with the labels and splits of {record['path']}, "
+                f"which is gone or has changed; those of {cache.path} are others ({what}): pass "
+                f"--manifest with the file to use"
             )
         cached = set(cache["test"].clips) if "test" in cache.groups else set()
         if any(clip.clip in cached for clip in own.clips if clip.split == split):

@@ -39,7 +39,7 @@ def count_named(
     Of a recipe, the head of its last phase is counted.
 
     Args:
-        name: the name of a backbone, head or recipe, or the path of a run or recipe.
+        name: the name of a backbone, head or recipe, or the path of a run, recipe or plug-in.
         settings: options of the backbone or head, or keys of the recipe. Keys
             "backbone_options.KEY" are options of the backbone that a head reads, and of the part
             of it that a head continues.
@@ -50,12 +50,11 @@ def count_named(
     Raises:
         ValueError: the name stands for nothing, or an option does not apply to it.
     """
-    # Only a file's path is a plug-in here: run folders and recipes have paths, too.
+    # Not `given_name`: run folders and recipes have paths, too.
     if name.endswith(".py"):
         name = give_file(name)
     if given.get("backbone"):
         given["backbone"] = given_name(given["backbone"])
-
     if name in backbone_names() or (is_recorded(name) and not _is_head(name)):
         _refuse(name, "backbone", given, OF_BACKBONES, cache)
         return count_backbone(name, dict(settings), **given)

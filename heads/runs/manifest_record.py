@@ -191,8 +191,8 @@ def warn_if_seen(
     own = own_manifest(record, at_hand)
     if own is None:
         say(
-            f"{weights} was trained with the labels and splits of {record['path']}, which is gone "
-            f"or has changed: it may have been trained on clips of val or test"
+            f"{weights} was trained with the labels and splits of {record['path']}, "
+            f"which is gone or has changed: it may have been trained on clips of val or test"
         )
     for split in ("val", "test"):
         seen = seen_in_training(own, at_hand, split)

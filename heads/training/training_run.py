@@ -34,7 +34,6 @@ from heads.interface.clips import Clips
 from heads.papers.dyreg.distillation import Teachers
 from heads.runs import run_files
 from heads.runs.manifest_record import warn_if_seen
-from heads.runs.run_files import with_plugins
 from heads.runs.run_writer import RunWriter, epoch_line
 from heads.runs.start_weights import checkpoint_of, default_checkpoint, take_weights
 from heads.training.head_builder import HeadBuilder
@@ -125,7 +124,7 @@ class TrainingRun:
         }
         if self.member.start is not None:
             about["start"] = str(self.member.start)
-        return with_plugins(about)
+        return run_files.with_plugins(about)
 
     def finished(self) -> Result | None:
         """Read the result of this run from its folder, if it is finished there.
