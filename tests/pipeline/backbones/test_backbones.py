@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.backbones import Backbone, backbone_names, build_backbone
-from pipeline.backbones._base import Conv
+from pipeline.backbones import Backbone, Conv, backbone_names, build_backbone
 from pipeline.backbones._contract import CHECKS, cuts_are_fields, saved_weights_give_the_same
 from pipeline.backbones._non_local import NonLocal
 from pipeline.cache.fields import is_cut
