@@ -72,11 +72,13 @@ def _refuse_hidden_packages() -> None:
         if found is None or found.origin is None:
             raise ImportError(f"vidgraph needs its package {name}, which is missing: install again")
 
-        folder = Path(found.origin).resolve().parent
-        if folder != home / name:
+        origin = Path(found.origin).resolve()
+        if origin.parent != home / name:
+            # A package is a folder with an __init__.py; a module is a file.
+            hiding = origin.parent if origin.name == "__init__.py" else origin
             raise ImportError(
-                f"{folder} hides vidgraph's package {name}: rename that folder, or start Python "
-                f"in another one"
+                f"{hiding} hides vidgraph's package {name}: rename it, or start Python in another "
+                f"folder"
             )
 
 
