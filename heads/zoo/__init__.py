@@ -15,7 +15,16 @@ to add one.
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from pipeline.plugins import HEAD, is_known, is_recorded, known_names, load_build, may_execute
+from pipeline.plugins import (
+    HEAD,
+    display_name,
+    is_known,
+    is_recorded,
+    kind_of,
+    known_names,
+    load_build,
+    may_execute,
+)
 from pipeline.text.suggestions import nearest
 
 if TYPE_CHECKING:
@@ -64,7 +73,7 @@ def build_head(name: str, dims: "Dims", num_classes: int, **options: Any) -> "nn
     Raises:
         MissingFields: `dims` lack what the head needs.
         ValueError: unknown head or option (with the nearest names), an option of another type than
-            its default, fewer than 2 classes, or a plug-in that builds no module.
+            its default, fewer than 2 classes, or a plug-in that is no head.
     """
     from torch import nn
 
@@ -72,11 +81,20 @@ def build_head(name: str, dims: "Dims", num_classes: int, **options: Any) -> "nn
 
     _check_types(name, options)
     if num_classes < 2:
-        raise ValueError(f"head {name}: expected at least 2 classes, got {num_classes}")
-    head = load_build(HEAD, name)(dims, num_classes, **options)
+        raise ValueError(
+            f"head {display_name(name)}: expected at least 2 classes, got {num_classes}"
+        )
+    build = load_build(HEAD, name)
+    if kind_of(build) != HEAD:
+        raise ValueError(
+            f"head {display_name(name)}: this is no head; expected a function {HEAD.call}, found "
+            f"build{inspect.signature(build)}"
+        )
+    head = build(dims, num_classes, **options)
     if not isinstance(head, nn.Module):
         raise ValueError(
-            f"head {name}: build returns {type(head).__name__}, expected a torch.nn.Module"
+            f"head {display_name(name)}: build returns {type(head).__name__}, expected a "
+            f"torch.nn.Module"
         )
     return guard(head)
 
@@ -102,11 +120,13 @@ def _check_types(name: str, options: dict[str, Any]) -> None:
     defaults = head_options(name)
     for key, value in options.items():
         if key not in defaults:
-            raise ValueError(f"head {name} has no option {key!r}: {nearest(key, defaults)}")
+            raise ValueError(
+                f"head {display_name(name)} has no option {key!r}: {nearest(key, defaults)}"
+            )
         wanted = type(defaults[key])
         fits = type(value) is wanted or (wanted is float and type(value) is int)
         if not fits:
             raise ValueError(
-                f"head {name}, option {key}: expected {wanted.__name__} like {defaults[key]!r}, "
-                f"got {value!r}"
+                f"head {display_name(name)}, option {key}: expected {wanted.__name__} like "
+                f"{defaults[key]!r}, got {value!r}"
             )

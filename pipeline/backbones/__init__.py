@@ -9,7 +9,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from pipeline.lazy_names import load_lazily
-from pipeline.plugins import BACKBONE, is_known, known_names, load_build, own_names
+from pipeline.plugins import BACKBONE, display_name, is_known, known_names, load_build, own_names
 from pipeline.text.suggestions import nearest
 
 if TYPE_CHECKING:
@@ -90,10 +90,24 @@ def build_backbone(
     known = backbone_options(name)
     for option in options:
         if option not in known:
-            raise ValueError(f"backbone {name} has no option {option!r}: {nearest(option, known)}")
+            raise ValueError(
+                f"backbone {display_name(name)} has no option {option!r}: {nearest(option, known)}"
+            )
+    for option, default in known.items():
+        if default is inspect.Parameter.empty and option not in options:
+            raise ValueError(
+                f"backbone {display_name(name)} needs the option {option!r}, which was not given"
+            )
     backbone = load_build(BACKBONE, name)(**options)
 
     if name not in own_names(BACKBONE):
+        from pipeline.backbones._base import Backbone
+
+        if not isinstance(backbone, Backbone):
+            raise ValueError(
+                f"backbone {display_name(name)}: build returns {type(backbone).__name__}, "
+                f"expected a pipeline.backbones.Backbone"
+            )
         # Ours run their convolutions through `convolve`; one of others may have torch's own layers.
         from pipeline.networks.memory_format import guard
 

@@ -24,7 +24,7 @@ Files whose names start with "_" are shared code. Sources of other packages and 
 
 import inspect
 
-from pipeline.plugins import PROPOSALS, is_known, known_names, load_build
+from pipeline.plugins import PROPOSALS, display_name, is_known, known_names, load_build
 from pipeline.text.suggestions import nearest
 
 __all__ = ["BoxesError", "MissingBoxes", "build_proposals", "proposal_names"]
@@ -86,19 +86,25 @@ def build_proposals(name: str, **options):
         raise ValueError(
             f"proposals {name!r}: no such source of boxes; {nearest(name, proposal_names())}"
         )
-    build = load_build(PROPOSALS, name)
+    build, shown = load_build(PROPOSALS, name), display_name(name)
     known = inspect.signature(build).parameters
     for option in options:
         if option not in known:
             raise ValueError(
-                f"proposals {name!r} has no option {_with_flag(option)}: {nearest(option, known)}"
+                f"proposals {shown!r} has no option {_with_flag(option)}: {nearest(option, known)}"
             )
     for option, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and option not in options:
             raise ValueError(
-                f"proposals {name!r} needs the option {_with_flag(option)}, which was not given"
+                f"proposals {shown!r} needs the option {_with_flag(option)}, which was not given"
             )
-    return build(**options)
+    source = build(**options)
+    if not hasattr(source, "propose"):
+        raise ValueError(
+            f"proposals {shown!r}: build returns {type(source).__name__}, "
+            f"expected an object with `propose`"
+        )
+    return source
 
 
 def _with_flag(option: str) -> str:

@@ -57,6 +57,25 @@ def test_a_head_that_is_no_module_is_refused_in_one_line(tmp_path):
         build_head(given, DIMS, 3)
 
 
+def test_a_file_of_another_kind_is_refused_in_one_line(tmp_path):
+    from heads.interface.contract import DIMS
+
+    head = plugins.give_file(saved(tmp_path, plugin_files.HEAD))
+    backbone = plugins.give_file(saved(tmp_path, plugin_files.BACKBONE, "small.py"))
+    boxes = plugins.give_file(saved(tmp_path, plugin_files.BOXES, "halves.py"))
+    for name in (backbone, boxes):
+        with pytest.raises(ValueError, match=r"this is no head; expected a function build\(dims"):
+            build_head(name, DIMS, 3)
+    with pytest.raises(ValueError, match="backbone my_head needs the option 'dims'"):
+        build_backbone(head)
+    with pytest.raises(ValueError, match=r"expected a pipeline\.backbones\.Backbone"):
+        build_backbone(boxes)
+    with pytest.raises(ValueError, match="'my_head' needs the option 'dims'"):
+        build_proposals(head)
+    with pytest.raises(ValueError, match="expected an object with `propose`"):
+        build_proposals(backbone)
+
+
 def test_backbones_and_sources_of_boxes_are_files_too(tmp_path):
     backbone = plugins.give_file(saved(tmp_path, plugin_files.BACKBONE, "small.py"))
     assert build_backbone(backbone, width=16).channels("conv2") == 16
