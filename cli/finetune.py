@@ -251,15 +251,8 @@ def _run(ctx: click.Context, given: dict) -> int:
 
     config = None
     if cache is None:
-        config = config_of(
-            {
-                **given,
-                "keep": ("pooled",),
-                "precision": "fp32",
-                "dtype": "float32",
-                "settings": extraction,
-            }
-        )
+        fixed = {"keep": ("pooled",), "precision": "fp32", "dtype": "float32"}
+        config = config_of({**given, **fixed, "settings": extraction})
     result = finetune(
         recipe,
         given["runs"] / (given["name"] or f"{name}-seed{given['seed']}"),

@@ -1,11 +1,10 @@
 """`vidgraph manifest KIND`: lists of clips."""
 
-from collections import Counter
 from pathlib import Path
 
 import click
 
-from cli._shared.datasets import dataset_commands
+from cli._shared.datasets import COMMANDS, print_counts
 from cli._shared.options import set_option
 from cli._shared.say import say
 
@@ -51,7 +50,7 @@ def from_folder(folder: Path, out: Path, split_by: str, val: float, test: float,
     below = folder.is_relative_to(beside)
     start = folder.relative_to(beside) if below else Path()
     rows = ({**row, "path": (start / row["path"]).as_posix()} for row in scan.rows)
-    _print_counts(write_manifest(out, rows))
+    print_counts(write_manifest(out, rows))
     if scan.ignored:
         say(scan.about_ignored(), err=True)
     if not below:
@@ -125,25 +124,8 @@ def digits(
     if not splits:
         raise click.UsageError("--train, --val, --test: expected at least one video, got none")
     made = write_dataset(out, TASKS[task](**settings), splits, seed, workers, load_images(images))
-    _print_counts(read_manifest(made))
+    print_counts(read_manifest(made))
 
 
-def _print_counts(manifest) -> None:
-    """Print clips per split, the number of classes, and clips per class."""
-    splits = Counter(clip.split for clip in manifest.clips)
-    classes = Counter()
-    for clip in manifest.clips:
-        classes.update(clip.labels)
-
-    shares = ", ".join(f"{split} {splits[split]:,}" for split in ("train", "val", "test"))
-    say(f"{manifest.path}: {len(manifest.clips):,} clips ({shares}), {len(classes):,} classes")
-    if classes:
-        (most, many), (least, few) = classes.most_common()[0], classes.most_common()[-1]
-        say(f"  clips per class: {few:,} ({least}) to {many:,} ({most})")
-    unlabelled = sum(not clip.labels for clip in manifest.clips)
-    if unlabelled:
-        say(f"  without a label: {unlabelled:,}")
-
-
-for _kind in dataset_commands(_print_counts):
+for _kind in COMMANDS:
     command.add_command(_kind)

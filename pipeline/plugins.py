@@ -379,7 +379,8 @@ def _loaded(load: Callable[[], Any], where: str) -> Any:
     except (Exception, SystemExit) as error:
         said = visible(first_line(error))
         raise ValueError(
-            f"{where}: cannot be loaded: {type(error).__name__}: {said}; mend it, or choose another"
+            f"{where}: cannot be loaded: {type(error).__name__}: {said}; correct it, or choose "
+            "another"
         ) from error
 
 

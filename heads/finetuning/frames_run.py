@@ -32,7 +32,6 @@ from heads.finetuning.joint_network import JointNetwork
 from heads.interface.clips import Clips
 from heads.runs import run_files as runs
 from heads.runs.folder_lock import FolderBusy, lock_folders
-from heads.runs.run_files import with_plugins
 from heads.runs.run_writer import RunWriter, epoch_line
 from heads.runs.start_weights import default_checkpoint
 from heads.training.study import SPLITS, Result
@@ -84,7 +83,7 @@ class FramesRun:
         self.options, self.processes = options, processes
         self.say = say if processes.first else _print_nothing
         self.order_seed = options.seed if options.order_seed is None else options.order_seed
-        self.about = with_plugins(
+        self.about = runs.with_plugins(
             {
                 "recipe": recipe.as_dict(),
                 "seed": options.seed,
@@ -131,9 +130,7 @@ class FramesRun:
             ValueError: the folder holds another run.
         """
         metrics, record = self.files.finished() or (None, None)
-        if metrics is None:
-            return None
-        if self.files.after(metrics["phase"], self.phase.name) < 0:
+        if metrics is None or self.files.after(metrics["phase"], self.phase.name) < 0:
             return None
         runs.require_same_run(self.folder, record, {**self.about, "frames": self.conditions})
         return Result(**{**metrics, "folder": self.folder})

@@ -55,7 +55,7 @@ def shapes_are_as_computed(backbone: Backbone) -> None:
         require(
             tuple(found.shape) == wanted,
             f"the map at {cut} has the shape {list(found.shape)}, `channels`, `steps` and `grid` "
-            f"say {list(wanted)}: mend `channels` or `path` of the unit",
+            f"say {list(wanted)}: correct `channels` or `path` of the unit",
         )
 
 

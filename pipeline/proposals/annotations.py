@@ -1,5 +1,4 @@
-"""Boxes that people, or another detector, wrote down: Something-Else's JSON, GOS's JSON, or our
-CSV. The content tells which.
+"""Boxes from a file: Something-Else's JSON, GOS's JSON, or our CSV. The content tells which.
 
 Something-Else   {clip: [{"labels": [{"box2d": {"x1": .., "y1": .., "x2": .., "y2": ..},
                  "standard_category": ".."}, ..]}, ..]}, in pixels. Within a frame, objects come by

@@ -189,7 +189,7 @@ def start_workers(
     if not submissions.accepted:
         cluster.close()
         raise ValueError(
-            f"--slurm: expected a job that sbatch takes; it says: {submissions.refusal}; mend "
+            f"--slurm: expected a job that sbatch takes; it says: {submissions.refusal}; correct "
             f"these options"
         )
     cluster.adapt(minimum=1, maximum=jobs)

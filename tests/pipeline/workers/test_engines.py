@@ -807,7 +807,7 @@ def slurm_workers(tmp_path: Path, said: list[str], **changes):
 def test_a_job_that_sbatch_refuses_ends_the_run_with_its_words(sbatch, tmp_path):
     (sbatch / "full").touch()
     said = []
-    expected = r"--slurm: .* it says: sbatch: error: invalid partition specified: nope; mend"
+    expected = r"--slurm: .* it says: sbatch: error: invalid partition specified: nope; correct"
     with pytest.raises(ValueError, match=expected):
         slurm_workers(tmp_path, said)
     assert not said
