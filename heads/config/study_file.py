@@ -248,7 +248,7 @@ def _expand(file: StudyFile, path: Path, given: dict[str, Any]) -> StudyPlan:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(
-                f"two rows would be called {name}: give their recipes files of other names"
+                f"two rows would be called {name}: rename the files of their recipes or heads"
             )
 
     columns = ["head", *(key for key in file.grid if key != "head")]

@@ -111,7 +111,7 @@ class FramePredictor:
         # A process without views has no tables: it learns their shapes from the others.
         shapes = {name: (table.shape, table.dtype.str) for name, table in tables.items()}
         shapes = self.processes.merge(shapes)
-        # Nor has any process, where no view could be decoded.
+        # Where no view could be decoded, no process has tables.
         shapes.setdefault("logits", ((len(rows), self.classes), "<f4"))
         summed = {}
         for name, (shape, dtype) in sorted(shapes.items()):

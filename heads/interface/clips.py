@@ -39,7 +39,7 @@ class Clips:
         nearest: [B,T,N,T], for each node, the most similar node of every step.
         similar: [B,T,N,M], the M most similar other nodes, as flat indices t N + i.
         similarity: [B,T,N,M], their inner products.
-        frames: pixels, in fine-tuning runs only.
+        frames: uint8 [B,F,H,W,3], RGB, in fine-tuning runs only.
     """
 
     boxes: Tensor | None = None
@@ -142,7 +142,7 @@ def clips_of(
     """Make `Clips` from arrays, as `cache[group].batch()` returns them.
 
     Args:
-        arrays: by field or cut. "grid_CUT" becomes `grid` if CUT is the only map.
+        arrays: by field or cut. "grid.CUT" becomes `grid` if CUT is the only map.
         dtype: of floating tensors; None leaves them as they are. `nearest`, `similar` and `grid`
             become int64.
 

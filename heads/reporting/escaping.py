@@ -12,6 +12,7 @@ _MARKS = re.compile(r"([\\`*\[\]~#$|!])")
 # Inside a word an underscore is no emphasis.
 _EDGE = re.compile(r"(?<![^\W_])_|_(?![^\W_])")
 _LINK = re.compile(r"(?i)(https?|ftp|mailto)(:)|(www)(\.)")
+_FORMATS = {"count": ",.0f", "percent": ".1f", "fixed": ".3f", "seconds": ",.1f"}
 _LINE_BREAKS = "\t\n\r\x0b\x0c\x85\u2028\u2029"
 
 
@@ -66,9 +67,7 @@ def cell_text(cell: Cell, form: str) -> str:
         return str(cell)
     if form == "seconds" and abs(cell) >= 100:
         form = "count"
-    return format(
-        cell, {"count": ",.0f", "percent": ".1f", "fixed": ".3f", "seconds": ",.1f"}[form]
-    )
+    return format(cell, _FORMATS[form])
 
 
 def short_number(number: float) -> str:

@@ -91,7 +91,7 @@ def lock_folders(
     """Make and lock folders.
 
     Waits only for locks of other machines, and for all of them at the same time. The wait ends when
-    the owner gives a sign of life, which it does every few seconds, or after `silence` seconds.
+    the owner sends a heartbeat, which it does every few seconds, or after `silence` seconds.
 
     Args:
         folders: the folders.
@@ -186,7 +186,7 @@ def _waiting_line(folders: Sequence[Path], watch: ClaimWatch) -> LockMessages:
         return LockMessages(f"{folders[0]}{more}: waiting for a process that is leaving it")
     until = claimed_until(state, watch.silent_for(path, state), watch.silence)
     return LockMessages(
-        f"{folders[0]}: {_who(state)} was at work here{more}; waiting for a sign of life; {until}"
+        f"{folders[0]}: {_who(state)} was at work here{more}; waiting for a heartbeat; {until}"
     )
 
 

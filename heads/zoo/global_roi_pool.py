@@ -21,7 +21,6 @@ class GlobalRoiPool(nn.Module):
     """A linear layer on the mean of `pooled` and the mean of the valid nodes."""
 
     needs = ("pooled", "nodes", "valid")
-    uses = ()
 
     def __init__(self, channels: int, num_classes: int, dropout: float):
         super().__init__()

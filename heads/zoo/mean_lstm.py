@@ -20,7 +20,6 @@ class MeanLSTM(nn.Module):
     """An LSTM on `pooled`, and a linear layer on its last state."""
 
     needs = ("pooled",)
-    uses = ()
 
     def __init__(self, channels: int, num_classes: int, hidden: int, layers: int, dropout: float):
         super().__init__()

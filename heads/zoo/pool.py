@@ -19,7 +19,6 @@ class PoolHead(nn.Module):
     """Dropout and a linear layer on the mean of `pooled` over time."""
 
     needs = ("pooled",)
-    uses = ()
 
     def __init__(self, channels: int, num_classes: int, dropout: float):
         super().__init__()

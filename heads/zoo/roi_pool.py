@@ -20,7 +20,6 @@ class RoiPool(nn.Module):
     """Dropout and a linear layer on the mean of the valid nodes."""
 
     needs = ("nodes", "valid")
-    uses = ()
 
     def __init__(self, channels: int, num_classes: int, dropout: float):
         super().__init__()

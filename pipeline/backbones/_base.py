@@ -194,7 +194,7 @@ class Backbone(nn.Module):
                 # None, not deleted: the modules stay at their places in `units`.
                 for name in tensors:
                     setattr(module, name, None)
-                # Else it would miss its counter in a state dict, and add one.
+                # Otherwise it would miss its counter in a state dict, and add one.
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.track_running_stats = False
         self._emptied = position
@@ -241,7 +241,7 @@ class Backbone(nn.Module):
         Raises:
             ValueError: the point is unknown.
         """
-        # Nor does the grid depend on the number of frames.
+        # The grid does not depend on the number of frames.
         return self._size(point, (64, *size))[1:]
 
     def _size(self, point: str, size: Triple) -> Triple:
@@ -344,7 +344,7 @@ class Backbone(nn.Module):
         x = x.to(parameter.device, parameter.dtype)
         found: dict[str, Tensor] = {}
         for position, (_, module) in enumerate(self.units(), 1):
-            # Nobody asked for what comes after the last cut.
+            # No caller asked for what comes after the last cut.
             if position > max(wanted.values(), default=0):
                 break
             if position > first:

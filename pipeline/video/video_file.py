@@ -131,7 +131,7 @@ def scan(clip: Clip) -> ScannedVideo:
         codec = stream.codec_context
         # FFmpeg itself resets sizes beyond its arithmetic to 0.
         if not codec.width * codec.height:
-            raise decode_error(clip, "the file reports no frame size, or an impossible one")
+            raise decode_error(clip, "the file reports no valid frame size")
         if codec.width * codec.height > MAX_PIXELS:
             raise decode_error(
                 clip,
