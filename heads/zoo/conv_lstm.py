@@ -34,7 +34,6 @@ class ConvLSTM(nn.Module):
         dropout: on the last state.
     """
 
-
     def __init__(
         self,
         cut: str,

@@ -73,7 +73,7 @@ def test_names_and_options_that_do_not_exist_are_refused_with_the_nearest():
         build_backbone("digit_cnn", pixels="x")
     with pytest.raises(ValueError, match="stages=5"):
         build_backbone("resnet18", stages=5)
-    for shared in ("_resnet", "weights", "frozen"):
+    for shared in ("_resnet", "_checkpoints", "_freezing"):
         with pytest.raises(ValueError, match="is not known"):
             build_backbone(shared)
 
