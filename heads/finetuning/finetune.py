@@ -47,7 +47,7 @@ from pipeline.stages.jobs import decoders_for
 from pipeline.stages.repair import MovedFiles, as_extracted
 from pipeline.stages.shard_composer import RunOptions
 from pipeline.workers.cores import cores_here
-from pipeline.workers.waiting import PrintLine
+from pipeline.workers.waiting import PrintLine, print_nothing
 
 if TYPE_CHECKING:
     from pipeline.cache.reader import Cache
@@ -162,7 +162,7 @@ def finetune(
     with join_processes(device_for(device, options.precision)) as (processes, own_device):
         setup = _Setup(recipe, phase, cache, config, manifest, source_options, options, own_device)
         if not processes.first:
-            say = _print_nothing
+            say = print_nothing
         # Before there is a folder, so that a wrong start leaves none.
         if not (folder / "last.pt").exists():
             setup.check_start(start, folder)
@@ -432,7 +432,3 @@ def _with_boxes(config: ExtractConfig, needed: bool, planned: bool) -> ExtractCo
         return replace(config, keep=("nodes",)) if planned else config
     kept = tuple([name for name in config.keep if name not in (*BOXES, "nodes")])
     return replace(config, keep=kept or ("pooled",))
-
-
-def _print_nothing(line: str) -> None:
-    """Stands for `say` in all processes but the first."""

@@ -35,7 +35,7 @@ from heads.runs.folder_lock import FolderBusy, lock_folders
 from heads.runs.run_writer import RunWriter, epoch_line
 from heads.runs.start_weights import default_checkpoint
 from heads.training.study import SPLITS, Result
-from pipeline.workers.waiting import PrintLine
+from pipeline.workers.waiting import PrintLine, print_nothing
 
 # What last.pt holds of a run beside the learner's state.
 COUNTERS = ("epochs_before", "steps_before", "seconds", "waiting")
@@ -81,7 +81,7 @@ class FramesRun:
         self.folder = Path(folder)
         self.network, self.source, self.classes = network, source, classes
         self.options, self.processes = options, processes
-        self.say = say if processes.first else _print_nothing
+        self.say = say if processes.first else print_nothing
         self.order_seed = options.seed if options.order_seed is None else options.order_seed
         self.about = runs.with_plugins(
             {
@@ -444,7 +444,3 @@ class FramesRun:
 def _new_sums() -> dict[str, float]:
     """The sums over an epoch, at its start."""
     return {"loss": 0.0, "seen": 0, "seconds": 0.0, "waiting": 0.0}
-
-
-def _print_nothing(line: str) -> None:
-    """Stands for `say` in all processes but the first."""

@@ -18,7 +18,7 @@ from pipeline.files.atomic_files import make_folder
 from pipeline.files.watched_folder import FolderGone, WatchedFolder
 from pipeline.text.printable import visible
 from pipeline.workers.claims import SILENCE, Claim, ClaimState, ClaimWatch, read_claim, take_claim
-from pipeline.workers.waiting import PrintLine, claimed_until
+from pipeline.workers.waiting import PrintLine, claimed_until, print_nothing
 
 # Seconds between two reads of a claim file.
 POLL = 1.0
@@ -119,7 +119,7 @@ def lock_folders(
             return [outcomes[folder] for folder in folders]
         say(_waiting_line(left, watch))
         # One line is enough, however long the wait.
-        say = _silent
+        say = print_nothing
         time.sleep(POLL)
 
 
@@ -272,14 +272,10 @@ def hold_folder(folder: Path, say: PrintLine, silence: float = SILENCE) -> Itera
         say(LockMessages(f"{folder}: {outcome.owner} is at work here; waiting until it has ended"))
     while isinstance(outcome, FolderBusy):
         time.sleep(POLL)
-        outcome = lock_folders([folder], _silent, silence)[0]
+        outcome = lock_folders([folder], print_nothing, silence)[0]
     if isinstance(outcome, OSError):
         raise outcome
     try:
         yield
     finally:
         outcome.leave()
-
-
-def _silent(line: str) -> None:
-    """Print nothing."""

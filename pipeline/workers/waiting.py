@@ -10,6 +10,10 @@ PATIENCE = 3.0  # seconds of waiting before the first message
 PrintLine = Callable[[str], None]  # prints one line for a person
 
 
+def print_nothing(line: str) -> None:
+    """A `PrintLine` for processes whose lines nobody is to see."""
+
+
 class WaitMessages:
     """Tells a person whose claims this process waits for: once for each owner, after PATIENCE.
 
