@@ -125,11 +125,11 @@ def _groups(head: nn.Module, named: Iterable[tuple[str, Tensor]], training: Trai
     options, norms = training.groups, _norm_parameters(head)
     names = [name for name, _ in head.named_parameters()]
     if _scales_last(options):
-        there = any(_within(name, options.last) for name in names)
-        _require(head, "train.groups.last", options.last, there)
+        found = any(_within(name, options.last) for name in names)
+        _require(head, "train.groups.last", options.last, found)
     if options.first:
-        there = any(_within(name, options.first) for name in names)
-        _require(head, "train.groups.first", options.first, there)
+        found = any(_within(name, options.first) for name in names)
+        _require(head, "train.groups.first", options.first, found)
 
     groups: dict[tuple[float, float], dict] = {}
     for name, parameter in named:
@@ -188,9 +188,9 @@ def _within(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(prefix.rstrip(".") + ".")
 
 
-def _require(head: nn.Module, key: str, name: str, there: bool) -> None:
+def _require(head: nn.Module, key: str, name: str, found: bool) -> None:
     """Raise ValueError if a recipe's key names parameters that the head does not have."""
-    if name and not there:
+    if name and not found:
         modules = ", ".join(child for child, _ in head.named_children())
         raise ValueError(
             f"{key}: no trained parameter of {type(head).__name__} starts with {name!r}; its "

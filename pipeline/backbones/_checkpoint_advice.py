@@ -140,13 +140,13 @@ def _fits(
 
     try:
         with torch.device("meta"):  # only shapes are compared
-            own = build_backbone(name, **options).state_dict()
+            expected = build_backbone(name, **options).state_dict()
     except ValueError:  # an option or a value that it does not take
         return False
 
     allowed = {"mis-shaped"} if names_only else set()
     for state in shapes:
-        for reading in readings_of(state, own, "mean", fresh):
+        for reading in readings_of(state, expected, "mean", fresh):
             if not reading.beside and reading.faults.keys() <= allowed:
                 return True
     return False

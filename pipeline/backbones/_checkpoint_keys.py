@@ -14,7 +14,7 @@ _CLASSIFIER = re.compile(r"^(fc|classifier|head|blocks\.\d+\.(proj|output_pool))
 _ABC = {"a": "1", "b": "2", "c": "3"}
 
 
-def rename(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+def rename(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename the tensors of a checkpoint as a backbone names them.
 
     The classifier is left out, and so are stages that the backbone does not have. Names that follow
@@ -22,14 +22,14 @@ def rename(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor
 
     Args:
         state: the checkpoint's state dict.
-        own: the backbone's state dict.
+        expected: the backbone's state dict.
 
     Returns:
         A new state dict. One from another project gains `pixel_mean` and `pixel_std`: ImageNet's
         where its kernels are 2-D, else those of the Kinetics models.
     """
     # Our own names, in a checkpoint of ours: they bring their normalisation with them.
-    if own.keys() & state.keys():
+    if expected.keys() & state.keys():
         renamed = dict(state)
     else:
         renamed = {}
@@ -44,7 +44,7 @@ def rename(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor
         renamed["pixel_std"] = torch.tensor(std)
 
     # A backbone may end before the checkpoint's last stage.
-    stages = {key.split(".")[0] for key in own}
+    stages = {key.split(".")[0] for key in expected}
     kept = {}
     for key, value in renamed.items():
         if key.split(".")[0] in stages or not re.match(r"res\d\.", key):

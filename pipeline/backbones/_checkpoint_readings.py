@@ -39,22 +39,22 @@ class Reading:
 
 
 def readings_of(
-    state: dict[str, Tensor], own: dict[str, Tensor], inflate: str, fresh: Iterable[str]
+    state: dict[str, Tensor], expected: dict[str, Tensor], inflate: str, fresh: Iterable[str]
 ) -> list[Reading]:
     """Return the ways to read a state dict: as it is, and without each prefix of its names.
 
     Args:
         state: the checkpoint's state dict.
-        own: the backbone's state dict.
+        expected: the backbone's state dict.
         inflate: see `_checkpoints.load`.
         fresh: parts that may be missing.
     """
     readings = []
-    for prefix, below, beside in unwrapped(state, own):
-        fitted = rename(below, own)
-        for key in fitted.keys() & own.keys():
-            fitted[key] = _inflated(fitted[key], own[key].shape, inflate)
-        readings.append(Reading(prefix, fitted, _faults(fitted, own, fresh), beside))
+    for prefix, below, beside in unwrapped(state, expected):
+        fitted = rename(below, expected)
+        for key in fitted.keys() & expected.keys():
+            fitted[key] = _inflated(fitted[key], expected[key].shape, inflate)
+        readings.append(Reading(prefix, fitted, _faults(fitted, expected, fresh), beside))
     return readings
 
 
@@ -82,12 +82,12 @@ def _inflated(value: Tensor, shape: torch.Size, inflate: str) -> Tensor:
 
 
 def _faults(
-    state: dict[str, Tensor], own: dict[str, Tensor], fresh: Iterable[str]
+    state: dict[str, Tensor], expected: dict[str, Tensor], fresh: Iterable[str]
 ) -> dict[str, list[str]]:
     """What keeps a state dict from fitting, by kind; empty if it fits."""
     fresh = set(fresh)
     missing, mis_shaped = [], []
-    for key, value in own.items():
+    for key, value in expected.items():
         if key in state:
             if state[key].shape != value.shape:
                 shapes = f"{list(state[key].shape)} instead of {list(value.shape)}"
@@ -97,7 +97,7 @@ def _faults(
         # Ports of other frameworks' models have no batch counter, and nothing here reads it.
         if parts[-1] != "num_batches_tracked" and fresh.isdisjoint(parts):
             missing.append(key)
-    unexpected = [key for key in state if key not in own]
+    unexpected = [key for key in state if key not in expected]
 
     faults = {}
     if missing:

@@ -74,7 +74,7 @@ def load(
         if part not in FRESH:
             raise ValueError(f"fresh={part!r}: expected names among {', '.join(FRESH)}")
 
-    own = backbone.state_dict()
+    expected = backbone.state_dict()
     # A file may hold several state dicts: of the network and of its moving average, say.
     if source == "imagenet":
         found = [_fetch_imagenet(backbone)]
@@ -82,12 +82,12 @@ def load(
         fresh = (*fresh, *NOT_IN_IMAGES)
     else:
         saved = read(source)
-        found = list(states(saved)) or _by_other_keys(saved, source, own, inflate, fresh)
+        found = list(states(saved)) or _by_other_keys(saved, source, expected, inflate, fresh)
         digest = sha256_of(Path(source))
 
     readings = []
     for state in found:
-        readings += readings_of(state, own, inflate, fresh)
+        readings += readings_of(state, expected, inflate, fresh)
     fitting = [reading for reading in readings if reading.fits]
     reading = fitting[0] if fitting else whole_reading(readings)
     if reading is None:
@@ -135,7 +135,11 @@ def read(path: str | Path) -> object:
 
 
 def _by_other_keys(
-    saved: object, source: str | Path, own: dict[str, Tensor], inflate: str, fresh: Iterable[str]
+    saved: object,
+    source: str | Path,
+    expected: dict[str, Tensor],
+    inflate: str,
+    fresh: Iterable[str],
 ) -> list[dict[str, Tensor]]:
     """The state dicts under keys that are none of HOLDERS.
 
@@ -158,7 +162,7 @@ def _by_other_keys(
     for key, below in tables.items():
         readings = []
         for table in below:
-            readings += readings_of(table, own, inflate, fresh)
+            readings += readings_of(table, expected, inflate, fresh)
         if any(not reading.faults for reading in readings):
             fitting.append(key)
     if len(fitting) > 1:

@@ -90,20 +90,20 @@ def other_states(saved: object, depth: int = DEPTH) -> Iterator[tuple[str, dict[
                 yield f"{key} {deeper}", table
 
 
-def without_wrappers(state: Mapping[str, Any], own: Collection[str]) -> Mapping[str, Any]:
-    """Remove `WRAPPERS` from names, and counters from the table, unless `own` has them.
+def without_wrappers(state: Mapping[str, Any], known: Collection[str]) -> Mapping[str, Any]:
+    """Remove `WRAPPERS` from names, and counters from the table, unless `known` has them.
 
     Args:
         state: name -> tensor.
-        own: the names that the network has.
+        known: the names that the network has.
 
     Returns:
         A new table. Wrappers stay in the names if two names would become equal.
     """
-    removed = set(WRAPPERS) - _parts(own)
+    removed = set(WRAPPERS) - _parts(known)
     kept, plain = {}, {}
     for name, value in state.items():
-        if name not in own and COUNTERS.search(name):
+        if name not in known and COUNTERS.search(name):
             continue
         kept[name] = value
         parts = [part for part in name.split(".") if part not in removed]
@@ -112,19 +112,19 @@ def without_wrappers(state: Mapping[str, Any], own: Collection[str]) -> Mapping[
 
 
 def unwrapped(
-    state: Mapping[str, Any], own: Collection[str]
+    state: Mapping[str, Any], known: Collection[str]
 ) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
     """Read a state dict in every way that a prefix of its names allows, the plainest first.
 
     Args:
         state: name -> tensor.
-        own: the names that the network has.
+        known: the names that the network has.
 
     Yields:
         (prefix; name -> tensor below it; unexpected names beside it). The names of classifiers
         are expected beside a backbone. `WRAPPERS` are removed from all names.
     """
-    plain = without_wrappers(state, own)
+    plain = without_wrappers(state, known)
 
     # How many names begin with each prefix.
     counts = {"": len(plain)}
@@ -135,7 +135,7 @@ def unwrapped(
             counts[prefix] = counts.get(prefix, 0) + 1
 
     # Fewer names below a prefix than this cannot be the network.
-    least = len(own) // 2
+    least = len(known) // 2
     for prefix, count in counts.items():
         if prefix and count < least:
             continue
@@ -149,7 +149,7 @@ def unwrapped(
 
     # Some wrappers put another character than a dot behind their name.
     prefix = _common_prefix(plain)
-    if prefix and not prefix.endswith(".") and not _common_prefix(own):
+    if prefix and not prefix.endswith(".") and not _common_prefix(known):
         yield prefix, {name.removeprefix(prefix): value for name, value in plain.items()}, []
 
 
@@ -173,18 +173,18 @@ def _parts(names: Collection[str]) -> set[str]:
     return parts
 
 
-def tried(prefixes: Collection[str], state: Mapping[str, Any], own: Collection[str]) -> str:
+def tried(prefixes: Collection[str], state: Mapping[str, Any], known: Collection[str]) -> str:
     """Return which prefixes were removed from names, as a part of a message.
 
     Args:
         prefixes: prefixes of `unwrapped` that were tried.
         state: name -> anything.
-        own: the names that the network has.
+        known: the names that the network has.
 
     Returns:
         "tried without the prefixes …", or "" if there was none.
     """
-    parts = _parts(state) - _parts(own)
+    parts = _parts(state) - _parts(known)
     found = [f"{part}." for part in WRAPPERS if part in parts]
     found += [prefix for prefix in prefixes if prefix]
     if not found:

@@ -38,7 +38,7 @@ def file_sha256(path: str | Path) -> str:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); expected a file") from error
 
 
-def read_state(path: str | Path, own: Collection[str]) -> dict[str, Tensor]:
+def read_state(path: str | Path, names: Collection[str]) -> dict[str, Tensor]:
     """Read the state dict in a torch file. It reads tensors only: no code in it is ever run.
 
     The state dict may be alone, or in the tables that training programs keep it in. What wrappers
@@ -46,7 +46,7 @@ def read_state(path: str | Path, own: Collection[str]) -> dict[str, Tensor]:
 
     Args:
         path: the file.
-        own: the names that the network has.
+        names: the names that the network has.
 
     Raises:
         ValueError: the file is missing, is no torch file, holds anything but tensors, holds no
@@ -70,7 +70,7 @@ def read_state(path: str | Path, own: Collection[str]) -> dict[str, Tensor]:
     tables = [("", table) for table in states(state)] or list(other_states(state))
     readings = []
     for key, table in tables:
-        for prefix, below, _ in unwrapped(table, own):
+        for prefix, below, _ in unwrapped(table, names):
             readings.append((key, prefix, below))
     if not readings:
         raise ValueError(
@@ -79,11 +79,11 @@ def read_state(path: str | Path, own: Collection[str]) -> dict[str, Tensor]:
         )
 
     # The reading with most of the network's names; `load_exactly` says what it lacks.
-    known = [len(below.keys() & set(own)) for _, _, below in readings]
+    known = [len(below.keys() & set(names)) for _, _, below in readings]
     complete = []  # where the file has all of the network's names
     for (key, prefix, _), count in zip(readings, known, strict=True):
         where = " ".join(filter(None, (key, prefix)))
-        if count == len(own) and where not in complete:
+        if count == len(names) and where not in complete:
             complete.append(where)
     if len(complete) > 1:
         raise ValueError(
@@ -104,14 +104,14 @@ def load_exactly(module: nn.Module, state: dict[str, Tensor], where: str | Path)
     Raises:
         ValueError: names the keys that differ, three of each kind.
     """
-    own = module.state_dict()
+    expected = module.state_dict()
     misshaped = []
-    for key in own:
-        if key in state and state[key].shape != own[key].shape:
-            misshaped.append(f"{key} {tuple(state[key].shape)} != {tuple(own[key].shape)}")
+    for key in expected:
+        if key in state and state[key].shape != expected[key].shape:
+            misshaped.append(f"{key} {tuple(state[key].shape)} != {tuple(expected[key].shape)}")
     differing = {
-        "missing": [key for key in own if key not in state],
-        "unexpected": [key for key in state if key not in own],
+        "missing": [key for key in expected if key not in state],
+        "unexpected": [key for key in state if key not in expected],
         "of another shape": misshaped,
     }
 

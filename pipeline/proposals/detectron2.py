@@ -225,7 +225,7 @@ class _Arrays(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _rpn_state(path: Path, own: Collection[str]) -> dict[str, Tensor]:
+def _rpn_state(path: Path, names: Collection[str]) -> dict[str, Tensor]:
     """The weights of backbone and RPN in a file. Left out are heads, anchors and pixel statistics;
     the config gives the last two.
     """
@@ -244,7 +244,7 @@ def _rpn_state(path: Path, own: Collection[str]) -> dict[str, Tensor]:
                 f"{path}: not a file of weights of detectron2's model zoo ({error})"
             ) from error
     else:
-        state = read_state(path, own)
+        state = read_state(path, names)
     wanted = ("backbone.", "proposal_generator.")
     derived = (".cell_anchors.", ".num_batches_tracked")
     found = {}

@@ -180,15 +180,15 @@ def fit(
             f"{list(boxes.shape)}"
         )
     sides = boxes[..., 2:] - boxes[..., :2]
-    there = (sides > 0).all(-1)
-    if not there.any():
+    is_box = (sides > 0).all(-1)
+    if not is_box.any():
         raise ValueError("fit: expected boxes with an area, got none")
     net = _fresh(seed)
     with one_thread(), torch.random.fork_rng(devices=[]):
         # torchvision draws the anchors that it learns from.
         torch.default_generator.manual_seed(seed)
-        net.anchor.fill_(float(np.median(np.sqrt(sides[there].prod(-1)))))
-        _descend(net, frames, boxes, there, steps, batch, lr, np.random.default_rng(seed), say)
+        net.anchor.fill_(float(np.median(np.sqrt(sides[is_box].prod(-1)))))
+        _descend(net, frames, boxes, is_box, steps, batch, lr, np.random.default_rng(seed), say)
     torch.save(net.state_dict(), path)
     return Path(path)
 
@@ -200,7 +200,7 @@ def _fresh(seed: int) -> Net:
         return Net()
 
 
-def _descend(net, frames, boxes, there, steps, batch, lr, rng, say) -> None:
+def _descend(net, frames, boxes, is_box, steps, batch, lr, rng, say) -> None:
     # Nobody reads the boxes that it returns while it learns.
     few = {"training": 1, "testing": 1}
     # A handful of a frame's anchors touch an object: 16 are drawn per frame, half of them such, so
@@ -213,7 +213,7 @@ def _descend(net, frames, boxes, there, steps, batch, lr, rng, say) -> None:
     for step in range(steps):
         rows = rng.integers(len(frames), size=batch)
         images = padded(torch.from_numpy(frames[rows]), mean, std, STRIDE, torch.float32)
-        targets = [{"boxes": torch.from_numpy(boxes[row][there[row]]).float()} for row in rows]
+        targets = [{"boxes": torch.from_numpy(boxes[row][is_box[row]]).float()} for row in rows]
         sizes = [frames.shape[1:3]] * batch
         # torchvision's own module has the loss; its boxes are not used.
         _, losses = rpn(ImageList(images, sizes), {"0": net.body(images)}, targets)

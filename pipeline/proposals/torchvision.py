@@ -193,12 +193,12 @@ def _coco_file() -> Path:
     return path
 
 
-def _rpn_state(path: Path, own: Collection[str]) -> dict[str, Tensor]:
+def _rpn_state(path: Path, names: Collection[str]) -> dict[str, Tensor]:
     """The weights of backbone and RPN in a file: no box head, no batch counters, and names as
     torchvision writes them today.
     """
     state = {}
-    for key, value in read_state(path, own).items():
+    for key, value in read_state(path, names).items():
         # Written before torchvision 0.14.
         if key in ("rpn.head.conv.weight", "rpn.head.conv.bias"):
             key = key.replace("conv.", "conv.0.0.")

@@ -40,7 +40,7 @@ BOXES = 4
 
 
 @dataclass(frozen=True)
-class World:
+class BackboneCase:
     """A backbone, how its frames are sampled, and the cuts that are stored beside pooled features,
     nodes and boxes.
     """
@@ -57,7 +57,7 @@ class World:
 WORLDS = {
     # The test views are whole frames of two shapes: their maps are padded, each cut's by its own
     # measure.
-    "i3d": World(
+    "i3d": BackboneCase(
         "i3d_r50",
         {"width": 4, "reduce": 8},
         96,
@@ -65,7 +65,7 @@ WORLDS = {
         8,
         sampling={"test_crops": "full", "test_short_side": 96},
     ),
-    "cells": World(
+    "cells": BackboneCase(
         "i3d_r50",
         {"width": 4},
         96,
@@ -74,8 +74,8 @@ WORLDS = {
         cells=True,
         sampling={"test_crops": "full", "test_short_side": 96},
     ),
-    "tsm": World("tsm_r50", {"width": 4}, 96, ("res5.0", "res4.3")),
-    "ean": World(
+    "tsm": BackboneCase("tsm_r50", {"width": 4}, 96, ("res5.0", "res4.3")),
+    "ean": BackboneCase(
         "ean_r50",
         {"width": 4, "lmc": True},
         64,
@@ -83,7 +83,7 @@ WORLDS = {
         40,
         sampling={"consecutive": 5},
     ),
-    "digits": World("digit_cnn", {"width": 16}, 64, ("conv3",)),
+    "digits": BackboneCase("digit_cnn", {"width": 16}, 64, ("conv3",)),
 }
 
 
@@ -185,7 +185,7 @@ def boxes_of(clip: str, frame: int) -> np.ndarray:
 class Made:
     """A world's manifest, weights and cache."""
 
-    world: World
+    world: BackboneCase
     manifest: Manifest
     weights: str
     network: Backbone  # not frozen, in evaluation mode

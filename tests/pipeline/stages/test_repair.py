@@ -67,7 +67,7 @@ def whole(healthy, tmp_path):
     return shutil.copytree(healthy[1], tmp_path / "cache")
 
 
-class Work:
+class RecordedWork:
     """Records what the workers and the networks were asked.
 
     Attributes:
@@ -95,7 +95,7 @@ class Work:
 
 @pytest.fixture
 def work(monkeypatch):
-    return Work(monkeypatch)
+    return RecordedWork(monkeypatch)
 
 
 def repair(cache, moved=None):
