@@ -44,7 +44,11 @@ class HeadCase:
     one_size: bool = False
 
     def fresh(self, seed: int = 0) -> nn.Module:
-        """The head as it is initialised."""
+        """Build the head, as it is initialised.
+
+        Args:
+            seed: for torch's generator.
+        """
         torch.manual_seed(seed)
         return self.build(self.dims)
 
@@ -53,6 +57,10 @@ class HeadCase:
         hide what flows through it.
 
         Matrices have rows of length 1 on average, so that values keep their size at any width.
+
+        Args:
+            seed: for torch's generator.
+            dtype: of the weights.
         """
         head = self.fresh(seed).eval()
         with torch.no_grad():
@@ -62,7 +70,11 @@ class HeadCase:
         return head.to(dtype)
 
     def clips(self, dtype: torch.dtype = torch.float64) -> Clips:
-        """Views with every field that the sizes allow."""
+        """Make views with every field that the sizes allow.
+
+        Args:
+            dtype: of floating fields.
+        """
         return random_clips(self.dims, dtype=dtype)
 
 

@@ -64,6 +64,14 @@ class Conv(nn.Conv3d):
     after: "tuple[Inserted, str] | None" = None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Convolve, then run the module that was inserted behind this layer.
+
+        Args:
+            x: [B,C,T,h,w].
+
+        Returns:
+            [B,C',T',h',w'].
+        """
         y = self._convolved(x)
         if self.after is None:
             return y
