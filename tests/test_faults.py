@@ -102,7 +102,7 @@ def test_a_shard_that_waits_for_one_that_fails_leaves_no_part_file(tmp_path, mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     world = tiny_videos.make_videos(tmp_path / "world", 3)
-    monkeypatch.setattr(pipeline.stages.extract, "_finish", full)
+    monkeypatch.setattr(pipeline.stages.extract_shards, "_finish", full)
     options = replace(tiny_videos.INLINE, shard_size=1)
     with pytest.raises(OSError, match="No space left"):
         tiny_videos.run(world, tmp_path / "cache", options=options)
