@@ -141,10 +141,26 @@ def test_the_table_of_datasets_is_that_of_the_code():
 
 
 def test_links_between_the_pages_lead_somewhere():
-    for page in (*DOCS.glob("*.md"), ROOT / "README.md", *(ROOT / "data_manifests").glob("*.md")):
+    pages = [*DOCS.glob("*.md"), *(ROOT / "data_manifests").glob("*.md")]
+    for page in (*pages, ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
         for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_index_lists_every_page():
+    listed = re.findall(r"^\| \[(\S+)\]\(\1\) \|", (DOCS / "README.md").read_text(), flags=re.M)
+    pages = [*DOCS.glob("*.md"), *DOCS.glob("*.ipynb")]
+    assert sorted(listed) == sorted(page.name for page in pages if page.name != "README.md")
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("package", ["pipeline", "heads"])
+def test_the_front_pages_name_every_room(page, package):
+    section = (ROOT / page).read_text().split("\n## Where things are\n")[1].split("\n## ")[0]
+    rooms = [folder.name for folder in (ROOT / package).iterdir() if folder.is_dir()]
+    for room in rooms:
+        assert room.startswith("__") or f"`{room}`" in section, room
 
 
 def test_the_messages_that_troubleshooting_explains_are_those_of_the_code():

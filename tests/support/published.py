@@ -1,7 +1,7 @@
 """Every size that the five papers report and that needs no training, beside ours: `FIGURES`.
 
-tests/heads/evaluation/test_published.py counts each row anew. The command
-`PYTHONPATH=.:tests python tests/support/published.py` prints docs/counts.md from it.
+tests/heads/evaluation/test_published.py counts each row anew. `python -m tests.support.published`
+prints docs/counts.md from it.
 
 "M" is a million parameters. "G" is a thousand million multiply-accumulates (MACs), which the papers
 call FLOPs.
