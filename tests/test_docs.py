@@ -1,5 +1,6 @@
 """The pages in docs/: their code runs as written, and their tables are those of the code."""
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -163,16 +164,31 @@ def test_the_front_pages_name_every_room(page, package):
         assert room.startswith("__") or f"`{room}`" in section, room
 
 
+def strings_of(path: Path) -> list[str]:
+    """The string literals of a module, joined over lines, without its docstrings."""
+    tree = ast.parse(path.read_text())
+    docstrings = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            docstrings.add(node.value)
+    return [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings
+    ]
+
+
 def test_the_messages_that_troubleshooting_explains_are_those_of_the_code():
-    source = "".join(
-        path.read_text()
-        for room in ("pipeline", "heads", "cli")
-        for path in (ROOT / room).rglob("*.py")
-    )
+    strings = []
+    for package in ("pipeline", "heads", "cli"):
+        for path in (ROOT / package).rglob("*.py"):
+            strings += strings_of(path)
     headings = re.findall(r"^### `+(.*?)`+$", (DOCS / "troubleshooting.md").read_text(), flags=re.M)
     assert len(headings) > 15
-    for heading in headings:
-        assert heading.rstrip() in source, heading
+    missing = [
+        heading for heading in headings if not any(heading.rstrip() in text for text in strings)
+    ]
+    assert not missing
 
 
 def test_the_page_of_recipes_is_what_the_recipes_say():
