@@ -180,7 +180,7 @@ def strings_of(path: Path) -> list[str]:
 
 def test_the_messages_that_troubleshooting_explains_are_those_of_the_code():
     strings = []
-    for package in ("pipeline", "heads", "cli"):
+    for package in ("pipeline", "heads", "cli", "vidgraph"):
         for path in (ROOT / package).rglob("*.py"):
             strings += strings_of(path)
     headings = re.findall(r"^### `+(.*?)`+$", (DOCS / "troubleshooting.md").read_text(), flags=re.M)
