@@ -29,6 +29,12 @@ def blocks(page: str, language: str) -> list[str]:
     return [text for named, text in fenced if named == language]
 
 
+def commands(page: str) -> list[str]:
+    """The commands of a page, without `vidgraph`; continued lines are joined."""
+    text = (DOCS / page).read_text().replace("\\\n", " ")
+    return re.findall(r"^vidgraph (.*)$", text, flags=re.M)
+
+
 @pytest.fixture
 def vidgraph(tmp_path, monkeypatch, capsys):
     """A command in a folder with a tiny cache, as in a process of its own; its standard output."""
@@ -56,17 +62,14 @@ def code_of(page: str, lines: int) -> str:
 def test_the_head_of_the_page_is_checked_trained_evaluated_and_counted_as_written(
     vidgraph, tmp_path
 ):
-    page = (DOCS / "adding_a_head.md").read_text()
     (tmp_path / "my_head.py").write_text(code_of("adding_a_head.md", 30))
     (recipe,) = blocks("adding_a_head.md", "toml")
     (tmp_path / "mine.toml").write_text(recipe)
     Tiny().write(tmp_path)
     (tmp_path / "cache").rename(tmp_path / "CACHE")
-    commands = re.findall(r"^vidgraph (.*)$", page, flags=re.M)
-    assert [command.split()[0] for command in commands] == [
-        *("check-plugin", "train", "evaluate", "summary")
-    ]
-    for command in commands:
+    verbs = [command.split()[0] for command in commands("adding_a_head.md")]
+    assert verbs == ["check-plugin", "train", "evaluate", "summary"]
+    for command in commands("adding_a_head.md"):
         vidgraph(*command.split())
     metrics = json.loads((tmp_path / "runs/mine-seed0/metrics.json").read_text())
     assert metrics["metrics"]["test"]["top1"] > 1 / 3
@@ -90,17 +93,13 @@ def test_the_backbone_and_the_source_of_boxes_of_the_pages_extract_as_written(vi
     torch.save(build_backbone(name, width=32).state_dict(), "my.pt")
     small = ["--device", "cpu", "--workers", "0", "--frames", "4", "--size", "64"]
 
-    check, extract = re.findall(
-        r"^vidgraph (.*)$", (DOCS / "adding_a_backbone.md").read_text(), flags=re.M
-    )
+    check, extract = commands("adding_a_backbone.md")
     vidgraph(*check.split())
     vidgraph(*extract.split(), *small, "--proposals", "grid", "--keep", "pooled,nodes")
     assert Cache("CACHE")["train"].shape("pooled") == (4, 128)
 
     (tmp_path / "CACHE").rename(tmp_path / "first")
-    check, extract = re.findall(
-        r"^vidgraph (.*)$", (DOCS / "adding_a_source_of_boxes.md").read_text(), flags=re.M
-    )
+    check, extract = commands("adding_a_source_of_boxes.md")
     vidgraph(*check.split())
     options = ("--backbone", "digit_cnn", "--weights", "none")
     vidgraph(*extract.split(), *small, *options)
