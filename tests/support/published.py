@@ -540,13 +540,13 @@ def markdown() -> str:
     lines = [
         "# Parameters and multiply-accumulates, ours and the papers'",
         "",
-        "M: a million parameters. G: a thousand million multiply-accumulates (the papers call "
-        "them FLOPs) of one clip. The",
-        "column *ours* is exact: all parameters, or the MACs of convolutions and matrix products, "
-        "as `vidgraph summary`",
-        "prints them. *As the paper counts* applies the paper's convention to it, where that "
-        "differs; ✓ is within 1 % of the",
-        "paper. A test counts every row anew.",
+        "M is a million parameters. G is a thousand million multiply-accumulates of one clip; "
+        "the papers call",
+        "them FLOPs. The column *ours* is exact: all parameters, or the MACs of convolutions "
+        "and matrix",
+        "products, as `vidgraph summary` prints them. *As the paper counts* applies the "
+        "paper's convention to",
+        "it, where that differs; ✓ is within 1 % of the paper. A test counts every row again.",
         "",
         "| system | where | what | variant | paper | ours | as the paper counts | | remark |",
         "|---|---|---|---|---|---|---|---|---|",
