@@ -535,22 +535,21 @@ def ean_rows() -> list[Figure]:
 FIGURES = [*gos_rows(), *strg_rows(), *dyreg_rows(), *rstg_rows(), *ean_rows()]
 
 
+ABOVE = """# Parameters and multiply-accumulates, ours and the papers'
+
+M is a million parameters. G is a thousand million multiply-accumulates of one clip; the papers call
+them FLOPs. The column *ours* is exact: all parameters, or the MACs of convolutions and matrix
+products, as `vidgraph summary` prints them. *As the paper counts* applies the paper's convention to
+it, where that differs; ✓ is within 1 % of the paper. A test counts every row again.
+
+| system | where | what | variant | paper | ours | as the paper counts | | remark |
+|---|---|---|---|---|---|---|---|---|
+"""
+
+
 def markdown() -> str:
     """Write docs/counts.md."""
-    lines = [
-        "# Parameters and multiply-accumulates, ours and the papers'",
-        "",
-        "M is a million parameters. G is a thousand million multiply-accumulates of one clip; "
-        "the papers call",
-        "them FLOPs. The column *ours* is exact: all parameters, or the MACs of convolutions "
-        "and matrix",
-        "products, as `vidgraph summary` prints them. *As the paper counts* applies the "
-        "paper's convention to",
-        "it, where that differs; ✓ is within 1 % of the paper. A test counts every row again.",
-        "",
-        "| system | where | what | variant | paper | ours | as the paper counts | | remark |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = ABOVE.splitlines()
     for figure in FIGURES:
         paper = "" if figure.paper is None else f"{figure.paper} {figure.unit}"
         counted = f"{figure.as_paper():.4g} {figure.unit}"
