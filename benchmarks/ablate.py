@@ -22,7 +22,7 @@ from _report import arguments, report
 
 from heads.config.member import Member
 from heads.config.recipe import Recipe, recipe_from
-from heads.training.members import Failure
+from heads.training.study import Failure
 from heads.training.train import run_members
 from pipeline.cache.reader import Cache
 from pipeline.workers.memory import keep_freed_memory

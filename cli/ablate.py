@@ -96,7 +96,8 @@ def command(
         ExitStack() as stack,
     ):
         from heads.config.study_file import read_study
-        from heads.training.ablate import AblateOptions, ablate, passes, prospects
+        from heads.training.ablate import ablate
+        from heads.training.estimates import AblateOptions, count_passes, estimate_members
         from pipeline.cache.reader import Cache
         from pipeline.manifests.manifest import read_manifest
 
@@ -120,13 +121,13 @@ def command(
                 line += f", {len(some) - len(left)} of them finished before"
                 which = "those"
             if left:
-                line += f"; an epoch of {which} is {_times(passes(left))}"
+                line += f"; an epoch of {which} is {_times(count_passes(left))}"
             say(line)
             if left and not only_list:
                 stack.enter_context(_watched(left))
 
         if only_list:
-            some = prospects(plan, opened, folder.resolve(), how, say)
+            some = estimate_members(plan, opened, folder.resolve(), how, say)
             announce(some)
             for one in some:
                 if one.result:
@@ -173,14 +174,14 @@ def _places(given: dict, logs: Path):
 @contextmanager
 def _watched(some) -> Iterator[None]:
     """Show how many epochs are finished. It reads the members' logs, wherever they are trained."""
-    from heads.training.ablate import epochs_done
+    from heads.training.estimates import count_epochs
 
-    before, over = epochs_done(some), threading.Event()
+    before, over = count_epochs(some), threading.Event()
     shown = before
 
     def look(advance: Callable[[int, int], None]) -> None:
         nonlocal shown
-        now = epochs_done(some)
+        now = count_epochs(some)
         if now != shown:
             advance(now - shown, 0)
         shown = now

@@ -333,7 +333,7 @@ class DemoRun:
 def train_one(run: DemoRun) -> "Result":
     """Train one run in a worker process."""
     from heads.config.recipe import read_recipe
-    from heads.runs.folder_lock import quiet
+    from heads.runs.folder_lock import print_waiting
     from heads.training.train import train
     from pipeline.cache.reader import Cache
 
@@ -344,7 +344,7 @@ def train_one(run: DemoRun) -> "Result":
         run.folder,
         seed=run.seed,
         device=run.device,
-        say=quiet,
+        say=print_waiting,
     )
 
 

@@ -138,8 +138,11 @@ def _dims_for(build: Callable[[Dims], nn.Module]) -> Dims:
                 build(dims)
                 break
             except MissingFields as error:
-                cuts = {cut: MAP for cut in error.names if is_cut(cut)}
-                dims = replace(dims, maps={**dims.maps, **cuts})
+                maps = dict(dims.maps)
+                for name in error.names:
+                    if is_cut(name):
+                        maps[name] = MAP
+                dims = replace(dims, maps=maps)
     return dims
 
 

@@ -14,9 +14,9 @@ A plug-in is a module with a function `build`. It is found in two ways:
 A file is executed only if a person named it to this process: on the command line, in a recipe
 that the command line names, or through `give_file`. `give_file` reads the bytes, and what is
 executed later are these bytes, whatever happens to the file. From then on the file is called
-`my_head.py@SHA256`, and that is what recipes, run folders and caches record. Whoever reads such a
-record therefore knows which code is meant, but cannot be made to execute anything: the name leads
-to a file only after the same bytes were given to this process again (`--plugin ./my_head.py`).
+`my_head.py@SHA256`, and that is what recipes, run folders and caches record. Such a name says which
+code is meant, and executes nothing. It leads to a file only after the same bytes were given to this
+process again (`--plugin ./my_head.py`).
 """
 
 import importlib
@@ -159,17 +159,22 @@ def give_file(path: str | Path, beside: Path | None = None) -> str:
 
 
 def given_name(name: str, beside: Path | None = None) -> str:
-    """As `give_file` for the path of a file; any other name is returned as it is."""
+    """Return what `give_file` returns for the path of a file, and any other name as it is.
+
+    Args:
+        name: the path of a file, or a name.
+        beside: the folder that a relative path starts from; None is the working directory.
+    """
     return give_file(name, beside) if is_path(name) and not is_recorded(name) else name
 
 
 def given_files() -> dict[str, str]:
-    """Path -> checksum of the files that this process may execute, to be sent to its workers."""
+    """Return the files that this process may execute, path -> checksum: its workers get them."""
     return {str(file.path): checksum for checksum, file in _given.items()}
 
 
 def take_over(files: Mapping[str, str]) -> None:
-    """In a worker: allow the files that its client may execute.
+    """Allow this worker to execute the files that its client may execute.
 
     Args:
         files: the client's `given_files()`.
@@ -193,10 +198,14 @@ def take_over(files: Mapping[str, str]) -> None:
 
 
 def mentioned_in(record: Any) -> dict[str, str]:
-    """The plug-in files that a record names, such as a configuration: checksum -> path.
+    """Find the plug-in files that a record names.
 
-    The path is where the file was given to this process, or where an older record saw it; "" where
-    neither is known.
+    Args:
+        record: tables, lists and strings, such as the configuration of a cache.
+
+    Returns:
+        Checksum -> path. The path is where the file was given to this process, or where an older
+        record saw it; "" where neither is known.
     """
     found: dict[str, str] = {}
     if isinstance(record, str):
@@ -230,8 +239,11 @@ def may_execute(name: str) -> bool:
 def own_names(kind: PluginKind) -> tuple[str, ...]:
     """The names of the project's own, in alphabetical order. Loads none of them."""
     folder = importlib.import_module(kind.package).__path__
-    found = (module.name for module in pkgutil.iter_modules(folder))
-    return tuple(sorted(name for name in found if not name.startswith("_")))
+    names = []
+    for module in pkgutil.iter_modules(folder):
+        if not module.name.startswith("_"):
+            names.append(module.name)
+    return tuple(sorted(names))
 
 
 def known_names(kind: PluginKind) -> tuple[str, ...]:
@@ -312,13 +324,13 @@ def _file_of(kind: PluginKind, name: str) -> PluginFile:
     if checksum in _given:
         return _given[checksum]
     path = visible(_noted.get(checksum, "") or file)
-    same_name = [one for one in _given.values() if one.path.name == Path(path).name]
-    if same_name:
-        raise ValueError(
-            f"{kind.noun} {path}: its SHA-256 was {checksum} when it was recorded; "
-            f"{same_name[0].path} has {same_name[0].sha256}: it was changed since. Give the file "
-            f"as it was with {OPTION}"
-        )
+    for given in _given.values():
+        if given.path.name == Path(path).name:
+            raise ValueError(
+                f"{kind.noun} {path}: its SHA-256 was {checksum} when it was recorded; "
+                f"{given.path} has {given.sha256}: it was changed since. Give the file as it was "
+                f"with {OPTION}"
+            )
     raise ValueError(
         f"{kind.noun} {path}: a plug-in's file that only a record names (SHA-256 {checksum}) is "
         f"not executed; give the same file again with {OPTION} {path}"

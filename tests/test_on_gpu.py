@@ -26,7 +26,8 @@ from heads.finetuning.end_to_end import train_frames
 from heads.finetuning.finetune import SourceOptions, finetune, frames_phase
 from heads.finetuning.frame_training import FrameRunOptions
 from heads.runs import run_files as runs
-from heads.training.ablate import AblateOptions, ablate
+from heads.training.ablate import ablate
+from heads.training.estimates import AblateOptions
 from heads.training.learner import Learner
 from heads.training.train import train
 from pipeline.cache.reader import Cache

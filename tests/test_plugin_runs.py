@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cli.__main__ import main
-from heads.training.ablate import AblateOptions, _Group
+from heads.training.ablate import AblateOptions, _TrainGroup
 from pipeline import plugins
 from pipeline.cache.reader import Cache
 from pipeline.stages.config import ExtractConfig
@@ -335,7 +335,7 @@ def test_workers_get_the_files_of_the_client_and_refuse_others(place, monkeypatc
     small = plugins.give_file(plugin_of(place, plugin_files.BACKBONE, "small.py"))
     config = ExtractConfig(backbone=small, keep=("pooled",))
     job = pickle.dumps(ExtractShards(config, place, RunOptions(), redo=False))
-    members = pickle.dumps(_Group(place / "cache", 0, AblateOptions()))
+    members = pickle.dumps(_TrainGroup(place / "cache", 0, AblateOptions()))
 
     monkeypatch.setattr(plugins, "_given", {})
     assert pickle.loads(job).models.backbone.channels("conv2") == 8

@@ -8,10 +8,15 @@ from heads.config.recipe import Recipe
 
 @dataclass(frozen=True)
 class Member:
-    """One run of a study: what is trained, with which seed, and into which folder. `phase`: only
-    this phase of the recipe ("": the first consecutive ones that read the cache). `start`: a run's
-    folder or checkpoint whose weights the first phase starts from, if it starts from a previous
-    one.
+    """One run of a study.
+
+    Attributes:
+        recipe: what is trained.
+        folder: the run folder.
+        seed: fixes the initial weights and dropout.
+        phase: the only phase to train; "": the first consecutive phases that read the cache.
+        start: a run folder or checkpoint whose weights the first phase starts from, if it starts
+            from a previous phase.
     """
 
     recipe: Recipe

@@ -1,5 +1,5 @@
-"""The tables of a recipe but for [train] (heads/config/training_options.py): the head, the data,
-the evaluation, and the phases.
+"""The tables of a recipe: the head, the data, the evaluation, and the phases. [train] is in
+heads/config/training_options.py.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +11,12 @@ from heads.zoo import check_options
 
 @dataclass(frozen=True)
 class HeadChoice:
-    """Which head: its name in heads/zoo, and its options by name."""
+    """The table [head].
+
+    Attributes:
+        name: a name of `heads.zoo.head_names`, or that of a plug-in's file.
+        options: its options by name; in a TOML file they stand beside the name.
+    """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -22,20 +27,24 @@ class HeadChoice:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What is learned from the cached views.
+    """The table [data]: what is learned from the cached views.
 
-    `target`: "single" (softmax, cross-entropy; one label per clip) or "multi" (a sigmoid per class;
-    any number of labels). `num_classes`: 0 takes the manifest's classes; more leaves room for
-    classes it does not have. `class_list`: a text file with one class name per line, in the order
-    of their ids ("": whole numbers keep theirs, names count up alphabetically); beside the recipe,
-    or where `--set` names it in the working directory. `train_views`: how many of the cached
-    training views of a clip an epoch draws from (0: all). `swap_on_flip`: pairs of classes that a
-    mirrored view exchanges. `labels` or `first_labels`: only these classes, by name or the first so
-    many by id, in the order of their ids; videos of others are left out and counted. `balance`:
-    rare classes as heavy as frequent ones, by "sampling" (an epoch draws as many clips as there
-    are, with replacement, every class alike often) or by the "loss" (a clip's weighs as much as its
-    class is rare, 1 on average). `no_label`: labels that stand for none, such as "-1" in test
-    splits whose labels are withheld.
+    Attributes:
+        target: "single" (one label per clip: softmax, cross-entropy) or "multi" (any number of
+            labels: a sigmoid per class).
+        num_classes: 0 takes the manifest's classes; more leaves room for classes it does not have.
+        class_list: a text file with one class name per line, in the order of their ids. "" keeps
+            whole numbers as they are, and numbers names in alphabetical order. It lies beside the
+            recipe, or where `--set` names it in the working directory.
+        train_views: how many of a clip's cached training views an epoch draws from; 0 is all.
+        swap_on_flip: pairs of classes that change places where a view is mirrored.
+        labels: only these classes, by name, in the order of their ids. Videos of others are left
+            out and counted.
+        first_labels: only the first so many classes by id; 0 is all. Not together with `labels`.
+        balance: makes rare classes count as much as frequent ones. "sampling": an epoch draws as
+            many clips as there are, with replacement, every class equally often. "loss": a clip
+            weighs more the rarer its class is, 1 on average. "none": neither.
+        no_label: labels that stand for none, such as "-1" in test splits without labels.
     """
 
     target: Literal["single", "multi"] = "single"
@@ -56,17 +65,21 @@ class DataOptions:
             )
         if self.target == "multi" and self.balance != "none":
             raise ValueError(
-                f"balance {self.balance!r} needs target 'single': a clip of several classes is "
-                f"not of one rarity"
+                f"balance {self.balance!r} needs target 'single': a clip of several classes has no "
+                f"one frequency"
             )
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """How a video's test views become one score: `aggregate` ("mean", "max") over the views of
-    `scores` ("softmax", "sigmoid", "logits"; "": the softmax, or the sigmoid where `data.target` is
-    "multi"). `checkpoint`: "best" on the validation split by top-1 or mAP, or the "last". `batch`:
-    views per batch (0: the training's).
+    """The table [evaluate]: how a video's test views become one score.
+
+    Attributes:
+        aggregate: "mean" or "max" over the views.
+        scores: of what: "softmax", "sigmoid" or "logits". "" is the softmax, or the sigmoid where
+            `data.target` is "multi".
+        checkpoint: "best" on the validation split by top-1 or mAP, or "last".
+        batch: views per batch; 0 is that of the training.
     """
 
     aggregate: Literal["mean", "max"] = "mean"
@@ -77,11 +90,14 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class FrameOptions:
-    """What a phase that reads frames trains beside the head (`vidgraph finetune`).
+    """The table [phases.frames]: what a phase that reads frames trains beside the head
+    (`vidgraph finetune`).
 
-    `train_from`: the first stage or block of the backbone that is unfrozen; "stem": all of it,
-    "none": nothing. `frozen_bn`: its batch norms keep their statistics and their affine weights.
-    `backbone_lr`: the factor of the learning rate for the backbone's weights.
+    Attributes:
+        train_from: the first stage or block of the backbone that is trained. "stem" trains all of
+            it, "none" nothing.
+        frozen_bn: the backbone's batch norms keep their statistics and their affine weights.
+        backbone_lr: factor of the learning rate for the backbone's weights.
     """
 
     train_from: str = "none"
@@ -91,12 +107,18 @@ class FrameOptions:
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase of a training.
+    """One table [[phases]]: one phase of a training.
 
-    `reads`: "cache" (`vidgraph train`) or "frames" (`vidgraph finetune`, with the table `frames`).
-    `head`: options that differ from the recipe's head; with a `name` it is another head, with these
-    options alone. `start`: "fresh" weights, or those that the "previous" phase ended with, of every
-    parameter whose name both heads have; `take`: only those whose names start so.
+    Attributes:
+        name: also that of its checkpoint, NAME.pt.
+        train: how weights move.
+        reads: "cache" (`vidgraph train`) or "frames" (`vidgraph finetune`).
+        start: "fresh" weights, or those that the "previous" phase ended with, of every parameter
+            whose name both heads have.
+        take: with `start = "previous"`, only parameters whose names start with one of these.
+        head: options that differ from the recipe's head. With a `name` it is another head, with
+            these options alone.
+        frames: what is trained beside the head, where `reads` is "frames".
     """
 
     name: str
@@ -121,8 +143,9 @@ class Phase:
 
 
 def check_name(name: str) -> None:
-    """ValueError unless `name` can name a folder or a file."""
-    if not name or not all(c.isalnum() or c in "_-." for c in name) or not name[0].isalnum():
+    """Raise ValueError unless `name` can name a folder or a file."""
+    plain = all(c.isalnum() or c in "_-." for c in name)
+    if not name or not plain or not name[0].isalnum():
         raise ValueError(
             f"name: expected letters, digits, '_', '-' or '.', since it names a folder or file; "
             f"got {name!r}"

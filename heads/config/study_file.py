@@ -1,31 +1,32 @@
 """A study: many trainings that are compared, from a TOML file.
 
-name = "regions"                              # of its folder; the file's name unless given
-recipes = ["demo_roi_pool", "mine.toml"]      # files beside this one, or recipes of the package;
-                                              # or one recipe written out, in tables [head],
-                                              [train], [data], [evaluate]
-seeds = [0, 1, 2]                             # of initialisation and dropout
-order_seed = 0                                # of the order of the views: the same for all members
+    name = "regions"                          # of its folder; default: the file's name
+    recipes = ["demo_roi_pool", "mine.toml"]  # recipes of the package, or files beside this one
+    seeds = [0, 1, 2]                         # of initialisation and dropout
+    order_seed = 0                            # of the order of the views, for all members
 
-[set]                                         # keys of all recipes
-"train.epochs" = 10
+    [set]                                     # keys of all recipes
+    "train.epochs" = 10
 
-[grid]                                        # every combination of these is trained, with every
-seed
-head = ["roi_pool", "strg"]                   # a recipe's own head keeps its options, another has
-its defaults "train.lr" = [0.1, 0.01]
-"data.train_views" = [1, 8]
-"strg.form" = ["similarity", "joint"]         # of members whose head is strg; "strg.train.lr" would
-be their rate
+    [grid]                                    # all combinations, each with every seed
+    head = ["roi_pool", "strg"]
+    "train.lr" = [0.1, 0.01]
+    "data.train_views" = [1, 8]
+    "strg.form" = ["similarity", "joint"]     # only for members whose head is strg
 
-[subsets]                                     # of the labels: another axis of the grid
-all = {}
-ten = { first_labels = 10 }
-animals = { labels = ["cat", "dog"] }
+    [subsets]                                 # of the labels: another axis of the grid
+    all = {}
+    ten = { first_labels = 10 }
+    animals = { labels = ["cat", "dog"] }
+
+In place of `recipes`, one recipe may be written out in tables [head], [train], [data] and
+[evaluate]. If the grid has heads, a recipe's own head keeps its options, and another head has its
+defaults. A key such as "strg.train.lr" sets the learning rate of members whose head is strg.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
@@ -41,15 +42,23 @@ from heads.zoo import head_names
 from pipeline.plugins import HEAD, display_name, given_name, is_known, is_recorded
 from pipeline.text.suggestions import nearest
 
-FOLDER = Path(__file__).parent / "studies"
-TABLES = ("head", "train", "data", "evaluate")  # of a recipe that is written out in the study
+FOLDER = Path(__file__).parents[1] / "studies"
+# The tables of a recipe that is written out in the study.
+TABLES = ("head", "train", "data", "evaluate")
+# The first parts of a recipe's keys.
 KEYS = (*TABLES, "phases")
-LONGEST = 120  # characters of a row's name; file systems allow 255
+# Characters of a row's name. File systems allow 255 for a folder.
+LONGEST = 120
 
 
 @dataclass(frozen=True)
 class LabelSubset:
-    """The labels that a member is trained on: as in `heads.config.recipe.Data`; neither for all."""
+    """The labels that a member is trained on; all of them if neither is given.
+
+    Attributes:
+        labels: these labels, by name.
+        first_labels: the labels of the lowest ids, so many.
+    """
 
     labels: tuple[str, ...] = ()
     first_labels: Count = 0
@@ -57,8 +66,10 @@ class LabelSubset:
 
 @dataclass(frozen=True)
 class StudyFile:
-    """A study as it is written; see the top of this file. `source` and `ours` are those of a recipe
-    that is written out.
+    """A study as it is written; the top of this module explains the keys.
+
+    Attributes:
+        source, ours: as in a recipe, for one that is written out.
     """
 
     name: str
@@ -77,25 +88,29 @@ class StudyFile:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        written = [name for name in TABLES if getattr(self, name)]
-        if self.recipes and written:
-            raise ValueError(
-                f"expected recipes or a table [{written[0]}], got both; keys of all recipes "
-                f"belong to [set]"
-            )
-        if not self.recipes and not self.head:
+        if self.recipes:
+            for table in TABLES:
+                if getattr(self, table):
+                    raise ValueError(
+                        f"expected recipes or a table [{table}], got both; keys of all recipes "
+                        f"belong to [set]"
+                    )
+        elif not self.head:
             raise ValueError("expected recipes = [...], or tables [head] and [train]; got neither")
         if not self.seeds:
             raise ValueError("seeds: expected at least one")
-        for name, values in (("recipes", self.recipes), ("seeds", self.seeds)):
-            if twice := [value for value in values if values.count(value) > 1]:
-                raise ValueError(f"{name}: {twice[0]!r} is there twice")
+        _refuse_repeats("recipes", self.recipes)
+        _refuse_repeats("seeds", self.seeds)
 
 
 @dataclass(frozen=True)
 class StudyRow:
-    """Members that differ in their seed alone. `cells`: column -> what distinguishes them from
-    other rows.
+    """Members that differ in their seed alone.
+
+    Attributes:
+        name: what their folders are named after.
+        cells: column -> what distinguishes them from other rows.
+        recipe: what they train.
     """
 
     name: str
@@ -105,8 +120,17 @@ class StudyRow:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """All that a study trains: `rows`, each with every seed; `columns` of their cells; `settings`
-    that were given beside the file."""
+    """All that a study trains.
+
+    Attributes:
+        name: the study's name.
+        source: where its recipe comes from, if it is written out in the study.
+        columns: the cells of the rows that are shown.
+        rows: the combinations of the grid, each trained with every seed.
+        seeds: of initialisation and dropout.
+        order_seed: of the order of the views.
+        settings: keys that were given beside the file.
+    """
 
     name: str
     source: str
@@ -117,24 +141,32 @@ class StudyPlan:
     settings: dict[str, Any]
 
     def members(self, folder: Path) -> list[Member]:
-        """Row by row, and in it seed by seed; each in a folder of its own in `folder`."""
-        return [
-            Member(row.recipe, folder / f"{row.name}-seed{seed}", seed)
-            for row in self.rows
-            for seed in self.seeds
-        ]
+        """Return all runs, row by row and seed by seed.
+
+        Args:
+            folder: the study's folder; each member gets a folder in it.
+        """
+        members = []
+        for row in self.rows:
+            for seed in self.seeds:
+                members.append(Member(row.recipe, folder / f"{row.name}-seed{seed}", seed))
+        return members
 
 
 def study_names() -> tuple[str, ...]:
-    """The studies that come with the package."""
+    """Return the names of the studies that come with the package."""
     return tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
 
 
 def read_study(name: str | Path, settings: Mapping[str, Any] | None = None) -> StudyPlan:
-    """A study from a TOML file, or by its name among the package's own; `settings` are more keys of
-    [set].
+    """Read a study.
 
-    ValueError names the file, the key and what was expected.
+    Args:
+        name: the path of a TOML file, or the name of a study of the package.
+        settings: further keys of [set].
+
+    Raises:
+        ValueError: the message names the file, the key, and what was expected.
     """
     path = Path(name)
     if not path.is_file():
@@ -144,96 +176,115 @@ def read_study(name: str | Path, settings: Mapping[str, Any] | None = None) -> S
             raise ValueError(
                 f"study {str(name)!r}: no such file, nor a study of the package: {there}"
             )
+
     table = read_toml(path)
     for key in ("set", "grid"):
+        # Otherwise the check below reports what it is.
         if isinstance(table.get(key), Mapping):
             table[key] = dict(_flat(table[key]))
     file = validated(StudyFile, {"name": path.stem, **table}, str(path))
     try:
-        plan = _expand(file, path.resolve(), dict(settings or {}))
+        return _expand(file, path.resolve(), dict(settings or {}))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return plan
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key, value: `"train.lr" = 1` and `train.lr = 1` are the same. `head.name` is
-    `head`.
+    """Yield (dotted key, value): `"train.lr" = 1` and `train.lr = 1` are the same in TOML.
+
+    `head.name` becomes `head`.
     """
     for key, value in table.items():
+        dotted = prefix + key
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flat(value, f"{dotted}.")
         else:
-            yield "head" if prefix + key == "head.name" else prefix + key, value
+            yield "head" if dotted == "head.name" else dotted, value
 
 
 def _expand(file: StudyFile, path: Path, given: dict[str, Any]) -> StudyPlan:
-    """All rows of a study; errors of its recipes name the row."""
+    """Return all rows of a study; errors of its recipes name the row."""
     file = _with_given_heads(file, path.parent)
     fixed = {**file.set, **dict(_flat(given))}
     if "head" in fixed:
         fixed["head"] = _given_head(fixed["head"], Path.cwd())
     _check_keys(fixed, file.grid)
-    rows, heads = [], set()
-    for base, where in _bases(file, path):
+
+    # A list of classes that is given on the command line lies relative to the working directory.
+    class_list_given = any(key.endswith("data.class_list") for key in given)
+    beside = Path.cwd() if class_list_given else path.parent
+
+    rows: list[StudyRow] = []
+    heads = set()
+    for base, recipe_file in _bases(file, path):
         own = base["head"].get("name") if isinstance(base.get("head"), dict) else None
         for choice in file.grid.get("head", [fixed.get("head", own)]):
-            name = choice["name"] if isinstance(choice, dict) else choice
-            head = display_name(name) if isinstance(name, str) else name
+            head = choice["name"] if isinstance(choice, dict) else choice
+            if isinstance(head, str):
+                head = display_name(head)
             heads.add(head)
-            wanted = (
-                {}
-                if choice == own
-                else {"head": choice if isinstance(choice, dict) else {"name": choice}}
-            )
-            wanted |= {
-                target: value
-                for key, value in fixed.items()
-                if key != "head" and (target := _target(key, head))
-            }
-            for cells, varied in _cells(file, head):
-                cells = {"recipe": where.stem, "head": _shown(choice), **cells}
-                name = _name(cells, bool(file.recipes), "head" in file.grid)
-                beside = (
-                    Path.cwd()
-                    if any(key.endswith("data.class_list") for key in given)
-                    else path.parent
-                )
+
+            keys: dict[str, Any] = {}
+            # A recipe's own head keeps its options.
+            if choice != own:
+                keys["head"] = choice if isinstance(choice, dict) else {"name": choice}
+            for key, value in fixed.items():
+                target = _recipe_key(key, head)
+                if key != "head" and target:
+                    keys[target] = value
+
+            for cells, varied in _combinations(file, head):
+                cells = {"recipe": recipe_file.stem, "head": _shown(choice), **cells}
+                name = _row_name(cells, bool(file.recipes), "head" in file.grid)
                 recipe = recipe_with(
-                    deepcopy(base), {**wanted, **varied}, where, f"member {name}", beside
+                    deepcopy(base), {**keys, **varied}, recipe_file, f"member {name}", beside
                 )
                 rows.append(StudyRow(name, cells, recipe))
+
     for key in (*file.grid, *fixed):
-        if (first := key.partition(".")[0]) not in KEYS and first not in heads:
+        first = key.partition(".")[0]
+        if first not in KEYS and first not in heads:
             raise ValueError(f"{key}: no member has head {first}; {nearest(first, heads)}")
     names = [row.name for row in rows]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(
-            f"two rows would be called {twice[0]}: give their recipes files of other names"
-        )
-    axes = [key for key in file.grid if key != "head"]
-    shown = (
-        ("recipe",) * (len(file.recipes) > 1) + ("head", *axes) + ("subset",) * bool(file.subsets)
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"two rows would be called {name}: give their recipes files of other names"
+            )
+
+    columns = ["head", *(key for key in file.grid if key != "head")]
+    if len(file.recipes) > 1:
+        columns.insert(0, "recipe")
+    if file.subsets:
+        columns.append("subset")
+    return StudyPlan(
+        file.name, file.source, tuple(columns), tuple(rows), file.seeds, file.order_seed, given
     )
-    return StudyPlan(file.name, file.source, shown, tuple(rows), file.seeds, file.order_seed, given)
 
 
-def _cells(file: StudyFile, head: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """(column -> value, key of the recipe -> value) of every combination for a head, "" in columns
-    of other heads.
+def _combinations(file: StudyFile, head: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield every combination of the grid for a head: (column -> value, recipe key -> value).
+
+    Columns of other heads are "".
     """
     axes = [key for key in file.grid if key != "head"]
-    mine = [key for key in axes if _target(key, head)]
-    for values in product(*(file.grid[key] for key in mine)):
-        varied = dict(zip(mine, values, strict=True))
-        for name, subset in (file.subsets or {"": LabelSubset()}).items():
-            labels = {f"data.{key}": value for key, value in asdict(subset).items() if value}
-            cells = {**{key: varied.get(key, "") for key in axes}, "subset": name}
-            yield cells, {**{_target(key, head): value for key, value in varied.items()}, **labels}
+    targets = {key: _recipe_key(key, head) for key in axes}
+    own = [key for key in axes if targets[key]]
+    subsets = file.subsets or {"": LabelSubset()}
+    for values in product(*(file.grid[key] for key in own)):
+        varied = dict(zip(own, values, strict=True))
+        for name, subset in subsets.items():
+            cells = {key: varied.get(key, "") for key in axes}
+            cells["subset"] = name
+            keys = {targets[key]: value for key, value in varied.items()}
+            for key, value in asdict(subset).items():
+                if value:
+                    keys[f"data.{key}"] = value
+            yield cells, keys
 
 
 def _bases(file: StudyFile, path: Path) -> Iterator[tuple[dict[str, Any], Path]]:
-    """The tables of each recipe, and its file."""
+    """Yield the tables of each recipe, and its file."""
     for name in file.recipes:
         found = recipe_path(name, path.parent)
         table = read_toml(found)
@@ -245,27 +296,33 @@ def _bases(file: StudyFile, path: Path) -> Iterator[tuple[dict[str, Any], Path]]
 
 
 def _check_keys(fixed: Mapping[str, Any], grid: Mapping[str, Any]) -> None:
-    """ValueError for a key of [set] or [grid] that can be none of a recipe, and for values that are
-    no list without repeats.
-    """
-    choices = [*grid.get("head", ()), fixed.get("head")]
-    names = [choice.get("name") if isinstance(choice, dict) else choice for choice in choices]
-    plugins = [display_name(name) for name in names if isinstance(name, str) and is_recorded(name)]
+    """Raise ValueError for a key that no recipe can have, or a grid's values that are no list."""
+    plugins = []
+    for choice in (*grid.get("head", ()), fixed.get("head")):
+        name = choice.get("name") if isinstance(choice, dict) else choice
+        if isinstance(name, str) and is_recorded(name):
+            plugins.append(display_name(name))
     firsts = (*KEYS, *head_names(), *plugins)
+
     for key in (*fixed, *grid):
         first = key.partition(".")[0]
         if first not in firsts:
             raise ValueError(f"no key {key}; {nearest(first, firsts)}")
-        if key == first != "head":
+        # A whole table, such as "train"; only `head` may stand alone.
+        if key == first and key != "head":
             raise ValueError(f"no key {key}; {nearest(first, [f'{first}.KEY'])}")
+
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise ValueError(f"grid.{key}: expected a list of values, got {values!r}")
-        if twice := [value for value in values if values.count(value) > 1]:
-            raise ValueError(f"grid.{key}: {twice[0]!r} is there twice")
+        _refuse_repeats(f"grid.{key}", values)
         if key in fixed:
             raise ValueError(f"{key}: expected it in [grid], or in [set] or --set; got both")
-    for choice in (*grid.get("head", ()), *([fixed["head"]] if "head" in fixed else ())):
+
+    choices = list(grid.get("head", ()))
+    if "head" in fixed:
+        choices.append(fixed["head"])
+    for choice in choices:
         name = choice.get("name") if isinstance(choice, dict) else choice
         if not isinstance(name, str):
             raise ValueError(
@@ -276,10 +333,15 @@ def _check_keys(fixed: Mapping[str, Any], grid: Mapping[str, Any]) -> None:
             raise ValueError(f"no head {name!r}: {nearest(name, head_names())}")
 
 
-def _target(key: str, head: str) -> str:
-    """The key of the recipe that `key` of a study sets for a member with this head; "" if it is for
-    another head.
-    """
+def _refuse_repeats(key: str, values: "list | tuple") -> None:
+    """Raise ValueError if a value occurs twice."""
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{key}: duplicate {value!r}")
+
+
+def _recipe_key(key: str, head: str) -> str:
+    """Return the recipe's key that a study's key sets for a head; "" if it is of another head."""
     first, _, rest = key.partition(".")
     if first in KEYS:
         return key
@@ -289,7 +351,7 @@ def _target(key: str, head: str) -> str:
 
 
 def _shown(choice: str | dict[str, Any]) -> str:
-    """A head for a person: its name, and the options that were given with it."""
+    """Return a head for a person: its name, and the options that were given with it."""
     if not isinstance(choice, dict):
         return display_name(choice) if isinstance(choice, str) else choice
     options = [f"{key}={value}" for key, value in choice.items() if key != "name"]
@@ -297,7 +359,7 @@ def _shown(choice: str | dict[str, Any]) -> str:
 
 
 def _given_head(choice: Any, folder: Path) -> Any:
-    """A choice of a head; the path of a plug-in's file is replaced by the name of a given file."""
+    """Return a choice of a head with the path of a plug-in replaced by its file's recorded name."""
     if isinstance(choice, str):
         return given_name(choice, folder)
     if isinstance(choice, dict) and isinstance(choice.get("name"), str):
@@ -306,7 +368,7 @@ def _given_head(choice: Any, folder: Path) -> Any:
 
 
 def _with_given_heads(file: StudyFile, folder: Path) -> StudyFile:
-    """The study with its heads as `_given_head`; relative paths start from the study's folder."""
+    """Return the study with heads as `_given_head` does; paths start from the study's folder."""
     chosen, grid = dict(file.set), dict(file.grid)
     if "head" in chosen:
         chosen["head"] = _given_head(chosen["head"], folder)
@@ -315,24 +377,28 @@ def _with_given_heads(file: StudyFile, folder: Path) -> StudyFile:
     return replace(file, set=chosen, grid=grid, head=_given_head(file.head, folder))
 
 
-def _name(cells: Mapping[str, Any], recipes: bool, heads: bool) -> str:
-    """The name of a row, which its folders have: the same whatever other rows there are, and in
-    whatever order.
+def _row_name(cells: Mapping[str, Any], recipes: bool, heads: bool) -> str:
+    """Return the name of a row, which its folders have.
+
+    It depends neither on other rows nor on their order. `recipes`, `heads`: whether the study has
+    several of them to choose from.
     """
-    parts = [cells["recipe"]] if recipes else []
-    parts += [cells["head"]] if heads or not recipes else []
-    parts += [
-        f"{key}={_text(cells[key])}"
-        for key in sorted(set(cells) - {"recipe", "head", "subset"})
-        if cells[key] != ""
-    ]
-    parts += [cells["subset"]] if cells["subset"] else []
+    parts = []
+    if recipes:
+        parts.append(cells["recipe"])
+    if heads or not recipes:
+        parts.append(cells["head"])
+    for key in sorted(set(cells) - {"recipe", "head", "subset"}):
+        if cells[key] != "":
+            value = cells[key] if isinstance(cells[key], str) else json.dumps(cells[key])
+            parts.append(f"{key}={value}")
+    if cells["subset"]:
+        parts.append(cells["subset"])
+
     exact = ",".join(parts)
-    name = "".join(c if c.isalnum() or c in "_-.,=+" else "_" for c in exact)
+    # Characters that every file system allows in a name.
+    name = re.sub(r"[^\w.,=+-]", "_", exact)
     if name == exact and len(name) <= LONGEST:
         return name
+    # Two names may become equal when characters are replaced: the checksum tells them apart.
     return f"{name[:LONGEST]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

@@ -1,5 +1,6 @@
-"""How weights move: the tables [train] and [phases.train] of a recipe. Which optimiser they become:
-heads/training/optimisers.py.
+"""How weights are trained: the tables [train] and [phases.train] of a recipe.
+
+heads/training/optimisers.py builds the optimisers, heads/training/learner.py does the rest.
 """
 
 import math
@@ -19,10 +20,17 @@ Optimiser = Literal["sgd", "adam", "adamw"]
 
 @dataclass(frozen=True)
 class AlternatingOptimiser:
-    """A second optimiser that takes turns: of the mini-batches of an epoch it gets the second, the
-    fourth, ... and the first one the others (GOS's search). `parameters`: the weights that are its
-    own, by the start of their name ("" for none: no second optimiser). Its learning rate is
-    constant; its parameters are nobody else's. `momentum` is SGD's.
+    """A second optimiser that takes turns with the first one (GOS's search).
+
+    It gets the second, the fourth, ... mini-batch of an epoch. Its learning rate is constant, and
+    its parameters belong to it alone.
+
+    Attributes:
+        parameters: the start of its parameters' names; "": no second optimiser.
+        optimiser: "sgd", "adam" or "adamw".
+        lr: learning rate.
+        weight_decay: weight decay.
+        momentum: of SGD.
     """
 
     parameters: str = ""
@@ -36,10 +44,13 @@ class AlternatingOptimiser:
 class ParameterGroups:
     """Factors of the learning rate and of the weight decay for some of the weights.
 
-    `bias_lr`, `bias_decay`: every bias, norms' too; `norm_lr`, `norm_decay`: the scales of norms.
-    `last_lr`, `last_bias_lr`: the weight and the bias of the classifier, the module whose name is
-    `last`, in place of the factors above. `first`: `first_lr` is the rate's factor for parameters
-    whose name starts so, times the others (a backbone's; "" for none).
+    Attributes:
+        bias_lr, bias_decay: every bias, also those of norms.
+        norm_lr, norm_decay: the scales of norms.
+        last: the name of the classifier's module.
+        last_lr, last_bias_lr: the classifier's weight and bias, in place of the factors above.
+        first: the start of the names of parameters, such as a backbone's; "": none.
+        first_lr: a further factor of the learning rate of the parameters `first`.
     """
 
     bias_lr: Real = 1.0
@@ -55,8 +66,12 @@ class ParameterGroups:
 
 @dataclass(frozen=True)
 class LossShare:
-    """An auxiliary loss of the head: its factor `weight`, and the share of the mini-batches, from
-    the first on, in which it counts (`until`)."""
+    """An auxiliary loss of the head.
+
+    Attributes:
+        weight: its factor.
+        until: the fraction of the training, from its start, in which the loss counts.
+    """
 
     weight: Real = 1.0
     until: Fraction = 1.0
@@ -64,12 +79,14 @@ class LossShare:
 
 @dataclass(frozen=True)
 class Distillation:
-    """DyReg's distillation: regions of single-module networks teach those of a head with several
-    (heads/papers/dyreg/distillation.py).
+    """DyReg's distillation: networks with one module teach the regions of one with several.
 
-    `teachers`: the names of earlier phases of this recipe, or folders of runs; none: no
-    distillation. `weight` of the loss; `until`: the share of the mini-batches, from the first on,
-    in which it counts.
+    See heads/papers/dyreg/distillation.py.
+
+    Attributes:
+        teachers: earlier phases of this recipe, or run folders; none: no distillation.
+        weight: the factor of the loss.
+        until: the fraction of the training, from its start, in which the loss counts.
     """
 
     teachers: tuple[str, ...] = ()
@@ -79,19 +96,33 @@ class Distillation:
 
 @dataclass(frozen=True)
 class Training:
-    """How the weights move. Exactly one of `epochs` and `iterations` (mini-batches) is the length,
-    and the unit of `drop_at`.
+    """How weights are trained.
 
-    `schedule`: "constant"; "steps", `lr` times `factor` from each point of `drop_at` on; "cosine"
-    to 0 at the end; "plateau", times `factor` when the validation loss has not declined for
-    `patience` epochs, until it would fall below `stop_below`: then the training ends (0: it goes on
-    to its length). `early_stop`: the training ends when the validation's figure has no new best for
-    so many epochs (0: never). `momentum` and `nesterov` are SGD's. `clip_norm`: limit of the
-    gradient's norm (0: none). `accumulate`: a mini-batch goes through the head in so many parts
-    whose gradients are added: the memory of one part; the same step, but for batch norms and for
-    the numbers that dropout draws. `ema`: decay per mini-batch of the moving average of the weights
-    that is validated and kept in place of the last ones (0: none). `losses`: the head's auxiliary
-    losses by name.
+    Attributes:
+        epochs, iterations: the length, in epochs or in mini-batches; exactly one is given.
+        batch: views per mini-batch.
+        optimiser: "sgd", "adam" or "adamw".
+        lr: learning rate.
+        momentum, nesterov: of SGD.
+        weight_decay: weight decay.
+        schedule: of the learning rate. "constant"; "steps": times `factor` at each point of
+            `drop_at`; "cosine": to 0 at the end; "plateau": times `factor` when the validation
+            loss has had no new minimum for `patience` epochs.
+        drop_at: points of "steps", in the unit of the length.
+        factor: factor of "steps" and "plateau".
+        patience: epochs of "plateau".
+        stop_below: "plateau" ends the training when the rate would fall below this; 0: never.
+        early_stop: the training ends when the validation figure has had no new best for so many
+            epochs; 0: never.
+        clip_norm: the largest norm of the gradient; 0: any.
+        accumulate: a mini-batch goes through the head in so many parts, whose gradients are added.
+            It takes the memory of one part. Batch norms and dropout see the parts.
+        ema: decay per mini-batch of a moving average of the weights, which is validated and kept
+            in place of the last weights; 0: none.
+        groups: factors of the learning rate and weight decay for some of the weights.
+        alternate: a second optimiser.
+        losses: the head's auxiliary losses, by name.
+        distil: DyReg's distillation.
     """
 
     epochs: Count = 0
@@ -120,8 +151,7 @@ class Training:
         if (self.epochs > 0) == (self.iterations > 0):
             raise ValueError(
                 f"expected either epochs or iterations, got epochs = {self.epochs}, iterations = "
-                f"{self.iterations}; "
-                "set the other to 0 (--set train.iterations=0)"
+                f"{self.iterations}; set the other to 0 (--set train.iterations=0)"
             )
         if (self.schedule == "steps") != bool(self.drop_at):
             raise ValueError(
@@ -142,23 +172,30 @@ class Training:
 
     @property
     def length(self) -> int:
-        """Epochs or iterations, whichever was given."""
+        """The number of epochs or iterations, whichever is given."""
         return self.epochs or self.iterations
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        """Mini-batches in the whole training, unless it stops early."""
+        """Return the mini-batches of the whole training, unless it stops early."""
         return self.iterations or self.epochs * steps_per_epoch
 
     def total_epochs(self, steps_per_epoch: int) -> int:
-        """Epochs, the last one possibly cut short by `iterations`."""
+        """Return the epochs of the whole training; `iterations` may cut the last one short."""
         return math.ceil(self.total_steps(steps_per_epoch) / steps_per_epoch)
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
-        """Learning rate of mini-batch `step`, from 0; "plateau" multiplies this constant by what
-        the validation loss did so far."""
+        """Return the learning rate of a mini-batch.
+
+        For "plateau" it is constant: the learner multiplies it by what the validation loss asks
+        for.
+
+        Args:
+            step: the number of the mini-batch, from 0.
+            steps_per_epoch: mini-batches per epoch.
+        """
         if self.schedule == "cosine":
-            return (
-                self.lr * 0.5 * (1 + math.cos(math.pi * step / self.total_steps(steps_per_epoch)))
-            )
+            angle = math.pi * step / self.total_steps(steps_per_epoch)
+            return self.lr * 0.5 * (1 + math.cos(angle))
         unit = 1 if self.iterations else steps_per_epoch
-        return self.lr * self.factor ** sum(step >= point * unit for point in self.drop_at)
+        drops = sum(step >= point * unit for point in self.drop_at)
+        return self.lr * self.factor**drops

@@ -1,0 +1,25 @@
+"""What a head learns from: the cached views of a split, their classes, and their features.
+
+This room may import from `heads.interface` and `heads.config`.
+
+    classes        the classes that a recipe trains
+    splits         which cached views a split has, and their order in an epoch
+    feature_store  the features in memory, or read on demand; one pass for many readers
+    view_dataset   the views of a split as a torch Dataset
+"""
+
+from pipeline.lazy_names import load_lazily
+
+_HOMES = {
+    "FeatureStore": "feature_store",
+    "ReadRequest": "feature_store",
+    "SplitViews": "splits",
+    "ViewDataset": "view_dataset",
+    "cache_dims": "splits",
+    "fields_for": "splits",
+    "find_classes": "classes",
+    "shared_pass": "feature_store",
+    "split_views": "splits",
+}
+__all__ = list(_HOMES)
+__getattr__ = load_lazily(__name__, _HOMES)

@@ -1,5 +1,8 @@
-"""The fields of cached views, in memory or read as they are asked for, and one pass over them for
-several readers.
+"""Keep the fields of cached views in memory, or read them on demand; share one pass over them.
+
+store = FeatureStore(cache["train"], ("nodes", "valid"), rows, "auto", str(cache.path))
+for reader, clips, where in shared_pass(store, requests):
+    ...
 """
 
 import math
@@ -20,22 +23,34 @@ if TYPE_CHECKING:
     from pipeline.cache.reader import Group
 
 RESIDENT = ("auto", "gpu", "ram", "disk")
-BLOCK = 1 << 28  # bytes per read while fields are loaded: bounds the memory beside the destination
-SAMPLE = 1 << 30  # bytes that are looked at before training starts where rows are not loaded
-SMALL = 1 << 22  # bytes of a batch in memory that is gathered sooner than a thread would be woken
-AHEAD = 2  # batches that are prepared while one is used
+# Bytes per read while fields are loaded: limits the memory used beside the destination.
+BLOCK = 1 << 28
+# Bytes that are checked for NaN before training starts, where rows are not loaded.
+SAMPLE = 1 << 30
+# A batch in memory below this size is gathered sooner than a thread would wake up.
+SMALL = 1 << 22
+# Batches that are prepared while one is used.
+AHEAD = 2
 
 Tensors = dict[str, Tensor]
 
 
 class FeatureStore:
-    """The fields of some rows of a group, in memory or read as they are asked for.
+    """The fields of some rows of a group.
 
-    `resident`: "gpu" and "ram" load them once, in the dtype of the cache, into the memory of
-    `device` or of the machine; "disk" reads every batch, ahead of its use; "auto" takes the first
-    of these where they need less than half of what is free. ValueError when a value that is read is
-    not finite; rows that are not loaded are looked at in a sample at once, and all of them when
-    they are read.
+    Args:
+        group: the training or test views of a cache.
+        fields: the fields to read.
+        rows: row numbers of the group; repeats count once.
+        resident: "gpu" and "ram" load the fields once, in the cache's dtype, into the memory of
+            the device or of the machine. "disk" reads every batch, ahead of its use. "auto" takes
+            the first of these whose free memory is more than twice what the fields need.
+        where: the cache's path, for messages.
+        device: where batches go.
+
+    Raises:
+        ValueError: a value is NaN or infinite. Loaded rows are all checked at once; with "disk" a
+            sample is checked at once, and every row when it is read.
     """
 
     def __init__(
@@ -49,28 +64,29 @@ class FeatureStore:
     ):
         if resident not in RESIDENT:
             raise ValueError(f"resident: expected one of {', '.join(RESIDENT)}, got {resident!r}")
-        self.group, self.fields, self.where, self.device = (
-            group,
-            tuple(fields),
-            where,
-            torch.device(device),
-        )
+        self.group, self.fields, self.where = group, tuple(fields), where
+        self.device = torch.device(device)
         if resident == "gpu" and self.device.type == "cpu":
             raise ValueError(
-                "resident gpu: the run computes on the CPU; say --resident ram, or --device cuda"
+                "resident gpu: the run computes on the CPU; pass --resident ram, or --device cuda"
             )
+
         rows = np.unique(rows)
+        # Row of the group -> row of the loaded tensors; -1 for rows that are not loaded.
         self.position = np.full(len(group), -1)
         self.position[rows] = np.arange(len(rows))
-        self.row_bytes = sum(
-            math.prod(group.shape(name)) * group.dtype(name).itemsize for name in fields
-        )
+        self.row_bytes = 0
+        for name in fields:
+            self.row_bytes += math.prod(group.shape(name)) * group.dtype(name).itemsize
         self.bytes = len(rows) * self.row_bytes
+
         self.resident = self._choose(resident)
         self.tensors: Tensors | None = None
         if self.resident == "disk":
-            for some in self._blocks(rows[:: max(1, math.ceil(self.bytes / SAMPLE))]):
-                self._read(some)
+            # `_read` raises for values that are not finite.
+            sample = rows[:: max(1, math.ceil(self.bytes / SAMPLE))]
+            for block in self._blocks(sample):
+                self._read(block)
         else:
             self.tensors = self._load(rows)
 
@@ -82,19 +98,19 @@ class FeatureStore:
         return "ram" if self.bytes < free_memory() / 2 else "disk"
 
     def _load(self, rows: np.ndarray) -> Tensors:
+        device = self.device if self.resident == "gpu" else None
         tensors: Tensors = {}
         done = 0
-        for some in self._blocks(rows):
-            for name, block in self._read(some).items():
+        for block in self._blocks(rows):
+            for name, values in self._read(block).items():
                 if name not in tensors:
-                    place = self.device if self.resident == "gpu" else None
-                    tensors[name] = block.new_empty((len(rows), *block.shape[1:]), device=place)
-                tensors[name][done : done + len(some)] = block
-            done += len(some)
+                    tensors[name] = values.new_empty((len(rows), *values.shape[1:]), device=device)
+                tensors[name][done : done + len(block)] = values
+            done += len(block)
         return tensors
 
     def _blocks(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The rows in portions that are read at once."""
+        """Divide rows into blocks that are read at once."""
         size = max(1, BLOCK // max(1, self.row_bytes))
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
@@ -102,69 +118,93 @@ class FeatureStore:
         arrays = self.group.batch([int(row) for row in rows], fields=self.fields)
         tensors = {name: torch.from_numpy(arrays[name]) for name in self.fields}
         for name, tensor in tensors.items():
-            # A sum is finite unless a term is not, or it overflows: only then is every value looked
-            # at.
-            if tensor.is_floating_point() and not torch.isfinite(tensor.sum(dtype=torch.float64)):
-                bad = ~torch.isfinite(tensor).flatten(1).all(1)
-                if bad.any():
-                    row = int(rows[int(bad.nonzero()[0])])
-                    view = f"clip {self.group.clips[row]}, view {self.group.views[row]}"
-                    raise ValueError(
-                        f"{self.where}, {view}: {name} holds NaN or infinity; run `vidgraph "
-                        f"verify --cache {self.where}`"
-                    )
+            if tensor.is_floating_point():
+                self._require_finite(name, tensor, rows)
         return tensors
 
+    def _require_finite(self, name: str, tensor: Tensor, rows: np.ndarray) -> None:
+        # The sum of finite values is finite unless it overflows, so values are rarely looked at
+        # one by one.
+        if torch.isfinite(tensor.sum(dtype=torch.float64)):
+            return
+        bad = ~torch.isfinite(tensor).flatten(1).all(1)
+        if bad.any():
+            row = int(rows[int(bad.nonzero()[0])])
+            view = f"clip {self.group.clips[row]}, view {self.group.views[row]}"
+            raise ValueError(
+                f"{self.where}, {view}: {name} holds NaN or infinity; run `vidgraph verify "
+                f"--cache {self.where}`"
+            )
+
     def batch(self, rows: np.ndarray) -> Tensors:
-        """The fields of these rows, in this order, in the dtype of the cache; on the device where
-        they are resident there.
+        """Return the fields of rows, in the order of `rows`.
+
+        Args:
+            rows: B row numbers of the group.
+
+        Returns:
+            field -> [B,...] in the cache's dtype; on the device if the fields are resident there.
         """
         if self.tensors is None:
             return self._read(rows)
-        at = torch.from_numpy(self.position[rows])
-        return {
-            name: tensor.index_select(0, at.to(tensor.device))
-            for name, tensor in self.tensors.items()
-        }
+        positions = torch.from_numpy(self.position[rows])
+        batch = {}
+        for name, tensor in self.tensors.items():
+            batch[name] = tensor.index_select(0, positions.to(tensor.device))
+        return batch
 
     def batches(self, rows: np.ndarray, size: int) -> Iterator[tuple[Tensors, slice]]:
-        """Consecutive batches of `rows` on the device, floats as float32, each with its place in
-        `rows`; the last may be smaller. A thread prepares the next ones while the caller works,
-        unless they are small, or on the device.
+        """Yield consecutive batches of rows, on the device.
+
+        A thread prepares the next batches while the caller works, unless they are small or already
+        on the device.
+
+        Args:
+            rows: row numbers of the group.
+            size: rows per batch; the last batch may be smaller.
+
+        Yields:
+            The fields, floats as float32, and which part of `rows` they are.
         """
-        places = [slice(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
+        slices = []
+        for start in range(0, len(rows), size):
+            slices.append(slice(start, min(start + size, len(rows))))
 
-        def ready(place: slice) -> Tensors:
-            return {
-                name: _moved(tensor, self.device)
-                for name, tensor in self.batch(rows[place]).items()
-            }
+        def prepare(part: slice) -> Tensors:
+            batch = self.batch(rows[part])
+            return {name: _to_device(tensor, self.device) for name, tensor in batch.items()}
 
-        if self.resident == "gpu" or (self.resident == "ram" and size * self.row_bytes < SMALL):
-            yield from ((ready(place), place) for place in places)
+        small = self.resident == "ram" and size * self.row_bytes < SMALL
+        if self.resident == "gpu" or small:
+            for part in slices:
+                yield prepare(part), part
             return
+
         with ThreadPoolExecutor(1) as reader:
-            ahead = [reader.submit(ready, place) for place in places[:AHEAD]]
-            for k, place in enumerate(places):
+            ahead = [reader.submit(prepare, part) for part in slices[:AHEAD]]
+            for k, part in enumerate(slices):
                 tensors = ahead.pop(0).result()
-                if k + AHEAD < len(places):
-                    ahead.append(reader.submit(ready, places[k + AHEAD]))
-                yield tensors, place
+                if k + AHEAD < len(slices):
+                    ahead.append(reader.submit(prepare, slices[k + AHEAD]))
+                yield tensors, part
 
 
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """On `device`, float32 if it is floating: half as many bytes go over the bus before it is
-    widened.
-    """
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Move a tensor to a device, as float32 if it is floating."""
+    # Move first: half precision sends half as many bytes over the bus.
     tensor = tensor.to(device)
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
 @dataclass(frozen=True)
 class ReadRequest:
-    """What one reader wants from a pass: `rows` [n] in the order of their `turns` [n] (ascending,
-    the position in the order that all readers follow), of these only `fields`, in batches of
-    `batch`.
+    """What one reader wants from a pass.
+
+    Attributes:
+        rows: [n] row numbers, in the order of `turns`.
+        turns: [n] ascending positions in the order of views that all readers follow.
+        fields: the fields that it reads.
+        batch: rows per batch.
     """
 
     rows: np.ndarray
@@ -174,90 +214,101 @@ class ReadRequest:
 
 
 def shared_pass(
-    store: FeatureStore, shares: Sequence[ReadRequest]
+    store: FeatureStore, requests: Sequence[ReadRequest]
 ) -> Iterator[tuple[int, Clips, slice]]:
-    """Every row that somebody wants, read once and in order, and given out as (number of the
-    reader, Clips, place in its rows). What a reader gets does not depend on the others: values,
-    order, sizes of its batches and their memory's layout.
+    """Read every requested row once, in order, and give each reader its batches.
 
-    Readers of the same turn must want the same row.
+    A reader gets what it would get alone: the same values, order, batch sizes and memory layout.
+
+    Args:
+        store: where rows are read.
+        requests: what each reader wants. At the same turn, all readers must want the same row.
+
+    Yields:
+        The reader's number, the views, and which part of its `rows` they are.
     """
-    turns, first = np.unique(np.concatenate([share.turns for share in shares]), return_index=True)
-    rows = np.concatenate([share.rows for share in shares])[first]
-    spans = [
-        np.searchsorted(turns, share.turns) for share in shares
-    ]  # where a reader's rows are among all
-    cuts = [_Cut(share) for share in shares]
-    # batches.close() ends the reading thread when the caller leaves early.
-    batches = store.batches(rows, max(share.batch for share in shares))
+    all_turns = np.concatenate([request.turns for request in requests])
+    all_rows = np.concatenate([request.rows for request in requests])
+    # At one turn all readers want the same row: read the first reader's.
+    turns, first = np.unique(all_turns, return_index=True)
+    rows = all_rows[first]
+
+    # Where each reader's rows are among all rows.
+    positions = [np.searchsorted(turns, request.turns) for request in requests]
+    cutters = [_BatchCutter(request) for request in requests]
+    batches = store.batches(rows, max(request.batch for request in requests))
     try:
-        for tensors, place in batches:
-            for k, (cut, span) in enumerate(zip(cuts, spans, strict=True)):
-                low, high = np.searchsorted(span, (place.start, place.stop))
-                for clips, own in cut.take(tensors, span[low:high] - place.start):
-                    yield k, clips, own
-        for k, cut in enumerate(cuts):
-            for clips, own in cut.rest():
-                yield k, clips, own
+        for tensors, part in batches:
+            for k, (cutter, position) in enumerate(zip(cutters, positions, strict=True)):
+                low, high = np.searchsorted(position, (part.start, part.stop))
+                for clips, own_part in cutter.take(tensors, position[low:high] - part.start):
+                    yield k, clips, own_part
+        for k, cutter in enumerate(cutters):
+            for clips, own_part in cutter.rest():
+                yield k, clips, own_part
     finally:
+        # Ends the reading thread if the caller leaves early.
         batches.close()
 
 
-class _Cut:
-    """A reader's batches, cut from a stream of larger or other ones."""
+class _BatchCutter:
+    """Cut one reader's batches from a stream of batches that have other rows and sizes."""
 
-    def __init__(self, share: ReadRequest):
-        self.share, self.given = share, 0
+    def __init__(self, request: ReadRequest):
+        self.request = request
+        self.given = 0
         self.kept: list[Tensors] = []
         self.size = 0
 
-    def take(self, tensors: Tensors, at: np.ndarray) -> Iterator[tuple[Clips, slice]]:
-        """Adds the rows `at` of a batch of the stream; gives the batches that are full now."""
+    def take(self, tensors: Tensors, rows: np.ndarray) -> Iterator[tuple[Clips, slice]]:
+        """Add rows of a batch of the stream, and yield the batches that are full now."""
         whole = len(next(iter(tensors.values())))
-        batch = self.share.batch
-        while len(at):
-            now = at[: batch - self.size]
-            at = at[len(now) :]
-            mine = {name: tensors[name] for name in self.share.fields}
+        batch = self.request.batch
+        while len(rows):
+            now = rows[: batch - self.size]
+            rows = rows[len(now) :]
+            own = {name: tensors[name] for name in self.request.fields}
             if len(now) < whole:
+                # A copy and not a slice: a slice may be aligned differently in memory, and then
+                # sums differ in the last bit.
                 index = torch.from_numpy(now)
-                # A copy: a part of another's memory might be aligned otherwise, and sums differ in
-                # the last bit.
-                mine = {
-                    name: tensor.index_select(0, index.to(tensor.device))
-                    for name, tensor in mine.items()
-                }
-            self.kept.append(mine)
+                for name, tensor in own.items():
+                    own[name] = tensor.index_select(0, index.to(tensor.device))
+            self.kept.append(own)
             self.size += len(now)
             if self.size == batch:
                 yield from self.rest()
 
     def rest(self) -> Iterator[tuple[Clips, slice]]:
-        """What was added and not given yet, as one batch, if anything."""
+        """Yield what was added and not yielded yet, as one batch, if there is anything."""
         if not self.size:
             return
-        parts, place = self.kept, slice(self.given, self.given + self.size)
-        self.kept, self.given, self.size = [], place.stop, 0
-        joined = (
-            parts[0]
-            if len(parts) == 1
-            else {name: torch.cat([p[name] for p in parts]) for name in self.share.fields}
-        )
-        yield clips_of(joined, dtype=None), place
+        pieces, part = self.kept, slice(self.given, self.given + self.size)
+        self.kept, self.given, self.size = [], part.stop, 0
+        joined = pieces[0]
+        if len(pieces) > 1:
+            joined = {}
+            for name in self.request.fields:
+                joined[name] = torch.cat([piece[name] for piece in pieces])
+        yield clips_of(joined, dtype=None), part
 
 
 def free_memory() -> int:
-    """Bytes that this process may still take: what the machine has free, or less where its control
-    group allows less.
+    """Return the bytes that this process may still take.
+
+    That is what the machine has free, or less if the process's control group allows less.
     """
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):  # counts the page cache, which gives way
+            # Counts the page cache too, which the system gives up when memory is needed.
+            if line.startswith("MemAvailable:"):
                 free = int(line.split()[1]) * 1024
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         if limit != "max":
-            free = min(free, int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+            free = min(free, int(limit) - used)
     except (OSError, ValueError):
-        return free  # no such files on this system: the first figure stands
+        # This system has no such files: what is known so far has to do.
+        return free
     return free

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from heads.config.recipe_tables import DataOptions
-from heads.data.splits import cache_dims, find_classes, part_of
+from heads.data.classes import find_classes
+from heads.data.splits import cache_dims, split_views, splits_of
 from pipeline.cache.reader import Cache
 from pipeline.manifests.manifest import Manifest
 
@@ -59,9 +60,9 @@ class ViewDataset(Dataset):
         self.dims = cache_dims(self.cache)
 
         group = views or ("train" if split == "train" else "test")
-        found = part_of(self.cache, group, split, manifest, self.classes, options)
+        found = split_views(self.cache, group, split, manifest, self.classes, options)
         if found is None:
-            there = ", ".join(dict.fromkeys(clip.split for clip in manifest.clips))
+            there = ", ".join(splits_of(manifest))
             raise ValueError(f"{manifest.path}: no clip in split {split!r}; its splits: {there}")
         self.clips, self.failed = found.clips, found.failed
         self.group = found.group
@@ -70,7 +71,8 @@ class ViewDataset(Dataset):
 
         self.fields = tuple(self.group.fields if fields is None else fields)
         for name in self.fields:
-            self.group.shape(name)  # raises CacheError for a field that is not there
+            # Raises CacheError for a field that is not there.
+            self.group.shape(name)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from heads.data.splits import fields_for, how_to_add
-from heads.evaluation.evaluate import load_trained
 from heads.evaluation.metrics import scores_of
+from heads.evaluation.saved_heads import load_trained
 from heads.interface.clips import MissingFields, clips_of
 from pipeline.cache.reader import Cache, Group
 

@@ -1,8 +1,8 @@
-"""Several runs as one: the sum of their scores, video by video, from the predictions that
-evaluating each has left.
+"""Combine several runs: add their scores, video by video, from the predictions they left behind.
 
-ensemble(["runs/ean-8", "runs/ean-16"], "test").figures["top1"]      EAN's 8+16 frames (IJCV 2022,
-Table 1)
+    ensemble(["runs/ean-8", "runs/ean-16"], "test").figures["top1"]
+
+This is how EAN combines its 8 and 16 frames (IJCV 2022, Table 1).
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,18 @@ from heads.config.recipe import recipe_from
 from heads.evaluation.metrics import aggregate, scores_of, summarise
 from heads.evaluation.prediction_files import read_predictions
 from heads.interface.run_records import RUN
-from heads.runs import run_files as runs
+from heads.runs import run_files
 
 
 @dataclass(frozen=True)
 class VideoScores:
-    """One score per video and class: `scores` [V,K] of the videos `clips` [V] for the `classes`
-    [K], with `targets` as predictions_SPLIT.npz has them (None without labels), and their `figures`
-    ({} without labels).
+    """One score per video and class.
+
+    Attributes:
+        clips: [V] clip ids.
+        classes: [K] class names.
+        scores: [V,K].
+        targets: [V] class ids, or [V,K] of 0 and 1; None without labels.
     """
 
     clips: tuple[str, ...]
@@ -32,11 +36,18 @@ class VideoScores:
 
     @property
     def figures(self) -> dict[str, float]:
+        """The figures (see `heads.evaluation.metrics.summarise`); {} without labels."""
         return {} if self.targets is None else summarise(self.scores, self.targets)
 
     def save(self, folder: Path, split: str) -> None:
-        """Writes scores_SPLIT.npz and metrics_SPLIT.json. ValueError for the folder of a run, which
-        has its own.
+        """Write scores_SPLIT.npz and metrics_SPLIT.json.
+
+        Args:
+            folder: any folder but that of a run, which has files of these names.
+            split: the split's name.
+
+        Raises:
+            ValueError: the folder holds a run.
         """
         if (folder / "run.json").exists():
             raise ValueError(
@@ -50,58 +61,73 @@ class VideoScores:
         }
         if self.targets is not None:
             arrays["targets"] = self.targets
-        runs.save_predictions(folder / f"scores_{split}.npz", arrays)
-        runs.write_json(folder / f"metrics_{split}.json", self.figures)
+        run_files.save_predictions(folder / f"scores_{split}.npz", arrays)
+        run_files.write_json(folder / f"metrics_{split}.json", self.figures)
 
 
 def scores_of_run(
     folder: Path | str, split: str, settings: Mapping[str, str] | None = None
 ) -> VideoScores:
-    """A run's scores from its predictions_SPLIT.npz, aggregated over views as its recipe says, or
-    `settings` (aggregate, scores). ValueError for a folder without them."""
+    """Read a run's predictions of a split and aggregate them over views.
+
+    Args:
+        folder: the run folder, with predictions_SPLIT.npz.
+        split: the split's name.
+        settings: values that replace those of the recipe's table `evaluate` (aggregate, scores).
+
+    Raises:
+        ValueError: the folder has no predictions of this split.
+    """
     folder = Path(folder)
-    table = runs.read_json(folder / "run.json", RUN)["recipe"]
-    recipe = recipe_from(
-        {**table, "evaluate": {**table["evaluate"], **(settings or {})}}, str(folder)
-    )
+    table = run_files.read_json(folder / "run.json", RUN)["recipe"]
+    options = {**table["evaluate"], **(settings or {})}
+    recipe = recipe_from({**table, "evaluate": options}, str(folder))
+
     path = folder / f"predictions_{split}.npz"
     advice = f"run `vidgraph evaluate {folder} --split {split}`"
     try:
-        found = read_predictions(path, advice)
+        arrays = read_predictions(path, advice)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; {advice} first") from None
-    scores = scores_of(found["logits"], recipe.scores)
-    scores = aggregate(scores, found["video"], len(found["clips"]), recipe.evaluate.aggregate)
-    return VideoScores(
-        tuple(found["clips"].tolist()),
-        tuple(found["classes"].tolist()),
-        scores,
-        found.get("targets"),
-    )
+
+    scores = scores_of(arrays["logits"], recipe.scores)
+    videos = len(arrays["clips"])
+    scores = aggregate(scores, arrays["video"], videos, recipe.evaluate.aggregate)
+    clips, classes = tuple(arrays["clips"].tolist()), tuple(arrays["classes"].tolist())
+    return VideoScores(clips, classes, scores, arrays.get("targets"))
 
 
 def ensemble(
     folders: Sequence[Path | str], split: str, settings: Mapping[str, str] | None = None
 ) -> VideoScores:
-    """The sum of the runs' scores; the runs may have been trained on other caches, heads and
-    frames.
+    """Add the scores of several runs, which may have other caches, heads and frames.
 
-    ValueError for fewer than two runs, and unless all have scores for the same videos, classes and
-    labels.
+    Args:
+        folders: at least two run folders.
+        split: the split's name.
+        settings: as for `scores_of_run`.
+
+    Returns:
+        The sums, in the order of the first run's videos.
+
+    Raises:
+        ValueError: fewer than two runs, or runs of other videos, classes or labels.
     """
     if len(folders) < 2:
         raise ValueError(f"an ensemble sums the scores of at least 2 runs, got {len(folders)}")
-    first, *others = (scores_of_run(folder, split, settings) for folder in folders)
+
+    first, *others = [scores_of_run(folder, split, settings) for folder in folders]
     total = first.scores
     for folder, other in zip(folders[1:], others, strict=True):
-        place = {clip: k for k, clip in enumerate(other.clips)}
-        if apart := sorted(place.keys() ^ set(first.clips)):
+        position = {clip: k for k, clip in enumerate(other.clips)}
+        apart = sorted(position.keys() ^ set(first.clips))
+        if apart:
             raise ValueError(
                 f"{folder} and {folders[0]} predict other videos of split {split}: {len(apart)} "
-                f"are in one alone, such as "
-                f"{apart[0]}; evaluate both on the same clips"
+                f"are in only one of them, such as {apart[0]}; evaluate both on the same clips"
             )
-        order = [place[clip] for clip in first.clips]
+        # Two runs may list the same videos in different orders.
+        order = [position[clip] for clip in first.clips]
         if other.classes != first.classes or not _same_labels(first.targets, other.targets, order):
             raise ValueError(
                 f"{folder} and {folders[0]} have other classes or labels; train both with one "

@@ -1,14 +1,61 @@
-"""A trained head in a notebook: load it from its run folder, and ask it about cached views."""
+"""Load a trained head from its run folder, check that a cache fits it, and predict with it."""
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from heads.data.splits import part_of
+from torch import nn
+
+from heads.config.recipe import PLAIN, Recipe, recipe_from
+from heads.data.splits import cache_dims, split_views, splits_of
 from heads.evaluation.ensemble import VideoScores
-from heads.evaluation.evaluate import TrainedHead, figures, load_trained, open_store, splits_of
-from heads.evaluation.evaluate import predict as predict_views
+from heads.evaluation.head_predictor import compute_figures, open_store
+from heads.evaluation.head_predictor import predict as predict_views
+from heads.interface.clips import Dims, dims_from
 from heads.interface.loss import device_for
+from heads.runs import run_files
+from heads.runs.start_weights import default_checkpoint
+from heads.zoo import build_head
 from pipeline.cache.reader import Cache
+from pipeline.files.atomic_files import sha256_of
 from pipeline.manifests.manifest import Manifest
+
+# The keys of a cache's configuration that say which views and fields it has and how they were
+# stored. A run may be evaluated on a cache that differs in these alone: the rest decides what the
+# features are.
+VIEWS_ONLY = {
+    "keep",
+    "sampling",
+    "seed",
+    "decoder",
+    "allow_truncated",
+    "pixel_aspect",
+    "frame_pattern",
+    "precision",
+    "dtype",
+}
+
+
+@dataclass(frozen=True)
+class TrainedHead:
+    """A run's head with the weights of a checkpoint.
+
+    Attributes:
+        checkpoint: the checkpoint's name, such as "best".
+        head: on the CPU.
+        recipe: the recipe, of one phase, that trained it.
+        classes: class names in the order of their ids.
+        own_cache: whether the cache is the one that the run was trained on.
+        manifest: the run's record of its manifest (see `heads.runs.manifest_record`); None for a
+            run of an earlier version.
+    """
+
+    checkpoint: str
+    head: nn.Module
+    recipe: Recipe
+    classes: tuple[str, ...]
+    own_cache: bool
+    manifest: Mapping | None = None
 
 
 def load_run(folder: Path | str, cache: Cache | Path | str, checkpoint: str = "") -> TrainedHead:
@@ -64,7 +111,7 @@ def predict(
     manifest = manifest or cache.manifest
     target = device_for(device, precision)
 
-    views = part_of(cache, "test", split, manifest, run.classes, run.recipe.data)
+    views = split_views(cache, "test", split, manifest, run.classes, run.recipe.data)
     if views is None:
         there = ", ".join(splits_of(manifest))
         raise ValueError(f"{manifest.path}: no clip in split {split!r}; its splits: {there}")
@@ -72,5 +119,124 @@ def predict(
     head = run.head.to(target)
     store = open_store([head], cache, [views], run.recipe, "disk", target)
     predictions = predict_views(head, views, store, run.recipe, precision)
-    _, scores = figures(predictions, views, run.recipe)
+    _, scores = compute_figures(predictions, views, run.recipe)
     return VideoScores(views.clips, run.classes, scores, views.targets)
+
+
+def load_trained(
+    folder: Path, cache: Cache, checkpoint: str = "", settings: Mapping[str, str] | None = None
+) -> TrainedHead:
+    """Load the head of a run for the views of a cache.
+
+    Args:
+        folder: the run folder.
+        cache: the cache whose views the head will read.
+        checkpoint: "best", "last", a phase's name, or "" for the one of the run's own figures.
+        settings: values that replace those of the recipe's table `evaluate`.
+
+    Raises:
+        ValueError: no run there, a cache of other features, or weights that do not fit the head.
+    """
+    name = checkpoint or default_checkpoint(folder)
+    path = folder / f"{name}.pt"
+    saved = run_files.load_checkpoint(path)
+    about = saved["about"]
+    table = about["recipe"]
+    options = {**table["evaluate"], **(settings or {})}
+    recipe = recipe_from({**table, "evaluate": options}, str(folder))
+    recipe = recipe.of(saved.get("phase", PLAIN))
+
+    config = _config_of(saved, cache, path)
+    own_cache = cache.fingerprint == about["fingerprint"] and config == about["config"]
+    if not own_cache:
+        _require_same_features(config, cache)
+    classes, dims = tuple(about["classes"]), dims_from(about["dims"])
+    _require_same_channels(dims, cache)
+
+    head = build_head(recipe.head.name, dims, len(classes), **recipe.head.options)
+    try:
+        head.load_state_dict(saved["state"])
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(f"{path}: weights of another head: {reason}") from None
+    return TrainedHead(name, head, recipe, classes, own_cache, about.get("manifest"))
+
+
+def require_same_backbone(config: Mapping, cache: Cache) -> None:
+    """Check that a cache's features come from a backbone, whatever its weights were.
+
+    Args:
+        config: the configuration of another cache.
+        cache: the cache.
+
+    Raises:
+        ValueError: another backbone, or other options of it.
+    """
+    _require_same_features(config, cache, ("backbone", "backbone_options"))
+
+
+def _config_of(saved: Mapping, cache: Cache, path: Path) -> Mapping:
+    """Return the configuration that a cache must have for the head of a checkpoint.
+
+    If the run trained its backbone too, the cache must come from a backbone in the run's
+    checkpoints. A cache of the backbone before that training is refused.
+    """
+    config, phase = saved["about"]["config"], saved.get("phase", PLAIN)
+    if "backbone" not in saved:
+        return config
+    if recipe_from(saved["about"]["recipe"]).phase(phase).frames.train_from == "none":
+        return config
+
+    # Several files of a run may hold the same backbone, and the cache may come from any of them.
+    others = [path.with_name(f"{name}.pt") for name in ("best", "last", phase)]
+    for file in dict.fromkeys((path, *others)):
+        if not file.exists() or cache.config["weights"] != sha256_of(file):
+            continue
+        if _has_backbone(file, saved["backbone"]):
+            return {**config, "weights": cache.config["weights"]}
+    raise ValueError(
+        f"{path.parent} trained its backbone too, and {cache.path} has features of another "
+        f"backbone: extract a cache with --weights {path}; what the run predicted from frames is "
+        f"in its predictions_SPLIT.npz"
+    )
+
+
+def _has_backbone(file: Path, backbone: Mapping) -> bool:
+    """Return whether a checkpoint holds these weights of a backbone."""
+    stored = run_files.load_checkpoint(file).get("backbone", {})
+    if stored.keys() != backbone.keys():
+        return False
+    return all(tensor.equal(stored[name]) for name, tensor in backbone.items())
+
+
+def _require_same_features(config: Mapping, cache: Cache, keys: Iterable[str] = ()) -> None:
+    """Raise ValueError unless the cache's features were computed as `config` says.
+
+    `keys`: the keys to compare; () for all that decide the features.
+    """
+    keys = keys or sorted((config.keys() | cache.config.keys()) - VIEWS_ONLY)
+    differing = []
+    for key in keys:
+        there, here = config.get(key), cache.config.get(key)
+        if there != here:
+            differing.append(f"{key} {there!r} there, {here!r} here")
+    if differing:
+        raise ValueError(
+            f"{cache.path}: its features are not those that the run was trained on: "
+            f"{'; '.join(differing)}"
+        )
+
+
+def _require_same_channels(dims: Dims, cache: Cache) -> None:
+    """Raise ValueError unless the cache's features have the channels that a head was built for."""
+    here = cache_dims(cache)
+    pairs = [("nodes and pooled features", dims.C, here.C)]
+    for cut, size in dims.maps.items():
+        if cut in here.maps:
+            pairs.append((cut, size[0], here.maps[cut][0]))
+    for name, wanted, found in pairs:
+        # 0: there are no such features. `fields_of` reports them if the head needs them.
+        if wanted and found and wanted != found:
+            raise ValueError(
+                f"{cache.path}: {name} have {found} channels, the run's checkpoint {wanted}"
+            )

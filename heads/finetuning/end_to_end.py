@@ -23,7 +23,7 @@ from heads.finetuning.data_parallel import ProcessGroup
 from heads.finetuning.frame_training import FrameRunOptions, FrameSource
 from heads.finetuning.frames_run import FramesRun
 from heads.finetuning.joint_network import JointNetwork
-from heads.training.members import Result
+from heads.training.study import Result
 from pipeline.workers.waiting import PrintLine
 
 

@@ -22,8 +22,8 @@ import torch
 
 from heads.config.recipe import PLAIN, Recipe, command_of
 from heads.config.recipe_tables import Phase
-from heads.data.splits import cache_dims
-from heads.evaluation.evaluate import same_backbone, say_excluded
+from heads.data.splits import cache_dims, print_excluded
+from heads.evaluation.saved_heads import require_same_backbone
 from heads.finetuning.agreement import check_agreement
 from heads.finetuning.data_parallel import ProcessGroup, join_processes
 from heads.finetuning.end_to_end import train_frames
@@ -33,9 +33,9 @@ from heads.finetuning.video_views import BOXES, PlannedCache, VideoViews
 from heads.interface.clips import Dims, MissingFields
 from heads.interface.loss import device_for
 from heads.runs import run_files as runs
-from heads.runs.manifest_record import say_seen
+from heads.runs.manifest_record import warn_if_seen
 from heads.runs.start_weights import checkpoint_of, take_weights
-from heads.training.members import Result, Study
+from heads.training.study import Result, Study
 from heads.zoo import build_head
 from pipeline.backbones import Backbone, build_backbone
 from pipeline.cache.fields import FIELDS, is_cut
@@ -167,7 +167,7 @@ def finetune(
         if not (folder / "last.pt").exists():
             setup.check_start(start, folder)
         for part in setup.parts.values():
-            say_excluded(part, say)
+            print_excluded(part, say)
 
         with setup.video_views(processes) as source:
 
@@ -312,7 +312,7 @@ class _Setup:
         )
 
     def about(self, start: Path | None) -> dict[str, Any]:
-        """What tells this run from others, as heads/training/run.py records it."""
+        """What tells this run from others, as heads/training/training_run.py records it."""
         if self.cache is not None:
             fingerprint, config = self.cache.fingerprint, self.cache.config
         else:
@@ -349,7 +349,7 @@ class _Setup:
         if path is not None:
             saved = runs.load_checkpoint(path)
             say(take_weights(network.head, path, self.phase))
-            say_seen(path, saved["about"].get("manifest"), self.manifest, say)
+            warn_if_seen(path, saved["about"].get("manifest"), self.manifest, say)
             if "backbone" in saved:
                 other_backbone = self._load_backbone(network, path, saved["backbone"], say)
 
@@ -391,7 +391,7 @@ class _Setup:
         path = self._start_path(start, folder)
         if path is not None and self.cache is not None:
             saved = runs.load_checkpoint(path)
-            same_backbone(saved["about"]["config"], self.cache)
+            require_same_backbone(saved["about"]["config"], self.cache)
         return path
 
     def _start_path(self, start: Path | None, folder: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""Predict a split from frames. heads/evaluation/evaluate.py does the same for a head on a cache."""
+"""Predict a split from frames. heads/evaluation/head_predictor.py does it from a cache."""
 
 import math
 import time
@@ -9,7 +9,7 @@ import torch
 
 from heads.config.recipe import Recipe
 from heads.data.splits import SplitViews
-from heads.evaluation.evaluate import Predictions
+from heads.evaluation.head_predictor import Predictions
 from heads.finetuning.data_parallel import ProcessGroup
 from heads.finetuning.frame_training import FrameSource
 from heads.finetuning.joint_network import JointNetwork

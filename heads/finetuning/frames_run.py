@@ -17,8 +17,9 @@ from torch import Tensor
 
 from heads.config.recipe import Recipe
 from heads.config.recipe_tables import Phase
-from heads.data.splits import SplitViews, swap_table
-from heads.evaluation.evaluate import Predictions, figures, write_predictions
+from heads.data.classes import mirrored, swap_table
+from heads.data.splits import SplitViews
+from heads.evaluation.head_predictor import Predictions, compute_figures, write_predictions
 from heads.finetuning.data_parallel import ProcessGroup
 from heads.finetuning.frame_predictions import FramePredictor
 from heads.finetuning.frame_training import (
@@ -30,12 +31,11 @@ from heads.finetuning.frame_training import (
 from heads.finetuning.joint_network import JointNetwork
 from heads.interface.clips import Clips
 from heads.runs import run_files as runs
-from heads.runs.folder_lock import FolderBusy, lock_folder
+from heads.runs.folder_lock import FolderBusy, lock_folders
 from heads.runs.run_files import with_plugins
 from heads.runs.run_writer import RunWriter, epoch_line
 from heads.runs.start_weights import default_checkpoint
-from heads.training.members import SPLITS, Result
-from heads.training.run import mirrored
+from heads.training.study import SPLITS, Result
 from pipeline.workers.waiting import PrintLine
 
 # What last.pt holds of a run beside the learner's state.
@@ -135,7 +135,7 @@ class FramesRun:
             return None
         if self.files.after(metrics["phase"], self.phase.name) < 0:
             return None
-        runs.same_run(self.folder, record, {**self.about, "frames": self.conditions})
+        runs.require_same_run(self.folder, record, {**self.about, "frames": self.conditions})
         return Result(**{**metrics, "folder": self.folder})
 
     def enter(self) -> None:
@@ -145,7 +145,7 @@ class FramesRun:
             FolderBusy: another run is at work there; raised in every process.
         """
         # The first process takes the lock; the others learn from it whether that failed.
-        lock = lock_folder([self.folder], self.say)[0] if self.processes.first else None
+        lock = lock_folders([self.folder], self.say)[0] if self.processes.first else None
         refused = {"": str(lock)} if isinstance(lock, Exception) else {}
         refused = self.processes.merge(refused)
         if lock is not None:
@@ -187,7 +187,7 @@ class FramesRun:
             # The phase before may have had another precision.
             about = {**about, "precision": saved["about"]["precision"]}
             hint = f"--start {self.folder}"
-        runs.same_run(self.folder, saved["about"], about, hint)
+        runs.require_same_run(self.folder, saved["about"], about, hint)
         for name in COUNTERS:
             setattr(self, name, saved[name])
 
@@ -196,7 +196,7 @@ class FramesRun:
         # Only this phase's: videos that a phase before could not decode may be repaired since.
         for split, clips in saved.get("missing", {}).items():
             self.missing[split] |= set(clips)
-        runs.same_run(self.folder, saved["frames"], self.conditions)
+        runs.require_same_run(self.folder, saved["frames"], self.conditions)
         self.partial = saved["partial"]
         state = JointNetwork.join(saved["state"], saved["backbone"])
         self.learner.load({**saved, "state": state})
@@ -266,7 +266,7 @@ class FramesRun:
                 found = {}
                 if part is not None and part.targets is not None:
                     predictions, part = self.predict("val")
-                    found = figures(predictions, part, self.recipe)[0]
+                    found = compute_figures(predictions, part, self.recipe)[0]
                     self.seconds += predictions.seconds
             self._end_epoch(found)
         if self.processes.first:
@@ -408,7 +408,7 @@ class FramesRun:
                 continue
             predictions, part = self.predict(split)
             seconds += predictions.seconds
-            metrics[split] = figures(predictions, part, self.recipe)[0]
+            metrics[split] = compute_figures(predictions, part, self.recipe)[0]
             if self.processes.first:
                 write_predictions(self.folder, split, predictions, part, self.recipe, self.classes)
 

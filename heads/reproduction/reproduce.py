@@ -37,9 +37,9 @@ from heads.reproduction.tables import (
     recipe_of,
 )
 from heads.runs import run_files as runs
-from heads.runs.folder_lock import FolderBusy, alone
+from heads.runs.folder_lock import FolderBusy, hold_folder
 from heads.training.learner import INIT, reseed
-from heads.training.members import Result
+from heads.training.study import Result
 from heads.training.train import train
 from pipeline.backbones import build_backbone, freeze
 from pipeline.cache.reader import Cache
@@ -212,7 +212,7 @@ def train_rows(
     rows, seeds = list(rows), list(seeds)
     cache = None
     if _needs_cache(work, task, rows, seeds, resume):
-        with alone(work.folder / task, work.say):
+        with hold_folder(work.folder / task, work.say):
             cache = work.cache(task)
 
     results = []

@@ -1,7 +1,7 @@
-"""What lies below a folder: caches, by their cache.json, and runs, by their run.json, each with its
-state in a few words.
+"""Find the caches and runs below a folder, and say in a few words how far each of them is.
 
-Nothing is opened but small JSON files; a damaged one is listed as such and never ends the listing.
+A folder with cache.json is a cache, one with run.json is a run. Only small JSON files are read. A
+damaged one is listed as damaged and never ends the search.
 """
 
 import os
@@ -15,14 +15,23 @@ from pipeline.files.atomic_files import parse_json
 from pipeline.files.regular_files import MOST_TEXT, opened, read_small
 
 MARKS = {"cache.json": "cache", "run.json": "run"}
-MINE = (*MARKS, "metrics.json", "manifest.csv", "log.jsonl")
+# Messages of errors may start with the name of one of these files.
+READ_FILES = (*MARKS, "metrics.json", "manifest.csv", "log.jsonl")
+BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
 class FolderEntry:
-    """One cache or run: `kind` "cache" or "run"; `what` it is; `stage`, how far it is; `bytes` of
-    all its files; `modified`, when the last of them was written (seconds since 1970);
-    `fingerprint`, of a run: that of the cache it was trained on.
+    """One cache or run.
+
+    Attributes:
+        kind: "cache" or "run".
+        path: its folder.
+        what: backbone and clips of a cache, head and seed of a run.
+        stage: how far it is.
+        bytes: the size of all its files.
+        modified: when the newest of them was written, in seconds since 1970.
+        fingerprint: of the cache, or of the cache that the run was trained on.
     """
 
     kind: str
@@ -35,87 +44,122 @@ class FolderEntry:
 
 
 def entries_below(folder: Path) -> list[FolderEntry]:
-    """The caches and runs in `folder` and below, by path. ValueError if there is no such folder."""
+    """Return the caches and runs in a folder and below it, sorted by path.
+
+    Args:
+        folder: where to look. Hidden folders are left out.
+
+    Raises:
+        ValueError: the folder does not exist.
+    """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; expected one that holds caches or runs")
-    return sorted(_found(folder), key=lambda entry: entry.path)
+    return sorted(_find(folder), key=lambda entry: entry.path)
 
 
-def _found(folder: Path) -> Iterator[FolderEntry]:
+def epochs_in_log(folder: Path) -> int:
+    """Return the epochs that the log of a run has; 0 without a log."""
+    log = folder / "log.jsonl"
+    return read_small(log, MOST_TEXT).count(b"\n") if log.exists() else 0
+
+
+def _find(folder: Path) -> Iterator[FolderEntry]:
     for path, below, files in os.walk(folder):
-        below[:] = sorted(name for name in below if not name.startswith("."))
+        # os.walk descends into what is left in `below`.
+        below[:] = [name for name in sorted(below) if name[0] != "."]
         for mark, kind in MARKS.items():
-            if mark in files:
-                if kind == "cache":
-                    below.clear()  # its folders are its own; a run's may hold further runs
-                yield _entry(kind, Path(path), mark)
+            if mark not in files:
+                continue
+            # A run's folder may hold further runs, a cache's folders hold its own files only.
+            if kind == "cache":
+                below.clear()
+            yield _entry(kind, Path(path), mark)
 
 
 def _entry(kind: str, path: Path, mark: str) -> FolderEntry:
     size, modified = _size(path)
     try:
         record = parse_json(read_small(path / mark), path / mark)
-        require(record, CACHE if kind == "cache" else RUN, path / mark)
-        what, stage = _cache_state(path, record) if kind == "cache" else _run_state(path, record)
+        if kind == "cache":
+            require(record, CACHE, path / mark)
+            what, stage = _cache_state(path, record)
+        else:
+            require(record, RUN, path / mark)
+            what, stage = _run_state(path, record)
         fingerprint = record.get("fingerprint", "")
     except (OSError, ValueError) as error:
-        name = Path(error.filename).name if isinstance(error, OSError) and error.filename else mark
-        said = (
-            error.strerror
-            if isinstance(error, OSError) and error.strerror
-            else str(error).rpartition(f"{path}{os.sep}")[2]
-        )
-        what, stage, fingerprint = (
-            "?",
-            f"damaged: {said if said.startswith(MINE) else f'{name}: {said}'}",
-            "",
-        )
+        what, stage, fingerprint = "?", f"damaged: {_reason(error, path, mark)}", ""
     return FolderEntry(kind, path, what, stage, size, modified, fingerprint)
 
 
+def _reason(error: Exception, path: Path, mark: str) -> str:
+    """Return an error as "FILE: what is wrong", with the file's name alone."""
+    name = mark
+    text = str(error).rpartition(f"{path}{os.sep}")[2]
+    if isinstance(error, OSError):
+        if error.filename:
+            name = Path(error.filename).name
+        if error.strerror:
+            text = error.strerror
+    return text if text.startswith(READ_FILES) else f"{name}: {text}"
+
+
 def _cache_state(path: Path, record: dict) -> tuple[str, str]:
-    # a quoted line break would count twice: this is for people
+    # Lines, not rows: a line break in quotes counts twice, which is good enough here.
+    lines = 0
     with opened(path / "manifest.csv") as file:
-        clips = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b"")) - 1
+        while block := file.read(BLOCK):
+            lines += block.count(b"\n")
+    clips = lines - 1
+
     shards = -(-clips // max(1, record["per_shard"]))
-    counts = {stage: len(list((path / stage).glob("*.json"))) for stage in ("features", "graphs")}
-    done = (
-        "complete" if counts["features"] == shards else f"{counts['features']} of {shards} shards"
-    )
-    graphs = {0: "no graphs", shards: "graphs"}.get(
-        counts["graphs"], f"graphs of {counts['graphs']} shards"
-    )
+    extracted = len(list((path / "features").glob("*.json")))
+    with_graphs = len(list((path / "graphs").glob("*.json")))
+    done = "complete" if extracted == shards else f"{extracted} of {shards} shards"
+    if with_graphs == shards:
+        graphs = "graphs"
+    elif with_graphs == 0:
+        graphs = "no graphs"
+    else:
+        graphs = f"graphs of {with_graphs} shards"
     return f"{_backbone(record['config'])}, {clips:,} clips", f"{done}, {graphs}"
 
 
 def _backbone(config: dict) -> str:
-    """Its name: a text, or in caches of digit videos a table."""
-    named = config.get("backbone", "?")
-    return str(named.get("name", "?") if isinstance(named, dict) else named)
+    """Return the backbone's name; a cache of digit videos has a table in its place."""
+    backbone = config.get("backbone", "?")
+    if isinstance(backbone, dict):
+        backbone = backbone.get("name", "?")
+    return str(backbone)
 
 
 def _run_state(path: Path, record: dict) -> tuple[str, str]:
     what = f"{record['recipe']['head']['name']}, seed {record['seed']}"
-    if not (path / "metrics.json").exists():
-        log = path / "log.jsonl"
-        epochs = read_small(log, MOST_TEXT).count(b"\n") if log.exists() else 0
-        return what, f"after epoch {epochs}, unfinished"
     file = path / "metrics.json"
+    if not file.exists():
+        return what, f"after epoch {epochs_in_log(path)}, unfinished"
+
     metrics = require(parse_json(read_small(file), file), METRICS, file)["metrics"]
-    split = next((name for name in ("test", "val") if metrics.get(name)), "")
-    figure = next((name for name in ("top1", "map") if name in metrics.get(split, {})), "")
-    shown = f", {split} {figure} {100 * metrics[split][figure]:.1f} %" if figure else ""
-    return what, f"finished{shown}"
+    for split in ("test", "val"):
+        figures = metrics.get(split)
+        if not figures:
+            continue
+        for name in ("top1", "map"):
+            if name in figures:
+                return what, f"finished, {split} {name} {100 * figures[name]:.1f} %"
+        break
+    return what, "finished"
 
 
 def _size(path: Path) -> tuple[int, float]:
-    """Bytes of all files below `path`, and when the newest was written."""
+    """Return the bytes of all files below a folder, and when the newest was written."""
     total, newest = 0, path.stat().st_mtime
     for parent, _, files in os.walk(path):
         for name in files:
             try:
                 status = os.stat(os.path.join(parent, name))
-            except OSError:  # gone since it was listed: a run is at work here
+            except OSError:
+                # A run at work here has removed it since it was listed.
                 continue
             total, newest = total + status.st_size, max(newest, status.st_mtime)
     return total, newest

@@ -1,11 +1,9 @@
-"""A lock on a run folder: one process at a time, so that two commands that are given the same
-folder do not mix.
+"""A lock on a run folder: only one process may write there.
 
-The claim on a folder is the file run.claim in it (pipeline/workers/claims.py). If its process has
-ended on this machine, the claim is taken over at once. If the process runs on another machine, or
-this user cannot see it, the claim is taken over after 60 s without a sign of life. An owner that
-wakes up later stops at the next file that it would write (`refuse_if_lost`), and so does one whose
-folder was moved away.
+The lock is the claim file run.claim in the folder (see pipeline/workers/claims.py). A lock whose
+process has ended on this machine is taken over at once. A lock of another machine, or of a process
+that this user cannot see, is taken over after 60 s without a heartbeat. A process that lost its
+lock, or whose folder was moved, stops before the next file that it would write (`refuse_if_lost`).
 """
 
 import os
@@ -22,35 +20,44 @@ from pipeline.text.printable import visible
 from pipeline.workers.claims import SILENCE, Claim, ClaimState, ClaimWatch, read_claim, take_claim
 from pipeline.workers.waiting import PrintLine, claimed_until
 
-LOOK = 1.0  # seconds between two looks at a claim
-_OURS: dict[Path, "FolderLock"] = {}  # the folders that this process works in
+# Seconds between two reads of a claim file.
+POLL = 1.0
+# The folders that this process has locked, by each of their paths.
+_LOCKED: dict[Path, "FolderLock"] = {}
 
 
 class LockMessages(str):
-    """A line that says for whom this process waits. `quiet` prints such lines and no others."""
+    """A line that says whom this process waits for; `print_waiting` prints no other lines."""
 
 
-def quiet(line: str) -> None:
-    """A `say` for runs whose lines are in a log: it prints only the lines that say for whom the run
-    waits.
+def print_waiting(line: str) -> None:
+    """Print to stderr the lines that say whom a run waits for, and no others.
+
+    A `say` for runs whose other lines nobody reads: their log has them.
     """
     if isinstance(line, LockMessages):
         sys.stderr.write(f"{visible(line)}\n")
 
 
 class FolderBusy(RuntimeError):
-    """Another process works in the folder: `owner`, in words, where it is known."""
+    """Another process works in the folder.
+
+    Attributes:
+        owner: the other process, in words.
+    """
 
     owner = "another process"
 
 
 @dataclass(frozen=True)
 class FolderLock:
-    """A folder that this process works in.
+    """A folder that this process has locked.
 
-    `claim` is this process's claim on it. `home` notices when the folder is moved away. `names` are
-    its paths, as given and without links. `made` are the folders that were made for it, the
-    innermost first.
+    Attributes:
+        claim: this process's claim file in it.
+        home: notices when the folder is moved away.
+        names: the folder's paths, as given and without links.
+        made: folders that were made for it, the innermost first.
     """
 
     claim: Claim
@@ -59,9 +66,7 @@ class FolderLock:
     made: tuple[Path, ...]
 
     def reason(self, error: Exception) -> Exception:
-        """What ended the work here: `error`, or Gone, where that came of the folder's being moved
-        or deleted.
-        """
+        """Return FolderGone if the folder was moved or deleted, else `error`."""
         try:
             self.home.check()
         except (FolderGone, OSError) as gone:
@@ -69,166 +74,205 @@ class FolderLock:
         return error
 
     def leave(self) -> None:
-        """Gives the folder up, and removes the folders that were made for it if they are still
-        empty.
-        """
+        """Release the lock, and remove the folders that were made for it if they are empty."""
         for name in self.names:
-            _OURS.pop(name, None)
+            _LOCKED.pop(name, None)
         self.claim.release()
         self.home.close()
+        # A folder that is not empty stays.
         with suppress(OSError):
             for folder in self.made:
                 folder.rmdir()
 
 
-def lock_folder(
+def lock_folders(
     folders: Sequence[Path], say: PrintLine, silence: float = SILENCE
 ) -> list[FolderLock | FolderBusy | OSError]:
-    """For each folder, which is made, that it is held, or what stands against it.
+    """Make and lock folders.
 
-    Waits only for claims of other machines, until their owner gives a sign of life (every few
-    seconds) or has been silent for `silence` seconds; all of them at the same time.
+    Waits only for locks of other machines, and for all of them at the same time. The wait ends when
+    the owner gives a sign of life, which it does every few seconds, or after `silence` seconds.
+
+    Args:
+        folders: the folders.
+        say: prints one line for a person.
+        silence: seconds without a heartbeat after which a lock is taken over.
+
+    Returns:
+        For each folder its lock, or the error that prevents it.
     """
     watch, first = ClaimWatch(silence), {}
-    found: dict[Path, FolderLock | FolderBusy | OSError] = {}
+    outcomes: dict[Path, FolderLock | FolderBusy | OSError] = {}
     while True:
-        for folder in (folder for folder in folders if folder not in found):
+        for folder in folders:
+            if folder in outcomes:
+                continue
             try:
-                if (outcome := _try(folder, watch, first)) is not None:
-                    found[folder] = outcome
+                outcome = _try_lock(folder, watch, first)
             except OSError as error:
-                found[folder] = error
-        left = [folder for folder in folders if folder not in found]
+                outcome = error
+            if outcome is not None:
+                outcomes[folder] = outcome
+
+        left = [folder for folder in folders if folder not in outcomes]
         if not left:
-            return [found[folder] for folder in folders]
-        say(_waiting(left, watch))
-        say = _silent  # once
-        time.sleep(LOOK)
+            return [outcomes[folder] for folder in folders]
+        say(_waiting_line(left, watch))
+        # One line is enough, however long the wait.
+        say = _silent
+        time.sleep(POLL)
 
 
-def _try(
+def _try_lock(
     folder: Path, watch: ClaimWatch, first: dict[Path, ClaimState]
 ) -> FolderLock | FolderBusy | None:
-    """Held, or Busy where its owner lives; None where that is not known yet. `first` has claims as
-    they were first seen.
+    """Lock a folder; None if it is not known yet whether the present owner lives.
+
+    `first` remembers each folder's claim as it was first read.
     """
-    path, made = (
-        claimed(folder),
-        tuple(one for one in (folder, *folder.parents) if not one.exists()),
-    )
+    path = claim_path(folder)
+    made = []
+    for one in (folder, *folder.parents):
+        if not one.exists():
+            made.append(one)
     make_folder(path.parent)
-    if (claim := take_claim(path, watch)) is not None:
+    claim = take_claim(path, watch)
+    if claim is not None:
         names = Path(os.path.abspath(folder)), path.parent
-        held = FolderLock(claim, WatchedFolder(*names), names, made)
-        _OURS.update(dict.fromkeys(names, held))
-        return held
-    if (seen := read_claim(path)) is None:  # given up in this instant
+        lock = FolderLock(claim, WatchedFolder(*names), names, tuple(made))
+        _LOCKED.update(dict.fromkeys(names, lock))
+        return lock
+
+    state = read_claim(path)
+    # The owner has just released it: the next try may get it.
+    if state is None:
         return None
-    if not _lives(seen, first.setdefault(folder, seen)):
+    if not _owner_lives(state, first.setdefault(folder, state)):
         return None
     busy = FolderBusy(
-        f"{folder}: {_who(seen)} is at work here{_named(seen)}: wait until it has ended, "
-        f"or choose another folder"
+        f"{folder}: {_who(state)} is at work here{_name_elsewhere(state)}: wait until it has "
+        f"ended, or choose another folder"
     )
-    busy.owner = seen.owner
+    busy.owner = state.owner
     return busy
 
 
-def claimed(folder: Path) -> Path:
-    """What is claimed of a folder, under whatever name it is reached."""
+def claim_path(folder: Path) -> Path:
+    """Return the path that is claimed to lock a folder, the same under every name of the folder."""
     return folder.resolve() / "run"
 
 
-def _lives(seen: ClaimState, first: ClaimState) -> bool:
-    """Whether the owner of a claim that is not abandoned surely lives: it is seen, or its claim has
-    moved since `first`.
-    """
-    return seen.lives is True or seen.content != first.content
+def _owner_lives(state: ClaimState, first: ClaimState) -> bool:
+    """Return whether the owner surely lives: it is visible, or its claim changed since `first`."""
+    return state.lives is True or state.content != first.content
 
 
-def _who(seen: ClaimState) -> str:
-    return f"process {seen.pid} on this machine" if seen.here else "a process of another machine"
+def _who(state: ClaimState) -> str:
+    if state.here:
+        return f"process {state.pid} on this machine"
+    return "a process of another machine"
 
 
-def _named(seen: ClaimState) -> str:
-    return "" if seen.here else f" ({seen.owner})"
+def _name_elsewhere(state: ClaimState) -> str:
+    return "" if state.here else f" ({state.owner})"
 
 
-def _waiting(folders: Sequence[Path], watch: ClaimWatch) -> LockMessages:
-    """A line that says whose claims on `folders` this process waits for."""
+def _waiting_line(folders: Sequence[Path], watch: ClaimWatch) -> LockMessages:
+    """Return a line that says for whose locks on `folders` this process waits."""
     more = f" (and in {len(folders) - 1} more folders)" if len(folders) > 1 else ""
-    path = claimed(folders[0])
-    if (seen := read_claim(path)) is None:
-        return LockMessages(f"{folders[0]}{more}: waiting for a process that has just given it up")
-    until = claimed_until(seen, watch.silent_for(path, seen), watch.silence)
+    path = claim_path(folders[0])
+    state = read_claim(path)
+    if state is None:
+        return LockMessages(f"{folders[0]}{more}: waiting for a process that is leaving it")
+    until = claimed_until(state, watch.silent_for(path, state), watch.silence)
     return LockMessages(
-        f"{folders[0]}: {_who(seen)} was at work here{more}; waiting for a sign of life; {until}"
+        f"{folders[0]}: {_who(state)} was at work here{more}; waiting for a sign of life; {until}"
     )
 
 
 def refuse_if_lost(path: Path) -> None:
-    """Before a file of a run folder gets its name: Busy if this process worked in the folder and
-    another has taken over, Gone if the folder was moved, deleted or replaced.
+    """Check this process's lock before a file of a run folder gets its final name.
 
-    Its claim is looked at: it may have stood still (a machine suspended, a network away) so long
-    that it was taken for dead. Nothing for a folder that this process does not hold.
+    A machine that was suspended, or a network that was away, can stop the heartbeat for so long
+    that another process takes the lock over. Does nothing for a folder that this process has not
+    locked.
+
+    Args:
+        path: the file that will be written.
+
+    Raises:
+        FolderBusy: another process has taken the lock over, or the lock file was removed.
+        FolderGone: the folder was moved, deleted or replaced.
     """
-    held = (
-        _OURS.get(Path(os.path.abspath(path.parent))) or _OURS.get(path.parent.resolve())
-        if _OURS
-        else None
-    )
-    if held is None:
+    lock = _LOCKED.get(Path(os.path.abspath(path.parent)))
+    # Resolving links takes system calls: only if this process has locked anything.
+    if lock is None and _LOCKED:
+        lock = _LOCKED.get(path.parent.resolve())
+    if lock is None:
         return
-    held.home.check()
-    if not held.claim.held():
-        if read_claim(claimed(path.parent)) is None:
-            raise FolderBusy(
-                f"{path.parent}: somebody has removed run.claim, or is removing the whole "
-                f"folder: this process ends"
-            )
+
+    lock.home.check()
+    if lock.claim.held():
+        return
+    if read_claim(claim_path(path.parent)) is None:
         raise FolderBusy(
-            f"{path.parent}: another process has taken over, as this one gave no sign of "
-            f"life for long: this one ends"
+            f"{path.parent}: stopping: run.claim was removed from this folder, or the folder is "
+            f"being deleted"
         )
+    raise FolderBusy(
+        f"{path.parent}: stopping: another process has taken over this folder, because this one "
+        f"did not renew its claim for {SILENCE:.0f} s"
+    )
 
 
-def refuse_beside(folder: Path, say: PrintLine, watch: ClaimWatch | None = None) -> ClaimWatch:
-    """Busy if another process, or this one, works in `folder`. Takes nothing; waits for claims of
-    other machines, as `lock_folder`.
+def refuse_if_busy(folder: Path, say: PrintLine, watch: ClaimWatch | None = None) -> ClaimWatch:
+    """Check that no process, this one included, has locked a folder; lock nothing.
 
-    Returns what it has seen: a later call that is given it as `watch` waits for no claim again that
-    has not moved since.
+    Waits for locks of other machines as `lock_folders` does.
+
+    Args:
+        folder: the folder.
+        say: prints one line for a person.
+        watch: what an earlier call returned; a claim that has not changed since is not waited
+            for again.
+
+    Returns:
+        The claims that were read, for a later call.
+
+    Raises:
+        FolderBusy: a process works in the folder.
     """
-    watch, first, path = watch or ClaimWatch(), None, claimed(folder)
-    while (seen := read_claim(path)) is not None and not watch.abandoned(path, seen):
-        first = first or seen
-        if _lives(seen, first):
+    watch, first, path = watch or ClaimWatch(), None, claim_path(folder)
+    while True:
+        state = read_claim(path)
+        if state is None or watch.abandoned(path, state):
+            return watch
+        first = first or state
+        if _owner_lives(state, first):
             raise FolderBusy(
-                f"{folder}: {_who(seen)} is at work here{_named(seen)}: wait until it has ended"
+                f"{folder}: {_who(state)} is at work here{_name_elsewhere(state)}: wait until it "
+                f"has ended"
             )
-        if seen is first:
-            say(_waiting([folder], watch))
-        time.sleep(LOOK)
-    return watch
+        if state is first:
+            say(_waiting_line([folder], watch))
+        time.sleep(POLL)
 
 
 @contextmanager
-def alone(folder: Path, say: PrintLine, silence: float = SILENCE) -> Iterator[None]:
-    """Within it no other process is within it with the same folder: waits until the others are
-    done.
+def hold_folder(folder: Path, say: PrintLine, silence: float = SILENCE) -> Iterator[None]:
+    """Hold the lock of a folder while the context is open; wait until other processes are done.
+
+    Args:
+        folder: the folder, which is made.
+        say: prints one line for a person.
+        silence: seconds without a heartbeat after which a lock is taken over.
     """
-    (outcome,), said = lock_folder([folder], say, silence), False
+    outcome = lock_folders([folder], say, silence)[0]
+    if isinstance(outcome, FolderBusy):
+        say(LockMessages(f"{folder}: {outcome.owner} is at work here; waiting until it has ended"))
     while isinstance(outcome, FolderBusy):
-        if not said:
-            say(
-                LockMessages(
-                    f"{folder}: {outcome.owner} is at work here; waiting until it has ended"
-                )
-            )
-        said = True
-        time.sleep(LOOK)
-        (outcome,) = lock_folder([folder], _silent, silence)
+        time.sleep(POLL)
+        outcome = lock_folders([folder], _silent, silence)[0]
     if isinstance(outcome, OSError):
         raise outcome
     try:
@@ -238,4 +282,4 @@ def alone(folder: Path, say: PrintLine, silence: float = SILENCE) -> Iterator[No
 
 
 def _silent(line: str) -> None:
-    """Says nothing."""
+    """Print nothing."""

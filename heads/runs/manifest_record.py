@@ -1,13 +1,11 @@
-"""What a run records of the manifest that its labels and splits came from, and how two such records
-differ.
+"""What a run records of its manifest (labels and splits), and how two such records differ.
 
     record = manifest_record(read_manifest("fold1.csv"))
-    record["splits"]["test"]["clips"]                       # how many
-    differences(record, manifest_record(other))             # "" where labels and splits are the
-    same
+    record["splits"]["test"]["clips"]           # how many clips
+    differences(record, manifest_record(other)) # "" if labels and splits are the same
 
-Folds of one dataset are manifests that differ in the column `split` alone: without the record,
-figures of one fold would pass for those of another.
+Folds of one dataset are manifests that differ in the column `split` alone. Without the record,
+figures of one fold would pass for figures of another.
 """
 
 import hashlib
@@ -19,31 +17,35 @@ from typing import Any
 
 from pipeline.manifests.manifest import Clip, Manifest, ManifestError, read_manifest
 
-TAG = 8  # characters of a checksum in a file's name
+# Characters of a checksum in a file's name.
+TAG = 8
 
 
 def manifest_record(manifest: Manifest) -> dict[str, Any]:
-    """What tells the labels and splits of a manifest from those of another one.
+    """Describe the labels and splits of a manifest.
 
     Args:
-        manifest: as read; videos, times and further columns do not count.
+        manifest: the manifest. Its videos, times and further columns do not count.
 
     Returns:
         path, root: where the file and its videos were, absolute.
-        sha256: of (clip, split, labels) of every row, in the file's order, which the order of
-        training views follows. splits: by name, `clips`, `classes` (label -> clips that have it)
-        and `sha256` of the clips and labels in any order.
+        sha256: of (clip, split, labels) of every row, in the file's order, because the order of
+            training views follows it.
+        splits: by name, `clips`, `classes` (label -> clips that have it) and `sha256` of the clips
+            and labels in any order.
     """
     by_split: dict[str, list[Clip]] = {}
     for clip in manifest.clips:
         by_split.setdefault(clip.split, []).append(clip)
+
     splits = {}
     for name, clips in sorted(by_split.items()):
-        classes = Counter(label for clip in clips for label in clip.labels)
-        sha256 = sha256_of_split((clip.clip, clip.labels) for clip in clips)
+        classes: Counter[str] = Counter()
+        for clip in clips:
+            classes.update(clip.labels)
         splits[name] = {
             "clips": len(clips),
-            "sha256": sha256,
+            "sha256": sha256_of_split((clip.clip, clip.labels) for clip in clips),
             "classes": dict(sorted(classes.items())),
         }
     return {
@@ -55,98 +57,134 @@ def manifest_record(manifest: Manifest) -> dict[str, Any]:
 
 
 def sha256_of_split(labelled: Iterable[tuple[str, Sequence[str]]]) -> str:
-    """The checksum of clips with their labels, in any order."""
+    """Return the checksum of clips with their labels, whatever their order.
+
+    Args:
+        labelled: (clip id, its labels) of every clip.
+    """
     return _sha256(sorted((clip, sorted(labels)) for clip, labels in labelled))
 
 
 def _sha256(rows: Iterable[Sequence]) -> str:
-    """Of rows as lines of JSON."""
+    """Return the checksum of rows, each written as a line of JSON."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(
-            json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
-        )
+        line = json.dumps(row, ensure_ascii=False)
+        # Labels may hold bytes that are not UTF-8.
+        digest.update(line.encode("utf-8", "surrogateescape") + b"\n")
     return digest.hexdigest()
 
 
 def split_sha256(record: Mapping[str, Any] | None, split: str) -> str:
-    """The checksum of a split's clips and labels; "" where the record has no such split, or there
-    is no record.
+    """Return the checksum of a split's clips and labels.
+
+    Args:
+        record: what `manifest_record` returned; None for a run without one.
+        split: the split's name.
+
+    Returns:
+        The checksum; "" if there is no record, or no such split in it.
     """
-    return ((record or {}).get("splits", {}).get(split) or {}).get("sha256", "")
+    if record is None:
+        return ""
+    return (record.get("splits", {}).get(split) or {}).get("sha256", "")
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """In which splits the clips or labels of two records differ, in words; "" if in none."""
-    said = []
+    """Describe in which splits the clips or labels of two records differ.
+
+    Args:
+        there: the record of an earlier run.
+        here: the record of the manifest in use now.
+
+    Returns:
+        The differences in words; "" if there is none.
+    """
+    found = []
     for split in sorted({*there["splits"], *here["splits"]}):
         if split_sha256(there, split) == split_sha256(here, split):
             continue
-        old, new = (record["splits"].get(split, {}).get("clips", 0) for record in (there, here))
-        what = (
-            f"{old:,} clips there, {new:,} here"
-            if old != new
-            else f"{old:,} clips each, other ones or other labels"
-        )
-        said.append(f"{split}: {what}")
-    return "; ".join(said)
+        old = there["splits"].get(split, {}).get("clips", 0)
+        new = here["splits"].get(split, {}).get("clips", 0)
+        if old != new:
+            found.append(f"{split}: {old:,} clips there, {new:,} here")
+        else:
+            found.append(f"{split}: {old:,} clips each, but other clips or other labels")
+    return "; ".join(found)
 
 
 def refuse_other_labels(folder: object, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """ValueError where the run in `folder`, whose record is `there`, would go on with other labels,
-    splits or order.
+    """Refuse to continue a run with other labels, splits or order of clips.
+
+    Args:
+        folder: the run folder, for the message.
+        there: the record of the run in it.
+        here: the record of the manifest in use now.
+
+    Raises:
+        ValueError: they differ.
     """
     if there["sha256"] == here["sha256"]:
         return
     what = differences(there, here) or "the same clips in another order"
+    # The same path: the file was changed. Another path: another file was given, e.g. a fold.
     if there["path"] == here["path"]:
         raise ValueError(
-            f"{folder} holds a run on the labels and splits of {there['path']} as it was then; it "
-            f"has changed since ({what}): "
-            "pass --manifest with a copy of what it was, choose another folder, or start over "
-            "with --no-resume"
+            f"{folder} holds a run on the labels and splits of {there['path']}, which has changed "
+            f"since ({what}): pass --manifest with a copy of the old file, choose another folder, "
+            f"or start over with --no-resume"
         )
     raise ValueError(
         f"{folder} holds a run on the labels and splits of {there['path']}, this command gives "
-        f"those of {here['path']} "
-        f"({what}): pass --manifest {there['path']}, choose another folder, or start over with "
-        f"--no-resume"
+        f"those of {here['path']} ({what}): pass --manifest {there['path']}, choose another "
+        f"folder, or start over with --no-resume"
     )
 
 
 def own_manifest(record: Mapping[str, Any], at_hand: Manifest) -> Manifest | None:
-    """The manifest with the labels and splits of a record: `at_hand`, or the file that the record
-    names; None if neither.
+    """Return the manifest that a record describes.
+
+    Args:
+        record: the record of a run.
+        at_hand: the manifest in use now, which is tried first.
+
+    Returns:
+        `at_hand`, or the file that the record names; None if neither has these labels and splits.
     """
     if not differences(record, manifest_record(at_hand)):
         return at_hand
     try:
-        there = read_manifest(record["path"], record["root"])
+        recorded = read_manifest(record["path"], record["root"])
     except (ManifestError, OSError):
         return None
-    return None if differences(record, manifest_record(there)) else there
+    return None if differences(record, manifest_record(recorded)) else recorded
 
 
 def seen_in_training(trained_with: Manifest | None, at_hand: Manifest, split: str) -> int:
-    """How many clips of a split of the manifest at hand a run was trained on, whose own manifest is
-    `trained_with`.
+    """Count the clips of a split that a run was trained on.
+
+    Args:
+        trained_with: the run's own manifest; None counts as no clip.
+        at_hand: the manifest in use now.
+        split: a split of `at_hand`.
     """
     if trained_with is None:
         return 0
-    seen = {clip.clip for clip in trained_with.clips if clip.split == "train"}
-    return sum(clip.clip in seen for clip in at_hand.clips if clip.split == split)
+    trained = {clip.clip for clip in trained_with.clips if clip.split == "train"}
+    return sum(clip.clip in trained for clip in at_hand.clips if clip.split == split)
 
 
-def say_seen(
+def warn_if_seen(
     weights: object, record: Mapping[str, Any] | None, at_hand: Manifest, say: Callable[[str], None]
 ) -> None:
-    """Says of weights that a run takes from another one, or is taught by, that they know clips
-    which it is evaluated on.
+    """Warn if weights of another run were trained on clips that this run is evaluated on.
 
     Args:
-        weights: where they are.
-        record: of the manifest that they were trained with; None from an earlier version, of which
-        nothing can be said. at_hand: the manifest of the run that takes them.
+        weights: where the weights are, for the message.
+        record: of the manifest that they were trained with. None, for a run of an earlier version,
+            gives no warning: nothing is known.
+        at_hand: the manifest of the run that takes the weights.
+        say: prints one line for a person.
     """
     if record is None:
         return
@@ -154,12 +192,12 @@ def say_seen(
     if own is None:
         say(
             f"{weights} was trained with the labels and splits of {record['path']}, which is gone "
-            f"or has changed: whether it "
-            "knows clips of val or test is not known"
+            f"or has changed: it may have been trained on clips of val or test"
         )
     for split in ("val", "test"):
-        if seen := seen_in_training(own, at_hand, split):
+        seen = seen_in_training(own, at_hand, split)
+        if seen:
             say(
                 f"{seen:,} clips of split {split} are among those that {weights} was trained on: "
-                f"the figures will flatter"
+                f"the figures will be too high"
             )

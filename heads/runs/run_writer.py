@@ -1,9 +1,8 @@
-"""The folder of a run at work, whichever loop trains it: its log, its checkpoints by name, and what
-a phase leaves behind.
+"""Write the folder of a run at work: its log, its checkpoints, and what a phase leaves behind.
 
-heads/runs/run_files.py lists the files. heads/training/run.py trains on a cache,
-heads/finetuning/end_to_end.py on frames; a recipe's phases may do one after the other in one
-folder.
+Both training loops use it: heads/training/training_run.py on a cache, and
+heads/finetuning/end_to_end.py on frames. The phases of one recipe may be trained by both, one
+after the other, in one folder. heads/runs/run_files.py lists the files.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,154 +12,197 @@ from typing import Any
 from heads.config.recipe import Recipe, to_toml
 from heads.config.recipe_tables import Phase
 from heads.interface.run_records import METRICS, RUN
-from heads.runs import run_files as runs
+from heads.runs import run_files
 from heads.runs.folder_lock import FolderBusy, FolderLock, refuse_if_lost
 from heads.runs.start_weights import default_checkpoint
 from heads.runs.tensorboard import Curves
 from pipeline.files.owners import remove_abandoned
 from pipeline.workers.waiting import PrintLine
 
+# What PHASE.pt keeps of a checkpoint.
+PHASE_KEYS = ("about", "phase", "state", "backbone")
+
 
 class RunWriter:
-    """`path`, which need not exist yet, of a run of the whole `recipe`; `say` gets lines for a
-    person.
+    """The folder of one run.
+
+    Args:
+        path: the folder, which need not exist yet.
+        recipe: the whole recipe, with all its phases.
+        say: prints one line for a person.
     """
 
     def __init__(self, path: Path, recipe: Recipe, say: PrintLine = print):
         self.path, self.recipe, self._say = Path(path), recipe, say
         self._curves: Curves | None = None
-        self._held: FolderLock | None = None
+        self._lock: FolderLock | None = None
 
-    def enter(self, held: FolderLock | FolderBusy | OSError) -> None:
-        """From now on this process alone writes there, until `close`; raises what stands against it
-        (see `heads.runs.folder_lock.lock_folder`).
+    def enter(self, lock: FolderLock | FolderBusy | OSError) -> None:
+        """Take the folder's lock until `close`.
+
+        Args:
+            lock: what `heads.runs.folder_lock.lock_folders` returned; an exception is raised.
         """
-        if isinstance(held, Exception):
-            raise held
-        self._held = held
-        remove_abandoned(self.path)  # what a process was writing when it was killed
+        if isinstance(lock, Exception):
+            raise lock
+        self._lock = lock
+        # Partial files of a process that was killed while it wrote them.
+        remove_abandoned(self.path)
 
     def make(self) -> None:
-        """Makes the folder, unless this process works there: then it is there, or Gone says that it
-        was moved away.
+        """Make the folder.
+
+        Raises:
+            FolderGone: this process has locked the folder and it was moved away.
         """
         refuse_if_lost(self.path / "run.json")
         self.path.mkdir(parents=True, exist_ok=True)
 
     def finished(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """(metrics.json, run.json) where a phase was finished last."""
-        done = self.path / "metrics.json"
-        if not done.exists() or not (self.path / "run.json").exists():
+        """Return (metrics.json, run.json) of the phase that finished last; None if none did."""
+        metrics, record = self.path / "metrics.json", self.path / "run.json"
+        if not metrics.exists() or not record.exists():
             return None
-        return runs.read_json(done, METRICS), runs.read_json(self.path / "run.json", RUN)
+        return run_files.read_json(metrics, METRICS), run_files.read_json(record, RUN)
 
     def after(self, there: str, mine: str) -> int:
-        """How many phases after `mine` the phase `there` comes, which the folder has; ValueError
-        for a later one.
+        """Return how many phases the folder's phase comes after this run's phase.
+
+        Args:
+            there: the phase that the folder has.
+            mine: the phase that this run trains.
+
+        Returns:
+            0 for the same phase, a negative number for an earlier one.
+
+        Raises:
+            ValueError: the folder has a later phase.
         """
         names = [phase.name for phase in self.recipe.all_phases]
-        after = (names.index(there) if there in names else -1) - names.index(mine)
+        # A phase that the recipe does not have any more counts as earlier than all.
+        position = names.index(there) if there in names else -1
+        after = position - names.index(mine)
         if after > 0:
             raise ValueError(
                 f"{self.path} has trained phase {there}, which comes after {mine}: choose another "
-                f"folder (--name), or start "
-                "over with --no-resume"
+                f"folder (--name), or start over with --no-resume"
             )
         return after
 
     def last(self) -> dict[str, Any] | None:
-        """last.pt, if there is one."""
+        """Return the content of last.pt; None if there is none."""
         path = self.path / "last.pt"
-        return runs.load_checkpoint(path) if path.exists() else None
+        return run_files.load_checkpoint(path) if path.exists() else None
 
     def refuse_to_lose(self, phases: Sequence[Phase], started: bool) -> None:
-        """Before a run of these `phases` starts over: ValueError where one needs what an earlier
-        phase left in this folder, which would be gone. `started`: the first of them has its weights
-        from elsewhere.
+        """Check, before a run starts over, that it would not delete weights that it needs.
+
+        Args:
+            phases: the phases that the run will train.
+            started: whether the first phase gets its weights from elsewhere.
+
+        Raises:
+            ValueError: a phase needs what an earlier phase left in this folder.
         """
         names = [phase.name for phase in self.recipe.all_phases]
         earlier = names[: names.index(phases[0].name)]
-        needed = {name for phase in phases for name in phase.train.distil.teachers}
+        # PHASE.pt of teachers, and of the phase before the first one.
+        needed: set[str] = set()
+        for phase in phases:
+            needed.update(phase.train.distil.teachers)
         if phases[0].start == "previous" and not started:
             needed.update(earlier[-1:])
-        for path in (self.path / f"{name}.pt" for name in earlier if name in needed):
-            if path.exists():
+
+        for name in earlier:
+            path = self.path / f"{name}.pt"
+            if name in needed and path.exists():
                 raise ValueError(
-                    f"{path}: starting over would remove it, and phase {phases[0].name} needs it; "
-                    f"choose another folder "
-                    f"(--name) with --start {path}"
+                    f"{path}: starting over would delete it, and phase {phases[0].name} needs it; "
+                    f"choose another folder (--name) with --start {path}"
                 )
 
     def remove(self, *names: str) -> None:
-        """Removes checkpoints. Busy if another process has taken the folder over."""
+        """Delete checkpoints, such as "last" and "best".
+
+        Raises:
+            FolderBusy: another process has taken the folder over.
+        """
         refuse_if_lost(self.path / "last.pt")
         for name in names:
             (self.path / f"{name}.pt").unlink(missing_ok=True)
 
     def begin(self, record: Mapping[str, Any], epochs: int, steps: int, tensorboard: bool) -> None:
-        """Makes the folder that of a run with `record`, of which so many epochs and mini-batches
-        over all phases are kept.
+        """Write the files that a run starts with.
+
+        Args:
+            record: the content of run.json.
+            epochs: epochs, over all phases, that the log keeps.
+            steps: mini-batches, over all phases, that the curves keep.
+            tensorboard: also write curves for TensorBoard.
         """
         refuse_if_lost(self.path / "metrics.json")
+        # It marks a finished run, which this one is not any more.
         (self.path / "metrics.json").unlink(missing_ok=True)
-        runs.start_log(self.path / "log.jsonl", epochs)
-        runs.write_text(self.path / "recipe.toml", to_toml(self.recipe))
-        runs.write_json(self.path / "run.json", record)
+        run_files.start_log(self.path / "log.jsonl", epochs)
+        run_files.write_text(self.path / "recipe.toml", to_toml(self.recipe))
+        run_files.write_json(self.path / "run.json", record)
         if tensorboard:
             self._curves = Curves(self.path / "tensorboard", steps, self._say)
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """One epoch more in the log."""
-        runs.append_log(self.path / "log.jsonl", dict(line))
+        """Append the line of an epoch to the log."""
+        run_files.append_log(self.path / "log.jsonl", dict(line))
 
     def show(self, line: Mapping[str, Any]) -> None:
-        """The same as curves, where tensorboard is written."""
+        """Write the line of an epoch as points of curves, if the run writes curves."""
         if self._curves is not None:
             self._curves.write(line)
 
     def keep(self, phase: str) -> None:
-        """Writes what the phase ended with to PHASE.pt, once: best.pt may be the next phase's when
-        this is called again.
+        """Write what a phase ended with to PHASE.pt, unless it is there.
+
+        A second call must not overwrite it: best.pt may belong to the next phase by then.
         """
         path = self.path / f"{phase}.pt"
-        if not path.exists():
-            saved = runs.load_checkpoint(self.path / f"{default_checkpoint(self.path)}.pt")
-            runs.save_checkpoint(
-                path,
-                {
-                    key: saved[key]
-                    for key in ("about", "phase", "state", "backbone")
-                    if key in saved
-                },
-            )
+        if path.exists():
+            return
+        saved = run_files.load_checkpoint(self.path / f"{default_checkpoint(self.path)}.pt")
+        kept = {key: saved[key] for key in PHASE_KEYS if key in saved}
+        run_files.save_checkpoint(path, kept)
 
     def reason(self, error: Exception) -> Exception:
-        """What ended the run: `error`, or Gone, where that came of the folder's being moved or
-        deleted.
-        """
-        return error if self._held is None else self._held.reason(error)
+        """Return FolderGone if the folder was moved or deleted, else `error`."""
+        return error if self._lock is None else self._lock.reason(error)
 
     def close(self) -> None:
-        """Closes the curves and gives the folder up; may be called again."""
+        """Close the curves and release the lock; may be called twice."""
         if self._curves is not None:
             self._curves.close()
             self._curves = None
-        if self._held is not None:
-            self._held.leave()
-            self._held = None
+        if self._lock is not None:
+            self._lock.leave()
+            self._lock = None
 
 
 def epoch_line(line: Mapping[str, Any], name: str, epoch: int, of: int, better: bool) -> str:
-    """One epoch for a person: `line` of the log, the phase's `name` ("" for the only one), epochs
-    done `of` all.
+    """Return one line about an epoch for a person.
+
+    Args:
+        line: the line of the log.
+        name: the phase's name; "" for a recipe without phases.
+        epoch: epochs of the phase that are done.
+        of: epochs of the phase in all.
+        better: whether the epoch is the best so far.
     """
-    val = ", ".join(
-        f"{k} {v:.3f}" if k == "loss" else f"{k} {100 * v:.1f} %" for k, v in line["val"].items()
-    )
+    figures = []
+    for figure, value in line["val"].items():
+        shown = f"{value:.3f}" if figure == "loss" else f"{100 * value:.1f} %"
+        figures.append(f"{figure} {shown}")
+    val = f", val {', '.join(figures)}" if figures else ""
     share = 100 * line["waiting"] / max(line["seconds"], 1e-9)
+    start = f"{name} epoch" if name else "epoch"
+    best = " (best)" if better else ""
     return (
-        f"{name + ' ' if name else ''}epoch {epoch}/{of}: loss {line['loss']:.4f}, lr "
-        f"{line['lr']:.2g}"
-        f"{', val ' + val if val else ''}{' (best)' if better else ''}; "
+        f"{start} {epoch}/{of}: loss {line['loss']:.4f}, lr {line['lr']:.2g}{val}{best}; "
         f"{line['seconds']:.1f} s, waited {line['waiting']:.1f} s ({share:.0f} %) for data"
     )

@@ -1,4 +1,4 @@
-"""A run's log as curves for TensorBoard. An error in writing them never ends a training."""
+"""Write a run's log as curves for TensorBoard; an error in it never ends a training."""
 
 import itertools
 import os
@@ -13,15 +13,20 @@ from typing import Any
 from pipeline.text.printable import first_line
 from pipeline.workers.waiting import PrintLine
 
-_NUMBERS = itertools.count()  # number the files that this process writes
+# Numbers of the files that this process writes.
+_NUMBERS = itertools.count()
 
 
 class Curves:
-    """A file of TensorBoard in `folder`. TensorBoard then ignores what earlier files hold after
-    mini-batch `step`.
+    """A file of curves for TensorBoard.
 
-    The file is written without TensorBoard's own writer, whose thread raises errors that nobody can
-    catch. The first error ends the curves, and `say` gets one line.
+    TensorBoard's own writer is not used: its thread raises errors that nobody can catch. Here the
+    first error ends the curves and prints one line.
+
+    Args:
+        folder: where the file is written.
+        step: TensorBoard ignores what earlier files hold after this mini-batch.
+        say: prints one line for a person.
     """
 
     def __init__(self, folder: Path, step: int, say: PrintLine):
@@ -30,50 +35,50 @@ class Curves:
         self._attempt(lambda: self._begin(step + 1))
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Writes one line of the log."""
+        """Write the line of an epoch."""
         values = {"train/loss": line["loss"], "train/lr": line["lr"]}
         values |= {f"val/{name}": value for name, value in line["val"].items()}
         if self._file is not None:
             self._attempt(lambda: self._scalars(values, line["step"]))
 
     def close(self) -> None:
-        """Closes the file; may be called again."""
+        """Close the file; may be called twice."""
         if self._file is not None:
             self._attempt(self._end)
 
-    def _begin(self, purged: int) -> None:
+    def _begin(self, first_step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBERS)}"
+        # TensorBoard finds files by this prefix and reads them in the order of the times.
+        process = f"{socket.gethostname()}.{os.getpid()}.{next(_NUMBERS)}"
+        name = f"events.out.tfevents.{int(time.time()):010d}.{process}"
         self._file = open(self.folder / name, "wb", buffering=0)  # noqa: SIM115 (`close` closes it)
         start = SessionLog(status=SessionLog.START)
-        events = (Event(file_version="brain.Event:2"), Event(step=purged, session_log=start))
-        self._put(*events)
+        self._put(Event(file_version="brain.Event:2"), Event(step=first_step, session_log=start))
 
     def _scalars(self, values: Mapping[str, float], step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
         from torch.utils.tensorboard.summary import scalar
 
-        self._put(
-            *(Event(step=step, summary=scalar(name, value)) for name, value in values.items())
-        )
+        events = [Event(step=step, summary=scalar(name, value)) for name, value in values.items()]
+        self._put(*events)
 
     def _put(self, *events: Any) -> None:
-        """Writes all events or, with an OSError, none: the file is cut back to its length
-        before.
-        """
+        """Write all events, or none of them and raise OSError."""
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         records = BytesIO()
         for event in events:
             event.wall_time = time.time()
             RecordWriter(records).write(event.SerializeToString())
+
         left, before = memoryview(records.getvalue()), self._file.tell()
         try:
             while left:
                 left = left[self._file.write(left) :]
         except OSError:
+            # Half a record would hide all records after it.
             self._file.truncate(before)
             raise
 
@@ -82,16 +87,17 @@ class Curves:
         file.close()
 
     def _attempt(self, work: Callable[[], None]) -> None:
-        """Runs `work`; an error in it ends the curves and nothing else."""
+        """Call `work`; an error in it ends the curves and nothing else."""
         try:
             work()
         except Exception as error:
             file, self._file = self._file, None
             reason = getattr(error, "strerror", None) or first_line(error)
             self._say(
-                f"{self.folder}: no more curves for TensorBoard ({reason}); log.jsonl has "
-                f"the same figures"
+                f"{self.folder}: no more curves for TensorBoard ({reason}); log.jsonl has the "
+                f"same figures"
             )
             if file is not None:
-                with suppress(OSError):  # a network file system may say again that its disk is full
+                # A network file system may report once more that its disk is full.
+                with suppress(OSError):
                     file.close()

@@ -1,13 +1,12 @@
-"""Trains all members of a study, in as few passes over the cache as they allow, and gathers what
-came out.
+"""Train all members of a study in as few passes over the cache as possible, and tabulate them.
 
     plan = read_study("demo")
     outcome = ablate(plan, Cache("demo/cache"), "runs/demo")
     print(outcome.table.text())
 
-What a member computes does not depend on the others, nor on how they are spread over processes, as
-long as these compute with the same number of threads: it is what `train(recipe, cache, folder,
-seed=seed, order_seed=plan.order_seed)` computes.
+A member computes what `train(recipe, cache, folder, seed=seed, order_seed=plan.order_seed)`
+computes. It depends neither on the other members nor on how members are spread over processes, as
+long as every process uses the same number of threads.
 """
 
 import time
@@ -17,80 +16,47 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from heads.config.member import Member
 from heads.config.study_file import StudyPlan, StudyRow
-from heads.data.splits import cache_dims
-from heads.evaluation.counting import count_head
-from heads.evaluation.evaluate import say_excluded
 from heads.interface.loss import device_for
-from heads.interface.run_records import RUN
-from heads.runs import run_files as runs
-from heads.runs.folder_lock import claimed, quiet
+from heads.runs import run_files
+from heads.runs.find_runs import epochs_in_log
+from heads.runs.folder_lock import claim_path, print_waiting
 from heads.runs.manifest_record import manifest_record
-from heads.training.members import Failure, Result, Study
-from heads.training.run import Run
+from heads.training.estimates import (
+    AblateOptions,
+    MemberEstimate,
+    count_passes,
+    estimate_members,
+    groups_of,
+)
+from heads.training.study import Failure, Result, one_line
 from heads.training.study_table import FailedRow, StudyTable, TableRow
-from heads.training.train import run_members, stores_for
+from heads.training.train import run_members
 from pipeline.files.atomic_files import make_folder
 from pipeline.files.owners import remove_abandoned
-from pipeline.files.regular_files import MOST_TEXT, read_small
 from pipeline.files.watched_folder import FolderGone, WatchedFolder
 from pipeline.plugins import given_files, take_over
-from pipeline.workers.claims import ClaimWatch
-from pipeline.workers.claims import read_claim as claim_on
+from pipeline.workers.claims import ClaimWatch, read_claim
 from pipeline.workers.engines import Engine, LocalEngine, run_jobs
 from pipeline.workers.memory import keep_freed_memory
 from pipeline.workers.waiting import PrintLine, claimed_until
 
 if TYPE_CHECKING:
     from pipeline.cache.reader import Cache
-    from pipeline.manifests.manifest import Manifest
 
-
-@dataclass(frozen=True)
-class AblateOptions:
-    """How members are trained, the same for all; picklable. See `heads.training.train.train` for
-    each.
-    """
-
-    device: str = "auto"
-    precision: str = "fp32"
-    manifest: "Manifest | None" = None
-    resume: bool = True
-    resident: str = "auto"
-
-
-@dataclass(frozen=True)
-class PassEstimate:
-    """A member before its training: `macs` of its head for one view, its `result` if it was
-    finished before, else `epochs` at most, of so many `clips`; `order`: members with the same one
-    share a pass; `reads`: the fields of its training views. Of one that cannot be built on this
-    machine (no memory for its head) nothing is known but `why`, the error.
-    """
-
-    member: Member
-    macs: int | None = None
-    result: Result | None = None
-    epochs: int = 0
-    clips: int = 0
-    order: str = ""
-    reads: tuple[str, ...] = ()
-    why: str = ""
-
-    @property
-    def cost(self) -> float:
-        """What its training takes, in units that only members of one study share."""
-        return (
-            self.epochs * self.clips * ((self.macs or 0) + 1e6)
-        )  # a step costs something whatever its head
+Outcomes = dict[Path, "Result | FailedRow"]
 
 
 @dataclass(frozen=True)
 class AblateOutcome:
-    """What a study came to: its table, the members that failed, how many were trained before, and
-    the seconds of this call.
+    """What came out of a study.
+
+    Attributes:
+        table: one row per combination of the grid.
+        failed: the members that failed.
+        before: how many members were finished before this call.
+        seconds: how long this call took.
     """
 
     table: StudyTable
@@ -99,140 +65,70 @@ class AblateOutcome:
     seconds: float
 
 
-def prospects(
-    plan: StudyPlan,
-    cache: "Cache",
-    folder: Path,
-    how: AblateOptions = AblateOptions(),
-    say: PrintLine = print,
-    read_claim: bool = True,
-) -> list[PassEstimate]:
-    """Every member of a study, in its order, each as it will be trained in `folder`; says which
-    clips are left out. `read_claim`: at the features that they will read too, up to a sample of a large
-    cache.
-
-    ValueError, with the first of them, if there are members that cannot be trained: a head that
-    reads what the cache lacks, labels that are not there, a folder that holds another run; and for
-    features that are not finite. Any other error is that member's own: training it is tried, and
-    records it.
-    """
-    study = Study(
-        cache,
-        how.manifest or cache.manifest,
-        cache_dims(cache),
-        torch.device("cpu"),
-        how.precision,
-        plan.order_seed,
-    )
-    found, wrong, live = [], [], []
-    macs: dict[str, int] = {}
-    members = plan.members(folder)
-    for member in members:
-        try:
-            run = Run(member, study, say)
-            found.append(_prospect(run, how.resume, macs))
-            live += [] if found[-1].result else [run]
-        except ValueError as error:
-            wrong.append(f"member {member.folder.name}: {error}")
-        except Exception as error:
-            found.append(PassEstimate(member, why=_one_line(error)))
-    if wrong:
-        more = (
-            f" ({len(wrong) - 1} more of {len(members)} members cannot be trained)"
-            if len(wrong) > 1
-            else ""
-        )
-        raise ValueError(wrong[0] + more)
-    if read_claim:
-        stores_for(live, study, "disk")
-    said = set()
-    for part in (part for run in live for part in run.parts.values()):
-        if (key := (part.split, part.failed, part.absent, part.others)) not in said:
-            said.add(key)
-            say_excluded(part, say)
-    return found
-
-
-def _prospect(run: Run, resume: bool, macs: dict[str, int]) -> PassEstimate:
-    """`macs` remembers what heads cost."""
-    head = run.recipe.of(run.phases[-1]).head
-    key = repr((head, len(run.classes)))
-    result = run.finished() if resume else None
-    if result is None:
-        run.prepare()
-    if key not in macs:  # after prepare, which has the better error for a head that lacks something
-        macs[key] = count_head(head.name, run.study.dims, len(run.classes), head.options).total.macs
-    if result is not None:
-        return PassEstimate(run.member, macs[key], result, order=repr(run.order))
-    if resume and (run.folder / "last.pt").exists():
-        runs.same_run(run.folder, runs.read_json(run.folder / "run.json", RUN), run.about)
-    clips = len(run.parts["train"])
-    epochs = sum(phase.train.total_epochs(-(-clips // phase.train.batch)) for phase in run.phases)
-    return PassEstimate(
-        run.member, macs[key], None, epochs, clips, repr(run.order), run.fields["train"]
-    )
-
-
-def passes(some: Sequence[PassEstimate]) -> int:
-    """How many times an epoch of these members reads the cache."""
-    return len({one.order for one in some if not one.why})
-
-
-def epochs_done(some: Sequence[PassEstimate]) -> int:
-    """Epochs that are over, of all members' together; those that an early stop saved count too."""
-    done = 0
-    for one in some:
-        folder = one.member.folder
-        if (folder / "metrics.json").exists():
-            done += one.epochs
-        elif (log := folder / "log.jsonl").exists():
-            done += min(one.epochs, read_small(log, MOST_TEXT).count(b"\n"))
-    return done
-
-
 def ablate(
     plan: StudyPlan,
     cache: "Cache",
     folder: Path | str,
-    how: AblateOptions = AblateOptions(),
+    options: AblateOptions = AblateOptions(),  # noqa: B008 (it is frozen)
     *,
     engine: Engine | None = None,
     jobs: int = 1,
     at_once: int = 0,
     say: PrintLine = print,
-    before: Callable[[list[PassEstimate]], None] = lambda some: None,
+    before: Callable[[list[MemberEstimate]], None] = lambda estimates: None,
 ) -> AblateOutcome:
-    """Trains what of a study is not finished in `folder`, and writes results.txt, .csv and .json
-    there.
+    """Train the members of a study that are not finished, and write its table.
 
-    Members go in `jobs` groups of about equal cost to `engine`, by default one after the other to
-    this process; those of a group share their passes, at most `at_once` of them (0: all). One that
-    fails leaves the others going, one whose process ends is tried again alone; the next call tries
-    both again. `before` gets all members when they are known to be right.
+    The table goes to results.txt, results.csv and results.json in `folder`. A member that fails
+    does not stop the others. A member whose process is lost is tried again alone. The next call
+    tries failed members again.
 
-    ValueError, before the first step, for whatever is wrong with a member (see `prospects`).
+    Args:
+        plan: the study.
+        cache: the features to train on.
+        folder: the study's folder; each member gets a folder in it.
+        options: how the members are trained.
+        engine: where groups of members are trained; None: here, one group after the other.
+        jobs: the number of groups, of about equal cost.
+        at_once: the most members that share a pass; 0: all members of a group.
+        say: prints one line for a person.
+        before: gets the estimates of all members once they have been checked.
+
+    Returns:
+        The table and the failures.
+
+    Raises:
+        ValueError: a member cannot be trained (see `estimate_members`); before the first step.
     """
-    begun, folder = time.monotonic(), Path(folder).resolve()
+    started, folder = time.monotonic(), Path(folder).resolve()
     if engine is None:
-        device_for(how.device, how.precision)
-    some = prospects(
-        plan, cache, folder, how, say, read_claim=jobs > 1 or at_once > 0
-    )  # a single group looks before it trains
-    before(some)
-    todo = [one for one in some if one.result is None]
+        device_for(options.device, options.precision)
+
+    # A single group checks its features when it loads them.
+    several = jobs > 1 or at_once > 0
+    estimates = estimate_members(plan, cache, folder, options, say, check_features=several)
+    before(estimates)
+    todo = [one for one in estimates if one.result is None]
+
     make_folder(folder)
-    remove_abandoned(folder)  # of results that a killed study was writing
-    home = WatchedFolder(folder)
-    if engine is not None:  # lines of members that are trained elsewhere stay there
+    # Partial files of a study that was killed while it wrote its table.
+    remove_abandoned(folder)
+    watched = WatchedFolder(folder)
+    # The lines of members that are trained elsewhere stay there, so a wait is announced here.
+    if engine is not None:
         _say_who_holds_members([one.member for one in todo], say)
-    found: dict[Path, Result | FailedRow] = {
-        one.member.folder: one.result for one in some if one.result
-    }
-    with home.guarded():
-        group = _Group(cache.path.resolve(), plan.order_seed, how, folder)
-        found |= _train(group, groups_of(todo, jobs, at_once), engine or LocalEngine())
-    macs = {one.member.folder: one.macs for one in some}
-    rows = [_row(row, plan.seeds, folder, macs, found) for row in plan.rows]
+
+    outcomes: Outcomes = {}
+    for one in estimates:
+        if one.result is not None:
+            outcomes[one.member.folder] = one.result
+    with watched.guarded():
+        function = _TrainGroup(cache.path.resolve(), plan.order_seed, options, folder)
+        groups = groups_of(todo, jobs, at_once)
+        outcomes |= _train_groups(function, groups, engine or LocalEngine())
+
+    macs = {one.member.folder: one.macs for one in estimates}
+    rows = [_table_row(row, plan.seeds, folder, macs, outcomes) for row in plan.rows]
     about = {
         "study": plan.name,
         "source": plan.source,
@@ -240,166 +136,151 @@ def ablate(
         "settings": plan.settings,
         "cache": str(cache.path.resolve()),
         "fingerprint": cache.fingerprint,
-        "manifest": manifest_record(how.manifest or cache.manifest),
-        "precision": how.precision,
-        "passes": passes(some),
-        "versions": runs.versions(),
+        "manifest": manifest_record(options.manifest or cache.manifest),
+        "precision": options.precision,
+        "passes": count_passes(estimates),
+        "versions": run_files.versions(),
     }
     table = StudyTable(plan.name, plan.columns, tuple(rows), about)
-    with home.guarded():
+    with watched.guarded():
         table.write(folder)
-    failed = tuple(one for row in rows for one in row.failed)
-    return AblateOutcome(table, failed, len(some) - len(todo), time.monotonic() - begun)
+
+    failed: list[FailedRow] = []
+    for row in rows:
+        failed += row.failed
+    seconds = time.monotonic() - started
+    return AblateOutcome(table, tuple(failed), len(estimates) - len(todo), seconds)
 
 
-def _row(
+def _table_row(
     row: StudyRow,
     seeds: Sequence[int],
     folder: Path,
     macs: dict[Path, int | None],
-    found: dict[Path, "Result | FailedRow"],
+    outcomes: Outcomes,
 ) -> TableRow:
-    folders = {seed: folder / f"{row.name}-seed{seed}" for seed in seeds}
-    outcomes = {seed: found[path] for seed, path in folders.items()}
-    results = {seed: one for seed, one in outcomes.items() if isinstance(one, Result)}
-    failed = tuple(one for one in outcomes.values() if isinstance(one, FailedRow))
-    return TableRow(row.name, row.cells, results, failed, macs[folders[seeds[0]]])
+    results: dict[int, Result] = {}
+    failed: list[FailedRow] = []
+    for seed in seeds:
+        outcome = outcomes[folder / f"{row.name}-seed{seed}"]
+        if isinstance(outcome, Result):
+            results[seed] = outcome
+        else:
+            failed.append(outcome)
+    first = folder / f"{row.name}-seed{seeds[0]}"
+    return TableRow(row.name, row.cells, results, tuple(failed), macs[first])
 
 
-def groups_of(some: Sequence[PassEstimate], jobs: int, at_once: int = 0) -> list[list[Member]]:
-    """Members in at most `jobs` groups of about equal cost, or more, of at most `at_once` (0: any
-    number) each; members that see the same views, and of these such as read the same fields, are
-    neighbours.
-    """
-    ordered = sorted(some, key=lambda one: (one.order, one.reads))
-    total, before = sum(one.cost for one in ordered), 0.0
-    groups: list[list[Member]] = [[] for _ in range(jobs)]
-    for one in ordered:
-        groups[int(jobs * (before + one.cost / 2) / max(total, 1.0))].append(one.member)
-        before += one.cost
-    size = at_once or max(1, len(ordered))
-    return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
-
-
-def _train(
-    function: "_Group", groups: list[list[Member]], engine: Engine
-) -> dict[Path, "Result | FailedRow"]:
-    """What came of each member, by its folder. A group whose process was lost is tried again,
-    member by member.
-    """
-    found: dict[Path, Result | FailedRow] = {}
+def _train_groups(function: "_TrainGroup", groups: list[list[Member]], engine: Engine) -> Outcomes:
+    """Train the groups; members of a group whose process was lost are tried again alone."""
+    outcomes: Outcomes = {}
     alone: list[list[Member]] = []
-    for group, outcomes in run_jobs(function, groups, engine):
-        if isinstance(outcomes, RuntimeError) and len(group) > 1:
+    for group, found in run_jobs(function, groups, engine):
+        if isinstance(found, RuntimeError) and len(group) > 1:
             alone += [[member] for member in group]
         else:
-            found |= _outcomes(group, outcomes)
-    again = replace(
-        function, how=replace(function.how, resume=True)
-    )  # what the lost process left is continued
-    for group, outcomes in run_jobs(again, alone, engine) if alone else ():
-        found |= _outcomes(group, outcomes)
-    return found
+            outcomes |= _by_folder(group, found)
+
+    if alone:
+        # Continue what the lost process left, even if the first try was to start over.
+        again = replace(function, options=replace(function.options, resume=True))
+        for group, found in run_jobs(again, alone, engine):
+            outcomes |= _by_folder(group, found)
+    return outcomes
 
 
-def _outcomes(
-    group: list[Member], outcomes: "list[Result | FailedRow] | Exception"
-) -> dict[Path, "Result | FailedRow"]:
-    """By folder; raises what is wrong with all members."""
-    if isinstance(outcomes, RuntimeError):
-        log = group[0].folder / "log.jsonl"
-        epochs = read_small(log, MOST_TEXT).count(b"\n") if log.exists() else 0
-        return {
-            group[0].folder: FailedRow(
-                str(group[0].folder), group[0].seed, _one_line(outcomes), epochs
-            )
-        }
-    if isinstance(outcomes, Exception):
-        raise outcomes
-    return {Path(one.folder): one for one in outcomes}
+def _by_folder(group: list[Member], found: "list[Result | FailedRow] | Exception") -> Outcomes:
+    """Return the outcomes of a group by folder; raise what is wrong with all of its members."""
+    if isinstance(found, RuntimeError):
+        folder = group[0].folder
+        error, epochs = one_line(found), epochs_in_log(folder)
+        return {folder: FailedRow(str(folder), group[0].seed, error, epochs)}
+    if isinstance(found, Exception):
+        raise found
+    return {Path(one.folder): one for one in found}
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Trains a group of members in the process that it is called in; returns the ValueError for
-    what is wrong with all of them, of which a Dask worker would print a traceback if it was
-    raised.
+class _TrainGroup:
+    """Train a group of members in the process that calls it.
+
+    A ValueError about all members is returned and not raised: a Dask worker would print a
+    traceback of it.
     """
 
     cache: Path
     order_seed: int
-    how: AblateOptions
-    folder: Path | None = None  # the study's
+    options: AblateOptions
+    # The study's folder; None: not watched.
+    folder: Path | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {key: value for key, value in vars(self).items() if key != "home"}
+        state = {key: value for key, value in vars(self).items() if key != "watched"}
         return {**state, "plugins": given_files()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
     @cached_property
-    def home(self) -> WatchedFolder:
-        """The study's folder, identified when this process got its first members. Gone if it does
-        not exist.
-        """
+    def watched(self) -> WatchedFolder:
+        """The study's folder, as this process found it when it got its first members."""
         try:
             return WatchedFolder(self.folder)
         except (FileNotFoundError, NotADirectoryError):
             raise FolderGone(
-                f"{self.folder}: the study's folder was moved or deleted: look where it is, and "
-                f"run again"
+                f"{self.folder}: the study's folder was moved or deleted; find it, and run the "
+                f"command again"
             ) from None
 
     def __call__(self, members: list[Member]) -> "list[Result | FailedRow] | ValueError":
         from pipeline.cache.reader import Cache
 
         keep_freed_memory()
-        how = self.how
+        # In another process, the plug-ins that this study was given may be executed, too.
         try:
             take_over(vars(self).get("plugins", {}))
         except ValueError as error:
             return error
-        if self.folder is not None:  # no member makes the study's folder anew
-            self.home.check()
+
+        # No member may make the study's folder anew after it was moved.
+        if self.folder is not None:
+            self.watched.check()
+        options = self.options
         try:
             outcomes = run_members(
                 members,
                 Cache(self.cache),
                 order_seed=self.order_seed,
-                device=how.device,
-                precision=how.precision,
-                manifest=how.manifest,
-                resume=how.resume,
-                resident=how.resident,
-                say=quiet,
+                device=options.device,
+                precision=options.precision,
+                manifest=options.manifest,
+                resume=options.resume,
+                resident=options.resident,
+                say=print_waiting,
             )
         except ValueError as error:
             return error
-        return [_plain(one, member) for one, member in zip(outcomes, members, strict=True)]
 
-
-def _plain(outcome: Result | Failure, member: Member) -> "Result | FailedRow":
-    """What can be sent from process to process: an error as its text."""
-    if isinstance(outcome, Failure):
-        return FailedRow(str(outcome.folder), member.seed, _one_line(outcome.error), outcome.epochs)
-    return outcome
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        # An exception may not survive pickling: send its text.
+        rows: list[Result | FailedRow] = []
+        for outcome, member in zip(outcomes, members, strict=True):
+            if isinstance(outcome, Failure):
+                error = one_line(outcome.error)
+                outcome = FailedRow(str(outcome.folder), member.seed, error, outcome.epochs)
+            rows.append(outcome)
+        return rows
 
 
 def _say_who_holds_members(members: Sequence[Member], say: PrintLine) -> None:
-    """Prints one line if other processes, which may be at work, hold folders of members that
-    workers will wait for.
-    """
-    watch, found = ClaimWatch(), []
+    """Print one line if other processes hold members' folders that workers will wait for."""
+    watch = ClaimWatch()
+    held = []
     for member in members:
-        path = claimed(Path(member.folder))
-        if (seen := claim_on(path)) is not None and not watch.abandoned(path, seen):
-            found.append((member.folder, seen))
-    if found:
-        folder, seen = found[0]
-        more = f" and {len(found) - 1} more members" if len(found) > 1 else ""
-        say(f"waiting for {folder}{more}, {claimed_until(seen, 0.0, watch.silence)}")
+        path = claim_path(Path(member.folder))
+        claim = read_claim(path)
+        if claim is not None and not watch.abandoned(path, claim):
+            held.append((member.folder, claim))
+    if held:
+        folder, claim = held[0]
+        more = f" and {len(held) - 1} more members" if len(held) > 1 else ""
+        say(f"waiting for {folder}{more}, {claimed_until(claim, 0.0, watch.silence)}")

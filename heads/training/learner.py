@@ -1,8 +1,8 @@
-"""One head in training: its weights, its optimisers, its schedule, and how far it is.
+"""One head in training: its weights, optimisers, schedule and progress.
 
-A Learner takes mini-batches from whoever reads them, so that several can be given the same ones.
-Its randomness follows from (seed, mini-batch) by reseeding torch's generators: there is no
-generator whose state would have to be saved or kept apart.
+A Learner receives mini-batches and does not read them itself, so that several learners can share
+one reading. Its randomness follows from (seed, mini-batch): it reseeds torch's generators before
+each mini-batch, so no generator state has to be saved.
 """
 
 import math
@@ -24,27 +24,40 @@ from pipeline.networks.precision import autocast
 if TYPE_CHECKING:
     from heads.papers.dyreg.distillation import Teachers
 
-INIT, DROPOUT = 0, 1  # streams of random numbers that one seed feeds
+# Streams of random numbers that one seed feeds.
+INIT, DROPOUT = 0, 1
 
 
 def reseed(device: torch.device, seed: int, stream: int, number: int = 0) -> None:
-    """Puts torch's generators for the CPU and `device` into the state that (seed, stream, number)
-    fixes.
+    """Seed torch's generators of the CPU and of `device` from (seed, stream, number).
+
+    Args:
+        device: where the head computes.
+        seed: the run's seed.
+        stream: INIT or DROPOUT, or another number for other uses.
+        number: the number of the mini-batch within a stream.
     """
     value = int(np.random.SeedSequence([seed, stream, number]).generate_state(1, np.uint64)[0])
-    torch.default_generator.manual_seed(
-        value
-    )  # torch.manual_seed also formats a stack trace per call where CUDA is not in use
+    # Not torch.manual_seed: where CUDA is not in use, it formats a stack trace on every call.
+    torch.default_generator.manual_seed(value)
     if device.type == "cuda":
         torch.cuda.manual_seed(value)
 
 
 @dataclass
 class Progress:
-    """How far a run is. `factor` is what the plateau schedule multiplies the learning rate by,
-    `stale` counts epochs without a new `lowest` validation loss; `best` and `best_loss` are the
-    validation's figure and loss at `best_epoch` (counted from 1); `stopped`: a stop rule ended the
-    training.
+    """How far a training is.
+
+    Attributes:
+        epoch: whole epochs that were trained.
+        step: mini-batches that were trained.
+        best: the best validation figure so far.
+        best_loss: the validation loss at `best_epoch`.
+        best_epoch: the epoch of `best`, counted from 1; 0 without any.
+        factor: what the plateau schedule multiplies the learning rate by.
+        lowest: the lowest validation loss so far.
+        stale: epochs in a row without a new `lowest`.
+        stopped: whether a stop rule ended the training.
     """
 
     epoch: int = 0
@@ -59,10 +72,20 @@ class Progress:
 
 
 class Learner:
-    """`head` (already on `device`) with its optimisers. `steps_per_epoch` is what schedules count
-    in; `weights` [K] are the loss's by class; `teachers` add the loss "distillation".
+    """A head with its optimisers.
 
-    ValueError when `training` names parameters that the head does not have.
+    Args:
+        head: already on its device.
+        training: the recipe's table `train`.
+        target: "single" or "multi", which decides the loss.
+        steps_per_epoch: mini-batches per epoch; schedules count in them.
+        seed: fixes dropout.
+        precision: "fp32", "bf16" or "fp16".
+        weights: [K] weights of the classes in the loss; None: all 1.
+        teachers: networks that add the loss "distillation"; None: none.
+
+    Raises:
+        ValueError: `training` names parameters that the head does not have.
     """
 
     def __init__(
@@ -76,31 +99,27 @@ class Learner:
         weights: Tensor | None = None,
         teachers: "Teachers | None" = None,
     ):
-        self.head, self.training, self.steps_per_epoch, self.seed = (
-            head,
-            training,
-            steps_per_epoch,
-            seed,
-        )
-        self.device = next(head.parameters()).device
+        self.head, self.training, self.seed = head, training, seed
+        self.steps_per_epoch = steps_per_epoch
         self.precision, self.teachers = precision, teachers
+        self.device = next(head.parameters()).device
         self.loss = loss_of(target, None if weights is None else weights.to(self.device))
         self.optimisers = Optimisers(head, training)
         self.average = WeightAverage(head, training.ema) if training.ema else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
-        self.scaler.scale(
-            torch.zeros((), device=self.device)
-        )  # makes its state: a process's first share may have no clip
+        # The scaler makes its state on its first use, and `load` needs the state. With several
+        # processes, one process's part of the first mini-batch may hold no clip.
+        self.scaler.scale(torch.zeros((), device=self.device))
         self.progress = Progress()
 
     @property
     def total_steps(self) -> int:
-        """Mini-batches in the whole training, unless a stop rule ends it."""
+        """Mini-batches of the whole training, unless a stop rule ends it."""
         return self.training.total_steps(self.steps_per_epoch)
 
     @property
     def done(self) -> bool:
-        """Whether the last mini-batch of the training was taken, or a stop rule ended it."""
+        """Whether the training is over, by its length or by a stop rule."""
         return self.progress.stopped or self.progress.step >= self.total_steps
 
     @property
@@ -109,12 +128,22 @@ class Learner:
         return self.training.lr_at(self.progress.step, self.steps_per_epoch) * self.progress.factor
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The context in which the head computes."""
+        """Return the context in which the head computes."""
         return autocast(self.device, self.precision)
 
     def step(self, clips: Clips, targets: Tensor) -> float:
-        """One mini-batch: forward, backward, update. Returns the loss; LossNotFinite, before any
-        update, when it is not finite."""
+        """Train on one mini-batch: forward, backward, update.
+
+        Args:
+            clips: B views.
+            targets: class ids [B], or 0 and 1 [B,K].
+
+        Returns:
+            The loss, with the auxiliary losses.
+
+        Raises:
+            LossNotFinite: the loss is NaN or infinite; raised before any update.
+        """
         optimiser, moved = self.begin_step()
         value = 0.0
         for part, wanted in in_parts(clips, targets, self.training.accumulate):
@@ -123,22 +152,29 @@ class Learner:
         return value
 
     def begin_step(self) -> tuple[torch.optim.Optimizer, list[Tensor]]:
-        """Makes ready for a mini-batch: whose turn it is, and the weights that are its own, without
-        gradients.
+        """Prepare a mini-batch: seed dropout, set the learning rate, clear the gradients.
+
+        Returns:
+            The optimiser of this mini-batch, and the weights that it moves.
         """
         reseed(self.device, self.seed, DROPOUT, self.progress.step)
         self.optimisers.set_lr(self.lr)
-        for one in self.optimisers.both:
-            one.zero_grad(set_to_none=True)
-        optimiser = self.optimisers.turn(self.progress.step % self.steps_per_epoch)
+        # Of both, so that no gradient of the other one's last turn is left.
+        for optimiser in self.optimisers.both:
+            optimiser.zero_grad(set_to_none=True)
+        optimiser = self.optimisers.for_batch(self.progress.step % self.steps_per_epoch)
         return optimiser, parameters_of(optimiser)
 
     def end_step(self, optimiser: torch.optim.Optimizer, moved: list[Tensor]) -> None:
-        """Moves the weights by their gradients and counts the mini-batch."""
-        if any(
-            weight.grad is not None for weight in moved
-        ):  # there is none where no clip could be had
+        """Move the weights by their gradients and count the mini-batch.
+
+        Args:
+            optimiser, moved: what `begin_step` returned.
+        """
+        # No weight has a gradient if no clip of the mini-batch could be decoded.
+        if any(weight.grad is not None for weight in moved):
             if self.training.clip_norm:
+                # The limit is for true gradients, not for those that fp16 scales up.
                 self.scaler.unscale_(optimiser)
                 nn.utils.clip_grad_norm_(moved, self.training.clip_norm)
             self.scaler.step(optimiser)
@@ -148,103 +184,120 @@ class Learner:
             self.average.update()
 
     def backward(self, clips: Clips, targets: Tensor, share: float, moved: list[Tensor]) -> float:
-        """Adds the gradients of `share` times the loss of these clips to the weights that are
-        `moved`; returns that loss.
+        """Add the gradients of a part of a mini-batch.
+
+        Args:
+            clips: the views of the part.
+            targets: their targets.
+            share: the part's share of the mini-batch; the loss is multiplied by it.
+            moved: the weights that the optimiser of this mini-batch moves.
+
+        Returns:
+            The loss, times `share`.
+
+        Raises:
+            LossNotFinite: the loss is NaN or infinite.
         """
         with self.autocast():
             out = self._forward(clips)
+        # The loss in float32, whatever the head computes in: half precision may overflow.
         loss = self.loss(out.logits.float(), targets)
-        extras = self._extras(out)
+        extras = self._extra_losses(out)
         for extra in extras.values():
             loss = loss + extra
         if share != 1:
             loss = loss * share
+
         value = loss.item()
         if not math.isfinite(value):
-            parts = ", ".join(f"{name} {extra.item():.3g}" for name, extra in extras.items())
+            parts = "".join(f", {name} {extra.item():.3g}" for name, extra in extras.items())
             raise LossNotFinite(
                 f"the loss is {value} at mini-batch {self.progress.step + 1} of epoch "
-                f"{self.progress.epoch + 1} (lr "
-                f"{self.lr:.3g}{', ' + parts if parts else ''}): lower train.lr, or set "
-                f"train.clip_norm; the last checkpoint "
-                "is whole"
+                f"{self.progress.epoch + 1} (lr {self.lr:.3g}{parts}): lower train.lr, or set "
+                f"train.clip_norm; the last checkpoint is not affected"
             )
-        # Where two optimisers take turns, only the gradients that this one needs are computed.
-        self.scaler.scale(loss).backward(
-            inputs=moved if self.optimisers.second is not None else None
-        )
+
+        # With two optimisers, compute only the gradients that this mini-batch's one needs.
+        inputs = moved if self.optimisers.second is not None else None
+        self.scaler.scale(loss).backward(inputs=inputs)
         return value
 
     def _forward(self, clips: Clips) -> HeadOutput:
-        if self.teachers is not None and self._early(self.training.distil.until):
+        if self.teachers is not None and self._before(self.training.distil.until):
             return self.teachers.teach(self.head, clips, self.training.distil.weight)
         return self.head(clips)
 
-    def _early(self, until: float) -> bool:
-        """Whether the next mini-batch is in the first share `until` of the training."""
+    def _before(self, until: float) -> bool:
+        """Return whether the next mini-batch is in the first fraction `until` of the training."""
         return self.progress.step < until * self.total_steps
 
-    def _extras(self, out: HeadOutput) -> dict[str, Tensor]:
-        """The auxiliary losses that count now, weighted. ValueError for a loss in the recipe that
-        the head does not have.
-        """
+    def _extra_losses(self, out: HeadOutput) -> dict[str, Tensor]:
+        """Return the head's auxiliary losses that count now, weighted as the recipe says."""
         shares = self.training.losses
-        if unknown := [name for name in shares if name not in out.losses]:
-            there = ", ".join(out.losses) or "none"
-            raise ValueError(
-                f"train.losses.{unknown[0]}: head {type(self.head).__name__} has no such loss; it "
-                f"has {there}"
-            )
-        found = {}
-        for name, extra in out.losses.items():
+        for name in shares:
+            if name not in out.losses:
+                there = ", ".join(out.losses) or "none"
+                raise ValueError(
+                    f"train.losses.{name}: head {type(self.head).__name__} has no such loss; it "
+                    f"has {there}"
+                )
+
+        losses = {}
+        for name, loss in out.losses.items():
             share = shares.get(name)
             if share is None:
-                found[name] = extra
-            elif self._early(share.until):
-                found[name] = share.weight * extra
-        return found
+                losses[name] = loss
+            elif self._before(share.until):
+                losses[name] = share.weight * loss
+        return losses
 
     def end_epoch(self, figure: float, loss: float) -> bool:
-        """Counts the epoch, moves the plateau schedule by the validation `loss`, and applies the
-        stop rules; whether `figure` is the best so far.
+        """Count an epoch, and apply the plateau schedule and the stop rules.
 
-        Of equal figures the one with the lower loss is better: a small validation split has few
-        steps. Without validation both are NaN: no epoch is the best then, and neither the plateau
-        schedule nor the stop rules do anything.
+        Of two equal figures, the one with the lower loss is better: a small validation split has
+        few distinct figures. Without validation pass NaN for both: then no epoch is the best, and
+        neither the plateau schedule nor a stop rule does anything.
+
+        Args:
+            figure: the validation figure; higher is better.
+            loss: the validation loss.
+
+        Returns:
+            Whether this epoch is the best so far.
         """
         progress, training = self.progress, self.training
         progress.epoch += 1
         if training.schedule == "plateau" and not math.isnan(loss):
             self._plateau(loss)
+
         better = figure > progress.best or (figure == progress.best and loss < progress.best_loss)
         if better:
             progress.best, progress.best_loss, progress.best_epoch = figure, loss, progress.epoch
-        elif (
-            training.early_stop
-            and progress.best_epoch
-            and progress.epoch - progress.best_epoch >= training.early_stop
-        ):
-            progress.stopped = True
+        elif training.early_stop and progress.best_epoch:
+            epochs_since = progress.epoch - progress.best_epoch
+            progress.stopped = progress.stopped or epochs_since >= training.early_stop
         return better
 
     def _plateau(self, loss: float) -> None:
+        """Lower the learning rate, or stop, after `patience` epochs without a lower loss."""
         progress, training = self.progress, self.training
         progress.stale = 0 if loss < progress.lowest else progress.stale + 1
         progress.lowest = min(loss, progress.lowest)
         if progress.stale < training.patience:
             return
+
         factor = progress.factor * training.factor
-        if training.lr * factor < training.stop_below * (
-            1 - 1e-6
-        ):  # 0.001 / 10 is not below 0.0001
+        # The tolerance is for rounding: 0.001 * 0.1 must not count as below 0.0001.
+        if training.lr * factor < training.stop_below * (1 - 1e-6):
             progress.stopped = True
         else:
             progress.factor, progress.stale = factor, 0
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
-        """The head with the weights that are validated and kept: their moving average where there
-        is one.
+        """Put the weights that are validated into the head while the context is open.
+
+        They are the moving average of the weights where the recipe asks for one.
         """
         if self.average is None:
             yield self.head
@@ -256,28 +309,30 @@ class Learner:
             self.average.swap()
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights that are validated and kept: their moving average where there is one. Not
-        copies.
+        """Return the weights that are validated and kept, not copied.
+
+        They are the moving average of the weights where the recipe asks for one.
         """
         return self.head.state_dict() if self.average is None else self.average.state
 
     def state(self) -> dict[str, Any]:
-        """Everything that continuing needs, as tensors and plain values; "state" are the weights
-        that are evaluated, "raw" those that move where they are others (a moving average is
-        kept).
+        """Return all that `load` needs, as tensors and plain values.
+
+        Key "state" holds the weights that are evaluated. With a moving average, key "raw" holds
+        the weights that the optimiser moves.
         """
-        second = self.optimisers.second
-        return {
-            "state": self.weights(),
-            **({} if self.average is None else {"raw": self.head.state_dict()}),
-            "optimiser": self.optimisers.first.state_dict(),
-            **({} if second is None else {"alternate": second.state_dict()}),
-            "scaler": self.scaler.state_dict(),
-            "progress": asdict(self.progress),
-        }
+        state: dict[str, Any] = {"state": self.weights()}
+        if self.average is not None:
+            state["raw"] = self.head.state_dict()
+        state["optimiser"] = self.optimisers.first.state_dict()
+        if self.optimisers.second is not None:
+            state["alternate"] = self.optimisers.second.state_dict()
+        state["scaler"] = self.scaler.state_dict()
+        state["progress"] = asdict(self.progress)
+        return state
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continues from `state`."""
+        """Continue from what `state` returned."""
         self.head.load_state_dict(state.get("raw", state["state"]))
         if self.average is not None:
             for name, tensor in state["state"].items():
@@ -290,7 +345,16 @@ class Learner:
 
 
 def in_parts(clips: Clips, targets: Tensor, count: int) -> Iterator[tuple[Clips, Tensor]]:
-    """A mini-batch in `count` parts of nearly equal size, at most one per clip."""
+    """Split a mini-batch into parts of nearly equal size, at most one per clip.
+
+    Args:
+        clips: B views.
+        targets: [B] or [B,K].
+        count: the number of parts.
+
+    Yields:
+        The clips and targets of each part.
+    """
     if count == 1:
         yield clips, targets
         return

@@ -1,6 +1,4 @@
-"""A head's parameters -> optimisers: groups with factors of their own, and a second optimiser that
-takes turns.
-"""
+"""Build optimisers for a head: parameter groups with factors, and a second optimiser in turn."""
 
 from collections.abc import Iterable
 
@@ -11,65 +9,99 @@ from heads.config.training_options import ParameterGroups, Training
 from heads.interface.joint_norm import JointNorm
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, JointNorm)
+OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 class Optimisers:
-    """The optimiser of `training`, and the one of `training.alternate`, for the parameters of
-    `head` that want gradients.
+    """The optimiser of a recipe, and its alternating second one if it has one.
 
-    Every group of the first carries `scale`, the factor of the learning rate. ValueError for a name
-    in `training` that no parameter starts with.
+    Each group of `first` carries `scale`, the factor of its learning rate.
+
+    Args:
+        head: its parameters that require gradients are trained.
+        training: the recipe's table `train`.
+
+    Attributes:
+        first: the optimiser of `training`.
+        second: the optimiser of `training.alternate`, or None.
+
+    Raises:
+        ValueError: `training` names parameters that the head does not have, or the head has
+            nothing to train.
     """
 
     def __init__(self, head: nn.Module, training: Training):
-        named = [(name, p) for name, p in head.named_parameters() if p.requires_grad]
-        other = training.alternate
-        theirs = [p for name, p in named if other.parameters and _within(name, other.parameters)]
-        _require(head, "train.alternate.parameters", other.parameters, bool(theirs))
-        kept = {id(p) for p in theirs}
-        groups = _groups(head, [(name, p) for name, p in named if id(p) not in kept], training)
+        alternate = training.alternate
+        own: list[tuple[str, Tensor]] = []
+        alternating: list[Tensor] = []
+        for name, parameter in head.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if alternate.parameters and _within(name, alternate.parameters):
+                alternating.append(parameter)
+            else:
+                own.append((name, parameter))
+        _require(head, "train.alternate.parameters", alternate.parameters, bool(alternating))
+
+        groups = _groups(head, own, training)
         if not groups:
             raise ValueError(f"head {type(head).__name__} has no parameter to train")
         self.first = _new(
             training.optimiser, groups, training.lr, training.momentum, training.nesterov
         )
+
         self.second = None
-        if theirs:
-            group = [{"params": theirs, "weight_decay": other.weight_decay}]
-            self.second = _new(other.optimiser, group, other.lr, other.momentum, False)
+        if alternating:
+            group = {"params": alternating, "weight_decay": alternate.weight_decay}
+            self.second = _new(
+                alternate.optimiser, [group], alternate.lr, alternate.momentum, nesterov=False
+            )
 
     @property
     def both(self) -> tuple[torch.optim.Optimizer, ...]:
-        """One optimiser, or two."""
+        """The first optimiser, and the second if there is one."""
         return (self.first,) if self.second is None else (self.first, self.second)
 
-    def turn(self, batch: int) -> torch.optim.Optimizer:
-        """Whose mini-batch number `batch` (from 0) of an epoch is."""
-        return self.both[batch % len(self.both)]
+    def for_batch(self, number: int) -> torch.optim.Optimizer:
+        """Return the optimiser of a mini-batch; they take turns within an epoch.
+
+        Args:
+            number: the mini-batch's number in its epoch, from 0.
+        """
+        return self.both[number % len(self.both)]
 
     def set_lr(self, lr: float) -> None:
-        """The learning rate of the first optimiser; each group's is a multiple of it."""
+        """Set the learning rate of the first optimiser; each group gets `lr` times its scale."""
         for group in self.first.param_groups:
             group["lr"] = lr * group["scale"]
 
 
 def parameters_of(optimiser: torch.optim.Optimizer) -> list[Tensor]:
-    """All parameters of an optimiser."""
-    return [p for group in optimiser.param_groups for p in group["params"]]
+    """Return all parameters of an optimiser."""
+    parameters = []
+    for group in optimiser.param_groups:
+        parameters += group["params"]
+    return parameters
 
 
 class WeightAverage:
-    """A moving average of the weights of `head`, `decay` per update; what is no parameter
-    (statistics of norms) is copied.
+    """An exponential moving average of a head's weights.
+
+    Buffers, such as the statistics of norms, are copied and not averaged.
+
+    Args:
+        head: the head whose weights are averaged.
+        decay: the weight of the average at each update; the head gets 1 - decay.
     """
 
     def __init__(self, head: nn.Module, decay: float):
         self.head, self.decay = head, decay
-        self.state = {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
+        self.state = _copy_of(head)
 
     @torch.no_grad()
     def update(self) -> None:
-        """One more state of the head."""
+        """Add the head's present weights to the average."""
+        # Counters of integers cannot be averaged, and statistics follow the data by themselves.
         learned = {name for name, _ in self.head.named_parameters()}
         for name, tensor in self.head.state_dict().items():
             if name in learned and tensor.is_floating_point():
@@ -78,77 +110,89 @@ class WeightAverage:
                 self.state[name].copy_(tensor)
 
     def swap(self) -> None:
-        """Puts the average into the head and keeps the head's weights in its place; a second call
-        undoes it.
-        """
-        mine = {name: tensor.detach().clone() for name, tensor in self.head.state_dict().items()}
+        """Exchange the head's weights with the average; a second call undoes it."""
+        weights = _copy_of(self.head)
         self.head.load_state_dict(self.state)
-        self.state = mine
+        self.state = weights
+
+
+def _copy_of(head: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
 
 
 def _groups(head: nn.Module, named: Iterable[tuple[str, Tensor]], training: Training) -> list[dict]:
-    """Optimiser groups, one for each pair of factors that occurs, in the order of the
-    parameters.
-    """
-    how, norms = training.groups, _norm_scales(head)
-    for key, name, wanted in (
-        ("last", how.last, (how.last_lr, how.last_bias_lr) != (1, 1)),
-        ("first", how.first, bool(how.first)),
-    ):
-        there = any(_within(parameter, name) for parameter, _ in head.named_parameters())
-        _require(head, f"train.groups.{key}", name if wanted else "", there)
-    found: dict[tuple[float, float], dict] = {}
+    """Return one optimiser group per pair of factors, in the order of the parameters."""
+    options, norms = training.groups, _norm_parameters(head)
+    names = [name for name, _ in head.named_parameters()]
+    if _scales_last(options):
+        there = any(_within(name, options.last) for name in names)
+        _require(head, "train.groups.last", options.last, there)
+    if options.first:
+        there = any(_within(name, options.first) for name in names)
+        _require(head, "train.groups.first", options.first, there)
+
+    groups: dict[tuple[float, float], dict] = {}
     for name, parameter in named:
-        scale, decay = _factors(name, name in norms, how)
-        group = {"params": [], "weight_decay": training.weight_decay * decay, "scale": scale}
-        found.setdefault((scale, decay), group)["params"].append(parameter)
-    return list(found.values())
+        scale, decay = _factors(name, name in norms, options)
+        if (scale, decay) not in groups:
+            weight_decay = training.weight_decay * decay
+            groups[scale, decay] = {"params": [], "weight_decay": weight_decay, "scale": scale}
+        groups[scale, decay]["params"].append(parameter)
+    return list(groups.values())
 
 
-def _factors(name: str, is_norm: bool, how: ParameterGroups) -> tuple[float, float]:
-    """The factors of the learning rate and the weight decay of the parameter `name`."""
-    is_bias = name.rpartition(".")[2].startswith("bias")  # "bias_ih_l0" of an LSTM as well
-    scale, decay = (
-        (how.bias_lr, how.bias_decay)
-        if is_bias
-        else (how.norm_lr, how.norm_decay)
-        if is_norm
-        else (1.0, 1.0)
-    )
-    if _within(name, how.last) and (how.last_lr, how.last_bias_lr) != (1, 1):
-        scale = how.last_bias_lr if is_bias else how.last_lr
-    if how.first and _within(name, how.first):
-        scale *= how.first_lr
+def _factors(name: str, is_norm: bool, options: ParameterGroups) -> tuple[float, float]:
+    """Return the factors of a parameter's learning rate and weight decay."""
+    # An LSTM names its biases "bias_ih_l0" and so on.
+    is_bias = name.rpartition(".")[2].startswith("bias")
+    if is_bias:
+        scale, decay = options.bias_lr, options.bias_decay
+    elif is_norm:
+        scale, decay = options.norm_lr, options.norm_decay
+    else:
+        scale, decay = 1.0, 1.0
+
+    if _scales_last(options) and _within(name, options.last):
+        scale = options.last_bias_lr if is_bias else options.last_lr
+    if options.first and _within(name, options.first):
+        scale *= options.first_lr
     return scale, decay
 
 
-def _norm_scales(head: nn.Module) -> set[str]:
-    """The names of the parameters that norms own directly."""
-    return {
-        f"{prefix}.{name}".lstrip(".")
-        for prefix, module in head.named_modules()
-        if isinstance(module, NORMS)
-        for name, _ in module.named_parameters(recurse=False)
-    }
+def _scales_last(options: ParameterGroups) -> bool:
+    """Return whether the last layer has a learning rate of its own."""
+    return (options.last_lr, options.last_bias_lr) != (1, 1)
+
+
+def _norm_parameters(head: nn.Module) -> set[str]:
+    """Return the names of the parameters that norms hold directly."""
+    names = set()
+    for prefix, module in head.named_modules():
+        if isinstance(module, NORMS):
+            for name, _ in module.named_parameters(recurse=False):
+                names.add(f"{prefix}.{name}".lstrip("."))
+    return names
 
 
 def _new(
     name: str, groups: list[dict], lr: float, momentum: float, nesterov: bool
 ) -> torch.optim.Optimizer:
+    # Adam and AdamW have no momentum in this sense.
     if name == "sgd":
         return torch.optim.SGD(groups, lr, momentum, nesterov=nesterov)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name](groups, lr)
+    return OPTIMISERS[name](groups, lr)
 
 
 def _within(name: str, prefix: str) -> bool:
-    """Whether a parameter belongs to the module, or is the parameter, called `prefix`."""
+    """Return whether a parameter is in the module `prefix`, or is the parameter `prefix`."""
     return name == prefix or name.startswith(prefix.rstrip(".") + ".")
 
 
 def _require(head: nn.Module, key: str, name: str, there: bool) -> None:
+    """Raise ValueError if a recipe's key names parameters that the head does not have."""
     if name and not there:
         modules = ", ".join(child for child, _ in head.named_children())
         raise ValueError(
             f"{key}: no trained parameter of {type(head).__name__} starts with {name!r}; its "
-            f"parts: {modules}"
+            f"modules: {modules}"
         )

@@ -1,6 +1,4 @@
-"""The table that a study ends with: one row per combination of its grid, over its seeds; as text,
-CSV and JSON.
-"""
+"""The table of a study: one row per combination of its grid, over its seeds; text, CSV, JSON."""
 
 import io
 import json
@@ -10,14 +8,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from heads.runs import run_files as runs
-from heads.training.members import Result
+from heads.runs import run_files
+from heads.training.study import Result
 from pipeline.text.printable import write_table
+
+# What varies over seeds beside the figures: attributes of Result.
+COSTS = ("seconds", "waiting", "epochs", "best_epoch")
+IN_TEXT = ("top1", "top5", "map")
 
 
 @dataclass(frozen=True)
 class FailedRow:
-    """A member that ended with an error, as one line, after so many whole epochs."""
+    """A member that ended with an error.
+
+    Attributes:
+        folder: its run folder.
+        seed: its seed.
+        error: the error in one line.
+        epochs: whole epochs that were trained before.
+    """
 
     folder: str
     seed: int
@@ -25,37 +34,53 @@ class FailedRow:
     epochs: int
 
     def line(self) -> str:
-        """For a person."""
+        """Return one line for a person."""
         return f"{Path(self.folder).name} failed after epoch {self.epochs}: {self.error}"
 
 
 @dataclass(frozen=True)
 class FigureSpread:
-    """Mean and sample standard deviation (None of a single value) of a figure over seeds."""
+    """A figure over seeds.
+
+    Attributes:
+        mean: the mean.
+        std: the sample standard deviation; None for a single value.
+    """
 
     mean: float
     std: float | None
 
     def text(self, digits: int, factor: float = 1.0) -> str:
-        """ "41.3 ± 0.9"."""
+        """Return "41.3 ± 0.9".
+
+        Args:
+            digits: digits after the point.
+            factor: what both numbers are multiplied by, such as 100 for percent.
+        """
         spread = "" if self.std is None else f" ± {factor * self.std:.{digits}f}"
         return f"{factor * self.mean:,.{digits}f}{spread}"
 
 
 def spread(values: Iterable[float]) -> FigureSpread | None:
-    """Of these values; None of none."""
+    """Return the mean and standard deviation of values; None if there is no value."""
     values = list(values)
     if not values:
         return None
-    return FigureSpread(
-        statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-    )
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return FigureSpread(statistics.fmean(values), std)
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """Members that differ in their seed alone: what each came to, by its seed, or how it failed;
-    MACs of the head for one view (None of one that could not be built)."""
+    """Members that differ in their seed alone.
+
+    Attributes:
+        name: what their folders are named after.
+        cells: column -> what distinguishes these members from other rows.
+        results: seed -> result.
+        failed: the members that failed.
+        macs: MACs of the head for one view; None if the head could not be built.
+    """
 
     name: str
     cells: dict[str, Any]
@@ -64,32 +89,37 @@ class TableRow:
     macs: int | None
 
     def figure(self, split: str, name: str) -> FigureSpread | None:
-        """A figure of a split over the seeds."""
-        return spread(
-            one.metrics[split][name]
-            for one in self.results.values()
-            if name in one.metrics.get(split, {})
-        )
+        """Return a figure of a split over the seeds; None if no member has it."""
+        values = []
+        for result in self.results.values():
+            figures = result.metrics.get(split, {})
+            if name in figures:
+                values.append(figures[name])
+        return spread(values)
 
     def other(self, name: str) -> FigureSpread | None:
-        """seconds, waiting, best_epoch, epochs or parameters over the seeds."""
-        return spread(getattr(one, name) for one in self.results.values())
+        """Return seconds, waiting, best_epoch, epochs or parameters over the seeds."""
+        return spread(getattr(result, name) for result in self.results.values())
 
     @property
     def figures(self) -> list[tuple[str, str]]:
-        """(split, figure) of all that were computed."""
-        return [
-            (split, name)
-            for one in self.results.values()
-            for split, found in one.metrics.items()
-            for name in found
-        ]
+        """(split, figure) of every figure, with repeats over members."""
+        names = []
+        for result in self.results.values():
+            for split, figures in result.metrics.items():
+                names += [(split, name) for name in figures]
+        return names
 
 
 @dataclass(frozen=True)
 class StudyTable:
-    """A study's results; `columns` of the rows' cells are shown; `about`: what all members have in
-    common.
+    """A study's results.
+
+    Attributes:
+        name: the study's name.
+        columns: the cells of the rows that are shown.
+        rows: one per combination of the grid.
+        about: what all members share, for results.json.
     """
 
     name: str
@@ -99,142 +129,125 @@ class StudyTable:
 
     @property
     def figures(self) -> list[tuple[str, str]]:
-        """(split, figure), val's first, the loss last."""
-        found = dict.fromkeys(key for row in self.rows for key in row.figures)
-        return sorted(found, key=lambda key: (key[0] != "val", key[1] == "loss"))
+        """(split, figure) of every figure: those of val first, the losses last."""
+        names: dict[tuple[str, str], None] = {}
+        for row in self.rows:
+            names |= dict.fromkeys(row.figures)
+        return sorted(names, key=lambda key: (key[0] != "val", key[1] == "loss"))
 
     def text(self) -> str:
-        """For a person: means ± standard deviations over seeds, fractions in percent; then what
-        failed, a line each.
+        """Return the table for a person, and one line per failed member.
+
+        Figures are mean ± standard deviation over seeds, fractions in percent.
         """
-        main = [key for key in self.figures if key[1] in ("top1", "top5", "map")]
-        head = [*self.columns, "seeds", *(f"{split} {name} %" for split, name in main)]
-        lines = [[*head, "parameters", "MACs", "seconds", "best epoch"]]
+        main = [key for key in self.figures if key[1] in IN_TEXT]
+        figures = [f"{split} {name} %" for split, name in main]
+        costs = ["parameters", "MACs", "seconds", "best epoch"]
+        lines = [[*self.columns, "seeds", *figures, *costs]]
         for row in self.rows:
             cells = [_shown(row.cells[name]) for name in self.columns]
             count = len(row.results)
             cells.append(f"{count} of {count + len(row.failed)}" if row.failed else str(count))
             cells += [_or_dash(row.figure(*key), 1, 100) for key in main]
-            cells += [
-                _or_dash(row.other("parameters"), 0),
-                "-" if row.macs is None else _short(row.macs),
-            ]
-            lines.append(
-                [*cells, _or_dash(row.other("seconds"), 1), _or_dash(row.other("best_epoch"), 1)]
-            )
-        failed = [one.line() for row in self.rows for one in row.failed]
-        what = "mean ± standard deviation over seeds; MACs of the head for one view; seconds of one member, waiting included"
-        return "\n".join(
-            [
-                f"{self.name}: {what}",
-                "",
-                *_aligned(lines, len(self.columns)),
-                *([""] * bool(failed)),
-                *failed,
-            ]
+            cells.append(_or_dash(row.other("parameters"), 0))
+            cells.append("-" if row.macs is None else _short(row.macs))
+            cells.append(_or_dash(row.other("seconds"), 1))
+            cells.append(_or_dash(row.other("best_epoch"), 1))
+            lines.append(cells)
+
+        title = (
+            f"{self.name}: mean ± standard deviation over seeds; MACs of the head for one view; "
+            f"seconds of one member, waiting included"
         )
+        text = [title, "", *_aligned(lines, len(self.columns))]
+        failed = []
+        for row in self.rows:
+            failed += [one.line() for one in row.failed]
+        if failed:
+            text += ["", *failed]
+        return "\n".join(text)
 
     def csv(self) -> str:
-        """Every figure, as fractions; a mean and a std column for what varies over seeds."""
-        measured = [
-            *self.figures,
-            ("", "seconds"),
-            ("", "waiting"),
-            ("", "epochs"),
-            ("", "best_epoch"),
-        ]
-        names = ["_".join(filter(None, key)) for key in measured]
-        head = [*self.columns, "member", "seeds", "failed", "parameters", "macs"]
-        file = io.StringIO()
-        lines: list[list] = [
-            [*head, *(f"{name}_{part}" for name in names for part in ("mean", "std"))]
-        ]
+        """Return every figure as a fraction, with a mean and a std column over seeds."""
+        measured = [*self.figures, *(("", name) for name in COSTS)]
+        header = [*self.columns, "member", "seeds", "failed", "parameters", "macs"]
+        for split, name in measured:
+            column = f"{split}_{name}" if split else name
+            header += [f"{column}_mean", f"{column}_std"]
+
+        lines: list[list] = [header]
         for row in self.rows:
-            found = [row.figure(*key) if key[0] else row.other(key[1]) for key in measured]
-            values = [
-                value for one in found for value in ((one.mean, one.std) if one else (None, None))
-            ]
             parameters = row.other("parameters")
-            cells = [_shown(row.cells[name]) for name in self.columns]
-            counts = [
-                len(row.results),
-                len(row.failed),
-                parameters and int(parameters.mean),
-                row.macs,
-            ]
-            lines.append([*cells, row.name, *counts, *values])
+            line = [_shown(row.cells[name]) for name in self.columns]
+            line += [row.name, len(row.results), len(row.failed)]
+            line += [parameters and int(parameters.mean), row.macs]
+            for split, name in measured:
+                found = row.figure(split, name) if split else row.other(name)
+                line += [None, None] if found is None else [found.mean, found.std]
+            lines.append(line)
+
+        file = io.StringIO()
         write_table(file, lines)
         return file.getvalue()
 
     def json(self) -> str:
-        """Everything, each member's own figures too."""
-        return (
-            json.dumps(
-                {
-                    **self.about,
-                    "columns": self.columns,
-                    "rows": [_record(row) for row in self.rows],
-                },
-                indent=1,
-            )
-            + "\n"
-        )
+        """Return everything, with each member's own figures."""
+        rows = [_record(row) for row in self.rows]
+        return json.dumps({**self.about, "columns": self.columns, "rows": rows}, indent=1) + "\n"
 
     def write(self, folder: Path) -> None:
-        """results.txt, results.csv and results.json, each whole or not at all."""
-        for kind, text in (("txt", self.text() + "\n"), ("csv", self.csv()), ("json", self.json())):
-            runs.write_text(folder / f"results.{kind}", text)
+        """Write results.txt, results.csv and results.json, each whole or not at all."""
+        run_files.write_text(folder / "results.txt", self.text() + "\n")
+        run_files.write_text(folder / "results.csv", self.csv())
+        run_files.write_text(folder / "results.json", self.json())
 
 
 def _record(row: TableRow) -> dict[str, Any]:
+    """Return a row as results.json has it."""
     metrics: dict[str, dict[str, Any]] = {}
     for split, name in dict.fromkeys(row.figures):
         metrics.setdefault(split, {})[name] = asdict(row.figure(split, name))
-    others = {
-        name: row.other(name)
-        for name in ("seconds", "waiting", "epochs", "best_epoch", "parameters")
-    }
-    return {
-        "name": row.name,
-        "cells": row.cells,
-        "macs": row.macs,
-        "metrics": metrics,
-        **{name: one and asdict(one) for name, one in others.items()},
-        "members": [
-            {**asdict(one), "seed": seed, "folder": Path(one.folder).name}
-            for seed, one in row.results.items()
-        ],
-        "failed": [{**asdict(one), "folder": Path(one.folder).name} for one in row.failed],
-    }
+
+    record = {"name": row.name, "cells": row.cells, "macs": row.macs, "metrics": metrics}
+    for name in (*COSTS, "parameters"):
+        found = row.other(name)
+        record[name] = found and asdict(found)
+
+    record["members"] = [
+        {**asdict(one), "seed": seed, "folder": Path(one.folder).name}
+        for seed, one in row.results.items()
+    ]
+    record["failed"] = [{**asdict(one), "folder": Path(one.folder).name} for one in row.failed]
+    return record
 
 
 def _aligned(lines: Sequence[Sequence[str]], left: int) -> list[str]:
-    """A table of Markdown whose columns are aligned, the first `left` of them to the left."""
-    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
-    rule = ["-" * width if k < left else "-" * (width - 1) + ":" for k, width in enumerate(widths)]
+    """Return an aligned Markdown table; the first `left` columns are aligned to the left."""
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    rule = []
+    for k, width in enumerate(widths):
+        rule.append("-" * width if k < left else "-" * (width - 1) + ":")
 
-    def row(cells: Sequence[str]) -> str:
-        placed = [
-            cells[k].ljust(width) if k < left else cells[k].rjust(width)
-            for k, width in enumerate(widths)
-        ]
-        return f"| {' | '.join(placed)} |"
-
-    return [row(lines[0]), row(rule), *map(row, lines[1:])]
+    table = []
+    for line in [lines[0], rule, *lines[1:]]:
+        cells = []
+        for k, (cell, width) in enumerate(zip(line, widths, strict=True)):
+            cells.append(cell.ljust(width) if k < left else cell.rjust(width))
+        table.append(f"| {' | '.join(cells)} |")
+    return table
 
 
 def _or_dash(value: FigureSpread | None, digits: int, factor: float = 1.0) -> str:
-    return (
-        "-"
-        if value is None
-        else (FigureSpread(value.mean, value.std or None) if digits == 0 else value).text(
-            digits, factor
-        )
-    )
+    if value is None:
+        return "-"
+    # Whole numbers, such as parameters, show a spread only if they do vary over seeds.
+    if digits == 0:
+        value = FigureSpread(value.mean, value.std or None)
+    return value.text(digits, factor)
 
 
 def _short(count: int) -> str:
-    """1,234 · 56.7 k · 8.90 M · 1.23 G"""
+    """Return a count as 640, 56.7 k, 8.9 M or 1.23 G."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= limit:
             return f"{count / limit:.3g} {unit}"

@@ -1,35 +1,31 @@
-"""Training heads on a cache: the plain loop, for one head or for many that share the reading.
+"""Train heads on a cache: the plain loop, for one head or for many that share every read.
 
     result = train(read_recipe("demo_strg"), Cache("cache"), "runs/strg-0", seed=0)
     result.metrics["test"]["top1"]
 
-What a run computes depends on (recipe, cache, seed) and the arithmetic of the device alone. The
-initialisation follows from (seed), the order of the views from (order seed, epoch), dropout from
-(seed, mini-batch), so that a run that was stopped and resumed gives the weights of one that was
-not, bit for bit on a CPU in fp32 with the same number of threads.
+`train` trains one head. `run_members` trains the members of a study in one process: it reads
+every batch once and gives it to each member whose head needs it.
 
-    members = [Member(recipe, Path("study") / f"{recipe.name}-{seed}", seed) for recipe in recipes
-    for seed in range(3)]
-    for outcome in run_members(members, Cache("cache"), order_seed=0):     # in the order of the
-    members
-        outcome                                                             # a Result, or a
-        Failure: its error and epochs
+    members = [Member(recipe, Path(f"study/{recipe.name}"), seed=0) for recipe in recipes]
+    outcomes = run_members(members, Cache("cache"), order_seed=0)
 
-`run_members` trains many in one process: every batch is read once and given to each member whose
-head needs it. A member's weights and figures are those of `train(..., order_seed=order_seed)`
-alone: it has its own folder, checkpoints and log, takes its random numbers from its own seed, and
-sees the views in the study's order. Members may differ in head, options, seed, schedule, batch
-size, label subset and phases; those with other `data.train_views`, or with balanced sampling of
-other labels, see other views, and have a pass of their own over the same store. One that raises is
-a Failure and leaves the others going; so is one whose folder another process works in
-(`heads.runs.folder_lock.FolderBusy`), unless that has finished it by the end. All members have one
-device, with room for all their weights.
+What a run computes depends on (recipe, cache, seed) and on the device's arithmetic alone. The
+initial weights follow from the seed, the order of the views from (order seed, epoch), and dropout
+from (seed, mini-batch). A run that was stopped and resumed therefore ends with the weights of one
+that was not. On a CPU in fp32, with the same number of threads, they are equal bit for bit.
+
+A member gets the same weights and figures as `train(..., order_seed=order_seed)` would give it
+alone. Members may differ in head, options, seed, schedule, batch size, labels and phases. Members
+that draw other views (other `data.train_views`, or balanced sampling of other labels) get a pass
+of their own over the same store. One device must hold the weights of all members.
+
+A member that raises becomes a `Failure`, and the others continue. A member whose folder is locked
+by another process is a `Failure` too, unless that process finishes the run in the meantime.
 """
 
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,12 +34,12 @@ import numpy as np
 from heads.config.member import Member
 from heads.config.recipe import Recipe, command_of
 from heads.data.feature_store import FeatureStore, shared_pass
-from heads.data.splits import cache_dims
-from heads.evaluation.evaluate import Predictions, predict_all, say_excluded
+from heads.data.splits import cache_dims, print_excluded
+from heads.evaluation.head_predictor import Predictions, predict_all
 from heads.interface.loss import device_for
-from heads.runs.folder_lock import FolderBusy, lock_folder
-from heads.training.members import Failure, Result, Study
-from heads.training.run import Run
+from heads.runs.folder_lock import FolderBusy, lock_folders
+from heads.training.study import SPLITS, Failure, Result, Study
+from heads.training.training_run import TrainingRun
 from pipeline.workers.waiting import PrintLine
 
 if TYPE_CHECKING:
@@ -68,21 +64,37 @@ def train(
     phase: str = "",
     start: Path | None = None,
 ) -> Result:
-    """Trains `recipe`'s head on the split `train` of a cache and evaluates the chosen checkpoint on
-    `val` and `test`.
+    """Train a recipe's head on split `train`, then evaluate it on `val` and `test`.
 
-    Labels and splits come from `manifest`, by default the cache's copy. The run's files go to
-    `folder` (heads/runs/run_files.py lists them); with `resume` a run that is there is continued,
-    or only read back if it is finished. `order_seed` (default: `seed`) fixes the order of the
-    views, `seed` the initialisation and dropout. `resident`: see `heads.data.feature_store.FeatureStore`.
-    `say` gets lines for a person. `phase`, `start`: see `heads.training.members.Member`. Torch's
-    global generators are reseeded.
+    Torch's global random generators are reseeded.
 
-    ValueError, before the first step, for whatever the recipe, the manifest and the cache do not
-    agree on; Busy where another process trains in the folder; LossNotFinite.
+    Args:
+        recipe: what to train (see `heads.config.recipe.Recipe`).
+        cache: the features to train on.
+        folder: the run folder; `heads/runs/run_files.py` lists its files.
+        seed: fixes the initial weights and dropout.
+        order_seed: fixes the order of the views; None: `seed`.
+        device: "auto", "cpu" or "cuda".
+        precision: "fp32", "bf16" or "fp16".
+        manifest: labels and splits; None: the cache's copy.
+        resume: continue the run in `folder`; a finished one is only read back.
+        resident: where the features are kept: "auto", "gpu", "ram" or "disk"
+            (see `heads.data.feature_store.FeatureStore`).
+        say: prints one line for a person.
+        tensorboard: also write curves for TensorBoard.
+        phase: train only this phase of the recipe (see `heads.config.member.Member`).
+        start: a run folder or checkpoint that the first phase starts from.
+
+    Returns:
+        The figures of both splits, and what the run cost.
+
+    Raises:
+        ValueError: recipe, manifest and cache do not fit together; raised before the first step.
+        FolderBusy: another process trains in the folder.
+        LossNotFinite: the training diverged.
     """
     member = Member(recipe, Path(folder), seed, phase, start)
-    outcome = run_members(
+    outcomes = run_members(
         [member],
         cache,
         order_seed=order_seed,
@@ -93,12 +105,16 @@ def train(
         resident=resident,
         say=say,
         tensorboard=tensorboard,
-    )[0]
+    )
+    outcome = outcomes[0]
     if isinstance(outcome, Failure):
         raise outcome.error
+
     names = [one.name for one in recipe.all_phases]
-    for one in recipe.all_phases[names.index(outcome.phase) + 1 :][:1]:
-        say(f"next phase: {one.name}; run `{command_of(recipe, one)}`")
+    following = names.index(outcome.phase) + 1
+    if following < len(names):
+        next_phase = recipe.all_phases[following]
+        say(f"next phase: {next_phase.name}; run `{command_of(recipe, next_phase)}`")
     return outcome
 
 
@@ -115,155 +131,267 @@ def run_members(
     say: PrintLine = print,
     tensorboard: bool = False,
 ) -> list[Result | Failure]:
-    """Trains all members in shared passes over the cache; see the top of this file. Options as for
-    `train`; `order_seed` None: each member's own seed, which shares nothing between different ones.
+    """Train all members in shared passes over the cache.
 
-    ValueError for what is wrong with all of them: a device, two members in one folder, features
-    that are not finite.
+    Args:
+        members: what to train, each in a folder of its own.
+        cache: the features to train on.
+        order_seed: fixes the order of the views for all members; None: each member's own seed,
+            so that members of different seeds share no pass.
+        device, precision, manifest, resume, resident, say, tensorboard: as for `train`.
+
+    Returns:
+        One outcome per member, in the order of `members`.
+
+    Raises:
+        ValueError: a problem of all members: an unknown device, two members with one folder,
+            or features that are not finite.
     """
-    folders = [Path(member.folder).resolve() for member in members]
-    if twice := [str(folder) for folder in folders if folders.count(folder) > 1]:
-        raise ValueError(f"two members would write to {twice[0]}: give each a folder of its own")
-    where = device_for(device, precision)
+    _refuse_shared_folders(members)
     study = Study(
-        cache, manifest or cache.manifest, cache_dims(cache), where, precision, order_seed
+        cache=cache,
+        manifest=manifest or cache.manifest,
+        dims=cache_dims(cache),
+        device=device_for(device, precision),
+        precision=precision,
+        order_seed=order_seed,
     )
+
     outcomes: dict[int, Result | Failure] = {}
-    live: dict[int, Run] = {}
-    for k, member in enumerate(members):
-        mine = say if len(members) == 1 else _named(say, member)
+    runs: dict[int, TrainingRun] = {}
+    for number, member in enumerate(members):
+        say_member = say if len(members) == 1 else _with_name(say, member)
         try:
-            run = Run(member, study, mine)
-            if resume and (finished := run.finished()):
-                mine(f"{member.folder}: finished before, read back")
-                outcomes[k] = finished
+            run = TrainingRun(member, study, say_member)
+            finished = run.finished() if resume else None
+            if finished is not None:
+                say_member(f"{member.folder}: finished before; reading its result")
+                outcomes[number] = finished
             else:
                 run.prepare()
-                live[k] = run
-        except Exception as error:  # whatever it is, the other members can be trained
-            outcomes[k] = Failure(member.folder, error, 0)
-    said = set()
-    for part in (part for run in live.values() for part in run.parts.values()):
-        if (key := (part.split, part.failed, part.absent, part.others)) not in said:
-            said.add(key)
-            say_excluded(part, say)
+                runs[number] = run
+        # Whatever one member raises, the other members can still be trained.
+        except Exception as error:
+            outcomes[number] = Failure(member.folder, error, epochs=0)
+
+    print_excluded_clips(list(runs.values()), say)
+    trained = _train_all(list(runs.values()), study, resume, resident, tensorboard, say)
+    outcomes.update(zip(runs, trained, strict=True))
+    return [outcomes[number] for number in range(len(members))]
+
+
+def _train_all(
+    runs: Sequence[TrainingRun],
+    study: Study,
+    resume: bool,
+    resident: str,
+    tensorboard: bool,
+    say: PrintLine,
+) -> list[Result | Failure]:
+    """Lock the folders, load the features, train and evaluate; every lock is released after."""
     with ExitStack() as stack:
-        for run, held in zip(
-            live.values(), lock_folder([run.folder for run in live.values()], say), strict=True
-        ):
+        locks = lock_folders([run.folder for run in runs], say)
+        # A run whose folder another process holds fails here; the others continue.
+        for run, lock in zip(runs, locks, strict=True):
             stack.callback(run.close)
-            run.attempt(run.files.enter, held)
-        going = [run for run in live.values() if run.error is None]
-        stores = stores_for(going, study, resident)
-        for run in going:
+            run.attempt(run.files.enter, lock)
+
+        locked = [run for run in runs if run.error is None]
+        stores = stores_for(locked, study, resident)
+        for run in locked:
             run.attempt(run.open, resume, tensorboard)
-        _fit(going, stores)
-        outcomes |= dict(zip(live, _finish(list(live.values()), stores), strict=True))
-    return [outcomes[k] for k in range(len(members))]
+
+        _fit(locked, stores)
+        return _finish(runs, stores)
 
 
-def stores_for(live: Sequence[Run], study: Study, resident: str) -> dict[str, FeatureStore]:
-    """One store per split, for all that read it: every field that one of them needs. ValueError for
-    features that are not finite (see `heads.data.feature_store.FeatureStore`)."""
+def stores_for(runs: Sequence[TrainingRun], study: Study, resident: str) -> dict[str, FeatureStore]:
+    """Open one store per split, with every row and field that any of the runs reads.
+
+    Args:
+        runs: prepared runs.
+        study: what the runs share.
+        resident: where features are kept (see `heads.data.feature_store.FeatureStore`).
+
+    Returns:
+        split -> its store, for the splits that a run has.
+
+    Raises:
+        ValueError: a feature is NaN or infinite.
+    """
     stores = {}
-    for split in ("train", "val", "test"):
-        theirs = [run for run in live if split in run.parts]
-        if not theirs:
+    for split in SPLITS:
+        readers = [run for run in runs if split in run.parts]
+        if not readers:
             continue
-        parts = {id(run.parts[split]): run.parts[split] for run in theirs}.values()
-        rows = np.concatenate([part.all_rows()[0] for part in parts])
-        fields = tuple(dict.fromkeys(name for run in theirs for name in run.fields[split]))
-        how = "disk" if split == "test" else resident  # the test views are read once
-        group = theirs[0].parts[split].group
-        stores[split] = FeatureStore(group, fields, rows, how, str(study.cache.path), study.device)
+
+        # Runs of the same labels share one SplitViews: take its rows once.
+        parts = {id(run.parts[split]): run.parts[split] for run in readers}
+        rows = np.concatenate([part.all_rows()[0] for part in parts.values()])
+        fields: list[str] = []
+        for run in readers:
+            fields += run.fields[split]
+
+        stores[split] = FeatureStore(
+            readers[0].parts[split].group,
+            tuple(dict.fromkeys(fields)),
+            rows,
+            # Test views are read only once, so loading them first would gain nothing.
+            "disk" if split == "test" else resident,
+            str(study.cache.path),
+            study.device,
+        )
     return stores
 
 
-def _fit(live: Sequence[Run], stores: dict[str, FeatureStore]) -> None:
-    """Trains to the end, epoch by epoch, those that are behind first: a stopped study may have left
-    some an epoch ahead.
-    """
-    while going := [run for run in live if run.going]:
-        now = [run for run in going if run.epochs == min(run.epochs for run in going)]
+def _fit(runs: Sequence[TrainingRun], stores: dict[str, FeatureStore]) -> None:
+    """Train all runs to their end, epoch by epoch."""
+    while True:
+        active = [run for run in runs if run.active]
+        if not active:
+            return
+
+        # A study that was stopped may have left some runs an epoch ahead: they wait here.
+        epoch = min(run.epochs for run in active)
+        current = [run for run in active if run.epochs == epoch]
+
+        by_order: dict[str, list[TrainingRun]] = {}
+        for run in current:
+            by_order.setdefault(repr(run.order), []).append(run)
         waiting: dict[int, float] = {}
-        for _, group in groupby(
-            sorted(now, key=lambda run: repr(run.order)), key=lambda run: run.order
-        ):
-            together = list(group)
-            waited = train_one_epoch(together, stores["train"])
-            waiting |= {id(run): waited for run in together}
-        now = [run for run in now if run.going]
-        with ExitStack() as stack:
-            for run in now:
-                stack.enter_context(run.learner.averaged())
-            labelled = [
-                run for run in now if "val" in run.parts and run.parts["val"].targets is not None
-            ]
-            found = _predict(labelled, "val", stores)
-        for run in now:
-            if run.going:
-                run.attempt(run.end_epoch, waiting[id(run)], found.get(id(run)))
+        for order in sorted(by_order):
+            seconds = train_one_epoch(by_order[order], stores["train"])
+            waiting |= {id(run): seconds for run in by_order[order]}
+
+        current = [run for run in current if run.active]
+        validated = _validate(current, stores)
+        for run in current:
+            if run.active:
+                run.attempt(run.end_epoch, waiting[id(run)], validated.get(id(run)))
 
 
-def train_one_epoch(live: Sequence[Run], store: FeatureStore) -> float:
-    """One pass over the views that these runs draw, each given every batch of its own; returns the
-    seconds of waiting for data. A run ends early at the last mini-batch of its training; one that
-    raises is out.
+def train_one_epoch(runs: Sequence[TrainingRun], store: FeatureStore) -> float:
+    """Pass once over the training views; give each run its mini-batches.
+
+    A run stops early after the last mini-batch of its training. A run that raises drops out.
+
+    Args:
+        runs: runs that draw the same views in the same order.
+        store: the features of split `train`.
+
+    Returns:
+        Seconds of waiting for data.
     """
     waiting = 0.0
-    batches = shared_pass(store, [run.draw() for run in live])
-    while any(run.going and not run.learner.done for run in live):
+    batches = shared_pass(store, [run.draw() for run in runs])
+    while any(run.active and not run.learner.done for run in runs):
         asked = time.monotonic()
-        k, clips, place = next(batches, (-1, None, None))
-        begun = time.monotonic()
-        waiting += begun - asked
+        k, clips, rows = next(batches, (-1, None, None))
+        received = time.monotonic()
+        waiting += received - asked
         if k < 0:
             break
-        run = live[k]
-        if run.going and not run.learner.done:
-            run.attempt(run.learn, clips, place)
-            run.stats.seconds += time.monotonic() - begun
+
+        run = runs[k]
+        if run.active and not run.learner.done:
+            run.attempt(run.learn, clips, rows)
+            run.stats.seconds += time.monotonic() - received
+    # Ends the reading thread: the runs may be done before the pass is.
     batches.close()
     return waiting
 
 
-def _predict(
-    live: Sequence[Run], split: str, stores: dict[str, FeatureStore]
+def _validate(
+    runs: Sequence[TrainingRun], stores: dict[str, FeatureStore]
 ) -> dict[int, Predictions]:
-    """What each run that has the split predicts for it, by the run's id; one that raises is out."""
-    live = [run for run in live if run.error is None and split in run.parts]
-    if not live:
+    """Predict split `val` with the weights that are kept (a moving average, where there is one)."""
+    labelled = []
+    for run in runs:
+        part = run.parts.get("val")
+        if part is not None and part.targets is not None:
+            labelled.append(run)
+
+    with ExitStack() as stack:
+        for run in runs:
+            stack.enter_context(run.learner.averaged())
+        return _predict(labelled, "val", stores)
+
+
+def _predict(
+    runs: Sequence[TrainingRun], split: str, stores: dict[str, FeatureStore]
+) -> dict[int, Predictions]:
+    """Predict a split with every run that has it; the keys are the runs' `id`s.
+
+    A run that raises drops out.
+    """
+    runs = [run for run in runs if run.error is None and split in run.parts]
+    if not runs:
         return {}
-    found = {}
-    for run, one in zip(
-        live, predict_all([run.reader(split) for run in live], stores[split]), strict=True
-    ):
-        if isinstance(one, Exception):
-            run.fail(one)
+
+    predictors = [run.predictor(split) for run in runs]
+    predictions = {}
+    for run, outcome in zip(runs, predict_all(predictors, stores[split]), strict=True):
+        if isinstance(outcome, Exception):
+            run.fail(outcome)
         else:
-            found[id(run)] = one
-    return found
+            predictions[id(run)] = outcome
+    return predictions
 
 
-def _finish(live: Sequence[Run], stores: dict[str, FeatureStore]) -> list[Result | Failure]:
-    """Evaluates the weights that were chosen on val and test and closes every run."""
-    for run in live:
+def _finish(runs: Sequence[TrainingRun], stores: dict[str, FeatureStore]) -> list[Result | Failure]:
+    """Evaluate the chosen weights on val and test, and close every run."""
+    for run in runs:
         if run.error is None:
             run.attempt(run.restore)
-    found = {split: _predict(live, split, stores) for split in ("val", "test")}
+    # All runs predict a split in one pass, before any of them writes its result.
+    predictions = {split: _predict(runs, split, stores) for split in ("val", "test")}
+
     outcomes: list[Result | Failure] = []
-    for run in live:
-        mine = {split: by_run[id(run)] for split, by_run in found.items() if id(run) in by_run}
-        result = run.attempt(run.finish, mine) if run.error is None else None
+    for run in runs:
+        result = None
+        if run.error is None:
+            own = {}
+            for split, by_run in predictions.items():
+                if id(run) in by_run:
+                    own[split] = by_run[id(run)]
+            result = run.attempt(run.finish, own)
+
         if isinstance(run.error, FolderBusy):
+            # The process that held the folder may have finished this very run by now.
             try:
-                result = run.finished()  # by the other, in the meantime
-            except ValueError as error:  # it was another run
+                result = run.finished()
+            except ValueError as error:
                 run.error = error
         outcomes.append(result or Failure(run.folder, run.error, run.failed_after))
     return outcomes
 
 
-def _named(say: PrintLine, member: Member) -> PrintLine:
-    """Lines that begin with whose they are."""
+def print_excluded_clips(runs: Sequence[TrainingRun], say: PrintLine) -> None:
+    """Print which clips the runs leave out: one line per reason, not one per run.
+
+    Args:
+        runs: prepared runs.
+        say: prints one line for a person.
+    """
+    printed = set()
+    for run in runs:
+        for part in run.parts.values():
+            key = (part.split, part.failed, part.absent, part.others)
+            if key not in printed:
+                printed.add(key)
+                print_excluded(part, say)
+
+
+def _refuse_shared_folders(members: Sequence[Member]) -> None:
+    """Raise ValueError if two members would write to one folder."""
+    folders = set()
+    for member in members:
+        folder = Path(member.folder).resolve()
+        if folder in folders:
+            raise ValueError(f"two members would write to {folder}: give each its own folder")
+        folders.add(folder)
+
+
+def _with_name(say: PrintLine, member: Member) -> PrintLine:
+    """Print lines that start with the member's name."""
     return lambda line: say(f"{Path(member.folder).name}: {line}")

@@ -13,14 +13,15 @@ from pipeline.plugins import BACKBONE, is_known, known_names, load_build, own_na
 from pipeline.text.suggestions import nearest
 
 if TYPE_CHECKING:
-    from pipeline.backbones._base import Backbone, Conv, MaxPool
+    from pipeline.backbones._base import Backbone
     from pipeline.backbones._freezing import freeze
+    from pipeline.backbones._layers import Conv, MaxPool
 
 # Loaded when first asked for, so that a command line can list the names without loading torch.
 _HOMES = {
     "Backbone": "_base",
-    "Conv": "_base",
-    "MaxPool": "_base",
+    "Conv": "_layers",
+    "MaxPool": "_layers",
     "freeze": "_freezing",
 }
 

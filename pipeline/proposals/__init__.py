@@ -11,12 +11,12 @@ A source is an object with
 - `weights_sha256`: checksum of the file that decides its boxes (weights or annotations), "" where
   there is none;
 - `to(device, precision)`: moves it there and returns it; precision is "fp32", "bf16" or "fp16";
-- `propose(frames, clip, info, numbers)`: the boxes of K frames of a clip. `frames` is a uint8 tensor
-  [K,H,W,3], RGB, or None where `frame_size` is None; `clip` a `pipeline.manifests.manifest.Clip`;
-  `info` its `pipeline.views.video_info.VideoInfo`; `numbers` the K frame numbers in the file. It
-  returns two numpy arrays, float32: boxes [K,N,4] xyxy and scores [K,N], best first. Rows after the
-  last box have score -1 and a box of zeros. A `BoxesError` is that clip's failure, and the run
-  continues.
+- `propose(frames, clip, info, numbers)`: the boxes of K frames of a clip.
+  `frames` is a uint8 tensor [K,H,W,3], RGB, or None where `frame_size` is None. `clip` is a
+  `pipeline.manifests.manifest.Clip`, `info` its `pipeline.views.video_info.VideoInfo`, and
+  `numbers` are the K frame numbers in the file. It returns two numpy arrays, float32: boxes
+  [K,N,4] xyxy and scores [K,N], best first. Rows after the last box have score -1 and a box of
+  zeros. A `BoxesError` fails that clip, and the run continues.
 
 Files whose names start with "_" are shared code. Sources of other packages and files are found too
 (see `pipeline.plugins`). docs/adding_a_source_of_boxes.md shows how to add one.

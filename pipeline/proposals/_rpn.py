@@ -1,5 +1,6 @@
-"""What the region proposal networks share: weights files, batch norm folded away, precision, frames
-in batches, and from the network's numbers to the best boxes."""
+"""What the region proposal networks share: weights files, folded batch norms, precision, frames in
+batches, and from the network's outputs to the best boxes.
+"""
 
 import math
 from collections.abc import Callable, Collection, Iterable
@@ -20,8 +21,17 @@ MIN_SIDE = 1e-3  # pixels; smaller boxes are dropped
 MAX_LOG = math.log(1000 / 16)  # no box grows to more than 62.5 times its anchor
 
 
+def require_counts(source: str, **values: int) -> None:
+    """Raise ValueError unless each of these options of a source is a whole number from 1."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"proposals {source!r}: {name}={value!r}; expected a whole number from 1"
+            )
+
+
 def file_sha256(path: str | Path) -> str:
-    """sha256 of a file's bytes, in hexadecimal. ValueError if it cannot be read."""
+    """Return the SHA-256 of a file's bytes in hexadecimal; ValueError if it cannot be read."""
     try:
         return sha256_of(Path(path))
     except OSError as error:
@@ -29,11 +39,18 @@ def file_sha256(path: str | Path) -> str:
 
 
 def read_state(path: str | Path, own: Collection[str]) -> dict[str, Tensor]:
-    """The state dict in a torch file, alone or in the tables that training programs keep it in,
-    without what wrappers put before its names. Tensors only: no code in it is ever run.
+    """Read the state dict in a torch file. It reads tensors only: no code in it is ever run.
 
-    own: the names that the network has. ValueError if the file is missing, is no torch file, holds
-    anything but tensors, or holds no state dict, or several such networks.
+    The state dict may be alone, or in the tables that training programs keep it in. What wrappers
+    put before its names is taken off.
+
+    Args:
+        path: the file.
+        own: the names that the network has.
+
+    Raises:
+        ValueError: the file is missing, is no torch file, holds anything but tensors, holds no
+            state dict, or holds several such networks.
     """
     if not Path(path).is_file():
         raise ValueError(
@@ -42,64 +59,79 @@ def read_state(path: str | Path, own: Collection[str]) -> dict[str, Tensor]:
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # damage raises EOFError, KeyError, RuntimeError, UnpicklingError and more
+    except Exception as error:
+        # A damaged file raises EOFError, KeyError, RuntimeError, UnpicklingError and more.
         first = first_line(error)
         raise ValueError(
             f"{path}: not a file of tensors written by torch.save ({first.split('. ')[0][:120]})"
         ) from error
+
+    # Training programs keep the weights beside optimisers and averages, under names of their own.
     tables = [("", table) for table in states(state)] or list(other_states(state))
-    readings = [
-        (key, prefix, below) for key, table in tables for prefix, below, _ in unwrapped(table, own)
-    ]
+    readings = []
+    for key, table in tables:
+        for prefix, below, _ in unwrapped(table, own):
+            readings.append((key, prefix, below))
     if not readings:
         raise ValueError(
             f"{path}: expected a state dict (names -> tensors), alone or under the key 'model' or "
             f"'state_dict'"
         )
+
+    # The reading with most of the network's names; `load_exactly` says what it lacks.
     known = [len(below.keys() & set(own)) for _, _, below in readings]
-    complete = [
-        reading[:2] for reading, count in zip(readings, known, strict=True) if count == len(own)
-    ]
-    best = dict.fromkeys(complete)
-    if len(best) > 1:
-        places = ", ".join(repr(" ".join(filter(None, place))) for place in best)
+    complete = []  # where the file has all of the network's names
+    for (key, prefix, _), count in zip(readings, known, strict=True):
+        where = " ".join(filter(None, (key, prefix)))
+        if count == len(own) and where not in complete:
+            complete.append(where)
+    if len(complete) > 1:
         raise ValueError(
-            f"{path}: holds several such networks, below {places}; save one of them alone"
+            f"{path}: holds several such networks, below {', '.join(map(repr, complete))}; save "
+            f"one of them alone"
         )
     return readings[known.index(max(known))][2]
 
 
 def load_exactly(module: nn.Module, state: dict[str, Tensor], where: str | Path) -> None:
-    """Load `state`, whose keys and shapes must be the module's own; ValueError names those that
-    differ, three of each kind.
+    """Load weights whose names and shapes must be the module's own.
+
+    Args:
+        module: the network; it is changed in place.
+        state: the weights.
+        where: the file, for messages.
+
+    Raises:
+        ValueError: names the keys that differ, three of each kind.
     """
     own = module.state_dict()
-    shared = [key for key in own if key in state]
+    misshaped = []
+    for key in own:
+        if key in state and state[key].shape != own[key].shape:
+            misshaped.append(f"{key} {tuple(state[key].shape)} != {tuple(own[key].shape)}")
     differing = {
         "missing": [key for key in own if key not in state],
         "unexpected": [key for key in state if key not in own],
-        "of another shape": [
-            f"{k} {tuple(state[k].shape)} != {tuple(own[k].shape)}"
-            for k in shared
-            if state[k].shape != own[k].shape
-        ],
+        "of another shape": misshaped,
     }
-    told = [
-        f"{len(keys)} {kind}: {', '.join(keys[:3])}{' ...' * (len(keys) > 3)}"
-        for kind, keys in differing.items()
-        if keys
-    ]
-    if told:
-        raise ValueError(f"{where}: these are not the weights of this network: {'; '.join(told)}")
+
+    faults = []
+    for kind, keys in differing.items():
+        if keys:
+            more = " ..." if len(keys) > 3 else ""
+            faults.append(f"{len(keys)} {kind}: {', '.join(keys[:3])}{more}")
+    if faults:
+        raise ValueError(f"{where}: these are not the weights of this network: {'; '.join(faults)}")
     module.load_state_dict(state)
 
 
 @torch.no_grad()
 def fold(conv: nn.Conv2d, norm: nn.Module) -> None:
-    """Put a frozen batch norm (weight, bias, running_mean, running_var, eps; eval only) into the
-    convolution before it.
+    """Fold a frozen batch norm into the convolution before it, in place.
+
+    Args:
+        conv: the convolution.
+        norm: has weight, bias, running_mean, running_var and eps.
     """
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     bias = torch.zeros_like(norm.bias) if conv.bias is None else conv.bias
@@ -108,8 +140,11 @@ def fold(conv: nn.Conv2d, norm: nn.Module) -> None:
 
 
 def place(module: nn.Module, device, precision: str) -> None:
-    """Move a network, in place, to its device, dtype and memory format. ValueError for an unknown
-    precision, or if its weights were already rounded to fewer bits than now asked for."""
+    """Move a network to its device, dtype and memory format, in place.
+
+    Raises:
+        ValueError: unknown precision, or the weights were rounded to fewer bits before.
+    """
     dtype, now = dtype_of(precision), next(module.parameters()).dtype
     if now not in (torch.float32, dtype):
         raise ValueError(
@@ -120,9 +155,17 @@ def place(module: nn.Module, device, precision: str) -> None:
 
 
 def padded(frames: Tensor, mean: Tensor, std: Tensor, multiple: int, dtype: torch.dtype) -> Tensor:
-    """frames uint8 [B,H,W,3] -> [B,3,H',W'] of `dtype`, channels last: normalised, then zeros up to
-    a multiple at the right and bottom. mean and std [3] are in units of 0..255, on the device of
-    the frames.
+    """Normalise frames, and pad them with zeros at the right and bottom.
+
+    Args:
+        frames: uint8 [B,H,W,3].
+        mean: [3], of pixels in 0..255, on the device of the frames.
+        std: [3], likewise.
+        multiple: of which both sides of the result are.
+        dtype: of the result.
+
+    Returns:
+        [B,3,H',W'] in channels last.
     """
     batch, height, width, _ = frames.shape
     below, beside = -height % multiple, -width % multiple
@@ -141,11 +184,19 @@ def in_batches(
     num_boxes: int,
     propose: Callable[[Tensor], Iterable[tuple[Tensor, Tensor]]],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Run `propose` over frames uint8 [K,H,W,3], `batch` at a time on `device`.
+    """Run a region proposal network over frames, some at a time.
 
-    It gives, for every frame, boxes [n,4] in pixels and objectness logits [n], best first. Returns
-    numpy float32 boxes [K,N,4] in [0,1] of the frame and scores [K,N] (the sigmoid), with score -1
-    and zero boxes after a frame's last.
+    Args:
+        frames: uint8 [K,H,W,3].
+        batch: frames at a time.
+        device: where they are computed.
+        num_boxes: N.
+        propose: frames [B,H,W,3] -> for each, boxes [n,4] in pixels and objectness logits [n],
+            best first.
+
+    Returns:
+        numpy float32 boxes [K,N,4] in [0,1] of the frame, and scores [K,N] (the sigmoid). Rows
+        after a frame's last box have score -1 and a box of zeros.
     """
     count, height, width, _ = frames.shape
     boxes = np.zeros((count, num_boxes, 4), dtype=np.float32)
@@ -162,11 +213,18 @@ def in_batches(
 
 
 def best_of_level(logits: Tensor, deltas: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-    """The best `PRE_NMS` of a level: logits [B,A], deltas [B,A,4], anchors [A,4] -> logits [B,P],
-    boxes [B,P,4] in pixels.
+    """Return the best PRE_NMS boxes of a level of the pyramid.
 
-    A delta moves an anchor's centre by (dx, dy) times its size, and multiplies its size by exp(dw,
-    dh) (Faster R-CNN, eq. 2).
+    A delta moves an anchor's centre by (dx, dy) times its size, and multiplies its size by
+    exp(dw, dh) (Faster R-CNN, eq. 2).
+
+    Args:
+        logits: objectness [B,A] of A anchors.
+        deltas: [B,A,4].
+        anchors: [A,4] xyxy in pixels.
+
+    Returns:
+        logits [B,P], and boxes [B,P,4] in pixels.
     """
     scores, index = logits.topk(min(PRE_NMS, logits.shape[1]), dim=1)
     deltas = deltas.gather(1, index[..., None].expand(-1, -1, 4))
@@ -178,24 +236,33 @@ def best_of_level(logits: Tensor, deltas: Tensor, anchors: Tensor) -> tuple[Tens
 
 
 def clip_to(boxes: Tensor, height: int, width: int) -> Tensor:
-    """boxes [...,4] in pixels, clipped to the frame (not to its padding)."""
+    """Clip boxes [...,4] in pixels to the frame (not to its padding)."""
     return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
 
 
 def suppress(
     boxes: Tensor, scores: Tensor, levels: Tensor, num_boxes: int, threshold: float
 ) -> list[tuple[Tensor, Tensor]]:
-    """Greedy suppression for all frames at once, stopped after the best N: boxes [B,P,4], scores
-    [B,P], levels [P].
+    """Suppress overlapping boxes greedily, in all frames at once, up to the best N of each.
 
-    A kept box removes those of its own level whose overlap (IoU) is above `threshold`. Gives for
-    each frame boxes [n,4] and scores [n], n <= N, best first: the first N of what full suppression
-    keeps. N steps over all frames cost less than sorting out thousands of boxes frame by frame, and
-    have the same length on any input.
+    A kept box removes the boxes of its own level that overlap it. N steps over all frames cost less
+    than full suppression of thousands of boxes frame by frame, and take as long on any input.
+
+    Args:
+        boxes: [B,P,4] in pixels.
+        scores: [B,P].
+        levels: [P], the level of the pyramid that each comes from.
+        num_boxes: N.
+        threshold: overlap (IoU) above which a box is removed.
+
+    Returns:
+        For each frame boxes [n,4] and scores [n], n <= N, best first: the first N of what full
+        suppression keeps.
     """
     batch, rows = len(boxes), torch.arange(len(boxes), device=boxes.device)
     size = boxes[..., 2:] - boxes[..., :2]
     areas = size.prod(-1)
+    # A frame that overflows in low precision has boxes or scores that are not finite.
     alive = (size >= MIN_SIDE).all(-1) & scores.isfinite()
     kept, valid = [], []
     for _ in range(min(num_boxes, scores.shape[1])):
@@ -203,11 +270,8 @@ def suppress(
         kept.append(best)
         valid.append(alive[rows, best])
         box = boxes[rows, best][:, None]
-        shared = (
-            (boxes[..., 2:].minimum(box[..., 2:]) - boxes[..., :2].maximum(box[..., :2]))
-            .clamp(min=0)
-            .prod(-1)
-        )
+        sides = boxes[..., 2:].minimum(box[..., 2:]) - boxes[..., :2].maximum(box[..., :2])
+        shared = sides.clamp(min=0).prod(-1)
         overlap = shared / (areas + areas[rows, best][:, None] - shared)
         alive &= (overlap <= threshold) | (levels != levels[best][:, None])
         alive[rows, best] = False

@@ -1,5 +1,5 @@
-"""The region proposal network of a detectron2 model, `COCO-Detection/rpn_R_50_FPN_1x` unless told
-otherwise (GOS's boxes).
+"""The region proposal network of a detectron2 model, by default `COCO-Detection/rpn_R_50_FPN_1x`
+(GOS's boxes).
 
 detectron2 is imported only when this source is built; nothing else needs it.
 """
@@ -23,11 +23,11 @@ from pipeline.proposals._rpn import (
     padded,
     place,
     read_state,
+    require_counts,
 )
 from pipeline.text.printable import first_line
 
-# What an array needs in order to come out of a pickle; everything else that one could call is
-# refused.
+# What a pickle may call to make an array; everything else is refused.
 HARMLESS = {
     ("numpy", "dtype"),
     ("numpy", "ndarray"),
@@ -40,12 +40,18 @@ HARMLESS = {
 
 
 class Detectron2RPN:
-    """Class-agnostic boxes of whole frames: the best N by objectness after suppression within each
-    pyramid level.
+    """Class-agnostic boxes of whole frames: the best N by objectness, after suppression within each
+    level of the pyramid.
 
     Pixel order, mean and scale are the config's. Convolutions run in the precision of `to`, the
-    rest in float32. Frames are taken at the size they come in: the caller has resized their short
-    side to `frame_size`.
+    rest in float32. The caller has resized the frames' short side to `frame_size`.
+
+    Args:
+        cfg: detectron2's config.
+        backbone: detectron2's, without batch norms.
+        generator: detectron2's region proposal network.
+        size, batch: see `build`.
+        sha256: checksum of the file of weights; "" for none.
     """
 
     in_view = False
@@ -59,30 +65,32 @@ class Detectron2RPN:
         self.bgr = cfg.INPUT.FORMAT == "BGR"
         self.pixel_mean, self.pixel_std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
         head = generator.rpn_head
+        # These two layers stay in float32, whatever the precision of those before them.
         for layer in (head.objectness_logits, head.anchor_deltas):
             layer.register_forward_pre_hook(lambda layer, inputs: (inputs[0].float(),))
         self.to("cpu", "fp32")
 
     def to(self, device, precision: str = "fp32") -> "Detectron2RPN":
-        """Moves the network there, in place, and returns itself. ValueError for an unknown
+        """Move the network there, in place, and return the source; ValueError for an unknown
         precision.
         """
         place(self.backbone, device, precision)
         place(self.generator.rpn_head.conv, device, precision)
-        # As in the torchvision source: bf16 logits would tie by the hundred, and anchors need their
-        # pixels exact.
+        # As in the torchvision source: hundreds of bf16 logits would tie. Anchors need exact
+        # pixels.
         guard(self.generator.rpn_head.to(device))
         self.generator.anchor_generator.to(device)
         self.dtype, self.device = dtype_of(precision), torch.device(device)
-        self.mean, self.std = (
-            torch.tensor(v, device=device, dtype=torch.float32)
-            for v in (self.pixel_mean, self.pixel_std)
-        )
+        self.mean = torch.tensor(self.pixel_mean, device=device, dtype=torch.float32)
+        self.std = torch.tensor(self.pixel_std, device=device, dtype=torch.float32)
         return self
 
     def propose(self, frames: Tensor, clip, info, numbers) -> tuple[np.ndarray, np.ndarray]:
-        """frames uint8 [K,H,W,3] RGB -> boxes [K,N,4] in [0,1] of the frame, scores [K,N]; -1 where
-        there are fewer than N.
+        """Propose boxes for frames uint8 [K,H,W,3], RGB.
+
+        Returns:
+            boxes [K,N,4] in [0,1] of the frame, and scores [K,N], -1 where a frame has fewer than
+            N boxes.
         """
         return in_batches(frames, self.batch, self.device, self.num_boxes, self._propose)
 
@@ -90,9 +98,9 @@ class Detectron2RPN:
         from detectron2.structures import ImageList
 
         frames = frames.flip(-1) if self.bgr else frames
-        images = padded(
-            frames, self.mean, self.std, max(1, self.backbone.size_divisibility), self.dtype
-        )
+        multiple = max(1, self.backbone.size_divisibility)
+        images = padded(frames, self.mean, self.std, multiple, self.dtype)
+        # Without the padding: boxes are clipped to the frame.
         sizes = [tuple(frames.shape[1:3])] * len(frames)
         found, _ = self.generator(ImageList(images, sizes), self.backbone(images), None)
         return [(each.proposal_boxes.tensor, each.objectness_logits) for each in found]
@@ -107,22 +115,26 @@ def build(
     batch: int = 8,
     seed: int = 0,
 ) -> Detectron2RPN:
-    """The source "detectron2".
+    """Build the source "detectron2".
 
-    config: a name in detectron2's model zoo, or a YAML file. weights: "coco" (the model zoo's for
-    that name, or what the YAML file calls MODEL.WEIGHTS; downloaded once), a file (.pkl of the
-    model zoo, or a .pth checkpoint), or "none" (random, from `seed`; for tests). size: short side
-    in pixels of the frames it is given (detectron2's own default is 800). num_boxes: N. nms:
-    overlap above which the weaker box is dropped. batch: frames per pass. ValueError if detectron2
-    is not installed or does not load, for a bad value, for a config without a standard RPN, or for
-    a file whose keys are not this network's.
+    Args:
+        config: a name in detectron2's model zoo, or a YAML file.
+        weights: "coco", a file (.pkl of the model zoo, or a .pth checkpoint), or "none" (random;
+            for tests). "coco" is the model zoo's for that name, or what the YAML file calls
+            MODEL.WEIGHTS; it is downloaded once.
+        size: short side, in pixels, of the frames. detectron2's own default is 800.
+        num_boxes: N.
+        nms: overlap (IoU) above which the weaker box is dropped.
+        batch: frames per pass.
+        seed: of random weights.
+
+    Raises:
+        ValueError: detectron2 is not installed or does not load; a bad value; a config without a
+            standard RPN; a file whose keys are not this network's.
     """
-    for name, value in (("size", size), ("num_boxes", num_boxes), ("batch", batch)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(
-                f"proposals 'detectron2': {name}={value!r}; expected a whole number from 1"
-            )
-    if reason := why_no_detectron2():
+    require_counts("detectron2", size=size, num_boxes=num_boxes, batch=batch)
+    reason = why_no_detectron2()
+    if reason:
         raise ValueError(f"proposals 'detectron2' needs detectron2: {reason}")
     from detectron2.modeling import build_backbone, build_proposal_generator
 
@@ -131,6 +143,7 @@ def build(
         torch.default_generator.manual_seed(seed)
         backbone = build_backbone(cfg)
         generator = build_proposal_generator(cfg, backbone.output_shape())
+
     sha256 = ""
     if weights != "none":
         path = _weights_of(config, cfg) if weights == "coco" else Path(weights)
@@ -141,44 +154,34 @@ def build(
         if _is_frozen_norm(getattr(conv, "norm", None)):
             fold(conv, conv.norm)
             conv.norm = None
-    return Detectron2RPN(
-        cfg,
-        backbone.eval().requires_grad_(False),
-        generator.eval().requires_grad_(False),
-        size,
-        batch,
-        sha256,
-    )
+    for network in (backbone, generator):
+        network.eval().requires_grad_(False)
+    return Detectron2RPN(cfg, backbone, generator, size, batch, sha256)
 
 
 def _config(name: str, num_boxes: int, nms: float):
     """detectron2's config for a YAML file or a name in the model zoo. ValueError if there is none,
-    or no standard RPN in it.
+    or it has no standard RPN.
     """
     from detectron2.config import get_cfg
 
     cfg = get_cfg()
     try:
-        ours = _is_file(name)
-        path = Path(name) if ours else config_file(name)
-        cfg.merge_from_file(
-            str(path), allow_unsafe=not ours
-        )  # some of the model zoo's own files compute their anchors
-    except Exception as error:  # an unknown name, a missing file, broken YAML and an unknown key each raise something else
+        is_file = _is_file(name)
+        path = Path(name) if is_file else config_file(name)
+        # Some of the model zoo's own files compute their anchors, which is code.
+        cfg.merge_from_file(str(path), allow_unsafe=not is_file)
+    except Exception as error:
+        # An unknown name, a missing file, broken YAML and an unknown key raise different errors.
         raise ValueError(
             f"proposals 'detectron2': config {name!r}: expected a detectron2 YAML file or a name "
-            f"in its model zoo"
-            f" ({first_line(error)})"
+            f"in its model zoo ({first_line(error)})"
         ) from error
-    model, generator, head = (
-        cfg.MODEL.META_ARCHITECTURE,
-        cfg.MODEL.PROPOSAL_GENERATOR.NAME,
-        cfg.MODEL.RPN.HEAD_NAME,
-    )
-    if model not in ("ProposalNetwork", "GeneralizedRCNN") or (generator, head) != (
-        "RPN",
-        "StandardRPNHead",
-    ):
+
+    model = cfg.MODEL.META_ARCHITECTURE
+    generator, head = cfg.MODEL.PROPOSAL_GENERATOR.NAME, cfg.MODEL.RPN.HEAD_NAME
+    known_model = model in ("ProposalNetwork", "GeneralizedRCNN")
+    if not known_model or (generator, head) != ("RPN", "StandardRPNHead"):
         raise ValueError(
             f"proposals 'detectron2': config {name!r} is a {model} with {generator} and {head}; "
             "expected a ProposalNetwork or GeneralizedRCNN with RPN and StandardRPNHead"
@@ -204,11 +207,9 @@ def _weights_of(config: str, cfg) -> Path:
                 f"ones"
             )
         beside = Path(config).parent / address
-        return (
-            beside
-            if "://" not in address and not Path(address).exists() and beside.is_file()
-            else fetched(address)
-        )
+        if "://" not in address and not Path(address).exists() and beside.is_file():
+            return beside
+        return fetched(address)
     except ValueError as error:
         raise ValueError(
             f"proposals 'detectron2': no weights for config {config!r}: {error}"
@@ -216,19 +217,17 @@ def _weights_of(config: str, cfg) -> Path:
 
 
 class _Arrays(pickle.Unpickler):
-    """Reads a pickle of arrays; ValueError for anything that would call other code."""
+    """Read a pickle of arrays; ValueError for anything that would call other code."""
 
     def find_class(self, module: str, name: str):
         if (module, name) not in HARMLESS:
-            raise ValueError(
-                f"it wants to run {module}.{name}, which a file of arrays has no need of"
-            )
+            raise ValueError(f"loading it would execute {module}.{name}: refused")
         return super().find_class(module, name)
 
 
 def _rpn_state(path: Path, own: Collection[str]) -> dict[str, Tensor]:
-    """What the file holds for backbone and RPN. Left out: heads; and anchors and pixel statistics,
-    which the config gives.
+    """The weights of backbone and RPN in a file. Left out are heads, anchors and pixel statistics;
+    the config gives the last two.
     """
     if path.suffix == ".pkl":
         try:
@@ -248,16 +247,14 @@ def _rpn_state(path: Path, own: Collection[str]) -> dict[str, Tensor]:
         state = read_state(path, own)
     wanted = ("backbone.", "proposal_generator.")
     derived = (".cell_anchors.", ".num_batches_tracked")
-    found = {
-        key: value
-        for key, value in state.items()
-        if key.startswith(wanted) and not any(part in key for part in derived)
-    }
+    found = {}
+    for key, value in state.items():
+        if key.startswith(wanted) and not any(part in key for part in derived):
+            found[key] = value
     if not found:
         raise ValueError(
             f"{path}: expected the weights of a whole network (backbone.*, proposal_generator.*), "
-            f"got others, such as those of "
-            "ImageNet that a training begins with; pass weights=FILE"
+            "got others, such as those of ImageNet that a training begins with; pass weights=FILE"
         )
     return found
 

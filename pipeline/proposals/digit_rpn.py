@@ -1,9 +1,9 @@
-"""A region proposal network small enough to be fitted on a CPU in half a minute: torchvision's on
-four narrow convolutions.
+"""A small region proposal network, fitted on a CPU in half a minute: torchvision's on four narrow
+convolutions.
 
-For videos whose objects have about one size, as generated digits have: every place has one square
-anchor, of the median size of the boxes that it was fitted to. `fit` writes the weights that `build`
-reads.
+It is for videos whose objects have about one size, such as generated digits. Every cell has one
+square anchor, of the median size of the boxes that it was fitted to. `fit` writes the weights that
+`build` reads.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,8 +19,18 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from pipeline.networks.memory_format import lay_out
 from pipeline.networks.precision import dtype_of
-from pipeline.proposals._rpn import file_sha256, in_batches, load_exactly, padded, place, read_state
-from pipeline.proposals.torchvision import best_of_level, clip_to, suppress
+from pipeline.proposals._rpn import (
+    best_of_level,
+    clip_to,
+    file_sha256,
+    in_batches,
+    load_exactly,
+    padded,
+    place,
+    read_state,
+    require_counts,
+    suppress,
+)
 from pipeline.regions.boxes import iou
 
 STRIDE = 4  # pixels per cell of the map
@@ -29,8 +39,10 @@ MEAN, STD = 0.0, 255.0  # of a pixel in 0..255: the network sees [0,1]
 
 
 class Net(nn.Module):
-    """Frames [B,3,H,W] in [0,1], sides a multiple of STRIDE -> objectness and box deltas of the
-    anchor at every cell.
+    """Four convolutions and the head of a region proposal network.
+
+    Frames [B,3,H,W] in [0,1], with sides that are multiples of STRIDE, become the objectness and
+    the box deltas of the anchor at every cell.
     """
 
     def __init__(self):
@@ -46,15 +58,22 @@ class Net(nn.Module):
             nn.init.kaiming_normal_(layers[-2].weight, nonlinearity="relu")
         self.body = nn.Sequential(*layers)
         self.head = RPNHead(WIDTH, 1)
-        self.register_buffer("anchor", torch.tensor(0.0))  # side in pixels, stored with the weights
+        # The anchor's side in pixels, stored with the weights.
+        self.register_buffer("anchor", torch.tensor(0.0))
 
     def anchors(self) -> AnchorGenerator:
+        """Return what makes the anchor of every cell."""
         return AnchorGenerator(((self.anchor.item(),),), ((1.0,),))
 
 
 class DigitRPN:
-    """Class-agnostic boxes of whole frames: the best N by objectness after suppression, those below
-    `min_score` left out.
+    """Class-agnostic boxes of whole frames: the best N by objectness after suppression, without
+    those below `min_score`.
+
+    Args:
+        net: a network that was fitted.
+        size, num_boxes, min_score, nms, batch: see `build`.
+        sha256: checksum of its file.
     """
 
     in_view = False
@@ -75,7 +94,7 @@ class DigitRPN:
         self.to("cpu", "fp32")
 
     def to(self, device, precision: str = "fp32") -> "DigitRPN":
-        """Moves the network there, in place, and returns itself. ValueError for an unknown
+        """Move the network there, in place, and return the source; ValueError for an unknown
         precision.
         """
         place(self.net, device, precision)
@@ -84,8 +103,11 @@ class DigitRPN:
         return self
 
     def propose(self, frames: Tensor, clip, info, numbers) -> tuple[np.ndarray, np.ndarray]:
-        """frames uint8 [K,H,W,3] RGB -> boxes [K,N,4] in [0,1] of the frame, scores [K,N]; -1 where
-        there are fewer than N.
+        """Propose boxes for frames uint8 [K,H,W,3], RGB.
+
+        Returns:
+            boxes [K,N,4] in [0,1] of the frame, and scores [K,N], -1 where a frame has fewer than
+            N boxes.
         """
         with one_thread():
             boxes, scores = in_batches(
@@ -98,23 +120,22 @@ class DigitRPN:
     def _propose(self, frames: Tensor) -> list[tuple[Tensor, Tensor]]:
         images = padded(frames, self.mean, self.std, STRIDE, self.dtype)
         features = self.net.body(images)
-        logits, deltas = (
-            part[0].float() for part in self.net.head([features])
-        )  # [B,1,h,w], [B,4,h,w]
+        # [B,1,h,w] and [B,4,h,w]
+        logits, deltas = (part[0].float() for part in self.net.head([features]))
         size = tuple(frames.shape[1:3])
         anchors = self.anchors(ImageList(images[:1], [size]), [features])[0].float()
         scores, boxes = best_of_level(logits.flatten(1), deltas.flatten(2).mT, anchors)
-        best = scores[:, : 8 * self.num_boxes], clip_to(boxes[:, : 8 * self.num_boxes], *size)
-        levels = best[0].new_zeros(best[0].shape[1])  # there is one
-        return suppress(best[1], best[0], levels, self.num_boxes, self.nms)
+        # Suppression keeps N of them; far more would cost time and change nothing.
+        scores, boxes = scores[:, : 8 * self.num_boxes], boxes[:, : 8 * self.num_boxes]
+        levels = scores.new_zeros(scores.shape[1])  # there is one level
+        return suppress(clip_to(boxes, *size), scores, levels, self.num_boxes, self.nms)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Arithmetic on one core: the maps are so small that handing halves of them to a second costs
-    more than it saves, and ten times more where that core is busy (3,400 against 200 to 400 frames
-    a second, measured on a loaded machine).
-    """
+    """Compute on one core inside this context."""
+    # The maps are so small that a second core costs more than it saves. Where that core is busy it
+    # costs ten times more: 200 to 400 frames a second in place of 3,400 (on a loaded machine).
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -133,11 +154,25 @@ def fit(
     seed: int = 0,
     say: Callable[[str], None] | None = None,
 ) -> Path:
-    """Fits the network and writes its weights to `path`, which it returns.
+    """Fit the network, and write its weights.
 
-    frames uint8 [M,H,W,3] RGB with boxes [M,n,4], xyxy in pixels: an area of 0 is no box. The same
-    arguments give the same weights on the same machine. ValueError for frames without boxes, or
-    counts that differ.
+    The same arguments give the same weights on the same machine.
+
+    Args:
+        path: the file of weights.
+        frames: uint8 [M,H,W,3], RGB.
+        boxes: [M,n,4] xyxy in pixels; one with an area of 0 is no box.
+        steps: mini-batches.
+        batch: frames in each.
+        lr: the highest learning rate of a one-cycle schedule.
+        seed: of weights, mini-batches and anchors.
+        say: gets a line every 100 steps.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: frames without boxes, or counts that differ.
     """
     if frames.ndim != 4 or boxes.shape[::2] != (len(frames), 4) or not len(frames):
         raise ValueError(
@@ -150,9 +185,8 @@ def fit(
         raise ValueError("fit: expected boxes with an area, got none")
     net = _fresh(seed)
     with one_thread(), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(
-            seed
-        )  # torchvision draws the anchors that it learns from
+        # torchvision draws the anchors that it learns from.
+        torch.default_generator.manual_seed(seed)
         net.anchor.fill_(float(np.median(np.sqrt(sides[there].prod(-1)))))
         _descend(net, frames, boxes, there, steps, batch, lr, np.random.default_rng(seed), say)
     torch.save(net.state_dict(), path)
@@ -160,19 +194,17 @@ def fit(
 
 
 def _fresh(seed: int) -> Net:
-    """A new network from `seed` alone; torch's own generator is left where it was."""
+    """A new network from `seed` alone; torch's generator stays where it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return Net()
 
 
 def _descend(net, frames, boxes, there, steps, batch, lr, rng, say) -> None:
-    few = {
-        "training": 1,
-        "testing": 1,
-    }  # boxes that it would return while it learns: nobody reads them
-    # Of a frame's anchors a handful touch an object: 16 drawn per frame, half of them such, keep
-    # the two kinds in balance.
+    # Nobody reads the boxes that it returns while it learns.
+    few = {"training": 1, "testing": 1}
+    # A handful of a frame's anchors touch an object: 16 are drawn per frame, half of them such, so
+    # that the two kinds are in balance.
     rpn = RegionProposalNetwork(net.anchors(), net.head, 0.6, 0.3, 16, 0.5, few, few, 0.7)
     lay_out(net, "cpu").train()
     mean, std = (torch.full((3,), value) for value in (MEAN, STD))
@@ -183,6 +215,7 @@ def _descend(net, frames, boxes, there, steps, batch, lr, rng, say) -> None:
         images = padded(torch.from_numpy(frames[rows]), mean, std, STRIDE, torch.float32)
         targets = [{"boxes": torch.from_numpy(boxes[row][there[row]]).float()} for row in rows]
         sizes = [frames.shape[1:3]] * batch
+        # torchvision's own module has the loss; its boxes are not used.
         _, losses = rpn(ImageList(images, sizes), {"0": net.body(images)}, targets)
         loss = losses["loss_objectness"] + losses["loss_rpn_box_reg"]
         optimiser.zero_grad(set_to_none=True)
@@ -196,20 +229,24 @@ def _descend(net, frames, boxes, there, steps, batch, lr, rng, say) -> None:
 def recall(
     source, frames: np.ndarray, boxes: np.ndarray, threshold: float = 0.5
 ) -> tuple[float, float]:
-    """Of the true boxes, the share that some box of `source` covers (IoU from `threshold`); and
-    boxes proposed per true box.
+    """Measure a source of boxes against true boxes.
 
-    frames uint8 [M,H,W,3]; boxes [M,n,4] xyxy in pixels, an area of 0 is no box.
+    Args:
+        source: its `propose` is called.
+        frames: uint8 [M,H,W,3].
+        boxes: the true ones, [M,n,4] xyxy in pixels; one with an area of 0 is no box.
+        threshold: overlap (IoU) from which a box counts as found.
+
+    Returns:
+        The share of true boxes that are found, and boxes proposed per true box.
     """
     found, scores = source.propose(torch.from_numpy(frames), None, None, ())
+    found = np.where(scores[..., None] < 0, 0, found)
     height, width = frames.shape[1:3]
-    overlap = iou(
-        boxes / np.array([width, height, width, height]), np.where(scores[..., None] < 0, 0, found)
-    )
+    overlap = iou(boxes / np.array([width, height, width, height]), found)
     true = (boxes[..., 2:] > boxes[..., :2]).all(-1)
-    return float((overlap.max(-1) >= threshold)[true].mean()), float(
-        (scores >= 0).sum() / true.sum()
-    )
+    share = (overlap.max(-1) >= threshold)[true].mean()
+    return float(share), float((scores >= 0).sum() / true.sum())
 
 
 def build(
@@ -220,18 +257,20 @@ def build(
     nms: float = 0.5,
     batch: int = 64,
 ) -> DigitRPN:
-    """The source "digit_rpn".
+    """Build the source "digit_rpn".
 
-    weights: a file that `fit` wrote. size: short side in pixels of the frames it is given, that of
-    those it was fitted on. num_boxes: N. min_score: objectness in [0,1] below which a box is left
-    out. nms: overlap (IoU) above which the weaker of two boxes is left out. batch: frames per pass.
-    ValueError for a bad value, or a file that `fit` did not write.
+    Args:
+        weights: a file that `fit` wrote.
+        size: short side, in pixels, of the frames: that of the frames it was fitted on.
+        num_boxes: N.
+        min_score: objectness in [0,1] below which a box is left out.
+        nms: overlap (IoU) above which the weaker of two boxes is left out.
+        batch: frames per pass.
+
+    Raises:
+        ValueError: a bad value, or a file that `fit` did not write.
     """
-    for name, value in (("size", size), ("num_boxes", num_boxes), ("batch", batch)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(
-                f"proposals 'digit_rpn': {name}={value!r}; expected a whole number from 1"
-            )
+    require_counts("digit_rpn", size=size, num_boxes=num_boxes, batch=batch)
     for name, value in (("min_score", min_score), ("nms", nms)):
         if not 0 <= value <= 1:
             raise ValueError(
@@ -239,12 +278,5 @@ def build(
             )
     net = _fresh(0)
     load_exactly(net, read_state(weights, net.state_dict()), weights)
-    return DigitRPN(
-        net.eval().requires_grad_(False),
-        size,
-        num_boxes,
-        min_score,
-        nms,
-        batch,
-        file_sha256(weights),
-    )
+    net.eval().requires_grad_(False)
+    return DigitRPN(net, size, num_boxes, min_score, nms, batch, file_sha256(weights))

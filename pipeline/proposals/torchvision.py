@@ -1,6 +1,5 @@
-"""The region proposal network of torchvision's `fasterrcnn_resnet50_fpn`: ResNet-50, feature
-pyramid and the RPN's head. What comes after it in the detector, classes and refined boxes, is not
-built.
+"""The region proposal network (RPN) of torchvision's `fasterrcnn_resnet50_fpn`: ResNet-50, feature
+pyramid and the RPN's head. The rest of the detector, classes and refined boxes, is not built.
 """
 
 from collections.abc import Collection
@@ -27,6 +26,7 @@ from pipeline.proposals._rpn import (
     padded,
     place,
     read_state,
+    require_counts,
     suppress,
 )
 from pipeline.text.printable import unguarded_error
@@ -40,12 +40,17 @@ IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 
 class TorchvisionRPN:
-    """Class-agnostic boxes of whole frames: the best N by objectness after suppression within each
-    pyramid level.
+    """Class-agnostic boxes of whole frames: the best N by objectness, after suppression within each
+    level of the pyramid.
 
-    Convolutions run in the precision of `to`, the rest (logits, boxes, suppression) in float32.
-    Frames are taken at the size they come in: the caller has resized their short side to
-    `frame_size`.
+    Convolutions run in the precision of `to`; logits, boxes and suppression run in float32. The
+    caller has resized the frames' short side to `frame_size`.
+
+    Args:
+        body: ResNet-50 with its pyramid, without batch norms.
+        head: the head of the region proposal network.
+        size, num_boxes, nms, batch: see `build`.
+        sha256: checksum of the file of weights; "" for none.
     """
 
     in_view = False
@@ -60,19 +65,14 @@ class TorchvisionRPN:
         batch: int,
         sha256: str,
     ):
-        self.frame_size, self.num_boxes, self.nms, self.batch, self.weights_sha256 = (
-            size,
-            num_boxes,
-            nms,
-            batch,
-            sha256,
-        )
+        self.frame_size, self.num_boxes, self.weights_sha256 = size, num_boxes, sha256
+        self.nms, self.batch = nms, batch
         self.body, self.head = body, head
         self.anchors = AnchorGenerator(ANCHORS, (RATIOS,) * len(ANCHORS))
         self.to("cpu", "fp32")
 
     def to(self, device, precision: str = "fp32") -> "TorchvisionRPN":
-        """Moves the network there, in place, and returns itself. ValueError for an unknown
+        """Move the network there, in place, and return the source; ValueError for an unknown
         precision.
         """
         place(self.body, device, precision)
@@ -82,32 +82,37 @@ class TorchvisionRPN:
         place(self.head.cls_logits, device, "fp32")
         place(self.head.bbox_pred, device, "fp32")
         self.dtype, self.device = dtype_of(precision), torch.device(device)
-        self.mean, self.std = (
-            torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD)
-        )
+        self.mean = torch.tensor(IMAGENET_MEAN, device=device)
+        self.std = torch.tensor(IMAGENET_STD, device=device)
         return self
 
     def propose(self, frames: Tensor, clip, info, numbers) -> tuple[np.ndarray, np.ndarray]:
-        """frames uint8 [K,H,W,3] RGB -> boxes [K,N,4] in [0,1] of the frame, scores [K,N]; -1 where
-        there are fewer than N.
+        """Propose boxes for frames uint8 [K,H,W,3], RGB.
+
+        Returns:
+            boxes [K,N,4] in [0,1] of the frame, and scores [K,N], -1 where a frame has fewer than
+            N boxes.
         """
         return in_batches(frames, self.batch, self.device, self.num_boxes, self._propose)
 
     def _propose(self, frames: Tensor) -> list[tuple[Tensor, Tensor]]:
         images = padded(frames, self.mean, self.std, MULTIPLE, self.dtype)
         maps = list(self.body(images).values())
-        hidden = [self.head.conv(level).float() for level in maps]
-        logits = [self.head.cls_logits(level).permute(0, 2, 3, 1).flatten(1) for level in hidden]
-        deltas = [
-            self.head.bbox_pred(level).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
-            for level in hidden
-        ]
+        hidden, logits, deltas = [], [], []
+        for level in maps:
+            h = self.head.conv(level).float()
+            scores = self.head.cls_logits(h).permute(0, 2, 3, 1)  # [B,h,w,A]
+            moves = self.head.bbox_pred(h).permute(0, 2, 3, 1)  # [B,h,w,A·4]
+            hidden.append(h)
+            logits.append(scores.flatten(1))
+            deltas.append(moves.flatten(1).unflatten(1, (-1, 4)))
+
         sizes = [tuple(frames.shape[1:3])]
         # One image stands for the batch: every frame of a clip has the same anchors.
-        anchors = self.anchors(ImageList(images[:1], sizes), hidden)[0].split(
-            [level.shape[1] for level in logits]
-        )
+        anchors = self.anchors(ImageList(images[:1], sizes), hidden)[0]
+        anchors = anchors.split([level.shape[1] for level in logits])
         chosen = [best_of_level(*level) for level in zip(logits, deltas, anchors, strict=True)]
+        # Suppression is within a level, so each box keeps the number of its own.
         scores, boxes = (torch.cat(part, 1) for part in zip(*chosen, strict=True))
         levels = torch.cat([torch.full_like(level[0][0], k) for k, level in enumerate(chosen)])
         return suppress(clip_to(boxes, *sizes[0]), scores, levels, self.num_boxes, self.nms)
@@ -122,20 +127,24 @@ def build(
     bn_eps: float = 0.0,
     seed: int = 0,
 ) -> TorchvisionRPN:
-    """The source "torchvision".
+    """Build the source "torchvision".
 
-    weights: "coco" (torchvision's, downloaded once into torch's cache), a file (a state dict of
-    fasterrcnn_resnet50_fpn), or "none" (random, from `seed`; for tests). size: short side in pixels
-    of the frames it is given (detectron2's default is 800, at 2.8 times the cost). num_boxes: N.
-    nms: overlap above which the weaker box is dropped. batch: frames per pass. bn_eps: of the
-    frozen batch norms; torchvision's COCO weights go with 0, a network trained from scratch with
-    1e-5. ValueError for a bad value, or a file whose keys are not this network's.
+    Args:
+        weights: "coco" (torchvision's, downloaded once into torch's cache), a file (a state dict of
+            fasterrcnn_resnet50_fpn), or "none" (random; for tests).
+        size: short side, in pixels, of the frames. detectron2's default is 800, at 2.8 times the
+            cost.
+        num_boxes: N.
+        nms: overlap (IoU) above which the weaker box is dropped.
+        batch: frames per pass.
+        bn_eps: of the frozen batch norms. torchvision's COCO weights go with 0, a network trained
+            from scratch with 1e-5.
+        seed: of random weights.
+
+    Raises:
+        ValueError: a bad value, or a file whose keys are not this network's.
     """
-    for name, value in (("size", size), ("num_boxes", num_boxes), ("batch", batch)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(
-                f"proposals 'torchvision': {name}={value!r}; expected a whole number from 1"
-            )
+    require_counts("torchvision", size=size, num_boxes=num_boxes, batch=batch)
     if not 0 < nms <= 1:
         raise ValueError(
             f"proposals 'torchvision': nms={nms!r}; expected an overlap above 0, at most 1"
@@ -146,33 +155,28 @@ def build(
             backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d
         )
         head = RPNHead(body.out_channels, len(RATIOS))
+
     sha256 = ""
     if weights == "none":
+        # Identity norms would double the variance in each of 16 blocks, and saturate the scores.
         for name, norm in body.named_modules():
-            if name.endswith(
-                "bn3"
-            ):  # identity norms would double the variance in each of 16 blocks, and saturate the scores
+            if name.endswith("bn3"):
                 norm.weight.fill_(0.2)
     else:
         path = _coco_file() if weights == "coco" else Path(weights)
         network = nn.ModuleDict({"backbone": body, "rpn": nn.ModuleDict({"head": head})})
         load_exactly(network, _rpn_state(path, network.state_dict()), path)
         sha256 = file_sha256(path)
+
     _fold_all(body, bn_eps)
-    return TorchvisionRPN(
-        body.eval().requires_grad_(False),
-        head.eval().requires_grad_(False),
-        size,
-        num_boxes,
-        nms,
-        batch,
-        sha256,
-    )
+    for network in (body, head):
+        network.eval().requires_grad_(False)
+    return TorchvisionRPN(body, head, size, num_boxes, nms, batch, sha256)
 
 
 def _coco_file() -> Path:
-    """Where torch keeps torchvision's COCO weights, downloaded on first use and checked by the hash
-    in their name.
+    """The file where torch keeps torchvision's COCO weights. They are downloaded on first use, and
+    checked by the hash in their name.
     """
     entry = FasterRCNN_ResNet50_FPN_Weights.COCO_V1
     path = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rsplit("/", 1)[-1]
@@ -190,12 +194,13 @@ def _coco_file() -> Path:
 
 
 def _rpn_state(path: Path, own: Collection[str]) -> dict[str, Tensor]:
-    """What the file holds for backbone and RPN: no box head, no batch counters, and names as
+    """The weights of backbone and RPN in a file: no box head, no batch counters, and names as
     torchvision writes them today.
     """
     state = {}
     for key, value in read_state(path, own).items():
-        if key in ("rpn.head.conv.weight", "rpn.head.conv.bias"):  # written before torchvision 0.14
+        # Written before torchvision 0.14.
+        if key in ("rpn.head.conv.weight", "rpn.head.conv.bias"):
             key = key.replace("conv.", "conv.0.0.")
         if not key.startswith("roi_heads.") and not key.endswith(".num_batches_tracked"):
             state[key] = value

@@ -1,9 +1,8 @@
-"""A real cache of digit videos, for the tests that train: what stage one stores of them, with the
-digits' true boxes.
+"""A real cache of digit videos, with the digits' true boxes, for the tests that train.
 
-The network is `digit_cnn`, pre-trained on single digits. Frames go from the generator to it in
-memory, and its map, the mean of it and RoIAlign's nodes through ShardWriter to the disk: no video
-is encoded and no RPN fitted, as `vidgraph demo` does.
+The network is `digit_cnn`, pre-trained on single digits. Frames go from the generator to the
+network in memory. Its map, the mean of the map and RoIAlign's nodes go through ShardWriter to the
+disk. Unlike `vidgraph demo`, no video is encoded and no RPN is fitted.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,8 @@ from pipeline.regions.roi_align import roi_align
 from pipeline.stages.graphs import build_graphs
 
 CUT = "conv3"
-AT_ONCE = 20  # videos in a forward pass
+# Videos in a forward pass.
+AT_ONCE = 20
 
 View = dict[str, np.ndarray]
 
@@ -30,15 +30,22 @@ View = dict[str, np.ndarray]
 def write_digit_cache(
     folder: Path, task: Task, videos: Mapping[str, int], width: int, seed: int = 0
 ) -> Cache:
-    """The cache in `folder` of so many videos of each split: the map of a network of `width`
-    channels, float16, and IoU graphs.
+    """Write a cache of digit videos: the network's map, in float16, and IoU graphs.
 
-    Every video has one training and one test view, which are the same: the whole video.
+    Every video has one training view and one test view, both of the whole video.
+
+    Args:
+        folder: where the cache and the network's weights go.
+        task: what the videos show.
+        videos: split -> number of videos.
+        width: channels of the network.
+        seed: fixes the network and the videos.
     """
     images, weights = load_images(), folder / "digit_cnn.pt"
-    how = Pretraining(width=width, tile=task.shown, canvas=task.size)
-    pretrain(weights, images, how, seed, say=lambda line: None)
+    options = Pretraining(width=width, tile=task.shown, canvas=task.size)
+    pretrain(weights, images, options, seed, say=lambda line: None)
     backbone = freeze(build_backbone("digit_cnn", weights=str(weights), width=width, pixels="unit"))
+
     rows, views = [], []
     for split, count in videos.items():
         made = views_of(backbone, task, DigitVideos(task, images[split], seed, split), count)
@@ -52,6 +59,7 @@ def write_digit_cache(
                 }
             )
             views.append(view)
+
     manifest = write_manifest(folder / "clips.csv", rows)
     plan = create_cache(folder / "cache", {"backbone": "digit_cnn"}, manifest, len(rows))
     fields = {name: (value.shape, value.dtype.name) for name, value in views[0].items()}
@@ -68,9 +76,7 @@ def write_digit_cache(
 def views_of(
     backbone: Backbone, task: Task, videos: DigitVideos, count: int
 ) -> Iterator[tuple[int, View]]:
-    """The number of the label and the stored fields of each of the first `count` videos of a
-    split.
-    """
+    """Yield the label's number and the stored fields of the first `count` videos of a split."""
     for first in range(0, count, AT_ONCE):
         batch = videos[np.arange(first, min(first + AT_ONCE, count))]
         size = len(batch.labels)

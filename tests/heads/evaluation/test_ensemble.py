@@ -74,7 +74,7 @@ def test_videos_are_matched_by_name_whatever_their_order(place, tmp_path):
     [
         (
             {"clips": np.array([f"other-{k}" for k in range(6)])},
-            "12 are in one alone, such as clip-18",
+            "12 are in only one of them, such as clip-18",
         ),
         ({"classes": np.array(["a", "b", "c"])}, "other classes or labels"),
         ({"targets": np.zeros(6, int)}, "other classes or labels"),

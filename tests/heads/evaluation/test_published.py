@@ -1,5 +1,6 @@
-"""The sizes that the papers report, counted anew: exactly ours, and within 1 % of the paper's where
-`unmet` gives no reason.
+"""The sizes that the papers report, counted again.
+
+Each count equals ours exactly, and the paper's within 1 % unless `unmet` gives a reason.
 """
 
 from pathlib import Path

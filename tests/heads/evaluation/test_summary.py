@@ -1,6 +1,4 @@
-"""`vidgraph summary` and what it counts with: modules, operations left out, names, and what a
-person sees.
-"""
+"""`vidgraph summary`: the modules, the operations that are not counted, the output."""
 
 import json
 
@@ -184,10 +182,10 @@ def totals(counted):
         (["goss"], "'goss' is no backbone, head, run folder or recipe: did you mean gos"),
         (
             ["resnet18", "--nodes", 3],
-            "resnet18 is a backbone: nodes says nothing about it; it takes --frames, --size, "
-            "--upto",
+            "resnet18 is a backbone: nodes does not apply to it; its options are --frames, "
+            "--size, --upto",
         ),
-        (["gos", "--upto", "res4"], "gos is a head: upto says nothing about it"),
+        (["gos", "--upto", "res4"], "gos is a head: upto does not apply to it"),
         (["resnet18", "--set", "wdith=8"], "no option 'wdith': did you mean width"),
         (["resnet18", "--upto", "res9"], "cut 'res9' is not one of resnet18"),
         (["gos", "--set", "varient=x"], "no option 'varient': did you mean variant"),

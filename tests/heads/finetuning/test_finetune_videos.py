@@ -17,7 +17,7 @@ import torch
 from cli.__main__ import main
 from heads.config.recipe import FOLDER, read_recipe, recipe_from
 from heads.config.recipe_tables import DataOptions
-from heads.data.splits import part_of
+from heads.data.splits import split_views
 from heads.evaluation.evaluate import evaluate
 from heads.finetuning.finetune import SourceOptions, finetune, frames_phase
 from heads.finetuning.frame_training import FrameRunOptions
@@ -249,7 +249,7 @@ def test_fresh_views_are_those_of_a_cache_with_another_seed_and_change_every_epo
     cache = Cache(place / "cache")
     asked = config(place, dtype="float32")
     manifest = read_manifest(place / "manifest.csv")
-    parts = {"train": part_of(cache, "train", "train", manifest, ("0", "1"), DataOptions())}
+    parts = {"train": split_views(cache, "train", "train", manifest, ("0", "1"), DataOptions())}
     clips = {clip.clip: clip for clip in manifest.clips}
     rows = [parts["train"].rows[:, 0]]
     seed = int(np.random.SeedSequence([asked.seed, 4]).generate_state(1)[0])

@@ -1,6 +1,4 @@
-"""One process at a time in a run folder: the second ends with one line, a dead owner's folder is
-free, nothing stays behind.
-"""
+"""The lock on a run folder: a second process is refused, a dead owner's lock is taken over."""
 
 import json
 import os
@@ -20,10 +18,10 @@ from heads.reproduction import reproduce
 from heads.reproduction.tables import TABLES
 from heads.runs import folder_lock as held
 from heads.runs import run_files as runs
-from heads.runs.folder_lock import FolderBusy, FolderLock, alone, lock_folder
+from heads.runs.folder_lock import FolderBusy, FolderLock, hold_folder, lock_folders
 from heads.runs.run_writer import RunWriter
 from heads.training.learner import Learner
-from heads.training.members import Failure, Result
+from heads.training.study import Failure, Result
 from heads.training.train import run_members, train
 from pipeline.files.owners import new_claim_name, part_path
 from pipeline.workers import claims
@@ -37,8 +35,8 @@ ROOT = Path(__file__).parents[3]
 OWNER = """
 import sys, time
 from pathlib import Path
-from heads.runs.folder_lock import lock_folder
-lock_folder([Path(sys.argv[1])], print)
+from heads.runs.folder_lock import lock_folders
+lock_folders([Path(sys.argv[1])], print)
 print("held", flush=True)
 time.sleep(600)
 """
@@ -75,13 +73,13 @@ def elsewhere(folder: Path, count: int = 0) -> None:
 
 
 def test_the_folder_of_a_living_process_is_busy_and_that_of_a_dead_one_free(owner, tmp_path):
-    free, busy = lock_folder([tmp_path / "free", tmp_path / "run"], quiet)
+    free, busy = lock_folders([tmp_path / "free", tmp_path / "run"], quiet)
     assert isinstance(free, FolderLock)
     assert isinstance(busy, FolderBusy)
     assert f"process {owner.pid} on this machine is at work here" in str(busy)
     owner.kill()
     owner.wait()
-    (taken,) = lock_folder([tmp_path / "run"], quiet)
+    (taken,) = lock_folders([tmp_path / "run"], quiet)
     assert isinstance(taken, FolderLock)
     for one in (free, taken):
         one.leave()
@@ -91,7 +89,7 @@ def test_the_folder_of_a_living_process_is_busy_and_that_of_a_dead_one_free(owne
 
 def test_only_folders_that_were_made_for_it_and_are_empty_go(tmp_path):
     (tmp_path / "there").mkdir()
-    outcomes = lock_folder(
+    outcomes = lock_folders(
         [tmp_path / "there" / "deep" / "run", tmp_path / "there" / "kept"], quiet
     )
     (tmp_path / "there" / "kept" / "file").touch()
@@ -113,7 +111,9 @@ def test_another_machines_claim_is_watched_until_it_moves_or_is_silent(tmp_path,
     )
     for name in ("alive", "silent"):
         elsewhere(tmp_path / name)
-    alive, silent = lock_folder([tmp_path / "alive", tmp_path / "silent"], lines.append, silence=60)
+    alive, silent = lock_folders(
+        [tmp_path / "alive", tmp_path / "silent"], lines.append, silence=60
+    )
     assert isinstance(alive, FolderBusy)
     assert "a process of another machine is at work here" in str(alive)
     assert isinstance(silent, FolderLock)
@@ -178,7 +178,7 @@ WRITES = {
 
 @pytest.mark.parametrize("what", WRITES)
 def test_an_owner_that_was_taken_for_dead_writes_nothing_more(tmp_path, what):
-    (mine,) = lock_folder([tmp_path / "run"], quiet)
+    (mine,) = lock_folders([tmp_path / "run"], quiet)
     runs.write_text(tmp_path / "run" / "recipe.toml", "mine")
     there = take_over(tmp_path / "run")
     with pytest.raises(FolderBusy, match="another process has taken over"):
@@ -280,12 +280,12 @@ def test_evaluation_watches_another_machines_claim_until_it_moves_or_is_silent(
     for name in ("alive", "silent"):
         elsewhere(tmp_path / name)
     with pytest.raises(FolderBusy, match="a process of another machine is at work here"):
-        held.refuse_beside(tmp_path / "alive", lines.append, claims.ClaimWatch(60))
+        held.refuse_if_busy(tmp_path / "alive", lines.append, claims.ClaimWatch(60))
     assert len(waits) == 5
-    watch = held.refuse_beside(tmp_path / "silent", lines.append, claims.ClaimWatch(60))
+    watch = held.refuse_if_busy(tmp_path / "silent", lines.append, claims.ClaimWatch(60))
     assert 65 < sum(waits) < 68
     # at the end of an evaluation: it is not waited for again
-    held.refuse_beside(tmp_path / "silent", lines.append, watch)
+    held.refuse_if_busy(tmp_path / "silent", lines.append, watch)
     assert 65 < sum(waits) < 68
     assert len(lines) == 2
 
@@ -393,11 +393,11 @@ def test_work_that_must_be_done_once_is_waited_for(tmp_path, monkeypatch):
     order, lines, inside = [], [], threading.Event()
 
     def second():
-        with alone(tmp_path / "work", lines.append):
+        with hold_folder(tmp_path / "work", lines.append):
             order.append("second")
 
     thread = threading.Thread(target=second)
-    with alone(tmp_path / "work", lines.append):
+    with hold_folder(tmp_path / "work", lines.append):
         monkeypatch.setattr(
             held, "time", SimpleNamespace(sleep=lambda seconds: inside.set() or time.sleep(0.01))
         )

@@ -1,6 +1,4 @@
-"""Runs of other labels or splits are never taken for one another: folds of a dataset are manifests
-that differ in `split`.
-"""
+"""Runs of other labels or splits are told apart, such as the folds of a dataset."""
 
 import csv
 import json
@@ -138,7 +136,7 @@ def test_rows_in_another_order_are_another_run_as_they_are_drawn_in_another(
 
 def test_one_label_that_was_mended_makes_another_run(trained, cache, tmp_path):
     other = fold(cache, tmp_path / "fold1.csv", 6, {"clip-0": "class 2"})
-    with pytest.raises(ValueError, match=r"train: 12 clips each, other ones or other labels"):
+    with pytest.raises(ValueError, match=r"train: 12 clips each, but other clips or other labels"):
         run(recipe("pool", **EPOCHS), cache, trained, manifest=other)
 
 
@@ -147,7 +145,7 @@ def test_a_manifest_that_changed_under_its_name_is_told_from_another_file(cache,
     run(recipe("pool", **EPOCHS), cache, tmp_path / "run", manifest=mine)
     with pytest.raises(
         ValueError,
-        match=r"of .*mine\.csv as it was then; it has changed since "
+        match=r"of .*mine\.csv, which has changed since "
         r"\(test: ",
     ) as refused:
         run(

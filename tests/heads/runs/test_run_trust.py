@@ -1,6 +1,4 @@
-"""Damaged and odd files of runs are problems in one line: never a traceback, never figures from
-other values.
-"""
+"""Damaged files of runs give an error of one line: no traceback, no wrong figures."""
 
 import io
 import json

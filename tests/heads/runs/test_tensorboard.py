@@ -1,6 +1,4 @@
-"""Curves for TensorBoard: it reads them as they were logged, and nothing that keeps them from the
-disk ends a training.
-"""
+"""Curves for TensorBoard: it reads what was logged, and a full disk ends no training."""
 
 import errno
 from pathlib import Path

@@ -1,6 +1,4 @@
-"""Studies on a tiny cache: members equal runs alone, failures stay alone, stopped studies go on,
-the table says what was.
-"""
+"""Studies on a tiny cache: members equal runs alone, failures stay alone, studies resume."""
 
 import csv
 import json
@@ -18,17 +16,17 @@ from heads.config.study_file import read_study
 from heads.data.feature_store import FeatureStore
 from heads.runs import run_files as runs
 from heads.training import ablate as ablation
-from heads.training.ablate import (
+from heads.training.ablate import ablate
+from heads.training.estimates import (
     AblateOptions,
-    PassEstimate,
-    ablate,
-    epochs_done,
+    MemberEstimate,
+    count_epochs,
+    count_passes,
+    estimate_members,
     groups_of,
-    passes,
-    prospects,
 )
 from heads.training.learner import Learner
-from heads.training.members import Result
+from heads.training.study import Result
 from heads.training.study_table import FailedRow, StudyTable, TableRow
 from heads.training.train import train
 from pipeline.cache.reader import Cache
@@ -200,9 +198,11 @@ def test_a_member_whose_head_has_no_room_in_memory_leaves_the_others_going(cache
         SMALL[: SMALL.index("[grid]")]
         + '[grid]\nhead = ["mean_lstm", "pool"]\n"mean_lstm.hidden" = [4, 100_000_000]\n'
     )
-    some = prospects(plan_of(tmp_path, text), cache, tmp_path / "runs", CPU, lambda line: None)
+    some = estimate_members(
+        plan_of(tmp_path, text), cache, tmp_path / "runs", CPU, lambda line: None
+    )
     assert [bool(one.why) for one in some] == [False, False, True, True, False, False]
-    assert (passes(some), passes(some[2:4])) == (1, 0)
+    assert (count_passes(some), count_passes(some[2:4])) == (1, 0)
     assert groups_of(some[2:4], 2)[0] == [one.member for one in some[2:4]]  # of nothing, no shares
     outcome = study(plan_of(tmp_path, text), cache, tmp_path / "runs")
     assert {Path(one.folder).name for one in outcome.failed} == {
@@ -303,10 +303,10 @@ def test_features_that_are_not_finite_are_said_before_any_member_is_trained(tmp_
 def test_what_is_wrong_with_a_group_comes_back_as_it_is(cache, tmp_path):
     """A Dask worker prints the traceback of an error that is raised in it."""
     members = plan_of(tmp_path).members(tmp_path / "runs")[:1]
-    wrong = ablation._Group(cache.path, 5, replace(CPU, resident="ra"))(members)
+    wrong = ablation._TrainGroup(cache.path, 5, replace(CPU, resident="ra"))(members)
     assert isinstance(wrong, ValueError)
     with pytest.raises(ValueError, match="resident: expected one of"):
-        ablation._outcomes(members, wrong)
+        ablation._by_folder(members, wrong)
 
 
 def test_a_folder_of_another_study_is_refused(cache, tmp_path, whole):
@@ -415,8 +415,10 @@ def without_times(folder: Path) -> str:
 
 def test_members_with_other_views_have_a_pass_of_their_own(cache, tmp_path):
     def count(text: str) -> int:
-        return passes(
-            prospects(plan_of(tmp_path, text), cache, tmp_path / "runs", CPU, lambda line: None)
+        return count_passes(
+            estimate_members(
+                plan_of(tmp_path, text), cache, tmp_path / "runs", CPU, lambda line: None
+            )
         )
 
     assert count(SMALL) == 1
@@ -424,12 +426,12 @@ def test_members_with_other_views_have_a_pass_of_their_own(cache, tmp_path):
     assert count(STUDY) == 2
 
 
-def prospect(name: str, cost: int, order: str = "a", reads=("nodes",)) -> PassEstimate:
+def prospect(name: str, cost: int, order: str = "a", reads=("nodes",)) -> MemberEstimate:
     member = Member(
         recipe_from({"name": name, "source": "", "head": {"name": "pool"}, "train": {"epochs": 1}}),
         Path(name),
     )
-    return PassEstimate(member, int(cost * 1e9), None, 1, 1, order, reads)
+    return MemberEstimate(member, int(cost * 1e9), None, 1, 1, order, reads)
 
 
 def test_groups_cost_about_the_same_and_readers_of_the_same_stay_together():
@@ -453,14 +455,14 @@ def test_progress_counts_the_epochs_of_all_members(cache, tmp_path):
     plan = plan_of(tmp_path, SMALL.replace("epochs = 2", "epochs = 6\nearly_stop = 1"))
     seen = []
     study(
-        plan, cache, tmp_path / "runs", before=lambda some: seen.append((some, epochs_done(some)))
+        plan, cache, tmp_path / "runs", before=lambda some: seen.append((some, count_epochs(some)))
     )
     ((some, before),) = seen
-    assert (before, epochs_done(some), len(some)) == (0, 36, 6)
+    assert (before, count_epochs(some), len(some)) == (0, 36, 6)
 
 
 def test_what_goes_to_a_worker_can_be_sent(cache, tmp_path):
-    function = ablation._Group(cache.path, 5, replace(CPU, manifest=cache.manifest))
+    function = ablation._TrainGroup(cache.path, 5, replace(CPU, manifest=cache.manifest))
     members = plan_of(tmp_path).members(tmp_path / "runs")[:1]
     sent, job = pickle.loads(pickle.dumps((function, members)))
     assert len(pickle.loads(pickle.dumps(sent(job)))) == 1

@@ -106,7 +106,8 @@ def test_a_recipe_may_be_written_out_in_the_study(write):
 
 
 def test_a_rows_name_does_not_depend_on_other_rows_nor_on_their_order(write):
-    wide = 'recipes = ["one.toml", "two.toml"]\n[grid]\n"train.lr" = [0.1, 0.2]\n"train.batch" = [4, 8]\n'
+    grid = '[grid]\n"train.lr" = [0.1, 0.2]\n"train.batch" = [4, 8]\n'
+    wide = f'recipes = ["one.toml", "two.toml"]\n{grid}'
     narrow = 'recipes = ["two.toml"]\n[grid]\n"train.batch" = [8, 2]\n"train.lr" = [0.2, 0.4]\n'
     names = [{row.name for row in read_study(write(text)).rows} for text in (wide, narrow)]
     assert names[0] & names[1] == {"two,train.batch=8,train.lr=0.2"}
@@ -129,14 +130,14 @@ ONE = 'recipes = ["one.toml"]\n'
         ("seeds = [0]\n", "expected recipes = [...], or tables [head] and [train]"),
         (ONE + '[head]\nname = "pool"\n', "expected recipes or a table [head], got both"),
         (ONE + "seeds = []\n", "seeds: expected at least one"),
-        (ONE + "seeds = [1, 1]\n", "seeds: 1 is there twice"),
+        (ONE + "seeds = [1, 1]\n", "seeds: duplicate 1"),
         (ONE + "seeds = [-1]\n", "seeds.0"),
         (ONE + 'name = "a/b"\n', "name: expected letters, digits"),
         ('recipes = ["on.toml"]\n', "recipe 'on.toml': no such file"),
         ('recipes = ["demo_stgr"]\n', "did you mean demo_strg"),
-        ('recipes = ["one.toml", "one.toml"]\n', "recipes: 'one.toml' is there twice"),
+        ('recipes = ["one.toml", "one.toml"]\n', "recipes: duplicate 'one.toml'"),
         (ONE + '[grid]\n"train.lr" = 0.1\n', "grid.train.lr: expected a list of values, got 0.1"),
-        (ONE + '[grid]\n"train.lr" = [0.1, 0.1]\n', "grid.train.lr: 0.1 is there twice"),
+        (ONE + '[grid]\n"train.lr" = [0.1, 0.1]\n', "grid.train.lr: duplicate 0.1"),
         (
             ONE + '[grid]\n"train.lrr" = [0.1]\n',
             "member one,train.lrr=0.1: no key train.lrr; did you mean lr?",
@@ -220,7 +221,6 @@ def test_the_study_of_the_page_is_one(write):
     (path.parent / "mine.toml").write_text(RECIPE)
     plan = read_study(path)
     assert plan.name == "regions"
-    assert (
-        len(plan.rows) == 2 * (1 + 2) * 2 * 2 * 3
-    )  # recipes, roi_pool and two forms of strg, rates, views, subsets
+    # Recipes, roi_pool and two forms of strg, rates, views, subsets.
+    assert len(plan.rows) == 2 * (1 + 2) * 2 * 2 * 3
     assert len({row.name for row in plan.rows}) == len(plan.rows)

@@ -1,6 +1,4 @@
-"""The learner and its optimisers: whose turn a mini-batch is, when a rate falls, what a loss
-counts.
-"""
+"""The learner and its optimisers: alternating mini-batches, schedules, auxiliary losses."""
 
 import math
 
@@ -135,7 +133,7 @@ def test_the_papers_factors_reach_the_right_parameters():
         ),
         (
             {"groups": ParameterGroups(last="classifier", last_lr=5)},
-            "train.groups.last: .*its parts: lower, norm, structure, fc",
+            "train.groups.last: .*its modules: lower, norm, structure, fc",
         ),
         ({"groups": ParameterGroups(first="backbone", first_lr=0.1)}, "train.groups.first"),
     ],

@@ -1,5 +1,4 @@
-"""Every head learns a digit task from a cache, and those that relate regions learn it well where
-pooled features cannot.
+"""Every head learns a digit task from a cache; heads that relate regions learn it best.
 
 The task is "meet" with four digits of four classes: all four are in every video, and one of the six
 pairs meets. Whoever only knows which digits are there is as good as chance, 1/6. Means over places
@@ -118,10 +117,11 @@ def accuracy(cache, tmp_path_factory):
 
 def run(chosen: Recipe, cache: Cache, folder) -> Result:
     result = train(chosen, cache, folder, seed=0, device="cpu", say=str, tensorboard=False)
+    # Shown by -s.
     print(
         f"{chosen.name}: {100 * result.metrics['test']['top1']:.1f} % of test videos, "
         f"{result.seconds:.0f} s"
-    )  # shown by -s
+    )
     return result
 
 

@@ -15,9 +15,9 @@ from heads.evaluation.evaluate import evaluate
 from heads.interface.loss import LossNotFinite
 from heads.runs import run_files as runs
 from heads.training.learner import Learner
-from heads.training.members import Failure, Result
-from heads.training.run import Run
+from heads.training.study import Failure, Result
 from heads.training.train import run_members
+from heads.training.training_run import TrainingRun
 from pipeline.cache.reader import Cache
 from tests.heads.training.test_train import Stop, run, same, stop_after, weights
 from tests.support.tiny_cache import Tiny
@@ -160,13 +160,13 @@ class Broken(torch.nn.Module):
 
 
 def test_a_member_whose_validation_fails_leaves_the_others_going(cache, tmp_path, monkeypatch):
-    good, original = recipe("roi_pool"), Run.reader
+    good, original = recipe("roi_pool"), TrainingRun.predictor
 
-    def reader(self, split):
+    def predictor(self, split):
         found = original(self, split)
         return replace(found, head=Broken()) if self.seed == 9 and self.epochs == 1 else found
 
-    monkeypatch.setattr(Run, "reader", reader)
+    monkeypatch.setattr(TrainingRun, "predictor", predictor)
     outcomes = study([Member(good, tmp_path / "bad", 9), Member(good, tmp_path / "good")], cache)
     assert [type(one) for one in outcomes] == [Failure, Result]
     assert outcomes[0].epochs == 1
@@ -356,9 +356,8 @@ def test_a_phase_that_reads_frames_is_named_with_its_command(cache, tmp_path):
     ]
     chosen = recipe("strg", phases=phases)
     lines = _said(lambda say: run(chosen, cache, tmp_path, say=say))
-    assert (
-        lines[-1] == "next phase: joint; run `vidgraph finetune RECIPE --phase joint`"
-    )  # its file may lie anywhere
+    # RECIPE and not a path: the recipe's file may lie anywhere.
+    assert lines[-1] == "next phase: joint; run `vidgraph finetune RECIPE --phase joint`"
     assert not (tmp_path / "backbone.pt").exists()
     with pytest.raises(
         ValueError,

@@ -12,14 +12,14 @@ import torch
 from heads.config.recipe import recipe_from
 from heads.config.recipe_tables import DataOptions
 from heads.config.training_options import Training
+from heads.data.classes import find_classes, mirrored
 from heads.data.feature_store import FeatureStore, free_memory
-from heads.data.splits import find_classes, part_of
+from heads.data.splits import split_views
 from heads.evaluation.evaluate import evaluate
 from heads.evaluation.metrics import aggregate, scores_of, summarise
 from heads.interface.loss import LossNotFinite, device_for
 from heads.runs import run_files as runs
 from heads.training.learner import Learner
-from heads.training.run import mirrored
 from heads.training.train import train
 from pipeline.cache.reader import Cache
 from pipeline.files.atomic_files import fletcher32
@@ -212,7 +212,9 @@ def test_the_last_checkpoint_can_be_what_counts(cache, tmp_path):
 def a_part(cache, split="train", data=None):
     data = data or DataOptions()
     group = "train" if split == "train" else "test"
-    return part_of(cache, group, split, cache.manifest, find_classes(cache.manifest, data), data)
+    return split_views(
+        cache, group, split, cache.manifest, find_classes(cache.manifest, data), data
+    )
 
 
 def test_an_epoch_draws_one_view_of_every_clip(cache):
@@ -311,7 +313,7 @@ def test_a_label_that_reads_like_none_is_no_class_in_silence(tmp_path):
     with pytest.raises(
         ValueError, match="label '-1'"
     ):  # a manifest that comes later, to a run that knows its classes
-        part_of(cache, "test", "test", cache.manifest, ("2", "10"), DataOptions())
+        split_views(cache, "test", "test", cache.manifest, ("2", "10"), DataOptions())
     (tmp_path / "classes.txt").write_text("-1\n2\n10\n")
     assert find_classes(cache.manifest, DataOptions(class_list=str(tmp_path / "classes.txt"))) == (
         "-1",
@@ -331,7 +333,7 @@ def test_a_label_that_reads_like_none_is_left_out_of_several(tmp_path):
         find_classes(manifest, DataOptions(target="multi"))
     data = DataOptions(target="multi", no_label=("?",))
     assert find_classes(manifest, data) == ("a", "b")
-    assert part_of(cache, "train", "train", manifest, ("a", "b"), data).targets.tolist() == [
+    assert split_views(cache, "train", "train", manifest, ("a", "b"), data).targets.tolist() == [
         [1, 0],
         [0, 1],
         [0, 0],

@@ -213,7 +213,7 @@ def test_each_phase_can_be_evaluated_beside_the_run_s_own_figures(place, capsys)
     assert not np.array_equal(logits["one"], logits["two"])
     for name, message in (
         ("tow", "no phase 'tow': did you mean two"),
-        ("three", "those that were: one, two"),
+        ("three", "phases that were: one, two"),
     ):
         code, _, err = vidgraph(capsys, "evaluate", folder, "--phase", name, "--device", "cpu")
         assert (code, err.count("\n"), message in err) == (2, 1, True)

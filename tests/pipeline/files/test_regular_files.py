@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from heads.config.recipe import read_toml
-from heads.data.splits import _read_classes
+from heads.data.classes import _read_classes
 from heads.evaluation.prediction_files import read_predictions
 from heads.reporting.run_folders import failed_members, read_run
 from heads.runs.find_runs import entries_below

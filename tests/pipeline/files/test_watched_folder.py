@@ -7,8 +7,9 @@ import pytest
 
 from heads.config.study_file import read_study
 from heads.runs import run_files as runs
-from heads.runs.folder_lock import lock_folder, refuse_if_lost
-from heads.training.ablate import AblateOptions, ablate
+from heads.runs.folder_lock import lock_folders, refuse_if_lost
+from heads.training.ablate import ablate
+from heads.training.estimates import AblateOptions
 from heads.training.learner import Learner
 from heads.training.train import train
 from pipeline.cache.folder import read_cache_json, watch_cache_folder
@@ -170,7 +171,7 @@ def test_a_link_that_leads_elsewhere_now_is_noticed(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     (tmp_path / "runs").symlink_to("one")
-    (held,) = lock_folder([tmp_path / "runs" / "mine"], quiet)
+    (held,) = lock_folders([tmp_path / "runs" / "mine"], quiet)
     refuse_if_lost(tmp_path / "runs" / "mine" / "last.pt")
     (tmp_path / "runs").unlink()
     (tmp_path / "runs").symlink_to("two")

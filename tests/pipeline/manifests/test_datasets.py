@@ -134,7 +134,7 @@ def test_frame_folders_of_a_manifest_can_be_decoded(tmp_path):
 
 def test_the_class_list_has_the_official_order_and_the_alphabetical_one_on_request(tmp_path):
     from heads.config.recipe import DataOptions
-    from heads.data.splits import find_classes
+    from heads.data.classes import find_classes
 
     annotations, videos = v1(tmp_path)
     for order, expected in ((), CLASSES), (("--order", "alphabetical"), tuple(sorted(CLASSES))):

@@ -48,7 +48,10 @@ class Config(Node):
 
 def get_cfg():
     rpn = Node(HEAD_NAME="StandardRPNHead", POST_NMS_TOPK_TEST=1000, NMS_THRESH=0.7)
-    model = Node(META_ARCHITECTURE="GeneralizedRCNN", WEIGHTS="", PROPOSAL_GENERATOR=Node(NAME="RPN"), RPN=rpn)
+    generator = Node(NAME="RPN")
+    model = Node(
+        META_ARCHITECTURE="GeneralizedRCNN", WEIGHTS="", PROPOSAL_GENERATOR=generator, RPN=rpn
+    )
     model.PIXEL_MEAN, model.PIXEL_STD = [103.53, 116.28, 123.675], [1.0, 1.0, 1.0]
     return Config(MODEL=model, INPUT=Node(FORMAT="BGR"))
 """,
@@ -58,7 +61,8 @@ from torch import nn
 class Head(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv, self.objectness_logits, self.anchor_deltas = (nn.Conv2d(8, n, 1) for n in (8, 3, 12))
+        self.conv = nn.Conv2d(8, 8, 1)
+        self.objectness_logits, self.anchor_deltas = nn.Conv2d(8, 3, 1), nn.Conv2d(8, 12, 1)
 
 class Generator(nn.Module):
     def __init__(self):

@@ -36,7 +36,7 @@ def written(path, content):
     return str(path)
 
 
-# ---- the contract ----------------------------------------------------------------------------------------------------------
+# ---- the contract ----
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_a_clips_failure_survives_the_way_between_processes():
     assert str(error) == "boxes.json: clip '17': not listed"
 
 
-# ---- grid ------------------------------------------------------------------------------------------------------------------
+# ---- grid ----
 
 
 def test_the_grid_is_nine_then_four_then_one_region_row_by_row():
@@ -180,7 +180,7 @@ def test_the_cells_of_each_scale_cover_the_view_once():
         np.testing.assert_allclose(sides.prod(-1).sum(), 1, rtol=1e-6)
 
 
-# ---- torchvision -----------------------------------------------------------------------------------------------------------
+# ---- torchvision ----
 
 
 def test_the_rpn_gives_what_torchvisions_own_gives(weights):
@@ -315,7 +315,7 @@ def test_suppression_stopped_early_is_the_start_of_full_suppression():
     assert len(found[0][0]) <= 5
 
 
-# ---- detectron2 ------------------------------------------------------------------------------------------------------------
+# ---- detectron2 ----
 
 
 def test_detectron2_is_asked_for_only_when_chosen_and_says_how_to_install_it(monkeypatch):
@@ -381,7 +381,7 @@ def test_detectron2_gives_what_its_own_model_gives(ending, tmp_path):
 def test_a_model_zoo_file_that_would_run_code_is_refused(tmp_path):
     require_detectron2()
     (tmp_path / "code.pkl").write_bytes(pickle.dumps({"model": print}))
-    with pytest.raises(ValueError, match=r"it wants to run builtins\.print"):
+    with pytest.raises(ValueError, match=r"loading it would execute builtins\.print"):
         build_proposals("detectron2", weights=str(tmp_path / "code.pkl"))
 
 
@@ -422,7 +422,7 @@ def test_two_networks_in_one_file_of_weights_are_refused_by_their_prefixes(tmp_p
     assert build_proposals("digit_rpn", weights=str(tmp_path / "w.pth")).weights_sha256
 
 
-# ---- annotations -----------------------------------------------------------------------------------------------------------
+# ---- annotations ----
 
 
 def something_else(*frames):
