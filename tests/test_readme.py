@@ -134,7 +134,10 @@ def test_the_walk_from_videos_to_a_fine_tuned_head_runs_as_written(place):
 def test_the_way_to_work_on_dask_runs_with_a_small_network(place):
     block = next(block for block in blocks(ROOT / "README.md") if "--dask" in block)
     line = commands(block)[0].replace("--dask 8", "--dask 2").replace("M.csv", "VIDEOS/dask.csv")
-    small = "--weights none --proposals grid --backbone digit_cnn --set backbone_options.width=8 --frames 4 --size 64"
+    small = (
+        "--weights none --proposals grid --backbone digit_cnn --set backbone_options.width=8 "
+        "--frames 4 --size 64"
+    )
     assert run("vidgraph manifest folder VIDEOS --out VIDEOS/dask.csv", place).returncode == 0
     done = run(f"{line} {small} --shard-size 2", place)
     assert done.returncode == 0, done.stderr[-1500:]
