@@ -62,7 +62,10 @@ def test_a_name_is_a_name_whatever_is_in_it(tmp_path):
     """Data sets that others made name folders as they like: neither make nor its shell runs what
     stands there.
     """
-    name = f'it\'s $(shell touch {tmp_path}/a) $$(touch {tmp_path}/b) `touch {tmp_path}/c` "; touch {tmp_path}/d; "'
+    name = (
+        f"it's $(shell touch {tmp_path}/a) $$(touch {tmp_path}/b) `touch {tmp_path}/c` "
+        f'"; touch {tmp_path}/d; "'
+    )
     done = make("check", MANIFEST=name)
     assert done.returncode == 2
     assert f"vidgraph: {name}: " in done.stderr
@@ -73,7 +76,10 @@ def test_the_stages_run_one_after_the_other(tmp_path):
     videos, cache, runs = tmp_path / "videos", tmp_path / "my cache", tmp_path / "my runs"
     manifest = videos / "manifest.csv"
     boxes = "--proposals annotations --annotations " + str(videos / "boxes.csv")
-    network = "--backbone digit_cnn --weights none --set backbone_options.width=8 --frames 4 --size 64 --sampling linspace --flip 0"
+    network = (
+        "--backbone digit_cnn --weights none --set backbone_options.width=8 --frames 4 --size 64 "
+        "--sampling linspace --flip 0"
+    )
     steps = [
         (
             "manifest",

@@ -134,7 +134,10 @@ def test_the_walk_from_videos_to_a_fine_tuned_head_runs_as_written(place):
 def test_the_way_to_work_on_dask_runs_with_a_small_network(place):
     block = next(block for block in blocks(ROOT / "README.md") if "--dask" in block)
     line = commands(block)[0].replace("--dask 8", "--dask 2").replace("M.csv", "VIDEOS/dask.csv")
-    small = "--weights none --proposals grid --backbone digit_cnn --set backbone_options.width=8 --frames 4 --size 64"
+    small = (
+        "--weights none --proposals grid --backbone digit_cnn --set backbone_options.width=8 "
+        "--frames 4 --size 64"
+    )
     assert run("vidgraph manifest folder VIDEOS --out VIDEOS/dask.csv", place).returncode == 0
     done = run(f"{line} {small} --shard-size 2", place)
     assert done.returncode == 0, done.stderr[-1500:]
@@ -156,3 +159,21 @@ def test_the_way_from_official_files_to_a_manifest_runs_as_written(tmp_path):
     )  # the lists of this test are shorter than the official ones, and it says so
     assert "168,913" in done.stdout + done.stderr
     assert (tmp_path / "sth-v2.csv").read_text().startswith("clip,path,split,label")
+
+
+def test_the_example_for_a_notebook_runs_as_written(tmp_path, monkeypatch):
+    from heads.config.recipe import read_recipe
+    from heads.training.train import train
+    from tests.support.tiny_cache import Tiny
+
+    cache = Tiny().write(tmp_path)
+    (tmp_path / "strg.toml").write_text('source = "a test"\n[head]\nname = "strg"\nwidth = 8\n')
+    recipe = read_recipe(tmp_path / "strg.toml", {"train.epochs": 1})
+    train(recipe, cache, tmp_path / "runs" / "strg-seed0", device="cpu")
+
+    (tmp_path / "caches").mkdir()
+    (tmp_path / "cache").rename(tmp_path / "caches" / "mine")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(blocks(ROOT / "README.md", "python")[0], "README.md", "exec"), names)
+    assert names["scores"].shape == (6, 3)  # the videos of the split val, the classes

@@ -62,7 +62,7 @@ __all__ = list(_HOMES)
 
 
 def _refuse_hidden_packages() -> None:
-    """Raise ImportError if a folder of the same name hides one of our packages.
+    """Raise ImportError if a folder or file of the same name hides one of our packages.
 
     Python looks in the working directory first, and `pipeline` is a common name.
     """
@@ -72,11 +72,13 @@ def _refuse_hidden_packages() -> None:
         if found is None or found.origin is None:
             raise ImportError(f"vidgraph needs its package {name}, which is missing: install again")
 
-        folder = Path(found.origin).resolve().parent
-        if folder != home / name:
+        origin = Path(found.origin).resolve()
+        is_folder = origin.name == "__init__.py"
+        place = origin.parent if is_folder else origin
+        if place != home / name:
             raise ImportError(
-                f"{folder} hides vidgraph's package {name}: rename that folder, or start Python "
-                f"in another one"
+                f"{place} hides vidgraph's package {name}: rename that "
+                f"{'folder' if is_folder else 'file'}, or start Python in another folder"
             )
 
 
