@@ -221,10 +221,8 @@ def rows_of(views: int, rounds: int, memory: bool) -> list[dict[str, object]]:
     rows = []
     for name in NAMES:
         for variant in VARIANTS:
-            if (name, variant) != (
-                "diff_prop",
-                "released",
-            ):  # differs from the paper's in U alone, as feat_aggr does
+            # The released diff_prop differs from the paper's in U alone, as feat_aggr does.
+            if (name, variant) != ("diff_prop", "released"):
                 rows.append(compare(name, variant, views, rounds, memory))
     large, few = step("diff_prop", "paper", 50, 8, False)[0], 8
     used = share("diff_prop", "paper", 50, few, False) if memory else None

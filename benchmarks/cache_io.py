@@ -152,9 +152,8 @@ WRITERS: dict[str, Callable[[Path, Views], list[Path]]] = {
 }
 
 
-Reader = Callable[
-    [np.ndarray], int
-]  # reads the views `order`, batch by batch, and returns how many it read
+# Reads the views `order`, batch by batch, and returns how many it read.
+Reader = Callable[[np.ndarray], int]
 
 
 def readers(folder: Path, views: Views) -> dict[str, Reader]:

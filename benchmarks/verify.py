@@ -53,9 +53,8 @@ def make_cache(folder: Path, shape: tuple[int, ...], views: int, shards: int) ->
         plans = {"train": GroupPlan(clips, [0] * views, fields)}
         with ShardWriter(plan.path(shard), plans, attrs=plan.attrs(shard)) as writer:
             for row in range(views):
-                values.reshape(-1)[row] = (
-                    shard  # no two views are the same bytes, should a disk look for that
-                )
+                # No two views have the same bytes, in case a disk stores duplicates once.
+                values.reshape(-1)[row] = shard
                 writer.write("train", row, tensors)
             writer.finish({"failures": []})
     return folder / "cache"

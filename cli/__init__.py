@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. One file per verb; `_`-files are shared by several."""
+"""The command line: parse, call, print. One file per verb; `cli._shared` is what they share."""
 
 import os
 import sys

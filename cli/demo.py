@@ -202,19 +202,19 @@ def _open(out: Path, asked: Demo) -> Steps:
 
     make_folder(out)
     remove_abandoned(out)
-    file, mine = out / "steps.json", {"asked": asdict(asked)}
-    there = json.loads(file.read_text(encoding="utf-8")) if file.exists() else mine
-    if there["asked"] != mine["asked"]:
+    file, record = out / "steps.json", {"asked": asdict(asked)}
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else record
+    if stored["asked"] != record["asked"]:
         differences = []
-        for key, value in mine["asked"].items():
-            found = there["asked"].get(key)
+        for key, value in record["asked"].items():
+            found = stored["asked"].get(key)
             if found != value:
                 differences.append(f"{key} {found!r} there, {value!r} asked for")
         raise ValueError(
             f"{out}: holds another demo ({'; '.join(differences)}); choose another --out, or "
             f"delete it"
         )
-    return Steps(file, there)
+    return Steps(file, stored)
 
 
 def _videos(
@@ -358,11 +358,11 @@ def _train(steps: Steps, out: Path, seeds: int, device: str) -> list[DemoRow]:
     from pipeline.workers.decode_pool import WorkerPool
 
     say(f"{steps.title(f'train {len(RECIPES)} heads with {seeds} seeds each')} …")
-    todo = [
-        DemoRun(name, seed, out / "runs" / f"{name}-seed{seed}", out / "cache", device)
-        for name in RECIPES
-        for seed in range(seeds)
-    ]
+    todo = []
+    for name in RECIPES:
+        for seed in range(seeds):
+            folder = out / "runs" / f"{name}-seed{seed}"
+            todo.append(DemoRun(name, seed, folder, out / "cache", device))
     before = set()
     for run in todo:
         if (run.folder / "metrics.json").exists():

@@ -210,15 +210,15 @@ def _run(ctx: click.Context, given: dict) -> int:
     settings = given.pop("settings")
 
     # Without a cache, --set also changes tables of the extraction's configuration.
-    own, extraction = {}, {}
+    recipe_settings, extraction = {}, {}
     for key, value in settings.items():
         if cache is None and key.partition(".")[0] in CONFIG:
             extraction[key] = value
         else:
-            own[key] = value
+            recipe_settings[key] = value
 
     keys = ("train_from", "frozen_bn", "backbone_lr")
-    plain = read_recipe(given["recipe"], own)
+    plain = read_recipe(given["recipe"], recipe_settings)
     recipe, phase = frames_phase(
         plain, given["phase"], **{key: given[key] for key in keys if given[key] is not None}
     )

@@ -75,7 +75,7 @@ def test_a_folder_that_hides_one_of_our_packages_is_named_in_one_line(name, tmp_
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1
     assert last.startswith("ImportError: ")
-    assert f"{tmp_path / name} hides vidgraph's package {name}: rename that folder" in last
+    assert f"{tmp_path / name} hides vidgraph's package {name}: rename it" in last
 
 
 def test_a_file_that_hides_one_of_our_packages_is_named(tmp_path):

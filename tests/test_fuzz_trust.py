@@ -177,9 +177,8 @@ def test_a_malicious_checkpoint_is_refused_in_one_line(tmp_path, kind, load):
     except ValueError as error:
         said = str(error)
     else:
-        said = (
-            "" if kind == "script" else "taken"
-        )  # its tensors are plain, and its code was not looked at
+        # Its tensors are plain, and its code was not looked at.
+        said = "" if kind == "script" else "taken"
     assert said != "taken"
     assert len(said.splitlines()) <= 1
     assert not made.exists()

@@ -63,8 +63,8 @@ def test_a_name_is_a_name_whatever_is_in_it(tmp_path):
     stands there.
     """
     name = (
-        f"it's $(shell touch {tmp_path}/a) $$(touch {tmp_path}/b) `touch {tmp_path}/c` "
-        f'"; touch {tmp_path}/d; "'
+        f"it's $(shell touch {tmp_path}/a) $$(touch {tmp_path}/b) "
+        f'`touch {tmp_path}/c` "; touch {tmp_path}/d; "'
     )
     done = make("check", MANIFEST=name)
     assert done.returncode == 2

@@ -665,11 +665,8 @@ def test_a_plan_in_half_precision_is_measured_there(videos, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-GRAPH = {
-    "regions": "nodes",
-    "neighbours": "cached",
-    "width": 8,
-}  # reads a graph that is computed on the way
+# Reads a graph that is computed on the way.
+GRAPH = {"regions": "nodes", "neighbours": "cached", "width": 8}
 
 
 @pytest.mark.parametrize(

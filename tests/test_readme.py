@@ -154,9 +154,8 @@ def test_the_way_from_official_files_to_a_manifest_runs_as_written(tmp_path):
         block for block in blocks(ROOT / "README.md") if "manifest something-something-v2" in block
     )
     done = run(commands(block)[0], tmp_path)
-    assert done.returncode == 3, (
-        done.stderr
-    )  # the lists of this test are shorter than the official ones, and it says so
+    # The lists of this test are shorter than the official ones, and it says so.
+    assert done.returncode == 3, done.stderr
     assert "168,913" in done.stdout + done.stderr
     assert (tmp_path / "sth-v2.csv").read_text().startswith("clip,path,split,label")
 

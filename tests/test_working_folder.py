@@ -13,9 +13,10 @@ from pipeline.workers.module_path import guard_children, guard_program
 
 ROOT = Path(__file__).parents[1]
 OTHERS = """
-    av bokeh cli click cryptography cupy dask dask_cuda decord detectron2 distributed h5py hdf5plugin heads jinja2 lz4 msgpack numba
-    numpy pandas PIL pipeline psutil pyarrow pydantic rich scipy sitecustomize sklearn snappy tensorboard test_pool tomli torch
-    torchcodec torchvision tornado triton usercustomize uvloop vidgraph yaml
+    av bokeh cli click cryptography cupy dask dask_cuda decord detectron2 distributed h5py
+    hdf5plugin heads jinja2 lz4 msgpack numba numpy pandas PIL pipeline psutil pyarrow pydantic rich
+    scipy sitecustomize sklearn snappy tensorboard test_pool tomli torch torchcodec torchvision
+    tornado triton usercustomize uvloop vidgraph yaml
 """
 FEW = (
     "struct",
@@ -34,7 +35,11 @@ import os
 with open(os.environ["SEEN"], "a") as file:
     print(__name__, file=file)
 """
-SCRIPT = "import re, sys\nfrom cli.__main__ import main\nif __name__ == '__main__':\n    sys.exit(main())\n"  # as pip writes it
+# As pip writes it.
+SCRIPT = (
+    "import re, sys\nfrom cli.__main__ import main\n"
+    "if __name__ == '__main__':\n    sys.exit(main())\n"
+)
 POOL = """
 from pipeline.workers.decode_pool import WorkerPool
 from tests.pipeline.workers.test_decode_pool import double_after

@@ -90,8 +90,8 @@ def require_writable(path: Path, as_it_is: bool = False) -> None:
         folder = folder.parent
     if not os.access(folder, os.W_OK | os.X_OK) or not folder.is_dir():
         raise ValueError(
-            f"{path}: expected a file that can be written, {folder} cannot be written; give another "
-            f"name"
+            f"{path}: expected a file that can be written, {folder} cannot be written; give "
+            f"another name"
         )
 
 

@@ -172,9 +172,9 @@ def read_study(name: str | Path, settings: Mapping[str, Any] | None = None) -> S
     if not path.is_file():
         path = FOLDER / f"{name}.toml"
         if str(name) not in study_names():
-            there = nearest(str(name), study_names())
+            hint = nearest(str(name), study_names())
             raise ValueError(
-                f"study {str(name)!r}: no such file, nor a study of the package: {there}"
+                f"study {str(name)!r}: no such file, nor a study of the package: {hint}"
             )
 
     table = read_toml(path)
@@ -217,15 +217,15 @@ def _expand(file: StudyFile, path: Path, given: dict[str, Any]) -> StudyPlan:
     rows: list[StudyRow] = []
     heads = set()
     for base, recipe_file in _bases(file, path):
-        own = base["head"].get("name") if isinstance(base.get("head"), dict) else None
-        for choice in file.grid.get("head", [fixed.get("head", own)]):
+        base_head = base["head"].get("name") if isinstance(base.get("head"), dict) else None
+        for choice in file.grid.get("head", [fixed.get("head", base_head)]):
             head_name = choice["name"] if isinstance(choice, dict) else choice
             head = display_name(head_name) if isinstance(head_name, str) else head_name
             heads.add(head)
 
             keys: dict[str, Any] = {}
             # A recipe's own head keeps its options.
-            if choice != own:
+            if choice != base_head:
                 keys["head"] = choice if isinstance(choice, dict) else {"name": choice}
             for key, value in fixed.items():
                 target = _recipe_key(key, head)
@@ -268,10 +268,10 @@ def _combinations(file: StudyFile, head: str) -> Iterator[tuple[dict[str, Any], 
     """
     axes = [key for key in file.grid if key != "head"]
     targets = {key: _recipe_key(key, head) for key in axes}
-    own = [key for key in axes if targets[key]]
+    used_axes = [key for key in axes if targets[key]]
     subsets = file.subsets or {"": LabelSubset()}
-    for values in product(*(file.grid[key] for key in own)):
-        varied = dict(zip(own, values, strict=True))
+    for values in product(*(file.grid[key] for key in used_axes)):
+        varied = dict(zip(used_axes, values, strict=True))
         for name, subset in subsets.items():
             cells = {key: varied.get(key, "") for key in axes}
             cells["subset"] = name

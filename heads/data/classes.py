@@ -110,7 +110,7 @@ def refuse_withheld(
 
     Args:
         manifest: the manifest, for the message.
-        doubtful: label -> its clips, from `pipeline.manifests.manifest.withheld`.
+        doubtful: label -> its clips, from `pipeline.manifests.labels.withheld`.
         classes: the class names.
 
     Raises:

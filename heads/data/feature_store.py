@@ -262,19 +262,19 @@ class _BatchCutter:
 
     def take(self, tensors: Tensors, rows: np.ndarray) -> Iterator[tuple[Clips, slice]]:
         """Add rows of a batch of the stream, and yield the batches that are full now."""
-        whole = len(next(iter(tensors.values())))
+        length = len(next(iter(tensors.values())))
         batch = self.request.batch
         while len(rows):
             now = rows[: batch - self.size]
             rows = rows[len(now) :]
-            own = {name: tensors[name] for name in self.request.fields}
-            if len(now) < whole:
+            chosen = {name: tensors[name] for name in self.request.fields}
+            if len(now) < length:
                 # A copy and not a slice: a slice may be aligned differently in memory, and then
                 # sums differ in the last bit.
                 index = torch.from_numpy(now)
-                for name, tensor in own.items():
-                    own[name] = tensor.index_select(0, index.to(tensor.device))
-            self.kept.append(own)
+                for name, tensor in chosen.items():
+                    chosen[name] = tensor.index_select(0, index.to(tensor.device))
+            self.kept.append(chosen)
             self.size += len(now)
             if self.size == batch:
                 yield from self.rest()

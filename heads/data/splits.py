@@ -86,10 +86,10 @@ class SplitViews:
         else:
             # Draw for the whole split, then keep these videos: labels do not change the order.
             order, chance = rng.permutation(self.whole), rng.random(self.whole)
-            own = np.full(self.whole, -1)
-            own[self.place] = np.arange(len(self))
-            turn = np.flatnonzero(own[order] >= 0)
-            video, chance = own[order[turn]], chance[turn]
+            number_of_place = np.full(self.whole, -1)
+            number_of_place[self.place] = np.arange(len(self))
+            turn = np.flatnonzero(number_of_place[order] >= 0)
+            video, chance = number_of_place[order[turn]], chance[turn]
         view = (chance * self.counts[video]).astype(int)
         return self.rows[video, view], video, turn
 
@@ -143,17 +143,17 @@ def split_views(
     cached, rows_of = _rows_by_clip(views, limit)
 
     # A clip has failed if no view of it is there.
-    whole: list[Clip] = []
+    extracted: list[Clip] = []
     failed: list[str] = []
     absent: list[str] = []
     for clip in wanted:
         if clip.clip in rows_of:
-            whole.append(clip)
+            extracted.append(clip)
         if clip.clip not in cached:
             absent.append(clip.clip)
         elif clip.clip not in rows_of:
             failed.append(clip.clip)
-    if not whole:
+    if not extracted:
         why = f"{len(failed)} failed, {len(absent)} are not in the cache"
         raise ValueError(
             f"{cache.path}: no {group} view of the {len(wanted)} clips of split {split!r} ({why})"
@@ -163,13 +163,13 @@ def split_views(
     known = set(classes)
     place: list[int] = []
     others: list[str] = []
-    for number, clip in enumerate(whole):
+    for number, clip in enumerate(extracted):
         # A clip without a label is kept, so that `_targets` can report it.
         if not subset or not clip.labels or known & set(clip.labels):
             place.append(number)
         else:
             others.append(clip.clip)
-    kept = [whole[number] for number in place]
+    kept = [extracted[number] for number in place]
     if not kept:
         raise ValueError(
             f"{manifest.path}: no clip of split {split!r} has one of the {len(classes)} labels "
@@ -178,8 +178,8 @@ def split_views(
 
     rows = np.full((len(kept), max(len(rows_of[clip.clip]) for clip in kept)), -1)
     for number, clip in enumerate(kept):
-        own = rows_of[clip.clip]
-        rows[number, : len(own)] = own
+        clip_rows = rows_of[clip.clip]
+        rows[number, : len(clip_rows)] = clip_rows
     targets = _targets(kept, classes, data.target, subset)
     return SplitViews(
         split=split,
@@ -191,7 +191,7 @@ def split_views(
         failed=tuple(failed),
         absent=tuple(absent),
         others=tuple(others),
-        whole=len(whole),
+        whole=len(extracted),
         place=np.array(place),
         balanced=group == "train" and data.balance == "sampling" and targets is not None,
     )

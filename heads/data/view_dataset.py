@@ -62,8 +62,8 @@ class ViewDataset(Dataset):
         group = views or ("train" if split == "train" else "test")
         found = split_views(self.cache, group, split, manifest, self.classes, options)
         if found is None:
-            there = ", ".join(dict.fromkeys(clip.split for clip in manifest.clips))
-            raise ValueError(f"{manifest.path}: no clip in split {split!r}; its splits: {there}")
+            splits = ", ".join(dict.fromkeys(clip.split for clip in manifest.clips))
+            raise ValueError(f"{manifest.path}: no clip in split {split!r}; its splits: {splits}")
         self.clips, self.failed = found.clips, found.failed
         self.group = found.group
         self.rows, self.video = found.all_rows()

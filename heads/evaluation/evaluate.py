@@ -102,8 +102,8 @@ def evaluate(
 
     part = split_views(cache, "test", split, manifest, classes, recipe.data)
     if part is None:
-        there = ", ".join(splits_of(manifest))
-        raise ValueError(f"{manifest.path}: no clip in split {split!r}; its splits: {there}")
+        splits = ", ".join(splits_of(manifest))
+        raise ValueError(f"{manifest.path}: no clip in split {split!r}; its splits: {splits}")
     print_excluded(part, say)
     head = trained.head.to(device)
     store = open_store([head], cache, [part], recipe, "disk", device)
@@ -152,9 +152,9 @@ def _manifest_for(
     if record is None:
         return given or cache.manifest, ""
 
-    own = own_manifest(record, given or cache.manifest)
+    trained_with = own_manifest(record, given or cache.manifest)
     if given is None:
-        if own is None:
+        if trained_with is None:
             what = differences(record, manifest_record(cache.manifest))
             raise ValueError(
                 f"{folder} was trained with the labels and splits of {record['path']}, "
@@ -162,25 +162,25 @@ def _manifest_for(
                 f"--manifest with the file to use"
             )
         cached = set(cache["test"].clips) if "test" in cache.groups else set()
-        if any(clip.clip in cached for clip in own.clips if clip.split == split):
-            return own, ""
+        if any(clip.clip in cached for clip in trained_with.clips if clip.split == split):
+            return trained_with, ""
         # A cache of other clips, with its own splits.
         given = cache.manifest
 
-    here = manifest_record(given)
-    what = differences(record, here)
+    current = manifest_record(given)
+    what = differences(record, current)
     if what:
         say(
             f"{given.path} has other labels or splits than {record['path']}, which {folder} was "
             f"trained with: {what}"
         )
-        seen = seen_in_training(own, given, split)
-        if seen:
+        count = seen_in_training(trained_with, given, split)
+        if count:
             say(
-                f"{seen:,} clips of split {split} are among those that the run was trained on: "
+                f"{count:,} clips of split {split} are among those that the run was trained on: "
                 f"its figures will be too high"
             )
-    checksum = split_sha256(here, split)
+    checksum = split_sha256(current, split)
     if checksum == split_sha256(record, split):
         return given, ""
     return given, checksum[:TAG]

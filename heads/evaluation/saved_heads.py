@@ -113,8 +113,8 @@ def predict(
 
     views = split_views(cache, "test", split, manifest, run.classes, run.recipe.data)
     if views is None:
-        there = ", ".join(splits_of(manifest))
-        raise ValueError(f"{manifest.path}: no clip in split {split!r}; its splits: {there}")
+        splits = ", ".join(splits_of(manifest))
+        raise ValueError(f"{manifest.path}: no clip in split {split!r}; its splits: {splits}")
 
     head = run.head.to(target)
     store = open_store([head], cache, [views], run.recipe, "disk", target)
@@ -217,9 +217,9 @@ def _require_same_features(config: Mapping, cache: Cache, keys: Iterable[str] = 
     keys = keys or sorted((config.keys() | cache.config.keys()) - VIEWS_ONLY)
     differing = []
     for key in keys:
-        there, here = config.get(key), cache.config.get(key)
-        if there != here:
-            differing.append(f"{key} {there!r} there, {here!r} here")
+        of_run, of_cache = config.get(key), cache.config.get(key)
+        if of_run != of_cache:
+            differing.append(f"{key} {of_run!r} there, {of_cache!r} here")
     if differing:
         raise ValueError(
             f"{cache.path}: its features are not those that the run was trained on: "
@@ -229,11 +229,11 @@ def _require_same_features(config: Mapping, cache: Cache, keys: Iterable[str] = 
 
 def _require_same_channels(dims: Dims, cache: Cache) -> None:
     """Raise ValueError unless the cache's features have the channels that a head was built for."""
-    here = cache_dims(cache)
-    pairs = [("nodes and pooled features", dims.C, here.C)]
+    cached = cache_dims(cache)
+    pairs = [("nodes and pooled features", dims.C, cached.C)]
     for cut, size in dims.maps.items():
-        if cut in here.maps:
-            pairs.append((cut, size[0], here.maps[cut][0]))
+        if cut in cached.maps:
+            pairs.append((cut, size[0], cached.maps[cut][0]))
     for name, wanted, found in pairs:
         # 0: there are no such features. `fields_of` reports them if the head needs them.
         if wanted and found and wanted != found:

@@ -135,7 +135,6 @@ def _refuse(
     if cache is not None:
         wrong.append("cache")
     if wrong:
-        allowed = ", ".join(f"--{key}" for key in sorted(known)) or "none"
-        raise ValueError(
-            f"{name} is a {kind}: {wrong[0]} does not apply to it; its options are {allowed}"
-        )
+        allowed = ", ".join(f"--{key}" for key in sorted(known))
+        options = f"its options are {allowed}" if known else "it takes no options"
+        raise ValueError(f"{name} is a {kind}: {wrong[0]} does not apply to it; {options}")

@@ -90,9 +90,9 @@ class FramePredictor:
         tables: dict[str, np.ndarray] = {}
         decoded = np.zeros(len(rows), np.float32)
 
-        mine = self.processes.part_of(np.arange(len(rows)))
+        indices = self.processes.part_of(np.arange(len(rows)))
         size = self.recipe.evaluate.batch or self.recipe.train.batch
-        batches = [mine[start : start + size] for start in range(0, len(mine), size)]
+        batches = [indices[start : start + size] for start in range(0, len(indices), size)]
         found = self.source.batches(split, [rows[batch] for batch in batches], 0)
         self.network.eval()
         with autocast(device, self.precision):

@@ -283,18 +283,18 @@ class FramesRun:
             batches.append(np.arange(start, min(start + self.batch, len(rows))))
         batches = batches[self._epoch_steps :]
 
-        mine = [self.processes.part_of(batch) for batch in batches]
+        parts_here = [self.processes.part_of(batch) for batch in batches]
         self.network.train()
         asked = time.monotonic()
-        found = self.source.batches("train", [rows[batch] for batch in mine], self.epochs)
-        for batch, own, pieces in zip(batches, mine, found, strict=False):
+        found = self.source.batches("train", [rows[batch] for batch in parts_here], self.epochs)
+        for batch, positions_here, pieces in zip(batches, parts_here, found, strict=False):
             received = time.monotonic()
-            missing = set(range(len(own)))
+            missing = set(range(len(positions_here)))
             given = []
             for clips, positions in pieces:
                 missing -= set(positions.tolist())
-                given.append((clips, self._targets(video[own[positions]], clips)))
-            self._report_missing("train", [part.clips[video[own[k]]] for k in missing])
+                given.append((clips, self._targets(video[positions_here[positions]], clips)))
+            self._report_missing("train", [part.clips[video[positions_here[k]]] for k in missing])
 
             loss = learner.step_part(given, len(batch))
             partial["loss"] += loss * len(batch)

@@ -303,9 +303,11 @@ def seed_fixes_training(case: HeadCase) -> None:
 def gradients_reach_features(case: HeadCase) -> None:
     """Gradients are finite, and reach every feature that the head needs."""
     head, clips = case.drawn(), case.clips()
-    names = [name for name in head.needs if name in FEATURES or is_cut(name)]
-    for name in names:
-        clips.get(name).requires_grad_()
+    names = []
+    for name in head.needs:
+        if name in FEATURES or is_cut(name):
+            names.append(name)
+            clips.get(name).requires_grad_()
     head(clips).logits.square().sum().backward()
     for name in names:
         gradient = clips.get(name).grad

@@ -12,7 +12,6 @@ _MARKS = re.compile(r"([\\`*\[\]~#$|!])")
 # Inside a word an underscore is no emphasis.
 _EDGE = re.compile(r"(?<![^\W_])_|_(?![^\W_])")
 _LINK = re.compile(r"(?i)(https?|ftp|mailto)(:)|(www)(\.)")
-_FORMATS = {"count": ",.0f", "percent": ".1f", "fixed": ".3f", "seconds": ",.1f"}
 _LINE_BREAKS = "\t\n\r\x0b\x0c\x85\u2028\u2029"
 
 

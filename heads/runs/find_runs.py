@@ -13,6 +13,7 @@ from heads.interface.run_records import METRICS, RUN
 from pipeline.cache.records import CACHE, require
 from pipeline.files.atomic_files import parse_json
 from pipeline.files.regular_files import MOST_TEXT, opened, read_small
+from pipeline.plugins import display_name
 
 MARKS = {"cache.json": "cache", "run.json": "run"}
 # Messages of errors may start with the name of one of these files.
@@ -130,11 +131,13 @@ def _backbone(config: dict) -> str:
     backbone = config.get("backbone", "?")
     if isinstance(backbone, dict):
         backbone = backbone.get("name", "?")
-    return str(backbone)
+    return display_name(str(backbone))
 
 
 def _run_state(path: Path, record: dict) -> tuple[str, str]:
-    what = f"{record['recipe']['head']['name']}, seed {record['seed']}"
+    what = display_name(record["recipe"]["head"]["name"])
+    if "seed" in record:
+        what += f", seed {record['seed']}"
     file = path / "metrics.json"
     if not file.exists():
         return what, f"after epoch {epochs_in_log(path)}, unfinished"

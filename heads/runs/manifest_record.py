@@ -90,22 +90,22 @@ def split_sha256(record: Mapping[str, Any] | None, split: str) -> str:
     return (record.get("splits", {}).get(split) or {}).get("sha256", "")
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+def differences(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> str:
     """Describe in which splits the clips or labels of two records differ.
 
     Args:
-        there: the record of an earlier run.
-        here: the record of the manifest in use now.
+        recorded: the record of an earlier run.
+        current: the record of the manifest in use now.
 
     Returns:
         The differences in words; "" if there is none.
     """
     found = []
-    for split in sorted({*there["splits"], *here["splits"]}):
-        if split_sha256(there, split) == split_sha256(here, split):
+    for split in sorted({*recorded["splits"], *current["splits"]}):
+        if split_sha256(recorded, split) == split_sha256(current, split):
             continue
-        old = there["splits"].get(split, {}).get("clips", 0)
-        new = here["splits"].get(split, {}).get("clips", 0)
+        old = recorded["splits"].get(split, {}).get("clips", 0)
+        new = current["splits"].get(split, {}).get("clips", 0)
         if old != new:
             found.append(f"{split}: {old:,} clips there, {new:,} here")
         else:
@@ -113,30 +113,32 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     return "; ".join(found)
 
 
-def refuse_other_labels(folder: object, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+def refuse_other_labels(
+    folder: object, recorded: Mapping[str, Any], current: Mapping[str, Any]
+) -> None:
     """Refuse to continue a run with other labels, splits or order of clips.
 
     Args:
         folder: the run folder, for the message.
-        there: the record of the run in it.
-        here: the record of the manifest in use now.
+        recorded: the record of the run in it.
+        current: the record of the manifest in use now.
 
     Raises:
         ValueError: they differ.
     """
-    if there["sha256"] == here["sha256"]:
+    if recorded["sha256"] == current["sha256"]:
         return
-    what = differences(there, here) or "the same clips in another order"
+    what = differences(recorded, current) or "the same clips in another order"
     # The same path: the file was changed. Another path: another file was given, e.g. a fold.
-    if there["path"] == here["path"]:
+    if recorded["path"] == current["path"]:
         raise ValueError(
-            f"{folder} holds a run on the labels and splits of {there['path']}, which has changed "
-            f"since ({what}): pass --manifest with a copy of the old file, choose another folder, "
-            f"or start over with --no-resume"
+            f"{folder} holds a run on the labels and splits of {recorded['path']}, which has "
+            f"changed since ({what}): pass --manifest with a copy of the old file, choose another "
+            f"folder, or start over with --no-resume"
         )
     raise ValueError(
-        f"{folder} holds a run on the labels and splits of {there['path']}, this command gives "
-        f"those of {here['path']} ({what}): pass --manifest {there['path']}, choose another "
+        f"{folder} holds a run on the labels and splits of {recorded['path']}, this command gives "
+        f"those of {current['path']} ({what}): pass --manifest {recorded['path']}, choose another "
         f"folder, or start over with --no-resume"
     )
 
@@ -188,16 +190,16 @@ def warn_if_seen(
     """
     if record is None:
         return
-    own = own_manifest(record, at_hand)
-    if own is None:
+    trained_with = own_manifest(record, at_hand)
+    if trained_with is None:
         say(
             f"{weights} was trained with the labels and splits of {record['path']}, "
             f"which is gone or has changed: it may have been trained on clips of val or test"
         )
     for split in ("val", "test"):
-        seen = seen_in_training(own, at_hand, split)
-        if seen:
+        count = seen_in_training(trained_with, at_hand, split)
+        if count:
             say(
-                f"{seen:,} clips of split {split} are among those that {weights} was trained on: "
+                f"{count:,} clips of split {split} are among those that {weights} was trained on: "
                 f"the figures will be too high"
             )

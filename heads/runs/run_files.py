@@ -239,12 +239,12 @@ def save_confusion(path: Path, table: np.ndarray, classes: tuple[str, ...]) -> N
     write_text(path, text.getvalue())
 
 
-def require_same_run(folder: Path, there: dict, asked: dict, start: str = "") -> None:
+def require_same_run(folder: Path, stored: dict, asked: dict, start: str = "") -> None:
     """Check that the run in a folder is the one that is asked for.
 
     Args:
         folder: the run folder, for the message.
-        there: the description of the run in it.
+        stored: the description of the run in it.
         asked: the description of the run that is asked for.
         start: the option that would start another folder from what is in this one.
 
@@ -252,10 +252,10 @@ def require_same_run(folder: Path, there: dict, asked: dict, start: str = "") ->
         ValueError: they differ; the message names up to three keys.
     """
     # Runs of earlier versions recorded no manifest.
-    if "manifest" in there and "manifest" in asked:
-        refuse_other_labels(folder, there["manifest"], asked["manifest"])
+    if "manifest" in stored and "manifest" in asked:
+        refuse_other_labels(folder, stored["manifest"], asked["manifest"])
 
-    old, new = _flat(there), _flat(asked)
+    old, new = _flat(stored), _flat(asked)
     differing = []
     for key, value in new.items():
         if _top(key) not in NOT_COMPARED and old.get(key) != value:

@@ -65,12 +65,12 @@ class RunWriter:
             return None
         return run_files.read_json(metrics, METRICS), run_files.read_json(record, RUN)
 
-    def after(self, there: str, mine: str) -> int:
+    def after(self, phase_in_folder: str, own_phase: str) -> int:
         """Return how many phases the folder's phase comes after this run's phase.
 
         Args:
-            there: the phase that the folder has.
-            mine: the phase that this run trains.
+            phase_in_folder: the phase that the folder has.
+            own_phase: the phase that this run trains.
 
         Returns:
             0 for the same phase, a negative number for an earlier one.
@@ -80,12 +80,12 @@ class RunWriter:
         """
         names = [phase.name for phase in self.recipe.all_phases]
         # A phase that the recipe does not have any more counts as earlier than all.
-        position = names.index(there) if there in names else -1
-        after = position - names.index(mine)
+        position = names.index(phase_in_folder) if phase_in_folder in names else -1
+        after = position - names.index(own_phase)
         if after > 0:
             raise ValueError(
-                f"{self.path} has trained phase {there}, which comes after {mine}: choose another "
-                f"folder (--name), or start over with --no-resume"
+                f"{self.path} has trained phase {phase_in_folder}, which comes after {own_phase}: "
+                f"choose another folder (--name), or start over with --no-resume"
             )
         return after
 

@@ -93,16 +93,16 @@ def take_weights(head: nn.Module, path: Path, phase: Phase) -> str:
     Raises:
         ValueError: a weight has another shape, or no weight can be loaded.
     """
-    stored, own = run_files.load_checkpoint(path)["state"], head.state_dict()
+    stored, initial = run_files.load_checkpoint(path)["state"], head.state_dict()
     taken = {}
     for name, tensor in stored.items():
         asked = not phase.take or name.startswith(tuple(phase.take))
         # A head of other parts has weights that this one lacks: they are not needed.
-        if not asked or name not in own:
+        if not asked or name not in initial:
             continue
-        if tensor.shape != own[name].shape:
+        if tensor.shape != initial[name].shape:
             raise ValueError(
-                f"phase {phase.name}: {name} has the shape {list(own[name].shape)}, in {path} "
+                f"phase {phase.name}: {name} has the shape {list(initial[name].shape)}, in {path} "
                 f"{list(tensor.shape)}; give the head the options of the phase before, or list "
                 f"in `take` which weights to load"
             )
@@ -114,9 +114,9 @@ def take_weights(head: nn.Module, path: Path, phase: Phase) -> str:
         )
 
     # The weights that are not taken stay as the seed initialised them.
-    head.load_state_dict({**own, **taken})
+    head.load_state_dict({**initial, **taken})
     line = f"phase {phase.name}: starts from {path.name}"
-    fresh = [name for name in own if name not in taken]
+    fresh = [name for name in initial if name not in taken]
     if fresh:
         more = ", …" if len(fresh) > 5 else ""
         line += f"; fresh: {', '.join(fresh[:5])}{more}"

@@ -274,13 +274,13 @@ class _TrainGroup:
 def _say_who_holds_members(members: Sequence[Member], say: PrintLine) -> None:
     """Print one line if other processes hold members' folders that workers will wait for."""
     watch = ClaimWatch()
-    held = []
+    busy = []
     for member in members:
         path = claim_path(Path(member.folder))
         claim = read_claim(path)
         if claim is not None and not watch.abandoned(path, claim):
-            held.append((member.folder, claim))
-    if held:
-        folder, claim = held[0]
-        more = f" and {len(held) - 1} more members" if len(held) > 1 else ""
+            busy.append((member.folder, claim))
+    if busy:
+        folder, claim = busy[0]
+        more = f" and {len(busy) - 1} more members" if len(busy) > 1 else ""
         say(f"waiting for {folder}{more}, {claimed_until(claim, 0.0, watch.silence)}")

@@ -236,10 +236,10 @@ class Learner:
         shares = self.training.losses
         for name in shares:
             if name not in out.losses:
-                there = ", ".join(out.losses) or "none"
+                available = ", ".join(out.losses) or "none"
                 raise ValueError(
                     f"train.losses.{name}: head {type(self.head).__name__} has no such loss; it "
-                    f"has {there}"
+                    f"has {available}"
                 )
 
         losses = {}

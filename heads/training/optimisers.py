@@ -32,7 +32,7 @@ class Optimisers:
 
     def __init__(self, head: nn.Module, training: Training):
         alternate = training.alternate
-        own: list[tuple[str, Tensor]] = []
+        first: list[tuple[str, Tensor]] = []
         alternating: list[Tensor] = []
         for name, parameter in head.named_parameters():
             if not parameter.requires_grad:
@@ -40,10 +40,10 @@ class Optimisers:
             if alternate.parameters and _within(name, alternate.parameters):
                 alternating.append(parameter)
             else:
-                own.append((name, parameter))
+                first.append((name, parameter))
         _require(head, "train.alternate.parameters", alternate.parameters, bool(alternating))
 
-        groups = _groups(head, own, training)
+        groups = _groups(head, first, training)
         if not groups:
             raise ValueError(f"head {type(head).__name__} has no parameter to train")
         self.first = _new(

@@ -136,12 +136,12 @@ class Study:
             if part is not None:
                 parts[name] = part
 
-        path, there = self.manifest.path, ", ".join(splits_of(self.manifest))
+        path, splits = self.manifest.path, ", ".join(splits_of(self.manifest))
         if "train" not in parts:
-            raise ValueError(f"{path}: no clip in split train to train on; its splits: {there}")
+            raise ValueError(f"{path}: no clip in split train to train on; its splits: {splits}")
         if "val" not in parts and "test" not in parts:
             raise ValueError(
-                f"{path}: no clip in split val or test to evaluate on; its splits: {there}"
+                f"{path}: no clip in split val or test to evaluate on; its splits: {splits}"
             )
         if parts["train"].targets is None:
             raise ValueError(

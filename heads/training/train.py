@@ -350,11 +350,11 @@ def _finish(runs: Sequence[TrainingRun], stores: dict[str, FeatureStore]) -> lis
     for run in runs:
         result = None
         if run.error is None:
-            own = {}
+            by_split = {}
             for split, by_run in predictions.items():
                 if id(run) in by_run:
-                    own[split] = by_run[id(run)]
-            result = run.attempt(run.finish, own)
+                    by_split[split] = by_run[id(run)]
+            result = run.attempt(run.finish, by_split)
 
         if isinstance(run.error, FolderBusy):
             # The process that held the folder may have finished this very run by now.

@@ -64,14 +64,21 @@ def build_head(name: str, dims: "Dims", num_classes: int, **options: Any) -> "nn
     Raises:
         MissingFields: `dims` lack what the head needs.
         ValueError: unknown head or option (with the nearest names), an option of another type than
-            its default, or fewer than 2 classes.
+            its default, fewer than 2 classes, or a plug-in that builds no module.
     """
+    from torch import nn
+
+    from pipeline.networks.memory_format import guard
+
     _check_types(name, options)
     if num_classes < 2:
         raise ValueError(f"head {name}: expected at least 2 classes, got {num_classes}")
-    from pipeline.networks.memory_format import guard
-
-    return guard(load_build(HEAD, name)(dims, num_classes, **options))
+    head = load_build(HEAD, name)(dims, num_classes, **options)
+    if not isinstance(head, nn.Module):
+        raise ValueError(
+            f"head {name}: build returns {type(head).__name__}, expected a torch.nn.Module"
+        )
+    return guard(head)
 
 
 def check_options(name: str, options: dict[str, Any]) -> None:

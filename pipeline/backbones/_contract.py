@@ -85,7 +85,7 @@ def one_pass_equals_separate_passes(backbone: Backbone) -> None:
 def memory_format_never_matters(backbone: Backbone) -> None:
     """Each unit gives the same for a map in channels last and for a contiguous one.
 
-    A convolution of `pipeline.backbones._base.Conv`, or of torch, is safe in both; one that a unit
+    `pipeline.backbones.Conv` and torch's convolutions are safe in both. A convolution that a unit
     calls as a function, or makes while it runs, may crash in the backward pass.
     """
     x = backbone.prepare(frames())

@@ -236,6 +236,6 @@ def _code_of_methods() -> frozenset:
     return frozenset(codes)
 
 
-# The code that HDF5 waits for. `cli._shared.interrupt` raises no exception while one of these runs: the
-# exception would be lost in HDF5, or leave it with half a file.
+# The code that HDF5 waits for. `cli._shared.interrupt` raises no exception while one of these
+# runs: the exception would be lost in HDF5, or leave it with half a file.
 STEPS = _code_of_methods()

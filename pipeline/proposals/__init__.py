@@ -13,7 +13,7 @@ A source is an object with
 - `to(device, precision)`: moves it there and returns it; precision is "fp32", "bf16" or "fp16";
 - `propose(frames, clip, info, numbers)`: the boxes of K frames of a clip.
   `frames` is a uint8 tensor [K,H,W,3], RGB, or None where `frame_size` is None. `clip` is a
-  `pipeline.manifests.manifest.Clip`, `info` its `pipeline.views.video_info.VideoInfo`, and
+  `pipeline.manifests.rows.Clip`, `info` its `pipeline.views.video_info.VideoInfo`, and
   `numbers` are the K frame numbers in the file. It returns two numpy arrays, float32: boxes
   [K,N,4] xyxy and scores [K,N], best first. Rows after the last box have score -1 and a box of
   zeros. A `BoxesError` fails that clip, and the run continues.

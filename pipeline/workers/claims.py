@@ -360,8 +360,8 @@ def take_claim(path: Path, watch: ClaimWatch | None = None) -> Claim | None:
     return claim
 
 
-# The code of functions that make or give up a claim. `cli._shared.interrupt` delays signals in them: an
-# exception raised inside would leave a claim that nobody holds.
+# The code of functions that make or give up a claim. `cli._shared.interrupt` delays signals in
+# them: an exception raised inside would leave a claim that nobody holds.
 STEPS = frozenset(step.__code__ for step in (take_claim, _remove, Claim.release, Claim.abandon))
 
 

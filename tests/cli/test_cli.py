@@ -294,9 +294,10 @@ def test_of_the_nine_real_videos_eight_are_extracted_and_one_fails_with_its_reas
     (tmp_path / "nine.csv").write_text("\n".join(["clip,path,split,label", *lines]) + "\n")
     cache = tmp_path / "cache"
     code, said = code_of(
-        capsys, "extract", "--manifest", tmp_path / "nine.csv", "--root", videos, "--cache", cache, "--backbone", "resnet18",
-        "--weights", "none", "--frames", 8, "--size", 64, "--proposals", "torchvision", "--proposal-weights", "none",
-        "--proposal-size", 64, "--shard-size", 4, "--device", "cpu",
+        capsys, "extract", "--manifest", tmp_path / "nine.csv", "--root", videos,
+        "--cache", cache, "--backbone", "resnet18", "--weights", "none",
+        "--frames", 8, "--size", 64, "--shard-size", 4, "--device", "cpu",
+        "--proposals", "torchvision", "--proposal-weights", "none", "--proposal-size", 64,
     )  # fmt: skip
     assert code == 3
     assert "1 of 9 clips failed" in said

@@ -44,9 +44,8 @@ def run(out, *more: str):
         patch.setattr(cli.demo, "RPN_VIDEOS", 8)
         patch.setattr(pretrain, "Pretraining", partial(Pretraining, steps=3, batch=4))
         patch.setattr(digit_rpn, "fit", partial(digit_rpn.fit, steps=60, batch=8))
-        patch.setattr(
-            "pipeline.workers.cores.cores_here", lambda: 1
-        )  # train in this process: a new one takes seconds to import torch
+        # Train in this process: a new one takes seconds to import torch.
+        patch.setattr("pipeline.workers.cores.cores_here", lambda: 1)
         return CliRunner().invoke(cli.demo.command, ["--out", str(out), *TINY, *more])
 
 
@@ -120,9 +119,8 @@ def test_a_rerun_does_nothing_twice_and_says_so(demo):
 def test_a_demo_that_was_stopped_goes_on_where_it_was(demo):
     out, _ = demo
     record = json.loads((out / "steps.json").read_text())
-    kept = dict(
-        list(record.items())[:4]
-    )  # the options, videos, digit_cnn and RPN: stopped while extracting
+    # The options, videos, digit_cnn and RPN: stopped while extracting.
+    kept = dict(list(record.items())[:4])
     (out / "steps.json").write_text(json.dumps(kept))
     weights = (out / "digit_cnn.pt").stat().st_mtime_ns
     result = run(out)

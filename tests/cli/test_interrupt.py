@@ -36,7 +36,8 @@ claim = take_claim(Path(sys.argv[1]))
 part_path(claim.path, claim.name).write_text("half")
 
 def native():
-    # Waiting frees the mutex: whoever has it afterwards knows that this thread is inside, where Python hears of no signal.
+    # Waiting frees the mutex: whoever has it afterwards knows that this thread is inside,
+    # where Python hears of no signal.
     libc, mutex, condition = ctypes.CDLL(None), bytes(64), bytes(64)
     def tell():
         libc.pthread_mutex_lock(mutex)

@@ -49,6 +49,14 @@ def test_a_file_is_built_by_the_name_that_it_is_given(tmp_path, name):
         build_head(given, DIMS, 3, width="wide")
 
 
+def test_a_head_that_is_no_module_is_refused_in_one_line(tmp_path):
+    from heads.interface.contract import DIMS
+
+    given = plugins.give_file(saved(tmp_path, "def build(dims, num_classes): return 3"))
+    with pytest.raises(ValueError, match=r"build returns int, expected a torch\.nn\.Module"):
+        build_head(given, DIMS, 3)
+
+
 def test_backbones_and_sources_of_boxes_are_files_too(tmp_path):
     backbone = plugins.give_file(saved(tmp_path, plugin_files.BACKBONE, "small.py"))
     assert build_backbone(backbone, width=16).channels("conv2") == 16

@@ -36,15 +36,13 @@ class Scheduling(LoadFileScheduling):
 
     def schedule(self):
         super().schedule()
-        for node in (
-            self.nodes
-        ):  # a process waits with its last test until it gets more, or hears that there is no more
+        # A process holds its last test back until it gets more, or hears that no more come.
+        for node in self.nodes:
             self._reschedule(node)
 
     def _reschedule(self, node):
-        if (
-            node in self.registered_collections
-        ):  # else it has only been started, and knows no tests yet
+        # A node that is not registered has only been started, and knows no tests yet.
+        if node in self.registered_collections:
             super()._reschedule(node)
 
 

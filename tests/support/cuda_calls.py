@@ -148,9 +148,8 @@ def to(self: torch.Tensor, *args, **kwargs) -> torch.Tensor:
     else:
         if args and isinstance(args[0], int) and not isinstance(args[0], bool):
             args = (torch.device("cuda", args[0]), *args[1:])
-        if len(args) > 3 or (
-            len(args) == 3 and isinstance(args[2], bool)
-        ):  # (device, dtype, non_blocking, copy)
+        # The positional form is (device, dtype, non_blocking, copy).
+        if len(args) > 3 or (len(args) == 3 and isinstance(args[2], bool)):
             copy = args[3] if len(args) > 3 else copy
             args = args[:3]
         device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*args, **kwargs)

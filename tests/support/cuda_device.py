@@ -34,17 +34,8 @@ INDEXING = {
     "_unsafe_index",
     "_unsafe_index_put",
 }
-PRODUCTS = {
-    "mm",
-    "bmm",
-    "addmm",
-    "baddbmm",
-    "addbmm",
-    "mv",
-    "addmv",
-    "dot",
-    "convolution",
-}  # CUDA has none of integers
+# Products that CUDA does not have for integers.
+PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "convolution"}
 BETWEEN = {"copy_", "_to_copy", "_copy_from", "_has_compatible_shallow_copy_type"}
 
 plain_to = torch.Tensor.to
@@ -154,16 +145,13 @@ class Device:
         self.active = False
         self.observers: list[Callable[[Operation], None]] = []
         self.generator = torch.Generator()
-        self.saved: set[int] = (
-            set()
-        )  # storages of the device, by address, in a torch.save or torch.load
+        # Storages of the device, by address, in a torch.save or torch.load.
+        self.saved: set[int] = set()
         self.pinned: set[int] = set()  # addresses of pinned memory
-        self.reading: list[
-            tuple[torch.Tensor, torch.Tensor]
-        ] = []  # pinned sources and what they held
-        self.writing: list[
-            tuple[torch.Tensor, torch.Tensor]
-        ] = []  # memory of the host and what will be there
+        # Pinned sources and what they held.
+        self.reading: list[tuple[torch.Tensor, torch.Tensor]] = []
+        # Memory of the host and what will be there.
+        self.writing: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.lock = threading.RLock()
         self.autocast = Autocast(CudaTensor)
 
@@ -178,13 +166,11 @@ class Device:
             raise RuntimeError(f"\"{name}_cuda\" not implemented for '{tensors[0].dtype}'")
         if name == "copy_":
             return self.copy(*args, **kwargs)
-        if (
-            kwargs.get("device") is not None
-        ):  # by C++, which copies where its argument says that it is; `.to` comes not here
+        # C++ calls this and copies to the device that its argument names; `.to` does not come here.
+        if kwargs.get("device") is not None:
             kwargs = {**kwargs, "device": torch.device("cpu")}
-        if (
-            torch.Tag.inplace_view in func.tags
-        ):  # shape and strides alone, which are the same in both worlds
+        # These change shape and strides alone, which are the same on both sides.
+        if torch.Tag.inplace_view in func.tags:
             with torch._C._DisableTorchDispatch():
                 return func(*args, **kwargs)
         own: dict[int, CudaTensor] = {}
@@ -256,9 +242,8 @@ class Device:
         return to
 
     def _sent(self, name: str, source: torch.Tensor, non_blocking: bool) -> None:
-        late = non_blocking and self.is_pinned(
-            source
-        )  # from other memory, CUDA copies the source before it returns
+        # From other memory, CUDA copies the source before it returns.
+        late = non_blocking and self.is_pinned(source)
         if late:
             with self.lock:
                 self.reading.append((source.detach(), source.detach().clone()))

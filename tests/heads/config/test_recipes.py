@@ -18,13 +18,8 @@ from pipeline.backbones import build_backbone
 from pipeline.cache.fields import is_cut
 
 MINIMAL = '[head]\nname = "pool"\n[train]\nepochs = 3\n'
-MAPS = {
-    "res2.1": 256,
-    "res3": 512,
-    "res3.2": 512,
-    "res4.4": 1024,
-    "res5": 2048,
-}  # of a ResNet-50 and frames of 224 x 224
+# Channels of a ResNet-50 at its cuts, and sides of its maps for frames of 224 x 224.
+MAPS = {"res2.1": 256, "res3": 512, "res3.2": 512, "res4.4": 1024, "res5": 2048}
 GRIDS = {"res2": 56, "res3": 28, "res4": 14, "res5": 7}
 DIMS = Dims(
     T=16, N=10, C=2048, maps={cut: (C, GRIDS[cut[:4]], GRIDS[cut[:4]]) for cut, C in MAPS.items()}
@@ -78,9 +73,8 @@ def test_a_recipe_that_ships_builds_its_head_and_says_where_it_comes_from(name):
     assert recipe.name == name
     assert len(recipe.source) > 10
     assert recipe.ours
-    there = (
-        [recipe.of(phase).head for phase in cached_phases(name)] if name in EXTRACTED else []
-    )  # those: see below
+    # These heads have a test of their own below.
+    there = [recipe.of(phase).head for phase in cached_phases(name)] if name in EXTRACTED else []
     for head in (recipe.of(phase).head for phase in recipe.all_phases):
         assert head in there or built(head.name, json.dumps(head.options))
     assert (FOLDER / f"{name}.toml").read_text().startswith("#")

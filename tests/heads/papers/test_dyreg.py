@@ -393,9 +393,8 @@ def test_in_a_network_every_parameter_learns(variant):
     """With running statistics: over those of a batch, b before a batch norm never learns."""
     made, clips = head(random=False, at="res5.1.conv2", variant=variant, **TSM), views()
     nn.init.normal_(made.fc.weight)
-    nn.init.ones_(
-        made.dyregs[0].norm.weight
-    )  # where it starts, gradients arrive one step after the other: see above
+    # Where it starts, gradients arrive one step after the other: see above.
+    nn.init.ones_(made.dyregs[0].norm.weight)
     nn.init.ones_(made.dyregs[0].regions.alpha)
     F.cross_entropy(made(clips).logits, torch.tensor([0, 1])).backward()
     names = {name for name, _ in made.named_parameters()}

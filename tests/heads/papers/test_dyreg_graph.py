@@ -33,9 +33,8 @@ def attention_by_hand(net, v: torch.Tensor, i: int) -> torch.Tensor:
 def test_the_paper_graph_follows_its_equations():
     net, v = graph("paper"), vertices()
     result = net(v)
-    first = torch.cat(
-        [net.messages.sender.weight, net.messages.receiver.weight], 1
-    )  # of [v_j ; v_i]
+    # The first layer reads [v_j ; v_i].
+    first = torch.cat([net.messages.sender.weight, net.messages.receiver.weight], 1)
     for _ in range(3):
         frames = []
         for frame in v.flatten(0, 1):

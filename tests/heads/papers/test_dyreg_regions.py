@@ -52,9 +52,8 @@ def test_kernels_are_non_negative_of_sum_one_and_rank_one_whatever_the_offsets(g
         torch.testing.assert_close(
             kernels.sum((-1, -2)), torch.ones(2000, NODES), rtol=0, atol=1e-5
         )
-        outer = (
-            kernels.sum(-1)[..., :, None] * kernels.sum(-2)[..., None, :]
-        )  # of rank one with sum 1: the product of its sums
+        # Of rank one with sum 1: the product of its sums.
+        outer = kernels.sum(-1)[..., :, None] * kernels.sum(-2)[..., None, :]
         torch.testing.assert_close(kernels, outer, rtol=0, atol=1e-6)
         assert ((centres >= 0) & (centres <= torch.tensor(grid) - 1)).all()
 
@@ -130,9 +129,8 @@ def test_fixed_regions_are_the_cells_of_a_three_by_three_grid_by_area(grid):
     torch.testing.assert_close(
         cells.mean(0), torch.full(grid, 1 / (grid[0] * grid[1]), dtype=torch.float64)
     )
-    fine = F.interpolate(cells[None] / 9, scale_factor=3, mode="nearest")[
-        0
-    ]  # thirds of a cell lie in one area
+    # Thirds of a cell lie in one area.
+    fine = F.interpolate(cells[None] / 9, scale_factor=3, mode="nearest")[0]
     blocks = fine.unflatten(1, (3, grid[0])).unflatten(3, (3, grid[1]))
     for node in range(NODES):
         inside = blocks[node, node // 3, :, node % 3]

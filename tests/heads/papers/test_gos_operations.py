@@ -401,15 +401,13 @@ def test_reversing_time_is_flipping_the_kernel(variant):
 @variants
 def test_nodes_with_the_same_nearest_nodes_get_the_same_output(variant):
     op, x = operation(name := "temp_conv", variant, random=False), nodes()
-    x[:, 3, 2] = (
-        2 * x[:, 3, 1]
-    )  # same direction: the same neighbours wherever they are not each other's
+    # Same direction: the same neighbours wherever they are not each other's.
+    x[:, 3, 2] = 2 * x[:, 3, 1]
     scene = some_scene()
     near = op.attention(x, scene)
     assert near[:, 3, 1].equal(near[:, 3, 2]), name
-    assert (
-        near[:, 3, 1, 3] == (2 if variant == "paper" else 1)
-    ).all()  # inner product: the longer one; cosine: the first
+    # Inner product: the longer one; cosine: the first.
+    assert (near[:, 3, 1, 3] == (2 if variant == "paper" else 1)).all()
     out = op(x, scene)
     torch.testing.assert_close(out[:, 3, 1], out[:, 3, 2])
 

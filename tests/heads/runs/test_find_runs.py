@@ -13,6 +13,7 @@ from cli.__main__ import vidgraph
 from cli.env import NEEDED, _has_kernels
 from cli.ls import age
 from heads.config.recipe import read_recipe
+from heads.runs import run_files
 from heads.runs.find_runs import entries_below
 from heads.training.train import train
 from tests.support.tiny_cache import Tiny
@@ -75,6 +76,15 @@ def test_a_damaged_entry_is_listed_and_hides_no_other(copied, text):
     found = kinds(copied)
     assert found["cache"].stage.startswith("damaged: cache.json")
     assert found["run"].stage.startswith("finished")
+
+
+def test_a_run_of_a_plugin_without_a_seed_is_listed_by_the_name_of_its_file(copied):
+    file = copied / "runs" / "a" / "run.json"
+    record = run_files.read_json(file)
+    record["recipe"]["head"]["name"] = f"my_head.py@{'0' * 64}"
+    del record["seed"]
+    run_files.write_json(file, record)
+    assert kinds(copied)["run"].what == "my_head"
 
 
 def test_the_list_as_json_is_the_list(place):

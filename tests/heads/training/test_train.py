@@ -310,9 +310,8 @@ def test_a_label_that_reads_like_none_is_no_class_in_silence(tmp_path):
     assert [name for name in find_classes(cache.manifest, data) if name in labels] == ["2", "10"]
     assert a_part(cache, "test", data).targets is None
     assert a_part(cache, "val", data).targets.tolist() == [2, 10]
-    with pytest.raises(
-        ValueError, match="label '-1'"
-    ):  # a manifest that comes later, to a run that knows its classes
+    # A manifest that comes later, to a run that knows its classes.
+    with pytest.raises(ValueError, match="label '-1'"):
         split_views(cache, "test", "test", cache.manifest, ("2", "10"), DataOptions())
     (tmp_path / "classes.txt").write_text("-1\n2\n10\n")
     assert find_classes(cache.manifest, DataOptions(class_list=str(tmp_path / "classes.txt"))) == (

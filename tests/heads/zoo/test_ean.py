@@ -202,9 +202,8 @@ def test_a_block_whose_last_convolution_starts_at_zero_is_the_identity_and_a_sma
 def test_the_three_groups_reach_one_three_and_five_along_their_axes_in_the_order_of_the_variant(
     variant, dilation, factorised
 ):
-    made = block(
-        variant, 48, dilation=dilation, factorised=factorised
-    )  # 12 channels inside, 4 in each group
+    # 12 channels inside, 4 in each group.
+    made = block(variant, 48, dilation=dilation, factorised=factorised)
     for layer, along_time in (
         (made.first, variant == "released"),
         (made.second, variant == "paper"),
@@ -356,12 +355,8 @@ def test_a_difference_lands_in_its_own_cells_and_channels(variant):
     x = torch.zeros(1, 3, 40, 64, 96, dtype=torch.float64)
     x[:, :, 10, 40, 70] = 1  # the first frame of segment 2: only its first difference sees it
     touched = code(x).nonzero()
-    assert set(touched[:, 1].tolist()) == {
-        0,
-        4,
-        8,
-        12,
-    }  # four channels of each difference, the differences side by side
+    # Four channels of each difference, the differences side by side.
+    assert set(touched[:, 1].tolist()) == {0, 4, 8, 12}
     assert set(touched[:, 2].tolist()) == {2}
     assert (touched[:, 3] // 8).unique().tolist() == [1]
     assert (touched[:, 4] // 8).unique().tolist() == [2]
@@ -572,9 +567,8 @@ def test_the_order_of_the_tokens_changes_nothing_but_that_of_the_steps_matters()
     assert torch.allclose(pooled(tokens[:, order]), pooled(tokens))
     views = clips()
     backwards = Clips(maps={"res5": views.maps["res5"].flip(1)})
-    assert (
-        relative(made(backwards).logits, made(views).logits) > 1e-3
-    )  # E differs between the steps
+    # E differs between the steps.
+    assert relative(made(backwards).logits, made(views).logits) > 1e-3
 
 
 @torch.no_grad()
@@ -748,10 +742,8 @@ def test_transformers_at_earlier_stages_are_the_identity_at_first_and_their_form
     v, _ = added.objects(x.transpose(1, 2).flatten(3).mT, (3, 3), Clips())
     assert torch.equal(added(x) - x, (x + v[:, :, None, None, None]) - x)
     assert v.shape == (2, 128)
-    assert added.objects.squeeze.weight.shape == (
-        32,
-        128,
-    )  # a quarter, as 64 of the last stage's 256
+    # A quarter, as 64 of the last stage's 256.
+    assert added.objects.squeeze.weight.shape == (32, 128)
 
 
 def test_transformers_at_earlier_stages_learn():

@@ -96,9 +96,8 @@ def test_multiplications_are_our_count():
     """By torch's counter, which sees only matrix products and convolutions."""
     n, C, G, frames, boxes, taps, positions = 160, 256, 49, 16, 10, 7, 10
     layers = 16 * G * 2048 * C + C * 30 + 1024 * 174  # reduction, alpha, classifier
-    layers += 6 * (
-        4 * n * C * C + n * (C + G) * C + 3 * n * 9
-    )  # of the edges; node_att's cosines are below
+    # Of the edges; node_att's cosines are below.
+    layers += 6 * (4 * n * C * C + n * (C + G) * C + 3 * n * 9)
     convolutions = 6 * positions * n * taps * C
     # What the paper's tool counts: 0.76 G with norms and activations, where n x n differences would
     # add 10 G.
@@ -113,9 +112,8 @@ def test_multiplications_are_our_count():
         "back_incor": 2 * n * G * C,
         "node_att": 3 * 2 * n * C,
     }
-    around = (
-        n * G * C + frames * G * C + 3 * n * C
-    )  # RoIAlign, mean of the background, means of the supernodes
+    # RoIAlign, mean of the background, means of the supernodes.
+    around = n * G * C + frames * G * C + 3 * n * C
     head = build_head("gos", PAPERS, 174, variant="released").eval()
     clips = clips_of(
         {
@@ -167,9 +165,8 @@ def test_supernodes_sum_the_operations_of_their_edges(variant, mode):
     torch.testing.assert_close(out.logits, head.fc(torch.cat(pooled, 1)), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(out.maps["weights"], alpha.softmax(-1)[:, None])
     assert out.maps["structure"].equal(alpha.argmax(-1)[:, None])
-    assert (
-        len(out.maps["structure"].flatten(1).unique(dim=0)) > 1
-    )  # structures differ between views
+    # Structures differ between views.
+    assert len(out.maps["structure"].flatten(1).unique(dim=0)) > 1
 
 
 def test_discrete_mode_computes_only_what_was_chosen_for_the_views_that_chose_it():
@@ -184,9 +181,8 @@ def test_discrete_mode_computes_only_what_was_chosen_for_the_views_that_chose_it
     wanted = {(e, o): int((structure[:, e] == o).sum()) for e in range(6) for o in range(5)}
     assert len({o for (_, o), views in wanted.items() if views}) > 2
     for key, views_of_it in wanted.items():
-        whole = (
-            views_of_it == B or key[1] > 0
-        )  # `none` is computed for nobody, unless a whole batch chose it
+        # `none` is computed for nobody, unless a whole batch chose it.
+        whole = views_of_it == B or key[1] > 0
         assert seen.get(key, 0) == (views_of_it if whole else 0)
 
 
@@ -372,9 +368,8 @@ def test_the_reduction_comes_before_the_alignment():
     torch.testing.assert_close(mean, scene.y.mean((1, 2)))
     torch.testing.assert_close(g, clips.maps["res5"].mean((1, 3, 4)))
     whole = nn.functional.leaky_relu(head.stem.reduce(clips.maps["res5"].mean((3, 4))), 0.01)
-    assert not torch.allclose(
-        x[:, :, 0], whole, rtol=0.1
-    )  # what reducing after the pooling would give
+    # What reducing after the pooling would give.
+    assert not torch.allclose(x[:, :, 0], whole, rtol=0.1)
 
 
 def test_layout_holds_corners_centre_size_and_time():
@@ -412,9 +407,8 @@ def test_the_old_alignment_of_ones_is_what_the_release_gives(box, value):
 
 def test_the_old_alignment_continues_linearly_beyond_the_last_centre():
     ramp = torch.arange(7, dtype=torch.float64).view(1, 1, 1, 7, 1).expand(1, 1, 7, 7, 1)
-    box = torch.tensor([6.5 / 7, 0.0, 6.5 / 7 - 1 / 7, 0.5], dtype=torch.float64).view(
-        1, 1, 1, 4
-    )  # width 0 after the + 1
+    # Width 0 after the + 1.
+    box = torch.tensor([6.5 / 7, 0.0, 6.5 / 7 - 1 / 7, 0.5], dtype=torch.float64).view(1, 1, 1, 4)
     found = old_roi_mean(
         ramp, box, torch.ones(1, 1, 1, dtype=torch.bool), torch.tensor([[7, 7]]), 7
     )

@@ -433,12 +433,8 @@ def test_logits_from_the_cached_map_equal_those_from_frames(at, cut):
     dims = Dims(T=4, maps={cut: (cached.shape[1], *cached.shape[-2:])})
     head = lively(build_head("rstg_map", dims, 5, at=at, **INSIDE), seed=1).eval()
     assert head.needs == (cut,)
-    for (
-        key,
-        value,
-    ) in (
-        head.network.state_dict().items()
-    ):  # the live network: the trained upper part over the frozen lower one
+    # The joint network: the trained part above the cut on the frozen part below it.
+    for key, value in head.network.state_dict().items():
         if key in backbone.state_dict():
             backbone.state_dict()[key].copy_(value)
     for point in at.split(","):

@@ -156,9 +156,8 @@ def test_compiled_gives_the_same_logits_and_gradients(name):
 def test_after_three_steps_every_parameter_has_moved_but_for_the_dead_ones(case):
     head = fresh(case).double().train()
     before = {name: p.detach().clone() for name, p in head.named_parameters()}
-    optimiser = torch.optim.Adam(
-        head.parameters(), lr=0.01, eps=1e-13
-    )  # steps of 0.01, however small the gradient
+    # Steps of 0.01, however small the gradient.
+    optimiser = torch.optim.Adam(head.parameters(), lr=0.01, eps=1e-13)
     for step in range(3):
         optimiser.zero_grad()
         out = head(some_clips(4, seed=step))

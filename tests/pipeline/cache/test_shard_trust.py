@@ -1,4 +1,4 @@
-"""A shard is read only where it belongs, and no number in a file is trusted before it is checked."""
+"""A shard is read only where it belongs; no number in a file is trusted before it is checked."""
 
 import errno
 import hashlib

@@ -303,9 +303,8 @@ def test_suppression_stopped_early_is_the_start_of_full_suppression():
     torch.manual_seed(0)
     boxes = torch.rand(3, 200, 2, 2).sort(2).values.flatten(2) * 50
     scores, levels = torch.randn(3, 200), torch.randint(0, 3, (200,))
-    boxes[0, :195, 2] = boxes[
-        0, :195, 0
-    ]  # without width: dropped, so that frame 0 has fewer boxes than asked for
+    # Without width: dropped, so that frame 0 has fewer boxes than asked for.
+    boxes[0, :195, 2] = boxes[0, :195, 0]
     found = suppress(boxes, scores, levels, 30, 0.2)
     for k in range(3):
         wide = torch.where((boxes[k, :, 2:] - boxes[k, :, :2] > 1e-3).all(-1))[0]
@@ -349,9 +348,8 @@ def test_detectron2_gives_what_its_own_model_gives(ending, tmp_path):
         for name, norm in model.named_modules():
             if type(norm).__name__ == "FrozenBatchNorm2d":
                 unsettle(norm, 0.2 if name.endswith("conv3.norm") else 1.0)
-        model.backbone.bottom_up.stem.conv1.weight.mul_(
-            0.02
-        )  # its pixels are not divided by their deviation
+        # Its pixels are not divided by their deviation.
+        model.backbone.bottom_up.stem.conv1.weight.mul_(0.02)
     state = model.state_dict()
     if ending == ".pth":
         torch.save({"model": state, "iteration": 3}, tmp_path / "weights.pth")
@@ -574,9 +572,8 @@ def test_boxes_that_end_outside_were_measured_in_a_larger_picture(kind, box, kep
 
 
 def test_the_cure_that_the_message_names_cures(tmp_path):
-    file = listed(
-        "csv", tmp_path, (0.5, 0.5, 1, 1), [120, 60] * 2
-    )  # drawn in the original, 1.5 times as large
+    # Drawn in the original, 1.5 times as large.
+    file = listed("csv", tmp_path, (0.5, 0.5, 1, 1), [120, 60] * 2)
     with pytest.raises(BoxesError, match="annotated_height"):
         build_proposals("annotations", file=file).propose(None, CLIP, INFO, (0,))
     boxes, _ = build_proposals("annotations", file=file, annotated_height=60).propose(

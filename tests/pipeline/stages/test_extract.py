@@ -430,9 +430,8 @@ def test_what_looks_wrong_with_a_clip_is_said_and_kept_and_fails_nothing(tmp_pat
     frames = [("clip0", k) for k in range(8)] + [("clip1", 1), ("clip2", 6), ("clip2", 1)]
     boxes = [(clip, frame, 0, 0, 9, 9) for clip, frame in frames]
     write_csv(folder / "boxes.csv", ("clip", "frame", "x1", "y1", "x2", "y2"), boxes)
-    config = config_of(
-        folder, sampling=replace(SAMPLING, train_views=0, sampling="linspace")
-    )  # not at 1 and 6
+    # Not at 1 and 6.
+    config = config_of(folder, sampling=replace(SAMPLING, train_views=0, sampling="linspace"))
     for _ in range(2):
         summary = run(folder, tmp_path / "cache", config)
         assert not summary.failures
