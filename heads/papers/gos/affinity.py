@@ -183,7 +183,7 @@ class BilinearAffinity(nn.Module):
 def unit(x: Tensor) -> Tensor:
     """Return x / |x| along the last axis; a zero vector stays zero and its gradient finite."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    # The 1 comes before the division: a NaN's gradient would pass through a later mask.
+    # A norm of 0 is replaced before the division: a NaN masked afterwards keeps a NaN gradient.
     return x / torch.where(norm > 1e-12, norm, 1)
 
 

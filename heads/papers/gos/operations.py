@@ -105,7 +105,7 @@ class DiffProp(FeatAggr):
         # In bf16 the difference of similar nodes would drown in rounding.
         with torch.autocast(x.device.type, enabled=False):
             difference = r * flat - P.to(x.dtype) @ flat
-        # The factor r takes b away, too, from a node to which nobody sends.
+        # The factor r also keeps b from a node to which nobody sends.
         z = F.linear(difference, self.linear.weight) + r * self.linear.bias
         return activated(self.norm, z).view_as(x)
 
