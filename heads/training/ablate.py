@@ -101,7 +101,7 @@ def ablate(
         ValueError: a member cannot be trained (see `estimate_members`); before the first step.
     """
     started, folder = time.monotonic(), Path(folder).resolve()
-    # With an engine the device is that of its workers, which may be other machines.
+    # With an engine the device is that of its workers, which may be on other machines.
     if engine is None:
         device_for(options.device, options.precision)
 
