@@ -139,7 +139,7 @@ class Recipe:
                 if phase.reads == "cache":
                     found.append(phase)
                 elif found:
-                    # Phases after one that reads frames need its weights: a later call trains them.
+                    # A phase that reads frames comes between: a later call trains what follows it.
                     break
 
         first = found[0] if found else self.all_phases[0]
