@@ -117,7 +117,7 @@ def pretrain(
     optimiser = torch.optim.Adam([*backbone.parameters(), *classifier.parameters()], options.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.lr, total_steps=options.steps)
 
-    # Two streams, so that the validation pictures do not depend on the training's options.
+    # Two streams, so that neither set of pictures depends on how many the other one draws.
     rng = np.random.default_rng([seed, 1])
     val_rng = np.random.default_rng([seed, 2])
     val_pictures = single_digits(val_digits, CHECKED, options.canvas, val_rng)
