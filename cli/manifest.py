@@ -48,6 +48,7 @@ def from_folder(folder: Path, out: Path, split_by: str, val: float, test: float,
 
     scan = scan_folder(folder, split_by, val, test, seed)
     folder, beside = folder.resolve(), out.resolve().parent
+    # Paths are relative to the manifest's folder, if the clips lie below it.
     below = folder.is_relative_to(beside)
     start = folder.relative_to(beside) if below else Path()
     rows = ({**row, "path": (start / row["path"]).as_posix()} for row in scan.rows)

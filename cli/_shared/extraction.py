@@ -235,6 +235,7 @@ def config_for(given: dict, manifest):
     if not unknown:
         return config
 
+    # Always the same one, whatever the order of a set.
     label = min(unknown)
     if unknown == protected:
         what = f"no clip has the label {label!r}"
@@ -260,6 +261,7 @@ def config_of(given: dict):
         test_crops=crops if crops == "full" else int(crops),
         **{key: given[key] for key in SAMPLING},
     )
+    # None leaves an option out, so that the source's own default counts.
     boxes = {
         "weights": given["proposal_weights"],
         "size": given["proposal_size"],

@@ -66,6 +66,7 @@ def build_head(name: str, dims: "Dims", num_classes: int, **options: Any) -> "nn
         ValueError: unknown head or option (with the nearest names), an option of another type than
             its default, fewer than 2 classes, or a plug-in that builds no module.
     """
+    # Here, so that listing the names of heads does not import torch.
     from torch import nn
 
     from pipeline.networks.memory_format import guard
@@ -103,6 +104,7 @@ def _check_types(name: str, options: dict[str, Any]) -> None:
     for key, value in options.items():
         if key not in defaults:
             raise ValueError(f"head {name} has no option {key!r}: {nearest(key, defaults)}")
+        # Not isinstance, which takes a bool for an int.
         wanted = type(defaults[key])
         fits = type(value) is wanted or (wanted is float and type(value) is int)
         if not fits:
