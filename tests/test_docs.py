@@ -53,7 +53,7 @@ def vidgraph(tmp_path, monkeypatch, capsys):
 
 def code_of(page: str, lines: int) -> str:
     """The plug-in of a page, which is short."""
-    (source,) = blocks(page, "python")
+    source = blocks(page, "python")[0]
     written = [line for line in source.splitlines() if line.strip()]
     assert len(written) <= lines
     return source
@@ -63,16 +63,40 @@ def test_the_head_of_the_page_is_checked_trained_evaluated_and_counted_as_writte
     vidgraph, tmp_path
 ):
     (tmp_path / "my_head.py").write_text(code_of("adding_a_head.md", 30))
-    (recipe,) = blocks("adding_a_head.md", "toml")
+    recipe, study = blocks("adding_a_head.md", "toml")
     (tmp_path / "mine.toml").write_text(recipe)
     Tiny().write(tmp_path)
     (tmp_path / "cache").rename(tmp_path / "CACHE")
-    verbs = [command.split()[0] for command in commands("adding_a_head.md")]
+    of_head, of_cache = commands("adding_a_head.md")[:4], commands("adding_a_head.md")[4:]
+    verbs = [command.split()[0] for command in of_head]
     assert verbs == ["check-plugin", "train", "evaluate", "summary"]
-    for command in commands("adding_a_head.md"):
+    for command in of_head:
         vidgraph(*command.split())
     metrics = json.loads((tmp_path / "runs/mine-seed0/metrics.json").read_text())
     assert metrics["metrics"]["test"]["top1"] > 1 / 3
+
+    assert [command.split()[0] for command in of_cache] == ["manifest", "extract", "graphs"]
+    for command in of_cache:
+        vidgraph(*command.split())
+    (tmp_path / "study.toml").write_text(study)
+    said = vidgraph("ablate", "study.toml", "--cache", "C", "--set", "train.epochs=1")
+    assert "my_head" in said
+    assert "strg" in said
+
+
+def test_the_means_and_maxima_of_the_page_give_0_where_no_node_is_valid():
+    nodes = torch.randn(3, 2, 4, 5, requires_grad=True)
+    valid = torch.rand(3, 2, 4) < 0.5
+    valid[0], valid[1, 0], valid[1, 1], valid[2, :, 0] = False, False, True, True
+    found = {"nodes": nodes, "valid": valid}
+    exec(compile(blocks("adding_a_head.md", "python")[1], "adding_a_head.md", "exec"), found)
+    torch.testing.assert_close(found["mean"][1], nodes[1, 1].mean(0))
+    torch.testing.assert_close(found["steps"][1, 1], nodes[1, 1].mean(0))
+    torch.testing.assert_close(found["largest"][2, 0], nodes[2, 0, valid[2, 0]].amax(0))
+    for values in (found["mean"][0], found["steps"][1, 0], found["largest"][1, 0]):
+        assert (values == 0).all()
+    found["largest"].sum().backward()
+    assert nodes.grad.isfinite().all()
 
 
 def test_the_head_of_the_page_is_a_head_of_the_zoo_when_it_lies_there(tmp_path, monkeypatch):

@@ -122,7 +122,11 @@ def network_options(function):
             type=int,
             help="Short side at which it sees whole frames, pixels.  [default: 480]",
         ),
-        click.option("--boxes", type=int, help="N, boxes kept per feature step.  [default: 10]"),
+        click.option(
+            "--boxes",
+            type=int,
+            help="N, boxes kept per feature step; not for --proposals grid.  [default: 10]",
+        ),
         click.option(
             "--annotations",
             type=click.Path(path_type=Path),
