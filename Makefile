@@ -1,4 +1,4 @@
-# The stages' targets call the command's verbs and nothing else; `make help` lists them.
+# Each stage is a target that calls one verb of vidgraph. `make help` lists the targets.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -17,21 +17,23 @@ TESTERS  ?= auto
 ISA      ?= AVX2
 ARGS     ?=
 
-# make would expand what it hands down to the commands: a name may hold dollar signs.
+# make expands the variables that it exports to commands. A name may hold dollar signs, so these are
+# not exported.
 unexport MANIFEST CACHE RUNS RUN RECIPE STUDY DEMO
 
-# A name as the shell takes it, whatever is in it: blanks, quotes, dollar signs.
+# $(call name,VARIABLE): the value, quoted for the shell. It may hold blanks, quotes, dollar signs.
 name = '$(subst ','\'',$(value $(1)))'
-# One that a target cannot do without.
+# $(call given,VARIABLE): the same, and an error if the variable is empty.
 given = $(if $(value $(1)),$(call name,$(1)),$(error expected $(1), for example: make $@ $(1)=...; `make help` lists the variables))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo manifest check plan extract graphs verify repair train evaluate ablate finetune report test test-slow test-cpus lint format bench clean
+.PHONY: help setup demo manifest check plan extract graphs verify repair train evaluate ablate \
+  finetune report reproduce-rstg reproduce-dyreg test test-slow test-cpus lint format bench clean
 
-help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY) ## make .venv with everything the project needs (done by the other targets when missing)
+setup: $(READY) ## make .venv with everything that the project needs (the other targets do it when needed)
 
 $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "vidgraph needs Python 3.10 or newer, this is " + sys.version.split()[0] + "; say make PYTHON=python3.12 ...")'
@@ -40,22 +42,22 @@ $(READY): setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
-demo: $(READY) ## all stages on generated digit videos: DEMO=folder ARGS=...
+demo: $(READY) ## run all stages on generated digit videos: DEMO=folder ARGS=...
 	$(BIN)/vidgraph demo --out $(call name,DEMO) $(ARGS)
 
-manifest: $(READY) ## KIND=folder MANIFEST=out.csv ARGS="FOLDER ..."
+manifest: $(READY) ## list videos in a manifest: KIND=folder MANIFEST=out.csv ARGS="FOLDER ..."
 	$(BIN)/vidgraph manifest $(KIND) --out $(call given,MANIFEST) $(ARGS)
 
 check: $(READY) ## decode a few frames of every clip: MANIFEST=... ARGS=...
 	$(BIN)/vidgraph check --manifest $(call given,MANIFEST) $(ARGS)
 
-plan: $(READY) ## what an extraction will take: MANIFEST=... CACHE=... ARGS="extract's options"
+plan: $(READY) ## estimate what an extraction takes: MANIFEST=... CACHE=... ARGS="extract's options"
 	$(BIN)/vidgraph plan --manifest $(call given,MANIFEST) --cache $(call name,CACHE) $(ARGS)
 
-extract: $(READY) ## stage one: MANIFEST=... CACHE=... CLUSTER="--dask 4" ARGS=...
+extract: $(READY) ## stage one, features and boxes: MANIFEST=... CACHE=... CLUSTER="--dask 4" ARGS=...
 	$(BIN)/vidgraph extract --manifest $(call given,MANIFEST) --cache $(call name,CACHE) $(CLUSTER) $(ARGS)
 
-graphs: $(READY) ## stage two: CACHE=... CLUSTER="--dask 4" ARGS=...
+graphs: $(READY) ## stage two, graphs between boxes: CACHE=... CLUSTER="--dask 4" ARGS=...
 	$(BIN)/vidgraph graphs --cache $(call name,CACHE) $(CLUSTER) $(ARGS)
 
 verify: $(READY) ## check a cache: CACHE=... ARGS=...
@@ -64,49 +66,49 @@ verify: $(READY) ## check a cache: CACHE=... ARGS=...
 repair: $(READY) ## extract bad shards and failed clips again: CACHE=... ARGS=...
 	$(BIN)/vidgraph repair --cache $(call name,CACHE) $(ARGS)
 
-train: $(READY) ## stage three: RECIPE=... CACHE=... RUNS=... ARGS=...
+train: $(READY) ## stage three, train a head: RECIPE=... CACHE=... RUNS=... ARGS=...
 	$(BIN)/vidgraph train $(call given,RECIPE) --cache $(call name,CACHE) --runs $(call name,RUNS) $(ARGS)
 
-evaluate: $(READY) ## RUN=run folder CACHE=... ARGS=...
+evaluate: $(READY) ## evaluate a trained head: RUN=folder CACHE=... ARGS=...
 	$(BIN)/vidgraph evaluate $(call given,RUN) --cache $(call name,CACHE) $(ARGS)
 
-ablate: $(READY) ## a grid of heads and options: STUDY=... CACHE=... RUNS=... CLUSTER="--dask 4" ARGS=...
+ablate: $(READY) ## train a grid of heads and options: STUDY=... CACHE=... RUNS=... CLUSTER="--dask 4" ARGS=...
 	$(BIN)/vidgraph ablate $(call given,STUDY) --cache $(call name,CACHE) --runs $(call name,RUNS) $(CLUSTER) $(ARGS)
 
-finetune: $(READY) ## end to end: RECIPE=... CACHE=... RUNS=... ARGS=...
+finetune: $(READY) ## train end to end: RECIPE=... CACHE=... RUNS=... ARGS=...
 	$(BIN)/vidgraph finetune $(call given,RECIPE) --cache $(call name,CACHE) --runs $(call name,RUNS) $(ARGS)
 
-report: $(READY) ## run folders as one page: RUNS="runs/*" ARGS=...
+report: $(READY) ## write run folders as one page: RUNS="runs/*" ARGS=...
 	$(BIN)/vidgraph report $(RUNS) $(ARGS)
 
-reproduce-rstg: $(READY) ## RSTG's Table 1 on generated digits, beside the paper's: BUDGET=minutes ARGS=...
+reproduce-rstg: $(READY) ## train RSTG's Table 1 on generated digits: BUDGET=minutes ARGS=...
 	$(BIN)/vidgraph reproduce rstg --budget $(BUDGET) $(ARGS)
 
-reproduce-dyreg: $(READY) ## DyReg-GNN's Tables 5 and 6 likewise: BUDGET=minutes ARGS=...
+reproduce-dyreg: $(READY) ## train DyReg-GNN's Tables 5 and 6 on generated digits: BUDGET=minutes ARGS=...
 	$(BIN)/vidgraph reproduce dyreg --budget $(BUDGET) $(ARGS)
 
-# One process per core, each with one thread. The tests of a file stay together, because they share
-# fixtures. TESTERS=0: in one process.
+# One process per core, each with one thread. The tests of a file run in one process, because they
+# share fixtures. TESTERS=0 runs all tests in one process.
 test test-slow test-cpus: export OMP_NUM_THREADS ?= 1
-# A test that kills its process has failed, and the others go on: tests/support/crashes.py.
+# A test that kills its process has failed, and the other tests continue: tests/support/crashes.py.
 PYTEST := $(BIN)/python -m pytest -q -n $(TESTERS) --maxprocesses 8 --dist loadfile --max-worker-restart 20
 
-test: $(READY) ## the tests that every change must pass: TESTERS=processes ARGS=...
+test: $(READY) ## run the tests that every change must pass: TESTERS=processes ARGS=...
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-slow: $(READY) ## all tests, the slow ones too
+test-slow: $(READY) ## run all tests, including the slow ones: TESTERS=processes ARGS=...
 	$(PYTEST) $(ARGS)
 
-# The tests of what computes with torch. Figures may depend neither on the instructions of the CPU nor
-# on the number of threads.
+# The tests of code that computes with torch. Figures may depend neither on the instructions of the
+# CPU nor on the number of threads.
 NUMERIC := parity heads/interface heads/papers heads/zoo heads/finetuning heads/reproduction \
   heads/training/test_learner.py heads/training/test_train.py pipeline/backbones pipeline/networks \
   pipeline/proposals pipeline/regions pipeline/stages/test_extract.py test_made_before_rooms.py
 
-test-cpus: $(READY) ## the numeric tests, by default as on a CPU with AVX2 alone: ISA=AVX2 OMP_NUM_THREADS=1 ARGS=...
+test-cpus: $(READY) ## run the numeric tests, by default as on a CPU with AVX2 alone: ISA=AVX2 OMP_NUM_THREADS=1 ARGS=...
 	$(if $(ISA),ONEDNN_MAX_CPU_ISA=$(ISA) ATEN_CPU_CAPABILITY=avx2) $(PYTEST) -m "not slow" $(ARGS) $(NUMERIC:%=tests/%)
 
-lint: $(READY) ## ruff, as linter and as formatter
+lint: $(READY) ## check style with ruff (linter and formatter)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
@@ -114,9 +116,9 @@ format: $(READY) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## every benchmark, each a table and a JSON file
+bench: $(READY) ## run every benchmark; each prints a table: ARGS=...
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
 
-clean: ## remove what the targets made, but neither .venv nor caches
+clean: ## remove what the targets made, except .venv and caches
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

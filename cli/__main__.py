@@ -80,6 +80,7 @@ def main(args: list[str] | None = None) -> None:
         guard_output()
 
     try:
+        # Click alone would exit by itself, with exit codes of its own.
         code = vidgraph.main(args=args, prog_name="vidgraph", standalone_mode=False)
     except click.ClickException as error:
         error.show()
@@ -93,6 +94,7 @@ def main(args: list[str] | None = None) -> None:
         # The reader of a pipe is gone. What is still in the buffer must go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    # These errors come from a path or value that was given, those below from us or the machine.
     except (
         ValueError,
         FileNotFoundError,
@@ -103,6 +105,7 @@ def main(args: list[str] | None = None) -> None:
         code = _report(error, 2)
     except (OSError, MemoryError, ImportError, RuntimeError) as error:
         code = _report(error, 1)
+    # Some verbs return nothing.
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -147,6 +147,7 @@ def command(
             say=say,
             before=announce,
         )
+    # Not `say`, which turns line ends into escapes.
     click.echo(f"\n{visible_lines(outcome.table.text())}\n")
     say(f"{outcome.seconds:.1f} s; {folder}: results.txt, results.csv, results.json")
     return 3 if outcome.failed else 0
@@ -165,6 +166,8 @@ def _places(given: dict, logs: Path):
         raise click.UsageError(
             "--jobs and --dask: expected one; both say how many processes train here"
         )
+    # engine_of takes --jobs for Slurm alone; without Slurm it means Dask processes here, or groups
+    # for the workers of a scheduler.
     if given["slurm"] is None:
         here = groups > 1 and given["scheduler"] is None
         given = {**given, "jobs": None, "dask": groups if here else given["dask"]}
@@ -198,4 +201,5 @@ def _watched(some) -> Iterator[None]:
         finally:
             over.set()
             watcher.join()
+            # The epochs since the thread's last look.
             look(advance)

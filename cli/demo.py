@@ -370,7 +370,9 @@ def _train(steps: Steps, out: Path, seeds: int, device: str) -> list[DemoRow]:
 
     workers = min(cores_here(), len(todo) - len(before)) if device == "cpu" else 0
     rows = [DemoRow(read_recipe(name).head.name, []) for name in RECIPES]
+    # A single worker process would gain nothing over this one.
     with WorkerPool(train_one, workers if workers > 1 else 0) as pool:
+        # Results come in the order of `todo`, where the seeds of a head are neighbours.
         for k, (_, result) in enumerate(pool.imap(todo, ahead=len(todo))):
             if isinstance(result, Exception):
                 raise result

@@ -209,4 +209,5 @@ def _has_kernels(built: list[str], major: int, minor: int) -> bool:
         target = int(digits[:-1]), int(digits[-1])
         if target <= (major, minor) and (kind == "compute" or target[0] == major):
             return True
+    # A torch that lists nothing is not called unusable.
     return not built

@@ -142,6 +142,7 @@ def _evaluate(run, cache, manifest, split, checkpoint, phase, settings, device, 
     from pipeline.workers.memory import keep_freed_memory
 
     keep_freed_memory()
+    # A run from frames may have no cache.
     cache = cache or read_json(run / "run.json", RUN).get("cache")
     if cache is None:
         raise click.UsageError(f"{run} was trained from frames, without a cache: pass --cache")

@@ -102,6 +102,7 @@ def run(
     from pipeline.stages.extract import extract
     from pipeline.workers.memory import keep_freed_memory
 
+    # With an engine, no network runs in this process.
     if engine is None:
         keep_freed_memory()
     elsewhere = engine is not None and bool(engine.scheduler or engine.slurm is not None)
@@ -127,6 +128,7 @@ def run(
         say(f"{cache}: every shard was complete already")
     _report_relabelled(summary.relabelled, manifest.path, cache)
     _report_warnings(summary.warnings, cache)
+    # Either of them may find something wrong, which is exit code 3.
     return max(
         _report_failures(summary.failures, summary.asked, cache),
         _report_changed(summary.changed, cache),

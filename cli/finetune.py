@@ -223,11 +223,13 @@ def _run(ctx: click.Context, given: dict) -> int:
         plain, given["phase"], **{key: given[key] for key in keys if given[key] is not None}
     )
 
+    # Defaults of `vidgraph extract` do not count: only a file that was named has moved.
     files = dict.fromkeys(MOVED)
     for key in MOVED:
         if _is_given(ctx, key):
             files[key] = given[key]
     moved = MovedFiles(given["root"], *files.values())
+    # None without --views: whether there is a cache then decides.
     fresh = given["views"] and given["views"] == "fresh"
     source_options = SourceOptions(
         fresh, moved, given["workers"], given["time_limit"], given["check"]
@@ -242,6 +244,7 @@ def _run(ctx: click.Context, given: dict) -> int:
     if os.environ.get("RANK", "0") == "0":
         say_cost(given["precision"], given["device"])
 
+    # With a cache, all phases of a recipe share the folder that `vidgraph train` uses.
     if not plain.phases:
         name = f"{recipe.name}-frames"
     elif cache is None:
@@ -251,6 +254,7 @@ def _run(ctx: click.Context, given: dict) -> int:
 
     config = None
     if cache is None:
+        # Nothing is stored, so these options are not asked for.
         fixed = {"keep": ("pooled",), "precision": "fp32", "dtype": "float32"}
         config = config_of({**given, **fixed, "settings": extraction})
     result = finetune(

@@ -65,6 +65,7 @@ def command(
         from pipeline.stages.graphs import build_graphs
 
         engine = engine_of(cluster, cache / "logs")
+        # With an engine, each worker chooses among the devices of its own machine.
         device = device if engine else pick_device(device)
 
         def announce(todo: int, total: int):

@@ -1,12 +1,17 @@
 """`vidgraph manifest KIND`: lists of clips."""
 
 from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING
 
 import click
 
 from cli._shared.datasets import COMMANDS, print_counts
 from cli._shared.options import set_option
 from cli._shared.say import say
+
+if TYPE_CHECKING:
+    from pipeline.digits.scenes import Task
 
 
 @click.group("manifest")
@@ -47,6 +52,7 @@ def from_folder(folder: Path, out: Path, split_by: str, val: float, test: float,
 
     scan = scan_folder(folder, split_by, val, test, seed)
     folder, beside = folder.resolve(), out.resolve().parent
+    # Paths are relative to the manifest's folder, if the clips lie below it.
     below = folder.is_relative_to(beside)
     start = folder.relative_to(beside) if below else Path()
     rows = ({**row, "path": (start / row["path"]).as_posix()} for row in scan.rows)
@@ -123,8 +129,23 @@ def digits(
     splits = {split: count for split, count in asked.items() if count}
     if not splits:
         raise click.UsageError("--train, --val, --test: expected at least one video, got none")
-    made = write_dataset(out, TASKS[task](**settings), splits, seed, workers, load_images(images))
+    shown = TASKS[task](**settings)
+    made = write_dataset(out, shown, splits, seed, workers, load_images(images))
     print_counts(read_manifest(made))
+    say(f"to extract features with untrained weights: {_extract_command(out, shown)}", err=True)
+
+
+def _extract_command(out: Path, task: "Task") -> str:
+    """The `extract` command that fits the videos of a task, with its boxes and without a network
+    connection.
+    """
+    return (
+        f"vidgraph extract --manifest {quote(str(out / 'manifest.csv'))} --cache CACHE "
+        f"--backbone digit_cnn --weights none --proposals annotations "
+        f"--annotations {quote(str(out / 'boxes.csv'))} --size {task.size} "
+        f"--frames {task.frames} --boxes {task.digits} "
+        f"--set backbone_options.width=64"
+    )
 
 
 for _kind in COMMANDS:

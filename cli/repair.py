@@ -75,6 +75,7 @@ def command(
                 cache, options, MovedFiles(root, weights, annotations, proposal_weights)
             )
             code = run(config, manifest, cache, options, features, redo=True)
+        # A cache that never had graphs gets none.
         if any((cache / "graphs").glob("*.h5")):
             written = redo_graphs(cache, found["graphs"], device=device, say=say_aside)
             say(f"{cache}: graphs of {len(written)} shards computed again")

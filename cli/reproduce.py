@@ -86,6 +86,7 @@ def command(
     work = Reproduction(plan, size, folder / f"{table}-{size.name}", where, images, say)
     say(f"{plan.title}: size {size.name} of {', '.join(sizes)}, in {work.folder}")
     with stoppable(RESUME):
+        # A run that is stopped early has all tasks of the first seeds.
         for seed in range(seeds or size.seeds):
             for task in names:
                 train_rows(work, task, chosen, [seed], resume)

@@ -146,6 +146,7 @@ def command(
         checkpoint=checkpoint or "",
         style=style,
     )
+    # An id may hold characters of a path, such as a slash.
     path = drawing.save(out or Path(re.sub(r"[^\w.-]+", "_", clip) + ".png"), fps)
     if drawing.missing:
         say(f"no frames, drawn on grey: {drawing.missing}", err=True)

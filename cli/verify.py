@@ -45,6 +45,7 @@ def command(cache: Path, workers: int, as_json: bool, report: Path | None) -> in
 
             def advance(done: int, found: int) -> None:
                 nonlocal read
+                # The sum is rounded, not each part, so that the bar ends at its total.
                 before, read = read, read + done
                 show(_megabytes(read) - _megabytes(before), found)
 

@@ -62,6 +62,7 @@ ONE_PLACE = {
     },
     "torchcodec": {"pipeline/video/torchcodec_reader.py"},
     "detectron2": {"pipeline/proposals/detectron2.py"},
+    "jinja2": {"heads/reporting/html_page.py"},
 }
 
 

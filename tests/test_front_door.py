@@ -84,6 +84,12 @@ def test_a_file_that_hides_one_of_our_packages_is_named(tmp_path):
     assert f"{tmp_path / 'pipeline.py'} hides vidgraph's package pipeline: rename that file" in last
 
 
+def test_a_file_that_hides_one_of_our_packages_is_named(tmp_path):
+    (tmp_path / "pipeline.py").touch()
+    last = python("import vidgraph", tmp_path).stderr.strip().splitlines()[-1]
+    assert f"{tmp_path / 'pipeline.py'} hides vidgraph's package pipeline: rename it" in last
+
+
 def test_a_folder_without_python_files_hides_nothing(tmp_path):
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "notes.txt").touch()

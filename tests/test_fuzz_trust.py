@@ -61,6 +61,10 @@ CALLS = {
 }
 
 
+# Reads the one template of the package, page.html.
+TEMPLATES = "heads/reporting/html_page.py"
+
+
 def calls(path: Path):
     """(name, call) of every call in a file."""
     for node in ast.walk(ast.parse(path.read_text())):
@@ -81,11 +85,12 @@ def modules(path: Path) -> set[str]:
 def wrong(path: Path) -> list[str]:
     """What in a file could run what it reads."""
     where = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
-    found = (
-        []
-        if where in PICKLES
-        else [f"imports {name}" for name in sorted(modules(path) & RUNS_CODE)]
-    )
+    imported = modules(path) & RUNS_CODE
+    if where == TEMPLATES:
+        imported.discard("jinja2")
+    found = []
+    if where not in PICKLES:
+        found = [f"imports {name}" for name in sorted(imported)]
     for name, call in calls(path):
         given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         last = name.split(".")[-1]
@@ -95,7 +100,8 @@ def wrong(path: Path) -> list[str]:
             found.append(f"calls {name} without weights_only=True")
         if given.get("allow_pickle", "False") != "False" or given.get("shell", "False") != "False":
             found.append(f"calls {name} with {given}")
-        if last == "add_safe_globals":
+        # A template is code. The package's own file is read, and no text becomes one.
+        if last in ("add_safe_globals", "from_string"):
             found.append(f"calls {name}")
     return found
 
@@ -118,6 +124,8 @@ def test_no_file_can_run_what_it_reads(path):
         "np.load(x, allow_pickle=True)",
         "subprocess.run(x, shell=True)",
         "torch.serialization.add_safe_globals([X])",
+        "import jinja2",
+        "environment.from_string(x)",
     ],
 )
 def test_the_check_sees_what_it_looks_for(tmp_path, line):

@@ -230,7 +230,7 @@ def test_every_source_of_boxes_feeds_the_nodes_there(source, pool, sources):
             "detectron2", reason="detectron2 is not installed; what is ours of it is tested below"
         )
     options = sources.get(source, {"weights": "none", "size": 48, "num_boxes": 3})
-    small = {"backbone": "digit_cnn", "row_backbone_options": {"width": 8}}
+    small = {"backbone": "digit_cnn", "backbone_options": {"width": 8}}
     config = views_config(
         **small, keep=("nodes",), proposals=source, proposal_options=options, roi_pool=pool
     )
@@ -239,7 +239,7 @@ def test_every_source_of_boxes_feeds_the_nodes_there(source, pool, sources):
 
 
 def test_views_without_boxes_are_computed_there():
-    small = {"backbone": "digit_cnn", "row_backbone_options": {"width": 8}}
+    small = {"backbone": "digit_cnn", "backbone_options": {"width": 8}}
     assert same_arrays(views_config(**small, keep=("pooled", "conv2")))["boxes"].shape[1] == 0
 
 
@@ -247,7 +247,7 @@ def test_views_without_boxes_are_computed_there():
 def test_stage_one_computes_there_in_half_precision(precision, sources):
     small = {
         "backbone": "resnet18",
-        "row_backbone_options": {"width": 8},
+        "backbone_options": {"width": 8},
         "keep": ("pooled", "nodes", "res4"),
     }
     options = {"proposals": "digit_rpn", "proposal_options": sources["digit_rpn"]}
@@ -705,7 +705,7 @@ def test_fine_tuning_there_starts_from_the_caches_logits(
     assert np.isfinite(result.metrics["test"]["loss"])
 
 
-INSIDE = {"backbone": "tsm_r18", "row_backbone_options": {"width": 8}, "at": "res3.0"}
+INSIDE = {"backbone": "tsm_r18", "backbone_options": {"width": 8}, "at": "res3.0"}
 
 
 @pytest.mark.parametrize(("head", "options"), [("pool", {"dropout": 0.5}), ("rstg_map", INSIDE)])

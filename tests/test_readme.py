@@ -158,3 +158,21 @@ def test_the_way_from_official_files_to_a_manifest_runs_as_written(tmp_path):
     assert done.returncode == 3, done.stderr
     assert "168,913" in done.stdout + done.stderr
     assert (tmp_path / "sth-v2.csv").read_text().startswith("clip,path,split,label")
+
+
+def test_the_example_for_a_notebook_runs_as_written(tmp_path, monkeypatch):
+    from heads.config.recipe import read_recipe
+    from heads.training.train import train
+    from tests.support.tiny_cache import Tiny
+
+    cache = Tiny().write(tmp_path)
+    (tmp_path / "strg.toml").write_text('source = "a test"\n[head]\nname = "strg"\nwidth = 8\n')
+    recipe = read_recipe(tmp_path / "strg.toml", {"train.epochs": 1})
+    train(recipe, cache, tmp_path / "runs" / "strg-seed0", device="cpu")
+
+    (tmp_path / "caches").mkdir()
+    (tmp_path / "cache").rename(tmp_path / "caches" / "mine")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(blocks(ROOT / "README.md", "python")[0], "README.md", "exec"), names)
+    assert names["scores"].shape == (6, 3)  # the videos of the split val, the classes

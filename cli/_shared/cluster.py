@@ -149,6 +149,7 @@ def sbatch_script(given: dict, shards: int, logs: Path) -> str:
 
     from pipeline.workers.slurm import array_script, parse_options
 
+    # By its path: a job may find another vidgraph, or none, on its own.
     program = Path(sys.executable).with_name("vidgraph")
     if program.exists():
         command = [str(program)]
@@ -157,6 +158,7 @@ def sbatch_script(given: dict, shards: int, logs: Path) -> str:
         command = [sys.executable, "-m", "cli"]
 
     options = parse_options(given["slurm"] or "")
+    # A job runs this command line without the options that made it an array.
     return array_script(
         [*command, *without(sys.argv[1:], _NOT_IN_JOBS)],
         shards,
@@ -175,6 +177,7 @@ def without(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
         if skip:
             skip = False
         elif name in names:
+            # The value of "--slurm VALUE" is the next argument, that of "--slurm=VALUE" is not.
             skip = not equals and name != "--print-sbatch"
         else:
             kept.append(argument)

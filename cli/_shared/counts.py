@@ -35,6 +35,7 @@ def print_counts(name: str, counted: "NetworkCount", depth: int) -> None:
     ):
         modules.add_column(column, justify=justify)
     total = counted.total
+    # Row 0 is the whole network, which the table ends with.
     for row in counted.rows[1:]:
         if row.name.count(".") < depth and (row.parameters or row.macs):
             indent = "  " * row.name.count(".")

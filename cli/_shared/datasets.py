@@ -194,6 +194,7 @@ def _write(data, annotations: Path, given: dict, boxes: Path | None = None) -> i
     """Write the manifest and the files beside it, print what is missing, return the exit code."""
     from pipeline.manifests.datasets.manifest_writer import about_missing, write_dataset
 
+    # Before clips are dropped, because both are about the lists as they are.
     total, differences = len(data.entries), [] if given["subset"] else data.differences()
     unboxed = _drop_unboxed(data, boxes, given["allow_missing"]) if boxes else ""
     data.fps = given["fps"]

@@ -122,7 +122,11 @@ def network_options(function):
             type=int,
             help="Short side at which it sees whole frames, pixels.  [default: 480]",
         ),
-        click.option("--boxes", type=int, help="N, boxes kept per feature step.  [default: 10]"),
+        click.option(
+            "--boxes",
+            type=int,
+            help="N, boxes kept per feature step; not for --proposals grid.  [default: 10]",
+        ),
         click.option(
             "--annotations",
             type=click.Path(path_type=Path),
@@ -235,6 +239,7 @@ def config_for(given: dict, manifest):
     if not unknown:
         return config
 
+    # Always the same one, whatever the order of a set.
     label = min(unknown)
     if unknown == protected:
         what = f"no clip has the label {label!r}"
@@ -260,6 +265,7 @@ def config_of(given: dict):
         test_crops=crops if crops == "full" else int(crops),
         **{key: given[key] for key in SAMPLING},
     )
+    # None leaves an option out, so that the source's own default counts.
     boxes = {
         "weights": given["proposal_weights"],
         "size": given["proposal_size"],

@@ -46,6 +46,7 @@ def stoppable(resume: str) -> Iterator[None]:
         yield
         return
     ended, (out, into) = threading.Event(), os.pipe()
+    # signal.set_wakeup_fd takes no descriptor that could block.
     os.set_blocking(into, False)
 
     def watch() -> None:

@@ -17,6 +17,7 @@ def together(options: Sequence[Callable]) -> Callable:
     """Combine options into one decorator. --help lists them in this order."""
 
     def add(function):
+        # Click lists the option first that was added last.
         for option in reversed(options):
             function = option(function)
         return function

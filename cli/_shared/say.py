@@ -35,10 +35,12 @@ def console(err: bool = False) -> "Console":
     """Make a console for tables and bars, where markup and emoji names stay plain text."""
     from rich.console import Console
 
+    # rich takes its texts through render_str, so one place makes them safe to print.
     class Plain(Console):
         def render_str(self, text: str, **options):
             return super().render_str(visible(text), **options)
 
     stream = sys.stderr if err else sys.stdout
+    # Without a terminal rich would take 80 columns.
     width = None if stream.isatty() or os.environ.get("COLUMNS") else LOG_WIDTH
     return Plain(file=getattr(stream, "unguarded", stream), markup=False, emoji=False, width=width)

@@ -19,5 +19,6 @@ def ensure_utf8() -> None:
     if sys.getfilesystemencoding() == "utf-8" or not sys.executable or not hasattr(os, "execv"):
         return
     os.environ["PYTHONUTF8"] = "1"
+    # execv drops what is still in a buffer.
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])

@@ -139,6 +139,7 @@ class Recipe:
                 if phase.reads == "cache":
                     found.append(phase)
                 elif found:
+                    # A phase that reads frames comes between: a later call trains what follows it.
                     break
 
         first = found[0] if found else self.all_phases[0]
@@ -154,6 +155,7 @@ class Recipe:
 
         `train`, `phases` and `data.no_label` are left out where they are empty.
         """
+        # Through JSON, so that tuples become lists, as run.json gives them back.
         table = json.loads(json.dumps(asdict(self)))
         # Runs of versions without this key are continued.
         if not table["data"]["no_label"]:
@@ -185,6 +187,7 @@ def _head_of(head: HeadChoice, phase: Phase) -> tuple[str, dict[str, Any]]:
     name = phase.head["name"]
     if not isinstance(name, str):
         raise ValueError(f"phase {phase.name}: head.name is the name of a head, got {name!r}")
+    # Another head: the options of the table [head] are none of its own.
     return name, options
 
 
@@ -224,6 +227,7 @@ def recipe_path(name: str | Path, beside: Path = Path()) -> Path:
     if path.is_file():
         return path
     ours = FOLDER / f"{Path(name).name}.toml"
+    # "folder/NAME" and "NAME.toml" can only mean a file.
     is_path = len(Path(name).parts) > 1 or Path(name).suffix == ".toml"
     if is_path or not ours.is_file():
         raise ValueError(

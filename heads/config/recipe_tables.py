@@ -144,6 +144,7 @@ class Phase:
 
 def check_name(name: str) -> None:
     """Raise ValueError unless `name` can name a folder or a file."""
+    # A first dot would hide the folder, a first dash would make it an option of a command.
     plain = all(c.isalnum() or c in "_-." for c in name)
     if not name or not plain or not name[0].isalnum():
         raise ValueError(

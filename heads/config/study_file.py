@@ -235,6 +235,7 @@ def _expand(file: StudyFile, path: Path, given: dict[str, Any]) -> StudyPlan:
             for cells, varied in _combinations(file, head):
                 cells = {"recipe": recipe_file.stem, "head": _shown(choice), **cells}
                 name = _row_name(cells, bool(file.recipes), "head" in file.grid)
+                # A copy of `base`, because recipe_with changes its tables.
                 recipe = recipe_with(
                     deepcopy(base), {**keys, **varied}, recipe_file, f"member {name}", beside
                 )

@@ -44,8 +44,10 @@ def validated(cls: type[Checked], table: Mapping[str, Any], where: str) -> Check
     Raises:
         ValueError: the first thing that is wrong, and `where` it is.
     """
+    # First, because pydantic ignores unknown keys.
     _refuse_unknown(cls, table, where, "")
     try:
+        # From JSON, where strict mode takes a list for a tuple; from Python it does not.
         return TypeAdapter(cls).validate_json(json.dumps(table, default=str), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
@@ -104,6 +106,7 @@ def toml_lines(table: Mapping[str, Any], prefix: str) -> list[str]:
     for key, value in table.items():
         if isinstance(value, dict):
             tables[key] = value
+    # Values first: in TOML a key belongs to the table written above it.
     lines = [f"{key} = {_toml(value)}" for key, value in table.items() if key not in tables]
     for name, rows in tables.items():
         lines += ["", f"[{prefix}{name}]"]

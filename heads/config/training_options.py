@@ -194,6 +194,7 @@ class Training:
             steps_per_epoch: mini-batches per epoch.
         """
         if self.schedule == "cosine":
+            # Half a period of a cosine: lr at the first step, 0 after the last.
             angle = math.pi * step / self.total_steps(steps_per_epoch)
             return self.lr * 0.5 * (1 + math.cos(angle))
         unit = 1 if self.iterations else steps_per_epoch

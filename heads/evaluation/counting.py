@@ -313,6 +313,7 @@ def count_head(name: str, dims: Dims, num_classes: int, options: dict[str, Any])
     except (NotImplementedError, RuntimeError):
         # The head needs values, which a meta tensor does not have.
         clips = inputs(head.needs, dims, "cpu")
+        # Built again, because weights on the meta device have no values to copy.
         head = build_head(name, dims, num_classes, **options)
         return count(head, lambda: head(clips), described)
 

@@ -122,12 +122,14 @@ def predict_all(
     with torch.inference_mode():
         for k, clips, _ in views:
             received = time.monotonic()
+            # All heads wait for the same reading, so that it counts for each of them.
             waiting += received - asked
             # Whatever a head raises concerns that head alone.
             try:
                 if errors[k] is None:
                     with autocast(store.device, predictors[k].precision):
                         out = predictors[k].head(clips)
+                    # numpy has no bfloat16.
                     logits[k].append(out.logits.float().cpu().numpy())
                     for name, tensor in out.stored.items():
                         stored[k].setdefault(name, []).append(tensor.cpu().numpy())

@@ -32,6 +32,7 @@ def scores_of(logits: np.ndarray, kind: str) -> np.ndarray:
         # 1 / (1 + exp(-x)) would overflow for very negative x; this form overflows nowhere.
         return 0.5 * (1 + np.tanh(0.5 * x))
     if kind == "softmax":
+        # The maximum cancels out, and exp of a large logit would overflow.
         e = np.exp(x - x.max(1, keepdims=True))
         return e / e.sum(1, keepdims=True)
     raise ValueError(f"scores {kind!r}: expected one of {', '.join(SCORES)}")
@@ -57,6 +58,7 @@ def aggregate(scores: np.ndarray, video: np.ndarray, videos: int, kind: str) -> 
         raise ValueError(f"video {int(np.argmin(counts))} of {videos} has no view to aggregate")
     if kind == "mean":
         total = np.zeros((videos, scores.shape[1]))
+        # total[video] += scores would add a single view of each video.
         np.add.at(total, video, scores)
         return total / counts[:, None]
     if kind == "max":
@@ -116,6 +118,7 @@ def confusion(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """
     from sklearn.metrics import confusion_matrix
 
+    # `labels` keeps a row and a column for classes without a video.
     return confusion_matrix(labels, scores.argmax(1), labels=np.arange(scores.shape[1]))
 
 

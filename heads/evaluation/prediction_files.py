@@ -83,6 +83,7 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
             shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
 
         valid_shape = all(type(n) is int and n >= 0 for n in shape)
+        # An array of objects would be unpickled, which can execute code.
         if dtype.kind not in "biufU" or not valid_shape:
             raise ValueError(f"{member.filename} has the dtype {dtype} and the shape {shape}")
         if math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
@@ -92,6 +93,7 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
             )
         # zipfile compares the checksum when it reaches the end.
         data = file.read()
+    # frombuffer returns a read-only view.
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C").copy()
 
 

@@ -189,6 +189,7 @@ def _config_of(saved: Mapping, cache: Cache, path: Path) -> Mapping:
 
     # Several files of a run may hold the same backbone, and the cache may come from any of them.
     others = [path.with_name(f"{name}.pt") for name in ("best", "last", phase)]
+    # The checkpoint itself first: then no other file need be read for its checksum.
     for file in dict.fromkeys((path, *others)):
         if not file.exists() or cache.config["weights"] != sha256_of(file):
             continue

@@ -55,6 +55,7 @@ def check_agreement(
 
     clips, positions = _decode(cache, source, part, rows)
     stored = cache["train"].fields
+    # A head may need a cut that the cache does not keep.
     fields = tuple([name for name in network.head.needs if name in stored])
     cached = clips_of(part.group.batch(rows[positions], fields=fields)).to(device)
     computed = network.fields(clips)

@@ -69,6 +69,7 @@ class ProcessGroup:
         grads = []
         for parameter in parameters:
             grad = parameter.grad
+            # Every process must send the same sizes, also where its part reached no such weight.
             grads.append(torch.zeros_like(parameter) if grad is None else grad)
         # One exchange of all gradients is faster than one per parameter.
         flat = torch.cat([grad.reshape(-1) for grad in grads])
@@ -78,6 +79,7 @@ class ProcessGroup:
         pieces = flat.split([p.numel() for p in parameters])
         *totals, value = counts.tolist()
         for parameter, grad, piece, total in zip(parameters, grads, pieces, totals, strict=True):
+            # Without a gradient anywhere it stays None, so that the optimiser skips the weight.
             if total:
                 parameter.grad = grad.copy_(piece.view_as(grad))
         return value

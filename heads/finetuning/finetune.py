@@ -318,6 +318,7 @@ class _Setup:
         else:
             boxes_sha256 = self.source.weights_sha256 if self.source else ""
             computed = self.config.computed(self.backbone.weights_sha256, boxes_sha256)
+            # Tuples become lists, as in what run.json gives back.
             config = json.loads(json.dumps(computed))
             # These say how weights were loaded. The network is the same without them.
             for name in ("fresh", "inflate"):
@@ -417,8 +418,10 @@ def _needs_boxes(recipe: Recipe, config: ExtractConfig) -> bool:
     with torch.device("meta"):
         backbone = build_backbone(config.backbone, **config.backbone_options)
         dims = joint_dims(backbone, sampling.frames, sampling.size, config.cut, boxes)
+        # Only the names of the fields matter, so no weights are read.
         options = {key: value for key, value in recipe.head.options.items() if key != "weights"}
         needs = build_head(recipe.head.name, dims, 2, **options).needs
+    # A field with an axis of boxes, or of their neighbours, is made from boxes.
     axes = [set(FIELDS[name].dims) for name in needs if name in FIELDS]
     return any(names & {"N", "M"} for names in axes)
 

@@ -88,6 +88,7 @@ class FramePredictor:
         """
         device = next(self.network.parameters()).device
         tables: dict[str, np.ndarray] = {}
+        # Numbers, not bools: the arrays of all processes are summed.
         decoded = np.zeros(len(rows), np.float32)
 
         indices = self.processes.part_of(np.arange(len(rows)))
@@ -104,6 +105,8 @@ class FramePredictor:
                         values = tensor.cpu().numpy()
                         if name not in tables:
                             shape = (len(rows), *values.shape[1:])
+                            # Rows of other processes stay 0, so that the sum puts the parts
+                            # together.
                             tables[name] = np.zeros(shape, values.dtype)
                         tables[name][at] = values
                     decoded[at] = 1

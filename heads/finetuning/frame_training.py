@@ -208,6 +208,7 @@ def new_network(
 
     upper = network.backbone_in_head
     if upper is not None and recipe.head.options.get("weights", "none") == "none":
+        # Modules that the head inserted are in no backbone: they keep their fresh weights.
         shared = {}
         for name, tensor in backbone.state_dict().items():
             if name in upper.state_dict():
@@ -229,6 +230,7 @@ def training_of_all_weights(training: Training, frames: FrameOptions) -> Trainin
     groups, alternate = training.groups, training.alternate
     first = f"head.{groups.first}" if groups.first else ""
     groups = replace(groups, last=f"head.{groups.last}", first=first)
+    # There is one prefix with a factor, and a recipe's own comes first.
     if frames.backbone_lr != 1 and not first and frames.train_from != "none":
         groups = replace(groups, first="backbone", first_lr=frames.backbone_lr)
     if alternate.parameters:

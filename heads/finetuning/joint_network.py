@@ -86,6 +86,7 @@ class JointNetwork(nn.Module):
         needs = self.head.needs
         graphs = {name for name in needs if name in FIELDS and FIELDS[name].stage == "graphs"}
         more = []
+        # iou compares boxes alone, the other graphs compare features.
         if graphs - {"iou"}:
             more.append("nodes")
         if graphs or "nodes" in needs:
@@ -100,6 +101,7 @@ class JointNetwork(nn.Module):
         """
         start = first_unit(self.backbone, frames.train_from)
         units = [unit for _, unit in self.backbone.units()]
+        # Units after the last cut that is read never run.
         used = max([self.backbone._position(cut) for cut in self._cuts()], default=0)
         self._trained_units, self._fixed_units = [], []
         for k, unit in enumerate(units):
@@ -190,6 +192,8 @@ class JointNetwork(nn.Module):
         if not which:
             return {}
 
+        # Stage two's own code makes the graphs, from numpy arrays, so that they equal the cached
+        # ones.
         arrays = {}
         for name in ("boxes", "valid", "nodes"):
             tensor = getattr(clips, name)
@@ -277,6 +281,7 @@ def recompute_in_backward(module: nn.Module) -> None:
     def checkpointed(x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return forward(x)
+        # The reentrant form needs an input that requires a gradient, which frames do not.
         return checkpoint(forward, x, use_reentrant=False, context_fn=contexts)
 
     module.forward = checkpointed
@@ -300,6 +305,7 @@ def _no_statistics(module: nn.Module) -> Iterator[None]:
         for norm in part.modules():
             if isinstance(norm, Norm) and norm.training and norm.track_running_stats:
                 saved.append((norm, norm.momentum, norm.num_batches_tracked.clone()))
+    # running = (1 - momentum) running + momentum batch
     for norm, _, _ in saved:
         norm.momentum = 0.0
     try:

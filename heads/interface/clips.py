@@ -171,6 +171,7 @@ def clips_of(
             tensor = torch.from_numpy(np.ascontiguousarray(array))
         if dtype is not None and tensor.is_floating_point():
             tensor = tensor.to(dtype)
+        # Caches store small integers, torch indexes with int64.
         if name in INTEGERS:
             tensor = tensor.long()
 
@@ -278,6 +279,7 @@ def dims_of(shapes: Mapping[str, Iterable[int]]) -> Dims:
         shape = shape[len(shape) - len(dims) :]
 
         if is_cut(name):
+            # A map has channels of its own, so it tells T alone.
             maps[name] = shape[1:]
             axes.setdefault("T", (shape[0], name))
             continue

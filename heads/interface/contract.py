@@ -227,6 +227,7 @@ def padded_nodes_never_matter(case: HeadCase) -> None:
 def more_padding_never_matters(case: HeadCase) -> None:
     """More padded rows change no logits."""
     head = case.drawn()
+    # Stored graphs number the nodes; a head that can does without them.
     graphs = ("nearest", "similar", "similarity", "iou")
     clips = case.clips().without(*(name for name in graphs if name not in head.needs))
     before = head(clips).logits
@@ -298,6 +299,7 @@ def seed_fixes_training(case: HeadCase) -> None:
     """A seed fixes the initialisation and a training step: what a head draws (dropout) follows
     torch's generator, too."""
     states, gradients = [], []
+    # The same seed twice, then another one.
     for seed in (3, 3, 4):
         head = case.fresh(seed).double().train()
         states.append({key: tensor.clone() for key, tensor in head.state_dict().items()})
@@ -341,6 +343,7 @@ def dims_without_needs_are_refused(case: HeadCase) -> None:
         except MissingFields as error:
             missing = ", ".join(error.names)
         else:
+            # These sizes hold all that the head needs: nothing to refuse.
             continue
 
         try:
@@ -378,6 +381,7 @@ CHECKS: dict[str, Callable[[HeadCase], None]] = {
 def options_have_defaults(build: Callable[..., nn.Module]) -> None:
     """Options of `build` are keyword-only, each with a default of a type that TOML has."""
     kinds = inspect.Parameter
+    # The first two are dims and num_classes.
     for parameter in list(inspect.signature(build).parameters.values())[2:]:
         require(
             parameter.kind is kinds.KEYWORD_ONLY,

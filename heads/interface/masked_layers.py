@@ -34,6 +34,7 @@ def masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:
     Returns:
         [...,n]; the other entries are 0, and so is a row in which none counts.
     """
+    # Not -inf: a row without an entry would be NaN, and so would its gradient.
     weights = logits.masked_fill(~mask, torch.finfo(logits.dtype).min).softmax(-1)
     # A row that is masked throughout came out uniform, not zero.
     return weights.masked_fill(~mask, 0)

@@ -72,6 +72,7 @@ def network_above(
         raise ValueError(
             f"head {head}: no cut of {backbone} lies before {point}: choose a later point"
         )
+    # The earliest of these cuts comes before every point.
     cut = min(cuts, key=network.cuts().index)
     dims.require(head, cut)
 
@@ -143,6 +144,7 @@ class HeadAboveCut(nn.Module):
     def __init__(self, name: str, cut: str, network: Backbone, head: nn.Module):
         super().__init__()
         self.name, self.cut, self.network, self.head = name, cut, network, head
+        # The network makes the head's map, the other fields come from the cache.
         self.needs = (cut, *(field for field in head.needs if field != network.last))
         self.uses = ("grid",)
 

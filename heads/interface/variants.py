@@ -40,6 +40,7 @@ def resolve(
         known = [table[option] for table in variants.values()]
         known += further.get(option, ())
         values[option] = value or variants[variant][option]
+        # Variants may share a value, which the message then names once.
         one_of(head, option, values[option], dict.fromkeys(known))
     return values
 

@@ -59,6 +59,7 @@ class Axis:
                 extra += 0.15
             return cls(10 ** (a - extra), 10 ** (b + extra), start, stop, True)
 
+        # One value alone gets an axis around it.
         if high - low < 1e-12 * max(1.0, abs(high)):
             low, high = low - max(0.5, 0.1 * abs(low)), high + max(0.5, 0.1 * abs(high))
         extra = (high - low) * margin
@@ -79,6 +80,7 @@ class Axis:
         rough = (self.high - self.low) / most
         power = 10.0 ** math.floor(math.log10(rough))
         steps = [factor * power for factor in (1, 2, 2.5, 5, 10)]
+        # Without the tolerance, rounding could choose the next larger step.
         step = next(size for size in steps if size >= rough * 0.999)
         if self.whole:
             step = max(1, round(step))

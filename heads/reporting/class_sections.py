@@ -221,6 +221,7 @@ def _structures(group: RunGroup, number: int) -> list[Block]:
     words, labels = [], []
     for predictions in group.predicted:
         if predictions.structures is not None:
+            # [R,cells,E] -> [R,cells * E], one word per view
             choices = predictions.structures.reshape(len(predictions.structures), -1)
             words += ["-".join(map(str, choice)) for choice in choices.tolist()]
             labels.append(predictions.view_targets)

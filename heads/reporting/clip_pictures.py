@@ -68,6 +68,7 @@ def _strip(known: KnownCache, clip: str) -> tuple[bytes | None, str]:
     try:
         opener = ClipOpener(manifest.root, "pyav", True, **options)
         with opener.open_as(source, (round(crop[4]), round(crop[5]))) as reader:
+            # A cache numbers the frames of the file, a reader those of the clip.
             frames = reader.read([int(numbers[k]) - reader.info.first for k in chosen])
     except DecodeError as error:
         return None, f"No picture: {error.reason}"
@@ -81,6 +82,7 @@ def _strip(known: KnownCache, clip: str) -> tuple[bytes | None, str]:
         image = image.resize(size, Image.Resampling.BILINEAR, box=box)
         draw = ImageDraw.Draw(image)
         for corners in _boxes(stored, k, len(numbers)):
+            # (w, h) twice scales xyxy from [0,1] to pixels.
             draw.rectangle((corners * (size * 2)).tolist(), outline=BOX)
         whole.paste(image, (position * (size[0] + GAP), 0))
 

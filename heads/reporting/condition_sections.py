@@ -61,6 +61,7 @@ def _test_views(groups: Sequence[RunGroup], split: str) -> list[Block]:
         if not by_views:
             continue
         spreads = {}
+        # Only numbers of views that every run of the group has.
         for k in sorted(set.intersection(*map(set, by_views))):
             spreads[k] = spread_of([100 * figures[k] for figures in by_views])
         drawn.append(group)
@@ -104,6 +105,7 @@ def _boxes(groups: Sequence[RunGroup], caches: Sequence[KnownCache], split: str)
 def _by_boxes(groups: Sequence[RunGroup], boxes: np.ndarray, split: str, name: str) -> list[Block]:
     """Top-1 of clips by their number of boxes per step, `boxes` [V]."""
     clips = groups[0].predicted[0].clips
+    # `boxes` is in the order of these clips.
     groups = [group for group in groups if group.predicted[0].clips == clips]
     if boxes.max() - boxes.min() < 1e-6:
         return [
@@ -114,6 +116,7 @@ def _by_boxes(groups: Sequence[RunGroup], boxes: np.ndarray, split: str, name: s
         ]
 
     edges = np.linspace(boxes.min(), boxes.max(), BINS + 1)
+    # digitize puts the largest value beyond the last bin.
     bins = np.clip(np.digitize(boxes, edges) - 1, 0, BINS - 1)
     rows, middles = [], []
     spreads: dict[str, list[Spread]] = {group.name: [] for group in groups}

@@ -39,6 +39,7 @@ def as_markdown(text: str) -> str:
     """Escape a text for a line or a table's cell: no markup, HTML, link, or end of the cell."""
     text = _MARKS.sub(r"\\\1", one_line(text))
     text = _EDGE.sub(r"\\_", text)
+    # "&" first, or it would escape what the others put in.
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _LINK.sub(lambda found: f"{found[1]}&#58;" if found[1] else f"{found[3]}&#46;", text)
 

@@ -179,6 +179,7 @@ def _split_repeated_seeds(members: list[FoundRun]) -> list[list[FoundRun]]:
         for run in members:
             parts.setdefault(key(run), []).append(run)
         seeds = [{run.about["seed"] for run in part} for part in parts.values()]
+        # As many seeds as runs: no part has a seed twice.
         if sum(map(len, seeds)) == len(members):
             break
     return list(parts.values())

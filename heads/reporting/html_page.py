@@ -36,6 +36,7 @@ def to_html(document: Document) -> str:
         .get_template("page.html")
         .render(
             document=document,
+            # Our own files: escaping would break them.
             style=Markup(_read("plots.css") + _read("page.css")),
             script=Markup(script),
             script_hash=base64.b64encode(digest).decode(),
@@ -49,6 +50,7 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
         finalize=_finalize,
+        # A misspelt name in the template raises, and does not print nothing.
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

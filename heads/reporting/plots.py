@@ -193,6 +193,7 @@ def bars(rows: Sequence[tuple[str, float]], label: str) -> str:
     lowest, highest = min(0.0, *values), max(0.0, *values)
     # Negative bars have their number to the left.
     left, right = (46 if lowest < 0 else 4), WIDTH - 46
+    # All values may be 0.
     scale = (right - left) / ((highest - lowest) or 1.0)
     zero = left - lowest * scale
 

@@ -143,6 +143,7 @@ def _by_views(
         return {}
     wanted = set(range(1, most + 1))
     if most > MOST_POINTS:
+        # Denser at few views, where each further one changes the figure most.
         wanted = {round(x) for x in np.geomspace(1, most, MOST_POINTS)}
 
     # Rows video by video, views in the order of their numbers; a video's first row is at `starts`.
@@ -162,6 +163,7 @@ def _by_views(
             continue
         scores = total
         if aggregation != "max":
+            # A video with fewer views is divided by its own number.
             scores = total / np.minimum(counts, k)[:, None]
         if targets.ndim == 2:
             found[k] = mean_average_precision(scores, targets)

@@ -153,6 +153,7 @@ def _read_predictions(run: FoundRun, split: str) -> None:
     recorded, computed = run.figures(split), run.predicted.figures
     run.agrees = True
     for name, value in computed.items():
+        # A figure that the run does not record is no contradiction.
         if not np.isclose(value, recorded.get(name, value), atol=1e-6, equal_nan=True):
             run.agrees = False
     if not run.agrees:

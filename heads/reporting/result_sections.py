@@ -286,6 +286,7 @@ def _curve(group: RunGroup, value: Callable[[dict[str, Any]], float]) -> Series 
 
     epochs, mean, deviation = [], [], []
     for epoch, values in sorted(by_epoch.items()):
+        # nanmean warns of an epoch without any value.
         if np.isfinite(values).any():
             epochs.append(epoch)
             mean.append(float(np.nanmean(values)))
@@ -345,6 +346,7 @@ def _cost_panels(groups: Sequence[RunGroup], split: str, name: str, suffix: str)
         dots = []
         for group in groups:
             x, y = value(group), group.figure(split, name, 100.0)
+            # MACs may be unknown, and a logarithmic axis cannot show 0.
             if x and y:
                 dots.append(Series(group.name, group.colour, [x], [y.mean], [y.deviation or 0.0]))
         if not dots:

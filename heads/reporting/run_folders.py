@@ -122,6 +122,7 @@ def _runs_below(start: Path) -> Iterator[Path]:
         if "cache.json" in files:
             subfolders.clear()
         else:
+            # In a fixed order, so that the same runs give the same report.
             subfolders[:] = sorted(set(subfolders) - {"tensorboard"})
         if not set(files).isdisjoint(MARKS):
             yield Path(folder)

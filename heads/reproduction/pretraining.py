@@ -117,6 +117,7 @@ def pretrain(
     optimiser = torch.optim.Adam([*backbone.parameters(), *classifier.parameters()], options.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.lr, total_steps=options.steps)
 
+    # Two streams, so that neither set of pictures depends on how many the other one draws.
     rng = np.random.default_rng([seed, 1])
     val_rng = np.random.default_rng([seed, 2])
     val_pictures = single_digits(val_digits, CHECKED, options.canvas, val_rng)
@@ -158,6 +159,7 @@ def _initialise(backbone: Backbone) -> None:
 
 def _features(backbone: Backbone, frames: np.ndarray) -> Tensor:
     """Return the maximum of the last map over positions: uint8 [B,S,S,3] -> [B,C]."""
+    # uint8 [B,1,S,S,3] -> [B,C,1,h,w] -> [B,C]
     return backbone(backbone.prepare(torch.from_numpy(frames)[:, None])).amax((2, 3, 4))
 
 

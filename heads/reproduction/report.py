@@ -185,6 +185,7 @@ def compare_order(rows: list[dict[str, Any]]) -> tuple[int, int, list[str]]:
 
     same, others = 0, []
     for (title_a, paper_a, mean_a), (title_b, paper_b, mean_b) in combinations(known, 2):
+        # Equal means have no order, so they count as not in the paper's.
         if (paper_a - paper_b) * (mean_a - mean_b) > 0:
             same += 1
         elif paper_a < paper_b:

@@ -168,6 +168,7 @@ class GeneratedFrames:
             self.videos[split] = DigitVideos(task, images[split], seed, split, device)
         self.parts: dict[str, SplitViews] = {}
         for split, count in videos.items():
+            # Labels follow from the seed; no frame is drawn for them.
             labels = task.scenes(self.videos[split].images, seed, split, np.arange(count)).labels
             clips = [f"{split}-{k:06d}" for k in range(count)]
             self.parts[split] = part_of_clips(split, clips, labels)
@@ -212,6 +213,7 @@ def train_rows(
     rows, seeds = list(rows), list(seeds)
     cache = None
     if _needs_cache(work, task, rows, seeds, resume):
+        # Two commands may need the same cache: the second one waits for it.
         with hold_folder(work.folder / task, work.say):
             cache = work.cache(task)
 
@@ -255,6 +257,7 @@ def finished(work: Reproduction, task: str, row: PaperRow, seed: int) -> bool:
     if not (folder / "metrics.json").exists():
         return False
     run = runs.read_json(folder / "run.json", RUN)
+    # A run from frames records its task, a run from maps that of its cache.
     trained_on = run["task"] if "task" in run else run["config"]["task"]
     same_recipe = run["recipe"] == recipe_of(row, work.size, task).as_dict()
     return same_recipe and trained_on == {"name": task, **asdict(work.task(task))}

@@ -133,6 +133,7 @@ def size_for(
     if not budget >= 0:
         raise ValueError(f"budget: expected minutes from 0, got {budget:g}")
     minutes = budget * (table.gpu if device == "cuda" else 1.0)
+    # The smallest size takes 0 minutes, so that one always fits.
     return [size for size in table.sizes if size.minutes * (seeds or size.seeds) <= minutes][-1]
 
 
@@ -166,6 +167,7 @@ def recipe_of(row: PaperRow, size: ExperimentSize, task: str) -> Recipe:
         "batch": size.batch,
         "optimiser": "adam",
         "lr": LR_OF_HEAD.get(head, LR),
+        # Adam has no nesterov, and stop_below is for "plateau": the recipes' own would be refused.
         "nesterov": False,
         "schedule": "cosine",
         "stop_below": 0.0,
@@ -335,6 +337,7 @@ DYREG_SIZES = (
         minutes=0,
         classes=3,
         videos=(12, 6, 6),
+        # The pre-trained network is a part of the trunk, so there is no digit_cnn to size.
         cnn=0,
         width=4,
         trunk=4,

@@ -96,6 +96,7 @@ def _entry(kind: str, path: Path, mark: str) -> FolderEntry:
 def _reason(error: Exception, path: Path, mark: str) -> str:
     """Return an error as "FILE: what is wrong", with the file's name alone."""
     name = mark
+    # Without the path in it, rpartition gives the whole text.
     text = str(error).rpartition(f"{path}{os.sep}")[2]
     if isinstance(error, OSError):
         if error.filename:
@@ -111,8 +112,10 @@ def _cache_state(path: Path, record: dict) -> tuple[str, str]:
     with opened(path / "manifest.csv") as file:
         while block := file.read(BLOCK):
             lines += block.count(b"\n")
+    # Without the header.
     clips = lines - 1
 
+    # Rounded up: the last shard may have fewer clips.
     shards = -(-clips // max(1, record["per_shard"]))
     extracted = len(list((path / "features").glob("*.json")))
     with_graphs = len(list((path / "graphs").glob("*.json")))
@@ -150,6 +153,7 @@ def _run_state(path: Path, record: dict) -> tuple[str, str]:
         for name in ("top1", "map"):
             if name in figures:
                 return what, f"finished, {split} {name} {100 * figures[name]:.1f} %"
+        # One figure is enough, of the first split that has any.
         break
     return what, "finished"
 

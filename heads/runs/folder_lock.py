@@ -131,6 +131,7 @@ def _try_lock(
     `first` remembers each folder's claim as it was first read.
     """
     path = claim_path(folder)
+    # The innermost first, the order in which `leave` removes them.
     made = []
     for one in (folder, *folder.parents):
         if not one.exists():
@@ -148,6 +149,7 @@ def _try_lock(
     if state is None:
         return None
     if not _owner_lives(state, first.setdefault(folder, state)):
+        # Unchanged since the first look: the owner may be dead, or slow.
         return None
     busy = FolderBusy(
         f"{folder}: {_who(state)} is at work here{_name_elsewhere(state)}: wait until it has "

@@ -212,6 +212,7 @@ def append_log(path: Path, record: dict[str, Any]) -> None:
     with atomic_files.naming_errors(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
         file.flush()
+        # On the disk before last.pt says that the epoch is over.
         os.fsync(file.fileno())
 
 
@@ -260,6 +261,7 @@ def require_same_run(folder: Path, stored: dict, asked: dict, start: str = "") -
     for key, value in new.items():
         if _top(key) not in NOT_COMPARED and old.get(key) != value:
             differing.append(key)
+    # A key that the asked run lacks counts only if its table was asked for.
     for key in old:
         if _top(key) not in NOT_COMPARED and key not in new and _top(key) in asked:
             differing.append(key)

@@ -55,6 +55,7 @@ class RunWriter:
         Raises:
             FolderGone: this process has locked the folder and it was moved away.
         """
+        # Any file would do: the check is about the folder that it lies in.
         refuse_if_lost(self.path / "run.json")
         self.path.mkdir(parents=True, exist_ok=True)
 

@@ -101,6 +101,7 @@ def ablate(
         ValueError: a member cannot be trained (see `estimate_members`); before the first step.
     """
     started, folder = time.monotonic(), Path(folder).resolve()
+    # With an engine the device is that of its workers, which may be on other machines.
     if engine is None:
         device_for(options.device, options.precision)
 
@@ -215,10 +216,12 @@ class _TrainGroup:
     folder: Path | None = None
 
     def __getstate__(self) -> dict[str, Any]:
+        # `watched` belongs to one process: another one looks at the folder for itself.
         state = {key: value for key, value in vars(self).items() if key != "watched"}
         return {**state, "plugins": given_files()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # Assigning attributes would raise, because the class is frozen.
         self.__dict__.update(state)
 
     @cached_property

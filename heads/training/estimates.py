@@ -138,6 +138,7 @@ def estimate_members(
         raise ValueError(message)
 
     if check_features:
+        # Opening a store checks its features; "disk" keeps none of them in memory.
         stores_for(runs, study, "disk")
     print_excluded_clips(runs, say)
     return estimates
@@ -163,6 +164,7 @@ def _estimate(run: TrainingRun, resume: bool, macs: dict[str, int]) -> MemberEst
     clips = len(run.parts["train"])
     epochs = 0
     for phase in run.phases:
+        # Rounded up: the last mini-batch of an epoch may be smaller.
         steps_per_epoch = -(-clips // phase.train.batch)
         epochs += phase.train.total_epochs(steps_per_epoch)
     return MemberEstimate(

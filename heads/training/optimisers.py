@@ -111,6 +111,7 @@ class WeightAverage:
 
     def swap(self) -> None:
         """Exchange the head's weights with the average; a second call undoes it."""
+        # Copies, because load_state_dict overwrites the head's own tensors.
         weights = _copy_of(self.head)
         self.head.load_state_dict(self.state)
         self.state = weights
@@ -185,6 +186,7 @@ def _new(
 
 def _within(name: str, prefix: str) -> bool:
     """Return whether a parameter is in the module `prefix`, or is the parameter `prefix`."""
+    # The dot keeps "fc" from meaning "fc2" as well.
     return name == prefix or name.startswith(prefix.rstrip(".") + ".")
 
 

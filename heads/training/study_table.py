@@ -177,6 +177,7 @@ class StudyTable:
 
         lines: list[list] = [header]
         for row in self.rows:
+            # Members of a row have one head, so that the mean is a whole number.
             parameters = row.other("parameters")
             line = [_shown(row.cells[name]) for name in self.columns]
             line += [row.name, len(row.results), len(row.failed)]
@@ -226,6 +227,7 @@ def _aligned(lines: Sequence[Sequence[str]], left: int) -> list[str]:
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     rule = []
     for k, width in enumerate(widths):
+        # A colon at the end aligns a column of Markdown to the right.
         rule.append("-" * width if k < left else "-" * (width - 1) + ":")
 
     table = []

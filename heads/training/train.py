@@ -193,6 +193,7 @@ def _train_all(
         locks = lock_folders([run.folder for run in runs], say)
         # A run whose folder another process holds fails here; the others continue.
         for run, lock in zip(runs, locks, strict=True):
+            # Also a run that fails here; closing it twice does no harm.
             stack.callback(run.close)
             run.attempt(run.files.enter, lock)
 

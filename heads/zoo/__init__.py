@@ -75,6 +75,7 @@ def build_head(name: str, dims: "Dims", num_classes: int, **options: Any) -> "nn
         ValueError: unknown head or option (with the nearest names), an option of another type than
             its default, fewer than 2 classes, or a plug-in that is no head.
     """
+    # Here, so that listing the names of heads does not import torch.
     from torch import nn
 
     from pipeline.networks.memory_format import guard
@@ -123,6 +124,7 @@ def _check_types(name: str, options: dict[str, Any]) -> None:
             raise ValueError(
                 f"head {display_name(name)} has no option {key!r}: {nearest(key, defaults)}"
             )
+        # Not isinstance, which takes a bool for an int.
         wanted = type(defaults[key])
         fits = type(value) is wanted or (wanted is float and type(value) is int)
         if not fits:

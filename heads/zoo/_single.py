@@ -114,6 +114,7 @@ def single_operation(
     roi = decided.pop("roi")
     choices = OperationChoices(head, **decided, **chosen)
 
+    # back_incor has a weight per cell, so it is built for one grid.
     cells = 0
     if regions == "map":
         dims.require(head, cut, "boxes", "valid")

@@ -76,6 +76,7 @@ class ConvLSTM(nn.Module):
                 f"head conv_lstm reads a {h} x {w} map of {self.cut}, got {H} x {W}; extract test "
                 "views of the training views' size (one square crop)"
             )
+        # [B,T,C,h,w] -> [B*T,C,h,w]: time is left to the LSTM.
         y = fmap.flatten(0, 1)
         for conv in self.convs:
             y = F.relu(conv(y))

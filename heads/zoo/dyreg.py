@@ -120,9 +120,11 @@ class DyRegHead(nn.Module):
         # A module must not keep a batch alive.
         for module in self.dyregs:
             module.boxes = module.valid = None
+        # [B,C,T,h,w] -> [B,T,C] -> [B,T,K] -> [B,K]; dropout hits every step on its own.
         logits = self.fc(self.drop(x.mean((-1, -2)).transpose(1, 2))).mean(1)
 
         maps: dict[str, Tensor] = {}
+        # Without maps `records` is empty, and so is the loop.
         for point, (regions,) in zip(self.points, records, strict=False):
             for name in ("kernels", "offsets", "centres", "radii"):
                 tensor = getattr(regions, name)

@@ -107,6 +107,7 @@ class EANHead(nn.Module):
         v, maps = grid_mean(fmap, clips.grid).mean(1), {}
         if self.objects is not None:
             h, w = fmap.shape[-2:]
+            # Tiles and E lie over the whole map, so none of it may be padding.
             if clips.grid is not None and (clips.grid != clips.grid.new_tensor((h, w))).any():
                 raise ValueError(
                     f"head ean takes views of one size, got maps of {h}×{w} cells of which some "
@@ -185,6 +186,7 @@ def build(
     # Without a backbone the head reads the cached map itself.
     last, network = cut, None
     if backbone:
+        # `dims` becomes that of the last map; `_insert` needs the grid of the cached one.
         cached = dims
         network, dims = head_above_cut("ean", dims, backbone, backbone_options, weights, cut)
         last = network.last

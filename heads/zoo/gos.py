@@ -119,6 +119,7 @@ class GOS(nn.Module):
         for k, cell in enumerate(self.cells):
             if k > 0:
                 joined = self.joins[k - 1](torch.cat(states, -1))
+                # Autocast returns half precision, which is too coarse for comparing nodes.
                 x = F.leaky_relu(joined, 0.01).to(x.dtype)
             states = cell(x, inputs, weights[:, k], self.discrete)
             if want_maps:
@@ -300,6 +301,7 @@ def load_structure(structure: Structure, path: Path) -> None:
             f"expected {sizes[0]}, {sizes[1]}, {sizes[2]}; pass the supernodes, cells and space "
             "that it was searched with"
         )
+    # load_state_dict would name tensors, not the options that made them.
     if _shapes(found) != _shapes(expected):
         raise ValueError(
             f"{path}: its structure depends on other features ({_shapes(found)}), expected "

@@ -100,6 +100,7 @@ class RSTGMap(nn.Module):
 
         maps = {}
         for point, module in modules.items():
+            # Recording ends here: a list left in place would grow with every batch.
             (weights,), module.record = module.record, None
             if weights is not None:
                 maps[f"attention.{point}"] = weights.detach()

@@ -102,6 +102,7 @@ class Reduction(nn.Module):
             X [B,T,N,width], and the mean of V over time and grid [B,width].
         """
         v = self.conv(fmap.flatten(0, 1)).unflatten(0, fmap.shape[:2])  # [B,T,width,h,w]
+        # [B,T,C,h,w] -> [B,C,T,h,w], as RoIAlign reads it
         maps = v.movedim(2, 1)
         x = roi_align(maps, boxes, valid, size=self.roi_size, pool=self.roi_pool, grid=grid)
         return x.to(fmap.dtype), grid_mean(v, grid).mean(1)

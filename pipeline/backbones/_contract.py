@@ -48,6 +48,7 @@ def cuts_are_fields(backbone: Backbone, is_cut: Callable[[str], bool]) -> None:
 @torch.no_grad()
 def shapes_are_as_computed(backbone: Backbone) -> None:
     """Maps have the shapes that `channels`, `steps` and `grid` work out, at odd sizes too."""
+    # 9 frames of 45 x 51 pixels: sizes that no stride divides.
     maps = backbone.maps(backbone.prepare(frames(2, 9, 45, 51)), backbone.cuts())
     require(tuple(maps) == backbone.cuts(), f"maps() gives {tuple(maps)}")
     for cut, found in maps.items():

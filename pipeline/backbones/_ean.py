@@ -149,9 +149,11 @@ class MotionExcitation(nn.Module):
         if u.shape[2] == 1:
             return torch.zeros_like(u[..., :1, :1])
         d = self.depthwise(u[:, :, 1:]) - u[:, :, :-1]
+        # F.pad counts axes from the last one: this appends a step of zeros.
         return F.pad(d.mean((3, 4), keepdim=True), (0, 0, 0, 0, 0, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        # x + x s with s = σ − 0.5
         return x * (self.bn2(self.conv2(self.difference(x))).sigmoid() + 0.5)
 
 
@@ -171,6 +173,7 @@ class TrainableShift(nn.Module):
         super().__init__()
         self.in_channels = self.out_channels = channels
         kernel, fold = torch.zeros(channels, 1, 3, 1, 1), channels // 8
+        # Tap 2 reads the step after, tap 0 the step before, tap 1 the step itself.
         kernel[:fold, 0, 2] = 1
         kernel[fold : 2 * fold, 0, 0] = 1
         kernel[2 * fold :, 0, 1] = 1
@@ -236,6 +239,7 @@ class ESPNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         m = self.fc(self.convs(x).mean((2, 3, 4)))
+        # [B,u²] -> [B,u,u]
         return m.unflatten(1, (-1, round(m.shape[1] ** 0.5)))
 
 

@@ -27,6 +27,7 @@ class TemporalShift(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         fold = x.shape[1] // self.part
+        # A copy: both shifts read x, and the two parts below are views of y.
         y = x.clone()
         later, earlier = y[:, :fold], y[:, fold : 2 * fold]
         later[:, :, :-1] = x[:, :fold, 1:]

@@ -125,6 +125,7 @@ class DigitVideos:
             uint8 [b,F,S,S].
         """
         (videos, length, digits, _), canvas = corners.shape, self.task.canvas
+        # All frames in one row, so that digit k of all of them is a single scatter.
         flat = torch.zeros(videos * length * canvas**2, dtype=torch.uint8, device=self.device)
         frame = torch.arange(videos * length, device=self.device).view(videos, length) * canvas**2
         # Later digits cover earlier ones.
@@ -149,6 +150,7 @@ def stretch_(frames: Tensor) -> None:
     # Few frames: nearly every one has black and white pixels already.
     rows = ((low > 0) | (high < 255)).nonzero().squeeze(1)
     if len(rows):
+        # float64 as in `scenes.stretch`, so that both give the same bits.
         low = low[rows].double()[:, None, None]
         high = high[rows].double()[:, None, None]
         scaled = (frames[rows].double() - low) * (255 / (high - low).clamp(min=1))

@@ -59,4 +59,5 @@ class CountedRandom:
             int64 [B,*shape].
         """
         high = self.bits(*shape) >> np.uint64(32)
+        # 32 random bits times n, divided by 2^32, is below n; the product fits 64 bits.
         return (high * np.asarray(n).astype(np.uint64) >> np.uint64(32)).astype(np.int64)

@@ -128,5 +128,7 @@ def _features(
     backbone: Backbone, videos: DigitVideos, indices: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return pooled [B,T,C] and the last map [B,T,C,h,w] of some videos."""
+    # [B,C,T,h,w] -> [B,T,C,h,w], as a cache stores maps
     fmap = backbone(backbone.prepare(videos[indices].rgb)).transpose(1, 2)
+    # The mean is taken before float16 rounds the map.
     return fmap.mean((-1, -2)).half().cpu().numpy(), fmap.half().cpu().numpy()

@@ -169,6 +169,7 @@ def single_digits(
             "larger canvas"
         )
     rows = rng.integers(len(images.pixels), size=count)
+    # [count,1,1] each, to broadcast over the rows and columns of a digit.
     y, x = rng.integers(0, canvas - side + 1, (2, count, 1, 1))
     frames = np.zeros((count, canvas, canvas), np.uint8)
     pictures = np.arange(count)[:, None, None]

@@ -119,6 +119,7 @@ class Meet:
         numbers = np.asarray(indices, np.int64) % len(self.labels)
         scenes, rows = [], []
         for number, index in zip(numbers, indices, strict=True):
+            # A generator per video, so that a video depends on its index alone.
             rng = np.random.default_rng([seed, SPLITS.index(split), int(index)])
             scene = self.scene(int(number), rng)
             scenes.append(scene)
@@ -140,6 +141,7 @@ class Meet:
         for _ in range(rounds):
             corners = self._bounce(rng, tries)
             meets, apart = self.relations(corners)
+            # Exactly one pair meets, and every pair either meets or stays apart.
             good = (meets.sum(-1) == 1) & (meets | apart).all(-1)
             if good.any():
                 k = int(good.argmax())

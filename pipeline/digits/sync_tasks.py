@@ -247,6 +247,7 @@ def _label_probabilities(
     """Yield (smallest and largest class, probability) of the subsets of ascending `classes`."""
     for size in sizes:
         for a, b in combinations(range(len(classes)), 2):
+            # a and b are the ends, so the other size - 2 digits lie between them.
             subsets = comb(b - a - 1, size - 2)
             probability = subsets / comb(len(classes), size) / len(sizes)
             yield (classes[a], classes[b]), probability

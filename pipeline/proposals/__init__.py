@@ -108,5 +108,5 @@ def build_proposals(name: str, **options):
 
 
 def _with_flag(option: str) -> str:
-    """An option, with its name on the command line where that is another."""
-    return f"{option!r} ({_FLAGS[option]})" if option in _FLAGS else repr(option)
+    """An option; first its name on the command line, where that is another."""
+    return f"{_FLAGS[option]} ({option!r})" if option in _FLAGS else repr(option)

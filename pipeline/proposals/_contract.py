@@ -34,6 +34,7 @@ class SourceCase:
         size = self.source.frame_size
         if size is None:
             return None
+        # Wider than high, so that a source that swaps the two is found out.
         shape = (len(self.numbers), size, size * 3 // 2, 3)
         pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         return torch.from_numpy(np.zeros_like(pixels) if black else pixels)

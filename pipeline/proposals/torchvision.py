@@ -105,6 +105,7 @@ class TorchvisionRPN:
             moves = self.head.bbox_pred(h).permute(0, 2, 3, 1)  # [B,h,w,A·4]
             hidden.append(h)
             logits.append(scores.flatten(1))
+            # [B,h,w,A·4] -> [B,h·w·A,4]
             deltas.append(moves.flatten(1).unflatten(1, (-1, 4)))
 
         sizes = [tuple(frames.shape[1:3])]

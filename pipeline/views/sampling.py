@@ -4,9 +4,12 @@ A view is one (frame numbers, crop, flip) of a clip; `views_of` decides all of i
 that looks at no pixel. `frame_numbers` and `crops` hold the rules.
 
 Frame numbers count from the clip's first frame. Crops are whole pixels of the upright source, so
-the stored crop is exactly what was cut out. A training view depends only on (seed, clip id, view
-number): not on other views, the order, the machine or the version of numpy. Test views draw
-nothing; they are a fixed grid of clips in time by crops in space.
+the stored crop is exactly what was cut out.
+
+A training view is a function of the seed, the clip id, the view number, the options and the clip's
+`VideoInfo` (length, frame rate, size). Its flip also depends on the clip's labels. Nothing else
+counts: no other view or clip, no order, no machine, no version of numpy. Test views draw no random
+numbers; they are a fixed grid of clips in time by crops in space.
 """
 
 import math

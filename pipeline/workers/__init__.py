@@ -13,15 +13,19 @@ What happens when a worker dies?
 - The parent of a decode process dies. The process ends with it, and so do the programs that it has
   started (`pool_worker`).
 - A process of `engines.LocalEngine` dies. The run ends with WorkerDied and exit code 1. Finished
-  shards are kept, and the same command continues after them.
+  shards are kept, and the same command continues after them. Only `graphs --workers` has such
+  processes: `extract` alone works in its own process, and `ablate --jobs` uses Dask workers.
+  `ablate` tries the members of a lost group again one by one (`docs/ablate.md`).
 - A Dask worker dies. Dask gives its shard to another worker, and the dead one is replaced: by
   `engines` for processes of this machine, by `slurm` for Slurm jobs. A shard that ends four workers
   is left out: the run ends with WorkersLost once all other shards are done (`dask_jobs`).
 - The Dask scheduler dies. The run ends with WorkersLost and exit code 1. Finished shards are kept
   (`dask_jobs`).
 - A Slurm job ends: out of time, preempted, or its node fails. `slurm` submits another one while
-  there is work. With `--slurm time=…` a worker ends by itself before its job's time is over. Jobs
-  of `--print-sbatch` have no Dask: submit the script again, and finished shards are skipped.
+  there is work. With `--slurm time=…` a worker ends by itself before its job's time is over. Dask
+  counts no death then, so a shard for which no job is long enough starts again in every job
+  (`slurm.lifetime`). Jobs of `--print-sbatch` have no Dask: submit the script again, and finished
+  shards are skipped.
 - The process that holds the claim on a shard dies. A run on the same machine sees that at once. A
   run on another machine waits for 60 s without a heartbeat, and says so (`waiting`). It then takes
   the claim over and writes the shard from the start (`claims`).
@@ -29,8 +33,8 @@ What happens when a worker dies?
   (`completion`).
 
 A shard appears under its name only when it is complete, so no death leaves half a shard. The next
-run removes the part files of dead writers (`claims.sweep_claims`). `docs/faults.md` lists what was
-tried.
+run removes the part files of dead writers (`claims.sweep_claims`). `docs/faults.md` has a table of
+these cases: what is printed, the exit code, what the cache holds. It also lists what was tried.
 
 Other modules: `cores` and `memory` (what a process may use of its machine), `module_path` (nothing
 is imported from the working folder), `dask_nodes`, `dask_scratch`, `dask_tls` and `dask_worker`

@@ -98,6 +98,11 @@ def seconds(time: str) -> int:
 def lifetime(walltime: int) -> tuple[int, int]:
     """Return how long a Dask worker lives, so that it ends before its job's walltime.
 
+    A tenth of the walltime is left, at least 10 s and at most 600 s. At the end of its life a
+    worker gives its shard back, and Dask waits up to 30 s for it to end. Dask does not count this
+    as a death. A shard that takes longer therefore starts again in every job, without an error and
+    without end. Choose a walltime into which several shards fit.
+
     Args:
         walltime: seconds that Slurm gives the job.
 

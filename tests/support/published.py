@@ -1,7 +1,7 @@
 """Every size that the five papers report and that needs no training, beside ours: `FIGURES`.
 
-tests/heads/evaluation/test_published.py counts each row anew. The command
-`PYTHONPATH=.:tests python tests/support/published.py` prints docs/counts.md from it.
+tests/heads/evaluation/test_published.py counts each row anew. `python -m tests.support.published`
+prints docs/counts.md from it.
 
 "M" is a million parameters. "G" is a thousand million multiply-accumulates (MACs), which the papers
 call FLOPs.
@@ -535,22 +535,21 @@ def ean_rows() -> list[Figure]:
 FIGURES = [*gos_rows(), *strg_rows(), *dyreg_rows(), *rstg_rows(), *ean_rows()]
 
 
+ABOVE = """# Parameters and multiply-accumulates, ours and the papers'
+
+M is a million parameters. G is a thousand million multiply-accumulates of one clip; the papers call
+them FLOPs. The column *ours* is exact: all parameters, or the MACs of convolutions and matrix
+products, as `vidgraph summary` prints them. *As the paper counts* applies the paper's convention to
+it, where that differs; ✓ is within 1 % of the paper. A test counts every row again.
+
+| system | where | what | variant | paper | ours | as the paper counts | | remark |
+|---|---|---|---|---|---|---|---|---|
+"""
+
+
 def markdown() -> str:
     """Write docs/counts.md."""
-    lines = [
-        "# Parameters and multiply-accumulates, ours and the papers'",
-        "",
-        "M: a million parameters. G: a thousand million multiply-accumulates (the papers call "
-        "them FLOPs) of one clip. The",
-        "column *ours* is exact: all parameters, or the MACs of convolutions and matrix products, "
-        "as `vidgraph summary`",
-        "prints them. *As the paper counts* applies the paper's convention to it, where that "
-        "differs; ✓ is within 1 % of the",
-        "paper. A test counts every row anew.",
-        "",
-        "| system | where | what | variant | paper | ours | as the paper counts | | remark |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = ABOVE.splitlines()
     for figure in FIGURES:
         paper = "" if figure.paper is None else f"{figure.paper} {figure.unit}"
         counted = f"{figure.as_paper():.4g} {figure.unit}"

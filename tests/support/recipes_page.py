@@ -1,6 +1,6 @@
 """Write docs/recipes.md from the recipes.
 
-Run `PYTHONPATH=.:tests python tests/support/recipes_page.py > docs/recipes.md`.
+Run `python -m tests.support.recipes_page > docs/recipes.md`.
 """
 
 from heads.config.recipe import read_recipe, recipe_names

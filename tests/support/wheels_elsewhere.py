@@ -1,13 +1,14 @@
-"""Can everything that setup.cfg asks for be installed on a kind of machine that is not here,
-without compiling anything?
+"""Can all packages of setup.cfg be installed on another kind of machine without a compiler?
 
-`python tests/support/wheels_elsewhere.py linux-arm` (or macos-arm, linux-x86; all without a name)
-asks pip to resolve the requirements of setup.cfg for such a machine from wheels alone. Nothing is
-installed, and of most wheels only the metadata are read. Exit code 0: all resolve; 1: pip's words
-say what does not; 4: no package index can be reached.
+`python -m tests.support.wheels_elsewhere linux-arm` asks pip to resolve the requirements of
+setup.cfg for such a machine from wheels alone. Other names are macos-arm and linux-x86; without a
+name it asks for all. Nothing is installed, and pip reads only the metadata of most wheels.
 
-pip has an option for the tags of another platform, but reads the markers of requirements (`;
-platform_machine == "x86_64"`) as those of this machine; so it runs here with the other machine's.
+Exit code 0: all resolve; 1: pip's message says what does not; 4: no package index can be reached.
+
+pip has an option for the tags of another platform. But it evaluates the markers of requirements
+(`; platform_machine == "x86_64"`) for this machine. So pip runs here with the other machine's
+markers.
 """
 
 import configparser

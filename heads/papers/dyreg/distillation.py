@@ -40,6 +40,7 @@ class Teachers:
         self.heads = {}
         for head in teachers:
             head.eval().requires_grad_(False)
+            # A point that two teachers share stays twice in `points`, so the check below finds it.
             self.heads.update(dict.fromkeys(head.points, head))
             points += head.points
             needs += head.needs
@@ -66,6 +67,7 @@ class Teachers:
         targets = [self._offsets(point, clips) for point in student.points]
         with recorded(student.dyregs) as records:
             out = student(clips)
+        # [B,T,N,4] each, with gradients: the loss trains what predicts the student's regions.
         offsets = [record[-1].offsets for record in records]
         loss = weight * distillation_loss(offsets, targets)
         return HeadOutput(out.logits, {**out.losses, "distillation": loss}, out.maps)

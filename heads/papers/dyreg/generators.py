@@ -40,6 +40,7 @@ class Strides:
     @property
     def middle(self) -> int:
         """Cells after tail0."""
+        # The size that a 3-cell kernel without padding gives.
         return (self.cells - 3) // self.first + 1
 
     @property
@@ -60,6 +61,7 @@ class Strides:
     @property
     def extra(self) -> int:
         """The output padding with which the transposed convolution returns to `middle` cells."""
+        # ConvTranspose2d gives (n - 1) stride + 3 - 2 pad cells; this makes up the rest.
         return self.middle - ((self.last - 1) * self.second + 3 - 2 * self.pad)
 
     @property
@@ -103,6 +105,7 @@ class Fishnet(nn.Module):
         self.leave = _layer(leave)
 
     def forward(self, x: Tensor) -> Tensor:
+        # `up` returns to the cells that tail0 gives, so that the two can be added.
         tail = self.tail0(self.enter(x))
         return self.leave(self.up(self.tail1(tail)) + tail)
 
@@ -113,6 +116,7 @@ class BigGenerator(nn.Module):
     def __init__(self, channels: int, grid: Pair, width: int):
         super().__init__()
         self.fishnet = Fishnet(channels, grid)
+        # A kernel as large as M: one output cell, so g is a linear layer on all of M per node.
         self.g = nn.Conv2d(OUT, NODES * width, self.fishnet.size)
 
     def forward(self, x: Tensor, frames: int = 1) -> Tensor:
@@ -125,6 +129,7 @@ class BigGenerator(nn.Module):
         Returns:
             [n / frames,N,width].
         """
+        # [n,16,s,s] -> [n / frames,16,s,s]
         m = self.fishnet(x).unflatten(0, (-1, frames)).mean(1)
         return self.g(m).flatten(1).unflatten(1, (NODES, -1))
 
@@ -142,9 +147,11 @@ class LiteGenerator(nn.Module):
         self.place = nn.Conv2d(channels, channels, 1)
         self.norm = JointNorm(channels, axes=2)
         self.out = nn.Linear(channels, width)
+        # The sizes decide the waves, so checkpoints do not hold them.
         self.register_buffer("waves", place_waves(channels, grid), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        # [n,N,h,w]; the N weights of a cell sum to 1
         masks = self.mask(x).softmax(1)
         x = x + self.place(self.waves[None])
         return self.out(self.norm(torch.einsum("nihw,nchw->nic", masks, x)))
@@ -173,6 +180,7 @@ def place_waves(channels: int, grid: Pair) -> Tensor:
     h, w = grid
     rows = waves(h)[:, :, None].expand(half, h, w)
     columns = waves(w)[:, None, :].expand(half, h, w)
+    # With an odd C, `half` is rounded up and gives one channel too many.
     return torch.cat([rows, columns])[:channels]
 
 

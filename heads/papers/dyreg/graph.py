@@ -49,6 +49,7 @@ class NodeGRU(nn.GRU):
 
     def forward(self, x: Tensor) -> Tensor:
         B, T, N, C = x.shape
+        # [B,T,N,C] -> [B*N,T,C]: a node is a row of the batch, so that nodes do not mix in time.
         rows = x.transpose(1, 2).reshape(B * N, T, C)
         # torch.compile cannot follow super() here.
         y, _ = nn.GRU.forward(self, rows)
@@ -78,6 +79,7 @@ class ConcatMessages(nn.Module):
         self.second = nn.Linear(channels, channels)
 
     def forward(self, v: Tensor) -> Tensor:
+        # [..,N,N,C]: rows receive (v_i), columns send (v_j).
         pairs = self.receiver(v)[..., :, None, :] + self.sender(v)[..., None, :, :]
         return self.second(pairs.relu()).relu()
 
@@ -116,6 +118,7 @@ class PaperGraph(nn.Module):
     def forward(self, v: Tensor) -> Tensor:
         """Map nodes [B,T,N,C] to nodes [B,T,N,C]."""
         for _ in range(self.iterations):
+            # eq. (8): [B,T,N,N] x [B,T,N,N,C] -> [B,T,N,C]
             v = torch.einsum("...ij,...ijc->...ic", self.attention(v), self.messages(v))
             v = self.time(v)
         return v
@@ -144,6 +147,7 @@ class ReleasedGraph(nn.Module):
         v = self.norm_in(v)
         for _ in range(self.iterations):
             v = self.time(v)
+            # [B,T,N,N] x [B,T,N,N,C] -> [B,T,N,C]
             gathered = torch.einsum("...ij,...ijc->...ic", self.attention(v), self.messages(v))
             v = self.norm(v + (gathered + self.beta).relu())
         return self.time_out(v)

@@ -63,6 +63,7 @@ def geometry(offsets: Tensor, anchors: Tensor, grid: Pair) -> tuple[Tensor, Tens
     # In float64, because close to 1 float32 has only a few numbers for atanh to tell apart.
     relative = 2 * anchors.double() / size.double() - 1
     start = torch.atanh(relative.clamp(-1 + 1e-7, 1 - 1e-7)).to(offsets.dtype)
+    # tanh leaves c in (0, h), but the last cell of an axis is at h - 1: eq. (4) clamps c.
     centres = size / 2 * torch.tanh(moves + start) + size / 2
     return centres.clamp_min(0).minimum(size - 1), radii
 
@@ -104,6 +105,7 @@ def area_grid(grid: Pair) -> Tensor:
     def rows(length: int) -> Tensor:
         edges = torch.arange(SIDE + 1, dtype=torch.float64) * length / SIDE
         cells = torch.arange(length, dtype=torch.float64)
+        # [3,length]: how much of each cell lies in each third of the axis.
         inside = torch.minimum(edges[1:, None], cells + 1) - torch.maximum(edges[:-1, None], cells)
         return inside.clamp_min(0) * SIDE / length
 

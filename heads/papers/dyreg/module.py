@@ -88,6 +88,7 @@ class DyReg(nn.Module):
         self.graph = graph(inner, iterations)
         self.norm = JointNorm(channels, axes=3, channel=-3, start=start)  # s and b
 
+        # A backbone calls an inserted module with the map alone, so the caller sets the boxes here.
         self.reads_boxes = regions == "detector"
         self.boxes: Tensor | None = None
         self.valid: Tensor | None = None
@@ -103,9 +104,12 @@ class DyReg(nn.Module):
         Returns:
             v [B,T,N,C].
         """
+        # Kernels that all steps share have T = 1.
         per_step = kernels.expand(x.shape[0], x.shape[1], -1, -1, -1)
+        # sum_p K_i(p) x'_p: [B,T,N,P] x [B,T,C,P] -> [B,T,N,C]
         pooled = torch.einsum("btnp,btcp->btnc", per_step.flatten(3), x.flatten(3))
         if tuple(kernels.shape[-2:]) != self.grid:
+            # E has one weight per cell of the built grid.
             averaged = F.adaptive_avg_pool2d(kernels.flatten(0, 1), self.grid)
             kernels = averaged.unflatten(0, kernels.shape[:2])
         return pooled + self.place(kernels.flatten(3))
@@ -135,6 +139,7 @@ class DyReg(nn.Module):
         if self.record is not None:
             self.record.append(regions)
 
+        # Regions are computed in float32 at least, the nodes in the dtype of the map.
         kernels = regions.kernels.to(inner.dtype)
         v = self.graph(self.nodes(inner, kernels))
         flat = kernels.expand(B, T, -1, -1, -1).flatten(3).to(v.dtype)
@@ -157,6 +162,7 @@ def recorded(modules: Iterable[DyReg]) -> Iterator[list[list[Regions]]]:
         A list per module, which gets one `Regions` per forward pass.
     """
     modules = tuple(modules)
+    # A block inside another block gives the outer one its lists back.
     before = [module.record for module in modules]
     records: list[list[Regions]] = [[] for _ in modules]
     for module, record in zip(modules, records, strict=True):

@@ -108,6 +108,7 @@ class PredictedRegions(nn.Module):
             self.time = NodeGRU(width)
         self.norm = JointNorm(width, axes=2)
         self.linear = nn.Linear(width, 4)
+        # At 0 every region starts at its anchor, whatever the layers before alpha give.
         self.alpha = nn.Parameter(torch.zeros(4))
 
     def offsets(self, x: Tensor) -> Tensor:
@@ -125,6 +126,7 @@ class PredictedRegions(nn.Module):
         else:
             maps = to_grid(x, self.grid)
             z = self.generator(maps, T) if self.kind == "constant_time" else self.generator(maps)
+            # [B*T,N,width] -> [B,T,N,width]; constant_time has one step
             z = self.time(self.norm_in(z.unflatten(0, (B, -1))))
         return self.linear(self.norm(z)) * self.alpha
 
@@ -148,6 +150,7 @@ class FixedRegions(nn.Module):
         self, x: Tensor, boxes: Tensor | None = None, valid: Tensor | None = None
     ) -> Regions:
         """Return the regions of x [B,T,C,h,w]; only its grid is read."""
+        # The empty slice tells the dtype without converting the map.
         kernels = area_grid(tuple(x.shape[-2:])).to(x.device, full_precision(x[:0]).dtype)
         return Regions(kernels.expand(x.shape[0], 1, *kernels.shape))
 
@@ -219,6 +222,7 @@ class DetectorRegions(nn.Module):
                 f"{list(boxes.shape)}"
             )
         missing = max(0, NODES - boxes.shape[2])
+        # F.pad counts axes from the last one: this appends boxes, not coordinates.
         boxes = F.pad(boxes[:, :, :NODES], (0, 0, 0, missing))
         valid = F.pad(valid[:, :, :NODES], (0, missing))
         boxes = full_precision(torch.where(valid[..., None], boxes, 0))

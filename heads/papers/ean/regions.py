@@ -39,6 +39,7 @@ class SaliencyNet(nn.Module):
             convolution = nn.Conv3d(sizes[i], sizes[i + 1], kernel, padding=padding)
             nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
             layers.append(convolution)
+            # The last convolution gives the logits of the softmax: no norm and no ReLU follow it.
             if i < len(kernels) - 1:
                 norm = nn.BatchNorm3d(inner)
                 layers += [nn.ReLU(), norm] if released else [norm, nn.ReLU()]
@@ -67,6 +68,7 @@ def tiles(count: int) -> Tensor:
     Returns:
         Boxes [count,4], xyxy in [0,1].
     """
+    # The largest divisor up to the square root: 6 tiles are 2 x 3, a prime number is one row.
     rows = max(k for k in range(1, count + 1) if count % k == 0 and k * k <= count)
     columns = count // rows
     corners = []

@@ -60,6 +60,7 @@ class SparseObjects(nn.Module):
         self.layers = nn.ModuleList(TransformerLayer(width) for _ in range(DEPTH))
         self.out = nn.Linear(width, channels, bias=False)
         self.norm = RowNorm(channels)
+        # Gain and offset 0 make the transformer add 0 at first.
         nn.init.zeros_(self.norm.weight)
 
     def weights(self, x: Tensor, grid: tuple[int, int], boxes: Tensor | None) -> Tensor:
@@ -149,6 +150,7 @@ class ObjectsAdded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B,C,T,h,w] to the same shape."""
+        # [B,C,T,h,w] -> [B,T,P,C], the layout of tokens
         v, _ = self.objects(x.transpose(1, 2).flatten(3).mT, tuple(x.shape[-2:]), Clips())
         return x + v[:, :, None, None, None]
 

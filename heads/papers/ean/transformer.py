@@ -53,6 +53,7 @@ class RowNorm(nn.BatchNorm1d):
         )
         if valid is None:
             return y.view_as(x)
+        # Autocast may give y another dtype than x.
         return torch.zeros_like(x, dtype=y.dtype).index_put((valid,), y)
 
 
@@ -82,6 +83,7 @@ class TokenAttention(nn.Module):
         qkv = self.qkv(x).unflatten(-1, (3, HEADS, HEAD_WIDTH))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B,heads,n,64]
         weights = masked_softmax(q @ k.mT * HEAD_WIDTH**-0.5, valid[:, None, None])
+        # [B,heads,n,64] -> [B,n,heads * 64]
         return self.out((weights @ v).transpose(1, 2).flatten(2)), weights
 
 
@@ -113,6 +115,7 @@ class TransformerLayer(nn.Module):
         y, weights = self.attention(self.norm1(x, mask), valid)
         x = x + y
         y = self.norm2(x, mask)
+        # Three layers but two norms: the last layer has neither norm nor ReLU.
         for linear, norm in zip(self.linears, self.norms, strict=False):
             y = norm(linear(y), mask).relu()
         return x + self.linears[-1](y), weights

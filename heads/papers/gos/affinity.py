@@ -175,6 +175,7 @@ class BilinearAffinity(nn.Module):
         Returns:
             [...,n,m].
         """
+        # temp_conv calls this with float64.
         U = self.U.to(x.dtype)
         return (x * U.diagonal() if self.diagonal else x @ U) @ y.mT
 
@@ -182,6 +183,7 @@ class BilinearAffinity(nn.Module):
 def unit(x: Tensor) -> Tensor:
     """Return x / |x| along the last axis; a zero vector stays zero and its gradient finite."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    # A norm of 0 is replaced before the division: a NaN masked afterwards keeps a NaN gradient.
     return x / torch.where(norm > 1e-12, norm, 1)
 
 

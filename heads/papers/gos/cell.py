@@ -76,6 +76,7 @@ class Cell(nn.Module):
         compute = self._chosen if discrete else self._mixed
         states = [x] + [torch.zeros_like(x)] * self.supernodes
         edges = zip(edges_of(self.supernodes), self.edges, weights.unbind(1), strict=True)
+        # Edges are grouped by their end, so that s_i is complete before an edge leaves it.
         for (i, j), operations, w in edges:
             states[j] = states[j] + compute(operations, states[i], inputs, w)
         return states[1:]
@@ -98,6 +99,7 @@ class Cell(nn.Module):
         for (i, _), operations, w in edges:
             choice = w.argmax(-1)
             attention = torch.full_like(states[i][..., 0], math.nan)
+            # Views may choose different operations: each operation gets the views that chose it.
             for o in choice.unique().tolist():
                 rows = (choice == o).nonzero()[:, 0]
                 operation = operations[self.space[o]]
@@ -113,6 +115,7 @@ class Cell(nn.Module):
         """Return sum_o w_o o(x), eq. (10), for w [B,O]."""
         total = torch.zeros_like(x)
         for o, name in enumerate(self.space):
+            # It adds 0; its weight still lowers the others through the softmax.
             if name != "none":
                 total = total + w[:, o, None, None, None] * operations[name](x, inputs)
         return total
@@ -127,6 +130,7 @@ class Cell(nn.Module):
         for o in choice.unique().tolist():
             rows = (choice == o).nonzero()[:, 0]
             operation = operations[self.space[o]]
+            # All views chose alike: nothing to select or to put back.
             if len(rows) == len(x):
                 return operation(x, inputs)
             if self.space[o] != "none":
@@ -162,6 +166,7 @@ class Structure(nn.Module):
             self.alpha = nn.Linear(inputs, outputs)
             nn.init.zeros_(self.alpha.weight)
         if form == "shared_test":
+            # With zero weights, alpha is the bias for every video: the mean starts there.
             self.register_buffer("mean", self.alpha.bias.detach().clone())
 
     def forward(self, g: Tensor) -> Tensor:
@@ -181,6 +186,7 @@ class Structure(nn.Module):
             if g.dtype != torch.float64:
                 alpha = alpha.float()
         if self.form == "shared_test":
+            # A transferred structure is fixed, and so is its mean.
             if self.training and self.alpha.bias.requires_grad:
                 self.mean.lerp_(alpha.detach().mean(0).to(self.mean.dtype), 1 - DECAY)
             else:

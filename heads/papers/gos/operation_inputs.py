@@ -129,6 +129,7 @@ def old_roi_mean(y: Tensor, boxes: Tensor, valid: Tensor, grid: Tensor, size: in
     rows = _old_weights(boxes[..., 1], boxes[..., 3], grid[:, 0], y.shape[2], size)  # [B,T,N,h]
     columns = _old_weights(boxes[..., 0], boxes[..., 2], grid[:, 1], y.shape[3], size)  # [B,T,N,w]
     weights = (rows[..., :, None] * columns[..., None, :]).flatten(3) * valid[..., None]
+    # [B,T,N,h*w] @ [B,T,h*w,C]: the mean of all samples in one product.
     return weights.to(y.dtype) @ y.flatten(2, 3)
 
 
@@ -149,9 +150,11 @@ def _old_weights(low: Tensor, high: Tensor, cells: Tensor, length: int, size: in
     at = low[..., None] * cells + step * torch.arange(size, device=low.device)  # [B,T,N,size]
     inside = ((at >= 0) & (at < cells)).to(at.dtype) / size
 
+    # The last pair of cells also serves the samples beyond the last centre, as in the release.
     left = at.floor().clamp_min(0).minimum(cells - 2).clamp_min(0)
     right = (left + 1).minimum(cells - 1)
     weights = at.new_zeros(*at.shape[:3], length)
+    # Added, not written: several samples of a box can fall into one cell.
     weights = weights.scatter_add_(-1, left.long(), (1 - (at - left)) * inside)
     return weights.scatter_add_(-1, right.long(), (at - left) * inside)
 
@@ -190,6 +193,7 @@ class NodeStem(nn.Module):
             needs = [cut, "boxes", "valid"]
             self.uses = ("grid",)
         else:
+            # Without a map there is no background, so back_incor gets no cells.
             channels, self.grid = dims.C, [0, 0]
             needs = ["pooled", "nodes", "valid"]
             self.uses = ()
@@ -223,12 +227,14 @@ class NodeStem(nn.Module):
         fmap = clips.get(self.cut)
         y = self._background(fmap)  # [B,T,h,w,C]
         grid = clips.grid
+        # A cache without grids has no padding.
         if grid is None:
             grid = torch.tensor(y.shape[2:4], device=y.device).expand(len(y), 2)
 
         x = self._nodes(y, clips.get("boxes"), valid, grid)
         cells = self._cells(grid, y)
         inputs = OperationInputs(valid, y=y.flatten(2, 3), cells=cells, **read)
+        # [B,C]: the global feature of the classifier, and g with alpha_input="reduced".
         mean = masked_mean(inputs.y, cells[:, None].expand(inputs.y.shape[:3]))
         return x, inputs, mean, grid_mean(fmap, clips.grid).mean(1)
 
@@ -248,6 +254,7 @@ class NodeStem(nn.Module):
         # A 1x1 convolution is faster here than a linear layer.
         weight = self.reduce.weight[..., None, None]
         v = convolve(fmap.flatten(0, 1), weight, self.reduce.bias)
+        # [B*T,C,h,w] -> [B*T,h,w,C]
         v = F.leaky_relu(v, 0.01, inplace=True).movedim(1, -1).contiguous()
         v = v.unflatten(0, fmap.shape[:2])
         return v.float() if v.dtype in HALF else v
@@ -255,6 +262,7 @@ class NodeStem(nn.Module):
     def _nodes(self, y: Tensor, boxes: Tensor, valid: Tensor, grid: Tensor) -> Tensor:
         if self.roi == "old":
             return old_roi_mean(y, boxes, valid, grid, self.roi_size)
+        # [B,T,h,w,C] -> [B,C,T,h,w], as RoIAlign reads it
         maps = y.permute(0, 4, 1, 2, 3)
         x = roi_align(maps, boxes, valid, size=self.roi_size, pool="mean", grid=grid)
         return x.to(y.dtype)

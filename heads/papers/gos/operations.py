@@ -75,6 +75,7 @@ class FeatAggr(Operation):
 
     def senders(self, valid: Tensor) -> Tensor:
         """Return which nodes j send to a node i: [B,1 or n,n] from valid [B,n]."""
+        # [B,1,n]: the same senders for every receiver.
         return valid[:, None]
 
     def attention(self, x: Tensor, inputs: OperationInputs) -> Tensor:
@@ -94,6 +95,7 @@ class DiffProp(FeatAggr):
 
     def senders(self, valid: Tensor) -> Tensor:
         itself = torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
+        # A node's difference to itself is 0, but would take a share of the softmax.
         return valid[:, None] & ~itself
 
     def forward(self, x: Tensor, inputs: OperationInputs) -> Tensor:
@@ -103,6 +105,7 @@ class DiffProp(FeatAggr):
         # In bf16 the difference of similar nodes would drown in rounding.
         with torch.autocast(x.device.type, enabled=False):
             difference = r * flat - P.to(x.dtype) @ flat
+        # The factor r also keeps b from a node to which nobody sends.
         z = F.linear(difference, self.linear.weight) + r * self.linear.bias
         return activated(self.norm, z).view_as(x)
 
@@ -124,6 +127,7 @@ class BackIncor(Operation):
 
     def affinities(self, x: Tensor, inputs: OperationInputs) -> Tensor:
         """Return A [B,T,N,G]."""
+        # Every edge normalises the same background, so the inputs do it once.
         y = inputs.directions if self.affinity.normalise else inputs.y
         return self.affinity(self.affinity.features(x), y)
 
@@ -134,6 +138,7 @@ class BackIncor(Operation):
     def forward(self, x: Tensor, inputs: OperationInputs) -> Tensor:
         A, cells = self.affinities(x, inputs), inputs.cells[:, None, None]
         P = masked_softmax(self.scale * A, cells)
+        # P is 0 in the padding already, A is not.
         second = A.masked_fill(~cells, 0) if self.raw else P
         both = torch.cat([P @ inputs.y, second], -1)  # [B,T,N,C+G]
         return activated(self.norm, self.linear(both))

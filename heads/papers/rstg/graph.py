@@ -119,11 +119,13 @@ class NodeLSTM(LSTM):
             if name.startswith("bias"):
                 nn.init.zeros_(parameter)
                 continue
+            # Four gates [C,C] in one matrix: glorot over all of it would count 4 C outputs.
             for gate in parameter.data.chunk(4):
                 nn.init.xavier_uniform_(gate)
 
     def forward(self, v: Tensor) -> Tensor:
         B, T, N, C = v.shape
+        # [B,T,N,C] -> [B*N,T,C]: a node is a row of the batch, so that nodes do not mix in time.
         rows = v.transpose(1, 2).reshape(B * N, T, C)
         # torch.compile cannot follow super() here.
         y, _ = LSTM.forward(self, rows)
@@ -141,6 +143,7 @@ class NodeNorm(nn.LayerNorm):
         self.axes = axes
 
     def forward(self, x: Tensor) -> Tensor:
+        # The function's own weight would need a number for every normalised place.
         return F.layer_norm(x, x.shape[-self.axes :], eps=self.eps) * self.weight + self.bias
 
 
@@ -170,6 +173,7 @@ class Messages(nn.Module):
 
     def __init__(self, channels: int, of: str, position_map: str):
         super().__init__()
+        # "none" appends no position map, "sender" one, "both" two.
         self.sizes = [channels, channels] + [PLACES] * ("none", "sender", "both").index(of)
         self.first = linear(sum(self.sizes), channels)
         self.second = linear(channels, channels)
@@ -184,6 +188,7 @@ class Messages(nn.Module):
         Returns:
             (sender, receiver), both [B,T,N,C]: their sum for an edge is the layer's output.
         """
+        # The columns of W are in the order of [v_j | v_i | p_j | p_i].
         of_sender, of_receiver, *of_places = self.first.weight.split(self.sizes, dim=1)
         halves = [F.linear(v, of_sender), F.linear(v, of_receiver, self.first.bias)]
         for k, weight in enumerate(of_places):
@@ -210,6 +215,7 @@ class MessageAffinity(nn.Module):
 
     def forward(self, receiving: Tensor, sending: Tensor) -> Tensor:
         q, k = self.receiver(receiving), self.sender(sending)
+        # "simple": [...,N,1] + [...,1,N] -> [...,N,N]
         return q + k.mT if self.kind == "simple" else q @ k.mT
 
 
@@ -257,6 +263,7 @@ class SpaceIteration(nn.Module):
         self._constant("starts", (nodes == senders).float())  # [N,E]
 
     def _constant(self, name: str, value: Tensor) -> None:
+        # The geometry is fixed, so checkpoints do not hold it.
         self.register_buffer(name, value, persistent=False)
 
     def forward(self, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -271,6 +278,7 @@ class SpaceIteration(nn.Module):
         """
         sender, receiver = self.messages.halves(v)
         pairs = sender[:, :, self.senders] + receiver[:, :, self.receivers]  # [B,T,E,C]
+        # [B,T,N,N] -> [B,T,E], one number per edge
         affinity = self.affinity(v, v)[..., self.receivers, self.senders]
         logits = self._logits(affinity, self.links)
         ends = self.ends
@@ -286,6 +294,7 @@ class SpaceIteration(nn.Module):
 
         messages = self.message_norm(self.messages.finish(pairs))
         if self.attention == "raw":
+            # eq. (3) has no softmax: [B,T,E] -> [B,T,N,E], 0 where an edge ends elsewhere.
             weights = logits[..., None, :].masked_fill(~ends, 0)
         else:
             weights = masked_softmax(logits[..., None, :], ends)
@@ -293,9 +302,11 @@ class SpaceIteration(nn.Module):
         if self.bias is not None:
             gathered = F.relu(gathered + self.bias)
 
+        # The nodes of a scale are neighbours along N, so that each MLP_u gets a slice.
         both = torch.cat([v, gathered.to(v.dtype)], -1).split(self.sizes, dim=2)
         updated = [update(nodes) for update, nodes in zip(self.update, both, strict=True)]
         v = torch.cat(updated, 2)  # [B,T,N,C], eq. (5)
+        # Without the edges in time, which come last.
         return self.update_norm(v), weights[..., : len(self.senders)]
 
     def _logits(self, affinity: Tensor, links: Tensor) -> Tensor:
@@ -367,6 +378,7 @@ class SpaceTimeGraph(nn.Module):
         if weights is None:
             return v, None
         starts = self.space.starts
+        # [B,T,N,E] @ [E,N] -> [B,T,N,N]: an edge's weight goes to the column of its sender.
         return v, weights.to(starts.dtype) @ starts.mT
 
 

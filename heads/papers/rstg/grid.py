@@ -43,6 +43,7 @@ def spans(length: Tensor, cells: int, parts: int) -> Tensor:
     step = length.double()[..., None, None] / parts
     part = torch.arange(parts, device=length.device, dtype=torch.float64)[:, None]
     cell = torch.arange(cells, device=length.device, dtype=torch.float64)
+    # The length that a part and a cell share; below 0 where they lie apart.
     overlap = torch.minimum((part + 1) * step, cell + 1) - torch.maximum(part * step, cell)
     return overlap.clamp_min(0) / step
 
@@ -61,6 +62,7 @@ def pool_weights(grid: Tensor, size: tuple[int, int]) -> Tensor:
     for scale in SCALES:
         rows = spans(grid[..., 0], size[0], scale)  # [...,scale,h]
         columns = spans(grid[..., 1], size[1], scale)  # [...,scale,w]
+        # [...,scale,1,h,1] * [...,1,scale,1,w] -> [...,scale,scale,h,w]
         cells = rows[..., :, None, :, None] * columns[..., None, :, None, :]
         weights.append(cells.flatten(-4, -3).flatten(-2))  # [...,scale*scale,h*w]
     return torch.cat(weights, -2).float()
@@ -134,5 +136,6 @@ def positions(kind: str) -> Tensor:
             dy, dx = centres[:, None] - (top + bottom) / 2, centres - (left + right) / 2
             maps.append(inside * torch.exp(-(dy**2 + dx**2) / 8))
         else:
+            # A Gaussian filter is separable: one product per axis.
             maps.append(gaussian @ inside @ gaussian)
     return torch.stack(maps).flatten(1)

@@ -51,6 +51,7 @@ def pool_nodes(fmap: Tensor, grid: Tensor | None = None) -> Tensor:
         pool = _constants(size)[0].to(fmap.device)
     else:
         pool = pool_weights(grid, size).mT[:, None]
+    # [B,T,C,P] @ [P,N] -> [B,T,C,N] -> [B,T,N,C]
     return (fmap.flatten(3) @ pool.to(fmap.dtype)).mT
 
 
@@ -64,6 +65,7 @@ def remap(v: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         [B,T,C,h,w].
     """
+    # [B,T,C,N] @ [N,P] -> [B,T,C,P] -> [B,T,C,h,w]
     return (v.mT @ _constants(size)[1].to(v.device, v.dtype)).unflatten(-1, size)
 
 

@@ -114,6 +114,7 @@ class SimilarityGraph(nn.Module):
             [B,n,n]; rows of padded nodes are zero.
         """
         x, valid = x.flatten(1, 2), valid.flatten(1)
+        # This masks the senders only; the next line masks padded receivers.
         graph = masked_softmax(self.w(x) @ self.w2(x).mT, valid[:, None, :])
         return graph.masked_fill(~valid[..., None], 0)
 

@@ -123,10 +123,10 @@ def test_several_runs_are_evaluated_in_turn(place, capsys):
         (["8", "--ensemble"], "at least 2 runs, got 1"),
         (
             ["8", "16", "--ensemble", "--checkpoint", "last"],
-            "--checkpoint says nothing about an ensemble",
+            "--checkpoint does not apply to --ensemble",
         ),
         (["8", "16", "--ensemble", "--into", "8"], "8: holds a run; expected a folder of its own"),
-        (["8", "--into", "somewhere"], "--into belongs to --ensemble"),
+        (["8", "--into", "somewhere"], "--into goes with --ensemble"),
         (["8", "of-8", "--ensemble"], "run.json: no such file"),
         (
             ["8", "16", "--ensemble", "--split", "train"],

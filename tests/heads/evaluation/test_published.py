@@ -26,5 +26,5 @@ def test_no_figure_is_in_the_table_twice_and_every_system_has_some():
 
 def test_the_page_of_counts_is_the_table():
     assert PAGE.read_text(encoding="utf-8") == markdown(), (
-        "write it anew: PYTHONPATH=.:tests python tests/support/published.py"
+        "write it again: python -m tests.support.published > docs/counts.md"
     )

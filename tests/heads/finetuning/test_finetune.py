@@ -340,7 +340,7 @@ def test_starting_a_phase_over_never_removes_what_it_starts_from(tmp_path):
         (tmp_path / "last.pt").unlink(missing_ok=again.resume)
         (tmp_path / "metrics.json").unlink(missing_ok=True)
         with pytest.raises(
-            ValueError, match="starting over would remove it, and phase joint needs it"
+            ValueError, match="starting over would delete it, and phase joint needs it"
         ):
             run(whole, tmp_path, options=again, phase="joint")
         assert (tmp_path / "backbone.pt").exists()

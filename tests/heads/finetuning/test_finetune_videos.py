@@ -332,7 +332,7 @@ def test_videos_that_cannot_be_decoded_are_left_out_and_exit_code_3_says_so(
     ("options", "match"),
     [
         ((), "expected --cache, or --manifest"),
-        (("--cache", "CACHE", "--backbone", "i3d_r50"), "--backbone: --cache knows it"),
+        (("--cache", "CACHE", "--backbone", "i3d_r50"), "--backbone: the cache fixes this"),
         (("--cache", "CACHE", "--train-from", "res9"), "train_from 'res9'"),
         (("--cache", "CACHE", "--phase", "joint"), "has no phase 'joint'"),
         (("--cache", "CACHE", "--root", "/nowhere"), "no such folder"),

@@ -105,7 +105,7 @@ def test_listing_trains_nothing(place, capsys):
         (("--precision", "fp16"), "fp16 needs a GPU"),
         (("--resident", "gpu"), "resident gpu: the run computes on the CPU"),
         (("--jobs", 2, "--dask", 2), "--jobs and --dask: expected one"),
-        (("--dask", 2, "--scheduler", "tcp://x:1"), "expected one place to work at"),
+        (("--dask", 2, "--scheduler", "tcp://x:1"), "expected one of them, got both"),
         (("--manifest", "no.csv"), "no.csv"),
     ],
 )

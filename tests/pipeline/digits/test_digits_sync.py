@@ -370,6 +370,8 @@ def test_the_digits_verb_writes_every_task_with_boxes_that_can_be_read(tmp_path)
             manifest_command, ["digits", "--out", str(out), "--task", name, *counts, *options]
         )
         assert result.exit_code == 0, result.output
+        assert f"vidgraph extract --manifest {out}/manifest.csv" in result.stderr
+        assert "vidgraph" not in result.stdout
         source = build_proposals("annotations", file=str(out / "boxes.csv"), num_boxes=4)
         clip = read_manifest(out / "manifest.csv").clips[1]
         task = replace(TASKS[name](), **{"sync3": {"none_in": 3}, "multisync": {"digits": 3}}[name])

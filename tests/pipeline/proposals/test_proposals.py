@@ -121,9 +121,9 @@ def test_an_unknown_source_or_option_names_the_nearest():
         build_proposals("torchvison")
     with pytest.raises(ValueError, match="did you mean num_boxes"):
         build_proposals("torchvision", num_box=3)
-    with pytest.raises(ValueError, match=r"needs the option 'file' \(--annotations\)"):
+    with pytest.raises(ValueError, match=r"needs the option --annotations \('file'\)"):
         build_proposals("annotations")
-    with pytest.raises(ValueError, match=r"no option 'num_boxes' \(--boxes\)"):
+    with pytest.raises(ValueError, match=r"no option --boxes \('num_boxes'\)"):
         build_proposals("grid", num_boxes=3)
 
 

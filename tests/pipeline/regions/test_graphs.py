@@ -293,4 +293,4 @@ def test_the_command_computes_graphs_and_resumes(tmp_path):
         command, ["--cache", str(path), "--neighbours", "3", "--device", "cpu"]
     )
     assert "graphs of 0 views in 0 shards written" in again.output
-    assert "21 of 21 views lie in shards whose graphs are up to date" in again.output
+    assert "21 of 21 views are in shards whose graphs are up to date" in again.output

@@ -655,7 +655,7 @@ def test_a_worker_whose_weights_are_others_is_refused(world, undisturbed):
         config, manifest.root, options, redo=False
     )
     extractor.record = {"weights": "another checksum"}
-    with pytest.raises(ValueError, match="other weights"):
+    with pytest.raises(ValueError, match="not those that the run started with"):
         _ = extractor.models
 
 
