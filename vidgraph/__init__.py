@@ -73,12 +73,12 @@ def _refuse_hidden_packages() -> None:
             raise ImportError(f"vidgraph needs its package {name}, which is missing: install again")
 
         origin = Path(found.origin).resolve()
-        is_folder = origin.name == "__init__.py"
-        place = origin.parent if is_folder else origin
-        if place != home / name:
+        if origin.parent != home / name:
+            # A package is a folder with an __init__.py; a module is a file.
+            hiding = origin.parent if origin.name == "__init__.py" else origin
             raise ImportError(
-                f"{place} hides vidgraph's package {name}: rename that "
-                f"{'folder' if is_folder else 'file'}, or start Python in another folder"
+                f"{hiding} hides vidgraph's package {name}: rename it, or start Python in another "
+                f"folder"
             )
 
 
