@@ -2,7 +2,6 @@
 
 import ast
 import json
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,6 @@ from torch.utils.data import DataLoader
 import vidgraph
 from heads.config.recipe import read_recipe
 from heads.training.train import train
-from pipeline.cache.reader import CacheError
 from tests.support.tiny_cache import Tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,65 +86,6 @@ def test_a_folder_without_python_files_hides_nothing(tmp_path):
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "notes.txt").touch()
     assert python("import vidgraph; vidgraph.Cache", tmp_path).returncode == 0
-
-
-def test_a_dataset_has_the_views_that_the_cache_has(cache):
-    data = vidgraph.ViewDataset(cache, "train", ["nodes", "valid"])
-    group = cache["train"]
-    assert len(data) == 2 * 11  # two views of each clip but the failed one
-    assert data.failed == ("clip-1",)
-    assert data.classes == ("class 0", "class 1", "class 2")
-
-    seen = []
-    for index in range(len(data)):
-        item, row = data[index], int(data.rows[index])
-        assert set(item) == {"nodes", "valid", "target"}
-        assert item["nodes"].dtype == torch.float32
-        assert item["valid"].dtype == torch.bool
-        np.testing.assert_array_equal(item["nodes"], group.batch([row], ["nodes"])["nodes"][0])
-        number = int(group.clips[row].removeprefix("clip-"))
-        assert item["target"] == number % 3
-        seen.append((number, int(group.views[row])))
-    assert seen == [(clip, view) for clip in range(12) if clip != 1 for view in range(2)]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_dataloader_gets_the_same_views_in_any_process(cache, workers):
-    data = vidgraph.ViewDataset(cache, "val", ["pooled"])
-    order = list(reversed(range(len(data))))
-    loader = DataLoader(
-        data, batch_size=5, sampler=order, num_workers=workers, multiprocessing_context=None
-    )
-    batches = list(loader)
-    pooled = torch.cat([batch["pooled"] for batch in batches])
-    targets = torch.cat([batch["target"] for batch in batches])
-    for place, index in enumerate(order):
-        assert torch.equal(pooled[place], data[index]["pooled"])
-        assert targets[place] == data[index]["target"]
-
-
-def test_a_dataset_pickles(cache):
-    data = pickle.loads(pickle.dumps(vidgraph.ViewDataset(cache.path, "test", ["pooled"])))
-    assert torch.isfinite(data[0]["pooled"]).all()
-
-
-def test_without_fields_a_dataset_reads_all_of_them(cache):
-    item = vidgraph.ViewDataset(cache, "test")[0]
-    assert set(item) == {*cache["test"].fields, "target"}
-
-
-def test_test_views_of_the_train_split_are_asked_for_by_name(cache):
-    data = vidgraph.ViewDataset(cache, "train", ["pooled"], views="train")
-    assert data.group.name == "train"
-
-
-def test_what_a_dataset_refuses(cache):
-    with pytest.raises(CacheError, match="no res5"):
-        vidgraph.ViewDataset(cache, "train", ["res5"])
-    with pytest.raises(ValueError, match="no clip in split 'fold-1'; its splits: train, val, test"):
-        vidgraph.ViewDataset(cache, "fold-1")
-    with pytest.raises(IndexError, match="expected 0 to"):
-        vidgraph.ViewDataset(cache, "val", ["pooled"])[1000]
 
 
 def test_a_head_built_from_a_dataset_runs_on_its_batches(cache):
