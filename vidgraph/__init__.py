@@ -69,13 +69,18 @@ def _refuse_hidden_packages() -> None:
     home = Path(__file__).resolve().parent.parent
     for name in ("pipeline", "heads", "cli"):
         found = find_spec(name)
-        if found is None or found.origin is None:
+        if found is None:
             raise ImportError(f"vidgraph needs its package {name}, which is missing: install again")
 
-        origin = Path(found.origin).resolve()
-        if origin.parent != home / name:
+        if found.origin is None:
+            # A folder without an __init__.py. It hides a package that is installed as editable.
+            hiding = Path(next(iter(found.submodule_search_locations)))
+        else:
             # A package is a folder with an __init__.py; a module is a file.
+            origin = Path(found.origin).resolve()
             hiding = origin.parent if origin.name == "__init__.py" else origin
+
+        if hiding.resolve() != home / name:
             raise ImportError(
                 f"{hiding} hides vidgraph's package {name}: rename it, or start Python in another "
                 f"folder"

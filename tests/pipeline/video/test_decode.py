@@ -448,7 +448,8 @@ def test_a_missing_file_and_one_without_pictures_are_errors(clip_of, sound_file,
 
 
 @pytest.mark.parametrize(
-    ("side", "reason"), [(12_000, "claims frames of 12000x12000 pixels"), (100_000, "impossible")]
+    ("side", "reason"),
+    [(12_000, "claims frames of 12000x12000 pixels"), (100_000, "no valid frame size")],
 )
 def test_a_claim_of_enormous_frames_is_refused_before_decoding(
     encode, clip_of, tmp_path, side, reason
