@@ -262,6 +262,32 @@ def _targets(
     return np.array([ids[clip.labels[0]] for clip in clips])
 
 
+def require_split_views(
+    cache: "Cache",
+    group: str,
+    split: str,
+    manifest: Manifest,
+    classes: Sequence[str],
+    data: DataOptions,
+) -> SplitViews:
+    """Return what `split_views` does, for a split that must have clips.
+
+    Args:
+        cache, group, split, manifest, classes, data: as for `split_views`.
+
+    Returns:
+        The split.
+
+    Raises:
+        ValueError: the manifest has no clip in the split, or an error of `split_views`.
+    """
+    views = split_views(cache, group, split, manifest, classes, data)
+    if views is None:
+        splits = ", ".join(splits_of(manifest))
+        raise ValueError(f"{manifest.path}: no clip in split {split!r}; its splits: {splits}")
+    return views
+
+
 def splits_of(manifest: Manifest) -> list[str]:
     """Return the splits that a manifest has clips in, sorted."""
     return sorted({clip.split for clip in manifest.clips})

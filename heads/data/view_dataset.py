@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from heads.config.recipe_tables import DataOptions
 from heads.data.classes import find_classes
-from heads.data.splits import cache_dims, split_views
+from heads.data.splits import cache_dims, require_split_views
 from pipeline.cache.reader import Cache
 from pipeline.manifests.manifest import Manifest
 
@@ -60,10 +60,7 @@ class ViewDataset(Dataset):
         self.dims = cache_dims(self.cache)
 
         group = views or ("train" if split == "train" else "test")
-        found = split_views(self.cache, group, split, manifest, self.classes, options)
-        if found is None:
-            splits = ", ".join(dict.fromkeys(clip.split for clip in manifest.clips))
-            raise ValueError(f"{manifest.path}: no clip in split {split!r}; its splits: {splits}")
+        found = require_split_views(self.cache, group, split, manifest, self.classes, options)
         self.clips, self.failed = found.clips, found.failed
         self.group = found.group
         self.rows, self.video = found.all_rows()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heads.data.splits import print_excluded, split_views, splits_of
+from heads.data.splits import print_excluded, require_split_views
 from heads.evaluation.head_predictor import open_store, predict, write_predictions
 from heads.evaluation.saved_heads import load_trained
 from heads.interface.loss import device_for
@@ -100,10 +100,7 @@ def evaluate(
     if checksum:
         tag += f"_{checksum}"
 
-    part = split_views(cache, "test", split, manifest, classes, recipe.data)
-    if part is None:
-        splits = ", ".join(splits_of(manifest))
-        raise ValueError(f"{manifest.path}: no clip in split {split!r}; its splits: {splits}")
+    part = require_split_views(cache, "test", split, manifest, classes, recipe.data)
     print_excluded(part, say)
     head = trained.head.to(device)
     store = open_store([head], cache, [part], recipe, "disk", device)

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from heads.config.recipe import PLAIN, Recipe, recipe_from
-from heads.data.splits import cache_dims, split_views, splits_of
+from heads.data.splits import cache_dims, require_split_views
 from heads.evaluation.ensemble import VideoScores
 from heads.evaluation.head_predictor import compute_figures, open_store
 from heads.evaluation.head_predictor import predict as predict_views
@@ -111,11 +111,7 @@ def predict(
     manifest = manifest or cache.manifest
     target = device_for(device, precision)
 
-    views = split_views(cache, "test", split, manifest, run.classes, run.recipe.data)
-    if views is None:
-        splits = ", ".join(splits_of(manifest))
-        raise ValueError(f"{manifest.path}: no clip in split {split!r}; its splits: {splits}")
-
+    views = require_split_views(cache, "test", split, manifest, run.classes, run.recipe.data)
     head = run.head.to(target)
     store = open_store([head], cache, [views], run.recipe, "disk", target)
     predictions = predict_views(head, views, store, run.recipe, precision)

@@ -70,7 +70,7 @@ def test_test_views_of_the_train_split_are_asked_for_by_name(cache):
 def test_what_a_dataset_refuses(cache):
     with pytest.raises(CacheError, match="no res5"):
         ViewDataset(cache, "train", ["res5"])
-    with pytest.raises(ValueError, match="no clip in split 'fold-1'; its splits: train, val, test"):
+    with pytest.raises(ValueError, match="no clip in split 'fold-1'; its splits: test, train, val"):
         ViewDataset(cache, "fold-1")
     with pytest.raises(IndexError, match="expected 0 to"):
         ViewDataset(cache, "val", ["pooled"])[1000]
