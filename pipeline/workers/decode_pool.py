@@ -11,6 +11,11 @@ What happens when a worker dies:
 - While it starts: another one is started. After MOST_STARTS in a row for each worker, the pool
   gives up with a RuntimeError.
 A worker past its time limit is killed, and the task's result is a TimeoutError.
+
+Large answers come through memory that the pool shares with its workers (`pipeline.workers.arena`).
+Where that memory is full, workers wait until the caller has dropped earlier answers. The worker
+with the oldest task never waits: its answer comes through its pipe. So the memory bounds what is
+computed ahead, and no order of answers can block the pool.
 """
 
 import os
@@ -21,13 +26,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from multiprocessing import current_process, get_context, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
 from typing import Any
 
+from pipeline.workers.arena import Arena, Bell, Block
 from pipeline.workers.module_path import guard_children
-from pipeline.workers.pool_worker import receive, serve
+from pipeline.workers.pool_worker import NO_BLOCK, NeedsBlock, receive, serve
 
 guard_children()  # before any process is spawned
 
@@ -59,9 +66,15 @@ class WorkerPool:
             what killed it may have nothing to do with the task.
         start_limit: seconds after which a worker that has not loaded `function` is ended and
             started again.
+        shared_bytes: of memory for large answers; with 0 all answers come through pipes. Answers
+            that their caller keeps fill it for as long.
+
+    Attributes:
+        arena: the shared memory; None without any.
 
     Raises:
         ValueError: a number is out of range.
+        OSError: the system has no memory to share.
     """
 
     def __init__(
@@ -71,6 +84,7 @@ class WorkerPool:
         timeout: float | None = None,
         again: int = 0,
         start_limit: float = START_LIMIT,
+        shared_bytes: int = 0,
     ):
         if workers < 0:
             raise ValueError(f"workers: expected 0 (in this process) or more, got {workers}")
@@ -81,10 +95,14 @@ class WorkerPool:
         if not start_limit > 0:
             raise ValueError(f"start_limit: expected seconds above 0, got {start_limit}")
         self.workers = workers
+        self.arena: Arena | None = None
         self._function = function
         self._feeder: _Feeder | None = None
         if workers:
-            self._feeder = _Feeder(function, workers, timeout, again, start_limit)
+            bell = Bell()
+            if shared_bytes:
+                self.arena = Arena(shared_bytes, freed=bell.ring)
+            self._feeder = _Feeder(function, workers, timeout, again, start_limit, bell, self.arena)
             self._feeder.start()
             # Python waits for its children when it ends, and a Dask worker that closes does not
             # know that it has some.
@@ -156,6 +174,7 @@ class _Ticket:
     """One submitted task.
 
     Attributes:
+        number: tickets are numbered in the order of their submission.
         payload: the pickled task.
         done: set once `result` or `broken` is there.
         broken: why no worker can ever run it; "" if one can.
@@ -164,8 +183,9 @@ class _Ticket:
         losses: of workers that had got it and not started it.
     """
 
-    def __init__(self, task: Any):
+    def __init__(self, task: Any, number: int = 0):
         self.task = task
+        self.number = number
         self.payload = pickle.dumps(task, protocol=5)
         self.done = threading.Event()
         self.result: Any = None
@@ -187,12 +207,15 @@ class _Worker:
         started: it has started its task.
         signalled: a signal ended it; known after `end`.
         deadline: until it is ready, then of its task; by the monotonic clock.
+        needs: bytes that its answer takes, while it waits for a block of the shared memory.
+        block: the block that it writes its answer to.
     """
 
-    def __init__(self, function: bytes, limit: float):
+    def __init__(self, function: bytes, limit: float, arena: Arena | None):
         self.pipe, child_end = _SPAWN.Pipe()
+        shared = arena.file if arena else None
         self.process = _SPAWN.Process(
-            target=serve, args=(child_end, function, os.getpid()), daemon=True
+            target=serve, args=(child_end, function, os.getpid(), shared), daemon=True
         )
         with _as_no_daemon():
             self.process.start()
@@ -201,6 +224,8 @@ class _Worker:
         self.signalled = False
         self.started = False
         self.ticket: _Ticket | None = None
+        self.needs = 0
+        self.block: Block | None = None
         self.deadline = time.monotonic() + limit
 
     def give(self, ticket: _Ticket, limit: float | None) -> None:
@@ -247,16 +272,19 @@ class _Feeder(threading.Thread):
         timeout: float | None,
         again: int,
         start_limit: float,
+        bell: Bell,
+        arena: Arena | None,
     ):
         super().__init__(name="pool-feeder", daemon=True)
         self._function = pickle.dumps(function, protocol=5)
-        self._count = workers
+        self._wanted = workers
         self._timeout = timeout
         self._again = again
         self._start_limit = start_limit
         self._workers: list[_Worker] = []
         self._queue: deque[_Ticket] = deque()
-        self._wake_out, self._wake_in = os.pipe()
+        self._bell, self._arena = bell, arena
+        self._tickets = count()
         # Guards _queue against _broken: no ticket is queued after the last worker has gone.
         self._lock = threading.Lock()
         self._closing = False
@@ -264,12 +292,12 @@ class _Feeder(threading.Thread):
         self._failed_starts = 0  # in a row, by a signal or by the time limit
 
     def submit(self, task: Any) -> _Ticket:
-        ticket = _Ticket(task)
+        ticket = _Ticket(task, next(self._tickets))
         with self._lock:
             if self._broken or self._closing:
                 raise RuntimeError(self._broken or "the pool is closed: make a new one")
             self._queue.append(ticket)
-        os.write(self._wake_in, b"w")
+        self._bell.ring()
         return ticket
 
     def close(self) -> None:
@@ -277,10 +305,8 @@ class _Feeder(threading.Thread):
             if self._closing:
                 return
             self._closing = True
-        os.write(self._wake_in, b"w")
+        self._bell.ring()
         self.join()
-        os.close(self._wake_in)
-        os.close(self._wake_out)
 
     def run(self) -> None:
         # Workers inherit the signal mask: Ctrl-C must not end one before it has asked to ignore it.
@@ -312,11 +338,12 @@ class _Feeder(threading.Thread):
 
     def _step(self) -> None:
         """Start missing workers, feed idle ones, then wait for the next event and handle it."""
-        while len(self._workers) < self._count:
-            self._workers.append(_Worker(self._function, self._start_limit))
+        while len(self._workers) < self._wanted:
+            self._workers.append(_Worker(self._function, self._start_limit, self._arena))
         for worker in self._workers:
             if worker.ready and worker.ticket is None:
                 self._feed(worker)
+        self._give_blocks()
 
         pipes = [worker.pipe for worker in self._workers]
         ends = [worker.process.sentinel for worker in self._workers]
@@ -336,9 +363,9 @@ class _Feeder(threading.Thread):
         left = None
         if deadline != float("inf"):
             left = max(0.0, deadline - time.monotonic())
-        happened = wait([*objects, self._wake_out], left)
-        if self._wake_out in happened:
-            os.read(self._wake_out, 4096)
+        happened = wait([*objects, self._bell.number], left)
+        if self._bell.number in happened:
+            self._bell.heard()
         if self._closing:
             raise _Closed
         return happened
@@ -356,6 +383,31 @@ class _Feeder(threading.Thread):
                 self._queue.appendleft(ticket)
             return
 
+    def _give_blocks(self) -> None:
+        """Give blocks of the shared memory to workers that wait for one, oldest task first."""
+        waiting = [worker for worker in self._workers if worker.needs]
+        waiting.sort(key=lambda worker: worker.ticket.number)
+        for worker in waiting:
+            block = self._arena.take(worker.needs)
+            # Later tasks must not take what the first one waits for.
+            if block is None and not self._is_oldest(worker.ticket):
+                return
+            worker.block, worker.needs = block, 0
+            # The task's time stood still while the worker waited.
+            worker.deadline = self._deadline()
+            # A worker that has died is noticed next, and gives its block back.
+            with suppress(OSError):
+                worker.pipe.send_bytes(pickle.dumps(NO_BLOCK if block is None else block.start))
+
+    def _is_oldest(self, ticket: _Ticket) -> bool:
+        """Whether every earlier task has its result."""
+        unfinished = [worker.ticket for worker in self._workers if worker.ticket]
+        unfinished += self._queue
+        return ticket.number == min(one.number for one in unfinished)
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._timeout if self._timeout else float("inf")
+
     def _receive(self, worker: _Worker) -> None:
         """Take a message of a worker, or notice its end.
 
@@ -364,14 +416,21 @@ class _Feeder(threading.Thread):
         try:
             if not worker.pipe.poll():
                 raise EOFError
-            answer = receive(worker.pipe, lambda: self._wait_for_more(worker))
+            answer = receive(
+                worker.pipe, lambda: self._wait_for_more(worker), self._arena, worker.block
+            )
         except (EOFError, OSError):
             self._replace(worker)
             return
 
         if worker.ready and not worker.started:
             worker.started = True
+        elif worker.ready and isinstance(answer, NeedsBlock):
+            worker.needs = answer.bytes
+            worker.deadline = float("inf")
         elif worker.ready:
+            # The answer's arrays give the block back when they go.
+            worker.block = None
             worker.ticket.finish(answer)
             worker.ticket = None
             worker.deadline = float("inf")
@@ -397,6 +456,8 @@ class _Feeder(threading.Thread):
         ticket, ready = worker.ticket, worker.ready
         timed_out = timed_out or time.monotonic() > worker.deadline
         ending = worker.end()
+        if worker.block is not None:
+            self._arena.give_back(worker.block)
 
         if not ready:
             self._failed_starts += 1
@@ -406,7 +467,7 @@ class _Feeder(threading.Thread):
                 raise RuntimeError(
                     f"a worker ended while it started ({ending}); its own message is above"
                 )
-            if self._failed_starts > MOST_STARTS * self._count:
+            if self._failed_starts > MOST_STARTS * self._wanted:
                 raise RuntimeError(
                     f"{self._failed_starts} workers in a row ended while they started "
                     f"(the last: {ending})"

@@ -5,6 +5,7 @@ What happens when something dies: a worker ends when its parent does, in the mid
 """
 
 import ctypes
+import mmap
 import os
 import pickle
 import signal
@@ -15,27 +16,42 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.text.printable import guard_output
+from pipeline.workers.arena import Arena, Block, SharedFile, spread
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+# Answers with fewer bytes go through the pipe: asking for a block would take longer.
+LEAST_SHARED = 64 << 10
+# What the parent sends where it gives no block.
+NO_BLOCK = -1
+
+
+class NeedsBlock(NamedTuple):
+    """A worker's message: its answer needs a block of so many bytes."""
+
+    bytes: int
 
 
 class RemoteTraceback(Exception):
     """The traceback in the worker, as the `__cause__` of an exception that came back."""
 
 
-def serve(pipe: Connection, function: bytes, parent: int) -> None:
+def serve(pipe: Connection, function: bytes, parent: int, shared: SharedFile | None = None) -> None:
     """Run a worker: load the function, then answer tasks until the pipe closes.
 
     The worker sends None when it is ready, or the error of loading. For each task it sends None
-    when it starts, then the answer or the exception.
+    when it starts, then the answer or the exception. Before an answer with large arrays it sends
+    `NeedsBlock`, and the parent answers with the start of a block, or NO_BLOCK.
 
     Args:
         pipe: the worker's end of a pipe to the parent.
         function: the pickled function.
         parent: the parent's process number.
+        shared: memory for large arrays; None sends them through the pipe.
     """
     # A terminal and a batch system signal all processes of a job: the parent decides what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -45,6 +61,7 @@ def serve(pipe: Connection, function: bytes, parent: int) -> None:
     _die_with(parent)
     # The workers share the cores. numpy reads it when `function` imports it.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    memory = shared.map() if shared else None
     try:
         function = pickle.loads(function)
     except Exception as error:
@@ -63,7 +80,7 @@ def serve(pipe: Connection, function: bytes, parent: int) -> None:
         except Exception as error:
             answer = error
         try:
-            _send(pipe, answer)
+            _send(pipe, answer, memory)
         except (MemoryError, OSError):
             # Half an answer cannot be taken back: end as if the kernel had killed this process.
             os.kill(os.getpid(), signal.SIGKILL)
@@ -122,8 +139,11 @@ def _die_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _send(pipe: Connection, answer: Any) -> None:
-    """Send an answer, pickled with protocol 5: arrays follow the message without being copied."""
+def _send(pipe: Connection, answer: Any, memory: mmap.mmap | None = None) -> None:
+    """Send an answer, pickled with protocol 5: arrays go around the pickle.
+
+    They are copied into a block of the shared memory, or follow the message in the pipe.
+    """
     buffers: list[pickle.PickleBuffer] = []
     where = ""  # the traceback of an exception
     try:
@@ -138,7 +158,18 @@ def _send(pipe: Connection, answer: Any) -> None:
 
     views = [buffer.raw() for buffer in buffers]
     sizes = [view.nbytes for view in views]
-    pipe.send_bytes(pickle.dumps((head, sizes, where), protocol=5))
+    starts, total = spread(sizes)
+    block = NO_BLOCK
+    if memory is not None and total >= LEAST_SHARED:
+        pipe.send_bytes(pickle.dumps((pickle.dumps(NeedsBlock(total)), [], "", False), protocol=5))
+        block = pickle.loads(pipe.recv_bytes())
+    if block != NO_BLOCK:
+        for start, view in zip(starts, views, strict=True):
+            memory[block + start : block + start + view.nbytes] = view
+        pipe.send_bytes(pickle.dumps((head, sizes, where, True), protocol=5))
+        return
+
+    pipe.send_bytes(pickle.dumps((head, sizes, where, False), protocol=5))
     for view in views:
         while view.nbytes:
             view = view[os.write(pipe.fileno(), view) :]
@@ -156,23 +187,39 @@ def _portable(error: Exception) -> Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def receive(pipe: Connection, more: Callable[[], None]) -> Any:
+def receive(
+    pipe: Connection,
+    more: Callable[[], None],
+    arena: Arena | None = None,
+    block: Block | None = None,
+) -> Any:
     """Receive an answer of a worker.
 
     Args:
         pipe: the parent's end of the pipe.
         more: waits until the pipe has data.
+        arena: the shared memory, if there is any.
+        block: the block of it that the worker was given.
 
     Returns:
-        The answer. Its arrays lie in memory that nothing else uses.
+        The answer. Its arrays lie in memory that nothing else uses while any of them exists.
 
     Raises:
         EOFError: the worker is gone, or `more` raised it.
     """
+    head, sizes, where, in_block = pickle.loads(pipe.recv_bytes())
+    buffers = arena.arrays(block, sizes) if in_block else _read_arrays(pipe, sizes, more)
+    answer = pickle.loads(head, buffers=buffers)
+    if where:
+        answer.__cause__ = RemoteTraceback(f"\n{where}")
+    return answer
+
+
+def _read_arrays(pipe: Connection, sizes: list[int], more: Callable[[], None]) -> list:
+    """Read the arrays that follow a message in the pipe."""
     # Imported here, and not in the workers: it would delay those that do not need it.
     import numpy
 
-    head, sizes, where = pickle.loads(pipe.recv_bytes())
     buffers = [numpy.empty(size, numpy.uint8) for size in sizes]
     os.set_blocking(pipe.fileno(), False)
     for buffer in buffers:
@@ -187,8 +234,4 @@ def receive(pipe: Connection, more: Callable[[], None]) -> Any:
                 raise EOFError
             view = view[count:]
     os.set_blocking(pipe.fileno(), True)
-
-    answer = pickle.loads(head, buffers=buffers)
-    if where:
-        answer.__cause__ = RemoteTraceback(f"\n{where}")
-    return answer
+    return buffers

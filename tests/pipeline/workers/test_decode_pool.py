@@ -347,11 +347,11 @@ def test_a_worker_that_hangs_while_it_starts_is_replaced(tmp_path, monkeypatch):
     """The first one has a short limit and nothing to load; the second one has all the time."""
     begin, limits = _Worker.__init__, [0.2, 600.0]
 
-    def begin_worker(worker, function, limit):
+    def begin_worker(worker, function, limit, arena):
         assert limit == 7.0
         if len(limits) == 1:
             (tmp_path / "there").touch()
-        begin(worker, function, limits.pop(0))
+        begin(worker, function, limits.pop(0), arena)
 
     monkeypatch.setattr(_Worker, "__init__", begin_worker)
     slow = LoadsBadly(loads_where, tmp_path / "there", misbehave)

@@ -1,0 +1,205 @@
+"""Shared memory for the answers of workers: nothing is overwritten, lost, leaked or waited for in
+vain.
+"""
+
+import os
+import random
+import signal
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.workers.arena import PAGE, Arena, Bell, Block, spread
+from pipeline.workers.decode_pool import WorkerDied, WorkerPool
+
+# Seconds: no working machine takes so long, so a test that would wait for ever fails.
+NET = 300.0
+MIB = 1 << 20
+
+
+def noise(task: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Arrays of so many bytes that depend on the number alone."""
+    number, size = task
+    rng = np.random.default_rng(number)
+    return {
+        "pixels": rng.integers(0, 255, size, np.uint8),
+        "odd": rng.integers(0, 255, (3, 5), np.uint8),
+        "empty": np.zeros((0, 4), np.float32),
+        "number": number,
+    }
+
+
+def noise_or_death(task: tuple[str, int]) -> np.ndarray:
+    """Bytes, unless the task says that the worker dies when it has got its block."""
+    how, size = task
+    if how == "dies":
+        from multiprocessing.connection import Connection
+
+        receive = Connection.recv_bytes
+
+        def receive_and_die(pipe, *more):
+            receive(pipe, *more)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Connection.recv_bytes = receive_and_die
+    return np.full(size, 7, np.uint8)
+
+
+def same(answer: dict, task: tuple[int, int]) -> bool:
+    expected = noise(task)
+    return all(np.array_equal(answer[key], value) for key, value in expected.items())
+
+
+def in_arena(pool: WorkerPool, array: np.ndarray) -> bool:
+    start = array.ctypes.data - pool.arena.address
+    return 0 <= start < pool.arena.size
+
+
+def test_arrays_are_aligned_and_do_not_overlap():
+    starts, total = spread([1, 64, 65, 0, 10])
+    assert starts == [0, 64, 128, 256, 256]
+    assert total == 320
+
+
+def test_blocks_do_not_overlap_and_come_back():
+    arena, rng, taken = Arena(64 * PAGE), random.Random(0), []
+    for _ in range(2000):
+        if taken and rng.random() < 0.5:
+            arena.give_back(taken.pop(rng.randrange(len(taken))))
+            continue
+        block = arena.take(rng.randrange(1, 9 * PAGE))
+        if block is not None:
+            taken.append(block)
+        spans = sorted(taken)
+        for one, other in pairwise(spans):
+            assert one.start + one.size <= other.start
+        assert arena.free_bytes == arena.size - sum(block.size for block in taken)
+    for block in taken:
+        arena.give_back(block)
+    assert arena.take(arena.size) == Block(0, arena.size)
+
+
+def test_a_block_is_free_when_the_last_array_in_it_is_gone():
+    freed = []
+    arena = Arena(4 * PAGE, freed=lambda: freed.append(True))
+    first, second = arena.arrays(arena.take(4 * PAGE), [10, 20])
+    view = np.frombuffer(second, np.uint8)[5:]
+    del first, second
+    assert not freed
+    assert arena.take(1) is None
+    del view
+    assert freed
+    assert arena.take(1) is not None
+
+
+def test_pages_that_nobody_wrote_take_no_memory():
+    arena = Arena(1 << 40)
+    blocks = os.fstat(arena.file.number).st_blocks
+    assert (arena.file.size, blocks) == (1 << 40, 0)
+
+
+def test_a_bell_may_be_rung_any_number_of_times():
+    bell = Bell()
+    for _ in range(100_000):
+        bell.ring()
+    bell.heard()
+    bell.heard()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_large_answers_come_through_shared_memory_and_small_ones_through_the_pipe(workers):
+    tasks = [(k, size) for k, size in enumerate([100, MIB, 70_000, 3 * MIB, 10, 2 * MIB])]
+    with WorkerPool(noise, workers, timeout=NET, shared_bytes=32 * MIB) as pool:
+        answers = [answer for _, answer in pool.imap(tasks, ahead=6)]
+        for task, answer in zip(tasks, answers, strict=True):
+            assert same(answer, task)
+            assert in_arena(pool, answer["pixels"]) == (task[1] > 65_536)
+            answer["pixels"][:1] = 0  # writable
+    # The memory outlives the pool as long as its arrays do.
+    assert same(answers[3], tasks[3]) or answers[3]["pixels"][0] == 0
+
+
+def test_many_answers_through_a_small_memory_are_whole():
+    tasks = [(k, random.Random(k).randrange(65_536, MIB)) for k in range(60)]
+    with WorkerPool(noise, 3, timeout=NET, shared_bytes=2 * MIB) as pool:
+        kept = []
+        for task, answer in pool.imap(tasks, ahead=12):
+            kept = [*kept[-2:], (task, answer)]
+            assert all(same(earlier, of) for of, earlier in kept)
+
+
+def test_an_answer_that_is_larger_than_the_memory_comes_through_the_pipe():
+    tasks = [(0, 4 * MIB), (1, MIB // 2), (2, 4 * MIB)]
+    with WorkerPool(noise, 2, timeout=NET, shared_bytes=MIB) as pool:
+        answers = [answer for _, answer in pool.imap(tasks, ahead=3)]
+        assert [in_arena(pool, answer["pixels"]) for answer in answers] == [False, True, False]
+        assert all(map(same, answers, tasks))
+
+
+def test_a_caller_that_keeps_every_answer_gets_all_of_them():
+    """The memory fills, and the worker with the oldest task never waits for it."""
+    tasks = [(k, MIB) for k in range(12)]
+    with WorkerPool(noise, 3, timeout=NET, shared_bytes=3 * MIB) as pool:
+        answers = [answer for _, answer in pool.imap(tasks, ahead=12)]
+        assert all(map(same, answers, tasks))
+
+
+def test_the_memory_bounds_what_is_computed_ahead():
+    tasks = [(k, MIB) for k in range(8)]
+    with WorkerPool(noise, 2, timeout=NET, shared_bytes=3 * (MIB + PAGE)) as pool:
+        results = pool.imap(tasks, ahead=8)
+        first = next(results)
+        deadline = time.monotonic() + NET
+        while pool.arena.free_bytes > PAGE * 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        # Three answers fill it; the caller holds one of them.
+        assert pool.arena.free_bytes < MIB
+        assert same(first[1], tasks[0])
+        del first
+        assert all(same(answer, task) for task, answer in results)
+
+
+def test_a_worker_that_waits_for_memory_has_not_run_out_of_time():
+    tasks = [(k, MIB) for k in range(4)]
+    with WorkerPool(noise, 2, timeout=1.0, shared_bytes=2 * (MIB + PAGE)) as pool:
+        results = pool.imap(tasks, ahead=4)
+        held = [next(results), next(results)]
+        time.sleep(2.0)
+        held += results
+        assert all(same(answer, task) for task, answer in held)
+
+
+def test_a_worker_that_dies_with_a_block_gives_it_back():
+    with WorkerPool(noise_or_death, 1, timeout=NET, shared_bytes=2 * MIB) as pool:
+        (_, died), (_, whole) = pool.imap([("dies", MIB), ("lives", MIB)], ahead=2)
+        assert isinstance(died, WorkerDied)
+        assert whole.tolist() == [7] * MIB
+        del whole
+        assert pool.arena.free_bytes == pool.arena.size
+
+
+def test_nothing_of_it_has_a_name():
+    before = set(os.listdir("/dev/shm"))
+    with WorkerPool(noise, 1, timeout=NET, shared_bytes=2 * MIB) as pool:
+        list(pool.imap([(0, MIB)], ahead=1))
+        assert set(os.listdir("/dev/shm")) <= before
+        if hasattr(os, "memfd_create"):
+            assert (
+                Path(f"/proc/self/fd/{pool.arena.file.number}")
+                .readlink()
+                .name.startswith("memfd:vidgraph")
+            )
+
+
+def test_without_anonymous_memory_a_file_without_a_name_does(monkeypatch, tmp_path):
+    """As on macOS."""
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with WorkerPool(noise, 1, timeout=NET, shared_bytes=2 * MIB) as pool:
+        ((task, answer),) = pool.imap([(0, MIB)], ahead=1)
+        assert same(answer, task)
+        assert in_arena(pool, answer["pixels"])
+        assert list(tmp_path.iterdir()) == []
