@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.ops import clip_boxes_to_image, nms
 
 from cli.__main__ import vidgraph
 from heads.config.recipe import recipe_from
@@ -40,7 +42,7 @@ from pipeline.regions.graphs import GraphOptions, graphs_of
 from pipeline.regions.roi_align import roi_align
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.extract import RunOptions
-from pipeline.stages.frozen_networks import FrozenNetworks, source_of
+from pipeline.stages.frozen_networks import BatchRow, FrozenNetworks, source_of
 from pipeline.stages.graphs import build_graphs
 from pipeline.stages.plan import make_plan
 from pipeline.video.view_pixels import ClipPixels
@@ -143,11 +145,10 @@ def pixels_of(config: ExtractConfig, models: FrozenNetworks) -> tuple[Clip, Clip
 def computed(config: ExtractConfig, place: str) -> dict[str, np.ndarray]:
     models = FrozenNetworks(config, place)
     clip, pixels = pixels_of(config, models)
-    boxes, scores, valid = models.boxes(clip, pixels)[0]
-    out = models.tensors(
-        np.stack([pixels.pixels[0]] * 2), np.stack([boxes] * 2), np.stack([valid] * 2)
-    )
-    return {**out, "boxes": boxes, "scores": scores, "valid": valid}
+    view, frames = pixels.views[0], pixels.pixels[0]
+    row = BatchRow(frames, view, models.regions(clip, pixels))
+    arrays = models.launch([row, BatchRow(), row], view.size).wait()
+    return {name: array[::2] for name, array in arrays.items()}
 
 
 def same_arrays(config: ExtractConfig, tolerance: float = 1e-4) -> dict[str, np.ndarray]:
@@ -240,7 +241,36 @@ def test_every_source_of_boxes_feeds_the_nodes_there(source, pool, sources):
 
 def test_views_without_boxes_are_computed_there():
     small = {"backbone": "digit_cnn", "backbone_options": {"width": 8}}
-    assert same_arrays(views_config(**small, keep=("pooled", "conv2")))["boxes"].shape[1] == 0
+    boxes = same_arrays(views_config(**small, keep=("pooled", "conv2")))["boxes"]
+    assert boxes.shape == (2, 8, 0, 4)
+
+
+@pytest.mark.parametrize("source", ["torchvision", "digit_rpn", "annotations"])
+def test_a_batch_waits_for_its_boxes_alone_and_copies_all_pixels_in_the_background(
+    source, sources, gpu
+):
+    """Once for the boxes of a network, and once in the thread that writes."""
+    small = {"backbone": "digit_cnn", "backbone_options": {"width": 8}}
+    options = {"proposals": source, "proposal_options": sources[source]}
+    config = views_config(**small, **options, keep=("pooled", "nodes", "conv2"))
+    models, rows = FrozenNetworks(config, "cuda"), []
+    for _ in range(3):
+        clip, pixels = pixels_of(config, models)
+        frames = torch.from_numpy(pixels.pixels[0]).pin_memory().numpy()
+        rows.append(BatchRow(frames, pixels.views[0], models.regions(clip, pixels)))
+    models.launch(rows[:1], rows[0].view.size).wait()  # what is made once
+
+    seen = []
+    gpu.observers.append(seen.append)
+    try:
+        computed = models.launch(rows[1:], rows[0].view.size)
+        waits = [one.name for one in seen if one.waits]
+        assert len(waits) == (0 if source == "annotations" else 1), waits
+        seen.clear()
+        computed.wait()
+        assert [one.name for one in seen if one.waits] == ["synchronize"]
+    finally:
+        gpu.observers.clear()
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -273,35 +303,83 @@ def test_boxes_that_a_gpu_finds_in_half_precision_are_found_on_a_cpu_in_full(sou
     assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
 
 
+class Head(torch.nn.Module):
+    """The head of detectron2's region proposal network, for one anchor per cell."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(8, 8, 1)
+        self.objectness_logits = torch.nn.Conv2d(8, 1, 1)
+        self.anchor_deltas = torch.nn.Conv2d(8, 4, 1)
+
+    def forward(self, maps):
+        hidden = [self.conv(one).relu() for one in maps]
+        return [self.objectness_logits(h) for h in hidden], [self.anchor_deltas(h) for h in hidden]
+
+
+class Anchors(torch.nn.Module):
+    """Squares of 8 pixels around the cells of a map with a stride of 2 pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("square", torch.tensor([-4.0, -4.0, 4.0, 4.0]))
+
+    def forward(self, maps):
+        found = []
+        for one in maps:
+            y, x = (2.0 * torch.arange(side, device=one.device) for side in one.shape[-2:])
+            centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
+            found.append(SimpleNamespace(tensor=centres.repeat(1, 2) + self.square))
+        return found
+
+
 class StandIn(torch.nn.Module):
-    """As much of a proposal generator of detectron2 as our source of boxes looks at: one box per
-    image, from its features.
+    """As much of a proposal generator of detectron2 as our source of boxes looks at. Its own way to
+    the boxes is torchvision's code, frame by frame.
     """
 
     def __init__(self):
         super().__init__()
-        self.rpn_head, self.anchor_generator = torch.nn.Module(), torch.nn.Module()
-        self.rpn_head.conv = torch.nn.Conv2d(8, 8, 1)
-        self.rpn_head.objectness_logits, self.rpn_head.anchor_deltas = (
-            torch.nn.Conv2d(8, 1, 1),
-            torch.nn.Conv2d(8, 4, 1),
-        )
-        self.anchor_generator.register_buffer("cell", torch.tensor([4.0, 4.0, 30.0, 30.0]))
+        self.rpn_head, self.anchor_generator = Head(), Anchors()
+        self.in_features, self.nms_thresh = ["p2"], 0.7
+        self.box2box_transform = SimpleNamespace(weights=(1.0, 1.0, 2.0, 2.0))
 
     def forward(self, images, features, targets):
-        hidden = self.rpn_head.conv(features)
-        logits = self.rpn_head.objectness_logits(hidden).mean((1, 2, 3))
-        boxes = (
-            self.anchor_generator.cell + self.rpn_head.anchor_deltas(hidden).mean((2, 3)).sigmoid()
-        )
-        pairs = zip(boxes, logits, strict=True)
-        found = [
-            SimpleNamespace(
-                proposal_boxes=SimpleNamespace(tensor=b[None]), objectness_logits=v[None]
-            )
-            for b, v in pairs
-        ]
+        maps = [features[name] for name in self.in_features]
+        logits, deltas = self.rpn_head(maps)
+        anchors = self.anchor_generator(maps)[0].tensor
+        coder = BoxCoder(self.box2box_transform.weights)
+        height, width = 48, 64
+        found = []
+        for scores, moves in zip(logits[0].flatten(1), deltas[0].flatten(2).mT, strict=True):
+            boxes = coder.decode_single(moves.float(), anchors)
+            boxes = clip_boxes_to_image(boxes, (height, width))
+            best = nms(boxes, scores.float(), self.nms_thresh)[:2]
+            found.append(Found(boxes[best], scores[best]))
         return found, {}
+
+
+class Pyramid(torch.nn.Module):
+    """A backbone of detectron2 with one level."""
+
+    size_divisibility = 32
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 3, 2)
+
+    def forward(self, images):
+        return {"p2": self.conv(images)}
+
+
+class Found:
+    """Boxes of a frame, with a length as detectron2's have."""
+
+    def __init__(self, boxes, logits):
+        self.proposal_boxes, self.objectness_logits = SimpleNamespace(tensor=boxes), logits
+
+    def __len__(self):
+        return len(self.objectness_logits)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -313,16 +391,14 @@ def test_our_part_of_detectron2s_boxes_works_there(precision, monkeypatch):
         RPN=SimpleNamespace(POST_NMS_TOPK_TEST=2), PIXEL_MEAN=[100.0] * 3, PIXEL_STD=[50.0] * 3
     )
     cfg = SimpleNamespace(MODEL=model, INPUT=SimpleNamespace(FORMAT="BGR"))
-    backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 2))
-    backbone.size_divisibility = 32
-    source = Detectron2RPN(cfg, backbone, StandIn(), 48, 2, "").to("cuda", precision)
+    torch.manual_seed(0)
+    source = Detectron2RPN(cfg, Pyramid(), StandIn(), 48, 2, "").to("cuda", precision)
     frames = torch.randint(0, 256, (3, 48, 64, 3), dtype=torch.uint8)
-    there, here = (
-        source.propose(frames, None, None, ()),
-        source.to("cpu", precision).propose(frames, None, None, ()),
-    )
-    assert (there[1] > 0).sum() == 3
-    assert all(np.allclose(a, b, atol=1e-2) for a, b in zip(here, there, strict=True))
+    there = source.propose(frames, None, None, ())
+    assert (there[1] > 0).sum() == 6
+    if precision == "fp32":
+        here = source.to("cpu", "fp32").propose(frames, None, None, ())
+        assert all(np.allclose(a, b, atol=1e-3) for a, b in zip(here, there, strict=True))
 
 
 def test_padded_maps_and_gradients_go_through_roi_align_there():

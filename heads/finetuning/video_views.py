@@ -209,6 +209,7 @@ class VideoViews:
             seed,
             self.steps,
             None if self.source is None else self.source.frame_size,
+            self.config.resize,
             only,
         )
 
@@ -234,7 +235,7 @@ class VideoViews:
             boxes = [()] * len(rows)
         else:
             try:
-                boxes = boxes_of(self.source, task.clip, result, self.steps)
+                boxes = boxes_of(self.source, task.clip, result, self.steps, task.resize)
             except BoxesError:
                 return []
 

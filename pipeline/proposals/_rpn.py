@@ -3,7 +3,7 @@ batches, and from the network's outputs to the best boxes.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from pipeline.text.printable import first_line
 
 PRE_NMS = 1000  # boxes per level that reach the suppression
 MIN_SIDE = 1e-3  # pixels; smaller boxes are dropped
+# On a device that is not waited for, so many times the frames of `batch` are computed at once.
+LAUNCHED_TIMES = 4
 MAX_LOG = math.log(1000 / 16)  # no box grows to more than 62.5 times its anchor
 
 
@@ -182,7 +184,7 @@ def in_batches(
     batch: int,
     device,
     num_boxes: int,
-    propose: Callable[[Tensor], Iterable[tuple[Tensor, Tensor]]],
+    propose: Callable[[Tensor], tuple[Tensor, Tensor]],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run a region proposal network over frames, some at a time.
 
@@ -191,25 +193,63 @@ def in_batches(
         batch: frames at a time.
         device: where they are computed.
         num_boxes: N.
-        propose: frames [B,H,W,3] -> for each, boxes [n,4] in pixels and objectness logits [n],
-            best first.
+        propose: frames [B,H,W,3] -> boxes [B,n,4] in pixels and objectness logits [B,n], best
+            first; n <= N. A frame with fewer boxes ends with logits of minus infinity.
 
     Returns:
         numpy float32 boxes [K,N,4] in [0,1] of the frame, and scores [K,N] (the sigmoid). Rows
         after a frame's last box have score -1 and a box of zeros.
     """
+    if torch.device(device).type != "cpu":
+        found = launched(frames.to(device), batch, num_boxes, propose).cpu().numpy()
+        return np.ascontiguousarray(found[..., :4]), np.ascontiguousarray(found[..., 4])
+
     count, height, width, _ = frames.shape
     boxes = np.zeros((count, num_boxes, 4), dtype=np.float32)
     scores = np.full((count, num_boxes), -1, dtype=np.float32)
     size = torch.tensor([width, height, width, height], dtype=torch.float32)
     row = 0
     for some in frames.split(batch):
-        for found, logits in propose(some.to(device)):
-            found, logits = found[:num_boxes].float().cpu(), logits[:num_boxes].float().cpu()
-            boxes[row, : len(found)] = (found / size).clamp(0, 1)
-            scores[row, : len(logits)] = logits.sigmoid()
+        for found, logits in zip(*propose(some), strict=True):
+            # Frame by frame: the sigmoid of a longer row may differ in its last bit.
+            known = logits[logits > -torch.inf]
+            boxes[row, : len(known)] = (found[: len(known)].float() / size).clamp(0, 1)
+            scores[row, : len(known)] = known.float().sigmoid()
             row += 1
     return boxes, scores
+
+
+def launched(
+    frames: Tensor,
+    batch: int,
+    num_boxes: int,
+    propose: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> Tensor:
+    """Run a region proposal network over frames on a device, without waiting for it.
+
+    Args:
+        frames: uint8 [K,H,W,3] on the device.
+        batch, num_boxes, propose: as for `in_batches`. LAUNCHED_TIMES as many frames are computed
+            at a time, because a GPU has the memory, and each pass costs the host some time.
+
+    Returns:
+        float32 [K,N,5] on the device: boxes in [0,1] of the frame, then the score. Rows after a
+        frame's last box have score -1 and a box of zeros.
+    """
+    height, width = frames.shape[1:3]
+    found = frames.new_zeros((len(frames), num_boxes, 5), dtype=torch.float32)
+    found[..., 4] = -1
+    # Made on the device from numbers: a tensor of the host would be waited for.
+    size = torch.empty(4, dtype=torch.float32, device=frames.device)
+    size[0::2], size[1::2] = width, height
+    step = batch * LAUNCHED_TIMES
+    for start in range(0, len(frames), step):
+        boxes, logits = propose(frames[start : start + step])
+        rows = found[start : start + step, : boxes.shape[1]]
+        known = logits > -torch.inf
+        rows[..., :4] = (boxes.float() / size).clamp(0, 1) * known[..., None]
+        rows[..., 4] = torch.where(known, logits.float().sigmoid(), -1)
+    return found
 
 
 def best_of_level(logits: Tensor, deltas: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
@@ -237,12 +277,14 @@ def best_of_level(logits: Tensor, deltas: Tensor, anchors: Tensor) -> tuple[Tens
 
 def clip_to(boxes: Tensor, height: int, width: int) -> Tensor:
     """Clip boxes [...,4] in pixels to the frame (not to its padding)."""
-    return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+    # No tensor of limits: it would have to come from the host, and the device would be waited for.
+    x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
+    return torch.stack([x, y], -1).flatten(-2)
 
 
 def suppress(
     boxes: Tensor, scores: Tensor, levels: Tensor, num_boxes: int, threshold: float
-) -> list[tuple[Tensor, Tensor]]:
+) -> tuple[Tensor, Tensor]:
     """Suppress overlapping boxes greedily, in all frames at once, up to the best N of each.
 
     A kept box removes the boxes of its own level that overlap it. N steps over all frames cost less
@@ -256,10 +298,10 @@ def suppress(
         threshold: overlap (IoU) above which a box is removed.
 
     Returns:
-        For each frame boxes [n,4] and scores [n], n <= N, best first: the first N of what full
-        suppression keeps.
+        boxes [B,N,4] and scores [B,N], best first: the first N of what full suppression keeps. A
+        frame with fewer ends with boxes of zeros and scores of minus infinity.
     """
-    batch, rows = len(boxes), torch.arange(len(boxes), device=boxes.device)
+    rows = torch.arange(len(boxes), device=boxes.device)
     size = boxes[..., 2:] - boxes[..., :2]
     areas = size.prod(-1)
     # A frame that overflows in low precision has boxes or scores that are not finite.
@@ -275,5 +317,11 @@ def suppress(
         overlap = shared / (areas + areas[rows, best][:, None] - shared)
         alive &= (overlap <= threshold) | (levels != levels[best][:, None])
         alive[rows, best] = False
+    # Once none is alive, none comes alive again: what is missing is missing at the end.
     kept, valid = torch.stack(kept, 1), torch.stack(valid, 1)
-    return [(boxes[b, kept[b][valid[b]]], scores[b, kept[b][valid[b]]]) for b in range(batch)]
+    best_boxes = boxes.gather(1, kept[..., None].expand(-1, -1, 4))
+    best_scores = scores.gather(1, kept)
+    return (
+        torch.where(valid[..., None], best_boxes, 0),
+        torch.where(valid, best_scores, -torch.inf),
+    )

@@ -16,14 +16,18 @@ from pipeline.networks.memory_format import guard
 from pipeline.networks.precision import dtype_of
 from pipeline.proposals._model_zoo import config_file, fetched, weights_url, why_no_detectron2
 from pipeline.proposals._rpn import (
+    best_of_level,
+    clip_to,
     file_sha256,
     fold,
     in_batches,
+    launched,
     load_exactly,
     padded,
     place,
     read_state,
     require_counts,
+    suppress,
 )
 from pipeline.text.printable import first_line
 
@@ -94,16 +98,66 @@ class Detectron2RPN:
         """
         return in_batches(frames, self.batch, self.device, self.num_boxes, self._propose)
 
-    def _propose(self, frames: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def launch(self, frames: Tensor) -> Tensor:
+        """Propose boxes for frames of its device uint8 [K,H,W,3], without waiting for the device.
+
+        Returns:
+            float32 [K,N,5]: what `propose` returns, the score last.
+        """
+        return launched(frames, self.batch, self.num_boxes, self._propose)
+
+    def _propose(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         from detectron2.structures import ImageList
 
         frames = frames.flip(-1) if self.bgr else frames
         multiple = max(1, self.backbone.size_divisibility)
         images = padded(frames, self.mean, self.std, multiple, self.dtype)
+        features = self.backbone(images)
         # Without the padding: boxes are clipped to the frame.
-        sizes = [tuple(frames.shape[1:3])] * len(frames)
-        found, _ = self.generator(ImageList(images, sizes), self.backbone(images), None)
-        return [(each.proposal_boxes.tensor, each.objectness_logits) for each in found]
+        size = tuple(frames.shape[1:3])
+        if frames.device.type != "cpu":
+            return self._propose_at_once(features, size)
+
+        found, _ = self.generator(ImageList(images, [size] * len(frames)), features, None)
+        boxes = frames.new_zeros((len(frames), self.num_boxes, 4), dtype=torch.float32)
+        logits = boxes.new_full(boxes.shape[:2], -torch.inf)
+        for row, one in enumerate(found):
+            count = min(len(one), self.num_boxes)
+            boxes[row, :count] = one.proposal_boxes.tensor[:count]
+            logits[row, :count] = one.objectness_logits[:count]
+        return boxes, logits
+
+    def _propose_at_once(
+        self, features: dict[str, Tensor], size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """What detectron2's generator finds, for all frames at once.
+
+        Its own code goes from frame to frame, and waits for the device several times in each.
+        """
+        maps = [features[name] for name in self.generator.in_features]
+        all_logits, all_deltas = self.generator.rpn_head(maps)
+        scales = self.generator.box2box_transform.weights
+        best_scores, best_boxes, levels = [], [], []
+        anchors = self.generator.anchor_generator(maps)
+        for level, of_level in enumerate(zip(all_logits, all_deltas, anchors, strict=True)):
+            logits, deltas, level_anchors = of_level
+            # [B,A,h,w] -> [B,h·w·A], and [B,A·4,h,w] -> [B,h·w·A,4]
+            logits = logits.permute(0, 2, 3, 1).flatten(1)
+            deltas = deltas.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+            moves = torch.stack(
+                [deltas[..., k].float() / scale for k, scale in enumerate(scales)], -1
+            )
+            scores, boxes = best_of_level(logits.float(), moves, level_anchors.tensor)
+            best_scores.append(scores)
+            best_boxes.append(boxes)
+            levels.append(torch.full_like(scores[0], level))
+        return suppress(
+            clip_to(torch.cat(best_boxes, 1), *size),
+            torch.cat(best_scores, 1),
+            torch.cat(levels),
+            self.num_boxes,
+            self.generator.nms_thresh,
+        )
 
 
 def build(

@@ -24,6 +24,7 @@ from pipeline.proposals._rpn import (
     clip_to,
     file_sha256,
     in_batches,
+    launched,
     load_exactly,
     padded,
     place,
@@ -117,7 +118,19 @@ class DigitRPN:
         boxes[weak], scores[weak] = 0, -1
         return boxes, scores
 
-    def _propose(self, frames: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def launch(self, frames: Tensor) -> Tensor:
+        """Propose boxes for frames of its device uint8 [K,H,W,3], without waiting for the device.
+
+        Returns:
+            float32 [K,N,5]: what `propose` returns, the score last.
+        """
+        found = launched(frames, self.batch, self.num_boxes, self._propose)
+        strong = found[..., 4:] >= self.min_score
+        nothing = found.new_zeros(5)
+        nothing[4:] = -1
+        return torch.where(strong, found, nothing)
+
+    def _propose(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         images = padded(frames, self.mean, self.std, STRIDE, self.dtype)
         features = self.net.body(images)
         # [B,1,h,w] and [B,4,h,w]

@@ -22,6 +22,7 @@ from pipeline.proposals._rpn import (
     file_sha256,
     fold,
     in_batches,
+    launched,
     load_exactly,
     padded,
     place,
@@ -95,7 +96,15 @@ class TorchvisionRPN:
         """
         return in_batches(frames, self.batch, self.device, self.num_boxes, self._propose)
 
-    def _propose(self, frames: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def launch(self, frames: Tensor) -> Tensor:
+        """Propose boxes for frames of its device uint8 [K,H,W,3], without waiting for the device.
+
+        Returns:
+            float32 [K,N,5]: what `propose` returns, the score last.
+        """
+        return launched(frames, self.batch, self.num_boxes, self._propose)
+
+    def _propose(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         images = padded(frames, self.mean, self.std, MULTIPLE, self.dtype)
         maps = list(self.body(images).values())
         hidden, logits, deltas = [], [], []

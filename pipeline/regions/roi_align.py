@@ -192,7 +192,9 @@ def _coverage(low: Tensor, high: Tensor, cells: Tensor, count: int) -> Tensor:
 
 def _true_cells(grid, batch: int, height: int, width: int, device) -> Tensor:
     """Return the true (h, w) of each sample, long [B,2]; ValueError if outside the map."""
-    full = torch.tensor([height, width], device=device)
+    # Filled on the device: a tensor from the host would be waited for.
+    full = torch.empty(2, dtype=torch.long, device=device)
+    full[:1], full[1:] = height, width
     if grid is None:
         return full.expand(batch, 2)
     grid = torch.as_tensor(grid, device=device).long()

@@ -18,6 +18,7 @@ from pipeline.views.sampling import Sampling
 PRECISIONS = ("fp32", "bf16", "fp16")
 DTYPES = ("float16", "float32")
 POOLS = ("max", "mean", "area")
+RESIZES = ("pil", "device")
 
 # Options that are dictionaries: the keyword arguments of the named file's `build`.
 NESTED = ("backbone_options", "proposal_options")
@@ -27,7 +28,7 @@ ALWAYS_WRITTEN = ("frames", "crop", "flip", "grid")
 
 TEXTS = (
     *("backbone", "weights", "cut", "proposals", "roi_pool", "precision", "dtype"),
-    *("decoder", "pixel_aspect", "frame_pattern"),
+    *("decoder", "pixel_aspect", "frame_pattern", "resize"),
 )
 KINDS = dict.fromkeys(TEXTS, str) | {"keep": tuple, "seed": int, "allow_truncated": bool}
 
@@ -56,6 +57,8 @@ class ExtractConfig:
             "stored" takes them as they are.
         frame_pattern: a glob for the pictures in a folder that are frames; "" where a folder
             holds one series.
+        resize: who resizes whole frames for the source of boxes: "pil" in the decode workers, or
+            "device", where the source computes. Their pixels differ by rounding.
 
     Raises:
         ValueError: an option has a value or a type that it does not take.
@@ -77,6 +80,7 @@ class ExtractConfig:
     allow_truncated: bool = False
     pixel_aspect: str = "displayed"
     frame_pattern: str = ""
+    resize: str = "pil"
 
     def __post_init__(self) -> None:
         if isinstance(self.keep, str):
@@ -95,6 +99,7 @@ class ExtractConfig:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("roi_pool", self.roi_pool, POOLS)
         _one_of("pixel_aspect", self.pixel_aspect, PIXEL_ASPECTS)
+        _one_of("resize", self.resize, RESIZES)
 
         if not self.keep:
             raise ValueError("keep: expected at least one field, such as pooled,nodes,boxes")
@@ -143,17 +148,19 @@ class ExtractConfig:
                 options[key] = proposal_sha256 or options[key]
         record["proposal_options"] = options
 
-        # Two options are younger than the first caches. Their defaults are left out, so that
+        # Some options are younger than the first caches. Their defaults are left out, so that
         # those caches keep their fingerprints.
         if self.pixel_aspect == "displayed":
             record.pop("pixel_aspect")
         if not self.frame_pattern:
             record.pop("frame_pattern")
+        if self.resize == "pil":
+            record.pop("resize")
 
         # Without boxes, no value depends on their source.
         if not self.wants_boxes:
-            for key in ("proposals", "proposal_options", "roi_pool"):
-                record.pop(key)
+            for key in ("proposals", "proposal_options", "roi_pool", "resize"):
+                record.pop(key, None)
         return record
 
     @classmethod

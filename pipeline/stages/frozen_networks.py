@@ -1,24 +1,119 @@
 """The frozen networks of stage one: pixels of views in, the stored tensors out."""
 
-import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from pipeline.backbones import Backbone, build_backbone, freeze
 from pipeline.cache.fields import grid_at
 from pipeline.manifests.manifest import Clip
+from pipeline.networks.transfers import Arriving, Stopwatch, Transfers
 from pipeline.proposals import build_proposals
 from pipeline.regions import boxes as geometry
 from pipeline.regions.roi_align import roi_align
 from pipeline.stages.config import ExtractConfig
-from pipeline.video.view_pixels import ClipPixels, step_frames
+from pipeline.video.view_pixels import ClipPixels, short_side, step_frames
+from pipeline.views.sampling import View
 
 # boxes [T,N,4], scores [T,N], valid [T,N]
 Boxes = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+# The fields that say where boxes are.
+BOXES = ("boxes", "scores", "valid")
+
+
+class ClipRegions:
+    """The boxes of a clip's frames. On a device they may still have to be computed.
+
+    Attributes:
+        clip: the clip.
+        info: what is known of its video.
+        numbers: K frames of the file.
+        frames: these frames, uint8 [K,H,W,3]; None if the source needs none, or has seen them.
+        found: boxes [K,N,4] in [0,1] of the frame, or of the view if the source says so, and
+            scores [K,N]; None until they are known.
+    """
+
+    def __init__(self, clip: Clip, pixels: ClipPixels):
+        """Remember a clip, but not the pixels of its views, whose memory is wanted back.
+
+        Args:
+            clip: the clip.
+            pixels: its decoded frames and views.
+        """
+        self.clip, self.info, self.numbers = clip, pixels.info, pixels.numbers
+        self.frames: np.ndarray | None = pixels.frames
+        self.found: tuple[np.ndarray, np.ndarray] | None = None
+
+    def of_view(self, source, view: View, steps: int) -> Boxes:
+        """Return the boxes of a view.
+
+        Args:
+            source: the source that found them.
+            view: a view of the clip.
+            steps: T.
+
+        Returns:
+            boxes [T,N,4] in [0,1] of the view, scores [T,N], valid [T,N].
+        """
+        info, (boxes, scores) = self.info, self.found
+        row_of = {number: row for row, number in enumerate(self.numbers)}
+        rows = [row_of[info.first + k] for k in step_frames(view, steps)]
+        boxes, scores = boxes[rows], scores[rows]
+        keep = scores >= 0
+        if not source.in_view:
+            size = (info.width, info.height)
+            boxes, inside = geometry.to_view(boxes, view.crop, size, view.flip)
+            keep &= inside
+        return geometry.pack(boxes, scores, keep, source.num_boxes)
+
+
+@dataclass
+class BatchRow:
+    """A view in a batch; without pixels it is a black view whose values nobody stores.
+
+    Attributes:
+        pixels: uint8 [F,h,w,3].
+        view: the view.
+        regions: its clip's boxes; None if no boxes are wanted.
+    """
+
+    pixels: np.ndarray | None = None
+    view: View | None = None
+    regions: ClipRegions | None = None
+
+
+class Computed:
+    """The fields of a batch, which may still be on their way from the device.
+
+    Attributes:
+        bytes: that they take on the host.
+    """
+
+    def __init__(self, arriving: Arriving, boxes: dict[str, np.ndarray], watch: Stopwatch, seconds):
+        """Remember a batch; `FrozenNetworks.launch` makes it."""
+        self._arriving, self._boxes, self._watch = arriving, boxes, watch
+        self._seconds = seconds
+        self.bytes = arriving.bytes
+
+    def wait(self) -> dict[str, np.ndarray]:
+        """Wait for the device, in any thread, once.
+
+        Returns:
+            Field -> array [B, ...].
+        """
+        arrays = self._arriving.wait()
+        proposals, backbone = self._watch.seconds()
+        self._seconds["proposals"] += proposals
+        self._seconds["backbone"] += backbone
+        return self._boxes | arrays
 
 
 class StoredShapes:
@@ -140,25 +235,36 @@ class FrozenNetworks(StoredShapes):
         )
         if self.source:
             self.source = self.source.to(device, config.precision)
+        self.transfers = Transfers(self.device)
         self.seconds: dict[str, float] = defaultdict(float)
 
-    @torch.inference_mode()
-    def boxes(self, clip: Clip, pixels: ClipPixels) -> list[Boxes]:
-        """Find the boxes of every view of a clip. Each frame of the video is looked at once.
+    def regions(self, clip: Clip, pixels: ClipPixels) -> ClipRegions | None:
+        """Find the boxes of a clip's frames. Each frame of the video is looked at once.
+
+        A network on a CUDA device looks at the clips of a whole batch together, in `launch`.
 
         Args:
             clip: the clip.
             pixels: its decoded frames and views.
 
         Returns:
-            For each view, boxes in [0,1] of the view, scores, and which are valid.
+            The boxes; None if no boxes are wanted.
+
+        Raises:
+            BoxesError: the source has none for this clip.
         """
         if self.source is None:
-            return [_no_boxes(self.steps)] * len(pixels.views)
-        begun = time.perf_counter()
-        views = boxes_of(self.source, clip, pixels, self.steps)
-        self.seconds["proposals"] += time.perf_counter() - begun
-        return views
+            return None
+        regions = ClipRegions(clip, pixels)
+        if not self._proposes_in_batches():
+            watch = Stopwatch(torch.device("cpu"))
+            propose_now(self.source, regions, self.config.resize)
+            watch.mark()
+            self.seconds["proposals"] += watch.seconds()[0]
+        return regions
+
+    def _proposes_in_batches(self) -> bool:
+        return self.device.type == "cuda" and hasattr(self.source, "launch")
 
     def remark(self, clip: Clip, pixels: ClipPixels) -> str:
         """Return what looks wrong with a clip's boxes although they can be used.
@@ -175,40 +281,87 @@ class FrozenNetworks(StoredShapes):
         return self.source.remark(clip, pixels.info, pixels.numbers)
 
     @torch.inference_mode()
-    def tensors(
-        self, frames: np.ndarray, boxes: np.ndarray, valid: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        """Compute the fields of a batch of views of one size.
+    def launch(self, rows: Sequence[BatchRow], size: tuple[int, int]) -> Computed:
+        """Have the device compute the fields of a batch of views of one size.
+
+        On CUDA it is waited for once, for the boxes of its region proposal network. By then the
+        backbone has its work.
 
         Args:
-            frames: uint8 [B,F,h,w,3].
-            boxes: float32 [B,T,N,4], xyxy in [0,1] of the view.
-            valid: bool [B,T,N].
+            rows: B views.
+            size: their (height, width) in pixels.
 
         Returns:
-            Arrays of the stored dtype: "pooled" [B,T,C], "nodes" [B,T,N,C], and a map
-            [B,T,C,h,w] for each cut, as far as the config keeps them.
+            "pooled" [B,T,C], "nodes" [B,T,N,C], a map [B,T,C,h,w] for each cut, as far as the
+            config keeps them, and the boxes, in the dtypes that are stored.
         """
-        begun = time.perf_counter()
-        keep = self.config.keep
-        batch = self.backbone.prepare(torch.from_numpy(frames).to(self.device))
-        maps = self.backbone.maps(batch, cuts=tuple(dict.fromkeys((*self.config.cuts, self.cut))))
-        last = maps[self.cut]  # [B,C,T,h,w]
+        frames = [row.pixels for row in rows]
+        pixels = self.transfers.rows(frames, (self.config.sampling.frames, *size, 3))
+        watch = Stopwatch(self.device)
+        proposed = self._propose(rows)
+        watch.mark()
 
+        cuts = tuple(dict.fromkeys((*self.config.cuts, self.cut)))
+        maps = self.backbone.maps(self.backbone.prepare(pixels), cuts=cuts)
+        last = maps[self.cut]  # [B,C,T,h,w]
         out = {cut: maps[cut].permute(0, 2, 1, 3, 4) for cut in self.config.cuts}
-        if "pooled" in keep:
+        if "pooled" in self.config.keep:
             out["pooled"] = last.float().mean((-2, -1)).transpose(1, 2)
-        if "nodes" in keep:
-            boxes_here = torch.from_numpy(boxes).to(self.device)
-            valid_here = torch.from_numpy(valid).to(self.device)
+
+        boxes = self._boxes_of(rows, proposed)
+        if "nodes" in self.config.keep:
+            boxes_here = self.transfers.whole(boxes["boxes"])
+            valid_here = self.transfers.whole(boxes["valid"])
             out["nodes"] = roi_align(last, boxes_here, valid_here, pool=self.config.roi_pool)
 
-        # Cast on the device, so that half the bytes cross to the host. A value that overflows
-        # becomes infinite, which the writer refuses.
+        # Cast and put in order on the device, so that half the bytes cross to the host, and the
+        # thread that writes need not gather them. A value that overflows becomes infinite, which
+        # the writer refuses.
         dtype = getattr(torch, self.config.dtype)
-        arrays = {name: tensor.to(dtype).cpu().numpy() for name, tensor in out.items()}
-        self.seconds["backbone"] += time.perf_counter() - begun
-        return arrays
+        ready = {name: tensor.to(dtype).contiguous() for name, tensor in out.items()}
+        watch.mark()
+        return Computed(self.transfers.out(ready), boxes, watch, self.seconds)
+
+    def _propose(self, rows: Sequence[BatchRow]) -> list[tuple[list[ClipRegions], Arriving]]:
+        """Have the device look at the frames of all clips of a batch that it has not seen yet.
+
+        Clips with frames of one size are looked at together.
+        """
+        clips: dict[int, ClipRegions] = {}
+        for row in rows:
+            if row.regions is not None and row.regions.found is None:
+                clips[id(row.regions)] = row.regions
+        by_size: dict[tuple[int, ...], list[ClipRegions]] = {}
+        for regions in clips.values():
+            by_size.setdefault(regions.frames.shape[1:], []).append(regions)
+
+        proposed = []
+        for together in by_size.values():
+            frames = [self.transfers.whole(regions.frames) for regions in together]
+            for regions in together:
+                regions.frames = None
+            whole = at_size(torch.cat(frames), self.source.frame_size, self.config.resize)
+            found = self.transfers.out({"found": self.source.launch(whole)})
+            proposed.append((together, found))
+        return proposed
+
+    def _boxes_of(
+        self, rows: Sequence[BatchRow], proposed: list[tuple[list[ClipRegions], Arriving]]
+    ) -> dict[str, np.ndarray]:
+        """The boxes of every row; those of rows without any are zeros."""
+        for clips, arriving in proposed:
+            found, first = arriving.wait()["found"], 0
+            for regions in clips:
+                of_clip = found[first : first + len(regions.numbers)]
+                regions.found = of_clip[..., :4], of_clip[..., 4]
+                first += len(of_clip)
+        boxes = np.zeros((len(rows), self.steps, self.num_boxes, 4), np.float32)
+        scores, valid = boxes[..., 0].copy(), np.zeros(boxes.shape[:-1], bool)
+        for k, row in enumerate(rows):
+            if row.regions is not None:
+                of_view = row.regions.of_view(self.source, row.view, self.steps)
+                boxes[k], scores[k], valid[k] = of_view
+        return {"boxes": boxes, "scores": scores, "valid": valid}
 
 
 def backbone_of(config: ExtractConfig) -> Backbone:
@@ -258,7 +411,25 @@ def _built_source(config: ExtractConfig):
         return build_proposals(config.proposals, **config.proposal_options)
 
 
-def boxes_of(source, clip: Clip, pixels: ClipPixels, steps: int) -> list[Boxes]:
+@torch.inference_mode()
+def propose_now(source, regions: ClipRegions, resize: str) -> None:
+    """Find the boxes of a clip's frames, and wait for them.
+
+    Args:
+        source: a source of boxes.
+        regions: the clip, whose boxes are set.
+        resize: how frames get the size that the source reads, see `at_size`.
+    """
+    frames = None
+    if regions.frames is not None:
+        frames = at_size(torch.from_numpy(regions.frames), source.frame_size, resize)
+    regions.found = source.propose(frames, regions.clip, regions.info, regions.numbers)
+    regions.frames = None
+
+
+def boxes_of(
+    source, clip: Clip, pixels: ClipPixels, steps: int, resize: str = "pil"
+) -> list[Boxes]:
     """Find the boxes of every view of a clip.
 
     Args:
@@ -266,23 +437,35 @@ def boxes_of(source, clip: Clip, pixels: ClipPixels, steps: int) -> list[Boxes]:
         clip: the clip.
         pixels: its decoded frames and views.
         steps: T.
+        resize: how frames get the size that the source reads, see `at_size`.
 
     Returns:
         For each view, boxes [T,N,4] in [0,1] of the view, scores [T,N], valid [T,N].
     """
-    frames = None if pixels.frames is None else torch.from_numpy(pixels.frames)
-    found, scores = source.propose(frames, clip, pixels.info, pixels.numbers)
-    row_of = {number: row for row, number in enumerate(pixels.numbers)}
-    source_size = (pixels.info.width, pixels.info.height)
-    views = []
-    for view in pixels.views:
-        rows = [row_of[pixels.info.first + k] for k in step_frames(view, steps)]
-        boxes, keep = found[rows], scores[rows] >= 0
-        if not source.in_view:
-            boxes, inside = geometry.to_view(boxes, view.crop, source_size, view.flip)
-            keep &= inside
-        views.append(geometry.pack(boxes, scores[rows], keep, source.num_boxes))
-    return views
+    regions = ClipRegions(clip, pixels)
+    propose_now(source, regions, resize)
+    return [regions.of_view(source, view, steps) for view in pixels.views]
+
+
+def at_size(frames: Tensor, size: int, resize: str) -> Tensor:
+    """Give whole frames the size that a source of boxes reads.
+
+    Args:
+        frames: uint8 [K,H,W,3]; with "pil" they have that size, because a decode worker resized
+            them.
+        size: pixels of the short side.
+        resize: "pil", or "device": bilinear with antialiasing, rounded to whole numbers, wherever
+            the frames are. The two differ by at most 1 of 255 at nearly all pixels.
+
+    Returns:
+        uint8 [K,H',W',3].
+    """
+    height, width = short_side(*frames.shape[1:3], size)
+    if resize == "pil" or (height, width) == tuple(frames.shape[1:3]):
+        return frames
+    images = frames.permute(0, 3, 1, 2).float()
+    resized = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 @contextmanager
@@ -294,8 +477,3 @@ def _wrong_types(options: str) -> Iterator[None]:
         raise ValueError(
             f"{options}: an option has a value of another type than it takes ({error})"
         ) from error
-
-
-def _no_boxes(steps: int) -> Boxes:
-    boxes = np.zeros((steps, 0, 4), np.float32)
-    return boxes, boxes[..., 0].copy(), np.zeros((steps, 0), bool)

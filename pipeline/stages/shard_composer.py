@@ -1,4 +1,4 @@
-"""One shard: decoded clips -> backbone and proposals -> RoIAlign -> Extracted -> one file.
+"""One shard: decoded clips -> backbone and proposals -> RoIAlign -> one file.
 
 Batches consist of consecutive rows of a shard, never of what happens to be ready. A failed row
 keeps its place in its batch as a black view. So what is stored depends neither on the number of
@@ -19,14 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.cache.fields import Extracted
 from pipeline.cache.good_rows import GoodViews
 from pipeline.cache.records import read_statistics
 from pipeline.cache.shard_writer import GroupPlan, NotFinite, ShardWriter
 from pipeline.files.atomic_files import Damaged
 from pipeline.manifests.manifest import Clip
 from pipeline.proposals import BoxesError
-from pipeline.stages.frozen_networks import Boxes, FrozenNetworks
+from pipeline.stages.frozen_networks import BatchRow, ClipRegions, Computed, FrozenNetworks
 from pipeline.stages.jobs import Advance, RunOptions, ShardJob
 from pipeline.stages.shard_rows import all_good, group_plans, rows_of
 from pipeline.video.frame_reader import DecodeError, DecoderDied, DecodeTimeout, beyond_end
@@ -37,8 +36,8 @@ from pipeline.workers.claims import Claim
 from pipeline.workers.completion import Mark, finish_shard
 from pipeline.workers.decode_pool import WorkerDied
 
-# Batches that may wait for the disk while the device computes the next ones.
-PENDING_WRITES = 2
+# Bytes of computed batches that may wait for the disk while the device computes the next ones.
+PENDING_BYTES = 512 << 20
 
 
 @dataclass
@@ -51,7 +50,7 @@ class ViewRow:
         view: frames, crop and flip; None where the clip failed, or the view is `kept`.
         info: what is known of its video.
         pixels: uint8 [F,h,w,3]; None like `view`.
-        boxes: its boxes; None like `view`.
+        regions: the boxes of its clip; None like `view`, and if no boxes are wanted.
         kept: whether it is copied from the existing file.
     """
 
@@ -60,7 +59,7 @@ class ViewRow:
     view: View | None = None
     info: VideoInfo | None = None
     pixels: np.ndarray | None = None
-    boxes: Boxes | None = None
+    regions: ClipRegions | None = None
     kept: bool = False
 
 
@@ -93,7 +92,7 @@ class ShardComposer:
         self.sampling = models.config.sampling
         self.counts = {group: count for group, count in count_views(self.sampling).items() if count}
         self.waiting: dict[str, list[ViewRow]] = {group: [] for group in self.counts}
-        self.pending: list[Future] = []
+        self.pending: list[tuple[Future, int]] = []
         self.failures: dict[str, dict] = {}
         # (height, width) of test rows, where clips differ.
         self.sizes: dict[int, tuple[int, int]] = {}
@@ -198,12 +197,12 @@ class ShardComposer:
 
         Only errors that the data caused are caught. `result` is None for a clip without tasks.
         """
-        pixels, boxes = None, []
+        pixels, regions = None, None
         if isinstance(result, ClipPixels):
             self.seconds["decode"] += result.seconds
             self.videos[position] = result.video
             try:
-                boxes = self.models.boxes(clip, result)
+                regions = self.models.regions(clip, result)
                 pixels = result
                 remarks = (beyond_end(clip, result.info), self.models.remark(clip, result))
                 self.warnings[clip.clip] = [text for text in remarks if text]
@@ -219,15 +218,11 @@ class ShardComposer:
 
         rows = self._rows(position, clip)
         if pixels:
-            for view, frames, view_boxes in zip(pixels.views, pixels.pixels, boxes, strict=True):
+            for view, frames in zip(pixels.views, pixels.pixels, strict=True):
                 row = rows[view.group][view.number]
                 if not row.kept:
-                    row.view, row.info, row.pixels, row.boxes = (
-                        view,
-                        pixels.info,
-                        frames,
-                        view_boxes,
-                    )
+                    row.view, row.info = view, pixels.info
+                    row.pixels, row.regions = frames, regions
         for group, new in rows.items():
             for row in new:
                 self.waiting[group].append(row)
@@ -261,7 +256,7 @@ class ShardComposer:
         rows, self.waiting[group] = self.waiting[group], []
         kept = [row.number for row in rows if row.kept]
         if kept:
-            self.pending.append(self.disk.submit(self._copy_good, group, kept, writer))
+            self._submit(self._copy_good, group, kept, writer)
 
         # Failed and kept rows take part with their sizes, so that batches do not depend on them.
         fixed = self.sampling.size_of(group)
@@ -269,46 +264,45 @@ class ShardComposer:
         sizes = [size_of[row.number] for row in rows if row.pixels is not None]
         for size in dict.fromkeys(sizes):
             mates = [row for row in rows if size_of[row.number] == size]
-            batch = self._forward(mates, size)
-            self.pending.append(self.disk.submit(self._write, group, batch, writer))
-        self._drain(PENDING_WRITES)
+            batch = [BatchRow(row.pixels, row.view, row.regions) for row in mates]
+            computed = self.models.launch(batch, size)
+            for row in mates:
+                # The device reads them, and the decode workers need their memory.
+                row.pixels = None
+            self._submit(self._write, group, mates, size, computed, writer, bytes=computed.bytes)
+        self._drain(PENDING_BYTES)
 
-    def _forward(self, rows: list[ViewRow], size: tuple[int, int]) -> list[tuple[int, Extracted]]:
-        """Compute one batch; rows without pixels are black and do not come back."""
-        frames = np.zeros((len(rows), self.sampling.frames, *size, 3), np.uint8)
-        boxes = np.zeros((len(rows), self.models.steps, self.models.num_boxes, 4), np.float32)
-        scores, valid = boxes[..., 0].copy(), np.zeros(boxes.shape[:-1], bool)
-        for k, row in enumerate(rows):
-            if row.pixels is not None:
-                frames[k] = row.pixels
-                boxes[k], scores[k], valid[k] = row.boxes
-
-        computed = self.models.tensors(frames, boxes, valid)
-        computed |= {"boxes": boxes, "scores": scores, "valid": valid}
-        grids = {name: np.array(grid, np.int16) for name, grid in self.models.grids(size).items()}
-        batch = []
-        for k, row in enumerate(rows):
-            if row.view is not None:
-                tensors = {name: computed[name][k] for name in self.models.config.keep}
-                tensors = _placement(row) | grids | tensors
-                batch.append((row.number, Extracted(row.clip, row.view.number, tensors)))
-        return batch
+    def _submit(self, step: Callable, *arguments: object, bytes: int = 0) -> None:
+        """Have the thread that writes do a step, which holds so many bytes until then."""
+        self.pending.append((self.disk.submit(step, *arguments), bytes))
 
     def _write(
-        self, group: str, batch: list[tuple[int, Extracted]], writer: ShardWriter
+        self,
+        group: str,
+        rows: list[ViewRow],
+        size: tuple[int, int],
+        computed: Computed,
+        writer: ShardWriter,
     ) -> list[tuple[str, NotFinite]]:
-        """Store views, in the writer's thread; returns those with values that cannot be stored."""
+        """Store a batch, in the writer's thread; returns clips with values that cannot be stored.
+
+        Rows that failed, or that are copied from the existing file, are left out.
+        """
+        arrays = computed.wait()
         begun, refused = time.perf_counter(), []
         fields = writer.plans[group].fields
-        for number, view in batch:
-            tensors = {}
-            for name, array in view.tensors.items():
-                shape, _ = fields[name]
-                tensors[name] = _padded(array, shape)
+        keep = self.models.config.keep
+        grids = {name: np.array(grid, np.int16) for name, grid in self.models.grids(size).items()}
+        for k, row in enumerate(rows):
+            if row.view is None:
+                continue
+            tensors = _placement(row) | grids | {name: arrays[name][k] for name in keep}
+            for name, array in tensors.items():
+                tensors[name] = _padded(array, fields[name][0])
             try:
-                writer.write(group, number, tensors)
+                writer.write(group, row.number, tensors)
             except NotFinite as error:
-                refused.append((view.clip, error))
+                refused.append((row.clip, error))
         self.seconds["write"] += time.perf_counter() - begun
         return refused
 
@@ -321,12 +315,16 @@ class ShardComposer:
         return []
 
     def _drain(self, unwritten: int) -> None:
-        """Wait until at most so many batches are unwritten, and record what was refused.
+        """Wait until at most so many bytes are unwritten, and record what was refused.
 
         This bounds the memory that batches take.
         """
-        while len(self.pending) > unwritten:
-            for clip, error in self.pending.pop(0).result():
+        while self.pending:
+            held = sum(bytes for _, bytes in self.pending)
+            # One batch may be unwritten whatever it takes, so that disk and device work together.
+            if unwritten and held <= max(unwritten, self.pending[-1][1]):
+                return
+            for clip, error in self.pending.pop(0)[0].result():
                 self._fail(clip, error)
 
     def _statistics(self, wall: float) -> dict:

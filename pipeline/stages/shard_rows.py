@@ -39,7 +39,7 @@ def decode_tasks(
     probes = []
     if config.sampling.test_clips and config.sampling.size_of("test") is None:
         probes = [ProbeClip(clip, opener) for clip in decoded]
-    views = (config.sampling, config.seed, models.steps, models.frame_size)
+    views = (config.sampling, config.seed, models.steps, models.frame_size, config.resize)
     return probes + [DecodeViews(clip, opener, *views) for clip in decoded]
 
 

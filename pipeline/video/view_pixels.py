@@ -142,6 +142,7 @@ class DecodeViews:
         seed: of the random choices in `sampling`.
         steps: T, the number of feature steps; whole frames are needed at these only.
         frame_size: short side of whole frames in pixels; None when nobody needs them.
+        resize: "pil" gives whole frames that size; "device" leaves them as they were decoded.
         only: (group, number) of the views to make; empty for all.
     """
 
@@ -151,6 +152,7 @@ class DecodeViews:
     seed: int
     steps: int
     frame_size: int | None = None
+    resize: str = "pil"
     only: tuple[tuple[str, int], ...] = ()
 
     def run(self) -> ClipPixels:
@@ -167,8 +169,11 @@ class DecodeViews:
         steps = sorted(set().union(*(step_frames(view, self.steps) for view in views)))
         frames = None
         if self.frame_size is not None:
-            height, width = short_side(info.height, info.width, self.frame_size)
-            whole = [images[k].resize((width, height), Image.Resampling.BILINEAR) for k in steps]
+            whole = [images[k] for k in steps]
+            if self.resize == "pil":
+                height, width = short_side(info.height, info.width, self.frame_size)
+                size = width, height
+                whole = [image.resize(size, Image.Resampling.BILINEAR) for image in whole]
             frames = np.stack(list(map(np.asarray, whole)))
 
         numbers = tuple(info.first + k for k in steps)

@@ -72,6 +72,9 @@ class CudaTensor(torch.Tensor):
     def get_device(self) -> int:
         return 0
 
+    def record_stream(self, stream) -> None:
+        """Keeps its memory until a stream has used it: here nothing is used late."""
+
     def numpy(self, *, force: bool = False):
         if force:
             return self.detach().cpu().numpy()
@@ -264,8 +267,10 @@ class Device:
         """
         with self.lock:
             reading, writing, self.reading, self.writing = self.reading, self.writing, [], []
-        for there, value in writing:
-            there.copy_(value)
+        # Memory that a copy in inference mode writes may be waited for outside of it.
+        with torch.inference_mode():
+            for there, value in writing:
+                there.copy_(value)
         for source, before in reading:
             if not torch.equal(source.view(torch.uint8), before.view(torch.uint8)):
                 raise RuntimeError(

@@ -78,19 +78,19 @@ class RecordedWork:
     def __init__(self, monkeypatch):
         self.decoded: list[str] = []
         self.views: list[int] = []
-        work, tensors = pipeline.stages.extract_shards.run_task, FrozenNetworks.tensors
+        work, launch = pipeline.stages.extract_shards.run_task, FrozenNetworks.launch
 
         def watched_work(task):
             if isinstance(task, DecodeViews):
                 self.decoded.append(task.clip.clip)
             return work(task)
 
-        def watched_tensors(models, frames, boxes, valid):
-            self.views.append(int(frames.any((1, 2, 3, 4)).sum()))
-            return tensors(models, frames, boxes, valid)
+        def watched_launch(models, rows, size):
+            self.views.append(sum(row.pixels is not None for row in rows))
+            return launch(models, rows, size)
 
         monkeypatch.setattr(pipeline.stages.extract_shards, "run_task", watched_work)
-        monkeypatch.setattr(FrozenNetworks, "tensors", watched_tensors)
+        monkeypatch.setattr(FrozenNetworks, "launch", watched_launch)
 
 
 @pytest.fixture
@@ -137,13 +137,13 @@ def test_a_repaired_clip_gives_the_undisturbed_cache_and_nothing_else_is_decoded
 
 def test_the_networks_see_the_same_batches_as_in_an_undisturbed_run(place, monkeypatch):
     """Copied views are black in their batch, and a batch of them alone is not computed."""
-    sizes, tensors = [], FrozenNetworks.tensors
+    sizes, launch = [], FrozenNetworks.launch
 
-    def watched(models, frames, *boxes):
-        sizes.append(len(frames))
-        return tensors(models, frames, *boxes)
+    def watched(models, rows, size):
+        sizes.append(len(rows))
+        return launch(models, rows, size)
 
-    monkeypatch.setattr(FrozenNetworks, "tensors", watched)
+    monkeypatch.setattr(FrozenNetworks, "launch", watched)
     repair(place)
     # Shard 1's training rows are 3.0 3.1 4.0 4.1 | 5.0 5.1, its test rows 3 4 5.
     assert sizes == [4, 3]

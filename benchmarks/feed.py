@@ -1,0 +1,180 @@
+"""How many views a second one process of `extract` can feed, when the networks cost nothing.
+
+The real extraction runs, with decode workers, batches, shards and files, but its networks return
+zeros at once. What remains is what would keep a fast device waiting.
+
+free      the workers return the same pixels again and again: this is the limit of everything behind
+          the decoders.
+decoded   the workers decode generated videos: this is the limit with so many decoders.
+
+Views are `default` ones (32 frames of 224×224, 4.8 MB, with 16 frames for the region proposal
+network) and `pooled` ones (the same without boxes). `pipe` sends pixels through pipes, as vidgraph
+did before it shared memory with its workers; `shared` is what `extract` does.
+
+main ms is the CPU time of the process that would drive the device, in ms per view: of its main
+thread, and of all its threads.
+"""
+
+import os
+import statistics
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from _report import arguments, report
+
+import pipeline.stages.frozen_networks as networks
+from pipeline.manifests.manifest import read_manifest, write_manifest
+from pipeline.stages import extract_shards
+from pipeline.stages.config import ExtractConfig
+from pipeline.stages.extract import RunOptions, extract
+from pipeline.video.decode import write_video
+from pipeline.video.view_pixels import ClipPixels, DecodeViews, run_task
+from pipeline.views.sampling import Sampling
+from pipeline.views.video_info import VideoInfo
+
+SAMPLING = Sampling(frames=32, size=224, train_views=0, test_clips=1, test_crops=1)
+HEIGHT, WIDTH, FRAMES = 240, 426, 40  # of the videos, as in Something-Something
+KINDS = ("default", "pooled")
+
+
+@dataclass(frozen=True)
+class FreeDecoder:
+    """Answers a decode task with pixels of the right sizes that it made once."""
+
+    def __call__(self, task: DecodeViews) -> ClipPixels:
+        info = VideoInfo(FRAMES, WIDTH, HEIGHT, 12.0)
+        views = task._views(info)
+        pixels = [_canvas((len(view.frames), *view.size, 3)) for view in views]
+        frames, numbers = None, tuple(range(0, 2 * task.steps, 2))
+        if task.frame_size is not None:
+            height, width = _short_side(task)
+            frames = _canvas((len(numbers), height, width, 3))
+        # The boxes of these networks are zeros, whatever the frames' numbers are.
+        return ClipPixels(info, views, pixels, numbers, frames, 0.0, "")
+
+
+def _short_side(task: DecodeViews) -> tuple[int, int]:
+    scale = task.frame_size / min(HEIGHT, WIDTH)
+    return round(HEIGHT * scale), round(WIDTH * scale)
+
+
+_MADE: dict[tuple[int, ...], np.ndarray] = {}
+
+
+def _canvas(shape: tuple[int, ...]) -> np.ndarray:
+    if shape not in _MADE:
+        _MADE[shape] = np.full(shape, 127, np.uint8)
+    return _MADE[shape]
+
+
+class FreeNetworks(networks.FrozenNetworks):
+    """The networks of a config, which compute nothing: every field is zeros."""
+
+    def boxes(self, clip, pixels) -> list:
+        if self.source is None:
+            return super().boxes(clip, pixels)
+        boxes = np.zeros((self.steps, self.num_boxes, 4), np.float32)
+        return [(boxes, boxes[..., 0], np.zeros(boxes.shape[:-1], bool))] * len(pixels.views)
+
+    def tensors(self, frames, boxes, valid) -> dict[str, np.ndarray]:
+        shapes = self.shapes(frames.shape[2:4])
+        out = {}
+        for name in self.config.keep:
+            if name not in ("boxes", "scores", "valid"):
+                out[name] = np.zeros((len(frames), *shapes[name]), self.config.dtype)
+        return out
+
+
+def make_manifest(folder: Path, clips: int, videos: int) -> Path:
+    """A manifest of so many clips, which share a few videos of moving noise."""
+    rng = np.random.default_rng(0)
+    texture = rng.integers(0, 256, (60, 107, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    for k in range(videos):
+        frames = []
+        for t in range(FRAMES):
+            moved = np.roll(texture, (2 * t, 3 * t + 5 * k), (0, 1))
+            frames.append(moved[:HEIGHT, :WIDTH])
+        write_video(folder / f"{k}.mp4", np.stack(frames), fps=12)
+    rows = []
+    for k in range(clips):
+        rows.append({"clip": str(k), "path": f"{k % videos}.mp4", "split": "test", "label": "0"})
+    write_manifest(folder / "manifest.csv", rows)
+    return folder / "manifest.csv"
+
+
+def config_of(kind: str) -> ExtractConfig:
+    """A config of default or pooled views, with networks without weights."""
+    config = ExtractConfig(
+        backbone="i3d_r50", sampling=SAMPLING, proposal_options={"weights": "none"}
+    )
+    if kind == "pooled":
+        return replace(config, keep=("pooled",))
+    return config
+
+
+def feed(kind: str, manifest_path: Path, free: bool, options: RunOptions) -> dict[str, float]:
+    """One extraction: views per second, and CPU ms per view."""
+    manifest = read_manifest(manifest_path)
+    views = len(manifest.clips)
+    networks.FrozenNetworks = FreeNetworks
+    extract_shards.run_task = FreeDecoder() if free else run_task
+    begun: list[float] = []
+
+    def advance(done: int, failed: int) -> None:
+        # The first clip comes when networks and workers have started.
+        if not begun:
+            begun.extend((time.perf_counter(), time.thread_time(), time.process_time()))
+        if failed:
+            raise RuntimeError("a clip failed")
+
+    with tempfile.TemporaryDirectory() as folder:
+        extract(
+            config_of(kind), manifest, folder, options, announce=lambda to_do, before: advance
+        )
+    wall, thread, process = (
+        now - then
+        for now, then in zip(
+            (time.perf_counter(), time.thread_time(), time.process_time()), begun, strict=True
+        )
+    )
+    views -= 1
+    return {
+        "views/s": views / wall,
+        "main ms": 1000 * thread / views,
+        "process ms": 1000 * process / views,
+    }
+
+
+def main() -> None:
+    """Print the table."""
+    parser = arguments(__doc__)
+    parser.add_argument("--clips", type=int, default=200, help="views of each run")
+    parser.add_argument("--workers", type=int, default=1, help="decode processes")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each row; medians are shown")
+    parser.add_argument("--batch", type=int, default=8)
+    asked = parser.parse_args()
+    options = RunOptions(workers=asked.workers, batch=asked.batch)
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = make_manifest(Path(folder), asked.clips, 4)
+        rows = []
+        cases = [(kind, free) for kind in KINDS for free in (True, False)]
+        found = {case: [] for case in cases}
+        for _ in range(asked.rounds):
+            for case in cases:
+                found[case].append(feed(case[0], path, case[1], options))
+        for (kind, free), runs in found.items():
+            row = {"views": kind, "decoders": "free" if free else "decoding"}
+            for key in runs[0]:
+                row[key] = statistics.median(run[key] for run in runs)
+            rows.append(row)
+    report(f"feed: {asked.workers} decode processes, batches of {asked.batch}", rows, asked.json)
+
+
+if __name__ == "__main__":
+    main()
