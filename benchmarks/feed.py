@@ -15,13 +15,10 @@ main ms is the CPU time of the process that would drive the device, in ms per vi
 thread, and of all its threads.
 """
 
-import os
 import statistics
 import tempfile
-import threading
 import time
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -133,9 +130,7 @@ def feed(kind: str, manifest_path: Path, free: bool, options: RunOptions) -> dic
             raise RuntimeError("a clip failed")
 
     with tempfile.TemporaryDirectory() as folder:
-        extract(
-            config_of(kind), manifest, folder, options, announce=lambda to_do, before: advance
-        )
+        extract(config_of(kind), manifest, folder, options, announce=lambda to_do, before: advance)
     wall, thread, process = (
         now - then
         for now, then in zip(

@@ -38,7 +38,7 @@ INTERVAL = 1.0  # seconds between two readings of the members' logs
 @click.option(
     "--precision",
     default="fp32",
-    type=click.Choice(["fp32", "bf16", "fp16"]),
+    type=click.Choice(["fp32", "tf32", "bf16", "fp16"]),
     help="Arithmetic of the heads.",
 )
 @click.option(

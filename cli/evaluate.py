@@ -51,7 +51,7 @@ from cli._shared.say import say
 @click.option(
     "--precision",
     default="fp32",
-    type=click.Choice(["fp32", "bf16", "fp16"]),
+    type=click.Choice(["fp32", "tf32", "bf16", "fp16"]),
     help="Arithmetic of the head.",
 )
 @click.option(

@@ -37,7 +37,7 @@ def _running(function):
         click.option(
             "--precision",
             default="fp32",
-            type=click.Choice(["fp32", "bf16", "fp16"]),
+            type=click.Choice(["fp32", "tf32", "bf16", "fp16"]),
             help="Mixed precision.",
         ),
         click.option(

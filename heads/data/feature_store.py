@@ -6,11 +6,9 @@ for reader, clips, where in shared_pass(store, requests):
 """
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor
 
 from heads.interface.clips import Clips, clips_of
+from pipeline.workers.memory import free_memory
 
 if TYPE_CHECKING:
     from pipeline.cache.reader import Group
@@ -291,24 +290,3 @@ class _BatchCutter:
             for name in self.request.fields:
                 joined[name] = torch.cat([piece[name] for piece in pieces])
         yield clips_of(joined, dtype=None), part
-
-
-def free_memory() -> int:
-    """Return the bytes that this process may still take.
-
-    That is what the machine has free, or less if the process's control group allows less.
-    """
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            # Counts the page cache too, which the system gives up when memory is needed.
-            if line.startswith("MemAvailable:"):
-                free = int(line.split()[1]) * 1024
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-            free = min(free, int(limit) - used)
-    except (OSError, ValueError):
-        # This system has no such files: what is known so far has to do.
-        return free
-    return free

@@ -63,7 +63,7 @@ def evaluate(
         settings: values that replace those of the recipe's table `evaluate` (aggregate, scores,
             batch).
         device: "auto", "cpu" or "cuda".
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "tf32", "bf16" or "fp16".
         manifest: labels and splits; None: the run's own, which are the cache's copy or the file
             that the run recorded.
         say: prints one line for a person.

@@ -56,7 +56,7 @@ class HeadPredictor:
         head: on its device.
         part: the split.
         recipe: the recipe, of one phase, that trained the head.
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "tf32", "bf16" or "fp16".
     """
 
     head: nn.Module
@@ -85,7 +85,7 @@ def predict(
         part: the split.
         store: the features (see `open_store`).
         recipe: the recipe, of one phase, that trained the head.
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "tf32", "bf16" or "fp16".
 
     Raises:
         LossNotFinite: a logit is NaN or infinite.

@@ -98,7 +98,7 @@ def predict(
         split: "train", "val" or "test"; its clips need test views in the cache.
         manifest: labels and splits; None for the cache's own copy.
         device: "auto", "cpu" or "cuda".
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "tf32", "bf16" or "fp16".
 
     Returns:
         `scores` [V, K] of the videos `clips` [V] for `classes` [K], aggregated over a video's views

@@ -19,7 +19,7 @@ VIEWS = 4
 # The largest difference that rounding explains, relative to the largest value. It depends on the
 # dtype that the cache stores and on the precision that the extraction computed with.
 STORED_TOLERANCE = {"float32": 1e-3, "float16": 1e-2}
-COMPUTED_TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
+COMPUTED_TOLERANCE = {"fp32": 1e-3, "tf32": 1e-2, "fp16": 2e-2, "bf16": 1e-1}
 CUDA_TOLERANCE = 1e-2
 
 

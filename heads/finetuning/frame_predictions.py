@@ -26,7 +26,7 @@ class FramePredictor:
         source: of the frames.
         recipe: of one phase.
         classes: K, the number of classes.
-        precision: "fp32", "fp16" or "bf16".
+        precision: "fp32", "tf32", "bf16" or "fp16".
         processes: those that train. Each predicts a part of the views, and all get the result.
     """
 

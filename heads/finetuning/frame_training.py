@@ -103,7 +103,7 @@ class FrameRunOptions:
     Attributes:
         seed: of weights and dropout.
         order_seed: of the clips' order; None for `seed`.
-        precision: "fp32", "fp16" or "bf16".
+        precision: "fp32", "tf32", "bf16" or "fp16".
         accumulate: parts of a mini-batch per process, whose gradients are added; 0 for the
             recipe's number.
         checkpointing: recompute the backbone's activations in the backward pass instead of

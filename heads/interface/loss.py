@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.networks.precision import dtype_of, refuse_fp16_on_cpu
+from pipeline.networks.precision import dtype_of, refuse_on_cpu, set_float32
 from pipeline.workers.engines import pick_device
 
 # (logits [B,K], targets) -> scalar
@@ -18,22 +18,23 @@ class LossNotFinite(RuntimeError):
 
 
 def device_for(name: str, precision: str) -> torch.device:
-    """Choose a device that can compute in a precision.
+    """Choose a device that can compute in a precision, and have it do so.
 
     Args:
         name: "auto", "cpu" or "cuda".
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "tf32", "bf16" or "fp16".
 
     Returns:
         The device; for "auto" a GPU if there is one.
 
     Raises:
-        ValueError: unknown name or precision, no such device, or fp16 on a CPU.
+        ValueError: unknown name or precision, no such device, or tf32 or fp16 on a CPU.
     """
     # Only for its check of the name.
     dtype_of(precision)
     device = torch.device(pick_device(name))
-    refuse_fp16_on_cpu(precision, device)
+    refuse_on_cpu(precision, device)
+    set_float32(precision)
     return device
 
 

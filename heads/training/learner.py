@@ -80,7 +80,7 @@ class Learner:
         target: "single" or "multi", which decides the loss.
         steps_per_epoch: mini-batches per epoch; schedules count in them.
         seed: fixes dropout.
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "tf32", "bf16" or "fp16".
         weights: [K] weights of the classes in the loss; None: all 1.
         teachers: networks that add the loss "distillation"; None: none.
 

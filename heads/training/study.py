@@ -93,7 +93,7 @@ class Study:
         manifest: labels and splits.
         dims: the sizes of a cached view.
         device: where all heads compute.
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "tf32", "bf16" or "fp16".
         order_seed: fixes the order of the views; None: each run's own seed.
         known: classes and splits that were computed before, by the recipe tables that decide them.
     """

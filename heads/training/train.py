@@ -75,7 +75,7 @@ def train(
         seed: fixes the initial weights and dropout.
         order_seed: fixes the order of the views; None: `seed`.
         device: "auto", "cpu" or "cuda".
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "tf32", "bf16" or "fp16".
         manifest: labels and splits; None: the cache's copy.
         resume: continue the run in `folder`; a finished one is only read back.
         resident: where the features are kept: "auto", "gpu", "ram" or "disk"

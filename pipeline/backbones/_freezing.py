@@ -10,7 +10,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from pipeline.backbones._base import Backbone
 from pipeline.backbones._layers import Conv
 from pipeline.networks.memory_format import lay_out
-from pipeline.networks.precision import dtype_of, refuse_fp16_on_cpu
+from pipeline.networks.precision import dtype_of, refuse_on_cpu
+
+# Sizes of views that a compiled backbone may meet in one process: those of training, and of test
+# views that have their clip's own size.
+SHAPES = 16
 
 
 def freeze(
@@ -28,8 +32,8 @@ def freeze(
 
     Args:
         backbone: a trained backbone.
-        precision: "fp32", "bf16" or "fp16". `prepare` returns that dtype; `maps` takes any dtype
-            and returns that one.
+        precision: "fp32", "tf32", "bf16" or "fp16". `prepare` returns that dtype; `maps` takes any
+            dtype and returns that one.
         device: where the copy runs.
         compile: run `torch.compile` block by block, on the first call for every new shape.
 
@@ -38,10 +42,10 @@ def freeze(
         them before autograd has to save them.
 
     Raises:
-        ValueError: an unknown precision, or fp16 on a CPU.
+        ValueError: an unknown precision, or tf32 or fp16 on a CPU.
     """
     dtype = dtype_of(precision)
-    refuse_fp16_on_cpu(precision, device)
+    refuse_on_cpu(precision, device)
     # Evaluation mode first: only then does a batch norm fold into a convolution.
     frozen = copy.deepcopy(backbone).eval().requires_grad_(False)
     # A list: folding replaces modules while they are visited.
@@ -54,6 +58,12 @@ def freeze(
     frozen.pixel_mean, frozen.pixel_std = mean.to(device), std.to(device)
     frozen.frozen = True
     if compile:
+        # All blocks of a kind share one function, which torch compiles anew for each of them and
+        # each shape. Beyond its limit of 8 it would run them uncompiled, without a word.
+        units = len(frozen.units())
+        torch._dynamo.config.recompile_limit = max(
+            SHAPES * units, torch._dynamo.config.recompile_limit
+        )
         for _, module in frozen.units():
             module.compile()
     return frozen

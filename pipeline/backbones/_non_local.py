@@ -52,7 +52,9 @@ class NonLocal(nn.Module):
         g = self.g(pooled).flatten(2).transpose(1, 2)
 
         if self.kind == "gaussian":
-            y = F.scaled_dot_product_attention(theta, phi, g)
+            # With an axis for one head: the fused kernels of CUDA want four axes.
+            heads = (theta[:, None], phi[:, None], g[:, None])
+            y = F.scaled_dot_product_attention(*heads)[:, 0]
         else:
             # (θ φᵀ) g as θ (φᵀ g): there is no matrix of cells × cells.
             y = theta @ (phi.transpose(1, 2) @ g / g.shape[1])

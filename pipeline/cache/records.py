@@ -93,7 +93,7 @@ STATISTICS = {
 CONFIG = {
     "weights?": str,
     "dtype?": OneOf("float16", "float32"),
-    "precision?": OneOf("fp32", "bf16", "fp16"),
+    "precision?": OneOf("fp32", "tf32", "bf16", "fp16"),
     "sampling?": {"train_views?": int},
 }
 CACHE = {

@@ -18,7 +18,7 @@ _HOMES = {
     "dtype_of": "precision",
     "guard": "memory_format",
     "lay_out": "memory_format",
-    "refuse_fp16_on_cpu": "precision",
+    "refuse_on_cpu": "precision",
     "states": "checkpoint_names",
     "unwrapped": "checkpoint_names",
 }

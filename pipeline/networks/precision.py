@@ -13,8 +13,13 @@ from contextlib import contextmanager
 
 import torch
 
-# By the values of --precision.
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# By the values of --precision. "tf32" rounds the factors of products to 10 bits, on a GPU.
+DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 # Time of a forward pass of i3d_r50 in bf16, divided by its time in fp32: 18 with
 # ONEDNN_MAX_CPU_ISA=AVX2, 2.2 with AVX512_CORE, 0.52 without a limit. A single 3×3 convolution
@@ -34,7 +39,7 @@ def dtype_of(precision: str) -> torch.dtype:
     """Return the dtype of a precision.
 
     Args:
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "tf32", "bf16" or "fp16".
 
     Raises:
         ValueError: another name.
@@ -44,17 +49,37 @@ def dtype_of(precision: str) -> torch.dtype:
     return DTYPES[precision]
 
 
-def refuse_fp16_on_cpu(precision: str, device: torch.device | str) -> None:
-    """Refuse fp16 on a CPU, which no CPU computes at a useful speed.
+def set_float32(precision: str) -> None:
+    """Decide what this process's products and convolutions of float32 numbers are on a GPU.
+
+    torch's own default rounds the factors of convolutions to TF32, and not those of matrices.
 
     Args:
-        precision: "fp32", "bf16" or "fp16".
+        precision: "tf32" rounds both, any other one neither.
+    """
+    kind = "tf32" if precision == "tf32" else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = kind
+    torch.backends.cudnn.conv.fp32_precision = kind
+    torch.backends.cudnn.rnn.fp32_precision = kind
+
+
+def refuse_on_cpu(precision: str, device: torch.device | str) -> None:
+    """Refuse tf32 and fp16 on a CPU: it has no TF32, and computes fp16 at no useful speed.
+
+    Args:
+        precision: "fp32", "tf32", "bf16" or "fp16".
         device: where the network runs.
 
     Raises:
-        ValueError: fp16 on a CPU.
+        ValueError: tf32 or fp16 on a CPU.
     """
-    if precision == "fp16" and torch.device(device).type == "cpu":
+    on_cpu = torch.device(device).type == "cpu"
+    if precision == "tf32" and on_cpu:
+        raise ValueError(
+            "precision tf32 needs a GPU: pass --precision fp32, or work on a machine with a GPU "
+            "(--device cuda)"
+        )
+    if precision == "fp16" and on_cpu:
         raise ValueError(
             "precision fp16 needs a GPU (fp16 on a CPU is a hundred times slower than fp32): pass "
             "--precision fp32 or bf16, or work on a machine with a GPU (--device cuda)"
@@ -102,7 +127,7 @@ def cost(precision: str, device: torch.device | str) -> str | None:
     """Say in one line what a precision costs on a device.
 
     Args:
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "tf32", "bf16" or "fp16".
         device: where the network runs.
 
     Returns:
@@ -151,13 +176,13 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
 
     Args:
         device: where the network runs.
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "tf32", "bf16" or "fp16".
 
     Raises:
         ValueError: a CPU cannot compute another layer in this precision; it says what to pass
             instead.
     """
-    is_mixed = precision != "fp32"
+    is_mixed = dtype_of(precision) != torch.float32
     # torch wants a dtype of lower precision even where autocast is off.
     dtype = dtype_of(precision) if is_mixed else torch.bfloat16
     try:

@@ -5,8 +5,10 @@ last one out while the device computes this one. Nobody waits here except in `Ar
 CPU nothing is copied that need not be.
 """
 
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -55,6 +57,17 @@ class Transfers:
             self._inwards, self._outwards = torch.cuda.Stream(device), torch.cuda.Stream(device)
         # Sources of copies that may not be finished, with the event after them.
         self._reading: deque[tuple[torch.cuda.Event, list[Tensor]]] = deque()
+
+    def lock_pages(self, address: int, size: int) -> None:
+        """Keep memory in its place, so that the device copies from it while this process goes on.
+
+        Args:
+            address: where it starts.
+            size: bytes.
+        """
+        if self.asynchronous:
+            # Where the system refuses, copies are made all the same, and waited for.
+            torch.cuda.cudart().cudaHostRegister(address, size, 0)
 
     def rows(self, arrays: Sequence[np.ndarray | None], shape: tuple[int, ...]) -> Tensor:
         """Put arrays of one batch on the device, each in its row.
@@ -157,8 +170,6 @@ class Stopwatch:
     def mark(self) -> None:
         """Set a mark behind all work so far."""
         if not self._cuda:
-            import time
-
             self._marks.append(time.perf_counter())
             return
         event = torch.cuda.Event(enable_timing=True)
@@ -168,6 +179,6 @@ class Stopwatch:
     def seconds(self) -> list[float]:
         """Return the seconds from each mark to the next. The device must have passed the last."""
         spans = []
-        for first, second in zip(self._marks, self._marks[1:], strict=False):
+        for first, second in pairwise(self._marks):
             spans.append(first.elapsed_time(second) / 1000 if self._cuda else second - first)
         return spans

@@ -10,7 +10,8 @@ A source is an object with
 - `num_boxes`: N, the rows that it gives per frame;
 - `weights_sha256`: checksum of the file that decides its boxes (weights or annotations), "" where
   there is none;
-- `to(device, precision)`: moves it there and returns it; precision is "fp32", "bf16" or "fp16";
+- `to(device, precision)`: moves it there and returns it; precision is "fp32", "tf32", "bf16" or
+  "fp16";
 - `propose(frames, clip, info, numbers)`: the boxes of K frames of a clip.
   `frames` is a uint8 tensor [K,H,W,3], RGB, or None where `frame_size` is None. `clip` is a
   `pipeline.manifests.rows.Clip`, `info` its `pipeline.views.video_info.VideoInfo`, and

@@ -15,7 +15,7 @@ from pipeline.video.view_pixels import ClipOpener
 from pipeline.views.sampling import Sampling
 
 # The torch dtypes of these are in `pipeline.networks.precision`, which needs torch.
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 DTYPES = ("float16", "float32")
 POOLS = ("max", "mean", "area")
 RESIZES = ("pil", "device")
@@ -48,7 +48,7 @@ class ExtractConfig:
         proposals: a module of `pipeline.proposals`, the source of boxes.
         proposal_options: keyword arguments of its `build`.
         roi_pool: how RoIAlign's 7×7 values become one node: "max", "mean" or "area".
-        precision: what the networks compute in: "fp32", "bf16" or "fp16".
+        precision: what the networks compute in: "fp32", "tf32", "bf16" or "fp16".
         dtype: what features are stored in: "float16" or "float32".
         seed: of the training views, and of a backbone without weights.
         decoder: the video library, such as "decord".

@@ -29,19 +29,21 @@ from pipeline.stages.config import ExtractConfig
 from pipeline.stages.jobs import Advance, RunOptions, ShardJob, decoders_for
 from pipeline.video.video_identity import changed_videos
 from pipeline.video.view_pixels import run_task
-from pipeline.views.sampling import count_views
 from pipeline.workers.claims import Claim, take_claim
 from pipeline.workers.completion import Mark, begin_shard, mark_of
 from pipeline.workers.cores import cores_here
 from pipeline.workers.decode_pool import WorkerPool
 from pipeline.workers.engines import pick_device
-from pipeline.workers.memory import keep_freed_memory
+from pipeline.workers.memory import free_memory, keep_freed_memory
 
 if TYPE_CHECKING:
     from pipeline.stages.frozen_networks import FrozenNetworks
 
-# Decoded views that may wait for the device, if that leaves one clip per worker.
-VIEWS_AHEAD = 64
+# Tasks per decode worker that may be under way or done before the device wants them. Memory bounds
+# them too.
+TASKS_AHEAD = 8
+# Of decoded pixels that wait for the device: a part of the memory that is free, and bytes.
+SHARED_PART, SHARED_BYTES = 1 / 8, 2 << 30
 
 # How often a clip is given to another decode process after its own died.
 AGAIN = 1
@@ -131,7 +133,16 @@ class ExtractShards:
         workers = self.options.workers
         if workers is None:
             workers = decoders_for(self.models.device.type, self.cores)
-        return WorkerPool(run_task, workers=workers, timeout=self.options.time_limit, again=AGAIN)
+        pool = WorkerPool(
+            run_task,
+            workers=workers,
+            timeout=self.options.time_limit,
+            again=AGAIN,
+            shared_bytes=min(SHARED_BYTES, int(SHARED_PART * free_memory())),
+        )
+        if pool.arena is not None:
+            self.models.transfers.lock_pages(pool.arena.address, pool.arena.size)
+        return pool
 
     def close(self) -> None:
         """End the decode workers and the watch, if there are any."""
@@ -310,13 +321,8 @@ class ExtractShards:
             return []
 
     def _ahead(self) -> int:
-        """How many clips are decoded ahead.
-
-        Every worker has one, and one waits for each. Clips of many views are fewer, because they
-        would fill the memory.
-        """
-        views, workers = sum(count_views(self.config.sampling).values()), self.pool.workers
-        return max(1, workers, min(2 * workers, VIEWS_AHEAD // views))
+        """How many clips are decoded ahead, if the memory that workers share has room for them."""
+        return max(1, TASKS_AHEAD * self.pool.workers)
 
 
 def _finish(complete: Callable[[], dict | None], claim: Claim) -> dict | None:

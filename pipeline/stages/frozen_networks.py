@@ -13,6 +13,7 @@ from torch import Tensor
 from pipeline.backbones import Backbone, build_backbone, freeze
 from pipeline.cache.fields import grid_at
 from pipeline.manifests.manifest import Clip
+from pipeline.networks.precision import set_float32
 from pipeline.networks.transfers import Arriving, Stopwatch, Transfers
 from pipeline.proposals import build_proposals
 from pipeline.regions import boxes as geometry
@@ -230,6 +231,7 @@ class FrozenNetworks(StoredShapes):
         """
         super().__init__(config)
         self.device = torch.device(device)
+        set_float32(config.precision)
         self.backbone = freeze(
             self.backbone, precision=config.precision, device=device, compile=compile
         )
@@ -389,8 +391,8 @@ def source_of(config: ExtractConfig, device: str | torch.device):
 
     Args:
         config: the config.
-        device: where it computes. On a CPU, fp32 replaces fp16: fp16 is a hundred times slower
-            there, and the boxes differ by rounding only.
+        device: where it computes. On a CPU, fp32 replaces tf32, which it lacks, and fp16, which is
+            a hundred times slower there. The boxes differ by rounding only.
 
     Returns:
         The source; None if no boxes are wanted.
@@ -399,8 +401,8 @@ def source_of(config: ExtractConfig, device: str | torch.device):
         ValueError: unknown name or options, or weights that do not fit.
     """
     source = _built_source(config)
-    slow = config.precision == "fp16" and torch.device(device).type == "cpu"
-    return source and source.to(device, "fp32" if slow else config.precision)
+    not_there = config.precision in ("tf32", "fp16") and torch.device(device).type == "cpu"
+    return source and source.to(device, "fp32" if not_there else config.precision)
 
 
 def _built_source(config: ExtractConfig):

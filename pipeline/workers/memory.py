@@ -1,7 +1,9 @@
-"""How this process keeps memory between one forward pass and the next."""
+"""The memory of this process: how much it may still take, and how it keeps what it has freed."""
 
 import ctypes
+import os
 import platform
+from pathlib import Path
 
 # Parameters of glibc's mallopt, from malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -34,3 +36,24 @@ def keep_freed_memory() -> bool:
     # Every setting is tried, also after one has failed.
     done = [mallopt(parameter, value) == 1 for parameter, value in settings]
     return all(done)
+
+
+def free_memory() -> int:
+    """Return the bytes that this process may still take.
+
+    That is what the machine has free, or less if the process's control group allows less.
+    """
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            # Counts the page cache too, which the system gives up when memory is needed.
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+            free = min(free, int(limit) - used)
+    except (OSError, ValueError):
+        # This system has no such files: what is known so far has to do.
+        return free
+    return free

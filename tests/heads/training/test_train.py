@@ -13,7 +13,7 @@ from heads.config.recipe import recipe_from
 from heads.config.recipe_tables import DataOptions
 from heads.config.training_options import Training
 from heads.data.classes import find_classes, mirrored
-from heads.data.feature_store import FeatureStore, free_memory
+from heads.data.feature_store import FeatureStore
 from heads.data.splits import split_views
 from heads.evaluation.evaluate import evaluate
 from heads.evaluation.metrics import aggregate, scores_of, summarise
@@ -24,6 +24,7 @@ from heads.training.train import train
 from pipeline.cache.reader import Cache
 from pipeline.files.atomic_files import fletcher32
 from pipeline.manifests.manifest import write_manifest
+from pipeline.workers.memory import free_memory
 from tests.support.tiny_cache import SPLITS, Tiny
 
 
