@@ -99,6 +99,7 @@ def run(
     """Extract with a progress display, print what came out, and return the exit code."""
     from contextlib import ExitStack
 
+    from pipeline.stages.bottleneck import describe_work
     from pipeline.stages.extract import extract
     from pipeline.workers.memory import keep_freed_memory
 
@@ -124,6 +125,9 @@ def run(
             f"{cache}: {summary.clips:,} clips, {summary.views:,} views in "
             f"{summary.seconds:,.1f} s ({rate:.2f} clips/s)"
         )
+        pace = describe_work(summary.work, summary.seconds)
+        if pace:
+            say(pace)
     else:
         say(f"{cache}: every shard was complete already")
     _report_relabelled(summary.relabelled, manifest.path, cache)

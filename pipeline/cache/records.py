@@ -82,6 +82,7 @@ STATISTICS = {
     "options?": {"which": [str], "neighbours": int},
     "asked?": dict,
     "batch?": int,
+    "workers?": int,
     "views?": int,
     "clips?": int,
     "stage?": str,

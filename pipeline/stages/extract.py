@@ -21,6 +21,7 @@ from pipeline.cache.records import read_statistics
 from pipeline.cache.shards import complete_shard
 from pipeline.manifests.manifest import Clip, Manifest, shard_ranges
 from pipeline.plugins import given_files, take_over
+from pipeline.stages.bottleneck import Work
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.extract_shards import ExtractShards, as_json
 from pipeline.stages.jobs import Advance, RunOptions, ShardJob
@@ -56,6 +57,7 @@ class ExtractSummary:
         changed: clips of complete shards whose videos have changed since.
         relabelled: clips whose labels or split differ from the cache's copy of the manifest.
             Training reads the copy unless it is given another manifest.
+        work: what the processes that wrote shards of this run did.
         seconds: wall time.
     """
 
@@ -69,6 +71,7 @@ class ExtractSummary:
     warnings: list[dict] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     relabelled: list[str] = field(default_factory=list)
+    work: Work = field(default_factory=Work)
     seconds: float = 0.0
 
 
@@ -197,6 +200,7 @@ def _share_and_collect(
                     summary.shards += 1
                     summary.clips += record["clips"]
                     summary.views += record["views"]
+                    summary.work.add(record)
                 else:
                     summary.already += 1
             extractor.watched.check()

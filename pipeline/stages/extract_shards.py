@@ -258,7 +258,14 @@ class ExtractShards:
         from pipeline.stages.shard_composer import ShardComposer
 
         composer = ShardComposer(
-            shard.job, shard.claim, shard.mark, self.models, self.options, disk, shard.good
+            shard.job,
+            shard.claim,
+            shard.mark,
+            self.models,
+            self.options,
+            disk,
+            shard.good,
+            self.pool.workers,
         )
         self.reported.add(shard.job.shard)
 

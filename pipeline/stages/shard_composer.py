@@ -75,6 +75,7 @@ class ShardComposer:
         options: RunOptions,
         disk: ThreadPoolExecutor,
         good: GoodViews | None = None,
+        workers: int = 0,
     ):
         """Prepare for a shard; nothing is written yet.
 
@@ -86,10 +87,11 @@ class ShardComposer:
             options: how to work.
             disk: the thread that writes.
             good: the views to copy from the existing file, which is replaced then.
+            workers: how many decode processes there are, for the statistics.
         """
         self.job, self.clips, self.claim, self.mark = job, job.clips, claim, mark
         self.models, self.options, self.disk, self.good = models, options, disk, good
-        self.sampling = models.config.sampling
+        self.sampling, self.workers = models.config.sampling, workers
         self.counts = {group: count for group, count in count_views(self.sampling).items() if count}
         self.waiting: dict[str, list[ViewRow]] = {group: [] for group in self.counts}
         self.pending: list[tuple[Future, int]] = []
@@ -352,6 +354,7 @@ class ShardComposer:
             "device": device_name(self.models.device.type),
             "versions": versions(),
             "batch": self.options.batch,
+            "workers": self.workers,
             # With paths, which the fingerprint leaves out: `repair` needs them.
             "asked": _with_absolute_paths(asdict(self.models.config)),
         }

@@ -1,0 +1,54 @@
+"""The line about what held an extraction back."""
+
+import pytest
+
+from pipeline.stages.bottleneck import Work, describe_work, work_of
+
+
+def shard(views=100, wall=10.0, backbone=1.0, proposals=0.0, decode=1.0, write=1.0, workers=1):
+    seconds = {
+        "wall": wall,
+        "backbone": backbone,
+        "proposals": proposals,
+        "decode": decode,
+        "write": write,
+    }
+    return {"views": views, "seconds": seconds, "workers": workers}
+
+
+def test_it_gives_the_rates_and_the_idle_shares():
+    line = describe_work(
+        work_of([shard(backbone=7.0, proposals=2.0, decode=16.0, workers=2, write=2.0)]), 12.5
+    )
+    # 100 views in 12.5 s; in 9 s of the networks; 16 of 20 s of the decoders; 2 of 10 s.
+    assert line.startswith(
+        "8.0 views/s; the networks alone 11.1 (90 %); decoders idle 20 %; writer idle 80 %: "
+    )
+
+
+@pytest.mark.parametrize(
+    ("busy", "words"),
+    [
+        ({"backbone": 9.5}, "the networks set the pace"),
+        ({"decode": 9.5}, "more decoders"),
+        ({"write": 9.5}, "a faster disk"),
+        ({}, "short shards"),
+    ],
+)
+def test_it_names_what_was_busy(busy, words):
+    assert words in describe_work(work_of([shard(**busy)]), 10.0)
+
+
+def test_two_processes_are_twice_as_fast_as_their_networks_one_after_the_other():
+    line = describe_work(work_of([shard(backbone=10.0), shard(backbone=10.0)]), 10.0)
+    assert line.startswith("20.0 views/s; the networks alone 20.0 (100 %)")
+
+
+def test_views_that_were_copied_do_not_count():
+    work = Work()
+    work.add({**shard(views=100), "taken_over": 60})
+    assert work.views == 40
+
+
+def test_nothing_is_said_where_nothing_was_computed():
+    assert describe_work(Work(), 3.0) == ""
