@@ -133,6 +133,12 @@ def network_options(function):
             help="File of boxes, for --proposals annotations.",
         ),
         click.option(
+            "--frame-resize",
+            type=_one_of("pil device"),
+            help="Who resizes frames for the source of boxes: the decode workers with Pillow, or "
+            "the device.  [default: as the cache; device for a new one on a GPU, else pil]",
+        ),
+        click.option(
             "--roi-pool",
             default="max",
             type=_one_of("max mean area"),
@@ -141,8 +147,8 @@ def network_options(function):
         click.option(
             "--precision",
             default="fp32",
-            type=_one_of("fp32 bf16 fp16"),
-            help="Arithmetic; no fp16 on a CPU.",
+            type=_one_of("fp32 tf32 bf16 fp16"),
+            help="Arithmetic; tf32 and fp16 need a GPU.",
         ),
         click.option(
             "--dtype",
@@ -275,9 +281,28 @@ def config_of(given: dict):
     config = ExtractConfig(
         sampling=sampling,
         proposal_options={key: value for key, value in boxes.items() if value is not None},
+        resize=given["frame_resize"] or _resize_for(given),
         **{key: given[key] for key in CONFIG},
     )
     config = with_settings(config, given["settings"])
     return replace(
         config, backbone=given_name(config.backbone), proposals=given_name(config.proposals)
     )
+
+
+def _resize_for(given: dict) -> str:
+    """Who resizes frames, where nobody said it: a cache goes on as it began."""
+    from pipeline.cache.reader import read_cache_json
+    from pipeline.workers.engines import pick_device
+
+    cache = given.get("cache")
+    if cache and (Path(cache) / "cache.json").is_file():
+        return read_cache_json(Path(cache))["config"].get("resize", "pil")
+    # On other machines: what they have is not known here, and torch is not needed.
+    if given.get("scheduler") or given.get("slurm") is not None or given.get("print_sbatch"):
+        return "pil"
+    try:
+        return "device" if pick_device(given["device"]) == "cuda" else "pil"
+    except ValueError:
+        # No such device: the command says so when it needs it.
+        return "pil"

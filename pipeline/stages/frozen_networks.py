@@ -457,7 +457,7 @@ def at_size(frames: Tensor, size: int, resize: str) -> Tensor:
             them.
         size: pixels of the short side.
         resize: "pil", or "device": bilinear with antialiasing, rounded to whole numbers, wherever
-            the frames are. The two differ by at most 1 of 255 at nearly all pixels.
+            the frames are. Pixels of the two differ by 1 of 255 at most.
 
     Returns:
         uint8 [K,H',W',3].

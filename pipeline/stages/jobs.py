@@ -11,9 +11,6 @@ from pipeline.workers.completion import Mark
 # Called with (clips done, clips failed) since the last call.
 Advance = Callable[[int, int], None]
 
-# Decode processes, where nobody says how many.
-MOST_DECODERS = 16
-
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -81,4 +78,4 @@ def decoders_for(device: str, cores: int) -> int:
         1 on a CPU, where the networks need every core and are slower than one decoder. Beside a
         GPU the cores are free.
     """
-    return 1 if device == "cpu" else max(1, min(MOST_DECODERS, cores - 1))
+    return 1 if device == "cpu" else max(1, cores - 1)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cli.extract import _report_warnings
 from pipeline.backbones import build_backbone
@@ -21,12 +22,12 @@ from pipeline.manifests.manifest import Clip, read_manifest
 from pipeline.regions import boxes as geometry
 from pipeline.stages.config import ExtractConfig, with_settings
 from pipeline.stages.extract import RunOptions, count_shards, describe, extract
-from pipeline.stages.frozen_networks import FrozenNetworks, StoredShapes
+from pipeline.stages.frozen_networks import FrozenNetworks, StoredShapes, at_size
 from pipeline.stages.repair import MovedFiles, as_extracted
 from pipeline.stages.shard_composer import _as_decode_error
 from pipeline.stages.verify import shards_to_repair
 from pipeline.video.decode import open_clip, why_no_decord, write_video
-from pipeline.video.view_pixels import ClipOpener, DecodeViews, step_frames
+from pipeline.video.view_pixels import ClipOpener, DecodeViews, short_side, step_frames
 from pipeline.views.sampling import Sampling
 from pipeline.workers.claims import take_claim
 from tests.support import tiny_videos
@@ -480,3 +481,28 @@ def test_a_cache_that_an_earlier_version_began_says_which_videos_are_read_otherw
     run(world, tmp_path / "cache", shards=[1], say=said.append)
     assert len(said) == 1
     assert "pixels that are not square" in said[0]
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(240, 426, 480), (720, 1280, 480)])
+def test_frames_resized_by_the_device_are_pillows_up_to_rounding(height, width, size):
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 256, (30, 54, 3), np.uint8))
+    frame = small.resize((width, height), Image.Resampling.BICUBIC)
+    out_height, out_width = short_side(height, width, size)
+    pillows = np.asarray(frame.resize((out_width, out_height), Image.Resampling.BILINEAR))
+    ours = at_size(torch.from_numpy(np.array(frame))[None], size, "device")[0].numpy()
+    assert np.abs(ours.astype(int) - pillows.astype(int)).max() <= 1
+
+
+def test_a_cache_of_frames_that_the_device_resizes_is_another_one(world, tmp_path):
+    boxes = {"proposals": "torchvision", "proposal_options": {"weights": "none", "size": 80}}
+    config = replace(config_of(world), **boxes, keep=("boxes",), resize="device")
+    run(world, tmp_path / "cache", config)
+    with pytest.raises(ValueError, match=r"resize=device; this command asks for resize=none"):
+        run(world, tmp_path / "cache", replace(config, resize="pil"))
+    pil = replace(config, resize="pil")
+    run(world, tmp_path / "pil", pil)
+    device, pil = (Cache(tmp_path / name)["test"] for name in ("cache", "pil"))
+    good = np.flatnonzero(pil.ok)
+    a, b = (one.batch(good, ("scores",))["scores"] for one in (device, pil))
+    np.testing.assert_allclose(a, b, atol=0.02)
