@@ -172,7 +172,7 @@ def require_same_backbone(config: Mapping, cache: Cache) -> None:
     Raises:
         ValueError: another backbone, or other options of it.
     """
-    _require_same_features(config, cache, ("backbone", "backbone_options"))
+    _require_same_features(config, cache, ("backbone", "backbone_options", "backbone_version"))
 
 
 def _config_of(saved: Mapping, cache: Cache, path: Path) -> Mapping:

@@ -243,6 +243,13 @@ class _Setup:
                     f"extracted with (SHA-256 {found[:12]}, expected {wanted[:12]}); pass "
                     "--weights with that file"
                 )
+            made_by = self.cache.config.get("backbone_version", 1)
+            if backbone.version != made_by:
+                raise ValueError(
+                    f"{self.cache.path}: {backbone.name} of version {made_by} made it, this is "
+                    f"version {backbone.version}, which computes something else with these "
+                    f"options: extract again into another folder"
+                )
         return backbone
 
     def _dims(self) -> tuple[Dims, Dims]:
@@ -317,7 +324,9 @@ class _Setup:
             fingerprint, config = self.cache.fingerprint, self.cache.config
         else:
             boxes_sha256 = self.source.weights_sha256 if self.source else ""
-            computed = self.config.computed(self.backbone.weights_sha256, boxes_sha256)
+            computed = self.config.computed(
+                self.backbone.weights_sha256, boxes_sha256, self.backbone.version
+            )
             # Tuples become lists, as in what run.json gives back.
             config = json.loads(json.dumps(computed))
             # These say how weights were loaded. The network is the same without them.
