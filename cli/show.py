@@ -50,6 +50,12 @@ def node(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple
     help="Its weights.  [default: what its figures use]",
 )
 @click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    help="Where the backbone's weights are now, for stages and blocks.  "
+    "[default: where the extraction found them]",
+)
+@click.option(
     "--what",
     callback=commas,
     help="Some of what is listed above, comma-separated.  [default: what cache and run allow]",
@@ -105,6 +111,7 @@ def command(
     view,
     run,
     checkpoint,
+    weights,
     what,
     node,
     steps,
@@ -123,13 +130,16 @@ def command(
     edges        front and back edges of the IoU graph with their weights
     nearest      the chosen node's nearest node in each step
     similar      the nodes most similar to the chosen one
-    attention    of a head: GOS's nodes, STRG's similarity graph, RSTG's grid
+    attention    of a head: GOS's nodes, STRG's similarity graph, RSTG's grid, EAN's objects
     regions      of a head: the regions that DyReg chose
     saliency     of a head: EAN's saliency maps as heat
+    stages       each stage's map over time as heat; asked for alone
+    blocks       M and the kernels of EAN's blocks; asked for alone
     structure    of a head: the structure that GOS chose
     predictions  of a head: the classes with the best scores
 
-    Without the source video the boxes are drawn on grey. docs/show.md says what each drawing means.
+    Stages and blocks run the backbone on the frames; without --what they are left out. Without the
+    source video the boxes are drawn on grey. docs/show.md says what each drawing means.
     """
     from heads.drawing.draw import Style, draw_view
 
@@ -144,6 +154,7 @@ def command(
         node=node,
         root=root,
         checkpoint=checkpoint or "",
+        weights=weights,
         style=style,
     )
     # An id may hold characters of a path, such as a slash.

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from heads.data.splits import fields_for, how_to_add
+from heads.drawing.backbone_output import BlockOutput, recorded_blocks
 from heads.evaluation.metrics import scores_of
 from heads.evaluation.saved_heads import load_trained
 from heads.interface.clips import MissingFields, clips_of
@@ -32,6 +33,7 @@ class HeadResult:
         cells: (h, w) of the map that the head reads; None where it reads none.
         space: operations that head `gos` chooses from.
         edges: pairs of supernodes of head `gos`.
+        blocks: what the Event Adaptive Blocks make, where the head runs such a part of a backbone.
     """
 
     run: Path
@@ -44,6 +46,7 @@ class HeadResult:
     cells: tuple[int, int] | None = None
     space: Sequence[str] = ()
     edges: Sequence[tuple[int, int]] = ()
+    blocks: Sequence[BlockOutput] = ()
 
     @property
     def best(self) -> int:
@@ -86,7 +89,8 @@ def run_head(
         raise ValueError(how_to_add(cache, recipe.head.name, error.names)) from None
 
     clips = clips_of(group.batch([row], fields))
-    with torch.inference_mode():
+    blocks: list[BlockOutput] = []
+    with torch.inference_mode(), recorded_blocks(head, blocks):
         out = head(clips, want_maps=True)
     return HeadResult(
         run=Path(run),
@@ -99,6 +103,7 @@ def run_head(
         cells=_cells(head, clips.maps),
         space=getattr(head, "space", ()),
         edges=getattr(head, "edges", ()),
+        blocks=blocks,
     )
 
 

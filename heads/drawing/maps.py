@@ -45,6 +45,22 @@ def heat(maps: np.ndarray, title: str, note: str = "", scale: float = 1.0) -> St
     return Strip(title, numbers, scale=scale, backdrop=backdrop)
 
 
+def stage(maps: np.ndarray, name: str, steps: int) -> Strip:
+    """Draw a stage's map over time.
+
+    Args:
+        maps: [T',h,w]; T' may be another number than the steps.
+        name: of the stage.
+        steps: T, frames of the strip.
+
+    Returns:
+        The strip.
+    """
+    nearest = [t * len(maps) // steps for t in range(steps)]
+    note = "mean of the channels' absolute values"
+    return heat(maps[nearest], f"{name} over time", note, 0.7)
+
+
 def background(
     view: ViewContent, node: Node, weights: np.ndarray, cells: tuple[int, int], title: str
 ) -> Strip:

@@ -14,6 +14,8 @@ from pipeline.text.suggestions import nearest
 
 if TYPE_CHECKING:
     from pipeline.backbones._base import Backbone
+    from pipeline.backbones._ean import EventAdaptiveBlock
+    from pipeline.backbones._ean_kernels import fusion_matrix, kernel_sizes
     from pipeline.backbones._freezing import freeze
     from pipeline.backbones._layers import Conv, MaxPool
 
@@ -21,18 +23,24 @@ if TYPE_CHECKING:
 _HOMES = {
     "Backbone": "_base",
     "Conv": "_layers",
+    "EventAdaptiveBlock": "_ean",
     "MaxPool": "_layers",
     "freeze": "_freezing",
+    "fusion_matrix": "_ean_kernels",
+    "kernel_sizes": "_ean_kernels",
 }
 
 __all__ = [
     "Backbone",
     "Conv",
+    "EventAdaptiveBlock",
     "MaxPool",
     "backbone_names",
     "backbone_options",
     "build_backbone",
     "freeze",
+    "fusion_matrix",
+    "kernel_sizes",
 ]
 
 __getattr__ = load_lazily(__name__, _HOMES)

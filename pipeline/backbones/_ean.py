@@ -299,7 +299,7 @@ class MultiScale(nn.Module):
 
     def __init__(self, channels: int, axis: str, design: Design, norm: bool):
         super().__init__()
-        self.sizes = thirds(channels)
+        self.sizes, self.axis = thirds(channels), axis
         groups = []
         for size, reach in zip(self.sizes, design.taps, strict=True):
             if size:
