@@ -9,6 +9,7 @@ This room may import from `heads.interface`, `heads.zoo`, `heads.config`, `heads
     metrics           top-k, mean average precision, confusion matrix
     ensemble          add the scores of several runs
     prediction_files  read predictions_SPLIT.npz
+    view_check        a head can read the views of every split
     counting          parameters and multiply-accumulates
     summary           what `vidgraph summary NAME` counts
 
