@@ -152,7 +152,8 @@ class ExtractConfig:
             record.pop("pixel_aspect")
         if not self.frame_pattern:
             record.pop("frame_pattern")
-
+        if self.sampling.stretch is None:
+            record["sampling"].pop("stretch")
         if backbone_version > 1:
             record["backbone_version"] = backbone_version
 

@@ -95,7 +95,7 @@ class Sampling:
 
         GOS        224, 224, 1
         DyReg-GNN  256, 224, 1, or 256, 256, 3
-        EAN        240, 224, 1
+        EAN        256, 224, 1, or 256, 256, 3 (Kinetics)
         RSTG       256, 256, 11
         STRG       256, none, full
 
@@ -112,6 +112,9 @@ class Sampling:
         source_fps: frames per second of a clip whose own rate is unknown. A clip's own rate is
             the manifest's column `fps`, else that of its file.
         size: pixels of a training view's side; views are square.
+        stretch: (height, width) in pixels to which whole frames are resized before anything is
+            cut, whatever their aspect; None keeps the aspect. EAN's release has 240, 320 on
+            Something-Something, and a test_short_side of 240.
         train_views: training views per clip.
         train_crop: how training views are cut. "gos": a square of one of `scales` times the short
             side, anywhere (GOS: 1 and 0.9). "short_side": the short side becomes a random whole
@@ -148,6 +151,7 @@ class Sampling:
     fps: float = 6.0
     source_fps: float | None = None
     size: int = 224
+    stretch: tuple[int, int] | None = None
     train_views: int = 1
     train_crop: str = "gos"
     scales: tuple[float, ...] | None = None
@@ -163,7 +167,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         # JSON and TOML have no tuples.
-        for name in ("scales", "short_side", "flip_protect"):
+        for name in ("scales", "short_side", "stretch", "flip_protect"):
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
@@ -231,6 +235,11 @@ class Sampling:
             ok = ok and sides[0] <= sides[1]
             expected = f"lowest and highest, pixels, from size={self.size}"
             self._check("short_side", ok, expected)
+
+        if self.stretch is not None:
+            ok = isinstance(self.stretch, tuple) and len(self.stretch) == 2
+            ok = ok and all(_is_whole(side, 1) for side in self.stretch)
+            self._check("stretch", ok, "height and width, pixels")
 
         ok = self.test_crops == "full" or self.size_of("test")[0] <= self.resized
         name = "test_size" if self.test_size else "test_short_side"
@@ -334,17 +343,21 @@ def views_of(
             "(sampling.source_fps), or add a column fps to the manifest"
         )
 
+    # Crops are drawn in the stretched frame, then put back into the frame as it is.
+    height, width = sampling.stretch or (info.height, info.width)
     is_protected = not set(labels).isdisjoint(sampling.flip_protect)
     views = []
     for number in range(sampling.train_views):
         # One stream of draws per purpose: another crop or probability leaves the frames alone.
         key = (seed, clip_id, "train", number)
         frames = _frames(sampling, info, Draws(*key, "frames"), clip=0, clips=1)
-        crop = _train_crop(sampling, info.width, info.height, Draws(*key, "crop"))
+        crop = _train_crop(sampling, width, height, Draws(*key, "crop"))
+        crop = _unstretched(crop, (width, height), info)
         flip = Draws(*key, "flip").uniform() < sampling.flip and not is_protected
         views.append(View("train", number, frames, crop, (sampling.size, sampling.size), flip))
 
-    crops, size = _test_crops(sampling, info.width, info.height)
+    crops, size = _test_crops(sampling, width, height)
+    crops = [_unstretched(crop, (width, height), info) for crop in crops]
     for clip in range(sampling.test_clips):
         frames = _frames(sampling, info, None, clip, sampling.test_clips)
         for k, crop in enumerate(crops):
@@ -397,6 +410,17 @@ def _test_crops(sampling: Sampling, width: int, height: int) -> tuple[list[Crop]
         return [(0, 0, width, height)], size
     scale = size[0] / sampling.resized
     return even_crops(width, height, scale, sampling.test_crops), size
+
+
+def _unstretched(
+    crop: Crop, size: tuple[int, int], info: VideoInfo
+) -> tuple[float, float, float, float]:
+    """Return a crop of a frame of (width, height) as the same part of the clip's own frame."""
+    if size == (info.width, info.height):
+        return crop
+    across, down = info.width / size[0], info.height / size[1]
+    x, y, width, height = crop
+    return x * across, y * down, width * across, height * down
 
 
 def _is_whole(value: object, low: int) -> bool:
