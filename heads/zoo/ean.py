@@ -13,7 +13,7 @@ The equations of SOI are in heads/papers/ean/sparse_objects.py. variant="release
     E, paper                 one vector per cell
     E, released              one vector per cell and step
 
-Parameters at 2048x8x7x7, released: 6 645 380, of which E is 200 704; paper: 5 860 484, of which E
+Parameters at 2048x8x7x7, released: 6 645 380, of which E is 200 704; paper: 5 956 932, of which E
 is 25 088.
 
 The last Event Adaptive Block and res5 can be learned with it, from the map before that block. That

@@ -11,7 +11,7 @@ from heads.interface.clips import Clips, Dims
 from heads.interface.masked_layers import masked_mean
 from heads.papers.ean.regions import coverage, tiles
 from heads.papers.ean.transformer import RowNorm
-from heads.zoo import build_head
+from heads.zoo import build_head, head_changes, head_version
 from pipeline.backbones import build_backbone
 from pipeline.backbones._ean import (
     Design,
@@ -781,6 +781,28 @@ def test_every_parameter_moves_within_three_steps_but_the_biases_that_a_norm_rem
 def test_options_of_the_head_that_do_not_exist_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         build_head("ean", SIZES, K, **options)
+
+
+# Runs of before, whose options now mean something else.
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, ["Saliency-Net"]),
+        ({"variant": "released"}, []),
+        ({"regions": "fixed"}, []),
+        ({"regions": "none", "width": 16}, []),
+        ({"variant": "released", "width": 16}, ["attention heads"]),
+        ({"variant": "released", "soi_at": "res4"}, ["attention heads"]),
+        ({"regions": "all", "backbone_options": {"pool": "none"}}, ["without a pool"]),
+    ],
+)
+def test_only_runs_whose_options_compute_something_else_are_of_an_older_version(options, words):
+    found = head_changes("ean", 1, options)
+    assert len(found) == len(words)
+    assert all(word in change.what for change, word in zip(found, words, strict=True))
+    assert head_changes("ean", head_version("ean"), options) == []
 
 
 # Transformers at earlier stages, as the rows 1-2 and 1-3 of Table 6 have them.
