@@ -31,6 +31,7 @@ without bottlenecks, where the module replaces the block, is not reproduced.
 
 from torch import Tensor, nn
 
+from heads.interface.changes import Change
 from heads.interface.clips import Clips, Dims, HeadOutput
 from heads.interface.network_above_cut import (
     insertion_points,
@@ -44,6 +45,21 @@ from heads.papers.dyreg.module import DyReg, recorded
 from pipeline.backbones import Backbone
 
 NO_OPTIONS: dict = {}
+
+CHANGES = (
+    Change(
+        2,
+        "regions='lite' had position waves of frequencies above 1 and a layer norm, and has the "
+        "release's frequencies, below 1, and no norm",
+        lambda options: options["regions"] == "lite",
+    ),
+    Change(
+        2,
+        "regions='semantic' up-sampled without padding, and pads now and adds the features that "
+        "enter, as in the release",
+        lambda options: options["regions"] == "semantic",
+    ),
+)
 
 
 class DyRegHead(nn.Module):
