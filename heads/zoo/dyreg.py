@@ -161,6 +161,7 @@ def build(
     cut: str = "res5",
     regions: str = "dynamic",
     width: int = 256,
+    width_divisor: int = 1,
     offset_width: int = 128,
     anchors: str = "centre",
     normalise: bool = True,
@@ -183,6 +184,8 @@ def build(
         regions: a row of the table in heads/papers/dyreg/regions.py, or "none": the network
             without its modules (Table 6, ResNet-18).
         width: C of a module, if its map has more channels.
+        width_divisor: C is also at most the map's channels divided by this: 4 for ResNet-18 in the
+            release.
         offset_width: d_o.
         anchors: "centre" (the paper) or "grid".
         normalise: whether kernels sum to 1 (the release; the paper's equations do not say so).
@@ -198,7 +201,14 @@ def build(
             that the regions cannot take.
         MissingFields: the cache lacks the map.
     """
-    at_least("dyreg", 1, width=width, offset_width=offset_width, iterations=iterations)
+    at_least(
+        "dyreg",
+        1,
+        width=width,
+        width_divisor=width_divisor,
+        offset_width=offset_width,
+        iterations=iterations,
+    )
     points = insertion_points("dyreg", backbone, at)
     if regions == "none" and not backbone:
         raise ValueError(
@@ -210,7 +220,7 @@ def build(
         return DyReg(
             channels,
             grid,
-            width,
+            min(width, max(1, channels // width_divisor)),
             variant=variant,
             regions=regions,
             offset_width=offset_width,
