@@ -96,6 +96,8 @@ class DyRegHead(nn.Module):
         nn.init.normal_(self.fc.weight, std=0.001)
         nn.init.zeros_(self.fc.bias)
         self.detector = any(module.reads_boxes for module in modules.values())
+        # Whether the maps of this head hold regions.
+        self.has_regions = bool(modules)
         self.needs = (cut, "boxes", "valid") if self.detector else (cut,)
         self.uses = ("grid",)
 

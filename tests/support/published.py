@@ -267,8 +267,7 @@ PAIRWISE = sum(3 * 16 * (81 - 9) * c * c for c in (128, 256, 256))
 # Products that no layer makes: of kernels and map, of queries and keys, of weights and messages, of
 # kernels and nodes. They are the same whatever the regions are.
 PRODUCTS = sum(
-    16 * (2 * 9 * side * side * c + 3 * 2 * 81 * c)
-    for c, side in ((128, 28), (256, 14), (256, 7))
+    16 * (2 * 9 * side * side * c + 3 * 2 * 81 * c) for c, side in ((128, 28), (256, 14), (256, 7))
 )
 LAYERS = (
     "convolutions, linear layers and GRUs alone, the message layer on all 81 pairs of nodes, where "
