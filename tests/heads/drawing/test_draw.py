@@ -16,7 +16,9 @@ from heads.drawing import maps as draw_maps
 from heads.drawing import sections as draw_sections
 from heads.drawing.canvas import (
     BACK,
+    CHOSEN,
     FRONT,
+    INK,
     PAPER,
     Canvas,
     FrameRect,
@@ -266,6 +268,27 @@ def test_a_region_s_box_is_where_its_kernel_has_half_its_height():
     )
     for of in (np.min, np.max):
         np.testing.assert_allclose(of(box, 0), of(outline, 0), atol=5)
+
+
+def test_annotated_boxes_are_drawn_beside_regions_and_joined_with_the_nearest():
+    grid = (9, 12)
+    centres = torch.tensor([[[4.0, 2.5], [4.0, 8.5]]])
+    kernels = kernels_of(centres, torch.ones(1, 2, 2), grid)
+    boxes = torch.tensor([[[[0.4, 0.4, 0.6, 0.6], [0.0, 0.0, 1.0, 1.0]]]])
+    annotated = boxes, torch.tensor([[[True, False]]])
+    maps = kernels.numpy(), "regions", centres.numpy(), np.ones((1, 2, 2), np.float32)
+    strip = draw_maps.regions(*maps, annotated)
+    canvas = Canvas(300, 130)
+    canvas.rectangle((0, 0, 300, 130), INK, 0, fill=INK)
+    strip.paint(canvas, RECT, 0)
+    at = painted(canvas, CHOSEN)
+    # The region at 3 of 12 and the one at 9 of 12 are as far; the line goes to one of them.
+    corners = [RECT.at(0.25, 0.4), RECT.at(0.75, 0.6)]
+    assert corners[0][1] - 4 <= at[:, 0].min() <= at[:, 0].max() <= corners[1][1] + 4
+    sides = at[:, 1].min() < RECT.at(0.35, 0)[0], at[:, 1].max() > RECT.at(0.65, 0)[0]
+    assert sides.count(True) == 1
+    assert "annotated boxes in white, the nearest region is 0.250 away" in strip.note
+    assert "annotated" not in draw_maps.regions(*maps).note
 
 
 def test_a_grid_node_that_sends_more_has_a_larger_disc():
