@@ -194,7 +194,12 @@ TABLES = (
         "dyreg",
         "Table 1",
         "fixed regions, a detector's and dynamic ones on Something-Something V2",
-        ("dyreg_table1_sth_tsm", "dyreg_table1_sth_v2_fixed", "dyreg_table1_sth_v2"),
+        (
+            "dyreg_table1_regions",
+            "dyreg_table1_sth_tsm",
+            "dyreg_table1_sth_v2_fixed",
+            "dyreg_table1_sth_v2",
+        ),
         STH,
     ),
     PaperTable(
@@ -202,8 +207,8 @@ TABLES = (
         "Table 1, column Dist",
         "distance between regions and objects",
         trained=DYREG_DIGITS,
-        how="a figure of `vidgraph evaluate` on a cache with boxes of objects: see "
-        "[heads.md](heads.md)",
+        how="a figure of `vidgraph evaluate` with annotated boxes (`--annotations`): see "
+        "[heads.md](heads.md#dyreg)",
         ours="the definition: the paper's is in a supplement that was not at hand",
     ),
     PaperTable(
@@ -218,6 +223,7 @@ TABLES = (
         "Table 2",
         "three backbones on Something-Something V1",
         (
+            "dyreg_table2_backbones",
             "dyreg_table1_sth_tsm",
             "dyreg_table2_sth_v1_tsm_r18",
             "dyreg_table2_sth_v1_i3d_r50",
@@ -236,14 +242,19 @@ TABLES = (
         "dyreg",
         "Table 4",
         "Something-Something V2, one module and three",
-        ("dyreg_table1_sth_tsm", "dyreg_table4_sth_v2_r4", "dyreg_table4_sth_v2_r345"),
+        (
+            "dyreg_table4_places",
+            "dyreg_table1_sth_tsm",
+            "dyreg_table4_sth_v2_r4",
+            "dyreg_table4_sth_v2_r345",
+        ),
         STH,
     ),
     PaperTable(
         "dyreg",
         "Table 5",
         "how regions are found, on MultiSyncMNIST",
-        ("dyreg_table5_multisync",),
+        ("dyreg_table5_regions", "dyreg_table5_multisync"),
         DYREG_DIGITS,
         how="`vidgraph reproduce dyreg`",
     ),
@@ -251,7 +262,7 @@ TABLES = (
         "dyreg",
         "Table 6",
         "ResNet-18, Semantic and Lite, on MultiSyncMNIST",
-        ("dyreg_table6_multisync_r18", "dyreg_table6_multisync"),
+        ("dyreg_table6_regions", "dyreg_table6_multisync_r18", "dyreg_table6_multisync"),
         DYREG_DIGITS,
         how="`vidgraph reproduce dyreg`",
     ),
