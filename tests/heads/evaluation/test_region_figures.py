@@ -13,10 +13,12 @@ from click.testing import CliRunner
 from cli.__main__ import vidgraph
 from heads.config.recipe import read_recipe
 from heads.data.splits import cache_dims
+from heads.drawing import draw_view
 from heads.evaluation.evaluate import evaluate
 from heads.runs.run_files import save_checkpoint, write_json
 from heads.zoo import build_head, head_version
 from pipeline.cache.reader import Cache
+from pipeline.proposals import build_proposals
 from tests.support.tiny_cache import Tiny
 
 SIDE, MIDDLE = 4, 2.5 / 4  # cells; the anchor "centre" is cell 2, whose middle is at 2.5
@@ -165,6 +167,19 @@ def test_what_cannot_be_compared_is_said(plain, tmp_path):
     done = CliRunner().invoke(vidgraph, words)
     assert "Dist: 0 annotated boxes" in done.output
     assert "proposal_options.key=stem" in done.output
+
+
+def test_show_draws_the_boxes_of_a_file_beside_regions_and_nowhere_else(plain, tmp_path):
+    boxes = written(tmp_path, ["clip-20,2,0,0,32,32"])
+    run = run_of(tmp_path / "dyreg", plain, "dyreg", **DYREG)
+    source = build_proposals("annotations", file=boxes, num_boxes=2, allow_missing=True)
+    drawing = draw_view(plain, "clip-20", run=run, what=["regions"], annotations=source)
+    assert "annotated boxes in white" in drawing.sections[0].note
+    assert "annotated" not in draw_view(plain, "clip-20", run=run).sections[-1].note
+
+    words = ["show", "clip-20", "--cache", str(plain.path), "--annotations", boxes]
+    done = CliRunner().invoke(vidgraph, words, standalone_mode=False)
+    assert "annotated boxes are drawn beside regions: it needs a trained" in str(done.exception)
 
 
 def test_weights_are_those_of_before_training_not_of_the_checkpoint(cache):
