@@ -74,6 +74,11 @@ STRANGERS = (
         f"take a file without it, such as {TSM_FILES}",
     ),
     Stranger(
+        r"(^|\.)layer3\.22\.conv1\.(conv\.)?net\.",
+        "TSM on ResNet-101, which shifts in every other block of it",
+        f"take a file on ResNet-50, such as {TSM_FILES}",
+    ),
+    Stranger(
         r"(^|\.)layer\d\.\d+\.net\.",
         "TSM that shifts on the way into a whole block, shortcut included",
         f"take a file of residual shift (blockres), such as {TSM_FILES}",
@@ -223,13 +228,13 @@ def _objection_to_ean(options: dict) -> str:
 
 
 def advice_on_blobs(names: dict[str, Tensor]) -> str:
-    """Say what to do about Caffe2's blobs without statistics; "" if they have them.
+    """Say what to do about Caffe2's blobs that no backbone takes; "" for others.
 
     Args:
         names: name -> tensor, as in the checkpoint.
     """
     if not is_affine(names) or is_trained_affine(names):
-        return ""
+        return _objection_to_caffe2(names)
     return (
         "its norms have scales and no statistics: either they were folded in "
         "(modify_caffe2_ftvideo.py) or taken away (modify_blob_rm.py), and the file does not tell "

@@ -215,6 +215,8 @@ def _rpn_state(path: Path, names: Collection[str]) -> dict[str, Tensor]:
     for key, value in state.items():
         if key.startswith(wanted) and not any(part in key for part in derived):
             found[key] = value
+    if not found and any(key.startswith("rpn.head.") for key in state):
+        raise ValueError(f"{path}: the weights are torchvision's; pass --proposals torchvision")
     if not found:
         raise ValueError(
             f"{path}: expected the weights of a whole network (backbone.*, proposal_generator.*), "
