@@ -1,6 +1,7 @@
 """Read a file of weights: one of torch.save, or a pickle of arrays. No code in it is ever run."""
 
 import errno
+import re
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,9 @@ def read_checkpoint(path: str | Path) -> Any:
         # EINVAL is such a failure too: the file's table points before its start.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
+        text = " ".join(str(error).split())
+        foreign = re.search(r"Unsupported global: GLOBAL ([\w.]+)", text)
+        if foreign:
+            raise ValueError(f"it holds {foreign[1]}, an object that only code can make") from error
         # What follows the first sentence is advice about loading code.
-        reason = " ".join(str(error).split()).split(". ")[0][:120]
-        raise ValueError(f"{type(error).__name__}: {reason}") from error
+        raise ValueError(f"{type(error).__name__}: {text.split('. ')[0][:120]}") from error

@@ -16,6 +16,7 @@ from torch import nn
 BLOCKS = (3, 4, 6, 3)
 # Taps in time of the first convolution of every block (arc_type 2 of resnet_video.py).
 I3D_TAPS = ((3, 3, 3), (3, 1, 3, 1), (3, 1, 3, 1, 3, 1), (1, 3, 1))
+HEAVY_TAPS = ((3,) * 3, (3,) * 4, (3,) * 6, (3,) * 3)
 C2D_TAPS = ((1,) * 3, (1,) * 4, (1,) * 6, (1,) * 3)
 
 
@@ -43,7 +44,7 @@ def caffe2_blobs(width, taps, *, non_local=(), affine=False, seed=0):
             blobs[f"{name}_rm"] = torch.randn(channels, generator=draw) * 0.1
             blobs[f"{name}_riv"] = torch.rand(channels, generator=draw) * 3 + 0.2
 
-    conv("conv1", 3, width, 5 if taps is I3D_TAPS else 1, 7, 7)
+    conv("conv1", 3, width, 5 if taps[0][0] > 1 else 1, 7, 7)
     norm("res_conv1_bn", width)
     channels = width
     for stage, stage_taps in enumerate(taps, 2):
@@ -162,7 +163,7 @@ def mmaction2_state(width, taps, *, flat=False, net="", seed=0):
         state[f"{name}.bn.running_var"] = torch.rand(target, generator=draw) + 0.5
         state[f"{name}.bn.num_batches_tracked"] = torch.tensor(7)
 
-    conv("backbone.conv1", 3, width, 5 if taps is I3D_TAPS else 1, 7, 7)
+    conv("backbone.conv1", 3, width, 5 if taps[0][0] > 1 else 1, 7, 7)
     channels = width
     for stage, stage_taps in enumerate(taps, 1):
         inner = width * 2 ** (stage - 1)

@@ -18,6 +18,7 @@ from pipeline.backbones import build_backbone
 from pipeline.backbones._checkpoints import load
 from tests.support.other_networks import (
     C2D_TAPS,
+    HEAVY_TAPS,
     I3D_TAPS,
     Shifted,
     caffe2_blobs,
@@ -175,6 +176,10 @@ MMACTION2 = {
     "I3D": (
         *("i3d_r50", {"temporal": "alternating", **ZOO, "conv1_stride": 2, "pool1_stride": 2}),
         *({"taps": I3D_TAPS}, {"stem_steps": 2, "pool2": 2}),
+    ),
+    "I3D heavy": (
+        *("i3d_r50", {"temporal": "every", **ZOO}),
+        *({"taps": HEAVY_TAPS}, {"pool2": 2}),
     ),
     "C2D": ("c2d_r50", EIGHT, {"taps": C2D_TAPS, "flat": True}, {"pool1_pad": 0, "pool2": 2}),
     "C2D without pool": (

@@ -114,3 +114,13 @@ def test_a_score_that_numpy_counted_may_stand_beside_the_weights(tmp_path):
     saved = {"state_dict": {"a": torch.ones(2)}, "best": np.float64(53.4), "epochs": np.arange(3)}
     torch.save(saved, tmp_path / "weights.pth")
     assert read_checkpoint(tmp_path / "weights.pth")["best"] == 53.4
+
+
+class Progress:
+    """What a training program keeps beside the weights."""
+
+
+def test_an_object_of_another_program_is_named(tmp_path):
+    torch.save({"state_dict": {"a": torch.ones(2)}, "log": Progress()}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"it holds [\w.]+\.Progress, an object that only code"):
+        read_checkpoint(tmp_path / "weights.pth")
