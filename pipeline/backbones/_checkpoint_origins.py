@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pipeline.backbones._checkpoint_caffe2 import is_affine, is_trained_affine
-from pipeline.backbones._checkpoint_keys import CAFFE2, EAN, MMACTION2, Project
+from pipeline.backbones._checkpoint_keys import (
+    CAFFE2,
+    EAN,
+    MMACTION2,
+    TORCHVISION,
+    TSM,
+    Project,
+)
 
 I3D_FILES = (
     "I3D on ResNet-50 is in I3D_8x8_R50.pkl of PySlowFast's model zoo, and in "
@@ -183,7 +190,10 @@ def objection(project: Project, names: dict[str, Tensor], prefix: str, options: 
     if project is EAN:
         return _objection_to_ean(options)
 
-    shifts = any(".net." in name for name in names)
+    if project not in (TSM, MMACTION2, TORCHVISION):
+        return ""
+
+    shifts = any(re.search(r"\.conv1\.(conv\.)?net\.", name) for name in names)
     if shifts and not options.get("shift"):
         if "shift" in options:
             return "it is a TSM network; pass --set backbone_options.shift=8"

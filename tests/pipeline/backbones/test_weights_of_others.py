@@ -7,6 +7,7 @@ far the results were apart.
 
 import importlib
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -514,6 +515,13 @@ def test_our_own_weights_are_no_strangers(name, tmp_path):
     assert build_backbone(name, tmp_path / "ours.pth", width=8).weights_sha256
 
 
+@pytest.mark.parametrize("prefix", ["base_model.", "module.base_model.", "layer1.0.conv1.net."])
+def test_our_own_weights_load_below_prefixes_that_tsm_uses(prefix, tmp_path):
+    state = tiny("tsm_r18", seed=1).state_dict()
+    torch.save({prefix + key: value for key, value in state.items()}, tmp_path / "ours.pth")
+    assert build_backbone("tsm_r18", tmp_path / "ours.pth", width=8).weights_sha256
+
+
 # Prefixes.
 
 
@@ -540,3 +548,35 @@ def test_a_file_of_caffe2_that_would_run_code_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"loading it would execute \w+\.open: refused"):
         build_backbone("c2d_r50", tmp_path / "model.pkl", width=8)
     assert not (tmp_path / "ran").exists()
+
+
+# docs/weights.md.
+
+
+def value_of(text):
+    """An option's value as the command line reads it."""
+    if text in ("true", "false"):
+        return text == "true"
+    return int(text) if text.isdigit() else text
+
+
+def test_the_options_in_the_table_of_files_are_those_that_the_tests_use():
+    page = (PARITY.parents[1] / "docs" / "weights.md").read_text()
+    table = page.split("## Files that load")[1].split("\n## ")[0]
+    found = []
+    for line in table.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) != 3 or "=" not in cells[2] or ";" in cells[2]:
+            continue
+        pairs = re.findall(r"`(\w+)=(\w+)`", cells[2])
+        options = {name: value_of(value) for name, value in pairs}
+        found.append((cells[1].strip("`"), options))
+
+    used = [(name, options) for name, options, _, _ in (*CAFFE2.values(), *MMACTION2.values())]
+    used += [("c2d_r50", ZOO), ("ean_r50", {"variant": "released", "lmc": True, "segments": 8})]
+    for name, options in found:
+        # What is the backbone's default need not be passed.
+        with torch.device("meta"):
+            given = build_backbone(name, **options).options
+            same = [build_backbone(name, **other).options for n, other in used if n == name]
+        assert given in same, f"{name} with {options} is in the table and in no test"
