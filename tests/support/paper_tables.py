@@ -317,6 +317,7 @@ TABLES = (
         "Table 5",
         "without and with blocks and transformer",
         (
+            "ean_table5_parts",
             "ean_table1_sth",
             "ean_table5_baseline",
             "ean_table5_eabs",
@@ -326,18 +327,30 @@ TABLES = (
         STH,
         ours="the recipes of Table 5 train on a cache of a frozen trunk",
     ),
-    PaperTable("ean", "Table 6", "which stages have blocks", ("ean_table1_sth",), STH),
+    PaperTable(
+        "ean", "Table 6", "which stages have blocks", ("ean_table6_stages", "ean_table1_sth"), STH
+    ),
     PaperTable(
         "ean",
         "Table 7",
         "where the transformer's tokens come from",
-        ("ean_table1_sth", "ean_table7_fixed", "ean_table7_boxes", "ean_table7_all"),
+        (
+            "ean_table7_regions",
+            "ean_table1_sth",
+            "ean_table7_fixed",
+            "ean_table7_boxes",
+            "ean_table7_all",
+        ),
         STH,
         ours="the recipes of Table 7 train on a cache of a frozen trunk",
     ),
-    PaperTable("ean", "Table 8", "kinds of blocks", ("ean_table1_sth",), STH),
-    PaperTable("ean", "Table 9", "how a block mixes channels", ("ean_table1_sth",), STH),
-    PaperTable("ean", "Table 10", "parts of a block", ("ean_table1_sth",), STH),
+    PaperTable("ean", "Table 8", "kinds of blocks", ("ean_table8_blocks", "ean_table1_sth"), STH),
+    PaperTable(
+        "ean", "Table 9", "how a block mixes channels", ("ean_table9_fusion", "ean_table1_sth"), STH
+    ),
+    PaperTable(
+        "ean", "Table 10", "parts of a block", ("ean_table10_designs", "ean_table1_sth"), STH
+    ),
     PaperTable(
         "ean",
         "Tables 1, 5 to 10, columns of costs",
@@ -358,7 +371,7 @@ TABLES = (
         "demo",
         "`vidgraph demo`",
         "what relations are worth on generated videos",
-        ("demo", "demo_mean_lstm", "demo_pool", "demo_roi_pool", "demo_strg"),
+        ("demo", "demo_frames", "demo_mean_lstm", "demo_pool", "demo_roi_pool", "demo_strg"),
         "yes: by `vidgraph demo`, in minutes",
     ),
     PaperTable("demo", "one's own videos", "a recipe to start from", ("strg",)),
