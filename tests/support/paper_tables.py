@@ -182,8 +182,8 @@ TABLES = (
         "Table 1, column Dist",
         "distance between regions and objects",
         trained=DYREG_DIGITS,
-        how="a figure of `vidgraph evaluate` on a cache with boxes of objects: see "
-        "[heads.md](heads.md)",
+        how="a figure of `vidgraph evaluate` with annotated boxes (`--annotations`): see "
+        "[heads.md](heads.md#dyreg)",
         ours="the definition: the paper's is in a supplement that was not at hand",
     ),
     PaperTable(

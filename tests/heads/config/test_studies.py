@@ -48,10 +48,12 @@ def test_a_study_that_ships_says_what_it_makes_and_how_it_is_trained(name):
 @pytest.mark.parametrize("name", study_names())
 def test_the_commands_of_a_study_have_options_that_exist(name):
     for words in commands_of(FOLDER / f"{name}.toml"):
-        command = verb(words)
+        command, rest = verb(words), words[1:]
+        if isinstance(command, click.Group):
+            command, rest = command.commands[rest[0]], rest[1:]
         parser = command.make_parser(click.Context(command))
         # Raises for an option that the command has not, and where a value is missing.
-        _, arguments, _ = parser.parse_args(words[1:])
+        _, arguments, _ = parser.parse_args(rest)
         wanted = [one for one in command.params if isinstance(one, click.Argument)]
         assert len([one for one in arguments if one]) <= len(wanted), words
 
