@@ -13,28 +13,33 @@ import torch
 from torch import nn
 
 from heads.config.recipe import Recipe, read_recipe
-from heads.config.recipe_tables import FrameOptions
+from heads.config.recipe_tables import FrameOptions, HeadChoice
 from heads.config.study_file import read_study, study_names
 from heads.finetuning.joint_network import JointNetwork, joint_dims
 from heads.interface.clips import Clips
-from heads.zoo import build_head
+from heads.zoo import build_head, head_options
 from pipeline.backbones import build_backbone
 from pipeline.stages.config import with_settings
 from tests.heads.config.test_recipe_rows import ROWS, config_of_command, split
 
-# Narrow ones of the same shape. The digit networks' maps depend on the size of a frame.
-WIDTH, SIDE = 4, 64
+# Few channels. DyReg's modules need 3 x 3 cells, which res5 has of 96 pixels.
+WIDTH, SIDE, SIDE_OF_RES5 = 4, 64, 96
 CLASSES = 5
 NARROW = {"width": 8, "offset_width": 4, "hidden": 8, "roi_size": 2}
 
 
-def narrow_head(options: dict) -> dict:
-    """The options of a head with few channels, and without files of weights."""
-    options = {key: value for key, value in options.items() if key not in ("weights", "transfer")}
+def narrowed(head: HeadChoice) -> str:
+    """A head's name and its options with few channels, without files of weights, in JSON."""
+    options = {}
+    for key, value in head.options.items():
+        if key not in ("weights", "transfer"):
+            options[key] = value
+    for key in NARROW:
+        if key in head_options(head.name):
+            options[key] = NARROW[key]
     if options.get("backbone"):
-        inner = {**options.get("backbone_options", {}), "width": WIDTH}
-        options["backbone_options"] = inner
-    return options
+        options["backbone_options"] = {**options.get("backbone_options", {}), "width": WIDTH}
+    return json.dumps([head.name, options])
 
 
 @cache
@@ -48,9 +53,10 @@ def frames_without_gradient(backbone: str, sizes: tuple, head: str) -> list[int]
     """
     length, boxes, cut, roi_pool = sizes
     (name, options), (head_name, head_options) = json.loads(backbone), json.loads(head)
+    side = SIDE_OF_RES5 if "res5" in head_options.get("at", "") else SIDE
     torch.manual_seed(0)
     trunk = build_backbone(name, **{**options, "width": WIDTH})
-    dims = joint_dims(trunk, length, SIDE, cut, boxes)
+    dims = joint_dims(trunk, length, side, cut, boxes)
     network = JointNetwork(
         trunk,
         build_head(head_name, dims, CLASSES, **head_options),
@@ -71,7 +77,7 @@ def frames_without_gradient(backbone: str, sizes: tuple, head: str) -> list[int]
         return inputs[-1]
 
     network.backbone.prepare = prepare_leaf
-    frames = torch.randint(0, 256, (1, length, SIDE, SIDE, 3), dtype=torch.uint8)
+    frames = torch.randint(0, 256, (1, length, side, side, 3), dtype=torch.uint8)
     corners = torch.rand(1, dims.T, boxes, 2) * 0.5
     clips = Clips(
         frames=frames,
@@ -92,17 +98,8 @@ def check(recipe: Recipe, config) -> None:
     boxes = config.proposal_options.get("num_boxes", 10)
     sizes = config.sampling.frames, boxes, config.cut, config.roi_pool
     for phase in recipe.all_phases:
-        head = recipe.of(phase).head
-        narrow = narrow_head({**head.options, **_known(head.name)})
-        lost = frames_without_gradient(backbone, sizes, json.dumps([head.name, narrow]))
+        lost = frames_without_gradient(backbone, sizes, narrowed(recipe.of(phase).head))
         assert lost == [], f"phase {phase.name}: frames {lost} of {sizes[0]} reach no logit"
-
-
-def _known(head: str) -> dict:
-    """The options of `NARROW` that a head has."""
-    from heads.zoo import head_options
-
-    return {key: value for key, value in NARROW.items() if key in head_options(head)}
 
 
 @pytest.mark.parametrize(
