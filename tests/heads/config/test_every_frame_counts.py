@@ -22,9 +22,7 @@ from pipeline.backbones import build_backbone
 from pipeline.stages.config import with_settings
 from tests.heads.config.test_recipe_rows import ROWS, config_of_command, split
 
-# Few channels. DyReg's modules need 3 x 3 cells, which res5 has of 96 pixels.
-WIDTH, SIDE, SIDE_OF_RES5 = 4, 64, 96
-CLASSES = 5
+WIDTH, CLASSES = 4, 5
 NARROW = {"width": 8, "offset_width": 4, "hidden": 8, "roi_size": 2}
 
 
@@ -42,6 +40,14 @@ def narrowed(head: HeadChoice) -> str:
     return json.dumps([head.name, options])
 
 
+def side_for(head: str, options: dict) -> int:
+    """The pixels of a frame's side, as few as the head's maps allow."""
+    if head.startswith(("gos", "strg")):
+        return 32
+    # DyReg's modules need 3 x 3 cells, the digit networks frames of 64 pixels.
+    return 96 if "res5" in options.get("at", "") else 64
+
+
 @cache
 def frames_without_gradient(backbone: str, sizes: tuple, head: str) -> list[int]:
     """The frames that no logit depends on.
@@ -52,14 +58,14 @@ def frames_without_gradient(backbone: str, sizes: tuple, head: str) -> list[int]
         head: its name and options, in JSON.
     """
     length, boxes, cut, roi_pool = sizes
-    (name, options), (head_name, head_options) = json.loads(backbone), json.loads(head)
-    side = SIDE_OF_RES5 if "res5" in head_options.get("at", "") else SIDE
+    (name, options), (head_name, choices) = json.loads(backbone), json.loads(head)
+    side = side_for(head_name, choices)
     torch.manual_seed(0)
     trunk = build_backbone(name, **{**options, "width": WIDTH})
     dims = joint_dims(trunk, length, side, cut, boxes)
     network = JointNetwork(
         trunk,
-        build_head(head_name, dims, CLASSES, **head_options),
+        build_head(head_name, dims, CLASSES, **choices),
         FrameOptions(train_from="stem", frozen_bn=True),
         cut=cut,
         roi_pool=roi_pool,
