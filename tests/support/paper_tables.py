@@ -217,7 +217,7 @@ TABLES = (
         "Table 1",
         "three and five moving digits (SyncMNIST)",
         trained=RSTG_DIGITS,
-        how="`vidgraph reproduce rstg`",
+        how="`vidgraph reproduce rstg`; from three to five digits: `vidgraph train --start RUN`",
     ),
     PaperTable("rstg", "Table 2", "Something-Something V1", trained=STH),
     PaperTable("rstg", "Table 3", "where the graph is placed", trained=STH),
