@@ -268,7 +268,7 @@ def test_text_for_people_goes_through_one_place():
     """
     # These print texts of several lines.
     whole = {"ablate", "completion", "demo", "env", "extract", "ls", "reproduce", "summary"}
-    whole |= {"verify", "say"}
+    whole |= {"verify", "say", "frames_study"}
     for room in PACKAGES:
         for path in files(room):
             where, text = str(path.relative_to(ROOT)), path.read_text()

@@ -273,7 +273,8 @@ def _expand(file: StudyFile, path: Path, given: dict[str, Any]) -> StudyPlan:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(
-                f"two rows would be called {name}: rename the files of their recipes or heads"
+                f"two rows would be called {name}: rename the rows, or the files of their recipes "
+                f"or heads"
             )
 
     columns = ["head", *(key for key in file.grid if key != "head")]
@@ -418,7 +419,8 @@ def _row_name(cells: Mapping[str, Any], recipes: bool, heads: bool) -> str:
     if recipes:
         parts.append(cells["recipe"])
     if "row" in cells:
-        parts.append(cells["row"])
+        # Without a checksum: two rows whose names become equal are refused.
+        parts.append(re.sub(r"[^\w.+-]", "_", cells["row"]))
     if heads or not (recipes or "row" in cells):
         parts.append(cells["head"])
     for key in sorted(set(cells) - {"recipe", "row", "head", "subset"}):

@@ -14,7 +14,6 @@ LMC = (
     "the release has a convolution more on each side of LMC (with BN and ReLU) "
     "and another second branch (ReLU before BN, a bias, nothing behind the last two)"
 )
-EPSILONS = "epsilons: the release has 1e-3 (batch norm) and 1e-12 (layer norm), vidgraph 1e-5"
 WHOLE_PIXELS = "vidgraph rounds to the nearest pixel, the release rounds down: one pixel apart"
 
 # Cases that differ, and where. A case that agrees after a fix turns its test red: remove its row.
@@ -24,11 +23,6 @@ DIFFERS = {
     "ean_whole_16": LMC,
     "gos_crops_rounding": WHOLE_PIXELS,
     "gos_paper_temp_conv_own": "the longest node of the own frame is taken for many nodes",
-    "rstg_graph_mnist": EPSILONS,
-    "rstg_graph_sth": EPSILONS,
-    "rstg_map_sth": EPSILONS,
-    "rstg_paper_space_only": "the last frame alone is read",
-    "rstg_vector_mnist": EPSILONS,
 }
 CANNOT_LOAD = {"ean_soi_narrow"}  # the weights have other shapes: load_state_dict refuses them
 

@@ -1,10 +1,15 @@
 """Every table and figure of the five papers, and what makes it here: `TABLES`.
 
-docs/recipes.md is written from it (tests/support/recipes_page.py). A new recipe or study is one
-name more in the entry of its table; tests/heads/config/test_paper_tables.py says which is missing.
+docs/recipes.md is written from it (tests/support/recipes_page.py). A recipe or study is found by
+the table that its `source` names; tests/heads/config/test_paper_tables.py says which is in no row.
 """
 
+import re
 from dataclasses import dataclass
+from functools import cache, cached_property
+
+from heads.config.recipe import Recipe, read_recipe, recipe_names
+from heads.config.study_file import StudyPlan, read_study, study_names
 
 STH = "no: Something-Something and GPUs are needed"
 CHARADES = "no: Charades and GPUs are needed"
@@ -23,21 +28,60 @@ class PaperTable:
 
     Attributes:
         system: the first part of the names of its recipes.
-        where: its number in the paper.
+        where: its number in the paper: "Table 2a", "supp. Table 4".
         what: what it shows.
-        made_by: the recipes and studies that make it.
         trained: whether that was trained here, and where the figures are.
         how: what else makes it, or makes it where no recipe does; Markdown.
-        ours: choices of this project that no file of `made_by` states.
+        ours: choices of this project that none of its recipes and studies states.
+        phrase: recipes and studies with this in their source make it, too.
+        also: further recipes and studies that make it.
     """
 
     system: str
     where: str
     what: str
-    made_by: tuple[str, ...] = ()
     trained: str = NO_TRAINING
     how: str = ""
     ours: str = ""
+    phrase: str = ""
+    also: tuple[str, ...] = ()
+
+    @cached_property
+    def made_by(self) -> tuple[str, ...]:
+        """The studies and recipes that make it, in this order."""
+        found = []
+        for name in (*study_names(), *recipe_names()):
+            if name.split("_")[0] != self.system:
+                continue
+            source = file_of(name).source
+            if self.where in numbered(source) or (self.phrase and self.phrase in source):
+                found.append(name)
+        return (*found, *self.also)
+
+
+@cache
+def file_of(name: str) -> Recipe | StudyPlan:
+    """Return a recipe or a study of the package; each is read once."""
+    return read_recipe(name) if name in recipe_names() else read_study(name)
+
+
+def numbered(source: str) -> set[str]:
+    """Return the tables that a source names, as `PaperTable.where` writes them.
+
+    "Table 1; Tables 5 to 7" are Table 1, Table 5, Table 6 and Table 7; "supplement, Table 4" is
+    supp. Table 4.
+    """
+    found = set()
+    for clause in re.split("[;:]", source):
+        paper = "supp. Table" if "supplement" in clause else "Table"
+        for number in re.findall(r"Table (\d+[ab]?)", clause):
+            found.add(f"{paper} {number}")
+        for numbers in re.findall(r"Tables ([\d, andto]*\d)", clause):
+            spans = re.findall(r"(\d+)(?: to (\d+))?", numbers)
+            for first, last in spans:
+                for number in range(int(first), int(last or first) + 1):
+                    found.add(f"{paper} {number}")
+    return found
 
 
 TABLES = (
@@ -46,23 +90,10 @@ TABLES = (
         "gos",
         "Table 1",
         "adaptive and non-adaptive structures on Something-Something V1 and V2",
-        ("gos_table1",),
-        STH,
+        trained=STH,
     ),
     PaperTable(
-        "gos",
-        "Table 2",
-        "pooling, and one graph operation at a time",
-        (
-            "gos_table2_global_pool",
-            "gos_table2_roi_pool",
-            "gos_table2_feat_aggr",
-            "gos_table2_diff_prop",
-            "gos_table2_temp_conv",
-            "gos_table2_back_incor",
-            "gos_table2_node_att",
-        ),
-        f"{STH}; {MEETING}",
+        "gos", "Table 2", "pooling, and one graph operation at a time", trained=f"{STH}; {MEETING}"
     ),
     PaperTable(
         "gos", "Figure 4", "the structure of a video", how="`vidgraph show` on a run of `gos`"
@@ -71,9 +102,9 @@ TABLES = (
         "gos",
         "Figure 5",
         "videos with the structure of another video",
+        trained=STH,
         how="`vidgraph evaluate` and `vidgraph show` with a given structure: see "
         "[heads.md](heads.md)",
-        trained=STH,
     ),
     PaperTable("gos", "Figure 6", "how often each structure is chosen", how="`vidgraph report`"),
     PaperTable(
@@ -83,8 +114,8 @@ TABLES = (
         "gos",
         "supp. Table 1",
         "test server of Something-Something",
-        ("gos_table1",),
-        STH,
+        trained=STH,
+        also=("gos_table1",),
         how="`vidgraph evaluate --submission FILE` writes what the server takes",
     ),
     PaperTable(
@@ -97,30 +128,17 @@ TABLES = (
         how="backbone `i3d_r50`; `vidgraph summary i3d_r50`",
     ),
     PaperTable(
-        "gos",
-        "supp. Table 4",
-        "original operations against fixed substructures",
-        ("gos_supp_table4_original_ops",),
-        STH,
+        "gos", "supp. Table 4", "original operations against fixed substructures", trained=STH
     ),
-    PaperTable(
-        "gos",
-        "supp. Table 5",
-        "without and with the diversity loss",
-        ("gos_supp_table5_diversity",),
-        STH,
-    ),
+    PaperTable("gos", "supp. Table 5", "without and with the diversity loss", trained=STH),
     PaperTable(
         "gos",
         "supp. Table 6",
         "structures searched on one version, trained on the other",
-        ("gos_supp_table6_transfer",),
-        STH,
+        trained=STH,
     ),
-    PaperTable(
-        "gos", "supp. Table 7", "2, 3 and 4 supernodes", ("gos_supp_table7_supernodes",), STH
-    ),
-    PaperTable("gos", "supp. Table 8", "1 and 2 stacked cells", ("gos_supp_table8_cells",), STH),
+    PaperTable("gos", "supp. Table 7", "2, 3 and 4 supernodes", trained=STH),
+    PaperTable("gos", "supp. Table 8", "1 and 2 stacked cells", trained=STH),
     PaperTable("gos", "supp. Figure 6", "gains by class", how="`vidgraph report` on two runs"),
     # --- STRG
     PaperTable(
@@ -130,48 +148,11 @@ TABLES = (
         how="backbone `i3d_r50`; `vidgraph summary i3d_r50`",
     ),
     PaperTable(
-        "strg",
-        "Table 2a",
-        "graphs one by one on Charades",
-        (
-            "strg_table2a_charades_i3d",
-            "strg_table2a_charades_avgpool",
-            "strg_table2a_charades_joint",
-        ),
-        f"{CHARADES}; {MEETING}",
+        "strg", "Table 2a", "graphs one by one on Charades", trained=f"{CHARADES}; {MEETING}"
     ),
-    PaperTable(
-        "strg",
-        "Table 2b",
-        "non-local blocks on Charades",
-        ("strg_table2b_charades_nl", "strg_table2b_charades_nl_joint"),
-        CHARADES,
-    ),
-    PaperTable(
-        "strg",
-        "Table 3",
-        "ResNet-101 on Charades",
-        (
-            "strg_table3_charades_r101",
-            "strg_table3_charades_r101_gcn",
-            "strg_table3_charades_r101_nl",
-            "strg_table3_charades_r101_nl_gcn",
-        ),
-        CHARADES,
-    ),
-    PaperTable(
-        "strg",
-        "Table 4",
-        "Something-Something V1",
-        (
-            "strg_table4_sth_i3d",
-            "strg_table4_sth_gcn",
-            "strg_table4_sth_gcn_res5",
-            "strg_table4_sth_nl",
-            "strg_table4_sth_nl_gcn",
-        ),
-        STH,
-    ),
+    PaperTable("strg", "Table 2b", "non-local blocks on Charades", trained=CHARADES),
+    PaperTable("strg", "Table 3", "ResNet-101 on Charades", trained=CHARADES),
+    PaperTable("strg", "Table 4", "Something-Something V1", trained=STH),
     PaperTable("strg", "Figure 3", "neighbours of a node", how="`vidgraph show` on a cache"),
     PaperTable(
         "strg",
@@ -183,24 +164,18 @@ TABLES = (
     ),
     PaperTable(
         "strg",
-        "sec. 6.1",
+        "sec. 6.1, proposals",
         "25, 50 and 100 proposals",
-        ("strg_table2a_charades_joint",),
-        CHARADES,
+        trained=CHARADES,
+        phrase="proposals",
     ),
-    PaperTable("strg", "sec. 6.1", "FLOPs", trained=COUNTED, how="`vidgraph summary`"),
+    PaperTable("strg", "sec. 6.1, FLOPs", "FLOPs", trained=COUNTED, how="`vidgraph summary`"),
     # --- DyReg-GNN
     PaperTable(
         "dyreg",
         "Table 1",
         "fixed regions, a detector's and dynamic ones on Something-Something V2",
-        (
-            "dyreg_table1_regions",
-            "dyreg_table1_sth_tsm",
-            "dyreg_table1_sth_v2_fixed",
-            "dyreg_table1_sth_v2",
-        ),
-        STH,
+        trained=STH,
     ),
     PaperTable(
         "dyreg",
@@ -218,137 +193,68 @@ TABLES = (
         trained=COUNTED,
         how="`vidgraph summary`",
     ),
-    PaperTable(
-        "dyreg",
-        "Table 2",
-        "three backbones on Something-Something V1",
-        (
-            "dyreg_table2_backbones",
-            "dyreg_table1_sth_tsm",
-            "dyreg_table2_sth_v1_tsm_r18",
-            "dyreg_table2_sth_v1_i3d_r50",
-            "dyreg_table2_sth_v1_tsm_r50",
-        ),
-        STH,
-    ),
-    PaperTable(
-        "dyreg",
-        "Table 3",
-        "Something-Something V1, several views",
-        ("dyreg_table1_sth_tsm", "dyreg_table3_sth_v1"),
-        STH,
-    ),
-    PaperTable(
-        "dyreg",
-        "Table 4",
-        "Something-Something V2, one module and three",
-        (
-            "dyreg_table4_places",
-            "dyreg_table1_sth_tsm",
-            "dyreg_table4_sth_v2_r4",
-            "dyreg_table4_sth_v2_r345",
-        ),
-        STH,
-    ),
+    PaperTable("dyreg", "Table 2", "three backbones on Something-Something V1", trained=STH),
+    PaperTable("dyreg", "Table 3", "Something-Something V1, several views", trained=STH),
+    PaperTable("dyreg", "Table 4", "Something-Something V2, one module and three", trained=STH),
     PaperTable(
         "dyreg",
         "Table 5",
         "how regions are found, on MultiSyncMNIST",
-        ("dyreg_table5_regions", "dyreg_table5_multisync"),
-        DYREG_DIGITS,
+        trained=DYREG_DIGITS,
         how="`vidgraph reproduce dyreg`",
     ),
     PaperTable(
         "dyreg",
         "Table 6",
         "ResNet-18, Semantic and Lite, on MultiSyncMNIST",
-        ("dyreg_table6_regions", "dyreg_table6_multisync_r18", "dyreg_table6_multisync"),
-        DYREG_DIGITS,
+        trained=DYREG_DIGITS,
         how="`vidgraph reproduce dyreg`",
     ),
-    PaperTable(
-        "dyreg",
-        "Figure 3",
-        "regions on frames",
-        how="`vidgraph show` on a run of `dyreg`",
-    ),
+    PaperTable("dyreg", "Figure 3", "regions on frames", how="`vidgraph show` on a run of `dyreg`"),
     # --- RSTG
     PaperTable(
         "rstg",
         "Table 1",
         "three and five moving digits (SyncMNIST)",
-        (
-            "rstg_table1_mean_lstm",
-            "rstg_table1_conv_lstm",
-            "rstg_table1_i3d",
-            "rstg_table1_nl",
-            "rstg_table1_rstg",
-        ),
-        RSTG_DIGITS,
-        how="`vidgraph reproduce rstg`",
+        trained=RSTG_DIGITS,
+        how="`vidgraph reproduce rstg`; from three to five digits: `vidgraph train --start RUN`",
     ),
-    PaperTable(
-        "rstg",
-        "Table 2",
-        "Something-Something V1",
-        (
-            "rstg_table2_sth_c2d",
-            "rstg_table2_sth_c2d_rstg",
-            "rstg_table2_sth_i3d",
-            "rstg_table2_sth_i3d_rstg",
-        ),
-        STH,
-    ),
-    PaperTable(
-        "rstg",
-        "Table 3",
-        "where the graph is placed",
-        ("rstg_table3_sth_vec", "rstg_table3_sth_map"),
-        STH,
-    ),
+    PaperTable("rstg", "Table 2", "Something-Something V1", trained=STH),
+    PaperTable("rstg", "Table 3", "where the graph is placed", trained=STH),
     # --- EAN
     PaperTable(
         "ean",
         "Table 1",
         "8 and 16 frames and both, without and with Latent Motion Code, Something-Something",
-        ("ean_table1_sth",),
-        STH,
+        trained=STH,
         how="both: `vidgraph evaluate RUN8 RUN16 --ensemble`",
     ),
-    PaperTable("ean", "Table 2", "Kinetics-400", ("ean_table2_kinetics",), KINETICS),
+    PaperTable("ean", "Table 2", "Kinetics-400", trained=KINETICS),
     PaperTable(
         "ean",
         "Table 3",
         "not known to this project",
         how="no recipe: none of the sources that this project was written from describes it",
     ),
-    PaperTable("ean", "Table 4", "Diving48", ("ean_table4_diving48",), DIVING),
+    PaperTable("ean", "Table 4", "Diving48", trained=DIVING),
     PaperTable(
         "ean",
         "Table 5",
         "without and with blocks and transformer",
-        (
-            "ean_table1_sth",
-            "ean_table5_baseline",
-            "ean_table5_eabs",
-            "ean_table5_soi",
-            "ean_table5_both",
-        ),
-        STH,
+        trained=STH,
         ours="the recipes of Table 5 train on a cache of a frozen trunk",
     ),
-    PaperTable("ean", "Table 6", "which stages have blocks", ("ean_table1_sth",), STH),
+    PaperTable("ean", "Table 6", "which stages have blocks", trained=STH),
     PaperTable(
         "ean",
         "Table 7",
         "where the transformer's tokens come from",
-        ("ean_table1_sth", "ean_table7_fixed", "ean_table7_boxes", "ean_table7_all"),
-        STH,
+        trained=STH,
         ours="the recipes of Table 7 train on a cache of a frozen trunk",
     ),
-    PaperTable("ean", "Table 8", "kinds of blocks", ("ean_table1_sth",), STH),
-    PaperTable("ean", "Table 9", "how a block mixes channels", ("ean_table1_sth",), STH),
-    PaperTable("ean", "Table 10", "parts of a block", ("ean_table1_sth",), STH),
+    PaperTable("ean", "Table 8", "kinds of blocks", trained=STH),
+    PaperTable("ean", "Table 9", "how a block mixes channels", trained=STH),
+    PaperTable("ean", "Table 10", "parts of a block", trained=STH),
     PaperTable(
         "ean",
         "Tables 1, 5 to 10, columns of costs",
@@ -369,8 +275,8 @@ TABLES = (
         "demo",
         "`vidgraph demo`",
         "what relations are worth on generated videos",
-        ("demo", "demo_mean_lstm", "demo_pool", "demo_roi_pool", "demo_strg"),
-        "yes: by `vidgraph demo`, in minutes",
+        trained="yes: by `vidgraph demo`, in minutes",
+        phrase="project's demo",
     ),
-    PaperTable("demo", "one's own videos", "a recipe to start from", ("strg",)),
+    PaperTable("demo", "one's own videos", "a recipe to start from", also=("strg",)),
 )

@@ -3,9 +3,9 @@
 Run `python -m tests.support.recipes_page > docs/recipes.md`.
 """
 
-from heads.config.recipe import read_recipe, recipe_names
-from heads.config.study_file import StudyPlan, read_study, study_names
-from tests.support.paper_tables import TABLES, PaperTable
+from heads.config.recipe import recipe_names
+from heads.config.study_file import StudyPlan, study_names
+from tests.support.paper_tables import TABLES, PaperTable, file_of
 
 # The first part of a recipe's name -> the section of the page.
 SYSTEMS = {
@@ -72,13 +72,15 @@ def page() -> str:
 
 def row_of_paper(table: PaperTable) -> str:
     """Return the row of a table or figure of a paper."""
-    made_by = ", ".join(f"`{name}`" for name in table.made_by)
+    ways = []
+    if table.made_by:
+        ways.append(", ".join(f"`{name}`" for name in table.made_by))
     if table.how:
-        made_by = f"{made_by}; {table.how}" if made_by else table.how
+        ways.append(table.how)
     choices = choices_of(table)
     if table.ours:
         choices.append(table.ours)
-    cells = [table.where, table.what, made_by, "; ".join(choices) or "-", table.trained]
+    cells = [table.where, table.what, "; ".join(ways), "; ".join(choices) or "-", table.trained]
     return f"| {' | '.join(cell.replace('|', ' ') for cell in cells)} |"
 
 
@@ -86,22 +88,15 @@ def choices_of(table: PaperTable) -> list[str]:
     """Return what the files of a table state as our choice, each clause once."""
     clauses: dict[str, None] = {}
     for name in table.made_by:
-        for clause in ours_of(name).split(";"):
+        for clause in file_of(name).ours.split(";"):
             if clause.strip():
                 clauses[clause.strip()] = None
     return list(clauses)
 
 
-def ours_of(name: str) -> str:
-    """Return what a recipe or a study states as our choice."""
-    if name in recipe_names():
-        return read_recipe(name).ours
-    return read_study(name).ours
-
-
 def row(name: str) -> str:
     """Return the table's row of a recipe; phases that read frames are in italics."""
-    recipe = read_recipe(name)
+    recipe = file_of(name)
     phases = []
     for phase in recipe.phases:
         phases.append(f"*{phase.name}*" if phase.reads == "frames" else phase.name)
@@ -111,7 +106,7 @@ def row(name: str) -> str:
 
 def row_of_study(name: str) -> str:
     """Return the table's row of a study."""
-    plan = read_study(name)
+    plan = file_of(name)
     source = plan.source.replace("|", " ")
     return f"| `{name}` | `{verb_of(plan)}` | {len(plan.rows)} × {len(plan.seeds)} | {source} |"
 

@@ -141,6 +141,7 @@ def test_rows_differ_in_several_keys_and_multiply_with_the_grid(write):
     assert [row.recipe.train.lr for row in plan.rows] == [0.1, 0.2] * 3
     assert plan.columns == ("row", "head", "train.lr")
     assert plan.rows[0].name == "one,plain,train.lr=0.1"
+    assert plan.rows[2].name == "one,both__longer,train.lr=0.1"
     assert plan.rows[4].name == "two,pool,train.lr=0.1"
 
 
@@ -236,6 +237,7 @@ ONE = 'recipes = ["one.toml"]\n'
         ),
         ('[rows.a]\nrecipe = "one.toml"\n[rows.b]\n', "expected recipes = [...], or tables"),
         (ONE + '[set]\n"extract" = 3\n', "no key extract; did you mean extract.KEY?"),
+        (ONE + '[rows."a b"]\n[rows.a_b]\n', "two rows would be called one,a_b: rename the rows"),
         (ONE + "rows = 3\n", "rows: input should be an object, got 3"),
         (ONE + "[subsets.a]\nlabel = 3\n", "no key subsets.a.label; did you mean labels?"),
         (
