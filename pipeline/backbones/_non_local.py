@@ -42,6 +42,15 @@ class NonLocal(nn.Module):
             nn.init.normal_(convolution.weight, std=0.01)
             nn.init.zeros_(convolution.bias)
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether the norm's scale is still 0 everywhere.
+
+        Only the norm has a gradient then. Where norms are frozen, that of such a block must be
+        trained, or the block stays the identity.
+        """
+        return not self.bn.weight.any()
+
     def forward(self, x: Tensor) -> Tensor:
         pooled = x
         if self.pool is not None:
