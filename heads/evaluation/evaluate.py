@@ -12,8 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heads.data.splits import print_excluded, require_split_views
-from heads.evaluation.head_predictor import open_store, predict, write_predictions
+from heads.evaluation.head_predictor import (
+    compute_figures,
+    open_store,
+    predict,
+    write_predictions,
+)
 from heads.evaluation.saved_heads import load_trained
+from heads.evaluation.submission import Submission
 from heads.interface.loss import device_for
 from heads.runs import run_files
 from heads.runs.folder_lock import FolderBusy, refuse_if_busy
@@ -46,6 +52,7 @@ def evaluate(
     device: str = "auto",
     precision: str = "fp32",
     manifest: "Manifest | None" = None,
+    submission: Submission | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, float]:
     """Evaluate a run's checkpoint on a split of a cache, and write predictions and figures.
@@ -66,6 +73,7 @@ def evaluate(
         precision: "fp32", "bf16" or "fp16".
         manifest: labels and splits; None: the run's own, which are the cache's copy or the file
             that the run recorded.
+        submission: also write the predictions as a test server takes them.
         say: prints one line for a person.
 
     Returns:
@@ -73,7 +81,8 @@ def evaluate(
 
     Raises:
         ValueError: a cache of another backbone, a head of other sizes, labels that the run does
-            not know, an empty split, or the run's own manifest cannot be found.
+            not know, an empty split, predictions that `submission` cannot hold, or the run's own
+            manifest cannot be found.
         FolderBusy: a process trains in the folder; it would write files of the same names.
     """
     folder, device = Path(folder), device_for(device, precision)
@@ -88,6 +97,8 @@ def evaluate(
         checkpoint = phase_checkpoint(folder, phase)
     trained = load_trained(folder, cache, checkpoint, settings)
     recipe, classes, file = trained.recipe, trained.classes, f"{trained.checkpoint}.pt"
+    if submission is not None:
+        submission.check(classes, recipe.data.target)
 
     tag = f"{split}_{phase}" if phase else split
     if not trained.own_cache:
@@ -122,6 +133,10 @@ def evaluate(
     with watched.guarded():
         figures = write_predictions(folder, tag, predictions, part, recipe, classes)
         run_files.write_json(folder / f"metrics_{tag}.json", {**about, **figures})
+    if submission is not None:
+        scores = compute_figures(predictions, part, recipe)[1]
+        count = submission.write(part.clips, classes, scores)
+        say(f"{submission.path}: {count:,} videos of split {split}, format {submission.format}")
     return figures
 
 
