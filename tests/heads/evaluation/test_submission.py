@@ -37,9 +37,7 @@ def place(tmp_path_factory):
     labels = [NAMES[k % 3] for k in range(len(Tiny().splits))]
     cache = Tiny(labels=labels).write(folder / "cache")
     for seed in (0, 1):
-        train(
-            recipe_from(RECIPE), cache, folder / f"run{seed}", seed=seed, device="cpu", say=len
-        )
+        train(recipe_from(RECIPE), cache, folder / f"run{seed}", seed=seed, device="cpu", say=len)
     withheld(cache.manifest.path, folder / "withheld.csv")
     return folder
 
@@ -71,7 +69,8 @@ def test_the_likeliest_class_by_name_without_a_header(place, capsys, tmp_path):
     code, out, _ = vidgraph(
         capsys, "evaluate", place / "run0", "--submission", file, "--device", "cpu"
     )
-    assert code == 0 and "6 videos of split test" in " ".join(out.split())
+    assert code == 0
+    assert "6 videos of split test" in " ".join(out.split())
     clips, classes, scores = mean_scores(place / "run0" / "predictions_test.npz")
     expected = ""
     for clip, row in zip(clips, scores, strict=True):
@@ -87,7 +86,8 @@ def test_a_split_without_labels_and_the_five_likeliest_by_number(place, capsys, 
         *(capsys, "evaluate", place / "run1", "--manifest", manifest, "--device", "cpu"),
         *("--submission", file, "--submission-format", "v2"),
     )
-    assert code == 0 and "no labels" in out
+    assert code == 0
+    assert "no labels" in out
 
     clips, _, scores = mean_scores(next((place / "run1").glob("predictions_test_*.npz")))
     lines = file.read_text().splitlines()
@@ -128,9 +128,12 @@ def test_what_the_server_would_refuse_is_refused_here(form, classes, target, mes
 def test_wrong_options_are_one_line_and_exit_code_2(place, capsys, tmp_path):
     runs = (place / "run0", place / "run1")
     code, _, err = vidgraph(capsys, "evaluate", *runs, "--submission", tmp_path / "f.csv")
-    assert code == 2 and "expected one RUN" in " ".join(err.split())
+    assert code == 2
+    assert "expected one RUN" in " ".join(err.split())
     code, _, err = vidgraph(capsys, "evaluate", runs[0], "--submission-format", "v2")
-    assert code == 2 and "--submission FILE" in " ".join(err.split())
+    assert code == 2
+    assert "--submission FILE" in " ".join(err.split())
     missing = tmp_path / "none" / "f.csv"
     code, _, err = vidgraph(capsys, "evaluate", runs[0], "--submission", missing)
-    assert code == 2 and "no such folder" in " ".join(err.split())
+    assert code == 2
+    assert "no such folder" in " ".join(err.split())

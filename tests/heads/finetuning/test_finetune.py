@@ -212,7 +212,7 @@ def test_a_run_whose_fresh_blocks_were_frozen_is_not_continued(tmp_path):
     # As an earlier version wrote it.
     del saved["frames"]["trained_norms"]
     runs.save_checkpoint(tmp_path / "last.pt", saved)
-    with pytest.raises(ValueError, match="holds another run .*trained_norms"):
+    with pytest.raises(ValueError, match=r"holds another run .*trained_norms"):
         run(asked, tmp_path, net=non_local_network(asked, gamma=0.0))
 
 
