@@ -49,7 +49,9 @@ class NonLocal(nn.Module):
         Only the norm has a gradient then. Where norms are frozen, that of such a block must be
         trained, or the block stays the identity.
         """
-        return not self.bn.weight.any()
+        scale = self.bn.weight
+        # A network on the device "meta", which is built to be counted, has no values.
+        return not scale.is_meta and not scale.any()
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = x
