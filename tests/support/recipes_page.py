@@ -25,6 +25,10 @@ phases that `vidgraph finetune NAME --phase PHASE` runs; the other phases read t
 the published figures was reproduced with these recipes: the data sets and the pretrained weights
 were not available.
 
+The papers draw a new crop and other frames in every epoch; a cache holds `--train-views` of them.
+Each recipe asks for enough, all of a table for the same number
+([stages.md](stages.md#views) has the measurement).
+
 Write your own recipe beside your data. `vidgraph train mine.toml` checks every key and type, and
 names the nearest key where one is wrong. `--set KEY=VALUE` overrides any key. The dataclasses of
 `heads/config/recipe.py`, `heads/config/recipe_tables.py` and `heads/config/training_options.py`
