@@ -160,10 +160,11 @@ def _ensemble(runs, split, settings, into, submission) -> int:
     from heads.evaluation.ensemble import ensemble, scores_of_run
 
     total = ensemble(runs, split, settings)
+    if submission is not None:
+        submission.check(total.classes, total.target)
     if into is not None:
         total.save(into, split)
     if submission is not None:
-        submission.check(total.classes, total.target)
         count = submission.write(total.clips, total.classes, total.scores)
         say(f"{submission.path}: {count:,} videos of split {split}, format {submission.format}")
     rows = {str(run): scores_of_run(run, split, settings).figures for run in runs}

@@ -140,13 +140,13 @@ class JointNetwork(nn.Module):
         non-local networks, which has no norm in these blocks where it freezes norms, starts them
         as the identity too, and trains all of them. The statistics stay 0 and 1.
         """
-        trained = {id(module) for unit in self._trained_units for module in unit.modules()}
-        names = []
-        for name, module in self.named_modules():
-            if isinstance(module, NonLocal) and id(module) in trained and module.is_identity:
-                module.bn.requires_grad_(True)
-                names.append(name)
-        return tuple(names)
+        fresh = []
+        for unit in self._trained_units:
+            for module in unit.modules():
+                if isinstance(module, NonLocal) and module.is_identity:
+                    module.bn.requires_grad_(True)
+                    fresh.append(module)
+        return tuple(name for name, module in self.named_modules() if module in fresh)
 
     def train(self, mode: bool = True) -> "JointNetwork":
         """Set training mode; fixed units and frozen batch norms stay in evaluation mode."""
