@@ -146,7 +146,11 @@ class JointNetwork(nn.Module):
                 if isinstance(module, NonLocal) and module.is_identity:
                     module.bn.requires_grad_(True)
                     fresh.append(module)
-        return tuple(name for name, module in self.named_modules() if module in fresh)
+        names = []
+        for name, module in self.named_modules():
+            if module in fresh:
+                names.append(name)
+        return tuple(names)
 
     def train(self, mode: bool = True) -> "JointNetwork":
         """Set training mode; fixed units and frozen batch norms stay in evaluation mode."""

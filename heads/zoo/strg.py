@@ -1,6 +1,6 @@
 """STRG: Wang and Gupta, Videos as Space-Time Region Graphs, ECCV 2018.
 
-Sec. 4.1 has V and X, sec. 4.2 eq. (1) and (2), sec. 4.3 eq. (3), sec. 5 the layers and y.
+Sec. 4.1 has X, sec. 4.2 eq. (1) and (2), sec. 4.3 eq. (3), sec. 5 the layers and y.
 
     V = conv_1x1x1(res5), 2048 -> 512, with bias, no norm          [B,T,512,h,w]
     X = RoIAlign 7x7 of V at every box, then max                   [B,T,N,C]     n = T N nodes

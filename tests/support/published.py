@@ -254,7 +254,7 @@ def strg_rows() -> list[Figure]:
         table(full, "M", None, 32_204_608, every, "-"),
         reported(as_table, "G", 153, 170_556_653_568, every, "-", unmet=ALTERNATING),
         layers(graphs, "M", None, 3_066_030, strg, "-"),
-        Figure("STRG", "sec. 4.1", "1×1×1 convolution", "M", None, 1_049_088, reduction, "-"),
+        Figure("STRG", "text", "1×1×1 convolution", "M", None, 1_049_088, reduction, "-"),
     ]
 
 
