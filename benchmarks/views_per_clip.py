@@ -121,9 +121,9 @@ def numbers(text: str) -> list[int]:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--views", default="1,2,4,8,16,32", help="K, training views per clip")
-    parser.add_argument("--epochs", default="8,32", help="lengths of training")
-    parser.add_argument("--clips", type=int, default=1000, help="training videos")
+    parser.add_argument("--views", default="1,2,4,8,16", help="K, training views per clip")
+    parser.add_argument("--epochs", default="8,32,96", help="lengths of training")
+    parser.add_argument("--clips", type=int, default=600, help="training videos")
     parser.add_argument("--width", type=int, default=32, help="channels of the digit network")
     parser.add_argument("--seeds", type=int, default=3, help="runs per row")
     parser.add_argument("--folder", type=Path, help="keep videos, cache and runs here")
