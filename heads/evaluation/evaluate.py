@@ -13,9 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from heads.data.annotated_boxes import AnnotatedBoxes, has_annotated_boxes
 from heads.data.splits import SplitViews, print_excluded, require_split_views
-from heads.evaluation.head_predictor import open_store, predict, write_predictions
+from heads.evaluation.head_predictor import (
+    compute_figures,
+    open_store,
+    predict,
+    write_predictions,
+)
 from heads.evaluation.region_figures import has_regions, region_figures
 from heads.evaluation.saved_heads import TrainedHead, load_trained
+from heads.evaluation.submission import Submission
 from heads.interface.loss import device_for
 from heads.runs import run_files
 from heads.runs.folder_lock import FolderBusy, refuse_if_busy
@@ -49,6 +55,7 @@ def evaluate(
     precision: str = "fp32",
     manifest: "Manifest | None" = None,
     annotations: Any | None = None,
+    submission: Submission | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, float]:
     """Evaluate a run's checkpoint on a split of a cache, and write predictions and figures.
@@ -72,6 +79,7 @@ def evaluate(
         annotations: a source of annotated boxes, `build_proposals("annotations", ...)`, that the
             regions of a head such as dyreg are compared with; None: the cache's own boxes, where
             these were annotated.
+        submission: also write the predictions as a test server takes them.
         say: prints one line for a person.
 
     Returns:
@@ -79,7 +87,8 @@ def evaluate(
 
     Raises:
         ValueError: a cache of another backbone, a head of other sizes, labels that the run does
-            not know, an empty split, or the run's own manifest cannot be found.
+            not know, an empty split, predictions that `submission` cannot hold, or the run's own
+            manifest cannot be found.
         FolderBusy: a process trains in the folder; it would write files of the same names.
     """
     folder, device = Path(folder), device_for(device, precision)
@@ -94,6 +103,8 @@ def evaluate(
         checkpoint = phase_checkpoint(folder, phase)
     trained = load_trained(folder, cache, checkpoint, settings)
     recipe, classes, file = trained.recipe, trained.classes, f"{trained.checkpoint}.pt"
+    if submission is not None:
+        submission.check(classes, recipe.data.target)
 
     tag = f"{split}_{phase}" if phase else split
     if not trained.own_cache:
@@ -134,6 +145,10 @@ def evaluate(
         figures = write_predictions(folder, tag, predictions, part, recipe, classes)
         figures |= of_regions
         run_files.write_json(folder / f"metrics_{tag}.json", {**about, **figures})
+    if submission is not None:
+        scores = compute_figures(predictions, part, recipe)[1]
+        count = submission.write(part.clips, classes, scores)
+        say(f"{submission.path}: {count:,} videos of split {split}, format {submission.format}")
     return figures
 
 

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from pipeline.backbones._base import Backbone
     from pipeline.backbones._freezing import freeze
     from pipeline.backbones._layers import Conv, MaxPool
+    from pipeline.backbones._non_local import NonLocal
 
 # Loaded when first asked for, so that a command line can list the names without loading torch.
 _HOMES = {
     "Backbone": "_base",
     "Conv": "_layers",
     "MaxPool": "_layers",
+    "NonLocal": "_non_local",
     "freeze": "_freezing",
 }
 
@@ -29,6 +31,7 @@ __all__ = [
     "Backbone",
     "Conv",
     "MaxPool",
+    "NonLocal",
     "backbone_names",
     "backbone_options",
     "build_backbone",

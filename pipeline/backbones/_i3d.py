@@ -128,7 +128,8 @@ def non_local_places(depth: int) -> list[str]:
     """Return the five blocks after which Wang et al. 2018 (sec. 5.1) put a non-local block.
 
     There are two in res3 and three in res4, at equal distances. At depth 50 that is every other
-    block, as stated there. At depth 101, where it is not stated, it is every seventh block of res4.
+    block, as stated there. At depth 101, where it is not stated, it is every seventh block of res4,
+    as in their code.
     """
     _, res3, res4, _ = DEPTHS[depth]
     places = []

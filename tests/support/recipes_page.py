@@ -32,6 +32,10 @@ table. It starts with the commands that make its cache and train it: `vidgraph a
 serves all rows ([ablate.md](ablate.md)), `vidgraph finetune --study` where frames are needed
 ([finetune.md](finetune.md#studies)).
 
+The papers draw a new crop and other frames in every epoch; a cache holds `--train-views` of them.
+Each recipe asks for enough, all of a table for the same number
+([stages.md](stages.md#views) has the measurement).
+
 Write your own recipe beside your data. `vidgraph train mine.toml` checks every key and type, and
 names the nearest key where one is wrong. `--set KEY=VALUE` overrides any key. The dataclasses of
 `heads/config/recipe.py`, `heads/config/recipe_tables.py` and `heads/config/training_options.py`
