@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from cli._shared.annotations import annotated_boxes_of, annotations_option
 from cli._shared.options import commas, plugin_option, shard_numbers
 from cli._shared.say import say
 
@@ -48,6 +49,10 @@ def node(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple
     "--checkpoint",
     type=click.Choice(["best", "last"]),
     help="Its weights.  [default: what its figures use]",
+)
+@annotations_option(
+    "File of annotated boxes, drawn beside the regions of a head.  "
+    "[default: the cache's boxes, where these are annotations]"
 )
 @click.option(
     "--weights",
@@ -112,6 +117,8 @@ def command(
     run,
     checkpoint,
     weights,
+    annotations,
+    settings,
     what,
     node,
     steps,
@@ -131,7 +138,7 @@ def command(
     nearest      the chosen node's nearest node in each step
     similar      the nodes most similar to the chosen one
     attention    of a head: GOS's nodes, STRG's similarity graph, RSTG's grid, EAN's objects
-    regions      of a head: the regions that DyReg chose
+    regions      of a head: the regions that DyReg chose, beside annotated boxes
     saliency     of a head: EAN's saliency maps as heat
     stages       each stage's map over time as heat; asked for alone
     blocks       M and the kernels of EAN's blocks; asked for alone
@@ -155,6 +162,7 @@ def command(
         root=root,
         checkpoint=checkpoint or "",
         weights=weights,
+        annotations=annotated_boxes_of(annotations, settings),
         style=style,
     )
     # An id may hold characters of a path, such as a slash.

@@ -96,7 +96,9 @@ class FrameOptions:
     Attributes:
         train_from: the first stage or block of the backbone that is trained. "stem" trains all of
             it, "none" nothing.
-        frozen_bn: the backbone's batch norms keep their statistics and their affine weights.
+        frozen_bn: the backbone's batch norms keep their statistics and their affine weights. The
+            affine weights in a non-local block that is still the identity are trained: with a
+            scale of 0 nothing in the block has a gradient.
         backbone_lr: factor of the learning rate for the backbone's weights.
     """
 

@@ -5,9 +5,12 @@ draw_view("cache", "clip-7", run="runs/strg-0").save("clip-7.png")
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from heads.data.annotated_boxes import AnnotatedBoxes, has_annotated_boxes
 from heads.drawing import maps as draw_maps
 from heads.drawing import nodes as draw_nodes
 from heads.drawing import sections as draw_sections
@@ -56,6 +59,7 @@ def draw_view(
     root: str | Path | None = None,
     checkpoint: str = "",
     weights: str | Path | None = None,
+    annotations: Any | None = None,
     style: Style | None = None,
 ) -> Drawing:
     """Draw one view of a clip.
@@ -73,6 +77,8 @@ def draw_view(
         checkpoint: the run's weights, "best" or "last"; "" for what its figures use.
         weights: the file of the backbone's weights, for `FROM_FRAMES`; None for where the
             extraction found it.
+        annotations: a source of annotated boxes, `build_proposals("annotations", ...)`, that are
+            drawn beside a head's regions; None: the cache's boxes, where these were annotated.
         style: sizes and limits; None for the defaults.
 
     Returns:
@@ -98,8 +104,17 @@ def draw_view(
     result = None
     if run is not None:
         result = run_head(run, cache, content.group, content.row, checkpoint)
-    builder = _SectionBuilder(content, result, style, node)
+    annotated = None
+    if annotations is not None or has_annotated_boxes(content.group):
+        boxes = AnnotatedBoxes(content.group, annotations)
+        annotated = boxes.of([content.row], len(content.steps))
+    builder = _SectionBuilder(content, result, style, node, annotated)
     available = builder.available()
+    if annotations is not None and "regions" not in available:
+        raise ValueError(
+            f"{cache.path}, clip {clip}: annotated boxes are drawn beside regions: "
+            f"{builder.why_not('regions')}"
+        )
     for name in what:
         if name not in available:
             raise ValueError(
@@ -116,14 +131,21 @@ def draw_view(
 class _SectionBuilder:
     """Knows which sections a view has, and makes them.
 
-    `asked` is the node that the caller chose, `node` the one that is drawn.
+    `asked` is the node that the caller chose, `node` the one that is drawn. `annotated` are boxes
+    [1,T,N,4] and valid [1,T,N] to draw beside regions.
     """
 
     def __init__(
-        self, view: ViewContent, result: HeadResult | None, style: Style, asked: Node | None
+        self,
+        view: ViewContent,
+        result: HeadResult | None,
+        style: Style,
+        asked: Node | None,
+        annotated: tuple[Tensor, Tensor] | None = None,
     ):
         self.view, self.result, self.style, self.asked = view, result, style, asked
         self.backbone: BackboneOutput | None = None
+        self.annotated = annotated
         # RSTG's nodes are cells of its grids, so a node that is asked for is none of the boxes.
         self.grid_nodes = result is not None and result.head in ("rstg", "rstg_map")
         if asked is None or self.grid_nodes:
@@ -211,10 +233,7 @@ class _SectionBuilder:
         if "attention" in chosen:
             found += self._attention()
         if "regions" in chosen:
-            for point, kernels in result.by_point("kernels").items():
-                centres = result.maps.get(f"centres.{point}")
-                radii = result.maps.get(f"radii.{point}")
-                found.append(draw_maps.regions(kernels, f"regions at {point}", centres, radii))
+            found += self._regions()
         if "saliency" in chosen:
             found += self._saliency(result.by_point("regions")[""])
         if "stages" in chosen:
@@ -295,6 +314,15 @@ class _SectionBuilder:
             return []
         note = f"mean over the {len(attending)} of {len(edges)} edges whose operation ends with it"
         return [draw_nodes.node_attention(self.view, attending.mean(0), "node attention", note)]
+
+    def _regions(self) -> list[Strip]:
+        """DyReg's regions at each point of the network, beside annotated boxes."""
+        found, maps = [], self.result.maps
+        for point, kernels in self.result.by_point("kernels").items():
+            boxes = maps.get(f"centres.{point}"), maps.get(f"radii.{point}")
+            title = f"regions at {point}"
+            found.append(draw_maps.regions(kernels, title, *boxes, self.annotated))
+        return found
 
     def _saliency(self, maps: np.ndarray) -> list[Strip]:
         """EAN's maps [T,M,P], a strip per object; their mean where there are many."""

@@ -96,6 +96,9 @@ class FramesRun:
             }
         )
         self.conditions, self.notes = dict(conditions or {}), dict(notes or {})
+        # Runs of versions that froze these norms are not continued.
+        if network.trained_norms:
+            self.conditions["trained_norms"] = list(network.trained_norms)
 
         training = training_of_all_weights(self.recipe.train, phase.frames)
         if options.accumulate:

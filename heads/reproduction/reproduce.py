@@ -25,6 +25,7 @@ from heads.finetuning.end_to_end import train_frames
 from heads.finetuning.frame_training import FrameRunOptions, Piece, new_network, part_of_clips
 from heads.finetuning.joint_network import joint_dims
 from heads.interface.clips import Clips
+from heads.interface.random_streams import INIT, reseed
 from heads.interface.run_records import RUN
 from heads.reproduction.pretraining import Pretraining, pretrain
 from heads.reproduction.tables import (
@@ -38,7 +39,6 @@ from heads.reproduction.tables import (
 )
 from heads.runs import run_files as runs
 from heads.runs.folder_lock import FolderBusy, hold_folder
-from heads.training.learner import INIT, reseed
 from heads.training.study import Result
 from heads.training.train import train
 from pipeline.backbones import build_backbone, freeze

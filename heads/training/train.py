@@ -38,6 +38,7 @@ from heads.data.splits import cache_dims, print_excluded
 from heads.evaluation.head_predictor import Predictions, predict_all
 from heads.interface.loss import device_for
 from heads.runs.folder_lock import FolderBusy, lock_folders
+from heads.training.few_views import print_few_views
 from heads.training.study import SPLITS, Failure, Result, Study
 from heads.training.training_run import TrainingRun
 from pipeline.workers.waiting import PrintLine
@@ -175,6 +176,7 @@ def run_members(
             outcomes[number] = Failure(member.folder, error, epochs=0)
 
     print_excluded_clips(list(runs.values()), say)
+    print_few_views(list(runs.values()), say)
     trained = _train_all(list(runs.values()), study, resume, resident, tensorboard, say)
     outcomes.update(zip(runs, trained, strict=True))
     return [outcomes[number] for number in range(len(members))]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.backbones._ean_kernels import fusion_matrix, kernel_sizes
     from pipeline.backbones._freezing import freeze
     from pipeline.backbones._layers import Conv, MaxPool
+    from pipeline.backbones._non_local import NonLocal
 
 # Loaded when first asked for, so that a command line can list the names without loading torch.
 _HOMES = {
@@ -25,6 +26,7 @@ _HOMES = {
     "Conv": "_layers",
     "EventAdaptiveBlock": "_ean",
     "MaxPool": "_layers",
+    "NonLocal": "_non_local",
     "freeze": "_freezing",
     "fusion_matrix": "_ean_kernels",
     "kernel_sizes": "_ean_kernels",
@@ -35,6 +37,7 @@ __all__ = [
     "Conv",
     "EventAdaptiveBlock",
     "MaxPool",
+    "NonLocal",
     "backbone_names",
     "backbone_options",
     "build_backbone",

@@ -61,7 +61,7 @@ MODULES: dict[str, str] = {
     "heads.reporting.pictures": "heads.reporting.clip_pictures",
     "heads.reporting.predicted": "heads.reporting.predictions",
     "heads.reporting.results": "heads.reporting.result_sections",
-    "heads.reporting.sheets": "heads.reporting.csv_tables",
+    "heads.reporting.sheets": "heads.reporting.markdown",
     "heads.reporting.sources": "heads.reporting.provenance_sections",
     "heads.reporting.study": "heads.reporting.groups",
     "heads.reporting.text": "heads.reporting.escaping",
