@@ -41,7 +41,7 @@ HEADS = {
     "plugin_check": {"interface", "zoo"},
     "config": {"zoo"},
     "data": {"interface", "config"},
-    "runs": {"interface", "config"},
+    "runs": {"interface", "zoo", "config"},
     "evaluation": {"interface", "zoo", "config", "data", "runs"},
     "training": {"interface", "papers", "zoo", "config", "data", "runs", "evaluation"},
     "finetuning": {"interface", "zoo", "config", "data", "runs", "evaluation", "training"},

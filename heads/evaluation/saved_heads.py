@@ -14,6 +14,7 @@ from heads.evaluation.head_predictor import predict as predict_views
 from heads.interface.clips import Dims, dims_from
 from heads.interface.loss import device_for
 from heads.runs import run_files
+from heads.runs.head_versions import refuse_changed_head
 from heads.runs.start_weights import default_checkpoint
 from heads.zoo import build_head
 from pipeline.cache.reader import Cache
@@ -137,6 +138,9 @@ def load_trained(
     path = folder / f"{name}.pt"
     saved = run_files.load_checkpoint(path)
     about = saved["about"]
+    refuse_changed_head(
+        path, about, "Train it anew; its figures and predictions of that time stay in its folder"
+    )
     table = about["recipe"]
     options = {**table["evaluate"], **(settings or {})}
     recipe = recipe_from({**table, "evaluate": options}, str(folder))

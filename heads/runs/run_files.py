@@ -32,9 +32,11 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from heads.config.recipe import recipe_from
 from heads.interface.checkpoints import CHECKPOINT_FORMAT, load_checkpoint  # noqa: F401
 from heads.interface.run_records import LOG_LINE
 from heads.runs.folder_lock import refuse_if_lost
+from heads.runs.head_versions import refuse_changed_head
 from heads.runs.manifest_record import refuse_other_labels
 from pipeline.cache.records import require
 from pipeline.files import atomic_files
@@ -45,7 +47,8 @@ from pipeline.text.printable import write_table
 
 # Manifests are compared by their labels. A plug-in is compared by its name, which has the checksum
 # of its file: where the file lies does not matter.
-NOT_COMPARED = ("manifest", "plugins")
+# The version of the head counts only if it concerns the run's options: `refuse_changed_head`.
+NOT_COMPARED = ("manifest", "plugins", "head_version")
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -255,6 +258,9 @@ def require_same_run(folder: Path, stored: dict, asked: dict, start: str = "") -
     # Runs of earlier versions recorded no manifest.
     if "manifest" in stored and "manifest" in asked:
         refuse_other_labels(folder, stored["manifest"], asked["manifest"])
+    if "recipe" in stored:
+        # Options that the recipe has had since then count with their defaults.
+        stored = {**stored, "recipe": recipe_from(stored["recipe"], str(folder)).as_dict()}
 
     old, new = _flat(stored), _flat(asked)
     differing = []
@@ -266,6 +272,8 @@ def require_same_run(folder: Path, stored: dict, asked: dict, start: str = "") -
         if _top(key) not in NOT_COMPARED and key not in new and _top(key) in asked:
             differing.append(key)
     if not differing:
+        if "recipe" in stored:
+            refuse_changed_head(folder, stored, "Train anew in another folder, or with --no-resume")
         return
 
     shown = [f"{key} is {old.get(key)!r} there, {new.get(key)!r} here" for key in differing[:3]]

@@ -7,6 +7,9 @@ A head is an nn.Module with
 - `uses`, if there are any: fields that it reads where the cache has them, and works without;
 - `forward(clips, want_maps=False)`: `heads.interface.clips.Clips` -> `HeadOutput`.
 
+A module whose head computes something else than in an earlier version, with the same options, has
+a constant CHANGES (see `heads.interface.changes`).
+
 Files whose names start with "_" are shared code. Heads of other packages and files are found too
 (see `pipeline.plugins`). docs/heads.md lists the options of ours, docs/adding_a_head.md shows how
 to add one.
@@ -15,6 +18,7 @@ to add one.
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from heads.interface.changes import Change, changes_since, version_after
 from pipeline.plugins import (
     HEAD,
     display_name,
@@ -32,7 +36,14 @@ if TYPE_CHECKING:
 
     from heads.interface.clips import Dims
 
-__all__ = ["build_head", "check_options", "head_names", "head_options"]
+__all__ = [
+    "build_head",
+    "check_options",
+    "head_changes",
+    "head_names",
+    "head_options",
+    "head_version",
+]
 
 
 def head_names() -> tuple[str, ...]:
@@ -56,6 +67,36 @@ def head_options(name: str) -> dict[str, Any]:
         raise ValueError(f"no head {name!r}: {nearest(name, head_names())}")
     parameters = inspect.signature(load_build(HEAD, name)).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def head_version(name: str) -> int:
+    """Return the version of what a head computes: 1, or that of its last change.
+
+    Args:
+        name: a name of `head_names`, or that of a file. A file that this process may not execute
+            has version 1: its checksum tells versions apart.
+    """
+    return version_after(_changes(name))
+
+
+def head_changes(name: str, version: int, options: dict[str, Any]) -> list[Change]:
+    """Return what a head with some options computes otherwise since a version.
+
+    Args:
+        name: as for `head_version`.
+        version: that a run recorded.
+        options: those that the run gave; the others have their defaults.
+    """
+    changes = _changes(name)
+    if not changes:
+        return []
+    return changes_since(changes, version, {**head_options(name), **options})
+
+
+def _changes(name: str) -> tuple[Change, ...]:
+    if is_recorded(name) and not may_execute(name):
+        return ()
+    return getattr(load_build(HEAD, name), "__globals__", {}).get("CHANGES", ())
 
 
 def build_head(name: str, dims: "Dims", num_classes: int, **options: Any) -> "nn.Module":
