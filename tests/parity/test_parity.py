@@ -23,7 +23,6 @@ LMC = (
     "and another second branch (ReLU before BN, a bias, nothing behind the last two)"
 )
 EPSILONS = "epsilons: the release has 1e-3 (batch norm) and 1e-12 (layer norm), vidgraph 1e-5"
-WHOLE_PIXELS = "vidgraph rounds to the nearest pixel, the release rounds down: one pixel apart"
 
 # Cases that differ, and where. A case that agrees after a fix turns its test red: remove its row.
 DIFFERS = {
@@ -37,8 +36,6 @@ DIFFERS = {
     "ean_soi_narrow": "heads of 64 whatever the width: qkv has another size",
     "ean_stem_16": LMC,
     "ean_whole_16": LMC,
-    "gos_crops_rounding": WHOLE_PIXELS,
-    "gos_paper_temp_conv_own": "the longest node of the own frame is taken for many nodes",
     "rstg_graph_mnist": EPSILONS,
     "rstg_graph_sth": EPSILONS,
     "rstg_map_sth": EPSILONS,

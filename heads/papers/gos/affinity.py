@@ -85,6 +85,23 @@ VARIANTS = {
 }
 # Values that neither variant takes, but a user may.
 FURTHER = {"background": ("softmax",)}
+# Those that operations read; the others are of the searched head and its stem.
+OPERATION_OPTIONS = (
+    "similarity",
+    "affinity",
+    "kernel",
+    "padding",
+    "nearest",
+    "attention",
+    "offset",
+    "background",
+)
+# What variant "paper" computed before version 2, for `CHANGES` of the heads.
+PAPER_CHANGE = (
+    "variant='paper' compared nodes by 5 times their cosines, let a longer node of the own frame "
+    "stand for a node (eq. 4) and had s_j - s_i in eq. (9), and now has plain inner products, the "
+    "node itself and s_i - s_j"
+)
 # The factor before a softmax of affinities, by `similarity`.
 SCALES = {"inner": 1.0, "cosine": 5.0}
 
