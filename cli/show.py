@@ -50,6 +50,13 @@ def node(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple
     help="Its weights.  [default: what its figures use]",
 )
 @click.option(
+    "--structure",
+    default="",
+    show_default=False,
+    metavar="NAME",
+    help="Of gos: common, clip:CLIP, a run or a CSV file, in place of the view's own structure.",
+)
+@click.option(
     "--what",
     callback=commas,
     help="Some of what is listed above, comma-separated.  [default: what cache and run allow]",
@@ -105,6 +112,7 @@ def command(
     view,
     run,
     checkpoint,
+    structure,
     what,
     node,
     steps,
@@ -144,6 +152,7 @@ def command(
         node=node,
         root=root,
         checkpoint=checkpoint or "",
+        structure=structure,
         style=style,
     )
     # An id may hold characters of a path, such as a slash.

@@ -4,6 +4,7 @@ draw_view("cache", "clip-7", run="runs/strg-0").save("clip-7.png")
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,7 @@ def draw_view(
     node: Node | None = None,
     root: str | Path | None = None,
     checkpoint: str = "",
+    structure: str = "",
     style: Style | None = None,
 ) -> Drawing:
     """Draw one view of a clip.
@@ -62,6 +64,8 @@ def draw_view(
         node: the chosen node (t,i); by default the best box of the middle step.
         root: the folder of the videos; None for that of the extraction.
         checkpoint: the run's weights, "best" or "last"; "" for what its figures use.
+        structure: of a run of `gos`, one structure in place of the view's own: "common",
+            "clip:NAME", another run, or a CSV file (GOS Figure 5).
         style: sizes and limits; None for the defaults.
 
     Returns:
@@ -86,7 +90,9 @@ def draw_view(
 
     result = None
     if run is not None:
-        result = run_head(run, cache, content.group, content.row, checkpoint)
+        result = run_head(run, cache, content.group, content.row, checkpoint, structure)
+    elif structure:
+        raise ValueError("a structure is that of a trained head: pass --run too")
     builder = _SectionBuilder(content, result, style, node)
     available = builder.available()
     for name in what:
@@ -205,7 +211,11 @@ class _SectionBuilder:
         if "structure" in chosen:
             found.append(structure(self.result))
         if "predictions" in chosen:
-            found.append(predictions(self.result, self.view.clip.labels, self.style.top))
+            labels, most = self.view.clip.labels, self.style.top
+            found.append(predictions(self.result, labels, most))
+            if self.result.own_scores is not None:
+                own = replace(self.result, scores=self.result.own_scores, structure="")
+                found.append(predictions(own, labels, most, of="its own structure"))
         return found
 
     def _attention(self) -> list[Strip]:
