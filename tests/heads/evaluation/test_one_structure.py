@@ -32,7 +32,7 @@ def scatter_structures(folder: Path) -> None:
     for name in ("best", "last"):
         saved = load_checkpoint(folder / f"{name}.pt")
         g = torch.Generator().manual_seed(0)
-        for key, tensor in saved["state"].items():
+        for tensor in saved["state"].values():
             if tensor.is_floating_point():
                 tensor.copy_(torch.randn(tensor.shape, generator=g))
         saved["state"]["structure.alpha.weight"] *= 20
