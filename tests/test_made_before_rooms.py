@@ -41,6 +41,8 @@ KEYS = json.loads((DATA / "keys.json").read_text())
 ADDED = {
     "head_version: int",
     "about.head_version: int",
+    "recipe.phases[].checkpoint: str",
+    "about.recipe.phases[].checkpoint: str",
 }
 COMMANDS = json.loads((DATA / "cli.json").read_text())
 

@@ -75,11 +75,5 @@ METRICS = {
     "excluded?": Each(Each(int)),
 }
 EVALUATION = Each(Either(str, float))
-LOG_LINE = {
-    "epoch": int,
-    "loss": float,
-    "val": Each(float),
-    "beside?": Each(Each(float)),
-    "changed?": Each(float),
-}
+LOG_LINE = {"epoch": int, "loss": float, "val": Each(float)}
 FAILED = {"rows": [{"failed": [{"folder": str, "epochs": int, "error": str}]}]}

@@ -344,7 +344,8 @@ class Learner:
             state["alternate"] = self.optimisers.second.state_dict()
         state["scaler"] = self.scaler.state_dict()
         state["progress"] = asdict(self.progress)
-        state["plateau"] = PLATEAU
+        if self.training.schedule == "plateau":
+            state["plateau"] = PLATEAU
         return state
 
     def load(self, state: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ Parameters of the released variant at 2048 -> 256, 3 supernodes, 174 classes:
     together                                                          5 152 704
 
 With the backbone's 32.1 M they are the paper's 37.3 M (supplement, Table 2). The full temporal
-kernels of the paper variant make the head 7 508 142; with kernel="depthwise" it has 5 159 598. The
+kernels of the paper variant make the head 7 508 142; with kernel="depthwise" it has 4 766 382. The
 paper's 138.4 GMACs count the n x n differences of diff_prop as 10.1 G. Linear layers and
 convolutions of the released variant are 0.76 G here, 128.3 in all.
 

@@ -216,10 +216,7 @@ def test_a_plateau_that_counted_otherwise_is_not_continued():
     del old["plateau"]
     with pytest.raises(ValueError, match="start over with --no-resume"):
         learner(epochs=9, schedule="plateau").load(old)
-    other = learner(epochs=9)
-    steady = other.state()
-    del steady["plateau"]
-    learner(epochs=9).load(steady)
+    learner(epochs=9).load(learner(epochs=9).state())
 
 
 def test_training_ends_when_nothing_gets_better():
