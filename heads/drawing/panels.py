@@ -1,4 +1,4 @@
-"""Panels beside the frames: the caption, GOS's structure (its Figure 4), the best classes."""
+"""Panels beside the frames: the caption, GOS's structure (as in its Figure 5), the best classes."""
 
 import numpy as np
 
@@ -140,9 +140,9 @@ def _score(result: HeadResult, k: int) -> str:
 
 
 def structure(result: HeadResult, width: float = 620) -> Canvas:
-    """Draw the operation of every edge between supernodes (GOS Figure 4), a row per cell.
+    """Draw the operation of every edge between supernodes (as in GOS's Figure 5), a row per cell.
 
-    It is the heaviest one, or that of the structure that all views were given (Figure 5).
+    It is the heaviest one, or that of the structure that all views were given.
 
     Args:
         result: what a head `gos` returns.
