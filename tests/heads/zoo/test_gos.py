@@ -14,7 +14,7 @@ from heads.papers.gos.operation_inputs import layout_of, old_roi_mean
 from heads.papers.gos.operations import OPERATIONS, SPACES, Skip, Zero
 from heads.runs.run_files import load_checkpoint, save_checkpoint
 from heads.training.train import train
-from heads.zoo import build_head
+from heads.zoo import build_head, head_changes
 from tests.support.tiny_cache import Tiny
 
 B, T, N, K, W = 3, 8, 3, 5, 6
@@ -125,6 +125,19 @@ def test_multiplications_are_our_count():
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         head(clips)
     assert counter.get_total_flops() == 2 * (layers + 6 * sum(products.values()) + around)
+
+
+@pytest.mark.parametrize("name", ["gos", *SINGLE])
+def test_earlier_runs_of_the_paper_variant_are_other_networks_and_released_ones_are_not(name):
+    assert [change.version for change in head_changes(name, 1, {})] == [2]
+    assert head_changes(name, 1, {"variant": "released"}) == []
+    assert head_changes(name, 2, {}) == []
+    if name in ("gos", "gos_temp_conv"):
+        # The released variant with the paper's nearest nodes.
+        assert head_changes(name, 1, {"variant": "released", "nearest": "inner"})
+    if name == "gos":
+        asked = {"variant": "released", "structures": "shared_test"}
+        assert [change.version for change in head_changes(name, 2, asked)] == [3]
 
 
 # ---- structures
