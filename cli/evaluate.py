@@ -39,6 +39,19 @@ from cli._shared.say import say
     help="What this phase of the recipe ended with, in place of a checkpoint.",
 )
 @click.option(
+    "--structure",
+    default="",
+    show_default=False,
+    metavar="NAME",
+    help="Of gos: one structure for all videos, common, clip:CLIP, a run, or a CSV file.",
+)
+@click.option(
+    "--exchange",
+    multiple=True,
+    metavar="CLIP",
+    help="Of gos: evaluate these videos with one another's structures alone.",
+)
+@click.option(
     "--aggregate",
     type=click.Choice(["mean", "max"]),
     help="Over the test views of a video.  [default: the recipe's]",
@@ -89,6 +102,8 @@ def command(
     split,
     checkpoint,
     phase,
+    structure,
+    exchange,
     aggregate,
     scores,
     annotations,
@@ -107,6 +122,11 @@ def command(
 
     For DyReg's regions, annotated boxes give Dist: how far boxes are from the nearest region, and
     regions from the nearest box, each also before training (start). docs/heads.md says it exactly.
+
+    With --structure every video gets the same structure of GOS: "common" is the one that most
+    training videos chose (Table 1, non-adaptive only in testing). --exchange, given for each of
+    several videos, prints how each is classified with the structure of each (Figure 5), and writes
+    exchange_SPLIT.csv. docs/heads.md says more.
 
     With --ensemble the runs count as one: their scores are summed, video by video. It reads the
     predictions that evaluating each run has written. `vidgraph evaluate runs/ean8 runs/ean16
@@ -131,6 +151,8 @@ def command(
             "--checkpoint": checkpoint,
             "--phase": phase,
             "--annotations": annotations,
+            "--structure": structure,
+            "--exchange": exchange,
         }
         for option, value in given.items():
             if value:
@@ -142,12 +164,19 @@ def command(
         raise click.UsageError(
             "--into goes with --ensemble only; an evaluation writes to the run's folder"
         )
+    if exchange:
+        if structure or replaced:
+            raise click.UsageError("--exchange goes without --structure, --aggregate and --scores")
+        for run in runs:
+            _exchange(run, cache, manifest, split, checkpoint, phase, exchange)
+        return 0
     boxes = annotated_boxes_of(annotations, settings)
     say_cost(precision, device)
     for run in runs:
         options = {
             "checkpoint": checkpoint or "",
             "phase": phase,
+            "structure": structure,
             "settings": replaced,
             "device": device,
             "precision": precision,
@@ -191,23 +220,46 @@ def _ensemble(runs, split, settings, into, submission) -> int:
     return 0
 
 
-def _evaluate(run, cache, manifest, split, options) -> None:
-    from cli._shared.figures import print_figures
-    from heads.evaluation.evaluate import evaluate
+def _cache_of(run, cache):
     from heads.interface.run_records import RUN
     from heads.runs.run_files import read_json
     from pipeline.cache.reader import Cache
-    from pipeline.manifests.manifest import read_manifest
-    from pipeline.workers.memory import keep_freed_memory
 
-    keep_freed_memory()
     # A run from frames may have no cache.
     cache = cache or read_json(run / "run.json", RUN).get("cache")
     if cache is None:
         raise click.UsageError(f"{run} was trained from frames, without a cache: pass --cache")
+    return Cache(cache)
+
+
+def _exchange(run, cache, manifest, split, checkpoint, phase, names) -> None:
+    from cli._shared.figures import print_exchange
+    from heads.evaluation.evaluate import exchange_structures
+    from pipeline.manifests.manifest import read_manifest
+
+    found = exchange_structures(
+        run,
+        _cache_of(run, cache),
+        split,
+        names,
+        checkpoint=checkpoint or "",
+        phase=phase,
+        manifest=read_manifest(manifest) if manifest else None,
+        say=say,
+    )
+    print_exchange(f"{run}, split {split}", found)
+
+
+def _evaluate(run, cache, manifest, split, options) -> None:
+    from cli._shared.figures import print_figures
+    from heads.evaluation.evaluate import evaluate
+    from pipeline.manifests.manifest import read_manifest
+    from pipeline.workers.memory import keep_freed_memory
+
+    keep_freed_memory()
     found = evaluate(
         run,
-        Cache(cache),
+        _cache_of(run, cache),
         split,
         manifest=read_manifest(manifest) if manifest else None,
         say=say,

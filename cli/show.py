@@ -61,6 +61,13 @@ def node(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple
     "[default: where the extraction found them]",
 )
 @click.option(
+    "--structure",
+    default="",
+    show_default=False,
+    metavar="NAME",
+    help="Of gos: common, clip:CLIP, a run or a CSV file, in place of the view's own structure.",
+)
+@click.option(
     "--what",
     callback=commas,
     help="Some of what is listed above, comma-separated.  [default: what cache and run allow]",
@@ -119,6 +126,7 @@ def command(
     weights,
     annotations,
     settings,
+    structure,
     what,
     node,
     steps,
@@ -163,6 +171,7 @@ def command(
         checkpoint=checkpoint or "",
         weights=weights,
         annotations=annotated_boxes_of(annotations, settings),
+        structure=structure,
         style=style,
     )
     # An id may hold characters of a path, such as a slash.

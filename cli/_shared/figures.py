@@ -1,6 +1,7 @@
 """The table of figures that `train`, `evaluate` and `finetune` print at the end."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 from cli._shared.say import console
 
@@ -41,6 +42,27 @@ def print_figures(
     for split, found in metrics.items():
         cells = [_cell(name, found.get(name)) for name in columns]
         table.add_row(split if found else f"{split} (no labels: predictions only)", *cells)
+    console().print(table)
+
+
+def print_exchange(title: str, rows: Iterable) -> None:
+    """Print how videos are classified with one another's structures.
+
+    Args:
+        title: of the table.
+        rows: of `heads.evaluation.one_structure.exchange`.
+    """
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in ("video", "label", "structure of", "predicted"):
+        table.add_column(column)
+    table.add_column("score", justify="right")
+    table.add_column("score of its label", justify="right")
+    for row in rows:
+        of = "its own" if row.clip == row.structure_of else row.structure_of
+        own = "" if math.isnan(row.score_of_label) else f"{row.score_of_label:.3f}"
+        table.add_row(row.clip, row.label, of, row.predicted, f"{row.score:.3f}", own)
     console().print(table)
 
 

@@ -110,10 +110,11 @@ class Training:
         weight_decay: weight decay.
         schedule: of the learning rate. "constant"; "steps": times `factor` at each point of
             `drop_at`; "cosine": to 0 at the end; "plateau": times `factor` when the validation
-            loss has had no new minimum for `patience` epochs.
+            loss has had no new minimum for more than `patience` epochs, as torch's
+            ReduceLROnPlateau(patience=...) counts: a minimum is lower by a ten-thousandth.
         drop_at: points of "steps", in the unit of the length.
         factor: factor of "steps" and "plateau".
-        patience: epochs of "plateau".
+        patience: epochs without a new minimum that "plateau" bears; the next one lowers the rate.
         stop_below: "plateau" ends the training when the rate would fall below this; 0: never.
         early_stop: the training ends when the validation figure has had no new best for so many
             epochs; 0: never.

@@ -4,6 +4,7 @@ draw_view("cache", "clip-7", run="runs/strg-0").save("clip-7.png")
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def draw_view(
     checkpoint: str = "",
     weights: str | Path | None = None,
     annotations: Any | None = None,
+    structure: str = "",
     style: Style | None = None,
 ) -> Drawing:
     """Draw one view of a clip.
@@ -79,6 +81,8 @@ def draw_view(
             extraction found it.
         annotations: a source of annotated boxes, `build_proposals("annotations", ...)`, that are
             drawn beside a head's regions; None: the cache's boxes, where these were annotated.
+        structure: of a run of `gos`, one structure in place of the view's own: "common",
+            "clip:NAME", another run, or a CSV file (GOS Figure 5).
         style: sizes and limits; None for the defaults.
 
     Returns:
@@ -103,7 +107,9 @@ def draw_view(
 
     result = None
     if run is not None:
-        result = run_head(run, cache, content.group, content.row, checkpoint)
+        result = run_head(run, cache, content.group, content.row, checkpoint, structure)
+    elif structure:
+        raise ValueError("a structure is that of a trained head: pass --run too")
     annotated = None
     if annotations is not None or has_annotated_boxes(content.group):
         boxes = AnnotatedBoxes(content.group, annotations)
@@ -251,7 +257,11 @@ class _SectionBuilder:
         if "structure" in chosen:
             found.append(structure(self.result))
         if "predictions" in chosen:
-            found.append(predictions(self.result, self.view.clip.labels, self.style.top))
+            labels, most = self.view.clip.labels, self.style.top
+            found.append(predictions(self.result, labels, most))
+            if self.result.own_scores is not None:
+                own = replace(self.result, scores=self.result.own_scores, structure="")
+                found.append(predictions(own, labels, most, of="its own structure"))
         return found
 
     def _listens(self) -> bool:

@@ -6,8 +6,10 @@ Every test view is predicted, and the scores of a video's views become one score
 and figures are written to the run folder.
 """
 
+import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,12 @@ from heads.evaluation.head_predictor import (
     open_store,
     predict,
     write_predictions,
+)
+from heads.evaluation.one_structure import (
+    Exchanged,
+    exchange,
+    structure_named,
+    structure_rows,
 )
 from heads.evaluation.region_figures import has_regions, region_figures
 from heads.evaluation.saved_heads import TrainedHead, load_trained
@@ -36,6 +44,7 @@ from heads.runs.manifest_record import (
 from heads.runs.start_weights import phase_checkpoint
 from pipeline.files.owners import remove_abandoned
 from pipeline.files.watched_folder import WatchedFolder
+from pipeline.text.printable import write_table
 from pipeline.workers.completion import version_of
 
 if TYPE_CHECKING:
@@ -50,6 +59,7 @@ def evaluate(
     *,
     checkpoint: str = "",
     phase: str = "",
+    structure: str = "",
     settings: Mapping[str, str] | None = None,
     device: str = "auto",
     precision: str = "fp32",
@@ -70,6 +80,8 @@ def evaluate(
         split: the split's name.
         checkpoint: "best", "last", or "" for the one that the run's own figures come from.
         phase: evaluate what this phase of the recipe ended with, in place of `checkpoint`.
+        structure: one structure of GOS for all videos (see `one_structure.structure_named`); it is
+            part of the files' names, and written beside them. "": each video has its own.
         settings: values that replace those of the recipe's table `evaluate` (aggregate, scores,
             batch).
         device: "auto", "cpu" or "cuda".
@@ -119,7 +131,13 @@ def evaluate(
 
     part = require_split_views(cache, "test", split, manifest, classes, recipe.data)
     print_excluded(part, say)
+    one = None
+    if structure:
+        one, name = structure_named(structure, trained.head, cache)
+        tag += f"_structure-{name}"
     head = trained.head.to(device)
+    if one is not None:
+        head.force(one)
     store = open_store([head], cache, [part], recipe, "disk", device)
     boxes = _annotated_boxes(trained, part, annotations)
     predictions = predict(head, part, store, recipe, precision)
@@ -144,6 +162,9 @@ def evaluate(
     with watched.guarded():
         figures = write_predictions(folder, tag, predictions, part, recipe, classes)
         figures |= of_regions
+        if one is not None:
+            about["structure"] = structure
+            _write_table(folder / f"structure_{tag}.csv", structure_rows(one, head))
         run_files.write_json(folder / f"metrics_{tag}.json", {**about, **figures})
     if submission is not None:
         scores = compute_figures(predictions, part, recipe)[1]
@@ -180,6 +201,60 @@ def _hint(count: int) -> str:
         "; are they those of these clips? Their keys may be the names of the files: "
         "--set proposal_options.key=stem"
     )
+
+
+def exchange_structures(
+    folder: Path | str,
+    cache: "Cache",
+    split: str,
+    names: Sequence[str],
+    *,
+    checkpoint: str = "",
+    phase: str = "",
+    manifest: "Manifest | None" = None,
+    say: Callable[[str], None] = print,
+) -> list[Exchanged]:
+    """Evaluate videos with one another's structures, as in GOS's Figure 5, on the CPU.
+
+    The table is written to exchange_SPLIT.csv in the run folder.
+
+    Args:
+        folder: the folder of a run of head gos.
+        cache: the run's cache.
+        split: the split that the videos belong to.
+        names: the videos.
+        checkpoint, phase, manifest, say: as for `evaluate`.
+
+    Returns:
+        One row for each video with each structure.
+
+    Raises:
+        ValueError: the run chooses no structures, or the split lacks one of the videos.
+        FolderBusy: a process trains in the folder.
+    """
+    folder = Path(folder)
+    watch = refuse_if_busy(folder, say)
+    watched = _watch(folder)
+    if phase:
+        checkpoint = phase_checkpoint(folder, phase)
+    trained = load_trained(folder, cache, checkpoint)
+    manifest, _ = _manifest_for(folder, trained.manifest, cache, manifest, split, say)
+    data = trained.recipe.data
+    part = require_split_views(cache, "test", split, manifest, trained.classes, data)
+    found = exchange(trained.head, part, trained.recipe, trained.classes, cache, names)
+
+    rows: list[Sequence] = [[field.name for field in fields(Exchanged)]]
+    rows += [list(astuple(row)) for row in found]
+    refuse_if_busy(folder, say, watch)
+    with watched.guarded():
+        _write_table(folder / f"exchange_{split}.csv", rows)
+    return found
+
+
+def _write_table(path: Path, rows: Iterable[Sequence]) -> None:
+    text = io.StringIO()
+    write_table(text, rows)
+    run_files.write_text(path, text.getvalue())
 
 
 def _manifest_for(

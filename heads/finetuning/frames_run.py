@@ -272,7 +272,7 @@ class FramesRun:
                     self.seconds += predictions.seconds
             self._end_epoch(found)
         if self.processes.first:
-            self.files.keep(self.phase.name)
+            self.files.keep(self.phase)
         self.processes.barrier()
 
     def _epoch(self) -> None:
@@ -400,7 +400,7 @@ class FramesRun:
 
         metrics.json is written last: it marks a finished phase.
         """
-        chosen = default_checkpoint(self.folder)
+        chosen = default_checkpoint(self.folder, self.phase.name)
         saved = runs.load_checkpoint(self.folder / f"{chosen}.pt")
         self.network.load_state_dict(JointNetwork.join(saved["state"], saved["backbone"]))
 

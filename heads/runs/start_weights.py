@@ -16,21 +16,30 @@ from torch import nn
 from heads.config.recipe import PLAIN, Recipe, recipe_from
 from heads.config.recipe_tables import HeadChoice, Phase
 from heads.interface.clips import Dims
-from heads.interface.run_records import RUN
+from heads.interface.run_records import METRICS, RUN
 from heads.runs import run_files
 from heads.zoo import build_head
 
 
-def default_checkpoint(folder: Path) -> str:
+def default_checkpoint(folder: Path, phase: str = "") -> str:
     """Return the name of the checkpoint that a run's figures come from.
 
     Args:
         folder: the run folder.
+        phase: the phase that the checkpoints belong to; "" is the one whose figures are in
+            metrics.json, if there are any.
 
     Returns:
-        "best" if the recipe asks for it and validation found one, else "last".
+        "best" if the phase or the recipe asks for it and validation found one, else "last".
     """
-    wanted = run_files.read_json(folder / "run.json", RUN)["recipe"]["evaluate"]["checkpoint"]
+    recipe = run_files.read_json(folder / "run.json", RUN)["recipe"]
+    if not phase and (folder / "metrics.json").exists():
+        phase = run_files.read_json(folder / "metrics.json", METRICS).get("phase", "")
+    wanted = recipe["evaluate"]["checkpoint"]
+    for one in recipe.get("phases", ()):
+        # Runs of earlier versions had no such key.
+        if one["name"] == phase and one.get("checkpoint"):
+            wanted = one["checkpoint"]
     if wanted == "best" and (folder / "best.pt").exists():
         return "best"
     return "last"

@@ -24,6 +24,14 @@ from pipeline.networks.precision import autocast
 if TYPE_CHECKING:
     from heads.papers.dyreg.distillation import Teachers
 
+# How much lower a validation loss must be to count, as a share; ReduceLROnPlateau's `threshold`.
+LOWER = 1e-4
+# A smaller step of the rate is none; ReduceLROnPlateau's `eps`.
+SMALLEST_STEP = 1e-8
+# How the plateau schedule counts. 1, which states without this number have, lowered the rate one
+# epoch earlier, and any lower loss counted.
+PLATEAU = 2
+
 
 @dataclass
 class Progress:
@@ -260,19 +268,27 @@ class Learner:
         return better
 
     def _plateau(self, loss: float) -> None:
-        """Lower the learning rate, or stop, after `patience` epochs without a lower loss."""
+        """Lower the learning rate, or stop, after more than `patience` epochs without a lower loss.
+
+        torch's ReduceLROnPlateau does the same. It cannot be used itself: the rate here also
+        follows a schedule of steps, and training may stop.
+        """
         progress, training = self.progress, self.training
-        progress.stale = 0 if loss < progress.lowest else progress.stale + 1
-        progress.lowest = min(loss, progress.lowest)
-        if progress.stale < training.patience:
+        if loss < progress.lowest * (1 - LOWER):
+            progress.lowest, progress.stale = loss, 0
+        else:
+            progress.stale += 1
+        if progress.stale <= training.patience:
             return
 
         factor = progress.factor * training.factor
         # The tolerance is for rounding: 0.001 * 0.1 must not count as below 0.0001.
         if training.lr * factor < training.stop_below * (1 - 1e-6):
             progress.stopped = True
-        else:
-            progress.factor, progress.stale = factor, 0
+            return
+        progress.stale = 0
+        if training.lr * (progress.factor - factor) > SMALLEST_STEP:
+            progress.factor = factor
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
@@ -310,10 +326,22 @@ class Learner:
             state["alternate"] = self.optimisers.second.state_dict()
         state["scaler"] = self.scaler.state_dict()
         state["progress"] = asdict(self.progress)
+        if self.training.schedule == "plateau":
+            state["plateau"] = PLATEAU
         return state
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` returned."""
+        """Continue from what `state` returned.
+
+        Raises:
+            ValueError: an earlier version trained with a plateau schedule that counted otherwise.
+        """
+        if self.training.schedule == "plateau" and state.get("plateau", 1) != PLATEAU:
+            raise ValueError(
+                "this run began when schedule 'plateau' lowered the rate after `patience` epochs "
+                "without a lower loss; now it is after one more, as torch's ReduceLROnPlateau: "
+                "start over with --no-resume, or choose another folder (--name)"
+            )
         self.head.load_state_dict(state.get("raw", state["state"]))
         if self.average is not None:
             for name, tensor in state["state"].items():

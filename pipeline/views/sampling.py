@@ -21,6 +21,7 @@ from pipeline.text import suggestions
 from pipeline.views.crops import (
     Crop,
     even_crops,
+    floored_square_crop,
     full_size,
     multiscale_crop,
     round_quotient,
@@ -37,12 +38,13 @@ from pipeline.views.video_info import VideoInfo
 
 SAMPLINGS = ("segments", "stride", "linspace", "gos")
 OFFSETS = ("equal", "tsn")
-TRAIN_CROPS = ("gos", "short_side", "multiscale", "centre")
+TRAIN_CROPS = ("gos", "gos_floor", "short_side", "multiscale", "centre")
 TEST_CROPS = (1, 3, 11, "full")
 
 # Default scales of each training crop, as fractions of the short side.
 SCALES = {
     "gos": (1.0, 0.9),
+    "gos_floor": (1.0, 0.9),
     "multiscale": (1.0, 0.875, 0.75, 0.66),
     "centre": (1.0,),
     "short_side": (),
@@ -117,10 +119,11 @@ class Sampling:
             Something-Something, and a test_short_side of 240.
         train_views: training views per clip.
         train_crop: how training views are cut. "gos": a square of one of `scales` times the short
-            side, anywhere (GOS: 1 and 0.9). "short_side": the short side becomes a random whole
-            number in `short_side`, then a square of `size`, anywhere (STRG). "multiscale": TSN's;
-            width and height are `scales` times the short side, at 13 positions. "centre": the
-            centred square of the one scale; nothing is drawn.
+            side, anywhere (GOS: 1 and 0.9). "gos_floor": the same, with sides rounded down to whole
+            pixels as in GOS's released code, not to the nearest. "short_side": the short side
+            becomes a random whole number in `short_side`, then a square of `size`, anywhere
+            (STRG). "multiscale": TSN's; width and height are `scales` times the short side, at 13
+            positions. "centre": the centred square of the one scale; nothing is drawn.
         scales: fractions of the short side; None for those of `SCALES`.
         max_distort: for "multiscale", how many places of `scales` width and height may differ.
         short_side: for "short_side", the lowest and highest pixels. Default: 256 and 320 at size
@@ -225,7 +228,7 @@ class Sampling:
             ok = ok and all(_is_positive(scale, most=1.0) for scale in scales)
             self._check("scales", ok, "a list of shares of the short side, above 0 and at most 1")
             one = self.train_crop == "centre" and len(scales) == 1
-            ok = one or self.train_crop in ("gos", "multiscale")
+            ok = one or self.train_crop in ("gos", "gos_floor", "multiscale")
             self._check("scales", ok, "one share for train_crop=centre, none for short_side")
 
         sides = self.short_side
@@ -385,9 +388,10 @@ def _frames(
 
 def _train_crop(sampling: Sampling, width: int, height: int, draws: Draws) -> Crop:
     scales = sampling.scales or SCALES[sampling.train_crop]
-    if sampling.train_crop == "gos":
+    if sampling.train_crop in ("gos", "gos_floor"):
         scale = scales[draws.below(len(scales))]
-        return square_crop(width, height, scale, draws)
+        crop = square_crop if sampling.train_crop == "gos" else floored_square_crop
+        return crop(width, height, scale, draws)
     if sampling.train_crop == "short_side":
         if sampling.short_side:
             low, high = sampling.short_side

@@ -10,13 +10,8 @@ import torch
 FOLDER = Path(__file__).parent
 CASES = sorted(path.stem for path in FOLDER.glob("*.npz"))
 
-WHOLE_PIXELS = "vidgraph rounds to the nearest pixel, the release rounds down: one pixel apart"
-
 # Cases that differ, and where. A case that agrees after a fix turns its test red: remove its row.
-DIFFERS = {
-    "gos_crops_rounding": WHOLE_PIXELS,
-    "gos_paper_temp_conv_own": "the longest node of the own frame is taken for many nodes",
-}
+DIFFERS: dict[str, str] = {}
 CANNOT_LOAD: set[str] = set()  # the weights have other shapes: load_state_dict refuses them
 
 

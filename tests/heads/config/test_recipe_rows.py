@@ -352,6 +352,26 @@ def test_the_cache_of_a_row_has_the_views_of_its_table_and_of_its_backbone(name)
         assert cache == replace(frames, train_views=8)
 
 
+GOS = [name for name in recipe_names() if name.startswith("gos_")]
+
+
+@pytest.mark.parametrize("name", [name for name in GOS if "_backbone_" in name])
+def test_a_recipe_of_gos_backbone_names_all_options_and_builds(name):
+    config = config_of_command(name, ())
+    built(read_recipe(name), config)
+    assert (config.sampling.sampling, config.sampling.train_crop) == ("segments", "gos_floor")
+    assert config.sampling.flip_protect
+    own, there = read_recipe(name).of("backbone"), read_recipe("gos_table1").of("backbone")
+    assert (own.train, own.head, own.evaluate) == (there.train, there.head, there.evaluate)
+
+
+@pytest.mark.parametrize("name", [name for name in GOS if "_table" in name])
+def test_the_cache_of_a_row_of_gos_has_the_views_of_its_backbone_and_four_a_clip(name):
+    cache = config_of_command(name, ()).sampling
+    frames = config_of_command("gos_backbone_sth_v1", ()).sampling
+    assert cache == replace(frames, train_views=4)
+
+
 def test_every_recipe_of_a_paper_is_a_row():
     papers = {
         name

@@ -164,6 +164,10 @@ def test_the_phases_are_the_papers(name):
             phase.train.patience,
             phase.train.stop_below,
         ) == (1e-3, 0.1, 5, 1e-4)
+    # The discrete structures are those at the end of the search, not of its best validation.
+    for phase in middle:
+        if phase.name == "search":
+            assert (phase.checkpoint, phase.train.patience) == ("last", 10)
 
 
 STRG_TABLES = [name for name in recipe_names() if name.startswith("strg_table")]

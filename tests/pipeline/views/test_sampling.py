@@ -73,6 +73,7 @@ EXPECTED_TRAIN = [
 ]
 EXPECTED_CROPS = {
     "gos": (7, 4, 230, 230),
+    "gos_floor": (7, 4, 230, 230),
     "short_side": (10, 13, 184, 184),
     "multiscale": (0, 0, 192, 169),
     "centre": (42, 0, 256, 256),
@@ -202,6 +203,17 @@ def test_crops_are_whole_pixels_inside_the_frame():
                 for view in views_of(options, Info(width=width, height=height), str(key), (), 0):
                     assert inside(view.crop, width, height), (view, width, height)
                     assert all(isinstance(number, int) for number in view.crop)
+
+
+def test_the_released_rounding_of_gos_is_down_and_that_of_its_crop_to_the_nearest_pixel():
+    sides = {}
+    for crop in ("gos", "gos_floor"):
+        sampling = Sampling(frames=1, train_views=40, train_crop=crop)
+        views = training(sampling, Info(width=379, height=253))
+        sides[crop] = {view.crop[2] for view in views}
+        assert sides[crop] == {view.crop[3] for view in views}
+    # 0.9 x 253 = 227.7
+    assert sides == {"gos": {253, 228}, "gos_floor": {253, 227}}
 
 
 def test_gos_crops_have_its_two_scales_and_go_everywhere():
