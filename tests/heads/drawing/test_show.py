@@ -69,7 +69,6 @@ def run_of(folder: Path, cache: Cache, name: str, **options) -> Path:
             parameter.add_(0.3 * torch.randn_like(parameter))
     about = {
         "recipe": recipe,
-        "head_version": head_version(name),
         "classes": list(CLASSES),
         "head_version": head_version(name),
         "dims": dims.as_dict(),
