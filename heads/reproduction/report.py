@@ -17,7 +17,7 @@ import torch
 
 from heads.interface.run_records import LOG_LINE, METRICS
 from heads.reproduction.reproduce import Reproduction, finished
-from heads.reproduction.tables import PaperRow
+from heads.reproduction.tables import PaperRow, has_row
 from heads.runs import run_files as runs
 from heads.training.study_table import FigureSpread, spread
 from pipeline.cache.records import require
@@ -37,6 +37,12 @@ HEADER = [
 ]
 
 
+def result_paths(work: Reproduction, out: Path) -> tuple[Path, Path]:
+    """Return the paths out/TABLE-SIZE.json and out/TABLE-SIZE.md."""
+    name = f"{work.table.name}-{work.size.name}"
+    return out / f"{name}.json", out / f"{name}.md"
+
+
 def write_report(work: Reproduction, out: Path) -> tuple[Path, Path]:
     """Write the record and the page.
 
@@ -45,12 +51,11 @@ def write_report(work: Reproduction, out: Path) -> tuple[Path, Path]:
         out: the folder to write to.
 
     Returns:
-        The paths out/TABLE-SIZE.json and out/TABLE-SIZE.md.
+        The paths that were written, see `result_paths`.
     """
     found = record(work)
     out.mkdir(parents=True, exist_ok=True)
-    name = f"{work.table.name}-{work.size.name}"
-    paths = out / f"{name}.json", out / f"{name}.md"
+    paths = result_paths(work, out)
     runs.write_text(paths[0], json.dumps(found, indent=1) + "\n")
     runs.write_text(paths[1], markdown(found))
     return paths
@@ -73,7 +78,10 @@ def record(work: Reproduction) -> dict[str, Any]:
     tasks = {}
     for name in work.table.tasks:
         task = work.task(name)
-        rows = [{**_row(work, name, row), "videos": work.videos(row)} for row in work.table.rows]
+        rows = []
+        for row in work.table.rows:
+            if has_row(row, work.size, name):
+                rows.append({**_row(work, name, row), "videos": work.videos(row)})
         tasks[name] = {
             "guess": task.guess,
             "labels": len(task.labels),
@@ -93,16 +101,18 @@ def record(work: Reproduction) -> dict[str, Any]:
 
 
 def _row(work: Reproduction, task: str, row: PaperRow) -> dict[str, Any]:
-    found = []
+    found, key = {}, work.key(task, row)
+    for run in work.earlier.runs(task, row.name, key):
+        found[run["seed"]] = run
     for folder in (work.folder / task).glob(f"{row.name}-seed*"):
         seed = int(folder.name.rpartition("seed")[2])
         if finished(work, task, row, seed):
-            found.append(_run(folder, seed))
+            found[seed] = {**_run(folder, seed), "key": key}
     return {
         "name": row.name,
         "title": row.title,
         "paper": row.paper.get(task),
-        "runs": sorted(found, key=lambda run: run["seed"]),
+        "runs": [found[seed] for seed in sorted(found)],
     }
 
 

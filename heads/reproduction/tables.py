@@ -16,6 +16,8 @@ from heads.config.recipe import Recipe, read_recipe
 # at the level of guessing.
 LR = 3e-3
 LR_OF_HEAD = {"conv_lstm": 1e-3}
+# A digit network that is trained along with the head: all of it.
+JOINT_FRAMES = {"train_from": "stem", "frozen_bn": False}
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class PaperRow:
         backbone_options: options of `backbone` beside its width.
         shares_lower: the lower part of `backbone` is the table's pre-trained network. A size may
             freeze it, and train the rest with the head on its maps.
+        fresh: the row starts from random weights where a size lets rows start from their own runs
+            on an easier task. It has no figure for other tasks, where nothing tells it apart.
     """
 
     name: str
@@ -43,6 +47,7 @@ class PaperRow:
     backbone: str = ""
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
     shares_lower: bool = False
+    fresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,14 @@ class ExperimentSize:
             from few videos.
         frozen: rows that share their lower part with the pre-trained network are trained on its
             maps.
+        place_steps: mini-batches in which the digit network learns class and place from whole
+            frames of all tasks (`heads.reproduction.place_training`). All tasks then share it.
+            0: it learns single digits alone, for each task.
+        joint: the digit network is trained on, together with each head, from frames of videos
+            that are never repeated. Else it is frozen.
+        starts: task -> the easier task whose run of the same row and seed it starts from. Both
+            have the same labels.
+        warm_up: mini-batches in which the learning rate rises.
     """
 
     name: str
@@ -83,6 +96,10 @@ class ExperimentSize:
     task: Mapping[str, int] = field(default_factory=dict)
     graph: Mapping[str, Any] = field(default_factory=dict)
     frozen: bool = False
+    place_steps: int = 0
+    joint: bool = False
+    starts: Mapping[str, str] = field(default_factory=dict)
+    warm_up: int = 0
 
     def epochs_of(self, task: str) -> int:
         """Return for how many epochs a task is trained."""
@@ -170,6 +187,7 @@ def recipe_of(row: PaperRow, size: ExperimentSize, task: str) -> Recipe:
         # Adam has no nesterov, and stop_below is for "plateau": the recipes' own would be refused.
         "nesterov": False,
         "schedule": "cosine",
+        "warm_up": size.warm_up,
         "stop_below": 0.0,
         "clip_norm": 1.0,
     }
@@ -177,12 +195,35 @@ def recipe_of(row: PaperRow, size: ExperimentSize, task: str) -> Recipe:
     settings |= {f"phases.{phase}.train.{key}": value for key, value in training.items()}
     if row.backbone and not reads_frames(row, size):
         settings |= {f"phases.{phase}.reads": "cache", f"phases.{phase}.frames": {}}
+    if trains_lower(row, size):
+        settings |= {f"phases.{phase}.reads": "frames", f"phases.{phase}.frames": JOINT_FRAMES}
     return read_recipe(row.recipe, settings)
 
 
 def reads_frames(row: PaperRow, size: ExperimentSize) -> bool:
     """Return whether a row is trained from frames, rather than on cached maps."""
-    return bool(row.backbone) and not (row.shares_lower and size.frozen)
+    own = bool(row.backbone) and not (row.shares_lower and size.frozen)
+    return own or trains_lower(row, size)
+
+
+def trains_lower(row: PaperRow, size: ExperimentSize) -> bool:
+    """Return whether a row trains the table's pre-trained network along with its head."""
+    return size.joint and not row.backbone
+
+
+def has_row(row: PaperRow, size: ExperimentSize, task: str) -> bool:
+    """Return whether a row is trained on a task."""
+    return task in size.starts or not row.fresh
+
+
+def start_of(row: PaperRow, size: ExperimentSize, task: str) -> str:
+    """Return the task whose run of this row a run starts from; "" for random weights.
+
+    Rows with a network of their own always start from random weights.
+    """
+    if row.fresh or row.backbone:
+        return ""
+    return size.starts.get(task, "")
 
 
 def lower_width(table: PaperTable, size: ExperimentSize) -> int:
@@ -227,12 +268,24 @@ RSTG_ROWS = (
     _rstg("one_temporal", "RSTG: 1-temp", "one_temporal", 97.0, 74.1),
     _rstg("all_temporal", "RSTG: All-temp", "all_temporal", 98.9, 94.5),
     _rstg("positional", "RSTG: Positional All-temp", "all_temporal", None, 97.2, "sender"),
+    _rstg("all_temporal_fresh", "All-temp, fresh on five (ours)", "all_temporal", None, None),
 )
+# The released code's choices, which bound the messages: weights are a softmax, layer norms follow
+# messages and updates, and the readout is the mean over time.
+SOFT_GRAPH = {
+    "variant": "paper",
+    "iterations": 3,
+    "attention": "dot",
+    "inner_norm": True,
+    "readout": "mean",
+}
+# Every row on five digits starts from its own on three, as in sec. 3.1.1.
+FROM_THREE = {"sync5": "sync3"}
 RSTG_SIZES = (
     ExperimentSize(
         name="tiny",
         minutes=0,
-        classes=3,
+        classes=5,
         videos=(24, 12, 12),
         cnn=4,
         width=4,
@@ -240,19 +293,27 @@ RSTG_SIZES = (
         epochs=1,
         batch=12,
         task={"reach": 30},
+        graph=SOFT_GRAPH,
+        place_steps=2,
+        starts=FROM_THREE,
+        warm_up=1,
     ),
     ExperimentSize(
         name="small",
         minutes=55,
-        classes=3,
-        videos=(20000, 500, 1000),
-        cnn=16,
+        classes=5,
+        videos=(40000, 1000, 2000),
+        cnn=24,
         width=24,
         trunk=4,
-        epochs={"sync3": 4, "sync5": 6},
-        end_to_end=0.1,
+        epochs=2,
+        batch=8,
+        end_to_end=0.05,
         task={"reach": 30},
-        graph={"iterations": 1, "inner_norm": True},
+        graph=SOFT_GRAPH,
+        place_steps=3600,
+        starts=FROM_THREE,
+        warm_up=300,
     ),
     ExperimentSize(
         name="middle",
@@ -265,7 +326,11 @@ RSTG_SIZES = (
         epochs=8,
         end_to_end=0.2,
         task={"reach": 20},
-        graph={"inner_norm": True},
+        graph=SOFT_GRAPH,
+        place_steps=3600,
+        joint=True,
+        starts=FROM_THREE,
+        warm_up=300,
     ),
     ExperimentSize(
         name="large",
@@ -276,6 +341,11 @@ RSTG_SIZES = (
         width=128,
         trunk=16,
         epochs=10,
+        graph=SOFT_GRAPH,
+        place_steps=3600,
+        joint=True,
+        starts=FROM_THREE,
+        warm_up=300,
     ),
     ExperimentSize(
         name="paper",
@@ -286,6 +356,8 @@ RSTG_SIZES = (
         width=512,
         trunk=64,
         epochs=5,
+        joint=True,
+        starts=FROM_THREE,
     ),
 )
 RSTG = PaperTable("rstg", "RSTG (NeurIPS 2019), Table 1", ("sync3", "sync5"), RSTG_ROWS, RSTG_SIZES)
