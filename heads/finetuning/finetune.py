@@ -34,7 +34,7 @@ from heads.interface.clips import Dims, MissingFields
 from heads.interface.loss import device_for
 from heads.runs import run_files as runs
 from heads.runs.manifest_record import warn_if_seen
-from heads.runs.start_weights import checkpoint_of, take_weights
+from heads.runs.start_weights import checkpoint_of, other_classifier, take_weights
 from heads.training.study import Result, Study
 from heads.zoo import build_head
 from pipeline.backbones import Backbone, build_backbone
@@ -349,7 +349,9 @@ class _Setup:
         path = self.check_start(start, folder)
         if path is not None:
             saved = runs.load_checkpoint(path)
-            say(take_weights(network.head, path, self.phase))
+            choice = self.recipe.head
+            other = other_classifier(path, network.head, choice, self.frame_dims, self.classes)
+            say(take_weights(network.head, path, self.phase, other))
             warn_if_seen(path, saved["about"].get("manifest"), self.manifest, say)
             if "backbone" in saved:
                 other_backbone = self._load_backbone(network, path, saved["backbone"], say)

@@ -1,6 +1,6 @@
 """Train a digit network on single digits, before it is frozen.
 
-RSTG, sec. 5, trains its network so too, but no source gives the recipe: it is our choice. The
+RSTG (sec. 3.1) trains its network so too, but no source gives the recipe: it is our choice. The
 classifier takes the maximum over positions. So the network learns features of a digit wherever it
 is. RoIAlign with max pooling later reads these features from a frame with several digits.
 """

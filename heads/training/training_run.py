@@ -36,7 +36,12 @@ from heads.runs import run_files
 from heads.runs.head_versions import version_of
 from heads.runs.manifest_record import warn_if_seen
 from heads.runs.run_writer import RunWriter, epoch_line
-from heads.runs.start_weights import checkpoint_of, default_checkpoint, take_weights
+from heads.runs.start_weights import (
+    checkpoint_of,
+    default_checkpoint,
+    other_classifier,
+    take_weights,
+)
 from heads.training.head_builder import HeadBuilder
 from heads.training.learner import Learner
 from heads.training.study import Result, Study
@@ -202,9 +207,11 @@ class TrainingRun:
         self.phase_recipe = recipe = self.recipe.of(self.phase)
         head, part = self.heads.new(recipe), self.parts["train"]
         # A phase that continues has taken its start weights before.
-        if self.phase.start == "previous" and saved is None:
+        given = number == 0 and self.member.start is not None
+        if saved is None and (given or self.phase.start == "previous"):
             start = self._start_checkpoint()
-            self.say(take_weights(head, start, self.phase))
+            other = other_classifier(start, head, recipe.head, self.study.dims, self.classes)
+            self.say(take_weights(head, start, self.phase, other))
             self._warn_if_seen(start)
 
         weights = None

@@ -20,7 +20,8 @@ rstg_map.
 
 SyncMNIST's network (backbone digit_cnn): cut="conv3", residual=False, norm="batch", dropout=0. The
 released one also has variant="released", attention="simple", update="shared": 10 565 168 parameters
-with those of the backbone.
+with those of the backbone. Something-Something's released one has variant="released",
+positions="none" and inner_norm=True.
 
 Differs from the paper: the backbone below is frozen (the paper trains end to end); otherwise see
 heads/papers/rstg/graph.py. `variant="released"` has the released code's choices. Not stated in the

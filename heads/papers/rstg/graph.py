@@ -18,6 +18,9 @@ The MLPs have two layers with a ReLU after both. The LSTMs start from zero. LSTM
 weights for all nodes and iterations, LSTM_extern has weights of its own. p_j are the 36 numbers of
 the sender's position.
 
+The weights of eq. (3) and (4) are products that nothing bounds (attention "raw"): without LSTMs the
+nodes grow beyond float32 in a few iterations. The published figures come from the released code.
+
 `GraphChoices` holds what the variants do otherwise. The released code
 - takes messages from all 14 nodes, the node itself included, and weighs them by softmax_j(A_ij
   (W1 v_i + b)^T (W2 v_j + b)). Nodes that are no neighbours have the logit 0, not the weight 0;
