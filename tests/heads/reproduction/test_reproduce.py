@@ -410,8 +410,8 @@ def test_a_joint_size_trains_the_digit_network_on(tmp_path):
             name: (tensor - before[name]).abs().max().item()
             for name, tensor in saved["backbone"].items()
         }
-    # Adam moves a weight by about its rate a step: it began with the pre-trained ones.
-    assert all(0 < step < 0.05 for step in moved["sync3"].values())
+    # Adam moves a weight by about its rate a step, so this began with the pre-trained ones.
+    assert 0 < max(moved["sync3"].values()) < 0.02
     # Five digits go on from where three ended.
     assert sum(moved["sync5"].values()) > sum(moved["sync3"].values())
     assert not (tmp_path / "sync3" / "cache").exists()
@@ -459,7 +459,8 @@ def test_figures_of_an_earlier_record_stand_for_runs_whose_folders_are_gone(tmp_
     # Runs that were made otherwise do not count.
     for change in ({"epochs": 2}, {"place_steps": 3}, {"videos": (36, 12, 12)}):
         other = replace(later, size=replace(later.size, **change))
-        assert not record(other)["tasks"]["sync3"]["rows"][0]["runs"]
+        found = record(other)["tasks"]["sync3"]["rows"][0]["runs"]
+        assert not [run for run in found if "earlier" in run]
 
 
 def test_a_file_that_is_no_record_is_refused(tmp_path):
