@@ -18,12 +18,13 @@ import torch
 from _report import arguments, report
 
 from heads.interface.clips import Clips, Dims
+from heads.interface.random_streams import INIT, reseed
 from heads.reproduction.centre_probe import probe_centres
 from heads.reproduction.ideal_maps import centres_of, digit_cnn_geometry, ideal_maps
 from heads.reproduction.place_training import last_map
 from heads.reproduction.reproduce import Reproduction
 from heads.reproduction.tables import RSTG, recipe_of
-from heads.training.learner import INIT, Learner, reseed
+from heads.training.learner import Learner
 from heads.zoo import build_head
 from pipeline.backbones import build_backbone
 from pipeline.digits import DigitVideos

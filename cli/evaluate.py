@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from cli._shared.annotations import annotated_boxes_of, annotations_option
 from cli._shared.options import device_option, plugin_option, say_cost
 from cli._shared.say import say
 
@@ -47,6 +48,10 @@ from cli._shared.say import say
     type=click.Choice(["softmax", "sigmoid", "logits"]),
     help="What is aggregated.  [default: the recipe's]",
 )
+@annotations_option(
+    "File of annotated boxes, with which the regions of a head are compared (Dist).  "
+    "[default: the cache's boxes, where these are annotations]"
+)
 @device_option
 @click.option(
     "--precision",
@@ -74,6 +79,8 @@ def command(
     phase,
     aggregate,
     scores,
+    annotations,
+    settings,
     device,
     precision,
     ensemble,
@@ -84,15 +91,18 @@ def command(
     Predictions and figures are written to that folder, those of another phase (--phase) beside
     those of the run.
 
+    For DyReg's regions, annotated boxes give Dist: how far boxes are from the nearest region, and
+    regions from the nearest box, each also before training (start). docs/heads.md says it exactly.
+
     With --ensemble the runs count as one: their scores are summed, video by video. It reads the
     predictions that evaluating each run has written. `vidgraph evaluate runs/ean8 runs/ean16
     --ensemble` is EAN's ensemble of 8 and 16 frames.
     """
-    settings = {}
+    replaced = {}
     if aggregate:
-        settings["aggregate"] = aggregate
+        replaced["aggregate"] = aggregate
     if scores:
-        settings["scores"] = scores
+        replaced["scores"] = scores
     if phase and checkpoint:
         raise click.UsageError(
             "--phase and --checkpoint: expected one of them; a phase has one checkpoint, its last"
@@ -103,20 +113,30 @@ def command(
             "--manifest": manifest,
             "--checkpoint": checkpoint,
             "--phase": phase,
+            "--annotations": annotations,
         }
         for option, value in given.items():
             if value:
                 raise click.UsageError(
                     f"{option} does not apply to --ensemble, which sums stored predictions"
                 )
-        return _ensemble(runs, split, settings, into)
+        return _ensemble(runs, split, replaced, into)
     if into is not None:
         raise click.UsageError(
             "--into goes with --ensemble only; an evaluation writes to the run's folder"
         )
+    boxes = annotated_boxes_of(annotations, settings)
     say_cost(precision, device)
     for run in runs:
-        _evaluate(run, cache, manifest, split, checkpoint, phase, settings, device, precision)
+        options = {
+            "checkpoint": checkpoint or "",
+            "phase": phase,
+            "settings": replaced,
+            "device": device,
+            "precision": precision,
+            "annotations": boxes,
+        }
+        _evaluate(run, cache, manifest, split, options)
     return 0
 
 
@@ -132,7 +152,7 @@ def _ensemble(runs, split, settings, into) -> int:
     return 0
 
 
-def _evaluate(run, cache, manifest, split, checkpoint, phase, settings, device, precision) -> None:
+def _evaluate(run, cache, manifest, split, options) -> None:
     from cli._shared.figures import print_figures
     from heads.evaluation.evaluate import evaluate
     from heads.interface.run_records import RUN
@@ -150,12 +170,8 @@ def _evaluate(run, cache, manifest, split, checkpoint, phase, settings, device, 
         run,
         Cache(cache),
         split,
-        checkpoint=checkpoint or "",
-        phase=phase,
-        settings=settings,
-        device=device,
-        precision=precision,
         manifest=read_manifest(manifest) if manifest else None,
         say=say,
+        **options,
     )
     print_figures(str(run), {split: found})

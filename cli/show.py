@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from cli._shared.annotations import annotated_boxes_of, annotations_option
 from cli._shared.options import commas, plugin_option, shard_numbers
 from cli._shared.say import say
 
@@ -48,6 +49,10 @@ def node(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple
     "--checkpoint",
     type=click.Choice(["best", "last"]),
     help="Its weights.  [default: what its figures use]",
+)
+@annotations_option(
+    "File of annotated boxes, drawn beside the regions of a head.  "
+    "[default: the cache's boxes, where these are annotations]"
 )
 @click.option(
     "--what",
@@ -105,6 +110,8 @@ def command(
     view,
     run,
     checkpoint,
+    annotations,
+    settings,
     what,
     node,
     steps,
@@ -124,7 +131,7 @@ def command(
     nearest      the chosen node's nearest node in each step
     similar      the nodes most similar to the chosen one
     attention    of a head: GOS's nodes, STRG's similarity graph, RSTG's grid
-    regions      of a head: the regions that DyReg chose
+    regions      of a head: the regions that DyReg chose, beside annotated boxes
     saliency     of a head: EAN's saliency maps as heat
     structure    of a head: the structure that GOS chose
     predictions  of a head: the classes with the best scores
@@ -144,6 +151,7 @@ def command(
         node=node,
         root=root,
         checkpoint=checkpoint or "",
+        annotations=annotated_boxes_of(annotations, settings),
         style=style,
     )
     # An id may hold characters of a path, such as a slash.

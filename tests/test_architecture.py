@@ -47,7 +47,9 @@ HEADS = {
     "finetuning": {"interface", "zoo", "config", "data", "runs", "evaluation", "training"},
     "drawing": {"interface", "data", "runs", "evaluation"},
     "reporting": {"interface", "papers", "zoo", "config", "runs", "evaluation"},
-    "reproduction": {"interface", "config", "data", "runs", "training", "finetuning"},
+    "reproduction": {
+        *("interface", "config", "data", "runs", "evaluation", "training", "finetuning"),
+    },
 }
 # What decodes videos or runs a network that proposes boxes, and who may use it.
 NEEDS_FRAMES = {"video", "proposals", "stages"}

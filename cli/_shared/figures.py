@@ -10,7 +10,13 @@ NAMES = {
     "map": "mAP %",
     "class_mean": "class mean %",
     "loss": "loss",
+    "dist": "Dist",
+    "dist_start": "Dist, start",
+    "dist_regions": "of regions",
+    "dist_regions_start": "of regions, start",
 }
+# Figures that are no fractions of videos, and are printed as they are.
+PLAIN = ("loss", "dist")
 
 
 def print_figures(
@@ -41,6 +47,6 @@ def print_figures(
 def _cell(name: str, value: float | None) -> str:
     if value is None:
         return ""
-    if name == "loss":
+    if name.startswith(PLAIN):
         return f"{value:.3f}"
     return f"{100 * value:.1f}"

@@ -47,6 +47,8 @@ class ParameterGroups:
     Attributes:
         bias_lr, bias_decay: every bias, also those of norms.
         norm_lr, norm_decay: the scales of norms.
+        norm_bias_lr: the biases of norms, in place of `bias_lr`; None: `bias_lr`. Their decay is
+            `bias_decay`.
         last: the name of the classifier's module.
         last_lr, last_bias_lr: the classifier's weight and bias, in place of the factors above.
         first: the start of the names of parameters, such as a backbone's; "": none.
@@ -56,6 +58,7 @@ class ParameterGroups:
     bias_lr: Real = 1.0
     bias_decay: Real = 1.0
     norm_lr: Real = 1.0
+    norm_bias_lr: Real | None = None
     norm_decay: Real = 1.0
     last: str = "fc"
     last_lr: Real = 1.0

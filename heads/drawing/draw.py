@@ -5,9 +5,12 @@ draw_view("cache", "clip-7", run="runs/strg-0").save("clip-7.png")
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from heads.data.annotated_boxes import AnnotatedBoxes, has_annotated_boxes
 from heads.drawing import maps as draw_maps
 from heads.drawing import nodes as draw_nodes
 from heads.drawing import sections as draw_sections
@@ -48,6 +51,7 @@ def draw_view(
     node: Node | None = None,
     root: str | Path | None = None,
     checkpoint: str = "",
+    annotations: Any | None = None,
     style: Style | None = None,
 ) -> Drawing:
     """Draw one view of a clip.
@@ -62,6 +66,8 @@ def draw_view(
         node: the chosen node (t,i); by default the best box of the middle step.
         root: the folder of the videos; None for that of the extraction.
         checkpoint: the run's weights, "best" or "last"; "" for what its figures use.
+        annotations: a source of annotated boxes, `build_proposals("annotations", ...)`, that are
+            drawn beside a head's regions; None: the cache's boxes, where these were annotated.
         style: sizes and limits; None for the defaults.
 
     Returns:
@@ -87,7 +93,11 @@ def draw_view(
     result = None
     if run is not None:
         result = run_head(run, cache, content.group, content.row, checkpoint)
-    builder = _SectionBuilder(content, result, style, node)
+    annotated = None
+    if annotations is not None or has_annotated_boxes(content.group):
+        boxes = AnnotatedBoxes(content.group, annotations)
+        annotated = boxes.of([content.row], len(content.steps))
+    builder = _SectionBuilder(content, result, style, node, annotated)
     available = builder.available()
     for name in what:
         if name not in available:
@@ -103,13 +113,20 @@ def draw_view(
 class _SectionBuilder:
     """Knows which sections a view has, and makes them.
 
-    `asked` is the node that the caller chose, `node` the one that is drawn.
+    `asked` is the node that the caller chose, `node` the one that is drawn. `annotated` are boxes
+    [1,T,N,4] and valid [1,T,N] to draw beside regions.
     """
 
     def __init__(
-        self, view: ViewContent, result: HeadResult | None, style: Style, asked: Node | None
+        self,
+        view: ViewContent,
+        result: HeadResult | None,
+        style: Style,
+        asked: Node | None,
+        annotated: tuple[Tensor, Tensor] | None = None,
     ):
         self.view, self.result, self.style, self.asked = view, result, style, asked
+        self.annotated = annotated
         # RSTG's nodes are cells of its grids, so a node that is asked for is none of the boxes.
         self.grid_nodes = result is not None and result.head in ("rstg", "rstg_map")
         if asked is None or self.grid_nodes:
@@ -191,10 +208,7 @@ class _SectionBuilder:
         if "attention" in chosen:
             found += self._attention()
         if "regions" in chosen:
-            for point, kernels in result.by_point("kernels").items():
-                centres = result.maps.get(f"centres.{point}")
-                radii = result.maps.get(f"radii.{point}")
-                found.append(draw_maps.regions(kernels, f"regions at {point}", centres, radii))
+            found += self._regions()
         if "saliency" in chosen:
             found += self._saliency(result.by_point("regions")[""])
         return found or [Strip("frames")]
@@ -258,6 +272,15 @@ class _SectionBuilder:
             return []
         note = f"mean over the {len(attending)} of {len(edges)} edges whose operation ends with it"
         return [draw_nodes.node_attention(self.view, attending.mean(0), "node attention", note)]
+
+    def _regions(self) -> list[Strip]:
+        """DyReg's regions at each point of the network, beside annotated boxes."""
+        found, maps = [], self.result.maps
+        for point, kernels in self.result.by_point("kernels").items():
+            boxes = maps.get(f"centres.{point}"), maps.get(f"radii.{point}")
+            title = f"regions at {point}"
+            found.append(draw_maps.regions(kernels, title, *boxes, self.annotated))
+        return found
 
     def _saliency(self, maps: np.ndarray) -> list[Strip]:
         """EAN's maps [T,M,P], a strip per object; their mean where there are many."""

@@ -9,11 +9,13 @@ and figures are written to the run folder.
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from heads.data.splits import print_excluded, require_split_views
+from heads.data.annotated_boxes import AnnotatedBoxes, has_annotated_boxes
+from heads.data.splits import SplitViews, print_excluded, require_split_views
 from heads.evaluation.head_predictor import open_store, predict, write_predictions
-from heads.evaluation.saved_heads import load_trained
+from heads.evaluation.region_figures import has_regions, region_figures
+from heads.evaluation.saved_heads import TrainedHead, load_trained
 from heads.interface.loss import device_for
 from heads.runs import run_files
 from heads.runs.folder_lock import FolderBusy, refuse_if_busy
@@ -46,6 +48,7 @@ def evaluate(
     device: str = "auto",
     precision: str = "fp32",
     manifest: "Manifest | None" = None,
+    annotations: Any | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, float]:
     """Evaluate a run's checkpoint on a split of a cache, and write predictions and figures.
@@ -66,10 +69,13 @@ def evaluate(
         precision: "fp32", "bf16" or "fp16".
         manifest: labels and splits; None: the run's own, which are the cache's copy or the file
             that the run recorded.
+        annotations: a source of annotated boxes, `build_proposals("annotations", ...)`, that the
+            regions of a head such as dyreg are compared with; None: the cache's own boxes, where
+            these were annotated.
         say: prints one line for a person.
 
     Returns:
-        figure -> value; {} if the split has no labels.
+        figure -> value; without labels no figures but those of regions.
 
     Raises:
         ValueError: a cache of another backbone, a head of other sizes, labels that the run does
@@ -104,7 +110,12 @@ def evaluate(
     print_excluded(part, say)
     head = trained.head.to(device)
     store = open_store([head], cache, [part], recipe, "disk", device)
+    boxes = _annotated_boxes(trained, part, annotations)
     predictions = predict(head, part, store, recipe, precision)
+    of_regions = {}
+    if boxes is not None:
+        of_regions, count = region_figures(trained, part, store, boxes, precision)
+        say(f"Dist: {count:,} annotated boxes in the views of split {split}{_hint(count)}")
 
     # Another process may have trained, or moved the folder, in the meantime.
     watched.check()
@@ -121,8 +132,39 @@ def evaluate(
     }
     with watched.guarded():
         figures = write_predictions(folder, tag, predictions, part, recipe, classes)
+        figures |= of_regions
         run_files.write_json(folder / f"metrics_{tag}.json", {**about, **figures})
     return figures
+
+
+def _annotated_boxes(
+    trained: TrainedHead, part: SplitViews, annotations: Any | None
+) -> AnnotatedBoxes | None:
+    """Return the annotated boxes that a head's regions are compared with; None without any.
+
+    Raises:
+        ValueError: annotations were given for a head without regions.
+    """
+    if not has_regions(trained.head):
+        if annotations is not None:
+            raise ValueError(
+                f"head {trained.recipe.head.name} looks at no regions: annotated boxes are for "
+                "heads that do, such as dyreg"
+            )
+        return None
+    if annotations is None and not has_annotated_boxes(part.group):
+        return None
+    return AnnotatedBoxes(part.group, annotations)
+
+
+def _hint(count: int) -> str:
+    """Say what may be wrong where no annotated box was found."""
+    if count:
+        return ""
+    return (
+        "; are they those of these clips? Their keys may be the names of the files: "
+        "--set proposal_options.key=stem"
+    )
 
 
 def _manifest_for(

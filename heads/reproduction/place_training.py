@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from heads.interface.random_streams import INIT, reseed
 from heads.reproduction.ideal_maps import centres_of, digit_cnn_geometry, ideal_maps
 from heads.reproduction.pretraining import initialise
 from heads.runs.run_files import write_atomically
-from heads.training.learner import INIT, reseed
 from pipeline.backbones import Backbone, build_backbone
 from pipeline.digits.batches import Batch, DigitVideos
 from pipeline.digits.images import Images

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from heads.interface.random_streams import INIT, reseed
 from heads.runs.run_files import write_atomically
-from heads.training.learner import INIT, reseed
 from pipeline.backbones import Backbone, build_backbone
 from pipeline.digits.images import Images, single_digits
 from pipeline.networks.memory_format import lay_out

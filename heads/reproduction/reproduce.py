@@ -26,6 +26,7 @@ from heads.finetuning.end_to_end import train_frames
 from heads.finetuning.frame_training import FrameRunOptions, Piece, new_network, part_of_clips
 from heads.finetuning.joint_network import JointNetwork, joint_dims
 from heads.interface.clips import Clips
+from heads.interface.random_streams import INIT, reseed
 from heads.interface.run_records import RUN
 from heads.reproduction.earlier_results import EarlierResults, key_of
 from heads.reproduction.place_training import PlaceTraining, train_places
@@ -46,7 +47,6 @@ from heads.runs import run_files as runs
 from heads.runs.folder_lock import FolderBusy, hold_folder
 from heads.runs.head_versions import refuse_changed_head, version_of
 from heads.runs.start_weights import checkpoint_of, take_weights
-from heads.training.learner import INIT, reseed
 from heads.training.study import Result
 from heads.training.train import train
 from pipeline.backbones import Backbone, build_backbone, freeze

@@ -10,8 +10,8 @@ from heads.config.recipe_tables import Phase
 from heads.data.splits import SplitViews, how_to_add
 from heads.evaluation.head_predictor import fields_of
 from heads.interface.clips import MissingFields
+from heads.interface.random_streams import INIT, reseed
 from heads.runs.start_weights import checkpoint_of, recipe_of
-from heads.training.learner import INIT, reseed
 from heads.training.optimisers import Optimisers
 from heads.training.study import Study
 from heads.zoo import build_head

@@ -11,37 +11,18 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from heads.config.training_options import Training
 from heads.interface.clips import Clips, HeadOutput, clips_of
 from heads.interface.loss import LossNotFinite, loss_of
+from heads.interface.random_streams import DROPOUT, reseed
 from heads.training.optimisers import Optimisers, WeightAverage, parameters_of
 from pipeline.networks.precision import autocast
 
 if TYPE_CHECKING:
     from heads.papers.dyreg.distillation import Teachers
-
-# Streams of random numbers that one seed feeds.
-INIT, DROPOUT = 0, 1
-
-
-def reseed(device: torch.device, seed: int, stream: int, number: int = 0) -> None:
-    """Seed torch's generators of the CPU and of `device` from (seed, stream, number).
-
-    Args:
-        device: where the head computes.
-        seed: the run's seed.
-        stream: INIT or DROPOUT, or another number for other uses.
-        number: the number of the mini-batch within a stream.
-    """
-    value = int(np.random.SeedSequence([seed, stream, number]).generate_state(1, np.uint64)[0])
-    # Not torch.manual_seed: where CUDA is not in use, it formats a stack trace on every call.
-    torch.default_generator.manual_seed(value)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(value)
 
 
 @dataclass

@@ -10,14 +10,6 @@ import torch
 FOLDER = Path(__file__).parent
 CASES = sorted(path.stem for path in FOLDER.glob("*.npz"))
 
-WAVES = (
-    "waves of frequency 10000^(+k/half) where the release has 10000^(-k/half), "
-    "and a layer norm that the release declares and never applies"
-)
-FULL_RESOLUTION = (
-    "the release pads tail0 (16 -> 8), has output padding 1 on the way back "
-    "and adds the first layer at full resolution; vidgraph has neither"
-)
 LMC = (
     "the release has a convolution more on each side of LMC (with BN and ReLU) "
     "and another second branch (ReLU before BN, a bias, nothing behind the last two)"
@@ -26,13 +18,6 @@ WHOLE_PIXELS = "vidgraph rounds to the nearest pixel, the release rounds down: o
 
 # Cases that differ, and where. A case that agrees after a fix turns its test red: remove its row.
 DIFFERS = {
-    "dyreg_lite_14": WAVES,
-    "dyreg_lite_7": WAVES,
-    "dyreg_lite_module_7": WAVES,
-    "dyreg_semantic_16": FULL_RESOLUTION,
-    "dyreg_semantic_fishnet_16": FULL_RESOLUTION,
-    "dyreg_waves_14": WAVES,
-    "dyreg_waves_7": WAVES,
     "ean_soi_narrow": "heads of 64 whatever the width: qkv has another size",
     "ean_stem_16": LMC,
     "ean_whole_16": LMC,

@@ -26,6 +26,7 @@ LMC = "--set sampling.consecutive=5 --set backbone_options.lmc=true"
 LMC16 = f"--frames 80 {LMC} --set backbone_options.segments=16"
 SOI = "--set head.backbone=ean_r50 --set head.backbone_options.eab="
 FUSION = "--set backbone_options.fusion="
+ONE_CROP = "--test-clips 1 --test-crops 1"
 
 # paper and table, row, recipe, what is added to its commands
 ROWS = [
@@ -78,13 +79,14 @@ ROWS = [
         "--set head.regions=detector --boxes 9 --keep res3.1,boxes",
     ),
     ("DyReg 1", "DyReg", "dyreg_table1_sth_v2", ""),
-    ("DyReg 2", "TSM-R18", "dyreg_table1_sth_tsm", "--backbone tsm_r18"),
-    ("DyReg 2", "I3D-R50", "dyreg_table1_sth_tsm", "--backbone i3d_r50 --frames 32"),
+    ("DyReg 2", "TSM-R18", "dyreg_table1_sth_tsm", f"{ONE_CROP} --backbone tsm_r18"),
+    ("DyReg 2", "I3D-R50", "dyreg_table1_sth_tsm", f"{ONE_CROP} --backbone i3d_r50 --frames 32"),
+    ("DyReg 2", "TSM-R50", "dyreg_table1_sth_tsm", ONE_CROP),
     *(
         ("DyReg 2", f"{one} + DyReg", f"dyreg_table2_sth_v1_{one}", "")
         for one in ("tsm_r18", "i3d_r50", "tsm_r50")
     ),
-    ("DyReg 3", "TSM", "dyreg_table1_sth_tsm", "--test-clips 2 --test-crops 3"),
+    ("DyReg 3", "TSM", "dyreg_table1_sth_tsm", ""),
     ("DyReg 3", "TSM + DyReg", "dyreg_table3_sth_v1", ""),
     ("DyReg 4", "r4", "dyreg_table4_sth_v2_r4", ""),
     ("DyReg 4", "r3-4-5", "dyreg_table4_sth_v2_r345", ""),

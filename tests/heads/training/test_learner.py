@@ -94,10 +94,13 @@ def test_an_alternating_step_is_the_step_of_its_optimiser():
 
 
 def test_the_papers_factors_reach_the_right_parameters():
-    """DyReg and EAN: biases at twice the rate and without decay, norms without, the classifier at 5
-    and 10 times.
+    """The groups of TSM's release, which DyReg's and EAN's take over: biases at twice the rate and
+    without decay, both parameters of a norm at the rate itself and without decay, the classifier
+    at 5 and 10 times.
     """
-    how = ParameterGroups(bias_lr=2, bias_decay=0, norm_decay=0, last_lr=5, last_bias_lr=10)
+    how = ParameterGroups(
+        bias_lr=2, bias_decay=0, norm_bias_lr=1, norm_decay=0, last_lr=5, last_bias_lr=10
+    )
     head = Small()
     names = {id(p): name for name, p in head.named_parameters()}
     optimisers = Optimisers(head, Training(epochs=1, lr=0.01, weight_decay=0.5, groups=how))
@@ -113,10 +116,27 @@ def test_the_papers_factors_reach_the_right_parameters():
         "structure.weight": (0.01, 0.5),
         "structure.bias": (0.02, 0),
         "norm.weight": (0.01, 0),
-        "norm.bias": (0.02, 0),
+        "norm.bias": (0.01, 0),
         "fc.weight": (0.05, 0.5),
         "fc.bias": (0.1, 0),
     }
+
+
+def test_norm_biases_follow_the_biases_unless_they_have_a_rate_of_their_own():
+    head = Small()
+    rates = {}
+    for norm_bias_lr in (None, 0.5):
+        how = ParameterGroups(bias_lr=3, norm_bias_lr=norm_bias_lr)
+        optimisers = Optimisers(head, Training(epochs=1, lr=1.0, groups=how))
+        optimisers.set_lr(1.0)
+        for group in optimisers.first.param_groups:
+            if any(p is head.norm.bias for p in group["params"]):
+                rates[norm_bias_lr] = group["lr"]
+    assert rates == {None: 3, 0.5: 0.5}
+
+
+def test_the_parameters_first_have_a_further_factor():
+    head = Small()
     slow = Optimisers(
         head, Training(epochs=1, lr=1.0, groups=ParameterGroups(first="lower", first_lr=0.1))
     )
