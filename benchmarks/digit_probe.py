@@ -20,10 +20,11 @@ from _report import arguments, report
 from heads.interface.clips import Clips, Dims
 from heads.interface.random_streams import INIT, reseed
 from heads.reproduction.centre_probe import probe_centres
+from heads.reproduction.experiments import recipe_of
 from heads.reproduction.ideal_maps import centres_of, digit_cnn_geometry, ideal_maps
 from heads.reproduction.place_training import last_map
 from heads.reproduction.reproduce import Reproduction
-from heads.reproduction.tables import RSTG, recipe_of
+from heads.reproduction.tables import RSTG
 from heads.training.learner import Learner
 from heads.zoo import build_head
 from pipeline.backbones import build_backbone

@@ -78,9 +78,10 @@ def command(
     folder: each skips rows that another one is training.
     """
     from heads.reproduction.earlier_results import read_results
+    from heads.reproduction.experiments import size_for
     from heads.reproduction.report import result_paths, write_report
     from heads.reproduction.reproduce import Reproduction, train_rows
-    from heads.reproduction.tables import TABLES, size_for
+    from heads.reproduction.tables import TABLES
     from pipeline.text.suggestions import nearest
     from pipeline.workers.memory import keep_freed_memory
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from heads.interface.run_records import LOG_LINE, METRICS
+from heads.reproduction.experiments import PaperRow, has_row
 from heads.reproduction.reproduce import Reproduction, finished
-from heads.reproduction.tables import PaperRow, has_row
 from heads.runs import run_files as runs
 from heads.training.study_table import FigureSpread, spread
 from pipeline.cache.records import require

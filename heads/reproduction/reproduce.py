@@ -12,7 +12,7 @@ they are needed. Every row and seed has a run folder (`heads.runs.run_files`). A
 continues after its last epoch, or inside an epoch where it reads frames.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,17 +21,13 @@ import numpy as np
 import torch
 
 from heads.config.recipe import recipe_from
-from heads.data.splits import SplitViews
 from heads.finetuning.end_to_end import train_frames
-from heads.finetuning.frame_training import FrameRunOptions, Piece, new_network, part_of_clips
+from heads.finetuning.frame_training import FrameRunOptions, new_network
 from heads.finetuning.joint_network import JointNetwork, joint_dims
-from heads.interface.clips import Clips
 from heads.interface.random_streams import INIT, reseed
 from heads.interface.run_records import RUN
 from heads.reproduction.earlier_results import EarlierResults, key_of
-from heads.reproduction.place_training import PlaceTraining, train_places
-from heads.reproduction.pretraining import Pretraining, pretrain
-from heads.reproduction.tables import (
+from heads.reproduction.experiments import (
     ExperimentSize,
     PaperRow,
     PaperTable,
@@ -43,6 +39,9 @@ from heads.reproduction.tables import (
     start_of,
     trains_lower,
 )
+from heads.reproduction.generated_frames import GeneratedFrames
+from heads.reproduction.place_training import PlaceTraining, train_places
+from heads.reproduction.pretraining import Pretraining, pretrain
 from heads.runs import run_files as runs
 from heads.runs.folder_lock import FolderBusy, hold_folder
 from heads.runs.head_versions import refuse_changed_head, version_of
@@ -51,13 +50,11 @@ from heads.training.study import Result
 from heads.training.train import train
 from pipeline.backbones import Backbone, build_backbone, freeze
 from pipeline.cache.reader import Cache
-from pipeline.digits.batches import DigitVideos
 from pipeline.digits.digit_cache import cache_digits
 from pipeline.digits.images import Images, load_images
 from pipeline.digits.scenes import Task
 from pipeline.digits.tasks import TASKS
 from pipeline.files.atomic_files import sha256_of
-from pipeline.manifests.manifest import SPLITS
 from pipeline.networks.memory_format import lay_out
 from pipeline.workers.waiting import PrintLine
 
@@ -187,70 +184,6 @@ class Reproduction:
         backbone = freeze(network, device=self.device)
         path, images = self.folder / task / "cache", self.pictures(made)
         return cache_digits(path, made, images, videos, backbone, weights, SEED, self.device)
-
-
-class FreshViews(SplitViews):
-    """A split of V videos that are others in every epoch: epoch e has the videos from e V on.
-
-    `targets` has the labels of all epochs.
-    """
-
-    def draw(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Draw the videos of an epoch in random order; see `SplitViews.draw`."""
-        order = np.random.default_rng([seed, epoch]).permutation(len(self))
-        videos = order + epoch * len(self)
-        return videos, videos, np.arange(len(self))
-
-
-class GeneratedFrames:
-    """Digit videos as a `heads.finetuning.frame_training.FrameSource`.
-
-    View k of a split is its video k, which is made when it is asked for.
-
-    Args:
-        task: what can happen in a video.
-        images: the images of each split.
-        videos: split -> number of videos.
-        device: where videos are made.
-        seed: of the videos.
-        fresh_epochs: each of so many epochs has training videos of its own; 0: all epochs have
-            the same ones.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        images: Mapping[str, Images],
-        videos: Mapping[str, int],
-        device: str,
-        seed: int = SEED,
-        fresh_epochs: int = 0,
-    ):
-        self.videos = {}
-        for split in SPLITS:
-            self.videos[split] = DigitVideos(task, images[split], seed, split, device)
-        self.parts: dict[str, SplitViews] = {}
-        for split, count in videos.items():
-            fresh = fresh_epochs if split == "train" else 0
-            # Labels follow from the seed; no frame is drawn for them.
-            numbers = np.arange(count * max(fresh, 1))
-            labels = task.scenes(self.videos[split].images, seed, split, numbers).labels
-            clips = [f"{split}-{k:06d}" for k in range(count)]
-            part = part_of_clips(split, clips, labels)
-            if fresh:
-                part = FreshViews(**vars(part))
-            self.parts[split] = part
-
-    def batches(
-        self, split: str, batches: Sequence[np.ndarray], epoch: int
-    ) -> Iterator[list[Piece]]:
-        """Yield the frames of each batch; see `FrameSource.batches`."""
-        for rows in batches:
-            pieces = []
-            if len(rows):
-                clips = Clips(frames=self.videos[split][rows].rgb)
-                pieces.append((clips, np.arange(len(rows))))
-            yield pieces
 
 
 def train_rows(

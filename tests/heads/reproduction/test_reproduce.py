@@ -14,6 +14,8 @@ from click.testing import CliRunner
 from cli.reproduce import command
 from heads.reproduction import place_training, reproduce
 from heads.reproduction.earlier_results import read_results
+from heads.reproduction.experiments import has_row, reads_frames, recipe_of, size_for
+from heads.reproduction.generated_frames import GeneratedFrames
 from heads.reproduction.pretraining import Pretraining, pretrain
 from heads.reproduction.report import (
     accuracy,
@@ -23,16 +25,8 @@ from heads.reproduction.report import (
     record,
     write_report,
 )
-from heads.reproduction.reproduce import GeneratedFrames, Reproduction, train_rows
-from heads.reproduction.tables import (
-    DYREG,
-    RSTG,
-    TABLES,
-    has_row,
-    reads_frames,
-    recipe_of,
-    size_for,
-)
+from heads.reproduction.reproduce import Reproduction, train_rows
+from heads.reproduction.tables import DYREG, RSTG, TABLES
 from heads.training.study_table import FigureSpread
 from pipeline.backbones import build_backbone, freeze
 from pipeline.digits import (
