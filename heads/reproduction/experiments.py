@@ -216,6 +216,11 @@ def has_row(row: PaperRow, size: ExperimentSize, task: str) -> bool:
     return task in size.starts or not row.fresh
 
 
+def has_regions(row: PaperRow) -> bool:
+    """Return whether a row's head pools from regions, whose places can be measured."""
+    return row.head.get("regions", "none") != "none"
+
+
 def start_of(row: PaperRow, size: ExperimentSize, task: str) -> str:
     """Return the task whose run of this row a run starts from; "" for random weights.
 

@@ -17,7 +17,7 @@ import torch
 
 from heads.interface.run_records import LOG_LINE, METRICS
 from heads.reproduction.experiments import PaperRow, has_row
-from heads.reproduction.reproduce import Reproduction, finished
+from heads.reproduction.reproduce import DISTANCE, Reproduction, finished
 from heads.runs import run_files as runs
 from heads.training.study_table import FigureSpread, spread
 from pipeline.cache.records import require
@@ -27,10 +27,25 @@ from pipeline.files.regular_files import read_small_text
 # What the record keeps of each line of a run's log, and of its metrics.
 CURVE = ("epoch", "loss", "val", "seconds")
 KEPT = ("parameters", "epochs", "best_epoch", "seconds")
+# DyReg-GNN's Dist of a run: figure -> value (see heads/reproduction/digit_regions.py).
+DISTANCES = {
+    "dist": float,
+    "dist_regions": float,
+    "dist_start": float,
+    "dist_regions_start": float,
+}
 # Options of a task that the page names.
 TASK_OPTIONS = ("digits", "classes", "reach", "frames", "canvas", "size", "none_in")
 # How many pairs of rows in another order the page names.
 PAIRS_NAMED = 8
+DISTANCE_HEADER = [
+    "Dist: from the middle of a digit to that of the nearest region, and of a region to that of "
+    "the nearest digit,",
+    "in sides of the frame, over the test videos.",
+    "",
+    "| row | of digits, before training | after | of regions, before | after |",
+    "|---|--:|--:|--:|--:|",
+]
 HEADER = [
     "| row | paper % | here % | seeds | training videos | parameters | seconds a run |",
     "|---|--:|--:|--:|--:|--:|--:|",
@@ -118,6 +133,9 @@ def _row(work: Reproduction, task: str, row: PaperRow) -> dict[str, Any]:
 
 def _run(folder: Path, seed: int) -> dict[str, Any]:
     metrics = runs.read_json(folder / "metrics.json", METRICS)
+    distance = {}
+    if (folder / DISTANCE).exists():
+        distance = {"distance": runs.read_json(folder / DISTANCE, DISTANCES)}
     log = folder / "log.jsonl"
     curve = []
     for text in read_small_text(log).splitlines():
@@ -128,6 +146,7 @@ def _run(folder: Path, seed: int) -> dict[str, Any]:
         "test": metrics["metrics"]["test"],
         "val": metrics["metrics"]["val"],
         **{key: metrics[key] for key in KEPT},
+        **distance,
         "curve": curve,
     }
 
@@ -252,6 +271,8 @@ def _section(name: str, task: dict[str, Any]) -> list[str]:
     ]
     lines += [_table_row(row) for row in task["rows"]]
 
+    lines += _distances(task["rows"])
+
     same, pairs, others = compare_order(task["rows"])
     if pairs:
         sentence = f"Of {pairs} pairs of rows with a figure in the paper, {same} are in its order."
@@ -262,6 +283,21 @@ def _section(name: str, task: dict[str, Any]) -> list[str]:
             named += f"; and {len(others) - PAIRS_NAMED} more"
         lines.append(f"Not: {named}.")
     return [*lines, ""]
+
+
+def _distances(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of DyReg-GNN's Dist; none where no run has it."""
+    lines = []
+    for row in rows:
+        found = [run["distance"] for run in row["runs"] if "distance" in run]
+        if found:
+            cells = [row["title"]]
+            for name in ("dist_start", "dist", "dist_regions_start", "dist_regions"):
+                cells.append(spread(figures[name] for figures in found).text(3))
+            lines.append("| " + " | ".join(cells) + " |")
+    if not lines:
+        return []
+    return ["", *DISTANCE_HEADER, *lines]
 
 
 def _table_row(row: dict[str, Any]) -> str:

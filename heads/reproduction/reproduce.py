@@ -26,12 +26,14 @@ from heads.finetuning.frame_training import FrameRunOptions, new_network
 from heads.finetuning.joint_network import JointNetwork, joint_dims
 from heads.interface.random_streams import INIT, reseed
 from heads.interface.run_records import RUN
+from heads.reproduction.digit_regions import distance_of_network, distance_of_run
 from heads.reproduction.earlier_results import EarlierResults, key_of
 from heads.reproduction.experiments import (
     ExperimentSize,
     PaperRow,
     PaperTable,
     backbone_options,
+    has_regions,
     has_row,
     lower_width,
     reads_frames,
@@ -65,6 +67,8 @@ SEED = 0
 # Raise it when the digit network or the videos are made in another way for the same options:
 # figures of earlier records then no longer count.
 METHOD = 1
+# In the folder of a run whose head has regions: how far they are from the digits.
+DISTANCE = "dist.json"
 # Mini-batches between checkpoints of a run that reads frames.
 CHECKPOINT_EVERY = 50
 
@@ -236,6 +240,7 @@ def train_rows(
                     results.append(_train_from_frames(work, task, row, seed, resume))
                 else:
                     results.append(_train_from_maps(work, cache, task, row, seed, resume))
+                    _measure_distance(work, cache, task, row, seed)
             except FolderBusy as error:
                 # Another command trains this run.
                 work.say(str(error))
@@ -271,6 +276,8 @@ def finished(work: Reproduction, task: str, row: PaperRow, seed: int) -> bool:
     """
     folder = work.run_folder(task, row, seed)
     if not (folder / "metrics.json").exists():
+        return False
+    if has_regions(row) and not (folder / DISTANCE).exists():
         return False
     run = runs.read_json(folder / "run.json", RUN)
     # A run from frames records its task, a run from maps that of its cache.
@@ -309,6 +316,16 @@ def _train_from_maps(
         tensorboard=False,
         start=_start(work, task, row, seed),
     )
+
+
+def _measure_distance(
+    work: Reproduction, cache: Cache, task: str, row: PaperRow, seed: int
+) -> None:
+    """Write how far the regions of a finished run are from the digits, where it has regions."""
+    if has_regions(row):
+        folder, made = work.run_folder(task, row, seed), work.task(task)
+        found = distance_of_run(folder, cache, made, work.pictures(made), SEED, "test", work.device)
+        runs.write_json(folder / DISTANCE, found)
 
 
 def _train_from_frames(
@@ -354,8 +371,11 @@ def _train_from_frames(
         tensorboard=False,
         checkpoint_every=CHECKPOINT_EVERY,
     )
-    folder = work.run_folder(task, row, seed)
-    return train_frames(
+    folder, distances = work.run_folder(task, row, seed), {}
+    if has_regions(row):
+        before = distance_of_network(network, source.videos["test"], videos["test"])
+        distances |= {f"{name}_start": figure for name, figure in before.items()}
+    result = train_frames(
         recipe,
         folder,
         network,
@@ -366,3 +386,9 @@ def _train_from_frames(
         about=about,
         begin=begin,
     )
+    if has_regions(row):
+        saved = runs.load_checkpoint(checkpoint_of(folder))
+        network.load_state_dict(JointNetwork.join(saved["state"], saved["backbone"]))
+        distances |= distance_of_network(network, source.videos["test"], videos["test"])
+        runs.write_json(folder / DISTANCE, distances)
+    return result

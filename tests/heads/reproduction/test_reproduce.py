@@ -461,3 +461,22 @@ def test_a_file_that_is_no_record_is_refused(tmp_path):
     (tmp_path / "no.json").write_text('{"tasks": []}')
     with pytest.raises(ValueError, match="expected a record"):
         read_results([tmp_path / "no.json"])
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_distance_of_regions_is_measured_before_and_after_training(frozen, tmp_path):
+    size = replace(DYREG.sizes[0], videos=(60, 6, 6), batch=60, frozen=frozen)
+    one = Reproduction(DYREG, size, tmp_path, say=str)
+    rows = [row for row in DYREG.rows if row.name in ("r18", "dyreg")]
+    train_rows(one, "multisync", rows, [0])
+    found = record(one)
+    without, regions = (
+        row["runs"][0] for row in found["tasks"]["multisync"]["rows"] if row["runs"]
+    )
+    assert "distance" not in without
+    figures = regions["distance"]
+    assert set(figures) == {"dist", "dist_regions", "dist_start", "dist_regions_start"}
+    # In sides of the frame. Training has moved the regions.
+    assert all(0 < figure < 1.5 for figure in figures.values())
+    assert figures["dist"] != figures["dist_start"]
+    assert f"| DyReg | {figures['dist_start']:.3f} | {figures['dist']:.3f} |" in markdown(found)
