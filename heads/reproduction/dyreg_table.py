@@ -11,6 +11,8 @@ EASY_TASK = {
     "reach": 100,
     "frames": 4,
     "none_in": 2,
+    # As far of the canvas as 160 pixels of 256.
+    "max_distance": 80,
 }
 # A graph that learns from few videos.
 EAGER_GRAPH = {"variant": "released", "iterations": 1, "anchors": "grid", "start": 1.0}

@@ -1,21 +1,20 @@
 """Figures of finished runs from earlier records, where the run folders are gone.
 
-A record (TABLE-SIZE.json, see heads/reproduction/report.py) holds the figures of every run with
-its `key`, a hash of all that decides them: recipe, task, videos, start and versions. So a later
-command adds seeds to a table without training again what the record has.
+A record (TABLE-SIZE.json, see heads/reproduction/report.py) says for every row how its runs were
+made: recipe, task, videos, start and versions. So a later command adds seeds to a table without
+training again what the record has.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from heads.config.recipe import recipe_from
 from pipeline.files.atomic_files import parse_json
 
-# (task, name of the row, key) -> the record's runs.
-Found = dict[tuple[str, str, str], list[dict[str, Any]]]
+# (task, name of the row) -> (how the runs were made, the runs) of each record.
+Found = dict[tuple[str, str], list[tuple[dict[str, Any], list[dict[str, Any]]]]]
 
 
 @dataclass(frozen=True)
@@ -23,28 +22,33 @@ class EarlierResults:
     """Runs of earlier records.
 
     Attributes:
-        found: (task, row, key) -> runs; the first record that has a seed counts.
+        found: (task, row) -> how runs were made, and the runs, of each record that has the row.
     """
 
     found: Found = field(default_factory=dict)
 
-    def runs(self, task: str, row: str, key: str) -> list[dict[str, Any]]:
-        """Return the runs of a row that were made in the same way.
+    def runs(self, task: str, row: str, made: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the runs of a row that were made in the same way, one for a seed.
 
         Args:
             task: name of the task.
             row: name of the row.
-            key: see `key_of`.
+            made: how a run of the row is made, see `Reproduction.made`.
         """
-        return self.found.get((task, row, key), [])
+        by_seed: dict[int, dict[str, Any]] = {}
+        for recorded, runs in self.found.get((task, row), []):
+            if same_making(recorded, made):
+                for run in runs:
+                    by_seed.setdefault(run["seed"], {**run, "earlier": True})
+        return list(by_seed.values())
 
 
 def read_results(paths: Iterable[Path]) -> EarlierResults:
     """Read the runs of records.
 
     Args:
-        paths: files that `write_report` wrote. Runs without a key, of earlier versions, are left
-            out.
+        paths: files that `write_report` wrote. Where they have the same seed, the first counts.
+            Records of versions that did not say how runs were made are left out.
 
     Raises:
         ValueError: a file is no such record.
@@ -55,7 +59,8 @@ def read_results(paths: Iterable[Path]) -> EarlierResults:
         try:
             for task, about in record["tasks"].items():
                 for row in about["rows"]:
-                    _add(found, task, row)
+                    if "made" in row:
+                        found.setdefault((task, row["name"]), []).append((row["made"], row["runs"]))
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path}: expected a record that `vidgraph reproduce` wrote ({error!r})"
@@ -63,20 +68,25 @@ def read_results(paths: Iterable[Path]) -> EarlierResults:
     return EarlierResults(found)
 
 
-def _add(found: Found, task: str, row: Mapping[str, Any]) -> None:
-    for run in row["runs"]:
-        if "key" not in run:
-            continue
-        known = found.setdefault((task, row["name"], run["key"]), [])
-        if run["seed"] not in [other["seed"] for other in known]:
-            known.append({**run, "earlier": True})
+def same_making(recorded: Mapping[str, Any], made: Mapping[str, Any]) -> bool:
+    """Return whether two runs were made in the same way.
 
-
-def key_of(facts: Mapping[str, Any]) -> str:
-    """Return the hash of what decides a run's figures.
+    Options that recipes have got since count with their defaults.
 
     Args:
-        facts: what JSON can hold.
+        recorded: from a record.
+        made: of a run of this version.
     """
-    text = json.dumps(facts, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    if recorded.keys() != made.keys():
+        return False
+    for name, value in made.items():
+        other = recorded[name]
+        if name == "recipe":
+            same = recipe_from(other, "record") == recipe_from(value, "record")
+        elif name == "start" and value is not None and other is not None:
+            same = same_making(other, value)
+        else:
+            same = other == value
+        if not same:
+            return False
+    return True

@@ -116,17 +116,18 @@ def record(work: Reproduction) -> dict[str, Any]:
 
 
 def _row(work: Reproduction, task: str, row: PaperRow) -> dict[str, Any]:
-    found, key = {}, work.key(task, row)
-    for run in work.earlier.runs(task, row.name, key):
+    found, made = {}, work.made(task, row)
+    for run in work.earlier.runs(task, row.name, made):
         found[run["seed"]] = run
     for folder in (work.folder / task).glob(f"{row.name}-seed*"):
         seed = int(folder.name.rpartition("seed")[2])
         if finished(work, task, row, seed):
-            found[seed] = {**_run(folder, seed), "key": key}
+            found[seed] = _run(folder, seed)
     return {
         "name": row.name,
         "title": row.title,
         "paper": row.paper.get(task),
+        "made": made,
         "runs": [found[seed] for seed in sorted(found)],
     }
 

@@ -12,10 +12,12 @@ they are needed. Every row and seed has a run folder (`heads.runs.run_files`). A
 continues after its last epoch, or inside an epoch where it reads frames.
 """
 
+import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +29,7 @@ from heads.finetuning.joint_network import JointNetwork, joint_dims
 from heads.interface.random_streams import INIT, reseed
 from heads.interface.run_records import RUN
 from heads.reproduction.digit_regions import distance_of_network, distance_of_run
-from heads.reproduction.earlier_results import EarlierResults, key_of
+from heads.reproduction.earlier_results import EarlierResults
 from heads.reproduction.experiments import (
     ExperimentSize,
     PaperRow,
@@ -120,8 +122,8 @@ class Reproduction:
         """Return the folder of a run."""
         return self.folder / task / f"{row.name}-seed{seed}"
 
-    def key(self, task: str, row: PaperRow) -> str:
-        """Return the hash of what decides a run's figures, beside its seed and the device."""
+    def made(self, task: str, row: PaperRow) -> dict[str, Any]:
+        """Return what decides a run's figures beside its seed and the device, as JSON has it."""
         recipe = recipe_of(row, self.size, task)
         easier = start_of(row, self.size, task)
         facts = {
@@ -131,12 +133,13 @@ class Reproduction:
             "videos": self.videos(row),
             "images": self.images,
             "widths": [lower_width(self.table, self.size), self.size.trunk],
-            "places": self.size.place_steps,
+            "place_steps": self.size.place_steps,
             "joint": self.size.joint,
-            "start": self.key(easier, row) if easier else "",
-            "version": METHOD,
+            "start": self.made(easier, row) if easier else None,
+            "method": METHOD,
         }
-        return key_of(facts)
+        # Tuples become lists, as in a record that is read.
+        return json.loads(json.dumps(facts))
 
     def pictures(self, task: Task) -> dict[str, Images]:
         """Return the handwritten digits of each split, of the classes that a task uses."""
@@ -264,7 +267,7 @@ def known(work: Reproduction, task: str, row: PaperRow, seed: int) -> bool:
     """Return whether a run has its figures, in its folder or in an earlier record."""
     if finished(work, task, row, seed):
         return True
-    earlier = work.earlier.runs(task, row.name, work.key(task, row))
+    earlier = work.earlier.runs(task, row.name, work.made(task, row))
     return seed in [run["seed"] for run in earlier]
 
 
