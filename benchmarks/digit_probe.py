@@ -90,7 +90,8 @@ class IdealVideos:
         centres = centres_of(self.task, torch.from_numpy(scenes.corners))
         classes = torch.from_numpy(scenes.classes)
         maps = ideal_maps(centres, classes, self.task.classes, self.geometry)
-        return Clips(maps={"conv3": maps}), torch.from_numpy(scenes.labels)
+        clips = Clips(maps={"conv3": maps}, pooled=maps.mean((3, 4)))
+        return clips, torch.from_numpy(scenes.labels)
 
 
 def train_on_ideal_maps(
@@ -101,7 +102,7 @@ def train_on_ideal_maps(
     Args:
         work: the experiment.
         name: of the task.
-        row: of the table, one that has a graph.
+        row: of the table, one that reads cached maps.
         videos: training videos, none of them twice.
         seed: of the weights.
         state: weights to start from.
@@ -113,9 +114,9 @@ def train_on_ideal_maps(
     training = replace(recipe.all_phases[0].train, epochs=1)
     train, test = (IdealVideos(work, name, split) for split in ("train", "test"))
     cells, task = train.geometry.cells, train.task
-    dims = Dims(task.frames, 0, task.classes, {"conv3": (task.classes, cells, cells)})
+    dims = Dims(task.frames, 0, task.classes, maps={"conv3": (task.classes, cells, cells)})
     reseed(torch.device("cpu"), seed, INIT)
-    head = build_head("rstg", dims, len(task.labels), **recipe.head.options)
+    head = build_head(recipe.head.name, dims, len(task.labels), **recipe.head.options)
     if state is not None:
         head.load_state_dict(state)
 
