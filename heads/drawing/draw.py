@@ -99,6 +99,11 @@ def draw_view(
         annotated = boxes.of([content.row], len(content.steps))
     builder = _SectionBuilder(content, result, style, node, annotated)
     available = builder.available()
+    if annotations is not None and "regions" not in available:
+        raise ValueError(
+            f"{cache.path}, clip {clip}: annotated boxes are drawn beside regions: "
+            f"{builder.why_not('regions')}"
+        )
     for name in what:
         if name not in available:
             raise ValueError(

@@ -114,9 +114,7 @@ def regions(
             note += f", the nearest region is {distance.figures()['dist']:.3f} away on average"
 
     def paint(canvas: Canvas, rect: FrameRect, t: int) -> None:
-        if annotated is not None:
-            boxes, valid = annotated[0][0, t], annotated[1][0, t]
-            _annotated(canvas, rect, boxes[valid], places[t if len(places) > 1 else 0])
+        boxes = None if annotated is None else annotated[0][0, t][annotated[1][0, t]]
         if len(kernels) == 1:
             t = 0
         # Numbers are drawn last, on top of all regions.
@@ -132,6 +130,8 @@ def regions(
                 (y1, x1), (y2, x2) = (middle - half).clip(0, 1), (middle + half).clip(0, 1)
                 canvas.rectangle(rect.rectangle((x1, y1, x2, y2)), colour_of(i), 1.6)
             middles[i] = rect.at(*places[t, i].tolist())
+        if boxes is not None:
+            _annotated(canvas, rect, boxes, places[t])
         taken: list = []
         for i, (x, y) in middles.items():
             canvas.tag((x - 5, y - 7), str(i), colour_of(i), LABEL_SIZE, taken, rect)

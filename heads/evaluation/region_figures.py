@@ -10,9 +10,11 @@ from heads.data.feature_store import FeatureStore, shared_pass
 from heads.data.splits import SplitViews
 from heads.evaluation.head_predictor import HeadPredictor
 from heads.evaluation.saved_heads import TrainedHead
+from heads.interface.clips import Clips
 from heads.interface.random_streams import INIT, reseed
 from heads.interface.region_distance import BEFORE, RegionDistance
 from heads.zoo import build_head
+from pipeline.cache.fields import is_cut
 from pipeline.networks.precision import autocast
 
 
@@ -75,10 +77,17 @@ def _distance(
         for _, clips, some in shared_pass(store, [request]):
             with autocast(store.device, precision):
                 maps = head(clips, want_maps=True).maps
-            steps = next(iter(clips.maps.values())).shape[1]
-            annotated, valid = boxes.of(request.rows[some], steps)
+            annotated, valid = boxes.of(request.rows[some], _steps(clips))
             found.add(maps, annotated.to(store.device), valid.to(store.device))
     return found
+
+
+def _steps(clips: Clips) -> int:
+    """Return T of a batch."""
+    for name, tensor in clips.tensors().items():
+        if is_cut(name) or name in ("pooled", "nodes", "boxes"):
+            return tensor.shape[1]
+    raise ValueError(f"expected a field with steps, got {', '.join(clips.tensors())}")
 
 
 def _fresh_head(trained: TrainedHead) -> nn.Module:

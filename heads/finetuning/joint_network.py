@@ -147,6 +147,10 @@ class JointNetwork(nn.Module):
             cuts.append(self.cut)
         return tuple(dict.fromkeys(cuts))
 
+    def last_cut(self) -> str:
+        """Return the last cut that is computed from the frames; "" where the head reads none."""
+        return max(self._cuts(), key=self.backbone._position, default="")
+
     def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
         """Run the backbone and the head.
 

@@ -1,6 +1,6 @@
 """What predicts DyReg-GNN's regions: f and g, the generators "big" and "lite".
 
-Duta, Nicolicioiu and Leordeanu, NeurIPS 2021, sec. 3.1, eq. (2), and Table 6. The regions are in
+Duta, Nicolicioiu and Leordeanu, NeurIPS 2021, eq. (2) and Table 6. The regions are in
 heads/papers/dyreg/regions.py.
 
 Not stated in any source, and chosen: the strides of `Fishnet` for maps other than 7, 8, 14, 16, 28

@@ -1,4 +1,4 @@
-"""Where DyReg-GNN looks (NeurIPS 2021, sec. 3.1 and 3.3): kernels, regions, distillation."""
+"""Where DyReg-GNN looks (NeurIPS 2021, eq. 2 to 6): kernels, regions, distillation."""
 
 import math
 
