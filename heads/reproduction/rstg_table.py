@@ -65,7 +65,7 @@ RSTG_SIZES = (
     ),
     ExperimentSize(
         name="small",
-        minutes=55,
+        minutes=70,
         classes=5,
         videos=(24000, 500, 2000),
         cnn=24,
