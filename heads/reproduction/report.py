@@ -272,6 +272,12 @@ def _section(name: str, task: dict[str, Any]) -> list[str]:
     ]
     lines += [_table_row(row) for row in task["rows"]]
 
+    earlier = 0
+    for row in task["rows"]:
+        earlier += sum("earlier" in run for run in row["runs"])
+    if earlier:
+        sentence = "Figures taken from an earlier record, whose seconds are those of its machine: "
+        lines += ["", f"{sentence}{earlier}."]
     lines += _distances(task["rows"])
 
     same, pairs, others = compare_order(task["rows"])

@@ -3,6 +3,7 @@ paper's figure.
 """
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,6 +125,15 @@ def test_the_command_writes_the_table_of_what_is_done(tmp_path):
     found = json.loads((tmp_path / "rstg-tiny" / "rstg-tiny.json").read_text())
     assert [row["name"] for row in found["tasks"]["sync3"]["rows"] if row["runs"]] == ["mean_lstm"]
     assert "| Conv + LSTM | 95 | not run |" in (tmp_path / "rstg-tiny" / "rstg-tiny.md").read_text()
+
+    # The figures of its own table count where the run folders are gone.
+    shutil.rmtree(tmp_path / "rstg-tiny" / "sync3")
+    again = CliRunner().invoke(command, asked, standalone_mode=False)
+    assert again.exception is None
+    later = json.loads((tmp_path / "rstg-tiny" / "rstg-tiny.json").read_text())
+    before, after = (one["tasks"]["sync3"]["rows"][0]["runs"][0] for one in (found, later))
+    assert after == {**before, "earlier": True}
+    assert not (tmp_path / "rstg-tiny" / "sync3").exists()
 
 
 @pytest.mark.parametrize(
@@ -446,6 +456,7 @@ def test_figures_of_an_earlier_record_stand_for_runs_whose_folders_are_gone(tmp_
     train_rows(later, "sync3", rows, [1])
     runs = record(later)["tasks"]["sync3"]["rows"][0]["runs"]
     assert [run["seed"] for run in runs] == [0, 1]
+    assert "earlier record, whose seconds are those of its machine: 1." in markdown(record(later))
 
     # Runs that were made otherwise do not count.
     for change in ({"epochs": 2}, {"place_steps": 3}, {"videos": (36, 12, 12)}):
