@@ -113,6 +113,7 @@ class Training:
             loss has had no new minimum for more than `patience` epochs, as torch's
             ReduceLROnPlateau(patience=...) counts: a minimum is lower by a ten-thousandth.
         drop_at: points of "steps", in the unit of the length.
+        warm_up: in the first so many mini-batches, the rate rises linearly to the schedule's.
         factor: factor of "steps" and "plateau".
         patience: epochs without a new minimum that "plateau" bears; the next one lowers the rate.
         stop_below: "plateau" ends the training when the rate would fall below this; 0: never.
@@ -139,6 +140,7 @@ class Training:
     weight_decay: Real = 1e-4
     schedule: Literal["constant", "steps", "cosine", "plateau"] = "constant"
     drop_at: tuple[Positive, ...] = ()
+    warm_up: Count = 0
     factor: Fraction = 0.1
     patience: Positive = 5
     stop_below: Real = 0.0
@@ -197,10 +199,12 @@ class Training:
             step: the number of the mini-batch, from 0.
             steps_per_epoch: mini-batches per epoch.
         """
+        # The first mini-batch has a part of the rate, too: at 0 it would teach nothing.
+        lr = self.lr * min(1.0, (step + 1) / (self.warm_up + 1))
         if self.schedule == "cosine":
             # Half a period of a cosine: lr at the first step, 0 after the last.
             angle = math.pi * step / self.total_steps(steps_per_epoch)
-            return self.lr * 0.5 * (1 + math.cos(angle))
+            return lr * 0.5 * (1 + math.cos(angle))
         unit = 1 if self.iterations else steps_per_epoch
         drops = sum(step >= point * unit for point in self.drop_at)
-        return self.lr * self.factor**drops
+        return lr * self.factor**drops

@@ -112,7 +112,7 @@ def pretrain(
     reseed(device, seed, INIT)
     network = build_backbone(options.backbone, width=options.width, **options.options)
     backbone = lay_out(network, device)
-    _initialise(backbone)
+    initialise(backbone)
     classifier = nn.Linear(backbone.channels(), CLASSES)
     optimiser = torch.optim.Adam([*backbone.parameters(), *classifier.parameters()], options.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.lr, total_steps=options.steps)
@@ -146,7 +146,7 @@ def pretrain(
     return Pretrained(Path(path), accuracy, step, time.monotonic() - started)
 
 
-def _initialise(backbone: Backbone) -> None:
+def initialise(backbone: Backbone) -> None:
     """Set the convolutions with a bias to He's initialisation.
 
     PyTorch's default, with a gain of 1/3, needs twice the steps.

@@ -291,6 +291,15 @@ def test_schedules():
     assert 0 < cosine.lr_at(49, 5) < 0.01
 
 
+def test_the_rate_rises_linearly_to_the_schedules_in_the_warm_up():
+    plain = Training(epochs=10, schedule="cosine", lr=2.0)
+    warm = Training(epochs=10, schedule="cosine", lr=2.0, warm_up=3)
+    factors = [warm.lr_at(step, 5) / plain.lr_at(step, 5) for step in range(6)]
+    assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+    steps = Training(epochs=2, schedule="steps", drop_at=(1,), lr=1.0, warm_up=1)
+    assert [steps.lr_at(step, 2) for step in range(3)] == [0.5, 1, pytest.approx(0.1)]
+
+
 def test_a_length_in_iterations_may_end_inside_an_epoch():
     training = Training(iterations=100, schedule="steps", drop_at=(90,), lr=1.0)
     assert (training.total_steps(30), training.total_epochs(30)) == (100, 4)
