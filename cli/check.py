@@ -4,13 +4,13 @@ from pathlib import Path
 
 import click
 
+from cli._shared.annotations import annotations_of, annotations_option
 from cli._shared.interrupt import stoppable
 from cli._shared.options import (
     FOLDER,
     decoder_option,
     frame_pattern_option,
     require_writable,
-    settings,
     time_limit_option,
 )
 from cli._shared.progress import progress
@@ -51,20 +51,7 @@ SHOWN = 10  # findings printed; all of them are in the file
     "--allow-truncated", is_flag=True, help="Take videos that end before their container says."
 )
 @frame_pattern_option
-@click.option(
-    "--annotations",
-    type=click.Path(path_type=Path),
-    help="File of boxes to compare with the clips' sizes and frames.  [default: none]",
-)
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    callback=settings,
-    help="Option of --annotations as in extract, such as proposal_options.annotated_height=240; "
-    "may be repeated.",
-)
+@annotations_option("File of boxes to compare with the clips' sizes and frames.  [default: none]")
 def command(
     manifest,
     root,
@@ -103,7 +90,7 @@ def command(
             f"expected a name that ends in .csv or .json, got {out}", param_hint="--out"
         )
     require_writable(out)
-    boxes = _boxes(annotations, settings)
+    boxes = annotations_of(annotations, settings)
     clips = read_manifest(manifest, root)
     workers = cores_here() if workers is None else workers
     with (
@@ -118,23 +105,6 @@ def command(
         checked = check_clips(clips, opening, workers, time_limit, classes, announce, boxes)
     write_findings(out, checked)
     return _say(checked, out)
-
-
-def _boxes(annotations: Path | None, settings: dict):
-    """Build the source of boxes that --annotations and --set name; None without a file."""
-    from pipeline.proposals import build_proposals
-
-    prefix = "proposal_options."
-    for key in settings:
-        if annotations is None or not key.startswith(prefix):
-            raise click.BadParameter(
-                f"expected {prefix}KEY=VALUE beside --annotations, got {key}", param_hint="--set"
-            )
-    if annotations is None:
-        return None
-
-    options = {key.removeprefix(prefix): value for key, value in settings.items()}
-    return build_proposals("annotations", file=str(annotations), **options)
 
 
 def _classes(class_list: Path | None, num_classes: int | None) -> list[str] | None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from cli._shared.annotations import annotated_boxes_of, annotations_option
 from cli._shared.options import device_option, plugin_option, say_cost
 from cli._shared.say import say
 
@@ -38,6 +39,19 @@ from cli._shared.say import say
     help="What this phase of the recipe ended with, in place of a checkpoint.",
 )
 @click.option(
+    "--structure",
+    default="",
+    show_default=False,
+    metavar="NAME",
+    help="Of gos: one structure for all videos, common, clip:CLIP, a run, or a CSV file.",
+)
+@click.option(
+    "--exchange",
+    multiple=True,
+    metavar="CLIP",
+    help="Of gos: evaluate these videos with one another's structures alone.",
+)
+@click.option(
     "--aggregate",
     type=click.Choice(["mean", "max"]),
     help="Over the test views of a video.  [default: the recipe's]",
@@ -46,6 +60,10 @@ from cli._shared.say import say
     "--scores",
     type=click.Choice(["softmax", "sigmoid", "logits"]),
     help="What is aggregated.  [default: the recipe's]",
+)
+@annotations_option(
+    "File of annotated boxes, with which the regions of a head are compared (Dist).  "
+    "[default: the cache's boxes, where these are annotations]"
 )
 @device_option
 @click.option(
@@ -64,6 +82,18 @@ from cli._shared.say import say
     type=click.Path(path_type=Path),
     help="With --ensemble: a folder for the sums and their figures.",
 )
+@click.option(
+    "--submission",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Also write the predictions as Something-Something's test server takes them.",
+)
+@click.option(
+    "--submission-format",
+    type=click.Choice(["v1", "v2"]),
+    help="v1: id;label, the likeliest class by name. v2: id and the numbers of the five likeliest."
+    "  [default: v1]",
+)
 @plugin_option
 def command(
     runs,
@@ -72,90 +102,167 @@ def command(
     split,
     checkpoint,
     phase,
+    structure,
+    exchange,
     aggregate,
     scores,
+    annotations,
+    settings,
     device,
     precision,
     ensemble,
     into,
+    submission,
+    submission_format,
 ) -> int:
     """Evaluate the trained head in the folder RUN, or in each of several.
 
     Predictions and figures are written to that folder, those of another phase (--phase) beside
     those of the run.
 
+    For DyReg's regions, annotated boxes give Dist: how far boxes are from the nearest region, and
+    regions from the nearest box, each also before training (start). docs/heads.md says it exactly.
+
+    With --structure every video gets the same structure of GOS: "common" is the one that most
+    training videos chose (Table 1, non-adaptive only in testing). --exchange, given for each of
+    several videos, prints how each is classified with the structure of each (Figure 5), and writes
+    exchange_SPLIT.csv. docs/heads.md says more.
+
     With --ensemble the runs count as one: their scores are summed, video by video. It reads the
     predictions that evaluating each run has written. `vidgraph evaluate runs/ean8 runs/ean16
     --ensemble` is EAN's ensemble of 8 and 16 frames.
+
+    With --submission FILE the split needs no labels. FILE has a line per video and no header.
     """
-    settings = {}
+    replaced = {}
     if aggregate:
-        settings["aggregate"] = aggregate
+        replaced["aggregate"] = aggregate
     if scores:
-        settings["scores"] = scores
+        replaced["scores"] = scores
     if phase and checkpoint:
         raise click.UsageError(
             "--phase and --checkpoint: expected one of them; a phase has one checkpoint, its last"
         )
+    submission = _submission(runs, ensemble, submission, submission_format)
     if ensemble:
         given = {
             "--cache": cache,
             "--manifest": manifest,
             "--checkpoint": checkpoint,
             "--phase": phase,
+            "--annotations": annotations,
+            "--structure": structure,
+            "--exchange": exchange,
         }
         for option, value in given.items():
             if value:
                 raise click.UsageError(
                     f"{option} does not apply to --ensemble, which sums stored predictions"
                 )
-        return _ensemble(runs, split, settings, into)
+        return _ensemble(runs, split, replaced, into, submission)
     if into is not None:
         raise click.UsageError(
             "--into goes with --ensemble only; an evaluation writes to the run's folder"
         )
+    if exchange:
+        if structure or replaced:
+            raise click.UsageError("--exchange goes without --structure, --aggregate and --scores")
+        for run in runs:
+            _exchange(run, cache, manifest, split, checkpoint, phase, exchange)
+        return 0
+    boxes = annotated_boxes_of(annotations, settings)
     say_cost(precision, device)
     for run in runs:
-        _evaluate(run, cache, manifest, split, checkpoint, phase, settings, device, precision)
+        options = {
+            "checkpoint": checkpoint or "",
+            "phase": phase,
+            "structure": structure,
+            "settings": replaced,
+            "device": device,
+            "precision": precision,
+            "annotations": boxes,
+            "submission": submission,
+        }
+        _evaluate(run, cache, manifest, split, options)
     return 0
 
 
-def _ensemble(runs, split, settings, into) -> int:
+def _submission(runs, ensemble, path, form):
+    """Return the file for a test server, or None."""
+    from heads.evaluation.submission import Submission
+
+    if path is None:
+        if form:
+            raise click.UsageError("--submission-format goes with --submission FILE")
+        return None
+    if len(runs) > 1 and not ensemble:
+        raise click.UsageError(
+            "--submission: expected one RUN, or --ensemble, since it is one file; evaluate the "
+            "RUNs one by one"
+        )
+    return Submission(path, form or "v1")
+
+
+def _ensemble(runs, split, settings, into, submission) -> int:
     from cli._shared.figures import print_figures
     from heads.evaluation.ensemble import ensemble, scores_of_run
 
     total = ensemble(runs, split, settings)
+    if submission is not None:
+        submission.check(total.classes, total.target)
     if into is not None:
         total.save(into, split)
+    if submission is not None:
+        count = submission.write(total.clips, total.classes, total.scores)
+        say(f"{submission.path}: {count:,} videos of split {split}, format {submission.format}")
     rows = {str(run): scores_of_run(run, split, settings).figures for run in runs}
     print_figures(f"split {split}, sum of scores", {**rows, "ensemble": total.figures}, "run")
     return 0
 
 
-def _evaluate(run, cache, manifest, split, checkpoint, phase, settings, device, precision) -> None:
-    from cli._shared.figures import print_figures
-    from heads.evaluation.evaluate import evaluate
+def _cache_of(run, cache):
     from heads.interface.run_records import RUN
     from heads.runs.run_files import read_json
     from pipeline.cache.reader import Cache
-    from pipeline.manifests.manifest import read_manifest
-    from pipeline.workers.memory import keep_freed_memory
 
-    keep_freed_memory()
     # A run from frames may have no cache.
     cache = cache or read_json(run / "run.json", RUN).get("cache")
     if cache is None:
         raise click.UsageError(f"{run} was trained from frames, without a cache: pass --cache")
-    found = evaluate(
+    return Cache(cache)
+
+
+def _exchange(run, cache, manifest, split, checkpoint, phase, names) -> None:
+    from cli._shared.figures import print_exchange
+    from heads.evaluation.evaluate import exchange_structures
+    from pipeline.manifests.manifest import read_manifest
+
+    found = exchange_structures(
         run,
-        Cache(cache),
+        _cache_of(run, cache),
         split,
+        names,
         checkpoint=checkpoint or "",
         phase=phase,
-        settings=settings,
-        device=device,
-        precision=precision,
         manifest=read_manifest(manifest) if manifest else None,
         say=say,
+    )
+    print_exchange(f"{run}, split {split}", found)
+
+
+def _evaluate(run, cache, manifest, split, options) -> None:
+    from cli._shared.figures import print_figures
+    from heads.evaluation.evaluate import evaluate
+    from pipeline.manifests.manifest import read_manifest
+    from pipeline.workers.memory import keep_freed_memory
+
+    keep_freed_memory()
+    found = evaluate(
+        run,
+        _cache_of(run, cache),
+        split,
+        manifest=read_manifest(manifest) if manifest else None,
+        say=say,
+        **options,
     )
     print_figures(str(run), {split: found})

@@ -119,7 +119,18 @@ def _trained(function):
 
 
 @click.command("finetune")
-@click.argument("recipe")
+@click.argument("recipe", required=False)
+@click.option(
+    "--study",
+    help="Train all members of a study, one after another, in place of a RECIPE: a TOML file, or "
+    "the name of a study of the package.",
+)
+@click.option(
+    "--list",
+    "only_list",
+    is_flag=True,
+    help="With --study: check every member, print them, and train none.",
+)
 @click.option(
     "--cache",
     type=click.Path(path_type=Path),
@@ -140,8 +151,8 @@ def _trained(function):
 )
 @click.option(
     "--name",
-    help="The run's folder in it.  [default: RECIPE-seedSEED, RECIPE-PHASE-seedSEED without a "
-    "cache]",
+    help="The run's or the study's folder in it.  [default: RECIPE-seedSEED, "
+    "RECIPE-PHASE-seedSEED without a cache, the study's name]",
 )
 @click.option(
     "--seed",
@@ -164,7 +175,21 @@ def command(ctx, **given) -> int:
 
     A recipe without phases is trained as it stands, with --train-from. Exit code 3: some clips
     could not be decoded.
+
+    \b
+    vidgraph finetune --study ean_table8_blocks --manifest something-something-v1.csv
+
+    With --study, every member has a folder in that of the study, and the command ends with their
+    table. The study may set options of the extraction. The same command continues a stopped study
+    and tries failed members again (exit code 3).
     """
+    if (given["recipe"] is None) == (given["study"] is None):
+        got = "neither" if given["recipe"] is None else "both"
+        raise click.UsageError(f"expected RECIPE or --study STUDY, got {got}")
+    if given["only_list"] and given["study"] is None:
+        raise click.UsageError("--list prints the members of a study: pass --study STUDY")
+    if given["study"] is not None and _is_given(ctx, "seed"):
+        raise click.UsageError("--seed: a study has its own seeds; change them in its file")
     if given["cache"] is None and given["manifest"] is None:
         raise click.UsageError(
             "expected --cache, or --manifest and the options of `vidgraph extract`"
@@ -196,9 +221,7 @@ def _is_given(ctx: click.Context, name: str) -> bool:
 
 
 def _run(ctx: click.Context, given: dict) -> int:
-    from cli._shared.figures import print_figures
-    from heads.config.recipe import read_recipe
-    from heads.finetuning.finetune import SourceOptions, finetune, frames_phase
+    from heads.finetuning.finetune import SourceOptions
     from heads.finetuning.frame_training import FrameRunOptions
     from pipeline.cache.reader import Cache
     from pipeline.manifests.manifest import read_manifest
@@ -216,12 +239,10 @@ def _run(ctx: click.Context, given: dict) -> int:
             extraction[key] = value
         else:
             recipe_settings[key] = value
-
-    keys = ("train_from", "frozen_bn", "backbone_lr")
-    plain = read_recipe(given["recipe"], recipe_settings)
-    recipe, phase = frames_phase(
-        plain, given["phase"], **{key: given[key] for key in keys if given[key] is not None}
-    )
+    frames = {}
+    for key in ("train_from", "frozen_bn", "backbone_lr"):
+        if given[key] is not None:
+            frames[key] = given[key]
 
     # Defaults of `vidgraph extract` do not count: only a file that was named has moved.
     files = dict.fromkeys(MOVED)
@@ -244,32 +265,89 @@ def _run(ctx: click.Context, given: dict) -> int:
     if os.environ.get("RANK", "0") == "0":
         say_cost(given["precision"], given["device"])
 
-    # With a cache, all phases of a recipe share the folder that `vidgraph train` uses.
-    if not plain.phases:
-        name = f"{recipe.name}-frames"
-    elif cache is None:
-        name = f"{recipe.name}-{phase.name}"
-    else:
-        name = recipe.name
-
     config = None
     if cache is None:
         # Nothing is stored, so these options are not asked for.
         fixed = {"keep": ("pooled",), "precision": "fp32", "dtype": "float32"}
-        config = config_of({**given, **fixed, "settings": extraction})
-    result = finetune(
-        recipe,
-        given["runs"] / (given["name"] or f"{name}-seed{given['seed']}"),
-        phase,
-        cache=cache,
-        config=config,
-        manifest=read_manifest(given["manifest"], given["root"]) if given["manifest"] else None,
-        start=given["start"],
-        source_options=source_options,
-        options=options,
-        device=given["device"],
-        say=say,
+        # A study has them among its own keys, so that its table records them.
+        own = {} if given["study"] is not None else extraction
+        config = config_of({**given, **fixed, "settings": own})
+    shared = {
+        "cache": cache,
+        "config": config,
+        "manifest": read_manifest(given["manifest"], given["root"]) if given["manifest"] else None,
+        "start": given["start"],
+        "source_options": source_options,
+        "options": options,
+        "device": given["device"],
+        "say": say,
+    }
+    if given["study"] is not None:
+        of_extraction = []
+        # With a cache such an option says where a file is now.
+        if cache is None:
+            of_extraction = [name for name in (*OF_EXTRACTION, *MOVED) if _is_given(ctx, name)]
+        return _run_study(given, recipe_settings, extraction, frames, of_extraction, shared)
+    return _run_recipe(given, recipe_settings, frames, shared)
+
+
+def _run_study(
+    given: dict,
+    settings: dict,
+    extraction: dict,
+    frames: dict,
+    of_extraction: list[str],
+    shared: dict,
+) -> int:
+    """Train a study; the arguments are those of `_run_recipe`.
+
+    Args:
+        extraction: keys of the extraction that --set gives.
+        of_extraction: options of the extraction that the command line has.
+    """
+    from cli._shared.frames_study import run_study
+
+    alike = ("cache", "config", "manifest", "source_options")
+    checked = {key: shared[key] for key in alike}
+    more = {key: value for key, value in shared.items() if key not in alike}
+    return run_study(
+        given["study"],
+        settings,
+        extraction,
+        of_extraction,
+        given["runs"],
+        given["name"],
+        given["only_list"],
+        checked | {"phase": given["phase"], "frames": frames},
+        more,
     )
+
+
+def _run_recipe(given: dict, settings: dict, frames: dict, shared: dict) -> int:
+    """Train one recipe.
+
+    Args:
+        given: the options of the command.
+        settings: keys of the recipe that --set gives.
+        frames: keys of the table [phases.frames] that other options give.
+        shared: the arguments of `finetune` that do not depend on the recipe.
+    """
+    from cli._shared.figures import print_figures
+    from heads.config.recipe import read_recipe
+    from heads.finetuning.finetune import finetune, frames_phase
+
+    plain = read_recipe(given["recipe"], settings)
+    recipe, phase = frames_phase(plain, given["phase"], **frames)
+    # With a cache, all phases of a recipe share the folder that `vidgraph train` uses.
+    if not plain.phases:
+        name = f"{recipe.name}-frames"
+    elif shared["cache"] is None:
+        name = f"{recipe.name}-{phase.name}"
+    else:
+        name = recipe.name
+
+    folder = given["runs"] / (given["name"] or f"{name}-seed{given['seed']}")
+    result = finetune(recipe, folder, phase, **shared)
     # Under torchrun only the first process prints.
     if os.environ.get("RANK", "0") != "0":
         return 0

@@ -46,7 +46,13 @@ from cli._shared.say import say, warn
     default=True,
     help="Count the heads' multiply-accumulates, seconds for a large one.",
 )
-def command(runs, out, title, split, compare, caches, pictures, macs) -> int:
+@click.option(
+    "--attributes",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A CSV file with the columns class, attribute, value: also report figures by attribute.",
+)
+def command(runs, out, title, split, compare, caches, pictures, macs, attributes) -> int:
     """Write a report of RUNS: run folders, folders of runs (of `vidgraph ablate`), or patterns.
 
     report.html is one file that loads nothing else and can be read without JavaScript. report.md
@@ -65,6 +71,7 @@ def command(runs, out, title, split, compare, caches, pictures, macs) -> int:
         caches=caches,
         pictures=pictures,
         macs=macs,
+        attributes=attributes,
         say=warn,
     )
     say(

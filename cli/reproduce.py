@@ -1,5 +1,6 @@
 """`vidgraph reproduce`: repeats the papers' experiments on digits, within a budget of time."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -48,6 +49,13 @@ RESUME = "stopped; finished epochs are kept, the same command resumes"
     help="For the results.  [default: FOLDER/TABLE-SIZE]",
 )
 @click.option(
+    "--earlier",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="TABLE-SIZE.json of an earlier command: runs made in the same way are not trained again. "
+    "The one in --out always counts.  [repeatable]",
+)
+@click.option(
     "--images",
     default="sklearn",
     type=click.Choice(["sklearn", "mnist"]),
@@ -60,7 +68,7 @@ RESUME = "stopped; finished epochs are kept, the same command resumes"
 )
 @device_option
 def command(
-    table, budget, size_name, seeds, rows, tasks, folder, out, images, resume, device
+    table, budget, size_name, seeds, rows, tasks, folder, out, earlier, images, resume, device
 ) -> int:
     """Train the rows of TABLE on generated digit videos, and write a table beside the paper's.
 
@@ -69,9 +77,11 @@ def command(
     the table says which. The same command resumes a stopped run. Several commands may share a
     folder: each skips rows that another one is training.
     """
-    from heads.reproduction.report import write_report
+    from heads.reproduction.earlier_results import read_results
+    from heads.reproduction.experiments import size_for
+    from heads.reproduction.report import result_paths, write_report
     from heads.reproduction.reproduce import Reproduction, train_rows
-    from heads.reproduction.tables import TABLES, size_for
+    from heads.reproduction.tables import TABLES
     from pipeline.text.suggestions import nearest
     from pipeline.workers.memory import keep_freed_memory
 
@@ -84,13 +94,16 @@ def command(
     chosen = _chosen("--rows", rows, {row.name: row for row in plan.rows})
     names = _chosen("--tasks", tasks, {task: task for task in plan.tasks})
     work = Reproduction(plan, size, folder / f"{table}-{size.name}", where, images, say)
+    out = out or work.folder
+    records = [*earlier, *filter(Path.exists, [result_paths(work, out)[0]])]
+    work = replace(work, earlier=read_results(records))
     say(f"{plan.title}: size {size.name} of {', '.join(sizes)}, in {work.folder}")
     with stoppable(RESUME):
         # A run that is stopped early has all tasks of the first seeds.
         for seed in range(seeds or size.seeds):
             for task in names:
                 train_rows(work, task, chosen, [seed], resume)
-    paths = write_report(work, out or work.folder)
+    paths = write_report(work, out)
     click.echo(f"\n{visible_lines(paths[1].read_text(encoding='utf-8'))}")
     say(f"{paths[0]}, {paths[1]}")
     return 0

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from cli._shared.annotations import annotated_boxes_of, annotations_option
 from cli._shared.options import commas, plugin_option, shard_numbers
 from cli._shared.say import say
 
@@ -48,6 +49,23 @@ def node(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple
     "--checkpoint",
     type=click.Choice(["best", "last"]),
     help="Its weights.  [default: what its figures use]",
+)
+@annotations_option(
+    "File of annotated boxes, drawn beside the regions of a head.  "
+    "[default: the cache's boxes, where these are annotations]"
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    help="Where the backbone's weights are now, for stages and blocks.  "
+    "[default: where the extraction found them]",
+)
+@click.option(
+    "--structure",
+    default="",
+    show_default=False,
+    metavar="NAME",
+    help="Of gos: common, clip:CLIP, a run or a CSV file, in place of the view's own structure.",
 )
 @click.option(
     "--what",
@@ -105,6 +123,10 @@ def command(
     view,
     run,
     checkpoint,
+    weights,
+    annotations,
+    settings,
+    structure,
     what,
     node,
     steps,
@@ -123,13 +145,16 @@ def command(
     edges        front and back edges of the IoU graph with their weights
     nearest      the chosen node's nearest node in each step
     similar      the nodes most similar to the chosen one
-    attention    of a head: GOS's nodes, STRG's similarity graph, RSTG's grid
-    regions      of a head: the regions that DyReg chose
+    attention    of a head: GOS's nodes, STRG's similarity graph, RSTG's grid, EAN's objects
+    regions      of a head: the regions that DyReg chose, beside annotated boxes
     saliency     of a head: EAN's saliency maps as heat
+    stages       each stage's map over time as heat; asked for alone
+    blocks       M and the kernels of EAN's blocks; asked for alone
     structure    of a head: the structure that GOS chose
     predictions  of a head: the classes with the best scores
 
-    Without the source video the boxes are drawn on grey. docs/show.md says what each drawing means.
+    Stages and blocks run the backbone on the frames; without --what they are left out. Without the
+    source video the boxes are drawn on grey. docs/show.md says what each drawing means.
     """
     from heads.drawing.draw import Style, draw_view
 
@@ -144,6 +169,9 @@ def command(
         node=node,
         root=root,
         checkpoint=checkpoint or "",
+        weights=weights,
+        annotations=annotated_boxes_of(annotations, settings),
+        structure=structure,
         style=style,
     )
     # An id may hold characters of a path, such as a slash.

@@ -52,7 +52,8 @@ from cli._shared.say import say
 @click.option(
     "--start",
     type=click.Path(path_type=Path, exists=True),
-    help="Run folder or checkpoint that the first phase starts from, if it does not start fresh.",
+    help="Run folder or checkpoint that the first phase starts from. Where its classes are others, "
+    "the classifier stays fresh.",
 )
 @click.option(
     "--resume/--no-resume", default=True, help="Continue what is in the run folder, or start over."

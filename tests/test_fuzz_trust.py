@@ -45,8 +45,8 @@ PICKLES = {
     "pipeline/workers/decode_pool.py",
     "pipeline/workers/pool_worker.py",  # the children's end of it
     "pipeline/workers/dask_jobs.py",  # between a run and its own Dask workers
-    # the model zoo's files, by a reader that makes arrays and nothing else
-    "pipeline/proposals/detectron2.py",
+    # files of weights of Caffe2 and detectron2, by a reader that makes arrays and nothing else
+    "pipeline/networks/array_pickle.py",
 }
 CALLS = {
     "eval",

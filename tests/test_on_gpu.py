@@ -671,7 +671,8 @@ def test_building_networks_leaves_the_gpus_random_numbers_alone(sources):
 
 def test_the_papers_digit_experiments_run_there(tmp_path, monkeypatch):
     from heads.reproduction import reproduce
-    from heads.reproduction.tables import RSTG, reads_frames
+    from heads.reproduction.experiments import reads_frames
+    from heads.reproduction.tables import RSTG
 
     monkeypatch.setattr(reproduce, "STEPS", 2)
     work = reproduce.Reproduction(

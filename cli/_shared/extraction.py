@@ -54,7 +54,7 @@ def views_options(function):
         click.option(
             "--train-crop",
             default="gos",
-            type=_one_of("gos short_side multiscale centre"),
+            type=_one_of("gos gos_floor short_side multiscale centre"),
             help="Crop of train views.",
         ),
         click.option("--flip", default=0.5, help="Probability that a training view is mirrored."),

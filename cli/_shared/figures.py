@@ -1,6 +1,7 @@
 """The table of figures that `train`, `evaluate` and `finetune` print at the end."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 from cli._shared.say import console
 
@@ -10,7 +11,13 @@ NAMES = {
     "map": "mAP %",
     "class_mean": "class mean %",
     "loss": "loss",
+    "dist": "Dist",
+    "dist_start": "Dist, start",
+    "dist_regions": "of regions",
+    "dist_regions_start": "of regions, start",
 }
+# Figures that are no fractions of videos, and are printed as they are.
+PLAIN = ("loss", "dist")
 
 
 def print_figures(
@@ -38,9 +45,30 @@ def print_figures(
     console().print(table)
 
 
+def print_exchange(title: str, rows: Iterable) -> None:
+    """Print how videos are classified with one another's structures.
+
+    Args:
+        title: of the table.
+        rows: of `heads.evaluation.one_structure.exchange`.
+    """
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in ("video", "label", "structure of", "predicted"):
+        table.add_column(column)
+    table.add_column("score", justify="right")
+    table.add_column("score of its label", justify="right")
+    for row in rows:
+        of = "its own" if row.clip == row.structure_of else row.structure_of
+        own = "" if math.isnan(row.score_of_label) else f"{row.score_of_label:.3f}"
+        table.add_row(row.clip, row.label, of, row.predicted, f"{row.score:.3f}", own)
+    console().print(table)
+
+
 def _cell(name: str, value: float | None) -> str:
     if value is None:
         return ""
-    if name == "loss":
+    if name.startswith(PLAIN):
         return f"{value:.3f}"
     return f"{100 * value:.1f}"

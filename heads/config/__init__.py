@@ -7,6 +7,7 @@ heads/studies.
     recipe_tables     its tables but [train]: head, data, evaluation, phases
     training_options  its table [train]
     study_file        a study: a grid of trainings
+    study_keys        the keys of a study, and what each of them sets
     member            one run of a study
 """
 

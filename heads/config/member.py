@@ -15,8 +15,8 @@ class Member:
         folder: the run folder.
         seed: fixes the initial weights and dropout.
         phase: the only phase to train; "": the first consecutive phases that read the cache.
-        start: a run folder or checkpoint whose weights the first phase starts from, if it starts
-            from a previous phase.
+        start: a run folder or checkpoint whose weights the first phase starts from; None: fresh
+            weights, or those of the phase before, as the phase says.
     """
 
     recipe: Recipe

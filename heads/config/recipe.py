@@ -153,13 +153,17 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Return plain tables, lists, strings and numbers, which `recipe_from` reads back.
 
-        `train`, `phases` and `data.no_label` are left out where they are empty.
+        `train`, `phases` and `data.no_label` are left out where they are empty, and
+        `norm_bias_lr` where it is None.
         """
         # Through JSON, so that tuples become lists, as run.json gives them back.
         table = json.loads(json.dumps(asdict(self)))
-        # Runs of versions without this key are continued.
+        # Runs of versions without these keys are continued.
         if not table["data"]["no_label"]:
             del table["data"]["no_label"]
+        for owner in (table, *table["phases"]):
+            if owner["train"] and owner["train"]["groups"]["norm_bias_lr"] is None:
+                del owner["train"]["groups"]["norm_bias_lr"]
         for key in ("train", "phases"):
             if not table[key]:
                 del table[key]
@@ -326,7 +330,7 @@ def recipe_from(table: Mapping[str, Any], where: str = "recipe") -> Recipe:
 
 
 def to_toml(recipe: Recipe) -> str:
-    """Write a recipe as TOML, with every key, defaults included."""
+    """Write a recipe as TOML: every key of `Recipe.as_dict`, defaults included."""
     table = recipe.as_dict()
     head, phases = table.pop("head"), table.pop("phases", [])
     table["head"] = {"name": head["name"], **head["options"]}

@@ -96,7 +96,9 @@ class FrameOptions:
     Attributes:
         train_from: the first stage or block of the backbone that is trained. "stem" trains all of
             it, "none" nothing.
-        frozen_bn: the backbone's batch norms keep their statistics and their affine weights.
+        frozen_bn: the backbone's batch norms keep their statistics and their affine weights. The
+            affine weights in a non-local block that is still the identity are trained: with a
+            scale of 0 nothing in the block has a gradient.
         backbone_lr: factor of the learning rate for the backbone's weights.
     """
 
@@ -116,6 +118,8 @@ class Phase:
         start: "fresh" weights, or those that the "previous" phase ended with, of every parameter
             whose name both heads have.
         take: with `start = "previous"`, only parameters whose names start with one of these.
+        checkpoint: which of its weights it ends with, "best" or "last"; "" is what the table
+            `evaluate` says. A search (GOS) goes on with those that it had at its end.
         head: options that differ from the recipe's head. With a `name` it is another head, with
             these options alone.
         frames: what is trained beside the head, where `reads` is "frames".
@@ -126,6 +130,7 @@ class Phase:
     reads: Literal["cache", "frames"] = "cache"
     start: Literal["fresh", "previous"] = "fresh"
     take: tuple[str, ...] = ()
+    checkpoint: Literal["", "best", "last"] = ""
     head: dict[str, Any] = field(default_factory=dict)
     frames: FrameOptions = FrameOptions()
 

@@ -14,6 +14,12 @@
     "data.train_views" = [1, 8]
     "strg.form" = ["similarity", "joint"]     # only for members whose head is strg
 
+    [rows."both graphs"]                      # rows that differ in several keys: another axis
+    "strg.form" = "joint"
+    "train.epochs" = 20
+    [rows.boxes]
+    recipe = "demo_roi_pool"                  # in place of `recipes`
+
     [subsets]                                 # of the labels: another axis of the grid
     all = {}
     ten = { first_labels = 10 }
@@ -22,6 +28,9 @@
 In place of `recipes`, one recipe may be written out in tables [head], [train], [data] and
 [evaluate]. If the grid has heads, a recipe's own head keeps its options, and another head has its
 defaults. A key such as "strg.train.lr" sets the learning rate of members whose head is strg.
+
+heads/config/study_keys.py says which keys there are. Those of the extraction (extract.KEY) and of
+training from frames (frames.KEY) are for `vidgraph finetune --study`.
 """
 
 import hashlib
@@ -37,16 +46,23 @@ from typing import Any
 from heads.config.member import Member
 from heads.config.recipe import Recipe, give_plugins, read_toml, recipe_path, recipe_with, validated
 from heads.config.recipe_tables import check_name
+from heads.config.study_keys import (
+    ANY_HEAD,
+    EXTRACT,
+    FRAMES,
+    TABLES,
+    check_keys,
+    flat,
+    recipe_key,
+    refuse_repeats,
+    take_prefix,
+    with_frames,
+)
 from heads.config.training_options import Count
-from heads.zoo import head_names
-from pipeline.plugins import HEAD, display_name, given_name, is_known, is_recorded
+from pipeline.plugins import display_name, given_name
 from pipeline.text.suggestions import nearest
 
 FOLDER = Path(__file__).parents[1] / "studies"
-# The tables of a recipe that is written out in the study.
-TABLES = ("head", "train", "data", "evaluate")
-# The first parts of a recipe's keys.
-KEYS = (*TABLES, "phases")
 # Characters of a row's name. File systems allow 255 for a folder.
 LONGEST = 120
 
@@ -69,7 +85,8 @@ class StudyFile:
     """A study as it is written; the top of this module explains the keys.
 
     Attributes:
-        source, ours: as in a recipe, for one that is written out.
+        rows: name -> keys of one row; `recipe` is its own recipe.
+        source, ours: as in a recipe: the table that the study makes, and what of it is our choice.
     """
 
     name: str
@@ -78,6 +95,7 @@ class StudyFile:
     order_seed: Count = 0
     set: dict[str, Any] = field(default_factory=dict)
     grid: dict[str, Any] = field(default_factory=dict)
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     subsets: dict[str, LabelSubset] = field(default_factory=dict)
     source: str = ""
     ours: str = ""
@@ -95,12 +113,16 @@ class StudyFile:
                         f"expected recipes or a table [{table}], got both; keys of all recipes "
                         f"belong to [set]"
                     )
-        elif not self.head:
+        elif not self.head and not self._rows_have_recipes():
             raise ValueError("expected recipes = [...], or tables [head] and [train]; got neither")
         if not self.seeds:
             raise ValueError("seeds: expected at least one")
-        _refuse_repeats("recipes", self.recipes)
-        _refuse_repeats("seeds", self.seeds)
+        refuse_repeats("recipes", self.recipes)
+        refuse_repeats("seeds", self.seeds)
+
+    def _rows_have_recipes(self) -> bool:
+        """Whether every row names its own recipe."""
+        return bool(self.rows) and all("recipe" in keys for keys in self.rows.values())
 
 
 @dataclass(frozen=True)
@@ -111,11 +133,13 @@ class StudyRow:
         name: what their folders are named after.
         cells: column -> what distinguishes them from other rows.
         recipe: what they train.
+        extract: options of the extraction, by dotted key without "extract.".
     """
 
     name: str
     cells: dict[str, Any]
     recipe: Recipe
+    extract: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -124,12 +148,13 @@ class StudyPlan:
 
     Attributes:
         name: the study's name.
-        source: where its recipe comes from, if it is written out in the study.
+        source: the table that it makes, as its file says.
         columns: the cells of the rows that are shown.
         rows: the combinations of the grid, each trained with every seed.
         seeds: of initialisation and dropout.
         order_seed: of the order of the views.
         settings: keys that were given beside the file.
+        ours: what of it is this project's choice.
     """
 
     name: str
@@ -139,6 +164,7 @@ class StudyPlan:
     seeds: tuple[int, ...]
     order_seed: int
     settings: dict[str, Any]
+    ours: str = ""
 
     def members(self, folder: Path) -> list[Member]:
         """Return all runs, row by row and seed by seed.
@@ -149,8 +175,33 @@ class StudyPlan:
         members = []
         for row in self.rows:
             for seed in self.seeds:
-                members.append(Member(row.recipe, folder / f"{row.name}-seed{seed}", seed))
+                members.append(Member(row.recipe, self.folder_of(row, seed, folder), seed))
         return members
+
+    def folder_of(self, row: StudyRow, seed: int, folder: Path) -> Path:
+        """Return the run folder of a member of the study in `folder`."""
+        return folder / f"{row.name}-seed{seed}"
+
+    def varied_extraction(self) -> tuple[str, ...]:
+        """Return the options of the extraction that are not the same in all rows."""
+        values: dict[str, list[Any]] = {}
+        for row in self.rows:
+            for key, value in row.extract.items():
+                values.setdefault(key, []).append(value)
+        varied = []
+        for key, found in values.items():
+            if len(found) < len(self.rows) or any(value != found[0] for value in found):
+                varied.append(key)
+        return tuple(varied)
+
+    def command(self, verb: str) -> str:
+        """Return a command that trains this study; one that is none of the package's is STUDY.
+
+        Args:
+            verb: "ablate", or "finetune --study".
+        """
+        name = self.name if self.name in study_names() else "STUDY"
+        return f"vidgraph {verb} {name}"
 
 
 def study_names() -> tuple[str, ...]:
@@ -178,10 +229,14 @@ def read_study(name: str | Path, settings: Mapping[str, Any] | None = None) -> S
             )
 
     table = read_toml(path)
+    # A table of another type is left as it is: the check below reports it.
     for key in ("set", "grid"):
-        # Otherwise the check below reports what it is.
         if isinstance(table.get(key), Mapping):
-            table[key] = dict(_flat(table[key]))
+            table[key] = dict(flat(table[key]))
+    if isinstance(table.get("rows"), Mapping):
+        for name, row in table["rows"].items():
+            if isinstance(row, Mapping):
+                table["rows"][name] = dict(flat(row))
     file = validated(StudyFile, {"name": path.stem, **table}, str(path))
     try:
         return _expand(file, path.resolve(), dict(settings or {}))
@@ -189,77 +244,102 @@ def read_study(name: str | Path, settings: Mapping[str, Any] | None = None) -> S
         raise ValueError(f"{path}: {error}") from None
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value): `"train.lr" = 1` and `train.lr = 1` are the same in TOML.
-
-    `head.name` becomes `head`.
-    """
-    for key, value in table.items():
-        dotted = prefix + key
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{dotted}.")
-        else:
-            yield "head" if dotted == "head.name" else dotted, value
-
-
 def _expand(file: StudyFile, path: Path, given: dict[str, Any]) -> StudyPlan:
     """Return all rows of a study; errors of its recipes name the row."""
     file = _with_given_heads(file, path.parent)
-    fixed = {**file.set, **dict(_flat(given))}
+    fixed = {**file.set, **dict(flat(given))}
     if "head" in fixed:
         fixed["head"] = _given_head(fixed["head"], Path.cwd())
-    _check_keys(fixed, file.grid)
+    check_keys(fixed, file.grid, file.rows)
 
     # A list of classes that is given on the command line lies relative to the working directory.
     class_list_given = any(key.endswith("data.class_list") for key in given)
     beside = Path.cwd() if class_list_given else path.parent
 
     rows: list[StudyRow] = []
-    heads = set()
-    for base, recipe_file in _bases(file, path):
-        base_head = base["head"].get("name") if isinstance(base.get("head"), dict) else None
-        for choice in file.grid.get("head", [fixed.get("head", base_head)]):
-            head_name = choice["name"] if isinstance(choice, dict) else choice
-            head = display_name(head_name) if isinstance(head_name, str) else head_name
-            heads.add(head)
+    for label, keys_of_row in (file.rows or {"": {}}).items():
+        for base, recipe_file in _bases(file, path, keys_of_row.get("recipe")):
+            wanted = {**fixed, **keys_of_row}
+            wanted.pop("recipe", None)
+            rows += _rows_of(file, label, base, recipe_file, wanted, beside)
 
-            keys: dict[str, Any] = {}
-            # A recipe's own head keeps its options.
-            if choice != base_head:
-                keys["head"] = choice if isinstance(choice, dict) else {"name": choice}
-            for key, value in fixed.items():
-                target = _recipe_key(key, head)
-                if key != "head" and target:
-                    keys[target] = value
-
-            for cells, varied in _combinations(file, head):
-                cells = {"recipe": recipe_file.stem, "head": _shown(choice), **cells}
-                name = _row_name(cells, bool(file.recipes), "head" in file.grid)
-                # A copy of `base`, because recipe_with changes its tables.
-                recipe = recipe_with(
-                    deepcopy(base), {**keys, **varied}, recipe_file, f"member {name}", beside
-                )
-                rows.append(StudyRow(name, cells, recipe))
-
-    for key in (*file.grid, *fixed):
+    heads = {display_name(row.recipe.head.name) for row in rows}
+    varied = [key for keys in file.rows.values() for key in keys if key != "recipe"]
+    for key in (*file.grid, *fixed, *varied):
         first = key.partition(".")[0]
-        if first not in KEYS and first not in heads:
+        if first not in ANY_HEAD and first not in heads:
             raise ValueError(f"{key}: no member has head {first}; {nearest(first, heads)}")
     names = [row.name for row in rows]
     for name in names:
         if names.count(name) > 1:
             raise ValueError(
-                f"two rows would be called {name}: rename the files of their recipes or heads"
+                f"two rows would be called {name}: rename the rows, or the files of their recipes "
+                f"or heads"
             )
 
     columns = ["head", *(key for key in file.grid if key != "head")]
     if len(file.recipes) > 1:
         columns.insert(0, "recipe")
+    if file.rows:
+        columns.insert(0, "row")
     if file.subsets:
         columns.append("subset")
     return StudyPlan(
-        file.name, file.source, tuple(columns), tuple(rows), file.seeds, file.order_seed, given
+        file.name,
+        file.source,
+        tuple(columns),
+        tuple(rows),
+        file.seeds,
+        file.order_seed,
+        given,
+        file.ours,
     )
+
+
+def _rows_of(
+    file: StudyFile,
+    label: str,
+    base: dict[str, Any],
+    recipe_file: Path,
+    wanted: Mapping[str, Any],
+    beside: Path,
+) -> Iterator[StudyRow]:
+    """Yield the rows of one recipe: every combination of the grid.
+
+    Args:
+        file: the study.
+        label: the name of a row of [rows]; "" without any.
+        base: the recipe's tables.
+        recipe_file: the recipe's file.
+        wanted: keys of [set] and of the row.
+        beside: the folder that a list of classes in `wanted` is relative to.
+    """
+    base_head = base["head"].get("name") if isinstance(base.get("head"), dict) else None
+    for choice in file.grid.get("head", [wanted.get("head", base_head)]):
+        head_name = choice["name"] if isinstance(choice, dict) else choice
+        head = display_name(head_name) if isinstance(head_name, str) else head_name
+
+        keys: dict[str, Any] = {}
+        # A recipe's own head keeps its options.
+        if choice != base_head:
+            keys["head"] = choice if isinstance(choice, dict) else {"name": choice}
+        for key, value in wanted.items():
+            target = recipe_key(key, head)
+            if key != "head" and target:
+                keys[target] = value
+
+        for cells, varied in _combinations(file, head):
+            cells = {"recipe": recipe_file.stem, "head": _shown(choice), **cells}
+            if label:
+                cells["row"] = label
+            name = _row_name(cells, bool(file.recipes), "head" in file.grid)
+
+            settings = {**keys, **varied}
+            extract, frames = take_prefix(settings, EXTRACT), take_prefix(settings, FRAMES)
+            # A copy of `base`, because recipe_with changes its tables.
+            where = f"member {name}"
+            recipe = recipe_with(deepcopy(base), settings, recipe_file, where, beside)
+            yield StudyRow(name, cells, with_frames(recipe, frames, where), extract)
 
 
 def _combinations(file: StudyFile, head: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -268,7 +348,7 @@ def _combinations(file: StudyFile, head: str) -> Iterator[tuple[dict[str, Any], 
     Columns of other heads are "".
     """
     axes = [key for key in file.grid if key != "head"]
-    targets = {key: _recipe_key(key, head) for key in axes}
+    targets = {key: recipe_key(key, head) for key in axes}
     used_axes = [key for key in axes if targets[key]]
     subsets = file.subsets or {"": LabelSubset()}
     for values in product(*(file.grid[key] for key in used_axes)):
@@ -283,71 +363,16 @@ def _combinations(file: StudyFile, head: str) -> Iterator[tuple[dict[str, Any], 
             yield cells, keys
 
 
-def _bases(file: StudyFile, path: Path) -> Iterator[tuple[dict[str, Any], Path]]:
-    """Yield the tables of each recipe, and its file."""
-    for name in file.recipes:
+def _bases(file: StudyFile, path: Path, own: str | None) -> Iterator[tuple[dict[str, Any], Path]]:
+    """Yield the tables of each recipe, and its file; `own` is that of a row which names one."""
+    for name in [own] if own is not None else file.recipes:
         found = recipe_path(name, path.parent)
         table = read_toml(found)
         give_plugins(table, found.parent, str(found))
         yield table, found.resolve()
-    if not file.recipes:
+    if own is None and not file.recipes:
         table = {key: getattr(file, key) for key in TABLES}
         yield {"source": file.source or f"study {file.name}", "ours": file.ours, **table}, path
-
-
-def _check_keys(fixed: Mapping[str, Any], grid: Mapping[str, Any]) -> None:
-    """Raise ValueError for a key that no recipe can have, or a grid's values that are no list."""
-    choices = list(grid["head"]) if isinstance(grid.get("head"), list) else []
-    if "head" in fixed:
-        choices.append(fixed["head"])
-    plugins = []
-    for choice in choices:
-        name = choice.get("name") if isinstance(choice, dict) else choice
-        if isinstance(name, str) and is_recorded(name):
-            plugins.append(display_name(name))
-
-    firsts = (*KEYS, *head_names(), *plugins)
-    for key in (*fixed, *grid):
-        first = key.partition(".")[0]
-        if first not in firsts:
-            raise ValueError(f"no key {key}; {nearest(first, firsts)}")
-        # A whole table, such as "train"; only `head` may stand alone.
-        if key == first and key != "head":
-            raise ValueError(f"no key {key}; {nearest(first, [f'{first}.KEY'])}")
-
-    for key, values in grid.items():
-        if not isinstance(values, list) or not values:
-            raise ValueError(f"grid.{key}: expected a list of values, got {values!r}")
-        _refuse_repeats(f"grid.{key}", values)
-        if key in fixed:
-            raise ValueError(f"{key}: expected it in [grid], or in [set] or --set; got both")
-
-    for choice in choices:
-        name = choice.get("name") if isinstance(choice, dict) else choice
-        if not isinstance(name, str):
-            raise ValueError(
-                f"head: expected the name of a head, or a table with a name and options, got "
-                f"{choice!r}"
-            )
-        if not is_known(HEAD, name):
-            raise ValueError(f"no head {name!r}: {nearest(name, head_names())}")
-
-
-def _refuse_repeats(key: str, values: "list | tuple") -> None:
-    """Raise ValueError if a value occurs twice."""
-    for value in values:
-        if values.count(value) > 1:
-            raise ValueError(f"{key}: duplicate {value!r}")
-
-
-def _recipe_key(key: str, head: str) -> str:
-    """Return the recipe's key that a study's key sets for a head; "" if it is of another head."""
-    first, _, rest = key.partition(".")
-    if first in KEYS:
-        return key
-    if first != head:
-        return ""
-    return rest if rest.partition(".")[0] in KEYS else f"head.{rest}"
 
 
 def _shown(choice: str | dict[str, Any]) -> str:
@@ -376,7 +401,12 @@ def _with_given_heads(file: StudyFile, folder: Path) -> StudyFile:
         chosen["head"] = _given_head(chosen["head"], folder)
     if isinstance(grid.get("head"), list):
         grid["head"] = [_given_head(choice, folder) for choice in grid["head"]]
-    return replace(file, set=chosen, grid=grid, head=_given_head(file.head, folder))
+    rows = {}
+    for name, keys in file.rows.items():
+        rows[name] = dict(keys)
+        if "head" in keys:
+            rows[name]["head"] = _given_head(keys["head"], folder)
+    return replace(file, set=chosen, grid=grid, rows=rows, head=_given_head(file.head, folder))
 
 
 def _row_name(cells: Mapping[str, Any], recipes: bool, heads: bool) -> str:
@@ -388,9 +418,12 @@ def _row_name(cells: Mapping[str, Any], recipes: bool, heads: bool) -> str:
     parts = []
     if recipes:
         parts.append(cells["recipe"])
-    if heads or not recipes:
+    if "row" in cells:
+        # Without a checksum: two rows whose names become equal are refused.
+        parts.append(re.sub(r"[^\w.+-]", "_", cells["row"]))
+    if heads or not (recipes or "row" in cells):
         parts.append(cells["head"])
-    for key in sorted(set(cells) - {"recipe", "head", "subset"}):
+    for key in sorted(set(cells) - {"recipe", "row", "head", "subset"}):
         if cells[key] != "":
             value = cells[key] if isinstance(cells[key], str) else json.dumps(cells[key])
             parts.append(f"{key}={value}")

@@ -47,6 +47,8 @@ class ParameterGroups:
     Attributes:
         bias_lr, bias_decay: every bias, also those of norms.
         norm_lr, norm_decay: the scales of norms.
+        norm_bias_lr: the biases of norms, in place of `bias_lr`; None: `bias_lr`. Their decay is
+            `bias_decay`.
         last: the name of the classifier's module.
         last_lr, last_bias_lr: the classifier's weight and bias, in place of the factors above.
         first: the start of the names of parameters, such as a backbone's; "": none.
@@ -56,6 +58,7 @@ class ParameterGroups:
     bias_lr: Real = 1.0
     bias_decay: Real = 1.0
     norm_lr: Real = 1.0
+    norm_bias_lr: Real | None = None
     norm_decay: Real = 1.0
     last: str = "fc"
     last_lr: Real = 1.0
@@ -107,10 +110,12 @@ class Training:
         weight_decay: weight decay.
         schedule: of the learning rate. "constant"; "steps": times `factor` at each point of
             `drop_at`; "cosine": to 0 at the end; "plateau": times `factor` when the validation
-            loss has had no new minimum for `patience` epochs.
+            loss has had no new minimum for more than `patience` epochs, as torch's
+            ReduceLROnPlateau(patience=...) counts: a minimum is lower by a ten-thousandth.
         drop_at: points of "steps", in the unit of the length.
+        warm_up: in the first so many mini-batches, the rate rises linearly to the schedule's.
         factor: factor of "steps" and "plateau".
-        patience: epochs of "plateau".
+        patience: epochs without a new minimum that "plateau" bears; the next one lowers the rate.
         stop_below: "plateau" ends the training when the rate would fall below this; 0: never.
         early_stop: the training ends when the validation figure has had no new best for so many
             epochs; 0: never.
@@ -135,6 +140,7 @@ class Training:
     weight_decay: Real = 1e-4
     schedule: Literal["constant", "steps", "cosine", "plateau"] = "constant"
     drop_at: tuple[Positive, ...] = ()
+    warm_up: Count = 0
     factor: Fraction = 0.1
     patience: Positive = 5
     stop_below: Real = 0.0
@@ -193,10 +199,12 @@ class Training:
             step: the number of the mini-batch, from 0.
             steps_per_epoch: mini-batches per epoch.
         """
+        # The first mini-batch has a part of the rate, too: at 0 it would teach nothing.
+        lr = self.lr * min(1.0, (step + 1) / (self.warm_up + 1))
         if self.schedule == "cosine":
             # Half a period of a cosine: lr at the first step, 0 after the last.
             angle = math.pi * step / self.total_steps(steps_per_epoch)
-            return self.lr * 0.5 * (1 + math.cos(angle))
+            return lr * 0.5 * (1 + math.cos(angle))
         unit = 1 if self.iterations else steps_per_epoch
         drops = sum(step >= point * unit for point in self.drop_at)
-        return self.lr * self.factor**drops
+        return lr * self.factor**drops

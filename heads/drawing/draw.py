@@ -4,13 +4,19 @@ draw_view("cache", "clip-7", run="runs/strg-0").save("clip-7.png")
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from heads.data.annotated_boxes import AnnotatedBoxes, has_annotated_boxes
 from heads.drawing import maps as draw_maps
 from heads.drawing import nodes as draw_nodes
 from heads.drawing import sections as draw_sections
+from heads.drawing.backbone_output import BackboneOutput, BlockOutput, has_blocks, run_backbone
+from heads.drawing.block_panels import attention_vector, block
 from heads.drawing.canvas import Canvas
 from heads.drawing.head_output import HeadResult, run_head
 from heads.drawing.layout import Drawing, Style
@@ -28,9 +34,14 @@ WHAT = {
     "attention": "what a head attends to: nodes, or the nodes that the chosen one listens to",
     "regions": "the regions that DyReg chose",
     "saliency": "EAN's saliency maps as heat",
+    "stages": "each stage's map over time as heat",
+    "blocks": "M and the kernels of EAN's blocks",
     "structure": "the structure that GOS chose",
     "predictions": "the classes with the best scores",
 }
+
+# What runs the backbone on the frames: it is drawn only where it is asked for.
+FROM_FRAMES = ("stages", "blocks")
 
 # Saliency maps of more objects than this are drawn as one mean map.
 MAX_OBJECTS = 8
@@ -48,6 +59,9 @@ def draw_view(
     node: Node | None = None,
     root: str | Path | None = None,
     checkpoint: str = "",
+    weights: str | Path | None = None,
+    annotations: Any | None = None,
+    structure: str = "",
     style: Style | None = None,
 ) -> Drawing:
     """Draw one view of a clip.
@@ -58,10 +72,17 @@ def draw_view(
         group: "train" or "test"; "" for test where the cache has it, else train.
         view: the view's number in its group.
         run: the folder of a run on this cache; its head's output is drawn, too.
-        what: names of `WHAT`; () for everything that the cache and the run allow.
+        what: names of `WHAT`; () for everything that the cache and the run allow, but for
+            `FROM_FRAMES`.
         node: the chosen node (t,i); by default the best box of the middle step.
         root: the folder of the videos; None for that of the extraction.
         checkpoint: the run's weights, "best" or "last"; "" for what its figures use.
+        weights: the file of the backbone's weights, for `FROM_FRAMES`; None for where the
+            extraction found it.
+        annotations: a source of annotated boxes, `build_proposals("annotations", ...)`, that are
+            drawn beside a head's regions; None: the cache's boxes, where these were annotated.
+        structure: of a run of `gos`, one structure in place of the view's own: "common",
+            "clip:NAME", another run, or a CSV file (GOS Figure 5).
         style: sizes and limits; None for the defaults.
 
     Returns:
@@ -86,30 +107,51 @@ def draw_view(
 
     result = None
     if run is not None:
-        result = run_head(run, cache, content.group, content.row, checkpoint)
-    builder = _SectionBuilder(content, result, style, node)
+        result = run_head(run, cache, content.group, content.row, checkpoint, structure)
+    elif structure:
+        raise ValueError("a structure is that of a trained head: pass --run too")
+    annotated = None
+    if annotations is not None or has_annotated_boxes(content.group):
+        boxes = AnnotatedBoxes(content.group, annotations)
+        annotated = boxes.of([content.row], len(content.steps))
+    builder = _SectionBuilder(content, result, style, node, annotated)
     available = builder.available()
+    if annotations is not None and "regions" not in available:
+        raise ValueError(
+            f"{cache.path}, clip {clip}: annotated boxes are drawn beside regions: "
+            f"{builder.why_not('regions')}"
+        )
     for name in what:
         if name not in available:
             raise ValueError(
                 f"{cache.path}, clip {clip}: nothing to show for {name}: {builder.why_not(name)}"
             )
 
-    wanted = what or available
+    wanted = what or [name for name in available if name not in FROM_FRAMES]
     chosen = tuple([name for name in WHAT if name in wanted])
+    if not set(chosen).isdisjoint(FROM_FRAMES):
+        builder.backbone = run_backbone(cache, clip, group, view, root, weights)
     return Drawing(chosen, content, result, builder.strips(chosen), builder.panels(chosen), style)
 
 
 class _SectionBuilder:
     """Knows which sections a view has, and makes them.
 
-    `asked` is the node that the caller chose, `node` the one that is drawn.
+    `asked` is the node that the caller chose, `node` the one that is drawn. `annotated` are boxes
+    [1,T,N,4] and valid [1,T,N] to draw beside regions.
     """
 
     def __init__(
-        self, view: ViewContent, result: HeadResult | None, style: Style, asked: Node | None
+        self,
+        view: ViewContent,
+        result: HeadResult | None,
+        style: Style,
+        asked: Node | None,
+        annotated: tuple[Tensor, Tensor] | None = None,
     ):
         self.view, self.result, self.style, self.asked = view, result, style, asked
+        self.backbone: BackboneOutput | None = None
+        self.annotated = annotated
         # RSTG's nodes are cells of its grids, so a node that is asked for is none of the boxes.
         self.grid_nodes = result is not None and result.head in ("rstg", "rstg_map")
         if asked is None or self.grid_nodes:
@@ -154,9 +196,11 @@ class _SectionBuilder:
             "edges": has_boxes and len(self.view.steps) > 1,
             "nearest": has_boxes and ("nodes" in fields or "nearest" in fields),
             "similar": has_boxes and several and ("nodes" in fields or "similar" in fields),
-            "attention": bool(self._attention()),
+            "attention": bool(self._attention()) or self._listens(),
             "regions": "kernels" in kinds,
             "saliency": "regions" in kinds,
+            "stages": "backbone" in self.view.cache.config,
+            "blocks": has_blocks(self.view.cache),
             "structure": "structure" in kinds,
             "predictions": self.result is not None,
         }
@@ -169,6 +213,10 @@ class _SectionBuilder:
             if name in ("nearest", "similar") and self.node is not None:
                 missing = "nodes"
             return f"the view has no {missing}; extract with --keep {missing}"
+        if name == "stages":
+            return "the cache was not made by vidgraph extract"
+        if name == "blocks":
+            return "the backbone of the cache has no Event Adaptive Blocks"
         if self.result is None:
             return "it needs a trained head: pass --run"
         return f"head {self.result.head} gives {', '.join(self.result.maps) or 'no maps'}"
@@ -191,22 +239,40 @@ class _SectionBuilder:
         if "attention" in chosen:
             found += self._attention()
         if "regions" in chosen:
-            for point, kernels in result.by_point("kernels").items():
-                centres = result.maps.get(f"centres.{point}")
-                radii = result.maps.get(f"radii.{point}")
-                found.append(draw_maps.regions(kernels, f"regions at {point}", centres, radii))
+            found += self._regions()
         if "saliency" in chosen:
             found += self._saliency(result.by_point("regions")[""])
+        if "stages" in chosen:
+            for name, maps in self.backbone.maps.items():
+                found.append(draw_maps.stage(maps, name, len(view.steps)))
         return found or [Strip("frames")]
 
     def panels(self, chosen: Iterable[str]) -> list[Canvas]:
         """The panels of `chosen`."""
         found = []
+        if "blocks" in chosen:
+            found += [block(output) for output in self._blocks()]
+        if "attention" in chosen and self._listens():
+            found.append(attention_vector(self.result.maps["attention"], len(self.view.steps)))
         if "structure" in chosen:
             found.append(structure(self.result))
         if "predictions" in chosen:
-            found.append(predictions(self.result, self.view.clip.labels, self.style.top))
+            labels, most = self.view.clip.labels, self.style.top
+            found.append(predictions(self.result, labels, most))
+            if self.result.own_scores is not None:
+                own = replace(self.result, scores=self.result.own_scores, structure="")
+                found.append(predictions(own, labels, most, of="its own structure"))
         return found
+
+    def _listens(self) -> bool:
+        """Whether the head is EAN's transformer, whose attention is a panel."""
+        result = self.result
+        return result is not None and result.head == "ean" and "attention" in result.maps
+
+    def _blocks(self) -> list[BlockOutput]:
+        """The blocks of the backbone; those that the head runs are the head's own."""
+        own = {} if self.result is None else {one.stage: one for one in self.result.blocks}
+        return [own.get(one.stage, one) for one in self.backbone.blocks]
 
     def _attention(self) -> list[Strip]:
         """The strips of a head's attention, by the head and its maps (see docs/show.md)."""
@@ -258,6 +324,15 @@ class _SectionBuilder:
             return []
         note = f"mean over the {len(attending)} of {len(edges)} edges whose operation ends with it"
         return [draw_nodes.node_attention(self.view, attending.mean(0), "node attention", note)]
+
+    def _regions(self) -> list[Strip]:
+        """DyReg's regions at each point of the network, beside annotated boxes."""
+        found, maps = [], self.result.maps
+        for point, kernels in self.result.by_point("kernels").items():
+            boxes = maps.get(f"centres.{point}"), maps.get(f"radii.{point}")
+            title = f"regions at {point}"
+            found.append(draw_maps.regions(kernels, title, *boxes, self.annotated))
+        return found
 
     def _saliency(self, maps: np.ndarray) -> list[Strip]:
         """EAN's maps [T,M,P], a strip per object; their mean where there are many."""

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from heads.data.splits import fields_for, how_to_add
+from heads.drawing.backbone_output import BlockOutput, recorded_blocks
 from heads.evaluation.metrics import scores_of
+from heads.evaluation.one_structure import structure_named
 from heads.evaluation.saved_heads import load_trained
 from heads.interface.clips import MissingFields, clips_of
 from pipeline.cache.reader import Cache, Group
@@ -30,8 +32,11 @@ class HeadResult:
         scores_kind: "softmax", "sigmoid" or "logits".
         maps: the head's maps without their batch axis, padding included.
         cells: (h, w) of the map that the head reads; None where it reads none.
+        own_scores: [K], where `structure` names another one: the scores with the view's own.
+        structure: whose structure head `gos` computed with; "" for the view's own.
         space: operations that head `gos` chooses from.
         edges: pairs of supernodes of head `gos`.
+        blocks: what the Event Adaptive Blocks make, where the head runs such a part of a backbone.
     """
 
     run: Path
@@ -42,8 +47,11 @@ class HeadResult:
     scores_kind: str
     maps: dict[str, np.ndarray]
     cells: tuple[int, int] | None = None
+    own_scores: np.ndarray | None = None
+    structure: str = ""
     space: Sequence[str] = ()
     edges: Sequence[tuple[int, int]] = ()
+    blocks: Sequence[BlockOutput] = ()
 
     @property
     def best(self) -> int:
@@ -60,7 +68,7 @@ class HeadResult:
 
 
 def run_head(
-    run: str | Path, cache: Cache, group: Group, row: int, checkpoint: str = ""
+    run: str | Path, cache: Cache, group: Group, row: int, checkpoint: str = "", structure: str = ""
 ) -> HeadResult:
     """Run the head of a run on one view, on the CPU.
 
@@ -70,6 +78,8 @@ def run_head(
         group: the view's group.
         row: the view's row in the group.
         checkpoint: "best" or "last"; "" for the one that the run's figures use.
+        structure: one structure of head `gos` (see `one_structure.structure_named`); "" for the
+            view's own.
 
     Returns:
         The scores and maps of the view.
@@ -86,8 +96,14 @@ def run_head(
         raise ValueError(how_to_add(cache, recipe.head.name, error.names)) from None
 
     clips = clips_of(group.batch([row], fields))
+    own_scores = None
+    blocks: list[BlockOutput] = []
     with torch.inference_mode():
-        out = head(clips, want_maps=True)
+        if structure:
+            own_scores = scores_of(head(clips).logits.float().numpy(), recipe.scores)[0]
+            head.force(structure_named(structure, head, cache)[0])
+        with recorded_blocks(head, blocks):
+            out = head(clips, want_maps=True)
     return HeadResult(
         run=Path(run),
         head=recipe.head.name,
@@ -97,8 +113,11 @@ def run_head(
         scores_kind=recipe.scores,
         maps={name: tensor[0].float().numpy() for name, tensor in out.maps.items()},
         cells=_cells(head, clips.maps),
+        own_scores=own_scores,
+        structure=structure,
         space=getattr(head, "space", ()),
         edges=getattr(head, "edges", ()),
+        blocks=blocks,
     )
 
 

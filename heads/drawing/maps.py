@@ -5,7 +5,9 @@ step t, its index t N + i.
 """
 
 import numpy as np
+import torch
 from PIL import Image, ImageChops, ImageFilter
+from torch import Tensor
 
 from heads.drawing.canvas import (
     CHOSEN,
@@ -18,6 +20,7 @@ from heads.drawing.canvas import (
 )
 from heads.drawing.sections import LABEL_SIZE, Node, Strip, compact
 from heads.drawing.source import ViewContent
+from heads.interface.region_distance import RegionDistance, region_middles
 
 
 def heat(maps: np.ndarray, title: str, note: str = "", scale: float = 1.0) -> Strip:
@@ -43,6 +46,22 @@ def heat(maps: np.ndarray, title: str, note: str = "", scale: float = 1.0) -> St
     if note:
         numbers = f"{note}; {numbers}"
     return Strip(title, numbers, scale=scale, backdrop=backdrop)
+
+
+def stage(maps: np.ndarray, name: str, steps: int) -> Strip:
+    """Draw a stage's map over time.
+
+    Args:
+        maps: [T',h,w]; T' may be another number than the steps.
+        name: of the stage.
+        steps: T, frames of the strip.
+
+    Returns:
+        The strip.
+    """
+    nearest = [t * len(maps) // steps for t in range(steps)]
+    note = "mean of the channels' absolute values"
+    return heat(maps[nearest], f"{name} over time", note, 0.7)
 
 
 def background(
@@ -80,8 +99,11 @@ def regions(
     title: str,
     centres: np.ndarray | None = None,
     radii: np.ndarray | None = None,
+    annotated: tuple[Tensor, Tensor] | None = None,
 ) -> Strip:
     """Draw DyReg's regions (its Figure 3), to where each kernel has half its height.
+
+    A line joins the middle of each annotated box with that of the nearest region.
 
     Args:
         kernels: [T or 1,N,h,w], one per node.
@@ -89,13 +111,26 @@ def regions(
         centres: [T or 1,N,2], (y, x) in cells. With centres and radii the regions are drawn as
             boxes, else as the kernels' outlines.
         radii: [T or 1,N,2], (y, x) in cells.
+        annotated: boxes [1,T,M,4] in [0,1] of the view and valid [1,T,M], drawn in white.
 
     Returns:
-        The strip.
+        The strip. Its note has the view's Dist, where there are annotated boxes.
     """
     size = np.array(kernels.shape[-2:], np.float32)
+    note = "each node's kernel down to half its height, and its number in the middle"
+    maps = {"kernels.": torch.from_numpy(kernels)[None]}
+    if centres is not None:
+        maps["centres."] = torch.from_numpy(centres)[None]
+    places = region_middles(maps)[""][0]  # [T or 1,N,2], (x, y)
+    if annotated is not None:
+        distance = RegionDistance()
+        distance.add(maps, *annotated)
+        note += "; annotated boxes in white"
+        if distance.boxes:
+            note += f", the nearest region is {distance.figures()['dist']:.3f} away on average"
 
     def paint(canvas: Canvas, rect: FrameRect, t: int) -> None:
+        boxes = None if annotated is None else annotated[0][0, t][annotated[1][0, t]]
         if len(kernels) == 1:
             t = 0
         # Numbers are drawn last, on top of all regions.
@@ -105,19 +140,30 @@ def regions(
                 continue
             if centres is None or radii is None:
                 _outline(canvas, rect, kernel, colour_of(i))
-                middles[i] = rect.at(*_centre_of_mass(kernel))
             else:
                 # The middle of a cell is half a cell from its corner.
                 middle, half = (centres[t, i] + 0.5) / size, radii[t, i] / 2 / size
                 (y1, x1), (y2, x2) = (middle - half).clip(0, 1), (middle + half).clip(0, 1)
                 canvas.rectangle(rect.rectangle((x1, y1, x2, y2)), colour_of(i), 1.6)
-                middles[i] = rect.at(*middle[::-1])
+            middles[i] = rect.at(*places[t, i].tolist())
+        if boxes is not None:
+            _annotated(canvas, rect, boxes, places[t])
         taken: list = []
         for i, (x, y) in middles.items():
             canvas.tag((x - 5, y - 7), str(i), colour_of(i), LABEL_SIZE, taken, rect)
 
-    note = "each node's kernel down to half its height, and its number in the middle"
     return Strip(title, note, paint=paint)
+
+
+def _annotated(canvas: Canvas, rect: FrameRect, boxes: Tensor, places: Tensor) -> None:
+    """Draw boxes [M,4], and a line from each to the nearest of some places [N,2]."""
+    there = places[~places.isnan().any(-1)]
+    for box in boxes:
+        canvas.rectangle(rect.rectangle(box.tolist()), CHOSEN, 2)
+        middle = (box[:2] + box[2:]) / 2
+        if len(there):
+            nearest = there[(there - middle).norm(dim=-1).argmin()]
+            canvas.line([rect.at(*middle.tolist()), rect.at(*nearest.tolist())], CHOSEN, 1.2)
 
 
 def _outline(canvas: Canvas, rect: FrameRect, kernel: np.ndarray, colour: Colour) -> None:
@@ -131,15 +177,6 @@ def _outline(canvas: Canvas, rect: FrameRect, kernel: np.ndarray, colour: Colour
     rim = ImageChops.subtract(inside, inside.filter(ImageFilter.MinFilter(7)))
     canvas.tint(inside.point(lambda v: v // 8), colour, rect)
     canvas.tint(rim, colour, rect)
-
-
-def _centre_of_mass(kernel: np.ndarray) -> tuple[float, float]:
-    """(x, y) in [0,1] of a kernel's centre of mass; negative values count as 0."""
-    mass = np.maximum(kernel, 0) / np.maximum(kernel, 0).sum()
-    h, w = mass.shape
-    y = (mass.sum(1) * (np.arange(h) + 0.5)).sum() / h
-    x = (mass.sum(0) * (np.arange(w) + 0.5)).sum() / w
-    return float(x), float(y)
 
 
 def grid(weights: np.ndarray, node: int | None, title: str) -> Strip:

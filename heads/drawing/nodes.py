@@ -14,10 +14,15 @@ from pipeline.regions.graphs import inner_products, nearest_nodes, similar_nodes
 
 
 def nearest(view: ViewContent, node: Node) -> Strip:
-    """Draw each step's nearest node to the chosen one, by inner product (GOS eq. 4)."""
+    """Draw each step's nearest node to the chosen one, by inner product (GOS eq. 4).
+
+    In its own step a node is its own nearest one, whatever a cache says.
+    """
     table = view.fields.get("nearest")
     if table is None:
         table = nearest_nodes(*_products(view))[0].numpy()
+    table = table.copy()
+    table[(*node, node[0])] = node[1]
     title = f"nearest nodes of node {_name(node)}"
     return _sequence(view, node, table, title, "largest inner product in each step")
 

@@ -1,4 +1,4 @@
-"""Panels beside the frames: the caption, GOS's structure (its Figure 4), the best classes."""
+"""Panels beside the frames: the caption, GOS's structure (as in its Figure 5), the best classes."""
 
 import numpy as np
 
@@ -85,7 +85,7 @@ def _sizes(view: ViewContent) -> str:
 
 
 def predictions(
-    result: HeadResult, labels: tuple[str, ...], most: int, width: float = 520
+    result: HeadResult, labels: tuple[str, ...], most: int, width: float = 520, of: str = ""
 ) -> Canvas:
     """Draw bars of the classes with the highest scores, the true classes in green.
 
@@ -94,14 +94,18 @@ def predictions(
         labels: the clip's true classes; may be empty.
         most: the number of classes to draw.
         width: of the panel, pixels.
+        of: what the predictions were made with; "" is the structure of `result`, if it names one.
 
     Returns:
         The panel.
     """
+    of = of or (f"structure {result.structure}" if result.structure else "")
     order = np.argsort(-result.scores, kind="stable")[:most].tolist()
     canvas = Canvas(width, 24 + 22 * len(order))
     title = f"predictions: {result.scores_kind}, the best {len(order)} of {len(result.classes)}"
-    canvas.text((0, 0), title, 14)
+    if of:
+        title = f"predictions with {of}: {result.scores_kind}"
+    canvas.text((0, 0), shorten(title, 14, width), 14)
 
     # Logits have no fixed range, so the bars show the drawn ones relative to their best.
     low, span = 0.0, 1.0
@@ -136,7 +140,9 @@ def _score(result: HeadResult, k: int) -> str:
 
 
 def structure(result: HeadResult, width: float = 620) -> Canvas:
-    """Draw the heaviest operation of every edge between supernodes (GOS Figure 4), a row per cell.
+    """Draw the operation of every edge between supernodes (as in GOS's Figure 5), a row per cell.
+
+    It is the heaviest one, or that of the structure that all views were given.
 
     Args:
         result: what a head `gos` returns.
@@ -151,7 +157,9 @@ def structure(result: HeadResult, width: float = 620) -> Canvas:
     below = 40 + ARC_HEIGHT * max(0, last - 2)
     canvas = Canvas(width, 24 + (above + below) * len(chosen))
     title = "structure: the heaviest operation of each edge, and its weight in the softmax"
-    canvas.text((0, 0), title, 14)
+    if result.structure:
+        title = f"structure {result.structure}, with the weights that this view gives it"
+    canvas.text((0, 0), shorten(title, 14, width), 14)
 
     for cell, operations in enumerate(chosen.tolist()):
         y = 24 + (above + below) * cell + above

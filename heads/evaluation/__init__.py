@@ -6,9 +6,11 @@ This room may import from `heads.interface`, `heads.zoo`, `heads.config`, `heads
     evaluate          a trained run on a split of a cache
     head_predictor    the logits of every view, the figures of a split
     saved_heads       load a trained head from its run folder
+    one_structure     a head of GOS with one structure for all videos
     metrics           top-k, mean average precision, confusion matrix
     ensemble          add the scores of several runs
     prediction_files  read predictions_SPLIT.npz
+    view_check        a head can read the views of every split
     counting          parameters and multiply-accumulates
     summary           what `vidgraph summary NAME` counts
 

@@ -27,12 +27,14 @@ class VideoScores:
         classes: [K] class names.
         scores: [V,K].
         targets: [V] class ids, or [V,K] of 0 and 1; None without labels.
+        target: "single", or "multi" if a run predicts several classes per video.
     """
 
     clips: tuple[str, ...]
     classes: tuple[str, ...]
     scores: np.ndarray
     targets: np.ndarray | None
+    target: str = "single"
 
     @property
     def figures(self) -> dict[str, float]:
@@ -94,7 +96,7 @@ def scores_of_run(
     videos = len(arrays["clips"])
     scores = aggregate(scores, arrays["video"], videos, recipe.evaluate.aggregate)
     clips, classes = tuple(arrays["clips"].tolist()), tuple(arrays["classes"].tolist())
-    return VideoScores(clips, classes, scores, arrays.get("targets"))
+    return VideoScores(clips, classes, scores, arrays.get("targets"), recipe.data.target)
 
 
 def ensemble(
@@ -117,7 +119,7 @@ def ensemble(
         raise ValueError(f"an ensemble sums the scores of at least 2 runs, got {len(folders)}")
 
     first, *others = [scores_of_run(folder, split, settings) for folder in folders]
-    total = first.scores
+    total, target = first.scores, first.target
     for folder, other in zip(folders[1:], others, strict=True):
         position = {clip: k for k, clip in enumerate(other.clips)}
         apart = sorted(position.keys() ^ set(first.clips))
@@ -134,7 +136,9 @@ def ensemble(
                 f"manifest"
             )
         total = total + other.scores[order]
-    return VideoScores(first.clips, first.classes, total, first.targets)
+        if other.target == "multi":
+            target = "multi"
+    return VideoScores(first.clips, first.classes, total, first.targets, target)
 
 
 def _same_labels(first: np.ndarray | None, other: np.ndarray | None, order: list[int]) -> bool:

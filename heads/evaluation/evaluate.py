@@ -6,14 +6,30 @@ Every test view is predicted, and the scores of a video's views become one score
 and figures are written to the run folder.
 """
 
+import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from heads.data.splits import print_excluded, require_split_views
-from heads.evaluation.head_predictor import open_store, predict, write_predictions
-from heads.evaluation.saved_heads import load_trained
+from heads.data.annotated_boxes import AnnotatedBoxes, has_annotated_boxes
+from heads.data.splits import SplitViews, print_excluded, require_split_views
+from heads.evaluation.head_predictor import (
+    compute_figures,
+    open_store,
+    predict,
+    write_predictions,
+)
+from heads.evaluation.one_structure import (
+    Exchanged,
+    exchange,
+    structure_named,
+    structure_rows,
+)
+from heads.evaluation.region_figures import has_regions, region_figures
+from heads.evaluation.saved_heads import TrainedHead, load_trained
+from heads.evaluation.submission import Submission
 from heads.interface.loss import device_for
 from heads.runs import run_files
 from heads.runs.folder_lock import FolderBusy, refuse_if_busy
@@ -28,6 +44,7 @@ from heads.runs.manifest_record import (
 from heads.runs.start_weights import phase_checkpoint
 from pipeline.files.owners import remove_abandoned
 from pipeline.files.watched_folder import WatchedFolder
+from pipeline.text.printable import write_table
 from pipeline.workers.completion import version_of
 
 if TYPE_CHECKING:
@@ -42,10 +59,13 @@ def evaluate(
     *,
     checkpoint: str = "",
     phase: str = "",
+    structure: str = "",
     settings: Mapping[str, str] | None = None,
     device: str = "auto",
     precision: str = "fp32",
     manifest: "Manifest | None" = None,
+    annotations: Any | None = None,
+    submission: Submission | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, float]:
     """Evaluate a run's checkpoint on a split of a cache, and write predictions and figures.
@@ -60,20 +80,27 @@ def evaluate(
         split: the split's name.
         checkpoint: "best", "last", or "" for the one that the run's own figures come from.
         phase: evaluate what this phase of the recipe ended with, in place of `checkpoint`.
+        structure: one structure of GOS for all videos (see `one_structure.structure_named`); it is
+            part of the files' names, and written beside them. "": each video has its own.
         settings: values that replace those of the recipe's table `evaluate` (aggregate, scores,
             batch).
         device: "auto", "cpu" or "cuda".
         precision: "fp32", "tf32", "bf16" or "fp16".
         manifest: labels and splits; None: the run's own, which are the cache's copy or the file
             that the run recorded.
+        annotations: a source of annotated boxes, `build_proposals("annotations", ...)`, that the
+            regions of a head such as dyreg are compared with; None: the cache's own boxes, where
+            these were annotated.
+        submission: also write the predictions as a test server takes them.
         say: prints one line for a person.
 
     Returns:
-        figure -> value; {} if the split has no labels.
+        figure -> value; without labels no figures but those of regions.
 
     Raises:
         ValueError: a cache of another backbone, a head of other sizes, labels that the run does
-            not know, an empty split, or the run's own manifest cannot be found.
+            not know, an empty split, predictions that `submission` cannot hold, or the run's own
+            manifest cannot be found.
         FolderBusy: a process trains in the folder; it would write files of the same names.
     """
     folder, device = Path(folder), device_for(device, precision)
@@ -88,6 +115,8 @@ def evaluate(
         checkpoint = phase_checkpoint(folder, phase)
     trained = load_trained(folder, cache, checkpoint, settings)
     recipe, classes, file = trained.recipe, trained.classes, f"{trained.checkpoint}.pt"
+    if submission is not None:
+        submission.check(classes, recipe.data.target)
 
     tag = f"{split}_{phase}" if phase else split
     if not trained.own_cache:
@@ -102,9 +131,20 @@ def evaluate(
 
     part = require_split_views(cache, "test", split, manifest, classes, recipe.data)
     print_excluded(part, say)
+    one = None
+    if structure:
+        one, name = structure_named(structure, trained.head, cache)
+        tag += f"_structure-{name}"
     head = trained.head.to(device)
+    if one is not None:
+        head.force(one)
     store = open_store([head], cache, [part], recipe, "disk", device)
+    boxes = _annotated_boxes(trained, part, annotations)
     predictions = predict(head, part, store, recipe, precision)
+    of_regions = {}
+    if boxes is not None:
+        of_regions, count = region_figures(trained, part, store, boxes, precision)
+        say(f"Dist: {count:,} annotated boxes in the views of split {split}{_hint(count)}")
 
     # Another process may have trained, or moved the folder, in the meantime.
     watched.check()
@@ -121,8 +161,100 @@ def evaluate(
     }
     with watched.guarded():
         figures = write_predictions(folder, tag, predictions, part, recipe, classes)
+        figures |= of_regions
+        if one is not None:
+            about["structure"] = structure
+            _write_table(folder / f"structure_{tag}.csv", structure_rows(one, head))
         run_files.write_json(folder / f"metrics_{tag}.json", {**about, **figures})
+    if submission is not None:
+        scores = compute_figures(predictions, part, recipe)[1]
+        count = submission.write(part.clips, classes, scores)
+        say(f"{submission.path}: {count:,} videos of split {split}, format {submission.format}")
     return figures
+
+
+def _annotated_boxes(
+    trained: TrainedHead, part: SplitViews, annotations: Any | None
+) -> AnnotatedBoxes | None:
+    """Return the annotated boxes that a head's regions are compared with; None without any.
+
+    Raises:
+        ValueError: annotations were given for a head without regions.
+    """
+    if not has_regions(trained.head):
+        if annotations is not None:
+            raise ValueError(
+                f"head {trained.recipe.head.name} looks at no regions: annotated boxes are for "
+                "heads that do, such as dyreg"
+            )
+        return None
+    if annotations is None and not has_annotated_boxes(part.group):
+        return None
+    return AnnotatedBoxes(part.group, annotations)
+
+
+def _hint(count: int) -> str:
+    """Say what may be wrong where no annotated box was found."""
+    if count:
+        return ""
+    return (
+        "; are they those of these clips? Their keys may be the names of the files: "
+        "--set proposal_options.key=stem"
+    )
+
+
+def exchange_structures(
+    folder: Path | str,
+    cache: "Cache",
+    split: str,
+    names: Sequence[str],
+    *,
+    checkpoint: str = "",
+    phase: str = "",
+    manifest: "Manifest | None" = None,
+    say: Callable[[str], None] = print,
+) -> list[Exchanged]:
+    """Evaluate videos with one another's structures, as in GOS's Figure 5, on the CPU.
+
+    The table is written to exchange_SPLIT.csv in the run folder.
+
+    Args:
+        folder: the folder of a run of head gos.
+        cache: the run's cache.
+        split: the split that the videos belong to.
+        names: the videos.
+        checkpoint, phase, manifest, say: as for `evaluate`.
+
+    Returns:
+        One row for each video with each structure.
+
+    Raises:
+        ValueError: the run chooses no structures, or the split lacks one of the videos.
+        FolderBusy: a process trains in the folder.
+    """
+    folder = Path(folder)
+    watch = refuse_if_busy(folder, say)
+    watched = _watch(folder)
+    if phase:
+        checkpoint = phase_checkpoint(folder, phase)
+    trained = load_trained(folder, cache, checkpoint)
+    manifest, _ = _manifest_for(folder, trained.manifest, cache, manifest, split, say)
+    data = trained.recipe.data
+    part = require_split_views(cache, "test", split, manifest, trained.classes, data)
+    found = exchange(trained.head, part, trained.recipe, trained.classes, cache, names)
+
+    rows: list[Sequence] = [[field.name for field in fields(Exchanged)]]
+    rows += [list(astuple(row)) for row in found]
+    refuse_if_busy(folder, say, watch)
+    with watched.guarded():
+        _write_table(folder / f"exchange_{split}.csv", rows)
+    return found
+
+
+def _write_table(path: Path, rows: Iterable[Sequence]) -> None:
+    text = io.StringIO()
+    write_table(text, rows)
+    run_files.write_text(path, text.getvalue())
 
 
 def _manifest_for(

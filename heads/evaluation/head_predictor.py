@@ -38,6 +38,7 @@ class Predictions:
         loss: mean loss over views; NaN without labels.
         seconds: the head's own computing and waiting for data.
         stored: name -> [R,...], what the head's output has under `stored`.
+        beside: predictions of other forms of the head, by name (validation while training).
     """
 
     logits: np.ndarray
@@ -46,6 +47,7 @@ class Predictions:
     loss: float
     seconds: float
     stored: dict[str, np.ndarray] = field(default_factory=dict)
+    beside: dict[str, "Predictions"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,8 @@ class TrainedHead:
         own_cache: whether the cache is the one that the run was trained on.
         manifest: the run's record of its manifest (see `heads.runs.manifest_record`); None for a
             run of an earlier version.
+        dims: the sizes that the head was built for.
+        seed: the run's seed.
     """
 
     checkpoint: str
@@ -57,6 +59,8 @@ class TrainedHead:
     classes: tuple[str, ...]
     own_cache: bool
     manifest: Mapping | None = None
+    dims: Dims | None = None
+    seed: int = 0
 
 
 def load_run(folder: Path | str, cache: Cache | Path | str, checkpoint: str = "") -> TrainedHead:
@@ -159,7 +163,8 @@ def load_trained(
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ValueError(f"{path}: weights of another head: {reason}") from None
-    return TrainedHead(name, head, recipe, classes, own_cache, about.get("manifest"))
+    record, seed = about.get("manifest"), about.get("seed", 0)
+    return TrainedHead(name, head, recipe, classes, own_cache, record, dims, seed)
 
 
 def require_same_backbone(config: Mapping, cache: Cache) -> None:
@@ -172,7 +177,7 @@ def require_same_backbone(config: Mapping, cache: Cache) -> None:
     Raises:
         ValueError: another backbone, or other options of it.
     """
-    _require_same_features(config, cache, ("backbone", "backbone_options"))
+    _require_same_features(config, cache, ("backbone", "backbone_options", "backbone_version"))
 
 
 def _config_of(saved: Mapping, cache: Cache, path: Path) -> Mapping:

@@ -20,6 +20,7 @@ from typing import Any
 
 from heads.config.recipe import PLAIN, Recipe
 from heads.finetuning.data_parallel import ProcessGroup
+from heads.finetuning.frame_predictions import check_test_views
 from heads.finetuning.frame_training import FrameRunOptions, FrameSource
 from heads.finetuning.frames_run import FramesRun
 from heads.finetuning.joint_network import JointNetwork
@@ -89,6 +90,7 @@ def train_frames(
 
     try:
         run.enter()
+        check_test_views(network, run.recipe.head.name, source)
         continued = run.open()
         if begin is not None and not continued:
             begin(network)

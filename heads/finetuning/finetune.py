@@ -34,7 +34,7 @@ from heads.interface.clips import Dims, MissingFields
 from heads.interface.loss import device_for
 from heads.runs import run_files as runs
 from heads.runs.manifest_record import warn_if_seen
-from heads.runs.start_weights import checkpoint_of, take_weights
+from heads.runs.start_weights import checkpoint_of, other_classifier, take_weights
 from heads.training.study import Result, Study
 from heads.zoo import build_head
 from pipeline.backbones import Backbone, build_backbone
@@ -243,6 +243,13 @@ class _Setup:
                     f"extracted with (SHA-256 {found[:12]}, expected {wanted[:12]}); pass "
                     "--weights with that file"
                 )
+            made_by = self.cache.config.get("backbone_version", 1)
+            if backbone.version != made_by:
+                raise ValueError(
+                    f"{self.cache.path}: {backbone.name} of version {made_by} made it, this is "
+                    f"version {backbone.version}, which computes something else with these "
+                    f"options: extract again into another folder"
+                )
         return backbone
 
     def _dims(self) -> tuple[Dims, Dims]:
@@ -317,7 +324,9 @@ class _Setup:
             fingerprint, config = self.cache.fingerprint, self.cache.config
         else:
             boxes_sha256 = self.source.weights_sha256 if self.source else ""
-            computed = self.config.computed(self.backbone.weights_sha256, boxes_sha256)
+            computed = self.config.computed(
+                self.backbone.weights_sha256, boxes_sha256, self.backbone.version
+            )
             # Tuples become lists, as in what run.json gives back.
             config = json.loads(json.dumps(computed))
             # These say how weights were loaded. The network is the same without them.
@@ -349,7 +358,9 @@ class _Setup:
         path = self.check_start(start, folder)
         if path is not None:
             saved = runs.load_checkpoint(path)
-            say(take_weights(network.head, path, self.phase))
+            choice = self.recipe.head
+            other = other_classifier(path, network.head, choice, self.frame_dims, self.classes)
+            say(take_weights(network.head, path, self.phase, other))
             warn_if_seen(path, saved["about"].get("manifest"), self.manifest, say)
             if "backbone" in saved:
                 other_backbone = self._load_backbone(network, path, saved["backbone"], say)

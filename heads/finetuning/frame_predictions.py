@@ -10,11 +10,15 @@ import torch
 from heads.config.recipe import Recipe
 from heads.data.splits import SplitViews
 from heads.evaluation.head_predictor import Predictions
+from heads.evaluation.view_check import check_view
 from heads.finetuning.data_parallel import ProcessGroup
 from heads.finetuning.frame_training import FrameSource
 from heads.finetuning.joint_network import JointNetwork
 from heads.interface.loss import LossNotFinite, loss_of
 from pipeline.networks.precision import autocast
+
+# Views of a split that are tried, until one can be decoded.
+CHECKED = 8
 
 
 @dataclass(frozen=True)
@@ -136,3 +140,28 @@ def _without(part: SplitViews, videos: np.ndarray) -> SplitViews:
         targets=None if part.targets is None else part.targets[kept],
         place=part.place[kept],
     )
+
+
+def check_test_views(network: JointNetwork, name: str, source: FrameSource) -> None:
+    """Run the network on one view of every split but train, before anything is trained.
+
+    Args:
+        network: on its device; it is in evaluation mode afterwards.
+        name: of the head, for the message.
+        source: of the frames.
+
+    Raises:
+        ValueError: the network cannot read such a view.
+    """
+    for split, part in source.parts.items():
+        if split == "train":
+            continue
+        # The first video that can be decoded; one bad video is no reason to stop here.
+        first = [np.array([row]) for row in part.all_rows()[0][:CHECKED]]
+        batches = source.batches(split, first, 0)
+        for pieces in batches:
+            for clips, _ in pieces:
+                check_view(network, name, clips, f"split {split}")
+            if pieces:
+                break
+        batches.close()

@@ -20,7 +20,8 @@ from heads.data.splits import SplitViews
 from heads.finetuning.data_parallel import ProcessGroup
 from heads.finetuning.joint_network import JointNetwork
 from heads.interface.clips import Clips, Dims
-from heads.training.learner import INIT, Learner, in_parts, reseed
+from heads.interface.random_streams import INIT, reseed
+from heads.training.learner import Learner, in_parts
 from heads.zoo import build_head
 from pipeline.backbones import Backbone
 

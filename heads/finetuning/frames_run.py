@@ -96,6 +96,9 @@ class FramesRun:
             }
         )
         self.conditions, self.notes = dict(conditions or {}), dict(notes or {})
+        # Runs of versions that froze these norms are not continued.
+        if network.trained_norms:
+            self.conditions["trained_norms"] = list(network.trained_norms)
 
         training = training_of_all_weights(self.recipe.train, phase.frames)
         if options.accumulate:
@@ -269,7 +272,7 @@ class FramesRun:
                     self.seconds += predictions.seconds
             self._end_epoch(found)
         if self.processes.first:
-            self.files.keep(self.phase.name)
+            self.files.keep(self.phase)
         self.processes.barrier()
 
     def _epoch(self) -> None:
@@ -397,7 +400,7 @@ class FramesRun:
 
         metrics.json is written last: it marks a finished phase.
         """
-        chosen = default_checkpoint(self.folder)
+        chosen = default_checkpoint(self.folder, self.phase.name)
         saved = runs.load_checkpoint(self.folder / f"{chosen}.pt")
         self.network.load_state_dict(JointNetwork.join(saved["state"], saved["backbone"]))
 

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from heads.config.recipe_tables import FrameOptions
 from heads.interface.clips import Clips, Dims, HeadOutput
 from heads.interface.network_above_cut import norms_in_evaluation
-from pipeline.backbones import Backbone
+from pipeline.backbones import Backbone, NonLocal
 from pipeline.cache.fields import FIELDS, is_cut
 from pipeline.regions.graphs import GRAPHS, GraphOptions, graphs_of
 from pipeline.regions.roi_align import roi_align
@@ -42,6 +42,8 @@ class JointNetwork(nn.Module):
     Attributes:
         needs: fields of `Clips` that it reads: frames, and boxes where the head wants them.
         size: how many parameters it computes with.
+        trained_norms: names of the modules whose norms are trained although `frames.frozen_bn`
+            freezes the others: non-local blocks that are still the identity.
 
     Raises:
         ValueError: `train_from` is no stage or block of the backbone, or the head continues
@@ -123,11 +125,32 @@ class JointNetwork(nn.Module):
             unit.requires_grad_(True)
         for unit in self._fixed_units:
             unit.requires_grad_(False)
+        self.trained_norms = ()
         if frames.frozen_bn:
             for unit in self._trained_units:
                 for module in unit.modules():
                     if isinstance(module, Norm):
                         module.requires_grad_(False)
+            self.trained_norms = self._train_fresh_blocks()
+
+    def _train_fresh_blocks(self) -> tuple[str, ...]:
+        """Let the norms of fresh non-local blocks learn; return the blocks' names.
+
+        With a frozen scale of 0 no weight of such a block would ever move. The released code of
+        non-local networks, which has no norm in these blocks where it freezes norms, starts them
+        as the identity too, and trains all of them. The statistics stay 0 and 1.
+        """
+        fresh = []
+        for unit in self._trained_units:
+            for module in unit.modules():
+                if isinstance(module, NonLocal) and module.is_identity:
+                    module.bn.requires_grad_(True)
+                    fresh.append(module)
+        names = []
+        for name, module in self.named_modules():
+            if module in fresh:
+                names.append(name)
+        return tuple(names)
 
     def train(self, mode: bool = True) -> "JointNetwork":
         """Set training mode; fixed units and frozen batch norms stay in evaluation mode."""
@@ -146,6 +169,10 @@ class JointNetwork(nn.Module):
         if "pooled" in names or "nodes" in names:
             cuts.append(self.cut)
         return tuple(dict.fromkeys(cuts))
+
+    def last_cut(self) -> str:
+        """Return the last cut that is computed from the frames; "" where the head reads none."""
+        return max(self._cuts(), key=self.backbone._position, default="")
 
     def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
         """Run the backbone and the head.

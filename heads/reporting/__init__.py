@@ -2,7 +2,7 @@
 
 It reads run folders, caches and videos; only `cli` imports it. `run_folders`, `groups`,
 `predictions` and `cache_facts` read facts, the `*_sections` modules turn them into a `document`,
-and `html_page`, `markdown` and `csv_tables` write that. The function is
+and `html_page` and `markdown` write that. The function is
 `heads.reporting.report.report`.
 """
 
@@ -15,7 +15,7 @@ _HOMES = {
     "WrittenReport": "report",
     "find_runs": "run_folders",
     "read_run": "run_folders",
-    "to_csv": "csv_tables",
+    "to_csv": "markdown",
     "to_html": "html_page",
     "to_markdown": "markdown",
 }

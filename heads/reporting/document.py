@@ -1,7 +1,7 @@
 """The content of a report, independent of its format.
 
 Every text is plain, as it came from a manifest or a run. Only the writers (html_page.py,
-markdown.py, csv_tables.py) escape. The drawings of plots.py are the only markup in here; they
+markdown.py) escape. The drawings of plots.py are the only markup in here; they
 escape their own labels.
 """
 

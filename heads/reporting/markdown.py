@@ -1,11 +1,28 @@
-"""Write a document as GitHub Markdown; drawings and pictures are files beside it."""
+"""Write a document as GitHub Markdown, and its tables as CSV.
 
+Drawings and pictures are files beside the text.
+"""
+
+import io
+import math
 from collections.abc import Iterator
 
-from heads.reporting.document import Block, Cards, Code, Document, Figure, Fold, Notice, Table, Text
+from heads.reporting.document import (
+    Block,
+    Cards,
+    Cell,
+    Code,
+    Document,
+    Figure,
+    Fold,
+    Notice,
+    Spread,
+    Table,
+    Text,
+)
 from heads.reporting.escaping import as_markdown, cell_text
 from heads.reporting.plots import standalone
-from pipeline.text.printable import visible_lines
+from pipeline.text.printable import visible_lines, write_table
 
 # Rows of a table; the CSV file has all of them.
 MOST_ROWS = 60
@@ -98,3 +115,47 @@ def _cards(cards: Cards, files: dict[str, bytes]) -> Iterator[str]:
             files[path] = card.picture
             yield f"  ![{as_markdown(card.alt)}]({path})"
     yield ""
+
+
+def to_csv(table: Table) -> str:
+    """Write a table as CSV, in full precision.
+
+    A column of means has three: mean, standard deviation, number of runs.
+
+    Args:
+        table: of a document.
+
+    Returns:
+        The text of the file, with a header.
+    """
+    has_spread = []
+    for k in range(len(table.columns)):
+        has_spread.append(any(isinstance(row[k], Spread) for row in table.rows))
+
+    header: list[object] = []
+    for column, wide in zip(table.columns, has_spread, strict=True):
+        header.append(column.name)
+        if wide:
+            header += [f"{column.name} sd", f"{column.name} runs"]
+
+    rows = [header]
+    for row in table.rows:
+        cells: list[object] = []
+        for cell, wide in zip(row, has_spread, strict=True):
+            if isinstance(cell, Spread):
+                cells += [_value(cell.mean), _value(cell.deviation), cell.count]
+            elif wide:
+                cells += [_value(cell), "", ""]
+            else:
+                cells.append(_value(cell))
+        rows.append(cells)
+
+    text = io.StringIO()
+    write_table(text, rows)
+    return text.getvalue()
+
+
+def _value(cell: Cell) -> object:
+    if not isinstance(cell, float):
+        return "" if cell is None else cell
+    return "" if math.isnan(cell) else f"{cell:.10g}"

@@ -179,12 +179,16 @@ def _frame(
     return AxisFrame(x, y, x_name, y_name, WIDTH, HEIGHT)
 
 
-def bars(rows: Sequence[tuple[str, float]], label: str) -> str:
+def bars(
+    rows: Sequence[tuple[str, float]], label: str, colours: Sequence[int] | None = None
+) -> str:
     """Draw horizontal bars from a common zero, the name above each.
 
     Args:
-        rows: (name, value); positive bars have the first colour, negative ones the second.
+        rows: (name, value).
         label: what the drawing shows, for readers who cannot see it.
+        colours: of the bars. None: values are differences, written with their sign; positive bars
+            have the first colour, negative ones the second.
 
     Returns:
         One <svg> element.
@@ -205,13 +209,16 @@ def bars(rows: Sequence[tuple[str, float]], label: str) -> str:
         else:
             start = zero - length
             colour, number_x, anchor = 1, start - 4, ' class="end"'
-        title = _title(f"{name}: {value:+.1f}")
+        number = f"{value:+.1f}"
+        if colours is not None:
+            colour, number = colours[k], f"{value:.1f}"
+        title = _title(f"{name}: {number}")
         parts += [
             f'<rect class="f{colour}" x="{start:.1f}" y="{y + 13}" width="{length:.1f}" '
             'height="9" rx="1.5"/>',
             f'<text class="ink" x="4" y="{y + 9}">{as_html(shorten(name, 58))}{title}</text>',
             f'<path class="axis" d="M{zero:.1f} {y + 11}v13"/>',
-            f'<text{anchor} x="{number_x:.1f}" y="{y + 21}">{value:+.1f}</text>',
+            f'<text{anchor} x="{number_x:.1f}" y="{y + 21}">{number}</text>',
         ]
     return _svg(WIDTH, 30 * len(rows) + 6, label, parts)
 

@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from heads.evaluation.class_attributes import ClassAttributes, read_class_attributes
+from heads.reporting.attribute_sections import by_attribute
 from heads.reporting.cache_facts import known_caches
 from heads.reporting.class_sections import by_class, confusions, predicting, structures
 from heads.reporting.condition_sections import conditions
-from heads.reporting.csv_tables import to_csv
 from heads.reporting.document import Block, Document, Notice, Text, tables_of
 from heads.reporting.example_sections import examples
 from heads.reporting.groups import RunGroup, by_test_set, groups_of
 from heads.reporting.html_page import to_html
-from heads.reporting.markdown import to_markdown
+from heads.reporting.markdown import to_csv, to_markdown
 from heads.reporting.output_folder import PAGE, report_files, write_report
 from heads.reporting.predictions import predictions_by_video
 from heads.reporting.provenance_sections import extraction, reproduce
@@ -67,6 +68,7 @@ def report(
     caches: Sequence[Path] = (),
     pictures: int = 6,
     macs: bool = True,
+    attributes: Path | None = None,
     say: PrintLine = print,
 ) -> WrittenReport:
     """Write a report of runs to a folder.
@@ -80,6 +82,7 @@ def report(
         caches: where caches are now, if they were moved.
         pictures: how many examples have pictures, each way; 0 reads no video.
         macs: whether to count MACs, which may take seconds for a large head.
+        attributes: a CSV file of attributes of classes, whose figures are then reported.
         say: prints a line.
 
     Returns:
@@ -87,11 +90,15 @@ def report(
 
     Raises:
         ValueError: a path without a run, an unknown row, two rows of different clips to compare,
-            a cache of none of the runs, or a folder `out` that holds something else.
+            a cache of none of the runs, a file of attributes that is wrong or does not fit the
+            classes, or a folder `out` that holds something else.
     """
     folders, out = find_runs(paths), Path(out)
     # Refuses a folder that holds something else before the work, not after it.
     report_files(out)
+    of_classes = None
+    if attributes is not None:
+        of_classes = read_class_attributes(attributes)
 
     found = [read_run(folder) for folder in folders]
     split = split or _default_split(found)
@@ -100,6 +107,8 @@ def report(
     groups = groups_of(found, split)
     known = known_caches(found, caches)
     pair = _pair(groups, compare, split)
+    if of_classes is not None:
+        _check_attributes(of_classes, groups, split)
     if macs:
         _count_macs(groups, say)
 
@@ -114,6 +123,7 @@ def report(
         learning(groups),
         costs(groups, split),
         by_class(groups, pair, split),
+        by_attribute(groups, pair, split, of_classes),
         confusions(groups, split),
         structures(groups),
         conditions(groups, known, split),
@@ -185,6 +195,17 @@ def _pair(
             f"split {split}; expected two rows of one manifest"
         )
     return one, other
+
+
+def _check_attributes(attributes: ClassAttributes, groups: Sequence[RunGroup], split: str) -> None:
+    """Raise ValueError unless the attributes are of classes that a row has predictions of."""
+    drawn = predicting(groups, split)
+    if not drawn:
+        raise ValueError(
+            f"{attributes.path}: figures by attributes need predictions, and no run has any of "
+            f"split {split}; run `vidgraph evaluate RUN --split {split}` first"
+        )
+    attributes.check(drawn[0].predicted[0].classes)
 
 
 def _count_macs(groups: Sequence[RunGroup], say: PrintLine) -> None:

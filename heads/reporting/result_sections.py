@@ -30,7 +30,13 @@ NAMES = {
     "map": "mAP %",
     "class_mean": "class mean %",
     "loss": "loss",
+    "dist": "Dist",
+    "dist_start": "Dist, start",
+    "dist_regions": "Dist of regions",
+    "dist_regions_start": "Dist of regions, start",
 }
+# Figures that are no fractions of videos.
+PLAIN = ("loss", "dist")
 ORDER = ("map", "top1", "top5", "class_mean", "loss")
 
 
@@ -49,12 +55,12 @@ def _names_of(runs: Sequence[FoundRun], split: str) -> list[str]:
 
 def _figure_column(name: str, split: str = "") -> Column:
     title = f"{split} {NAMES[name]}" if split else NAMES[name]
-    return Column(title, "fixed" if name == "loss" else "percent")
+    return Column(title, "fixed" if name.startswith(PLAIN) else "percent")
 
 
 def _figure_value(name: str, value: float | None) -> float | None:
-    """A loss as it is, others in percent."""
-    return value if value is None or name == "loss" else 100 * value
+    """A loss and a distance as they are, others in percent."""
+    return value if value is None or name.startswith(PLAIN) else 100 * value
 
 
 def legend_of(groups: Sequence[RunGroup]) -> tuple[tuple[int, str], ...]:

@@ -8,15 +8,15 @@ writes the measured figures beside those of the papers. Imports the rooms `inter
 from pipeline.lazy_names import load_lazily
 
 _HOMES = {
-    "ExperimentSize": "tables",
-    "PaperRow": "tables",
-    "PaperTable": "tables",
+    "ExperimentSize": "experiments",
+    "PaperRow": "experiments",
+    "PaperTable": "experiments",
     "Pretraining": "pretraining",
     "Reproduction": "reproduce",
     "TABLES": "tables",
     "pretrain": "pretraining",
     "record": "report",
-    "size_for": "tables",
+    "size_for": "experiments",
     "train_rows": "reproduce",
     "write_report": "report",
 }

@@ -1,6 +1,6 @@
 """Train a digit network on single digits, before it is frozen.
 
-RSTG, sec. 5, trains its network so too, but no source gives the recipe: it is our choice. The
+RSTG (sec. 3.1) trains its network so too, but no source gives the recipe: it is our choice. The
 classifier takes the maximum over positions. So the network learns features of a digit wherever it
 is. RoIAlign with max pooling later reads these features from a frame with several digits.
 """
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from heads.interface.random_streams import INIT, reseed
 from heads.runs.run_files import write_atomically
-from heads.training.learner import INIT, reseed
 from pipeline.backbones import Backbone, build_backbone
 from pipeline.digits.images import Images, single_digits
 from pipeline.networks.memory_format import lay_out
@@ -112,7 +112,7 @@ def pretrain(
     reseed(device, seed, INIT)
     network = build_backbone(options.backbone, width=options.width, **options.options)
     backbone = lay_out(network, device)
-    _initialise(backbone)
+    initialise(backbone)
     classifier = nn.Linear(backbone.channels(), CLASSES)
     optimiser = torch.optim.Adam([*backbone.parameters(), *classifier.parameters()], options.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.lr, total_steps=options.steps)
@@ -146,7 +146,7 @@ def pretrain(
     return Pretrained(Path(path), accuracy, step, time.monotonic() - started)
 
 
-def _initialise(backbone: Backbone) -> None:
+def initialise(backbone: Backbone) -> None:
     """Set the convolutions with a bias to He's initialisation.
 
     PyTorch's default, with a gain of 1/3, needs twice the steps.

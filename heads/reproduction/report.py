@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from heads.interface.run_records import LOG_LINE, METRICS
-from heads.reproduction.reproduce import Reproduction, finished
-from heads.reproduction.tables import PaperRow
+from heads.reproduction.experiments import PaperRow, has_row
+from heads.reproduction.reproduce import DISTANCE, Reproduction, finished
 from heads.runs import run_files as runs
 from heads.training.study_table import FigureSpread, spread
 from pipeline.cache.records import require
@@ -27,14 +27,35 @@ from pipeline.files.regular_files import read_small_text
 # What the record keeps of each line of a run's log, and of its metrics.
 CURVE = ("epoch", "loss", "val", "seconds")
 KEPT = ("parameters", "epochs", "best_epoch", "seconds")
+# DyReg-GNN's Dist of a run: figure -> value (see heads/reproduction/digit_regions.py).
+DISTANCES = {
+    "dist": float,
+    "dist_regions": float,
+    "dist_start": float,
+    "dist_regions_start": float,
+}
 # Options of a task that the page names.
 TASK_OPTIONS = ("digits", "classes", "reach", "frames", "canvas", "size", "none_in")
 # How many pairs of rows in another order the page names.
 PAIRS_NAMED = 8
+DISTANCE_HEADER = [
+    "Dist: from the middle of a digit to that of the nearest region, and of a region to that of "
+    "the nearest digit,",
+    "in sides of the frame, over the test videos.",
+    "",
+    "| row | of digits, before training | after | of regions, before | after |",
+    "|---|--:|--:|--:|--:|",
+]
 HEADER = [
     "| row | paper % | here % | seeds | training videos | parameters | seconds a run |",
     "|---|--:|--:|--:|--:|--:|--:|",
 ]
+
+
+def result_paths(work: Reproduction, out: Path) -> tuple[Path, Path]:
+    """Return the paths out/TABLE-SIZE.json and out/TABLE-SIZE.md."""
+    name = f"{work.table.name}-{work.size.name}"
+    return out / f"{name}.json", out / f"{name}.md"
 
 
 def write_report(work: Reproduction, out: Path) -> tuple[Path, Path]:
@@ -45,12 +66,11 @@ def write_report(work: Reproduction, out: Path) -> tuple[Path, Path]:
         out: the folder to write to.
 
     Returns:
-        The paths out/TABLE-SIZE.json and out/TABLE-SIZE.md.
+        The paths that were written, see `result_paths`.
     """
     found = record(work)
     out.mkdir(parents=True, exist_ok=True)
-    name = f"{work.table.name}-{work.size.name}"
-    paths = out / f"{name}.json", out / f"{name}.md"
+    paths = result_paths(work, out)
     runs.write_text(paths[0], json.dumps(found, indent=1) + "\n")
     runs.write_text(paths[1], markdown(found))
     return paths
@@ -73,7 +93,10 @@ def record(work: Reproduction) -> dict[str, Any]:
     tasks = {}
     for name in work.table.tasks:
         task = work.task(name)
-        rows = [{**_row(work, name, row), "videos": work.videos(row)} for row in work.table.rows]
+        rows = []
+        for row in work.table.rows:
+            if has_row(row, work.size, name):
+                rows.append({**_row(work, name, row), "videos": work.videos(row)})
         tasks[name] = {
             "guess": task.guess,
             "labels": len(task.labels),
@@ -93,21 +116,27 @@ def record(work: Reproduction) -> dict[str, Any]:
 
 
 def _row(work: Reproduction, task: str, row: PaperRow) -> dict[str, Any]:
-    found = []
+    found, made = {}, work.made(task, row)
+    for run in work.earlier.runs(task, row.name, made):
+        found[run["seed"]] = run
     for folder in (work.folder / task).glob(f"{row.name}-seed*"):
         seed = int(folder.name.rpartition("seed")[2])
         if finished(work, task, row, seed):
-            found.append(_run(folder, seed))
+            found[seed] = _run(folder, seed)
     return {
         "name": row.name,
         "title": row.title,
         "paper": row.paper.get(task),
-        "runs": sorted(found, key=lambda run: run["seed"]),
+        "made": made,
+        "runs": [found[seed] for seed in sorted(found)],
     }
 
 
 def _run(folder: Path, seed: int) -> dict[str, Any]:
     metrics = runs.read_json(folder / "metrics.json", METRICS)
+    distance = {}
+    if (folder / DISTANCE).exists():
+        distance = {"distance": runs.read_json(folder / DISTANCE, DISTANCES)}
     log = folder / "log.jsonl"
     curve = []
     for text in read_small_text(log).splitlines():
@@ -118,6 +147,7 @@ def _run(folder: Path, seed: int) -> dict[str, Any]:
         "test": metrics["metrics"]["test"],
         "val": metrics["metrics"]["val"],
         **{key: metrics[key] for key in KEPT},
+        **distance,
         "curve": curve,
     }
 
@@ -242,6 +272,14 @@ def _section(name: str, task: dict[str, Any]) -> list[str]:
     ]
     lines += [_table_row(row) for row in task["rows"]]
 
+    earlier = 0
+    for row in task["rows"]:
+        earlier += sum("earlier" in run for run in row["runs"])
+    if earlier:
+        sentence = "Figures taken from an earlier record, whose seconds are those of its machine: "
+        lines += ["", f"{sentence}{earlier}."]
+    lines += _distances(task["rows"])
+
     same, pairs, others = compare_order(task["rows"])
     if pairs:
         sentence = f"Of {pairs} pairs of rows with a figure in the paper, {same} are in its order."
@@ -252,6 +290,21 @@ def _section(name: str, task: dict[str, Any]) -> list[str]:
             named += f"; and {len(others) - PAIRS_NAMED} more"
         lines.append(f"Not: {named}.")
     return [*lines, ""]
+
+
+def _distances(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of DyReg-GNN's Dist; none where no run has it."""
+    lines = []
+    for row in rows:
+        found = [run["distance"] for run in row["runs"] if "distance" in run]
+        if found:
+            cells = [row["title"]]
+            for name in ("dist_start", "dist", "dist_regions_start", "dist_regions"):
+                cells.append(spread(figures[name] for figures in found).text(3))
+            lines.append("| " + " | ".join(cells) + " |")
+    if not lines:
+        return []
+    return ["", *DISTANCE_HEADER, *lines]
 
 
 def _table_row(row: dict[str, Any]) -> str:

@@ -12,43 +12,53 @@ they are needed. Every row and seed has a run folder (`heads.runs.run_files`). A
 continues after its last epoch, or inside an epoch where it reads frames.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from heads.data.splits import SplitViews
+from heads.config.recipe import recipe_from
 from heads.finetuning.end_to_end import train_frames
-from heads.finetuning.frame_training import FrameRunOptions, Piece, new_network, part_of_clips
-from heads.finetuning.joint_network import joint_dims
-from heads.interface.clips import Clips
+from heads.finetuning.frame_training import FrameRunOptions, new_network
+from heads.finetuning.joint_network import JointNetwork, joint_dims
+from heads.interface.random_streams import INIT, reseed
 from heads.interface.run_records import RUN
-from heads.reproduction.pretraining import Pretraining, pretrain
-from heads.reproduction.tables import (
+from heads.reproduction.digit_regions import distance_of_network, distance_of_run
+from heads.reproduction.earlier_results import EarlierResults
+from heads.reproduction.experiments import (
     ExperimentSize,
     PaperRow,
     PaperTable,
     backbone_options,
+    has_regions,
+    has_row,
     lower_width,
     reads_frames,
     recipe_of,
+    start_of,
+    trains_lower,
 )
+from heads.reproduction.generated_frames import GeneratedFrames
+from heads.reproduction.place_training import PlaceTraining, train_places
+from heads.reproduction.pretraining import Pretraining, pretrain
 from heads.runs import run_files as runs
 from heads.runs.folder_lock import FolderBusy, hold_folder
-from heads.training.learner import INIT, reseed
+from heads.runs.head_versions import refuse_changed_head, version_of
+from heads.runs.start_weights import checkpoint_of, take_weights
 from heads.training.study import Result
 from heads.training.train import train
-from pipeline.backbones import build_backbone, freeze
+from pipeline.backbones import Backbone, build_backbone, freeze
 from pipeline.cache.reader import Cache
-from pipeline.digits.batches import DigitVideos
 from pipeline.digits.digit_cache import cache_digits
 from pipeline.digits.images import Images, load_images
 from pipeline.digits.scenes import Task
 from pipeline.digits.tasks import TASKS
-from pipeline.manifests.manifest import SPLITS
+from pipeline.files.atomic_files import sha256_of
 from pipeline.networks.memory_format import lay_out
 from pipeline.workers.waiting import PrintLine
 
@@ -56,6 +66,11 @@ from pipeline.workers.waiting import PrintLine
 STEPS = 400
 # Of the videos and of their order: all rows and seeds see the same.
 SEED = 0
+# Raise it when the digit network or the videos are made in another way for the same options:
+# figures of earlier records then no longer count.
+METHOD = 1
+# In the folder of a run whose head has regions: how far they are from the digits.
+DISTANCE = "dist.json"
 # Mini-batches between checkpoints of a run that reads frames.
 CHECKPOINT_EVERY = 50
 
@@ -73,6 +88,7 @@ class Reproduction:
         device: where the networks run, "cpu" or "cuda".
         images: "sklearn" or "mnist", see `pipeline.digits.load_images`.
         say: prints a line.
+        earlier: figures of runs whose folders are gone.
     """
 
     table: PaperTable
@@ -81,6 +97,7 @@ class Reproduction:
     device: str = "cpu"
     images: str = "sklearn"
     say: PrintLine = print
+    earlier: EarlierResults = field(default_factory=EarlierResults)
 
     def task(self, name: str) -> Task:
         """Return a task of the table with the options of the size."""
@@ -105,6 +122,25 @@ class Reproduction:
         """Return the folder of a run."""
         return self.folder / task / f"{row.name}-seed{seed}"
 
+    def made(self, task: str, row: PaperRow) -> dict[str, Any]:
+        """Return what decides a run's figures beside its seed and the device, as JSON has it."""
+        recipe = recipe_of(row, self.size, task)
+        easier = start_of(row, self.size, task)
+        facts = {
+            "recipe": recipe.as_dict(),
+            "head_version": version_of(recipe),
+            "task": {"name": task, **asdict(self.task(task))},
+            "videos": self.videos(row),
+            "images": self.images,
+            "widths": [lower_width(self.table, self.size), self.size.trunk],
+            "place_steps": self.size.place_steps,
+            "joint": self.size.joint,
+            "start": self.made(easier, row) if easier else None,
+            "method": METHOD,
+        }
+        # Tuples become lists, as in a record that is read.
+        return json.loads(json.dumps(facts))
+
     def pictures(self, task: Task) -> dict[str, Images]:
         """Return the handwritten digits of each split, of the classes that a task uses."""
         chosen = {}
@@ -116,76 +152,45 @@ class Reproduction:
     def _pictures(self) -> dict[str, Images]:
         return load_images(self.images)
 
+    def digit_network(self, task: str) -> tuple[Backbone, Path]:
+        """Return the table's `lower` network, pre-trained, and its checkpoint.
+
+        Trains it first, where that is not done yet. A network that learns places is trained on
+        the frames of all tasks, and is one for all of them.
+        """
+        lower, options = self.table.lower, self.table.lower_options
+        width = lower_width(self.table, self.size)
+        made = self.task(task)
+        images = self.pictures(made)
+
+        shared = self.size.place_steps > 0
+        folder = self.folder if shared else self.folder / task
+        weights = folder / f"{lower}.pt"
+        if not weights.exists():
+            weights.parent.mkdir(parents=True, exist_ok=True)
+            if shared:
+                self.say(f"the digit network learns {made.classes} digits and their places")
+                places = PlaceTraining(width, options, self.size.place_steps)
+                tasks = [self.task(name) for name in self.table.tasks]
+                train_places(weights, tasks, images, places, say=self.say)
+            else:
+                self.say(f"{task}: the digit network learns {made.classes} digits")
+                training = Pretraining(lower, width, options, made.shown, made.size, steps=STEPS)
+                pretrain(weights, images, training, say=self.say)
+        return build_backbone(lower, weights=str(weights), width=width, **options), weights
+
     def cache(self, task: str) -> Cache:
         """Return the cache of a task's videos.
 
-        Trains the table's `lower` network and passes the videos through it, as far as that is
-        not done yet.
+        Passes the videos through the frozen digit network, as far as that is not done yet.
         """
         made = self.task(task)
-        images = self.pictures(made)
-        lower, options = self.table.lower, self.table.lower_options
-        width = lower_width(self.table, self.size)
-
-        weights = self.folder / task / f"{lower}.pt"
-        if not weights.exists():
-            self.say(f"{task}: the digit network learns {made.classes} digits")
-            training = Pretraining(lower, width, options, made.shown, made.size, steps=STEPS)
-            weights.parent.mkdir(parents=True, exist_ok=True)
-            pretrain(weights, images, training, say=self.say)
-
-        network = build_backbone(lower, weights=str(weights), width=width, **options)
+        network, weights = self.digit_network(task)
         videos = self.videos()
         self.say(f"{task}: {sum(videos.values()):,} videos through the digit network")
         backbone = freeze(network, device=self.device)
-        path = self.folder / task / "cache"
+        path, images = self.folder / task / "cache", self.pictures(made)
         return cache_digits(path, made, images, videos, backbone, weights, SEED, self.device)
-
-
-class GeneratedFrames:
-    """Digit videos as a `heads.finetuning.frame_training.FrameSource`.
-
-    View k of a split is its video k, which is made when it is asked for.
-
-    Args:
-        task: what can happen in a video.
-        images: the images of each split.
-        videos: split -> number of videos.
-        device: where videos are made.
-        seed: of the videos.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        images: Mapping[str, Images],
-        videos: Mapping[str, int],
-        device: str,
-        seed: int = SEED,
-    ):
-        self.videos = {}
-        for split in SPLITS:
-            self.videos[split] = DigitVideos(task, images[split], seed, split, device)
-        self.parts: dict[str, SplitViews] = {}
-        for split, count in videos.items():
-            # Labels follow from the seed; no frame is drawn for them.
-            labels = task.scenes(self.videos[split].images, seed, split, np.arange(count)).labels
-            clips = [f"{split}-{k:06d}" for k in range(count)]
-            self.parts[split] = part_of_clips(split, clips, labels)
-
-    def batches(
-        self, split: str, batches: Sequence[np.ndarray], epoch: int
-    ) -> Iterator[list[Piece]]:
-        """Yield the frames of each batch; see `FrameSource.batches`.
-
-        The videos are the same in every epoch.
-        """
-        for rows in batches:
-            pieces = []
-            if len(rows):
-                clips = Clips(frames=self.videos[split][rows].rgb)
-                pieces.append((clips, np.arange(len(rows))))
-            yield pieces
 
 
 def train_rows(
@@ -210,25 +215,35 @@ def train_rows(
         The results of the runs trained here. Finished runs, and runs that another process trains
         at the moment, are left out.
     """
-    rows, seeds = list(rows), list(seeds)
+    rows = [row for row in rows if has_row(row, work.size, task)]
+    seeds = list(seeds)
     cache = None
     if _needs_cache(work, task, rows, seeds, resume):
-        # Two commands may need the same cache: the second one waits for it.
-        with hold_folder(work.folder / task, work.say):
+        # Two commands may need the same cache, or digit network: the second one waits for it.
+        with hold_folder(work.folder, work.say):
             cache = work.cache(task)
 
     results = []
     for seed in seeds:
         for row in rows:
-            if resume and finished(work, task, row, seed):
+            if resume and known(work, task, row, seed):
                 work.say(f"{task}, {row.title}, seed {seed}: finished before")
                 continue
+            easier = start_of(row, work.size, task)
+            if easier and not finished(work, easier, row, seed):
+                # An earlier record has the figures of the easier task, but no weights.
+                alone = replace(work, earlier=EarlierResults())
+                results += train_rows(alone, easier, [row], [seed])
+                if not finished(work, easier, row, seed):
+                    work.say(f"left out: it starts from {easier}, which another command trains")
+                    continue
             work.say(f"{task}, {row.title}, seed {seed}")
             try:
                 if reads_frames(row, work.size):
                     results.append(_train_from_frames(work, task, row, seed, resume))
                 else:
                     results.append(_train_from_maps(work, cache, task, row, seed, resume))
+                    _measure_distance(work, cache, task, row, seed)
             except FolderBusy as error:
                 # Another command trains this run.
                 work.say(str(error))
@@ -243,24 +258,50 @@ def _needs_cache(
         if reads_frames(row, work.size):
             continue
         for seed in seeds:
-            if not resume or not finished(work, task, row, seed):
+            if not resume or not known(work, task, row, seed):
                 return True
     return False
 
 
-def finished(work: Reproduction, task: str, row: PaperRow, seed: int) -> bool:
-    """Return whether a run has its figures.
+def known(work: Reproduction, task: str, row: PaperRow, seed: int) -> bool:
+    """Return whether a run has its figures, in its folder or in an earlier record."""
+    if finished(work, task, row, seed):
+        return True
+    earlier = work.earlier.runs(task, row.name, work.made(task, row))
+    return seed in [run["seed"] for run in earlier]
 
-    Runs of another size that had the same name do not count.
+
+def finished(work: Reproduction, task: str, row: PaperRow, seed: int) -> bool:
+    """Return whether a run has its figures in its folder.
+
+    Runs of another size that had the same name do not count, nor do those of a head that computed
+    something else.
     """
     folder = work.run_folder(task, row, seed)
     if not (folder / "metrics.json").exists():
         return False
+    if has_regions(row) and not (folder / DISTANCE).exists():
+        return False
     run = runs.read_json(folder / "run.json", RUN)
     # A run from frames records its task, a run from maps that of its cache.
     trained_on = run["task"] if "task" in run else run["config"]["task"]
-    same_recipe = run["recipe"] == recipe_of(row, work.size, task).as_dict()
-    return same_recipe and trained_on == {"name": task, **asdict(work.task(task))}
+    recipe, recorded = recipe_of(row, work.size, task), recipe_from(run["recipe"], str(folder))
+    try:
+        refuse_changed_head(folder, run, "")
+    except ValueError:
+        return False
+    started = "start" in run
+    return (
+        recorded == recipe
+        and trained_on == {"name": task, **asdict(work.task(task))}
+        and started == bool(start_of(row, work.size, task))
+    )
+
+
+def _start(work: Reproduction, task: str, row: PaperRow, seed: int) -> Path | None:
+    """Return the finished run that a run starts from, None for random weights."""
+    easier = start_of(row, work.size, task)
+    return work.run_folder(easier, row, seed) if easier else None
 
 
 def _train_from_maps(
@@ -276,22 +317,55 @@ def _train_from_maps(
         resume=resume,
         say=work.say,
         tensorboard=False,
+        start=_start(work, task, row, seed),
     )
+
+
+def _measure_distance(
+    work: Reproduction, cache: Cache, task: str, row: PaperRow, seed: int
+) -> None:
+    """Write how far the regions of a finished run are from the digits, where it has regions."""
+    if has_regions(row):
+        folder, made = work.run_folder(task, row, seed), work.task(task)
+        found = distance_of_run(folder, cache, made, work.pictures(made), SEED, "test", work.device)
+        runs.write_json(folder / DISTANCE, found)
 
 
 def _train_from_frames(
     work: Reproduction, task: str, row: PaperRow, seed: int, resume: bool
 ) -> Result:
     made, recipe = work.task(task), recipe_of(row, work.size, task)
-    source = GeneratedFrames(made, work.pictures(made), work.videos(row), work.device)
-    phase = recipe.all_phases[0]
+    phase, videos = recipe.all_phases[0], work.videos(row)
+    joint = trains_lower(row, work.size)
+    # Videos that are made anew cost what repeated ones cost, and cannot be learned by heart.
+    fresh_epochs = phase.train.epochs if joint else 0
+    source = GeneratedFrames(
+        made, work.pictures(made), videos, work.device, fresh_epochs=fresh_epochs
+    )
+    start = _start(work, task, row, seed)
 
-    reseed(torch.device("cpu"), seed, INIT, 1)
-    backbone = build_backbone(row.backbone, **backbone_options(row, work.size))
+    about = {"task": {"name": task, **asdict(made)}, "videos": videos}
+    if joint:
+        with hold_folder(work.folder, work.say):
+            backbone, weights = work.digit_network(task)
+        about |= {"weights": sha256_of(weights), "fresh_videos": True}
+    else:
+        reseed(torch.device("cpu"), seed, INIT, 1)
+        backbone = build_backbone(row.backbone, **backbone_options(row, work.size))
+    about["backbone"] = backbone.options
+    if start is not None:
+        about["start"] = str(start)
+
     dims = joint_dims(backbone, made.frames, made.size)
     network = new_network(recipe.of(phase), backbone, dims, len(made.labels), seed, phase.frames)
     # Channels last: a quarter less time on a CPU.
     network = lay_out(network, work.device)
+
+    def begin(network: JointNetwork) -> None:
+        if start is not None:
+            path = checkpoint_of(start)
+            work.say(take_weights(network.head, path, phase))
+            network.backbone.load_state_dict(runs.load_checkpoint(path)["backbone"])
 
     options = FrameRunOptions(
         seed=seed,
@@ -300,12 +374,24 @@ def _train_from_frames(
         tensorboard=False,
         checkpoint_every=CHECKPOINT_EVERY,
     )
-    about = {
-        "task": {"name": task, **asdict(made)},
-        "videos": work.videos(row),
-        "backbone": backbone.options,
-    }
-    folder = work.run_folder(task, row, seed)
-    return train_frames(
-        recipe, folder, network, source, made.labels, options, say=work.say, about=about
+    folder, distances = work.run_folder(task, row, seed), {}
+    if has_regions(row):
+        before = distance_of_network(network, source.videos["test"], videos["test"])
+        distances |= {f"{name}_start": figure for name, figure in before.items()}
+    result = train_frames(
+        recipe,
+        folder,
+        network,
+        source,
+        made.labels,
+        options,
+        say=work.say,
+        about=about,
+        begin=begin,
     )
+    if has_regions(row):
+        saved = runs.load_checkpoint(checkpoint_of(folder))
+        network.load_state_dict(JointNetwork.join(saved["state"], saved["backbone"]))
+        distances |= distance_of_network(network, source.videos["test"], videos["test"])
+        runs.write_json(folder / DISTANCE, distances)
+    return result

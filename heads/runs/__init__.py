@@ -27,6 +27,7 @@ _HOMES = {
     "lock_folders": "folder_lock",
     "read_json": "run_files",
     "save_checkpoint": "run_files",
+    "other_classifier": "start_weights",
     "take_weights": "start_weights",
     "write_json": "run_files",
 }

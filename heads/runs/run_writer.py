@@ -159,15 +159,16 @@ class RunWriter:
         if self._curves is not None:
             self._curves.write(line)
 
-    def keep(self, phase: str) -> None:
+    def keep(self, phase: Phase) -> None:
         """Write what a phase ended with to PHASE.pt, unless it is there.
 
         A second call must not overwrite it: best.pt may belong to the next phase by then.
         """
-        path = self.path / f"{phase}.pt"
+        path = self.path / f"{phase.name}.pt"
         if path.exists():
             return
-        saved = run_files.load_checkpoint(self.path / f"{default_checkpoint(self.path)}.pt")
+        name = default_checkpoint(self.path, phase.name)
+        saved = run_files.load_checkpoint(self.path / f"{name}.pt")
         kept = {key: saved[key] for key in PHASE_KEYS if key in saved}
         run_files.save_checkpoint(path, kept)
 
@@ -200,6 +201,11 @@ def epoch_line(line: Mapping[str, Any], name: str, epoch: int, of: int, better: 
         shown = f"{value:.3f}" if figure == "loss" else f"{100 * value:.1f} %"
         figures.append(f"{figure} {shown}")
     val = f", val {', '.join(figures)}" if figures else ""
+    for form, found in line.get("beside", {}).items():
+        shown = [f"{name} {100 * value:.1f} %" for name, value in found.items() if name != "loss"]
+        val += f", {form} {', '.join(shown)}"
+    for name, part in line.get("changed", {}).items():
+        val += f", {name} changed for {100 * part:.1f} % of views"
     share = 100 * line["waiting"] / max(line["seconds"], 1e-9)
     start = f"{name} epoch" if name else "epoch"
     best = " (best)" if better else ""

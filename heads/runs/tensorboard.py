@@ -38,6 +38,10 @@ class Curves:
         """Write the line of an epoch."""
         values = {"train/loss": line["loss"], "train/lr": line["lr"]}
         values |= {f"val/{name}": value for name, value in line["val"].items()}
+        for form, found in line.get("beside", {}).items():
+            values |= {f"val_{form}/{name}": value for name, value in found.items()}
+        for name, share in line.get("changed", {}).items():
+            values[f"val/{name}_changed"] = share
         if self._file is not None:
             self._attempt(lambda: self._scalars(values, line["step"]))
 

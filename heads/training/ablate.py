@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heads.config.member import Member
-from heads.config.study_file import StudyPlan, StudyRow
+from heads.config.study_file import StudyPlan
 from heads.interface.loss import device_for
 from heads.runs import run_files
 from heads.runs.find_runs import epochs_in_log
@@ -31,7 +31,7 @@ from heads.training.estimates import (
     groups_of,
 )
 from heads.training.study import Failure, Result, one_line
-from heads.training.study_table import FailedRow, StudyTable, TableRow
+from heads.training.study_table import FailedRow, Outcomes, StudyTable, row_of
 from heads.training.train import run_members
 from pipeline.files.atomic_files import make_folder
 from pipeline.files.owners import remove_abandoned
@@ -44,8 +44,6 @@ from pipeline.workers.waiting import PrintLine, claimed_until
 
 if TYPE_CHECKING:
     from pipeline.cache.reader import Cache
-
-Outcomes = dict[Path, "Result | FailedRow"]
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,10 @@ def ablate(
         outcomes |= _train_groups(function, groups, engine or LocalEngine())
 
     macs = {one.member.folder: one.macs for one in estimates}
-    rows = [_table_row(row, plan.seeds, folder, macs, outcomes) for row in plan.rows]
+    rows = []
+    for row in plan.rows:
+        first = plan.folder_of(row, plan.seeds[0], folder)
+        rows.append(row_of(plan, row, folder, outcomes, macs[first]))
     about = {
         "study": plan.name,
         "source": plan.source,
@@ -151,25 +152,6 @@ def ablate(
         failed += row.failed
     seconds = time.monotonic() - started
     return AblateOutcome(table, tuple(failed), len(estimates) - len(todo), seconds)
-
-
-def _table_row(
-    row: StudyRow,
-    seeds: Sequence[int],
-    folder: Path,
-    macs: dict[Path, int | None],
-    outcomes: Outcomes,
-) -> TableRow:
-    results: dict[int, Result] = {}
-    failed: list[FailedRow] = []
-    for seed in seeds:
-        outcome = outcomes[folder / f"{row.name}-seed{seed}"]
-        if isinstance(outcome, Result):
-            results[seed] = outcome
-        else:
-            failed.append(outcome)
-    first = folder / f"{row.name}-seed{seeds[0]}"
-    return TableRow(row.name, row.cells, results, tuple(failed), macs[first])
 
 
 def _train_groups(function: "_TrainGroup", groups: list[list[Member]], engine: Engine) -> Outcomes:

@@ -14,6 +14,7 @@ from heads.evaluation.counting import count_head
 from heads.interface.run_records import RUN
 from heads.runs import run_files
 from heads.runs.find_runs import epochs_in_log
+from heads.training.cache_conditions import require_cached_phases, require_same_extraction
 from heads.training.study import Result, Study, one_line
 from heads.training.train import print_excluded_clips, stores_for
 from heads.training.training_run import TrainingRun
@@ -99,8 +100,11 @@ def estimate_members(
 
     Raises:
         ValueError: a member cannot be trained (its head reads what the cache lacks, a label is
-            missing, its folder holds another run), or a feature is not finite.
+            missing, its folder holds another run), the study varies what a cache fixes, or a
+            feature is not finite.
     """
+    require_same_extraction(plan, cache)
+    require_cached_phases(plan)
     study = Study(
         cache=cache,
         manifest=options.manifest or cache.manifest,

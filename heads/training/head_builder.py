@@ -9,9 +9,10 @@ from heads.config.recipe import Recipe
 from heads.config.recipe_tables import Phase
 from heads.data.splits import SplitViews, how_to_add
 from heads.evaluation.head_predictor import fields_of
+from heads.evaluation.view_check import check_cached_views
 from heads.interface.clips import MissingFields
+from heads.interface.random_streams import INIT, reseed
 from heads.runs.start_weights import checkpoint_of, recipe_of
-from heads.training.learner import INIT, reseed
 from heads.training.optimisers import Optimisers
 from heads.training.study import Study
 from heads.zoo import build_head
@@ -75,8 +76,8 @@ class HeadBuilder:
     ) -> dict[str, tuple[str, ...]]:
         """Return what a run reads of each split, over all its phases.
 
-        Every head and an optimiser for it is built once, so that wrong options are found before
-        training starts.
+        Every head and an optimiser for it is built once, and reads one view of each size, so that
+        wrong options, and test views that do not fit, are found before training starts.
 
         Args:
             phases: the phases that the run trains.
@@ -92,5 +93,7 @@ class HeadBuilder:
                 # Teachers see the training views only.
                 readers = [head, *teachers] if split == "train" else [head]
                 for reader in readers:
-                    names[split] += fields_of(reader, self.study.cache, part, recipe)
+                    fields = fields_of(reader, self.study.cache, part, recipe)
+                    check_cached_views(reader, recipe.head.name, part, fields, self.study.device)
+                    names[split] += fields
         return {split: tuple(dict.fromkeys(fields)) for split, fields in names.items()}

@@ -11,37 +11,26 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from heads.config.training_options import Training
 from heads.interface.clips import Clips, HeadOutput, clips_of
 from heads.interface.loss import LossNotFinite, loss_of
+from heads.interface.random_streams import DROPOUT, reseed
 from heads.training.optimisers import Optimisers, WeightAverage, parameters_of
 from pipeline.networks.precision import autocast
 
 if TYPE_CHECKING:
     from heads.papers.dyreg.distillation import Teachers
 
-# Streams of random numbers that one seed feeds.
-INIT, DROPOUT = 0, 1
-
-
-def reseed(device: torch.device, seed: int, stream: int, number: int = 0) -> None:
-    """Seed torch's generators of the CPU and of `device` from (seed, stream, number).
-
-    Args:
-        device: where the head computes.
-        seed: the run's seed.
-        stream: INIT or DROPOUT, or another number for other uses.
-        number: the number of the mini-batch within a stream.
-    """
-    value = int(np.random.SeedSequence([seed, stream, number]).generate_state(1, np.uint64)[0])
-    # Not torch.manual_seed: where CUDA is not in use, it formats a stack trace on every call.
-    torch.default_generator.manual_seed(value)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(value)
+# How much lower a validation loss must be to count, as a share; ReduceLROnPlateau's `threshold`.
+LOWER = 1e-4
+# A smaller step of the rate is none; ReduceLROnPlateau's `eps`.
+SMALLEST_STEP = 1e-8
+# How the plateau schedule counts. 1, which states without this number have, lowered the rate one
+# epoch earlier, and any lower loss counted.
+PLATEAU = 2
 
 
 @dataclass
@@ -279,19 +268,27 @@ class Learner:
         return better
 
     def _plateau(self, loss: float) -> None:
-        """Lower the learning rate, or stop, after `patience` epochs without a lower loss."""
+        """Lower the learning rate, or stop, after more than `patience` epochs without a lower loss.
+
+        torch's ReduceLROnPlateau does the same. It cannot be used itself: the rate here also
+        follows a schedule of steps, and training may stop.
+        """
         progress, training = self.progress, self.training
-        progress.stale = 0 if loss < progress.lowest else progress.stale + 1
-        progress.lowest = min(loss, progress.lowest)
-        if progress.stale < training.patience:
+        if loss < progress.lowest * (1 - LOWER):
+            progress.lowest, progress.stale = loss, 0
+        else:
+            progress.stale += 1
+        if progress.stale <= training.patience:
             return
 
         factor = progress.factor * training.factor
         # The tolerance is for rounding: 0.001 * 0.1 must not count as below 0.0001.
         if training.lr * factor < training.stop_below * (1 - 1e-6):
             progress.stopped = True
-        else:
-            progress.factor, progress.stale = factor, 0
+            return
+        progress.stale = 0
+        if training.lr * (progress.factor - factor) > SMALLEST_STEP:
+            progress.factor = factor
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
@@ -329,10 +326,22 @@ class Learner:
             state["alternate"] = self.optimisers.second.state_dict()
         state["scaler"] = self.scaler.state_dict()
         state["progress"] = asdict(self.progress)
+        if self.training.schedule == "plateau":
+            state["plateau"] = PLATEAU
         return state
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` returned."""
+        """Continue from what `state` returned.
+
+        Raises:
+            ValueError: an earlier version trained with a plateau schedule that counted otherwise.
+        """
+        if self.training.schedule == "plateau" and state.get("plateau", 1) != PLATEAU:
+            raise ValueError(
+                "this run began when schedule 'plateau' lowered the rate after `patience` epochs "
+                "without a lower loss; now it is after one more, as torch's ReduceLROnPlateau: "
+                "start over with --no-resume, or choose another folder (--name)"
+            )
         self.head.load_state_dict(state.get("raw", state["state"]))
         if self.average is not None:
             for name, tensor in state["state"].items():

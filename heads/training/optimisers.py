@@ -148,6 +148,8 @@ def _factors(name: str, is_norm: bool, options: ParameterGroups) -> tuple[float,
     is_bias = name.rpartition(".")[2].startswith("bias")
     if is_bias:
         scale, decay = options.bias_lr, options.bias_decay
+        if is_norm and options.norm_bias_lr is not None:
+            scale = options.norm_bias_lr
     elif is_norm:
         scale, decay = options.norm_lr, options.norm_decay
     else:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from heads.config.study_file import StudyPlan, StudyRow
 from heads.runs import run_files
 from heads.training.study import Result
 from pipeline.text.printable import write_table
@@ -36,6 +37,10 @@ class FailedRow:
     def line(self) -> str:
         """Return one line for a person."""
         return f"{Path(self.folder).name} failed after epoch {self.epochs}: {self.error}"
+
+
+# The folder of a member -> what came out of it.
+Outcomes = dict[Path, Result | FailedRow]
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class TableRow:
         cells: column -> what distinguishes these members from other rows.
         results: seed -> result.
         failed: the members that failed.
-        macs: MACs of the head for one view; None if the head could not be built.
+        macs: MACs for one view; None if the head could not be built.
     """
 
     name: str
@@ -111,6 +116,29 @@ class TableRow:
         return names
 
 
+def row_of(
+    plan: StudyPlan, row: StudyRow, folder: Path, outcomes: Outcomes, macs: int | None
+) -> TableRow:
+    """Return a row of the table of a study.
+
+    Args:
+        plan: the study.
+        row: one of its rows.
+        folder: the study's folder.
+        outcomes: of all members that were trained; another member is in no column.
+        macs: MACs of the row's network for one view.
+    """
+    results: dict[int, Result] = {}
+    failed: list[FailedRow] = []
+    for seed in plan.seeds:
+        outcome = outcomes.get(plan.folder_of(row, seed, folder))
+        if isinstance(outcome, Result):
+            results[seed] = outcome
+        elif outcome is not None:
+            failed.append(outcome)
+    return TableRow(row.name, row.cells, results, tuple(failed), macs)
+
+
 @dataclass(frozen=True)
 class StudyTable:
     """A study's results.
@@ -120,12 +148,14 @@ class StudyTable:
         columns: the cells of the rows that are shown.
         rows: one per combination of the grid.
         about: what all members share, for results.json.
+        counted: what the parameters and MACs are of.
     """
 
     name: str
     columns: tuple[str, ...]
     rows: tuple[TableRow, ...]
     about: dict[str, Any]
+    counted: str = "the head"
 
     @property
     def figures(self) -> list[tuple[str, str]]:
@@ -156,8 +186,8 @@ class StudyTable:
             lines.append(cells)
 
         title = (
-            f"{self.name}: mean ± standard deviation over seeds; MACs of the head for one view; "
-            f"seconds of one member, waiting included"
+            f"{self.name}: mean ± standard deviation over seeds; MACs of {self.counted} for one "
+            f"view; seconds of one member, waiting included"
         )
         text = [title, "", *_aligned(lines, len(self.columns))]
         failed = []

@@ -35,9 +35,10 @@ from heads.config.member import Member
 from heads.config.recipe import Recipe, command_of
 from heads.data.feature_store import FeatureStore, shared_pass
 from heads.data.splits import cache_dims, print_excluded
-from heads.evaluation.head_predictor import Predictions, predict_all
+from heads.evaluation.head_predictor import HeadPredictor, Predictions, predict_all
 from heads.interface.loss import device_for
 from heads.runs.folder_lock import FolderBusy, lock_folders
+from heads.training.few_views import print_few_views
 from heads.training.study import SPLITS, Failure, Result, Study
 from heads.training.training_run import TrainingRun
 from pipeline.workers.waiting import PrintLine
@@ -175,6 +176,7 @@ def run_members(
             outcomes[number] = Failure(member.folder, error, epochs=0)
 
     print_excluded_clips(list(runs.values()), say)
+    print_few_views(list(runs.values()), say)
     trained = _train_all(list(runs.values()), study, resume, resident, tensorboard, say)
     outcomes.update(zip(runs, trained, strict=True))
     return [outcomes[number] for number in range(len(members))]
@@ -315,27 +317,36 @@ def _validate(
     with ExitStack() as stack:
         for run in runs:
             stack.enter_context(run.learner.averaged())
-        return _predict(labelled, "val", stores)
+        return _predict(labelled, "val", stores, forms=True)
 
 
 def _predict(
-    runs: Sequence[TrainingRun], split: str, stores: dict[str, FeatureStore]
+    runs: Sequence[TrainingRun], split: str, stores: dict[str, FeatureStore], forms: bool = False
 ) -> dict[int, Predictions]:
     """Predict a split with every run that has it; the keys are the runs' `id`s.
 
-    A run that raises drops out.
+    A run that raises drops out. `forms`: also predict with other forms of the heads, which become
+    `Predictions.beside`.
     """
-    runs = [run for run in runs if run.error is None and split in run.parts]
-    if not runs:
+    asked: list[tuple[TrainingRun, str, HeadPredictor]] = []
+    for run in runs:
+        if run.error is None and split in run.parts:
+            found = run.predictors(split) if forms else {"": run.predictor(split)}
+            asked += [(run, form, predictor) for form, predictor in found.items()]
+    if not asked:
         return {}
 
-    predictors = [run.predictor(split) for run in runs]
-    predictions = {}
-    for run, outcome in zip(runs, predict_all(predictors, stores[split]), strict=True):
+    predictions: dict[int, Predictions] = {}
+    outcomes = predict_all([predictor for _, _, predictor in asked], stores[split])
+    # The head itself comes before its other forms.
+    for (run, form, _), outcome in zip(asked, outcomes, strict=True):
         if isinstance(outcome, Exception):
             run.fail(outcome)
-        else:
+            predictions.pop(id(run), None)
+        elif not form:
             predictions[id(run)] = outcome
+        elif id(run) in predictions:
+            predictions[id(run)].beside[form] = outcome
     return predictions
 
 

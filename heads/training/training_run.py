@@ -12,10 +12,11 @@ are counted over all phases.
 import math
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from heads.config.member import Member
@@ -36,7 +37,12 @@ from heads.runs import run_files
 from heads.runs.head_versions import version_of
 from heads.runs.manifest_record import warn_if_seen
 from heads.runs.run_writer import RunWriter, epoch_line
-from heads.runs.start_weights import checkpoint_of, default_checkpoint, take_weights
+from heads.runs.start_weights import (
+    checkpoint_of,
+    default_checkpoint,
+    other_classifier,
+    take_weights,
+)
 from heads.training.head_builder import HeadBuilder
 from heads.training.learner import Learner
 from heads.training.study import Result, Study
@@ -202,9 +208,11 @@ class TrainingRun:
         self.phase_recipe = recipe = self.recipe.of(self.phase)
         head, part = self.heads.new(recipe), self.parts["train"]
         # A phase that continues has taken its start weights before.
-        if self.phase.start == "previous" and saved is None:
+        given = number == 0 and self.member.start is not None
+        if saved is None and (given or self.phase.start == "previous"):
             start = self._start_checkpoint()
-            self.say(take_weights(head, start, self.phase))
+            other = other_classifier(start, head, recipe.head, self.study.dims, self.classes)
+            self.say(take_weights(head, start, self.phase, other))
             self._warn_if_seen(start)
 
         weights = None
@@ -229,8 +237,11 @@ class TrainingRun:
             weights,
             teachers,
         )
+        self.decided: dict[str, np.ndarray] = {}  # at the last validation of this phase
         if saved is not None:
             self.learner.load(saved)
+            for name, table in saved.get("decided", {}).items():
+                self.decided[name] = table.numpy()
 
         reads = list(fields_of(head, self.study.cache, part, recipe))
         if teachers is not None:
@@ -314,6 +325,27 @@ class TrainingRun:
         head, part = self.learner.head, self.parts[split]
         return HeadPredictor(head, part, self.phase_recipe, self.study.precision)
 
+    def predictors(self, split: str) -> dict[str, HeadPredictor]:
+        """Return what predicts a split: "" is the head itself, others are the head's `forms`."""
+        found = {"": self.predictor(split)}
+        forms = getattr(self.learner.head, "forms", {})
+        for name, form in forms.items():
+            found[name] = replace(found[""], head=form)
+        return found
+
+    def _changed(self, stored: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Return the share of views for which the head decided otherwise than at the last
+        validation, by what it decides, such as GOS's structure; keep the present decisions.
+        """
+        changed = {}
+        for name, decided in stored.items():
+            before = self.decided.get(name)
+            if before is not None and before.shape == decided.shape:
+                differs = (before != decided).reshape(len(decided), -1).any(1)
+                changed[name] = float(differs.mean())
+        self.decided = {name: decided.copy() for name, decided in stored.items()}
+        return changed
+
     def end_epoch(self, waiting: float, predictions: Predictions | None) -> None:
         """Write the log and the checkpoints of an epoch; start the next phase if this one is done.
 
@@ -327,11 +359,18 @@ class TrainingRun:
         stats.waiting = waiting
 
         val: dict[str, float] = {}
+        beside: dict[str, dict[str, float]] = {}
+        changed: dict[str, float] = {}
         self.seconds += stats.seconds
         self.waiting += waiting
         if predictions is not None:
-            val = compute_figures(predictions, self.parts["val"], self.phase_recipe)[0]
+            part, recipe = self.parts["val"], self.phase_recipe
+            val = compute_figures(predictions, part, recipe)[0]
             self.seconds += predictions.seconds
+            for form, found in predictions.beside.items():
+                beside[form] = compute_figures(found, part, recipe)[0]
+                self.seconds += found.seconds
+            changed = self._changed(predictions.stored)
         figure = val.get("map", val.get("top1", math.nan))
         better = learner.end_epoch(figure, val.get("loss", math.nan))
 
@@ -342,6 +381,10 @@ class TrainingRun:
             **asdict(stats),
             "val": val,
         }
+        if beside:
+            line["beside"] = beside
+        if changed:
+            line["changed"] = changed
         if self.recipe.phases:
             line["phase"] = self.phase.name
         self.files.log(line)
@@ -360,6 +403,8 @@ class TrainingRun:
             "waiting": self.waiting,
             **learner.state(),
         }
+        if self.decided:
+            last["decided"] = {name: torch.from_numpy(a) for name, a in self.decided.items()}
         run_files.save_checkpoint(self.folder / "last.pt", last)
         self.files.show(line)
 
@@ -372,7 +417,7 @@ class TrainingRun:
         # A run that was stopped at the end of a phase resumes with that phase done.
         while self.learner.done and not self.over:
             if self.recipe.phases:
-                self.files.keep(self.phase.name)
+                self.files.keep(self.phase)
             if self.number + 1 == len(self.phases):
                 self.over = True
                 return
@@ -387,7 +432,7 @@ class TrainingRun:
 
     def restore(self) -> None:
         """Load the weights that are evaluated into the head."""
-        self.chosen = default_checkpoint(self.folder)
+        self.chosen = default_checkpoint(self.folder, self.phase.name)
         saved = run_files.load_checkpoint(self.folder / f"{self.chosen}.pt")
         self.learner.head.load_state_dict(saved["state"])
 

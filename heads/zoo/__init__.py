@@ -5,6 +5,8 @@ A head is an nn.Module with
 
 - `needs`: the fields that it reads, named as in `pipeline.cache.fields` (cuts by their own names);
 - `uses`, if there are any: fields that it reads where the cache has them, and works without;
+- `has_regions`, True where its maps hold regions as those of `dyreg` do: `vidgraph evaluate` then
+  measures how far these are from annotated boxes (see `heads.interface.region_distance`);
 - `forward(clips, want_maps=False)`: `heads.interface.clips.Clips` -> `HeadOutput`.
 
 A module whose head computes something else than in an earlier version, with the same options, has

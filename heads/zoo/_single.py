@@ -23,9 +23,9 @@ from heads.papers.gos.affinity import (
     FURTHER,
     VARIANTS,
     Operation,
-    OperationChoices,
     OperationSizes,
     linear,
+    operation_choices,
 )
 from heads.papers.gos.operation_inputs import REGIONS, NodeStem
 from heads.papers.gos.operations import new_operation
@@ -92,9 +92,9 @@ def single_operation(
         dims: the sizes of the cached views.
         num_classes: K.
         variant: "paper" or "released".
-        decided: options that the variant decides where they are "": `roi` and those of the
-            operation.
-        chosen: the operation's other options, by their names in `OperationChoices`.
+        decided: options that the variant decides where they are "": `roi`, `similarity` and those
+            of the operation.
+        chosen: the operation's other options, by their names in `operation_choices`.
         cut: the map.
         width: C.
         roi_size: bins per side of RoIAlign.
@@ -112,7 +112,7 @@ def single_operation(
     at_least(head, 1, width=width, roi_size=roi_size)
     decided = resolve(head, VARIANTS, variant, decided, FURTHER)
     roi = decided.pop("roi")
-    choices = OperationChoices(head, **decided, **chosen)
+    choices = operation_choices(head, decided, **chosen)
 
     # back_incor has a weight per cell, so it is built for one grid.
     cells = 0

@@ -31,6 +31,7 @@ without bottlenecks, where the module replaces the block, is not reproduced.
 
 from torch import Tensor, nn
 
+from heads.interface.changes import Change
 from heads.interface.clips import Clips, Dims, HeadOutput
 from heads.interface.network_above_cut import (
     insertion_points,
@@ -44,6 +45,21 @@ from heads.papers.dyreg.module import DyReg, recorded
 from pipeline.backbones import Backbone
 
 NO_OPTIONS: dict = {}
+
+CHANGES = (
+    Change(
+        2,
+        "regions='lite' had position waves of frequencies above 1 and a layer norm, and has the "
+        "release's frequencies, below 1, and no norm",
+        lambda options: options["regions"] == "lite",
+    ),
+    Change(
+        2,
+        "regions='semantic' up-sampled without padding, and pads now and adds the features that "
+        "enter, as in the release",
+        lambda options: options["regions"] == "semantic",
+    ),
+)
 
 
 class DyRegHead(nn.Module):
@@ -80,6 +96,8 @@ class DyRegHead(nn.Module):
         nn.init.normal_(self.fc.weight, std=0.001)
         nn.init.zeros_(self.fc.bias)
         self.detector = any(module.reads_boxes for module in modules.values())
+        # Whether the maps of this head hold regions.
+        self.has_regions = bool(modules)
         self.needs = (cut, "boxes", "valid") if self.detector else (cut,)
         self.uses = ("grid",)
 
@@ -145,6 +163,7 @@ def build(
     cut: str = "res5",
     regions: str = "dynamic",
     width: int = 256,
+    width_divisor: int = 1,
     offset_width: int = 128,
     anchors: str = "centre",
     normalise: bool = True,
@@ -167,6 +186,8 @@ def build(
         regions: a row of the table in heads/papers/dyreg/regions.py, or "none": the network
             without its modules (Table 6, ResNet-18).
         width: C of a module, if its map has more channels.
+        width_divisor: C is also at most the map's channels divided by this: 4 for ResNet-18 in the
+            release.
         offset_width: d_o.
         anchors: "centre" (the paper) or "grid".
         normalise: whether kernels sum to 1 (the release; the paper's equations do not say so).
@@ -182,7 +203,14 @@ def build(
             that the regions cannot take.
         MissingFields: the cache lacks the map.
     """
-    at_least("dyreg", 1, width=width, offset_width=offset_width, iterations=iterations)
+    at_least(
+        "dyreg",
+        1,
+        width=width,
+        width_divisor=width_divisor,
+        offset_width=offset_width,
+        iterations=iterations,
+    )
     points = insertion_points("dyreg", backbone, at)
     if regions == "none" and not backbone:
         raise ValueError(
@@ -194,7 +222,7 @@ def build(
         return DyReg(
             channels,
             grid,
-            width,
+            min(width, max(1, channels // width_divisor)),
             variant=variant,
             regions=regions,
             offset_width=offset_width,

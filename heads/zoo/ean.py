@@ -1,6 +1,6 @@
 """EAN with its Sparse Object Interaction Transformer.
 
-Tian et al., EAN: Event Adaptive Network for Enhanced Action Recognition, IJCV 2022, sec. 3.3.
+Tian et al., EAN: Event Adaptive Network for Enhanced Action Recognition, IJCV 2022, sec. 3.2.
 
     v = GAP(res5) + SOI(res5),  SOI = 0 at first         [B,2048]
     y = W drop(v) + b                                    [B,K]      W from N(0, 0.001), b = 0
@@ -8,12 +8,12 @@ Tian et al., EAN: Event Adaptive Network for Enhanced Action Recognition, IJCV 2
 The equations of SOI are in heads/papers/ean/sparse_objects.py. variant="released" differs from
 "paper" in two places:
 
-    Saliency-Net, paper      1x1x1 to 64, BN, ReLU, 3x1x1, BN, ReLU, 1x5x5 to M
+    Saliency-Net, paper      1x1x1 to 64, BN, ReLU, 3x1x1, BN, ReLU, 1x5x5, BN, ReLU, 1x1x1 to M
     Saliency-Net, released   1x1x1 to 128, ReLU, BN, 3x3x3, ReLU, BN, 1x3x3, ReLU, BN, 1x3x3 to M
     E, paper                 one vector per cell
     E, released              one vector per cell and step
 
-Parameters at 2048x8x7x7, released: 6 645 380, of which E is 200 704; paper: 5 860 484, of which E
+Parameters at 2048x8x7x7, released: 6 645 380, of which E is 200 704; paper: 5 956 932, of which E
 is 25 088.
 
 The last Event Adaptive Block and res5 can be learned with it, from the map before that block. That
@@ -31,17 +31,25 @@ Differs from the paper:
 Dead in training in both variants, as in the release: biases in front of a batch norm or of the
 softmax over cells.
 
-E fixes the grid, and in the released variant the number of steps; another one is refused.
+E is made for the grid of the training views. For views of another grid, such as the 256x256 test
+views of Table 2, it is interpolated. In the released variant E fixes the number of steps; another
+one is refused.
 
 Not stated in the paper, and chosen:
+- how E fits another grid: bilinearly;
+- the kernel of the last layer of Saliency-Net;
 - fixed regions are a grid of equal tiles (2x2 for 4);
 - a box weighs each cell by the part of it that the box covers;
 - a transformer before the last stage has a quarter of its channels, as the last has, and adds its
   vector at every position.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
+from heads.interface.changes import Change
 from heads.interface.clips import Clips, Dims, HeadOutput
 from heads.interface.masked_layers import grid_mean
 from heads.interface.network_above_cut import (
@@ -54,6 +62,29 @@ from heads.interface.variants import one_of
 from heads.papers.ean.sparse_objects import ObjectsAdded, SparseObjects, new_objects
 from pipeline.backbones import Backbone
 
+
+def _has_other_heads(options: Mapping[str, Any]) -> bool:
+    """Whether some transformer has another width than 512, whose heads have 64 channels."""
+    return options["width"] != 512 or bool(options["soi_at"])
+
+
+CHANGES = (
+    Change(
+        2,
+        "attention heads had 64 channels at every width and have width / 8 now",
+        lambda options: options["regions"] != "none" and _has_other_heads(options),
+    ),
+    Change(
+        2,
+        "the paper's Saliency-Net had three layers and has four now",
+        lambda options: (options["variant"], options["regions"]) == ("paper", "saliency"),
+    ),
+    Change(
+        2,
+        "blocks without a pool had no convolution in its place and have one now",
+        lambda options: options["backbone_options"].get("pool") == "none",
+    ),
+)
 NO_OPTIONS: dict = {}
 REGIONS = ("saliency", "fixed", "all", "boxes", "none")
 POSITIONS = ("auto", "spatial", "spatio_temporal", "none")
@@ -101,7 +132,7 @@ class EANHead(nn.Module):
             logits [B,K].
 
         Raises:
-            ValueError: a part of the map is padding, or its grid is not the one that E has.
+            ValueError: a part of the map is padding, or E has vectors for another number of steps.
         """
         fmap = clips.get(self.cut)  # [B,T,C,h,w]
         v, maps = grid_mean(fmap, clips.grid).mean(1), {}
@@ -138,7 +169,7 @@ def build(
     width: int = 512,
     dropout: float = 0.5,
 ) -> EANHead | HeadAboveCut:
-    """Build EAN: Tian et al., IJCV 2022, sec. 3.3, Tables 5 to 7.
+    """Build EAN: Tian et al., IJCV 2022, sec. 3.2, Tables 5 to 7.
 
     Args:
         dims: the sizes of the cached views.

@@ -11,10 +11,15 @@ Nodes x and what the operations o read come from the stem in heads/papers/gos/op
 The operations are in heads/papers/gos/operations.py, the cell is in heads/papers/gos/cell.py. There
 are E = S (S+1) / 2 edges; g is the mean of the map, so that every video has a structure of its own.
 In discrete mode only the chosen operations are computed. The second term of L is
-`losses["diversity"]`.
+`losses["diversity"]`; its variance has the factor 1 / (|O| - 1).
+
+A head can be made to use one structure for all views, `head.force(structure)`: this gives Table 1's
+row "non-adaptive (only testing)", by its footnote the structure that most training videos chose,
+and Figure 5, videos with the structure of another one.
 
 Edges are ordered (0,1), (0,2), (1,2), (0,3), (1,3), (2,3), `head.edges`. The maps are
-- "structure" [B,cells,E], the heaviest operation of each edge, a number in `head.space`;
+- "structure" [B,cells,E], the operation of each edge, a number in `head.space`: the heaviest one,
+  or that of the forced structure;
 - "weights" [B,cells,E,O], the softmax;
 - "node_attention" [B,cells,E,T,N], what node_att in that operation gives each node, NaN where the
   operation has no node_att.
@@ -29,9 +34,10 @@ Parameters of the released variant at 2048 -> 256, 3 supernodes, 174 classes:
     classifier                                                          178 350
     together                                                          5 152 704
 
-With the backbone's 32.1 M they are the paper's 37.3 M. The full temporal kernels of the paper
-variant make the head 7 508 142. The paper's 138.4 GMACs count the n x n differences of diff_prop as
-10.1 G. Linear layers and convolutions of the released variant are 0.76 G here, 128.3 in all.
+With the backbone's 32.1 M they are the paper's 37.3 M (supplement, Table 2). The full temporal
+kernels of the paper variant make the head 7 508 142; with kernel="depthwise" it has 4 766 382. The
+paper's 138.4 GMACs count the n x n differences of diff_prop as 10.1 G. Linear layers and
+convolutions of the released variant are 0.76 G here, 128.3 in all.
 
 Differs from the paper:
 - padded boxes are masked everywhere;
@@ -42,8 +48,7 @@ Differs from the paper:
 
 Not stated in the paper, and chosen:
 - between two cells, s_0 = LeakyReLU(linear layer of (s_1, .., s_S));
-- the variance is the unbiased one;
-- `structures="shared_test"` averages alpha over the training views with a decay of 0.99.
+- the structure of most training videos is that of most views in the last epoch of training.
 """
 
 from collections.abc import Sequence
@@ -53,14 +58,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heads.interface.changes import Change
 from heads.interface.checkpoints import load_checkpoint
 from heads.interface.clips import Clips, Dims, HeadOutput
 from heads.interface.masked_layers import masked_mean
 from heads.interface.variants import at_least, one_of, resolve
-from heads.papers.gos.affinity import FURTHER, VARIANTS, OperationChoices, OperationSizes, linear
-from heads.papers.gos.cell import STRUCTURES, Cell, Structure, diversity_of, edges_of
-from heads.papers.gos.operation_inputs import NodeStem
+from heads.papers.gos.affinity import (
+    FURTHER,
+    OPERATION_OPTIONS,
+    PAPER_CHANGE,
+    VARIANTS,
+    OperationSizes,
+    linear,
+    operation_choices,
+)
+from heads.papers.gos.cell import (
+    COMMON,
+    STRUCTURES,
+    Cell,
+    Structure,
+    diversity_of,
+    edges_of,
+    one_hot,
+)
+from heads.papers.gos.operation_inputs import NodeStem, OperationInputs
 from heads.papers.gos.operations import SPACES
+
+CHANGES = (
+    Change(
+        2,
+        PAPER_CHANGE,
+        lambda o: o["variant"] == "paper" or o["nearest"] == "inner",
+    ),
+    Change(
+        3,
+        "structures='shared_test' evaluated with the mean of alpha, and now evaluates with the "
+        "structure that most training views chose",
+        lambda o: o["structures"] == "shared_test",
+    ),
+)
 
 
 class GOS(nn.Module):
@@ -69,7 +105,7 @@ class GOS(nn.Module):
     Args:
         stem: makes the nodes and what the operations read.
         cells: the cells, one after another.
-        structure: makes alpha.
+        structure: makes alpha, for each cell or for one that all share.
         width: C.
         num_classes: K.
         options: `classifier`, `alpha_input` and `diversity_on`.
@@ -102,6 +138,7 @@ class GOS(nn.Module):
         self.searching = any(p.requires_grad for p in structure.parameters())
         self.space, self.edges = cells[0].space, edges_of(cells[0].supernodes)
         self.needs, self.uses = stem.needs, stem.uses
+        self.forced: Tensor | None = None
 
     def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
         """Classify a batch.
@@ -115,17 +152,15 @@ class GOS(nn.Module):
         """
         x, inputs, mean, g = self.stem(clips)
         alpha = self.structure(g if self.alpha_input == "backbone" else mean)
-        weights, states, attention = alpha.softmax(-1), [x], []
-        for k, cell in enumerate(self.cells):
-            if k > 0:
-                joined = self.joins[k - 1](torch.cat(states, -1))
-                # Autocast returns half precision, which is too coarse for comparing nodes.
-                x = F.leaky_relu(joined, 0.01).to(x.dtype)
-            states = cell(x, inputs, weights[:, k], self.discrete)
-            if want_maps:
-                part = cell.node_attention([x, *states], inputs, weights[:, k])
-                attention.append(part.detach())
+        alpha = alpha.expand(-1, len(self.cells), -1, -1)
+        weights = alpha.softmax(-1)
+        # The weights that are computed with: those of one structure, where one is forced.
+        used, discrete = weights, self.discrete
+        forced = self.one_structure()
+        if forced is not None:
+            used, discrete = one_hot(forced, len(alpha), len(self.space), alpha), True
 
+        states, attention = self._cells(x, inputs, used, discrete, want_maps)
         pooled = [masked_mean(state, inputs.valid) for state in states]
         if self.with_global:
             pooled.append(mean)
@@ -136,14 +171,100 @@ class GOS(nn.Module):
         if self.searching:
             diversity = diversity_of(alpha if self.diversity_on == "raw" else weights)
             losses["diversity"] = self.diversity * diversity
+        chosen = used.argmax(-1)
         maps = {}
         if want_maps:
             maps = {
-                "structure": alpha.argmax(-1),
+                "structure": chosen,
                 "weights": weights.detach(),
                 "node_attention": torch.stack(attention, 1),
             }
-        return HeadOutput(logits, losses, maps, {"structure": alpha.argmax(-1)})
+        return HeadOutput(logits, losses, maps, {"structure": chosen})
+
+    def _cells(
+        self, x: Tensor, inputs: OperationInputs, weights: Tensor, discrete: bool, attend: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Compute the last cell's states, and every cell's node attention if `attend`."""
+        states, attention = [x], []
+        for k, cell in enumerate(self.cells):
+            if k > 0:
+                joined = self.joins[k - 1](torch.cat(states, -1))
+                # Autocast returns half precision, which is too coarse for comparing nodes.
+                x = F.leaky_relu(joined, 0.01).to(x.dtype)
+            states = cell(x, inputs, weights[:, k], discrete)
+            if attend:
+                part = cell.node_attention([x, *states], inputs, weights[:, k])
+                attention.append(part.detach())
+        return states, attention
+
+    def one_structure(self) -> Tensor | None:
+        """The structure [cells,E] that all views are computed with now; None if each has its own.
+
+        It is the forced one, or with structures="shared_test" the common one in an evaluation of
+        discrete structures.
+        """
+        if self.forced is not None:
+            return self.forced
+        if self.training or not self.discrete:
+            return None
+        common = self.structure.evaluated_with
+        return None if common is None else common.expand(len(self.cells), -1)
+
+    def force(self, structure: Tensor | None) -> None:
+        """Compute all views with one discrete structure, whatever they would choose.
+
+        Args:
+            structure: numbers in `space` [cells,E]; None lets each view choose again.
+
+        Raises:
+            ValueError: a structure of other cells or edges, or an unknown operation.
+        """
+        if structure is not None:
+            shape = (len(self.cells), len(self.edges))
+            if tuple(structure.shape) != shape:
+                raise ValueError(
+                    f"expected a structure of {shape[0]} cells and {shape[1]} edges, got "
+                    f"{' and '.join(map(str, structure.shape))}"
+                )
+            if int(structure.min()) < 0 or int(structure.max()) >= len(self.space):
+                raise ValueError(
+                    f"expected operations 0 to {len(self.space) - 1}, got {structure.tolist()}"
+                )
+            structure = structure.to(self.fc.weight.device)
+        self.forced = structure
+
+    @property
+    def common(self) -> Tensor | None:
+        """The structure [cells,E] that most views chose in the last training epoch, if known."""
+        common = self.structure.get_buffer(COMMON)
+        if bool((common < 0).any()):
+            return None
+        return common.expand(len(self.cells), -1)
+
+    @property
+    def forms(self) -> dict[str, nn.Module]:
+        """Other forms of this head that are validated beside it: the discrete one of a mixture."""
+        return {} if self.discrete else {"discrete": DiscreteForm(self)}
+
+
+class DiscreteForm(nn.Module):
+    """A head in search mode that computes each view's discrete structure alone.
+
+    Args:
+        head: its weights and its mode of training are shared.
+    """
+
+    def __init__(self, head: GOS):
+        super().__init__()
+        self.head, self.needs, self.uses = head, head.needs, head.uses
+
+    def forward(self, clips: Clips, want_maps: bool = False) -> HeadOutput:
+        """Classify a batch as `GOS` does in mode "discrete"."""
+        self.head.discrete = True
+        try:
+            return self.head(clips, want_maps)
+        finally:
+            self.head.discrete = False
 
 
 def build(
@@ -153,6 +274,7 @@ def build(
     variant: str = "paper",
     supernodes: int = 3,
     cells: int = 1,
+    tied: bool = False,
     space: str = "fixed",
     structures: str = "adaptive",
     mode: str = "search",
@@ -166,13 +288,15 @@ def build(
     roi_size: int = 7,
     top: int = 10,
     taps: int = 7,
-    scale: float = 5.0,
+    scale: float = 0.0,
     normalise: bool = True,
+    similarity: str = "",
     affinity: str = "",
     kernel: str = "",
     padding: str = "",
     nearest: str = "",
     attention: str = "",
+    offset: str = "",
     background: str = "",
     roi: str = "",
     classifier: str = "",
@@ -187,10 +311,12 @@ def build(
         variant: "paper" or "released"; it decides every option that is "".
         supernodes: S, states of a cell after s_0.
         cells: how many cells are stacked.
+        tied: all cells have the structure of one, with operations of their own: a searched cell is
+            stacked (supplement, Table 8).
         space: "fixed" (none, skip and the three combinations) or "original" (none, skip and the
             five operations).
         structures: "adaptive", a structure per video; "shared", one for all; "shared_test",
-            adaptive in training and their mean in evaluation (Table 1).
+            adaptive in training, and in evaluation the one of most training views (Table 1).
         mode: "search" mixes all operations; "discrete" computes the chosen ones and fixes alpha.
         transfer: the checkpoint of another GOS run, whose structure weights are taken and fixed
             (supplement, Table 6). With alpha_input "reduced" they also depend on the reduction,
@@ -199,16 +325,18 @@ def build(
             `similar`, which is approximate.
         diversity: the factor of L_var, eq. (13).
         dropout: before the classifier; the release has none. Not stated in the paper.
-        skip_dropout: of the operation skip. Not stated in the paper.
+        skip_dropout: of the operation skip. The paper has a dropout there, and no probability.
         cut: the map [B,T,C,h,w].
         width: C of the nodes.
         roi_size: bins per side of RoIAlign.
         top: M of node_att. Not stated in the paper.
         taps: the length of temp_conv's kernel in steps.
-        scale: the factor before a softmax of affinities. Not stated in the paper.
-        normalise: whether affinities see x/|x|. Not stated in the paper.
-        affinity, kernel, padding, nearest, attention, background, roi, classifier, alpha_input,
-            diversity_on: see the table in heads/papers/gos/affinity.py; "" is the variant's.
+        scale: the factor before a softmax of affinities; 0 is 1 with similarity "inner" (paper) and
+            5 with "cosine" (release).
+        normalise: False lets similarity "cosine" see x in place of x/|x|.
+        similarity, affinity, kernel, padding, nearest, attention, offset, background, roi,
+            classifier, alpha_input, diversity_on: see the table in heads/papers/gos/affinity.py; ""
+            is the variant's.
 
     Returns:
         The head with fresh weights.
@@ -218,11 +346,13 @@ def build(
         MissingFields: the cache lacks the map or the boxes.
     """
     given = {
+        "similarity": similarity,
         "affinity": affinity,
         "kernel": kernel,
         "padding": padding,
         "nearest": nearest,
         "attention": attention,
+        "offset": offset,
         "background": background,
         "roi": roi,
         "classifier": classifier,
@@ -236,17 +366,12 @@ def build(
     at_least("gos", 1, supernodes=supernodes, cells=cells, width=width, roi_size=roi_size)
     dims.require("gos", cut, "boxes", "valid")
 
-    choices = OperationChoices(
+    choices = operation_choices(
         "gos",
-        affinity=options["affinity"],
-        kernel=options["kernel"],
-        padding=options["padding"],
-        nearest=options["nearest"],
-        attention=options["attention"],
-        background=options["background"],
+        {name: options[name] for name in OPERATION_OPTIONS},
+        scale,
+        normalise,
         neighbours=neighbours,
-        scale=scale,
-        normalise=normalise,
         top=top,
         taps=taps,
         skip_dropout=skip_dropout,
@@ -254,16 +379,10 @@ def build(
     channels, h, w = dims.maps[cut]
     sizes = OperationSizes(width, dims.T, dims.N, h * w)
     built = [Cell(SPACES[space], supernodes, sizes, choices) for _ in range(cells)]
-
-    # All edges have the same operations, so that those of one cell say what is read.
-    reads = set()
-    for operations in built[0].edges:
-        for operation in operations.values():
-            reads.update(operation.reads)
-    stem = NodeStem(dims, cut, width, options["roi"], roi_size, "map", tuple(sorted(reads)))
+    stem = NodeStem(dims, cut, width, options["roi"], roi_size, "map", built[0].reads)
 
     inputs = channels if options["alpha_input"] == "backbone" else width
-    shape = (cells, len(edges_of(supernodes)), len(SPACES[space]))
+    shape = (1 if tied else cells, len(built[0].edges), len(SPACES[space]))
     structure = Structure(inputs, shape, structures)
     if transfer:
         load_structure(structure, Path(transfer))
@@ -301,6 +420,8 @@ def load_structure(structure: Structure, path: Path) -> None:
             f"expected {sizes[0]}, {sizes[1]}, {sizes[2]}; pass the supernodes, cells and space "
             "that it was searched with"
         )
+    # Runs of earlier versions counted no structures.
+    found.setdefault(COMMON, expected[COMMON])
     # load_state_dict would name tensors, not the options that made them.
     if _shapes(found) != _shapes(expected):
         raise ValueError(
@@ -311,4 +432,9 @@ def load_structure(structure: Structure, path: Path) -> None:
 
 
 def _shapes(state: dict[str, Tensor]) -> str:
-    return ", ".join(f"{key} {list(tensor.shape)}" for key, tensor in sorted(state.items()))
+    """Write the shapes of the tensors that are learned."""
+    shapes = []
+    for key, tensor in sorted(state.items()):
+        if key != COMMON:
+            shapes.append(f"{key} {list(tensor.shape)}")
+    return ", ".join(shapes)

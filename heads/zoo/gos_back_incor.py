@@ -1,6 +1,6 @@
 """GOS's background incorporation as a head: Li et al., CVPR 2020, Table 2.
 
-    A_ig = x^_i^T U y^_g,  P = softmax_g(5 A), step by step                 eq. (6)-(8)
+    A_ig = x_i^T U y_g,  P = softmax_g(A), step by step                     eq. (6)-(8)
     z_i = act( V [sum_g P_ig y_g ; A_i] + b )                  [B,T,N,C]
     logits = K [ mean over valid nodes of z ; mean of y ] + k  [B,K]        no dropout
 
@@ -16,8 +16,12 @@ Not stated in the paper, and chosen: the mean over nodes is concatenated with th
 C before the classifier.
 """
 
+from heads.interface.changes import Change
 from heads.interface.clips import Dims
+from heads.papers.gos.affinity import PAPER_CHANGE
 from heads.zoo._single import SingleOperation, single_operation
+
+CHANGES = (Change(2, PAPER_CHANGE, lambda o: o["variant"] == "paper"),)
 
 
 def build(
@@ -32,7 +36,8 @@ def build(
     roi: str = "",
     affinity: str = "",
     background: str = "",
-    scale: float = 5.0,
+    similarity: str = "",
+    scale: float = 0.0,
     normalise: bool = True,
 ) -> SingleOperation:
     """Build the head; the nodes and the background come from the stem of GOS.
@@ -48,8 +53,10 @@ def build(
         roi: "aligned" (paper) or "old" (release); "" is the variant's.
         affinity: "full" (paper) or "diagonal" (release) matrix U; "" is the variant's.
         background: whether V sees "raw" affinities A or their "softmax" P; "" is "raw".
-        scale: the factor before the softmax. Not stated in the paper.
-        normalise: whether the affinity sees x/|x|. Not stated in the paper.
+        similarity: A of plain "inner" products (paper) or of "cosine"s (release); "" is the
+            variant's.
+        scale: the factor before the softmax; 0 is 1 with "inner" and 5 with "cosine".
+        normalise: False lets "cosine" see x in place of x/|x|.
 
     Returns:
         The head with fresh weights: Li et al., CVPR 2020, eq. (6) to (8), Table 2.
@@ -63,7 +70,7 @@ def build(
         dims,
         num_classes,
         variant,
-        {"roi": roi, "affinity": affinity, "background": background},
+        {"roi": roi, "similarity": similarity, "affinity": affinity, "background": background},
         {"scale": scale, "normalise": normalise},
         cut=cut,
         width=width,

@@ -1,6 +1,6 @@
 """GOS's difference propagation as a head: Li et al., CVPR 2020, Table 2.
 
-    P = softmax_(j != i)(5 x^_i^T U x^_j)                                   eq. (3)
+    P = softmax_(j != i)(x_i^T U x_j)                                       eq. (3)
     z_i = act( sum_j P_ij (W (x_i - x_j) + b) )                [B,T,N,C]
     logits = K [ mean over valid nodes of z ; mean of y ] + k  [B,K]        no dropout
 
@@ -17,8 +17,12 @@ Not stated in the paper, and chosen: the mean over nodes is concatenated with th
 C before the classifier.
 """
 
+from heads.interface.changes import Change
 from heads.interface.clips import Dims
+from heads.papers.gos.affinity import PAPER_CHANGE
 from heads.zoo._single import SingleOperation, single_operation
+
+CHANGES = (Change(2, PAPER_CHANGE, lambda o: o["variant"] == "paper"),)
 
 
 def build(
@@ -33,7 +37,8 @@ def build(
     roi_size: int = 7,
     roi: str = "",
     affinity: str = "",
-    scale: float = 5.0,
+    similarity: str = "",
+    scale: float = 0.0,
     normalise: bool = True,
 ) -> SingleOperation:
     """Build the head; the nodes come from the stem of GOS.
@@ -49,8 +54,10 @@ def build(
         roi_size: bins per side of RoIAlign.
         roi: "aligned" (paper) or "old" (release); "" is the variant's.
         affinity: "full" (paper) or "diagonal" (release) matrix U; "" is the variant's.
-        scale: the factor before the softmax. Not stated in the paper.
-        normalise: whether the affinity sees x/|x|. Not stated in the paper.
+        similarity: A of plain "inner" products (paper) or of "cosine"s (release); "" is the
+            variant's.
+        scale: the factor before the softmax; 0 is 1 with "inner" and 5 with "cosine".
+        normalise: False lets "cosine" see x in place of x/|x|.
 
     Returns:
         The head with fresh weights: Li et al., CVPR 2020, eq. (3), Table 2.
@@ -64,7 +71,7 @@ def build(
         dims,
         num_classes,
         variant,
-        {"roi": roi, "affinity": affinity},
+        {"roi": roi, "similarity": similarity, "affinity": affinity},
         {"scale": scale, "normalise": normalise},
         cut=cut,
         width=width,

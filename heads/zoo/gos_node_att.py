@@ -1,6 +1,6 @@
 """GOS's node attention as a head: Li et al., CVPR 2020, Table 2.
 
-    w_i = sigmoid(v [similarities ; positions] + c)                         eq. (9)
+    w_i = sigmoid(v [x_i . x_j ; s_i - s_j for the M nearest j] + c)        eq. (9)
     z_i = w_i x_i                                              [B,T,N,C]
     logits = K [ mean over valid nodes of z ; mean of y ] + k  [B,K]        no dropout
 
@@ -17,8 +17,12 @@ Not stated in the paper, and chosen: the mean over nodes is concatenated with th
 C before the classifier.
 """
 
+from heads.interface.changes import Change
 from heads.interface.clips import Dims
+from heads.papers.gos.affinity import PAPER_CHANGE
 from heads.zoo._single import SingleOperation, single_operation
+
+CHANGES = (Change(2, PAPER_CHANGE, lambda o: o["variant"] == "paper"),)
 
 
 def build(
@@ -34,7 +38,9 @@ def build(
     roi: str = "",
     neighbours: str = "live",
     attention: str = "",
+    offset: str = "",
     top: int = 10,
+    similarity: str = "",
     normalise: bool = True,
 ) -> SingleOperation:
     """Build the head; the nodes come from the stem of GOS.
@@ -51,8 +57,11 @@ def build(
         roi: "aligned" (paper) or "old" (release); "" is the variant's.
         neighbours: "live", or "cached": stage two's `similar`, which is approximate.
         attention: sees the "top" M nodes (paper) or "all" (release); "" is the variant's.
+        offset: of the places s with attention "top": s_i - s_j, "from_neighbour" (paper), or
+            s_j - s_i, "to_neighbour"; "" is the variant's.
         top: M. Not stated in the paper.
-        normalise: whether similarities are cosines. Not stated in the paper.
+        similarity: plain "inner" products (paper) or "cosine" (release); "" is the variant's.
+        normalise: False lets "cosine" see x in place of x/|x|.
 
     Returns:
         The head with fresh weights: Li et al., CVPR 2020, eq. (9), Table 2.
@@ -66,8 +75,8 @@ def build(
         dims,
         num_classes,
         variant,
-        {"roi": roi, "attention": attention},
-        {"neighbours": neighbours, "top": top, "normalise": normalise},
+        {"roi": roi, "similarity": similarity, "attention": attention, "offset": offset},
+        {"neighbours": neighbours, "top": top, "scale": 0.0, "normalise": normalise},
         cut=cut,
         width=width,
         roi_size=roi_size,

@@ -1,7 +1,7 @@
 """GOS's temporal convolution as a head: Li et al., CVPR 2020, Table 2.
 
-    s_i(f) = the node of step f nearest to i                                eq. (4)
-    z_i = mean_t act( conv_7(x_s)(t) )                         [B,T,N,C]    eq. (5)
+    near_i(f) = the node of step f nearest to i; i itself in its own step   eq. (4)
+    z_i = mean_t act( conv_7(x_near)(t) )                      [B,T,N,C]    eq. (5)
     logits = K [ mean over valid nodes of z ; mean of y ] + k  [B,K]        no dropout
 
 x [B,T,N,C] and y come from the stem (heads/papers/gos/operation_inputs.py). The operation is in
@@ -17,8 +17,12 @@ Not stated in the paper, and chosen: the mean over nodes is concatenated with th
 C before the classifier.
 """
 
+from heads.interface.changes import Change
 from heads.interface.clips import Dims
+from heads.papers.gos.affinity import PAPER_CHANGE
 from heads.zoo._single import SingleOperation, single_operation
+
+CHANGES = (Change(2, PAPER_CHANGE, lambda o: o["variant"] == "paper" or o["nearest"] == "inner"),)
 
 
 def build(
@@ -38,6 +42,7 @@ def build(
     nearest: str = "",
     affinity: str = "",
     taps: int = 7,
+    similarity: str = "",
     normalise: bool = True,
 ) -> SingleOperation:
     """Build the head; the nodes come from the stem of GOS.
@@ -55,10 +60,13 @@ def build(
         neighbours: "live", or "cached": stage two's `nearest`, which is approximate.
         kernel: "full" (paper) or "depthwise" (release); "" is the variant's.
         padding: "same" (paper) or "valid" (release); "" is the variant's.
-        nearest: by "inner" product (paper) or by "affinity" (release); "" is the variant's.
+        nearest: by "inner" product, and itself in its own step (paper), or by "affinity" (release);
+            "" is the variant's.
         affinity: "full" (paper) or "diagonal" (release) matrix U; "" is the variant's.
         taps: the length of the kernel in steps.
-        normalise: whether the affinity sees x/|x|. Not stated in the paper.
+        similarity: with nearest "affinity", of plain "inner" products or of "cosine"s (release);
+            "" is the variant's.
+        normalise: False lets "cosine" see x in place of x/|x|.
 
     Returns:
         The head with fresh weights: Li et al., CVPR 2020, eq. (4) and (5), Table 2.
@@ -74,12 +82,13 @@ def build(
         variant,
         {
             "roi": roi,
+            "similarity": similarity,
             "kernel": kernel,
             "padding": padding,
             "nearest": nearest,
             "affinity": affinity,
         },
-        {"neighbours": neighbours, "taps": taps, "normalise": normalise},
+        {"neighbours": neighbours, "taps": taps, "scale": 0.0, "normalise": normalise},
         cut=cut,
         width=width,
         roi_size=roi_size,

@@ -9,7 +9,8 @@ Nicolicioiu, Duta and Leordeanu, Recurrent Space-time Graph Neural Networks, Neu
     logits = W drop(u) + b                                        [B,K]
 
 The graph is in heads/papers/rstg/graph.py, its nodes in heads/papers/rstg/grid.py. The release sums
-the mean of v over time. Without `residual`, u = z (SyncMNIST).
+the mean of v over time: readout="mean". So does the row Space-Only of Table 1 (sec. 3.1.1), where
+no recurrence tells the last step of those before. Without `residual`, u = z (SyncMNIST).
 
 Nodes are means of the map over the cells of three grids, exact from a cached map at `cut`. A view
 of 16 x 2048 x 7 x 7 has 3.2 MB in float16. regions="nodes" reads the nodes of `--proposals grid
@@ -19,18 +20,23 @@ rstg_map.
 
 SyncMNIST's network (backbone digit_cnn): cut="conv3", residual=False, norm="batch", dropout=0. The
 released one also has variant="released", attention="simple", update="shared": 10 565 168 parameters
-with those of the backbone.
+with those of the backbone. Something-Something's released one has variant="released",
+positions="none" and inner_norm=True.
 
 Differs from the paper: the backbone below is frozen (the paper trains end to end); otherwise see
 heads/papers/rstg/graph.py. `variant="released"` has the released code's choices. Not stated in the
 paper, and taken from the release: the projections, LN and s.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor, nn
 
+from heads.interface.changes import Change
 from heads.interface.clips import Clips, Dims, HeadOutput
 from heads.interface.variants import at_least, one_of, resolve
-from heads.papers.rstg.graph import FURTHER, VARIANTS, GraphChoices
+from heads.papers.rstg.graph import FURTHER, VARIANTS, WITHOUT_RECURRENCE, GraphChoices
 from heads.papers.rstg.grid import NODES
 from heads.papers.rstg.module import NormedResidual, ProjectedGraph, pool_nodes
 
@@ -38,6 +44,40 @@ TABLE = {
     "paper": {**VARIANTS["paper"], "readout": "last"},
     "released": {**VARIANTS["released"], "readout": "mean"},
 }
+
+
+def _left_readout_to_space_only(options: Mapping[str, Any]) -> bool:
+    chosen = options["readout"] or options["variant"] == "released"
+    return options["scheduler"] in WITHOUT_RECURRENCE and not chosen
+
+
+def _is_homogeneous(options: Mapping[str, Any]) -> bool:
+    return options["scheduler"] == "homogeneous"
+
+
+def _has_norms(options: Mapping[str, Any]) -> bool:
+    return options["norm"] != "none" or options["inner_norm"] or options["residual"]
+
+
+CHANGES = (
+    Change(
+        2,
+        "space_only read the last step alone; it reads the mean of each node over time",
+        _left_readout_to_space_only,
+    ),
+    Change(
+        3,
+        "homogeneous sent messages in time from a node's input one step earlier; it sends them "
+        "from the node's state",
+        _is_homogeneous,
+    ),
+    Change(
+        4,
+        "layer norms had an epsilon of 1e-5 (the last one 1e-9) and batch norm 1e-5; they have the "
+        "released code's 1e-12 and 1e-3",
+        _has_norms,
+    ),
+)
 
 
 class RSTGVector(nn.Module):
@@ -142,7 +182,7 @@ def build(
     residual: bool = True,
     dropout: float = 0.3,
 ) -> RSTGVector:
-    """Build RSTG to a vector: Nicolicioiu et al., NeurIPS 2019, sec. 3.
+    """Build RSTG to a vector: Nicolicioiu et al., NeurIPS 2019, sec. 2.
 
     Args:
         dims: the sizes of the cached views.
@@ -160,7 +200,8 @@ def build(
         positions: whose positions a message sees: "sender" (paper), "both" (release) or "none".
         position_map: "filtered" (paper) or "window" (release).
         update: one MLP for all nodes, "shared" (paper), or one per "scale" (release).
-        readout: the "last" step (paper) or the "mean" over time (release).
+        readout: the "last" step (paper) or the "mean" over time (release). space_only, which has no
+            recurrence, reads the mean unless it is told otherwise.
         norm: before the graph: "layer", "batch" or "none". Not stated in the paper.
         inner_norm: normalise after messages and updates. Not stated in the paper.
         residual: add to the mean of the map; False on SyncMNIST.
@@ -175,6 +216,8 @@ def build(
     """
     at_least("rstg", 1, width=width, iterations=iterations)
     one_of("rstg", "regions", regions, ("map", "nodes"))
+    if scheduler in WITHOUT_RECURRENCE:
+        readout = readout or "mean"
     given = {
         "neighbourhood": neighbourhood,
         "attention": attention,

@@ -26,8 +26,12 @@ heads/papers/rstg/graph.py. Without a `backbone`, the default, there is one modu
 nothing besides the cache.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
+from heads.interface.changes import Change
 from heads.interface.clips import Clips, Dims, HeadOutput
 from heads.interface.network_above_cut import (
     insertion_points,
@@ -41,6 +45,30 @@ from heads.papers.rstg.module import RSTG
 from pipeline.backbones import Backbone
 
 NO_OPTIONS: dict = {}
+
+
+def _is_homogeneous(options: Mapping[str, Any]) -> bool:
+    return options["scheduler"] == "homogeneous"
+
+
+def _always(options: Mapping[str, Any]) -> bool:
+    return True
+
+
+CHANGES = (
+    Change(
+        2,
+        "homogeneous sent messages in time from a node's input one step earlier; it sends them "
+        "from the node's state",
+        _is_homogeneous,
+    ),
+    Change(
+        3,
+        "layer norms had an epsilon of 1e-5 (the last one 1e-9) and batch norm 1e-5; they have the "
+        "released code's 1e-12 and 1e-3",
+        _always,
+    ),
+)
 
 
 class RSTGMap(nn.Module):
@@ -135,7 +163,7 @@ def build(
     inner_norm: bool = False,
     dropout: float = 0.3,
 ) -> RSTGMap:
-    """Build RSTG inside a backbone: Nicolicioiu et al., NeurIPS 2019, sec. 3 and Table 3.
+    """Build RSTG inside a backbone: Nicolicioiu et al., NeurIPS 2019, sec. 2 and Table 3.
 
     Args:
         dims: the sizes of the cached views.

@@ -1,5 +1,7 @@
 """STRG: Wang and Gupta, Videos as Space-Time Region Graphs, ECCV 2018.
 
+Sec. 4.1 has X, sec. 4.2 eq. (1) and (2), sec. 4.3 eq. (3), sec. 5 the layers and y.
+
     V = conv_1x1x1(res5), 2048 -> 512, with bias, no norm          [B,T,512,h,w]
     X = RoIAlign 7x7 of V at every box, then max                   [B,T,N,C]     n = T N nodes
     F(i,j) = (w x_i)^T (w' x_j),  G^sim = row softmax of F         [B,n,n]       eq. (1), (2)
@@ -19,7 +21,7 @@ convolution 1 048 576 + 512.
 
 Multiply-adds of 16 steps with 50 boxes, beside the backbone's 152.47 G: the paper says 153 without
 and 158 with the graphs. G^sim takes 0.75 G and each of the 9 dense products G X W 0.54 G, 158.05 in
-all. G^sim anew in every layer would make it 159.5. So it is computed once, from X;
+all (sec. 6.1). G^sim anew in every layer would make it 159.5. So it is computed once, from X;
 `similarity_each_layer` is the other reading. This file needs 3.11 G (or 4.60 G).
 
 No code of STRG was released: both variants are the paper. The later release of one of its authors
@@ -36,7 +38,8 @@ Differs from the paper:
   then fixed. With another cut the nodes keep that cut's C channels.
 
 Not stated in the paper, and chosen:
-- layer 3 is linear; LN and ReLU would leave W = 0 without a gradient for ever;
+- layer 3 is linear. The paper has LN and ReLU after a layer "before Z is forwarded to the next",
+  which leaves the last one open; both would leave its W = 0 without a gradient for ever;
 - Xavier weights in layers 1 and 2, no biases, the initial size of w and w';
 - IoU in continuous coordinates;
 - G^sim is computed once, from X.
@@ -67,7 +70,17 @@ from heads.papers.strg.graph import (
 )
 from pipeline.regions.roi_align import roi_align
 
-FORMS = ("similarity", "spatial_temporal", "joint")
+# Option -> the values that it may have.
+CHOICES = {
+    "variant": SAME,
+    "form": ("similarity", "spatial_temporal", "joint"),
+    "reduce": ("cached", "conv"),
+    "roi_pool": ("max", "mean"),
+    "last": LASTS,
+    "last_init": STARTS,
+    "layer_init": STARTS[:2],
+    "similarity_init": ("scaled", "xavier"),
+}
 
 
 class Reduction(nn.Module):
@@ -239,7 +252,7 @@ def build(
     bias: bool = False,
     box_pixel: float = 0.0,
 ) -> STRG:
-    """Build STRG: Wang and Gupta, ECCV 2018, sec. 3 and 4.
+    """Build STRG: Wang and Gupta, ECCV 2018, sec. 4 and 5.
 
     Args:
         dims: the sizes of the cached views.
@@ -256,16 +269,15 @@ def build(
         roi_pool: the "max" or the "mean" of the bins.
         dropout: on the global half.
         similarity_each_layer: compute G^sim from every layer's input, with the same w and w',
-            and not once from X.
+            and not once from X. Not stated in the paper.
         last: what follows layer 3: "linear" (nothing), "norm" (LN), "norm_relu" (LN, ReLU). Not
             stated in the paper.
         last_init: weights of layer 3: "zero" (the paper), "xavier" or "normal" (std 0.01).
         layer_init: weights of layers 1 and 2: "xavier" or "normal" (std 0.01). Not stated in the
             paper.
-        similarity_init: "scaled" starts w and w' at Xavier times C^(-1/4), "xavier" has no factor.
-            "scaled" gives F unit variance for features of unit variance. At C = 512 its std is
-            0.0093, near the 0.01 of non-local networks; "xavier" gives a nearly one-hot softmax.
-            Not stated in the paper.
+        similarity_init: "scaled" starts w and w' at Xavier times C^(-1/4), which gives F unit
+            variance for features of unit variance; "xavier" has no factor, and gives a nearly
+            one-hot softmax. Not stated in the paper.
         bias: whether w, w' and every W have a bias. Not stated in the paper.
         box_pixel: what a box gains on its right and lower side before IoU, as a part of the view:
             0 is continuous coordinates, 1/224 counts pixels inclusively. Not stated in the paper.
@@ -277,22 +289,49 @@ def build(
         ValueError: a value that an option cannot have, or weights that could never learn.
         MissingFields: the cache lacks what the head needs.
     """
-    one_of("strg", "variant", variant, SAME)
-    one_of("strg", "form", form, FORMS)
-    one_of("strg", "reduce", reduce, ("cached", "conv"))
-    one_of("strg", "roi_pool", roi_pool, ("max", "mean"))
-    one_of("strg", "last", last, LASTS)
-    one_of("strg", "last_init", last_init, STARTS)
-    one_of("strg", "layer_init", layer_init, STARTS[:2])
-    one_of("strg", "similarity_init", similarity_init, ("scaled", "xavier"))
+    _check_choices(
+        variant=variant,
+        form=form,
+        reduce=reduce,
+        roi_pool=roi_pool,
+        last=last,
+        last_init=last_init,
+        layer_init=layer_init,
+        similarity_init=similarity_init,
+    )
     at_least("strg", 1, width=width, roi_size=roi_size)
     at_least("strg", 0, proposals=proposals, box_pixel=box_pixel)
-    if last == "norm_relu" and last_init == "zero":
+    _require_fields(dims, reduce, cut, proposals)
+
+    reduction, channels = None, dims.C
+    if reduce == "conv":
+        reduction, channels = Reduction(cut, dims.maps[cut][0], width, roi_size, roi_pool), width
+    starts = (layer_init, last_init)
+    return STRG(
+        channels,
+        num_classes,
+        reduction,
+        *_branches(form, channels, similarity_init, last, starts, bias),
+        similarity_each_layer=similarity_each_layer,
+        box_pixel=box_pixel,
+        proposals=proposals,
+        dropout=dropout,
+    )
+
+
+def _check_choices(**options: str) -> None:
+    """Raise ValueError for a value that an option cannot have, or weights that cannot learn."""
+    for option, value in options.items():
+        one_of("strg", option, value, CHOICES[option])
+    if options["last"] == "norm_relu" and options["last_init"] == "zero":
         raise ValueError(
             "head strg: last='norm_relu' with last_init='zero' can never learn (the ReLU's "
             "gradient at 0 is 0); pass last_init='xavier', or last='linear'"
         )
 
+
+def _require_fields(dims: Dims, reduce: str, cut: str, proposals: int) -> None:
+    """Raise MissingFields for what a cache lacks, ValueError for more boxes than it has."""
     if reduce == "cached":
         dims.require("strg", "pooled", "nodes", "boxes", "valid")
     else:
@@ -303,25 +342,15 @@ def build(
             f"got {proposals}"
         )
 
-    reduction, channels = None, dims.C
-    if reduce == "conv":
-        reduction, channels = Reduction(cut, dims.maps[cut][0], width, roi_size, roi_pool), width
-    starts = (layer_init, last_init)
+
+def _branches(
+    form: str, channels: int, similarity_init: str, last: str, starts: tuple[str, str], bias: bool
+) -> tuple[SimilarityGraph | None, GraphBranch | None, GraphBranch | None]:
+    """Return w and w', branch S and branch ST; None for what `form` leaves out."""
     similarity = branch_s = branch_st = None
     if form != "spatial_temporal":
         similarity = SimilarityGraph(channels, similarity_init, bias)
         branch_s = GraphBranch(channels, 1, last, starts, bias)
     if form != "similarity":
         branch_st = GraphBranch(channels, 2, last, starts, bias)
-    return STRG(
-        channels,
-        num_classes,
-        reduction,
-        similarity,
-        branch_s,
-        branch_st,
-        similarity_each_layer=similarity_each_layer,
-        box_pixel=box_pixel,
-        proposals=proposals,
-        dropout=dropout,
-    )
+    return similarity, branch_s, branch_st

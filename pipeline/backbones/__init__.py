@@ -14,25 +14,36 @@ from pipeline.text.suggestions import nearest
 
 if TYPE_CHECKING:
     from pipeline.backbones._base import Backbone
+    from pipeline.backbones._ean import EventAdaptiveBlock
+    from pipeline.backbones._ean_kernels import fusion_matrix, kernel_sizes
     from pipeline.backbones._freezing import freeze
     from pipeline.backbones._layers import Conv, MaxPool
+    from pipeline.backbones._non_local import NonLocal
 
 # Loaded when first asked for, so that a command line can list the names without loading torch.
 _HOMES = {
     "Backbone": "_base",
     "Conv": "_layers",
+    "EventAdaptiveBlock": "_ean",
     "MaxPool": "_layers",
+    "NonLocal": "_non_local",
     "freeze": "_freezing",
+    "fusion_matrix": "_ean_kernels",
+    "kernel_sizes": "_ean_kernels",
 }
 
 __all__ = [
     "Backbone",
     "Conv",
+    "EventAdaptiveBlock",
     "MaxPool",
+    "NonLocal",
     "backbone_names",
     "backbone_options",
     "build_backbone",
     "freeze",
+    "fusion_matrix",
+    "kernel_sizes",
 ]
 
 __getattr__ = load_lazily(__name__, _HOMES)

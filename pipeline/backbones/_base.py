@@ -40,6 +40,8 @@ class Backbone(nn.Module):
         name: the name that `build_backbone` was given, "" if it was not built by it.
         options: the options of `build`, with their defaults.
         weights_sha256: SHA-256 of the weights that were loaded, "" if none.
+        version: 1, or more where the same options once computed something else. Caches and runs
+            record it, so that those of other versions are not continued.
         imagenet: torchvision's image network with the same kernels, "" if there is none.
         frozen: whether `freeze` made it.
         inserted: the inserted modules by their points.
@@ -53,7 +55,7 @@ class Backbone(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(mean))
         self.register_buffer("pixel_std", torch.tensor(std))
         self.name, self.options, self.weights_sha256 = "", {}, ""
-        self.imagenet = ""
+        self.imagenet, self.version = "", 1
         self.frozen = False
         self.inserted = Inserted()
         self._emptied = 0  # how many units `keep_above` has emptied

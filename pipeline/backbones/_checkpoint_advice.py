@@ -6,6 +6,12 @@ import torch
 from torch import Tensor
 
 from pipeline.backbones._base import Backbone
+from pipeline.backbones._checkpoint_origins import (
+    advice_on_blobs,
+    objection,
+    odd_kernels,
+    stranger,
+)
 from pipeline.backbones._checkpoint_readings import FRESH, Reading, readings_of
 from pipeline.networks.checkpoint_names import tried
 from pipeline.plugins import BACKBONE, own_names
@@ -26,6 +32,9 @@ def refusal(
         fresh: parts that may be missing.
     """
     nearest = min(readings, key=_distance)
+    known = _known_network(nearest, found)
+    if known:
+        return f"{backbone.name or 'the backbone'}: {known}"
     groups = dict(nearest.faults)
     if nearest.beside:
         groups["beside it"] = nearest.beside
@@ -40,6 +49,14 @@ def refusal(
         words.append(prefixes)
     words.append(_advice(backbone, nearest, readings, found, fresh))
     return "; ".join(words)
+
+
+def _known_network(nearest: Reading, found: list[dict[str, Tensor]]) -> str:
+    """Name a network that no backbone computes, and what would help; "" for any other."""
+    names: dict[str, Tensor] = {}
+    for state in found:
+        names.update(state)
+    return stranger(names) or advice_on_blobs(nearest.names) or odd_kernels(nearest.state)
 
 
 def _distance(reading: Reading) -> tuple[int, int]:
@@ -140,13 +157,15 @@ def _fits(
 
     try:
         with torch.device("meta"):  # only shapes are compared
-            expected = build_backbone(name, **options).state_dict()
+            backbone = build_backbone(name, **options)
     except ValueError:  # an option or a value that it does not take
         return False
 
     allowed = {"mis-shaped"} if names_only else set()
     for state in shapes:
-        for reading in readings_of(state, expected, "mean", fresh):
-            if not reading.beside and reading.faults.keys() <= allowed:
+        for reading in readings_of(state, backbone.state_dict(), "mean", fresh):
+            if reading.beside or not reading.faults.keys() <= allowed:
+                continue
+            if not objection(reading.project, reading.names, reading.prefix, backbone.options):
                 return True
     return False

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.backbones._checkpoint_keys import rename
+from pipeline.backbones._checkpoint_keys import Project, project_of, rename
 from pipeline.networks.checkpoint_names import unwrapped
 
 # Parts that a checkpoint may lack if the caller says so: they then keep their random start.
@@ -25,12 +25,16 @@ class Reading:
         faults: the keys that do not fit, by what is wrong with them: "missing", "unexpected",
             "mis-shaped".
         beside: names outside the prefix that belong to something else.
+        project: whose names the checkpoint has.
+        names: the tensors below the prefix, as the checkpoint names them.
     """
 
     prefix: str
     state: dict[str, Tensor]
     faults: dict[str, list[str]]
     beside: list[str]
+    project: Project
+    names: dict[str, Tensor]
 
     @property
     def fits(self) -> bool:
@@ -51,10 +55,12 @@ def readings_of(
     """
     readings = []
     for prefix, below, beside in unwrapped(state, expected):
-        fitted = rename(below, expected)
+        project = project_of(below, expected)
+        fitted = rename(below, expected, project)
         for key in fitted.keys() & expected.keys():
             fitted[key] = _inflated(fitted[key], expected[key].shape, inflate)
-        readings.append(Reading(prefix, fitted, _faults(fitted, expected, fresh), beside))
+        faults = _faults(fitted, expected, fresh)
+        readings.append(Reading(prefix, fitted, faults, beside, project, below))
     return readings
 
 

@@ -3,19 +3,22 @@
 A file is recognised by its keys, whatever its name:
 - ours: a backbone's state dict, or a dict that holds one under "backbone" (a training run's
   checkpoint);
+- Caffe2's pickles of video-nonlocal-net and of PySlowFast's model zoo (`res2_0_branch2a_w`);
 - pytorchvideo's hub models (`blocks.1.res_blocks.0.branch2.conv_a.weight`) and PySlowFast's
   (`s2.pathway0_res0.branch2.a.weight`), such as I3D_8x8_R50, I3D_NLN_8x8_R50 and C2D_8x8_R50;
 - the ports of video-nonlocal-net: kinetics-res50 (`layer1.0.conv1.0.weight`) and i3d_r50_kinetics
   (`layer1.0.conv1.weight`);
+- mmaction2's I3D, C2D, TSN and TSM (`backbone.layer1.0.conv1.conv.weight`);
+- TSM's release (`module.base_model.layer1.0.conv1.net.weight`) and EAN's (`relation1.`);
 - torchvision's image ResNets (`layer1.0.conv1.weight` with 2-D kernels), which are inflated.
 
 A checkpoint also decides how pixels are normalised. The Kinetics models take mean 0.45 and standard
-deviation 0.225, torchvision's those of ImageNet, and ours what was saved. All of them take RGB.
+deviation 0.225, those of mmaction2, TSM, EAN and torchvision take ImageNet's, and ours what was
+saved. All of them take RGB, unless the settings in a file of PySlowFast say otherwise.
+docs/weights.md lists files with the options that they need.
 """
 
-import errno
 import hashlib
-from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,13 +27,18 @@ from torch import Tensor
 
 from pipeline.backbones._base import Backbone
 from pipeline.backbones._checkpoint_advice import refusal
+from pipeline.backbones._checkpoint_keys import PYSLOWFAST
+from pipeline.backbones._checkpoint_origins import objection
 from pipeline.backbones._checkpoint_readings import (
     FRESH,
     NOT_IN_IMAGES,
+    Reading,
     readings_of,
     whole_reading,
 )
+from pipeline.backbones._checkpoint_settings import settings_of
 from pipeline.files.atomic_files import sha256_of
+from pipeline.networks.checkpoint_files import read_checkpoint
 from pipeline.networks.checkpoint_names import HOLDERS, other_states, states
 from pipeline.text.printable import unguarded_error
 
@@ -77,7 +85,7 @@ def load(
     expected = backbone.state_dict()
     # A file may hold several state dicts: of the network and of its moving average, say.
     if source == "imagenet":
-        found = [_fetch_imagenet(backbone)]
+        saved, found = None, [_fetch_imagenet(backbone)]
         digest = _state_sha256(found[0])
         fresh = (*fresh, *NOT_IN_IMAGES)
     else:
@@ -94,16 +102,53 @@ def load(
         raise ValueError(
             f"weights {source}: do not fit {refusal(backbone, readings, found, fresh)}"
         )
+    try:
+        state, changes = _as_trained(backbone, reading, saved)
+    except ValueError as error:
+        name = backbone.name or "the backbone"
+        raise ValueError(f"weights {source}: do not fit {name}: {error}") from None
     # Not strict: `fresh` parts may be missing. All else was compared above.
-    backbone.load_state_dict(reading.state, strict=False)
+    backbone.load_state_dict(state, strict=False)
     backbone.weights_sha256 = digest
+    if changes:
+        backbone.weights_sha256 = hashlib.sha256(f"{digest} {changes}".encode()).hexdigest()
+
+
+def _as_trained(
+    backbone: Backbone, reading: Reading, saved: object
+) -> tuple[dict[str, Tensor], str]:
+    """The weights, seeing pixels as in their training; ValueError if the network was another one.
+
+    Returns:
+        The state dict, and what of it the file's settings changed. The latter is a part of the
+        checksum: caches that were made without these settings are others.
+    """
+    options = getattr(backbone, "options", {})
+    reason = objection(reading.project, reading.names, reading.prefix, options)
+    settings = settings_of(saved) if reading.project is PYSLOWFAST else None
+    if settings and not reason:
+        has_non_local = any(".non_local." in name for name in reading.state)
+        reason = settings.objection(options, has_non_local)
+    if reason:
+        raise ValueError(reason)
+    if settings is None:
+        return reading.state, ""
+
+    state = settings.fold(reading.state)
+    changes = []
+    for name in ("pixel_mean", "pixel_std"):
+        if not torch.equal(state[name], reading.state[name]):
+            changes.append(f"{name} {state[name].tolist()}")
+    if settings.bgr:
+        changes.append("bgr")
+    return state, " ".join(changes)
 
 
 def read(path: str | Path) -> object:
     """Read a checkpoint file, on the CPU.
 
     Args:
-        path: a file of `torch.save`.
+        path: a file of `torch.save`, or a pickle of arrays.
 
     Returns:
         What it holds.
@@ -117,19 +162,11 @@ def read(path: str | Path) -> object:
             f"weights {path}: no such file; expected none, imagenet, or the path of a checkpoint"
         )
     try:
-        # Namespace: a table of options, which many scripts save beside the weights.
-        with torch.serialization.safe_globals([Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged or foreign file fails in whichever operation it happens to reach.
-    except Exception as error:
-        # EINVAL is such a failure too: the file's table points before its start.
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise
-        # What follows the first sentence is advice about loading code.
-        reason = " ".join(str(error).split()).split(". ")[0][:120]
+        return read_checkpoint(path)
+    except ValueError as error:
         raise ValueError(
             f"weights {path}: not a checkpoint of plain tensors that "
-            f"torch.load(weights_only=True) accepts ({type(error).__name__}: {reason}); save a "
+            f"torch.load(weights_only=True) accepts, nor a pickle of arrays ({error}); save a "
             f"state dict with torch.save"
         ) from error
 

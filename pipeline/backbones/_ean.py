@@ -299,7 +299,7 @@ class MultiScale(nn.Module):
 
     def __init__(self, channels: int, axis: str, design: Design, norm: bool):
         super().__init__()
-        self.sizes = thirds(channels)
+        self.sizes, self.axis = thirds(channels), axis
         groups = []
         for size, reach in zip(self.sizes, design.taps, strict=True):
             if size:
@@ -364,9 +364,9 @@ class EventAdaptiveBlock(nn.Module):
         elif design.fusion == "shuffle":
             self.register_buffer("order", shuffled(inner), persistent=False)
 
-        self.pool = self.pooled = None
-        if design.pool != "none":
-            self.pooled = taps(inner, inner, (1, 1, 1))
+        # Without a pool its convolution stays (Table 10 counts it).
+        self.pooled = taps(inner, inner, (1, 1, 1))
+        self.pool = nn.Identity()
         if design.pool == "max":
             self.pool = MaxPool((3, 3, 3), (1, 1, 1), (1, 1, 1))
         elif design.pool == "avg":
@@ -389,7 +389,5 @@ class EventAdaptiveBlock(nn.Module):
             y = fuse(self.matrix(z if self.design.released else x), y)
         elif self.design.fusion == "shuffle":
             y = y[:, self.order]
-        y = self.second(y)
-        if self.pooled is not None:
-            y = y + self.pooled(self.pool(z))
+        y = self.second(y) + self.pooled(self.pool(z))
         return x + self.expand(y)

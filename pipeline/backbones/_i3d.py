@@ -106,20 +106,20 @@ def resnet3d(
         imagenet=f"ResNet{depth}",
     )
     if non_local != "none":
-        add_non_local(backbone, depth, non_local, non_local_pool)
+        add_non_local(backbone, non_local_places(depth), non_local, non_local_pool)
     return backbone
 
 
-def add_non_local(backbone: ResNet, depth: int, kind: str, pool: bool) -> None:
-    """Add a non-local block after each of the `non_local_places`, as a part of the block there.
+def add_non_local(backbone: ResNet, places: list[str], kind: str, pool: bool) -> None:
+    """Add non-local blocks, each as a part of the block that it follows.
 
     Args:
-        backbone: a bottleneck ResNet with res3 and res4 of this depth.
-        depth: 50 or 101.
+        backbone: a bottleneck ResNet.
+        places: the blocks that they follow.
         kind: see `NonLocal`.
         pool: see `NonLocal`.
     """
-    for place in non_local_places(depth):
+    for place in places:
         block = backbone.get_submodule(place)
         block.non_local = NonLocal(block.channels, kind, pool)
 
@@ -128,7 +128,8 @@ def non_local_places(depth: int) -> list[str]:
     """Return the five blocks after which Wang et al. 2018 (sec. 5.1) put a non-local block.
 
     There are two in res3 and three in res4, at equal distances. At depth 50 that is every other
-    block, as stated there. At depth 101, where it is not stated, it is every seventh block of res4.
+    block, as stated there. At depth 101, where it is not stated, it is every seventh block of res4,
+    as in their code.
     """
     _, res3, res4, _ = DEPTHS[depth]
     places = []

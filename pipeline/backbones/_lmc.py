@@ -1,4 +1,4 @@
-"""EAN's Latent Motion Code (sec. 3.4; see `ean_r50`): motion added to the stem's map.
+"""EAN's Latent Motion Code (eq. 12; see `ean_r50`): motion added to the stem's map.
 
 It is the motion of five adjacent frames per segment; the stem sees one of them.
 """
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import gcd
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.backbones._ean import SMALL, Taps, kaiming, taps
@@ -17,19 +18,26 @@ FRAMES = 5  # adjacent frames per segment
 
 
 class LatentMotion(nn.Module):
-    """Motion of each segment from the differences of its five frames (EAN sec. 3.4).
+    """Motion of each segment from the differences of its five frames.
 
     [B,3,5T,H,W] -> [B,width,T,H/4,W/4]. A patch of a difference, one per 32×32 pixels of the frame,
-    becomes D values: [B·T,D,4,H/32,W/32]. Two residual groups of 3×3×3 convolutions mix them among
-    the four differences of a segment and across space. Each is then spread over 8×8 cells of
-    width/4 channels. No layer has a bias, so that a still clip gives exactly 0.
+    becomes D values: [B·T,D,4,H/32,W/32]. Two 3×3×3 convolutions mix them among the four
+    differences of a segment and across space. Each is then spread over 8×8 cells of width/4
+    channels. The layers before the differences are spread are, with BN behind each convolution:
+
+        paper                 h = second(relu(first(h)))
+        released              h = h + first(h), h = h + second(h)
+        released, 16 segments the same between two more 1×1×1 convolutions, BN and ReLU at each
+
+    No layer has a bias, so that a still clip gives exactly 0 at first.
 
     Args:
         width: channels of the result.
         released: whether the release's layers are built.
+        segments: T; the release has two more layers for 16.
     """
 
-    def __init__(self, width: int, released: bool):
+    def __init__(self, width: int, released: bool, segments: int):
         super().__init__()
         self.released, self.cell = released, 8
         # The release sees every other pixel: its patches are half as wide.
@@ -39,11 +47,22 @@ class LatentMotion(nn.Module):
         self.project = Conv(3, inner, (1, patch, patch), (1, patch, patch), bias=False)
         self.first = nn.Sequential(*self._layers(inner, deep=released))
         self.second = nn.Sequential(*self._layers(inner, deep=False))
+        self.enter = self.leave = None
+        if released and segments == 16:
+            self.enter = nn.Sequential(
+                nn.BatchNorm3d(inner), nn.ReLU(inplace=True), taps(inner, inner, (1, 1, 1))
+            )
         kaiming(self.modules())
-        # Made after `kaiming`, since it keeps its default start, times SMALL.
+
+        # Made after `kaiming`: the last convolution keeps its default start, times SMALL. With one
+        # more before it, that one is the small one in the release.
         self.back = Conv(inner, width // 4 * self.cell**2, (1, 1, 1), bias=False)
+        small = self.back
+        if self.enter is not None:
+            small = taps(inner, inner, (1, 1, 1))
+            self.leave = nn.Sequential(small, nn.BatchNorm3d(inner), nn.ReLU(inplace=True))
         with torch.no_grad():
-            self.back.weight.mul_(SMALL)
+            small.weight.mul_(SMALL)
 
     @staticmethod
     def _layers(inner: int, deep: bool) -> list[nn.Module]:
@@ -52,14 +71,22 @@ class LatentMotion(nn.Module):
             layers += [nn.ReLU(inplace=True), taps(inner, inner, (1, 1, 1)), nn.BatchNorm3d(inner)]
         return layers
 
+    def code(self, segments: Tensor) -> Tensor:
+        """Return the code of each patch: differences [B·T,3,4,H,W] -> [B·T,D,4,h,w]."""
+        h = self.project(segments)
+        if not self.released:
+            return self.second(F.relu(self.first(h)))
+        if self.enter is not None:
+            h = self.enter(h)
+        h = h + self.first(h)
+        h = h + self.second(h)
+        return h if self.leave is None else self.leave(h)
+
     def forward(self, frames: Tensor) -> Tensor:
         # [B·T,3,4,H,W], or half of H and W: the differences take the place of time.
         segments = differences(frames, self.released).transpose(1, 2).flatten(0, 1)
-        h = self.project(segments)
-        h = h + self.first(h)
-        h = h + self.second(h)
-
-        y = self.back(h).unflatten(1, (-1, self.cell, self.cell))  # [B·T,c,8,8,4,H/32,W/32]
+        y = self.back(self.code(segments))
+        y = y.unflatten(1, (-1, self.cell, self.cell))  # [B·T,c,8,8,4,H/32,W/32]
         y = y.permute(0, 1, 4, 5, 2, 6, 3)  # [B·T,c,4,H/32,8,W/32,8]
         # [B·T,4c,H/4,W/4], the four differences of a channel side by side
         y = y.flatten(5).flatten(3, 4).flatten(1, 2)
@@ -86,8 +113,8 @@ class MotionStack(nn.Module):
     """The second branch of the released 16-segment model: a small 2-D network.
 
     [B,3,5T,H,W] -> [B,width,T,H/4,W/4], from the twelve channels of a segment's differences. Its
-    convolutions, with BN and ReLU: 3×3 to 24 channels with stride 2; 3×3 to width in 4 groups; 1×1;
-    3×3 in 16 groups.
+    convolutions: 3×3 to 24 channels with stride 2, ReLU, BN; 3×3 to width in 4 groups, ReLU, BN;
+    1×1 with a bias; 3×3 in 16 groups.
 
     Args:
         width: channels of the result.
@@ -95,31 +122,36 @@ class MotionStack(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        # (from, to, size, stride, groups)
-        layers = [
-            (12, 24, 3, 2, 1),
-            (24, width, 3, 1, 4),
-            (width, width, 1, 1, 1),
-            (width, width, 3, 1, 16),
-        ]
-        modules: list[nn.Module] = []
-        for source, target, size, stride, groups in layers:
-            convolution = Taps(
-                source,
-                target,
-                (1, size, size),
-                (1, stride, stride),
-                (0, size // 2, size // 2),
-                groups=gcd(groups, gcd(source, target)),
-                bias=False,
-            )
-            modules += [convolution, nn.BatchNorm3d(target), nn.ReLU(inplace=True)]
-        self.convs = nn.Sequential(*modules)
+        self.convs = nn.Sequential(
+            _flat(12, 24, 3, stride=2),
+            nn.ReLU(inplace=True),
+            nn.BatchNorm3d(24),
+            _flat(24, width, 3, groups=4),
+            nn.ReLU(inplace=True),
+            nn.BatchNorm3d(width),
+            _flat(width, width, 1, bias=True),
+            _flat(width, width, 3, groups=16),
+        )
         kaiming(self.modules())
 
     def forward(self, frames: Tensor) -> Tensor:
         d = differences(frames, half=True)  # [B,3,T,4,H/2,W/2]
         return self.convs(d.transpose(2, 3).flatten(1, 2))
+
+
+def _flat(
+    source: int, target: int, size: int, *, stride: int = 1, groups: int = 1, bias: bool = False
+) -> Taps:
+    """Build a convolution within each frame; fewer groups where the channels allow no more."""
+    return Taps(
+        source,
+        target,
+        (1, size, size),
+        (1, stride, stride),
+        (0, size // 2, size // 2),
+        groups=gcd(groups, gcd(source, target)),
+        bias=bias,
+    )
 
 
 @dataclass(frozen=True)
@@ -148,7 +180,7 @@ class MotionStem(ResNetStem):
         super().__init__(3, width, 1, 1, pool)
         self.segments = segments
         self.rgb = FRAMES // 2 if released else 0  # which frame of a segment the stem sees
-        self.lmc = LatentMotion(width, released)
+        self.lmc = LatentMotion(width, released, segments)
         self.stack = None
         if released and segments == 16:
             self.stack = MotionStack(width)

@@ -4,8 +4,9 @@
     "gaussian":    f = softmax_j(θ(x_i)·φ(x_j) / √(C/2))    eq. 3 (embedded Gaussian)
     "dot_product": f = θ(x_i)·φ(x_j) / number of cells      eq. 4
 
-θ, φ, g: 1×1×1 convolutions to C/2 channels. The factor 1/√(C/2) is the authors' release's; the
-paper has none.
+θ, φ, g: 1×1×1 convolutions to C/2 channels (sec. 3.3). From the authors' released code, not from
+the paper: the factor 1/√(C/2), the biases, and normal weights of standard deviation 0.01. Where
+that code freezes norms, the block has none, and `out` starts at 0.
 """
 
 import torch.nn.functional as F
@@ -41,6 +42,17 @@ class NonLocal(nn.Module):
         for convolution in (self.theta, self.phi, self.g, self.out):
             nn.init.normal_(convolution.weight, std=0.01)
             nn.init.zeros_(convolution.bias)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the norm's scale is still 0 everywhere.
+
+        Only the norm has a gradient then. Where norms are frozen, that of such a block must be
+        trained, or the block stays the identity.
+        """
+        scale = self.bn.weight
+        # A network on the device "meta", which is built to be counted, has no values.
+        return not scale.is_meta and not scale.any()
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = x

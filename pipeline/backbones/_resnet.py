@@ -163,7 +163,7 @@ class ResNet(Backbone):
             has all frames.
         res5_stride: spatial stride of res5, 1 or 2; nothing is dilated.
         reduce: channels of the stage "reduced", 0 for no such stage. It is a 1×1×1 convolution with
-            bias and without BN or ReLU (STRG sec. 3).
+            bias and without BN or ReLU (STRG).
         imagenet: see `Backbone`.
         grey: average the colours; conv1 has one input channel.
     """

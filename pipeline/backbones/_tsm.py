@@ -3,7 +3,7 @@
     y_t = x_{t+1} in the first C/part channels, x_{t−1} in the next C/part, x_t in the rest
 
 Beyond the ends of the clip x is zero. The shift is on the way into a residual block's first
-convolution and not on its shortcut (sec. 3.2, residual shift).
+convolution and not on its shortcut (the paper's residual shift).
 """
 
 from torch import Tensor, nn

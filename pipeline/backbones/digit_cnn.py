@@ -1,6 +1,6 @@
 """RSTG's digit network: three times a 3×3 valid convolution, ReLU and a 2×2 maximum, per frame.
 
-It is the network of RSTG's experiments on SyncMNIST (sec. 4.1).
+It is the network of RSTG's experiments on SyncMNIST (sec. 3.1).
 """
 
 import torch.nn.functional as F

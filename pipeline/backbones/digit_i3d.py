@@ -9,7 +9,7 @@ RSTG's digit network has 10 565 168 parameters, and its convolutions alone take 
 """
 
 from pipeline.backbones._base import Backbone
-from pipeline.backbones._i3d import TEMPORAL, add_non_local, temporal_taps
+from pipeline.backbones._i3d import TEMPORAL, add_non_local, non_local_places, temporal_taps
 from pipeline.backbones._layers import MaxPool
 from pipeline.backbones._non_local import KINDS
 from pipeline.backbones._options import require_allowed, require_widths
@@ -19,6 +19,7 @@ from pipeline.backbones._resnet import Bottleneck, ResNet
 def build(
     temporal: str = "alternating",
     non_local: str = "none",
+    non_local_at: str = "",
     non_local_pool: bool = True,
     grey: bool = True,
     reduce: int = 0,
@@ -30,8 +31,10 @@ def build(
 
     Args:
         temporal: "every", "alternating" or "none", see `_i3d.temporal_taps`.
-        non_local: "gaussian" or "dot_product" adds five blocks of that kind where I3D-R50 has
-            them; "none" adds none.
+        non_local: "gaussian" or "dot_product" adds non-local blocks of that kind; "none" adds
+            none.
+        non_local_at: the blocks of res3 and res4 that a non-local block follows, separated by
+            commas; "" for the five of I3D-R50.
         non_local_pool: see `NonLocal`.
         grey: one input channel, the mean over colours.
         reduce: channels of the stage "reduced", 0 for none.
@@ -59,6 +62,14 @@ def build(
         imagenet="",
         grey=grey,
     )
+    places = non_local_places(50)
+    if non_local_at:
+        blocks = tuple(cut for cut in backbone.cuts() if "." in cut)
+        places = non_local_at.split(",")
+        for place in places:
+            require_allowed({"non_local_at": (place, blocks)})
+        # Version 2: the backbone digit_nl had five blocks without this option.
+        backbone.version = 2
     if non_local != "none":
-        add_non_local(backbone, 50, non_local, non_local_pool)
+        add_non_local(backbone, places, non_local, non_local_pool)
     return backbone

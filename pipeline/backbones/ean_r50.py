@@ -1,7 +1,5 @@
 """EAN's trunk: Tian et al., EAN: Event Adaptive Network for Enhanced Action Recognition, IJCV 2022.
 
-Its section 3:
-
     bottleneck: conv1 1×1, BN, ReLU -> ME -> Shift -> conv2 3×3, BN, ReLU -> conv3 1×1, BN, + x,
       ReLU
     ME(x) = x + x·s, s = σ(BN(W2 mean_hw d)) − 0.5, u = BN(W1 x)
@@ -28,10 +26,12 @@ variant="released" differs from "paper" as follows (the paper's choice in bracke
 - One tap is no convolution (a 1×1×1 convolution).
 - ESP-Net has seven 3³ convolutions on z (a 1³ and two 5³ with stride 2, on x).
 - compress and expand have 4 groups (1).
-- LMC sees every other pixel, has patches of 16×16 in 256 values, and one 1³ convolution more (every
-  pixel, patches of 32×32 in 128 values).
+- LMC sees every other pixel and has patches of 16×16 in 256 values (every pixel, patches of 32×32
+  in 128 values). Its two 3³ convolutions have residuals, the first one a 1³ convolution more (one
+  after the other, no residuals).
 - The RGB frame is a segment's middle one (the first).
-- 16 segments add a second motion branch, with the weights 0.6, 0.2 and 0.2 (no such branch).
+- 16 segments have one more 1³ convolution on each side of LMC's two, and a second motion branch,
+  with the weights 0.6, 0.2 and 0.2 (the network of 8 segments).
 
 Differs from the paper: nothing known. The release declares a BN of width C in each EAB that is
 never used; it is not built. The biases that the released ESP-Net has in front of its BNs are there
@@ -39,8 +39,8 @@ and never learn.
 
 Not stated in the paper, and chosen:
 - ESP-Net keeps C/16 channels, with BN and ReLU after each convolution.
-- LMC's 3³ convolutions see the four differences of one segment, not those of the next; and its BNs.
-- The sizes of the 16-segment branch's kernels, and no deeper projections there.
+- LMC's 3³ convolutions see the four differences of one segment, not those of the next; its BNs, and
+  the ReLU between the two.
 - Channel shuffle deals from the three groups in turn.
 - expand starts at its default times 0.01, as released ("zero" is the other start that the paper
   allows).
@@ -94,6 +94,11 @@ class EANResNet(ResNet):
         )
         if lmc:
             self.stem = MotionStem(width, pool, design.released, segments)
+        # Version 2: the release's motion layers for 16 segments, no residuals in the paper's, and
+        # the convolution of pool="none".
+        changed_motion = lmc and (segments == 16 or not design.released)
+        if changed_motion or (eab and design.pool == "none"):
+            self.version = 2
         self.eab = nn.ModuleDict()
         for stage in STAGES:
             if stage in eab:
@@ -136,7 +141,8 @@ def build(
             no block (Tables 5 and 6: "stem,res2" is stages 1-2).
         fusion: M of each block: "dynamic", "static", "shuffle" or "identity" (Table 9; M = I is the
             Incep-Block).
-        pool: the pool of each block: "max", "avg" or "none" (Table 10).
+        pool: the pool of each block: "max", "avg" or "none" (Table 10), which leaves the 1×1×1
+            convolution W alone.
         scales: taps of the three channel groups (Table 8): "multi" (1, 3, 5), "small" (3 each, the
             S-Block with fusion="identity") or "large" (5 each, the L-Block).
         inter_relu: the ReLU between the halves of a block.

@@ -2,8 +2,8 @@
 
 The options are those of `_i3d.resnet3d`; STRG: reduce=512.
 
-The paper does not state how 128 frames become 16 steps. Our choice: conv1, pool1 and pool2 halve
-time each, as in the 32-frame models of the Non-local networks' release, which STRG builds on.
+The paper does not state how 128 frames become 16 steps. Here conv1, pool1 and pool2 halve time
+each, as in the models of 32 and 128 frames of the non-local networks' code, which STRG builds on.
 """
 
 from functools import partial

@@ -1,7 +1,7 @@
 """I3D on ResNet-101 with five non-local blocks: STRG's Table 3, rows NL.
 
 128 frames at 288² give 2048×16×18×18. The blocks follow res3.1, res3.3, res4.6, res4.13 and
-res4.20, which the paper does not state (see `_i3d.non_local_places`). Time is halved as in
+res4.20, which the paper does not state: those of the non-local networks' code. Time is halved as in
 i3d_r101. The options are those of `_i3d.resnet3d`; STRG: reduce=512.
 """
 

@@ -311,6 +311,11 @@ def _require_same(folder: Path, config: dict, manifest: Manifest, fingerprint: s
     for key in sorted({*stored, *wanted}):
         if stored.get(key) != wanted.get(key):
             differing.append(key)
+    if differing == ["backbone_version"]:
+        raise CacheError(
+            f"{folder}: with these options the backbone now computes something else than when the "
+            f"cache was made ({_settings(wanted, differing)}). Point --cache at another folder"
+        )
     if differing:
         raise CacheError(
             f"{folder}: the cache was made with {_settings(stored, differing)}; this command asks "

@@ -22,8 +22,8 @@ from pipeline.manifests.manifest import SPLITS, write_manifest
 
 # Videos in a shard: at most so many are lost when a run is killed.
 PER_SHARD = 500
-# Videos in one forward pass.
-AT_ONCE = {"cpu": 25, "cuda": 500}
+# Videos in one forward pass: on a CPU, what fits its cache.
+AT_ONCE = {"cpu": 8, "cuda": 500}
 
 
 def cache_digits(

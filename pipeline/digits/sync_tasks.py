@@ -2,7 +2,7 @@
 
 Digits move at random, and some of them take the same steps. The label names these. SyncMNIST
 follows RSTG's released generator, `create_syncMNIST`. DyReg released no generator: what its paper
-does not state is our choice (see `MultiSyncDigits`).
+and its reader do not state is our choice (see `MultiSyncDigits`).
 """
 
 from collections import Counter
@@ -19,6 +19,8 @@ from pipeline.digits.images import Images
 from pipeline.digits.scenes import Scenes
 
 CLASSES = 10
+# Places that a synchronous digit is offered at once; about half of them are near enough.
+TRIES = 8
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,14 @@ class SyncDigits:
     def scenes(self, images: Images, seed: int, split: str, indices: np.ndarray) -> Scenes:
         """Choose what happens in some videos; see `Task.scenes`."""
         # The order of the calls that take random numbers determines the videos.
-        random = CountedRandom(("digits", seed, split), indices)
+        key = ("digits", seed, split)
+        random = CountedRandom(key, indices)
         classes, rows = self._choose_images(images, np.asarray(indices, np.int64), random)
         synchronous = self._choose_synchronous(random)
         chosen = synchronous & (random.below(self.none_in, 1) != 0)
-        corners = self._move(chosen, random)
+        start = random.below(self.canvas - self.tile, self.digits, 2)
+        start = self._bring_together(start, chosen, CountedRandom((*key, "start"), indices))
+        corners = self._move(start, chosen, random)
         labels = label_numbers(classes, chosen, self.classes)
         return Scenes(corners, classes, rows, chosen, labels)
 
@@ -140,11 +145,22 @@ class SyncDigits:
         """Return which digits take the same steps: bool [B,n], or [1,n] where always the same."""
         return np.arange(self.digits)[None] < 2
 
-    def _move(self, chosen: np.ndarray, random: CountedRandom) -> np.ndarray:
-        """Return corners int [B,F,n,2]; the digits `chosen` [B,n] take the same steps."""
+    def _bring_together(
+        self, corners: np.ndarray, chosen: np.ndarray, random: CountedRandom
+    ) -> np.ndarray:
+        """Return where digits start, int [B,n,2], given random places `corners`."""
+        return corners
+
+    def _move(self, corners: np.ndarray, chosen: np.ndarray, random: CountedRandom) -> np.ndarray:
+        """Return corners int [B,F,n,2]; the digits `chosen` [B,n] take the same steps.
+
+        Args:
+            corners: int [B,n,2], where digits start.
+            chosen: bool [B,n].
+            random: where random numbers come from.
+        """
         last = self.canvas - self.tile - 1
         together = chosen[..., None]
-        corners = random.below(last + 1, self.digits, 2)
         path = []
         for _ in range(self.frames):
             low = np.clip(-corners, -self.reach, self.reach)
@@ -183,29 +199,44 @@ class MultiSyncDigits(SyncDigits):
     With 10 classes there are 56 labels: classes are drawn with replacement, so that the two may
     be equal. Digits move as in `SyncDigits`.
 
-    DyReg released no generator, and its paper leaves these open. Our choices are:
+    Digits that take the same steps are never more than `max_distance` apart. The first of them
+    starts anywhere. Each other one starts at a random place that is near enough to all before it.
+    They keep their distances, because they take the same steps.
+
+    DyReg released no generator. The files that its reader opens are named after a largest distance
+    of 160 between synchronous digits. What that measures is not said. Here it is the Euclidean
+    distance between the middles of two digits, in pixels of the canvas. Further choices of ours:
 
     - Two to all of the digits take the same steps. Each number, and each subset of that number,
       is equally likely.
     - In one of `none_in` videos no digits do.
     - Digits hide each other as in `SyncDigits`.
-    - `canvas`, `tile` and `stretch`.
+    - `canvas`, `tile` and `stretch`. The release halves positions, and its frames have 128 pixels.
 
     Attributes:
         canvas: side of the canvas, in pixels.
         size: side of a frame, in pixels.
         none_in: one of so many videos has the label "none".
-        stretch: stretch the contrast before shrinking; the other options are those of
-            `SyncDigits`.
+        stretch: stretch the contrast before shrinking.
+        max_distance: how far apart synchronous digits are at most, in canvas pixels; 0 sets no
+            limit. The other options are those of `SyncDigits`.
     """
 
     canvas: int = 256
     size: int = 128
     none_in: int = 56
     stretch: bool = False
+    max_distance: int = 160
 
     name: ClassVar[str] = "multisync"
     most_digits: ClassVar[int] = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_distance < 0:
+            raise ValueError(
+                f"{self.name}: expected max_distance from 0, which sets no limit; got {self}"
+            )
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -239,6 +270,52 @@ class MultiSyncDigits(SyncDigits):
         # The rank of each digit in a random order.
         rank = random.bits(self.digits).argsort(axis=1).argsort(axis=1)
         return rank < count
+
+    def _bring_together(
+        self, corners: np.ndarray, chosen: np.ndarray, random: CountedRandom
+    ) -> np.ndarray:
+        if not self.max_distance:
+            return corners
+        corners, videos = corners.copy(), np.arange(len(corners))
+        first = chosen.argmax(1)
+        placed = ~chosen
+        placed[videos, first] = True
+
+        # The places in the square around the first digit: no others are near enough.
+        around = corners[videos, first][:, None, None]  # [B,1,1,2]
+        low = np.maximum(around - self.max_distance, 0)
+        high = np.minimum(around + self.max_distance, self.canvas - self.tile - 1)
+        # `random` serves nothing else, so other videos cannot change where this one's numbers go.
+        while not placed.all():
+            tried = low + random.below(high - low + 1, TRIES, self.digits, 2)
+            for digit in range(self.digits):
+                self._place(digit, tried[:, :, digit], corners, chosen, placed)
+        return corners
+
+    def _place(
+        self,
+        digit: int,
+        tried: np.ndarray,
+        corners: np.ndarray,
+        chosen: np.ndarray,
+        placed: np.ndarray,
+    ) -> None:
+        """Give a digit the first place near enough to all chosen digits before it.
+
+        Args:
+            digit: which one.
+            tried: int [B,tries,2], places.
+            corners: int [B,n,2], written to.
+            chosen: bool [B,n].
+            placed: bool [B,n], whose places stand; written to.
+        """
+        before = corners[:, None, :digit] - tried[:, :, None]  # [B,tries,digit,2]
+        near = (before**2).sum(-1) <= self.max_distance**2
+        fits = (near | ~chosen[:, None, :digit]).all(-1)  # [B,tries]
+        ready = placed[:, :digit].all(1) & ~placed[:, digit] & fits.any(1)
+        videos = np.flatnonzero(ready)
+        corners[videos, digit] = tried[videos, fits[videos].argmax(1)]
+        placed[videos, digit] = True
 
 
 def _label_probabilities(

@@ -22,7 +22,7 @@ WRAPPERS = (
 # Keys under which training scripts save the weights, the most specific first.
 HOLDERS = (
     *("backbone", "encoder", "model_state", "model_state_dict", "state_dict"),
-    *("model", "network", "net", "module", "params", "weights"),
+    *("model", "network", "net", "module", "params", "weights", "blobs"),
 )
 
 # How many levels of nested tables are searched.
@@ -32,7 +32,7 @@ DEPTH = 6
 LONGEST_PREFIX = 64
 
 # Classifiers, which may stand beside a backbone in one table.
-BESIDE = re.compile(r"(^|\.)(fc|fc_cls|classifier|head|heads|cls_head|logits)\.")
+BESIDE = re.compile(r"(^|\.)(fc|fc_cls|new_fc|classifier|head|heads|cls_head|logits)\.")
 
 # Counters of weight averages.
 COUNTERS = re.compile(r"(^|\.)(n_averaged|_extra_state)$")

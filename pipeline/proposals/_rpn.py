@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.files.atomic_files import sha256_of
+from pipeline.networks.checkpoint_files import read_checkpoint
 from pipeline.networks.checkpoint_names import other_states, states, unwrapped
 from pipeline.networks.memory_format import lay_out
 from pipeline.networks.precision import dtype_of
@@ -41,7 +42,9 @@ def file_sha256(path: str | Path) -> str:
 
 
 def read_state(path: str | Path, names: Collection[str]) -> dict[str, Tensor]:
-    """Read the state dict in a torch file. It reads tensors only: no code in it is ever run.
+    """Read the state dict in a file of torch, or in a pickle of arrays such as detectron2's.
+
+    It reads tensors and arrays only: no code in it is ever run.
 
     The state dict may be alone, or in the tables that training programs keep it in. What wrappers
     put before its names is taken off.
@@ -51,8 +54,8 @@ def read_state(path: str | Path, names: Collection[str]) -> dict[str, Tensor]:
         names: the names that the network has.
 
     Raises:
-        ValueError: the file is missing, is no torch file, holds anything but tensors, holds no
-            state dict, or holds several such networks.
+        ValueError: the file is missing, is of no such kind, holds anything but tensors and arrays,
+            holds no state dict, or holds several such networks.
     """
     if not Path(path).is_file():
         raise ValueError(
@@ -60,12 +63,11 @@ def read_state(path: str | Path, names: Collection[str]) -> dict[str, Tensor]:
             f"weights=coco"
         )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # A damaged file raises EOFError, KeyError, RuntimeError, UnpicklingError and more.
-        first = first_line(error)
+        state = read_checkpoint(path)
+    except (ValueError, OSError) as error:
         raise ValueError(
-            f"{path}: not a file of tensors written by torch.save ({first.split('. ')[0][:120]})"
+            f"{path}: not a file of tensors written by torch.save, nor a pickle of arrays "
+            f"({first_line(error)})"
         ) from error
 
     # Training programs keep the weights beside optimisers and averages, under names of their own.

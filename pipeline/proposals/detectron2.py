@@ -4,7 +4,6 @@
 detectron2 is imported only when this source is built; nothing else needs it.
 """
 
-import pickle
 from collections.abc import Collection
 from pathlib import Path
 
@@ -30,17 +29,6 @@ from pipeline.proposals._rpn import (
     suppress,
 )
 from pipeline.text.printable import first_line
-
-# What a pickle may call to make an array; everything else is refused.
-HARMLESS = {
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),
-}
 
 
 class Detectron2RPN:
@@ -270,45 +258,24 @@ def _weights_of(config: str, cfg) -> Path:
         ) from None
 
 
-class _Arrays(pickle.Unpickler):
-    """Read a pickle of arrays; ValueError for anything that would call other code."""
-
-    def find_class(self, module: str, name: str):
-        if (module, name) not in HARMLESS:
-            raise ValueError(f"loading it would execute {module}.{name}: refused")
-        return super().find_class(module, name)
-
-
 def _rpn_state(path: Path, names: Collection[str]) -> dict[str, Tensor]:
     """The weights of backbone and RPN in a file. Left out are heads, anchors and pixel statistics;
     the config gives the last two.
     """
-    if path.suffix == ".pkl":
-        try:
-            with open(path, "rb") as file:
-                loaded = _Arrays(file, encoding="latin1").load()
-            state = {key: torch.as_tensor(value) for key, value in loaded.get("model", {}).items()}
-        except FileNotFoundError:
-            raise ValueError(
-                f"{path}: no such weights file; expected one of detectron2's model zoo, or "
-                f"weights=coco"
-            ) from None
-        except Exception as error:  # a damaged pickle raises whatever it happens to trip
-            raise ValueError(
-                f"{path}: not a file of weights of detectron2's model zoo ({error})"
-            ) from error
-    else:
-        state = read_state(path, names)
+    state = read_state(path, names)
     wanted = ("backbone.", "proposal_generator.")
     derived = (".cell_anchors.", ".num_batches_tracked")
     found = {}
     for key, value in state.items():
         if key.startswith(wanted) and not any(part in key for part in derived):
             found[key] = value
+    if not found and any(key.startswith("rpn.head.") for key in state):
+        raise ValueError(f"{path}: the weights are torchvision's; pass --proposals torchvision")
     if not found:
         raise ValueError(
             f"{path}: expected the weights of a whole network (backbone.*, proposal_generator.*), "
-            "got others, such as those of ImageNet that a training begins with; pass weights=FILE"
+            f"got others ({', '.join(list(state)[:3])}), such as those of ImageNet that a training "
+            f"begins with, or of another program; pass weights=FILE"
         )
     return found
 

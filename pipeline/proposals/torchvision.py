@@ -207,14 +207,32 @@ def _rpn_state(path: Path, names: Collection[str]) -> dict[str, Tensor]:
     """The weights of backbone and RPN in a file: no box head, no batch counters, and names as
     torchvision writes them today.
     """
+    saved = read_state(path, names)
+    other = _other_detector(saved)
+    if other:
+        raise ValueError(f"{path}: these are not the weights of this network: {other}")
     state = {}
-    for key, value in read_state(path, names).items():
+    for key, value in saved.items():
         # Written before torchvision 0.14.
         if key in ("rpn.head.conv.weight", "rpn.head.conv.bias"):
             key = key.replace("conv.", "conv.0.0.")
         if not key.startswith("roi_heads.") and not key.endswith(".num_batches_tracked"):
             state[key] = value
     return state
+
+
+def _other_detector(names: Collection[str]) -> str:
+    """What a file holds that is a known detector, but not this one; "" for any other."""
+    if any(name.startswith("proposal_generator.") for name in names):
+        return "they are detectron2's; pass --proposals detectron2"
+    if any(name.startswith("backbone.fpn.inner_blocks.0.1.") for name in names):
+        return (
+            "they are of fasterrcnn_resnet50_fpn_v2, which has norms in its pyramid; take "
+            "fasterrcnn_resnet50_fpn, or weights=coco"
+        )
+    if any(name.startswith("backbone.body.0.0.") for name in names):
+        return "they are of a detector on MobileNet; take fasterrcnn_resnet50_fpn, or weights=coco"
+    return ""
 
 
 def _fold_all(body: nn.Module, eps: float) -> None:

@@ -126,7 +126,9 @@ class ExtractConfig:
         """The cuts whose maps are stored."""
         return tuple(filter(is_cut, self.keep))
 
-    def computed(self, weights_sha256: str, proposal_sha256: str) -> dict[str, Any]:
+    def computed(
+        self, weights_sha256: str, proposal_sha256: str, backbone_version: int = 1
+    ) -> dict[str, Any]:
         """Return the config that the cache's fingerprint is made from.
 
         Files of weights and of plug-ins count by their content, not by their path.
@@ -134,6 +136,7 @@ class ExtractConfig:
         Args:
             weights_sha256: of the backbone's weights, "" without any.
             proposal_sha256: of the file of the source of boxes, "" without any.
+            backbone_version: `Backbone.version`.
 
         Returns:
             A dictionary that JSON can hold.
@@ -148,14 +151,18 @@ class ExtractConfig:
                 options[key] = proposal_sha256 or options[key]
         record["proposal_options"] = options
 
-        # Some options are younger than the first caches. Their defaults are left out, so that
-        # those caches keep their fingerprints.
+        # These are younger than the first caches. Their defaults are left out, so that those
+        # caches keep their fingerprints.
         if self.pixel_aspect == "displayed":
             record.pop("pixel_aspect")
         if not self.frame_pattern:
             record.pop("frame_pattern")
         if self.resize == "pil":
             record.pop("resize")
+        if self.sampling.stretch is None:
+            record["sampling"].pop("stretch")
+        if backbone_version > 1:
+            record["backbone_version"] = backbone_version
 
         # Without boxes, no value depends on their source.
         if not self.wants_boxes:

@@ -158,7 +158,7 @@ class StoredShapes:
     def record(self) -> dict:
         """Return the config for the cache's fingerprint, with the checksums of loaded weights."""
         source_sha256 = self.source.weights_sha256 if self.source else ""
-        return self.config.computed(self.weights_sha256, source_sha256)
+        return self.config.computed(self.weights_sha256, source_sha256, self.backbone.version)
 
     def grids(self, size: tuple[int, int]) -> dict[str, tuple[int, int]]:
         """Return the true sizes of a view's maps.

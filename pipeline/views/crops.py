@@ -25,11 +25,20 @@ def square_crop(width: int, height: int, scale: float, draws: Draws) -> Crop:
         scale: side of the square, as a fraction of the frame's short side, in (0, 1].
         draws: random numbers of the view.
     """
-    # The first and the last position are as likely as the others.
-    side = _side(width, height, scale)
-    x = draws.below(width - side + 1)
-    y = draws.below(height - side + 1)
-    return x, y, side, side
+    return _anywhere(width, height, _side(width, height, scale), draws)
+
+
+def floored_square_crop(width: int, height: int, scale: float, draws: Draws) -> Crop:
+    """Return what `square_crop` does, with a side that is rounded down, as in GOS's released code.
+
+    Args:
+        width: pixels of the frame.
+        height: pixels of the frame.
+        scale: side of the square, as a fraction of the frame's short side, in (0, 1].
+        draws: random numbers of the view.
+    """
+    # A crop of a tiny frame still has a pixel.
+    return _anywhere(width, height, max(1, int(scale * min(width, height))), draws)
 
 
 def multiscale_crop(
@@ -105,6 +114,13 @@ def full_size(width: int, height: int, short_side: int, multiple: int) -> tuple[
         rounded = round_quotient(side * short_side, short * multiple) * multiple
         sides.append(max(rounded, multiple))
     return sides[0], sides[1]
+
+
+def _anywhere(width: int, height: int, side: int, draws: Draws) -> Crop:
+    # The first and the last position are as likely as the others.
+    x = draws.below(width - side + 1)
+    y = draws.below(height - side + 1)
+    return x, y, side, side
 
 
 def _side(width: int, height: int, scale: float) -> int:

@@ -21,6 +21,7 @@ from pipeline.text import suggestions
 from pipeline.views.crops import (
     Crop,
     even_crops,
+    floored_square_crop,
     full_size,
     multiscale_crop,
     round_quotient,
@@ -37,12 +38,13 @@ from pipeline.views.video_info import VideoInfo
 
 SAMPLINGS = ("segments", "stride", "linspace", "gos")
 OFFSETS = ("equal", "tsn")
-TRAIN_CROPS = ("gos", "short_side", "multiscale", "centre")
+TRAIN_CROPS = ("gos", "gos_floor", "short_side", "multiscale", "centre")
 TEST_CROPS = (1, 3, 11, "full")
 
 # Default scales of each training crop, as fractions of the short side.
 SCALES = {
     "gos": (1.0, 0.9),
+    "gos_floor": (1.0, 0.9),
     "multiscale": (1.0, 0.875, 0.75, 0.66),
     "centre": (1.0,),
     "short_side": (),
@@ -95,7 +97,7 @@ class Sampling:
 
         GOS        224, 224, 1
         DyReg-GNN  256, 224, 1, or 256, 256, 3
-        EAN        240, 224, 1
+        EAN        256, 224, 1, or 256, 256, 3 (Kinetics)
         RSTG       256, 256, 11
         STRG       256, none, full
 
@@ -112,12 +114,16 @@ class Sampling:
         source_fps: frames per second of a clip whose own rate is unknown. A clip's own rate is
             the manifest's column `fps`, else that of its file.
         size: pixels of a training view's side; views are square.
+        stretch: (height, width) in pixels to which whole frames are resized before anything is
+            cut, whatever their aspect; None keeps the aspect. EAN's release has 240, 320 on
+            Something-Something, and a test_short_side of 240.
         train_views: training views per clip.
         train_crop: how training views are cut. "gos": a square of one of `scales` times the short
-            side, anywhere (GOS: 1 and 0.9). "short_side": the short side becomes a random whole
-            number in `short_side`, then a square of `size`, anywhere (STRG). "multiscale": TSN's;
-            width and height are `scales` times the short side, at 13 positions. "centre": the
-            centred square of the one scale; nothing is drawn.
+            side, anywhere (GOS: 1 and 0.9). "gos_floor": the same, with sides rounded down to whole
+            pixels as in GOS's released code, not to the nearest. "short_side": the short side
+            becomes a random whole number in `short_side`, then a square of `size`, anywhere
+            (STRG). "multiscale": TSN's; width and height are `scales` times the short side, at 13
+            positions. "centre": the centred square of the one scale; nothing is drawn.
         scales: fractions of the short side; None for those of `SCALES`.
         max_distort: for "multiscale", how many places of `scales` width and height may differ.
         short_side: for "short_side", the lowest and highest pixels. Default: 256 and 320 at size
@@ -148,6 +154,7 @@ class Sampling:
     fps: float = 6.0
     source_fps: float | None = None
     size: int = 224
+    stretch: tuple[int, int] | None = None
     train_views: int = 1
     train_crop: str = "gos"
     scales: tuple[float, ...] | None = None
@@ -163,7 +170,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         # JSON and TOML have no tuples.
-        for name in ("scales", "short_side", "flip_protect"):
+        for name in ("scales", "short_side", "stretch", "flip_protect"):
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
@@ -221,7 +228,7 @@ class Sampling:
             ok = ok and all(_is_positive(scale, most=1.0) for scale in scales)
             self._check("scales", ok, "a list of shares of the short side, above 0 and at most 1")
             one = self.train_crop == "centre" and len(scales) == 1
-            ok = one or self.train_crop in ("gos", "multiscale")
+            ok = one or self.train_crop in ("gos", "gos_floor", "multiscale")
             self._check("scales", ok, "one share for train_crop=centre, none for short_side")
 
         sides = self.short_side
@@ -231,6 +238,11 @@ class Sampling:
             ok = ok and sides[0] <= sides[1]
             expected = f"lowest and highest, pixels, from size={self.size}"
             self._check("short_side", ok, expected)
+
+        if self.stretch is not None:
+            ok = isinstance(self.stretch, tuple) and len(self.stretch) == 2
+            ok = ok and all(_is_whole(side, 1) for side in self.stretch)
+            self._check("stretch", ok, "height and width, pixels")
 
         ok = self.test_crops == "full" or self.size_of("test")[0] <= self.resized
         name = "test_size" if self.test_size else "test_short_side"
@@ -334,17 +346,21 @@ def views_of(
             "(sampling.source_fps), or add a column fps to the manifest"
         )
 
+    # Crops are drawn in the stretched frame, then put back into the frame as it is.
+    height, width = sampling.stretch or (info.height, info.width)
     is_protected = not set(labels).isdisjoint(sampling.flip_protect)
     views = []
     for number in range(sampling.train_views):
         # One stream of draws per purpose: another crop or probability leaves the frames alone.
         key = (seed, clip_id, "train", number)
         frames = _frames(sampling, info, Draws(*key, "frames"), clip=0, clips=1)
-        crop = _train_crop(sampling, info.width, info.height, Draws(*key, "crop"))
+        crop = _train_crop(sampling, width, height, Draws(*key, "crop"))
+        crop = _unstretched(crop, (width, height), info)
         flip = Draws(*key, "flip").uniform() < sampling.flip and not is_protected
         views.append(View("train", number, frames, crop, (sampling.size, sampling.size), flip))
 
-    crops, size = _test_crops(sampling, info.width, info.height)
+    crops, size = _test_crops(sampling, width, height)
+    crops = [_unstretched(crop, (width, height), info) for crop in crops]
     for clip in range(sampling.test_clips):
         frames = _frames(sampling, info, None, clip, sampling.test_clips)
         for k, crop in enumerate(crops):
@@ -372,9 +388,10 @@ def _frames(
 
 def _train_crop(sampling: Sampling, width: int, height: int, draws: Draws) -> Crop:
     scales = sampling.scales or SCALES[sampling.train_crop]
-    if sampling.train_crop == "gos":
+    if sampling.train_crop in ("gos", "gos_floor"):
         scale = scales[draws.below(len(scales))]
-        return square_crop(width, height, scale, draws)
+        crop = square_crop if sampling.train_crop == "gos" else floored_square_crop
+        return crop(width, height, scale, draws)
     if sampling.train_crop == "short_side":
         if sampling.short_side:
             low, high = sampling.short_side
@@ -397,6 +414,17 @@ def _test_crops(sampling: Sampling, width: int, height: int) -> tuple[list[Crop]
         return [(0, 0, width, height)], size
     scale = size[0] / sampling.resized
     return even_crops(width, height, scale, sampling.test_crops), size
+
+
+def _unstretched(
+    crop: Crop, size: tuple[int, int], info: VideoInfo
+) -> tuple[float, float, float, float]:
+    """Return a crop of a frame of (width, height) as the same part of the clip's own frame."""
+    if size == (info.width, info.height):
+        return crop
+    across, down = info.width / size[0], info.height / size[1]
+    x, y, width, height = crop
+    return x * across, y * down, width * across, height * down
 
 
 def _is_whole(value: object, low: int) -> bool:

@@ -61,7 +61,7 @@ MODULES: dict[str, str] = {
     "heads.reporting.pictures": "heads.reporting.clip_pictures",
     "heads.reporting.predicted": "heads.reporting.predictions",
     "heads.reporting.results": "heads.reporting.result_sections",
-    "heads.reporting.sheets": "heads.reporting.csv_tables",
+    "heads.reporting.sheets": "heads.reporting.markdown",
     "heads.reporting.sources": "heads.reporting.provenance_sections",
     "heads.reporting.study": "heads.reporting.groups",
     "heads.reporting.text": "heads.reporting.escaping",
@@ -194,6 +194,8 @@ NAMES: dict[str, str] = {
     "heads.scene:Scene": "heads.papers.gos.operation_inputs:OperationInputs",
     "heads.scene:Stem": "heads.papers.gos.operation_inputs:NodeStem",
     "heads.zoo.gos:diversity_of": "heads.papers.gos.cell:diversity_of",
+    # The crops of GOS's release; the general one rounds to the nearest pixel.
+    "pipeline.crops:square_crop": "pipeline.views.crops:floored_square_crop",
     "pipeline.reader:VideoInfo": "pipeline.views.video_info:VideoInfo",
     "pipeline.sample:gos_frames": "pipeline.views.frame_numbers:gos_frames",
     "pipeline.sample:linspace_frames": "pipeline.views.frame_numbers:linspace_frames",

@@ -1,9 +1,11 @@
-"""Write docs/recipes.md from the recipes.
+"""Write docs/recipes.md from the recipes, the studies, and the table of the papers' tables.
 
 Run `python -m tests.support.recipes_page > docs/recipes.md`.
 """
 
-from heads.config.recipe import read_recipe, recipe_names
+from heads.config.recipe import recipe_names
+from heads.config.study_file import StudyPlan, study_names
+from tests.support.paper_tables import TABLES, PaperTable, file_of
 
 # The first part of a recipe's name -> the section of the page.
 SYSTEMS = {
@@ -15,7 +17,7 @@ SYSTEMS = {
     "demo": "The demo",
 }
 
-ABOVE = """# The recipes
+ABOVE = """# The recipes and studies
 
 A recipe is a TOML file. It names the head with its options, the data, the training, and how views
 become a score. The recipes below come with the package: `vidgraph train NAME --cache CACHE`. Each
@@ -25,6 +27,15 @@ phases that `vidgraph finetune NAME --phase PHASE` runs; the other phases read t
 the published figures was reproduced with these recipes: the data sets and the pretrained weights
 were not available.
 
+A study is a TOML file, too: the rows of a table, each trained with several seeds, which end as one
+table. It starts with the commands that make its cache and train it: `vidgraph ablate` where a cache
+serves all rows ([ablate.md](ablate.md)), `vidgraph finetune --study` where frames are needed
+([finetune.md](finetune.md#studies)).
+
+The papers draw a new crop and other frames in every epoch; a cache holds `--train-views` of them.
+Each recipe asks for enough, all of a table for the same number
+([stages.md](stages.md#views) has the measurement).
+
 Write your own recipe beside your data. `vidgraph train mine.toml` checks every key and type, and
 names the nearest key where one is wrong. `--set KEY=VALUE` overrides any key. The dataclasses of
 `heads/config/recipe.py`, `heads/config/recipe_tables.py` and `heads/config/training_options.py`
@@ -32,33 +43,86 @@ explain the keys.
 
 `--set 'data.no_label=["-1"]'` lists labels that stand for no label: a clip with no other label
 counts as one without a label. `data.class_list` names a file with one class per line.
+
+Each section has one row per table and figure of the paper: what makes it, what of that is this
+project's choice, and whether it was trained here.
 """
 
-TABLE = "| recipe | head | phases | source |\n|---|---|---|---|"
+OF_PAPERS = (
+    "| in the paper | what | recipe or study | what of it is ours | trained here |\n"
+    "|---|---|---|---|---|"
+)
+RECIPES = "| recipe | head | phases | source |\n|---|---|---|---|"
+STUDIES = "| study | command | rows × seeds | source |\n|---|---|---|---|"
 
 
 def page() -> str:
     """Return the page as it should be."""
-    groups: dict[str, list[str]] = {system: [] for system in SYSTEMS}
-    for name in recipe_names():
-        groups.setdefault(name.split("_")[0], []).append(name)
-
     parts = [ABOVE]
-    for system, names in groups.items():
-        parts.append(f"## {SYSTEMS[system]}\n\n{TABLE}")
-        parts += [row(name) for name in names]
+    for system, title in SYSTEMS.items():
+        tables = [table for table in TABLES if table.system == system]
+        recipes = [name for name in recipe_names() if name.split("_")[0] == system]
+        studies = [name for name in study_names() if name.split("_")[0] == system]
+        parts.append(f"## {title}\n\n{OF_PAPERS}")
+        parts += [row_of_paper(table) for table in tables]
+        parts.append(f"\n{RECIPES}")
+        parts += [row(name) for name in recipes]
+        if studies:
+            parts.append(f"\n{STUDIES}")
+            parts += [row_of_study(name) for name in studies]
         parts[-1] += "\n"
     return "\n".join(parts)
 
 
+def row_of_paper(table: PaperTable) -> str:
+    """Return the row of a table or figure of a paper."""
+    ways = []
+    if table.made_by:
+        ways.append(", ".join(f"`{name}`" for name in table.made_by))
+    if table.how:
+        ways.append(table.how)
+    choices = choices_of(table)
+    if table.ours:
+        choices.append(table.ours)
+    cells = [table.where, table.what, "; ".join(ways), "; ".join(choices) or "-", table.trained]
+    return f"| {' | '.join(cell.replace('|', ' ') for cell in cells)} |"
+
+
+def choices_of(table: PaperTable) -> list[str]:
+    """Return what the files of a table state as our choice, each clause once."""
+    clauses: dict[str, None] = {}
+    for name in table.made_by:
+        for clause in file_of(name).ours.split(";"):
+            if clause.strip():
+                clauses[clause.strip()] = None
+    return list(clauses)
+
+
 def row(name: str) -> str:
     """Return the table's row of a recipe; phases that read frames are in italics."""
-    recipe = read_recipe(name)
+    recipe = file_of(name)
     phases = []
     for phase in recipe.phases:
         phases.append(f"*{phase.name}*" if phase.reads == "frames" else phase.name)
     source = recipe.source.replace("|", " ")
     return f"| `{name}` | `{recipe.head.name}` | {', '.join(phases) or 'one'} | {source} |"
+
+
+def row_of_study(name: str) -> str:
+    """Return the table's row of a study."""
+    plan = file_of(name)
+    source = plan.source.replace("|", " ")
+    return f"| `{name}` | `{verb_of(plan)}` | {len(plan.rows)} × {len(plan.seeds)} | {source} |"
+
+
+def verb_of(plan: StudyPlan) -> str:
+    """Return the command that trains a study: "ablate", or "finetune --study"."""
+    if plan.varied_extraction():
+        return "finetune --study"
+    for one in plan.rows:
+        if all(phase.reads == "frames" for phase in one.recipe.all_phases):
+            return "finetune --study"
+    return "ablate"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """DyReg's distillation: networks with one module each teach the regions of one with several.
 
-Duta, Nicolicioiu and Leordeanu, NeurIPS 2021, sec. 3.3. The modules of student and teachers are
+Duta, Nicolicioiu and Leordeanu, NeurIPS 2021: regions of networks with one graph are distilled into
+the one with three for the first tenth of the iterations. The modules of student and teachers are
 matched by the point of the backbone at which they are inserted. The recipe's table [train.distil]
 says for how many iterations the loss counts.
 """
@@ -84,7 +85,7 @@ class Teachers:
 def distillation_loss(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
     """Compare the offsets of a network's modules with those of their single-module teachers.
 
-    The form, smooth-L1, is not stated in the paper (sec. 3.3).
+    The paper does not state the form, and the release has no distillation; smooth-L1 is ours.
 
     Args:
         students: o [B,T,N,4] of every module.

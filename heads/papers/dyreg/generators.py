@@ -1,11 +1,11 @@
 """What predicts DyReg-GNN's regions: f and g, the generators "big" and "lite".
 
-Duta, Nicolicioiu and Leordeanu, NeurIPS 2021, sec. 3.1, eq. (2), and Table 6. The regions are in
+Duta, Nicolicioiu and Leordeanu, NeurIPS 2021, eq. (2) and Table 6. The regions are in
 heads/papers/dyreg/regions.py.
 
-Not stated in any source, and chosen:
-- the strides of `Fishnet` for maps other than 7, 8, 14, 16, 28 and 32;
-- the place of the last LN in "lite". That there is one more, the paper's parameter count shows.
+Not stated in any source, and chosen: the strides of `Fishnet` for maps other than 7, 8, 14, 16, 28
+and 32, and with `upsample` for maps other than 16, where alone the release's network returns to the
+size of the map.
 """
 
 from dataclasses import dataclass
@@ -28,9 +28,12 @@ class Strides:
 
     Attributes:
         cells: the length of the axis.
+        edge: the padding of tail0 and of its transposed twin: 0, or 1 where the network returns to
+            the size of the map.
     """
 
     cells: int
+    edge: int = 0
 
     @property
     def first(self) -> int:
@@ -40,13 +43,14 @@ class Strides:
     @property
     def middle(self) -> int:
         """Cells after tail0."""
-        # The size that a 3-cell kernel without padding gives.
-        return (self.cells - 3) // self.first + 1
+        return (self.cells + 2 * self.edge - 3) // self.first + 1
 
     @property
     def second(self) -> int:
         """The stride of tail1, of the transposed convolution and of the head."""
-        return 1 if self.middle <= 7 else 2
+        # The padding of tail0 changes no stride: on a map of 16 this one is 1 with and without.
+        without_edge = (self.cells - 3) // self.first + 1
+        return 1 if without_edge <= 7 else 2
 
     @property
     def pad(self) -> int:
@@ -67,7 +71,7 @@ class Strides:
     @property
     def back(self) -> int:
         """The output padding with which tail0's transposed twin returns to `cells` cells."""
-        return self.cells - ((self.middle - 1) * self.first + 3)
+        return self.cells - ((self.middle - 1) * self.first + 3 - 2 * self.edge)
 
 
 def _layer(convolution: nn.Module) -> nn.Sequential:
@@ -80,6 +84,9 @@ class Fishnet(nn.Module):
 
     The output of tail0 is added before the head. ReLU and LN over (C,h,w) follow each convolution.
 
+    With `upsample` a transposed convolution stands in place of the head. It returns to the grid,
+    and what enters tail0 is added to its output. Tail0 and it then have a padding of 1.
+
     Args:
         channels: C of the maps [n,C,h,w].
         grid: (h, w) of the maps.
@@ -89,25 +96,29 @@ class Fishnet(nn.Module):
     def __init__(self, channels: int, grid: Pair, upsample: bool = False):
         super().__init__()
         check_grid(grid)
-        y, x = Strides(grid[0]), Strides(grid[1])
+        edge = 1 if upsample else 0
+        y, x = Strides(grid[0], edge), Strides(grid[1], edge)
         first, second, pad = (y.first, x.first), (y.second, x.second), (y.pad, x.pad)
         extra, back = (y.extra, x.extra), (y.back, x.back)
         self.size = (y.last, x.last)
 
         self.enter = _layer(nn.Conv2d(channels, HIDDEN, 1))
-        self.tail0 = _layer(nn.Conv2d(HIDDEN, HIDDEN, 3, first))
+        self.tail0 = _layer(nn.Conv2d(HIDDEN, HIDDEN, 3, first, edge))
         self.tail1 = _layer(nn.Conv2d(HIDDEN, OUT, 3, second, pad))
         self.up = _layer(nn.ConvTranspose2d(OUT, HIDDEN, 3, second, pad, output_padding=extra))
         if upsample:
-            leave = nn.ConvTranspose2d(HIDDEN, HIDDEN, 3, first, output_padding=back)
+            leave = nn.ConvTranspose2d(HIDDEN, HIDDEN, 3, first, edge, output_padding=back)
         else:
             leave = nn.Conv2d(HIDDEN, OUT, 3, second, pad)
         self.leave = _layer(leave)
+        self.upsample = upsample
 
     def forward(self, x: Tensor) -> Tensor:
+        entered = self.enter(x)
         # `up` returns to the cells that tail0 gives, so that the two can be added.
-        tail = self.tail0(self.enter(x))
-        return self.leave(self.up(self.tail1(tail)) + tail)
+        tail = self.tail0(entered)
+        out = self.leave(self.up(self.tail1(tail)) + tail)
+        return out + entered if self.upsample else out
 
 
 class BigGenerator(nn.Module):
@@ -138,14 +149,17 @@ class LiteGenerator(nn.Module):
     """The generator "lite": maps [n,C,h,w] -> [n,N,width].
 
     A softmax over the nodes divides every cell between them. A node is the sum, not normalised, of
-    its parts of x plus an embedding of the place.
+    its parts of x plus an embedding of the place, then a linear layer.
+
+    `norm` is not applied: the release declares it, so that its weights are in checkpoints and in
+    Table 6's number of parameters, and never calls it. It does not learn.
     """
 
     def __init__(self, channels: int, grid: Pair, width: int):
         super().__init__()
         self.mask = nn.Conv2d(channels, NODES, 1)
         self.place = nn.Conv2d(channels, channels, 1)
-        self.norm = JointNorm(channels, axes=2)
+        self.norm = JointNorm(channels, axes=2).requires_grad_(False)
         self.out = nn.Linear(channels, width)
         # The sizes decide the waves, so checkpoints do not hold them.
         self.register_buffer("waves", place_waves(channels, grid), persistent=False)
@@ -154,14 +168,14 @@ class LiteGenerator(nn.Module):
         # [n,N,h,w]; the N weights of a cell sum to 1
         masks = self.mask(x).softmax(1)
         x = x + self.place(self.waves[None])
-        return self.out(self.norm(torch.einsum("nihw,nchw->nic", masks, x)))
+        return self.out(torch.einsum("nihw,nchw->nic", masks, x))
 
 
 def place_waves(channels: int, grid: Pair) -> Tensor:
     """Return the sinusoidal embedding of the place that "lite" adds.
 
-    Positions go from 0 to 1, the frequency of channel k is 10000^(k / (C/2)), with a sine for even
-    and a cosine for odd k.
+    Positions go from 0 to 1, the frequency of channel k is 10000^(-k / (C/2)), with a sine for
+    even and a cosine for odd k.
 
     Args:
         channels: C.
@@ -174,7 +188,7 @@ def place_waves(channels: int, grid: Pair) -> Tensor:
     k = torch.arange(half)
 
     def waves(length: int) -> Tensor:
-        angles = torch.linspace(0, 1, length) * (10000.0 ** (k / half))[:, None]
+        angles = torch.linspace(0, 1, length) * (10000.0 ** (-k / half))[:, None]
         return torch.where(k[:, None] % 2 == 0, angles.sin(), angles.cos())  # [half,length]
 
     h, w = grid

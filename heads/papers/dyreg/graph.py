@@ -1,7 +1,7 @@
 """The graph of DyReg-GNN: a recurrent space-time graph (RSTG) without positions.
 
 Duta, Nicolicioiu and Leordeanu, Discovering Dynamic Salient Regions for Spatio-Temporal Graph
-Neural Networks, NeurIPS 2021, sec. 3.2.
+Neural Networks, NeurIPS 2021, eq. (8) and (9).
 
 Nodes v_{i,t} are [B,T,N,C], N = 9. There are no edges between steps: time is left to GRUs, each
 shared by all nodes, from a zero state.

@@ -14,7 +14,7 @@ r is half the height and half the width, c the centre. p is the node's anchor: o
 The order of o is the release's; the paper writes (dx, dy, w, h).
 
 Differs from the paper: kernels are divided by their sum, as in the release. Without that the module
-is not scale-free; `normalise=False` is the paper's eq. (5).
+is not scale-free; `normalise=False` is the paper's eq. (5) and (6).
 """
 
 import torch
@@ -69,7 +69,7 @@ def geometry(offsets: Tensor, anchors: Tensor, grid: Pair) -> tuple[Tensor, Tens
 
 
 def kernels_of(centres: Tensor, radii: Tensor, grid: Pair, normalise: bool = True) -> Tensor:
-    """Compute the pyramids of eq. (5).
+    """Compute the pyramids of eq. (5) and (6).
 
     Args:
         centres: [..,2], (y, x) in cells.

@@ -1,10 +1,10 @@
 """Where DyReg-GNN looks: N = 9 regions per step of a map [B,T,C,h,w].
 
 Duta, Nicolicioiu and Leordeanu, Discovering Dynamic Salient Regions for Spatio-Temporal Graph
-Neural Networks, NeurIPS 2021, sec. 3.1. Lengths are in grid cells.
+Neural Networks, NeurIPS 2021, eq. (2) to (6). Lengths are in grid cells.
 
     z_{i,t} = GRU(LN(g_i(f(X_t))))                                          eq. (2), (3)
-    o_{i,t} = alpha * (W LN(z_{i,t}) + b),  alpha = 0 at first  [B,T,N,4]
+    o_{i,t} = alpha * (W LN(z_{i,t}) + b),  alpha = 0 at first  [B,T,N,4]   eq. (4)
     K_i(y,x) = relu(r_h - |y - c_y|) relu(r_w - |x - c_x|),     [B,T,N,h,w] eq. (5), (6)
                divided by its sum
 
@@ -30,7 +30,8 @@ Differs from the paper:
 - a map of another grid than the built one is averaged to the built one before f, as in the release.
   Semantic weights are then stretched back, keeping their sum.
 
-Not stated in any source, and chosen: static and constant-time as above.
+The paper says that the z_i of static regions are parameters, and that constant-time regions are
+shared over time. Not stated in any source, and chosen: z_i from the mean of f(X) over time.
 """
 
 from dataclasses import dataclass

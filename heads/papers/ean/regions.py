@@ -1,10 +1,11 @@
 """Where EAN's transformer looks: weights of the cells of a map.
 
-Tian et al., EAN: Event Adaptive Network for Enhanced Action Recognition, IJCV 2022, sec. 3.3. The
+Tian et al., EAN: Event Adaptive Network for Enhanced Action Recognition, IJCV 2022, sec. 3.2. The
 weights are learned saliency maps (eq. 4), equal tiles, or boxes (Table 7).
 
-Not stated in the paper, and chosen: fixed regions are a grid of equal tiles (2x2 for 4). A box
-weighs each cell by the part of it that the box covers.
+Not stated in the paper, and chosen: the last of Saliency-Net's four layers is a 1x1x1 convolution
+to M maps. Fixed regions are a grid of equal tiles (2x2 for 4). A box weighs each cell by the part
+of it that the box covers.
 """
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from heads.interface.masked_layers import row_normalise
 
 # Kernels of Saliency-Net over (T, h, w).
-PAPER_KERNELS = [(1, 1, 1), (3, 1, 1), (1, 5, 5)]
+PAPER_KERNELS = [(1, 1, 1), (3, 1, 1), (1, 5, 5), (1, 1, 1)]
 RELEASED_KERNELS = [(1, 1, 1), (3, 3, 3), (1, 3, 3), (1, 3, 3)]
 
 

@@ -1,6 +1,6 @@
 """EAN's Sparse Object Interaction Transformer.
 
-Tian et al., EAN: Event Adaptive Network for Enhanced Action Recognition, IJCV 2022, sec. 3.3.
+Tian et al., EAN: Event Adaptive Network for Enhanced Action Recognition, IJCV 2022, sec. 3.2.
 
     X = W_s map, C -> 512, no bias                       [B,T,P,512]     P = h w cells
     O_{m,t} = softmax over p of Saliency-Net(X)_m        [B,T,M,P]       eq. (4), M = 4 objects
@@ -12,10 +12,12 @@ Saliency-Net is in heads/papers/ean/regions.py, the layers are in heads/papers/e
 is N(0,1) at first: one vector per cell (paper), one per cell and step (released).
 
 Differs from the paper: `regions="boxes"` masks padded boxes. Not stated in the paper, and chosen: a
-transformer before the last stage adds its vector at every position.
+transformer before the last stage adds its vector at every position; on another grid than E was
+built for, such as that of larger test views, E is interpolated bilinearly.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heads.interface.clips import Clips
@@ -95,11 +97,11 @@ class SparseObjects(nn.Module):
             [B,layers,heads,n,n].
 
         Raises:
-            ValueError: another grid, or number of steps, than E has vectors for.
+            ValueError: another number of steps than E has vectors for.
         """
-        self._check(grid, x.shape[1])
+        steps = x.shape[1]
         x = self.squeeze(x)
-        tokens = x if self.position is None else x + self.position
+        tokens = x if self.position is None else x + self.positions(grid, steps)
 
         maps = {}
         boxes = mask = None
@@ -121,20 +123,29 @@ class SparseObjects(nn.Module):
         maps["attention"] = torch.stack(attention, 1)
         return self.norm(self.out(masked_mean(tokens, valid))), maps
 
-    def _check(self, grid: tuple[int, int], steps: int) -> None:
-        if self.position is None:
-            return
+    def positions(self, grid: tuple[int, int], steps: int) -> Tensor:
+        """Return E for a grid, interpolated between its cells where that is not the built one.
+
+        Args:
+            grid: (h, w).
+            steps: T.
+
+        Returns:
+            [1 or T,P,width].
+
+        Raises:
+            ValueError: E has a vector for each of another number of steps.
+        """
         built = self.position.shape[0]
-        if grid == self.grid and built in (1, steps):
-            return
-        wanted = f"{self.grid[0]}×{self.grid[1]} cells"
-        if built > 1:
-            wanted += f" and {built} steps"
-        raise ValueError(
-            f"head ean has one position vector for each of {wanted}, got a map of "
-            f"{grid[0]}×{grid[1]} cells and {steps} steps: cut the views to one size, or build it "
-            "with position=none"
-        )
+        if built not in (1, steps):
+            raise ValueError(
+                f"head ean has one position vector for each of {built} steps, got {steps} steps: "
+                "sample the views alike, or build it with position=spatial"
+            )
+        if grid == self.grid:
+            return self.position
+        maps = self.position.unflatten(1, self.grid).movedim(-1, 1)  # [1 or T,width,h,w]
+        return F.interpolate(maps, grid, mode="bilinear").flatten(2).mT
 
 
 class ObjectsAdded(nn.Module):

@@ -1,8 +1,8 @@
 """The transformer layers of EAN, with batch norm in place of layer norm.
 
-Tian et al., EAN: Event Adaptive Network for Enhanced Action Recognition, IJCV 2022, sec. 3.3.
+Tian et al., EAN: Event Adaptive Network for Enhanced Action Recognition, IJCV 2022, sec. 3.2.
 
-    F = F + MHSA(BN(F)),  F = F + FF(BN(F))                    [B,n,C]   8 heads of 64, scale 1/8
+    F = F + MHSA(BN(F)),  F = F + FF(BN(F))        [B,n,C]   8 heads of C/8, scale (C/8)^-1/2
     FF = Linear, BN, ReLU, Linear, BN, ReLU, Linear, all of C
 
 Differs from the paper: tokens that are padding attend to nothing and count in no batch statistics.
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from heads.interface.masked_layers import masked_softmax
 
-HEADS, HEAD_WIDTH, DEPTH = 8, 64, 2
+HEADS, DEPTH = 8, 2
 
 
 class RowNorm(nn.BatchNorm1d):
@@ -61,13 +61,15 @@ class TokenAttention(nn.Module):
     """Multi-head self-attention among the tokens that count; q, k and v have no bias.
 
     Args:
-        width: C.
+        width: C; each of the 8 heads has C/8 channels, at least one.
     """
 
     def __init__(self, width: int):
         super().__init__()
-        self.qkv = nn.Linear(width, 3 * HEADS * HEAD_WIDTH, bias=False)
-        self.out = nn.Linear(HEADS * HEAD_WIDTH, width)
+        self.head_width = max(1, width // HEADS)
+        inner = HEADS * self.head_width
+        self.qkv = nn.Linear(width, 3 * inner, bias=False)
+        self.out = nn.Linear(inner, width)
 
     def forward(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Attend.
@@ -80,10 +82,10 @@ class TokenAttention(nn.Module):
             [B,n,C], and the weights [B,heads,n,n]. A row of weights sums to 1, or is 0 in a view
             without any token.
         """
-        qkv = self.qkv(x).unflatten(-1, (3, HEADS, HEAD_WIDTH))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B,heads,n,64]
-        weights = masked_softmax(q @ k.mT * HEAD_WIDTH**-0.5, valid[:, None, None])
-        # [B,heads,n,64] -> [B,n,heads * 64]
+        qkv = self.qkv(x).unflatten(-1, (3, HEADS, self.head_width))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B,heads,n,C/8]
+        weights = masked_softmax(q @ k.mT * self.head_width**-0.5, valid[:, None, None])
+        # [B,heads,n,C/8] -> [B,n,C]
         return self.out((weights @ v).transpose(1, 2).flatten(2)), weights
 
 

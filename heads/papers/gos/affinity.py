@@ -3,23 +3,30 @@
 Li et al., Adaptive Interaction Modeling via Graph Operations Search, CVPR 2020, sec. 3.2. The
 operations and the letters are in heads/papers/gos/operations.py.
 
-    x^ = x / |x|,  A_ij = x^_i^T U y^_j,  U = 1 at first      affinity
-    act(z) = LeakyReLU_0.01(LayerNorm_C(z))
+    A_ij = x_i^T U y_j,  U = 1 at first                       affinity
+    P = softmax_j(A)                                          its rows, which sum to 1
+    act(z) = LeakyReLU_0.01(LayerNorm_C(z))                   supplement
 
 Where the paper and its released code differ (`VARIANTS`), each row is an option of its own:
 
     option        value       meaning
+    similarity    inner       paper: A and P as above
+                  cosine      release: A sees x^ = x / |x|, and P is softmax(5 A)
     affinity      full        paper: U is a C x C matrix
                   diagonal    release: only U's diagonal is read, the rest gets no gradient
     kernel        full        paper: C -> C channels
                   depthwise   release
     padding       same        paper: T positions
                   valid       release: T - 6
-    nearest       inner       paper: largest x_i . x_j
+    nearest       inner       paper: largest x_i . x_j; in its own frame, the node itself
                   affinity    release: largest A_ij (a hard choice, so that U gets no gradient)
     attention     top         paper: similarities to the M most similar other nodes, in this order,
-                              and their (cx, cy, t) minus the node's
+                              and the differences of their places s = (cx, cy, t)
                   all         release: cosines to all n nodes and the node's layout; built for one n
+    offset        from_neighbour
+                              paper: the difference is s_i - s_j
+                  to_neighbour
+                              neither on its own: s_j - s_i, with attention "top"
     background    raw         both: V reads A itself
                   softmax     neither: V reads P
     roi           aligned     paper: torchvision's RoIAlign, then the mean
@@ -32,11 +39,13 @@ Where the paper and its released code differ (`VARIANTS`), each row is an option
                   nodes_global
                               release: also the mean of V
 
-Differs from the paper: nodes of length 0 have affinity 0. Not stated in the paper: that affinities
-see x^, and the slope 0.01.
+Differs from the paper: with cosines, nodes of length 0 have affinity 0. Not stated in the paper:
+that rows are normalised by a softmax, and the slope 0.01.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,11 +55,13 @@ from heads.interface.variants import at_least, one_of
 
 VARIANTS = {
     "paper": {
+        "similarity": "inner",
         "affinity": "full",
         "kernel": "full",
         "padding": "same",
         "nearest": "inner",
         "attention": "top",
+        "offset": "from_neighbour",
         "background": "raw",
         "roi": "aligned",
         "alpha_input": "backbone",
@@ -58,11 +69,13 @@ VARIANTS = {
         "classifier": "nodes",
     },
     "released": {
+        "similarity": "cosine",
         "affinity": "diagonal",
         "kernel": "depthwise",
         "padding": "valid",
         "nearest": "affinity",
         "attention": "all",
+        "offset": "to_neighbour",
         "background": "raw",
         "roi": "old",
         "alpha_input": "reduced",
@@ -72,6 +85,25 @@ VARIANTS = {
 }
 # Values that neither variant takes, but a user may.
 FURTHER = {"background": ("softmax",)}
+# Those that operations read; the others are of the searched head and its stem.
+OPERATION_OPTIONS = (
+    "similarity",
+    "affinity",
+    "kernel",
+    "padding",
+    "nearest",
+    "attention",
+    "offset",
+    "background",
+)
+# What variant "paper" computed before version 2, for `CHANGES` of the heads.
+PAPER_CHANGE = (
+    "variant='paper' compared nodes by 5 times their cosines, let a longer node of the own frame "
+    "stand for a node (eq. 4) and had s_j - s_i in eq. (9), and now has plain inner products, the "
+    "node itself and s_i - s_j"
+)
+# The factor before a softmax of affinities, by `similarity`.
+SCALES = {"inner": 1.0, "cosine": 5.0}
 
 
 @dataclass(frozen=True)
@@ -80,11 +112,12 @@ class OperationChoices:
 
     Attributes:
         head: the head's name, for messages.
-        affinity, kernel, padding, nearest, attention, background: see the top of this file.
+        affinity, kernel, padding, nearest, attention, offset, background: see the top of this
+            file.
         neighbours: "live" chooses neighbours among the nodes at hand, "cached" takes those that
             stage two found.
         scale: the factor before a softmax of affinities.
-        normalise: whether affinities see x^ (True) or x.
+        normalise: whether affinities see x^ (similarity "cosine") or x ("inner").
         top: M of node_att.
         taps: the length of the temporal kernel.
         skip_dropout: dropout of the operation skip.
@@ -99,6 +132,7 @@ class OperationChoices:
     padding: str = "same"
     nearest: str = "inner"
     attention: str = "top"
+    offset: str = "to_neighbour"
     background: str = "raw"
     neighbours: str = "live"
     scale: float = 5.0
@@ -116,6 +150,32 @@ class OperationChoices:
                 f"head {self.head}, option taps: expected an odd number with padding='same', got "
                 f"{self.taps}"
             )
+
+
+def operation_choices(
+    head: str, decided: Mapping[str, str], scale: float, normalise: bool, **others: Any
+) -> OperationChoices:
+    """Make the choices of a head whose variant is decided.
+
+    Args:
+        head: the head's name, for messages.
+        decided: the options of `VARIANTS` that the operations read, with `similarity`.
+        scale: the factor before a softmax of affinities; 0 is that of `similarity`.
+        normalise: False lets "cosine" see x in place of x^.
+        **others: further attributes of `OperationChoices`.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+    forms = dict(decided)
+    similarity = forms.pop("similarity")
+    return OperationChoices(
+        head,
+        **forms,
+        scale=scale or SCALES[similarity],
+        normalise=normalise and similarity == "cosine",
+        **others,
+    )
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,16 @@ Li et al., Adaptive Interaction Modeling via Graph Operations Search, CVPR 2020,
     alpha = A g + a                                    [B,E,O]     eq. (12)
     L_var = var_o(sum_ij alpha^ij_o)                               eq. (13)
 
-The operations o are in heads/papers/gos/operations.py. There are E = S (S+1) / 2 edges. Not stated
-in the paper, and chosen: the variance is the unbiased one.
+The operations o are in heads/papers/gos/operations.py. There are E = S (S+1) / 2 edges. The
+variance has the factor 1 / (|O| - 1).
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heads.papers.gos.affinity import OperationChoices, OperationSizes
@@ -23,8 +25,7 @@ from heads.papers.gos.operation_inputs import OperationInputs
 from heads.papers.gos.operations import new_operation, node_weights
 
 STRUCTURES = ("adaptive", "shared", "shared_test")
-# Of the mean structure that "shared_test" evaluates with.
-DECAY = 0.99
+COMMON = "common"  # the buffer of the structure that most training views chose
 
 
 def edges_of(supernodes: int) -> tuple[tuple[int, int], ...]:
@@ -36,7 +37,7 @@ def edges_of(supernodes: int) -> tuple[tuple[int, int], ...]:
 
 
 class Cell(nn.Module):
-    """The states after s_0; every edge has operations of its own.
+    """The states after s_0; every edge has operations of its own. `reads` names what they read.
 
     Args:
         space: the names of the operations.
@@ -58,6 +59,11 @@ class Cell(nn.Module):
         for _ in edges_of(supernodes):
             operations = {name: new_operation(name, sizes, choices) for name in space}
             self.edges.append(nn.ModuleDict(operations))
+        # All edges have the same operations.
+        reads = set()
+        for operation in operations.values():
+            reads.update(operation.reads)
+        self.reads = tuple(sorted(reads))
 
     def forward(
         self, x: Tensor, inputs: OperationInputs, weights: Tensor, discrete: bool
@@ -144,11 +150,14 @@ class Structure(nn.Module):
 
     The weights start at 0, so that every view has the same structure at first.
 
+    It counts the structures of a training epoch. Buffer `common` [cells,E] is the one that most
+    views chose; -1 before the first epoch has ended. A checkpoint holds it.
+
     Args:
         inputs: channels of g.
         shape: (cells, E, O).
         form: "adaptive"; "shared", one learned structure for all videos; "shared_test", adaptive
-            in training and the mean structure in evaluation.
+            in training, and the common structure in evaluation.
     """
 
     def __init__(self, inputs: int, shape: tuple[int, int, int], form: str):
@@ -156,7 +165,9 @@ class Structure(nn.Module):
         self.form = form
         # A buffer, so that a checkpoint says what its structure is made of.
         self.register_buffer("shape", torch.tensor(shape))
+        self.register_buffer(COMMON, torch.full(shape[:2], -1))
         self.sizes = shape
+        self._votes: Counter[tuple[int, ...]] = Counter()  # of the present training epoch
 
         outputs, bound = math.prod(shape), inputs**-0.5
         if form == "shared":
@@ -165,19 +176,9 @@ class Structure(nn.Module):
             # The bias keeps torch's start, U(-bound, bound).
             self.alpha = nn.Linear(inputs, outputs)
             nn.init.zeros_(self.alpha.weight)
-        if form == "shared_test":
-            # With zero weights, alpha is the bias for every video: the mean starts there.
-            self.register_buffer("mean", self.alpha.bias.detach().clone())
 
     def forward(self, g: Tensor) -> Tensor:
-        """Compute alpha.
-
-        Args:
-            g: [B,inputs].
-
-        Returns:
-            [B,cells,E,O]. "shared_test" updates its mean in training.
-        """
+        """Compute alpha [B,cells,E,O] from g [B,inputs]."""
         if self.form == "shared":
             alpha = self.alpha.expand(len(g), -1)
         else:
@@ -185,13 +186,42 @@ class Structure(nn.Module):
             # Autocast returns half precision, which is too coarse to choose a structure with.
             if g.dtype != torch.float64:
                 alpha = alpha.float()
-        if self.form == "shared_test":
-            # A transferred structure is fixed, and so is its mean.
-            if self.training and self.alpha.bias.requires_grad:
-                self.mean.lerp_(alpha.detach().mean(0).to(self.mean.dtype), 1 - DECAY)
-            else:
-                alpha = self.mean.expand_as(alpha)
-        return alpha.unflatten(1, self.sizes)
+        alpha = alpha.unflatten(1, self.sizes)
+        if self.training:
+            self._votes.update(map(tuple, alpha.detach().argmax(-1).flatten(1).tolist()))
+        return alpha
+
+    @property
+    def evaluated_with(self) -> Tensor | None:
+        """The structure [cells,E] that form "shared_test" evaluates every view with, if any."""
+        counted = bool((self.common >= 0).all())
+        return self.common if self.form == "shared_test" and counted else None
+
+    def train(self, mode: bool = True) -> "Structure":
+        """Set the mode; an epoch of training ends with it, and another one may begin."""
+        self._count()
+        self._votes.clear()
+        return super().train(mode)
+
+    def _count(self) -> None:
+        # Of several processes, each counts its own views; the first one writes checkpoints.
+        if self._votes:
+            most = self._votes.most_common(1)[0][0]
+            self.common.copy_(torch.tensor(most).view_as(self.common))
+
+    def _save_to_state_dict(self, *args) -> None:
+        self._count()
+        super()._save_to_state_dict(*args)
+
+    def _load_from_state_dict(self, state: dict, prefix: str, *args) -> None:
+        # Checkpoints of earlier versions counted no structures.
+        state.setdefault(prefix + COMMON, torch.full(self.sizes[:2], -1))
+        super()._load_from_state_dict(state, prefix, *args)
+
+
+def one_hot(structure: Tensor, views: int, operations: int, like: Tensor) -> Tensor:
+    """Return the weights w [views,cells,E,O] of one structure [cells,E], eq. (11)."""
+    return F.one_hot(structure, operations).to(like.dtype).expand(views, -1, -1, -1)
 
 
 def diversity_of(alpha: Tensor) -> Tensor:

@@ -2,13 +2,14 @@
 
 Li et al., CVPR 2020, eq. (4), (5) and (9).
 
-    temp_conv   s_i(f) = argmax_j x_i . x_j over the nodes j of step f
-                z_i = mean_t act( sum_k W_k x_(s_i(t+k)) + b )
-    node_att    top:  z_i = sigmoid( v [cos(x_i,x_j) ; p_j - p_i] + c ) x_i
+    temp_conv   near_i(f) = argmax_j x_i . x_j over the nodes j of step f
+                z_i = mean_t act( sum_k W_k x_(near_i(t+k)) + b )
+    node_att    top:  z_i = sigmoid( v [x_i . x_j ; s_i - s_j] + c ) x_i
                 all:  z_i = sigmoid( v [cos(x_i,x_1) .. cos(x_i,x_n) ; layout_i] + c ) x_i
 
-In its own step the node nearest to i is i itself. In form "top", j are the M most similar other
-nodes and p = (cx, cy, t).
+In its own step the node nearest to i is i itself, however long its neighbours are; the release's
+`nearest="affinity"` compares there too. In form "top", j are the M most similar other nodes and
+s = (cx, cy, t).
 
 Differs from the paper:
 - temp_conv gathers no sequences. It applies each tap to every node first, [B,T,N,C], and sums the
@@ -28,7 +29,7 @@ them, stay equal and go by their index.
 
 Not stated in the paper, and chosen:
 - "same" padding and the mean over time after the activation;
-- M = 10, ties by index, neighbours other than the node itself, positions in [0,1].
+- M = 10, ties by index, neighbours other than the node itself, places in [0,1].
 """
 
 import torch
@@ -59,6 +60,8 @@ class TempConv(Operation):
     def __init__(self, sizes: OperationSizes, choices: OperationChoices):
         super().__init__()
         C, self.taps = sizes.channels, choices.taps
+        # Inner products alone would prefer a longer node of the own step to the node itself.
+        self.own_is_itself = choices.nearest == "inner"
         self.affinity = None
         if choices.nearest == "affinity":
             self.affinity = BilinearAffinity(C, choices)
@@ -92,8 +95,14 @@ class TempConv(Operation):
         Returns:
             Box numbers [B,T,N,T]; 0 for a step without boxes.
         """
-        if self.reads:
-            return inputs.nearest
+        near = inputs.nearest if self.reads else self._nearest(x, inputs)
+        if self.own_is_itself:
+            near = near.clone()  # a cached table belongs to the batch
+            itself = torch.arange(x.shape[2], device=x.device)
+            near.diagonal(dim1=1, dim2=3).copy_(itself[:, None])  # [B,N,T]
+        return near
+
+    def _nearest(self, x: Tensor, inputs: OperationInputs) -> Tensor:
         flat, valid = x.flatten(1, 2).double(), inputs.valid.flatten(1)
         if self.affinity is None:
             products = flat @ centred(flat, valid).mT
@@ -159,6 +168,7 @@ class NodeAtt(Operation):
         self.normalise, self.top = choices.normalise, choices.top
         self.nodes = sizes.steps * sizes.nodes
         self.all = choices.attention == "all"
+        self.sign = 1 if choices.offset == "from_neighbour" else -1
         self.linear = linear(self.nodes + LAYOUT if self.all else 4 * self.top, 1)
         self.cached = choices.neighbours == "cached" and not self.all
         self.reads = ("layout", "similar") if self.cached else ("layout",)
@@ -188,12 +198,12 @@ class NodeAtt(Operation):
         return x @ total.mT + F.linear(inputs.layout.flatten(1, 2), of_layout, self.linear.bias)
 
     def _from_top(self, x: Tensor, inputs: OperationInputs) -> Tensor:
-        """Return v [cos(x_i,x_j) ; p_j - p_i] + c: [B,n,1] from x [B,n,C]."""
+        """Return v [x_i . x_j ; s_i - s_j] + c: [B,n,1] from x [B,n,C]."""
         similarity = x @ x.mT  # [B,n,n]
         index, real = self._similar_cached(inputs) if self.cached else self._similar(x, inputs)
         rows = torch.arange(len(x), device=x.device)[:, None, None]
-        position = inputs.position.flatten(1, 2)  # [B,n,3]
-        apart = (position[rows, index] - position[:, :, None]) * real[..., None]  # [B,n,m,3]
+        place = self.sign * inputs.position.flatten(1, 2)  # [B,n,3]
+        apart = (place[:, :, None] - place[rows, index]) * real[..., None]  # [B,n,m,3]
 
         parts = [similarity.gather(2, index) * real, *apart.unbind(-1)]
         # A small view has fewer than M other nodes.

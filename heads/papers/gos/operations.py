@@ -6,15 +6,15 @@ Every operation maps nodes x [B,T,N,C] to nodes [B,T,N,C], given `OperationInput
 (heads/papers/gos/operation_inputs.py). n = T N nodes of a view, step by step; G = h w cells of the
 background y [B,T,G,C] of a step; A and act are in heads/papers/gos/affinity.py.
 
-    feat_aggr   P = softmax_j(5 A)                                                 eq. (2)
+    feat_aggr   P = softmax_j(A)                                                   eq. (2)
                 z_i = act( sum_j P_ij (W x_j + b) )
-    diff_prop   P = softmax_(j != i)(5 A)                                          eq. (3)
+    diff_prop   P = softmax_(j != i)(A)                                            eq. (3)
                 z_i = act( sum_j P_ij (W (x_i - x_j) + b) )
-    temp_conv   s_i(f) = the node of step f nearest to i                           eq. (4), (5)
-                z_i = mean_t act( conv_7(x_s)(t) )
-    back_incor  P = softmax_g(5 A), step by step                                   eq. (6)-(8)
+    temp_conv   near_i(f) = the node of step f nearest to i; i itself in its own   eq. (4), (5)
+                z_i = mean_t act( conv_7(x_near)(t) )
+    back_incor  P = softmax_g(A), step by step                                     eq. (6)-(8)
                 z_i = act( V [sum_g P_ig y_g ; A_i] + b )
-    node_att    w_i = sigmoid(v [similarities ; positions] + c)                    eq. (9)
+    node_att    w_i = sigmoid(v [similarities ; differences of places] + c)        eq. (9)
                 z_i = w_i x_i
     skip        dropout(x)
     none        0
@@ -32,8 +32,8 @@ Differs from the paper:
 - padded nodes are masked: they send nothing, are nobody's neighbour and count in no mean. What an
   operation returns in their rows is finite and means nothing.
 
-Not stated in the paper, and chosen: the factor 5 and the LayerNorm (the release's), V reading A
-itself, dropout 0.5.
+The LayerNorm in act and the dropout of skip are the supplement's. Not stated in the paper, and
+chosen: V reads A itself, not P; the dropout's probability is 0.5.
 """
 
 import torch

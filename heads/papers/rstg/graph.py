@@ -1,6 +1,6 @@
 """The graph of RSTG.
 
-Nicolicioiu, Duta and Leordeanu, Recurrent Space-time Graph Neural Networks, NeurIPS 2019, sec. 3.
+Nicolicioiu, Duta and Leordeanu, Recurrent Space-time Graph Neural Networks, NeurIPS 2019, sec. 2.
 
 Letters: B views, T steps, N = 14 nodes (heads/papers/rstg/grid.py), E directed edges j -> i, C
 channels (512), K = 3 iterations.
@@ -18,6 +18,9 @@ The MLPs have two layers with a ReLU after both. The LSTMs start from zero. LSTM
 weights for all nodes and iterations, LSTM_extern has weights of its own. p_j are the 36 numbers of
 the sender's position.
 
+The weights of eq. (3) and (4) are products that nothing bounds (attention "raw"): without LSTMs the
+nodes grow beyond float32 in a few iterations. The published figures come from the released code.
+
 `GraphChoices` holds what the variants do otherwise. The released code
 - takes messages from all 14 nodes, the node itself included, and weighs them by softmax_j(A_ij
   (W1 v_i + b)^T (W2 v_j + b)). Nodes that are no neighbours have the logit 0, not the weight 0;
@@ -32,8 +35,8 @@ Schedulers (Table 1):
 - "one_temporal" without LSTM_intern;
 - "space_only" without both LSTMs;
 - "time_only" without messages;
-- "homogeneous" without LSTMs; a node also gets a message, by the same MLP, from itself one step
-  earlier.
+- "homogeneous" without LSTMs; a node also gets a message, by the same MLP, from its own state one
+  step earlier (h_i^{t-1,k} of eq. (6)), so that the last step has heard of all.
 
 Differs from the paper: the first layer of MLP_s is applied to the nodes, and its halves are added
 edge by edge. That is the same and takes 1/N of the products.
@@ -42,7 +45,7 @@ Not stated in the paper:
 - biases in W1 and W2;
 - `norm`, LN over T, N and C jointly, which the release has on Something-Something. With it the
   output at t depends on later steps;
-- which steps a homogeneous node hears of;
+- that the homogeneous graph has the same MLPs in space and time;
 - that "time_only" keeps the K passes of LSTM_intern.
 """
 
@@ -58,6 +61,12 @@ from heads.papers.rstg.grid import NODES, PLACES, SCALES, adjacency, positions
 
 SCHEDULERS = ("all_temporal", "one_temporal", "homogeneous", "space_only", "time_only")
 NORMS = ("layer", "batch", "none")
+# Nothing carries earlier steps to the last one, so a readout has to average over time.
+WITHOUT_RECURRENCE = ("space_only",)
+
+# Those of the release's TensorFlow 1.13: contrib.layers.layer_norm, layers.batch_normalization.
+LAYER_NORM_EPS = 1e-12
+BATCH_NORM_EPS = 1e-3
 
 VARIANTS = {
     "paper": {
@@ -139,7 +148,7 @@ class NodeNorm(nn.LayerNorm):
     """
 
     def __init__(self, channels: int, axes: int):
-        super().__init__(channels)
+        super().__init__(channels, eps=LAYER_NORM_EPS)
         self.axes = axes
 
     def forward(self, x: Tensor) -> Tensor:
@@ -149,6 +158,9 @@ class NodeNorm(nn.LayerNorm):
 
 class NodeBatchNorm(nn.BatchNorm1d):
     """BN of every channel of [B,T,N,C] over views, steps and nodes (SyncMNIST)."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, eps=BATCH_NORM_EPS)
 
     def forward(self, v: Tensor) -> Tensor:
         return super().forward(v.flatten(0, 2)).view_as(v)
@@ -179,21 +191,25 @@ class Messages(nn.Module):
         self.second = linear(channels, channels)
         self.register_buffer("places", positions(position_map), persistent=False)  # [N,36]
 
-    def halves(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Apply the first layer to each node once as a sender and once as a receiver.
-
-        Args:
-            v: [B,T,N,C].
-
-        Returns:
-            (sender, receiver), both [B,T,N,C]: their sum for an edge is the layer's output.
-        """
+    def sender_half(self, v: Tensor) -> Tensor:
+        """Apply the first layer's part for senders to nodes [...,N,C]."""
         # The columns of W are in the order of [v_j | v_i | p_j | p_i].
-        of_sender, of_receiver, *of_places = self.first.weight.split(self.sizes, dim=1)
-        halves = [F.linear(v, of_sender), F.linear(v, of_receiver, self.first.bias)]
-        for k, weight in enumerate(of_places):
-            halves[k] = halves[k] + F.linear(self.places, weight)
-        return halves[0], halves[1]
+        of_sender, _, *of_places = self.first.weight.split(self.sizes, dim=1)
+        half = F.linear(v, of_sender)
+        if of_places:
+            half = half + F.linear(self.places, of_places[0])
+        return half
+
+    def receiver_half(self, v: Tensor) -> Tensor:
+        """Apply the first layer's part for receivers to nodes [...,N,C].
+
+        The sum of a sender's and a receiver's half is the layer's output for their edge.
+        """
+        _, of_receiver, *of_places = self.first.weight.split(self.sizes, dim=1)
+        half = F.linear(v, of_receiver, self.first.bias)
+        if len(of_places) > 1:
+            half = half + F.linear(self.places, of_places[1])
+        return half
 
     def finish(self, pairs: Tensor) -> Tensor:
         """Turn sums of two halves [...,C] into messages [...,C]."""
@@ -201,10 +217,7 @@ class Messages(nn.Module):
 
 
 class MessageAffinity(nn.Module):
-    """(W1 v_i + b)^T (W2 v_j + b), or f1 v_i + f2 v_j for `kind` "simple".
-
-    Two sets of nodes [...,N,C] give [...,N,N]; rows receive.
-    """
+    """(W1 v_i + b)^T (W2 v_j + b), or f1 v_i + f2 v_j for `kind` "simple"."""
 
     def __init__(self, channels: int, kind: str):
         super().__init__()
@@ -213,10 +226,16 @@ class MessageAffinity(nn.Module):
         self.receiver = linear(channels, outputs)
         self.sender = linear(channels, outputs)
 
-    def forward(self, receiving: Tensor, sending: Tensor) -> Tensor:
-        q, k = self.receiver(receiving), self.sender(sending)
+    def forward(self, v: Tensor) -> Tensor:
+        """Compare all nodes [...,N,C] with each other: [...,N,N], rows receive."""
+        q, k = self.receiver(v), self.sender(v)
         # "simple": [...,N,1] + [...,1,N] -> [...,N,N]
         return q + k.mT if self.kind == "simple" else q @ k.mT
+
+    def node_by_node(self, receiving: Tensor, sending: Tensor) -> Tensor:
+        """Compare node i of one set [...,N,C] with node i of another: [...,N]."""
+        q, k = self.receiver(receiving), self.sender(sending)
+        return (q + k)[..., 0] if self.kind == "simple" else (q * k).sum(-1)
 
 
 class SpaceIteration(nn.Module):
@@ -230,7 +249,7 @@ class SpaceIteration(nn.Module):
 
     def __init__(self, channels: int, choices: GraphChoices, links: Tensor):
         super().__init__()
-        self.attention, self.homogeneous = choices.attention, choices.scheduler == "homogeneous"
+        self.attention = choices.attention
         self.messages = Messages(channels, choices.positions, choices.position_map)
         self.affinity = MessageAffinity(channels, choices.attention)
         self.bias = None
@@ -276,38 +295,17 @@ class SpaceIteration(nn.Module):
             New nodes [B,T,N,C], and the weights of the edges in space [B,T,N,E], 0 where an edge
             ends at another node.
         """
-        sender, receiver = self.messages.halves(v)
-        pairs = sender[:, :, self.senders] + receiver[:, :, self.receivers]  # [B,T,E,C]
+        messages, logits = self._send(v, self.messages.receiver_half(v))
+        gathered, weights = self._gather(messages, logits, self.ends)
+        return self._update(v, gathered), weights
+
+    def _send(self, v: Tensor, receiver: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the messages along the edges [B,T,E,C], not normalised, and the logits [B,T,E]."""
+        sender = self.messages.sender_half(v)
+        pairs = sender[:, :, self.senders] + receiver[:, :, self.receivers]
         # [B,T,N,N] -> [B,T,E], one number per edge
-        affinity = self.affinity(v, v)[..., self.receivers, self.senders]
-        logits = self._logits(affinity, self.links)
-        ends = self.ends
-        if self.homogeneous:
-            # N more edges, from a node at t-1 to itself; none at the first step.
-            itself = self.affinity(v, _earlier(v)).diagonal(dim1=-2, dim2=-1)
-            pairs = torch.cat([pairs, _earlier(sender) + receiver], 2)
-            logits = torch.cat([logits, self._logits(itself, itself.new_ones(()))], 2)
-            T = v.shape[1]
-            in_time = torch.eye(NODES, dtype=torch.bool, device=v.device).repeat(T, 1, 1)
-            in_time[0] = False
-            ends = torch.cat([ends.expand(T, -1, -1), in_time], -1)
-
-        messages = self.message_norm(self.messages.finish(pairs))
-        if self.attention == "raw":
-            # eq. (3) has no softmax: [B,T,E] -> [B,T,N,E], 0 where an edge ends elsewhere.
-            weights = logits[..., None, :].masked_fill(~ends, 0)
-        else:
-            weights = masked_softmax(logits[..., None, :], ends)
-        gathered = weights.to(messages.dtype) @ messages  # [B,T,N,C], eq. (3)
-        if self.bias is not None:
-            gathered = F.relu(gathered + self.bias)
-
-        # The nodes of a scale are neighbours along N, so that each MLP_u gets a slice.
-        both = torch.cat([v, gathered.to(v.dtype)], -1).split(self.sizes, dim=2)
-        updated = [update(nodes) for update, nodes in zip(self.update, both, strict=True)]
-        v = torch.cat(updated, 2)  # [B,T,N,C], eq. (5)
-        # Without the edges in time, which come last.
-        return self.update_norm(v), weights[..., : len(self.senders)]
+        affinity = self.affinity(v)[..., self.receivers, self.senders]
+        return self.messages.finish(pairs), self._logits(affinity, self.links)
 
     def _logits(self, affinity: Tensor, links: Tensor) -> Tensor:
         """Logits of edges [...,E] with A = links: a pair that is no neighbour has the logit 0."""
@@ -316,10 +314,59 @@ class SpaceIteration(nn.Module):
             return F.leaky_relu(logits, 0.2) + links
         return logits
 
+    def _gather(self, messages: Tensor, logits: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum the messages [...,E,C] that end at each node: [...,N,C] and the weights [...,N,E]."""
+        messages = self.message_norm(messages)
+        if self.attention == "raw":
+            # eq. (3) has no softmax: [...,E] -> [...,N,E], 0 where an edge ends elsewhere.
+            weights = logits[..., None, :].masked_fill(~ends, 0)
+        else:
+            weights = masked_softmax(logits[..., None, :], ends)
+        gathered = weights.to(messages.dtype) @ messages  # eq. (3)
+        if self.bias is not None:
+            gathered = F.relu(gathered + self.bias)
+        return gathered, weights
 
-def _earlier(x: Tensor) -> Tensor:
-    """Shift x [B,T,...] one step later, with zeros in the first step."""
-    return torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
+    def _update(self, v: Tensor, gathered: Tensor) -> Tensor:
+        """Make new nodes [...,N,C] of nodes and what they gathered, eq. (5)."""
+        # The nodes of a scale are neighbours along N, so that each MLP_u gets a slice.
+        both = torch.cat([v, gathered.to(v.dtype)], -1).split(self.sizes, dim=-2)
+        updated = [update(nodes) for update, nodes in zip(self.update, both, strict=True)]
+        return self.update_norm(torch.cat(updated, -2))
+
+
+class HomogeneousIteration(SpaceIteration):
+    """An iteration that treats time as one more edge: "homogeneous" of Table 1.
+
+    h_i^t = MLP_u([v_i^t | g_i^t]), where g_i^t gathers over the neighbours v_j^t and over the
+    node's own state h_i^{t-1} of the same iteration. The first step has no state before it.
+    """
+
+    def forward(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Run one iteration, step after step; see `SpaceIteration.forward`."""
+        receiver = self.messages.receiver_half(v)
+        # What does not depend on a state is computed for all steps at once.
+        messages, logits = self._send(v, receiver)
+        edges = len(self.senders)
+        # N more edges, from each node to itself: [N,E+N]
+        itself = torch.eye(NODES, dtype=torch.bool, device=v.device)
+        ends = torch.cat([self.ends, itself], -1)
+
+        gathered, weights = self._gather(messages[:, 0], logits[:, 0], self.ends)
+        states, in_space = [self._update(v[:, 0], gathered)], [weights]
+        for t in range(1, v.shape[1]):
+            state = states[-1]  # [B,N,C]
+            pairs = self.messages.sender_half(state) + receiver[:, t]
+            affinity = self.affinity.node_by_node(v[:, t], state)
+            in_time = self._logits(affinity, affinity.new_ones(()))  # [B,N]
+            gathered, weights = self._gather(
+                torch.cat([messages[:, t], self.messages.finish(pairs)], 1),
+                torch.cat([logits[:, t], in_time], 1),
+                ends,
+            )
+            states.append(self._update(v[:, t], gathered))
+            in_space.append(weights[..., :edges])
+        return torch.stack(states, 1), torch.stack(in_space, 1)
 
 
 class SpaceTimeGraph(nn.Module):
@@ -351,7 +398,10 @@ class SpaceTimeGraph(nn.Module):
             self.intern = NodeLSTM(channels)
         if scheduler != "time_only":
             links = adjacency() if links is None else links
-            self.space = SpaceIteration(channels, choices, links)
+            iteration = SpaceIteration
+            if scheduler == "homogeneous":
+                iteration = HomogeneousIteration
+            self.space = iteration(channels, choices, links)
         if scheduler in ("all_temporal", "time_only", "one_temporal"):
             self.extern = NodeLSTM(channels)
 

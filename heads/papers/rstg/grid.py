@@ -1,6 +1,6 @@
 """The fixed geometry of RSTG: which cells belong to a node, which nodes are neighbours.
 
-Nicolicioiu, Duta and Leordeanu, Recurrent Space-time Graph Neural Networks, NeurIPS 2019, sec. 3.
+Nicolicioiu, Duta and Leordeanu, Recurrent Space-time Graph Neural Networks, NeurIPS 2019, sec. 2.
 
 The nodes are the cells of a 3x3, a 2x2 and a 1x1 grid over the frame, in this order and row by
 row: N = 14. Everything here is a constant. A side of the frame is 6 units long, so that every

@@ -1,6 +1,6 @@
 """RSTG between maps: from a map to nodes, through the graph, and back onto the map.
 
-Nicolicioiu, Duta and Leordeanu, NeurIPS 2019, sec. 3; the graph is in heads/papers/rstg/graph.py.
+Nicolicioiu, Duta and Leordeanu, NeurIPS 2019, sec. 2; the graph is in heads/papers/rstg/graph.py.
 
     v_i = mean of x over cell i of the 3x3, 2x2 and 1x1 grids    [B,T,14,C_b]
     v = W_in v     where C_b is not `width`                      [B,T,14,C]
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heads.papers.rstg.graph import GraphChoices, SpaceTimeGraph, linear
+from heads.papers.rstg.graph import LAYER_NORM_EPS, GraphChoices, SpaceTimeGraph, linear
 from heads.papers.rstg.grid import CPU, pool_weights, remap_weights
 
 
@@ -96,7 +96,7 @@ class NormedResidual(nn.Module):
         """
         # The graph of a new network gives numbers below 0.01. Their variance would drown in the
         # usual eps of 1e-5.
-        y = F.layer_norm(y, y.shape[-self.axes :], eps=1e-9)
+        y = F.layer_norm(y, y.shape[-self.axes :], eps=LAYER_NORM_EPS)
         shift, scale = self.shift.view(self.broadcast), self.scale.view(self.broadcast)
         return x + ((y + shift) * scale).to(x.dtype)
 

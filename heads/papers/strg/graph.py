@@ -1,6 +1,6 @@
 """The graph convolutions of STRG.
 
-Wang and Gupta, Videos as Space-Time Region Graphs, ECCV 2018, sec. 3 and 4.
+Wang and Gupta, Videos as Space-Time Region Graphs, ECCV 2018, sec. 4.2, 4.3 and 5.
 
     F(i,j) = (w x_i)^T (w' x_j),  G^sim = row softmax of F    [B,n,n]     eq. (1), (2)
     Z = relu(LN(sum_g G_g X W_g)), layers 1 and 2             [B,T,N,C]   eq. (4), (5)

@@ -26,6 +26,7 @@ LMC = "--set sampling.consecutive=5 --set backbone_options.lmc=true"
 LMC16 = f"--frames 80 {LMC} --set backbone_options.segments=16"
 SOI = "--set head.backbone=ean_r50 --set head.backbone_options.eab="
 FUSION = "--set backbone_options.fusion="
+ONE_CROP = "--test-clips 1 --test-crops 1"
 
 # paper and table, row, recipe, what is added to its commands
 ROWS = [
@@ -78,13 +79,14 @@ ROWS = [
         "--set head.regions=detector --boxes 9 --keep res3.1,boxes",
     ),
     ("DyReg 1", "DyReg", "dyreg_table1_sth_v2", ""),
-    ("DyReg 2", "TSM-R18", "dyreg_table1_sth_tsm", "--backbone tsm_r18"),
-    ("DyReg 2", "I3D-R50", "dyreg_table1_sth_tsm", "--backbone i3d_r50 --frames 32"),
+    ("DyReg 2", "TSM-R18", "dyreg_table1_sth_tsm", f"{ONE_CROP} --backbone tsm_r18"),
+    ("DyReg 2", "I3D-R50", "dyreg_table1_sth_tsm", f"{ONE_CROP} --backbone i3d_r50 --frames 32"),
+    ("DyReg 2", "TSM-R50", "dyreg_table1_sth_tsm", ONE_CROP),
     *(
         ("DyReg 2", f"{one} + DyReg", f"dyreg_table2_sth_v1_{one}", "")
         for one in ("tsm_r18", "i3d_r50", "tsm_r50")
     ),
-    ("DyReg 3", "TSM", "dyreg_table1_sth_tsm", "--test-clips 2 --test-crops 3"),
+    ("DyReg 3", "TSM", "dyreg_table1_sth_tsm", ""),
     ("DyReg 3", "TSM + DyReg", "dyreg_table3_sth_v1", ""),
     ("DyReg 4", "r4", "dyreg_table4_sth_v2_r4", ""),
     ("DyReg 4", "r3-4-5", "dyreg_table4_sth_v2_r345", ""),
@@ -323,10 +325,58 @@ def test_a_row_of_a_table_is_a_recipe_that_builds(table, row, name, more):
     )
 
 
+STRG = [name for name in recipe_names() if name.startswith("strg_")]
+
+
+@pytest.mark.parametrize("name", [name for name in STRG if "_backbone_" in name])
+def test_a_recipe_of_a_backbone_names_all_options_and_builds(name):
+    config = config_of_command(name, ())
+    options = {k: v for k, v in config.backbone_options.items() if k != "fresh"}
+    built(read_recipe(name), replace(config, backbone_options=options))
+    assert (config.sampling.sampling, config.sampling.fps) == ("stride", 6)
+    assert config.sampling.train_crop == "short_side"
+
+
+@pytest.mark.parametrize("name", [name for name in STRG if "_table" in name])
+def test_the_cache_of_a_row_has_the_views_of_its_table_and_of_its_backbone(name):
+    """One number of training views within a table; frames, crops and mirroring as its backbone's
+    recipe trains on. Table 3 has more and larger frames.
+    """
+    maker = "strg_backbone_sth" if "_sth_" in name else "strg_backbone_charades"
+    cache, frames = config_of_command(name, ()).sampling, config_of_command(maker, ()).sampling
+    assert cache.train_views == 8
+    for key in ("sampling", "train_crop", "flip", "flip_protect", "test_clips", "test_crops"):
+        assert getattr(cache, key) == getattr(frames, key), key
+    assert bool(cache.flip_protect) == ("_sth_" in name)
+    if "_table3_" not in name:
+        assert cache == replace(frames, train_views=8)
+
+
+GOS = [name for name in recipe_names() if name.startswith("gos_")]
+
+
+@pytest.mark.parametrize("name", [name for name in GOS if "_backbone_" in name])
+def test_a_recipe_of_gos_backbone_names_all_options_and_builds(name):
+    config = config_of_command(name, ())
+    built(read_recipe(name), config)
+    assert (config.sampling.sampling, config.sampling.train_crop) == ("segments", "gos_floor")
+    assert config.sampling.flip_protect
+    own, there = read_recipe(name).of("backbone"), read_recipe("gos_table1").of("backbone")
+    assert (own.train, own.head, own.evaluate) == (there.train, there.head, there.evaluate)
+
+
+@pytest.mark.parametrize("name", [name for name in GOS if "_table" in name])
+def test_the_cache_of_a_row_of_gos_has_the_views_of_its_backbone_and_four_a_clip(name):
+    cache = config_of_command(name, ()).sampling
+    frames = config_of_command("gos_backbone_sth_v1", ()).sampling
+    assert cache == replace(frames, train_views=4)
+
+
 def test_every_recipe_of_a_paper_is_a_row():
     papers = {
         name
         for name in recipe_names()
         if name.split("_")[0] not in ("demo", "strg") or "table" in name
+        if "_backbone_" not in name
     }
     assert papers == {name for _, _, name, _ in ROWS}

@@ -126,7 +126,14 @@ def test_the_command_in_a_recipe_makes_the_cache_that_its_heads_read(name):
         assert set(head.needs) <= {*config.keep, *(("valid", "scores") if boxes else ())}
 
 
-@pytest.mark.parametrize("name", [name for name in recipe_names() if re.match("gos_|strg_", name)])
+PHASED = [
+    name
+    for name in recipe_names()
+    if re.match("gos_|strg_", name) and not re.match("gos_backbone|strg_backbone", name)
+]
+
+
+@pytest.mark.parametrize("name", PHASED)
 def test_the_phases_are_the_papers(name):
     """GOS: the backbone, then what is on it above its fixed features, then both; STRG likewise, but
     for the rows that are a backbone alone, which end with a head anew on the cache. Only a
@@ -157,6 +164,34 @@ def test_the_phases_are_the_papers(name):
             phase.train.patience,
             phase.train.stop_below,
         ) == (1e-3, 0.1, 5, 1e-4)
+    # The discrete structures are those at the end of the search, not of its best validation.
+    for phase in middle:
+        if phase.name == "search":
+            assert (phase.checkpoint, phase.train.patience) == ("last", 10)
+
+
+STRG_TABLES = [name for name in recipe_names() if name.startswith("strg_table")]
+
+
+@pytest.mark.parametrize("name", STRG_TABLES)
+def test_the_backbone_phase_of_a_row_is_that_of_the_recipe_that_makes_the_backbone(name):
+    """Nobody puts it together by hand; a row that is a backbone alone is that recipe."""
+    recipe = read_recipe(name)
+    maker = read_recipe("strg_backbone_sth" if "sth" in name else "strg_backbone_charades")
+    (made,) = maker.phases
+    phase = recipe.phase("backbone")
+    assert (phase.train, phase.frames) == (made.train, made.frames)
+    assert recipe.of(phase).head == maker.of(made).head
+    assert (recipe.data, recipe.evaluate) == (maker.data, maker.evaluate)
+
+
+@pytest.mark.parametrize("name", [n for n in recipe_names() if re.match("strg_(table|backb)", n)])
+def test_strg_is_trained_as_the_code_of_the_non_local_networks_trains(name):
+    """Its configurations have NESTEROV, a momentum of 0.9 and a weight decay of 0.0001."""
+    for phase in read_recipe(name).phases:
+        train = phase.train
+        assert (train.optimiser, train.momentum, train.weight_decay) == ("sgd", 0.9, 1e-4)
+        assert train.nesterov
 
 
 def test_the_demo_has_its_four_recipes():
@@ -254,6 +289,15 @@ def test_schedules():
     assert cosine.lr_at(0, 5) == 2
     assert cosine.lr_at(25, 5) == pytest.approx(1)
     assert 0 < cosine.lr_at(49, 5) < 0.01
+
+
+def test_the_rate_rises_linearly_to_the_schedules_in_the_warm_up():
+    plain = Training(epochs=10, schedule="cosine", lr=2.0)
+    warm = Training(epochs=10, schedule="cosine", lr=2.0, warm_up=3)
+    factors = [warm.lr_at(step, 5) / plain.lr_at(step, 5) for step in range(6)]
+    assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+    steps = Training(epochs=2, schedule="steps", drop_at=(1,), lr=1.0, warm_up=1)
+    assert [steps.lr_at(step, 2) for step in range(3)] == [0.5, 1, pytest.approx(0.1)]
 
 
 def test_a_length_in_iterations_may_end_inside_an_epoch():

@@ -17,6 +17,7 @@ from heads.drawing import sections as draw_sections
 from heads.drawing.canvas import (
     BACK,
     FRONT,
+    INK,
     PAPER,
     Canvas,
     FrameRect,
@@ -266,6 +267,34 @@ def test_a_region_s_box_is_where_its_kernel_has_half_its_height():
     )
     for of in (np.min, np.max):
         np.testing.assert_allclose(of(box, 0), of(outline, 0), atol=5)
+
+
+def test_annotated_boxes_are_drawn_beside_regions_and_joined_with_the_nearest():
+    grid = (9, 12)
+    centres = torch.tensor([[[4.0, 2.5], [4.0, 8.5]]])
+    kernels = kernels_of(centres, torch.ones(1, 2, 2), grid)
+    boxes = torch.tensor([[[[0.36, 0.3, 0.56, 0.7], [0.0, 0.0, 1.0, 1.0]]]])
+    annotated = boxes, torch.tensor([[[True, False]]])
+    maps = kernels.numpy(), "regions", centres.numpy(), np.ones((1, 2, 2), np.float32)
+    strip = draw_maps.regions(*maps, annotated)
+    canvas = Canvas(300, 130)
+    canvas.rectangle((0, 0, 300, 130), INK, 0, fill=INK)
+    strip.paint(canvas, RECT, 0)
+    bright = np.asarray(canvas.finished()).min(-1) > 100
+
+    def is_white(x: float, y: float) -> bool:
+        column, row = RECT.at(x, y)
+        return bool(bright[round(row) - 1 : round(row) + 2, round(column)].any())
+
+    # The region at 3 of 12 is nearer than the one at 9 of 12; a line leads to it.
+    assert is_white(0.31, 0.5)
+    assert not is_white(0.66, 0.5)
+    assert is_white(0.46, 0.3)
+    assert is_white(0.46, 0.7)
+    # The other row is no box.
+    assert not is_white(0.46, 1.0)
+    assert "annotated boxes in white, the nearest region is 0.210 away" in strip.note
+    assert "annotated" not in draw_maps.regions(*maps).note
 
 
 def test_a_grid_node_that_sends_more_has_a_larger_disc():

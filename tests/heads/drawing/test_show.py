@@ -20,7 +20,7 @@ from heads.drawing.draw import Style, draw_view
 from heads.interface.clips import clips_of
 from heads.papers.rstg.grid import NODES
 from heads.runs.run_files import save_checkpoint, write_json
-from heads.zoo import build_head, head_names
+from heads.zoo import build_head, head_names, head_version
 from pipeline.cache.reader import Cache
 from tests.support.tiny_cache import Tiny
 
@@ -45,7 +45,7 @@ SHOWS = {
     },
     "gos": {"structure"},
     "dyreg": {"regions"},
-    "ean": {"saliency"},
+    "ean": {"saliency", "attention"},
 }
 ALWAYS = {"boxes", "edges", "nearest", "similar", "predictions"}
 
@@ -70,6 +70,7 @@ def run_of(folder: Path, cache: Cache, name: str, **options) -> Path:
     about = {
         "recipe": recipe,
         "classes": list(CLASSES),
+        "head_version": head_version(name),
         "dims": dims.as_dict(),
         "fingerprint": cache.fingerprint,
         "config": cache.config,

@@ -1,6 +1,7 @@
 """The sizes that the papers report, counted again.
 
-Each count equals ours exactly, and the paper's within 1 % unless `unmet` gives a reason.
+Each count equals ours exactly. It rounds to the paper's number, or is within 1 % of it, unless
+`unmet` gives a reason.
 """
 
 from pathlib import Path

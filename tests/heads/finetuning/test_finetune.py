@@ -21,7 +21,7 @@ from heads.finetuning.frame_training import FrameRunOptions, new_network, part_o
 from heads.finetuning.joint_network import joint_dims
 from heads.interface.clips import Clips
 from heads.runs import run_files as runs
-from pipeline.backbones import build_backbone
+from pipeline.backbones import NonLocal, build_backbone
 from tests.support.tiny_backbone import lively, relative
 
 CLASSES = ("a", "b", "c")
@@ -162,6 +162,58 @@ def test_frozen_batch_norms_keep_statistics_and_affine_weights(tmp_path):
     assert len(norms) > 10
     for norm, old in zip(norms, before, strict=True):
         assert same(norm.state_dict(), old)
+
+
+def non_local_network(recipe_, gamma):
+    """A backbone with non-local blocks, whose norms have the scale `gamma`."""
+    torch.manual_seed(5)
+    backbone = lively(build_backbone("i3d_r50_nl", width=4))
+    for module in backbone.modules():
+        if isinstance(module, NonLocal):
+            nn.init.constant_(module.bn.weight, gamma)
+    phase = recipe_.phases[0]
+    dims = joint_dims(backbone, LENGTH, SIDE)
+    return new_network(recipe_.of(phase), backbone, dims, len(CLASSES), 0, phase.frames)
+
+
+def test_fresh_non_local_blocks_learn_although_norms_are_frozen(tmp_path):
+    asked = recipe(epochs=2, lr=1e-4, frames={"train_from": "stem", "frozen_bn": True})
+    net = non_local_network(asked, gamma=0.0)
+    before = {name: tensor.clone() for name, tensor in net.backbone.state_dict().items()}
+    run(asked, tmp_path, net=net)
+
+    blocks = [name for name, one in net.backbone.named_modules() if isinstance(one, NonLocal)]
+    assert len(blocks) == 5
+    after = net.backbone.state_dict()
+    for name, tensor in before.items():
+        in_block = any(name.startswith(f"{block}.") for block in blocks)
+        if in_block and name.endswith(("bn.weight", "out.weight", "g.weight")):
+            assert not after[name].equal(tensor), name
+        # Other norms, and all statistics, stay.
+        if "running" in name or (".bn" in name and not in_block):
+            assert after[name].equal(tensor), name
+
+
+def test_trained_non_local_blocks_keep_their_frozen_norms():
+    asked = recipe(frames={"train_from": "stem", "frozen_bn": True})
+    net = non_local_network(asked, gamma=0.5)
+    assert net.trained_norms == ()
+    for name, parameter in net.backbone.named_parameters():
+        if ".non_local.bn." in name:
+            assert not parameter.requires_grad, name
+
+
+def test_a_run_whose_fresh_blocks_were_frozen_is_not_continued(tmp_path):
+    asked = recipe(epochs=2, lr=1e-4, frames={"train_from": "stem", "frozen_bn": True})
+    with pytest.raises(KeyboardInterrupt):
+        # 10 clips in mini-batches of 4: it stops in the second epoch.
+        run(asked, tmp_path, Videos(stop_at=4), net=non_local_network(asked, gamma=0.0))
+    saved = runs.load_checkpoint(tmp_path / "last.pt")
+    # As an earlier version wrote it.
+    del saved["frames"]["trained_norms"]
+    runs.save_checkpoint(tmp_path / "last.pt", saved)
+    with pytest.raises(ValueError, match=r"holds another run .*trained_norms"):
+        run(asked, tmp_path, net=non_local_network(asked, gamma=0.0))
 
 
 def test_rates_of_the_backbone_and_of_the_classifier_are_their_own(tmp_path):

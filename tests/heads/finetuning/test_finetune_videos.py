@@ -123,6 +123,24 @@ def test_a_trained_head_goes_on_where_it_stopped_and_live_logits_equal_cached_on
     assert runs.read_json(here / "run.json")["cache"] == str(cache.path.resolve())
 
 
+def test_a_start_with_other_classes_brings_all_but_the_classifier(place, tmp_path):
+    cache, lines = Cache(place / "cache"), []
+    whole = recipe("rstg_map")
+    train(whole, cache, tmp_path / "head", tensorboard=False, **QUIET)
+    saved = runs.load_checkpoint(tmp_path / "head" / "last.pt")
+    saved["about"]["classes"] = [f"another {name}" for name in saved["about"]["classes"]]
+    runs.save_checkpoint(tmp_path / "others.pt", saved)
+
+    more = {"cache": cache, "start": tmp_path / "others.pt", "say": lines.append}
+    here = recipe("rstg_map", lr=1e-30)
+    tune(here, tmp_path / "here", frames={"train_from": "none"}, **more)
+    (line,) = [line for line in lines if "starts from" in line]
+    assert "fresh, because the classes differ: fc.weight, fc.bias" in line
+    old, new = saved["state"], runs.load_checkpoint(tmp_path / "here" / "last.pt")["state"]
+    moved = [name for name in old if not torch.allclose(new[name], old[name])]
+    assert moved == ["fc.weight", "fc.bias"]
+
+
 def test_without_a_step_the_predictions_are_those_of_the_cached_head(place, tmp_path):
     """A learning rate so small that nothing moves: every test view, through evaluation from frames
     and from the cache.

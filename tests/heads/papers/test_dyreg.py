@@ -12,7 +12,7 @@ from heads.interface.joint_norm import JointNorm
 from heads.papers.dyreg.kernels import NODES
 from heads.papers.dyreg.module import DyReg, recorded
 from heads.papers.dyreg.regions import REGIONS
-from heads.zoo import build_head
+from heads.zoo import build_head, head_changes
 from pipeline.backbones import build_backbone
 from tests.support.small_dyreg import (
     GRID,
@@ -436,3 +436,21 @@ def test_the_papers_own_graph_has_fewer_parameters():
         for variant in VARIANTS
     ]
     assert counts[1] - counts[0] == (15 * 1024 + 22 * 32) - (11 * 1024 + 10 * 32) == 4480
+
+
+def test_runs_with_lite_or_semantic_regions_of_before_are_refused_and_no_others():
+    changed = {kind for kind in (*REGIONS, "none") if head_changes("dyreg", 1, {"regions": kind})}
+    assert changed == {"lite", "semantic"}
+    assert not head_changes("dyreg", 2, {"regions": "lite"})
+
+
+def test_a_divisor_gives_resnet_18_the_releases_widths():
+    """A quarter of 128, 256 and 512 channels."""
+    dims = Dims(16, maps={"res3.1": (128, 28, 28)})
+    options = {"backbone": "tsm_r18", "at": "res3.1,res4.1,res5.1", "offset_width": 8}
+    widths = []
+    for divisor in (1, 4):
+        with torch.device("meta"):
+            head = build_head("dyreg", dims, 5, **options, width_divisor=divisor)
+        widths.append([module.place.out_features for module in head.dyregs])
+    assert widths == [[128, 256, 256], [32, 64, 128]]

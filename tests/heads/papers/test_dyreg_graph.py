@@ -1,4 +1,4 @@
-"""The graph of DyReg-GNN against its equations (NeurIPS 2021, sec. 3.2), in both variants."""
+"""The graph of DyReg-GNN against its equations (NeurIPS 2021, eq. 8 and 9), in both variants."""
 
 import pytest
 import torch

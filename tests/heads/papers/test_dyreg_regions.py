@@ -1,4 +1,4 @@
-"""Where DyReg-GNN looks (NeurIPS 2021, sec. 3.1 and 3.3): kernels, regions, distillation."""
+"""Where DyReg-GNN looks (NeurIPS 2021, eq. 2 to 6): kernels, regions, distillation."""
 
 import math
 
@@ -187,24 +187,46 @@ def test_maps_that_it_cannot_take_are_refused(grid, match):
         build_regions("dynamic", 4, grid)
 
 
+@pytest.mark.parametrize(("cells", "middle"), [(16, 8), (14, 7), (28, 14), (15, 8), (7, 7), (8, 8)])
+def test_the_semantic_network_keeps_the_edge_and_adds_what_enters(cells, middle):
+    net, x = Fishnet(4, (cells, cells), upsample=True), torch.randn(1, 4, cells, cells)
+    entered = net.enter(x)
+    assert net.tail0(entered).shape[-2:] == (middle, middle)
+    with torch.no_grad():
+        for weight in net.leave.parameters():
+            weight.zero_()
+    torch.testing.assert_close(net(x), entered)
+
+
 def test_the_position_map_of_the_lite_generator():
     waves = place_waves(6, (5, 4))
     for y in range(5):
         for x in range(4):
             for k in range(3):
                 wave = math.cos if k % 2 else math.sin
-                assert waves[k, y, x] == pytest.approx(wave(y / 4 * 10000 ** (k / 3)), abs=1e-3)
-                assert waves[3 + k, y, x] == pytest.approx(wave(x / 3 * 10000 ** (k / 3)), abs=1e-3)
+                row, column = y / 4 / 10000 ** (k / 3), x / 3 / 10000 ** (k / 3)
+                assert waves[k, y, x] == pytest.approx(wave(row), abs=1e-6)
+                assert waves[3 + k, y, x] == pytest.approx(wave(column), abs=1e-6)
 
 
 def test_the_lite_generator_divides_every_location_between_the_nodes():
     module = dyreg(regions="lite", random=False, width=C)
     lite = module.regions.generator
-    lite.norm = nn.Identity()
     lite.out = nn.Identity()
     x = maps().transpose(1, 2).flatten(0, 1)
     everything = (x + lite.place(lite.waves[None])).sum((-1, -2))
     torch.testing.assert_close(lite(x).sum(1), everything)
+
+
+def test_the_norm_that_the_release_of_lite_declares_changes_nothing_and_does_not_learn():
+    lite = dyreg(regions="lite", width=C).regions.generator
+    x = maps().transpose(1, 2).flatten(0, 1)
+    before = lite(x)
+    with torch.no_grad():
+        lite.norm.weight.mul_(7).add_(1)
+    torch.testing.assert_close(lite(x), before)
+    still = {name for name, weight in lite.named_parameters() if not weight.requires_grad}
+    assert still == {"norm.weight", "norm.bias"}
 
 
 @pytest.mark.parametrize("regions", REGIONS)

@@ -5,14 +5,20 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from heads.papers.gos.affinity import VARIANTS, OperationChoices, OperationSizes, unit
+from heads.papers.gos.affinity import (
+    OPERATION_OPTIONS,
+    VARIANTS,
+    OperationChoices,
+    OperationSizes,
+    operation_choices,
+    unit,
+)
 from heads.papers.gos.operation_inputs import OperationInputs, layout_of
 from heads.papers.gos.operations import SPACES, new_operation
 from pipeline.regions.graphs import inner_products, nearest_nodes, similar_nodes
 
 B, T, N, C, G = 2, 8, 3, 6, 5
 RELATIONS = ("feat_aggr", "diff_prop", "temp_conv", "back_incor", "node_att")
-OPERATION_OPTIONS = ("affinity", "kernel", "padding", "nearest", "attention", "background")
 RELEASED = {
     "feat_aggr": 131_840,
     "diff_prop": 131_840,
@@ -29,10 +35,11 @@ def draw(*shape: int, seed: int) -> torch.Tensor:
 
 
 def choices(variant: str = "paper", **changes) -> OperationChoices:
-    return OperationChoices(
-        "test",
-        **{**{name: VARIANTS[variant][name] for name in OPERATION_OPTIONS}, "top": 4, **changes},
-    )
+    decided = {name: VARIANTS[variant][name] for name in OPERATION_OPTIONS}
+    for name in OPERATION_OPTIONS:
+        decided[name] = changes.pop(name, decided[name])
+    others = {"scale": 0.0, "normalise": True, "top": 4, **changes}
+    return operation_choices("test", decided, **others)
 
 
 def operation(
@@ -78,31 +85,39 @@ def act(op, z: torch.Tensor) -> torch.Tensor:
     return F.leaky_relu(F.layer_norm(z, (C,), op.norm.weight, op.norm.bias), 0.01)
 
 
-def affinity(op, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    U = torch.diag(op.affinity.U.diagonal()) if op.affinity.diagonal else op.affinity.U
-    return F.normalize(x, dim=-1) @ U @ F.normalize(y, dim=-1).T
+def affinity(op, x: torch.Tensor, y: torch.Tensor, variant: str) -> torch.Tensor:
+    """Plain products by the paper; of unit vectors and U's diagonal by the release."""
+    if variant == "paper":
+        return x @ op.affinity.U @ y.T
+    return F.normalize(x, dim=-1) @ op.affinity.U.diagonal().diag() @ F.normalize(y, dim=-1).T
 
 
-def by_hand(name: str, op, x: torch.Tensor, scene: OperationInputs, b: int) -> torch.Tensor:
+def by_hand(
+    name: str, op, x: torch.Tensor, scene: OperationInputs, b: int, variant: str
+) -> torch.Tensor:
     """One view by the naive equations, over its valid nodes and nothing else -> [V,C]."""
+    paper = variant == "paper"
+    scale = 1 if paper else 5
     valid = scene.valid[b]
     frame = torch.arange(T)[:, None].expand(T, N)[valid]
     x, layout = x[b][valid], scene.layout[b][valid]
     V = len(x)
     if name == "feat_aggr":
-        return act(op, (5 * affinity(op, x, x)).softmax(1) @ op.linear(x))
+        return act(op, (scale * affinity(op, x, x, variant)).softmax(1) @ op.linear(x))
     if name == "diff_prop":
-        P = (5 * affinity(op, x, x)).exp() * (1 - torch.eye(V, dtype=x.dtype))
+        P = (scale * affinity(op, x, x, variant)).exp() * (1 - torch.eye(V, dtype=x.dtype))
         P = P / P.sum(1, keepdim=True).clamp_min(1e-300)
         return act(op, torch.einsum("ij,ijc->ic", P, op.linear(x[:, None] - x)))
     if name == "temp_conv":
-        scores = x @ x.T if op.affinity is None else affinity(op, x, x)
+        scores = x @ x.T if paper else affinity(op, x, x, variant)
         rows = []
         for i in range(V):
             sequence = torch.zeros(T, C, dtype=x.dtype)
             for f in range(T):
                 there = (frame == f).nonzero()[:, 0]
-                if len(there):
+                if paper and f == frame[i]:
+                    sequence[f] = x[i]
+                elif len(there):
                     sequence[f] = x[there[scores[i, there].argmax()]]
             depthwise = op.conv.weight.shape[1] == 1
             z = F.conv1d(
@@ -118,24 +133,24 @@ def by_hand(name: str, op, x: torch.Tensor, scene: OperationInputs, b: int) -> t
         rows, on = [], scene.cells[b]
         for i in range(V):
             y = scene.y[b, frame[i]]
-            a = affinity(op, x[i : i + 1], y)[0]
-            p = (5 * a[on]).softmax(0)
+            a = affinity(op, x[i : i + 1], y, variant)[0]
+            p = (scale * a[on]).softmax(0)
             rows.append(op.linear(torch.cat([p @ y[on], torch.where(on, a, 0)])))
         return act(op, torch.stack(rows))
-    cosine = F.normalize(x, dim=1) @ F.normalize(x, dim=1).T
+    similar = x @ x.T if paper else F.normalize(x, dim=1) @ F.normalize(x, dim=1).T
     rows = []
     for i in range(V):
         if op.all:
             given = torch.zeros(B, T, N, dtype=x.dtype)[0]
-            given[valid] = cosine[i]
+            given[valid] = similar[i]
             given = torch.cat([given.flatten(), layout[i]])
         else:
-            nearest_first = sorted(range(V), key=lambda j: -cosine[i, j].item())
+            nearest_first = sorted(range(V), key=lambda j: -similar[i, j].item())
             others = [j for j in nearest_first if j != i][: op.top]
             table = torch.zeros(4, op.top, dtype=x.dtype)
             for m, j in enumerate(others):
-                table[0, m] = cosine[i, j]
-                table[1:, m] = (layout[j] - layout[i])[[4, 5, 8]]
+                table[0, m] = similar[i, j]
+                table[1:, m] = (layout[i] - layout[j])[[4, 5, 8]]
             given = table.flatten()
         rows.append(torch.sigmoid(op.linear(given)) * x[i])
     return torch.stack(rows)
@@ -149,7 +164,7 @@ def test_an_operation_follows_its_equation(name, variant, missing):
     found = op(x, scene)
     for b in range(B):
         torch.testing.assert_close(
-            found[b][scene.valid[b]], by_hand(name, op, x, scene, b), rtol=1e-9, atol=1e-9
+            found[b][scene.valid[b]], by_hand(name, op, x, scene, b, variant), rtol=1e-9, atol=1e-9
         )
 
 
@@ -163,7 +178,9 @@ def test_difference_propagation_by_the_identity_is_the_naive_sum_in_value_and_gr
     found = []
     for run in (
         op,
-        lambda x, s: torch.stack([by_hand("diff_prop", op, x, s, b) for b in range(B)]).view_as(x),
+        lambda x, s: torch.stack(
+            [by_hand("diff_prop", op, x, s, b, variant) for b in range(B)]
+        ).view_as(x),
     ):
         x = nodes().to(dtype).requires_grad_()
         op.zero_grad()
@@ -237,20 +254,64 @@ def test_a_node_alone_hears_nobody():
     torch.testing.assert_close(op(nodes(), scene)[:, 1, 1], zero)
 
 
-def test_affinity_is_the_cosine_at_first_and_symmetric_where_only_the_diagonal_counts():
+def test_affinity_is_at_first_the_inner_product_in_the_paper_and_the_cosine_in_the_release():
     x = nodes().flatten(1, 2)
-    for variant in VARIANTS:
+    for variant, wanted in (("paper", x), ("released", F.normalize(x, dim=-1))):
         fresh = operation("feat_aggr", variant, random=False).affinity
         A = fresh(fresh.features(x), fresh.features(x))
-        torch.testing.assert_close(
-            A.diagonal(dim1=1, dim2=2), torch.ones(B, T * N, dtype=torch.float64)
-        )
-    for variant, symmetric in (("released", True), ("paper", False)):
+        torch.testing.assert_close(A, wanted @ wanted.mT)
+
+
+def test_affinity_is_symmetric_where_only_the_diagonal_counts_and_ignores_lengths_as_a_cosine():
+    x = nodes().flatten(1, 2)
+    for variant, released in (("released", True), ("paper", False)):
         a = operation("feat_aggr", variant).affinity
         A = a(a.features(x), a.features(x))
-        assert torch.allclose(A, A.mT) == symmetric
+        assert torch.allclose(A, A.mT) == released
         rescaled = a.features(x * draw(B, T * N, 1, seed=9).exp())
-        torch.testing.assert_close(a(rescaled, rescaled), A)
+        assert torch.allclose(a(rescaled, rescaled), A) == released
+
+
+@pytest.mark.parametrize("name", ["feat_aggr", "diff_prop", "back_incor"])
+def test_the_factor_before_the_softmax_is_5_with_cosines_and_1_with_inner_products(name):
+    assert operation(name, "paper").scale == 1
+    assert operation(name, "released").scale == 5
+    assert operation(name, "paper", scale=2.0).scale == 2
+    assert operation(name, "paper", similarity="cosine").scale == 5
+
+
+def test_a_node_is_itself_in_its_own_step_however_long_its_neighbours_are():
+    x = nodes()
+    x[:, :, 1] *= 100
+    itself = torch.arange(N).expand(B, T, N)
+    near = operation("temp_conv", "paper").attention(x, some_scene())
+    assert near.diagonal(dim1=1, dim2=3).mT.equal(itself)
+    # In other steps the long node is the nearest one of whatever points its way.
+    assert not near.diagonal(1, dim1=1, dim2=3).mT.equal(itself[:, 1:])
+
+
+def test_the_cached_table_of_a_batch_is_not_changed():
+    scene, table = some_scene(), torch.zeros(B, T, N, T, dtype=torch.long)
+    cached = OperationInputs(scene.valid, nearest=table)
+    near = operation("temp_conv", neighbours="cached").attention(nodes(), cached)
+    assert not table.any()
+    assert near.diagonal(dim1=1, dim2=3).mT.equal(torch.arange(N).expand(B, T, N))
+
+
+def test_places_are_the_nodes_minus_the_neighbours_in_the_paper():
+    """Eq. (9): with a weight on the first neighbour's dx alone, w = sigmoid(cx_i - cx_j)."""
+    scene, x = some_scene(), nodes()
+    for offset, sign in (("from_neighbour", 1), ("to_neighbour", -1)):
+        op = operation("node_att", random=False, offset=offset)
+        with torch.no_grad():
+            op.linear.weight.zero_()
+            op.linear.weight[0, op.top] = 1.0  # after the similarities come the dx
+        cx = scene.layout[..., 4].flatten(1)
+        inner = x.flatten(1, 2) @ x.flatten(1, 2).mT
+        inner.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+        wanted = torch.sigmoid(sign * (cx - cx.gather(1, inner.argmax(-1))))
+        torch.testing.assert_close(op.attention(x, scene).flatten(1), wanted)
+    assert VARIANTS["paper"]["offset"] == "from_neighbour"
 
 
 @variants
@@ -401,13 +462,14 @@ def test_reversing_time_is_flipping_the_kernel(variant):
 @variants
 def test_nodes_with_the_same_nearest_nodes_get_the_same_output(variant):
     op, x = operation(name := "temp_conv", variant, random=False), nodes()
-    # Same direction: the same neighbours wherever they are not each other's.
+    # Same direction: the same neighbours, but for themselves in the paper's own step.
     x[:, 3, 2] = 2 * x[:, 3, 1]
     scene = some_scene()
     near = op.attention(x, scene)
-    assert near[:, 3, 1].equal(near[:, 3, 2]), name
-    # Inner product: the longer one; cosine: the first.
-    assert (near[:, 3, 1, 3] == (2 if variant == "paper" else 1)).all()
+    others = [0, 1, 2, 4, 5, 6, 7]
+    assert near[:, 3, 1, others].equal(near[:, 3, 2, others]), name
+    assert (near[:, 3, [1, 2], 3] == torch.tensor([1, 2 if variant == "paper" else 1])).all()
+    x[:, 3, 2] = x[:, 3, 1]
     out = op(x, scene)
     torch.testing.assert_close(out[:, 3, 1], out[:, 3, 2])
 
@@ -434,7 +496,7 @@ def test_uniform_background_is_attended_uniformly(variant):
 def test_the_linear_layer_of_both_parts_is_the_papers_sum_of_two():
     op, x, scene = operation("back_incor"), nodes(), some_scene()
     W_b, V_b = op.linear.weight.split([C, G], 1)
-    A = torch.einsum("btnc,cd,btgd->btng", unit(x), op.affinity.U, unit(scene.y))
+    A = torch.einsum("btnc,cd,btgd->btng", x, op.affinity.U, scene.y)
     z = A @ V_b.T + (op.attention(x, scene) @ scene.y) @ W_b.T + op.linear.bias
     torch.testing.assert_close(op(x, scene), act(op, z))
     softmaxed = operation("back_incor", background="softmax")
@@ -477,9 +539,11 @@ def test_equal_similarities_are_taken_in_the_order_of_the_nodes():
 
 def test_neighbours_among_nodes_that_look_alike_are_chosen_by_their_differences():
     """In float32 the cosines of these nodes are all 1; their order is still that of float64."""
-    x, scene, op = draw(1, 1, 1, C, seed=2) + 1e-4 * nodes(), some_scene(), operation("node_att")
-    exact = op._similar(unit(x).flatten(1, 2), scene)[0]
-    assert op.float()._similar(unit(x.float()).flatten(1, 2), scene)[0].equal(exact)
+    x, scene = draw(1, 1, 1, C, seed=2) + 1e-4 * nodes(), some_scene()
+    for similarity, prepare in (("cosine", unit), ("inner", torch.clone)):
+        op = operation("node_att", similarity=similarity)
+        exact = op._similar(prepare(x).flatten(1, 2), scene)[0]
+        assert op.float()._similar(prepare(x.float()).flatten(1, 2), scene)[0].equal(exact)
     for variant in VARIANTS:
         convolution = operation("temp_conv", variant, random=False)
         near = convolution.attention(x, scene)
@@ -490,7 +554,9 @@ def test_neighbours_among_nodes_that_look_alike_are_chosen_by_their_differences(
 def test_the_nearest_node_is_the_one_furthest_along_however_alike_the_nodes():
     base, apart = draw(1, 1, 1, C, seed=2), nodes()
     near = operation("temp_conv").attention(base + 1e-9 * apart, some_scene())
-    assert near.equal((base * apart).sum(-1).argmax(-1)[:, None, None].expand(B, T, N, T))
+    wanted = (base * apart).sum(-1).argmax(-1)[:, None, None].expand(B, T, N, T).clone()
+    wanted.diagonal(dim1=1, dim2=3).copy_(torch.arange(N)[:, None])  # itself in its own step
+    assert near.equal(wanted)
 
 
 def test_bfloat16_arithmetic_chooses_the_same_neighbours():

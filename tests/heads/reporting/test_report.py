@@ -226,6 +226,95 @@ def test_several_labels_per_video_are_reported_by_their_average_precision(tmp_pa
     assert "## Confusions" not in text
 
 
+def attributes_file(folder: Path, text: str) -> Path:
+    path = folder / "attributes.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_figures_by_attribute_are_means_over_the_classes_that_have_a_value(study, tmp_path):
+    text = "class,attribute,value\nput,object,yes\ntake,object,yes\nturn,object,no\n"
+    text += "turn,pose,10\nput,pose,9\n"
+    out = tmp_path / "out"
+    write(study, out, attributes=attributes_file(tmp_path, text))
+
+    runs_of = {}
+    for name in ("strong", "weak"):
+        runs_of[name] = [predictions(study / f"{name}-seed{s}").per_class for s in (0, 1)]
+    # Numbers ascend, words keep the file's order.
+    chosen = {("object", "yes"): [0, 1], ("object", "no"): [2], ("pose", "9"): [0]}
+    chosen[("pose", "10")] = [2]
+    rows = table(out, "attributes")
+    assert [(row["attribute"], row["value"]) for row in rows] == list(chosen)
+    for row, classes in zip(rows, chosen.values(), strict=True):
+        assert row["classes"] == str(len(classes))
+        means = {}
+        for name, recalls in runs_of.items():
+            values = [100 * recall[classes].mean() for recall in recalls]
+            means[name] = np.mean(values)
+            assert float(row[f"{name} %"]) == pytest.approx(means[name])
+            assert float(row[f"{name} % sd"]) == pytest.approx(np.std(values, ddof=1))
+        assert float(row["gain"]) == pytest.approx(means["strong"] - means["weak"])
+
+    drawn = (out / "plots" / "attribute-0.svg").read_text()
+    assert f"<title>yes: strong: {float(rows[0]['strong %']):.1f}</title>" in drawn
+    markdown = (out / "report.md").read_text()
+    assert "## By attribute of the classes" in markdown
+    assert "Classes without a value: pose 1, of 3." in markdown
+    assert "By attribute of the classes" in (out / "report.html").read_text()
+
+
+def test_with_several_labels_attributes_average_the_precisions(tmp_path):
+    targets = (np.arange(60).reshape(20, 3) % 4 == 0).astype(np.float32)
+    # The last class has no video, and so no figure.
+    targets[:, 2] = 0
+    clips = tuple(f"clip{k}" for k in range(20))
+    made = Made("good", data={"target": "multi"}, targets=targets, clips=clips, skill=0.9)
+    folder = made.write(tmp_path / "runs")
+    text = "class,attribute,value\nput,object,yes\nturn,object,yes\ntake,object,no\n"
+    out = tmp_path / "out"
+    write(tmp_path / "runs", out, attributes=attributes_file(tmp_path, text))
+    rows = table(out, "attributes")
+    assert [row["classes"] for row in rows] == ["1", "1"]
+    precision = predictions(folder).per_class
+    assert [float(row["good %"]) for row in rows] == pytest.approx(list(100 * precision[:2]))
+    assert "gain" not in rows[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("class,attribute\nput,object\n", "no column value"),
+        ("class;attribute;value\nput;object;yes\n", "semicolons, expected commas"),
+        ("", "empty"),
+        ("class,attribute,value\n", "no rows below the header"),
+        ("class,attribute,value\nputt,object,yes\n", "line 2: class 'putt' .*did you mean put"),
+        ("class,attribute,value\nput,object,\n", "line 2: no value"),
+        (
+            "class,attribute,value\nput,object,yes\n\nput,object,no\n",
+            "line 4: class 'put' has 'object' twice, before in line 2",
+        ),
+    ],
+)
+def test_bad_attributes_are_refused_in_a_line_before_anything_is_written(
+    text, said, study, tmp_path
+):
+    out, path = tmp_path / "out", attributes_file(tmp_path, text)
+    with pytest.raises(ValueError, match=said) as refused:
+        write(study, out, attributes=path)
+    assert "\n" not in str(refused.value)
+    assert str(path) in str(refused.value)
+    assert not out.exists()
+
+
+def test_the_command_takes_attributes(study, tmp_path):
+    path = attributes_file(tmp_path, "class,attribute,value\nput,object,yes\n")
+    options = ["--no-macs", "--attributes", str(path), "--out", str(tmp_path / "out")]
+    found = CliRunner().invoke(vidgraph, ["report", str(study), *options])
+    assert found.exit_code == 0, found.output
+    assert table(tmp_path / "out", "attributes")[0]["value"] == "yes"
+
+
 def test_structures_are_counted_by_class(tmp_path):
     label = np.arange(30) % 3
     structure = np.stack([np.where(label == 2, 4, 1), np.zeros(30, int)], 1)[:, None]  # [R,cells,E]

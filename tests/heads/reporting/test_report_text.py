@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from heads.reporting.axes import Axis
-from heads.reporting.csv_tables import to_csv
 from heads.reporting.document import Code, Column, Document, Spread, Table
 from heads.reporting.escaping import as_html, as_markdown, cell_text, one_line, short_number
-from heads.reporting.markdown import to_markdown
+from heads.reporting.markdown import to_csv, to_markdown
 from heads.reporting.plots import Series, bars, curves, matrix, standalone
 from heads.reporting.report import report
 from pipeline.text.printable import as_cell

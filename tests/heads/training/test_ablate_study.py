@@ -120,6 +120,60 @@ def test_values_that_no_folder_can_be_called_give_different_names(write):
     assert not any(set("/ \\:*?\"'") & set(name) for name in names)
 
 
+def test_rows_differ_in_several_keys_and_multiply_with_the_grid(write):
+    plan = read_study(
+        write(
+            'recipes = ["one.toml"]\n[grid]\n"train.lr" = [0.1, 0.2]\n'
+            '[rows.plain]\n[rows."both, longer"]\n"head.form" = "joint"\ntrain.epochs = 9\n'
+            '[rows.pool]\nrecipe = "two.toml"\n'
+        )
+    )
+    found = [
+        (row.cells["row"], row.recipe.head.name, row.recipe.head.options, row.recipe.train.epochs)
+        for row in plan.rows
+    ]
+    strg, joint = {"dropout": 0.5}, {"dropout": 0.5, "form": "joint"}
+    assert found == [
+        *[("plain", "strg", strg, 2)] * 2,
+        *[("both, longer", "strg", joint, 9)] * 2,
+        *[("pool", "pool", {"dropout": 0.5}, 2)] * 2,
+    ]
+    assert [row.recipe.train.lr for row in plan.rows] == [0.1, 0.2] * 3
+    assert plan.columns == ("row", "head", "train.lr")
+    assert plan.rows[0].name == "one,plain,train.lr=0.1"
+    assert plan.rows[2].name == "one,both__longer,train.lr=0.1"
+    assert plan.rows[4].name == "two,pool,train.lr=0.1"
+
+
+def test_rows_with_recipes_of_their_own_need_no_other(write):
+    plan = read_study(
+        write('[rows.a]\nrecipe = "one.toml"\n[rows.b]\nrecipe = "two.toml"\nhead = "roi_pool"\n')
+    )
+    assert [(row.name, row.recipe.head.name) for row in plan.rows] == [
+        ("a", "strg"),
+        ("b", "roi_pool"),
+    ]
+
+
+def test_keys_of_the_extraction_and_of_frames_are_in_no_table_of_the_recipe(write):
+    plan = read_study(
+        write(
+            'recipes = ["one.toml"]\n[set]\n"extract.sampling.frames" = 8\n'
+            '"frames.train_from" = "res4"\n[grid]\n"extract.roi_pool" = ["max", "mean"]\n'
+        )
+    )
+    assert [row.extract for row in plan.rows] == [
+        {"sampling.frames": 8, "roi_pool": "max"},
+        {"sampling.frames": 8, "roi_pool": "mean"},
+    ]
+    assert plan.varied_extraction() == ("roi_pool",)
+    for row in plan.rows:
+        (phase,) = row.recipe.phases
+        assert (phase.reads, phase.frames.train_from) == ("frames", "res4")
+        assert phase.train.epochs == 2
+        assert phase.frames.frozen_bn
+
+
 ONE = 'recipes = ["one.toml"]\n'
 
 
@@ -167,6 +221,24 @@ ONE = 'recipes = ["one.toml"]\n'
             ONE + '[set]\ntrain.lr = 0.1\n[grid]\n"train.lr" = [1.0]\n',
             "train.lr: expected it in [grid], or in [set]",
         ),
+        (ONE + '[rows.a]\n"trian.lr" = 1\n', "no key trian.lr; did you mean train"),
+        (ONE + '[rows.a]\n"train.lrr" = 1\n', "member one,a: no key train.lrr; did you mean lr?"),
+        (ONE + '[rows.a]\nhead = "pol"\n', "no head 'pol': did you mean pool"),
+        (ONE + '[rows.a]\n"gos.top" = 3\n', "gos.top: no member has head gos"),
+        (ONE + "[rows.a]\nrecipe = 3\n", "rows.a: recipe is the name of one, got 3"),
+        (ONE + '[rows.a]\nrecipe = "on.toml"\n', "recipe 'on.toml': no such file"),
+        (
+            ONE + "[rows.a]\ntrain.lr = 0.1\n[set]\ntrain.lr = 1.0\n",
+            "train.lr: expected it in [rows], or in [set], --set or [grid]; got both",
+        ),
+        (
+            ONE + "[rows.a]\ntrain.lr = 0.1\n[grid]\ntrain.lr = [1.0]\n",
+            "train.lr: expected it in [rows], or in [set], --set or [grid]; got both",
+        ),
+        ('[rows.a]\nrecipe = "one.toml"\n[rows.b]\n', "expected recipes = [...], or tables"),
+        (ONE + '[set]\n"extract" = 3\n', "no key extract; did you mean extract.KEY?"),
+        (ONE + '[rows."a b"]\n[rows.a_b]\n', "two rows would be called one,a_b: rename the rows"),
+        (ONE + "rows = 3\n", "rows: input should be an object, got 3"),
         (ONE + "[subsets.a]\nlabel = 3\n", "no key subsets.a.label; did you mean labels?"),
         (
             ONE + '[subsets.a]\nfirst_labels = 2\nlabels = ["x", "y"]\n',
@@ -221,6 +293,6 @@ def test_the_study_of_the_page_is_one(write):
     (path.parent / "mine.toml").write_text(RECIPE)
     plan = read_study(path)
     assert plan.name == "regions"
-    # Recipes, roi_pool and two forms of strg, rates, views, subsets.
-    assert len(plan.rows) == 2 * (1 + 2) * 2 * 2 * 3
+    # Recipes, roi_pool and two forms of strg, rates, views, rows, subsets.
+    assert len(plan.rows) == 2 * (1 + 2) * 2 * 2 * 2 * 3
     assert len({row.name for row in plan.rows}) == len(plan.rows)

@@ -94,10 +94,13 @@ def test_an_alternating_step_is_the_step_of_its_optimiser():
 
 
 def test_the_papers_factors_reach_the_right_parameters():
-    """DyReg and EAN: biases at twice the rate and without decay, norms without, the classifier at 5
-    and 10 times.
+    """The groups of TSM's release, which DyReg's and EAN's take over: biases at twice the rate and
+    without decay, both parameters of a norm at the rate itself and without decay, the classifier
+    at 5 and 10 times.
     """
-    how = ParameterGroups(bias_lr=2, bias_decay=0, norm_decay=0, last_lr=5, last_bias_lr=10)
+    how = ParameterGroups(
+        bias_lr=2, bias_decay=0, norm_bias_lr=1, norm_decay=0, last_lr=5, last_bias_lr=10
+    )
     head = Small()
     names = {id(p): name for name, p in head.named_parameters()}
     optimisers = Optimisers(head, Training(epochs=1, lr=0.01, weight_decay=0.5, groups=how))
@@ -113,10 +116,27 @@ def test_the_papers_factors_reach_the_right_parameters():
         "structure.weight": (0.01, 0.5),
         "structure.bias": (0.02, 0),
         "norm.weight": (0.01, 0),
-        "norm.bias": (0.02, 0),
+        "norm.bias": (0.01, 0),
         "fc.weight": (0.05, 0.5),
         "fc.bias": (0.1, 0),
     }
+
+
+def test_norm_biases_follow_the_biases_unless_they_have_a_rate_of_their_own():
+    head = Small()
+    rates = {}
+    for norm_bias_lr in (None, 0.5):
+        how = ParameterGroups(bias_lr=3, norm_bias_lr=norm_bias_lr)
+        optimisers = Optimisers(head, Training(epochs=1, lr=1.0, groups=how))
+        optimisers.set_lr(1.0)
+        for group in optimisers.first.param_groups:
+            if any(p is head.norm.bias for p in group["params"]):
+                rates[norm_bias_lr] = group["lr"]
+    assert rates == {None: 3, 0.5: 0.5}
+
+
+def test_the_parameters_first_have_a_further_factor():
+    head = Small()
     slow = Optimisers(
         head, Training(epochs=1, lr=1.0, groups=ParameterGroups(first="lower", first_lr=0.1))
     )
@@ -177,20 +197,46 @@ def test_the_moving_average_is_what_is_validated_and_kept():
 
 
 def test_the_rate_falls_on_a_plateau_and_training_ends_where_it_would_fall_too_low():
-    """GOS, stage 3: 0.001, a tenth after 5 epochs without a decline, and the end after 5 more at
-    0.0001.
-    """
+    """GOS, stage 3: 0.001, a tenth where the loss stays up, and the end where it does so again."""
     one = learner(epochs=100, lr=0.001, schedule="plateau", patience=5, stop_below=1e-4)
     rates = []
-    for loss in [1.0, 0.9, *[0.95] * 5, 0.8, *[0.85] * 5]:
+    for loss in [1.0, 0.9, *[0.95] * 6, 0.8, *[0.85] * 6]:
         assert not one.done
         rates.append(one.lr)
         one.end_epoch(0.0, loss)
     assert one.done
-    assert rates == pytest.approx([0.001] * 7 + [0.0001] * 6)
+    assert rates == pytest.approx([0.001] * 8 + [0.0001] * 7)
     again = learner(epochs=100, lr=0.001, schedule="plateau", patience=5, stop_below=1e-4)
     again.load(one.state())
     assert again.done
+
+
+@pytest.mark.parametrize("patience", [1, 5, 10])
+def test_the_plateau_schedule_is_torchs(patience):
+    one = learner(epochs=1000, lr=0.01, schedule="plateau", patience=patience, factor=0.5)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    theirs = torch.optim.SGD([weight], lr=0.01)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        theirs, "min", factor=0.5, patience=patience
+    )
+    g = torch.Generator().manual_seed(patience)
+    losses = torch.rand(60, generator=g).add(1).cummin(0).values
+    # Declines of half the threshold are none.
+    losses = torch.cat([losses, losses[-1] * (1 - 5e-5) ** torch.arange(20)])
+    for loss in losses.double().tolist():
+        one.end_epoch(0.0, loss)
+        plateau.step(loss)
+        assert one.lr == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-12)
+    assert one.lr < 0.01
+
+
+def test_a_plateau_that_counted_otherwise_is_not_continued():
+    one = learner(epochs=9, schedule="plateau")
+    old = one.state()
+    del old["plateau"]
+    with pytest.raises(ValueError, match="start over with --no-resume"):
+        learner(epochs=9, schedule="plateau").load(old)
+    learner(epochs=9).load(learner(epochs=9).state())
 
 
 def test_training_ends_when_nothing_gets_better():

@@ -697,8 +697,8 @@ def test_the_plateau_schedule_waits_for_its_patience():
     for loss in (1.0, 0.9, 0.95, 0.93, 0.92, 0.91, 0.5):
         learner.end_epoch(0.0, loss)
         factors.append(round(learner.progress.factor, 6))
-    assert factors == [1, 1, 1, 0.1, 0.1, 0.01, 0.01]
-    assert learner.lr == pytest.approx(0.01 * 0.01)
+    assert factors == [1, 1, 1, 1, 0.1, 0.1, 0.1]
+    assert learner.lr == pytest.approx(0.01 * 0.1)
 
 
 def test_of_equal_figures_the_lower_loss_is_best():

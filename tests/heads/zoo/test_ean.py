@@ -11,7 +11,7 @@ from heads.interface.clips import Clips, Dims
 from heads.interface.masked_layers import masked_mean
 from heads.papers.ean.regions import coverage, tiles
 from heads.papers.ean.transformer import RowNorm
-from heads.zoo import build_head
+from heads.zoo import build_head, head_changes, head_version
 from pipeline.backbones import build_backbone
 from pipeline.backbones._ean import (
     Design,
@@ -54,7 +54,7 @@ def classifier(variant, position):
     ("variant", "blocks", "matrices", "soi", "positions", "total"),
     [
         ("released", 5_551_355, 5_059_927, 6_444_676, 8 * 49 * 512, 36_239_953),
-        ("paper", 7_334_362, 6_306_392, 5_835_396, 49 * 512, 37_238_064),
+        ("paper", 7_334_362, 6_306_392, 5_931_844, 49 * 512, 37_334_512),
     ],
 )
 def test_parts_have_the_parameters_that_their_equations_give(
@@ -241,6 +241,8 @@ def test_a_block_is_its_formula(variant, pool, inter_relu):
     if pool == "avg":
         cells = F.avg_pool3d(torch.ones_like(z), 3, 1, 1)
         y = y + F.conv3d(F.avg_pool3d(z, 3, 1, 1) / cells, made.pooled.weight)
+    if pool == "none":
+        y = y + F.conv3d(z, made.pooled.weight)
     assert torch.allclose(made(x), x + F.conv3d(y, made.expand.weight, groups=groups))
 
 
@@ -321,8 +323,14 @@ def test_a_still_clip_has_no_motion_and_a_moving_one_has(variant, segments):
     plain = build_backbone("ean_r50", eab="none", width=16).double().eval()
     plain.load_state_dict(backbone.state_dict(), strict=False)
     rgb, stem = plain(still[:, :, :segments], upto="stem"), backbone(still, upto="stem")
-    assert torch.allclose(stem, rgb * (0.6 if backbone.stem.stack is not None else 1))
-    assert (backbone.stem.stack is not None) == (variant == "released" and segments == 16)
+    stack = backbone.stem.stack
+    assert (stack is not None) == (variant == "released" and segments == 16)
+    if stack is None:
+        assert torch.allclose(stem, rgb)
+    else:
+        # The second branch has a bias, which a still clip leaves.
+        assert torch.allclose(stem, 0.6 * rgb + 0.2 * stack(still))
+        assert torch.equal(stack(still)[..., 4, 4], stack(still)[..., 5, 9])
     assert backbone.stem.lmc(noise(1, 3, 5 * segments, 32, 64)).abs().max() > 0
     assert backbone.steps(5 * segments) == segments
     assert stem.shape == (1, 16, segments, 8, 16)
@@ -350,8 +358,12 @@ def test_the_trunk_sees_the_variants_frame_of_each_segment_and_the_code_all_of_t
 @torch.no_grad()
 def test_a_difference_lands_in_its_own_cells_and_channels(variant):
     code = with_code(variant).stem.lmc
-    for part in (code.first, code.second):
-        nn.init.zeros_(part[-1].weight)  # nothing is mixed
+    # Nothing is mixed.
+    if variant == "released":
+        nn.init.zeros_(code.first[-1].weight)
+        nn.init.zeros_(code.second[-1].weight)
+    else:
+        code.first = code.second = nn.Identity()
     x = torch.zeros(1, 3, 40, 64, 96, dtype=torch.float64)
     x[:, :, 10, 40, 70] = 1  # the first frame of segment 2: only its first difference sees it
     touched = code(x).nonzero()
@@ -364,10 +376,34 @@ def test_a_difference_lands_in_its_own_cells_and_channels(variant):
     assert code.project.weight.shape == (64 if variant == "released" else 32, 3, 1, patch, patch)
     kernel = code.project.weight[:, :, 0].sum(1)
     pixel = (20 % 16, 35 % 16) if variant == "released" else (40 % 32, 70 % 32)
-    cells = torch.einsum(
-        "oi,i->o", code.back.weight[:, :, 0, 0, 0], -kernel[:, pixel[0], pixel[1]]
-    ).view(4, 8, 8)
+    values = -kernel[:, pixel[0], pixel[1]]
+    if variant == "paper":
+        values = values.relu()
+    cells = torch.einsum("oi,i->o", code.back.weight[:, :, 0, 0, 0], values).view(4, 8, 8)
     assert torch.allclose(code(x)[0, [0, 4, 8, 12], 2, 8:16, 16:24], cells)
+
+
+@pytest.mark.parametrize(
+    ("variant", "segments"), [("paper", 8), ("paper", 16), ("released", 8), ("released", 16)]
+)
+@torch.no_grad()
+def test_the_code_has_residuals_and_outer_layers_in_the_release_alone(variant, segments):
+    """The release with numbers of its own is in tests/parity; this is the paper's beside it."""
+    code = lively(with_code(variant, segments).stem.lmc).double().eval()
+    x = noise(1, 3, 4, 16 if variant == "released" else 32, 32)
+    h = F.conv3d(x, code.project.weight, stride=code.project.stride)
+    if variant == "paper":
+        wanted = code.second(F.relu(code.first(h)))
+        assert [type(layer) for layer in code.first] == [type(code.first[0]), nn.BatchNorm3d]
+        assert (code.enter, code.leave) == (None, None)
+    else:
+        deep = segments == 16
+        h = code.enter(h) if deep else h
+        h = h + code.first(h)
+        wanted = h + code.second(h)
+        wanted = code.leave(wanted) if deep else wanted
+        assert (code.enter is not None) == deep
+    assert torch.allclose(code.code(x), wanted)
 
 
 @torch.no_grad()
@@ -421,9 +457,9 @@ def test_motion_code_learns_in_every_parameter(options, segments):
         for name, p in backbone.named_parameters()
         if p.grad is None or p.grad.abs().max() < 1e-12
     ]
-    assert [
-        name for name in dead if ".matrix.convs." not in name or not name.endswith(".bias")
-    ] == []
+    found = [name for name in dead if ".matrix.convs." not in name or not name.endswith(".bias")]
+    # The release's last norm for 16 segments removes this one.
+    assert found == (["stem.lmc.second.1.bias"] if segments == 16 else [])
 
 
 # The transformer.
@@ -477,8 +513,9 @@ def logits_by_hand(made, fmap, variant):
         for layer in soi.layers:
             n = norm_by_hand(layer.norm1, f, 1)
             q, k, v = (n @ w.T for w in layer.attention.qkv.weight.chunk(3))
-            each = [slice(64 * i, 64 * i + 64) for i in range(8)]
-            heads = [(q[:, s] @ k[:, s].T / 8).softmax(-1) @ v[:, s] for s in each]
+            # 8 heads of 16 / 8 channels
+            each = [slice(2 * i, 2 * i + 2) for i in range(8)]
+            heads = [(q[:, s] @ k[:, s].T / 2**0.5).softmax(-1) @ v[:, s] for s in each]
             f = f + layer.attention.out(torch.cat(heads, 1))
             y = norm_by_hand(layer.norm2, f, 1)
             for i in range(2):
@@ -506,7 +543,13 @@ def test_saliency_nets_have_the_kernels_and_order_of_their_variants():
         ]
 
     norm, relu = "BatchNorm3d", "ReLU"
-    assert order("paper") == [(1, 1, 1), norm, relu, (3, 1, 1), norm, relu, (1, 5, 5)]
+    between = (norm, relu)
+    assert order("paper") == [
+        *((1, 1, 1), *between),
+        *((3, 1, 1), *between),
+        *((1, 5, 5), *between),
+        (1, 1, 1),
+    ]
     assert order("released") == [
         (1, 1, 1),
         relu,
@@ -642,21 +685,49 @@ def test_a_batch_of_one_view_can_be_learned_from(variant):
     assert torch.isfinite(backbone(backbone.prepare(frames(1, 8, 64, 64)))).all()
 
 
-def test_another_grid_or_number_of_steps_is_refused_where_positions_are_learned():
-    wide, short = (
-        Clips(maps={"res5": noise(B, T, C, H, W + 1)}),
-        Clips(maps={"res5": noise(B, T - 1, C, H, W)}),
-    )
-    with pytest.raises(
-        ValueError, match=r"one position vector for each of 3×5 cells, got a map of 3×6 cells"
-    ):
-        head()(wide)
-    with pytest.raises(
-        ValueError, match=r"3×5 cells and 4 steps, got a map of 3×5 cells and 3 steps"
-    ):
+def test_another_number_of_steps_is_refused_where_each_has_its_positions():
+    short = Clips(maps={"res5": noise(B, T - 1, C, H, W)})
+    with pytest.raises(ValueError, match=r"each of 4 steps, got 3 steps: sample the views alike"):
         head(variant="released")(short)
     assert head()(short).logits.shape == (B, K)
-    assert head(position="none")(wide).logits.shape == (B, K)
+
+
+def interpolated_by_hand(plane, size):
+    """Values [h,w] at the centres of size cells, from those at the centres of h x w cells."""
+    results = torch.zeros(size, dtype=plane.dtype)
+    for i in range(size[0]):
+        for j in range(size[1]):
+            for axis, (k, n) in enumerate(((i, size[0]), (j, size[1]))):
+                at = (k + 0.5) / n * plane.shape[axis] - 0.5
+                at = min(max(at, 0.0), plane.shape[axis] - 1.0)
+                low = min(int(at), plane.shape[axis] - 2)
+                if axis == 0:
+                    row = plane[low] * (1 - (at - low)) + plane[low + 1] * (at - low)
+                else:
+                    results[i, j] = row[low] * (1 - (at - low)) + row[low + 1] * (at - low)
+    return results
+
+
+@variants
+@torch.no_grad()
+def test_positions_are_interpolated_on_the_grid_of_larger_views(variant):
+    """As 256x256 test views, which have 8x8 cells, behind training views of 7x7."""
+    made, size = head(variant=variant), (H + 1, W + 2)
+    wide = Clips(maps={"res5": noise(B, T, C, *size)})
+    wanted = torch.stack(
+        [
+            torch.stack(
+                [interpolated_by_hand(plane, size) for plane in step.T.unflatten(1, (H, W))]
+            )
+            for step in made.objects.position
+        ]
+    )
+    found = made.objects.positions(size, T)
+    torch.testing.assert_close(found, wanted.flatten(2).mT)
+    other = head(variant=variant)
+    other.objects.grid, other.objects.position = size, nn.Parameter(found)
+    assert torch.equal(made(wide).logits, other(wide).logits)
+    assert made.objects.positions((H, W), T) is made.objects.position
 
 
 def test_padding_of_the_map_is_left_out_of_its_mean_and_refused_by_the_transformer():
@@ -689,7 +760,7 @@ def test_every_parameter_moves_within_three_steps_but_the_biases_that_a_norm_rem
         for name in ("norm2", "attention.out", "linears.0", "linears.1", "linears.2")
     ]
     biases += {
-        "paper": [f"saliency.layers.{i}.bias" for i in (0, 3, 6)],
+        "paper": [f"saliency.layers.{i}.bias" for i in (0, 3, 6, 9)],
         "released": ["saliency.layers.9.bias"],
     }[variant]
     assert still == {f"objects.{name}" for name in biases}
@@ -710,6 +781,28 @@ def test_every_parameter_moves_within_three_steps_but_the_biases_that_a_norm_rem
 def test_options_of_the_head_that_do_not_exist_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         build_head("ean", SIZES, K, **options)
+
+
+# Runs of before, whose options now mean something else.
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, ["Saliency-Net"]),
+        ({"variant": "released"}, []),
+        ({"regions": "fixed"}, []),
+        ({"regions": "none", "width": 16}, []),
+        ({"variant": "released", "width": 16}, ["attention heads"]),
+        ({"variant": "released", "soi_at": "res4"}, ["attention heads"]),
+        ({"regions": "all", "backbone_options": {"pool": "none"}}, ["without a pool"]),
+    ],
+)
+def test_only_runs_whose_options_compute_something_else_are_of_an_older_version(options, words):
+    found = head_changes("ean", 1, options)
+    assert len(found) == len(words)
+    assert all(word in change.what for change, word in zip(found, words, strict=True))
+    assert head_changes("ean", head_version("ean"), options) == []
 
 
 # Transformers at earlier stages, as the rows 1-2 and 1-3 of Table 6 have them.

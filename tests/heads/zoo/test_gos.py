@@ -14,7 +14,7 @@ from heads.papers.gos.operation_inputs import layout_of, old_roi_mean
 from heads.papers.gos.operations import OPERATIONS, SPACES, Skip, Zero
 from heads.runs.run_files import load_checkpoint, save_checkpoint
 from heads.training.train import train
-from heads.zoo import build_head
+from heads.zoo import build_head, head_changes
 from tests.support.tiny_cache import Tiny
 
 B, T, N, K, W = 3, 8, 3, 5, 6
@@ -125,6 +125,19 @@ def test_multiplications_are_our_count():
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         head(clips)
     assert counter.get_total_flops() == 2 * (layers + 6 * sum(products.values()) + around)
+
+
+@pytest.mark.parametrize("name", ["gos", *SINGLE])
+def test_earlier_runs_of_the_paper_variant_are_other_networks_and_released_ones_are_not(name):
+    assert [change.version for change in head_changes(name, 1, {})] == [2]
+    assert head_changes(name, 1, {"variant": "released"}) == []
+    assert head_changes(name, 2, {}) == []
+    if name in ("gos", "gos_temp_conv"):
+        # The released variant with the paper's nearest nodes.
+        assert head_changes(name, 1, {"variant": "released", "nearest": "inner"})
+    if name == "gos":
+        asked = {"variant": "released", "structures": "shared_test"}
+        assert [change.version for change in head_changes(name, 2, asked)] == [3]
 
 
 # ---- structures
@@ -241,22 +254,111 @@ def test_a_shared_structure_is_the_same_for_every_view():
     assert count(shared.structure) == 6 * 5
 
 
-def test_shared_at_test_is_adaptive_in_training_and_the_training_mean_in_evaluation():
-    head, clips = gos(structures="shared_test"), views()
-    adaptive = gos()
-    adaptive.load_state_dict({k: v for k, v in head.state_dict().items() if k != "structure.mean"})
-    g = head.stem(clips)[3].detach()
-    alpha = head.structure.alpha(g).detach()
+def structure_of(head: nn.Module, clips: Clips) -> torch.Tensor:
+    return head(clips, want_maps=True).maps["structure"]
+
+
+def test_shared_at_test_evaluates_with_the_structure_that_most_training_views_chose():
+    """Table 1, footnote: adaptive in all of training, in testing the one of most videos."""
+    head = gos(structures="shared_test", mode="discrete")
+    one, other = views(seed=0), views(seed=1)
+    own = structure_of(head, one)
+    assert structure_of(head, other).ne(own[1]).any()
+
     head.train()
-    for _ in range(1500):
-        head.structure(g)
-    assert (
-        head.train()(clips, want_maps=True)
-        .maps["weights"]
-        .equal(adaptive(clips, want_maps=True).maps["weights"])
-    )
-    found = head.eval()(clips, want_maps=True).maps["weights"]
-    torch.testing.assert_close(found, alpha.mean(0).view(1, 6, 5).softmax(-1).expand(B, 1, 6, 5))
+    rows = torch.tensor([0, 1, 1, 2, 1])
+    batch = clips_of({name: tensor[rows] for name, tensor in one.tensors().items()}, dtype=None)
+    # Training stays adaptive, and counts.
+    assert structure_of(head, batch).equal(own[rows])
+    head.eval()
+    for clips in (one, other):
+        assert structure_of(head, clips).equal(own[1].expand(B, 1, 6))
+    forced = gos(mode="discrete")
+    forced.load_state_dict(head.state_dict())
+    forced.force(own[1])
+    assert forced(other).logits.equal(head(other).logits)
+
+
+def test_the_common_structure_is_of_the_last_epoch_and_in_the_checkpoint():
+    head, clips = gos(mode="discrete"), views()
+    own = structure_of(head, clips)
+    assert head.common is None
+    for row in (2, 0):
+        head.train()
+        head(clips_of({k: v[[row, row]] for k, v in clips.tensors().items()}, dtype=None))
+        # A checkpoint inside the epoch counts what it has seen.
+        assert head.state_dict()["structure.common"].equal(own[row])
+        head.eval()
+        assert head.common.equal(own[row])
+    # Only structures="shared_test" evaluates with it by itself.
+    assert structure_of(head, clips).equal(own)
+    again = gos(mode="discrete", seed=5)
+    again.load_state_dict(head.state_dict())
+    assert again.common.equal(own[0])
+
+
+def test_checkpoints_without_a_common_structure_still_load():
+    old = {k: v for k, v in gos().state_dict().items() if k != "structure.common"}
+    head = gos(seed=4)
+    head.load_state_dict(old)
+    assert head.common is None
+    with pytest.raises(RuntimeError, match="Missing key"):
+        head.load_state_dict({k: v for k, v in old.items() if k != "fc.bias"})
+
+
+def test_a_forced_structure_is_computed_for_every_view_in_both_modes():
+    """Figure 5: what a video's nodes become under the structure of another one."""
+    clips = views()
+    for mode in ("search", "discrete"):
+        head = gos(mode=mode)
+        own = structure_of(head, clips)
+        before = head(clips).logits
+        head.force(own[2])
+        out = head(clips, want_maps=True)
+        assert out.maps["structure"].equal(own[2].expand(B, 1, 6))
+        assert out.stored["structure"].equal(out.maps["structure"])
+        discrete = gos(mode="discrete")
+        discrete.load_state_dict(head.state_dict())
+        assert out.logits[2].allclose(discrete(clips).logits[2])
+        assert not out.logits[0].allclose(discrete(clips).logits[0])
+        head.force(None)
+        assert head(clips).logits.equal(before)
+
+
+def test_a_structure_that_does_not_fit_is_not_forced():
+    head = gos()
+    with pytest.raises(ValueError, match="1 cells and 6 edges, got 1 and 3"):
+        head.force(torch.zeros(1, 3, dtype=torch.long))
+    with pytest.raises(ValueError, match="operations 0 to 4"):
+        head.force(torch.full((1, 6), 5))
+
+
+def test_the_discrete_form_of_a_search_is_the_head_in_discrete_mode():
+    head, clips = gos(), views()
+    form = head.forms["discrete"]
+    discrete = gos(mode="discrete")
+    discrete.load_state_dict(head.state_dict())
+    assert form(clips).logits.equal(discrete(clips).logits)
+    assert not head.discrete
+    assert discrete.forms == {}
+
+
+def test_stacked_cells_that_are_tied_share_the_structure_of_one():
+    """Supplement, Table 8: the cell is searched alone and then stacked."""
+    search = gos()
+    stacked = gos(cells=2, tied=True, mode="discrete", seed=1)
+    # Shapes of the searched cell: all of its weights can be taken.
+    taken = search.state_dict()
+    assert all(stacked.state_dict()[name].shape == taken[name].shape for name in taken)
+    stacked.load_state_dict(taken, strict=False)
+    out = stacked(views(), want_maps=True)
+    assert out.maps["structure"].shape == (B, 2, 6)
+    for k in (0, 1):
+        assert out.maps["structure"][:, k].equal(structure_of(search, views())[:, 0])
+    assert count(stacked.cells[1]) == count(stacked.cells[0])
+    assert count(stacked.structure) == count(search.structure)
+    untied = gos(cells=2)
+    assert count(untied.structure) == 2 * count(search.structure)
 
 
 def test_diversity_is_zero_only_when_the_operations_weigh_the_same():
@@ -334,11 +436,13 @@ def test_a_run_is_trained_and_its_structure_used_by_another(tmp_path):
     assert runs["search"]["structure.alpha.weight"].any()
 
 
-def test_a_transferred_mean_stays_what_it_was(tmp_path):
-    other = gos(structures="shared_test")
-    head = gos(random=False, structures="shared_test", transfer=str(a_run(tmp_path, other))).train()
-    head(views())
-    torch.testing.assert_close(head.structure.mean, other.structure.mean)
+def test_a_structure_of_a_run_that_counted_none_can_be_transferred(tmp_path):
+    other = gos(seed=3)
+    old = {k: v for k, v in other.state_dict().items() if k != "structure.common"}
+    save_checkpoint(tmp_path / "old.pt", {"state": old})
+    head = gos(random=False, transfer=str(tmp_path / "old.pt"))
+    assert structure_of(head, views()).shape == (B, 1, 6)
+    assert head.structure.alpha.weight.float().allclose(other.structure.alpha.weight.float())
 
 
 def test_what_cannot_be_transferred_is_refused(tmp_path):

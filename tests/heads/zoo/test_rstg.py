@@ -272,7 +272,7 @@ def test_a_message_is_not_the_one_in_the_other_direction_and_its_halves_say_whic
     messages = g.space.messages
 
     def message(j, i):
-        s, r = messages.halves(v)
+        s, r = messages.sender_half(v), messages.receiver_half(v)
         return messages.finish(s[0, 0, j] + r[0, 0, i])
 
     there, back = message(3, 4), message(4, 3)
@@ -286,7 +286,8 @@ def test_a_message_is_not_the_one_in_the_other_direction_and_its_halves_say_whic
 def test_positions_of_sender_and_receiver_count_where_they_should():
     same = nodes()[:, :, :1].expand(-1, -1, NODES, -1).contiguous()
     for whose, differ in (("none", False), ("sender", False), ("both", True)):
-        s, r = graph(positions=whose).space.messages.halves(same)
+        messages = graph(positions=whose).space.messages
+        s, r = messages.sender_half(same), messages.receiver_half(same)
         assert (s[:, :, 0] != s[:, :, 1]).any() == (whose != "none")
         assert (r[:, :, 0] != r[:, :, 1]).any() == differ
 
@@ -313,14 +314,57 @@ def test_normalising_over_time_looks_ahead_and_per_channel_does_not():
         assert torch.equal(g(v)[0][:, :4], g(changed)[0][:, :4]) == causal
 
 
+def homogeneous_by_hand(g, v, attention):
+    """One homogeneous iteration over all places, step by step and pair by pair: v [T,N,C]."""
+    space, links, states = g.space, adjacency(), []
+    for nodes_now in v:
+        state, new = (states[-1] if states else None), []
+        for i in range(NODES):
+            senders = [nodes_now[j] for j in range(NODES) if links[i, j]]
+            if state is not None:
+                senders.append(state[i])
+            logits, messages = [], []
+            for sender in senders:
+                pair = torch.cat([sender, nodes_now[i]])
+                messages.append(space.messages.second(space.messages.first(pair).relu()).relu())
+                q, k = space.affinity.receiver(nodes_now[i]), space.affinity.sender(sender)
+                if attention == "simple":
+                    logits.append(F.leaky_relu((q + k)[0], 0.2) + 1)
+                else:
+                    logits.append(q @ k)
+            weights = torch.stack(logits)
+            if attention == "raw":
+                got = weights @ torch.stack(messages)
+            else:
+                got = (weights.softmax(0) @ torch.stack(messages) + space.bias).relu()
+            new.append(space.update[0](torch.cat([nodes_now[i], got])))
+        states.append(torch.stack(new))
+    return torch.stack(states)
+
+
+@pytest.mark.parametrize("attention", ["raw", "dot", "simple"])
 @torch.no_grad()
-def test_a_homogeneous_node_hears_one_step_back_per_iteration():
+def test_a_homogeneous_iteration_gathers_from_the_nodes_own_state_one_step_earlier(attention):
+    """Sec. 2 with h_i^{t-1,k} of eq. (6) as one more sender."""
+    g = graph(scheduler="homogeneous", iterations=1, positions="none", attention=attention)
+    v = nodes(1, 3)
+    torch.testing.assert_close(
+        g(v)[0][0], homogeneous_by_hand(g, v[0], attention), rtol=1e-10, atol=1e-10
+    )
+
+
+@torch.no_grad()
+def test_every_later_step_of_a_homogeneous_graph_hears_of_the_first():
     for K in (1, 2):
-        g, v = graph(scheduler="homogeneous", iterations=K), nodes(T=5)
+        g = graph(scheduler="homogeneous", iterations=K, attention="dot", channels=16)
+        v = nodes(T=10, channels=16)
+        # Equal weights: a softmax of large logits would round a weight in time to 0.
+        for parameter in g.space.affinity.parameters():
+            nn.init.zeros_(parameter)
         changed = v.clone()
         changed[:, 0] += 1
         touched = (g(v)[0] != g(changed)[0]).any(-1).any(-1).any(0)
-        assert touched.tolist() == [t <= K for t in range(5)]
+        assert touched.all()
 
 
 @torch.no_grad()
@@ -398,7 +442,7 @@ def test_the_module_is_the_identity_at_first_and_then_its_three_parts():
         flat = y.flatten(1)
         normed = (
             (flat - flat.mean(1, keepdim=True))
-            / (flat.var(1, keepdim=True, correction=0) + 1e-9).sqrt()
+            / (flat.var(1, keepdim=True, correction=0) + 1e-12).sqrt()
         ).view_as(y)
         by_channel = (8, 1, 1, 1)
         expected = x + (
@@ -485,11 +529,57 @@ def test_the_vector_is_the_residual_of_the_nodes_read_out_as_each_variant_says()
         z = head.nodes.leave(v[:, -1].sum(1) if variant == "paper" else v.mean(1).sum(1))
         u = (
             fmap.mean((1, 3, 4))
-            + (F.layer_norm(z, (8,), eps=1e-9) + head.residual.shift) * head.residual.scale
+            + (F.layer_norm(z, (8,), eps=1e-12) + head.residual.shift) * head.residual.scale
         )
         torch.testing.assert_close(
             head(clips_of({"res5": fmap})).logits, head.fc(u), rtol=1e-4, atol=1e-4
         )
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_every_step_reaches_the_logits(scheduler, variant):
+    dims, fmap = Dims(T=10, maps={"res5": (8, 5, 5)}), some_map(T=10).requires_grad_()
+    # Without norm="layer", which mixes the steps by itself.
+    options = {"scheduler": scheduler, "variant": variant, "norm": "batch", "residual": False}
+    head = build_head("rstg", dims, 5, width=6, **options).eval()
+    head(clips_of({"res5": fmap})).logits.square().sum().backward()
+    assert (fmap.grad.abs().amax((0, 2, 3, 4)) > 0).all()
+
+
+@torch.no_grad()
+def test_space_only_reads_the_mean_over_time_unless_it_is_told_otherwise():
+    dims, fmap = Dims(T=4, maps={"res5": (8, 5, 5)}), some_map()
+    options = {"scheduler": "space_only", "residual": False, "width": 6}
+    for readout in ("", "mean", "last"):
+        head = lively(build_head("rstg", dims, 5, readout=readout, **options)).eval()
+        v, _ = head.nodes.graph(head.nodes.enter(pool_nodes(fmap)))
+        expected = v[:, -1].sum(1) if readout == "last" else v.mean(1).sum(1)
+        found = head(clips_of({"res5": fmap})).logits
+        torch.testing.assert_close(found, head.fc(expected))
+
+
+@torch.no_grad()
+def test_norms_have_the_epsilons_of_the_release():
+    """TensorFlow 1.13's defaults: 1e-12 for contrib's layer norm, 1e-3 for batch norm."""
+    v = 1e-4 * nodes()  # a variance of 1e-8
+    g = graph(norm="layer", inner_norm=True)
+    for norm, axes in (
+        (g.before, (1, 2, 3)),
+        (g.space.message_norm, (2, 3)),
+        (g.space.update_norm, (2, 3)),
+    ):
+        nn.init.ones_(norm.weight)
+        nn.init.zeros_(norm.bias)
+        variance = norm(v).var(axes, correction=0)
+        torch.testing.assert_close(variance, torch.ones_like(variance), rtol=1e-3, atol=0)
+
+    batch = graph(norm="batch").before.train()
+    nn.init.ones_(batch.weight)
+    of_channel = v.var((0, 1, 2), correction=0)
+    torch.testing.assert_close(
+        batch(v).var((0, 1, 2), correction=0), of_channel / (of_channel + 1e-3)
+    )
 
 
 @torch.no_grad()

@@ -72,7 +72,7 @@ EAN_LAYERS = (
     "linears.1.bias",
     "linears.2.bias",
 )
-EAN_PAPER = (*EAN_LAYERS, *(f"saliency.layers.{k}.bias" for k in (0, 3, 6)))
+EAN_PAPER = (*EAN_LAYERS, *(f"saliency.layers.{k}.bias" for k in (0, 3, 6, 9)))
 KEY = ("attention.key.bias",)
 DEAD = {
     "gos as released": (".comb2.operations.0.affinity.U",),

@@ -16,7 +16,7 @@ CLASSIFIER = 1024 * 46 + 46
 
 @pytest.mark.parametrize(
     ("name", "parameters", "macs"),
-    [("digit_i3d", 10_177_774, 13_582_336_000), ("digit_nl", 17_536_238, 19_768_934_400)],
+    [("digit_i3d", 10_177_774, 13_582_336_000), ("digit_nl", 10_704_366, 15_260_057_600)],
 )
 def test_they_are_about_as_large_as_the_digit_network_and_keep_every_frame(name, parameters, macs):
     with torch.device("meta"):
@@ -78,14 +78,27 @@ def test_only_the_temporal_taps_and_non_local_blocks_see_other_frames():
         assert touched.nonzero().max() == far, name
 
 
-def test_non_local_blocks_are_where_i3d_has_them():
-    backbone = tiny("digit_nl", width=8)
-    places = [
-        cut
-        for cut in backbone.cuts()
-        if "." in cut and backbone.get_submodule(cut).non_local is not None
-    ]
-    assert places == ["res3.1", "res3.3", "res4.1", "res4.3", "res4.5"]
+def non_local_places(backbone) -> list[str]:
+    blocks = [cut for cut in backbone.cuts() if "." in cut]
+    return [cut for cut in blocks if backbone.get_submodule(cut).non_local is not None]
+
+
+def test_one_non_local_block_is_in_the_second_residual_stage():
+    """RSTG, sec. 3.1; before the last block of a stage, as in Wang et al. 2018, Table 2b."""
+    assert non_local_places(tiny("digit_nl", width=8)) == ["res3.2"]
+    of_i3d = ["res3.1", "res3.3", "res4.1", "res4.3", "res4.5"]
+    assert non_local_places(tiny("digit_nl", width=8, non_local_at="")) == of_i3d
+    two = tiny("digit_i3d", width=8, non_local="dot_product", non_local_at="res2.0,res4.5")
+    assert non_local_places(two) == ["res2.0", "res4.5"]
+
+
+def test_other_non_local_blocks_are_another_version_of_the_backbone():
+    """The same options once gave five blocks."""
+    assert tiny("digit_nl", width=8).version == 2
+    assert getattr(tiny("digit_nl", width=8, non_local_at=""), "version", 1) == 1
+
+
+def test_a_plain_network_has_no_non_local_block():
     plain = tiny("digit_i3d", width=8)
     assert all(block.non_local is None for block in (*plain.res3, *plain.res4))
 
@@ -95,6 +108,10 @@ def test_non_local_blocks_are_where_i3d_has_them():
     [
         ({"temporal": "some"}, "temporal='some': expected one of every, alternating, none"),
         ({"non_local": "dot"}, "non_local='dot': expected one of gaussian, dot_product, none"),
+        (
+            {"non_local_at": "res3.9,res3.1"},
+            "non_local_at='res3.9': expected one of res2.0, res2.1",
+        ),
         ({"width": 0}, "width=0: expected"),
         ({"reduce": -1}, "reduce=-1"),
     ],

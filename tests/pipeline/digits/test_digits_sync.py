@@ -1,5 +1,6 @@
 """SyncDigits and MultiSyncDigits: the rules of RSTG's and DyReg's generators, on many paths."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations, product
@@ -270,6 +271,65 @@ def test_classes_are_drawn_with_replacement(multi, images):
     assert np.array_equal(images.classes[multi.rows], multi.classes)
 
 
+def distances(scenes: Scenes) -> np.ndarray:
+    """How far apart the digits of each pair are in each frame, [B,F,pairs], canvas pixels."""
+    offsets = [scenes.corners[:, :, a] - scenes.corners[:, :, b] for a, b in PAIRS]
+    return np.stack([np.linalg.norm(offset, axis=-1) for offset in offsets], 2)
+
+
+def test_synchronous_digits_are_at_most_160_pixels_apart_in_every_frame_and_others_are_not(multi):
+    apart = distances(multi)
+    together = np.stack([multi.chosen[:, a] & multi.chosen[:, b] for a, b in PAIRS], 1)
+    found = np.where(together[:, None], apart, 0)
+    assert found.max() <= 160
+    assert (found.max(1) > 155).any(0).all()  # every pair comes as far as it may
+    others = np.where(together[:, None], 0, apart)
+    assert (others.max(1) > 250).any(0).all()
+
+
+def test_synchronous_digits_start_anywhere_near_enough_to_those_before_them():
+    """One digit at a time, tried until it is near enough, with numpy's generator.
+
+    With steps of a pixel, the first frame shows where digits start.
+    """
+    task = MultiSyncDigits(reach=1, digits=3, max_distance=90)
+    ours = task.scenes(load_images()["train"], 0, "train", np.arange(MANY))
+    ours = ours.corners[ours.chosen.all(1), 0]
+
+    rng, plain = np.random.default_rng(0), []
+    for _ in range(3000):
+        places: list[np.ndarray] = []
+        while len(places) < 3:
+            place = rng.integers(0, 228, 2)
+            if all(np.hypot(*(place - other)) <= 90 for other in places):
+                places.append(place)
+        plain.append(places)
+    plain = np.array(plain)
+    for digit in range(3):
+        bins = np.arange(0, 229, 38)
+        for axis in range(2):
+            shares = np.histogram(ours[:, digit, axis], bins)[0] / len(ours)
+            expected = np.histogram(plain[:, digit, axis], bins)[0] / len(plain)
+            assert np.abs(shares - expected).max() < 5 * np.sqrt(0.25 / len(plain))
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        gaps = [np.linalg.norm(some[:, a] - some[:, b], axis=-1).mean() for some in (ours, plain)]
+        assert abs(gaps[0] - gaps[1]) < 2
+
+
+def test_where_synchronous_digits_start_depends_on_no_other_video(multi, images):
+    task = MultiSyncDigits()
+    for index in (0, 17, 4711):
+        alone = task.scenes(images, 7, "train", np.array([index]))
+        assert np.array_equal(alone.corners[0], multi.corners[index])
+
+
+def test_a_largest_distance_of_0_sets_no_limit(images):
+    free = MultiSyncDigits(max_distance=0).scenes(images, 0, "train", np.arange(500))
+    assert distances(free)[:, 0][free.chosen.all(1)].max() > 250
+    with pytest.raises(ValueError, match="multisync: expected max_distance from 0"):
+        MultiSyncDigits(max_distance=-1)
+
+
 # What a guess is worth.
 
 
@@ -382,6 +442,16 @@ def test_the_digits_verb_writes_every_task_with_boxes_that_can_be_read(tmp_path)
         assert (scores == [1, 1, 1, -1]).all()
         np.testing.assert_allclose(boxes[:, :3] * task.size, drawn.boxes, atol=1e-3)
         assert clip.labels == (drawn.label,)
+
+
+def test_multisync_files_made_before_the_largest_distance_are_not_taken_for_new_ones(tmp_path):
+    images, task = load_images(), MultiSyncDigits(frames=1, digits=2)
+    write_dataset(tmp_path, task, {"test": 1}, workers=0, images=images)
+    record = json.loads((tmp_path / "digits.json").read_text())
+    del record["max_distance"]
+    (tmp_path / "digits.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="max_distance: made with None, asked for 160"):
+        write_dataset(tmp_path, task, {"test": 1}, workers=0, images=images)
 
 
 def test_files_of_one_task_are_not_taken_for_those_of_another(tmp_path):

@@ -148,6 +148,33 @@ def holds(source, state) -> bool:
     return torch.equal(source.backbone.stem.weight, state["backbone.stem.weight"])
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", "model."])
+@pytest.mark.parametrize("ending", [".pkl", ".pth"])
+def test_prefixes_of_wrappers_are_taken_off_in_both_kinds_of_files(
+    package, weights, prefix, ending, tmp_path
+):
+    path = tmp_path / f"wrapped{ending}"
+    wrapped = {prefix + name: value for name, value in weights.items()}
+    if ending == ".pth":
+        torch.save({"model": wrapped}, path)
+    else:
+        arrays = {name: value.numpy() for name, value in wrapped.items()}
+        path.write_bytes(pickle.dumps({"model": arrays, "__author__": "somebody"}))
+    assert holds(built(weights=str(path)), weights)
+
+
+def test_a_pickle_that_would_run_code_is_refused(package, tmp_path):
+    (tmp_path / "code.pkl").write_bytes(pickle.dumps({"model": print}))
+    with pytest.raises(ValueError, match=r"loading it would execute builtins\.print: refused"):
+        built(weights=str(tmp_path / "code.pkl"))
+
+
+def test_weights_of_torchvision_are_named(package, tmp_path):
+    torch.save({"rpn.head.cls_logits.weight": torch.ones(3)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="torchvision's; pass --proposals torchvision"):
+        built(weights=str(tmp_path / "w.pth"))
+
+
 @pytest.mark.parametrize("ending", ["", ".yaml"])
 def test_a_name_of_the_model_zoo_needs_a_path_and_a_url_and_no_pkg_resources(
     package, weights, tmp_path, ending

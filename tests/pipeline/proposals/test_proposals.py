@@ -272,6 +272,20 @@ def test_weights_of_another_network_are_refused_by_name(weights, tmp_path):
         build_proposals("torchvision", weights=str(tmp_path / "other.pth"))
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("proposal_generator.rpn_head.conv.weight", "detectron2's; pass --proposals detectron2"),
+        ("backbone.fpn.inner_blocks.0.1.weight", "fasterrcnn_resnet50_fpn_v2"),
+        ("backbone.body.0.0.weight", "a detector on MobileNet"),
+    ],
+)
+def test_weights_of_another_known_detector_are_named(name, said, tmp_path):
+    torch.save({name: torch.ones(3), "rpn.head.bbox_pred.bias": torch.ones(3)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=said):
+        build_proposals("torchvision", weights=str(tmp_path / "w.pth"))
+
+
 def test_names_of_old_torchvision_files_are_understood(weights, tmp_path):
     folder, model = weights
     state = {

@@ -73,6 +73,7 @@ EXPECTED_TRAIN = [
 ]
 EXPECTED_CROPS = {
     "gos": (7, 4, 230, 230),
+    "gos_floor": (7, 4, 230, 230),
     "short_side": (10, 13, 184, 184),
     "multiscale": (0, 0, 192, 169),
     "centre": (42, 0, 256, 256),
@@ -204,6 +205,17 @@ def test_crops_are_whole_pixels_inside_the_frame():
                     assert all(isinstance(number, int) for number in view.crop)
 
 
+def test_the_released_rounding_of_gos_is_down_and_that_of_its_crop_to_the_nearest_pixel():
+    sides = {}
+    for crop in ("gos", "gos_floor"):
+        sampling = Sampling(frames=1, train_views=40, train_crop=crop)
+        views = training(sampling, Info(width=379, height=253))
+        sides[crop] = {view.crop[2] for view in views}
+        assert sides[crop] == {view.crop[3] for view in views}
+    # 0.9 x 253 = 227.7
+    assert sides == {"gos": {253, 228}, "gos_floor": {253, 227}}
+
+
 def test_gos_crops_have_its_two_scales_and_go_everywhere():
     crops = [view.crop for view in training(Sampling(frames=1, train_views=400))]
     sides = Counter(w for _, _, w, h in crops if w == h)
@@ -320,11 +332,31 @@ def test_a_clip_without_a_picture_is_refused():
         ({"test_short_side": 200}, "test_short_side"),
         ({"test_size": 300, "test_crops": 3}, "test_size"),
         ({"test_multiple": 0}, "test_multiple"),
+        ({"stretch": [240]}, "stretch"),
+        ({"stretch": [240, 0]}, "stretch"),
     ],
 )
 def test_an_option_outside_its_range_is_named(options, named):
     with pytest.raises(ValueError, match=rf"^sampling\.{named}: expected .*; got "):
         Sampling(**options)
+
+
+def test_crops_of_stretched_frames_are_the_same_part_of_the_frame_itself():
+    """EAN's release: frames of 320x240 whatever their aspect, then the centre of 224x224."""
+    info = Info(width=200, height=100)
+    released = Sampling(stretch=[240, 320], test_short_side=240)
+    crop = at_test(released, info)[0].crop
+    assert crop == pytest.approx((48 * 200 / 320, 8 * 100 / 240, 224 * 200 / 320, 224 * 100 / 240))
+
+    # Training views are those of a frame of that size, drawn with the same numbers.
+    options = {"train_crop": "multiscale", "train_views": 20}
+    stretched = training(Sampling(**options, stretch=(240, 320)), info)
+    plain = training(Sampling(**options), Info(width=320, height=240))
+    scales = (200 / 320, 100 / 240) * 2
+    for one, other in zip(stretched, plain, strict=True):
+        assert one.crop == pytest.approx([a * b for a, b in zip(other.crop, scales, strict=True)])
+        assert (one.frames, one.flip, one.size) == (other.frames, other.flip, other.size)
+    assert training(Sampling(**options, stretch=(240, 320)), Info(width=320, height=240)) == plain
 
 
 def test_an_unknown_option_names_the_nearest():
