@@ -30,7 +30,7 @@ from pipeline.manifests.manifest import Clip, read_manifest, write_manifest
 from pipeline.networks.precision import bf16_on_cpu, cost
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.extract import RunOptions, extract
-from pipeline.stages.frozen_networks import FrozenNetworks
+from pipeline.stages.frozen_networks import BatchRow, FrozenNetworks
 from pipeline.video.decode import write_video
 from pipeline.video.view_pixels import ClipOpener, DecodeViews
 from pipeline.views.sampling import Sampling
@@ -80,16 +80,18 @@ def bare(config: ExtractConfig, manifest_path: Path, batch: int) -> float:
         DecodeViews(clip, opening, SAMPLING, 0, models.steps, models.frame_size).run()
         for clip in clips
     ]
-    models.tensors(
-        pixels[0].pixels[0][None],
-        *(part[None] for part in models.boxes(clips[0], pixels[0])[0][::2]),
-    )
+
+    def compute(some: range) -> None:
+        rows = []
+        for k in some:
+            regions = models.regions(clips[k], pixels[k])
+            rows.append(BatchRow(pixels[k].pixels[0], pixels[k].views[0], regions))
+        models.launch(rows, rows[0].view.size).wait()
+
+    compute(range(1))
     begun = time.perf_counter()
     for start in range(0, len(pixels), batch):
-        some = range(start, min(start + batch, len(pixels)))
-        boxes = [models.boxes(clips[k], pixels[k])[0] for k in some]
-        frames = np.stack([pixels[k].pixels[0] for k in some])
-        models.tensors(frames, np.stack([b[0] for b in boxes]), np.stack([b[2] for b in boxes]))
+        compute(range(start, min(start + batch, len(pixels))))
     return (time.perf_counter() - begun) / len(pixels)
 
 

@@ -8,8 +8,8 @@ free      the workers return the same pixels again and again: this is the limit 
 decoded   the workers decode generated videos: this is the limit with so many decoders.
 
 Views are `default` ones (32 frames of 224×224, 4.8 MB, with 16 frames for the region proposal
-network) and `pooled` ones (the same without boxes). `pipe` sends pixels through pipes, as vidgraph
-did before it shared memory with its workers; `shared` is what `extract` does.
+network) and `pooled` ones (the same without boxes). `--pipes` sends pixels through pipes, as
+vidgraph did before it shared memory with its workers.
 
 main ms is the CPU time of the process that would drive the device, in ms per view: of its main
 thread, and of all its threads.
@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from _report import arguments, report
 
 import pipeline.stages.frozen_networks as networks
@@ -72,19 +73,26 @@ def _canvas(shape: tuple[int, ...]) -> np.ndarray:
 class FreeNetworks(networks.FrozenNetworks):
     """The networks of a config, which compute nothing: every field is zeros."""
 
-    def boxes(self, clip, pixels) -> list:
+    def regions(self, clip, pixels):
         if self.source is None:
-            return super().boxes(clip, pixels)
-        boxes = np.zeros((self.steps, self.num_boxes, 4), np.float32)
-        return [(boxes, boxes[..., 0], np.zeros(boxes.shape[:-1], bool))] * len(pixels.views)
+            return None
+        regions = networks.ClipRegions(clip, pixels)
+        shape = (len(pixels.numbers), self.num_boxes)
+        regions.found = np.zeros((*shape, 4), np.float32), np.full(shape, -1, np.float32)
+        return regions
 
-    def tensors(self, frames, boxes, valid) -> dict[str, np.ndarray]:
-        shapes = self.shapes(frames.shape[2:4])
-        out = {}
-        for name in self.config.keep:
-            if name not in ("boxes", "scores", "valid"):
-                out[name] = np.zeros((len(frames), *shapes[name]), self.config.dtype)
-        return out
+    def launch(self, rows, size):
+        watch = networks.Stopwatch(self.device)
+        # Pixels are put together for the device, boxes are cut to the views: that is the host's.
+        self.transfers.rows([row.pixels for row in rows], (self.config.sampling.frames, *size, 3))
+        boxes, out = self._boxes_of(rows, []), {}
+        for name, shape in self.shapes(size).items():
+            if name in self.config.keep and name not in networks.BOXES:
+                dtype = getattr(torch, self.config.dtype)
+                out[name] = torch.zeros((len(rows), *shape), dtype=dtype)
+        watch.mark()
+        watch.mark()
+        return networks.Computed(self.transfers.out(out), boxes, watch, self.seconds)
 
 
 def make_manifest(folder: Path, clips: int, videos: int) -> Path:
@@ -152,7 +160,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="decode processes")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each row; medians are shown")
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--pipes", action="store_true", help="share no memory with the workers")
     asked = parser.parse_args()
+    if asked.pipes:
+        extract_shards.SHARED_BYTES = 0
     options = RunOptions(workers=asked.workers, batch=asked.batch)
 
     with tempfile.TemporaryDirectory() as folder:

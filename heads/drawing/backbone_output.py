@@ -91,7 +91,7 @@ def run_backbone(
     steps = backbone.steps(config.sampling.frames, config.cut or backbone.last)
     opener = clip_opener(manifest.root, config)
     only = ((group, view),)
-    task = DecodeViews(clips[clip], opener, config.sampling, config.seed, steps, None, only)
+    task = DecodeViews(clips[clip], opener, config.sampling, config.seed, steps, only=only)
     frames = torch.from_numpy(run_task(task).pixels[0])[None]  # [1,F,h,w,3]
 
     blocks: list[BlockOutput] = []
