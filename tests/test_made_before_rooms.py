@@ -44,6 +44,10 @@ ADDED = {
     "about.head_version: int",
     "recipe.phases[].checkpoint: str",
     "about.recipe.phases[].checkpoint: str",
+    "recipe.train.warm_up: int",
+    "about.recipe.train.warm_up: int",
+    "recipe.phases[].train.warm_up: int",
+    "about.recipe.phases[].train.warm_up: int",
 }
 COMMANDS = json.loads((DATA / "cli.json").read_text())
 
