@@ -48,10 +48,6 @@ ADDED = {
     "about.recipe.train.warm_up: int",
     "about.recipe.phases[].train.warm_up: int",
     "about.recipe.phases[].checkpoint: str",
-    "recipe.train.warm_up: int",
-    "about.recipe.train.warm_up: int",
-    "recipe.phases[].train.warm_up: int",
-    "about.recipe.phases[].train.warm_up: int",
 }
 COMMANDS = json.loads((DATA / "cli.json").read_text())
 
