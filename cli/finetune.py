@@ -244,6 +244,10 @@ def _run(ctx: click.Context, given: dict) -> int:
         if given[key] is not None:
             frames[key] = given[key]
 
+    if given["study"] is None:
+        # A phase that cannot be trained here is said before any file is read.
+        _recipe_and_phase(given, recipe_settings, frames)
+
     # Defaults of `vidgraph extract` do not count: only a file that was named has moved.
     files = dict.fromkeys(MOVED)
     for key in MOVED:
@@ -323,6 +327,15 @@ def _run_study(
     )
 
 
+def _recipe_and_phase(given: dict, settings: dict, frames: dict) -> tuple:
+    """(the recipe, the recipe with the table [phases.frames] of other options, its phase)."""
+    from heads.config.recipe import read_recipe
+    from heads.finetuning.finetune import frames_phase
+
+    plain = read_recipe(given["recipe"], settings)
+    return plain, *frames_phase(plain, given["phase"], **frames)
+
+
 def _run_recipe(given: dict, settings: dict, frames: dict, shared: dict) -> int:
     """Train one recipe.
 
@@ -333,11 +346,9 @@ def _run_recipe(given: dict, settings: dict, frames: dict, shared: dict) -> int:
         shared: the arguments of `finetune` that do not depend on the recipe.
     """
     from cli._shared.figures import print_figures
-    from heads.config.recipe import read_recipe
-    from heads.finetuning.finetune import finetune, frames_phase
+    from heads.finetuning.finetune import finetune
 
-    plain = read_recipe(given["recipe"], settings)
-    recipe, phase = frames_phase(plain, given["phase"], **frames)
+    plain, recipe, phase = _recipe_and_phase(given, settings, frames)
     # With a cache, all phases of a recipe share the folder that `vidgraph train` uses.
     if not plain.phases:
         name = f"{recipe.name}-frames"

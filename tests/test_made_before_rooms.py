@@ -45,6 +45,10 @@ ADDED = {
     "asked.resize: str",
     "workers: int",
     "recipe.phases[].checkpoint: str",
+    "recipe.train.warm_up: int",
+    "recipe.phases[].train.warm_up: int",
+    "about.recipe.train.warm_up: int",
+    "about.recipe.phases[].train.warm_up: int",
     "about.recipe.phases[].checkpoint: str",
 }
 COMMANDS = json.loads((DATA / "cli.json").read_text())
@@ -333,6 +337,8 @@ def test_every_option_of_a_verb_is_there_with_its_default_and_type(verb):
         # A choice may have got further values; those of before must be there.
         if set(was.get("choices", ())) <= set(found.get("choices", ())):
             found |= {"choices": was["choices"]} if "choices" in was else {}
+        # What had to be given may be left out now.
+        found |= {"required": True} if was.get("required") else {}
         assert found == was, f"`vidgraph {verb}`: {option} has changed"
     required = [o for o, about in now[verb].items() if about.get("required")]
     more = set(required) - set(COMMANDS[verb])

@@ -13,8 +13,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.text import text_files
 from pipeline.text.suggestions import nearest
+from pipeline.text.text_files import other_separator, read_text, separator_advice
 
 COLUMNS = ("class", "attribute", "value")
 EXPECTED = "a CSV table with the columns class, attribute and value"
@@ -62,7 +62,7 @@ def read_class_attributes(path: str | Path) -> ClassAttributes:
             attribute twice. The message names the line.
     """
     path = Path(path)
-    text = text_files.read_text(path, EXPECTED)
+    text = read_text(path, EXPECTED)
     reader = csv.reader(text.splitlines(keepends=True), skipinitialspace=True)
     try:
         rows = [(reader.line_num, row) for row in reader]
@@ -74,10 +74,10 @@ def read_class_attributes(path: str | Path) -> ClassAttributes:
     header = [cell.strip().lower() for cell in rows[0][1]]
     for name in COLUMNS:
         if name not in header:
-            words = text_files.other_separator(text.splitlines()[0], COLUMNS)
+            words = other_separator(text.splitlines()[0], COLUMNS)
             advice = f"expected {EXPECTED}"
             if words:
-                advice = text_files.separator_advice(words)
+                advice = separator_advice(words)
             raise ValueError(f"{path}: no column {name}; {advice}")
     places = [header.index(name) for name in COLUMNS]
 

@@ -27,6 +27,7 @@ from heads.interface.clips import clips_of
 from heads.runs import run_files
 from heads.runs.start_weights import checkpoint_of
 from pipeline.cache.reader import Cache, Group
+from pipeline.files.regular_files import read_small_text
 from pipeline.text.suggestions import nearest
 
 CLIP = "clip:"  # before the name of a clip whose structure is meant
@@ -122,7 +123,7 @@ def read_structure(path: Path, head: nn.Module) -> Tensor:
             places[str(cell + 1), str(start), str(end)] = cell, edge
 
     structure = torch.full((len(head.cells), len(head.edges)), -1)
-    rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
+    rows = csv.DictReader(io.StringIO(read_small_text(path)))
     if tuple(rows.fieldnames or ()) != COLUMNS:
         raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}")
     for row in rows:

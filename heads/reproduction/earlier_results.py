@@ -12,6 +12,7 @@ from typing import Any
 
 from heads.config.recipe import recipe_from
 from pipeline.files.atomic_files import parse_json
+from pipeline.files.regular_files import read_small_text
 
 # (task, name of the row) -> (how the runs were made, the runs) of each record.
 Found = dict[tuple[str, str], list[tuple[dict[str, Any], list[dict[str, Any]]]]]
@@ -55,7 +56,7 @@ def read_results(paths: Iterable[Path]) -> EarlierResults:
     """
     found: Found = {}
     for path in paths:
-        record = parse_json(path.read_text(encoding="utf-8"), path)
+        record = parse_json(read_small_text(path), path)
         try:
             for task, about in record["tasks"].items():
                 for row in about["rows"]:

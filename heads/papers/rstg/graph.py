@@ -193,11 +193,9 @@ class Messages(nn.Module):
 
     def sender_half(self, v: Tensor) -> Tensor:
         """Apply the first layer's part for senders to nodes [...,N,C]."""
-        # The columns of W are in the order of [v_j | v_i | p_j | p_i].
-        of_sender, _, *of_places = self.first.weight.split(self.sizes, dim=1)
-        half = F.linear(v, of_sender)
-        if of_places:
-            half = half + F.linear(self.places, of_places[0])
+        half = F.linear(v, self._columns(0))
+        if len(self.sizes) > 2:
+            half = half + F.linear(self.places, self._columns(2))
         return half
 
     def receiver_half(self, v: Tensor) -> Tensor:
@@ -205,11 +203,14 @@ class Messages(nn.Module):
 
         The sum of a sender's and a receiver's half is the layer's output for their edge.
         """
-        _, of_receiver, *of_places = self.first.weight.split(self.sizes, dim=1)
-        half = F.linear(v, of_receiver, self.first.bias)
-        if len(of_places) > 1:
-            half = half + F.linear(self.places, of_places[1])
+        half = F.linear(v, self._columns(1), self.first.bias)
+        if len(self.sizes) > 3:
+            half = half + F.linear(self.places, self._columns(3))
         return half
+
+    def _columns(self, part: int) -> Tensor:
+        """The columns of W for one part of [v_j | v_i | p_j | p_i]."""
+        return self.first.weight.narrow(1, sum(self.sizes[:part]), self.sizes[part])
 
     def finish(self, pairs: Tensor) -> Tensor:
         """Turn sums of two halves [...,C] into messages [...,C]."""

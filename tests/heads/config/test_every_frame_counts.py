@@ -26,12 +26,17 @@ WIDTH, CLASSES = 4, 5
 NARROW = {"width": 8, "offset_width": 4, "hidden": 8, "roi_size": 2}
 
 
+MOST_BOXES = 9  # of a frame, where a row has more
+
+
 def narrowed(head: HeadChoice) -> str:
     """A head's name and its options with few channels, without files of weights, in JSON."""
     options = {}
     for key, value in head.options.items():
         if key not in ("weights", "transfer"):
             options[key] = value
+    if "proposals" in options:
+        options["proposals"] = min(options["proposals"], MOST_BOXES)
     for key in NARROW:
         if key in head_options(head.name):
             options[key] = NARROW[key]
@@ -102,7 +107,7 @@ def check(recipe: Recipe, config) -> None:
     options = {key: value for key, value in config.backbone_options.items() if key != "fresh"}
     backbone = json.dumps([config.backbone, options])
     # More boxes say nothing more of time; DyReg's detector wants 9.
-    boxes = min(config.proposal_options.get("num_boxes", 10), 9)
+    boxes = min(config.proposal_options.get("num_boxes", 10), MOST_BOXES)
     sizes = config.sampling.frames, boxes, config.cut, config.roi_pool
     for phase in recipe.all_phases:
         lost = frames_without_gradient(backbone, sizes, narrowed(recipe.of(phase).head))

@@ -455,7 +455,15 @@ def test_every_operation_of_a_structure_is_named_with_its_weight(monkeypatch):
     weights = np.array([[[0.1, 0.2, 0.7], [0.8, 0.1, 0.1], [0.2, 0.6, 0.2]]], np.float32)
     maps = {"structure": weights.argmax(-1), "weights": weights}
     result = HeadResult(
-        "run", "gos", "best", ("a", "b"), np.array([0.2, 0.8]), "softmax", maps, None, space, edges
+        "run",
+        "gos",
+        "best",
+        ("a", "b"),
+        np.array([0.2, 0.8]),
+        "softmax",
+        maps,
+        space=space,
+        edges=edges,
     )
     assert labels_of(monkeypatch, lambda: structure(result)) == [
         "comb1 0.70",

@@ -137,7 +137,8 @@ def test_the_command_takes_boxes_of_a_file_and_prints_dist(plain, tmp_path):
     run = run_of(tmp_path / "dyreg", plain, "dyreg", **DYREG)
     boxes = written(tmp_path, ["clip-20,2,0,0,32,32"])
     words = ["evaluate", str(run), "--cache", str(plain.path), "--annotations", boxes]
-    done = CliRunner().invoke(vidgraph, [*words, "--set", "proposal_options.annotated_height=128"])
+    more = ["--set", "proposal_options.annotated_height=128"]
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(vidgraph, [*words, *more])
     assert done.exit_code == 0, done.output
     figures = json.loads((run / "metrics_test.json").read_text())
     assert figures["dist_start"] == pytest.approx(math.dist((MIDDLE,) * 2, (0.125, 0.125)))

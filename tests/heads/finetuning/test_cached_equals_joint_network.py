@@ -119,7 +119,7 @@ ROWS = {
         f"GOS, {name} alone": Row("i3d", f"gos_{name}", {"width": 8}, one_size=name == "back_incor")
         for name in ("feat_aggr", "diff_prop", "temp_conv", "back_incor")
     },
-    "GOS, node_att alone": Row("i3d", "gos_node_att", {"width": 8}, gain=0.3),
+    "GOS, node_att alone": Row("i3d", "gos_node_att", {"width": 8, "similarity": "cosine"}),
     "STRG, frozen reduction": Row("i3d", "strg"),
     "STRG, new reduction": Row("i3d", "strg", {"reduce": "conv", "width": 8}),
     "RSTG to vec, from the map": Row("i3d", "rstg", {"width": 8}),
