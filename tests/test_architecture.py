@@ -29,8 +29,8 @@ PIPELINE = {
     "workers": {"files", "text"},
     "cache": {"files", "manifests", "plugins", "workers"},
     "stages": {
-        *("files", "text", "plugins", "views", "manifests", "video", "regions", "backbones"),
-        *("proposals", "workers", "cache"),
+        *("files", "text", "plugins", "views", "manifests", "video", "regions", "networks"),
+        *("backbones", "proposals", "workers", "cache"),
     },
     "digits": {"files", "manifests", "video", "backbones", "workers", "cache"},
 }

@@ -120,7 +120,9 @@ def test_precisions_that_make_no_sense_are_refused():
     backbone = tiny("digit_cnn")
     with pytest.raises(ValueError, match="fp16 on a CPU is a hundred times slower"):
         freeze(backbone, "fp16")
-    with pytest.raises(ValueError, match="precision 'half': expected one of fp32, bf16, fp16"):
+    with pytest.raises(
+        ValueError, match="precision 'half': expected one of fp32, tf32, bf16, fp16"
+    ):
         freeze(backbone, "half")
 
 

@@ -176,7 +176,7 @@ OWN = {
     "pipeline/files/owners.py",  # /proc
     "pipeline/proposals/_model_zoo.py",  # sources of an installed package
     "pipeline/digits/video_files.py",
-    "heads/data/feature_store.py",
+    "pipeline/workers/memory.py",  # /proc
     "heads/reproduction/report.py",
     "heads/reporting/html_page.py",
     "heads/reporting/plots.py",
