@@ -245,6 +245,17 @@ def test_views_without_boxes_are_computed_there():
     assert boxes.shape == (2, 8, 0, 4)
 
 
+@pytest.mark.parametrize(("precision", "kind"), [("tf32", "tf32"), ("fp32", "ieee")])
+def test_fp32_is_float32_there_and_tf32_is_asked_for(precision, kind):
+    """Left alone, torch rounds the factors of convolutions and not those of matrices."""
+    small = {"backbone": "digit_cnn", "backbone_options": {"width": 8}}
+    config = views_config(**small, precision=precision)
+    assert config.computed("", "")["precision"] == precision
+    FrozenNetworks(config, "cuda")
+    assert torch.backends.cudnn.conv.fp32_precision == kind
+    assert torch.backends.cuda.matmul.fp32_precision == kind
+
+
 @pytest.mark.parametrize("source", ["torchvision", "digit_rpn", "annotations"])
 def test_a_batch_waits_for_its_boxes_alone_and_copies_all_pixels_in_the_background(
     source, sources, gpu
