@@ -56,7 +56,9 @@ def run_study(
 
     as_keys = {f"extract.{key}": value for key, value in extraction.items()}
     plan = read_study(name, {**settings, **as_keys})
-    set_there = {key for row in plan.rows for key in row.extract}
+    set_there: set[str] = set()
+    for row in plan.rows:
+        set_there.update(row.extract)
     for option in given:
         key = KEY_OF.get(option, option)
         if key in set_there:

@@ -264,7 +264,9 @@ def _expand(file: StudyFile, path: Path, given: dict[str, Any]) -> StudyPlan:
             rows += _rows_of(file, label, base, recipe_file, wanted, beside)
 
     heads = {display_name(row.recipe.head.name) for row in rows}
-    varied = [key for keys in file.rows.values() for key in keys if key != "recipe"]
+    varied: list[str] = []
+    for keys in file.rows.values():
+        varied += [key for key in keys if key != "recipe"]
     for key in (*file.grid, *fixed, *varied):
         first = key.partition(".")[0]
         if first not in ANY_HEAD and first not in heads:

@@ -108,10 +108,10 @@ class Training:
         lr: learning rate.
         momentum, nesterov: of SGD.
         weight_decay: weight decay.
-        schedule: of the learning rate. "constant"; "steps": times `factor` at each point of
-            `drop_at`; "cosine": to 0 at the end; "plateau": times `factor` when the validation
-            loss has had no new minimum for more than `patience` epochs, as torch's
-            ReduceLROnPlateau(patience=...) counts: a minimum is lower by a ten-thousandth.
+        schedule: of the learning rate. "constant" changes nothing. "steps": times `factor` at each
+            point of `drop_at`. "cosine": to 0 at the end. "plateau": times `factor` when the
+            validation loss has had no new minimum for more than `patience` epochs. A minimum is
+            lower by a ten-thousandth, as torch's ReduceLROnPlateau(patience=...) counts.
         drop_at: points of "steps", in the unit of the length.
         warm_up: in the first so many mini-batches, the rate rises linearly to the schedule's.
         factor: factor of "steps" and "plateau".

@@ -72,7 +72,10 @@ def _rows_of_each_size(part: SplitViews, fields: Sequence[str]) -> list[int]:
     rows = part.all_rows()[0]
     if not len(rows):
         return []
-    grids = [name for name in fields if name == "grid" or name.startswith(grid_at(""))]
+    grids = []
+    for name in fields:
+        if name == "grid" or name.startswith(grid_at("")):
+            grids.append(name)
     if not grids:
         return [int(rows[0])]
 

@@ -124,7 +124,9 @@ def finetune_study(
     watched = WatchedFolder(folder)
     outcomes: Outcomes = {}
     finished = 0
-    members = [(one, seed) for seed in plan.seeds for one in rows]
+    members = []
+    for seed in plan.seeds:
+        members += [(one, seed) for one in rows]
     with watched.guarded():
         # The second time for members that another process held: it may have finished them.
         for again in (False, True):

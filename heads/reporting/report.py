@@ -89,9 +89,9 @@ def report(
         What was written.
 
     Raises:
-        ValueError: a path without a run, an unknown row, two rows of different clips to compare,
-            a cache of none of the runs, a file of attributes that is wrong or does not fit the
-            classes, or a folder `out` that holds something else.
+        ValueError: a path without a run, an unknown row, two rows of different clips to compare, or
+            a cache of none of the runs. A file of attributes that is wrong or does not fit the
+            classes. A folder `out` that holds something else.
     """
     folders, out = find_runs(paths), Path(out)
     # Refuses a folder that holds something else before the work, not after it.

@@ -99,9 +99,9 @@ def estimate_members(
         One estimate per member, in the study's order.
 
     Raises:
-        ValueError: a member cannot be trained (its head reads what the cache lacks, a label is
-            missing, its folder holds another run), the study varies what a cache fixes, or a
-            feature is not finite.
+        ValueError: a member cannot be trained, because its head reads what the cache lacks, a
+            label is missing, or its folder holds another run. The study varies what a cache fixes.
+            A feature is not finite.
     """
     require_same_extraction(plan, cache)
     require_cached_phases(plan)

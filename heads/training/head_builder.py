@@ -76,8 +76,8 @@ class HeadBuilder:
     ) -> dict[str, tuple[str, ...]]:
         """Return what a run reads of each split, over all its phases.
 
-        Every head and an optimiser for it is built once, and reads one view of each size, so that
-        wrong options, and test views that do not fit, are found before training starts.
+        Every head and an optimiser for it is built once, and reads one view of each size. So wrong
+        options, and test views that do not fit, are found before training starts.
 
         Args:
             phases: the phases that the run trains.

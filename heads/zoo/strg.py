@@ -38,8 +38,8 @@ Differs from the paper:
   then fixed. With another cut the nodes keep that cut's C channels.
 
 Not stated in the paper, and chosen:
-- layer 3 is linear. The paper has LN and ReLU after a layer "before Z is forwarded to the next",
-  which leaves the last one open; both would leave its W = 0 without a gradient for ever;
+- layer 3 is linear. The paper has LN and ReLU after a layer "before Z is forwarded to the next".
+  That leaves the last one open. Both would leave its W = 0 without a gradient for ever;
 - Xavier weights in layers 1 and 2, no biases, the initial size of w and w';
 - IoU in continuous coordinates;
 - G^sim is computed once, from X.

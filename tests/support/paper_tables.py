@@ -18,7 +18,9 @@ DIVING = "no: Diving48 and GPUs are needed"
 COUNTED = "counted, without training: [counts.md](counts.md)"
 RSTG_DIGITS = "yes, narrower: [rstg-small](../benchmarks/results/rstg-small.md)"
 DYREG_DIGITS = "yes, narrower: [dyreg-small](../benchmarks/results/dyreg-small.md)"
-MEETING = "yes, on the task of [heads.md](heads.md#what-they-learn-where-pooling-cannot)"
+MEETING = (
+    "on the task of [heads.md](heads.md#what-they-learn-where-pooling-cannot), not on the paper's"
+)
 NO_TRAINING = "nothing to train"
 
 
@@ -181,7 +183,7 @@ TABLES = (
         "dyreg",
         "Table 1, column Dist",
         "distance between regions and objects",
-        trained=DYREG_DIGITS,
+        trained="not yet; `vidgraph reproduce dyreg` measures it on digits",
         how="a figure of `vidgraph evaluate` with annotated boxes (`--annotations`): see "
         "[heads.md](heads.md#dyreg)",
         ours="the definition: the paper's is in a supplement that was not at hand",

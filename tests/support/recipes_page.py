@@ -33,8 +33,8 @@ serves all rows ([ablate.md](ablate.md)), `vidgraph finetune --study` where fram
 ([finetune.md](finetune.md#studies)).
 
 The papers draw a new crop and other frames in every epoch; a cache holds `--train-views` of them.
-Each recipe asks for enough, all of a table for the same number
-([stages.md](stages.md#views) has the measurement).
+All recipes of a table ask for the same number: STRG's for 8, and GOS's, whose maps take 3.2 MB a
+view, for 4 ([stages.md](stages.md#views) has the measurement, and what fewer cost).
 
 Write your own recipe beside your data. `vidgraph train mine.toml` checks every key and type, and
 names the nearest key where one is wrong. `--set KEY=VALUE` overrides any key. The dataclasses of

@@ -4,8 +4,8 @@ Duta, Nicolicioiu and Leordeanu, NeurIPS 2021, eq. (2) and Table 6. The regions 
 heads/papers/dyreg/regions.py.
 
 Not stated in any source, and chosen: the strides of `Fishnet` for maps other than 7, 8, 14, 16, 28
-and 32, and with `upsample` for maps other than 16, where alone the release's network returns to the
-size of the map.
+and 32. With `upsample` they are chosen for all maps but 16: only from 16 does the release's network
+return to the size of the map.
 """
 
 from dataclasses import dataclass

@@ -11,9 +11,10 @@ Tian et al., EAN: Event Adaptive Network for Enhanced Action Recognition, IJCV 2
 Saliency-Net is in heads/papers/ean/regions.py, the layers are in heads/papers/ean/transformer.py. E
 is N(0,1) at first: one vector per cell (paper), one per cell and step (released).
 
-Differs from the paper: `regions="boxes"` masks padded boxes. Not stated in the paper, and chosen: a
-transformer before the last stage adds its vector at every position; on another grid than E was
-built for, such as that of larger test views, E is interpolated bilinearly.
+Differs from the paper: `regions="boxes"` masks padded boxes. Not stated in the paper, and chosen:
+- a transformer before the last stage adds its vector at every position;
+- on another grid than E was built for, such as that of larger test views, E is interpolated
+  bilinearly.
 """
 
 import torch

@@ -35,8 +35,8 @@ Schedulers (Table 1):
 - "one_temporal" without LSTM_intern;
 - "space_only" without both LSTMs;
 - "time_only" without messages;
-- "homogeneous" without LSTMs; a node also gets a message, by the same MLP, from its own state one
-  step earlier (h_i^{t-1,k} of eq. (6)), so that the last step has heard of all.
+- "homogeneous" without LSTMs. A node also gets a message, by the same MLP, from its own state one
+  step earlier (h_i^{t-1,k} of eq. (6)). So the last step has heard of all.
 
 Differs from the paper: the first layer of MLP_s is applied to the nodes, and its halves are added
 edge by edge. That is the same and takes 1/N of the products.
