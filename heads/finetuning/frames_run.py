@@ -32,7 +32,7 @@ from heads.finetuning.joint_network import JointNetwork
 from heads.interface.clips import Clips
 from heads.runs import run_files as runs
 from heads.runs.folder_lock import FolderBusy, lock_folders
-from heads.runs.head_versions import version_of
+from heads.runs.head_versions import versions_of
 from heads.runs.run_writer import RunWriter, epoch_line
 from heads.runs.start_weights import default_checkpoint
 from heads.training.study import SPLITS, Result
@@ -91,7 +91,7 @@ class FramesRun:
                 "order_seed": self.order_seed,
                 "precision": options.precision,
                 "classes": list(classes),
-                "head_version": version_of(recipe),
+                "head_versions": versions_of(recipe),
                 **(about or {}),
             }
         )

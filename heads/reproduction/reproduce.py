@@ -48,7 +48,7 @@ from heads.reproduction.place_training import PlaceTraining, train_places
 from heads.reproduction.pretraining import Pretraining, pretrain
 from heads.runs import run_files as runs
 from heads.runs.folder_lock import FolderBusy, hold_folder
-from heads.runs.head_versions import refuse_changed_head, version_of
+from heads.runs.head_versions import refuse_changed_head, versions_of
 from heads.runs.start_weights import checkpoint_of, take_weights
 from heads.training.study import Result
 from heads.training.train import train
@@ -128,7 +128,7 @@ class Reproduction:
         easier = start_of(row, self.size, task)
         facts = {
             "recipe": recipe.as_dict(),
-            "head_version": version_of(recipe),
+            "head_versions": versions_of(recipe),
             "task": {"name": task, **asdict(self.task(task))},
             "videos": self.videos(row),
             "images": self.images,

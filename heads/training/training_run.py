@@ -34,7 +34,7 @@ from heads.evaluation.saved_heads import require_same_backbone
 from heads.interface.clips import Clips
 from heads.papers.dyreg.distillation import Teachers
 from heads.runs import run_files
-from heads.runs.head_versions import version_of
+from heads.runs.head_versions import versions_of
 from heads.runs.manifest_record import warn_if_seen
 from heads.runs.run_writer import RunWriter, epoch_line
 from heads.runs.start_weights import (
@@ -124,7 +124,7 @@ class TrainingRun:
             "order_seed": self.order_seed,
             "precision": self.study.precision,
             "classes": list(self.classes),
-            "head_version": version_of(self.recipe),
+            "head_versions": versions_of(self.recipe),
             "dims": self.study.dims.as_dict(),
             "fingerprint": self.study.cache.fingerprint,
             "config": self.study.cache.config,
