@@ -55,7 +55,7 @@ def test_a_backbone_that_computes_something_else_than_a_cache_has_is_refused():
     with pytest.raises(ValueError, match="cache: ean_r50 of version 1 made it, this is version 2"):
         backbone_of_cache(config, SimpleNamespace(path="cache", config=before))
     others = SimpleNamespace(path="cache", config={**new, "weights": "0123456789abcdef"})
-    with pytest.raises(ValueError, match="expected 0123456789ab.*pass --weights with that file"):
+    with pytest.raises(ValueError, match=r"expected 0123456789ab.*pass --weights with that file"):
         backbone_of_cache(config, others)
 
 
