@@ -3,10 +3,29 @@
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from cli._shared.annotations import annotated_boxes_of, annotations_option
 from cli._shared.options import device_option, plugin_option, say_cost
 from cli._shared.say import say
+
+# Option -> what it does in place of an evaluation, and the options that it would not hear.
+IN_PLACE = {
+    "--ensemble": (
+        "sums stored predictions",
+        (
+            *("--cache", "--manifest", "--checkpoint", "--phase", "--structure", "--exchange"),
+            *("--annotations", "--set", "--device", "--precision"),
+        ),
+    ),
+    "--exchange": (
+        "prints single scores, computed on the CPU in fp32",
+        (
+            *("--structure", "--aggregate", "--scores", "--annotations", "--set"),
+            *("--device", "--precision", "--submission", "--submission-format"),
+        ),
+    ),
+}
 
 
 @click.command("evaluate")
@@ -143,32 +162,22 @@ def command(
         raise click.UsageError(
             "--phase and --checkpoint: expected one of them; a phase has one checkpoint, its last"
         )
+    if ensemble:
+        _refuse_unheard("--ensemble")
+    elif exchange:
+        _refuse_unheard("--exchange")
     submission = _submission(runs, ensemble, submission, submission_format)
     if ensemble:
-        given = {
-            "--cache": cache,
-            "--manifest": manifest,
-            "--checkpoint": checkpoint,
-            "--phase": phase,
-            "--annotations": annotations,
-            "--structure": structure,
-            "--exchange": exchange,
-        }
-        for option, value in given.items():
-            if value:
-                raise click.UsageError(
-                    f"{option} does not apply to --ensemble, which sums stored predictions"
-                )
         return _ensemble(runs, split, replaced, into, submission)
     if into is not None:
         raise click.UsageError(
             "--into goes with --ensemble only; an evaluation writes to the run's folder"
         )
     if exchange:
-        if structure or replaced:
-            raise click.UsageError("--exchange goes without --structure, --aggregate and --scores")
+        # A video that is named twice is one video.
+        names = tuple(dict.fromkeys(exchange))
         for run in runs:
-            _exchange(run, cache, manifest, split, checkpoint, phase, exchange)
+            _exchange(run, cache, manifest, split, checkpoint, phase, names)
         return 0
     boxes = annotated_boxes_of(annotations, settings)
     say_cost(precision, device)
@@ -185,6 +194,17 @@ def command(
         }
         _evaluate(run, cache, manifest, split, options)
     return 0
+
+
+def _refuse_unheard(mode: str) -> None:
+    """Raise UsageError for an option of the command line that `mode` would not hear."""
+    what, unheard = IN_PLACE[mode]
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        option = parameter.opts[0]
+        source = context.get_parameter_source(parameter.name)
+        if option in unheard and source is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"{option} does not apply to {mode}, which {what}")
 
 
 def _submission(runs, ensemble, path, form):
@@ -210,6 +230,7 @@ def _ensemble(runs, split, settings, into, submission) -> int:
     total = ensemble(runs, split, settings)
     if submission is not None:
         submission.check(total.classes, total.target)
+        submission.check_clips(total.clips)
     if into is not None:
         total.save(into, split)
     if submission is not None:

@@ -273,6 +273,7 @@ def _run(ctx: click.Context, given: dict) -> int:
     if cache is None:
         # Nothing is stored, so these options are not asked for.
         fixed = {"keep": ("pooled",), "precision": "fp32", "dtype": "float32"}
+        fixed["frame_resize"] = "pil"  # by the decode workers
         # A study has them among its own keys, so that its table records them.
         own = {} if given["study"] is not None else extraction
         config = config_of({**given, **fixed, "settings": own})

@@ -40,8 +40,8 @@ KEYS = json.loads((DATA / "keys.json").read_text())
 # Keys that records have had since then, in any file of a run or a cache.
 ADDED = {
     "asked.sampling.stretch: NoneType",
-    "head_version: int",
-    "about.head_version: int",
+    "head_versions.*: int",
+    "about.head_versions.*: int",
     "asked.resize: str",
     "workers: int",
     "recipe.phases[].checkpoint: str",

@@ -1,7 +1,8 @@
 """Run a cache's backbone on the frames of one view: its stages' maps, and what EAN's blocks make.
 
 The backbone is the one that the cache was extracted with, with its weights. Of a run that trained
-its backbone too, that is the run's own: its cache is extracted with --weights RUN/best.pt.
+its backbone too, that is the run's own: its cache is extracted with --weights RUN/last.pt, or with
+the checkpoint that the run's figures use.
 """
 
 from collections.abc import Iterator
@@ -13,10 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.backbones import Backbone, EventAdaptiveBlock, fusion_matrix, kernel_sizes
+from pipeline.backbones import EventAdaptiveBlock, fusion_matrix, kernel_sizes
 from pipeline.cache.reader import Cache
-from pipeline.stages.config import ExtractConfig, clip_opener
-from pipeline.stages.frozen_networks import backbone_of
+from pipeline.stages.config import clip_opener
+from pipeline.stages.frozen_networks import backbone_of_cache
 from pipeline.stages.jobs import RunOptions
 from pipeline.stages.repair import MovedFiles, as_extracted
 from pipeline.video.view_pixels import DecodeViews, run_task
@@ -86,7 +87,7 @@ def run_backbone(
     """
     moved = MovedFiles(root=root, weights=weights)
     config, manifest, _ = as_extracted(cache.path, RunOptions(), moved)
-    backbone = _checked(backbone_of(config), cache, config)
+    backbone = backbone_of_cache(config, cache)
     clips = {row.clip: row for row in manifest.clips}
     steps = backbone.steps(config.sampling.frames, config.cut or backbone.last)
     opener = clip_opener(manifest.root, config)
@@ -128,19 +129,3 @@ def recorded_blocks(network: nn.Module, blocks: list[BlockOutput]) -> Iterator[N
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _checked(backbone: Backbone, cache: Cache, config: ExtractConfig) -> Backbone:
-    """The backbone, if it is the one that made the cache."""
-    found, wanted = backbone.weights_sha256 or "none", cache.config["weights"]
-    if found != wanted:
-        raise ValueError(
-            f"{config.weights}: not the weights that {cache.path} was extracted with (SHA-256 "
-            f"{found[:12]}, expected {wanted[:12]}); pass --weights with that file"
-        )
-    if backbone.version != cache.config.get("backbone_version", 1):
-        raise ValueError(
-            f"{cache.path}: {backbone.name} computes something else with these options since the "
-            f"cache was made: extract it again into another folder"
-        )
-    return backbone

@@ -97,6 +97,10 @@ def draw_view(
     for name in what:
         if name not in WHAT:
             raise ValueError(f"what to show, {name!r}: {nearest(name, WHAT)}")
+    if weights is not None and set(what).isdisjoint(FROM_FRAMES):
+        raise ValueError(
+            f"weights {weights} are for {' and '.join(FROM_FRAMES)}: pass --what with one of these"
+        )
 
     if not group:
         group = "test" if "test" in cache.groups else "train"

@@ -130,6 +130,8 @@ def evaluate(
         tag += f"_{checksum}"
 
     part = require_split_views(cache, "test", split, manifest, classes, recipe.data)
+    if submission is not None:
+        submission.check_clips(part.clips)
     print_excluded(part, say)
     one = None
     if structure:

@@ -68,6 +68,16 @@ class Submission:
                     f"pass --submission-format v2"
                 )
 
+    def check_clips(self, clips: Sequence[str]) -> None:
+        """Raise ValueError if the id of a video cannot stand in a line.
+
+        Args:
+            clips: the ids.
+        """
+        for clip in clips:
+            if ";" in clip:
+                raise ValueError(f"submission: clip {clip!r}: expected an id without a semicolon")
+
     def write(self, clips: Sequence[str], classes: Sequence[str], scores: np.ndarray) -> int:
         """Write the file.
 
@@ -82,12 +92,11 @@ class Submission:
         Raises:
             ValueError: an id with a semicolon.
         """
+        self.check_clips(clips)
         # Stable: of equal scores, the class of the lower number comes first.
         order = np.argsort(-scores, axis=1, kind="stable")
         lines = []
         for clip, best in zip(clips, order.tolist(), strict=True):
-            if ";" in clip:
-                raise ValueError(f"submission: clip {clip!r}: expected an id without a semicolon")
             if self.format == "v1":
                 lines.append(f"{clip};{classes[best[0]]}\n")
             else:

@@ -42,7 +42,7 @@ from pipeline.cache.fields import FIELDS, is_cut
 from pipeline.manifests.manifest import Manifest
 from pipeline.networks.memory_format import lay_out
 from pipeline.stages.config import ExtractConfig, clip_opener
-from pipeline.stages.frozen_networks import backbone_of, source_of
+from pipeline.stages.frozen_networks import backbone_of, backbone_of_cache, source_of
 from pipeline.stages.jobs import decoders_for
 from pipeline.stages.repair import MovedFiles, as_extracted
 from pipeline.stages.shard_composer import RunOptions
@@ -233,24 +233,10 @@ class _Setup:
         self.network = self._network()
 
     def _backbone(self) -> Backbone:
-        """The backbone with the weights that the cache was extracted with."""
-        backbone = backbone_of(self.config)
-        if self.cache is not None:
-            found, wanted = backbone.weights_sha256 or "none", self.cache.config["weights"]
-            if found != wanted:
-                raise ValueError(
-                    f"weights {self.config.weights}: not those that {self.cache.path} was "
-                    f"extracted with (SHA-256 {found[:12]}, expected {wanted[:12]}); pass "
-                    "--weights with that file"
-                )
-            made_by = self.cache.config.get("backbone_version", 1)
-            if backbone.version != made_by:
-                raise ValueError(
-                    f"{self.cache.path}: {backbone.name} of version {made_by} made it, this is "
-                    f"version {backbone.version}, which computes something else with these "
-                    f"options: extract again into another folder"
-                )
-        return backbone
+        """The backbone with the weights of the extraction."""
+        if self.cache is None:
+            return backbone_of(self.config)
+        return backbone_of_cache(self.config, self.cache)
 
     def _dims(self) -> tuple[Dims, Dims]:
         """Two sets of sizes: those that the run records, and those of frames.

@@ -6,8 +6,8 @@ epoch by epoch, and evaluates the chosen weights.
 
 import math
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,14 @@ from heads.finetuning.frame_training import (
     training_of_all_weights,
 )
 from heads.finetuning.joint_network import JointNetwork
+from heads.finetuning.missing_clips import MissingClips
 from heads.interface.clips import Clips
 from heads.runs import run_files as runs
 from heads.runs.folder_lock import FolderBusy, lock_folders
-from heads.runs.head_versions import version_of
 from heads.runs.run_writer import RunWriter, epoch_line
 from heads.runs.start_weights import default_checkpoint
-from heads.training.study import SPLITS, Result
+from heads.training.run_description import describe_run, excluded_clips, write_result
+from heads.training.study import Result
 from pipeline.workers.waiting import PrintLine, print_nothing
 
 # What last.pt holds of a run beside the learner's state.
@@ -84,16 +85,8 @@ class FramesRun:
         self.options, self.processes = options, processes
         self.say = say if processes.first else print_nothing
         self.order_seed = options.seed if options.order_seed is None else options.order_seed
-        self.about = runs.with_plugins(
-            {
-                "recipe": recipe.as_dict(),
-                "seed": options.seed,
-                "order_seed": self.order_seed,
-                "precision": options.precision,
-                "classes": list(classes),
-                "head_version": version_of(recipe),
-                **(about or {}),
-            }
+        self.about = describe_run(
+            recipe, options.seed, self.order_seed, options.precision, classes, about or {}
         )
         self.conditions, self.notes = dict(conditions or {}), dict(notes or {})
         # Runs of versions that froze these norms are not continued.
@@ -123,7 +116,7 @@ class FramesRun:
         self.epochs_before = self.steps_before = 0
         self.seconds = self.waiting = 0.0
         self.partial = _new_sums()
-        self.missing: dict[str, set[str]] = {split: set() for split in SPLITS}
+        self.missing = MissingClips(self.say)
         self.files = RunWriter(self.folder, recipe, self.say)
 
     # --- the folder
@@ -196,8 +189,7 @@ class FramesRun:
     def _continue_phase(self, saved: Mapping[str, Any]) -> None:
         """Take the state of this phase from last.pt."""
         # Only this phase's: videos that a phase before could not decode may be repaired since.
-        for split, clips in saved.get("missing", {}).items():
-            self.missing[split] |= set(clips)
+        self.missing.load(saved.get("missing", {}))
         runs.require_same_run(self.folder, saved["frames"], self.conditions)
         self.partial = saved["partial"]
         state = JointNetwork.join(saved["state"], saved["backbone"])
@@ -248,7 +240,7 @@ class FramesRun:
             "about": self.about,
             "frames": self.conditions,
             "phase": self.phase.name,
-            "missing": {split: sorted(clips) for split, clips in self.missing.items()},
+            "missing": self.missing.state(),
             **{name: getattr(self, name) for name in COUNTERS},
             "partial": self.partial,
             **state,
@@ -296,7 +288,7 @@ class FramesRun:
             for clips, positions in pieces:
                 missing -= set(positions.tolist())
                 given.append((clips, self._targets(video[positions_here[positions]], clips)))
-            self._report_missing("train", [part.clips[video[positions_here[k]]] for k in missing])
+            self.missing.report("train", [part.clips[video[positions_here[k]]] for k in missing])
 
             loss = learner.step_part(given, len(batch))
             partial["loss"] += loss * len(batch)
@@ -318,20 +310,11 @@ class FramesRun:
         target = torch.from_numpy(self.source.parts["train"].targets[videos]).to(self.device)
         return target if clips.flip is None else mirrored(target, clips.flip, self.swap)
 
-    def _report_missing(self, split: str, clips: Iterable[str]) -> None:
-        """Print, once for each clip, that it cannot be decoded."""
-        for clip in sorted(set(clips) - self.missing[split]):
-            self.missing[split].add(clip)
-            self.say(
-                f"split {split}: clip {clip} cannot be decoded and is left out; `vidgraph check` "
-                "says why"
-            )
-
     def _end_epoch(self, found: Mapping[str, float]) -> None:
         """Count the epoch; write the log and checkpoints."""
         # The first process reports the clips that others could not decode.
-        everywhere = self.processes.merge(dict.fromkeys(self.missing["train"]))
-        self._report_missing("train", everywhere)
+        everywhere = self.processes.merge(dict.fromkeys(self.missing.of["train"]))
+        self.missing.report("train", everywhere)
 
         learner, partial = self.learner, self.partial
         first_step = learner.progress.epoch * learner.steps_per_epoch
@@ -392,7 +375,7 @@ class FramesRun:
             self.processes,
         )
         predictions, part, lost = predictor.predict(split)
-        self._report_missing(split, lost)
+        self.missing.report(split, lost)
         return predictions, part
 
     def finish(self) -> Result:
@@ -414,14 +397,6 @@ class FramesRun:
             if self.processes.first:
                 write_predictions(self.folder, split, predictions, part, self.recipe, self.classes)
 
-        excluded = {}
-        for split, part in self.source.parts.items():
-            excluded[split] = {
-                "failed": len(part.failed),
-                "absent": len(part.absent),
-                "other": len(part.others),
-                "undecoded": len(self.missing[split]),
-            }
         progress = self.learner.progress
         best_epoch = progress.best_epoch if chosen == "best" else progress.epoch
         result = Result(
@@ -432,12 +407,11 @@ class FramesRun:
             parameters=self.network.size,
             seconds=seconds,
             waiting=self.waiting,
-            excluded=excluded,
+            excluded=excluded_clips(self.source.parts, self.missing.of),
             phase=self.phase.name,
         )
         if self.processes.first:
-            record = {**asdict(result), "folder": self.folder.name}
-            runs.write_json(self.folder / "metrics.json", record)
+            write_result(result)
         self.processes.barrier()
         return result
 

@@ -48,8 +48,8 @@ RUN = {
     "start?": str,
     "frames?": dict,
     "plugins?": Each(str),  # files of plug-ins: SHA-256 -> path
-    # Of what the head computes, see heads/interface/changes.py. Earlier versions recorded none.
-    "head_version?": int,
+    # Of what each head computes, see heads/interface/changes.py. Earlier versions recorded none.
+    "head_versions?": Each(int),
 }
 # A report needs more of a run than other commands do.
 REPORTED = {**RUN, "seed": int, "dims": DIMS, "config": CONFIG, "fingerprint": str}

@@ -35,11 +35,11 @@ from heads.reproduction.experiments import (
     PaperRow,
     PaperTable,
     backbone_options,
-    has_regions,
     has_row,
     lower_width,
     reads_frames,
     recipe_of,
+    row_has_regions,
     start_of,
     trains_lower,
 )
@@ -48,7 +48,7 @@ from heads.reproduction.place_training import PlaceTraining, train_places
 from heads.reproduction.pretraining import Pretraining, pretrain
 from heads.runs import run_files as runs
 from heads.runs.folder_lock import FolderBusy, hold_folder
-from heads.runs.head_versions import refuse_changed_head, version_of
+from heads.runs.head_versions import refuse_changed_head, versions_of
 from heads.runs.start_weights import checkpoint_of, take_weights
 from heads.training.study import Result
 from heads.training.train import train
@@ -128,7 +128,7 @@ class Reproduction:
         easier = start_of(row, self.size, task)
         facts = {
             "recipe": recipe.as_dict(),
-            "head_version": version_of(recipe),
+            "head_versions": versions_of(recipe),
             "task": {"name": task, **asdict(self.task(task))},
             "videos": self.videos(row),
             "images": self.images,
@@ -280,7 +280,7 @@ def finished(work: Reproduction, task: str, row: PaperRow, seed: int) -> bool:
     folder = work.run_folder(task, row, seed)
     if not (folder / "metrics.json").exists():
         return False
-    if has_regions(row) and not (folder / DISTANCE).exists():
+    if row_has_regions(row) and not (folder / DISTANCE).exists():
         return False
     run = runs.read_json(folder / "run.json", RUN)
     # A run from frames records its task, a run from maps that of its cache.
@@ -325,7 +325,7 @@ def _measure_distance(
     work: Reproduction, cache: Cache, task: str, row: PaperRow, seed: int
 ) -> None:
     """Write how far the regions of a finished run are from the digits, where it has regions."""
-    if has_regions(row):
+    if row_has_regions(row):
         folder, made = work.run_folder(task, row, seed), work.task(task)
         found = distance_of_run(folder, cache, made, work.pictures(made), SEED, "test", work.device)
         runs.write_json(folder / DISTANCE, found)
@@ -375,7 +375,7 @@ def _train_from_frames(
         checkpoint_every=CHECKPOINT_EVERY,
     )
     folder, distances = work.run_folder(task, row, seed), {}
-    if has_regions(row):
+    if row_has_regions(row):
         before = distance_of_network(network, source.videos["test"], videos["test"])
         distances |= {f"{name}_start": figure for name, figure in before.items()}
     result = train_frames(
@@ -389,7 +389,7 @@ def _train_from_frames(
         about=about,
         begin=begin,
     )
-    if has_regions(row):
+    if row_has_regions(row):
         saved = runs.load_checkpoint(checkpoint_of(folder))
         network.load_state_dict(JointNetwork.join(saved["state"], saved["backbone"]))
         distances |= distance_of_network(network, source.videos["test"], videos["test"])

@@ -1,7 +1,7 @@
 """Refuse a run whose head computes something else since the run began.
 
-A run records the version of its head (`heads.interface.changes`). Runs of earlier versions recorded
-none and count as version 1.
+A run records the version of each of its heads (`heads.interface.changes`); its phases may have
+several. A head without a recorded version, as in runs of earlier versions, counts as version 1.
 """
 
 from collections.abc import Mapping
@@ -14,9 +14,10 @@ from heads.zoo import head_changes, head_version
 from pipeline.plugins import display_name
 
 
-def version_of(recipe: Recipe) -> int:
-    """Return the version that a run with a recipe records: the highest of its phases' heads."""
-    return max(head_version(recipe.of(phase).head.name) for phase in recipe.all_phases)
+def versions_of(recipe: Recipe) -> dict[str, int]:
+    """Return what a run with a recipe records: head -> its version, for the heads of all phases."""
+    names = {recipe.of(phase).head.name for phase in recipe.all_phases}
+    return {name: head_version(name) for name in sorted(names)}
 
 
 def refuse_changed_head(where: Path | str, record: Mapping[str, Any], advice: str) -> None:
@@ -30,9 +31,10 @@ def refuse_changed_head(where: Path | str, record: Mapping[str, Any], advice: st
     Raises:
         ValueError: its options now mean something else; the message says what.
     """
-    recipe, recorded = recipe_from(record["recipe"], str(where)), record.get("head_version", FIRST)
+    recipe, versions = recipe_from(record["recipe"], str(where)), record.get("head_versions", {})
     for phase in recipe.all_phases:
         head = recipe.of(phase).head
+        recorded = versions.get(head.name, FIRST)
         changes = head_changes(head.name, recorded, head.options)
         if changes:
             what = "; ".join(change.what for change in changes)

@@ -47,8 +47,8 @@ from pipeline.text.printable import write_table
 
 # Manifests are compared by their labels. A plug-in is compared by its name, which has the checksum
 # of its file: where the file lies does not matter.
-# The version of the head counts only if it concerns the run's options: `refuse_changed_head`.
-NOT_COMPARED = ("manifest", "plugins", "head_version")
+# The versions of the heads count only if they concern the run's options: `refuse_changed_head`.
+NOT_COMPARED = ("manifest", "plugins", "head_versions")
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

@@ -5,6 +5,9 @@ This room may import from every room of `heads` but `finetuning`, `drawing`, `re
 
     train         the training loop: start reading here
     training_run  one run at work: its folder, its phases, its learner
+    phase_start   the weights and the teachers that a phase begins with
+    run_description  what run.json and metrics.json hold of any run
+    decisions     what a head decides for every view, from validation to validation
     head_builder  the heads of a run's phases, and their teachers
     learner       one head with its optimisers, schedule and progress
     optimisers    parameter groups, a second optimiser, averaged weights

@@ -16,11 +16,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from heads.config.member import Member
-from heads.config.recipe import command_of
 from heads.data.classes import mirrored, swap_table
 from heads.data.feature_store import ReadRequest
 from heads.evaluation.head_predictor import (
@@ -32,9 +30,7 @@ from heads.evaluation.head_predictor import (
 )
 from heads.evaluation.saved_heads import require_same_backbone
 from heads.interface.clips import Clips
-from heads.papers.dyreg.distillation import Teachers
 from heads.runs import run_files
-from heads.runs.head_versions import version_of
 from heads.runs.manifest_record import warn_if_seen
 from heads.runs.run_writer import RunWriter, epoch_line
 from heads.runs.start_weights import (
@@ -43,8 +39,11 @@ from heads.runs.start_weights import (
     other_classifier,
     take_weights,
 )
+from heads.training.decisions import Decisions
 from heads.training.head_builder import HeadBuilder
 from heads.training.learner import Learner
+from heads.training.phase_start import previous_checkpoint, trained_teachers
+from heads.training.run_description import describe_run, excluded_clips, write_result
 from heads.training.study import Result, Study
 from pipeline.workers.waiting import PrintLine
 
@@ -117,22 +116,19 @@ class TrainingRun:
             self._start_checkpoint()
 
     def _about(self) -> dict[str, Any]:
-        """Describe the run; a folder whose run was described otherwise is not continued."""
-        about = {
-            "recipe": self.recipe.as_dict(),
-            "seed": self.seed,
-            "order_seed": self.order_seed,
-            "precision": self.study.precision,
-            "classes": list(self.classes),
-            "head_version": version_of(self.recipe),
-            "dims": self.study.dims.as_dict(),
-            "fingerprint": self.study.cache.fingerprint,
-            "config": self.study.cache.config,
-            "manifest": self.study.manifest_record,
+        """What tells this run from others."""
+        study = self.study
+        more = {
+            "dims": study.dims.as_dict(),
+            "fingerprint": study.cache.fingerprint,
+            "config": study.cache.config,
+            "manifest": study.manifest_record,
         }
         if self.member.start is not None:
-            about["start"] = str(self.member.start)
-        return run_files.with_plugins(about)
+            more["start"] = str(self.member.start)
+        return describe_run(
+            self.recipe, self.seed, self.order_seed, study.precision, self.classes, more
+        )
 
     def finished(self) -> Result | None:
         """Read the result of this run from its folder, if it is finished there.
@@ -218,14 +214,10 @@ class TrainingRun:
         weights = None
         if recipe.data.balance == "loss":
             weights = torch.from_numpy(part.class_weights(len(self.classes)))
-        teachers = None
-        if recipe.train.distil.teachers:
-            taught_by = self.heads.teachers(recipe)
-            for teacher, path in taught_by:
-                teacher.load_state_dict(run_files.load_checkpoint(path)["state"])
-                if saved is None:
-                    self._warn_if_seen(path)
-            teachers = Teachers(head, [teacher for teacher, _ in taught_by])
+        teachers, taught_by = trained_teachers(self.heads, head, recipe)
+        if saved is None:
+            for path in taught_by:
+                self._warn_if_seen(path)
 
         self.learner = Learner(
             head,
@@ -237,11 +229,10 @@ class TrainingRun:
             weights,
             teachers,
         )
-        self.decided: dict[str, np.ndarray] = {}  # at the last validation of this phase
+        self.decisions = Decisions()  # of the last validation of this phase
         if saved is not None:
             self.learner.load(saved)
-            for name, table in saved.get("decided", {}).items():
-                self.decided[name] = table.numpy()
+            self.decisions.load(saved)
 
         reads = list(fields_of(head, self.study.cache, part, recipe))
         if teachers is not None:
@@ -258,20 +249,7 @@ class TrainingRun:
         """Return the checkpoint that the present phase starts from."""
         if self.number == 0 and self.member.start is not None:
             return checkpoint_of(self.member.start)
-
-        names = [phase.name for phase in self.recipe.all_phases]
-        previous = self.recipe.phase(names[names.index(self.phase.name) - 1])
-        path = self.folder / f"{previous.name}.pt"
-        if not path.exists():
-            if previous.reads == "frames":
-                command = command_of(self.recipe, previous)
-            else:
-                command = f"--phase {previous.name}"
-            raise ValueError(
-                f"phase {self.phase.name} starts from phase {previous.name}, which {self.folder} "
-                f"does not hold: run it first ({command}), or name a run with --start"
-            )
-        return path
+        return previous_checkpoint(self.folder, self.recipe, self.phase)
 
     # --- one epoch
 
@@ -333,19 +311,6 @@ class TrainingRun:
             found[name] = replace(found[""], head=form)
         return found
 
-    def _changed(self, stored: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Return the share of views for which the head decided otherwise than at the last
-        validation, by what it decides, such as GOS's structure; keep the present decisions.
-        """
-        changed = {}
-        for name, decided in stored.items():
-            before = self.decided.get(name)
-            if before is not None and before.shape == decided.shape:
-                differs = (before != decided).reshape(len(decided), -1).any(1)
-                changed[name] = float(differs.mean())
-        self.decided = {name: decided.copy() for name, decided in stored.items()}
-        return changed
-
     def end_epoch(self, waiting: float, predictions: Predictions | None) -> None:
         """Write the log and the checkpoints of an epoch; start the next phase if this one is done.
 
@@ -370,7 +335,7 @@ class TrainingRun:
             for form, found in predictions.beside.items():
                 beside[form] = compute_figures(found, part, recipe)[0]
                 self.seconds += found.seconds
-            changed = self._changed(predictions.stored)
+            changed = self.decisions.changed(predictions.stored)
         figure = val.get("map", val.get("top1", math.nan))
         better = learner.end_epoch(figure, val.get("loss", math.nan))
 
@@ -402,9 +367,8 @@ class TrainingRun:
             "seconds": self.seconds,
             "waiting": self.waiting,
             **learner.state(),
+            **self.decisions.state(),
         }
-        if self.decided:
-            last["decided"] = {name: torch.from_numpy(a) for name, a in self.decided.items()}
         run_files.save_checkpoint(self.folder / "last.pt", last)
         self.files.show(line)
 
@@ -449,14 +413,6 @@ class TrainingRun:
             )
             seconds += found.seconds
 
-        excluded = {}
-        for split, part in self.parts.items():
-            excluded[split] = {
-                "failed": len(part.failed),
-                "absent": len(part.absent),
-                "other": len(part.others),
-            }
-
         progress = self.learner.progress
         chosen_epoch = progress.best_epoch if self.chosen == "best" else progress.epoch
         result = Result(
@@ -467,11 +423,10 @@ class TrainingRun:
             parameters=sum(p.numel() for p in self.learner.head.parameters()),
             seconds=seconds,
             waiting=self.waiting,
-            excluded=excluded,
+            excluded=excluded_clips(self.parts),
             phase=self.phase.name,
         )
-        record = {**asdict(result), "folder": self.folder.name}
-        run_files.write_json(self.folder / "metrics.json", record)
+        write_result(result)
         self.close()
         return result
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.backbones import Backbone, build_backbone, freeze
 from pipeline.cache.fields import grid_at
+from pipeline.cache.reader import Cache
 from pipeline.manifests.manifest import Clip
 from pipeline.networks.precision import set_float32
 from pipeline.networks.transfers import Arriving, Stopwatch, Transfers
@@ -384,6 +385,37 @@ def backbone_of(config: ExtractConfig) -> Backbone:
         # restore.
         torch.default_generator.manual_seed(config.seed)
         return build_backbone(config.backbone, weights=config.weights, **config.backbone_options)
+
+
+def backbone_of_cache(config: ExtractConfig, cache: Cache) -> Backbone:
+    """Build the backbone that made a cache, with its weights.
+
+    Args:
+        config: the cache's config, with the file where the weights are now.
+        cache: the cache.
+
+    Returns:
+        The backbone, in training mode, on the CPU.
+
+    Raises:
+        ValueError: as for `backbone_of`, the weights are others, or this version of the backbone
+            computes something else.
+    """
+    backbone = backbone_of(config)
+    found, wanted = backbone.weights_sha256 or "none", cache.config["weights"]
+    if found != wanted:
+        raise ValueError(
+            f"weights {config.weights}: not those that {cache.path} was extracted with (SHA-256 "
+            f"{found[:12]}, expected {wanted[:12]}); pass --weights with that file"
+        )
+    made_by = cache.config.get("backbone_version", 1)
+    if backbone.version != made_by:
+        raise ValueError(
+            f"{cache.path}: {backbone.name} of version {made_by} made it, this is version "
+            f"{backbone.version}, which computes something else with these options: extract again "
+            f"into another folder"
+        )
+    return backbone
 
 
 def source_of(config: ExtractConfig, device: str | torch.device):

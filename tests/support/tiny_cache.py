@@ -25,6 +25,7 @@ class Tiny:
         labels: of each clip; a list for several classes; empty takes "class k % 3".
         side: height and width of the map.
         failed: positions of clips that are never written.
+        prefix: of the clips' ids, before their number.
     """
 
     splits: tuple[str, ...] = SPLITS
@@ -40,6 +41,7 @@ class Tiny:
     per_shard: int = 10
     config: dict = field(default_factory=lambda: {"backbone": "digit_cnn"})
     dtype: str = "float16"
+    prefix: str = "clip-"
 
     def tensors(self, clip: int, label: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return one view of a clip: every field of `fields`."""
@@ -65,13 +67,15 @@ class Tiny:
     def write(self, folder: Path) -> Cache:
         """Write the cache to folder/cache and open it.
 
-        Clip k is called "clip-k". Its label is "class k % 3" unless `labels` says otherwise.
+        Clip k is called "clip-k", or as `prefix` says. Its label is "class k % 3" unless `labels`
+        says otherwise.
         """
         folder.mkdir(parents=True, exist_ok=True)
         labels = self.labels or [f"class {k % 3}" for k in range(len(self.splits))]
         rows, names = [], set()
         for k, (split, label) in enumerate(zip(self.splits, labels, strict=True)):
-            rows.append({"clip": f"clip-{k}", "path": f"{k}.mp4", "split": split, "label": label})
+            name = f"{self.prefix}{k}"
+            rows.append({"clip": name, "path": f"{k}.mp4", "split": split, "label": label})
             names.update([label] if isinstance(label, str) else label)
         classes = {name: number for number, name in enumerate(sorted(names))}
 

@@ -299,10 +299,10 @@ def keys_of(record: object, at: str = "") -> list[str]:
     return [f"{at}: {type(record).__name__}"]
 
 
-# Records whose keys are names of labels, splits, packages or parameters.
+# Records whose keys are names of labels, splits, packages, parameters or heads.
 _DATA = (
     *(r"versions", r".*\.versions", r".*manifest\.splits", r".*manifest\.splits\.\*\.classes"),
-    *(r".*excluded", r".*excluded\.\*", r"metrics"),
+    *(r".*excluded", r".*excluded\.\*", r"metrics", r".*head_versions"),
 )
 
 

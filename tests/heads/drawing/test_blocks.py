@@ -7,7 +7,7 @@ import torch
 from heads.drawing.backbone_output import run_backbone
 from heads.drawing.block_panels import attention_vector, heard_of
 from heads.drawing.draw import Style, draw_view
-from pipeline.backbones import EventAdaptiveBlock, fusion_matrix, kernel_sizes
+from pipeline.backbones import EventAdaptiveBlock, build_backbone, fusion_matrix, kernel_sizes
 from pipeline.backbones._ean import Design, fuse
 from pipeline.cache.reader import Cache, CacheError
 from pipeline.manifests.manifest import read_manifest
@@ -77,6 +77,19 @@ def test_stages_and_blocks_are_drawn_where_they_are_asked_for(extracted):
     assert len(asked.panels) == 2
     assert asked.picture().height > 200
     assert not {"stages", "blocks"} & set(draw_view(extracted, "clip0", style=style).what)
+
+
+@pytest.mark.parametrize("what", [(), ("boxes",)])
+def test_weights_that_nothing_would_read_are_refused(what, extracted):
+    with pytest.raises(ValueError, match=r"weights nope.pt are for stages and blocks: pass --what"):
+        draw_view(extracted, "clip0", what=what, weights="nope.pt")
+
+
+def test_weights_of_another_backbone_are_refused(extracted, tmp_path):
+    other = build_backbone("ean_r50", weights="none", width=4, eab="stem,res3")
+    torch.save(other.state_dict(), tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth: not those that .* was extracted with"):
+        draw_view(extracted, "clip0", what=["stages"], weights=tmp_path / "other.pth")
 
 
 def test_a_cache_without_frames_or_blocks_says_so(tmp_path):

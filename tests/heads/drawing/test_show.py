@@ -70,7 +70,7 @@ def run_of(folder: Path, cache: Cache, name: str, **options) -> Path:
     about = {
         "recipe": recipe,
         "classes": list(CLASSES),
-        "head_version": head_version(name),
+        "head_versions": {name: head_version(name)},
         "dims": dims.as_dict(),
         "fingerprint": cache.fingerprint,
         "config": cache.config,

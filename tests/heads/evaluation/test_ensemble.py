@@ -125,6 +125,18 @@ def test_several_runs_are_evaluated_in_turn(place, capsys):
             ["8", "16", "--ensemble", "--checkpoint", "last"],
             "--checkpoint does not apply to --ensemble",
         ),
+        (
+            ["8", "16", "--ensemble", "--device", "cpu"],
+            "--device does not apply to --ensemble",
+        ),
+        (
+            ["8", "16", "--ensemble", "--precision", "fp32"],
+            "--precision does not apply to --ensemble",
+        ),
+        (
+            ["8", "16", "--ensemble", "--set", "proposal_options.key=stem"],
+            "--set does not apply to --ensemble",
+        ),
         (["8", "16", "--ensemble", "--into", "8"], "8: holds a run; expected a folder of its own"),
         (["8", "--into", "somewhere"], "--into goes with --ensemble"),
         (["8", "of-8", "--ensemble"], "run.json: no such file"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from cli.__main__ import main
 from heads.config.recipe import recipe_from
 from heads.drawing.draw import draw_view
 from heads.evaluation.evaluate import evaluate, exchange_structures
@@ -175,3 +176,40 @@ def test_what_is_no_structure_is_refused(made, tmp_path):
         structure_named("common", head, cache)
     with pytest.raises(ValueError, match="chooses no structures"):
         structure_named("common", torch.nn.Linear(1, 1), cache)
+
+
+@pytest.mark.parametrize(
+    "unheard",
+    [
+        ("--submission", "file.csv"),
+        ("--submission-format", "v2"),
+        ("--annotations", "missing.json"),
+        ("--set", "proposal_options.key=stem"),
+        ("--device", "cpu"),
+        ("--precision", "fp32"),
+        ("--structure", "common"),
+        ("--aggregate", "max"),
+        ("--scores", "logits"),
+    ],
+)
+def test_exchange_refuses_every_option_that_it_would_not_hear(unheard, made, capsys):
+    folder = made[1]
+    words = ["evaluate", folder, "--exchange", "clip-18", "--exchange", "clip-19", *unheard]
+    with pytest.raises(SystemExit) as left:
+        main([str(word) for word in words])
+    assert left.value.code == 2
+    assert f"{unheard[0]} does not apply to --exchange" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_video_that_is_named_twice_is_exchanged_once(made, capsys):
+    folder = made[1]
+    words = ["evaluate", str(folder)]
+    for name in ("clip-18", "clip-19", "clip-18"):
+        words += ["--exchange", name]
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 0
+    with (folder / "exchange_test.csv").open(encoding="utf-8") as file:
+        pairs = [(row["clip"], row["structure_of"]) for row in csv.DictReader(file)]
+    both = ("clip-18", "clip-19")
+    assert pairs == [(clip, other) for clip in both for other in both]

@@ -66,7 +66,7 @@ def run_of(folder: Path, cache: Cache, name: str, seed: int = 0, **options) -> P
         "seed": seed,
         "fingerprint": cache.fingerprint,
         "config": cache.config,
-        "head_version": head_version(name),
+        "head_versions": {name: head_version(name)},
     }
     folder.mkdir(parents=True)
     write_json(folder / "run.json", about)

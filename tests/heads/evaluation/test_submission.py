@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 
+import heads.evaluation.evaluate
 from cli.__main__ import main
 from heads.config.recipe import recipe_from
 from heads.evaluation.submission import Submission
@@ -123,6 +124,22 @@ def test_an_ensemble_submits_the_sum_of_its_scores(place, capsys, tmp_path):
 def test_what_the_server_would_refuse_is_refused_here(form, classes, target, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         Submission(tmp_path / "file.csv", form).check(classes, target)
+
+
+def test_an_id_with_a_semicolon_is_found_before_anything_is_predicted(
+    capsys, monkeypatch, tmp_path
+):
+    cache = Tiny(prefix="clip;").write(tmp_path / "cache")
+    train(recipe_from(RECIPE), cache, tmp_path / "run", device="cpu", say=len)
+    predicted = []
+    monkeypatch.setattr(heads.evaluation.evaluate, "predict", lambda *all: predicted.append(all))
+    code, _, err = vidgraph(
+        capsys, "evaluate", tmp_path / "run", "--submission", tmp_path / "file.csv"
+    )
+    assert code == 2
+    assert "expected an id without a semicolon" in " ".join(err.split())
+    assert not predicted
+    assert not (tmp_path / "file.csv").exists()
 
 
 def test_wrong_options_are_one_line_and_exit_code_2(place, capsys, tmp_path):

@@ -15,7 +15,13 @@ from click.testing import CliRunner
 from cli.reproduce import command
 from heads.reproduction import place_training, reproduce
 from heads.reproduction.earlier_results import read_results
-from heads.reproduction.experiments import has_row, reads_frames, recipe_of, size_for
+from heads.reproduction.experiments import (
+    has_row,
+    reads_frames,
+    recipe_of,
+    row_has_regions,
+    size_for,
+)
 from heads.reproduction.generated_frames import GeneratedFrames
 from heads.reproduction.pretraining import Pretraining, pretrain
 from heads.reproduction.report import (
@@ -488,3 +494,9 @@ def test_the_distance_of_regions_is_measured_before_and_after_training(frozen, t
     assert all(0 < figure < 1.5 for figure in figures.values())
     assert figures["dist"] != figures["dist_start"]
     assert f"| DyReg | {figures['dist_start']:.3f} | {figures['dist']:.3f} |" in markdown(found)
+
+
+def test_only_rows_that_pool_from_regions_have_places_to_measure():
+    """A name of its own: `region_figures.has_regions` asks a built head instead."""
+    assert any(row_has_regions(row) for row in DYREG.rows)
+    assert not any(row_has_regions(row) for row in RSTG.rows)

@@ -2,11 +2,13 @@
 
 import pytest
 
+import heads.zoo.pool
 import heads.zoo.strg
+from heads.config.recipe import recipe_from
 from heads.evaluation.evaluate import evaluate
 from heads.interface.changes import Change, changes_since, version_after
 from heads.runs import run_files
-from heads.runs.head_versions import version_of
+from heads.runs.head_versions import versions_of
 from heads.zoo import head_changes, head_version
 from tests.heads.training.test_train import Stop, recipe, run, stop_after
 from tests.support.tiny_cache import Tiny
@@ -60,10 +62,35 @@ def test_options_that_a_run_did_not_give_count_with_their_defaults(monkeypatch):
 def test_a_run_records_the_version_of_its_head(monkeypatch, cache, tmp_path):
     changed(monkeypatch, JOINT, CUBED)
     run(recipe(options=SIMILARITY), cache, tmp_path / "run")
-    assert run_files.read_json(tmp_path / "run" / "run.json")["head_version"] == 3
+    assert run_files.read_json(tmp_path / "run" / "run.json")["head_versions"] == {"strg": 3}
     about = run_files.load_checkpoint(tmp_path / "run" / "last.pt")["about"]
-    assert about["head_version"] == 3
-    assert head_version("strg") == version_of(recipe()) == 3
+    assert about["head_versions"] == {"strg": 3}
+    assert head_version("strg") == 3
+    assert versions_of(recipe()) == {"strg": 3}
+
+
+def two_heads():
+    """A recipe whose first phase trains the head "pool", its second one "strg"."""
+    table = recipe().as_dict()
+    del table["train"]
+    phase = {"train": {"epochs": 1, "batch": 5, "lr": 0.1}}
+    table["phases"] = [
+        {**phase, "name": "first", "head": {"name": "pool"}},
+        {**phase, "name": "second"},
+    ]
+    return recipe_from(table)
+
+
+def test_each_head_of_a_run_has_its_own_version(monkeypatch, cache, tmp_path):
+    changed(monkeypatch, JOINT, CUBED)
+    run(two_heads(), cache, tmp_path / "run")
+    record = run_files.read_json(tmp_path / "run" / "run.json")
+    assert record["head_versions"] == {"pool": 1, "strg": 3}
+    # A later change of the other head, of a number that strg has passed already.
+    pool = (Change(2, "steps were summed, and are averaged now", lambda options: True),)
+    monkeypatch.setattr(heads.zoo.pool, "CHANGES", pool, raising=False)
+    with pytest.raises(ValueError, match=r"head pool of this run is of version 1, .* steps were"):
+        run(two_heads(), cache, tmp_path / "run")
 
 
 def test_a_run_that_began_before_a_change_is_not_continued(monkeypatch, cache, tmp_path):
@@ -93,7 +120,7 @@ def test_a_run_that_a_change_does_not_concern_goes_on(monkeypatch, cache, tmp_pa
 
 def test_a_record_without_a_version_is_of_the_first(monkeypatch, cache, tmp_path):
     run(recipe(), cache, tmp_path / "run")
-    rewrite(tmp_path / "run", lambda record: record.pop("head_version"))
+    rewrite(tmp_path / "run", lambda record: record.pop("head_versions"))
     run(recipe(), cache, tmp_path / "run")
     changed(monkeypatch, JOINT)
     with pytest.raises(ValueError, match="version 1, this is version 2"):

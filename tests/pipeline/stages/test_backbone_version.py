@@ -1,12 +1,14 @@
 """Options of a backbone that now compute something else: their caches are made anew, others not."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from pipeline.cache.folder import create_cache
 from pipeline.cache.reader import CacheError
 from pipeline.manifests.manifest import read_manifest
 from pipeline.stages.config import ExtractConfig
-from pipeline.stages.frozen_networks import StoredShapes
+from pipeline.stages.frozen_networks import StoredShapes, backbone_of_cache
 
 SAME = [
     {},
@@ -39,6 +41,22 @@ def test_a_cache_whose_values_did_not_change_keeps_its_record(options):
 @pytest.mark.parametrize("options", CHANGED)
 def test_a_cache_whose_values_changed_has_another_record(options):
     assert record(options)["backbone_version"] == 2
+
+
+def test_a_backbone_that_computes_something_else_than_a_cache_has_is_refused():
+    """With the words that `vidgraph show` and `vidgraph finetune` share."""
+    config = ExtractConfig(
+        backbone="ean_r50", backbone_options={"width": 4, "pool": "none"}, keep=("res5",)
+    )
+    new = StoredShapes(config).record()
+    now = SimpleNamespace(path="cache", config=new)
+    assert backbone_of_cache(config, now).version == 2
+    before = {key: value for key, value in new.items() if key != "backbone_version"}
+    with pytest.raises(ValueError, match="cache: ean_r50 of version 1 made it, this is version 2"):
+        backbone_of_cache(config, SimpleNamespace(path="cache", config=before))
+    others = SimpleNamespace(path="cache", config={**new, "weights": "0123456789abcdef"})
+    with pytest.raises(ValueError, match=r"expected 0123456789ab.*pass --weights with that file"):
+        backbone_of_cache(config, others)
 
 
 def test_a_cache_of_before_is_refused_in_words(tmp_path):
