@@ -511,7 +511,7 @@ def test_a_process_knows_how_many_there_are_on_its_own_machine(monkeypatch, envi
     [
         # 32 cores for four processes: 8 each, one of which feeds the GPU.
         ("cuda", None, ProcessGroup(5, 8, 4), 7),
-        ("cuda", None, ProcessGroup(), 16),
+        ("cuda", None, ProcessGroup(), 31),
         ("cuda", None, ProcessGroup(0, 64, 64), 1),
         ("cpu", None, ProcessGroup(0, 2, 2), 1),
         ("cuda", 3, ProcessGroup(5, 8, 4), 3),
