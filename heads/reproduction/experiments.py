@@ -216,7 +216,7 @@ def has_row(row: PaperRow, size: ExperimentSize, task: str) -> bool:
     return task in size.starts or not row.fresh
 
 
-def has_regions(row: PaperRow) -> bool:
+def row_has_regions(row: PaperRow) -> bool:
     """Return whether a row's head pools from regions, whose places can be measured."""
     return row.head.get("regions", "none") != "none"
 

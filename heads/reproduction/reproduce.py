@@ -35,11 +35,11 @@ from heads.reproduction.experiments import (
     PaperRow,
     PaperTable,
     backbone_options,
-    has_regions,
     has_row,
     lower_width,
     reads_frames,
     recipe_of,
+    row_has_regions,
     start_of,
     trains_lower,
 )
@@ -280,7 +280,7 @@ def finished(work: Reproduction, task: str, row: PaperRow, seed: int) -> bool:
     folder = work.run_folder(task, row, seed)
     if not (folder / "metrics.json").exists():
         return False
-    if has_regions(row) and not (folder / DISTANCE).exists():
+    if row_has_regions(row) and not (folder / DISTANCE).exists():
         return False
     run = runs.read_json(folder / "run.json", RUN)
     # A run from frames records its task, a run from maps that of its cache.
@@ -325,7 +325,7 @@ def _measure_distance(
     work: Reproduction, cache: Cache, task: str, row: PaperRow, seed: int
 ) -> None:
     """Write how far the regions of a finished run are from the digits, where it has regions."""
-    if has_regions(row):
+    if row_has_regions(row):
         folder, made = work.run_folder(task, row, seed), work.task(task)
         found = distance_of_run(folder, cache, made, work.pictures(made), SEED, "test", work.device)
         runs.write_json(folder / DISTANCE, found)
@@ -375,7 +375,7 @@ def _train_from_frames(
         checkpoint_every=CHECKPOINT_EVERY,
     )
     folder, distances = work.run_folder(task, row, seed), {}
-    if has_regions(row):
+    if row_has_regions(row):
         before = distance_of_network(network, source.videos["test"], videos["test"])
         distances |= {f"{name}_start": figure for name, figure in before.items()}
     result = train_frames(
@@ -389,7 +389,7 @@ def _train_from_frames(
         about=about,
         begin=begin,
     )
-    if has_regions(row):
+    if row_has_regions(row):
         saved = runs.load_checkpoint(checkpoint_of(folder))
         network.load_state_dict(JointNetwork.join(saved["state"], saved["backbone"]))
         distances |= distance_of_network(network, source.videos["test"], videos["test"])
