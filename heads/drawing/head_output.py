@@ -100,8 +100,9 @@ def run_head(
     blocks: list[BlockOutput] = []
     with torch.inference_mode():
         if structure:
+            chosen, _ = structure_named(structure, head, cache)
             own_scores = scores_of(head(clips).logits.float().numpy(), recipe.scores)[0]
-            head.force(structure_named(structure, head, cache)[0])
+            head.force(chosen)
         with recorded_blocks(head, blocks):
             out = head(clips, want_maps=True)
     return HeadResult(

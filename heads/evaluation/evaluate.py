@@ -48,6 +48,9 @@ from pipeline.text.printable import write_table
 from pipeline.workers.completion import version_of
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from pipeline.cache.reader import Cache
     from pipeline.manifests.manifest import Manifest
 
@@ -118,28 +121,13 @@ def evaluate(
     if submission is not None:
         submission.check(classes, recipe.data.target)
 
-    tag = f"{split}_{phase}" if phase else split
-    if not trained.own_cache:
-        say(
-            f"{cache.path} is not the cache of this run; it has the same features, of other views "
-            f"or clips"
-        )
-        tag += f"_{cache.fingerprint[:8]}"
-    manifest, checksum = _manifest_for(folder, trained.manifest, cache, manifest, split, say)
-    if checksum:
-        tag += f"_{checksum}"
-
+    manifest, tag = _manifest_and_tag(folder, trained, cache, manifest, split, phase, say)
     part = require_split_views(cache, "test", split, manifest, classes, recipe.data)
     if submission is not None:
         submission.check_clips(part.clips)
     print_excluded(part, say)
-    one = None
-    if structure:
-        one, name = structure_named(structure, trained.head, cache)
-        tag += f"_structure-{name}"
-    head = trained.head.to(device)
-    if one is not None:
-        head.force(one)
+    head, name = _placed(trained.head, structure, cache, device)
+    tag += name
     store = open_store([head], cache, [part], recipe, "disk", device)
     boxes = _annotated_boxes(trained, part, annotations)
     predictions = predict(head, part, store, recipe, precision)
@@ -161,18 +149,36 @@ def evaluate(
         "fingerprint": cache.fingerprint,
         "manifest": os.path.abspath(manifest.path),
     }
+    if structure:
+        about["structure"] = structure
     with watched.guarded():
         figures = write_predictions(folder, tag, predictions, part, recipe, classes)
         figures |= of_regions
-        if one is not None:
-            about["structure"] = structure
-            _write_table(folder / f"structure_{tag}.csv", structure_rows(one, head))
+        if structure:
+            _write_table(folder / f"structure_{tag}.csv", structure_rows(head.forced, head))
         run_files.write_json(folder / f"metrics_{tag}.json", {**about, **figures})
     if submission is not None:
         scores = compute_figures(predictions, part, recipe)[1]
         count = submission.write(part.clips, classes, scores)
         say(f"{submission.path}: {count:,} videos of split {split}, format {submission.format}")
     return figures
+
+
+def _placed(
+    head: "nn.Module", structure: str, cache: "Cache", device: "torch.device"
+) -> "tuple[nn.Module, str]":
+    """Move a head to a device, and let it compute all views with one structure if one is named.
+
+    Returns:
+        The head, and the part of the files' names that stands for the structure.
+    """
+    if not structure:
+        return head.to(device), ""
+    # On the CPU, where the views of a clip are read.
+    one, name = structure_named(structure, head, cache)
+    head = head.to(device)
+    head.force(one)
+    return head, f"_structure-{name}"
 
 
 def _annotated_boxes(
@@ -218,7 +224,8 @@ def exchange_structures(
 ) -> list[Exchanged]:
     """Evaluate videos with one another's structures, as in GOS's Figure 5, on the CPU.
 
-    The table is written to exchange_SPLIT.csv in the run folder.
+    The table is written to the run folder, as exchange_SPLIT.csv with the further parts of a name
+    that `evaluate` has.
 
     Args:
         folder: the folder of a run of head gos.
@@ -240,7 +247,7 @@ def exchange_structures(
     if phase:
         checkpoint = phase_checkpoint(folder, phase)
     trained = load_trained(folder, cache, checkpoint)
-    manifest, _ = _manifest_for(folder, trained.manifest, cache, manifest, split, say)
+    manifest, tag = _manifest_and_tag(folder, trained, cache, manifest, split, phase, say)
     data = trained.recipe.data
     part = require_split_views(cache, "test", split, manifest, trained.classes, data)
     found = exchange(trained.head, part, trained.recipe, trained.classes, cache, names)
@@ -249,7 +256,7 @@ def exchange_structures(
     rows += [list(astuple(row)) for row in found]
     refuse_if_busy(folder, say, watch)
     with watched.guarded():
-        _write_table(folder / f"exchange_{split}.csv", rows)
+        _write_table(folder / f"exchange_{tag}.csv", rows)
     return found
 
 
@@ -257,6 +264,39 @@ def _write_table(path: Path, rows: Iterable[Sequence]) -> None:
     text = io.StringIO()
     write_table(text, rows)
     run_files.write_text(path, text.getvalue())
+
+
+def _manifest_and_tag(
+    folder: Path,
+    trained: TrainedHead,
+    cache: "Cache",
+    given: "Manifest | None",
+    split: str,
+    phase: str,
+    say: Callable[[str], None],
+) -> "tuple[Manifest, str]":
+    """Choose the labels and splits, and what the files of an evaluation are named after.
+
+    Args:
+        folder: the run folder, for messages.
+        trained: the run's head.
+        cache, split, phase, say: as for `evaluate`.
+        given: the manifest that was asked for, if any.
+
+    Returns:
+        The manifest, and the split with the phase and the checksums of what is not the run's own.
+    """
+    tag = f"{split}_{phase}" if phase else split
+    if not trained.own_cache:
+        say(
+            f"{cache.path} is not the cache of this run; it has the same features, of other views "
+            f"or clips"
+        )
+        tag += f"_{cache.fingerprint[:8]}"
+    manifest, checksum = _manifest_for(folder, trained.manifest, cache, given, split, say)
+    if checksum:
+        tag += f"_{checksum}"
+    return manifest, tag
 
 
 def _manifest_for(

@@ -9,7 +9,9 @@ supernodes from 0 (s_0 is the cell's input).
 """
 
 import csv
+import hashlib
 import io
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -23,15 +25,18 @@ from torch import Tensor, nn
 from heads.config.recipe import Recipe
 from heads.data.splits import SplitViews, fields_for
 from heads.evaluation.metrics import aggregate, scores_of
-from heads.interface.clips import clips_of
+from heads.interface.clips import Clips, clips_of
 from heads.runs import run_files
 from heads.runs.start_weights import checkpoint_of
 from pipeline.cache.reader import Cache, Group
-from pipeline.files.regular_files import read_small_text
 from pipeline.text.suggestions import nearest
+from pipeline.text.text_files import read_text
 
 CLIP = "clip:"  # before the name of a clip whose structure is meant
 COLUMNS = ("cell", "from", "to", "operation")
+EXPECTED = "a CSV table with the columns cell, from, to and operation"
+# Of a name and of a checksum that are part of a file's name.
+LONGEST_NAME, CHECKSUM = 60, 8
 
 
 def structure_named(name: str, head: nn.Module, cache: Cache) -> tuple[Tensor, str]:
@@ -45,48 +50,63 @@ def structure_named(name: str, head: nn.Module, cache: Cache) -> tuple[Tensor, s
         cache: has the clip.
 
     Returns:
-        Numbers in `head.space` [cells,E], and what files are named after.
+        Numbers in `head.space` [cells,E], and what files are named after: the name, and a checksum
+        of the structure, since other structures may have a similar name.
 
     Raises:
         ValueError: the head has no structures, or there is no such structure, or it does not fit.
     """
+    _require_structures(head)
+    structure = _find(name, head, cache)
+    safe = re.sub(r"[^\w.-]+", "_", name)[-LONGEST_NAME:]
+    digest = hashlib.sha256(json.dumps(structure.tolist()).encode()).hexdigest()
+    return structure, f"{safe}-{digest[:CHECKSUM]}"
+
+
+def _require_structures(head: nn.Module) -> None:
     if not hasattr(head, "force"):
         raise ValueError(
             f"head {type(head).__name__} chooses no structures: expected a run of head gos"
         )
+
+
+def _find(name: str, head: nn.Module, cache: Cache) -> Tensor:
     if name == "common":
         if head.common is None:
             raise ValueError(
                 "this run counted no structures (an earlier version trained it): expected a CSV "
                 "file, another run, or clip:NAME"
             )
-        return head.common.clone(), "common"
+        return head.common.clone()
 
-    tag = re.sub(r"[^\w.-]+", "_", Path(name.removeprefix(CLIP)).stem or name)
     if name.startswith(CLIP):
-        return clip_structure(head, cache, name.removeprefix(CLIP)), tag
+        return clip_structure(head, cache, name.removeprefix(CLIP))
     path = Path(name)
     if path.suffix == ".csv":
-        return read_structure(path, head), tag
+        return read_structure(path, head)
     if not path.exists():
         raise ValueError(
             f"structure {name!r}: expected common, a CSV file, a run, or clip:NAME; there is no "
             f"such file or folder"
         )
-    return _common_of(path, head), tag
+    return _common_of(path, head)
 
 
 def clip_structure(head: nn.Module, cache: Cache, clip: str) -> Tensor:
-    """Return the structure [cells,E] that most test views of a clip get; the first one of a tie.
+    """Return the structure [cells,E] that most test views of a clip choose; the first of a tie.
+
+    It is the clip's own, also where the head evaluates with another one.
 
     Raises:
         ValueError: the cache has no test view of the clip.
     """
     group = cache["test"]
     rows = _rows_of(group, clip)
-    out = _run(head.eval(), group, rows, None)[1]
-    votes = Counter(map(tuple, out.flatten(1).tolist()))
-    return torch.tensor(votes.most_common(1)[0][0]).view(out.shape[1:])
+    with torch.inference_mode():
+        weights = head.eval()(_clips(head, group, rows), want_maps=True).maps["weights"]
+    own = weights.argmax(-1)
+    votes = Counter(map(tuple, own.flatten(1).tolist()))
+    return torch.tensor(votes.most_common(1)[0][0]).view(own.shape[1:])
 
 
 def _common_of(path: Path, head: nn.Module) -> Tensor:
@@ -115,7 +135,8 @@ def read_structure(path: Path, head: nn.Module) -> Tensor:
     """Read a structure [cells,E] from a CSV file.
 
     Raises:
-        ValueError: a column, an edge or an operation is wrong or missing.
+        ValueError: the file cannot be read, an edge is listed twice, or a column, an edge or an
+            operation is wrong or missing.
     """
     places = {}
     for cell in range(len(head.cells)):
@@ -123,7 +144,7 @@ def read_structure(path: Path, head: nn.Module) -> Tensor:
             places[str(cell + 1), str(start), str(end)] = cell, edge
 
     structure = torch.full((len(head.cells), len(head.edges)), -1)
-    rows = csv.DictReader(io.StringIO(read_small_text(path)))
+    rows = csv.DictReader(io.StringIO(read_text(path, EXPECTED)))
     if tuple(rows.fieldnames or ()) != COLUMNS:
         raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}")
     for row in rows:
@@ -137,6 +158,11 @@ def read_structure(path: Path, head: nn.Module) -> Tensor:
         if row["operation"] not in head.space:
             advice = nearest(str(row["operation"]), head.space)
             raise ValueError(f"{where}: no operation {row['operation']!r}: {advice}")
+        if structure[place] >= 0:
+            raise ValueError(
+                f"{where}: the edge from {row['from']} to {row['to']} in cell {row['cell']} has a "
+                f"row already; keep one of them"
+            )
         structure[place] = head.space.index(row["operation"])
     if bool((structure < 0).any()):
         raise ValueError(
@@ -192,7 +218,7 @@ def exchange(
         recipe: says how the views of a video become one score.
         classes: the K class names.
         cache: the features.
-        names: the videos, at least two.
+        names: the videos, at least two; one that is named twice counts once.
 
     Returns:
         One row for each video with each structure.
@@ -200,11 +226,9 @@ def exchange(
     Raises:
         ValueError: fewer than two videos, or one that the split has not.
     """
-    if not hasattr(head, "force"):
-        raise ValueError(
-            f"head {type(head).__name__} chooses no structures: expected a run of head gos"
-        )
-    if len(set(names)) < 2:
+    _require_structures(head)
+    names = list(dict.fromkeys(names))
+    if len(names) < 2:
         raise ValueError("expected at least two different videos to exchange structures")
     numbers = {clip: number for number, clip in enumerate(part.clips)}
     for name in names:
@@ -219,7 +243,7 @@ def exchange(
         if part.targets is not None and part.targets.ndim == 1:
             label = int(part.targets[numbers[name]])
         for other, structure in structures.items():
-            logits = _run(head.eval(), part.group, rows, structure)[0]
+            logits = _logits(head.eval(), part.group, rows, structure)
             scores = scores_of(logits.float().numpy(), recipe.scores)
             video = np.zeros(len(rows), int)
             scores = aggregate(scores, video, 1, recipe.evaluate.aggregate)[0]
@@ -244,16 +268,16 @@ def _rows_of(group: Group, clip: str) -> list[int]:
     return rows
 
 
-def _run(
-    head: nn.Module, group: Group, rows: Sequence[int], structure: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return logits [R,K] and structures [R,cells,E] of views, with one structure or their own."""
-    clips = clips_of(group.batch(list(rows), fields_for(head, group)))
+def _clips(head: nn.Module, group: Group, rows: Sequence[int]) -> Clips:
+    return clips_of(group.batch(list(rows), fields_for(head, group)))
+
+
+def _logits(head: nn.Module, group: Group, rows: Sequence[int], structure: Tensor) -> Tensor:
+    """Return the logits [R,K] of views with one structure."""
     before = head.forced
     head.force(structure)
     try:
         with torch.inference_mode():
-            out = head(clips)
+            return head(_clips(head, group, rows)).logits
     finally:
         head.force(before)
-    return out.logits, out.stored["structure"]

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
+from heads.interface.votes import votes_in
+
 
 @dataclass(frozen=True)
 class ProcessGroup:
@@ -102,6 +104,20 @@ class ProcessGroup:
         pieces = (flat / self.size).split([buffer.numel() for buffer in buffers])
         for buffer, piece in zip(buffers, pieces, strict=True):
             buffer.copy_(piece)
+
+    def share_votes(self, network: nn.Module) -> None:
+        """Give every process the votes that the views of all cast since the last call."""
+        votes = votes_in(network)
+        if self.size == 1 or not votes:
+            return
+
+        found: list[dict[str, dict]] = [{}] * self.size
+        own = {name: one.take_unshared() for name, one in votes.items()}
+        distributed.all_gather_object(found, own)
+        # In the order of the processes, so that equal numbers of votes end alike everywhere.
+        for shared in found:
+            for name, one in votes.items():
+                one.add(shared[name])
 
     def sum(self, table: np.ndarray, device: torch.device) -> np.ndarray:
         """Return the sum of all processes' arrays, in their dtype."""

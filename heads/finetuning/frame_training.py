@@ -172,6 +172,8 @@ class FramesLearner(Learner):
             for part, wanted in in_parts(clips, targets, self.training.accumulate):
                 value += self.backward(part, wanted, part.size / whole, parameters)
         value = self.processes.sum_gradients(value, parameters)
+        # Before the step, with which averaged weights take the module's buffers over.
+        self.processes.share_votes(self.head)
         self.end_step(optimiser, parameters)
         self.processes.average_statistics(self.head)
         return value

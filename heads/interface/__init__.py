@@ -7,6 +7,7 @@ The room imports nothing from the other rooms of `heads`; all of them may import
     variants             checks of a head's options, and what "paper" and "released" decide
     network_above_cut    the part of a backbone that a head trains itself
     loss, checkpoints    the loss of a batch; the checkpoint file of a run
+    votes                what the views of a training epoch vote for
     run_records          the JSON files of a run: which keys they have, of which types
 """
 

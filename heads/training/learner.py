@@ -18,6 +18,7 @@ from heads.config.training_options import Training
 from heads.interface.clips import Clips, HeadOutput, clips_of
 from heads.interface.loss import LossNotFinite, loss_of
 from heads.interface.random_streams import DROPOUT, reseed
+from heads.interface.votes import votes_in
 from heads.training.optimisers import Optimisers, WeightAverage, parameters_of
 from pipeline.networks.precision import autocast
 
@@ -328,6 +329,10 @@ class Learner:
         state["progress"] = asdict(self.progress)
         if self.training.schedule == "plateau":
             state["plateau"] = PLATEAU
+        # A new epoch starts without votes.
+        votes = votes_in(self.head)
+        if votes and self.progress.step > self.progress.epoch * self.steps_per_epoch:
+            state["votes"] = {name: one.state() for name, one in votes.items()}
         return state
 
     def load(self, state: dict[str, Any]) -> None:
@@ -351,6 +356,9 @@ class Learner:
             self.optimisers.second.load_state_dict(state["alternate"])
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
+        for name, votes in votes_in(self.head).items():
+            # Absent between two epochs, and in checkpoints of earlier versions.
+            votes.restore(state.get("votes", {}).get(name, []))
 
 
 def in_parts(clips: Clips, targets: Tensor, count: int) -> Iterator[tuple[Clips, Tensor]]:

@@ -71,6 +71,7 @@ from heads.papers.gos.affinity import (
     OperationSizes,
     linear,
     operation_choices,
+    paper_change_affects,
 )
 from heads.papers.gos.cell import (
     COMMON,
@@ -85,11 +86,7 @@ from heads.papers.gos.operation_inputs import NodeStem, OperationInputs
 from heads.papers.gos.operations import SPACES
 
 CHANGES = (
-    Change(
-        2,
-        PAPER_CHANGE,
-        lambda o: o["variant"] == "paper" or o["nearest"] == "inner",
-    ),
+    Change(2, PAPER_CHANGE, paper_change_affects),
     Change(
         3,
         "structures='shared_test' evaluated with the mean of alpha, and now evaluates with the "

@@ -19,10 +19,10 @@ C before the classifier.
 
 from heads.interface.changes import Change
 from heads.interface.clips import Dims
-from heads.papers.gos.affinity import PAPER_CHANGE
+from heads.papers.gos.affinity import PAPER_CHANGE, paper_change_affects
 from heads.zoo._single import SingleOperation, single_operation
 
-CHANGES = (Change(2, PAPER_CHANGE, lambda o: o["variant"] == "paper"),)
+CHANGES = (Change(2, PAPER_CHANGE, paper_change_affects),)
 
 
 def build(

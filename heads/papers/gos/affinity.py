@@ -51,7 +51,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heads.interface.variants import at_least, one_of
+from heads.interface.variants import at_least, one_of, resolve
 
 VARIANTS = {
     "paper": {
@@ -102,6 +102,22 @@ PAPER_CHANGE = (
     "stand for a node (eq. 4) and had s_j - s_i in eq. (9), and now has plain inner products, the "
     "node itself and s_i - s_j"
 )
+
+
+def paper_change_affects(options: Mapping[str, Any]) -> bool:
+    """Return whether `PAPER_CHANGE` concerns a head with these options, defaults filled in."""
+    given = {}
+    for name in ("similarity", "nearest", "attention", "offset"):
+        # A head of one operation has only the options that this one reads.
+        if name in options:
+            given[name] = options[name]
+    values = resolve("gos", VARIANTS, options["variant"], given, FURTHER)
+    if values.get("similarity") == "inner" or values.get("nearest") == "inner":
+        return True
+    places = values.get("attention"), values.get("offset")
+    return places == ("top", "from_neighbour")
+
+
 # The factor before a softmax of affinities, by `similarity`.
 SCALES = {"inner": 1.0, "cosine": 5.0}
 

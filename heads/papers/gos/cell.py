@@ -13,13 +13,13 @@ variance has the factor 1 / (|O| - 1).
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heads.interface.votes import Votes
 from heads.papers.gos.affinity import OperationChoices, OperationSizes
 from heads.papers.gos.operation_inputs import OperationInputs
 from heads.papers.gos.operations import new_operation, node_weights
@@ -167,7 +167,7 @@ class Structure(nn.Module):
         self.register_buffer("shape", torch.tensor(shape))
         self.register_buffer(COMMON, torch.full(shape[:2], -1))
         self.sizes = shape
-        self._votes: Counter[tuple[int, ...]] = Counter()  # of the present training epoch
+        self.votes = Votes()
 
         outputs, bound = math.prod(shape), inputs**-0.5
         if form == "shared":
@@ -188,7 +188,7 @@ class Structure(nn.Module):
                 alpha = alpha.float()
         alpha = alpha.unflatten(1, self.sizes)
         if self.training:
-            self._votes.update(map(tuple, alpha.detach().argmax(-1).flatten(1).tolist()))
+            self.votes.cast(alpha.detach().argmax(-1).flatten(1).tolist())
         return alpha
 
     @property
@@ -200,13 +200,12 @@ class Structure(nn.Module):
     def train(self, mode: bool = True) -> "Structure":
         """Set the mode; an epoch of training ends with it, and another one may begin."""
         self._count()
-        self._votes.clear()
+        self.votes.end_epoch()
         return super().train(mode)
 
     def _count(self) -> None:
-        # Of several processes, each counts its own views; the first one writes checkpoints.
-        if self._votes:
-            most = self._votes.most_common(1)[0][0]
+        most = self.votes.most()
+        if most is not None:
             self.common.copy_(torch.tensor(most).view_as(self.common))
 
     def _save_to_state_dict(self, *args) -> None:

@@ -20,6 +20,7 @@ from heads.finetuning.end_to_end import train_frames
 from heads.finetuning.frame_training import FrameRunOptions, new_network, part_of_clips
 from heads.finetuning.joint_network import joint_dims
 from heads.interface.clips import Clips
+from heads.interface.votes import Votes
 from heads.runs import run_files as runs
 from pipeline.backbones import NonLocal, build_backbone
 from tests.support.tiny_backbone import lively, relative
@@ -330,12 +331,17 @@ def test_a_phase_of_other_options_than_its_run_is_told_where_to_start_from(tmp_p
 
 
 def deciding(recipe_):
-    """A network whose head also says which class it decided for, under `stored`."""
+    """A network whose head also says which class it decided for, under `stored`.
+
+    Every training view votes for (0,).
+    """
     net = network(recipe_)
-    plain = net.head.forward
+    plain, net.head.votes = net.head.forward, Votes()
 
     def forward(clips, want_maps=False):
         out = plain(clips, want_maps)
+        if net.head.training:
+            net.head.votes.cast([(0,)] * len(out.logits))
         return replace(out, stored={"structure": out.logits.argmax(-1)[:, None, None]})
 
     net.head.forward = forward
@@ -417,14 +423,18 @@ def train_in_two(folder):
     """
     with join_processes(torch.device("cpu")) as (processes, _):
         source = Videos(clips=9, gone=("test1", "train8"))
-        return run(
+        net = deciding(recipe(**FIXED))
+        result = run(
             recipe(**FIXED),
             folder,
             source,
             FrameRunOptions(accumulate=2),
-            deciding(recipe(**FIXED)),
+            net,
             processes=processes,
         )
+        # Every process knows the votes of all: 2 epochs of 8 clips.
+        assert net.head.votes.state() == [[[0], 16]]
+        return result
 
 
 def test_two_processes_train_as_one_does_on_the_same_mini_batches(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """The GOS heads: exact sizes, search and discrete structures, the stem, single operations."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -13,8 +15,9 @@ from heads.papers.gos.cell import diversity_of, edges_of
 from heads.papers.gos.operation_inputs import layout_of, old_roi_mean
 from heads.papers.gos.operations import OPERATIONS, SPACES, Skip, Zero
 from heads.runs.run_files import load_checkpoint, save_checkpoint
+from heads.training.learner import Learner
 from heads.training.train import train
-from heads.zoo import build_head, head_changes
+from heads.zoo import build_head, head_changes, head_options
 from tests.support.tiny_cache import Tiny
 
 B, T, N, K, W = 3, 8, 3, 5, 6
@@ -135,6 +138,16 @@ def test_earlier_runs_of_the_paper_variant_are_other_networks_and_released_ones_
     if name in ("gos", "gos_temp_conv"):
         # The released variant with the paper's nearest nodes.
         assert head_changes(name, 1, {"variant": "released", "nearest": "inner"})
+    # The paper's variant with all that has changed as it was before.
+    before = {"similarity": "cosine", "nearest": "affinity", "offset": "to_neighbour"}
+    before = {option: value for option, value in before.items() if option in head_options(name)}
+    assert head_changes(name, 1, before) == []
+    for option in before:
+        asked = {key: value for key, value in before.items() if key != option}
+        assert [change.version for change in head_changes(name, 1, asked)] == [2]
+    if "offset" in before:
+        # Attention to all nodes has no differences of places to the nearest.
+        assert head_changes(name, 1, {**before, "attention": "all", "offset": ""}) == []
     if name == "gos":
         asked = {"variant": "released", "structures": "shared_test"}
         assert [change.version for change in head_changes(name, 2, asked)] == [3]
@@ -295,6 +308,55 @@ def test_the_common_structure_is_of_the_last_epoch_and_in_the_checkpoint():
     again = gos(mode="discrete", seed=5)
     again.load_state_dict(head.state_dict())
     assert again.common.equal(own[0])
+
+
+def part(clips: Clips, rows: list[int]) -> Clips:
+    return clips_of({name: v[rows] for name, v in clips.tensors().items()}, dtype=None)
+
+
+def learner_of(seed: int = 0) -> Learner:
+    """Two mini-batches are an epoch; the structure does not move."""
+    training = recipe_from(
+        {
+            "name": "a",
+            "source": "a test",
+            "head": {"name": "gos"},
+            "train": {"epochs": 2, "batch": 3, "lr": 1e-3},
+        }
+    ).train
+    head = gos(mode="discrete", seed=seed).train()
+    return Learner(head, training, "single", 2, 0, "fp32")
+
+
+def test_a_training_that_is_continued_within_an_epoch_counts_the_whole_epoch():
+    clips, targets = views(), torch.zeros(3, dtype=torch.long)
+    own = structure_of(gos(mode="discrete"), clips)
+    assert own[0].ne(own[2]).any()
+    first, second = part(clips, [0, 0, 0]), part(clips, [2, 2, 0])
+
+    learner = learner_of()
+    learner.step(part(clips, [2, 2, 2]), targets)
+    saved = learner.state()
+    again = learner_of(seed=5)
+    again.load(saved)
+    # As the loop does after a check of the logits and at the start of an epoch's rest.
+    again.head.eval()
+    again.head.train()
+    # Alone, this mini-batch would make another structure the common one.
+    again.step(part(clips, [0, 0, 2]), targets)
+    again.head.eval()
+    assert again.head.common.equal(own[2])
+
+    # The votes of an epoch that ended are not those of the next one.
+    again.end_epoch(math.nan, math.nan)
+    later = learner_of(seed=6)
+    later.load(again.state())
+    later.head.train()
+    later.step(first, targets)
+    assert later.head.state_dict()["structure.common"].equal(own[0])
+    later.step(second, targets)
+    later.head.eval()
+    assert later.head.common.equal(own[0])
 
 
 def test_checkpoints_without_a_common_structure_still_load():
