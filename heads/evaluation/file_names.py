@@ -38,6 +38,9 @@ def manifest_and_tag(
 
     Returns:
         The manifest, and the split with the phase and the checksums of what is not the run's own.
+
+    Raises:
+        ValueError: the run's own manifest cannot be found, and none was given.
     """
     tag = f"{split}_{phase}" if phase else split
     if not trained.own_cache:
