@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from heads.data.annotated_boxes import AnnotatedBoxes, has_annotated_boxes
 from heads.data.splits import SplitViews, print_excluded, require_split_views
+from heads.evaluation.file_names import manifest_and_tag
 from heads.evaluation.head_predictor import (
+    Predictions,
     compute_figures,
     open_store,
     predict,
@@ -33,14 +35,6 @@ from heads.evaluation.submission import Submission
 from heads.interface.loss import device_for
 from heads.runs import run_files
 from heads.runs.folder_lock import FolderBusy, refuse_if_busy
-from heads.runs.manifest_record import (
-    TAG,
-    differences,
-    manifest_record,
-    own_manifest,
-    seen_in_training,
-    split_sha256,
-)
 from heads.runs.start_weights import phase_checkpoint
 from pipeline.files.owners import remove_abandoned
 from pipeline.files.watched_folder import WatchedFolder
@@ -117,17 +111,16 @@ def evaluate(
     if phase:
         checkpoint = phase_checkpoint(folder, phase)
     trained = load_trained(folder, cache, checkpoint, settings)
-    recipe, classes, file = trained.recipe, trained.classes, f"{trained.checkpoint}.pt"
+    recipe, classes, head = trained.recipe, trained.classes, trained.head
     if submission is not None:
         submission.check(classes, recipe.data.target)
 
-    manifest, tag = _manifest_and_tag(folder, trained, cache, manifest, split, phase, say)
+    manifest, tag = manifest_and_tag(folder, trained, cache, manifest, split, phase, say)
     part = require_split_views(cache, "test", split, manifest, classes, recipe.data)
     if submission is not None:
         submission.check_clips(part.clips)
     print_excluded(part, say)
-    head, name = _placed(trained.head, structure, cache, device)
-    tag += name
+    tag += _place(head, structure, cache, device)
     store = open_store([head], cache, [part], recipe, "disk", device)
     boxes = _annotated_boxes(trained, part, annotations)
     predictions = predict(head, part, store, recipe, precision)
@@ -139,11 +132,7 @@ def evaluate(
     # Another process may have trained, or moved the folder, in the meantime.
     watched.check()
     refuse_if_busy(folder, say, watch)
-    if version_of(folder / file) != versions.get(file):
-        raise FolderBusy(
-            f"{folder}: {file} was trained further while it was evaluated; nothing was written, "
-            f"evaluate it again"
-        )
+    _refuse_if_trained(folder, f"{trained.checkpoint}.pt", versions)
     about = {
         "checkpoint": trained.checkpoint,
         "fingerprint": cache.fingerprint,
@@ -152,11 +141,7 @@ def evaluate(
     if structure:
         about["structure"] = structure
     with watched.guarded():
-        figures = write_predictions(folder, tag, predictions, part, recipe, classes)
-        figures |= of_regions
-        if structure:
-            _write_table(folder / f"structure_{tag}.csv", structure_rows(head.forced, head))
-        run_files.write_json(folder / f"metrics_{tag}.json", {**about, **figures})
+        figures = _write(folder, tag, trained, part, predictions, about, of_regions)
     if submission is not None:
         scores = compute_figures(predictions, part, recipe)[1]
         count = submission.write(part.clips, classes, scores)
@@ -164,21 +149,60 @@ def evaluate(
     return figures
 
 
-def _placed(
-    head: "nn.Module", structure: str, cache: "Cache", device: "torch.device"
-) -> "tuple[nn.Module, str]":
+def _place(head: "nn.Module", structure: str, cache: "Cache", device: "torch.device") -> str:
     """Move a head to a device, and let it compute all views with one structure if one is named.
 
     Returns:
-        The head, and the part of the files' names that stands for the structure.
+        The part of the files' names that stands for the structure.
     """
     if not structure:
-        return head.to(device), ""
+        head.to(device)
+        return ""
     # On the CPU, where the views of a clip are read.
     one, name = structure_named(structure, head, cache)
-    head = head.to(device)
-    head.force(one)
-    return head, f"_structure-{name}"
+    head.to(device).force(one)
+    return f"_structure-{name}"
+
+
+def _refuse_if_trained(folder: Path, file: str, versions: Mapping[str, Any]) -> None:
+    """Raise FolderBusy if a checkpoint is not of the version that was read."""
+    if version_of(folder / file) != versions.get(file):
+        raise FolderBusy(
+            f"{folder}: {file} was trained further while it was evaluated; nothing was written, "
+            f"evaluate it again"
+        )
+
+
+def _write(
+    folder: Path,
+    tag: str,
+    trained: TrainedHead,
+    part: SplitViews,
+    predictions: Predictions,
+    about: Mapping[str, str],
+    of_regions: Mapping[str, float],
+) -> dict[str, float]:
+    """Write predictions, figures and the structure of all views, if there is one.
+
+    Args:
+        folder: the run folder.
+        tag: what the files are named after.
+        trained: the run's head.
+        part: the split's views.
+        predictions: of these views.
+        about: what the file of figures says before them.
+        of_regions: figures of the head's regions.
+
+    Returns:
+        All figures.
+    """
+    recipe, classes, head = trained.recipe, trained.classes, trained.head
+    figures = write_predictions(folder, tag, predictions, part, recipe, classes)
+    figures |= of_regions
+    if "structure" in about:
+        _write_table(folder / f"structure_{tag}.csv", structure_rows(head.forced, head))
+    run_files.write_json(folder / f"metrics_{tag}.json", {**about, **figures})
+    return figures
 
 
 def _annotated_boxes(
@@ -247,7 +271,7 @@ def exchange_structures(
     if phase:
         checkpoint = phase_checkpoint(folder, phase)
     trained = load_trained(folder, cache, checkpoint)
-    manifest, tag = _manifest_and_tag(folder, trained, cache, manifest, split, phase, say)
+    manifest, tag = manifest_and_tag(folder, trained, cache, manifest, split, phase, say)
     data = trained.recipe.data
     part = require_split_views(cache, "test", split, manifest, trained.classes, data)
     found = exchange(trained.head, part, trained.recipe, trained.classes, cache, names)
@@ -264,97 +288,6 @@ def _write_table(path: Path, rows: Iterable[Sequence]) -> None:
     text = io.StringIO()
     write_table(text, rows)
     run_files.write_text(path, text.getvalue())
-
-
-def _manifest_and_tag(
-    folder: Path,
-    trained: TrainedHead,
-    cache: "Cache",
-    given: "Manifest | None",
-    split: str,
-    phase: str,
-    say: Callable[[str], None],
-) -> "tuple[Manifest, str]":
-    """Choose the labels and splits, and what the files of an evaluation are named after.
-
-    Args:
-        folder: the run folder, for messages.
-        trained: the run's head.
-        cache, split, phase, say: as for `evaluate`.
-        given: the manifest that was asked for, if any.
-
-    Returns:
-        The manifest, and the split with the phase and the checksums of what is not the run's own.
-    """
-    tag = f"{split}_{phase}" if phase else split
-    if not trained.own_cache:
-        say(
-            f"{cache.path} is not the cache of this run; it has the same features, of other views "
-            f"or clips"
-        )
-        tag += f"_{cache.fingerprint[:8]}"
-    manifest, checksum = _manifest_for(folder, trained.manifest, cache, given, split, say)
-    if checksum:
-        tag += f"_{checksum}"
-    return manifest, tag
-
-
-def _manifest_for(
-    folder: Path,
-    record: Mapping | None,
-    cache: "Cache",
-    given: "Manifest | None",
-    split: str,
-    say: Callable[[str], None],
-) -> "tuple[Manifest, str]":
-    """Choose the labels and splits for evaluating a run.
-
-    Args:
-        folder: the run folder, for messages.
-        record: of the run's manifest; None, for a run of an earlier version, fits any manifest.
-        cache: the cache.
-        given: the manifest that was asked for, if any.
-        split: the split's name.
-        say: prints one line for a person.
-
-    Returns:
-        The manifest, and the checksum that the files are named after: "" for the run's own split.
-    """
-    if record is None:
-        return given or cache.manifest, ""
-
-    trained_with = own_manifest(record, given or cache.manifest)
-    if given is None:
-        if trained_with is None:
-            what = differences(record, manifest_record(cache.manifest))
-            raise ValueError(
-                f"{folder} was trained with the labels and splits of {record['path']}, "
-                f"which is gone or has changed; those of {cache.path} are others ({what}): pass "
-                f"--manifest with the file to use"
-            )
-        cached = set(cache["test"].clips) if "test" in cache.groups else set()
-        if any(clip.clip in cached for clip in trained_with.clips if clip.split == split):
-            return trained_with, ""
-        # A cache of other clips, with its own splits.
-        given = cache.manifest
-
-    current = manifest_record(given)
-    what = differences(record, current)
-    if what:
-        say(
-            f"{given.path} has other labels or splits than {record['path']}, which {folder} was "
-            f"trained with: {what}"
-        )
-        count = seen_in_training(trained_with, given, split)
-        if count:
-            say(
-                f"{count:,} clips of split {split} are among those that the run was trained on: "
-                f"its figures will be too high"
-            )
-    checksum = split_sha256(current, split)
-    if checksum == split_sha256(record, split):
-        return given, ""
-    return given, checksum[:TAG]
 
 
 def _watch(folder: Path) -> WatchedFolder:

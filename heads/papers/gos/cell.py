@@ -150,8 +150,8 @@ class Structure(nn.Module):
 
     The weights start at 0, so that every view has the same structure at first.
 
-    It counts the structures of a training epoch. Buffer `common` [cells,E] is the one that most
-    views chose; -1 before the first epoch has ended. A checkpoint holds it.
+    It counts the structures of a training epoch, in `votes`. Buffer `common` [cells,E] is the one
+    that most views chose; -1 before the first epoch has ended. A checkpoint holds it.
 
     Args:
         inputs: channels of g.
