@@ -145,7 +145,7 @@ def command(
     With --structure every video gets the same structure of GOS: "common" is the one that most
     training videos chose (Table 1, non-adaptive only in testing). --exchange, given for each of
     several videos, prints how each is classified with the structure of each (Figure 5), and writes
-    exchange_SPLIT.csv. docs/heads.md says more.
+    a table beside the predictions. docs/heads.md says more.
 
     With --ensemble the runs count as one: their scores are summed, video by video. It reads the
     predictions that evaluating each run has written. `vidgraph evaluate runs/ean8 runs/ean16
