@@ -281,7 +281,7 @@ def config_of(given: dict):
     config = ExtractConfig(
         sampling=sampling,
         proposal_options={key: value for key, value in boxes.items() if value is not None},
-        resize=given["frame_resize"] or _resize_for(given),
+        resize=given.get("frame_resize") or _resize_for(given),
         **{key: given[key] for key in CONFIG},
     )
     config = with_settings(config, given["settings"])
@@ -302,7 +302,7 @@ def _resize_for(given: dict) -> str:
     if given.get("scheduler") or given.get("slurm") is not None or given.get("print_sbatch"):
         return "pil"
     try:
-        return "device" if pick_device(given["device"]) == "cuda" else "pil"
+        return "device" if pick_device(given.get("device", "cpu")) == "cuda" else "pil"
     except ValueError:
         # No such device: the command says so when it needs it.
         return "pil"
