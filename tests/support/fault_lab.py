@@ -35,7 +35,7 @@ OPTIONS = (
     "--shard-size 1 --device cpu"
 )
 # Keys of a shard's statistics: times, of the videos too, and how it came to be.
-NEVER_THE_SAME = ("seconds", "seal", "device", "taken_over", "videos")
+NEVER_THE_SAME = ("seconds", "seal", "device", "workers", "taken_over", "videos")
 COARSE = ("--shard-size", CLIPS // 2)
 HOPELESS = 600.0  # seconds after which a run counts as hanging, on however busy a machine
 SOON = 10.0  # seconds that an interrupted run has to end
