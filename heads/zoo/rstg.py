@@ -36,7 +36,15 @@ from torch import Tensor, nn
 from heads.interface.changes import Change
 from heads.interface.clips import Clips, Dims, HeadOutput
 from heads.interface.variants import at_least, one_of, resolve
-from heads.papers.rstg.graph import FURTHER, VARIANTS, WITHOUT_RECURRENCE, GraphChoices
+from heads.papers.rstg.graph import (
+    EPSILON_CHANGE,
+    FURTHER,
+    HOMOGENEOUS_CHANGE,
+    VARIANTS,
+    WITHOUT_RECURRENCE,
+    GraphChoices,
+    is_homogeneous,
+)
 from heads.papers.rstg.grid import NODES
 from heads.papers.rstg.module import NormedResidual, ProjectedGraph, pool_nodes
 
@@ -51,10 +59,6 @@ def _left_readout_to_space_only(options: Mapping[str, Any]) -> bool:
     return options["scheduler"] in WITHOUT_RECURRENCE and not chosen
 
 
-def _is_homogeneous(options: Mapping[str, Any]) -> bool:
-    return options["scheduler"] == "homogeneous"
-
-
 def _has_norms(options: Mapping[str, Any]) -> bool:
     return options["norm"] != "none" or options["inner_norm"] or options["residual"]
 
@@ -65,16 +69,10 @@ CHANGES = (
         "space_only read the last step alone; it reads the mean of each node over time",
         _left_readout_to_space_only,
     ),
-    Change(
-        3,
-        "homogeneous sent messages in time from a node's input one step earlier; it sends them "
-        "from the node's state",
-        _is_homogeneous,
-    ),
+    Change(3, HOMOGENEOUS_CHANGE, is_homogeneous),
     Change(
         4,
-        "layer norms had an epsilon of 1e-5 (the last one 1e-9) and batch norm 1e-5; they have the "
-        "released code's 1e-12 and 1e-3",
+        EPSILON_CHANGE,
         _has_norms,
     ),
 )

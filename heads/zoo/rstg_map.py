@@ -40,15 +40,18 @@ from heads.interface.network_above_cut import (
     without_padding,
 )
 from heads.interface.variants import at_least, resolve
-from heads.papers.rstg.graph import FURTHER, VARIANTS, GraphChoices
+from heads.papers.rstg.graph import (
+    EPSILON_CHANGE,
+    FURTHER,
+    HOMOGENEOUS_CHANGE,
+    VARIANTS,
+    GraphChoices,
+    is_homogeneous,
+)
 from heads.papers.rstg.module import RSTG
 from pipeline.backbones import Backbone
 
 NO_OPTIONS: dict = {}
-
-
-def _is_homogeneous(options: Mapping[str, Any]) -> bool:
-    return options["scheduler"] == "homogeneous"
 
 
 def _always(options: Mapping[str, Any]) -> bool:
@@ -56,16 +59,10 @@ def _always(options: Mapping[str, Any]) -> bool:
 
 
 CHANGES = (
-    Change(
-        2,
-        "homogeneous sent messages in time from a node's input one step earlier; it sends them "
-        "from the node's state",
-        _is_homogeneous,
-    ),
+    Change(2, HOMOGENEOUS_CHANGE, is_homogeneous),
     Change(
         3,
-        "layer norms had an epsilon of 1e-5 (the last one 1e-9) and batch norm 1e-5; they have the "
-        "released code's 1e-12 and 1e-3",
+        EPSILON_CHANGE,
         _always,
     ),
 )

@@ -1,8 +1,10 @@
 """What every network of the project needs: precision, memory format, names in checkpoints.
 
-    precision          fp32, bf16 and fp16, what a CPU has of them, autocast
+    precision          fp32, tf32, bf16 and fp16, what a CPU has of them, autocast
     memory_format      channels last or contiguous, for every convolution
+    transfers          arrays to a device and back, while it computes
     checkpoint_names   state dicts with the prefixes of other programs removed
+    checkpoint_files   torch files and pickles of arrays, read without running code
 
 The room uses torch, and no other room.
 """

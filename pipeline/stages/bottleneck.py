@@ -3,7 +3,7 @@
 The times come from the statistics of shards, which measure them anyway.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 # From this share of the time on, a part counts as busy.
@@ -43,18 +43,6 @@ class Work:
         self.decode += seconds["decode"]
         self.decoders += seconds["wall"] * max(1, statistics.get("workers", 1))
         self.write += seconds["write"]
-
-
-def work_of(records: Iterable[Mapping]) -> Work:
-    """Sum the statistics of shards.
-
-    Args:
-        records: statistics of shards of features.
-    """
-    work = Work()
-    for statistics in records:
-        work.add(statistics)
-    return work
 
 
 def describe_work(work: Work, seconds: float) -> str:

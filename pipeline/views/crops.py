@@ -37,8 +37,7 @@ def floored_square_crop(width: int, height: int, scale: float, draws: Draws) -> 
         scale: side of the square, as a fraction of the frame's short side, in (0, 1].
         draws: random numbers of the view.
     """
-    # A crop of a tiny frame still has a pixel.
-    return _anywhere(width, height, max(1, int(scale * min(width, height))), draws)
+    return _anywhere(width, height, _side(width, height, scale, add=0), draws)
 
 
 def multiscale_crop(
@@ -123,9 +122,10 @@ def _anywhere(width: int, height: int, side: int, draws: Draws) -> Crop:
     return x, y, side, side
 
 
-def _side(width: int, height: int, scale: float) -> int:
+def _side(width: int, height: int, scale: float, add: float = 0.5) -> int:
+    """A part of the short side in whole pixels: the nearest, or rounded down with `add` = 0."""
     # A crop of a tiny frame still has a pixel.
-    return max(1, int(scale * min(width, height) + 0.5))
+    return max(1, int(scale * min(width, height) + add))
 
 
 def round_quotient(numerator: int, denominator: int) -> int:

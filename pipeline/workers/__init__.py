@@ -36,6 +36,9 @@ A shard appears under its name only when it is complete, so no death leaves half
 run removes the part files of dead writers (`claims.sweep_claims`). `docs/faults.md` has a table of
 these cases: what is printed, the exit code, what the cache holds. It also lists what was tried.
 
+Large answers of decode processes come through shared memory without a name (`arena`), so that no
+death leaves any of it behind.
+
 Other modules: `cores` and `memory` (what a process may use of its machine), `module_path` (nothing
 is imported from the working folder), `dask_nodes`, `dask_scratch`, `dask_tls` and `dask_worker`
 (Dask's processes, made private).

@@ -49,7 +49,9 @@ Not stated in the paper:
 - that "time_only" keeps the K passes of LSTM_intern.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +88,21 @@ VARIANTS = {
 }
 # Values that no variant takes, but a user may.
 FURTHER = {"attention": ("simple",), "positions": ("none",)}
+
+# What both heads with this graph say of their earlier versions (`heads.interface.changes`).
+HOMOGENEOUS_CHANGE = (
+    "homogeneous sent messages in time from a node's input one step earlier; it sends them from "
+    "the node's state"
+)
+EPSILON_CHANGE = (
+    "layer norms had an epsilon of 1e-5 (the last one 1e-9) and batch norm 1e-5; they have the "
+    "released code's 1e-12 and 1e-3"
+)
+
+
+def is_homogeneous(options: Mapping[str, Any]) -> bool:
+    """Return whether a head with these options has the scheduler that HOMOGENEOUS_CHANGE is of."""
+    return options["scheduler"] == "homogeneous"
 
 
 @dataclass(frozen=True)

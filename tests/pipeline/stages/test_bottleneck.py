@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.stages.bottleneck import Work, describe_work, work_of
+from pipeline.stages.bottleneck import Work, describe_work
 
 
 def shard(views=100, wall=10.0, backbone=1.0, proposals=0.0, decode=1.0, write=1.0, workers=1):
@@ -14,6 +14,13 @@ def shard(views=100, wall=10.0, backbone=1.0, proposals=0.0, decode=1.0, write=1
         "write": write,
     }
     return {"views": views, "seconds": seconds, "workers": workers}
+
+
+def work_of(records) -> Work:
+    work = Work()
+    for statistics in records:
+        work.add(statistics)
+    return work
 
 
 def test_it_gives_the_rates_and_the_idle_shares():
