@@ -291,7 +291,9 @@ def _run(ctx: click.Context, given: dict) -> int:
         of_extraction = []
         # With a cache such an option says where a file is now.
         if cache is None:
-            of_extraction = [name for name in (*OF_EXTRACTION, *MOVED) if _is_given(ctx, name)]
+            for name in (*OF_EXTRACTION, *MOVED):
+                if _is_given(ctx, name):
+                    of_extraction.append(name)
         return _run_study(given, recipe_settings, extraction, frames, of_extraction, shared)
     return _run_recipe(given, recipe_settings, frames, shared)
 

@@ -96,7 +96,7 @@ def evaluate(
 
     Raises:
         ValueError: a cache of another backbone, a head of other sizes, labels that the run does
-            not know, an empty split, predictions that `submission` cannot hold, or the run's own
+            not know, or an empty split. `submission` cannot hold the predictions. The run's own
             manifest cannot be found.
         FolderBusy: a process trains in the folder; it would write files of the same names.
     """

@@ -43,9 +43,9 @@ def structure_named(name: str, head: nn.Module, cache: Cache) -> tuple[Tensor, s
     """Find the structure that a name stands for.
 
     Args:
-        name: "common", the one that most training views of the head's own run chose; a CSV file;
-            another run's folder or checkpoint, for its common one; or "clip:NAME", the one that
-            the head chooses for a clip of the cache.
+        name: "common" is the one that most training views of the head's own run chose. The path
+            of a CSV file is the one in it, that of another run or checkpoint its common one.
+            "clip:NAME" is the one that the head chooses for a clip of the cache.
         head: with its trained weights, on the CPU.
         cache: has the clip.
 

@@ -21,7 +21,11 @@ class Votes:
         self._restored = False
 
     def cast(self, choices: Iterable[Sequence[int]]) -> None:
-        """Add one vote for each choice."""
+        """Add one vote of this process for each choice.
+
+        Args:
+            choices: what the views of a mini-batch chose.
+        """
         self._unshared.update(map(tuple, choices))
         self._restored = False
 
@@ -32,7 +36,11 @@ class Votes:
         return taken
 
     def add(self, votes: dict[Choice, int]) -> None:
-        """Add votes for choices."""
+        """Add votes that processes shared.
+
+        Args:
+            votes: choice -> votes, as `take_unshared` returned them.
+        """
         self._all.update(votes)
         self._restored = False
 
@@ -52,7 +60,11 @@ class Votes:
         return [[list(choice), votes] for choice, votes in (self._all + self._unshared).items()]
 
     def restore(self, state: Iterable[Sequence]) -> None:
-        """Continue an epoch from what `state` returned."""
+        """Continue an epoch.
+
+        Args:
+            state: what `state` returned.
+        """
         self._all = Counter({tuple(choice): votes for choice, votes in state})
         self._unshared.clear()
         self._restored = True

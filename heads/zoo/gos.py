@@ -13,9 +13,9 @@ are E = S (S+1) / 2 edges; g is the mean of the map, so that every video has a s
 In discrete mode only the chosen operations are computed. The second term of L is
 `losses["diversity"]`; its variance has the factor 1 / (|O| - 1).
 
-A head can be made to use one structure for all views, `head.force(structure)`: this gives Table 1's
-row "non-adaptive (only testing)", by its footnote the structure that most training videos chose,
-and Figure 5, videos with the structure of another one.
+`head.force(structure)` makes a head use one structure for all views. With the one that most
+training videos chose, this is Table 1's row "non-adaptive (only testing)", by its footnote. With
+that of another video, it is Figure 5.
 
 Edges are ordered (0,1), (0,2), (1,2), (0,3), (1,3), (2,3), `head.edges`. The maps are
 - "structure" [B,cells,E], the operation of each edge, a number in `head.space`: the heaviest one,

@@ -163,7 +163,10 @@ def odd_kernels(state: dict[str, Tensor]) -> str:
     if taps.get("res2.0.conv2.weight", 1) > 1:
         return f"it is a 3-D ResNet with 3×3×3 convolutions; {I3D_FILES}"
 
-    res4 = [count for name, count in taps.items() if re.match(r"res4\.\d+\.conv1", name)]
+    res4 = []
+    for name, count in taps.items():
+        if re.match(r"res4\.\d+\.conv1", name):
+            res4.append(count)
     is_late = taps.get("res2.0.conv1.weight", 0) == 1 and res4 and min(res4) == 3
     if is_late:
         return (

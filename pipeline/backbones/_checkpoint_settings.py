@@ -156,7 +156,8 @@ def settings_of(saved: object) -> Settings | None:
             words[section, key] = []
         if key:
             # A list has one value a line, each behind dashes.
-            values = [word for word in _WORD.findall(line) if word.strip("-")]
-            words[section, key] += values
+            for word in _WORD.findall(line):
+                if word.strip("-"):
+                    words[section, key].append(word)
     known = any(name == "DATA" for name, _ in words)
     return Settings(words) if known else None

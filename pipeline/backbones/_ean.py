@@ -381,6 +381,14 @@ class EventAdaptiveBlock(nn.Module):
             self.expand.weight.copy_(start * factor)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Fuse branches by the matrix M of each clip.
+
+        Args:
+            x: [B,C,T,h,w].
+
+        Returns:
+            x plus what the block adds, [B,C,T,h,w].
+        """
         z = self.compress(x)
         y = self.first(z)
         if self.design.inter_relu:

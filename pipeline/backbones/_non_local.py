@@ -55,6 +55,14 @@ class NonLocal(nn.Module):
         return not scale.is_meta and not scale.any()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Add to every cell what it finds in all others.
+
+        Args:
+            x: [B,C,T,h,w].
+
+        Returns:
+            [B,C,T,h,w].
+        """
         pooled = x
         if self.pool is not None:
             pooled = self.pool(x)

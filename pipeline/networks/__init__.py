@@ -4,7 +4,8 @@
     memory_format      channels last or contiguous, for every convolution
     transfers          arrays to a device and back, while it computes
     checkpoint_names   state dicts with the prefixes of other programs removed
-    checkpoint_files   torch files and pickles of arrays, read without running code
+    checkpoint_files   torch files and pickles, read without running code
+    array_pickle       what such a pickle may hold: arrays and plain values
 
 The room uses torch, and no other room.
 """
