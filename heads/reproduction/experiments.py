@@ -158,7 +158,9 @@ def recipe_of(row: PaperRow, size: ExperimentSize, task: str) -> Recipe:
     """Return a row's recipe with the widths, epochs and batch of a size.
 
     Adam with a cosine schedule replaces the papers' plain SGD: its rates suit trainings of
-    hundreds of thousands of videos.
+    hundreds of thousands of videos. Adam has no weight decay here. It divides the decay by the size
+    of the gradient, as it does with the gradient itself. So weights whose gradients are small at
+    first, such as those that place DyReg-GNN's regions, would only shrink to zero.
 
     Args:
         row: a row of a table.
@@ -186,6 +188,7 @@ def recipe_of(row: PaperRow, size: ExperimentSize, task: str) -> Recipe:
         "lr": LR_OF_HEAD.get(head, LR),
         # Adam has no nesterov, and stop_below is for "plateau": the recipes' own would be refused.
         "nesterov": False,
+        "weight_decay": 0.0,
         "schedule": "cosine",
         "warm_up": size.warm_up,
         "stop_below": 0.0,

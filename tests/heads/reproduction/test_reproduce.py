@@ -248,6 +248,15 @@ def test_a_rows_recipe_has_the_widths_of_the_size_and_the_rows_options(table, ro
         )
 
 
+@pytest.mark.parametrize(("table", "row"), ROWS, ids=lambda one: one.name)
+def test_adam_trains_no_row_with_weight_decay(table, row):
+    # Weights whose gradients are small at first would shrink to zero (regions of DyReg-GNN did).
+    for size in table.sizes:
+        for phase in recipe_of(row, size, table.tasks[-1]).all_phases:
+            assert phase.train.optimiser == "adam"
+            assert phase.train.weight_decay == 0
+
+
 @pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
 def test_the_largest_size_is_the_papers_task(table):
     for name in table.tasks:
