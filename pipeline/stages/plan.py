@@ -5,7 +5,6 @@ which pay for starting. Bytes follow from two shards of different length, which 
 file costs from what its views cost.
 """
 
-import csv
 import math
 import os
 import shutil
@@ -19,7 +18,7 @@ from time import monotonic
 
 from pipeline.cache.folder import require_folder_path
 from pipeline.cache.reader import Cache
-from pipeline.manifests.manifest import COLUMNS, TIMES, Clip, Manifest, read_manifest
+from pipeline.manifests.manifest import Clip, Manifest, read_manifest, write_clips
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.extract import ExtractSummary, clips_per_shard, extract
 from pipeline.stages.frozen_networks import StoredShapes
@@ -166,7 +165,7 @@ def make_plan(
     disk = _nearest_folder(Path(cache))
     folder = Path(tempfile.mkdtemp(prefix=".plan-", dir=disk))
     try:
-        _write_sample(folder / "manifest.csv", chosen)
+        write_clips(folder / "manifest.csv", chosen)
         sample = read_manifest(folder / "manifest.csv", manifest.root)
         noted = partial(_noted, moments, announce)
         done = extract(config, sample, folder / "cache", sample_options, announce=noted)
@@ -303,20 +302,6 @@ def _sample(clips: Sequence[Clip], count: int) -> list[Clip]:
     draws = Draws("plan", len(clips), count)
     edges = [k * len(clips) // count for k in range(count + 1)]
     return [clips[first + draws.below(end - first)] for first, end in pairwise(edges)]
-
-
-def _write_sample(path: Path, clips: Sequence[Clip]) -> None:
-    """Write a manifest of these clips, with absolute paths."""
-    extra = list(clips[0].extra)
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow((*COLUMNS, *TIMES, *extra))
-        for clip in clips:
-            row = [clip.clip, clip.place, clip.split, ";".join(clip.labels)]
-            for second in (clip.start, clip.end):
-                row.append("" if second is None else repr(second))
-            row += [clip.extra[name] for name in extra]
-            writer.writerow(row)
 
 
 def _nearest_folder(path: Path) -> Path:
