@@ -91,8 +91,10 @@ def _finish_step(folder: Path) -> None:
 
 def _replace(folder: Path, record: dict, new: Grown, claim: str) -> None:
     """Write what a cache becomes. The caller holds the claim on cache.json."""
+    # The seal is that of the file as it was.
+    grown = {key: value for key, value in new.record.items() if key != "seal"}
     if new.clips is None:
-        write_json(folder / "cache.json", {**new.record, "manifest": record["manifest"]}, claim)
+        write_json(folder / "cache.json", {**grown, "manifest": record["manifest"]}, claim)
         return
     path = folder / NEXT_MANIFEST
     part = part_path(path, claim)
@@ -104,7 +106,7 @@ def _replace(folder: Path, record: dict, new: Grown, claim: str) -> None:
     finally:
         part.unlink(missing_ok=True)
     about = {"sha256": copy.sha256, "root": str(new.root)}
-    write_json(folder / "cache.json", {**new.record, "manifest": about}, claim)
+    write_json(folder / "cache.json", {**grown, "manifest": about}, claim)
     move_into_place(path, folder / MANIFEST)
 
 

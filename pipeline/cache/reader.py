@@ -17,6 +17,7 @@ from pipeline.cache.fields import GROUPS
 from pipeline.cache.folder import (
     CacheError,
     open_folder,
+    read_cache_json,
     read_folder,
     relabelled_clips,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "Damaged",
     "Group",
     "create_cache",
+    "read_cache_json",
     "relabelled_clips",
 ]
 

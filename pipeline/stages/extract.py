@@ -22,7 +22,7 @@ from pipeline.plugins import given_files, take_over
 from pipeline.stages.bottleneck import Work
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.extract_shards import ExtractShards, as_json
-from pipeline.stages.growth import Asked, has_folds, open_as_it_is, open_for, plan_lengths, widened
+from pipeline.stages.growth import Asked, has_folds, needed_views, open_as_it_is, open_for, widened
 from pipeline.stages.jobs import Advance, RunOptions
 from pipeline.stages.shard_jobs import ShardPass, passes_of, shards_to_do
 from pipeline.stages.shard_sizes import divide, view_bytes
@@ -301,8 +301,9 @@ def count_shards(
     folder = Path(cache)
     if (folder / "cache.json").exists():
         return count_shards_in(read_cache_json(folder), len(manifest.clips))
-    record, sizes = describe(config)
-    return len(plan_lengths(_asked_for(config, record, sizes, manifest, options)))
+    _, sizes = describe(config)
+    needed = needed_views(config, manifest, options.views_for_all)
+    return len(divide(needed, sizes, options.shard_bytes, options.shard_size))
 
 
 def describe(config: ExtractConfig) -> tuple[dict, dict[str, int]]:

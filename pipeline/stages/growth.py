@@ -52,8 +52,7 @@ class Asked:
     @property
     def views(self) -> dict[str, tuple[int, ...]]:
         """Group -> the numbers of a clip's views."""
-        counts = count_views(self.config.sampling)
-        return {group: tuple(range(counts[group])) for group in GROUPS if counts[group]}
+        return _views_of(self.config)
 
 
 def has_folds(manifest: Manifest) -> bool:
@@ -160,14 +159,28 @@ def _with_newer(copy: Manifest, manifest: Manifest) -> list[Clip]:
     return [newer.get(clip.clip, clip) for clip in copy.clips]
 
 
-def plan_lengths(asked: Asked) -> list[int]:
-    """Return how many clips each shard of a new cache holds.
+def needed_views(
+    config: ExtractConfig, manifest: Manifest, views_for_all: bool = False
+) -> list[tuple[ViewKey, ...]]:
+    """Return the views that the clips of a manifest need.
 
     Args:
-        asked: what is asked for.
+        config: the options.
+        manifest: the clips. If it has folds, every clip needs training and test views.
+        views_for_all: whether every clip needs them anyway.
+
+    Returns:
+        For each clip the (group, number) of its views.
     """
-    needed = _needed_by_split(asked.views, asked.views_for_all)
-    return asked.divide([needed(clip.split) for clip in asked.manifest.clips])
+    for_all = views_for_all or has_folds(manifest)
+    needed = _needed_by_split(_views_of(config), for_all)
+    return [needed(clip.split) for clip in manifest.clips]
+
+
+def _views_of(config: ExtractConfig) -> dict[str, tuple[int, ...]]:
+    """Group -> the numbers of a clip's views."""
+    counts = count_views(config.sampling)
+    return {group: tuple(range(counts[group])) for group in GROUPS if counts[group]}
 
 
 def _needed_by_split(

@@ -39,7 +39,7 @@ SIDE, LENGTH, CLIPS, BROKEN = 96, 12, 7, 3
 SAMPLING = Sampling(
     frames=4, size=64, train_views=2, train_crop="multiscale", flip=0.5, test_clips=1, test_crops=1
 )
-INLINE = RunOptions(workers=0, batch=3, shard_size=3)
+INLINE = RunOptions(workers=0, batch=3, shard_size=3, views_for_all=True)
 
 
 def place(clip: int, frame: int) -> tuple[int, int, int, int]:
@@ -393,8 +393,8 @@ def test_a_text_for_a_number_in_a_networks_options_is_the_users_slip(world):
 def test_a_machine_without_a_gpu_describes_what_one_with_a_gpu_will_store(world, tmp_path):
     """Shapes and checksums follow from the config. Only computing in fp16 needs a GPU."""
     wide, half = config_of(world), config_of(world, precision="fp16")
-    record, clips = describe((half, RunOptions()))
-    assert (record | {"precision": "fp32"}, clips) == describe((wide, RunOptions()))
+    record, sizes = describe(half)
+    assert (record | {"precision": "fp32"}, sizes) == describe(wide)
     assert (
         count_shards(half, read_manifest(world / "manifest.csv"), tmp_path / "cache", INLINE) == 3
     )
