@@ -277,7 +277,7 @@ def command_line(world: Path, cache: Path, weights: Path) -> list[str]:
         f"extract --manifest {world}/manifest.csv --cache {cache} --device cpu --workers 1 "
         f"--backbone digit_cnn --set backbone_options.width=8 --weights {weights} "
         f"--proposals annotations --annotations {world}/boxes.csv --boxes 2 "
-        "--keep pooled,nodes,conv2 --dtype float32 --shard-size 1 "
+        "--keep pooled,nodes,conv2 --dtype float32 --views-for-all --shard-size 1 "
         "--frames 4 --size 64 --train-views 2"
     )
     return [sys.executable, "-m", "cli", *text.split()]
