@@ -136,9 +136,9 @@ def inspect(
         return VerifyReport([ShardFinding(str(folder), str(error), fix)])
 
     sizes: dict[tuple[str, int], int] = {}
+    for name in ("shards", "views", "bytes"):
+        setattr(report, name, dict.fromkeys(stages_of(plan), 0))
     for stage in stages_of(plan):
-        for counts in (report.shards, report.views, report.bytes):
-            counts.setdefault(stage, 0)
         for shard in range(len(plan)):
             if plan.done(shard, stage):
                 sizes[stage, shard] = _size(plan.path(shard, stage))
