@@ -8,7 +8,7 @@ import click
 from cli._shared.cluster import cluster_options, engine_of, sbatch_script
 from cli._shared.extraction import config_for, network_options, running_options, views_options
 from cli._shared.interrupt import stoppable
-from cli._shared.options import pick_device, say_cost
+from cli._shared.options import commas, pick_device, say_cost
 from cli._shared.progress import progress, say_aside
 from cli._shared.say import say, warn
 
@@ -18,9 +18,16 @@ RESUME = "stopped; finished shards are kept, the same command resumes"
 @click.command("extract")
 @click.option(
     "--manifest",
-    required=True,
     type=click.Path(path_type=Path),
-    help="The clips (see `vidgraph manifest`).",
+    help="The clips (see `vidgraph manifest`); needed unless --add takes those of the cache.",
+)
+@click.option(
+    "--add",
+    callback=commas,
+    default="",
+    show_default=False,
+    help="Fields to add to the cache, such as res4,nodes; or views, for more views alone. Options "
+    "that are not given are the cache's.",
 )
 @click.option(
     "--root",
@@ -46,9 +53,17 @@ def command(**given) -> int:
     """Decode videos, run the frozen networks, and store the results in sharded HDF5.
 
     Complete shards are skipped, so the same command resumes a stopped run. Several runs at the same
-    time share the work. Clips that cannot be read are recorded in their shard's statistics, and the
+    time share the work. A cache grows by what it lacks: clips of a newer manifest, views, fields.
+    Clips that cannot be read are recorded in their shard's statistics, and the
     exit code is then 3.
     """
+    if given["add"]:
+        with stoppable(RESUME):
+            return _add(given)
+    if given["manifest"] is None:
+        raise click.UsageError(
+            "--manifest: expected the clips; only --add takes those of the cache"
+        )
     if given["print_sbatch"]:
         return _print_sbatch(given)
     with stoppable(RESUME):
@@ -70,6 +85,17 @@ def command(**given) -> int:
             given["shards"],
             engine=engine,
         )
+
+
+def _add(given: dict) -> int:
+    """Add fields, views or clips to a cache, with its own options where none are given."""
+    from cli._shared.growth import added_to
+
+    if given["print_sbatch"]:
+        raise click.UsageError("--print-sbatch and --add: expected one of them, got both")
+    engine = engine_of(given, given["cache"] / "logs")
+    config, manifest, options = added_to(given, _run_options(given, elsewhere=engine is not None))
+    return run(config, manifest, given["cache"], options, given["shards"], engine=engine)
 
 
 def _print_sbatch(given: dict) -> int:
@@ -94,7 +120,14 @@ def _print_sbatch(given: dict) -> int:
 
 
 def run(
-    config, manifest, cache: Path, options, shards=None, redo: bool = False, engine=None
+    config,
+    manifest,
+    cache: Path,
+    options,
+    shards=None,
+    redo: bool = False,
+    engine=None,
+    stage: str | None = None,
 ) -> int:
     """Extract with a progress display, print what came out, and return the exit code."""
     from contextlib import ExitStack
@@ -117,7 +150,7 @@ def run(
             return stack.enter_context(progress("extract", todo, "clips"))
 
         summary = extract(
-            config, manifest, cache, options, shards, redo, announce, engine, say_aside
+            config, manifest, cache, options, shards, redo, announce, engine, say_aside, stage
         )
     rate = summary.clips / max(summary.seconds, 1e-9)
     if summary.shards:
@@ -131,6 +164,7 @@ def run(
     else:
         say(f"{cache}: every shard was complete already")
     _report_relabelled(summary.relabelled, manifest.path, cache)
+    _report_removed(summary.removed, manifest.path, cache)
     _report_warnings(summary.warnings, cache)
     # Either of them may find something wrong, which is exit code 3.
     return max(
@@ -194,6 +228,15 @@ def _report_relabelled(clips: list[str], manifest: Path, cache: Path) -> None:
     warn(f"train, ablate and finetune read the copy; give them {use} for the new ones")
 
 
+def _report_removed(clips: list[str], manifest: Path, cache: Path) -> None:
+    if clips:
+        which = "1 clip" if len(clips) == 1 else f"{len(clips):,} clips"
+        warn(
+            f"{which} of {cache} ({_first(clips)}) not in {manifest}: kept, but training from the "
+            f"cache's own manifest leaves them out"
+        )
+
+
 def _repair(cache: Path) -> str:
     """The command that repairs a cache, ready to be copied."""
     return f"vidgraph repair --cache {shlex.quote(str(cache))}"
@@ -214,6 +257,7 @@ def _run_options(given: dict, elsewhere: bool):
         "compression",
         "shard_bytes",
         "shard_size",
+        "views_for_all",
     ]
     return RunOptions(device=device, **{name: given[name] for name in names})
 

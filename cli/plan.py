@@ -59,6 +59,7 @@ def command(**given) -> int:
         "compression",
         "shard_bytes",
         "shard_size",
+        "views_for_all",
     ]
     options = RunOptions(
         device=pick_device(given["device"]), **{name: given[name] for name in names}

@@ -75,6 +75,15 @@ def command(
                 cache, options, MovedFiles(root, weights, annotations, proposal_weights)
             )
             code = run(config, manifest, cache, options, features, redo=True)
+        for stage, shards in found.items():
+            if shards and stage not in ("features", "graphs"):
+                say(f"{cache}: redoing {len(shards)} shards of {stage}", err=True)
+                options = RunOptions(device=device, workers=workers, time_limit=time_limit)
+                config, manifest, options = as_extracted(
+                    cache, options, MovedFiles(root, weights, annotations, proposal_weights)
+                )
+                redone = run(config, manifest, cache, options, shards, redo=True, stage=stage)
+                code = max(code, redone)
         # A cache that never had graphs gets none.
         if any((cache / "graphs").glob("*.h5")):
             written = redo_graphs(cache, found["graphs"], device=device, say=say_aside)

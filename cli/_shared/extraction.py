@@ -188,13 +188,19 @@ def running_options(function):
             "--shard-bytes",
             default=2 << 30,
             type=click.IntRange(min=1),
-            help="Target size of a shard, bytes.",
+            help="Size of a shard at most, bytes.",
         ),
         click.option(
             "--shard-size",
             default=0,
             type=click.IntRange(min=0),
             help="Clips per shard instead; 0 derives it from --shard-bytes.",
+        ),
+        click.option(
+            "--views-for-all",
+            is_flag=True,
+            help="Store training and test views of every clip.  [default: training views of the "
+            "split train, test views of the others; both where the manifest has folds]",
         ),
         click.option(
             "--batch", default=4, type=click.IntRange(min=1), help="Views per forward pass."

@@ -6,6 +6,7 @@ so that a run can print them. heads/data/feature_store.py does the reading.
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -141,6 +142,7 @@ def split_views(
     views = cache[group]
     limit = data.train_views if group == "train" and data.train_views else None
     cached, rows_of = _rows_by_clip(views, limit)
+    _refuse_without_views(cache, group, split, manifest, wanted)
 
     # A clip has failed if no view of it is there.
     extracted: list[Clip] = []
@@ -194,6 +196,32 @@ def split_views(
         whole=len(extracted),
         place=np.array(place),
         balanced=group == "train" and data.balance == "sampling" and targets is not None,
+    )
+
+
+def _refuse_without_views(
+    cache: "Cache", group: str, split: str, manifest: Manifest, wanted: Sequence[Clip]
+) -> None:
+    """Raise ValueError if clips of the cache lack the views that their split is read from.
+
+    A cache stores training views of clips that were in the split train when it was extracted, and
+    test views of the others.
+    """
+    there = set(cache[group].clips)
+    stored = {clip.clip for clip in cache.stored.clips}
+    lacking = [clip.clip for clip in wanted if clip.clip in stored and clip.clip not in there]
+    if not lacking:
+        return
+    command = f"vidgraph extract --cache {quote(str(cache.path))} --add views"
+    needed = "train" if split == "train" else "test"
+    if needed != group:
+        # Its own views are not what was asked for.
+        command += " --views-for-all"
+    elif manifest.sha256 != cache.stored.sha256:
+        command += f" --manifest {quote(str(manifest.path))}"
+    raise ValueError(
+        f"{cache.path}: {len(lacking):,} clips of split {split!r} (such as {lacking[0]}) have no "
+        f"{group} views; run `{command}`"
     )
 
 
@@ -384,6 +412,12 @@ def how_to_add(cache: "Cache", head: str, missing: Sequence[str]) -> str:
             keep.append("boxes")
         elif name not in graphs:
             keep.append(name)
+
+    if cache.can_grow:
+        stored = cache[cache.groups[0]].fields
+        names = [name for name in dict.fromkeys(keep) if name not in stored]
+        then = f", then `vidgraph graphs --cache {cache.path}`" if graphs else ""
+        return f"{what}: run `{cache.how_to_add(names)}`{then}"
 
     place = f"--manifest {cache.manifest.path} --root {cache.manifest.root} --cache NEW"
     command = f"vidgraph extract {place} --keep {','.join(dict.fromkeys(keep))}"

@@ -22,7 +22,7 @@ from heads.drawing.head_output import HeadResult, run_head
 from heads.drawing.layout import Drawing, Style
 from heads.drawing.panels import predictions, structure
 from heads.drawing.sections import Node, Strip
-from heads.drawing.source import ViewContent, load_view
+from heads.drawing.source import ViewContent, group_of, load_view
 from pipeline.cache.reader import Cache
 from pipeline.text.suggestions import nearest
 
@@ -103,7 +103,7 @@ def draw_view(
         )
 
     if not group:
-        group = "test" if "test" in cache.groups else "train"
+        group = group_of(cache, clip)
     content = load_view(cache, clip, group, view, root)
     for t in style.steps:
         if t >= len(content.steps):

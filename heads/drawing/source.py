@@ -94,12 +94,28 @@ def find_row(cache: Cache, clip: str, group: str, view: int) -> tuple[Group, int
         raise CacheError(
             f"{cache.path}: no clip {clip!r} among its {len(known):,}; {nearest(clip, known)}"
         )
-    if not 0 <= view < rows.per_clip:
-        views = "view 0 alone" if rows.per_clip == 1 else f"views 0 to {rows.per_clip - 1}"
+    of_clip = rows.rows_of(clip)
+    if not 0 <= view < len(of_clip):
+        views = f"views 0 to {len(of_clip) - 1}"
+        if len(of_clip) < 2:
+            views = "view 0 alone" if of_clip else "none"
         raise CacheError(
             f"{cache.path}: no view {view} of clip {clip} in group {group}: it has {views}"
         )
-    return rows, rows.rows_of(clip)[view]
+    return rows, of_clip[view]
+
+
+def group_of(cache: Cache, clip: str) -> str:
+    """Return the group to show a clip from: its test views, if it has any.
+
+    Args:
+        cache: the cache.
+        clip: the clip's id; one that the cache does not know gets any group.
+    """
+    for group in reversed(cache.groups):
+        if clip in cache[group].clips:
+            return group
+    return cache.groups[-1] if cache.groups else "test"
 
 
 def load_view(
@@ -129,10 +145,10 @@ def load_view(
             f"`vidgraph repair --cache {cache.path}`"
         )
 
-    manifest = cache.manifest
+    manifest = cache.stored
     if root is not None:
-        manifest = read_manifest(cache.path / "manifest.csv", root)
-    found = manifest.clips[row // rows.per_clip]
+        manifest = read_manifest(manifest.path, root)
+    found = manifest.clips[rows.positions[row]]
 
     step_count = _step_count(rows)
     count = len(fields["frames"]) if "frames" in fields else step_count

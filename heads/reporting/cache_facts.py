@@ -13,8 +13,6 @@ from heads.reporting.run_folders import FoundRun
 from heads.runs.manifest_record import manifest_record
 from pipeline.cache.reader import Cache
 
-STAGES = ("features", "graphs")
-
 
 @dataclass
 class StageStatistics:
@@ -120,7 +118,7 @@ def _open(path: Path, fingerprint: str) -> KnownCache:
         # A cache that is being written may lack records of some shards.
         known.shards = len(cache.shards)
         records = cache.records
-        for stage in STAGES:
+        for stage in records:
             if records[stage]:
                 known.statistics[stage] = _statistics(cache, stage)
         known.failed = cache.failures

@@ -53,8 +53,7 @@ def _strip(known: KnownCache, clip: str) -> tuple[bytes | None, str]:
     for wrong in wrong_values(stored):
         return None, f"No picture: {wrong}; run `vidgraph verify --cache {known.cache.path}`"
 
-    manifest = known.cache.manifest
-    source = manifest.clips[row // group.per_clip]
+    manifest, source = known.cache.manifest, group.clip(row)
     if not inside(manifest.root, source).exists():
         return None, f"No picture: {source.path} is not there"
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heads.interface.run_records import METRICS, RUN
-from pipeline.cache.records import CACHE, require
+from pipeline.cache.folder import require_cache_record
+from pipeline.cache.parts import count_shards_in
+from pipeline.cache.records import require
 from pipeline.files.atomic_files import parse_json
 from pipeline.files.regular_files import MOST_TEXT, opened, read_small
 from pipeline.plugins import display_name
@@ -82,7 +84,7 @@ def _entry(kind: str, path: Path, mark: str) -> FolderEntry:
     try:
         record = parse_json(read_small(path / mark), path / mark)
         if kind == "cache":
-            require(record, CACHE, path / mark)
+            require_cache_record(record, path / mark)
             what, stage = _cache_state(path, record)
         else:
             require(record, RUN, path / mark)
@@ -115,8 +117,7 @@ def _cache_state(path: Path, record: dict) -> tuple[str, str]:
     # Without the header.
     clips = lines - 1
 
-    # Rounded up: the last shard may have fewer clips.
-    shards = -(-clips // max(1, record["per_shard"]))
+    shards = count_shards_in(record, clips)
     extracted = len(list((path / "features").glob("*.json")))
     with_graphs = len(list((path / "graphs").glob("*.json")))
     done = "complete" if extracted == shards else f"{extracted} of {shards} shards"

@@ -5,8 +5,13 @@ room imports from `pipeline.files`, `pipeline.manifests` and `pipeline.workers` 
 neither videos nor networks.
 
     fields         which tensors there are, with their axes, dtypes and units
-    reader         Cache and Group: what notebooks and training read
+    reader         Cache: what notebooks and training open
+    group          Group: its rows, and the reading of views and batches
     folder         cache.json and the copy of the manifest
+    identity       the fingerprint of a config, the hash of a shard's clips
+    creation       makes a folder, or checks that it is the cache that was asked for
+    parts          what the shards were planned to hold, each time that the cache grew
+    growth         lets a cache grow by clips, views and fields
     shards         which shard holds which clips, where its files are, whether it is complete
     shard_writer   writes one shard's HDF5 file and its statistics (through part_file)
     shard_reader   reads one shard (shard_layout asks HDF5; open_files limits descriptors)
@@ -19,10 +24,10 @@ from pipeline.lazy_names import load_lazily
 
 _HOMES = {
     "Cache": "reader",
-    "Group": "reader",
+    "Group": "group",
     "CacheError": "folder",
     "Shards": "shards",
-    "create_cache": "folder",
+    "create_cache": "creation",
     "FIELDS": "fields",
     "Field": "fields",
     "field_of": "fields",

@@ -18,8 +18,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-# Raise this number when files written before can no longer be read as they were meant.
-FORMAT = 1
+# What is written. Raise this number when older versions would misread new files.
+FORMAT = 2
+# What is read. Format 1 has no parts, and its fingerprint covers the clips.
+FORMATS = (1, 2)
 
 # Bytes of one view: Linux reads no more in one system call. HDF5's own limit is 4 GiB.
 MAX_VIEW = 0x7FFFF000
@@ -37,7 +39,7 @@ class Field:
         dims: the names of its axes after R.
         dtype: the dtype on disk. "feature" is the extraction's `--dtype`: float16 or float32.
         unit: what the values mean, as the dataset's attribute `unit` says it.
-        stage: the folder of the cache that holds it, "features" or "graphs".
+        stage: the stage that makes it, "features" or "graphs".
     """
 
     name: str

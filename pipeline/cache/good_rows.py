@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.cache.fields import FORMAT, is_cut
+from pipeline.cache.fields import is_cut
 from pipeline.cache.records import read_statistics
 from pipeline.cache.shard_reader import UNREADABLE, ShardFile, record_from_file
 from pipeline.cache.shard_writer import GroupPlan
@@ -46,7 +46,7 @@ class GoodViews:
         self, attrs: Mapping, plans: Mapping[str, GroupPlan], absent: Mapping[str, set[int]]
     ) -> None:
         # A file that was copied here from another cache has other views.
-        if self._file.attrs() != {"format": FORMAT, **attrs}:
+        if self._file.attrs() != dict(attrs):
             return
         for group, plan in plans.items():
             # One group may be damaged and the other not.

@@ -71,7 +71,13 @@ class Either:
 # Shapes of records, as `require` takes them. A key that ends in "?" may be missing.
 FAILURE = {"clip": str, "error": str, "message": str, "seconds": float}
 STATISTICS = {
-    "attrs": {"format": int, "fingerprint": str, "shard": int, "source_sha256?": str},
+    "attrs": {
+        "format": int,
+        "fingerprint": str,
+        "shard": int,
+        "source_sha256?": str,
+        "clips_sha256?": str,
+    },
     "compression": str,
     "groups": Each({"rows": int, "absent": [int], "fields": Each({"shape": [int], "dtype": str})}),
     "bytes": int,
@@ -80,6 +86,7 @@ STATISTICS = {
     "warnings?": [{"clip": str, "message": str}],
     "videos?": [str],
     "options?": {"which": [str], "neighbours": int},
+    "sources?": [str],
     "asked?": dict,
     "batch?": int,
     "workers?": int,
@@ -97,12 +104,31 @@ CONFIG = {
     "precision?": OneOf("fp32", "tf32", "bf16", "fp16"),
     "sampling?": {"train_views?": int},
 }
+# What was planned together: `pipeline.cache.parts.Part`.
+PART = {
+    "clips": [[int]],
+    "lengths": [[int]],
+    "fingerprint": str,
+    "format": int,
+    "views?": Each([int]),
+    "by_split?": bool,
+    "keep?": [str],
+    "test_clips?": int,
+    "read_as?": Each([int]),
+}
+# Fields that were added later: the folder that they are in, and what it was made with.
+ADDED = {"stage": str, "keep": [str], "fingerprint": str, "config": CONFIG}
 CACHE = {
     "format": int,
     "config": CONFIG,
     "fingerprint": str,
     "manifest": {"sha256": str, "root": str},
-    "per_shard": int,
+    "per_shard?": int,  # of format 1
+    "parts?": [PART],  # from format 2 on
+    "added?": [ADDED],
+    "removed?": [str],  # clips that the newest manifest does not have
+    "splits?": Each(str),  # of clips whose rows were planned when they had another split
+    "views_for_all?": bool,
     "plugins?": Each(str),  # files of plug-ins: SHA-256 -> path
 }
 
@@ -234,7 +260,7 @@ def read_statistics(path: Path, attrs: Mapping[str, str | int] | None = None) ->
     if attrs is None:
         return record
 
-    repair = f"run `vidgraph repair --cache {quote(str(path.parent.parent))}`"
+    repair = f"run `vidgraph repair --cache {quote(str(cache_of(path)))}`"
     for key, expected in attrs.items():
         if record["attrs"].get(key) != expected:
             found = shown(record["attrs"].get(key, "missing"))
@@ -248,6 +274,17 @@ def read_statistics(path: Path, attrs: Mapping[str, str | int] | None = None) ->
         raise Damaged(f"{path}: missing, although its statistics are there; {repair}") from None
     check_sizes(record, size, marker, repair)
     return record
+
+
+def cache_of(path: Path) -> Path:
+    """Return the cache that a shard's file belongs to.
+
+    Args:
+        path: `CACHE/features/NNNNN.h5`, `CACHE/features/FIELD/NNNNN.h5` or `CACHE/graphs/…`.
+    """
+    stage = path.parent
+    # Added fields lie one folder deeper.
+    return stage.parent if stage.name in ("features", "graphs") else stage.parent.parent
 
 
 def _check_groups(record: Mapping, marker: Path) -> None:

@@ -11,8 +11,8 @@ from shlex import quote
 
 import numpy as np
 
-from pipeline.cache.fields import FORMAT, ROW_KEYS
-from pipeline.cache.folder import read_cache_json, read_manifest_copy
+from pipeline.cache.fields import ROW_KEYS
+from pipeline.cache.folder import read_folder
 from pipeline.cache.records import check_sizes, read_statistics
 from pipeline.cache.shard_layout import StoredDataset, Unreadable
 from pipeline.cache.shard_reader import UNREADABLE, ShardFile
@@ -68,13 +68,7 @@ class ShardChecker:
     @cached_property
     def plan(self) -> Shards:
         """The shards of the cache, read once per process."""
-        record = read_cache_json(self.folder)
-        return Shards(
-            self.folder,
-            record["fingerprint"],
-            read_manifest_copy(self.folder, record),
-            record["per_shard"],
-        )
+        return Shards(self.folder, *read_folder(self.folder))
 
     def __call__(self, job: tuple[str, int]) -> tuple[list[ShardFinding], int]:
         """Check one shard.
@@ -177,22 +171,25 @@ class _Check:
             self.say(f"cannot be read ({error.strerror})", path=marker)
             raise _Stop from None
 
-        for key, expected in {"format": FORMAT, **self.plan.attrs(self.shard)}.items():
+        for key, expected in self.plan.attrs(self.shard, self.stage).items():
             found = record["attrs"].get(key, "missing")
             if found != expected:
                 self.say(f"{key} is {found}, this cache's is {expected}")
-        if self.stage == "graphs":
+        if self.stage != "features":
             self._check_freshness(record)
         return record
 
     def _check_freshness(self, record: dict) -> None:
-        try:
-            features = read_statistics(self.plan.path(self.shard))
-        except (Damaged, OSError):
-            # The check of the features reports this.
-            return
+        features = {}
+        for stage in record.get("sources", ["features"]):
+            try:
+                features[stage] = read_statistics(self.plan.path(self.shard, stage))
+            except (Damaged, OSError):
+                # The check of the features reports this.
+                return
         if not made_from(record, features):
-            self.say("stale: its features were written again since", fix=GRAPHS)
+            fix = GRAPHS if self.stage == "graphs" else REPAIR
+            self.say("stale: its features were written again since", fix=fix)
 
     def _check_size(self, record: dict) -> None:
         if not self.path.is_file():
@@ -233,15 +230,18 @@ class _Check:
                 self._check_rows(file, group, table, keys[group][0])
         if self.stage == "features":
             self._report_failures(record, keys)
+        elif self.stage != "graphs":
+            # The rows that the features lack are missing here too. That is no failure of its own.
+            self._report_failures(record | {"groups": self._own_failures(record)}, keys)
 
     def _check_keys(
         self, group: str, table: dict, clips: list[str], views: list[int], ok: np.ndarray
     ) -> None:
-        planned = [clip.clip for clip in self.plan.clips(self.shard)]
-        per_clip = table["rows"] // len(planned)
+        planned = self.plan.clips(self.shard)
+        numbers, views_of_rows = self.plan.rows(self.shard, group, table["rows"])
         expected = []
-        for clip in planned:
-            expected += [(clip, view) for view in range(per_clip)]
+        for number, view in zip(numbers, views_of_rows, strict=True):
+            expected.append((planned[number].clip, view))
 
         found = list(zip(clips, views, strict=True))
         if found != expected:
@@ -301,6 +301,15 @@ class _Check:
         for fault, rows in wrong.items():
             more = f" and {len(rows) - 1:,} more views" if len(rows) > 1 else ""
             self.say(fault, f" {group} row {rows[0]} (clip {clips[rows[0]]}){more}")
+
+    def _own_failures(self, record: dict) -> dict:
+        """The groups of added fields; absent are only rows that the features hold."""
+        features = self.plan.record(self.shard)["groups"]
+        groups = {}
+        for group, table in record["groups"].items():
+            absent = set(table["absent"]) - set(features[group]["absent"])
+            groups[group] = {**table, "absent": sorted(absent)}
+        return groups
 
     def _report_failures(self, record: dict, keys: Mapping[str, tuple]) -> None:
         """Report the clips with rows that were not extracted, and why."""

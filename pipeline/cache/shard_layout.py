@@ -21,6 +21,7 @@ import numpy as np
 
 from pipeline.cache.fields import GROUPS, MAX_VIEW, ROW_KEYS
 from pipeline.cache.part_file import ReadOnlyFile
+from pipeline.cache.records import cache_of
 from pipeline.cache.shard_writer import CHECKSUM_BYTES
 from pipeline.files.atomic_files import Damaged
 
@@ -34,7 +35,7 @@ KEY_KINDS = {"clip": "S", "view": "i", "ok": "b"}
 PLAIN_KINDS = "biufS"
 
 # The attributes of a shard's file, and the bytes that one of them may have.
-ATTRS = ("format", "fingerprint", "shard", "source_sha256")
+ATTRS = ("format", "fingerprint", "shard", "clips_sha256", "source_sha256")
 LONG_ATTR = 4096
 
 
@@ -54,7 +55,7 @@ class Unreadable(Damaged):
             why: what is wrong, in a few words.
         """
         self.path, self.why = path, why
-        cache = quote(str(path.parent.parent))
+        cache = quote(str(cache_of(path)))
         super().__init__(
             f"{path}: {why}; run `vidgraph verify --cache {cache}`, then `vidgraph repair --cache "
             f"{cache}`"

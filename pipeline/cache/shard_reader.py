@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.cache.fields import ROW_KEYS
 from pipeline.cache.open_files import OPEN_FILES
 from pipeline.cache.shard_layout import (
+    ATTRS,
     RowLayout,
     ShardTables,
     StoredDataset,
@@ -141,7 +142,7 @@ class ShardFile:
     def _check_attrs(self, attrs: Mapping) -> None:
         """Unreadable if the file's attributes differ from its statistics."""
         expected = self.record.get("attrs", attrs)
-        for key in sorted(expected.keys() | attrs.keys()):
+        for key in ATTRS:
             if attrs.get(key) != expected.get(key):
                 raise Unreadable(
                     self.path,

@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -46,6 +46,7 @@ __all__ = [
     "inside",
     "read_manifest",
     "shard_ranges",
+    "write_clips",
     "write_manifest",
     "wrong_id",
 ]
@@ -339,6 +340,32 @@ def _cell(value: object) -> object:
                 f"class {label!r}: ';' separates classes in a manifest; rename the class"
             )
     return ";".join(value)
+
+
+def write_clips(path: Path, clips: Sequence[Clip], root: Path | None = None) -> None:
+    """Write clips as a manifest, and sync it.
+
+    Args:
+        path: the CSV file.
+        clips: its rows.
+        root: paths below it are written relative to it; None writes whole paths.
+    """
+    extra = list(dict.fromkeys(name for clip in clips for name in clip.extra))
+    prefix = None if root is None else os.path.join(root, "")
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow((*COLUMNS, *TIMES, *extra))
+        for clip in clips:
+            place = clip.place
+            if prefix and place.startswith(prefix):
+                place = place.removeprefix(prefix)
+            row = [clip.clip, place, clip.split, ";".join(clip.labels)]
+            for second in (clip.start, clip.end):
+                row.append("" if second is None else repr(second))
+            row += [clip.extra.get(name, "") for name in extra]
+            writer.writerow(row)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def shard_ranges(num_clips: int, per_shard: int) -> list[range]:

@@ -23,6 +23,9 @@ RESIZES = ("pil", "device")
 # Options that are dictionaries: the keyword arguments of the named file's `build`.
 NESTED = ("backbone_options", "proposal_options")
 
+# Keys of the computed config that are there only where boxes are wanted.
+OF_BOXES = ("proposals", "proposal_options", "roi_pool", "resize")
+
 # Fields that every shard has, so that `keep` need not name them.
 ALWAYS_WRITTEN = ("frames", "crop", "flip", "grid")
 
@@ -166,7 +169,7 @@ class ExtractConfig:
 
         # Without boxes, no value depends on their source.
         if not self.wants_boxes:
-            for key in ("proposals", "proposal_options", "roi_pool", "resize"):
+            for key in OF_BOXES:
                 record.pop(key, None)
         return record
 
@@ -238,6 +241,44 @@ def _with_companions(keep: tuple[str, ...]) -> tuple[str, ...]:
         wanted |= {"boxes", "scores", "valid"}
     ordered = [name for name in FIELDS if name in wanted]
     return tuple(ordered + sorted(wanted - set(ordered)))
+
+
+def for_views(config: ExtractConfig, keep: tuple[str, ...], train: int, test: int) -> ExtractConfig:
+    """Return a config for a part of a cache: other fields, and other numbers of views.
+
+    Args:
+        config: the config.
+        keep: the fields.
+        train: training views.
+        test: test clips in time.
+    """
+    sampling = replace(config.sampling, train_views=train, test_clips=test)
+    return replace(config, keep=keep, sampling=sampling)
+
+
+def recorded_for_views(record: dict[str, Any], config: ExtractConfig) -> dict[str, Any]:
+    """Return what `ExtractConfig.computed` gives for a part of a cache, without loading weights.
+
+    Args:
+        record: what it gives for the whole.
+        config: the config of the part, from `for_views`.
+
+    Returns:
+        The record with the part's fields and numbers of views.
+    """
+    counts = {
+        "train_views": config.sampling.train_views,
+        "test_clips": config.sampling.test_clips,
+    }
+    record = {
+        **record,
+        "keep": list(config.keep),
+        "sampling": {**record["sampling"], **counts},
+    }
+    if not config.wants_boxes:
+        for key in OF_BOXES:
+            record.pop(key, None)
+    return record
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -12,33 +12,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from pipeline.cache.fields import GROUPS
-from pipeline.cache.folder import decoding_warning
-from pipeline.cache.reader import create_cache, read_cache_json, relabelled_clips
+from pipeline.cache.folder import decoding_warning, read_cache_json
+from pipeline.cache.parts import count_shards_in
+from pipeline.cache.reader import relabelled_clips
 from pipeline.cache.records import read_statistics
-from pipeline.cache.shards import complete_shard
-from pipeline.manifests.manifest import Clip, Manifest, shard_ranges
+from pipeline.cache.shards import Shards, complete_shard
+from pipeline.manifests.manifest import Clip, Manifest
 from pipeline.plugins import given_files, take_over
 from pipeline.stages.bottleneck import Work
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.extract_shards import ExtractShards, as_json
-from pipeline.stages.jobs import Advance, RunOptions, ShardJob
+from pipeline.stages.growth import Asked, has_folds, needed_views, open_as_it_is, open_for, widened
+from pipeline.stages.jobs import Advance, RunOptions
+from pipeline.stages.shard_jobs import ShardPass, passes_of, shards_to_do
+from pipeline.stages.shard_sizes import divide, view_bytes
 from pipeline.video.video_identity import changed_videos
-from pipeline.views.sampling import count_views
 from pipeline.workers.claims import ClaimWatch, sweep_claims
-from pipeline.workers.completion import mark_of
 from pipeline.workers.decode_pool import WorkerPool
 from pipeline.workers.engines import Engine, LocalEngine, share_jobs
 from pipeline.workers.waiting import PrintLine
 
 if TYPE_CHECKING:
-    from pipeline.stages.frozen_networks import StoredShapes
-
-# The shape that whole-frame views are taken to have, because a shard's length is decided before
-# any video is opened.
-NOMINAL_ASPECT = 16 / 9
+    pass
 
 
 @dataclass
@@ -57,6 +52,7 @@ class ExtractSummary:
         changed: clips of complete shards whose videos have changed since.
         relabelled: clips whose labels or split differ from the cache's copy of the manifest.
             Training reads the copy unless it is given another manifest.
+        removed: clips of the cache that the manifest no longer has. They stay in their shards.
         work: what the processes that wrote shards of this run did.
         seconds: wall time.
     """
@@ -71,6 +67,7 @@ class ExtractSummary:
     warnings: list[dict] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     relabelled: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
     work: Work = field(default_factory=Work)
     seconds: float = 0.0
 
@@ -85,23 +82,25 @@ def extract(
     announce: Callable[[int, int], Advance] | None = None,
     engine: Engine | None = None,
     say: PrintLine | None = None,
+    stage: str | None = None,
 ) -> ExtractSummary:
-    """Extract the shards of a manifest that a cache lacks. Other runs on it share the work.
+    """Extract what a cache lacks: clips, views and fields. Other runs on it share the work.
 
     Args:
-        config: what to compute.
+        config: what to compute. What the cache holds beside it stays.
         manifest: the clips.
         cache: the cache's folder; it is created if needed.
         options: how to work; None takes the defaults.
         shards: the numbers of the shards to extract; None takes all.
-        redo: also write complete shards again. Their good rows are copied if the videos are the
-            same.
+        redo: also write complete shards of an existing cache again, which does not grow then.
+            Their good rows are copied if the videos are the same.
         announce: called once with (clips to do, clips done before). It returns a function that is
             called with (clips done, clips failed) after every clip, or after every shard of
             another process.
         engine: where shards are worked on; None is this process. Elsewhere the paths must lead to
             the same files.
         say: prints a line where another run's claim is waited for.
+        stage: only this stage: "features", or the folder of fields that were added.
 
     Returns:
         What was done.
@@ -111,12 +110,10 @@ def extract(
         ValueError: the cache was made with another config, or has no such shard.
     """
     options, begun = options or RunOptions(), time.monotonic()
-    extractor = ExtractShards(config, manifest.root, options, redo)
-    record, per_shard = _describe_for(engine, extractor)
-    extractor.record = record
-    plan = create_cache(cache, record, manifest, per_shard, say)
-    # Absolute, because other processes may have another working directory.
-    extractor.cache_id = Path(os.path.abspath(plan.folder)), plan.fingerprint
+    extractor = ExtractShards(widened(config, cache), manifest.root, options, redo)
+    record, sizes = _describe_for(engine, extractor)
+    asked = _asked_for(extractor.config, record, sizes, manifest, options)
+    plan = open_as_it_is(asked, cache) if redo else open_for(asked, cache, say)
 
     wanted = range(len(plan)) if shards is None else sorted(set(shards))
     if wanted and not 0 <= min(wanted) <= max(wanted) < len(plan):
@@ -124,28 +121,28 @@ def extract(
             f"shard {max(wanted)}: this cache has {len(plan)} shards, numbered from 0 to "
             f"{len(plan) - 1}"
         )
-
-    # Removes claims and part files of runs that have ended.
+    stages = plan.stages if stage is None else (stage,)
     watch = ClaimWatch()
-    sweep_claims(plan.folder / "features", watch)
-    summary = ExtractSummary(Path(cache), relabelled=relabelled_clips(plan.folder, manifest))
-    jobs: list[ShardJob] = []
+    summary = ExtractSummary(
+        Path(cache),
+        relabelled=relabelled_clips(plan.folder, manifest),
+        removed=list(read_cache_json(plan.folder).get("removed", ())),
+    )
+    todo: dict[str, list[int]] = {}
     complete: list[tuple[Sequence[Clip], Mapping]] = []
-    for shard in wanted:
-        clips, path = plan.clips(shard), Path(os.path.abspath(plan.path(shard)))
-        summary.asked += len(clips)
-        if redo or not plan.done(shard):
-            jobs.append(ShardJob(shard, path, plan.attrs(shard), clips, mark_of(path)))
-            continue
-        statistics = complete_shard(plan, shard)
-        complete.append((clips, statistics))
-        summary.already += 1
-        summary.failures += statistics.get("failures", ())
-        summary.warnings += statistics.get("warnings", ())
+    for name in stages:
+        # Removes claims and part files of runs that have ended.
+        sweep_claims(plan.folder / name, watch)
+        todo[name] = shards_to_do(plan, name, wanted, redo, todo.get("features", ()))
+        _note_complete(plan, name, wanted, todo[name], complete, summary)
 
-    if announce:
-        extractor.advance = announce(sum(len(job.clips) for job in jobs), summary.asked)
-    if not jobs:
+    clips_todo = 0
+    for name, numbers in todo.items():
+        clips_todo += sum(len(plan.ranges[shard]) for shard in numbers)
+        if name == stages[0]:
+            summary.asked = sum(len(plan.ranges[shard]) for shard in wanted)
+    advance = announce(clips_todo, max(clips_todo, summary.asked)) if announce else _ignore
+    if not clips_todo:
         summary.changed = _changed_clips(complete)
         return summary
 
@@ -153,24 +150,95 @@ def extract(
         warning = decoding_warning(plan.folder)
         if warning:
             say(warning)
-    _share_and_collect(extractor, jobs, engine or LocalEngine(), summary, say)
-    sweep_claims(plan.folder / "features", watch)
+    for name, numbers in todo.items():
+        if name != "features":
+            numbers = _still_to_do(plan, name, numbers, redo and stage is not None, advance)
+        for work in passes_of(plan, name, numbers, extractor.config, record, redo):
+            worker = _worker_for(work, extractor, plan, advance)
+            _share_and_collect(worker, work, engine or LocalEngine(), summary, say)
+        sweep_claims(plan.folder / name, watch)
     summary.seconds = time.monotonic() - begun
     # Last: on a network file system, a look at a million files would keep the workers waiting.
     summary.changed = _changed_clips(complete)
     return summary
 
 
-def _describe_for(engine: Engine | None, extractor: ExtractShards) -> tuple[dict, int]:
-    """The config as the cache records it, and clips per shard.
+def _ignore(done: int, failed: int) -> None:
+    """Report progress to nobody."""
+
+
+def _asked_for(
+    config: ExtractConfig,
+    record: dict,
+    sizes: Mapping[str, int],
+    manifest: Manifest,
+    options: RunOptions,
+) -> Asked:
+    """What an extraction asks for; every clip of a manifest with folds needs both groups."""
+
+    def divided(views: Sequence) -> list[int]:
+        return divide(views, sizes, options.shard_bytes, options.shard_size)
+
+    for_all = options.views_for_all or has_folds(manifest)
+    return Asked(config, record, manifest, for_all, divided)
+
+
+def _note_complete(
+    plan: Shards,
+    stage: str,
+    wanted: Iterable[int],
+    todo: Iterable[int],
+    complete: list[tuple[Sequence[Clip], Mapping]],
+    summary: ExtractSummary,
+) -> None:
+    """Add the shards of a stage that are complete already to the summary."""
+    todo = set(todo)
+    for shard in wanted:
+        if shard in todo or not plan.has_stage(shard, stage):
+            continue
+        statistics = complete_shard(plan, shard, stage)
+        if stage == "features":
+            complete.append((plan.clips(shard), statistics))
+        summary.already += 1
+        summary.failures += statistics.get("failures", ())
+        summary.warnings += statistics.get("warnings", ())
+
+
+def _still_to_do(
+    plan: Shards, stage: str, shards: Sequence[int], redo: bool, advance: Advance
+) -> list[int]:
+    """The shards of added fields that can and must be written, now that the features are there."""
+    there = [shard for shard in shards if plan.done(shard)]
+    left = shards_to_do(plan, stage, there, redo)
+    for shard in shards:
+        if shard not in left:
+            advance(len(plan.ranges[shard]), 0)
+    return left
+
+
+def _worker_for(
+    work: ShardPass, first: ExtractShards, plan: Shards, advance: Advance
+) -> ExtractShards:
+    """What writes the shards of a pass. The networks that were loaded first serve again."""
+    worker = ExtractShards(work.config, first.root, first.options, work.redo)
+    if "models" in vars(first) and work.config == first.config:
+        worker.models = first.models
+    worker.record, worker.stage, worker.advance = work.record, work.stage, advance
+    # Absolute, because other processes may have another working directory.
+    worker.cache_id = Path(os.path.abspath(plan.folder)), plan.fingerprint
+    return worker
+
+
+def _describe_for(engine: Engine | None, extractor: ExtractShards) -> tuple[dict, dict[str, int]]:
+    """The config as the cache records it, and the bytes of a view of each group.
 
     With an engine, the networks are loaded in another process, which ends: this one stays small.
     """
     if engine is None:
         models = extractor.models
-        return as_json(models.record()), clips_per_shard(models, extractor.options)
+        return as_json(models.record()), view_bytes(models)
     with WorkerPool(_describe_with_plugins, workers=1) as other:
-        asked = (extractor.config, extractor.options), given_files()
+        asked = extractor.config, given_files()
         ((_, described),) = other.imap([asked], ahead=1)
     if isinstance(described, Exception):
         raise described
@@ -179,14 +247,16 @@ def _describe_for(engine: Engine | None, extractor: ExtractShards) -> tuple[dict
 
 def _share_and_collect(
     extractor: ExtractShards,
-    jobs: list[ShardJob],
+    work: ShardPass,
     engine: Engine,
     summary: ExtractSummary,
     say: PrintLine | None,
 ) -> None:
-    """Have all shards written, by this run or others, and add them to the summary."""
+    """Have the shards of a pass written, by this run or others, and add them to the summary."""
     with closing(extractor):
-        shared = share_jobs(extractor, jobs, engine, extractor.finished, extractor.watched, say)
+        shared = share_jobs(
+            extractor, work.jobs, engine, extractor.finished, extractor.watched, say
+        )
         with closing(shared) as results:
             for job, record in results:
                 statistics = record or read_statistics(job.path, job.attrs)
@@ -222,7 +292,7 @@ def count_shards(
     Args:
         config: what to compute.
         manifest: the clips.
-        cache: the cache's folder. If it is a cache, its own clips per shard count.
+        cache: the cache's folder. If it is a cache of these clips, its own shards count.
         options: how to work.
 
     Returns:
@@ -230,58 +300,31 @@ def count_shards(
     """
     folder = Path(cache)
     if (folder / "cache.json").exists():
-        per_shard = read_cache_json(folder)["per_shard"]
-    else:
-        _, per_shard = describe((config, options))
-    return len(shard_ranges(len(manifest.clips), per_shard))
+        return count_shards_in(read_cache_json(folder), len(manifest.clips))
+    _, sizes = describe(config)
+    needed = needed_views(config, manifest, options.views_for_all)
+    return len(divide(needed, sizes, options.shard_bytes, options.shard_size))
 
 
-def describe(asked: tuple[ExtractConfig, RunOptions]) -> tuple[dict, int]:
+def describe(config: ExtractConfig) -> tuple[dict, dict[str, int]]:
     """Load the networks' weights to describe an extraction; nothing is computed.
 
     Args:
-        asked: the config and the options.
+        config: the config.
 
     Returns:
-        The config as a cache records it, and clips per shard.
+        The config as a cache records it, and the bytes of a view of each group.
     """
     from pipeline.stages.frozen_networks import StoredShapes
 
-    config, options = asked
     stored = StoredShapes(config)
-    return stored.record(), clips_per_shard(stored, options)
+    return stored.record(), view_bytes(stored)
 
 
 def _describe_with_plugins(
-    asked: tuple[tuple[ExtractConfig, RunOptions], dict[str, str]],
-) -> tuple[dict, int]:
+    asked: tuple[ExtractConfig, dict[str, str]],
+) -> tuple[dict, dict[str, int]]:
     """`describe` in another process, which may execute the same plug-in files as this one."""
-    config_and_options, plugins = asked
+    config, plugins = asked
     take_over(plugins)
-    return describe(config_and_options)
-
-
-def clips_per_shard(stored: "StoredShapes", options: RunOptions) -> int:
-    """Return how many clips a shard holds. Only shapes count, so all machines agree.
-
-    Args:
-        stored: the shapes of what is stored.
-        options: `shard_size`, or else `shard_bytes`.
-
-    Returns:
-        At least 1.
-    """
-    if options.shard_size:
-        return options.shard_size
-    sampling = stored.config.sampling
-    feature_bytes = np.dtype(stored.config.dtype).itemsize
-    clip_bytes = 0
-    for group in GROUPS:
-        size = sampling.size_of(group)
-        if not size:
-            size = sampling.resized, round(sampling.resized * NOMINAL_ASPECT)
-        view_bytes = 0
-        for shape in stored.shapes(size).values():
-            view_bytes += int(np.prod(shape)) * (feature_bytes if len(shape) > 1 else 4)
-        clip_bytes += view_bytes * count_views(sampling)[group]
-    return max(1, options.shard_bytes // clip_bytes)
+    return describe(config)

@@ -77,6 +77,7 @@ class ExtractShards:
         record: the config that the cache was made with. Another machine may hold other weights
             under the same path.
         cache_id: the cache's folder and its fingerprint.
+        stage: the folder of the cache that the shards are in.
         advance: called with (clips done, clips failed) after every clip.
         reported: the numbers of the shards whose clips were reported through `advance`.
     """
@@ -93,20 +94,22 @@ class ExtractShards:
         self.config, self.root, self.options, self.redo = config, root, options, redo
         self.record: dict | None = None
         self.cache_id: tuple[Path, str] | None = None
+        self.stage = "features"
         self.advance: Advance = lambda done, failed: None
         self.reported: set[int] = set()
         self.cores = cores_here()
 
     def __getstate__(self) -> dict:
         # Without networks and workers: each process makes its own.
-        names = ("config", "root", "options", "redo", "record", "cache_id")
+        names = ("config", "root", "options", "redo", "record", "cache_id", "stage")
         state = {name: getattr(self, name) for name in names}
         return {**state, "plugins": given_files()}
 
     def __setstate__(self, state: dict) -> None:
         take_over(state["plugins"])
         self.__init__(*(state[name] for name in ("config", "root", "options", "redo")))
-        self.record, self.cache_id = state["record"], state["cache_id"]
+        for name in ("record", "cache_id", "stage"):
+            setattr(self, name, state[name])
         keep_freed_memory()
 
     @cached_property
@@ -125,7 +128,7 @@ class ExtractShards:
     @cached_property
     def watched(self) -> WatchedFolder:
         """A watch on the cache's folders from now on. CacheError if there is no cache."""
-        return watch_cache_folder(*self.cache_id, "features")
+        return watch_cache_folder(*self.cache_id, self.stage)
 
     @cached_property
     def pool(self) -> WorkerPool:
@@ -202,7 +205,7 @@ class ExtractShards:
                     others.append(job)
                     continue
                 claims.add(shard.claim)
-                shard_tasks = decode_tasks(self.models, self.root, job.clips, shard.good)
+                shard_tasks = decode_tasks(self.models, self.root, job, shard.good)
                 shard.tasks = len(shard_tasks)
                 claimed.append(shard)
                 yield from shard_tasks
@@ -309,18 +312,19 @@ class ExtractShards:
                 return None
             if not self.redo:
                 return ClaimedShard(job, claim, begin_shard(job.path))
-            from pipeline.stages.shard_rows import group_plans, rows_of
+            from pipeline.stages.shard_rows import ShardRows, group_plans
 
-            good = GoodViews(job.path, job.attrs, group_plans(self.models, job.clips, {}))
-            for position in self._changed(job):
-                good.forget(rows_of(self.config.sampling, position))
+            good = GoodViews(job.path, job.attrs, group_plans(self.models, job, {}))
+            rows = ShardRows(job.views)
+            for number in self._changed(job):
+                good.forget(rows.of(number))
             return ClaimedShard(job, claim, mark_of(job.path), good)
         except BaseException:
             claim.release()
             raise
 
     def _changed(self, job: ShardJob) -> list[int]:
-        """The positions of a shard's clips whose videos have changed since it was written."""
+        """The numbers of a shard's clips whose videos have changed since it was written."""
         try:
             return changed_videos(read_statistics(job.path), job.clips)
         except (OSError, Damaged):

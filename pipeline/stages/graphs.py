@@ -11,7 +11,7 @@ from pipeline.cache.fields import FIELDS
 from pipeline.cache.folder import watch_cache_folder
 from pipeline.cache.reader import Cache, CacheError, Group
 from pipeline.cache.shard_writer import GroupPlan, ShardWriter
-from pipeline.cache.shards import made_from
+from pipeline.cache.shards import made_from, source_of
 from pipeline.files.atomic_files import Damaged
 from pipeline.files.watched_folder import WatchedFolder
 from pipeline.regions.graphs import GRAPHS, NEEDS, GraphOptions, graphs_of, require_neighbours
@@ -183,7 +183,9 @@ class ShardGraphs:
         """
         try:
             graphs = self.cache.shards.record(job.shard, "graphs")
-            features = self.cache.shards.record(job.shard)
+            features = {}
+            for stage in graphs.get("sources", ["features"]):
+                features[stage] = self.cache.shards.record(job.shard, stage)
         except (OSError, Damaged):
             return False
         return graphs.get("options") == self.options.record and made_from(graphs, features)
@@ -207,8 +209,10 @@ class ShardGraphs:
                 return None if self.finished(job) else self._make(job.shard, claim)
 
     def _make(self, shard: int, claim: Claim) -> dict | None:
-        features, shards = self.cache.records["features"][shard], self.cache.shards
-        attrs = {**shards.attrs(shard), "source_sha256": features["sha256"]}
+        records, shards = self.cache.records, self.cache.shards
+        features, sources = records["features"][shard], self._sources(shard)
+        source = source_of({stage: records[stage][shard] for stage in sources}, sources)
+        attrs = {**shards.attrs(shard, "graphs"), "source_sha256": source}
         plans = {name: self._plan(self.cache[name], shard) for name in features["groups"]}
         begun, mark = time.monotonic(), begin_shard(claim.path)
         with ShardWriter(
@@ -224,8 +228,17 @@ class ShardGraphs:
             }
             # A cache that was replaced in the meantime must not get this shard.
             self.watched.check()
+            if sources != ["features"]:
+                statistics["sources"] = sources
             statistics["seconds"] = round(time.monotonic() - begun, 3)
             return finish_shard(writer, statistics, claim, mark)
+
+    def _sources(self, shard: int) -> list[str]:
+        """The stages that hold what the graphs of a shard are computed from."""
+        found = {"features"}
+        for name in self.cache.records["features"][shard]["groups"]:
+            found.update(self.cache[name].stage_of(field, shard) for field in self._needs())
+        return [stage for stage in self.cache.shards.stages if stage in found]
 
     def _plan(self, group: Group, shard: int) -> GroupPlan:
         """The rows of the features, with the graphs' fields."""
@@ -241,9 +254,7 @@ class ShardGraphs:
         for graph in self.options.which:
             for name in GRAPHS[graph]:
                 fields[name] = (shapes[name], FIELDS[name].dtype)
-        rows = group.rows_in(shard)
-        rows = slice(rows.start, rows.stop)
-        return GroupPlan(group.clips[rows], group.views[rows].tolist(), fields)
+        return GroupPlan(*group.keys_in(shard), fields)
 
     def _write(self, group: Group, shard: int, writer: ShardWriter) -> None:
         rows, needs = group.rows_in(shard), self._needs()
@@ -259,4 +270,4 @@ class ShardGraphs:
             graphs = graphs_of(group.batch(batch, needs), self.options, pick_device(self.device))
             for k, row in enumerate(batch):
                 tensors = {field: values[k] for field, values in graphs.items()}
-                writer.write(group.name, row - rows.start, tensors)
+                writer.write(group.name, int(group.places[row]), tensors)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.cache.parts import ViewKey
 from pipeline.manifests.manifest import Clip
 from pipeline.workers.completion import Mark
 
@@ -24,8 +25,10 @@ class RunOptions:
         time_limit: seconds that decoding a clip may take.
         compile: whether `torch.compile` compiles the backbone.
         compression: of the shards: "none", "lzf" or "zstd".
-        shard_bytes: bytes of a shard, approximately.
-        shard_size: clips per shard; 0 derives the number from `shard_bytes`.
+        shard_bytes: bytes of a shard, at most, approximately.
+        shard_size: clips per shard; 0 derives the number from the manifest and `shard_bytes`.
+        views_for_all: whether a new cache stores training and test views of every clip, not only
+            those that its split needs.
 
     Raises:
         ValueError: a number is too small.
@@ -39,6 +42,7 @@ class RunOptions:
     compression: str = "none"
     shard_bytes: int = 2 << 30
     shard_size: int = 0
+    views_for_all: bool = False
 
     def __post_init__(self) -> None:
         # None is allowed for `workers`: the device decides.
@@ -58,6 +62,12 @@ class ShardJob(NamedTuple):
         attrs: what identifies it (`Shards.attrs`).
         clips: its clips.
         mark: the version of the shard that existed when the run started.
+        views: for each clip, the (group, number) of its views, in the order of the rows.
+        fields: the fields to store beside `crop`, where fields are added to a cache; None stores
+            all.
+        skipped: numbers of clips that failed when their features were extracted. They are left
+            out where fields are added.
+        videos: for each clip, the mark of the video that its features came from; empty if unknown.
     """
 
     shard: int
@@ -65,6 +75,10 @@ class ShardJob(NamedTuple):
     attrs: dict[str, str | int]
     clips: tuple[Clip, ...]
     mark: Mark
+    views: tuple[tuple[ViewKey, ...], ...] = ()
+    fields: tuple[str, ...] | None = None
+    skipped: frozenset[int] = frozenset()
+    videos: tuple[str, ...] = ()
 
 
 def decoders_for(device: str, cores: int) -> int:

@@ -5,25 +5,30 @@ which pay for starting. Bytes follow from two shards of different length, which 
 file costs from what its views cost.
 """
 
-import csv
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 
+import numpy as np
+
 from pipeline.cache.folder import require_folder_path
+from pipeline.cache.parts import ViewKey
 from pipeline.cache.reader import Cache
-from pipeline.manifests.manifest import COLUMNS, TIMES, Clip, Manifest, read_manifest
+from pipeline.manifests.manifest import Clip, Manifest, read_manifest, write_clips
 from pipeline.stages.config import ExtractConfig
-from pipeline.stages.extract import ExtractSummary, clips_per_shard, extract
+from pipeline.stages.extract import ExtractSummary, extract
 from pipeline.stages.frozen_networks import StoredShapes
+from pipeline.stages.growth import needed_views
 from pipeline.stages.jobs import RunOptions, decoders_for
+from pipeline.stages.shard_sizes import divide, view_bytes
 from pipeline.views.stateless_random import Draws
 from pipeline.workers.cores import cores_here
 from pipeline.workers.engines import pick_device
@@ -88,7 +93,7 @@ class ExtractionPlan:
         there: bytes of it that exist already.
         free: free bytes of the disk.
         shards: number of shards.
-        per_shard: clips per shard.
+        per_shard: clips per shard, at most.
         device: the measured device, in words.
     """
 
@@ -159,14 +164,16 @@ def make_plan(
     options = options or RunOptions()
     timed = math.ceil(max(1, clips) / options.batch) * options.batch
     chosen = _sample(manifest.clips, 2 * timed + max(1, timed // 4))
+    chosen = _mixed(_with_every_split(chosen, manifest))
     moments: list[float] = []
     sample_options = replace(options, shard_size=min(timed, len(chosen)))
-    per_shard = _clips_per_shard(config, options, Path(cache))
+    needed = needed_views(config, manifest, options.views_for_all)
+    shards = _shards(config, needed, options, Path(cache))
     # The sample goes to the disk of the cache: its speed and its free space matter.
     disk = _nearest_folder(Path(cache))
     folder = Path(tempfile.mkdtemp(prefix=".plan-", dir=disk))
     try:
-        _write_sample(folder / "manifest.csv", chosen)
+        write_clips(folder / "manifest.csv", chosen)
         sample = read_manifest(folder / "manifest.csv", manifest.root)
         noted = partial(_noted, moments, announce)
         done = extract(config, sample, folder / "cache", sample_options, announce=noted)
@@ -180,7 +187,8 @@ def make_plan(
                 f"check --manifest {manifest.path}`"
             )
         seconds = _clip_seconds(moments, sample_options.shard_size, options.batch)
-        return _scale_up(measured, manifest, done, seconds, options, per_shard, Path(cache), disk)
+        views = Counter(group for keys in needed for group, _ in keys)
+        return _scale_up(measured, views, done, seconds, options, shards, Path(cache), disk)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -213,15 +221,18 @@ def _clip_seconds(moments: Sequence[float], per_shard: int, batch: int) -> float
 
 def _scale_up(
     measured: Cache,
-    manifest: Manifest,
+    views: Mapping[str, int],
     done: ExtractSummary,
     clip_seconds: float,
     options: RunOptions,
-    per_shard: int,
+    lengths: Sequence[int],
     cache: Path,
     disk: Path,
 ) -> ExtractionPlan:
-    """The plan for all clips, from the shards of the sample."""
+    """The plan for all clips, from the shards of the sample.
+
+    views: group -> views of all clips; lengths: the clips of each shard of the real run.
+    """
     records, ranges = measured.records["features"], measured.shards.ranges
     # The second shard did not pay for starting.
     last = 1 if len(ranges) > 1 else 0
@@ -234,9 +245,10 @@ def _scale_up(
     # part, their time counts.
     clip_seconds = max(clip_seconds, parts["decode"] / max(1, _decoders(options)))
 
-    clips, sampled = len(manifest.clips), len(measured.manifest.clips)
-    shards = math.ceil(clips / per_shard)
+    clips, sampled, shards = sum(lengths), len(measured.manifest.clips), len(lengths)
     sizes = [measured.shards.path(shard).stat().st_size for shard in range(len(ranges))]
+    fields = tuple(_fields(measured, views))
+    values = [_values_of(records[shard]) for shard in range(len(ranges))]
     return ExtractionPlan(
         clips=clips,
         measured=sampled,
@@ -244,21 +256,30 @@ def _scale_up(
         clip_seconds=clip_seconds,
         start_seconds=max(0.0, done.seconds - sampled * clip_seconds),
         parts=parts,
-        fields=tuple(_fields(measured, clips)),
-        bytes=_bytes(sizes, list(map(len, ranges)), clips, shards),
-        there=sum(path.stat().st_size for path in cache.glob("features/*.h5")),
+        fields=fields,
+        bytes=_bytes(sizes, values, sum(field.bytes for field in fields), shards),
+        there=sum(path.stat().st_size for path in cache.glob("features/**/*.h5")),
         free=shutil.disk_usage(disk).free,
         shards=shards,
-        per_shard=per_shard,
+        per_shard=max(lengths),
         device=records[last]["device"],
     )
 
 
-def _clips_per_shard(config: ExtractConfig, options: RunOptions, cache: Path) -> int:
-    """Clips per shard of the real run; an existing cache keeps its own number."""
+def _shards(
+    config: ExtractConfig,
+    needed: Sequence[Sequence[ViewKey]],
+    options: RunOptions,
+    cache: Path,
+) -> list[int]:
+    """Clips of each shard of the real run; an existing cache of these clips keeps its own."""
     if (cache / "cache.json").exists():
-        return Cache(cache).record["per_shard"]
-    return options.shard_size or clips_per_shard(StoredShapes(config), options)
+        opened = Cache(cache)
+        if len(opened.stored.clips) == len(needed):
+            parts = [part for part in opened.shards.parts if part.clips == ((0, len(needed)),)]
+            return [len(clips) for part in parts[:1] for clips in part.ranges()]
+    sizes = view_bytes(StoredShapes(config))
+    return divide(needed, sizes, options.shard_bytes, options.shard_size)
 
 
 def _decoders(options: RunOptions) -> int:
@@ -268,32 +289,40 @@ def _decoders(options: RunOptions) -> int:
     return decoders_for(pick_device(options.device), cores_here())
 
 
-def _fields(measured: Cache, clips: int) -> Iterator[FieldPlan]:
+def _fields(measured: Cache, views: Mapping[str, int]) -> Iterator[FieldPlan]:
     for name in measured.groups:
         group = measured[name]
         for field in group.fields:
             shape, dtype = group.shape(field), group.dtype(field)
             size = math.prod(shape) * dtype.itemsize
-            yield FieldPlan(
-                name, field, tuple(shape), dtype.name, size, size * group.per_clip * clips
-            )
+            yield FieldPlan(name, field, tuple(shape), dtype.name, size, size * views[name])
 
 
-def _bytes(sizes: Sequence[int], lengths: Sequence[int], clips: int, shards: int) -> int:
-    """Bytes of `shards` files with `clips` clips in all.
+def _values_of(record: Mapping) -> int:
+    """Bytes of the values of a shard, before compression, failed views included."""
+    total = 0
+    for table in record["groups"].values():
+        for field in table["fields"].values():
+            size = math.prod(field["shape"]) * np.dtype(field["dtype"]).itemsize
+            total += table["rows"] * size
+    return total
 
-    sizes: bytes of the measured files; lengths: their clips. A file has a constant size plus so
-    much per clip. The longest and the shortest file give both. If all have one length, the
-    constant is taken as 0, which overestimates.
+
+def _bytes(sizes: Sequence[int], values: Sequence[int], total: int, shards: int) -> int:
+    """Bytes of `shards` files with values of `total` bytes in all.
+
+    sizes: bytes of the measured files; values: bytes of the values in them. A file has a constant
+    size plus so much per byte of values. The fullest and the emptiest file give both. If all have
+    equally many, the constant is taken as 0, which overestimates.
     """
-    files = list(zip(lengths, sizes, strict=True))
+    files = list(zip(values, sizes, strict=True))
     (most, large), (few, small) = max(files), min(files)
-    per_clip = large / most
+    per_byte = large / most
     if most > few:
         slope = (large - small) / (most - few)
-        if 0 < slope <= per_clip:
-            per_clip = slope
-    return math.ceil(clips * per_clip + shards * max(0.0, large - most * per_clip))
+        if 0 < slope <= per_byte:
+            per_byte = slope
+    return math.ceil(total * per_byte + shards * max(0.0, large - most * per_byte))
 
 
 def _sample(clips: Sequence[Clip], count: int) -> list[Clip]:
@@ -305,18 +334,21 @@ def _sample(clips: Sequence[Clip], count: int) -> list[Clip]:
     return [clips[first + draws.below(end - first)] for first, end in pairwise(edges)]
 
 
-def _write_sample(path: Path, clips: Sequence[Clip]) -> None:
-    """Write a manifest of these clips, with absolute paths."""
-    extra = list(clips[0].extra)
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow((*COLUMNS, *TIMES, *extra))
-        for clip in clips:
-            row = [clip.clip, clip.place, clip.split, ";".join(clip.labels)]
-            for second in (clip.start, clip.end):
-                row.append("" if second is None else repr(second))
-            row += [clip.extra[name] for name in extra]
-            writer.writerow(row)
+def _with_every_split(chosen: list[Clip], manifest: Manifest) -> list[Clip]:
+    """The sample with a clip of every split of the manifest, as their views may differ."""
+    first_of = {clip.split: clip for clip in reversed(manifest.clips)}
+    missing = [clip for split, clip in first_of.items() if split not in {c.split for c in chosen}]
+    # As many as before: the last ones make room.
+    return chosen[: len(chosen) - len(missing)] + missing
+
+
+def _mixed(chosen: list[Clip]) -> list[Clip]:
+    """The sample in an order in which every part has all splits, where there are several."""
+    if len({clip.split for clip in chosen}) < 2:
+        return chosen
+    draws = Draws("plan order", len(chosen))
+    keyed = [(draws.uniform(), number) for number in range(len(chosen))]
+    return [chosen[number] for _, number in sorted(keyed)]
 
 
 def _nearest_folder(path: Path) -> Path:

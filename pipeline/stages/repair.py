@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline.cache.folder import open_folder
 from pipeline.cache.reader import Cache, CacheError
 from pipeline.cache.records import read_statistics
 from pipeline.cache.shards import Shards
@@ -75,9 +76,7 @@ def as_extracted(
         )
     config = _with_moved(ExtractConfig.from_dict(record["asked"]), moved)
 
-    manifest = cache.manifest
-    if moved.root is not None:
-        manifest = read_manifest(cache.path / "manifest.csv", moved.root)
+    manifest = _stored_manifest(cache, moved.root)
     if not manifest.root.is_dir():
         raise ValueError(
             f"{manifest.root}: no such folder, expected the videos there; pass --root with where "
@@ -99,8 +98,8 @@ def changed_shards(path: str | Path, root: str | Path | None = None) -> list[int
         Numbers of shards.
     """
     cache = Cache(path)
-    manifest = cache.manifest if root is None else read_manifest(cache.path / "manifest.csv", root)
-    plan = Shards(cache.path, cache.fingerprint, manifest, cache.record["per_shard"])
+    manifest = _stored_manifest(cache, root)
+    plan = Shards(cache.path, cache.record, cache.stored, manifest.clips)
     changed = []
     for shard in range(len(plan)):
         # A shard that is missing or damaged is redone anyway.
@@ -108,6 +107,14 @@ def changed_shards(path: str | Path, root: str | Path | None = None) -> list[int
             if changed_videos(plan.record(shard), plan.clips(shard)):
                 changed.append(shard)
     return changed
+
+
+def _stored_manifest(cache: Cache, root: str | Path | None) -> Manifest:
+    """All clips that have rows, and where their videos are."""
+    if root is None:
+        return cache.stored
+    _, path = open_folder(cache.path)
+    return read_manifest(path, root)
 
 
 def redo_graphs(

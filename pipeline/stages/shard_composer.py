@@ -27,10 +27,11 @@ from pipeline.manifests.manifest import Clip
 from pipeline.proposals import BoxesError
 from pipeline.stages.frozen_networks import BatchRow, ClipRegions, Computed, FrozenNetworks
 from pipeline.stages.jobs import Advance, RunOptions, ShardJob
-from pipeline.stages.shard_rows import all_good, group_plans, rows_of
+from pipeline.stages.shard_rows import ShardRows, group_plans, is_settled
 from pipeline.video.frame_reader import DecodeError, DecoderDied, DecodeTimeout, beyond_end
+from pipeline.video.video_identity import same_video
 from pipeline.video.view_pixels import ClipPixels
-from pipeline.views.sampling import View, count_views, views_of
+from pipeline.views.sampling import View, views_of
 from pipeline.views.video_info import VideoInfo
 from pipeline.workers.claims import Claim
 from pipeline.workers.completion import Mark, finish_shard
@@ -38,6 +39,10 @@ from pipeline.workers.decode_pool import WorkerDied
 
 # Bytes of computed batches that may wait for the disk while the device computes the next ones.
 PENDING_BYTES = 512 << 20
+
+
+class VideoChanged(ValueError):
+    """The video of a clip is another one than when its features were extracted."""
 
 
 @dataclass
@@ -92,8 +97,8 @@ class ShardComposer:
         self.job, self.clips, self.claim, self.mark = job, job.clips, claim, mark
         self.models, self.options, self.disk, self.good = models, options, disk, good
         self.sampling, self.workers = models.config.sampling, workers
-        self.counts = {group: count for group, count in count_views(self.sampling).items() if count}
-        self.waiting: dict[str, list[ViewRow]] = {group: [] for group in self.counts}
+        self.rows = ShardRows(job.views)
+        self.waiting: dict[str, list[ViewRow]] = {group: [] for group in self.rows.groups}
         self.pending: list[tuple[Future, int]] = []
         self.failures: dict[str, dict] = {}
         # (height, width) of test rows, where clips differ.
@@ -134,7 +139,7 @@ class ShardComposer:
             stack.enter_context(writer)
             for position, clip in enumerate(self.clips):
                 result = None
-                if not all_good(self.good, self.sampling, position):
+                if not self._settled(position):
                     result = next(results)[1]
                 failed = self._take(position, clip, result, writer)
                 advance(1, int(failed))
@@ -154,10 +159,14 @@ class ShardComposer:
 
         return complete
 
+    def _settled(self, position: int) -> bool:
+        return is_settled(self.job, self.rows, self.good, position)
+
     def _refuse_to_lose_clips(self) -> None:
         """ValueError if clips that the existing shard holds have failed now: it stays."""
         existing = _existing_statistics(self.job.path)
-        if not existing:
+        # Added fields of earlier features are of no use.
+        if not existing or not existing["attrs"].items() >= self.job.attrs.items():
             return
         failed_before = {failure["clip"] for failure in existing.get("failures", ())}
         lost = sorted(set(self.failures) - failed_before)
@@ -170,16 +179,19 @@ class ShardComposer:
 
     def _plans(self, results: Iterator) -> dict[str, GroupPlan]:
         """The groups of the file. Where test views differ in size, the probes come first."""
-        if "test" in self.counts and self.sampling.size_of("test") is None:
+        if "test" in self.waiting and self.sampling.size_of("test") is None:
             self.sizes = self._test_sizes(results)
-        return group_plans(self.models, self.clips, {"test": list(self.sizes.values())})
+        return group_plans(self.models, self.job, {"test": list(self.sizes.values())})
 
     def _test_sizes(self, results: Iterator) -> dict[int, tuple[int, int]]:
         """Row -> (height, width) of the test views of every clip that opens."""
         sizes = {}
         for position in range(len(self.clips)):
-            if all_good(self.good, self.sampling, position):
-                width, height = self.good.source_size("test", position * self.counts["test"])
+            rows = self.rows.of(position).get("test", ())
+            if not rows or position in self.job.skipped:
+                continue
+            if self._settled(position):
+                width, height = self.good.source_size("test", rows[0])
                 # Only the size matters here.
                 info = VideoInfo(1, 1.0, width, height)
             else:
@@ -189,9 +201,8 @@ class ShardComposer:
             # A clip without views fails later, when its pixels are asked for.
             with suppress(ValueError):
                 views = views_of(self.sampling, info, "", (), 0)
-                views = [view for view in views if view.group == "test"]
-                first = position * len(views)
-                sizes |= {first + view.number: view.size for view in views}
+                size_of = {view.number: view.size for view in views if view.group == "test"}
+                sizes |= {row: size_of[self.rows.views["test"][row]] for row in rows}
         return sizes
 
     def _take(self, position: int, clip: Clip, result, writer: ShardWriter) -> bool:
@@ -204,11 +215,12 @@ class ShardComposer:
             self.seconds["decode"] += result.seconds
             self.videos[position] = result.video
             try:
+                self._require_same_video(position, result)
                 regions = self.models.regions(clip, result)
                 pixels = result
                 remarks = (beyond_end(clip, result.info), self.models.remark(clip, result))
                 self.warnings[clip.clip] = [text for text in remarks if text]
-            except BoxesError as error:
+            except (BoxesError, VideoChanged) as error:
                 self._fail(clip.clip, error, result.seconds)
         elif result is not None:
             limit = self.options.time_limit
@@ -220,8 +232,11 @@ class ShardComposer:
 
         rows = self._rows(position, clip)
         if pixels:
+            by_view = {}
+            for group, new in rows.items():
+                by_view |= {(group, self.rows.views[group][row.number]): row for row in new}
             for view, frames in zip(pixels.views, pixels.pixels, strict=True):
-                row = rows[view.group][view.number]
+                row = by_view[view.group, view.number]
                 if not row.kept:
                     row.view, row.info = view, pixels.info
                     row.pixels, row.regions = frames, regions
@@ -234,10 +249,18 @@ class ShardComposer:
 
     def _rows(self, position: int, clip: Clip) -> dict[str, list[ViewRow]]:
         rows = {}
-        for group, numbers in rows_of(self.sampling, position).items():
+        for group, numbers in self.rows.of(position).items():
             kept = self.good.rows[group] if self.good else ()
             rows[group] = [ViewRow(number, clip.clip, kept=number in kept) for number in numbers]
         return rows
+
+    def _require_same_video(self, position: int, pixels: ClipPixels) -> None:
+        """VideoChanged if added fields would come from another video than the rest."""
+        if self.job.videos and not same_video(self.job.videos[position], pixels.video):
+            raise VideoChanged(
+                "its video is another one than when its features were extracted; run `vidgraph "
+                "repair --changed`"
+            )
 
     def _fail(self, clip: str, error: Exception, seconds: float = 0.0) -> None:
         reason = " ".join(str(getattr(error, "reason", None) or error).split())
@@ -293,14 +316,13 @@ class ShardComposer:
         arrays = computed.wait()
         begun, refused = time.perf_counter(), []
         fields = writer.plans[group].fields
-        keep = self.models.config.keep
+        keep = [name for name in self.models.config.keep if name in fields]
         grids = {name: np.array(grid, np.int16) for name, grid in self.models.grids(size).items()}
         for k, row in enumerate(rows):
             if row.view is None:
                 continue
             tensors = _placement(row) | grids | {name: arrays[name][k] for name in keep}
-            for name, array in tensors.items():
-                tensors[name] = _padded(array, fields[name][0])
+            tensors = {name: _padded(tensors[name], shape) for name, (shape, _) in fields.items()}
             try:
                 writer.write(group, row.number, tensors)
             except NotFinite as error:
@@ -341,11 +363,11 @@ class ShardComposer:
             seconds[part] = self.models.seconds[part]
         seconds["wall"] = wall
         return {
-            "stage": "features",
+            "stage": "features" if self.job.fields is None else "added",
             "shard": self.job.shard,
             "first": self.clips[0].position,
             "clips": len(self.clips),
-            "views": len(self.clips) * sum(self.counts.values()),
+            "views": sum(map(len, self.rows.views.values())),
             "taken_over": sum(map(len, self.good.rows.values())) if self.good else 0,
             "failures": failures,
             **({"warnings": warnings} if warnings else {}),

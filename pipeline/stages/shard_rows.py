@@ -3,93 +3,140 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.cache.fields import field_of
+from pipeline.cache.fields import GROUPS, field_of
 from pipeline.cache.good_rows import GoodViews
+from pipeline.cache.parts import ViewKey
 from pipeline.cache.shard_writer import GroupPlan
-from pipeline.manifests.manifest import Clip
 from pipeline.stages.config import clip_opener
 from pipeline.stages.frozen_networks import FrozenNetworks
+from pipeline.stages.jobs import ShardJob
 from pipeline.video.view_pixels import DecodeViews, ProbeClip
 from pipeline.views.sampling import Sampling, count_views
 
 
+class ShardRows:
+    """Which rows of a shard belong to which clip.
+
+    Attributes:
+        clips: group -> for each row, the number of its clip in the shard.
+        views: group -> for each row, the number of its view.
+    """
+
+    def __init__(self, views: Sequence[Sequence[ViewKey]]):
+        """Number the rows: clip after clip, and view after view.
+
+        Args:
+            views: for each clip the (group, number) of its views.
+        """
+        self.clips: dict[str, list[int]] = {group: [] for group in GROUPS}
+        self.views: dict[str, list[int]] = {group: [] for group in GROUPS}
+        self._of: list[dict[str, range]] = []
+        for clip, keys in enumerate(views):
+            rows = {}
+            for group in GROUPS:
+                first = len(self.views[group])
+                for name, number in keys:
+                    if name == group:
+                        self.clips[group].append(clip)
+                        self.views[group].append(number)
+                if len(self.views[group]) > first:
+                    rows[group] = range(first, len(self.views[group]))
+            self._of.append(rows)
+
+    @property
+    def groups(self) -> list[str]:
+        """The groups that have any row."""
+        return [group for group in GROUPS if self.views[group]]
+
+    def of(self, clip: int) -> dict[str, range]:
+        """Return the rows of a clip.
+
+        Args:
+            clip: the clip's number in the shard.
+
+        Returns:
+            Group -> rows, of the groups in which it has any.
+        """
+        return self._of[clip]
+
+
 def decode_tasks(
-    models: FrozenNetworks, root: Path, clips: Sequence[Clip], good: GoodViews | None
+    models: FrozenNetworks, root: Path, job: ShardJob, good: GoodViews | None
 ) -> list[ProbeClip | DecodeViews]:
     """List what the decode workers do for a shard.
 
     Args:
         models: the networks, which know the config.
         root: the folder that no clip may leave.
-        clips: the shard's clips.
+        job: the shard.
         good: the views that are copied from the existing file. Clips whose views are all copied
             have no tasks.
 
     Returns:
-        One probe per clip if test views have the clip's own size, then one decoding per clip.
+        One probe per clip with test views that have the clip's own size, then one decoding per
+        clip.
     """
     config = models.config
-    opener = clip_opener(root, config)
+    opener, rows = clip_opener(root, config), ShardRows(job.views)
     decoded = []
-    for position, clip in enumerate(clips):
-        if not all_good(good, config.sampling, position):
-            decoded.append(clip)
+    for number in range(len(job.clips)):
+        if not is_settled(job, rows, good, number):
+            decoded.append(number)
 
     # Probes come first: the file's shapes follow from the sizes of all clips.
     probes = []
-    if config.sampling.test_clips and config.sampling.size_of("test") is None:
-        probes = [ProbeClip(clip, opener) for clip in decoded]
-    views = (config.sampling, config.seed, models.steps, models.frame_size, config.resize)
-    return probes + [DecodeViews(clip, opener, *views) for clip in decoded]
+    if config.sampling.size_of("test") is None:
+        for number in decoded:
+            if "test" in rows.of(number):
+                probes.append(ProbeClip(job.clips[number], opener))
+
+    how = (config.sampling, config.seed, models.steps, models.frame_size, config.resize)
+    tasks = []
+    for number in decoded:
+        only = () if _are_all(job.views[number], config.sampling) else tuple(job.views[number])
+        tasks.append(DecodeViews(job.clips[number], opener, *how, only))
+    return probes + tasks
 
 
-def rows_of(sampling: Sampling, position: int) -> dict[str, range]:
-    """Return the rows of a clip.
+def _are_all(views: Sequence[ViewKey], sampling: Sampling) -> bool:
+    """Whether these are all the views that a sampling gives a clip."""
+    return len(views) == sum(count_views(sampling).values())
+
+
+def is_settled(job: ShardJob, rows: ShardRows, good: GoodViews | None, number: int) -> bool:
+    """Return whether a clip needs no decoding.
 
     Args:
-        sampling: how many views a clip has.
-        position: the clip's position in its shard, from 0.
+        job: the shard.
+        rows: its rows.
+        good: the views that are copied from the existing file; None if none are.
+        number: the clip's number in the shard.
 
     Returns:
-        Group -> rows, of the groups that have any.
+        Whether all its views are copied, or it failed when its features were extracted.
     """
-    rows = {}
-    for group, count in count_views(sampling).items():
-        if count:
-            rows[group] = range(position * count, (position + 1) * count)
-    return rows
-
-
-def all_good(good: GoodViews | None, sampling: Sampling, position: int) -> bool:
-    """Return whether every view of a clip is copied from the existing file.
-
-    Args:
-        good: the views that are copied; None if none are.
-        sampling: how many views a clip has.
-        position: the clip's position in its shard, from 0.
-    """
-    return good is not None and good.has_all(rows_of(sampling, position))
+    if number in job.skipped:
+        return True
+    return good is not None and good.has_all(rows.of(number))
 
 
 def group_plans(
-    models: FrozenNetworks, clips: Sequence[Clip], sizes: Mapping[str, list[tuple[int, int]]]
+    models: FrozenNetworks, job: ShardJob, sizes: Mapping[str, list[tuple[int, int]]]
 ) -> dict[str, GroupPlan]:
     """Plan the groups of a shard's file.
 
     Args:
         models: the networks, which know the shapes.
-        clips: the shard's clips.
+        job: the shard.
         sizes: group -> the (height, width) of its views in pixels, where they differ. Maps are
             padded to the largest.
 
     Returns:
         Group -> its rows and fields.
     """
-    sampling, config = models.config.sampling, models.config
+    sampling, config, rows = models.config.sampling, models.config, ShardRows(job.views)
     plans = {}
-    for group, count in count_views(sampling).items():
-        if not count:
-            continue
+    for group in rows.groups:
         size = sampling.size_of(group)
         if not size:
             # Without a clip that opens, any size will do: no view is written.
@@ -98,10 +145,10 @@ def group_plans(
 
         fields = {}
         for name, shape in models.shapes(size).items():
+            if job.fields is not None and name not in job.fields:
+                continue
             dtype = field_of(name).dtype
             fields[name] = (shape, config.dtype if dtype == "feature" else dtype)
-        names: list[str] = []
-        for clip in clips:
-            names += [clip.clip] * count
-        plans[group] = GroupPlan(names, list(range(count)) * len(clips), fields)
+        names = [job.clips[number].clip for number in rows.clips[group]]
+        plans[group] = GroupPlan(names, rows.views[group], fields)
     return plans

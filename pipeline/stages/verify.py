@@ -24,7 +24,7 @@ SUFFIXES = (".h5", ".json")
 # are not ours.
 HALF_WRITTEN = re.compile(
     rf"({SHARD}|cache)\.claim"
-    rf"|({SHARD}\.(h5|json|claim)|cache\.(json|claim)|manifest\.csv)\..+\.(part|claiming)"
+    rf"|({SHARD}\.(h5|json|claim)|cache\.(json|claim)|manifest(\.next)?\.csv)\..+\.(part|claiming)"
 )
 
 Advance = Callable[[int, int], None]
@@ -70,7 +70,7 @@ def bad_shards(path: str | Path, workers: int = 0) -> dict[str, list[int]]:
         workers: as for `inspect`.
 
     Returns:
-        Stage -> numbers of shards.
+        Stage -> numbers of shards, of every stage of the cache.
 
     Raises:
         Damaged: cache.json or the manifest's copy is damaged, so that the shards are unknown.
@@ -82,7 +82,7 @@ def bad_shards(path: str | Path, workers: int = 0) -> dict[str, list[int]]:
             if finding.where == str(path) and not finding.stage:
                 raise Damaged(f"{finding.where}: {finding.what}; {finding.fix}")
 
-    bad: dict[str, set[int]] = {stage: set() for stage in STAGES}
+    bad: dict[str, set[int]] = {stage: set() for stage in report.shards}
     for finding in report.findings:
         if finding.stage in bad:
             bad[finding.stage].update(finding.shards)
@@ -136,7 +136,9 @@ def inspect(
         return VerifyReport([ShardFinding(str(folder), str(error), fix)])
 
     sizes: dict[tuple[str, int], int] = {}
-    for stage in STAGES:
+    for name in ("shards", "views", "bytes"):
+        setattr(report, name, dict.fromkeys(stages_of(plan), 0))
+    for stage in stages_of(plan):
         for shard in range(len(plan)):
             if plan.done(shard, stage):
                 sizes[stage, shard] = _size(plan.path(shard, stage))
@@ -155,6 +157,15 @@ def inspect(
     report.findings += [*_missing_shards(plan, jobs), *_foreign_files(plan)]
     report.seconds = time.monotonic() - begun
     return report
+
+
+def stages_of(plan: Shards) -> tuple[str, ...]:
+    """Return the stages of a cache: features, fields that were added, graphs.
+
+    Args:
+        plan: its shards.
+    """
+    return (*plan.stages, "graphs")
 
 
 def _findings_of(
@@ -176,10 +187,13 @@ def _size(path: Path) -> int:
 
 def _missing_shards(plan: Shards, jobs: Sequence[tuple[str, int]]) -> Iterator[ShardFinding]:
     """Shards that are not complete. Graphs count only if some were made."""
-    done: dict[str, set[int]] = {stage: set() for stage in STAGES}
+    done: dict[str, set[int]] = {stage: set() for stage in stages_of(plan)}
     for stage, shard in jobs:
         done[stage].add(shard)
-    expected = {"features": set(range(len(plan))), "graphs": set()}
+    expected: dict[str, set[int]] = {}
+    for stage in plan.stages:
+        expected[stage] = {n for n in range(len(plan)) if plan.has_stage(n, stage)}
+    expected["graphs"] = set()
     if done["graphs"]:
         expected["graphs"] = done["features"]
 
@@ -198,8 +212,9 @@ def _foreign_files(plan: Shards) -> Iterator[ShardFinding]:
     Files of a run that is alive are not reported.
     """
     paths: list[Path] = []
-    for folder in (plan.folder, *(plan.folder / stage for stage in STAGES)):
-        paths += folder.glob("*")
+    folders = [plan.folder / stage for stage in stages_of(plan)]
+    for folder in (plan.folder, *folders):
+        paths += [path for path in folder.glob("*") if path not in folders]
     for path in sorted(paths):
         if HALF_WRITTEN.fullmatch(path.name):
             if not _in_use(path):

@@ -57,6 +57,22 @@ def changed_videos(record: Mapping, clips: Sequence[Clip]) -> list[int]:
     return changed
 
 
+def same_video(mark: str, other: str) -> bool:
+    """Return whether two marks may be those of one video.
+
+    Args:
+        mark: a mark; "" if it is unknown.
+        other: another.
+
+    Returns:
+        Whether size and digest agree, whatever the dates, or one of them is unknown.
+    """
+    if not mark or not other:
+        return True
+    size, _, digest = mark.split()
+    return [size, digest] == [other.split()[0], other.split()[2]]
+
+
 def _changed(path: str, mark: str) -> bool:
     size, modified, digest = mark.split()
     try:

@@ -32,7 +32,7 @@ BROKEN = 5  # the clip that is no video: every cache has a failure in its statis
 OPTIONS = (
     "--backbone digit_cnn --weights none --set backbone_options.width=8 --keep pooled,nodes "
     "--proposals annotations --boxes 2 --frames 4 --size 32 --train-views 1 --dtype float32 "
-    "--shard-size 1 --device cpu"
+    "--shard-size 1 --views-for-all --device cpu"
 )
 # Keys of a shard's statistics: times, of the videos too, and how it came to be.
 NEVER_THE_SAME = ("seconds", "seal", "device", "workers", "taken_over", "videos")

@@ -19,7 +19,7 @@ SAMPLING = Sampling(
     frames=4, size=32, train_views=2, train_crop="multiscale", flip=0.5, test_clips=1, test_crops=1
 )
 # A batch of 4 rows ends in the middle of a clip, which has 3 views.
-INLINE = RunOptions(workers=0, batch=4, shard_size=3)
+INLINE = RunOptions(workers=0, batch=4, shard_size=3, views_for_all=True)
 
 
 def picture(clip: int, height: int = SIDE, width: int = SIDE) -> np.ndarray:

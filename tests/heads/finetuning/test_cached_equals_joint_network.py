@@ -247,7 +247,12 @@ def make(videos, tmp_path_factory):
                 dtype=dtype,
             )
             manifest = read_manifest(videos / "manifest.csv")
-            extract(config, manifest, folder / "cache", RunOptions(workers=0, batch=3))
+            extract(
+                config,
+                manifest,
+                folder / "cache",
+                RunOptions(workers=0, batch=3, views_for_all=True),
+            )
             build_graphs(folder / "cache", ("iou",))
             made[name, dtype] = Made(
                 world, manifest, config.weights, network, Cache(folder / "cache")

@@ -14,7 +14,8 @@ from heads.reporting.report import report
 from heads.runs import run_files as runs
 from heads.runs.manifest_record import differences, manifest_record
 from heads.training.train import train
-from pipeline.cache.folder import create_cache, relabelled_clips
+from pipeline.cache.creation import create_cache
+from pipeline.cache.folder import relabelled_clips
 from pipeline.cache.reader import Cache
 from pipeline.manifests.manifest import read_manifest, write_manifest
 from tests.heads.training.test_ablate import CPU, plan_of

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from heads.runs import run_files as runs
-from pipeline.cache.folder import create_cache, read_cache_json, watch_cache_folder
+from pipeline.cache.creation import create_cache
+from pipeline.cache.folder import read_cache_json, watch_cache_folder
 from pipeline.stages.graphs import build_graphs
 from tests.support.small_cache import make_cache, manifest_of
 

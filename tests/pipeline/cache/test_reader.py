@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 import pipeline.cache.open_files
 import pipeline.cache.shard_reader
 from pipeline.cache.fields import FORMAT
+from pipeline.cache.identity import fingerprint_of, fingerprint_of_format_1
 from pipeline.cache.reader import Cache, CacheError, Damaged, create_cache
 from pipeline.files.atomic_files import read_json, write_json
 from pipeline.stages.graphs import build_graphs
@@ -374,19 +375,45 @@ def test_cache_json_says_what_it_is_in_plain_json(tmp_path):
     path = make_cache(tmp_path)
     record = json.loads((path / "cache.json").read_text())
     assert record["config"] == CONFIG
-    assert record["per_shard"] == 3
+    (part,) = record["parts"]
+    assert (part["clips"], part["lengths"]) == ([[0, 7]], [[3, 2], [1, 1]])
     assert (path / "manifest.csv").read_bytes() == (tmp_path / "clips.csv").read_bytes()
 
 
-def test_a_fingerprint_is_the_hash_of_canonical_json_however_many_clips(tmp_path, monkeypatch):
+def canonical(value) -> bytes:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode()
+
+
+def test_the_hash_of_a_shards_clips_is_that_of_canonical_json(tmp_path, monkeypatch):
     manifest = manifest_of(tmp_path, 7)
     odd = ({"clip": 'é"\\ 日\u200d'}, {"start": 1 / 3}, {"end": 1e-7}, {"start": 0.0, "end": 1e22})
     changed = tuple(replace(clip, **odd[k % 4]) for k, clip in enumerate(manifest.clips))
     manifest = replace(manifest, clips=changed)
     clips = [[clip.clip, clip.start, clip.end] for clip in manifest.clips]
-    record = {"format": FORMAT, "config": {"a": [1, "é"]}, "clips": clips}
-    text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    old = {"format": 1, "config": {"a": [1, "é"]}, "clips": clips}
     for piece in (1, 3, 7, 100):
-        monkeypatch.setattr("pipeline.cache.folder.PIECE", piece)
-        plan = create_cache(tmp_path / str(piece), record["config"], manifest, 3)
-        assert plan.fingerprint == hashlib.sha256(text.encode()).hexdigest()
+        monkeypatch.setattr("pipeline.cache.identity.PIECE", piece)
+        plan = create_cache(tmp_path / str(piece), old["config"], manifest, 3)
+        for shard, first in enumerate((0, 3, 6)):
+            expected = hashlib.sha256(canonical(clips[first : first + 3])).hexdigest()
+            assert plan.attrs(shard)["clips_sha256"] == expected
+        # What caches of format 1 have as their fingerprint.
+        found = fingerprint_of_format_1(old["config"], manifest)
+        assert found == hashlib.sha256(canonical(old)).hexdigest()
+
+
+def test_a_fingerprint_covers_what_decides_values_and_not_what_is_there(tmp_path):
+    config = {
+        "keep": ["pooled"],
+        "seed": 1,
+        "sampling": {"train_views": 1, "test_clips": 1, "f": 8},
+    }
+    deciding = {"seed": 1, "sampling": {"f": 8}}
+    text = canonical({"config": deciding, "format": FORMAT})
+    assert fingerprint_of(config) == hashlib.sha256(text).hexdigest()
+    more = {**config, "keep": ["res4"], "sampling": {"train_views": 5, "test_clips": 3, "f": 8}}
+    assert fingerprint_of(more) == fingerprint_of(config)
+    assert fingerprint_of({**config, "seed": 2}) != fingerprint_of(config)
+    fewer = create_cache(tmp_path / "few", config, manifest_of(tmp_path, 2), 3)
+    assert fewer.fingerprint == fingerprint_of(config)

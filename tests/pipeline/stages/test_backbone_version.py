@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.cache.folder import create_cache
+from pipeline.cache.creation import create_cache
 from pipeline.cache.reader import CacheError
 from pipeline.manifests.manifest import read_manifest
 from pipeline.stages.config import ExtractConfig

@@ -39,7 +39,7 @@ SIDE, LENGTH, CLIPS, BROKEN = 96, 12, 7, 3
 SAMPLING = Sampling(
     frames=4, size=64, train_views=2, train_crop="multiscale", flip=0.5, test_clips=1, test_crops=1
 )
-INLINE = RunOptions(workers=0, batch=3, shard_size=3)
+INLINE = RunOptions(workers=0, batch=3, shard_size=3, views_for_all=True)
 
 
 def place(clip: int, frame: int) -> tuple[int, int, int, int]:
@@ -277,7 +277,7 @@ def command_line(world: Path, cache: Path, weights: Path) -> list[str]:
         f"extract --manifest {world}/manifest.csv --cache {cache} --device cpu --workers 1 "
         f"--backbone digit_cnn --set backbone_options.width=8 --weights {weights} "
         f"--proposals annotations --annotations {world}/boxes.csv --boxes 2 "
-        "--keep pooled,nodes,conv2 --dtype float32 --shard-size 1 "
+        "--keep pooled,nodes,conv2 --dtype float32 --views-for-all --shard-size 1 "
         "--frames 4 --size 64 --train-views 2"
     )
     return [sys.executable, "-m", "cli", *text.split()]
@@ -393,8 +393,8 @@ def test_a_text_for_a_number_in_a_networks_options_is_the_users_slip(world):
 def test_a_machine_without_a_gpu_describes_what_one_with_a_gpu_will_store(world, tmp_path):
     """Shapes and checksums follow from the config. Only computing in fp16 needs a GPU."""
     wide, half = config_of(world), config_of(world, precision="fp16")
-    record, clips = describe((half, RunOptions()))
-    assert (record | {"precision": "fp32"}, clips) == describe((wide, RunOptions()))
+    record, sizes = describe(half)
+    assert (record | {"precision": "fp32"}, sizes) == describe(wide)
     assert (
         count_shards(half, read_manifest(world / "manifest.csv"), tmp_path / "cache", INLINE) == 3
     )

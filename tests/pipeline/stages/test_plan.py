@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cache.reader import Cache
-from pipeline.manifests.manifest import Manifest, read_manifest
+from pipeline.manifests.manifest import Manifest, read_manifest, write_clips
 from pipeline.stages import plan as planning
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.extract import RunOptions, extract
@@ -127,7 +127,7 @@ def test_the_sample_is_spread_over_the_manifest_and_always_the_same(manifest):
 
 def test_the_sample_holds_the_clips_as_the_manifest_has_them(manifest, tmp_path):
     chosen = planning._sample(manifest.clips, 7)
-    planning._write_sample(tmp_path / "m.csv", chosen)
+    write_clips(tmp_path / "m.csv", chosen)
     again = read_manifest(tmp_path / "m.csv", manifest.root).clips
     expected = [replace(clip, position=0) for clip in chosen]
     assert [replace(clip, position=0) for clip in again] == expected

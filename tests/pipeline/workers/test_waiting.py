@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.cache import folder
-from pipeline.cache.folder import create_cache
+from pipeline.cache.creation import create_cache
 from pipeline.stages.graphs import build_graphs
 from pipeline.workers import claims, engines, waiting
 from pipeline.workers.claims import (
