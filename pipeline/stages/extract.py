@@ -8,12 +8,13 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.cache.batch_file import record_batch, recorded_batch
 from pipeline.cache.fields import GROUPS
 from pipeline.cache.folder import decoding_warning
 from pipeline.cache.reader import create_cache, read_cache_json, relabelled_clips
@@ -117,6 +118,8 @@ def extract(
     plan = create_cache(cache, record, manifest, per_shard, say)
     # Absolute, because other processes may have another working directory.
     extractor.cache_id = Path(os.path.abspath(plan.folder)), plan.fingerprint
+    if say:
+        extractor.say = say
 
     wanted = range(len(plan)) if shards is None else sorted(set(shards))
     if wanted and not 0 <= min(wanted) <= max(wanted) < len(plan):
@@ -153,6 +156,7 @@ def extract(
         warning = decoding_warning(plan.folder)
         if warning:
             say(warning)
+    _settle_batch(extractor, plan.folder, [statistics for _, statistics in complete])
     _share_and_collect(extractor, jobs, engine or LocalEngine(), summary, say)
     sweep_claims(plan.folder / "features", watch)
     summary.seconds = time.monotonic() - begun
@@ -175,6 +179,20 @@ def _describe_for(engine: Engine | None, extractor: ExtractShards) -> tuple[dict
     if isinstance(described, Exception):
         raise described
     return as_json(described[0]), described[1]
+
+
+def _settle_batch(extractor: ExtractShards, cache: Path, complete: list[Mapping]) -> None:
+    """Have a run take the batch that its cache was begun with, unless it is given one.
+
+    The first run of a cache records the batch that it is given. Where it is given none, the first
+    process that computes chooses one.
+    """
+    begun_with = recorded_batch(cache, complete)
+    batch = extractor.options.batch
+    if batch is None:
+        extractor.options = replace(extractor.options, batch=begun_with)
+    elif begun_with is None:
+        record_batch(cache, batch)
 
 
 def _share_and_collect(

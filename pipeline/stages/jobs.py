@@ -18,7 +18,7 @@ class RunOptions:
 
     Attributes:
         device: "auto", "cpu" or "cuda", on the machine that computes.
-        batch: views per forward pass.
+        batch: views per forward pass; None takes the cache's, or what suits the device.
         workers: decode processes. 0 decodes in this process, without a time limit; None chooses
             what suits the device.
         time_limit: seconds that decoding a clip may take.
@@ -32,7 +32,7 @@ class RunOptions:
     """
 
     device: str = "cpu"
-    batch: int = 4
+    batch: int | None = None
     workers: int | None = 1
     time_limit: float = 120.0
     compile: bool = False
@@ -41,7 +41,7 @@ class RunOptions:
     shard_size: int = 0
 
     def __post_init__(self) -> None:
-        # None is allowed for `workers`: the device decides.
+        # None is allowed for `workers` and `batch`: the device decides.
         lowest = {"batch": 1, "workers": 0, "shard_bytes": 1, "shard_size": 0}
         for name, low in lowest.items():
             value = getattr(self, name)

@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -29,6 +29,9 @@ COUNTING = 5.0  # seconds between two requests for the number of workers
 NEIGHBOURS = 10.0  # seconds to wait for the other workers of a machine to say which cores they use
 # Seconds to wait for a connection later on, before looking whether the scheduler is gone.
 CONNECTING = 3.0
+
+
+TOPIC = "vidgraph"  # of the lines that jobs have for a person
 
 
 class WorkersLost(RuntimeError):
@@ -173,23 +176,44 @@ class DaskJobs:
             self.client.cancel([future for _, future in self.futures.values()], force=True)
 
 
+def tell_client(line: str) -> None:
+    """In a Dask worker: have the client print a line. Elsewhere it does nothing.
+
+    Args:
+        line: for a person.
+    """
+    from distributed import get_worker
+
+    # A thread that a job has started is no thread of the worker.
+    with suppress(ValueError):
+        worker = _WORKER[0] if _WORKER else get_worker()
+        worker.log_event(TOPIC, line)
+
+
 # In a worker: the last job function by its name, with everything that it has loaded.
 _FUNCTIONS: dict[str, Callable] = {}
-_ONE_AT_A_TIME = threading.Lock()
+_WORKER: list = []
+_LOADING, _ONE_AT_A_TIME = threading.Lock(), threading.Lock()
 
 
 def _run_job(name: str, payload: bytes, sharing: int, job: bytes) -> Any:
     """In a Dask worker: run the pickled job function on one job.
 
-    The function is unpickled once, and kept until another `name` comes.
+    The function is unpickled once, and kept until another `name` comes. It gets one job at a time
+    unless its `threads` allow more.
     """
-    with _ONE_AT_A_TIME:
+    from distributed import get_worker
+
+    with _LOADING:
         if name not in _FUNCTIONS:
             _FUNCTIONS.clear()
+            _WORKER[:] = [get_worker()]
             # Before the function is loaded, which may count its cores.
             cores.share_with(sharing or _neighbours())
             _FUNCTIONS[name] = pickle.loads(payload)
-        return _FUNCTIONS[name](pickle.loads(job))
+        function = _FUNCTIONS[name]
+    with nullcontext() if getattr(function, "threads", 1) > 1 else _ONE_AT_A_TIME:
+        return function(pickle.loads(job))
 
 
 def _neighbours() -> int:
