@@ -59,6 +59,7 @@ class ExtractSummary:
         relabelled: clips whose labels or split differ from the cache's copy of the manifest.
             Training reads the copy unless it is given another manifest.
         work: what the processes that wrote shards of this run did.
+        left: shards that are not complete, because the time was up (`RunOptions.stop_after`).
         seconds: wall time.
     """
 
@@ -73,6 +74,7 @@ class ExtractSummary:
     changed: list[str] = field(default_factory=list)
     relabelled: list[str] = field(default_factory=list)
     work: Work = field(default_factory=Work)
+    left: int = 0
     seconds: float = 0.0
 
 
@@ -140,9 +142,12 @@ def extract(
         if redo or not plan.done(shard):
             jobs.append(ShardJob(shard, path, plan.attrs(shard), clips, mark_of(path)))
             continue
+        summary.already += 1
+        # Each of many jobs that share a cache would read what all others have written.
+        if options.stop_after is not None:
+            continue
         statistics = complete_shard(plan, shard)
         complete.append((clips, statistics))
-        summary.already += 1
         summary.failures += statistics.get("failures", ())
         summary.warnings += statistics.get("warnings", ())
 
@@ -157,7 +162,7 @@ def extract(
         if warning:
             say(warning)
     _settle_batch(extractor, plan.folder, [statistics for _, statistics in complete])
-    _share_and_collect(extractor, jobs, engine or LocalEngine(), summary, say)
+    _share_and_collect(extractor, jobs, engine or LocalEngine(), summary, say, begun)
     sweep_claims(plan.folder / "features", watch)
     summary.seconds = time.monotonic() - begun
     # Last: on a network file system, a look at a million files would keep the workers waiting.
@@ -201,12 +206,22 @@ def _share_and_collect(
     engine: Engine,
     summary: ExtractSummary,
     say: PrintLine | None,
+    begun: float,
 ) -> None:
     """Have all shards written, by this run or others, and add them to the summary."""
+    stop_after, longest, summary.left = extractor.options.stop_after, 0.0, len(jobs)
+
+    def time_is_up() -> bool:
+        # While the next shard is begun, the one before it is still at work.
+        return stop_after is not None and time.monotonic() - begun + 2 * longest > stop_after
+
     with closing(extractor):
-        shared = share_jobs(extractor, jobs, engine, extractor.finished, extractor.watched, say)
+        shared = share_jobs(
+            extractor, jobs, engine, extractor.finished, extractor.watched, say, time_is_up
+        )
         with closing(shared) as results:
             for job, record in results:
+                summary.left -= 1
                 statistics = record or read_statistics(job.path, job.attrs)
                 failures = statistics.get("failures", [])
                 summary.failures += failures
@@ -219,6 +234,7 @@ def _share_and_collect(
                     summary.clips += record["clips"]
                     summary.views += record["views"]
                     summary.work.add(record)
+                    longest = max(longest, record["seconds"]["wall"])
                 else:
                     summary.already += 1
             extractor.watched.check()

@@ -42,6 +42,7 @@ from pipeline.workers.dask_jobs import tell_client
 from pipeline.workers.decode_pool import WorkerPool
 from pipeline.workers.engines import pick_device
 from pipeline.workers.memory import free_memory, keep_freed_memory
+from pipeline.workers.tries import describe_tries
 from pipeline.workers.waiting import PrintLine, print_nothing
 
 if TYPE_CHECKING:
@@ -395,6 +396,9 @@ class ExtractShards:
             claim = take_claim(job.path)
         if claim is None:
             return None
+        unfinished = describe_tries(job.path)
+        if unfinished:
+            self.say(unfinished)
         try:
             # The claim must lie in the cache that the run started in.
             self.watched.check()

@@ -26,6 +26,8 @@ class RunOptions:
         compression: of the shards: "none", "lzf" or "zstd".
         shard_bytes: bytes of a shard, approximately.
         shard_size: clips per shard; 0 derives the number from `shard_bytes`.
+        stop_after: seconds after which a run should be over. It begins no shard that would take
+            longer, and does not wait for those of others. None for no limit.
 
     Raises:
         ValueError: a number is too small.
@@ -39,6 +41,7 @@ class RunOptions:
     compression: str = "none"
     shard_bytes: int = 2 << 30
     shard_size: int = 0
+    stop_after: float | None = None
 
     def __post_init__(self) -> None:
         # None is allowed for `workers` and `batch`: the device decides.

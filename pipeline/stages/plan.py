@@ -17,12 +17,14 @@ from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 
+from pipeline.cache.batch_file import recorded_batch
 from pipeline.cache.folder import require_folder_path
 from pipeline.cache.reader import Cache
 from pipeline.manifests.manifest import COLUMNS, TIMES, Clip, Manifest, read_manifest
+from pipeline.stages.batch_choice import CPU_BATCH, choose_batch
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.extract import ExtractSummary, clips_per_shard, extract
-from pipeline.stages.frozen_networks import StoredShapes
+from pipeline.stages.frozen_networks import FrozenNetworks, StoredShapes
 from pipeline.stages.jobs import RunOptions, decoders_for
 from pipeline.views.stateless_random import Draws
 from pipeline.workers.cores import cores_here
@@ -157,6 +159,7 @@ def make_plan(
     """
     require_folder_path(Path(cache))
     options = options or RunOptions()
+    options = replace(options, batch=options.batch or _batch(config, options, Path(cache)))
     timed = math.ceil(max(1, clips) / options.batch) * options.batch
     chosen = _sample(manifest.clips, 2 * timed + max(1, timed // 4))
     moments: list[float] = []
@@ -259,6 +262,19 @@ def _clips_per_shard(config: ExtractConfig, options: RunOptions, cache: Path) ->
     if (cache / "cache.json").exists():
         return Cache(cache).record["per_shard"]
     return options.shard_size or clips_per_shard(StoredShapes(config), options)
+
+
+def _batch(config: ExtractConfig, options: RunOptions, cache: Path) -> int:
+    """Views per forward pass of the real run."""
+    found = recorded_batch(cache)
+    if found is None and (cache / "cache.json").exists():
+        found = recorded_batch(cache, Cache(cache).records["features"].values())
+    if found is not None:
+        return found
+    device = pick_device(options.device)
+    if device == "cpu":
+        return CPU_BATCH
+    return choose_batch(FrozenNetworks(config, device, options.compile))
 
 
 def _decoders(options: RunOptions) -> int:

@@ -4,8 +4,9 @@
 runs in a worker, for one job at a time.
 
 What happens when something dies:
-- A worker: Dask gives its job to another worker. After ALLOWED_DEATHS + 1 dead workers the job's
-  result is a WorkersLost, and the run continues with the rest.
+- A worker: Dask gives its jobs to other workers. After ALLOWED_DEATHS + 1 dead workers the job's
+  result is a WorkersLost, and the run continues with the rest. Where workers take several jobs at a
+  time, one job may end the workers of the others. Then each of them is tried once more by itself.
 - The scheduler: the connection to it closes, and `DaskJobs.run` raises WorkersLost.
 """
 
@@ -21,6 +22,7 @@ from itertools import islice
 from typing import Any
 
 from pipeline.workers import cores
+from pipeline.workers.waiting import PrintLine, print_nothing
 
 ALLOWED_DEATHS = 3  # dead workers after which a job is still given to another one
 GONE = "the Dask scheduler is gone; finished shards are kept, the same command resumes"
@@ -46,12 +48,21 @@ class DaskJobs:
 
     Args:
         client: a connected `distributed.Client`.
-        workers: the number of workers that are expected.
+        workers: how many jobs the expected workers take at a time.
         sharing: how many workers share this machine's cores; 0 if the workers have to find out on
             their own machines.
+        say: prints a line: what jobs have for a person, and that a worker has died.
+        together: whether a worker takes several jobs at a time.
     """
 
-    def __init__(self, client, workers: int, sharing: int = 0):
+    def __init__(
+        self,
+        client,
+        workers: int,
+        sharing: int = 0,
+        say: PrintLine = print_nothing,
+        together: bool = False,
+    ):
         from distributed import Future
 
         self.client = client
@@ -64,13 +75,28 @@ class DaskJobs:
         self.id = uuid.uuid4().hex
         self.counted_at = 0.0
         self.futures: dict[str, tuple[Any, Any]] = {}
+        self.say, self.together = say, together
+        # Where the scheduler does not answer, the run goes on without these lines.
+        with suppress(Exception):
+            client.subscribe_topic(TOPIC, lambda event: say(str(event[1])))
+            client.subscribe_topic("all", self._note)
+
+    def _note(self, event: tuple[float, Any]) -> None:
+        """Say that a worker has died with some of these jobs, which others do again."""
+        what = event[1]
+        if not isinstance(what, dict) or what.get("action") != "remove-worker":
+            return
+        lost = [key for key in what.get("processing-tasks", ()) if key in self.futures]
+        if lost and not what.get("expected", False):
+            jobs = "a job" if len(lost) == 1 else f"{len(lost)} jobs"
+            self.say(f"a worker ended with {jobs} ({what.get('worker')}): others do them again")
 
     def room(self) -> int:
         """Return how many more jobs the scheduler may get now."""
         if time.monotonic() - self.counted_at > COUNTING:
             # If it does not answer it is asked again later; if it is gone, `check` notices.
             with suppress(OSError):
-                self.workers = max(self.workers, len(self.client.nthreads()))
+                self.workers = max(self.workers, sum(self.client.nthreads().values()))
             self.counted_at = time.monotonic()
         return 2 * self.workers + 2 - len(self.futures)
 
@@ -92,6 +118,7 @@ class DaskJobs:
 
         payload = pickle.dumps(function, protocol=5)
         name = f"{self.id} {hashlib.sha256(payload).hexdigest()}"
+        run_job = partial(_run_job, name, payload, self.sharing)
         completed = as_completed(loop=self.client.loop)
         jobs = iter(jobs)
 
@@ -102,7 +129,6 @@ class DaskJobs:
             # A job travels as bytes, so that Dask does not walk through it.
             pickled = [pickle.dumps(job, protocol=5) for job in some]
             keys = [f"job-{uuid.uuid4().hex}" for _ in some]
-            run_job = partial(_run_job, name, payload, self.sharing)
             futures = self.client.map(run_job, pickled, key=keys, pure=False)
             for job, future in zip(some, futures, strict=True):
                 self.futures[future.key] = job, future
@@ -110,6 +136,7 @@ class DaskJobs:
             # Jobs that are sent after the connection has closed would never come back.
             self.check()
 
+        doubtful: list[Any] = []
         submit()
         for futures in completed.batches():
             done = [self.futures.pop(future.key)[0] for future in futures]
@@ -117,7 +144,16 @@ class DaskJobs:
                 raise WorkersLost(GONE)
             # New jobs first: the workers continue while the results are fetched.
             submit()
-            yield from zip(done, self._outcomes(futures), strict=True)
+            for job, outcome in zip(done, self._outcomes(futures), strict=True):
+                if isinstance(outcome, WorkersLost) and self.together:
+                    doubtful.append(job)
+                else:
+                    yield job, outcome
+        for job in doubtful:
+            future = self.client.submit(run_job, pickle.dumps(job, protocol=5), pure=False)
+            self.futures[future.key] = job, future
+            yield job, self._outcome(future)
+            del self.futures[future.key]
 
     def check(self) -> None:
         """Raise WorkersLost if the connection to the scheduler has closed."""
