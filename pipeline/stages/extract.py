@@ -26,6 +26,7 @@ from pipeline.stages.bottleneck import Work
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.extract_shards import ExtractShards, as_json
 from pipeline.stages.jobs import Advance, RunOptions, ShardJob
+from pipeline.video.decode import require_decoder
 from pipeline.video.video_identity import changed_videos
 from pipeline.views.sampling import count_views
 from pipeline.workers.claims import ClaimWatch, sweep_claims
@@ -114,6 +115,8 @@ def extract(
         ValueError: the cache was made with another config, or has no such shard.
     """
     options, begun = options or RunOptions(), time.monotonic()
+    if engine is None:
+        require_decoder(config.decoder)
     extractor = ExtractShards(config, manifest.root, options, redo)
     record, per_shard = _describe_for(engine, extractor)
     extractor.record = record
