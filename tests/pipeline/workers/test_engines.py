@@ -696,29 +696,37 @@ def test_workers_end_before_their_job_does(walltime):
     assert life + varies < walltime
 
 
-@pytest.mark.parametrize("shards", [1, 24, 1000, 1001, 4321])
-def test_a_job_array_does_every_shard_once(shards, tmp_path):
-    """The script's tasks are run in turn, with a program that notes what it is asked for."""
-    (tmp_path / "note").write_text(
-        f'#!/bin/sh\nfor last; do :; done\necho "$last" >> {tmp_path}/asked\n'
-    )
-    (tmp_path / "note").chmod(0o755)
+@pytest.mark.parametrize(
+    ("shards", "jobs", "tasks"),
+    # Without --jobs, a task for every eight shards; with it, as many as may run at a time.
+    [(1, 0, 1), (24, 0, 3), (24, 16, 16), (5, 16, 5), (100_000, 16, 1000), (100_000, 0, 1000)],
+)
+def test_a_job_array_has_tasks_that_do_many_shards_each(shards, jobs, tasks, tmp_path):
+    script = slurm.array_script(["x"], shards, {}, jobs, str(tmp_path), "c/logs")
+    at_a_time = f"%{jobs}" if jobs else ""
+    assert f"#SBATCH --array=0-{tasks - 1}{at_a_time}\n" in script
+
+
+def test_tasks_stop_before_their_time_is_up_and_end_at_once_when_all_is_done(tmp_path):
+    """The script is run with a program that notes what it is asked for."""
+    program = tmp_path / "note"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    program.chmod(0o755)
     script = slurm.array_script(
-        [str(tmp_path / "note"), "a b"], shards, {"time": "10"}, 16, str(tmp_path), "logs"
+        [str(program), "a b"], 2, {"time": "10"}, 2, str(tmp_path), "my cache/logs"
     )
-    tasks = int(re.search(r"#SBATCH --array=0-(\d+)%16\n", script)[1]) + 1
-    assert tasks <= 1000
     assert "#SBATCH --time=10\n" in script
-    for task in dict.fromkeys((0, 1 % tasks, tasks - 1)):
-        subprocess.run(
-            ["bash", "-c", script], env={**os.environ, "SLURM_ARRAY_TASK_ID": str(task)}, check=True
-        )
-    asked = [tuple(map(int, line.split("-"))) for line in (tmp_path / "asked").read_text().split()]
-    each = -(-shards // 1000)
-    assert asked[0] == ((0, each - 1) if each > 1 else (0,))
-    assert asked[-1][-1] == shards - 1
-    if tasks > 1:
-        assert asked[1][0] == each
+    features = tmp_path / "my cache" / "features"
+    features.mkdir(parents=True)
+    for name in ("00000.json", "00000.h5", "00001.json.host-1-2-00000000.part"):
+        (features / name).touch()
+    subprocess.run(["bash", "-c", script], check=True)
+    # A tenth of the ten minutes is left for what has been begun.
+    assert (tmp_path / "asked").read_text() == "a b --stop-after 540\n"
+    (features / "00001.json").touch()
+    done = subprocess.run(["bash", "-c", script], check=True, capture_output=True, text=True)
+    assert "complete already" in done.stdout
+    assert (tmp_path / "asked").read_text().count("\n") == 1
 
 
 def test_blanks_and_signs_in_paths_and_options_reach_slurm_as_they_are():
