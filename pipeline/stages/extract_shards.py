@@ -14,6 +14,7 @@ does without.
 import json
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,6 +57,8 @@ TASKS_AHEAD = 8
 SHARED_PART, SHARED_BYTES, DECODER_BYTES = 1 / 8, 2 << 30, 48 << 20
 # Shards that a process hashes and syncs while it computes further ones.
 FINISHING = 4
+# Seconds between two looks whether the cache is still where it was.
+CHECKING = 1.0
 # Threads that may call `ExtractShards`: for a shard that is decoded ahead, one that is computed and
 # one that is hashed.
 SHARDS_AT_ONCE = 3
@@ -116,6 +119,7 @@ class ExtractShards:
         self.reported: set[int] = set()
         self.say: PrintLine = print_nothing
         self.cores = cores_here()
+        self._checked = 0.0
         # Whoever holds the first one claims a shard and gives its tasks to the decode workers.
         self._decoding, self._computing = threading.Lock(), threading.Lock()
 
@@ -363,8 +367,11 @@ class ExtractShards:
         self.reported.add(shard.job.shard)
 
         def advance(done: int, failed: int) -> None:
-            # Without this check, hours of work could be lost in a deleted cache.
-            self.watched.check()
+            # Without this check, hours of work could be lost in a deleted cache. For every clip it
+            # would keep the server of a network file system busy.
+            if time.monotonic() - self._checked > CHECKING:
+                self.watched.check()
+                self._checked = time.monotonic()
             self.advance(done, failed)
 
         # Writing also fails where another process took this one for dead and removed its file.
