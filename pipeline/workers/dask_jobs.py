@@ -206,7 +206,10 @@ class DaskJobs:
             time.sleep(RETRY)
 
     def cancel(self) -> None:
-        """Take back the jobs that no worker has started."""
+        """Take back the jobs that no worker has started, and hear nothing more."""
+        for topic in (TOPIC, "all"):
+            with suppress(Exception):
+                self.client.unsubscribe_topic(topic)
         # A scheduler that is gone has forgotten them anyway.
         with suppress(Exception):
             self.client.cancel([future for _, future in self.futures.values()], force=True)

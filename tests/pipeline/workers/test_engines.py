@@ -285,6 +285,48 @@ def test_on_dask_the_cache_is_the_same_and_every_process_has_a_gpu_of_its_own(
     assert "dashboard" not in lines[0]
 
 
+def cores_and_gpu(_job) -> tuple[int, tuple[int, ...], str, int]:
+    time.sleep(0.05)
+    own = tuple(sorted(os.sched_getaffinity(0)))
+    return os.getpid(), own, os.environ["CUDA_VISIBLE_DEVICES"], cores.cores_here()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
+def test_with_gpus_each_process_has_one_and_the_cores_near_it_and_works_ahead(
+    world, undisturbed, tmp_path, monkeypatch
+):
+    near = sorted(os.sched_getaffinity(0))[:2]
+    if len(near) < 2:
+        pytest.skip("one core: nothing to share out")
+    monkeypatch.setattr("pipeline.workers.engines.near_cores", lambda *given: [[k] for k in near])
+    lines: list[str] = []
+    engine = DaskEngine(workers=2, threads=3, gpus=("GPU-a", "GPU-b"), say=lines.append)
+    with engine.open() as run_on:
+        places = set()
+
+        def both_have_answered() -> bool:
+            places.update(result for _, result in run_on(cores_and_gpu, range(12)))
+            return len(places) == 2
+
+        until(both_have_answered)
+        # Each counts the core that it has, and does not divide it by the other process.
+        found = {(own, gpu, counted) for _, own, gpu, counted in places}
+        assert found == {((near[0],), "GPU-a", 1), ((near[1],), "GPU-b", 1)}
+
+        class Open:
+            @contextmanager
+            def open(self):
+                yield run_on
+
+        options = replace(INLINE, workers=1, device="cpu", batch=None)
+        summary = run(world, tmp_path / "cache", options=options, engine=Open())
+    assert (summary.shards, summary.clips) == (3, 7)
+    assert everything(tmp_path / "cache") == everything(undisturbed)
+    assert not leftovers(tmp_path / "cache")
+    # What a worker chose for the cache is said here.
+    assert any("4 views in each forward pass" in line for line in lines)
+
+
 def answer_of(port: int) -> bytes:
     """What a stranger hears who greets as Dask does, and as a browser does."""
     with socket.create_connection(("127.0.0.1", port), timeout=NET) as stranger:
