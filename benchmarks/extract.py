@@ -9,7 +9,8 @@ eager   one video at a time: decord in the same process, resize with torch, the 
 
 Both are run in turn with ours, on the same generated videos; ratios are of the medians of the
 rounds. What is timed of ours is the steady state, the second of two shards: loading the networks
-and starting the workers, once per run, is shown apart.
+and starting the workers, once per run, is shown apart. No further round begins where the last one
+shows that it would not end within `--minutes`.
 """
 
 import statistics
@@ -166,6 +167,9 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=int, default=2, help="rounds of every row, in turn (default 2)"
     )
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="begin no round that takes longer (default 9)"
+    )
     parser.add_argument("--batch", type=int, default=2, help="views per forward pass (default 2)")
     parser.add_argument(
         "--proposal-size",
@@ -203,7 +207,12 @@ def main() -> None:
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         manifest = make_videos(Path(folder), 2 * given.clips)
-        for _ in range(given.rounds):
+        begun = time.monotonic()
+        for number in range(given.rounds):
+            spent = time.monotonic() - begun
+            if number and spent * (number + 1) / number > 60 * given.minutes:
+                print(f"{number} of {given.rounds} rounds: a further one would take too long")
+                break
             for precision in precisions():
                 for what, config in kinds:
                     config = replace(config, precision=precision)

@@ -12,7 +12,13 @@ network) and `pooled` ones (the same without boxes). `--pipes` sends pixels thro
 vidgraph did before it shared memory with its workers.
 
 main ms is the CPU time of the process that would drive the device, in ms per view: of its main
-thread, and of all its threads.
+thread, and of all its threads. decode ms and write ms are those of a decode process and of the
+thread that writes. MB is what crosses from the decode workers per view.
+
+`--model` goes on from these times to a node of 8 GPUs: the share of the networks' own speed that
+each of its processes reaches (`_feed_model.py`). `--pooled-ms` and `--default-ms` are the device's
+times per view; their defaults are what a GPU of the H200 class should take for `i3d_r50` in bf16,
+without and with the region proposal network.
 """
 
 import statistics
@@ -23,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _feed_model import Node, Times, simulate
 from _report import arguments, report
 
 import pipeline.stages.frozen_networks as networks
@@ -115,7 +122,10 @@ def make_manifest(folder: Path, clips: int, videos: int) -> Path:
 def config_of(kind: str) -> ExtractConfig:
     """A config of default or pooled views, with networks without weights."""
     config = ExtractConfig(
-        backbone="i3d_r50", sampling=SAMPLING, proposal_options={"weights": "none"}
+        backbone="i3d_r50",
+        sampling=SAMPLING,
+        proposal_options={"weights": "none"},
+        resize="device",
     )
     if kind == "pooled":
         return replace(config, keep=("pooled",))
@@ -138,7 +148,10 @@ def feed(kind: str, manifest_path: Path, free: bool, options: RunOptions) -> dic
             raise RuntimeError("a clip failed")
 
     with tempfile.TemporaryDirectory() as folder:
-        extract(config_of(kind), manifest, folder, options, announce=lambda to_do, before: advance)
+        done = extract(
+            config_of(kind), manifest, folder, options, announce=lambda to_do, before: advance
+        )
+    work = done.work
     wall, thread, process = (
         now - then
         for now, then in zip(
@@ -150,7 +163,52 @@ def feed(kind: str, manifest_path: Path, free: bool, options: RunOptions) -> dic
         "views/s": views / wall,
         "main ms": 1000 * thread / views,
         "process ms": 1000 * process / views,
+        "decode ms": 1000 * work.decode / work.views,
+        "write ms": 1000 * work.write / work.views,
+        "MB": view_bytes(kind) / 1e6,
     }
+
+
+def view_bytes(kind: str) -> int:
+    """Bytes of decoded pixels of a view, with the whole frames that the source of boxes reads."""
+    pixels = SAMPLING.frames * SAMPLING.size**2 * 3
+    if kind == "pooled":
+        return pixels
+    # The device resizes: frames cross as they were decoded.
+    return pixels + SAMPLING.frames // 2 * HEIGHT * WIDTH * 3
+
+
+def model(rows: list[dict], device_ms: dict[str, float], gpus: int, batch: int) -> list[dict]:
+    """The table of a node, from the rows that were measured."""
+    table = []
+    for kind in KINDS:
+        free, decoded = (
+            next(row for row in rows if row["views"] == kind and row["decoders"] == decoders)
+            for decoders in ("free", "decoding")
+        )
+        times = Times(
+            decoded["decode ms"] / 1e3,
+            free["main ms"] / 1e3,
+            device_ms[kind] / 1e3,
+            free["write ms"] / 1e3,
+            view_bytes(kind),
+        )
+        for cores in (64, 128):
+            found = simulate(times, Node(gpus, cores), batch)
+            table.append(
+                {
+                    "views": kind,
+                    "GPUs": gpus,
+                    "cores": cores,
+                    "views/s of each": found.rate,
+                    "limit": found.limit,
+                    "share %": 100 * found.share,
+                    "decoders busy %": 100 * found.decoders,
+                    "main thread busy %": 100 * found.main,
+                    "writer busy %": 100 * found.writer,
+                }
+            )
+    return table
 
 
 def main() -> None:
@@ -161,6 +219,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each row; medians are shown")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--pipes", action="store_true", help="share no memory with the workers")
+    parser.add_argument("--model", action="store_true", help="also print the table of a GPU node")
+    parser.add_argument("--gpus", type=int, default=8, help="of that node")
+    parser.add_argument("--pooled-ms", type=float, default=1.0, help="of the device, per view")
+    parser.add_argument("--default-ms", type=float, default=10.0, help="of the device, per view")
     asked = parser.parse_args()
     if asked.pipes:
         extract_shards.SHARED_BYTES = 0
@@ -180,6 +242,11 @@ def main() -> None:
                 row[key] = statistics.median(run[key] for run in runs)
             rows.append(row)
     report(f"feed: {asked.workers} decode processes, batches of {asked.batch}", rows, asked.json)
+    if asked.model:
+        device_ms = {"default": asked.default_ms, "pooled": asked.pooled_ms}
+        beside = asked.json and asked.json.with_name(f"{asked.json.stem}-model.json")
+        table = model(rows, device_ms, asked.gpus, asked.batch)
+        report("model of a GPU node, from these times", table, beside)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,10 @@ workers   two Dask workers of one thread each beside one, in turn, on generated 
           else kept busy. A second worker can bring no more than the machine's cores divided by what
           the first one takes; a round in which others took more than a twentieth of a core measures
           them, and is repeated.
+calls     a real extraction of small videos in this process, one clip to a shard, in a folder that
+          already holds many shards: calls per new shard that reach the file system, by name, and
+          per shard that is complete already. `metadata` are those that ask a network file system's
+          server for names and attributes.
 """
 
 import json
@@ -23,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from _report import arguments, report
@@ -99,6 +104,38 @@ def dry_run(manifest: Path, cache: Path, workers: int, begun: float) -> dict[str
         "of the client": engine.cpu / summary.shards,
         "memory": peak_memory(),
     }
+
+
+def measure_calls(shards: int, complete: int) -> list[dict[str, object]]:
+    """Calls per shard, of new ones and of complete ones, beside `complete` files of others."""
+    from _system_calls import METADATA, counted
+    from extract import make_videos
+
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = read_manifest(make_videos(Path(folder), shards))
+        cache, options = Path(folder) / "cache", RunOptions(workers=0, shard_size=1)
+        small = replace(TIMED, backbone="digit_cnn", backbone_options={"width": 8})
+        # What is made once per run is not a shard's: the first one pays for it.
+        extract(small, manifest, cache, options, shards=[0])
+        for number in range(complete):
+            (cache / "features" / f"{10**6 + number}.json").touch()
+        rows = []
+        for what in ("new", "complete already"):
+            with counted(str(cache)) as calls:
+                extract(small, manifest, cache, options)
+            with counted(str(cache)) as fixed:
+                extract(small, manifest, cache, options, shards=[0])
+            count = shards - 1
+            per_shard = {name: (calls[name] - fixed[name]) / count for name in calls}
+            row = {"shard": what, "metadata": sum(per_shard.get(name, 0) for name in METADATA)}
+            row |= {name: per_shard[name] for name in sorted(per_shard)}
+            rows.append(row)
+        columns = sorted({name for row in rows for name in row} - {"shard", "metadata"})
+        return [
+            {"shard": row["shard"], "metadata": row["metadata"]}
+            | {name: row.get(name, 0.0) for name in columns}
+            for row in rows
+        ]
 
 
 def peak_memory() -> int:
@@ -294,11 +331,17 @@ def main() -> None:
     parser.add_argument(
         "--per-shard", type=int, default=4, help="clips of their shards (default 4)"
     )
-    parser.add_argument("--only", choices=("dry", "workers"), help="one of the two parts")
+    parser.add_argument("--only", choices=("dry", "workers", "calls"), help="one of the parts")
+    parser.add_argument(
+        "--files", type=int, default=20_000, help="files beside those of the calls (default 20,000)"
+    )
     given = parser.parse_args()
-    if given.only != "workers":
+    if given.only in (None, "calls"):
+        beside = given.json and given.json.with_name(f"{given.json.stem}-calls.json")
+        report("calls per shard", measure_calls(21, given.files), beside)
+    if given.only in (None, "dry"):
         report("dry run", measure_dry_runs(given.rows, given.rounds), given.json)
-    if given.only != "dry":
+    if given.only in (None, "workers"):
         beside = given.json and given.json.with_name(f"{given.json.stem}-workers.json")
         report(
             "workers of one thread each",

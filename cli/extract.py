@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from cli._shared.cluster import cluster_options, engine_of, sbatch_script
+from cli._shared.cluster import cluster_options, engine_of, gpus_option, sbatch_script
 from cli._shared.extraction import config_for, network_options, running_options, views_options
 from cli._shared.interrupt import stoppable
 from cli._shared.options import commas, pick_device, say_cost
@@ -43,6 +43,14 @@ RESUME = "stopped; finished shards are kept, the same command resumes"
 @views_options
 @network_options
 @running_options
+@gpus_option
+@click.option(
+    "--stop-after",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Begin no shard that would not be complete by then, and do not wait for other runs. The "
+    "tasks of --print-sbatch have it.",
+)
 @cluster_options
 @click.option(
     "--print-sbatch",
@@ -68,8 +76,9 @@ def command(**given) -> int:
         return _print_sbatch(given)
     with stoppable(RESUME):
         from pipeline.manifests.manifest import read_manifest
+        from pipeline.stages.extract_shards import SHARDS_AT_ONCE
 
-        engine = engine_of(given, given["cache"] / "logs")
+        engine = engine_of(given, given["cache"] / "logs", SHARDS_AT_ONCE)
         # With an engine only the workers need to see the videos.
         if engine is None and given["root"] and not given["root"].is_dir():
             raise ValueError(
@@ -77,14 +86,21 @@ def command(**given) -> int:
             )
         manifest = read_manifest(given["manifest"], given["root"])
         options = _run_options(given, elsewhere=engine is not None)
-        return run(
-            config_for(given, manifest),
-            manifest,
-            given["cache"],
-            options,
-            given["shards"],
-            engine=engine,
-        )
+        config = config_for(given, manifest)
+        if engine is None:
+            _say_unused_gpus(options.device)
+        return run(config, manifest, given["cache"], options, given["shards"], engine=engine)
+
+
+def _say_unused_gpus(device: str) -> None:
+    """Say that this process leaves GPUs of its machine alone."""
+    if device != "cuda":
+        return
+    import torch
+
+    count = torch.cuda.device_count()
+    if count > 1:
+        warn(f"1 of the {count} GPUs here works: --gpus all has all of them work")
 
 
 def _add(given: dict) -> int:
@@ -102,17 +118,22 @@ def _print_sbatch(given: dict) -> int:
     from pipeline.manifests.manifest import read_manifest
     from pipeline.stages.extract import count_shards
 
-    for name in ("dask", "scheduler", "shards"):
+    for name in ("dask", "scheduler", "gpus", "shards"):
         if given[name] is not None:
             raise click.UsageError(
                 f"--print-sbatch and --{name.removesuffix('s')}: expected one of them, got both"
             )
     manifest = read_manifest(given["manifest"], given["root"])
-    shards = count_shards(
-        config_for(given, manifest), manifest, given["cache"], _run_options(given, elsewhere=True)
-    )
+    config = config_for(given, manifest)
+    shards = count_shards(config, manifest, given["cache"], _run_options(given, elsewhere=True))
     logs = given["cache"] / "logs"
-    script = sbatch_script(given, shards, logs)
+    # What nobody asked for is chosen here, and not by whichever job comes first.
+    settled: list[str] = []
+    if given["precision"] is None:
+        settled += ["--precision", config.precision]
+    if given["frame_resize"] is None:
+        settled += ["--frame-resize", config.resize]
+    script = sbatch_script(given, shards, logs, settled)
     # Slurm makes no folders. A task whose output has none fails without a message.
     logs.mkdir(parents=True, exist_ok=True)
     click.echo(script, nl=False)
@@ -161,8 +182,13 @@ def run(
         pace = describe_work(summary.work, summary.seconds)
         if pace:
             say(pace)
-    else:
+    elif not summary.left:
         say(f"{cache}: every shard was complete already")
+    if summary.left:
+        say(
+            f"{cache}: {summary.left:,} shards are left, because the time was up (--stop-after); "
+            f"the same command continues"
+        )
     _report_relabelled(summary.relabelled, manifest.path, cache)
     _report_removed(summary.removed, manifest.path, cache)
     _report_warnings(summary.warnings, cache)
@@ -258,6 +284,7 @@ def _run_options(given: dict, elsewhere: bool):
         "shard_bytes",
         "shard_size",
         "views_for_all",
+        "stop_after",
     ]
     return RunOptions(device=device, **{name: given[name] for name in names})
 

@@ -22,7 +22,7 @@ from cli._shared.say import say
 OF_EXTRACTION = (
     *SAMPLING,
     *("test_crops", "backbone", "cut", "proposals", "proposal_size", "boxes", "roi_pool"),
-    *("decoder", "allow_truncated", "pixel_aspect", "frame_pattern"),
+    *("decoder", "allow_truncated", "pixel_aspect", "frame_pattern", "frame_resize"),
 )
 # Files of the extraction. With a cache these options say where they are now.
 MOVED = ("weights", "annotations", "proposal_weights")
@@ -273,7 +273,8 @@ def _run(ctx: click.Context, given: dict) -> int:
     if cache is None:
         # Nothing is stored, so these options are not asked for.
         fixed = {"keep": ("pooled",), "precision": "fp32", "dtype": "float32"}
-        fixed["frame_resize"] = "pil"  # by the decode workers
+        # A run stays what it is on any device.
+        fixed["frame_resize"] = given["frame_resize"] or "pil"
         # A study has them among its own keys, so that its table records them.
         own = {} if given["study"] is not None else extraction
         config = config_of({**given, **fixed, "settings": own})

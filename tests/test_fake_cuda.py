@@ -433,3 +433,48 @@ def test_inference_mode_and_views_share_memory():
         x.mT[2].mul_(5)
         assert x.tolist() == [[1, 1, 5], [0, 0, 0]]
     assert isinstance(x, CudaTensor)
+
+
+# --- streams
+
+
+def test_a_kernel_may_not_read_what_another_stream_may_still_be_writing():
+    with fake_cuda():
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            x = torch.ones(3).pin_memory().to("cuda", non_blocking=True)
+        with pytest.raises(RuntimeError, match="another stream may still be writing"):
+            x + 1
+        torch.cuda.current_stream().wait_event(side.record_event())
+        assert (x + 1).cpu().tolist() == [2, 2, 2]
+
+
+def test_an_event_orders_only_what_came_before_it():
+    with fake_cuda():
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            x = torch.zeros(3, device="cuda")
+            event = side.record_event()
+            x += 1
+        torch.cuda.current_stream().wait_event(event)
+        with pytest.raises(RuntimeError, match="another stream may still be writing"):
+            x + 1
+        torch.cuda.current_stream().wait_stream(side)
+        assert (x + 1).cpu().tolist() == [2, 2, 2]
+
+
+def test_a_copy_to_the_host_is_there_once_its_own_event_was_waited_for():
+    with fake_cuda():
+        x, side = torch.ones(3, device="cuda"), torch.cuda.Stream()
+        early = torch.cuda.current_stream().record_event()
+        side.wait_stream(torch.cuda.current_stream())
+        host = torch.empty(3, pin_memory=True)
+        with torch.cuda.stream(side):
+            host.copy_(x, non_blocking=True)
+        late = side.record_event()
+        early.synchronize()
+        assert host.tolist() != [1, 1, 1]
+        assert not late.query()
+        late.synchronize()
+        assert host.tolist() == [1, 1, 1]
+        assert late.query()

@@ -36,6 +36,7 @@ from pipeline.cache.reader import Cache
 from pipeline.digits import TASKS, DigitVideos, load_images
 from pipeline.digits.digit_cache import cache_digits
 from pipeline.manifests.manifest import Clip, read_manifest
+from pipeline.networks.transfers import Transfers
 from pipeline.proposals import digit_rpn
 from pipeline.proposals.detectron2 import Detectron2RPN
 from pipeline.regions.graphs import GraphOptions, graphs_of
@@ -237,6 +238,64 @@ def test_every_source_of_boxes_feeds_the_nodes_there(source, pool, sources):
     )
     found = same_arrays(config)
     assert found["valid"].any()
+
+
+@pytest.mark.parametrize("source", ["grid", "torchvision", "digit_rpn"])
+@pytest.mark.parametrize("backbone", NAMES)
+def test_every_backbone_takes_every_source_there_without_mixing_devices_or_streams(
+    backbone, source, sources
+):
+    consecutive = {"consecutive": 5} if backbone == "ean_r50" else {}
+    frames = 40 if backbone == "ean_r50" else 8
+    sampling = Sampling(
+        frames=frames, size=48, train_views=1, train_crop="centre", test_clips=0, **consecutive
+    )
+    keep = ("pooled", "nodes", "conv2" if backbone == "digit_cnn" else "res4")
+    config = views_config(
+        backbone=backbone,
+        backbone_options={"width": 8},
+        keep=keep,
+        proposals=source,
+        proposal_options=sources[source],
+        sampling=sampling,
+        dtype="float16",
+    )
+    found = computed(config, "cuda")
+    assert {*keep, "boxes"} <= found.keys()
+    assert all(np.isfinite(array.astype(float)).all() for array in found.values())
+
+
+def test_a_batch_is_chosen_there_by_a_trial(tmp_path, monkeypatch):
+    from pipeline.stages import batch_choice
+
+    config = views_config(backbone="digit_cnn", backbone_options={"width": 8})
+    models, sizes = FrozenNetworks(config, "cuda"), []
+    launch = models.launch
+
+    def noted(rows, size):
+        sizes.append(len(rows))
+        return launch(rows, size)
+
+    monkeypatch.setattr(models, "launch", noted)
+    monkeypatch.setattr(batch_choice, "TRIED", (2, 4, 8))
+    # This device takes no time at all, so that a larger batch always pays.
+    assert batch_choice.choose_batch(models) == 8
+    assert sizes == [2, 2, 4, 4, 8, 8]
+
+
+def test_memory_that_the_system_does_not_lock_is_used_all_the_same(monkeypatch):
+    class Runtime:
+        def cudaHostRegister(self, address, size, flags):
+            return 2
+
+        def cudaGetErrorString(self, error):
+            return "out of memory"
+
+    monkeypatch.setattr(torch.cuda, "cudart", Runtime)
+    transfers = Transfers(torch.device("cuda"))
+    assert transfers.lock_pages(4096, 8192) == "out of memory"
+    rows = transfers.rows([np.ones((2, 2), np.uint8), None], (2, 2))
+    assert rows.cpu().sum() == 4
 
 
 def test_views_without_boxes_are_computed_there():

@@ -12,7 +12,7 @@ from cli._shared.say import warn
 
 _FILE = click.Path(path_type=Path)
 _LISTENS = re.compile(r"[^\s/]*:[0-9]{1,5}")
-_NOT_IN_JOBS = ("--slurm", "--jobs", "--print-sbatch")
+_NOT_IN_JOBS = ("--slurm", "--jobs", "--print-sbatch", "--stop-after")
 
 
 def place_options(jobs: str):
@@ -73,12 +73,20 @@ cluster_options = place_options(
 )
 
 
-def engine_of(given: dict, logs: Path):
+gpus_option = click.option(
+    "--gpus",
+    metavar="all|0,1,…",
+    help="Work on these GPUs of this machine, with a process and the cores near it for each.",
+)
+
+
+def engine_of(given: dict, logs: Path, threads: int = 1):
     """Build the engine that the options name.
 
     Args:
-        given: the options of `place_options`, by name.
+        given: the options of `place_options` and perhaps `gpus_option`, by name.
         logs: folder for the output of Slurm jobs.
+        threads: jobs that a worker gets at a time.
 
     Returns:
         A DaskEngine, or None to work in this process.
@@ -86,7 +94,8 @@ def engine_of(given: dict, logs: Path):
     Raises:
         click.UsageError: options that do not go together.
     """
-    named = [name for name in ("dask", "scheduler", "slurm") if given[name] is not None]
+    places = ("dask", "scheduler", "slurm", "gpus")
+    named = [name for name in places if given.get(name) is not None]
     if len(named) > 1:
         raise click.UsageError(
             f"--{named[0]} and --{named[1]}: expected one of them, got both; leave one out"
@@ -109,10 +118,18 @@ def engine_of(given: dict, logs: Path):
     if not named:
         return None
     from pipeline.workers.engines import DaskEngine
+    from pipeline.workers.gpus import chosen_gpus
     from pipeline.workers.slurm import parse_options
 
+    gpus: tuple[str, ...] = ()
+    if named == ["gpus"]:
+        if given["device"] == "cpu":
+            raise click.UsageError("--gpus and --device cpu: expected one of them, got both")
+        gpus = tuple(chosen_gpus(given["gpus"]))
     return DaskEngine(
-        workers=given["dask"] or given["jobs"] or 1,
+        workers=given["dask"] or given["jobs"] or len(gpus) or 1,
+        threads=threads,
+        gpus=gpus,
         scheduler=given["scheduler"] or "",
         slurm=None if given["slurm"] is None else parse_options(given["slurm"]),
         dashboard=given["dashboard"],
@@ -137,13 +154,14 @@ def _tls(given: dict, named: list[str]):
     return TlsFiles(*files)
 
 
-def sbatch_script(given: dict, shards: int, logs: Path) -> str:
+def sbatch_script(given: dict, shards: int, logs: Path, settled: Sequence[str] = ()) -> str:
     """Write the job array that does what this command line does.
 
     Args:
         given: the options of `place_options`, by name.
         shards: how many shards there are; the array has at most as many jobs.
         logs: folder for the output of the jobs.
+        settled: further words of the command: what all jobs have to agree on.
     """
     import os
 
@@ -160,7 +178,7 @@ def sbatch_script(given: dict, shards: int, logs: Path) -> str:
     options = parse_options(given["slurm"] or "")
     # A job runs this command line without the options that made it an array.
     return array_script(
-        [*command, *without(sys.argv[1:], _NOT_IN_JOBS)],
+        [*command, *without(sys.argv[1:], _NOT_IN_JOBS), *settled],
         shards,
         options,
         given["jobs"] or 0,

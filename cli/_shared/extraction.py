@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from cli._shared.device_defaults import settle
 from cli._shared.options import (
     commas,
     decoder_option,
@@ -146,9 +147,9 @@ def network_options(function):
         ),
         click.option(
             "--precision",
-            default="fp32",
             type=_one_of("fp32 tf32 bf16 fp16"),
-            help="Arithmetic; tf32 and fp16 need a GPU.",
+            help="Arithmetic; tf32 and fp16 need a GPU.  [default: as the cache; bf16 for a new "
+            "one on a GPU, else fp32]",
         ),
         click.option(
             "--dtype",
@@ -203,7 +204,10 @@ def running_options(function):
             "split train, test views of the others; both where the manifest has folds]",
         ),
         click.option(
-            "--batch", default=4, type=click.IntRange(min=1), help="Views per forward pass."
+            "--batch",
+            type=click.IntRange(min=1),
+            help="Views per forward pass.  [default: as the cache; for a new one by a short trial "
+            "on a GPU, else 4]",
         ),
         click.option(
             "--workers",
@@ -272,6 +276,7 @@ def config_of(given: dict):
     from pipeline.stages.config import ExtractConfig, with_settings
     from pipeline.views.sampling import Sampling
 
+    given = settle(given)
     crops = given["test_crops"]
     sampling = Sampling(
         test_crops=crops if crops == "full" else int(crops),
@@ -287,28 +292,10 @@ def config_of(given: dict):
     config = ExtractConfig(
         sampling=sampling,
         proposal_options={key: value for key, value in boxes.items() if value is not None},
-        resize=given.get("frame_resize") or _resize_for(given),
+        resize=given["frame_resize"],
         **{key: given[key] for key in CONFIG},
     )
     config = with_settings(config, given["settings"])
     return replace(
         config, backbone=given_name(config.backbone), proposals=given_name(config.proposals)
     )
-
-
-def _resize_for(given: dict) -> str:
-    """Who resizes frames, where nobody said it: a cache goes on as it began."""
-    from pipeline.cache.reader import read_cache_json
-    from pipeline.workers.engines import pick_device
-
-    cache = given.get("cache")
-    if cache and (Path(cache) / "cache.json").is_file():
-        return read_cache_json(Path(cache))["config"].get("resize", "pil")
-    # On other machines: what they have is not known here, and torch is not needed.
-    if given.get("scheduler") or given.get("slurm") is not None or given.get("print_sbatch"):
-        return "pil"
-    try:
-        return "device" if pick_device(given.get("device", "cpu")) == "cuda" else "pil"
-    except ValueError:
-        # No such device: the command says so when it needs it.
-        return "pil"

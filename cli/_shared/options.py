@@ -127,10 +127,10 @@ def installed(ctx: click.Context, param: click.Parameter, value: str) -> str:
 decoder_option = click.option(
     "--decoder",
     default="decord",
-    type=click.Choice(["decord", "pyav", "torchcodec"]),
+    type=click.Choice(["decord", "pyav", "torchcodec", "torchcodec-cuda"]),
     callback=installed,
     help="Video decoder. Where decord is not installed, PyAV replaces the default, with the same "
-    "frames.",
+    "frames. torchcodec-cuda decodes on the GPU, with colours that differ by rounding.",
 )
 set_option = click.option(
     "--set",

@@ -20,6 +20,7 @@ from heads.reporting.document import (
     long_table,
 )
 from heads.reporting.groups import RunGroup, flatten, setting_text
+from heads.reporting.pace_table import pace
 from heads.reporting.run_folders import FoundRun
 from pipeline.files.regular_files import read_small_text
 
@@ -70,6 +71,7 @@ def extraction(caches: Sequence[KnownCache]) -> Section | None:
             "the same time."
         )
         blocks.append(Table("extraction", caption, columns, tuple(rows)))
+    blocks += pace(caches)
     for known in caches:
         found = known.statistics.get("features")
         if known.cache is not None and found is not None:

@@ -161,8 +161,10 @@ class ShardWriter:
         self.path.parent.mkdir(exist_ok=True)
         self._part = part_path(self.path, self.claim)
         self._file: h5py.File | None = None
-        for file in (self.path, done_marker(self.path)):
-            remove_abandoned_of(file)
+        # With a claim, whoever took it has removed what dead writers left.
+        if claim is None:
+            for file in (self.path, done_marker(self.path)):
+                remove_abandoned_of(file)
 
         self._require_room()
         self._out = PartFile(self._part)

@@ -8,6 +8,7 @@ CPU nothing is copied that need not be.
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 
 import numpy as np
@@ -58,16 +59,28 @@ class Transfers:
         # Sources of copies that may not be finished, with the event after them.
         self._reading: deque[tuple[torch.cuda.Event, list[Tensor]]] = deque()
 
-    def lock_pages(self, address: int, size: int) -> None:
+    def lock_pages(self, address: int, size: int) -> str:
         """Keep memory in its place, so that the device copies from it while this process goes on.
+
+        Where the system refuses, copies are made all the same, and waited for.
 
         Args:
             address: where it starts.
             size: bytes.
+
+        Returns:
+            Why the system refuses it; "" if it does not.
         """
-        if self.asynchronous:
-            # Where the system refuses, copies are made all the same, and waited for.
-            torch.cuda.cudart().cudaHostRegister(address, size, 0)
+        if not self.asynchronous:
+            return ""
+        runtime = torch.cuda.cudart()
+        error = runtime.cudaHostRegister(address, size, 0)
+        if int(error) == 0:
+            return ""
+        # torch would raise the error at the next kernel: let it do so here.
+        with suppress(RuntimeError):
+            torch.zeros(1, device=self.device)
+        return str(runtime.cudaGetErrorString(error))
 
     def rows(self, arrays: Sequence[np.ndarray | None], shape: tuple[int, ...]) -> Tensor:
         """Put arrays of one batch on the device, each in its row.

@@ -45,6 +45,62 @@ class Work:
         self.write += seconds["write"]
 
 
+# The seconds of a shard's statistics that `Work.add` reads.
+PARTS = ("wall", "backbone", "proposals", "decode", "write")
+
+
+def has_figures(statistics: Mapping) -> bool:
+    """Return whether the statistics of a shard say what its seconds were spent on.
+
+    Args:
+        statistics: of a shard of features.
+    """
+    seconds = statistics.get("seconds")
+    return isinstance(seconds, Mapping) and "views" in statistics and seconds.keys() >= set(PARTS)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How near processes came to what their networks alone could do.
+
+    Attributes:
+        rate: views per second of the run.
+        alone: views per second of the networks alone.
+        networks: the part of the time in which the networks were busy, 0 to 1.
+        decoders: the same of the decode processes.
+        writer: the same of the thread that writes.
+        advice: what to add, or what set the pace.
+    """
+
+    rate: float
+    alone: float
+    networks: float
+    decoders: float
+    writer: float
+    advice: str
+
+
+def pace_of(work: Work, seconds: float) -> Pace | None:
+    """Return the pace of a run.
+
+    Args:
+        work: what its processes did.
+        seconds: how long the run took.
+
+    Returns:
+        The pace; None where nothing was computed.
+    """
+    if not work.views or work.wall <= 0 or work.networks <= 0 or seconds <= 0:
+        return None
+    # Several processes do their work in the same seconds.
+    alone = work.views / work.networks * max(1.0, work.wall / seconds)
+    networks = min(1.0, work.networks / work.wall)
+    decoders = min(1.0, work.decode / work.decoders)
+    writer = min(1.0, work.write / work.wall)
+    advice = _advice(networks, decoders, writer)
+    return Pace(work.views / seconds, alone, networks, decoders, writer, advice)
+
+
 def describe_work(work: Work, seconds: float) -> str:
     """Say how near a run came to what its networks alone could do, and what held it back.
 
@@ -55,18 +111,13 @@ def describe_work(work: Work, seconds: float) -> str:
     Returns:
         One line; "" where nothing was computed.
     """
-    if not work.views or work.wall <= 0 or work.networks <= 0 or seconds <= 0:
+    pace = pace_of(work, seconds)
+    if pace is None:
         return ""
-    rate = work.views / seconds
-    # Several processes do their work in the same seconds.
-    alone = work.views / work.networks * max(1.0, work.wall / seconds)
-    share = min(1.0, work.networks / work.wall)
-    decoders = min(1.0, work.decode / work.decoders)
-    writer = min(1.0, work.write / work.wall)
     return (
-        f"{rate:,.1f} views/s; the networks alone {alone:,.1f} ({100 * share:.0f} %); decoders "
-        f"idle {100 - 100 * decoders:.0f} %; writer idle {100 - 100 * writer:.0f} %: "
-        f"{_advice(share, decoders, writer)}"
+        f"{pace.rate:,.1f} views/s; the networks alone {pace.alone:,.1f} "
+        f"({100 * pace.networks:.0f} %); decoders idle {100 - 100 * pace.decoders:.0f} %; writer "
+        f"idle {100 - 100 * pace.writer:.0f} %: {pace.advice}"
     )
 
 

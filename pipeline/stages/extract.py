@@ -8,10 +8,11 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.cache.batch_file import record_batch, recorded_batch
 from pipeline.cache.folder import decoding_warning, read_cache_json
 from pipeline.cache.parts import count_shards_in
 from pipeline.cache.reader import relabelled_clips
@@ -26,6 +27,7 @@ from pipeline.stages.growth import Asked, has_folds, needed_views, open_as_it_is
 from pipeline.stages.jobs import Advance, RunOptions
 from pipeline.stages.shard_jobs import ShardPass, passes_of, shards_to_do
 from pipeline.stages.shard_sizes import divide, view_bytes
+from pipeline.video.decode import require_decoder
 from pipeline.video.video_identity import changed_videos
 from pipeline.workers.claims import ClaimWatch, sweep_claims
 from pipeline.workers.decode_pool import WorkerPool
@@ -54,6 +56,7 @@ class ExtractSummary:
             Training reads the copy unless it is given another manifest.
         removed: clips of the cache that the manifest no longer has. They stay in their shards.
         work: what the processes that wrote shards of this run did.
+        left: shards that are not complete, because the time was up (`RunOptions.stop_after`).
         seconds: wall time.
     """
 
@@ -69,6 +72,7 @@ class ExtractSummary:
     relabelled: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     work: Work = field(default_factory=Work)
+    left: int = 0
     seconds: float = 0.0
 
 
@@ -110,7 +114,11 @@ def extract(
         ValueError: the cache was made with another config, or has no such shard.
     """
     options, begun = options or RunOptions(), time.monotonic()
+    if engine is None:
+        require_decoder(config.decoder)
     extractor = ExtractShards(widened(config, cache), manifest.root, options, redo)
+    if say:
+        extractor.say = say
     record, sizes = _describe_for(engine, extractor)
     asked = _asked_for(extractor.config, record, sizes, manifest, options)
     plan = open_as_it_is(asked, cache) if redo else open_for(asked, cache, say)
@@ -130,11 +138,17 @@ def extract(
     )
     todo: dict[str, list[int]] = {}
     complete: list[tuple[Sequence[Clip], Mapping]] = []
+    # Each of many jobs that share a cache would read what all others have written.
+    reads_complete = options.stop_after is None
     for name in stages:
         # Removes claims and part files of runs that have ended.
         sweep_claims(plan.folder / name, watch)
         todo[name] = shards_to_do(plan, name, wanted, redo, todo.get("features", ()))
-        _note_complete(plan, name, wanted, todo[name], complete, summary)
+        if reads_complete:
+            _note_complete(plan, name, wanted, todo[name], complete, summary)
+        else:
+            there = sum(plan.has_stage(shard, name) for shard in wanted)
+            summary.already += there - len(todo[name])
 
     clips_todo = 0
     for name, numbers in todo.items():
@@ -150,12 +164,13 @@ def extract(
         warning = decoding_warning(plan.folder)
         if warning:
             say(warning)
+    _settle_batch(extractor, plan.folder, [statistics for _, statistics in complete])
     for name, numbers in todo.items():
         if name != "features":
             numbers = _still_to_do(plan, name, numbers, redo and stage is not None, advance)
         for work in passes_of(plan, name, numbers, extractor.config, record, redo):
             worker = _worker_for(work, extractor, plan, advance)
-            _share_and_collect(worker, work, engine or LocalEngine(), summary, say)
+            _share_and_collect(worker, work, engine or LocalEngine(), summary, say, begun)
         sweep_claims(plan.folder / name, watch)
     summary.seconds = time.monotonic() - begun
     # Last: on a network file system, a look at a million files would keep the workers waiting.
@@ -224,6 +239,7 @@ def _worker_for(
     if "models" in vars(first) and work.config == first.config:
         worker.models = first.models
     worker.record, worker.stage, worker.advance = work.record, work.stage, advance
+    worker.say = first.say
     # Absolute, because other processes may have another working directory.
     worker.cache_id = Path(os.path.abspath(plan.folder)), plan.fingerprint
     return worker
@@ -245,20 +261,43 @@ def _describe_for(engine: Engine | None, extractor: ExtractShards) -> tuple[dict
     return as_json(described[0]), described[1]
 
 
+def _settle_batch(extractor: ExtractShards, cache: Path, complete: list[Mapping]) -> None:
+    """Have a run take the batch that its cache was begun with, unless it is given one.
+
+    The first run of a cache records the batch that it is given. Where it is given none, the first
+    process that computes chooses one.
+    """
+    begun_with = recorded_batch(cache, complete)
+    batch = extractor.options.batch
+    if batch is None:
+        extractor.options = replace(extractor.options, batch=begun_with)
+    elif begun_with is None:
+        record_batch(cache, batch)
+
+
 def _share_and_collect(
     extractor: ExtractShards,
     work: ShardPass,
     engine: Engine,
     summary: ExtractSummary,
     say: PrintLine | None,
+    begun: float,
 ) -> None:
     """Have the shards of a pass written, by this run or others, and add them to the summary."""
+    stop_after, longest = extractor.options.stop_after, 0.0
+    summary.left += len(work.jobs)
+
+    def time_is_up() -> bool:
+        # While the next shard is begun, the one before it is still at work.
+        return stop_after is not None and time.monotonic() - begun + 2 * longest > stop_after
+
     with closing(extractor):
         shared = share_jobs(
-            extractor, work.jobs, engine, extractor.finished, extractor.watched, say
+            extractor, work.jobs, engine, extractor.finished, extractor.watched, say, time_is_up
         )
         with closing(shared) as results:
             for job, record in results:
+                summary.left -= 1
                 statistics = record or read_statistics(job.path, job.attrs)
                 failures = statistics.get("failures", [])
                 summary.failures += failures
@@ -271,6 +310,7 @@ def _share_and_collect(
                     summary.clips += record["clips"]
                     summary.views += record["views"]
                     summary.work.add(record)
+                    longest = max(longest, record["seconds"]["wall"])
                 else:
                     summary.already += 1
             extractor.watched.check()

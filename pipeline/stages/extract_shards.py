@@ -2,7 +2,10 @@
 
 A process claims a shard when it is about to decode the shard's first clip
 (`pipeline.workers.claims`). So several runs on one cache share the work, and the decode workers
-start on the next shard while the device computes this one.
+start on the next shard while the device computes this one, and the one before is hashed.
+
+`ExtractShards.stream` does so for a process that has all its shards. A Dask worker gets one shard
+at a time: there SHARDS_AT_ONCE threads call `ExtractShards`, and each step waits for its turn.
 
 The networks, and with them torch, are imported where they run. A client that only hands out shards
 does without.
@@ -10,31 +13,38 @@ does without.
 
 import json
 import socket
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.cache.batch_file import record_batch, recorded_batch
 from pipeline.cache.folder import watch_cache_folder
 from pipeline.cache.good_rows import GoodViews
 from pipeline.cache.records import read_statistics
 from pipeline.files.atomic_files import Damaged
 from pipeline.files.watched_folder import WatchedFolder
 from pipeline.plugins import given_files, take_over
+from pipeline.stages.batch_choice import choose_batch
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.jobs import Advance, RunOptions, ShardJob, decoders_for
 from pipeline.video.video_identity import changed_videos
-from pipeline.video.view_pixels import run_task
+from pipeline.video.view_pixels import DecodeViews, ProbeClip, run_task
 from pipeline.workers.claims import Claim, take_claim
 from pipeline.workers.completion import Mark, begin_shard, mark_of
 from pipeline.workers.cores import cores_here
+from pipeline.workers.dask_jobs import tell_client
 from pipeline.workers.decode_pool import WorkerPool
 from pipeline.workers.engines import pick_device
 from pipeline.workers.memory import free_memory, keep_freed_memory
+from pipeline.workers.tries import describe_tries
+from pipeline.workers.waiting import PrintLine, print_nothing
 
 if TYPE_CHECKING:
     from pipeline.stages.frozen_networks import FrozenNetworks
@@ -42,8 +52,16 @@ if TYPE_CHECKING:
 # Tasks per decode worker that may be under way or done before the device wants them. Memory bounds
 # them too.
 TASKS_AHEAD = 8
-# Of decoded pixels that wait for the device: a part of the memory that is free, and bytes.
-SHARED_PART, SHARED_BYTES = 1 / 8, 2 << 30
+# Of decoded pixels that wait for the device: a part of the memory that is free, and bytes. Beyond
+# them, a decode worker has room for four default views with their whole frames.
+SHARED_PART, SHARED_BYTES, DECODER_BYTES = 1 / 8, 2 << 30, 48 << 20
+# Shards that a process hashes and syncs while it computes further ones.
+FINISHING = 4
+# Seconds between two looks whether the cache is still where it was.
+CHECKING = 1.0
+# Threads that may call `ExtractShards`: for a shard that is decoded ahead, one that is computed and
+# one that is hashed.
+SHARDS_AT_ONCE = 3
 
 # How often a clip is given to another decode process after its own died.
 AGAIN = 1
@@ -80,7 +98,11 @@ class ExtractShards:
         stage: the folder of the cache that the shards are in.
         advance: called with (clips done, clips failed) after every clip.
         reported: the numbers of the shards whose clips were reported through `advance`.
+        say: prints a line for a person.
+        threads: how many threads may call this at a time.
     """
+
+    threads = SHARDS_AT_ONCE
 
     def __init__(self, config: ExtractConfig, root: Path, options: RunOptions, redo: bool):
         """Remember what to do; nothing is loaded yet.
@@ -97,7 +119,11 @@ class ExtractShards:
         self.stage = "features"
         self.advance: Advance = lambda done, failed: None
         self.reported: set[int] = set()
+        self.say: PrintLine = print_nothing
         self.cores = cores_here()
+        self._checked = 0.0
+        # Whoever holds the first one claims a shard and gives its tasks to the decode workers.
+        self._decoding, self._computing = threading.Lock(), threading.Lock()
 
     def __getstate__(self) -> dict:
         # Without networks and workers: each process makes its own.
@@ -110,6 +136,7 @@ class ExtractShards:
         self.__init__(*(state[name] for name in ("config", "root", "options", "redo")))
         for name in ("record", "cache_id", "stage"):
             setattr(self, name, state[name])
+        self.say = tell_client
         keep_freed_memory()
 
     @cached_property
@@ -124,6 +151,22 @@ class ExtractShards:
                 f"with; let all machines read the same"
             )
         return models
+
+    @cached_property
+    def settled_options(self) -> RunOptions:
+        """The options with a batch. The first process of a new cache chooses and records it."""
+        batch, folder = self.options.batch, self.cache_id[0]
+        if batch is None:
+            batch = recorded_batch(folder)
+        if batch is None:
+            from pipeline.stages.shard_composer import device_name
+
+            batch = record_batch(folder, choose_batch(self.models))
+            self.say(
+                f"{folder}: {batch} views in each forward pass (--batch), as suits "
+                f"{device_name(self.models.device.type)}; recorded in the cache"
+            )
+        return replace(self.options, batch=batch)
 
     @cached_property
     def watched(self) -> WatchedFolder:
@@ -141,16 +184,34 @@ class ExtractShards:
             workers=workers,
             timeout=self.options.time_limit,
             again=AGAIN,
-            shared_bytes=min(SHARED_BYTES, int(SHARED_PART * free_memory())),
+            shared_bytes=shared_bytes(workers),
+            survived=self._decoder_died,
         )
         if pool.arena is not None:
-            self.models.transfers.lock_pages(pool.arena.address, pool.arena.size)
+            refusal = self.models.transfers.lock_pages(pool.arena.address, pool.arena.size)
+            if refusal:
+                self.say(
+                    f"the system does not lock {pool.arena.size >> 20:,} MiB of memory for the GPU "
+                    f"({refusal}): copies to it are slower; raise `ulimit -l` if the networks wait"
+                )
         return pool
+
+    def _decoder_died(self, task: ProbeClip | DecodeViews, ending: str) -> None:
+        self.say(
+            f"clip {task.clip.clip}: its decode process ended ({ending}); another one tries again"
+        )
+
+    @cached_property
+    def _disk(self) -> ThreadPoolExecutor:
+        """The thread that writes, for shards that come one by one."""
+        return ThreadPoolExecutor(1, "write")
 
     def close(self) -> None:
         """End the decode workers and the watch, if there are any."""
         if "pool" in vars(self):
             self.pool.close()
+        if "_disk" in vars(self):
+            self._disk.shutdown()
         if "watched" in vars(self):
             self.watched.close()
 
@@ -167,7 +228,10 @@ class ExtractShards:
         return mark is not None and (not self.redo or mark != job.mark)
 
     def __call__(self, job: ShardJob) -> dict | None:
-        """Write one shard.
+        """Write one shard. Several threads may do so, and take turns.
+
+        While one of them has a shard computed, the next one's clips are decoded, and the last one
+        is hashed.
 
         Args:
             job: the shard.
@@ -175,13 +239,50 @@ class ExtractShards:
         Returns:
             Its statistics; None if another run writes it or has written it.
         """
-        ((_, record),) = self.stream([job])
-        return record
+        turn = _Turn(self._decoding)
+        try:
+            shard = self._claim(job)
+            if shard is None:
+                return None
+            try:
+                return self._write(shard, turn)
+            finally:
+                # Without effect on a shard that is complete.
+                shard.claim.abandon()
+        finally:
+            turn.end()
+
+    def _write(self, shard: ClaimedShard, turn: "_Turn") -> dict | None:
+        """Decode, compute and complete a claimed shard. The turn ends with its last task."""
+        results = self.pool.imap(self._tasks_of(shard), ahead=self._ahead())
+        results.start()
+
+        def in_turn() -> Iterator:
+            for result in results:
+                if results.all_given:
+                    turn.end()
+                yield result
+
+        if results.all_given:
+            turn.end()
+        with self._computing:
+            complete = self._compose(shard, in_turn(), self._disk)
+        turn.end()
+        if complete is None:
+            return None
+        return _finish(self._guarded(complete), shard.claim)
+
+    def _tasks_of(self, shard: ClaimedShard) -> list[ProbeClip | DecodeViews]:
+        from pipeline.stages.shard_rows import decode_tasks
+
+        tasks = decode_tasks(self.models, self.root, shard.job, shard.good)
+        shard.tasks = len(tasks)
+        return tasks
 
     def stream(self, jobs: Iterable[ShardJob]) -> Iterator[tuple[ShardJob, dict | None]]:
         """Write shards one after the other, and decode clips of the next ones ahead.
 
-        While a shard is computed, the one before is hashed in a thread.
+        While a shard is computed, those before are hashed in a thread.
 
         Args:
             jobs: the shards.
@@ -190,8 +291,6 @@ class ExtractShards:
             (job, statistics). The statistics are None if another run writes the shard or has
             written it.
         """
-        from pipeline.stages.shard_rows import decode_tasks
-
         claimed: deque[ClaimedShard] = deque()
         claims: set[Claim] = set()
         # Shards that other runs write.
@@ -205,8 +304,7 @@ class ExtractShards:
                     others.append(job)
                     continue
                 claims.add(shard.claim)
-                shard_tasks = decode_tasks(self.models, self.root, job, shard.good)
-                shard.tasks = len(shard_tasks)
+                shard_tasks = self._tasks_of(shard)
                 claimed.append(shard)
                 yield from shard_tasks
 
@@ -214,7 +312,7 @@ class ExtractShards:
             """Yield what is done, and wait until at most so many shards are being finished."""
             while others:
                 yield others.popleft(), None
-            while len(finishing) > unfinished:
+            while len(finishing) > unfinished or (finishing and finishing[0][1].done()):
                 job, future = finishing.popleft()
                 yield job, future.result()
 
@@ -243,8 +341,7 @@ class ExtractShards:
                         continue
                     future = finisher.submit(_finish, self._guarded(complete), shard.claim)
                     finishing.append((shard.job, future))
-                    # One more shard may be hashed while the next is computed.
-                    yield from settled(1)
+                    yield from settled(FINISHING)
                 yield from settled(0)
         finally:
             # After an error, shards may remain that were claimed and not finished.
@@ -265,7 +362,7 @@ class ExtractShards:
             shard.claim,
             shard.mark,
             self.models,
-            self.options,
+            self.settled_options,
             disk,
             shard.good,
             self.pool.workers,
@@ -273,8 +370,11 @@ class ExtractShards:
         self.reported.add(shard.job.shard)
 
         def advance(done: int, failed: int) -> None:
-            # Without this check, hours of work could be lost in a deleted cache.
-            self.watched.check()
+            # Without this check, hours of work could be lost in a deleted cache. For every clip it
+            # would keep the server of a network file system busy.
+            if time.monotonic() - self._checked > CHECKING:
+                self.watched.check()
+                self._checked = time.monotonic()
             self.advance(done, failed)
 
         # Writing also fails where another process took this one for dead and removed its file.
@@ -299,10 +399,16 @@ class ExtractShards:
         return guarded
 
     def _claim(self, job: ShardJob) -> ClaimedShard | None:
+        # One look at a file, where a claim takes many.
+        if self.finished(job):
+            return None
         with self.watched.guarded():
             claim = take_claim(job.path)
         if claim is None:
             return None
+        unfinished = describe_tries(job.path)
+        if unfinished:
+            self.say(unfinished)
         try:
             # The claim must lie in the cache that the run started in.
             self.watched.check()
@@ -334,6 +440,32 @@ class ExtractShards:
     def _ahead(self) -> int:
         """How many clips are decoded ahead, if the memory that workers share has room for them."""
         return max(1, TASKS_AHEAD * self.pool.workers)
+
+
+class _Turn:
+    """A lock that is held from now on, and given back once."""
+
+    def __init__(self, lock: threading.Lock):
+        lock.acquire()
+        self._lock: threading.Lock | None = lock
+
+    def end(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+        self._lock = None
+
+
+def shared_bytes(workers: int) -> int:
+    """Return how much memory decode workers share with the process that computes.
+
+    Args:
+        workers: decode processes.
+
+    Returns:
+        Bytes; a part of what is free at most.
+    """
+    wanted = max(SHARED_BYTES, workers * DECODER_BYTES) if SHARED_BYTES else 0
+    return min(wanted, int(SHARED_PART * free_memory()))
 
 
 def _finish(complete: Callable[[], dict | None], claim: Claim) -> dict | None:

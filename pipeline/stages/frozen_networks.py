@@ -96,14 +96,21 @@ class Computed:
     """The fields of a batch, which may still be on their way from the device.
 
     Attributes:
-        bytes: that they take on the host.
+        bytes: that they take on the host, and that their pixels take on the device until then.
     """
 
-    def __init__(self, arriving: Arriving, boxes: dict[str, np.ndarray], watch: Stopwatch, seconds):
+    def __init__(
+        self,
+        arriving: Arriving,
+        boxes: dict[str, np.ndarray],
+        watch: Stopwatch,
+        seconds: dict[str, float],
+        held: int = 0,
+    ):
         """Remember a batch; `FrozenNetworks.launch` makes it."""
         self._arriving, self._boxes, self._watch = arriving, boxes, watch
         self._seconds = seconds
-        self.bytes = arriving.bytes
+        self.bytes = arriving.bytes + held
 
     def wait(self) -> dict[str, np.ndarray]:
         """Wait for the device, in any thread, once.
@@ -323,7 +330,9 @@ class FrozenNetworks(StoredShapes):
         dtype = getattr(torch, self.config.dtype)
         ready = {name: tensor.to(dtype).contiguous() for name, tensor in out.items()}
         watch.mark()
-        return Computed(self.transfers.out(ready), boxes, watch, self.seconds)
+        # On a device, the pixels of a batch that waits for its turn take memory there.
+        held = pixels.nbytes if self.transfers.asynchronous else 0
+        return Computed(self.transfers.out(ready), boxes, watch, self.seconds, held)
 
     def _propose(self, rows: Sequence[BatchRow]) -> list[tuple[list[ClipRegions], Arriving]]:
         """Have the device look at the frames of all clips of a batch that it has not seen yet.

@@ -19,7 +19,7 @@ class RunOptions:
 
     Attributes:
         device: "auto", "cpu" or "cuda", on the machine that computes.
-        batch: views per forward pass.
+        batch: views per forward pass; None takes the cache's, or what suits the device.
         workers: decode processes. 0 decodes in this process, without a time limit; None chooses
             what suits the device.
         time_limit: seconds that decoding a clip may take.
@@ -29,13 +29,15 @@ class RunOptions:
         shard_size: clips per shard; 0 derives the number from the manifest and `shard_bytes`.
         views_for_all: whether a new cache stores training and test views of every clip, not only
             those that its split needs.
+        stop_after: seconds after which a run should be over. It begins no shard that would take
+            longer, and does not wait for those of others. None for no limit.
 
     Raises:
         ValueError: a number is too small.
     """
 
     device: str = "cpu"
-    batch: int = 4
+    batch: int | None = None
     workers: int | None = 1
     time_limit: float = 120.0
     compile: bool = False
@@ -43,9 +45,10 @@ class RunOptions:
     shard_bytes: int = 2 << 30
     shard_size: int = 0
     views_for_all: bool = False
+    stop_after: float | None = None
 
     def __post_init__(self) -> None:
-        # None is allowed for `workers`: the device decides.
+        # None is allowed for `workers` and `batch`: the device decides.
         lowest = {"batch": 1, "workers": 0, "shard_bytes": 1, "shard_size": 0}
         for name, low in lowest.items():
             value = getattr(self, name)

@@ -19,13 +19,15 @@ from time import monotonic
 
 import numpy as np
 
+from pipeline.cache.batch_file import recorded_batch
 from pipeline.cache.folder import require_folder_path
 from pipeline.cache.parts import ViewKey
 from pipeline.cache.reader import Cache
 from pipeline.manifests.manifest import Clip, Manifest, read_manifest, write_clips
+from pipeline.stages.batch_choice import CPU_BATCH, choose_batch
 from pipeline.stages.config import ExtractConfig
 from pipeline.stages.extract import ExtractSummary, extract
-from pipeline.stages.frozen_networks import StoredShapes
+from pipeline.stages.frozen_networks import FrozenNetworks, StoredShapes
 from pipeline.stages.growth import needed_views
 from pipeline.stages.jobs import RunOptions, decoders_for
 from pipeline.stages.shard_sizes import divide, view_bytes
@@ -162,6 +164,7 @@ def make_plan(
     """
     require_folder_path(Path(cache))
     options = options or RunOptions()
+    options = replace(options, batch=options.batch or _batch(config, options, Path(cache)))
     timed = math.ceil(max(1, clips) / options.batch) * options.batch
     chosen = _sample(manifest.clips, 2 * timed + max(1, timed // 4))
     chosen = _mixed(_with_every_split(chosen, manifest))
@@ -280,6 +283,19 @@ def _shards(
             return [len(clips) for part in parts[:1] for clips in part.ranges()]
     sizes = view_bytes(StoredShapes(config))
     return divide(needed, sizes, options.shard_bytes, options.shard_size)
+
+
+def _batch(config: ExtractConfig, options: RunOptions, cache: Path) -> int:
+    """Views per forward pass of the real run."""
+    found = recorded_batch(cache)
+    if found is None and (cache / "cache.json").exists():
+        found = recorded_batch(cache, Cache(cache).records["features"].values())
+    if found is not None:
+        return found
+    device = pick_device(options.device)
+    if device == "cpu":
+        return CPU_BATCH
+    return choose_batch(FrozenNetworks(config, device, options.compile))
 
 
 def _decoders(options: RunOptions) -> int:

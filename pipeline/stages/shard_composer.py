@@ -37,7 +37,7 @@ from pipeline.workers.claims import Claim
 from pipeline.workers.completion import Mark, finish_shard
 from pipeline.workers.decode_pool import WorkerDied
 
-# Bytes of computed batches that may wait for the disk while the device computes the next ones.
+# Bytes of batches that may wait for the device or the disk while the next ones are prepared.
 PENDING_BYTES = 512 << 20
 
 

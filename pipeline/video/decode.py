@@ -48,12 +48,17 @@ from pipeline.video.frame_reader import (
 from pipeline.video.orientation import PIXEL_ASPECTS
 from pipeline.video.picture_folder import FolderReader
 from pipeline.video.pyav_reader import PyavReader
-from pipeline.video.torchcodec_reader import open_torchcodec
+from pipeline.video.torchcodec_reader import open_torchcodec, open_torchcodec_cuda, why_no_cuda
 from pipeline.video.video_file import scan
 
 __all__ = ["ffmpeg_versions", "open_clip", "why_no_decord", "write_video"]
 
-OPENERS = {"decord": open_decord, "pyav": PyavReader, "torchcodec": open_torchcodec}
+OPENERS = {
+    "decord": open_decord,
+    "pyav": PyavReader,
+    "torchcodec": open_torchcodec,
+    "torchcodec-cuda": open_torchcodec_cuda,
+}
 
 
 def open_clip(
@@ -70,7 +75,8 @@ def open_clip(
     Args:
         clip: `start` and `end` (seconds, None for the file's own) cut it to the frames that a
             player shows within [start, end).
-        decoder: "decord" (PyAV where decord is absent or would err), "pyav" or "torchcodec".
+        decoder: "decord" (PyAV where decord is absent or would err), "pyav", "torchcodec", or
+            "torchcodec-cuda", which decodes on the GPU.
         allow_truncated: read a file that ends early, as far as it goes.
         pixel_aspect: "displayed" gives pixels that are not square the width that a player gives
             them; "stored" leaves every stored pixel as it is.
@@ -113,6 +119,21 @@ def open_clip(
     if video.shape and pixel_aspect == "stored":
         video = replace(video, shape=replace(video.shape, aspect=1.0))
     return OPENERS[decoder](clip, video)
+
+
+def require_decoder(decoder: str) -> None:
+    """Refuse a decoder that cannot work in this process, before a cache is made.
+
+    Args:
+        decoder: one of DECODERS.
+
+    Raises:
+        ValueError: it decodes on a GPU, and there is none.
+    """
+    if decoder == "torchcodec-cuda":
+        reason = why_no_cuda()
+        if reason:
+            raise ValueError(reason)
 
 
 def ffmpeg_versions() -> dict[str, str]:

@@ -19,7 +19,7 @@ from pipeline.video.packets import StreamContents
 from pipeline.video.timeline import frames_between
 from pipeline.views.video_info import VideoInfo
 
-DECODERS = ("decord", "pyav", "torchcodec")
+DECODERS = ("decord", "pyav", "torchcodec", "torchcodec-cuda")
 # Seconds by which a clip's end may lie after the end of its file: annotations are rounded.
 END_SLACK = 0.5
 
@@ -127,7 +127,7 @@ def import_decoder(name: str):
     except (ImportError, OSError, RuntimeError) as error:
         package = name.split(".")[0]
         libraries = " and FFmpeg's shared libraries" if package == "torchcodec" else ""
-        others = ", ".join(decoder for decoder in DECODERS if decoder != package)
+        others = ", ".join(decoder for decoder in DECODERS if package not in decoder)
         raise ValueError(
             f"decoder {package} does not load ({first_line(error)}): pip install "
             f"{package}{libraries}, or choose another ({others})"

@@ -1,4 +1,8 @@
-"""Read frames with torchcodec, which finds each frame by its time stamp."""
+"""Read frames with torchcodec, which finds each frame by its time stamp.
+
+On a GPU the video unit decodes, and its colours differ from FFmpeg's by rounding. Each decode
+process then takes some hundred MB of the GPU's memory for its CUDA context.
+"""
 
 import numpy as np
 
@@ -9,6 +13,8 @@ from pipeline.video.orientation import STRAIGHT, fit_all
 from pipeline.video.pyav_reader import PyavReader
 from pipeline.video.video_file import ScannedVideo
 
+_ADVICE = "choose another --decoder (decord, pyav, torchcodec)"
+
 
 class TorchcodecReader(FrameReader):
     """Reads with torchcodec; PyAV takes over where it stops, as at a change of size.
@@ -16,7 +22,7 @@ class TorchcodecReader(FrameReader):
     Damage that FFmpeg conceals stays unnoticed.
     """
 
-    def __init__(self, clip: Clip, video: ScannedVideo, decoders):
+    def __init__(self, clip: Clip, video: ScannedVideo, decoders, device: str = "cpu"):
         try:
             self._video = decoders.VideoDecoder(
                 str(clip.path),
@@ -24,8 +30,15 @@ class TorchcodecReader(FrameReader):
                 num_ffmpeg_threads=1,
                 seek_mode="exact",
                 stream_index=video.stream,
+                device=device,
             )
         except (RuntimeError, ValueError) as error:
+            # What is wrong with the decoder is wrong with every video.
+            if device != "cpu" and "Unsupported device" in str(error):
+                raise ValueError(
+                    f"decoder torchcodec-cuda: this torchcodec was built without CUDA "
+                    f"({first_line(error)}); install its CUDA wheel, or {_ADVICE}"
+                ) from None
             reason = f"torchcodec cannot open it ({first_line(error)})"
             raise decode_error(clip, reason) from None
         self._scanned = video
@@ -42,7 +55,7 @@ class TorchcodecReader(FrameReader):
 
     def _decode(self, numbers: list[int]) -> np.ndarray:
         try:
-            frames = self._video.get_frames_at(numbers).data.numpy()
+            frames = self._video.get_frames_at(numbers).data.cpu().numpy()
         except (RuntimeError, ValueError, IndexError):
             return PyavReader(self.clip, self._scanned)._decode(numbers)
         return fit_all(frames, (self.info.width, self.info.height))
@@ -53,10 +66,41 @@ def open_torchcodec(clip: Clip, video: ScannedVideo) -> FrameReader:
 
     That is a stream of several recordings, and pictures that are mirrored.
     """
+    return _open(clip, video, "cpu")
+
+
+def open_torchcodec_cuda(clip: Clip, video: ScannedVideo) -> FrameReader:
+    """Open a clip with torchcodec on the GPU, or with PyAV as `open_torchcodec` does.
+
+    ValueError where torchcodec cannot use a GPU.
+    """
+    reason = why_no_cuda()
+    if reason:
+        raise ValueError(reason)
+    return _open(clip, video, "cuda")
+
+
+def why_no_cuda() -> str:
+    """Return why torchcodec cannot decode on a GPU here; "" if nothing speaks against it.
+
+    A build of torchcodec without CUDA is found out when it opens the first video.
+
+    Raises:
+        ValueError: torchcodec is not installed or does not load.
+    """
+    import_decoder("torchcodec.decoders")
+    import torch
+
+    if torch.cuda.is_available():
+        return ""
+    return f"decoder torchcodec-cuda: expected a GPU that torch can use, found none; {_ADVICE}"
+
+
+def _open(clip: Clip, video: ScannedVideo, device: str) -> FrameReader:
     decoders = import_decoder("torchcodec.decoders")
     shape = video.shape
     if video.contents.continuous and shape and not shape.mirrored:
-        reader = TorchcodecReader(clip, video, decoders)
+        reader = TorchcodecReader(clip, video, decoders, device)
         if reader.rotates == (shape.orientation != STRAIGHT):
             return reader
     return PyavReader(clip, video)

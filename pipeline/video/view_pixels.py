@@ -26,7 +26,7 @@ class ClipOpener:
 
     Attributes:
         root: the folder that no clip may leave, not even through a link.
-        decoder: "decord", "pyav" or "torchcodec"; see `decode.open_clip`.
+        decoder: "decord", "pyav", "torchcodec" or "torchcodec-cuda"; see `decode.open_clip`.
         allow_truncated: read files that were cut short, as far as they go.
         pixel_aspect: "displayed" or "stored"; see `decode.open_clip`.
         frame_pattern: a glob for the pictures of a folder; "" where they are one series.

@@ -23,9 +23,9 @@ What happens when a worker dies?
   (`dask_jobs`).
 - A Slurm job ends: out of time, preempted, or its node fails. `slurm` submits another one while
   there is work. With `--slurm time=…` a worker ends by itself before its job's time is over. Dask
-  counts no death then, so a shard for which no job is long enough starts again in every job
-  (`slurm.lifetime`). Jobs of `--print-sbatch` have no Dask: submit the script again, and finished
-  shards are skipped.
+  counts no death then, so a shard for which no job is long enough starts again in every job.
+  Whoever starts it says so (`tries`). Jobs of `--print-sbatch` have no Dask. They begin no shard
+  for which their time is too short; submit the script again for the rest.
 - The process that holds the claim on a shard dies. A run on the same machine sees that at once. A
   run on another machine waits for 60 s without a heartbeat, and says so (`waiting`). It then takes
   the claim over and writes the shard from the start (`claims`).
@@ -39,8 +39,9 @@ these cases: what is printed, the exit code, what the cache holds. It also lists
 Large answers of decode processes come through shared memory without a name (`arena`), so that no
 death leaves any of it behind.
 
-Other modules: `cores` and `memory` (what a process may use of its machine), `module_path` (nothing
-is imported from the working folder), `dask_nodes`, `dask_scratch`, `dask_tls` and `dask_worker`
+Other modules: `cores`, `gpus` and `memory` (what a process may use of its machine), `pool_process`
+and `pool_worker` (the two sides of a decode process), `module_path` (nothing is imported from the
+working folder), `dask_nodes`, `dask_scratch`, `dask_tls` and `dask_worker`
 (Dask's processes, made private).
 """
 

@@ -36,6 +36,7 @@ from pipeline.files.owners import (
     writer_lives,
 )
 from pipeline.files.regular_files import NotAFile, opened, read_small
+from pipeline.workers.tries import note_try
 
 HEARTBEAT = 5.0  # seconds between two writes of an owner to its claim file
 SILENCE = 60.0  # seconds without a heartbeat after which a claim is taken over
@@ -78,6 +79,12 @@ class ClaimState:
     def here(self) -> bool:
         """Whether the owner is, or was, a process of this machine."""
         return self.machine == machine_id() != ""
+
+    @property
+    def seconds(self) -> float:
+        """How long the owner has sent heartbeats."""
+        count = self.content[-COUNTER_DIGITS:]
+        return int(count) * HEARTBEAT if count.isdigit() else 0.0
 
     @property
     def lives(self) -> bool | None:
@@ -230,6 +237,7 @@ def _remove(path: Path, state: ClaimState) -> bool:
             with suppress(OSError):
                 os.link(grave, claim_file(path))
             return False
+        note_try(path, state.seconds)
         # A silent owner may still wake up and write: its part files stay.
         if state.dead:
             _remove_parts_under(path, state.name)
@@ -244,11 +252,14 @@ class Claim:
     Attributes:
         path: the shard's HDF5 file.
         name: the claim's name, unique among all claims ever made.
+        first: whether the shard had no claim before that another process may still write under.
     """
 
-    def __init__(self, path: Path, name: str):
+    def __init__(self, path: Path, name: str, first: bool = True):
         self.path = path
         self.name = name
+        self.first = first
+        self._since = time.monotonic()
         self._released = False
         self._counter = 0
         self._lock = threading.Lock()
@@ -297,6 +308,7 @@ class Claim:
         if not self._released:
             _remove_parts_under(self.path, self.name)
             self.release()
+            note_try(self.path, time.monotonic() - self._since)
 
     def __enter__(self) -> "Claim":
         return self
@@ -325,8 +337,10 @@ def take_claim(path: Path, watch: ClaimWatch | None = None) -> Claim | None:
         FileNotFoundError: the folder above the shard's own does not exist.
         NotAClaim: a file of that name is not one of our claims.
     """
-    path.parent.mkdir(exist_ok=True)
-    if not (watch or ClaimWatch()).free(path):
+    if not path.parent.is_dir():
+        path.parent.mkdir(exist_ok=True)
+    found = read_claim(path)
+    if found is not None and not (watch or ClaimWatch()).free(path):
         return None
 
     name = new_claim_name()
@@ -355,7 +369,7 @@ def take_claim(path: Path, watch: ClaimWatch | None = None) -> Claim | None:
     os.close(file)
     if not ours:
         return None
-    claim = Claim(path, name)
+    claim = Claim(path, name, found is None)
     _HEARTBEAT.add(claim)
     return claim
 
@@ -381,9 +395,12 @@ def sweep_claims(folder: Path, watch: ClaimWatch) -> None:
 
         for part in part_files_in(folder, rf"{SHARD}\.(h5|json|claim)"):
             with suppress(NotAClaim):
-                state = read_claim(folder / f"{part.becomes.partition('.')[0]}.h5")
+                shard = folder / f"{part.becomes.partition('.')[0]}.h5"
+                state = read_claim(shard)
                 claimed = state is not None and part.claim == state.name
-                if not claimed and watch.left_behind(part.path):
+                # Whoever still writes a shard that is complete has lost.
+                lost = not claimed and done_marker(shard).exists()
+                if lost or (not claimed and watch.left_behind(part.path)):
                     part.path.unlink(missing_ok=True)
 
 

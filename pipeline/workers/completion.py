@@ -14,6 +14,7 @@ from typing import Protocol
 from pipeline.files.atomic_files import done_marker
 from pipeline.files.owners import part_files_in
 from pipeline.workers.claims import Claim, files_of
+from pipeline.workers.tries import forget_tries
 
 
 class ShardFileWriter(Protocol):
@@ -97,7 +98,11 @@ def finish_shard(
         if claim.held():
             raise
         return None
-    remove_parts(claim.path)
+    # A look at the whole folder takes long where it is large. Without an earlier claim there are
+    # no part files of others. Those without any claim go when a run begins or ends.
+    if not claim.first:
+        remove_parts(claim.path)
+    forget_tries(claim.path)
     return record
 
 

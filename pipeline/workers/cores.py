@@ -23,7 +23,7 @@ def cores_here() -> int:
     the process's affinity (taskset, a batch system that confines its jobs); the time that its
     control groups grant (containers, systemd); and what Slurm gave its job.
     """
-    limits = [len(_affinity())]
+    limits = [len(allowed_cores())]
     for limit in (_slurm_limit(), _cgroup_limit()):
         if limit is not None:
             limits.append(limit)
@@ -48,11 +48,11 @@ def place() -> tuple[str, ...]:
     except OSError:
         groups = ""
     task = [os.environ.get(f"SLURM_{name}", "") for name in ("JOB_ID", "STEP_ID", "PROCID")]
-    return (repr(_affinity()), groups, *task)
+    return (repr(allowed_cores()), groups, *task)
 
 
-def _affinity() -> list[int]:
-    """The numbers of the cores that the system lets this process run on."""
+def allowed_cores() -> list[int]:
+    """Return the numbers of the cores that the system lets this process run on."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))

@@ -4,8 +4,9 @@
 runs in a worker, for one job at a time.
 
 What happens when something dies:
-- A worker: Dask gives its job to another worker. After ALLOWED_DEATHS + 1 dead workers the job's
-  result is a WorkersLost, and the run continues with the rest.
+- A worker: Dask gives its jobs to other workers. After ALLOWED_DEATHS + 1 dead workers the job's
+  result is a WorkersLost, and the run continues with the rest. Where workers take several jobs at a
+  time, one job may end the workers of the others. Then each of them is tried once more by itself.
 - The scheduler: the connection to it closes, and `DaskJobs.run` raises WorkersLost.
 """
 
@@ -15,12 +16,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from itertools import islice
 from typing import Any
 
 from pipeline.workers import cores
+from pipeline.workers.waiting import PrintLine, print_nothing
 
 ALLOWED_DEATHS = 3  # dead workers after which a job is still given to another one
 GONE = "the Dask scheduler is gone; finished shards are kept, the same command resumes"
@@ -29,6 +31,9 @@ COUNTING = 5.0  # seconds between two requests for the number of workers
 NEIGHBOURS = 10.0  # seconds to wait for the other workers of a machine to say which cores they use
 # Seconds to wait for a connection later on, before looking whether the scheduler is gone.
 CONNECTING = 3.0
+
+
+TOPIC = "vidgraph"  # of the lines that jobs have for a person
 
 
 class WorkersLost(RuntimeError):
@@ -43,12 +48,21 @@ class DaskJobs:
 
     Args:
         client: a connected `distributed.Client`.
-        workers: the number of workers that are expected.
+        workers: how many jobs the expected workers take at a time.
         sharing: how many workers share this machine's cores; 0 if the workers have to find out on
             their own machines.
+        say: prints a line: what jobs have for a person, and that a worker has died.
+        together: whether a worker takes several jobs at a time.
     """
 
-    def __init__(self, client, workers: int, sharing: int = 0):
+    def __init__(
+        self,
+        client,
+        workers: int,
+        sharing: int = 0,
+        say: PrintLine = print_nothing,
+        together: bool = False,
+    ):
         from distributed import Future
 
         self.client = client
@@ -61,13 +75,28 @@ class DaskJobs:
         self.id = uuid.uuid4().hex
         self.counted_at = 0.0
         self.futures: dict[str, tuple[Any, Any]] = {}
+        self.say, self.together = say, together
+        # Where the scheduler does not answer, the run goes on without these lines.
+        with suppress(Exception):
+            client.subscribe_topic(TOPIC, lambda event: say(str(event[1])))
+            client.subscribe_topic("all", self._note)
+
+    def _note(self, event: tuple[float, Any]) -> None:
+        """Say that a worker has died with some of these jobs, which others do again."""
+        what = event[1]
+        if not isinstance(what, dict) or what.get("action") != "remove-worker":
+            return
+        lost = [key for key in what.get("processing-tasks", ()) if key in self.futures]
+        if lost and not what.get("expected", False):
+            jobs = "a job" if len(lost) == 1 else f"{len(lost)} jobs"
+            self.say(f"a worker ended with {jobs} ({what.get('worker')}): others do them again")
 
     def room(self) -> int:
         """Return how many more jobs the scheduler may get now."""
         if time.monotonic() - self.counted_at > COUNTING:
             # If it does not answer it is asked again later; if it is gone, `check` notices.
             with suppress(OSError):
-                self.workers = max(self.workers, len(self.client.nthreads()))
+                self.workers = max(self.workers, sum(self.client.nthreads().values()))
             self.counted_at = time.monotonic()
         return 2 * self.workers + 2 - len(self.futures)
 
@@ -89,6 +118,7 @@ class DaskJobs:
 
         payload = pickle.dumps(function, protocol=5)
         name = f"{self.id} {hashlib.sha256(payload).hexdigest()}"
+        run_job = partial(_run_job, name, payload, self.sharing)
         completed = as_completed(loop=self.client.loop)
         jobs = iter(jobs)
 
@@ -99,7 +129,6 @@ class DaskJobs:
             # A job travels as bytes, so that Dask does not walk through it.
             pickled = [pickle.dumps(job, protocol=5) for job in some]
             keys = [f"job-{uuid.uuid4().hex}" for _ in some]
-            run_job = partial(_run_job, name, payload, self.sharing)
             futures = self.client.map(run_job, pickled, key=keys, pure=False)
             for job, future in zip(some, futures, strict=True):
                 self.futures[future.key] = job, future
@@ -107,6 +136,7 @@ class DaskJobs:
             # Jobs that are sent after the connection has closed would never come back.
             self.check()
 
+        doubtful: list[Any] = []
         submit()
         for futures in completed.batches():
             done = [self.futures.pop(future.key)[0] for future in futures]
@@ -114,7 +144,16 @@ class DaskJobs:
                 raise WorkersLost(GONE)
             # New jobs first: the workers continue while the results are fetched.
             submit()
-            yield from zip(done, self._outcomes(futures), strict=True)
+            for job, outcome in zip(done, self._outcomes(futures), strict=True):
+                if isinstance(outcome, WorkersLost) and self.together:
+                    doubtful.append(job)
+                else:
+                    yield job, outcome
+        for job in doubtful:
+            future = self.client.submit(run_job, pickle.dumps(job, protocol=5), pure=False)
+            self.futures[future.key] = job, future
+            yield job, self._outcome(future)
+            del self.futures[future.key]
 
     def check(self) -> None:
         """Raise WorkersLost if the connection to the scheduler has closed."""
@@ -167,29 +206,53 @@ class DaskJobs:
             time.sleep(RETRY)
 
     def cancel(self) -> None:
-        """Take back the jobs that no worker has started."""
+        """Take back the jobs that no worker has started, and hear nothing more."""
+        for topic in (TOPIC, "all"):
+            with suppress(Exception):
+                self.client.unsubscribe_topic(topic)
         # A scheduler that is gone has forgotten them anyway.
         with suppress(Exception):
             self.client.cancel([future for _, future in self.futures.values()], force=True)
 
 
+def tell_client(line: str) -> None:
+    """In a Dask worker: have the client print a line. Elsewhere it does nothing.
+
+    Args:
+        line: for a person.
+    """
+    from distributed import get_worker
+
+    # A thread that a job has started is no thread of the worker.
+    with suppress(ValueError):
+        worker = _WORKER[0] if _WORKER else get_worker()
+        worker.log_event(TOPIC, line)
+
+
 # In a worker: the last job function by its name, with everything that it has loaded.
 _FUNCTIONS: dict[str, Callable] = {}
-_ONE_AT_A_TIME = threading.Lock()
+_WORKER: list = []
+_LOADING, _ONE_AT_A_TIME = threading.Lock(), threading.Lock()
 
 
 def _run_job(name: str, payload: bytes, sharing: int, job: bytes) -> Any:
     """In a Dask worker: run the pickled job function on one job.
 
-    The function is unpickled once, and kept until another `name` comes.
+    The function is unpickled once, and kept until another `name` comes. It gets one job at a time
+    unless its `threads` allow more.
     """
-    with _ONE_AT_A_TIME:
+    from distributed import get_worker
+
+    with _LOADING:
         if name not in _FUNCTIONS:
             _FUNCTIONS.clear()
+            _WORKER[:] = [get_worker()]
             # Before the function is loaded, which may count its cores.
             cores.share_with(sharing or _neighbours())
             _FUNCTIONS[name] = pickle.loads(payload)
-        return _FUNCTIONS[name](pickle.loads(job))
+        function = _FUNCTIONS[name]
+    with nullcontext() if getattr(function, "threads", 1) > 1 else _ONE_AT_A_TIME:
+        return function(pickle.loads(job))
 
 
 def _neighbours() -> int:

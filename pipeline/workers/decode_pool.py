@@ -18,25 +18,22 @@ with the oldest task never waits: its answer comes through its pipe. So the memo
 computed ahead, and no order of answers can block the pool.
 """
 
-import os
 import pickle
 import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import count
-from multiprocessing import current_process, get_context, resource_tracker
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
 from typing import Any
 
-from pipeline.workers.arena import Arena, Bell, Block
-from pipeline.workers.module_path import guard_children
-from pipeline.workers.pool_worker import NO_BLOCK, NeedsBlock, receive, serve
-
-guard_children()  # before any process is spawned
+from pipeline.workers.arena import Arena, Bell
+from pipeline.workers.pool_process import PoolProcess, Ticket
+from pipeline.workers.pool_worker import NO_BLOCK, NeedsBlock, receive
 
 # Workers that may die after they got a task and before they started it; then the task is to blame.
 MOST_LOSSES = 3
@@ -68,6 +65,8 @@ class WorkerPool:
             started again.
         shared_bytes: of memory for large answers; with 0 all answers come through pipes. Answers
             that their caller keeps fill it for as long.
+        survived: called with (task, how the process ended) where another process gets the task of
+            one that has died; in the pool's thread.
 
     Attributes:
         arena: the shared memory; None without any.
@@ -85,6 +84,7 @@ class WorkerPool:
         again: int = 0,
         start_limit: float = START_LIMIT,
         shared_bytes: int = 0,
+        survived: Callable[[Any, str], None] = lambda task, ending: None,
     ):
         if workers < 0:
             raise ValueError(f"workers: expected 0 (in this process) or more, got {workers}")
@@ -102,61 +102,43 @@ class WorkerPool:
             bell = Bell()
             if shared_bytes:
                 self.arena = Arena(shared_bytes, freed=bell.ring)
-            self._feeder = _Feeder(function, workers, timeout, again, start_limit, bell, self.arena)
+            self._feeder = _Feeder(
+                function, workers, timeout, again, start_limit, bell, self.arena, survived
+            )
             self._feeder.start()
             # Python waits for its children when it ends, and a Dask worker that closes does not
             # know that it has some.
             self._close = Finalize(None, self._feeder.close, exitpriority=0)
 
-    def imap(self, tasks: Iterable[Any], ahead: int) -> Iterator[tuple[Any, Any]]:
+    def imap(self, tasks: Iterable[Any], ahead: int) -> "Results":
         """Run tasks and yield their results in the order of the tasks.
 
         Args:
             tasks: picklable; iterated lazily.
             ahead: how many tasks are taken at most beyond the last one yielded.
 
-        Yields:
-            (task, result). The result is the exception that `function` raised; a TimeoutError if
-            the task took too long; or WorkerDied if its process ended.
+        Returns:
+            An iterator of (task, result). The result is the exception that `function` raised; a
+            TimeoutError if the task took too long; or WorkerDied if its process ended. Iterating
+            raises RuntimeError if workers cannot start or the pool is closed, and what pickling a
+            task raises.
 
         Raises:
             ValueError: `ahead` is below 1.
-            RuntimeError: workers cannot start, or the pool is closed.
-            Exception: what pickling a task raises.
         """
         if ahead < 1:
             raise ValueError(f"ahead: expected 1 or more, got {ahead}")
-        return self._imap(iter(tasks), ahead) if self._feeder else self._inline(tasks)
+        submit = self._feeder.submit if self._feeder else self._run_here
+        return Results(iter(tasks), ahead if self._feeder else 1, submit, bool(self._feeder))
 
-    def _inline(self, tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        for task in tasks:
-            try:
-                result = self._function(task)
-            except Exception as error:
-                result = error
-            yield task, result
-
-    def _imap(self, tasks: Iterator[Any], ahead: int) -> Iterator[tuple[Any, Any]]:
-        pending: deque[_Ticket] = deque()
+    def _run_here(self, task: Any) -> Ticket:
+        ticket = Ticket(task, payload=b"")
         try:
-            while True:
-                while len(pending) < ahead:
-                    try:
-                        task = next(tasks)
-                    except StopIteration:
-                        break
-                    pending.append(self._feeder.submit(task))
-                if not pending:
-                    return
-                pending[0].done.wait()
-                if pending[0].broken:
-                    raise RuntimeError(pending[0].broken)
-                ticket = pending.popleft()
-                yield ticket.task, ticket.result
-        finally:
-            # The caller stopped early, or something broke: nobody wants the rest.
-            for ticket in pending:
-                ticket.abandoned = True
+            result = self._function(task)
+        except Exception as error:
+            result = error
+        ticket.finish(result)
+        return ticket
 
     def close(self) -> None:
         """End the workers at once, whatever they are doing, and wait until they are gone."""
@@ -170,92 +152,64 @@ class WorkerPool:
         self.close()
 
 
-class _Ticket:
-    """One submitted task.
+class Results:
+    """The results of a pool's tasks, in the order of the tasks: an iterator of (task, result).
 
     Attributes:
-        number: tickets are numbered in the order of their submission.
-        payload: the pickled task.
-        done: set once `result` or `broken` is there.
-        broken: why no worker can ever run it; "" if one can.
-        abandoned: nobody waits for it any more.
-        deaths: of workers that had started it.
-        losses: of workers that had got it and not started it.
+        all_given: whether the last task has been given to the pool.
     """
 
-    def __init__(self, task: Any, number: int = 0):
-        self.task = task
-        self.number = number
-        self.payload = pickle.dumps(task, protocol=5)
-        self.done = threading.Event()
-        self.result: Any = None
-        self.broken = ""
-        self.abandoned = False
-        self.deaths = 0
-        self.losses = 0
+    def __init__(
+        self, tasks: Iterator[Any], ahead: int, submit: Callable[[Any], Ticket], may_fill: bool
+    ):
+        """Remember the tasks; none is given to the pool yet. `WorkerPool.imap` makes it."""
+        self._tasks, self._ahead, self._submit = tasks, ahead, submit
+        self._may_fill = may_fill
+        self._pending: deque[Ticket] = deque()
+        self.all_given = False
 
-    def finish(self, result: Any) -> None:
-        self.result = result
-        self.done.set()
+    def start(self) -> None:
+        """Give the first tasks to the workers now, and not when the first result is asked for."""
+        # Without workers, giving a task is computing it.
+        if self._may_fill:
+            self._fill()
 
+    def __iter__(self) -> "Results":
+        return self
 
-class _Worker:
-    """One process, the parent's end of its pipe, and the task that it has.
+    def __next__(self) -> tuple[Any, Any]:
+        try:
+            self._fill()
+            if not self._pending:
+                raise StopIteration
+            first = self._pending[0]
+            first.done.wait()
+            if first.broken:
+                raise RuntimeError(first.broken)
+        except BaseException:
+            self.close()
+            raise
+        self._pending.popleft()
+        return first.task, first.result
 
-    Attributes:
-        ready: it has loaded the pool's function.
-        started: it has started its task.
-        signalled: a signal ended it; known after `end`.
-        deadline: until it is ready, then of its task; by the monotonic clock.
-        needs: bytes that its answer takes, while it waits for a block of the shared memory.
-        block: the block that it writes its answer to.
-    """
+    def _fill(self) -> None:
+        while not self.all_given and len(self._pending) < self._ahead:
+            try:
+                task = next(self._tasks)
+            except StopIteration:
+                self.all_given = True
+                return
+            self._pending.append(self._submit(task))
 
-    def __init__(self, function: bytes, limit: float, arena: Arena | None):
-        self.pipe, child_end = _SPAWN.Pipe()
-        shared = arena.file if arena else None
-        self.process = _SPAWN.Process(
-            target=serve, args=(child_end, function, os.getpid(), shared), daemon=True
-        )
-        with _as_no_daemon():
-            self.process.start()
-        child_end.close()  # else the worker's death would not end the pipe
-        self.ready = False
-        self.signalled = False
-        self.started = False
-        self.ticket: _Ticket | None = None
-        self.needs = 0
-        self.block: Block | None = None
-        self.deadline = time.monotonic() + limit
+    def close(self) -> None:
+        """Give up the rest: the caller stopped early, or something broke."""
+        self.all_given = True
+        for ticket in self._pending:
+            ticket.abandoned = True
+        self._pending.clear()
 
-    def give(self, ticket: _Ticket, limit: float | None) -> None:
-        """Send a task. Its time starts now, because the worker is waiting for it."""
-        self.ticket = ticket
-        self.started = False
-        self.deadline = time.monotonic() + limit if limit else float("inf")
-        self.pipe.send_bytes(ticket.payload)
-
-    def end(self) -> str:
-        """Kill the process if it still runs, with all that it started; return how it ended."""
-        # If it has ended already, its guard ends what it left (pipeline.workers.pool_worker).
-        if self.process.exitcode is None:
-            # It leads no group yet; or, on macOS, all of the group has ended.
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.kill()
-        self.process.join()
-        code = self.process.exitcode
-        self.pipe.close()
-        self.process.close()
-
-        self.signalled = code < 0
-        if not self.signalled:
-            return f"exit status {code}"
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else "unknown"
-        words = f"signal {-code}, {name}"
-        if -code == signal.SIGKILL:
-            words += "; the machine may be out of memory"
-        return words
+    def __del__(self) -> None:
+        self.close()
 
 
 class _Feeder(threading.Thread):
@@ -274,6 +228,7 @@ class _Feeder(threading.Thread):
         start_limit: float,
         bell: Bell,
         arena: Arena | None,
+        survived: Callable[[Any, str], None],
     ):
         super().__init__(name="pool-feeder", daemon=True)
         self._function = pickle.dumps(function, protocol=5)
@@ -281,9 +236,9 @@ class _Feeder(threading.Thread):
         self._timeout = timeout
         self._again = again
         self._start_limit = start_limit
-        self._workers: list[_Worker] = []
-        self._queue: deque[_Ticket] = deque()
-        self._bell, self._arena = bell, arena
+        self._workers: list[PoolProcess] = []
+        self._queue: deque[Ticket] = deque()
+        self._bell, self._arena, self._survived = bell, arena, survived
         self._tickets = count()
         # Guards _queue against _broken: no ticket is queued after the last worker has gone.
         self._lock = threading.Lock()
@@ -291,8 +246,8 @@ class _Feeder(threading.Thread):
         self._broken = ""
         self._failed_starts = 0  # in a row, by a signal or by the time limit
 
-    def submit(self, task: Any) -> _Ticket:
-        ticket = _Ticket(task, next(self._tickets))
+    def submit(self, task: Any) -> Ticket:
+        ticket = Ticket(task, next(self._tickets))
         with self._lock:
             if self._broken or self._closing:
                 raise RuntimeError(self._broken or "the pool is closed: make a new one")
@@ -339,7 +294,7 @@ class _Feeder(threading.Thread):
     def _step(self) -> None:
         """Start missing workers, feed idle ones, then wait for the next event and handle it."""
         while len(self._workers) < self._wanted:
-            self._workers.append(_Worker(self._function, self._start_limit, self._arena))
+            self._workers.append(PoolProcess(self._function, self._start_limit, self._arena))
         for worker in self._workers:
             if worker.ready and worker.ticket is None:
                 self._feed(worker)
@@ -370,7 +325,7 @@ class _Feeder(threading.Thread):
             raise _Closed
         return happened
 
-    def _feed(self, worker: _Worker) -> None:
+    def _feed(self, worker: PoolProcess) -> None:
         while self._queue:
             ticket = self._queue.popleft()
             if ticket.abandoned:
@@ -399,7 +354,7 @@ class _Feeder(threading.Thread):
             with suppress(OSError):
                 worker.pipe.send_bytes(pickle.dumps(NO_BLOCK if block is None else block.start))
 
-    def _is_oldest(self, ticket: _Ticket) -> bool:
+    def _is_oldest(self, ticket: Ticket) -> bool:
         """Whether every earlier task has its result."""
         unfinished = [worker.ticket for worker in self._workers if worker.ticket]
         unfinished += self._queue
@@ -408,7 +363,7 @@ class _Feeder(threading.Thread):
     def _deadline(self) -> float:
         return time.monotonic() + self._timeout if self._timeout else float("inf")
 
-    def _receive(self, worker: _Worker) -> None:
+    def _receive(self, worker: PoolProcess) -> None:
         """Take a message of a worker, or notice its end.
 
         An answer that was sent before the worker died still counts.
@@ -441,7 +396,7 @@ class _Feeder(threading.Thread):
         else:
             raise RuntimeError(f"cannot load the pool's function ({answer!r})") from answer
 
-    def _wait_for_more(self, worker: _Worker) -> None:
+    def _wait_for_more(self, worker: PoolProcess) -> None:
         """Wait for more of a message; EOFError past the worker's deadline.
 
         Without the deadline, half an answer could block the thread for ever.
@@ -450,7 +405,7 @@ class _Feeder(threading.Thread):
             if time.monotonic() > worker.deadline:
                 raise EOFError
 
-    def _replace(self, worker: _Worker, timed_out: bool = False) -> None:
+    def _replace(self, worker: PoolProcess, timed_out: bool = False) -> None:
         """End a worker, and decide what becomes of its task; `_step` starts another worker."""
         self._workers.remove(worker)
         ticket, ready = worker.ticket, worker.ready
@@ -484,27 +439,10 @@ class _Feeder(threading.Thread):
             ticket.losses += 1
         if ticket.deaths <= self._again and ticket.losses <= MOST_LOSSES:
             self._queue.appendleft(ticket)
+            self._survived(ticket.task, ending)
         else:
             ticket.finish(WorkerDied(f"the worker process ended without an answer ({ending})"))
 
 
 class _Closed(Exception):
     """The pool closes while its thread waits."""
-
-
-_SPAWN = get_context("spawn")
-
-
-@contextmanager
-def _as_no_daemon() -> Iterator[None]:
-    """Let a process that multiprocessing calls a daemon (a Dask worker) have children.
-
-    multiprocessing forbids it because children could outlive a daemon; ours end with it.
-    """
-    config = current_process()._config
-    daemon = config.pop("daemon", None)
-    try:
-        yield
-    finally:
-        if daemon is not None:
-            config["daemon"] = daemon

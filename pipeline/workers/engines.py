@@ -10,23 +10,24 @@ statistics only: tensors go from the worker to the disk.
 import logging
 import os
 import re
-import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from pipeline.files.watched_folder import WatchedFolder
 from pipeline.workers import slurm
 from pipeline.workers.claims import ClaimWatch
-from pipeline.workers.cores import cores_here
+from pipeline.workers.cores import allowed_cores, cores_here
 from pipeline.workers.dask_jobs import ALLOWED_DEATHS, DaskJobs, WorkersLost
 from pipeline.workers.dask_scratch import private_scratch
 from pipeline.workers.dask_tls import TlsFiles, files_of_this_run, security_of_this_run
 from pipeline.workers.decode_pool import WorkerPool
+from pipeline.workers.gpus import near_cores, visible_gpus
 from pipeline.workers.waiting import PrintLine, WaitMessages
 
 POLL = 0.5  # seconds between two looks at shards that other runs work on
@@ -100,6 +101,10 @@ class DaskEngine:
 
     Attributes:
         workers: the number of processes, or of Slurm jobs at most.
+        threads: jobs that each worker gets at a time, of which it may begin the next before the
+            last is done. A function with one of `threads` gets one at a time all the same.
+        gpus: GPUs of this machine, one for each process, which then has the cores near its GPU;
+            () gives the processes all GPUs in turn, and shares the cores among them.
         scheduler: address of a running scheduler, "" to start one.
         slurm: options of sbatch; None for no Slurm.
         dashboard: HOST:PORT of a web page about the work, which needs no key; "" for none.
@@ -110,6 +115,8 @@ class DaskEngine:
     """
 
     workers: int = 1
+    threads: int = 1
+    gpus: tuple[str, ...] = ()
     scheduler: str = ""
     slurm: dict[str, str] | None = None
     dashboard: str = ""
@@ -155,7 +162,10 @@ class DaskEngine:
             # Workers of other people, or on other machines, find out who shares their cores.
             on_this_machine = not self.scheduler and self.slurm is None
             sharing = self.workers if on_this_machine else 0
-            jobs = DaskJobs(client, self.workers, sharing)
+            if self.gpus:
+                sharing = 1  # each process has cores of its own
+            together = self.threads > 1
+            jobs = DaskJobs(client, self.workers * self.threads, sharing, self.say, together)
             try:
                 yield jobs.run
             finally:
@@ -207,9 +217,10 @@ class DaskEngine:
                 dashboard=self.dashboard,
                 logs=self.logs,
                 say=self.say,
+                threads=self.threads,
             )
         else:
-            cluster = _pinned_cluster(self.workers, self.dashboard, security)
+            cluster = _pinned_cluster(self, security)
         try:
             yield cluster
         finally:
@@ -238,13 +249,19 @@ class DaskEngine:
         if self.slurm is not None:
             return f"up to {self.workers} Slurm jobs, scheduler {client.scheduler.address}"
         if not self.scheduler:
-            return f"{self.workers} processes, scheduler {client.scheduler.address}"
+            near = ", each with a GPU and the cores near it" if self.gpus else ""
+            return f"{self.workers} processes{near}, scheduler {client.scheduler.address}"
 
         threads = client.nthreads()
-        if any(count > 1 for count in threads.values()):
+        if any(count > self.threads for count in threads.values()):
             self.say(
-                "workers with several threads still work on one shard at a time; start them with "
-                "--nthreads 1"
+                f"workers with several threads work on {_shards(self.threads)} at a time; start "
+                f"them with --nthreads {self.threads}"
+            )
+        elif any(count < self.threads for count in threads.values()):
+            self.say(
+                f"workers with fewer than {self.threads} threads wait between two shards; start "
+                f"them with --nthreads {self.threads}"
             )
         workers = f"{len(threads)} workers at {self.scheduler}"
         return workers if threads else f"{workers}; waiting for workers"
@@ -283,6 +300,7 @@ def share_jobs(
     finished: Callable[[Job], bool],
     home: WatchedFolder | None = None,
     say: PrintLine | None = None,
+    enough: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[Job, Any]]:
     """Run jobs on an engine, divided with other runs on the same cache.
 
@@ -295,6 +313,7 @@ def share_jobs(
         finished: whether a job's shard is complete.
         home: the folder of the files; None to skip the check that it is still there.
         say: prints a line when waiting takes more than a few seconds.
+        enough: whether to begin no further job, and to wait for none of another run.
 
     Yields:
         (job, result), and (job, None) for a shard that another run has finished.
@@ -310,7 +329,8 @@ def share_jobs(
         left = list(jobs)
         while left:
             elsewhere: list[Job] = []
-            for job, result in run(function, left):
+            to_begin = takewhile(lambda job: not enough(), left)
+            for job, result in run(function, to_begin):
                 if isinstance(result, WorkersLost):
                     lost.append(result)
                 elif isinstance(result, Exception):
@@ -320,6 +340,8 @@ def share_jobs(
                 else:
                     yield job, result
 
+            if enough():
+                break
             done, left = _wait(elsewhere, finished, messages, home)
             for job in done:
                 yield job, None
@@ -355,7 +377,11 @@ def _wait(
     return [], []
 
 
-def _pinned_cluster(workers: int, dashboard: str, security):
+def _shards(count: int) -> str:
+    return "one shard" if count == 1 else f"{count} shards"
+
+
+def _pinned_cluster(engine: DaskEngine, security):
     """Workers of this machine that only it can reach.
 
     Each sees one GPU, in turn, where there are any. It computes with its part of the cores, or with
@@ -366,8 +392,9 @@ def _pinned_cluster(workers: int, dashboard: str, security):
 
     from pipeline.workers import dask_nodes
 
-    gpus = visible_gpus()
+    workers, gpus = engine.workers, list(engine.gpus) or visible_gpus()
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores_here() // workers))
+    near = near_cores(engine.gpus, allowed_cores()) if engine.gpus else []
 
     class QuietCluster(SpecCluster):
         """Passes our class of schedulers on: LocalCluster, which calls this, has no option."""
@@ -383,15 +410,18 @@ def _pinned_cluster(workers: int, dashboard: str, security):
             env = {"OMP_NUM_THREADS": threads}
             if gpus:
                 env["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+            if near:
+                own = near[number % len(near)]
+                env[dask_nodes.CORES] = ",".join(map(str, own))
             ours = {"env": env, "worker_class": dask_nodes.QuietWorker}
             return {number: {**spec, "options": {**spec["options"], **ours}}}
 
     cluster = PinnedCluster(
         n_workers=0,
-        threads_per_worker=1,
+        threads_per_worker=engine.threads,
         memory_limit=0,  # networks are not Dask's to spill
         host="127.0.0.1",
-        dashboard_address=dashboard or None,
+        dashboard_address=engine.dashboard or None,
         security=security,
         protocol="tls://",
         silence_logs=logging.ERROR,
@@ -401,23 +431,6 @@ def _pinned_cluster(workers: int, dashboard: str, security):
     keeper = PeriodicCallback(lambda: cluster.scale(workers), 1000 * KEEPING)
     cluster.loop.add_callback(keeper.start)
     return cluster
-
-
-def visible_gpus() -> list[str]:
-    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them.
-
-    They are the value of CUDA_VISIBLE_DEVICES if it is set, else all GPUs of this machine.
-    """
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        stripped = [name.strip() for name in named.split(",")]
-        return [name for name in stripped if name]
-    # torch would answer too, but it would cost the client half a gigabyte.
-    command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    except (OSError, subprocess.CalledProcessError):
-        return []
 
 
 def pick_device(name: str) -> str:

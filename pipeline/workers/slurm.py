@@ -17,6 +17,8 @@ from pipeline.text.printable import has_unseen
 RETRY = 60.0  # seconds until a job that sbatch refused is submitted again
 # Tasks of a job array: Slurm's own limit (MaxArraySize) is 1001 unless the site has raised it.
 MOST_TASKS = 1000
+# Of a job array: a task starts Python, torch and CUDA, which takes as long as some shards.
+SHARDS_PER_TASK = 8
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
 
 
@@ -99,9 +101,9 @@ def lifetime(walltime: int) -> tuple[int, int]:
     """Return how long a Dask worker lives, so that it ends before its job's walltime.
 
     A tenth of the walltime is left, at least 10 s and at most 600 s. At the end of its life a
-    worker gives its shard back, and Dask waits up to 30 s for it to end. Dask does not count this
-    as a death. A shard that takes longer therefore starts again in every job, without an error and
-    without end. Choose a walltime into which several shards fit.
+    worker gives its shards back, and Dask waits up to 30 s for it to end. Dask does not count this
+    as a death. A shard that takes longer therefore starts again in every job, and `tries` has it
+    said. Choose a walltime into which several shards fit.
 
     Args:
         walltime: seconds that Slurm gives the job.
@@ -139,6 +141,7 @@ def start_workers(
     dashboard: str,
     logs: str,
     say: Callable[[str], None],
+    threads: int = 1,
 ):
     """Start a Dask cluster of Slurm jobs with one worker each, as many as there is work for.
 
@@ -152,6 +155,7 @@ def start_workers(
         dashboard: HOST:PORT, "" for none.
         logs: a folder for the jobs' output, made if needed.
         say: prints a line when sbatch refuses a later job.
+        threads: of each worker, which gets as many jobs at a time.
 
     Returns:
         The `dask_jobqueue.SLURMCluster`.
@@ -177,7 +181,7 @@ def start_workers(
         job_cls=_job_class(submissions),
         scheduler_cls=dask_nodes.QuietScheduler,
         python=shlex.join([sys.executable, dask_worker.__file__]),
-        cores=1,  # threads of a worker: it works on one shard at a time
+        cores=threads,  # threads of a worker, whatever cores its job has
         processes=1,
         memory="1GB",  # required, but unused: see worker_arguments
         job_name="vidgraph",
@@ -326,18 +330,19 @@ def array_script(
     folder: str,
     logs: str,
 ) -> str:
-    """Write a job-array script for sbatch, which runs `command --shard N` for each shard.
+    """Write a job-array script for sbatch, whose tasks share the shards among them.
 
-    Where there are more shards than an array may have tasks, each task does several in a row. A
-    task that is ended early loses only the shard that it is working on.
+    Each task runs the same command, which takes shard after shard that no other one has claimed.
+    Where the options say how long a job may take, it begins no shard that would not be complete by
+    then. A task that starts when all is done ends at once.
 
     Args:
-        command: the words of the command.
+        command: the words of the command. `--stop-after SECONDS` has to be one of its options.
         shards: the number of shards.
         options: sbatch's, as `parse_options` returns them.
         jobs: at most so many tasks run at a time; 0 for no limit.
         folder: the working folder of the command.
-        logs: the folder for the tasks' output, relative to `folder`.
+        logs: the folder for the tasks' output, relative to `folder`. It lies in the cache.
 
     Returns:
         The text of the script.
@@ -350,8 +355,8 @@ def array_script(
     for word in command:
         _require_one_line("every word of the command", word)
 
-    per_task = ceil(shards / MOST_TASKS)
-    array = f"0-{ceil(shards / per_task) - 1}"
+    tasks = _tasks(shards, jobs)
+    array = f"0-{tasks - 1}"
     if jobs:
         array += f"%{jobs}"
     # An absolute path: the script may be submitted from any folder.
@@ -360,23 +365,28 @@ def array_script(
     for key, value in {"output": output, **options}.items():
         lines.append(f"#SBATCH {directive(key, value)}")
 
+    words = list(command)
+    if "time" in options:
+        words += ["--stop-after", str(lifetime(seconds(options["time"]))[0])]
+    # Starting Python only to find that nothing is left would take longer than this look.
+    done = shlex.quote(os.path.join(os.path.dirname(logs) or ".", "features"))
     lines += [
-        f"# {shards} shards, {per_task} per task. A task that is ended early loses the shard it is "
-        f"at: submit this script again,",
-        "# finished shards are skipped. Exit code 3: clips failed; `vidgraph repair` tries them "
-        "again.",
+        f"# {shards} shards, which {tasks} tasks share. Where shards are left when all tasks have "
+        f"ended, submit this script",
+        "# again. Exit code 3: clips failed; `vidgraph repair` tries them again.",
         f"cd {shlex.quote(folder)} || exit 1",
+        f"if [ \"$(find {done} -name '[0-9]*.json' 2>/dev/null | wc -l)\" -ge {shards} ]; then",
+        "    echo 'every shard was complete already'; exit 0",
+        "fi",
+        # exec: Slurm's SIGTERM then reaches the command.
+        f"exec {shlex.join(words)}",
     ]
-    which = "$SLURM_ARRAY_TASK_ID"
-    if per_task > 1:
-        end = per_task - 1
-        last = shards - 1
-        lines.append(f"FIRST=$((SLURM_ARRAY_TASK_ID * {per_task}))")
-        lines.append(f"LAST=$((FIRST + {end} < {last} ? FIRST + {end} : {last}))")
-        which = '"$FIRST-$LAST"'
-    # exec: Slurm's SIGTERM then reaches the command.
-    lines.append(f"exec {shlex.join(command)} --shard {which}")
     return "\n".join(lines) + "\n"
+
+
+def _tasks(shards: int, jobs: int) -> int:
+    """How many tasks an array has: enough for jobs that end early, and not one for each shard."""
+    return max(1, min(shards, MOST_TASKS, max(jobs, ceil(shards / SHARDS_PER_TASK))))
 
 
 def _require_one_line(what: str, text: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tests.support.cuda_autocast import Autocast
+from tests.support.cuda_streams import STREAMS, Clock
 
 HERE = torch.device("cuda", 0)
 # Operators beside the elementwise ones that take one number from a 0-dimensional tensor of the CPU.
@@ -129,10 +130,17 @@ def memory_of(x: torch.Tensor) -> torch.Tensor:
     )
 
 
-def wrap(x: torch.Tensor) -> CudaTensor:
+def address_of(x: torch.Tensor) -> int:
+    """Where a tensor's storage starts."""
+    return x.untyped_storage().data_ptr()
+
+
+def wrap(x: torch.Tensor, fresh: bool = True) -> CudaTensor:
     """The same memory as a tensor of the device; never an inference tensor, which cannot be of a
-    subclass.
+    subclass. `fresh`: the current stream has written it.
     """
+    if fresh:
+        STREAMS.step((), [address_of(x)], "a new tensor")
     if x.is_inference():
         with torch.inference_mode(False):
             x = memory_of(x)
@@ -151,10 +159,11 @@ class Device:
         # Storages of the device, by address, in a torch.save or torch.load.
         self.saved: set[int] = set()
         self.pinned: set[int] = set()  # addresses of pinned memory
-        # Pinned sources and what they held.
-        self.reading: list[tuple[torch.Tensor, torch.Tensor]] = []
-        # Memory of the host and what will be there.
-        self.writing: list[tuple[torch.Tensor, torch.Tensor]] = []
+        # Pinned sources, what they held, and the copy's stream and count.
+        self.reading: list[tuple[torch.Tensor, torch.Tensor, tuple[int, int]]] = []
+        # Memory of the host, what will be there, and the copy's stream and count.
+        self.writing: list[tuple[torch.Tensor, torch.Tensor, tuple[int, int]]] = []
+        STREAMS.on_wait = self._event_waited
         self.lock = threading.RLock()
         self.autocast = Autocast(CudaTensor)
 
@@ -191,20 +200,25 @@ class Device:
         )
         with self.drawing() if torch.Tag.nondeterministic_seeded in func.tags else nullcontext():
             out = _on_the_cpu(func, name, *inside)
-        self.tell(_operation(func, name, args))
+        operation = _operation(func, name, args)
+        inputs = {address_of(x) for x in tensors if isinstance(x, CudaTensor)}
+        if operation.kind != "view":
+            written = [address_of(x) for x in _tensors_in([out]) if id(x) in own]
+            STREAMS.step(inputs, written, name)
+        self.tell(operation)
 
         def wrapped(x: torch.Tensor) -> torch.Tensor:
             if id(x) in own:  # an operator in place returns its argument
                 _refuse_new_shape(name, own[id(x)], x)
                 return own[id(x)]
-            return wrap(x)
+            return wrap(x, fresh=address_of(x) not in inputs)
 
         return _mapped(wrapped, out)
 
     def tell(self, operation: Operation) -> None:
-        """Tells the observers; where the host waits, no copy is on its way any longer."""
+        """Tells the observers; where the host waits, it waits for the current stream."""
         if operation.waits:
-            self.synchronize()
+            self.complete(STREAMS.current().clock())
         for observer in self.observers:
             observer(operation)
 
@@ -215,8 +229,9 @@ class Device:
     ) -> CudaTensor:
         """A tensor of the host on the device."""
         data = plain_to(x, dtype=dtype or x.dtype, copy=True, **how)
-        self._sent("_to_copy", x, non_blocking)
-        return wrap(data)
+        there = wrap(data)
+        self._sent("_to_copy", x, non_blocking, there)
+        return there
 
     def download(self, x: CudaTensor, non_blocking: bool = False, **how) -> torch.Tensor:
         """A tensor of the device on the host."""
@@ -227,7 +242,7 @@ class Device:
             if key in ("dtype", "memory_format") and value is not None
         }
         data = plain_to(memory_of(x), copy=True, **{"dtype": x.dtype, **how})
-        self._received("_to_copy", data, non_blocking)
+        self._received("_to_copy", data, non_blocking, x)
         return data
 
     def copy(
@@ -237,41 +252,51 @@ class Device:
         inside = [memory_of(x) if isinstance(x, CudaTensor) else x for x in (to, source)]
         inside[0].copy_(inside[1])
         if not isinstance(source, CudaTensor):
-            self._sent("copy_", source, non_blocking)
+            self._sent("copy_", source, non_blocking, to)
         elif not isinstance(to, CudaTensor):
-            self._received("copy_", to, non_blocking)
+            self._received("copy_", to, non_blocking, source)
         else:
+            STREAMS.step([address_of(source)], [address_of(to)], "copy_")
             self.tell(Operation("copy_", "launch"))
         return to
 
-    def _sent(self, name: str, source: torch.Tensor, non_blocking: bool) -> None:
+    def _sent(
+        self, name: str, source: torch.Tensor, non_blocking: bool, there: torch.Tensor
+    ) -> None:
+        mark = STREAMS.step((), [address_of(there)], name)
         # From other memory, CUDA copies the source before it returns.
         late = non_blocking and self.is_pinned(source)
         if late:
             with self.lock:
-                self.reading.append((source.detach(), source.detach().clone()))
+                self.reading.append((source.detach(), source.detach().clone(), mark))
         self.tell(Operation(name, "h2d", not late, source.nbytes))
 
-    def _received(self, name: str, there: torch.Tensor, non_blocking: bool) -> None:
+    def _received(
+        self, name: str, there: torch.Tensor, non_blocking: bool, source: torch.Tensor
+    ) -> None:
+        mark = STREAMS.step([address_of(source)], (), name)
         if non_blocking:
             with self.lock:
-                self.writing.append((there.detach(), there.detach().clone()))
+                self.writing.append((there.detach(), there.detach().clone(), mark))
                 there.detach().view(torch.uint8 if there.dim() else there.dtype).fill_(
                     255 if there.dim() else -1
                 )
         self.tell(Operation(name, "d2h", not non_blocking, there.nbytes))
 
-    def synchronize(self, *_: Any) -> None:
-        """Waits: copies to the host arrive. RuntimeError if the source of a copy was overwritten
-        before.
+    def complete(self, clock: Clock) -> None:
+        """Waits for this work: its copies to the host arrive. RuntimeError if the source of a copy
+        was overwritten before.
         """
         with self.lock:
-            reading, writing, self.reading, self.writing = self.reading, self.writing, [], []
+            for stream, count in clock.items():
+                STREAMS.done[stream] = max(STREAMS.done.get(stream, 0), count)
+            reading, self.reading = _divided(self.reading)
+            writing, self.writing = _divided(self.writing)
         # Memory that a copy in inference mode writes may be waited for outside of it.
         with torch.inference_mode():
-            for there, value in writing:
+            for there, value, _ in writing:
                 there.copy_(value)
-        for source, before in reading:
+        for source, before, _ in reading:
             if not torch.equal(source.view(torch.uint8), before.view(torch.uint8)):
                 raise RuntimeError(
                     "the source of a non_blocking copy to the device was overwritten before "
@@ -280,7 +305,12 @@ class Device:
 
     def wait(self, *_: Any) -> None:
         """`torch.cuda.synchronize()`."""
-        self.tell(Operation("synchronize", "wait", True))
+        self._event_waited(STREAMS.everything())
+
+    def _event_waited(self, clock: Clock) -> None:
+        self.complete(clock)
+        for observer in self.observers:
+            observer(Operation("synchronize", "wait", True))
 
     # --- pinned memory
 
@@ -311,6 +341,15 @@ class Device:
     def seed(self, seed: int) -> None:
         """`torch.cuda.manual_seed`."""
         self.generator.manual_seed(int(seed) % 2**64)
+
+
+def _divided(copies: list[tuple]) -> tuple[list[tuple], list[tuple]]:
+    """Copies that are done, and those that may still be on their way."""
+    done, left = [], []
+    for copy_ in copies:
+        stream, count = copy_[2]
+        (done if STREAMS.done.get(stream, 0) >= count else left).append(copy_)
+    return done, left
 
 
 DEVICE = Device()

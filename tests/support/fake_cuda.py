@@ -21,8 +21,9 @@ machine lacks. What follows from that, and what else is not pretended:
 - A C++ function that makes a helper tensor on its argument's device makes it on the CPU; none that
   the product calls does.
 - Copies that need not wait (`non_blocking`) are made at once; but a pinned source must stay as it
-  is, and what goes to the host holds rubbish, until the device is waited for. Work on several
-  streams is not disordered.
+  is, and what goes to the host holds rubbish, until an event behind the copy is waited for. Work on
+  several streams is not disordered, but a kernel must not read what another stream wrote unless an
+  event orders the two (cuda_streams.py).
 - Kernels and their rounding are the CPU's, in float32 where it has none for float16: cuDNN's
   algorithms, memory limits and speed are not pretended. An LSTM or GRU is one operator, computed in
   float32. `torch.compile` cannot see the device.
@@ -40,7 +41,8 @@ from torch.optim.optimizer import _foreach_supported_types
 from torch.utils import _device
 
 from tests.support import cuda_calls as calls
-from tests.support.cuda_device import DEVICE, HERE, CudaTensor, Device, Operation
+from tests.support.cuda_device import DEVICE, CudaTensor, Device, Operation
+from tests.support.cuda_streams import STREAMS, Event, Stream
 
 __all__ = ["CudaTensor", "Device", "Operation", "fake_cuda"]
 
@@ -59,42 +61,6 @@ NEW = ("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "new_empt
 DRAWS = ("uniform_", "normal_", "random_", "bernoulli_", "exponential_", "multinomial", "bernoulli")
 
 
-class _Stream:
-    """A stream, or an event; work is done at once, waiting for it is waiting for the device."""
-
-    def __init__(self, *args, **kwargs):
-        self.device = HERE
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    def synchronize(self) -> None:
-        DEVICE.wait()
-
-    def record(self, *_) -> None:
-        """Marks a place in the work."""
-
-    def record_event(self, event=None):
-        return event or _Stream()
-
-    def wait_event(self, *_) -> None:
-        """Orders the work of streams, which is in order."""
-
-    wait = wait_stream = wait_event
-
-    def is_capturing(self) -> bool:
-        return False
-
-    def query(self) -> bool:
-        return not DEVICE.reading and not DEVICE.writing
-
-    def elapsed_time(self, other) -> float:
-        return 0.0
-
-
 def _torch_cuda() -> dict[str, Any]:
     """What `torch.cuda` says."""
     about = SimpleNamespace(
@@ -105,7 +71,6 @@ def _torch_cuda() -> dict[str, Any]:
         multi_processor_count=1,
         max_threads_per_multi_processor=2048,
     )
-    stream = _Stream()
     return {
         "is_available": lambda: True,
         "is_initialized": lambda: True,
@@ -129,11 +94,11 @@ def _torch_cuda() -> dict[str, Any]:
             lambda *_: None,
         ),
         "synchronize": DEVICE.wait,
-        "Stream": _Stream,
-        "Event": _Stream,
+        "Stream": Stream,
+        "Event": Event,
         "stream": lambda stream: stream or nullcontext(),
-        "current_stream": lambda device=None: stream,
-        "default_stream": lambda device=None: stream,
+        "current_stream": lambda device=None: STREAMS.current(),
+        "default_stream": lambda device=None: STREAMS.default,
         "manual_seed": DEVICE.seed,
         "manual_seed_all": DEVICE.seed,
         "initial_seed": lambda: DEVICE.generator.initial_seed(),
@@ -222,5 +187,6 @@ def fake_cuda() -> Iterator[Device]:
 
 def _forget() -> None:
     DEVICE.reading, DEVICE.writing = [], []
+    STREAMS.forget()
     DEVICE.pinned.clear()
     DEVICE.autocast.clear()

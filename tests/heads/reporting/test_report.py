@@ -476,6 +476,23 @@ def test_extraction_is_reported_with_failures_by_reason(on_videos, videos, tmp_p
     assert clip["clip"] == "clip3"
 
 
+def test_the_pace_of_an_extraction_is_that_of_its_shards_seconds(on_videos, videos, tmp_path):
+    write(on_videos, tmp_path / "out")
+    (row,) = table(tmp_path / "out", "pace")
+    views = wall = networks = writing = 0
+    for path in (videos / "cache" / "features").glob("*.json"):
+        record = json.loads(path.read_text())
+        seconds = record["seconds"]
+        views, wall = views + record["views"], wall + seconds["wall"]
+        networks += seconds["backbone"] + seconds["proposals"]
+        writing += seconds["write"]
+    assert float(row["views/s"]) == pytest.approx(views / wall, rel=1e-3)
+    assert float(row["networks alone, views/s"]) == pytest.approx(views / networks, rel=1e-3)
+    assert float(row["networks busy %"]) == pytest.approx(100 * networks / wall, rel=1e-3)
+    assert float(row["writer idle %"]) == pytest.approx(100 - 100 * writing / wall, rel=1e-3)
+    assert row["what held it back"]
+
+
 def test_the_command_for_a_cache_gives_the_configuration_that_it_was_made_with(
     on_videos, videos, tmp_path
 ):

@@ -22,7 +22,7 @@ from pipeline.stages.check import (
 )
 from pipeline.video.decode import write_video
 from pipeline.video.view_pixels import ClipOpener
-from pipeline.workers.decode_pool import _Worker
+from pipeline.workers.pool_process import PoolProcess
 
 
 def moving(seed: int, frames: int = 12) -> np.ndarray:
@@ -262,8 +262,8 @@ def test_a_decoder_that_hangs_or_dies_is_a_finding(videos, monkeypatch):
     def give_time(worker, ticket, limit):
         give(worker, ticket, limit if ticket.task.clip == "sleeps" else None)
 
-    give = _Worker.give
-    monkeypatch.setattr(_Worker, "give", give_time)
+    give = PoolProcess.give
+    monkeypatch.setattr(PoolProcess, "give", give_time)
     monkeypatch.setattr(check, "look_at_clip", sleep_or_die)
     manifest = manifest_of(
         videos,

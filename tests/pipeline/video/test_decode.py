@@ -10,9 +10,11 @@ import socket
 import struct
 import sys
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipeline.video import decode, decord_reader
@@ -21,6 +23,7 @@ from pipeline.video.decord_reader import DecordReader
 from pipeline.video.frame_reader import DecodeError, DecoderDied, DecodeTimeout, TruncatedVideo
 from pipeline.video.pyav_reader import PyavReader
 from pipeline.views.video_info import VideoInfo
+from tests.support.fake_cuda import fake_cuda
 
 DECODERS = ("decord", "pyav")
 X264 = "scenecut=0:b-adapt=0:bframes=3:keyint=12"
@@ -677,7 +680,7 @@ def test_a_decord_whose_errors_would_not_be_heard_is_not_taken(
 
 
 def test_an_unknown_decoder_is_refused(numbered_video, clip_of):
-    with pytest.raises(ValueError, match="expected one of decord, pyav, torchcodec, got 'opencv'"):
+    with pytest.raises(ValueError, match=r"expected one of decord, pyav, .* got 'opencv'"):
         open_clip(clip_of(numbered_video), "opencv")
 
 
@@ -700,6 +703,77 @@ def test_torchcodec_gives_the_same_frames(file, clip_of, numbers_in):
         with open_clip(clip_of(file(name), 1.0, None), "torchcodec") as reader:
             assert (reader.info.first, reader.info.frames) == (25, 35)
             assert numbers_in(reader.read([20, 3, 3])) == [45, 28, 28]
+
+
+# decoding on a GPU
+
+
+class PretendedDecoder:
+    """What torchcodec's VideoDecoder promises, on PyAV's frames and a pretended GPU."""
+
+    asked: dict
+
+    def __init__(self, path, **asked):
+        type(self).asked = asked
+        self.metadata = SimpleNamespace(rotation=None)
+        self.device = asked["device"]
+        import av
+
+        with av.open(path) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        self.frames = torch.from_numpy(np.stack(frames))
+
+    def __len__(self):
+        return len(self.frames)
+
+    def get_frames_at(self, numbers):
+        return SimpleNamespace(data=self.frames[list(numbers)].to(self.device))
+
+
+@pytest.fixture
+def torchcodec(monkeypatch):
+    decoders = SimpleNamespace(VideoDecoder=PretendedDecoder)
+    monkeypatch.setitem(sys.modules, "torchcodec", SimpleNamespace(decoders=decoders))
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", decoders)
+    return decoders
+
+
+def test_frames_that_a_gpu_decodes_come_to_the_host(
+    numbered_video, clip_of, numbers_in, torchcodec
+):
+    with fake_cuda(), open_clip(clip_of(numbered_video), "torchcodec-cuda") as reader:
+        assert numbers_in(reader.read([3, 0, 3])) == [3, 0, 3]
+        assert PretendedDecoder.asked["device"] == "cuda"
+    with open_clip(clip_of(numbered_video), "torchcodec") as reader:
+        assert numbers_in(reader.read([2])) == [2]
+        assert PretendedDecoder.asked["device"] == "cpu"
+
+
+def test_a_machine_without_a_gpu_refuses_to_decode_on_it(numbered_video, clip_of, torchcodec):
+    for refused in (
+        lambda: open_clip(clip_of(numbered_video), "torchcodec-cuda"),
+        lambda: decode.require_decoder("torchcodec-cuda"),
+    ):
+        with pytest.raises(ValueError, match=r"torchcodec-cuda: expected a GPU .* found none"):
+            refused()
+    decode.require_decoder("torchcodec")
+
+
+def test_a_torchcodec_without_cuda_is_no_fault_of_the_video(
+    numbered_video, clip_of, torchcodec, monkeypatch
+):
+    def refuse(path, **asked):
+        raise RuntimeError("Unsupported device: cuda (device type: cuda, variant: ffmpeg)")
+
+    monkeypatch.setattr(torchcodec, "VideoDecoder", refuse)
+    with fake_cuda(), pytest.raises(ValueError, match="built without CUDA"):
+        open_clip(clip_of(numbered_video), "torchcodec-cuda")
+
+
+def test_the_decoder_of_a_gpu_is_a_part_of_the_fingerprint():
+    from pipeline.stages.config import ExtractConfig
+
+    assert ExtractConfig(decoder="torchcodec-cuda").computed("", "")["decoder"] == "torchcodec-cuda"
 
 
 # writing

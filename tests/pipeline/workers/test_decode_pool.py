@@ -15,7 +15,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline.workers.decode_pool import MOST_STARTS, WorkerDied, WorkerPool, _Ticket, _Worker
+from pipeline.workers.decode_pool import MOST_STARTS, WorkerDied, WorkerPool
+from pipeline.workers.pool_process import PoolProcess, Ticket
 from pipeline.workers.pool_worker import RemoteTraceback
 
 ROOT = Path(__file__).parents[3]
@@ -179,12 +180,12 @@ def test_tasks_are_taken_lazily_and_at_most_ahead_of_what_was_yielded():
 def test_a_task_over_its_time_limit_fails_alone(monkeypatch):
     """The others have all the time that they need: the test is not about how long they take."""
     tasks = [1, "hang", 2, "hang, holding the interpreter", 3, "half an answer, then nothing"]
-    give = _Worker.give
+    give = PoolProcess.give
 
     def give_time(worker, ticket, limit):
         give(worker, ticket, NET if ticket.task in (1, 2, 3) else limit)
 
-    monkeypatch.setattr(_Worker, "give", give_time)
+    monkeypatch.setattr(PoolProcess, "give", give_time)
     with WorkerPool(misbehave, workers=2, timeout=1.0) as pool:
         answers = [answer for _task, answer in pool.imap(tasks, ahead=6)]
     assert answers[::2] == [2, 4, 6]
@@ -198,13 +199,13 @@ def test_the_clock_of_a_task_starts_when_its_worker_does(monkeypatch):
 
     The last one waits 240 s before it starts, which is over the limit.
     """
-    now, finish = [0.0], _Ticket.finish
+    now, finish = [0.0], Ticket.finish
 
     def finish_later(ticket, result):
         now[0] += 60
         finish(ticket, result)
 
-    monkeypatch.setattr(_Ticket, "finish", finish_later)
+    monkeypatch.setattr(Ticket, "finish", finish_later)
     monkeypatch.setattr(
         "pipeline.workers.decode_pool.time", SimpleNamespace(monotonic=lambda: now[0])
     )
@@ -280,7 +281,7 @@ def test_a_task_that_kills_every_worker_fails_in_the_end():
 
 def test_a_task_that_no_worker_had_begun_is_not_lost(monkeypatch):
     """The worker dies in the instant in which it is handed the task."""
-    give, killed = _Worker.give, []
+    give, killed = PoolProcess.give, []
 
     def give_to_the_dying(worker, ticket, limit):
         if not killed:
@@ -291,7 +292,7 @@ def test_a_task_that_no_worker_had_begun_is_not_lost(monkeypatch):
         else:
             give(worker, ticket, limit)
 
-    monkeypatch.setattr(_Worker, "give", give_to_the_dying)
+    monkeypatch.setattr(PoolProcess, "give", give_to_the_dying)
     with WorkerPool(process_id, workers=1, timeout=NET) as pool:
         ((_task, answer),) = pool.imap([0], ahead=1)
     assert isinstance(answer, int)
@@ -345,7 +346,7 @@ def loads_where(there: Path, goes_on) -> object:
 
 def test_a_worker_that_hangs_while_it_starts_is_replaced(tmp_path, monkeypatch):
     """The first one has a short limit and nothing to load; the second one has all the time."""
-    begin, limits = _Worker.__init__, [0.2, 600.0]
+    begin, limits = PoolProcess.__init__, [0.2, 600.0]
 
     def begin_worker(worker, function, limit, arena):
         assert limit == 7.0
@@ -353,7 +354,7 @@ def test_a_worker_that_hangs_while_it_starts_is_replaced(tmp_path, monkeypatch):
             (tmp_path / "there").touch()
         begin(worker, function, limits.pop(0), arena)
 
-    monkeypatch.setattr(_Worker, "__init__", begin_worker)
+    monkeypatch.setattr(PoolProcess, "__init__", begin_worker)
     slow = LoadsBadly(loads_where, tmp_path / "there", misbehave)
     with WorkerPool(slow, workers=1, start_limit=7.0) as pool:
         assert list(pool.imap([1, 2], ahead=2)) == [(1, 2), (2, 4)]

@@ -285,6 +285,48 @@ def test_on_dask_the_cache_is_the_same_and_every_process_has_a_gpu_of_its_own(
     assert "dashboard" not in lines[0]
 
 
+def cores_and_gpu(_job) -> tuple[int, tuple[int, ...], str, int]:
+    time.sleep(0.05)
+    own = tuple(sorted(os.sched_getaffinity(0)))
+    return os.getpid(), own, os.environ["CUDA_VISIBLE_DEVICES"], cores.cores_here()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
+def test_with_gpus_each_process_has_one_and_the_cores_near_it_and_works_ahead(
+    world, undisturbed, tmp_path, monkeypatch
+):
+    near = sorted(os.sched_getaffinity(0))[:2]
+    if len(near) < 2:
+        pytest.skip("one core: nothing to share out")
+    monkeypatch.setattr("pipeline.workers.engines.near_cores", lambda *given: [[k] for k in near])
+    lines: list[str] = []
+    engine = DaskEngine(workers=2, threads=3, gpus=("GPU-a", "GPU-b"), say=lines.append)
+    with engine.open() as run_on:
+        places = set()
+
+        def both_have_answered() -> bool:
+            places.update(result for _, result in run_on(cores_and_gpu, range(12)))
+            return len(places) == 2
+
+        until(both_have_answered)
+        # Each counts the core that it has, and does not divide it by the other process.
+        found = {(own, gpu, counted) for _, own, gpu, counted in places}
+        assert found == {((near[0],), "GPU-a", 1), ((near[1],), "GPU-b", 1)}
+
+        class Open:
+            @contextmanager
+            def open(self):
+                yield run_on
+
+        options = replace(INLINE, workers=1, device="cpu", batch=None)
+        summary = run(world, tmp_path / "cache", options=options, engine=Open())
+    assert (summary.shards, summary.clips) == (3, 7)
+    assert everything(tmp_path / "cache") == everything(undisturbed)
+    assert not leftovers(tmp_path / "cache")
+    # What a worker chose for the cache is said here.
+    assert any("4 views in each forward pass" in line for line in lines)
+
+
 def answer_of(port: int) -> bytes:
     """What a stranger hears who greets as Dask does, and as a browser does."""
     with socket.create_connection(("127.0.0.1", port), timeout=NET) as stranger:
@@ -696,29 +738,37 @@ def test_workers_end_before_their_job_does(walltime):
     assert life + varies < walltime
 
 
-@pytest.mark.parametrize("shards", [1, 24, 1000, 1001, 4321])
-def test_a_job_array_does_every_shard_once(shards, tmp_path):
-    """The script's tasks are run in turn, with a program that notes what it is asked for."""
-    (tmp_path / "note").write_text(
-        f'#!/bin/sh\nfor last; do :; done\necho "$last" >> {tmp_path}/asked\n'
-    )
-    (tmp_path / "note").chmod(0o755)
+@pytest.mark.parametrize(
+    ("shards", "jobs", "tasks"),
+    # Without --jobs, a task for every eight shards; with it, as many as may run at a time.
+    [(1, 0, 1), (24, 0, 3), (24, 16, 16), (5, 16, 5), (100_000, 16, 1000), (100_000, 0, 1000)],
+)
+def test_a_job_array_has_tasks_that_do_many_shards_each(shards, jobs, tasks, tmp_path):
+    script = slurm.array_script(["x"], shards, {}, jobs, str(tmp_path), "c/logs")
+    at_a_time = f"%{jobs}" if jobs else ""
+    assert f"#SBATCH --array=0-{tasks - 1}{at_a_time}\n" in script
+
+
+def test_tasks_stop_before_their_time_is_up_and_end_at_once_when_all_is_done(tmp_path):
+    """The script is run with a program that notes what it is asked for."""
+    program = tmp_path / "note"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    program.chmod(0o755)
     script = slurm.array_script(
-        [str(tmp_path / "note"), "a b"], shards, {"time": "10"}, 16, str(tmp_path), "logs"
+        [str(program), "a b"], 2, {"time": "10"}, 2, str(tmp_path), "my cache/logs"
     )
-    tasks = int(re.search(r"#SBATCH --array=0-(\d+)%16\n", script)[1]) + 1
-    assert tasks <= 1000
     assert "#SBATCH --time=10\n" in script
-    for task in dict.fromkeys((0, 1 % tasks, tasks - 1)):
-        subprocess.run(
-            ["bash", "-c", script], env={**os.environ, "SLURM_ARRAY_TASK_ID": str(task)}, check=True
-        )
-    asked = [tuple(map(int, line.split("-"))) for line in (tmp_path / "asked").read_text().split()]
-    each = -(-shards // 1000)
-    assert asked[0] == ((0, each - 1) if each > 1 else (0,))
-    assert asked[-1][-1] == shards - 1
-    if tasks > 1:
-        assert asked[1][0] == each
+    features = tmp_path / "my cache" / "features"
+    features.mkdir(parents=True)
+    for name in ("00000.json", "00000.h5", "00001.json.host-1-2-00000000.part"):
+        (features / name).touch()
+    subprocess.run(["bash", "-c", script], check=True)
+    # A tenth of the ten minutes is left for what has been begun.
+    assert (tmp_path / "asked").read_text() == "a b --stop-after 540\n"
+    (features / "00001.json").touch()
+    done = subprocess.run(["bash", "-c", script], check=True, capture_output=True, text=True)
+    assert "complete already" in done.stdout
+    assert (tmp_path / "asked").read_text().count("\n") == 1
 
 
 def test_blanks_and_signs_in_paths_and_options_reach_slurm_as_they_are():

@@ -1,0 +1,132 @@
+"""A process of `pipeline.workers.decode_pool` as its parent sees it, and the task that it has."""
+
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import current_process, get_context
+from typing import Any
+
+from pipeline.workers.arena import Arena, Block
+from pipeline.workers.module_path import guard_children
+from pipeline.workers.pool_worker import serve
+
+guard_children()  # before any process is spawned
+
+_SPAWN = get_context("spawn")
+
+
+@contextmanager
+def _as_no_daemon() -> Iterator[None]:
+    """Let a process that multiprocessing calls a daemon (a Dask worker) have children.
+
+    multiprocessing forbids it because children could outlive a daemon; ours end with it.
+    """
+    config = current_process()._config
+    daemon = config.pop("daemon", None)
+    try:
+        yield
+    finally:
+        if daemon is not None:
+            config["daemon"] = daemon
+
+
+class Ticket:
+    """One submitted task.
+
+    Attributes:
+        number: tickets are numbered in the order of their submission.
+        payload: the pickled task.
+        done: set once `result` or `broken` is there.
+        broken: why no worker can ever run it; "" if one can.
+        abandoned: nobody waits for it any more.
+        deaths: of workers that had started it.
+        losses: of workers that had got it and not started it.
+    """
+
+    def __init__(self, task: Any, number: int = 0, payload: bytes | None = None):
+        self.task = task
+        self.number = number
+        self.payload = pickle.dumps(task, protocol=5) if payload is None else payload
+        self.done = threading.Event()
+        self.result: Any = None
+        self.broken = ""
+        self.abandoned = False
+        self.deaths = 0
+        self.losses = 0
+
+    def finish(self, result: Any) -> None:
+        """Set the result, and wake whoever waits for it.
+
+        Args:
+            result: the answer, or the exception in its place.
+        """
+        self.result = result
+        self.done.set()
+
+
+class PoolProcess:
+    """One process, the parent's end of its pipe, and the task that it has.
+
+    Attributes:
+        ready: it has loaded the pool's function.
+        started: it has started its task.
+        signalled: a signal ended it; known after `end`.
+        deadline: until it is ready, then of its task; by the monotonic clock.
+        needs: bytes that its answer takes, while it waits for a block of the shared memory.
+        block: the block that it writes its answer to.
+    """
+
+    def __init__(self, function: bytes, limit: float, arena: Arena | None):
+        self.pipe, child_end = _SPAWN.Pipe()
+        shared = arena.file if arena else None
+        self.process = _SPAWN.Process(
+            target=serve, args=(child_end, function, os.getpid(), shared), daemon=True
+        )
+        with _as_no_daemon():
+            self.process.start()
+        child_end.close()  # else the worker's death would not end the pipe
+        self.ready = False
+        self.signalled = False
+        self.started = False
+        self.ticket: Ticket | None = None
+        self.needs = 0
+        self.block: Block | None = None
+        self.deadline = time.monotonic() + limit
+
+    def give(self, ticket: Ticket, limit: float | None) -> None:
+        """Send a task. Its time starts now, because the worker is waiting for it.
+
+        Args:
+            ticket: the task.
+            limit: seconds that it may take; None for no limit.
+        """
+        self.ticket = ticket
+        self.started = False
+        self.deadline = time.monotonic() + limit if limit else float("inf")
+        self.pipe.send_bytes(ticket.payload)
+
+    def end(self) -> str:
+        """Kill the process if it still runs, with all that it started; return how it ended."""
+        # If it has ended already, its guard ends what it left (pipeline.workers.pool_worker).
+        if self.process.exitcode is None:
+            # It leads no group yet; or, on macOS, all of the group has ended.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.kill()
+        self.process.join()
+        code = self.process.exitcode
+        self.pipe.close()
+        self.process.close()
+
+        self.signalled = code < 0
+        if not self.signalled:
+            return f"exit status {code}"
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else "unknown"
+        words = f"signal {-code}, {name}"
+        if -code == signal.SIGKILL:
+            words += "; the machine may be out of memory"
+        return words
