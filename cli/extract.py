@@ -1,6 +1,7 @@
 """`vidgraph extract`: stage one, videos to cached tensors."""
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -130,6 +131,7 @@ def run(
             say(pace)
     else:
         say(f"{cache}: every shard was complete already")
+    _report_boxes(summary.boxes)
     _report_relabelled(summary.relabelled, manifest.path, cache)
     _report_warnings(summary.warnings, cache)
     # Either of them may find something wrong, which is exit code 3.
@@ -150,6 +152,17 @@ def _report_failures(failures: list[dict], clips: int, cache: Path) -> int:
             err=True,
         )
     return 3 if failures else 0
+
+
+def _report_boxes(boxes: Mapping[str, int]) -> None:
+    """Print how many views and steps have no box."""
+    if not boxes:
+        return
+    views, steps = boxes["views"], boxes["steps"]
+    say(
+        f"boxes: {boxes['empty_steps']:,} of {steps:,} steps and {boxes['empty_views']:,} of "
+        f"{views:,} views have none"
+    )
 
 
 def _report_warnings(warnings: list[dict], cache: Path) -> None:

@@ -25,7 +25,8 @@ PIPELINE = {
     "video": {"manifests", "text", "views"},
     "regions": set(),
     "backbones": {"files", "networks", "plugins", "text"},
-    "proposals": {"files", "networks", "plugins", "regions", "text"},
+    "box_files": {"files", "networks", "text"},
+    "proposals": {"box_files", "files", "networks", "plugins", "regions", "text"},
     "workers": {"files", "text"},
     "cache": {"files", "manifests", "plugins", "workers"},
     "stages": {

@@ -21,7 +21,7 @@ from heads.config.recipe_tables import FrameOptions
 from heads.interface.clips import Clips, Dims, HeadOutput
 from heads.interface.network_above_cut import norms_in_evaluation
 from pipeline.backbones import Backbone, NonLocal
-from pipeline.cache.fields import FIELDS, is_cut
+from pipeline.cache.fields import FIELDS, LABELS, is_cut
 from pipeline.regions.graphs import GRAPHS, GraphOptions, graphs_of
 from pipeline.regions.roi_align import roi_align
 
@@ -63,7 +63,7 @@ class JointNetwork(nn.Module):
         self.backbone, self.head, self.frames = backbone, head, frames
         self.cut, self.roi_pool, self.neighbours = cut or backbone.last, roi_pool, neighbours
         wanted = self._all_needs()
-        boxes = [name for name in ("boxes", "scores", "valid") if name in wanted]
+        boxes = [name for name in ("boxes", "scores", "valid", *LABELS) if name in wanted]
         self.needs = ("frames", *boxes)
         self.uses = ("flip",)
 
@@ -343,7 +343,14 @@ def _no_statistics(module: nn.Module) -> Iterator[None]:
             norm.num_batches_tracked.copy_(count)
 
 
-def joint_dims(backbone: Backbone, frames: int, size: int, cut: str = "", boxes: int = 0) -> Dims:
+def joint_dims(
+    backbone: Backbone,
+    frames: int,
+    size: int,
+    cut: str = "",
+    boxes: int = 0,
+    box_classes: int = 0,
+) -> Dims:
     """Return the sizes that a head reads behind a backbone; every cut is available.
 
     Args:
@@ -352,6 +359,7 @@ def joint_dims(backbone: Backbone, frames: int, size: int, cut: str = "", boxes:
         size: side of the square frames, pixels.
         cut: as in `JointNetwork`.
         boxes: N, boxes per step.
+        box_classes: how many classes boxes have.
 
     Returns:
         The sizes.
@@ -360,4 +368,5 @@ def joint_dims(backbone: Backbone, frames: int, size: int, cut: str = "", boxes:
     maps = {}
     for name in backbone.cuts():
         maps[name] = (backbone.channels(name), *backbone.grid(name, (size, size)))
-    return Dims(backbone.steps(frames, cut), boxes, backbone.channels(cut), maps)
+    steps, channels = backbone.steps(frames, cut), backbone.channels(cut)
+    return Dims(steps, boxes, channels, maps, box_classes)

@@ -106,6 +106,11 @@ class Cache:
         """
         return read_manifest(self.path / "manifest.csv", self.record["manifest"]["root"])
 
+    @property
+    def box_classes(self) -> tuple[str, ...]:
+        """The names of the boxes' classes by their numbers in `box_class`; () without classes."""
+        return tuple(self.config.get("box_classes", ()))
+
     @cached_property
     def shards(self) -> Shards:
         """Which shard holds which clips, and where its files are."""

@@ -79,6 +79,7 @@ STATISTICS = {
     "failures?": [FAILURE],
     "warnings?": [{"clip": str, "message": str}],
     "videos?": [str],
+    "boxes?": {"views": int, "steps": int, "empty_views": int, "empty_steps": int},
     "options?": {"which": [str], "neighbours": int},
     "asked?": dict,
     "batch?": int,
@@ -96,6 +97,7 @@ CONFIG = {
     "dtype?": OneOf("float16", "float32"),
     "precision?": OneOf("fp32", "tf32", "bf16", "fp16"),
     "sampling?": {"train_views?": int},
+    "box_classes?": [str],
 }
 CACHE = {
     "format": int,

@@ -6,6 +6,7 @@ with its shards is in `extract_shards`.
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -57,6 +58,8 @@ class ExtractSummary:
         changed: clips of complete shards whose videos have changed since.
         relabelled: clips whose labels or split differ from the cache's copy of the manifest.
             Training reads the copy unless it is given another manifest.
+        boxes: views and steps of all shards that were asked for, and how many of them have no box;
+            empty where no boxes are stored, or an earlier version wrote all shards.
         work: what the processes that wrote shards of this run did.
         seconds: wall time.
     """
@@ -71,6 +74,7 @@ class ExtractSummary:
     warnings: list[dict] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     relabelled: list[str] = field(default_factory=list)
+    boxes: Counter = field(default_factory=Counter)
     work: Work = field(default_factory=Work)
     seconds: float = 0.0
 
@@ -142,6 +146,7 @@ def extract(
         summary.already += 1
         summary.failures += statistics.get("failures", ())
         summary.warnings += statistics.get("warnings", ())
+        summary.boxes.update(statistics.get("boxes", {}))
 
     if announce:
         extractor.advance = announce(sum(len(job.clips) for job in jobs), summary.asked)
@@ -193,6 +198,7 @@ def _share_and_collect(
                 failures = statistics.get("failures", [])
                 summary.failures += failures
                 summary.warnings += statistics.get("warnings", ())
+                summary.boxes.update(statistics.get("boxes", {}))
                 # Shards of this process have reported their clips one by one.
                 if job.shard not in extractor.reported:
                     extractor.advance(len(job.clips), len(failures))
