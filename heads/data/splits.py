@@ -369,10 +369,13 @@ def how_to_add(cache: "Cache", head: str, missing: Sequence[str]) -> str:
     Returns:
         One line, with the command that adds them.
     """
+    missing = list(missing)
     graphs = [name for name in missing if name in FIELDS and FIELDS[name].stage == "graphs"]
     what = f"head {head} needs {', '.join(missing)}, which {cache.path} lacks"
     if len(graphs) == len(missing):
         return f"{what}: run `vidgraph graphs --cache {cache.path}`"
+    if missing == ["track"]:
+        return f"{what}: run `vidgraph graphs --cache {cache.path} --tracks`, which links boxes"
     labels = [name for name in missing if name in LABELS]
     if labels:
         return (

@@ -63,9 +63,12 @@ class JointNetwork(nn.Module):
         self.backbone, self.head, self.frames = backbone, head, frames
         self.cut, self.roi_pool, self.neighbours = cut or backbone.last, roi_pool, neighbours
         wanted = self._all_needs()
-        boxes = [name for name in ("boxes", "scores", "valid", *LABELS) if name in wanted]
+        boxes = [name for name in ("boxes", "scores", "valid", "box_class") if name in wanted]
         self.needs = ("frames", *boxes)
         self.uses = ("flip",)
+        if "track" in wanted:
+            # Tracks that no source gives are linked here.
+            self.uses += LABELS
 
         upper = self.backbone_in_head
         if upper is not None:
@@ -88,10 +91,10 @@ class JointNetwork(nn.Module):
         needs = self.head.needs
         graphs = {name for name in needs if name in FIELDS and FIELDS[name].stage == "graphs"}
         more = []
-        # iou compares boxes alone, the other graphs compare features.
-        if graphs - {"iou"}:
+        # iou compares boxes alone, the other graphs and tracks compare features.
+        if graphs - {"iou"} or "track" in needs:
             more.append("nodes")
-        if graphs or "nodes" in needs:
+        if graphs or "nodes" in needs or "track" in needs:
             more += ["boxes", "valid"]
         return tuple(dict.fromkeys((*needs, *more)))
 
@@ -216,19 +219,21 @@ class JointNetwork(nn.Module):
         for name, fields in GRAPHS.items():
             if not set(fields).isdisjoint(self.head.needs):
                 which.append(name)
-        if not which:
+        tracks = "track" in self.head.needs and clips.track is None
+        if not which and not tracks:
             return {}
 
         # Stage two's own code makes the graphs, from numpy arrays, so that they equal the cached
         # ones.
         arrays = {}
-        for name in ("boxes", "valid", "nodes"):
+        for name in ("boxes", "valid", "nodes", "box_class"):
             tensor = getattr(clips, name)
             if tensor is not None:
                 arrays[name] = tensor.detach().cpu().numpy()
 
         tensors = {}
-        for name, array in graphs_of(arrays, GraphOptions(tuple(which), self.neighbours)).items():
+        options = GraphOptions(tuple(which), self.neighbours, tracks)
+        for name, array in graphs_of(arrays, options).items():
             tensor = torch.from_numpy(array).to(clips.boxes.device)
             # Indices are stored in small integers, which torch cannot index with.
             tensors[name] = tensor if tensor.is_floating_point() else tensor.long()

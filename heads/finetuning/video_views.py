@@ -137,10 +137,11 @@ class VideoViews:
         self.config, self.parts, self.clips = config, parts, clips
         self.opener, self.steps = opener, steps
         self.cache, self.source, self.fresh = cache, source, fresh
-        self.labels = labels_of(source, config)
+        # Of new views; of a cache's own views, the cache may also know tracks that were linked.
+        self.labels, self.cached_labels = labels_of(source, config), ()
         if cache is not None:
             fields = cache[cache.groups[0]].fields
-            self.labels = tuple(name for name in LABELS if name in fields)
+            self.cached_labels = tuple(name for name in LABELS if name in fields)
         self.device = torch.device(device)
         self.pool = WorkerPool(run_task, workers, timeout=time_limit, again=RETRIES)
         # Enough tasks in the queue that no worker waits for the network.
@@ -262,7 +263,7 @@ class VideoViews:
         # The result's views may come in another order than the rows.
         row_of = {int(part.group.views[row]): row for row in rows}
         ordered = [row_of[view.number] for view in result.views]
-        names = (*BOXES, *self.labels) if self.config.wants_boxes else ()
+        names = (*BOXES, *self.cached_labels) if self.config.wants_boxes else ()
         stored = part.group.batch(ordered, fields=(*ORIGIN, *names))
         for k, view in enumerate(result.views):
             crop = np.array((*view.crop, result.info.width, result.info.height), np.float32)

@@ -16,7 +16,8 @@ from pipeline.box_files.table import BoxCollector, ClassNames, ClipBoxes, ReadOp
 
 # names: [a, b], names: {0: a, 1: b}, or one entry per line below, as "- a" or "0: a".
 _NAMES = re.compile(
-    r"^names:[ \t]*(?:(?P<flow>[\[{][^\]}]*[\]}])|(?:#.*)?\n(?P<block>(?:[ \t]*(?:-|\d+:)[ \t].*\n?)+))",
+    r"^names:[ \t]*(?:(?P<flow>[\[{][^\]}]*[\]}])"
+    r"|(?:#.*)?\n(?P<block>(?:[ \t]*(?:-|\d+:)[ \t].*\n?)+))",
     re.MULTILINE,
 )
 _ENTRY_GAP = re.compile(r",\s*")

@@ -80,7 +80,7 @@ STATISTICS = {
     "warnings?": [{"clip": str, "message": str}],
     "videos?": [str],
     "boxes?": {"views": int, "steps": int, "empty_views": int, "empty_steps": int},
-    "options?": {"which": [str], "neighbours": int},
+    "options?": {"which": [str], "neighbours": int, "tracks?": bool},
     "asked?": dict,
     "batch?": int,
     "workers?": int,
