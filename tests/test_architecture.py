@@ -64,7 +64,9 @@ ONE_PLACE = {
         "pipeline/video/video_file.py",
     },
     "torchcodec": {"pipeline/video/torchcodec_reader.py"},
-    "detectron2": {"pipeline/proposals/detectron2.py"},
+    "detectron2": {
+        *("pipeline/proposals/detectron2.py", "pipeline/proposals/detectron2_detector.py"),
+    },
     "jinja2": {"heads/reporting/html_page.py"},
 }
 

@@ -271,6 +271,7 @@ def config_for(given: dict, manifest):
 def config_of(given: dict):
     """Build the ExtractConfig that the options name."""
     from pipeline.plugins import given_name
+    from pipeline.proposals import with_underscores
     from pipeline.stages.config import ExtractConfig, with_settings
     from pipeline.views.sampling import Sampling
 
@@ -296,7 +297,9 @@ def config_of(given: dict):
     )
     config = with_settings(config, given["settings"])
     return replace(
-        config, backbone=given_name(config.backbone), proposals=given_name(config.proposals)
+        config,
+        backbone=given_name(config.backbone),
+        proposals=with_underscores(given_name(config.proposals)),
     )
 
 

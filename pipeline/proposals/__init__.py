@@ -48,6 +48,7 @@ __all__ = [
     "build_proposals",
     "labels_in_columns",
     "proposal_names",
+    "with_underscores",
 ]
 
 # Options that have another name on the command line.
@@ -94,6 +95,12 @@ def proposal_names() -> tuple[str, ...]:
     return known_names(PROPOSALS)
 
 
+def with_underscores(name: str) -> str:
+    """Return the name of a source as its module is called: torchvision-detector has underscores."""
+    other = name.replace("-", "_")
+    return other if other in proposal_names() else name
+
+
 def build_proposals(name: str, **options):
     """Build a source of boxes, on the CPU.
 
@@ -108,6 +115,7 @@ def build_proposals(name: str, **options):
         ValueError: unknown source or option (with the nearest names), a missing option, or a bad
             value.
     """
+    name = with_underscores(name)
     if not is_known(PROPOSALS, name):
         raise ValueError(
             f"proposals {name!r}: no such source of boxes; {nearest(name, proposal_names())}"
