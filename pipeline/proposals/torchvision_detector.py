@@ -30,6 +30,8 @@ MODELS = (
     "retinanet_resnet50_fpn_v2",
     "fcos_resnet50_fpn",
 )
+# Pixels; longer than any frame's side.
+LONGEST = 1 << 20
 # What ends with the number of classes, by the kind of model: (name, rows per class).
 LAST_LAYERS = (
     "roi_heads.box_predictor.cls_score.weight",
@@ -50,8 +52,9 @@ class TorchvisionDetector(Detector):
         super().__init__(**options)
         self.network = network
         network.backbone = InPrecision(network.backbone)
-        # The frames come in their size.
-        network.transform._skip_resize = True
+        # The frames come in their size: no side is too long, and the short one has this length.
+        network.transform.min_size = (self.frame_size,)
+        network.transform.max_size = LONGEST
         self.to("cpu", "fp32")
 
     def to(self, device, precision: str = "fp32") -> "TorchvisionDetector":
