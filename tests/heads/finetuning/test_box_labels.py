@@ -31,7 +31,7 @@ def views(**more) -> Clips:
     valid[0, 1, 2] = False
     boxes = torch.cat([corner, corner + 0.4], -1) * valid[..., None]
     classes = torch.randint(0, 3, (2, 2, 3)).where(valid, -1)
-    frames = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
+    frames = torch.randint(0, 256, (2, 2, 32, 32, 3), dtype=torch.uint8)
     return Clips(frames=frames, boxes=boxes, valid=valid, box_class=classes, **more)
 
 
